@@ -1,0 +1,90 @@
+"""What the benchmarks share: their options, the rows they return, and the processes they start."""
+
+import contextlib
+import http.client
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from bench.proc import CLIENT_CORE, SERVER_CORE, BenchError, Child
+
+__all__ = ["Options", "Row", "Served", "Void", "check", "load_client", "number", "served"]
+
+
+class Void(BenchError):
+    """A viewer was shown something wrong: whatever else was measured in this run means nothing."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    is_quick: bool
+    directory: Path
+    """Where databases are made; must be on a disk, or nothing about disks can be said."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table."""
+
+    what: str
+    measured: str
+    limit: str = ""
+    is_met: bool | None = None  # None: there is no limit
+    note: str = ""
+    has_failed: bool = False  # there is no figure: it could not be measured, or the run is void
+
+
+@dataclass(frozen=True)
+class Served:
+    """The server under test."""
+
+    child: Child
+    port: int
+
+    def call(self, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
+        """One HTTP request below `/v1/channels/`; `path` segments must need no quoting but the channel's colon."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)
+        try:
+            headers = {"Content-Type": "application/json"} if body is not None else {}
+            connection.request(
+                method, f"/v1/channels/{quote(path)}", json.dumps(body) if body is not None else None, headers
+            )
+            response = connection.getresponse()
+            answer = response.read()
+        finally:
+            connection.close()
+        if response.status >= 300:
+            raise BenchError(f"{method} {path} was answered with {response.status}: {answer[:500]!r}")
+        return json.loads(answer)
+
+
+@contextlib.contextmanager
+def served(database: Path) -> Iterator[Served]:
+    """The server under test in a process of its own, on the server's core, with `database` as its SQLite file."""
+    with Child("bench.server", f"sqlite:///{database.absolute()}", core=SERVER_CORE) as child:
+        yield Served(child, child.read(timeout_s=20)["port"])
+
+
+@contextlib.contextmanager
+def load_client() -> Iterator[Child]:
+    """The load client on its own core."""
+    with Child("bench.load", core=CLIENT_CORE) as child:
+        yield child
+
+
+def check(decoded: dict[str, Any], compared: dict[str, Any], drained: dict[str, Any]) -> None:
+    """Raise `Void` unless every viewer saw everything and nothing else."""
+    if decoded["violations"]:
+        raise Void(f"the wire's rules were broken: {decoded['violations']}, first {decoded['first_violation']}")
+    if compared["wrong"]:
+        raise Void(f"{compared['wrong']} wrong of {compared['compared']} views, e.g. {compared['example']}")
+    if drained["ended"]:
+        raise Void(f"{drained['ended']} connections were ended by the server")
+
+
+def number(value: float) -> str:
+    """A number with three digits that mean something."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"

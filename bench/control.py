@@ -1,0 +1,31 @@
+"""The other end of `bench.proc.Child`, for children that run an event loop."""
+
+import asyncio
+import json
+import sys
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+__all__ = ["answer", "serve_requests"]
+
+Handlers = Mapping[str, Callable[..., Awaitable[dict[str, Any]]]]
+
+
+def answer(**fields: Any) -> None:
+    """Write one answer."""
+    sys.stdout.write(json.dumps(fields) + "\n")
+    sys.stdout.flush()
+
+
+async def serve_requests(handlers: Handlers) -> None:
+    """Carry out requests from standard input, one after the other, until it ends."""
+    reader = asyncio.StreamReader(limit=1 << 26)  # a recording is one line
+    await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
+    while line := await reader.readline():
+        request = json.loads(line)
+        try:
+            fields = await handlers[request.pop("do")](**request)
+        except Exception as error:  # the outer edge: the benchmark prints it and counts as not measured
+            answer(error=f"{type(error).__name__}: {error}")
+        else:
+            answer(**fields)

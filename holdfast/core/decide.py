@@ -1,0 +1,351 @@
+"""The door: the only place that says yes or no.
+
+You are in `core`. `decide` looks at the durable state plus the draft of the running batch and returns the
+operations to store, or raises a HoldfastError and changes nothing. The order of the checks is part of the
+protocol (`docs/protocol.md`, "Refusals"): deleted, not found, repeated, fenced, finished, the rest.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol, assert_never
+
+from msgspec import UNSET, Struct
+
+from holdfast.core.errors import (
+    Deleted,
+    Fenced,
+    Finished,
+    ForbiddenStatus,
+    Gap,
+    IdConflict,
+    InvalidRequest,
+    InvalidText,
+    Mismatch,
+    NoPart,
+    NotFound,
+    NotText,
+    StillStreaming,
+    TooLarge,
+    VersionConflict,
+)
+from holdfast.core.limits import Limits
+from holdfast.core.model import Json, Part, check_json, check_part, check_text
+from holdfast.core.names import check_id
+from holdfast.core.ops import Append, Create, Delete, Finish, Op, SetPart, Takeover, Update, Writer, digest
+from holdfast.core.requests import (
+    AppendText,
+    Asker,
+    CreateMessage,
+    DeleteMessage,
+    FinishMessage,
+    PutPart,
+    Request,
+    TakeOver,
+    UpdateMessage,
+)
+from holdfast.core.state import MessageState, PartState, part_bytes, utf8_len
+
+
+class Decidable(Protocol):
+    """What a decision may look at: a channel's state, or a draft on top of it."""
+
+    @property
+    def newest(self) -> str | None: ...
+
+    def message(self, message_id: str) -> MessageState | None: ...
+
+
+class Decision(Struct, frozen=True, kw_only=True):
+    """What to store, and what the answer says besides its serial."""
+
+    ops: tuple[Op, ...] = ()
+    serial: int = 0  # of what stood already, where there is nothing to store
+    generation: int | None = None
+    part: int | None = None
+    length: int | None = None
+    lengths: list[int] | None = None
+
+
+def needs(message_id: str, request: Request) -> tuple[str, ...]:
+    """The ids of the messages that must be in memory before `request` is decided."""
+    return (message_id,)
+
+
+def decide(
+    state: Decidable, message_id: str, request: Request, *, asker: Asker, now_ms: int, limits: Limits
+) -> Decision:
+    """Decide `request` about `message_id`. Raises a HoldfastError that says why not."""
+    if isinstance(request, CreateMessage):
+        return _create(state, message_id, request, asker, now_ms, limits)
+    message = state.message(message_id)
+    if message is None:
+        raise NotFound(f"there is no message {message_id!r}")
+    if message.deleted:
+        if isinstance(request, DeleteMessage):
+            return Decision(serial=message.version)
+        raise Deleted(f"message {message_id!r} was deleted")
+    match request:
+        case AppendText():
+            return _append(message, request, limits, now_ms)
+        case PutPart():
+            return _repeated(message, request.request) or _put_part(message, request, limits, now_ms)
+        case UpdateMessage():
+            return _repeated(message, request.request) or _update(message, request, limits, now_ms)
+        case FinishMessage():
+            return _repeated(message, request.request) or _finish(message, request, asker, limits, now_ms)
+        case TakeOver():
+            return _repeated(message, request.request) or _take_over(message, request, asker)
+        case DeleteMessage():
+            return Decision(ops=(Delete(id=message_id),))
+        case _:
+            assert_never(request)
+
+
+def _create(
+    state: Decidable, message_id: str, request: CreateMessage, asker: Asker, now_ms: int, limits: Limits
+) -> Decision:
+    check_id(message_id)
+    fingerprint = _fingerprint(request, asker)
+    known = state.message(message_id)
+    if known is not None:
+        if known.deleted:
+            raise Deleted(f"message {message_id!r} was deleted; its id is not used again")
+        if known.digest != fingerprint:
+            raise IdConflict(f"message {message_id!r} exists and was created with other content")
+        return Decision(serial=known.created, generation=1)
+    if request.status == "interrupted":
+        raise ForbiddenStatus("interrupted is the server's to give")
+    if request.status not in ("complete", "streaming"):
+        raise InvalidRequest("a message is created complete or streaming")
+    parts = _parts(request.text, request.parts, limits) or []
+    op = Create(
+        id=message_id,
+        role=request.role,
+        author=asker.id,
+        status=request.status,
+        parts=parts,
+        meta=_merged({}, request.meta, limits),
+        parent=_parent(state, request),
+        reply_to=check_id(request.reply_to, "reply_to") if request.reply_to is not None else None,
+        at_ms=now_ms,
+        digest=fingerprint,
+        writer=_writer(asker, request.lease_s) if request.status == "streaming" else None,
+    )
+    return Decision(ops=(op,), generation=1)
+
+
+def _fingerprint(request: CreateMessage, asker: Asker) -> bytes:
+    parent = "default" if request.parent is UNSET else [request.parent]
+    try:
+        return digest(
+            asker.id,
+            request.role,
+            request.text,
+            request.parts,
+            request.status,
+            request.meta,
+            parent,
+            request.reply_to,
+        )
+    except UnicodeEncodeError:
+        raise InvalidText("the message holds a lone surrogate") from None
+    except (TypeError, ValueError, OverflowError, RecursionError) as error:
+        raise InvalidRequest(f"the message is not JSON: {error}") from None
+
+
+def _parent(state: Decidable, request: CreateMessage) -> str | None:
+    if request.parent is UNSET:
+        return request.reply_to or state.newest
+    return check_id(request.parent, "parent") if request.parent is not None else None
+
+
+def _writer(asker: Asker, lease_s: float) -> Writer:
+    return asker.writer or Writer(by=asker.id, lease_ms=int(lease_s * 1000))
+
+
+def _append(message: MessageState, request: AppendText, limits: Limits, now_ms: int) -> Decision:
+    _check_generation(message, request.generation)
+    text = check_text(request.text)
+    size = utf8_len(text)
+    if size > limits.append_bytes:
+        raise TooLarge(f"the text has {size} bytes, the limit is {limits.append_bytes}", limit=limits.append_bytes)
+    index = message.last_text_part if request.part is None else request.part
+    if index is None:
+        return _open_with(message, request, text, size, limits, now_ms)
+    if index >= len(message.parts):
+        _check_streaming(message)
+        raise NoPart(
+            f"message {message.id!r} has {len(message.parts)} parts, the append was for part {index}",
+            parts=len(message.parts),
+        )
+    part = message.parts[index]
+    if part.text is None:
+        raise NotText(f"part {index} of message {message.id!r} is of type {part.fields['type']}")
+    at = part.length if request.at is None else request.at
+    new = _beyond(message, part, index, at, text)
+    if not new:
+        return Decision(serial=message.version, part=index, length=part.length)
+    _check_streaming(message)
+    _check_size(message, utf8_len(new), limits)
+    op = Append(id=message.id, part=index, at=part.length, text=new)
+    return Decision(ops=(op,), part=index, length=part.length + len(new))
+
+
+def _beyond(message: MessageState, part: PartState, index: int, at: int, text: str) -> str:
+    """What of `text`, which begins at `at`, is not in `part` yet; raises Gap or Mismatch."""
+    assert part.text is not None
+    length = part.length
+    if at > length:
+        _check_streaming(message)
+        raise Gap(
+            f"part {index} of message {message.id!r} has {length} characters, the append was for {at}",
+            length=length,
+        )
+    overlap = min(length - at, len(text))
+    if overlap and part.text.slice(at, at + overlap) != text[:overlap]:
+        raise Mismatch(f"other text stands at {at} in part {index} of message {message.id!r}", length=length)
+    return text[overlap:]
+
+
+def _open_with(
+    message: MessageState, request: AppendText, text: str, size: int, limits: Limits, now_ms: int
+) -> Decision:
+    """An append to a message without a text part opens one, as an entry of its own."""
+    _check_streaming(message)
+    if request.at:
+        raise Gap(f"message {message.id!r} has no text yet, the append was for {request.at}", length=0)
+    index = len(message.parts)
+    if not text:
+        return Decision(serial=message.version, part=index, length=0)
+    _check_part_count(index + 1, limits)
+    _check_size(message, size, limits)
+    op = SetPart(id=message.id, index=index, part={"type": "text", "text": text}, at_ms=now_ms)
+    return Decision(ops=(op,), part=index, length=len(text))
+
+
+def _put_part(message: MessageState, request: PutPart, limits: Limits, now_ms: int) -> Decision:
+    _check_generation(message, request.generation)
+    _check_streaming(message)
+    count = len(message.parts)
+    if request.index > count:
+        raise NoPart(f"message {message.id!r} has {count} parts, next is {count}", parts=count)
+    _check_part_count(request.index + 1, limits)
+    part = check_part(request.part, limits)
+    replaced = part_bytes(message.parts[request.index].value()) if request.index < count else 0
+    _check_size(message, part_bytes(part) - replaced, limits)
+    op = SetPart(id=message.id, index=request.index, part=part, at_ms=now_ms, request=_request(request.request))
+    return Decision(ops=(op,))
+
+
+def _update(message: MessageState, request: UpdateMessage, limits: Limits, now_ms: int) -> Decision:
+    if message.is_streaming and request.generation is None:
+        raise StillStreaming(f"message {message.id!r} is being written; only its writer may change it")
+    if request.generation is not None:
+        _check_generation(message, request.generation)
+    if request.if_version is not None and request.if_version != message.version:
+        raise VersionConflict(f"message {message.id!r} is at version {message.version}", version=message.version)
+    parts = _parts(request.text, request.parts, limits)
+    meta = _merged(message.meta, request.meta, limits)
+    op = Update(id=message.id, parts=parts, meta=meta, at_ms=now_ms, request=_request(request.request))
+    return Decision(ops=(op,))
+
+
+def _finish(message: MessageState, request: FinishMessage, asker: Asker, limits: Limits, now_ms: int) -> Decision:
+    _check_generation(message, request.generation)
+    if request.status == "interrupted" and not asker.is_server:
+        raise ForbiddenStatus("interrupted is the server's to give")
+    if request.status == "streaming":
+        raise InvalidRequest("a finish is complete, cancelled or failed")
+    if message.status == request.status:
+        return Decision(serial=message.finished or message.created)
+    _check_streaming(message)
+    if request.reason is not None:
+        check_json(request.reason, limits.data_bytes, "reason", depth=1)
+    op = Finish(
+        id=message.id,
+        status=request.status,
+        reason=request.reason,
+        meta=_merged(message.meta, request.meta, limits),
+        at_ms=now_ms,
+        request=_request(request.request),
+    )
+    return Decision(ops=(op,))
+
+
+def _take_over(message: MessageState, request: TakeOver, asker: Asker) -> Decision:
+    if request.generation is not None and request.generation != message.generation:
+        raise Fenced(f"message {message.id!r} is in generation {message.generation}", generation=message.generation)
+    if message.status == "streaming" and not asker.is_server:
+        raise StillStreaming(f"message {message.id!r} is being written")
+    if message.status not in ("streaming", "interrupted"):
+        raise Finished(f"message {message.id!r} is {message.status}")
+    generation = message.generation + 1
+    op = Takeover(
+        id=message.id,
+        generation=generation,
+        writer=_writer(asker, request.lease_s),
+        request=_request(request.request),
+    )
+    return Decision(ops=(op,), generation=generation, lengths=[part.length for part in message.parts])
+
+
+def _repeated(message: MessageState, request: str | None) -> Decision | None:
+    """The first answer, where this request was carried out already."""
+    if request is None:
+        return None
+    for known, serial, generation in message.requests:
+        if known == request:
+            lengths = [part.length for part in message.parts]
+            return Decision(serial=serial, generation=generation, lengths=lengths)
+    return None
+
+
+def _request(request: str | None) -> str | None:
+    return check_id(request, "request") if request is not None else None
+
+
+def _check_generation(message: MessageState, generation: int | None) -> None:
+    if message.generation == (1 if generation is None else generation):
+        return
+    raise Fenced(
+        f"message {message.id!r} was taken over; its generation is {message.generation}",
+        generation=message.generation,
+    )
+
+
+def _check_streaming(message: MessageState) -> None:
+    if message.status != "streaming":
+        raise Finished(f"message {message.id!r} is {message.status}")
+
+
+def _check_size(message: MessageState, more_bytes: int, limits: Limits) -> None:
+    if message.size_bytes + more_bytes > limits.message_bytes:
+        raise TooLarge(f"message {message.id!r} would pass {limits.message_bytes} bytes", limit=limits.message_bytes)
+
+
+def _check_part_count(count: int, limits: Limits) -> None:
+    if count > limits.parts:
+        raise TooLarge(f"a message has at most {limits.parts} parts", limit=limits.parts)
+
+
+def _parts(text: str | None, parts: list[Part] | None, limits: Limits) -> list[Part] | None:
+    """The parts that a create or update asks for; None where it asks for none."""
+    if text is not None and parts is not None:
+        raise InvalidRequest("give text or parts, not both")
+    if text is not None:
+        parts = [{"type": "text", "text": text}]
+    if parts is None:
+        return None
+    _check_part_count(len(parts), limits)
+    checked = [check_part(part, limits) for part in parts]
+    check_json(checked, limits.message_bytes, "a message", depth=limits.depth + 2)
+    return checked
+
+
+def _merged(old: dict[str, Json], new: dict[str, Json], limits: Limits) -> dict[str, Json]:
+    """`new` merged into `old` at the top level; null removes a key."""
+    if not new:
+        return old
+    merged = {name: value for name, value in {**old, **new}.items() if value is not None}
+    check_json(merged, limits.meta_bytes, "meta", depth=limits.depth)
+    return merged

@@ -1,0 +1,264 @@
+"""Documents: a message as a store keeps it, and the way back into memory.
+
+You are in `core`. A document is a head (everything but growing text) and segments of text, each with sparse marks
+(serial, length). A new document of a message rewrites the head and adds only the text that came since the last
+one, so it costs what changed; after an edit it is `fresh` and replaces all segments. Head fields are stored by
+position: add at the end, with a default.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable
+
+import msgspec
+from msgspec import Struct
+
+from holdfast.core.model import Json, Part
+from holdfast.core.ops import Create, Entry, Writer
+from holdfast.core.state import MessageState, PartState, apply_op, utf8_len
+from holdfast.core.text import MARK_BYTES, Text, TextFork
+
+
+class Segment(Struct, frozen=True, array_like=True):
+    """A stretch of a part's text. `marks` alternate serial and length, both counted from the mark before."""
+
+    part: int
+    at: int  # code points before it
+    text: str
+    marks: list[int]
+
+
+class PartHead(Struct, frozen=True, array_like=True):
+    """A part without its growing text."""
+
+    fields: Part
+    opened: int
+    changed: int
+
+
+class MessageHead(Struct, frozen=True, array_like=True, kw_only=True):
+    """Everything of a message but its growing text."""
+
+    role: str
+    author: str | None
+    status: str
+    reason: str | None
+    meta: dict[str, Json]
+    parent: str | None
+    reply_to: str | None
+    created: int
+    version: int
+    created_at: int
+    updated_at: int
+    digest: bytes
+    writer: Writer | None
+    generation: int
+    deleted: bool
+    edited: int
+    shaped: int
+    finished: int
+    finished_as: tuple[str, str | None]
+    taken_over: int
+    requests: list[tuple[str, int, int]]
+    parts: list[PartHead]
+
+
+class Document(Struct, frozen=True, kw_only=True):
+    """What a store is given: `head` is opaque to it, the other fields are what it indexes."""
+
+    id: str
+    created: int
+    version: int  # everything of the message up to this serial is in the document
+    is_streaming: bool
+    is_deleted: bool
+    size_bytes: int
+    head: bytes
+    fresh: bool  # True: segments replace all kept ones; False: they are added
+    segments: list[Segment]
+
+
+class Stored(Struct, frozen=True, kw_only=True):
+    """What a store gives back: a document with all its segments in order, and the entries since."""
+
+    id: str
+    head: bytes
+    segments: list[Segment]
+    entries: list[Entry]
+
+
+_encode_head = msgspec.msgpack.Encoder().encode
+_decode_head = msgspec.msgpack.Decoder(MessageHead).decode
+
+
+def document(message: MessageState) -> Document:
+    """The document to store for `message` as it is now. The caller notes it with `mark_documented` once stored."""
+    fresh = message.documented < message.shaped or not message.documented
+    since = 0 if fresh else message.documented
+    segments = []
+    for index, part in enumerate(message.parts):
+        if part.text is not None:
+            start = part.text.length_at(since)
+            if start < part.text.length:
+                segments.append(_segment(index, part.text, start))
+    return Document(
+        id=message.id,
+        created=message.created,
+        version=message.version,
+        is_streaming=message.is_streaming,
+        is_deleted=message.deleted,
+        size_bytes=message.size_bytes,
+        head=_encode_head(_head(message)),
+        fresh=fresh,
+        segments=segments,
+    )
+
+
+def mark_documented(message: MessageState, version: int) -> None:
+    """Note that the store holds a document of `message` at `version`."""
+    message.documented = version
+    message.undocumented_bytes = 0
+
+
+def restore(stored: Stored) -> MessageState:
+    """The message that `stored` holds."""
+    head = _decode_head(stored.head)
+    message = _from_head(stored.id, head)
+    for segment in stored.segments:
+        part = message.parts[segment.part] if segment.part < len(message.parts) else None
+        if part is not None and isinstance(part.text, Text):
+            _extend(part.text, segment)
+            message.size_bytes += utf8_len(segment.text)
+    mark_documented(message, head.version)
+    for entry in stored.entries:
+        apply_op(message, entry.op, entry.serial)
+    return message
+
+
+def grave(message_id: str) -> bytes:
+    """The head of a message that is gone with its channel: all that is known is that its id is used up."""
+    return _encode_head(_head(_grave(message_id)))
+
+
+def _grave(message_id: str) -> MessageState:
+    message = MessageState(
+        Create(
+            id=message_id,
+            role="assistant",
+            author=None,
+            status="interrupted",
+            parts=[],
+            meta={},
+            parent=None,
+            reply_to=None,
+            at_ms=0,
+            digest=b"",
+        ),
+        0,
+    )
+    message.deleted = True
+    return message
+
+
+def _segment(index: int, text: Text | TextFork, start: int) -> Segment:
+    marks: list[int] = []
+    serial_before, length_before = 0, start
+    pending: tuple[int, int] | None = None
+    for serial, length in text.marks_after(start):
+        pending = (serial, length)
+        # Characters first: a stretch is never shorter in JSON than in characters, so most marks cost no encoding.
+        if length - length_before >= MARK_BYTES or _json_len(text, length_before, length) >= MARK_BYTES:
+            marks += (serial - serial_before, length - length_before)
+            serial_before, length_before, pending = serial, length, None
+    if pending is not None:
+        marks += (pending[0] - serial_before, pending[1] - length_before)
+    return Segment(part=index, at=start, text=text.slice(start), marks=marks)
+
+
+def _json_len(text: Text | TextFork, start: int, end: int) -> int:
+    if (end - start) * 6 < MARK_BYTES:  # no character is longer than \u1234 in JSON, or than 4 bytes in UTF-8
+        return 0
+    return len(msgspec.json.encode(text.slice(start, end))) - 2
+
+
+def _extend(text: Text, segment: Segment) -> None:
+    """Add a segment's text where it belongs, and all its marks."""
+    new = segment.text[max(0, text.length - segment.at) :]
+    serial, length = 0, segment.at
+    before = text.length
+    steps = iter(segment.marks)
+    for serial_step, length_step in zip(steps, steps, strict=True):
+        serial, length = serial + serial_step, length + length_step
+        if length > text.length:
+            text.append(new[text.length - before : length - before], serial)
+
+
+def _head(message: MessageState) -> MessageHead:
+    return MessageHead(
+        role=message.role,
+        author=message.author,
+        status=message.status,
+        reason=message.reason,
+        meta=message.meta,
+        parent=message.parent,
+        reply_to=message.reply_to,
+        created=message.created,
+        version=message.version,
+        created_at=message.created_at,
+        updated_at=message.updated_at,
+        digest=message.digest,
+        writer=message.writer,
+        generation=message.generation,
+        deleted=message.deleted,
+        edited=message.edited,
+        shaped=message.shaped,
+        finished=message.finished,
+        finished_as=message.finished_as,
+        taken_over=message.taken_over,
+        requests=list(message.requests),
+        parts=[_part_head(part) for part in message.parts],
+    )
+
+
+def _part_head(part: PartState) -> PartHead:
+    return PartHead(part.fields, part.opened, part.changed)
+
+
+def _from_head(message_id: str, head: MessageHead) -> MessageState:
+    message = MessageState(
+        Create(
+            id=message_id,
+            role=head.role,
+            author=head.author,
+            status=head.status,
+            parts=[],
+            meta=head.meta,
+            parent=head.parent,
+            reply_to=head.reply_to,
+            at_ms=head.created_at,
+            digest=head.digest,
+            writer=head.writer,
+        ),
+        head.created,
+    )
+    message.reason = head.reason
+    message.version = head.version
+    message.updated_at = head.updated_at
+    message.generation = head.generation
+    message.deleted = head.deleted
+    message.edited, message.shaped = head.edited, head.shaped
+    message.finished, message.finished_as = head.finished, head.finished_as
+    message.taken_over = head.taken_over
+    message.requests = deque(head.requests, maxlen=message.requests.maxlen)
+    message.parts = [_part_from(part) for part in head.parts]
+    message.size_bytes = sum(len(msgspec.json.encode(part.fields)) for part in head.parts)
+    return message
+
+
+def _part_from(head: PartHead) -> PartState:
+    return PartState(head.fields, head.opened, head.changed)
+
+
+def restored(stored: Iterable[Stored]) -> list[MessageState]:
+    """All of `stored`, as messages."""
+    return [restore(one) for one in stored]

@@ -1,0 +1,78 @@
+"""A draft: the running batch on top of the durable state, and the joining of what it will store.
+
+You are in `core`. Requests of a batch are decided one after another; each must see what the ones before it did,
+while the state that viewers read stays as durable as it is. A draft forks only messages that are looked at again
+after they changed, so a batch of one append forks nothing. Dropping a draft undoes it.
+"""
+
+from __future__ import annotations
+
+from msgspec.structs import replace
+
+from holdfast.core.ops import Append, Create, Entry, Op, SetPart
+from holdfast.core.state import ChannelState, MessageState, change
+
+
+class Draft:
+    """What a channel will be when the batch is stored."""
+
+    def __init__(self, base: ChannelState) -> None:
+        self.base = base
+        self.newest = base.newest
+        self.ops: list[Op] = []
+        self.reshaped: dict[str, None] = {}  # messages that more than grew: their documents are due
+        self.grown: dict[str, int] = {}  # code points appended, by message
+        self._forks: dict[str, MessageState] = {}
+        self._unapplied: dict[str, list[tuple[int, Op]]] = {}
+        self._joinable: dict[str, dict[int, int]] = {}  # message id → part → place in `ops` of its open append
+
+    def message(self, message_id: str) -> MessageState | None:
+        """The message as it will be after the batch so far."""
+        unapplied = self._unapplied.pop(message_id, None)
+        message = self._forks.get(message_id)
+        if unapplied is None:
+            return message or self.base.message(message_id)
+        if message is None and (known := self.base.message(message_id)) is not None:
+            message = known.fork()
+        for serial, op in unapplied:
+            if message is None:
+                assert isinstance(op, Create)
+                message = MessageState(op, serial)
+            else:
+                change(message, op, serial)
+        assert message is not None
+        self._forks[message_id] = message
+        return message
+
+    def add(self, op: Op) -> int:
+        """Take `op` into the batch; returns the serial that will hold it. Neighbouring appends become one."""
+        place = self._place(op)
+        if type(op) is Append:
+            self.grown[op.id] = self.grown.get(op.id, 0) + len(op.text)
+        serial = self.base.serial + place + 1
+        self._unapplied.setdefault(op.id, []).append((serial, op))
+        if type(op) is Create:
+            self.newest = op.id
+        return serial
+
+    def entries(self) -> list[Entry]:
+        """The batch as it will be stored."""
+        return [Entry(serial, op) for serial, op in enumerate(self.ops, self.base.serial + 1)]
+
+    def _place(self, op: Op) -> int:
+        joinable = self._joinable.setdefault(op.id, {})
+        if type(op) is Append:
+            known = joinable.get(op.part)
+            if known is not None:
+                earlier = self.ops[known]
+                assert type(earlier) is Append
+                self.ops[known] = replace(earlier, text=earlier.text + op.text)
+                return known
+            joinable[op.part] = len(self.ops)
+        elif type(op) is SetPart:
+            joinable.pop(op.index, None)  # text never crosses another operation of the same part
+        else:
+            joinable.clear()  # nor an update, finish, takeover or delete of the message
+            self.reshaped[op.id] = None
+        self.ops.append(op)
+        return len(self.ops) - 1

@@ -1,0 +1,37 @@
+"""Every bound on what a peer controls, with its default (WIRE "Default limits").
+
+You are in `core`. Values may be changed freely; a name is a public setting (`Hub(limits=Limits(...))`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+KIB = 1024
+MIB = 1024 * KIB
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """Bounds in bytes and counts; sizes of text are in bytes of UTF-8."""
+
+    request_bytes: int = 1 * MIB
+    append_bytes: int = 256 * KIB
+    message_bytes: int = 8 * MIB
+    parts: int = 256
+    meta_bytes: int = 16 * KIB
+    data_bytes: int = 4 * KIB  # of a member or a signal
+    depth: int = 64  # of nested JSON
+    socket_channels: int = 100
+    socket_requests: int = 1_000  # unanswered, per WebSocket
+    socket_request_bytes: int = 4 * MIB
+    waiting_requests: int = 10_000  # in the hub, not yet stored
+    waiting_bytes: int = 64 * MIB
+    writer_bytes: int = 1 * MIB  # accepted from one in-process writer and not yet stored; then `append` waits
+    history: int = 200  # messages in a page
+    history_bytes: int = 2 * MIB
+    default_history: int = 50
+    catch_up_messages: int = 200  # more changed messages than this are a new start
+    channel_idle_s: float = 60.0  # a channel that nobody watches or writes leaves memory after this long
+    channel_bytes: int = 16 * MIB  # of a live channel in memory; finished messages beyond it leave
+    memory_bytes: int = 256 * MIB  # of all channels in memory; beyond it idle ones leave at once

@@ -1,0 +1,124 @@
+"""Operations: the entries of a channel's log.
+
+You are in `core`: plain data. This module is the one definition of what stores keep.
+Safe to change: wording, new fields with defaults at the end. Not safe: renaming or reordering a field, or giving
+an old tag a new meaning, because old logs must decode for ever. Reserved tags, for operations that are not here
+yet: 8 claim, 9 command, 10 reply. A reader that meets an unknown tag refuses the file (`StoreUnusable`): it is
+newer than the code.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+import msgspec
+from msgspec import Struct
+
+from holdfast.core.model import Json, Part
+
+
+class Writer(Struct, frozen=True, array_like=True):
+    """Who may append to a streaming message."""
+
+    by: str | None = None  # the identity
+    node: str | None = None  # the random id of its process, if it lives in a hub's own; then it dies with it
+    lease_ms: int = 0  # the term of a remote writer's lease; 0 for one that lives in a hub's process
+
+
+class BaseOp(Struct, frozen=True, kw_only=True, array_like=True):
+    """What every operation has: the id of its message, unique in the channel."""
+
+    id: str
+
+
+class Create(BaseOp, frozen=True, kw_only=True, array_like=True, tag=1):
+    """A new message; `digest` is of the fields as sent, so that a repeat is told from a conflict."""
+
+    role: str
+    author: str | None
+    status: str
+    parts: list[Part]
+    meta: dict[str, Json]
+    parent: str | None
+    reply_to: str | None
+    at_ms: int
+    digest: bytes
+    writer: Writer | None = None
+
+
+class Append(BaseOp, frozen=True, kw_only=True, array_like=True, tag=2):
+    """More text for a part that had `at` code points."""
+
+    part: int
+    at: int
+    text: str
+
+
+class SetPart(BaseOp, frozen=True, kw_only=True, array_like=True, tag=3):
+    """Open the part at `index`, or replace it."""
+
+    index: int
+    part: Part
+    at_ms: int
+    request: str | None = None
+
+
+class Update(BaseOp, frozen=True, kw_only=True, array_like=True, tag=4):
+    """New parts (None: as they are) and the whole resulting meta."""
+
+    parts: list[Part] | None
+    meta: dict[str, Json]
+    at_ms: int
+    request: str | None = None
+
+
+class Finish(BaseOp, frozen=True, kw_only=True, array_like=True, tag=5):
+    """The end of a message's writing."""
+
+    status: str
+    reason: str | None
+    meta: dict[str, Json]
+    at_ms: int
+    request: str | None = None
+
+
+class Takeover(BaseOp, frozen=True, kw_only=True, array_like=True, tag=6):
+    """Another writer goes on with the message; the one before it is fenced off."""
+
+    generation: int
+    writer: Writer
+    request: str | None = None
+
+
+class Delete(BaseOp, frozen=True, kw_only=True, array_like=True, tag=7):
+    """The message is gone; its id is never used again in this channel."""
+
+
+Op = Create | Append | SetPart | Update | Finish | Takeover | Delete
+
+
+class Entry(Struct, frozen=True, array_like=True):
+    """An operation once stored, with its place in the channel."""
+
+    serial: int
+    op: Op
+
+
+_encode_op = msgspec.msgpack.Encoder().encode
+_decode_op = msgspec.msgpack.Decoder(Op).decode
+
+
+def encode_op(op: Op) -> bytes:
+    """`op` in the compact binary form (MessagePack, fields by position) that stores keep."""
+    return _encode_op(op)
+
+
+def decode_op(data: bytes) -> Op:
+    """The operation in `data`; raises msgspec.DecodeError or msgspec.ValidationError."""
+    op: Op = _decode_op(data)
+    return op
+
+
+def digest(*fields: Json) -> bytes:
+    """A fingerprint of fields as sent: equal for equal JSON, whatever the order of its keys."""
+    return hashlib.blake2b(msgspec.json.encode(fields, order="deterministic"), digest_size=16).digest()

@@ -1,0 +1,140 @@
+"""What a viewer is owed: the events between its cursor and now, joined.
+
+You are in `core`. Nothing is queued for a viewer; what it misses is read from the channel's state when it comes to
+take it. So appends since its cursor arrive as one event each part, a part that was replaced twenty times as its
+last value, and an edited message once, as it is now. The rules stand in `docs/protocol.md`, "Joining".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from holdfast.core.events import (
+    ChannelAttached,
+    MessageAppend,
+    MessageCreate,
+    MessageDelete,
+    MessageEvent,
+    MessageFinish,
+    MessagePart,
+    MessageTakeover,
+    MessageUpdate,
+)
+from holdfast.core.limits import Limits
+from holdfast.core.ops import SetPart
+from holdfast.core.state import ChannelState, MessageState, PartState, Tail
+from holdfast.core.text import Text
+
+
+def events_since(state: ChannelState, since: int, *, limit: int) -> list[MessageEvent] | None:
+    """Everything after serial `since`, in order of serial; None if more than `limit` messages changed.
+
+    The caller has seen to it that `state` is complete since then (`state.complete_since <= since`).
+    """
+    assert since >= state.complete_since
+    events: list[MessageEvent] = []
+    for count, message in enumerate(state.changed_since(since), 1):
+        if count > limit:
+            return None
+        events.extend(_message_since(message, state.tail, since))
+    if len(events) > 1:
+        events.sort(key=lambda event: event.serial)
+    return events
+
+
+def newest_messages(state: ChannelState, history: int, limits: Limits) -> tuple[list[MessageState], bool] | None:
+    """The newest `history` messages, newest first, and whether there are older ones; None if not all are in memory.
+
+    Together at most `limits.history_bytes` of finished ones, but at least the newest.
+    """
+    present = (message for message in state.messages.values() if not message.deleted)
+    newest = sorted(present, key=lambda message: message.created, reverse=True)
+    page: list[MessageState] = []
+    size = 0
+    for message in newest:
+        if message.created < state.history_from:
+            return None
+        if len(page) >= history:
+            return page, True
+        size += 0 if message.is_streaming else message.size_bytes
+        if page and size > limits.history_bytes:
+            return page, True
+        page.append(message)
+    if state.has_older and not state.is_history_cut and (len(page) < history or not newest):
+        return None
+    return page, state.has_older
+
+
+def new_start(state: ChannelState, page: list[MessageState], more: bool) -> list[ChannelAttached | MessageUpdate]:
+    """The events of a view that starts anew with the messages of `page` and every streaming one."""
+    shown = {message.id: message for message in page}
+    shown.update((message.id, message) for message in state.messages.values() if message.is_streaming)
+    attached = ChannelAttached(
+        channel=state.channel,
+        epoch=state.epoch,
+        serial=state.serial,
+        resumed=False,
+        more=more,
+        before=min((message.created for message in page), default=state.serial + 1),
+    )
+    updates = [MessageUpdate(serial=message.version, message=message.message()) for message in shown.values()]
+    updates.sort(key=lambda event: event.serial)
+    return [attached, *updates]
+
+
+def resumed(state: ChannelState) -> ChannelAttached:
+    """The event that says that all that was missed follows."""
+    return ChannelAttached(channel=state.channel, epoch=state.epoch, serial=state.serial, resumed=True)
+
+
+def _message_since(message: MessageState, tail: Tail, since: int) -> Iterator[MessageEvent]:
+    if message.deleted:
+        yield MessageDelete(serial=message.version, id=message.id)
+    elif message.created > since:
+        yield MessageCreate(serial=message.version, message=message.message())
+    elif message.edited > since or (message.shaped > since and tail.floor > since):
+        yield MessageUpdate(serial=message.version, message=message.message())
+    else:
+        yield from _changes(message, tail, since)
+
+
+def _changes(message: MessageState, tail: Tail, since: int) -> Iterator[MessageEvent]:
+    """The events of a message that was neither created nor edited since."""
+    ends = sorted(end for end in (message.finished, message.taken_over) if end > since)
+    for index, part in enumerate(message.parts):
+        if part.changed > since:
+            yield from _part_events(message, tail, since, index, part)
+        if isinstance(part.text, Text) and part.text.mark_serials and part.text.mark_serials[-1] > since:
+            yield from _appends(message.id, index, part.text, max(since, part.changed), ends)
+    if message.finished > since:
+        status, reason = message.finished_as
+        yield MessageFinish(
+            serial=message.finished,
+            id=message.id,
+            status=status,
+            reason=reason,
+            meta=message.meta,
+            updated_at=message.updated_at,
+        )
+    if message.taken_over > max(since, message.finished):
+        yield MessageTakeover(serial=message.taken_over, id=message.id)
+
+
+def _part_events(message: MessageState, tail: Tail, since: int, index: int, part: PartState) -> Iterator[MessageEvent]:
+    """The event that opens a part, in its place since parts open in order, and its last value."""
+    if since < part.opened < part.changed:
+        opening = tail.ops[part.opened]
+        assert isinstance(opening, SetPart)
+        yield MessagePart(serial=part.opened, id=message.id, index=index, updated_at=opening.at_ms, part=opening.part)
+    replaced = tail.ops[part.changed]
+    yield MessagePart(serial=part.changed, id=message.id, index=index, updated_at=replaced.at_ms, part=replaced.part)
+
+
+def _appends(message_id: str, index: int, text: Text, since: int, ends: list[int]) -> Iterator[MessageAppend]:
+    """The text after `since` as one append, but never across a finish or takeover (`ends`)."""
+    at = text.length_at(since)
+    for until in [*(end - 1 for end in ends), text.mark_serials[-1]]:
+        length, serial = text.length_at(until), text.last_serial(until)
+        if length > at and serial > since:
+            yield MessageAppend(serial=serial, id=message_id, part=index, at=at, text=text.slice(at, length))
+            at = length

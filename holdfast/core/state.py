@@ -1,0 +1,368 @@
+"""The fold: what a channel is after its entries.
+
+You are in `core`. `apply_entry` is total: the log is fact, so it never refuses and never raises. It changes the
+state in place and costs no more than what it changes. `decide` is the place that says yes or no; `owed` reads
+this state to tell a viewer what it misses; `document` turns a message into what stores keep.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict, deque
+from collections.abc import Iterable, Iterator
+from typing import assert_never
+
+import msgspec
+
+from holdfast.core.cursor import NO_EPOCH, Cursor
+from holdfast.core.model import APPENDABLE, Message, Part
+from holdfast.core.ops import Append, Create, Delete, Entry, Finish, Op, SetPart, Takeover, Update
+from holdfast.core.text import Text, TextFork
+
+TAIL_ENTRIES = 1_000
+TAIL_BYTES = 1024 * 1024
+KEPT_REQUESTS = 16  # per message, for repeats of requests that carry an id (WIRE "HTTP")
+
+
+class PartState:
+    """One part: its fields, and its text where it has one that grows."""
+
+    __slots__ = ("changed", "fields", "key", "opened", "text")
+
+    def __init__(self, part: Part, opened: int, changed: int) -> None:
+        self.key = APPENDABLE.get(part["type"], "")
+        self.opened = opened  # serial of the entry that opened it
+        self.changed = changed  # serial of the last entry that replaced it; appends do not count
+        self.fields = part
+        self.text: Text | TextFork | None = None
+        if self.key:
+            self.fields = {name: value for name, value in part.items() if name != self.key}
+            self.text = Text(part.get(self.key, ""), changed)
+
+    def fork(self) -> PartState:
+        """A copy that can be changed without changing this one."""
+        copy = PartState.__new__(PartState)
+        copy.key, copy.opened, copy.changed, copy.fields = self.key, self.opened, self.changed, self.fields
+        copy.text = TextFork(self.text) if self.text is not None else None
+        return copy
+
+    @property
+    def length(self) -> int:
+        """Code points of the text that grows; 0 where there is none."""
+        return self.text.length if self.text is not None else 0
+
+    def value(self, until: int | None = None) -> Part:
+        """The part as clients see it; with `until`, with only that many code points of its text."""
+        if self.text is None:
+            return self.fields
+        text = str(self.text) if until is None else self.text.slice(0, until)
+        return {**self.fields, self.key: text}
+
+
+class MessageState:
+    """One message as the fold keeps it."""
+
+    __slots__ = (
+        "author",
+        "created",
+        "created_at",
+        "deleted",
+        "digest",
+        "documented",
+        "edited",
+        "finished",
+        "finished_as",
+        "generation",
+        "id",
+        "meta",
+        "parent",
+        "parts",
+        "reason",
+        "reply_to",
+        "requests",
+        "role",
+        "shaped",
+        "size_bytes",
+        "status",
+        "taken_over",
+        "undocumented_bytes",
+        "updated_at",
+        "version",
+        "writer",
+    )
+
+    def __init__(self, op: Create, serial: int) -> None:
+        self.id = op.id
+        self.role = op.role
+        self.author = op.author
+        self.status = op.status
+        self.reason: str | None = None
+        self.meta = op.meta
+        self.parent = op.parent
+        self.reply_to = op.reply_to
+        self.created = self.version = serial
+        self.created_at = self.updated_at = op.at_ms
+        self.digest = op.digest
+        self.writer = op.writer
+        self.generation = 1
+        self.deleted = False
+        self.edited = serial  # serial of the last create or update
+        self.shaped = serial  # serial of the last entry that a viewer cannot make up for with missing text alone
+        self.finished = 0  # serial of the last finish …
+        self.finished_as: tuple[str, str | None] = ("", None)  # … and its status and reason
+        self.taken_over = 0  # serial of the last takeover
+        self.requests: deque[tuple[str, int, int]] = deque(maxlen=KEPT_REQUESTS)  # id, serial, generation
+        self.parts: list[PartState] = []
+        self.size_bytes = 0  # of all text and fields, in UTF-8
+        self.documented = 0  # version that the store's document holds
+        self.set_parts(op.parts, serial)
+        self.undocumented_bytes = self.size_bytes  # of text and fields since then
+
+    def set_parts(self, parts: list[Part], serial: int) -> None:
+        """Replace all parts."""
+        self.parts = [PartState(part, serial, serial) for part in parts]
+        self.size_bytes = sum(part_bytes(part) for part in parts)
+
+    def fork(self) -> MessageState:
+        """A copy that can be changed without changing this one; costs the head, not the text."""
+        copy = MessageState.__new__(MessageState)
+        for name in MessageState.__slots__:
+            setattr(copy, name, getattr(self, name))
+        copy.parts = [part.fork() for part in self.parts]
+        copy.requests = self.requests.copy()
+        return copy
+
+    @property
+    def is_streaming(self) -> bool:
+        return self.status == "streaming" and not self.deleted
+
+    @property
+    def last_text_part(self) -> int | None:
+        """The index of the last text part, where an append without a part goes."""
+        for index in range(len(self.parts) - 1, -1, -1):
+            if self.parts[index].fields["type"] == "text":
+                return index
+        return None
+
+    def message(self) -> Message:
+        """The message as clients see it."""
+        return Message(
+            id=self.id,
+            role=self.role,
+            author=self.author,
+            status=self.status,
+            reason=self.reason,
+            parts=[part.value() for part in self.parts],
+            meta=self.meta,
+            parent=self.parent,
+            reply_to=self.reply_to,
+            created=self.created,
+            version=self.version,
+            created_at=self.created_at,
+            updated_at=self.updated_at,
+        )
+
+    def cost_bytes(self) -> int:
+        """About how much memory this takes."""
+        texts = sum(part.text.cost_bytes() for part in self.parts if isinstance(part.text, Text))
+        return 1_000 + self.size_bytes + texts
+
+
+class Tail:
+    """A channel's newest `part` operations, so that a viewer in reach gets each part in its place.
+
+    Other entries need no tail: appended text is found by its serial in the message, and the rest of a message
+    is in its state.
+    """
+
+    __slots__ = ("_bytes", "_sizes", "floor", "ops")
+
+    def __init__(self, floor: int) -> None:
+        self.floor = floor  # every part operation above this serial is here
+        self.ops: OrderedDict[int, SetPart] = OrderedDict()  # by serial
+        self._sizes: deque[int] = deque()
+        self._bytes = 0
+
+    def restart(self, floor: int) -> None:
+        """Begin anew: what happened up to `floor` was not seen entry by entry."""
+        self.floor = floor
+        self.ops.clear()
+        self._sizes.clear()
+        self._bytes = 0
+
+    def add(self, serial: int, op: SetPart) -> None:
+        """Keep `op`, and forget the oldest beyond the bounds."""
+        self.ops[serial] = op
+        self._sizes.append(part_bytes(op.part) + 200)
+        self._bytes += self._sizes[-1]
+        while len(self.ops) > TAIL_ENTRIES or self._bytes > TAIL_BYTES:
+            self.floor, _ = self.ops.popitem(last=False)
+            self._bytes -= self._sizes.popleft()
+
+
+class ChannelState:
+    """What is in memory of one channel: its streaming and lately touched messages, ordered by last change."""
+
+    def __init__(self, channel: str, epoch: str = NO_EPOCH, serial: int = 0, floor: int = 0) -> None:
+        self.channel = channel
+        self.epoch = epoch
+        self.serial = serial
+        self.floor = floor  # cursors below it are of a history that is no longer kept
+        self.newest: str | None = None  # id of the message created last, deleted or not
+        self.complete_since = serial  # every message changed after this serial is in `messages`
+        self.history_from = serial + 1  # every message created at or after this serial is in `messages`, …
+        self.has_older = serial > 0  # … and there may be older ones that are not …
+        self.is_history_cut = False  # … because together they were too many bytes
+        self.messages: OrderedDict[str, MessageState] = OrderedDict()
+        self.tail = Tail(serial)
+
+    @property
+    def cursor(self) -> Cursor:
+        return Cursor(self.epoch, self.serial)
+
+    def message(self, message_id: str) -> MessageState | None:
+        return self.messages.get(message_id)
+
+    def insert(self, messages: Iterable[MessageState]) -> None:
+        """Take in messages read from the store, keeping the order by last change."""
+        merged = {**self.messages, **{message.id: message for message in messages}}
+        ordered = sorted(merged.values(), key=lambda message: message.version)
+        self.messages = OrderedDict((message.id, message) for message in ordered)
+
+    def cost_bytes(self) -> int:
+        """About how much memory this takes."""
+        return sum(message.cost_bytes() for message in self.messages.values())
+
+    def trim(self, keep_bytes: int) -> None:
+        """Forget finished messages that did not change for longest, until the rest costs about `keep_bytes`."""
+        cost = self.cost_bytes()
+        for message in list(self.messages.values()):
+            if cost <= keep_bytes:
+                return
+            if message.is_streaming:
+                continue
+            cost -= message.cost_bytes()
+            del self.messages[message.id]
+            self.complete_since = max(self.complete_since, message.version)
+            self.history_from = max(self.history_from, message.created + 1)
+            self.has_older, self.is_history_cut = True, False
+
+    def changed_since(self, serial: int) -> Iterator[MessageState]:
+        """Messages in memory that changed after `serial`, latest change first."""
+        for message in reversed(self.messages.values()):
+            if message.version <= serial:
+                return
+            yield message
+
+
+def apply_entry(state: ChannelState, entry: Entry) -> None:
+    """Apply `entry` to `state`. Never raises: the log is already fact. One at or below its serial changes nothing."""
+    if entry.serial <= state.serial:
+        return
+    state.serial = entry.serial
+    op = entry.op
+    known = state.messages.get(op.id)
+    changed = apply_op(known, op, entry.serial)
+    if changed is None:
+        return
+    if known is None:
+        state.messages[op.id] = changed
+    else:
+        state.messages.move_to_end(op.id)
+    if type(op) is Create:
+        state.newest = op.id
+    elif type(op) is SetPart:
+        state.tail.add(entry.serial, op)
+
+
+def apply_op(message: MessageState | None, op: Op, serial: int) -> MessageState | None:
+    """Return `message`, changed in place by `op`; a new one for a create; None where there is none to change."""
+    if message is None:
+        return MessageState(op, serial) if isinstance(op, Create) else None
+    if serial > message.version:
+        change(message, op, serial)
+    return message
+
+
+def change(message: MessageState, op: Op, serial: int) -> None:
+    """Change `message` by `op`, whose serial is new to it."""
+    if message.deleted:
+        return
+    message.version = max(message.version, serial)
+    match op:
+        case Append():
+            _append(message, op, serial)
+        case SetPart():
+            _set_part(message, op, serial)
+            _remember_request(message, op.request, serial)
+        case Update():
+            _update(message, op, serial)
+            _remember_request(message, op.request, serial)
+        case Finish():
+            _finish(message, op, serial)
+            _remember_request(message, op.request, serial)
+        case Takeover():
+            message.status, message.reason = "streaming", None
+            message.generation, message.writer, message.taken_over = op.generation, op.writer, serial
+            _remember_request(message, op.request, serial)
+        case Delete():
+            message.deleted = True
+            message.parts, message.meta, message.size_bytes = [], {}, 0
+        case Create():
+            pass  # decided once; a second one of the same id cannot be in a log
+        case _:
+            assert_never(op)
+
+
+def _append(message: MessageState, op: Append, serial: int) -> None:
+    part = message.parts[op.part] if op.part < len(message.parts) else None
+    if part is None or part.text is None or op.at > part.text.length:
+        return
+    text = op.text[part.text.length - op.at :]
+    part.text.append(text, serial)
+    size = utf8_len(text)
+    message.size_bytes += size
+    message.undocumented_bytes += size
+
+
+def _set_part(message: MessageState, op: SetPart, serial: int) -> None:
+    size = part_bytes(op.part)
+    message.undocumented_bytes += size
+    message.updated_at = op.at_ms
+    if op.index < len(message.parts):
+        old = message.parts[op.index]
+        message.size_bytes += size - part_bytes(old.value())
+        message.parts[op.index] = PartState(op.part, old.opened, serial)
+    elif op.index == len(message.parts):
+        message.size_bytes += size
+        message.parts.append(PartState(op.part, serial, serial))
+    message.shaped = serial
+
+
+def _update(message: MessageState, op: Update, serial: int) -> None:
+    message.meta, message.updated_at = op.meta, op.at_ms
+    message.edited = message.shaped = serial
+    if op.parts is not None:
+        message.set_parts(op.parts, serial)
+        message.undocumented_bytes += message.size_bytes
+
+
+def _finish(message: MessageState, op: Finish, serial: int) -> None:
+    message.status, message.reason, message.meta, message.updated_at = op.status, op.reason, op.meta, op.at_ms
+    message.finished, message.finished_as = serial, (op.status, op.reason)
+
+
+def _remember_request(message: MessageState, request: str | None, serial: int) -> None:
+    if request is not None:
+        message.requests.append((request, serial, message.generation))
+
+
+def utf8_len(text: str) -> int:
+    """Bytes of `text` in UTF-8."""
+    return len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))
+
+
+def part_bytes(part: Part) -> int:
+    """Bytes of a part: of its text where that is all, else of its JSON."""
+    if part["type"] == "text":
+        return utf8_len(part["text"])
+    return len(msgspec.json.encode(part))

@@ -1,0 +1,265 @@
+"""Passages: finding the places in our own documentation that fit a question.
+
+You are in `demo`. All of this is pure but `library()`, which reads the Markdown files: the copy that the
+wheel carries under `holdfast/demo/text`, or else the files of the checkout. Ranking and cutting may change
+freely; running answers notice, because their text changes with it, and say so (see `agent`).
+
+Ranking is BM25 over passages that know their headings: old, plain, and honest about what it is. The same
+files and the same question give the same passages in the same order, on every machine.
+"""
+
+import functools
+import itertools
+import math
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+__all__ = ["LONGEST_PASSAGE", "Library", "Passage", "cut_into_passages", "library", "terms"]
+
+LONGEST_PASSAGE = 900  # code points; some 200 tokens, four seconds of an answer
+
+# The constants of BM25 as nearly everybody sets them: how soon repeating a word stops to help, how much
+# length hurts.
+_SATURATION, _LENGTH_PENALTY = 1.2, 0.75
+_HEADING_WEIGHT = 2  # a word in the nearest heading says more about a passage than one word of many inside it
+_SYNONYM_WEIGHT = 0.5
+
+# Words of questions, which say nothing about where the answer stands.
+_QUESTION_WORDS = (
+    "a about after all an and any are as at be been but by can could did do does explain for "
+    "from get got had happen happened happens has have how i if in into is it its made make "
+    "many may me mean means much my no not of on one or our press should so some tell than "
+    "that the their them then there these they this to us use used using was we were what "
+    "when where which while who why will with without work works would you your"
+)
+_STOP_WORDS = frozenset(_QUESTION_WORDS.split())
+_SYNONYMS = (
+    ("refresh", "reload", "f5"),
+    ("crash", "die", "dead", "kill", "interrupt"),
+    ("lose", "lost", "missing"),
+    ("stop", "cancel"),
+    ("tab", "window", "device"),
+    ("user", "viewer", "reader", "client"),
+    ("database", "sqlite", "store"),
+    ("quick", "fast", "latency"),
+    ("agent", "writer", "producer"),
+    ("install", "setup"),
+)
+
+
+@dataclass(frozen=True)
+class Passage:
+    """A paragraph, list, table or code block, with where it stands."""
+
+    source: str  # the file as a reader would name it, e.g. `docs/protocol.md`
+    headings: tuple[str, ...]  # from the outermost to the nearest
+    text: str  # Markdown, at most LONGEST_PASSAGE
+
+
+class Library:
+    """All passages of some documents, ready to be searched."""
+
+    def __init__(self, documents: Mapping[str, str]) -> None:
+        """`documents` maps a source's name to its Markdown; their order is the order of reading."""
+        self.passages: tuple[Passage, ...] = tuple(
+            itertools.chain.from_iterable(cut_into_passages(name, text) for name, text in documents.items())
+        )
+        self._counts = [_weighted_terms(passage) for passage in self.passages]
+        self._lengths = [counts.total() for counts in self._counts]
+        self._typical_length = sum(self._lengths) / max(1, len(self._lengths))
+        self._holders = Counter(itertools.chain.from_iterable(self._counts))
+
+    def search(self, question: str) -> list[Passage]:
+        """The passages that share words with `question`, best first; of equals the one that stands first."""
+        wanted = _wanted_terms(question)
+        scores = [self._score(index, wanted) for index in range(len(self.passages))]
+        ranked = sorted(range(len(scores)), key=lambda index: (-scores[index], index))
+        return [self.passages[index] for index in ranked if scores[index] > 0]
+
+    def _score(self, index: int, wanted: Mapping[str, float]) -> float:
+        counts = self._counts[index]
+        length = self._lengths[index] / self._typical_length if self._typical_length else 1.0
+        damping = _SATURATION * (1 - _LENGTH_PENALTY + _LENGTH_PENALTY * length)
+        score = 0.0
+        for term, weight in wanted.items():
+            if count := counts.get(term, 0):
+                score += weight * self._rarity(term) * count * (_SATURATION + 1) / (count + damping)
+        return score
+
+    def _rarity(self, term: str) -> float:
+        holders = self._holders[term]
+        return math.log(1 + (len(self.passages) - holders + 0.5) / (holders + 0.5))
+
+
+@functools.cache
+def library() -> Library:
+    """The project's documentation. Read once; FileNotFoundError when this installation has none."""
+    package = Path(__file__).parent
+    for root in (package / "text", package.parent.parent):
+        # A stray README.md beside an installed package is not ours: only a tree with `docs` counts.
+        if (root / "docs").is_dir():
+            return Library(_read_documents(root))
+    raise FileNotFoundError(
+        f"no documentation in {package / 'text'}: install holdfast again, or run it from a clone"
+    )
+
+
+def _read_documents(root: Path) -> dict[str, str]:
+    files = [root / "README.md", *sorted((root / "docs").rglob("*.md"))]
+    return {
+        file.relative_to(root).as_posix(): file.read_text(encoding="utf-8")
+        for file in files
+        if file.is_file()
+    }
+
+
+# Cutting ----------------------------------------------------------------------------------------------------
+
+
+def cut_into_passages(source: str, markdown: str) -> list[Passage]:
+    """`markdown` as passages in order. Headings become context; a block ending in a colon takes the next."""
+    passages: list[Passage] = []
+    for headings, blocks in itertools.groupby(_blocks(markdown), key=lambda block: block[0]):
+        texts = _join_after_colons([text for _, text in blocks])
+        pieces = itertools.chain.from_iterable(map(_cut_to_size, texts))
+        passages.extend(Passage(source, headings, piece) for piece in pieces)
+    return passages
+
+
+_HEADING = re.compile(r"(#{1,6})\s+(.*?)[\s#]*")
+_FENCE = re.compile(r"\s*(`{3,}|~{3,})")
+
+
+def _blocks(markdown: str) -> Iterator[tuple[tuple[str, ...], str]]:
+    """Each run of lines between blank lines with its headings; a fenced block is one, blank lines and all."""
+    headings: list[tuple[int, str]] = []
+    lines: list[str] = []
+    fence: str | None = None
+
+    def block() -> Iterator[tuple[tuple[str, ...], str]]:
+        text = "\n".join(lines).strip("\n")
+        lines.clear()
+        if text.strip():
+            yield tuple(title for _, title in headings), text
+
+    for line in markdown.splitlines():
+        mark = _FENCE.match(line)
+        if fence is None and mark:
+            yield from block()
+            fence = mark[1]
+            lines.append(line)
+        elif fence is not None:
+            lines.append(line)
+            if mark and mark[1].startswith(fence) and not line[mark.end() :].strip():
+                fence = None
+                yield from block()
+        elif heading := _HEADING.fullmatch(line):
+            yield from block()
+            level = len(heading[1])
+            headings = [above for above in headings if above[0] < level] + [(level, heading[2])]
+        elif line.strip():
+            lines.append(line)
+        else:
+            yield from block()
+    yield from block()
+
+
+def _join_after_colons(texts: Sequence[str]) -> list[str]:
+    joined: list[str] = []
+    for text in texts:
+        if joined and joined[-1].endswith(":") and len(joined[-1]) + len(text) + 2 <= LONGEST_PASSAGE:
+            joined[-1] += "\n\n" + text
+        else:
+            joined.append(text)
+    return joined
+
+
+_ITEM = re.compile(r"([-*+]|\d+[.)]) ")
+_TABLE_RULE = re.compile(r"\|?[\s:|-]*-[\s:|-]*")
+_TALKATIVE = 160  # code points from which a list item is worth a passage of its own
+
+
+def _cut_to_size(text: str) -> Iterator[str]:
+    """`text` in pieces of at most LONGEST_PASSAGE: lists at items, tables at rows, under their head."""
+    lines = list(_short_lines(text))
+    is_table = len(lines) > 2 and "|" in lines[1] and _TABLE_RULE.fullmatch(lines[1]) is not None
+    head = "\n".join(lines[:2]) if is_table else ""
+    if len(head) > LONGEST_PASSAGE // 2:
+        head = ""
+    piece = ""
+    for line in lines[2:] if head else lines:
+        is_full = len(head) + len(piece) + len(line) + 2 > LONGEST_PASSAGE
+        if piece and (is_full or (len(piece) >= _TALKATIVE and _ITEM.match(line))):
+            yield f"{head}\n{piece}" if head else piece
+            piece = ""
+        piece = f"{piece}\n{line}" if piece else line
+    if piece.strip():
+        yield f"{head}\n{piece}" if head else piece
+
+
+def _short_lines(text: str) -> Iterator[str]:
+    """The lines of `text`; one too long for half a passage is cut after a sentence, or else anywhere."""
+    for line in text.split("\n"):
+        rest = line
+        while len(rest) > LONGEST_PASSAGE // 2:
+            ends = [rest.rfind(mark, 0, LONGEST_PASSAGE // 2) for mark in (". ", "; ")]
+            end = max(ends) + 1 or LONGEST_PASSAGE // 2
+            yield rest[:end]
+            rest = rest[end:].lstrip()
+        yield rest
+
+
+# Terms ------------------------------------------------------------------------------------------------------
+
+# A word, or one character of a script that puts no spaces between its words.
+_WORD = re.compile(
+    r"[\u2e80-\u9fff\uac00-\ud7a3\uf900-\ufaff]|[^\W_\u2e80-\u9fff\uac00-\ud7a3\uf900-\ufaff]+"
+)
+
+
+def terms(text: str) -> list[str]:
+    """The words of `text` as they are compared: folded, cut to a stem, without those that say nothing."""
+    words = _WORD.findall(unicodedata.normalize("NFKC", text).casefold())
+    return [_stem(word) for word in words if word not in _STOP_WORDS]
+
+
+def _stem(word: str) -> str:
+    """A cheap stem: enough that `stores`, `stored` and `storing` meet, not enough to be proud of."""
+    if len(word) < 4 or not word.isascii() or word.endswith("ss"):
+        return word
+    if word.endswith("ies"):
+        return word[:-3] + "y"
+    for ending in ("ing", "ed", "es", "s", "e"):
+        if word.endswith(ending) and len(word) - len(ending) >= 3:
+            stem = word.removesuffix(ending)
+            return stem[:-1] if stem[-1] == stem[-2] and stem[-1] not in "lsz" else stem
+    return word
+
+
+def _weighted_terms(passage: Passage) -> Counter[str]:
+    counts = Counter(terms(passage.text))
+    counts.update(itertools.chain.from_iterable(map(terms, passage.headings)))
+    for term in terms(passage.headings[-1]) if passage.headings else ():
+        counts[term] += _HEADING_WEIGHT - 1
+    return counts
+
+
+def _stemmed(groups: Iterable[Iterable[str]]) -> dict[str, frozenset[str]]:
+    stems = [frozenset(map(_stem, group)) for group in groups]
+    return {stem: group for group in stems for stem in group}
+
+
+_SYNONYM_STEMS = _stemmed(_SYNONYMS)
+
+
+def _wanted_terms(question: str) -> dict[str, float]:
+    """What to look for, with weights; in a fixed order, so that floats add up to the same everywhere."""
+    wanted = dict.fromkeys(terms(question), 1.0)
+    for term in list(wanted):
+        for synonym in sorted(_SYNONYM_STEMS.get(term, frozenset())):
+            wanted.setdefault(synonym, _SYNONYM_WEIGHT)
+    return wanted

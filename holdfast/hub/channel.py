@@ -1,0 +1,267 @@
+"""A live channel: its durable state in memory, and the feeds that follow it.
+
+You are in `hub`. What is in memory is always durable, so nothing here can show a token that a crash could lose. Only
+the committer moves the state; whatever reads the store into it (`load_*`, `refresh`) does so while no commit of this
+channel is in flight, because a read that races a commit would leave a hole.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+from holdfast.core.cursor import Cursor
+from holdfast.core.document import Document, mark_documented, restored
+from holdfast.core.events import ServerEvent
+from holdfast.core.limits import Limits
+from holdfast.core.ops import Entry
+from holdfast.core.owed import events_since, new_start, newest_messages, resumed
+from holdfast.core.state import ChannelState, MessageState, apply_entry
+from holdfast.hub.feed import Behind, EncodedBatch, Feed, Group, flush_class
+from holdfast.stores.base import Head, Store
+
+if TYPE_CHECKING:
+    from holdfast.hub.committer import Item
+
+KEPT_ABSENT = 10_000  # ids known not to exist, so that a new message asks the store at most once
+
+
+class Channel:
+    """One channel in memory."""
+
+    def __init__(self, name: str, store: Store, limits: Limits, *, now_s: float) -> None:
+        self.name = name
+        self.state = ChannelState(name)
+        self.parked: deque[Item] = deque()  # requests that wait for a load, in order
+        self.used_s = now_s
+        self._store = store
+        self._limits = limits
+        self._is_loaded = False
+        self._absent: set[str] = set()
+        self._groups: dict[int, Group] = {}
+        self._batches: dict[tuple[str, int], EncodedBatch] = {}
+        self._loading = asyncio.Lock()
+        self._loaders = 0
+        self._commit_over: asyncio.Future[None] | None = None  # pending while a commit of this channel is in flight
+
+    # -- for the committer -------------------------------------------------------------------------------------
+
+    @property
+    def is_ready(self) -> bool:
+        """May requests be decided on the state now?"""
+        return self._is_loaded and not self._loaders
+
+    def missing(self, ids: Iterable[str]) -> list[str]:
+        """Those of `ids` that the store must be asked for before a decision."""
+        messages = self.state.messages
+        return [one for one in ids if one not in messages and one not in self._absent]
+
+    def expect_new(self, message_id: str) -> None:
+        """The id was made just now: the store need not be asked for it."""
+        self._absent.add(message_id)
+
+    def commit_begins(self) -> None:
+        """No loads from now on until `commit_ends`."""
+        self._commit_over = asyncio.get_running_loop().create_future()
+
+    def commit_ends(self) -> None:
+        """The commit is over, whatever became of it."""
+        if self._commit_over is not None:
+            self._commit_over.set_result(None)
+            self._commit_over = None
+
+    def committed(self, epoch: str, entries: Sequence[Entry], documents: Sequence[Document]) -> None:
+        """`entries` and `documents` are durable: they become the state, and the feeds are told."""
+        state = self.state
+        if state.serial == 0 and entries:
+            state.epoch = epoch
+        for entry in entries:
+            apply_entry(state, entry)
+        for document in documents:
+            message = state.message(document.id)
+            if message is not None:
+                mark_documented(message, document.version)
+        if entries:
+            self.moved()
+
+    # -- for feeds ---------------------------------------------------------------------------------------------
+
+    def attach(self, since: Cursor | None, *, history: int, flush_ms: int, wake: Callable[[], None]) -> Feed:
+        """A new feed; `wake` is called on a tick whenever there is something for it to take."""
+        window = flush_class(flush_ms)
+        group = self._groups.setdefault(window, Group(self, window))
+        feed = Feed(self, since, history=history, group=group, wake=wake)
+        group.add(feed)
+        return feed
+
+    @property
+    def feeds(self) -> list[Feed]:
+        """Everybody who follows this channel."""
+        return [feed for group in self._groups.values() for feed in group]
+
+    @property
+    def is_idle(self) -> bool:
+        """Does nobody watch or write it?"""
+        return not (self.parked or self._loaders or self._commit_over or any(map(len, self._groups.values())))
+
+    def moved(self) -> None:
+        """The durable serial moved: let the feeds come and take."""
+        self._batches.clear()
+        for group in self._groups.values():
+            group.moved()
+
+    def batch_since(self, since: int, *, attach: bool) -> EncodedBatch | None:
+        """Everything after serial `since`; with `attach`, `channel.attached` first. None: too many messages changed.
+
+        Raises Behind when not all of it is in memory.
+        """
+        key = ("resume" if attach else "live", since)
+        known = self._batches.get(key)
+        if known is not None:
+            return known
+        if since < self.state.complete_since:
+            raise Behind
+        events = events_since(self.state, since, limit=self._limits.catch_up_messages)
+        if events is None:
+            return None
+        return self._encoded(key, [resumed(self.state), *events] if attach else events)
+
+    def new_start(self, history: int) -> EncodedBatch:
+        """A view from nothing: the newest `history` messages and all that stream. Raises Behind as `batch_since`."""
+        key = ("new", history)
+        known = self._batches.get(key)
+        if known is not None:
+            return known
+        page = newest_messages(self.state, history, self._limits)
+        if page is None:
+            raise Behind
+        return self._encoded(key, new_start(self.state, *page))
+
+    def _encoded(self, key: tuple[str, int], events: Sequence[ServerEvent]) -> EncodedBatch:
+        batch = EncodedBatch(self.name, str(self.state.cursor), events)
+        self._batches[key] = batch
+        return batch
+
+    # -- reading the store -------------------------------------------------------------------------------------
+
+    async def load(self) -> None:
+        """See to it that the channel is in memory at all."""
+        if not self._is_loaded:
+            async with self._exclusive():
+                if not self._is_loaded:
+                    await self._reload()
+
+    async def load_messages(self, ids: Sequence[str]) -> None:
+        """Bring the messages `ids` into memory, as far as they exist."""
+        await self.load()
+        async with self._exclusive():
+            wanted = self.missing(ids)
+            if not wanted:
+                return
+            head, found = await self._store.messages(self.name, wanted)
+            await self._follow(head)
+            self._insert(restored(found.values()))
+            if len(self._absent) > KEPT_ABSENT:
+                self._absent.clear()
+            self._absent.update(one for one in wanted if one not in found)
+
+    async def load_since(self, since: int) -> bool:
+        """Bring every message into memory that changed after `since`. False: too many; begin anew."""
+        await self.load()
+        async with self._exclusive():
+            if since >= self.state.complete_since:
+                return True
+            limit = self._limits.catch_up_messages
+            changes = await self._store.changes(self.name, after=since, limit=limit)
+            await self._follow(changes.head)
+            if changes.messages is None:
+                return False
+            self._insert(restored(changes.messages))
+            self.state.complete_since = min(self.state.complete_since, since)
+            return True
+
+    async def load_history(self, history: int) -> None:
+        """Bring the newest `history` messages into memory."""
+        await self.load()
+        async with self._exclusive():
+            state = self.state
+            if newest_messages(state, history, self._limits) is not None:
+                return
+            limits = self._limits
+            wanted = max(1, history)
+            page = await self._store.page(self.name, before=None, limit=wanted, limit_bytes=limits.history_bytes)
+            await self._follow(page.head)
+            state = self.state
+            messages = restored(page.messages)
+            self._insert(messages)
+            state.has_older = page.more
+            state.is_history_cut = page.more and len(messages) < wanted
+            oldest = min((message.created for message in messages), default=1)
+            state.history_from = min(state.history_from, oldest if page.more else 1)
+
+    async def refresh(self) -> None:
+        """Take in what others wrote, or what an unclear commit left. Raises StoreUnavailable."""
+        await self.load()
+        async with self._exclusive():
+            await self._follow(await self._store.head(self.name))
+
+    async def delete(self, until_ms: int) -> None:
+        """Empty the channel; its next entry begins a new epoch. The ids that stream now stay used up `until_ms`."""
+        await self.load()
+        async with self._exclusive():
+            streaming = [message.id for message in self.state.messages.values() if message.is_streaming]
+            await self._store.delete_channel(self.name, used_up=streaming, until_ms=until_ms)
+            await self._reload()
+        self.moved()
+
+    async def _follow(self, head: Head) -> None:
+        """Bring the state to the store's head, if it is not there."""
+        state = self.state
+        if (head.epoch, head.serial) == (state.epoch, state.serial):
+            return
+        self._absent.clear()
+        limit = self._limits.catch_up_messages
+        if head.epoch == state.epoch and head.serial > state.serial:
+            changes = await self._store.changes(self.name, after=state.serial, limit=limit)
+            if changes.messages is not None and changes.head.epoch == state.epoch:
+                for message in restored(changes.messages):
+                    state.messages[message.id] = message
+                state.insert(())
+                state.serial, state.newest = changes.head.serial, changes.newest
+                state.tail.restart(state.serial)
+                self.moved()
+                return
+        await self._reload()
+        self.moved()
+
+    async def _reload(self) -> None:
+        changes = await self._store.changes(self.name, after=0, limit=0)
+        streaming = await self._store.streaming(self.name)
+        state = ChannelState(self.name, changes.head.epoch, changes.head.serial, changes.head.floor)
+        state.newest = changes.newest
+        state.insert(restored(one.message for one in streaming))
+        self.state = state
+        self._absent.clear()
+        self._is_loaded = True
+
+    def _insert(self, messages: Iterable[MessageState]) -> None:
+        """Take in what the store gave; what is in memory already is as new, and has finer marks."""
+        known = self.state.messages
+        fresh = [message for message in messages if message.id not in known]
+        if fresh:
+            self.state.insert(fresh)
+
+    @asynccontextmanager
+    async def _exclusive(self) -> AsyncIterator[None]:
+        """Nothing of this channel is in flight, and nothing begins, until this ends."""
+        self._loaders += 1
+        try:
+            async with self._loading:
+                while self._commit_over is not None:
+                    await asyncio.shield(self._commit_over)
+                yield
+        finally:
+            self._loaders -= 1

@@ -1,0 +1,51 @@
+"""Time and new ids for the hub, both replaceable, so that a simulator can own them.
+
+You are in `hub`. Waiting is asyncio's business (a virtual loop has virtual time); this is the wall clock.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+
+# Crockford's base 32: in order of their values, so that ids sort by time, and without letters that look alike.
+_DIGITS = "0123456789abcdefghjkmnpqrstvwxyz"
+
+
+class Clock:
+    """The wall clock, and the ids that carry it."""
+
+    def __init__(self) -> None:
+        self._last_ms = 0
+        self._count = 0
+
+    def now_ms(self) -> int:
+        """Milliseconds since 1970."""
+        return time.time_ns() // 1_000_000
+
+    def random_bits(self, bits: int) -> int:
+        """A random number of `bits` bits."""
+        return secrets.randbits(bits)
+
+    def new_id(self) -> str:
+        """A new id of 18 characters: it sorts by time, within a millisecond by a counter; the rest is random.
+
+        A clock that is set back does not make ids go back.
+        """
+        now_ms = self.now_ms()
+        if now_ms > self._last_ms:
+            self._last_ms, self._count = now_ms, 0
+        else:
+            self._count += 1
+            if self._count >= 1 << 15:
+                self._last_ms, self._count = self._last_ms + 1, 0
+        return base32(self._last_ms, 10) + base32(self._count, 3) + base32(self.random_bits(25), 5)
+
+    def new_epoch(self) -> str:
+        """A name for a new life of a log: random, so that two lives never share one."""
+        return base32(self.random_bits(40), 8)
+
+
+def base32(number: int, width: int) -> str:
+    """`number` in `width` digits of Crockford's base 32, lower case."""
+    return "".join(_DIGITS[(number >> (5 * place)) & 31] for place in range(width - 1, -1, -1))

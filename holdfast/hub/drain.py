@@ -1,0 +1,80 @@
+"""Leaving: the signal hook that lets a server end while streams are open.
+
+You are in `hub`. ASGI servers wait for open responses at shutdown and at `--reload`, and tell the app nothing before
+(measured on uvicorn and granian alike), so a single open tab would hang them. The hook is chained to the handler that
+was there: viewers leave at once, running answers get their time, then the server's own handler runs. A second signal
+does not wait.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import threading
+from collections.abc import Awaitable, Callable
+from types import FrameType
+from typing import Any
+
+logger = logging.getLogger("holdfast.hub")
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+class SignalHook:
+    """Runs `drain` on the loop at the first signal, then the handlers that were there before."""
+
+    def __init__(self, drain: Callable[[], Awaitable[None]]) -> None:
+        self._drain = drain
+        self._before: dict[int, Any] = {}
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._is_hit = False
+
+    def install(self) -> None:
+        """Hook the signals; does nothing outside the main thread, where Python has no signals."""
+        if threading.current_thread() is not threading.main_thread():
+            return
+        self._loop = asyncio.get_running_loop()
+        for number in SIGNALS:
+            before = signal.getsignal(number)
+            # None: a handler that Python does not know; ignored ones stay so. Neither can be chained to.
+            if before is None or before == signal.SIG_IGN:
+                continue
+            self._before[number] = before
+            signal.signal(number, self._hit)
+
+    def remove(self) -> None:
+        """Put the handlers back that were there, unless somebody hooked on after us."""
+        if threading.current_thread() is not threading.main_thread():
+            return
+        for number, before in self._before.items():
+            if signal.getsignal(number) == self._hit:
+                signal.signal(number, before)
+        self._before.clear()
+
+    def _hit(self, number: int, frame: FrameType | None) -> None:
+        loop = self._loop
+        if self._is_hit or loop is None or loop.is_closed() or not loop.is_running():
+            self._pass_on(number, frame)
+            return
+        self._is_hit = True
+        loop.call_soon_threadsafe(self._begin, number)
+
+    def _begin(self, number: int) -> None:
+        self._task = asyncio.get_running_loop().create_task(self._drain_then_pass_on(number))
+
+    async def _drain_then_pass_on(self, number: int) -> None:
+        try:
+            await self._drain()
+        except Exception:
+            logger.exception("draining failed")
+        self._pass_on(number, None)
+
+    def _pass_on(self, number: int, frame: FrameType | None) -> None:
+        before = self._before.get(number, signal.SIG_DFL)
+        if callable(before):
+            before(number, frame)
+        elif before == signal.SIG_DFL:
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)

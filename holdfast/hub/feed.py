@@ -1,0 +1,215 @@
+"""Feeds: one subscriber's way through a channel, and the ticks that release them together.
+
+You are in `hub`. A feed is a cursor and a wake-up, never a queue: when it is woken it takes everything it is owed as
+one batch, and a slow reader simply comes back later and takes more at once. A batch for the same stretch is made and
+encoded once, and its bytes are shared by all feeds of the channel. Transports rely on `Feed` and `EncodedBatch`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from holdfast.core.cursor import EMPTY, NO_EPOCH, Cursor
+from holdfast.core.events import ServerEvent, encode_json
+
+if TYPE_CHECKING:
+    from holdfast.hub.channel import Channel
+
+# Classes of flush windows: feeds of one class are released on one tick, so that their batches are the same bytes.
+FLUSH_CLASSES_MS = (0, 20, 40, 100, 250, 500, 1000)
+# Feeds released in one turn of the loop: about a millisecond of work, so that a large channel holds nobody up.
+SLICE_FEEDS = 100
+FRAME_BYTES = 256 * 1024  # of a WebSocket frame, as far as whole events allow
+
+
+def flush_class(flush_ms: int) -> int:
+    """The class that a wish of `flush_ms` milliseconds falls into: the nearest that is not shorter."""
+    return next((known for known in FLUSH_CLASSES_MS if known >= flush_ms), FLUSH_CLASSES_MS[-1])
+
+
+class Behind(Exception):
+    """The feed's cursor is older than what is in memory: `await feed.catch_up()`, then take again."""
+
+
+class EncodedBatch:
+    """Events that belong together, in the forms that transports send. Each form is made once, when first asked for."""
+
+    __slots__ = ("_frames", "_raw", "_sse", "channel", "cursor", "events")
+
+    def __init__(self, channel: str, cursor: str, events: Sequence[ServerEvent]) -> None:
+        self.channel = channel
+        self.cursor = cursor
+        self.events = events
+        self._raw: list[bytes] | None = None
+        self._sse: bytes | None = None
+        self._frames: tuple[str, ...] | None = None
+
+    @property
+    def raw(self) -> list[bytes]:
+        """Each event as JSON."""
+        if self._raw is None:
+            self._raw = [encode_json(event) for event in self.events]
+        return self._raw
+
+    @property
+    def sse(self) -> bytes:
+        """All events as Server-Sent Events; the id, which is the cursor, on the last one only."""
+        if self._sse is None:
+            pieces: list[bytes] = []
+            for event, data in zip(self.events, self.raw, strict=True):
+                pieces += (b"event: ", _type_of(event), b"\ndata: ", data, b"\n\n")
+            pieces[-1] = b"\nid: " + self.cursor.encode() + b"\n\n"
+            self._sse = b"".join(pieces)
+        return self._sse
+
+    @property
+    def frames(self) -> tuple[str, ...]:
+        """The batch as WebSocket frames; only the last carries the cursor."""
+        if self._frames is None:
+            opening = f'{{"type":"events","channel":{encode_json(self.channel).decode()},'
+            groups = list(_groups(self.raw))
+            last = len(groups) - 1
+            self._frames = tuple(
+                opening + (f'"cursor":"{self.cursor}",' if place == last else "") + f'"events":[{group}]}}'
+                for place, group in enumerate(groups)
+            )
+        return self._frames
+
+
+def _type_of(event: ServerEvent) -> bytes:
+    return str(event.__struct_config__.tag).encode()
+
+
+def _groups(raw: Sequence[bytes]) -> Iterator[str]:
+    """The events, joined by commas, in groups of about a frame; an event is never cut."""
+    group: list[bytes] = []
+    size = 0
+    for data in raw:
+        if group and size + len(data) > FRAME_BYTES:
+            yield b",".join(group).decode()
+            group, size = [], 0
+        group.append(data)
+        size += len(data)
+    yield b",".join(group).decode()
+
+
+class Feed:
+    """One subscriber's way through a channel. Holds a position, never entries, so a slow reader costs nothing."""
+
+    __slots__ = ("_attached", "_epoch", "_group", "_history", "_serial", "channel", "wake")
+
+    def __init__(
+        self, channel: Channel, since: Cursor | None, *, history: int, group: Group, wake: Callable[[], None]
+    ) -> None:
+        self.channel = channel
+        self.wake = wake  # called on a tick when there is something to take
+        self._history = history
+        self._group = group
+        self._attached = False  # has it been told where it starts?
+        self._epoch: str | None = since.epoch if since is not None else None  # None: a new start is owed
+        self._serial = since.serial if since is not None else 0
+
+    @property
+    def cursor(self) -> Cursor:
+        """The last entry this feed has taken."""
+        return Cursor(self._epoch or NO_EPOCH, self._serial)
+
+    @property
+    def is_behind(self) -> bool:
+        """Is something owed?"""
+        state = self.channel.state
+        return not self._attached or self._serial != state.serial or self._epoch != state.epoch
+
+    def take(self) -> EncodedBatch | None:
+        """Everything owed now, as one batch, or None. Raises Behind when the store must be asked first."""
+        state = self.channel.state
+        if self._attached and self._serial == state.serial and self._epoch == state.epoch:
+            return None
+        if self._is_continued():
+            batch = self.channel.batch_since(self._serial, attach=not self._attached or self._epoch == NO_EPOCH)
+            if batch is None:  # more changed than one catches up with: a new start
+                batch = self.channel.new_start(self._history)
+        else:
+            batch = self.channel.new_start(self._history)
+        self._attached = True
+        self._epoch, self._serial = state.epoch, state.serial
+        return batch
+
+    async def catch_up(self) -> None:
+        """Bring into memory what `take` needs. Raises StoreUnavailable."""
+        if self._is_continued() and await self.channel.load_since(self._serial):
+            return
+        self._epoch = None
+        await self.channel.load_history(self._history)
+
+    def done(self) -> None:
+        """The way to the reader is free again; what is owed comes with the next tick."""
+        if self.is_behind:
+            self._group.moved()
+
+    def close(self) -> None:
+        """Leave the channel. A second call does nothing."""
+        self._group.remove(self)
+
+    def _is_continued(self) -> bool:
+        """Does this feed's position belong to the channel's present life, so that what follows can be told?"""
+        state = self.channel.state
+        if self._epoch is None:
+            return False
+        if (self._epoch, self._serial) == EMPTY[:2]:
+            return state.floor == 0  # an empty channel resumes to whatever comes
+        return self._epoch == state.epoch and state.floor <= self._serial <= state.serial
+
+
+class Group:
+    """The feeds of one channel and flush class, released together: at most one batch a window, the first at once."""
+
+    __slots__ = ("_channel", "_feeds", "_last_s", "_timer", "_window_s")
+
+    def __init__(self, channel: Channel, flush_ms: int) -> None:
+        self._channel = channel
+        self._window_s = flush_ms / 1000
+        self._feeds: dict[Feed, None] = {}
+        self._timer: asyncio.Handle | None = None
+        self._last_s = float("-inf")
+
+    def __len__(self) -> int:
+        return len(self._feeds)
+
+    def __iter__(self) -> Iterator[Feed]:
+        return iter(tuple(self._feeds))
+
+    def add(self, feed: Feed) -> None:
+        self._feeds[feed] = None
+
+    def remove(self, feed: Feed) -> None:
+        self._feeds.pop(feed, None)
+
+    def moved(self) -> None:
+        """The channel moved: release the feeds when their window is over, at once after a pause."""
+        if self._timer is not None or not self._feeds:
+            return
+        loop = asyncio.get_running_loop()
+        due_s = self._last_s + self._window_s
+        if loop.time() >= due_s:
+            self._timer = loop.call_soon(self._release)
+        else:
+            self._timer = loop.call_at(due_s, self._release)
+
+    def _release(self) -> None:
+        self._timer = None
+        self._last_s = asyncio.get_running_loop().time()
+        if len(self._feeds) <= SLICE_FEEDS:
+            for feed in tuple(self._feeds):
+                feed.wake()
+        else:
+            self._release_slice(tuple(self._feeds), 0)
+
+    def _release_slice(self, feeds: tuple[Feed, ...], start: int) -> None:
+        for feed in feeds[start : start + SLICE_FEEDS]:
+            if feed in self._feeds:
+                feed.wake()
+        if start + SLICE_FEEDS < len(feeds):
+            asyncio.get_running_loop().call_soon(self._release_slice, feeds, start + SLICE_FEEDS)

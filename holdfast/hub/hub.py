@@ -1,0 +1,594 @@
+"""The running system: channels in memory, the committer, and everything that happens on a timer.
+
+You are in `hub`. `HubCore` is the hub without its transports; `holdfast.Hub` adds the ASGI side. It starts by itself on
+first use, on whatever event loop is running, and begins again when that loop is gone. One TaskGroup owns every task.
+Public names without an underscore are the Python API and are documented in `docs/`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Coroutine
+from functools import cached_property
+from typing import Any
+
+from msgspec import UNSET, Struct, UnsetType
+
+from holdfast.core.cursor import Cursor
+from holdfast.core.document import restore
+from holdfast.core.errors import Deleted, Draining, HoldfastError, IdConflict, LocalError, NotFound
+from holdfast.core.events import Page
+from holdfast.core.limits import Limits
+from holdfast.core.model import Json, Message, Part
+from holdfast.core.names import check_channel, check_id
+from holdfast.core.ops import Writer
+from holdfast.core.requests import (
+    Asker,
+    CreateMessage,
+    DeleteMessage,
+    FinishMessage,
+    Request,
+    TakeOver,
+    UpdateMessage,
+)
+from holdfast.core.state import MessageState
+from holdfast.hub.channel import Channel
+from holdfast.hub.clock import Clock
+from holdfast.hub.committer import Answer, Ask, Committer, DocumentDue, Done, Item, Waiting
+from holdfast.hub.drain import SignalHook
+from holdfast.hub.feed import Feed
+from holdfast.hub.identity import Authenticate
+from holdfast.hub.patterns import check_pattern, matches
+from holdfast.hub.subscription import Subscription
+from holdfast.hub.sync import SyncHub
+from holdfast.hub.writer import MessageWriter
+from holdfast.stores import open_url
+from holdfast.stores.base import Store
+
+logger = logging.getLogger("holdfast.hub")
+
+TIDY_S = 5.0  # between two rounds of housekeeping
+USED_UP_MS = 24 * 3600 * 1000  # how long the ids of messages that streamed in a deleted channel stay used up
+LEAVING_S = 2.0  # for cancelled tasks to put down what they hold
+
+Adopter = Callable[[MessageWriter], Coroutine[Any, Any, None]]
+
+
+class ChannelInfo(Struct, frozen=True, kw_only=True):
+    """Where a channel stands."""
+
+    channel: str
+    epoch: str
+    serial: int
+    cursor: str
+
+
+class _Runtime:
+    """What lives on one event loop."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.loop = loop
+        self.ready: asyncio.Future[None] = loop.create_future()
+        self.stop = asyncio.Event()
+        self.is_over = False
+        self.channels: dict[str, Channel] = {}
+        self.writers: dict[tuple[str, str], MessageWriter] = {}
+        self.jobs: set[asyncio.Task[Any]] = set()  # tasks of the app, given time when the hub drains
+        self.quieter = asyncio.Event()  # set whenever a job or a writer ends
+        self.tasks: asyncio.TaskGroup | None = None
+        self.committer: Committer | None = None
+        self.draining: asyncio.Task[None] | None = None
+        self.main: asyncio.Task[None] | None = None
+
+    def job_ended(self, job: asyncio.Task[Any]) -> None:
+        """A task of the app's is over."""
+        self.jobs.discard(job)
+        self.quieter.set()
+
+
+class HubCore:
+    """Durable channels: create, append, watch. `store` is a URL or an unopened store.
+
+    `flush_ms` is the default flush window of viewers, `drain_s` how long running answers may go on when the
+    process is asked to end, `hooks_signals=False` leaves the signals alone (then call `drain` yourself).
+    """
+
+    def __init__(
+        self,
+        store: str | Store = "sqlite:///holdfast.db",
+        *,
+        authenticate: Authenticate | None = None,
+        allowed_origins: tuple[str, ...] | list[str] = (),
+        limits: Limits | None = None,
+        flush_ms: int = 40,
+        drain_s: float = 5.0,
+        clock: Clock | None = None,
+        hooks_signals: bool = True,
+    ) -> None:
+        self.store: Store = open_url(store) if isinstance(store, str) else store
+        self.authenticate = authenticate
+        self.allowed_origins = tuple(allowed_origins)
+        self.limits = limits or Limits()
+        self.flush_ms = flush_ms
+        self.drain_s = drain_s
+        self.clock = clock or Clock()
+        self.node = self.clock.new_id()  # this process, as writers' leases name it
+        self.is_draining = False
+        self.drive_by_hand = False  # may streaming responses drive `send` themselves? `serve` sets it
+        self._adopters: list[tuple[str, Adopter]] = []
+        self._on_drain: dict[Callable[[], None], None] = {}
+        self._runtime: _Runtime | None = None
+        self._hook = SignalHook(self.drain) if hooks_signals else None
+
+    # -- life --------------------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Open the store and serve; done by itself on first use. Raises StoreInUse, StoreUnusable, StoreUnavailable."""
+        loop = asyncio.get_running_loop()
+        runtime = self._runtime
+        if runtime is not None and runtime.loop is not loop:
+            if runtime.loop.is_running():
+                raise LocalError("this hub runs on another thread's event loop; use hub.sync, or a hub of your own")
+            await self.store.close()  # its loop went away without a word
+            runtime = None
+        if runtime is None or runtime.is_over:
+            runtime = self._runtime = _Runtime(loop)
+            self.is_draining = False
+            runtime.main = loop.create_task(self._run(runtime), name="holdfast-hub")
+        await asyncio.shield(runtime.ready)
+
+    async def drain(self) -> None:
+        """Leave gracefully: viewers go at once, running answers get `drain_s` seconds, then what runs is cancelled.
+
+        Messages that are cancelled so stay `streaming` in the store; the next start hands them on or interrupts them.
+        """
+        runtime = self._runtime
+        if runtime is None or runtime.is_over:
+            return
+        if runtime.draining is None:
+            runtime.draining = asyncio.get_running_loop().create_task(self._drain(runtime))
+        await asyncio.shield(runtime.draining)
+
+    async def close(self) -> None:
+        """Drain, store what is accepted, and let go of the store. A second call does nothing."""
+        runtime = self._runtime
+        if runtime is None or runtime.is_over or runtime.loop is not asyncio.get_running_loop():
+            return
+        await self.drain()
+        runtime.stop.set()
+        if runtime.main is not None:
+            await asyncio.wait([runtime.main])
+
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop | None:
+        """The event loop this hub runs on now, if it does."""
+        runtime = self._runtime
+        return runtime.loop if runtime is not None and not runtime.is_over and runtime.loop.is_running() else None
+
+    def on_drain(self, callback: Callable[[], None]) -> Callable[[], None]:
+        """Call `callback` when draining begins; returns what takes it back."""
+        self._on_drain[callback] = None
+        return lambda: self._on_drain.pop(callback, None)
+
+    def start_task(self, job: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+        """Run `job` as a task of the hub's: it outlives the request that began it, and is given time to drain."""
+        runtime = self._live()
+        task = self._spawn(job)
+        runtime.jobs.add(task)
+        task.add_done_callback(runtime.job_ended)
+        return task
+
+    def adopt(self, pattern: str) -> Callable[[Adopter], Adopter]:
+        """Go on with messages whose writer died with its process, on channels that match `pattern`.
+
+        The function gets a `MessageWriter` that stands where the other one ended (`length`, `meta`); returning
+        completes the message. Without one such messages become `interrupted`. Both happen before anyone is served.
+        """
+
+        def register(adopter: Adopter) -> Adopter:
+            self._adopters.append((check_pattern(pattern), adopter))
+            return adopter
+
+        return register
+
+    # -- writing -----------------------------------------------------------------------------------------------
+
+    def message(
+        self,
+        channel: str,
+        *,
+        id: str | None = None,
+        role: str = "assistant",
+        author: str | None = None,
+        parts: list[Part] | None = None,
+        meta: dict[str, Json] | None = None,
+        parent: str | UnsetType | None = UNSET,
+        reply_to: str | None = None,
+    ) -> MessageWriter:
+        """A new message to be written: `async with hub.message("chat:1") as m: await m.append("…")`.
+
+        Leaving the block completes it; an exception leaves it `failed`, cancellation `cancelled`, each with the text
+        so far. Entering raises IdConflict when there is such a message already.
+        """
+        create = CreateMessage(
+            role=role,  # type: ignore[arg-type]  # checked with the request
+            parts=parts,
+            status="streaming",
+            meta=meta or {},
+            parent=parent,
+            reply_to=reply_to,
+        )
+        asker = self._asker(author)
+        return MessageWriter(self, check_channel(channel), self._id(id), create=create, asker=asker)
+
+    async def create(
+        self,
+        channel: str,
+        *,
+        text: str | None = None,
+        id: str | None = None,
+        role: str = "user",
+        author: str | None = None,
+        parts: list[Part] | None = None,
+        meta: dict[str, Json] | None = None,
+        parent: str | UnsetType | None = UNSET,
+        reply_to: str | None = None,
+    ) -> Message:
+        """Store a whole message; returns it. With an `id` of your own it may be repeated. Raises IdConflict."""
+        request = CreateMessage(
+            role=role,  # type: ignore[arg-type]
+            text=text,
+            parts=parts,
+            meta=meta or {},
+            parent=parent,
+            reply_to=reply_to,
+        )
+        answer = await self.ask(channel, self._id(id), request, self._asker(author))
+        return _present(answer)
+
+    async def update(
+        self,
+        channel: str,
+        message_id: str,
+        *,
+        text: str | None = None,
+        parts: list[Part] | None = None,
+        meta: dict[str, Json] | None = None,
+        if_version: int | None = None,
+    ) -> Message:
+        """Change a finished message; returns it. `meta` is merged, None removes a key. Raises VersionConflict, …"""
+        request = UpdateMessage(text=text, parts=parts, meta=meta or {}, if_version=if_version)
+        return _present(await self.ask(channel, message_id, request, self._asker(None)))
+
+    async def finish(
+        self,
+        channel: str,
+        message_id: str,
+        *,
+        status: str = "complete",
+        reason: str | None = None,
+        meta: dict[str, Json] | None = None,
+    ) -> None:
+        """End a streaming message, whoever writes it: the writer's next append is refused with Finished."""
+        known = await self._message(channel, message_id)
+        request = FinishMessage(
+            status=status,  # type: ignore[arg-type]
+            reason=reason,
+            meta=meta or {},
+            generation=known.generation,
+        )
+        await self.ask(channel, message_id, request, self._asker(None))
+
+    async def delete(self, channel: str, message_id: str) -> None:
+        """Delete a message; its text is gone from the store within a minute, its id is not used again."""
+        await self.ask(channel, message_id, DeleteMessage(), self._asker(None))
+
+    async def delete_channel(self, channel: str) -> None:
+        """Empty a channel. Its viewers begin anew, and its next message begins a new epoch."""
+        await self.start()
+        await self.channel(check_channel(channel)).delete(self.clock.now_ms() + USED_UP_MS)
+
+    # -- reading -----------------------------------------------------------------------------------------------
+
+    async def history(self, channel: str, *, before: int | None = None, limit: int = 50) -> Page:
+        """The newest messages created before serial `before`, newest first; at most `limit` (200) or 2 MiB."""
+        return await self.page(channel, before=before, limit=limit)
+
+    async def read(self, channel: str, message_id: str) -> tuple[Message, str]:
+        """A message, and the cursor from which to follow it. Raises NotFound, Deleted."""
+        known = await self._message(channel, message_id)
+        return known.message(), str(self.channel(channel).state.cursor)
+
+    def subscribe(
+        self, channel: str, *, since: str | None = None, history: int | None = None, flush_ms: int | None = None
+    ) -> Subscription:
+        """The events of a channel as they happen: `async for event in hub.subscribe("chat:1")`.
+
+        Without `since` (a cursor) it begins with the newest `history` messages; `.cursor` is where to go on later.
+        """
+        return Subscription(self, check_channel(channel), since, history, flush_ms)
+
+    @cached_property
+    def sync(self) -> SyncHub:
+        """The same calls for threads, blocking."""
+        return SyncHub(self)
+
+    # -- for transports ----------------------------------------------------------------------------------------
+
+    def new_id(self) -> str:
+        """A new id; ids sort by time."""
+        return self.clock.new_id()
+
+    async def ask(self, channel: str, message_id: str, request: Request, asker: Asker) -> Answer:
+        """Have `request` decided and stored. Raises what was decided against it; what is returned is durable."""
+        await self.start()
+        return await self._ask(check_channel(channel), check_id(message_id), request, asker)
+
+    def submit(self, channel: str, message_id: str, request: Request, asker: Asker, done: Done) -> None:
+        """As `ask`, without waiting: `done` is called with the answer or the error. The hub must have started.
+
+        Requests of one channel are decided in the order they were submitted. Raises Busy, InvalidName.
+        """
+        ask = Ask(check_id(message_id), request, asker)
+        self.queue(Waiting(check_channel(channel), ask, done, _size_of(request)))
+
+    def queue(self, item: Item) -> None:
+        """Let `item` wait for the next commit. Raises Busy."""
+        committer = self._live().committer
+        assert committer is not None
+        committer.submit(item)
+
+    async def attach(
+        self,
+        channel: str,
+        since: Cursor | None,
+        *,
+        history: int | None = None,
+        flush_ms: int | None = None,
+        wake: Callable[[], None],
+    ) -> Feed:
+        """A feed of `channel` that continues after `since`, or begins anew. Raises Draining, StoreUnavailable."""
+        await self.start()
+        if self.is_draining:
+            raise Draining("the server is leaving")
+        live = self.channel(check_channel(channel))
+        await live.load()
+        wanted = self.limits.default_history if history is None else min(history, self.limits.history)
+        return live.attach(since, history=wanted, flush_ms=self.flush_ms if flush_ms is None else flush_ms, wake=wake)
+
+    async def page(self, channel: str, *, before: int | None, limit: int) -> Page:
+        """As `history`."""
+        await self.start()
+        limits = self.limits
+        page = await self.store.page(
+            check_channel(channel),
+            before=before,
+            limit=max(1, min(limit, limits.history)),
+            limit_bytes=limits.history_bytes,
+        )
+        messages = [restore(stored).message() for stored in page.messages]
+        return Page(messages=messages, more=page.more, cursor=str(Cursor(page.head.epoch, page.head.serial)))
+
+    async def info(self, channel: str) -> ChannelInfo:
+        """Where `channel` stands."""
+        await self.start()
+        head = await self.store.head(check_channel(channel))
+        cursor = str(Cursor(head.epoch, head.serial))
+        return ChannelInfo(channel=channel, epoch=head.epoch, serial=head.serial, cursor=cursor)
+
+    def channel(self, name: str) -> Channel:
+        """The live channel `name`, not necessarily loaded."""
+        runtime = self._live()
+        now_s = runtime.loop.time()
+        channel = runtime.channels.get(name)
+        if channel is None:
+            channel = runtime.channels[name] = Channel(name, self.store, self.limits, now_s=now_s)
+        channel.used_s = now_s
+        return channel
+
+    def stats(self) -> dict[str, int]:
+        """Counters of the hub, and of its store with `store_` before them."""
+        runtime = self._runtime
+        counts = {f"store_{name}": value for name, value in self.store.stats().items()}
+        if runtime is not None and runtime.committer is not None:
+            counts |= {
+                "channels": len(runtime.channels),
+                "feeds": sum(len(channel.feeds) for channel in runtime.channels.values()),
+                "writers": len(runtime.writers),
+                "commits": runtime.committer.commits,
+                "entries": runtime.committer.entries,
+                "waiting": runtime.committer.waiting,
+            }
+        return counts
+
+    # -- for writers -------------------------------------------------------------------------------------------
+
+    def register_writer(self, writer: MessageWriter) -> None:
+        """`writer` begins. Raises IdConflict when another one in this process writes the same message."""
+        writers = self._live().writers
+        if writers.setdefault((writer.channel, writer.id), writer) is not writer:
+            raise IdConflict(f"message {writer.id!r} is being written already")
+
+    def unregister_writer(self, writer: MessageWriter) -> None:
+        """`writer` has ended."""
+        if self._runtime is not None:
+            self._runtime.writers.pop((writer.channel, writer.id), None)
+            self._runtime.quieter.set()
+
+    def is_ours(self, channel: str, message_id: str) -> bool:
+        """Does the message stream, written by this process as far as the log knows?"""
+        known = self.channel(channel).state.message(message_id)
+        return known is not None and known.is_streaming and known.writer is not None and known.writer.node == self.node
+
+    # -- inside ------------------------------------------------------------------------------------------------
+
+    def _live(self) -> _Runtime:
+        runtime = self._runtime
+        if runtime is None or runtime.is_over or runtime.committer is None:
+            raise LocalError("the hub is not running; await hub.start() first")
+        return runtime
+
+    def _spawn(self, job: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+        """A task of the hub's group; what it raises is logged, and ends nobody else."""
+        tasks = self._live().tasks
+        assert tasks is not None
+        return tasks.create_task(_guarded(job))
+
+    def _asker(self, author: str | None) -> Asker:
+        return Asker(id=author, writer=Writer(by=author, node=self.node))
+
+    def _id(self, message_id: str | None) -> str:
+        return check_id(message_id) if message_id is not None else self.new_id()
+
+    async def _ask(self, channel: str, message_id: str, request: Request, asker: Asker) -> Answer:
+        answered: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+
+        def done(answer: Answer | HoldfastError) -> None:
+            if answered.done():
+                return
+            if isinstance(answer, HoldfastError):
+                answered.set_exception(answer)
+            else:
+                answered.set_result(answer)
+
+        self.queue(Waiting(channel, Ask(message_id, request, asker), done, _size_of(request)))
+        return await answered
+
+    async def _message(self, channel: str, message_id: str) -> MessageState:
+        await self.start()
+        live = self.channel(check_channel(channel))
+        await live.load_messages([check_id(message_id)])
+        known = live.state.message(message_id)
+        if known is None:
+            raise NotFound(f"there is no message {message_id!r}")
+        if known.deleted:
+            raise Deleted(f"message {message_id!r} was deleted")
+        return known
+
+    async def _run(self, runtime: _Runtime) -> None:
+        """The hub's life on one loop."""
+        try:
+            await self.store.open()
+            async with asyncio.TaskGroup() as tasks:
+                runtime.tasks = tasks
+                runtime.committer = Committer(self.store, self.limits, self.clock, self.channel, self._spawn)
+                workers = [tasks.create_task(runtime.committer.run())]
+                await self._recover()
+                workers.append(tasks.create_task(self._tidy(runtime)))
+                if self._hook is not None:
+                    self._hook.install()
+                runtime.ready.set_result(None)
+                await runtime.stop.wait()
+                for task in [*workers, *runtime.jobs]:
+                    task.cancel()
+        except BaseException as error:
+            if runtime.ready.done():
+                raise
+            cause = error.exceptions[0] if isinstance(error, BaseExceptionGroup) else error
+            runtime.ready.set_exception(cause)
+            if not isinstance(cause, HoldfastError):
+                raise
+        finally:
+            runtime.is_over = True
+            if self._hook is not None:
+                self._hook.remove()
+            await self.store.close()
+
+    async def _recover(self) -> None:
+        """Messages whose writers died with their process: hand them on, or say that they were interrupted."""
+        if not self.store.is_exclusive:
+            return
+        for found in await self.store.streaming():
+            message = restore(found.message)
+            if message.writer is None or message.writer.node is None or message.writer.node == self.node:
+                continue
+            adopter = next((one for pattern, one in self._adopters if matches(pattern, found.channel)), None)
+            server = Asker(id=message.writer.by, writer=Writer(by=message.writer.by, node=self.node), is_server=True)
+            if adopter is None:
+                end = FinishMessage(status="interrupted", generation=message.generation)
+                await self._ask(found.channel, message.id, end, server)
+                continue
+            answer = await self._ask(found.channel, message.id, TakeOver(generation=message.generation), server)
+            writer = MessageWriter(self, found.channel, message.id, create=None, asker=server)
+            writer.take_up(message.message(), answer.generation or message.generation + 1)
+            self.start_task(_go_on(adopter, writer))
+
+    async def _tidy(self, runtime: _Runtime) -> None:
+        """Housekeeping, every few seconds: the store's, memory's, and a look at what others wrote."""
+        token: str | None = None
+        while True:
+            await asyncio.sleep(TIDY_S)
+            self._free_memory(runtime)
+            try:
+                for channel, message_id in await self.store.tidy(self.clock.now_ms()):
+                    self.queue(DocumentDue(channel, message_id))
+                moved = await self.store.moved(token)
+                for name, channel_state in list(runtime.channels.items()):
+                    head = None if moved.channels is None else moved.channels.get(name)
+                    if moved.channels is None or (head is not None and head.serial > channel_state.state.serial):
+                        await channel_state.refresh()
+                token = moved.token
+            except HoldfastError as error:
+                logger.warning("housekeeping will try again: %s", error)
+
+    def _free_memory(self, runtime: _Runtime) -> None:
+        """Idle channels leave memory, and live ones keep within their bound."""
+        limits = self.limits
+        now_s = runtime.loop.time()
+        total = 0
+        for name, channel in sorted(runtime.channels.items(), key=lambda item: -item[1].used_s):
+            if channel.is_idle and (now_s - channel.used_s > limits.channel_idle_s or total > limits.memory_bytes):
+                del runtime.channels[name]
+                continue
+            cost = channel.state.cost_bytes()
+            if cost > limits.channel_bytes:
+                channel.state.trim(limits.channel_bytes)
+            total += min(cost, limits.channel_bytes)
+
+    async def _drain(self, runtime: _Runtime) -> None:
+        self.is_draining = True
+        for callback in list(self._on_drain):
+            callback()
+        for channel in runtime.channels.values():
+            for feed in channel.feeds:
+                feed.wake()
+        try:
+            async with asyncio.timeout(self.drain_s):
+                while runtime.jobs or runtime.writers:
+                    runtime.quieter.clear()
+                    await runtime.quieter.wait()
+        except TimeoutError:
+            logger.info("%d answers are left unfinished", len(runtime.writers))
+        jobs = [job for job in runtime.jobs if not job.done()]
+        for job in jobs:
+            job.cancel()
+        if jobs:
+            await asyncio.wait(jobs, timeout=LEAVING_S)
+
+
+async def _go_on(adopter: Adopter, writer: MessageWriter) -> None:
+    async with writer:
+        await adopter(writer)
+
+
+async def _guarded(job: Coroutine[Any, Any, Any]) -> Any:
+    """`job`; the outer edge of a task that nobody waits for."""
+    try:
+        return await job
+    except HoldfastError as error:
+        logger.warning("a task of the hub ended: %s (%s)", error, error.code)
+    except Exception:
+        logger.exception("a task of the hub failed")
+
+
+def _present(answer: Answer) -> Message:
+    if answer.message is None:
+        raise Deleted("the message was deleted meanwhile")
+    return answer.message
+
+
+def _size_of(request: Request) -> int:
+    """About how many bytes a waiting request holds."""
+    text = getattr(request, "text", None)
+    return 200 + (len(text) if isinstance(text, str) else 0)

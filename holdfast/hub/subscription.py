@@ -1,0 +1,74 @@
+"""Watching a channel in process: `async for event in hub.subscribe("chat:1")`.
+
+You are in `hub`. A subscription is a feed like any transport's: it may be as slow as it likes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING
+
+from holdfast.core.cursor import parse_cursor
+from holdfast.core.errors import Draining
+from holdfast.core.events import Batch, ServerEvent
+from holdfast.hub.feed import Behind, Feed
+
+if TYPE_CHECKING:
+    from holdfast.hub.hub import HubCore
+
+
+class Subscription:
+    """The events of a channel, from where one was, without end. Ends with Draining when the hub does."""
+
+    def __init__(
+        self, hub: HubCore, channel: str, since: str | None, history: int | None, flush_ms: int | None
+    ) -> None:
+        self.channel = channel
+        self.cursor: str | None = since  # to come back with: of the last complete batch that was handed out
+        self._hub = hub
+        self._history = history
+        self._flush_ms = flush_ms
+        self._woken = asyncio.Event()
+
+    async def __aiter__(self) -> AsyncIterator[ServerEvent]:
+        async for batch in self.batches():
+            for event in batch.events:
+                yield event
+
+    async def batches(self) -> AsyncIterator[Batch]:
+        """The same in batches, each with its cursor, as `core.view.View` takes them."""
+        feed = await self._hub.attach(
+            self.channel,
+            parse_cursor(self.cursor),
+            history=self._history,
+            flush_ms=self._flush_ms,
+            wake=self._woken.set,
+        )
+        try:
+            while True:
+                self._woken.clear()
+                if self._hub.is_draining:
+                    raise Draining("the hub is leaving; come back with the cursor")
+                batch = await take(feed)
+                if batch is None:
+                    await self._woken.wait()
+                    continue
+                yield batch
+                self.cursor = batch.cursor
+                feed.done()
+                if not self._woken.is_set():
+                    await self._woken.wait()
+        finally:
+            feed.close()
+
+
+async def take(feed: Feed) -> Batch | None:
+    """What `feed` is owed, asking the store where it must."""
+    while True:
+        try:
+            batch = feed.take()
+        except Behind:
+            await feed.catch_up()
+            continue
+        return Batch(events=list(batch.events), cursor=batch.cursor) if batch is not None else None

@@ -1,0 +1,134 @@
+"""The hub for threads: the same calls, blocking.
+
+You are in `hub`. For code without an event loop: Celery tasks, Django views, scripts. Calls run on the hub's loop if
+it has one, else on a loop of its own in a daemon thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Coroutine, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from holdfast.core.errors import LocalError
+from holdfast.core.events import Page
+from holdfast.core.model import Json, Message, Part
+from holdfast.hub.writer import MessageWriter
+
+if TYPE_CHECKING:
+    from holdfast.hub.hub import HubCore
+
+T = TypeVar("T")
+TIMEOUT_S = 60.0  # for one call; a store that fails gives up long before
+
+
+class SyncHub:
+    """Blocking twin of the hub's main calls; made by `Hub.sync`. Any thread but the hub's own may use it."""
+
+    def __init__(self, hub: HubCore) -> None:
+        self._hub = hub
+        self._own: asyncio.AbstractEventLoop | None = None
+        self._lock = threading.Lock()
+
+    def create(self, channel: str, **fields: Any) -> Message:
+        """As `Hub.create`."""
+        return self._run(self._hub.create(channel, **fields))
+
+    def update(self, channel: str, message_id: str, **fields: Any) -> Message:
+        """As `Hub.update`."""
+        return self._run(self._hub.update(channel, message_id, **fields))
+
+    def finish(self, channel: str, message_id: str, **fields: Any) -> None:
+        """As `Hub.finish`."""
+        self._run(self._hub.finish(channel, message_id, **fields))
+
+    def delete(self, channel: str, message_id: str) -> None:
+        """As `Hub.delete`."""
+        self._run(self._hub.delete(channel, message_id))
+
+    def history(self, channel: str, **fields: Any) -> Page:
+        """As `Hub.history`."""
+        return self._run(self._hub.history(channel, **fields))
+
+    @contextmanager
+    def message(self, channel: str, **fields: Any) -> Iterator[SyncWriter]:
+        """As `Hub.message`: `with hub.sync.message("chat:1") as m: m.append("…")`."""
+        writer = self._run(self._open(channel, fields))
+        try:
+            yield SyncWriter(self, writer)
+        except BaseException as error:
+            self._run(writer.__aexit__(type(error), error, error.__traceback__))
+            raise
+        self._run(writer.__aexit__(None, None, None))
+
+    def close(self) -> None:
+        """Close the hub, if it runs on a loop of this object's own."""
+        with self._lock:
+            loop, self._own = self._own, None
+        if loop is not None:
+            asyncio.run_coroutine_threadsafe(self._hub.close(), loop).result(TIMEOUT_S)
+            loop.call_soon_threadsafe(loop.stop)
+
+    async def _open(self, channel: str, fields: dict[str, Any]) -> MessageWriter:
+        return await self._hub.message(channel, **fields).__aenter__()
+
+    def _run(self, call: Coroutine[Any, Any, T]) -> T:
+        loop = self._loop()
+        if loop is _running_loop():
+            call.close()
+            raise LocalError("hub.sync blocks: on the event loop, await the hub itself")
+        return asyncio.run_coroutine_threadsafe(call, loop).result(TIMEOUT_S)
+
+    def _loop(self) -> asyncio.AbstractEventLoop:
+        with self._lock:
+            running = self._hub.loop
+            if running is not None:
+                return running
+            if self._own is None:
+                self._own = asyncio.new_event_loop()
+                threading.Thread(target=self._own.run_forever, name="holdfast-sync", daemon=True).start()
+            return self._own
+
+
+class SyncWriter:
+    """Blocking twin of `MessageWriter`."""
+
+    def __init__(self, hub: SyncHub, writer: MessageWriter) -> None:
+        self._hub = hub
+        self._writer = writer
+        self.channel = writer.channel
+        self.id = writer.id
+
+    @property
+    def length(self) -> int:
+        """As `MessageWriter.length`."""
+        return self._writer.length
+
+    def append(self, text: str, *, part: int | None = None) -> None:
+        """As `MessageWriter.append`."""
+        self._hub._run(self._writer.append(text, part=part))
+
+    def part(self, part: Part, *, index: int | None = None) -> int:
+        """As `MessageWriter.part`."""
+        return self._hub._run(self._writer.part(part, index=index))
+
+    def update(self, *, meta: dict[str, Json]) -> None:
+        """As `MessageWriter.update`."""
+        self._hub._run(self._writer.update(meta=meta))
+
+    def flush(self) -> None:
+        """As `MessageWriter.flush`."""
+        self._hub._run(self._writer.flush())
+
+    def finish(self, status: str = "complete", *, reason: str | None = None) -> None:
+        """As `MessageWriter.finish`."""
+        self._hub._run(self._writer.finish(status, reason=reason))
+
+
+def _running_loop() -> asyncio.AbstractEventLoop | None:
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None

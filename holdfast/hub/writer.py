@@ -1,0 +1,338 @@
+"""A message being written in this process.
+
+You are in `hub`. `MessageWriter.append` accepts text at once and lets the committer come for it: whatever gathered
+while a commit ran goes into the next one as one append. What was accepted is kept until it is stored, through a
+store that fails for a while. Only documented names of `MessageWriter` are public.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Callable, Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+from holdfast.core.errors import HoldfastError, IdConflict, LocalError, StoreUnavailable
+from holdfast.core.model import Json, Message, Part
+from holdfast.core.requests import AppendText, Asker, CreateMessage, FinishMessage, PutPart, Request, UpdateMessage
+from holdfast.core.state import utf8_len
+from holdfast.hub.committer import Answer, Ask
+
+if TYPE_CHECKING:
+    from holdfast.hub.hub import HubCore
+
+logger = logging.getLogger("holdfast.hub")
+
+RETRY_S = 0.25  # after a store failed: a full disk is not emptied faster
+PATIENCE_S = 10.0  # how long `append`, `flush` and the end of the block bear a store that fails
+
+
+class MessageWriter:
+    """Writes one streaming message. Made by `Hub.message`; used by one task at a time."""
+
+    size_bytes = 0  # of an item waiting in the hub: what is accepted here is bounded here
+
+    def __init__(
+        self, hub: HubCore, channel: str, message_id: str, *, create: CreateMessage | None, asker: Asker
+    ) -> None:
+        self.channel = channel
+        self.id = message_id
+        self.meta: dict[str, Json] = dict(create.meta) if create is not None else {}
+        self.generation = 1
+        self._hub = hub
+        self._create = create
+        self._asker = asker
+        self._lengths: dict[int, int] = {}  # accepted code points, by part
+        self._text_part: int | None = None  # where an append without a part goes
+        self._is_unopened = False  # the text part opens with the first text that is stored
+        self._parts = 0
+        self._held = ""  # a leading half of a surrogate pair, until its other half comes
+        self._held_part: int | None = None
+        self._queue: deque[Request] = deque()  # accepted and not yet in flight
+        self._texts: list[str] = []  # text that gathers for the queue's last append
+        self._texts_part = 0
+        self._flying: list[Ask] = []  # decided or about to be; kept until answered
+        self._unstored_bytes = 0  # accepted and not answered …
+        self._flying_bytes = 0  # … of which the committer has so many
+        self._is_waiting = False  # does the committer have us?
+        self._error: HoldfastError | None = None  # of the store's no: the next call raises it
+        self._trouble: HoldfastError | None = None  # of a store that fails for now
+        self._waiters: list[asyncio.Future[None]] = []
+        self._is_over = False
+        self._retry: asyncio.TimerHandle | None = None
+
+    # -- public ------------------------------------------------------------------------------------------------
+
+    @property
+    def length(self) -> int:
+        """Code points accepted in the text part that `append` goes to; 0 while there is none."""
+        return self._lengths.get(self._text_part, 0) if self._text_part is not None else 0
+
+    async def append(self, text: str, *, part: int | None = None) -> None:
+        """Add `text` to the message's last text part, or to part `part`; a first text part opens by itself.
+
+        Returns when the text is accepted: at once, but for a writer that is ahead of its store by more than
+        `Limits.writer_bytes`. Raises what an earlier append met: Finished (somebody stopped the message), Fenced,
+        Deleted, TooLarge, StoreUnavailable; LocalError after the end. Half a surrogate pair at the end of `text`
+        is held back and joined to the next piece.
+        """
+        self._check_open()
+        index = self._part_for_text(part)
+        whole = self._join_halves(text, index)
+        if not whole:
+            return
+        limit = self._hub.limits.append_bytes // 4
+        for start in range(0, len(whole), limit):  # a character has at most four bytes
+            self._accept(whole[start : start + limit], index)
+            if self._unstored_bytes > self._hub.limits.writer_bytes:
+                await self._until(lambda: self._unstored_bytes <= self._hub.limits.writer_bytes)
+
+    async def part(self, part: Part, *, index: int | None = None) -> int:
+        """Open a part (without `index`) or replace one; returns its index. Accepted as `append` is."""
+        self._check_open()
+        self._let_go_of_held()
+        place = self._parts if index is None else index
+        self._gather()
+        self._queue.append(PutPart(index=place, part=part, generation=self.generation))
+        self._parts = max(self._parts, place + 1)
+        text = part.get("text", part.get("input"))
+        self._lengths[place] = len(text) if isinstance(text, str) else 0
+        if part.get("type") == "text":
+            self._text_part = place if self._text_part is None else max(place, self._text_part)
+        self._submit()
+        return place
+
+    async def update(self, *, meta: dict[str, Json]) -> None:
+        """Merge `meta` into the message's meta; null removes a key. Accepted as `append` is."""
+        self._check_open()
+        self._gather()
+        self._queue.append(UpdateMessage(meta=meta, generation=self.generation))
+        self._submit()
+
+    async def flush(self) -> None:
+        """Wait until all that was accepted is stored. Raises as `append`."""
+        self._raise_error()
+        await self._until(lambda: not self._unstored)
+
+    async def finish(
+        self, status: str = "complete", *, reason: str | None = None, meta: dict[str, Json] | None = None
+    ) -> None:
+        """End the message (`complete`, `cancelled` or `failed`) and wait until all of it is stored."""
+        self._check_open()
+        self._let_go_of_held()
+        self._gather()
+        self._queue.append(
+            FinishMessage(status=status, reason=reason, meta=meta or {}, generation=self.generation)  # type: ignore[arg-type]
+        )
+        self._is_over = True
+        self._submit()
+        await self.flush()
+
+    async def __aenter__(self) -> Self:
+        if self._create is None:
+            self._hub.register_writer(self)
+            return self
+        await self._hub.start()
+        self._hub.register_writer(self)
+        try:
+            answer = await self._hub.ask(self.channel, self.id, self._create, self._asker)
+            # Not new, and ours all the same: an unclear commit had stored it in truth.
+            if answer.message is None or not (answer.created or self._hub.is_ours(self.channel, self.id)):
+                raise IdConflict(f"message {self.id!r} exists already")
+        except BaseException:
+            self._hub.unregister_writer(self)
+            raise
+        self.take_up(answer.message, answer.generation or 1)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if self._is_over or self._error is not None:
+                self._is_over = True
+                if kind is None:
+                    self._raise_error()
+            elif kind is None:
+                await self.finish()
+            elif issubclass(kind, asyncio.CancelledError):
+                await self._leave("cancelled")
+            elif issubclass(kind, Exception):
+                await self._leave("failed")
+        finally:
+            self._hub.unregister_writer(self)
+
+    # -- for the committer -------------------------------------------------------------------------------------
+
+    def ids(self) -> Sequence[str]:
+        return (self.id,)
+
+    def asks(self) -> Sequence[Ask]:
+        """All that is accepted; the text that gathered becomes one append."""
+        self._gather()
+        self._flying_bytes = self._unstored_bytes
+        self._flying += [Ask(self.id, request, self._asker) for request in self._queue]
+        self._queue.clear()
+        return tuple(self._flying)
+
+    def answered(self, answers: Sequence[Answer | HoldfastError]) -> None:
+        del self._flying[: len(answers)]
+        self._unstored_bytes -= self._flying_bytes
+        self._flying_bytes = 0
+        self._trouble = None
+        self._is_waiting = False
+        for answer in answers:
+            if isinstance(answer, HoldfastError):
+                self._refuse(answer)
+                break
+        if self._unstored:
+            self._submit()
+        self._wake_waiters()
+
+    def failed(self, error: HoldfastError) -> None:
+        """The store is in trouble: keep everything and come again."""
+        self._trouble = error
+        self._is_waiting = False
+        if self._retry is not None:
+            self._retry.cancel()
+        self._retry = asyncio.get_running_loop().call_later(RETRY_S, self._submit)
+        self._wake_waiters()
+
+    # -- inside ------------------------------------------------------------------------------------------------
+
+    def take_up(self, message: Message, generation: int) -> None:
+        """Begin where the message stands: at its start, or where another writer ended. For the hub."""
+        self.meta = message.meta
+        self.generation = generation
+        self._parts = len(message.parts)
+        parts = message.parts
+        for index, part in enumerate(parts):
+            text = part.get("input" if part["type"] == "tool" else "text")
+            self._lengths[index] = len(text) if isinstance(text, str) else 0
+            if part["type"] == "text":
+                self._text_part = index
+
+    def _part_for_text(self, part: int | None) -> int:
+        if part is not None:
+            if part >= self._parts:
+                raise LocalError(f"message {self.id!r} has {self._parts} parts; open part {part} first")
+            return part
+        if self._text_part is None:
+            self._text_part = self._parts
+            self._parts += 1
+            self._is_unopened = True
+        return self._text_part
+
+    def _join_halves(self, text: str, index: int) -> str:
+        """`text` with what was held back before it, less half a surrogate pair at its end."""
+        if text.isascii() and not self._held:
+            return text
+        if self._held and self._held_part != index:
+            self._let_go_of_held()
+        whole = self._held + text
+        self._held, self._held_part = "", None
+        if whole and "\ud800" <= whole[-1] <= "\udbff":
+            self._held, self._held_part = whole[-1], index
+            whole = whole[:-1]
+        # Pairs that arrived as halves become the character they are; what is still half has no meaning.
+        return whole.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+
+    def _let_go_of_held(self) -> None:
+        """The other half never came."""
+        if self._held and self._held_part is not None:
+            index, self._held, self._held_part = self._held_part, "", None
+            self._accept("\ufffd", index)
+
+    def _accept(self, text: str, index: int) -> None:
+        if self._texts and self._texts_part != index:
+            self._gather()
+        self._texts.append(text)
+        self._texts_part = index
+        self._unstored_bytes += utf8_len(text)
+        if not self._is_waiting:
+            self._submit()
+
+    def _gather(self) -> None:
+        """Make one append of the text that gathered."""
+        if not self._texts:
+            return
+        text = "".join(self._texts)
+        self._texts.clear()
+        at = self._lengths.get(self._texts_part, 0)
+        self._lengths[self._texts_part] = at + len(text)
+        limit = self._hub.limits.append_bytes // 4
+        for start in range(0, len(text), limit):
+            part = None if self._is_unopened and self._texts_part == self._text_part else self._texts_part
+            self._is_unopened = self._is_unopened and part is not None
+            piece = text[start : start + limit]
+            self._queue.append(AppendText(text=piece, at=at + start, part=part, generation=self.generation))
+
+    def _submit(self) -> None:
+        """Tell the committer that something waits here."""
+        self._retry = None
+        if not self._is_waiting and self._error is None:
+            self._is_waiting = True
+            try:
+                self._hub.queue(self)
+            except HoldfastError as error:
+                self.failed(error)
+
+    def _refuse(self, error: HoldfastError) -> None:
+        self._error = error
+        self._queue.clear()
+        self._texts.clear()
+        self._flying.clear()
+
+    @property
+    def _unstored(self) -> bool:
+        return bool(self._texts or self._queue or self._flying)
+
+    async def _until(self, is_true: Callable[[], bool]) -> None:
+        """Wait for `is_true`; raises a refusal, and StoreUnavailable when the store fails for too long."""
+        try:
+            async with asyncio.timeout(None) as patience:
+                while not is_true():
+                    self._raise_error()
+                    now_s = asyncio.get_running_loop().time()
+                    if self._trouble is None:
+                        patience.reschedule(None)
+                    elif patience.when() is None:
+                        patience.reschedule(now_s + PATIENCE_S)
+                    waiter = asyncio.get_running_loop().create_future()
+                    self._waiters.append(waiter)
+                    await waiter
+        except TimeoutError:
+            detail = self._trouble.detail if self._trouble is not None else "the store did not answer"
+            raise StoreUnavailable(detail) from None
+        self._raise_error()
+
+    def _wake_waiters(self) -> None:
+        waiters, self._waiters = self._waiters, []
+        for waiter in waiters:
+            if not waiter.done():
+                waiter.set_result(None)
+
+    def _raise_error(self) -> None:
+        if self._error is not None:
+            raise self._error
+
+    def _check_open(self) -> None:
+        if self._is_over:
+            raise LocalError(f"message {self.id!r} has ended; nothing can be added")
+        self._raise_error()
+
+    async def _leave(self, status: str) -> None:
+        """The block ended early: store what was accepted, and say how it ended.
+
+        A hub that drains leaves the message as it is: whoever comes next goes on with it or interrupts it.
+        """
+        try:
+            async with asyncio.timeout(PATIENCE_S):
+                if self._hub.is_draining:
+                    await asyncio.shield(self.flush())
+                else:
+                    await asyncio.shield(self.finish(status))
+        except (HoldfastError, TimeoutError) as error:
+            logger.warning("message %r of %s could not be ended as %s: %r", self.id, self.channel, status, error)

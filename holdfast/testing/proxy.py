@@ -1,0 +1,364 @@
+"""A TCP proxy that does to a connection what networks do: cut, stall, slow down, vanish, refuse.
+
+You are in `testing`: tools for tests, which nothing in the product imports. The proxy knows nothing of HTTP or
+of Holdfast; it moves bytes between two sockets and every switch works at any moment, on connections that are
+open and on those still to come. It holds at most one piece of at most 16 KiB per connection and direction, and its
+sockets' own buffers are small, so that what it holds up is felt by the sender instead of vanishing into a queue.
+Safe to change: sizes and everything private. Not safe: what a switch means, since tests all over the suite
+say with it which fault they mean.
+"""
+
+import asyncio
+import contextlib
+import socket
+import struct
+from collections import deque
+from collections.abc import Callable
+from types import TracebackType
+from typing import Literal, Self
+
+__all__ = ["Direction", "FaultProxy"]
+
+Direction = Literal["up", "down", "both"]
+"""`up` is from client to server, `down` from server to client."""
+
+_PIECE_BYTES = 16 * 1024
+_BUFFER_BYTES = 16 * 1024
+# Loopback's MTU of 64 KiB is larger than the small buffers, and a receive window below one segment makes TCP
+# wait for its 200 ms timers. Segments of an ordinary network avoid that.
+_SEGMENT_BYTES = 1400
+_CONNECT_TIMEOUT_S = 5.0
+_RESET_ON_CLOSE = struct.pack("ii", 1, 0)
+_PACES_PER_S = 20  # a throttled direction moves a twentieth of a second's worth at a time
+
+
+class FaultProxy:
+    """A proxy on a free loopback port in front of `upstream`, which may be set anew at any time.
+
+    Use it as an async context manager; leaving it cuts what is still open. A connection that cannot be made
+    upstream (the server is down) is cut, as it would be without a proxy in between.
+    """
+
+    def __init__(self, host: str, port: int) -> None:
+        self.upstream = (host, port)
+        self.host = "127.0.0.1"
+        self.port = 0
+        self.connections = 0  # accepted since the start
+        self.bytes_up = 0
+        self.bytes_down = 0
+        self._up = _Way(self._count_up)
+        self._down = _Way(self._count_down)
+        self._holes: set[_Link] = set()
+        self._links: set[_Link] = set()
+        self._is_black_hole = False
+        self._placeholder: socket.socket | None = None
+        self._listener: socket.socket | None = None
+
+    @property
+    def open_connections(self) -> int:
+        return len(self._links)
+
+    async def __aenter__(self) -> Self:
+        # Bound for as long as the proxy lives and never listening: the port stays ours while we refuse, and the
+        # kernel answers a connect with a reset.
+        self._placeholder = _tcp_socket()
+        self._placeholder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self._placeholder.bind((self.host, 0))
+        self.port = self._placeholder.getsockname()[1]
+        self.accept()
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        assert self._placeholder is not None
+        self.refuse()
+        await self.cut()
+        self._placeholder.close()
+
+    # New connections
+
+    def refuse(self) -> None:
+        """Refuse new connections (`ECONNREFUSED`) until `accept()`; open ones are left alone."""
+        if self._listener is None:
+            return
+        asyncio.get_running_loop().remove_reader(self._listener)
+        self._listener.close()
+        self._listener = None
+
+    def accept(self) -> None:
+        """Take new connections again, on the same port."""
+        if self._listener is not None:
+            return
+        self._listener = _tcp_socket()
+        self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self._listener.bind((self.host, self.port))
+        self._listener.listen(1024)
+        asyncio.get_running_loop().add_reader(self._listener, self._take, self._listener)
+
+    # Open connections
+
+    async def cut(self) -> None:
+        """Reset (RST) all open connections, to both sides. They are gone when this returns."""
+        links = list(self._links)
+        for link in links:
+            link.cut()
+        await asyncio.gather(*(link.ended() for link in links))
+
+    async def close(self) -> None:
+        """End all open connections in the orderly way (FIN to both sides), wherever in a frame they are."""
+        links = list(self._links)
+        for link in links:
+            link.close()
+        await asyncio.gather(*(link.ended() for link in links))
+
+    def cut_after(self, *counts: int, direction: Direction = "down") -> None:
+        """Cut the connection that carries the n-th byte from now on, just after that byte.
+
+        With several counts the next begins when the one before has cut. The bytes are counted over all connections;
+        those before the cut have been handed to the kernel, and a reset throws away what its reader left unread
+        for long. Called again it replaces what is left; without counts it ends.
+        """
+        assert all(count > 0 for count in counts), counts
+        for way in self._ways(direction):
+            way.cuts = deque(counts)
+
+    # What passes
+
+    def stall(self, direction: Direction = "both") -> None:
+        """Let nothing pass until `resume()`. Connections are still accepted, and connected upstream."""
+        for way in self._ways(direction):
+            way.open.clear()
+
+    def resume(self, direction: Direction = "both") -> None:
+        """End a stall, with nothing lost, and a black hole: what it swallowed is cut."""
+        if direction == "both":
+            self._is_black_hole = False
+            for link in self._holes:
+                link.cut()
+        for way in self._ways(direction):
+            way.open.set()
+
+    def throttle(self, bytes_per_s: int | None, direction: Direction = "both") -> None:
+        """Let each connection carry at most `bytes_per_s` in each direction; `None` ends it."""
+        assert bytes_per_s is None or bytes_per_s > 0
+        for way in self._ways(direction):
+            way.bytes_per_s = bytes_per_s
+
+    def black_hole(self) -> None:
+        """The network is gone and nobody is told, until `resume()`.
+
+        Open connections stay open and pass nothing, not even their end. New ones are accepted, and what they
+        send is swallowed; upstream never hears of them.
+        """
+        self._is_black_hole = True
+        self.stall()
+
+    # Inside
+
+    def _ways(self, direction: Direction) -> "list[_Way]":
+        return {"up": [self._up], "down": [self._down], "both": [self._up, self._down]}[direction]
+
+    def _count_up(self, count: int) -> None:
+        self.bytes_up += count
+
+    def _count_down(self, count: int) -> None:
+        self.bytes_down += count
+
+    def _take(self, listener: socket.socket) -> None:
+        """Take one connection; the loop calls again while more are waiting."""
+        try:
+            client, _ = listener.accept()
+        except (BlockingIOError, ConnectionAbortedError):
+            return
+        client.setblocking(False)
+        self.connections += 1
+        link = _Link(client, self._up, self._down)
+        self._links.add(link)
+        if self._is_black_hole:
+            self._holes.add(link)
+        link.start(None if self._is_black_hole else self.upstream, self._forget)
+
+    def _forget(self, link: "_Link") -> None:
+        self._links.discard(link)
+        self._holes.discard(link)
+
+
+class _Way:
+    """One direction, of all connections: what the switches have set."""
+
+    def __init__(self, count: Callable[[int], None]) -> None:
+        self.open = asyncio.Event()
+        self.open.set()
+        self.bytes_per_s: int | None = None
+        self.cuts: deque[int] = deque()
+        self.count = count
+
+    def piece_bytes(self) -> int:
+        if self.bytes_per_s is None:
+            return _PIECE_BYTES
+        return max(1, min(_PIECE_BYTES, self.bytes_per_s // _PACES_PER_S))
+
+    def limit(self, size: int) -> int:
+        """How many of `size` bytes may go before the next cut."""
+        return min(size, self.cuts[0]) if self.cuts else size
+
+    def passed(self, size: int) -> bool:
+        """Count what has gone; true when the connection that carried it is to be cut."""
+        self.count(size)
+        if not self.cuts:
+            return False
+        self.cuts[0] -= size
+        if self.cuts[0] > 0:
+            return False
+        self.cuts.popleft()
+        return True
+
+
+class _Cut(Exception):
+    """Ends a link by a reset."""
+
+
+class _Link:
+    """One connection from a client, and the one we made for it upstream."""
+
+    def __init__(self, client: socket.socket, up: _Way, down: _Way) -> None:
+        self._client = client
+        self._server: socket.socket | None = None
+        self._up = up
+        self._down = down
+        self._is_orderly = False
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self, upstream: tuple[str, int] | None, when_ended: "Callable[[_Link], None]") -> None:
+        """Begin to carry; without `upstream` to swallow. Every other call needs this one first."""
+        self._task = asyncio.get_running_loop().create_task(self._run(upstream))
+        # Not in a `finally` of the task: one that is cancelled before its first step has none.
+        self._task.add_done_callback(lambda _: self._release())
+        self._task.add_done_callback(lambda _: when_ended(self))
+
+    def cut(self) -> None:
+        assert self._task is not None
+        self._task.cancel()
+
+    def close(self) -> None:
+        self._is_orderly = True
+        self.cut()
+
+    async def ended(self) -> None:
+        assert self._task is not None
+        await asyncio.wait([self._task])
+
+    async def _run(self, upstream: tuple[str, int] | None) -> None:
+        try:
+            if upstream is None:
+                await _swallow(self._client)
+            else:
+                await self._carry(upstream)
+            self._is_orderly = True
+        except* (OSError, TimeoutError, _Cut):
+            pass  # either side broke it off, or we did: both sides are told by a reset
+
+    async def _carry(self, upstream: tuple[str, int]) -> None:
+        self._server = _tcp_socket()
+        async with asyncio.timeout(_CONNECT_TIMEOUT_S):
+            await asyncio.get_running_loop().sock_connect(self._server, upstream)
+        async with asyncio.TaskGroup() as group:
+            group.create_task(_pump(self._client, self._server, self._up))
+            group.create_task(_pump(self._server, self._client, self._down))
+
+    def _release(self) -> None:
+        for sock in (self._client, self._server):
+            if sock is not None:
+                _end(sock, is_orderly=self._is_orderly)
+
+
+async def _pump(source: socket.socket, sink: socket.socket, way: _Way) -> None:
+    """Carry what comes from `source` to `sink` until it ends, then end that direction too."""
+    loop = asyncio.get_running_loop()
+    free_at_s = loop.time()
+    while True:
+        # The switch is asked again after each wait: it may have been thrown meanwhile.
+        await _readable(source)
+        if not way.open.is_set():
+            await way.open.wait()
+            continue
+        data = source.recv(way.piece_bytes())
+        if not data:
+            break
+        if way.bytes_per_s is not None:
+            free_at_s = max(free_at_s, loop.time()) + len(data) / way.bytes_per_s
+            await asyncio.sleep(free_at_s - loop.time())
+        await _send(sink, data, way)
+    sink.shutdown(socket.SHUT_WR)
+
+
+async def _send(sink: socket.socket, data: bytes, way: _Way) -> None:
+    rest = memoryview(data)
+    while rest:
+        await _writable(sink)
+        if not way.open.is_set():
+            await way.open.wait()
+            continue
+        try:
+            sent = sink.send(rest[: way.limit(len(rest))])
+        except BlockingIOError:
+            continue
+        rest = rest[sent:]
+        if way.passed(sent):
+            raise _Cut
+
+
+async def _swallow(client: socket.socket) -> None:
+    loop = asyncio.get_running_loop()
+    while await loop.sock_recv(client, _PIECE_BYTES):
+        pass
+
+
+async def _readable(sock: socket.socket) -> None:
+    loop = asyncio.get_running_loop()
+    ready = loop.create_future()
+    loop.add_reader(sock, _wake, ready)
+    try:
+        await ready
+    finally:
+        loop.remove_reader(sock)
+
+
+async def _writable(sock: socket.socket) -> None:
+    loop = asyncio.get_running_loop()
+    ready = loop.create_future()
+    loop.add_writer(sock, _wake, ready)
+    try:
+        await ready
+    finally:
+        loop.remove_writer(sock)
+
+
+def _wake(ready: "asyncio.Future[None]") -> None:
+    if not ready.done():
+        ready.set_result(None)
+
+
+def _end(sock: socket.socket, *, is_orderly: bool) -> None:
+    if is_orderly:
+        # Closing with unread bytes resets; a FIN sent before that still reaches the peer first.
+        with contextlib.suppress(OSError):
+            sock.shutdown(socket.SHUT_WR)
+    else:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
+    sock.close()
+
+
+def _tcp_socket() -> socket.socket:
+    """A non-blocking socket with small buffers; a listening one hands them down to what it accepts."""
+    sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    sock.setblocking(False)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _BUFFER_BYTES)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _BUFFER_BYTES)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, _SEGMENT_BYTES)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return sock

@@ -1,0 +1,101 @@
+"""JSON in and out: how a peer's bytes become requests, and how answers become fields.
+
+You are in `transports`. HTTP and WebSocket share this, so that the same mistake gets the same code on both. Which code
+a mistake gets is part of the protocol (`docs/protocol.md`, "Errors"); the wording is not.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any, NoReturn, TypeVar
+
+import msgspec
+
+from holdfast.core.errors import Deleted, HoldfastError, InvalidRequest, InvalidText
+from holdfast.core.requests import (
+    AppendText,
+    CreateMessage,
+    DeleteMessage,
+    FinishMessage,
+    PutPart,
+    Request,
+    TakeOver,
+    UpdateMessage,
+)
+from holdfast.hub.committer import Answer
+
+T = TypeVar("T")
+
+
+def decode(data: bytes, decoder: msgspec.json.Decoder[T]) -> T:
+    """What `data` says. Raises InvalidRequest, or InvalidText where text is none."""
+    try:
+        return decoder.decode(data)
+    except msgspec.ValidationError as error:
+        raise InvalidRequest(str(error)) from None
+    except RecursionError:
+        raise InvalidRequest("the JSON is nested too deep") from None
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        _refuse(data, error)
+
+
+def _refuse(data: bytes, error: Exception) -> NoReturn:
+    """Say why `data` is no JSON that we take. Half a surrogate pair looks like anything but that to the decoder."""
+    if not data.strip():
+        raise InvalidRequest("the body is empty; where nothing is to be said it is {}") from None
+    try:
+        text = data.decode()
+    except UnicodeDecodeError:
+        raise InvalidText("the JSON is not UTF-8") from None
+    if "\\ud" in text.lower() and _holds_lone_surrogates(text):
+        raise InvalidText("text holds a lone surrogate: hold it back and join it to the next piece") from None
+    raise InvalidRequest(str(error)) from None
+
+
+def _holds_lone_surrogates(text: str) -> bool:
+    """Is `text` JSON but for a lone surrogate? The standard library's decoder lets those through."""
+    try:
+        value = json.loads(text, parse_constant=_no_constant)
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return True
+    except (ValueError, RecursionError):
+        pass
+    return False
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no JSON")
+
+
+def answer_fields(request: Request, answer: Answer) -> dict[str, Any]:
+    """What the answer to `request` says, the same on HTTP and WebSocket. Raises Deleted."""
+    match request:
+        case CreateMessage():
+            return {
+                "message": _message(answer),
+                "serial": answer.serial,
+                "generation": answer.generation,
+                "cursor": answer.cursor,
+            }
+        case AppendText():
+            return {"serial": answer.serial, "part": answer.part, "length": answer.length}
+        case UpdateMessage():
+            return {"message": _message(answer), "serial": answer.serial}
+        case PutPart() | FinishMessage():
+            return {"serial": answer.serial}
+        case TakeOver():
+            return {"serial": answer.serial, "generation": answer.generation, "lengths": answer.lengths}
+        case DeleteMessage():
+            return {}
+
+
+def _message(answer: Answer) -> object:
+    if answer.message is None:
+        raise Deleted("the message was deleted meanwhile")
+    return answer.message
+
+
+def unexpected() -> HoldfastError:
+    """What a peer is told of a mistake of ours; the log has the rest."""
+    return HoldfastError("something went wrong in the server; its log says what")

@@ -1,0 +1,67 @@
+"""One timer for all heartbeats of a hub.
+
+You are in `transports`. A timer or a task for each viewer would cost more than the viewer itself; here an idle viewer
+is one entry in a set. Members with the same period are spread over its seconds, so that a thousand heartbeats are not
+one burst.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import Protocol
+
+logger = logging.getLogger("holdfast.transports")
+
+
+class Beating(Protocol):
+    """Whoever wants to be called every so many seconds."""
+
+    def beat(self) -> None:
+        """Called from the loop; must not wait."""
+
+
+class Wheel:
+    """Calls its members every `period_s` seconds of theirs, from the running loop; begins anew on another loop."""
+
+    def __init__(self) -> None:
+        self._slots: dict[tuple[int, int], set[Beating]] = {}  # by period, and second within the period
+        self._now_s = 0
+        self._next = 0
+        self._timer: asyncio.TimerHandle | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def __len__(self) -> int:
+        return sum(map(len, self._slots.values()))
+
+    def add(self, member: Beating, period_s: int) -> set[Beating]:
+        """Call `member` every `period_s` seconds, until it is discarded from the set that is returned."""
+        loop = asyncio.get_running_loop()
+        if self._loop is not loop:  # the members of a loop that is gone are gone too
+            self._slots, self._timer, self._loop = {}, None, loop
+        self._next += 1
+        slot = self._slots.setdefault((period_s, self._next % period_s), set())
+        slot.add(member)
+        if self._timer is None:
+            self._timer = loop.call_later(1.0, self._turn)
+        return slot
+
+    def tick(self) -> None:
+        """A second has passed: call those whose turn it is."""
+        self._now_s += 1
+        for (period_s, second), slot in list(self._slots.items()):
+            if not slot:
+                del self._slots[period_s, second]
+            elif self._now_s % period_s == second:
+                for member in tuple(slot):
+                    try:
+                        member.beat()
+                    except Exception:
+                        logger.exception("a heartbeat failed")
+
+    def _turn(self) -> None:
+        self.tick()
+        if self._slots and self._loop is not None:
+            self._timer = self._loop.call_later(1.0, self._turn)
+        else:
+            self._timer = None

@@ -1,0 +1,362 @@
+"""The proxy against real sockets: each switch does what its name says, and nothing is lost by those that only wait."""
+
+import asyncio
+import contextlib
+import socket
+import time
+from collections.abc import AsyncIterator, Callable
+
+import pytest
+
+from holdfast.testing.proxy import FaultProxy
+
+Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
+
+
+class Upstream:
+    """A server that keeps what its clients send, and with which a test can speak to each of them."""
+
+    def __init__(self) -> None:
+        self.arrivals: asyncio.Queue[Streams] = asyncio.Queue()
+        self._writers: list[asyncio.StreamWriter] = []
+
+    async def arrived(self) -> Streams:
+        async with asyncio.timeout(2):
+            return await self.arrivals.get()
+
+    def take(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._writers.append(writer)
+        self.arrivals.put_nowait((reader, writer))
+
+    def release(self) -> None:
+        for writer in self._writers:
+            writer.transport.abort()
+
+
+@contextlib.asynccontextmanager
+async def serving() -> AsyncIterator[tuple[Upstream, int]]:
+    upstream = Upstream()
+    server = await asyncio.start_server(upstream.take, "127.0.0.1", 0)
+    async with server:
+        yield upstream, server.sockets[0].getsockname()[1]
+        upstream.release()
+
+
+@pytest.fixture
+async def upstream() -> AsyncIterator[tuple[Upstream, int]]:
+    async with serving() as pair:
+        yield pair
+
+
+@pytest.fixture
+async def proxy(upstream: tuple[Upstream, int]) -> AsyncIterator[FaultProxy]:
+    async with FaultProxy("127.0.0.1", upstream[1]) as running:
+        yield running
+
+
+class Client:
+    """A connection through the proxy; closed with the test."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.reader = reader
+        self.writer = writer
+
+    async def read(self, count: int, timeout_s: float = 2.0) -> bytes:
+        async with asyncio.timeout(timeout_s):
+            return await self.reader.readexactly(count)
+
+    async def ending(self) -> str:
+        """What ends the connection: `reset` or `end`."""
+        try:
+            async with asyncio.timeout(2):
+                await self.reader.read()
+        except ConnectionResetError:
+            return "reset"
+        return "end"
+
+    async def gets_nothing(self, for_s: float = 0.1) -> bool:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(for_s):
+                await self.reader.read(1)
+                return False
+        return True
+
+
+@pytest.fixture
+async def clients(proxy: FaultProxy) -> AsyncIterator["Clients"]:
+    made = Clients(proxy)
+    yield made
+    for client in made.clients:
+        client.writer.transport.abort()
+
+
+class Clients:
+    def __init__(self, proxy: FaultProxy) -> None:
+        self._proxy = proxy
+        self.clients: list[Client] = []
+
+    async def connect(self) -> Client:
+        client = Client(*await asyncio.open_connection(self._proxy.host, self._proxy.port))
+        self.clients.append(client)
+        return client
+
+
+async def until(predicate: Callable[[], bool], timeout_s: float = 2.0) -> None:
+    async with asyncio.timeout(timeout_s):
+        while not predicate():  # noqa: ASYNC110 - the proxy counts and tells nobody
+            await asyncio.sleep(0.002)
+
+
+async def test_bytes_pass_unchanged_both_ways_and_are_counted(upstream, proxy, clients) -> None:
+    client = await clients.connect()
+    client.writer.write(b"question")
+    reader, writer = await upstream[0].arrived()
+    assert await reader.readexactly(8) == b"question"
+    writer.write(b"a longer answer")
+    assert await client.read(15) == b"a longer answer"
+    assert (proxy.bytes_up, proxy.bytes_down, proxy.connections) == (8, 15, 1)
+
+
+async def test_a_megabyte_passes_at_once(upstream, proxy, clients) -> None:
+    client = await clients.connect()
+    _, writer = await upstream[0].arrived()
+    started_s = time.monotonic()
+    writer.write(bytes(1 << 20))
+    assert await client.read(1 << 20) == bytes(1 << 20)
+    assert time.monotonic() - started_s < 1.0  # small windows must not fall into TCP's 200 ms timers
+
+
+async def test_the_end_of_one_direction_is_passed_on_and_the_other_stays(upstream, clients) -> None:
+    client = await clients.connect()
+    reader, writer = await upstream[0].arrived()
+    client.writer.write(b"all")
+    client.writer.write_eof()
+    assert await reader.read() == b"all"
+    writer.write(b"late answer")
+    assert await client.read(11) == b"late answer"
+
+
+async def test_cut_resets_all_connections_on_both_sides(upstream, proxy, clients) -> None:
+    first, second = await clients.connect(), await clients.connect()
+    server_reader, _ = await upstream[0].arrived()
+    await upstream[0].arrived()
+    await proxy.cut()
+    assert [await first.ending(), await second.ending()] == ["reset", "reset"]
+    with pytest.raises(ConnectionResetError):
+        await server_reader.read()
+    assert proxy.open_connections == 0
+
+
+async def test_close_ends_connections_without_a_reset(upstream, proxy, clients) -> None:
+    client = await clients.connect()
+    reader, writer = await upstream[0].arrived()
+    writer.write(b"half a fra")
+    assert await client.read(10) == b"half a fra"
+    await proxy.close()
+    assert await client.ending() == "end"
+    assert await reader.read() == b""
+
+
+async def test_a_new_connection_works_after_a_cut(upstream, proxy, clients) -> None:
+    await clients.connect()
+    await upstream[0].arrived()
+    await proxy.cut()
+    again = await clients.connect()
+    _, writer = await upstream[0].arrived()
+    writer.write(b"hello")
+    assert await again.read(5) == b"hello"
+
+
+async def test_cut_after_counts_the_bytes_of_one_direction_exactly(upstream, proxy, clients) -> None:
+    client = await clients.connect()
+    _, writer = await upstream[0].arrived()
+    writer.write(b"seen")
+    assert await client.read(4) == b"seen"
+    proxy.cut_after(7)
+    writer.write(b"0123456789")
+    assert await client.read(7) == b"0123456"
+    assert await client.ending() == "reset"
+    assert proxy.bytes_down == 11
+
+
+async def test_several_cuts_are_made_one_after_the_other(upstream, proxy, clients) -> None:
+    proxy.cut_after(3, 5)
+    passed = []
+    for _ in range(2):
+        client = await clients.connect()
+        _, writer = await upstream[0].arrived()
+        writer.write(b"0123456789")
+        with contextlib.suppress(ConnectionResetError):
+            while piece := await client.reader.read(1):
+                passed.append(piece)
+    assert b"".join(passed) == b"012" + b"01234"
+    whole = await clients.connect()
+    _, writer = await upstream[0].arrived()
+    writer.write(b"0123456789")
+    assert await whole.read(10) == b"0123456789"
+
+
+async def test_a_stall_passes_nothing_and_loses_nothing(upstream, proxy, clients) -> None:
+    client = await clients.connect()
+    _, writer = await upstream[0].arrived()
+    proxy.stall()
+    writer.write(b"late")
+    assert await client.gets_nothing()
+    proxy.resume()
+    assert await client.read(4) == b"late"
+
+
+async def test_a_stall_of_one_direction_leaves_the_other_open(upstream, proxy, clients) -> None:
+    client = await clients.connect()
+    reader, writer = await upstream[0].arrived()
+    proxy.stall("down")
+    writer.write(b"answer")
+    client.writer.write(b"question")
+    assert await reader.readexactly(8) == b"question"
+    assert await client.gets_nothing()
+    proxy.resume("down")
+    assert await client.read(6) == b"answer"
+
+
+async def test_a_stall_holds_back_a_piece_half_sent(upstream, proxy, clients) -> None:
+    client = await clients.connect()
+    client.writer.transport.pause_reading()
+    _, writer = await upstream[0].arrived()
+    writer.write(bytes(4 << 20))
+    await until(lambda: proxy.bytes_down > 0)
+    proxy.stall()
+    before = proxy.bytes_down
+    client.writer.transport.resume_reading()
+    await asyncio.sleep(0.1)  # the client drinks what its own kernel holds; the proxy adds nothing
+    assert proxy.bytes_down == before
+
+
+async def test_a_stall_pushes_back_on_the_sender(upstream, proxy, clients) -> None:
+    await clients.connect()
+    _, writer = await upstream[0].arrived()
+    sock = writer.get_extra_info("socket")
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 16 * 1024)
+    proxy.stall()
+    writer.write(bytes(1 << 20))
+    await asyncio.sleep(0.1)
+    in_kernels = (1 << 20) - writer.transport.get_write_buffer_size()
+    assert in_kernels < 160 * 1024
+
+
+async def test_connections_are_accepted_and_connected_during_a_stall(upstream, proxy, clients) -> None:
+    proxy.stall()
+    client = await clients.connect()
+    client.writer.write(b"hello")
+    reader, _ = await upstream[0].arrived()
+    proxy.resume()
+    assert await reader.readexactly(5) == b"hello"
+
+
+async def test_a_throttle_holds_its_rate_without_spinning(upstream, proxy, clients) -> None:
+    client = await clients.connect()
+    _, writer = await upstream[0].arrived()
+    proxy.throttle(40_000)
+    started_s, started_cpu_s = time.monotonic(), time.process_time()
+    writer.write(bytes(20_000))
+    await client.read(20_000)
+    assert 0.35 < time.monotonic() - started_s < 1.5
+    assert time.process_time() - started_cpu_s < 0.25
+    proxy.throttle(None)
+    started_s = time.monotonic()
+    writer.write(bytes(20_000))
+    await client.read(20_000)
+    assert time.monotonic() - started_s < 0.3
+
+
+async def test_a_throttle_holds_its_rate_when_very_slow(upstream, proxy, clients) -> None:
+    client = await clients.connect()
+    _, writer = await upstream[0].arrived()
+    proxy.throttle(10)
+    started_s = time.monotonic()
+    writer.write(b"slow...")
+    assert await client.read(4) == b"slow"
+    assert 0.3 < time.monotonic() - started_s < 1.0
+
+
+async def test_refused_connections_are_refused_and_open_ones_stay(upstream, proxy, clients) -> None:
+    client = await clients.connect()
+    _, writer = await upstream[0].arrived()
+    proxy.refuse()
+    with pytest.raises(ConnectionRefusedError):
+        await clients.connect()
+    writer.write(b"still here")
+    assert await client.read(10) == b"still here"
+
+
+async def test_accept_takes_connections_again_on_the_same_port(upstream, proxy, clients) -> None:
+    port = proxy.port
+    await clients.connect()
+    proxy.refuse()
+    proxy.accept()
+    assert proxy.port == port
+    client = await clients.connect()
+    await upstream[0].arrived()
+    _, writer = await upstream[0].arrived()
+    writer.write(b"again")
+    assert await client.read(5) == b"again"
+
+
+async def test_a_black_hole_keeps_connections_open_and_hides_even_their_end(upstream, proxy, clients) -> None:
+    client = await clients.connect()
+    _, writer = await upstream[0].arrived()
+    proxy.black_hole()
+    writer.write(b"unseen")
+    writer.close()
+    assert await client.gets_nothing()
+    proxy.resume()
+    assert await client.read(6) == b"unseen"
+    assert await client.ending() == "end"
+
+
+async def test_a_black_hole_swallows_new_connections_until_it_ends(upstream, proxy, clients) -> None:
+    proxy.black_hole()
+    client = await clients.connect()
+    client.writer.write(bytes(1 << 20))
+    async with asyncio.timeout(2):
+        await client.writer.drain()
+    assert await client.gets_nothing()
+    assert upstream[0].arrivals.empty()
+    proxy.resume()
+    assert await client.ending() == "reset"
+
+
+async def test_a_server_that_came_back_on_another_port_is_found(upstream, proxy, clients) -> None:
+    async with serving() as (other, port):
+        proxy.upstream = ("127.0.0.1", port)
+        client = await clients.connect()
+        _, writer = await other.arrived()
+        writer.write(b"moved")
+        assert await client.read(5) == b"moved"
+        assert upstream[0].arrivals.empty()
+
+
+async def test_a_client_is_cut_when_the_server_is_down(proxy, clients) -> None:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        proxy.upstream = unused.getsockname()
+        client = await clients.connect()
+        assert await client.ending() == "reset"
+
+
+async def test_a_reset_by_the_server_reaches_the_client(upstream, proxy, clients) -> None:
+    client = await clients.connect()
+    _, writer = await upstream[0].arrived()
+    sock = writer.get_extra_info("socket")
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\0\0\0\0\0\0\0")
+    writer.transport.abort()
+    assert await client.ending() == "reset"
+    await until(lambda: proxy.open_connections == 0)
+
+
+async def test_leaving_the_proxy_cuts_what_is_open(upstream) -> None:
+    async with FaultProxy("127.0.0.1", upstream[1]) as proxy:
+        reader, writer = await asyncio.open_connection(proxy.host, proxy.port)
+        await upstream[0].arrived()
+    with pytest.raises(ConnectionResetError):
+        await reader.read()
+    writer.close()

@@ -1,0 +1,724 @@
+"""The raw viewers: parsers cut at every place, the checker against servers that break one rule each, real sockets."""
+
+import asyncio
+import base64
+import contextlib
+import hashlib
+import itertools
+import json
+import socket
+import struct
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from holdfast.testing.rawviewer import (
+    Checker,
+    Frames,
+    Json,
+    Response,
+    SseEvent,
+    SseParser,
+    SseSession,
+    SseViewer,
+    WireError,
+    WsSession,
+    WsViewer,
+    encode_frame,
+)
+
+
+def pieces(data: bytes, cuts: list[int]) -> list[bytes]:
+    """`data` cut at these places, which may repeat and lie beyond its end."""
+    places = [0, *sorted(min(cut, len(data)) for cut in cuts), len(data)]
+    return [data[start:end] for start, end in itertools.pairwise(places)]
+
+
+cut_lists = st.lists(st.integers(0, 400), max_size=12)
+
+
+# Chunked bodies and response heads
+
+HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+
+@given(st.lists(st.binary(min_size=1, max_size=40), max_size=6), cut_lists)
+def test_a_chunked_body_is_the_same_however_it_is_cut(chunks: list[bytes], cuts: list[int]) -> None:
+    body = b"".join(b"%x\r\n%b\r\n" % (len(chunk), chunk) for chunk in chunks) + b"0\r\n\r\n"
+    response = Response()
+    payload = b"".join(response.receive(piece) for piece in pieces(HEAD + body, cuts))
+    assert (response.status, payload, response.is_complete) == (200, b"".join(chunks), True)
+
+
+def test_a_body_without_its_last_chunk_is_not_complete() -> None:
+    response = Response()
+    assert response.receive(HEAD + b"5\r\nhello\r\n") == b"hello"
+    assert not response.is_complete
+
+
+def test_a_body_with_a_length_is_complete_at_its_length() -> None:
+    response = Response()
+    assert response.receive(b"HTTP/1.1 404 Not Found\r\nContent-Length: 4\r\n\r\ngo") == b"go"
+    assert not response.is_complete
+    assert response.receive(b"ne") == b"ne"
+    assert response.is_complete
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"x\r\n", b"-5\r\nhello\r\n", b"\r\n", b"5\nhello", b"5\r\nhello!\r\n", b"0\r\n\r\n5\r\nhello\r\n", b"1" * 9000],
+)
+def test_broken_chunked_framing_is_an_error(body: bytes) -> None:
+    with pytest.raises(WireError):
+        Response().receive(HEAD + body)
+
+
+@pytest.mark.parametrize("head", [b"ICY 200 OK\r\n\r\n", b"HTTP/1.1 200 OK\r\nno colon\r\n\r\n"])
+def test_a_broken_head_is_an_error(head: bytes) -> None:
+    with pytest.raises(WireError):
+        Response().receive(head)
+
+
+# Server-sent events
+
+STREAM = (
+    b"retry: 1500\n\n: heartbeat\n\nevent: a\ndata: one\nid: e:1\n\n"
+    b"data:two\ndata: lines\n\ndata:  spaced \xe2\x80\xa8 still\n\n"
+)
+STREAM_EVENTS = [
+    SseEvent("a", b"one", "e:1"),
+    SseEvent("message", b"two\nlines", None),
+    SseEvent("message", b" spaced \xe2\x80\xa8 still", None),
+]
+
+
+@given(cut_lists, st.sampled_from([b"\n", b"\r\n", b"\r"]))
+def test_events_are_the_same_however_they_are_cut_and_their_lines_end(cuts: list[int], end: bytes) -> None:
+    parser = SseParser()
+    stream = STREAM.replace(b"\n", end)
+    assert [event for piece in pieces(stream, cuts) for event in parser.receive(piece)] == STREAM_EVENTS
+    assert (parser.retry_ms, parser.comments, parser.is_between_events) == (1500, 1, True)
+
+
+def test_an_id_does_not_carry_over_to_the_next_event() -> None:
+    assert [event.id for event in SseParser().receive(b"id: x\ndata: 1\n\ndata: 2\n\n")] == ["x", None]
+
+
+def test_an_event_without_data_is_dropped_and_counted() -> None:
+    parser = SseParser()
+    assert parser.receive(b"event: ping\nid: 3\n\n") == []
+    assert parser.without_data == 1
+
+
+def test_an_event_is_not_there_before_its_empty_line() -> None:
+    parser = SseParser()
+    assert parser.receive(b"data: 1\n") == []
+    assert not parser.is_between_events
+    assert parser.receive(b"\n") == [SseEvent("message", b"1", None)]
+
+
+@pytest.mark.parametrize("stream", [b"retry: soon\n", b"dat: x\n"])
+def test_an_unknown_field_is_an_error(stream: bytes) -> None:
+    with pytest.raises(WireError):
+        SseParser().receive(stream)
+
+
+# WebSocket frames
+
+
+def server_frame(payload: bytes, opcode: int = 1, first: int = 0x80) -> bytes:
+    size = len(payload)
+    if size < 126:
+        return bytes([first | opcode, size]) + payload
+    if size < 1 << 16:
+        return struct.pack("!BBH", first | opcode, 126, size) + payload
+    return struct.pack("!BBQ", first | opcode, 127, size) + payload
+
+
+@given(st.lists(st.sampled_from([0, 5, 125, 126, 300]), max_size=5), cut_lists)
+def test_frames_are_the_same_however_they_are_cut(sizes: list[int], cuts: list[int]) -> None:
+    frames = Frames()
+    data = b"".join(server_frame(bytes(size)) for size in sizes)
+    assert [m for piece in pieces(data, cuts) for m in frames.receive(piece)] == [(1, bytes(size)) for size in sizes]
+
+
+def test_a_frame_above_64_kib_is_read() -> None:
+    assert Frames().receive(server_frame(bytes(70_000))) == [(1, bytes(70_000))]
+
+
+def test_fragments_are_joined_and_control_frames_may_stand_between_them() -> None:
+    data = server_frame(b"he", 1, first=0) + server_frame(b"hi", 9) + server_frame(b"llo", 0)
+    assert Frames().receive(data) == [(9, b"hi"), (1, b"hello")]
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"\x81\x85mask.....",  # masked
+        b"\xc1\x01x",  # an extension's bit
+        b"\x83\x01x",  # an unknown opcode
+        b"\x80\x01x",  # nothing to continue
+        b"\x01\x01x\x81\x01y",  # a beginning inside a message
+        b"\x09\x01x",  # a ping in fragments
+        b"\x89\x7e\x00\x80" + bytes(128),  # a long ping
+        b"\x81\x7e\x00\x05hello",  # a length in a longer form than it needs
+    ],
+)
+def test_broken_frames_are_an_error(data: bytes) -> None:
+    with pytest.raises(WireError):
+        Frames().receive(data)
+
+
+def unmask(frame: bytes) -> tuple[int, bytes, int]:
+    """Opcode, payload and whole length of one masked frame, by the book and byte by byte."""
+    assert frame[1] & 0x80, "a client must mask"
+    size, start = frame[1] & 0x7F, 2
+    if size == 126:
+        (size,), start = struct.unpack_from("!H", frame, 2), 4
+    elif size == 127:
+        (size,), start = struct.unpack_from("!Q", frame, 2), 10
+    mask, body = frame[start : start + 4], frame[start + 4 : start + 4 + size]
+    return frame[0] & 0x0F, bytes(byte ^ mask[i % 4] for i, byte in enumerate(body)), start + 4 + size
+
+
+@pytest.mark.parametrize("size", [0, 1, 5, 125, 126, 65_535, 65_536])
+def test_a_frame_of_the_client_is_masked_and_comes_out_again(size: int) -> None:
+    payload = bytes(i % 251 for i in range(size))
+    frame = encode_frame(1, payload, mask=b"\x00\x11\x22\x33")
+    assert unmask(frame) == (1, payload, len(frame))
+
+
+# The checker: what a correct server may send
+
+
+def attached(serial: int, *, resumed: bool = False, epoch: str = "e", channel: str = "c", **more: Any) -> Json:
+    fields = {"more": False, "before": 1} if not resumed else {}
+    return {"type": "channel.attached", "channel": channel, "epoch": epoch, "serial": serial, "resumed": resumed} | (
+        fields | more
+    )
+
+
+def message(text: str, *, created: int, version: int, id: str = "m", status: str = "streaming") -> Json:
+    parts = [{"type": "text", "text": text}]
+    return {"id": id, "role": "assistant", "status": status, "parts": parts, "created": created, "version": version}
+
+
+def create(serial: int, text: str = "", **fields: Any) -> Json:
+    whole = message(text, created=serial, version=serial, **fields)
+    return {"type": "message.create", "serial": serial, "message": whole}
+
+
+def update(serial: int, text: str, *, created: int = 1, **fields: Any) -> Json:
+    whole = message(text, created=created, version=serial, **fields)
+    return {"type": "message.update", "serial": serial, "message": whole}
+
+
+def append(serial: int, at: int, text: str, *, part: int = 0, id: str = "m") -> Json:
+    return {"type": "message.append", "serial": serial, "id": id, "part": part, "at": at, "text": text}
+
+
+def opening(serial: int, index: int, part: Json) -> Json:
+    return {"type": "message.part", "serial": serial, "id": "m", "index": index, "part": part, "updated_at": 7}
+
+
+def finish(serial: int, status: str = "complete", id: str = "m") -> Json:
+    return {"type": "message.finish", "serial": serial, "id": id, "status": status, "updated_at": 9}
+
+
+def delete(serial: int, id: str = "m") -> Json:
+    return {"type": "message.delete", "serial": serial, "id": id}
+
+
+def checked(*batches: tuple[list[Json], str | None], since: str | None = None) -> Checker:
+    checker = Checker("c")
+    checker.begin(since)
+    for events, cursor in batches:
+        checker.take(events, cursor)
+    return checker
+
+
+def kinds(checker: Checker) -> list[str]:
+    return [violation.kind for violation in checker.violations]
+
+
+START = ([attached(2), update(2, "Hel")], "e:2")
+
+
+def test_a_view_grows_with_its_message() -> None:
+    checker = checked(START, ([append(4, 3, "lo")], "e:4"), ([append(5, 5, "!"), finish(6)], "e:6"))
+    assert checker.violations == []
+    assert (checker.text("m"), checker.status("m"), checker.cursor) == ("Hello!", "complete", "e:6")
+    assert (checker.events, checker.batches, checker.new_starts) == (5, 3, 1)
+
+
+def test_lengths_are_counted_in_code_points() -> None:
+    checker = checked(START, ([append(3, 3, "👩‍🚀e\u0301")], "e:3"), ([append(4, 8, "!")], "e:4"))
+    assert (checker.violations, checker.text("m")) == ([], "Hel👩‍🚀e\u0301!")
+
+
+def test_text_that_overlaps_adds_only_its_rest() -> None:
+    checker = checked(START, ([append(5, 1, "ello")], "e:5"))
+    assert (checker.violations, checker.text("m")) == ([], "Hello")
+
+
+def test_two_parts_may_stream_at_once() -> None:
+    reasoning = {"type": "reasoning", "text": ""}
+    checker = checked(
+        START,
+        ([opening(3, 1, reasoning)], "e:3"),
+        ([append(7, 3, "lo")], None),  # cut here: the piece of part 1 at 6 comes again, after the higher serial
+        since=None,
+    )
+    checker.end()
+    checker.begin(checker.cursor)
+    checker.take([attached(7, resumed=True), append(6, 0, "think", part=1), append(7, 3, "lo")], "e:7")
+    assert checker.violations == []
+    assert [part.text for part in checker.messages["m"].parts] == ["Hello", "think"]
+
+
+def test_a_replaced_part_holds_its_new_value() -> None:
+    tool = {"type": "tool", "call": "t", "name": "search", "input": "{}", "state": "running"}
+    done = tool | {"state": "done", "output": [1]}
+    checker = checked(START, ([opening(3, 1, tool), append(4, 2, " ", part=1), opening(5, 1, done)], "e:5"))
+    assert checker.violations == []
+    assert checker.messages["m"].parts[1].as_json() == done
+
+
+def test_a_new_start_replaces_the_view_only_when_it_is_complete() -> None:
+    checker = checked(START, ([attached(9, epoch="f"), update(8, "New", id="n", created=8)], None))
+    assert (checker.text("m"), checker.text("n")) == ("Hel", "")
+    checker.take([update(9, "Newer", id="o", created=9)], "f:9")
+    assert (checker.violations, sorted(checker.messages)) == ([], ["n", "o"])
+
+
+def test_a_cut_new_start_is_forgotten() -> None:
+    checker = checked(START, ([attached(9, epoch="f"), update(8, "New", id="n", created=8)], None))
+    checker.end()
+    checker.begin(checker.cursor)
+    checker.take([attached(4, resumed=True), append(4, 3, "lo")], "e:4")
+    assert (checker.violations, checker.text("m"), checker.cursor) == ([], "Hello", "e:4")
+
+
+def test_what_came_before_a_cut_may_come_again() -> None:
+    checker = checked(START, ([append(4, 3, "lo"), finish(5)], None))
+    checker.end()
+    checker.begin(checker.cursor)
+    checker.take([attached(5, resumed=True), append(4, 3, "lo"), finish(5)], "e:5")
+    assert (checker.violations, checker.text("m"), checker.status("m")) == ([], "Hello", "complete")
+
+
+def test_an_empty_channel_gets_its_epoch_by_a_resume() -> None:
+    checker = checked(
+        ([attached(0, epoch="-")], "-:0"),
+        ([attached(1, resumed=True), create(1, "Hi")], "e:1"),
+    )
+    assert (checker.violations, checker.text("m"), checker.cursor) == ([], "Hi", "e:1")
+
+
+def test_a_deleted_message_leaves_and_stays_away() -> None:
+    checker = checked(START, ([delete(5)], "e:5"))
+    assert (checker.violations, checker.messages) == ([], {})
+
+
+def test_an_older_message_that_was_edited_is_not_shown() -> None:
+    start = ([attached(9, more=True, before=7), update(9, "New", created=7)], "e:9")
+    checker = checked(start, ([update(10, "Edited", created=2, id="old", status="complete")], "e:10"))
+    assert (checker.violations, sorted(checker.messages)) == ([], ["m"])
+
+
+def test_an_older_message_that_streams_again_is_shown() -> None:
+    start = ([attached(9, more=True, before=7), update(9, "New", created=7)], "e:9")
+    checker = checked(start, ([update(10, "Again", created=2, id="old")], "e:10"))
+    assert (checker.violations, sorted(checker.messages)) == ([], ["m", "old"])
+
+
+def test_presence_signals_and_unknown_types_change_nothing() -> None:
+    checker = checked(
+        START,
+        ([{"type": "signal", "name": "typing", "data": {}, "from": "a"}], None),
+        ([{"type": "from.the.future", "serial": 3}, append(4, 3, "lo")], "e:4"),
+    )
+    assert (checker.violations, checker.text("m")) == ([], "Hello")
+
+
+def test_a_view_from_somebody_elses_cursor_may_miss_what_was_shown_there() -> None:
+    checker = checked(([attached(4, resumed=True), append(4, 3, "lo")], "e:4"), since="e:2")
+    assert (checker.violations, checker.messages) == ([], {})
+
+
+# The checker: what no correct server sends
+
+
+@pytest.mark.parametrize(
+    ("events", "cursor", "kind"),
+    [
+        ([append(4, 4, "lo")], "e:4", "hole"),
+        ([append(4, 0, "lo", part=1)], "e:4", "hole"),
+        ([opening(4, 2, {"type": "text", "text": ""})], "e:4", "hole"),
+        ([append(4, 0, "lo", id="unseen")], "e:4", "hole"),
+        ([finish(4, id="unseen")], "e:4", "hole"),
+        ([append(4, 1, "xxlo")], "e:4", "text"),
+        ([append(4, 0, "H3")], "e:4", "text"),
+        ([append(4, 3, "lo"), append(3, 5, "!")], "e:4", "serial"),
+        ([append(4, 3, "lo"), finish(4)], "e:4", "serial"),
+        ([append(2, 3, "lo")], "e:4", "serial"),
+        ([append(4, 3, "lo")], "e:3", "cursor"),
+        ([append(4, 3, "lo")], "f:4", "cursor"),
+        ([append(4, 3, "lo")], "nonsense", "cursor"),
+        ([{"type": "signal", "name": "x", "data": {}, "from": "a"}], "e:2", "cursor"),
+        ([delete(3), append(4, 3, "lo")], "e:4", "deleted"),
+        ([delete(3), create(4, "back")], "e:4", "deleted"),
+        ([update(4, "Hello") | {"serial": 5}], "e:5", "version"),
+        ([finish(4, status="streaming")], "e:4", "malformed"),
+        ([{"type": "message.append", "serial": 4}], "e:4", "malformed"),
+        ([attached(4, channel="other"), update(2, "Hel")], "e:4", "channel"),
+        ([attached(4, epoch="f", resumed=True)], "f:4", "resumed"),
+        ([attached(1, resumed=True)], "e:2", "resumed"),
+    ],
+)
+def test_a_server_that_breaks_a_rule_is_found_out(events: list[Json], cursor: str, kind: str) -> None:
+    assert kinds(checked(START, (events, cursor))) == [kind]
+
+
+def test_a_resume_with_a_hole_is_found_out_and_the_cursor_is_forgotten() -> None:
+    checker = checked(START)
+    checker.end()
+    checker.begin(checker.cursor)
+    checker.take([attached(9, resumed=True), append(9, 5, "!")], "e:9")
+    assert (kinds(checker), checker.cursor) == (["hole"], None)
+
+
+def test_a_new_start_heals_a_hole() -> None:
+    checker = checked(START, ([append(9, 5, "!")], "e:9"), ([attached(9), update(9, "Hello!")], "e:9"))
+    assert (kinds(checker), checker.cursor, checker.text("m")) == (["hole"], "e:9", "Hello!")
+
+
+def test_a_resume_that_nobody_asked_for_is_found_out() -> None:
+    assert kinds(checked(([attached(2, resumed=True)], "e:2"))) == ["resumed"]
+
+
+def test_events_before_channel_attached_are_found_out() -> None:
+    assert "unattached" in kinds(checked(([update(2, "Hel")], "e:2")))
+
+
+def test_a_cursor_in_the_middle_of_the_first_batch_is_found_out() -> None:
+    checker = checked(([attached(4), update(2, "Hel")], "e:2"), ([update(4, "x", id="n", created=3)], "e:4"))
+    assert kinds(checker) == ["cursor"]
+
+
+def test_the_last_cursor_of_a_batch_on_its_first_event_is_found_out() -> None:
+    checker = checked(START, ([append(4, 3, "lo")], "e:5"), ([finish(5)], "e:5"))
+    assert kinds(checker) == ["serial"]
+
+
+def test_a_message_that_differs_from_the_stored_one_is_told_by_field() -> None:
+    checker = checked(START)
+    assert checker.differences(message("Hel", created=1, version=2)) == []
+    assert checker.differences(message("Help", created=1, version=2, status="failed")) == [
+        "parts: shown [{'type': 'text', 'text': 'Hel'}], stored [{'type': 'text', 'text': 'Help'}]",
+        "status: shown 'streaming', stored 'failed'",
+    ]
+    assert checker.differences(message("", id="other", created=1, version=2)) == ["not in view"]
+
+
+# Sessions without a socket
+
+
+def sse(*events: tuple[Json, str | None], retry: bytes = b"retry: 2000\n\n") -> bytes:
+    blocks = [retry]
+    for event, cursor in events:
+        data = json.dumps(event, ensure_ascii=False)
+        blocks.append(f"event: {event['type']}\ndata: {data}\n{f'id: {cursor}' + chr(10) if cursor else ''}\n".encode())
+    return b"".join(blocks)
+
+
+SSE_HEAD = (
+    b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nCache-Control: no-cache, no-transform\r\n"
+    b"X-Accel-Buffering: no\r\nTransfer-Encoding: chunked\r\n\r\n"
+)
+
+
+def chunk(payload: bytes) -> bytes:
+    return b"%x\r\n%b\r\n" % (len(payload), payload)
+
+
+def sse_session(data: bytes) -> SseSession:
+    session = SseSession(Checker("c"))
+    session.receive(data, now_s=1.0)
+    return session
+
+
+def test_payload_is_counted_without_its_framing() -> None:
+    payload = sse((attached(2), None), (update(2, "Hel"), "e:2"))
+    session = sse_session(SSE_HEAD + chunk(payload[:30]) + chunk(payload[30:]))
+    assert session.checker.violations == []
+    assert session.checker.payload_bytes == len(payload)
+    assert session.has_attached
+
+
+@pytest.mark.parametrize(
+    ("data", "kind"),
+    [
+        (SSE_HEAD.replace(b"no-transform", b"x") + chunk(sse((attached(0, epoch="-"), "-:0"))), "header"),
+        (SSE_HEAD + chunk(sse((attached(0, epoch="-"), "-:0"), retry=b"")), "retry"),
+        (SSE_HEAD + chunk(sse((attached(0, epoch="-"), "-:0"), retry=b"retry: 9\n\n")), "retry"),
+        (SSE_HEAD + chunk(sse((attached(0, epoch="-"), "-:0"))) + chunk(b"event: ping\n\ndata: x\n\n"), "protocol"),
+        (
+            SSE_HEAD + chunk(b"retry: 2000\n\nevent: other\ndata: " + json.dumps(attached(0)).encode() + b"\n\n"),
+            "protocol",
+        ),
+        (SSE_HEAD + chunk(b"retry: 2000\n\nevent: signal\ndata: {broken\n\n"), "protocol"),
+        (
+            SSE_HEAD + chunk(sse((attached(0, epoch="-"), "-:0"))) + chunk(b"event: ping\ndata: {}\nid: e:1\n\n"),
+            "cursor",
+        ),
+        (SSE_HEAD + chunk(sse((attached(0, epoch="-"), "-:0"))) + b"0\r\n\r\n", "ended"),
+        (SSE_HEAD + b"zz\r\n", "protocol"),
+    ],
+)
+def test_a_stream_that_breaks_a_rule_is_found_out(data: bytes, kind: str) -> None:
+    assert kind in kinds(sse_session(data).checker)
+
+
+def test_a_bye_is_kept_and_may_end_the_stream() -> None:
+    session = sse_session(SSE_HEAD + chunk(b'event: bye\ndata: "too_many"\nretry: 60000\n\n') + b"0\r\n\r\n")
+    assert (session.bye, session.is_over, session.checker.violations) == ("too_many", True, [])
+
+
+def test_a_refusal_is_kept_with_its_body() -> None:
+    session = sse_session(b"HTTP/1.1 403 Forbidden\r\nContent-Length: 2\r\n\r\n{}")
+    assert (session.response.status, session.body, session.is_over, session.checker.violations) == (
+        403,
+        b"{}",
+        True,
+        [],
+    )
+
+
+def test_a_websocket_answered_with_another_key_is_found_out() -> None:
+    session = WsSession()
+    checker = Checker("c")
+    session.attach(checker)
+    session.receive(b"HTTP/1.1 101 Switching Protocols\r\nSec-WebSocket-Accept: wrong\r\n\r\n", now_s=1.0)
+    assert (kinds(checker), session.is_over) == (["protocol"], True)
+
+
+# Viewers on real sockets
+
+Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter, str, dict[str, str]], Awaitable[None]]
+
+
+@contextlib.asynccontextmanager
+async def wire_server(serve: Serve) -> AsyncIterator[int]:
+    """A server on a free port that reads one request head and leaves the rest to `serve`."""
+    writers = []
+
+    async def take(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writers.append(writer)
+        with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
+            first, *lines = (await reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")
+            headers = dict(line.split(": ", 1) for line in lines if line)
+            await serve(reader, writer, first.split(" ")[1], headers)
+
+    server = await asyncio.start_server(take, "127.0.0.1", 0)
+    async with server:
+        yield server.sockets[0].getsockname()[1]
+        for writer in writers:
+            writer.transport.abort()
+
+
+async def test_an_sse_viewer_follows_cuts_and_goes_on_from_its_cursor() -> None:
+    asked = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, path: str, headers: Json) -> None:
+        asked.append((path, headers["Host"], headers.get("Last-Event-ID")))
+        if len(asked) == 1:
+            writer.write(SSE_HEAD + chunk(sse((attached(2), None), (update(2, "Hel"), "e:2"))))
+            writer.write(b"999\r\nevent: message.append\ndata: {")  # broken off in the middle of an event
+            await writer.drain()
+            writer.close()
+        else:
+            events = [(attached(4, resumed=True), None), (append(4, 3, "lo"), "e:4")]
+            writer.write(SSE_HEAD + chunk(sse(*events)))
+
+    async with wire_server(serve) as port, SseViewer("127.0.0.1", port, "c", query={"history": "5"}) as viewer:
+        await viewer.until(lambda: viewer.is_over)
+        assert viewer.checker.text("m") == "Hel"
+        await viewer.reconnect()
+        await viewer.until(lambda: viewer.checker.text("m") == "Hello")
+        assert viewer.checker.violations == []
+        assert [received.event["type"] for received in viewer.events[2:]] == ["channel.attached", "message.append"]
+        host = f"127.0.0.1:{port}"
+    assert asked == [
+        ("/v1/channels/c/events?history=5", host, None),
+        ("/v1/channels/c/events?since=e%3A2&history=5", host, None),
+    ]
+
+
+async def test_an_sse_viewer_can_come_back_as_an_eventsource_does() -> None:
+    asked = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, path: str, headers: Json) -> None:
+        asked.append((path, headers.get("Last-Event-ID")))
+        writer.write(SSE_HEAD + chunk(sse((attached(2), None), (update(2, "Hel"), "e:2"))))
+
+    async with (
+        wire_server(serve) as port,
+        SseViewer("127.0.0.1", port, "a/b", since="e:1", uses_last_event_id=True, checker=Checker("a/b")) as viewer,
+    ):
+        await viewer.until_attached()
+        await viewer.reconnect(reset=True)
+        await viewer.until_attached()
+    path = "/v1/channels/a%2Fb/events?since=e%3A1"
+    assert asked == [(path, None), (path, "e:2")]
+
+
+async def test_a_stalled_viewer_pushes_back_and_loses_nothing() -> None:
+    text = "x" * (1 << 20)
+    writers = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, path: str, headers: Json) -> None:
+        writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 16 * 1024)
+        writer.write(SSE_HEAD + chunk(sse((attached(1), None), (update(1, ""), "e:1"))))
+        await writer.drain()
+        writers.append(writer)
+
+    async with (
+        wire_server(serve) as port,
+        SseViewer("127.0.0.1", port, "c", receive_buffer_bytes=16 * 1024) as viewer,
+    ):
+        await viewer.until_attached()
+        viewer.stall()
+        writers[0].write(chunk(sse((append(2, 0, text), "e:2"), retry=b"")))
+        await asyncio.sleep(0.1)
+        assert writers[0].transport.get_write_buffer_size() > len(text) - 256 * 1024
+        assert viewer.checker.text("m") == ""
+        viewer.resume()
+        await viewer.until(lambda: viewer.checker.text("m") == text)
+        assert viewer.checker.violations == []
+
+
+async def test_what_a_viewer_waits_for_in_vain_is_told_with_what_it_saw() -> None:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, path: str, headers: Json) -> None:
+        writer.write(SSE_HEAD + chunk(sse((attached(2), None), (update(2, "Hel"), "e:2"))))
+
+    async with wire_server(serve) as port, SseViewer("127.0.0.1", port, "c") as viewer:
+        with pytest.raises(TimeoutError, match="cursor e:2"):
+            await viewer.until(lambda: viewer.checker.text("m") == "never", timeout_s=0.05)
+
+
+async def test_a_viewer_without_a_server_fails_at_once() -> None:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        with pytest.raises(ConnectionRefusedError):
+            async with SseViewer("127.0.0.1", unused.getsockname()[1], "c"):
+                pass
+
+
+class WsPeer:
+    """The server's side of one WebSocket, as plain as it gets."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._reader = reader
+        self._writer = writer
+        self._rest = b""
+
+    def accept(self, headers: dict[str, str]) -> None:
+        key = headers["Sec-WebSocket-Key"].encode() + b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
+        accept = base64.b64encode(hashlib.sha1(key).digest())
+        self._writer.write(
+            b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+            b"Sec-WebSocket-Protocol: holdfast.v1\r\nSec-WebSocket-Accept: " + accept + b"\r\n\r\n"
+        )
+
+    def send(self, frame: Json) -> None:
+        self._writer.write(server_frame(json.dumps(frame).encode()))
+
+    def send_raw(self, data: bytes) -> None:
+        self._writer.write(data)
+
+    async def receive(self) -> tuple[int, bytes]:
+        while True:
+            with contextlib.suppress(IndexError, struct.error):
+                opcode, payload, size = unmask(self._rest)
+                if len(self._rest) >= size:
+                    self._rest = self._rest[size:]
+                    return opcode, payload
+            data = await self._reader.read(4096)
+            if not data:
+                raise ConnectionResetError
+            self._rest += data
+
+
+async def test_a_websocket_viewer_attaches_and_follows_batches_over_several_frames() -> None:
+    asked = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, path: str, headers: Json) -> None:
+        assert headers["Sec-WebSocket-Protocol"] == "holdfast.v1"
+        peer = WsPeer(reader, writer)
+        peer.accept(headers)
+        asked.append((path, json.loads((await peer.receive())[1])))
+        peer.send({"type": "ok", "ref": 1})
+        peer.send({"type": "events", "channel": "c", "events": [attached(2)]})
+        peer.send({"type": "events", "channel": "c", "events": [update(2, "Hel")], "cursor": "e:2"})
+        peer.send_raw(server_frame(b"are you there", 9))
+        asked.append(await peer.receive())
+        peer.send({"type": "ping", "n": 7})
+        asked.append(json.loads((await peer.receive())[1]))
+        peer.send({"type": "events", "channel": "c", "events": [append(3, 3, "lo")], "cursor": "e:3"})
+        peer.send({"type": "bye", "reason": "drain", "retry_ms": 5})
+        peer.send_raw(server_frame(struct.pack("!H", 1012), 8))
+        asked.append(await peer.receive())
+
+    async with (
+        wire_server(serve) as port,
+        WsViewer("127.0.0.1", port, "c", attach_fields={"history": 3}) as viewer,
+    ):
+        await viewer.until(lambda: viewer.is_over)
+        assert viewer.checker.violations == []
+        assert (viewer.checker.text("m"), viewer.checker.cursor, viewer.checker.batches) == ("Hello", "e:3", 2)
+        assert (viewer.session.close_code, viewer.session.bye) == (
+            1012,
+            {"type": "bye", "reason": "drain", "retry_ms": 5},
+        )
+        assert viewer.session.replies == [{"type": "ok", "ref": 1}]
+    assert asked == [
+        ("/v1/ws", {"type": "attach", "ref": 1, "channel": "c", "history": 3}),
+        (10, b"are you there"),
+        {"type": "pong", "n": 7},
+        (8, struct.pack("!H", 1012)),
+    ]
+
+
+async def test_a_websocket_session_carries_many_channels() -> None:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, path: str, headers: Json) -> None:
+        peer = WsPeer(reader, writer)
+        peer.accept(headers)
+        while True:
+            asked = json.loads((await peer.receive())[1])
+            name = asked["channel"]
+            events = [attached(1, channel=name), update(1, f"in {name}")]
+            peer.send({"type": "events", "channel": name, "events": events, "cursor": "e:1"})
+
+    async with wire_server(serve) as port, WsViewer("127.0.0.1", port, "c") as viewer:
+        await viewer.until_attached()
+        other = Checker("d")
+        viewer.session.attach(other)
+        await viewer.flush()
+        await viewer.until(lambda: viewer.session.has_attached)
+        assert (viewer.checker.text("m"), other.text("m")) == ("in c", "in d")
+        assert viewer.checker.violations == other.violations == []
+
+
+async def test_a_websocket_that_sends_binary_is_found_out() -> None:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, path: str, headers: Json) -> None:
+        peer = WsPeer(reader, writer)
+        peer.accept(headers)
+        peer.send_raw(server_frame(b"\x00", 2))
+
+    async with wire_server(serve) as port, WsViewer("127.0.0.1", port, "c") as viewer:
+        await viewer.until(lambda: viewer.is_over)
+        assert kinds(viewer.checker) == ["protocol"]
