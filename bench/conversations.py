@@ -7,8 +7,9 @@ token at each viewer. Afterwards every view is held against the stored message a
 
 import tempfile
 from pathlib import Path
+from typing import NamedTuple, Self
 
-from bench.common import Options, Row, check, load_client, number, served
+from bench.common import Options, Row, Served, check, load_client, number, served
 from bench.proc import SERVER_CORE, BenchError, busy_s, cpu_s, disk_write_bytes, raise_file_limit
 from bench.tokens import WIDTH
 
@@ -20,6 +21,20 @@ _DISK_LIMIT = 100
 _TIMEOUT_S = 30.0
 
 
+class _Gauges(NamedTuple):
+    """What the server and its core have done so far."""
+
+    stats: dict[str, int]
+    written_bytes: int
+    cpu_s: float
+    core_s: float  # by whomever
+
+    @classmethod
+    def read(cls, server: Served) -> Self:
+        pid = server.child.pid
+        return cls(server.child.ask("stats"), disk_write_bytes(pid), cpu_s(pid), busy_s(SERVER_CORE))
+
+
 def run(options: Options) -> list[Row]:
     raise_file_limit(_CONVERSATIONS * _VIEWERS + 100)
     seconds = 4.0 if options.is_quick else 10.0
@@ -29,30 +44,25 @@ def run(options: Options) -> list[Row]:
         served(Path(directory) / "conversations.db") as server,
         load_client() as load,
     ):
-        pid = server.child.pid
         load.ask("connect", kind="sse", port=server.port, channels=channels * _VIEWERS, timeout_s=_TIMEOUT_S)
         load.ask("capture")
-        stats, written, used_s, others_s = (
-            server.child.ask("stats"),
-            disk_write_bytes(pid),
-            cpu_s(pid),
-            busy_s(SERVER_CORE),
-        )
+        before = _Gauges.read(server)
         count = int(seconds * _TOKENS_PER_S)
         produced = server.child.ask("produce", channels=channels, count=count, tokens_per_s=_TOKENS_PER_S)
         drained = load.ask("drain", timeout_s=_TIMEOUT_S)
-        used_s = cpu_s(pid) - used_s
-        others_s = busy_s(SERVER_CORE) - others_s - used_s
+        after = _Gauges.read(server)
         decoded = load.ask("decode")
         check(decoded, load.ask("compare", sent=produced["messages"], port=server.port), drained)
         expected = count * _CONVERSATIONS * _VIEWERS
         if decoded["tokens"] != expected:
             raise BenchError(f"{decoded['tokens']} of {expected} tokens have a latency, though all texts are right")
-        # After the comparison: by now the store has also written back what it had put off.
-        stats, written = _risen(stats, server.child.ask("stats")), disk_write_bytes(pid) - written
+        # Once more after the comparison: by now the store has also written back what it had put off.
+        at_rest = _Gauges.read(server)
     seconds = drained["seconds"]
+    used_s = after.cpu_s - before.cpu_s
+    others_s = max(0.0, after.core_s - before.core_s - used_s)
     note = (
-        f"server {used_s / seconds:.0%} of its core (others {max(0, others_s) / seconds:.0%}), load client "
+        f"server {used_s / seconds:.0%} of its core (others {others_s / seconds:.0%}), load client "
         f"{drained['cpu_s'] / seconds:.0%} of its; {decoded['deliveries'] / seconds:,.0f} deliveries/s; "
         f"producers late by {produced['lag_ms'][1]:.0f} ms (p99)"
     )
@@ -67,11 +77,13 @@ def run(options: Options) -> list[Row]:
         ),
         Row("  p50, p99.9", f"{p50:.0f} ms, {p999:.0f} ms"),
         Row("  delivered and compared", f"{decoded['tokens']:,} tokens", "all", True),
-        *_storage(stats, written, count * _CONVERSATIONS * WIDTH),
+        *_storage(before, at_rest, count * _CONVERSATIONS * WIDTH),
     ]
 
 
-def _storage(stats: dict[str, int], written: int, text_bytes: int) -> list[Row]:
+def _storage(before: _Gauges, after: _Gauges, text_bytes: int) -> list[Row]:
+    stats = {key: value - before.stats.get(key, 0) for key, value in after.stats.items()}
+    written = after.written_bytes - before.written_bytes
     # An entry is what joining left of a message's ops in one commit: one for each commit and message, and one more
     # where a part is opened or the message ends.
     limit = 3 * text_bytes + 20 * stats["entries"]
@@ -89,7 +101,3 @@ def _storage(stats: dict[str, int], written: int, text_bytes: int) -> list[Row]:
         return [rows, Row(what, "not measured", note=note, has_failed=True)]
     times = written / text_bytes
     return [rows, Row(what, f"{number(times)} ×", f"{_DISK_LIMIT} ×", times <= _DISK_LIMIT)]
-
-
-def _risen(before: dict[str, int], after: dict[str, int]) -> dict[str, int]:
-    return {key: after[key] - before.get(key, 0) for key in ("commits", "entries", "store_row_bytes")}

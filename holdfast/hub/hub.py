@@ -402,6 +402,20 @@ class HubCore:
             }
         return counts
 
+    def free_memory(self) -> None:
+        """Let idle channels leave memory, and keep live ones within their bound; done by itself every few seconds."""
+        runtime, limits = self._live(), self.limits
+        now_s = runtime.loop.time()
+        total = 0
+        for name, channel in sorted(runtime.channels.items(), key=lambda item: -item[1].used_s):
+            if channel.is_idle and (now_s - channel.used_s > limits.channel_idle_s or total > limits.memory_bytes):
+                del runtime.channels[name]
+                continue
+            cost = channel.state.cost_bytes()
+            if cost > limits.channel_bytes:
+                channel.state.trim(limits.channel_bytes)
+            total += min(cost, limits.channel_bytes)
+
     # -- for writers -------------------------------------------------------------------------------------------
 
     def register_writer(self, writer: MessageWriter) -> None:
@@ -519,7 +533,7 @@ class HubCore:
         token: str | None = None
         while True:
             await asyncio.sleep(TIDY_S)
-            self._free_memory(runtime)
+            self.free_memory()
             try:
                 for channel, message_id in await self.store.tidy(self.clock.now_ms()):
                     self.queue(DocumentDue(channel, message_id))
@@ -531,20 +545,6 @@ class HubCore:
                 token = moved.token
             except HoldfastError as error:
                 logger.warning("housekeeping will try again: %s", error)
-
-    def _free_memory(self, runtime: _Runtime) -> None:
-        """Idle channels leave memory, and live ones keep within their bound."""
-        limits = self.limits
-        now_s = runtime.loop.time()
-        total = 0
-        for name, channel in sorted(runtime.channels.items(), key=lambda item: -item[1].used_s):
-            if channel.is_idle and (now_s - channel.used_s > limits.channel_idle_s or total > limits.memory_bytes):
-                del runtime.channels[name]
-                continue
-            cost = channel.state.cost_bytes()
-            if cost > limits.channel_bytes:
-                channel.state.trim(limits.channel_bytes)
-            total += min(cost, limits.channel_bytes)
 
     async def _drain(self, runtime: _Runtime) -> None:
         self.is_draining = True

@@ -30,6 +30,7 @@ class SyncHub:
     def __init__(self, hub: HubCore) -> None:
         self._hub = hub
         self._own: asyncio.AbstractEventLoop | None = None
+        self._thread: threading.Thread | None = None
         self._lock = threading.Lock()
 
     def create(self, channel: str, **fields: Any) -> Message:
@@ -67,9 +68,11 @@ class SyncHub:
         """Close the hub, if it runs on a loop of this object's own."""
         with self._lock:
             loop, self._own = self._own, None
-        if loop is not None:
+        if loop is not None and self._thread is not None:
             asyncio.run_coroutine_threadsafe(self._hub.close(), loop).result(TIMEOUT_S)
             loop.call_soon_threadsafe(loop.stop)
+            self._thread.join(TIMEOUT_S)
+            loop.close()
 
     async def _open(self, channel: str, fields: dict[str, Any]) -> MessageWriter:
         return await self._hub.message(channel, **fields).__aenter__()
@@ -88,7 +91,8 @@ class SyncHub:
                 return running
             if self._own is None:
                 self._own = asyncio.new_event_loop()
-                threading.Thread(target=self._own.run_forever, name="holdfast-sync", daemon=True).start()
+                self._thread = threading.Thread(target=self._own.run_forever, name="holdfast-sync", daemon=True)
+                self._thread.start()
             return self._own
 
 

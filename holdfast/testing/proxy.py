@@ -134,7 +134,7 @@ class FaultProxy:
             way.open.clear()
 
     def resume(self, direction: Direction = "both") -> None:
-        """End a stall, with nothing lost, and a black hole: what it swallowed is cut."""
+        """End a stall, with nothing lost; in both directions also a black hole: what it swallowed is cut."""
         if direction == "both":
             self._is_black_hole = False
             for link in self._holes:

@@ -13,11 +13,11 @@ import random
 from typing import Protocol
 
 from holdfast.core.cursor import Cursor, parse_cursor
-from holdfast.core.errors import Draining, HoldfastError, StoreUnavailable
+from holdfast.core.errors import Draining, Forbidden, HoldfastError, StoreUnavailable
 from holdfast.core.names import check_channel
 from holdfast.hub.feed import Behind, EncodedBatch, Feed
 from holdfast.hub.hub import HubCore
-from holdfast.hub.identity import Scope
+from holdfast.hub.identity import Identity, Scope
 from holdfast.transports.door import header, identify
 from holdfast.transports.problem import Headers, Message
 from holdfast.transports.query import Query
@@ -26,7 +26,7 @@ from holdfast.transports.wheel import Beating, Wheel
 
 logger = logging.getLogger("holdfast.transports")
 
-HEARTBEAT_S = 15  # proxies cut what is silent for 60 s; some count from the last byte of another connection
+HEARTBEAT_S = 15  # proxies cut what is silent for 60 s, and one of exactly that would race them
 # EventSource adds no jitter of its own: those who lost the same server would all come back in one moment.
 RETRY_MS = (1000, 3000)
 LONG_RETRY_MS = (15_000, 45_000)  # for whoever was refused for a reason that will not pass at once
@@ -36,7 +36,7 @@ _PING: Message = {"type": "http.response.body", "body": b"event: ping\ndata: {}\
 
 
 class Open(Protocol):
-    """What of the app a stream needs (`transports.app.App`)."""
+    """What of the app a streaming endpoint needs (`transports.app.App`)."""
 
     hub: HubCore
     wheel: Wheel
@@ -48,36 +48,42 @@ class Open(Protocol):
 class EventStream:
     """One viewer's stream of one channel."""
 
-    __slots__ = ("__weakref__", "_catching_up", "_hub", "_is_ours", "_ping", "_slot", "feed", "sink")
+    __slots__ = ("_catching_up", "_hub", "_is_ours", "_ping", "feed", "ping_s", "sink")
 
-    def __init__(self, hub: HubCore, send: Send, *, is_ours: bool, ping: Message) -> None:
+    def __init__(self, hub: HubCore, send: Send, *, is_ours: bool, ping_s: int | None) -> None:
         self._hub = hub
         self._is_ours = is_ours
-        self._ping = ping
+        self._ping = _COMMENT if ping_s is None else _PING
         self._catching_up: asyncio.Task[None] | None = None
-        self._slot: set[Beating] | None = None
+        self.ping_s = ping_s or HEARTBEAT_S
         self.feed: Feed | None = None
         self.sink: Sink = HandSink(send, self) if hub.drive_by_hand else TaskSink(send, self)
 
-    async def run(self, wheel: Wheel, receive: Receive, period_s: int) -> None:
-        """Carry the stream until the peer leaves, or break it off. Never ends in a way that looks complete."""
-        self._slot = wheel.add(self, period_s)
+    async def run(self, wheel: Wheel, receive: Receive) -> None:
+        """Carry the stream until the peer leaves, or break it off: only a subclass may end it as complete."""
+        slot: set[Beating] = wheel.add(self, self.ping_s)
         try:
             self.wake()
             await self.sink.carry(receive)
         finally:
-            self._slot.discard(self)
-            if self.feed is not None:
-                self.feed.close()
+            slot.discard(self)
             if self._catching_up is not None:
                 self._catching_up.cancel()
                 await asyncio.wait([self._catching_up])
 
+    def close(self) -> None:
+        """Leave the channel. A second call does nothing."""
+        if self.feed is not None:
+            self.feed.close()
+            self.feed = None
+
     def wake(self) -> None:
         """There is something to take, or the hub leaves."""
+        if self.sink.is_over:
+            return
         if self._hub.is_draining:
             self._leave()
-        elif self.feed is not None and not self.sink.is_busy and not self.sink.is_over and self._catching_up is None:
+        elif self.feed is not None and not self.sink.is_busy and self._catching_up is None:
             self._take(self.feed)
 
     def freed(self) -> None:
@@ -104,11 +110,13 @@ class EventStream:
     def _take(self, feed: Feed) -> None:
         try:
             batch = feed.take()
+            if batch is not None:
+                self.write_batch(batch)
         except Behind:
             self._catching_up = asyncio.get_running_loop().create_task(self._catch_up(feed))
-            return
-        if batch is not None:
-            self.write_batch(batch)
+        except Exception:  # the channel's tick goes on to its other viewers
+            logger.exception("a stream is broken off")
+            self.sink.end()
 
     async def _catch_up(self, feed: Feed) -> None:
         try:
@@ -125,8 +133,6 @@ class EventStream:
 
     def _leave(self) -> None:
         """Break off, and tell an EventSource when to come back: our clients have their own back-off."""
-        if self.sink.is_over:
-            return
         if not self.sink.is_busy and not self._is_ours:
             self.sink.write({"type": "http.response.body", "body": farewell(Draining()), "more_body": True})
         self.sink.end()
@@ -134,73 +140,88 @@ class EventStream:
 
 async def channel_events(app: Open, scope: Scope, receive: Receive, send: Send, channel: str) -> None:
     """`GET /v1/channels/{channel}/events`. Raises what HTTP is to answer, before anything was sent."""
-    hub = app.hub
-    is_ours = says_who_it_is(scope)
+    stream = await _channel_stream(app, scope, send, channel)
+    if stream is None:
+        return
     try:
-        if hub.is_draining:
-            raise Draining("the server is leaving; another one, or it restarted, will serve")
-        query = Query(scope)
-        identity = await identify(hub, scope)
+        await start_stream(app, scope, send)
+        await stream.run(app.wheel, receive)
+    finally:
+        stream.close()
+
+
+async def _channel_stream(app: Open, scope: Scope, send: Send, channel: str) -> EventStream | None:
+    """A stream with its feed; None if the request is answered already."""
+    hub = app.hub
+    query = Query(scope)
+    is_ours = says_who_it_is(scope, query)
+    try:
+        identity = await admit_stream(hub, scope)
         identity.check("subscribe", check_channel(channel))
-        identity.check("history", channel)
-        ping_s = query.whole("ping_s", 2, HEARTBEAT_S)
-        stream = EventStream(hub, send, is_ours=is_ours, ping=_COMMENT if ping_s is None else _PING)
-        history = query.whole("history", 0, hub.limits.history)
-        flush_ms = query.whole("flush_ms", 0, 1000)
         since = since_of(scope, query)
+        history = allowed_history(identity, channel, query.whole("history", 0, hub.limits.history))
+        flush_ms = query.whole("flush_ms", 0, 1000)
+        ping_s = query.whole("ping_s", 2, HEARTBEAT_S)
         if scope["method"] == "HEAD":
-            return await send_head(app, scope, send)
+            await send_empty_stream(app, scope, send)
+            return None
+        stream = EventStream(hub, send, is_ours=is_ours, ping_s=ping_s)
         stream.feed = await hub.attach(channel, since, history=history, flush_ms=flush_ms, wake=stream.wake)
     except HoldfastError as error:
         if is_ours or not error.retry:
             raise
-        return await send_farewell(app, scope, send, error)
-    del query, identity
-    try:
-        await start_stream(app, scope, send)
-    except BaseException:
-        stream.feed.close()
-        raise
-    await stream.run(app.wheel, receive, ping_s or HEARTBEAT_S)
+        await send_empty_stream(app, scope, send, farewell(error))
+        return None
+    return stream
+
+
+async def admit_stream(hub: HubCore, scope: Scope) -> Identity:
+    """Who asks for a stream. A hub that leaves refuses before anything else. Raises Draining, Unauthenticated, …"""
+    await hub.start()
+    if hub.is_draining:
+        raise Draining("the server is leaving; another one, or it when restarted, will serve")
+    return await identify(hub, scope)
 
 
 async def start_stream(app: Open, scope: Scope, send: Send) -> None:
     """Send the head of a stream, and the delay after which an EventSource comes back by itself."""
     await send({"type": "http.response.start", "status": 200, "headers": [*_stream_headers(), *app.cors(scope)]})
-    await send({"type": "http.response.body", "body": retry_line(RETRY_MS), "more_body": True})
+    await send({"type": "http.response.body", "body": _retry(RETRY_MS), "more_body": True})
 
 
-async def send_head(app: Open, scope: Scope, send: Send) -> None:
-    """Answer HEAD: what GET would begin with."""
+async def send_empty_stream(app: Open, scope: Scope, send: Send, body: bytes = b"") -> None:
+    """Answer as a stream that is over: to HEAD, or with a farewell. Any status but 200 stops EventSource for ever."""
     await send({"type": "http.response.start", "status": 200, "headers": [*_stream_headers(), *app.cors(scope)]})
-    await send({"type": "http.response.body", "body": b"", "more_body": False})
-
-
-async def send_farewell(app: Open, scope: Scope, send: Send, error: HoldfastError) -> None:
-    """Refuse an EventSource for now: any status but 200 would stop it for ever."""
-    await send({"type": "http.response.start", "status": 200, "headers": [*_stream_headers(), *app.cors(scope)]})
-    await send({"type": "http.response.body", "body": farewell(error), "more_body": False})
+    await send({"type": "http.response.body", "body": body, "more_body": False})
 
 
 def farewell(error: HoldfastError) -> bytes:
-    """The event that tells an EventSource why it is sent away, and when to come back."""
+    """What tells an EventSource why it is sent away, and when to come back."""
     retry_ms = RETRY_MS if isinstance(error, Draining) else LONG_RETRY_MS
-    return retry_line(retry_ms) + f'event: bye\ndata: "{error.code}"\n\n'.encode()
+    return _retry(retry_ms) + f'event: bye\ndata: "{error.code}"\n\n'.encode()
 
 
-def retry_line(between_ms: tuple[int, int]) -> bytes:
-    """A `retry:` field, drawn anew each time."""
-    return f"retry: {random.randint(*between_ms)}\n\n".encode()
-
-
-def says_who_it_is(scope: Scope) -> bool:
+def says_who_it_is(scope: Scope, query: Query) -> bool:
     """Is this one of our clients? Whoever does not say so is taken for an EventSource."""
-    return header(scope, b"holdfast-client") is not None or Query(scope).text("sdk") is not None
+    return query.text("sdk") is not None or header(scope, b"holdfast-client") is not None
 
 
 def since_of(scope: Scope, query: Query) -> Cursor | None:
     """Where the viewer was: EventSource comes back to its old URL with a newer header, so that one counts."""
     return parse_cursor(header(scope, b"last-event-id") or query.text("since"))
+
+
+def allowed_history(identity: Identity, channel: str, wanted: int | None) -> int | None:
+    """How many finished messages a new start may show: none to whoever may subscribe but not see history."""
+    try:
+        identity.check("history", channel)
+    except Forbidden:
+        return 0
+    return wanted
+
+
+def _retry(between_ms: tuple[int, int]) -> bytes:
+    return f"retry: {random.randint(*between_ms)}\n\n".encode()
 
 
 def _stream_headers() -> Headers:

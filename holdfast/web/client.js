@@ -326,7 +326,7 @@ class Client extends Observable {
 
   /** A new id for a message, to know it before it is stored. */
   newId() {
-    return `${this.now().toString(36)}-${this.random().toString(36).slice(2)}`
+    return [this.now(), this.nextRef(), this.random()].map((part) => part.toString(36).slice(-12)).join("-")
   }
 
   /** End everything; unanswered requests fail. @param {HoldfastError} [error] why */
@@ -691,9 +691,7 @@ function callAll(callbacks, value) {
     try {
       callback(value)
     } catch (error) {
-      queueMicrotask(() => {
-        throw error
-      })
+      ;(globalThis.reportError ?? console.error)(error)
     }
   }
 }

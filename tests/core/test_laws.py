@@ -202,5 +202,3 @@ def _show(watched: Watched, view: View, log: list[Batch], data: st.DataObject) -
                 watched.check(view, is_complete=False)
         case _:
             pass
-
-

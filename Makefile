@@ -1,0 +1,50 @@
+# The front door. `make demo` and `make test` are all a newcomer needs; both set up what they use, in .venv and
+# node_modules, nothing global.
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint format types js bench clean
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+help: ## what there is
+	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/^([a-z]+):.*## /  make \1\t/'
+
+demo: $(VENV)/.serve ## a chat that survives refresh, on this machine
+	@$(BIN)/holdfast demo
+
+test: $(VENV)/.dev node_modules/.installed ## all tests, the browser's too
+	@scripts/ensure_chromium
+	@$(BIN)/pytest
+
+lint: $(VENV)/.dev node_modules/.installed ## format, lint and strict types, in Python and JavaScript
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	npm run --silent check
+
+format: $(VENV)/.dev ## put the code in form
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: $(VENV)/.dev ## measure, beside a bare asyncio server
+	$(BIN)/python -m bench
+
+$(VENV)/bin/python:
+	@scripts/make_venv $(PYTHON) $(VENV)
+
+$(VENV)/.serve: $(VENV)/bin/python pyproject.toml
+	@$(BIN)/pip install --quiet --editable '.[serve]'
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/bin/python pyproject.toml
+	@$(BIN)/pip install --quiet --editable '.[serve]' --group dev
+	@touch $@ $(VENV)/.serve
+
+node_modules/.installed: package.json
+	@command -v npm >/dev/null || { echo 'Node.js 20 or newer with npm is needed for the browser client (Debian: apt-get install nodejs npm)'; exit 1; }
+	@npm install --no-package-lock --no-fund --no-audit --silent
+	@touch $@
+
+clean: ## forget what was set up
+	rm -rf $(VENV) node_modules .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,151 @@
+"""The `holdfast` command: serve, demo, tail.
+
+You are at the very top: everything may be imported here, and nothing imports this. Errors that people can do
+something about are one line and exit 1; a traceback means a mistake of ours.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from typing import Any
+from urllib.parse import urlsplit
+
+import click
+
+from holdfast._version import __version__
+from holdfast.core.errors import HoldfastError, LocalError
+from holdfast.hub.feed import FLUSH_CLASSES_MS
+from holdfast.serving import PORT_TRIES, address_of, check_loopback, listen, run
+
+DEFAULT_PORT = 8000
+LOG_LEVELS = ("critical", "error", "warning", "info", "debug")
+
+
+class _Group(click.Group):
+    """Commands whose own errors are told plainly."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except HoldfastError as error:
+            raise click.ClickException(str(error)) from None
+
+
+@click.group(cls=_Group)
+@click.version_option(__version__, prog_name="holdfast")
+def main() -> None:
+    """Holdfast: a durable realtime transport for AI conversations."""
+
+
+@main.command()
+@click.option("--host", default="127.0.0.1", show_default=True, help="Loopback address to listen on.")
+@click.option("--port", default=DEFAULT_PORT, show_default=True, type=click.IntRange(0, 65535))
+@click.option("--store", default=None, help="memory:// or sqlite:///absolute/path  [default: sqlite:///holdfast.db]")
+@click.option(
+    "--flush-ms",
+    default=None,
+    type=click.IntRange(0, FLUSH_CLASSES_MS[-1]),
+    help="Default flush window of viewers, in ms.  [default: 40]",
+)
+@click.option("--drain-s", default=None, type=click.FloatRange(0, 3600), help="Time for running answers at the end.")
+@click.option("--app", "target", default=None, metavar="MODULE:NAME", help="Serve a hub, or an ASGI app, of your own.")
+@click.option("--log-level", default="info", show_default=True, type=click.Choice(LOG_LEVELS))
+def serve(
+    host: str,
+    port: int,
+    store: str | None,
+    flush_ms: int | None,
+    drain_s: float | None,
+    target: str | None,
+    log_level: str,
+) -> None:
+    """Serve a hub on this machine."""
+    from holdfast.app import Hub
+
+    check_loopback(host)
+    if target is not None:
+        if (store, flush_ms, drain_s) != (None, None, None):
+            raise LocalError("--app brings its own hub: --store, --flush-ms and --drain-s belong there")
+        app = _load(target)
+    else:
+        settings = {"flush_ms": flush_ms, "drain_s": drain_s}
+        app = Hub(_checked(store or "sqlite:///holdfast.db"), **{k: v for k, v in settings.items() if v is not None})  # type: ignore[arg-type]
+    if isinstance(app, Hub):
+        app.drive_by_hand = True  # no middleware of anybody's stands between us and the server
+    listening = _listen(host, port)
+    _run(app, listening, log_level, lambda: click.echo(f"Holdfast {__version__} serves {address_of(listening)}"))
+
+
+@main.command()
+@click.option("--host", default="127.0.0.1", show_default=True, help="Loopback address to listen on.")
+@click.option("--port", default=DEFAULT_PORT, show_default=True, type=click.IntRange(0, 65535))
+@click.option("--store", default="sqlite:///holdfast-demo.db", show_default=True, help="Where the chat is kept.")
+def demo(host: str, port: int, store: str) -> None:
+    """A chat page that survives whatever you do to it."""
+    from holdfast.demo.app import build
+
+    check_loopback(host)
+    listening = _listen(host, port, tries=PORT_TRIES)
+
+    def tell() -> None:
+        address = address_of(listening)
+        if listening.getsockname()[1] != port:
+            click.echo(f"Port {port} is taken; this is the next free one.")
+        click.echo(f"\n  Open  {click.style(address, bold=True)}  and ask something.")
+        click.echo("  While it answers: press F5, open a second window, or end the server the hard way:\n")
+        click.echo(f"      kill -9 {os.getpid()}\n")
+        click.echo("  Then run the same command again. (Ctrl-C does as well.)\n")
+
+    _run(build(_checked(store)), listening, "warning", tell)
+
+
+@main.command()
+@click.argument("channel")
+@click.option("--url", default=f"http://127.0.0.1:{DEFAULT_PORT}", show_default=True, help="Where the hub is served.")
+@click.option("--history", default=10, show_default=True, type=click.IntRange(0, 200), help="Messages to begin with.")
+@click.option("--since", default=None, help="A cursor to go on from.")
+def tail(channel: str, url: str, history: int, since: str | None) -> None:
+    """Follow CHANNEL in the terminal; comes back by itself."""
+    from holdfast.tail import follow
+
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise LocalError(f"{url} is no http address")
+    try:
+        follow(url, channel, since=since, history=history, write=sys.stdout.write, flush=sys.stdout.flush)
+    except KeyboardInterrupt:
+        click.echo()
+
+
+def _listen(host: str, port: int, *, tries: int = 1) -> Any:
+    try:
+        return listen(host, port, tries=tries)
+    except OSError as error:
+        raise LocalError(f"cannot listen on {host} port {port}: {error.strerror}; try --port") from None
+
+
+def _run(app: Any, listening: Any, log_level: str, started: Any) -> None:
+    try:
+        run(app, listening, started=started, log_level=log_level)
+    except KeyboardInterrupt:
+        pass  # the signal has done its work
+
+
+def _checked(store: str) -> str:
+    """`store`, in the form that messages and files agree on."""
+    if not store.startswith(("memory:", "sqlite:")):
+        raise LocalError(f"{store} is no store: use memory:// or sqlite:///absolute/path")
+    return store
+
+
+def _load(target: str) -> Any:
+    """The object that MODULE:NAME names."""
+    module, _, name = target.partition(":")
+    sys.path.insert(0, "")
+    try:
+        found = importlib.import_module(module)
+        return getattr(found, name or "hub")
+    except (ImportError, AttributeError) as error:
+        raise LocalError(f"--app {target}: {error}") from None

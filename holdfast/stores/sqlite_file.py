@@ -1,0 +1,315 @@
+"""The SQLite file: its lock, its schema, and what is known about the life it had before.
+
+You are in `stores`, on the store's thread. What is here decides whether a file may be opened, and whether the
+serials of its channels still mean what they meant (epochs). Pragmas may be tuned; the tables may only be changed
+together with `SCHEMA`, and a file with a higher number is refused.
+
+Text must be gone when it is deleted, and `secure_delete` alone does not do that. SQLite zeroes what it frees, but
+when it spreads rows anew over neighbouring pages it leaves copies in their gaps: with 3.40, one deleted text in a
+thousand could still be read in the file. So the rows that hold text, those of `log` and `texts`, are *slots*: added
+at the end of their table, of one size for ever, overwritten in place, never deleted one by one. Such rows are never
+moved. All other tables hold numbers, names and ids only.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import logging
+import os
+import sqlite3
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
+
+from holdfast.core.errors import StoreInUse, StoreUnavailable, StoreUnusable
+from holdfast.stores.base import CommitUnknown
+
+logger = logging.getLogger("holdfast.stores")
+
+Synchronous = Literal["normal", "full", "extra"]
+
+APPLICATION_ID = 0x486F6C64  # "Hold"
+SCHEMA = 1
+BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+LOCK_POLL_S = 0.05
+
+_TABLES = (
+    # What the process that has the file open left behind for the next one. One row.
+    """CREATE TABLE life (
+        one INTEGER PRIMARY KEY, boot TEXT NOT NULL, inode TEXT NOT NULL, synchronous TEXT NOT NULL,
+        clean INTEGER NOT NULL)""",
+    # A channel that was deleted has no name until its documents are gone.
+    """CREATE TABLE channels (
+        id INTEGER PRIMARY KEY, name TEXT UNIQUE, epoch TEXT NOT NULL, floor INTEGER NOT NULL)""",
+    """CREATE TABLE documents (
+        id INTEGER PRIMARY KEY, channel INTEGER NOT NULL, message TEXT NOT NULL, created INTEGER NOT NULL,
+        version INTEGER NOT NULL, streaming INTEGER NOT NULL, deleted INTEGER NOT NULL,
+        size_bytes INTEGER NOT NULL)""",
+    "CREATE UNIQUE INDEX documents_message ON documents (channel, message)",
+    "CREATE INDEX documents_version ON documents (channel, version)",
+    "CREATE INDEX documents_created ON documents (channel, deleted, created)",
+    "CREATE INDEX documents_streaming ON documents (channel) WHERE streaming = 1",
+    # Where a document's bytes are: blob 0 is its head, each later one the segments of one write.
+    """CREATE TABLE pieces (
+        document INTEGER NOT NULL, blob INTEGER NOT NULL, chunk INTEGER NOT NULL, slot INTEGER NOT NULL,
+        PRIMARY KEY (document, blob, chunk)) WITHOUT ROWID""",
+    "CREATE TABLE texts (id INTEGER PRIMARY KEY, body BLOB NOT NULL)",
+    "CREATE TABLE free (room INTEGER NOT NULL, slot INTEGER NOT NULL, PRIMARY KEY (room, slot)) WITHOUT ROWID",
+    "CREATE TABLE log (id INTEGER PRIMARY KEY, body BLOB NOT NULL)",
+    # Ids used up by a deleted channel.
+    """CREATE TABLE graves (
+        channel TEXT NOT NULL, message TEXT NOT NULL, until_ms INTEGER NOT NULL,
+        PRIMARY KEY (channel, message)) WITHOUT ROWID""",
+    "CREATE INDEX graves_until ON graves (until_ms)",
+    f"PRAGMA application_id = {APPLICATION_ID}",
+    f"PRAGMA user_version = {SCHEMA}",
+)
+
+
+class SqliteFile:
+    """The file, while it is open: one connection, used by one thread for everything, and the lock on it.
+
+    One connection, so that no write can meet a checkpoint: before 3.51.3 SQLite may corrupt a WAL file when those of
+    two connections do (sqlite.org/wal.html, "the WAL-reset bug").
+    """
+
+    db: sqlite3.Connection
+
+    def __init__(self, path: Path, *, synchronous: Synchronous, busy_s: float, lock_wait_s: float) -> None:
+        self.path = path
+        self._synchronous = synchronous
+        self._busy_ms = int(busy_s * 1000)
+        self._lock_wait_s = lock_wait_s
+        self._lock = FileLock(Path(f"{os.path.realpath(path)}.lock"))
+
+    def open(self) -> None:
+        """Take the lock and open the file. Raises StoreInUse, StoreUnusable or StoreUnavailable."""
+        self._lock.take(self.path, wait_s=self._lock_wait_s)
+        try:
+            self._connect()
+        except sqlite3.Error as error:
+            self.abandon()
+            raise self.refusal(error) from error
+        except BaseException:
+            self.abandon()
+            raise
+
+    def give_up(self) -> None:
+        """Stop waiting for the lock. May be called from any thread."""
+        self._lock.give_up.set()
+
+    def close(self) -> None:
+        """Leave the file whole, and say so in it."""
+        try:
+            if hasattr(self, "db"):
+                with self.transaction() as db:
+                    db.execute("UPDATE life SET clean = 1")
+                self.checkpoint("TRUNCATE")
+        except (sqlite3.Error, StoreUnavailable) as error:
+            logger.warning("%s could not be closed cleanly, the next start will mend it: %s", self.path, error)
+        finally:
+            self.abandon()
+
+    def abandon(self) -> None:
+        """Let go of connection and lock, whatever their state."""
+        try:
+            if hasattr(self, "db"):
+                with contextlib.suppress(sqlite3.Error):
+                    self.db.close()
+                del self.db
+        finally:
+            self._lock.release()
+
+    @contextlib.contextmanager
+    def transaction(self) -> Iterator[sqlite3.Connection]:
+        """All of what is done inside, or nothing. Raises sqlite3.Error, or CommitUnknown."""
+        self.db.execute("BEGIN IMMEDIATE")
+        try:
+            yield self.db
+        except BaseException:
+            self._roll_back()
+            raise
+        try:
+            self.db.execute("COMMIT")
+        except sqlite3.Error as error:
+            self._roll_back()
+            if _code(error) == sqlite3.SQLITE_IOERR:
+                # The frames may be in the WAL though they could not be synced: after a crash they might count.
+                raise CommitUnknown(f"{self.path}: {_explain(error)}") from error
+            raise
+
+    def checkpoint(self, mode: Literal["PASSIVE", "TRUNCATE"]) -> bool:
+        """Move what the WAL holds into the file, with TRUNCATE leave an empty WAL; False if a reader is in the way."""
+        self.db.execute("PRAGMA busy_timeout = 0")  # a foreign reader must not hold up writers
+        try:
+            busy, frames, moved = self.db.execute(f"PRAGMA wal_checkpoint({mode})").fetchone()
+        finally:
+            self.db.execute(f"PRAGMA busy_timeout = {self._busy_ms}")
+        return not busy and bool(frames == moved)
+
+    def refusal(self, error: sqlite3.Error) -> StoreUnusable | StoreUnavailable:
+        """What to tell when the file could not be opened."""
+        if _code(error) in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT):
+            return StoreUnusable(f"{self.path}: {_explain(error)}")
+        return self.unavailable(error)
+
+    def unavailable(self, error: sqlite3.Error) -> StoreUnavailable:
+        """What to tell when something failed and was undone."""
+        return StoreUnavailable(f"{self.path}: {_explain(error)}")
+
+    def _connect(self) -> None:
+        self.db = db = sqlite3.connect(self.path, isolation_level=None, timeout=self._busy_ms / 1000)
+        is_new = self._check_ours()
+        db.execute("PRAGMA page_size = 4096")
+        db.execute("PRAGMA auto_vacuum = NONE")
+        if db.execute("PRAGMA journal_mode = WAL").fetchone()[0] != "wal":
+            raise StoreUnusable(f"{self.path}: this file system cannot hold a WAL database; use a local disk")
+        db.execute("PRAGMA wal_autocheckpoint = 0")  # inside COMMIT it would cost up to 20 ms; see `checkpoint`
+        db.execute("PRAGMA synchronous = FULL")  # for what is written here; the setting comes after it
+        db.execute("PRAGMA fullfsync = ON")  # macOS: what is synced is on the disk, not in its cache
+        db.execute("PRAGMA secure_delete = ON")
+        db.execute("PRAGMA temp_store = MEMORY")
+        db.execute("PRAGMA cache_size = -16000")
+        with self.transaction():
+            for statement in _TABLES if is_new else ():
+                db.execute(statement)
+            self._begin_life()
+        self.checkpoint("TRUNCATE")
+        db.execute(f"PRAGMA synchronous = {self._synchronous}")
+
+    def _check_ours(self) -> bool:
+        """True if the file is empty; raises StoreUnusable if it is somebody else's, or too new."""
+        (application,) = self.db.execute("PRAGMA application_id").fetchone()
+        (schema,) = self.db.execute("PRAGMA user_version").fetchone()
+        (tables,) = self.db.execute("SELECT count(*) FROM sqlite_master").fetchone()
+        if application == APPLICATION_ID and schema > SCHEMA:
+            raise StoreUnusable(
+                f"{self.path} was written by a newer Holdfast: it has schema {schema}, this one knows up to {SCHEMA}. "
+                "Upgrade Holdfast, or give it another file"
+            )
+        if application != APPLICATION_ID and (application or schema or tables):
+            raise StoreUnusable(f"{self.path} is a database of something else; give Holdfast a file of its own")
+        return bool(application != APPLICATION_ID)
+
+    def _begin_life(self) -> None:
+        """Begin new epochs where the history behind a serial could be another one."""
+        boot, inode = _boot_id(), str(os.stat(self.path).st_ino)
+        before = self.db.execute("SELECT boot, inode, synchronous, clean FROM life").fetchone()
+        if before is not None:
+            boot_before, inode_before, synchronous_before, was_clean = before
+            reason = None
+            if inode_before != inode:
+                reason = "it is a copy"
+            elif synchronous_before == "normal" and not was_clean and (boot_before != boot or not boot):
+                reason = "the machine went down while it was open with synchronous=normal"
+            if reason is not None:
+                logger.warning("%s: new epochs for all channels, since %s", self.path, reason)
+                self.db.execute("UPDATE channels SET epoch = lower(hex(randomblob(4)))")
+        if self._synchronous == "normal":
+            logger.warning("%s: synchronous=normal, a power cut may take the last moments", self.path)
+        self.db.execute("REPLACE INTO life VALUES (1, ?, ?, ?, 0)", (boot, inode, self._synchronous))
+
+    def _roll_back(self) -> None:
+        if self.db.in_transaction:  # some errors have already undone it
+            with contextlib.suppress(sqlite3.Error):
+                self.db.execute("ROLLBACK")
+
+
+class FileLock:
+    """An exclusive lock for the life of a process, in a file that says who holds it. The file is never deleted."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._handle: int | None = None
+        self.give_up = threading.Event()
+
+    def take(self, what: Path, *, wait_s: float) -> None:
+        """Wait up to `wait_s` seconds for the lock on `what`. Raises StoreInUse or StoreUnavailable."""
+        deadline_s = time.monotonic() + wait_s
+        handle = self._open(what)
+        try:
+            while not _locked(handle):
+                if time.monotonic() >= deadline_s or self.give_up.wait(LOCK_POLL_S):
+                    raise StoreInUse(
+                        f"{what} is in use by {self._holder()}. Stop it, or give each its own file; "
+                        "with several workers or an overlapping reload, let one process have the store"
+                    )
+            os.ftruncate(handle, 0)
+            os.write(handle, f"process {os.getpid()} ({_command()})\n".encode())
+        except OSError as error:
+            os.close(handle)
+            raise StoreUnavailable(f"{self._path}: {error.strerror}") from error
+        except BaseException:
+            os.close(handle)
+            raise
+        self._handle = handle
+
+    def release(self) -> None:
+        """Let others have it. A second call does nothing."""
+        if self._handle is not None:
+            os.close(self._handle)
+            self._handle = None
+
+    def _open(self, what: Path) -> int:
+        try:
+            return os.open(self._path, os.O_RDWR | os.O_CREAT, 0o644)
+        except FileNotFoundError as error:
+            raise StoreUnavailable(f"{what}: there is no directory {self._path.parent}; create it") from error
+        except OSError as error:
+            raise StoreUnavailable(
+                f"{what}: its lock {self._path} cannot be written ({error.strerror}); "
+                "the directory and the files in it must be writable for this user"
+            ) from error
+
+    def _holder(self) -> str:
+        try:
+            return self._path.read_text(errors="replace").strip()[:200] or "another process"
+        except OSError:
+            return "another process"
+
+
+def _locked(handle: int) -> bool:
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _command() -> str:
+    # The program's name only: arguments may hold secrets.
+    return Path(sys.argv[0] if sys.argv and sys.argv[0] else sys.executable).name[:80]
+
+
+def _boot_id() -> str:
+    """What changes when the machine starts anew; "" where it cannot be known."""
+    try:
+        return BOOT_ID.read_text().strip()
+    except OSError:
+        return ""
+
+
+def _code(error: sqlite3.Error) -> int:
+    """SQLite's primary error code."""
+    return getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
+
+
+_ADVICE = {
+    sqlite3.SQLITE_FULL: "the disk is full; free some space",
+    sqlite3.SQLITE_READONLY: "it cannot be written; file and directory must be writable for this user",
+    sqlite3.SQLITE_CANTOPEN: "it cannot be opened; is it a file, and file and directory writable for this user?",
+    sqlite3.SQLITE_IOERR: "reading or writing failed; look at the disk and the limits on file sizes",
+    sqlite3.SQLITE_BUSY: "another process writes to this database; end it, Holdfast's file is for Holdfast alone",
+    sqlite3.SQLITE_NOTADB: "this is no database; give another file, or move this one away",
+    sqlite3.SQLITE_CORRUPT: "the file is damaged; restore a backup, or move it away to begin anew",
+}
+
+
+def _explain(error: sqlite3.Error) -> str:
+    advice = _ADVICE.get(_code(error))
+    name = getattr(error, "sqlite_errorname", type(error).__name__)
+    return f"{advice} ({name}: {error})" if advice else f"{name}: {error}"

@@ -1,0 +1,420 @@
+"""The Python API in process: create, append, watch, come back."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from pathlib import Path
+
+import pytest
+
+from holdfast.core.errors import Deleted, Draining, Finished, IdConflict, LocalError, NotFound, TooLarge
+from holdfast.core.events import ChannelAttached, MessageAppend, MessageUpdate
+from holdfast.core.limits import Limits
+from holdfast.hub import HubCore, MessageWriter
+from tests.hub.watching import PATIENCE_S, Watcher, has_ended
+
+
+async def test_a_message_written_in_a_block_is_complete_with_all_its_text(hub: HubCore) -> None:
+    async with hub.message("chat:1", author="bot") as message:
+        for word in ("one ", "two ", "three"):
+            await message.append(word)
+    stored, _ = await hub.read("chat:1", message.id)
+    assert (stored.status, stored.text, stored.author, stored.role) == (
+        "complete",
+        "one two three",
+        "bot",
+        "assistant",
+    )
+
+
+async def test_an_exception_leaves_the_message_failed_with_the_text_so_far(hub: HubCore) -> None:
+    with pytest.raises(ZeroDivisionError):
+        async with hub.message("chat:1") as message:
+            await message.append("so far")
+            raise ZeroDivisionError
+    stored, _ = await hub.read("chat:1", message.id)
+    assert (stored.status, stored.text) == ("failed", "so far")
+
+
+async def test_cancellation_leaves_the_message_cancelled_with_the_text_so_far(hub: HubCore) -> None:
+    began = asyncio.Event()
+    ids: list[str] = []
+
+    async def answer() -> None:
+        async with hub.message("chat:1") as message:
+            ids.append(message.id)
+            await message.append("so far")
+            began.set()
+            await asyncio.Event().wait()
+
+    task = asyncio.create_task(answer())
+    await began.wait()
+    task.cancel()
+    await asyncio.wait([task])
+    stored, _ = await hub.read("chat:1", ids[0])
+    assert (stored.status, stored.text) == ("cancelled", "so far")
+
+
+async def test_a_late_viewer_gets_the_text_so_far_in_one_update_and_then_the_stream(hub: HubCore) -> None:
+    async with hub.message("chat:1") as message:
+        for _ in range(100):
+            await message.append("token ")
+        await message.flush()
+        late = Watcher(hub, "chat:1")
+        first = await late.take()
+        assert [type(event) for event in first.events] == [ChannelAttached, MessageUpdate]
+        assert late.view.text(message.id) == "token " * 100
+        await message.append("more")
+        await message.flush()
+        following = await late.take()
+        assert [(event.at, event.text) for event in following.events if isinstance(event, MessageAppend)] == [
+            (600, "more")
+        ]
+    assert (await late.until(has_ended(message.id)))[0].text == "token " * 100 + "more"
+
+
+async def test_a_cursor_brings_exactly_what_was_missed(hub: HubCore) -> None:
+    async with hub.message("chat:1") as message:
+        await message.append("seen ")
+        await message.flush()
+        viewer = Watcher(hub, "chat:1")
+        await viewer.take()
+        await viewer.leave()
+        await message.append("missed")
+        await message.flush()
+        back = Watcher(hub, "chat:1", since=viewer.cursor)
+        batch = await back.take()
+    attached, append = batch.events
+    assert isinstance(attached, ChannelAttached)
+    assert attached.resumed
+    assert isinstance(append, MessageAppend)
+    assert (append.at, append.text) == (5, "missed")
+
+
+async def test_what_gathers_while_a_commit_runs_is_one_append(hub: HubCore) -> None:
+    async with hub.message("chat:1") as message:
+        for _ in range(1_000):
+            await message.append("x")
+        await message.flush()
+    assert hub.stats()["entries"] < 20
+
+
+@pytest.mark.parametrize(
+    "pieces",
+    [
+        ("smile \ud83d", "\ude42!"),
+        ("\ud83d", "", "\ude42"),
+        ("e", "\u0301", "\u200d", "👩", "\u200d", "🚀"),
+        ("中文", "かな", "한글"),
+        ("\u202eright to left\u202c", "שלום", "عربي"),
+        ("\r\n", "\r", "\n\r", "\u2028", "\u2029", "\x85", "\x00", "\ufeff"),
+        ("   lead", "\ndata: no event\n\n", "event: x\n", ": comment", "id: 7"),
+    ],
+)
+async def test_text_that_breaks_naive_code_survives(hub: HubCore, pieces: tuple[str, ...]) -> None:
+    expected = "".join(pieces).encode("utf-16-le", "surrogatepass").decode("utf-16-le")
+    viewer = Watcher(hub, "chat:1")
+    await viewer.take()
+    async with hub.message("chat:1") as message:
+        for piece in pieces:
+            await message.append(piece)
+            await message.flush()
+    shown = await viewer.until(has_ended(message.id))
+    stored, _ = await hub.read("chat:1", message.id)
+    assert shown[0].text == stored.text == expected
+
+
+async def test_half_a_surrogate_pair_at_the_end_becomes_a_replacement_character(hub: HubCore) -> None:
+    async with hub.message("chat:1") as message:
+        await message.append("cut \ud83d")
+    assert (await hub.read("chat:1", message.id))[0].text == "cut \ufffd"
+
+
+async def test_two_agents_stream_in_one_channel_and_two_parts_in_one_message(hub: HubCore) -> None:
+    viewer = Watcher(hub, "chat:1")
+    await viewer.take()
+    async with hub.message("chat:1", id="a") as first, hub.message("chat:1", id="b") as second:
+        thinking = await first.part({"type": "reasoning", "text": ""})
+        for number in range(200):
+            await first.append(f"t{number} ", part=thinking)
+            await first.append(f"a{number} ")
+            await second.append(f"b{number} ")
+            if number % 10 == 0:
+                await asyncio.sleep(0)
+    await viewer.until(has_ended("a"))
+    shown = {one.id: one for one in await viewer.until(has_ended("b"))}
+    assert shown["a"].parts == [
+        {"type": "reasoning", "text": "".join(f"t{number} " for number in range(200))},
+        {"type": "text", "text": "".join(f"a{number} " for number in range(200))},
+    ]
+    assert shown["b"].text == "".join(f"b{number} " for number in range(200))
+
+
+async def test_a_megabyte_and_ten_thousand_single_characters_arrive_whole(hub: HubCore) -> None:
+    viewer = Watcher(hub, "chat:1")
+    await viewer.take()
+    async with hub.message("chat:1", id="big") as message:
+        await message.append("0123456789abcdef" * 65_536)
+        for number in range(10_000):
+            await message.append(chr(ord("a") + number % 26))
+    shown = await viewer.until(has_ended("big"))
+    assert shown[0].text == "0123456789abcdef" * 65_536 + "".join(chr(ord("a") + n % 26) for n in range(10_000))
+
+
+async def test_a_stop_from_elsewhere_ends_the_message_and_refuses_the_writer(hub: HubCore) -> None:
+    async def write() -> None:
+        async with hub.message("chat:1", id="m") as message:
+            await message.append("before")
+            await message.flush()
+            await hub.finish("chat:1", "m", status="cancelled")
+            await message.append("after")
+            await message.flush()
+
+    with pytest.raises(Finished):
+        await write()
+    stored, _ = await hub.read("chat:1", "m")
+    assert (stored.status, stored.text) == ("cancelled", "before")
+
+
+async def test_a_message_that_exists_cannot_be_begun_again(hub: HubCore) -> None:
+    async with hub.message("chat:1", id="m") as message:
+        await message.append("x")
+        with pytest.raises(IdConflict):
+            await hub.message("chat:1", id="m").__aenter__()
+    with pytest.raises(IdConflict):
+        await hub.message("chat:1", id="m").__aenter__()
+
+
+async def test_appending_after_the_end_is_the_caller_s_mistake(hub: HubCore) -> None:
+    async with hub.message("chat:1") as message:
+        await message.append("x")
+    with pytest.raises(LocalError):
+        await message.append("y")
+
+
+async def test_a_create_may_be_repeated_but_not_changed(hub: HubCore) -> None:
+    first = await hub.create("chat:1", id="u", text="hi", author="ann")
+    assert await hub.create("chat:1", id="u", text="hi", author="ann") == first
+    with pytest.raises(IdConflict):
+        await hub.create("chat:1", id="u", text="other", author="ann")
+
+
+async def test_update_and_delete_reach_viewers(hub: HubCore) -> None:
+    await hub.create("chat:1", id="u", text="hi")
+    await hub.create("chat:1", id="v", text="ho")
+    viewer = Watcher(hub, "chat:1")
+    await viewer.take()
+    await hub.update("chat:1", "u", text="hello", meta={"edited": True})
+    await hub.delete("chat:1", "v")
+    shown = await viewer.until(lambda view: len(view.messages()) == 1 and view.text("u") == "hello")
+    assert shown[0].meta == {"edited": True}
+    with pytest.raises(Deleted):
+        await hub.read("chat:1", "v")
+    with pytest.raises(NotFound):
+        await hub.read("chat:1", "nobody")
+
+
+async def test_history_is_paged_newest_first(hub: HubCore) -> None:
+    for number in range(7):
+        await hub.create("chat:1", id=f"m{number}", text=str(number))
+    page = await hub.history("chat:1", limit=3)
+    older = await hub.history("chat:1", limit=10, before=page.messages[-1].created)
+    assert [one.id for one in page.messages] == ["m6", "m5", "m4"]
+    assert page.more
+    assert [one.id for one in older.messages] == ["m3", "m2", "m1", "m0"]
+    assert not older.more
+
+
+async def test_an_empty_channel_resumes_to_whatever_comes(hub: HubCore) -> None:
+    viewer = Watcher(hub, "chat:1")
+    first = await viewer.take()
+    assert (first.cursor, first.events[0].resumed) == ("-:0", False)  # type: ignore[union-attr]
+    await viewer.leave()
+    await hub.create("chat:1", id="u", text="hi")
+    back = Watcher(hub, "chat:1", since="-:0")
+    attached = (await back.take()).events[0]
+    assert isinstance(attached, ChannelAttached)
+    assert attached.resumed
+    assert attached.epoch != "-"
+
+
+@pytest.mark.parametrize("cursor", ["", "nonsense", "zzzz:3", "-:7", "a:b:c:d", "x" * 500])
+async def test_an_unknown_cursor_is_a_new_start(hub: HubCore, cursor: str) -> None:
+    await hub.create("chat:1", id="u", text="hi")
+    attached = (await Watcher(hub, "chat:1", since=cursor).take()).events[0]
+    assert isinstance(attached, ChannelAttached)
+    assert not attached.resumed
+
+
+async def test_a_cursor_above_the_head_is_a_new_start(hub: HubCore) -> None:
+    await hub.create("chat:1", id="u", text="hi")
+    epoch = (await hub.info("chat:1")).epoch
+    attached = (await Watcher(hub, "chat:1", since=f"{epoch}:9").take()).events[0]
+    assert isinstance(attached, ChannelAttached)
+    assert not attached.resumed
+
+
+async def test_more_changed_messages_than_one_catches_up_with_are_a_new_start(hub: HubCore) -> None:
+    await hub.create("chat:1", id="first", text="hi")
+    viewer = Watcher(hub, "chat:1")
+    await viewer.take()
+    await viewer.leave()
+    await asyncio.gather(*(hub.create("chat:1", id=f"m{number}", text="x") for number in range(201)))
+    attached = (await Watcher(hub, "chat:1", since=viewer.cursor).take()).events[0]
+    assert isinstance(attached, ChannelAttached)
+    assert not attached.resumed
+
+
+async def test_a_deleted_channel_begins_anew_for_its_viewers(hub: HubCore) -> None:
+    await hub.create("chat:1", id="u", text="hi")
+    viewer = Watcher(hub, "chat:1")
+    await viewer.take()
+    epoch = (await hub.info("chat:1")).epoch
+    await hub.delete_channel("chat:1")
+    await viewer.until(lambda view: view.messages() == [])
+    assert viewer.cursor == "-:0"
+    await hub.create("chat:1", id="u", text="again")
+    assert [one.text for one in await viewer.until(lambda view: bool(view.messages()))] == ["again"]
+    assert (await hub.info("chat:1")).epoch != epoch
+
+
+async def test_the_id_of_a_message_that_streamed_in_a_deleted_channel_stays_used_up(hub: HubCore) -> None:
+    writer = await hub.message("chat:1", id="m").__aenter__()
+    await writer.append("x")
+    await writer.flush()
+    await hub.delete_channel("chat:1")
+    await writer.append("y")
+    with pytest.raises(Deleted):
+        await writer.flush()
+    with pytest.raises(Deleted):
+        await hub.create("chat:1", id="m", text="new")
+
+
+async def test_a_text_over_the_limit_is_refused_and_what_was_stored_stays(tmp_path: Path) -> None:
+    hub = HubCore("memory://", limits=Limits(message_bytes=100), hooks_signals=False)
+
+    async def write() -> None:
+        async with hub.message("chat:1", id="m") as message:
+            await message.append("x" * 90)
+            await message.flush()
+            await message.append("y" * 90)
+            await message.flush()
+
+    with pytest.raises(TooLarge):
+        await write()
+    assert (await hub.read("chat:1", "m"))[0].text == "x" * 90
+    await hub.close()
+
+
+async def test_idle_channels_leave_memory_and_come_back(tmp_path: Path) -> None:
+    hub = HubCore(f"sqlite:///{tmp_path}/hub.db", limits=Limits(channel_idle_s=0), hooks_signals=False)
+    await hub.create("chat:1", id="u", text="hi")
+    hub.free_memory()
+    assert hub.stats()["channels"] == 0
+    assert (await hub.read("chat:1", "u"))[0].text == "hi"
+    await hub.close()
+
+
+async def test_after_a_restart_a_message_of_the_dead_process_is_interrupted(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/hub.db"
+    dying = HubCore(url, hooks_signals=False, drain_s=0)
+    writer = await dying.message("chat:1", id="m").__aenter__()
+    await writer.append("so far")
+    await writer.flush()
+    await dying.close()
+    hub = HubCore(url, hooks_signals=False)
+    stored, _ = await hub.read("chat:1", "m")
+    assert (stored.status, stored.text) == ("interrupted", "so far")
+    await hub.close()
+
+
+async def test_after_a_restart_an_adopter_goes_on_at_the_stored_length(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/hub.db"
+    dying = HubCore(url, hooks_signals=False, drain_s=0)
+    writer = await dying.message("chat:1", id="m", meta={"question": "why"}).__aenter__()
+    await writer.append("so far")
+    await writer.flush()
+    viewer = Watcher(dying, "chat:1")
+    await viewer.take()
+    await dying.close()
+
+    hub = HubCore(url, hooks_signals=False)
+
+    @hub.adopt("chat:*")
+    async def go_on(message: MessageWriter) -> None:
+        assert message.meta == {"question": "why"}
+        await message.append(f" and on from {message.length}")
+
+    back = Watcher(hub, "chat:1", since=viewer.cursor)
+    back.view = viewer.view
+    shown = await back.until(has_ended("m"))
+    assert (shown[0].status, shown[0].text) == ("complete", "so far and on from 6")
+    assert back.batches[0].events[0].resumed  # type: ignore[union-attr]
+    await hub.close()
+
+
+async def test_draining_ends_viewers_at_once_and_gives_running_answers_their_time(hub: HubCore) -> None:
+    hub.drain_s = PATIENCE_S
+    go_on = asyncio.Event()
+    done: list[str] = []
+
+    async def answer() -> None:
+        async with hub.message("chat:1", id="m") as message:
+            await message.append("one ")
+            await go_on.wait()
+            await message.append("two")
+        done.append(message.id)
+
+    viewer = Watcher(hub, "chat:1")
+    await viewer.take()
+    hub.start_task(answer())
+    await viewer.take()
+    draining = asyncio.create_task(hub.drain())
+    with pytest.raises(Draining):
+        while True:
+            await viewer.take()
+    assert done == []
+    go_on.set()
+    await draining
+    assert done == ["m"]
+
+
+async def test_a_hub_begins_again_on_a_new_loop(tmp_path: Path) -> None:
+    hub = HubCore(f"sqlite:///{tmp_path}/hub.db", hooks_signals=False)
+
+    def use(number: int) -> None:
+        asyncio.run(_create(hub, number))
+
+    for number in range(3):
+        thread = threading.Thread(target=use, args=(number,))
+        thread.start()
+        await asyncio.to_thread(thread.join)
+    page = await hub.history("chat:1")
+    assert [one.id for one in page.messages] == ["m2", "m1", "m0"]
+    await hub.close()
+
+
+async def _create(hub: HubCore, number: int) -> None:
+    await hub.create("chat:1", id=f"m{number}", text="x")
+
+
+async def test_threads_use_the_blocking_twin(hub: HubCore) -> None:
+    await hub.start()
+
+    def work() -> str:
+        hub.sync.create("chat:1", id="u", text="hi")
+        with hub.sync.message("chat:1", id="m") as message:
+            message.append("from a thread")
+        return hub.sync.history("chat:1").messages[0].text
+
+    assert await asyncio.to_thread(work) == "from a thread"
+    with pytest.raises(LocalError):
+        hub.sync.history("chat:1")
+
+
+def test_the_blocking_twin_has_a_loop_of_its_own_where_there_is_none(tmp_path: Path) -> None:
+    hub = HubCore(f"sqlite:///{tmp_path}/hub.db", hooks_signals=False)
+    hub.sync.create("chat:1", id="u", text="hi")
+    assert hub.sync.history("chat:1").messages[0].text == "hi"
+    hub.sync.close()

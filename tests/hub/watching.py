@@ -1,0 +1,56 @@
+"""A strict viewer in process, for the hub's tests.
+
+You are in `tests`. It keeps a `core.view.View`, and a gap is a failure.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from holdfast.core.events import Batch, ServerEvent
+from holdfast.core.model import Message
+from holdfast.core.view import View
+from holdfast.hub import HubCore
+
+PATIENCE_S = 10.0
+
+
+class Watcher:
+    """Follows a channel as a client would."""
+
+    def __init__(self, hub: HubCore, channel: str, *, since: str | None = None, flush_ms: int = 0) -> None:
+        self.view = View()
+        self.batches: list[Batch] = []
+        self._subscription = hub.subscribe(channel, since=since, flush_ms=flush_ms)
+        self._stream = self._subscription.batches()
+
+    @property
+    def cursor(self) -> str | None:
+        return self.view.cursor
+
+    @property
+    def events(self) -> list[ServerEvent]:
+        return [event for batch in self.batches for event in batch.events]
+
+    async def take(self) -> Batch:
+        """The next batch."""
+        async with asyncio.timeout(PATIENCE_S):
+            batch = await anext(self._stream)
+        self.batches.append(batch)
+        self.view.receive(batch)
+        return batch
+
+    async def until(self, is_true: Callable[[View], bool]) -> list[Message]:
+        """Follow until `is_true`; returns the messages then shown."""
+        while not is_true(self.view):
+            await self.take()
+        return self.view.messages()
+
+    async def leave(self) -> None:
+        await self._stream.aclose()
+
+
+def has_ended(message_id: str) -> Callable[[View], bool]:
+    """Is the message shown, and not streaming any more?"""
+    return lambda view: any(one.id == message_id and one.status != "streaming" for one in view.messages())

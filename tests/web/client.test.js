@@ -1,0 +1,976 @@
+/** The client over a network that does what the test says. */
+import assert from "node:assert/strict"
+import { describe, test } from "node:test"
+
+import { append, attached, goLive, message, settled, texts, update, world } from "./fakes.js"
+
+const refusal = (code) => (error) => error.name === "Error" && error.code === code
+
+describe("a channel over WebSocket", () => {
+  test("is attached, shown and live when its first batch is complete", (t) => {
+    const w = world(t)
+    const channel = w.client.channel("c", { history: 20 })
+    assert.equal(w.socket.url, "ws://server.test/base/v1/ws?sdk=js")
+    assert.equal(w.socket.protocol, "holdfast.v1")
+    assert.equal(w.client.state, "connecting")
+    w.socket.open()
+    assert.equal(w.client.state, "live")
+    assert.equal(channel.state, "connecting")
+    assert.deepEqual(w.socket.asked("attach"), [{ channel: "c", history: 20 }])
+    w.socket.events("c", null, attached(1))
+    assert.equal(channel.state, "connecting")
+    w.socket.events("c", "e:1", update(message("m", 1, "a")))
+    assert.equal(channel.state, "live")
+    assert.deepEqual(texts(channel), ["a"])
+    assert.equal(channel.cursor, "e:1")
+  })
+
+  test("shares one socket with the others and detaches when it is closed", (t) => {
+    const w = world(t)
+    const one = w.client.channel("one")
+    assert.equal(w.client.channel("one"), one)
+    goLive(w, "one")
+    const two = w.client.channel("two")
+    assert.deepEqual(w.socket.asked("attach"), [{ channel: "one" }, { channel: "two" }])
+    w.socket.events("two", "e:1", attached(1), update(message("m", 1, "two")))
+    w.socket.events("one", "e:2", append(2, "m", 1, "b"))
+    assert.deepEqual([texts(one), texts(two)], [["ab"], ["two"]])
+    one.close()
+    assert.equal(one.state, "closed")
+    assert.deepEqual(w.socket.asked("detach"), [{ channel: "one" }])
+    w.socket.events("one", "e:3", append(3, "m", 2, "c"))
+    assert.deepEqual(texts(one), ["ab"])
+    assert.equal(w.sockets.length, 1)
+    assert.notEqual(w.client.channel("one"), one)
+  })
+
+  test("resumes from its cursor, whatever was cut", (t) => {
+    const w = world(t)
+    const channel = w.client.channel("c")
+    goLive(w)
+    w.socket.events("c", null, append(2, "m", 1, "b"))
+    w.socket.drop()
+    assert.equal(channel.state, "reconnecting")
+    assert.equal(w.client.state, "reconnecting")
+    assert.deepEqual(texts(channel), ["ab"])
+    w.pass(250)
+    w.socket.open()
+    assert.deepEqual(w.socket.asked("attach"), [{ channel: "c", since: "e:1" }])
+    w.socket.events("c", "e:3", attached(3, { resumed: true }), append(3, "m", 1, "bc"))
+    assert.deepEqual(texts(channel), ["abc"])
+    assert.equal(channel.state, "live")
+    assert.equal(channel.stats.reconnects, 1)
+    assert.equal(channel.stats.gaps, 0)
+  })
+
+  test("forgets a new start that was cut before it was complete", (t) => {
+    const w = world(t)
+    const channel = w.client.channel("c")
+    goLive(w)
+    w.socket.events("c", null, attached(9, { epoch: "f" }), update(message("x", 9, "new")))
+    w.socket.drop()
+    w.pass(250)
+    w.socket.open()
+    assert.deepEqual(w.socket.asked("attach"), [{ channel: "c", since: "e:1" }])
+    w.socket.events("c", "e:2", attached(2, { resumed: true }), append(2, "m", 1, "b"))
+    assert.deepEqual(texts(channel), ["ab"])
+  })
+
+  test("attaches anew after a gap, later each time, and counts it", (t) => {
+    const w = world(t)
+    const channel = w.client.channel("c")
+    goLive(w)
+    w.socket.events("c", "e:5", append(5, "m", 4, "X"))
+    assert.equal(channel.stats.gaps, 1)
+    assert.equal(channel.cursor, null)
+    assert.equal(channel.state, "reconnecting")
+    assert.deepEqual(texts(channel), ["a"])
+    w.pass(249)
+    assert.equal(w.sockets.length, 1)
+    w.pass(1)
+    w.socket.open()
+    assert.deepEqual(w.socket.asked("attach"), [{ channel: "c" }])
+    w.socket.events("c", "e:5", attached(5), update(message("m", 1, "abcdX", { version: 5 })))
+    assert.deepEqual(texts(channel), ["abcdX"])
+    w.socket.events("c", "e:9", append(9, "m", 9, "Y"))
+    assert.equal(channel.stats.gaps, 2)
+    w.pass(499)
+    assert.equal(w.sockets.length, 2)
+    w.pass(1)
+    assert.equal(w.sockets.length, 3)
+  })
+
+  test("is closed with the error when the server refuses it for good; the others go on", (t) => {
+    const w = world(t)
+    const other = w.client.channel("other")
+    goLive(w, "other")
+    const channel = w.client.channel("secret")
+    w.socket.refuse("attach", "forbidden", { detail: "no" })
+    assert.equal(channel.state, "closed")
+    assert.equal(channel.error.code, "forbidden")
+    assert.equal(channel.getSnapshot().error, channel.error)
+    assert.equal(other.state, "live")
+    assert.equal(w.client.state, "live")
+  })
+
+  test("comes back when it is refused for now", (t) => {
+    const w = world(t)
+    const channel = w.client.channel("c")
+    w.socket.open()
+    w.socket.refuse("attach", "busy")
+    assert.equal(channel.state, "connecting")
+    w.pass(250)
+    goLive(w)
+    assert.equal(channel.state, "live")
+  })
+})
+
+describe("a connection", () => {
+  test("comes back with full jitter under a doubling ceiling", (t) => {
+    const draws = [0.999, 0, 0.5, 0.999, 0.999, 0.999, 0.999, 0.999]
+    const waits = [499.5, 0, 1000, 3996, 7992, 14985, 14985, 14985]
+    const w = world(t, { transport: "websocket", random: () => draws.shift() ?? 0 })
+    w.client.channel("c")
+    for (const [failures, wait] of waits.entries()) {
+      w.socket.drop()
+      if (wait > 1) w.pass(Math.floor(wait) - 1)
+      assert.equal(w.sockets.length, failures + (wait > 1 ? 1 : 1), `not before ${wait}`)
+      w.pass(2)
+      assert.equal(w.sockets.length, failures + 2, `after ${wait}`)
+    }
+  })
+
+  test("starts from the base again only after it was stable", (t) => {
+    const w = world(t)
+    w.client.channel("c")
+    goLive(w)
+    w.socket.drop()
+    w.pass(250)
+    w.socket.open()
+    w.pass(4_000)
+    w.socket.drop() // the second failure: up to 1 s
+    w.pass(499)
+    assert.equal(w.sockets.length, 2)
+    w.pass(1)
+    w.socket.open()
+    w.pass(5_001)
+    w.socket.drop() // a first failure again
+    w.pass(250)
+    assert.equal(w.sockets.length, 4)
+  })
+
+  test("that is silent for 14 s is given up", (t) => {
+    const w = world(t)
+    const channel = w.client.channel("c")
+    goLive(w)
+    w.pass(10_000)
+    w.socket.receive({ type: "ping", n: 7 })
+    assert.deepEqual(w.socket.sent.at(-1), { type: "pong", n: 7 })
+    w.pass(13_999)
+    assert.equal(channel.state, "live")
+    w.pass(1)
+    assert.equal(channel.state, "reconnecting")
+    assert.ok(w.socket.isClosed)
+    w.pass(250)
+    assert.equal(w.sockets.length, 2)
+  })
+
+  test("that does not open within 10 s is given up", (t) => {
+    const w = world(t, { transport: "websocket" })
+    w.client.channel("c")
+    w.pass(9_999)
+    assert.ok(!w.socket.isClosed)
+    w.pass(1)
+    assert.ok(w.socket.isClosed)
+    w.pass(250)
+    assert.equal(w.sockets.length, 2)
+  })
+
+  test("stays away as long as bye says, and a little more", (t) => {
+    const w = world(t)
+    w.client.channel("c")
+    goLive(w)
+    w.socket.receive({ type: "bye", reason: "draining", retry_ms: 2_000 })
+    assert.ok(!w.socket.isClosed)
+    w.socket.drop(1012)
+    w.pass(2_249)
+    assert.equal(w.sockets.length, 1)
+    w.pass(1)
+    assert.equal(w.sockets.length, 2)
+  })
+
+  for (const [code, since] of [[1001, "e:1"], [1012, "e:1"], [4001, "e:1"], [4100, undefined], [4199, undefined], [4200, "e:1"], [4299, "e:1"]]) {
+    test(`comes back after close code ${code} ${since ? "with its cursor" : "as a new start"}`, (t) => {
+      const w = world(t)
+      const channel = w.client.channel("c")
+      goLive(w)
+      w.socket.drop(code)
+      assert.deepEqual(texts(channel), ["a"])
+      w.pass(250)
+      w.socket.open()
+      assert.deepEqual(w.socket.asked("attach"), [since ? { channel: "c", since } : { channel: "c" }])
+    })
+  }
+
+  test("stops after close code 4300, saying why", async (t) => {
+    const w = world(t)
+    const channel = w.client.channel("c")
+    goLive(w)
+    const request = channel.delete("m")
+    w.socket.receive({ type: "bye", reason: "forbidden" })
+    w.socket.drop(4300)
+    await assert.rejects(request, refusal("forbidden"))
+    assert.equal(w.client.state, "closed")
+    assert.equal(channel.state, "closed")
+    assert.equal(channel.error.code, "forbidden")
+    w.pass(60_000)
+    assert.equal(w.sockets.length, 1)
+    assert.throws(() => w.client.channel("d"), refusal("closed"))
+  })
+
+  test("that brings something unreadable is opened again, since what it held is lost", (t) => {
+    const w = world(t)
+    const channel = w.client.channel("c")
+    goLive(w)
+    assert.throws(() => w.socket.receive("{not json"), SyntaxError)
+    assert.equal(channel.state, "reconnecting")
+    w.pass(250)
+    w.socket.open()
+    assert.deepEqual(w.socket.asked("attach"), [{ channel: "c", since: "e:1" }])
+  })
+
+  test("ignores frames and channels it does not know", (t) => {
+    const w = world(t)
+    const channel = w.client.channel("c")
+    goLive(w)
+    w.socket.receive({ type: "weather", channel: "c" })
+    w.socket.events("d", "e:1", attached(1))
+    w.socket.receive({ type: "ok", ref: 4711 })
+    w.socket.receive({ type: "error", code: "invalid_request" })
+    assert.equal(channel.state, "live")
+  })
+
+  for (const type of ["online", "visibilitychange", "pageshow"]) {
+    test(`tries at once on ${type}`, (t) => {
+      const w = world(t)
+      w.client.channel("c")
+      goLive(w)
+      w.socket.drop()
+      w.page.dispatchEvent(new Event(type))
+      assert.equal(w.sockets.length, 2)
+      w.pass(60_000 - 1)
+      w.socket.drop()
+    })
+  }
+
+  test("is not trusted on waking when it was silent, and kept when it was not", (t) => {
+    const w = world(t)
+    w.client.channel("c")
+    goLive(w)
+    w.pass(7_000)
+    w.page.dispatchEvent(new Event("pageshow"))
+    assert.equal(w.sockets.length, 1)
+    w.pass(1)
+    w.page.dispatchEvent(new Event("pageshow"))
+    assert.equal(w.sockets.length, 2)
+  })
+
+  test("does nothing when the page hides", (t) => {
+    const w = world(t)
+    globalThis.document = { hidden: true }
+    t.after(() => delete globalThis.document)
+    w.client.channel("c")
+    goLive(w)
+    w.socket.drop()
+    w.page.dispatchEvent(new Event("visibilitychange"))
+    assert.equal(w.sockets.length, 1)
+  })
+
+  test("ends with the client: nothing is opened, nothing waits, nobody listens", async (t) => {
+    const w = world(t)
+    const channel = w.client.channel("c")
+    goLive(w)
+    const request = channel.update("m", { text: "b" })
+    w.socket.drop()
+    w.client.close()
+    await assert.rejects(request, refusal("closed"))
+    w.pass(60_000)
+    w.page.dispatchEvent(new Event("online"))
+    assert.equal(w.sockets.length, 1)
+    assert.equal(channel.state, "closed")
+    await assert.rejects(channel.create({ text: "x" }), refusal("closed"))
+  })
+
+  test("ends by an AbortSignal, also one that was aborted before", (t) => {
+    const stop = new AbortController()
+    const w = world(t, { signal: stop.signal })
+    w.client.channel("c")
+    goLive(w)
+    stop.abort()
+    assert.equal(w.client.state, "closed")
+    assert.ok(w.socket.isClosed)
+    const late = world(t, { signal: stop.signal })
+    assert.equal(late.client.state, "closed")
+    assert.equal(late.sockets.length, 0)
+  })
+})
+
+describe("the other transport", () => {
+  test("takes over at once where a WebSocket cannot be opened", (t) => {
+    const w = world(t, { client: "ann+1" })
+    const channel = w.client.channel("chat:1+2", { history: 5 })
+    w.socket.drop()
+    const { pathname, searchParams } = w.source.url
+    assert.equal(pathname, "/base/v1/channels/chat%3A1%2B2/events")
+    assert.deepEqual(Object.fromEntries(searchParams), { sdk: "js", client: "ann+1", history: "5", ping_s: "10" })
+    w.source.open()
+    assert.equal(w.client.state, "live")
+    w.source.receive(attached(2))
+    w.source.receive(update(message("m", 1, "a")))
+    assert.equal(channel.state, "connecting")
+    w.source.receive(update(message("n", 2, "b")), "e:2")
+    assert.equal(channel.state, "live")
+    assert.deepEqual(texts(channel), ["a", "b"])
+    assert.equal(channel.cursor, "e:2")
+  })
+
+  test("shows the events of an unfinished batch, but keeps the cursor", (t) => {
+    const w = world(t, { transport: "sse" })
+    const channel = w.client.channel("c")
+    w.source.open()
+    w.source.receive(attached(1))
+    w.source.receive(update(message("m", 1, "a")), "e:1")
+    w.source.receive(append(2, "m", 1, "b"))
+    w.pass(20)
+    assert.deepEqual(texts(channel), ["ab"])
+    assert.equal(channel.cursor, "e:1")
+    w.source.receive(append(3, "m", 2, "c"), "e:3")
+    assert.equal(channel.cursor, "e:3")
+    assert.equal(channel.stats.batches, 2)
+  })
+
+  test("comes back by our own back-off, from the cursor", (t) => {
+    const w = world(t, { transport: "sse" })
+    const channel = w.client.channel("c")
+    w.source.open()
+    w.source.receive(attached(1))
+    w.source.receive(update(message("m", 1, "a")), "e:1")
+    const [first] = w.sources
+    w.source.drop()
+    assert.equal(first.readyState, 2)
+    assert.equal(channel.state, "reconnecting")
+    w.pass(250)
+    assert.equal(w.sources.length, 2)
+    assert.equal(w.source.url.searchParams.get("since"), "e:1")
+    w.source.open()
+    w.source.receive(attached(1, { resumed: true }), "e:1")
+    assert.equal(channel.state, "live")
+    assert.equal(channel.stats.reconnects, 1)
+    assert.equal(w.sockets.length, 0)
+  })
+
+  test("is given up after 25 s without an event or a ping", (t) => {
+    const w = world(t, { transport: "sse" })
+    w.client.channel("c")
+    w.source.open()
+    w.pass(20_000)
+    w.source.receive({ type: "ping" })
+    w.pass(24_999)
+    assert.equal(w.source.readyState, 1)
+    w.pass(1)
+    assert.equal(w.source.readyState, 2)
+    w.pass(500)
+    assert.equal(w.sources.length, 2)
+  })
+
+  test("comes back after bye, though its stream ended in order", (t) => {
+    const w = world(t, { transport: "sse" })
+    w.client.channel("c")
+    w.source.open()
+    w.source.receive({ type: "bye" })
+    assert.equal(w.source.readyState, 2)
+    w.pass(250)
+    assert.equal(w.sources.length, 2)
+  })
+
+  test("attaches anew after a gap", (t) => {
+    const w = world(t, { transport: "sse" })
+    const channel = w.client.channel("c")
+    w.source.open()
+    w.source.receive(attached(1))
+    w.source.receive(update(message("m", 1, "a")), "e:1")
+    w.source.receive(append(9, "m", 5, "X"), "e:9")
+    assert.equal(channel.stats.gaps, 1)
+    w.pass(250)
+    assert.equal(w.source.url.searchParams.get("since"), null)
+  })
+
+  test("has one stream for each channel, closed with it", (t) => {
+    const w = world(t, { transport: "sse" })
+    const one = w.client.channel("one")
+    w.client.channel("two")
+    assert.deepEqual(w.sources.map(({ url }) => url.pathname.split("/")[4]), ["one", "two"])
+    one.close()
+    assert.deepEqual(w.sources.map(({ readyState }) => readyState), [2, 0])
+    w.pass(60_000)
+    assert.ok(w.sources.slice(2).every(({ url }) => url.pathname.includes("two")))
+  })
+
+  test("is tried in turn while neither opens", (t) => {
+    const w = world(t)
+    w.client.channel("c")
+    w.socket.drop()
+    w.source.drop()
+    assert.deepEqual([w.sockets.length, w.sources.length], [1, 1])
+    w.pass(250)
+    assert.deepEqual([w.sockets.length, w.sources.length], [2, 1])
+    w.socket.drop()
+    assert.deepEqual([w.sockets.length, w.sources.length], [2, 2])
+  })
+
+  test("is kept where WebSockets never worked", (t) => {
+    const w = world(t)
+    w.client.channel("c")
+    w.socket.drop()
+    w.source.open()
+    w.source.drop()
+    w.pass(250)
+    assert.deepEqual([w.sockets.length, w.sources.length], [1, 2])
+  })
+
+  test("waits for three failures where a WebSocket worked, and gives way to it later", (t) => {
+    const w = world(t)
+    w.client.channel("c")
+    goLive(w)
+    w.socket.drop()
+    for (const wait of [250, 500, 1_000]) {
+      assert.equal(w.sources.length, 0)
+      w.pass(wait)
+      w.socket.drop()
+    }
+    assert.equal(w.sources.length, 1)
+    assert.equal(w.source.url.searchParams.get("since"), "e:1")
+    w.source.open()
+    w.source.drop()
+    const before = w.sockets.length
+    w.pass(15_000)
+    assert.equal(w.sockets.length, before + 1)
+    assert.equal(w.sources.length, 1)
+  })
+
+  test("is used where there is no WebSocket at all, and never when it was not wanted", (t) => {
+    const w = world(t, { WebSocket: class { constructor() { throw new Error("SecurityError") } } })
+    w.client.channel("c")
+    w.pass(250)
+    assert.equal(w.sources.length, 1)
+    const strict = world(t, { transport: "websocket" })
+    strict.client.channel("c")
+    strict.socket.drop()
+    strict.pass(15_000)
+    assert.equal(strict.sources.length, 0)
+  })
+})
+
+describe("requests over WebSocket", () => {
+  test("are sent as they are asked and answered by ref", async (t) => {
+    const w = world(t)
+    const channel = w.client.channel("c")
+    goLive(w)
+    const first = channel.create({ id: "u1", text: "hi" })
+    const second = channel.delete("m")
+    await settled()
+    assert.deepEqual(w.socket.asked("create"), [{ channel: "c", id: "u1", text: "hi" }])
+    assert.deepEqual(w.socket.asked("delete"), [{ channel: "c", id: "m" }])
+    w.socket.ok("delete")
+    w.socket.ok("create", { serial: 2, generation: 1 })
+    assert.deepEqual(await first, { serial: 2, generation: 1 })
+    assert.deepEqual(await second, {})
+  })
+
+  test("carry ids, so that sending them again is safe", async (t) => {
+    const w = world(t)
+    const channel = w.client.channel("c")
+    goLive(w)
+    const requests = [channel.create({ text: "hi" }), channel.append("m", "b", 1), channel.update("u", { text: "x" }), channel.finish("m")]
+    await settled()
+    const asked = w.socket.sent.slice(1)
+    assert.deepEqual(asked.map(({ type }) => type), ["create", "append", "update", "finish"])
+    assert.equal(new Set([asked[0].id, asked[2].request, asked[3].request]).size, 3)
+    assert.match(asked[0].id, /^[\w.-]{6,64}$/)
+    assert.equal(asked[1].at, 1)
+    assert.match(asked[2].request, /^[\w.-]{6,64}$/)
+    assert.match(asked[3].request, /^[\w.-]{6,64}$/)
+    w.socket.drop()
+    w.pass(250)
+    w.socket.open()
+    assert.deepEqual(w.socket.sent.slice(1), asked)
+    for (const type of ["create", "append", "update", "finish"]) w.socket.ok(type, { serial: 9 })
+    assert.equal((await Promise.all(requests)).length, 4)
+    w.socket.drop()
+    w.pass(500)
+    w.socket.open()
+    assert.equal(w.socket.sent.length, 1)
+  })
+
+  test("that are asked while there is no connection wait for one", async (t) => {
+    const w = world(t)
+    const channel = w.client.channel("c")
+    const request = channel.create({ id: "u1", text: "hi" })
+    await settled()
+    w.socket.open()
+    assert.deepEqual(w.socket.sent.map(({ type }) => type), ["attach", "create"])
+    w.socket.ok("create", { serial: 1 })
+    assert.deepEqual(await request, { serial: 1 })
+  })
+
+  test("are refused with a code and the numbers that help", async (t) => {
+    const w = world(t)
+    const channel = w.client.channel("c")
+    goLive(w)
+    const request = channel.append("m", "x", 7)
+    await settled()
+    w.socket.refuse("append", "gap", { detail: "part 0 has 1", length: 1 })
+    await assert.rejects(request, (error) => error.code === "gap" && error.problem.length === 1 && error.message === "part 0 has 1")
+  })
+
+  test("that meet a draining server are sent to its successor", async (t) => {
+    const w = world(t)
+    const channel = w.client.channel("c")
+    goLive(w)
+    const request = channel.create({ id: "u1", text: "hi" })
+    await settled()
+    w.socket.refuse("create", "draining")
+    w.socket.drop(1012)
+    w.pass(250)
+    w.socket.open()
+    assert.deepEqual(w.socket.asked("create"), [{ channel: "c", id: "u1", text: "hi" }])
+    w.socket.ok("create", { serial: 2 })
+    assert.deepEqual(await request, { serial: 2 })
+  })
+
+  test("are bounded in number", async (t) => {
+    const w = world(t)
+    const channel = w.client.channel("c")
+    const requests = Array.from({ length: 500 }, (_, index) => channel.delete(`m${index}`))
+    await assert.rejects(channel.delete("m500"), refusal("too_many"))
+    await assert.rejects(channel.create({ text: "x" }), refusal("too_many"))
+    goLive(w)
+    w.socket.ok("delete")
+    await requests.at(-1)
+    const next = channel.delete("m501")
+    await settled()
+    w.socket.ok("delete")
+    await next
+    requests.forEach((request) => request.catch(() => {}))
+  })
+
+  test("are bounded in size, and an append refused for it has not moved the pen", async (t) => {
+    const w = world(t)
+    const channel = w.client.channel("c")
+    goLive(w)
+    const big = channel.append("m", "x".repeat(1_000_001), 1)
+    await assert.rejects(channel.append("m", "y"), refusal("too_many"))
+    await settled()
+    w.socket.ok("append", { length: 1_000_002 })
+    await big
+    channel.append("m", "y").catch(() => {})
+    await settled()
+    assert.deepEqual(w.socket.asked("append").at(-1), { channel: "c", id: "m", at: 1_000_002, text: "y" })
+  })
+})
+
+describe("a producer", () => {
+  const sent = (w) => w.socket.sent.slice(1).map(({ type, id, at, text, part }) => ({ type, id, at, text, part }))
+
+  test("goes on from its last piece and never sends half a character", async (t) => {
+    const w = world(t)
+    const channel = w.client.channel("c")
+    goLive(w)
+    const quiet = (request) => request.catch(() => {})
+    quiet(channel.create({ id: "r", status: "streaming", text: "a\ud83d" }))
+    quiet(channel.append("r", "\ude00b"))
+    assert.deepEqual(await channel.append("r", "\ud83d"), { length: 3 })
+    quiet(channel.append("r", "\ude00", 3))
+    quiet(channel.append("r", "c\ud83d"))
+    quiet(channel.finish("r"))
+    await settled()
+    assert.deepEqual(sent(w), [
+      { type: "create", id: "r", at: undefined, text: "a", part: undefined },
+      { type: "append", id: "r", at: 1, text: "\u{1f600}b", part: undefined },
+      { type: "append", id: "r", at: 3, text: "\u{1f600}", part: undefined },
+      { type: "append", id: "r", at: 4, text: "c", part: undefined },
+      { type: "append", id: "r", at: 5, text: "\ufffd", part: undefined },
+      { type: "finish", id: "r", at: undefined, text: undefined, part: undefined },
+    ])
+  })
+
+  test("writes the parts of a message side by side", async (t) => {
+    const w = world(t)
+    const channel = w.client.channel("c")
+    goLive(w)
+    const quiet = (request) => request.catch(() => {})
+    quiet(channel.append("m", "p\ud83d", 5, 0))
+    quiet(channel.append("m", "q\ud83d", 0, 1))
+    quiet(channel.append("m", "\ude00", undefined, 0))
+    quiet(channel.finish("m"))
+    await settled()
+    assert.deepEqual(sent(w), [
+      { type: "append", id: "m", at: 5, text: "p", part: 0 },
+      { type: "append", id: "m", at: 0, text: "q", part: 1 },
+      { type: "append", id: "m", at: 6, text: "\u{1f600}", part: 0 },
+      { type: "append", id: "m", at: 1, text: "\ufffd", part: 1 },
+      { type: "finish", id: "m", at: undefined, text: undefined, part: undefined },
+    ])
+  })
+
+  test("goes where it is told after a refusal", async (t) => {
+    const w = world(t)
+    const channel = w.client.channel("c")
+    goLive(w)
+    const first = channel.append("m", "xyz", 9)
+    await settled()
+    w.socket.refuse("append", "gap", { length: 1 })
+    const { problem } = await first.catch((error) => error)
+    channel.append("m", "abc", problem.length).catch(() => {})
+    await settled()
+    assert.deepEqual(sent(w).at(-1), { type: "append", id: "m", at: 1, text: "abc", part: undefined })
+  })
+
+  test("must say where the text goes when it was not told yet", async (t) => {
+    const w = world(t)
+    const channel = w.client.channel("c")
+    goLive(w)
+    await assert.rejects(channel.append("m", "x"), refusal("invalid_request"))
+    await assert.rejects(channel.append("m", "x"), refusal("invalid_request"))
+    assert.deepEqual(sent(w), [])
+  })
+
+  test("mends halves in a message that is complete", async (t) => {
+    const w = world(t)
+    goLive(w)
+    w.client.channel("c").create({ id: "u", text: "a\ud83d" }).catch(() => {})
+    w.client.channel("c").create({ id: "v", text: "\ud83d" }).catch(() => {})
+    await settled()
+    assert.deepEqual(w.socket.asked("create").map(({ text }) => text), ["a\ufffd", "\ufffd"])
+  })
+})
+
+describe("requests beside SSE", () => {
+  test("go over HTTP, one after another", async (t) => {
+    const w = world(t, { transport: "sse" })
+    const channel = w.client.channel("chat:1")
+    const requests = [
+      channel.create({ id: "u/1", text: "hi" }),
+      channel.append("u/1", "b", 2, 0),
+      channel.update("m", { text: "x", request: "r1" }),
+      channel.finish("m", "cancelled", { request: "r2" }),
+      channel.delete("m"),
+    ]
+    await settled()
+    assert.equal(w.http.calls.length, 1)
+    assert.equal(w.http.calls[0].headers["Content-Type"], "application/json")
+    for (let index = 0; index < 4; index++) await w.http.answer(200, { serial: index })
+    await w.http.answer(204)
+    const base = "/base/v1/channels/chat%3A1/messages"
+    assert.deepEqual(w.http.asked, [
+      ["POST", base, { id: "u/1", text: "hi" }],
+      ["POST", `${base}/u%2F1/append`, { part: 0, at: 2, text: "b" }],
+      ["PATCH", `${base}/m`, { text: "x", request: "r1" }],
+      ["POST", `${base}/m/finish`, { status: "cancelled", request: "r2" }],
+      ["DELETE", `${base}/m`, undefined],
+    ])
+    assert.deepEqual(await Promise.all(requests), [{ serial: 0 }, { serial: 1 }, { serial: 2 }, { serial: 3 }, {}])
+  })
+
+  test("are sent again, the same, when the network or the server was away", async (t) => {
+    const w = world(t, { transport: "sse" })
+    const request = w.client.channel("c").create({ text: "hi" })
+    await settled()
+    await w.http.fail()
+    w.pass(5_000)
+    await settled()
+    await w.http.answer(502)
+    w.pass(5_000)
+    await settled()
+    await w.http.answer(503, { code: "draining" })
+    w.pass(5_000)
+    await settled()
+    await w.http.answer(201, { serial: 1 })
+    assert.deepEqual(await request, { serial: 1 })
+    assert.equal(w.http.calls.length, 4)
+    for (const call of w.http.calls) assert.deepEqual(call.body, w.http.calls[0].body)
+  })
+
+  test("are sent again as soon as the stream is back", async (t) => {
+    const w = world(t, { transport: "sse" })
+    w.client.channel("c").delete("m").catch(() => {})
+    await settled()
+    await w.http.fail()
+    assert.equal(w.http.calls.length, 1)
+    w.source.open()
+    await settled()
+    assert.equal(w.http.calls.length, 2)
+  })
+
+  test("are refused with a code; the next goes on", async (t) => {
+    const w = world(t, { transport: "sse" })
+    const channel = w.client.channel("c")
+    const first = channel.append("m", "x", 9)
+    const second = channel.delete("m")
+    await settled()
+    w.http.answer(409, { code: "gap", detail: "part 0 has 1", length: 1 })
+    await assert.rejects(first, (error) => error.code === "gap" && error.problem.length === 1)
+    await settled()
+    await w.http.answer(204)
+    assert.deepEqual(await second, {})
+  })
+
+  test("end with the client", async (t) => {
+    const w = world(t, { transport: "sse" })
+    const request = w.client.channel("c").delete("m")
+    await settled()
+    w.client.close()
+    await assert.rejects(request, refusal("closed"))
+    w.pass(60_000)
+    await settled()
+    assert.equal(w.http.calls.length, 1)
+  })
+
+  test("go over the socket when that comes back", async (t) => {
+    const w = world(t)
+    const channel = w.client.channel("c")
+    w.socket.drop()
+    const request = channel.create({ id: "u1", text: "hi" })
+    await settled()
+    assert.equal(w.http.calls.length, 1)
+    await w.http.fail()
+    w.source.drop()
+    w.pass(250)
+    w.socket.open()
+    assert.deepEqual(w.socket.asked("create"), [{ channel: "c", id: "u1", text: "hi" }])
+    w.socket.ok("create", { serial: 1 })
+    assert.deepEqual(await request, { serial: 1 })
+  })
+})
+
+describe("history", () => {
+  const old = (id, created) => message(id, created, id, { status: "complete" })
+  const shown = (channel) => channel.getSnapshot().messages.map(({ id }) => id)
+
+  /** A live channel with older messages from before 10. */
+  function withOlder(t, options) {
+    const w = world(t, options)
+    const channel = w.client.channel("c")
+    w.socket.open()
+    w.socket.events("c", "e:20", attached(20, { before: 10, more: true }), update(old("m10", 10)))
+    return { w, channel }
+  }
+
+  test("pages back from before, one page at a time", async (t) => {
+    const { w, channel } = withOlder(t)
+    const first = channel.history({ limit: 2 })
+    assert.equal(channel.history({ limit: 2 }), first)
+    w.socket.ok("history", { messages: [old("m9", 9), old("m8", 8)], more: true, cursor: "e:20" })
+    assert.equal(await first, true)
+    assert.deepEqual(shown(channel), ["m8", "m9", "m10"])
+    const second = channel.history()
+    w.socket.ok("history", { messages: [old("m1", 1)], more: false, cursor: "e:20" })
+    assert.equal(await second, false)
+    assert.equal(channel.getSnapshot().more, false)
+    assert.equal(await channel.history(), false)
+    assert.deepEqual(w.socket.asked("history"), [{ channel: "c", before: 10, limit: 2 }, { channel: "c", before: 8 }])
+    assert.equal(channel.cursor, "e:20")
+  })
+
+  test("asks a page again that is older than what was heard meanwhile", async (t) => {
+    const { w, channel } = withOlder(t)
+    const request = channel.history()
+    w.socket.events("c", "e:21", append(21, "m9", 2, "!"))
+    w.socket.ok("history", { messages: [old("m9", 9), old("m8", 8)], more: false, cursor: "e:20" })
+    await settled()
+    assert.deepEqual(shown(channel), ["m8", "m10"])
+    assert.deepEqual(w.socket.asked("history"), [{ channel: "c", before: 10 }, { channel: "c", before: 10 }])
+    const newer = message("m9", 9, "m9!", { version: 21 })
+    w.socket.ok("history", { messages: [newer, old("m8", 8)], more: false, cursor: "e:21" })
+    assert.equal(await request, false)
+    assert.deepEqual(shown(channel), ["m8", "m9", "m10"])
+  })
+
+  test("gives up on a page that stays old", async (t) => {
+    const { w, channel } = withOlder(t)
+    w.socket.events("c", "e:21", append(21, "m9", 2, "!"))
+    const rejected = assert.rejects(channel.history(), refusal("stale"))
+    for (let tries = 0; tries < 3; tries++) {
+      w.socket.ok("history", { messages: [old("m9", 9)], more: false, cursor: "e:20" })
+      await settled()
+    }
+    await rejected
+    assert.equal(w.socket.asked("history").length, 3)
+  })
+
+  test("does not mix a page of an earlier life into a new start", async (t) => {
+    const { w, channel } = withOlder(t)
+    const request = channel.history()
+    w.socket.events("c", "f:5", attached(5, { epoch: "f", before: 3, more: true }), update(old("n3", 3)))
+    w.socket.ok("history", { messages: [old("m9", 9)], more: false, cursor: "e:20" })
+    await settled()
+    assert.deepEqual(shown(channel), ["n3"])
+    w.socket.ok("history", { messages: [old("n2", 2)], more: false, cursor: "f:5" })
+    assert.equal(await request, false)
+    assert.deepEqual(shown(channel), ["n2", "n3"])
+    assert.equal(w.socket.asked("history").at(-1).before, 3)
+  })
+
+  test("is asked by GET beside SSE", async (t) => {
+    const w = world(t, { transport: "sse" })
+    const channel = w.client.channel("c")
+    w.source.open()
+    w.source.receive(attached(20, { before: 10, more: true }), "e:20")
+    const request = channel.history({ limit: 3 })
+    await settled()
+    assert.equal(w.http.calls[0].method, "GET")
+    assert.equal(w.http.calls[0].path, "/base/v1/channels/c/messages")
+    assert.deepEqual(w.http.calls[0].query, { sdk: "js", before: "10", limit: "3" })
+    await w.http.answer(200, { messages: [old("m9", 9)], more: false, cursor: "e:20" })
+    assert.equal(await request, false)
+    assert.deepEqual(shown(channel), ["m9"])
+  })
+})
+
+describe("an observer", () => {
+  test("is told once for each batch, and for an unfinished one soon", (t) => {
+    const w = world(t)
+    const channel = w.client.channel("c")
+    goLive(w)
+    let told = 0
+    const end = channel.subscribe(() => told++)
+    w.socket.events("c", "e:3", append(2, "m", 1, "b"), append(3, "m", 2, "c"))
+    assert.equal(told, 1)
+    w.socket.events("c", null, append(4, "m", 3, "d"))
+    w.socket.events("c", null, append(5, "m", 4, "e"))
+    assert.equal(told, 1)
+    w.pass(20)
+    assert.equal(told, 2)
+    assert.deepEqual(texts(channel), ["abcde"])
+    w.socket.events("c", null, append(6, "m", 5, "f"))
+    w.socket.events("c", "e:7", append(7, "m", 6, "g"))
+    w.pass(1_000)
+    assert.equal(told, 3)
+    end()
+    w.socket.events("c", "e:8", append(8, "m", 7, "h"))
+    assert.equal(told, 3)
+  })
+
+  test("gets new objects for what changed only", (t) => {
+    const w = world(t)
+    const channel = w.client.channel("c")
+    w.socket.open()
+    w.socket.events("c", "e:2", attached(2), update(message("m", 1, "a")), update(message("n", 2, "x")))
+    const before = channel.getSnapshot()
+    assert.equal(channel.getSnapshot(), before)
+    w.socket.events("c", "e:3", append(3, "n", 1, "y"))
+    const after = channel.getSnapshot()
+    assert.notEqual(after, before)
+    assert.equal(after.messages[0], before.messages[0])
+    assert.notEqual(after.messages[1], before.messages[1])
+    assert.equal(after.presence, before.presence)
+    assert.deepEqual(before.messages[1].parts, [{ type: "text", text: "x" }])
+    assert.deepEqual(after.messages[1].parts, [{ type: "text", text: "xy" }])
+  })
+
+  test("sees the connection's state in the snapshot", (t) => {
+    const w = world(t)
+    const channel = w.client.channel("c")
+    const states = [channel.getSnapshot().state]
+    channel.subscribe(() => states.push(channel.getSnapshot().state))
+    goLive(w)
+    w.socket.drop()
+    w.client.close()
+    assert.deepEqual(states, ["connecting", "live", "reconnecting", "closed"])
+  })
+
+  test("of the client is told of its connection", (t) => {
+    const w = world(t)
+    w.client.channel("c")
+    const states = []
+    w.client.subscribe(() => states.push(w.client.state))
+    w.socket.open()
+    w.socket.drop()
+    w.client.close()
+    assert.deepEqual(states, ["live", "reconnecting", "closed"])
+  })
+
+  test("that throws keeps nobody from being told", (t) => {
+    const w = world(t)
+    const channel = w.client.channel("c")
+    goLive(w)
+    const thrown = []
+    globalThis.reportError = (error) => thrown.push(error.message)
+    t.after(() => delete globalThis.reportError)
+    let told = 0
+    const end = channel.subscribe(() => {
+      throw new Error("a bug of the page")
+    })
+    channel.subscribe(() => told++)
+    w.socket.events("c", "e:2", append(2, "m", 1, "b"))
+    end()
+    assert.equal(told, 1)
+    assert.deepEqual(thrown, ["a bug of the page"])
+    assert.equal(channel.state, "live")
+  })
+
+  test("may close the channel while being told", (t) => {
+    const w = world(t)
+    const channel = w.client.channel("c")
+    goLive(w)
+    channel.subscribe(() => channel.state === "live" && channel.close())
+    w.socket.events("c", "e:2", append(2, "m", 1, "b"))
+    assert.equal(channel.state, "closed")
+  })
+
+  test("hears signals and replies", (t) => {
+    const w = world(t)
+    const channel = w.client.channel("c")
+    goLive(w)
+    const heard = []
+    const end = channel.listen((event) => heard.push(event))
+    const signal = { type: "signal", name: "typing", from: "ann" }
+    const reply = { type: "command.reply", serial: 2, id: "c1", ok: true }
+    w.socket.events("c", null, signal)
+    w.socket.events("c", "e:2", reply)
+    w.socket.events("c", "e:2", reply)
+    end()
+    w.socket.events("c", null, signal)
+    assert.deepEqual(heard, [signal, reply])
+  })
+})
+
+describe("statistics", () => {
+  test("count what came in", (t) => {
+    const w = world(t)
+    const channel = w.client.channel("c")
+    w.socket.open()
+    const first = { type: "events", channel: "c", cursor: "e:2", events: [attached(2), update(message("m", 1, "añ漢😀")), update(message("n", 2, "xy"))] }
+    const second = { type: "events", channel: "c", cursor: "e:3", events: [append(3, "m", 4, "…")] }
+    w.socket.receive(first)
+    assert.deepEqual(channel.stats.catchUp, { events: 2, points: 6 })
+    w.socket.receive(second)
+    assert.deepEqual(channel.stats.catchUp, { events: 2, points: 6 })
+    const bytes = Buffer.byteLength(JSON.stringify(first)) + Buffer.byteLength(JSON.stringify(second))
+    const { events, batches, reconnects, gaps } = channel.stats
+    assert.deepEqual({ events, batches, reconnects, gaps }, { events: 4, batches: 2, reconnects: 0, gaps: 0 })
+    assert.equal(channel.stats.bytes, bytes)
+  })
+
+  test("tell what a resume carried, over all its frames", (t) => {
+    const w = world(t)
+    const channel = w.client.channel("c")
+    goLive(w)
+    w.socket.drop()
+    w.pass(250)
+    w.socket.open()
+    w.socket.events("c", null, attached(9, { resumed: true }), append(8, "m", 1, "b".repeat(400)))
+    w.socket.events("c", "e:9", append(9, "m", 401, "😀".repeat(12)))
+    assert.deepEqual(channel.stats.catchUp, { events: 2, points: 412 })
+  })
+})
