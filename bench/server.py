@@ -12,11 +12,9 @@ import time
 from collections.abc import AsyncIterator
 from typing import Any
 
-import uvicorn
-
 from bench.control import answer, serve_requests
 from bench.tokens import token
-from holdfast import Hub
+from holdfast import Hub, serving
 
 
 class Producers:
@@ -70,21 +68,17 @@ class Producers:
 async def start_server(hub: Hub) -> AsyncIterator[int]:
     """Serve `hub` on a free loopback port, which is yielded.
 
-    To be replaced by the runner that `holdfast serve` uses, as soon as there is one: socket options, collector
-    settings and HTTP implementation are then its own.
+    As `holdfast serve` does it: socket options, collector settings and HTTP implementation are its own.
     """
-    config = uvicorn.Config(hub, port=0, http="httptools", access_log=False, log_level="warning", backlog=2048)
-    server = uvicorn.Server(config)
-    serving = asyncio.create_task(server.serve())
-    while not server.started:  # uvicorn tells nobody
-        if serving.done():
-            serving.result()
-        await asyncio.sleep(0.01)
+    hub.drive_by_hand = True
+    listening = serving.listen("127.0.0.1", 0)
+    server = serving.server(hub)
+    running = await serving.start(server, listening)
     try:
-        yield server.servers[0].sockets[0].getsockname()[1]
+        yield listening.getsockname()[1]
     finally:
         server.should_exit = server.force_exit = True
-        await serving
+        await running
 
 
 async def _main(store: str) -> None:

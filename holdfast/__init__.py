@@ -1,5 +1,21 @@
 """Holdfast: a durable realtime transport for AI conversations."""
 
 from holdfast._version import __version__
+from holdfast.app import Hub
+from holdfast.core.errors import HoldfastError
+from holdfast.core.limits import Limits
+from holdfast.core.model import Message
+from holdfast.hub import MessageWriter, Subscription
+from holdfast.hub.identity import Identity, allow_everyone
 
-__all__ = ["__version__"]
+__all__ = [
+    "HoldfastError",
+    "Hub",
+    "Identity",
+    "Limits",
+    "Message",
+    "MessageWriter",
+    "Subscription",
+    "__version__",
+    "allow_everyone",
+]

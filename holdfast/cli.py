@@ -6,6 +6,7 @@ something about are one line and exit 1; a traceback means a mistake of ours.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 import sys
@@ -127,10 +128,9 @@ def _listen(host: str, port: int, *, tries: int = 1) -> Any:
 
 
 def _run(app: Any, listening: Any, log_level: str, started: Any) -> None:
-    try:
-        run(app, listening, started=started, log_level=log_level)
-    except KeyboardInterrupt:
-        pass  # the signal has done its work
+    with contextlib.suppress(KeyboardInterrupt):  # the signal has done its work
+        if not run(app, listening, started=started, log_level=log_level):
+            sys.exit(1)
 
 
 def _checked(store: str) -> str:

@@ -12,7 +12,7 @@ import gc
 import ipaddress
 import logging
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from holdfast.core.errors import LocalError
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 NOTSENT_LOWAT_BYTES = 16 * 1024
 BACKLOG = 2048
 PORT_TRIES = 50
+STARTED_POLL_S = 0.01
 
 
 def check_loopback(host: str) -> str:
@@ -100,27 +101,28 @@ def server(app: Any, *, limits: Limits | None = None, log_level: str = "warning"
     return uvicorn.Server(config)
 
 
-def run(app: Any, listening: socket.socket, *, started: Callable[[], None] | None = None, **options: Any) -> None:
-    """Serve `app` until a signal ends it. `started` is called when it serves."""
+async def start(running: uvicorn.Server, listening: socket.socket) -> asyncio.Task[None]:
+    """Serve on `listening`; returns when it serves, or has failed to, with the task that ends when the server does."""
+    serving = asyncio.ensure_future(running.serve(sockets=[listening]))
+    while not (running.started or serving.done()):  # noqa: ASYNC110
+        await asyncio.sleep(STARTED_POLL_S)  # the server tells nobody when it has started
+    # What exists now lives as long as the process: it need not be looked at again. Default thresholds cost about
+    # 7 % of a busy core (measured).
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 50)
+    return serving
+
+
+def run(app: Any, listening: socket.socket, *, started: Callable[[], None], **options: Any) -> bool:
+    """Serve `app` until a signal ends it; False if it could not start. `started` is called when it serves."""
     running = server(app, **options)
 
     async def main() -> None:
-        serving = asyncio.ensure_future(running.serve(sockets=[listening]))
-        if await _until_started(running, serving):
-            # What exists now lives as long as the process: it need not be looked at again. Default thresholds
-            # cost about 7 % of a busy core (measured).
-            gc.collect()
-            gc.freeze()
-            gc.set_threshold(20_000, 20, 50)
-            if started is not None:
-                started()
+        serving = await start(running, listening)
+        if running.started and not serving.done():
+            started()
         await serving
 
     asyncio.run(main())
-
-
-async def _until_started(running: uvicorn.Server, serving: Awaitable[None]) -> bool:
-    task = asyncio.ensure_future(serving)
-    while not running.started and not task.done():
-        await asyncio.sleep(0.01)
     return bool(running.started)

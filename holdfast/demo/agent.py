@@ -18,7 +18,7 @@ from typing import NamedTuple, Protocol
 
 from holdfast.demo.passages import Library, Passage, library
 
-__all__ = ["LONGEST_S", "SHORTEST_S", "Step", "Writer", "answer", "continue_at", "fingerprint", "script"]
+__all__ = ["LONGEST_S", "SHORTEST_S", "Sleep", "Step", "Writer", "answer", "continue_at", "fingerprint", "script"]
 
 SHORTEST_S = 30.0  # long enough to press F5 a few times, kill the server, and start it again
 LONGEST_S = 75.0
@@ -38,12 +38,8 @@ _FOUND_NOTHING = (
     "Those words stand nowhere in it, so I have no answer. So that you have something to break, this is how "
     "it begins:\n\n"
 )
-_READING_ON = (
-    "Nothing else in it shares a word with your question. I read on where the first of these stands:\n\n"
-)
-_EMPTY = (
-    "But there is no documentation here yet, so I have nothing to read, and I shall take my time over it.\n\n"
-)
+_READING_ON = "Nothing else in it shares a word with your question. I read on where the first of these stands:\n\n"
+_EMPTY = "But there is no documentation here yet, so I have nothing to read, and I shall take my time over it.\n\n"
 # In several scripts, one of them with combining marks, since splitting such text is where naive transports
 # break.
 _CLOSING = (
@@ -54,6 +50,8 @@ _OTHER_TEXT = (
     "\n\nI stop here: while I was away the text that I was reading from changed, and what I would say now "
     "does not go on from what I said then."
 )
+
+Sleep = Callable[[float], Awaitable[object]]  # waits for so many seconds
 
 
 class Step(NamedTuple):
@@ -130,9 +128,7 @@ def _texts(question: str, source: Library) -> Iterator[str]:
 
 
 def _with_headings(passages: Sequence[Passage]) -> Iterator[str]:
-    for (source, headings), group in itertools.groupby(
-        passages, key=lambda found: (found.source, found.headings)
-    ):
+    for (source, headings), group in itertools.groupby(passages, key=lambda found: (found.source, found.headings)):
         # The outermost heading is the document's own title, which its name says already.
         title = " › ".join(headings[1:] or headings)
         yield f"### {title}\n*{source}*\n\n" if title else f"### {source}\n\n"
@@ -189,7 +185,7 @@ async def answer(
     seed: int,
     *,
     begun_as: str | None = None,
-    sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
+    sleep: Sleep = asyncio.sleep,
     source: Library | None = None,
 ) -> None:
     """Stream into `writer` what is not stored yet of the answer to `question`.

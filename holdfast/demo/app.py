@@ -12,7 +12,8 @@ import asyncio
 import hashlib
 import os
 from collections.abc import Awaitable, Callable
-from typing import NamedTuple
+from contextlib import suppress
+from typing import Self
 
 import msgspec
 from starlette.applications import Starlette
@@ -21,9 +22,19 @@ from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Route
 
 from holdfast.app import Hub
-from holdfast.core.errors import Deleted, Fenced, Finished, IdConflict, InvalidName, InvalidRequest, TooLarge
-from holdfast.core.model import Json
-from holdfast.demo.agent import answer, fingerprint, script
+from holdfast.core.errors import (
+    Deleted,
+    Fenced,
+    Finished,
+    HoldfastError,
+    IdConflict,
+    InvalidName,
+    InvalidRequest,
+    TooLarge,
+)
+from holdfast.core.names import check_channel
+from holdfast.demo.agent import Sleep, answer, fingerprint, script
+from holdfast.demo.passages import library
 from holdfast.hub import MessageWriter
 from holdfast.hub.patterns import matches
 from holdfast.transports.app import WEB
@@ -45,11 +56,15 @@ _PAGE_HEADERS = {
 }
 
 
-def build(store_url: str, *, flush_ms: int = 40) -> Starlette:
-    """The demo on the store at `store_url`. Its hub starts and ends with the app's lifespan."""
+def build(store_url: str, *, flush_ms: int = 40, sleep: Sleep = asyncio.sleep) -> Starlette:
+    """The demo on the store at `store_url`; its hub starts and ends with the app's lifespan. Raises LocalError.
+
+    `sleep` waits between the tokens of an answer.
+    """
     # No time to finish at the end: the next start goes on with what runs, which is the point of the demo.
     hub = Hub(store_url, flush_ms=flush_ms, drain_s=0.0)
-    guide = Guide(hub)
+    guide = Guide(hub, sleep)
+    library()  # read before anyone waits for it; an installation without its documentation fails here
     app = Starlette(
         routes=[
             Route("/", _endpoint(hub, "GET", _page)),
@@ -77,15 +92,16 @@ _ask = msgspec.json.Decoder(_Ask)
 _stop = msgspec.json.Decoder(_Stop)
 
 
-class Settled(NamedTuple):
-    """What is settled about an answer before its first token; kept as its meta, so that anybody can go on with it."""
+class Settled(msgspec.Struct, frozen=True):
+    """What is settled about an answer before its first token. It is the answer's meta, for whoever goes on with it."""
 
     question: str
     seed: int
     fingerprint: str
 
     @classmethod
-    def of(cls, question_id: str, question: str) -> "Settled":
+    def of(cls, question_id: str, question: str) -> Self:
+        """What follows from a question: nothing here is drawn, so that asking twice is asking once."""
         seed = int.from_bytes(hashlib.sha256(question_id.encode()).digest()[:4])
         return cls(question, seed, fingerprint(script(question, seed)))
 
@@ -93,35 +109,106 @@ class Settled(NamedTuple):
 class Guide:
     """The one who answers on the channels of the demo."""
 
-    def __init__(self, hub: Hub) -> None:
+    def __init__(self, hub: Hub, sleep: Sleep) -> None:
         self._hub = hub
-        self._beginning: dict[tuple[str, str], asyncio.Task[None]] = {}
+        self._sleep = sleep
+        self._beginning: dict[tuple[str, str], asyncio.Future[None]] = {}  # done when the answer is stored
         hub.adopt(CHANNELS)(self.go_on)
 
     async def ask(self, request: Request) -> Response:
-        """`POST /ask {id, channel, text}`: when this is answered, question and answer are both stored."""
+        """`POST /ask {id, channel, text}`: once this is answered, the question is stored and its answer begun."""
         asked = decode(await read_body(request, _BODY_BYTES), _ask)
         _check_question(asked)
         await self._hub.create(asked.channel, id=asked.id, role="user", author="you", text=asked.text)
-        answer_id = _answer_id(asked.id)
-        key = (asked.channel, answer_id)
-        if key not in self._beginning:
-            self._beginning[key] = self._hub.start_task(self._begin(asked, answer_id))
-            self._beginning[key].add_done_callback(lambda _: self._beginning.pop(key, None))
-        # Shielded: whoever asked may leave, and another request may be waiting for the same answer to begin.
-        await asyncio.shield(self._beginning[key])
+        answer_id = await self._begin(asked)
         return JSONResponse({"id": answer_id})
 
     async def stop(self, request: Request) -> Response:
-        """`POST /stop {channel, id}`: the answer ends `cancelled`, for everybody. One that has ended stays as it is."""
+        """`POST /stop {channel, id}`: the answer ends `cancelled`, for everybody; one that has ended stays so."""
         asked = decode(await read_body(request, _BODY_BYTES), _stop)
-        try:
+        with suppress(Finished):
             await self._hub.finish(_check_channel(asked.channel), asked.id, status="cancelled")
-        except Finished:
-            pass
         return JSONResponse({"id": asked.id})
 
     async def go_on(self, message: MessageWriter) -> None:
-        """Write what is still missing of an answer that another process began."""
-        settled = msgspec.convert(message.meta, Settled)
-        ...
+        """Write what is missing of an answer that a process before this one began."""
+        await self._write(message, msgspec.convert(message.meta, Settled))
+
+    async def _begin(self, asked: _Ask) -> str:
+        """Have the question answered, unless it is already; returns the answer's id. Raises what the store says."""
+        answer_id = f"answer-{hashlib.sha256(asked.id.encode()).hexdigest()[:32]}"
+        key = (asked.channel, answer_id)
+        if key not in self._beginning:
+            self._beginning[key] = asyncio.get_running_loop().create_future()
+            self._hub.start_task(self._answer(asked, answer_id, self._beginning[key]))
+        # Shielded: one of those who asked may leave, while another waits for the same answer to begin.
+        await asyncio.shield(self._beginning[key])
+        return answer_id
+
+    async def _answer(self, asked: _Ask, answer_id: str, begun: asyncio.Future[None]) -> None:
+        settled = Settled.of(asked.id, asked.text)
+        try:
+            async with self._hub.message(
+                asked.channel,
+                id=answer_id,
+                author="guide",
+                meta=msgspec.to_builtins(settled),
+                reply_to=asked.id,
+            ) as message:
+                begun.set_result(None)
+                await self._write(message, settled)
+        except (IdConflict, Finished, Fenced, Deleted):
+            # It was begun before, or somebody ended it: either way there is nothing left to do.
+            if not begun.done():
+                begun.set_result(None)
+        except HoldfastError as error:
+            if begun.done():
+                raise
+            begun.set_exception(error)
+        finally:
+            del self._beginning[asked.channel, answer_id]
+            begun.cancel()  # unless it is done: the hub left before anything was stored
+
+    async def _write(self, message: MessageWriter, settled: Settled) -> None:
+        question, seed, begun_as = settled.question, settled.seed, settled.fingerprint
+        await answer(message, question, seed, begun_as=begun_as, sleep=self._sleep)
+
+
+def _check_question(asked: _Ask) -> None:
+    """Raises InvalidRequest, InvalidName, TooLarge."""
+    _check_channel(asked.channel)
+    if not asked.text.strip():
+        raise InvalidRequest("the question is empty")
+    if len(asked.text) > LONGEST_QUESTION:
+        detail = f"the question has {len(asked.text)} characters, the limit is {LONGEST_QUESTION}"
+        raise TooLarge(detail, limit=LONGEST_QUESTION)
+
+
+def _check_channel(channel: str) -> str:
+    """Return `channel`; raises InvalidName where the guide does not answer: nobody would go on there."""
+    if not matches(CHANNELS, check_channel(channel)):
+        raise InvalidName(f"the guide answers on channels like {CHANNELS} only")
+    return channel
+
+
+# The page
+
+
+async def _page(request: Request) -> Response:
+    return FileResponse(WEB / "demo" / "index.html", headers=_PAGE_HEADERS)
+
+
+async def _info(request: Request) -> Response:
+    """How to kill the server that answers, for the page to show."""
+    pid = os.getpid()
+    return JSONResponse({"pid": pid, "kill": f"kill -9 {pid}"}, headers={"cache-control": "no-store"})
+
+
+def _endpoint(hub: Hub, method: str, handler: Callable[[Request], Awaitable[Response]]) -> Endpoint:
+    """`handler` behind the hub's own door: any web page can reach a loopback port, and may not ask here either."""
+
+    async def guarded(request: Request) -> Response:
+        check_closed_door(hub, dict(request.scope))
+        return await handler(request)
+
+    return Endpoint([method], guarded)

@@ -18,6 +18,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from holdfast.core.errors import LocalError
+
 __all__ = ["LONGEST_PASSAGE", "Library", "Passage", "cut_into_passages", "library", "terms"]
 
 LONGEST_PASSAGE = 900  # code points; some 200 tokens, four seconds of an answer
@@ -97,24 +99,18 @@ class Library:
 
 @functools.cache
 def library() -> Library:
-    """The project's documentation. Read once; FileNotFoundError when this installation has none."""
+    """The project's documentation. Read once; LocalError where this installation has none."""
     package = Path(__file__).parent
     for root in (package / "text", package.parent.parent):
         # A stray README.md beside an installed package is not ours: only a tree with `docs` counts.
         if (root / "docs").is_dir():
             return Library(_read_documents(root))
-    raise FileNotFoundError(
-        f"no documentation in {package / 'text'}: install holdfast again, or run it from a clone"
-    )
+    raise LocalError(f"no documentation in {package / 'text'}: install holdfast again, or run it from a clone")
 
 
 def _read_documents(root: Path) -> dict[str, str]:
     files = [root / "README.md", *sorted((root / "docs").rglob("*.md"))]
-    return {
-        file.relative_to(root).as_posix(): file.read_text(encoding="utf-8")
-        for file in files
-        if file.is_file()
-    }
+    return {file.relative_to(root).as_posix(): file.read_text(encoding="utf-8") for file in files if file.is_file()}
 
 
 # Cutting ----------------------------------------------------------------------------------------------------
@@ -216,9 +212,7 @@ def _short_lines(text: str) -> Iterator[str]:
 # Terms ------------------------------------------------------------------------------------------------------
 
 # A word, or one character of a script that puts no spaces between its words.
-_WORD = re.compile(
-    r"[\u2e80-\u9fff\uac00-\ud7a3\uf900-\ufaff]|[^\W_\u2e80-\u9fff\uac00-\ud7a3\uf900-\ufaff]+"
-)
+_WORD = re.compile(r"[\u2e80-\u9fff\uac00-\ud7a3\uf900-\ufaff]|[^\W_\u2e80-\u9fff\uac00-\ud7a3\uf900-\ufaff]+")
 
 
 def terms(text: str) -> list[str]:

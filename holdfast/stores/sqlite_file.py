@@ -137,8 +137,8 @@ class SqliteFile:
             self.db.execute("COMMIT")
         except sqlite3.Error as error:
             self._roll_back()
-            if _code(error) == sqlite3.SQLITE_IOERR:
-                # The frames may be in the WAL though they could not be synced: after a crash they might count.
+            if _code(error) == sqlite3.SQLITE_IOERR and error.sqlite_errorcode != sqlite3.SQLITE_IOERR_WRITE:
+                # All may be in the WAL though it could not be synced: after a crash it might count.
                 raise CommitUnknown(f"{self.path}: {_explain(error)}") from error
             raise
 

@@ -22,6 +22,7 @@ T = TypeVar("T")
 logger = logging.getLogger("holdfast.stores")
 
 RETRY_S = 1.0  # after `spare` failed
+END_S = 1.0  # for a thread that has answered for the last time, to be gone: microseconds
 
 
 class Late(Exception):
@@ -50,28 +51,46 @@ class Worker:
         if self._is_stopping:
             raise LocalError("the store was closed")
         loop = asyncio.get_running_loop()
-        work = _Work(call, loop, loop.create_future())
+        answer: asyncio.Future[T] = loop.create_future()
+        work = _Work(call, loop, answer)
         self._queue.put(work)
         try:
             async with asyncio.timeout(timeout_s):
-                return await work.answer
+                return await answer
         except TimeoutError:
             work.is_dropped = True
             raise Late(is_begun=work.is_begun) from None
         finally:
             work.is_dropped = True
 
+    async def finish(self, last: Callable[[], object], *, timeout_s: float) -> None:
+        """Let the thread do what was asked so far, then `last`, and end; raises what `last` raises, or Late.
+
+        The thread does so also when nobody waits any more.
+        """
+        loop = asyncio.get_running_loop()
+        answer: asyncio.Future[object] = loop.create_future()
+        self._put_last(_Work(last, loop, answer))
+        try:
+            async with asyncio.timeout(timeout_s):
+                await answer
+        except TimeoutError:
+            raise Late(is_begun=True) from None
+        self._thread.join(END_S)
+
     def stop(self, last: Callable[[], object]) -> None:
-        """Let the thread do what was asked so far, then `last`, and end."""
+        """As `finish`, without waiting and from any thread."""
+        self._put_last(_Work(last, None, None))
+
+    def join(self, timeout_s: float) -> None:
+        """Block until the thread has ended, or `timeout_s` is over."""
+        self._thread.join(timeout_s)
+
+    def _put_last(self, work: _Work[Any]) -> None:
         if not self._is_stopping:
             self._is_stopping = True
-            self._queue.put(_Work(last, None, None))
+            self._queue.put(work)
             self._queue.put(None)
-
-    def join(self, timeout_s: float) -> bool:
-        """Wait for the end of the thread; False if it is still busy."""
-        self._thread.join(timeout_s)
-        return not self._thread.is_alive()
 
     def _run(self) -> None:
         wait_s: float | None = None
@@ -109,11 +128,6 @@ class _Work(Generic[T]):
         self.is_begun = False
         self.is_dropped = False
 
-    @property
-    def answer(self) -> asyncio.Future[T]:
-        assert self._answer is not None
-        return self._answer
-
     def run(self) -> None:
         # Here "begun" is said before "dropped" is read, in `ask` the other way round: so work of which the asker
         # was told that it is not begun is never done.
@@ -126,17 +140,17 @@ class _Work(Generic[T]):
             result = self._call()
         except BaseException as raised:
             error = raised
-        if self._loop is None:
-            if error is not None:
-                logger.error("the last work of a store failed", exc_info=error)
-            return
-        with contextlib.suppress(RuntimeError):  # the loop was closed: nobody waits
-            self._loop.call_soon_threadsafe(self._settle, result, error)
+        if self._loop is not None:
+            with contextlib.suppress(RuntimeError):  # the loop was closed: nobody waits
+                self._loop.call_soon_threadsafe(self._settle, result, error)
+        elif error is not None:
+            logger.error("the last work of a store failed", exc_info=error)
 
-    def _settle(self, result: T, error: BaseException | None) -> None:
-        if self.answer.done():
+    def _settle(self, result: Any, error: BaseException | None) -> None:
+        assert self._answer is not None
+        if self._answer.done():
             return  # the asker went away
         if error is not None:
-            self.answer.set_exception(error)
+            self._answer.set_exception(error)
         else:
-            self.answer.set_result(result)
+            self._answer.set_result(result)

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from msgspec import Struct
+from starlette.types import Receive, Send
 
 from holdfast.core.cursor import Cursor, parse_cursor
 from holdfast.core.errors import HoldfastError
@@ -34,7 +35,6 @@ from holdfast.hub.hub import HubCore
 from holdfast.hub.identity import Scope
 from holdfast.transports import problem
 from holdfast.transports.query import Query
-from holdfast.transports.sink import Receive, Send
 from holdfast.transports.sse import (
     HEARTBEAT_S,
     EventStream,
@@ -198,9 +198,7 @@ def framed(told: Sequence[tuple[str, str]], status: str | None, cursor: str) -> 
     return b"\n\n".join(events) + b"\nid: " + cursor.encode() + b"\n\n"
 
 
-async def message_events(
-    app: Open, scope: Scope, receive: Receive, send: Send, channel: str, message_id: str
-) -> None:
+async def message_events(app: Open, scope: Scope, receive: Receive, send: Send, channel: str, message_id: str) -> None:
     """`GET …/messages/{id}/events`. Raises what HTTP is to answer, before anything was sent."""
     stream = await _message_stream(app, scope, send, channel, message_id)
     if stream is None:

@@ -2,14 +2,14 @@
 
 You are in `transports`. Plain requests go through Starlette (routes, CORS, static files); streams, long polls and
 sockets go straight from here to the endpoint that speaks ASGI, since they live long and many. The app works mounted
-anywhere: it looks at the path below `root_path`, starts the hub on first use, and answers `lifespan` where there is one.
+anywhere: it looks at the path below `root_path`, starts the hub on first use, and answers `lifespan` if it is asked.
 """
 
 from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import MutableMapping
 from pathlib import Path
 from typing import Any, cast
 from urllib.parse import unquote_to_bytes
@@ -19,7 +19,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Mount, Router
 from starlette.staticfiles import StaticFiles
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Receive, Send
 
 from holdfast.core.errors import HoldfastError, MethodNotAllowed
 from holdfast.hub.hub import HubCore
@@ -29,9 +29,8 @@ from holdfast.transports.codec import unexpected
 from holdfast.transports.door import check_closed_door, header
 from holdfast.transports.http import no_such_path, problem_response, routes
 from holdfast.transports.longpoll import poll
-from holdfast.transports.problem import Headers, Message, problem_messages
-from holdfast.transports.sink import Receive, Send
-from holdfast.transports.sse import channel_events
+from holdfast.transports.problem import Headers, problem_messages
+from holdfast.transports.sse import channel_events, is_started
 from holdfast.transports.websocket import Sockets
 from holdfast.transports.wheel import Wheel
 
@@ -42,12 +41,8 @@ _METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
 _REQUEST_HEADERS = ("Authorization", "Cache-Control", "Content-Type", "Holdfast-Client", "Last-Event-ID")
 _STREAM = re.compile(r"/v1/channels/([^/]+)/(?:(events)|(poll)|messages/([^/]+)/events)\Z")
 
-Scoped = Callable[
-    [MutableMapping[str, Any], Callable[[], Awaitable[Any]], Callable[[Any], Awaitable[None]]], Awaitable[None]
-]
 
-
-def asgi(hub: HubCore) -> Scoped:
+def asgi(hub: HubCore) -> ASGIApp:
     """The ASGI app of `hub`. One app for each hub: it holds the timers of its viewers."""
     return App(hub)
 
@@ -61,12 +56,7 @@ class App:
         self._sockets = Sockets(hub, self.wheel)
         self._plain = _plain_app(hub)
 
-    async def __call__(
-        self,
-        scope: MutableMapping[str, Any],
-        receive: Callable[[], Awaitable[Any]],
-        send: Callable[[Any], Awaitable[None]],
-    ) -> None:
+    async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         known = cast("Scope", scope)  # what servers hand over is a dict
         match scope["type"]:
             case "http":
@@ -109,6 +99,11 @@ class App:
                 await message_events(self, scope, receive, send, channel, message_id)
         except HoldfastError as error:
             await _answer(error, self.cors(scope), send)
+        except Exception:
+            if is_started(scope):
+                raise  # the server breaks the stream off, and logs why
+            logger.exception("a request failed")
+            await _answer(unexpected(), self.cors(scope), send)
 
     async def _websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
         await receive()  # websocket.connect
@@ -116,11 +111,11 @@ class App:
             check_closed_door(self.hub, scope)
             if path_below(scope) != "/v1/ws":
                 raise no_such_path()
-            session = await self._sockets.admit(scope)
+            identity = await self._sockets.admit(scope)
         except HoldfastError as error:
             await _refuse(scope, error, send)
             return
-        await self._sockets.serve(session, scope, receive, send)
+        await self._sockets.serve(identity, scope, receive, send)
 
     async def _lifespan(self, receive: Receive, send: Send) -> None:
         await receive()  # lifespan.startup
@@ -203,7 +198,7 @@ async def _answer(error: HoldfastError, headers: Headers, send: Send) -> None:
 
 async def _refuse(scope: Scope, error: HoldfastError, send: Send) -> None:
     """Refuse a socket before it is accepted: with our problem where the server can, else with a plain 403."""
-    if "websocket.http.response" in scope.get("extensions", {}):
+    if "websocket.http.response" in (scope.get("extensions") or {}):
         for message in problem_messages(error, prefix="websocket.http.response"):
             await send(message)
     else:

@@ -116,7 +116,8 @@ def check_create(asked: CreateMessage, identity: Identity, channel: str) -> None
 async def append(call: Call) -> Response:
     """`POST …/append`."""
     call.check("append")
-    return await call.ask(call.id, await call.body(_append))
+    asked = await call.body(_append)
+    return await call.ask(call.id, asked)
 
 
 async def put_part(call: Call) -> Response:
@@ -133,13 +134,15 @@ async def put_part(call: Call) -> Response:
 async def update(call: Call) -> Response:
     """`PATCH …/messages/{id}`."""
     call.check("publish")
-    return await call.ask(call.id, await call.body(_update))
+    asked = await call.body(_update)
+    return await call.ask(call.id, asked)
 
 
 async def finish(call: Call) -> Response:
     """`POST …/finish`."""
     call.check("append")
-    return await call.ask(call.id, await call.body(_finish))
+    asked = await call.body(_finish)
+    return await call.ask(call.id, asked)
 
 
 async def delete(call: Call) -> Response:

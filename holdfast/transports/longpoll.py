@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import asyncio
 
+from starlette.types import Receive, Send
+
 from holdfast.core.cursor import Cursor
 from holdfast.core.events import ChannelAttached, encode_json
 from holdfast.core.names import check_channel
 from holdfast.hub.feed import Behind, EncodedBatch, Feed
 from holdfast.hub.identity import Scope
 from holdfast.transports.query import Query
-from holdfast.transports.sink import Receive, Send
 from holdfast.transports.sse import Open, admit_stream, allowed_history, since_of
 
 MAX_WAIT_S = 60  # networks cut what is silent for longer

@@ -6,13 +6,12 @@ You are in `transports`. `http` and the streaming endpoints both answer with the
 from __future__ import annotations
 
 import random
-from typing import Any
 
 import msgspec
+from starlette.types import Message
 
 from holdfast.core.errors import HoldfastError, MethodNotAllowed, Unauthenticated
 
-Message = dict[str, Any]  # of ASGI
 Headers = list[tuple[bytes, bytes]]
 
 

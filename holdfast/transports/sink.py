@@ -15,13 +15,10 @@ from __future__ import annotations
 
 import asyncio
 import types
-from collections.abc import Awaitable, Callable, Coroutine, Generator
+from collections.abc import Coroutine, Generator
 from typing import Any, Protocol, cast
 
-from holdfast.transports.problem import Message
-
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
+from starlette.types import Message, Receive, Send
 
 # A peer that takes nothing for so long will not come back to this connection. Browsers freeze hidden pages for
 # minutes, and a frozen page costs us no more than its socket.

@@ -12,6 +12,8 @@ import logging
 import random
 from typing import Protocol
 
+from starlette.types import Message, Receive, Send
+
 from holdfast.core.cursor import Cursor, parse_cursor
 from holdfast.core.errors import Draining, Forbidden, HoldfastError, StoreUnavailable
 from holdfast.core.names import check_channel
@@ -19,9 +21,9 @@ from holdfast.hub.feed import Behind, EncodedBatch, Feed
 from holdfast.hub.hub import HubCore
 from holdfast.hub.identity import Identity, Scope
 from holdfast.transports.door import header, identify
-from holdfast.transports.problem import Headers, Message
+from holdfast.transports.problem import Headers
 from holdfast.transports.query import Query
-from holdfast.transports.sink import HandSink, Receive, Send, Sink, TaskSink
+from holdfast.transports.sink import HandSink, Sink, TaskSink
 from holdfast.transports.wheel import Beating, Wheel
 
 logger = logging.getLogger("holdfast.transports")
@@ -31,6 +33,7 @@ HEARTBEAT_S = 15  # proxies cut what is silent for 60 s, and one of exactly that
 RETRY_MS = (1000, 3000)
 LONG_RETRY_MS = (15_000, 45_000)  # for whoever was refused for a reason that will not pass at once
 
+_STARTED = "holdfast.is_started"
 _COMMENT: Message = {"type": "http.response.body", "body": b":\n\n", "more_body": True}
 _PING: Message = {"type": "http.response.body", "body": b"event: ping\ndata: {}\n\n", "more_body": True}
 
@@ -185,8 +188,14 @@ async def admit_stream(hub: HubCore, scope: Scope) -> Identity:
 
 async def start_stream(app: Open, scope: Scope, send: Send) -> None:
     """Send the head of a stream, and the delay after which an EventSource comes back by itself."""
+    scope[_STARTED] = True
     await send({"type": "http.response.start", "status": 200, "headers": [*_stream_headers(), *app.cors(scope)]})
     await send({"type": "http.response.body", "body": _retry(RETRY_MS), "more_body": True})
+
+
+def is_started(scope: Scope) -> bool:
+    """Has a stream begun on this request? Then there is no way left to answer with a status."""
+    return _STARTED in scope
 
 
 async def send_empty_stream(app: Open, scope: Scope, send: Send, body: bytes = b"") -> None:

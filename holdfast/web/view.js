@@ -228,7 +228,6 @@ class Fold {
   /** @param {Message} message @param {number} serial */
   show(message, serial) {
     this.entries.set(message.id, new Entry(message, serial))
-    this.heard.delete(message.id)
     this.changed("messages")
   }
 
@@ -349,7 +348,7 @@ class Entry {
   setPart({ serial, index, part, updated_at }) {
     if (index > this.pieces.length) return false // parts open in order: the ones before it are missing
     this.pieces[index] = new Piece(part, serial)
-    this.head = { ...this.head, updated_at: Math.max(updated_at, this.head.updated_at) }
+    this.head = { ...this.head, updated_at }
     return true
   }
 

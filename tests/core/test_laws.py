@@ -30,9 +30,7 @@ def test_snapshot_plus_tail_equals_the_whole_log(world_batches: list[list[Asked]
         apply_entry(state, entry)
         shelf.add(entry)
         message = state.messages[entry.op.id]
-        if place <= cut and (message.created == entry.serial or data.draw(st.booleans())):
-            shelf.put_document_of(message)
-        elif message.created == entry.serial:
+        if message.created == entry.serial or (place <= cut and data.draw(st.booleans())):
             shelf.put_document_of(message)
     restored = ChannelState("c")
     restored.insert(shelf.restore(message_id) for message_id in state.messages)

@@ -12,12 +12,8 @@ from hypothesis import strategies as st
 from holdfast.demo.agent import LONGEST_S, SHORTEST_S, Step, answer, continue_at, fingerprint, script
 from holdfast.demo.passages import Library
 
-WORDS = (
-    "A lease ends unless its writer renews it. Then the message becomes interrupted, and everybody sees it."
-)
-GUIDE = Library(
-    {"docs/guide.md": "# Guide\n\n" + "\n\n".join(f"## Lease {n}\n\n{WORDS * 4}" for n in range(40))}
-)
+WORDS = "A lease ends unless its writer renews it. Then the message becomes interrupted, and everybody sees it."
+GUIDE = Library({"docs/guide.md": "# Guide\n\n" + "\n\n".join(f"## Lease {n}\n\n{WORDS * 4}" for n in range(40))})
 # The slowest text there is: every token is one to three code points.
 EMOJI = Library({"docs/sea.md": "# 🌊\n\n" + "\n\n".join(["🧜🏽‍♀️付着器é" * 80] * 20)})
 SHORT = Library({"README.md": "# Short\n\nA single line."})

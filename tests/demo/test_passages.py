@@ -46,9 +46,7 @@ markdown = st.lists(
 
 @pytest.fixture(scope="module")
 def guide() -> Library:
-    return Library(
-        {"docs/guide.md": GUIDE, "docs/other.md": "# Other\n\nNothing of interest is written here.\n"}
-    )
+    return Library({"docs/guide.md": GUIDE, "docs/other.md": "# Other\n\nNothing of interest is written here.\n"})
 
 
 def test_a_passage_knows_its_file_and_its_headings() -> None:

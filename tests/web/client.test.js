@@ -44,6 +44,21 @@ describe("a channel over WebSocket", () => {
     assert.notEqual(w.client.channel("one"), one)
   })
 
+  test("that is opened again does not believe what was still on its way to the closed one", (t) => {
+    const w = world(t)
+    w.client.channel("c")
+    goLive(w)
+    w.client.channel("c").close()
+    const again = w.client.channel("c")
+    assert.deepEqual(w.socket.asked("attach").at(-1), { channel: "c" })
+    w.socket.events("c", "e:2", append(2, "m", 1, "b"))
+    assert.equal(again.state, "connecting")
+    assert.equal(again.cursor, null)
+    w.socket.events("c", "e:2", attached(2), update(message("m", 1, "ab", { version: 2 })))
+    assert.equal(again.state, "live")
+    assert.deepEqual(texts(again), ["ab"])
+  })
+
   test("resumes from its cursor, whatever was cut", (t) => {
     const w = world(t)
     const channel = w.client.channel("c")
@@ -171,7 +186,11 @@ describe("a connection", () => {
     w.pass(1)
     assert.equal(channel.state, "reconnecting")
     assert.ok(w.socket.isClosed)
+    w.socket.drop() // the old socket's own end comes late, and changes nothing
     w.pass(250)
+    w.socket.open()
+    w.sockets[0].drop()
+    assert.equal(w.client.state, "live")
     assert.equal(w.sockets.length, 2)
   })
 
@@ -272,6 +291,16 @@ describe("a connection", () => {
     assert.equal(w.sockets.length, 1)
     w.pass(1)
     w.page.dispatchEvent(new Event("pageshow"))
+    assert.equal(w.sockets.length, 2)
+  })
+
+  test("is not opened twice by waking while it opens", (t) => {
+    const w = world(t)
+    w.client.channel("c")
+    goLive(w)
+    w.socket.drop()
+    w.pass(250)
+    w.page.dispatchEvent(new Event("online"))
     assert.equal(w.sockets.length, 2)
   })
 
@@ -426,6 +455,21 @@ describe("the other transport", () => {
     assert.deepEqual([w.sockets.length, w.sources.length], [2, 1])
     w.socket.drop()
     assert.deepEqual([w.sockets.length, w.sources.length], [2, 2])
+    w.source.drop() // the second failure of both: up to 1 s
+    w.pass(499)
+    assert.equal(w.sockets.length, 2)
+    w.pass(1)
+    assert.equal(w.sockets.length, 3)
+  })
+
+  test("is not tried before there is a channel", (t) => {
+    const w = world(t)
+    w.socket.drop()
+    w.pass(250)
+    assert.equal(w.sockets.length, 2)
+    const channel = w.client.channel("c")
+    goLive(w)
+    assert.equal(channel.state, "live")
   })
 
   test("is kept where WebSockets never worked", (t) => {
@@ -604,6 +648,29 @@ describe("a producer", () => {
     ])
   })
 
+  test("may count the half that was held back, or not", async (t) => {
+    for (const at of [1, 2]) {
+      const w = world(t)
+      const channel = w.client.channel("c")
+      goLive(w)
+      channel.append("r", "a\ud83d", 0).catch(() => {})
+      channel.append("r", "\ude00", at).catch(() => {})
+      channel.append("r", "\ud83d", 2).catch(() => {})
+      channel.append("r", "z", 7).catch(() => {}) // elsewhere: what was held belongs to a place that was left
+      await settled()
+      assert.deepEqual(sent(w).map(({ at, text }) => [at, text]), [[0, "a"], [1, "\u{1f600}"], [7, "z"]])
+    }
+  })
+
+  test("forgets its place when the message is finished", async (t) => {
+    const w = world(t)
+    const channel = w.client.channel("c")
+    goLive(w)
+    channel.append("m", "b", 1).catch(() => {})
+    channel.finish("m").catch(() => {})
+    await assert.rejects(channel.append("m", "c"), refusal("invalid_request"))
+  })
+
   test("writes the parts of a message side by side", async (t) => {
     const w = world(t)
     const channel = w.client.channel("c")
@@ -750,6 +817,24 @@ describe("requests beside SSE", () => {
     assert.deepEqual(w.socket.asked("create"), [{ channel: "c", id: "u1", text: "hi" }])
     w.socket.ok("create", { serial: 1 })
     assert.deepEqual(await request, { serial: 1 })
+  })
+})
+
+describe("requests between two transports", () => {
+  test("that wait behind a running one go over the socket alone", async (t) => {
+    const w = world(t)
+    const channel = w.client.channel("c")
+    w.socket.drop()
+    const requests = [channel.create({ id: "u1", text: "hi" }), channel.create({ id: "u2", text: "ho" })]
+    await settled()
+    w.source.drop()
+    w.pass(250)
+    w.socket.open()
+    await w.http.answer(201, { serial: 1 })
+    assert.equal(w.http.calls.length, 1)
+    assert.deepEqual(w.socket.asked("create").map(({ id }) => id), ["u1", "u2"])
+    w.socket.ok("create", { serial: 2 })
+    assert.deepEqual(await Promise.all(requests), [{ serial: 1 }, { serial: 2 }])
   })
 })
 

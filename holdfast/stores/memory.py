@@ -1,0 +1,227 @@
+"""The memory store: the same promises in plain dicts, gone with the process.
+
+You are in `stores`. For tests, and for channels that need not survive. It keeps its content between `close` and
+`open`, and several hubs of one event loop may share it, as if it were a server of its own.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterator, Sequence
+
+from holdfast.core.document import Document, Segment, Stored, grave
+from holdfast.core.ops import Append, Delete, Entry
+from holdfast.stores.base import (
+    NOTHING,
+    Changes,
+    Committed,
+    Conflict,
+    Head,
+    Moved,
+    StoredPage,
+    StreamingMessage,
+    Write,
+)
+
+OLD_MS = 45_000  # as the SQLite store: a minute with room for those who call `tidy` every few seconds
+MAX_ENTRY_BYTES = 64 * 1024 * 1024
+
+
+class _Message:
+    """A message as it is kept: its last document, all its segments, the entries beyond."""
+
+    def __init__(self, document: Document) -> None:
+        self.document = document
+        self.segments: list[Segment] = list(document.segments)
+        self.entries: list[Entry] = []
+        self.since_ms: int | None = None  # of the first of `entries`, by the clock of `tidy`
+
+    @property
+    def last(self) -> int:
+        return self.entries[-1].serial if self.entries else self.document.version
+
+    @property
+    def is_deleted(self) -> bool:
+        return self.document.is_deleted or any(type(entry.op) is Delete for entry in self.entries)
+
+    def stored(self) -> Stored:
+        return Stored(
+            id=self.document.id, head=self.document.head, segments=list(self.segments), entries=list(self.entries)
+        )
+
+    def take_document(self, document: Document) -> None:
+        if document.version < self.document.version:
+            return
+        self.document = document
+        if document.fresh or document.is_deleted:
+            self.segments.clear()
+        self.segments += document.segments
+        self.entries = [entry for entry in self.entries if entry.serial > document.version]
+        if not self.entries:
+            self.since_ms = None
+
+    def entry_bytes(self) -> int:
+        return sum(len(entry.op.text) for entry in self.entries if type(entry.op) is Append)
+
+
+class _Channel:
+    def __init__(self, epoch: str) -> None:
+        self.epoch = epoch
+        self.serial = 0
+        self.messages: dict[str, _Message] = {}
+
+    @property
+    def head(self) -> Head:
+        return Head(self.epoch, self.serial)
+
+    def newest_first(self) -> Iterator[_Message]:
+        yield from sorted(self.messages.values(), key=lambda message: -message.document.created)
+
+
+class MemoryStore:
+    """Keeps logs in memory."""
+
+    name = "memory"
+    is_exclusive = True
+
+    def __init__(self) -> None:
+        self._channels: dict[str, _Channel] = {}
+        self._graves: dict[tuple[str, str], int] = {}
+        self._moves: dict[str, int] = {}  # channel → the count when it moved last
+        self._life = secrets.token_hex(4)
+        self._count = 0
+        self._now_ms: int | None = None
+        self._commits = 0
+        self._row_bytes = 0
+
+    async def open(self) -> None:
+        """`Store.open`."""
+
+    async def close(self) -> None:
+        """`Store.close`. What is kept stays."""
+
+    async def commit(self, writes: Sequence[Write]) -> list[Committed | Conflict]:
+        """`Store.commit`."""
+        answers = [self._commit(write) for write in writes]
+        self._commits += any(isinstance(answer, Committed) for answer in answers)
+        return answers
+
+    async def head(self, channel: str) -> Head:
+        """`Store.head`."""
+        return self._head(channel)
+
+    async def changes(self, channel: str, *, after: int, limit: int) -> Changes:
+        """`Store.changes`."""
+        known = self._channels.get(channel)
+        if known is None:
+            return Changes(NOTHING, None, [])
+        changed = [message.stored() for message in known.messages.values() if message.last > after]
+        newest = next((message.document.id for message in known.newest_first()), None)
+        return Changes(known.head, newest, changed if len(changed) <= limit else None)
+
+    async def messages(self, channel: str, ids: Sequence[str]) -> tuple[Head, dict[str, Stored]]:
+        """`Store.messages`."""
+        known = self._channels.get(channel)
+        found = {}
+        for message_id in ids:
+            if known is not None and message_id in known.messages:
+                found[message_id] = known.messages[message_id].stored()
+            elif (channel, message_id) in self._graves:
+                found[message_id] = Stored(id=message_id, head=grave(message_id), segments=[], entries=[])
+        return self._head(channel), found
+
+    async def page(self, channel: str, *, before: int | None, limit: int, limit_bytes: int) -> StoredPage:
+        """`Store.page`."""
+        known = self._channels.get(channel)
+        page: list[Stored] = []
+        size_bytes = 0
+        for message in known.newest_first() if known is not None else ():
+            if message.is_deleted or (before is not None and message.document.created >= before):
+                continue
+            size_bytes += message.document.size_bytes
+            if len(page) == limit or (size_bytes > limit_bytes and page):
+                return StoredPage(self._head(channel), page, more=True)
+            page.append(message.stored())
+        return StoredPage(self._head(channel), page, more=False)
+
+    async def streaming(self, channel: str | None = None) -> list[StreamingMessage]:
+        """`Store.streaming`."""
+        return [
+            StreamingMessage(name, message.stored())
+            for name, known in self._channels.items()
+            for message in known.messages.values()
+            if channel in (None, name) and message.document.is_streaming
+        ]
+
+    async def moved(self, token: str | None) -> Moved:
+        """`Store.moved`."""
+        now = f"{self._life}:{self._count}"
+        life, _, seen = (token or "").partition(":")
+        if life != self._life:
+            return Moved(now, None)
+        return Moved(now, {channel: self._head(channel) for channel, at in self._moves.items() if at > int(seen)})
+
+    async def delete_channel(self, channel: str, *, used_up: Sequence[str], until_ms: int) -> Head:
+        """`Store.delete_channel`."""
+        head = self._head(channel)
+        self._graves |= {(channel, message_id): until_ms for message_id in used_up}
+        if self._channels.pop(channel, None) is not None:
+            self._note_move(channel)
+        return head
+
+    async def tidy(self, now_ms: int) -> list[tuple[str, str]]:
+        """`Store.tidy`."""
+        self._now_ms = now_ms
+        self._graves = {place: until_ms for place, until_ms in self._graves.items() if until_ms > now_ms}
+        waiting = [
+            (channel, message)
+            for channel, known in self._channels.items()
+            for message in known.messages.values()
+            if message.entries
+        ]
+        is_heavy = sum(message.entry_bytes() for _, message in waiting) > MAX_ENTRY_BYTES
+        due = []
+        for channel, message in waiting:
+            if message.since_ms is None:
+                message.since_ms = now_ms
+            if is_heavy or message.is_deleted or now_ms - message.since_ms >= OLD_MS:
+                due.append((channel, message.document.id))
+        return due
+
+    def stats(self) -> dict[str, int]:
+        """`Store.stats`."""
+        return {"commits": self._commits, "row_bytes": self._row_bytes, "channels": len(self._channels)}
+
+    def _head(self, channel: str) -> Head:
+        known = self._channels.get(channel)
+        return known.head if known is not None else NOTHING
+
+    def _commit(self, write: Write) -> Committed | Conflict:
+        channel = self._channels.get(write.channel)
+        head = self._head(write.channel)
+        if write.expected != head.serial or (channel is not None and write.epoch != head.epoch):
+            return Conflict(head)
+        if channel is None:
+            if not write.entries:
+                return Committed(0)
+            channel = self._channels[write.channel] = _Channel(write.epoch)
+        for document in write.documents:
+            known = channel.messages.get(document.id)
+            if known is None:
+                channel.messages[document.id] = _Message(document)
+            else:
+                known.take_document(document)
+        for entry in write.entries:
+            message = channel.messages[entry.op.id]
+            if entry.serial > message.document.version:
+                if not message.entries:
+                    message.since_ms = self._now_ms
+                message.entries.append(entry)
+        if write.entries:
+            channel.serial += len(write.entries)
+            self._note_move(write.channel)
+        return Committed(channel.serial)
+
+    def _note_move(self, channel: str) -> None:
+        self._count += 1
+        self._moves[channel] = self._count

@@ -1,0 +1,217 @@
+"""Documents: messages as they are kept in the SQLite file.
+
+You are in `stores`, on the store's thread. A row in `documents` holds what is looked for; a document's bytes are
+blobs, cut into chunks that lie in slots (`sqlite_file`): blob 0 is its head, which each write replaces, in its place
+where it fits; each later blob is the segments of one write. Slots that are given back are filled with zeros at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+from collections.abc import Generator
+from typing import NamedTuple
+
+import msgspec
+
+from holdfast.core.document import Document, Segment
+from holdfast.core.errors import StoreUnusable
+from holdfast.stores.sqlite_slots import MAX_DATA, larger_rooms, pack, room_for, unpack
+
+HEAD = 0  # the number of its blob
+INTEGER_BYTES = 8  # how a number in a row counts among the bytes handed over
+
+_encode_segments = msgspec.msgpack.Encoder().encode
+_decode_segments = msgspec.msgpack.Decoder(list[Segment]).decode
+
+
+class Found(NamedTuple):
+    """A document's place."""
+
+    key: int
+    id: str
+    version: int
+    size_bytes: int
+
+
+_FOUND = "SELECT id, message, version, size_bytes FROM documents "
+
+
+class Documents:
+    """Reads and writes documents inside the transaction of its caller."""
+
+    def __init__(self, db: sqlite3.Connection, *, lowest_key: int) -> None:
+        """Keys above `lowest_key`, so that a stale row of the log never names a later document."""
+        self._db = db
+        self.row_bytes = 0  # handed to the database since the start, rolled back or not
+        (highest,) = db.execute("SELECT max(id) FROM documents").fetchone()
+        self._next_key = max(highest or 0, lowest_key) + 1
+        (highest,) = db.execute("SELECT max(id) FROM texts").fetchone()
+        self._next_slot = (highest or 0) + 1
+
+    def new_key(self) -> int:
+        """The key of a document still to be written; never given twice."""
+        self._next_key += 1
+        return self._next_key - 1
+
+    # -- writing -------------------------------------------------------------------------------------------------
+
+    def add(self, channel: int, key: int, document: Document) -> None:
+        """Write the first document of a message."""
+        self._db.execute(
+            "INSERT INTO documents VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            (key, channel, document.id, document.created, *_changing(document)),
+        )
+        self.row_bytes += 7 * INTEGER_BYTES + len(document.id)
+        self._put(key, HEAD, document.head, self._head_room(document))
+        if document.segments:
+            self._put(key, HEAD + 1, _encode_segments(document.segments))
+
+    def update(self, key: int, document: Document) -> None:
+        """Write a further document of a message."""
+        self._db.execute(
+            "UPDATE documents SET version = ?, streaming = ?, deleted = ?, size_bytes = ? WHERE id = ?",
+            (*_changing(document), key),
+        )
+        self.row_bytes += 5 * INTEGER_BYTES
+        if document.fresh or document.is_deleted:  # a deleted message has no text, whatever its document says
+            self._free(key, from_blob=HEAD + 1)
+        self._replace_head(key, document)
+        if document.segments:
+            (last,) = self._db.execute("SELECT max(blob) FROM pieces WHERE document = ?", (key,)).fetchone()
+            self._put(key, last + 1, _encode_segments(document.segments))
+
+    def remove(self, channel: int, limit: int) -> bool:
+        """Remove up to `limit` documents of `channel`; False when there was none."""
+        keys = self._db.execute("SELECT id FROM documents WHERE channel = ? LIMIT ?", (channel, limit)).fetchall()
+        for (key,) in keys:
+            self._free(key, from_blob=HEAD)
+        self._db.executemany("DELETE FROM documents WHERE id = ?", keys)
+        return bool(keys)
+
+    # -- reading -------------------------------------------------------------------------------------------------
+
+    def find(self, channel: int, message_id: str) -> Found | None:
+        """The document of a message."""
+        row = self._db.execute(_FOUND + "WHERE channel = ? AND message = ?", (channel, message_id)).fetchone()
+        return Found(*row) if row else None
+
+    def by_key(self, key: int) -> tuple[Found, int] | None:
+        """The document with this key, and the number of its channel."""
+        row = self._db.execute(_FOUND + "WHERE id = ?", (key,)).fetchone()
+        if row is None:
+            return None
+        (channel,) = self._db.execute("SELECT channel FROM documents WHERE id = ?", (key,)).fetchone()
+        return Found(*row), channel
+
+    def changed(self, channel: int, after: int, limit: int) -> list[Found]:
+        """Up to `limit` documents whose version is above `after`."""
+        rows = self._db.execute(_FOUND + "WHERE channel = ? AND version > ? LIMIT ?", (channel, after, limit))
+        return [Found(*row) for row in rows]
+
+    def newest_first(self, channel: int, before: int) -> Generator[Found]:
+        """The documents created before `before` and not deleted; read as far as it is asked for."""
+        rows = self._db.execute(
+            _FOUND + "WHERE channel = ? AND deleted = 0 AND created < ? ORDER BY created DESC", (channel, before)
+        )
+        with contextlib.closing(rows):  # a statement left open would keep the WAL from being emptied
+            for row in rows:
+                yield Found(*row)
+
+    def newest(self, channel: int) -> str | None:
+        """The id of the message created last, deleted or not."""
+        latest = [
+            self._db.execute(
+                "SELECT created, message FROM documents WHERE channel = ? AND deleted = ?"
+                " ORDER BY created DESC LIMIT 1",
+                (channel, deleted),
+            ).fetchone()
+            for deleted in (0, 1)
+        ]
+        return max((row for row in latest if row), default=(0, None))[1]
+
+    def top(self, channel: int) -> int:
+        """The highest version of any document."""
+        (version,) = self._db.execute("SELECT max(version) FROM documents WHERE channel = ?", (channel,)).fetchone()
+        return version or 0
+
+    def streaming(self, channel: str | None) -> list[tuple[str, Found]]:
+        """The documents of messages that stream, with the names of their channels."""
+        rows = self._db.execute(
+            "SELECT channels.name, documents.id, message, version, size_bytes FROM documents"
+            " JOIN channels ON channels.id = documents.channel"
+            " WHERE streaming = 1 AND channels.name IS NOT NULL AND (?1 IS NULL OR channels.name = ?1)",
+            (channel,),
+        )
+        return [(name, Found(*found)) for name, *found in rows]
+
+    def read(self, key: int) -> tuple[bytes, list[Segment]]:
+        """The head and the segments of a document. Raises StoreUnusable."""
+        rows = self._db.execute(
+            "SELECT blob, body FROM pieces CROSS JOIN texts ON texts.id = slot WHERE document = ? ORDER BY blob, chunk",
+            (key,),
+        )
+        blobs: dict[int, list[bytes]] = {}
+        for blob, body in rows:
+            blobs.setdefault(blob, []).append(unpack(body))
+        head = b"".join(blobs.pop(HEAD, ()))
+        if not head:
+            raise StoreUnusable(f"document {key} is damaged: it has no head; restore a backup")
+        return head, [segment for chunks in blobs.values() for segment in _decode_segments(b"".join(chunks))]
+
+    # -- slots ---------------------------------------------------------------------------------------------------
+
+    def _head_room(self, document: Document) -> int:
+        """Heads of streaming messages grow: a reason, an id of a request, another part."""
+        size = len(document.head)
+        return size + size // 4 + 32 if document.is_streaming else size
+
+    def _replace_head(self, key: int, document: Document) -> None:
+        slots = self._db.execute(
+            "SELECT slot, length(body) FROM pieces CROSS JOIN texts ON texts.id = slot WHERE document = ? AND blob = ?",
+            (key, HEAD),
+        ).fetchall()
+        size = len(document.head)
+        if len(slots) == 1 and size <= MAX_DATA and room_for(size) <= slots[0][1] <= 2 * room_for(size) + 64:
+            slot, room = slots[0]
+            self._db.execute("UPDATE texts SET body = ? WHERE id = ?", (pack(document.head, room), slot))
+            self.row_bytes += room + INTEGER_BYTES
+            return
+        self._free(key, from_blob=HEAD, to_blob=HEAD)
+        self._put(key, HEAD, document.head, self._head_room(document))
+
+    def _put(self, key: int, blob: int, data: bytes, room_bytes: int = 0) -> None:
+        """Write `data` as a blob; a last chunk gets room up to `room_bytes`."""
+        for chunk, start in enumerate(range(0, len(data), MAX_DATA)):
+            piece = data[start : start + MAX_DATA]
+            slot = self._write(piece, room_for(min(MAX_DATA, max(len(piece), room_bytes - start))))
+            self._db.execute("INSERT INTO pieces VALUES (?, ?, ?, ?)", (key, blob, chunk, slot))
+            self.row_bytes += 4 * INTEGER_BYTES
+
+    def _write(self, data: bytes, wanted: int) -> int:
+        free = self._db.execute(
+            "SELECT room, slot FROM free WHERE room BETWEEN ? AND ? ORDER BY room LIMIT 1",
+            (wanted, larger_rooms(wanted)[-1]),
+        ).fetchone()
+        if free is not None:
+            room, slot = free
+            self._db.execute("DELETE FROM free WHERE room = ? AND slot = ?", free)
+            self._db.execute("UPDATE texts SET body = ? WHERE id = ?", (pack(data, room), slot))
+        else:
+            room, slot = wanted, self._next_slot
+            self._next_slot += 1
+            self._db.execute("INSERT INTO texts VALUES (?, ?)", (slot, pack(data, room)))
+        self.row_bytes += room + INTEGER_BYTES
+        return int(slot)
+
+    def _free(self, key: int, *, from_blob: int, to_blob: int = 2**62) -> None:
+        """Fill the slots of some blobs with zeros, for others to use."""
+        which = (key, from_blob, to_blob)
+        slots = "(SELECT slot FROM pieces WHERE document = ? AND blob BETWEEN ? AND ?)"
+        self._db.execute(f"INSERT INTO free SELECT length(body), id FROM texts WHERE id IN {slots}", which)
+        self._db.execute(f"UPDATE texts SET body = zeroblob(length(body)) WHERE id IN {slots}", which)
+        self._db.execute("DELETE FROM pieces WHERE document = ? AND blob BETWEEN ? AND ?", which)
+
+
+def _changing(document: Document) -> tuple[int, bool, bool, int]:
+    return document.version, document.is_streaming, document.is_deleted, document.size_bytes

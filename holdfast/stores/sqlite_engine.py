@@ -1,0 +1,494 @@
+"""What the SQLite store does, without threads: commits, questions, housekeeping.
+
+You are in `stores`, on the store's thread; nothing here may be called from elsewhere, except `stats`. What is kept in
+memory (channels, the log's pins) is what the file says, and changes only after a commit; so a failed transaction
+leaves nothing to mend.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+import sqlite3
+import time
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from typing import Literal
+
+from holdfast.core.document import Document, Stored, grave
+from holdfast.core.ops import Delete, Op
+from holdfast.stores.base import (
+    NOTHING,
+    Changes,
+    Committed,
+    Conflict,
+    Head,
+    Moved,
+    StoredPage,
+    StreamingMessage,
+    Write,
+)
+from holdfast.stores.sqlite_documents import INTEGER_BYTES, Documents
+from holdfast.stores.sqlite_file import SqliteFile
+from holdfast.stores.sqlite_log import CommitLog, Tracked
+
+MAX_CHANNELS = 10_000  # known in memory; beyond it those that pin nothing and were not asked for lately go
+MAX_MOVED = 10_000  # remembered for `moved`
+# Documents are asked for before a minute is over, so that what shares rows with deleted text is gone by then,
+# though `tidy` comes only every few seconds.
+OLD_MS = 45_000
+MAX_LOG_BYTES = 64 * 1024 * 1024
+IDLE_LOG_BYTES = 1024 * 1024  # a log that needs nothing of what it holds keeps so much for the next
+# The WAL is moved into the file beyond about so many pages (4 MiB). Moving it later made the file no better
+# (disk bytes within 3 % at four times that), and the WAL is what a start has to read.
+CHECKPOINT_PAGES = 1_024
+COMMIT_PAGES = 3  # a commit's share besides its bytes, roughly
+DOCUMENT_PAGES = 8
+IDLE_S = 1.0  # then the WAL is emptied, and what it said of deleted text is gone
+RETRY_S = 2.0  # after housekeeping failed
+# Housekeeping between two commits takes a step of a few milliseconds at most.
+STEP_SLOTS = 128
+STEP_DOCUMENTS = 16
+TIDY_S = 0.1
+
+
+class Channel:
+    """A channel as the thread knows it."""
+
+    __slots__ = ("epoch", "floor", "id", "name", "serial", "tracked")
+
+    def __init__(self, number: int, name: str, epoch: str, floor: int, serial: int) -> None:
+        self.id = number
+        self.name = name
+        self.epoch = epoch
+        self.floor = floor
+        self.serial = serial
+        self.tracked: dict[str, Tracked] = {}  # messages that stream or have entries without a document, by id
+
+    @property
+    def head(self) -> Head:
+        return Head(self.epoch, self.serial, self.floor)
+
+
+class _Plan:
+    """A write that is accepted, taken apart."""
+
+    __slots__ = ("channel", "documents", "is_born", "new", "write")
+
+    def __init__(self, write: Write, channel: Channel, is_born: bool) -> None:
+        self.write = write
+        self.channel = channel
+        self.is_born = is_born
+        self.new: dict[str, Tracked] = {}  # messages without a document so far
+        self.documents: list[tuple[Tracked, Document]] = []
+
+
+class Engine:
+    """The store, on its thread."""
+
+    def __init__(self, file: SqliteFile) -> None:
+        self._file = file
+        self._life = secrets.token_hex(4)  # of this opening: tokens of another one mean nothing
+
+    # -- life --------------------------------------------------------------------------------------------------
+
+    def open(self) -> None:
+        """Open the file and learn what is in it. Raises StoreInUse, StoreUnusable or StoreUnavailable."""
+        self._file.open()
+        try:
+            self._load()
+        except sqlite3.Error as error:
+            self._file.abandon()
+            raise self._file.refusal(error) from error
+        except BaseException:
+            self._file.abandon()
+            raise
+
+    def _load(self) -> None:
+        db = self._file.db
+        self._channels: OrderedDict[str, Channel] = OrderedDict()
+        self._moved: OrderedDict[str, int] = OrderedDict()
+        self._moves = 0
+        self._forgotten_moves = 0
+        self._commits = 0
+        self._documents_written = 0
+        self._checkpoints = 0
+        self._row_bytes = 0
+        self._wal_pages = 0  # about, since the last checkpoint
+        self._is_wal_empty = True
+        self._retry_at_s = 0.0
+        self._log = CommitLog()
+        self._documents = Documents(db, lowest_key=0)
+        highest = self._log.load(db, self._tracked_by_key)
+        self._documents = Documents(db, lowest_key=highest)
+        for tracked in self._log.pinned.values():
+            channel = self._channel(tracked.channel)
+            assert channel is not None
+            channel.tracked[tracked.id] = tracked
+            channel.serial = max(channel.serial, tracked.last)
+        (number,) = db.execute("SELECT max(id) FROM channels").fetchone()
+        self._next_channel = (number or 0) + 1
+        # Channels that were deleted, and whose documents are still to go.
+        self._deleted = [number for (number,) in db.execute("SELECT id FROM channels WHERE name IS NULL")]
+        # Text may have been deleted just before the last end.
+        self._is_wipe_due = self._log.slots > 0
+        self._is_wiping = False
+
+    def close(self) -> None:
+        """Finish what was begun, leave the file whole, let go of it."""
+        with contextlib.suppress(sqlite3.Error):
+            deadline_s = time.monotonic() + 1.0
+            self._start_wipe()
+            while self._step() and time.monotonic() < deadline_s:
+                pass
+        self._file.close()
+
+    # -- commits -----------------------------------------------------------------------------------------------
+
+    def commit(self, writes: Sequence[Write]) -> list[Committed | Conflict]:
+        """`Store.commit`."""
+        answers: list[Committed | Conflict] = []
+        plans = []
+        for write in writes:
+            channel = self._channel(write.channel)
+            head = channel.head if channel is not None else NOTHING
+            if write.expected != head.serial or (channel is not None and write.epoch != head.epoch):
+                answers.append(Conflict(head))
+                continue
+            answers.append(Committed(write.expected + len(write.entries)))
+            if write.entries or (write.documents and channel is not None):
+                plans.append(self._plan(write, channel))
+        if plans:
+            self._carry_out(plans)
+        return answers
+
+    def _plan(self, write: Write, known: Channel | None) -> _Plan:
+        channel = known
+        if channel is None:
+            channel = Channel(self._next_channel, write.channel, write.epoch, 0, 0)
+            self._next_channel += 1
+        plan = _Plan(write, channel, known is None)
+        for document in write.documents:
+            tracked = self._tracked(plan, document.id)
+            if tracked is None:
+                tracked = Tracked(channel.name, self._documents.new_key(), document.id, 0)
+                plan.new[document.id] = tracked
+            if document.version >= tracked.version:
+                plan.documents.append((tracked, document))
+        return plan
+
+    def _tracked(self, plan: _Plan, message_id: str) -> Tracked | None:
+        channel = plan.channel
+        tracked = channel.tracked.get(message_id) or plan.new.get(message_id)
+        if tracked is None and not plan.is_born:
+            found = self._documents.find(channel.id, message_id)
+            if found is not None:
+                tracked = channel.tracked[message_id] = Tracked(channel.name, found.key, found.id, found.version)
+        return tracked
+
+    def _uncovered(self, plan: _Plan) -> Iterator[tuple[Tracked, int, Op]]:
+        """The entries of a write that its documents do not cover."""
+        covered = {document.id: document.version for _, document in plan.documents}
+        known = plan.channel.tracked
+        for entry in plan.write.entries:
+            op = entry.op
+            if covered and entry.serial <= covered.get(op.id, 0):
+                continue
+            tracked = known.get(op.id) or self._tracked(plan, op.id)
+            if tracked is None:
+                raise ValueError(f"the first entry of message {op.id!r} came without a document")
+            yield tracked, entry.serial, op
+
+    def _carry_out(self, plans: list[_Plan]) -> None:
+        entries = [entry for plan in plans for entry in self._uncovered(plan)]
+        rows = self._log.rows(entries)
+        handed = -self._documents.row_bytes
+        with self._file.transaction() as db:
+            for plan in plans:
+                handed += self._write_plan(db, plan)
+            slots, log_bytes = self._log.write(db, rows)
+        handed += self._documents.row_bytes + log_bytes
+        self._note_written(handed, documents=sum(len(plan.documents) for plan in plans))
+        self._log.written(rows, slots)
+        for tracked, _, op in entries:
+            if type(op) is Delete:
+                tracked.is_deleted = True
+        for plan in plans:
+            self._note_plan(plan)
+
+    def _write_plan(self, db: sqlite3.Connection, plan: _Plan) -> int:
+        """Write what is not for the log; returns the bytes handed over besides the documents'."""
+        channel = plan.channel
+        handed = 0
+        if plan.is_born:
+            db.execute("INSERT INTO channels VALUES (?, ?, ?, 0)", (channel.id, channel.name, channel.epoch))
+            handed = 2 * INTEGER_BYTES + len(channel.name) + len(channel.epoch)
+        new = set(plan.new)
+        for tracked, document in plan.documents:
+            if document.id in new:
+                new.remove(document.id)
+                self._documents.add(channel.id, tracked.key, document)
+            else:
+                self._documents.update(tracked.key, document)
+        return handed
+
+    def _note_plan(self, plan: _Plan) -> None:
+        channel = plan.channel
+        if plan.is_born:
+            self._channels[channel.name] = channel
+        channel.tracked.update(plan.new)
+        for tracked, document in plan.documents:
+            tracked.version = document.version
+            self._log.release(tracked, document.version)
+            if document.is_deleted:
+                tracked.is_deleted = False
+                self._is_wipe_due = True
+            if not document.is_streaming and not tracked.slots:
+                channel.tracked.pop(document.id, None)
+        if plan.write.entries:
+            channel.serial = plan.write.expected + len(plan.write.entries)
+            self._note_move(channel.name)
+
+    def _note_written(self, row_bytes: int, *, documents: int = 0) -> None:
+        self._commits += 1
+        self._documents_written += documents
+        self._row_bytes += row_bytes
+        self._note_pages(COMMIT_PAGES + row_bytes // 4096 + DOCUMENT_PAGES * documents)
+
+    def _note_move(self, channel: str) -> None:
+        self._moves += 1
+        self._moved[channel] = self._moves
+        self._moved.move_to_end(channel)
+        if len(self._moved) > MAX_MOVED:
+            _, self._forgotten_moves = self._moved.popitem(last=False)
+
+    def delete_channel(self, name: str, used_up: Sequence[str], until_ms: int) -> Head:
+        """`Store.delete_channel`."""
+        channel = self._channel(name)
+        with self._file.transaction() as db:
+            if channel is not None:
+                db.execute("UPDATE channels SET name = NULL WHERE id = ?", (channel.id,))
+            graves = [(name, message_id, until_ms) for message_id in used_up]
+            db.executemany("REPLACE INTO graves VALUES (?, ?, ?)", graves)
+        self._note_written(sum(2 * INTEGER_BYTES + len(name) + len(message_id) for message_id in used_up))
+        if channel is None:
+            return NOTHING
+        for tracked in channel.tracked.values():
+            self._log.release(tracked, channel.serial)
+        del self._channels[name]
+        self._deleted.append(channel.id)
+        self._is_wipe_due = True
+        self._note_move(name)
+        return channel.head
+
+    # -- questions ---------------------------------------------------------------------------------------------
+
+    def head(self, name: str) -> Head:
+        """`Store.head`."""
+        channel = self._channel(name)
+        return channel.head if channel is not None else NOTHING
+
+    def changes(self, name: str, after: int, limit: int) -> Changes:
+        """`Store.changes`."""
+        channel = self._channel(name)
+        if channel is None:
+            return Changes(NOTHING, None, [])
+        changed = {found.key: found.id for found in self._documents.changed(channel.id, after, limit + 1)}
+        changed |= {tracked.key: tracked.id for tracked in channel.tracked.values() if tracked.last > after}
+        messages = self._stored(changed) if len(changed) <= limit else None
+        return Changes(channel.head, self._documents.newest(channel.id), messages)
+
+    def messages(self, name: str, ids: Sequence[str]) -> tuple[Head, dict[str, Stored]]:
+        """`Store.messages`."""
+        channel = self._channel(name)
+        known: dict[str, Stored] = {}
+        if channel is not None:
+            found = [one for message_id in ids if (one := self._documents.find(channel.id, message_id)) is not None]
+            known = {stored.id: stored for stored in self._stored({one.key: one.id for one in found})}
+        for message_id in ids:
+            if message_id not in known and self._is_used_up(name, message_id):
+                known[message_id] = Stored(id=message_id, head=grave(message_id), segments=[], entries=[])
+        return self.head(name), known
+
+    def page(self, name: str, before: int | None, limit: int, limit_bytes: int) -> StoredPage:
+        """`Store.page`."""
+        channel = self._channel(name)
+        if channel is None:
+            return StoredPage(NOTHING, [], False)
+        page: dict[int, str] = {}
+        size_bytes = 0
+        more = False
+        with contextlib.closing(self._documents.newest_first(channel.id, before or 2**62)) as documents:
+            for found in documents:
+                tracked = self._log.pinned.get(found.key)
+                if tracked is not None and tracked.is_deleted:
+                    continue
+                size_bytes += found.size_bytes
+                more = len(page) == limit or (size_bytes > limit_bytes and bool(page))
+                if more:
+                    break
+                page[found.key] = found.id
+        return StoredPage(channel.head, self._stored(page), more)
+
+    def streaming(self, name: str | None) -> list[StreamingMessage]:
+        """`Store.streaming`."""
+        found = self._documents.streaming(name)
+        stored = self._stored({one.key: one.id for _, one in found})
+        return [StreamingMessage(channel, one) for (channel, _), one in zip(found, stored, strict=True)]
+
+    def moved(self, token: str | None) -> Moved:
+        """`Store.moved`."""
+        now = f"{self._life}:{self._moves}"
+        life, _, seen = (token or "").partition(":")
+        if life != self._life or int(seen) < self._forgotten_moves:
+            return Moved(now, None)
+        moved = {}
+        for channel, move in reversed(self._moved.items()):
+            if move <= int(seen):
+                break
+            moved[channel] = self.head(channel)
+        return Moved(now, moved)
+
+    def _stored(self, documents: dict[int, str]) -> list[Stored]:
+        """The documents with these keys and ids, with their entries, in the order given."""
+        entries = self._log.entries(self._file.db, documents)
+        stored = []
+        for key, message_id in documents.items():
+            head, segments = self._documents.read(key)
+            stored.append(Stored(id=message_id, head=head, segments=segments, entries=entries.get(key, [])))
+        return stored
+
+    def _is_used_up(self, channel: str, message_id: str) -> bool:
+        row = self._file.db.execute(
+            "SELECT 1 FROM graves WHERE channel = ? AND message = ?", (channel, message_id)
+        ).fetchone()
+        return row is not None
+
+    def _channel(self, name: str) -> Channel | None:
+        channel = self._channels.get(name)
+        if channel is not None:
+            self._channels.move_to_end(name)
+            return channel
+        row = self._file.db.execute("SELECT id, epoch, floor FROM channels WHERE name = ?", (name,)).fetchone()
+        if row is None:
+            return None
+        number, epoch, floor = row
+        channel = Channel(number, name, epoch, floor, self._documents.top(number))
+        self._channels[name] = channel
+        self._forget_channels()
+        return channel
+
+    def _forget_channels(self) -> None:
+        for _ in range(min(2, len(self._channels) - MAX_CHANNELS)):
+            name, channel = next(iter(self._channels.items()))
+            if any(tracked.slots for tracked in channel.tracked.values()):
+                self._channels.move_to_end(name)
+            else:
+                del self._channels[name]
+
+    def _tracked_by_key(self, key: int) -> Tracked | None:
+        known = self._documents.by_key(key)
+        if known is None:
+            return None
+        found, number = known
+        (name,) = self._file.db.execute("SELECT name FROM channels WHERE id = ?", (number,)).fetchone()
+        return Tracked(name, key, found.id, found.version) if name is not None else None
+
+    # -- housekeeping ------------------------------------------------------------------------------------------
+
+    def tidy(self, now_ms: int) -> list[tuple[str, str]]:
+        """`Store.tidy`."""
+        due = list(self._log.due(now_ms, old_ms=OLD_MS, limit_bytes=MAX_LOG_BYTES))
+        self._forget_graves(now_ms)
+        self._start_wipe()
+        deadline_s = time.monotonic() + TIDY_S
+        while self._step() and time.monotonic() < deadline_s:
+            pass
+        return [(tracked.channel, tracked.id) for tracked in due]
+
+    def _forget_graves(self, now_ms: int) -> None:
+        over = self._file.db.execute("SELECT 1 FROM graves WHERE until_ms <= ? LIMIT 1", (now_ms,)).fetchone()
+        if over is not None:
+            with self._file.transaction() as db:
+                db.execute("DELETE FROM graves WHERE until_ms <= ?", (now_ms,))
+            self._note_pages(COMMIT_PAGES)
+
+    def spare(self, is_idle: bool) -> float | None:
+        """A step of housekeeping after each piece of work; returns after how many seconds the next is wanted."""
+        now_s = time.monotonic()
+        if now_s < self._retry_at_s:
+            return self._retry_at_s - now_s
+        self._retry_at_s = now_s + RETRY_S  # in case of failure
+        if self._step():
+            wait_s: float | None = 0.0
+        else:
+            if self._wal_pages >= CHECKPOINT_PAGES or (is_idle and not self._is_wal_empty):
+                self._checkpoint("TRUNCATE" if is_idle else "PASSIVE")
+            wait_s = None if self._is_wal_empty else IDLE_S
+        self._retry_at_s = 0.0
+        return wait_s
+
+    def _step(self) -> bool:
+        """Do a little of what is due; False if there is nothing to do for now."""
+        log = self._log
+        if self._deleted:
+            self._sweep(self._deleted[-1])
+        elif not log.live_rows and log.slot_bytes > IDLE_LOG_BYTES:
+            with self._file.transaction() as db:
+                db.execute("DELETE FROM log")  # all at once: this moves no rows, and zeroes their pages
+            self._log = CommitLog(log.now_ms)
+            self._note_pages(log.slot_bytes // 4096)
+        elif self._is_wiping and log.can_wipe:
+            with self._file.transaction() as db:
+                wiped = log.wipe(db, STEP_SLOTS)
+            wiped()
+            self._note_pages(STEP_SLOTS)
+        else:
+            if self._is_wiping and log.is_wiped and self._checkpoint("TRUNCATE"):
+                self._is_wiping = False
+            return False
+        return True
+
+    def _sweep(self, channel: int) -> None:
+        """Remove some of what is left of a deleted channel."""
+        with self._file.transaction() as db:
+            is_over = not self._documents.remove(channel, STEP_DOCUMENTS)
+            if is_over:
+                db.execute("DELETE FROM channels WHERE id = ?", (channel,))
+        if is_over:
+            self._deleted.remove(channel)
+        self._note_pages(STEP_DOCUMENTS * DOCUMENT_PAGES)
+
+    def _start_wipe(self) -> None:
+        """See to it that what the log holds of deleted text goes as soon as it can."""
+        if self._is_wipe_due:
+            self._is_wipe_due = False
+            self._is_wiping = True
+            self._log.start_wipe()
+
+    def _checkpoint(self, mode: Literal["PASSIVE", "TRUNCATE"]) -> bool:
+        self._wal_pages = 0  # also if a reader is in the way: the next try is as far away
+        is_done = self._file.checkpoint(mode)
+        self._is_wal_empty = is_done and mode == "TRUNCATE"
+        self._checkpoints += 1
+        return is_done
+
+    def _note_pages(self, pages: int) -> None:
+        self._wal_pages += pages
+        self._is_wal_empty = False
+
+    def stats(self) -> dict[str, int]:
+        """`Store.stats`. May be called from any thread: it only reads numbers."""
+        log = self._log
+        return {
+            "commits": self._commits,
+            "row_bytes": self._row_bytes,
+            "documents": self._documents_written,
+            "checkpoints": self._checkpoints,
+            "channels": len(self._channels),
+            "log_rows": log.live_rows,
+            "log_bytes": log.live_bytes,
+            "log_slots": log.slots,
+            "log_slot_bytes": log.slot_bytes,
+            "pinned": len(log.pinned),
+        }

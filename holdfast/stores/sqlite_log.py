@@ -1,0 +1,332 @@
+"""The commit log: entries that no document covers yet, one row per commit for the entries of all channels.
+
+You are in `stores`, on the store's thread. One row per entry wrote 850 bytes to disk per streamed byte at 500 busy
+conversations, one row per commit 72, and one per commit that overwrites a row no longer needed 20. A row is a slot
+(`sqlite_file`) with a list of items in MessagePack: `[document, serial, part, at, text]` for an append,
+`[document, serial, n, bytes]` for the n-th piece of another operation. What does not fit into one slot goes into more,
+and an append into several items with the same serial.
+
+Which slots are needed is known in memory only: a slot is pinned by each message that has entries in it above its
+document's version. One without pins is free to be overwritten; its old items mean nothing, since their documents
+cover them. So a commit writes one row and changes nothing else.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from array import array
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import msgspec
+from msgspec.structs import replace
+
+from holdfast.core.errors import StoreUnusable
+from holdfast.core.ops import Append, Delete, Entry, Op, decode_op, encode_op
+from holdfast.stores.sqlite_slots import MAX_DATA, larger_rooms, pack, room_for, unpack
+
+LIST_BYTES = 3  # the head of a list of items
+MAX_ITEM_BYTES = MAX_DATA - LIST_BYTES
+PIECE_CHARACTERS = 1_000  # of an append too large for a slot: at most 4,000 bytes
+PIECE_BYTES = 4_000
+
+Item = list[Any]  # as decoded: see the module's docstring
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode_items = msgspec.msgpack.Decoder(list[Item]).decode
+
+
+class Tracked:
+    """A message as the log knows it: how far its document goes, and the entries beyond."""
+
+    __slots__ = ("channel", "id", "is_deleted", "key", "serials", "since_ms", "slots", "version")
+
+    def __init__(self, channel: str, key: int, message_id: str, version: int) -> None:
+        self.channel = channel
+        self.key = key  # of its document
+        self.id = message_id
+        self.version = version  # of its document
+        self.is_deleted = False  # by an entry that the document does not cover
+        self.serials = array("Q")  # of its last entry in each of `slots`
+        self.slots = array("Q")
+        self.since_ms: int | None = None  # when it began to pin slots, by the clock of `tidy`
+
+    @property
+    def last(self) -> int:
+        """The serial of its last entry beyond the document, or 0."""
+        return self.serials[-1] if self.serials else 0
+
+
+class Row(NamedTuple):
+    """A row to be written: its items, and whose they are."""
+
+    data: bytes
+    entries: list[tuple[Tracked, int]]
+
+
+class CommitLog:
+    """The slots of the log and what pins them. Its memory changes only after a commit: see `written`."""
+
+    def __init__(self, now_ms: int | None = None) -> None:
+        self.pinned: dict[int, Tracked] = {}  # messages that pin slots, by key
+        self.now_ms = now_ms  # of the last `tidy`
+        self.live_rows = 0
+        self.live_bytes = 0
+        self.slot_bytes = 0
+        # By slot number, which begins at 1:
+        self._rooms = array("H", [0])
+        self._pins = array("L", [0])
+        self._stamps = array("Q", [0])  # the commit that wrote it; 0 when it holds nothing
+        self._stamp = 0
+        self._free: dict[int, list[int]] = {}  # by room
+        # Wiping: what was written up to the stamp is to go, once it is free.
+        self._wipe_stamp = 0
+        self._wipe_list: list[int] = []
+        self._wipe_waits = 0  # slots still pinned
+
+    @property
+    def slots(self) -> int:
+        return len(self._rooms) - 1
+
+    # -- writing -------------------------------------------------------------------------------------------------
+
+    @staticmethod
+    def rows(entries: Iterable[tuple[Tracked, int, Op]]) -> list[Row]:
+        """The rows for `entries` (message, serial, operation), as few as they fit into."""
+        rows = []
+        parts: list[bytes] = []
+        owners: list[tuple[Tracked, int]] = []
+        size = 0
+        for tracked, serial, op in entries:
+            for item in _items(tracked.key, serial, op):
+                if size + len(item) > MAX_ITEM_BYTES:
+                    rows.append(Row(_list_of(parts), owners))
+                    parts, owners, size = [], [], 0
+                parts.append(item)
+                owners.append((tracked, serial))
+                size += len(item)
+        if parts:
+            rows.append(Row(_list_of(parts), owners))
+        return rows
+
+    def write(self, db: sqlite3.Connection, rows: Sequence[Row]) -> tuple[list[int], int]:
+        """Write `rows`; returns their slots and the bytes handed over. Counts only after `written`."""
+        slots: list[int] = []
+        new = len(self._rooms)
+        handed = 0
+        for row in rows:
+            wanted = room_for(len(row.data))
+            slot = self._find_free(wanted, slots)
+            if slot is None:
+                body = pack(row.data, wanted)
+                slot, new = new, new + 1
+                db.execute("INSERT INTO log VALUES (?, ?)", (slot, body))
+            else:
+                body = pack(row.data, self._rooms[slot])
+                db.execute("UPDATE log SET body = ? WHERE id = ?", (body, slot))
+            slots.append(slot)
+            handed += len(body) + 8
+        return slots, handed
+
+    def written(self, rows: Sequence[Row], slots: Sequence[int]) -> None:
+        """Note that `rows` are committed in `slots`; the next thing after `write`, before any `release`."""
+        self._stamp += 1
+        for row, slot in zip(rows, slots, strict=True):
+            if slot == len(self._rooms):
+                self._add_slot(room_for(len(row.data)))
+            else:
+                taken = self._free[self._rooms[slot]].pop()
+                assert taken == slot
+            self._stamps[slot] = self._stamp
+            for tracked, serial in row.entries:
+                self._pin(tracked, serial, slot)
+
+    def release(self, tracked: Tracked, version: int) -> None:
+        """Note that the committed document of `tracked` covers all of it up to `version`."""
+        count = bisect_right(tracked.serials, version)
+        for slot in tracked.slots[:count]:
+            self._pins[slot] -= 1
+            if not self._pins[slot]:
+                self._let_go(slot)
+        del tracked.serials[:count], tracked.slots[:count]
+        if not tracked.slots:
+            self.pinned.pop(tracked.key, None)
+            tracked.since_ms = None
+
+    # -- reading -------------------------------------------------------------------------------------------------
+
+    def entries(self, db: sqlite3.Connection, keys: Iterable[int]) -> dict[int, list[Entry]]:
+        """The entries beyond the documents `keys`, in order; each row is read once."""
+        wanted = {key: self.pinned[key] for key in keys if key in self.pinned}
+        found: dict[int, dict[int, list[Item]]] = {key: {} for key in wanted}
+        for slot in sorted({slot for tracked in wanted.values() for slot in tracked.slots}):
+            (body,) = db.execute("SELECT body FROM log WHERE id = ?", (slot,)).fetchone()
+            for item in _decode_items(unpack(body)):
+                tracked = wanted.get(item[0])
+                if tracked is not None and item[1] > tracked.version:
+                    found[item[0]].setdefault(item[1], []).append(item)
+        return {
+            key: [_entry(wanted[key].id, serial, items) for serial, items in sorted(of_key.items())]
+            for key, of_key in found.items()
+        }
+
+    def load(self, db: sqlite3.Connection, find: Callable[[int], Tracked | None]) -> int:
+        """Learn from the rows what they pin; `find` tells of the document with a key.
+
+        Returns the highest key in any of them. Raises StoreUnusable.
+        """
+        known: dict[int, Tracked | None] = {}
+        pins: list[tuple[int, int, Tracked]] = []
+        operations: dict[tuple[int, int], list[Item]] = {}
+        for slot, body in db.execute("SELECT id, body FROM log ORDER BY id"):
+            if slot != len(self._rooms):
+                raise StoreUnusable(f"the log is damaged: slot {len(self._rooms)} is missing; restore a backup")
+            self._add_slot(len(body))
+            for item in _read_items(body, slot):
+                self._stamps[slot] = 1
+                key, serial = item[0], item[1]
+                if key not in known:
+                    known[key] = find(key)
+                tracked = known[key]
+                if tracked is not None and serial > tracked.version:
+                    pins.append((serial, slot, tracked))
+                    if len(item) == 4:
+                        operations.setdefault((key, serial), []).append(item)
+        for serial, slot, tracked in sorted(pins, key=lambda pin: pin[:2]):  # slots are not in the order of serials
+            self._pin(tracked, serial, slot)
+        for (key, serial), items in operations.items():
+            self.pinned[key].is_deleted |= isinstance(_entry("", serial, items).op, Delete)
+        self._stamp = 1
+        for slot in range(1, len(self._rooms)):
+            if not self._pins[slot]:
+                self._free.setdefault(self._rooms[slot], []).append(slot)
+        return max(known, default=0)
+
+    # -- giving back ---------------------------------------------------------------------------------------------
+
+    def start_wipe(self) -> None:
+        """All that is in the log by now may hold deleted text: let it go as soon as it is not needed."""
+        self._wipe_stamp = self._stamp
+        dirty = [slot for slot in range(1, len(self._rooms)) if self._stamps[slot]]
+        self._wipe_list = [slot for slot in dirty if not self._pins[slot]]
+        self._wipe_waits = len(dirty) - len(self._wipe_list)
+
+    @property
+    def is_wiped(self) -> bool:
+        """Nothing is left of what the log held at `start_wipe`."""
+        return not self._wipe_list and not self._wipe_waits
+
+    @property
+    def can_wipe(self) -> bool:
+        return bool(self._wipe_list)
+
+    def wipe(self, db: sqlite3.Connection, limit: int) -> Callable[[], None]:
+        """Overwrite up to `limit` slots with zeros; call what it returns after the commit."""
+        taken = self._wipe_list[-limit:]
+        dirty = [slot for slot in taken if not self._pins[slot] and 0 < self._stamps[slot] <= self._wipe_stamp]
+        db.executemany("UPDATE log SET body = zeroblob(?) WHERE id = ?", [(self._rooms[slot], slot) for slot in dirty])
+
+        def wiped() -> None:
+            del self._wipe_list[-len(taken) :]
+            for slot in dirty:
+                self._stamps[slot] = 0
+
+        return wiped
+
+    def due(self, now_ms: int, *, old_ms: int, limit_bytes: int) -> Iterator[Tracked]:
+        """The messages that hold the log up: deleted, for `old_ms`, or all of them if more than `limit_bytes` live."""
+        self.now_ms = now_ms
+        is_heavy = self.live_bytes > limit_bytes
+        for tracked in self.pinned.values():
+            if tracked.since_ms is None:
+                tracked.since_ms = now_ms
+            if is_heavy or tracked.is_deleted or now_ms - tracked.since_ms >= old_ms:
+                yield tracked
+
+    # -- slots ---------------------------------------------------------------------------------------------------
+
+    def _add_slot(self, room: int) -> None:
+        self._rooms.append(room)
+        self._pins.append(0)
+        self._stamps.append(0)
+        self.slot_bytes += room
+
+    def _find_free(self, wanted: int, taken: Sequence[int]) -> int | None:
+        """A free slot that is not `taken`; always the last free one of its room that is not."""
+        for room in (wanted, *larger_rooms(wanted)):
+            for slot in reversed(self._free.get(room, ())):
+                if slot not in taken:
+                    return slot
+        return None
+
+    def _pin(self, tracked: Tracked, serial: int, slot: int) -> None:
+        if tracked.slots and tracked.slots[-1] == slot:
+            tracked.serials[-1] = serial
+            return
+        if not tracked.slots:
+            self.pinned[tracked.key] = tracked
+            tracked.since_ms = self.now_ms
+        tracked.serials.append(serial)
+        tracked.slots.append(slot)
+        if not self._pins[slot]:
+            self.live_rows += 1
+            self.live_bytes += self._rooms[slot]
+        self._pins[slot] += 1
+
+    def _let_go(self, slot: int) -> None:
+        room = self._rooms[slot]
+        self._free.setdefault(room, []).append(slot)
+        self.live_rows -= 1
+        self.live_bytes -= room
+        if 0 < self._stamps[slot] <= self._wipe_stamp:
+            self._wipe_waits -= 1
+            self._wipe_list.append(slot)
+
+
+def _items(key: int, serial: int, op: Op) -> Iterable[bytes]:
+    if type(op) is Append:
+        item = _encode((key, serial, op.part, op.at, op.text))
+        if len(item) <= MAX_ITEM_BYTES:
+            return (item,)
+        starts = range(0, len(op.text), PIECE_CHARACTERS)
+        return [
+            _encode((key, serial, op.part, op.at + start, op.text[start : start + PIECE_CHARACTERS]))
+            for start in starts
+        ]
+    data = encode_op(replace(op, id=""))  # the document knows the id
+    return [
+        _encode((key, serial, number, data[start : start + PIECE_BYTES]))
+        for number, start in enumerate(range(0, len(data), PIECE_BYTES))
+    ]
+
+
+def _list_of(items: list[bytes]) -> bytes:
+    """`items`, each encoded, as one MessagePack list."""
+    count = len(items)
+    head = bytes((0x90 | count,)) if count < 16 else b"\xdc" + count.to_bytes(2)
+    return head + b"".join(items)
+
+
+def _read_items(body: bytes, slot: int) -> list[Item]:
+    data = unpack(body)
+    try:
+        return _decode_items(data) if data else []
+    except msgspec.DecodeError as error:
+        raise StoreUnusable(f"the log is damaged: slot {slot} cannot be read ({error}); restore a backup") from error
+
+
+def _entry(message_id: str, serial: int, items: list[Item]) -> Entry:
+    """The entry whose items these are, in any order."""
+    if len(items[0]) == 5:
+        items.sort(key=lambda item: item[3])
+        _, _, part, at, _ = items[0]
+        return Entry(serial, Append(id=message_id, part=part, at=at, text="".join([item[4] for item in items])))
+    items.sort(key=lambda item: item[2])
+    try:
+        op = decode_op(b"".join([item[3] for item in items]))
+    except msgspec.DecodeError as error:
+        raise StoreUnusable(
+            f"the log holds an operation that this Holdfast does not know ({error}); it was written by a newer one"
+        ) from error
+    return Entry(serial, replace(op, id=message_id))

@@ -1,0 +1,488 @@
+"""A socket's session: what client frames ask for and which frames are sent, without any I/O.
+
+You are in `transports`. A `Session` is driven by whoever has a connection, a real one (`websocket`) or a simulator's:
+
+- call `receive(text, now_s=)` for each frame that comes, while not `is_full`;
+- whenever `wake` was called, and after each frame that could be written, ask `frame_to_send(now_s=)` for the next one,
+  one at a time and only when it can be written: nothing is taken from a feed before there is room for it;
+- when it has none and `closing` is set, close with that code; call `frame_to_send` again at `next_deadline_s`;
+- call `close()` when the connection is gone.
+
+Requests go to the hub in order and are answered as they commit. Feeds that have something wait in `_ready`, in order,
+and each takes all it is owed when its turn comes. `docs/protocol.md`, "WebSocket", is the contract.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Callable, Coroutine, Iterator
+from functools import partial
+from typing import Annotated, Any, NamedTuple
+
+import msgspec
+from msgspec import Meta, Struct
+
+from holdfast.core.cursor import parse_cursor
+from holdfast.core.errors import HoldfastError, InvalidRequest, TooMany
+from holdfast.core.events import encode_json
+from holdfast.core.limits import KIB
+from holdfast.core.model import Json, Part
+from holdfast.core.names import check_channel
+from holdfast.core.requests import (
+    AppendText,
+    Count,
+    CreateMessage,
+    DeleteMessage,
+    FinishMessage,
+    Generation,
+    PutPart,
+    Request,
+    UpdateMessage,
+)
+from holdfast.hub.committer import Answer
+from holdfast.hub.feed import Behind, Feed
+from holdfast.hub.hub import HubCore
+from holdfast.hub.identity import Identity
+from holdfast.transports.codec import answer_fields, decode, unexpected
+from holdfast.transports.http import check_create
+from holdfast.transports.sse import RETRY_MS, allowed_history
+
+logger = logging.getLogger("holdfast.transports")
+
+PING_S = 5.0
+# What an answer with a whole message may weigh is not known before; so many such requests may be unanswered.
+_MESSAGE_BYTES = 64 * KIB
+
+# Close codes (`docs/protocol.md`, "Close codes"): below 4300 a client comes back.
+DRAINED = 1012
+FAILED = 4000
+MISUSED = 4300
+FRAME_TOO_LARGE = 4301
+
+Ref = Annotated[str, Meta(max_length=64)] | Annotated[int, Meta(ge=-(2**53), le=2**53)]
+
+
+class Closing(NamedTuple):
+    """How to close once all frames are sent."""
+
+    code: int
+    reason: str
+
+
+class _Attach(Struct, frozen=True, kw_only=True, tag_field="type", tag="attach"):
+    ref: Ref
+    channel: str
+    since: Json = None  # what is not a cursor is no cursor
+    history: Annotated[int, Meta(ge=0, le=2**53)] | None = None
+    flush_ms: Annotated[int, Meta(ge=0, le=1000)] | None = None
+
+
+class _Detach(Struct, frozen=True, kw_only=True, tag_field="type", tag="detach"):
+    ref: Ref
+    channel: str
+
+
+class _History(Struct, frozen=True, kw_only=True, tag_field="type", tag="history"):
+    ref: Ref
+    channel: str
+    before: Count | None = None
+    limit: Annotated[int, Meta(ge=1, le=2**53)] | None = None
+
+
+class _Pong(Struct, frozen=True, kw_only=True, tag_field="type", tag="pong"):
+    n: Json = None
+
+
+class _Create(CreateMessage, frozen=True, kw_only=True, tag_field="type", tag="create"):
+    ref: Ref
+    channel: str
+
+
+class _Append(AppendText, frozen=True, kw_only=True, tag_field="type", tag="append"):
+    ref: Ref
+    channel: str
+    id: str
+
+
+class _Part(Struct, frozen=True, kw_only=True, tag_field="type", tag="part"):
+    ref: Ref
+    channel: str
+    id: str
+    part: Count
+    value: Part
+    generation: Generation | None = None
+    request: str | None = None
+
+
+class _Update(UpdateMessage, frozen=True, kw_only=True, tag_field="type", tag="update"):
+    ref: Ref
+    channel: str
+    id: str
+
+
+class _Finish(FinishMessage, frozen=True, kw_only=True, tag_field="type", tag="finish"):
+    ref: Ref
+    channel: str
+    id: str
+
+
+class _Delete(DeleteMessage, frozen=True, kw_only=True, tag_field="type", tag="delete"):
+    ref: Ref
+    channel: str
+    id: str
+
+
+_Asking = _Create | _Append | _Part | _Update | _Finish | _Delete
+_frame = msgspec.json.Decoder(_Attach | _Detach | _History | _Pong | _Asking)
+
+
+class _Ref(Struct):
+    ref: Json = None
+
+
+_ref = msgspec.json.Decoder(_Ref)
+
+
+class Attachment:
+    """A channel that a session is attached to, or is attaching to."""
+
+    __slots__ = ("_session", "channel", "feed", "is_catching_up")
+
+    def __init__(self, session: Session, channel: str) -> None:
+        self._session = session
+        self.channel = channel
+        self.feed: Feed | None = None  # None while the hub is still asked for it, and after `close`
+        self.is_catching_up = False
+
+    def wake(self) -> None:
+        """There is something to take, or the hub leaves."""
+        self._session.feed_woken(self)
+
+    def close(self) -> None:
+        """Leave the channel."""
+        if self.feed is not None:
+            self.feed.close()
+            self.feed = None
+
+
+class Session:
+    """One peer's conversation with the hub. Every method is called from the hub's event loop and does not wait."""
+
+    __slots__ = (
+        "_attachments",
+        "_hub",
+        "_identity",
+        "_ping_at_s",
+        "_pings",
+        "_ready",
+        "_replies",
+        "_reply_bytes",
+        "_rest",
+        "_start_task",
+        "_unanswered",
+        "_unanswered_bytes",
+        "closing",
+        "wake",
+    )
+
+    def __init__(
+        self,
+        hub: HubCore,
+        identity: Identity,
+        *,
+        now_s: float,
+        wake: Callable[[], None],
+        start_task: Callable[[Coroutine[Any, Any, None]], object],
+    ) -> None:
+        self._hub = hub
+        self._identity = identity
+        self._start_task = start_task
+        self.wake = wake  # called when `frame_to_send` or `closing` has something new
+        self.closing: Closing | None = None
+        self._attachments: dict[str, Attachment] = {}
+        self._ready: dict[Attachment, None] = {}  # whose feeds have something, in the order they were woken
+        self._rest: tuple[Attachment, Iterator[str]] | None = None  # of a batch that takes several frames
+        self._replies: list[str] = []
+        self._reply_bytes = 0
+        self._unanswered = 0
+        self._unanswered_bytes = 0
+        self._pings = 0
+        self._ping_at_s = now_s + PING_S
+
+    # In
+
+    @property
+    def is_full(self) -> bool:
+        """Is so much unanswered, or answered and not taken, that nothing more may be received for now?"""
+        limits = self._hub.limits
+        return (
+            self._unanswered + len(self._replies) >= limits.socket_requests
+            or self._unanswered_bytes + self._reply_bytes >= limits.socket_request_bytes
+        )
+
+    def receive(self, text: str, *, now_s: float) -> None:
+        """Take a text frame. What is wrong with it is answered, never raised."""
+        if self.closing is not None:
+            return
+        data = text.encode(errors="surrogatepass")
+        if len(data) > self._hub.limits.request_bytes:
+            self._end(FRAME_TOO_LARGE, "too_large")
+            return
+        try:
+            frame = decode(data, _frame)
+        except HoldfastError as error:
+            self._refuse(_ref_in(data), error)
+            return
+        match frame:
+            case _Pong():
+                pass
+            case _Attach():
+                self._begin_attach(frame)
+            case _Detach():
+                self._detach(frame)
+            case _History():
+                self._begin(self._history(frame), self._hub.limits.history_bytes)
+            case _:
+                self._ask(frame, len(data))
+
+    def receive_binary(self) -> None:
+        """Take a binary frame: there are none in this protocol."""
+        if self.closing is None:
+            self._end(MISUSED, "invalid_request")
+
+    def drain(self) -> None:
+        """Send the peer away: the hub leaves."""
+        if self.closing is None:
+            self._end(DRAINED, "draining", retry_ms=random.randint(*RETRY_MS))
+
+    def close(self) -> None:
+        """The connection is gone, or is to go: leave all channels."""
+        for attachment in self._attachments.values():
+            attachment.close()
+        self._attachments.clear()
+        self._ready.clear()
+        self._rest = None
+
+    # Out
+
+    def frame_to_send(self, *, now_s: float) -> str | None:
+        """The next frame, to be written now; None if there is none for now."""
+        if self._replies:
+            reply = self._replies.pop(0)
+            self._reply_bytes -= len(reply)
+            return reply
+        if self.closing is not None:
+            return None
+        if now_s >= self._ping_at_s:
+            self._ping_at_s = now_s + PING_S
+            self._pings += 1
+            return f'{{"type":"ping","n":{self._pings}}}'
+        return self._events()
+
+    def next_deadline_s(self) -> float:
+        """When the next ping is due."""
+        return self._ping_at_s
+
+    def feed_woken(self, attachment: Attachment) -> None:
+        """The channel moved, or the hub leaves."""
+        if self._hub.is_draining:
+            self.drain()
+        elif attachment.feed is not None and not attachment.is_catching_up:
+            self._ready[attachment] = None
+            self.wake()
+
+    def _events(self) -> str | None:
+        if self._rest is not None:
+            frame = next(self._rest[1], None)
+            if frame is not None:
+                return frame
+            self._rest = None
+        while self._ready:
+            attachment = next(iter(self._ready))
+            del self._ready[attachment]
+            frame = self._take(attachment)
+            if frame is not None:
+                return frame
+        return None
+
+    def _take(self, attachment: Attachment) -> str | None:
+        """The first frame of all that a feed is owed."""
+        if attachment.feed is None:
+            return None
+        try:
+            batch = attachment.feed.take()
+        except Behind:
+            attachment.is_catching_up = True
+            self._start_task(self._catch_up(attachment, attachment.feed))
+            return None
+        if batch is None:
+            return None
+        frames = batch.frames
+        if len(frames) > 1:
+            rest = iter(frames)
+            self._rest = (attachment, rest)
+            return next(rest)
+        return frames[0]
+
+    async def _catch_up(self, attachment: Attachment, feed: Feed) -> None:
+        try:
+            await feed.catch_up()
+        except HoldfastError as error:
+            logger.warning("a channel of a socket cannot be read: %s", error)
+            self._end(FAILED, error.code)
+        except Exception:
+            logger.exception("a channel of a socket cannot be read")
+            self._end(FAILED, "internal")
+        else:
+            attachment.is_catching_up = False
+            self.feed_woken(attachment)
+
+    # Requests
+
+    def _ask(self, frame: _Asking, size: int) -> None:
+        """Let a request queue; it is answered when it has been stored."""
+        request: Request = frame if not isinstance(frame, _Part) else _put_part(frame)
+        weight = size + (_MESSAGE_BYTES if isinstance(frame, _Create | _Update) else 0)
+        try:
+            channel = check_channel(frame.channel)
+            self._identity.check("publish" if isinstance(frame, _Create | _Update | _Delete) else "append", channel)
+            message_id = frame.id
+            if isinstance(frame, _Create):
+                check_create(frame, self._identity, channel)
+                message_id = message_id or self._hub.new_id()
+            assert message_id is not None
+            done = partial(self._answered, frame.ref, request, weight)
+            self._hub.submit(channel, message_id, request, self._identity.asker(), done)
+        except HoldfastError as error:
+            self._refuse(frame.ref, error)
+            return
+        self._unanswered += 1
+        self._unanswered_bytes += weight
+
+    def _answered(self, ref: Ref, request: Request, weight: int, answer: Answer | HoldfastError) -> None:
+        self._unanswered -= 1
+        self._unanswered_bytes -= weight
+        try:
+            if isinstance(answer, HoldfastError):
+                raise answer
+            self._reply({"type": "ok", "ref": ref, **answer_fields(request, answer)})
+        except HoldfastError as error:
+            self._refuse(ref, error)
+
+    def _begin_attach(self, frame: _Attach) -> None:
+        try:
+            channel = check_channel(frame.channel)
+            self._identity.check("subscribe", channel)
+            limits = self._hub.limits
+            if frame.history is not None and frame.history > limits.history:
+                raise InvalidRequest(f"history is a whole number from 0 to {limits.history}")
+            if channel not in self._attachments and len(self._attachments) >= limits.socket_channels:
+                raise TooMany(f"a socket has at most {limits.socket_channels} channels", limit=limits.socket_channels)
+        except HoldfastError as error:
+            self._refuse(frame.ref, error)
+            return
+        self._leave(channel)
+        attachment = self._attachments[channel] = Attachment(self, channel)
+        self._begin(self._attach(frame, attachment), 0)
+
+    async def _attach(self, frame: _Attach, attachment: Attachment) -> None:
+        try:
+            feed = await self._hub.attach(
+                attachment.channel,
+                parse_cursor(frame.since) if isinstance(frame.since, str) else None,
+                history=allowed_history(self._identity, attachment.channel, frame.history),
+                flush_ms=frame.flush_ms,
+                wake=attachment.wake,
+            )
+        except Exception as error:
+            if self._attachments.get(attachment.channel) is attachment:
+                del self._attachments[attachment.channel]
+            self._failed(frame.ref, error)
+            return
+        self._reply({"type": "ok", "ref": frame.ref})
+        if self._attachments.get(attachment.channel) is attachment:
+            attachment.feed = feed
+            self.feed_woken(attachment)
+        else:  # attached anew, or detached, meanwhile
+            feed.close()
+
+    def _detach(self, frame: _Detach) -> None:
+        self._leave(frame.channel)
+        self._reply({"type": "ok", "ref": frame.ref})
+
+    def _leave(self, channel: str) -> None:
+        attachment = self._attachments.pop(channel, None)
+        if attachment is None:
+            return
+        attachment.close()
+        self._ready.pop(attachment, None)
+        if self._rest is not None and self._rest[0] is attachment:
+            self._rest = None
+
+    async def _history(self, frame: _History) -> None:
+        limits = self._hub.limits
+        try:
+            channel = check_channel(frame.channel)
+            self._identity.check("history", channel)
+            limit = limits.default_history if frame.limit is None else frame.limit
+            if limit > limits.history:
+                raise InvalidRequest(f"limit is a whole number from 1 to {limits.history}")
+            page = await self._hub.page(channel, before=frame.before, limit=limit)
+        except Exception as error:
+            self._failed(frame.ref, error)
+            return
+        fields = {"messages": page.messages, "more": page.more, "cursor": page.cursor}
+        self._reply({"type": "ok", "ref": frame.ref, **fields})
+
+    def _begin(self, job: Coroutine[Any, Any, None], weight: int) -> None:
+        """Run a request that has to wait for the store; it counts as unanswered until it has ended."""
+        self._unanswered += 1
+        self._unanswered_bytes += weight
+        self._start_task(self._counted(job, weight))
+
+    async def _counted(self, job: Coroutine[Any, Any, None], weight: int) -> None:
+        try:
+            await job
+        finally:
+            self._unanswered -= 1
+            self._unanswered_bytes -= weight
+            self.wake()
+
+    def _failed(self, ref: Ref, error: Exception) -> None:
+        """Answer a request that raised."""
+        if not isinstance(error, HoldfastError):
+            logger.error("a request of a socket failed", exc_info=error)
+            error = unexpected()
+        self._refuse(ref, error)
+
+    # Replies
+
+    def _refuse(self, ref: Json, error: HoldfastError) -> None:
+        self._reply({**error.problem(), "type": "error", "ref": ref})
+
+    def _reply(self, frame: dict[str, Any]) -> None:
+        text = encode_json(frame).decode()
+        self._replies.append(text)
+        self._reply_bytes += len(text)
+        self.wake()
+
+    def _end(self, code: int, reason: str, **details: int) -> None:
+        """Say goodbye; what is still owed is forgotten, the cursor brings it back."""
+        self._reply({"type": "bye", "reason": reason, **details})
+        self.closing = Closing(code, reason)
+        self.close()
+        self.wake()
+
+
+def _put_part(frame: _Part) -> PutPart:
+    return PutPart(index=frame.part, part=frame.value, generation=frame.generation, request=frame.request)
+
+
+def _ref_in(data: bytes) -> Json:
+    """The `ref` of a frame that is otherwise no good, if it has one that can be given back."""
+    try:
+        ref = _ref.decode(data).ref
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
+    return ref if isinstance(ref, str | int) and len(str(ref)) <= 64 else None

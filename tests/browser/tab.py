@@ -1,0 +1,78 @@
+"""One browser tab on the demo page, and what it shows.
+
+You are in `tests`. Chromium's offline switch does not cut open streams, so faults are made at TCP (`FaultProxy`) or by
+ending the server.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from playwright.async_api import Browser, Page, WebSocket
+
+TIMEOUT_MS = 30_000
+
+_TEXT = """id => {
+  const message = document.querySelector(`[data-message-id="${CSS.escape(id)}"]`)
+  return message ? [...message.querySelectorAll(".text")].map(node => node.textContent).join("") : null
+}"""
+
+
+class Tab:
+    """A tab that follows one channel."""
+
+    def __init__(self, page: Page, url: str) -> None:
+        self.page = page
+        self.url = url
+        self.errors: list[str] = []
+        self.first_batch: list[dict[str, Any]] = []  # events of the first batch since the last load, over WebSocket
+        self._is_first = True
+        page.on("pageerror", lambda error: self.errors.append(str(error)))
+        page.on("websocket", self._listen)
+
+    @classmethod
+    async def open(cls, browser: Browser, port: int, channel: str, transport: str = "ws") -> Tab:
+        """A new tab, in a profile of its own."""
+        context = await browser.new_context()
+        context.set_default_timeout(TIMEOUT_MS)
+        tab = cls(await context.new_page(), f"http://127.0.0.1:{port}/?channel={channel}&transport={transport}")
+        await tab.page.goto(tab.url)
+        return tab
+
+    async def reload(self) -> None:
+        """Press F5."""
+        self.first_batch, self._is_first = [], True
+        await self.page.reload()
+
+    async def text(self, message_id: str) -> str | None:
+        """The text of a message as it stands in the page; None if the message is not there."""
+        found: str | None = await self.page.evaluate(_TEXT, message_id)
+        return found
+
+    async def until_length(self, message_id: str, length: int) -> str:
+        """Wait until the message shows at least `length` UTF-16 units; returns its text then."""
+        await self.page.wait_for_function(
+            f"([id, length]) => (({_TEXT})(id) ?? '').length >= length", arg=[message_id, length]
+        )
+        text = await self.text(message_id)
+        assert text is not None
+        return text
+
+    async def until_status(self, message_id: str, status: str) -> None:
+        """Wait until the message has this status."""
+        await self.page.wait_for_selector(f'[data-message-id="{message_id}"][data-status="{status}"]')
+
+    def _listen(self, socket: WebSocket) -> None:
+        socket.on("framereceived", self._receive)
+
+    def _receive(self, frame: str | bytes) -> None:
+        told = json.loads(frame)
+        if told.get("type") == "events" and self._is_first:
+            self.first_batch += told["events"]
+            self._is_first = told.get("cursor") is None
+
+
+def units(text: str) -> int:
+    """The length that JavaScript gives `text`."""
+    return len(text.encode("utf-16-le")) // 2

@@ -1,0 +1,138 @@
+"""A page in a real browser loses nothing: by reloads, by a bad network, by a server that is killed."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from playwright.async_api import Browser
+
+from holdfast.testing.proxy import FaultProxy
+from tests.browser.tab import Tab, units
+from tests.processes import Process, Server, text_of
+from tests.producer import tokens_of
+
+TOKENS = 400
+PER_SECOND = 60
+
+
+@contextmanager
+def producing(server: Server, folder: Path, message_id: str, seed: int, tokens: int = TOKENS) -> Iterator[Process]:
+    """A producer of one message on `demo:test`, in a process of its own."""
+    arguments = [str(server.port), server.hub, "demo:test", message_id, str(seed), str(tokens), str(PER_SECOND)]
+    producer = Process(["-m", "tests.producer", *arguments], folder / f"{message_id}.log")
+    producer.start()
+    try:
+        yield producer
+    finally:
+        producer.clean_up()
+
+
+async def check_end(server: Server, producer: Process, tabs: list[Tab], message_id: str, seed: int) -> None:
+    """All pages show what is stored, which is what was sent."""
+    expected = "".join(tokens_of(seed, TOKENS))
+    assert await asyncio.to_thread(producer.wait) == 0, producer.output
+    for tab in tabs:
+        await tab.until_status(message_id, "complete")
+        assert await tab.text(message_id) == expected
+        assert tab.errors == []
+    assert text_of(server.message("demo:test", message_id)) == expected
+
+
+async def test_ten_reloads_at_random_moments_lose_nothing(demo: Server, browser: Browser, tmp_path: Path) -> None:
+    chosen = random.Random(7)
+    with producing(demo, tmp_path, "m", seed=1) as producer:
+        reader = await Tab.open(browser, demo.port, "demo:test")
+        others = [
+            await Tab.open(browser, demo.port, "demo:test", "ws"),
+            await Tab.open(browser, demo.port, "demo:test", "sse"),
+        ]
+        shown = await reader.until_length("m", 1)
+        expected = "".join(tokens_of(1, TOKENS))
+        for _ in range(10):
+            await reader.until_length("m", min(units(shown) + chosen.randrange(1, 120), units(expected) - 200))
+            before = await reader.text("m") or ""
+            await reader.reload()
+            shown = await reader.until_length("m", units(before))
+            assert shown.startswith(before)
+            about = [one for one in reader.first_batch if one.get("message", {}).get("id", one.get("id")) == "m"]
+            assert [one["type"] for one in about] == ["message.update"]
+            assert units(text_of(about[0]["message"])) >= units(before)
+        await check_end(demo, producer, [reader, *others], "m", seed=1)
+
+
+@pytest.mark.parametrize("transport", ["ws", "sse"])
+async def test_a_network_that_cuts_stalls_and_throttles_loses_nothing(
+    demo: Server, browser: Browser, tmp_path: Path, transport: str
+) -> None:
+    chosen = random.Random(11)
+    async with FaultProxy("127.0.0.1", demo.port) as proxy:
+        with producing(demo, tmp_path, "m", seed=2) as producer:
+            tab = await Tab.open(browser, proxy.port, "demo:test", transport)
+            shown = await tab.until_length("m", 1)
+            for fault in ("cut", "throttle", "stall", "cut", "refuse", "cut"):
+                if fault == "cut":
+                    await proxy.cut()
+                elif fault == "throttle":
+                    proxy.throttle(20_000)
+                elif fault == "stall":
+                    proxy.stall()
+                    await asyncio.sleep(0.5)  # the fault itself lasts
+                    proxy.resume()
+                else:
+                    proxy.refuse()
+                    await proxy.cut()
+                    await asyncio.sleep(0.3)  # the fault itself lasts
+                    proxy.accept()
+                wanted = min(units(shown) + chosen.randrange(20, 100), 1_200)
+                later = await tab.until_length("m", wanted)
+                assert later.startswith(shown)
+                shown = later
+            proxy.throttle(None)
+            await check_end(demo, producer, [tab], "m", seed=2)
+
+
+@pytest.mark.parametrize("ending", [signal.SIGTERM, signal.SIGKILL])
+async def test_a_restart_of_the_server_loses_nothing(
+    demo: Server, browser: Browser, tmp_path: Path, ending: signal.Signals
+) -> None:
+    with producing(demo, tmp_path, "m", seed=3) as producer:
+        tabs = [
+            await Tab.open(browser, demo.port, "demo:test", "ws"),
+            await Tab.open(browser, demo.port, "demo:test", "sse"),
+        ]
+        for length in (200, 600):
+            shown = [await tab.until_length("m", length) for tab in tabs]
+            await asyncio.to_thread(demo.end, ending)
+            for tab, before in zip(tabs, shown, strict=True):
+                assert (await tab.text("m") or "").startswith(before)
+            await asyncio.to_thread(demo.start)
+        await check_end(demo, producer, tabs, "m", seed=3)
+
+
+@pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGKILL])
+async def test_the_demo_s_own_answer_goes_on_after_its_server_was_ended(
+    demo: Server, browser: Browser, ending: signal.Signals
+) -> None:
+    tab = await Tab.open(browser, demo.port, "demo:test")
+    await tab.page.fill("#question", "What happens on a crash?")
+    await tab.page.press("#question", "Enter")
+    await tab.page.wait_for_selector('[data-role="assistant"]')
+    answer = await tab.page.get_attribute('[data-role="assistant"]', "data-message-id")
+    assert answer is not None
+    before = await tab.until_length(answer, 80)
+    await asyncio.to_thread(demo.end, ending)
+    await asyncio.to_thread(demo.start)
+    after = await tab.until_length(answer, units(before) + 80)
+    assert after.startswith(before)
+    stored = text_of(demo.message("demo:test", answer))
+    assert stored.startswith(before)
+    await tab.page.click("#stop")
+    await tab.until_status(answer, "cancelled")
+    assert await tab.text(answer) == text_of(demo.message("demo:test", answer))
+    assert tab.errors == []

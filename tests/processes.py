@@ -1,0 +1,149 @@
+"""Real processes for tests: servers and producers that are started, killed and started again.
+
+You are in `tests`. Everything listens on loopback, on a port that was free, and is ended by its own process id.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+PATIENCE_S = 20.0
+
+
+def free_port() -> int:
+    """A port nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+class Process:
+    """A process of ours; its output goes to a file, to be read when something went wrong."""
+
+    def __init__(self, arguments: list[str], log: Path) -> None:
+        self._arguments = arguments
+        self._log = log
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        with self._log.open("ab") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, *self._arguments], stdout=log, stderr=subprocess.STDOUT, env={**os.environ}
+            )
+
+    @property
+    def running(self) -> subprocess.Popen[bytes]:
+        assert self._process is not None
+        return self._process
+
+    def end(self, number: int = signal.SIGTERM) -> int:
+        """Send a signal and wait for the end; returns the exit code."""
+        self.running.send_signal(number)
+        return self.running.wait(PATIENCE_S)
+
+    def wait(self) -> int:
+        """Wait for the end; returns the exit code."""
+        return self.running.wait(PATIENCE_S * 3)
+
+    def clean_up(self) -> None:
+        if self._process is not None and self._process.poll() is None:
+            self._process.kill()
+            self._process.wait(PATIENCE_S)
+
+    @property
+    def output(self) -> str:
+        return self._log.read_text()
+
+
+class Server(Process):
+    """`holdfast demo` or `holdfast serve` on a port of its own, the same after each start."""
+
+    def __init__(self, command: str, folder: Path, *options: str) -> None:
+        self.port = free_port()
+        self.store = folder / "test.db"
+        arguments = [
+            "-m",
+            "holdfast",
+            command,
+            "--port",
+            str(self.port),
+            "--store",
+            f"sqlite:///{self.store}",
+            *options,
+        ]
+        super().__init__(arguments, folder / "server.log")
+
+    @property
+    def hub(self) -> str:
+        """The path under which the hub stands."""
+        return "/holdfast" if "demo" in self._arguments else ""
+
+    def start(self) -> None:
+        """Start, and wait until it serves."""
+        super().start()
+        deadline_s = time.monotonic() + PATIENCE_S
+        while time.monotonic() < deadline_s:
+            with contextlib.suppress(OSError, http.client.HTTPException):
+                if self.get(f"{self.hub}/healthz")[0] == 200:
+                    return
+            if self.running.poll() is not None:
+                break
+            time.sleep(0.02)  # between two tries to connect to a process that is starting
+        raise AssertionError(f"the server did not start:\n{self.output}")
+
+    def get(self, path: str) -> tuple[int, Any]:
+        """Status and JSON of a GET."""
+        return request(self.port, "GET", path)
+
+    def post(self, path: str, body: object) -> tuple[int, Any]:
+        """Status and JSON of a POST."""
+        return request(self.port, "POST", path, body)
+
+    def message(self, channel: str, message_id: str) -> dict[str, Any]:
+        """The stored message."""
+        status, answer = self.get(f"{self.hub}/v1/channels/{channel}/messages/{message_id}")
+        assert status == 200, answer
+        found: dict[str, Any] = answer["message"]
+        return found
+
+
+def request(port: int, method: str, path: str, body: object | None = None) -> tuple[int, Any]:
+    """One request to a server on this machine: status and decoded body."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE_S)
+    try:
+        headers = {"content-type": "application/json"} if body is not None else {}
+        connection.request(method, path, json.dumps(body) if body is not None else None, headers)
+        answer = connection.getresponse()
+        data = answer.read()
+        is_json = "json" in (answer.getheader("content-type") or "")
+        return answer.status, json.loads(data) if is_json and data else data.decode()
+    finally:
+        connection.close()
+
+
+@contextlib.contextmanager
+def serving(command: str, folder: Path, *options: str) -> Iterator[Server]:
+    """A server that is there until the block ends."""
+    server = Server(command, folder, *options)
+    try:
+        server.start()
+        yield server
+    finally:
+        server.clean_up()
+
+
+def text_of(message: dict[str, Any]) -> str:
+    """The text of a message's text parts."""
+    return "".join(part["text"] for part in message["parts"] if part["type"] == "text")

@@ -1,0 +1,113 @@
+"""Hubs behind real servers and behind none, for every test of this folder.
+
+You are in `tests`. `served` is a hub behind uvicorn on this event loop, once for each way of sending; `http` asks a hub
+through ASGI alone, which is enough where nothing streams.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+import uvicorn
+
+from holdfast.app import Hub
+
+PATIENCE_S = 10.0
+
+
+class Served:
+    """A hub, where it listens, and a client for plain requests."""
+
+    def __init__(self, hub: Hub, port: int, http: httpx2.AsyncClient) -> None:
+        self.hub = hub
+        self.host = "127.0.0.1"
+        self.port = port
+        self.http = http
+
+    async def until(self, is_true: Any) -> None:
+        """Wait until the hub has come so far; for what nobody tells, such as a feed that has left."""
+        async with asyncio.timeout(PATIENCE_S):
+            while not is_true():
+                await asyncio.sleep(0.005)
+
+    async def connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """A bare TCP connection."""
+        return await asyncio.open_connection(self.host, self.port)
+
+
+@asynccontextmanager
+async def listening(app: Any, **options: Any) -> AsyncIterator[int]:
+    """uvicorn on this event loop; gives the port. Its end must not wait for what the app has not ended."""
+    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    listener.bind(("127.0.0.1", 0))
+    config = uvicorn.Config(app, log_config=None, access_log=False, http="httptools", **options)
+    config.load()
+    server = uvicorn.Server(config)
+    server.lifespan = config.lifespan_class(config)
+    await server.startup(sockets=[listener])
+    try:
+        yield listener.getsockname()[1]
+    finally:
+        async with asyncio.timeout(PATIENCE_S):
+            await server.shutdown(sockets=[listener])
+
+
+@asynccontextmanager
+async def serving(hub: Hub, app: Any = None, **options: Any) -> AsyncIterator[Served]:
+    """`hub`, or `app` with it inside, behind uvicorn; at the end the hub drains first, as its signal hook does."""
+    async with (
+        listening(hub if app is None else app, **options) as port,
+        httpx2.AsyncClient(base_url=f"http://127.0.0.1:{port}", trust_env=False) as http,
+    ):
+        yield Served(hub, port, http)
+        await hub.close()
+
+
+def new_hub(url: str = "memory://", **options: Any) -> Hub:
+    """A hub that leaves signals alone and leaves fast."""
+    return Hub(url, hooks_signals=False, drain_s=0.2, **options)
+
+
+@pytest.fixture(params=["task", "hand"])
+async def served(request: pytest.FixtureRequest) -> AsyncIterator[Served]:
+    """A hub behind a server, once for each way of sending."""
+    hub = new_hub()
+    hub.drive_by_hand = request.param == "hand"
+    async with serving(hub) as one:
+        yield one
+
+
+@pytest.fixture(params=["memory", "sqlite"])
+async def hub(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Hub]:
+    """A hub behind no server, once for each store."""
+    hub = new_hub("memory://" if request.param == "memory" else f"sqlite:///{tmp_path}/hub.db")
+    yield hub
+    await hub.close()
+
+
+def asking(app: Any, *, client: str = "127.0.0.1", base_url: str = "http://localhost") -> httpx2.AsyncClient:
+    """A client that asks `app` without a network, as if from the address `client`."""
+    return httpx2.AsyncClient(transport=httpx2.ASGITransport(app, client=(client, 1)), base_url=base_url)
+
+
+@pytest.fixture
+async def http(hub: Hub) -> AsyncIterator[httpx2.AsyncClient]:
+    """Plain requests to `hub`."""
+    async with asking(hub) as client:
+        yield client
+
+
+@pytest.fixture
+async def plain_http() -> AsyncIterator[httpx2.AsyncClient]:
+    """Plain requests where the store makes no difference."""
+    hub = new_hub()
+    async with asking(hub) as client:
+        yield client
+    await hub.close()

@@ -1,0 +1,341 @@
+"""What bad input gets over HTTP: a clear error with a stable code, nothing stored, and a healthy server after it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+import httpx2
+import pytest
+
+from holdfast.app import Hub
+from holdfast.core.limits import Limits
+from holdfast.transports import http as http_module
+from tests.transports.conftest import PATIENCE_S, Served, asking, new_hub
+from tests.transports.test_http import M1, MESSAGES, create, refused, stream
+
+JSON = {"content-type": "application/json"}
+
+BODIES = [
+    (b"", "invalid_request"),
+    (b"   ", "invalid_request"),
+    (b"{", "invalid_request"),
+    (b'{"text": "a"} {}', "invalid_request"),
+    (b"null", "invalid_request"),
+    (b"[]", "invalid_request"),
+    (b'"text"', "invalid_request"),
+    (b"[" * 100_000, "invalid_request"),
+    (b'{"x":' + b"[" * 100_000 + b"]" * 100_000 + b"}", "invalid_request"),
+    (b'{"meta": {"a": ' + b"[" * 65 + b"]" * 65 + b"}}", "invalid_request"),
+    (b'{"text": 1}', "invalid_request"),
+    (b'{"text": ["a"]}', "invalid_request"),
+    (b'{"text": "a", "parts": []}', "invalid_request"),
+    (b'{"parts": [1]}', "invalid_request"),
+    (b'{"parts": [{"type": "song"}]}', "invalid_request"),
+    (b'{"parts": [{"type": "text", "text": 1}]}', "invalid_request"),
+    (b'{"parts": [{"text": "untyped"}]}', "invalid_request"),
+    (b'{"parts": {"type": "text", "text": ""}}', "invalid_request"),
+    (b'{"role": "king"}', "invalid_request"),
+    (b'{"status": "done"}', "invalid_request"),
+    (b'{"meta": []}', "invalid_request"),
+    (b'{"meta": {"n": NaN}}', "invalid_request"),
+    (b'{"meta": {"n": Infinity}}', "invalid_request"),
+    (b'{"meta": {"n": 1e999}}', "invalid_request"),
+    (b'{"meta": {"n": 9223372036854775808}}', "invalid_request"),
+    (b'{"meta": {"n": -' + b"9" * 5_000 + b"}}", "invalid_request"),
+    (b'{"lease_s": 1}', "invalid_request"),
+    (b'{"lease_s": 1e9}', "invalid_request"),
+    (b'{"text": "a\x00b"}', "invalid_request"),
+    (b"\xef\xbb\xbf{}", "invalid_request"),
+    (b'{"text": "\\ud800"}', "invalid_text"),
+    (b'{"text": "\\uDC00 later"}', "invalid_text"),
+    (b'{"text": "\\ud83d", "status": "complete"}', "invalid_text"),
+    (b'{"meta": {"\\udfff": 1}}', "invalid_text"),
+    (b'{"parts": [{"type": "file", "name": "\\ud800"}]}', "invalid_text"),
+    (b'{"text": "\\ud83d\\ude00", "meta": {"n": NaN}}', "invalid_request"),
+    (b'{"text": "\xff"}', "invalid_text"),
+    (b'{"text": "\xed\xa0\x80"}', "invalid_text"),
+    (json.dumps({"meta": {"m": "x" * 17_000}}).encode(), "too_large"),
+    (json.dumps({"parts": [{"type": "text", "text": ""}] * 257}).encode(), "too_large"),
+]
+
+
+@pytest.mark.parametrize(("body", "code"), BODIES, ids=[repr(body[:40]) for body, _ in BODIES])
+async def test_bodies_that_are_no_message_are_refused(plain_http: httpx2.AsyncClient, body: bytes, code: str) -> None:
+    answer = await plain_http.post(MESSAGES, content=body, headers=JSON)
+    assert refused(answer) == (413 if code == "too_large" else 400, code)
+    assert (await plain_http.get(MESSAGES)).json()["messages"] == []
+
+
+NUMBERS = ["-1", "1.5", "1.0", "1e3", "1e999", "9007199254740993", "9" * 30, '"1"', "true", "[]"]
+
+
+@pytest.mark.parametrize("number", NUMBERS)
+@pytest.mark.parametrize("field", ["at", "part", "generation"])
+async def test_numbers_that_are_no_place_are_refused(
+    plain_http: httpx2.AsyncClient, field: str, number: str
+) -> None:
+    await stream(plain_http)
+    body = f'{{"text": "x", "{field}": {number}}}'.encode()
+    answer = await plain_http.post(f"{M1}/append", content=body, headers=JSON)
+    assert refused(answer) == (400, "invalid_request")
+    assert (await plain_http.get(M1)).json()["message"]["version"] == 1
+
+
+async def test_a_lone_surrogate_in_an_append_is_told_from_broken_json(plain_http: httpx2.AsyncClient) -> None:
+    await stream(plain_http)
+    for body, code in (
+        (b'{"text": "half \\ud83d"}', "invalid_text"),
+        (b'{"text": "half \\ud83d', "invalid_request"),
+        (b'{"text": "C:\\\\udata"}', None),
+        (b'{"text": "\\ud83d\\ude00"}', None),
+    ):
+        answer = await plain_http.post(f"{M1}/append", content=body, headers=JSON)
+        assert answer.status_code == 200 if code is None else refused(answer) == (400, code)
+    assert (await plain_http.get(M1)).json()["message"]["parts"][0]["text"] == "C:\\udata😀"
+
+
+@pytest.mark.parametrize(
+    "media_type", [None, "text/plain", "application/x-www-form-urlencoded", "application/jsonp", "multipart/form-data", ""]
+)
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("POST", MESSAGES),
+        ("POST", f"{M1}/append"),
+        ("PUT", f"{M1}/parts/0"),
+        ("PATCH", M1),
+        ("POST", f"{M1}/finish"),
+    ],
+)
+async def test_what_changes_something_must_be_json(
+    plain_http: httpx2.AsyncClient, method: str, path: str, media_type: str | None
+) -> None:
+    headers = {} if media_type is None else {"content-type": media_type}
+    answer = await plain_http.request(method, path, content=b'{"text": "x"}', headers=headers)
+    assert refused(answer) == (415, "unsupported_media_type")
+
+
+async def test_a_charset_beside_the_media_type_is_no_matter(plain_http: httpx2.AsyncClient) -> None:
+    headers = {"content-type": "Application/JSON; charset=utf-8"}
+    assert (await plain_http.post(MESSAGES, content=b"{}", headers=headers)).status_code == 201
+
+
+async def test_unknown_fields_are_ignored(plain_http: httpx2.AsyncClient) -> None:
+    assert (await create(plain_http, text="x", colour="green", author="mallory"))["message"]["author"] == "anonymous"
+
+
+@pytest.mark.parametrize("value", ["-1", "1.5", "abc", "", "99999999999999999999", "1e3", "+1", "0x10", "١", " 1"])
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [
+        (MESSAGES, "before"),
+        (MESSAGES, "limit"),
+        ("/v1/channels/c/events", "history"),
+        ("/v1/channels/c/events", "flush_ms"),
+        ("/v1/channels/c/events", "ping_s"),
+        ("/v1/channels/c/poll", "history"),
+        ("/v1/channels/c/poll", "wait_s"),
+    ],
+)
+async def test_numbers_in_queries_are_whole(
+    plain_http: httpx2.AsyncClient, path: str, name: str, value: str
+) -> None:
+    assert refused(await plain_http.get(path, params={name: value})) == (400, "invalid_request")
+
+
+@pytest.mark.parametrize(
+    ("path", "query"),
+    [
+        (MESSAGES, "limit=0"),
+        (MESSAGES, "limit=201"),
+        (MESSAGES, "before=9007199254740993"),
+        ("/v1/channels/c/events", "history=201"),
+        ("/v1/channels/c/events", "flush_ms=1001"),
+        ("/v1/channels/c/events", "ping_s=1"),
+        ("/v1/channels/c/events", "ping_s=16"),
+        ("/v1/channels/c/poll", "wait_s=61"),
+        ("/v1/channels/c/poll", "&".join(f"a{number}=1" for number in range(60))),
+    ],
+)
+async def test_numbers_in_queries_have_bounds(plain_http: httpx2.AsyncClient, path: str, query: str) -> None:
+    assert refused(await plain_http.get(f"{path}?{query}")) == (400, "invalid_request")
+
+
+@pytest.mark.parametrize("number", ["-1", "1.5", "x", "9" * 20, "+1", "%20"])
+async def test_the_number_of_a_part_is_whole(plain_http: httpx2.AsyncClient, number: str) -> None:
+    await stream(plain_http)
+    answer = await plain_http.put(f"{M1}/parts/{number}", json={"type": "text", "text": "x"})
+    assert refused(answer) == (400, "invalid_request")
+
+
+@pytest.mark.parametrize("query", ["generation=0", "generation=-1", "generation=1.5", "generation=x"])
+async def test_a_generation_in_a_query_is_a_whole_number_from_one(plain_http: httpx2.AsyncClient, query: str) -> None:
+    await stream(plain_http)
+    answer = await plain_http.put(f"{M1}/parts/0?{query}", json={"type": "text", "text": "x"})
+    assert refused(answer) == (400, "invalid_request")
+
+
+CURSORS = ["", "x", "-1", "a:b", "a:-1", "a:1.5", "none:5", "a:99999999999999999999", "-:0", "-:7", "\u0000", "é:1", "a:1:\n"]
+
+
+@pytest.mark.parametrize("cursor", CURSORS)
+async def test_a_cursor_is_never_refused(plain_http: httpx2.AsyncClient, cursor: str) -> None:
+    await create(plain_http, text="x")
+    answer = await plain_http.get("/v1/channels/chat:1/poll", params={"since": cursor, "wait_s": "0"})
+    assert answer.status_code == 200
+    attached, *rest = answer.json()["events"]
+    assert attached["resumed"] is (cursor == "-:0")
+    assert [event["message"]["id"] for event in rest] == ["m1"]
+
+
+# Sizes
+
+
+class Chunks:
+    """A body that comes in chunks, and knows how much of it was taken."""
+
+    def __init__(self, chunk: bytes, count: int) -> None:
+        self._chunk = chunk
+        self._count = count
+        self.taken = 0
+
+    def __call__(self) -> dict[str, Any]:
+        self.taken += 1
+        return {"type": "http.request", "body": self._chunk, "more_body": self.taken < self._count}
+
+
+async def asked_with(hub: Hub, body: Chunks) -> tuple[int, dict[str, Any]]:
+    """Status and problem of a create whose body is `body`, without a Content-Length."""
+    sent: list[dict[str, Any]] = []
+
+    async def receive() -> dict[str, Any]:
+        return body()
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "path": MESSAGES,
+        "query_string": b"",
+        "headers": [(b"host", b"localhost"), (b"content-type", b"application/json")],
+        "client": ("127.0.0.1", 1),
+    }
+    await hub(scope, receive, send)
+    return sent[0]["status"], json.loads(sent[1]["body"])
+
+
+async def test_a_body_is_refused_when_it_passes_its_limit_not_when_it_was_read() -> None:
+    hub = new_hub(limits=Limits(request_bytes=10_000))
+    body = Chunks(b" " * 1_000, 1_000_000)
+    status, problem = await asked_with(hub, body)
+    assert (status, problem["code"], problem["limit"]) == (413, "too_large", 10_000)
+    assert body.taken == 11
+    await hub.close()
+
+
+async def test_a_body_that_says_it_is_too_large_is_not_read_at_all() -> None:
+    hub = new_hub(limits=Limits(request_bytes=10))
+    async with asking(hub) as http:
+        assert refused(await http.post(MESSAGES, json={"text": "too long"})) == (413, "too_large")
+        assert (await http.post(MESSAGES, json={"id": "x"})).status_code == 201
+    await hub.close()
+
+
+async def test_a_body_that_never_ends_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http_module, "BODY_TIMEOUT_S", 0.01)
+    hub = new_hub()
+
+    async def endless() -> AsyncIterator[bytes]:
+        yield b"{"
+        await asyncio.Event().wait()
+
+    sent: list[Any] = []
+    pieces = endless()
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": await anext(pieces), "more_body": True}
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "path": MESSAGES,
+        "headers": [(b"host", b"localhost"), (b"content-type", b"application/json")],
+        "client": ("127.0.0.1", 1),
+    }
+    async with asyncio.timeout(PATIENCE_S):
+        await hub(scope, receive, send)
+    assert sent[0]["status"] == 400
+    await hub.close()
+
+
+async def test_a_peer_that_leaves_in_its_body_leaves_nothing_behind() -> None:
+    hub = new_hub()
+    messages = [{"type": "http.request", "body": b'{"text":', "more_body": True}, {"type": "http.disconnect"}]
+
+    async def receive() -> dict[str, Any]:
+        return messages.pop(0)
+
+    async def send(message: Any) -> None:
+        raise AssertionError("nobody is there to answer")
+
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "path": MESSAGES,
+        "headers": [(b"host", b"localhost"), (b"content-type", b"application/json")],
+        "client": ("127.0.0.1", 1),
+    }
+    await hub(scope, receive, send)
+    assert (await hub.page("chat:1", before=None, limit=1)).messages == []
+    await hub.close()
+
+
+async def raw(served: Served, request: bytes, *chunks: bytes) -> bytes:
+    """What a server answers to these bytes; the connection is closed then."""
+    reader, writer = await served.connect()
+    try:
+        writer.write(request)
+        for chunk in chunks:
+            writer.write(chunk)
+        async with asyncio.timeout(PATIENCE_S):
+            head = await reader.readuntil(b"\r\n\r\n")
+            length = next(int(line.split(b":")[1]) for line in head.split(b"\r\n") if b"content-length" in line)
+            return head + await reader.readexactly(length)
+    finally:
+        writer.close()
+
+
+async def test_a_server_refuses_a_large_body_while_it_still_comes_and_serves_on(served: Served) -> None:
+    head = f"POST {MESSAGES} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n".encode()
+    chunk = b"10000\r\n" + b" " * 0x10000 + b"\r\n"
+    answer = await raw(served, head + b"Transfer-Encoding: chunked\r\n\r\n", *[chunk] * 17)
+    assert answer.startswith(b"HTTP/1.1 413 ")
+    assert b'"code":"too_large"' in answer
+    answer = await raw(served, head + b"Content-Length: 99999999\r\n\r\n")
+    assert answer.startswith(b"HTTP/1.1 413 ")
+    assert (await served.http.post(MESSAGES, json={"text": "still here"})).status_code == 201
+
+
+async def test_a_large_body_that_is_sent_whole_gets_its_answer(served: Served) -> None:
+    answer = await served.http.post(MESSAGES, content=b" " * (8 * 1024 * 1024), headers=JSON)
+    assert refused(answer) == (413, "too_large")
+    assert (await served.http.get(MESSAGES)).status_code == 200
+
+
+async def test_a_server_survives_what_is_no_http_at_all(served: Served) -> None:
+    for garbage in (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc", b"GET\r\n\r\n", b"GET / HTTP/9.9\r\n\r\n"):
+        reader, writer = await served.connect()
+        writer.write(garbage)
+        writer.write_eof()
+        async with asyncio.timeout(PATIENCE_S):
+            await reader.read()
+        writer.close()
+    assert (await served.http.get("/healthz")).status_code == 200

@@ -1,0 +1,332 @@
+"""The door (docs/protocol.md, 10): closed without a verifier, mounted or not, for every kind of request."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import pytest
+from starlette.applications import Starlette
+from starlette.routing import Mount
+
+from holdfast.app import Hub
+from holdfast.core.errors import Forbidden
+from holdfast.hub.identity import Identity, allow_everyone
+from holdfast.transports import door
+from tests.transports.conftest import PATIENCE_S, new_hub
+
+PATHS = [
+    "/",
+    "/healthz",
+    "/readyz",
+    "/metrics",
+    "/web/view.js",
+    "/v1/channels/c",
+    "/v1/channels/c/messages",
+    "/v1/channels/c/events",
+    "/v1/channels/c/poll",
+    "/v1/channels/c/messages/m/events",
+    "/nothing",
+]
+Headers = list[tuple[bytes, bytes]]
+HERE: Headers = [(b"host", b"localhost:8000")]
+
+
+async def ask(
+    app: Any,
+    path: str = "/v1/channels/c",
+    *,
+    headers: Headers = HERE,
+    client: tuple[str, int] | None = ("127.0.0.1", 5),
+    method: str = "GET",
+    kind: str = "http",
+    body: bytes = b"",
+    extensions: Any = None,
+    query: bytes = b"",
+) -> tuple[int, Any]:
+    """Status and problem of one request, or of a socket that is not accepted; (101, None) of one that is."""
+    sent: list[Any] = []
+    first = {"type": "websocket.connect"} if kind == "websocket" else {"type": "http.request", "body": body}
+    waiting = [first, {"type": "websocket.disconnect", "code": 1000}]
+
+    async def receive() -> Any:
+        return waiting.pop(0) if waiting else {"type": "http.disconnect"}
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    scope: dict[str, Any] = {
+        "type": kind,
+        "path": path,
+        "raw_path": path.encode(),
+        "root_path": "",
+        "query_string": query,
+        "headers": headers,
+        "client": client,
+        "extensions": extensions,
+    }
+    if kind == "http":
+        scope["method"] = method
+    async with asyncio.timeout(PATIENCE_S):
+        await app(scope, receive, send)
+    if sent[0]["type"] == "websocket.accept":
+        return 101, None
+    if sent[0]["type"] == "websocket.close":
+        return 403, sent[0]["reason"]
+    body = sent[1].get("body", b"")
+    return sent[0]["status"], json.loads(body)["code"] if sent[0]["status"] >= 400 else body
+
+
+@pytest.fixture
+async def closed() -> Any:
+    hub = new_hub()
+    yield hub
+    await hub.close()
+
+
+OUTSIDE: list[tuple[str, dict[str, Any]]] = [
+    ("a peer elsewhere", {"client": ("192.0.2.1", 5)}),
+    ("a peer elsewhere, IPv6", {"client": ("2001:db8::1", 5)}),
+    ("a peer that is not known", {"client": None}),
+    ("a peer that is no address", {"client": ("testclient", 50000)}),
+    ("a foreign host", {"headers": [(b"host", b"evil.example")]}),
+    ("a foreign host that begins like ours", {"headers": [(b"host", b"localhost.evil.example")]}),
+    ("a foreign host that ends like ours", {"headers": [(b"host", b"evil-localhost:8000")]}),
+    ("a host with a user", {"headers": [(b"host", b"localhost@evil.example")]}),
+    ("a host with a path", {"headers": [(b"host", b"localhost/evil")]}),
+    ("a host with a bad port", {"headers": [(b"host", b"localhost:port")]}),
+    ("an address of the network", {"headers": [(b"host", b"192.168.0.7:8000")]}),
+    ("no host", {"headers": []}),
+    ("an empty host", {"headers": [(b"host", b"")]}),
+    ("two hosts", {"headers": [*HERE, (b"host", b"evil.example")]}),
+    *(
+        (f"a proxy: {name.decode()}", {"headers": [*HERE, (name, b"127.0.0.1")]})
+        for name in (
+            b"forwarded",
+            b"x-forwarded-for",
+            b"X-Forwarded-Host",
+            b"x-forwarded-proto",
+            b"x-forwarded-anything",
+            b"x-real-ip",
+            b"via",
+            b"cf-connecting-ip",
+        )
+    ),
+    ("a foreign origin", {"headers": [*HERE, (b"origin", b"https://evil.example")]}),
+    ("an origin without a name", {"headers": [*HERE, (b"origin", b"null")]}),
+    ("an origin on another port", {"headers": [*HERE, (b"origin", b"http://localhost:3000")]}),
+    ("an origin that is no URL", {"headers": [*HERE, (b"origin", b"localhost:8000")]}),
+    ("two origins", {"headers": [*HERE, (b"origin", b"http://localhost:8000"), (b"origin", b"http://evil.example")]}),
+]
+INSIDE: list[tuple[str, dict[str, Any]]] = [
+    ("localhost", {}),
+    ("127.0.0.1", {"headers": [(b"host", b"127.0.0.1:9")]}),
+    ("IPv6", {"headers": [(b"host", b"[::1]:9")], "client": ("::1", 5)}),
+    ("without a port", {"headers": [(b"host", b"localhost")]}),
+    ("in capitals", {"headers": [(b"Host", b"LOCALHOST:8000")]}),
+    ("a mapped address", {"client": ("::ffff:127.0.0.1", 5)}),
+    ("127.0.0.0/8", {"client": ("127.8.8.8", 5)}),
+    ("its own page", {"headers": [*HERE, (b"origin", b"http://localhost:8000")]}),
+    ("its own page on port 80", {"headers": [(b"host", b"localhost"), (b"origin", b"http://localhost")]}),
+]
+
+
+@pytest.mark.parametrize(("why", "how"), OUTSIDE, ids=[why for why, _ in OUTSIDE])
+async def test_without_a_verifier_nobody_else_comes_in(closed: Hub, why: str, how: dict[str, Any]) -> None:
+    mounted = Starlette(routes=[Mount("/deep/holdfast", closed)])
+    for path in PATHS:
+        assert await ask(closed, path, **how) == (403, "no_verifier")
+    assert await ask(mounted, "/deep/holdfast/v1/channels/c/messages", **how) == (403, "no_verifier")
+    post = {**how, "headers": [*how.get("headers", HERE), (b"content-type", b"application/json")]}
+    assert await ask(closed, "/v1/channels/c/messages", method="POST", body=b"{}", **post) == (403, "no_verifier")
+    for app, path in ((closed, "/v1/ws"), (mounted, "/deep/holdfast/v1/ws")):
+        assert await ask(app, path, kind="websocket", **how) == (403, "no_verifier")
+        extensions = {"websocket.http.response": {}}
+        assert await ask(app, path, kind="websocket", extensions=extensions, **how) == (403, "no_verifier")
+    assert (await closed.info("c")).serial == 0
+
+
+@pytest.mark.parametrize(("why", "how"), INSIDE, ids=[why for why, _ in INSIDE])
+async def test_without_a_verifier_this_machine_comes_in(closed: Hub, why: str, how: dict[str, Any]) -> None:
+    mounted = Starlette(routes=[Mount("/holdfast", closed)])
+    assert (await ask(closed, **how))[0] == 200
+    assert (await ask(mounted, "/holdfast/v1/channels/c", **how))[0] == 200
+    assert (await ask(closed, "/v1/ws", kind="websocket", **how))[0] == 101
+    assert (await ask(mounted, "/holdfast/v1/ws", kind="websocket", **how))[0] == 101
+
+
+async def test_the_refusal_says_what_to_set(closed: Hub) -> None:
+    sent: list[Any] = []
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    async def receive() -> Any:
+        return {"type": "http.request"}
+
+    scope = {"type": "http", "method": "GET", "path": "/", "headers": HERE, "client": ("192.0.2.1", 5)}
+    await closed(scope, receive, send)
+    detail = json.loads(sent[1]["body"])["detail"]
+    assert "authenticate" in detail
+    assert "allow_everyone" in detail
+    assert "not on loopback" in detail
+
+
+async def test_an_origin_that_was_named_comes_in_and_a_star_names_none() -> None:
+    page: Headers = [*HERE, (b"origin", b"http://localhost:5173")]
+    named, star = new_hub(allowed_origins=["http://localhost:5173"]), new_hub(allowed_origins=["*"])
+    for hub, status in ((named, 200), (star, 403)):
+        assert (await ask(hub, headers=page))[0] == status
+        assert (await ask(hub, headers=page, client=("192.0.2.1", 5)))[0] == 403
+        await hub.close()
+
+
+# With a verifier
+
+
+async def with_verifier(
+    verify: Callable[[Any], Coroutine[Any, Any, Identity | None]], how: dict[str, Any], **options: Any
+) -> tuple[int, Any]:
+    hub = new_hub(authenticate=verify, **options)
+    try:
+        return await ask(hub, **how)
+    finally:
+        await hub.close()
+
+
+AWAY: dict[str, Any] = {"client": ("192.0.2.1", 5), "headers": [(b"host", b"chat.example")]}
+SOCKET: dict[str, Any] = {**AWAY, "path": "/v1/ws", "kind": "websocket", "extensions": {"websocket.http.response": {}}}
+
+
+async def test_everyone_comes_in_where_everyone_is_let_in() -> None:
+    assert (await with_verifier(allow_everyone, AWAY))[0] == 200
+    assert (await with_verifier(allow_everyone, SOCKET))[0] == 101
+
+
+async def nobody(scope: Any) -> Identity | None:
+    return None
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/v1/channels/c",
+        "/v1/channels/c/messages",
+        "/v1/channels/c/events",
+        "/v1/channels/c/poll",
+        "/v1/channels/c/messages/m/events",
+    ],
+)
+async def test_nobody_known_is_401(path: str) -> None:
+    assert await with_verifier(nobody, {**AWAY, "path": path}) == (401, "unauthenticated")
+
+
+async def test_nobody_known_gets_no_socket() -> None:
+    assert await with_verifier(nobody, SOCKET) == (401, "unauthenticated")
+
+
+async def test_a_verifier_is_asked_with_the_request_and_its_word_counts() -> None:
+    async def verify(scope: Any) -> Identity | None:
+        token = dict(scope["headers"]).get(b"authorization")
+        return Identity(client_id="ada") if token == b"Bearer good" else None
+
+    good = {**AWAY, "headers": [*AWAY["headers"], (b"authorization", b"Bearer good")]}
+    assert (await with_verifier(verify, good))[0] == 200
+    assert (await with_verifier(verify, AWAY))[0] == 401
+    hub = new_hub(authenticate=verify)
+    create = {**good, "headers": [*good["headers"], (b"content-type", b"application/json")]}
+    await ask(hub, "/v1/channels/c/messages", method="POST", body=b'{"id": "m"}', query=b"client=eve", **create)
+    assert (await hub.read("c", "m"))[0].author == "ada"
+    await hub.close()
+
+
+async def test_a_verifier_that_fails_lets_nobody_in_and_says_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    async def broken(scope: Any) -> Identity | None:
+        raise ZeroDivisionError("secret")
+
+    assert await with_verifier(broken, AWAY) == (500, "internal")
+    assert "the verifier failed" in caplog.text
+
+
+async def test_a_verifier_may_refuse_in_our_words() -> None:
+    async def refusing(scope: Any) -> Identity | None:
+        raise Forbidden("not you")
+
+    assert await with_verifier(refusing, AWAY) == (403, "forbidden")
+
+
+async def test_a_verifier_has_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(door, "VERIFY_TIMEOUT_S", 0.01)
+
+    async def slow(scope: Any) -> Identity | None:
+        await asyncio.Event().wait()
+        return None
+
+    assert await with_verifier(slow, AWAY) == (503, "busy")
+
+
+CAPABILITIES: list[tuple[str, str, str, bytes]] = [
+    ("history", "GET", "/v1/channels/c", b""),
+    ("history", "GET", "/v1/channels/c/messages", b""),
+    ("history", "GET", "/v1/channels/c/messages/m", b""),
+    ("subscribe", "GET", "/v1/channels/c/events", b""),
+    ("subscribe", "GET", "/v1/channels/c/poll", b""),
+    ("subscribe", "GET", "/v1/channels/c/messages/m/events", b""),
+    ("publish", "POST", "/v1/channels/c/messages", b"{}"),
+    ("append", "POST", "/v1/channels/c/messages", b'{"role":"assistant"}'),
+    ("append", "POST", "/v1/channels/c/messages", b'{"status":"streaming"}'),
+    ("append", "POST", "/v1/channels/c/messages", b'{"parts":[{"type":"tool"}]}'),
+    ("append", "POST", "/v1/channels/c/messages/m/append", b'{"text":"x"}'),
+    ("append", "PUT", "/v1/channels/c/messages/m/parts/0", b"{}"),
+    ("append", "POST", "/v1/channels/c/messages/m/finish", b"{}"),
+    ("publish", "PATCH", "/v1/channels/c/messages/m", b"{}"),
+    ("publish", "DELETE", "/v1/channels/c/messages/m", b""),
+    ("admin", "DELETE", "/v1/channels/c", b""),
+]
+
+
+@pytest.mark.parametrize(("capability", "method", "path", "body"), CAPABILITIES)
+async def test_every_operation_needs_its_capability(capability: str, method: str, path: str, body: bytes) -> None:
+    everything = Identity().capabilities
+
+    async def without(scope: Any) -> Identity | None:
+        return Identity(client_id="ada", capabilities=everything - {capability})
+
+    headers = [*AWAY["headers"], (b"content-type", b"application/json")]
+    how = {**AWAY, "headers": headers, "method": method, "path": path, "body": body}
+    assert await with_verifier(without, how) == (403, "forbidden")
+
+
+FOREIGN: tuple[bytes, bytes] = (b"origin", b"https://evil.example")
+
+
+@pytest.mark.parametrize(
+    ("how", "status"),
+    [
+        ({**SOCKET, "headers": [(b"host", b"chat.example"), FOREIGN]}, 403),
+        ({**SOCKET, "headers": [(b"host", b"chat.example"), (b"origin", b"https://chat.example")]}, 101),
+        ({**SOCKET, "headers": [(b"host", b"chat.example:8443"), (b"origin", b"https://chat.example:8443")]}, 101),
+        ({**SOCKET, "headers": [(b"host", b"chat.example"), (b"origin", b"https://chat.example:8443")]}, 403),
+        ({**SOCKET, "headers": [(b"host", b"chat.example"), (b"origin", b"https://app.example")]}, 101),
+        ({**AWAY, "method": "DELETE", "headers": [(b"host", b"chat.example"), FOREIGN]}, 204),
+        ({**AWAY, "method": "DELETE", "headers": [(b"host", b"chat.example"), FOREIGN, (b"cookie", b"a=b")]}, 403),
+        ({**AWAY, "method": "DELETE", "headers": [(b"host", b"chat.example"), (b"cookie", b"a=b")]}, 204),
+        ({**AWAY, "headers": [(b"host", b"chat.example"), FOREIGN, (b"cookie", b"a=b")]}, 200),
+    ],
+)
+async def test_foreign_pages_open_no_sockets_and_change_nothing_with_cookies(how: dict[str, Any], status: int) -> None:
+    answer = await with_verifier(allow_everyone, how, allowed_origins=["https://app.example"])
+    assert answer[0] == status
+    assert status != 403 or answer[1] == "forbidden"
+
+
+async def test_metrics_are_for_this_machine_also_with_a_verifier() -> None:
+    for how, status in ((AWAY, 403), ({}, 200), ({"headers": [*HERE, (b"x-forwarded-for", b"192.0.2.1")]}, 403)):
+        assert (await with_verifier(allow_everyone, {**how, "path": "/metrics"}))[0] == status
+
+
+async def test_health_needs_no_identity_where_there_is_a_verifier() -> None:
+    for path in ("/healthz", "/readyz", "/web/view.js"):
+        assert (await with_verifier(nobody, {**AWAY, "path": path}))[0] == 200

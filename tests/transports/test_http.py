@@ -1,0 +1,466 @@
+"""Plain HTTP, route by route (docs/protocol.md, 8)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import httpx2
+import pytest
+
+from holdfast.app import Hub
+from tests.transports.conftest import asking, new_hub
+
+MESSAGES = "/v1/channels/chat:1/messages"
+M1 = f"{MESSAGES}/m1"
+
+
+async def create(http: httpx2.AsyncClient, id: str = "m1", **fields: Any) -> dict[str, Any]:
+    answer = await http.post(MESSAGES, json={"id": id, **fields})
+    assert answer.status_code == 201, answer.text
+    made: dict[str, Any] = answer.json()
+    return made
+
+
+async def stream(http: httpx2.AsyncClient, id: str = "m1", **fields: Any) -> dict[str, Any]:
+    return await create(http, id, role="assistant", status="streaming", **fields)
+
+
+def refused(answer: httpx2.Response) -> tuple[int, str]:
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert answer.headers["cache-control"] == "no-store"
+    problem = answer.json()
+    assert problem["status"] == answer.status_code
+    assert problem["type"] == f"urn:holdfast:error:{problem['code']}"
+    return answer.status_code, problem["code"]
+
+
+# Create
+
+
+async def test_create_answers_201_with_the_message_and_where_it_stands(http: httpx2.AsyncClient) -> None:
+    answer = await http.post(f"{MESSAGES}?client=ada", json={"id": "m1", "text": "hello", "meta": {"a": 1, "b": None}})
+    assert answer.status_code == 201
+    made = answer.json()
+    assert set(made) == {"message", "serial", "generation", "cursor"}
+    assert (made["serial"], made["generation"]) == (1, 1)
+    assert made["cursor"].endswith(":1")
+    message = made["message"]
+    assert message["author"] == "ada"
+    assert message["parts"] == [{"type": "text", "text": "hello"}]
+    assert message["meta"] == {"a": 1}
+    assert (message["status"], message["created"], message["version"]) == ("complete", 1, 1)
+
+
+async def test_a_create_without_an_id_gets_one_that_sorts_by_time(http: httpx2.AsyncClient) -> None:
+    ids = [(await http.post(MESSAGES, json={"text": "x"})).json()["message"]["id"] for _ in range(3)]
+    assert ids == sorted(ids)
+    assert len(set(ids)) == 3
+
+
+async def test_a_repeated_create_answers_200_with_the_message_as_it_is_now(http: httpx2.AsyncClient) -> None:
+    await stream(http)
+    await http.post(f"{M1}/append", json={"text": "so far"})
+    answer = await http.post(MESSAGES, json={"id": "m1", "role": "assistant", "status": "streaming"})
+    assert answer.status_code == 200
+    assert answer.json()["message"]["parts"] == [{"type": "text", "text": "so far"}]
+    assert answer.json()["generation"] == 1
+
+
+async def test_an_id_with_other_content_is_a_conflict(http: httpx2.AsyncClient) -> None:
+    await create(http, text="one")
+    assert refused(await http.post(MESSAGES, json={"id": "m1", "text": "two"})) == (409, "id_conflict")
+
+
+async def test_the_id_of_a_deleted_message_is_gone(http: httpx2.AsyncClient) -> None:
+    await create(http, text="one")
+    await http.delete(M1)
+    assert refused(await http.post(MESSAGES, json={"id": "m1", "text": "one"})) == (410, "deleted")
+
+
+async def test_interrupted_is_the_servers_to_give(http: httpx2.AsyncClient) -> None:
+    assert refused(await http.post(MESSAGES, json={"status": "interrupted"})) == (403, "forbidden_status")
+    await stream(http)
+    assert refused(await http.post(f"{M1}/finish", json={"status": "interrupted"})) == (403, "forbidden_status")
+
+
+# Append
+
+
+async def test_append_answers_with_serial_part_and_length(http: httpx2.AsyncClient) -> None:
+    await stream(http)
+    first = await http.post(f"{M1}/append", json={"text": "один"})
+    second = await http.post(f"{M1}/append", json={"text": " two", "at": 4, "part": 0, "generation": 1})
+    assert (first.status_code, first.json()) == (200, {"serial": 2, "part": 0, "length": 4})
+    assert (second.status_code, second.json()) == (200, {"serial": 3, "part": 0, "length": 8})
+
+
+async def test_a_resent_append_is_success_and_changes_nothing(http: httpx2.AsyncClient) -> None:
+    await stream(http)
+    await http.post(f"{M1}/append", json={"text": "once", "at": 0})
+    again = await http.post(f"{M1}/append", json={"text": "once", "at": 0})
+    assert (again.status_code, again.json()["length"]) == (200, 4)
+    await http.post(f"{M1}/finish", json={})
+    assert (await http.post(f"{M1}/append", json={"text": "once", "at": 0})).status_code == 200
+    assert (await http.get(M1)).json()["message"]["parts"] == [{"type": "text", "text": "once"}]
+
+
+async def test_a_gap_says_where_to_go_on(http: httpx2.AsyncClient) -> None:
+    await stream(http)
+    await http.post(f"{M1}/append", json={"text": "12345"})
+    answer = await http.post(f"{M1}/append", json={"text": "later", "at": 9})
+    assert refused(answer) == (409, "gap")
+    assert answer.json()["length"] == 5
+
+
+async def test_other_text_at_the_same_place_is_a_mismatch(http: httpx2.AsyncClient) -> None:
+    await stream(http)
+    await http.post(f"{M1}/append", json={"text": "this"})
+    assert refused(await http.post(f"{M1}/append", json={"text": "that", "at": 0})) == (409, "mismatch")
+
+
+@pytest.mark.parametrize(
+    ("body", "code", "status"),
+    [
+        ({"text": "x", "part": 7}, "no_part", 409),
+        ({"text": "x", "generation": 2}, "fenced", 409),
+        ({"text": "x" * (256 * 1024 + 1)}, "too_large", 413),
+    ],
+)
+async def test_appends_that_cannot_be(
+    http: httpx2.AsyncClient, body: dict[str, Any], code: str, status: int
+) -> None:
+    await stream(http)
+    await http.post(f"{M1}/append", json={"text": "so far"})
+    assert refused(await http.post(f"{M1}/append", json=body)) == (status, code)
+
+
+async def test_an_append_after_the_end_is_refused(http: httpx2.AsyncClient) -> None:
+    await stream(http)
+    await http.post(f"{M1}/finish", json={})
+    assert refused(await http.post(f"{M1}/append", json={"text": "more"})) == (409, "finished")
+
+
+async def test_text_cannot_be_appended_to_a_data_part(http: httpx2.AsyncClient) -> None:
+    await stream(http, parts=[{"type": "data", "name": "n", "data": 1}])
+    assert refused(await http.post(f"{M1}/append", json={"text": "x", "part": 0})) == (409, "not_text")
+
+
+# Parts
+
+
+async def test_the_body_of_a_put_part_is_the_part(http: httpx2.AsyncClient) -> None:
+    await stream(http)
+    tool = {"type": "tool", "call": "c1", "name": "search", "input": "{}"}
+    opened = await http.put(f"{M1}/parts/0", json=tool)
+    replaced = await http.put(f"{M1}/parts/0?generation=1", json={**tool, "output": [1], "state": "done"})
+    assert [opened.json(), replaced.json()] == [{"serial": 2}, {"serial": 3}]
+    parts = (await http.get(M1)).json()["message"]["parts"]
+    assert parts == [{**tool, "output": [1], "state": "done"}]
+
+
+async def test_a_part_beyond_the_next_one_is_refused_with_their_number(http: httpx2.AsyncClient) -> None:
+    await stream(http)
+    answer = await http.put(f"{M1}/parts/2", json={"type": "text", "text": ""})
+    assert refused(answer) == (409, "no_part")
+    assert answer.json()["parts"] == 0
+
+
+async def test_a_repeated_put_part_gets_its_first_serial(http: httpx2.AsyncClient) -> None:
+    await stream(http)
+    first = await http.put(f"{M1}/parts/0?request=r1", json={"type": "data", "name": "p", "data": 1})
+    await http.put(f"{M1}/parts/0?request=r2", json={"type": "data", "name": "p", "data": 2})
+    again = await http.put(f"{M1}/parts/0?request=r1", json={"type": "data", "name": "p", "data": 1})
+    assert first.json() == again.json() == {"serial": 2}
+    assert (await http.get(M1)).json()["message"]["parts"][0]["data"] == 2
+
+
+# Update, finish, delete
+
+
+async def test_an_update_answers_with_the_whole_message(http: httpx2.AsyncClient) -> None:
+    await create(http, text="old", meta={"keep": 1, "drop": 2})
+    answer = await http.patch(M1, json={"text": "new", "meta": {"drop": None}, "if_version": 1})
+    assert answer.status_code == 200
+    assert set(answer.json()) == {"message", "serial"}
+    assert answer.json()["serial"] == answer.json()["message"]["version"] == 2
+    assert answer.json()["message"]["meta"] == {"keep": 1}
+    assert answer.json()["message"]["parts"] == [{"type": "text", "text": "new"}]
+
+
+async def test_an_update_of_another_version_is_refused_with_the_present_one(http: httpx2.AsyncClient) -> None:
+    await create(http, text="old")
+    await http.patch(M1, json={"text": "new"})
+    answer = await http.patch(M1, json={"text": "late", "if_version": 1})
+    assert refused(answer) == (409, "version_conflict")
+    assert answer.json()["version"] == 2
+
+
+async def test_a_streaming_message_is_its_writers(http: httpx2.AsyncClient) -> None:
+    await stream(http)
+    assert refused(await http.patch(M1, json={"text": "mine"})) == (409, "streaming")
+    assert (await http.patch(M1, json={"text": "mine", "generation": 1})).status_code == 200
+
+
+async def test_finish_ends_a_message_and_may_be_repeated(http: httpx2.AsyncClient) -> None:
+    await stream(http)
+    first = await http.post(f"{M1}/finish", json={"status": "failed", "reason": "no luck", "meta": {"n": 1}})
+    again = await http.post(f"{M1}/finish", json={"status": "failed"})
+    assert first.json() == again.json() == {"serial": 2}
+    message = (await http.get(M1)).json()["message"]
+    assert (message["status"], message["reason"], message["meta"]) == ("failed", "no luck", {"n": 1})
+    assert refused(await http.post(f"{M1}/finish", json={"status": "complete"})) == (409, "finished")
+
+
+async def test_delete_answers_204_also_the_second_time(http: httpx2.AsyncClient) -> None:
+    await create(http, text="x")
+    for _ in range(2):
+        answer = await http.delete(M1)
+        assert (answer.status_code, answer.content) == (204, b"")
+        assert answer.headers["cache-control"] == "no-store"
+    assert refused(await http.get(M1)) == (410, "deleted")
+    assert refused(await http.post(f"{M1}/append", json={"text": "x"})) == (410, "deleted")
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body"),
+    [
+        ("GET", "", None),
+        ("PATCH", "", {"text": "x"}),
+        ("DELETE", "", None),
+        ("POST", "/append", {"text": "x"}),
+        ("PUT", "/parts/0", {"type": "text", "text": "x"}),
+        ("POST", "/finish", {}),
+        ("GET", "/events", None),
+    ],
+)
+async def test_a_message_that_is_not_there_is_404(
+    http: httpx2.AsyncClient, method: str, path: str, body: object
+) -> None:
+    assert refused(await http.request(method, M1 + path, json=body)) == (404, "not_found")
+
+
+# Reading
+
+
+async def test_a_message_is_read_with_the_cursor_to_follow_it_from(http: httpx2.AsyncClient) -> None:
+    made = await create(http, text="hello")
+    answer = await http.get(M1)
+    assert answer.json() == {"message": made["message"], "cursor": made["cursor"]}
+    assert answer.headers["cache-control"] == "no-store"
+
+
+async def test_a_page_is_newest_first_and_goes_on_from_before(http: httpx2.AsyncClient) -> None:
+    for number in range(5):
+        await create(http, f"m{number}", text=str(number))
+    first = (await http.get(f"{MESSAGES}?limit=2")).json()
+    second = (await http.get(f"{MESSAGES}?limit=3&before={first['messages'][-1]['created']}")).json()
+    assert [message["id"] for message in first["messages"]] == ["m4", "m3"]
+    assert [message["id"] for message in second["messages"]] == ["m2", "m1", "m0"]
+    assert (first["more"], second["more"]) == (True, False)
+    assert first["cursor"].endswith(":5")
+
+
+async def test_an_unknown_channel_is_an_empty_one(http: httpx2.AsyncClient) -> None:
+    assert (await http.get(MESSAGES)).json() == {"messages": [], "more": False, "cursor": "-:0"}
+    answer = await http.get("/v1/channels/chat:1")
+    assert answer.json() == {"channel": "chat:1", "epoch": "-", "serial": 0, "cursor": "-:0"}
+
+
+async def test_a_channel_says_where_it_stands_and_can_be_emptied(http: httpx2.AsyncClient) -> None:
+    made = await create(http, text="x")
+    epoch = made["cursor"].partition(":")[0]
+    known = (await http.get("/v1/channels/chat:1")).json()
+    assert known == {"channel": "chat:1", "epoch": epoch, "serial": 1, "cursor": made["cursor"]}
+    answer = await http.delete("/v1/channels/chat:1")
+    assert (answer.status_code, answer.content) == (204, b"")
+    assert (await http.get("/v1/channels/chat:1")).json()["serial"] == 0
+    again = await create(http, text="x")
+    assert not again["cursor"].startswith(epoch)
+
+
+# Names and paths
+
+
+@pytest.mark.parametrize("name", ["chat:1", "a+b", "a~b@c=d.e-f_g:h", "x" * 200, "...", "%61"])
+async def test_a_channel_is_known_by_its_name_as_it_is_in_the_path(plain_http: httpx2.AsyncClient, name: str) -> None:
+    answer = await plain_http.get(f"/v1/channels/{name}")
+    assert answer.json()["channel"] == name.replace("%61", "a")
+
+
+@pytest.mark.parametrize(
+    "name", ["a%2Fb", "a%2fb", "%2F", "a%20b", "x" * 201, "h%C3%A9", "%FF", "a%00b", "a%0A", "%2E%2E", "%25", "a*b"]
+)
+async def test_names_outside_the_rules_are_refused(plain_http: httpx2.AsyncClient, name: str) -> None:
+    assert refused(await plain_http.get(f"/v1/channels/{name}/messages")) == (400, "invalid_name")
+    if len(name) < 200:
+        assert refused(await plain_http.get(f"{MESSAGES}/{name}")) == (400, "invalid_name")
+
+
+@pytest.mark.parametrize("id", ["", "x" * 65, "a b", "..", "é", "a/b"])
+async def test_ids_outside_the_rules_are_refused(plain_http: httpx2.AsyncClient, id: str) -> None:
+    assert refused(await plain_http.post(MESSAGES, json={"id": id, "text": "x"})) == (400, "invalid_name")
+    assert refused(await plain_http.post(MESSAGES, json={"parent": id})) == (400, "invalid_name")
+    await stream(plain_http)
+    assert refused(await plain_http.post(f"{M1}/finish", json={"request": id})) == (400, "invalid_name")
+
+
+async def test_a_client_id_follows_the_rules_for_ids(plain_http: httpx2.AsyncClient) -> None:
+    assert refused(await plain_http.get(f"{MESSAGES}?client=a%20b")) == (400, "invalid_name")
+    assert (await plain_http.get(f"{MESSAGES}?client=a%2Bb")).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/",
+        "/v1",
+        "/v1/",
+        "/v1/channels",
+        "/v1/channels/",
+        "/v1/channels/c/",
+        "/v2/channels/c",
+        "/v1/channels/c/messages/",
+        "/v1/channels/c/messages/m/nothing",
+        "/v1/channels/c/messages/m/events/",
+        "/web/nothing.js",
+        "/web/../app.py",
+        "/web/..%2Fapp.py",
+        # not offered yet
+        "/v1/tickets",
+        "/v1/channels/c/commands",
+        "/v1/channels/c/commands/x/reply",
+        "/v1/channels/c/presence",
+        "/v1/channels/c/presence/ada",
+        "/v1/channels/c/signals",
+        "/v1/channels/c/messages/m/lease",
+        "/v1/channels/c/messages/m/takeover",
+    ],
+)
+async def test_paths_that_do_not_exist_are_404(plain_http: httpx2.AsyncClient, path: str) -> None:
+    for method in ("GET", "POST", "PUT", "DELETE", "OPTIONS"):
+        if method == "GET" or not path.startswith("/web/"):
+            assert refused(await plain_http.request(method, path)) == (404, "not_found")
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "allow"),
+    [
+        ("PUT", "/v1/channels/c", "GET, DELETE, HEAD, OPTIONS"),
+        ("DELETE", MESSAGES, "GET, POST, HEAD, OPTIONS"),
+        ("PUT", M1, "GET, PATCH, DELETE, HEAD, OPTIONS"),
+        ("GET", f"{M1}/append", "POST, OPTIONS"),
+        ("HEAD", f"{M1}/append", "POST, OPTIONS"),
+        ("POST", f"{M1}/parts/0", "PUT, OPTIONS"),
+        ("PATCH", f"{M1}/finish", "POST, OPTIONS"),
+        ("POST", "/v1/channels/c/events", "GET, HEAD, OPTIONS"),
+        ("POST", "/v1/channels/c/poll", "GET, HEAD, OPTIONS"),
+        ("DELETE", f"{M1}/events", "GET, HEAD, OPTIONS"),
+        ("POST", "/healthz", "GET, HEAD, OPTIONS"),
+        ("BREW", "/v1/channels/c", "GET, DELETE, HEAD, OPTIONS"),
+        ("POST", "/web/view.js", "GET, HEAD"),
+    ],
+)
+async def test_methods_that_are_not_for_a_path_are_405(
+    plain_http: httpx2.AsyncClient, method: str, path: str, allow: str
+) -> None:
+    answer = await plain_http.request(method, path)
+    assert answer.status_code == 405
+    assert answer.headers["allow"] == allow
+    assert answer.headers["content-type"] == "application/problem+json"
+
+
+async def test_options_says_what_is_allowed(plain_http: httpx2.AsyncClient) -> None:
+    answer = await plain_http.options(MESSAGES)
+    assert (answer.status_code, answer.headers["allow"]) == (204, "GET, POST, HEAD, OPTIONS")
+
+
+async def test_head_has_the_headers_of_get(plain_http: httpx2.AsyncClient) -> None:
+    await create(plain_http, text="x")
+    for path in (M1, MESSAGES, "/v1/channels/c/poll?wait_s=60", "/healthz", "/web/view.js"):
+        head, get = await plain_http.head(path), await plain_http.get(path)
+        assert head.status_code == get.status_code == 200
+        assert head.headers["content-type"] == get.headers["content-type"]
+        assert head.headers["cache-control"] == get.headers["cache-control"]
+    head = await plain_http.head("/v1/channels/c/events")
+    assert (head.status_code, head.headers["content-type"]) == (200, "text/event-stream; charset=utf-8")
+
+
+# The server itself
+
+
+async def test_health_readiness_and_metrics_answer(http: httpx2.AsyncClient) -> None:
+    await create(http, text="x")
+    assert (await http.get("/healthz")).json() == {"status": "ok"}
+    assert (await http.get("/readyz")).json() == {"status": "ready"}
+    metrics = await http.get("/metrics")
+    assert metrics.headers["content-type"].startswith("text/plain")
+    assert "holdfast_entries 1\n" in metrics.text
+
+
+async def test_a_hub_that_leaves_is_not_ready(hub: Hub, http: httpx2.AsyncClient) -> None:
+    await hub.start()
+    await hub.drain()
+    answer = await http.get("/readyz")
+    assert refused(answer) == (503, "draining")
+    assert answer.headers["retry-after"] in ("1", "2", "3")
+    assert (await http.get("/healthz")).status_code == 200
+
+
+async def test_the_browsers_files_are_served_and_asked_for_again(plain_http: httpx2.AsyncClient) -> None:
+    answer = await plain_http.get("/web/view.js")
+    assert answer.headers["content-type"].startswith("text/javascript")
+    assert answer.headers["cache-control"] == "no-cache"
+    assert (await plain_http.get("/web/view.js", headers={"if-none-match": answer.headers["etag"]})).status_code == 304
+
+
+async def test_an_error_of_ours_says_nothing_of_itself(caplog: pytest.LogCaptureFixture) -> None:
+    hub = new_hub()
+    async with asking(hub) as http:
+        hub.page = None  # type: ignore[method-assign, assignment]  # as good a mistake as any
+        answer = await http.get(MESSAGES)
+        assert refused(answer) == (500, "internal")
+        assert "NoneType" not in answer.text
+        assert "a request failed" in caplog.text
+        hub.attach = None  # type: ignore[method-assign, assignment]
+        for path in ("/v1/channels/c/events", "/v1/channels/c/poll"):
+            assert refused(await http.get(path)) == (500, "internal")
+    await hub.close()
+
+
+# CORS
+
+
+async def test_without_allowed_origins_there_are_no_cors_headers(plain_http: httpx2.AsyncClient) -> None:
+    for path in (MESSAGES, "/v1/channels/c/poll"):
+        answer = await plain_http.get(path, headers={"origin": "http://localhost"})
+        assert not [name for name in answer.headers if name.startswith("access-control")]
+
+
+@pytest.mark.parametrize("path", [MESSAGES, "/v1/channels/c/poll", "/v1/channels/c/messages/none/events", "/nothing"])
+async def test_an_allowed_origin_may_read_every_answer(path: str) -> None:
+    hub = new_hub(allowed_origins=["https://app.example"])
+    async with asking(hub) as http:
+        answer = await http.get(path, headers={"origin": "https://app.example"})
+        assert answer.headers["access-control-allow-origin"] == "https://app.example"
+        assert answer.headers["access-control-allow-credentials"] == "true"
+        assert "Origin" in answer.headers["vary"]
+    await hub.close()
+
+
+async def test_a_preflight_is_answered_without_asking_who_it_is() -> None:
+    async def nobody(scope: object) -> None:
+        raise AssertionError("a preflight carries no credentials")
+
+    hub = new_hub(allowed_origins=["https://app.example"], authenticate=nobody)
+    async with asking(hub, client="192.0.2.1") as http:
+        headers = {
+            "origin": "https://app.example",
+            "access-control-request-method": "POST",
+            "access-control-request-headers": "content-type, authorization",
+        }
+        for path in (MESSAGES, "/v1/channels/c/events"):
+            answer = await http.options(path, headers=headers)
+            assert answer.status_code == 200
+            assert answer.headers["access-control-allow-origin"] == "https://app.example"
+            assert "POST" in answer.headers["access-control-allow-methods"]
+    await hub.close()
