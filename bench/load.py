@@ -73,6 +73,8 @@ class Latencies:
     def observe(self, channel: str, event: Json, at_s: float) -> None:
         if event["type"] == "message.append":
             self._text(event["id"], event["at"], event["text"], at_s)
+        elif event["type"] == "message.part":
+            self._text(event["id"], 0, event["part"].get("text", ""), at_s)
         elif event["type"] in ("message.create", "message.update"):
             # Its text was not told as an append, but these tokens have arrived all the same.
             message = event["message"]

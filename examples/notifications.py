@@ -9,7 +9,7 @@ browser's own EventSource, and the server no table of what is unread.
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
-from starlette.routing import Mount, Route
+from starlette.routing import Route
 
 from holdfast import Hub
 
@@ -71,7 +71,8 @@ PAGE = """<!doctype html>
 </script>
 """
 
-app = Starlette(routes=[Route("/", page), Route("/notify", notify, methods=["POST"]), Mount("/holdfast", hub)])
+app = Starlette(routes=[Route("/", page), Route("/notify", notify, methods=["POST"])])
+hub.install(app, "/holdfast")  # starts the hub on the app's event loop, before a thread asks it for something
 
 if __name__ == "__main__":
     import uvicorn

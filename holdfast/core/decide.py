@@ -29,7 +29,7 @@ from holdfast.core.errors import (
     VersionConflict,
 )
 from holdfast.core.limits import Limits
-from holdfast.core.model import Json, Part, check_json, check_part, check_text
+from holdfast.core.model import ROLES, STATUSES, Json, Part, check_json, check_part, check_text, plain
 from holdfast.core.names import check_id
 from holdfast.core.ops import Append, Create, Delete, Finish, Op, SetPart, Takeover, Update, Writer, digest
 from holdfast.core.requests import (
@@ -117,6 +117,8 @@ def _create(
         raise ForbiddenStatus("interrupted is the server's to give")
     if request.status not in ("complete", "streaming"):
         raise InvalidRequest("a message is created complete or streaming")
+    if request.role not in ROLES:
+        raise InvalidRequest("a role is user, assistant, system or tool")
     parts = _parts(request.text, request.parts, limits) or []
     op = Create(
         id=message_id,
@@ -164,6 +166,8 @@ def _writer(asker: Asker, lease_s: float) -> Writer:
 
 
 def _append(message: MessageState, request: AppendText, limits: Limits, now_ms: int) -> Decision:
+    _check_count(request.at, "at")
+    _check_count(request.part, "part")
     _check_generation(message, request.generation)
     text = check_text(request.text)
     size = utf8_len(text)
@@ -180,6 +184,7 @@ def _append(message: MessageState, request: AppendText, limits: Limits, now_ms: 
         )
     part = message.parts[index]
     if part.text is None:
+        _check_streaming(message)
         raise NotText(f"part {index} of message {message.id!r} is of type {part.fields['type']}")
     at = part.length if request.at is None else request.at
     new = _beyond(message, part, index, at, text)
@@ -224,6 +229,7 @@ def _open_with(
 
 
 def _put_part(message: MessageState, request: PutPart, limits: Limits, now_ms: int) -> Decision:
+    _check_count(request.index, "index")
     _check_generation(message, request.generation)
     _check_streaming(message)
     count = len(message.parts)
@@ -254,7 +260,7 @@ def _finish(message: MessageState, request: FinishMessage, asker: Asker, limits:
     _check_generation(message, request.generation)
     if request.status == "interrupted" and not asker.is_server:
         raise ForbiddenStatus("interrupted is the server's to give")
-    if request.status == "streaming":
+    if request.status == "streaming" or request.status not in STATUSES:
         raise InvalidRequest("a finish is complete, cancelled or failed")
     if message.status == request.status:
         return Decision(serial=message.finished or message.created)
@@ -318,6 +324,12 @@ def _check_streaming(message: MessageState) -> None:
         raise Finished(f"message {message.id!r} is {message.status}")
 
 
+def _check_count(number: int | None, what: str) -> None:
+    """Transports refuse such numbers by type; this is for requests made in process."""
+    if number is not None and number < 0:
+        raise InvalidRequest(f"{what} is counted from 0")
+
+
 def _check_size(message: MessageState, more_bytes: int, limits: Limits) -> None:
     if message.size_bytes + more_bytes > limits.message_bytes:
         raise TooLarge(f"message {message.id!r} would pass {limits.message_bytes} bytes", limit=limits.message_bytes)
@@ -348,4 +360,4 @@ def _merged(old: dict[str, Json], new: dict[str, Json], limits: Limits) -> dict[
         return old
     merged = {name: value for name, value in {**old, **new}.items() if value is not None}
     check_json(merged, limits.meta_bytes, "meta", depth=limits.depth)
-    return merged
+    return plain(merged)

@@ -7,7 +7,7 @@ inside stands as given. `check_part` is the only way in.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import msgspec
 from msgspec import Struct
@@ -19,6 +19,8 @@ Json = Any  # what JSON can say; free-form by design wherever this stands
 Part = dict[str, Json]
 Role = Literal["user", "assistant", "system", "tool"]
 Status = Literal["streaming", "complete", "cancelled", "interrupted", "failed"]
+ROLES = get_args(Role)
+STATUSES = get_args(Status)
 
 # The key that appended text goes to, by part type; other parts cannot be appended to.
 APPENDABLE = {"text": "text", "reasoning": "text", "tool": "input"}
@@ -96,15 +98,13 @@ def check_part(part: object, limits: Limits) -> Part:
     """Return `part` in the form that is stored; raises InvalidRequest, InvalidText or TooLarge."""
     if not isinstance(part, dict):
         raise InvalidRequest("a part is an object with a type")
+    check_json(part, limits.message_bytes, "a part", depth=limits.depth)
     kind = part.get("type")
+    if isinstance(kind, str) and kind in _FIXED:
+        return _fixed_part(part, _FIXED[kind])
     if kind in _FREE:
-        checked = dict(part)
-    elif kind in _FIXED:
-        checked = _fixed_part(part, _FIXED[kind])
-    else:
-        raise InvalidRequest("a part's type is one of text, reasoning, tool, source, file, data")
-    check_json(checked, limits.message_bytes, "a part", depth=limits.depth)
-    return checked
+        return plain(part)
+    raise InvalidRequest("a part's type is one of text, reasoning, tool, source, file, data")
 
 
 def _fixed_part(part: dict[str, Json], kind: type[Struct]) -> Part:
@@ -112,7 +112,7 @@ def _fixed_part(part: dict[str, Json], kind: type[Struct]) -> Part:
         known = msgspec.convert(part, kind)
     except msgspec.ValidationError as error:
         raise InvalidRequest(f"part: {error}") from None
-    fields: Part = msgspec.to_builtins(known)
+    fields = plain(known)
     if fields["type"] == "tool":
         fields.setdefault("input", "")  # appendable text always stands
     return fields
@@ -141,6 +141,12 @@ def check_json(value: Json, limit_bytes: int, what: str, *, depth: int) -> int:
     if size > limit_bytes:
         raise TooLarge(f"{what} has {size} bytes, the limit is {limit_bytes}", limit=limit_bytes)
     return size
+
+
+def plain(value: Struct | dict[str, Json]) -> dict[str, Json]:
+    """A deep copy in JSON's own types: what an app does to its objects later must not reach the log."""
+    copy: dict[str, Json] = msgspec.to_builtins(value)
+    return copy
 
 
 def _check_shape(value: Json, what: str, depth: int) -> None:

@@ -362,7 +362,9 @@ def utf8_len(text: str) -> int:
 
 
 def part_bytes(part: Part) -> int:
-    """Bytes of a part: of its text where that is all, else of its JSON."""
-    if part["type"] == "text":
-        return utf8_len(part["text"])
-    return len(msgspec.json.encode(part))
+    """Bytes of a part: of its text, and of its other fields as JSON, so that it gives back exactly what it took."""
+    key = APPENDABLE.get(part["type"])
+    if key is None:
+        return len(msgspec.json.encode(part))
+    fields = {name: value for name, value in part.items() if name != key}
+    return len(msgspec.json.encode(fields)) + utf8_len(part.get(key, ""))

@@ -129,8 +129,7 @@ def _texts(question: str, source: Library) -> Iterator[str]:
 
 def _with_headings(passages: Sequence[Passage]) -> Iterator[str]:
     for (source, headings), group in itertools.groupby(passages, key=lambda found: (found.source, found.headings)):
-        # The outermost heading is the document's own title, which its name says already.
-        title = " › ".join(headings[1:] or headings)
+        title = " › ".join(headings)
         yield f"### {title}\n*{source}*\n\n" if title else f"### {source}\n\n"
         yield from (f"{passage.text}\n\n" for passage in group)
 

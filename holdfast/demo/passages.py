@@ -120,7 +120,7 @@ def cut_into_passages(source: str, markdown: str) -> list[Passage]:
     """`markdown` as passages in order. Headings become context; a block ending in a colon takes the next."""
     passages: list[Passage] = []
     for headings, blocks in itertools.groupby(_blocks(markdown), key=lambda block: block[0]):
-        texts = _join_after_colons([text for _, text in blocks])
+        texts = _join_what_belongs([_unwrapped(text) for _, text in blocks])
         pieces = itertools.chain.from_iterable(map(_cut_to_size, texts))
         passages.extend(Passage(source, headings, piece) for piece in pieces)
     return passages
@@ -164,10 +164,33 @@ def _blocks(markdown: str) -> Iterator[tuple[tuple[str, ...], str]]:
     yield from block()
 
 
-def _join_after_colons(texts: Sequence[str]) -> list[str]:
+_OWN_LINE = re.compile(r"[-*+] |\d+[.)] |[|>#]")  # what begins a line of its own, wherever the text was wrapped
+_HARD_BREAK = ("  ", "\\")
+
+
+def _unwrapped(text: str) -> str:
+    """`text` with its wrapped lines joined: the same Markdown, and easier to read where it is shown raw."""
+    if _FENCE.match(text) or text.startswith("    "):
+        return text
+    lines: list[str] = []
+    for line in text.split("\n"):
+        if lines and not _OWN_LINE.match(line.lstrip()) and not lines[-1].endswith(_HARD_BREAK):
+            lines[-1] += " " + line.lstrip()
+        else:
+            lines.append(line)
+    return "\n".join(lines)
+
+
+_TERSE = 80  # code points up to which a block means little without the next one
+
+
+def _join_what_belongs(texts: Sequence[str]) -> list[str]:
+    """Blocks joined to the one before that announces them, or is too short to stand alone."""
     joined: list[str] = []
     for text in texts:
-        if joined and joined[-1].endswith(":") and len(joined[-1]) + len(text) + 2 <= LONGEST_PASSAGE:
+        before = joined[-1] if joined else ""
+        is_announced = before.endswith(":") or len(before) <= _TERSE
+        if before and is_announced and len(before) + len(text) + 2 <= LONGEST_PASSAGE:
             joined[-1] += "\n\n" + text
         else:
             joined.append(text)
@@ -181,29 +204,29 @@ _TALKATIVE = 160  # code points from which a list item is worth a passage of its
 
 def _cut_to_size(text: str) -> Iterator[str]:
     """`text` in pieces of at most LONGEST_PASSAGE: lists at items, tables at rows, under their head."""
-    lines = list(_short_lines(text))
+    lines = text.split("\n")
     is_table = len(lines) > 2 and "|" in lines[1] and _TABLE_RULE.fullmatch(lines[1]) is not None
-    head = "\n".join(lines[:2]) if is_table else ""
+    head = "\n".join(lines[:2]) + "\n" if is_table else ""
     if len(head) > LONGEST_PASSAGE // 2:
         head = ""
+    room = LONGEST_PASSAGE - len(head)
     piece = ""
-    for line in lines[2:] if head else lines:
-        is_full = len(head) + len(piece) + len(line) + 2 > LONGEST_PASSAGE
+    for line in _short_lines(lines[2:] if head else lines, room):
+        is_full = len(piece) + 1 + len(line) > room
         if piece and (is_full or (len(piece) >= _TALKATIVE and _ITEM.match(line))):
-            yield f"{head}\n{piece}" if head else piece
+            yield head + piece
             piece = ""
         piece = f"{piece}\n{line}" if piece else line
     if piece.strip():
-        yield f"{head}\n{piece}" if head else piece
+        yield head + piece
 
 
-def _short_lines(text: str) -> Iterator[str]:
-    """The lines of `text`; one too long for half a passage is cut after a sentence, or else anywhere."""
-    for line in text.split("\n"):
+def _short_lines(lines: Iterable[str], longest: int) -> Iterator[str]:
+    """`lines`; one longer than `longest` is cut after a sentence, or else anywhere."""
+    for line in lines:
         rest = line
-        while len(rest) > LONGEST_PASSAGE // 2:
-            ends = [rest.rfind(mark, 0, LONGEST_PASSAGE // 2) for mark in (". ", "; ")]
-            end = max(ends) + 1 or LONGEST_PASSAGE // 2
+        while len(rest) > longest:
+            end = max(rest.rfind(mark, 0, longest) for mark in (". ", "; ")) + 1 or longest
             yield rest[:end]
             rest = rest[end:].lstrip()
         yield rest

@@ -42,7 +42,8 @@ class Channel:
         self._is_loaded = False
         self._absent: set[str] = set()
         self._groups: dict[int, Group] = {}
-        self._batches: dict[tuple[str, int], EncodedBatch] = {}
+        self.live_batches: dict[int, EncodedBatch] = {}  # by the serial they follow; of the present serial only, …
+        self._first_batches: dict[tuple[str, int], EncodedBatch] = {}  # … as are those that views begin with
         self._loading = asyncio.Lock()
         self._loaders = 0
         self._commit_over: asyncio.Future[None] | None = None  # pending while a commit of this channel is in flight
@@ -109,7 +110,8 @@ class Channel:
 
     def moved(self) -> None:
         """The durable serial moved: let the feeds come and take."""
-        self._batches.clear()
+        self.live_batches.clear()
+        self._first_batches.clear()
         for group in self._groups.values():
             group.moved()
 
@@ -118,8 +120,7 @@ class Channel:
 
         Raises Behind when not all of it is in memory.
         """
-        key = ("resume" if attach else "live", since)
-        known = self._batches.get(key)
+        known = self._first_batches.get(("resume", since)) if attach else self.live_batches.get(since)
         if known is not None:
             return known
         if since < self.state.complete_since:
@@ -127,22 +128,23 @@ class Channel:
         events = events_since(self.state, since, limit=self._limits.catch_up_messages)
         if events is None:
             return None
-        return self._encoded(key, [resumed(self.state), *events] if attach else events)
+        if attach:
+            return self._first_batch(("resume", since), [resumed(self.state), *events])
+        batch = self.live_batches[since] = EncodedBatch(self.name, str(self.state.cursor), events)
+        return batch
 
     def new_start(self, history: int) -> EncodedBatch:
         """A view from nothing: the newest `history` messages and all that stream. Raises Behind as `batch_since`."""
-        key = ("new", history)
-        known = self._batches.get(key)
+        known = self._first_batches.get(("new", history))
         if known is not None:
             return known
         page = newest_messages(self.state, history, self._limits)
         if page is None:
             raise Behind
-        return self._encoded(key, new_start(self.state, *page))
+        return self._first_batch(("new", history), new_start(self.state, *page))
 
-    def _encoded(self, key: tuple[str, int], events: Sequence[ServerEvent]) -> EncodedBatch:
-        batch = EncodedBatch(self.name, str(self.state.cursor), events)
-        self._batches[key] = batch
+    def _first_batch(self, key: tuple[str, int], events: Sequence[ServerEvent]) -> EncodedBatch:
+        batch = self._first_batches[key] = EncodedBatch(self.name, str(self.state.cursor), events)
         return batch
 
     # -- reading the store -------------------------------------------------------------------------------------

@@ -18,12 +18,13 @@ from __future__ import annotations
 import asyncio
 import copy
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from msgspec import Struct
+from msgspec.structs import replace
 
 from holdfast.core.decide import decide
 from holdfast.core.document import document, grave, mark_documented, restore
@@ -31,7 +32,7 @@ from holdfast.core.draft import Draft
 from holdfast.core.errors import HoldfastError
 from holdfast.core.limits import Limits
 from holdfast.core.model import Json
-from holdfast.core.ops import Append, Writer
+from holdfast.core.ops import Writer
 from holdfast.core.requests import (
     AppendText,
     Asker,
@@ -162,7 +163,656 @@ _DECIDING: dict[str, Json] = {"asker": SERVER, "now_ms": 1_000, "limits": LIMITS
 def _in_generation(draft: Draft, message_id: str, request: Request) -> Request:
     """`request` with the generation that its message has by now."""
     message = draft.message(message_id)
-    if message is None or not hasattr(request, "generation") or isinstance(request, TakeOver):
+    if message is None or not isinstance(request, AppendText | PutPart | UpdateMessage | FinishMessage):
         return request
-    changed = copy.copy(request)
-    return type(changed)(**{**{name: getattr(changed, name) for name in changed.__struct_fields__}, "generation": message.generation})
+    return replace(request, generation=message.generation)
+
+
+def known(message: MessageState) -> dict[str, Json]:
+    """All that a message state says, but for what depends on how it was kept."""
+    return {
+        "message": message.message(),
+        "digest": message.digest,
+        "writer": message.writer,
+        "generation": message.generation,
+        "deleted": message.deleted,
+        "shaped": message.shaped,
+        "finished": (message.finished, *message.finished_as),
+        "taken_over": message.taken_over,
+        "requests": list(message.requests),
+        "opened": [(part.opened, part.changed) for part in message.parts],
+    }
+
+
+async def restored(store: Store, channel: str, *ids: str) -> list[MessageState]:
+    """The messages `ids`, read from the store."""
+    _, stored = await store.messages(channel, ids)
+    return [restore(stored[message_id]) for message_id in ids if message_id in stored]
+
+
+async def texts(store: Store, channel: str, *ids: str) -> list[str]:
+    """What the messages `ids` say, read from the store."""
+    return [message.message().text for message in await restored(store, channel, *ids)]
+
+
+class StoreContract:
+    """What every store promises. Subclass it and supply the `store` fixture: an open, empty store."""
+
+    pytestmark = pytest.mark.asyncio
+
+    # -- commits ------------------------------------------------------------------------------------------------
+
+    async def test_an_unknown_channel_is_empty(self, store: Store) -> None:
+        assert await store.head("c") == NOTHING
+        assert await store.changes("c", after=0, limit=10) == (NOTHING, None, [])
+        assert await store.messages("c", ["m1"]) == (NOTHING, {})
+        assert await store.page("c", before=None, limit=10, limit_bytes=PAGE) == (NOTHING, [], False)
+        assert await store.streaming("c") == []
+
+    async def test_a_channel_is_born_with_the_epoch_of_its_first_write(self, store: Store) -> None:
+        assert await Chat(store, epoch="e7").do(create("m1", "one"), create("m2", "two")) == Committed(2)
+        assert await store.head("c") == Head("e7", 2)
+
+    async def test_a_committed_write_is_read_back(self, store: Store) -> None:
+        chat = Chat(store)
+        await chat.do(create("m1", "hello"))
+        (message,) = await restored(store, "c", "m1")
+        assert known(message) == known(chat.state.messages["m1"])
+
+    async def test_serials_go_on_from_commit_to_commit(self, store: Store) -> None:
+        chat = Chat(store)
+        await chat.do(create("m1", "a", streaming=True))
+        assert await chat.do(append("m1", "b"), put_part("m1", 1, {"type": "text", "text": "c"})) == Committed(3)
+        assert await chat.do(finish("m1")) == Committed(4)
+        assert await store.head("c") == Head("e1", 4)
+
+    async def test_of_two_writes_at_one_serial_exactly_one_wins(self, store: Store) -> None:
+        first, second = Chat(store), Chat(store, epoch="e2")
+        answers = await asyncio.gather(first.do(create("a", "A")), second.do(create("b", "B")))
+        assert sorted(type(answer).__name__ for answer in answers) == ["Committed", "Conflict"]
+        _, stored = await store.messages("c", ["a", "b"])
+        assert len(stored) == 1
+
+    async def test_a_conflict_names_the_head(self, store: Store) -> None:
+        late = Chat(store)
+        await Chat(store).do(create("m1", "one"), create("m2", "two"))
+        assert await late.do(create("m3", "three")) == Conflict(Head("e1", 2))
+
+    async def test_a_write_that_expects_too_much_conflicts(self, store: Store) -> None:
+        chat = Chat(store)
+        chat.state.epoch, chat.state.serial = "e1", 5
+        assert await chat.do(create("m1", "one")) == Conflict(NOTHING)
+
+    async def test_a_write_of_another_epoch_conflicts(self, store: Store) -> None:
+        chat = Chat(store)
+        await chat.do(create("m1", "one"))
+        chat.state.epoch = "e2"
+        assert await chat.do(create("m2", "two")) == Conflict(Head("e1", 1))
+
+    async def test_a_write_that_conflicts_leaves_nothing(self, store: Store) -> None:
+        late = Chat(store)
+        await Chat(store).do(create("m1", "one"))
+        await late.do(create("m1", "other"), create("m2", "two"))
+        assert await store.head("c") == Head("e1", 1)
+        assert await texts(store, "c", "m1", "m2") == ["one"]
+
+    async def test_a_conflict_of_one_channel_does_not_touch_the_others(self, store: Store) -> None:
+        taken, late, free = Chat(store, "a"), Chat(store, "a"), Chat(store, "b")
+        await taken.do(create("m1", "one"))
+        writes = [late.write(create("m2", "two"))[0], free.write(create("m3", "three"))[0]]
+        assert await store.commit(writes) == [Conflict(Head("e1", 1)), Committed(1)]
+        assert await texts(store, "a", "m1", "m2") == ["one"]
+        assert await texts(store, "b", "m3") == ["three"]
+
+    async def test_the_answers_stand_in_the_order_of_the_writes(self, store: Store) -> None:
+        chats = [Chat(store, f"c{number}") for number in range(4)]
+        writes = [
+            chat.write(*(create(f"m{entry}", "x") for entry in range(count)))[0]
+            for count, chat in enumerate(chats, start=1)
+        ]
+        assert await store.commit(writes) == [Committed(1), Committed(2), Committed(3), Committed(4)]
+
+    async def test_a_commit_of_nothing_changes_nothing(self, store: Store) -> None:
+        assert await store.commit([]) == []
+        assert await store.commit([Write(channel="c", epoch="e1", expected=0)]) == [Committed(0)]
+        assert await store.head("c") == NOTHING
+
+    async def test_the_same_id_may_stand_in_two_channels(self, store: Store) -> None:
+        one, two = Chat(store, "a"), Chat(store, "b")
+        await one.do(create("m", "in a", streaming=True))
+        await two.do(create("m", "in b", streaming=True))
+        await one.do(append("m", "!"))
+        assert await texts(store, "a", "m") == ["in a!"]
+        assert await texts(store, "b", "m") == ["in b"]
+
+    # -- documents and entries ----------------------------------------------------------------------------------
+
+    async def test_entries_after_the_document_are_given_back_in_order(self, store: Store) -> None:
+        chat = Chat(store)
+        await chat.do_each(
+            create("m1", streaming=True),
+            append("m1", "a"),
+            append("m1", "b"),
+            put_part("m1", 1, {"type": "data", "name": "bar", "data": 1}),
+            append("m1", "c", part=0),
+            finish("m1"),
+        )
+        _, stored = await store.messages("c", ["m1"])
+        assert [entry.serial for entry in stored["m1"].entries] == [2, 3, 4, 5, 6]
+        assert known(restore(stored["m1"])) == known(chat.state.messages["m1"])
+
+    async def test_every_kind_of_operation_comes_back_as_it_was(self, store: Store) -> None:
+        chat = Chat(store)
+        await chat.do(create("m1", "a", streaming=True, title="t"))
+        await chat.do_each(
+            append("m1", "é中🙂\u2028"),
+            put_part("m1", 1, {"type": "tool", "call": "c", "name": "n", "input": "{", "output": {"x": [1.5, None]}}),
+            append("m1", "}", part=1),
+            ("m1", FinishMessage(status="interrupted", reason="gone", meta={"n": 2**53}, request="r1")),
+            ("m1", TakeOver(generation=1, request="r2")),
+            ("m1", UpdateMessage(meta={"title": None}, request="r3")),
+            finish("m1"),
+            delete("m1"),
+        )
+        _, stored = await store.messages("c", ["m1"])
+        write, _ = chat.write(documents=["m1"])
+        assert len(stored["m1"].entries) == 8
+        assert known(restore(stored["m1"])) == known(chat.state.messages["m1"])
+        assert write.documents[0].is_deleted
+
+    async def test_entries_covered_by_a_document_are_not_given_back(self, store: Store) -> None:
+        chat = Chat(store)
+        await chat.do(create("m1", "a", streaming=True), create("m2", "x", streaming=True))
+        await chat.do_each(append("m1", "b"), append("m2", "y"))
+        await chat.do(documents=["m1"])
+        await chat.do(append("m1", "c"))
+        _, stored = await store.messages("c", ["m1", "m2"])
+        assert [entry.serial for entry in stored["m1"].entries] == [5]
+        assert [entry.serial for entry in stored["m2"].entries] == [4]
+        assert await texts(store, "c", "m1", "m2") == ["abc", "xy"]
+
+    async def test_entries_of_a_write_are_covered_by_its_documents(self, store: Store) -> None:
+        chat = Chat(store)
+        await chat.do(create("m1", "a", streaming=True))
+        await chat.do(append("m1", "b"), finish("m1"), documents=["m1"])
+        _, stored = await store.messages("c", ["m1"])
+        assert stored["m1"].entries == []
+        assert await texts(store, "c", "m1") == ["ab"]
+        assert await store.head("c") == Head("e1", 3)
+
+    async def test_a_document_covers_only_up_to_its_version(self, store: Store) -> None:
+        chat = Chat(store)
+        await chat.do(create("m1", "a", streaming=True))
+        await chat.do(append("m1", "b"))
+        earlier, _ = chat.write(documents=["m1"])
+        await chat.do(append("m1", "c"))
+        late = replace(earlier, expected=3)
+        assert await store.commit([late]) == [Committed(3)]
+        _, stored = await store.messages("c", ["m1"])
+        assert [entry.serial for entry in stored["m1"].entries] == [3]
+        assert await texts(store, "c", "m1") == ["abc"]
+
+    async def test_a_write_without_entries_moves_nothing(self, store: Store) -> None:
+        chat = Chat(store)
+        await chat.do(create("m1", "a", streaming=True))
+        await chat.do(append("m1", "b"))
+        assert await chat.do(documents=["m1"]) == Committed(2)
+        assert await store.head("c") == Head("e1", 2)
+
+    async def test_added_segments_follow_the_kept_ones(self, store: Store) -> None:
+        chat = Chat(store)
+        await chat.do(create("m1", "one ", streaming=True))
+        for word in ("two ", "three ", "four"):
+            await chat.do(append("m1", word), documents=["m1"])
+        _, stored = await store.messages("c", ["m1"])
+        assert [segment.text for segment in stored["m1"].segments] == ["one ", "two ", "three ", "four"]
+        assert await texts(store, "c", "m1") == ["one two three four"]
+
+    async def test_a_fresh_document_replaces_all_segments(self, store: Store) -> None:
+        chat = Chat(store)
+        await chat.do(create("m1", "one ", streaming=True))
+        await chat.do(append("m1", "two"), documents=["m1"])
+        await chat.do(finish("m1"), documents=["m1"])
+        await chat.do(edit("m1", "three"), documents=["m1"])
+        _, stored = await store.messages("c", ["m1"])
+        assert [segment.text for segment in stored["m1"].segments] == ["three"]
+        assert await texts(store, "c", "m1") == ["three"]
+
+    async def test_the_document_of_a_deleted_message_keeps_no_text(self, store: Store) -> None:
+        chat = Chat(store)
+        await chat.do(create("m1", "secret"))
+        await chat.do(delete("m1"), documents=["m1"])
+        _, stored = await store.messages("c", ["m1"])
+        assert stored["m1"].segments == []
+        assert restore(stored["m1"]).deleted
+
+    async def test_marks_come_back_with_their_segments(self, store: Store) -> None:
+        chat = Chat(store)
+        await chat.do(create("m1", streaming=True))
+        for number in range(40):
+            await chat.do(append("m1", f"{number:03d} " * 20), documents=["m1"] if number % 16 == 15 else ())
+        (message,) = await restored(store, "c", "m1")
+        text, true = message.parts[0].text, chat.state.messages["m1"].parts[0].text
+        assert isinstance(text, Text)
+        assert isinstance(true, Text)
+        lengths = [text.length_at(serial) for serial in range(42)]
+        assert all(0 <= true.length_at(serial) - length < 600 for serial, length in enumerate(lengths))
+
+    async def test_text_larger_than_a_page_comes_back(self, store: Store) -> None:
+        chat = Chat(store)
+        large = "".join(f"{number} é🙂 " for number in range(30_000))
+        await chat.do(create("m1", large, streaming=True))
+        await chat.do(append("m1", large[:90_000]))
+        await chat.do(put_part("m1", 1, {"type": "data", "name": "big", "data": large[:200_000]}))
+        await chat.do(append("m1", "end", part=0))
+        assert known((await restored(store, "c", "m1"))[0]) == known(chat.state.messages["m1"])
+        await chat.do(documents=["m1"])
+        assert known((await restored(store, "c", "m1"))[0]) == known(chat.state.messages["m1"])
+
+    async def test_many_appends_of_one_message_come_back(self, store: Store) -> None:
+        chat = Chat(store)
+        await chat.do(create("m1", streaming=True), create("m2", streaming=True))
+        for number in range(150):
+            await chat.do(append("m1", f"{number} "), append("m2", "."))
+        assert await texts(store, "c", "m1", "m2") == ["".join(f"{number} " for number in range(150)), "." * 150]
+
+    # -- questions ----------------------------------------------------------------------------------------------
+
+    async def test_changes_are_the_messages_changed_after_a_serial(self, store: Store) -> None:
+        chat = Chat(store)
+        await chat.do_each(create("m1", streaming=True), create("m2", "b"), create("m3", "c"), append("m1", "a"))
+        changes = await store.changes("c", after=2, limit=10)
+        assert changes.head == Head("e1", 4)
+        assert changes.newest == "m3"
+        assert sorted(stored.id for stored in changes.messages or ()) == ["m1", "m3"]
+
+    async def test_changes_tell_of_deleted_messages(self, store: Store) -> None:
+        chat = Chat(store)
+        await chat.do_each(create("m1", "a"), create("m2", "b"), delete("m2"))
+        changes = await store.changes("c", after=2, limit=10)
+        assert changes.newest == "m2"
+        assert [restore(stored).deleted for stored in changes.messages or ()] == [True]
+        await chat.do(documents=["m2"])
+        assert (await store.changes("c", after=2, limit=10)).newest == "m2"
+        assert [stored.id for stored in (await store.changes("c", after=2, limit=10)).messages or ()] == ["m2"]
+
+    async def test_changes_after_the_head_are_none(self, store: Store) -> None:
+        chat = Chat(store)
+        await chat.do(create("m1", "a"))
+        assert (await store.changes("c", after=1, limit=10)).messages == []
+
+    async def test_more_changes_than_asked_for_are_not_told(self, store: Store) -> None:
+        chat = Chat(store)
+        await chat.do(create("m1", streaming=True), create("m2", streaming=True), create("m3", "c"))
+        await chat.do(append("m1", "a"), append("m2", "b"))
+        assert (await store.changes("c", after=0, limit=2)).messages is None
+        assert (await store.changes("c", after=3, limit=1)).messages is None
+        assert len((await store.changes("c", after=0, limit=3)).messages or ()) == 3
+        assert (await store.changes("c", after=5, limit=0)).messages == []
+
+    async def test_messages_are_those_that_exist(self, store: Store) -> None:
+        chat = Chat(store)
+        await chat.do(create("m1", "a"), create("m2", "b"))
+        head, stored = await store.messages("c", ["m2", "nobody", "m1"])
+        assert head == Head("e1", 2)
+        assert sorted(stored) == ["m1", "m2"]
+
+    async def test_a_page_is_newest_first_by_creation(self, store: Store) -> None:
+        chat = Chat(store)
+        await chat.do_each(create("m1", "a", streaming=True), create("m2", "b"), create("m3", "c"), append("m1", "!"))
+        page = await store.page("c", before=None, limit=10, limit_bytes=PAGE)
+        assert page.head == Head("e1", 4)
+        assert [stored.id for stored in page.messages] == ["m3", "m2", "m1"]
+        assert not page.more
+        assert restore(page.messages[2]).message().text == "a!"
+
+    async def test_a_page_ends_at_its_limit_and_says_so(self, store: Store) -> None:
+        chat = Chat(store)
+        await chat.do(*(create(f"m{number}", "x") for number in range(1, 6)))
+        page = await store.page("c", before=None, limit=2, limit_bytes=PAGE)
+        assert ([stored.id for stored in page.messages], page.more) == (["m5", "m4"], True)
+        page = await store.page("c", before=None, limit=5, limit_bytes=PAGE)
+        assert (len(page.messages), page.more) == (5, False)
+
+    async def test_a_page_begins_before_a_serial(self, store: Store) -> None:
+        chat = Chat(store)
+        await chat.do(*(create(f"m{number}", "x") for number in range(1, 6)))
+        page = await store.page("c", before=4, limit=2, limit_bytes=PAGE)
+        assert ([stored.id for stored in page.messages], page.more) == (["m3", "m2"], True)
+        page = await store.page("c", before=2, limit=2, limit_bytes=PAGE)
+        assert ([stored.id for stored in page.messages], page.more) == (["m1"], False)
+        page = await store.page("c", before=1, limit=2, limit_bytes=PAGE)
+        assert (page.messages, page.more) == ([], False)
+
+    async def test_a_page_ends_at_its_bytes(self, store: Store) -> None:
+        chat = Chat(store)
+        await chat.do(*(create(f"m{number}", "x" * 100) for number in range(1, 6)))
+        page = await store.page("c", before=None, limit=10, limit_bytes=250)
+        assert ([stored.id for stored in page.messages], page.more) == (["m5", "m4"], True)
+
+    async def test_a_page_has_at_least_one_message(self, store: Store) -> None:
+        chat = Chat(store)
+        await chat.do(create("m1", "x"), create("m2", "x" * 1_000))
+        page = await store.page("c", before=None, limit=10, limit_bytes=10)
+        assert ([stored.id for stored in page.messages], page.more) == (["m2"], True)
+
+    async def test_a_page_leaves_deleted_messages_out(self, store: Store) -> None:
+        chat = Chat(store)
+        await chat.do(create("m1", "a"), create("m2", "b"), create("m3", "c"), create("m4", "d"))
+        await chat.do(delete("m1"), delete("m3"), documents=["m3"])
+        page = await store.page("c", before=None, limit=2, limit_bytes=PAGE)
+        assert ([stored.id for stored in page.messages], page.more) == (["m4", "m2"], False)
+
+    async def test_streaming_messages_are_those_whose_document_says_so(self, store: Store) -> None:
+        one, two = Chat(store, "a"), Chat(store, "b")
+        await one.do(create("m1", "x", streaming=True), create("m2", "y", streaming=True), create("m3", "z"))
+        await two.do(create("m4", "v", streaming=True))
+        await one.do(append("m1", "!"))
+        await one.do(finish("m2"), documents=["m2"])
+        found = await store.streaming()
+        assert sorted((one.channel, one.message.id) for one in found) == [("a", "m1"), ("b", "m4")]
+        (mine,) = await store.streaming("a")
+        assert restore(mine.message).message().text == "x!"
+
+    # -- what moved ---------------------------------------------------------------------------------------------
+
+    async def test_nothing_moved_since_a_token_just_given_out(self, store: Store) -> None:
+        await Chat(store).do(create("m1", "a"))
+        token = (await store.moved(None)).token
+        assert not (await store.moved(token)).channels
+
+    async def test_channels_that_moved_since_a_token_are_named_with_their_heads(self, store: Store) -> None:
+        one, two, three = Chat(store, "a"), Chat(store, "b"), Chat(store, "d")
+        await one.do(create("m1", "x"))
+        await two.do(create("m2", "y"))
+        token = (await store.moved(None)).token
+        await two.do(create("m3", "z"))
+        await three.do(create("m4", "z"))
+        await two.do(create("m5", "z"))
+        moved = await store.moved(token)
+        assert moved.channels == {"b": Head("e1", 3), "d": Head("e1", 1)}
+        assert not (await store.moved(moved.token)).channels
+
+    async def test_a_deleted_channel_moved(self, store: Store) -> None:
+        await Chat(store).do(create("m1", "x"))
+        token = (await store.moved(None)).token
+        await store.delete_channel("c", used_up=[], until_ms=0)
+        assert (await store.moved(token)).channels == {"c": NOTHING}
+
+    async def test_a_token_of_another_life_promises_nothing_and_brings_a_new_one(self, store: Store) -> None:
+        await Chat(store).do(create("m1", "x"))
+        for token in (None, "", "somebody:5", "0"):
+            moved = await store.moved(token)
+            assert moved.channels is None or moved.channels["c"] == Head("e1", 1)
+            assert not (await store.moved(moved.token)).channels
+
+    # -- deleting -----------------------------------------------------------------------------------------------
+
+    async def test_a_deleted_channel_is_empty(self, store: Store) -> None:
+        chat = Chat(store)
+        await chat.do(create("m1", "a", streaming=True), create("m2", "b"))
+        await chat.do(append("m1", "!"))
+        assert await store.delete_channel("c", used_up=[], until_ms=0) == Head("e1", 3)
+        assert await store.head("c") == NOTHING
+        assert await store.changes("c", after=0, limit=10) == (NOTHING, None, [])
+        assert await store.messages("c", ["m1", "m2"]) == (NOTHING, {})
+        assert (await store.page("c", before=None, limit=10, limit_bytes=PAGE)).messages == []
+        assert await store.streaming() == []
+
+    async def test_deleting_an_unknown_channel_changes_nothing(self, store: Store) -> None:
+        assert await store.delete_channel("c", used_up=[], until_ms=0) == NOTHING
+
+    async def test_a_deleted_channel_begins_a_new_epoch(self, store: Store) -> None:
+        old = Chat(store)
+        await old.do(create("m1", "a"))
+        await store.delete_channel("c", used_up=[], until_ms=0)
+        assert await old.do(create("m2", "b")) == Conflict(NOTHING)
+        assert await Chat(store, epoch="e2").do(create("m1", "new")) == Committed(1)
+        assert await store.head("c") == Head("e2", 1)
+        assert await texts(store, "c", "m1") == ["new"]
+
+    async def test_writers_of_the_old_epoch_do_not_reach_the_new_one(self, store: Store) -> None:
+        old = Chat(store)
+        await old.do(create("m1", "a", streaming=True))
+        await store.delete_channel("c", used_up=[], until_ms=0)
+        await Chat(store, epoch="e2").do(create("m1", "new", streaming=True))
+        assert await old.do(append("m1", "!")) == Conflict(Head("e2", 1))
+
+    async def test_ids_that_a_deleted_channel_used_up_are_known_as_deleted(self, store: Store) -> None:
+        chat = Chat(store)
+        await chat.do(create("m1", "a", streaming=True), create("m2", "b"))
+        await store.delete_channel("c", used_up=["m1"], until_ms=10 * MINUTE_MS)
+        head, stored = await store.messages("c", ["m1", "m2"])
+        assert head == NOTHING
+        assert list(stored) == ["m1"]
+        assert stored["m1"].head == grave("m1")
+        assert restore(stored["m1"]).deleted
+        assert await store.messages("d", ["m1"]) == (NOTHING, {})
+
+    async def test_used_up_ids_are_free_again_when_their_time_is_over(self, store: Store) -> None:
+        await Chat(store).do(create("m1", "a", streaming=True))
+        await store.delete_channel("c", used_up=["m1"], until_ms=10 * MINUTE_MS)
+        await store.tidy(10 * MINUTE_MS - 1)
+        assert list((await store.messages("c", ["m1"]))[1]) == ["m1"]
+        await store.tidy(10 * MINUTE_MS)
+        assert await store.messages("c", ["m1"]) == (NOTHING, {})
+
+    # -- housekeeping -------------------------------------------------------------------------------------------
+
+    async def test_tidy_asks_for_documents_of_messages_whose_entries_are_a_minute_old(self, store: Store) -> None:
+        chat = Chat(store)
+        await store.tidy(0)
+        await chat.do(create("m1", streaming=True), create("m2", streaming=True), create("m3", "c"))
+        await chat.do(append("m1", "a"))
+        assert await store.tidy(10_000) == []
+        assert await store.tidy(MINUTE_MS) == [("c", "m1")]
+        await chat.write_documents([("c", "m1")])
+        assert await store.tidy(2 * MINUTE_MS) == []
+
+    async def test_the_age_of_entries_begins_anew_after_a_document(self, store: Store) -> None:
+        chat = Chat(store)
+        await store.tidy(0)
+        await chat.do(create("m1", streaming=True))
+        await chat.do(append("m1", "a"))
+        await store.tidy(40_000)
+        await chat.do(documents=["m1"])
+        await chat.do(append("m1", "b"))
+        assert await store.tidy(MINUTE_MS) == []
+        assert await store.tidy(40_000 + MINUTE_MS) == [("c", "m1")]
+
+    async def test_tidy_asks_for_the_document_of_a_deleted_message(self, store: Store) -> None:
+        chat = Chat(store)
+        await chat.do_each(create("m1", "a"), delete("m1"))
+        assert await store.tidy(0) == [("c", "m1")]
+
+    async def test_tidy_changes_nothing_that_can_be_read(self, store: Store) -> None:
+        chat = Chat(store)
+        await chat.do_each(create("m1", streaming=True), append("m1", "a"), create("m2", "b"), append("m1", "c"))
+        for now_ms in (0, MINUTE_MS, 10 * MINUTE_MS):
+            await store.tidy(now_ms)
+        assert await texts(store, "c", "m1", "m2") == ["ac", "b"]
+        assert await store.head("c") == Head("e1", 4)
+
+    async def test_closing_and_opening_keeps_all(self, store: Store) -> None:
+        chat, gone = Chat(store), Chat(store, "gone")
+        await chat.do(create("m1", "a", streaming=True, title="t"), create("m2", "b"), create("m3", "c"))
+        await chat.do_each(append("m1", "d"), delete("m3"), append("m1", "e"))
+        await gone.do(create("g1", "x", streaming=True))
+        await store.delete_channel("gone", used_up=["g1"], until_ms=10 * MINUTE_MS)
+        await store.close()
+        await store.open()
+        assert await store.head("c") == Head("e1", 6)
+        messages = await restored(store, "c", "m1", "m2", "m3")
+        assert [known(message) for message in messages] == [known(chat.state.messages[one.id]) for one in messages]
+        assert len(messages) == 3
+        assert [one.message.id for one in await store.streaming()] == ["m1"]
+        assert await store.head("gone") == NOTHING
+        assert list((await store.messages("gone", ["g1"]))[1]) == ["g1"]
+        assert await chat.do(append("m1", "f")) == Committed(7)
+        assert await texts(store, "c", "m1") == ["adef"]
+
+    async def test_a_second_close_does_nothing(self, store: Store) -> None:
+        await Chat(store).do(create("m1", "a"))
+        await store.close()
+        await store.close()
+        await store.open()
+        assert await store.head("c") == Head("e1", 1)
+
+    async def test_stats_count_commits_and_the_bytes_of_rows(self, store: Store) -> None:
+        chat = Chat(store)
+        before = store.stats()["commits"]
+        await chat.do_each(create("m1", streaming=True), append("m1", "a"), append("m1", "b"))
+        assert store.stats()["commits"] == before + 3
+        assert store.stats()["row_bytes"] >= 0
+
+    # -- the law ------------------------------------------------------------------------------------------------
+
+    @settings(
+        max_examples=60,
+        deadline=None,
+        suppress_health_check=[
+            HealthCheck.function_scoped_fixture,  # each example has a channel of its own
+            HealthCheck.differing_executors,  # each store's test class is one
+            HealthCheck.too_slow,
+        ],
+    )
+    @given(st.data())
+    async def test_what_a_store_gives_back_is_the_fold_of_all_entries(self, store: Store, data: st.DataObject) -> None:
+        channel = f"law-{next(_numbers)}"
+        chat = Chat(store, channel)
+        await chat.do(create("m1", "a", streaming=True), create("m2", streaming=True))
+        for act in data.draw(_acts):
+            await _do(chat, act)
+            if isinstance(act, _Check):
+                await _check(chat)
+        await _check(chat)
+
+
+_numbers = itertools.count(1)
+_ids = st.sampled_from(["m1", "m1", "m2", "m2", "m3", "m4"])
+_texts = st.text(st.sampled_from("ab é中🙂\n"), max_size=6)
+_parts = st.one_of(
+    st.builds(lambda text: {"type": "text", "text": text}, _texts),
+    st.builds(lambda text: {"type": "tool", "call": "c", "name": "n", "input": text}, _texts),
+    st.builds(lambda data: {"type": "data", "name": "bar", "data": data}, st.integers(0, 9)),
+)
+_append = st.builds(AppendText, text=_texts, part=st.sampled_from((None, None, 0, 1)))
+_append_much = st.builds(AppendText, text=st.integers(200, 6_000).map(lambda count: "x" * count))
+_create = st.builds(CreateMessage, status=st.sampled_from(("streaming", "streaming", "complete")), text=_texts)
+_put_part = st.builds(PutPart, index=st.integers(0, 2), part=_parts)
+_finish = st.builds(
+    FinishMessage, status=st.sampled_from(("complete", "interrupted")), request=st.sampled_from((None, "r"))
+)
+_update = st.builds(UpdateMessage, text=st.one_of(st.none(), _texts), meta=st.just({"x": 1}))
+
+
+def _weighted(*choices: tuple[int, st.SearchStrategy[Json]]) -> st.SearchStrategy[Json]:
+    """Draws each strategy as often as its weight says; `one_of` takes a strategy named twice for one."""
+    which = [strategy for weight, strategy in choices for _ in range(weight)]
+    return st.integers(0, len(which) - 1).flatmap(which.__getitem__)
+
+
+_requests: st.SearchStrategy[Request] = _weighted(
+    (8, _append),
+    (2, _append_much),
+    (5, _create),
+    (3, _put_part),
+    (2, _finish),
+    (1, st.builds(TakeOver)),
+    (1, _update),
+    (1, st.builds(DeleteMessage)),
+)
+
+
+class _Commit(Struct, frozen=True):
+    steps: list[Step]
+    documents: list[str]
+    is_late: bool  # somebody else was faster
+
+
+class _Tidy(Struct, frozen=True):
+    now_ms: int
+    is_obeyed: bool
+
+
+class _Reopen(Struct, frozen=True):
+    pass
+
+
+class _Check(Struct, frozen=True):
+    pass
+
+
+class _Empty(Struct, frozen=True):
+    pass
+
+
+_Act = _Commit | _Tidy | _Reopen | _Check | _Empty
+
+_commits = st.builds(
+    _Commit,
+    st.lists(st.tuples(_ids, _requests), min_size=1, max_size=6),
+    st.one_of(st.just([]), st.lists(_ids, max_size=3)),
+    st.sampled_from((False, False, False, True)),
+)
+_acts: st.SearchStrategy[list[_Act]] = st.lists(
+    _weighted(
+        (16, _commits),
+        (2, st.builds(_Tidy, st.integers(0, 5).map(lambda minutes: minutes * MINUTE_MS), st.booleans())),
+        (1, st.builds(_Reopen)),
+        (1, st.builds(_Check)),
+        (1, st.builds(_Empty)),
+    ),
+    min_size=10,
+    max_size=40,
+)
+
+
+async def _do(chat: Chat, act: _Act) -> None:
+    match act:
+        case _Commit() if act.is_late:
+            late = copy.copy(chat)
+            await chat.do(*act.steps, documents=act.documents)
+            if late.state.serial != chat.state.serial:
+                assert await late.do(*act.steps) == Conflict(chat.head)
+        case _Commit():
+            assert isinstance(await chat.do(*act.steps, documents=act.documents), Committed)
+        case _Tidy():
+            due = await chat.store.tidy(act.now_ms)
+            if act.is_obeyed:
+                await chat.write_documents(due)
+        case _Reopen():
+            await chat.store.close()
+            await chat.store.open()
+        case _Empty():
+            head = await chat.store.delete_channel(chat.channel, used_up=[], until_ms=0)
+            assert head == (chat.head if chat.state.serial else NOTHING)
+            chat.state, chat.epoch = ChannelState(chat.channel), f"{chat.epoch}x"[-20:]
+        case _Check():
+            pass
+
+
+async def _check(chat: Chat) -> None:
+    """What the store says is what folding all entries gave."""
+    store, state = chat.store, chat.state
+    head = chat.head if state.serial else NOTHING
+    changes = await store.changes(chat.channel, after=0, limit=100)
+    assert (changes.head, changes.newest) == (head, state.newest)
+    assert changes.messages is not None
+    read = {message.id: message for message in map(restore, changes.messages)}
+    assert sorted(read) == sorted(state.messages)
+    for message_id, message in state.messages.items():
+        assert known(read[message_id]) == known(message)
+        _check_marks(read[message_id], message, state.serial)
+    page = await store.page(chat.channel, before=None, limit=100, limit_bytes=PAGE)
+    alive = sorted((one for one in state.messages.values() if not one.deleted), key=lambda one: -one.created)
+    assert [stored.id for stored in page.messages] == [one.id for one in alive]
+
+
+def _check_marks(read: MessageState, true: MessageState, serial: int) -> None:
+    """Marks may be fewer than they were, but never promise a viewer text that it has not seen."""
+    for part, truth in zip(read.parts, true.parts, strict=True):
+        if isinstance(part.text, Text) and isinstance(truth.text, Text):
+            for seen in range(serial + 1):
+                assert part.text.length_at(seen) <= truth.text.length_at(seen)
+            assert part.text.length_at(serial) == truth.text.length

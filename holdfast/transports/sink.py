@@ -24,7 +24,7 @@ from starlette.types import Message, Receive, Send
 # minutes, and a frozen page costs us no more than its socket.
 SEND_TIMEOUT_S = 300.0
 # What was written last before the end (a farewell) gets so long. Servers wait for us meanwhile.
-LAST_WORDS_S = 1.0
+LAST_WORDS_S = 0.5
 
 
 class Owner(Protocol):

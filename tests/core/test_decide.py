@@ -851,6 +851,19 @@ def test_a_reason_is_short(desk: Desk) -> None:
         desk.finish("m", "failed", reason="x" * 5_000)
 
 
+def test_what_an_app_does_to_its_objects_later_does_not_reach_the_log(desk: Desk) -> None:
+    meta: dict[str, Any] = {"x": {"y": 1}}
+    part: dict[str, Any] = {"type": "source", "tags": ["a"]}
+    bar: dict[str, Any] = {"type": "data", "name": "bar", "data": {"done": 1}}
+    desk.stream("m", meta=meta, parts=[part, bar])
+    desk.update("m", meta={"z": meta}, generation=1)
+    before = desk.message("m")
+    meta["x"]["y"] = 2
+    part["tags"].append("b")
+    bar["data"]["done"] = 2
+    assert desk.message("m") == before
+
+
 # -- batches ---------------------------------------------------------------------------------------------------
 
 

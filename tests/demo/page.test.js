@@ -142,14 +142,14 @@ test("a catch-up is told in characters and events", () => {
   assert.equal(caughtUp({ events: 4, points: 2060 }, all), "caught up: 2,060 characters in 4 events")
   assert.equal(
     caughtUp({ events: 2, points: 2060 }, { isReload: true, runningPoints: 2031 }),
-    "caught up: 2,031 characters in one event (the whole conversation: 2,060 characters in 2 events)",
+    "caught up: 2,031 characters in one event",
   )
   assert.equal(caughtUp({ events: 1, points: 1 }, { isReload: false, runningPoints: 900 }), "caught up: 1 character in one event")
 })
 
 test("where nothing was missed that is said, and an empty conversation says nothing", () => {
   assert.equal(caughtUp({ events: 0, points: 0 }, { isReload: true, runningPoints: 0 }), "")
-  assert.equal(caughtUp({ events: 0, points: 0 }, { isReload: false, runningPoints: 9 }), "Back: nothing was missed.")
+  assert.equal(caughtUp({ events: 0, points: 0 }, { isReload: false, runningPoints: 9 }), "back: nothing was missed")
 })
 
 test("counts and sizes read as people write them", () => {

@@ -79,6 +79,24 @@ def test_items_of_a_talkative_list_are_passages_of_their_own() -> None:
     assert [passage.text for passage in cut_into_passages("l.md", "\n".join(items))] == items
 
 
+def test_wrapped_lines_are_joined_and_lines_that_mean_something_are_not() -> None:
+    text = "One sentence\n  goes on.\n- An item\n  with more.\n- Another.  \nAfter a hard break."
+    (passage,) = cut_into_passages("w.md", text)
+    assert passage.text == "One sentence goes on.\n- An item with more.\n- Another.  \nAfter a hard break."
+
+
+def test_code_is_left_as_it_stands() -> None:
+    code = "```js\nfirst\nsecond\n\nthird\n```"
+    (passage,) = cut_into_passages("c.md", code)
+    assert passage.text == code
+
+
+def test_a_terse_block_is_told_with_the_next_one() -> None:
+    long = "A paragraph that says enough to stand alone, " * 3
+    texts = [passage.text for passage in cut_into_passages("t.md", f"- Date: today\n\n{long}\n\n{long}")]
+    assert texts == [f"- Date: today\n\n{long}", long]
+
+
 @given(markdown)
 def test_no_passage_is_too_long_or_blank(text: str) -> None:
     for passage in cut_into_passages("any.md", text):

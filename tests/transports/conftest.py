@@ -30,6 +30,7 @@ class Served:
         self.host = "127.0.0.1"
         self.port = port
         self.http = http
+        self._writers: list[asyncio.StreamWriter] = []
 
     async def until(self, is_true: Any) -> None:
         """Wait until the hub has come so far; for what nobody tells, such as a feed that has left."""
@@ -38,14 +39,22 @@ class Served:
                 await asyncio.sleep(0.005)
 
     async def connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        """A bare TCP connection."""
-        return await asyncio.open_connection(self.host, self.port)
+        """A bare TCP connection, closed with the server at the latest."""
+        reader, writer = await asyncio.open_connection(self.host, self.port)
+        self._writers.append(writer)
+        return reader, writer
+
+    def close(self) -> None:
+        """Close all bare connections."""
+        for writer in self._writers:
+            writer.close()
 
 
 @asynccontextmanager
 async def listening(app: Any, **options: Any) -> AsyncIterator[int]:
     """uvicorn on this event loop; gives the port. Its end must not wait for what the app has not ended."""
     listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, 16 * 1024)  # as `holdfast serve` sets it
     listener.bind(("127.0.0.1", 0))
     config = uvicorn.Config(app, log_config=None, access_log=False, http="httptools", **options)
     config.load()
@@ -66,8 +75,10 @@ async def serving(hub: Hub, app: Any = None, **options: Any) -> AsyncIterator[Se
         listening(hub if app is None else app, **options) as port,
         httpx2.AsyncClient(base_url=f"http://127.0.0.1:{port}", trust_env=False) as http,
     ):
-        yield Served(hub, port, http)
+        served = Served(hub, port, http)
+        yield served
         await hub.close()
+        served.close()
 
 
 def new_hub(url: str = "memory://", **options: Any) -> Hub:

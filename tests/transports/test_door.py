@@ -65,7 +65,7 @@ async def ask(
         "query_string": query,
         "headers": headers,
         "client": client,
-        "extensions": extensions,
+        "extensions": extensions or {},
     }
     if kind == "http":
         scope["method"] = method

@@ -35,7 +35,7 @@ const asking = new Asking({
   onChange: () => render(),
   onRefused({ text }, why) {
     if (!at("question").value) at("question").value = text
-    journal.say(`Not asked: ${why}`)
+    journal.say(`not asked: ${why}`)
   },
 })
 
@@ -63,8 +63,8 @@ function render() {
   renderConnection(snapshot)
   renderStop(messages)
   renderCounters()
-  noticeCatchUp(messages)
   noticeEnds(messages)
+  noticeCatchUp(messages)
 }
 
 /** @param {{ id: string, text: string }} question */
@@ -78,13 +78,13 @@ function renderConnection({ state, error }) {
   const words = {
     connecting: "connecting…",
     live: `live${over}`,
-    reconnecting: "the server is away, trying again…",
+    reconnecting: "away, trying again…",
     closed: error ? `closed: ${error.message}` : "closed",
   }
   at("connection").dataset.state = state
   setText(at("connection-text"), words[state])
   if (state === known.state) return
-  if (state === "reconnecting" && known.state === "live") journal.say("The connection is gone. Trying again…")
+  if (state === "reconnecting" && known.state === "live") journal.say("connection lost, trying again…")
   if (state === "live") {
     asking.hurry()
     void renderInfo()
@@ -117,7 +117,7 @@ async function renderInfo() {
     const { pid, kill } = await (await fetch("/demo/info")).json()
     setText(at("kill"), kill)
     at("copy-kill").disabled = false
-    if (known.pid && known.pid !== pid) journal.say(`The server is another process now: ${pid}.`)
+    if (known.pid && known.pid !== pid) journal.say(`the server is a new process: ${pid}`)
     known.pid = pid
   } catch {
     // Gone again already: the next time we are live this is asked anew.
@@ -139,12 +139,12 @@ function noticeCatchUp(messages) {
 /** @param {readonly Message[]} messages */
 function noticeEnds(messages) {
   for (const message of messages) {
-    const { id, status, author } = message
+    const { id, status } = message
     if (status === "streaming") {
-      if (!known.streaming.has(id)) journal.tell(`${author ?? "Somebody"} is answering.`)
+      if (!known.streaming.has(id)) journal.tell("answering…")
       known.streaming.add(id)
     } else if (known.streaming.delete(id)) {
-      journal.say(`The answer is ${status}: ${counted(countPoints(textOf(message)), "character")}.`)
+      journal.say(`answer ${status}: ${counted(countPoints(textOf(message)), "character")}`)
       void prove(message)
     }
   }
@@ -182,7 +182,7 @@ async function stopAnswer() {
   const why = await stop(channelName, answer.id)
   if (!why) return
   known.stopping = null
-  journal.say(`Not stopped: ${why}`)
+  journal.say(`not stopped: ${why}`)
   render()
 }
 
@@ -197,10 +197,10 @@ function sendOnEnter(event) {
 async function copyKill() {
   try {
     await navigator.clipboard.writeText(at("kill").textContent)
-    journal.tell("Copied.")
+    journal.tell("copied")
   } catch {
     getSelection()?.selectAllChildren(at("kill"))
-    journal.tell("Selected: copy it with the keyboard.")
+    journal.tell("selected: copy it with the keyboard")
   }
 }
 
@@ -255,7 +255,7 @@ for (const suggestion of at("suggestions").children) {
   suggestion.addEventListener("click", () => ask(suggestion.textContent))
 }
 
-at("new-conversation").href = address({ channel: `demo:${crypto.randomUUID().slice(0, 8)}` })
+at("new-chat").href = address({ channel: `demo:${crypto.randomUUID().slice(0, 8)}` })
 at("second-window").href = address({})
 at("over-sse").href = address({ transport: "sse" })
 at("over-ws").href = address({ transport: "ws" })

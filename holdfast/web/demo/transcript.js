@@ -81,16 +81,19 @@ export class Transcript {
   }
 
   #stick() {
+    this.#noticeScrolling() // its event comes with the next frame, and by then we would have scrolled back
     if (this.#follows) this.scroller.scrollTop = this.scroller.scrollHeight
     this.#lastTop = this.scroller.scrollTop
   }
 
   #noticeScrolling() {
     const { scrollTop, scrollHeight, clientHeight } = this.scroller
-    const isAtEnd = scrollHeight - clientHeight - scrollTop <= NEAR_PX
-    // Only going up is a wish to stay: being far from the end may just mean that more has come meanwhile.
-    if (isAtEnd) this.#setFollows(true)
-    else if (scrollTop < this.#lastTop - 1) this.#setFollows(false)
+    const moved = scrollTop - this.#lastTop
+    const left = scrollHeight - clientHeight - scrollTop
+    // Only the reader's own moves count. Being far from the end may just mean that more has come, and a place that
+    // moved up to the very end was pushed there by a page that became shorter.
+    if (moved < -1 && left > 1) this.#setFollows(false)
+    else if (moved > 1 && left <= NEAR_PX) this.#setFollows(true)
     this.#lastTop = scrollTop
   }
 

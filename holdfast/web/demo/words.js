@@ -30,13 +30,10 @@ export function sized(bytes) {
  * @param {number} view.runningPoints length of the answer that is streaming, 0 when none is
  */
 export function caughtUp({ events, points }, { isReload, runningPoints }) {
-  if (events === 0) return isReload ? "" : "Back: nothing was missed."
-  const all = `${counted(points, "character")} in ${events === 1 ? "one event" : `${grouped(events)} events`}`
-  // A new start brings every message whole, so the running answer was one event among those of the conversation.
-  if (isReload && runningPoints > 0 && events > 1) {
-    return `caught up: ${counted(runningPoints, "character")} in one event (the whole conversation: ${all})`
-  }
-  return `caught up: ${all}`
+  if (events === 0) return isReload ? "" : "back: nothing was missed"
+  // A new start brings every message whole, so the running answer was one event, whatever came beside it.
+  if (isReload && runningPoints > 0) return `caught up: ${counted(runningPoints, "character")} in one event`
+  return `caught up: ${counted(points, "character")} in ${events === 1 ? "one event" : `${grouped(events)} events`}`
 }
 
 /** @type {Record<string, string>} */

@@ -1,0 +1,79 @@
+"""What is a cursor and what is none (`docs/protocol.md`, 2.2). You are in `tests`."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from holdfast.core.cursor import EMPTY, Cursor, parse_cursor
+
+ALPHABET = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-"
+
+
+@pytest.mark.parametrize(
+    ("text", "cursor"),
+    [
+        ("e1:0", Cursor("e1", 0)),
+        ("e1:17", Cursor("e1", 17)),
+        ("-:0", EMPTY),
+        ("A_-9:9007199254740992", Cursor("A_-9", 2**53)),
+        ("e1:17:p4", Cursor("e1", 17, "p4")),
+        ("e1:17:a:b=/?", Cursor("e1", 17, "a:b=/?")),
+        ("e1:17:", Cursor("e1", 17)),
+    ],
+)
+def test_a_cursor_is_an_epoch_a_serial_and_perhaps_more(text: str, cursor: Cursor) -> None:
+    assert parse_cursor(text) == cursor
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        None,
+        "",
+        "e1",
+        "e1:",
+        ":1",
+        "e1:x",
+        "e1:-1",
+        "e1:+1",
+        "e1:1.5",
+        "e1:01",
+        "e1:1e3",
+        "e1: 1",
+        " e1:1",
+        "e1:1 ",
+        "e1:1\n",
+        "e1:1:x\n",
+        "e 1:1",
+        "é:1",
+        "e1:١",  # a digit elsewhere
+        "e1:12345678901234567",  # longer than anything we ever wrote
+        "x" * 33 + ":1",
+        "e1:1:" + "x" * 301,
+        "e1:1:é",
+        "e1:1:a b",
+        "\ud800:1",
+        "\x00",
+        "e1:1\x00",
+    ],
+)
+def test_what_is_not_a_cursor_is_no_cursor(text: str | None) -> None:
+    assert parse_cursor(text) is None
+
+
+@given(st.text(ALPHABET, min_size=1, max_size=32), st.integers(0, 2**53), st.text("abc:/=+!~", max_size=20))
+def test_a_cursor_that_was_written_is_read_again(epoch: str, serial: int, extra: str) -> None:
+    cursor = Cursor(epoch, serial, extra)
+    assert parse_cursor(str(cursor)) == cursor
+
+
+@given(st.text(max_size=40))
+def test_whatever_comes_is_a_cursor_or_none_and_never_an_error(text: str) -> None:
+    cursor = parse_cursor(text)
+    assert cursor is None or str(cursor) == text.removesuffix(":") or str(cursor) == text
+
+
+def test_the_cursor_of_an_empty_channel() -> None:
+    assert str(EMPTY) == "-:0"

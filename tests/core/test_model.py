@@ -1,0 +1,195 @@
+"""Parts and JSON as they come in and go out (`docs/protocol.md`, 2.3 and 2.4). You are in `tests`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from holdfast.core.errors import InvalidRequest, InvalidText, TooLarge
+from holdfast.core.events import ChannelAttached, MessageAppend, MessageFinish, MessagePart, encode_json
+from holdfast.core.limits import Limits
+from holdfast.core.model import Command, Member, Message, check_json, check_part, check_text
+
+LIMITS = Limits()
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        {"type": "text", "text": "hi"},
+        {"type": "text", "text": ""},
+        {"type": "reasoning", "text": "hm"},
+        {"type": "tool", "call": "c", "name": "n", "input": "{}"},
+        {"type": "tool", "call": "c", "name": "n", "input": "", "output": {"x": None, "y": []}, "state": "done"},
+        {"type": "data", "name": "bar", "data": {"x": None, "y": [], "z": {}}},
+        {"type": "data", "name": "bar", "data": None},
+        {"type": "source"},
+        {"type": "source", "url": "u", "x": None, "y": [], "z": {}, "n": 0, "b": False, "text": 5},
+        {"type": "file", "name": "a.png", "url": "u", "media_type": "image/png"},
+    ],
+)
+def test_a_part_of_the_right_form_stands_as_given(part: dict[str, Any]) -> None:
+    assert check_part(part, LIMITS) == part
+
+
+@pytest.mark.parametrize(
+    ("part", "stored"),
+    [
+        ({"type": "text"}, {"type": "text", "text": ""}),
+        ({"type": "text", "text": "a", "x": 1}, {"type": "text", "text": "a"}),
+        ({"type": "tool", "call": "c", "name": "n"}, {"type": "tool", "call": "c", "name": "n", "input": ""}),
+        (
+            {"type": "tool", "call": "c", "name": "n", "output": None, "state": None, "x": 1},
+            {"type": "tool", "call": "c", "name": "n", "input": ""},
+        ),
+        ({"type": "data", "name": "n"}, {"type": "data", "name": "n", "data": None}),
+    ],
+)
+def test_a_part_is_filled_in_and_unknown_fields_are_ignored(part: dict[str, Any], stored: dict[str, Any]) -> None:
+    assert check_part(part, LIMITS) == stored
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        None,
+        "text",
+        [],
+        {},
+        {"text": "hi"},
+        {"type": "nonsense"},
+        {"type": None},
+        {"type": ["text"]},
+        {"type": {}},
+        {"type": 7},
+        {"type": "text", "text": None},
+        {"type": "text", "text": 5},
+        {"type": "text", "text": ["a"]},
+        {"type": "reasoning", "text": {}},
+        {"type": "tool"},
+        {"type": "tool", "call": "c"},
+        {"type": "tool", "call": 1, "name": "n"},
+        {"type": "tool", "call": "c", "name": "n", "input": {}},
+        {"type": "tool", "call": "c", "name": "n", "state": 1},
+        {"type": "data"},
+        {"type": "data", "name": None},
+        {"type": "source", 1: 2},
+        {"type": "data", "name": "n", "data": object()},
+        {"type": "file", "data": object()},
+    ],
+)
+def test_a_part_of_another_form_is_refused(part: object) -> None:
+    with pytest.raises(InvalidRequest):
+        check_part(part, LIMITS)
+
+
+def test_a_part_is_bounded_in_bytes() -> None:
+    with pytest.raises(TooLarge):
+        check_part({"type": "source", "x": "y" * 100}, Limits(message_bytes=100))
+
+
+def test_a_part_is_bounded_in_depth_before_anything_else() -> None:
+    deep: list[Any] = []
+    for _ in range(100_000):
+        deep = [deep]
+    with pytest.raises(InvalidRequest):
+        check_part({"type": "data", "name": "n", "data": deep}, LIMITS)
+
+
+@pytest.mark.parametrize("text", ["", "plain", "é中🙂", "\x00", "\ufffd\uffff\u2028", "e\u0301"])
+def test_text_is_whatever_utf8_can_carry(text: str) -> None:
+    assert check_text(text) == text
+
+
+@pytest.mark.parametrize("text", ["\ud83d", "\ude42", "a\ud83d", "\ud83db", "\ude42\ud83d", "é\udfff"])
+def test_half_a_surrogate_pair_is_no_text(text: str) -> None:
+    with pytest.raises(InvalidText):
+        check_text(text)
+
+
+@pytest.mark.parametrize("value", [None, True, 0, -1, 1.5, "x", [], {}, [[{"a": [None]}]], 2**63 - 1, -(2**63)])
+def test_json_is_what_json_can_say_and_its_size_is_told(value: object) -> None:
+    assert check_json(value, 1_000, "it", depth=8) == len(encode_json(value))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), 2**63, -(2**63) - 1, {1: 2}, object()])
+def test_other_values_are_no_json(value: object) -> None:
+    for nested in (value, [value], {"x": value}):
+        with pytest.raises(InvalidRequest, match="it "):
+            check_json(nested, 1_000, "it", depth=8)
+
+
+@pytest.mark.parametrize("value", ["\ud83d", ["\ud83d"], {"x": "\ud83d"}, {"\ud83d": 1}])
+def test_json_holds_no_half_of_a_surrogate_pair(value: object) -> None:
+    with pytest.raises(InvalidText):
+        check_json(value, 1_000, "it", depth=8)
+
+
+def test_json_is_bounded_in_bytes_and_depth() -> None:
+    assert check_json("x" * 8, 10, "it", depth=0) == 10
+    with pytest.raises(TooLarge) as refusal:
+        check_json("x" * 9, 10, "it", depth=0)
+    assert refusal.value.details == {"limit": 10}
+    assert check_json([[[]]], 10, "it", depth=2) == 6
+    with pytest.raises(InvalidRequest):
+        check_json([[[[]]]], 10, "it", depth=2)
+
+
+def test_the_text_of_a_message_is_that_of_its_text_parts() -> None:
+    parts = [{"type": "reasoning", "text": "x"}, {"type": "text", "text": "a"}, {"type": "data", "name": "n"}]
+    assert message(parts=[*parts, {"type": "text", "text": "b"}]).text == "ab"
+
+
+def message(**fields: Any) -> Message:
+    base = {"id": "m", "role": "user", "status": "complete", "created": 1, "version": 1, "created_at": 0}
+    return Message(**{**base, "updated_at": 0, **fields})
+
+
+def test_our_own_fields_are_left_out_when_they_are_null_or_empty_and_numbers_stand() -> None:
+    assert encode_json(message()) == (
+        b'{"id":"m","role":"user","status":"complete","created":1,"version":1,"created_at":0,"updated_at":0}'
+    )
+
+
+def test_what_an_app_puts_into_a_message_stands_as_given() -> None:
+    part = {"type": "source", "x": None, "y": [], "z": {}, "b": False, "n": 0}
+    given = message(parts=[{"type": "text", "text": ""}, part], meta={"x": None, "y": []})
+    assert encode_json(given).endswith(
+        b'"parts":[{"type":"text","text":""},{"type":"source","x":null,"y":[],"z":{},"b":false,"n":0}],'
+        b'"meta":{"x":null,"y":[]},"created":1,"version":1,"created_at":0,"updated_at":0}'
+    )
+
+
+@pytest.mark.parametrize(
+    ("event", "json"),
+    [
+        (
+            ChannelAttached(channel="c", epoch="-", serial=0, resumed=False, more=False, before=1),
+            '{"type":"channel.attached","channel":"c","epoch":"-","serial":0,"resumed":false,"more":false,"before":1}',
+        ),
+        (
+            ChannelAttached(channel="c", epoch="e", serial=0, resumed=True),
+            '{"type":"channel.attached","channel":"c","epoch":"e","serial":0,"resumed":true}',
+        ),
+        (
+            MessageAppend(serial=2, id="m", part=0, at=0, text="é"),
+            '{"type":"message.append","serial":2,"id":"m","part":0,"at":0,"text":"é"}',
+        ),
+        (
+            MessagePart(serial=2, id="m", index=0, updated_at=0, part={"type": "text", "text": ""}),
+            '{"type":"message.part","serial":2,"id":"m","index":0,"updated_at":0,"part":{"type":"text","text":""}}',
+        ),
+        (
+            MessageFinish(serial=2, id="m", status="complete", updated_at=0),
+            '{"type":"message.finish","serial":2,"id":"m","status":"complete","updated_at":0}',
+        ),
+        (Member(id="a", kind="user", connections=0), '{"id":"a","kind":"user","connections":0}'),
+        (
+            Command(id="c", name="cancel", from_="ann", expires_at=0),
+            '{"id":"c","name":"cancel","from":"ann","expires_at":0}',
+        ),
+    ],
+)
+def test_the_wire_has_these_names_and_leaves_out_what_is_nothing(event: object, json: str) -> None:
+    assert encode_json(event).decode() == json

@@ -1,0 +1,60 @@
+"""Names of channels and ids (`docs/protocol.md`, 2.1). You are in `tests`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from holdfast.core.errors import InvalidName
+from holdfast.core.names import check_channel, check_id
+
+ALPHABET = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_.:~@=+-"
+
+
+@given(st.text(ALPHABET, min_size=1, max_size=64).filter(lambda name: name not in (".", "..")))
+def test_names_of_the_alphabet_are_allowed(name: str) -> None:
+    assert check_channel(name) == name
+    assert check_id(name) == name
+
+
+@pytest.mark.parametrize("name", ["...", "a", "-", "+", "~", "@", "=", "chat:user@example.com:2026-10-01"])
+def test_odd_names_of_the_alphabet_are_allowed(name: str) -> None:
+    assert check_channel(name) == name
+    assert check_id(name) == name
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["", ".", "..", "a/b", "a b", "a\n", "\na", "a\x00", "é", "a%20", "a?b", "a#b", "a\\b", "*", "\ud800", "Ａ", "١"],
+)
+@pytest.mark.parametrize("check", [check_channel, check_id])
+def test_other_names_are_refused(check: Callable[[object], str], name: str) -> None:
+    with pytest.raises(InvalidName):
+        check(name)
+
+
+@pytest.mark.parametrize("name", [None, 7, b"a", ["a"], {"a": 1}])
+@pytest.mark.parametrize("check", [check_channel, check_id])
+def test_what_is_no_text_is_no_name(check: Callable[[object], str], name: object) -> None:
+    with pytest.raises(InvalidName):
+        check(name)
+
+
+def test_a_channel_has_up_to_200_characters() -> None:
+    assert check_channel("x" * 200) == "x" * 200
+    with pytest.raises(InvalidName):
+        check_channel("x" * 201)
+
+
+def test_an_id_has_up_to_64_characters() -> None:
+    assert check_id("x" * 64) == "x" * 64
+    with pytest.raises(InvalidName):
+        check_id("x" * 65)
+
+
+def test_the_error_says_which_id_is_meant() -> None:
+    with pytest.raises(InvalidName, match="parent is"):
+        check_id("a b", "parent")

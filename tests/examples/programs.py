@@ -1,0 +1,71 @@
+"""The example programs, loaded and looked at as their users do.
+
+You are in `tests`. An example is loaded from its file, since `examples` is no package; each test gets one of its own,
+whose store lies in the test's folder, and which does not wait between tokens.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from django.conf import settings
+from django.urls import clear_url_caches
+from django.utils.functional import empty
+from starlette.testclient import TestClient
+
+from holdfast.core.events import Batch, known_events
+from holdfast.core.model import Message
+from holdfast.core.view import View
+
+FOLDER = Path(__file__).parents[2] / "examples"
+NAMES = sorted(path.stem for path in FOLDER.glob("*.py"))
+
+
+def load(name: str) -> ModuleType:
+    """The program, as if it were imported for the first time."""
+    forget_django()
+    module_name = f"examples.{name}"
+    spec = importlib.util.spec_from_file_location(module_name, FOLDER / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[module_name] = module
+    spec.loader.exec_module(module)
+    if hasattr(module, "PACE_S"):
+        module.PACE_S = 0.001
+    return module
+
+
+def forget_django() -> None:
+    """Django's settings are global, and would refuse a second program."""
+    settings._wrapped = empty
+    clear_url_caches()
+
+
+def app_of(program: ModuleType) -> Any:
+    """What a server is told to serve."""
+    return program.application if hasattr(program, "application") else program.app
+
+
+def client_of(app: Any, **options: Any) -> TestClient:
+    """A client that comes from this machine, since nobody else is let in."""
+    return TestClient(app, base_url="http://localhost", client=("127.0.0.1", 1), **options)
+
+
+def follow(client: TestClient, channel: str, until: Callable[[list[Message]], bool], *, prefix: str = "") -> View:
+    """Poll `channel` until its view is as wanted."""
+    view = View()
+    for _ in range(1_000):
+        query = {"wait_s": "2"} if view.cursor is None else {"wait_s": "2", "since": view.cursor}
+        answer = client.get(f"{prefix}/holdfast/v1/channels/{channel}/poll", params=query)
+        assert answer.status_code == 200, answer.text
+        body = answer.json()
+        view.receive(Batch(events=known_events(body["events"]), cursor=body["cursor"]))
+        if until(view.messages()):
+            return view
+    raise AssertionError(f"{channel} never became what was wanted: {view.messages()}")

@@ -1,0 +1,250 @@
+"""The examples do what they say, under test clients, middleware and prefixes, and under a real server.
+
+You are in `tests`. What a person sees in the browser is in `test_pages`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import runpy
+import signal
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import uvicorn
+from starlette.middleware.base import BaseHTTPMiddleware
+from starlette.middleware.cors import CORSMiddleware
+from starlette.middleware.gzip import GZipMiddleware
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.testclient import TestClient
+
+from holdfast.core.model import Message
+from holdfast.testing.rawviewer import SseViewer
+from tests.examples.programs import FOLDER, NAMES, app_of, client_of, follow, forget_django
+from tests.processes import PATIENCE_S, Process, free_port, request
+
+Load = Callable[[str], ModuleType]
+
+NUMBERS = "".join(f"{count} " for count in range(1, 121))
+# Starlette's client calls its sockets' host `testserver` unless it is told the whole address.
+SOCKET = "ws://localhost/deep/down/holdfast/v1/ws"
+ANSWER = "You asked: why?\n" + NUMBERS.removeprefix("1 ")
+
+
+def is_answered(messages: list[Message]) -> bool:
+    return any(message.role == "assistant" and message.status != "streaming" for message in messages)
+
+
+def ask(client: TestClient, *, prefix: str = "") -> None:
+    answer = client.post(f"{prefix}/chats/1/questions", json={"text": "why?"})
+    assert answer.status_code == 201, answer.text
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_example_serves_its_page_and_its_hub(program: Load, name: str) -> None:
+    with client_of(app_of(program(name))) as client:
+        assert client.get("/").text.startswith("<!doctype html>")
+        assert client.get("/holdfast/readyz").json() == {"status": "ready"}
+        assert "export function connect" in client.get("/holdfast/web/client.js").text
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_example_works_where_no_lifespan_is_run(program: Load, name: str) -> None:
+    client = client_of(app_of(program(name)))
+    assert client.get("/").text.startswith("<!doctype html>")
+    assert client.get("/holdfast/readyz").json() == {"status": "ready"}
+    assert client.get("/holdfast/v1/channels/chat:1").json()["serial"] == 0
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_example_run_as_a_program_serves_its_app(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    served: list[tuple[Any, dict[str, Any]]] = []
+    monkeypatch.setattr(uvicorn, "run", lambda app, **options: served.append((app, options)))
+    forget_django()
+    found = runpy.run_path(str(FOLDER / f"{name}.py"), run_name="__main__")
+    assert served == [(found.get("application", found.get("app")), {"port": 8000})]
+
+
+def test_a_fastapi_answer_can_be_followed_to_its_end(program: Load) -> None:
+    with client_of(program("fastapi_app").app) as client:
+        ask(client)
+        question, answer = follow(client, "chat:1", is_answered).messages()
+        assert (question.role, question.text) == ("user", "why?")
+        assert (answer.role, answer.author, answer.status, answer.reply_to) == (
+            "assistant",
+            "bot",
+            "complete",
+            question.id,
+        )
+        assert answer.text == ANSWER
+
+
+class Stamp(BaseHTTPMiddleware):
+    """Ordinary middleware: puts a header on every answer."""
+
+    async def dispatch(self, asked: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
+        answer = await call_next(asked)
+        answer.headers["x-stamp"] = "seen"
+        return answer
+
+
+def test_ordinary_middleware_changes_nothing(program: Load) -> None:
+    app = CORSMiddleware(
+        GZipMiddleware(Stamp(program("fastapi_app").app), minimum_size=1), allow_origins=["https://elsewhere.example"]
+    )
+    with client_of(app) as client:
+        ask(client)
+        assert follow(client, "chat:1", is_answered).messages()[1].text == ANSWER
+        read = client.get("/holdfast/v1/channels/chat:1/messages")
+        assert (read.headers["x-stamp"], read.headers["content-encoding"]) == ("seen", "gzip")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_example_lives_under_a_root_path(program: Load, name: str) -> None:
+    with client_of(app_of(program(name)), root_path="/deep/down") as client:
+        assert client.get("/deep/down/").text.startswith("<!doctype html>")
+        assert client.get("/deep/down/holdfast/readyz").json() == {"status": "ready"}
+        assert client.get("/deep/down/holdfast/web/view.js").status_code == 200
+        with client.websocket_connect(SOCKET, subprotocols=["holdfast.v1"]) as socket:
+            socket.send_json({"type": "attach", "ref": 1, "channel": "nobody:here"})
+            assert socket.receive_json() == {"type": "ok", "ref": 1}
+
+
+def test_a_conversation_under_a_root_path(program: Load) -> None:
+    with client_of(program("fastapi_app").app, root_path="/deep") as client:
+        ask(client, prefix="/deep")
+        assert follow(client, "chat:1", is_answered, prefix="/deep").messages()[1].text == ANSWER
+
+
+def test_a_question_outlives_the_event_loop_that_stored_it(program: Load) -> None:
+    client = client_of(program("fastapi_app").app)  # a new event loop for each request
+    ask(client)
+    ask(client)
+    stored = client.get("/holdfast/v1/channels/chat:1/messages").json()["messages"]
+    assert [message["parts"][0]["text"] for message in stored if message["role"] == "user"] == ["why?", "why?"]
+
+
+def test_one_answer_as_a_stream_ends_after_done(program: Load) -> None:
+    with client_of(program("starlette_app").app) as client:
+        begun = client.post("/answers")
+        assert begun.status_code == 201
+        stream = client.get(f"/holdfast/v1/channels/answers/messages/{begun.json()['id']}/events")
+        assert stream.headers["content-type"] == "text/event-stream; charset=utf-8"
+        assert stream.text.rstrip().splitlines()[-3:-1] == ["event: done", 'data: {"status":"complete"}']
+
+
+def test_django_asks_in_an_async_view_and_remarks_in_a_thread(program: Load) -> None:
+    with client_of(program("django_app").application) as client:
+        assert client.post("/remark", data={"text": "Good morning."}).status_code == 201
+        assert client.post("/ask", data={"text": "why?"}).status_code == 201
+        remark, question, answer = follow(client, "chat:django", is_answered).messages()
+        assert (remark.text, question.text, answer.text) == ("Good morning.", "why?", NUMBERS)
+        assert client.get("/nowhere").status_code == 404
+        assert client.get("/ask").status_code == 405
+
+
+def test_a_progress_bar_is_one_part_that_is_replaced(program: Load) -> None:
+    with client_of(program("progress_bar").app) as client:
+        assert client.post("/jobs").status_code == 202
+        (job,) = follow(client, "jobs", lambda messages: any(one.status == "complete" for one in messages)).messages()
+        assert job.parts == [{"type": "data", "name": "progress", "data": {"done": 200, "of": 200}}]
+
+
+def test_a_notification_comes_from_a_thread(program: Load) -> None:
+    with client_of(program("notifications").app) as client:
+        assert client.post("/notify", params={"text": "Hello"}).status_code == 201
+        (note,) = follow(client, "inbox:you", lambda messages: bool(messages)).messages()
+        assert (note.role, note.author, note.text) == ("system", "shop", "Hello")
+
+
+def test_a_chart_starts_a_new_message_when_one_is_full(program: Load) -> None:
+    chart = program("live_chart")
+    chart.VALUES = 3
+    with client_of(chart.app) as client:
+        first, *_ = follow(client, "chart", lambda messages: len(messages) > 1).messages()
+        assert (first.status, len(first.text.splitlines())) == ("complete", 3)
+
+
+def test_an_edit_from_an_old_version_is_refused(program: Load) -> None:
+    with client_of(program("edit_notice").app) as client:
+        text = "/holdfast/v1/channels/page:home/messages/text"
+        version = client.get(text).json()["message"]["version"]
+        ann = client.patch(text, json={"text": "Ann's", "meta": {"by": "ann"}, "if_version": version})
+        assert ann.json()["message"]["meta"] == {"by": "ann"}
+        bob = client.patch(text, json={"text": "Bob's", "meta": {"by": "bob"}, "if_version": version})
+        assert (bob.status_code, bob.json()["code"]) == (409, "version_conflict")
+        assert bob.json()["version"] == ann.json()["message"]["version"]
+
+
+def test_the_text_to_edit_is_made_once(program: Load) -> None:
+    app = program("edit_notice").app
+    for _ in range(2):
+        with client_of(app) as client:
+            assert client.get("/holdfast/v1/channels/page:home").json()["serial"] == 1
+
+
+@pytest.fixture
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The FastAPI example under uvicorn, not started yet, on a port of its own."""
+    monkeypatch.chdir(tmp_path)
+    port = free_port()
+    arguments = ["-m", "uvicorn", "examples.fastapi_app:app", "--app-dir", str(FOLDER.parent), "--port", str(port)]
+    process = Process(arguments, tmp_path / "server.log")
+    yield process, port
+    process.clean_up()
+
+
+async def test_a_viewer_under_uvicorn_survives_refresh_and_restart(server: tuple[Process, int]) -> None:
+    process, port = server
+    process.start()
+    await until_ready(process, port)
+    assert request(port, "POST", "/chats/1/questions", {"text": "why?"})[0] == 201
+    async with SseViewer("127.0.0.1", port, "chat:1", prefix="/holdfast") as viewer:
+        await viewer.until(lambda: answer_of(viewer) > 40, PATIENCE_S)
+        before = answer_of(viewer)
+
+        # Refresh: a page that knows nothing gets all the text so far in one event.
+        async with SseViewer("127.0.0.1", port, "chat:1", prefix="/holdfast") as refreshed:
+            await refreshed.until_attached()
+            updates = [one.event for one in refreshed.events if one.event["type"] == "message.update"]
+            assert len(updates[-1]["message"]["parts"][0]["text"]) >= before
+
+            assert process.end(signal.SIGKILL) == -signal.SIGKILL
+            assert [viewer.checker.violations, refreshed.checker.violations] == [[], []]
+
+        process.start()
+        await until_ready(process, port)
+        await viewer.reconnect()
+        await viewer.until_attached(PATIENCE_S)
+        _, answer = request(port, "GET", "/holdfast/v1/channels/chat:1/messages")[1]["messages"][::-1]
+        await viewer.until(lambda: viewer.checker.status(answer["id"]) == "interrupted", PATIENCE_S)
+        assert viewer.checker.differences(answer) == []
+        assert len(viewer.checker.text(answer["id"])) >= before
+        assert ANSWER.startswith(viewer.checker.text(answer["id"]))
+
+        # The server ends although a stream is open, and has nothing to wait for.
+        assert process.end(signal.SIGTERM) in (0, -signal.SIGTERM)
+        assert viewer.checker.violations == []
+
+
+def answer_of(viewer: SseViewer) -> int:
+    """How much of the answer is shown."""
+    shown = viewer.checker.messages.values()
+    return max((len(one.text) for one in shown if one.fields["role"] == "assistant"), default=0)
+
+
+async def until_ready(process: Process, port: int) -> None:
+    """Wait until the server serves."""
+    async with asyncio.timeout(PATIENCE_S):
+        while True:
+            with contextlib.suppress(OSError):
+                if (await asyncio.to_thread(request, port, "GET", "/holdfast/readyz"))[0] == 200:
+                    return
+            assert process.running.poll() is None, process.output
+            await asyncio.sleep(0.02)  # between two tries to connect to a process that is starting

@@ -1,0 +1,149 @@
+"""The examples' pages, in Chromium: what their docstrings say that one sees.
+
+You are in `tests`. The server runs in the test's own process, so that a test can say how fast an example's model is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from types import ModuleType
+
+from playwright.async_api import Browser, Page, expect
+
+from holdfast.serving import address_of, listen, server
+from tests.examples.programs import app_of
+
+Load = Callable[[str], ModuleType]
+
+NUMBERS = "".join(f"{count} " for count in range(1, 121))
+PATIENCE_MS = 20_000
+expect.set_options(timeout=PATIENCE_MS)
+
+
+@asynccontextmanager
+async def served(program: ModuleType, browser: Browser, pace_s: float = 0.01) -> AsyncIterator[Page]:
+    """A page of a program that is served; a mistake in the page's script is a failure."""
+    program.PACE_S = pace_s
+    listening = listen("127.0.0.1", 0)
+    running = server(app_of(program))
+    serving = asyncio.create_task(running.serve(sockets=[listening]))
+    context = await browser.new_context(base_url=address_of(listening))
+    context.set_default_timeout(PATIENCE_MS)
+    page, errors = await context.new_page(), []
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    await page.goto("/")
+    yield page
+    await context.close()
+    running.should_exit = True
+    await serving
+    assert errors == []
+
+
+async def text_of(page: Page, selector: str) -> str:
+    return await page.locator(selector).inner_text()
+
+
+async def test_the_fastapi_answer_survives_a_reload(program: Load, browser: Browser) -> None:
+    async with served(program("fastapi_app"), browser) as page:
+        await page.fill("#question", "why?")
+        await page.click("button")
+        await expect(page.locator("#messages")).to_contain_text(" 20 ")
+        before = await text_of(page, "#messages")
+        await page.reload()
+        await page.wait_for_selector("#messages p")
+        assert len(await text_of(page, "#messages")) >= len(before)
+        await expect(page.locator("#messages p").nth(1)).to_have_text(
+            "bot: You asked: why?\n" + NUMBERS.removeprefix("1 "), use_inner_text=False
+        )
+
+
+async def test_one_answer_survives_a_reload_without_a_client_library(program: Load, browser: Browser) -> None:
+    async with served(program("starlette_app"), browser) as page:
+        await page.click("#ask")
+        await expect(page.locator("#text")).to_contain_text(" 20 ")
+        before = await text_of(page, "#text")
+        await page.reload()
+        await page.wait_for_function("before => text.textContent.startsWith(before)", arg=before.strip())
+        await expect(page.locator("#state")).to_have_text("complete")
+        assert await page.text_content("#text") == NUMBERS
+
+
+async def test_django_serves_the_same(program: Load, browser: Browser) -> None:
+    async with served(program("django_app"), browser) as page:
+        await page.fill("input", "Good morning.")
+        await page.click("text=Remark")
+        await expect(page.locator("#messages p")).to_have_text(["you: Good morning."])
+        await page.fill("input", "Why?")
+        await page.click("text=Ask")
+        await page.wait_for_selector("text=bot (streaming)")
+        await page.reload()
+        await expect(page.locator("#messages p")).to_have_text(
+            ["you: Good morning.", "you: Why?", f"bot: {NUMBERS.strip()}"]
+        )
+
+
+async def test_a_progress_bar_goes_on_after_a_reload(program: Load, browser: Browser) -> None:
+    async with served(program("progress_bar"), browser) as page:
+        await page.click("#begin")
+        await page.wait_for_function("document.querySelector('progress')?.value > 20")
+        await page.reload()
+        await page.wait_for_function("document.querySelector('progress')?.value > 20")
+        await expect(page.locator("label")).to_have_text("200 of 200, complete")
+
+
+async def test_what_came_while_away_is_new_once(program: Load, browser: Browser) -> None:
+    async with served(program("notifications"), browser) as page:
+        await page.click("text=Send")
+        await expect(page.locator("li")).to_have_count(1)
+        address = page.url
+        await page.goto("about:blank")
+        assert (await page.request.post(f"{address}notify?text=Hello")).status == 201
+        await page.goto(address)
+        await expect(page.locator("li")).to_have_count(2)
+        await expect(page.locator("li.new")).to_contain_text("Hello")
+        await page.reload()
+        await expect(page.locator("li")).to_have_count(2)
+        await expect(page.locator("li.new")).to_have_count(0)
+
+
+async def test_a_chart_is_whole_after_a_reload(program: Load, browser: Browser) -> None:
+    async with served(program("live_chart"), browser) as page:
+        await page.wait_for_function("Number(count.textContent) > 30")
+        before = int(await text_of(page, "#count"))
+        await page.reload()
+        await page.wait_for_function("Number(count.textContent) > 0")
+        assert int(await text_of(page, "#count")) >= before
+        assert len((await page.get_attribute("#line", "points") or "").split()) >= before
+
+
+async def test_who_edits_an_old_version_is_told(program: Load, browser: Browser) -> None:
+    async with served(program("edit_notice"), browser) as ann:
+        bob = await ann.context.new_page()
+        await ann.goto("/?me=ann")
+        await bob.goto("/?me=bob")
+        await expect(bob.locator("#text")).to_have_value("Welcome. Change me.")
+        await bob.fill("#text", "Bob's words.")
+        await ann.fill("#text", "Ann's words.")
+        await ann.click("#save")
+        await expect(ann.locator("#notice")).to_contain_text("You saved version")
+        await expect(bob.locator("#notice")).to_contain_text("ann saved version")
+        await bob.click("#save")
+        await expect(bob.locator("#notice")).to_have_text("Not saved: ann was faster.")
+        assert await bob.input_value("#text") == "Bob's words."
+        await bob.click("#take")
+        await expect(bob.locator("#text")).to_have_value("Ann's words.")
+        await bob.fill("#text", "Ours.")
+        await bob.click("#save")
+        await expect(ann.locator("#text")).to_have_value("Ours.")
+
+
+async def test_an_answer_has_the_address_that_the_page_shows(program: Load, browser: Browser) -> None:
+    async with served(program("starlette_app"), browser, pace_s=0.0) as page:
+        await page.click("#ask")
+        await expect(page.locator("#state")).to_have_text("complete")
+        address = (await text_of(page, "#address")).removeprefix("curl -N ")
+        body = await (await page.request.get(address)).text()
+        assert "".join(json.loads(line[6:]) for line in body.splitlines() if line.startswith('data: "')) == NUMBERS

@@ -1,0 +1,17 @@
+"""The memory store keeps every promise."""
+
+from collections.abc import AsyncIterator
+
+import pytest
+
+from holdfast.stores.memory import MemoryStore
+from holdfast.testing import StoreContract
+
+
+class TestMemoryStore(StoreContract):
+    @pytest.fixture
+    async def store(self) -> AsyncIterator[MemoryStore]:
+        store = MemoryStore()
+        await store.open()
+        yield store
+        await store.close()

@@ -1,0 +1,238 @@
+"""One message as a stream (docs/protocol.md, 5.3): what a client adds up is the text, wherever it was cut."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from holdfast.core.cursor import parse_cursor
+from holdfast.transports.answer import Told, place, told_by
+from tests.transports.conftest import Served
+from tests.transports.test_sse import drained, pass_seconds
+from tests.transports.watching import NASTY, Stream, write
+
+EVENTS = "/v1/channels/c/messages/m1/events"
+
+
+def added_up(stream: Stream, kind: str = "answer") -> str:
+    return "".join(json.loads(event.data) for event in stream.events if event.event == kind)
+
+
+def last_id(stream: Stream) -> str:
+    return [event.id for event in stream.events if event.id is not None][-1]
+
+
+def done(stream: Stream) -> list[Any]:
+    return [json.loads(event.data) for event in stream.events if event.event == "done"]
+
+
+async def test_a_finished_message_is_told_at_once_and_ends_the_stream_as_complete(served: Served) -> None:
+    text = await write(served.hub, "c", ["one ", "two"])
+    stream = await Stream.open(served, EVENTS)
+    assert await stream.until_over() is True
+    assert [event.event for event in stream.events] == ["answer", "done"]
+    assert (added_up(stream), done(stream)) == (text, [{"status": "complete"}])
+    assert 1000 <= (stream.parser.retry_ms or 0) <= 3000
+
+
+async def test_coming_back_after_done_gets_204_which_stops_an_event_source(served: Served) -> None:
+    await write(served.hub, "c", ["text"])
+    stream = await Stream.open(served, EVENTS)
+    await stream.until_over()
+    again = await Stream.open(served, EVENTS, Last_Event_ID=last_id(stream))
+    await again.until_over()
+    assert (again.response.status, again.body) == (204, b"")
+
+
+async def change(served: Served, method: str, path: str, body: object) -> None:
+    answer = await served.http.request(method, f"/v1/channels/c/messages{path}", json=body)
+    assert answer.status_code in (200, 201), answer.text
+
+
+async def begin(served: Served) -> None:
+    await change(served, "POST", "", {"id": "m1", "role": "assistant", "status": "streaming"})
+
+
+async def append(served: Served, text: str, part: int = 0) -> None:
+    await change(served, "POST", "/m1/append", {"text": text, "part": part})
+
+
+async def test_thinking_and_answer_are_told_apart_as_they_come(served: Served) -> None:
+    await begin(served)
+    stream = await Stream.open(served, f"{EVENTS}?flush_ms=0")
+    await change(served, "PUT", "/m1/parts/0", {"type": "reasoning", "text": "Let me see."})
+    await change(served, "PUT", "/m1/parts/1", {"type": "tool", "call": "c", "name": "n", "input": "not told"})
+    await change(served, "PUT", "/m1/parts/2", {"type": "text", "text": "Forty"})
+    await append(served, " Yes.", 0)
+    await append(served, "-two", 2)
+    await append(served, ", nor this", 1)
+    await change(served, "POST", "/m1/finish", {"status": "failed"})
+    assert await stream.until_over() is True
+    assert added_up(stream, "thinking") == "Let me see. Yes."
+    assert added_up(stream) == "Forty-two"
+    assert done(stream) == [{"status": "failed"}]
+    assert {event.event for event in stream.events} == {"thinking", "answer", "done"}
+
+
+async def test_a_stream_that_was_cut_goes_on_with_the_very_next_character(served: Served) -> None:
+    await begin(served)
+    await change(served, "PUT", "/m1/parts/0", {"type": "reasoning", "text": "hm"})
+    await change(served, "PUT", "/m1/parts/1", {"type": "text", "text": "One, "})
+    first = await Stream.open(served, f"{EVENTS}?flush_ms=0")
+    await first.until(lambda: added_up(first) == "One, ")
+    await append(served, "two, ", 1)
+    await first.until(lambda: added_up(first) == "One, two, ")
+    first.close()
+    await append(served, "three, ", 1)
+    await append(served, "hm", 0)
+    second = await Stream.open(served, f"{EVENTS}?since=ignored:1", Last_Event_ID=last_id(first))
+    await second.until(lambda: added_up(second) == "three, ")
+    await append(served, "four", 1)
+    await change(served, "POST", "/m1/finish", {})
+    assert await second.until_over() is True
+    assert added_up(first) + added_up(second) == "One, two, three, four"
+    assert added_up(first, "thinking") + added_up(second, "thinking") == "hmhm"
+    third = await Stream.open(served, f"{EVENTS}?since={last_id(first)}")
+    await third.until_over()
+    assert added_up(third) == "three, four"
+
+
+async def test_it_goes_on_exactly_also_after_everything_left_memory(served: Served) -> None:
+    await begin(served)
+    for number in range(50):
+        await append(served, f"{number} ") if number else await change(served, "POST", "/m1/append", {"text": "0 "})
+    first = await Stream.open(served, EVENTS)
+    await first.until(lambda: added_up(first).endswith("49 "))
+    first.close()
+    await append(served, "50")
+    await served.hub.close()  # the next request starts it again, with nothing in memory
+    second = await Stream.open(served, EVENTS, Last_Event_ID=last_id(first))
+    await second.until_event("answer")
+    assert added_up(first) + added_up(second) == "".join(f"{number} " for number in range(50)) + "50"
+    second.close()
+
+
+@pytest.mark.parametrize("cursor", ["nonsense", "foreign:3:m0.2", "{epoch}:1", "{epoch}:1:presence"])
+async def test_any_other_cursor_begins_with_the_first_character(served: Served, cursor: str) -> None:
+    await write(served.hub, "c", ["text"])
+    epoch = (await served.hub.info("c")).epoch
+    stream = await Stream.open(served, EVENTS, Last_Event_ID=cursor.format(epoch=epoch))
+    await stream.until_over()
+    assert added_up(stream) == "text"
+
+
+async def test_its_id_is_a_cursor_for_the_channels_own_stream(served: Served) -> None:
+    await write(served.hub, "c", ["text"])
+    stream = await Stream.open(served, EVENTS)
+    await stream.until_over()
+    channel = await Stream.open(served, "/v1/channels/c/events", Last_Event_ID=last_id(stream))
+    assert json.loads((await channel.until_event("channel.attached")).data)["resumed"] is True
+
+
+async def test_a_message_that_goes_on_after_done_is_told_from_there(served: Served) -> None:
+    """A takeover by the server: what it interrupted at its restart streams again."""
+    from holdfast.core.requests import Asker, FinishMessage, TakeOver
+
+    await begin(served)
+    await change(served, "POST", "/m1/append", {"text": "half "})
+    server = Asker(is_server=True)
+    await served.hub.ask("c", "m1", FinishMessage(status="interrupted"), server)
+    first = await Stream.open(served, EVENTS)
+    assert await first.until_over() is True
+    assert done(first) == [{"status": "interrupted"}]
+    await served.hub.ask("c", "m1", TakeOver(), server)
+    second = await Stream.open(served, f"{EVENTS}?flush_ms=0", Last_Event_ID=last_id(first))
+    await change(served, "POST", "/m1/append", {"text": "whole", "generation": 2})
+    await second.until_event("answer")
+    assert added_up(first) + added_up(second) == "half whole"
+
+
+async def test_a_message_that_is_deleted_is_done(served: Served) -> None:
+    await begin(served)
+    stream = await Stream.open(served, EVENTS)
+    await served.http.delete("/v1/channels/c/messages/m1")
+    assert await stream.until_over() is True
+    assert done(stream) == [{"status": "deleted"}]
+    again = await Stream.open(served, EVENTS, Last_Event_ID=last_id(stream))
+    await again.until_over()
+    assert (again.response.status, json.loads(again.body)["code"]) == (410, "deleted")
+
+
+async def test_a_deleted_channel_breaks_the_stream_off(served: Served) -> None:
+    await begin(served)
+    stream = await Stream.open(served, EVENTS)
+    await stream.until(lambda: stream.parser.retry_ms is not None)
+    await served.hub.delete_channel("c")
+    assert await stream.until_over() is False
+    assert done(stream) == []
+
+
+@pytest.mark.parametrize(("name", "pieces"), NASTY, ids=[name for name, _ in NASTY])
+async def test_text_that_breaks_naive_code_adds_up(served: Served, name: str, pieces: list[str]) -> None:
+    await begin(served)
+    stream = await Stream.open(served, f"{EVENTS}?flush_ms=0")
+    for place, piece in enumerate(pieces):
+        if place:
+            await append(served, piece)
+        else:
+            await change(served, "PUT", "/m1/parts/0", {"type": "text", "text": piece})
+    await change(served, "POST", "/m1/finish", {})
+    assert await stream.until_over() is True
+    assert added_up(stream) == "".join(pieces)
+
+
+async def test_other_messages_of_the_channel_are_not_told(served: Served) -> None:
+    await begin(served)
+    stream = await Stream.open(served, f"{EVENTS}?flush_ms=0")
+    await served.hub.create("c", id="m2", text="not this")
+    await change(served, "POST", "/m1/append", {"text": "this"})
+    await stream.until_event("answer")
+    assert added_up(stream) == "this"
+
+
+async def test_it_is_pinged_and_broken_off_as_every_stream(served: Served) -> None:
+    await begin(served)
+    stream = await Stream.open(served, f"{EVENTS}?ping_s=2")
+    await stream.until(lambda: stream.parser.retry_ms is not None)
+    await pass_seconds(served, 2)
+    await stream.until_event("ping")
+    assert await drained(served, stream) is False
+    assert [(event.event, event.data) for event in stream.events[1:]] == [("bye", b'"draining"')]
+
+
+async def test_a_slow_reader_gets_the_end_too(served: Served) -> None:
+    answer = "".join(f"{number:06} " for number in range(200_000))
+    await begin(served)
+    reader, writer = await served.connect()
+    writer.write(f"GET {EVENTS}?flush_ms=0 HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+    for start in range(0, len(answer), 100_000):
+        await change(served, "POST", "/m1/append", {"text": answer[start : start + 100_000], "at": start})
+    await change(served, "POST", "/m1/finish", {})
+    stream = Stream(reader, writer)
+    assert await stream.until_over() is True
+    assert added_up(stream) == answer
+
+
+# The place in a cursor
+
+
+@given(st.lists(st.integers(0, 9_999_999), max_size=256), st.booleans())
+def test_what_was_told_is_read_back(lengths: list[int], is_done: bool) -> None:
+    extra = place(lengths, is_done=is_done)
+    cursor = parse_cursor(f"epoch:5:{extra}")
+    assert cursor is not None
+    told = told_by(cursor)
+    assert told.is_done is is_done
+    assert len(told.lengths) == len(lengths)
+    left_out = list(told.lengths).count(2**53)
+    assert list(told.lengths)[left_out:] == lengths[left_out:]
+    assert left_out == 0 or len(extra) > 260
+
+
+@pytest.mark.parametrize("extra", ["", "p7", "m", "m0.", "m0.x", "m0.-1", "m0.1.", "x0.1", "m9999"])
+def test_what_is_no_place_tells_nothing(extra: str) -> None:
+    assert told_by(parse_cursor(f"epoch:5:{extra}")) == Told()

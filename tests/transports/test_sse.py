@@ -1,0 +1,394 @@
+"""A channel as Server-Sent Events (docs/protocol.md, 5.1 and 5.2), behind a real server, both ways of sending."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from typing import Any
+
+import pytest
+
+from holdfast.core.errors import StoreUnavailable
+from holdfast.hub.channel import Channel
+from holdfast.testing.rawviewer import SseViewer
+from holdfast.transports.app import App
+from tests.transports.conftest import PATIENCE_S, Served
+from tests.transports.watching import NASTY, Stream, stored, write
+
+EVENTS = "/v1/channels/c/events"
+
+
+def watching(served: Served, channel: str = "c", **options: Any) -> SseViewer:
+    return SseViewer(served.host, served.port, channel, **options)
+
+
+def wheel(served: Served) -> Any:
+    app = served.hub._asgi
+    assert isinstance(app, App)
+    return app.wheel
+
+
+async def pass_seconds(served: Served, count: int) -> None:
+    """Let the wheel turn as if seconds had passed."""
+    for _ in range(count):
+        wheel(served).tick()
+        for _ in range(5):  # a task has to send what the tick wrote
+            await asyncio.sleep(0)
+
+
+def seen(viewer: SseViewer) -> list[str]:
+    return [received.event["type"] for received in viewer.events]
+
+
+# The head, and the first batch
+
+
+async def test_a_stream_begins_with_retry_then_the_channel_with_one_cursor_at_the_end(served: Served) -> None:
+    await served.hub.create("c", id="m1", text="one")
+    await served.hub.create("c", id="m2", text="two")
+    stream = await Stream.open(served, EVENTS)
+    await stream.until(lambda: len(stream.events) == 3)
+    assert stream.response.status == 200
+    assert stream.response.headers["content-type"] == "text/event-stream; charset=utf-8"
+    assert stream.response.headers["cache-control"] == "no-cache, no-transform"
+    assert stream.response.headers["x-accel-buffering"] == "no"
+    assert stream.body.startswith(b"retry: ")
+    assert 1000 <= (stream.parser.retry_ms or 0) <= 3000
+    assert [event.event for event in stream.events] == ["channel.attached", "message.update", "message.update"]
+    assert [event.id is not None for event in stream.events] == [False, False, True]
+    attached = json.loads(stream.events[0].data)
+    assert (attached["type"], attached["resumed"], attached["serial"]) == ("channel.attached", False, 2)
+    assert stream.events[-1].id == (await served.hub.info("c")).cursor
+    stream.close()
+
+
+async def test_the_retry_is_drawn_for_each_connection(served: Served) -> None:
+    drawn = set()
+    for _ in range(8):
+        stream = await Stream.open(served, EVENTS)
+        await stream.until_event("channel.attached")
+        drawn.add(stream.parser.retry_ms)
+        stream.close()
+    assert len(drawn) > 1
+
+
+async def test_a_viewer_in_mid_answer_gets_all_text_in_one_event_and_then_the_stream(served: Served) -> None:
+    async with served.hub.message("c", id="m1") as message:
+        for _ in range(300):
+            await message.append("token ")
+        await message.flush()
+        async with watching(served) as viewer:
+            await viewer.until_attached()
+            assert seen(viewer) == ["channel.attached", "message.update"]
+            assert viewer.checker.text("m1") == "token " * 300
+            await message.append("and live")
+            await viewer.until(lambda: viewer.checker.text("m1").endswith("live"))
+            await message.finish()
+            await viewer.until(lambda: viewer.checker.status("m1") == "complete")
+            assert viewer.checker.differences(await stored(served.hub, "c", "m1")) == []
+            assert viewer.checker.violations == []
+
+
+@pytest.mark.parametrize(("name", "pieces"), NASTY, ids=[name for name, _ in NASTY])
+async def test_text_that_breaks_naive_code_arrives_as_it_is(served: Served, name: str, pieces: list[str]) -> None:
+    async with watching(served, query={"flush_ms": "0"}) as live:
+        await live.until_attached()
+        text = await write(served.hub, "c", pieces)
+        await live.until(lambda: live.checker.status("m1") == "complete")
+        async with watching(served) as late:
+            await late.until_attached()
+            for viewer in (live, late):
+                assert viewer.checker.text("m1") == text
+                assert viewer.checker.violations == []
+
+
+# Coming back
+
+
+async def test_a_cursor_brings_what_was_missed_and_nothing_else(served: Served) -> None:
+    await served.hub.create("c", id="m1", text="seen")
+    async with watching(served) as viewer:
+        await viewer.until_attached()
+        await viewer.close()
+        await served.hub.create("c", id="m2", text="missed")
+        await viewer.reconnect()
+        await viewer.until(lambda: "m2" in viewer.checker.messages)
+        assert seen(viewer)[2:] == ["channel.attached", "message.create"]
+        assert (viewer.checker.resumes, viewer.checker.new_starts) == (1, 1)
+        assert viewer.checker.violations == []
+
+
+async def test_last_event_id_wins_over_since(served: Served) -> None:
+    await served.hub.create("c", id="m1", text="one")
+    old = (await served.hub.info("c")).cursor
+    await served.hub.create("c", id="m2", text="two")
+    new = (await served.hub.info("c")).cursor
+    stream = await Stream.open(served, f"{EVENTS}?since={old}", Last_Event_ID=new)
+    await stream.until_event("channel.attached")
+    await served.hub.create("c", id="m3", text="three")
+    await stream.until(lambda: len(stream.events) == 2)
+    assert json.loads(stream.events[1].data)["message"]["id"] == "m3"
+    stream.close()
+
+
+@pytest.mark.parametrize("cursor", ["another:1", "nonsense", "", "another:99999999999999999999"])
+async def test_a_foreign_cursor_is_a_new_start_and_no_error(served: Served, cursor: str) -> None:
+    await served.hub.create("c", id="m1", text="one")
+    stream = await Stream.open(served, f"{EVENTS}?since={cursor}", Last_Event_ID=cursor)
+    attached = json.loads((await stream.until_event("channel.attached")).data)
+    assert (stream.response.status, attached["resumed"]) == (200, False)
+    stream.close()
+
+
+async def test_a_cursor_above_the_head_is_of_another_life(served: Served) -> None:
+    await served.hub.create("c", id="m1", text="one")
+    epoch = (await served.hub.info("c")).epoch
+    stream = await Stream.open(served, f"{EVENTS}?since={epoch}:7")
+    assert json.loads((await stream.until_event("channel.attached")).data)["resumed"] is False
+    stream.close()
+
+
+async def test_an_empty_channel_resumes_to_whatever_comes(served: Served) -> None:
+    async with watching(served) as viewer:
+        await viewer.until_attached()
+        assert viewer.checker.cursor == "-:0"
+        await viewer.close()
+        await served.hub.create("c", id="m1", text="first")
+        await viewer.reconnect()
+        await viewer.until(lambda: "m1" in viewer.checker.messages)
+        assert viewer.checker.resumes == 1
+        assert viewer.checker.violations == []
+
+
+async def test_a_deleted_channel_begins_anew_under_its_viewers(served: Served) -> None:
+    await served.hub.create("c", id="m1", text="old")
+    async with watching(served) as viewer:
+        await viewer.until_attached()
+        await served.hub.delete_channel("c")
+        await viewer.until(lambda: not viewer.checker.messages)
+        await served.hub.create("c", id="m2", text="new")
+        await viewer.until(lambda: "m2" in viewer.checker.messages)
+        assert viewer.checker.violations == []
+
+
+async def test_history_bounds_a_new_start(served: Served) -> None:
+    for number in range(5):
+        await served.hub.create("c", id=f"m{number}", text=str(number))
+    stream = await Stream.open(served, f"{EVENTS}?history=2")
+    await stream.until(lambda: len(stream.events) == 3)
+    attached = json.loads(stream.events[0].data)
+    assert (attached["more"], attached["before"]) == (True, 4)
+    stream.close()
+
+
+async def test_a_percent_encoded_channel_is_the_channel(served: Served) -> None:
+    await served.hub.create("chat:1+1", id="m1", text="x")
+    for path in ("/v1/channels/chat%3A1%2B1/events", "/v1/channels/chat:1+1/events"):
+        stream = await Stream.open(served, path)
+        assert json.loads((await stream.until_event("message.update")).data)["message"]["id"] == "m1"
+        stream.close()
+
+
+# Many, slow, silent, gone
+
+
+async def test_two_streams_at_once_each_get_everything(served: Served) -> None:
+    async with watching(served) as one, watching(served) as other, watching(served, "d") as third:
+        for viewer in (one, other, third):
+            await viewer.until_attached()
+        first, second = [f"a{number} " for number in range(200)], [f"b{number} " for number in range(200)]
+        await asyncio.gather(
+            write(served.hub, "c", first, id="m1"),
+            write(served.hub, "c", second, id="m2"),
+            write(served.hub, "d", first, id="m3"),
+        )
+        for viewer in (one, other):
+            await viewer.until(lambda viewer=viewer: {viewer.checker.status(id) for id in ("m1", "m2")} == {"complete"})
+            assert viewer.checker.text("m1") == "".join(first)
+            assert viewer.checker.text("m2") == "".join(second)
+        await third.until(lambda: third.checker.status("m3") == "complete")
+        assert list(third.checker.messages) == ["m3"]
+        for viewer in (one, other, third):
+            assert viewer.checker.violations == []
+
+
+async def test_a_stalled_reader_skips_ahead_and_loses_nothing(served: Served) -> None:
+    answer = "x" * 1_000_000
+    async with (
+        watching(served, receive_buffer_bytes=16 * 1024, query={"flush_ms": "0"}) as slow,
+        watching(served, query={"flush_ms": "0"}) as quick,
+    ):
+        await slow.until_attached()
+        await quick.until_attached()
+        slow.stall()
+        async with served.hub.message("c", id="m1") as message:
+            for start in range(0, len(answer), 10_000):
+                await message.append(answer[start : start + 10_000])
+                await message.flush()
+                await asyncio.sleep(0)
+        await quick.until(lambda: quick.checker.status("m1") == "complete")
+        assert quick.checker.text("m1") == answer
+        slow.resume()
+        await slow.until(lambda: slow.checker.status("m1") == "complete", timeout_s=PATIENCE_S)
+        assert slow.checker.text("m1") == answer
+        assert slow.checker.payload_bytes <= 1.05 * len(answer) + 128 * 1024
+        assert len(slow.events) < len(quick.events)
+        assert slow.checker.violations == quick.checker.violations == []
+
+
+async def test_a_heartbeat_is_a_comment_every_fifteen_seconds_at_most(served: Served) -> None:
+    stream = await Stream.open(served, EVENTS)
+    await stream.until_event("channel.attached")
+    await pass_seconds(served, 15)
+    await stream.until(lambda: stream.parser.comments == 1)
+    await pass_seconds(served, 15)
+    await stream.until(lambda: stream.parser.comments == 2)
+    assert len(stream.events) == 1
+    stream.close()
+
+
+async def test_a_heartbeat_is_an_event_for_who_asks_for_it(served: Served) -> None:
+    stream = await Stream.open(served, f"{EVENTS}?ping_s=2")
+    await stream.until_event("channel.attached")
+    await pass_seconds(served, 4)
+    await stream.until(lambda: [event.event for event in stream.events[1:]] == ["ping", "ping"])
+    assert (stream.events[1].data, stream.events[1].id, stream.parser.comments) == (b"{}", None, 0)
+    stream.close()
+
+
+async def test_a_viewer_who_leaves_leaves_nothing_behind(served: Served) -> None:
+    async with watching(served) as viewer:
+        await viewer.until_attached()
+        assert served.hub.stats()["feeds"] == 1
+        assert len(wheel(served)) == 1
+    await served.until(lambda: served.hub.stats()["feeds"] == 0 and len(wheel(served)) == 0)
+
+
+async def test_a_viewer_who_is_cut_off_in_mid_write_leaves_nothing_behind(served: Served) -> None:
+    async with watching(served, receive_buffer_bytes=16 * 1024) as viewer:
+        await viewer.until_attached()
+        viewer.stall()
+        for number in range(20):
+            await served.hub.create("c", id=f"m{number}", text="x" * 200_000)
+        await viewer.close(reset=True)
+    await served.until(lambda: served.hub.stats()["feeds"] == 0)
+    assert (await served.http.get("/healthz")).status_code == 200
+
+
+async def test_a_reader_who_takes_nothing_for_too_long_is_cut_off(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("holdfast.transports.sink.SEND_TIMEOUT_S", 0.05)
+    async with watching(served, receive_buffer_bytes=16 * 1024) as viewer:
+        await viewer.until_attached()
+        viewer.stall()
+        for number in range(60):
+            await served.hub.create("c", id=f"m{number}", text="x" * 200_000)
+        await served.until(lambda: served.hub.stats()["feeds"] == 0)
+        viewer.resume()
+        await viewer.until(lambda: viewer.is_over)
+        assert "ended" not in [violation.kind for violation in viewer.checker.violations]
+
+
+async def test_a_store_that_fails_a_catch_up_breaks_the_stream_off(
+    served: Served, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def gone(self: Channel, history: int) -> None:
+        raise StoreUnavailable("the disk is gone")
+
+    await served.hub.create("c", id="m1", text="x")
+    await served.hub.close()
+    monkeypatch.setattr(Channel, "load_history", gone)
+    stream = await Stream.open(served, EVENTS)
+    assert await stream.until_over() is False
+    assert "the disk is gone" in caplog.text
+    monkeypatch.undo()
+    stream = await Stream.open(served, EVENTS)
+    await stream.until_event("message.update")
+    stream.close()
+
+
+# Leaving
+
+
+async def drained(served: Served, stream: Stream) -> bool:
+    """Drain the hub; did the stream end as complete?"""
+    async with asyncio.timeout(2):
+        await served.hub.drain()
+        return await stream.until_over()
+
+
+async def test_an_event_source_is_told_when_to_come_back_and_broken_off(served: Served) -> None:
+    stream = await Stream.open(served, EVENTS)
+    await stream.until_event("channel.attached")
+    assert await drained(served, stream) is False
+    assert [(event.event, event.data) for event in stream.events[1:]] == [("bye", b'"draining"')]
+    assert 1000 <= (stream.parser.retry_ms or 0) <= 3000
+
+
+@pytest.mark.parametrize("said", [{"path": f"{EVENTS}?sdk=js"}, {"path": EVENTS, "Holdfast_Client": "py/1"}])
+async def test_our_clients_are_broken_off_without_a_word(served: Served, said: dict[str, str]) -> None:
+    stream = await Stream.open(served, **said)
+    await stream.until_event("channel.attached")
+    assert await drained(served, stream) is False
+    assert len(stream.events) == 1
+
+
+async def test_a_stalled_reader_does_not_hold_up_the_end(served: Served) -> None:
+    async with watching(served, receive_buffer_bytes=16 * 1024) as viewer:
+        await viewer.until_attached()
+        viewer.stall()
+        for number in range(60):
+            await served.hub.create("c", id=f"m{number}", text="x" * 200_000)
+        async with asyncio.timeout(2):
+            await served.hub.drain()
+            await served.until(lambda: len(wheel(served)) == 0)
+        viewer.resume()
+        await viewer.until(lambda: viewer.is_over)
+
+
+async def test_a_hub_that_leaves_refuses_new_streams_before_anything_else(served: Served) -> None:
+    await served.hub.start()
+    await served.hub.drain()
+    path = f"{EVENTS}?history=7"
+    stream = await Stream.open(served, path)
+    assert await stream.until_over() is True
+    assert stream.response.status == 200
+    assert [(event.event, event.data) for event in stream.events] == [("bye", b'"draining"')]
+    assert 1000 <= (stream.parser.retry_ms or 0) <= 3000
+    answer = await served.http.get(path, headers={"holdfast-client": "py/1"})
+    assert (answer.status_code, answer.json()["code"]) == (503, "draining")
+    assert answer.headers["retry-after"] in ("1", "2", "3")
+
+
+async def test_an_event_source_is_asked_to_wait_longer_where_the_store_is_gone(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def gone(*args: object, **options: object) -> None:
+        raise StoreUnavailable("the disk is gone")
+
+    monkeypatch.setattr(served.hub, "attach", gone)
+    stream = await Stream.open(served, EVENTS)
+    assert await stream.until_over() is True
+    assert [(event.event, event.data) for event in stream.events] == [("bye", b'"store_unavailable"')]
+    assert 15_000 <= (stream.parser.retry_ms or 0) <= 45_000
+    assert (await served.http.get(f"{EVENTS}?sdk=js")).status_code == 503
+
+
+async def test_an_error_that_would_come_again_has_its_status_also_for_an_event_source(served: Served) -> None:
+    stream = await Stream.open(served, "/v1/channels/a%20b/events")
+    await stream.until_over()
+    assert (stream.response.status, json.loads(stream.body)["code"]) == (400, "invalid_name")
+
+
+async def test_the_end_of_a_server_waits_for_no_stream(served: Served, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.WARNING)
+    streams = [await Stream.open(served, EVENTS) for _ in range(20)]
+    for stream in streams:
+        await stream.until_event("channel.attached")
+    async with asyncio.timeout(2):
+        await served.hub.close()
+        for stream in streams:
+            assert await stream.until_over() is False
+    assert not [record for record in caplog.records if record.name.startswith(("holdfast", "asyncio"))]

@@ -1,0 +1,87 @@
+"""What tests of streams share: nasty texts, streams read line by line, and a message written meanwhile.
+
+You are in `tests`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+from typing import Any, Self
+
+from holdfast.app import Hub
+from holdfast.testing.rawviewer import Response, SseEvent, SseParser
+from tests.transports.conftest import PATIENCE_S, Served
+
+VECTORS = json.loads((Path(__file__).parent.parent / "vectors" / "text.json").read_text())
+NASTY: list[tuple[str, list[str]]] = [
+    (vector["name"], [piece["text"] for piece in vector["pieces"]]) for vector in VECTORS
+]
+
+
+class Stream:
+    """A GET of an event stream, as bytes: for what a viewer with rules would hide."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.response = Response()
+        self.parser = SseParser()
+        self.body = b""
+        self.events: list[SseEvent] = []
+        self.is_over = False  # the server has closed, or said that it is complete
+        self._reader = reader
+        self._writer = writer
+
+    @classmethod
+    async def open(cls, served: Served, path: str, **headers: str) -> Self:
+        """Ask, and wait for the head of the answer."""
+        reader, writer = await served.connect()
+        lines = [f"GET {path} HTTP/1.1", "Host: localhost"]
+        lines += [f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]
+        writer.write(("\r\n".join(lines) + "\r\n\r\n").encode())
+        stream = cls(reader, writer)
+        await stream.until(lambda: bool(stream.response.status))
+        return stream
+
+    async def until(self, is_true: Any) -> None:
+        """Read until it is so."""
+        async with asyncio.timeout(PATIENCE_S):
+            while not is_true():
+                assert not self.is_over, f"the stream ended: {self.response.status} {self.body[-500:]!r}"
+                data = await self._reader.read(64 * 1024)
+                if data:
+                    piece = self.response.receive(data)
+                    self.body += piece
+                    self.events += self.parser.receive(piece)
+                self.is_over = not data or self.response.is_complete
+
+    async def until_event(self, kind: str) -> SseEvent:
+        """Read until there is such an event; the first one."""
+        await self.until(lambda: any(event.event == kind for event in self.events))
+        return next(event for event in self.events if event.event == kind)
+
+    async def until_over(self) -> bool:
+        """Read to the end; was it complete, as HTTP sees it?"""
+        await self.until(lambda: self.is_over)
+        return self.response.is_complete
+
+    def close(self) -> None:
+        """Leave."""
+        self._writer.close()
+
+
+async def write(hub: Hub, channel: str, pieces: list[str], *, id: str = "m1") -> str:
+    """A message written piece by piece, each stored before the next; returns its text."""
+    async with hub.message(channel, id=id) as message:
+        for piece in pieces:
+            await message.append(piece)
+            await message.flush()
+    return "".join(pieces)
+
+
+async def stored(hub: Hub, channel: str, id: str) -> dict[str, Any]:
+    """The message as the hub has it, in the form of the wire."""
+    import msgspec
+
+    found: dict[str, Any] = msgspec.to_builtins((await hub.read(channel, id))[0])
+    return found
