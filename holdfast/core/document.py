@@ -93,7 +93,8 @@ _decode_head = msgspec.msgpack.Decoder(MessageHead).decode
 
 def document(message: MessageState) -> Document:
     """The document to store for `message` as it is now. The caller notes it with `mark_documented` once stored."""
-    fresh = message.documented < message.shaped or not message.documented
+    # Deleted text must leave the store too, though nothing of it is in the new document.
+    fresh = message.deleted or message.documented < message.shaped or not message.documented
     since = 0 if fresh else message.documented
     segments = []
     for index, part in enumerate(message.parts):
@@ -127,8 +128,7 @@ def restore(stored: Stored) -> MessageState:
     for segment in stored.segments:
         part = message.parts[segment.part] if segment.part < len(message.parts) else None
         if part is not None and isinstance(part.text, Text):
-            _extend(part.text, segment)
-            message.size_bytes += utf8_len(segment.text)
+            message.size_bytes += utf8_len(_extend(part.text, segment))
     mark_documented(message, head.version)
     for entry in stored.entries:
         apply_op(message, entry.op, entry.serial)
@@ -181,8 +181,8 @@ def _json_len(text: Text | TextFork, start: int, end: int) -> int:
     return len(msgspec.json.encode(text.slice(start, end))) - 2
 
 
-def _extend(text: Text, segment: Segment) -> None:
-    """Add a segment's text where it belongs, and all its marks."""
+def _extend(text: Text, segment: Segment) -> str:
+    """Add a segment's text where it belongs, and all its marks; returns what was new of it."""
     new = segment.text[max(0, text.length - segment.at) :]
     serial, length = 0, segment.at
     before = text.length
@@ -191,6 +191,7 @@ def _extend(text: Text, segment: Segment) -> None:
         serial, length = serial + serial_step, length + length_step
         if length > text.length:
             text.append(new[text.length - before : length - before], serial)
+    return new
 
 
 def _head(message: MessageState) -> MessageHead:

@@ -11,12 +11,10 @@ import contextlib
 import secrets
 import sqlite3
 import time
-from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Literal
 
 from holdfast.core.document import Document, Stored, grave
-from holdfast.core.ops import Delete, Op
 from holdfast.stores.base import (
     NOTHING,
     Changes,
@@ -30,10 +28,9 @@ from holdfast.stores.base import (
 )
 from holdfast.stores.sqlite_documents import INTEGER_BYTES, Documents
 from holdfast.stores.sqlite_file import SqliteFile
-from holdfast.stores.sqlite_log import CommitLog, Tracked
+from holdfast.stores.sqlite_log import CommitLog, Placed, Tracked
 
-MAX_CHANNELS = 10_000  # known in memory; beyond it those that pin nothing and were not asked for lately go
-MAX_MOVED = 10_000  # remembered for `moved`
+MAX_CHANNELS = 10_000  # known in memory; beyond it half of those that pin nothing go
 # Documents are asked for before a minute is over, so that what shares rows with deleted text is gone by then,
 # though `tidy` comes only every few seconds.
 OLD_MS = 45_000
@@ -55,7 +52,7 @@ TIDY_S = 0.1
 class Channel:
     """A channel as the thread knows it."""
 
-    __slots__ = ("epoch", "floor", "id", "name", "serial", "tracked")
+    __slots__ = ("epoch", "floor", "id", "moved", "name", "serial", "tracked", "used")
 
     def __init__(self, number: int, name: str, epoch: str, floor: int, serial: int) -> None:
         self.id = number
@@ -64,6 +61,8 @@ class Channel:
         self.floor = floor
         self.serial = serial
         self.tracked: dict[str, Tracked] = {}  # messages that stream or have entries without a document, by id
+        self.moved = 0  # the commit that moved it last, since the start
+        self.used = 0  # the last commit when somebody asked for it
 
     @property
     def head(self) -> Head:
@@ -71,12 +70,11 @@ class Channel:
 
 
 class _Plan:
-    """A write that is accepted, taken apart."""
+    """A write that brings documents, taken apart."""
 
-    __slots__ = ("channel", "documents", "is_born", "new", "write")
+    __slots__ = ("channel", "documents", "is_born", "new")
 
-    def __init__(self, write: Write, channel: Channel, is_born: bool) -> None:
-        self.write = write
+    def __init__(self, channel: Channel, is_born: bool) -> None:
         self.channel = channel
         self.is_born = is_born
         self.new: dict[str, Tracked] = {}  # messages without a document so far
@@ -106,10 +104,9 @@ class Engine:
 
     def _load(self) -> None:
         db = self._file.db
-        self._channels: OrderedDict[str, Channel] = OrderedDict()
-        self._moved: OrderedDict[str, int] = OrderedDict()
-        self._moves = 0
-        self._forgotten_moves = 0
+        self._channels: dict[str, Channel] = {}
+        self._deleted_at: dict[str, int] = {}  # channel → the commit that deleted it
+        self._forgotten = 0  # moves up to this commit are not all known any more
         self._commits = 0
         self._documents_written = 0
         self._checkpoints = 0
@@ -148,28 +145,39 @@ class Engine:
     def commit(self, writes: Sequence[Write]) -> list[Committed | Conflict]:
         """`Store.commit`."""
         answers: list[Committed | Conflict] = []
-        plans = []
+        plans: list[_Plan] = []
+        entries: list[Placed] = []
+        heads: list[tuple[Channel, int]] = []
         for write in writes:
             channel = self._channel(write.channel)
-            head = channel.head if channel is not None else NOTHING
-            if write.expected != head.serial or (channel is not None and write.epoch != head.epoch):
-                answers.append(Conflict(head))
+            if channel is None:
+                fits = write.expected == 0
+            else:
+                fits = write.expected == channel.serial and write.epoch == channel.epoch
+            if not fits:
+                answers.append(Conflict(channel.head if channel is not None else NOTHING))
                 continue
-            answers.append(Committed(write.expected + len(write.entries)))
-            if write.entries or (write.documents and channel is not None):
-                plans.append(self._plan(write, channel))
-        if plans:
-            self._carry_out(plans)
+            serial = write.expected + len(write.entries)
+            answers.append(Committed(serial))
+            if channel is None:
+                if not write.entries:
+                    continue
+                channel = Channel(self._next_channel, write.channel, write.epoch, 0, 0)
+                self._next_channel += 1
+                plans.append(self._plan(write, channel, is_born=True))
+            elif write.documents:
+                plans.append(self._plan(write, channel, is_born=False))
+            self._place(write, channel, plans[-1] if write.documents else None, entries)
+            if write.entries:
+                heads.append((channel, serial))
+        if plans or entries:
+            self._carry_out(plans, entries, heads)
         return answers
 
-    def _plan(self, write: Write, known: Channel | None) -> _Plan:
-        channel = known
-        if channel is None:
-            channel = Channel(self._next_channel, write.channel, write.epoch, 0, 0)
-            self._next_channel += 1
-        plan = _Plan(write, channel, known is None)
+    def _plan(self, write: Write, channel: Channel, *, is_born: bool) -> _Plan:
+        plan = _Plan(channel, is_born)
         for document in write.documents:
-            tracked = self._tracked(plan, document.id)
+            tracked = plan.new.get(document.id) or self._tracked(channel, document.id)
             if tracked is None:
                 tracked = Tracked(channel.name, self._documents.new_key(), document.id, 0)
                 plan.new[document.id] = tracked
@@ -177,30 +185,31 @@ class Engine:
                 plan.documents.append((tracked, document))
         return plan
 
-    def _tracked(self, plan: _Plan, message_id: str) -> Tracked | None:
-        channel = plan.channel
-        tracked = channel.tracked.get(message_id) or plan.new.get(message_id)
-        if tracked is None and not plan.is_born:
+    def _place(self, write: Write, channel: Channel, plan: _Plan | None, entries: list[Placed]) -> None:
+        """Add to `entries` those of `write` that no document of its `plan` covers."""
+        known = channel.tracked
+        covered = {document.id: document.version for _, document in plan.documents} if plan is not None else None
+        for entry in write.entries:
+            op = entry.op
+            if covered is not None and entry.serial <= covered.get(op.id, 0):
+                continue
+            tracked = known.get(op.id) or self._tracked(channel, op.id)
+            if tracked is None and plan is not None:
+                tracked = plan.new.get(op.id)
+            if tracked is None:
+                raise ValueError(f"the first entry of message {op.id!r} came without a document")
+            entries.append((tracked, entry.serial, op))
+
+    def _tracked(self, channel: Channel, message_id: str) -> Tracked | None:
+        """What is known of a message that has a document."""
+        tracked = channel.tracked.get(message_id)
+        if tracked is None:
             found = self._documents.find(channel.id, message_id)
             if found is not None:
                 tracked = channel.tracked[message_id] = Tracked(channel.name, found.key, found.id, found.version)
         return tracked
 
-    def _uncovered(self, plan: _Plan) -> Iterator[tuple[Tracked, int, Op]]:
-        """The entries of a write that its documents do not cover."""
-        covered = {document.id: document.version for _, document in plan.documents}
-        known = plan.channel.tracked
-        for entry in plan.write.entries:
-            op = entry.op
-            if covered and entry.serial <= covered.get(op.id, 0):
-                continue
-            tracked = known.get(op.id) or self._tracked(plan, op.id)
-            if tracked is None:
-                raise ValueError(f"the first entry of message {op.id!r} came without a document")
-            yield tracked, entry.serial, op
-
-    def _carry_out(self, plans: list[_Plan]) -> None:
-        entries = [entry for plan in plans for entry in self._uncovered(plan)]
+    def _carry_out(self, plans: list[_Plan], entries: list[Placed], heads: list[tuple[Channel, int]]) -> None:
         rows = self._log.rows(entries)
         handed = -self._documents.row_bytes
         with self._file.transaction() as db:
@@ -210,11 +219,11 @@ class Engine:
         handed += self._documents.row_bytes + log_bytes
         self._note_written(handed, documents=sum(len(plan.documents) for plan in plans))
         self._log.written(rows, slots)
-        for tracked, _, op in entries:
-            if type(op) is Delete:
-                tracked.is_deleted = True
         for plan in plans:
             self._note_plan(plan)
+        for channel, serial in heads:
+            channel.serial = serial
+            channel.moved = self._commits
 
     def _write_plan(self, db: sqlite3.Connection, plan: _Plan) -> int:
         """Write what is not for the log; returns the bytes handed over besides the documents'."""
@@ -245,22 +254,12 @@ class Engine:
                 self._is_wipe_due = True
             if not document.is_streaming and not tracked.slots:
                 channel.tracked.pop(document.id, None)
-        if plan.write.entries:
-            channel.serial = plan.write.expected + len(plan.write.entries)
-            self._note_move(channel.name)
 
     def _note_written(self, row_bytes: int, *, documents: int = 0) -> None:
         self._commits += 1
         self._documents_written += documents
         self._row_bytes += row_bytes
         self._note_pages(COMMIT_PAGES + row_bytes // 4096 + DOCUMENT_PAGES * documents)
-
-    def _note_move(self, channel: str) -> None:
-        self._moves += 1
-        self._moved[channel] = self._moves
-        self._moved.move_to_end(channel)
-        if len(self._moved) > MAX_MOVED:
-            _, self._forgotten_moves = self._moved.popitem(last=False)
 
     def delete_channel(self, name: str, used_up: Sequence[str], until_ms: int) -> Head:
         """`Store.delete_channel`."""
@@ -278,7 +277,9 @@ class Engine:
         del self._channels[name]
         self._deleted.append(channel.id)
         self._is_wipe_due = True
-        self._note_move(name)
+        self._deleted_at[name] = self._commits
+        if len(self._deleted_at) > MAX_CHANNELS:
+            self._forgotten = self._deleted_at.pop(next(iter(self._deleted_at)))
         return channel.head
 
     # -- questions ---------------------------------------------------------------------------------------------
@@ -338,15 +339,13 @@ class Engine:
 
     def moved(self, token: str | None) -> Moved:
         """`Store.moved`."""
-        now = f"{self._life}:{self._moves}"
-        life, _, seen = (token or "").partition(":")
-        if life != self._life or int(seen) < self._forgotten_moves:
+        now = f"{self._life}:{self._commits}"
+        life, _, since = (token or "").partition(":")
+        if life != self._life or int(since) < self._forgotten:
             return Moved(now, None)
-        moved = {}
-        for channel, move in reversed(self._moved.items()):
-            if move <= int(seen):
-                break
-            moved[channel] = self.head(channel)
+        seen = int(since)
+        moved = {name: NOTHING for name, at in self._deleted_at.items() if at > seen}
+        moved |= {name: channel.head for name, channel in self._channels.items() if channel.moved > seen}
         return Moved(now, moved)
 
     def _stored(self, documents: dict[int, str]) -> list[Stored]:
@@ -366,25 +365,24 @@ class Engine:
 
     def _channel(self, name: str) -> Channel | None:
         channel = self._channels.get(name)
-        if channel is not None:
-            self._channels.move_to_end(name)
-            return channel
-        row = self._file.db.execute("SELECT id, epoch, floor FROM channels WHERE name = ?", (name,)).fetchone()
-        if row is None:
-            return None
-        number, epoch, floor = row
-        channel = Channel(number, name, epoch, floor, self._documents.top(number))
-        self._channels[name] = channel
-        self._forget_channels()
+        if channel is None:
+            row = self._file.db.execute("SELECT id, epoch, floor FROM channels WHERE name = ?", (name,)).fetchone()
+            if row is None:
+                return None
+            number, epoch, floor = row
+            if len(self._channels) >= MAX_CHANNELS:
+                self._forget_channels()
+            channel = self._channels[name] = Channel(number, name, epoch, floor, self._documents.top(number))
+        channel.used = self._commits
         return channel
 
     def _forget_channels(self) -> None:
-        for _ in range(min(2, len(self._channels) - MAX_CHANNELS)):
-            name, channel = next(iter(self._channels.items()))
-            if any(tracked.slots for tracked in channel.tracked.values()):
-                self._channels.move_to_end(name)
-            else:
-                del self._channels[name]
+        """Forget the half that was not asked for lately, but for channels that pin rows of the log."""
+        by_use = sorted(self._channels.values(), key=lambda channel: channel.used)
+        for channel in by_use[: len(by_use) // 2]:
+            if not any(tracked.slots for tracked in channel.tracked.values()):
+                del self._channels[channel.name]
+                self._forgotten = max(self._forgotten, channel.moved)
 
     def _tracked_by_key(self, key: int) -> Tracked | None:
         known = self._documents.by_key(key)

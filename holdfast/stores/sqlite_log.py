@@ -17,6 +17,8 @@ import sqlite3
 from array import array
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import groupby
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 import msgspec
@@ -33,6 +35,7 @@ PIECE_BYTES = 4_000
 
 Item = list[Any]  # as decoded: see the module's docstring
 
+_SERIAL = itemgetter(1)
 _encode = msgspec.msgpack.Encoder().encode
 _decode_items = msgspec.msgpack.Decoder(list[Item]).decode
 
@@ -58,11 +61,14 @@ class Tracked:
         return self.serials[-1] if self.serials else 0
 
 
+Placed = tuple[Tracked, int, Op]  # an entry for the log: its message, its serial, its operation
+
+
 class Row(NamedTuple):
-    """A row to be written: its items, and whose they are."""
+    """A row to be written: its items, and the entry of each."""
 
     data: bytes
-    entries: list[tuple[Tracked, int]]
+    entries: list[Placed]
 
 
 class CommitLog:
@@ -92,22 +98,22 @@ class CommitLog:
     # -- writing -------------------------------------------------------------------------------------------------
 
     @staticmethod
-    def rows(entries: Iterable[tuple[Tracked, int, Op]]) -> list[Row]:
-        """The rows for `entries` (message, serial, operation), as few as they fit into."""
+    def rows(entries: Iterable[Placed]) -> list[Row]:
+        """The rows for `entries`, as few as they fit into."""
         rows = []
-        parts: list[bytes] = []
-        owners: list[tuple[Tracked, int]] = []
+        items: list[bytes] = []
+        owners: list[Placed] = []
         size = 0
-        for tracked, serial, op in entries:
-            for item in _items(tracked.key, serial, op):
-                if size + len(item) > MAX_ITEM_BYTES:
-                    rows.append(Row(_list_of(parts), owners))
-                    parts, owners, size = [], [], 0
-                parts.append(item)
-                owners.append((tracked, serial))
+        for entry in entries:
+            for item in _items(*entry):
                 size += len(item)
-        if parts:
-            rows.append(Row(_list_of(parts), owners))
+                if size > MAX_ITEM_BYTES:
+                    rows.append(Row(_list_of(items), owners))
+                    items, owners, size = [], [], len(item)
+                items.append(item)
+                owners.append(entry)
+        if items:
+            rows.append(Row(_list_of(items), owners))
         return rows
 
     def write(self, db: sqlite3.Connection, rows: Sequence[Row]) -> tuple[list[int], int]:
@@ -139,8 +145,10 @@ class CommitLog:
                 taken = self._free[self._rooms[slot]].pop()
                 assert taken == slot
             self._stamps[slot] = self._stamp
-            for tracked, serial in row.entries:
+            for tracked, serial, op in row.entries:
                 self._pin(tracked, serial, slot)
+                if type(op) is Delete:
+                    tracked.is_deleted = True
 
     def release(self, tracked: Tracked, version: int) -> None:
         """Note that the committed document of `tracked` covers all of it up to `version`."""
@@ -159,17 +167,14 @@ class CommitLog:
     def entries(self, db: sqlite3.Connection, keys: Iterable[int]) -> dict[int, list[Entry]]:
         """The entries beyond the documents `keys`, in order; each row is read once."""
         wanted = {key: self.pinned[key] for key in keys if key in self.pinned}
-        found: dict[int, dict[int, list[Item]]] = {key: {} for key in wanted}
+        found: dict[int, list[Item]] = {key: [] for key in wanted}
         for slot in sorted({slot for tracked in wanted.values() for slot in tracked.slots}):
             (body,) = db.execute("SELECT body FROM log WHERE id = ?", (slot,)).fetchone()
-            for item in _decode_items(unpack(body)):
-                tracked = wanted.get(item[0])
-                if tracked is not None and item[1] > tracked.version:
-                    found[item[0]].setdefault(item[1], []).append(item)
-        return {
-            key: [_entry(wanted[key].id, serial, items) for serial, items in sorted(of_key.items())]
-            for key, of_key in found.items()
-        }
+            for item in _read_items(body, slot):
+                of_message = found.get(item[0])
+                if of_message is not None:
+                    of_message.append(item)
+        return {key: _entries(wanted[key], items) for key, items in found.items()}
 
     def load(self, db: sqlite3.Connection, find: Callable[[int], Tracked | None]) -> int:
         """Learn from the rows what they pin; `find` tells of the document with a key.
@@ -284,7 +289,8 @@ class CommitLog:
             self._wipe_list.append(slot)
 
 
-def _items(key: int, serial: int, op: Op) -> Iterable[bytes]:
+def _items(tracked: Tracked, serial: int, op: Op) -> Iterable[bytes]:
+    key = tracked.key
     if type(op) is Append:
         item = _encode((key, serial, op.part, op.at, op.text))
         if len(item) <= MAX_ITEM_BYTES:
@@ -316,12 +322,25 @@ def _read_items(body: bytes, slot: int) -> list[Item]:
         raise StoreUnusable(f"the log is damaged: slot {slot} cannot be read ({error}); restore a backup") from error
 
 
+def _entries(tracked: Tracked, items: list[Item]) -> list[Entry]:
+    """The entries beyond the document of `tracked`, in order."""
+    items.sort(key=_SERIAL)  # slots are not in the order of serials
+    entries: list[Entry] = []
+    for serial, pieces in groupby(items, key=_SERIAL):
+        if serial > tracked.version:
+            entries.append(_entry(tracked.id, serial, list(pieces)))
+    return entries
+
+
 def _entry(message_id: str, serial: int, items: list[Item]) -> Entry:
     """The entry whose items these are, in any order."""
-    if len(items[0]) == 5:
+    first = items[0]
+    if len(first) == 5:
+        if len(items) == 1:
+            return Entry(serial, Append(id=message_id, part=first[2], at=first[3], text=first[4]))
         items.sort(key=lambda item: item[3])
-        _, _, part, at, _ = items[0]
-        return Entry(serial, Append(id=message_id, part=part, at=at, text="".join([item[4] for item in items])))
+        text = "".join([item[4] for item in items])
+        return Entry(serial, Append(id=message_id, part=first[2], at=items[0][3], text=text))
     items.sort(key=lambda item: item[2])
     try:
         op = decode_op(b"".join([item[3] for item in items]))

@@ -26,8 +26,7 @@ class Tab:
         self.page = page
         self.url = url
         self.errors: list[str] = []
-        self.first_batch: list[dict[str, Any]] = []  # events of the first batch since the last load, over WebSocket
-        self._is_first = True
+        self.first_batch: list[dict[str, Any]] = []  # events of the first batch of the latest WebSocket
         page.on("pageerror", lambda error: self.errors.append(str(error)))
         page.on("websocket", self._listen)
 
@@ -42,7 +41,6 @@ class Tab:
 
     async def reload(self) -> None:
         """Press F5."""
-        self.first_batch, self._is_first = [], True
         await self.page.reload()
 
     async def text(self, message_id: str) -> str | None:
@@ -64,13 +62,18 @@ class Tab:
         await self.page.wait_for_selector(f'[data-message-id="{message_id}"][data-status="{status}"]')
 
     def _listen(self, socket: WebSocket) -> None:
-        socket.on("framereceived", self._receive)
+        first: list[dict[str, Any]] = []
+        self.first_batch = first
+        is_complete = False
 
-    def _receive(self, frame: str | bytes) -> None:
-        told = json.loads(frame)
-        if told.get("type") == "events" and self._is_first:
-            self.first_batch += told["events"]
-            self._is_first = told.get("cursor") is None
+        def receive(frame: str | bytes) -> None:
+            nonlocal is_complete
+            told = json.loads(frame)
+            if told.get("type") == "events" and not is_complete:
+                first.extend(told["events"])
+                is_complete = told.get("cursor") is not None
+
+        socket.on("framereceived", receive)
 
 
 def units(text: str) -> int:

@@ -126,7 +126,9 @@ def test_a_create_of_another_author_is_a_conflict(desk: Desk) -> None:
 
 
 def test_the_order_of_keys_makes_no_other_content(desk: Desk) -> None:
-    desk.create("m", meta={"a": 1, "b": {"x": 1, "y": 2}}, parts=[{"type": "data", "name": "n", "data": {"p": 1, "q": 2}}])
+    desk.create(
+        "m", meta={"a": 1, "b": {"x": 1, "y": 2}}, parts=[{"type": "data", "name": "n", "data": {"p": 1, "q": 2}}]
+    )
     meta = {"b": {"y": 2, "x": 1}, "a": 1}
     again = desk.create("m", meta=meta, parts=[{"data": {"q": 2, "p": 1}, "name": "n", "type": "data"}])
     assert again.ops == ()

@@ -34,11 +34,13 @@ async def served(program: ModuleType, browser: Browser, pace_s: float = 0.01) ->
     context.set_default_timeout(PATIENCE_MS)
     page, errors = await context.new_page(), []
     page.on("pageerror", lambda error: errors.append(str(error)))
-    await page.goto("/")
-    yield page
-    await context.close()
-    running.should_exit = True
-    await serving
+    try:
+        await page.goto("/")
+        yield page
+    finally:
+        await context.close()
+        running.should_exit = True
+        await serving
     assert errors == []
 
 
