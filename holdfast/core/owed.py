@@ -53,16 +53,15 @@ def newest_messages(state: ChannelState, history: int, limits: Limits) -> tuple[
     size = 0
     for message in newest:
         if message.created < state.history_from:
-            return None
+            break  # between it and the page there may be others
         if len(page) >= history:
             return page, True
         size += 0 if message.is_streaming else message.size_bytes
         if page and size > limits.history_bytes:
             return page, True
         page.append(message)
-    if state.has_older and not state.is_history_cut and (len(page) < history or not newest):
-        return None
-    return page, state.has_older
+    is_whole = len(page) >= history or (state.is_history_cut and page) or not state.has_older
+    return (page, state.has_older) if is_whole else None
 
 
 def new_start(state: ChannelState, page: list[MessageState], more: bool) -> list[ChannelAttached | MessageUpdate]:

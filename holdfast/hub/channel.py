@@ -20,7 +20,7 @@ from holdfast.core.limits import Limits
 from holdfast.core.ops import Entry
 from holdfast.core.owed import events_since, new_start, newest_messages, resumed
 from holdfast.core.state import ChannelState, MessageState, apply_entry
-from holdfast.hub.feed import Behind, EncodedBatch, Feed, Group, flush_class
+from holdfast.hub.feed import Behind, EncodedBatch, Feed, Group, Ticks, flush_class
 from holdfast.stores.base import Head, Store
 
 if TYPE_CHECKING:
@@ -32,13 +32,14 @@ KEPT_ABSENT = 10_000  # ids known not to exist, so that a new message asks the s
 class Channel:
     """One channel in memory."""
 
-    def __init__(self, name: str, store: Store, limits: Limits, *, now_s: float) -> None:
+    def __init__(self, name: str, store: Store, limits: Limits, ticks: Ticks, *, now_s: float) -> None:
         self.name = name
         self.state = ChannelState(name)
         self.parked: deque[Item] = deque()  # requests that wait for a load, in order
         self.used_s = now_s
         self._store = store
         self._limits = limits
+        self._ticks = ticks
         self._is_loaded = False
         self._absent: set[str] = set()
         self._groups: dict[int, Group] = {}
@@ -93,7 +94,7 @@ class Channel:
     def attach(self, since: Cursor | None, *, history: int, flush_ms: int, wake: Callable[[], None]) -> Feed:
         """A new feed; `wake` is called on a tick whenever there is something for it to take."""
         window = flush_class(flush_ms)
-        group = self._groups.setdefault(window, Group(self, window))
+        group = self._groups.setdefault(window, Group(self._ticks, window))
         feed = Feed(self, since, history=history, group=group, wake=wake)
         group.add(feed)
         return feed

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterator, Sequence
+from math import ceil
 from typing import TYPE_CHECKING
 
 from holdfast.core.cursor import EMPTY, NO_EPOCH, Cursor
@@ -170,16 +171,38 @@ class Feed:
         return self._epoch == state.epoch and state.floor <= self._serial <= state.serial
 
 
+class Ticks:
+    """The timers of all flush windows, on a grid of a few milliseconds, so that one serves many channels."""
+
+    GRID_S = 0.004
+
+    def __init__(self) -> None:
+        self._due: dict[int, list[Callable[[], None]]] = {}
+
+    def call_at(self, due_s: float, callback: Callable[[], None]) -> None:
+        """Call `callback` at the first point of the grid that is not before `due_s` (of the loop's clock)."""
+        point = ceil(due_s / self.GRID_S)
+        waiting = self._due.get(point)
+        if waiting is None:
+            waiting = self._due[point] = []
+            asyncio.get_running_loop().call_at(point * self.GRID_S, self._run, point)
+        waiting.append(callback)
+
+    def _run(self, point: int) -> None:
+        for callback in self._due.pop(point):
+            callback()
+
+
 class Group:
     """The feeds of one channel and flush class, released together: at most one batch a window, the first at once."""
 
-    __slots__ = ("_channel", "_feeds", "_last_s", "_timer", "_window_s")
+    __slots__ = ("_feeds", "_is_due", "_last_s", "_ticks", "_window_s")
 
-    def __init__(self, channel: Channel, flush_ms: int) -> None:
-        self._channel = channel
+    def __init__(self, ticks: Ticks, flush_ms: int) -> None:
+        self._ticks = ticks
         self._window_s = flush_ms / 1000
         self._feeds: dict[Feed, None] = {}
-        self._timer: asyncio.Handle | None = None
+        self._is_due = False  # is a release on its way?
         self._last_s = float("-inf")
 
     def __len__(self) -> int:
@@ -196,17 +219,18 @@ class Group:
 
     def moved(self) -> None:
         """The channel moved: release the feeds when their window is over, at once after a pause."""
-        if self._timer is not None or not self._feeds:
+        if self._is_due or not self._feeds:
             return
+        self._is_due = True
         loop = asyncio.get_running_loop()
         due_s = self._last_s + self._window_s
         if loop.time() >= due_s:
-            self._timer = loop.call_soon(self._release)
+            loop.call_soon(self._release)
         else:
-            self._timer = loop.call_at(due_s, self._release)
+            self._ticks.call_at(due_s, self._release)
 
     def _release(self) -> None:
-        self._timer = None
+        self._is_due = False
         self._last_s = asyncio.get_running_loop().time()
         if len(self._feeds) <= SLICE_FEEDS:
             for feed in tuple(self._feeds):

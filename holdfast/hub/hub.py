@@ -37,7 +37,7 @@ from holdfast.hub.channel import Channel
 from holdfast.hub.clock import Clock
 from holdfast.hub.committer import Answer, Ask, Committer, DocumentDue, Done, Item, Waiting
 from holdfast.hub.drain import SignalHook
-from holdfast.hub.feed import Feed
+from holdfast.hub.feed import Feed, Ticks
 from holdfast.hub.identity import Authenticate
 from holdfast.hub.patterns import check_pattern, matches
 from holdfast.hub.subscription import Subscription
@@ -73,6 +73,7 @@ class _Runtime:
         self.stop = asyncio.Event()
         self.is_over = False
         self.channels: dict[str, Channel] = {}
+        self.ticks = Ticks()
         self.writers: dict[tuple[str, str], MessageWriter] = {}
         self.jobs: set[asyncio.Task[Any]] = set()  # tasks of the app, given time when the hub drains
         self.quieter = asyncio.Event()  # set whenever a job or a writer ends
@@ -383,7 +384,7 @@ class HubCore:
         now_s = runtime.loop.time()
         channel = runtime.channels.get(name)
         if channel is None:
-            channel = runtime.channels[name] = Channel(name, self.store, self.limits, now_s=now_s)
+            channel = runtime.channels[name] = Channel(name, self.store, self.limits, runtime.ticks, now_s=now_s)
         channel.used_s = now_s
         return channel
 

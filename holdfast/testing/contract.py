@@ -668,7 +668,6 @@ class StoreContract:
     # -- the law ------------------------------------------------------------------------------------------------
 
     @settings(
-        max_examples=60,
         deadline=None,
         suppress_health_check=[
             HealthCheck.function_scoped_fixture,  # each example has a channel of its own

@@ -1,0 +1,540 @@
+"""What a viewer is owed, event by event, in the situations that occur (DESIGN 3 "Joining" and 4 "Catching up").
+
+You are in `tests`. Every batch is written out; the laws in `test_laws` say what holds for all of them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from holdfast.core.document import mark_documented
+from holdfast.core.events import (
+    ChannelAttached,
+    Event,
+    MessageAppend,
+    MessageCreate,
+    MessageDelete,
+    MessageEvent,
+    MessageFinish,
+    MessagePart,
+    MessageTakeover,
+    MessageUpdate,
+    encode_json,
+)
+from holdfast.core.limits import Limits
+from holdfast.core.owed import events_since, new_start, newest_messages, resumed
+from holdfast.core.state import TAIL_ENTRIES, ChannelState, apply_entry
+from holdfast.hub.feed import EncodedBatch
+from tests.core.desk import BOB, SERVER, Desk, data_part, text_part, tool_part
+from tests.core.worlds import Shelf
+
+LIMITS = Limits()
+
+
+@pytest.fixture
+def desk() -> Desk:
+    return Desk()
+
+
+def owed(desk: Desk, since: int) -> list[MessageEvent]:
+    events = events_since(desk.state, since, limit=200)
+    assert events is not None
+    return events
+
+
+def from_store(desk: Desk) -> Desk:
+    """A desk of another process, which read the channel from a store: coarse marks, no tail."""
+    shelf, other = Shelf(), Desk()
+    for entry in desk.log:
+        shelf.add(entry)
+    for message in desk.state.messages.values():
+        shelf.put_document_of(message)
+    old = desk.state
+    other.state = ChannelState("c", old.epoch, old.serial)
+    other.state.newest = old.newest
+    other.state.insert(shelf.restore(one) for one in old.messages)
+    other.state.complete_since, other.state.history_from, other.state.has_older = 0, 1, False
+    other.draft = type(other.draft)(other.state)
+    return other
+
+
+# -- text ------------------------------------------------------------------------------------------------------
+
+
+def test_nothing_is_owed_to_who_has_seen_all(desk: Desk) -> None:
+    desk.stream("m", "a")
+    assert owed(desk, 1) == []
+
+
+def test_appends_since_the_cursor_are_one_event(desk: Desk) -> None:
+    desk.stream("m", "")
+    for text in ("one ", "two ", "thrée ", "four"):
+        desk.append("m", text)
+    assert owed(desk, 2) == [MessageAppend(serial=5, id="m", part=0, at=4, text="two thrée four")]
+    assert owed(desk, 4) == [MessageAppend(serial=5, id="m", part=0, at=14, text="four")]
+
+
+def test_two_parts_that_stream_are_one_event_each_in_order_of_their_last_pieces(desk: Desk) -> None:
+    desk.stream("m", parts=[text_part(), tool_part()])
+    for part, text in ((0, "a"), (1, "1"), (0, "b"), (1, "2"), (0, "c")):
+        desk.append("m", text, part=part)
+    assert owed(desk, 1) == [
+        MessageAppend(serial=5, id="m", part=1, at=0, text="12"),
+        MessageAppend(serial=6, id="m", part=0, at=0, text="abc"),
+    ]
+    assert owed(desk, 3) == [
+        MessageAppend(serial=5, id="m", part=1, at=1, text="2"),
+        MessageAppend(serial=6, id="m", part=0, at=1, text="bc"),
+    ]
+
+
+def test_two_messages_that_stream_are_one_event_each(desk: Desk) -> None:
+    desk.stream("m", "")
+    desk.stream("n", "")
+    for one, text in (("m", "a"), ("n", "1"), ("n", "2"), ("m", "b")):
+        desk.append(one, text)
+    assert owed(desk, 2) == [
+        MessageAppend(serial=5, id="n", part=0, at=0, text="12"),
+        MessageAppend(serial=6, id="m", part=0, at=0, text="ab"),
+    ]
+
+
+def test_text_that_was_sent_twice_is_owed_once(desk: Desk) -> None:
+    desk.stream("m", "")
+    desk.append("m", "abc", at=0)
+    desk.append("m", "abc", at=0)
+    desk.append("m", "bcde", at=1)
+    assert owed(desk, 1) == [MessageAppend(serial=3, id="m", part=0, at=0, text="abcde")]
+
+
+# -- parts -----------------------------------------------------------------------------------------------------
+
+
+def test_a_part_opened_by_the_first_append_comes_as_a_part_and_then_as_text(desk: Desk) -> None:
+    desk.stream("m")
+    desk.now_ms = 2_000
+    for text in ("a", "b", "c"):
+        desk.append("m", text)
+    opened = MessagePart(serial=2, id="m", index=0, updated_at=2_000, part=text_part("a"))
+    assert owed(desk, 1) == [opened, MessageAppend(serial=4, id="m", part=0, at=1, text="bc")]
+    assert owed(desk, 2) == [MessageAppend(serial=4, id="m", part=0, at=1, text="bc")]
+
+
+def test_a_part_replaced_twenty_times_is_one_event(desk: Desk) -> None:
+    desk.stream("m", parts=[data_part(0)])
+    for number in range(1, 21):
+        desk.now_ms = 1_000 * number
+        desk.part("m", 0, data_part(number))
+    assert owed(desk, 1) == [MessagePart(serial=21, id="m", index=0, updated_at=20_000, part=data_part(20))]
+
+
+def test_a_part_opened_and_replaced_is_opened_in_its_place(desk: Desk) -> None:
+    desk.stream("m", "")
+    desk.part("m", 1, data_part(1))
+    desk.part("m", 2, data_part("other"))
+    desk.part("m", 1, data_part(2))
+    desk.now_ms = 3_000
+    desk.part("m", 1, data_part(3))
+    assert owed(desk, 1) == [
+        MessagePart(serial=2, id="m", index=1, updated_at=1_000, part=data_part(1)),
+        MessagePart(serial=3, id="m", index=2, updated_at=1_000, part=data_part("other")),
+        MessagePart(serial=5, id="m", index=1, updated_at=3_000, part=data_part(3)),
+    ]
+    assert owed(desk, 2) == [
+        MessagePart(serial=3, id="m", index=2, updated_at=1_000, part=data_part("other")),
+        MessagePart(serial=5, id="m", index=1, updated_at=3_000, part=data_part(3)),
+    ]
+
+
+def test_a_replaced_part_takes_the_place_of_the_text_before_it(desk: Desk) -> None:
+    desk.stream("m", "")
+    desk.append("m", "gone")
+    desk.part("m", 0, text_part("new"))
+    desk.append("m", " and more")
+    assert owed(desk, 1) == [
+        MessagePart(serial=3, id="m", index=0, updated_at=1_000, part=text_part("new")),
+        MessageAppend(serial=4, id="m", part=0, at=3, text=" and more"),
+    ]
+
+
+# -- whole messages --------------------------------------------------------------------------------------------
+
+
+def test_a_message_created_since_is_whole_as_it_is_now(desk: Desk) -> None:
+    desk.stream("m", "a", meta={"x": 1})
+    desk.append("m", "b")
+    desk.part("m", 1, data_part())
+    desk.finish("m", "cancelled", reason="stop")
+    assert owed(desk, 0) == [MessageCreate(serial=4, message=desk.message("m"))]
+    assert desk.message("m").version == 4
+
+
+def test_an_edited_message_is_whole_with_its_version_as_serial(desk: Desk) -> None:
+    desk.create("m", text="a")
+    desk.create("n", text="b")
+    desk.update("m", text="A")
+    desk.update("n", meta={"x": 1})
+    desk.update("m", text="AA")
+    assert owed(desk, 2) == [
+        MessageUpdate(serial=4, message=desk.message("n")),
+        MessageUpdate(serial=5, message=desk.message("m")),
+    ]
+
+
+def test_an_edited_message_brings_nothing_else_of_it(desk: Desk) -> None:
+    desk.stream("m", "a")
+    desk.append("m", "b")
+    desk.update("m", meta={"x": 1}, generation=1)
+    desk.append("m", "c")
+    desk.part("m", 1, data_part())
+    desk.finish("m")
+    assert owed(desk, 1) == [MessageUpdate(serial=6, message=desk.message("m"))]
+    assert [type(event) for event in owed(desk, 3)] == [MessageAppend, MessagePart, MessageFinish]
+
+
+def test_a_deleted_message_is_a_delete_only(desk: Desk) -> None:
+    desk.stream("m", "a")
+    desk.stream("n", "b")
+    desk.append("m", "x")
+    desk.update("m", meta={"x": 1}, generation=1)
+    desk.finish("m")
+    desk.delete("m")
+    for since in range(6):
+        events = [event for event in owed(desk, since) if not isinstance(event, MessageCreate)]
+        assert events == [MessageDelete(serial=6, id="m")]
+
+
+# -- ends ------------------------------------------------------------------------------------------------------
+
+
+def test_a_finish_comes_after_the_text_with_the_whole_meta(desk: Desk) -> None:
+    desk.stream("m", "", meta={"x": 1, "y": 2})
+    desk.append("m", "text")
+    desk.now_ms = 5_000
+    desk.finish("m", "failed", reason="r", meta={"y": None, "z": 3})
+    finish = MessageFinish(serial=3, id="m", status="failed", reason="r", meta={"x": 1, "z": 3}, updated_at=5_000)
+    assert owed(desk, 1) == [MessageAppend(serial=2, id="m", part=0, at=0, text="text"), finish]
+    assert owed(desk, 2) == [finish]
+
+
+def test_text_is_split_at_a_finish_and_a_takeover(desk: Desk) -> None:
+    desk.stream("m", "")
+    desk.append("m", "be")
+    desk.append("m", "fore")
+    desk.interrupt("m")
+    desk.take_over("m")
+    desk.append("m", " af", generation=2)
+    desk.append("m", "ter", generation=2)
+    interrupted = MessageFinish(serial=4, id="m", status="interrupted", updated_at=1_000)
+    after = [
+        MessageTakeover(serial=5, id="m"),
+        MessageAppend(serial=7, id="m", part=0, at=6, text=" after"),
+    ]
+    assert owed(desk, 1) == [
+        MessageAppend(serial=3, id="m", part=0, at=0, text="before"),
+        interrupted,
+        *after,
+    ]
+    assert owed(desk, 3) == [interrupted, *after]
+    assert owed(desk, 4) == after
+    assert owed(desk, 6) == [MessageAppend(serial=7, id="m", part=0, at=9, text="ter")]
+
+
+def test_of_several_ends_the_last_ones_are_owed(desk: Desk) -> None:
+    desk.stream("m", "")
+    desk.append("m", "1")
+    desk.interrupt("m")
+    desk.take_over("m")
+    desk.append("m", "2", generation=2)
+    desk.finish("m", generation=2)
+    assert owed(desk, 1) == [
+        MessageAppend(serial=2, id="m", part=0, at=0, text="1"),
+        MessageAppend(serial=5, id="m", part=0, at=1, text="2"),
+        MessageFinish(serial=6, id="m", status="complete", updated_at=1_000),
+    ]
+
+
+def test_a_takeover_of_what_streamed_is_one_event(desk: Desk) -> None:
+    desk.stream("m", "a")
+    desk.take_over("m", asker=SERVER)
+    desk.append("m", "b", generation=2, asker=BOB)
+    assert owed(desk, 1) == [
+        MessageTakeover(serial=2, id="m"),
+        MessageAppend(serial=3, id="m", part=0, at=1, text="b"),
+    ]
+
+
+# -- beyond the tail, and too much -----------------------------------------------------------------------------
+
+
+def test_whoever_the_tail_outran_gets_a_reshaped_message_whole(desk: Desk) -> None:
+    desk.stream("m", parts=[data_part(0), text_part()])
+    desk.stream("n", "")
+    for number in range(TAIL_ENTRIES + 1):
+        desk.part("m", 0, data_part(number))
+    desk.append("n", "text")
+    text = MessageAppend(serial=1_004, id="n", part=0, at=0, text="text")
+    assert owed(desk, 2) == [MessageUpdate(serial=1_003, message=desk.message("m")), text]
+    last = MessagePart(serial=1_003, id="m", index=0, updated_at=1_000, part=data_part(1_000))
+    assert owed(desk, 3) == [last, text]
+
+
+def test_the_tail_is_bounded_in_bytes_too(desk: Desk) -> None:
+    desk.stream("m", "")
+    for _ in range(5):
+        desk.part("m", 0, data_part("x" * 400_000))
+    assert [type(event) for event in owed(desk, 1)] == [MessageUpdate]
+    assert [type(event) for event in owed(desk, 4)] == [MessagePart]
+
+
+def test_from_the_store_text_is_still_one_append_and_a_reshaped_message_whole(desk: Desk) -> None:
+    desk.stream("m", "")
+    desk.stream("n", "")
+    for _ in range(100):
+        desk.append("m", "0123456789")
+    desk.part("n", 0, text_part("new"))
+    other = from_store(desk)
+    assert owed(other, 102) == [MessageUpdate(serial=103, message=desk.message("n"))]
+    (append,) = [event for event in owed(other, 52) if isinstance(event, MessageAppend)]
+    assert append == MessageAppend(serial=102, id="m", part=0, at=260, text=("0123456789" * 100)[260:])
+
+
+def test_more_changed_messages_than_the_limit_are_none(desk: Desk) -> None:
+    for number in range(5):
+        desk.create(f"m{number}", text="x")
+    assert events_since(desk.state, 1, limit=3) is None
+    assert len(events_since(desk.state, 2, limit=3) or ()) == 3
+    assert events_since(desk.state, 5, limit=0) == []
+
+
+# -- new starts ------------------------------------------------------------------------------------------------
+
+
+def begin(desk: Desk, history: int, limits: Limits = LIMITS) -> tuple[list[str], bool | None, int | None]:
+    """The ids of a new start in their order, and its `more` and `before`."""
+    page = newest_messages(desk.state, history, limits)
+    assert page is not None
+    attached, *updates = new_start(desk.state, *page)
+    assert isinstance(attached, ChannelAttached)
+    assert (attached.resumed, attached.serial, attached.epoch) == (False, desk.state.serial, desk.state.epoch)
+    for update in updates:
+        assert isinstance(update, MessageUpdate)
+        assert update == MessageUpdate(serial=update.message.version, message=desk.message(update.message.id))
+    return [event.message.id for event in updates if isinstance(event, MessageUpdate)], attached.more, attached.before
+
+
+def conversation(desk: Desk) -> None:
+    """m1 … m6 at serials 1 … 6: m2 streams, m4 is deleted at 7, m1 edited at 8."""
+    desk.create("m1", text="1")
+    desk.stream("m2", "2")
+    for number in (3, 4, 5, 6):
+        desk.create(f"m{number}", text=f"{number}")
+    desk.delete("m4")
+    desk.update("m1", text="one")
+
+
+def test_a_new_start_shows_the_newest_messages_and_every_streaming_one(desk: Desk) -> None:
+    conversation(desk)
+    assert begin(desk, 2) == (["m2", "m5", "m6"], True, 5)
+    assert begin(desk, 3) == (["m2", "m3", "m5", "m6"], True, 3)
+    assert begin(desk, 4) == (["m2", "m3", "m5", "m6"], True, 2)
+    assert begin(desk, 5) == (["m2", "m3", "m5", "m6", "m1"], False, 1)
+    assert begin(desk, 200) == (["m2", "m3", "m5", "m6", "m1"], False, 1)
+
+
+def test_without_history_a_new_start_shows_only_what_streams(desk: Desk) -> None:
+    conversation(desk)
+    assert begin(desk, 0) == (["m2"], True, 9)
+
+
+def test_a_new_start_of_an_empty_channel(desk: Desk) -> None:
+    page = newest_messages(desk.state, 50, LIMITS)
+    assert page == ([], False)
+    attached = ChannelAttached(channel="c", epoch="-", serial=0, resumed=False, more=False, before=1)
+    assert new_start(desk.state, *page) == [attached]
+
+
+def test_a_new_start_of_a_channel_where_all_is_deleted(desk: Desk) -> None:
+    desk.create("m", text="x")
+    desk.delete("m")
+    assert begin(desk, 50) == ([], False, 3)
+
+
+def test_a_new_start_is_bounded_in_bytes_of_finished_messages_but_shows_the_newest(desk: Desk) -> None:
+    limits = Limits(history_bytes=1_000)
+    for number in range(5):
+        desk.create(f"m{number}", text="x" * 400)
+    assert begin(desk, 50, limits) == (["m3", "m4"], True, 4)
+    desk.create("big", text="x" * 5_000)
+    assert begin(desk, 50, limits) == (["big"], True, 6)
+    desk.stream("stream", "x" * 5_000)
+    assert begin(desk, 50, limits) == (["stream"], True, 7)
+    desk.create("small", text="x")
+    assert begin(desk, 50, limits) == (["stream", "small"], True, 7)
+
+
+def part_of(desk: Desk, *, history_from: int, is_history_cut: bool = False) -> Desk:
+    """A desk whose memory holds what was created since, and what streams or was asked for."""
+    state = desk.state
+    state.history_from, state.has_older, state.is_history_cut = history_from, True, is_history_cut
+    return desk
+
+
+def test_what_is_not_in_memory_has_to_be_read_first(desk: Desk) -> None:
+    for number in range(6):
+        desk.create(f"m{number}", text="x")
+    del desk.state.messages["m0"], desk.state.messages["m1"]
+    part_of(desk, history_from=3)
+    assert newest_messages(desk.state, 5, LIMITS) is None
+    assert begin(desk, 4) == (["m2", "m3", "m4", "m5"], True, 3)
+
+
+@pytest.mark.parametrize("history", [0, 1, 2, 4])
+def test_an_older_message_in_memory_does_not_hide_that_the_page_is_whole(desk: Desk, history: int) -> None:
+    desk.stream("old", "streams since long ago")
+    for number in range(6):
+        desk.create(f"m{number}", text="x")
+    del desk.state.messages["m0"], desk.state.messages["m1"]
+    part_of(desk, history_from=4)
+    newest = [f"m{number}" for number in range(6 - history, 6)]
+    assert begin(desk, history) == (["old", *newest], True, 8 - history)
+    assert newest_messages(desk.state, 5, LIMITS) is None
+
+
+def test_a_page_that_was_cut_by_its_bytes_is_whole(desk: Desk) -> None:
+    desk.stream("old", "streams since long ago")
+    for number in range(4):
+        desk.create(f"m{number}", text="x")
+    del desk.state.messages["m0"], desk.state.messages["m1"]
+    part_of(desk, history_from=4, is_history_cut=True)
+    assert begin(desk, 50) == (["old", "m2", "m3"], True, 4)
+    desk.delete("m2")
+    desk.delete("m3")
+    assert newest_messages(desk.state, 50, LIMITS) is None
+
+
+# -- bytes -----------------------------------------------------------------------------------------------------
+
+ANSWERS = {
+    "prose": "The answer is in the documents, word by word. ",
+    "quotes and lines": 'She said: "no"\n\tand left.\r\n',
+    "emoji": "👩\u200d🚀🇫🇷 ",
+    "cjk": "持久的实时传输，",
+    "control": "a\x01b\x02 ",
+}
+MISSING = 1_200  # bytes of JSON text
+
+
+def answer(text: str, *, tokens: int) -> tuple[Desk, str, int]:
+    """An 8 KB answer in mid-stream, in pieces of so many characters; what is missing of it, and since when."""
+    desk = Desk()
+    desk.create("u", text="question")
+    desk.stream("m", reply_to="u", meta={"model": "none", "seed": 7})
+    whole = (text * 8_000)[: len((text * 8_000).encode()[:8_000].decode(errors="ignore"))]
+    for start in range(0, len(whole), tokens):
+        desk.append("m", whole[start : start + tokens])
+    for index, entry in enumerate(desk.log[2:], 2):
+        seen = whole[: (index - 1) * tokens]
+        if json_bytes(whole[len(seen) :]) <= MISSING:
+            return desk, whole[len(seen) :], entry.serial
+    raise AssertionError("the answer is too short")
+
+
+def json_bytes(text: str) -> int:
+    return len(encode_json(text)) - 2
+
+
+def resume(desk: Desk, since: int) -> EncodedBatch:
+    events: list[Any] = [resumed(desk.state), *owed(desk, since)]
+    return EncodedBatch("c", str(desk.state.cursor), events)
+
+
+@pytest.mark.parametrize("tokens", [1, 4, 40])
+@pytest.mark.parametrize("text", ANSWERS.values(), ids=ANSWERS)
+def test_a_resume_costs_the_missing_text_and_400_bytes(text: str, tokens: int) -> None:
+    desk, missing, since = answer(text, tokens=tokens)
+    batch = resume(desk, since)
+    (append,) = [event for event in batch.events if isinstance(event, MessageAppend)]
+    assert append.text == missing
+    assert json_bytes(missing) > MISSING - 300
+    assert len(batch.sse) <= json_bytes(missing) + 400
+    assert sum(map(len, (frame.encode() for frame in batch.frames))) <= json_bytes(missing) + 400
+
+
+@pytest.mark.parametrize("ends", [False, True])
+@pytest.mark.parametrize("tokens", [1, 4, 40])
+@pytest.mark.parametrize("text", ANSWERS.values(), ids=ANSWERS)
+def test_after_a_restart_a_resume_costs_the_missing_text_and_700_bytes(text: str, tokens: int, ends: bool) -> None:
+    desk, missing, since = answer(text, tokens=tokens)
+    if ends:
+        desk.finish("m", meta={"tokens": 1_000})
+    batch = resume(from_store(desk), since)
+    (append,) = [event for event in batch.events if isinstance(event, MessageAppend)]
+    assert append.text.endswith(missing)
+    assert len(batch.sse) <= json_bytes(missing) + 700
+
+
+def test_documents_written_on_the_way_keep_their_marks() -> None:
+    desk, missing, since = answer(ANSWERS["prose"], tokens=4)
+    again, shelf = Desk(), Shelf()
+    for number, entry in enumerate(desk.log):
+        shelf.add(entry)
+        from_log(again, desk, number)
+        if number % 17 == 0 and "m" in again.state.messages:
+            shelf.put_document_of(again.known("m"))
+    state = ChannelState("c", "e1", desk.state.serial)
+    state.insert([shelf.restore("m")])
+    state.complete_since = 0
+    again.state = state
+    (append,) = [event for event in owed(again, since) if isinstance(event, MessageAppend)]
+    assert append.text.endswith(missing)
+    assert json_bytes(append.text) <= json_bytes(missing) + 256
+
+
+def from_log(desk: Desk, source: Desk, number: int) -> None:
+    """Let `desk` take in one entry of another's log."""
+    apply_entry(desk.state, source.log[number])
+
+
+def test_a_hydration_costs_the_text_and_500_bytes() -> None:
+    desk, _, _ = answer(ANSWERS["quotes and lines"], tokens=4)
+    page = newest_messages(desk.state, 1, LIMITS)
+    assert page is not None
+    batch = EncodedBatch("c", str(desk.state.cursor), new_start(desk.state, *page))
+    assert len(batch.sse) <= 1.05 * json_bytes(desk.text("m")) + 500
+
+
+def test_the_id_stands_on_the_last_event_of_a_batch_only(desk: Desk) -> None:
+    desk.stream("m", parts=[text_part(), text_part()])
+    desk.append("m", "a", part=0)
+    desk.append("m", "b\n\r\u2028", part=1)
+    batch = resume(desk, 1)
+    assert batch.sse.decode() == (
+        "event: channel.attached\n"
+        'data: {"type":"channel.attached","channel":"c","epoch":"e1","serial":3,"resumed":true}\n\n'
+        "event: message.append\n"
+        'data: {"type":"message.append","serial":2,"id":"m","part":0,"at":0,"text":"a"}\n\n'
+        "event: message.append\n"
+        'data: {"type":"message.append","serial":3,"id":"m","part":1,"at":0,"text":"b\\n\\r\u2028"}\n'
+        "id: e1:3\n\n"
+    )
+
+
+def test_every_event_names_its_type_first() -> None:
+    assert all(encode_json(event).startswith(b'{"type":"') for event in one_of_each())
+
+
+def one_of_each() -> list[Event]:
+    desk = Desk()
+    desk.stream("m", "")
+    return [resumed(desk.state), *owed(desk, 0)]
+
+
+def test_marking_a_document_does_not_change_what_is_owed(desk: Desk) -> None:
+    desk.stream("m", "")
+    desk.append("m", "a")
+    before = owed(desk, 1)
+    mark_documented(desk.known("m"), 2)
+    assert owed(desk, 1) == before

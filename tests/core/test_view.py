@@ -1,0 +1,139 @@
+"""The viewer's side against the vectors that every client passes (`tests/vectors/README.md`).
+
+You are in `tests`. JavaScript runs the same files. Of commands, presence and signals `core.view` keeps nothing yet:
+those vectors are run all the same, for what they say about messages and cursors.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from holdfast.core.events import Batch, ChannelAttached, MessageAppend, MessageUpdate, Page, encode_json, known_events
+from holdfast.core.model import Message
+from holdfast.core.text import Text
+from holdfast.core.view import View, ViewGap
+
+VECTORS = Path(__file__).parent.parent / "vectors"
+NOT_KEPT = ("commands", "members", "count", "passed")
+
+Vector = dict[str, Any]
+
+
+def vectors(name: str) -> list[Any]:
+    found = json.loads((VECTORS / f"{name}.json").read_text())
+    return [pytest.param(vector, id=vector["name"]) for vector in found]
+
+
+class Run:
+    """A view, and what the vectors ask about its past."""
+
+    def __init__(self) -> None:
+        self.view = View()
+        self.gap = False
+        self.ask_again: bool | None = None
+
+    def take(self, step: Vector) -> None:
+        if "batch" in step:
+            batch = step["batch"]
+            try:
+                self.view.receive(Batch(events=known_events(batch["events"]), cursor=batch.get("cursor")))
+            except ViewGap:
+                self.gap = True
+        elif "page" in step:
+            self.ask_again = not self.view.receive_page(msgspec.convert(step["page"], Page))
+        else:
+            assert step["cut"]
+            self.view.cut()
+
+    def check(self, expected: Vector) -> None:
+        state = {
+            "messages": [json.loads(encode_json(message)) for message in self.view.messages()],
+            "cursor": self.view.cursor,
+            "gap": self.gap,
+            "before": self.view.before,
+            "more": self.view.more,
+            "ask_again": self.ask_again,
+        }
+        assert {name: state[name] for name in expected if name not in NOT_KEPT} == {
+            name: value for name, value in expected.items() if name not in NOT_KEPT
+        }
+
+
+@pytest.mark.parametrize("vector", [*vectors("view"), *vectors("commands"), *vectors("presence")])
+def test_a_view_shows_what_the_vector_expects(vector: Vector) -> None:
+    run = Run()
+    for step in vector["steps"]:
+        run.take({name: value for name, value in step.items() if name != "expect"})
+        if "expect" in step:
+            run.check(step["expect"])
+    run.check(vector["expect"])
+
+
+def view_of(text: str) -> View:
+    """A view of one message with one text part."""
+    view = View()
+    attached = ChannelAttached(channel="c", epoch="e", serial=1, resumed=False, more=False, before=1)
+    message = Message(
+        id="m",
+        role="assistant",
+        status="streaming",
+        parts=[{"type": "text", "text": text}],
+        created=1,
+        version=1,
+        created_at=1,
+        updated_at=1,
+    )
+    view.receive(Batch(events=[attached, MessageUpdate(serial=1, message=message)], cursor="e:1"))
+    return view
+
+
+@pytest.mark.parametrize("vector", vectors("text"))
+def test_text_is_counted_and_carried_as_the_vector_says(vector: Vector) -> None:
+    text, pieces = vector["text"], vector["pieces"]
+    assert "".join(piece["text"] for piece in pieces) == text
+    assert (len(text), len(text.encode())) == (vector["code_points"], vector["utf8_bytes"])
+    assert json.loads(encode_json(text)) == text
+    grown = Text()
+    for serial, piece in enumerate(pieces, 1):
+        assert grown.length == piece["at"]
+        grown.append(piece["text"], serial)
+        assert grown.slice(piece["at"]) == piece["text"]
+    assert str(grown) == text
+
+
+@pytest.mark.parametrize("vector", vectors("text"))
+def test_text_that_breaks_naive_code_is_shown_whole_piece_by_piece_and_overlapping(vector: Vector) -> None:
+    exact, overlapping = view_of(""), view_of("")
+    text, serial = vector["text"], 1
+    for piece in vector["pieces"]:
+        serial += 1
+        end = piece["at"] + len(piece["text"])
+        from_start = MessageAppend(serial=serial, id="m", part=0, at=0, text=text[:end])
+        exact.receive(Batch(events=[MessageAppend(serial=serial, id="m", part=0, **piece)], cursor=f"e:{serial}"))
+        overlapping.receive(Batch(events=[from_start], cursor=f"e:{serial}"))
+        assert exact.text("m") == overlapping.text("m") == text[:end]
+    assert exact.text("m") == overlapping.text("m") == text
+
+
+def test_a_gap_says_where_it_was_and_is_counted() -> None:
+    view = view_of("abc")
+    with pytest.raises(ViewGap, match="'m' has 3, an append came for 4"):
+        view.receive(Batch(events=[MessageAppend(serial=2, id="m", part=0, at=4, text="x")], cursor="e:2"))
+    assert (view.gaps, view.cursor, view.text("m")) == (1, None, "abc")
+
+
+def test_a_message_that_is_not_shown_has_no_text() -> None:
+    assert view_of("abc").text("n") == ""
+
+
+def test_what_is_remembered_of_messages_out_of_view_is_bounded() -> None:
+    view = view_of("")
+    for number in range(30_000):
+        append = MessageAppend(serial=2 + number, id=f"n{number}", part=0, at=0, text="x")
+        view.receive(Batch(events=[append], cursor=f"e:{2 + number}"))
+    assert len(view._seen) <= 10_000

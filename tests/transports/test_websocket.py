@@ -1,0 +1,650 @@
+"""WebSocket (docs/protocol.md, 7), behind a real server, both ways of sending."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import struct
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import ConnectionClosed, InvalidStatus
+from websockets.typing import Subprotocol
+
+from holdfast.core.errors import StoreUnavailable
+from holdfast.core.limits import Limits
+from holdfast.hub.channel import Channel
+from holdfast.testing.proxy import FaultProxy
+from holdfast.testing.rawviewer import WsViewer, encode_frame
+from holdfast.transports.app import App
+from tests.transports.conftest import PATIENCE_S, Served, new_hub, serving
+from tests.transports.test_sse import pass_seconds, wheel
+from tests.transports.watching import NASTY, stored, write
+
+Json = dict[str, Any]
+
+
+class Peer:
+    """A WebSocket client that keeps what came, by kind."""
+
+    def __init__(self, socket: ClientConnection) -> None:
+        self.socket = socket
+        self.frames: list[Json] = []
+        self._refs = 0
+
+    async def send(self, type: str, **fields: Any) -> int:
+        """Send a frame with a new `ref`, which is returned."""
+        self._refs += 1
+        await self.socket.send(json.dumps({"type": type, "ref": self._refs, **fields}))
+        return self._refs
+
+    async def receive(self) -> Json:
+        async with asyncio.timeout(PATIENCE_S):
+            frame: Json = json.loads(await self.socket.recv())
+        self.frames.append(frame)
+        return frame
+
+    async def reply(self, ref: object) -> Json:
+        """The `ok` or `error` for this `ref`."""
+        while True:
+            for frame in self.frames:
+                if frame["type"] in ("ok", "error") and frame["ref"] == ref:
+                    return frame
+            await self.receive()
+
+    async def ask(self, type: str, **fields: Any) -> Json:
+        """Send a frame and wait for its answer."""
+        return await self.reply(await self.send(type, **fields))
+
+    async def until(self, type: str) -> Json:
+        """The first frame of this type."""
+        while True:
+            for frame in self.frames:
+                if frame["type"] == type:
+                    return frame
+            await self.receive()
+
+    async def closed(self) -> tuple[int, Json]:
+        """Read to the end: the close code, and what `bye` said."""
+        try:
+            while True:
+                await self.receive()
+        except ConnectionClosed as error:
+            assert error.rcvd is not None
+            byes = [frame for frame in self.frames if frame["type"] == "bye"]
+            return error.rcvd.code, byes[-1] if byes else {}
+
+    def events(self, channel: str = "c") -> list[Json]:
+        """All events that came of a channel."""
+        return [
+            event
+            for frame in self.frames
+            if frame["type"] == "events" and frame["channel"] == channel
+            for event in frame["events"]
+        ]
+
+
+@asynccontextmanager
+async def dialled(served: Served, *, query: str = "", port: int | None = None, **options: Any) -> AsyncIterator[Peer]:
+    options = {"subprotocols": [Subprotocol("holdfast.v1")], "proxy": None, "compression": None, **options}
+    url = f"ws://localhost:{port or served.port}/v1/ws{query}"
+    async with connect(url, host="127.0.0.1", max_size=None, **options) as socket:
+        yield Peer(socket)
+
+
+def watching(served: Served, channel: str = "c", **options: Any) -> WsViewer:
+    return WsViewer(served.host, served.port, channel, **options)
+
+
+# The handshake
+
+
+async def test_the_subprotocol_is_chosen(served: Served) -> None:
+    async with dialled(served, subprotocols=[Subprotocol("other"), Subprotocol("holdfast.v1")]) as peer:
+        assert peer.socket.subprotocol == "holdfast.v1"
+    async with dialled(served, subprotocols=None) as peer:
+        assert peer.socket.subprotocol is None
+        assert (await peer.ask("detach", channel="c"))["type"] == "ok"
+
+
+@pytest.mark.parametrize(
+    ("path", "options", "status", "code"),
+    [
+        ("/v1/ws", {"subprotocols": [Subprotocol("graphql-ws")]}, 400, "invalid_request"),
+        ("/v1/ws", {"origin": "https://evil.example"}, 403, "no_verifier"),
+        ("/v1/ws", {"additional_headers": {"X-Forwarded-For": "192.0.2.1"}}, 403, "no_verifier"),
+        ("/v1/ws?client=a%20b", {}, 400, "invalid_name"),
+        ("/v1/nothing", {}, 404, "not_found"),
+    ],
+)
+async def test_a_socket_is_refused_with_our_problem(
+    served: Served, path: str, options: Any, status: int, code: str
+) -> None:
+    options = {"subprotocols": [Subprotocol("holdfast.v1")], **options}
+    with pytest.raises(InvalidStatus) as refused:
+        async with connect(f"ws://localhost:{served.port}{path}", host="127.0.0.1", proxy=None, **options):
+            pass
+    response = refused.value.response
+    assert response.status_code == status
+    assert response.headers["content-type"] == "application/problem+json"
+    assert json.loads(response.body or b"")["code"] == code
+
+
+async def test_compression_is_not_offered_by_us(served: Served) -> None:
+    # What a server option decides is not ours to test; the frames are the same.
+    async with dialled(served) as peer:
+        assert peer.socket.protocol.extensions == []
+
+
+# Watching
+
+
+async def test_an_attach_is_answered_and_then_brings_the_channel_up_to_date(served: Served) -> None:
+    await served.hub.create("c", id="m1", text="one")
+    async with dialled(served) as peer:
+        ref = await peer.send("attach", channel="c")
+        first, second = await peer.receive(), await peer.receive()
+        assert first == {"type": "ok", "ref": ref}
+        assert (second["type"], second["channel"]) == ("events", "c")
+        assert [event["type"] for event in second["events"]] == ["channel.attached", "message.update"]
+        assert second["cursor"] == (await served.hub.info("c")).cursor
+
+
+async def test_a_viewer_in_mid_answer_gets_all_text_in_one_event_and_then_the_stream(served: Served) -> None:
+    async with served.hub.message("c", id="m1") as message:
+        for _ in range(300):
+            await message.append("token ")
+        await message.flush()
+        async with watching(served) as viewer:
+            await viewer.until_attached()
+            assert [received.event["type"] for received in viewer.events] == ["channel.attached", "message.update"]
+            await message.append("and live")
+            await message.finish()
+            await viewer.until(lambda: viewer.checker.status("m1") == "complete")
+            assert viewer.checker.differences(await stored(served.hub, "c", "m1")) == []
+            assert viewer.checker.violations == []
+
+
+@pytest.mark.parametrize(("name", "pieces"), NASTY, ids=[name for name, _ in NASTY])
+async def test_text_that_breaks_naive_code_arrives_as_it_is(served: Served, name: str, pieces: list[str]) -> None:
+    async with watching(served, attach_fields={"flush_ms": 0}) as live:
+        await live.until_attached()
+        text = await write(served.hub, "c", pieces)
+        await live.until(lambda: live.checker.status("m1") == "complete")
+        assert live.checker.text("m1") == text
+        assert live.checker.violations == []
+
+
+@pytest.mark.parametrize(("name", "pieces"), NASTY, ids=[name for name, _ in NASTY])
+async def test_text_that_breaks_naive_code_is_taken_as_it_is(served: Served, name: str, pieces: list[str]) -> None:
+    async with dialled(served) as peer:
+        await peer.ask("create", channel="c", id="m1", role="assistant", status="streaming")
+        at = 0
+        for piece in pieces:
+            reply = await peer.ask("append", channel="c", id="m1", at=at, text=piece)
+            at += len(piece)
+            assert (reply["type"], reply["length"]) == ("ok", at)
+        await peer.ask("finish", channel="c", id="m1")
+    assert (await served.hub.read("c", "m1"))[0].text == "".join(pieces)
+
+
+async def test_a_cursor_brings_what_was_missed_whichever_transport_gave_it(served: Served) -> None:
+    await served.hub.create("c", id="m1", text="one")
+    cursor = (await served.http.get("/v1/channels/c/poll")).json()["cursor"]
+    await served.hub.create("c", id="m2", text="two")
+    async with dialled(served) as peer:
+        await peer.send("attach", channel="c", since=cursor)
+        batch = await peer.until("events")
+        assert [event["type"] for event in batch["events"]] == ["channel.attached", "message.create"]
+        assert batch["events"][0]["resumed"] is True
+    answer = await served.http.get("/v1/channels/c/poll", params={"since": batch["cursor"], "wait_s": 0})
+    assert answer.json()["events"] == []
+
+
+@pytest.mark.parametrize("since", ["foreign:1", "nonsense", "", 7, None, ["a"], {"a": 1}, 1.5])
+async def test_what_is_no_cursor_is_a_new_start(served: Served, since: object) -> None:
+    await served.hub.create("c", id="m1", text="one")
+    async with dialled(served) as peer:
+        await peer.send("attach", channel="c", since=since)
+        assert (await peer.until("events"))["events"][0]["resumed"] is False
+
+
+async def test_one_socket_carries_many_channels_and_leaves_them_one_by_one(served: Served) -> None:
+    async with dialled(served) as peer:
+        for channel in ("c", "d"):
+            assert (await peer.ask("attach", channel=channel))["type"] == "ok"
+        assert served.hub.stats()["feeds"] == 2
+        await peer.ask("detach", channel="c")
+        assert served.hub.stats()["feeds"] == 1
+        assert (await peer.ask("detach", channel="never"))["type"] == "ok"
+        await served.hub.create("c", id="m1", text="unseen")
+        await served.hub.create("d", id="m2", text="seen")
+        while not any(event["type"] == "message.create" for event in peer.events("d")):
+            await peer.receive()
+        assert not any(event["type"] == "message.create" for event in peer.events("c"))
+    await served.until(lambda: served.hub.stats()["feeds"] == 0)
+
+
+async def test_attaching_again_begins_anew_from_since(served: Served) -> None:
+    await served.hub.create("c", id="m1", text="one")
+    async with dialled(served) as peer:
+        await peer.ask("attach", channel="c")
+        await peer.until("events")
+        peer.frames.clear()
+        await peer.ask("attach", channel="c")
+        assert (await peer.until("events"))["events"][0]["resumed"] is False
+        assert served.hub.stats()["feeds"] == 1
+
+
+async def test_a_channel_attached_twice_at_once_has_one_feed(served: Served) -> None:
+    async with dialled(served) as peer:
+        refs = [await peer.send("attach", channel="c") for _ in range(5)]
+        for ref in refs:
+            assert (await peer.reply(ref))["type"] == "ok"
+        await served.until(lambda: served.hub.stats()["feeds"] == 1)
+        await served.hub.create("c", id="m1", text="once")
+        while not any(event["type"] == "message.create" for event in peer.events()):
+            await peer.receive()
+        await peer.ask("detach", channel="c")
+        assert sum(event["type"] == "message.create" for event in peer.events()) == 1
+
+
+async def test_a_batch_may_span_frames_and_only_the_last_has_the_cursor(served: Served) -> None:
+    for number in range(6):
+        await served.hub.create("c", id=f"m{number}", text=str(number) * 150_000)
+    async with dialled(served) as peer:
+        await peer.send("attach", channel="c")
+        frames = []
+        while not frames or "cursor" not in frames[-1]:
+            frame = await peer.receive()
+            if frame["type"] == "events":
+                frames.append(frame)
+        assert len(frames) > 2
+        assert [event["type"] for frame in frames for event in frame["events"]] == [
+            "channel.attached",
+            *["message.update"] * 6,
+        ]
+
+
+async def test_a_history_frame_is_answered_like_the_page(served: Served) -> None:
+    for number in range(5):
+        await served.hub.create("c", id=f"m{number}", text=str(number))
+    async with dialled(served) as peer:
+        reply = await peer.ask("history", channel="c", before=4, limit=2)
+        page = (await served.http.get("/v1/channels/c/messages?before=4&limit=2")).json()
+        assert reply == {"type": "ok", "ref": reply["ref"], **page}
+        assert [message["id"] for message in page["messages"]] == ["m2", "m1"]
+
+
+# Requests
+
+
+async def test_every_request_is_answered_as_over_http(served: Served) -> None:
+    async with dialled(served, query="?client=ada") as peer:
+        made = await peer.ask("create", channel="c", id="m1", role="assistant", status="streaming", meta={"a": 1})
+        assert set(made) == {"type", "ref", "message", "serial", "generation", "cursor"}
+        assert (made["type"], made["serial"], made["message"]["author"]) == ("ok", 1, "ada")
+        ref = made["ref"]
+        text = {"type": "text", "text": "he"}
+        assert await peer.ask("part", channel="c", id="m1", part=0, value=text, generation=1, request="r1") == {
+            "type": "ok",
+            "ref": ref + 1,
+            "serial": 2,
+        }
+        assert await peer.ask("append", channel="c", id="m1", part=0, at=2, text="llo", generation=1) == {
+            "type": "ok",
+            "ref": ref + 2,
+            "serial": 3,
+            "part": 0,
+            "length": 5,
+        }
+        assert await peer.ask("part", channel="c", id="m1", part=0, value=text, request="r1") == {
+            "type": "ok",
+            "ref": ref + 3,
+            "serial": 2,
+        }
+        updated = await peer.ask("update", channel="c", id="m1", meta={"b": 2}, generation=1)
+        assert (set(updated), updated["message"]["meta"]) == ({"type", "ref", "message", "serial"}, {"a": 1, "b": 2})
+        assert await peer.ask("finish", channel="c", id="m1", reason="done") == {
+            "type": "ok",
+            "ref": ref + 5,
+            "serial": 5,
+        }
+        assert await peer.ask("delete", channel="c", id="m1") == {"type": "ok", "ref": ref + 6}
+        assert (await peer.ask("append", channel="c", id="m1", text="x"))["code"] == "deleted"
+
+
+async def test_an_error_names_its_ref_and_carries_the_numbers(served: Served) -> None:
+    async with dialled(served) as peer:
+        await peer.ask("create", channel="c", id="m1", role="assistant", status="streaming")
+        await peer.ask("append", channel="c", id="m1", text="12345")
+        reply = await peer.ask("append", channel="c", id="m1", text="later", at=9)
+        assert (reply["type"], reply["code"], reply["status"], reply["length"]) == ("error", "gap", 409, 5)
+        assert {"title", "detail"} <= set(reply)
+
+
+async def test_requests_are_not_awaited_one_by_one_and_are_carried_out_in_order(served: Served) -> None:
+    async with dialled(served) as peer:
+        await peer.ask("create", channel="c", id="m1", role="assistant", status="streaming")
+        before = served.hub.stats()["commits"]
+        refs = [await peer.send("append", channel="c", id="m1", text=f"{number} ") for number in range(500)]
+        replies = [await peer.reply(ref) for ref in refs]
+        assert [reply["type"] for reply in replies] == ["ok"] * 500
+        assert [reply["length"] for reply in replies] == sorted(reply["length"] for reply in replies)
+        assert served.hub.stats()["commits"] - before < 250
+    text = (await served.hub.read("c", "m1"))[0].text
+    assert text == "".join(f"{number} " for number in range(500))
+
+
+async def test_a_ref_is_text_or_a_whole_number(served: Served) -> None:
+    async with dialled(served) as peer:
+        for ref in ("a", "x" * 64, 0, -5, 2**53):
+            await peer.socket.send(json.dumps({"type": "detach", "channel": "c", "ref": ref}))
+            assert (await peer.reply(ref))["type"] == "ok"
+        for ref, said in ((None, None), (1.5, None), ("x" * 65, None), ([1], None), (2**60, 2**60)):
+            await peer.socket.send(json.dumps({"type": "detach", "channel": "c", "ref": ref}))
+            reply = await peer.receive()
+            assert (reply["type"], reply["code"], reply["ref"]) == ("error", "invalid_request", said)
+
+
+# What bad input gets
+
+BAD_FRAMES = [
+    ("", "invalid_request", None),
+    ("{", "invalid_request", None),
+    ("null", "invalid_request", None),
+    ("[1]", "invalid_request", None),
+    ("{}", "invalid_request", None),
+    ('{"ref": 5}', "invalid_request", 5),
+    ('{"type": "fly", "ref": "r"}', "invalid_request", "r"),
+    ('{"type": 7, "ref": 1}', "invalid_request", 1),
+    ('{"type": "attach", "ref": 1}', "invalid_request", 1),
+    ('{"type": "attach", "ref": 1, "channel": 7}', "invalid_request", 1),
+    ('{"type": "attach", "ref": 1, "channel": "a b"}', "invalid_name", 1),
+    ('{"type": "attach", "ref": 1, "channel": "c", "history": -1}', "invalid_request", 1),
+    ('{"type": "attach", "ref": 1, "channel": "c", "history": 201}', "invalid_request", 1),
+    ('{"type": "attach", "ref": 1, "channel": "c", "history": 1.5}', "invalid_request", 1),
+    ('{"type": "attach", "ref": 1, "channel": "c", "flush_ms": 1001}', "invalid_request", 1),
+    ('{"type": "history", "ref": 1, "channel": "c", "limit": 0}', "invalid_request", 1),
+    ('{"type": "history", "ref": 1, "channel": "c", "limit": 201}', "invalid_request", 1),
+    ('{"type": "history", "ref": 1, "channel": "a b"}', "invalid_name", 1),
+    ('{"type": "history", "ref": 1, "channel": "c", "before": 1e999}', "invalid_request", 1),
+    ('{"type": "create", "ref": 1, "channel": "a b"}', "invalid_name", 1),
+    ('{"type": "create", "ref": 1, "channel": "c", "id": ""}', "invalid_name", 1),
+    ('{"type": "create", "ref": 1, "channel": "c", "meta": {"n": 9223372036854775808}}', "invalid_request", 1),
+    ('{"type": "append", "ref": 1, "channel": "c", "id": "m"}', "invalid_request", 1),
+    ('{"type": "append", "ref": 1, "channel": "c", "id": "m", "text": "x", "at": -1}', "invalid_request", 1),
+    ('{"type": "append", "ref": 1, "channel": "c", "id": "m", "text": "x"}', "not_found", 1),
+    ('{"type": "append", "ref": 1, "channel": "c", "id": "m", "text": "\\ud800"}', "invalid_text", None),
+    ('{"type": "part", "ref": 1, "channel": "c", "id": "m", "part": {"type": "text"}}', "invalid_request", 1),
+    ('{"type": "part", "ref": 1, "channel": "c", "id": "m", "part": 0, "value": 1}', "invalid_request", 1),
+    ('{"type": "append", "ref": 1, "channel": "c", "x": ' + "[" * 50_000 + "]" * 50_000 + "}", "invalid_request", None),
+    # not offered yet
+    *(
+        (f'{{"type": "{type}", "ref": 1, "channel": "c"}}', "invalid_request", 1)
+        for type in ("auth", "lease", "takeover", "command", "reply", "presence", "signal", "work", "turn.done")
+    ),
+]
+
+
+@pytest.mark.parametrize(("frame", "code", "ref"), BAD_FRAMES, ids=[frame[:60] for frame, _, _ in BAD_FRAMES])
+async def test_a_bad_frame_is_answered_and_ends_nothing(served: Served, frame: str, code: str, ref: object) -> None:
+    async with dialled(served) as peer:
+        await peer.socket.send(frame)
+        reply = await peer.receive()
+        assert (reply["type"], reply["code"], reply["ref"]) == ("error", code, ref)
+        assert (await peer.ask("attach", channel="c"))["type"] == "ok"
+
+
+async def test_a_binary_frame_is_the_end(served: Served) -> None:
+    async with dialled(served) as peer:
+        await peer.ask("attach", channel="c")
+        await peer.socket.send(b'{"type": "detach", "ref": 1, "channel": "c"}')
+        assert await peer.closed() == (4300, {"type": "bye", "reason": "invalid_request"})
+    await served.until(lambda: served.hub.stats()["feeds"] == 0)
+
+
+async def test_a_fragmented_frame_is_one_frame(served: Served) -> None:
+    async with dialled(served) as peer:
+        await peer.socket.send(iter(['{"type": "det', 'ach", "ref": "parts",', ' "channel": "c"}']))
+        assert (await peer.receive())["ref"] == "parts"
+
+
+async def test_a_frame_larger_than_a_request_may_be_is_the_end(served: Served) -> None:
+    async with dialled(served) as peer:
+        await peer.socket.send(json.dumps({"type": "create", "ref": 1, "channel": "c", "text": "x" * 1024 * 1024}))
+        code, bye = await peer.closed()
+        assert (code, bye["reason"]) == (4301, "too_large")
+    assert (await served.http.get("/v1/channels/c/messages")).json()["messages"] == []
+
+
+async def test_a_frame_larger_than_the_server_takes_is_refused_by_the_server() -> None:
+    hub = new_hub()
+    async with serving(hub, ws_max_size=10_000) as served, dialled(served) as peer:
+        await peer.socket.send("x" * 20_000)
+        assert (await peer.closed())[0] == 1009
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"\xff" * 20,  # reserved bits, unknown opcode
+        struct.pack("!BB", 0x81, 0x05) + b"plain",  # not masked
+        encode_frame(0x0, b"a continuation of nothing", mask=b"mask"),
+        encode_frame(0x1, b"\xff\xfe", mask=b"mask"),  # not UTF-8
+        encode_frame(0x9, b"x" * 126, mask=b"mask"),  # a ping that is too long
+    ],
+)
+async def test_a_server_survives_what_is_no_websocket(served: Served, data: bytes) -> None:
+    reader, writer = await served.connect()
+    key = "dGhlIHNhbXBsZSBub25jZQ=="
+    writer.write(
+        f"GET /v1/ws HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+        f"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: {key}\r\n\r\n".encode()
+    )
+    async with asyncio.timeout(PATIENCE_S):
+        assert b" 101 " in await reader.readuntil(b"\r\n\r\n")
+        writer.write(data)
+        await reader.read()
+    await served.until(lambda: len(wheel(served)) == 0)
+    assert (await served.http.get("/healthz")).status_code == 200
+
+
+# Bounds
+
+
+async def test_a_socket_has_its_number_of_channels() -> None:
+    hub = new_hub(limits=Limits(socket_channels=3))
+    async with serving(hub) as served, dialled(served) as peer:
+        for number in range(3):
+            assert (await peer.ask("attach", channel=f"c{number}"))["type"] == "ok"
+        reply = await peer.ask("attach", channel="c3")
+        assert (reply["code"], reply["limit"]) == ("too_many", 3)
+        assert (await peer.ask("attach", channel="c2"))["type"] == "ok"
+        await peer.ask("detach", channel="c0")
+        assert (await peer.ask("attach", channel="c3"))["type"] == "ok"
+
+
+@pytest.mark.parametrize("drives_by_hand", [False, True])
+@pytest.mark.parametrize("limits", [Limits(socket_requests=5), Limits(socket_request_bytes=2_000)])
+async def test_all_requests_are_answered_also_where_few_may_be_outstanding(
+    drives_by_hand: bool, limits: Limits
+) -> None:
+    hub = new_hub(limits=limits)
+    hub.drive_by_hand = drives_by_hand
+    async with serving(hub) as served, dialled(served) as peer:
+        await peer.ask("create", channel="c", id="m1", role="assistant", status="streaming")
+        refs = [await peer.send("append", channel="c", id="m1", text="x" * 50) for _ in range(200)]
+        refs += [await peer.send("history", channel="c") for _ in range(10)]
+        for ref in refs:
+            assert (await peer.reply(ref))["type"] == "ok"
+
+
+async def test_a_peer_that_asks_and_never_reads_is_not_read_any_further(served: Served) -> None:
+    await served.hub.create("c", id="m1", text="x" * 500_000)
+    asked = encode_frame(0x1, b'{"type":"history","ref":1,"channel":"c"}', mask=b"mask") * 2_000
+    reader, writer = await served.connect()
+    writer.write(
+        b"GET /v1/ws HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+        b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+    )
+    async with asyncio.timeout(PATIENCE_S):
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(asked)
+        pages = 0
+        page = served.hub.page
+
+        async def counted(*args: Any, **options: Any) -> Any:
+            nonlocal pages
+            pages += 1
+            return await page(*args, **options)
+
+        served.hub.page = counted  # type: ignore[method-assign]
+        await served.until(lambda: pages > 3)
+        # The socket is stalled now: what was answered stands in the way of what was not.
+        for _ in range(20):
+            await served.http.get("/healthz")
+        assert pages < 60
+
+
+async def test_too_much_waiting_in_the_hub_is_busy_and_nothing_is_lost() -> None:
+    hub = new_hub(limits=Limits(waiting_requests=10))
+    async with serving(hub) as served, dialled(served) as peer:
+        await peer.ask("create", channel="c", id="m1", role="assistant", status="streaming")
+        refs = [await peer.send("append", channel="c", id="m1", text="x") for _ in range(300)]
+        replies = [await peer.reply(ref) for ref in refs]
+        assert {reply.get("code") for reply in replies if reply["type"] == "error"} <= {"busy"}
+        stored_text = (await hub.read("c", "m1"))[0].text
+        assert len(stored_text) == sum(reply["type"] == "ok" for reply in replies)
+
+
+# Slow, silent, gone
+
+
+async def test_a_stalled_reader_skips_ahead_and_loses_nothing(served: Served) -> None:
+    answer = "x" * 1_000_000
+    async with watching(served, receive_buffer_bytes=16 * 1024, attach_fields={"flush_ms": 0}) as slow:
+        await slow.until_attached()
+        slow.stall()
+        async with served.hub.message("c", id="m1") as message:
+            for start in range(0, len(answer), 10_000):
+                await message.append(answer[start : start + 10_000])
+                await message.flush()
+        slow.resume()
+        await slow.until(lambda: slow.checker.status("m1") == "complete", timeout_s=PATIENCE_S)
+        assert slow.checker.text("m1") == answer
+        assert slow.checker.payload_bytes <= 1.05 * len(answer) + 128 * 1024
+        assert len(slow.events) < 90
+        assert slow.checker.violations == []
+
+
+async def test_a_ping_comes_every_five_seconds_and_need_not_be_answered(served: Served) -> None:
+    async with dialled(served) as peer:
+        await peer.ask("detach", channel="c")
+        for socket in served.hub._asgi._sockets._open:  # type: ignore[attr-defined]
+            socket.session._ping_at_s = 0.0  # as if five seconds had passed
+        await pass_seconds(served, 5)
+        assert await peer.receive() == {"type": "ping", "n": 1}
+        await peer.socket.send('{"type": "pong", "n": 1}')
+        await pass_seconds(served, 5)  # but the session's own clock says that it is not yet time
+        assert (await peer.ask("detach", channel="c"))["type"] == "ok"
+        assert len([frame for frame in peer.frames if frame["type"] == "ping"]) == 1
+
+
+async def test_a_peer_that_vanishes_leaves_nothing_behind(served: Served) -> None:
+    async with FaultProxy("127.0.0.1", served.port) as proxy:
+        viewer = WsViewer(proxy.host, proxy.port, "c")
+        async with viewer:
+            await viewer.until_attached()
+            proxy.black_hole()
+            for number in range(5):  # a half-open socket takes what fits, and holds up nobody else
+                await served.hub.create("c", id=f"m{number}", text="x" * 1_000)
+            assert (await served.http.get("/healthz")).status_code == 200
+            await proxy.cut()
+        await served.until(lambda: served.hub.stats()["feeds"] == 0 and len(wheel(served)) == 0)
+
+
+async def test_a_peer_that_leaves_in_mid_request_leaves_its_requests_stored(served: Served) -> None:
+    async with dialled(served) as peer:
+        await peer.ask("create", channel="c", id="m1", role="assistant", status="streaming")
+        for _ in range(50):
+            await peer.send("append", channel="c", id="m1", text="x")
+        peer.socket.transport.abort()
+    await served.until(lambda: len(wheel(served)) == 0)
+    assert set((await served.hub.read("c", "m1"))[0].text) <= {"x"}
+
+
+async def test_a_store_that_fails_a_catch_up_sends_the_socket_away_to_come_back(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def gone(self: Channel, history: int) -> None:
+        raise StoreUnavailable("the disk is gone")
+
+    await served.hub.create("c", id="m1", text="x")
+    await served.hub.close()
+    monkeypatch.setattr(Channel, "load_history", gone)
+    async with dialled(served) as peer:
+        await peer.send("attach", channel="c")
+        code, bye = await peer.closed()
+        assert (code, bye["reason"]) == (4000, "store_unavailable")
+
+
+async def test_an_attach_that_fails_is_answered(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def gone(*args: object, **options: object) -> None:
+        raise StoreUnavailable("the disk is gone")
+
+    monkeypatch.setattr(served.hub, "attach", gone)
+    async with dialled(served) as peer:
+        assert (await peer.ask("attach", channel="c"))["code"] == "store_unavailable"
+        monkeypatch.undo()
+        assert (await peer.ask("attach", channel="c"))["type"] == "ok"
+
+
+# Leaving
+
+
+@pytest.mark.parametrize("is_attached", [True, False])
+async def test_a_hub_that_leaves_says_bye_and_when_to_come_back(served: Served, is_attached: bool) -> None:
+    async with dialled(served) as peer:
+        await peer.ask("attach" if is_attached else "detach", channel="c")
+        async with asyncio.timeout(2):
+            await served.hub.drain()
+            code, bye = await peer.closed()
+        assert (code, bye["reason"]) == (1012, "draining")
+        assert 1000 <= bye["retry_ms"] <= 3000
+
+
+async def test_a_hub_that_leaves_lets_nobody_in(served: Served) -> None:
+    await served.hub.start()
+    await served.hub.drain()
+    with pytest.raises(InvalidStatus) as refused:
+        async with dialled(served):
+            pass
+    assert refused.value.response.status_code == 503
+    assert refused.value.response.headers["retry-after"] in ("1", "2", "3")
+
+
+async def test_a_stalled_reader_does_not_hold_up_the_end(served: Served) -> None:
+    async with watching(served, receive_buffer_bytes=16 * 1024) as viewer:
+        await viewer.until_attached()
+        viewer.stall()
+        for number in range(60):
+            await served.hub.create("c", id=f"m{number}", text=os.urandom(100_000).hex())
+        async with asyncio.timeout(2):
+            await served.hub.drain()
+            await served.until(lambda: len(wheel(served)) == 0)
+        viewer.resume()
+        await viewer.until(lambda: viewer.is_over)
+
+
+async def test_an_app_keeps_no_socket_that_is_gone(served: Served) -> None:
+    app = served.hub._asgi
+    assert isinstance(app, App)
+    async with dialled(served) as peer:
+        await peer.ask("detach", channel="c")
+        assert len(app._sockets) == 1
+    await served.until(lambda: len(app._sockets) == 0)
