@@ -26,9 +26,16 @@ from holdfast.core.events import (
 from holdfast.core.model import APPENDABLE, Message, Part
 from holdfast.core.text import Text
 
+# What is remembered of messages that are not shown. It matters while a page of history is on its way or a batch
+# comes twice, so the oldest may go; without a bound a view that is open for weeks would only ever grow.
+REMEMBERED = 10_000
+
 
 class ViewGap(Exception):
-    """An append lies beyond what the view has: something was lost. Forget the cursor and attach anew."""
+    """An append lies beyond what the view has: something was lost. Attach anew, after a back-off, without a cursor.
+
+    Until that new start the view ignores what comes, and has no cursor.
+    """
 
 
 class _Part:
@@ -71,6 +78,7 @@ class View:
         self._seen: dict[str, int] = {}  # serial of the last event about a message that is not in view
         self._deleted: dict[str, int] = {}
         self._aside: View | None = None  # a new start that is not complete yet
+        self._is_lost = False  # after a gap, until a new start
 
     def messages(self) -> list[Message]:
         """What is shown, in order."""
@@ -91,25 +99,35 @@ class View:
             self.gaps += 1
             self.cursor = None
             self._aside = None
+            self._is_lost = True
             raise
         if batch.cursor is not None:
             if self._aside is not None:
                 self._replace(self._aside)
-            self.cursor = batch.cursor
+            if not self._is_lost:
+                self.cursor = batch.cursor
 
     def cut(self) -> None:
         """The connection is gone: a new start that was not complete is forgotten."""
         self._aside = None
 
-    def receive_page(self, page: Page) -> None:
-        """Take in a page of history that was asked for from `before`."""
+    def receive_page(self, page: Page) -> bool:
+        """Take in a page of history that was asked for from `before`.
+
+        False: it is older than what is known of one of its messages. Ask again from `before`, which stays.
+        """
+        is_believed = True
         for message in page.messages:
-            known = max(self._seen.get(message.id, 0), self._deleted.get(message.id, 0))
-            if message.id not in self._shown and message.id not in self._deleted and known <= message.version:
+            if message.id in self._shown or message.id in self._deleted:
+                continue
+            if message.version < self._seen.get(message.id, 0):
+                is_believed = False
+            else:
                 self._shown[message.id] = _Shown(message, message.version)
-        if page.messages:
-            self.before = min(message.created for message in page.messages)
-        self.more = page.more
+        if is_believed:
+            self.before = min((message.created for message in page.messages), default=self.before)
+            self.more = page.more
+        return is_believed
 
     def _receive(self, event: ServerEvent) -> None:
         if isinstance(event, ChannelAttached):
@@ -119,10 +137,13 @@ class View:
                 self._aside.more = bool(event.more)
                 self._aside.before = event.before
             return
-        (self._aside or self)._apply(event)
+        if self._aside is not None:
+            self._aside._apply(event)
+        elif not self._is_lost:
+            self._apply(event)
 
     def _replace(self, other: View) -> None:
-        self._aside = None
+        self._aside, self._is_lost = None, False
         self.more, self.before = other.more, other.before
         self._shown, self._seen, self._deleted = other._shown, other._seen, other._deleted
 
@@ -142,7 +163,7 @@ class View:
                 shown = self._shown.get(event.id)
                 if shown is None or event.serial > shown.version:
                     self._shown.pop(event.id, None)
-                    self._deleted[event.id] = max(event.serial, self._deleted.get(event.id, 0))
+                    _remember(self._deleted, event.id, event.serial)
 
     def _show(self, message: Message, serial: int) -> None:
         shown = self._shown.get(message.id)
@@ -152,7 +173,7 @@ class View:
             return
         is_old = self.before is not None and message.created < self.before
         if shown is None and is_old and message.status != "streaming":
-            self._seen[message.id] = serial
+            _remember(self._seen, message.id, serial)
             return
         self._shown[message.id] = _Shown(message, serial)
         self._seen.pop(message.id, None)
@@ -160,7 +181,7 @@ class View:
     def _append(self, event: MessageAppend) -> None:
         shown = self._shown.get(event.id)
         if shown is None:
-            self._remember(event.id, event.serial)
+            _remember(self._seen, event.id, event.serial)
             return
         if event.part >= len(shown.parts):
             if event.serial <= shown.base:
@@ -178,7 +199,7 @@ class View:
     def _set_part(self, event: MessagePart) -> None:
         shown = self._shown.get(event.id)
         if shown is None:
-            self._remember(event.id, event.serial)
+            _remember(self._seen, event.id, event.serial)
             return
         count = len(shown.parts)
         serial = shown.parts[event.index].serial if event.index < count else shown.base
@@ -188,7 +209,7 @@ class View:
             raise ViewGap(f"part {event.index} of message {event.id!r} came before part {count}")
         shown.parts[event.index : event.index + 1] = [_Part(event.part, event.serial)]
         shown.version = max(shown.version, event.serial)
-        shown.head = replace(shown.head, updated_at=max(shown.head.updated_at, event.updated_at))
+        shown.head = replace(shown.head, updated_at=event.updated_at)
 
     def _amend(
         self,
@@ -201,7 +222,7 @@ class View:
     ) -> None:
         shown = self._shown.get(event.id)
         if shown is None:
-            self._remember(event.id, event.serial)
+            _remember(self._seen, event.id, event.serial)
             return
         if event.serial <= shown.version:
             return
@@ -211,5 +232,9 @@ class View:
         shown.head = head
         shown.version = event.serial
 
-    def _remember(self, message_id: str, serial: int) -> None:
-        self._seen[message_id] = max(serial, self._seen.get(message_id, 0))
+
+def _remember(serials: dict[str, int], message_id: str, serial: int) -> None:
+    """Keep the highest serial heard of a message; the one not heard of for longest goes where there are too many."""
+    serials[message_id] = max(serial, serials.pop(message_id, 0))
+    if len(serials) > REMEMBERED:
+        del serials[next(iter(serials))]

@@ -24,6 +24,7 @@ from starlette.routing import Route
 from holdfast.app import Hub
 from holdfast.core.errors import (
     Deleted,
+    Draining,
     Fenced,
     Finished,
     HoldfastError,
@@ -167,7 +168,8 @@ class Guide:
             begun.set_exception(error)
         finally:
             del self._beginning[asked.channel, answer_id]
-            begun.cancel()  # unless it is done: the hub left before anything was stored
+            if not begun.done():  # cancelled before anything was stored
+                begun.set_exception(Draining("the server is leaving; ask again"))
 
     async def _write(self, message: MessageWriter, settled: Settled) -> None:
         question, seed, begun_as = settled.question, settled.seed, settled.fingerprint

@@ -21,7 +21,7 @@ from holdfast.core.cursor import NO_EPOCH
 from holdfast.core.decide import Decision, decide
 from holdfast.core.document import Document, document
 from holdfast.core.draft import Draft
-from holdfast.core.errors import Busy, HoldfastError, StoreUnavailable
+from holdfast.core.errors import Busy, Draining, HoldfastError, StoreUnavailable
 from holdfast.core.limits import Limits
 from holdfast.core.model import Message
 from holdfast.core.requests import AppendText, Asker, CreateMessage, Request, UpdateMessage
@@ -166,11 +166,16 @@ class Committer:
         self._waiting_bytes = 0
         self._wake = asyncio.Event()
         self._conflicts: dict[Channel, int] = {}
+        self._parking: set[Channel] = set()  # those with parked items
+        self._cut_now: _Cut | None = None
+        self._is_over = False
         self.commits = 0
         self.entries = 0
 
     def submit(self, item: Item) -> None:
-        """Let `item` wait for the next batch. Raises Busy when too much waits already."""
+        """Let `item` wait for the next batch. Raises Busy when too much waits already, Draining after the end."""
+        if self._is_over:
+            raise Draining("the hub has stopped")
         limits = self._limits
         if self.waiting >= limits.waiting_requests or self._waiting_bytes + item.size_bytes > limits.waiting_bytes:
             raise Busy("too much is waiting to be stored", limit=limits.waiting_requests)
@@ -180,12 +185,27 @@ class Committer:
         self._wake.set()
 
     async def run(self) -> None:
-        """Store what waits, for ever; cancelled between or within batches at the hub's end."""
-        while True:
-            await self._wake.wait()
-            while self._queue:
-                await self._commit(self._cut())
-            self._wake.clear()
+        """Store what waits, until cancelled at the hub's end; what waits then is told so."""
+        try:
+            while True:
+                await self._wake.wait()
+                while self._queue:
+                    self._cut_now = self._cut()
+                    await self._commit(self._cut_now)
+                    self._cut_now = None
+                self._wake.clear()
+        finally:
+            self._end()
+
+    def _end(self) -> None:
+        """Nobody waits for an answer that will not come."""
+        self._is_over = True
+        items = [decided.item for decided in self._cut_now.decided] if self._cut_now is not None else []
+        items += _drained(self._queue)
+        for channel in self._parking:
+            items += _drained(channel.parked)
+        for item in items:
+            item.failed(Draining("the hub has stopped; it is not known whether this was stored"))
 
     # -- deciding ----------------------------------------------------------------------------------------------
 
@@ -231,6 +251,7 @@ class Committer:
     def _park(self, channel: Channel, item: Item) -> None:
         """Let `item`, and what comes after it for its channel, wait until the store was asked."""
         channel.parked.append(item)
+        self._parking.add(channel)
         if len(channel.parked) == 1:
             self._spawn(self._load_for(channel))
 
@@ -247,10 +268,12 @@ class Committer:
         except (HoldfastError, TimeoutError) as error:
             logger.warning("channel %s could not be read: %r", channel.name, error)
             refused = error if isinstance(error, HoldfastError) else StoreUnavailable("the store did not answer")
+            self._parking.discard(channel)
             for item in _drained(channel.parked):
                 self._let_go(item)
                 item.failed(refused)
             return
+        self._parking.discard(channel)
         self._queue.extendleft(reversed(_drained(channel.parked)))
         self._wake.set()
 
@@ -333,6 +356,7 @@ class Committer:
                 )
             elif self._conflicts[decided.channel] <= MAX_CONFLICTS:
                 decided.channel.parked.append(decided.item)
+                self._parking.add(decided.channel)
             else:
                 self._let_go(decided.item)
                 decided.item.failed(Busy("others write to this channel faster than it can be read"))

@@ -36,6 +36,7 @@ class SignalHook:
         if threading.current_thread() is not threading.main_thread():
             return
         self._loop = asyncio.get_running_loop()
+        self._is_hit = False
         for number in SIGNALS:
             before = signal.getsignal(number)
             # None: a handler that Python does not know; ignored ones stay so. Neither can be chained to.

@@ -566,6 +566,12 @@ class HubCore:
             job.cancel()
         if jobs:
             await asyncio.wait(jobs, timeout=LEAVING_S)
+        for writer in list(runtime.writers.values()):  # of the app's own tasks: what they wrote so far is stored
+            try:
+                async with asyncio.timeout(LEAVING_S):
+                    await writer.flush()
+            except (HoldfastError, TimeoutError) as error:
+                logger.warning("the last text of message %r was not stored: %r", writer.id, error)
 
 
 async def _go_on(adopter: Adopter, writer: MessageWriter) -> None:

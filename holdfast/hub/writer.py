@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from holdfast.core.errors import HoldfastError, IdConflict, LocalError, StoreUnavailable
+from holdfast.core.errors import Draining, HoldfastError, IdConflict, LocalError, StoreUnavailable
 from holdfast.core.model import Json, Message, Part
 from holdfast.core.requests import AppendText, Asker, CreateMessage, FinishMessage, PutPart, Request, UpdateMessage
 from holdfast.core.state import utf8_len
@@ -192,9 +192,13 @@ class MessageWriter:
         self._wake_waiters()
 
     def failed(self, error: HoldfastError) -> None:
-        """The store is in trouble: keep everything and come again."""
-        self._trouble = error
+        """The store is in trouble: keep everything and come again. A hub that has stopped is the end."""
         self._is_waiting = False
+        if isinstance(error, Draining | LocalError):
+            self._refuse(error)
+            self._wake_waiters()
+            return
+        self._trouble = error
         if self._retry is not None:
             self._retry.cancel()
         self._retry = asyncio.get_running_loop().call_later(RETRY_S, self._submit)

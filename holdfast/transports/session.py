@@ -242,7 +242,7 @@ class Session:
             case _Detach():
                 self._detach(frame)
             case _History():
-                self._begin(self._history(frame), self._hub.limits.history_bytes)
+                self._begin(partial(self._history, frame), self._hub.limits.history_bytes)
             case _:
                 self._ask(frame, len(data))
 
@@ -347,11 +347,9 @@ class Session:
         try:
             channel = check_channel(frame.channel)
             self._identity.check("publish" if isinstance(frame, _Create | _Update | _Delete) else "append", channel)
-            message_id = frame.id
             if isinstance(frame, _Create):
                 check_create(frame, self._identity, channel)
-                message_id = message_id or self._hub.new_id()
-            assert message_id is not None
+            message_id = self._hub.new_id() if frame.id is None else frame.id
             done = partial(self._answered, frame.ref, request, weight)
             self._hub.submit(channel, message_id, request, self._identity.asker(), done)
         except HoldfastError as error:
@@ -384,7 +382,7 @@ class Session:
             return
         self._leave(channel)
         attachment = self._attachments[channel] = Attachment(self, channel)
-        self._begin(self._attach(frame, attachment), 0)
+        self._begin(partial(self._attach, frame, attachment), 0)
 
     async def _attach(self, frame: _Attach, attachment: Attachment) -> None:
         try:
@@ -435,15 +433,15 @@ class Session:
         fields = {"messages": page.messages, "more": page.more, "cursor": page.cursor}
         self._reply({"type": "ok", "ref": frame.ref, **fields})
 
-    def _begin(self, job: Coroutine[Any, Any, None], weight: int) -> None:
+    def _begin(self, job: Callable[[], Coroutine[Any, Any, None]], weight: int) -> None:
         """Run a request that has to wait for the store; it counts as unanswered until it has ended."""
         self._unanswered += 1
         self._unanswered_bytes += weight
         self._start_task(self._counted(job, weight))
 
-    async def _counted(self, job: Coroutine[Any, Any, None], weight: int) -> None:
+    async def _counted(self, job: Callable[[], Coroutine[Any, Any, None]], weight: int) -> None:
         try:
-            await job
+            await job()
         finally:
             self._unanswered -= 1
             self._unanswered_bytes -= weight

@@ -71,8 +71,9 @@ async def ended(client: httpx2.AsyncClient, message_id: str) -> dict[str, Any]:
     """The message, once it has ended; waited for as a viewer would, by long poll."""
     while True:
         found = (await client.get(f"/holdfast/v1/channels/{CHANNEL}/messages/{message_id}")).json()
-        if found["message"]["status"] != "streaming":
-            return found["message"]
+        message: dict[str, Any] = found["message"]
+        if message["status"] != "streaming":
+            return message
         params = {"since": found["cursor"], "wait_s": 5}
         await client.get(f"/holdfast/v1/channels/{CHANNEL}/poll", params=params)
 
@@ -104,6 +105,15 @@ async def test_asking_twice_is_asking_once() -> None:
         third = await ask(client)
         assert first.json() == second.json() == third.json()
         assert [message["role"] for message in await messages(client)] == ["user", "assistant"]
+
+
+async def test_an_answer_to_asking_means_that_the_answer_is_stored(store: str) -> None:
+    async def ask_and_count(client: httpx2.AsyncClient) -> int:
+        assert (await ask(client)).status_code == 200
+        return len(await messages(client))
+
+    async with demo(store, Pace(10).sleep) as client:
+        assert await asyncio.gather(*(ask_and_count(client) for _ in range(5))) == [2] * 5
 
 
 async def test_asking_again_after_the_end_changes_nothing() -> None:

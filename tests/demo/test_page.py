@@ -101,6 +101,17 @@ async def test_it_follows_the_end_until_the_reader_scrolls_up_and_again_when_ask
     await expect(newest).to_be_hidden()
 
 
+async def test_a_move_up_counts_even_when_text_comes_before_the_browser_tells_of_it(page: Page) -> None:
+    await page.fill("#question", "line\n" * 60)
+    await page.locator("#question").press("Enter")
+    await expect(page.locator(f"{ANSWER} .text")).to_contain_text("I am not a model.")
+    # The stop button shows the transcript anew at once; the event of scrolling comes with the next frame.
+    up_and_stop = "node => { node.scrollTop -= 200; document.querySelector('#stop').click() }"
+    await page.locator("#transcript").evaluate(up_and_stop)
+    await expect(page.locator(ANSWER)).to_have_attribute("data-status", "cancelled")
+    await expect(page.locator("#newest")).to_be_visible()
+
+
 async def test_an_answer_can_be_stopped_from_another_window(page: Page, browser: Browser, demo: Server) -> None:
     await begin_an_answer(page)
     other = await open_page(browser, demo)

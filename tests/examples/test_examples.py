@@ -24,7 +24,9 @@ from starlette.responses import Response
 from starlette.testclient import TestClient
 
 from holdfast.core.model import Message
-from holdfast.testing.rawviewer import SseViewer
+from holdfast.serving import listen
+from holdfast.serving import server as uvicorn_server
+from holdfast.testing.rawviewer import SseViewer, WsViewer
 from tests.examples.programs import FOLDER, NAMES, app_of, client_of, follow, forget_django
 from tests.processes import PATIENCE_S, Process, free_port, request
 
@@ -103,6 +105,29 @@ def test_ordinary_middleware_changes_nothing(program: Load) -> None:
         assert follow(client, "chat:1", is_answered).messages()[1].text == ANSWER
         read = client.get("/holdfast/v1/channels/chat:1/messages")
         assert (read.headers["x-stamp"], read.headers["content-encoding"]) == ("seen", "gzip")
+
+
+@pytest.mark.parametrize("kind", [SseViewer, WsViewer])
+async def test_a_stream_flows_live_through_ordinary_middleware(program: Load, kind: type[SseViewer | WsViewer]) -> None:
+    chat = program("fastapi_app")
+    chat.app.add_middleware(Stamp)
+    chat.app.add_middleware(GZipMiddleware, minimum_size=1)
+    chat.app.add_middleware(CORSMiddleware, allow_origins=["https://elsewhere.example"])
+    listening = listen("127.0.0.1", 0)
+    port = listening.getsockname()[1]
+    running = uvicorn_server(chat.app)
+    serving = asyncio.create_task(running.serve(sockets=[listening]))
+    try:
+        async with kind("127.0.0.1", port, "chat:1", prefix="/holdfast") as viewer:
+            await viewer.until_attached(PATIENCE_S)
+            asked = await asyncio.to_thread(request, port, "POST", "/chats/1/questions", {"text": "why?"})
+            assert asked[0] == 201
+            await viewer.until(lambda: answer_of(viewer) == len(ANSWER), PATIENCE_S)
+            assert len([one for one in viewer.events if one.event["type"] == "message.append"]) > 1
+            assert viewer.checker.violations == []
+    finally:
+        running.should_exit = True
+        await serving
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -233,7 +258,7 @@ async def test_a_viewer_under_uvicorn_survives_refresh_and_restart(server: tuple
         assert viewer.checker.violations == []
 
 
-def answer_of(viewer: SseViewer) -> int:
+def answer_of(viewer: SseViewer | WsViewer) -> int:
     """How much of the answer is shown."""
     shown = viewer.checker.messages.values()
     return max((len(one.text) for one in shown if one.fields["role"] == "assistant"), default=0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -418,3 +419,36 @@ def test_the_blocking_twin_has_a_loop_of_its_own_where_there_is_none(tmp_path: P
     hub.sync.create("chat:1", id="u", text="hi")
     assert hub.sync.history("chat:1").messages[0].text == "hi"
     hub.sync.close()
+
+
+def test_a_loop_that_ends_under_a_writer_does_not_wait_for_a_hub_that_is_gone(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/hub.db"
+
+    async def main() -> None:
+        hub = HubCore(url, hooks_signals=False)
+        began = asyncio.Event()
+
+        async def answer() -> None:
+            async with hub.message("chat:1", id="m") as message:
+                await message.append("so far")
+                await message.flush()
+                began.set()
+                await asyncio.Event().wait()
+
+        asyncio.get_running_loop().create_task(answer(), name="left behind")
+        await began.wait()
+
+    start_s = time.monotonic()
+    asyncio.run(main())
+    assert time.monotonic() - start_s < PATIENCE_S / 2
+
+
+async def test_what_the_apps_own_tasks_wrote_is_stored_when_the_hub_closes(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/hub.db"
+    hub = HubCore(url, hooks_signals=False, drain_s=0)
+    writer = await hub.message("chat:1", id="m").__aenter__()
+    await writer.append("accepted, not awaited")
+    await hub.close()
+    again = HubCore(url, hooks_signals=False)
+    assert (await again.read("chat:1", "m"))[0].text == "accepted, not awaited"
+    await again.close()

@@ -34,7 +34,7 @@ class Peer:
     def __init__(self, socket: ClientConnection) -> None:
         self.socket = socket
         self.frames: list[Json] = []
-        self._refs = 0
+        self._refs = 100
 
     async def send(self, type: str, **fields: Any) -> int:
         """Send a frame with a new `ref`, which is returned."""

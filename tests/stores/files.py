@@ -1,0 +1,51 @@
+"""SQLite stores in files, and looking into those files from outside."""
+
+import asyncio
+import contextlib
+import sqlite3
+import threading
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+from holdfast.stores.sqlite import SqliteStore
+
+PATIENCE_S = 20.0
+
+
+@contextlib.asynccontextmanager
+async def opened(path: Path, **settings: Any) -> AsyncIterator[SqliteStore]:
+    """The store in `path`, open."""
+    store = SqliteStore(path, **settings)
+    await store.open()
+    try:
+        yield store
+    finally:
+        await store.close()
+
+
+async def run_on_thread(store: SqliteStore, sql: str) -> list[tuple[Any, ...]]:
+    """Run a statement on the store's own connection."""
+    return await store._ask(lambda engine: engine._file.db.execute(sql).fetchall())
+
+
+def run_from_outside(path: Path, sql: str, *arguments: object) -> list[tuple[Any, ...]]:
+    """Run a statement on the file as another program would."""
+    with contextlib.closing(sqlite3.connect(path)) as db, db:
+        return db.execute(sql, arguments).fetchall()
+
+
+def on_disk(path: Path) -> bytes:
+    """Everything that stands in the files of a store."""
+    return b"".join(file.read_bytes() for file in sorted(path.parent.iterdir()))
+
+
+def store_threads() -> list[str]:
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith("holdfast-sqlite")]
+
+
+async def no_thread_left() -> None:
+    """Return when the threads of all stores have ended."""
+    async with asyncio.timeout(PATIENCE_S):
+        while store_threads():
+            await asyncio.sleep(0.01)

@@ -1,0 +1,101 @@
+"""What the SQLite store is given to write, and keeps, per byte of text (DESIGN 11)."""
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from holdfast.stores.base import Write
+from holdfast.stores.sqlite import SqliteStore
+from holdfast.testing.contract import MINUTE_MS, Chat, append, create, finish
+from tests.stores.files import opened, run_on_thread
+
+TOKEN = "word "
+
+
+@pytest.fixture
+async def store(tmp_path: Path) -> AsyncIterator[SqliteStore]:
+    async with opened(tmp_path / "chat.db") as store:
+        yield store
+
+
+class Answers:
+    """Messages that stream side by side, one in each channel, each batch in one commit."""
+
+    def __init__(self, store: SqliteStore, count: int) -> None:
+        self.store = store
+        self.chats = [Chat(store, f"chat:{number:08d}", epoch="abcdef01") for number in range(count)]
+        self.rounds = 0
+        self.text_bytes = 0
+
+    async def begin(self) -> None:
+        for chat in self.chats:
+            await chat.do(create(self.id, streaming=True))
+
+    async def stream(self, tokens: int, text: str = TOKEN) -> None:
+        for _ in range(tokens):
+            await self._commit([chat.write(append(self.id, text)) for chat in self.chats])
+            self.text_bytes += len(text) * len(self.chats)
+
+    async def end(self) -> None:
+        await self._commit([chat.write(finish(self.id), documents=[self.id]) for chat in self.chats])
+
+    @property
+    def id(self) -> str:
+        return f"01JD0000000000000000000{self.rounds:03d}"
+
+    async def _commit(self, writes: list[tuple[Write, object]]) -> None:
+        await self.store.commit([write for write, _ in writes])
+        for chat, (write, after) in zip(self.chats, writes, strict=True):
+            chat.take(write, after)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("messages", "tokens"), [(1, 400), (8, 200), (40, 60)])
+async def test_rows_hold_at_most_three_times_the_text_and_20_bytes_per_commit_and_message(
+    store: SqliteStore, messages: int, tokens: int
+) -> None:
+    answers = Answers(store, messages)
+    await answers.begin()
+    before = store.stats()["row_bytes"]
+    await answers.stream(tokens)
+    await answers.end()
+    budget = 3 * answers.text_bytes + 20 * messages * (tokens + 1)
+    assert store.stats()["row_bytes"] - before <= budget
+
+
+async def test_the_log_does_not_grow_while_messages_get_documents(store: SqliteStore) -> None:
+    answers = Answers(store, 3)
+    sizes = []
+    for _ in range(6):
+        await answers.begin()
+        await answers.stream(60)
+        await answers.end()
+        answers.rounds += 1
+        sizes.append((store.stats()["log_rows"], store.stats()["log_slot_bytes"]))
+    assert {rows for rows, _ in sizes} == {0}
+    assert sizes[-1][1] <= sizes[1][1] * 1.1
+
+
+async def test_an_endless_message_pins_no_more_than_a_minute_of_the_log(store: SqliteStore) -> None:
+    answers = Answers(store, 2)
+    await answers.begin()
+    rows = []
+    for minute in range(5):
+        for second in range(0, 60, 5):
+            await answers.stream(5)
+            due = await store.tidy(minute * MINUTE_MS + second * 1_000)
+            for chat in answers.chats:
+                await chat.write_documents(due)
+        rows.append(store.stats()["log_slots"])
+    assert rows[-1] == rows[1]
+    assert rows[-1] <= 75
+
+
+async def test_a_message_id_never_stands_in_the_log(store: SqliteStore) -> None:
+    answers = Answers(store, 1)
+    await answers.begin()
+    await answers.stream(3)
+    await answers._commit([chat.write(finish(answers.id)) for chat in answers.chats])
+    rows = await run_on_thread(store, "SELECT body FROM log")
+    assert len(rows) == 4
+    assert not [body for (body,) in rows if answers.id.encode() in body]

@@ -1,0 +1,166 @@
+"""Deleted text is gone: from the file, the WAL, and every gap and free page in them."""
+
+import itertools
+import random
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from holdfast.stores import sqlite_engine
+from holdfast.stores.base import Head
+from holdfast.stores.sqlite import SqliteStore
+from holdfast.testing.contract import MINUTE_MS, Chat, append, create, delete, edit, finish, put_part, texts
+from tests.stores.files import on_disk, opened, run_on_thread
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "chat.db"
+
+
+@pytest.fixture
+async def store(path: Path) -> AsyncIterator[SqliteStore]:
+    async with opened(path) as store:
+        yield store
+
+
+async def tidy_for_a_minute(store: SqliteStore, *chats: Chat) -> None:
+    """What the hub does within a minute."""
+    for now_ms in (0, MINUTE_MS, MINUTE_MS + 5_000):
+        due = await store.tidy(now_ms)
+        for chat in chats:
+            await chat.write_documents(due)
+    await store.tidy(MINUTE_MS + 10_000)
+
+
+async def test_text_of_a_deleted_message_is_gone_within_a_minute(store: SqliteStore, path: Path) -> None:
+    chat = Chat(store)
+    await chat.do(create("m1", "SECRET-0 ", streaming=True, title="SECRET-1"), create("m2", "stays", streaming=True))
+    for number in range(2, 40):
+        await chat.do(append("m1", f"SECRET-{number} " * number), append("m2", "."), documents=["m1"] * (number == 20))
+    await chat.do(put_part("m1", 1, {"type": "tool", "call": "c", "name": "n", "output": "SECRET-99" * 900}))
+    assert b"SECRET-" in on_disk(path)
+    await chat.do(delete("m1"), documents=["m1"])
+    await tidy_for_a_minute(store, chat)
+    assert b"SECRET-" not in on_disk(path)
+    assert await texts(store, "c", "m2") == ["stays" + "." * 38]
+
+
+async def test_text_of_a_deleted_channel_is_gone_within_a_minute(store: SqliteStore, path: Path) -> None:
+    gone, other = Chat(store, "gone"), Chat(store, "other")
+    await other.do(create("m1", streaming=True))
+    for number in range(60):
+        await gone.do(create(f"m{number}", f"SECRET-{number} " * 50 * (number % 7), streaming=True))
+        writes = [gone.write(append(f"m{number}", "SECRET")), other.write(append("m1", "x"))]
+        await store.commit([write for write, _ in writes])
+        for chat, (write, after) in zip((gone, other), writes, strict=True):
+            chat.take(write, after)
+    await store.delete_channel("gone", used_up=[], until_ms=0)
+    await tidy_for_a_minute(store, other)
+    assert b"SECRET" not in on_disk(path)
+    assert await texts(store, "other", "m1") == ["x" * 60]
+
+
+async def test_text_deleted_just_before_a_crash_goes_after_it(path: Path, tmp_path: Path) -> None:
+    async with opened(path) as store:
+        chat = Chat(store)
+        await chat.do(create("m1", "SECRET", streaming=True), create("m2", streaming=True))
+        await chat.do(append("m1", "SECRET"), append("m2", "x"))
+        await chat.do(delete("m1"), documents=["m1"])
+        await store.delete_channel("c", used_up=[], until_ms=0)
+        crashed = tmp_path / "crashed" / "chat.db"
+        crashed.parent.mkdir()
+        for name in ("chat.db", "chat.db-wal"):
+            crashed.with_name(name).write_bytes(path.with_name(name).read_bytes())
+    assert b"SECRET" in on_disk(crashed)
+    async with opened(crashed) as store:
+        assert await store.head("c") == Head("-", 0)
+        await store.tidy(0)
+        assert b"SECRET" not in on_disk(crashed)
+
+
+async def test_text_replaced_by_an_edit_is_gone_from_the_documents(store: SqliteStore, path: Path) -> None:
+    chat = Chat(store)
+    await chat.do(create("m1", "SECRET" * 1_000))
+    await chat.do(edit("m1", "harmless"), documents=["m1"])
+    await store._ask(lambda engine: engine._file.checkpoint("TRUNCATE"))
+    assert b"SECRET" not in on_disk(path)
+
+
+async def test_no_deleted_text_is_left_in_gaps_between_rows(path: Path) -> None:
+    """`secure_delete` alone leaves about one text in a thousand when rows move: see `sqlite_file`."""
+    random.seed(1)
+    numbers = itertools.count()
+    async with opened(path) as store:
+        chat = Chat(store)
+        await chat.do(create("keeper", streaming=True))
+
+        def word() -> str:
+            return f"<{next(numbers):06d}>" * random.choice((1, 3, 12, 40, 150, 700))
+
+        for _ in range(700):
+            alive = [one.id for one in chat.state.messages.values() if not one.deleted and one.id != "keeper"]
+            chosen = random.choice(alive) if alive else "keeper"
+            steps = {
+                "create": create(f"m{next(numbers)}", word(), streaming=True, title=word()[:800]),
+                "append": append(chosen, word()),
+                "edit": edit(chosen, word()),
+                "delete": delete(chosen if chosen != "keeper" else "nobody"),
+            }
+            kind = random.choices(list(steps), (3, 4, 2, 2))[0]
+            await chat.do(steps[kind], append("keeper", "."), documents=[chosen] * (random.random() < 0.5))
+            gone = [one.id for one in chat.state.messages.values() if one.deleted and one.documented < one.version]
+            await chat.do(documents=gone)
+            for message_id in gone:
+                del chat.state.messages[message_id]
+        await chat.do(documents=list(chat.state.messages))
+        await tidy_for_a_minute(store, chat)
+        alive_words = {word for one in chat.state.messages.values() for word in str(one.message()).split("<")}
+        kept = {word[:6] for word in alive_words}
+        left = {found[:6].decode() for found in on_disk(path).split(b"<")[1:] if found[6:7] == b">"}
+        assert len(kept) > 50
+        assert left <= kept
+        await chat.do(append("keeper", "!"))
+        assert await texts(store, "c", "keeper") == [chat.state.messages["keeper"].message().text]
+
+
+async def test_the_room_of_deleted_messages_is_used_again(store: SqliteStore, path: Path) -> None:
+    async def fill_and_empty(channel: str) -> int:
+        await Chat(store, channel).do(*(create(f"m{number}", "x" * 50 * number) for number in range(100)))
+        await store.delete_channel(channel, used_up=[], until_ms=0)
+        await store.tidy(0)
+        ((pages,),) = await run_on_thread(store, "PRAGMA page_count")
+        return int(pages)
+
+    first = await fill_and_empty("c0")
+    assert [await fill_and_empty(f"c{number}") for number in range(1, 6)] == [first] * 5
+
+
+async def test_a_large_deleted_channel_goes_in_steps_between_commits(
+    store: SqliteStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sqlite_engine, "TIDY_S", 0)
+    await Chat(store, "large").do(*(create(f"m{number}", "x") for number in range(200)))
+    await store.delete_channel("large", used_up=[], until_ms=0)
+    chat = Chat(store, "small")
+    await chat.do(create("m1", streaming=True))
+    for _ in range(20):
+        await chat.do(append("m1", "y"))
+    assert await run_on_thread(store, "SELECT count(*) FROM documents") == [(1,)]
+    assert await run_on_thread(store, "SELECT count(*) FROM channels") == [(1,)]
+
+
+async def test_a_log_that_has_grown_large_is_emptied_when_nothing_needs_it(store: SqliteStore, path: Path) -> None:
+    chat = Chat(store)
+    await chat.do(create("m1", streaming=True))
+    for _ in range(40):
+        await chat.do(append("m1", "x" * 50_000))
+    assert store.stats()["log_slot_bytes"] > 2_000_000
+    await chat.do(finish("m1"), documents=["m1"])
+    await store.tidy(0)
+    assert store.stats()["log_slots"] == 0
+    assert await run_on_thread(store, "SELECT count(*) FROM log") == [(0,)]
+    await chat.do(create("m2", "y", streaming=True))
+    await chat.do(append("m2", "z"))
+    assert await texts(store, "c", "m2") == ["yz"]

@@ -1,0 +1,215 @@
+"""Which files the SQLite store opens, and what it says of those it does not."""
+
+import asyncio
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from holdfast.core.errors import LocalError, StoreInUse, StoreUnavailable, StoreUnusable
+from holdfast.stores.base import Committed, Head
+from holdfast.stores.sqlite import SqliteStore
+from holdfast.stores.sqlite_slots import pack
+from holdfast.testing.contract import Chat, append, create, finish
+from tests.stores.files import PATIENCE_S, no_thread_left, opened, run_from_outside
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "chat.db"
+
+
+@pytest.fixture
+async def store(path: Path) -> AsyncIterator[SqliteStore]:
+    async with opened(path) as store:
+        yield store
+
+
+async def test_a_second_store_on_the_file_is_refused_and_told_by_whom(store: SqliteStore, path: Path) -> None:
+    program = Path(sys.argv[0]).name
+    with pytest.raises(StoreInUse, match=rf"chat\.db is in use by process {os.getpid()} \({program}\)\. Stop it"):
+        await SqliteStore(path, lock_wait_s=0.05).open()
+    assert await store.head("c") == Head("-", 0)
+
+
+async def test_a_second_store_waits_for_the_first_to_leave(path: Path) -> None:
+    first, second = SqliteStore(path), SqliteStore(path, lock_wait_s=PATIENCE_S)
+    await first.open()
+    opening = asyncio.create_task(second.open())
+    await first.head("c")
+    assert not opening.done()
+    await first.close()
+    await opening
+    await second.close()
+
+
+async def test_every_path_to_the_file_has_the_same_lock(store: SqliteStore, path: Path) -> None:
+    path.with_name("link.db").symlink_to(path)
+    with pytest.raises(StoreInUse):
+        await SqliteStore(path.with_name("link.db"), lock_wait_s=0).open()
+
+
+async def test_an_open_that_is_cancelled_lets_go_of_everything(path: Path) -> None:
+    async with opened(path) as store:
+        opening = asyncio.create_task(SqliteStore(path, lock_wait_s=PATIENCE_S).open())
+        await store.head("c")
+        opening.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await opening
+    await no_thread_left()
+    async with opened(path, lock_wait_s=0):
+        pass
+
+
+async def test_a_store_that_could_not_be_opened_can_be_opened_later(path: Path) -> None:
+    waiting = SqliteStore(path, lock_wait_s=0)
+    async with opened(path):
+        with pytest.raises(StoreInUse):
+            await waiting.open()
+    await waiting.open()
+    assert await waiting.head("c") == Head("-", 0)
+    await waiting.close()
+
+
+async def test_a_newer_schema_is_refused_with_both_versions(path: Path) -> None:
+    async with opened(path):
+        pass
+    run_from_outside(path, "PRAGMA user_version = 7")
+    with pytest.raises(StoreUnusable, match=r"schema 7, this one knows up to 1\. Upgrade Holdfast"):
+        await SqliteStore(path).open()
+
+
+async def test_a_database_of_something_else_is_refused_and_left_alone(path: Path) -> None:
+    run_from_outside(path, "CREATE TABLE orders (id INTEGER)")
+    before = path.read_bytes()
+    with pytest.raises(StoreUnusable, match="a database of something else"):
+        await SqliteStore(path).open()
+    assert path.read_bytes() == before
+
+
+async def test_a_file_that_is_no_database_is_refused_and_left_alone(path: Path) -> None:
+    path.write_text("Dear diary, " * 1_000)
+    with pytest.raises(StoreUnusable, match="this is no database"):
+        await SqliteStore(path).open()
+    assert path.read_text() == "Dear diary, " * 1_000
+
+
+async def test_an_empty_file_is_taken(path: Path) -> None:
+    path.touch()
+    async with opened(path) as store:
+        assert await Chat(store).do(create("m1", "a")) == Committed(1)
+
+
+async def test_a_torn_file_is_refused(path: Path) -> None:
+    async with opened(path) as store:
+        await Chat(store).do(create("m1", "x" * 100_000))
+    path.write_bytes(path.read_bytes()[: 5 * 4096])
+    with pytest.raises(StoreUnusable, match="the file is damaged; restore a backup"):
+        await SqliteStore(path).open()
+
+
+async def test_a_log_that_cannot_be_read_is_refused(path: Path) -> None:
+    async with opened(path) as store:
+        await Chat(store).do_each(create("m1", streaming=True), append("m1", "a"))
+    run_from_outside(path, "UPDATE log SET body = ?", pack(b"\xc1" * 10, 16))
+    with pytest.raises(StoreUnusable, match="the log is damaged: slot 1 cannot be read"):
+        await SqliteStore(path).open()
+
+
+async def test_a_log_with_an_unknown_operation_is_refused(path: Path) -> None:
+    async with opened(path) as store:
+        await Chat(store).do_each(create("m1", streaming=True), finish("m1"))
+    unknown = msgspec.msgpack.encode([[1, 2, 0, msgspec.msgpack.encode([99, ""])]])
+    run_from_outside(path, "UPDATE log SET body = ?", pack(unknown, 16))
+    with pytest.raises(StoreUnusable, match="an operation that this Holdfast does not know"):
+        await SqliteStore(path).open()
+
+
+async def test_a_refused_file_is_not_locked(path: Path) -> None:
+    path.write_text("no database" * 100)
+    with pytest.raises(StoreUnusable):
+        await SqliteStore(path).open()
+    path.write_bytes(b"")
+    async with opened(path, lock_wait_s=0):
+        pass
+
+
+async def test_a_missing_directory_is_named(tmp_path: Path) -> None:
+    with pytest.raises(StoreUnavailable, match="there is no directory .*nowhere; create it"):
+        await SqliteStore(tmp_path / "nowhere" / "chat.db").open()
+
+
+async def test_a_directory_is_no_file(path: Path) -> None:
+    path.mkdir()
+    with pytest.raises(StoreUnavailable, match="it cannot be opened; is it a file"):
+        await SqliteStore(path).open()
+
+
+def test_settings_that_make_no_sense_are_refused(path: Path) -> None:
+    with pytest.raises(LocalError, match="synchronous is one of normal, full, extra; not 'off'"):
+        SqliteStore(path, synchronous="off")
+    with pytest.raises(LocalError, match="for a store in memory use memory://"):
+        SqliteStore(":memory:")
+
+
+@pytest.mark.parametrize(("setting", "level"), [("normal", 1), ("full", 2), ("extra", 3)])
+async def test_synchronous_is_set_as_asked_for(path: Path, setting: str, level: int) -> None:
+    async with opened(path, synchronous=setting) as store:
+        assert await store._ask(lambda engine: engine._file.db.execute("PRAGMA synchronous").fetchone()) == (level,)
+
+
+# -- files that may not be written -------------------------------------------------------------------------------
+
+SAY_WHY = """
+import asyncio, sys
+from holdfast.core.errors import StoreUnavailable
+from holdfast.stores.sqlite import SqliteStore
+try:
+    asyncio.run(SqliteStore(sys.argv[1]).open())
+except StoreUnavailable as error:
+    print(error)
+"""
+
+
+@pytest.fixture
+def shared() -> Iterator[Path]:
+    """A file in a directory that other users may enter."""
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)
+        yield Path(folder) / "chat.db"
+
+
+async def open_as_nobody(path: Path) -> str:
+    """What is said to a user whom file modes bind: they do not bind root."""
+    done = await asyncio.to_thread(
+        lambda: subprocess.run(
+            [sys.executable, "-c", SAY_WHY, str(path)],
+            user=65534 if os.geteuid() == 0 else None,
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE_S,
+        )
+    )
+    assert done.stderr == ""
+    return done.stdout
+
+
+async def test_a_directory_that_may_not_be_written_is_refused(shared: Path) -> None:
+    shared.parent.chmod(0o555)
+    said = await open_as_nobody(shared)
+    assert "chat.db.lock cannot be written (Permission denied); the directory and the files in it must be" in said
+    shared.parent.chmod(0o755)
+
+
+async def test_a_file_that_may_not_be_written_is_refused(shared: Path) -> None:
+    async with opened(shared) as store:
+        await Chat(store).do(create("m1", "a"))
+    shared.parent.chmod(0o777)
+    shared.with_name("chat.db.lock").chmod(0o666)
+    shared.chmod(0o444)
+    assert "it cannot be written; file and directory must be writable for this user" in await open_as_nobody(shared)

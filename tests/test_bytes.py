@@ -1,0 +1,108 @@
+"""What reaches a viewer is little more than the text it misses (DESIGN 11), measured on real sockets.
+
+Bytes are bodies and payloads after de-chunking. "JSON text" is the text as a JSON string, without its quotes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from holdfast.testing.rawviewer import SseViewer, WsViewer
+from tests.processes import Server, serving
+
+CHANNEL = "chat:bytes"
+WORDS = ["a ", "holdfast ", "keeps ", 'the "plant" ', "where ", "it ", "is, ", "naïve ", "水 ", "🌊 ", "\n\n"]
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Server]:
+    with serving("serve", tmp_path) as server:
+        yield server
+
+
+class Answer:
+    """A streaming answer, written over HTTP one request an append."""
+
+    def __init__(self, server: Server) -> None:
+        self._server = server
+        self.text = ""
+        self._path = f"/v1/channels/{CHANNEL}/messages"
+        self._post("", {"id": "q", "role": "user", "text": "Why?"})
+        self._post("", {"id": "m", "role": "assistant", "status": "streaming"})
+
+    def grow(self, size: int, *, word: int | None = None) -> int:
+        """Append at least `size` bytes of JSON text, a few words at a time; returns how many they were."""
+        added = ""
+        number = len(self.text)
+        while json_bytes(added) < size:
+            piece = WORDS[number % len(WORDS)] * (word or 1)
+            self._post("/m/append", {"text": piece, "at": len(self.text) + len(added)})
+            added += piece
+            number += 1
+        self.text += added
+        return json_bytes(added)
+
+    def finish(self) -> None:
+        self._post("/m/finish", {"status": "complete"})
+
+    def _post(self, path: str, body: object) -> None:
+        status, answer = self._server.post(self._path + path, body)
+        assert status in (200, 201), answer
+
+
+def json_bytes(text: str) -> int:
+    """Bytes of `text` in a JSON string."""
+    return len(json.dumps(text, ensure_ascii=False).encode()) - 2
+
+
+async def first_batch_bytes(viewer: SseViewer | WsViewer) -> int:
+    """What the viewer's first batch cost; it leaves again."""
+    before = viewer.checker.payload_bytes
+    await viewer.reconnect()
+    await viewer.until_attached()
+    await viewer.close()
+    assert viewer.checker.violations == []
+    return viewer.checker.payload_bytes - before
+
+
+@pytest.mark.parametrize("viewer_type", [SseViewer, WsViewer])
+async def test_hydrating_and_resuming_cost_little_more_than_the_text(
+    server: Server, viewer_type: type[SseViewer | WsViewer]
+) -> None:
+    answer = await asyncio.to_thread(Answer, server)
+    hydrated = await asyncio.to_thread(answer.grow, 8 * 1024)
+    viewer = viewer_type("127.0.0.1", server.port, CHANNEL)
+    assert await first_batch_bytes(viewer) <= 1.05 * hydrated + 500
+
+    missed = await asyncio.to_thread(answer.grow, 1_200)
+    assert await first_batch_bytes(viewer) <= missed + 400
+
+    missed = await asyncio.to_thread(answer.grow, 1_200)
+    await asyncio.to_thread(server.end, signal.SIGKILL)
+    await asyncio.to_thread(server.start)
+    assert await first_batch_bytes(viewer) <= missed + 700
+    assert viewer.checker.text("m") == answer.text
+    assert viewer.checker.new_starts == 1
+
+
+@pytest.mark.parametrize("viewer_type", [SseViewer, WsViewer])
+async def test_a_viewer_that_stalls_through_a_megabyte_gets_it_once(
+    server: Server, viewer_type: type[SseViewer | WsViewer]
+) -> None:
+    answer = await asyncio.to_thread(Answer, server)
+    async with viewer_type("127.0.0.1", server.port, CHANNEL) as viewer:
+        await viewer.until_attached()
+        viewer.stall()
+        size = await asyncio.to_thread(answer.grow, 1_000_000, word=300)
+        await asyncio.to_thread(answer.finish)
+        viewer.resume()
+        await viewer.until(lambda: viewer.checker.status("m") == "complete", timeout_s=20)
+        assert viewer.checker.text("m") == answer.text
+        assert viewer.checker.violations == []
+        assert viewer.checker.payload_bytes <= 1.05 * size + 128 * 1024

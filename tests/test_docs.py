@@ -1,0 +1,235 @@
+"""The documents say what is so: their programs run, their links lead somewhere, and no setting is left out.
+
+You are in `tests`. What examples and pages do is tested in `tests/examples`.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import inspect
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+
+import holdfast
+from holdfast import Hub, Limits, MessageWriter
+from holdfast.cli import main
+from holdfast.core import errors
+from tests.examples.programs import client_of, follow
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+PYTHON = (ROOT / "docs" / "python.md").read_text()
+PROTOCOL = (ROOT / "docs" / "protocol.md").read_text()
+PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
+RECORDS = sorted(path for path in (ROOT / "docs" / "decisions").glob("*.md") if path.name != "README.md")
+
+_BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+_FENCED = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
+_UNITS = {"MiB": 1024 * 1024, "KiB": 1024}
+BEFORE, AFTER, PASTED = _BLOCK.findall(README)
+
+
+def section(text: str, heading: str) -> str:
+    """What stands under `heading`, up to the next one that is as high."""
+    level = heading.split()[0]
+    _, _, rest = text.partition(f"\n{heading}\n")
+    assert rest, f"there is no {heading!r}"
+    return re.split(rf"^#{{1,{len(level)}}} ", rest, flags=re.MULTILINE)[0]
+
+
+def rows(text: str) -> dict[str, str]:
+    """The tables of `text`: the name in the first column, and the second column."""
+    cells = [line.split("|") for line in text.splitlines() if line.startswith("| `")]
+    return {row[1].split("`")[1]: row[2].strip() for row in cells}
+
+
+# What is run ------------------------------------------------------------------------------------------------------
+
+
+def test_the_readmes_program_runs_when_pasted(tmp_path: Path) -> None:
+    (tmp_path / "pasted.py").write_text(PASTED)
+    ran = subprocess.run(
+        [sys.executable, "-W", "error", "pasted.py"], cwd=tmp_path, capture_output=True, text=True, timeout=30
+    )
+    assert (ran.returncode, ran.stderr) == (0, "")
+    types = [line.split('"')[3] for line in ran.stdout.splitlines()]
+    assert types[:2] == ["channel.attached", "message.update"]
+    assert types[-1] == "message.finish"
+    assert set(types[2:-1]) == {"message.append"}
+
+
+def test_the_readmes_endpoint_before_streams_and_forgets(tmp_path: Path) -> None:
+    program = run_program(BEFORE)
+    with client_of(program["app"]) as client:
+        told = client.get("/chat", params={"question": "Why?"}).text
+        assert told.startswith('data: "You "\n\ndata: "asked: "\n\n')
+
+
+def test_the_readmes_endpoint_after_answers_whoever_watches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    program = run_program(AFTER)
+    with client_of(program["app"]) as client:
+        asked = client.post("/chats/1", params={"question": "Why?"}).json()["id"]
+        view = follow(client, "chat:1", lambda messages: [one.status for one in messages] == ["complete", "complete"])
+        question, answer = view.messages()
+        assert (question.id, question.text) == (asked, "Why?")
+        assert (answer.reply_to, answer.text) == (asked, "You asked: Why? This is a long answer. ")
+
+
+def run_program(source: str) -> dict[str, Any]:
+    """The names that a program of the README makes; it does not wait between tokens."""
+    names: dict[str, Any] = {"__name__": "readme"}
+    exec(compile(source.replace("asyncio.sleep(0.1)", "asyncio.sleep(0)"), "README.md", "exec"), names)
+    return names
+
+
+@pytest.mark.parametrize("source", _BLOCK.findall(PYTHON))
+def test_a_program_of_the_python_page_compiles(source: str) -> None:
+    compile(source, "python.md", "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+
+
+# What is complete -------------------------------------------------------------------------------------------------
+
+
+def commands() -> list[tuple[str, click.Command]]:
+    assert isinstance(main, click.Group)
+    return sorted(main.commands.items())
+
+
+@pytest.mark.parametrize(("name", "command"), commands())
+def test_every_option_of_a_command_is_documented(name: str, command: click.Command) -> None:
+    arguments = [param.name.upper() for param in command.params if isinstance(param, click.Argument) and param.name]
+    documented = rows(section(PYTHON, f"### `{' '.join(['holdfast', name, *arguments])}`"))
+    options = {param.opts[0]: param for param in command.params if isinstance(param, click.Option)}
+    assert {shown.split()[0] for shown in documented} == set(options)
+    for shown, default in documented.items():
+        option = options[shown.split()[0]]
+        if isinstance(option.default, str | int | float) and option.show_default:
+            assert default == f"`{option.default}`"
+
+
+def test_every_limit_is_documented_with_its_default() -> None:
+    documented = rows(section(PYTHON, "## Limits"))
+    assert {name: number(shown) for name, shown in documented.items()} == dataclasses.asdict(Limits())
+
+
+def number(shown: str) -> float:
+    """`1,000` or `4 MiB` as a number."""
+    digits, _, unit = shown.partition(" ")
+    return int(digits.replace(",", "")) * _UNITS.get(unit, 1)
+
+
+def test_every_argument_of_the_hub_is_documented_with_its_default() -> None:
+    documented = rows(section(PYTHON, "## Settings").partition("### Stores")[0])
+    parameters = dict(inspect.signature(Hub).parameters)
+    assert set(documented) == set(parameters)
+    for name in ("store", "authenticate", "allowed_origins", "flush_ms", "drain_s", "hooks_signals"):
+        assert ast.literal_eval(documented[name].strip("`")) == parameters[name].default
+
+
+def test_every_public_name_is_documented() -> None:
+    assert [name for name in holdfast.__all__ if f"`{name}`" not in PYTHON] == []
+
+
+def test_every_error_is_documented() -> None:
+    known = [one for one in vars(errors).values() if inspect.isclass(one) and issubclass(one, errors.HoldfastError)]
+    table = section(PYTHON, "## Errors")
+    assert [one.__name__ for one in known if f"`{one.__name__}`" not in table or f"`{one.code}`" not in table] == []
+    on_the_wire = [one.code for one in known if one is not errors.LocalError]
+    assert [code for code in on_the_wire if f"`{code}`" not in section(PROTOCOL, "## 9. Errors")] == []
+
+
+_SIGNATURE = re.compile(r"`(?:await )?hub\.(\w+)\(([^`]*)\)`")
+_WRITER_SIGNATURE = re.compile(r"^\| `(?:await )?(\w+)\(([^`]*)\)`", re.MULTILINE)
+SIGNATURES = [(Hub, *found) for found in _SIGNATURE.findall(PYTHON)] + [
+    (MessageWriter, *found) for found in _WRITER_SIGNATURE.findall(section(PYTHON, "## Writing"))
+]
+
+
+@pytest.mark.parametrize(("owner", "method", "documented"), SIGNATURES)
+def test_a_documented_method_takes_what_is_documented(owner: type, method: str, documented: str) -> None:
+    taken = list(inspect.signature(getattr(owner, method)).parameters)[1:]
+    names = [part.partition("=")[0].strip() for part in documented.split(",") if part.strip() not in ("*", "")]
+    # A bare `start_task(coroutine)` names its argument for people.
+    assert len(names) == len(taken)
+    if "*" in documented:
+        assert names == taken
+
+
+def test_the_methods_that_matter_are_documented() -> None:
+    documented = {method for owner, method, _ in SIGNATURES if owner is Hub}
+    assert documented >= {"message", "create", "update", "finish", "delete", "read", "history", "subscribe"}
+    assert documented >= {"start", "start_task", "drain", "close", "delete_channel"}
+
+
+# What leads somewhere ---------------------------------------------------------------------------------------------
+
+
+def named(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+_LINK = re.compile(r"\]\(([^)\s]+)\)")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=named)
+def test_every_link_leads_somewhere(page: Path) -> None:
+    prose = _FENCED.sub("", page.read_text())
+    for link in _LINK.findall(prose):
+        if "://" in link:
+            continue
+        target, _, anchor = link.partition("#")
+        found = (page.parent / target).resolve() if target else page
+        assert found.exists(), f"{named(page)} links to {link}"
+        if anchor:
+            assert anchor in anchors(found), f"{named(page)} links to {link}"
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors that the headings of a page get on GitHub."""
+    headings = re.findall(r"^#+ (.*)$", _FENCED.sub("", page.read_text()), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=named)
+def test_every_make_target_named_exists(page: Path) -> None:
+    targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    code = re.findall(r"`make ([a-z]+)`|^make ([a-z]+)$", page.read_text(), re.MULTILINE)
+    assert [one or other for one, other in code if (one or other) not in targets] == []
+
+
+_PATH = re.compile(r"`((?:core|stores|hub|transports|testing|web|demo)/[\w/.]+|tests/[\w/.]+)`")
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page.name != "protocol.md"], ids=named)
+def test_every_file_named_exists(page: Path) -> None:
+    found = _PATH.findall(page.read_text())
+    missing = [path for path in found if not (ROOT / path).exists() and not (ROOT / "holdfast" / path).exists()]
+    assert missing == []
+
+
+# Decisions --------------------------------------------------------------------------------------------------------
+
+
+def test_decisions_are_numbered_and_listed() -> None:
+    assert [path.name[:5] for path in RECORDS] == [f"{number:04}-" for number in range(1, len(RECORDS) + 1)]
+    index = (ROOT / "docs" / "decisions" / "README.md").read_text()
+    for path in RECORDS:
+        title = path.read_text().splitlines()[0].removeprefix(f"# {path.name[:4]}: ")
+        assert f"[{path.name[:4]}]({path.name}) | {title} |" in index
+
+
+@pytest.mark.parametrize("record", RECORDS, ids=named)
+def test_a_decision_has_its_form_on_one_page(record: Path) -> None:
+    lines = record.read_text().splitlines()
+    assert re.fullmatch(r"- Date: \d{4}-\d\d-\d\d", lines[2])
+    assert re.fullmatch(r"- Status: (accepted|superseded by \[\d{4}\]\(.*\))", lines[3])
+    assert [line for line in lines if line.startswith("## ")] == ["## Context", "## Decision", "## Consequences"]
+    assert len(lines) <= 60
