@@ -1,7 +1,7 @@
 # The front door. `make demo` and `make test` are all a newcomer needs; both set up what they use, in .venv and
 # node_modules, nothing global.
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format types js bench clean
+.PHONY: help demo test lint format bench clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -15,6 +15,7 @@ demo: $(VENV)/.serve ## a chat that survives refresh, on this machine
 
 test: $(VENV)/.dev node_modules/.installed ## all tests, the browser's too
 	@scripts/ensure_chromium
+	@npm test --silent
 	@$(BIN)/pytest
 
 lint: $(VENV)/.dev node_modules/.installed ## format, lint and strict types, in Python and JavaScript

@@ -43,7 +43,7 @@ def main() -> None:
 @main.command()
 @click.option("--host", default="127.0.0.1", show_default=True, help="Loopback address to listen on.")
 @click.option("--port", default=DEFAULT_PORT, show_default=True, type=click.IntRange(0, 65535))
-@click.option("--store", default=None, help="memory:// or sqlite:///absolute/path  [default: sqlite:///holdfast.db]")
+@click.option("--store", default=None, help="memory:// or sqlite:////absolute/path  [default: sqlite:///holdfast.db]")
 @click.option(
     "--flush-ms",
     default=None,
@@ -73,10 +73,11 @@ def serve(
     else:
         settings = {"flush_ms": flush_ms, "drain_s": drain_s}
         app = Hub(_checked(store or "sqlite:///holdfast.db"), **{k: v for k, v in settings.items() if v is not None})  # type: ignore[arg-type]
-    if isinstance(app, Hub):
-        app.drive_by_hand = True  # no middleware of anybody's stands between us and the server
+    hub = app if isinstance(app, Hub) else None
+    if hub is not None:
+        hub.drive_by_hand = True  # no middleware of anybody's stands between us and the server
     listening = _listen(host, port)
-    _run(app, listening, log_level, lambda: click.echo(f"Holdfast {__version__} serves {address_of(listening)}"))
+    _run(app, hub, listening, log_level, lambda: click.echo(f"Holdfast {__version__} serves {address_of(listening)}"))
 
 
 @main.command()
@@ -99,7 +100,8 @@ def demo(host: str, port: int, store: str) -> None:
         click.echo(f"      kill -9 {os.getpid()}\n")
         click.echo("  Then run the same command again. (Ctrl-C does as well.)\n")
 
-    _run(build(_checked(store)), listening, "warning", tell)
+    app = build(_checked(store))
+    _run(app, app.state.hub, listening, "warning", tell)
 
 
 @main.command()
@@ -127,16 +129,16 @@ def _listen(host: str, port: int, *, tries: int = 1) -> Any:
         raise LocalError(f"cannot listen on {host} port {port}: {error.strerror}; try --port") from None
 
 
-def _run(app: Any, listening: Any, log_level: str, started: Any) -> None:
+def _run(app: Any, hub: Any, listening: Any, log_level: str, started: Any) -> None:
     with contextlib.suppress(KeyboardInterrupt):  # the signal has done its work
-        if not run(app, listening, started=started, log_level=log_level):
+        if not run(app, hub, listening, started=started, log_level=log_level):
             sys.exit(1)
 
 
 def _checked(store: str) -> str:
     """`store`, in the form that messages and files agree on."""
     if not store.startswith(("memory:", "sqlite:")):
-        raise LocalError(f"{store} is no store: use memory:// or sqlite:///absolute/path")
+        raise LocalError(f"{store} is no store: use memory:// or sqlite:////absolute/path")
     return store
 
 

@@ -7,6 +7,7 @@ library leaves all of this alone.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import gc
 import ipaddress
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from holdfast.core.errors import LocalError
 from holdfast.core.limits import Limits
+from holdfast.hub import HubCore
 
 if TYPE_CHECKING:
     import uvicorn
@@ -69,11 +71,15 @@ def address_of(listening: socket.socket) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-class _NoHalfResponses(logging.Filter):
-    """Breaking a stream off is how a viewer learns that it is not complete; the server calls that an error."""
+class _Unsaid(logging.Filter):
+    """What the server would log and should not.
+
+    Breaking a stream off is how a viewer learns that it is not complete; the server calls that an error. And it names
+    the whole URL of each WebSocket, whose query may hold what is not for a log.
+    """
 
     def filter(self, record: logging.LogRecord) -> bool:
-        return "without completing response" not in record.getMessage()
+        return not ("without completing" in record.getMessage() or '"WebSocket ' in str(record.msg))
 
 
 def server(app: Any, *, limits: Limits | None = None, log_level: str = "warning") -> uvicorn.Server:
@@ -83,7 +89,7 @@ def server(app: Any, *, limits: Limits | None = None, log_level: str = "warning"
     except ImportError:
         raise LocalError("this needs uvicorn: pip install 'holdfast[serve]'") from None
 
-    logging.getLogger("uvicorn.error").addFilter(_NoHalfResponses())
+    logging.getLogger("uvicorn.error").addFilter(_Unsaid())
     config = uvicorn.Config(
         app,
         loop="asyncio",  # the time goes to the kernel: uvloop gained nothing (measured)
@@ -103,7 +109,7 @@ def server(app: Any, *, limits: Limits | None = None, log_level: str = "warning"
 
 async def start(running: uvicorn.Server, listening: socket.socket) -> asyncio.Task[None]:
     """Serve on `listening`; returns when it serves, or has failed to, with the task that ends when the server does."""
-    serving = asyncio.ensure_future(running.serve(sockets=[listening]))
+    serving = asyncio.ensure_future(_serve(running, listening))
     while not (running.started or serving.done()):  # noqa: ASYNC110
         await asyncio.sleep(STARTED_POLL_S)  # the server tells nobody when it has started
     # What exists now lives as long as the process: it need not be looked at again. Default thresholds cost about
@@ -114,13 +120,28 @@ async def start(running: uvicorn.Server, listening: socket.socket) -> asyncio.Ta
     return serving
 
 
-def run(app: Any, listening: socket.socket, *, started: Callable[[], None], **options: Any) -> bool:
-    """Serve `app` until a signal ends it; False if it could not start. `started` is called when it serves."""
+async def _serve(running: uvicorn.Server, listening: socket.socket) -> None:
+    # An app that cannot start ends the process from within a task, which asyncio would report at length.
+    with contextlib.suppress(SystemExit):
+        await running.serve(sockets=[listening])
+
+
+def run(
+    app: Any, hub: HubCore | None, listening: socket.socket, *, started: Callable[[], None], **options: Any
+) -> bool:
+    """Serve `app` until a signal ends it; False if it could not start. `started` is called when it serves.
+
+    `hub` is the one behind `app`, if it is known: what is wrong with its store is raised, before anything is served.
+    """
     running = server(app, **options)
 
     async def main() -> None:
+        if hub is not None:
+            await hub.start()
         serving = await start(running, listening)
         if running.started and not serving.done():
+            if hub is not None:
+                hub.hook_signals()
             started()
         await serving
 

@@ -6,10 +6,43 @@ You are in `tests`, which mirrors the package. Tests never sleep to wait for som
 from __future__ import annotations
 
 import os
+import shutil
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 
+import pytest
 from hypothesis import HealthCheck, settings
+from playwright.async_api import Browser, async_playwright
+
+from tests.processes import Server, serving
 
 # One machine is slow, another slower: time says nothing about a property. `HYPOTHESIS_PROFILE=long` looks harder.
 settings.register_profile("default", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("long", parent=settings.get_profile("default"), max_examples=5_000)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
+
+ARGUMENTS = (
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+)
+
+
+@pytest.fixture
+async def browser() -> AsyncIterator[Browser]:
+    path = os.environ.get("HOLDFAST_CHROMIUM") or shutil.which("chromium")
+    assert path is not None, "no Chromium: install Debian's package chromium, or set HOLDFAST_CHROMIUM to one's path"
+    async with async_playwright() as playwright:
+        browser = await playwright.chromium.launch(executable_path=path, args=list(ARGUMENTS))
+        yield browser
+        await browser.close()
+
+
+@pytest.fixture
+def demo(tmp_path: Path) -> Iterator[Server]:
+    with serving("demo", tmp_path) as server:
+        yield server

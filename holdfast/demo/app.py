@@ -74,6 +74,7 @@ def build(store_url: str, *, flush_ms: int = 40, sleep: Sleep = asyncio.sleep) -
             Route("/stop", _endpoint(hub, "POST", guide.stop)),
         ]
     )
+    app.state.hub = hub  # whoever serves this starts it first, to tell plainly what is wrong with its store
     hub.install(app, "/holdfast")
     return app
 

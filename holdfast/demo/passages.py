@@ -120,7 +120,7 @@ def cut_into_passages(source: str, markdown: str) -> list[Passage]:
     """`markdown` as passages in order. Headings become context; a block ending in a colon takes the next."""
     passages: list[Passage] = []
     for headings, blocks in itertools.groupby(_blocks(markdown), key=lambda block: block[0]):
-        texts = _join_what_belongs([_unwrapped(text) for _, text in blocks])
+        texts = _join_what_belongs([_unwrapped(text) for _, text in blocks if not _is_record_keeping(text)])
         pieces = itertools.chain.from_iterable(map(_cut_to_size, texts))
         passages.extend(Passage(source, headings, piece) for piece in pieces)
     return passages
@@ -164,16 +164,22 @@ def _blocks(markdown: str) -> Iterator[tuple[tuple[str, ...], str]]:
     yield from block()
 
 
+_IMAGE = re.compile(r"!\[([^\]]*)\]\([^)]*\)")
 _OWN_LINE = re.compile(r"[-*+] |\d+[.)] |[|>#]")  # what begins a line of its own, wherever the text was wrapped
 _HARD_BREAK = ("  ", "\\")
 
 
+def _is_record_keeping(text: str) -> bool:
+    """Is `text` the date and the state of a decision? Nobody wants that read out."""
+    return all(line.startswith(("- Date:", "- Status:")) for line in text.split("\n"))
+
+
 def _unwrapped(text: str) -> str:
-    """`text` with its wrapped lines joined: the same Markdown, and easier to read where it is shown raw."""
+    """`text` with its wrapped lines joined and pictures told: easier to read where Markdown is shown raw."""
     if _FENCE.match(text) or text.startswith("    "):
         return text
     lines: list[str] = []
-    for line in text.split("\n"):
+    for line in _IMAGE.sub(r"(Picture: \1)", text).split("\n"):
         if lines and not _OWN_LINE.match(line.lstrip()) and not lines[-1].endswith(_HARD_BREAK):
             lines[-1] += " " + line.lstrip()
         else:

@@ -32,7 +32,7 @@ class SignalHook:
         self._is_hit = False
 
     def install(self) -> None:
-        """Hook the signals; does nothing outside the main thread, where Python has no signals."""
+        """Hook the signals, also again after somebody else did; outside the main thread Python has none."""
         if threading.current_thread() is not threading.main_thread():
             return
         self._loop = asyncio.get_running_loop()
@@ -40,7 +40,7 @@ class SignalHook:
         for number in SIGNALS:
             before = signal.getsignal(number)
             # None: a handler that Python does not know; ignored ones stay so. Neither can be chained to.
-            if before is None or before == signal.SIG_IGN:
+            if before is None or before in (signal.SIG_IGN, self._hit):
                 continue
             self._before[number] = before
             signal.signal(number, self._hit)

@@ -8,6 +8,7 @@ Public names without an underscore are the Python API and are documented in `doc
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable, Coroutine
 from functools import cached_property
@@ -17,7 +18,7 @@ from msgspec import UNSET, Struct, UnsetType
 
 from holdfast.core.cursor import Cursor
 from holdfast.core.document import restore
-from holdfast.core.errors import Deleted, Draining, HoldfastError, IdConflict, LocalError, NotFound
+from holdfast.core.errors import Deleted, Draining, Fenced, Finished, HoldfastError, IdConflict, LocalError, NotFound
 from holdfast.core.events import Page
 from holdfast.core.limits import Limits
 from holdfast.core.model import Json, Message, Part
@@ -114,7 +115,7 @@ class HubCore:
         self.flush_ms = flush_ms
         self.drain_s = drain_s
         self.clock = clock or Clock()
-        self.node = self.clock.new_id()  # this process, as writers' leases name it
+        self.node = ""  # this life of the hub, as writers' leases name it; a new one with each start
         self.is_draining = False
         self.drive_by_hand = False  # may streaming responses drive `send` themselves? `serve` sets it
         self._adopters: list[tuple[str, Adopter]] = []
@@ -127,14 +128,15 @@ class HubCore:
     async def start(self) -> None:
         """Open the store and serve; done by itself on first use. Raises StoreInUse, StoreUnusable, StoreUnavailable."""
         loop = asyncio.get_running_loop()
-        runtime = self._runtime
-        if runtime is not None and runtime.loop is not loop:
-            if runtime.loop.is_running():
+        while (runtime := self._runtime) is not None and runtime.loop is not loop:
+            if not await self.sync.gave_back(runtime.loop) and runtime.loop.is_running():
                 raise LocalError("this hub runs on another thread's event loop; use hub.sync, or a hub of your own")
-            await self.store.close()  # its loop went away without a word
-            runtime = None
+            await self.store.close()  # if its loop went away without a word
+            if self._runtime is runtime:
+                self._runtime = None
         if runtime is None or runtime.is_over:
             runtime = self._runtime = _Runtime(loop)
+            self.node = self.clock.new_id()
             self.is_draining = False
             runtime.main = loop.create_task(self._run(runtime), name="holdfast-hub")
         await asyncio.shield(runtime.ready)
@@ -166,6 +168,13 @@ class HubCore:
         """The event loop this hub runs on now, if it does."""
         runtime = self._runtime
         return runtime.loop if runtime is not None and not runtime.is_over and runtime.loop.is_running() else None
+
+    def hook_signals(self) -> None:
+        """Drain at SIGTERM and SIGINT, then let the handlers run that were there. Done at the start of the hub; to be
+        done again by a server that sets its own handlers later.
+        """
+        if self._hook is not None:
+            self._hook.install()
 
     def on_drain(self, callback: Callable[[], None]) -> Callable[[], None]:
         """Call `callback` when draining begins; returns what takes it back."""
@@ -220,8 +229,7 @@ class HubCore:
             parent=parent,
             reply_to=reply_to,
         )
-        asker = self._asker(author)
-        return MessageWriter(self, check_channel(channel), self._id(id), create=create, asker=asker)
+        return MessageWriter(self, check_channel(channel), self._id(id), create=create, author=author)
 
     async def create(
         self,
@@ -245,7 +253,7 @@ class HubCore:
             parent=parent,
             reply_to=reply_to,
         )
-        answer = await self.ask(channel, self._id(id), request, self._asker(author))
+        answer = await self.ask(channel, self._id(id), request, self.asker(author))
         return _present(answer)
 
     async def update(
@@ -260,7 +268,7 @@ class HubCore:
     ) -> Message:
         """Change a finished message; returns it. `meta` is merged, None removes a key. Raises VersionConflict, …"""
         request = UpdateMessage(text=text, parts=parts, meta=meta or {}, if_version=if_version)
-        return _present(await self.ask(channel, message_id, request, self._asker(None)))
+        return _present(await self.ask(channel, message_id, request, self.asker(None)))
 
     async def finish(
         self,
@@ -279,11 +287,11 @@ class HubCore:
             meta=meta or {},
             generation=known.generation,
         )
-        await self.ask(channel, message_id, request, self._asker(None))
+        await self.ask(channel, message_id, request, self.asker(None))
 
     async def delete(self, channel: str, message_id: str) -> None:
         """Delete a message; its text is gone from the store within a minute, its id is not used again."""
-        await self.ask(channel, message_id, DeleteMessage(), self._asker(None))
+        await self.ask(channel, message_id, DeleteMessage(), self.asker(None))
 
     async def delete_channel(self, channel: str) -> None:
         """Empty a channel. Its viewers begin anew, and its next message begins a new epoch."""
@@ -431,6 +439,10 @@ class HubCore:
             self._runtime.writers.pop((writer.channel, writer.id), None)
             self._runtime.quieter.set()
 
+    def asker(self, author: str | None) -> Asker:
+        """Somebody in this process."""
+        return Asker(id=author, writer=Writer(by=author, node=self.node))
+
     def is_ours(self, channel: str, message_id: str) -> bool:
         """Does the message stream, written by this process as far as the log knows?"""
         known = self.channel(channel).state.message(message_id)
@@ -449,9 +461,6 @@ class HubCore:
         tasks = self._live().tasks
         assert tasks is not None
         return tasks.create_task(_guarded(job))
-
-    def _asker(self, author: str | None) -> Asker:
-        return Asker(id=author, writer=Writer(by=author, node=self.node))
 
     def _id(self, message_id: str | None) -> str:
         return check_id(message_id) if message_id is not None else self.new_id()
@@ -491,8 +500,7 @@ class HubCore:
                 workers = [tasks.create_task(runtime.committer.run())]
                 await self._recover()
                 workers.append(tasks.create_task(self._tidy(runtime)))
-                if self._hook is not None:
-                    self._hook.install()
+                self.hook_signals()
                 runtime.ready.set_result(None)
                 await runtime.stop.wait()
                 for task in [*workers, *runtime.jobs]:
@@ -525,7 +533,7 @@ class HubCore:
                 await self._ask(found.channel, message.id, end, server)
                 continue
             answer = await self._ask(found.channel, message.id, TakeOver(generation=message.generation), server)
-            writer = MessageWriter(self, found.channel, message.id, create=None, asker=server)
+            writer = MessageWriter(self, found.channel, message.id, create=None, author=message.writer.by)
             writer.take_up(message.message(), answer.generation or message.generation + 1)
             self.start_task(_go_on(adopter, writer))
 
@@ -575,8 +583,9 @@ class HubCore:
 
 
 async def _go_on(adopter: Adopter, writer: MessageWriter) -> None:
-    async with writer:
-        await adopter(writer)
+    with contextlib.suppress(Finished, Fenced, Deleted):  # somebody stopped it
+        async with writer:
+            await adopter(writer)
 
 
 async def _guarded(job: Coroutine[Any, Any, Any]) -> Any:

@@ -31,6 +31,8 @@ class SyncHub:
         self._hub = hub
         self._own: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
+        self._left: asyncio.AbstractEventLoop | None = None  # the loop that was given up last
+        self._has_left = threading.Event()
         self._lock = threading.Lock()
 
     def create(self, channel: str, **fields: Any) -> Message:
@@ -74,8 +76,18 @@ class SyncHub:
             self._thread.join(TIMEOUT_S)
             loop.close()
 
+    async def gave_back(self, loop: asyncio.AbstractEventLoop) -> bool:
+        """Close the hub on `loop` if that is this object's own, so that another loop can have it. For the hub."""
+        if loop is self._own:
+            self._left, self._has_left = loop, threading.Event()
+            await asyncio.to_thread(self.close)
+            self._has_left.set()
+        elif loop is self._left:
+            await asyncio.to_thread(self._has_left.wait, TIMEOUT_S)
+        return loop is self._left
+
     async def _open(self, channel: str, fields: dict[str, Any]) -> MessageWriter:
-        return await self._hub.message(channel, **fields).__aenter__()
+        return await self._hub.message(channel, **fields).open()
 
     def _run(self, call: Coroutine[Any, Any, T]) -> T:
         loop = self._loop()

@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from holdfast.core.errors import Draining, HoldfastError, IdConflict, LocalError, StoreUnavailable
-from holdfast.core.model import Json, Message, Part
+from holdfast.core.model import Json, Message, Part, check_json
 from holdfast.core.requests import AppendText, Asker, CreateMessage, FinishMessage, PutPart, Request, UpdateMessage
 from holdfast.core.state import utf8_len
 from holdfast.hub.committer import Answer, Ask
@@ -35,7 +35,7 @@ class MessageWriter:
     size_bytes = 0  # of an item waiting in the hub: what is accepted here is bounded here
 
     def __init__(
-        self, hub: HubCore, channel: str, message_id: str, *, create: CreateMessage | None, asker: Asker
+        self, hub: HubCore, channel: str, message_id: str, *, create: CreateMessage | None, author: str | None
     ) -> None:
         self.channel = channel
         self.id = message_id
@@ -43,7 +43,8 @@ class MessageWriter:
         self.generation = 1
         self._hub = hub
         self._create = create
-        self._asker = asker
+        self._author = author
+        self._asker: Asker = hub.asker(author)
         self._lengths: dict[int, int] = {}  # accepted code points, by part
         self._text_part: int | None = None  # where an append without a part goes
         self._is_unopened = False  # the text part opens with the first text that is stored
@@ -54,12 +55,13 @@ class MessageWriter:
         self._texts: list[str] = []  # text that gathers for the queue's last append
         self._texts_part = 0
         self._flying: list[Ask] = []  # decided or about to be; kept until answered
-        self._unstored_bytes = 0  # accepted and not answered …
+        self.unstored_bytes = 0  # accepted and not answered …
         self._flying_bytes = 0  # … of which the committer has so many
         self._is_waiting = False  # does the committer have us?
         self._error: HoldfastError | None = None  # of the store's no: the next call raises it
         self._trouble: HoldfastError | None = None  # of a store that fails for now
         self._waiters: list[asyncio.Future[None]] = []
+        self._is_open = False
         self._is_over = False
         self._retry: asyncio.TimerHandle | None = None
 
@@ -86,30 +88,29 @@ class MessageWriter:
         limit = self._hub.limits.append_bytes // 4
         for start in range(0, len(whole), limit):  # a character has at most four bytes
             self._accept(whole[start : start + limit], index)
-            if self._unstored_bytes > self._hub.limits.writer_bytes:
-                await self._until(lambda: self._unstored_bytes <= self._hub.limits.writer_bytes)
+            await self._not_too_far_ahead()
 
     async def part(self, part: Part, *, index: int | None = None) -> int:
         """Open a part (without `index`) or replace one; returns its index. Accepted as `append` is."""
         self._check_open()
         self._let_go_of_held()
         place = self._parts if index is None else index
-        self._gather()
-        self._queue.append(PutPart(index=place, part=part, generation=self.generation))
+        size = check_json(part, self._hub.limits.message_bytes, "a part", depth=self._hub.limits.depth)
+        self._put(PutPart(index=place, part=part, generation=self.generation), size)
         self._parts = max(self._parts, place + 1)
         text = part.get("text", part.get("input"))
         self._lengths[place] = len(text) if isinstance(text, str) else 0
         if part.get("type") == "text":
             self._text_part = place if self._text_part is None else max(place, self._text_part)
-        self._submit()
+        await self._not_too_far_ahead()
         return place
 
     async def update(self, *, meta: dict[str, Json]) -> None:
         """Merge `meta` into the message's meta; null removes a key. Accepted as `append` is."""
         self._check_open()
-        self._gather()
-        self._queue.append(UpdateMessage(meta=meta, generation=self.generation))
-        self._submit()
+        size = check_json(meta, self._hub.limits.meta_bytes, "meta", depth=self._hub.limits.depth)
+        self._put(UpdateMessage(meta=meta, generation=self.generation), size)
+        await self._not_too_far_ahead()
 
     async def flush(self) -> None:
         """Wait until all that was accepted is stored. Raises as `append`."""
@@ -122,19 +123,24 @@ class MessageWriter:
         """End the message (`complete`, `cancelled` or `failed`) and wait until all of it is stored."""
         self._check_open()
         self._let_go_of_held()
-        self._gather()
-        self._queue.append(
-            FinishMessage(status=status, reason=reason, meta=meta or {}, generation=self.generation)  # type: ignore[arg-type]
-        )
+        end = FinishMessage(status=status, reason=reason, meta=meta or {}, generation=self.generation)  # type: ignore[arg-type]
+        self._put(end, 0)
         self._is_over = True
-        self._submit()
         await self.flush()
 
-    async def __aenter__(self) -> Self:
+    async def open(self) -> Self:
+        """Store the message's beginning, so that its `id` can be told before a task goes on with `async with message`.
+
+        Entering the block does it by itself. A message that is opened must be entered, or it streams for ever.
+        """
+        if self._is_open:
+            return self
+        self._is_open = True
         if self._create is None:
             self._hub.register_writer(self)
             return self
         await self._hub.start()
+        self._asker = self._hub.asker(self._author)
         self._hub.register_writer(self)
         try:
             answer = await self._hub.ask(self.channel, self.id, self._create, self._asker)
@@ -146,6 +152,9 @@ class MessageWriter:
             raise
         self.take_up(answer.message, answer.generation or 1)
         return self
+
+    async def __aenter__(self) -> Self:
+        return await self.open()
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -172,14 +181,14 @@ class MessageWriter:
     def asks(self) -> Sequence[Ask]:
         """All that is accepted; the text that gathered becomes one append."""
         self._gather()
-        self._flying_bytes = self._unstored_bytes
+        self._flying_bytes = self.unstored_bytes
         self._flying += [Ask(self.id, request, self._asker) for request in self._queue]
         self._queue.clear()
         return tuple(self._flying)
 
     def answered(self, answers: Sequence[Answer | HoldfastError]) -> None:
         del self._flying[: len(answers)]
-        self._unstored_bytes -= self._flying_bytes
+        self.unstored_bytes -= self._flying_bytes
         self._flying_bytes = 0
         self._trouble = None
         self._is_waiting = False
@@ -254,9 +263,21 @@ class MessageWriter:
             self._gather()
         self._texts.append(text)
         self._texts_part = index
-        self._unstored_bytes += utf8_len(text)
+        self.unstored_bytes += utf8_len(text)
         if not self._is_waiting:
             self._submit()
+
+    def _put(self, request: Request, size: int) -> None:
+        """Accept a request that is no append."""
+        self._gather()
+        self._queue.append(request)
+        self.unstored_bytes += size
+        self._submit()
+
+    async def _not_too_far_ahead(self) -> None:
+        limit = self._hub.limits.writer_bytes
+        if self.unstored_bytes > limit:
+            await self._until(lambda: self.unstored_bytes <= limit)
 
     def _gather(self) -> None:
         """Make one append of the text that gathered."""

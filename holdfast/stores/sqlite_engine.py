@@ -87,6 +87,7 @@ class Engine:
     def __init__(self, file: SqliteFile) -> None:
         self._file = file
         self._life = secrets.token_hex(4)  # of this opening: tokens of another one mean nothing
+        self._is_open = False
 
     # -- life --------------------------------------------------------------------------------------------------
 
@@ -101,10 +102,12 @@ class Engine:
         except BaseException:
             self._file.abandon()
             raise
+        self._is_open = True
 
     def _load(self) -> None:
         db = self._file.db
         self._channels: dict[str, Channel] = {}
+        self._max_channels = MAX_CHANNELS
         self._deleted_at: dict[str, int] = {}  # channel → the commit that deleted it
         self._forgotten = 0  # moves up to this commit are not all known any more
         self._commits = 0
@@ -133,6 +136,7 @@ class Engine:
 
     def close(self) -> None:
         """Finish what was begun, leave the file whole, let go of it."""
+        self._is_open = False
         with contextlib.suppress(sqlite3.Error):
             deadline_s = time.monotonic() + 1.0
             self._start_wipe()
@@ -244,6 +248,7 @@ class Engine:
     def _note_plan(self, plan: _Plan) -> None:
         channel = plan.channel
         if plan.is_born:
+            channel.used = self._commits
             self._channels[channel.name] = channel
         channel.tracked.update(plan.new)
         for tracked, document in plan.documents:
@@ -370,19 +375,25 @@ class Engine:
             if row is None:
                 return None
             number, epoch, floor = row
-            if len(self._channels) >= MAX_CHANNELS:
-                self._forget_channels()
-            channel = self._channels[name] = Channel(number, name, epoch, floor, self._documents.top(number))
+            channel = Channel(number, name, epoch, floor, self._documents.top(number))
+            self._channels[name] = channel
         channel.used = self._commits
         return channel
 
     def _forget_channels(self) -> None:
-        """Forget the half that was not asked for lately, but for channels that pin rows of the log."""
+        """Forget the half that was not asked for lately, but for channels that pin rows of the log.
+
+        Not in the middle of a commit, which holds on to the channels it found.
+        """
         by_use = sorted(self._channels.values(), key=lambda channel: channel.used)
+        kept = 0
         for channel in by_use[: len(by_use) // 2]:
-            if not any(tracked.slots for tracked in channel.tracked.values()):
+            if any(tracked.slots for tracked in channel.tracked.values()):
+                kept += 1
+            else:
                 del self._channels[channel.name]
                 self._forgotten = max(self._forgotten, channel.moved)
+        self._max_channels = MAX_CHANNELS + kept
 
     def _tracked_by_key(self, key: int) -> Tracked | None:
         known = self._documents.by_key(key)
@@ -413,6 +424,10 @@ class Engine:
 
     def spare(self, is_idle: bool) -> float | None:
         """A step of housekeeping after each piece of work; returns after how many seconds the next is wanted."""
+        if not self._is_open:
+            return None
+        if len(self._channels) > self._max_channels:
+            self._forget_channels()
         now_s = time.monotonic()
         if now_s < self._retry_at_s:
             return self._retry_at_s - now_s

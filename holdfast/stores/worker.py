@@ -2,7 +2,8 @@
 
 You are in `stores`. Work is asked for from any event loop and answered there; the thread knows nothing of what it
 does. An error goes to whoever asked and never ends the thread. After each piece of work, and when none comes for a
-while, it calls `spare`, which may do a little of its own and says how many seconds it can do without being called.
+while, it calls `spare(is_idle)`, which may do a little of its own and says after how many seconds it wants to be called
+if nothing else comes: 0 for at once, None for never.
 """
 
 from __future__ import annotations
@@ -98,7 +99,7 @@ class Worker:
             try:
                 work = self._queue.get(timeout=wait_s)
             except queue.Empty:
-                wait_s = self._do_spare(is_idle=True)
+                wait_s = self._do_spare(is_idle=bool(wait_s))
                 continue
             if work is None:
                 return

@@ -16,7 +16,6 @@ Each test is one promise. Messages, documents and entries are made by the real c
 from __future__ import annotations
 
 import asyncio
-import copy
 import itertools
 from collections.abc import Iterable
 
@@ -32,7 +31,7 @@ from holdfast.core.draft import Draft
 from holdfast.core.errors import HoldfastError
 from holdfast.core.limits import Limits
 from holdfast.core.model import Json
-from holdfast.core.ops import Writer
+from holdfast.core.ops import Create, Writer
 from holdfast.core.requests import (
     AppendText,
     Asker,
@@ -103,11 +102,8 @@ class Chat:
     def head(self) -> Head:
         return Head(self.state.epoch, self.state.serial)
 
-    def write(self, *steps: Step, documents: Iterable[str] = ()) -> tuple[Write, ChannelState]:
-        """The write for `steps`, and what the channel is after it; new messages and `documents` get a document.
-
-        What is refused leaves no trace.
-        """
+    def write(self, *steps: Step, documents: Iterable[str] = ()) -> Write:
+        """The write for `steps`; new messages and `documents` get a document. What is refused leaves no trace."""
         draft = Draft(self.state)
         for message_id, request in steps:
             try:
@@ -117,28 +113,22 @@ class Chat:
             for op in decision.ops:
                 draft.add(op)
         entries = draft.entries()
-        after = copy.deepcopy(self.state)
-        for entry in entries:
-            apply_entry(after, entry)
-        if after.serial:
-            after.epoch = self.state.epoch if self.state.serial else self.epoch
-        new = [message_id for message_id in after.messages if message_id not in self.state.messages]
-        wanted = {*new, *(message_id for message_id in documents if message_id in after.messages)}
-        write = Write(
+        wanted = {entry.op.id for entry in entries if type(entry.op) is Create} | set(documents)
+        messages = [draft.message(message_id) for message_id in sorted(wanted)]
+        return Write(
             channel=self.channel,
-            epoch=after.epoch,
+            epoch=self.state.epoch if self.state.serial else self.epoch,
             expected=self.state.serial,
             entries=entries,
-            documents=[document(after.messages[message_id]) for message_id in sorted(wanted)],
+            documents=[document(message) for message in messages if message is not None],
         )
-        return write, after
 
     async def do(self, *steps: Step, documents: Iterable[str] = ()) -> Committed | Conflict:
         """Store `steps` in one commit, and take them in if it was stored."""
-        write, after = self.write(*steps, documents=documents)
+        write = self.write(*steps, documents=documents)
         (answer,) = await self.store.commit([write])
         if isinstance(answer, Committed):
-            self.take(write, after)
+            self.take(write)
         return answer
 
     async def do_each(self, *steps: Step) -> None:
@@ -146,11 +136,13 @@ class Chat:
         for step in steps:
             assert isinstance(await self.do(step), Committed)
 
-    def take(self, write: Write, after: ChannelState) -> None:
-        """`write` is stored: the channel is now as it is `after` it."""
-        self.state = after
+    def take(self, write: Write) -> None:
+        """`write` is stored: the channel is now as it is after it."""
+        for entry in write.entries:
+            self.state.epoch = write.epoch
+            apply_entry(self.state, entry)
         for one in write.documents:
-            mark_documented(after.messages[one.id], one.version)
+            mark_documented(self.state.messages[one.id], one.version)
 
     async def write_documents(self, due: Iterable[tuple[str, str]]) -> None:
         """Write the documents that `tidy` asks for, those of this channel."""
@@ -259,7 +251,7 @@ class StoreContract:
     async def test_a_conflict_of_one_channel_does_not_touch_the_others(self, store: Store) -> None:
         taken, late, free = Chat(store, "a"), Chat(store, "a"), Chat(store, "b")
         await taken.do(create("m1", "one"))
-        writes = [late.write(create("m2", "two"))[0], free.write(create("m3", "three"))[0]]
+        writes = [late.write(create("m2", "two")), free.write(create("m3", "three"))]
         assert await store.commit(writes) == [Conflict(Head("e1", 1)), Committed(1)]
         assert await texts(store, "a", "m1", "m2") == ["one"]
         assert await texts(store, "b", "m3") == ["three"]
@@ -267,7 +259,7 @@ class StoreContract:
     async def test_the_answers_stand_in_the_order_of_the_writes(self, store: Store) -> None:
         chats = [Chat(store, f"c{number}") for number in range(4)]
         writes = [
-            chat.write(*(create(f"m{entry}", "x") for entry in range(count)))[0]
+            chat.write(*(create(f"m{entry}", "x") for entry in range(count)))
             for count, chat in enumerate(chats, start=1)
         ]
         assert await store.commit(writes) == [Committed(1), Committed(2), Committed(3), Committed(4)]
@@ -315,7 +307,7 @@ class StoreContract:
             delete("m1"),
         )
         _, stored = await store.messages("c", ["m1"])
-        write, _ = chat.write(documents=["m1"])
+        write = chat.write(documents=["m1"])
         assert len(stored["m1"].entries) == 8
         assert known(restore(stored["m1"])) == known(chat.state.messages["m1"])
         assert write.documents[0].is_deleted
@@ -344,7 +336,7 @@ class StoreContract:
         chat = Chat(store)
         await chat.do(create("m1", "a", streaming=True))
         await chat.do(append("m1", "b"))
-        earlier, _ = chat.write(documents=["m1"])
+        earlier = chat.write(documents=["m1"])
         await chat.do(append("m1", "c"))
         late = replace(earlier, expected=3)
         assert await store.commit([late]) == [Committed(3)]
@@ -726,7 +718,7 @@ _requests: st.SearchStrategy[Request] = _weighted(
 class _Commit(Struct, frozen=True):
     steps: list[Step]
     documents: list[str]
-    is_late: bool  # somebody else was faster
+    is_late: bool  # somebody else comes with the same, too late
 
 
 class _Tidy(Struct, frozen=True):
@@ -769,13 +761,11 @@ _acts: st.SearchStrategy[list[_Act]] = st.lists(
 
 async def _do(chat: Chat, act: _Act) -> None:
     match act:
-        case _Commit() if act.is_late:
-            late = copy.copy(chat)
-            await chat.do(*act.steps, documents=act.documents)
-            if late.state.serial != chat.state.serial:
-                assert await late.do(*act.steps) == Conflict(chat.head)
         case _Commit():
+            late = chat.write(*act.steps)
             assert isinstance(await chat.do(*act.steps, documents=act.documents), Committed)
+            if act.is_late and chat.state.serial > late.expected:
+                assert await chat.store.commit([late]) == [Conflict(chat.head)]
         case _Tidy():
             due = await chat.store.tidy(act.now_ms)
             if act.is_obeyed:

@@ -56,8 +56,8 @@ class Sink:
         """Send `message`; the sink must not be busy, and may be so afterwards."""
         raise NotImplementedError
 
-    def end(self) -> None:
-        """Let `carry` return soon, also when a write is blocked and stays so. A second call does nothing."""
+    def end(self, *, patience_s: float = LAST_WORDS_S) -> None:
+        """Let `carry` return, at the latest in `patience_s` seconds where a write is blocked. Once is enough."""
         raise NotImplementedError
 
     async def carry(self, receive: Receive) -> None:
@@ -97,13 +97,13 @@ class TaskSink(Sink):
         self._message = message
         self._tell()
 
-    def end(self) -> None:
+    def end(self, *, patience_s: float = LAST_WORDS_S) -> None:
         if self.is_over:
             return
         self.is_over = True
         self._tell()
         if self._patience is not None:
-            self._patience.reschedule(asyncio.get_running_loop().time() + LAST_WORDS_S)
+            self._patience.reschedule(asyncio.get_running_loop().time() + patience_s)
 
     async def carry(self, receive: Receive) -> None:
         watching = asyncio.get_running_loop().create_task(self._watch_and_end(receive))
@@ -181,7 +181,7 @@ class HandSink(Sink):
         self.is_busy = True
         self._finishing = asyncio.get_running_loop().create_task(self._finish(sending, blocked))
 
-    def end(self) -> None:
+    def end(self, *, patience_s: float = LAST_WORDS_S) -> None:
         if not self.is_over:
             self.is_over = True
             if self._call is not None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine
+from functools import partial
 from typing import Any
 
 from starlette.types import Message, Receive, Send
@@ -146,7 +147,7 @@ class Socket:
                 break
         if session.closing is not None and not sink.is_over and not self._is_ending:
             self._is_ending = True  # a peer that does not read is not waited for
-            self._loop.call_later(LAST_WORDS_S, sink.end)
+            self._loop.call_later(LAST_WORDS_S, partial(sink.end, patience_s=0))
         if self._room is not None and not self._room.done() and (not session.is_full or sink.is_over):
             self._room.set_result(None)
 

@@ -85,6 +85,12 @@ def test_wrapped_lines_are_joined_and_lines_that_mean_something_are_not() -> Non
     assert passage.text == "One sentence goes on.\n- An item with more.\n- Another.  \nAfter a hard break."
 
 
+def test_pictures_are_told_and_the_date_of_a_decision_is_not() -> None:
+    text = "# 7: Chosen\n\n- Date: 2026-11-20\n- Status: accepted\n\n![Two tabs](a.svg) that agree."
+    (passage,) = cut_into_passages("d.md", text)
+    assert passage.text == "(Picture: Two tabs) that agree."
+
+
 def test_code_is_left_as_it_stands() -> None:
     code = "```js\nfirst\nsecond\n\nthird\n```"
     (passage,) = cut_into_passages("c.md", code)
@@ -93,8 +99,8 @@ def test_code_is_left_as_it_stands() -> None:
 
 def test_a_terse_block_is_told_with_the_next_one() -> None:
     long = "A paragraph that says enough to stand alone, " * 3
-    texts = [passage.text for passage in cut_into_passages("t.md", f"- Date: today\n\n{long}\n\n{long}")]
-    assert texts == [f"- Date: today\n\n{long}", long]
+    texts = [passage.text for passage in cut_into_passages("t.md", f"Briefly.\n\n{long}\n\n{long}")]
+    assert texts == [f"Briefly.\n\n{long}", long]
 
 
 @given(markdown)

@@ -1,4 +1,4 @@
-"""What the tests of the examples share: a folder for an example's store, and Chromium."""
+"""What the tests of the examples share: a folder for an example's store."""
 
 from __future__ import annotations
 
@@ -8,10 +8,7 @@ from types import ModuleType
 
 import pytest
 
-from tests.browser.conftest import browser
 from tests.examples.programs import load
-
-__all__ = ["browser", "program"]
 
 
 @pytest.fixture

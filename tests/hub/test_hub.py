@@ -452,3 +452,36 @@ async def test_what_the_apps_own_tasks_wrote_is_stored_when_the_hub_closes(tmp_p
     again = HubCore(url, hooks_signals=False)
     assert (await again.read("chat:1", "m"))[0].text == "accepted, not awaited"
     await again.close()
+
+
+async def test_a_hub_that_starts_again_interrupts_what_its_former_life_left(tmp_path: Path) -> None:
+    hub = HubCore(f"sqlite:///{tmp_path}/hub.db", hooks_signals=False, drain_s=0)
+    writer = await hub.message("chat:1", id="m").open()
+    await writer.append("so far")
+    await hub.close()
+    assert (await hub.read("chat:1", "m"))[0].status == "interrupted"
+    await hub.close()
+
+
+async def test_a_hub_that_threads_began_moves_to_the_loop_that_wants_it(tmp_path: Path) -> None:
+    hub = HubCore(f"sqlite:///{tmp_path}/hub.db", hooks_signals=False)
+    await asyncio.to_thread(hub.sync.create, "chat:1", id="u", text="hi")
+    assert (await hub.read("chat:1", "u"))[0].text == "hi"
+    await asyncio.to_thread(hub.sync.create, "chat:1", id="v", text="ho")
+    assert (await hub.read("chat:1", "v"))[0].text == "ho"
+    await hub.close()
+
+
+async def test_an_opened_message_is_stored_before_its_block_begins(hub: HubCore) -> None:
+    message = await hub.message("chat:1").open()
+    assert (await hub.read("chat:1", message.id))[0].status == "streaming"
+    async with message:
+        await message.append("x")
+    assert (await hub.read("chat:1", message.id))[0].status == "complete"
+
+
+async def test_a_writer_far_ahead_of_its_store_waits(hub: HubCore) -> None:
+    async with hub.message("chat:1") as message:
+        for number in range(40):
+            await message.part({"type": "data", "name": "bar", "data": "x" * 100_000 + str(number)}, index=0)
+            assert message.unstored_bytes < 2 * hub.limits.writer_bytes

@@ -46,6 +46,20 @@ def store_threads() -> list[str]:
 
 async def no_thread_left() -> None:
     """Return when the threads of all stores have ended."""
-    async with asyncio.timeout(PATIENCE_S):
-        while store_threads():
-            await asyncio.sleep(0.01)
+    for thread in threading.enumerate():
+        if thread.name.startswith("holdfast-sqlite"):
+            await asyncio.to_thread(thread.join, PATIENCE_S)
+    assert store_threads() == []
+
+
+def read(path: Path) -> bytes:
+    return path.read_bytes()
+
+
+def write(path: Path, data: bytes) -> None:
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(data)
+
+
+def wal(path: Path) -> Path:
+    return path.with_name(f"{path.name}-wal")

@@ -44,10 +44,10 @@ class Answers:
     def id(self) -> str:
         return f"01JD0000000000000000000{self.rounds:03d}"
 
-    async def _commit(self, writes: list[tuple[Write, object]]) -> None:
-        await self.store.commit([write for write, _ in writes])
-        for chat, (write, after) in zip(self.chats, writes, strict=True):
-            chat.take(write, after)  # type: ignore[arg-type]
+    async def _commit(self, writes: list[Write]) -> None:
+        await self.store.commit(writes)
+        for chat, write in zip(self.chats, writes, strict=True):
+            chat.take(write)
 
 
 @pytest.mark.parametrize(("messages", "tokens"), [(1, 400), (8, 200), (40, 60)])
@@ -66,29 +66,30 @@ async def test_rows_hold_at_most_three_times_the_text_and_20_bytes_per_commit_an
 async def test_the_log_does_not_grow_while_messages_get_documents(store: SqliteStore) -> None:
     answers = Answers(store, 3)
     sizes = []
-    for _ in range(6):
+    for _ in range(20):
         await answers.begin()
         await answers.stream(60)
         await answers.end()
         answers.rounds += 1
-        sizes.append((store.stats()["log_rows"], store.stats()["log_slot_bytes"]))
+        sizes.append((store.stats()["log_rows"], store.stats()["log_slots"]))
     assert {rows for rows, _ in sizes} == {0}
-    assert sizes[-1][1] <= sizes[1][1] * 1.1
+    # Serials take more bytes as they rise, and slots for shorter rows are left over; but only a few times.
+    assert sizes[-1][1] == sizes[7][1] < 2 * 61
 
 
 async def test_an_endless_message_pins_no_more_than_a_minute_of_the_log(store: SqliteStore) -> None:
     answers = Answers(store, 2)
     await answers.begin()
     rows = []
-    for minute in range(5):
+    for minute in range(12):
         for second in range(0, 60, 5):
             await answers.stream(5)
             due = await store.tidy(minute * MINUTE_MS + second * 1_000)
             for chat in answers.chats:
                 await chat.write_documents(due)
         rows.append(store.stats()["log_slots"])
-    assert rows[-1] == rows[1]
-    assert rows[-1] <= 75
+    assert max(rows) < 4 * 60
+    assert rows[-1] == rows[-4]
 
 
 async def test_a_message_id_never_stands_in_the_log(store: SqliteStore) -> None:

@@ -10,11 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from holdfast.core.state import ChannelState
 from holdfast.stores import sqlite_file
 from holdfast.stores.base import Head
 from holdfast.testing.contract import Chat, append, create, texts
-from tests.stores.files import PATIENCE_S, opened
+from tests.stores.files import PATIENCE_S, opened, read, wal, write
 from tests.stores.writing import MESSAGES
 
 
@@ -56,10 +55,9 @@ async def test_what_was_acknowledged_survives_kill_9(path: Path) -> None:
 
 
 async def test_a_wal_cut_anywhere_gives_back_a_whole_prefix(path: Path, tmp_path: Path) -> None:
-    after: dict[int, ChannelState] = {}
+    after: dict[int, dict[str, str]] = {0: {}}  # what was there at each serial
     async with opened(path) as store:
         chat = Chat(store)
-        after[0] = chat.state
         for serial in range(1, 60):
             message_id = f"m{serial // 20}"
             if message_id not in chat.state.messages:
@@ -67,21 +65,18 @@ async def test_a_wal_cut_anywhere_gives_back_a_whole_prefix(path: Path, tmp_path
             else:
                 due = [message_id] if serial % 5 == 0 else []
                 await chat.do(append(message_id, f"{serial} " * (1 + serial % 9)), documents=due)
-            after[chat.state.serial] = chat.state
-        wal = path.with_name("chat.db-wal").read_bytes()
-        kept = path.read_bytes()
+            after[serial] = {one.id: one.message().text for one in chat.state.messages.values()}
+        frames, kept = read(wal(path)), read(path)
     random.seed(4)
     found = set()
-    for cut in [0, len(wal), *random.sample(range(len(wal)), 30)]:
+    for cut in [0, len(frames), *random.sample(range(len(frames)), 30)]:
         copy = tmp_path / f"cut-{cut}" / "chat.db"
-        copy.parent.mkdir()
-        copy.write_bytes(kept)
-        copy.with_name("chat.db-wal").write_bytes(wal[:cut])
+        write(copy, kept)
+        write(wal(copy), frames[:cut])
         async with opened(copy) as store:
             serial = (await store.head("c")).serial
             found.add(serial)
-            truth = after[serial].messages
-            assert await texts(store, "c", *truth) == [message.message().text for message in truth.values()]
+            assert await texts(store, "c", *after[serial]) == list(after[serial].values())
     assert {0, 59} < found
     assert len(found) > 10
 

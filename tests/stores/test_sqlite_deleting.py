@@ -11,7 +11,7 @@ from holdfast.stores import sqlite_engine
 from holdfast.stores.base import Head
 from holdfast.stores.sqlite import SqliteStore
 from holdfast.testing.contract import MINUTE_MS, Chat, append, create, delete, edit, finish, put_part, texts
-from tests.stores.files import on_disk, opened, run_on_thread
+from tests.stores.files import on_disk, opened, read, run_on_thread, wal, write
 
 
 @pytest.fixture
@@ -52,10 +52,10 @@ async def test_text_of_a_deleted_channel_is_gone_within_a_minute(store: SqliteSt
     await other.do(create("m1", streaming=True))
     for number in range(60):
         await gone.do(create(f"m{number}", f"SECRET-{number} " * 50 * (number % 7), streaming=True))
-        writes = [gone.write(append(f"m{number}", "SECRET")), other.write(append("m1", "x"))]
-        await store.commit([write for write, _ in writes])
-        for chat, (write, after) in zip((gone, other), writes, strict=True):
-            chat.take(write, after)
+        both = [gone.write(append(f"m{number}", "SECRET")), other.write(append("m1", "x"))]
+        await store.commit(both)
+        gone.take(both[0])
+        other.take(both[1])
     await store.delete_channel("gone", used_up=[], until_ms=0)
     await tidy_for_a_minute(store, other)
     assert b"SECRET" not in on_disk(path)
@@ -70,9 +70,8 @@ async def test_text_deleted_just_before_a_crash_goes_after_it(path: Path, tmp_pa
         await chat.do(delete("m1"), documents=["m1"])
         await store.delete_channel("c", used_up=[], until_ms=0)
         crashed = tmp_path / "crashed" / "chat.db"
-        crashed.parent.mkdir()
-        for name in ("chat.db", "chat.db-wal"):
-            crashed.with_name(name).write_bytes(path.with_name(name).read_bytes())
+        write(crashed, read(path))
+        write(wal(crashed), read(wal(path)))
     assert b"SECRET" in on_disk(crashed)
     async with opened(crashed) as store:
         assert await store.head("c") == Head("-", 0)

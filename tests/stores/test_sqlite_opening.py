@@ -16,7 +16,7 @@ from holdfast.stores.base import Committed, Head
 from holdfast.stores.sqlite import SqliteStore
 from holdfast.stores.sqlite_slots import pack
 from holdfast.testing.contract import Chat, append, create, finish
-from tests.stores.files import PATIENCE_S, no_thread_left, opened, run_from_outside
+from tests.stores.files import PATIENCE_S, no_thread_left, opened, read, run_from_outside, write
 
 
 @pytest.fixture
@@ -86,21 +86,21 @@ async def test_a_newer_schema_is_refused_with_both_versions(path: Path) -> None:
 
 async def test_a_database_of_something_else_is_refused_and_left_alone(path: Path) -> None:
     run_from_outside(path, "CREATE TABLE orders (id INTEGER)")
-    before = path.read_bytes()
+    before = read(path)
     with pytest.raises(StoreUnusable, match="a database of something else"):
         await SqliteStore(path).open()
-    assert path.read_bytes() == before
+    assert read(path) == before
 
 
 async def test_a_file_that_is_no_database_is_refused_and_left_alone(path: Path) -> None:
-    path.write_text("Dear diary, " * 1_000)
+    write(path, b"Dear diary, " * 1_000)
     with pytest.raises(StoreUnusable, match="this is no database"):
         await SqliteStore(path).open()
-    assert path.read_text() == "Dear diary, " * 1_000
+    assert read(path) == b"Dear diary, " * 1_000
 
 
 async def test_an_empty_file_is_taken(path: Path) -> None:
-    path.touch()
+    write(path, b"")
     async with opened(path) as store:
         assert await Chat(store).do(create("m1", "a")) == Committed(1)
 
@@ -108,7 +108,7 @@ async def test_an_empty_file_is_taken(path: Path) -> None:
 async def test_a_torn_file_is_refused(path: Path) -> None:
     async with opened(path) as store:
         await Chat(store).do(create("m1", "x" * 100_000))
-    path.write_bytes(path.read_bytes()[: 5 * 4096])
+    write(path, read(path)[: 5 * 4096])
     with pytest.raises(StoreUnusable, match="the file is damaged; restore a backup"):
         await SqliteStore(path).open()
 
@@ -131,23 +131,22 @@ async def test_a_log_with_an_unknown_operation_is_refused(path: Path) -> None:
 
 
 async def test_a_refused_file_is_not_locked(path: Path) -> None:
-    path.write_text("no database" * 100)
+    write(path, b"no database" * 100)
     with pytest.raises(StoreUnusable):
         await SqliteStore(path).open()
-    path.write_bytes(b"")
+    write(path, b"")
     async with opened(path, lock_wait_s=0):
         pass
 
 
 async def test_a_missing_directory_is_named(tmp_path: Path) -> None:
-    with pytest.raises(StoreUnavailable, match="there is no directory .*nowhere; create it"):
+    with pytest.raises(StoreUnavailable, match=r"there is no directory .*nowhere; create it"):
         await SqliteStore(tmp_path / "nowhere" / "chat.db").open()
 
 
-async def test_a_directory_is_no_file(path: Path) -> None:
-    path.mkdir()
+async def test_a_directory_is_no_file(tmp_path: Path) -> None:
     with pytest.raises(StoreUnavailable, match="it cannot be opened; is it a file"):
-        await SqliteStore(path).open()
+        await SqliteStore(tmp_path).open()
 
 
 def test_settings_that_make_no_sense_are_refused(path: Path) -> None:
@@ -166,9 +165,11 @@ async def test_synchronous_is_set_as_asked_for(path: Path, setting: str, level: 
 # -- files that may not be written -------------------------------------------------------------------------------
 
 SAY_WHY = """
-import asyncio, sys
+import asyncio, os, sys
 from holdfast.core.errors import StoreUnavailable
 from holdfast.stores.sqlite import SqliteStore
+if os.geteuid() == 0:
+    os.setuid(65534)  # file modes do not bind root
 try:
     asyncio.run(SqliteStore(sys.argv[1]).open())
 except StoreUnavailable as error:
@@ -182,34 +183,31 @@ def shared() -> Iterator[Path]:
     with tempfile.TemporaryDirectory() as folder:
         Path(folder).chmod(0o755)
         yield Path(folder) / "chat.db"
+        Path(folder).chmod(0o755)
 
 
-async def open_as_nobody(path: Path) -> str:
-    """What is said to a user whom file modes bind: they do not bind root."""
-    done = await asyncio.to_thread(
-        lambda: subprocess.run(
-            [sys.executable, "-c", SAY_WHY, str(path)],
-            user=65534 if os.geteuid() == 0 else None,
-            capture_output=True,
-            text=True,
-            timeout=PATIENCE_S,
-        )
+def open_as_somebody(path: Path) -> str:
+    """What is said to a user who is not root."""
+    done = subprocess.run(
+        [sys.executable, "-c", SAY_WHY, str(path)], capture_output=True, text=True, timeout=PATIENCE_S
     )
     assert done.stderr == ""
     return done.stdout
 
 
-async def test_a_directory_that_may_not_be_written_is_refused(shared: Path) -> None:
+def test_a_directory_that_may_not_be_written_is_refused(shared: Path) -> None:
     shared.parent.chmod(0o555)
-    said = await open_as_nobody(shared)
+    said = open_as_somebody(shared)
     assert "chat.db.lock cannot be written (Permission denied); the directory and the files in it must be" in said
-    shared.parent.chmod(0o755)
 
 
-async def test_a_file_that_may_not_be_written_is_refused(shared: Path) -> None:
-    async with opened(shared) as store:
-        await Chat(store).do(create("m1", "a"))
+def test_a_file_that_may_not_be_written_is_refused(shared: Path) -> None:
+    async def make() -> None:
+        async with opened(shared) as store:
+            await Chat(store).do(create("m1", "a"))
+
+    asyncio.run(make())
     shared.parent.chmod(0o777)
     shared.with_name("chat.db.lock").chmod(0o666)
     shared.chmod(0o444)
-    assert "it cannot be written; file and directory must be writable for this user" in await open_as_nobody(shared)
+    assert "it cannot be written; file and directory must be writable for this user" in open_as_somebody(shared)

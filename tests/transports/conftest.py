@@ -35,7 +35,7 @@ class Served:
     async def until(self, is_true: Any) -> None:
         """Wait until the hub has come so far; for what nobody tells, such as a feed that has left."""
         async with asyncio.timeout(PATIENCE_S):
-            while not is_true():
+            while not is_true():  # noqa: ASYNC110 - nobody sets an event for what is looked at here
                 await asyncio.sleep(0.005)
 
     async def connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:

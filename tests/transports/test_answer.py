@@ -175,8 +175,8 @@ async def test_a_deleted_channel_breaks_the_stream_off(served: Served) -> None:
 async def test_text_that_breaks_naive_code_adds_up(served: Served, name: str, pieces: list[str]) -> None:
     await begin(served)
     stream = await Stream.open(served, f"{EVENTS}?flush_ms=0")
-    for place, piece in enumerate(pieces):
-        if place:
+    for index, piece in enumerate(pieces):
+        if index:
             await append(served, piece)
         else:
             await change(served, "PUT", "/m1/parts/0", {"type": "text", "text": piece})

@@ -74,9 +74,7 @@ NUMBERS = ["-1", "1.5", "1.0", "1e3", "1e999", "9007199254740993", "9" * 30, '"1
 
 @pytest.mark.parametrize("number", NUMBERS)
 @pytest.mark.parametrize("field", ["at", "part", "generation"])
-async def test_numbers_that_are_no_place_are_refused(
-    plain_http: httpx2.AsyncClient, field: str, number: str
-) -> None:
+async def test_numbers_that_are_no_place_are_refused(plain_http: httpx2.AsyncClient, field: str, number: str) -> None:
     await stream(plain_http)
     body = f'{{"text": "x", "{field}": {number}}}'.encode()
     answer = await plain_http.post(f"{M1}/append", content=body, headers=JSON)
@@ -98,7 +96,8 @@ async def test_a_lone_surrogate_in_an_append_is_told_from_broken_json(plain_http
 
 
 @pytest.mark.parametrize(
-    "media_type", [None, "text/plain", "application/x-www-form-urlencoded", "application/jsonp", "multipart/form-data", ""]
+    "media_type",
+    [None, "text/plain", "application/x-www-form-urlencoded", "application/jsonp", "multipart/form-data", ""],
 )
 @pytest.mark.parametrize(
     ("method", "path"),
@@ -140,9 +139,7 @@ async def test_unknown_fields_are_ignored(plain_http: httpx2.AsyncClient) -> Non
         ("/v1/channels/c/poll", "wait_s"),
     ],
 )
-async def test_numbers_in_queries_are_whole(
-    plain_http: httpx2.AsyncClient, path: str, name: str, value: str
-) -> None:
+async def test_numbers_in_queries_are_whole(plain_http: httpx2.AsyncClient, path: str, name: str, value: str) -> None:
     assert refused(await plain_http.get(path, params={name: value})) == (400, "invalid_request")
 
 
@@ -178,7 +175,21 @@ async def test_a_generation_in_a_query_is_a_whole_number_from_one(plain_http: ht
     assert refused(answer) == (400, "invalid_request")
 
 
-CURSORS = ["", "x", "-1", "a:b", "a:-1", "a:1.5", "none:5", "a:99999999999999999999", "-:0", "-:7", "\u0000", "é:1", "a:1:\n"]
+CURSORS = [
+    "",
+    "x",
+    "-1",
+    "a:b",
+    "a:-1",
+    "a:1.5",
+    "none:5",
+    "a:99999999999999999999",
+    "-:0",
+    "-:7",
+    "\u0000",
+    "é:1",
+    "a:1:\n",
+]
 
 
 @pytest.mark.parametrize("cursor", CURSORS)
@@ -278,7 +289,10 @@ async def test_a_body_that_never_ends_is_given_up(monkeypatch: pytest.MonkeyPatc
 
 async def test_a_peer_that_leaves_in_its_body_leaves_nothing_behind() -> None:
     hub = new_hub()
-    messages = [{"type": "http.request", "body": b'{"text":', "more_body": True}, {"type": "http.disconnect"}]
+    messages: list[dict[str, Any]] = [
+        {"type": "http.request", "body": b'{"text":', "more_body": True},
+        {"type": "http.disconnect"},
+    ]
 
     async def receive() -> dict[str, Any]:
         return messages.pop(0)

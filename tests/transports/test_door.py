@@ -48,11 +48,15 @@ async def ask(
 ) -> tuple[int, Any]:
     """Status and problem of one request, or of a socket that is not accepted; (101, None) of one that is."""
     sent: list[Any] = []
-    first = {"type": "websocket.connect"} if kind == "websocket" else {"type": "http.request", "body": body}
-    waiting = [first, {"type": "websocket.disconnect", "code": 1000}]
+    is_socket = kind == "websocket"
+    waiting: list[dict[str, Any]] = [{"type": "http.request", "body": body}]
+    if is_socket:
+        waiting = [{"type": "websocket.connect"}, {"type": "websocket.disconnect", "code": 1000}]
 
     async def receive() -> Any:
-        return waiting.pop(0) if waiting else {"type": "http.disconnect"}
+        if not waiting:
+            await asyncio.Event().wait()
+        return waiting.pop(0)
 
     async def send(message: Any) -> None:
         sent.append(message)
@@ -67,7 +71,7 @@ async def ask(
         "client": client,
         "extensions": extensions or {},
     }
-    if kind == "http":
+    if not is_socket:
         scope["method"] = method
     async with asyncio.timeout(PATIENCE_S):
         await app(scope, receive, send)
@@ -143,7 +147,7 @@ async def test_without_a_verifier_nobody_else_comes_in(closed: Hub, why: str, ho
     assert await ask(closed, "/v1/channels/c/messages", method="POST", body=b"{}", **post) == (403, "no_verifier")
     for app, path in ((closed, "/v1/ws"), (mounted, "/deep/holdfast/v1/ws")):
         assert await ask(app, path, kind="websocket", **how) == (403, "no_verifier")
-        extensions = {"websocket.http.response": {}}
+        extensions: dict[str, Any] = {"websocket.http.response": {}}
         assert await ask(app, path, kind="websocket", extensions=extensions, **how) == (403, "no_verifier")
     assert (await closed.info("c")).serial == 0
 

@@ -126,9 +126,7 @@ async def test_other_text_at_the_same_place_is_a_mismatch(http: httpx2.AsyncClie
         ({"text": "x" * (256 * 1024 + 1)}, "too_large", 413),
     ],
 )
-async def test_appends_that_cannot_be(
-    http: httpx2.AsyncClient, body: dict[str, Any], code: str, status: int
-) -> None:
+async def test_appends_that_cannot_be(http: httpx2.AsyncClient, body: dict[str, Any], code: str, status: int) -> None:
     await stream(http)
     await http.post(f"{M1}/append", json={"text": "so far"})
     assert refused(await http.post(f"{M1}/append", json=body)) == (status, code)

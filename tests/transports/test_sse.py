@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+from functools import partial
 from typing import Any
 
 import pytest
@@ -35,6 +36,10 @@ async def pass_seconds(served: Served, count: int) -> None:
         wheel(served).tick()
         for _ in range(5):  # a task has to send what the tick wrote
             await asyncio.sleep(0)
+
+
+def is_complete(viewer: SseViewer, id: str) -> bool:
+    return viewer.checker.status(id) == "complete"
 
 
 def seen(viewer: SseViewer) -> list[str]:
@@ -204,7 +209,8 @@ async def test_two_streams_at_once_each_get_everything(served: Served) -> None:
             write(served.hub, "d", first, id="m3"),
         )
         for viewer in (one, other):
-            await viewer.until(lambda viewer=viewer: {viewer.checker.status(id) for id in ("m1", "m2")} == {"complete"})
+            for id in ("m1", "m2"):
+                await viewer.until(partial(is_complete, viewer, id))
             assert viewer.checker.text("m1") == "".join(first)
             assert viewer.checker.text("m2") == "".join(second)
         await third.until(lambda: third.checker.status("m3") == "complete")

@@ -74,9 +74,8 @@ class Peer:
             while True:
                 await self.receive()
         except ConnectionClosed as error:
-            assert error.rcvd is not None
-            byes = [frame for frame in self.frames if frame["type"] == "bye"]
-            return error.rcvd.code, byes[-1] if byes else {}
+            code = error.rcvd.code if error.rcvd is not None else 1006
+            return code, next((frame for frame in self.frames if frame["type"] == "bye"), {})
 
     def events(self, channel: str = "c") -> list[Json]:
         """All events that came of a channel."""
@@ -258,7 +257,7 @@ async def test_a_batch_may_span_frames_and_only_the_last_has_the_cursor(served: 
         await served.hub.create("c", id=f"m{number}", text=str(number) * 150_000)
     async with dialled(served) as peer:
         await peer.send("attach", channel="c")
-        frames = []
+        frames: list[Json] = []
         while not frames or "cursor" not in frames[-1]:
             frame = await peer.receive()
             if frame["type"] == "events":
@@ -345,8 +344,9 @@ async def test_a_ref_is_text_or_a_whole_number(served: Served) -> None:
         for ref in ("a", "x" * 64, 0, -5, 2**53):
             await peer.socket.send(json.dumps({"type": "detach", "channel": "c", "ref": ref}))
             assert (await peer.reply(ref))["type"] == "ok"
-        for ref, said in ((None, None), (1.5, None), ("x" * 65, None), ([1], None), (2**60, 2**60)):
-            await peer.socket.send(json.dumps({"type": "detach", "channel": "c", "ref": ref}))
+        others: list[tuple[object, object]] = [(None, None), (1.5, None), ("x" * 65, None), ([1], None), (2**60, 2**60)]
+        for other, said in others:
+            await peer.socket.send(json.dumps({"type": "detach", "channel": "c", "ref": other}))
             reply = await peer.receive()
             assert (reply["type"], reply["code"], reply["ref"]) == ("error", "invalid_request", said)
 

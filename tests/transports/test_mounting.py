@@ -1,0 +1,252 @@
+"""The app inside other people's: mounted, under their middleware, with and without a lifespan, under test clients."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+from fastapi import FastAPI
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.middleware.base import BaseHTTPMiddleware
+from starlette.middleware.cors import CORSMiddleware
+from starlette.middleware.gzip import GZipMiddleware
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Mount
+from starlette.testclient import TestClient, WebSocketDenialResponse
+
+from holdfast.app import Hub
+from holdfast.core.errors import StoreUnusable
+from holdfast.testing.rawviewer import SseViewer, WsViewer
+from tests.transports.conftest import Served, asking, new_hub, serving
+from tests.transports.test_sse import drained
+from tests.transports.watching import Stream, write
+
+LOCAL: dict[str, Any] = {"base_url": "http://localhost", "client": ("127.0.0.1", 1)}
+
+
+class Looking(BaseHTTPMiddleware):
+    """Middleware as most people write it: a task of its own around every request."""
+
+    async def dispatch(self, request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
+        response = await call_next(request)
+        response.headers["x-looked"] = "yes"
+        return response
+
+
+MIDDLEWARE = {
+    "none": [],
+    "base": [Middleware(Looking)],
+    "gzip": [Middleware(GZipMiddleware, minimum_size=1)],
+    "cors": [Middleware(CORSMiddleware, allow_origins=["*"], allow_methods=["*"])],
+    "all": [
+        Middleware(GZipMiddleware, minimum_size=1),
+        Middleware(CORSMiddleware, allow_origins=["*"]),
+        Middleware(Looking),
+        Middleware(Looking),
+    ],
+}
+
+
+@pytest.fixture(params=list(MIDDLEWARE))
+async def mounted(request: pytest.FixtureRequest) -> AsyncIterator[Served]:
+    """A hub at /deep/holdfast of somebody's app."""
+    hub = new_hub()
+    app = Starlette(
+        routes=[Mount("/deep", Starlette(routes=[Mount("/holdfast", hub)]))], middleware=MIDDLEWARE[request.param]
+    )
+    async with serving(hub, app) as served:
+        yield served
+
+
+PREFIX = "/deep/holdfast"
+
+
+async def test_requests_find_their_way_below_the_mount(mounted: Served) -> None:
+    messages = f"{PREFIX}/v1/channels/c/messages"
+    assert (await mounted.http.post(messages, json={"id": "a+b", "text": "x"})).status_code == 201
+    for path in (f"{messages}/a+b", f"{messages}/a%2Bb", f"{PREFIX}/v1/channels/c/poll", f"{PREFIX}/web/view.js"):
+        assert (await mounted.http.get(path)).status_code == 200
+    for path, code in ((f"{messages}/a%2Fb", "invalid_name"), (f"{PREFIX}/nothing", "not_found")):
+        answer = await mounted.http.get(path)
+        assert (answer.headers["content-type"], answer.json()["code"]) == ("application/problem+json", code)
+
+
+async def test_streams_and_sockets_work_below_the_mount_and_under_middleware(mounted: Served) -> None:
+    async with (
+        SseViewer(mounted.host, mounted.port, "c", prefix=PREFIX) as stream,
+        WsViewer(mounted.host, mounted.port, "c", prefix=PREFIX) as socket,
+    ):
+        for viewer in (stream, socket):
+            await viewer.until_attached()
+        text = await write(mounted.hub, "c", [f"{number} " for number in range(100)])
+        await stream.until(lambda: stream.checker.status("m1") == "complete")
+        await socket.until(lambda: socket.checker.status("m1") == "complete")
+        for viewer in (stream, socket):
+            assert viewer.checker.text("m1") == text
+            assert viewer.checker.violations == []
+
+
+async def test_a_viewer_who_leaves_is_noticed_through_middleware(mounted: Served) -> None:
+    async with SseViewer(mounted.host, mounted.port, "c", prefix=PREFIX) as stream:
+        await stream.until_attached()
+    await mounted.until(lambda: mounted.hub.stats()["feeds"] == 0)
+
+
+async def test_the_end_waits_for_no_stream_under_middleware(mounted: Served) -> None:
+    stream = await Stream.open(mounted, f"{PREFIX}/v1/channels/c/events")
+    await stream.until_event("channel.attached")
+    await drained(mounted, stream)
+    assert stream.events[-1].event == "bye"
+
+
+async def test_one_message_ends_as_complete_under_middleware(mounted: Served) -> None:
+    await write(mounted.hub, "c", ["text"])
+    stream = await Stream.open(mounted, f"{PREFIX}/v1/channels/c/messages/m1/events")
+    assert await stream.until_over() is True
+    assert [event.event for event in stream.events] == ["answer", "done"]
+
+
+async def test_a_server_with_a_root_path_of_its_own_is_a_mount_too() -> None:
+    hub = new_hub()
+    async with serving(hub, root_path="/behind") as served:
+        assert (await served.http.get("/v1/channels/c")).status_code == 200
+        assert (await served.http.get("/v1/channels/a%2Fb")).json()["code"] == "invalid_name"
+
+
+async def test_a_root_path_that_only_looks_like_the_path_is_left_alone() -> None:
+    hub = new_hub()
+    app = Starlette(routes=[Mount("/v1", hub)])
+    async with asking(app) as http:
+        assert (await http.get("/v1/v1/channels/c")).status_code == 200
+        assert (await http.get("/v1/channels/c")).status_code == 404
+    await hub.close()
+
+
+# Lifespan
+
+
+async def test_the_lifespan_starts_and_closes_the_hub() -> None:
+    hub = new_hub()
+    waiting = [{"type": "lifespan.startup"}, {"type": "lifespan.shutdown"}]
+    said: list[Any] = []
+
+    async def receive() -> Any:
+        return waiting.pop(0)
+
+    async def send(message: Any) -> None:
+        said.append((message["type"], hub.loop is not None))
+
+    await hub({"type": "lifespan", "asgi": {"version": "3.0"}}, receive, send)
+    assert said == [("lifespan.startup.complete", True), ("lifespan.shutdown.complete", False)]
+
+
+async def test_a_store_that_cannot_be_opened_stops_the_server_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    hub = new_hub()
+
+    async def unusable() -> None:
+        raise StoreUnusable("the file is no store of ours")
+
+    monkeypatch.setattr(hub.store, "open", unusable)
+    said: list[Any] = []
+
+    async def receive() -> Any:
+        return {"type": "lifespan.startup"}
+
+    async def send(message: Any) -> None:
+        said.append(message)
+
+    await hub({"type": "lifespan"}, receive, send)
+    assert said == [{"type": "lifespan.startup.failed", "message": "the file is no store of ours"}]
+    async with asking(hub) as http:
+        for path in ("/readyz", "/v1/channels/c/poll", "/v1/channels/c/messages"):
+            answer = await http.get(path)
+            assert (answer.status_code, answer.json()["code"]) == (500, "store_unusable")
+        assert (await http.get("/healthz")).status_code == 200
+
+
+# Test clients: each makes an event loop of its own, or, without `with`, one for each request
+
+
+def fastapi_app(hub: Hub) -> FastAPI:
+    app = FastAPI()
+    app.mount("/holdfast", hub)
+    return app
+
+
+def starlette_app(hub: Hub) -> Starlette:
+    return Starlette(routes=[Mount("/holdfast", hub)])
+
+
+def installed_app(hub: Hub) -> FastAPI:
+    seen: list[str] = []
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
+        seen.append("host")
+        yield {"seen": seen}
+
+    app = FastAPI(lifespan=lifespan)
+    hub.install(app, "/holdfast")
+    return app
+
+
+@pytest.mark.parametrize("make", [fastapi_app, starlette_app, installed_app])
+@pytest.mark.parametrize("with_lifespan", [True, False])
+def test_test_clients_work_with_and_without_with(make: Callable[[Hub], Any], with_lifespan: bool) -> None:
+    client = TestClient(make(new_hub()), **LOCAL)
+    if with_lifespan:
+        client.__enter__()
+    try:
+        messages = "/holdfast/v1/channels/c/messages"
+        assert client.post(messages, json={"id": "m1", "text": "hello"}).status_code == 201
+        assert client.get(f"{messages}/m1").json()["message"]["parts"] == [{"type": "text", "text": "hello"}]
+        assert [event["type"] for event in client.get("/holdfast/v1/channels/c/poll").json()["events"]] == [
+            "channel.attached",
+            "message.update",
+        ]
+        with client.stream("GET", f"{messages}/m1/events") as stream:
+            assert [line for line in stream.iter_lines() if line.startswith("event")] == [
+                "event: answer",
+                "event: done",
+            ]
+        # The client's base_url is not for sockets: without a host of its own it would say `testserver`.
+        with client.websocket_connect("ws://localhost/holdfast/v1/ws", subprotocols=["holdfast.v1"]) as socket:
+            assert socket.accepted_subprotocol == "holdfast.v1"
+            socket.send_json({"type": "attach", "ref": 1, "channel": "c"})
+            assert socket.receive_json() == {"type": "ok", "ref": 1}
+            assert [event["type"] for event in socket.receive_json()["events"]] == [
+                "channel.attached",
+                "message.update",
+            ]
+    finally:
+        if with_lifespan:
+            client.__exit__(None, None, None)
+
+
+@pytest.mark.parametrize("with_lifespan", [True, False])
+def test_a_test_client_may_leave_a_stream_in_the_middle(with_lifespan: bool) -> None:
+    client = TestClient(fastapi_app(new_hub()), **LOCAL)
+    if with_lifespan:
+        client.__enter__()
+    try:
+        for _ in range(2):
+            with client.stream("GET", "/holdfast/v1/channels/c/events") as stream:
+                lines = stream.iter_lines()
+                assert next(lines).startswith("retry: ")
+                assert [next(lines), next(lines)] == ["", "event: channel.attached"]
+                assert json.loads(next(lines).removeprefix("data: "))["type"] == "channel.attached"
+    finally:
+        if with_lifespan:
+            client.__exit__(None, None, None)
+
+
+def test_a_test_client_as_it_comes_meets_the_closed_door() -> None:
+    client = TestClient(fastapi_app(new_hub()))
+    assert client.get("/holdfast/v1/channels/c").json()["code"] == "no_verifier"
+    with pytest.raises(WebSocketDenialResponse), client.websocket_connect("/holdfast/v1/ws"):
+        pass
