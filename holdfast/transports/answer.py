@@ -35,6 +35,7 @@ from holdfast.hub.hub import HubCore
 from holdfast.hub.identity import Scope
 from holdfast.transports import problem
 from holdfast.transports.query import Query
+from holdfast.transports.sink import SEND_TIMEOUT_S
 from holdfast.transports.sse import (
     HEARTBEAT_S,
     EventStream,
@@ -157,19 +158,11 @@ class _Done(Struct):
 class AnswerStream(EventStream):
     """One viewer's stream of one message."""
 
-    __slots__ = ("_is_done", "_progress")
+    __slots__ = ("_progress",)
 
     def __init__(self, hub: HubCore, send: Send, progress: Progress, *, is_ours: bool, ping_s: int | None) -> None:
         super().__init__(hub, send, is_ours=is_ours, ping_s=ping_s)
         self._progress = progress
-        self._is_done = False
-
-    def freed(self) -> None:
-        """As every stream; after `done` there is no more."""
-        if self._is_done:
-            self.sink.end()
-        else:
-            super().freed()
 
     def write_batch(self, batch: EncodedBatch) -> None:
         """Tell what of the batch is of this message."""
@@ -180,12 +173,13 @@ class AnswerStream(EventStream):
         if self._progress.is_broken:
             self.sink.end()
             return
-        self._is_done = self._progress.status is not None
-        body = framed(told, self._progress.status, self._progress.cursor(cursor))
-        if body:
-            self.sink.write({"type": "http.response.body", "body": body, "more_body": not self._is_done})
-        if self._is_done and not self.sink.is_busy:
-            self.sink.end()
+        status = self._progress.status
+        body = framed(told, status, self._progress.cursor(cursor))
+        if status is not None:
+            last = {"type": "http.response.body", "body": body, "more_body": False}
+            self.sink.end(last, patience_s=SEND_TIMEOUT_S)
+        elif body:
+            self.sink.write({"type": "http.response.body", "body": body, "more_body": True})
 
 
 def framed(told: Sequence[tuple[str, str]], status: str | None, cursor: str) -> bytes:

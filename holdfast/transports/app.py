@@ -7,9 +7,11 @@ anywhere: it looks at the path below `root_path`, starts the hub on first use, a
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import re
 from collections.abc import MutableMapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
 from urllib.parse import unquote_to_bytes
@@ -36,6 +38,7 @@ from holdfast.transports.wheel import Wheel
 
 logger = logging.getLogger("holdfast.transports")
 
+LEAVING_S = 1.0  # for viewers, when the hub leaves; those who do not read get less (`sink.LAST_WORDS_S`)
 WEB = Path(__file__).parent.parent / "web"
 _METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
 _REQUEST_HEADERS = ("Authorization", "Cache-Control", "Content-Type", "Holdfast-Client", "Last-Event-ID")
@@ -55,6 +58,7 @@ class App:
         self.wheel = Wheel()
         self._sockets = Sockets(hub, self.wheel)
         self._plain = _plain_app(hub)
+        hub.on_drain(self._drain)
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         known = cast("Scope", scope)  # what servers hand over is a dict
@@ -81,6 +85,17 @@ class App:
             (b"access-control-allow-credentials", b"true"),
             (b"vary", b"Origin"),
         ]
+
+    def _drain(self) -> None:
+        self._sockets.drain()
+        # The hub waits for its tasks before it hands the signal on, so what viewers are told last is on its way before
+        # the server closes what is open.
+        self.hub.start_task(self._until_all_left())
+
+    async def _until_all_left(self) -> None:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(LEAVING_S):
+                await self.wheel.until_empty()
 
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
         path = path_below(scope)

@@ -23,7 +23,8 @@ from starlette.types import Message, Receive, Send
 # A peer that takes nothing for so long will not come back to this connection. Browsers freeze hidden pages for
 # minutes, and a frozen page costs us no more than its socket.
 SEND_TIMEOUT_S = 300.0
-# What was written last before the end (a farewell) gets so long. Servers wait for us meanwhile.
+# What is written last before the end (a farewell) gets so long; the server waits meanwhile. granian sends no close
+# while it waits for a frame, so there it is what every socket's end takes.
 LAST_WORDS_S = 0.5
 
 
@@ -49,31 +50,28 @@ class Sink:
         self._send = send
         self._owner = owner
         self.is_busy = False  # then nothing may be written
-        self.is_over = False
+        self.is_over = False  # then nothing will be written any more
         self.error: BaseException | None = None  # what the server, or middleware, raised at a write
 
     def write(self, message: Message) -> None:
-        """Send `message`; the sink must not be busy, and may be so afterwards."""
+        """Send `message`; the sink must be neither busy nor over, and may be busy afterwards."""
         raise NotImplementedError
 
-    def end(self, *, patience_s: float = LAST_WORDS_S) -> None:
-        """Let `carry` return, at the latest in `patience_s` seconds where a write is blocked. Once is enough."""
+    def end(self, last: Message | None = None, *, patience_s: float = LAST_WORDS_S) -> None:
+        """Let `carry` return once `last` is sent, or what is being sent; at the latest in about `patience_s` seconds.
+
+        With `last` the sink must not be busy. A second call does nothing.
+        """
         raise NotImplementedError
 
     async def carry(self, receive: Receive) -> None:
         """Hold the connection until the peer has left or `end` was called. Raises what sending raised."""
         raise NotImplementedError
 
-    async def _watch(self, receive: Receive) -> None:
-        owner = self._owner
-        while not self.is_over and owner.received(await receive()):
-            await owner.until_room()
-
     def _fail(self, error: Exception) -> None:
         """Sending failed. An OSError is how servers say that the peer has left; anything else is raised by `carry`."""
         if not isinstance(error, OSError | TimeoutError):
             self.error = error
-        self.end()
 
     def _check(self) -> None:
         if self.error is not None:
@@ -83,13 +81,14 @@ class Sink:
 class TaskSink(Sink):
     """Sends from the ASGI call itself; a second task watches for what the peer sends."""
 
-    __slots__ = ("_message", "_news", "_patience")
+    __slots__ = ("_message", "_news", "_patience", "_patience_s")
 
     def __init__(self, send: Send, owner: Owner) -> None:
         super().__init__(send, owner)
         self._message: Message | None = None
         self._news: asyncio.Future[None] | None = None
         self._patience: asyncio.Timeout | None = None  # of the write that goes on now
+        self._patience_s = SEND_TIMEOUT_S
 
     def write(self, message: Message) -> None:
         assert not self.is_busy
@@ -97,16 +96,19 @@ class TaskSink(Sink):
         self._message = message
         self._tell()
 
-    def end(self, *, patience_s: float = LAST_WORDS_S) -> None:
+    def end(self, last: Message | None = None, *, patience_s: float = LAST_WORDS_S) -> None:
         if self.is_over:
             return
+        if last is not None:
+            self.write(last)
         self.is_over = True
+        self._patience_s = patience_s
         self._tell()
-        if self._patience is not None:
+        if self._patience is not None and not self._patience.expired():
             self._patience.reschedule(asyncio.get_running_loop().time() + patience_s)
 
     async def carry(self, receive: Receive) -> None:
-        watching = asyncio.get_running_loop().create_task(self._watch_and_end(receive))
+        watching = asyncio.get_running_loop().create_task(self._watch(receive))
         try:
             await self._send_all()
         finally:
@@ -134,7 +136,7 @@ class TaskSink(Sink):
     async def _is_sent(self, message: Message) -> bool:
         """Send `message`; False if the connection is over."""
         try:
-            async with asyncio.timeout(LAST_WORDS_S if self.is_over else SEND_TIMEOUT_S) as self._patience:
+            async with asyncio.timeout(self._patience_s) as self._patience:
                 await self._send(message)
         except Exception as error:
             self._fail(error)
@@ -143,13 +145,14 @@ class TaskSink(Sink):
             self._patience = None
         return True
 
-    async def _watch_and_end(self, receive: Receive) -> None:
+    async def _watch(self, receive: Receive) -> None:
+        owner = self._owner
         try:
-            await self._watch(receive)
+            while owner.received(await receive()):
+                await owner.until_room()
         except Exception as error:
             self._fail(error)
-        finally:
-            self.end()
+        self.end()
 
     def _tell(self) -> None:
         if self._news is not None and not self._news.done():
@@ -159,17 +162,16 @@ class TaskSink(Sink):
 class HandSink(Sink):
     """Drives `send` by hand; the ASGI call itself watches for what the peer sends."""
 
-    __slots__ = ("_call", "_finishing")
+    __slots__ = ("_call", "_finishing", "_is_cut")
 
     def __init__(self, send: Send, owner: Owner) -> None:
         super().__init__(send, owner)
         self._call: asyncio.Task[Any] | None = None  # the ASGI call, while it waits in `carry`
         self._finishing: asyncio.Task[None] | None = None
+        self._is_cut = False  # `carry` returns, whatever is still blocked
 
     def write(self, message: Message) -> None:
         assert not self.is_busy
-        if self.is_over:
-            return
         sending = cast("Coroutine[Any, None, None]", self._send(message))
         try:
             blocked = sending.send(None)
@@ -177,25 +179,32 @@ class HandSink(Sink):
             return
         except Exception as error:
             self._fail(error)
+            self._cut()
             return
         self.is_busy = True
         self._finishing = asyncio.get_running_loop().create_task(self._finish(sending, blocked))
 
-    def end(self, *, patience_s: float = LAST_WORDS_S) -> None:
-        if not self.is_over:
-            self.is_over = True
-            if self._call is not None:
-                self._call.cancel()
+    def end(self, last: Message | None = None, *, patience_s: float = LAST_WORDS_S) -> None:
+        if self.is_over:
+            return
+        if last is not None:
+            self.write(last)
+        self.is_over = True
+        if self.is_busy and last is not None:
+            asyncio.get_running_loop().call_later(patience_s, self._cut)
+        else:
+            self._cut()
 
     async def carry(self, receive: Receive) -> None:
         call = self._call = asyncio.current_task()
         assert call is not None
+        owner = self._owner
         try:
-            if not self.is_over:
-                await self._watch(receive)
+            while not self._is_cut and owner.received(await receive()):
+                await owner.until_room()
         except asyncio.CancelledError:
-            # Ours, if `end` asked for it and nobody else did: the same way out as that of asyncio.timeout.
-            if not self.is_over or call.uncancel():
+            # Ours, if `_cut` asked for it and nobody else did: the same way out as that of asyncio.timeout.
+            if not self._is_cut or call.uncancel():
                 raise
         finally:
             self.is_over = True
@@ -205,17 +214,27 @@ class HandSink(Sink):
                 await asyncio.wait([self._finishing])
         self._check()
 
+    def _cut(self) -> None:
+        self.is_over = True
+        if not self._is_cut:
+            self._is_cut = True
+            if self._call is not None:
+                self._call.cancel()
+
     async def _finish(self, sending: Coroutine[Any, None, None], blocked: Any) -> None:
         try:
             async with asyncio.timeout(SEND_TIMEOUT_S):
                 await _go_on(sending, blocked)
         except Exception as error:
             self._fail(error)
+            self._cut()
             return
         finally:
             self._finishing = None
         self.is_busy = False
-        if not self.is_over:
+        if self.is_over:
+            self._cut()
+        else:
             self._owner.freed()
 
 

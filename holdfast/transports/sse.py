@@ -24,7 +24,7 @@ from holdfast.transports.door import header, identify
 from holdfast.transports.problem import Headers
 from holdfast.transports.query import Query
 from holdfast.transports.sink import HandSink, Sink, TaskSink
-from holdfast.transports.wheel import Beating, Wheel
+from holdfast.transports.wheel import Wheel
 
 logger = logging.getLogger("holdfast.transports")
 
@@ -64,12 +64,12 @@ class EventStream:
 
     async def run(self, wheel: Wheel, receive: Receive) -> None:
         """Carry the stream until the peer leaves, or break it off: only a subclass may end it as complete."""
-        slot: set[Beating] = wheel.add(self, self.ping_s)
+        slot = wheel.add(self, self.ping_s)
         try:
             self.wake()
             await self.sink.carry(receive)
         finally:
-            slot.discard(self)
+            wheel.remove(self, slot)
             if self._catching_up is not None:
                 self._catching_up.cancel()
                 await asyncio.wait([self._catching_up])
@@ -136,9 +136,9 @@ class EventStream:
 
     def _leave(self) -> None:
         """Break off, and tell an EventSource when to come back: our clients have their own back-off."""
-        if not self.sink.is_busy and not self._is_ours:
-            self.sink.write({"type": "http.response.body", "body": farewell(Draining()), "more_body": True})
-        self.sink.end()
+        is_told = not self.sink.is_busy and not self._is_ours
+        last = {"type": "http.response.body", "body": farewell(Draining()), "more_body": True} if is_told else None
+        self.sink.end(last)
 
 
 async def channel_events(app: Open, scope: Scope, receive: Receive, send: Send, channel: str) -> None:

@@ -19,7 +19,7 @@ from holdfast.hub.identity import Identity, Scope
 from holdfast.transports.door import identify
 from holdfast.transports.session import PING_S, Session
 from holdfast.transports.sink import LAST_WORDS_S, HandSink, Sink, TaskSink
-from holdfast.transports.wheel import Beating, Wheel
+from holdfast.transports.wheel import Wheel
 
 SUBPROTOCOL = "holdfast.v1"
 
@@ -31,7 +31,6 @@ class Sockets:
         self._hub = hub
         self._wheel = wheel
         self._open: set[Socket] = set()
-        hub.on_drain(self._drain)
 
     def __len__(self) -> int:
         return len(self._open)
@@ -51,17 +50,18 @@ class Sockets:
         await send({"type": "websocket.accept", "subprotocol": SUBPROTOCOL if scope.get("subprotocols") else None})
         socket = Socket(self._hub, identity, send)
         self._open.add(socket)
-        slot: set[Beating] = self._wheel.add(socket, int(PING_S))
+        slot = self._wheel.add(socket, int(PING_S))
         try:
             if self._hub.is_draining:  # it began while we accepted
                 socket.session.drain()
             await socket.sink.carry(receive)
         finally:
             self._open.discard(socket)
-            slot.discard(socket)
             await socket.close()
+            self._wheel.remove(socket, slot)
 
-    def _drain(self) -> None:
+    def drain(self) -> None:
+        """Send all away: the hub leaves. (A socket without a channel has no feed that would tell it.)"""
         for socket in tuple(self._open):
             socket.session.drain()
 
@@ -69,7 +69,7 @@ class Sockets:
 class Socket:
     """One connection: a session and the sink its frames go to."""
 
-    __slots__ = ("_is_closing", "_is_due", "_is_ending", "_loop", "_room", "_tasks", "session", "sink")
+    __slots__ = ("_is_closing", "_is_due", "_loop", "_room", "_tasks", "session", "sink")
 
     def __init__(self, hub: HubCore, identity: Identity, send: Send) -> None:
         self._loop = asyncio.get_running_loop()
@@ -77,7 +77,6 @@ class Socket:
         self._room: asyncio.Future[None] | None = None
         self._is_due = False
         self._is_closing = False
-        self._is_ending = False
         self.sink: Sink = HandSink(send, self) if hub.drive_by_hand else TaskSink(send, self)
         self.session = Session(hub, identity, now_s=self._loop.time(), wake=self._wake, start_task=self._start_task)
 
@@ -137,16 +136,13 @@ class Socket:
             frame = session.frame_to_send(now_s=now_s)
             if frame is not None:
                 sink.write({"type": "websocket.send", "text": frame})
-            elif session.closing is not None and not self._is_closing:
-                self._is_closing = True
+            elif session.closing is not None:
                 code, reason = session.closing
-                sink.write({"type": "websocket.close", "code": code, "reason": reason})
-            elif self._is_closing:
-                sink.end()
+                sink.end({"type": "websocket.close", "code": code, "reason": reason})
             else:
                 break
-        if session.closing is not None and not sink.is_over and not self._is_ending:
-            self._is_ending = True  # a peer that does not read is not waited for
+        if session.closing is not None and not sink.is_over and not self._is_closing:
+            self._is_closing = True  # a peer that does not read is not waited for
             self._loop.call_later(LAST_WORDS_S, partial(sink.end, patience_s=0))
         if self._room is not None and not self._room.done() and (not session.is_full or sink.is_over):
             self._room.set_result(None)

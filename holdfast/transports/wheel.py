@@ -21,30 +21,47 @@ class Beating(Protocol):
         """Called from the loop; must not wait."""
 
 
+Slot = set[Beating]
+
+
 class Wheel:
     """Calls its members every `period_s` seconds of theirs, from the running loop; begins anew on another loop."""
 
     def __init__(self) -> None:
-        self._slots: dict[tuple[int, int], set[Beating]] = {}  # by period, and second within the period
+        self._slots: dict[tuple[int, int], Slot] = {}  # by period, and second within the period
         self._now_s = 0
         self._next = 0
         self._timer: asyncio.TimerHandle | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._emptied: asyncio.Future[None] | None = None
 
     def __len__(self) -> int:
         return sum(map(len, self._slots.values()))
 
-    def add(self, member: Beating, period_s: int) -> set[Beating]:
-        """Call `member` every `period_s` seconds, until it is discarded from the set that is returned."""
+    def add(self, member: Beating, period_s: int) -> Slot:
+        """Call `member` every `period_s` seconds, until it is removed from the slot that is returned."""
         loop = asyncio.get_running_loop()
         if self._loop is not loop:  # the members of a loop that is gone are gone too
-            self._slots, self._timer, self._loop = {}, None, loop
+            self._slots, self._timer, self._emptied, self._loop = {}, None, None, loop
         self._next += 1
         slot = self._slots.setdefault((period_s, self._next % period_s), set())
         slot.add(member)
         if self._timer is None:
             self._timer = loop.call_later(1.0, self._turn)
         return slot
+
+    def remove(self, member: Beating, slot: Slot) -> None:
+        """Call `member` no more."""
+        slot.discard(member)
+        if self._emptied is not None and not self._emptied.done() and not len(self):
+            self._emptied.set_result(None)
+
+    async def until_empty(self) -> None:
+        """Wait until all members are gone."""
+        while len(self):
+            if self._emptied is None or self._emptied.done():
+                self._emptied = asyncio.get_running_loop().create_future()
+            await asyncio.shield(self._emptied)
 
     def tick(self) -> None:
         """A second has passed: call those whose turn it is."""

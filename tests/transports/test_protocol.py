@@ -1,0 +1,112 @@
+"""`docs/protocol.md` says what the code does: codes, routes, frames, limits."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from holdfast.core import errors, events
+from holdfast.core.errors import HoldfastError
+from holdfast.core.limits import KIB, MIB, Limits
+from holdfast.transports import session
+from holdfast.transports.http import CALLS, PLAIN
+
+TEXT = (Path(__file__).parents[2] / "docs" / "protocol.md").read_text()
+
+
+def section(number: str) -> str:
+    """The text of a numbered section."""
+    start = re.search(rf"^#+ {re.escape(number)}\.? .*$", TEXT, re.MULTILINE)
+    assert start is not None, number
+    end = re.search(r"^#+ \d", TEXT[start.end() :], re.MULTILINE)
+    return TEXT[start.end() :][: end.start() if end else None]
+
+
+def rows(text: str) -> list[list[str]]:
+    """The cells of a table's rows."""
+    lines = [line for line in text.splitlines() if line.startswith("|")][2:]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+
+
+def classes(base: type[HoldfastError] = HoldfastError) -> Iterator[type[HoldfastError]]:
+    yield base
+    for child in base.__subclasses__():
+        yield from classes(child)
+
+
+def test_the_table_of_errors_is_that_of_the_classes() -> None:
+    documented = {code: int(status) for status, codes in rows(section("9")) for code in re.findall(r"`(\w+)`", codes)}
+    # What our own caller does wrong is never on the wire.
+    ours = [one for one in classes() if one.__module__ == errors.__name__ and not issubclass(one, errors.LocalError)]
+    assert documented == {one.code: one.status for one in ours}
+
+
+def test_every_route_is_documented_and_every_documented_request_is_a_route() -> None:
+    message = "/v1/channels/{channel}/messages/{id}"
+    documented = set()
+    for request, *_ in rows(section("8.1")):
+        found = re.match(r"`(\w+) ([^?`]+)", request)
+        assert found is not None, request
+        documented.add((found[1], found[2].replace("{m}", message)))
+    known = {(method, path) for path, methods in CALLS.items() for method in methods}
+    known |= {("GET", path) for path in PLAIN} | {("GET", "/web/…")}
+    assert documented == known
+
+
+def test_every_event_is_documented_with_its_fields() -> None:
+    known = {
+        one.__struct_config__.tag: set(one.__struct_fields__)
+        for one in (events.ChannelAttached, *events.MessageEvent.__args__)
+    }
+    table = {name: fields for names, fields in rows(section("3.1")) for name in re.findall(r"`([\w.]+)`", names)}
+    for name, fields in known.items():
+        assert isinstance(name, str)
+        assert fields <= set(re.findall(r"`(\w+)`", table[name])), name
+
+
+def test_every_frame_of_a_client_is_documented() -> None:
+    documented = {name for names, *_ in rows(section("7.2")) for name in re.findall(r"`(\w+)`", names)}
+    frames = (session._Attach, session._Detach, session._History, session._Pong, *session._Asking.__args__)
+    assert documented == {one.__struct_config__.tag for one in frames}
+
+
+def test_every_close_code_is_documented() -> None:
+    documented = {code for code, *_ in rows(section("7.5"))}
+    ours = {session.DRAINED, session.FAILED, session.MISUSED, session.FRAME_TOO_LARGE}
+    assert {str(code) for code in ours} <= documented
+
+
+def test_the_limits_are_the_defaults() -> None:
+    limits = Limits()
+    text = section("11")
+    for said in (
+        f"| {limits.request_bytes // MIB} MiB |",
+        f"| {limits.append_bytes // KIB} KiB |",
+        f"| {limits.message_bytes // MIB} MiB, {limits.parts} parts |",
+        f"| {limits.meta_bytes // KIB} KiB |",
+        f"| {limits.data_bytes // KIB} KiB |",
+        f"nested {limits.depth} deep",
+        f"{limits.socket_channels} channels; {limits.socket_requests:,} requests "
+        f"or {limits.socket_request_bytes // MIB} MiB",
+        f"{limits.history} messages, {limits.history_bytes // MIB} MiB",
+        f"{limits.waiting_requests:,} requests, {limits.waiting_bytes // MIB} MiB",
+    ):
+        assert said in text, said
+
+
+def test_a_section_that_is_cited_is_there() -> None:
+    root = Path(__file__).parents[2]
+    cited = set()
+    for path in [*root.glob("holdfast/**/*.py"), *root.glob("tests/**/*.py")]:
+        cited |= set(re.findall(r"protocol\.md(?:`)?, ((?:\d+\.)?\d+)", path.read_text()))
+    assert cited
+    for number in cited:
+        assert section(number)
+
+
+def test_a_named_section_that_is_cited_is_there() -> None:
+    root = Path(__file__).parents[2]
+    for path in root.glob("holdfast/**/*.py"):
+        for name in re.findall(r'protocol\.md`, "([^"]+)"', path.read_text()):
+            assert re.search(rf"^#+ [\d.]+ .*{re.escape(name)}", TEXT, re.MULTILINE), f"{path.name}: {name}"

@@ -1,0 +1,207 @@
+"""A socket's session without a socket: what it asks for, what it has to send, and when it wants no more."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Coroutine
+from typing import Any
+
+import pytest
+
+from holdfast.app import Hub
+from holdfast.core.limits import Limits
+from holdfast.hub.identity import CAPABILITIES, Identity
+from holdfast.transports.session import PING_S, Session
+from tests.transports.conftest import PATIENCE_S, new_hub
+
+
+class Line:
+    """Both ends of a connection that is no connection: nothing is taken from the session unless asked for."""
+
+    def __init__(self, hub: Hub, identity: Identity | None = None) -> None:
+        self.now_s = 0.0
+        self.woken = asyncio.Event()
+        self.tasks: set[asyncio.Task[None]] = set()
+        self.session = Session(
+            hub, identity or Identity(client_id="ada"), now_s=0.0, wake=self.woken.set, start_task=self._start
+        )
+
+    def _start(self, job: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(job)
+        self.tasks.add(task)
+        task.add_done_callback(self.tasks.discard)
+
+    def tell(self, type: str, ref: object = 1, **fields: object) -> None:
+        self.session.receive(json.dumps({"type": type, "ref": ref, **fields}), now_s=self.now_s)
+
+    def take(self) -> dict[str, Any] | None:
+        frame = self.session.frame_to_send(now_s=self.now_s)
+        return json.loads(frame) if frame is not None else None
+
+    async def frame(self) -> dict[str, Any]:
+        """The next frame, when there is one."""
+        async with asyncio.timeout(PATIENCE_S):
+            while (frame := self.take()) is None:
+                self.woken.clear()
+                await self.woken.wait()
+        return frame
+
+    async def rest(self) -> None:
+        """Until nothing runs any more."""
+        while self.tasks:
+            await asyncio.wait(self.tasks)
+        await asyncio.sleep(0)
+
+
+@pytest.fixture
+async def own_hub() -> AsyncIterator[Hub]:
+    hub = new_hub(limits=Limits(socket_requests=10, socket_request_bytes=100_000, socket_channels=3))
+    await hub.start()
+    yield hub
+    await hub.close()
+
+
+async def test_nothing_is_taken_from_a_feed_before_there_is_room_for_it(own_hub: Hub) -> None:
+    line = Line(own_hub)
+    line.tell("attach", channel="c")
+    assert await line.frame() == {"type": "ok", "ref": 1}
+    await own_hub.create("c", id="m1", text="one")
+    await own_hub.create("c", id="m2", text="two")
+    batch = await line.frame()
+    assert [event["type"] for event in batch["events"]] == ["channel.attached", "message.update", "message.update"]
+    assert line.take() is None
+
+
+async def test_waiting_channels_take_turns_and_each_takes_all_it_is_owed(own_hub: Hub) -> None:
+    line = Line(own_hub)
+    for channel in ("a", "b", "c"):
+        line.tell("attach", channel=channel, flush_ms=0)
+    for _ in range(6):
+        await line.frame()
+    for number in range(3):
+        for channel in ("b", "a"):
+            await own_hub.create(channel, id=f"m{number}", text="x")
+    await asyncio.sleep(0)
+    taken = [await line.frame(), await line.frame()]
+    assert [frame["channel"] for frame in taken] == ["b", "a"]
+    assert [len(frame["events"]) for frame in taken] == [4, 4]  # the epoch, and three messages
+    assert line.take() is None
+
+
+async def test_answers_go_before_events(own_hub: Hub) -> None:
+    line = Line(own_hub)
+    line.tell("attach", channel="c", flush_ms=0)
+    await line.frame()
+    await line.frame()
+    line.tell("create", ref="mine", channel="c", id="m1")
+    await own_hub.info("c")
+    assert (await line.frame())["ref"] == "mine"
+    assert (await line.frame())["type"] == "events"
+
+
+async def test_a_socket_is_full_while_too_many_answers_are_not_taken(own_hub: Hub) -> None:
+    line = Line(own_hub)
+    for ref in range(10):
+        assert not line.session.is_full
+        line.tell("detach", ref=ref, channel="c")
+    assert line.session.is_full
+    line.take()
+    assert not line.session.is_full
+
+
+async def test_a_socket_is_full_while_too_many_requests_are_not_answered(own_hub: Hub) -> None:
+    line = Line(own_hub)
+    line.tell("create", channel="c", id="m1", role="assistant", status="streaming")
+    await line.frame()
+    for ref in range(10):
+        line.tell("append", ref=ref, channel="c", id="m1", text="x")
+    assert line.session.is_full
+    for ref in range(10):
+        assert (await line.frame())["ref"] == ref
+    assert not line.session.is_full
+
+
+async def test_a_socket_is_full_while_its_requests_or_answers_weigh_too_much(own_hub: Hub) -> None:
+    line = Line(own_hub)
+    line.tell("create", channel="c", id="m1", text="x" * 90_000)
+    assert line.session.is_full  # the request and what its answer may weigh
+    await line.frame()
+    assert not line.session.is_full
+    line.tell("history", channel="c")
+    assert line.session.is_full
+    await line.rest()
+    assert not line.session.is_full
+    line.tell("history", channel="c")
+    await line.rest()
+    assert line.session.is_full  # two pages of 90 kB that nobody has taken
+    line.take()
+    assert not line.session.is_full
+
+
+async def test_a_ping_is_due_every_five_seconds(own_hub: Hub) -> None:
+    line = Line(own_hub)
+    assert line.session.next_deadline_s() == PING_S == 5.0
+    assert line.take() is None
+    for number in (1, 2, 3):
+        line.now_s = line.session.next_deadline_s()
+        assert line.take() == {"type": "ping", "n": number}
+        assert line.take() is None
+
+
+async def test_after_goodbye_nothing_is_heard_and_nothing_is_owed(own_hub: Hub) -> None:
+    line = Line(own_hub)
+    line.tell("attach", channel="c")
+    await line.frame()
+    line.session.drain()
+    line.session.drain()
+    line.tell("create", ref=7, channel="c", id="m1")
+    line.session.receive_binary()
+    line.now_s = 100.0
+    bye = line.take()
+    assert bye is not None
+    assert (bye["type"], bye["reason"]) == ("bye", "draining")
+    assert line.take() is None
+    assert line.session.closing == (1012, "draining")
+    assert own_hub.stats()["feeds"] == 0
+    assert (await own_hub.info("c")).serial == 0
+
+
+async def test_a_session_that_closes_while_it_attaches_leaves_no_feed(own_hub: Hub) -> None:
+    line = Line(own_hub)
+    line.tell("attach", channel="c")
+    line.session.close()
+    await line.rest()
+    assert own_hub.stats()["feeds"] == 0
+
+
+@pytest.mark.parametrize(
+    ("capability", "frame"),
+    [
+        ("subscribe", {"type": "attach"}),
+        ("history", {"type": "history"}),
+        ("publish", {"type": "create"}),
+        ("append", {"type": "create", "role": "assistant"}),
+        ("append", {"type": "append", "id": "m", "text": "x"}),
+        ("append", {"type": "part", "id": "m", "part": 0, "value": {}}),
+        ("append", {"type": "finish", "id": "m"}),
+        ("publish", {"type": "update", "id": "m"}),
+        ("publish", {"type": "delete", "id": "m"}),
+    ],
+)
+async def test_every_frame_needs_its_capability(own_hub: Hub, capability: str, frame: dict[str, Any]) -> None:
+    line = Line(own_hub, Identity(client_id="ada", capabilities=CAPABILITIES - {capability}))
+    line.tell(**{"channel": "c", **frame})
+    assert (await line.frame())["code"] == "forbidden"
+
+
+async def test_without_history_a_new_start_shows_streaming_messages_only(own_hub: Hub) -> None:
+    await own_hub.create("c", id="old", text="x")
+    async with own_hub.message("c", id="live") as message:
+        await message.append("so far")
+        await message.flush()
+        line = Line(own_hub, Identity(client_id="ada", capabilities=CAPABILITIES - {"history"}))
+        line.tell("attach", channel="c", history=50)
+        await line.frame()
+        events = (await line.frame())["events"]
+    assert [event["message"]["id"] for event in events[1:]] == ["live"]

@@ -1,0 +1,226 @@
+"""Sinks: one message at a time, both ways of sending, whatever `send` does."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+
+from holdfast.transports import sink as sink_module
+from holdfast.transports.sink import HandSink, Sink, TaskSink
+from tests.transports.conftest import PATIENCE_S
+
+Make = Callable[[Callable[[Any], Awaitable[None]], Any], Sink]
+
+
+class Peer:
+    """An owner with a list of what to write, and a `receive` that waits for the peer to leave."""
+
+    def __init__(self, *texts: str) -> None:
+        self.texts = list(texts)
+        self.sink: Sink | None = None
+        self.left = asyncio.Event()
+        self.frees = 0
+
+    def pump(self) -> None:
+        assert self.sink is not None
+        while self.texts and not self.sink.is_busy:
+            self.sink.write({"text": self.texts.pop(0)})
+
+    def freed(self) -> None:
+        self.frees += 1
+        self.pump()
+
+    def received(self, message: Any) -> bool:
+        return bool(message["type"] != "http.disconnect")
+
+    async def until_room(self) -> None:
+        pass
+
+    async def receive(self) -> Any:
+        await self.left.wait()
+        return {"type": "http.disconnect"}
+
+
+@pytest.fixture(params=[TaskSink, HandSink])
+def make(request: pytest.FixtureRequest) -> Make:
+    kind: Make = request.param
+    return kind
+
+
+async def carried(sink: Sink, peer: Peer) -> None:
+    peer.sink = sink
+    async with asyncio.timeout(PATIENCE_S):
+        await sink.carry(peer.receive)
+
+
+async def test_messages_go_out_one_after_the_other_however_long_each_takes(make: Make) -> None:
+    sent: list[str] = []
+    sending = 0
+
+    async def send(message: Any) -> None:
+        nonlocal sending
+        sending += 1
+        assert sending == 1
+        for _ in range(len(message["text"]) % 3):  # some block, some do not
+            await asyncio.sleep(0)
+        sent.append(message["text"])
+        sending -= 1
+        if len(sent) == 50:
+            peer.left.set()
+
+    texts = ["x" * number for number in range(50)]
+    peer = Peer(*texts)
+    sink = peer.sink = make(send, peer)
+    peer.pump()
+    await carried(sink, peer)
+    assert sent == texts
+
+
+async def test_a_write_that_blocks_is_finished_by_the_loop_that_it_waits_on(make: Make) -> None:
+    gate = asyncio.Event()
+    sent: list[str] = []
+
+    async def send(message: Any) -> None:
+        await gate.wait()
+        sent.append(message["text"])
+        peer.left.set()
+
+    peer = Peer("late")
+    sink = peer.sink = make(send, peer)
+    carrying = asyncio.create_task(carried(sink, peer))
+    await asyncio.sleep(0)
+    peer.pump()
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert (sink.is_busy, sent) == (True, [])
+    gate.set()
+    await carrying
+    assert sent == ["late"]
+
+
+async def test_a_blocked_write_that_is_broken_off_runs_its_own_way_out(make: Make) -> None:
+    trace: list[str] = []
+
+    async def send(message: Any) -> None:
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            trace.append("cancelled")
+            raise
+        finally:
+            trace.append("finally")
+
+    peer = Peer("never")
+    sink = peer.sink = make(send, peer)
+    carrying = asyncio.create_task(carried(sink, peer))
+    await asyncio.sleep(0)
+    peer.pump()
+    for _ in range(3):
+        await asyncio.sleep(0)
+    sink.end(patience_s=0)
+    await carrying
+    assert trace == ["cancelled", "finally"]
+
+
+async def test_a_peer_that_is_gone_ends_it_quietly(make: Make) -> None:
+    async def send(message: Any) -> None:
+        raise ConnectionResetError
+
+    peer = Peer("x")
+    sink = peer.sink = make(send, peer)
+    peer.pump()
+    await carried(sink, peer)
+    assert sink.is_over
+
+
+async def test_a_peer_that_goes_while_a_write_is_blocked_ends_it_quietly(make: Make) -> None:
+    async def send(message: Any) -> None:
+        await asyncio.sleep(0)
+        raise ConnectionResetError
+
+    peer = Peer("x")
+    sink = peer.sink = make(send, peer)
+    carrying = asyncio.create_task(carried(sink, peer))
+    await asyncio.sleep(0)
+    peer.pump()
+    await carrying
+
+
+async def test_what_else_sending_raises_is_raised_by_the_asgi_call(make: Make) -> None:
+    async def send(message: Any) -> None:
+        await asyncio.sleep(0)
+        raise ZeroDivisionError
+
+    peer = Peer("x")
+    sink = peer.sink = make(send, peer)
+    peer.pump()
+    with pytest.raises(ZeroDivisionError):
+        await carried(sink, peer)
+
+
+async def test_what_receiving_raises_is_raised_by_the_asgi_call(make: Make) -> None:
+    async def send(message: Any) -> None: ...
+
+    async def receive() -> Any:
+        raise ZeroDivisionError
+
+    peer = Peer()
+    sink = peer.sink = make(send, peer)
+    with pytest.raises(ZeroDivisionError):
+        await sink.carry(receive)
+
+
+async def test_the_end_comes_at_once_and_what_was_written_before_it_goes_out(make: Make) -> None:
+    sent: list[str] = []
+
+    async def send(message: Any) -> None:
+        sent.append(message["text"])
+
+    peer = Peer("last words")
+    sink = peer.sink = make(send, peer)
+    carrying = asyncio.create_task(carried(sink, peer))
+    await asyncio.sleep(0)
+    peer.pump()
+    sink.end()
+    await carrying
+    assert sent == ["last words"]
+    assert asyncio.current_task().cancelling() == 0  # type: ignore[union-attr]
+
+
+async def test_a_real_cancellation_is_not_mistaken_for_the_end(make: Make) -> None:
+    async def send(message: Any) -> None: ...
+
+    peer = Peer()
+    sink = peer.sink = make(send, peer)
+    carrying = asyncio.create_task(carried(sink, peer))
+    await asyncio.sleep(0)
+    carrying.cancel()
+    sink.end()
+    with pytest.raises(asyncio.CancelledError):
+        await carrying
+
+
+async def test_a_peer_that_takes_nothing_is_cut_off(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sink_module, "SEND_TIMEOUT_S", 0.01)
+
+    async def send(message: Any) -> None:
+        await asyncio.Event().wait()
+
+    peer = Peer("x")
+    sink = peer.sink = make(send, peer)
+    peer.pump()
+    await carried(sink, peer)
+
+
+async def test_no_task_and_no_callback_where_sending_does_not_block() -> None:
+    async def send(message: Any) -> None: ...
+
+    peer = Peer(*"abc")
+    sink = peer.sink = HandSink(send, peer)
+    before = asyncio.all_tasks()
+    peer.pump()
+    assert asyncio.all_tasks() == before
+    assert (sink.is_busy, peer.frees, peer.texts) == (False, 0, [])
