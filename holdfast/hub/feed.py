@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterator, Sequence
 from math import ceil
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from holdfast.core.cursor import EMPTY, NO_EPOCH, Cursor
 from holdfast.core.events import ServerEvent, encode_json
@@ -37,7 +37,7 @@ class Behind(Exception):
 class EncodedBatch:
     """Events that belong together, in the forms that transports send. Each form is made once, when first asked for."""
 
-    __slots__ = ("_frames", "_raw", "_sse", "channel", "cursor", "events")
+    __slots__ = ("_body", "_frames", "_raw", "_sse", "channel", "cursor", "events")
 
     def __init__(self, channel: str, cursor: str, events: Sequence[ServerEvent]) -> None:
         self.channel = channel
@@ -45,6 +45,7 @@ class EncodedBatch:
         self.events = events
         self._raw: list[bytes] | None = None
         self._sse: bytes | None = None
+        self._body: dict[str, Any] | None = None
         self._frames: tuple[str, ...] | None = None
 
     @property
@@ -64,6 +65,13 @@ class EncodedBatch:
             pieces[-1] = b"\nid: " + self.cursor.encode() + b"\n\n"
             self._sse = b"".join(pieces)
         return self._sse
+
+    @property
+    def body(self) -> dict[str, Any]:
+        """`sse` as the ASGI message that sends it; shared, so not to be changed."""
+        if self._body is None:
+            self._body = {"type": "http.response.body", "body": self.sse, "more_body": True}
+        return self._body
 
     @property
     def frames(self) -> tuple[str, ...]:

@@ -53,7 +53,7 @@ class _Message:
         if document.version < self.document.version:
             return
         self.document = document
-        if document.fresh or document.is_deleted:
+        if document.fresh:
             self.segments.clear()
         self.segments += document.segments
         self.entries = [entry for entry in self.entries if entry.serial > document.version]

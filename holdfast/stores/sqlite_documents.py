@@ -74,7 +74,7 @@ class Documents:
             (*_changing(document), key),
         )
         self.row_bytes += 5 * INTEGER_BYTES
-        if document.fresh or document.is_deleted:  # a deleted message has no text, whatever its document says
+        if document.fresh:
             self._free(key, from_blob=HEAD + 1)
         self._replace_head(key, document)
         if document.segments:

@@ -255,7 +255,6 @@ class Engine:
             tracked.version = document.version
             self._log.release(tracked, document.version)
             if document.is_deleted:
-                tracked.is_deleted = False
                 self._is_wipe_due = True
             if not document.is_streaming and not tracked.slots:
                 channel.tracked.pop(document.id, None)

@@ -13,17 +13,17 @@ MAX_DATA = MAX_ROOM - LENGTH_BYTES
 
 
 def room_for(size: int) -> int:
-    """The room of a new slot for `size` bytes: of few classes, so that freed slots fit again; 5 % more at the most
-    (of small ones 3 bytes)."""
+    """The room of a new slot for `size` bytes: of few classes, so that freed slots fit again; at most 3 bytes more,
+    or a sixteenth."""
     needed = size + LENGTH_BYTES
     step = 1 << max(2, needed.bit_length() - 5)
     return min(MAX_ROOM, -(-needed // step) * step)
 
 
-def larger_rooms(room: int) -> list[int]:
-    """The next rooms above `room`, for when no slot of that size is free; up to about an eighth more."""
-    step = 1 << max(2, room.bit_length() - 5)
-    return [min(MAX_ROOM, room + step * steps) for steps in (1, 2)]
+def larger_rooms(room: int) -> tuple[int, int]:
+    """The next two rooms above `room`, for when no slot of that size is free."""
+    next_room = room_for(room - LENGTH_BYTES + 1)
+    return next_room, room_for(next_room - LENGTH_BYTES + 1)
 
 
 def pack(data: bytes, room: int) -> bytes:

@@ -344,6 +344,21 @@ class StoreContract:
         assert [entry.serial for entry in stored["m1"].entries] == [3]
         assert await texts(store, "c", "m1") == ["abc"]
 
+    async def test_a_document_may_end_in_the_middle_of_a_commit(self, store: Store) -> None:
+        chat, other = Chat(store), Chat(store)
+        first = chat.write(create("m1", "a", streaming=True))
+        await store.commit([first])
+        chat.take(first)
+        other.take(first)
+        both = chat.write(append("m1", "b"), put_part("m1", 1, {"type": "text", "text": "c"}))
+        assert await store.commit([both]) == [Committed(3)]
+        other.take(replace(both, entries=both.entries[:1]))
+        assert await store.commit([replace(other.write(documents=["m1"]), expected=3)]) == [Committed(3)]
+        _, stored = await store.messages("c", ["m1"])
+        assert [entry.serial for entry in stored["m1"].entries] == [3]
+        assert await texts(store, "c", "m1") == ["abc"]
+        assert await store.head("c") == Head("e1", 3)
+
     async def test_a_write_without_entries_moves_nothing(self, store: Store) -> None:
         chat = Chat(store)
         await chat.do(create("m1", "a", streaming=True))

@@ -15,8 +15,8 @@ from __future__ import annotations
 
 import asyncio
 import types
-from collections.abc import Coroutine, Generator
-from typing import Any, Protocol, cast
+from collections.abc import Callable, Coroutine, Generator
+from typing import Any, Protocol
 
 from starlette.types import Message, Receive, Send
 
@@ -166,13 +166,14 @@ class HandSink(Sink):
 
     def __init__(self, send: Send, owner: Owner) -> None:
         super().__init__(send, owner)
+        self._send: Callable[[Message], Coroutine[Any, None, None]] = send  # type: ignore[assignment]  # uvicorn's is
         self._call: asyncio.Task[Any] | None = None  # the ASGI call, while it waits in `carry`
         self._finishing: asyncio.Task[None] | None = None
         self._is_cut = False  # `carry` returns, whatever is still blocked
 
     def write(self, message: Message) -> None:
         assert not self.is_busy
-        sending = cast("Coroutine[Any, None, None]", self._send(message))
+        sending = self._send(message)
         try:
             blocked = sending.send(None)
         except StopIteration:

@@ -14,6 +14,7 @@ from typing import Literal
 import pytest
 from msgspec.structs import replace
 
+from holdfast.core.document import Segment
 from holdfast.core.errors import LocalError, StoreUnavailable
 from holdfast.stores import sqlite, sqlite_engine
 from holdfast.stores.base import Committed, CommitUnknown, Head
@@ -104,6 +105,17 @@ async def test_the_thread_outlives_a_mistake_of_its_caller(store: SqliteStore) -
         await store.commit([write])
     assert await store.head("c") == Head("-", 0)
     assert await chat.do(create("m1", "a")) == Committed(1)
+
+
+async def test_a_document_that_cannot_be_encoded_leaves_nothing(store: SqliteStore) -> None:
+    chat = Chat(store)
+    good = chat.write(create("m1", "a"))
+    half = replace(good.documents[0], segments=[Segment(part=0, at=0, text="\ud83d", marks=[1, 1])])
+    with pytest.raises(UnicodeEncodeError):
+        await store.commit([replace(good, documents=[half])])
+    assert await store.head("c") == Head("-", 0)
+    assert await store.commit([good]) == [Committed(1)]
+    assert await texts(store, "c", "m1") == ["a"]
 
 
 async def test_a_commit_whose_caller_goes_away_leaves_the_store_usable(store: SqliteStore) -> None:
@@ -208,19 +220,19 @@ async def test_a_foreign_writer_is_waited_for_and_then_named(store: SqliteStore,
     assert await chat.do(create("m1", "a")) == Committed(1)
 
 
-async def test_a_foreign_reader_holds_nobody_up(store: SqliteStore, path: Path) -> None:
-    chat = Chat(store)
-    await chat.do(create("m1", streaming=True))
-    with closing(sqlite3.connect(path, isolation_level=None)) as other:
-        other.execute("BEGIN")
-        other.execute("SELECT count(*) FROM documents").fetchone()
-        await chat.do(append("m1", "a"))
-        await store._ask(lambda engine: engine._file.checkpoint("TRUNCATE"))
-        assert wal(path).stat().st_size > 0
-        other.execute("COMMIT")
-    assert await store._ask(lambda engine: engine._file.checkpoint("TRUNCATE"))
-    assert wal(path).stat().st_size == 0
-    assert await texts(store, "c", "m1") == ["a"]
+async def test_a_foreign_reader_holds_nobody_up(path: Path) -> None:
+    async with opened(path, busy_s=PATIENCE_S) as store, asyncio.timeout(PATIENCE_S / 2):
+        chat = Chat(store)
+        await chat.do(create("m1", streaming=True))
+        with closing(sqlite3.connect(path, isolation_level=None)) as other:
+            other.execute("BEGIN")
+            other.execute("SELECT count(*) FROM documents").fetchone()
+            await chat.do(append("m1", "a"))
+            assert not await store._ask(lambda engine: engine._file.checkpoint("TRUNCATE"))
+            other.execute("COMMIT")
+        assert await store._ask(lambda engine: engine._file.checkpoint("TRUNCATE"))
+        assert wal(path).stat().st_size == 0
+        assert await texts(store, "c", "m1") == ["a"]
 
 
 async def test_a_commit_that_takes_too_long_is_unknown_and_may_still_happen(

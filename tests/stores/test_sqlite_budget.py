@@ -77,6 +77,17 @@ async def test_the_log_does_not_grow_while_messages_get_documents(store: SqliteS
     assert sizes[-1][1] == sizes[7][1] < 2 * 61
 
 
+async def test_a_slot_is_used_again_for_a_somewhat_shorter_row(store: SqliteStore) -> None:
+    chat = Chat(store)
+    await chat.do(create("m1", streaming=True))
+    for _ in range(20):
+        await chat.do(append("m1", "x" * 100))
+    await chat.do(documents=["m1"])
+    for _ in range(20):
+        await chat.do(append("m1", "x" * 96))
+    assert store.stats()["log_slots"] == 20
+
+
 async def test_an_endless_message_pins_no_more_than_a_minute_of_the_log(store: SqliteStore) -> None:
     answers = Answers(store, 2)
     await answers.begin()

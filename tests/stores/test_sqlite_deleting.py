@@ -10,6 +10,7 @@ import pytest
 from holdfast.stores import sqlite_engine
 from holdfast.stores.base import Head
 from holdfast.stores.sqlite import SqliteStore
+from holdfast.stores.sqlite_slots import MAX_ROOM
 from holdfast.testing.contract import MINUTE_MS, Chat, append, create, delete, edit, finish, put_part, texts
 from tests.stores.files import on_disk, opened, read, run_on_thread, wal, write
 
@@ -122,6 +123,42 @@ async def test_no_deleted_text_is_left_in_gaps_between_rows(path: Path) -> None:
         assert left <= kept
         await chat.do(append("keeper", "!"))
         assert await texts(store, "c", "keeper") == [chat.state.messages["keeper"].message().text]
+
+
+async def test_rows_that_hold_text_never_go_and_never_change_their_size(store: SqliteStore) -> None:
+    random.seed(2)
+    chat = Chat(store)
+    before: dict[str, dict[int, int]] = {"texts": {}, "log": {}}
+    for number in range(300):
+        message_id = f"m{number % 40}.{number // 80}"
+        text = "x" * random.choice((1, 30, 300, 3_000, 9_000))
+        steps = [create(message_id, text, streaming=True), append(message_id, text), edit(message_id, text)]
+        if number % 5 == 0:
+            steps.append(delete(message_id))
+        await chat.do(*steps, documents=[message_id] * (number % 3))
+        for table, rooms in before.items():
+            now = dict(await run_on_thread(store, f"SELECT id, length(body) FROM {table}"))
+            assert rooms.items() <= now.items()
+            assert max(now.values(), default=0) <= MAX_ROOM
+            before[table] = now
+    assert len(before["texts"]) < sum(1 for _ in chat.state.messages) * 8
+
+
+async def test_stale_rows_of_a_deleted_channel_never_reach_a_later_message(path: Path) -> None:
+    async with opened(path) as store:
+        gone, other = Chat(store, "gone"), Chat(store, "other")
+        await other.do(create("m1", streaming=True))
+        await gone.do(create("m1", "x", streaming=True))
+        both = [other.write(append("m1", "y")), gone.write(append("m1", "OLD"))]
+        await store.commit(both)
+        other.take(both[0])
+        await store.delete_channel("gone", used_up=[], until_ms=0)
+        await store.tidy(0)
+    async with opened(path) as store:
+        await Chat(store, "new").do(create("m1", "x", streaming=True))
+    async with opened(path) as store:
+        assert await texts(store, "new", "m1") == ["x"]
+        assert await texts(store, "other", "m1") == ["y"]
 
 
 async def test_the_room_of_deleted_messages_is_used_again(store: SqliteStore, path: Path) -> None:

@@ -1,0 +1,35 @@
+"""How bytes lie in slots."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from holdfast.stores.sqlite_slots import LENGTH_BYTES, MAX_DATA, MAX_ROOM, larger_rooms, pack, room_for, unpack
+
+CLASSES = sorted({room_for(size) for size in range(1, MAX_DATA + 1)})
+sizes = st.integers(1, MAX_DATA)
+
+
+@given(sizes)
+def test_a_room_is_large_enough_and_hardly_larger(size: int) -> None:
+    needed = size + LENGTH_BYTES
+    assert needed <= room_for(size) <= min(MAX_ROOM, needed + max(3, needed // 16))
+
+
+@given(sizes)
+def test_what_fills_a_room_gets_the_same_room(size: int) -> None:
+    assert room_for(room_for(size) - LENGTH_BYTES) == room_for(size)
+
+
+@given(sizes)
+def test_larger_rooms_are_the_next_classes(size: int) -> None:
+    room = room_for(size)
+    above = [*CLASSES[CLASSES.index(room) + 1 :], MAX_ROOM, MAX_ROOM]
+    assert list(larger_rooms(room)) == above[:2]
+
+
+@given(st.binary(max_size=MAX_DATA), st.integers(0, 100))
+def test_what_is_packed_is_unpacked(data: bytes, spare: int) -> None:
+    room = min(MAX_ROOM, room_for(len(data)) + spare)
+    body = pack(data, room)
+    assert len(body) == room
+    assert unpack(body) == data
