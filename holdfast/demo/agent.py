@@ -130,8 +130,23 @@ def _texts(question: str, source: Library) -> Iterator[str]:
 def _with_headings(passages: Sequence[Passage]) -> Iterator[str]:
     for (source, headings), group in itertools.groupby(passages, key=lambda found: (found.source, found.headings)):
         title = " › ".join(headings)
-        yield f"### {title}\n*{source}*\n\n" if title else f"### {source}\n\n"
-        yield from (f"{passage.text}\n\n" for passage in group)
+        yield f"{plain(title)}\n({source})\n\n" if title else f"{source}\n\n"
+        yield from (f"{plain(passage.text)}\n\n" for passage in group)
+
+
+_RULE_OF_TABLE = re.compile(r"^\|[\s|:-]+\|$\n?", re.MULTILINE)
+_ROW_OF_TABLE = re.compile(r"^\| *(.*?) *\|$", re.MULTILINE)
+_FENCE = re.compile(r"^```.*$\n?", re.MULTILINE)
+_IMAGE_OR_LINK = re.compile(r"!?\[([^\]]*)\]\([^)]*\)")
+_EMPHASIS = re.compile(r"\*\*(.+?)\*\*|`([^`]+)`")
+
+
+def plain(markdown: str) -> str:
+    """`markdown` as one would read it aloud: the page shows text as it is."""
+    text = _FENCE.sub("", _RULE_OF_TABLE.sub("", markdown))
+    text = _ROW_OF_TABLE.sub(lambda row: row[1].replace(" | ", " · "), text)
+    text = _IMAGE_OR_LINK.sub(r"\1", text)
+    return _EMPHASIS.sub(lambda found: found[1] or found[2], text).strip()
 
 
 # What a tokenizer might make of a text: a word with the space before it, a run of other marks, or white

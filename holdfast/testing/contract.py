@@ -653,6 +653,8 @@ class StoreContract:
         assert [known(message) for message in messages] == [known(chat.state.messages[one.id]) for one in messages]
         assert len(messages) == 3
         assert [one.message.id for one in await store.streaming()] == ["m1"]
+        page = await store.page("c", before=None, limit=10, limit_bytes=PAGE)
+        assert [stored.id for stored in page.messages] == ["m2", "m1"]
         assert await store.head("gone") == NOTHING
         assert list((await store.messages("gone", ["g1"]))[1]) == ["g1"]
         assert await chat.do(append("m1", "f")) == Committed(7)

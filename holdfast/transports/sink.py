@@ -20,6 +20,9 @@ from typing import Any, Protocol
 
 from starlette.types import Message, Receive, Send
 
+from holdfast.hub.feed import EncodedBatch
+from holdfast.transports.chunks import Chunks, can_write, cycle_of
+
 # A peer that takes nothing for so long will not come back to this connection. Browsers freeze hidden pages for
 # minutes, and a frozen page costs us no more than its socket.
 SEND_TIMEOUT_S = 300.0
@@ -56,6 +59,10 @@ class Sink:
     def write(self, message: Message) -> None:
         """Send `message`; the sink must be neither busy nor over, and may be busy afterwards."""
         raise NotImplementedError
+
+    def write_batch(self, batch: EncodedBatch, chunks: Chunks) -> None:
+        """Send a batch as Server-Sent Events, as `write` would."""
+        self.write({"type": "http.response.body", "body": batch.sse, "more_body": True})
 
     def end(self, last: Message | None = None, *, patience_s: float = LAST_WORDS_S) -> None:
         """Let `carry` return once `last` is sent, or what is being sent; at the latest in about `patience_s` seconds.
@@ -162,11 +169,12 @@ class TaskSink(Sink):
 class HandSink(Sink):
     """Drives `send` by hand; the ASGI call itself watches for what the peer sends."""
 
-    __slots__ = ("_call", "_finishing", "_is_cut")
+    __slots__ = ("_call", "_cycle", "_finishing", "_is_cut")
 
     def __init__(self, send: Send, owner: Owner) -> None:
         super().__init__(send, owner)
         self._send: Callable[[Message], Coroutine[Any, None, None]] = send  # type: ignore[assignment]  # uvicorn's is
+        self._cycle = cycle_of(send)
         self._call: asyncio.Task[Any] | None = None  # the ASGI call, while it waits in `carry`
         self._finishing: asyncio.Task[None] | None = None
         self._is_cut = False  # `carry` returns, whatever is still blocked
@@ -184,6 +192,14 @@ class HandSink(Sink):
             return
         self.is_busy = True
         self._finishing = asyncio.get_running_loop().create_task(self._finish(sending, blocked))
+
+    def write_batch(self, batch: EncodedBatch, chunks: Chunks) -> None:
+        cycle = self._cycle
+        chunk = chunks.of(batch) if cycle is not None and can_write(cycle) else None
+        if chunk is None:
+            self.write({"type": "http.response.body", "body": batch.sse, "more_body": True})
+        else:
+            cycle.transport.write(chunk)
 
     def end(self, last: Message | None = None, *, patience_s: float = LAST_WORDS_S) -> None:
         if self.is_over:

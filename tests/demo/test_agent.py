@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from holdfast.demo.agent import LONGEST_S, SHORTEST_S, Step, answer, continue_at, fingerprint, script
+from holdfast.demo.agent import LONGEST_S, SHORTEST_S, Step, answer, continue_at, fingerprint, plain, script
 from holdfast.demo.passages import Library
 
 WORDS = "A lease ends unless its writer renews it. Then the message becomes interrupted, and everybody sees it."
@@ -123,7 +123,7 @@ def test_it_says_first_that_it_is_not_a_model() -> None:
 
 def test_what_it_says_stands_in_the_documents() -> None:
     text = said(script("How does a lease end?", 3, GUIDE))
-    assert "*docs/guide.md*" in text
+    assert "(docs/guide.md)" in text
     assert WORDS in text
 
 
@@ -179,3 +179,9 @@ async def test_a_cancelled_answer_stops_at_once() -> None:
     with pytest.raises(asyncio.CancelledError):
         await task
     assert said(script("lease", 5, GUIDE)).startswith(writer.text)
+
+
+def test_markdown_is_said_as_one_would_read_it_aloud() -> None:
+    table = "| killed | what is stored |\n|---|---|\n| in 9 | `all` of **it** |"
+    assert plain(table) == "killed · what is stored\nin 9 · all of it"
+    assert plain("See [the protocol](protocol.md).\n\n```sh\nmake demo\n```") == "See the protocol.\n\nmake demo"

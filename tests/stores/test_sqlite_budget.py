@@ -79,7 +79,7 @@ async def test_the_log_does_not_grow_while_messages_get_documents(store: SqliteS
 
 async def test_a_slot_is_used_again_for_a_somewhat_shorter_row(store: SqliteStore) -> None:
     chat = Chat(store)
-    await chat.do(create("m1", streaming=True))
+    await chat.do(create("m1", "x" * 1_000, streaming=True))
     for _ in range(20):
         await chat.do(append("m1", "x" * 100))
     await chat.do(documents=["m1"])

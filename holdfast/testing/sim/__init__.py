@@ -1,0 +1,20 @@
+"""A deterministic simulator: hubs, a store, a network, writers and viewers under one virtual clock and one seed.
+
+You are in `testing`. What runs is the real hub, its transports and the real view; only time, the network, the disk and
+the people are simulated. `World(seed).run()` is one run, `python -m holdfast.testing.sim` many. The same seed does the
+same again, to the byte, on any machine: nothing in here may depend on the order of a set, on an address, on real time.
+
+- `clock`: an event loop whose time jumps to the next deadline, and processes that can be killed between two steps;
+- `network`: connections that delay, stall, swallow and break, with an ASGI server at one end;
+- `store`: a store that is slow, fails, does not say whether it stored, and loses power;
+- `actors`: writers, editors and viewers, each of which resends and reconnects as a good client does;
+- `checks`: what must hold, compared with an independent fold of what the store took;
+- `world`: all of them together, and the plan that a seed draws.
+"""
+
+from __future__ import annotations
+
+from holdfast.testing.sim.checks import Violation
+from holdfast.testing.sim.world import Report, World
+
+__all__ = ["Report", "Violation", "World"]

@@ -1,0 +1,281 @@
+"""A store that is slow, fails, does not say whether it stored, and loses power.
+
+You are in `testing.sim`. `SimStore` is what outlives processes: the disk, or the server. A hub reaches it by a
+`StoreLine`, which is a `Store` like any other. What is carried out is told to the `Truth` at once, before anybody is
+answered. An exclusive store is embedded: it does one thing after another, and what waits when its process dies may or
+may not be done. A shared one is a server: it does what it was sent, whoever died meanwhile, and in any order.
+
+What is stored is kept by the real `MemoryStore`; after each write its documents are restored and compared.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine, Sequence
+from random import Random
+from typing import Any, TypeVar
+
+from msgspec.structs import replace
+
+from holdfast.core.document import restore
+from holdfast.core.errors import StoreUnavailable
+from holdfast.stores.base import (
+    NOTHING,
+    Changes,
+    Committed,
+    CommitUnknown,
+    Conflict,
+    Head,
+    Moved,
+    StoredPage,
+    StreamingMessage,
+    Write,
+)
+from holdfast.stores.memory import MemoryStore
+from holdfast.testing.sim.clock import NOWHERE, Process, VirtualLoop
+from holdfast.testing.sim.trace import Trace, Violation
+from holdfast.testing.sim.truth import Truth, shown
+from holdfast.testing.sim.weather import Weather
+
+T = TypeVar("T")
+Done = tuple[str, tuple[Any, ...], dict[str, Any]]  # a call that changed something, to be done again
+
+
+class SimStore:
+    """Where everything is kept."""
+
+    def __init__(self, loop: VirtualLoop, weather: Weather, truth: Truth, trace: Trace, *, is_exclusive: bool) -> None:
+        self.loop = loop
+        self.weather = weather
+        self.is_exclusive = is_exclusive
+        self.down_until_s = 0.0
+        self.free_at_s = 0.0  # an exclusive store does one thing after another
+        self.memory = MemoryStore()
+        self._truth = truth
+        self._trace = trace
+        self._done: list[Done] = []
+        self._synced = 0  # so many of them survive a power cut, if the store is set to gamble
+        self._epochs = 0
+
+    def connect(self, process: Process, draw: Random) -> StoreLine:
+        """A way to the store for one process."""
+        return StoreLine(self, process, draw)
+
+    def commit(self, who: str, writes: Sequence[Write]) -> list[Committed | Conflict]:
+        """Carry out `writes` now."""
+        results = _now(self.memory.commit(writes))
+        for write, result in zip(writes, results, strict=True):
+            if isinstance(result, Conflict):
+                self._trace.add(f"store {who} {write.channel} expected {write.expected}: conflict at {result.head}")
+                continue
+            entries = " ".join(shown(entry.op) for entry in write.entries)
+            documents = " ".join(document.id for document in write.documents)
+            self._trace.add(
+                f"store {who} {write.channel} {write.epoch}:{write.expected} + {len(write.entries)} {entries}"
+                + (f" documents {documents}" if documents else "")
+            )
+            self._truth.applied(write)
+            self._done.append(("commit", ([write],), {}))
+            self.audit(write.channel, {entry.op.id: None for entry in write.entries})
+            self.audit(write.channel, {document.id: None for document in write.documents})
+        return results
+
+    def delete_channel(self, who: str, channel: str, used_up: Sequence[str], until_ms: int) -> Head:
+        """Empty the channel now."""
+        self._trace.add(f"store {who} {channel} deleted, used up: {' '.join(used_up)}")
+        self._truth.channel_deleted(channel, used_up)
+        fields = {"used_up": used_up, "until_ms": until_ms}
+        self._done.append(("delete_channel", (channel,), fields))
+        return _now(self.memory.delete_channel(channel, used_up=used_up, until_ms=until_ms))
+
+    def audit(self, channel: str, ids: dict[str, None] | None = None) -> None:
+        """Compare what is stored with the truth; all of it, or the messages `ids`. Raises Violation."""
+        life = self._truth.head(channel)
+        wanted = list(life.versions if ids is None else ids)
+        head, found = _now(self.memory.messages(channel, wanted))
+        if head.serial != life.serial or (life.serial and head.epoch != life.epoch):
+            raise Violation(f"{channel} is at {head} in the store and at {life.epoch}:{life.serial} in truth")
+        for message_id in wanted:
+            message = restore(found[message_id])
+            expected = life.now(message_id)
+            if (None if message.deleted else message.message()) != expected:
+                raise Violation(f"{channel}: stored is {message.message()}, true is {expected}")
+
+    def sync(self) -> None:
+        """A store that gambles writes back what it answered for."""
+        self._synced = len(self._done)
+
+    def power_cut(self) -> None:
+        """What was not synced is gone; every channel that is left begins a new epoch."""
+        kept, lost = self._done[: self._synced], len(self._done) - self._synced
+        heads = self._heads(kept)
+        epochs = {channel: self._new_epoch() for channel, head in heads.items() if head.serial}
+        self._trace.add(f"power is lost, and with it {lost} of {len(self._done)} commits")
+        self.memory = MemoryStore()
+        self._done = [_in_epochs(done, heads, epochs) for done in kept]
+        for name, arguments, fields in self._done:
+            _now(getattr(self.memory, name)(*arguments, **fields))
+        self._synced = len(self._done)
+        for channel in self._truth.channels:
+            self._truth.power_was_lost(channel, heads.get(channel, NOTHING), epochs.get(channel, ""))
+        self._truth.graves_are(
+            (arguments[0], one) for name, arguments, fields in self._done for one in fields.get("used_up", ())
+        )
+        for channel in self._truth.channels:
+            self.audit(channel)
+
+    def _heads(self, done: list[Done]) -> dict[str, Head]:
+        heads: dict[str, Head] = {}
+        for name, arguments, _ in done:
+            if name == "commit":
+                write = arguments[0][0]
+                heads[write.channel] = Head(write.epoch, write.expected + len(write.entries))
+            else:
+                heads[arguments[0]] = NOTHING
+        return heads
+
+    def _new_epoch(self) -> str:
+        self._epochs += 1
+        return f"cut{self._epochs}"
+
+
+def _in_epochs(done: Done, heads: dict[str, Head], epochs: dict[str, str]) -> Done:
+    """The same call, with the epoch that the channel's last life has now."""
+    name, arguments, fields = done
+    if name != "commit":
+        return done
+    write = arguments[0][0]
+    if write.channel in epochs and write.epoch == heads[write.channel].epoch:
+        write = replace(write, epoch=epochs[write.channel])
+    return name, ([write],), fields
+
+
+class StoreLine:
+    """One process's way to the store: a `Store`."""
+
+    name = "simulated"
+
+    def __init__(self, store: SimStore, process: Process, draw: Random) -> None:
+        self.is_exclusive = store.is_exclusive
+        self.is_severed = False  # the run is over: nothing gets through any more
+        self._store = store
+        self._process = process
+        self._draw = draw
+        self._waiting: dict[int, Callable[[], None]] = {}  # what was sent and not carried out
+        self._sent = 0
+
+    async def open(self) -> None:
+        """`Store.open`."""
+        await self._call(lambda: None)
+
+    async def close(self) -> None:
+        """`Store.close`."""
+
+    async def commit(self, writes: Sequence[Write]) -> list[Committed | Conflict]:
+        """`Store.commit`."""
+        return await self._call(lambda: self._store.commit(self._process.name, writes), is_commit=True)
+
+    async def head(self, channel: str) -> Head:
+        """`Store.head`."""
+        return await self._call(lambda: _now(self._store.memory.head(channel)))
+
+    async def changes(self, channel: str, *, after: int, limit: int) -> Changes:
+        """`Store.changes`."""
+        return await self._call(lambda: _now(self._store.memory.changes(channel, after=after, limit=limit)))
+
+    async def messages(self, channel: str, ids: Sequence[str]) -> tuple[Head, dict[str, Any]]:
+        """`Store.messages`."""
+        return await self._call(lambda: _now(self._store.memory.messages(channel, ids)))
+
+    async def page(self, channel: str, *, before: int | None, limit: int, limit_bytes: int) -> StoredPage:
+        """`Store.page`."""
+        memory = self._store.memory
+        return await self._call(
+            lambda: _now(memory.page(channel, before=before, limit=limit, limit_bytes=limit_bytes))
+        )
+
+    async def streaming(self, channel: str | None = None) -> list[StreamingMessage]:
+        """`Store.streaming`."""
+        return await self._call(lambda: _now(self._store.memory.streaming(channel)))
+
+    async def moved(self, token: str | None) -> Moved:
+        """`Store.moved`."""
+        return await self._call(lambda: _now(self._store.memory.moved(token)))
+
+    async def delete_channel(self, channel: str, *, used_up: Sequence[str], until_ms: int) -> Head:
+        """`Store.delete_channel`."""
+        return await self._call(
+            lambda: self._store.delete_channel(self._process.name, channel, used_up, until_ms)
+        )
+
+    async def tidy(self, now_ms: int) -> list[tuple[str, str]]:
+        """`Store.tidy`."""
+        return await self._call(lambda: _now(self._store.memory.tidy(now_ms)))
+
+    def stats(self) -> dict[str, int]:
+        """`Store.stats`."""
+        return self._store.memory.stats()
+
+    def process_died(self) -> None:
+        """An embedded store dies with its process: what waits is done or not, in order."""
+        if not self._store.is_exclusive:
+            return
+        waiting, self._waiting = list(self._waiting.values()), {}
+        for carry_out in waiting[: self._draw.randrange(len(waiting) + 1)]:
+            carry_out()
+
+    async def _call(self, action: Callable[[], T], *, is_commit: bool = False) -> T:
+        store, weather, draw, loop = self._store, self._store.weather, self._draw, self._store.loop
+        if self.is_severed:
+            raise StoreUnavailable("the run is over")
+        answered: asyncio.Future[T] = loop.create_future()
+        delay_s = draw.uniform(*weather.store_s)
+        if draw.random() < weather.slow_chance:
+            delay_s = draw.uniform(1.0, 40.0 if is_commit else 5.0)
+        due_s = loop.time() + delay_s
+        if store.is_exclusive:
+            due_s = store.free_at_s = max(store.free_at_s, loop.time()) + delay_s
+        is_down = loop.time() < store.down_until_s or draw.random() < weather.down_chance
+        is_unknown = is_commit and not is_down and draw.random() < weather.unknown_chance
+        is_lost = is_unknown and draw.random() < 0.5
+        self._sent += 1
+        ticket = self._sent
+
+        def carry_out() -> None:
+            if is_down:
+                _fail(answered, StoreUnavailable("the store is down"))
+                return
+            result: Any = None
+            if not is_lost:
+                try:
+                    result = action()
+                except Violation as violation:
+                    _fail(answered, violation)
+                    raise
+            if is_unknown:
+                _fail(answered, CommitUnknown("the connection to the store was lost"))
+            elif not answered.done():
+                answered.set_result(result)
+
+        def arrive() -> None:
+            if self._waiting.pop(ticket, None) is not None:
+                carry_out()
+
+        self._waiting[ticket] = carry_out
+        loop.call_at(due_s, arrive, context=NOWHERE)
+        return await answered
+
+
+def _fail(answered: asyncio.Future[T], error: BaseException) -> None:
+    if not answered.done():
+        answered.set_exception(error)
+
+
+def _now(call: Coroutine[Any, Any, T]) -> T:
+    """The result of a coroutine that does not wait, as those of the memory store."""
+    try:
+        call.send(None)
+    except StopIteration as end:
+        result: T = end.value
+        return result
+    raise AssertionError("the memory store waited")

@@ -1,0 +1,292 @@
+"""The truth: what the store took, folded a second time, naively.
+
+You are in `testing.sim`. The store model tells this of every write it carried out, and nothing else does; so what is
+not in here is not stored. The fold is written as plainly as it can be and shares nothing with `core.state`, and it
+remembers every message as it was at every serial. An entry that the rules would never have let through is a violation
+the moment it is stored.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator
+from typing import assert_never
+
+from msgspec.structs import replace
+
+from holdfast.core.cursor import NO_EPOCH
+from holdfast.core.model import APPENDABLE, Message, Part
+from holdfast.core.ops import Append, Create, Delete, Entry, Finish, Op, SetPart, Takeover, Update
+from holdfast.stores.base import Head, Write
+from holdfast.testing.sim.trace import Violation
+
+Version = tuple[int, Message | None]  # from this serial on; None: deleted
+
+
+class Life:
+    """One epoch of a channel's log."""
+
+    def __init__(self, channel: str, epoch: str, born: int) -> None:
+        self.channel = channel
+        self.epoch = epoch
+        self.born = born  # stamps: see `Truth.stamp`
+        self.died: int | None = None
+        self.serial = 0
+        self.stamps: list[int] = []  # when each serial was stored
+        self.changed: list[str] = []  # the message that each serial changed
+        self.versions: dict[str, list[Version]] = {}
+        self.takeovers: dict[str, list[int]] = {}  # their serials, by message
+        self.requests: set[tuple[str, str]] = set()  # message and request id of what was carried out
+        self.reshaped: dict[str, int] = {}  # serial of the last part or update operation of a message
+
+    def at(self, message_id: str, serial: int) -> Message | None:
+        """The message as it was at `serial`; None: not there yet, or deleted."""
+        versions = self.versions.get(message_id, [])
+        place = bisect_right(versions, serial, key=_serial)
+        return versions[place - 1][1] if place else None
+
+    def now(self, message_id: str) -> Message | None:
+        """The message as it is."""
+        versions = self.versions.get(message_id)
+        return versions[-1][1] if versions else None
+
+    def is_deleted(self, message_id: str) -> bool:
+        """Was there such a message, and is it gone?"""
+        return message_id in self.versions and self.versions[message_id][-1][1] is None
+
+    def messages(self, serial: int) -> Iterator[Message]:
+        """All messages as they were at `serial`."""
+        for message_id in self.versions:
+            message = self.at(message_id, serial)
+            if message is not None:
+                yield message
+
+    def changed_between(self, after: int, until: int) -> int:
+        """How many messages changed after serial `after` and not after `until`."""
+        return len(set(self.changed[after:until]))
+
+    def is_stored(self, serial: int, stamp: int) -> bool:
+        """Was entry `serial` stored at `stamp`?"""
+        return serial <= self.serial and (serial == 0 or self.stamps[serial - 1] <= stamp)
+
+    def texts(self, message_id: str, part: int) -> Iterator[str]:
+        """Every text that the part ever had, newest first."""
+        for _, message in reversed(self.versions.get(message_id, [])):
+            if message is not None and part < len(message.parts):
+                yield text_of(message.parts[part])
+
+    def apply(self, entry: Entry, stamp: int) -> None:
+        """Take in what was stored. Raises Violation where the rules forbid it."""
+        op = entry.op
+        if entry.serial != self.serial + 1:
+            raise Violation(f"serial {entry.serial} of {self.channel} was stored after {self.serial}")
+        if isinstance(op, Create) and op.id in self.versions:
+            raise Violation(f"{self.channel}: message {op.id} was created twice")
+        message = self.now(op.id)
+        if message is None and not isinstance(op, Create):
+            raise Violation(f"{self.channel}: {shown(op)} was stored, but there is no such message")
+        self._check(message, op)
+        changed = _fold(message, op, entry.serial)
+        self.serial = entry.serial
+        self.stamps.append(stamp)
+        self.changed.append(op.id)
+        self.versions.setdefault(op.id, []).append((entry.serial, changed))
+        if isinstance(op, Takeover):
+            self.takeovers.setdefault(op.id, []).append(entry.serial)
+        elif isinstance(op, SetPart | Update):
+            self.reshaped[op.id] = entry.serial
+
+    def copy(self, epoch: str, serial: int, stamp: int) -> Life:
+        """The life that begins where this one stood at `serial`."""
+        life = Life(self.channel, epoch, stamp)
+        life.serial = serial
+        life.stamps = [stamp] * serial
+        life.changed = self.changed[:serial]
+        for message_id, versions in self.versions.items():
+            kept = versions[: bisect_right(versions, serial, key=_serial)]
+            if kept:
+                life.versions[message_id] = kept
+                life.takeovers[message_id] = [one for one in self.takeovers.get(message_id, []) if one <= serial]
+        life.reshaped = dict(self.reshaped)
+        return life
+
+    def _check(self, message: Message | None, op: Op) -> None:
+        wrong = None
+        request = getattr(op, "request", None)
+        if request is not None:
+            if (op.id, request) in self.requests:
+                wrong = f"request {request} was carried out twice"
+            self.requests.add((op.id, request))
+        if isinstance(op, Append | SetPart | Finish) and message is not None and message.status != "streaming":
+            wrong = f"the message is {message.status}"
+        elif isinstance(op, Append) and message is not None:
+            parts = message.parts
+            if op.part >= len(parts) or op.at != len(text_of(parts[op.part])) or not op.text:
+                wrong = f"its part has {len(text_of(parts[op.part])) if op.part < len(parts) else None}"
+        elif isinstance(op, SetPart) and message is not None and op.index > len(message.parts):
+            wrong = f"the message has {len(message.parts)} parts"
+        elif isinstance(op, Takeover):
+            generation = 1 + len(self.takeovers.get(op.id, []))
+            if op.generation != generation + 1:
+                wrong = f"the message is in generation {generation}"
+        if wrong is not None:
+            raise Violation(f"{self.channel}: {shown(op)} was stored as {self.serial + 1}, but {wrong}")
+
+
+class Truth:
+    """All that is stored, of all channels, now and before."""
+
+    def __init__(self) -> None:
+        self.stamp = 0  # counts what the store carried out
+        self._lives: dict[str, list[Life]] = {}
+        self._graves: set[tuple[str, str]] = set()  # ids used up by channels that were deleted
+
+    @property
+    def channels(self) -> list[str]:
+        return list(self._lives)
+
+    def head(self, channel: str) -> Life:
+        """The channel's present life; one without entries if it is empty."""
+        lives = self._lives.get(channel)
+        return lives[-1] if lives and lives[-1].died is None else Life(channel, NO_EPOCH, 0)
+
+    def life(self, channel: str, epoch: str) -> Life | None:
+        """The life `epoch` of the channel, if there ever was one."""
+        if epoch == NO_EPOCH:
+            return Life(channel, NO_EPOCH, 0)
+        return next((life for life in self._lives.get(channel, []) if life.epoch == epoch), None)
+
+    def lives_between(self, channel: str, since: int, until: int) -> list[Life]:
+        """The lives that the channel had at any moment from stamp `since` to `until`, newest first."""
+        lives = [
+            life
+            for life in reversed(self._lives.get(channel, []))
+            if life.born <= until and (life.died is None or life.died >= since)
+        ]
+        return lives
+
+    def was_disturbed(self, channel: str, since: int) -> bool:
+        """Did the channel begin a new life after stamp `since`, or end one?"""
+        return any(
+            (life.died is not None and life.died > since) or (life.born > since and place > 0)
+            for place, life in enumerate(self._lives.get(channel, []))
+        )
+
+    def is_grave(self, channel: str, message_id: str) -> bool:
+        """Is the id used up by a channel that was deleted?"""
+        return (channel, message_id) in self._graves
+
+    def applied(self, write: Write) -> None:
+        """The store took `write`."""
+        self.stamp += 1
+        life = self.head(write.channel)
+        if life.serial != write.expected or (life.serial and life.epoch != write.epoch):
+            raise Violation(f"{write.channel} stands at {life.epoch}:{life.serial}, a write for {write.expected} went in")
+        if write.entries and not life.serial:
+            if self.life(write.channel, write.epoch) is not None:
+                raise Violation(f"{write.channel} is born again with the epoch {write.epoch} that it had before")
+            life = Life(write.channel, write.epoch, self.stamp)
+            self._lives.setdefault(write.channel, []).append(life)
+        for entry in write.entries:
+            if isinstance(entry.op, Create) and self.is_grave(write.channel, entry.op.id):
+                raise Violation(f"{write.channel}: the used up id {entry.op.id} was created again")
+            life.apply(entry, self.stamp)
+
+    def channel_deleted(self, channel: str, used_up: Iterable[str]) -> None:
+        """The store emptied `channel`."""
+        self.stamp += 1
+        life = self.head(channel)
+        streaming = {message.id for message in life.messages(life.serial) if message.status == "streaming"}
+        missing = streaming - set(used_up)
+        if missing:
+            raise Violation(f"{channel} was deleted, but the ids that streamed were not used up: {sorted(missing)}")
+        self._graves |= {(channel, message_id) for message_id in used_up}
+        if life.serial:
+            life.died = self.stamp
+
+    def power_was_lost(self, channel: str, kept: Head, epoch: str) -> None:
+        """Only what the channel held at `kept` is left of it, and goes on as `epoch`."""
+        self.stamp += 1
+        before = self.life(channel, kept.epoch)
+        life = self.head(channel)
+        life.died = self.stamp
+        if kept.serial and before is not None:
+            self._lives[channel].append(before.copy(epoch, kept.serial, self.stamp))
+
+    def graves_are(self, graves: Iterable[tuple[str, str]]) -> None:
+        """After a power cut: only these ids are used up."""
+        self._graves = set(graves)
+
+
+def _serial(version: Version) -> int:
+    return version[0]
+
+
+def text_of(part: Part) -> str:
+    """The text of a part that grows; empty where it has none."""
+    key = APPENDABLE.get(part["type"])
+    text: str = part.get(key, "") if key is not None else ""
+    return text
+
+
+def _fold(message: Message | None, op: Op, serial: int) -> Message | None:
+    if isinstance(op, Create):
+        return Message(
+            id=op.id,
+            role=op.role,
+            author=op.author,
+            status=op.status,
+            parts=op.parts,
+            meta=op.meta,
+            parent=op.parent,
+            reply_to=op.reply_to,
+            created=serial,
+            version=serial,
+            created_at=op.at_ms,
+            updated_at=op.at_ms,
+        )
+    assert message is not None
+    message = replace(message, version=serial)
+    match op:
+        case Append():
+            parts = list(message.parts)
+            part = parts[op.part]
+            key = APPENDABLE[part["type"]]
+            parts[op.part] = {**part, key: part[key] + op.text}
+            return replace(message, parts=parts)
+        case SetPart():
+            parts = list(message.parts)
+            parts[op.index : op.index + 1] = [op.part]
+            return replace(message, parts=parts, updated_at=op.at_ms)
+        case Update():
+            parts = message.parts if op.parts is None else op.parts
+            return replace(message, parts=parts, meta=op.meta, updated_at=op.at_ms)
+        case Finish():
+            return replace(message, status=op.status, reason=op.reason, meta=op.meta, updated_at=op.at_ms)
+        case Takeover():
+            return replace(message, status="streaming", reason=None)
+        case Delete():
+            return None
+        case _:
+            assert_never(op)
+
+
+def shown(op: Op) -> str:
+    """An operation in a few words."""
+    match op:
+        case Create():
+            return f"create({op.id} {op.status})"
+        case Append():
+            return f"append({op.id}.{op.part} {op.at}+{len(op.text)})"
+        case SetPart():
+            return f"part({op.id}.{op.index} {op.part['type']})"
+        case Update():
+            return f"update({op.id}{'' if op.parts is None else ' parts'})"
+        case Finish():
+            return f"finish({op.id} {op.status})"
+        case Takeover():
+            return f"takeover({op.id} g{op.generation})"
+        case Delete():
+            return f"delete({op.id})"
+        case _:
+            assert_never(op)
