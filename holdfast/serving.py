@@ -102,6 +102,7 @@ def server(app: Any, *, limits: Limits | None = None, log_level: str = "warning"
         access_log=False,  # URLs carry cursors and names
         log_level=log_level,
         server_header=False,
+        proxy_headers=False,  # nobody is let in by what a header says; and it costs a coroutine a viewer
         timeout_graceful_shutdown=10,
     )
     return uvicorn.Server(config)

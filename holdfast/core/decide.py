@@ -208,6 +208,7 @@ def _beyond(message: MessageState, part: PartState, index: int, at: int, text: s
         )
     overlap = min(length - at, len(text))
     if overlap and part.text.slice(at, at + overlap) != text[:overlap]:
+        _check_streaming(message)
         raise Mismatch(f"other text stands at {at} in part {index} of message {message.id!r}", length=length)
     return text[overlap:]
 

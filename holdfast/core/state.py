@@ -262,7 +262,8 @@ def apply_entry(state: ChannelState, entry: Entry) -> None:
     op = entry.op
     known = state.messages.get(op.id)
     changed = apply_op(known, op, entry.serial)
-    if changed is None:
+    if changed is None:  # it is not in memory: whoever has not seen this entry must ask the store
+        state.complete_since = entry.serial
         return
     if known is None:
         state.messages[op.id] = changed

@@ -79,6 +79,7 @@ class View:
         self._deleted: dict[str, int] = {}
         self._aside: View | None = None  # a new start that is not complete yet
         self._is_lost = False  # after a gap, until a new start
+        self._epoch: str | None = None  # of the log that all this is from, as far as one was named
 
     def messages(self) -> list[Message]:
         """What is shown, in order."""
@@ -131,20 +132,30 @@ class View:
 
     def _receive(self, event: ServerEvent) -> None:
         if isinstance(event, ChannelAttached):
-            self._aside = None
-            if not event.resumed:
-                self._aside = View()
-                self._aside.more = bool(event.more)
-                self._aside.before = event.before
+            self._attach(event)
             return
         if self._aside is not None:
             self._aside._apply(event)
         elif not self._is_lost:
             self._apply(event)
 
+    def _attach(self, event: ChannelAttached) -> None:
+        self._aside = None
+        if not event.resumed:
+            self._aside = View()
+            self._aside.more = bool(event.more)
+            self._aside.before = event.before
+            self._aside._epoch = event.epoch
+        elif not self._is_lost:
+            if self._epoch not in (None, event.epoch):
+                # The cursor of an empty channel names no epoch. What a batch that was cut had shown since then is of
+                # a log that is gone.
+                self._shown, self._seen, self._deleted = {}, {}, {}
+            self._epoch = event.epoch
+
     def _replace(self, other: View) -> None:
         self._aside, self._is_lost = None, False
-        self.more, self.before = other.more, other.before
+        self.more, self.before, self._epoch = other.more, other.before, other._epoch
         self._shown, self._seen, self._deleted = other._shown, other._seen, other._deleted
 
     def _apply(self, event: MessageEvent) -> None:

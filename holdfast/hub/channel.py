@@ -36,6 +36,7 @@ class Channel:
         self.name = name
         self.state = ChannelState(name)
         self.parked: deque[Item] = deque()  # requests that wait for a load, in order
+        self.conflicts = 0  # commits in a row that others were faster than, or of which nobody knows
         self.used_s = now_s
         self._store = store
         self._limits = limits
@@ -48,6 +49,7 @@ class Channel:
         self._loading = asyncio.Lock()
         self._loaders = 0
         self._commit_over: asyncio.Future[None] | None = None  # pending while a commit of this channel is in flight
+        self._trim_bytes: int | None = None  # what a trim that had to wait shall leave
 
     # -- for the committer -------------------------------------------------------------------------------------
 
@@ -64,6 +66,21 @@ class Channel:
     def expect_new(self, message_id: str) -> None:
         """The id was made just now: the store need not be asked for it."""
         self._absent.add(message_id)
+
+    def trim(self, keep_bytes: int) -> None:
+        """Forget finished messages until the rest costs about `keep_bytes`; when a commit is in flight, later.
+
+        What a batch was decided on must be there when it becomes the state and is answered.
+        """
+        self._trim_bytes = keep_bytes
+        if self._commit_over is None:
+            self.trim_if_due()
+
+    def trim_if_due(self) -> None:
+        """For the committer, before a batch looks at the state: now is the time."""
+        if self._trim_bytes is not None:
+            self.state.trim(self._trim_bytes)
+            self._trim_bytes = None
 
     def commit_begins(self) -> None:
         """No loads from now on until `commit_ends`."""
@@ -82,6 +99,7 @@ class Channel:
             state.epoch = epoch
         for entry in entries:
             apply_entry(state, entry)
+            self._absent.discard(entry.op.id)
         for document in documents:
             message = state.message(document.id)
             if message is not None:
@@ -161,49 +179,47 @@ class Channel:
         """Bring the messages `ids` into memory, as far as they exist."""
         await self.load()
         async with self._exclusive():
-            wanted = self.missing(ids)
-            if not wanted:
-                return
-            head, found = await self._store.messages(self.name, wanted)
-            await self._follow(head)
-            self._insert(restored(found.values()))
-            if len(self._absent) > KEPT_ABSENT:
-                self._absent.clear()
-            self._absent.update(one for one in wanted if one not in found)
+            while wanted := self.missing(ids):
+                head, found = await self._store.messages(self.name, wanted)
+                if not await self._is_at(head):
+                    continue
+                self._insert(restored(found.values()))
+                if len(self._absent) > KEPT_ABSENT:
+                    self._absent.clear()
+                self._absent.update(one for one in wanted if one not in found)
 
     async def load_since(self, since: int) -> bool:
         """Bring every message into memory that changed after `since`. False: too many; begin anew."""
         await self.load()
         async with self._exclusive():
-            if since >= self.state.complete_since:
-                return True
             limit = self._limits.catch_up_messages
-            changes = await self._store.changes(self.name, after=since, limit=limit)
-            await self._follow(changes.head)
-            if changes.messages is None:
-                return False
-            self._insert(restored(changes.messages))
-            self.state.complete_since = min(self.state.complete_since, since)
+            while since < self.state.complete_since:
+                changes = await self._store.changes(self.name, after=since, limit=limit)
+                if not await self._is_at(changes.head):
+                    continue
+                if changes.messages is None:
+                    return False
+                self._insert(restored(changes.messages))
+                self.state.complete_since = min(self.state.complete_since, since)
             return True
 
     async def load_history(self, history: int) -> None:
         """Bring the newest `history` messages into memory."""
         await self.load()
         async with self._exclusive():
-            state = self.state
-            if newest_messages(state, history, self._limits) is not None:
-                return
             limits = self._limits
             wanted = max(1, history)
-            page = await self._store.page(self.name, before=None, limit=wanted, limit_bytes=limits.history_bytes)
-            await self._follow(page.head)
-            state = self.state
-            messages = restored(page.messages)
-            self._insert(messages)
-            state.has_older = page.more
-            state.is_history_cut = page.more and len(messages) < wanted
-            oldest = min((message.created for message in messages), default=1)
-            state.history_from = min(state.history_from, oldest if page.more else 1)
+            while newest_messages(self.state, history, limits) is None:
+                page = await self._store.page(self.name, before=None, limit=wanted, limit_bytes=limits.history_bytes)
+                if not await self._is_at(page.head):
+                    continue
+                state = self.state
+                messages = restored(page.messages)
+                self._insert(messages)
+                state.has_older = page.more
+                state.is_history_cut = page.more and len(messages) < wanted
+                oldest = min((message.created for message in messages), default=1)
+                state.history_from = min(state.history_from, oldest if page.more else 1)
 
     async def refresh(self) -> None:
         """Take in what others wrote, or what an unclear commit left. Raises StoreUnavailable."""
@@ -215,10 +231,16 @@ class Channel:
         """Empty the channel; its next entry begins a new epoch. The ids that stream now stay used up `until_ms`."""
         await self.load()
         async with self._exclusive():
+            await self._follow(await self._store.head(self.name))
             streaming = [message.id for message in self.state.messages.values() if message.is_streaming]
             await self._store.delete_channel(self.name, used_up=streaming, until_ms=until_ms)
             await self._reload()
         self.moved()
+
+    async def _is_at(self, head: Head) -> bool:
+        """Is the state at `head`, with which something was read? If not, follow, and read it again: it may be old."""
+        await self._follow(head)
+        return (head.epoch, head.serial) == (self.state.epoch, self.state.serial)
 
     async def _follow(self, head: Head) -> None:
         """Bring the state to the store's head, if it is not there."""
@@ -241,8 +263,12 @@ class Channel:
         self.moved()
 
     async def _reload(self) -> None:
-        changes = await self._store.changes(self.name, after=0, limit=0)
-        streaming = await self._store.streaming(self.name)
+        while True:
+            changes = await self._store.changes(self.name, after=0, limit=0)
+            streaming = await self._store.streaming(self.name)
+            # Two questions are one moment only if nobody else wrote between them.
+            if self._store.is_exclusive or await self._store.head(self.name) == changes.head:
+                break
         state = ChannelState(self.name, changes.head.epoch, changes.head.serial, changes.head.floor)
         state.newest = changes.newest
         state.insert(restored(one.message for one in streaming))

@@ -45,7 +45,7 @@ class Answer(Struct, frozen=True, kw_only=True):
 
     serial: int
     cursor: str
-    created: bool  # False: it stood already, nothing was stored
+    created: bool  # False: it stood already, nothing was stored for this request
     message: Message | None = None  # of a create or update
     generation: int | None = None
     part: int | None = None
@@ -62,6 +62,7 @@ class Ask(Struct):
     message_id: str
     request: Request
     asker: Asker
+    is_unclear: bool = False  # was it granted before, and nobody knows whether that was stored?
 
 
 class Item(Protocol):
@@ -165,7 +166,6 @@ class Committer:
         self.waiting = 0  # items in the queue or parked
         self._waiting_bytes = 0
         self._wake = asyncio.Event()
-        self._conflicts: dict[Channel, int] = {}
         self._parking: set[Channel] = set()  # those with parked items
         self._cut_now: _Cut | None = None
         self._is_over = False
@@ -217,6 +217,8 @@ class Committer:
         while self._queue and rows < MAX_ROWS and len(cut.decided) < MAX_ITEMS:
             item = self._queue.popleft()
             channel = self._channel(item.channel)
+            if channel not in cut.drafts:
+                channel.trim_if_due()
             if channel.parked or not channel.is_ready or channel.missing(item.ids()):
                 self._park(channel, item)
                 continue
@@ -260,7 +262,7 @@ class Committer:
         try:
             async with asyncio.timeout(STORE_TIMEOUT_S):
                 await channel.load()
-                if channel in self._conflicts:
+                if channel.conflicts:
                     await channel.refresh()
                 ids = [one for item in channel.parked for one in item.ids()]
                 if ids:
@@ -281,14 +283,12 @@ class Committer:
 
     async def _commit(self, cut: _Cut) -> None:
         writes = self._writes(cut)
-        if not writes:
-            await asyncio.sleep(0)  # nothing to wait for, but others want the loop
-            self._answer(cut, unclear=())
-            return
-        for channel, _ in writes:
+        for channel in cut.drafts:
             channel.commit_begins()
         try:
-            results = await self._store_all([write for _, write in writes])
+            if not writes:
+                await asyncio.sleep(0)  # nothing to wait for, but others want the loop
+            results = await self._store_all([write for _, write in writes]) if writes else []
         except CommitUnknown as error:
             logger.warning("it is not known whether a commit was stored: %s", error)
             self._answer(cut, unclear=[decided.channel for decided in cut.decided])
@@ -297,16 +297,15 @@ class Committer:
             self._fail(cut, error)
             return
         finally:
-            for channel, _ in writes:
+            for channel in cut.drafts:
                 channel.commit_ends()
         conflicted = []
         for (channel, write), result in zip(writes, results, strict=True):
             if isinstance(result, Committed):
                 channel.committed(write.epoch, write.entries, write.documents)
-                self._conflicts.pop(channel, None)
             else:
                 conflicted.append(channel)
-        self.commits += 1
+        self.commits += bool(writes)
         self.entries += sum(len(write.entries) for _, write in writes)
         self._answer(cut, unclear=conflicted)
 
@@ -327,7 +326,8 @@ class Committer:
         writes = []
         for channel, draft in cut.drafts.items():
             documents = _documents(draft, cut.due.get(channel, ()))
-            if draft.ops or documents:
+            # Where others write too, an answer without an entry rests on a state that may be old: an empty write asks.
+            if draft.ops or documents or not self._store.is_exclusive:
                 state = channel.state
                 epoch = self._clock.new_epoch() if state.epoch == NO_EPOCH else state.epoch
                 write = Write(
@@ -344,9 +344,10 @@ class Committer:
         """Answer what was decided; the requests of `unclear` channels are decided again once those were read anew."""
         again = dict.fromkeys(unclear)
         for channel in again:
-            self._conflicts[channel] = self._conflicts.get(channel, 0) + 1
+            channel.conflicts += 1
         for decided in cut.decided:
             if decided.channel not in again:
+                decided.channel.conflicts = 0
                 self._let_go(decided.item)
                 decided.item.answered(
                     [
@@ -354,7 +355,9 @@ class Committer:
                         for ask, outcome in zip(decided.asks, decided.outcomes, strict=True)
                     ]
                 )
-            elif self._conflicts[decided.channel] <= MAX_CONFLICTS:
+            elif decided.channel.conflicts <= MAX_CONFLICTS:
+                for ask, outcome in zip(decided.asks, decided.outcomes, strict=True):
+                    ask.is_unclear = ask.is_unclear or not isinstance(outcome, HoldfastError)
                 decided.channel.parked.append(decided.item)
                 self._parking.add(decided.channel)
             else:
@@ -388,13 +391,16 @@ def _documents(draft: Draft, due: Sequence[str]) -> list[Document]:
 
 def _answer(channel: Channel, ask: Ask, decision: Decision, serial: int) -> Answer:
     message = None
+    is_new = bool(decision.ops)
     if isinstance(ask.request, CreateMessage | UpdateMessage):
         known = channel.state.message(ask.message_id)
         message = known.message() if known is not None and not known.deleted else None
+        # Not new, and ours all the same: an unclear commit had stored it in truth.
+        is_new = is_new or (ask.is_unclear and known is not None and known.writer == ask.asker.writer)
     return Answer(
         serial=serial,
         cursor=str(channel.state.cursor),
-        created=bool(decision.ops),
+        created=is_new,
         message=message,
         generation=decision.generation,
         part=decision.part,

@@ -145,7 +145,8 @@ class Feed:
                 return known
         if self._is_continued():
             batch = channel.batch_since(self._serial, attach=not self._attached or self._epoch == NO_EPOCH)
-            if batch is None:  # more changed than one catches up with: a new start
+            if batch is None:  # more changed than one catches up with
+                self._epoch = None  # said before it is tried: `catch_up` must bring what a new start needs
                 batch = channel.new_start(self._history)
         else:
             batch = channel.new_start(self._history)

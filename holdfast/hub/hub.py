@@ -149,6 +149,10 @@ class HubCore:
         runtime = self._runtime
         if runtime is None or runtime.is_over:
             return
+        if not runtime.ready.done():
+            await asyncio.wait([runtime.ready])  # what is still starting can only be ended when it has
+        if runtime.ready.exception() is not None:
+            return
         if runtime.draining is None:
             runtime.draining = asyncio.get_running_loop().create_task(self._drain(runtime))
         await asyncio.shield(runtime.draining)
@@ -183,8 +187,8 @@ class HubCore:
 
     def start_task(self, job: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         """Run `job` as a task of the hub's: it outlives the request that began it, and is given time to drain."""
-        runtime = self._live()
         task = self._spawn(job)
+        runtime = self._live()
         runtime.jobs.add(task)
         task.add_done_callback(runtime.job_ended)
         return task
@@ -361,8 +365,7 @@ class HubCore:
         await self.start()
         if self.is_draining:
             raise Draining("the server is leaving")
-        live = self.channel(check_channel(channel))
-        await live.load()
+        live = await self._fresh(channel)
         wanted = self.limits.default_history if history is None else min(history, self.limits.history)
         return live.attach(since, history=wanted, flush_ms=self.flush_ms if flush_ms is None else flush_ms, wake=wake)
 
@@ -422,7 +425,7 @@ class HubCore:
                 continue
             cost = channel.state.cost_bytes()
             if cost > limits.channel_bytes:
-                channel.state.trim(limits.channel_bytes)
+                channel.trim(limits.channel_bytes)
             total += min(cost, limits.channel_bytes)
 
     # -- for writers -------------------------------------------------------------------------------------------
@@ -443,24 +446,27 @@ class HubCore:
         """Somebody in this process."""
         return Asker(id=author, writer=Writer(by=author, node=self.node))
 
-    def is_ours(self, channel: str, message_id: str) -> bool:
-        """Does the message stream, written by this process as far as the log knows?"""
-        known = self.channel(channel).state.message(message_id)
-        return known is not None and known.is_streaming and known.writer is not None and known.writer.node == self.node
-
     # -- inside ------------------------------------------------------------------------------------------------
 
     def _live(self) -> _Runtime:
         runtime = self._runtime
+        if runtime is not None and runtime.is_over and self.is_draining:
+            raise Draining("the hub has stopped")
         if runtime is None or runtime.is_over or runtime.committer is None:
             raise LocalError("the hub is not running; await hub.start() first")
         return runtime
 
     def _spawn(self, job: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         """A task of the hub's group; what it raises is logged, and ends nobody else."""
-        tasks = self._live().tasks
-        assert tasks is not None
-        return tasks.create_task(_guarded(job))
+        guarded = _guarded(job)
+        try:
+            tasks = self._live().tasks
+            assert tasks is not None
+            return tasks.create_task(guarded)
+        except BaseException:  # the hub has ended, or is about to: say so, and leave no coroutine that nobody awaits
+            guarded.close()
+            job.close()
+            raise
 
     def _id(self, message_id: str | None) -> str:
         return check_id(message_id) if message_id is not None else self.new_id()
@@ -481,7 +487,7 @@ class HubCore:
 
     async def _message(self, channel: str, message_id: str) -> MessageState:
         await self.start()
-        live = self.channel(check_channel(channel))
+        live = await self._fresh(channel)
         await live.load_messages([check_id(message_id)])
         known = live.state.message(message_id)
         if known is None:
@@ -489,6 +495,14 @@ class HubCore:
         if known.deleted:
             raise Deleted(f"message {message_id!r} was deleted")
         return known
+
+    async def _fresh(self, channel: str) -> Channel:
+        """The live channel, loaded; where others write too, with what they wrote by now. Raises StoreUnavailable."""
+        live = self.channel(check_channel(channel))
+        await live.load()
+        if not self.store.is_exclusive:
+            await live.refresh()
+        return live
 
     async def _run(self, runtime: _Runtime) -> None:
         """The hub's life on one loop."""
@@ -532,7 +546,9 @@ class HubCore:
                 end = FinishMessage(status="interrupted", generation=message.generation)
                 await self._ask(found.channel, message.id, end, server)
                 continue
-            answer = await self._ask(found.channel, message.id, TakeOver(generation=message.generation), server)
+            # With an id of its own: after an unclear commit it is known again, not fenced off by itself.
+            succeed = TakeOver(generation=message.generation, request=self.new_id())
+            answer = await self._ask(found.channel, message.id, succeed, server)
             writer = MessageWriter(self, found.channel, message.id, create=None, author=message.writer.by)
             writer.take_up(message.message(), answer.generation or message.generation + 1)
             self.start_task(_go_on(adopter, writer))

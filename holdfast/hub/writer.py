@@ -46,7 +46,7 @@ class MessageWriter:
         self._author = author
         self._asker: Asker = hub.asker(author)
         self._lengths: dict[int, int] = {}  # accepted code points, by part
-        self._text_part: int | None = None  # where an append without a part goes
+        self._text_parts: set[int] = set()  # an append without a part goes to the last of them
         self._is_unopened = False  # the text part opens with the first text that is stored
         self._parts = 0
         self._held = ""  # a leading half of a surrogate pair, until its other half comes
@@ -70,7 +70,7 @@ class MessageWriter:
     @property
     def length(self) -> int:
         """Code points accepted in the text part that `append` goes to; 0 while there is none."""
-        return self._lengths.get(self._text_part, 0) if self._text_part is not None else 0
+        return self._lengths.get(max(self._text_parts, default=-1), 0)
 
     async def append(self, text: str, *, part: int | None = None) -> None:
         """Add `text` to the message's last text part, or to part `part`; a first text part opens by itself.
@@ -101,7 +101,9 @@ class MessageWriter:
         text = part.get("text", part.get("input"))
         self._lengths[place] = len(text) if isinstance(text, str) else 0
         if part.get("type") == "text":
-            self._text_part = place if self._text_part is None else max(place, self._text_part)
+            self._text_parts.add(place)
+        else:
+            self._text_parts.discard(place)
         await self._not_too_far_ahead()
         return place
 
@@ -144,8 +146,7 @@ class MessageWriter:
         self._hub.register_writer(self)
         try:
             answer = await self._hub.ask(self.channel, self.id, self._create, self._asker)
-            # Not new, and ours all the same: an unclear commit had stored it in truth.
-            if answer.message is None or not (answer.created or self._hub.is_ours(self.channel, self.id)):
+            if answer.message is None or not answer.created:
                 raise IdConflict(f"message {self.id!r} exists already")
         except BaseException:
             self._hub.unregister_writer(self)
@@ -179,11 +180,21 @@ class MessageWriter:
         return (self.id,)
 
     def asks(self) -> Sequence[Ask]:
-        """All that is accepted; the text that gathered becomes one append."""
+        """All that is accepted; the text that gathered becomes one append.
+
+        What replaces a part waits until the text before it is stored: these are asked again as a whole when nobody
+        knows whether they were, and text for a part that is another by now would be refused.
+        """
         self._gather()
-        self._flying_bytes = self.unstored_bytes
-        self._flying += [Ask(self.id, request, self._asker) for request in self._queue]
-        self._queue.clear()
+        grown = {ask.request.part for ask in self._flying if isinstance(ask.request, AppendText)}
+        while self._queue:
+            request = self._queue[0]
+            if isinstance(request, AppendText):
+                grown.add(request.part)
+            elif isinstance(request, PutPart) and not grown.isdisjoint((request.index, None)):
+                break
+            self._flying.append(Ask(self.id, self._queue.popleft(), self._asker))
+        self._flying_bytes = 0 if self._queue else self.unstored_bytes
         return tuple(self._flying)
 
     def answered(self, answers: Sequence[Answer | HoldfastError]) -> None:
@@ -225,18 +236,18 @@ class MessageWriter:
             text = part.get("input" if part["type"] == "tool" else "text")
             self._lengths[index] = len(text) if isinstance(text, str) else 0
             if part["type"] == "text":
-                self._text_part = index
+                self._text_parts.add(index)
 
     def _part_for_text(self, part: int | None) -> int:
         if part is not None:
             if part >= self._parts:
                 raise LocalError(f"message {self.id!r} has {self._parts} parts; open part {part} first")
             return part
-        if self._text_part is None:
-            self._text_part = self._parts
+        if not self._text_parts:
+            self._text_parts.add(self._parts)
             self._parts += 1
             self._is_unopened = True
-        return self._text_part
+        return max(self._text_parts)
 
     def _join_halves(self, text: str, index: int) -> str:
         """`text` with what was held back before it, less half a surrogate pair at its end."""
@@ -289,7 +300,7 @@ class MessageWriter:
         self._lengths[self._texts_part] = at + len(text)
         limit = self._hub.limits.append_bytes // 4
         for start in range(0, len(text), limit):
-            part = None if self._is_unopened and self._texts_part == self._text_part else self._texts_part
+            part = None if self._is_unopened and self._texts_part in self._text_parts else self._texts_part
             self._is_unopened = self._is_unopened and part is not None
             piece = text[start : start + limit]
             self._queue.append(AppendText(text=piece, at=at + start, part=part, generation=self.generation))

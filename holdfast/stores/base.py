@@ -125,13 +125,16 @@ class Store(Protocol):
         """Those of the messages `ids` that exist, deleted ones too, and those used up by a deleted channel."""
 
     async def page(self, channel: str, *, before: int | None, limit: int, limit_bytes: int) -> StoredPage:
-        """Up to `limit` messages created before serial `before`, of `limit_bytes` together but at least one."""
+        """Up to `limit` messages created before serial `before`, of `limit_bytes` together but at least one.
+
+        Bytes are counted as the documents say; entries since then come on top.
+        """
 
     async def streaming(self, channel: str | None = None) -> list[StreamingMessage]:
         """The messages that stream, of `channel` or of all."""
 
     async def moved(self, token: str | None) -> Moved:
-        """What moved since `token` was given out; with None, or a token of another life, all that is known."""
+        """What moved since `token` was given out; with None, or a token of another life, None or all there is."""
 
     async def delete_channel(self, channel: str, *, used_up: Sequence[str], until_ms: int) -> Head:
         """Empty `channel`, epoch and all; returns the head it had. Its text is gone from disk within a minute.
@@ -143,7 +146,7 @@ class Store(Protocol):
         """Housekeeping, called every few seconds: give back space, write back what waits.
 
         Returns (channel, message id) of messages that should get a document because the entries they pin
-        are older than a minute, outweigh 64 MiB, or share rows with deleted text.
+        are almost a minute old, outweigh 64 MiB, share rows with deleted text, or delete the message.
         """
 
     def stats(self) -> dict[str, int]:

@@ -16,7 +16,7 @@ import msgspec
 
 from holdfast.core.document import Document, Segment
 from holdfast.core.errors import StoreUnusable
-from holdfast.stores.sqlite_slots import MAX_DATA, larger_rooms, pack, room_for, unpack
+from holdfast.stores.sqlite_slots import LENGTH_BYTES, MAX_DATA, larger_rooms, pack, room_for, unpack
 
 HEAD = 0  # the number of its blob
 INTEGER_BYTES = 8  # how a number in a row counts among the bytes handed over
@@ -40,14 +40,17 @@ _FOUND = "SELECT id, message, version, size_bytes FROM documents "
 class Documents:
     """Reads and writes documents inside the transaction of its caller."""
 
-    def __init__(self, db: sqlite3.Connection, *, lowest_key: int) -> None:
-        """Keys above `lowest_key`, so that a stale row of the log never names a later document."""
+    def __init__(self, db: sqlite3.Connection) -> None:
         self._db = db
         self.row_bytes = 0  # handed to the database since the start, rolled back or not
         (highest,) = db.execute("SELECT max(id) FROM documents").fetchone()
-        self._next_key = max(highest or 0, lowest_key) + 1
+        self._next_key = (highest or 0) + 1
         (highest,) = db.execute("SELECT max(id) FROM texts").fetchone()
         self._next_slot = (highest or 0) + 1
+
+    def skip_keys(self, highest: int) -> None:
+        """Give out only keys above `highest`: stale rows of the log name documents that are gone."""
+        self._next_key = max(self._next_key, highest + 1)
 
     def new_key(self) -> int:
         """The key of a document still to be written; never given twice."""
@@ -172,7 +175,8 @@ class Documents:
             (key, HEAD),
         ).fetchall()
         size = len(document.head)
-        if len(slots) == 1 and size <= MAX_DATA and room_for(size) <= slots[0][1] <= 2 * room_for(size) + 64:
+        needed = size + LENGTH_BYTES
+        if len(slots) == 1 and needed <= slots[0][1] <= 2 * needed + 64:
             slot, room = slots[0]
             self._db.execute("UPDATE texts SET body = ? WHERE id = ?", (pack(document.head, room), slot))
             self.row_bytes += room + INTEGER_BYTES
@@ -184,7 +188,7 @@ class Documents:
         """Write `data` as a blob; a last chunk gets room up to `room_bytes`."""
         for chunk, start in enumerate(range(0, len(data), MAX_DATA)):
             piece = data[start : start + MAX_DATA]
-            slot = self._write(piece, room_for(min(MAX_DATA, max(len(piece), room_bytes - start))))
+            slot = self._write(piece, room_for(LENGTH_BYTES + max(len(piece), room_bytes - start)))
             self._db.execute("INSERT INTO pieces VALUES (?, ?, ?, ?)", (key, blob, chunk, slot))
             self.row_bytes += 4 * INTEGER_BYTES
 

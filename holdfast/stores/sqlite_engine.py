@@ -8,6 +8,7 @@ leaves nothing to mend.
 from __future__ import annotations
 
 import contextlib
+import logging
 import secrets
 import sqlite3
 import time
@@ -15,6 +16,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 from holdfast.core.document import Document, Stored, grave
+from holdfast.core.errors import StoreUnavailable
 from holdfast.stores.base import (
     NOTHING,
     Changes,
@@ -30,6 +32,8 @@ from holdfast.stores.sqlite_documents import INTEGER_BYTES, Documents
 from holdfast.stores.sqlite_file import SqliteFile
 from holdfast.stores.sqlite_log import CommitLog, Placed, Tracked
 
+logger = logging.getLogger("holdfast.stores")
+
 MAX_CHANNELS = 10_000  # known in memory; beyond it half of those that pin nothing go
 # Documents are asked for before a minute is over, so that what shares rows with deleted text is gone by then,
 # though `tidy` comes only every few seconds.
@@ -42,7 +46,7 @@ CHECKPOINT_PAGES = 1_024
 COMMIT_PAGES = 3  # a commit's share besides its bytes, roughly
 DOCUMENT_PAGES = 8
 IDLE_S = 1.0  # then the WAL is emptied, and what it said of deleted text is gone
-RETRY_S = 2.0  # after housekeeping failed
+RETRY_S = 5.0  # after housekeeping failed
 # Housekeeping between two commits takes a step of a few milliseconds at most.
 STEP_SLOTS = 128
 STEP_DOCUMENTS = 16
@@ -117,10 +121,10 @@ class Engine:
         self._wal_pages = 0  # about, since the last checkpoint
         self._is_wal_empty = True
         self._retry_at_s = 0.0
+        self._truncate_at_s = 0.0
         self._log = CommitLog()
-        self._documents = Documents(db, lowest_key=0)
-        highest = self._log.load(db, self._tracked_by_key)
-        self._documents = Documents(db, lowest_key=highest)
+        self._documents = Documents(db)
+        self._documents.skip_keys(self._log.load(db, self._tracked_by_key))
         for tracked in self._log.pinned.values():
             channel = self._channel(tracked.channel)
             assert channel is not None
@@ -130,14 +134,13 @@ class Engine:
         self._next_channel = (number or 0) + 1
         # Channels that were deleted, and whose documents are still to go.
         self._deleted = [number for (number,) in db.execute("SELECT id FROM channels WHERE name IS NULL")]
-        # Text may have been deleted just before the last end.
-        self._is_wipe_due = self._log.slots > 0
+        self._is_wipe_due = True  # text may have been deleted just before the last end
         self._is_wiping = False
 
     def close(self) -> None:
         """Finish what was begun, leave the file whole, let go of it."""
         self._is_open = False
-        with contextlib.suppress(sqlite3.Error):
+        with contextlib.suppress(sqlite3.Error, StoreUnavailable):
             deadline_s = time.monotonic() + 1.0
             self._start_wipe()
             while self._step() and time.monotonic() < deadline_s:
@@ -148,6 +151,7 @@ class Engine:
 
     def commit(self, writes: Sequence[Write]) -> list[Committed | Conflict]:
         """`Store.commit`."""
+        assert len({write.channel for write in writes}) == len(writes)
         answers: list[Committed | Conflict] = []
         plans: list[_Plan] = []
         entries: list[Placed] = []
@@ -283,7 +287,7 @@ class Engine:
         self._is_wipe_due = True
         self._deleted_at[name] = self._commits
         if len(self._deleted_at) > MAX_CHANNELS:
-            self._forgotten = self._deleted_at.pop(next(iter(self._deleted_at)))
+            self._forgotten = max(self._forgotten, self._deleted_at.pop(next(iter(self._deleted_at))))
         return channel.head
 
     # -- questions ---------------------------------------------------------------------------------------------
@@ -323,7 +327,8 @@ class Engine:
         page: dict[int, str] = {}
         size_bytes = 0
         more = False
-        with contextlib.closing(self._documents.newest_first(channel.id, before or 2**62)) as documents:
+        newest_first = self._documents.newest_first(channel.id, 2**62 if before is None else before)
+        with contextlib.closing(newest_first) as documents:
             for found in documents:
                 tracked = self._log.pinned.get(found.key)
                 if tracked is not None and tracked.is_deleted:
@@ -430,15 +435,16 @@ class Engine:
         now_s = time.monotonic()
         if now_s < self._retry_at_s:
             return self._retry_at_s - now_s
-        self._retry_at_s = now_s + RETRY_S  # in case of failure
-        if self._step():
-            wait_s: float | None = 0.0
-        else:
+        try:
+            if self._step():
+                return 0.0
             if self._wal_pages >= CHECKPOINT_PAGES or (is_idle and not self._is_wal_empty):
                 self._checkpoint("TRUNCATE" if is_idle else "PASSIVE")
-            wait_s = None if self._is_wal_empty else IDLE_S
-        self._retry_at_s = 0.0
-        return wait_s
+        except (sqlite3.Error, StoreUnavailable) as error:
+            logger.warning("%s: housekeeping will try again: %s", self._file.path, error)
+            self._retry_at_s = now_s + RETRY_S
+            return RETRY_S
+        return None if self._is_wal_empty else IDLE_S
 
     def _step(self) -> bool:
         """Do a little of what is due; False if there is nothing to do for now."""
@@ -456,8 +462,11 @@ class Engine:
             wiped()
             self._note_pages(STEP_SLOTS)
         else:
-            if self._is_wiping and log.is_wiped and self._checkpoint("TRUNCATE"):
-                self._is_wiping = False
+            if self._is_wiping and log.is_wiped and time.monotonic() >= self._truncate_at_s:
+                if self._checkpoint("TRUNCATE"):
+                    self._is_wiping = False
+                else:
+                    self._truncate_at_s = time.monotonic() + IDLE_S  # a foreign reader is in the way
             return False
         return True
 

@@ -1,10 +1,11 @@
 """The commit log: entries that no document covers yet, one row per commit for the entries of all channels.
 
 You are in `stores`, on the store's thread. One row per entry wrote 850 bytes to disk per streamed byte at 500 busy
-conversations, one row per commit 72, and one per commit that overwrites a row no longer needed 20. A row is a slot
-(`sqlite_file`) with a list of items in MessagePack: `[document, serial, part, at, text]` for an append,
-`[document, serial, n, bytes]` for the n-th piece of another operation. What does not fit into one slot goes into more,
-and an append into several items with the same serial.
+conversations, one row per commit 72, and overwriting rows no longer needed is less again. A row is a slot
+(`sqlite_file`) with a list of items in MessagePack: `[document, serial, at, text]` for an append to part 0,
+`[document, serial, part, at, text]` to another one, `[document, serial, n, bytes]` for the n-th piece of another
+operation. What does not fit into one slot goes into more, and an append into several items with the same serial. The
+rest of a slot is one element that is no item. A slot of zeros holds nothing.
 
 Which slots are needed is known in memory only: a slot is pinned by each message that has entries in it above its
 document's version. One without pins is free to be overwritten; its old items mean nothing, since their documents
@@ -17,7 +18,6 @@ import sqlite3
 from array import array
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import groupby
 from operator import itemgetter
 from typing import Any, NamedTuple
 
@@ -26,18 +26,19 @@ from msgspec.structs import replace
 
 from holdfast.core.errors import StoreUnusable
 from holdfast.core.ops import Append, Delete, Entry, Op, decode_op, encode_op
-from holdfast.stores.sqlite_slots import MAX_DATA, larger_rooms, pack, room_for, unpack
+from holdfast.stores.sqlite_slots import MAX_ROOM, larger_rooms, room_for
 
-LIST_BYTES = 3  # the head of a list of items
-MAX_ITEM_BYTES = MAX_DATA - LIST_BYTES
+SHORT_LIST = 14  # items of a list with a head of one byte, and room for the element that fills the slot
+MAX_ITEM_BYTES = MAX_ROOM - 3  # for the head of a long list
 PIECE_CHARACTERS = 1_000  # of an append too large for a slot: at most 4,000 bytes
 PIECE_BYTES = 4_000
 
 Item = list[Any]  # as decoded: see the module's docstring
 
 _SERIAL = itemgetter(1)
+_PLACE = itemgetter(-2)  # of an item among those of one operation
 _encode = msgspec.msgpack.Encoder().encode
-_decode_items = msgspec.msgpack.Decoder(list[Item]).decode
+_decode_items = msgspec.msgpack.Decoder(list[Any]).decode
 
 
 class Tracked:
@@ -67,7 +68,8 @@ Placed = tuple[Tracked, int, Op]  # an entry for the log: its message, its seria
 class Row(NamedTuple):
     """A row to be written: its items, and the entry of each."""
 
-    data: bytes
+    items: list[bytes]
+    size: int
     entries: list[Placed]
 
 
@@ -108,28 +110,29 @@ class CommitLog:
             for item in _items(*entry):
                 size += len(item)
                 if size > MAX_ITEM_BYTES:
-                    rows.append(Row(_list_of(items), owners))
+                    rows.append(_row(items, owners))
                     items, owners, size = [], [], len(item)
                 items.append(item)
                 owners.append(entry)
         if items:
-            rows.append(Row(_list_of(items), owners))
+            rows.append(_row(items, owners))
         return rows
 
     def write(self, db: sqlite3.Connection, rows: Sequence[Row]) -> tuple[list[int], int]:
         """Write `rows`; returns their slots and the bytes handed over. Counts only after `written`."""
         slots: list[int] = []
+        taken: dict[int, int] = {}  # room → how many of its free slots
         new = len(self._rooms)
         handed = 0
         for row in rows:
-            wanted = room_for(len(row.data))
-            slot = self._find_free(wanted, slots)
+            wanted = room_for(row.size)
+            slot = self._find_free(wanted, taken)
             if slot is None:
-                body = pack(row.data, wanted)
+                body = _body(row, wanted)
                 slot, new = new, new + 1
                 db.execute("INSERT INTO log VALUES (?, ?)", (slot, body))
             else:
-                body = pack(row.data, self._rooms[slot])
+                body = _body(row, self._rooms[slot])
                 db.execute("UPDATE log SET body = ? WHERE id = ?", (body, slot))
             slots.append(slot)
             handed += len(body) + 8
@@ -140,10 +143,10 @@ class CommitLog:
         self._stamp += 1
         for row, slot in zip(rows, slots, strict=True):
             if slot == len(self._rooms):
-                self._add_slot(room_for(len(row.data)))
+                self._add_slot(room_for(row.size))
             else:
-                taken = self._free[self._rooms[slot]].pop()
-                assert taken == slot
+                last_free = self._free[self._rooms[slot]].pop()
+                assert last_free == slot
             self._stamps[slot] = self._stamp
             for tracked, serial, op in row.entries:
                 self._pin(tracked, serial, slot)
@@ -196,12 +199,12 @@ class CommitLog:
                 tracked = known[key]
                 if tracked is not None and serial > tracked.version:
                     pins.append((serial, slot, tracked))
-                    if len(item) == 4:
+                    if type(item[-1]) is bytes:
                         operations.setdefault((key, serial), []).append(item)
         for serial, slot, tracked in sorted(pins, key=lambda pin: pin[:2]):  # slots are not in the order of serials
             self._pin(tracked, serial, slot)
-        for (key, serial), items in operations.items():
-            self.pinned[key].is_deleted |= isinstance(_entry("", serial, items).op, Delete)
+        for (key, _), items in operations.items():
+            self.pinned[key].is_deleted |= isinstance(_operation("", items), Delete)
         self._stamp = 1
         for slot in range(1, len(self._rooms)):
             if not self._pins[slot]:
@@ -257,12 +260,14 @@ class CommitLog:
         self._stamps.append(0)
         self.slot_bytes += room
 
-    def _find_free(self, wanted: int, taken: Sequence[int]) -> int | None:
-        """A free slot that is not `taken`; always the last free one of its room that is not."""
+    def _find_free(self, wanted: int, taken: dict[int, int]) -> int | None:
+        """A free slot: the last one of its room that is not `taken`, which it then is."""
         for room in (wanted, *larger_rooms(wanted)):
-            for slot in reversed(self._free.get(room, ())):
-                if slot not in taken:
-                    return slot
+            free = self._free.get(room, ())
+            count = taken.get(room, 0)
+            if count < len(free):
+                taken[room] = count + 1
+                return free[-1 - count]
         return None
 
     def _pin(self, tracked: Tracked, serial: int, slot: int) -> None:
@@ -292,13 +297,13 @@ class CommitLog:
 def _items(tracked: Tracked, serial: int, op: Op) -> Iterable[bytes]:
     key = tracked.key
     if type(op) is Append:
-        item = _encode((key, serial, op.part, op.at, op.text))
+        place = (key, serial, op.part) if op.part else (key, serial)
+        item = _encode((*place, op.at, op.text))
         if len(item) <= MAX_ITEM_BYTES:
             return (item,)
-        starts = range(0, len(op.text), PIECE_CHARACTERS)
         return [
-            _encode((key, serial, op.part, op.at + start, op.text[start : start + PIECE_CHARACTERS]))
-            for start in starts
+            _encode((*place, op.at + start, op.text[start : start + PIECE_CHARACTERS]))
+            for start in range(0, len(op.text), PIECE_CHARACTERS)
         ]
     data = encode_op(replace(op, id=""))  # the document knows the id
     return [
@@ -307,45 +312,72 @@ def _items(tracked: Tracked, serial: int, op: Op) -> Iterable[bytes]:
     ]
 
 
-def _list_of(items: list[bytes]) -> bytes:
-    """`items`, each encoded, as one MessagePack list."""
-    count = len(items)
-    head = bytes((0x90 | count,)) if count < 16 else b"\xdc" + count.to_bytes(2)
-    return head + b"".join(items)
+def _row(items: list[bytes], entries: list[Placed]) -> Row:
+    return Row(items, sum(map(len, items)) + (1 if len(items) <= SHORT_LIST else 3), entries)
+
+
+def _body(row: Row, room: int) -> bytes:
+    """The list of a row's items, filled up to `room` bytes."""
+    spare = room - row.size
+    count = len(row.items) + (spare > 0)
+    head = bytes((0x90 | count,)) if len(row.items) <= SHORT_LIST else b"\xdc" + count.to_bytes(2)
+    return b"".join([head, *row.items, _filler(spare)])
+
+
+def _filler(size: int) -> bytes:
+    """One element of `size` bytes."""
+    if size < 2:
+        return bytes(size)  # a zero
+    if size < 258:
+        return b"\xc4" + (size - 2).to_bytes() + bytes(size - 2)
+    return b"\xc5" + (size - 3).to_bytes(2) + bytes(size - 3)
 
 
 def _read_items(body: bytes, slot: int) -> list[Item]:
-    data = unpack(body)
+    if not body[0]:
+        return []
     try:
-        return _decode_items(data) if data else []
+        items = _decode_items(body)
     except msgspec.DecodeError as error:
         raise StoreUnusable(f"the log is damaged: slot {slot} cannot be read ({error}); restore a backup") from error
+    if type(items[-1]) is not list:
+        items.pop()
+    return items
 
 
 def _entries(tracked: Tracked, items: list[Item]) -> list[Entry]:
     """The entries beyond the document of `tracked`, in order."""
     items.sort(key=_SERIAL)  # slots are not in the order of serials
     entries: list[Entry] = []
-    for serial, pieces in groupby(items, key=_SERIAL):
+    place, count = 0, len(items)
+    while place < count:
+        item = items[place]
+        serial = item[1]
+        end = place + 1
+        while end < count and items[end][1] == serial:
+            end += 1
         if serial > tracked.version:
-            entries.append(_entry(tracked.id, serial, list(pieces)))
+            # After a start there may be half a million: most are appends of one item, and take the short way.
+            is_short = end == place + 1 and type(item[-1]) is str
+            op = _append(tracked.id, item) if is_short else _operation(tracked.id, items[place:end])
+            entries.append(Entry(serial, op))
+        place = end
     return entries
 
 
-def _entry(message_id: str, serial: int, items: list[Item]) -> Entry:
-    """The entry whose items these are, in any order."""
-    first = items[0]
-    if len(first) == 5:
-        if len(items) == 1:
-            return Entry(serial, Append(id=message_id, part=first[2], at=first[3], text=first[4]))
-        items.sort(key=lambda item: item[3])
-        text = "".join([item[4] for item in items])
-        return Entry(serial, Append(id=message_id, part=first[2], at=items[0][3], text=text))
-    items.sort(key=lambda item: item[2])
+def _append(message_id: str, item: Item) -> Append:
+    return Append(id=message_id, part=item[2] if len(item) == 5 else 0, at=item[-2], text=item[-1])
+
+
+def _operation(message_id: str, items: list[Item]) -> Op:
+    """The operation whose items these are, in any order. Raises StoreUnusable."""
+    items.sort(key=_PLACE)
+    if type(items[0][-1]) is str:
+        return replace(_append(message_id, items[0]), text="".join([item[-1] for item in items]))
     try:
-        op = decode_op(b"".join([item[3] for item in items]))
+        op = decode_op(b"".join([item[-1] for item in items]))
     except msgspec.DecodeError as error:
         raise StoreUnusable(
             f"the log holds an operation that this Holdfast does not know ({error}); it was written by a newer one"
         ) from error
-    return Entry(serial, replace(op, id=message_id))
+    return replace(op, id=message_id)

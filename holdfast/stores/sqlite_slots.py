@@ -1,7 +1,7 @@
-"""How bytes lie in a slot: the rows that hold text and are never moved (see `sqlite_file`).
+"""Sizes of slots, the rows that hold text and are never moved (see `sqlite_file`), and how documents lie in them.
 
-You are in `stores`. A slot's first two bytes say how many of the following count; the rest is zeros. The classes of
-sizes may be changed freely, the form of a body may not.
+You are in `stores`. The sizes may be changed freely, the form of a body may not: two bytes that say how many of the
+following count, and zeros at the end. (The log's rows have a form of their own.)
 """
 
 from __future__ import annotations
@@ -13,17 +13,15 @@ MAX_DATA = MAX_ROOM - LENGTH_BYTES
 
 
 def room_for(size: int) -> int:
-    """The room of a new slot for `size` bytes: of few classes, so that freed slots fit again; at most 3 bytes more,
-    or a sixteenth."""
-    needed = size + LENGTH_BYTES
-    step = 1 << max(2, needed.bit_length() - 5)
-    return min(MAX_ROOM, -(-needed // step) * step)
+    """The room of a new slot for `size` bytes: a sixteenth more at most, and of few sizes, so that freed ones fit."""
+    step = 1 << max(0, size.bit_length() - 5)
+    return min(MAX_ROOM, -(-size // step) * step)
 
 
 def larger_rooms(room: int) -> tuple[int, int]:
     """The next two rooms above `room`, for when no slot of that size is free."""
-    next_room = room_for(room - LENGTH_BYTES + 1)
-    return next_room, room_for(next_room - LENGTH_BYTES + 1)
+    next_room = room_for(room + 1)
+    return next_room, room_for(next_room + 1)
 
 
 def pack(data: bytes, room: int) -> bytes:

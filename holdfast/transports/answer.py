@@ -31,7 +31,6 @@ from holdfast.core.events import (
 from holdfast.core.model import Message, Part
 from holdfast.core.names import check_channel, check_id
 from holdfast.hub.feed import EncodedBatch
-from holdfast.hub.hub import HubCore
 from holdfast.hub.identity import Scope
 from holdfast.transports import problem
 from holdfast.transports.query import Query
@@ -160,8 +159,8 @@ class AnswerStream(EventStream):
 
     __slots__ = ("_progress",)
 
-    def __init__(self, hub: HubCore, send: Send, progress: Progress, *, is_ours: bool, ping_s: int | None) -> None:
-        super().__init__(hub, send, is_ours=is_ours, ping_s=ping_s)
+    def __init__(self, app: Open, send: Send, progress: Progress, *, is_ours: bool, ping_s: int | None) -> None:
+        super().__init__(app, send, is_ours=is_ours, ping_s=ping_s)
         self._progress = progress
 
     def write_batch(self, batch: EncodedBatch) -> None:
@@ -201,7 +200,7 @@ async def message_events(app: Open, scope: Scope, receive: Receive, send: Send, 
     try:
         await start_stream(app, scope, send)
         answer.tell(told, cursor)
-        await answer.run(app.wheel, receive)
+        await answer.run(receive)
     finally:
         answer.close()
 
@@ -230,7 +229,7 @@ async def _message_stream(
             await send_empty_stream(app, scope, send)
             return None
         progress = Progress(message_id, told.lengths)
-        stream = AnswerStream(hub, send, progress, is_ours=is_ours, ping_s=ping_s)
+        stream = AnswerStream(app, send, progress, is_ours=is_ours, ping_s=ping_s)
         new = progress.message(message)
         if progress.status is None:
             stream.feed = await hub.attach(channel, known, history=0, flush_ms=flush_ms, wake=stream.wake)

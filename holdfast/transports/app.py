@@ -27,6 +27,7 @@ from holdfast.core.errors import HoldfastError, MethodNotAllowed
 from holdfast.hub.hub import HubCore
 from holdfast.hub.identity import Scope
 from holdfast.transports.answer import message_events
+from holdfast.transports.chunks import Chunks
 from holdfast.transports.codec import unexpected
 from holdfast.transports.door import check_closed_door, header
 from holdfast.transports.http import no_such_path, problem_response, routes
@@ -56,6 +57,7 @@ class App:
     def __init__(self, hub: HubCore) -> None:
         self.hub = hub
         self.wheel = Wheel()
+        self.chunks = Chunks()
         self._sockets = Sockets(hub, self.wheel)
         self._plain = _plain_app(hub)
         hub.on_drain(self._drain)
@@ -129,6 +131,10 @@ class App:
             identity = await self._sockets.admit(scope)
         except HoldfastError as error:
             await _refuse(scope, error, send)
+            return
+        except Exception:
+            logger.exception("a socket could not be let in")
+            await _refuse(scope, unexpected(), send)
             return
         await self._sockets.serve(identity, scope, receive, send)
 

@@ -1,7 +1,7 @@
 """One chunk for all viewers, straight to the socket, under our own `serve`.
 
 You are in `transports`. With a thousand viewers of one channel the server's `send` frames the same bytes a thousand
-times, each in a coroutine of its own: 1.2 of 9.2 µs a delivery (measured). So where the server is uvicorn with
+times, each in a coroutine of its own: 1.1 of 9.2 µs a delivery (measured). So where the server is uvicorn with
 httptools, and nobody stands between it and us, a batch is framed once and every viewer's transport gets the same bytes
 object. What this needs to know of uvicorn stands here and nowhere else; whenever anything is not as expected, the batch
 goes through `send` as everywhere. `tests/transports/test_chunks.py` says whether the installed uvicorn is as expected.
@@ -43,7 +43,7 @@ class Chunks:
 def cycle_of(send: Send) -> Any:
     """uvicorn's response cycle, if `send` is its own and no middleware's; else None."""
     module = sys.modules.get("uvicorn.protocols.http.httptools_impl")
-    cycle = getattr(send, "__self__", None)
+    cycle: Any = getattr(send, "__self__", None)
     # `Any`: uvicorn need not be installed, and these attributes are no interface of its.
     kind: Any = getattr(module, "RequestResponseCycle", None)
     if kind is None or type(cycle) is not kind:

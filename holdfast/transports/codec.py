@@ -7,11 +7,12 @@ a mistake gets is part of the protocol (`docs/protocol.md`, "Errors"); the wordi
 from __future__ import annotations
 
 import json
+import logging
 from typing import Any, NoReturn, TypeVar
 
 import msgspec
 
-from holdfast.core.errors import Deleted, HoldfastError, InvalidRequest, InvalidText
+from holdfast.core.errors import Deleted, HoldfastError, InvalidRequest, InvalidText, LocalError
 from holdfast.core.requests import (
     AppendText,
     CreateMessage,
@@ -23,6 +24,8 @@ from holdfast.core.requests import (
     UpdateMessage,
 )
 from holdfast.hub.committer import Answer
+
+logger = logging.getLogger("holdfast.transports")
 
 T = TypeVar("T")
 
@@ -99,3 +102,11 @@ def _message(answer: Answer) -> object:
 def unexpected() -> HoldfastError:
     """What a peer is told of a mistake of ours; the log has the rest."""
     return HoldfastError("something went wrong in the server; its log says what")
+
+
+def for_peers(error: HoldfastError) -> HoldfastError:
+    """`error` as a peer may see it: what our own caller did wrong is an internal error to everybody else."""
+    if not isinstance(error, LocalError):
+        return error
+    logger.error("a request could not be carried out: %s", error)
+    return HoldfastError(error.detail)

@@ -25,6 +25,7 @@ from holdfast.core.errors import (
     InvalidRequest,
     MethodNotAllowed,
     NotFound,
+    StoreUnavailable,
     TooLarge,
     UnsupportedMediaType,
 )
@@ -42,7 +43,7 @@ from holdfast.core.requests import Request as Asked
 from holdfast.hub.committer import Answer
 from holdfast.hub.hub import HubCore
 from holdfast.hub.identity import Identity
-from holdfast.transports.codec import answer_fields, decode, unexpected
+from holdfast.transports.codec import answer_fields, decode, for_peers, unexpected
 from holdfast.transports.door import identify, not_local
 from holdfast.transports.problem import problem_body, problem_headers
 from holdfast.transports.query import Query, whole
@@ -50,6 +51,7 @@ from holdfast.transports.query import Query, whole
 logger = logging.getLogger("holdfast.transports")
 
 BODY_TIMEOUT_S = 60.0  # for a whole body of at most a megabyte
+READY_TIMEOUT_S = 5.0  # probes give up after seconds, too
 MAX_NUMBER = 2**53  # what a browser's numbers hold
 _NO_STORE = {"cache-control": "no-store"}
 T = TypeVar("T")
@@ -208,7 +210,7 @@ async def read_body(request: Request, limit_bytes: int) -> bytes:
 
 
 def _digits(text: str | None) -> str:
-    return text if text is not None and text.isascii() and text.isdigit() else "0"
+    return text[:18] if text is not None and text.isascii() and text.isdigit() else "0"
 
 
 def _too_large(limit_bytes: int) -> TooLarge:
@@ -222,6 +224,7 @@ def _json(value: object, *, status: int = 200) -> Response:
 
 def problem_response(error: HoldfastError) -> Response:
     """`error` as an answer."""
+    error = for_peers(error)
     return Response(problem_body(error), status_code=error.status, headers=problem_headers(error))
 
 
@@ -236,10 +239,15 @@ async def health(hub: HubCore, request: Request) -> Response:
 
 
 async def ready(hub: HubCore, request: Request) -> Response:
-    """`/readyz`: the store is open and requests are welcome. Raises Draining, StoreUnavailable, …"""
+    """`/readyz`: the store answers and requests are welcome. Raises Draining, StoreUnavailable, …"""
     await hub.start()
     if hub.is_draining:
         raise Draining("the server is leaving")
+    try:
+        async with asyncio.timeout(READY_TIMEOUT_S):
+            await hub.info("readyz")  # any channel, whether it exists or not
+    except TimeoutError:
+        raise StoreUnavailable("the store did not answer in time") from None
     return _json({"status": "ready"})
 
 

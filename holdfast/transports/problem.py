@@ -11,6 +11,7 @@ import msgspec
 from starlette.types import Message
 
 from holdfast.core.errors import HoldfastError, MethodNotAllowed, Unauthenticated
+from holdfast.transports.codec import for_peers
 
 Headers = list[tuple[bytes, bytes]]
 
@@ -41,6 +42,7 @@ def problem_messages(
     error: HoldfastError, more: Headers | None = None, *, prefix: str = "http.response"
 ) -> tuple[Message, Message]:
     """The two ASGI messages of an answer that says `error`; `prefix` for a WebSocket that was not accepted."""
+    error = for_peers(error)
     body = problem_body(error)
     headers = [(name.encode(), value.encode()) for name, value in problem_headers(error).items()]
     headers += [(b"content-length", str(len(body)).encode()), *(more or ())]

@@ -44,13 +44,17 @@ from holdfast.hub.committer import Answer
 from holdfast.hub.feed import Behind, Feed
 from holdfast.hub.hub import HubCore
 from holdfast.hub.identity import Identity
-from holdfast.transports.codec import answer_fields, decode, unexpected
+from holdfast.transports.codec import answer_fields, decode, for_peers, unexpected
 from holdfast.transports.http import check_create
 from holdfast.transports.sse import RETRY_MS, allowed_history
 
 logger = logging.getLogger("holdfast.transports")
 
 PING_S = 5.0
+# Whoever drives this by a timer of whole seconds comes a little early now and then; a ping early is better than one
+# that waits for the next turn. For the same reason the first is due soon.
+PING_EARLY_S = 0.5
+FIRST_PING_S = 1.0
 # What an answer with a whole message may weigh is not known before; so many such requests may be unanswered.
 _MESSAGE_BYTES = 64 * KIB
 
@@ -208,7 +212,7 @@ class Session:
         self._unanswered = 0
         self._unanswered_bytes = 0
         self._pings = 0
-        self._ping_at_s = now_s + PING_S
+        self._ping_at_s = now_s + FIRST_PING_S
 
     # In
 
@@ -274,7 +278,7 @@ class Session:
             return reply
         if self.closing is not None:
             return None
-        if now_s >= self._ping_at_s:
+        if now_s >= self._ping_at_s - PING_EARLY_S:
             self._ping_at_s = now_s + PING_S
             self._pings += 1
             return f'{{"type":"ping","n":{self._pings}}}'
@@ -457,7 +461,7 @@ class Session:
     # Replies
 
     def _refuse(self, ref: Json, error: HoldfastError) -> None:
-        self._reply({**error.problem(), "type": "error", "ref": ref})
+        self._reply({**for_peers(error).problem(), "type": "error", "ref": ref})
 
     def _reply(self, frame: dict[str, Any]) -> None:
         text = encode_json(frame).decode()

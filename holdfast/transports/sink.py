@@ -62,7 +62,7 @@ class Sink:
 
     def write_batch(self, batch: EncodedBatch, chunks: Chunks) -> None:
         """Send a batch as Server-Sent Events, as `write` would."""
-        self.write({"type": "http.response.body", "body": batch.sse, "more_body": True})
+        self.write(batch.body)
 
     def end(self, last: Message | None = None, *, patience_s: float = LAST_WORDS_S) -> None:
         """Let `carry` return once `last` is sent, or what is being sent; at the latest in about `patience_s` seconds.
@@ -197,7 +197,7 @@ class HandSink(Sink):
         cycle = self._cycle
         chunk = chunks.of(batch) if cycle is not None and can_write(cycle) else None
         if chunk is None:
-            self.write({"type": "http.response.body", "body": batch.sse, "more_body": True})
+            self.write(batch.body)
         else:
             cycle.transport.write(chunk)
 

@@ -20,6 +20,7 @@ from holdfast.core.names import check_channel
 from holdfast.hub.feed import Behind, EncodedBatch, Feed
 from holdfast.hub.hub import HubCore
 from holdfast.hub.identity import Identity, Scope
+from holdfast.transports.chunks import Chunks
 from holdfast.transports.door import header, identify
 from holdfast.transports.problem import Headers
 from holdfast.transports.query import Query
@@ -43,6 +44,7 @@ class Open(Protocol):
 
     hub: HubCore
     wheel: Wheel
+    chunks: Chunks
 
     def cors(self, scope: Scope) -> Headers:
         """The CORS headers of an answer to this request."""
@@ -51,19 +53,20 @@ class Open(Protocol):
 class EventStream:
     """One viewer's stream of one channel."""
 
-    __slots__ = ("_catching_up", "_hub", "_is_ours", "_ping", "feed", "ping_s", "sink")
+    __slots__ = ("_app", "_catching_up", "_is_ours", "_ping", "feed", "ping_s", "sink")
 
-    def __init__(self, hub: HubCore, send: Send, *, is_ours: bool, ping_s: int | None) -> None:
-        self._hub = hub
+    def __init__(self, app: Open, send: Send, *, is_ours: bool, ping_s: int | None) -> None:
+        self._app = app
         self._is_ours = is_ours
         self._ping = _COMMENT if ping_s is None else _PING
         self._catching_up: asyncio.Task[None] | None = None
         self.ping_s = ping_s or HEARTBEAT_S
         self.feed: Feed | None = None
-        self.sink: Sink = HandSink(send, self) if hub.drive_by_hand else TaskSink(send, self)
+        self.sink: Sink = HandSink(send, self) if app.hub.drive_by_hand else TaskSink(send, self)
 
-    async def run(self, wheel: Wheel, receive: Receive) -> None:
+    async def run(self, receive: Receive) -> None:
         """Carry the stream until the peer leaves, or break it off: only a subclass may end it as complete."""
+        wheel = self._app.wheel
         slot = wheel.add(self, self.ping_s)
         try:
             self.wake()
@@ -85,7 +88,7 @@ class EventStream:
         sink = self.sink
         if sink.is_over:
             return
-        if self._hub.is_draining:
+        if self._app.hub.is_draining:
             self._leave()
             return
         feed = self.feed
@@ -120,7 +123,7 @@ class EventStream:
 
     def write_batch(self, batch: EncodedBatch) -> None:
         """Write what the feed gave."""
-        self.sink.write(batch.body)
+        self.sink.write_batch(batch, self._app.chunks)
 
     async def _catch_up(self, feed: Feed) -> None:
         try:
@@ -149,7 +152,7 @@ async def channel_events(app: Open, scope: Scope, receive: Receive, send: Send, 
         return
     try:
         await start_stream(app, scope, send)
-        await stream.run(app.wheel, receive)
+        await stream.run(receive)
     finally:
         stream.close()
 
@@ -169,7 +172,7 @@ async def _channel_stream(app: Open, scope: Scope, send: Send, channel: str) -> 
         if scope["method"] == "HEAD":
             await send_empty_stream(app, scope, send)
             return None
-        stream = EventStream(hub, send, is_ours=is_ours, ping_s=ping_s)
+        stream = EventStream(app, send, is_ours=is_ours, ping_s=ping_s)
         stream.feed = await hub.attach(channel, since, history=history, flush_ms=flush_ms, wake=stream.wake)
     except HoldfastError as error:
         if is_ours or not error.retry:

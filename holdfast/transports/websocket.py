@@ -125,7 +125,13 @@ class Socket:
             self._tasks = set()
         task = self._loop.create_task(job)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._task_ended)
+
+    def _task_ended(self, task: asyncio.Task[None]) -> None:
+        if self._tasks is not None:
+            self._tasks.discard(task)
+            if not self._tasks:
+                self._tasks = None  # an idle socket has nothing that it does not need
 
     def _pump(self) -> None:
         """Write while there is something to write and the peer takes it."""

@@ -31,6 +31,7 @@ class Wheel:
         self._slots: dict[tuple[int, int], Slot] = {}  # by period, and second within the period
         self._now_s = 0
         self._next = 0
+        self._due_s = 0.0  # of the next turn; a second after the last one was due, not after it came
         self._timer: asyncio.TimerHandle | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._emptied: asyncio.Future[None] | None = None
@@ -47,7 +48,8 @@ class Wheel:
         slot = self._slots.setdefault((period_s, self._next % period_s), set())
         slot.add(member)
         if self._timer is None:
-            self._timer = loop.call_later(1.0, self._turn)
+            self._due_s = loop.time()
+            self._wind(loop)
         return slot
 
     def remove(self, member: Beating, slot: Slot) -> None:
@@ -79,6 +81,10 @@ class Wheel:
     def _turn(self) -> None:
         self.tick()
         if self._slots and self._loop is not None:
-            self._timer = self._loop.call_later(1.0, self._turn)
+            self._wind(self._loop)
         else:
             self._timer = None
+
+    def _wind(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._due_s = max(self._due_s + 1.0, loop.time())
+        self._timer = loop.call_at(self._due_s, self._turn)

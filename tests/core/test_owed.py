@@ -24,6 +24,7 @@ from holdfast.core.events import (
     encode_json,
 )
 from holdfast.core.limits import Limits
+from holdfast.core.ops import Entry, Update
 from holdfast.core.owed import events_since, new_start, newest_messages, resumed
 from holdfast.core.state import TAIL_ENTRIES, ChannelState, apply_entry
 from holdfast.hub.feed import EncodedBatch
@@ -299,6 +300,17 @@ def test_from_the_store_text_is_still_one_append_and_a_reshaped_message_whole(de
     assert owed(other, 102) == [MessageUpdate(serial=103, message=desk.message("n"))]
     (append,) = [event for event in owed(other, 52) if isinstance(event, MessageAppend)]
     assert append == MessageAppend(serial=102, id="m", part=0, at=260, text=("0123456789" * 100)[260:])
+
+
+def test_an_entry_about_a_message_that_is_not_in_memory_is_not_passed_over_in_silence(desk: Desk) -> None:
+    desk.create("m", text="a")
+    desk.create("n", text="b")
+    desk.state.trim(0)
+    apply_entry(desk.state, Entry(3, Update(id="m", parts=None, meta={"x": 1}, at_ms=1)))
+    assert (desk.state.serial, desk.state.complete_since) == (3, 3)
+    assert owed(desk, 3) == []
+    with pytest.raises(AssertionError):
+        owed(desk, 2)
 
 
 def test_more_changed_messages_than_the_limit_are_none(desk: Desk) -> None:

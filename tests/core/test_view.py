@@ -12,8 +12,18 @@ from typing import Any
 
 import msgspec
 import pytest
+from msgspec.structs import replace
 
-from holdfast.core.events import Batch, ChannelAttached, MessageAppend, MessageUpdate, Page, encode_json, known_events
+from holdfast.core.events import (
+    Batch,
+    ChannelAttached,
+    MessageAppend,
+    MessageCreate,
+    MessageUpdate,
+    Page,
+    encode_json,
+    known_events,
+)
 from holdfast.core.model import Message
 from holdfast.core.text import Text
 from holdfast.core.view import View, ViewGap
@@ -125,6 +135,24 @@ def test_a_gap_says_where_it_was_and_is_counted() -> None:
     with pytest.raises(ViewGap, match="'m' has 3, an append came for 4"):
         view.receive(Batch(events=[MessageAppend(serial=2, id="m", part=0, at=4, text="x")], cursor="e:2"))
     assert (view.gaps, view.cursor, view.text("m")) == (1, None, "abc")
+
+
+def test_what_a_cut_batch_showed_of_a_log_that_is_gone_does_not_stay() -> None:
+    def attached(epoch: str, serial: int, *, resumed: bool = True) -> ChannelAttached:
+        return ChannelAttached(channel="c", epoch=epoch, serial=serial, resumed=resumed)
+
+    message = view_of("of the first life").messages()[0]
+    for events, cursor in (
+        ([attached("-", 0)], "-:0"),  # the channel was deleted meanwhile
+        ([attached("e2", 1), MessageCreate(serial=1, message=replace(message, id="n"))], "e2:1"),  # … and began anew
+    ):
+        view = View()
+        view.receive(Batch(events=[attached("-", 0, resumed=False)], cursor="-:0"))
+        view.receive(Batch(events=[attached("e1", 1), MessageCreate(serial=1, message=message)]))
+        assert [one.id for one in view.messages()] == ["m"]
+        view.cut()
+        view.receive(Batch(events=events, cursor=cursor))
+        assert [one.id for one in view.messages()] == (["n"] if cursor == "e2:1" else [])
 
 
 def test_a_message_that_is_not_shown_has_no_text() -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from holdfast.stores.base import Write
 from holdfast.stores.sqlite import SqliteStore
-from holdfast.testing.contract import MINUTE_MS, Chat, append, create, finish
+from holdfast.testing.contract import MINUTE_MS, Chat, append, create, finish, texts
 from tests.stores.files import opened, run_on_thread
 
 TOKEN = "word "
@@ -86,6 +86,18 @@ async def test_a_slot_is_used_again_for_a_somewhat_shorter_row(store: SqliteStor
     for _ in range(20):
         await chat.do(append("m1", "x" * 96))
     assert store.stats()["log_slots"] == 20
+
+
+async def test_rows_of_one_commit_take_slots_of_their_own(store: SqliteStore) -> None:
+    chat = Chat(store)
+    await chat.do(create("m1", streaming=True))
+    for _ in range(6):
+        await chat.do(append("m1", "0123456789" * 1_300))
+        await chat.do(documents=["m1"])
+    slots = store.stats()["log_slots"]
+    await chat.do(append("m1", "abcdefghij" * 1_300))
+    assert store.stats()["log_slots"] == slots
+    assert await texts(store, "c", "m1") == ["0123456789" * 7_800 + "abcdefghij" * 1_300]
 
 
 async def test_an_endless_message_pins_no_more_than_a_minute_of_the_log(store: SqliteStore) -> None:

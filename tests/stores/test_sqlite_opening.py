@@ -14,7 +14,6 @@ import pytest
 from holdfast.core.errors import LocalError, StoreInUse, StoreUnavailable, StoreUnusable
 from holdfast.stores.base import Committed, Head
 from holdfast.stores.sqlite import SqliteStore
-from holdfast.stores.sqlite_slots import pack
 from holdfast.testing.contract import Chat, append, create, finish
 from tests.stores.files import PATIENCE_S, no_thread_left, opened, read, run_from_outside, write
 
@@ -116,7 +115,7 @@ async def test_a_torn_file_is_refused(path: Path) -> None:
 async def test_a_log_that_cannot_be_read_is_refused(path: Path) -> None:
     async with opened(path) as store:
         await Chat(store).do_each(create("m1", streaming=True), append("m1", "a"))
-    run_from_outside(path, "UPDATE log SET body = ?", pack(b"\xc1" * 10, 16))
+    run_from_outside(path, "UPDATE log SET body = ?", b"\xc1" * 10)
     with pytest.raises(StoreUnusable, match="the log is damaged: slot 1 cannot be read"):
         await SqliteStore(path).open()
 
@@ -125,7 +124,7 @@ async def test_a_log_with_an_unknown_operation_is_refused(path: Path) -> None:
     async with opened(path) as store:
         await Chat(store).do_each(create("m1", streaming=True), finish("m1"))
     unknown = msgspec.msgpack.encode([[1, 2, 0, msgspec.msgpack.encode([99, ""])]])
-    run_from_outside(path, "UPDATE log SET body = ?", pack(unknown, 16))
+    run_from_outside(path, "UPDATE log SET body = ?", unknown)
     with pytest.raises(StoreUnusable, match="an operation that this Holdfast does not know"):
         await SqliteStore(path).open()
 

@@ -171,18 +171,15 @@ async def test_a_deleted_channel_breaks_the_stream_off(served: Served) -> None:
     assert done(stream) == []
 
 
-@pytest.mark.parametrize(("name", "pieces"), NASTY, ids=[name for name, _ in NASTY])
-async def test_text_that_breaks_naive_code_adds_up(served: Served, name: str, pieces: list[str]) -> None:
-    await begin(served)
-    stream = await Stream.open(served, f"{EVENTS}?flush_ms=0")
-    for index, piece in enumerate(pieces):
-        if index:
-            await append(served, piece)
-        else:
-            await change(served, "PUT", "/m1/parts/0", {"type": "text", "text": piece})
-    await change(served, "POST", "/m1/finish", {})
-    assert await stream.until_over() is True
-    assert added_up(stream) == "".join(pieces)
+async def test_text_that_breaks_naive_code_adds_up(served: Served) -> None:
+    for id, pieces in NASTY:
+        await change(served, "POST", "", {"id": id, "role": "assistant", "status": "streaming"})
+        stream = await Stream.open(served, f"/v1/channels/c/messages/{id}/events?flush_ms=0")
+        for piece in pieces:
+            await change(served, "POST", f"/{id}/append", {"text": piece})
+        await change(served, "POST", f"/{id}/finish", {})
+        assert await stream.until_over() is True
+        assert added_up(stream) == "".join(pieces)
 
 
 async def test_other_messages_of_the_channel_are_not_told(served: Served) -> None:

@@ -15,7 +15,8 @@ from holdfast.app import Hub
 from holdfast.core.errors import Forbidden
 from holdfast.hub.identity import Identity, allow_everyone
 from holdfast.transports import door
-from tests.transports.conftest import PATIENCE_S, new_hub
+from tests.transports.asgi import HERE, Headers, ask
+from tests.transports.conftest import new_hub
 
 PATHS = [
     "/",
@@ -30,57 +31,6 @@ PATHS = [
     "/v1/channels/c/messages/m/events",
     "/nothing",
 ]
-Headers = list[tuple[bytes, bytes]]
-HERE: Headers = [(b"host", b"localhost:8000")]
-
-
-async def ask(
-    app: Any,
-    path: str = "/v1/channels/c",
-    *,
-    headers: Headers = HERE,
-    client: tuple[str, int] | None = ("127.0.0.1", 5),
-    method: str = "GET",
-    kind: str = "http",
-    body: bytes = b"",
-    extensions: Any = None,
-    query: bytes = b"",
-) -> tuple[int, Any]:
-    """Status and problem of one request, or of a socket that is not accepted; (101, None) of one that is."""
-    sent: list[Any] = []
-    is_socket = kind == "websocket"
-    waiting: list[dict[str, Any]] = [{"type": "http.request", "body": body}]
-    if is_socket:
-        waiting = [{"type": "websocket.connect"}, {"type": "websocket.disconnect", "code": 1000}]
-
-    async def receive() -> Any:
-        if not waiting:
-            await asyncio.Event().wait()
-        return waiting.pop(0)
-
-    async def send(message: Any) -> None:
-        sent.append(message)
-
-    scope: dict[str, Any] = {
-        "type": kind,
-        "path": path,
-        "raw_path": path.encode(),
-        "root_path": "",
-        "query_string": query,
-        "headers": headers,
-        "client": client,
-        "extensions": extensions or {},
-    }
-    if not is_socket:
-        scope["method"] = method
-    async with asyncio.timeout(PATIENCE_S):
-        await app(scope, receive, send)
-    if sent[0]["type"] == "websocket.accept":
-        return 101, None
-    if sent[0]["type"] == "websocket.close":
-        return 403, sent[0]["reason"]
-    body = sent[1].get("body", b"")
-    return sent[0]["status"], json.loads(body)["code"] if sent[0]["status"] >= 400 else body
 
 
 @pytest.fixture

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import httpx2
 import pytest
 
 from holdfast.app import Hub
+from holdfast.core.errors import StoreUnavailable
+from holdfast.transports import http as http_module
+from tests.transports.asgi import ask
 from tests.transports.conftest import asking, new_hub
 
 MESSAGES = "/v1/channels/chat:1/messages"
@@ -404,6 +408,21 @@ async def test_a_hub_that_leaves_is_not_ready(hub: Hub, http: httpx2.AsyncClient
     assert (await http.get("/healthz")).status_code == 200
 
 
+async def test_a_hub_whose_store_does_not_answer_is_not_ready(
+    plain_http: httpx2.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def gone(*args: object) -> None:
+        raise StoreUnavailable("the disk is gone")
+
+    async def silent(*args: object) -> None:
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(http_module, "READY_TIMEOUT_S", 0.01)
+    for info in (gone, silent):
+        monkeypatch.setattr(Hub, "info", info)
+        assert refused(await plain_http.get("/readyz")) == (503, "store_unavailable")
+
+
 async def test_the_browsers_files_are_served_and_asked_for_again(plain_http: httpx2.AsyncClient) -> None:
     answer = await plain_http.get("/web/view.js")
     assert answer.headers["content-type"].startswith("text/javascript")
@@ -422,6 +441,12 @@ async def test_an_error_of_ours_says_nothing_of_itself(caplog: pytest.LogCapture
         hub.attach = None  # type: ignore[method-assign, assignment]
         for path in ("/v1/channels/c/events", "/v1/channels/c/poll"):
             assert refused(await http.get(path)) == (500, "internal")
+        hub.start = None  # type: ignore[method-assign, assignment]
+        assert await ask(hub, "/v1/ws", kind="websocket", extensions={"websocket.http.response": {}}) == (
+            500,
+            "internal",
+        )
+        del hub.start
     await hub.close()
 
 

@@ -12,7 +12,7 @@ import pytest
 from holdfast.app import Hub
 from holdfast.core.limits import Limits
 from holdfast.hub.identity import CAPABILITIES, Identity
-from holdfast.transports.session import PING_S, Session
+from holdfast.transports.session import Session
 from tests.transports.conftest import PATIENCE_S, new_hub
 
 
@@ -141,12 +141,20 @@ async def test_a_socket_is_full_while_its_requests_or_answers_weigh_too_much(own
 
 async def test_a_ping_is_due_every_five_seconds(own_hub: Hub) -> None:
     line = Line(own_hub)
-    assert line.session.next_deadline_s() == PING_S == 5.0
     assert line.take() is None
     for number in (1, 2, 3):
         line.now_s = line.session.next_deadline_s()
         assert line.take() == {"type": "ping", "n": number}
+        assert line.session.next_deadline_s() == line.now_s + 5.0
+        line.now_s += 4.4
         assert line.take() is None
+
+
+async def test_a_timer_of_five_seconds_that_is_not_quite_regular_skips_no_ping(own_hub: Hub) -> None:
+    line = Line(own_hub)
+    for turn in range(1, 10):
+        line.now_s = 5.0 * turn + (0.05 if turn % 2 else -0.05)
+        assert line.take() == {"type": "ping", "n": turn}
 
 
 async def test_after_goodbye_nothing_is_heard_and_nothing_is_owed(own_hub: Hub) -> None:

@@ -8,6 +8,7 @@ import os
 import struct
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 import pytest
@@ -22,7 +23,7 @@ from holdfast.testing.proxy import FaultProxy
 from holdfast.testing.rawviewer import WsViewer, encode_frame
 from holdfast.transports.app import App
 from tests.transports.conftest import PATIENCE_S, Served, new_hub, serving
-from tests.transports.test_sse import pass_seconds, wheel
+from tests.transports.test_sse import is_complete, pass_seconds, wheel
 from tests.transports.watching import NASTY, stored, write
 
 Json = dict[str, Any]
@@ -168,27 +169,27 @@ async def test_a_viewer_in_mid_answer_gets_all_text_in_one_event_and_then_the_st
             assert viewer.checker.violations == []
 
 
-@pytest.mark.parametrize(("name", "pieces"), NASTY, ids=[name for name, _ in NASTY])
-async def test_text_that_breaks_naive_code_arrives_as_it_is(served: Served, name: str, pieces: list[str]) -> None:
+async def test_text_that_breaks_naive_code_arrives_as_it_is(served: Served) -> None:
     async with watching(served, attach_fields={"flush_ms": 0}) as live:
         await live.until_attached()
-        text = await write(served.hub, "c", pieces)
-        await live.until(lambda: live.checker.status("m1") == "complete")
-        assert live.checker.text("m1") == text
+        texts = {id: await write(served.hub, "c", pieces, id=id) for id, pieces in NASTY}
+        for id in texts:
+            await live.until(partial(is_complete, live, id))
+        assert {id: live.checker.text(id) for id in texts} == texts
         assert live.checker.violations == []
 
 
-@pytest.mark.parametrize(("name", "pieces"), NASTY, ids=[name for name, _ in NASTY])
-async def test_text_that_breaks_naive_code_is_taken_as_it_is(served: Served, name: str, pieces: list[str]) -> None:
+async def test_text_that_breaks_naive_code_is_taken_as_it_is(served: Served) -> None:
     async with dialled(served) as peer:
-        await peer.ask("create", channel="c", id="m1", role="assistant", status="streaming")
-        at = 0
-        for piece in pieces:
-            reply = await peer.ask("append", channel="c", id="m1", at=at, text=piece)
-            at += len(piece)
-            assert (reply["type"], reply["length"]) == ("ok", at)
-        await peer.ask("finish", channel="c", id="m1")
-    assert (await served.hub.read("c", "m1"))[0].text == "".join(pieces)
+        for id, pieces in NASTY:
+            await peer.ask("create", channel="c", id=id, role="assistant", status="streaming")
+            at = 0
+            for piece in pieces:
+                reply = await peer.ask("append", channel="c", id=id, at=at, text=piece)
+                at += len(piece)
+                assert (reply["type"], reply["length"]) == ("ok", at)
+            await peer.ask("finish", channel="c", id=id)
+            assert (await served.hub.read("c", id))[0].text == "".join(pieces)
 
 
 async def test_a_cursor_brings_what_was_missed_whichever_transport_gave_it(served: Served) -> None:

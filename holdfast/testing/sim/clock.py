@@ -21,7 +21,7 @@ from holdfast.hub.clock import Clock
 T = TypeVar("T")
 
 START_MS = 1_750_000_000_000  # some day in 2025
-MAX_STEPS_AT_ONCE = 200_000  # that many callbacks without time moving is a loop that waits for nothing
+MAX_STEPS_AT_ONCE = 50_000  # that many callbacks without time moving is a loop that waits for nothing
 
 
 class Stuck(Exception):
@@ -123,6 +123,10 @@ class VirtualLoop(asyncio.BaseEventLoop):
         process.is_held = False
         held, process.held = process.held, []
         self._due.extend(held)  # type: ignore[arg-type]
+
+    def go_on(self) -> None:
+        """After `Stuck`: try again for as long."""
+        self._steps_at_once = 0
 
     def _run_once(self) -> None:
         """What `run_forever` repeats: run what is due; if nothing is, let time jump."""

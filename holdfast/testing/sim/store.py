@@ -52,7 +52,7 @@ class SimStore:
         self.free_at_s = 0.0  # an exclusive store does one thing after another
         self.memory = MemoryStore()
         self._truth = truth
-        self._trace = trace
+        self.trace = trace
         self._done: list[Done] = []
         self._synced = 0  # so many of them survive a power cut, if the store is set to gamble
         self._epochs = 0
@@ -66,11 +66,11 @@ class SimStore:
         results = _now(self.memory.commit(writes))
         for write, result in zip(writes, results, strict=True):
             if isinstance(result, Conflict):
-                self._trace.add(f"store {who} {write.channel} expected {write.expected}: conflict at {result.head}")
+                self.trace.add(f"store {who} {write.channel} expected {write.expected}: conflict at {result.head}")
                 continue
             entries = " ".join(shown(entry.op) for entry in write.entries)
             documents = " ".join(document.id for document in write.documents)
-            self._trace.add(
+            self.trace.add(
                 f"store {who} {write.channel} {write.epoch}:{write.expected} + {len(write.entries)} {entries}"
                 + (f" documents {documents}" if documents else "")
             )
@@ -82,7 +82,7 @@ class SimStore:
 
     def delete_channel(self, who: str, channel: str, used_up: Sequence[str], until_ms: int) -> Head:
         """Empty the channel now."""
-        self._trace.add(f"store {who} {channel} deleted, used up: {' '.join(used_up)}")
+        self.trace.add(f"store {who} {channel} deleted, used up: {' '.join(used_up)}")
         self._truth.channel_deleted(channel, used_up)
         fields = {"used_up": used_up, "until_ms": until_ms}
         self._done.append(("delete_channel", (channel,), fields))
@@ -110,7 +110,7 @@ class SimStore:
         kept, lost = self._done[: self._synced], len(self._done) - self._synced
         heads = self._heads(kept)
         epochs = {channel: self._new_epoch() for channel, head in heads.items() if head.serial}
-        self._trace.add(f"power is lost, and with it {lost} of {len(self._done)} commits")
+        self.trace.add(f"power is lost, and with it {lost} of {len(self._done)} commits")
         self.memory = MemoryStore()
         self._done = [_in_epochs(done, heads, epochs) for done in kept]
         for name, arguments, fields in self._done:
@@ -160,6 +160,7 @@ class StoreLine:
         self.is_severed = False  # the run is over: nothing gets through any more
         self._store = store
         self._process = process
+        self._trace = store.trace
         self._draw = draw
         self._waiting: dict[int, Callable[[], None]] = {}  # what was sent and not carried out
         self._sent = 0
@@ -189,10 +190,8 @@ class StoreLine:
 
     async def page(self, channel: str, *, before: int | None, limit: int, limit_bytes: int) -> StoredPage:
         """`Store.page`."""
-        memory = self._store.memory
-        return await self._call(
-            lambda: _now(memory.page(channel, before=before, limit=limit, limit_bytes=limit_bytes))
-        )
+        fields = {"before": before, "limit": limit, "limit_bytes": limit_bytes}
+        return await self._call(lambda: _now(self._store.memory.page(channel, **fields)))
 
     async def streaming(self, channel: str | None = None) -> list[StreamingMessage]:
         """`Store.streaming`."""
@@ -220,55 +219,50 @@ class StoreLine:
         """An embedded store dies with its process: what waits is done or not, in order."""
         if not self._store.is_exclusive:
             return
-        waiting, self._waiting = list(self._waiting.values()), {}
+        waiting = list(self._waiting.values())
+        self._store.free_at_s = self._store.loop.time()
         for carry_out in waiting[: self._draw.randrange(len(waiting) + 1)]:
-            carry_out()
+            self._trace.guarded(carry_out)
+        self._waiting.clear()
 
     async def _call(self, action: Callable[[], T], *, is_commit: bool = False) -> T:
         store, weather, draw, loop = self._store, self._store.weather, self._draw, self._store.loop
         if self.is_severed:
             raise StoreUnavailable("the run is over")
-        answered: asyncio.Future[T] = loop.create_future()
         delay_s = draw.uniform(*weather.store_s)
         if draw.random() < weather.slow_chance:
             delay_s = draw.uniform(1.0, 40.0 if is_commit else 5.0)
-        due_s = loop.time() + delay_s
+        begins_s = loop.time()
         if store.is_exclusive:
-            due_s = store.free_at_s = max(store.free_at_s, loop.time()) + delay_s
+            begins_s = max(store.free_at_s, begins_s)
+            store.free_at_s = begins_s + delay_s
         is_down = loop.time() < store.down_until_s or draw.random() < weather.down_chance
         is_unknown = is_commit and not is_down and draw.random() < weather.unknown_chance
-        is_lost = is_unknown and draw.random() < 0.5
+        is_lost = is_down or (is_unknown and draw.random() < 0.5)
+        answered: asyncio.Future[T] = loop.create_future()
+        result: list[T] = []
         self._sent += 1
         ticket = self._sent
 
         def carry_out() -> None:
-            if is_down:
-                _fail(answered, StoreUnavailable("the store is down"))
-                return
-            result: Any = None
-            if not is_lost:
-                try:
-                    result = action()
-                except Violation as violation:
-                    _fail(answered, violation)
-                    raise
-            if is_unknown:
-                _fail(answered, CommitUnknown("the connection to the store was lost"))
-            elif not answered.done():
-                answered.set_result(result)
+            """In the store, at some moment while the call is under way."""
+            if self._waiting.pop(ticket, None) is not None and not is_lost:
+                result.append(action())
 
-        def arrive() -> None:
-            if self._waiting.pop(ticket, None) is not None:
-                carry_out()
+        def answer() -> None:
+            if answered.done() or not self._process.is_alive:
+                return
+            if is_down:
+                answered.set_exception(StoreUnavailable("the store is down"))
+            elif is_unknown:
+                answered.set_exception(CommitUnknown("the connection to the store was lost"))
+            elif result:
+                answered.set_result(result[0])
 
         self._waiting[ticket] = carry_out
-        loop.call_at(due_s, arrive, context=NOWHERE)
+        loop.call_at(begins_s + delay_s * draw.random(), self._trace.guarded, carry_out, context=NOWHERE)
+        loop.call_at(begins_s + delay_s, answer, context=NOWHERE)
         return await answered
-
-
-def _fail(answered: asyncio.Future[T], error: BaseException) -> None:
-    if not answered.done():
-        answered.set_exception(error)
 
 
 def _now(call: Coroutine[Any, Any, T]) -> T:

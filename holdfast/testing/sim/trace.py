@@ -6,8 +6,10 @@ wording of a warning) must not enter it, and goes to `note` instead.
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 from collections import deque
+from collections.abc import Callable
 
 from holdfast.testing.sim.clock import VirtualLoop
 
@@ -23,6 +25,8 @@ class Trace:
 
     def __init__(self, loop: VirtualLoop) -> None:
         self.count = 0
+        self.violation: Violation | None = None  # the first one
+        self.violated: asyncio.Future[None] = loop.create_future()  # done when there is one
         self._loop = loop
         self._last: deque[tuple[float, str]] = deque(maxlen=KEPT)
         self._digest = hashlib.blake2b(digest_size=8)
@@ -37,6 +41,20 @@ class Trace:
     def note(self, text: str) -> None:
         """Something worth reading that need not be the same the next time."""
         self._last.append((self._loop.time(), text))
+
+    def violate(self, violation: Violation) -> None:
+        """The run has failed."""
+        if self.violation is None:
+            self.violation = violation
+            self.add(f"VIOLATION: {violation}")
+            self.violated.set_result(None)
+
+    def guarded(self, call: Callable[[], None]) -> None:
+        """Call `call`, where nobody else would hear of a violation that it raises."""
+        try:
+            call()
+        except Violation as violation:
+            self.violate(violation)
 
     @property
     def digest(self) -> str:

@@ -1,0 +1,610 @@
+"""Those who write: over HTTP, over a socket, in the hub's process; and those who edit, stop, take over and delete.
+
+You are in `testing.sim`. Each behaves as the protocol asks of a good client: it keeps its text until it is stored,
+resends what was not answered, goes back where it was refused for now. So every refusal that is not one of the weather's
+or of another writer's doing is a violation, and so is every answer that was not stored when it was given.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Coroutine
+from random import Random
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from holdfast.core.errors import (
+    Busy,
+    Deleted,
+    Draining,
+    Fenced,
+    Finished,
+    HoldfastError,
+    LocalError,
+    NotFound,
+    StillStreaming,
+    StoreUnavailable,
+)
+from holdfast.core.model import Message, Part
+from holdfast.core.ops import Writer
+from holdfast.core.requests import Asker, TakeOver
+from holdfast.hub.hub import HubCore
+from holdfast.hub.writer import MessageWriter
+from holdfast.testing.sim.checks import check_message, check_refusal, check_serial, check_text
+from holdfast.testing.sim.network import Answer, Caller, Lost, within
+from holdfast.testing.sim.trace import Violation
+from holdfast.testing.sim.truth import text_of
+
+if TYPE_CHECKING:
+    from holdfast.testing.sim.world import Node, World
+
+ANSWER_S = 12.0  # how long an answer is waited for
+SILENCE_S = 12.0  # of a socket that is pinged every 5 s
+STUCK_S = 120.0  # when all is well, nobody is refused for so long
+ODD = ("🙂", "中文", "e\u0301", "\r\n", "\u2028", " data: x", "\n\n", "𝒳", "שלום", "\x00")
+AWAY = (Draining, LocalError, StoreUnavailable, Busy)  # refusals of a hub that leaves, or whose store fails
+
+
+class Person:
+    """Somebody with a name, a mind of their own, and a connection."""
+
+    def __init__(self, world: World, name: str) -> None:
+        self.world = world
+        self.name = name
+        self.draw = Random(f"{world.plan.seed}/{name}")
+        self.caller = Caller(world.net, self.draw)
+        self._count = 0
+
+    def new_id(self) -> str:
+        """An id that nobody else uses."""
+        self._count += 1
+        return f"{self.name}.{self._count}"
+
+    async def pause(self, low_s: float, high_s: float) -> None:
+        """Wait for some time."""
+        await asyncio.sleep(self.draw.uniform(low_s, high_s))
+
+    async def some_node(self) -> Node:
+        """A place where a hub runs; waits for one. In calm weather they are all there."""
+        while True:
+            nodes = [node for node in self.world.nodes if node.is_up]
+            if nodes:
+                return self.draw.choice(nodes)
+            await self.pause(0.05, 0.5)
+
+    async def call(self, method: str, path: str, body: object = None, *, query: str = "") -> Answer:
+        """Ask once. Raises Lost."""
+        node = await self.some_node()
+        process, hub = node.process, node.hub
+        text = json.dumps(body) if body is not None else ""
+        query = f"client={self.name}&{query}"
+        return await self.caller.request(process, hub, method, path, text, query=query, patience_s=ANSWER_S)
+
+    async def ask(self, method: str, path: str, body: object = None, *, query: str = "") -> Reply:
+        """Ask until there is an answer that is not "come again"."""
+        since = self.world.truth.stamp
+        begun_s = self.world.loop.time()
+        while True:
+            try:
+                answer = await self.call(method, path, body, query=query)
+            except Lost:
+                answer = None
+            if answer is not None:
+                reply = Reply(answer, since)
+                if reply.status not in (429, 503):
+                    self.world.trace.add(f"{self.name} {method} {path}: {reply.status} {reply.gist}")
+                    return reply
+            self.check_patience(begun_s, f"{method} {path}")
+            await self.pause(0.05, 1.0)
+
+    def check_patience(self, begun_s: float, what: str) -> None:
+        """Raises Violation if nobody answers for long although all is well."""
+        if self.world.loop.time() - max(begun_s, self.world.calm_s) > STUCK_S:
+            raise Violation(f"{self.name} asks in vain, though all is well: {what}")
+
+
+class Reply:
+    """An answer over HTTP, decoded."""
+
+    def __init__(self, answer: Answer, since: int) -> None:
+        self.status = answer.status
+        self.stamp = answer.stamp
+        self.since = since
+        self.fields: dict[str, Any] = json.loads(answer.body) if answer.body else {}
+        self.code: str = self.fields.get("code", "") if answer.status >= 400 else ""
+
+    @property
+    def gist(self) -> str:
+        """The answer in a few words."""
+        fields = ("code", "serial", "part", "length", "generation")
+        return " ".join(f"{name}={self.fields[name]}" for name in fields if name in self.fields)
+
+    def message(self) -> Message:
+        """The message in it."""
+        return msgspec.convert(self.fields["message"], Message)
+
+
+class Author(Person):
+    """Writes one message after another."""
+
+    async def run(self) -> None:
+        """Until the weather calms down; what was begun is brought to its end."""
+        while not self.world.is_calm:
+            await self.write(self.draw.choice(self.world.channels))
+            await self.pause(0.0, 2.0)
+
+    async def write(self, channel: str) -> None:
+        """One message."""
+        raise NotImplementedError
+
+    def piece(self, message_id: str, count: int) -> str:
+        """Some text that stands in no other place."""
+        odd = self.draw.choice(ODD) if self.draw.random() < 0.2 else ""
+        filler = "x" * self.draw.choice((0, 0, 0, 3, 40))
+        return f"{message_id[0]}{message_id.rpartition('.')[2]}w{count}{filler}{odd} "
+
+    def is_excused(self, channel: str, since: int) -> bool:
+        """May what was acknowledged since be gone? When somebody deleted the channel, or a gambling store lost it."""
+        return self.world.truth.was_disturbed(channel, since)
+
+    def check_refused(self, channel: str, message_id: str, code: str, since: int, stamp: int) -> None:
+        """Raises Violation unless somebody else had ended the message, or it is excused."""
+        if code in ("finished", "deleted", "fenced"):
+            if check_refusal(self.world.truth, channel, message_id, code, 1, since=since, stamp=stamp):
+                return
+        if not self.is_excused(channel, since):
+            raise Violation(f"{self.name} was refused with {code} for {message_id} on {channel}")
+
+    def check_whole(self, channel: str, message_id: str, parts: list[Part], since: int, *, status: str | None) -> None:
+        """All that was accepted is stored, and nothing else, unless somebody else had a hand in it."""
+        truth = self.world.truth
+        life = truth.head(channel)
+        message = life.now(message_id)
+        if self.is_excused(channel, since) or life.is_deleted(message_id) or life.takeovers.get(message_id):
+            return
+        if message is None:
+            raise Violation(f"{self.name}: {message_id} is not stored")
+        if message.parts != parts and (channel, message_id) not in self.world.edited:
+            raise Violation(f"{self.name} wrote to {message_id}\n  {parts}, stored is\n  {message.parts}")
+        if status is not None and message.status != status:
+            raise Violation(f"{self.name}: {message_id} is {message.status}, not {status}")
+
+
+class Remote(Author):
+    """Writes over HTTP, one request at a time.
+
+    A request that was given up may still be carried out later. So text that may be under way is not replaced, and a
+    part that was opened by an append stays a text.
+    """
+
+    def __init__(self, world: World, name: str) -> None:
+        super().__init__(world, name)
+        self._unclear: set[int] = set()  # parts that text may be under way to
+
+    async def write(self, channel: str) -> None:
+        begun = self.world.truth.stamp
+        message_id = self.new_id()
+        self._unclear.clear()
+        parts: list[Part] = [{"type": "text", "text": "begin "}] if self.draw.random() < 0.3 else []
+        body: dict[str, Any] = {"id": message_id, "role": "assistant", "status": "streaming", "meta": {"n": self.name}}
+        if parts:
+            body["parts"] = parts
+        if not await self._send(channel, message_id, "POST", "", body, begun):
+            return
+        acked: dict[int, int] = {index: len(text_of(part)) for index, part in enumerate(parts)}
+        for count in range(self.draw.randrange(1, 25)):
+            kind = self.draw.choice(("append",) * 8 + ("open", "replace"))
+            if not parts:
+                parts.append({"type": "text", "text": ""})
+                acked[0] = -1  # it opens with its first text
+                self._unclear.add(0)
+            growing = [index for index, part in enumerate(parts) if part["type"] != "data"]
+            if kind == "append" and growing:
+                index = self.draw.choice(growing)
+                if not await self._append(channel, message_id, parts, acked, index, count, begun):
+                    return
+            elif not await self._put(channel, message_id, parts, acked, kind, count, begun):
+                return
+            await self.pause(0.0, self.world.plan.token_s)
+        status = self.draw.choice(("complete", "complete", "failed"))
+        end = {"status": status, "request": self.new_id()}
+        if await self._send(channel, message_id, "POST", f"/{message_id}/finish", end, begun):
+            self.check_whole(channel, message_id, parts, begun, status=status)
+
+    async def _send(self, channel: str, message_id: str, method: str, path: str, body: object, begun: int) -> bool:
+        """Ask and check the answer; False: the message is no longer ours."""
+        path = f"/v1/channels/{channel}/messages{path}"
+        reply = await self.ask(method, path, body)
+        if reply.status >= 400:
+            self.check_refused(channel, message_id, reply.code, begun, reply.stamp)
+            return False
+        truth = self.world.truth
+        check_serial(truth, channel, message_id, reply.fields["serial"], since=begun, stamp=reply.stamp)
+        if "message" in reply.fields:
+            check_message(truth, channel, reply.message(), reply.stamp)
+        return True
+
+    async def _put(
+        self, channel: str, message_id: str, parts: list[Part], acked: dict[int, int], kind: str, count: int, begun: int
+    ) -> bool:
+        clear = [index for index in range(len(parts)) if index not in self._unclear]
+        index = self.draw.choice(clear) if kind == "replace" and clear else len(parts)
+        part: Part = self.draw.choice(
+            (
+                {"type": "data", "name": "bar", "data": count},
+                {"type": "reasoning", "text": self.piece(message_id, count)},
+                {"type": "tool", "call": f"c{count}", "name": "t", "input": ""},
+                {"type": "text", "text": self.piece(message_id, count)},
+            )
+        )
+        query = f"request={self.new_id()}&client={self.name}"
+        path = f"/v1/channels/{channel}/messages/{message_id}/parts/{index}"
+        reply = await self.ask("PUT", path, part, query=query)
+        if reply.status >= 400:
+            self.check_refused(channel, message_id, reply.code, begun, reply.stamp)
+            return False
+        parts[index : index + 1] = [part]
+        acked[index] = len(text_of(part))
+        check_serial(self.world.truth, channel, message_id, reply.fields["serial"], since=begun, stamp=reply.stamp)
+        return True
+
+    async def _append(
+        self, channel: str, message_id: str, parts: list[Part], acked: dict[int, int], index: int, count: int, begun: int
+    ) -> bool:
+        """Append to a part until all it should have is acknowledged; what comes meanwhile is sent along."""
+        path = f"/v1/channels/{channel}/messages/{message_id}/append"
+        part = parts[index]
+        key = "input" if part["type"] == "tool" else "text"
+        parts[index] = part = {**part, key: part[key] + self.piece(message_id, count)}
+        begun_s = self.world.loop.time()
+        tries = 0
+        while acked[index] < len(part[key]):
+            # Now and then something is sent again that was answered already.
+            at = max(0, acked[index] - (self.draw.randrange(20) if self.draw.random() < 0.2 else 0))
+            text = part[key][at:]
+            body: dict[str, Any] = {"text": text, "at": at}
+            if acked[index] >= 0:
+                body["part"] = index
+            try:
+                reply = Reply(await self.call("POST", path, body), begun)
+            except Lost:
+                reply = None
+                self._unclear.add(index)
+            tries += 1
+            if reply is not None and reply.status == 200:
+                self.world.trace.add(f"{self.name} append {message_id}.{index} {at}+{len(text)}: {reply.gist}")
+                length = reply.fields["length"]
+                if reply.fields["part"] != index or length < at + len(text):
+                    raise Violation(f"{self.name} appended {at}+{len(text)} to {message_id}.{index}: {reply.fields}")
+                serial, stamp = reply.fields["serial"], reply.stamp
+                check_text(
+                    self.world.truth, channel, message_id, index, at, text, serial, since=begun, stamp=stamp
+                )
+                acked[index] = length
+            elif reply is not None and reply.status not in (429, 503):
+                self.world.trace.add(f"{self.name} append {message_id}.{index} {at}+{len(text)}: {reply.gist}")
+                self.check_refused(channel, message_id, reply.code, begun, reply.stamp)
+                if reply.code != "gap":
+                    return False
+                acked[index] = reply.fields["length"]
+            else:
+                self.check_patience(begun_s, f"append to {message_id}")
+                await self.pause(0.02, 0.5)
+                if tries < 5:
+                    parts[index] = part = {**part, key: part[key] + self.piece(message_id, count * 100 + tries)}
+        return True
+
+
+class Piper(Author):
+    """Writes over a socket without waiting for answers; after a break it sends again from the first unanswered."""
+
+    async def write(self, channel: str) -> None:
+        begun = self.world.truth.stamp
+        message_id = self.new_id()
+        frames, parts = self._script(channel, message_id)
+        position = 0
+        begun_s = self.world.loop.time()
+        while position is not None and position < len(frames):
+            node = await self.some_node()
+            try:
+                stream = await self.caller.socket(node.process, node.hub, patience_s=ANSWER_S)
+            except Lost:
+                self.check_patience(begun_s, f"a socket to write {message_id}")
+                await self.pause(0.05, 1.0)
+                continue
+            pipe = _Pipeline(self, channel, message_id, frames, position, begun)
+            try:
+                while not pipe.is_over:
+                    await pipe.send(stream)
+                    data = await within(SILENCE_S, stream.take)
+                    if not data.data:
+                        raise Lost("closed")
+                    pipe.receive(json.loads(data.data), data.stamp)
+                    self.check_patience(begun_s, f"to write {message_id}")
+            except Lost:
+                await self.pause(0.05, 1.0)
+            finally:
+                stream.leave()
+            if pipe.is_refused:
+                return
+            position = pipe.position
+        self.check_whole(channel, message_id, parts, begun, status="complete")
+
+    def _script(self, channel: str, message_id: str) -> tuple[list[dict[str, Any]], list[Part]]:
+        """The frames of one message, and the parts it will have."""
+        about = {"channel": channel, "id": message_id}
+        frames: list[dict[str, Any]] = [{"type": "create", **about, "role": "assistant", "status": "streaming"}]
+        parts: list[Part] = []
+        for count in range(self.draw.randrange(1, 30)):
+            if not parts or self.draw.random() < 0.1:
+                part: Part = {"type": self.draw.choice(("text", "reasoning")), "text": ""}
+                frames.append({"type": "part", **about, "part": len(parts), "value": part, "request": self.new_id()})
+                parts.append(part)
+            index = self.draw.randrange(len(parts))
+            text, before = self.piece(message_id, count), parts[index]["text"]
+            frames.append({"type": "append", **about, "part": index, "at": len(before), "text": text})
+            parts[index] = {**parts[index], "text": before + text}
+        frames.append({"type": "finish", **about, "request": self.new_id()})
+        return frames, parts
+
+
+class _Pipeline:
+    """What is under way on one socket."""
+
+    def __init__(
+        self, writer: Piper, channel: str, message_id: str, frames: list[dict[str, Any]], position: int, begun: int
+    ) -> None:
+        self.position = position  # the first frame that is not acknowledged
+        self.is_refused = False  # the message is no longer ours
+        self._writer = writer
+        self._world = writer.world
+        self._channel = channel
+        self._message_id = message_id
+        self._frames = frames
+        self._next = position
+        self._begun = begun
+        self._window = writer.draw.choice((1, 4, 20))
+        self._under_way: dict[int, None] = {}
+        self._acked: set[int] = set()
+        self._goes_back = False
+
+    @property
+    def is_over(self) -> bool:
+        """Is all of it acknowledged, or refused for good?"""
+        return self.is_refused or self.position == len(self._frames)
+
+    async def send(self, stream: Any) -> None:
+        """Send what may be sent."""
+        writer = self._writer
+        if self._goes_back and not self._under_way:
+            await writer.pause(0.1, 1.0)
+            self._goes_back, self._next = False, self.position
+            self._acked.clear()
+        while not self._goes_back and self._next < len(self._frames) and len(self._under_way) < self._window:
+            stream.send(json.dumps({**self._frames[self._next], "ref": self._next}))
+            self._under_way[self._next] = None
+            self._next += 1
+            if writer.draw.random() < 0.4:
+                await writer.pause(0.0, self._world.plan.token_s)
+
+    def receive(self, frame: dict[str, Any], stamp: int) -> None:
+        """Take a frame of the server's."""
+        match frame["type"]:
+            case "ok":
+                self._ok(frame, stamp)
+            case "error":
+                self._error(frame, stamp)
+            case "bye":
+                raise Lost("sent away")
+
+    def _ok(self, frame: dict[str, Any], stamp: int) -> None:
+        ref = frame["ref"]
+        asked = self._frames[ref]
+        self._world.trace.add(f"{self._writer.name} {asked['type']} {self._message_id} #{ref}: {frame.get('serial')}")
+        self._under_way.pop(ref)
+        self._acked.add(ref)
+        while self.position in self._acked:
+            self.position += 1
+        truth, channel = self._world.truth, self._channel
+        if asked["type"] == "append":
+            at, text, part, serial = asked["at"], asked["text"], asked["part"], frame["serial"]
+            check_text(
+                truth, channel, self._message_id, part, at, text, serial, since=self._begun, stamp=stamp
+            )
+        else:
+            check_serial(truth, channel, self._message_id, frame["serial"], since=self._begun, stamp=stamp)
+
+    def _error(self, frame: dict[str, Any], stamp: int) -> None:
+        ref, code = frame["ref"], frame["code"]
+        self._world.trace.add(f"{self._writer.name} #{ref} {self._message_id}: {code}")
+        self._under_way.pop(ref)
+        if frame["status"] in (429, 503):
+            self._goes_back = True
+        elif not (self._goes_back and code in ("gap", "not_found", "no_part")):
+            # What follows a frame that was refused for now may lack it; nothing else may.
+            self._writer.check_refused(self._channel, self._message_id, code, self._begun, stamp)
+            self.is_refused = True
+
+
+class Insider(Author):
+    """Writes in the hub's process, with the Python API; dies with it."""
+
+    async def write(self, channel: str) -> None:
+        node = await self.some_node()
+        await node.inside(self._answer(node.hub, channel))
+
+    async def _answer(self, hub: HubCore, channel: str) -> None:
+        begun = self.world.truth.stamp
+        message_id = self.new_id()
+        parts: list[Part] = []
+        status: str | None = "complete"
+        try:
+            async with hub.message(channel, id=message_id, author=self.name, meta={"n": 0}) as message:
+                await self._write_to(message, parts, begun)
+        except _Oops:
+            # How it ended is said as well as possible; a store that fails, or a hub that leaves, may hear nothing.
+            self.world.trace.add(f"{self.name} failed on purpose at {message_id}")
+            if hub.is_draining or not self.world.is_well_for(STUCK_S):
+                return
+            status = "failed"
+        except (Finished, Deleted, Fenced, NotFound) as error:
+            self.check_refused(channel, message_id, error.code, begun, self.world.truth.stamp)
+            return
+        except AWAY as error:
+            self.world.trace.add(f"{self.name} gives up {message_id}: {error.code}")
+            if isinstance(error, StoreUnavailable | Busy) and self.world.is_well_for(STUCK_S):
+                raise Violation(f"{self.name} could not write {message_id}, though all is well: {error!r}") from None
+            return
+        self.check_whole(channel, message_id, parts, begun, status=status)
+
+    async def _write_to(self, message: MessageWriter, parts: list[Part], begun: int) -> None:
+        draw = self.draw
+        for count in range(draw.randrange(1, 40)):
+            kind = draw.choice(("append",) * 10 + ("into", "open", "replace", "meta", "flush"))
+            growing = [index for index, part in enumerate(parts) if part["type"] != "data"]
+            text = self.piece(message.id, count)
+            if kind == "append" or (kind == "into" and not growing) or (kind == "replace" and not parts):
+                texts = [index for index, part in enumerate(parts) if part["type"] == "text"]
+                if not texts:
+                    parts.append({"type": "text", "text": ""})
+                    texts = [len(parts) - 1]
+                _grow(parts, texts[-1], text)
+                await message.append(text)
+            elif kind == "into":
+                index = draw.choice(growing)
+                _grow(parts, index, text)
+                await message.append(text, part=index)
+            elif kind in ("open", "replace"):
+                index = len(parts) if kind == "open" else draw.randrange(len(parts))
+                part: Part = draw.choice(
+                    (
+                        {"type": "data", "name": "bar", "data": count},
+                        {"type": "text", "text": text},
+                        {"type": "tool", "call": "c", "name": "t", "input": text},
+                    )
+                )
+                parts[index : index + 1] = [part]
+                await message.part(part, index=index)
+            elif kind == "meta":
+                await message.update(meta={"n": count})
+            else:
+                await message.flush()
+                self.check_whole(message.channel, message.id, parts, begun, status=None)
+            if draw.random() < 0.5:
+                await self.pause(0.0, self.world.plan.token_s)
+        if draw.random() < 0.1:
+            raise _Oops
+
+
+class _Oops(Exception):
+    pass
+
+
+def _grow(parts: list[Part], index: int, text: str) -> None:
+    key = "input" if parts[index]["type"] == "tool" else "text"
+    parts[index] = {**parts[index], key: parts[index][key] + text}
+
+
+class Editor(Author):
+    """Says something, changes and deletes what others said, stops and takes over what they write."""
+
+    async def run(self) -> None:
+        while not self.world.is_calm:
+            await self.do(self.draw.choice(self.world.channels), self.draw.choice(self.world.plan.edits))
+            await self.pause(0.0, 1.5)
+
+    async def do(self, channel: str, what: str) -> None:
+        """One deed."""
+        life = self.world.truth.head(channel)
+        messages = sorted(life.messages(life.serial), key=lambda message: message.created)
+        finished = [message for message in messages if message.status != "streaming"]
+        streaming = [message for message in messages if message.status == "streaming"]
+        match what:
+            case "say":
+                await self._say(channel)
+            case "edit" if finished:
+                await self._edit(channel, self.draw.choice(finished).id)
+            case "delete" if messages:
+                await self._ask(channel, "DELETE", self.draw.choice(messages).id)
+            case "read" if messages:
+                await self._read(channel, self.draw.choice(messages).id)
+            case "stop" if streaming:
+                await self._inside(self._stop(channel, self.draw.choice(streaming).id))
+            case "take over" if messages:
+                likely = [message for message in messages if message.status in ("streaming", "interrupted")]
+                await self._inside(self._take_over(channel, self.draw.choice(likely or messages).id))
+            case "delete channel":
+                self.world.trace.add(f"{self.name} deletes {channel}")
+                await self.ask("DELETE", f"/v1/channels/{channel}")
+
+    async def _say(self, channel: str) -> None:
+        begun = self.world.truth.stamp
+        message_id = self.new_id()
+        body = {"id": message_id, "text": self.piece(message_id, 0) * self.draw.randrange(1, 30)}
+        reply = await self.ask("POST", f"/v1/channels/{channel}/messages", body)
+        if reply.status >= 400:
+            self.check_refused(channel, message_id, reply.code, begun, reply.stamp)
+            return
+        check_serial(self.world.truth, channel, message_id, reply.fields["serial"], since=begun, stamp=reply.stamp)
+        check_message(self.world.truth, channel, reply.message(), reply.stamp)
+
+    async def _edit(self, channel: str, message_id: str) -> None:
+        body: dict[str, Any] = {"request": self.new_id(), "meta": {"by": self.name, "n": self._count}}
+        if self.draw.random() < 0.7:
+            body["text"] = self.piece(message_id, self._count) * self.draw.randrange(0, 5)
+        self.world.edited.add((channel, message_id))
+        reply = await self._ask(channel, "PATCH", message_id, body)
+        if reply is not None:
+            check_message(self.world.truth, channel, reply.message(), reply.stamp)
+
+    async def _read(self, channel: str, message_id: str) -> None:
+        reply = await self._ask(channel, "GET", message_id)
+        if reply is not None:
+            check_message(self.world.truth, channel, reply.message(), reply.stamp, since=reply.since)
+
+    async def _ask(self, channel: str, method: str, message_id: str, body: object = None) -> Reply | None:
+        """Ask about a message that was there; None if somebody was faster."""
+        begun = self.world.truth.stamp
+        reply = await self.ask(method, f"/v1/channels/{channel}/messages/{message_id}", body)
+        if reply.status < 400:
+            return reply
+        if reply.code == "not_found" and self.world.truth.head(channel).now(message_id) is None:
+            return None
+        if not check_refusal(
+            self.world.truth, channel, message_id, reply.code, 1, since=begun, stamp=reply.stamp
+        ) and not self.is_excused(channel, begun):
+            raise Violation(f"{self.name} {method} {message_id} of {channel} was refused: {reply.fields}")
+        return None
+
+    async def _inside(self, job: Coroutine[Any, Any, None]) -> None:
+        node = await self.some_node()
+        self._hub = node.hub
+        await node.inside(job)
+
+    async def _stop(self, channel: str, message_id: str) -> None:
+        try:
+            await self._hub.finish(channel, message_id, status="cancelled")
+        except (Finished, Deleted, Fenced, NotFound, *AWAY) as error:
+            self.world.trace.add(f"{self.name} could not stop {message_id}: {error.code}")
+
+    async def _take_over(self, channel: str, message_id: str) -> None:
+        hub = self._hub
+        asker = Asker(id=self.name, writer=Writer(by=self.name, node=hub.node), is_server=self.draw.random() < 0.7)
+        try:
+            await hub.start()
+            answer = await hub.ask(channel, message_id, TakeOver(request=self.new_id()), asker)
+            message, _ = await hub.read(channel, message_id)
+            writer = MessageWriter(hub, channel, message_id, create=None, author=self.name)
+            writer.take_up(message, answer.generation or 0)
+            async with writer:
+                for count in range(self.draw.randrange(5)):
+                    await writer.append(self.piece(self.name, count))
+                    await self.pause(0.0, self.world.plan.token_s)
+        except (Finished, Deleted, Fenced, NotFound, StillStreaming, *AWAY) as error:
+            self.world.trace.add(f"{self.name} could not take {message_id} over: {error.code}")
+        except HoldfastError as error:
+            # Two in one process may not write one message; the other goes on.
+            if error.code != "id_conflict":
+                raise

@@ -1,0 +1,302 @@
+"""What must hold, whatever happened: the eyes of viewers, the ears of writers, and the size of a hub.
+
+You are in `testing.sim`. An `Eye` is a viewer's strict `core.view.View`, compared with the truth after every piece that
+arrives. Answers are compared with what was stored when they were given. All of these raise `Violation`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import msgspec
+
+from holdfast.core.cursor import EMPTY, NO_EPOCH, Cursor, parse_cursor
+from holdfast.core.events import Batch, ChannelAttached, MessageCreate, MessageUpdate, Page, ServerEvent
+from holdfast.core.limits import Limits
+from holdfast.core.model import Message
+from holdfast.core.state import TAIL_BYTES, TAIL_ENTRIES
+from holdfast.core.view import View, ViewGap
+from holdfast.hub.channel import KEPT_ABSENT
+from holdfast.hub.hub import HubCore
+from holdfast.testing.sim.trace import Trace, Violation
+from holdfast.testing.sim.truth import Life, Truth, text_of
+
+KEPT_BATCHES = 64  # encoded batches that a channel may keep for others who come from the same place
+
+
+class Eye:
+    """One person's view of one channel, kept over connections, and all that may be said about it."""
+
+    def __init__(self, name: str, channel: str, truth: Truth, trace: Trace, limits: Limits) -> None:
+        self.name = name
+        self.channel = channel
+        self.view = View()
+        self.epoch = NO_EPOCH  # of what is shown
+        self.starts = 0  # how often the view was begun anew
+        self.batches = 0
+        self._truth = truth
+        self._trace = trace
+        self._limits = limits
+        self._next_epoch: str | None = None  # of a new start that is not complete
+        self._since: Cursor | None = None  # asked for with this connection, until it is answered
+        self._is_answered = True
+        self._high: dict[str, int] = {}  # by epoch, the highest serial this person ever saw
+
+    def begin(self, since: str | None, *, is_told: bool = True) -> None:
+        """What comes from now on answers the cursor `since`; `is_told`: it begins with `channel.attached`."""
+        self._since = parse_cursor(since)
+        self._is_answered = not is_told
+
+    def cut(self) -> None:
+        """The connection is gone."""
+        self.view.cut()
+        self._next_epoch = None
+
+    def reload(self) -> None:
+        """The page is loaded anew: everything that was shown is forgotten."""
+        self.view = View()
+        self._next_epoch = None
+        self.starts += 1
+
+    def receive(self, batch: Batch, stamp: int) -> None:
+        """A batch, or a piece of one, arrived that was sent at `stamp`."""
+        for event in batch.events:
+            self._check_event(event, stamp)
+        try:
+            self.view.receive(batch)
+        except ViewGap as gap:
+            raise self._violation(f"a gap: {gap}") from None
+        if batch.cursor is None:
+            self._check_prefixes()
+            return
+        self.batches += 1
+        self._trace.add(f"{self.name} {self.channel} at {batch.cursor} after {len(batch.events)} events")
+        self._check_complete(batch.cursor, stamp)
+
+    def receive_page(self, page: Page, stamp: int, starts: int) -> bool:
+        """A page of history arrived that was asked for at the start number `starts`; False: ask again."""
+        cursor = parse_cursor(page.cursor)
+        if cursor is None or starts != self.starts or cursor.epoch != self.epoch or self._next_epoch is not None:
+            return True  # of another view
+        for message in page.messages:
+            check_message(self._truth, self.channel, message, stamp)
+        is_believed = self.view.receive_page(page)
+        if self.view.cursor is not None and is_believed:
+            self._check_shown(self._life(self.epoch), parse_cursor(self.view.cursor) or EMPTY)
+        return is_believed
+
+    @property
+    def is_settled(self) -> bool:
+        """Does the view show all there is?"""
+        life = self._truth.head(self.channel)
+        return self.view.cursor == f"{life.epoch}:{life.serial}" and self._next_epoch is None
+
+    # -- inside ------------------------------------------------------------------------------------------------
+
+    def _violation(self, text: str) -> Violation:
+        return Violation(f"{self.name} on {self.channel}: {text}")
+
+    def _life(self, epoch: str) -> Life:
+        life = self._truth.life(self.channel, epoch)
+        if life is None:
+            raise self._violation(f"the epoch {epoch} was never stored")
+        return life
+
+    def _check_event(self, event: ServerEvent, stamp: int) -> None:
+        """Stored before shown."""
+        if isinstance(event, ChannelAttached):
+            self._check_attached(event, stamp)
+            return
+        if not self._is_answered:
+            raise self._violation(f"the first event is not channel.attached, but {event}")
+        life = self._life(self._next_epoch or self.epoch)
+        if not life.is_stored(event.serial, stamp):
+            raise self._violation(f"entry {event.serial} was sent before it was stored: {event}")
+        if isinstance(event, MessageCreate | MessageUpdate) and event.serial != event.message.version:
+            raise self._violation(f"labelled {event.serial}, but of version {event.message.version}: {event}")
+        if self._next_epoch is None:
+            self._high[self.epoch] = max(event.serial, self._high.get(self.epoch, 0))
+
+    def _check_attached(self, event: ChannelAttached, stamp: int) -> None:
+        life = self._life(event.epoch)
+        since, is_first = self._since, self._since is not None
+        self._since, self._is_answered = None, True
+        if not life.is_stored(event.serial, stamp):
+            raise self._violation(f"attached at {event.serial} before it was stored")
+        if event.channel != self.channel:
+            raise self._violation(f"attached to {event.channel}")
+        if event.resumed:
+            self._check_resumed(event, since if is_first else parse_cursor(self.view.cursor))
+            self.epoch, self._next_epoch = event.epoch, None
+            return
+        if is_first and since is not None and (since.epoch == event.epoch or since == EMPTY):
+            changed = life.changed_between(since.serial, event.serial)
+            if since.serial <= event.serial and changed <= self._limits.catch_up_messages:
+                raise self._violation(f"a needless new start: only {changed} messages changed since {since}")
+        self._next_epoch = event.epoch
+
+    def _check_resumed(self, event: ChannelAttached, since: Cursor | None) -> None:
+        if since is None:
+            raise self._violation("resumed without a cursor")
+        if since.epoch not in (event.epoch, NO_EPOCH):
+            raise self._violation(f"resumed in epoch {event.epoch} from {since}")
+        if since.serial > event.serial:
+            raise self._violation(f"resumed at {event.serial} from {since}")
+
+    def _check_complete(self, text: str, stamp: int) -> None:
+        """A complete batch: the view equals the truth at its cursor."""
+        cursor = parse_cursor(text)
+        if cursor is None:
+            raise self._violation(f"{text!r} is no cursor")
+        is_start, self._next_epoch = self._next_epoch is not None, None
+        if is_start:
+            self.epoch = cursor.epoch
+            self.starts += 1
+        if cursor.epoch != self.epoch:
+            raise self._violation(f"the cursor {text} is not of epoch {self.epoch}")
+        life = self._life(cursor.epoch)
+        if not life.is_stored(cursor.serial, stamp):
+            raise self._violation(f"the cursor {text} was sent before it was stored")
+        high = self._high.get(cursor.epoch, 0)
+        if cursor.serial < high:
+            raise self._violation(f"back to {text} after {high} was shown")
+        self._high[cursor.epoch] = cursor.serial
+        self._check_shown(life, cursor)
+        if is_start:
+            self._check_start(life, cursor)
+
+    def _check_shown(self, life: Life, cursor: Cursor) -> None:
+        shown = {message.id: message for message in self.view.messages()}
+        for message in shown.values():
+            # A page of history may be ahead of the cursor; what it brought is whole.
+            expected = life.at(message.id, max(cursor.serial, message.version))
+            if message != expected:
+                raise self._violation(f"at {cursor} it shows\n  {message}, true is\n  {expected}")
+        before = self.view.before
+        for message in life.messages(cursor.serial):
+            is_owed = before is None or message.created >= before
+            if is_owed and message.id not in shown and not life.is_deleted(message.id):
+                raise self._violation(f"at {cursor} it does not show {message}, though it shows all from {before}")
+            if not self.view.more and before is not None and message.created < before and message.id not in shown:
+                raise self._violation(f"at {cursor} there is said to be nothing before {before}, but there is {message}")
+
+    def _check_start(self, life: Life, cursor: Cursor) -> None:
+        shown = {message.id for message in self.view.messages()}
+        for message in life.messages(cursor.serial):
+            if message.status == "streaming" and message.id not in shown:
+                raise self._violation(f"a new start at {cursor} lacks the streaming {message}")
+
+    def _check_prefixes(self) -> None:
+        """A piece of a batch: each part is a prefix of what it was at some time."""
+        life = self._life(self.epoch)
+        for message in self.view.messages():
+            for index, part in enumerate(message.parts):
+                text = text_of(part)
+                if text and not any(one.startswith(text) for one in life.texts(message.id, index)):
+                    raise self._violation(f"part {index} of {message.id} shows {text!r}, which it never had")
+
+
+def check_message(truth: Truth, channel: str, message: Message, stamp: int, *, since: int = 0) -> None:
+    """A message that was told is one that was stored, and as new as it was at stamp `since`."""
+    for life in truth.lives_between(channel, 0, stamp):
+        if not life.is_stored(message.version, stamp) or life.at(message.id, message.version) != message:
+            continue
+        newer = [
+            serial
+            for serial, _ in life.versions[message.id]
+            if serial > message.version and life.stamps[serial - 1] <= since
+        ]
+        if newer and life.died is None:
+            raise Violation(f"{channel}: {message.id} was told as of {message.version}, older than {newer[-1]}")
+        return
+    raise Violation(f"{channel}: this was told and was never stored: {message}")
+
+
+def check_text(
+    truth: Truth, channel: str, message_id: str, part: int, at: int, text: str, serial: int, *, since: int, stamp: int
+) -> None:
+    """Text that was acknowledged with `serial`, in an answer of `stamp` to a request of `since`, was stored then."""
+    for life in truth.lives_between(channel, since, stamp):
+        message = life.at(message_id, serial) if life.is_stored(serial, stamp) else None
+        if message is not None and part < len(message.parts):
+            stored = text_of(message.parts[part])
+            if stored[at : at + len(text)] == text:
+                return
+    raise Violation(f"{channel}: {text!r} at {at} of {message_id}.{part} was acknowledged as {serial}, not stored")
+
+
+def check_serial(truth: Truth, channel: str, message_id: str, serial: int, *, since: int, stamp: int) -> Life:
+    """What was acknowledged with `serial` was stored then; returns the life it is in."""
+    for life in truth.lives_between(channel, since, stamp):
+        if serial and life.is_stored(serial, stamp) and life.changed[serial - 1] == message_id:
+            return life
+    raise Violation(f"{channel}: {serial} of {message_id} was acknowledged before it was stored")
+
+
+def check_refusal(
+    truth: Truth, channel: str, message_id: str, code: str, generation: int, *, since: int, stamp: int
+) -> bool:
+    """Is a refusal of `code` what the log says at some moment while it was asked?"""
+    if code == "deleted" and truth.is_grave(channel, message_id):
+        return True
+    for life in truth.lives_between(channel, since, stamp):
+        for serial, message in life.versions.get(message_id, []):
+            if not life.is_stored(serial, stamp):
+                break
+            match code:
+                case "deleted":
+                    is_so = message is None
+                case "finished":
+                    is_so = message is not None and message.status != "streaming"
+                case "streaming":
+                    is_so = message is not None and message.status == "streaming"
+                case "fenced":
+                    is_so = len(life.takeovers.get(message_id, [])) + 1 != generation
+                case _:
+                    is_so = False
+            if is_so:
+                return True
+    return False
+
+
+def check_bounds(hub: HubCore, who: str) -> None:
+    """A hub holds bounded memory, whatever its readers do."""
+    runtime = hub._runtime
+    if runtime is None or runtime.is_over or runtime.committer is None:
+        return
+    committer, limits = runtime.committer, hub.limits
+    _at_most(who, "requests wait", committer.waiting, limits.waiting_requests + len(runtime.writers))
+    _at_most(who, "bytes wait", committer._waiting_bytes, limits.waiting_bytes)
+    for channel in runtime.channels.values():
+        state, name = channel.state, f"{who} {channel.name}"
+        _at_most(name, "part operations are kept", len(state.tail.ops), TAIL_ENTRIES)
+        _at_most(name, "bytes of part operations are kept", state.tail._bytes, TAIL_BYTES)
+        _at_most(name, "ids are known not to exist", len(channel._absent), KEPT_ABSENT + 1_000)
+        _at_most(name, "first batches are kept", len(channel._first_batches), KEPT_BATCHES)
+        _at_most(name, "batches are kept", len(channel.live_batches), KEPT_BATCHES)
+        _at_most(name, "items are parked", len(channel.parked), committer.waiting)
+
+
+def check_empty(hub: HubCore, who: str) -> None:
+    """When everybody has left for long enough, nothing is left of them."""
+    runtime = hub._runtime
+    if runtime is None or runtime.is_over or runtime.committer is None:
+        return
+    for name in ("channels", "feeds", "writers", "waiting"):
+        _at_most(who, f"{name} are left", hub.stats()[name], 0)
+    _at_most(who, "channels are remembered as parking", len(runtime.committer._parking), 0)
+    _at_most(who, "bytes wait", runtime.committer._waiting_bytes, 0)
+    _at_most(who, "ticks are due", len(runtime.ticks._due), 0)
+
+
+def _at_most(who: str, what: str, count: int, limit: int) -> None:
+    if count > limit:
+        raise Violation(f"{who}: {count} {what}, {limit} at most")
+
+
+def decoded_events(raw: Iterable[object]) -> list[ServerEvent]:
+    """Events as they came over the wire; one that is not of the protocol is a violation."""
+    try:
+        return [msgspec.convert(event, ServerEvent) for event in raw]
+    except msgspec.ValidationError as error:
+        raise Violation(f"an event is not of the protocol: {error}") from None

@@ -1,0 +1,359 @@
+"""Those who watch: over a socket, an event stream, long polls, in the hub's process; and those who read one answer.
+
+You are in `testing.sim`. A viewer goes from connection to connection, comes back with its cursor, sometimes loads its
+page anew, sometimes reads nothing for a while, and asks for older pages. What it sees is for its `Eye` to judge.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+from urllib.parse import quote
+
+import msgspec
+
+from holdfast.core.errors import HoldfastError
+from holdfast.core.events import Batch, Page, decode_event
+from holdfast.hub.hub import HubCore
+from holdfast.testing.sim.actors import ANSWER_S, SILENCE_S, Person
+from holdfast.testing.sim.checks import Eye, decoded_events
+from holdfast.testing.sim.network import Lost, Stream, within
+from holdfast.testing.sim.trace import Violation
+from holdfast.testing.sim.truth import Life, text_of
+
+if TYPE_CHECKING:
+    from holdfast.testing.sim.world import Node, World
+
+PING_S = 5
+SILENT_STREAM_S = 3 * PING_S
+
+
+class Viewer(Person):
+    """Watches one channel, or several."""
+
+    def __init__(self, world: World, name: str) -> None:
+        super().__init__(world, name)
+        self.eyes: dict[str, Eye] = {}
+        self._pages: set[asyncio.Task[None]] = set()
+
+    def look_at(self, channel: str) -> None:
+        """Watch `channel` from now on."""
+        self.eyes[channel] = Eye(self.name, channel, self.world.truth, self.world.trace, self.world.plan.limits)
+
+    @property
+    def is_settled(self) -> bool:
+        """Does it see all there is?"""
+        return all(eye.is_settled for eye in self.eyes.values())
+
+    async def run(self) -> None:
+        """For ever."""
+        while True:
+            node = await self.some_node()
+            try:
+                await self.visit(node)
+            except Lost:
+                pass
+            for eye in self.eyes.values():
+                eye.cut()
+                if self.draw.random() < 0.15:
+                    eye.reload()
+            await self.pause(0.0, 1.0)
+
+    async def visit(self, node: Node) -> None:
+        """One connection, until it is lost."""
+        raise NotImplementedError
+
+    def receive(self, channel: str, batch: Batch, stamp: int) -> None:
+        """Show what came; now and then ask for what was before."""
+        eye = self.eyes[channel]
+        eye.receive(batch, stamp)
+        if batch.cursor is not None and eye.view.more and self.draw.random() < 0.1 and not self._pages:
+            page = self.world.start(self._page(eye))
+            self._pages.add(page)
+            page.add_done_callback(self._pages.discard)
+
+    async def read_on(self) -> None:
+        """A reader who is busy elsewhere reads nothing for a while."""
+        if self.draw.random() < self.world.weather.stall_chance:
+            await self.pause(0.1, 10.0)
+
+    def history(self) -> int | None:
+        """How many messages to ask for."""
+        return self.draw.choice((None, 0, 1, 2, 5, 50))
+
+    def flush_ms(self) -> int | None:
+        """How often to be told."""
+        return self.draw.choice((None, 0, 20, 100, 1000))
+
+    def pause_in(self) -> float:
+        """After how long to leave by itself."""
+        return self.draw.choice((0.5, 3.0, 1e9)) if not self.world.is_calm else 1e9
+
+    async def _page(self, eye: Eye) -> None:
+        for _ in range(3):
+            starts, before = eye.starts, eye.view.before
+            path = f"/v1/channels/{eye.channel}/messages"
+            try:
+                answer = await self.call("GET", path, query=f"limit={self.draw.choice((1, 3, 50))}&before={before}")
+            except Lost:
+                return
+            if answer.status != 200:
+                return
+            page = msgspec.json.decode(answer.body, type=Page)
+            if starts != eye.starts or eye.receive_page(page, answer.stamp, starts):
+                return
+
+
+class SocketViewer(Viewer):
+    """Watches several channels over one WebSocket."""
+
+    async def visit(self, node: Node) -> None:
+        stream = await self.caller.socket(node.process, node.hub, patience_s=ANSWER_S)
+        asked: dict[int, tuple[str, str | None]] = {}
+        leaves_s = self.world.loop.time() + self.pause_in()
+        try:
+            for channel in self.eyes:
+                self._attach(stream, channel, asked)
+            while self.world.loop.time() < leaves_s:
+                data = await within(SILENCE_S, stream.take)
+                if not data.data:
+                    return
+                self._receive(stream, json.loads(data.data), asked, data.stamp)
+                if self.draw.random() < 0.01:
+                    self._attach(stream, self.draw.choice(list(self.eyes)), asked)
+                await self.read_on()
+        finally:
+            stream.leave()
+
+    def _attach(self, stream: Stream, channel: str, asked: dict[int, tuple[str, str | None]]) -> None:
+        ref = len(asked)
+        cursor = self.eyes[channel].view.cursor
+        asked[ref] = (channel, cursor)
+        frame = {"type": "attach", "ref": ref, "channel": channel, "since": cursor}
+        frame |= {"history": self.history(), "flush_ms": self.flush_ms()}
+        stream.send(json.dumps(frame))
+
+    def _receive(
+        self, stream: Stream, frame: dict[str, object], asked: dict[int, tuple[str, str | None]], stamp: int
+    ) -> None:
+        match frame:
+            case {"type": "events", "channel": str(channel), "events": list(events)}:
+                cursor = frame.get("cursor")
+                batch = Batch(events=decoded_events(events), cursor=str(cursor) if cursor is not None else None)
+                self.receive(channel, batch, stamp)
+            case {"type": "ok", "ref": int(ref)}:
+                channel, cursor = asked[ref]
+                self.eyes[channel].begin(cursor)
+            case {"type": "ping", "n": n}:
+                stream.send(json.dumps({"type": "pong", "n": n}))
+            case {"type": "error", "status": 429 | 503} | {"type": "bye"}:
+                raise Lost("sent away")
+            case _:
+                raise Violation(f"{self.name} was told {frame}")
+
+
+class StreamViewer(Viewer):
+    """Watches one channel over Server-Sent Events; as an EventSource, or as one of our own clients."""
+
+    async def visit(self, node: Node) -> None:
+        [(channel, eye)] = self.eyes.items()
+        query, headers = self._asks(eye.view.cursor)
+        path = f"/v1/channels/{channel}/events"
+        stream = await self.caller.stream(
+            node.process, node.hub, "GET", path, query=query, headers=headers, patience_s=ANSWER_S
+        )
+        leaves_s = self.world.loop.time() + self.pause_in()
+        parser = EventParser()
+        try:
+            if stream.status != 200:
+                if stream.status not in (429, 503):
+                    raise Violation(f"{self.name} was answered {stream.status}")
+                raise Lost("sent away")
+            eye.begin(eye.view.cursor)
+            while self.world.loop.time() < leaves_s:
+                data = await within(SILENT_STREAM_S, stream.take)
+                if not data.data:
+                    if not parser.is_farewell:
+                        raise Violation(f"{self.name}: the stream ended as if it were complete")
+                    return
+                for batch in parser.feed(data.data):
+                    self.receive(channel, batch, data.stamp)
+                await self.read_on()
+        finally:
+            stream.leave()
+
+    def _asks(self, cursor: str | None) -> tuple[str, list[tuple[bytes, bytes]]]:
+        query = f"ping_s={PING_S}"
+        headers: list[tuple[bytes, bytes]] = []
+        if (history := self.history()) is not None:
+            query += f"&history={history}"
+        if (flush_ms := self.flush_ms()) is not None:
+            query += f"&flush_ms={flush_ms}"
+        if self.draw.random() < 0.5:
+            query += "&sdk=sim"
+        if cursor is not None and self.draw.random() < 0.5:
+            headers.append((b"last-event-id", cursor.encode()))
+            query += "&since=nonsense:7"  # the URL of long ago: the header is newer
+        elif cursor is not None:
+            query += f"&since={quote(cursor)}"
+        return query, headers
+
+
+class EventParser:
+    """Server-Sent Events out of bytes that are cut anywhere."""
+
+    def __init__(self) -> None:
+        self.is_farewell = False
+        self._rest = b""
+
+    def feed(self, data: bytes) -> Iterator[Batch]:
+        """Each event of a channel as a batch of its own; it has a cursor where it has an id."""
+        for fields in self.blocks(data):
+            yield Batch(events=[decode_event(fields["data"])], cursor=fields.get("id"))
+
+    def blocks(self, data: bytes) -> Iterator[dict[str, str]]:
+        """The fields of each event that is complete now, but for pings and farewells."""
+        self._rest += data
+        while b"\n\n" in self._rest:
+            block, _, self._rest = self._rest.partition(b"\n\n")
+            fields = dict(self._field(line) for line in block.split(b"\n") if line and not line.startswith(b":"))
+            kind = fields.get("event")
+            if kind == "bye":
+                self.is_farewell = True
+            elif kind not in (None, "ping"):
+                yield fields
+
+    @staticmethod
+    def _field(line: bytes) -> tuple[str, str]:
+        name, _, value = line.partition(b": ")
+        return name.decode(), value.decode()
+
+
+class PollViewer(Viewer):
+    """Watches one channel by long polls."""
+
+    async def visit(self, node: Node) -> None:
+        [(channel, eye)] = self.eyes.items()
+        query = f"wait_s={self.draw.choice((0, 1, 4))}"
+        if eye.view.cursor is not None:
+            query += f"&since={quote(eye.view.cursor)}"
+        if (history := self.history()) is not None:
+            query += f"&history={history}"
+        path = f"/v1/channels/{channel}/poll"
+        cursor = eye.view.cursor
+        answer = await self.caller.request(
+            node.process, node.hub, "GET", path, query=query, patience_s=ANSWER_S + 4
+        )
+        if answer.status in (429, 503):
+            raise Lost("sent away")
+        if answer.status != 200:
+            raise Violation(f"{self.name} was answered {answer.status}: {answer.body!r}")
+        eye.begin(cursor, is_told=False)
+        fields = json.loads(answer.body)
+        self.receive(channel, Batch(events=decoded_events(fields["events"]), cursor=fields["cursor"]), answer.stamp)
+        await self.read_on()
+
+
+class InsideViewer(Viewer):
+    """Watches one channel in the hub's process; the page it draws outlives the process."""
+
+    async def visit(self, node: Node) -> None:
+        await node.inside(self._watch(node.hub))
+
+    async def _watch(self, hub: HubCore) -> None:
+        [(channel, eye)] = self.eyes.items()
+        subscription = hub.subscribe(
+            channel, since=eye.view.cursor, history=self.history(), flush_ms=self.flush_ms()
+        )
+        eye.begin(eye.view.cursor)
+        leaves_s = self.pause_in()
+        try:
+            async with asyncio.timeout(leaves_s), contextlib.aclosing(subscription.batches()) as batches:
+                async for batch in batches:
+                    self.receive(channel, batch, self.world.truth.stamp)
+                    await self.read_on()
+        except (HoldfastError, TimeoutError) as error:
+            self.world.trace.note(f"{self.name} leaves: {error!r}")
+
+
+class Reader(Person):
+    """Follows one answer after another on their own streams, and only adds up the text that comes."""
+
+    is_settled = True
+
+    async def run(self) -> None:
+        """For ever."""
+        while True:
+            channel = self.draw.choice(self.world.channels)
+            life = self.world.truth.head(channel)
+            streaming = [message.id for message in life.messages(life.serial) if message.status == "streaming"]
+            if streaming:
+                reading = Reading(self.name, life, self.draw.choice(streaming))
+                for _ in range(20):
+                    await self._visit(channel, reading)
+                    if reading.is_over:
+                        break
+                    await self.pause(0.0, 0.5)
+            await self.pause(0.1, 2.0)
+
+    async def _visit(self, channel: str, reading: Reading) -> None:
+        node = await self.some_node()
+        path = f"/v1/channels/{channel}/messages/{reading.message_id}/events"
+        cursor = reading.cursor
+        headers = [(b"last-event-id", cursor.encode())] if cursor is not None else []
+        with contextlib.suppress(Lost):
+            stream = await self.caller.stream(
+                node.process, node.hub, "GET", path, query="sdk=sim", headers=headers, patience_s=ANSWER_S
+            )
+            try:
+                if stream.status != 200:
+                    reading.is_over = stream.status in (204, 404, 410)
+                    return
+                parser = EventParser()
+                while not reading.is_over:
+                    data = await within(2 * SILENT_STREAM_S, stream.take)
+                    if not data.data:
+                        return
+                    for fields in parser.blocks(data.data):
+                        reading.receive(fields)
+            finally:
+                stream.leave()
+
+
+class Reading:
+    """What a reader has of one answer."""
+
+    def __init__(self, name: str, life: Life, message_id: str) -> None:
+        self.message_id = message_id
+        self.cursor: str | None = None
+        self.is_over = False
+        self._name = name
+        self._life = life
+        self._told = {"answer": "", "thinking": ""}
+
+    def receive(self, fields: dict[str, str]) -> None:
+        """One event."""
+        kind = fields.get("event")
+        if kind in self._told:
+            self._told[kind] += json.loads(fields["data"])
+        if "id" not in fields:
+            return
+        self.cursor = fields["id"]
+        if not self.cursor.startswith(f"{self._life.epoch}:"):
+            self.is_over = True  # of another life; it was told from the beginning again
+            return
+        self.is_over = kind == "done"
+        self._check("answer", "text")
+        self._check("thinking", "reasoning")
+
+    def _check(self, kind: str, part_type: str) -> None:
+        life, told = self._life, self._told[kind]
+        message = life.now(self.message_id)
+        if message is None or self.message_id in life.replaced:
+            return
+        texts = [text_of(part) for part in message.parts if part["type"] == part_type]
+        if len(texts) == 1 and not texts[0].startswith(told):
+            raise Violation(f"{self._name} was told of {self.message_id}\n  {told!r}, true is\n  {texts[0]!r}")

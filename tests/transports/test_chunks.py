@@ -1,0 +1,116 @@
+"""One chunk for all viewers: is the installed uvicorn as `transports.chunks` expects, and what if it is not."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.middleware.gzip import GZipMiddleware
+from starlette.routing import Mount
+from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
+
+from holdfast.core.events import MessageAppend
+from holdfast.hub.feed import EncodedBatch
+from holdfast.testing.rawviewer import SseViewer
+from holdfast.transports.chunks import MAX_BYTES, Chunks, cycle_of
+from tests.transports.conftest import Served, new_hub, serving
+from tests.transports.watching import write
+
+
+@pytest.fixture
+def sent(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
+    """The bodies that went through uvicorn's `send`."""
+    bodies: list[bytes] = []
+    send = RequestResponseCycle.send
+
+    async def noting(self: Any, message: Any) -> None:
+        if message["type"] == "http.response.body":
+            bodies.append(message["body"])
+        await send(self, message)
+
+    monkeypatch.setattr(RequestResponseCycle, "send", noting)
+    return bodies
+
+
+@pytest.fixture
+async def by_hand() -> AsyncIterator[Served]:
+    hub = new_hub()
+    hub.drive_by_hand = True
+    async with serving(hub) as served:
+        yield served
+
+
+async def watched(served: Served, prefix: str = "") -> None:
+    """Watch an answer, with a strict viewer of every byte."""
+    async with SseViewer(served.host, served.port, "c", prefix=prefix, query={"flush_ms": "0"}) as viewer:
+        await viewer.until_attached()
+        text = await write(served.hub, "c", [f"{number} " for number in range(100)])
+        await viewer.until(lambda: viewer.checker.status("m1") == "complete")
+        assert viewer.checker.text("m1") == text
+        assert viewer.checker.violations == []
+
+
+async def test_batches_do_not_go_through_the_servers_send(by_hand: Served, sent: list[bytes]) -> None:
+    await watched(by_hand)
+    assert not [body for body in sent if b"event: " in body]
+
+
+async def test_where_uvicorn_is_not_as_expected_they_do(
+    by_hand: Served, sent: list[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("holdfast.transports.sink.cycle_of", lambda send: None)
+    await watched(by_hand)
+    assert [body for body in sent if b"event: message.append" in body]
+
+
+async def test_a_cycle_without_what_is_needed_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    cycle: Any = RequestResponseCycle.__new__(RequestResponseCycle)
+    assert cycle_of(cycle.send) is None
+
+
+async def test_middleware_that_looks_at_what_is_sent_is_not_passed_by(sent: list[bytes]) -> None:
+    hub = new_hub()
+    hub.drive_by_hand = True
+    middleware = [Middleware(GZipMiddleware, minimum_size=1)]
+    async with serving(hub, Starlette(routes=[Mount("/x", hub)], middleware=middleware)) as served:
+        await watched(served, prefix="/x")
+    assert [body for body in sent if b"event: message.append" in body]
+
+
+async def test_another_server_protocol_gets_them_through_send() -> None:
+    hub = new_hub()
+    hub.drive_by_hand = True
+    async with serving(hub, http="h11") as served:
+        await watched(served)
+
+
+def batch(text: str) -> EncodedBatch:
+    return EncodedBatch("c", "e:1", [MessageAppend(serial=1, id="m", part=0, at=0, text=text)])
+
+
+def test_a_batch_is_framed_once() -> None:
+    chunks, one, other = Chunks(), batch("one"), batch("other")
+    first = chunks.of(one)
+    assert first == b"%x\r\n%b\r\n" % (len(one.sse), one.sse)
+    assert chunks.of(one) is first
+    assert chunks.of(other) == b"%x\r\n%b\r\n" % (len(other.sse), other.sse)
+    assert chunks.of(one) == first
+
+
+def test_a_large_batch_is_not_kept() -> None:
+    chunks, small = Chunks(), batch("small")
+    chunks.of(small)
+    assert chunks.of(batch("x" * MAX_BYTES)) is None
+    assert chunks._batch is small
+
+
+def test_without_uvicorn_there_is_no_cycle(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "uvicorn.protocols.http.httptools_impl")
+
+    async def send(message: Any) -> None: ...
+
+    assert cycle_of(send) is None
