@@ -66,11 +66,6 @@ class Decision(Struct, frozen=True, kw_only=True):
     lengths: list[int] | None = None
 
 
-def needs(message_id: str, request: Request) -> tuple[str, ...]:
-    """The ids of the messages that must be in memory before `request` is decided."""
-    return (message_id,)
-
-
 def decide(
     state: Decidable, message_id: str, request: Request, *, asker: Asker, now_ms: int, limits: Limits
 ) -> Decision:
@@ -261,13 +256,10 @@ def _finish(message: MessageState, request: FinishMessage, asker: Asker, limits:
     _check_generation(message, request.generation)
     if request.status == "interrupted" and not asker.is_server:
         raise ForbiddenStatus("interrupted is the server's to give")
-    if request.status == "streaming" or request.status not in STATUSES:
-        raise InvalidRequest("a finish is complete, cancelled or failed")
+    check_finish(request, limits)
     if message.status == request.status:
         return Decision(serial=message.finished or message.created)
     _check_streaming(message)
-    if request.reason is not None:
-        check_json(request.reason, limits.data_bytes, "reason", depth=1)
     op = Finish(
         id=message.id,
         status=request.status,
@@ -277,6 +269,15 @@ def _finish(message: MessageState, request: FinishMessage, asker: Asker, limits:
         request=_request(request.request),
     )
     return Decision(ops=(op,))
+
+
+def check_finish(request: FinishMessage, limits: Limits) -> None:
+    """Raises InvalidRequest, InvalidText or TooLarge for what no message can be finished with."""
+    if request.status == "streaming" or request.status not in STATUSES:
+        raise InvalidRequest("a finish is complete, cancelled or failed")
+    if request.reason is not None:
+        check_json(request.reason, limits.data_bytes, "reason", depth=1)
+    _merged({}, request.meta, limits)
 
 
 def _take_over(message: MessageState, request: TakeOver, asker: Asker) -> Decision:
@@ -315,7 +316,7 @@ def _check_generation(message: MessageState, generation: int | None) -> None:
     if message.generation == (1 if generation is None else generation):
         return
     raise Fenced(
-        f"message {message.id!r} was taken over; its generation is {message.generation}",
+        f"message {message.id!r} is in generation {message.generation}, the request was not",
         generation=message.generation,
     )
 
@@ -357,6 +358,8 @@ def _parts(text: str | None, parts: list[Part] | None, limits: Limits) -> list[P
 
 def _merged(old: dict[str, Json], new: dict[str, Json], limits: Limits) -> dict[str, Json]:
     """`new` merged into `old` at the top level; null removes a key."""
+    if not isinstance(new, dict):
+        raise InvalidRequest("meta is an object")
     if not new:
         return old
     merged = {name: value for name, value in {**old, **new}.items() if value is not None}

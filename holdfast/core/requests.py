@@ -93,4 +93,3 @@ class Asker(Struct, frozen=True, kw_only=True):
     id: str | None = None  # the client id; becomes author and writer
     writer: Writer | None = None  # the writer this asker would be
     is_server: bool = False  # the hub itself: may interrupt, and take over what still streams
-    is_admin: bool = True

@@ -26,6 +26,9 @@ from holdfast.stores.base import Head, Store
 if TYPE_CHECKING:
     from holdfast.hub.committer import Item
 
+# Batches kept for others who come for the same, by channel. A batch exists in up to three forms.
+MAX_CACHED_BATCHES = 64
+MAX_CACHED_BYTES = 2 * 1024 * 1024
 KEPT_ABSENT = 10_000  # ids known not to exist, so that a new message asks the store at most once
 
 
@@ -36,7 +39,8 @@ class Channel:
         self.name = name
         self.state = ChannelState(name)
         self.parked: deque[Item] = deque()  # requests that wait for a load, in order
-        self.conflicts = 0  # commits in a row that others were faster than, or of which nobody knows
+        self.is_stale = False  # the store holds, or may hold, more than the state; nothing is decided on it
+        self.conflicts = 0  # commits in a row after which that was so
         self.used_s = now_s
         self._store = store
         self._limits = limits
@@ -46,6 +50,7 @@ class Channel:
         self._groups: dict[int, Group] = {}
         self.live_batches: dict[int, EncodedBatch] = {}  # by the serial they follow; of the present serial only, …
         self._first_batches: dict[tuple[str, int], EncodedBatch] = {}  # … as are those that views begin with
+        self.cached_bytes = 0  # of text in both
         self._loading = asyncio.Lock()
         self._loaders = 0
         self._commit_over: asyncio.Future[None] | None = None  # pending while a commit of this channel is in flight
@@ -56,31 +61,25 @@ class Channel:
     @property
     def is_ready(self) -> bool:
         """May requests be decided on the state now?"""
-        return self._is_loaded and not self._loaders
+        return self._is_loaded and not self._loaders and not self.is_stale
 
     def missing(self, ids: Iterable[str]) -> list[str]:
         """Those of `ids` that the store must be asked for before a decision."""
         messages = self.state.messages
         return [one for one in ids if one not in messages and one not in self._absent]
 
-    def expect_new(self, message_id: str) -> None:
-        """The id was made just now: the store need not be asked for it."""
-        self._absent.add(message_id)
-
     def trim(self, keep_bytes: int) -> None:
-        """Forget finished messages until the rest costs about `keep_bytes`; when a commit is in flight, later.
-
-        What a batch was decided on must be there when it becomes the state and is answered.
-        """
-        self._trim_bytes = keep_bytes
+        """Let finished messages leave memory beyond `keep_bytes`; while a commit runs, once it is over."""
         if self._commit_over is None:
-            self.trim_if_due()
+            self._trim_bytes = None
+            self.state.trim(keep_bytes)
+        else:
+            self._trim_bytes = keep_bytes
 
     def trim_if_due(self) -> None:
-        """For the committer, before a batch looks at the state: now is the time."""
+        """The trim that had to wait for a commit; called before a batch is decided on this state."""
         if self._trim_bytes is not None:
-            self.state.trim(self._trim_bytes)
-            self._trim_bytes = None
+            self.trim(self._trim_bytes)
 
     def commit_begins(self) -> None:
         """No loads from now on until `commit_ends`."""
@@ -129,10 +128,15 @@ class Channel:
 
     def moved(self) -> None:
         """The durable serial moved: let the feeds come and take."""
-        self.live_batches.clear()
-        self._first_batches.clear()
+        self.forget_batches()
         for group in self._groups.values():
             group.moved()
+
+    def forget_batches(self) -> None:
+        """Keep no batch for others who might come for the same."""
+        self.live_batches.clear()
+        self._first_batches.clear()
+        self.cached_bytes = 0
 
     def batch_since(self, since: int, *, attach: bool) -> EncodedBatch | None:
         """Everything after serial `since`; with `attach`, `channel.attached` first. None: too many messages changed.
@@ -149,7 +153,9 @@ class Channel:
             return None
         if attach:
             return self._first_batch(("resume", since), [resumed(self.state), *events])
-        batch = self.live_batches[since] = EncodedBatch(self.name, str(self.state.cursor), events)
+        batch = EncodedBatch(self.name, str(self.state.cursor), events)
+        self._keep(batch)
+        self.live_batches[since] = batch
         return batch
 
     def new_start(self, history: int) -> EncodedBatch:
@@ -163,8 +169,18 @@ class Channel:
         return self._first_batch(("new", history), new_start(self.state, *page))
 
     def _first_batch(self, key: tuple[str, int], events: Sequence[ServerEvent]) -> EncodedBatch:
-        batch = self._first_batches[key] = EncodedBatch(self.name, str(self.state.cursor), events)
+        batch = EncodedBatch(self.name, str(self.state.cursor), events)
+        self._keep(batch)
+        self._first_batches[key] = batch
         return batch
+
+    def _keep(self, batch: EncodedBatch) -> None:
+        """Make room for `batch`: every reader may come from another cursor, and memory is bounded."""
+        size = batch.text_bytes
+        is_full = len(self.live_batches) + len(self._first_batches) >= MAX_CACHED_BATCHES
+        if is_full or self.cached_bytes + size > MAX_CACHED_BYTES:
+            self.forget_batches()
+        self.cached_bytes += size
 
     # -- reading the store -------------------------------------------------------------------------------------
 
@@ -226,6 +242,7 @@ class Channel:
         await self.load()
         async with self._exclusive():
             await self._follow(await self._store.head(self.name))
+            self.is_stale = False
 
     async def delete(self, until_ms: int) -> None:
         """Empty the channel; its next entry begins a new epoch. The ids that stream now stay used up `until_ms`."""

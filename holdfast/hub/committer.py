@@ -222,16 +222,34 @@ class Committer:
             if channel.parked or not channel.is_ready or channel.missing(item.ids()):
                 self._park(channel, item)
                 continue
-            asks = item.asks()
             draft = cut.drafts.get(channel)
             if draft is None:
                 draft = cut.drafts[channel] = Draft(channel.state)
             before = len(draft.ops)
-            cut.decided.append(_Decided(channel, item, asks, [self._decide(draft, ask, now_ms) for ask in asks]))
+            decided = self._decide_item(channel, draft, item, now_ms)
+            if decided is None:
+                continue
+            cut.decided.append(decided)
             if type(item) is DocumentDue:
                 cut.due.setdefault(channel, []).append(item.message_id)
             rows += len(draft.ops) - before
         return cut
+
+    def _decide_item(self, channel: Channel, draft: Draft, item: Item, now_ms: int) -> _Decided | None:
+        """Decide what `item` asks, up to the first refusal: what comes after it rests on it. None: it asks nonsense."""
+        try:
+            asks = item.asks()
+        except Exception:  # a mistake in one writer must not take everybody else down
+            logger.exception("what waits for channel %s cannot be asked", channel.name)
+            self._let_go(item)
+            item.failed(HoldfastError("the request could not be made"))
+            return None
+        outcomes: list[tuple[Decision, int] | HoldfastError] = []
+        for ask in asks:
+            outcomes.append(self._decide(draft, ask, now_ms))
+            if isinstance(outcomes[-1], HoldfastError):
+                break
+        return _Decided(channel, item, asks[: len(outcomes)], outcomes)
 
     def _decide(self, draft: Draft, ask: Ask, now_ms: int) -> tuple[Decision, int] | HoldfastError:
         request = ask.request
@@ -262,7 +280,7 @@ class Committer:
         try:
             async with asyncio.timeout(STORE_TIMEOUT_S):
                 await channel.load()
-                if channel.conflicts:
+                if channel.is_stale:
                     await channel.refresh()
                 ids = [one for item in channel.parked for one in item.ids()]
                 if ids:
@@ -344,6 +362,7 @@ class Committer:
         """Answer what was decided; the requests of `unclear` channels are decided again once those were read anew."""
         again = dict.fromkeys(unclear)
         for channel in again:
+            channel.is_stale = True
             channel.conflicts += 1
         for decided in cut.decided:
             if decided.channel not in again:

@@ -13,7 +13,8 @@ from math import ceil
 from typing import TYPE_CHECKING, Any
 
 from holdfast.core.cursor import EMPTY, NO_EPOCH, Cursor
-from holdfast.core.events import ServerEvent, encode_json
+from holdfast.core.events import MessageAppend, MessageCreate, MessagePart, MessageUpdate, ServerEvent, encode_json
+from holdfast.core.state import part_bytes
 
 if TYPE_CHECKING:
     from holdfast.hub.channel import Channel
@@ -47,6 +48,11 @@ class EncodedBatch:
         self._sse: bytes | None = None
         self._body: dict[str, Any] | None = None
         self._frames: tuple[str, ...] | None = None
+
+    @property
+    def text_bytes(self) -> int:
+        """About how much text it holds, without encoding it."""
+        return sum(_text_length(event) for event in self.events)
 
     @property
     def raw(self) -> list[bytes]:
@@ -89,6 +95,15 @@ class EncodedBatch:
 
 def _type_of(event: ServerEvent) -> bytes:
     return str(event.__struct_config__.tag).encode()
+
+
+def _text_length(event: ServerEvent) -> int:
+    if isinstance(event, MessageAppend):
+        return len(event.text)
+    parts = [event.part] if isinstance(event, MessagePart) else []
+    if isinstance(event, MessageCreate | MessageUpdate):
+        parts = event.message.parts
+    return sum(part_bytes(part) for part in parts)
 
 
 def _groups(raw: Sequence[bytes]) -> Iterator[str]:

@@ -19,7 +19,7 @@ from msgspec import UNSET, Struct, UnsetType
 from holdfast.core.cursor import Cursor
 from holdfast.core.document import restore
 from holdfast.core.errors import Deleted, Draining, Fenced, Finished, HoldfastError, IdConflict, LocalError, NotFound
-from holdfast.core.events import Page
+from holdfast.core.events import Page, encode_json
 from holdfast.core.limits import Limits
 from holdfast.core.model import Json, Message, Part
 from holdfast.core.names import check_channel, check_id
@@ -33,7 +33,7 @@ from holdfast.core.requests import (
     TakeOver,
     UpdateMessage,
 )
-from holdfast.core.state import MessageState
+from holdfast.core.state import MessageState, utf8_len
 from holdfast.hub.channel import Channel
 from holdfast.hub.clock import Clock
 from holdfast.hub.committer import Answer, Ask, Committer, DocumentDue, Done, Item, Waiting
@@ -423,6 +423,7 @@ class HubCore:
             if channel.is_idle and (now_s - channel.used_s > limits.channel_idle_s or total > limits.memory_bytes):
                 del runtime.channels[name]
                 continue
+            channel.forget_batches()
             cost = channel.state.cost_bytes()
             if cost > limits.channel_bytes:
                 channel.trim(limits.channel_bytes)
@@ -462,11 +463,13 @@ class HubCore:
         try:
             tasks = self._live().tasks
             assert tasks is not None
-            return tasks.create_task(guarded)
-        except BaseException:  # the hub has ended, or is about to: say so, and leave no coroutine that nobody awaits
+            task = tasks.create_task(guarded)
+        except BaseException:  # the hub has ended, or is about to: leave no coroutine that nobody awaits
             guarded.close()
             job.close()
             raise
+        task.add_done_callback(lambda _: job.close())  # nor one of a task that is cancelled before it began
+        return task
 
     def _id(self, message_id: str | None) -> str:
         return check_id(message_id) if message_id is not None else self.new_id()
@@ -500,7 +503,7 @@ class HubCore:
         """The live channel, loaded; where others write too, with what they wrote by now. Raises StoreUnavailable."""
         live = self.channel(check_channel(channel))
         await live.load()
-        if not self.store.is_exclusive:
+        if live.is_stale or not self.store.is_exclusive:
             await live.refresh()
         return live
 
@@ -622,5 +625,15 @@ def _present(answer: Answer) -> Message:
 
 def _size_of(request: Request) -> int:
     """About how many bytes a waiting request holds."""
+    size = 200
     text = getattr(request, "text", None)
-    return 200 + (len(text) if isinstance(text, str) else 0)
+    if isinstance(text, str):
+        size += utf8_len(text)
+    for name in ("parts", "part", "meta"):
+        value = getattr(request, name, None)
+        if value and not isinstance(value, int):
+            try:
+                size += len(encode_json(value))
+            except (TypeError, ValueError, OverflowError, RecursionError):
+                continue  # it will be refused
+    return size

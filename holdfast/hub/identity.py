@@ -35,7 +35,7 @@ class Identity(Struct, frozen=True, kw_only=True):
 
     def asker(self) -> Asker:
         """This identity as the one who asks."""
-        return Asker(id=self.client_id, is_admin="admin" in self.capabilities)
+        return Asker(id=self.client_id)
 
 
 def claimed_identity(scope: Scope) -> Identity:

@@ -12,7 +12,7 @@ from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from holdfast.core.errors import LocalError
+from holdfast.core.errors import LocalError, StoreUnavailable
 from holdfast.core.events import Page
 from holdfast.core.model import Json, Message, Part
 from holdfast.hub.writer import MessageWriter
@@ -94,7 +94,13 @@ class SyncHub:
         if loop is _running_loop():
             call.close()
             raise LocalError("hub.sync blocks: on the event loop, await the hub itself")
-        return asyncio.run_coroutine_threadsafe(call, loop).result(TIMEOUT_S)
+        future = asyncio.run_coroutine_threadsafe(call, loop)
+        try:
+            return future.result(TIMEOUT_S)
+        except TimeoutError:
+            if not future.cancel():
+                raise  # it was the call itself that raised
+            raise StoreUnavailable(f"the hub did not answer within {TIMEOUT_S:.0f} s") from None
 
     def _loop(self) -> asyncio.AbstractEventLoop:
         with self._lock:

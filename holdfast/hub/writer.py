@@ -14,10 +14,22 @@ from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from holdfast.core.errors import Draining, HoldfastError, IdConflict, LocalError, StoreUnavailable
-from holdfast.core.model import Json, Message, Part, check_json
+from holdfast.core.decide import check_finish
+from holdfast.core.errors import (
+    Deleted,
+    Draining,
+    Fenced,
+    Finished,
+    HoldfastError,
+    IdConflict,
+    InvalidRequest,
+    LocalError,
+    NotFound,
+    StoreUnavailable,
+)
+from holdfast.core.model import Json, Message, Part, check_json, check_part
 from holdfast.core.requests import AppendText, Asker, CreateMessage, FinishMessage, PutPart, Request, UpdateMessage
-from holdfast.core.state import utf8_len
+from holdfast.core.state import part_bytes, utf8_len
 from holdfast.hub.committer import Answer, Ask
 
 if TYPE_CHECKING:
@@ -81,6 +93,8 @@ class MessageWriter:
         is held back and joined to the next piece.
         """
         self._check_open()
+        if not isinstance(text, str):
+            raise InvalidRequest(f"text is a str, this is {type(text).__name__}")
         index = self._part_for_text(part)
         whole = self._join_halves(text, index)
         if not whole:
@@ -93,9 +107,10 @@ class MessageWriter:
     async def part(self, part: Part, *, index: int | None = None) -> int:
         """Open a part (without `index`) or replace one; returns its index. Accepted as `append` is."""
         self._check_open()
+        part = check_part(part, self._hub.limits)
         self._let_go_of_held()
         place = self._parts if index is None else index
-        size = check_json(part, self._hub.limits.message_bytes, "a part", depth=self._hub.limits.depth)
+        size = part_bytes(part)
         self._put(PutPart(index=place, part=part, generation=self.generation), size)
         self._parts = max(self._parts, place + 1)
         text = part.get("text", part.get("input"))
@@ -124,8 +139,9 @@ class MessageWriter:
     ) -> None:
         """End the message (`complete`, `cancelled` or `failed`) and wait until all of it is stored."""
         self._check_open()
-        self._let_go_of_held()
         end = FinishMessage(status=status, reason=reason, meta=meta or {}, generation=self.generation)  # type: ignore[arg-type]
+        check_finish(end, self._hub.limits)
+        self._let_go_of_held()
         self._put(end, 0)
         self._is_over = True
         await self.flush()
@@ -161,18 +177,17 @@ class MessageWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
-            if self._is_over or self._error is not None:
-                self._is_over = True
-                if kind is None:
-                    self._raise_error()
-            elif kind is None:
+            if kind is None and not self._is_over and self._error is None:
                 await self.finish()
-            elif issubclass(kind, asyncio.CancelledError):
-                await self._leave("cancelled")
-            elif issubclass(kind, Exception):
-                await self._leave("failed")
+            elif kind is not None and not self._is_over and self._error is None:
+                is_stopped = issubclass(kind, asyncio.CancelledError | GeneratorExit)
+                await self._leave("cancelled" if is_stopped else "failed")
         finally:
+            self._is_over = True
+            await self._end_what_was_refused()
             self._hub.unregister_writer(self)
+        if kind is None:
+            self._raise_error()
 
     # -- for the committer -------------------------------------------------------------------------------------
 
@@ -214,7 +229,7 @@ class MessageWriter:
     def failed(self, error: HoldfastError) -> None:
         """The store is in trouble: keep everything and come again. A hub that has stopped is the end."""
         self._is_waiting = False
-        if isinstance(error, Draining | LocalError):
+        if isinstance(error, Draining) or not error.retry:
             self._refuse(error)
             self._wake_waiters()
             return
@@ -359,16 +374,33 @@ class MessageWriter:
             raise LocalError(f"message {self.id!r} has ended; nothing can be added")
         self._raise_error()
 
+    async def _end_what_was_refused(self) -> None:
+        """Something of this message was refused and it streams still: it has failed, with the text so far."""
+        error = self._error
+        if error is None or isinstance(error, Finished | Fenced | Deleted | NotFound | Draining | LocalError):
+            return
+        end = FinishMessage(status="failed", reason=error.code, generation=self.generation)
+        try:
+            async with asyncio.timeout(PATIENCE_S):
+                await self._hub.ask(self.channel, self.id, end, self._asker)
+        except (HoldfastError, TimeoutError) as trouble:
+            logger.warning("message %r of %s could not be ended as failed: %r", self.id, self.channel, trouble)
+
     async def _leave(self, status: str) -> None:
         """The block ended early: store what was accepted, and say how it ended.
 
         A hub that drains leaves the message as it is: whoever comes next goes on with it or interrupts it.
         """
+        ending = asyncio.ensure_future(self.flush() if self._hub.is_draining else self.finish(status))
+        ending.add_done_callback(_heard)
         try:
             async with asyncio.timeout(PATIENCE_S):
-                if self._hub.is_draining:
-                    await asyncio.shield(self.flush())
-                else:
-                    await asyncio.shield(self.finish(status))
+                await asyncio.shield(ending)
         except (HoldfastError, TimeoutError) as error:
             logger.warning("message %r of %s could not be ended as %s: %r", self.id, self.channel, status, error)
+
+
+def _heard(ending: asyncio.Future[None]) -> None:
+    """Take what `ending` met, also when nobody waited so long."""
+    if not ending.cancelled():
+        ending.exception()

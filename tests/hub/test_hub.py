@@ -5,13 +5,25 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
 import pytest
 
-from holdfast.core.errors import Deleted, Draining, Finished, IdConflict, LocalError, NotFound, TooLarge
+from holdfast.core.errors import (
+    Busy,
+    Deleted,
+    Draining,
+    Finished,
+    IdConflict,
+    InvalidRequest,
+    LocalError,
+    NotFound,
+    TooLarge,
+)
 from holdfast.core.events import ChannelAttached, MessageAppend, MessageUpdate
 from holdfast.core.limits import Limits
+from holdfast.core.model import Message
 from holdfast.hub import HubCore, MessageWriter
 from tests.hub.watching import PATIENCE_S, Watcher, has_ended
 
@@ -304,7 +316,8 @@ async def test_a_text_over_the_limit_is_refused_and_what_was_stored_stays(tmp_pa
 
     with pytest.raises(TooLarge):
         await write()
-    assert (await hub.read("chat:1", "m"))[0].text == "x" * 90
+    stored, _ = await hub.read("chat:1", "m")
+    assert (stored.status, stored.reason, stored.text) == ("failed", "too_large", "x" * 90)
     await hub.close()
 
 
@@ -485,3 +498,84 @@ async def test_a_writer_far_ahead_of_its_store_waits(hub: HubCore) -> None:
         for number in range(40):
             await message.part({"type": "data", "name": "bar", "data": "x" * 100_000 + str(number)}, index=0)
             assert message.unstored_bytes < 2 * hub.limits.writer_bytes
+
+
+async def test_a_block_whose_last_text_is_refused_does_not_end_complete(tmp_path: Path) -> None:
+    hub = HubCore("memory://", limits=Limits(message_bytes=100), hooks_signals=False)
+
+    async def write() -> None:
+        async with hub.message("chat:1", id="m") as message:
+            await message.append("x" * 90)
+            await message.flush()
+            await message.append("y" * 90)
+
+    with pytest.raises(TooLarge):
+        await write()
+    stored, _ = await hub.read("chat:1", "m")
+    assert (stored.status, stored.text) == ("failed", "x" * 90)
+    await hub.close()
+
+
+@pytest.mark.parametrize(
+    "misuse",
+    [
+        lambda message: message.append(b"bytes"),
+        lambda message: message.append(5),
+        lambda message: message.append(None),
+        lambda message: message.part({"type": "video"}),
+        lambda message: message.part("text"),
+        lambda message: message.update(meta=[1]),
+        lambda message: message.finish("bogus"),
+        lambda message: message.finish("failed", reason="r" * 5_000),
+    ],
+)
+async def test_a_wrong_call_fails_that_message_and_nobody_else_s(
+    hub: HubCore, misuse: Callable[[MessageWriter], Awaitable[object]]
+) -> None:
+    async with hub.message("chat:1", id="other") as other:
+        await other.append("one ")
+        with pytest.raises((InvalidRequest, TooLarge)):
+            async with hub.message("chat:1", id="m") as message:
+                await message.append("so far")
+                await misuse(message)
+        await other.append("two")
+    stored, _ = await hub.read("chat:1", "m")
+    assert (stored.status, stored.text) == ("failed", "so far")
+    assert (await hub.read("chat:1", "other"))[0].text == "one two"
+
+
+async def test_a_generator_that_is_left_ends_its_message_as_cancelled(hub: HubCore) -> None:
+    async def generate() -> AsyncIterator[str]:
+        async with hub.message("chat:1", id="m") as message:
+            await message.append("so far")
+            yield "so far"
+            await message.append(" and more")
+
+    generator = generate()
+    await anext(generator)
+    await generator.aclose()  # type: ignore[attr-defined]
+    stored, _ = await hub.read("chat:1", "m")
+    assert (stored.status, stored.text) == ("cancelled", "so far")
+
+
+async def test_readers_from_ever_other_cursors_do_not_fill_memory(hub: HubCore) -> None:
+    async with hub.message("chat:1", id="m") as message:
+        await message.append("x" * 500_000)
+        for number in range(100):
+            await message.append(f"{number} ")
+            await message.flush()
+        live = hub.channel("chat:1")
+        for since in range(1, live.state.serial):
+            live.batch_since(since, attach=True)
+        assert live.cached_bytes <= 2 * 1024 * 1024
+        hub.free_memory()
+        assert live.cached_bytes == 0
+
+
+async def test_what_waits_is_bounded_by_the_bytes_of_all_its_fields() -> None:
+    hub = HubCore("memory://", limits=Limits(waiting_bytes=1_000_000), hooks_signals=False)
+    await hub.start()
+    parts = [{"type": "data", "name": "d", "data": "x" * 600_000}]
+    answers = await asyncio.gather(*(hub.create("chat:1", parts=parts) for _ in range(2)), return_exceptions=True)
+    assert [type(answer) for answer in answers] == [Message, Busy]
+    await hub.close()

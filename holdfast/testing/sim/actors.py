@@ -196,7 +196,7 @@ class Remote(Author):
         acked: dict[int, int] = {index: len(text_of(part)) for index, part in enumerate(parts)}
         for count in range(self.draw.randrange(1, 25)):
             kind = self.draw.choice(("append",) * 8 + ("open", "replace"))
-            if not parts:
+            if not parts and kind == "append":
                 parts.append({"type": "text", "text": ""})
                 acked[0] = -1  # it opens with its first text
                 self._unclear.add(0)
@@ -263,7 +263,7 @@ class Remote(Author):
         while acked[index] < len(part[key]):
             # Now and then something is sent again that was answered already.
             at = max(0, acked[index] - (self.draw.randrange(20) if self.draw.random() < 0.2 else 0))
-            text = part[key][at:]
+            text = part[key][at : at + 45]  # four bytes each stay below the smallest limit
             body: dict[str, Any] = {"text": text, "at": at}
             if acked[index] >= 0:
                 body["part"] = index
