@@ -117,7 +117,7 @@ def tail(channel: str, url: str, history: int, since: str | None) -> None:
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise LocalError(f"{url} is no http address")
     try:
-        follow(url, channel, since=since, history=history, write=sys.stdout.write, flush=sys.stdout.flush)
+        follow(url, channel, since=since, history=history, out=sys.stdout, notices=sys.stderr)
     except KeyboardInterrupt:
         click.echo()
 
@@ -143,11 +143,15 @@ def _checked(store: str) -> str:
 
 
 def _load(target: str) -> Any:
-    """The object that MODULE:NAME names."""
+    """The object that MODULE:NAME names. Raises LocalError, also for what goes wrong inside of the module."""
     module, _, name = target.partition(":")
+    if not module:
+        raise LocalError(f"--app {target}: write MODULE:NAME, for example --app chat:hub")
     sys.path.insert(0, "")
     try:
-        found = importlib.import_module(module)
-        return getattr(found, name or "hub")
-    except (ImportError, AttributeError) as error:
-        raise LocalError(f"--app {target}: {error}") from None
+        app = getattr(importlib.import_module(module), name or "hub")
+    except Exception as error:
+        raise LocalError(f"--app {target}: {type(error).__name__}: {error}") from error
+    if not callable(app):
+        raise LocalError(f"--app {target}: that is no ASGI app but a {type(app).__name__}")
+    return app

@@ -10,6 +10,7 @@ import json
 import random
 import time
 from collections.abc import Callable
+from typing import TextIO
 from urllib.parse import urlsplit, urlunsplit
 
 from holdfast.core.errors import HoldfastError, LocalError
@@ -68,12 +69,12 @@ def follow(
     *,
     since: str | None,
     history: int,
-    write: Callable[[str], object],
-    flush: Callable[[], object],
+    out: TextIO,
+    notices: TextIO,
 ) -> None:
-    """Print `channel` as it happens, until interrupted. Raises Refused, LocalError."""
+    """Print `channel` to `out` as it happens, until interrupted. Raises Refused, LocalError."""
     check_channel(channel)
-    view, printer = View(), Printer(write)
+    view, printer = View(), Printer(out.write)
     view.cursor = since
     failures = 0
     while True:
@@ -83,9 +84,11 @@ def follow(
                 view.receive(batch)
                 if batch.cursor is not None or view.cursor is not None:
                     printer.show(view)
-                    flush()
+                    out.flush()
         except (OSError, EOFError, ViewGap, ValueError):
             view.cut()
+        if failures == 0:
+            print(f"(no answer from {url}, trying again)", file=notices, flush=True)
         failures += 1
         time.sleep(random.uniform(0, min(BACKOFF_MAX_S, BACKOFF_S * 2 ** min(failures, 10))))
 

@@ -1,4 +1,4 @@
-"""What reaches a viewer is little more than the text it misses (DESIGN 11), measured on real sockets.
+"""What reaches a viewer is little more than the text it misses, measured on real sockets.
 
 Bytes are bodies and payloads after de-chunking. "JSON text" is the text as a JSON string, without its quotes.
 """

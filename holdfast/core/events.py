@@ -1,4 +1,4 @@
-"""Events: what a transport tells a client (WIRE "Events").
+"""Events: what a transport tells a client (`docs/protocol.md`, 3).
 
 You are in `core`. The one definition of what clients receive, on every transport. Field names are for ever.
 """

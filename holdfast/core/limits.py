@@ -1,4 +1,4 @@
-"""Every bound on what a peer controls, with its default (WIRE "Default limits").
+"""Every bound on what a peer controls, with its default (`docs/protocol.md`, 11).
 
 You are in `core`. Values may be changed freely; a name is a public setting (`Hub(limits=Limits(...))`).
 """

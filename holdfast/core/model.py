@@ -1,4 +1,4 @@
-"""Messages, parts, members, commands: the nouns of the wire (WIRE "Objects").
+"""Messages, parts, members, commands: the nouns of the wire (`docs/protocol.md`, 2).
 
 You are in `core`. These types are what clients see: field names are for ever, new optional fields are welcome.
 A part is a plain dict with a `type`: sources, files and data carry whatever the app puts there, and everything

@@ -1,4 +1,4 @@
-"""Which channel names and ids are allowed (WIRE "Objects").
+"""Which channel names and ids are allowed (`docs/protocol.md`, 2.1).
 
 You are in `core`. The alphabet is part of the protocol: widening it is possible, narrowing it is not.
 """

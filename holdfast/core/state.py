@@ -20,7 +20,7 @@ from holdfast.core.text import Text, TextFork
 
 TAIL_ENTRIES = 1_000
 TAIL_BYTES = 1024 * 1024
-KEPT_REQUESTS = 16  # per message, for repeats of requests that carry an id (WIRE "HTTP")
+KEPT_REQUESTS = 16  # per message, for repeats of requests that carry an id (`docs/protocol.md`, 8.2)
 
 
 class PartState:

@@ -17,7 +17,7 @@ JOIN_PIECES = 64
 # Beyond this many marks every other one of the older half goes: 1 MiB of marks per part, and a resume from
 # long ago then repeats a few tokens (harmless: `at` tells a viewer what it has).
 MAX_MARKS = 65_536
-# A stored mark about every so many bytes of UTF-8 JSON (DESIGN 4, "Catching up").
+# A stored mark about every so many bytes of UTF-8 JSON (`docs/decisions/0001`).
 MARK_BYTES = 256
 
 

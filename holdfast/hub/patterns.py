@@ -1,4 +1,4 @@
-"""Channel patterns, for agents, hooks and capabilities alike (WIRE "Identity").
+"""Channel patterns, for agents, hooks and capabilities alike (`docs/protocol.md`, 12).
 
 You are in `hub`. A pattern is a channel's whole name, or ends in `*` after one of `: / .`, or is `*` alone.
 """

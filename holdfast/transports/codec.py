@@ -12,7 +12,16 @@ from typing import Any, NoReturn, TypeVar
 
 import msgspec
 
-from holdfast.core.errors import Deleted, HoldfastError, InvalidRequest, InvalidText, LocalError
+from holdfast.core.errors import (
+    Deleted,
+    HoldfastError,
+    InvalidRequest,
+    InvalidText,
+    LocalError,
+    StoreInUse,
+    StoreUnavailable,
+    StoreUnusable,
+)
 from holdfast.core.requests import (
     AppendText,
     CreateMessage,
@@ -105,8 +114,14 @@ def unexpected() -> HoldfastError:
 
 
 def for_peers(error: HoldfastError) -> HoldfastError:
-    """`error` as a peer may see it: what our own caller did wrong is an internal error to everybody else."""
-    if not isinstance(error, LocalError):
-        return error
-    logger.error("a request could not be carried out: %s", error)
-    return HoldfastError(error.detail)
+    """`error` as a peer may see it; the log has the rest.
+
+    What our own caller did wrong is an internal error to everybody else, and where a store lies is nobody's business.
+    """
+    if isinstance(error, LocalError):
+        logger.error("a request could not be carried out: %s", error)
+        return HoldfastError(error.detail)
+    if isinstance(error, StoreUnavailable | StoreInUse | StoreUnusable):
+        logger.warning("the store: %s", error)
+        return type(error)("the store cannot be used for now; nothing was stored" if error.retry else "")
+    return error

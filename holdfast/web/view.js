@@ -1,7 +1,7 @@
 /**
  * The view: what a viewer of one channel shows, folded from batches of events.
  *
- * Pure: no I/O, no clock, no randomness. It follows the client rules of the wire (`WIRE.md`, rules 1 to 7, cited
+ * Pure: no I/O, no clock, no randomness. It follows the client rules of the wire (`docs/protocol.md` 3.4, rules 1 to 7, cited
  * below by number) and passes `tests/vectors/view.json`, as the Python view does. How things are kept inside may
  * change freely; the form of a snapshot is public. Ids come from other people, so they are keys of Maps only, and
  * objects are copied by spread, which has no setters (`__proto__`).

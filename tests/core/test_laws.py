@@ -1,4 +1,4 @@
-"""The laws of the log and the fold (DESIGN 3), each as a property.
+"""The laws of the log and the fold, each as a property.
 
 You are in `tests`. A failure that shrinks to something instructive becomes a vector in `tests/vectors/`.
 """

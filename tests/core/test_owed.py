@@ -1,4 +1,4 @@
-"""What a viewer is owed, event by event, in the situations that occur (DESIGN 3 "Joining" and 4 "Catching up").
+"""What a viewer is owed, event by event, in the situations that occur (`docs/protocol.md`, 3.3 and 4).
 
 You are in `tests`. Every batch is written out; the laws in `test_laws` say what holds for all of them.
 """

@@ -1,4 +1,4 @@
-"""What the SQLite store is given to write, and keeps, per byte of text (DESIGN 11)."""
+"""What the SQLite store is given to write, and keeps, per byte of text."""
 
 from collections.abc import AsyncIterator
 from pathlib import Path

@@ -380,7 +380,7 @@ BAD_FRAMES = [
     ('{"type": "append", "ref": 1, "channel": "c", "id": "m"}', "invalid_request", 1),
     ('{"type": "append", "ref": 1, "channel": "c", "id": "m", "text": "x", "at": -1}', "invalid_request", 1),
     ('{"type": "append", "ref": 1, "channel": "c", "id": "m", "text": "x"}', "not_found", 1),
-    ('{"type": "append", "ref": 1, "channel": "c", "id": "m", "text": "\\ud800"}', "invalid_text", None),
+    ('{"type": "append", "ref": 1, "channel": "c", "id": "m", "text": "\\ud800"}', "invalid_text", 1),
     ('{"type": "part", "ref": 1, "channel": "c", "id": "m", "part": {"type": "text"}}', "invalid_request", 1),
     ('{"type": "part", "ref": 1, "channel": "c", "id": "m", "part": 0, "value": 1}', "invalid_request", 1),
     ('{"type": "append", "ref": 1, "channel": "c", "x": ' + "[" * 50_000 + "]" * 50_000 + "}", "invalid_request", None),

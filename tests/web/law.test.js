@@ -2,7 +2,7 @@
  * Law 5: every viewer that follows the client rules ends with the server's state, whatever was cut, delayed, repeated
  * or joined, and at every moment shows a prefix of each part.
  *
- * The server here is a model of a few pages: a log's messages, and what a cursor is owed, joined as DESIGN 3 and 4 say
+ * The server here is a model of a few pages: a log's messages, and what a cursor is owed, joined as `docs/protocol.md` 3.3 says
  * or entry by entry. A failure prints its seed; `SEED=n` runs that one alone.
  */
 import assert from "node:assert/strict"
