@@ -46,7 +46,7 @@ class Create(BaseOp, frozen=True, kw_only=True, array_like=True, tag=1):
     writer: Writer | None = None
 
 
-class Append(BaseOp, frozen=True, kw_only=True, array_like=True, tag=2):
+class Append(BaseOp, frozen=True, kw_only=True, array_like=True, tag=2, gc=False):
     """More text for a part that had `at` code points."""
 
     part: int

@@ -568,7 +568,9 @@ class HubCore:
                 moved = await self.store.moved(token)
                 for name, channel_state in list(runtime.channels.items()):
                     head = None if moved.channels is None else moved.channels.get(name)
-                    if moved.channels is None or (head is not None and head.serial > channel_state.state.serial):
+                    state = channel_state.state
+                    # Not "above": a channel that was deleted elsewhere has gone back to nothing.
+                    if moved.channels is None or (head is not None and head[:2] != (state.epoch, state.serial)):
                         await channel_state.refresh()
                 token = moved.token
             except HoldfastError as error:

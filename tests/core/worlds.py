@@ -52,10 +52,15 @@ class Asked:
     request: Request
 
 
+def weighted(*strategies: st.SearchStrategy[Request]) -> st.SearchStrategy[Request]:
+    """One of `strategies`; one that stands there twice is drawn twice as often (`one_of` drops repeats)."""
+    return st.integers(0, len(strategies) - 1).flatmap(lambda place: strategies[place])
+
+
 def asked(message_ids: st.SearchStrategy[str]) -> st.SearchStrategy[Asked]:
     """One request; appends are by far the most frequent, as in life."""
     append = st.builds(AppendText, text=texts, part=st.sampled_from((None, 0, 0, 1, 2)))
-    requests = st.one_of(
+    requests = weighted(
         append,
         append,
         append,
@@ -69,7 +74,7 @@ def asked(message_ids: st.SearchStrategy[str]) -> st.SearchStrategy[Asked]:
     )
     # Deleting ends an id for good: keep it rare, or little else happens.
     likely = requests.flatmap(
-        lambda one: st.just(one) if not isinstance(one, DeleteMessage) else st.one_of(st.just(one), append, append)
+        lambda one: st.just(one) if not isinstance(one, DeleteMessage) else weighted(st.just(one), append, append)
     )
     return st.builds(Asked, message_ids, likely)
 
