@@ -12,7 +12,7 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Callable, Coroutine, Iterable, Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -138,6 +138,14 @@ class _Decided(Struct):
     outcomes: list[tuple[Decision, int] | HoldfastError]  # with the serial of the last operation
 
 
+class _Unclear(NamedTuple):
+    """A write of which nobody knows whether it was stored: where the channel stands if it was, and what was decided."""
+
+    epoch: str
+    serial: int
+    decided: list[_Decided]
+
+
 class _Cut(Struct):
     """A batch: what was decided, on one draft per channel."""
 
@@ -167,6 +175,7 @@ class Committer:
         self._waiting_bytes = 0
         self._wake = asyncio.Event()
         self._parking: set[Channel] = set()  # those with parked items
+        self._unclear: dict[Channel, _Unclear] = {}
         self._cut_now: _Cut | None = None
         self._is_over = False
         self.commits = 0
@@ -282,12 +291,15 @@ class Committer:
                 await channel.load()
                 if channel.is_stale:
                     await channel.refresh()
+                self._answer_unclear(channel)
                 ids = [one for item in channel.parked for one in item.ids()]
                 if ids:
                     await channel.load_messages(ids)
         except (HoldfastError, TimeoutError) as error:
             logger.warning("channel %s could not be read: %r", channel.name, error)
             refused = error if isinstance(error, HoldfastError) else StoreUnavailable("the store did not answer")
+            if self._unclear.pop(channel, None) is not None:
+                refused = CommitUnknown("it is not known whether this was stored")
             self._parking.discard(channel)
             for item in _drained(channel.parked):
                 self._let_go(item)
@@ -309,6 +321,7 @@ class Committer:
             results = await self._store_all([write for _, write in writes]) if writes else []
         except CommitUnknown as error:
             logger.warning("it is not known whether a commit was stored: %s", error)
+            self._note_unclear(cut, writes)
             self._answer(cut, unclear=[decided.channel for decided in cut.decided])
             return
         except StoreUnavailable as error:
@@ -326,6 +339,23 @@ class Committer:
         self.commits += bool(writes)
         self.entries += sum(len(write.entries) for _, write in writes)
         self._answer(cut, unclear=conflicted)
+
+    def _note_unclear(self, cut: _Cut, writes: Sequence[tuple[Channel, Write]]) -> None:
+        """Remember where the channels will stand if the writes were stored. Where only we write, that tells."""
+        if self._store.is_exclusive:
+            for channel, write in writes:
+                decided = [one for one in cut.decided if one.channel is channel]
+                self._unclear[channel] = _Unclear(write.epoch, write.expected + len(write.entries), decided)
+
+    def _answer_unclear(self, channel: Channel) -> None:
+        """After the channel was read anew: if the unclear write had been stored, its requests are carried out."""
+        unclear = self._unclear.pop(channel, None)
+        if unclear is None or (channel.state.epoch, channel.state.serial) != (unclear.epoch, unclear.serial):
+            return
+        for decided in unclear.decided:
+            if decided.item in channel.parked:
+                channel.parked.remove(decided.item)
+                self._answer_item(decided)
 
     async def _store_all(self, writes: list[Write]) -> list[Committed | Conflict]:
         """Store `writes`. Raises StoreUnavailable if nothing was stored, CommitUnknown if nobody knows."""
@@ -364,26 +394,32 @@ class Committer:
         for channel in again:
             channel.is_stale = True
             channel.conflicts += 1
+        first: dict[Channel, list[Item]] = {channel: [] for channel in again}
         for decided in cut.decided:
             if decided.channel not in again:
                 decided.channel.conflicts = 0
-                self._let_go(decided.item)
-                decided.item.answered(
-                    [
-                        outcome if isinstance(outcome, HoldfastError) else _answer(decided.channel, ask, *outcome)
-                        for ask, outcome in zip(decided.asks, decided.outcomes, strict=True)
-                    ]
-                )
+                self._answer_item(decided)
             elif decided.channel.conflicts <= MAX_CONFLICTS:
                 for ask, outcome in zip(decided.asks, decided.outcomes, strict=True):
                     ask.is_unclear = ask.is_unclear or not isinstance(outcome, HoldfastError)
-                decided.channel.parked.append(decided.item)
-                self._parking.add(decided.channel)
+                first[decided.channel].append(decided.item)
             else:
                 self._let_go(decided.item)
                 decided.item.failed(Busy("others write to this channel faster than it can be read"))
+        for channel, items in first.items():
+            channel.parked.extendleft(reversed(items))  # before what was parked while they were decided
+            self._parking.add(channel)
         for channel in again:
             self._spawn(self._load_for(channel))
+
+    def _answer_item(self, decided: _Decided) -> None:
+        self._let_go(decided.item)
+        decided.item.answered(
+            [
+                outcome if isinstance(outcome, HoldfastError) else _answer(decided.channel, ask, *outcome)
+                for ask, outcome in zip(decided.asks, decided.outcomes, strict=True)
+            ]
+        )
 
     def _fail(self, cut: _Cut, error: StoreUnavailable) -> None:
         logger.warning("a commit failed, nothing of it is stored: %s", error)

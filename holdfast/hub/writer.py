@@ -29,7 +29,7 @@ from holdfast.core.errors import (
 )
 from holdfast.core.model import Json, Message, Part, check_json, check_part
 from holdfast.core.requests import AppendText, Asker, CreateMessage, FinishMessage, PutPart, Request, UpdateMessage
-from holdfast.core.state import part_bytes, utf8_len
+from holdfast.core.state import KEPT_REQUESTS, part_bytes, utf8_len
 from holdfast.hub.committer import Answer, Ask
 
 if TYPE_CHECKING:
@@ -73,6 +73,7 @@ class MessageWriter:
         self._error: HoldfastError | None = None  # of the store's no: the next call raises it
         self._trouble: HoldfastError | None = None  # of a store that fails for now
         self._waiters: list[asyncio.Future[None]] = []
+        self._requests = 0
         self._is_open = False
         self._is_over = False
         self._retry: asyncio.TimerHandle | None = None
@@ -111,7 +112,7 @@ class MessageWriter:
         self._let_go_of_held()
         place = self._parts if index is None else index
         size = part_bytes(part)
-        self._put(PutPart(index=place, part=part, generation=self.generation), size)
+        self._put(PutPart(index=place, part=part, generation=self.generation, request=self._new_request()), size)
         self._parts = max(self._parts, place + 1)
         text = part.get("text", part.get("input"))
         self._lengths[place] = len(text) if isinstance(text, str) else 0
@@ -126,7 +127,7 @@ class MessageWriter:
         """Merge `meta` into the message's meta; null removes a key. Accepted as `append` is."""
         self._check_open()
         size = check_json(meta, self._hub.limits.meta_bytes, "meta", depth=self._hub.limits.depth)
-        self._put(UpdateMessage(meta=meta, generation=self.generation), size)
+        self._put(UpdateMessage(meta=meta, generation=self.generation, request=self._new_request()), size)
         await self._not_too_far_ahead()
 
     async def flush(self) -> None:
@@ -139,7 +140,13 @@ class MessageWriter:
     ) -> None:
         """End the message (`complete`, `cancelled` or `failed`) and wait until all of it is stored."""
         self._check_open()
-        end = FinishMessage(status=status, reason=reason, meta=meta or {}, generation=self.generation)  # type: ignore[arg-type]
+        end = FinishMessage(
+            status=status,  # type: ignore[arg-type]
+            reason=reason,
+            meta=meta or {},
+            generation=self.generation,
+            request=self._new_request(),
+        )
         check_finish(end, self._hub.limits)
         self._let_go_of_held()
         self._put(end, 0)
@@ -202,7 +209,8 @@ class MessageWriter:
         """
         self._gather()
         grown = {ask.request.part for ask in self._flying if isinstance(ask.request, AppendText)}
-        while self._queue:
+        # A message remembers so many requests by their ids.
+        while self._queue and len(self._flying) < KEPT_REQUESTS:
             request = self._queue[0]
             if isinstance(request, AppendText):
                 grown.add(request.part)
@@ -292,6 +300,11 @@ class MessageWriter:
         self.unstored_bytes += utf8_len(text)
         if not self._is_waiting:
             self._submit()
+
+    def _new_request(self) -> str:
+        """An id by which the message knows a request again that is decided twice; no other writer's."""
+        self._requests += 1
+        return f"{self._hub.node[-5:]}{self.generation}.{self._requests}"
 
     def _put(self, request: Request, size: int) -> None:
         """Accept a request that is no append."""

@@ -33,6 +33,7 @@ from holdfast.core.requests import (
     UpdateMessage,
 )
 from holdfast.hub.committer import Answer
+from holdfast.stores.base import CommitUnknown
 
 logger = logging.getLogger("holdfast.transports")
 
@@ -123,5 +124,7 @@ def for_peers(error: HoldfastError) -> HoldfastError:
         return HoldfastError(error.detail)
     if isinstance(error, StoreUnavailable | StoreInUse | StoreUnusable):
         logger.warning("the store: %s", error)
+        if isinstance(error, CommitUnknown):
+            return StoreUnavailable("it is not known whether this was stored; asking again tells")
         return type(error)("the store cannot be used for now; nothing was stored" if error.retry else "")
     return error

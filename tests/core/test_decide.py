@@ -691,6 +691,16 @@ def test_a_repeat_in_the_same_batch_is_one(batch: Desk) -> None:
     assert len(batch.commit()) == 2
 
 
+def test_a_request_of_a_batch_that_was_dropped_is_not_a_repeat(batch: Desk) -> None:
+    batch.stream("m", "")
+    batch.commit()
+    batch.append("m", "a")
+    batch.part("m", 0, text_part("x"), request="r")
+    batch.part("m", 0, text_part("y"))
+    batch.draft = type(batch.draft)(batch.state)
+    assert batch.part("m", 0, text_part("x"), request="r").ops != ()
+
+
 @pytest.mark.parametrize("bad", ["", "a b", "x" * 65, HALF])
 def test_a_request_id_is_an_id(desk: Desk, bad: str) -> None:
     desk.stream("m")
@@ -729,6 +739,13 @@ def test_a_message_is_bounded_in_bytes_whatever_it_grows_by() -> None:
         with pytest.raises(TooLarge) as refusal:
             grow()
         assert refusal.value.details == {"limit": 1_000}
+
+
+def test_a_part_may_take_the_place_of_one_as_large() -> None:
+    desk = Desk(Limits(message_bytes=1_000))
+    desk.stream("m", "a" * 900)
+    desk.part("m", 0, text_part("b" * 950))
+    assert desk.text("m") == "b" * 950
 
 
 def test_a_batch_counts_towards_the_size_of_a_message() -> None:

@@ -134,9 +134,11 @@ def test_json_is_bounded_in_bytes_and_depth() -> None:
     with pytest.raises(TooLarge) as refusal:
         check_json("x" * 9, 10, "it", depth=0)
     assert refusal.value.details == {"limit": 10}
-    assert check_json([[[]]], 10, "it", depth=2) == 6
-    with pytest.raises(InvalidRequest):
-        check_json([[[[]]]], 10, "it", depth=2)
+    assert check_json([[[]]], 30, "it", depth=2) == 6
+    assert check_json({"a": {"b": {}}}, 30, "it", depth=2) == 16
+    for deeper in ([[[[]]]], {"a": {"b": {"c": {}}}}, [{"a": [{}]}]):
+        with pytest.raises(InvalidRequest):
+            check_json(deeper, 30, "it", depth=2)
 
 
 def test_the_text_of_a_message_is_that_of_its_text_parts() -> None:
