@@ -291,10 +291,10 @@ class Committer:
                 await channel.load()
                 if channel.is_stale:
                     await channel.refresh()
-                self._answer_unclear(channel)
                 ids = [one for item in channel.parked for one in item.ids()]
                 if ids:
                     await channel.load_messages(ids)
+                self._answer_unclear(channel)  # with the messages in memory: an answer may hold one
         except (HoldfastError, TimeoutError) as error:
             logger.warning("channel %s could not be read: %r", channel.name, error)
             refused = error if isinstance(error, HoldfastError) else StoreUnavailable("the store did not answer")

@@ -8,6 +8,7 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from holdfast.core.cursor import NO_EPOCH
 from holdfast.core.events import Batch, decode_event, encode_json
 from holdfast.core.ops import decode_op, encode_op
 from holdfast.core.owed import events_since, new_start, newest_messages, resumed
@@ -195,7 +196,9 @@ def _show(watched: Watched, view: View, log: list[Batch], data: st.DataObject) -
             view.cut()
         case "again" if log:
             old = data.draw(st.sampled_from(log))
-            if old.events[0].resumed:  # type: ignore[union-attr]  # a new start again would be one: it replaces the view
+            attached = old.events[0]
+            # A new start again would be one, and so would be the word that the channel is empty.
+            if attached.resumed and attached.epoch != NO_EPOCH:  # type: ignore[union-attr]
                 view.receive(Batch(events=old.events))
                 watched.check(view, is_complete=False)
         case _:

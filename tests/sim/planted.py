@@ -1,0 +1,179 @@
+"""Ten mistakes that were made, or nearly made, while such systems were built; the simulator must find each.
+
+You are in `tests`. Each function breaks the product in one place, by a monkeypatch, as somebody might who changes that
+place without knowing why it is as it is. A mistake that becomes impossible goes; a new kind of mistake that slipped
+through everything comes in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+from msgspec.structs import replace
+
+from holdfast.core import owed
+from holdfast.core.decide import Decision, decide
+from holdfast.core.draft import Draft
+from holdfast.core.events import ChannelAttached, MessageEvent, MessageUpdate, encode_json
+from holdfast.core.ops import Append, Op, SetPart
+from holdfast.core.requests import AppendText
+from holdfast.core.state import MessageState, Tail
+from holdfast.core.text import Text
+from holdfast.hub import committer
+from holdfast.hub.channel import Channel
+from holdfast.hub.committer import Committer
+from holdfast.hub.feed import EncodedBatch, Feed
+from holdfast.stores.base import Committed, Conflict, Moved, Write
+from holdfast.testing.sim.store import StoreLine
+
+Plant = Callable[[pytest.MonkeyPatch], None]
+
+
+def deliver_before_the_commit(patch: pytest.MonkeyPatch) -> None:
+    """Viewers get it faster so, and nearly always it is stored a moment later."""
+    store_all = Committer._store_all
+
+    async def eager(self: Committer, writes: list[Write]) -> list[Committed | Conflict]:
+        for write in writes:
+            self._channel(write.channel).committed(write.epoch, write.entries, ())
+        return await store_all(self, writes)
+
+    patch.setattr(Committer, "_store_all", eager)
+
+
+def forget_the_epoch(patch: pytest.MonkeyPatch) -> None:
+    """A serial that is not above the head must be one of ours."""
+
+    def is_continued(self: Feed) -> bool:
+        return self._epoch is not None and self._serial <= self.channel.state.serial
+
+    patch.setattr(Feed, "_is_continued", is_continued)
+
+
+def count_one_mark_too_many(patch: pytest.MonkeyPatch) -> None:
+    """Whoever has seen a serial has the text that came with the next one too."""
+    length_at = Text.length_at
+    patch.setattr(Text, "length_at", lambda self, serial: length_at(self, serial + 1))
+
+
+def join_across_an_edit(patch: pytest.MonkeyPatch) -> None:
+    """Appends of one part become one, whatever happened to the part in between."""
+
+    def place(self: Draft, op: Op) -> int:
+        joinable = self._joinable.setdefault(op.id, {})
+        if isinstance(op, Append):
+            known = joinable.setdefault(op.part, len(self.ops))
+            if known < len(self.ops):
+                earlier = self.ops[known]
+                assert isinstance(earlier, Append)
+                self.ops[known] = replace(earlier, text=earlier.text + op.text)
+                return known
+        elif not isinstance(op, SetPart):
+            self.reshaped[op.id] = None
+        self.ops.append(op)
+        return len(self.ops) - 1
+
+    patch.setattr(Draft, "_place", place)
+
+
+def answer_before_the_commit(patch: pytest.MonkeyPatch) -> None:
+    """An append was decided, so it will be stored: why let its writer wait?"""
+    commit = Committer._commit
+
+    async def hasty(self: Committer, cut: Any) -> None:
+        appends = [one for one in cut.decided if all(isinstance(ask.request, AppendText) for ask in one.asks)]
+        rest = [one for one in cut.decided if one not in appends]
+        cut.decided = appends
+        self._answer(cut, unclear=())
+        cut.decided = rest
+        await commit(self, cut)
+
+    patch.setattr(Committer, "_commit", hasty)
+
+
+def move_the_cursor_with_every_event(patch: pytest.MonkeyPatch) -> None:
+    """Whoever is cut off in the middle of a batch then has less to catch up with."""
+
+    def cursors(self: EncodedBatch) -> Iterator[str | None]:
+        epoch = self.cursor.partition(":")[0]
+        for event in self.events[:-1]:
+            yield None if isinstance(event, ChannelAttached) else f"{epoch}:{event.serial}"
+        yield self.cursor
+
+    def frames(self: EncodedBatch) -> tuple[str, ...]:
+        named = zip(self.raw, cursors(self), strict=True)
+        return tuple(
+            f'{{"type":"events","channel":"{self.channel}",'
+            + (f'"cursor":"{cursor}",' if cursor is not None else "")
+            + f'"events":[{raw.decode()}]}}'
+            for raw, cursor in named
+        )
+
+    def sse(self: EncodedBatch) -> bytes:
+        events = zip(self.events, cursors(self), strict=True)
+        return b"".join(
+            b"event: %b\ndata: %b\n" % (str(event.__struct_config__.tag).encode(), encode_json(event))
+            + (b"id: %b\n\n" % cursor.encode() if cursor is not None else b"\n")
+            for event, cursor in events
+        )
+
+    patch.setattr(EncodedBatch, "frames", property(frames))
+    patch.setattr(EncodedBatch, "sse", property(sse))
+
+
+def reload_beside_a_commit(patch: pytest.MonkeyPatch) -> None:
+    """Reading the store does no harm, whatever else goes on."""
+
+    @asynccontextmanager
+    async def exclusive(self: Channel) -> AsyncIterator[None]:
+        async with self._loading:
+            yield
+
+    patch.setattr(Channel, "_exclusive", exclusive)
+
+
+def decide_on_arrival(patch: pytest.MonkeyPatch) -> None:
+    """The durable state is the truth, so it is what requests are decided on, each as it comes."""
+
+    def early(state: Any, message_id: str, request: Any, **about: Any) -> Decision:
+        base = state.base if isinstance(state, Draft) else state
+        return decide(base, message_id, request, **about)
+
+    patch.setattr(committer, "decide", early)
+
+
+def label_an_update_with_its_own_serial(patch: pytest.MonkeyPatch) -> None:
+    """An update is the update's entry, and that has a serial."""
+    message_since = owed._message_since
+
+    def labelled(message: MessageState, tail: Tail, since: int) -> Iterator[MessageEvent]:
+        for event in message_since(message, tail, since):
+            yield replace(event, serial=message.edited) if isinstance(event, MessageUpdate) else event
+
+    patch.setattr(owed, "_message_since", labelled)
+
+
+def trust_the_wake_up(patch: pytest.MonkeyPatch) -> None:
+    """Somebody will say so if another hub has written."""
+
+    async def moved(self: StoreLine, token: str | None) -> Moved:
+        return Moved("nothing", {})
+
+    patch.setattr(StoreLine, "moved", moved)
+
+
+PLANTED: Sequence[Plant] = (
+    deliver_before_the_commit,
+    forget_the_epoch,
+    count_one_mark_too_many,
+    join_across_an_edit,
+    answer_before_the_commit,
+    move_the_cursor_with_every_event,
+    reload_beside_a_commit,
+    decide_on_arrival,
+    label_an_update_with_its_own_serial,
+    trust_the_wake_up,
+)
