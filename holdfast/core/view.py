@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from msgspec.structs import replace
 
+from holdfast.core.cursor import EMPTY
 from holdfast.core.events import (
     Batch,
     ChannelAttached,
@@ -79,7 +80,6 @@ class View:
         self._deleted: dict[str, int] = {}
         self._aside: View | None = None  # a new start that is not complete yet
         self._is_lost = False  # after a gap, until a new start
-        self._epoch: str | None = None  # of the log that all this is from, as far as one was named
 
     def messages(self) -> list[Message]:
         """What is shown, in order."""
@@ -145,17 +145,14 @@ class View:
             self._aside = View()
             self._aside.more = bool(event.more)
             self._aside.before = event.before
-            self._aside._epoch = event.epoch
-        elif not self._is_lost:
-            if self._epoch not in (None, event.epoch):
-                # The cursor of an empty channel names no epoch. What a batch that was cut had shown since then is of
-                # a log that is gone.
-                self._shown, self._seen, self._deleted = {}, {}, {}
-            self._epoch = event.epoch
+        elif self.cursor == str(EMPTY):
+            # The cursor of an empty channel names no epoch, so it resumes in any. What a batch that was cut has shown
+            # since then may be of a log that is gone; all of this one follows.
+            self._shown, self._seen, self._deleted = {}, {}, {}
 
     def _replace(self, other: View) -> None:
         self._aside, self._is_lost = None, False
-        self.more, self.before, self._epoch = other.more, other.before, other._epoch
+        self.more, self.before = other.more, other.before
         self._shown, self._seen, self._deleted = other._shown, other._seen, other._deleted
 
     def _apply(self, event: MessageEvent) -> None:

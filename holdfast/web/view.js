@@ -83,7 +83,11 @@ export class View {
     const passed = []
     let isGap = false
     for (const event of events) {
-      if (event.type === "channel.attached" && !event.resumed) this.#aside = []
+      if (event.type === "channel.attached") {
+        if (!event.resumed) this.#aside = []
+        // The cursor of an empty channel resumes in any log: what a batch that was cut had shown may be of another.
+        else if (this.cursor === "-:0") this.#fold.forget()
+      }
       if (this.#aside) this.#aside.push(event)
       else if (!this.#isLost) this.#isLost = isGap = !this.#fold.take(event, passed)
     }
@@ -214,6 +218,11 @@ class Fold {
     this.pending = new Map() // those that are not listed are over
     for (const command of commands) this.open(command)
     this.changed("commands")
+  }
+
+  forget() {
+    for (const known of [this.entries, this.heard, this.deleted]) known.clear()
+    this.changed("messages")
   }
 
   /** @param {Message} message @param {number} serial */

@@ -26,7 +26,7 @@ from holdfast.hub import committer
 from holdfast.hub.channel import Channel
 from holdfast.hub.committer import Committer
 from holdfast.hub.feed import EncodedBatch, Feed
-from holdfast.stores.base import Committed, Conflict, Moved, Write
+from holdfast.stores.base import Committed, Conflict, Head, Moved, Write
 from holdfast.testing.sim.store import StoreLine
 
 Plant = Callable[[pytest.MonkeyPatch], None]
@@ -125,14 +125,18 @@ def move_the_cursor_with_every_event(patch: pytest.MonkeyPatch) -> None:
 
 
 def reload_beside_a_commit(patch: pytest.MonkeyPatch) -> None:
-    """Reading the store does no harm, whatever else goes on."""
+    """Reading the store does no harm, whatever else goes on; what was read is what there is."""
 
     @asynccontextmanager
     async def exclusive(self: Channel) -> AsyncIterator[None]:
         async with self._loading:
             yield
 
+    async def is_at(self: Channel, head: Head) -> bool:
+        return True
+
     patch.setattr(Channel, "_exclusive", exclusive)
+    patch.setattr(Channel, "_is_at", is_at)
 
 
 def decide_on_arrival(patch: pytest.MonkeyPatch) -> None:
