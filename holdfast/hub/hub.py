@@ -18,7 +18,17 @@ from msgspec import UNSET, Struct, UnsetType
 
 from holdfast.core.cursor import Cursor
 from holdfast.core.document import restore
-from holdfast.core.errors import Deleted, Draining, Fenced, Finished, HoldfastError, IdConflict, LocalError, NotFound
+from holdfast.core.errors import (
+    Busy,
+    Deleted,
+    Draining,
+    Fenced,
+    Finished,
+    HoldfastError,
+    IdConflict,
+    LocalError,
+    NotFound,
+)
 from holdfast.core.events import Page, encode_json
 from holdfast.core.limits import Limits
 from holdfast.core.model import Json, Message, Part
@@ -453,8 +463,10 @@ class HubCore:
         runtime = self._runtime
         if runtime is not None and runtime.is_over and self.is_draining:
             raise Draining("the hub has stopped")
-        if runtime is None or runtime.is_over or runtime.committer is None:
+        if runtime is None or runtime.is_over:
             raise LocalError("the hub is not running; await hub.start() first")
+        if runtime.committer is None:  # a socket may outlive a hub that was closed and is wanted again
+            raise Busy("the hub is still starting")
         return runtime
 
     def _spawn(self, job: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:

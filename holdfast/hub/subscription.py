@@ -6,7 +6,7 @@ You are in `hub`. A subscription is a feed like any transport's: it may be as sl
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from typing import TYPE_CHECKING
 
 from holdfast.core.cursor import parse_cursor
@@ -36,7 +36,7 @@ class Subscription:
             for event in batch.events:
                 yield event
 
-    async def batches(self) -> AsyncIterator[Batch]:
+    async def batches(self) -> AsyncGenerator[Batch, None]:
         """The same in batches, each with its cursor, as `core.view.View` takes them."""
         feed = await self._hub.attach(
             self.channel,

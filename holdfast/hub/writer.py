@@ -169,8 +169,10 @@ class MessageWriter:
         self._hub.register_writer(self)
         try:
             answer = await self._hub.ask(self.channel, self.id, self._create, self._asker)
-            if answer.message is None or not answer.created:
+            if not answer.created:
                 raise IdConflict(f"message {self.id!r} exists already")
+            if answer.message is None:  # created, but before that was known somebody was faster
+                raise Deleted(f"message {self.id!r} was deleted")
         except BaseException:
             self._hub.unregister_writer(self)
             raise

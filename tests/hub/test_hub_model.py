@@ -62,8 +62,6 @@ EMPTY = "-:0"
 COME_BACK = (StoreUnavailable, Busy, Draining, LocalError)  # the same request may be sent again
 
 
-
-
 # -- virtual time ----------------------------------------------------------------------------------------------
 
 

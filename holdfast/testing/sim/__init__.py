@@ -14,7 +14,7 @@ same again, to the byte, on any machine: nothing in here may depend on the order
 
 from __future__ import annotations
 
-from holdfast.testing.sim.checks import Violation
+from holdfast.testing.sim.trace import Violation
 from holdfast.testing.sim.world import Report, World
 
 __all__ = ["Report", "Violation", "World"]

@@ -25,7 +25,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--lines", type=int, default=SHOWN_LINES, help=f"of the story of a failure ({SHOWN_LINES})")
     chosen = parser.parse_args(arguments)
     gc.freeze()
-    begun_s, failed = time.monotonic(), []
+    begun_s = time.monotonic()
+    failed: list[int] = []
     seeds = events = 0
     virtual_s = 0.0
     for seed in range(chosen.start, chosen.start + chosen.seeds):

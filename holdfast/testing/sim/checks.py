@@ -6,6 +6,7 @@ arrives. Answers are compared with what was stored when they were given. All of 
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable
 
 import msgspec
@@ -16,12 +17,10 @@ from holdfast.core.limits import Limits
 from holdfast.core.model import Message
 from holdfast.core.state import TAIL_BYTES, TAIL_ENTRIES
 from holdfast.core.view import View, ViewGap
-from holdfast.hub.channel import KEPT_ABSENT
+from holdfast.hub.channel import KEPT_ABSENT, MAX_CACHED_BATCHES
 from holdfast.hub.hub import HubCore
 from holdfast.testing.sim.trace import Trace, Violation
 from holdfast.testing.sim.truth import Life, Truth, text_of
-
-KEPT_BATCHES = 64  # encoded batches that a channel may keep for others who come from the same place
 
 
 class Eye:
@@ -40,6 +39,7 @@ class Eye:
         self._next_epoch: str | None = None  # of a new start that is not complete
         self._since: Cursor | None = None  # asked for with this connection, until it is answered
         self._is_answered = True
+        self._is_whole = True  # it does not stand in the middle of a batch
         self._high: dict[str, int] = {}  # by epoch, the highest serial this person ever saw
 
     def begin(self, since: str | None, *, is_told: bool = True) -> None:
@@ -58,6 +58,17 @@ class Eye:
         self._next_epoch = None
         self.starts += 1
 
+    def put_away(self) -> tuple[View, str]:
+        """The page as it is, to be looked at again some day."""
+        return copy.deepcopy(self.view), self.epoch
+
+    def take_out(self, page: tuple[View, str]) -> None:
+        """Go on with a page that was put away."""
+        view, self.epoch = page
+        self.view = copy.deepcopy(view)
+        self._is_whole = False
+        self.starts += 1
+
     def receive(self, batch: Batch, stamp: int) -> None:
         """A batch, or a piece of one, arrived that was sent at `stamp`."""
         for event in batch.events:
@@ -66,6 +77,7 @@ class Eye:
             self.view.receive(batch)
         except ViewGap as gap:
             raise self._violation(f"a gap: {gap}") from None
+        self._is_whole = batch.cursor is not None
         if batch.cursor is None:
             self._check_prefixes()
             return
@@ -81,7 +93,7 @@ class Eye:
         for message in page.messages:
             check_message(self._truth, self.channel, message, stamp)
         is_believed = self.view.receive_page(page)
-        if self.view.cursor is not None and is_believed:
+        if self._is_whole and self.view.cursor is not None:
             self._check_shown(self._life(self.epoch), parse_cursor(self.view.cursor) or EMPTY)
         return is_believed
 
@@ -161,6 +173,7 @@ class Eye:
         if cursor.serial < high:
             raise self._violation(f"back to {text} after {high} was shown")
         self._high[cursor.epoch] = cursor.serial
+        life.tell(cursor.serial)
         self._check_shown(life, cursor)
         if is_start:
             self._check_start(life, cursor)
@@ -174,11 +187,12 @@ class Eye:
                 raise self._violation(f"at {cursor} it shows\n  {message}, true is\n  {expected}")
         before = self.view.before
         for message in life.messages(cursor.serial):
-            is_owed = before is None or message.created >= before
-            if is_owed and message.id not in shown and not life.is_deleted(message.id):
+            if message.id in shown or life.is_deleted(message.id) or before is None:
+                continue  # what was deleted since may be missing from a page already
+            if message.created >= before:
                 raise self._violation(f"at {cursor} it does not show {message}, though it shows all from {before}")
-            if not self.view.more and before is not None and message.created < before and message.id not in shown:
-                raise self._violation(f"at {cursor} there is said to be nothing before {before}, but there is {message}")
+            if not self.view.more:
+                raise self._violation(f"at {cursor} nothing is said to be before {before}, but there is {message}")
 
     def _check_start(self, life: Life, cursor: Cursor) -> None:
         shown = {message.id for message in self.view.messages()}
@@ -196,40 +210,53 @@ class Eye:
                     raise self._violation(f"part {index} of {message.id} shows {text!r}, which it never had")
 
 
-def check_message(truth: Truth, channel: str, message: Message, stamp: int, *, since: int = 0) -> None:
-    """A message that was told is one that was stored, and as new as it was at stamp `since`."""
+def check_message(truth: Truth, channel: str, message: Message, stamp: int) -> Life:
+    """A message that was told is one that was stored by then; returns the life it is in."""
     for life in truth.lives_between(channel, 0, stamp):
-        if not life.is_stored(message.version, stamp) or life.at(message.id, message.version) != message:
-            continue
-        newer = [
-            serial
-            for serial, _ in life.versions[message.id]
-            if serial > message.version and life.stamps[serial - 1] <= since
-        ]
-        if newer and life.died is None:
-            raise Violation(f"{channel}: {message.id} was told as of {message.version}, older than {newer[-1]}")
-        return
+        if life.is_stored(message.version, stamp) and life.at(message.id, message.version) == message:
+            return life
     raise Violation(f"{channel}: this was told and was never stored: {message}")
 
 
+def check_fresh(life: Life, message: Message, told: int) -> None:
+    """A message that was read is at least as new as what others had been told of, serial `told`, before it was."""
+    known = life.at(message.id, told)
+    if known is not None and known.version > message.version:
+        raise Violation(f"{life.channel}: {message.id} was read as of {message.version}, {known.version} was known")
+
+
 def check_text(
-    truth: Truth, channel: str, message_id: str, part: int, at: int, text: str, serial: int, *, since: int, stamp: int
+    truth: Truth,
+    channel: str,
+    message_id: str,
+    part: int,
+    at: int | None,
+    text: str,
+    serial: int,
+    *,
+    since: int,
+    stamp: int,
 ) -> None:
-    """Text that was acknowledged with `serial`, in an answer of `stamp` to a request of `since`, was stored then."""
+    """Text that was acknowledged with `serial`, in an answer of `stamp` to a request of `since`, was stored then.
+
+    Without `at` it may stand anywhere in the part.
+    """
     for life in truth.lives_between(channel, since, stamp):
         message = life.at(message_id, serial) if life.is_stored(serial, stamp) else None
         if message is not None and part < len(message.parts):
             stored = text_of(message.parts[part])
-            if stored[at : at + len(text)] == text:
+            if stored.startswith(text, at) if at is not None else text in stored:
+                life.tell(serial)
                 return
     raise Violation(f"{channel}: {text!r} at {at} of {message_id}.{part} was acknowledged as {serial}, not stored")
 
 
-def check_serial(truth: Truth, channel: str, message_id: str, serial: int, *, since: int, stamp: int) -> Life:
-    """What was acknowledged with `serial` was stored then; returns the life it is in."""
+def check_serial(truth: Truth, channel: str, message_id: str, serial: int, *, since: int, stamp: int) -> None:
+    """What was acknowledged with `serial` was stored then."""
     for life in truth.lives_between(channel, since, stamp):
         if serial and life.is_stored(serial, stamp) and life.changed[serial - 1] == message_id:
-            return life
+            life.tell(serial)
+            return
     raise Violation(f"{channel}: {serial} of {message_id} was acknowledged before it was stored")
 
 
@@ -272,8 +299,8 @@ def check_bounds(hub: HubCore, who: str) -> None:
         _at_most(name, "part operations are kept", len(state.tail.ops), TAIL_ENTRIES)
         _at_most(name, "bytes of part operations are kept", state.tail._bytes, TAIL_BYTES)
         _at_most(name, "ids are known not to exist", len(channel._absent), KEPT_ABSENT + 1_000)
-        _at_most(name, "first batches are kept", len(channel._first_batches), KEPT_BATCHES)
-        _at_most(name, "batches are kept", len(channel.live_batches), KEPT_BATCHES)
+        batches = len(channel._first_batches) + len(channel.live_batches)
+        _at_most(name, "encoded batches are kept", batches, MAX_CACHED_BATCHES)
         _at_most(name, "items are parked", len(channel.parked), committer.waiting)
 
 

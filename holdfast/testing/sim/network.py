@@ -184,7 +184,9 @@ class Network:
         self.trace = trace
         self.open: dict[Connection, None] = {}
 
-    def connect(self, process: Process, hub: Hub, scope: MutableMapping[str, Any], body: str, draw: Random) -> Connection:
+    def connect(
+        self, process: Process, hub: Hub, scope: MutableMapping[str, Any], body: str, draw: Random
+    ) -> Connection:
         """A connection to `hub`, and the request that it carries."""
         connection = Connection(self, process, draw)
         self.open[connection] = None

@@ -190,7 +190,7 @@ class StoreLine:
 
     async def page(self, channel: str, *, before: int | None, limit: int, limit_bytes: int) -> StoredPage:
         """`Store.page`."""
-        fields = {"before": before, "limit": limit, "limit_bytes": limit_bytes}
+        fields: dict[str, Any] = {"before": before, "limit": limit, "limit_bytes": limit_bytes}
         return await self._call(lambda: _now(self._store.memory.page(channel, **fields)))
 
     async def streaming(self, channel: str | None = None) -> list[StreamingMessage]:
@@ -203,9 +203,7 @@ class StoreLine:
 
     async def delete_channel(self, channel: str, *, used_up: Sequence[str], until_ms: int) -> Head:
         """`Store.delete_channel`."""
-        return await self._call(
-            lambda: self._store.delete_channel(self._process.name, channel, used_up, until_ms)
-        )
+        return await self._call(lambda: self._store.delete_channel(self._process.name, channel, used_up, until_ms))
 
     async def tidy(self, now_ms: int) -> list[tuple[str, str]]:
         """`Store.tidy`."""

@@ -38,6 +38,7 @@ class Life:
         self.takeovers: dict[str, list[int]] = {}  # their serials, by message
         self.requests: set[tuple[str, str]] = set()  # message and request id of what was carried out
         self.replaced: set[str] = set()  # messages of which text was replaced
+        self.told = 0  # the highest serial that anybody outside was told of
 
     def at(self, message_id: str, serial: int) -> Message | None:
         """The message as it was at `serial`; None: not there yet, or deleted."""
@@ -60,6 +61,10 @@ class Life:
             message = self.at(message_id, serial)
             if message is not None:
                 yield message
+
+    def tell(self, serial: int) -> None:
+        """Somebody was told of entry `serial`: from now on nobody may be told less."""
+        self.told = max(self.told, serial)
 
     def changed_between(self, after: int, until: int) -> int:
         """How many messages changed after serial `after` and not after `until`."""
@@ -159,12 +164,11 @@ class Truth:
 
     def lives_between(self, channel: str, since: int, until: int) -> list[Life]:
         """The lives that the channel had at any moment from stamp `since` to `until`, newest first."""
-        lives = [
+        return [
             life
             for life in reversed(self._lives.get(channel, []))
             if life.born <= until and (life.died is None or life.died >= since)
         ]
-        return lives
 
     def was_disturbed(self, channel: str, since: int) -> bool:
         """Did the channel begin a new life after stamp `since`, or end one?"""
@@ -182,7 +186,9 @@ class Truth:
         self.stamp += 1
         life = self.head(write.channel)
         if life.serial != write.expected or (life.serial and life.epoch != write.epoch):
-            raise Violation(f"{write.channel} stands at {life.epoch}:{life.serial}, a write for {write.expected} went in")
+            raise Violation(
+                f"{write.channel} stands at {life.epoch}:{life.serial}, a write for {write.expected} went in"
+            )
         if write.entries and not life.serial:
             if self.life(write.channel, write.epoch) is not None:
                 raise Violation(f"{write.channel} is born again with the epoch {write.epoch} that it had before")

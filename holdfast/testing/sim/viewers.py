@@ -17,6 +17,7 @@ import msgspec
 
 from holdfast.core.errors import HoldfastError
 from holdfast.core.events import Batch, Page, decode_event
+from holdfast.core.view import View
 from holdfast.hub.hub import HubCore
 from holdfast.testing.sim.actors import ANSWER_S, SILENCE_S, Person
 from holdfast.testing.sim.checks import Eye, decoded_events
@@ -38,6 +39,7 @@ class Viewer(Person):
         super().__init__(world, name)
         self.eyes: dict[str, Eye] = {}
         self._pages: set[asyncio.Task[None]] = set()
+        self._tabs: dict[str, tuple[View, str]] = {}  # pages that were put away, by channel
 
     def look_at(self, channel: str) -> None:
         """Watch `channel` from now on."""
@@ -52,19 +54,26 @@ class Viewer(Person):
         """For ever."""
         while True:
             node = await self.some_node()
-            try:
+            with contextlib.suppress(Lost):
                 await self.visit(node)
-            except Lost:
-                pass
             for eye in self.eyes.values():
                 eye.cut()
-                if self.draw.random() < 0.15:
-                    eye.reload()
+                self._handle(eye)
             await self.pause(0.0, 1.0)
 
     async def visit(self, node: Node) -> None:
         """One connection, until it is lost."""
         raise NotImplementedError
+
+    def _handle(self, eye: Eye) -> None:
+        """People load pages anew, and come back to tabs that slept."""
+        deed = self.draw.random()
+        if deed < 0.15:
+            eye.reload()
+        elif deed < 0.25:
+            self._tabs[eye.channel] = eye.put_away()
+        elif deed < 0.35 and eye.channel in self._tabs:
+            eye.take_out(self._tabs[eye.channel])
 
     def receive(self, channel: str, batch: Batch, stamp: int) -> None:
         """Show what came; now and then ask for what was before."""
@@ -244,9 +253,7 @@ class PollViewer(Viewer):
             query += f"&history={history}"
         path = f"/v1/channels/{channel}/poll"
         cursor = eye.view.cursor
-        answer = await self.caller.request(
-            node.process, node.hub, "GET", path, query=query, patience_s=ANSWER_S + 4
-        )
+        answer = await self.caller.request(node.process, node.hub, "GET", path, query=query, patience_s=ANSWER_S + 4)
         if answer.status in (429, 503):
             raise Lost("sent away")
         if answer.status != 200:
@@ -265,9 +272,7 @@ class InsideViewer(Viewer):
 
     async def _watch(self, hub: HubCore) -> None:
         [(channel, eye)] = self.eyes.items()
-        subscription = hub.subscribe(
-            channel, since=eye.view.cursor, history=self.history(), flush_ms=self.flush_ms()
-        )
+        subscription = hub.subscribe(channel, since=eye.view.cursor, history=self.history(), flush_ms=self.flush_ms())
         eye.begin(eye.view.cursor)
         leaves_s = self.pause_in()
         try:
@@ -321,10 +326,11 @@ class Reader(Person):
                         reading.receive(fields)
             finally:
                 stream.leave()
+                reading.cut()
 
 
 class Reading:
-    """What a reader has of one answer."""
+    """What a reader has of one answer. What came after the last id comes again, so a cut takes it back."""
 
     def __init__(self, name: str, life: Life, message_id: str) -> None:
         self.message_id = message_id
@@ -333,6 +339,11 @@ class Reading:
         self._name = name
         self._life = life
         self._told = {"answer": "", "thinking": ""}
+        self._certain = dict(self._told)  # as of the last id
+
+    def cut(self) -> None:
+        """The connection is gone."""
+        self._told = dict(self._certain)
 
     def receive(self, fields: dict[str, str]) -> None:
         """One event."""
@@ -346,6 +357,7 @@ class Reading:
             self.is_over = True  # of another life; it was told from the beginning again
             return
         self.is_over = kind == "done"
+        self._certain = dict(self._told)
         self._check("answer", "text")
         self._check("thinking", "reasoning")
 

@@ -17,10 +17,12 @@ from random import Random
 from typing import Any, TypeVar
 
 from holdfast.app import Hub
+from holdfast.core.cursor import Cursor
 from holdfast.core.errors import HoldfastError
 from holdfast.core.limits import Limits
+from holdfast.hub.subscription import take
 from holdfast.hub.writer import MessageWriter
-from holdfast.testing.sim.actors import Author, Editor, Insider, Person, Piper, Remote
+from holdfast.testing.sim.actors import Author, Careless, Editor, Insider, Person, Piper, Remote
 from holdfast.testing.sim.checks import check_bounds, check_empty
 from holdfast.testing.sim.clock import Process, SimClock, Stuck, VirtualLoop
 from holdfast.testing.sim.network import Network
@@ -57,6 +59,7 @@ FAULTS = (
     "cut",
     "store down",
     "free memory",
+    "crowd",
     "truncate tails",
     "clock",
     "sync",
@@ -98,7 +101,7 @@ class Plan:
         draw = Random(f"{seed}/plan")
         hubs = draw.choice((1, 1, 2, 3))
         is_weak = hubs == 1 and draw.random() < 0.2
-        authors: list[type[Author]] = [Remote, Piper, Insider, Editor]
+        authors: list[type[Author]] = [Remote, Piper, Careless, Insider, Editor]
         viewers: list[type[Viewer]] = [SocketViewer, StreamViewer, PollViewer, InsideViewer]
         edits = [edit for edit in EDITS if draw.random() < 0.5]
         if draw.random() < 0.6 and "delete channel" in edits:
@@ -259,9 +262,7 @@ class World:
         self.truth = Truth(is_exclusive=self.plan.is_exclusive)
         self.weather = self.plan.weather
         self.net = Network(self.loop, self.weather, self.truth, self.trace)
-        self.store = SimStore(
-            self.loop, self.weather, self.truth, self.trace, is_exclusive=self.plan.is_exclusive
-        )
+        self.store = SimStore(self.loop, self.weather, self.truth, self.trace, is_exclusive=self.plan.is_exclusive)
         self.channels = [f"c{number}" for number in range(self.plan.channels)]
         self.nodes = [Node(self, name) for name in "ABC"[: self.plan.hubs]]
         self.lives: list[tuple[Process, StoreLine]] = []
@@ -399,6 +400,8 @@ class World:
                 self.store.down_until_s = self.loop.time() + draw.uniform(0.1, 8.0)
             case "free memory":
                 node.process.run(lambda: _free_memory(node.hub))
+            case "crowd":
+                await node.inside(self._crowd(node.hub, draw.choice(self.channels)))
             case "truncate tails":
                 node.process.run(lambda: _truncate_tails(node.hub))
             case "clock":
@@ -409,6 +412,17 @@ class World:
                 node.kill()
                 self.store.power_cut()
                 await self._boot_later(node)
+
+    async def _crowd(self, hub: Hub, channel: str) -> None:
+        """Many come for a moment, each from a place of its own."""
+        life = self.truth.head(channel)
+        with contextlib.suppress(HoldfastError):
+            for serial in range(0, life.serial, 1 + life.serial // 100):
+                feed = await hub.attach(channel, Cursor(life.epoch, serial), history=serial, wake=_nothing)
+                try:
+                    await take(feed)
+                finally:
+                    feed.close()
 
     async def _boot_later(self, node: Node) -> None:
         await asyncio.sleep(self.draw.choice((0.0, 0.1, 2.0)))
@@ -485,6 +499,10 @@ def _free_memory(hub: Hub) -> None:
     if hub.loop is not None:
         with contextlib.suppress(HoldfastError):
             hub.free_memory()
+
+
+def _nothing() -> None:
+    pass
 
 
 def _truncate_tails(hub: Hub) -> None:
