@@ -1,7 +1,7 @@
 # The front door. `make demo` and `make test` are all a newcomer needs; both set up what they use, in .venv and
 # node_modules, nothing global.
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format bench sim clean
+.PHONY: help demo test lint format sim bench clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -27,11 +27,6 @@ lint: $(VENV)/.dev node_modules/.installed ## format, lint and strict types, in 
 format: $(VENV)/.dev ## put the code in form
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
-
-SEEDS ?= 1000
-START ?= 0
-sim: $(VENV)/.dev ## simulate failures: make sim SEEDS=10000
-	$(BIN)/python -m holdfast.testing.sim --seeds $(SEEDS) --start $(START)
 
 bench: $(VENV)/.dev ## measure, beside a bare asyncio server
 	$(BIN)/python -m bench
