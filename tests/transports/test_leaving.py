@@ -119,8 +119,6 @@ async def watched(server: Running, prefix: str) -> AsyncIterator[tuple[SseViewer
 async def test_a_server_with_open_streams_ends_at_once(
     tmp_path: Path, name: str, app: str, prefix: str, number: signal.Signals
 ) -> None:
-    if number is signal.SIGINT and name == "uvicorn-h11":
-        pytest.skip("the same signals as with the other parser")
     async with running(tmp_path, SERVERS[name], app) as server:
         await server.answer(f"{prefix}/healthz")
         async with watched(server, prefix) as (plain, ours, socket, other):
