@@ -8,6 +8,7 @@ encoded once, and its bytes are shared by all feeds of the channel. Transports r
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from math import ceil
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,8 @@ from holdfast.core.state import part_bytes
 
 if TYPE_CHECKING:
     from holdfast.hub.channel import Channel
+
+logger = logging.getLogger("holdfast.hub")
 
 # Classes of flush windows: feeds of one class are released on one tick, so that their batches are the same bytes.
 FLUSH_CLASSES_MS = (0, 20, 40, 100, 250, 500, 1000)
@@ -214,7 +217,10 @@ class Ticks:
 
     def _run(self, point: int) -> None:
         for callback in self._due.pop(point):
-            callback()
+            try:
+                callback()
+            except Exception:  # one channel's viewers must not keep another's waiting
+                logger.exception("a release of viewers failed")
 
 
 class Group:

@@ -15,6 +15,7 @@ from functools import cached_property
 from typing import Any
 
 from msgspec import UNSET, Struct, UnsetType
+from msgspec.structs import replace
 
 from holdfast.core.cursor import Cursor
 from holdfast.core.document import restore
@@ -31,7 +32,7 @@ from holdfast.core.errors import (
 )
 from holdfast.core.events import Page, encode_json
 from holdfast.core.limits import Limits
-from holdfast.core.model import Json, Message, Part
+from holdfast.core.model import Json, Message, Part, plain
 from holdfast.core.names import check_channel, check_id
 from holdfast.core.ops import Writer
 from holdfast.core.requests import (
@@ -321,7 +322,7 @@ class HubCore:
     async def read(self, channel: str, message_id: str) -> tuple[Message, str]:
         """A message, and the cursor from which to follow it. Raises NotFound, Deleted."""
         known = await self._message(channel, message_id)
-        return known.message(), str(self.channel(channel).state.cursor)
+        return _own(known.message()), str(self.channel(channel).state.cursor)
 
     def subscribe(
         self, channel: str, *, since: str | None = None, history: int | None = None, flush_ms: int | None = None
@@ -634,7 +635,12 @@ async def _guarded(job: Coroutine[Any, Any, Any]) -> Any:
 def _present(answer: Answer) -> Message:
     if answer.message is None:
         raise Deleted("the message was deleted meanwhile")
-    return answer.message
+    return _own(answer.message)
+
+
+def _own(message: Message) -> Message:
+    """`message` for the app, which may change what it gets without changing what is stored."""
+    return replace(message, meta=plain(message.meta), parts=[plain(part) for part in message.parts])
 
 
 def _size_of(request: Request) -> int:

@@ -27,7 +27,7 @@ from holdfast.core.errors import (
     NotFound,
     StoreUnavailable,
 )
-from holdfast.core.model import Json, Message, Part, check_json, check_part
+from holdfast.core.model import Json, Message, Part, check_json, check_part, plain
 from holdfast.core.requests import AppendText, Asker, CreateMessage, FinishMessage, PutPart, Request, UpdateMessage
 from holdfast.core.state import KEPT_REQUESTS, part_bytes, utf8_len
 from holdfast.hub.committer import Answer, Ask
@@ -253,7 +253,7 @@ class MessageWriter:
 
     def take_up(self, message: Message, generation: int) -> None:
         """Begin where the message stands: at its start, or where another writer ended. For the hub."""
-        self.meta = message.meta
+        self.meta = plain(message.meta)
         self.generation = generation
         self._parts = len(message.parts)
         parts = message.parts

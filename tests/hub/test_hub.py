@@ -579,3 +579,13 @@ async def test_what_waits_is_bounded_by_the_bytes_of_all_its_fields() -> None:
     answers = await asyncio.gather(*(hub.create("chat:1", parts=parts) for _ in range(2)), return_exceptions=True)
     assert [type(answer) for answer in answers] == [Message, Busy]
     await hub.close()
+
+
+async def test_what_the_app_is_given_is_its_own(hub: HubCore) -> None:
+    created = await hub.create("chat:1", id="u", text="hi", meta={"tags": ["a"]})
+    created.meta["tags"].append("b")
+    message, _ = await hub.read("chat:1", "u")
+    message.meta["tags"].append("c")
+    message.parts[0]["text"] = "changed"
+    again, _ = await hub.read("chat:1", "u")
+    assert (again.meta, again.text) == ({"tags": ["a"]}, "hi")

@@ -279,6 +279,11 @@ class World:
         letters = "".join(self.rng.choice('ab é中🙂\n"') for _ in range(self.rng.randrange(1, 8)))
         return letters * self.rng.choice((1, 1, 1, 10))
 
+    def part(self, number: int) -> Part:
+        if self.rng.random() < 0.5:
+            return {"type": "text", "text": f"part {number} "}
+        return {"type": "data", "name": "n", "data": number}
+
     # -- who writes --------------------------------------------------------------------------------------------
 
     async def careful_writer(self, channel: str, message_id: str) -> None:
@@ -333,37 +338,30 @@ class World:
     async def local_writer(self, channel: str, message_id: str) -> None:
         """`async with hub.message(…)`: all that was accepted stands there in the end."""
         expected: list[Part] = []
-        text_part: int | None = None
-        hub = self.hub()
-        begun = False
+        hub, begun = self.hub(), False
         try:
             async with hub.message(channel, id=message_id) as message:
                 begun = True
                 for number in range(self.rng.randrange(5, 40)):
-                    kind = self.rng.random()
-                    if kind < 0.7:
-                        text = self.words()
-                        if text_part is None:
-                            text_part = len(expected)
-                            expected.append({"type": "text", "text": ""})
-                        expected[text_part]["text"] += text
-                        await message.append(text)
-                    elif kind < 0.8:
-                        text_part = len(expected)
-                        expected.append({"type": "text", "text": f"part {number} "})
-                        await message.part({**expected[-1]})
-                    elif kind < 0.9:
-                        expected.append({"type": "data", "name": "n", "data": number % 3})
-                        await message.part({**expected[-1]})
-                    elif kind < 0.93 and {"type": "data", "name": "n", "data": 0} in expected:
-                        index = expected.index({"type": "data", "name": "n", "data": 0})
-                        expected[index] = {"type": "text", "text": "replaced"}
-                        text_part = max(index, text_part or 0)
-                        await message.part({**expected[index]}, index=index)
-                    elif kind < 0.97:
-                        await message.update(meta={"number": number})
-                    else:
-                        await message.flush()
+                    match self.rng.choices(("append", "open", "replace", "meta", "flush"), (14, 3, 2, 1, 1))[0]:
+                        case "append":
+                            text = self.words()
+                            if not any(part["type"] == "text" for part in expected):
+                                expected.append({"type": "text", "text": ""})
+                            last = max(index for index, part in enumerate(expected) if part["type"] == "text")
+                            expected[last]["text"] += text
+                            await message.append(text)
+                        case "open":
+                            expected.append(self.part(number))
+                            await message.part({**expected[-1]})
+                        case "replace" if expected:
+                            index = self.rng.randrange(len(expected))
+                            expected[index] = self.part(number)
+                            await message.part({**expected[index]}, index=index)
+                        case "meta":
+                            await message.update(meta={"number": number})
+                        case _:
+                            await message.flush()
                     await self.pause()
         except (Draining, LocalError):
             assert not begun or hub not in self.hubs, "its hub lives"

@@ -75,11 +75,24 @@ class _Timer(asyncio.TimerHandle):
     process: Process | None
 
 
+class _Task(asyncio.Task[Any]):
+    """A task that hashes by its number, not its address: sets of tasks have one order in every process."""
+
+    def __init__(self, number: int, coro: Any, **options: Any) -> None:
+        self._number = number
+        super().__init__(coro, **options)
+
+    def __hash__(self) -> int:
+        return self._number
+
+
 class VirtualLoop(asyncio.BaseEventLoop):
     """An event loop without files, threads or real time."""
 
     def __init__(self) -> None:
         super().__init__()
+        self._tasks_made = 0
+        self.set_task_factory(self._new_task)
         self.steps = 0
         self.complaints: list[str] = []  # what asyncio had to say, e.g. of exceptions that nobody took
         self._now_s = 0.0
@@ -131,6 +144,10 @@ class VirtualLoop(asyncio.BaseEventLoop):
     def go_on(self) -> None:
         """After `Stuck`: try again for as long."""
         self._steps_at_once = 0
+
+    def _new_task(self, loop: asyncio.AbstractEventLoop, coro: Any, **options: Any) -> asyncio.Task[Any]:
+        self._tasks_made += 1
+        return _Task(self._tasks_made, coro, loop=loop, **options)
 
     def _run_once(self) -> None:
         """What `run_forever` repeats: run what is due; if nothing is, let time jump."""
