@@ -141,7 +141,7 @@ class Eye:
             self._check_resumed(event, since if is_first else parse_cursor(self.view.cursor))
             self.epoch, self._next_epoch = event.epoch, None
             return
-        if is_first and since is not None and (since.epoch == event.epoch or since == EMPTY):
+        if is_first and since is not None and event.serial and since.epoch in (event.epoch, NO_EPOCH):
             changed = life.changed_between(since.serial, event.serial)
             if since.serial <= event.serial and changed <= self._limits.catch_up_messages:
                 raise self._violation(f"a needless new start: only {changed} messages changed since {since}")

@@ -1,0 +1,132 @@
+"""Moments that the simulator found: a hub that is closed while it starts, commits of which nobody hears, and the like.
+
+You are in `tests`. Each is one seed's story, told without the rest of its world.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+import pytest
+
+from holdfast.core.errors import Busy, Deleted, Finished, StoreUnavailable
+from holdfast.core.requests import Asker, CreateMessage, DeleteMessage, FinishMessage
+from holdfast.hub import HubCore
+from holdfast.stores.base import Committed, CommitUnknown, Conflict, Head, Write
+from holdfast.stores.memory import MemoryStore
+from tests.hub.watching import PATIENCE_S
+
+ANN = Asker(id="ann")
+
+
+class Trying(MemoryStore):
+    """A store in memory that opens slowly, does not say what it stored, and cannot be read for a while."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.opening = asyncio.Event()
+        self.may_open = asyncio.Event()
+        self.may_open.set()
+        self.is_silent = False  # the next commit is stored, and nobody is told
+        self.is_unreadable = False
+        self.meanwhile: asyncio.Event | None = None  # set when a commit was stored silently
+
+    async def open(self) -> None:
+        self.opening.set()
+        await self.may_open.wait()
+
+    async def commit(self, writes: Sequence[Write]) -> list[Committed | Conflict]:
+        answers = await super().commit(writes)
+        if self.is_silent:
+            self.is_silent = False
+            raise CommitUnknown("stored, but who knows")
+        return answers
+
+    async def head(self, channel: str) -> Head:
+        if self.is_unreadable:
+            raise StoreUnavailable("not now")
+        return await super().head(channel)
+
+
+async def test_a_hub_that_is_closed_while_it_starts_ends() -> None:
+    store = Trying()
+    store.may_open.clear()
+    hub = HubCore(store, hooks_signals=False, drain_s=0)
+    starting = asyncio.create_task(hub.start())
+    await store.opening.wait()
+    closing = asyncio.create_task(hub.close())
+    await asyncio.sleep(0)
+    store.may_open.set()
+    async with asyncio.timeout(PATIENCE_S):
+        await starting
+        await closing
+    assert hub.loop is None
+
+
+async def test_a_hub_that_is_still_starting_says_come_again() -> None:
+    store = Trying()
+    store.may_open.clear()
+    hub = HubCore(store, hooks_signals=False, drain_s=0)
+    starting = asyncio.create_task(hub.start())
+    await store.opening.wait()
+    with pytest.raises(Busy):
+        hub.submit("c", "m", CreateMessage(), ANN, lambda answer: None)
+    store.may_open.set()
+    await starting
+    await hub.close()
+
+
+async def test_after_an_unclear_commit_that_cannot_be_looked_up_nothing_is_decided_on_what_was_known() -> None:
+    store = Trying()
+    hub = HubCore(store, hooks_signals=False, drain_s=0)
+    await hub.create("c", id="first", text="x")
+    store.is_silent = store.is_unreadable = True
+    with pytest.raises(StoreUnavailable):
+        await hub.create("c", id="m", text="stored all the same")
+    with pytest.raises(StoreUnavailable):
+        await hub.ask("c", "m", DeleteMessage(), ANN)
+    with pytest.raises(StoreUnavailable):
+        await hub.read("c", "m")
+    store.is_unreadable = False
+    assert (await hub.read("c", "m"))[0].text == "stored all the same"
+    await hub.delete("c", "m")
+    await hub.close()
+
+
+@pytest.mark.parametrize(
+    ("request_", "error"), [(FinishMessage(status="cancelled"), Finished), (DeleteMessage(), Deleted)]
+)
+async def test_a_message_that_is_ended_before_its_writer_hears_of_it_is_its_own_all_the_same(
+    request_: FinishMessage | DeleteMessage, error: type[Exception]
+) -> None:
+    store = Trying()
+    hub = HubCore(store, hooks_signals=False, drain_s=0)
+    await hub.start()
+    store.is_silent = True
+    opening = asyncio.create_task(hub.message("c", id="m").open())
+    ending = asyncio.create_task(hub.ask("c", "m", request_, ANN))  # it waits behind the message's beginning
+
+    async def write() -> None:
+        async with await opening as message:
+            await message.append("more")
+            await message.flush()
+
+    with pytest.raises(error):
+        await write()
+    await asyncio.gather(ending, return_exceptions=True)
+    await hub.close()
+
+
+async def test_text_goes_to_a_new_part_where_the_last_text_became_something_else() -> None:
+    hub = HubCore("memory://", hooks_signals=False)
+    async with hub.message("c", id="m") as message:
+        await message.append("draft")
+        await message.part({"type": "data", "name": "gone", "data": 1}, index=0)
+        assert message.length == 0
+        await message.append("answer")
+    assert (await hub.read("c", "m"))[0].parts == [
+        {"type": "data", "name": "gone", "data": 1},
+        {"type": "text", "text": "answer"},
+    ]
+    await hub.close()
