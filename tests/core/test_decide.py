@@ -612,6 +612,7 @@ def test_fenced_is_reported_before_finished(request_: Request) -> None:
         AppendText(text="x", part=7),
         AppendText(text="x", part=1),
         AppendText(text="x", at=99),
+        AppendText(text="b", at=0),
         PutPart(index=9, part=text_part()),
         FinishMessage(status="failed"),
     ],

@@ -30,7 +30,6 @@ class Trying(MemoryStore):
         self.may_open.set()
         self.is_silent = False  # the next commit is stored, and nobody is told
         self.is_unreadable = False
-        self.meanwhile: asyncio.Event | None = None  # set when a commit was stored silently
 
     async def open(self) -> None:
         self.opening.set()
@@ -94,13 +93,15 @@ async def test_after_an_unclear_commit_that_cannot_be_looked_up_nothing_is_decid
     await hub.close()
 
 
+@pytest.mark.parametrize("is_exclusive", [True, False], ids=["alone", "with others"])
 @pytest.mark.parametrize(
     ("request_", "error"), [(FinishMessage(status="cancelled"), Finished), (DeleteMessage(), Deleted)]
 )
 async def test_a_message_that_is_ended_before_its_writer_hears_of_it_is_its_own_all_the_same(
-    request_: FinishMessage | DeleteMessage, error: type[Exception]
+    request_: FinishMessage | DeleteMessage, error: type[Exception], is_exclusive: bool
 ) -> None:
     store = Trying()
+    store.is_exclusive = is_exclusive
     hub = HubCore(store, hooks_signals=False, drain_s=0)
     await hub.start()
     store.is_silent = True

@@ -8,6 +8,7 @@ or of another writer's doing is a violation, and so is every answer that was not
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 from collections.abc import Coroutine
 from random import Random
@@ -152,7 +153,7 @@ class Author(Person):
         """Some text that stands in no other place."""
         odd = self.draw.choice(ODD) if self.draw.random() < 0.2 else ""
         filler = "x" * self.draw.choice((0, 0, 0, 3, 40))
-        return f"{message_id[0]}{message_id.rpartition('.')[2]}w{count}{filler}{odd} "
+        return f"{self.name[0]}{self.name[-1]}.{message_id.rpartition('.')[2]}w{count}{filler}{odd} "
 
     def is_excused(self, channel: str, since: int) -> bool:
         """May what was acknowledged since be gone? When somebody deleted the channel, or a gambling store lost it."""
@@ -182,133 +183,142 @@ class Author(Person):
 
 
 class Remote(Author):
-    """Writes over HTTP, one request at a time.
+    """Writes over HTTP, one request at a time."""
+
+    async def write(self, channel: str) -> None:
+        await _OverHttp(self, channel).write()
+
+
+class _OverHttp:
+    """One message that is written over HTTP.
 
     A request that was given up may still be carried out later. So text that may be under way is not replaced, and a
     part that was opened by an append stays a text.
     """
 
-    def __init__(self, world: World, name: str) -> None:
-        super().__init__(world, name)
+    def __init__(self, writer: Remote, channel: str) -> None:
+        self._writer = writer
+        self._draw = writer.draw
+        self._truth = writer.world.truth
+        self._trace = writer.world.trace
+        self._channel = channel
+        self._id = writer.new_id()
+        self._begun = self._truth.stamp
+        self._parts: list[Part] = []  # as they are to be
+        self._acked: list[int] = []  # how much of the text of each is stored; -1: it opens with its first text
         self._unclear: set[int] = set()  # parts that text may be under way to
 
-    async def write(self, channel: str) -> None:
-        begun = self.world.truth.stamp
-        message_id = self.new_id()
-        self._unclear.clear()
-        parts: list[Part] = [{"type": "text", "text": "begin "}] if self.draw.random() < 0.3 else []
-        body: dict[str, Any] = {"id": message_id, "role": "assistant", "status": "streaming", "meta": {"n": self.name}}
-        if parts:
-            body["parts"] = parts
-        if not await self._send(channel, message_id, "POST", "", body, begun):
-            return
-        acked: dict[int, int] = {index: len(text_of(part)) for index, part in enumerate(parts)}
-        for count in range(self.draw.randrange(1, 25)):
-            kind = self.draw.choice(("append",) * 8 + ("open", "replace"))
-            if not parts and kind == "append":
-                parts.append({"type": "text", "text": ""})
-                acked[0] = -1  # it opens with its first text
-                self._unclear.add(0)
-            growing = [index for index, part in enumerate(parts) if part["type"] != "data"]
-            if kind == "append" and growing:
-                index = self.draw.choice(growing)
-                if not await self._append(channel, message_id, parts, acked, index, count, begun):
-                    return
-            elif not await self._put(channel, message_id, parts, acked, kind, count, begun):
-                return
-            await self.pause(0.0, self.world.plan.token_s)
-        status = self.draw.choice(("complete", "complete", "failed"))
-        end = {"status": status, "request": self.new_id()}
-        if await self._send(channel, message_id, "POST", f"/{message_id}/finish", end, begun):
-            self.check_whole(channel, message_id, parts, begun, status=status)
+    async def write(self) -> None:
+        """From the beginning to the end, or until somebody else ends it."""
+        draw = self._draw
+        body: dict[str, Any] = {"id": self._id, "role": "assistant", "status": "streaming", "meta": {"n": 1}}
+        if draw.random() < 0.3:
+            self._open({"type": "text", "text": "begin "})
+            body["parts"] = list(self._parts)
+        is_ours = await self._send("POST", "", body)
+        for count in range(draw.randrange(1, 25)):
+            if is_ours:
+                is_ours = await self._go_on(count)
+                await self._writer.pause(0.0, self._writer.world.plan.token_s)
+        status = draw.choice(("complete", "complete", "failed"))
+        end = {"status": status, "request": self._writer.new_id()}
+        if is_ours and await self._send("POST", f"/{self._id}/finish", end):
+            self._writer.check_whole(self._channel, self._id, self._parts, self._begun, status=status)
 
-    async def _send(self, channel: str, message_id: str, method: str, path: str, body: object, begun: int) -> bool:
+    async def _go_on(self, count: int) -> bool:
+        """One step; False: the message is no longer ours."""
+        kind = self._draw.choice(("append",) * 8 + ("open", "replace"))
+        if not self._parts and kind == "append":
+            self._open({"type": "text", "text": ""})
+            self._acked[0] = -1
+            self._unclear.add(0)
+        growing = [index for index, part in enumerate(self._parts) if part["type"] != "data"]
+        if kind == "append" and growing:
+            return await self._append(self._draw.choice(growing), count)
+        clear = [index for index in range(len(self._parts)) if index not in self._unclear]
+        return await self._put(self._draw.choice(clear) if kind == "replace" and clear else len(self._parts), count)
+
+    def _open(self, part: Part) -> None:
+        self._parts.append(part)
+        self._acked.append(len(text_of(part)))
+
+    async def _send(self, method: str, path: str, body: object, *, query: str = "") -> bool:
         """Ask and check the answer; False: the message is no longer ours."""
-        path = f"/v1/channels/{channel}/messages{path}"
-        reply = await self.ask(method, path, body)
+        reply = await self._writer.ask(method, f"/v1/channels/{self._channel}/messages{path}", body, query=query)
         if reply.status >= 400:
-            self.check_refused(channel, message_id, reply.code, begun, reply.stamp)
+            self._writer.check_refused(self._channel, self._id, reply.code, self._begun, reply.stamp)
             return False
-        truth = self.world.truth
-        check_serial(truth, channel, message_id, reply.fields["serial"], since=begun, stamp=reply.stamp)
+        serial, stamp = reply.fields["serial"], reply.stamp
+        check_serial(self._truth, self._channel, self._id, serial, since=self._begun, stamp=stamp)
         if "message" in reply.fields:
-            check_message(truth, channel, reply.message(), reply.stamp)
+            check_message(self._truth, self._channel, reply.message(), stamp)
         return True
 
-    async def _put(
-        self, channel: str, message_id: str, parts: list[Part], acked: dict[int, int], kind: str, count: int, begun: int
-    ) -> bool:
-        clear = [index for index in range(len(parts)) if index not in self._unclear]
-        index = self.draw.choice(clear) if kind == "replace" and clear else len(parts)
-        part: Part = self.draw.choice(
+    async def _put(self, index: int, count: int) -> bool:
+        part: Part = self._draw.choice(
             (
                 {"type": "data", "name": "bar", "data": count},
-                {"type": "reasoning", "text": self.piece(message_id, count)},
+                {"type": "reasoning", "text": self._writer.piece(self._id, count)},
                 {"type": "tool", "call": f"c{count}", "name": "t", "input": ""},
-                {"type": "text", "text": self.piece(message_id, count)},
+                {"type": "text", "text": self._writer.piece(self._id, count)},
             )
         )
-        query = f"request={self.new_id()}&client={self.name}"
-        path = f"/v1/channels/{channel}/messages/{message_id}/parts/{index}"
-        reply = await self.ask("PUT", path, part, query=query)
-        if reply.status >= 400:
-            self.check_refused(channel, message_id, reply.code, begun, reply.stamp)
+        query = f"request={self._writer.new_id()}"
+        if not await self._send("PUT", f"/{self._id}/parts/{index}", part, query=query):
             return False
-        parts[index : index + 1] = [part]
-        acked[index] = len(text_of(part))
-        check_serial(self.world.truth, channel, message_id, reply.fields["serial"], since=begun, stamp=reply.stamp)
+        self._parts[index : index + 1] = [part]
+        self._acked[index : index + 1] = [len(text_of(part))]
         return True
 
-    async def _append(
-        self,
-        channel: str,
-        message_id: str,
-        parts: list[Part],
-        acked: dict[int, int],
-        index: int,
-        count: int,
-        begun: int,
-    ) -> bool:
-        """Append to a part until all it should have is acknowledged; what comes meanwhile is sent along."""
-        path = f"/v1/channels/{channel}/messages/{message_id}/append"
-        part = parts[index]
-        key = "input" if part["type"] == "tool" else "text"
-        parts[index] = part = {**part, key: part[key] + self.piece(message_id, count)}
-        begun_s = self.world.loop.time()
-        tries = 0
-        while acked[index] < len(part[key]):
-            # Now and then something is sent again that was answered already.
-            at = max(0, acked[index] - (self.draw.randrange(20) if self.draw.random() < 0.2 else 0))
-            text = part[key][at : at + 45]  # four bytes each stay below the smallest limit
-            body: dict[str, Any] = {"text": text, "at": at}
-            if acked[index] >= 0:
-                body["part"] = index
-            try:
-                reply = Reply(await self.call("POST", path, body), begun)
-            except Lost:
-                reply = None
-                self._unclear.add(index)
-            tries += 1
-            if reply is not None and reply.status == 200:
-                self.world.trace.add(f"{self.name} append {message_id}.{index} {at}+{len(text)}: {reply.gist}")
-                length = reply.fields["length"]
-                if reply.fields["part"] != index or length < at + len(text):
-                    raise Violation(f"{self.name} appended {at}+{len(text)} to {message_id}.{index}: {reply.fields}")
-                serial, stamp = reply.fields["serial"], reply.stamp
-                check_text(self.world.truth, channel, message_id, index, at, text, serial, since=begun, stamp=stamp)
-                acked[index] = length
-            elif reply is not None and reply.status not in (429, 503):
-                self.world.trace.add(f"{self.name} append {message_id}.{index} {at}+{len(text)}: {reply.gist}")
-                self.check_refused(channel, message_id, reply.code, begun, reply.stamp)
-                if reply.code != "gap":
-                    return False
-                acked[index] = reply.fields["length"]
-            else:
-                self.check_patience(begun_s, f"append to {message_id}")
-                await self.pause(0.02, 0.5)
+    async def _append(self, index: int, count: int) -> bool:
+        """Append to a part until all it should have is stored; what comes meanwhile is sent along."""
+        begun_s = self._writer.world.loop.time()
+        self._grow(index, count)
+        for tries in itertools.count():
+            if self._acked[index] >= len(text_of(self._parts[index])):
+                return True
+            reply = await self._append_once(index)
+            if reply is None:
+                self._writer.check_patience(begun_s, f"append to {self._id}")
+                await self._writer.pause(0.02, 0.5)
                 if tries < 5:
-                    parts[index] = part = {**part, key: part[key] + self.piece(message_id, count * 100 + tries)}
-        return True
+                    self._grow(index, 1_000 + count * 100 + tries)
+            elif reply.status >= 400 and reply.code != "gap":
+                return False
+            else:
+                self._acked[index] = reply.fields["length"]
+        raise AssertionError("that was for ever")
+
+    async def _append_once(self, index: int) -> Reply | None:
+        """Send what is not stored yet, and now and then some of what is; None: come again."""
+        acked = self._acked[index]
+        at = max(0, acked - (self._draw.randrange(20) if self._draw.random() < 0.2 else 0))
+        text = text_of(self._parts[index])[at : at + 45]  # four bytes each stay below the smallest limit
+        body: dict[str, Any] = {"text": text, "at": at}
+        if acked >= 0:
+            body["part"] = index
+        path = f"/v1/channels/{self._channel}/messages/{self._id}/append"
+        try:
+            reply = Reply(await self._writer.call("POST", path, body), self._begun)
+        except Lost:
+            self._unclear.add(index)
+            return None
+        if reply.status in (429, 503):
+            return None
+        self._trace.add(f"{self._writer.name} append {self._id}.{index} {at}+{len(text)}: {reply.gist}")
+        if reply.status >= 400:
+            self._writer.check_refused(self._channel, self._id, reply.code, self._begun, reply.stamp)
+            return reply
+        fields, stamp = reply.fields, reply.stamp
+        if fields["part"] != index or fields["length"] < at + len(text):
+            raise Violation(f"{self._writer.name} appended {at}+{len(text)} to {self._id}.{index}: {fields}")
+        check_text(
+            self._truth, self._channel, self._id, index, at, text, fields["serial"], since=self._begun, stamp=stamp
+        )
+        return reply
+
+    def _grow(self, index: int, count: int) -> None:
+        _grow(self._parts, index, self._writer.piece(self._id, count))
 
 
 class Piper(Author):
@@ -320,7 +330,7 @@ class Piper(Author):
         frames, parts = self._script(channel, message_id)
         position = 0
         begun_s = self.world.loop.time()
-        while position is not None and position < len(frames):
+        while position < len(frames):
             node = await self.some_node()
             try:
                 stream = await self.caller.socket(node.process, node.hub, patience_s=ANSWER_S)

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 
 import msgspec
 
+from holdfast.app import Hub
 from holdfast.core.cursor import EMPTY, NO_EPOCH, Cursor, parse_cursor
 from holdfast.core.events import Batch, ChannelAttached, MessageCreate, MessageUpdate, Page, ServerEvent
 from holdfast.core.limits import Limits
@@ -21,6 +22,7 @@ from holdfast.hub.channel import KEPT_ABSENT, MAX_CACHED_BATCHES
 from holdfast.hub.hub import HubCore
 from holdfast.testing.sim.trace import Trace, Violation
 from holdfast.testing.sim.truth import Life, Truth, text_of
+from holdfast.transports.app import App
 
 
 class Eye:
@@ -286,6 +288,14 @@ def check_refusal(
     return False
 
 
+def check_writers(life: Life, node: str) -> None:
+    """No message streams whose writer died with another process than `node`, the only one there is."""
+    for message in life.messages(life.serial):
+        writer = life.writers[message.id]
+        if message.status == "streaming" and writer is not None and writer.node not in (None, node):
+            raise Violation(f"{life.channel}: {message.id} streams still, though its writer died with {writer.node}")
+
+
 def check_bounds(hub: HubCore, who: str) -> None:
     """A hub holds bounded memory, whatever its readers do."""
     runtime = hub._runtime
@@ -304,8 +314,12 @@ def check_bounds(hub: HubCore, who: str) -> None:
         _at_most(name, "items are parked", len(channel.parked), committer.waiting)
 
 
-def check_empty(hub: HubCore, who: str) -> None:
+def check_empty(hub: Hub, who: str) -> None:
     """When everybody has left for long enough, nothing is left of them."""
+    app = hub._asgi
+    if isinstance(app, App):
+        _at_most(who, "sockets are left", len(app._sockets), 0)
+        _at_most(who, "heartbeats are left", len(app.wheel), 0)
     runtime = hub._runtime
     if runtime is None or runtime.is_over or runtime.committer is None:
         return
@@ -313,6 +327,7 @@ def check_empty(hub: HubCore, who: str) -> None:
         _at_most(who, f"{name} are left", hub.stats()[name], 0)
     _at_most(who, "channels are remembered as parking", len(runtime.committer._parking), 0)
     _at_most(who, "bytes wait", runtime.committer._waiting_bytes, 0)
+    _at_most(who, "unclear commits are remembered", len(runtime.committer._unclear), 0)
     _at_most(who, "ticks are due", len(runtime.ticks._due), 0)
 
 

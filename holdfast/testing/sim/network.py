@@ -10,9 +10,8 @@ then, not what is stored by now.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections import deque
-from collections.abc import Callable, MutableMapping
+from collections.abc import Awaitable, Callable, MutableMapping
 from random import Random
 from typing import Any, Generic, NamedTuple, TypeVar
 
@@ -403,9 +402,10 @@ class Stream:
         self._connection.leave()
 
 
-async def within(seconds: float, wait: Callable[[], Any]) -> Any:
-    """What `wait()` gives within `seconds`, else Lost."""
-    with contextlib.suppress(TimeoutError):
+async def within(seconds: float, wait: Callable[[], Awaitable[T]]) -> T:
+    """What `wait()` gives within `seconds`. Raises Lost."""
+    try:
         async with asyncio.timeout(seconds):
             return await wait()
-    raise Lost("nothing came")
+    except TimeoutError:
+        raise Lost("nothing came") from None

@@ -16,7 +16,7 @@ from msgspec.structs import replace
 
 from holdfast.core.cursor import NO_EPOCH
 from holdfast.core.model import APPENDABLE, Message, Part
-from holdfast.core.ops import Append, Create, Delete, Entry, Finish, Op, SetPart, Takeover, Update
+from holdfast.core.ops import Append, Create, Delete, Entry, Finish, Op, SetPart, Takeover, Update, Writer
 from holdfast.stores.base import Head, Write
 from holdfast.testing.sim.trace import Violation
 
@@ -37,6 +37,7 @@ class Life:
         self.versions: dict[str, list[Version]] = {}
         self.takeovers: dict[str, list[int]] = {}  # their serials, by message
         self.requests: set[tuple[str, str]] = set()  # message and request id of what was carried out
+        self.writers: dict[str, Writer | None] = {}  # who writes, or wrote last
         self.replaced: set[str] = set()  # messages of which text was replaced
         self.told = 0  # the highest serial that anybody outside was told of
 
@@ -96,6 +97,8 @@ class Life:
         self.stamps.append(stamp)
         self.changed.append(op.id)
         self.versions.setdefault(op.id, []).append((entry.serial, changed))
+        if isinstance(op, Create | Takeover):
+            self.writers[op.id] = op.writer
         if isinstance(op, Takeover):
             self.takeovers.setdefault(op.id, []).append(entry.serial)
         elif isinstance(op, Update) or (isinstance(op, SetPart) and message and op.index < len(message.parts)):
@@ -112,7 +115,7 @@ class Life:
             if kept:
                 life.versions[message_id] = kept
                 life.takeovers[message_id] = [one for one in self.takeovers.get(message_id, []) if one <= serial]
-        life.replaced = set(self.replaced)
+        life.replaced, life.writers = set(self.replaced), dict(self.writers)
         return life
 
     def _check(self, message: Message | None, op: Op) -> None:

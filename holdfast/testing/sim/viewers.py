@@ -15,6 +15,7 @@ from urllib.parse import quote
 
 import msgspec
 
+from holdfast.core.cursor import EMPTY
 from holdfast.core.errors import HoldfastError
 from holdfast.core.events import Batch, Page, decode_event
 from holdfast.core.view import View
@@ -132,10 +133,19 @@ class SocketViewer(Viewer):
                     return
                 self._receive(stream, json.loads(data.data), asked, data.stamp)
                 if self.draw.random() < 0.01:
-                    self._attach(stream, self.draw.choice(list(self.eyes)), asked)
+                    self._attach_again(stream, self.draw.choice(list(self.eyes)), asked)
                 await self.read_on()
         finally:
             stream.leave()
+
+    def _attach_again(self, stream: Stream, channel: str, asked: dict[int, tuple[str, str | None]]) -> None:
+        """Attach once more on the same socket.
+
+        The cursor is that of now; batches that are under way come before the answer. That of an empty channel resumes
+        in any life of it, so with that one a client waits until it has left the channel.
+        """
+        if self.eyes[channel].view.cursor != str(EMPTY):
+            self._attach(stream, channel, asked)
 
     def _attach(self, stream: Stream, channel: str, asked: dict[int, tuple[str, str | None]]) -> None:
         ref = len(asked)

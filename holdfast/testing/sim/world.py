@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import importlib
 import logging
+import traceback
 from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass, field
 from random import Random
@@ -23,7 +24,7 @@ from holdfast.core.limits import Limits
 from holdfast.hub.subscription import take
 from holdfast.hub.writer import MessageWriter
 from holdfast.testing.sim.actors import Author, Careless, Editor, Insider, Person, Piper, Remote
-from holdfast.testing.sim.checks import check_bounds, check_empty
+from holdfast.testing.sim.checks import check_bounds, check_empty, check_writers
 from holdfast.testing.sim.clock import Process, SimClock, Stuck, VirtualLoop
 from holdfast.testing.sim.network import Network
 from holdfast.testing.sim.store import SimStore, StoreLine
@@ -313,7 +314,7 @@ class World:
             self.trace.violate(error)
         elif error is not None:
             self.trace.violate(Violation(f"somebody met {error!r}"))
-            self.trace.note("".join(_traceback(error)))
+            self.trace.note("".join(traceback.format_exception(error)))
 
     async def _main(self) -> None:
         story = self.start(self._story())
@@ -464,6 +465,9 @@ class World:
                 watching = self.start(viewer.run())
                 await self._until_settled([viewer])
                 watching.cancel()
+        if self.plan.is_exclusive:
+            for channel in self.channels:
+                check_writers(self.truth.head(channel), self.nodes[0].hub.node)
 
     async def _farewell(self) -> None:
         """Everybody has left; when channels were idle for long enough nothing is left of anybody."""
@@ -512,12 +516,6 @@ def _truncate_tails(hub: Hub) -> None:
             channel.state.tail.restart(channel.state.serial)
 
 
-def _traceback(error: BaseException) -> list[str]:
-    import traceback
-
-    return traceback.format_exception(error)
-
-
 @contextlib.contextmanager
 def _sizes(sizes: list[int]) -> Iterator[None]:
     """The plan's sizes instead of the real ones."""
@@ -550,7 +548,7 @@ class _Listener(logging.Handler):
         if record.levelno >= logging.ERROR:
             error = record.exc_info[1] if record.exc_info else None
             if error is not None:
-                self._trace.note("".join(_traceback(error)))
+                self._trace.note("".join(traceback.format_exception(error)))
             self._trace.violate(Violation(f"the hub logs an error: {text} {error!r}"))
 
 
