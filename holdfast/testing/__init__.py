@@ -6,6 +6,7 @@ proxy can be used where pytest is not installed.
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -14,12 +15,12 @@ if TYPE_CHECKING:
 
 __all__ = ["FaultProxy", "StoreContract"]
 
+if "pytest" in sys.modules:  # before anything imports it, so that a failure of the contract shows the values
+    sys.modules["pytest"].register_assert_rewrite("holdfast.testing.contract")
+
 
 def __getattr__(name: str) -> Any:
     if name == "StoreContract":
-        import pytest
-
-        pytest.register_assert_rewrite("holdfast.testing.contract")  # so that a failure shows the values
         from holdfast.testing.contract import StoreContract
 
         return StoreContract

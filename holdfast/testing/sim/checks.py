@@ -291,7 +291,7 @@ def check_refusal(
 def check_writers(life: Life, node: str) -> None:
     """No message streams whose writer died with another process than `node`, the only one there is."""
     for message in life.messages(life.serial):
-        writer = life.writers[message.id]
+        _, writer = life.writers[message.id][-1]
         if message.status == "streaming" and writer is not None and writer.node not in (None, node):
             raise Violation(f"{life.channel}: {message.id} streams still, though its writer died with {writer.node}")
 

@@ -37,7 +37,7 @@ class Life:
         self.versions: dict[str, list[Version]] = {}
         self.takeovers: dict[str, list[int]] = {}  # their serials, by message
         self.requests: set[tuple[str, str]] = set()  # message and request id of what was carried out
-        self.writers: dict[str, Writer | None] = {}  # who writes, or wrote last
+        self.writers: dict[str, list[tuple[int, Writer | None]]] = {}  # by message: from which serial on, who
         self.replaced: set[str] = set()  # messages of which text was replaced
         self.told = 0  # the highest serial that anybody outside was told of
 
@@ -98,7 +98,7 @@ class Life:
         self.changed.append(op.id)
         self.versions.setdefault(op.id, []).append((entry.serial, changed))
         if isinstance(op, Create | Takeover):
-            self.writers[op.id] = op.writer
+            self.writers.setdefault(op.id, []).append((entry.serial, op.writer))
         if isinstance(op, Takeover):
             self.takeovers.setdefault(op.id, []).append(entry.serial)
         elif isinstance(op, Update) or (isinstance(op, SetPart) and message and op.index < len(message.parts)):
@@ -114,8 +114,9 @@ class Life:
             kept = versions[: bisect_right(versions, serial, key=_serial)]
             if kept:
                 life.versions[message_id] = kept
+                life.writers[message_id] = [one for one in self.writers[message_id] if one[0] <= serial]
                 life.takeovers[message_id] = [one for one in self.takeovers.get(message_id, []) if one <= serial]
-        life.replaced, life.writers = set(self.replaced), dict(self.writers)
+        life.replaced = set(self.replaced)
         return life
 
     def _check(self, message: Message | None, op: Op) -> None:
