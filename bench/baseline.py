@@ -1,66 +1,124 @@
 """The bare server: the same bytes at the same times, written by asyncio and nothing else.
 
-Run as a child. It is given what one viewer of our server got (`Load.recording`): the beginning goes to whoever
-connects, each batch then, as one chunk and when its time has come, to everybody by `transport.write`. No framework,
-no log, no state: what it spends is what Python and the kernel cost anybody, and what we spend is measured against it.
+Run as a child. It is given what one viewer of each channel got of our server (`Load.recording`): the beginning goes to
+whoever connects, each batch then, as one chunk or frame and when its time has come, to all viewers of its channel by
+`transport.write`. No framework, no log, no state: what it spends is what Python and the kernel cost anybody, and what
+we spend is measured against it.
 """
 
 import asyncio
-import socket
+import base64
+import hashlib
+import json
 import time
 from typing import Any
+from urllib.parse import unquote
 
 from bench.control import answer, serve_requests
+from holdfast import serving
 
-_HEAD = (
+_SSE_HEAD = (
     b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nCache-Control: no-cache, no-transform\r\n"
     b"X-Accel-Buffering: no\r\nTransfer-Encoding: chunked\r\n\r\n"
 )
+_UPGRADE_HEAD = (
+    b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+    b"Sec-WebSocket-Accept: %b\r\nSec-WebSocket-Protocol: holdfast.v1\r\n\r\n"
+)
+_WEBSOCKET_GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"  # RFC 6455, 1.3
+_SLEEP_S = 0.002  # what is due within it is written now: a timer for each batch would cost more than the writes
+
+
+class _Channel:
+    """Its viewers, and what they are to get first."""
+
+    def __init__(self, kind: str, before: bytes) -> None:
+        self.transports: set[asyncio.Transport] = set()
+        self.before = before if kind == "websocket" else _SSE_HEAD + _chunk(before)
 
 
 class Bare:
-    """Its viewers, and what they are to get."""
+    """What is served, by channel."""
 
     def __init__(self) -> None:
-        self.transports: set[asyncio.Transport] = set()
-        self.before = b""
-        self._batches: list[tuple[float, bytes]] = []
+        self.channels: dict[str, _Channel] = {}
+        self._batches: list[tuple[float, _Channel, bytes]] = []
 
-    async def load(self, *, before: str, batches: list[tuple[float, str]]) -> dict[str, Any]:
-        """Take a recording."""
-        self.before = _HEAD + _chunk(before.encode())
-        self._batches = [(at_s, _chunk(batch.encode())) for at_s, batch in batches]
+    async def load(self, *, kind: str, channels: dict[str, Any]) -> dict[str, Any]:
+        """Take a recording: for each channel what came `before`, and its `batches` with their times."""
+        self.channels.clear()
+        self._batches.clear()
+        for name, recording in channels.items():
+            channel = self.channels[name] = _Channel(kind, recording["before"].encode("latin-1"))
+            for at_s, batch in recording["batches"]:
+                data = batch.encode("latin-1")
+                self._batches.append((at_s, channel, data if kind == "websocket" else _chunk(data)))
+        self._batches.sort(key=lambda item: item[0])
         return {}
 
     async def play(self) -> dict[str, Any]:
         """Write it to all viewers, in its own time."""
         started_s = time.monotonic()
-        for at_s, chunk in self._batches:
+        for at_s, channel, data in self._batches:
             wait_s = started_s + at_s - time.monotonic()
-            if wait_s > 0:
+            if wait_s > _SLEEP_S:
                 await asyncio.sleep(wait_s)
-            for transport in self.transports:
-                transport.write(chunk)
-        return {"viewers": len(self.transports), "batches": len(self._batches)}
+            for transport in channel.transports:
+                transport.write(data)
+        return {"viewers": sum(len(c.transports) for c in self.channels.values()), "batches": len(self._batches)}
 
 
 class _Viewer(asyncio.Protocol):
+    """Reads what says which channel is wanted, and nothing after it."""
+
     def __init__(self, bare: Bare) -> None:
         self._bare = bare
-        self._head = b""
+        self._data = b""
+        self._is_upgraded = False
+        self._channel: _Channel | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
 
     def data_received(self, data: bytes) -> None:
-        self._head += data
-        if self._head.endswith(b"\r\n\r\n"):
-            self._transport.write(self._bare.before)
-            self._bare.transports.add(self._transport)
+        self._data += data
+        if self._channel is None and not self._is_upgraded:
+            self._take_head()
+        if self._channel is None and self._is_upgraded and self._data:
+            self._follow(json.loads(_unmasked(self._data))["channel"])
+
+    def _take_head(self) -> None:
+        head, end, rest = self._data.partition(b"\r\n\r\n")
+        if not end:
+            return
+        first, *lines = head.split(b"\r\n")
+        fields = dict(line.split(b": ", 1) for line in lines)
+        if b"Sec-WebSocket-Key" not in fields:
+            self._follow(unquote(first.split(b"/")[-3].decode()))
+            return
+        accept = base64.b64encode(hashlib.sha1(fields[b"Sec-WebSocket-Key"] + _WEBSOCKET_GUID).digest())
+        self._transport.write(_UPGRADE_HEAD % accept)
+        self._is_upgraded, self._data = True, rest
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._bare.transports.discard(self._transport)
+        if self._channel is not None:
+            self._channel.transports.discard(self._transport)
+
+    def _follow(self, name: str) -> None:
+        self._channel = self._bare.channels[name]
+        self._transport.write(self._channel.before)
+        self._channel.transports.add(self._transport)
+
+
+def _unmasked(frame: bytes) -> bytes:
+    """The payload of a client's first frame, which is short and comes whole (RFC 6455, 5.2)."""
+    assert frame[0] == 0x81, "a text frame that is whole"
+    length, start = frame[1] & 0x7F, 2
+    if length == 126:
+        length, start = int.from_bytes(frame[2:4]), 4
+    mask, payload = frame[start : start + 4], frame[start + 4 : start + 4 + length]
+    return bytes(byte ^ mask[index % 4] for index, byte in enumerate(payload))
 
 
 def _chunk(payload: bytes) -> bytes:
@@ -70,7 +128,7 @@ def _chunk(payload: bytes) -> bytes:
 
 async def _main() -> None:
     bare = Bare()
-    with socket.create_server(("127.0.0.1", 0), backlog=2048) as listener:
+    with serving.listen("127.0.0.1", 0) as listener:  # the same socket options
         async with await asyncio.get_running_loop().create_server(lambda: _Viewer(bare), sock=listener):
             answer(port=listener.getsockname()[1])
             await serve_requests({"load": bare.load, "play": bare.play})

@@ -10,53 +10,72 @@ from typing import Any
 from bench.common import Options, Row, check, load_client
 from bench.proc import SERVER_CORE, Child, cpu_s, raise_file_limit
 
+__all__ = ["CHANNEL", "Json", "recording", "replay", "run"]
+
+Json = dict[str, Any]
+CHANNEL = "bench:client"
+
 _VIEWERS = 1_000
 _FRAMES_PER_S = 25
-_CHANNEL = "bench:client"
 _TEXT = "0123456789"  # in each frame: two tokens, what 40 ms at 50 tokens a second bring
 
 
 def run(options: Options) -> list[Row]:
-    raise_file_limit(_VIEWERS + 100)
     count = int((2.0 if options.is_quick else 6.0) * _FRAMES_PER_S)
+    return [_row(kind, name, count) for kind, name in (("sse", "SSE"), ("websocket", "WebSocket"))]
+
+
+def _row(kind: str, name: str, count: int) -> Row:
+    drained, decoded, bare_s = replay(*recording(kind, count), viewers=_VIEWERS)
+    deliveries = decoded["deliveries"]
+    return Row(
+        f"load client: {_VIEWERS:,} {name} viewers × {_FRAMES_PER_S} frames/s",
+        f"{drained['cpu_s'] / drained['seconds']:.0%} of its core",
+        note=f"{drained['cpu_s'] / deliveries * 1e6:.1f} µs per frame read; the bare server spent "
+        f"{bare_s / deliveries * 1e6:.1f} µs on each; {deliveries:,} frames, all compared",
+    )
+
+
+def replay(recorded: Json, sent: Json, *, viewers: int) -> tuple[Json, Json, float]:
+    """Have the bare server play this to so many viewers: `drained`, `decoded`, its CPU. Raises `Void`."""
+    raise_file_limit(viewers + 100)
     with Child("bench.baseline", core=SERVER_CORE) as baseline, load_client() as load:
         port = baseline.read(timeout_s=10)["port"]
-        baseline.ask("load", before="retry: 2000\n\n" + _event(_attached(), "e:0"), batches=_batches(count))
-        load.ask("connect", kind="sse", port=port, channels=[_CHANNEL] * _VIEWERS, timeout_s=30)
+        baseline.ask("load", **recorded)
+        load.ask("connect", kind=recorded["kind"], port=port, channels=[CHANNEL] * viewers, timeout_s=30)
         load.ask("capture")
         before_s = cpu_s(baseline.pid)
         baseline.ask("play")
         drained = load.ask("drain", timeout_s=30)
         bare_s = cpu_s(baseline.pid) - before_s
         decoded = load.ask("decode")
-        text = _TEXT * count
-        sent = {_CHANNEL: {"id": "m", "length": len(text), "sha256": hashlib.sha256(text.encode()).hexdigest()}}
         check(decoded, load.ask("compare", sent=sent, port=None), drained)
-    deliveries = decoded["deliveries"]
-    return [
-        Row(
-            f"load client: {_VIEWERS:,} viewers × {_FRAMES_PER_S} frames/s",
-            f"{drained['cpu_s'] / drained['seconds']:.0%} of its core",
-            note=f"{drained['cpu_s'] / deliveries * 1e6:.1f} µs per frame read; the bare server spent "
-            f"{bare_s / deliveries * 1e6:.1f} µs on each; {deliveries:,} frames, all compared",
-        )
-    ]
+    return drained, decoded, bare_s
 
 
-def _batches(count: int) -> list[tuple[float, str]]:
-    """`count` frames, the first of which creates the message, at their times."""
+def recording(kind: str, count: int) -> tuple[Json, Json]:
+    """What a viewer of a message gets that comes in `count` frames, and what was sent, to compare it with."""
     part = {"type": "text", "text": _TEXT}
     message = {"id": "m", "role": "assistant", "status": "streaming", "parts": [part], "created": 1, "version": 1}
-    events: list[dict[str, Any]] = [{"type": "message.create", "serial": 1, "message": message}]
+    events: list[Json] = [{"type": "message.create", "serial": 1, "message": message}]
     for n in range(1, count):
         event = {"type": "message.append", "serial": n + 1, "id": "m", "part": 0, "at": n * len(_TEXT), "text": _TEXT}
         events.append(event)
-    return [(n / _FRAMES_PER_S, _event(event, f"e:{event['serial']}")) for n, event in enumerate(events)]
+    attached = {"type": "channel.attached", "channel": CHANNEL, "epoch": "e", "serial": 0, "resumed": False}
+    batch = _event if kind == "sse" else _frame
+    before = ("retry: 2000\n\n" if kind == "sse" else "") + batch(attached, "e:0")
+    batches = [(n / _FRAMES_PER_S, batch(event, f"e:{event['serial']}")) for n, event in enumerate(events)]
+    text = _TEXT * count
+    sent = {"id": "m", "length": len(text), "sha256": hashlib.sha256(text.encode()).hexdigest()}
+    return {"kind": kind, "channels": {CHANNEL: {"before": before, "batches": batches}}}, {CHANNEL: sent}
 
 
-def _attached() -> dict[str, Any]:
-    return {"type": "channel.attached", "channel": _CHANNEL, "epoch": "e", "serial": 0, "resumed": False, "more": False}
-
-
-def _event(event: dict[str, Any], cursor: str) -> str:
+def _event(event: Json, cursor: str) -> str:
     return f"event: {event['type']}\ndata: {json.dumps(event)}\nid: {cursor}\n\n"
+
+
+def _frame(event: Json, cursor: str) -> str:
+    """An unmasked text frame of 126 bytes or more (RFC 6455, 5.2), as latin-1."""
+    payload = json.dumps({"type": "events", "channel": CHANNEL, "cursor": cursor, "events": [event]}).encode()
+    assert 126 <= len(payload) < 1 << 16
+    return (b"\x81\x7e" + len(payload).to_bytes(2) + payload).decode("latin-1")

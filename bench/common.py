@@ -3,7 +3,9 @@
 import contextlib
 import http.client
 import json
-from collections.abc import Iterator
+import statistics
+import tempfile
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,7 @@ from urllib.parse import quote
 
 from bench.proc import CLIENT_CORE, SERVER_CORE, BenchError, Child
 
-__all__ = ["Options", "Row", "Served", "Void", "check", "load_client", "number", "served"]
+__all__ = ["Options", "Row", "Served", "Void", "check", "kept", "load_client", "number", "served", "spread"]
 
 
 class Void(BenchError):
@@ -23,6 +25,7 @@ class Options:
     is_quick: bool
     directory: Path
     """Where databases are made; must be on a disk, or nothing about disks can be said."""
+    soak_s: float = 600.0
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,7 @@ class Row:
     is_met: bool | None = None  # None: there is no limit
     note: str = ""
     has_failed: bool = False  # there is no figure: it could not be measured, or the run is void
+    raw: tuple[str, ...] = ()  # each measurement that the figure was made of
 
 
 @dataclass(frozen=True)
@@ -43,15 +47,20 @@ class Served:
 
     child: Child
     port: int
+    prefix: str = ""  # where the hub is mounted
+
+    @property
+    def address(self) -> dict[str, Any]:
+        """What the load client needs to connect."""
+        return {"port": self.port, "prefix": self.prefix}
 
     def call(self, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
         """One HTTP request below `/v1/channels/`; `path` segments must need no quoting but the channel's colon."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)
         try:
             headers = {"Content-Type": "application/json"} if body is not None else {}
-            connection.request(
-                method, f"/v1/channels/{quote(path)}", json.dumps(body) if body is not None else None, headers
-            )
+            data = json.dumps(body) if body is not None else None
+            connection.request(method, f"{self.prefix}/v1/channels/{quote(path)}", data, headers)
             response = connection.getresponse()
             answer = response.read()
         finally:
@@ -62,10 +71,29 @@ class Served:
 
 
 @contextlib.contextmanager
-def served(database: Path) -> Iterator[Served]:
-    """The server under test in a process of its own, on the server's core, with `database` as its SQLite file."""
-    with Child("bench.server", f"sqlite:///{database.absolute()}", core=SERVER_CORE) as child:
-        yield Served(child, child.read(timeout_s=20)["port"])
+def served(database: Path, *, under: str = "serve", port: int = 0, idle_s: float | None = None) -> Iterator[Served]:
+    """The server under test in a process of its own, on the server's core, with `database` as its SQLite file.
+
+    `under` is `serve` or `granian`, `port` a port of one's choice, `idle_s` how long idle channels stay in memory.
+    Raises `BenchError` when it does not start.
+    """
+    arguments = [f"sqlite:///{database.absolute()}", "--under", under, "--port", str(port)]
+    if idle_s is not None:
+        arguments += ["--idle-s", str(idle_s)]
+    with Child("bench.server", *arguments, core=SERVER_CORE) as child:
+        try:
+            yield Served(child, **child.read(timeout_s=20))
+        except BenchError as error:
+            if said := child.log_end():
+                error.add_note(f"the server said:\n{said}")
+            raise
+
+
+@contextlib.contextmanager
+def kept(options: Options) -> Iterator[Path]:
+    """A database file of its own, and nothing of it left behind."""
+    with tempfile.TemporaryDirectory(dir=options.directory) as directory:
+        yield Path(directory) / "bench.db"
 
 
 @contextlib.contextmanager
@@ -83,6 +111,14 @@ def check(decoded: dict[str, Any], compared: dict[str, Any], drained: dict[str, 
         raise Void(f"{compared['wrong']} wrong of {compared['compared']} views, e.g. {compared['example']}")
     if drained["ended"]:
         raise Void(f"{drained['ended']} connections were ended by the server")
+
+
+def spread(values: Sequence[float], unit: str = "") -> str:
+    """The median, and from where to where the values go."""
+    median = f"{number(statistics.median(values))} {unit}".rstrip()
+    if len(values) == 1:
+        return f"{median} (one round)"
+    return f"{median} ({number(min(values))}–{number(max(values))}, {len(values)} rounds)"
 
 
 def number(value: float) -> str:

@@ -5,18 +5,16 @@ producers, hub, store and sockets share one core. Each token says when it was ap
 token at each viewer. Afterwards every view is held against the stored message and against what was sent.
 """
 
-import tempfile
-from pathlib import Path
 from typing import NamedTuple, Self
 
-from bench.common import Options, Row, Served, check, load_client, number, served
+from bench.common import Options, Row, Served, check, kept, load_client, number, served
 from bench.proc import SERVER_CORE, BenchError, busy_s, cpu_s, disk_write_bytes, raise_file_limit
 from bench.tokens import WIDTH
 
 _CONVERSATIONS = 500
 _VIEWERS = 2
-_TOKENS_PER_S = 50
-_P99_LIMIT_MS = 100
+TOKENS_PER_S = 50
+P99_LIMIT_MS = 100
 _DISK_LIMIT = 100
 _TIMEOUT_S = 30.0
 
@@ -35,49 +33,95 @@ class _Gauges(NamedTuple):
         return cls(server.child.ask("stats"), disk_write_bytes(pid), cpu_s(pid), busy_s(SERVER_CORE))
 
 
+class Run(NamedTuple):
+    """One run: what came, how late, and what it took."""
+
+    conversations: int
+    tokens: int
+    latency_ms: list[float]  # p50, p99, p99.9
+    lag_ms: float  # of the producers (p99)
+    seconds: float
+    deliveries: int
+    server_s: float
+    others_s: float  # on the server's core
+    client_s: float
+    before: _Gauges
+    at_rest: _Gauges
+
+    @property
+    def text_bytes(self) -> int:
+        """Of what was appended."""
+        return self.tokens // _VIEWERS * WIDTH
+
+    def __str__(self) -> str:
+        p50, p99, p999 = self.latency_ms
+        return (
+            f"{self.conversations} conversations: p50 {p50:.0f}, p99 {p99:.0f}, p99.9 {p999:.0f} ms; producers late by "
+            f"{self.lag_ms:.0f} ms (p99); server {self.server_s / self.seconds:.0%} of its core (others "
+            f"{self.others_s / self.seconds:.0%}), load client {self.client_s / self.seconds:.0%} of its; "
+            f"{self.deliveries / self.seconds:,.0f} deliveries/s"
+        )
+
+
 def run(options: Options) -> list[Row]:
-    raise_file_limit(_CONVERSATIONS * _VIEWERS + 100)
-    seconds = 4.0 if options.is_quick else 10.0
-    channels = [f"bench:{n}" for n in range(_CONVERSATIONS)]
-    with (
-        tempfile.TemporaryDirectory(dir=options.directory) as directory,
-        served(Path(directory) / "conversations.db") as server,
-        load_client() as load,
-    ):
-        load.ask("connect", kind="sse", port=server.port, channels=channels * _VIEWERS, timeout_s=_TIMEOUT_S)
+    return rows(measure(options, _CONVERSATIONS, seconds=4.0 if options.is_quick else 10.0))
+
+
+def measure(options: Options, conversations: int, *, seconds: float, is_dated_when_due: bool = False) -> Run:
+    """One run with so many conversations. Raises `Void`, and `BenchError` when it was too much to end in time."""
+    raise_file_limit(conversations * _VIEWERS + 100)
+    channels = [f"bench:{n}" for n in range(conversations)]
+    with kept(options) as database, served(database) as server, load_client() as load:
+        load.ask("connect", kind="sse", channels=channels * _VIEWERS, timeout_s=_TIMEOUT_S, **server.address)
         load.ask("capture")
         before = _Gauges.read(server)
-        count = int(seconds * _TOKENS_PER_S)
-        produced = server.child.ask("produce", channels=channels, count=count, tokens_per_s=_TOKENS_PER_S)
+        count = int(seconds * TOKENS_PER_S)
+        produced = server.child.ask(
+            "produce",
+            channels=channels,
+            count=count,
+            tokens_per_s=TOKENS_PER_S,
+            is_dated_when_due=is_dated_when_due,
+            answer_in_s=seconds + 45,
+        )
         drained = load.ask("drain", timeout_s=_TIMEOUT_S)
         after = _Gauges.read(server)
         decoded = load.ask("decode")
-        check(decoded, load.ask("compare", sent=produced["messages"], port=server.port), drained)
-        expected = count * _CONVERSATIONS * _VIEWERS
+        check(decoded, load.ask("compare", sent=produced["messages"], **server.address), drained)
+        expected = count * conversations * _VIEWERS
         if decoded["tokens"] != expected:
             raise BenchError(f"{decoded['tokens']} of {expected} tokens have a latency, though all texts are right")
         # Once more after the comparison: by now the store has also written back what it had put off.
         at_rest = _Gauges.read(server)
-    seconds = drained["seconds"]
     used_s = after.cpu_s - before.cpu_s
-    others_s = max(0.0, after.core_s - before.core_s - used_s)
-    note = (
-        f"server {used_s / seconds:.0%} of its core (others {others_s / seconds:.0%}), load client "
-        f"{drained['cpu_s'] / seconds:.0%} of its; {decoded['deliveries'] / seconds:,.0f} deliveries/s; "
-        f"producers late by {produced['lag_ms'][1]:.0f} ms (p99)"
+    return Run(
+        conversations=conversations,
+        tokens=expected,
+        latency_ms=decoded["latency_ms"],
+        lag_ms=produced["lag_ms"][1],
+        seconds=drained["seconds"],
+        deliveries=decoded["deliveries"],
+        server_s=used_s,
+        others_s=max(0.0, after.core_s - before.core_s - used_s),
+        client_s=drained["cpu_s"],
+        before=before,
+        at_rest=at_rest,
     )
-    p50, p99, p999 = decoded["latency_ms"]
+
+
+def rows(run: Run) -> list[Row]:
+    p50, p99, p999 = run.latency_ms
     return [
         Row(
-            f"{_CONVERSATIONS} conversations × {_TOKENS_PER_S} tokens/s × {_VIEWERS} viewers: latency p99",
+            f"{run.conversations} conversations × {TOKENS_PER_S} tokens/s × {_VIEWERS} viewers: latency p99",
             f"{p99:.0f} ms",
-            f"{_P99_LIMIT_MS} ms",
-            p99 < _P99_LIMIT_MS,
-            note,
+            f"{P99_LIMIT_MS} ms",
+            p99 < P99_LIMIT_MS,
+            raw=(str(run),),
         ),
         Row("  p50, p99.9", f"{p50:.0f} ms, {p999:.0f} ms"),
-        Row("  delivered and compared", f"{decoded['tokens']:,} tokens", "all", True),
-        *_storage(before, at_rest, count * _CONVERSATIONS * WIDTH),
+        Row("  delivered and compared", f"{run.tokens:,} tokens", "all", True),
+        *_storage(run.before, run.at_rest, run.text_bytes),
     ]
 
 
@@ -87,7 +131,7 @@ def _storage(before: _Gauges, after: _Gauges, text_bytes: int) -> list[Row]:
     # An entry is what joining left of a message's ops in one commit: one for each commit and message, and one more
     # where a part is opened or the message ends.
     limit = 3 * text_bytes + 20 * stats["entries"]
-    rows = Row(
+    handed = Row(
         "  bytes of rows handed to the store, of 3 × text + 20 B per commit and message",
         f"{stats['store_row_bytes'] / limit:.2f} ×",
         "1 ×",
@@ -98,6 +142,6 @@ def _storage(before: _Gauges, after: _Gauges, text_bytes: int) -> list[Row]:
     what = "  bytes written to disk per byte streamed"
     if not written:
         note = "nothing was written to a disk: choose a directory on one with --dir"
-        return [rows, Row(what, "not measured", note=note, has_failed=True)]
+        return [handed, Row(what, "not measured", note=note, has_failed=True)]
     times = written / text_bytes
-    return [rows, Row(what, f"{number(times)} ×", f"{_DISK_LIMIT} ×", times <= _DISK_LIMIT)]
+    return [handed, Row(what, f"{number(times)} ×", f"{_DISK_LIMIT} ×", times <= _DISK_LIMIT)]

@@ -3,14 +3,16 @@
 Run as a child (`bench.proc.Child`) on a core of its own. While a run is being captured each read costs one epoll
 entry, one `recv` and a time stamp; bytes are parsed and checked afterwards, by the same sessions and checkers the
 tests use, each with the time at which it was read. So latency is what a client on this machine sees, and includes
-the time our own thread took to come round to a socket.
+the time our own thread took to come round to a socket. Outside of a capture bytes are parsed as they come.
 """
 
 import gc
 import hashlib
+import heapq
 import http.client
 import json
 import os
+import random
 import select
 import socket
 import sys
@@ -18,72 +20,22 @@ import time
 from array import array
 from collections import Counter
 from collections.abc import Callable
-from typing import Any
 from urllib.parse import quote
 
 from bench import tokens
 from bench.proc import BenchError
-from holdfast.testing.rawviewer import Checker, Json, Response, Session, SseSession, WsSession
+from bench.viewers import Connection, Latencies, Viewer
+from bench.visits import Visits
+from holdfast.testing.rawviewer import Json, Response, SseSession
+
+__all__ = ["Connection", "Load"]
 
 _HOST = "127.0.0.1"
 _READ_BYTES = 32 * 1024
 _WAVE = 100  # connections opened before their first batches are waited for
-_QUIET_S = 0.4  # nothing for this long: all has come; many times the flush window
+_QUIET_S = 0.8  # nothing for this long: all has come; twenty flush windows, and a stolen core comes back sooner
+_POLL_S = 0.05  # between two looks at whether all have come back
 _STDIN = 0
-
-
-class Connection:
-    """One viewer. `arrivals` holds what was captured: time, bytes, time, bytes …"""
-
-    def __init__(self, sock: socket.socket, session: Session, checker: Checker) -> None:
-        self.socket = sock
-        self.session = session
-        self.checker = checker
-        self.arrivals: list[Any] = []
-        self.history: list[Any] | None = None  # all arrivals since it was opened, of the one that is recorded
-
-    def take(self, data: bytes, now_s: float) -> None:
-        """Parse and check at once, and answer what has to be answered."""
-        if self.history is not None:
-            self.history += (now_s, data)
-        self.session.receive(data, now_s=now_s)
-        self.send()
-
-    def send(self) -> None:
-        if data := self.session.bytes_to_send():
-            sent = self.socket.send(data)
-            assert sent == len(data), "a request larger than an empty socket buffer"
-
-    def decode(self) -> None:
-        """Parse and check what was captured."""
-        arrivals, self.arrivals = iter(self.arrivals), []
-        for now_s, data in zip(arrivals, arrivals, strict=True):
-            if self.history is not None:
-                self.history += (now_s, data)
-            self.session.receive(data, now_s=now_s)
-
-
-class Latencies:
-    """Notes, for one viewer, how old each token was when it came for the first time."""
-
-    def __init__(self, into: "array[float]") -> None:
-        self._into = into
-        self._known: dict[str, int] = {}
-
-    def observe(self, channel: str, event: Json, at_s: float) -> None:
-        if event["type"] == "message.append":
-            self._text(event["id"], event["at"], event["text"], at_s)
-        elif event["type"] == "message.part":
-            self._text(event["id"], 0, event["part"].get("text", ""), at_s)
-        elif event["type"] in ("message.create", "message.update"):
-            # Its text was not told as an append, but these tokens have arrived all the same.
-            message = event["message"]
-            self._text(message["id"], 0, "".join(part.get("text", "") for part in message.get("parts", [])), at_s)
-
-    def _text(self, id: str, at: int, text: str, at_s: float) -> None:
-        known = self._known.get(id, 0)
-        self._into.extend(tokens.latencies_ms(text, at, known, at_s))
-        self._known[id] = max(known, at + len(text))
 
 
 class Load:
@@ -96,16 +48,33 @@ class Load:
         self._captured_s = 0.0
         self._cpu_s = 0.0
         self._ended = 0
-        self._is_next_recorded = False
+        self._recorded: set[str] | None = None  # channels with a recorded viewer, while there may be more
+        self._stalled: list[tuple[Connection, int]] = []  # with the bytes each had had when it stopped reading
+        self._prefix = ""
+        self._piece = tokens.WIDTH
         self._batches = 0
         self._bytes = 0
         self._last_read_s = 0.0
         self._latencies: array[float] = array("d")
+        self._visits = Visits(self)
 
     # Requests
 
-    def connect(self, *, kind: str, port: int, channels: list[str], timeout_s: float) -> Json:
-        """Attach one viewer to each of `channels` (which may repeat) and wait for all first batches."""
+    def connect(
+        self,
+        *,
+        kind: str,
+        port: int,
+        channels: list[str],
+        timeout_s: float,
+        prefix: str = "",
+        piece: int = tokens.WIDTH,
+    ) -> Json:
+        """Attach one viewer to each of `channels` (which may repeat) and wait for all first batches.
+
+        `prefix` is where the hub is mounted, `piece` the distance between tokens in the text (`Producers.produce`).
+        """
+        self._prefix, self._piece = prefix, piece
         started_s = time.monotonic()
         for start in range(0, len(channels), _WAVE):
             wave = [self._open(kind, port, channel) for channel in channels[start : start + _WAVE]]
@@ -119,8 +88,8 @@ class Load:
         return {"connections": len(self._connections), "seconds": time.monotonic() - started_s}
 
     def record(self) -> Json:
-        """Keep all that the next viewer to connect gets, for `recording`."""
-        self._is_next_recorded = True
+        """Keep all that the first viewer of each channel to connect from now on gets, for `recording`."""
+        self._recorded = set()
         return {}
 
     def capture(self) -> Json:
@@ -131,8 +100,15 @@ class Load:
         del self._latencies[:]  # the viewers hold on to the array
         self._batches = sum(connection.checker.batches for connection in self._connections.values())
         self._bytes = sum(connection.checker.payload_bytes for connection in self._connections.values())
-        self._is_capturing = True
+        self._is_capturing, self._recorded = True, None
         self._captured_s, self._cpu_s = time.monotonic(), time.process_time()
+        return {}
+
+    def pass_(self, *, seconds: float) -> Json:
+        """Go on reading for a while."""
+        until_s = time.monotonic() + seconds
+        while (left_s := until_s - time.monotonic()) > 0:
+            self.turn(left_s)
         return {}
 
     def drain(self, *, timeout_s: float) -> Json:
@@ -146,6 +122,21 @@ class Load:
         self._is_capturing = False
         wall_s = self._last_read_s - self._captured_s
         return {"seconds": wall_s, "cpu_s": time.process_time() - self._cpu_s, "ended": self._ended}
+
+    def stall(self, *, count: int) -> Json:
+        """The `count` viewers that connected last stop reading; their tokens have no latency any more."""
+        for connection in list(self._connections.values())[-count:] if count else []:
+            self._epoll.unregister(connection.socket)
+            if connection.viewer is not None and connection.viewer.latencies is not None:
+                connection.viewer.latencies.stop()
+            self._stalled.append((connection, connection.checker.payload_bytes))
+        return {}
+
+    def read_on(self) -> Json:
+        """Those who stopped reading read again; to be followed by `drain`."""
+        for connection, _ in self._stalled:
+            self._epoll.register(connection.socket, select.EPOLLIN)
+        return {}
 
     def decode(self) -> Json:
         """Parse and check all that was captured."""
@@ -161,13 +152,14 @@ class Load:
             "bytes": sum(c.checker.payload_bytes for c in self._connections.values()) - self._bytes,
             "violations": dict(violations),
             "first_violation": self._first_violation(),
+            "stalled_bytes": [connection.checker.payload_bytes - before for connection, before in self._stalled],
             "tokens": len(latencies),
             "latency_ms": [latencies[int(len(latencies) * share)] for share in (0.5, 0.99, 0.999)] if latencies else [],
         }
 
-    def compare(self, *, sent: dict[str, Json], port: int | None) -> Json:
+    def compare(self, *, sent: dict[str, Json], port: int | None, prefix: str = "") -> Json:
         """Hold what each viewer shows against what was sent and, with `port`, what the server says it stored."""
-        stored = _stored(port, sent) if port is not None else {}
+        stored = _stored(port, prefix, sent) if port is not None else {}
         wrong: dict[str, list[str]] = {}  # by channel
         for channel, message in stored.items():
             if _digest(_text(message)) != sent[channel]["sha256"]:
@@ -183,30 +175,101 @@ class Load:
         return {"compared": len(self._connections), "wrong": len(wrong), "example": next(iter(wrong.items()), None)}
 
     def recording(self) -> Json:
-        """What the recorded viewer got: all that came before the capture, then each batch with its time since."""
-        (history,) = [c.history for c in self._connections.values() if c.history is not None]
-        response = Response()
-        before = rest = b""
-        batches: list[tuple[float, str]] = []
-        arrivals = iter(history)
-        for now_s, data in zip(arrivals, arrivals, strict=True):
-            if now_s < self._captured_s:
-                before += response.receive(data)
-            else:
-                whole, rest = _split(rest + response.receive(data))
-                batches += [(now_s - self._captured_s, batch.decode()) for batch in whole]
-        return {"before": before.decode(), "batches": batches}
+        """What the recorded viewers got: all that came before the capture, then each batch with its time since.
+
+        Bytes are told as latin-1: frames are no UTF-8.
+        """
+        kind, recordings = "", {}
+        for connection in self._connections.values():
+            if connection.history is None or connection.viewer is None:
+                continue
+            kind = connection.viewer.kind
+            split = _split_events if kind == "sse" else _split_frames
+            response = Response()
+            before = rest = b""
+            batches: list[tuple[float, str]] = []
+            arrivals = iter(connection.history)
+            for now_s, data in zip(arrivals, arrivals, strict=True):
+                if now_s < self._captured_s:
+                    before += response.receive(data)
+                else:
+                    whole, rest = split(rest + response.receive(data))
+                    batches += [(now_s - self._captured_s, batch.decode("latin-1")) for batch in whole]
+            recordings[connection.checker.channel] = {"before": before.decode("latin-1"), "batches": batches}
+        return {"kind": kind, "channels": recordings}
+
+    def come_back(self, *, port: int, within_s: float, timeout_s: float, prefix: str = "") -> Json:
+        """Every connection having been cut, each viewer dials again with its cursor until all are live.
+
+        It waits up to `within_s` before each try, as a client does that adds jitter. Answers with the times
+        (CLOCK_MONOTONIC) at which the first batch of each was complete, in order, and with how many of those began
+        anew instead of going on.
+        """
+        until_s = time.monotonic() + timeout_s
+        uncut = [(connection, connection.viewer) for connection in self._connections.values() if connection.viewer]
+        due: list[tuple[float, int, Viewer]] = []  # a heap; the number only makes each unlike all others
+        back: list[Connection] = []
+        while uncut or due or any(connection.attached_s is None for connection in back):
+            now_s = time.monotonic()
+            if now_s > until_s:
+                live = sum(connection.attached_s is not None for connection in back)
+                raise BenchError(f"{live} viewers are live after {timeout_s} s: {self._first_violation()}")
+            for connection, viewer in uncut:
+                if connection.session.is_over:
+                    self.hang_up(connection)
+                    heapq.heappush(due, (now_s + random.uniform(0, within_s), id(viewer), viewer))
+            uncut = [item for item in uncut if not item[0].session.is_over]
+            while due and due[0][0] <= now_s:
+                _, number, viewer = heapq.heappop(due)
+                try:
+                    back.append(self.dial(viewer, port, prefix))
+                except ConnectionRefusedError:
+                    heapq.heappush(due, (now_s + random.uniform(0, within_s), number, viewer))
+                self.turn(0)  # those who are back do not wait for those who dial
+            self.turn(min(_POLL_S, max(0.0, due[0][0] - now_s)) if due else _POLL_S)
+        self._ended = 0
+        return {
+            "attached_s": sorted(connection.attached_s or 0.0 for connection in back),
+            "new_starts": sum(connection.checker.new_starts - 1 for connection in back),
+        }
 
     def close(self) -> Json:
         """Close all connections and forget them."""
         for connection in self._connections.values():
             connection.socket.close()
         self._connections.clear()
+        self._stalled.clear()
         self._ended = 0
         gc.unfreeze()
         return {}
 
+    # For those who drive viewers one by one
+
+    def dial(self, viewer: Viewer, port: int, prefix: str = "") -> Connection:
+        """Connect a viewer, from its cursor if it has one, and ask for its channel. Raises OSError."""
+        sock = socket.create_connection((_HOST, port), timeout=10)
+        sock.setblocking(False)
+        session = viewer.new_session(f"{_HOST}:{port}", prefix)
+        connection = self._connections[sock.fileno()] = Connection(sock, session, viewer.checker, viewer)
+        if self._recorded is not None and viewer.checker.channel not in self._recorded:
+            self._recorded.add(viewer.checker.channel)
+            connection.history = []
+        self._epoll.register(sock.fileno(), select.EPOLLIN)
+        connection.send()
+        return connection
+
+    def hang_up(self, connection: Connection) -> None:
+        """Close a connection, whether or not it has been cut."""
+        del self._connections[connection.socket.fileno()]
+        connection.socket.close()
+        connection.session.receive_end()
+
     # Inside
+
+    def _open(self, kind: str, port: int, channel: str) -> Connection:
+        """Connect a new viewer; the load client of other systems opens theirs here."""
+        viewer = Viewer(kind, channel, Latencies(self._latencies, self._piece))
+        return self.dial(viewer, port, self._prefix)
 
     def turn(self, timeout_s: float) -> bool:
         """Read once whatever is readable; true when our standard input is."""
@@ -243,9 +306,14 @@ class Load:
             "record": self.record,
             "capture": self.capture,
             "drain": self.drain,
+            "pass": self.pass_,
+            "stall": self.stall,
+            "read_on": self.read_on,
             "decode": self.decode,
             "compare": self.compare,
             "recording": self.recording,
+            "come_back": self.come_back,
+            "visit": self._visits.run,
             "close": self.close,
         }
         self._epoll.register(_STDIN, select.EPOLLIN)
@@ -266,24 +334,6 @@ class Load:
                 sys.stdout.write(json.dumps(answer) + "\n")
                 sys.stdout.flush()
 
-    def _open(self, kind: str, port: int, channel: str) -> Connection:
-        checker = Checker(channel)
-        observe = Latencies(self._latencies).observe
-        session: Session
-        if kind == "sse":
-            session = SseSession(checker, host=f"{_HOST}:{port}", observe=observe)
-        else:
-            session = WsSession(host=f"{_HOST}:{port}", observe=observe)
-            session.attach(checker)
-        sock = socket.create_connection((_HOST, port), timeout=10)
-        sock.setblocking(False)
-        connection = self._connections[sock.fileno()] = Connection(sock, session, checker)
-        if self._is_next_recorded:
-            connection.history, self._is_next_recorded = [], False
-        self._epoll.register(sock.fileno(), select.EPOLLIN)
-        connection.send()
-        return connection
-
     def _first_violation(self) -> str | None:
         for connection in self._connections.values():
             for violation in connection.checker.violations:
@@ -293,12 +343,13 @@ class Load:
         return None
 
 
-def _stored(port: int, sent: dict[str, Json]) -> dict[str, Json]:
+def _stored(port: int, prefix: str, sent: dict[str, Json]) -> dict[str, Json]:
     """The messages, by channel, as the server says they are."""
     stored = {}
     connection = http.client.HTTPConnection(_HOST, port, timeout=10)
     for channel, message in sent.items():
-        connection.request("GET", f"/v1/channels/{quote(channel, safe='')}/messages/{quote(message['id'], safe='')}")
+        path = f"{prefix}/v1/channels/{quote(channel, safe='')}/messages/{quote(message['id'], safe='')}"
+        connection.request("GET", path)
         response = connection.getresponse()
         body = json.loads(response.read())
         if response.status != 200:
@@ -316,7 +367,7 @@ def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _split(payload: bytes) -> tuple[list[bytes], bytes]:
+def _split_events(payload: bytes) -> tuple[list[bytes], bytes]:
     """The whole batches at the beginning of `payload`, and the rest: a batch ends with an event that has an id."""
     batches, start, end = [], 0, 0
     while (found := payload.find(b"\n\n", end)) >= 0:
@@ -325,6 +376,22 @@ def _split(payload: bytes) -> tuple[list[bytes], bytes]:
             batches.append(payload[start:end])
             start = end
     return batches, payload[start:]
+
+
+def _split_frames(payload: bytes) -> tuple[list[bytes], bytes]:
+    """The whole frames of a server (which do not mask) at the beginning of `payload`, and the rest."""
+    frames, start = [], 0
+    while len(payload) >= start + 2:
+        length, head = payload[start + 1], 2
+        if length >= 126:
+            head = 4 if length == 126 else 10
+            length = int.from_bytes(payload[start + 2 : start + head])
+        end = start + head + length
+        if len(payload) < end:
+            break
+        frames.append(payload[start:end])
+        start = end
+    return frames, payload[start:]
 
 
 if __name__ == "__main__":

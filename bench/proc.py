@@ -33,6 +33,7 @@ SERVER_CORE = 0
 CLIENT_CORE = 1
 
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
+_CPUCLOCK_SCHED = 2
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
 
@@ -59,32 +60,36 @@ class Child:
 
     def ask(self, do: str, /, *, answer_in_s: float = 45.0, **fields: Any) -> Any:
         """Send a request and return its answer. Raises `BenchError` when it fails, or does not come in time."""
+        self.send(do, **fields)
+        return self.read(timeout_s=answer_in_s)
+
+    def send(self, do: str, /, **fields: Any) -> None:
+        """Send a request whose answer is to be `read` later."""
         assert self._process.stdin is not None
         try:
             request = json.dumps({"do": do} | fields).encode() + b"\n"
             while request:
                 request = request[self._process.stdin.write(request) :]
         except BrokenPipeError:
-            raise BenchError(f"{self} is gone:\n{self._log_end()}") from None
-        answer = self.read(timeout_s=answer_in_s)
-        if "error" in answer:
-            raise BenchError(f"{self} could not {do}: {answer['error']}\n{self._log_end()}")
-        return answer
+            raise BenchError(f"{self} is gone:\n{self.log_end()}") from None
 
     def read(self, *, timeout_s: float) -> Any:
-        """The next answer."""
+        """The next answer. Raises `BenchError` when it is an error, or does not come in time."""
         assert self._process.stdout is not None
         until_s = time.monotonic() + timeout_s
         while b"\n" not in self._rest:
             ready, _, _ = select.select([self._process.stdout], [], [], max(0.0, until_s - time.monotonic()))
             if not ready:
-                raise BenchError(f"{self} did not answer within {timeout_s} s:\n{self._log_end()}")
+                raise BenchError(f"{self} did not answer within {timeout_s} s:\n{self.log_end()}")
             data = os.read(self._process.stdout.fileno(), 1 << 16)
             if not data:
-                raise BenchError(f"{self} is gone:\n{self._log_end()}")
+                raise BenchError(f"{self} is gone:\n{self.log_end()}")
             self._rest += data
         line, _, self._rest = self._rest.partition(b"\n")
-        return json.loads(line)
+        answer = json.loads(line)
+        if "error" in answer:
+            raise BenchError(f"{self} failed: {answer['error']}\n{self.log_end()}".rstrip())
+        return answer
 
     def close(self, *, timeout_s: float = 10.0) -> None:
         """End it, first by the end of its input."""
@@ -112,7 +117,8 @@ class Child:
     def __str__(self) -> str:
         return str(self._process.args[2]) if isinstance(self._process.args, list) else "a child"
 
-    def _log_end(self) -> str:
+    def log_end(self) -> str:
+        """The last it wrote to its standard error."""
         self._log.seek(0)
         return self._log.read()[-4000:].decode(errors="replace")
 
@@ -154,9 +160,8 @@ def raise_file_limit(count: int) -> None:
 
 
 def _own_cpu_s(pid: int) -> float:
-    # The name, in brackets, may hold spaces; utime and stime are fields 14 and 15 of proc(5).
-    fields = _read(f"/proc/{pid}/stat").rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / _TICKS_PER_S
+    # What clock_getcpuclockid(3) makes of a process: all its threads, in nanoseconds, where proc(5) has but ticks.
+    return time.clock_gettime((~pid << 3) | _CPUCLOCK_SCHED)
 
 
 def _tree(pid: int) -> Iterator[int]:

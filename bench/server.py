@@ -1,20 +1,31 @@
-"""The server under test, as `holdfast serve` runs it, with in-process producers that work on request.
+"""The server under test, with in-process producers that work on request.
 
-Run as a child: `python -m bench.server STORE_URL`. Requests come over standard input, so that nothing but viewers
-touches its port.
+Run as a child: `python -m bench.server STORE_URL [--port N] [--under serve|granian] [--idle-s N]`. Under `serve` it
+stands on uvicorn as `holdfast serve` does; under granian it is mounted in a Starlette app, as in somebody's own
+service. Requests come over standard input, so that nothing but viewers touches its port.
 """
 
+import argparse
 import asyncio
 import contextlib
 import hashlib
-import sys
+import os
+import threading
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
+from bench import plan
 from bench.control import answer, serve_requests
-from bench.tokens import token
-from holdfast import Hub, serving
+from bench.proc import BenchError
+from bench.tokens import WIDTH, known_token, token
+from holdfast import Hub, Limits, MessageWriter, serving
+
+_HOST = "127.0.0.1"
+_MOUNTED_AT = "/holdfast"
+_START_S = 10.0
+_POLL_S = 0.01
+_CONNECTIONS = 20_000  # granian serves no more than its backlog says, at once
 
 
 class Producers:
@@ -22,58 +33,152 @@ class Producers:
 
     def __init__(self, hub: Hub) -> None:
         self._hub = hub
+        self._soak: asyncio.Task[list[float]] | None = None
+        hub.adopt("bench:*")(self._go_on)
 
-    async def produce(self, *, channels: list[str], count: int, tokens_per_s: float) -> dict[str, Any]:
-        """Stream one message of `count` tokens into each channel; answers when all are stored."""
+    async def produce(
+        self,
+        *,
+        channels: list[str],
+        count: int,
+        tokens_per_s: float,
+        piece: int = WIDTH,
+        is_dated_when_due: bool = False,
+    ) -> dict[str, Any]:
+        """Stream one message of `count` tokens into each channel; answers when all are stored.
+
+        Each token begins a piece of text of `piece` characters. It says when it was appended, or when it should
+        have been: who is late is then late for the viewers too.
+        """
         started_s = time.monotonic()
+
+        async def one(channel: str, first_s: float) -> tuple[dict[str, Any], list[float]]:
+            sent: list[str] = []
+            filler = "." * (piece - WIDTH)
+
+            async def append(message: MessageWriter, n: int, due_s: float) -> None:
+                sent.append(token(due_s if is_dated_when_due else None) + filler)
+                await message.append(sent[-1])
+
+            async with self._hub.message(channel, role="assistant", author="bench") as message:
+                lags = await _on_schedule(message, range(count), first_s, tokens_per_s, append)
+            text = "".join(sent)
+            return {"id": message.id, "length": len(text), "sha256": hashlib.sha256(text.encode()).hexdigest()}, lags
+
         async with asyncio.TaskGroup() as group:
             # Spread over one token's time: real conversations have no common beat.
             tasks = [
-                group.create_task(
-                    self._one(channel, count, 1 / tokens_per_s, started_s + n / len(channels) / tokens_per_s)
-                )
+                group.create_task(one(channel, started_s + n / len(channels) / tokens_per_s))
                 for n, channel in enumerate(channels)
             ]
         results = [task.result() for task in tasks]
-        lags = sorted(lag for _, lags in results for lag in lags)
         return {
             "messages": {channel: message for channel, (message, _) in zip(channels, results, strict=True)},
-            "lag_ms": [lags[int(len(lags) * share)] * 1000 for share in (0.5, 0.99)],
+            "lag_ms": _lag_ms([lag for _, lags in results for lag in lags]),
             "seconds": time.monotonic() - started_s,
         }
 
+    async def stream(self, *, channel: str, id: str, seed: int, count: int, tokens_per_s: float) -> dict[str, Any]:
+        """Begin the message with the text of `seed`, which goes on when this process was killed and started again."""
+        meta = {"seed": seed, "count": count, "tokens_per_s": tokens_per_s}
+        message = self._hub.message(channel, id=id, role="assistant", author="bench", meta=meta)
+
+        async def write() -> None:
+            async with message:
+                await self._go_on(message)
+
+        self._hub.start_task(write())
+        return {}
+
+    async def soak(self, *, started_s: float, planned: dict[str, Any]) -> dict[str, Any]:
+        """Begin to write the conversations of the plan."""
+        self._soak = asyncio.create_task(self._converse(plan.conversations(**planned), started_s))
+        return {}
+
+    async def soaked(self) -> dict[str, Any]:
+        """Wait until all of them are stored."""
+        assert self._soak is not None
+        return {"lag_ms": _lag_ms(await self._soak)}
+
     async def stats(self) -> dict[str, Any]:
+        """The hub's counters."""
         return dict(self._hub.stats())
 
-    async def _one(
-        self, channel: str, count: int, period_s: float, first_s: float
-    ) -> tuple[dict[str, Any], list[float]]:
-        """One answer on a fixed schedule: who falls behind does not send less, and how far behind is told."""
-        sent: list[str] = []
+    async def held(self) -> dict[str, Any]:
+        """What is held for viewers and conversations, and should be let go of when they are gone."""
+        stats = self._hub.stats()
+        return {name: stats[name] for name in ("channels", "feeds", "writers", "waiting")} | {
+            "tasks": len(asyncio.all_tasks()),
+            "threads": threading.active_count(),
+            "files": len(os.listdir("/proc/self/fd")),
+        }
+
+    async def _go_on(self, message: MessageWriter) -> None:
+        """Write what is missing of the message; for one left by a process that was killed, what `meta` says."""
+        if "seed" not in message.meta:
+            return
+        seed, count, tokens_per_s = (int(str(message.meta[name])) for name in ("seed", "count", "tokens_per_s"))
+        places = range(message.length // WIDTH, count)
+        await _on_schedule(message, places, time.monotonic(), tokens_per_s, _known(seed))
+
+    async def _converse(self, conversations: list[plan.Conversation], started_s: float) -> list[float]:
         lags: list[float] = []
-        async with self._hub.message(channel, role="assistant", author="bench") as message:
-            for n in range(count):
-                due_s = first_s + n * period_s
-                # Without a wait this loop would not let others in.
-                await asyncio.sleep(max(0.0, due_s - time.monotonic()))
-                lags.append(time.monotonic() - due_s)
-                text = token()
-                sent.append(text)
-                await message.append(text)
-        text = "".join(sent)
-        return {"id": message.id, "length": len(text), "sha256": hashlib.sha256(text.encode()).hexdigest()}, lags
+
+        async def one(conversation: plan.Conversation) -> None:
+            starts_s, places = started_s + conversation.starts_s, range(conversation.tokens)
+            async with self._hub.message(conversation.channel, id=plan.MESSAGE, author="bench") as message:
+                append = _known(conversation.seed)
+                lags.extend(await _on_schedule(message, places, starts_s, plan.TOKENS_PER_S, append))
+
+        async with asyncio.TaskGroup() as group:
+            for conversation in conversations:
+                await asyncio.sleep(max(0.0, started_s + conversation.starts_s - time.monotonic()))
+                group.create_task(one(conversation))
+        return lags
+
+
+Append = Callable[[MessageWriter, int, float], Awaitable[None]]
+"""Appends the token of this place, which was due at this time."""
+
+
+def _known(seed: int) -> Append:
+    async def append(message: MessageWriter, n: int, _: float) -> None:
+        await message.append(known_token(seed, n))
+
+    return append
+
+
+async def _on_schedule(
+    message: MessageWriter, places: range, first_s: float, per_s: float, append: Append
+) -> list[float]:
+    """One answer on a fixed schedule: who falls behind does not send less, and how far behind is told."""
+    lags = []
+    for index, n in enumerate(places):
+        due_s = first_s + index / per_s
+        # Without a wait this loop would not let others in.
+        await asyncio.sleep(max(0.0, due_s - time.monotonic()))
+        lags.append(time.monotonic() - due_s)
+        await append(message, n, due_s)
+    return lags
+
+
+def _lag_ms(lags: list[float]) -> list[float]:
+    lags.sort()
+    return [lags[int(len(lags) * share)] * 1000 for share in (0.5, 0.99)] if lags else [0.0, 0.0]
 
 
 @contextlib.asynccontextmanager
-async def start_server(hub: Hub) -> AsyncIterator[int]:
-    """Serve `hub` on a free loopback port, which is yielded.
+async def start_server(hub: Hub, port: int = 0) -> AsyncIterator[int]:
+    """Serve `hub` on a loopback port (0: a free one), which is yielded. Raises OSError when it is taken.
 
     As `holdfast serve` does it: socket options, collector settings and HTTP implementation are its own.
     """
     hub.drive_by_hand = True
-    listening = serving.listen("127.0.0.1", 0)
+    listening = serving.listen(_HOST, port)
     server = serving.server(hub)
     running = await serving.start(server, listening)
+    if not server.started:
+        raise BenchError("the server could not start")
     try:
         yield listening.getsockname()[1]
     finally:
@@ -81,13 +186,72 @@ async def start_server(hub: Hub) -> AsyncIterator[int]:
         await running
 
 
-async def _main(store: str) -> None:
-    hub = Hub(store)
+@contextlib.asynccontextmanager
+async def start_granian(hub: Hub, port: int = 0) -> AsyncIterator[int]:
+    """As `start_server`, mounted under granian with its own settings, but for the number of connections.
+
+    It runs on this process's event loop, so that producers can be in the process; its worker is the usual one.
+    """
+    from granian.constants import Interfaces
+    from granian.server.embed import Server
+    from starlette.applications import Starlette
+
+    app = Starlette()
+    hub.install(app, _MOUNTED_AT)
+    with serving.listen(_HOST, port) as probe:  # it panics when a port is taken, and cannot be given a socket
+        port = probe.getsockname()[1]
+    server = Server(
+        app, _HOST, port, interface=Interfaces.ASGI, backlog=_CONNECTIONS, backpressure=_CONNECTIONS, log_enabled=False
+    )
+    running = asyncio.create_task(server.serve())
+    try:
+        async with asyncio.timeout(_START_S):
+            while not await _is_listening(port):
+                if running.done():
+                    raise BenchError("granian could not start")
+                await asyncio.sleep(_POLL_S)  # it tells nobody when it has started
+        yield port
+    finally:
+        server.stop()  # type: ignore[no-untyped-call]
+        await running
+
+
+async def _is_listening(port: int) -> bool:
+    try:
+        _, writer = await asyncio.open_connection(_HOST, port)
+    except OSError:
+        return False
+    writer.close()
+    return True
+
+
+async def _main(arguments: argparse.Namespace) -> None:
+    hub = Hub(arguments.store, limits=Limits(channel_idle_s=arguments.idle_s))
     producers = Producers(hub)
-    async with start_server(hub) as port:
-        answer(port=port)
-        await serve_requests({"produce": producers.produce, "stats": producers.stats})
+    is_mounted = arguments.under == "granian"
+    async with contextlib.AsyncExitStack() as stack:
+        try:
+            start = start_granian if is_mounted else start_server
+            port = await stack.enter_async_context(start(hub, arguments.port))
+        except (BenchError, ImportError, OSError) as error:
+            answer(error=f"{type(error).__name__}: {error}")
+            return
+        answer(port=port, prefix=_MOUNTED_AT if is_mounted else "")
+        requests = (
+            producers.produce,
+            producers.stream,
+            producers.soak,
+            producers.soaked,
+            producers.stats,
+            producers.held,
+        )
+        await serve_requests({request.__name__: request for request in requests})
 
 
 if __name__ == "__main__":
-    asyncio.run(_main(sys.argv[1]))
+    parser = argparse.ArgumentParser()
+    parser.add_argument("store")
+    parser.add_argument("--port", type=int, default=0)
+    parser.add_argument("--under", choices=("serve", "granian"), default="serve")
+    parser.add_argument("--idle-s", type=float, default=Limits().channel_idle_s)
+    asyncio.run(_main(parser.parse_args()))

@@ -6,12 +6,26 @@ You are at the top, beside `cli`: here the hub meets its transports. `Hub(...)` 
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, MutableMapping
 from contextlib import asynccontextmanager
 from functools import cached_property
 from typing import Any
 
+from msgspec.structs import replace
+
+from holdfast.agents.local import LocalAgent
+from holdfast.agents.running import Agent, Handler, check_agent
+from holdfast.agents.turn import OnCrash
+from holdfast.agents.turn import reply_id as reply_id_of
+from holdfast.agents.writer import AgentWriter
+from holdfast.core.errors import IdConflict
+from holdfast.core.model import Json
+from holdfast.core.names import check_channel, check_id
+from holdfast.core.requests import CreateMessage
 from holdfast.hub import HubCore
+from holdfast.hub.desk import WhenBusy
+from holdfast.hub.patterns import check_pattern
+from holdfast.response import Answering, StreamResponse, Style, check_style
 from holdfast.transports.app import asgi
 
 Scope = MutableMapping[str, Any]
@@ -23,6 +37,87 @@ AsgiApp = Callable[[Scope, Receive, Send], Awaitable[None]]
 class Hub(HubCore):
     """Durable channels, over HTTP, SSE, WebSocket and long poll: `app.mount("/holdfast", Hub("sqlite:///chat.db"))`."""
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.path = ""  # where it is mounted; `install` and `wrap` set it
+        self.writer_class = AgentWriter
+
+    def agent(
+        self,
+        pattern: str,
+        *,
+        name: str | None = None,
+        when_busy: WhenBusy = "queue",
+        on_crash: OnCrash = "restart",
+        timeout_s: float = 3600.0,
+        slots: int = 1_000,
+    ) -> Callable[[Handler], Handler]:
+        """Run a handler for each new user message in channels that match `pattern`: `@hub.agent("chat:*")`.
+
+        `name` (by default the function's) is the author of its answers and the member that people see. `when_busy`
+        says what a message does that comes while the channel has a turn: `queue` waits for its end, `interrupt`
+        cancels it, `parallel` runs beside it. `on_crash` says what happens to a turn whose process died: `restart`
+        runs the handler again (what was written stays, as `interrupted`), `continue` runs it with the answer that was
+        begun, to go on with, `interrupt` leaves it at that. A turn takes at most `timeout_s` seconds, and at most
+        `slots` run at once.
+        """
+
+        def register(handler: Handler) -> Handler:
+            agent = check_agent(Agent(handler, name or handler.__name__, on_crash, timeout_s))
+            local = LocalAgent(self, agent, check_pattern(pattern), when_busy=when_busy, slots=slots)
+            self.on_start(local.start)
+            return handler
+
+        return register
+
+    def stream_response(
+        self,
+        channel: str,
+        source: object,
+        *,
+        prompt: str | None = None,
+        prompt_by: str | None = None,
+        reply_id: str | None = None,
+        author: str | None = "assistant",
+        style: Style = "events",
+        meta: dict[str, Json] | None = None,
+        headers: Mapping[str, str] | None = None,
+        cancel_after_s: float | None = None,
+    ) -> StreamResponse:
+        """For an endpoint that streams an answer: the caller gets the stream, and it outlives the request.
+
+        `source` is a function that makes the stream (better, since what it opens then lives as long as the stream and
+        not as long as the request), or the stream: of text, or of a model's SDK, as `pipe` takes it. It is written to
+        message `reply_id` of `channel`, after the user's `prompt` where one is given, by a task of the hub's with the
+        caller's context variables. `style` is `events` (named events `thinking`, `answer`, `done`) or `data` (plain
+        `data:` and `[DONE]`). Headers `Holdfast-Channel`, `Holdfast-Message` and `Location` say where a reloaded page
+        finds it. A caller who leaves stops nothing; with `cancel_after_s` it is cancelled when nobody, there or on the
+        channel, has watched for so long. The same `reply_id` again gives the answer that is there, or on its way.
+        """
+        check_style(style)
+        message_id = self.new_id() if reply_id is None else check_id(reply_id)
+        check_channel(channel)
+
+        async def begin() -> Answering | None:
+            await self.start()
+            asked: str | None = None
+            if prompt is not None:
+                request = CreateMessage(role="user", text=prompt)
+                asker = replace(self.asker(prompt_by), brings_answer=True)
+                asked = reply_id_of(message_id, 0)  # the same for the same answer, so that a repeat adds no prompt
+                await self.ask(channel, asked, request, asker)
+            writer = self.message(channel, id=message_id, author=author, meta=meta, reply_to=asked)
+            assert isinstance(writer, AgentWriter)
+            try:
+                await writer.open()
+            except IdConflict:
+                return None
+            answering = Answering(self, writer, source, asked, cancel_after_s)
+            answering.start()
+            return answering
+
+        return StreamResponse(begin, self, channel, message_id, style=style, path=self.path, headers=headers)
+
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await self._asgi(scope, receive, send)
 
@@ -33,6 +128,7 @@ class Hub(HubCore):
     def install(self, app: Any, path: str) -> None:
         """Mount the hub in a Starlette or FastAPI app at `path`, and start and close it with the app's lifespan."""
         app.mount(path, self)
+        self.path = path.rstrip("/")
         before = app.router.lifespan_context
 
         @asynccontextmanager
@@ -51,7 +147,7 @@ class Hub(HubCore):
 
         The lifespan is the hub's: Django has none.
         """
-        prefix = path.rstrip("/")
+        prefix = self.path = path.rstrip("/")
 
         async def wrapped(scope: Scope, receive: Receive, send: Send) -> None:
             if scope["type"] == "lifespan":

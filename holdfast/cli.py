@@ -10,6 +10,7 @@ import contextlib
 import importlib
 import os
 import sys
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -17,8 +18,10 @@ import click
 
 from holdfast._version import __version__
 from holdfast.core.errors import HoldfastError, LocalError
+from holdfast.hub import identity
 from holdfast.hub.feed import FLUSH_CLASSES_MS
-from holdfast.serving import PORT_TRIES, address_of, check_loopback, listen, run
+from holdfast.hub.identity import Authenticate
+from holdfast.serving import PORT_TRIES, address_of, check_guarded, check_loopback, hubs_in, is_loopback, listen, run
 
 DEFAULT_PORT = 8000
 LOG_LEVELS = ("critical", "error", "warning", "info", "debug")
@@ -41,7 +44,7 @@ def main() -> None:
 
 
 @main.command()
-@click.option("--host", default="127.0.0.1", show_default=True, help="Loopback address to listen on.")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; others need a verifier.")
 @click.option("--port", default=DEFAULT_PORT, show_default=True, type=click.IntRange(0, 65535))
 @click.option("--store", default=None, help="memory:// or sqlite:////absolute/path  [default: sqlite:///holdfast.db]")
 @click.option(
@@ -52,6 +55,18 @@ def main() -> None:
 )
 @click.option("--drain-s", default=None, type=click.FloatRange(0, 3600), help="Time for running answers at the end.")
 @click.option("--app", "target", default=None, metavar="MODULE:NAME", help="Serve a hub, or an ASGI app, of your own.")
+@click.option(
+    "--jwt-secret-file",
+    "secret_files",
+    multiple=True,
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Believe tokens signed with the secret in this file; several for rotation.",
+)
+@click.option("--jwks", default=None, metavar="URL", help="Believe tokens signed with a key that is published there.")
+@click.option("--jwt-audience", "audiences", multiple=True, metavar="NAME", help="Whom tokens must be for.")
+@click.option("--jwt-issuer", "issuers", multiple=True, metavar="NAME", help="Whom tokens must be from.")
+@click.option("--allowed-origin", "origins", multiple=True, metavar="ORIGIN", help="Whose pages may ask; repeatable.")
+@click.option("--allow-everyone", is_flag=True, help="Let everybody in, with every capability, unverified.")
 @click.option("--log-level", default="info", show_default=True, type=click.Choice(LOG_LEVELS))
 def serve(
     host: str,
@@ -60,19 +75,37 @@ def serve(
     flush_ms: int | None,
     drain_s: float | None,
     target: str | None,
+    secret_files: tuple[Path, ...],
+    jwks: str | None,
+    audiences: tuple[str, ...],
+    issuers: tuple[str, ...],
+    origins: tuple[str, ...],
+    allow_everyone: bool,
     log_level: str,
 ) -> None:
-    """Serve a hub on this machine."""
+    """Serve a hub: on this machine, or, with a verifier, to others."""
     from holdfast.app import Hub
 
-    check_loopback(host)
+    verifier = _verifier(secret_files, jwks, audiences, issuers, allow_everyone=allow_everyone)
     if target is not None:
-        if (store, flush_ms, drain_s) != (None, None, None):
-            raise LocalError("--app brings its own hub: --store, --flush-ms and --drain-s belong there")
+        is_ours = (store, flush_ms, drain_s) != (None, None, None) or origins or secret_files or jwks
+        if is_ours:
+            raise LocalError(
+                "--app brings its own hub: --store, --flush-ms, --drain-s, --allowed-origin and what verifies tokens "
+                "belong there"
+            )
         app = _load(target)
+        if not allow_everyone:
+            check_guarded(host, app)
+        for one in hubs_in(app):
+            one.authenticate = one.authenticate or verifier
     else:
-        settings = {"flush_ms": flush_ms, "drain_s": drain_s}
-        app = Hub(_checked(store or "sqlite:///holdfast.db"), **{k: v for k, v in settings.items() if v is not None})  # type: ignore[arg-type]
+        settings: dict[str, Any] = {"flush_ms": flush_ms, "drain_s": drain_s, "authenticate": verifier}
+        known = {name: value for name, value in settings.items() if value is not None}
+        app = Hub(_checked(store or "sqlite:///holdfast.db"), allowed_origins=_origins(origins), **known)
+        check_guarded(host, app)
+    if allow_everyone and not is_loopback(host):
+        click.echo(f"Everybody who reaches {host} may read, write and delete everything.", err=True)
     hub = app if isinstance(app, Hub) else None
     if hub is not None:
         hub.drive_by_hand = True  # no middleware of anybody's stands between us and the server
@@ -120,6 +153,51 @@ def tail(channel: str, url: str, history: int, since: str | None) -> None:
         follow(url, channel, since=since, history=history, out=sys.stdout, notices=sys.stderr)
     except KeyboardInterrupt:
         click.echo()
+
+
+def _verifier(
+    secret_files: tuple[Path, ...],
+    jwks: str | None,
+    audiences: tuple[str, ...],
+    issuers: tuple[str, ...],
+    *,
+    allow_everyone: bool,
+) -> Authenticate | None:
+    """Who says who asks, if anything was said about it. Raises LocalError where that does not fit together."""
+    if allow_everyone:
+        if secret_files or jwks or audiences or issuers:
+            raise LocalError("--allow-everyone looks at no token: leave it out, or the options about tokens")
+        return identity.allow_everyone
+    if not secret_files and jwks is None:
+        if audiences or issuers:
+            raise LocalError("--jwt-audience and --jwt-issuer need --jwt-secret-file or --jwks")
+        return None
+    if not audiences:
+        raise LocalError("tokens are for somebody: name whom with --jwt-audience")
+    from holdfast.hub.tokens import jwt_verifier  # takes a while to import
+
+    secrets = [_secret(path) for path in secret_files]
+    return jwt_verifier(secret=secrets, jwks_url=jwks, audience=audiences, issuer=issuers or None)
+
+
+def _secret(path: Path) -> bytes:
+    """The secret in a file, without the line end that editors leave there."""
+    try:
+        return path.read_bytes().rstrip(b"\r\n")
+    except OSError as error:
+        raise LocalError(f"--jwt-secret-file {path}: {error.strerror}") from None
+
+
+def _origins(origins: tuple[str, ...]) -> tuple[str, ...]:
+    """The origins as browsers write them. Raises LocalError where one would never match."""
+    for origin in origins:
+        parts = urlsplit(origin)
+        is_origin = parts.scheme in ("http", "https") and parts.netloc and origin == f"{parts.scheme}://{parts.netloc}"
+        if origin != "*" and not is_origin:
+            raise LocalError(
+                f"--allowed-origin {origin}: an origin is https://host, with a port if it has one, no path"
+            )
+    return origins
 
 
 def _listen(host: str, port: int, *, tries: int = 1) -> Any:

@@ -30,18 +30,43 @@ PORT_TRIES = 50
 STARTED_POLL_S = 0.01
 
 
-def check_loopback(host: str) -> str:
-    """Return `host`; raises LocalError unless it is this machine's own: without a verifier nobody else is let in."""
+def is_loopback(host: str) -> bool:
+    """Is `host` this machine's own address?"""
     try:
-        is_loopback = host == "localhost" or ipaddress.ip_address(host).is_loopback
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:
-        is_loopback = False
-    if not is_loopback:
-        raise LocalError(
-            f"{host} is not a loopback address. Until a hub can verify who asks, it serves 127.0.0.1, ::1 or "
-            "localhost only; put it behind your own app to serve others."
-        )
+        return False
+
+
+def check_loopback(host: str) -> str:
+    """Return `host`; raises LocalError unless it is this machine's own: nobody else is let in."""
+    if not is_loopback(host):
+        raise LocalError(f"{host} is not a loopback address: this serves 127.0.0.1, ::1 or localhost only")
     return host
+
+
+def check_guarded(host: str, app: Any) -> str:
+    """Return `host`; raises LocalError where others than this machine would meet a hub that cannot tell who asks."""
+    if is_loopback(host):
+        return host
+    hubs = hubs_in(app)
+    if hubs and all(hub.authenticate is not None for hub in hubs):
+        return host
+    found = "the hub has no verifier" if hubs else "no hub was found in this app"
+    raise LocalError(
+        f"{host} is not a loopback address, and {found}. Say who may come in: --jwt-secret-file or --jwks, with "
+        "--jwt-audience, or Hub(authenticate=...) behind --app. --allow-everyone lets everybody in, as everybody."
+    )
+
+
+def hubs_in(app: Any) -> list[HubCore]:
+    """The hubs that `app` is, or has mounted, as far as its routes tell."""
+    if isinstance(app, HubCore):
+        return [app]
+    routes = getattr(app, "routes", None)  # of Starlette, FastAPI and their mounts
+    if not isinstance(routes, list | tuple):
+        return []
+    return [hub for route in routes for hub in hubs_in(getattr(route, "app", None))]
 
 
 def listen(host: str, port: int, *, tries: int = 1) -> socket.socket:
@@ -75,11 +100,13 @@ class _Unsaid(logging.Filter):
     """What the server would log and should not.
 
     Breaking a stream off is how a viewer learns that it is not complete; the server calls that an error. And it names
-    the whole URL of each WebSocket, whose query may hold what is not for a log.
+    the whole URL of each WebSocket, whose query may hold what is not for a log; when it debugs, it also shows what goes
+    over each (`< ` and `> `), which is headers, tokens, and people's messages.
     """
 
     def filter(self, record: logging.LogRecord) -> bool:
-        return not ("without completing" in record.getMessage() or '"WebSocket ' in str(record.msg))
+        form = str(record.msg)
+        return not (form.startswith(("< ", "> ")) or '"WebSocket ' in form or "without completing" in form)
 
 
 def server(app: Any, *, limits: Limits | None = None, log_level: str = "warning") -> uvicorn.Server:

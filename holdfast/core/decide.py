@@ -7,14 +7,17 @@ protocol (`docs/protocol.md`, "Refusals"): deleted, not found, repeated, fenced,
 
 from __future__ import annotations
 
-from typing import Protocol, assert_never
+from typing import assert_never
 
-from msgspec import UNSET, Struct
+from msgspec import UNSET
 
+from holdfast.core.decide_work import claim_turn, end_turn, reply_command, send_command, settle_command
+from holdfast.core.decision import Decidable, Decision
 from holdfast.core.errors import (
     Deleted,
     Fenced,
     Finished,
+    Forbidden,
     ForbiddenStatus,
     Gap,
     IdConflict,
@@ -24,80 +27,154 @@ from holdfast.core.errors import (
     NoPart,
     NotFound,
     NotText,
+    NotWriter,
     StillStreaming,
     TooLarge,
     VersionConflict,
 )
 from holdfast.core.limits import Limits
 from holdfast.core.model import ROLES, STATUSES, Json, Part, check_json, check_part, check_text, plain
-from holdfast.core.names import check_id
-from holdfast.core.ops import Append, Create, Delete, Finish, Op, SetPart, Takeover, Update, Writer, digest
+from holdfast.core.names import check_id, is_id
+from holdfast.core.ops import Append, Create, Delete, Finish, Lease, SetPart, Takeover, Update, Writer, digest
 from holdfast.core.requests import (
+    AboutMessages,
     AppendText,
     Asker,
+    ClaimTurn,
     CreateMessage,
     DeleteMessage,
+    EndTurn,
     FinishMessage,
     PutPart,
+    RenewLease,
+    ReplyCommand,
     Request,
+    SendCommand,
+    SettleCommand,
     TakeOver,
     UpdateMessage,
 )
 from holdfast.core.state import MessageState, PartState, part_bytes, utf8_len
 
 
-class Decidable(Protocol):
-    """What a decision may look at: a channel's state, or a draft on top of it."""
-
-    @property
-    def newest(self) -> str | None: ...
-
-    def message(self, message_id: str) -> MessageState | None: ...
-
-
-class Decision(Struct, frozen=True, kw_only=True):
-    """What to store, and what the answer says besides its serial."""
-
-    ops: tuple[Op, ...] = ()
-    serial: int = 0  # of what stood already, where there is nothing to store
-    generation: int | None = None
-    part: int | None = None
-    length: int | None = None
-    lengths: list[int] | None = None
+def needs(key: str, request: Request) -> tuple[str, ...]:
+    """The messages and commands that must be in memory before `request` about `key` can be decided."""
+    target = request.target if isinstance(request, SendCommand) else None
+    return (key, target) if target is not None and is_id(target) else (key,)  # what is no id will be refused
 
 
 def decide(
-    state: Decidable, message_id: str, request: Request, *, asker: Asker, now_ms: int, limits: Limits
+    state: Decidable,
+    key: str,
+    request: Request,
+    *,
+    asker: Asker,
+    now_ms: int,
+    limits: Limits,
+    is_served: bool = False,
 ) -> Decision:
-    """Decide `request` about `message_id`. Raises a HoldfastError that says why not."""
-    if isinstance(request, CreateMessage):
-        return _create(state, message_id, request, asker, now_ms, limits)
-    message = state.message(message_id)
-    if message is None:
-        raise NotFound(f"there is no message {message_id!r}")
+    """Decide `request` about the message or command `key`. Raises a HoldfastError that says why not.
+
+    `is_served`: agents answer in this channel, so that a new user message waits for one.
+    """
+    match request:
+        case CreateMessage():
+            return _create(state, key, request, asker, now_ms, limits, is_served)
+        case SendCommand():
+            return send_command(state, key, request, asker, now_ms, limits)
+        case ReplyCommand():
+            return reply_command(state, key, request, asker, limits)
+        case SettleCommand():
+            return settle_command(state, key, request.is_expired, now_ms)
+    message = state.message(key)
+    if message is None or (not asker.may_read and not _is_of(message, asker)):
+        raise NotFound(f"there is no message {key!r}")
     if message.deleted:
         if isinstance(request, DeleteMessage):
             return Decision(serial=message.version)
-        raise Deleted(f"message {message_id!r} was deleted")
+        raise Deleted(f"message {key!r} was deleted")
+    return _about(message, request, asker, now_ms, limits)
+
+
+def _about(message: MessageState, request: AboutMessages, asker: Asker, now_ms: int, limits: Limits) -> Decision:
+    """Decide `request` about a message that is there."""
     match request:
         case AppendText():
+            _check_writer(message, asker, request.generation)
             return _append(message, request, limits, now_ms)
         case PutPart():
+            _check_writer(message, asker, request.generation)
             return _repeated(message, request.request) or _put_part(message, request, limits, now_ms)
         case UpdateMessage():
-            return _repeated(message, request.request) or _update(message, request, limits, now_ms)
+            _check_may_change(message, asker)
+            return _repeated(message, request.request) or _update(message, request, asker, limits, now_ms)
         case FinishMessage():
+            _check_writer(message, asker, request.generation)
             return _repeated(message, request.request) or _finish(message, request, asker, limits, now_ms)
         case TakeOver():
             return _repeated(message, request.request) or _take_over(message, request, asker)
+        case RenewLease():
+            _check_writer(message, asker, request.generation)
+            return _renew(message, request)
         case DeleteMessage():
-            return Decision(ops=(Delete(id=message_id),))
+            _check_may_change(message, asker)
+            return Decision(ops=(Delete(id=message.id),))
+        case ClaimTurn():
+            return claim_turn(message, request, asker, now_ms)
+        case EndTurn():
+            return end_turn(message, request, asker, now_ms)
         case _:
             assert_never(request)
 
 
+def _check_writer(message: MessageState, asker: Asker, generation: int | None) -> None:
+    """Raises NotWriter unless `asker` is the identity that created the message or took it over.
+
+    Whoever created it and lost it to another one goes on to be told so (`fenced`), unless it claims to be that one.
+    """
+    if asker.is_app or asker.is_server or _is_writer(message, asker):
+        return
+    if _is_author(message, asker) and not _is_present(message, generation):
+        return
+    raise NotWriter(f"message {message.id!r} is written by somebody else")
+
+
+def _check_may_change(message: MessageState, asker: Asker) -> None:
+    """Raises Forbidden where `asker` may not edit or delete the message: it is somebody else's."""
+    if asker.is_admin or asker.is_app or asker.is_server:
+        return
+    # The nameless are not told apart, nor from the app: only what one of them is writing is theirs.
+    if _is_of(message, asker) and (asker.id is not None or message.is_streaming):
+        return
+    raise Forbidden(f"message {message.id!r} is somebody else's; changing it needs the capability 'admin'")
+
+
+def _is_writer(message: MessageState, asker: Asker) -> bool:
+    writer = message.writer
+    if writer is None:
+        return _is_author(message, asker)
+    if asker.writer is not None:  # two of one name in this process, or in two
+        return writer.by == asker.id
+    return writer.node is None and writer.by == asker.id
+
+
+def _is_author(message: MessageState, asker: Asker) -> bool:
+    return asker.id is not None and message.author == asker.id
+
+
+def _is_of(message: MessageState, asker: Asker) -> bool:
+    """Did `asker` begin the message, or go on with it? Nobody's messages are not those of the nameless."""
+    return _is_author(message, asker) or _is_writer(message, asker)
+
+
 def _create(
-    state: Decidable, message_id: str, request: CreateMessage, asker: Asker, now_ms: int, limits: Limits
+    state: Decidable,
+    message_id: str,
+    request: CreateMessage,
+    asker: Asker,
+    now_ms: int,
+    limits: Limits,
+    is_served: bool,
 ) -> Decision:
     check_id(message_id)
     fingerprint = _fingerprint(request, asker)
@@ -127,6 +204,7 @@ def _create(
         at_ms=now_ms,
         digest=fingerprint,
         writer=_writer(asker, request.lease_s) if request.status == "streaming" else None,
+        is_pending=is_served and request.role == "user" and request.status == "complete" and not asker.brings_answer,
     )
     return Decision(ops=(op,), generation=1)
 
@@ -239,9 +317,11 @@ def _put_part(message: MessageState, request: PutPart, limits: Limits, now_ms: i
     return Decision(ops=(op,))
 
 
-def _update(message: MessageState, request: UpdateMessage, limits: Limits, now_ms: int) -> Decision:
+def _update(message: MessageState, request: UpdateMessage, asker: Asker, limits: Limits, now_ms: int) -> Decision:
     if message.is_streaming and request.generation is None:
         raise StillStreaming(f"message {message.id!r} is being written; only its writer may change it")
+    if message.is_streaming:
+        _check_writer(message, asker, request.generation)
     if request.generation is not None:
         _check_generation(message, request.generation)
     if request.if_version is not None and request.if_version != message.version:
@@ -283,7 +363,7 @@ def check_finish(request: FinishMessage, limits: Limits) -> None:
 def _take_over(message: MessageState, request: TakeOver, asker: Asker) -> Decision:
     if request.generation is not None and request.generation != message.generation:
         raise Fenced(f"message {message.id!r} is in generation {message.generation}", generation=message.generation)
-    if message.status == "streaming" and not asker.is_server:
+    if message.status == "streaming" and not (asker.is_server or asker.is_admin):
         raise StillStreaming(f"message {message.id!r} is being written")
     if message.status not in ("streaming", "interrupted"):
         raise Finished(f"message {message.id!r} is {message.status}")
@@ -295,6 +375,15 @@ def _take_over(message: MessageState, request: TakeOver, asker: Asker) -> Decisi
         request=_request(request.request),
     )
     return Decision(ops=(op,), generation=generation, lengths=[part.length for part in message.parts])
+
+
+def _renew(message: MessageState, request: RenewLease) -> Decision:
+    _check_generation(message, request.generation)
+    _check_streaming(message)
+    lease_ms = int(request.lease_s * 1000)
+    if message.writer is None or message.writer.lease_ms in (0, lease_ms):
+        return Decision(serial=message.version)
+    return Decision(ops=(Lease(id=message.id, lease_ms=lease_ms),))
 
 
 def _repeated(message: MessageState, request: str | None) -> Decision | None:
@@ -313,12 +402,17 @@ def _request(request: str | None) -> str | None:
 
 
 def _check_generation(message: MessageState, generation: int | None) -> None:
-    if message.generation == (1 if generation is None else generation):
+    if _is_present(message, generation):
         return
     raise Fenced(
         f"message {message.id!r} is in generation {message.generation}, the request was not",
         generation=message.generation,
     )
+
+
+def _is_present(message: MessageState, generation: int | None) -> bool:
+    """Does a request of `generation` come from whoever may write now? Left out, it is the first."""
+    return message.generation == (1 if generation is None else generation)
 
 
 def _check_streaming(message: MessageState) -> None:

@@ -15,8 +15,17 @@ import msgspec
 from msgspec import Struct
 
 from holdfast.core.model import Json, Part
-from holdfast.core.ops import Create, Entry, Writer
-from holdfast.core.state import MessageState, PartState, apply_op, utf8_len
+from holdfast.core.names import COMMAND_MARK
+from holdfast.core.ops import Command, Create, Entry, Reply, Writer
+from holdfast.core.state import (
+    ClaimState,
+    CommandState,
+    MessageState,
+    PartState,
+    apply_op,
+    apply_to_command,
+    utf8_len,
+)
 from holdfast.core.text import MARK_BYTES, Text, TextFork
 
 
@@ -62,15 +71,26 @@ class MessageHead(Struct, frozen=True, array_like=True, kw_only=True):
     taken_over: int
     requests: list[tuple[str, int, int]]
     parts: list[PartHead]
+    last: int = 0
+    claim: ClaimState | None = None
+
+
+class CommandHead(Struct, frozen=True, array_like=True, kw_only=True):
+    """A command, with its reply where it has one."""
+
+    command: Command
+    created: int
+    reply: Reply | None
+    answered: int
 
 
 class Document(Struct, frozen=True, kw_only=True):
     """What a store is given: `head` is opaque to it, the other fields are what it indexes."""
 
     id: str
-    created: int
+    created: int  # where it stands in the history of its channel; 0: in none, it is a command
     version: int  # everything of the message up to this serial is in the document
-    is_streaming: bool
+    is_open: bool  # somebody is at work on it, or waited for
     is_deleted: bool
     size_bytes: int
     head: bytes
@@ -89,10 +109,13 @@ class Stored(Struct, frozen=True, kw_only=True):
 
 _encode_head = msgspec.msgpack.Encoder().encode
 _decode_head = msgspec.msgpack.Decoder(MessageHead).decode
+_decode_command = msgspec.msgpack.Decoder(CommandHead).decode
 
 
-def document(message: MessageState) -> Document:
+def document(message: MessageState | CommandState) -> Document:
     """The document to store for `message` as it is now. The caller notes it with `mark_documented` once stored."""
+    if isinstance(message, CommandState):
+        return _command_document(message)
     # Deleted text must leave the store too, though nothing of it is in the new document.
     fresh = message.deleted or message.documented < message.shaped or not message.documented
     since = 0 if fresh else message.documented
@@ -105,13 +128,44 @@ def document(message: MessageState) -> Document:
     return Document(
         id=message.id,
         created=message.created,
-        version=message.version,
-        is_streaming=message.is_streaming,
+        version=message.last,
+        is_open=message.is_open,
         is_deleted=message.deleted,
         size_bytes=message.size_bytes,
         head=_encode_head(_head(message)),
         fresh=fresh,
         segments=segments,
+    )
+
+
+def _command_document(command: CommandState) -> Document:
+    head = _encode_head(
+        CommandHead(
+            command=Command(
+                id=command.id,
+                name=command.name,
+                target=command.target,
+                data=command.data,
+                by=command.by,
+                at_ms=command.created_at,
+                expires_ms=command.expires_ms,
+                digest=command.digest,
+            ),
+            created=command.created,
+            reply=command.reply,
+            answered=command.answered,
+        )
+    )
+    return Document(
+        id=command.id,
+        created=0,
+        version=command.version,
+        is_open=command.is_open,
+        is_deleted=False,
+        size_bytes=len(head),
+        head=head,
+        fresh=True,
+        segments=[],
     )
 
 
@@ -129,10 +183,20 @@ def restore(stored: Stored) -> MessageState:
         part = message.parts[segment.part] if segment.part < len(message.parts) else None
         if part is not None and isinstance(part.text, Text):
             message.size_bytes += utf8_len(_extend(part.text, segment))
-    mark_documented(message, head.version)
+    mark_documented(message, head.last or head.version)
     for entry in stored.entries:
         apply_op(message, entry.op, entry.serial)
     return message
+
+
+def restore_command(stored: Stored) -> CommandState:
+    """The command that `stored` holds."""
+    head = _decode_command(stored.head)
+    command = CommandState(head.command, head.created)
+    command.reply, command.answered = head.reply, head.answered
+    for entry in stored.entries:
+        apply_to_command(command, entry.op, entry.serial)
+    return command
 
 
 def grave(message_id: str) -> bytes:
@@ -218,6 +282,8 @@ def _head(message: MessageState) -> MessageHead:
         taken_over=message.taken_over,
         requests=list(message.requests),
         parts=[_part_head(part) for part in message.parts],
+        last=message.last,
+        claim=message.claim,
     )
 
 
@@ -244,6 +310,8 @@ def _from_head(message_id: str, head: MessageHead) -> MessageState:
     )
     message.reason = head.reason
     message.version = head.version
+    message.last = head.last or head.version
+    message.claim = head.claim
     message.updated_at = head.updated_at
     message.generation = head.generation
     message.deleted = head.deleted
@@ -260,6 +328,6 @@ def _part_from(head: PartHead) -> PartState:
     return PartState(head.fields, head.opened, head.changed)
 
 
-def restored(stored: Iterable[Stored]) -> list[MessageState]:
-    """All of `stored`, as messages."""
-    return [restore(one) for one in stored]
+def restored(stored: Iterable[Stored]) -> list[MessageState | CommandState]:
+    """All of `stored`, as messages and commands."""
+    return [restore_command(one) if one.id.startswith(COMMAND_MARK) else restore(one) for one in stored]

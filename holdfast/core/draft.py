@@ -7,10 +7,12 @@ after they changed, so a batch of one append forks nothing. Dropping a draft und
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from msgspec.structs import replace
 
-from holdfast.core.ops import Append, Create, Entry, Op, SetPart
-from holdfast.core.state import ChannelState, MessageState, change
+from holdfast.core.ops import Append, Claim, Command, Create, Entry, Lease, Op, Reply, SetPart
+from holdfast.core.state import ChannelState, CommandState, MessageState, apply_to_command, change
 
 
 class Draft:
@@ -20,9 +22,11 @@ class Draft:
         self.base = base
         self.newest = base.newest
         self.ops: list[Op] = []
-        self.reshaped: dict[str, None] = {}  # messages that more than grew: their documents are due
+        self.reshaped: dict[str, None] = {}  # messages and commands that more than grew: their documents are due
         self.grown: dict[str, int] = {}  # code points appended, by message
+        self._texts: dict[int, list[str]] = {}  # the pieces of joined appends, by place in `ops`
         self._forks: dict[str, MessageState] = {}
+        self._commands: dict[str, CommandState] = {}
         self._unapplied: dict[str, list[tuple[int, Op]]] = {}
         self._joinable: dict[str, dict[int, int]] = {}  # message id → part → place in `ops` of its open append
 
@@ -44,8 +48,27 @@ class Draft:
         self._forks[message_id] = message
         return message
 
+    def command(self, key: str) -> CommandState | None:
+        """The command as it will be after the batch so far."""
+        return self._commands.get(key) or self.base.command(key)
+
+    def streaming(self) -> Iterator[MessageState]:
+        """The messages that will stream after the batch so far."""
+        # A message of this batch that was looked at is a fork, and not among the unapplied any more.
+        for message_id in {**self.base.messages, **self._forks, **self._unapplied}:
+            message = self.message(message_id)
+            if message is not None and message.is_streaming:
+                yield message
+
+    def open_commands(self) -> int:
+        """How many commands will wait for an answer after the batch so far."""
+        known = {**self.base.commands, **self._commands}
+        return sum(one.is_open for one in known.values())
+
     def add(self, op: Op) -> int:
         """Take `op` into the batch; returns the serial that will hold it. Neighbouring appends become one."""
+        if isinstance(op, Command | Reply):
+            return self._add_about_command(op)
         place = self._place(op)
         if type(op) is Append:
             self.grown[op.id] = self.grown.get(op.id, 0) + len(op.text)
@@ -55,9 +78,26 @@ class Draft:
             self.newest = op.id
         return serial
 
+    def thing(self, key: str) -> MessageState | CommandState | None:
+        """The message or command as it will be after the batch so far."""
+        return self.command(key) or self.message(key)
+
     def entries(self) -> list[Entry]:
         """The batch as it will be stored."""
+        for place, pieces in self._texts.items():
+            self.ops[place] = replace(self.ops[place], text="".join(pieces))
+        self._texts.clear()
         return [Entry(serial, op) for serial, op in enumerate(self.ops, self.base.serial + 1)]
+
+    def _add_about_command(self, op: Command | Reply) -> int:
+        self.ops.append(op)
+        serial = self.base.serial + len(self.ops)
+        known = self.command(op.id)
+        changed = apply_to_command(known.fork() if known is not None else None, op, serial)
+        if changed is not None:
+            self._commands[op.id] = changed
+        self.reshaped[op.id] = None
+        return serial
 
     def _place(self, op: Op) -> int:
         joinable = self._joinable.setdefault(op.id, {})
@@ -66,11 +106,13 @@ class Draft:
             if known is not None:
                 earlier = self.ops[known]
                 assert type(earlier) is Append
-                self.ops[known] = replace(earlier, text=earlier.text + op.text)
+                self._texts.setdefault(known, [earlier.text]).append(op.text)
                 return known
             joinable[op.part] = len(self.ops)
         elif type(op) is SetPart:
             joinable.pop(op.index, None)  # text never crosses another operation of the same part
+        elif type(op) is Claim or type(op) is Lease:
+            self.reshaped[op.id] = None
         else:
             joinable.clear()  # nor an update, finish, takeover or delete of the message
             self.reshaped[op.id] = None

@@ -19,6 +19,7 @@ class HoldfastError(Exception):
 
     code: ClassVar[str] = "internal"  # stable: clients branch on it
     status: ClassVar[int] = 500  # how HTTP transports report it
+    ends_as: ClassVar[str] = "failed"  # how a message ends whose writing this ended
     retry: ClassVar[bool] = False  # may the same request succeed later, unchanged?
     title: ClassVar[str] = "Internal error"
 

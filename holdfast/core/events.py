@@ -96,10 +96,65 @@ class MessageDelete(Event, frozen=True, kw_only=True, tag="message.delete"):
     id: str
 
 
+class CommandSent(Event, frozen=True, kw_only=True, tag="command"):
+    """Somebody asks whoever can act for something."""
+
+    serial: int
+    command: Command
+
+
+class CommandReply(Event, frozen=True, kw_only=True, tag="command.reply"):
+    """The one answer to a command."""
+
+    serial: int
+    id: str
+    ok: bool
+    data: Json = None
+    error: Json = None
+    from_: str | None = msgspec.field(name="from", default=None)
+
+
+class PresenceEnter(Event, frozen=True, kw_only=True, tag="presence.enter"):
+    """Somebody is here."""
+
+    member: Member
+
+
+class PresenceUpdate(Event, frozen=True, kw_only=True, tag="presence.update"):
+    """Somebody who is here is so now."""
+
+    member: Member
+
+
+class PresenceLeave(Event, frozen=True, kw_only=True, tag="presence.leave"):
+    """Somebody has left."""
+
+    id: str
+
+
+class PresenceSync(Event, frozen=True, kw_only=True, tag="presence.sync"):
+    """Who is here: at most 100 members, and how many there are. Replaces what was known."""
+
+    members: list[Member]
+    count: int | None = None  # where not all are named
+
+
+class Signal(Event, frozen=True, kw_only=True, tag="signal"):
+    """Something for those who are here now; never stored, and lost where a reader is slow."""
+
+    name: str
+    data: Json = None
+    from_: str | None = msgspec.field(name="from", default=None)
+
+
 MessageEvent = (
     MessageCreate | MessageUpdate | MessageAppend | MessagePart | MessageFinish | MessageTakeover | MessageDelete
 )
-ServerEvent = ChannelAttached | MessageEvent
+CommandEvent = CommandSent | CommandReply
+PresenceEvent = PresenceEnter | PresenceUpdate | PresenceLeave | PresenceSync
+StoredEvent = MessageEvent | CommandEvent
+PassingEvent = PresenceEvent | Signal  # not in the log; their batches carry no cursor
+ServerEvent = ChannelAttached | StoredEvent | PassingEvent
 
 
 class Batch(Struct, frozen=True, kw_only=True, omit_defaults=True):

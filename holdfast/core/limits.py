@@ -21,6 +21,8 @@ class Limits:
     parts: int = 256
     meta_bytes: int = 16 * KIB
     data_bytes: int = 4 * KIB  # of a member or a signal
+    open_commands: int = 100  # that wait for an answer, per channel
+    members: int = 10_000  # of a channel, at once
     depth: int = 64  # of nested JSON
     socket_channels: int = 100
     socket_requests: int = 1_000  # unanswered, per WebSocket

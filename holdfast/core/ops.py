@@ -2,9 +2,11 @@
 
 You are in `core`: plain data. This module is the one definition of what stores keep.
 Safe to change: wording, new fields with defaults at the end. Not safe: renaming or reordering a field, or giving
-an old tag a new meaning, because old logs must decode for ever. Reserved tags, for operations that are not here
-yet: 8 claim, 9 command, 10 reply. A reader that meets an unknown tag refuses the file (`StoreUnusable`): it is
-newer than the code.
+an old tag a new meaning, because old logs must decode for ever. A reader that meets an unknown tag refuses the file
+(`StoreUnusable`): it is newer than the code.
+
+An entry belongs to a message or to a command. Stores keep both alike, by the id in the operation; a command's has a
+mark that no message's can have.
 """
 
 from __future__ import annotations
@@ -44,6 +46,7 @@ class Create(BaseOp, frozen=True, kw_only=True, array_like=True, tag=1):
     at_ms: int
     digest: bytes
     writer: Writer | None = None
+    is_pending: bool = False  # it waits for an agent's turn
 
 
 class Append(BaseOp, frozen=True, kw_only=True, array_like=True, tag=2, gc=False):
@@ -94,7 +97,46 @@ class Delete(BaseOp, frozen=True, kw_only=True, array_like=True, tag=7):
     """The message is gone; its id is never used again in this channel."""
 
 
-Op = Create | Append | SetPart | Update | Finish | Takeover | Delete
+class Claim(BaseOp, frozen=True, kw_only=True, array_like=True, tag=8):
+    """An agent takes the turn that a message waits for, or the turn ends. Viewers see nothing of it."""
+
+    state: str  # taken, done or cancelled
+    generation: int  # counts the attempts: a claim of an earlier one is over
+    by: str | None = None
+    node: str | None = None  # as in `Writer`
+    lease_ms: int = 0  # as in `Writer`
+    at_ms: int = 0
+
+
+class Command(BaseOp, frozen=True, kw_only=True, array_like=True, tag=9):
+    """A request to whoever can act; its `id` has the mark."""
+
+    name: str
+    target: str | None
+    data: Json
+    by: str | None
+    at_ms: int
+    expires_ms: int
+    digest: bytes
+
+
+class Reply(BaseOp, frozen=True, kw_only=True, array_like=True, tag=10):
+    """The answer to a command; its `id` is the command's, with the mark."""
+
+    ok: bool
+    data: Json
+    error: Json
+    by: str | None
+    request: str | None = None
+
+
+class Lease(BaseOp, frozen=True, kw_only=True, array_like=True, tag=11):
+    """The writer's lease has another term from now on. Viewers see nothing of it."""
+
+    lease_ms: int
+
+
+Op = Create | Append | SetPart | Update | Finish | Takeover | Delete | Claim | Command | Reply | Lease
 
 
 class Entry(Struct, frozen=True, array_like=True):

@@ -11,6 +11,8 @@ from collections.abc import Iterator
 
 from holdfast.core.events import (
     ChannelAttached,
+    CommandReply,
+    CommandSent,
     MessageAppend,
     MessageCreate,
     MessageDelete,
@@ -19,24 +21,29 @@ from holdfast.core.events import (
     MessagePart,
     MessageTakeover,
     MessageUpdate,
+    StoredEvent,
 )
 from holdfast.core.limits import Limits
 from holdfast.core.ops import SetPart
-from holdfast.core.state import ChannelState, MessageState, PartState, Tail
+from holdfast.core.state import ChannelState, CommandState, MessageState, PartState, Tail
 from holdfast.core.text import Text
 
 
-def events_since(state: ChannelState, since: int, *, limit: int) -> list[MessageEvent] | None:
-    """Everything after serial `since`, in order of serial; None if more than `limit` messages changed.
+def events_since(state: ChannelState, since: int, *, limit: int) -> list[StoredEvent] | None:
+    """Everything after serial `since`, in order of serial; None if more than `limit` messages or commands changed.
 
     The caller has seen to it that `state` is complete since then (`state.complete_since <= since`).
     """
     assert since >= state.complete_since
-    events: list[MessageEvent] = []
+    events: list[StoredEvent] = []
     for count, message in enumerate(state.changed_since(since), 1):
         if count > limit:
             return None
         events.extend(_message_since(message, state.tail, since))
+    for count, command in enumerate(state.commands_since(since), 1):
+        if count > limit:
+            return None
+        events.extend(_command_since(command, since))
     if len(events) > 1:
         events.sort(key=lambda event: event.serial)
     return events
@@ -64,7 +71,7 @@ def newest_messages(state: ChannelState, history: int, limits: Limits) -> tuple[
     return (page, state.has_older) if is_whole else None
 
 
-def new_start(state: ChannelState, page: list[MessageState], more: bool) -> list[ChannelAttached | MessageUpdate]:
+def new_start(state: ChannelState, page: list[MessageState], more: bool) -> tuple[ChannelAttached, list[MessageUpdate]]:
     """The events of a view that starts anew with the messages of `page` and every streaming one."""
     shown = {message.id: message for message in page}
     shown.update((message.id, message) for message in state.messages.values() if message.is_streaming)
@@ -75,15 +82,32 @@ def new_start(state: ChannelState, page: list[MessageState], more: bool) -> list
         resumed=False,
         more=more,
         before=min((message.created for message in page), default=state.serial + 1),
+        commands=[command.command() for command in state.pending_commands()],
     )
     updates = [MessageUpdate(serial=message.version, message=message.message()) for message in shown.values()]
     updates.sort(key=lambda event: event.serial)
-    return [attached, *updates]
+    return attached, updates
 
 
 def resumed(state: ChannelState) -> ChannelAttached:
     """The event that says that all that was missed follows."""
-    return ChannelAttached(channel=state.channel, epoch=state.epoch, serial=state.serial, resumed=True)
+    return ChannelAttached(
+        channel=state.channel,
+        epoch=state.epoch,
+        serial=state.serial,
+        resumed=True,
+        commands=[command.command() for command in state.pending_commands()],
+    )
+
+
+def _command_since(command: CommandState, since: int) -> Iterator[StoredEvent]:
+    if command.created > since:
+        yield CommandSent(serial=command.created, command=command.command())
+    if command.reply is not None and command.answered > since:
+        reply = command.reply
+        yield CommandReply(
+            serial=command.answered, id=command.id[1:], ok=reply.ok, data=reply.data, error=reply.error, from_=reply.by
+        )
 
 
 def _message_since(message: MessageState, tail: Tail, since: int) -> Iterator[MessageEvent]:

@@ -1,4 +1,4 @@
-"""Requests: what clients ask of one message, the same on every transport and in process.
+"""Requests: what is asked of one message or command, the same on every transport and in process.
 
 You are in `core`. HTTP bodies and WebSocket frames decode into these; `decide` answers them. Unknown fields are
 ignored. New optional fields are welcome; names are part of the wire.
@@ -6,7 +6,7 @@ ignored. New optional fields are welcome; names are part of the wire.
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from msgspec import UNSET, Meta, Struct, UnsetType
 
@@ -17,6 +17,7 @@ from holdfast.core.ops import Writer
 Count = Annotated[int, Meta(ge=0, le=2**53)]
 Generation = Annotated[int, Meta(ge=1, le=2**53)]
 LeaseSeconds = Annotated[float, Meta(ge=5, le=3600)]
+ExpirySeconds = Annotated[float, Meta(ge=1, le=24 * 3600)]
 
 
 class CreateMessage(Struct, frozen=True, kw_only=True):
@@ -84,7 +85,71 @@ class DeleteMessage(Struct, frozen=True, kw_only=True):
     """`DELETE …/messages/{id}`."""
 
 
-Request = CreateMessage | AppendText | PutPart | UpdateMessage | FinishMessage | TakeOver | DeleteMessage
+class RenewLease(Struct, frozen=True, kw_only=True):
+    """`POST …/lease`: the writer is still there; its lease begins anew, with this term."""
+
+    lease_s: LeaseSeconds = 15.0
+    generation: Generation | None = None
+
+
+class SendCommand(Struct, frozen=True, kw_only=True):
+    """`POST …/commands`. Nobody answers within `expires_s`: the server does."""
+
+    name: str
+    id: str | None = None
+    target: str | None = None
+    data: Json = None
+    expires_s: ExpirySeconds = 300.0
+
+
+class ReplyCommand(Struct, frozen=True, kw_only=True):
+    """`POST …/commands/{id}/reply`: the first one counts."""
+
+    ok: bool = True
+    data: Json = None
+    error: Json = None
+    request: str | None = None
+
+
+class ClaimTurn(Struct, frozen=True, kw_only=True):
+    """Take the turn that a message waits for, as the successor of attempt `generation` (0: nobody's). The server's."""
+
+    generation: int
+    lease_s: float = 0.0
+
+
+class EndTurn(Struct, frozen=True, kw_only=True):
+    """The turn is over."""
+
+    generation: Generation
+    state: Literal["done", "cancelled"] = "done"
+
+
+class SettleCommand(Struct, frozen=True, kw_only=True):
+    """Nobody has answered: carry a `cancel` out, or, where it `is_expired`, say so. The server's."""
+
+    is_expired: bool = False
+
+
+class EnterChannel(Struct, frozen=True, kw_only=True):
+    """`PUT …/presence/{member}`: somebody is here, with a little data (None: as it was). Never stored."""
+
+    data: dict[str, Json] | None = None
+    lease_s: LeaseSeconds = 30.0
+
+
+class SendSignal(Struct, frozen=True, kw_only=True):
+    """`POST …/signals`: for those who are here now. Never stored."""
+
+    name: str
+    data: Json = None
+
+
+AboutCommands = SendCommand | ReplyCommand | SettleCommand
+AboutMessages = (
+    AppendText | PutPart | UpdateMessage | FinishMessage | TakeOver | DeleteMessage | RenewLease | ClaimTurn | EndTurn
+)
+Request = CreateMessage | AboutMessages | AboutCommands
 
 
 class Asker(Struct, frozen=True, kw_only=True):
@@ -92,4 +157,9 @@ class Asker(Struct, frozen=True, kw_only=True):
 
     id: str | None = None  # the client id; becomes author and writer
     writer: Writer | None = None  # the writer this asker would be
+    is_admin: bool = False  # may change and delete what others wrote
+    may_read: bool = True  # may know what exists
+    may_write: bool = True  # holds `append`: may answer what is asked of writers
+    brings_answer: bool = False  # a user message of theirs waits for no agent
+    is_app: bool = False  # somebody in this process: what they may do is the app's business
     is_server: bool = False  # the hub itself: may interrupt, and take over what still streams

@@ -9,17 +9,35 @@ from __future__ import annotations
 
 from collections import OrderedDict, deque
 from collections.abc import Iterable, Iterator
-from typing import assert_never
+from typing import NamedTuple, assert_never
 
 import msgspec
+from msgspec.structs import replace
 
+from holdfast.core import model
 from holdfast.core.cursor import NO_EPOCH, Cursor
 from holdfast.core.model import APPENDABLE, Message, Part
-from holdfast.core.ops import Append, Create, Delete, Entry, Finish, Op, SetPart, Takeover, Update
+from holdfast.core.ops import (
+    Append,
+    Claim,
+    Command,
+    Create,
+    Delete,
+    Entry,
+    Finish,
+    Lease,
+    Op,
+    Reply,
+    SetPart,
+    Takeover,
+    Update,
+)
 from holdfast.core.text import Text, TextFork
 
 TAIL_ENTRIES = 1_000
 TAIL_BYTES = 1024 * 1024
+KEPT_COMMANDS = 1_000  # answered ones in memory
+COMMAND_COST = 1_500  # bytes of memory, about; what a command carries is bounded
 KEPT_REQUESTS = 16  # per message, for repeats of requests that carry an id (`docs/protocol.md`, 8.2)
 
 
@@ -58,11 +76,26 @@ class PartState:
         return {**self.fields, self.key: text}
 
 
+class ClaimState(NamedTuple):
+    """How a message's turn stands: it waits for an agent, has one, or is over."""
+
+    state: str  # pending, taken, done or cancelled
+    generation: int = 0  # of the last attempt; 0: none yet
+    by: str | None = None
+    node: str | None = None
+    lease_ms: int = 0
+
+    @property
+    def is_open(self) -> bool:
+        return self.state in ("pending", "taken")
+
+
 class MessageState:
     """One message as the fold keeps it."""
 
     __slots__ = (
         "author",
+        "claim",
         "created",
         "created_at",
         "deleted",
@@ -73,6 +106,7 @@ class MessageState:
         "finished_as",
         "generation",
         "id",
+        "last",
         "meta",
         "parent",
         "parts",
@@ -100,10 +134,12 @@ class MessageState:
         self.parent = op.parent
         self.reply_to = op.reply_to
         self.created = self.version = serial
+        self.last = serial  # serial of the last entry of any kind; `version` counts what viewers see
         self.created_at = self.updated_at = op.at_ms
         self.digest = op.digest
         self.writer = op.writer
         self.generation = 1
+        self.claim = ClaimState("pending") if op.is_pending else None
         self.deleted = False
         self.edited = serial  # serial of the last create or update
         self.shaped = serial  # serial of the last entry that a viewer cannot make up for with missing text alone
@@ -136,6 +172,11 @@ class MessageState:
         return self.status == "streaming" and not self.deleted
 
     @property
+    def is_open(self) -> bool:
+        """Is somebody at work on it, or waited for?"""
+        return self.is_streaming or (self.claim is not None and self.claim.is_open and not self.deleted)
+
+    @property
     def last_text_part(self) -> int | None:
         """The index of the last text part, where an append without a part goes."""
         for index in range(len(self.parts) - 1, -1, -1):
@@ -165,6 +206,65 @@ class MessageState:
         """About how much memory this takes."""
         texts = sum(part.text.cost_bytes() for part in self.parts if isinstance(part.text, Text))
         return 1_000 + self.size_bytes + texts
+
+
+class CommandState:
+    """One command as the fold keeps it."""
+
+    __slots__ = (
+        "answered",
+        "by",
+        "created",
+        "created_at",
+        "data",
+        "digest",
+        "expires_ms",
+        "id",
+        "name",
+        "reply",
+        "target",
+    )
+
+    def __init__(self, op: Command, serial: int) -> None:
+        self.id = op.id  # with the mark
+        self.name = op.name
+        self.target = op.target
+        self.data = op.data
+        self.by = op.by
+        self.created = serial
+        self.created_at = op.at_ms
+        self.expires_ms = op.expires_ms
+        self.digest = op.digest
+        self.reply: Reply | None = None
+        self.answered = 0  # serial of the reply
+
+    def fork(self) -> CommandState:
+        """A copy that can be changed without changing this one."""
+        copy = CommandState.__new__(CommandState)
+        for name in CommandState.__slots__:
+            setattr(copy, name, getattr(self, name))
+        return copy
+
+    @property
+    def version(self) -> int:
+        """The serial of its last entry."""
+        return self.answered or self.created
+
+    @property
+    def is_open(self) -> bool:
+        """Is an answer waited for?"""
+        return self.reply is None
+
+    def command(self) -> model.Command:
+        """The command as clients see it."""
+        return model.Command(
+            id=self.id[1:],
+            name=self.name,
+            target=self.target,
+            data=self.data,
+            from_=self.by,
+            expires_at=self.expires_ms,
+        )
 
 
 class Tail:
@@ -213,6 +313,7 @@ class ChannelState:
         self.has_older = serial > 0  # … and there may be older ones that are not …
         self.is_history_cut = False  # … because together they were too many bytes
         self.messages: OrderedDict[str, MessageState] = OrderedDict()
+        self.commands: OrderedDict[str, CommandState] = OrderedDict()  # all that are open, ordered by last change
         self.tail = Tail(serial)
 
     @property
@@ -222,23 +323,46 @@ class ChannelState:
     def message(self, message_id: str) -> MessageState | None:
         return self.messages.get(message_id)
 
-    def insert(self, messages: Iterable[MessageState]) -> None:
-        """Take in messages read from the store, keeping the order by last change."""
-        merged = {**self.messages, **{message.id: message for message in messages}}
-        ordered = sorted(merged.values(), key=lambda message: message.version)
-        self.messages = OrderedDict((message.id, message) for message in ordered)
+    def command(self, key: str) -> CommandState | None:
+        return self.commands.get(key)
+
+    def knows(self, key: str) -> bool:
+        """Is the message or command in memory?"""
+        return key in self.messages or key in self.commands
+
+    def insert(self, found: Iterable[MessageState | CommandState]) -> None:
+        """Take in what was read from the store, keeping the order by last change."""
+        messages, commands = dict(self.messages), dict(self.commands)
+        for one in found:
+            if isinstance(one, CommandState):
+                commands[one.id] = one
+            else:
+                messages[one.id] = one
+        self.messages = OrderedDict(sorted(messages.items(), key=lambda item: item[1].version))
+        self.commands = OrderedDict(sorted(commands.items(), key=lambda item: item[1].version))
+
+    def pending_commands(self) -> list[CommandState]:
+        """Those that wait for an answer, oldest first."""
+        return sorted((one for one in self.commands.values() if one.is_open), key=lambda one: one.created)
 
     def cost_bytes(self) -> int:
         """About how much memory this takes."""
-        return sum(message.cost_bytes() for message in self.messages.values())
+        return sum(message.cost_bytes() for message in self.messages.values()) + COMMAND_COST * len(self.commands)
 
     def trim(self, keep_bytes: int) -> None:
         """Forget finished messages that did not change for longest, until the rest costs about `keep_bytes`."""
         cost = self.cost_bytes()
+        for command in list(self.commands.values()):
+            if cost <= keep_bytes and len(self.commands) <= KEPT_COMMANDS:
+                break
+            if not command.is_open:
+                cost -= COMMAND_COST
+                del self.commands[command.id]
+                self.complete_since = max(self.complete_since, command.version)
         for message in list(self.messages.values()):
             if cost <= keep_bytes:
                 return
-            if message.is_streaming:
+            if message.is_open:
                 continue
             cost -= message.cost_bytes()
             del self.messages[message.id]
@@ -253,6 +377,13 @@ class ChannelState:
                 return
             yield message
 
+    def commands_since(self, serial: int) -> Iterator[CommandState]:
+        """Commands in memory that were sent or answered after `serial`, latest first."""
+        for command in reversed(self.commands.values()):
+            if command.version <= serial:
+                return
+            yield command
+
 
 def apply_entry(state: ChannelState, entry: Entry) -> None:
     """Apply `entry` to `state`. Never raises: the log is already fact. One at or below its serial changes nothing."""
@@ -260,6 +391,9 @@ def apply_entry(state: ChannelState, entry: Entry) -> None:
         return
     state.serial = entry.serial
     op = entry.op
+    if isinstance(op, Command | Reply):
+        _apply_to_command(state, op, entry.serial)
+        return
     known = state.messages.get(op.id)
     changed = apply_op(known, op, entry.serial)
     if changed is None:  # it is not in memory: whoever has not seen this entry must ask the store
@@ -267,7 +401,7 @@ def apply_entry(state: ChannelState, entry: Entry) -> None:
         return
     if known is None:
         state.messages[op.id] = changed
-    else:
+    elif type(op) is not Claim and type(op) is not Lease:
         state.messages.move_to_end(op.id)
     if type(op) is Create:
         state.newest = op.id
@@ -275,18 +409,44 @@ def apply_entry(state: ChannelState, entry: Entry) -> None:
         state.tail.add(entry.serial, op)
 
 
+def _apply_to_command(state: ChannelState, op: Command | Reply, serial: int) -> None:
+    changed = apply_to_command(state.commands.get(op.id), op, serial)
+    if changed is None:
+        state.complete_since = serial
+        return
+    state.commands[op.id] = changed
+    state.commands.move_to_end(op.id)
+
+
 def apply_op(message: MessageState | None, op: Op, serial: int) -> MessageState | None:
     """Return `message`, changed in place by `op`; a new one for a create; None where there is none to change."""
     if message is None:
         return MessageState(op, serial) if isinstance(op, Create) else None
-    if serial > message.version:
+    if serial > message.last:
         change(message, op, serial)
     return message
+
+
+def apply_to_command(command: CommandState | None, op: Op, serial: int) -> CommandState | None:
+    """As `apply_op`, of a command. The first reply counts."""
+    if command is None:
+        return CommandState(op, serial) if isinstance(op, Command) else None
+    if isinstance(op, Reply) and command.reply is None:
+        command.reply, command.answered = op, serial
+    return command
 
 
 def change(message: MessageState, op: Op, serial: int) -> None:
     """Change `message` by `op`, whose serial is new to it."""
     if message.deleted:
+        return
+    message.last = max(message.last, serial)
+    if isinstance(op, Claim):
+        message.claim = ClaimState(op.state, op.generation, op.by, op.node, op.lease_ms)
+        return
+    if isinstance(op, Lease):
+        if message.writer is not None:
+            message.writer = replace(message.writer, lease_ms=op.lease_ms)
         return
     message.version = max(message.version, serial)
     match op:
@@ -307,9 +467,11 @@ def change(message: MessageState, op: Op, serial: int) -> None:
             _remember_request(message, op.request, serial)
         case Delete():
             message.deleted = True
+            if message.claim is not None and message.claim.is_open:
+                message.claim = message.claim._replace(state="cancelled")
             message.parts, message.meta, message.size_bytes = [], {}, 0
-        case Create():
-            pass  # decided once; a second one of the same id cannot be in a log
+        case Create() | Command() | Reply():
+            pass  # decided once: a second create cannot be in a log, nor a command with a message's id
         case _:
             assert_never(op)
 

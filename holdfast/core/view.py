@@ -7,28 +7,42 @@ equal to it, whatever was cut, delayed, repeated or joined.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import TypeVar
+
 from msgspec.structs import replace
 
 from holdfast.core.cursor import EMPTY
 from holdfast.core.events import (
     Batch,
     ChannelAttached,
+    CommandReply,
+    CommandSent,
     MessageAppend,
     MessageCreate,
     MessageDelete,
-    MessageEvent,
     MessageFinish,
     MessagePart,
     MessageTakeover,
     MessageUpdate,
     Page,
+    PassingEvent,
+    PresenceEnter,
+    PresenceEvent,
+    PresenceLeave,
+    PresenceSync,
+    PresenceUpdate,
     ServerEvent,
+    Signal,
+    StoredEvent,
 )
-from holdfast.core.model import APPENDABLE, Message, Part
+from holdfast.core.model import APPENDABLE, Command, Member, Message, Part
 from holdfast.core.text import Text
 
-# What is remembered of messages that are not shown. It matters while a page of history is on its way or a batch
-# comes twice, so the oldest may go; without a bound a view that is open for weeks would only ever grow.
+_Known = TypeVar("_Known", bound=int)
+
+# What is remembered of messages that are not shown and of commands. It matters while a page of history is on its way
+# or a batch comes twice, so the oldest may go; without a bound a view that is open for weeks would only ever grow.
 REMEMBERED = 10_000
 
 
@@ -67,17 +81,81 @@ class _Shown:
         return replace(self.head, parts=[part.value() for part in self.parts], version=self.version)
 
 
+class _Here:
+    """The members of a channel: those known by name, and how many there are in all."""
+
+    __slots__ = ("count", "members")
+
+    def __init__(self) -> None:
+        self.members: dict[str, Member] = {}
+        self.count = 0
+
+    def sync(self, members: Iterable[Member], count: int | None) -> None:
+        self.members = {member.id: member for member in members}
+        self.count = len(self.members) if count is None else count
+
+    def apply(self, event: PresenceEvent) -> None:
+        match event:
+            case PresenceEnter():
+                if event.member.id not in self.members:
+                    self.count += 1
+                self.members[event.member.id] = event.member
+            case PresenceUpdate():
+                self.members[event.member.id] = event.member  # not known by name before, but counted
+            case PresenceLeave():
+                self.members.pop(event.id, None)
+                self.count = max(self.count - 1, len(self.members))
+            case PresenceSync():
+                self.sync(event.members, event.count)
+
+
+class _Commands:
+    """The commands that are pending, and what is remembered of all."""
+
+    __slots__ = ("_is_answered", "pending")
+
+    def __init__(self) -> None:
+        self.pending: dict[str, Command] = {}
+        self._is_answered: dict[str, bool] = {}
+
+    def sync(self, pending: Iterable[Command]) -> None:
+        """An attach lists all that are pending; others are over."""
+        self.pending = {}
+        for command in pending:
+            self._open(command)
+
+    def add(self, command: Command) -> None:
+        if command.id not in self._is_answered:
+            self._open(command)
+
+    def answer(self, command_id: str) -> bool:
+        """False: it was answered before."""
+        if self._is_answered.get(command_id):
+            return False
+        _remember(self._is_answered, command_id, True)
+        self.pending.pop(command_id, None)
+        return True
+
+    def _open(self, command: Command) -> None:
+        if not self._is_answered.get(command.id):
+            _remember(self._is_answered, command.id, False)
+            self.pending[command.id] = command
+
+
 class View:
-    """The messages of one channel as a client shows them, and the cursor to come back with."""
+    """One channel as a client shows it: messages, members and pending commands; and the cursor to come back with."""
 
     def __init__(self) -> None:
         self.cursor: str | None = None
+        self.passed: list[CommandReply | Signal] = []  # what the last `receive` brought and no view keeps
         self.gaps = 0
         self.more = False
         self.before: int | None = None
         self._shown: dict[str, _Shown] = {}
         self._seen: dict[str, int] = {}  # serial of the last event about a message that is not in view
         self._deleted: dict[str, int] = {}
+        self._here = _Here()
+        self._commands = _Commands()
         self._aside: View | None = None  # a new start that is not complete yet
         self._is_lost = False  # after a gap, until a new start
 
@@ -91,14 +169,33 @@ class View:
         shown = self._shown.get(message_id)
         return "" if shown is None else shown.message().text
 
+    def members(self) -> list[Member]:
+        """Those who are here and known by name, in the order they became known."""
+        return list(self._here.members.values())
+
+    @property
+    def count(self) -> int:
+        """How many are here, also those not known by name."""
+        return self._here.count
+
+    def commands(self) -> list[Command]:
+        """The commands that are pending, in the order they became known."""
+        return list(self._commands.pending.values())
+
     def receive(self, batch: Batch) -> None:
-        """Apply a batch, or a piece of one (no cursor). Raises ViewGap when something was lost before it."""
+        """Apply a batch, or a piece of one (no cursor). Raises ViewGap when something was lost before it.
+
+        Then, also after a gap, `passed` holds the signals and the replies not known before, for whoever listens.
+        """
+        self.passed = []
         try:
             for event in batch.events:
                 self._receive(event)
         except ViewGap:
             self.gaps += 1
             self.cursor = None
+            if self._aside is not None:
+                self.passed += self._aside.passed  # the next new start does not bring them again
             self._aside = None
             self._is_lost = True
             raise
@@ -141,21 +238,30 @@ class View:
 
     def _attach(self, event: ChannelAttached) -> None:
         self._aside = None
+        view = self
         if not event.resumed:
-            self._aside = View()
-            self._aside.more = bool(event.more)
-            self._aside.before = event.before
+            view = self._aside = View()
+            view.more = bool(event.more)
+            view.before = event.before
+        elif self._is_lost:
+            return
         elif self.cursor == str(EMPTY):
             # The cursor of an empty channel names no epoch, so it resumes in any. What a batch that was cut has shown
             # since then may be of a log that is gone; all of this one follows.
             self._shown, self._seen, self._deleted = {}, {}, {}
+            self._commands = _Commands()
+        presence = event.presence
+        view._here.sync(presence.members if presence else (), presence.count if presence else 0)
+        view._commands.sync(event.commands)
 
     def _replace(self, other: View) -> None:
         self._aside, self._is_lost = None, False
         self.more, self.before = other.more, other.before
         self._shown, self._seen, self._deleted = other._shown, other._seen, other._deleted
+        self._here, self._commands = other._here, other._commands
+        self.passed += other.passed
 
-    def _apply(self, event: MessageEvent) -> None:
+    def _apply(self, event: StoredEvent | PassingEvent) -> None:
         match event:
             case MessageCreate() | MessageUpdate():
                 self._show(event.message, event.serial)
@@ -172,6 +278,15 @@ class View:
                 if shown is None or event.serial > shown.version:
                     self._shown.pop(event.id, None)
                     _remember(self._deleted, event.id, event.serial)
+            case CommandSent():
+                self._commands.add(event.command)
+            case CommandReply():
+                if self._commands.answer(event.id):
+                    self.passed.append(event)
+            case Signal():
+                self.passed.append(event)
+            case PresenceEnter() | PresenceUpdate() | PresenceLeave() | PresenceSync():
+                self._here.apply(event)
 
     def _show(self, message: Message, serial: int) -> None:
         shown = self._shown.get(message.id)
@@ -241,8 +356,8 @@ class View:
         shown.version = event.serial
 
 
-def _remember(serials: dict[str, int], message_id: str, serial: int) -> None:
-    """Keep the highest serial heard of a message; the one not heard of for longest goes where there are too many."""
-    serials[message_id] = max(serial, serials.pop(message_id, 0))
-    if len(serials) > REMEMBERED:
-        del serials[next(iter(serials))]
+def _remember(known: dict[str, _Known], one: str, value: _Known) -> None:
+    """Keep the highest value heard of an id; the one not heard of for longest goes where there are too many."""
+    known[one] = max(value, known.pop(one, value))
+    if len(known) > REMEMBERED:
+        del known[next(iter(known))]

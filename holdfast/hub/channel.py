@@ -13,14 +13,17 @@ from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
+from msgspec.structs import replace
+
 from holdfast.core.cursor import Cursor
 from holdfast.core.document import Document, mark_documented, restored
-from holdfast.core.events import ServerEvent
+from holdfast.core.events import ChannelAttached, ServerEvent
 from holdfast.core.limits import Limits
-from holdfast.core.ops import Entry
+from holdfast.core.ops import Append, Entry
 from holdfast.core.owed import events_since, new_start, newest_messages, resumed
-from holdfast.core.state import ChannelState, MessageState, apply_entry
+from holdfast.core.state import ChannelState, CommandState, MessageState, apply_entry
 from holdfast.hub.feed import Behind, EncodedBatch, Feed, Group, Ticks, flush_class
+from holdfast.hub.roster import Roster
 from holdfast.stores.base import Head, Store
 
 if TYPE_CHECKING:
@@ -29,19 +32,25 @@ if TYPE_CHECKING:
 # Batches kept for others who come for the same, by channel. A batch exists in up to three forms.
 MAX_CACHED_BATCHES = 64
 MAX_CACHED_BYTES = 2 * 1024 * 1024
+Observe = Callable[["Channel", "Iterable[str] | None"], None]  # with the messages and commands that changed, or None
 KEPT_ABSENT = 10_000  # ids known not to exist, so that a new message asks the store at most once
 
 
 class Channel:
     """One channel in memory."""
 
-    def __init__(self, name: str, store: Store, limits: Limits, ticks: Ticks, *, now_s: float) -> None:
+    def __init__(
+        self, name: str, store: Store, limits: Limits, ticks: Ticks, *, now_s: float, observe: Observe
+    ) -> None:
         self.name = name
         self.state = ChannelState(name)
         self.parked: deque[Item] = deque()  # requests that wait for a load, in order
         self.is_stale = False  # the store holds, or may hold, more than the state; nothing is decided on it
         self.conflicts = 0  # commits in a row after which that was so
         self.used_s = now_s
+        self.roster = Roster(limits, self._passing_moved)
+        self.listeners: dict[Callable[[], None], None] = {}  # called when more than text has come
+        self._observe = observe
         self._store = store
         self._limits = limits
         self._ticks = ticks
@@ -51,6 +60,7 @@ class Channel:
         self.live_batches: dict[int, EncodedBatch] = {}  # by the serial they follow; of the present serial only, …
         self._first_batches: dict[tuple[str, int], EncodedBatch] = {}  # … as are those that views begin with
         self.cached_bytes = 0  # of text in both
+        self._passing_batches: dict[int, EncodedBatch] = {}  # by the position of the roster that they follow
         self._loading = asyncio.Lock()
         self._loaders = 0
         self._commit_over: asyncio.Future[None] | None = None  # pending while a commit of this channel is in flight
@@ -65,8 +75,7 @@ class Channel:
 
     def missing(self, ids: Iterable[str]) -> list[str]:
         """Those of `ids` that the store must be asked for before a decision."""
-        messages = self.state.messages
-        return [one for one in ids if one not in messages and one not in self._absent]
+        return [one for one in ids if not self.state.knows(one) and one not in self._absent]
 
     def trim(self, keep_bytes: int) -> None:
         """Let finished messages leave memory beyond `keep_bytes`; while a commit runs, once it is over."""
@@ -96,23 +105,45 @@ class Channel:
         state = self.state
         if state.serial == 0 and entries:
             state.epoch = epoch
+        shaped: dict[str, None] = {}
         for entry in entries:
             apply_entry(state, entry)
             self._absent.discard(entry.op.id)
+            if type(entry.op) is not Append:
+                shaped[entry.op.id] = None
         for document in documents:
             message = state.message(document.id)
             if message is not None:
                 mark_documented(message, document.version)
         if entries:
             self.moved()
+        if shaped:
+            self._changed(shaped)
+
+    def _changed(self, keys: Iterable[str] | None) -> None:
+        """More than text has come: for the messages and commands `keys`, or nobody knows for which."""
+        self._observe(self, keys)
+        for listener in tuple(self.listeners):
+            listener()
 
     # -- for feeds ---------------------------------------------------------------------------------------------
 
-    def attach(self, since: Cursor | None, *, history: int, flush_ms: int, wake: Callable[[], None]) -> Feed:
-        """A new feed; `wake` is called on a tick whenever there is something for it to take."""
+    def attach(
+        self,
+        since: Cursor | None,
+        *,
+        history: int,
+        flush_ms: int,
+        wake: Callable[[], None],
+        has_passing: bool = False,
+    ) -> Feed:
+        """A new feed; `wake` is called on a tick whenever there is something for it to take.
+
+        With `has_passing` it is told who comes and goes, and signals, in batches without a cursor.
+        """
         window = flush_class(flush_ms)
         group = self._groups.setdefault(window, Group(self._ticks, window))
-        feed = Feed(self, since, history=history, group=group, wake=wake)
+        feed = Feed(self, since, history=history, group=group, wake=wake, has_passing=has_passing)
         group.add(feed)
         return feed
 
@@ -124,13 +155,29 @@ class Channel:
     @property
     def is_idle(self) -> bool:
         """Does nobody watch or write it?"""
-        return not (self.parked or self._loaders or self._commit_over or any(map(len, self._groups.values())))
+        is_watched = self.listeners or self.roster.has_people or any(map(len, self._groups.values()))
+        return not (self.parked or self._loaders or self._commit_over or is_watched)
 
     def moved(self) -> None:
         """The durable serial moved: let the feeds come and take."""
         self.forget_batches()
         for group in self._groups.values():
             group.moved()
+
+    def _passing_moved(self) -> None:
+        self._first_batches.clear()
+        self._passing_batches.clear()
+        for group in self._groups.values():
+            group.passing_moved()
+
+    def passing_since(self, position: int) -> EncodedBatch:
+        """Who came and went since `position` of the roster, and signals; encoded once for all who come from there."""
+        batch = self._passing_batches.get(position)
+        if batch is None:
+            batch = EncodedBatch(self.name, "", self.roster.since(position))
+            if len(self._passing_batches) < MAX_CACHED_BATCHES:
+                self._passing_batches[position] = batch
+        return batch
 
     def forget_batches(self) -> None:
         """Keep no batch for others who might come for the same."""
@@ -152,7 +199,7 @@ class Channel:
         if events is None:
             return None
         if attach:
-            return self._first_batch(("resume", since), [resumed(self.state), *events])
+            return self._first_batch(("resume", since), resumed(self.state), events)
         batch = EncodedBatch(self.name, str(self.state.cursor), events)
         self._keep(batch)
         self.live_batches[since] = batch
@@ -166,10 +213,15 @@ class Channel:
         page = newest_messages(self.state, history, self._limits)
         if page is None:
             raise Behind
-        return self._first_batch(("new", history), new_start(self.state, *page))
+        attached, updates = new_start(self.state, *page)
+        return self._first_batch(("new", history), attached, updates)
 
-    def _first_batch(self, key: tuple[str, int], events: Sequence[ServerEvent]) -> EncodedBatch:
-        batch = EncodedBatch(self.name, str(self.state.cursor), events)
+    def _first_batch(
+        self, key: tuple[str, int], attached: ChannelAttached, rest: Sequence[ServerEvent]
+    ) -> EncodedBatch:
+        if len(self.roster):
+            attached = replace(attached, presence=self.roster.presence())
+        batch = EncodedBatch(self.name, str(self.state.cursor), [attached, *rest])
         self._keep(batch)
         self._first_batches[key] = batch
         return batch
@@ -230,11 +282,11 @@ class Channel:
                 if not await self._is_at(page.head):
                     continue
                 state = self.state
-                messages = restored(page.messages)
-                self._insert(messages)
+                found = restored(page.messages)
+                self._insert(found)
                 state.has_older = page.more
-                state.is_history_cut = page.more and len(messages) < wanted
-                oldest = min((message.created for message in messages), default=1)
+                state.is_history_cut = page.more and len(found) < wanted
+                oldest = min((one.created for one in found), default=1)
                 state.history_from = min(state.history_from, oldest if page.more else 1)
 
     async def refresh(self) -> None:
@@ -269,12 +321,11 @@ class Channel:
         if head.epoch == state.epoch and head.serial > state.serial:
             changes = await self._store.changes(self.name, after=state.serial, limit=limit)
             if changes.messages is not None and changes.head.epoch == state.epoch:
-                for message in restored(changes.messages):
-                    state.messages[message.id] = message
-                state.insert(())
+                state.insert(restored(changes.messages))
                 state.serial, state.newest = changes.head.serial, changes.newest
                 state.tail.restart(state.serial)
                 self.moved()
+                self._changed(None)
                 return
         await self._reload()
         self.moved()
@@ -282,22 +333,22 @@ class Channel:
     async def _reload(self) -> None:
         while True:
             changes = await self._store.changes(self.name, after=0, limit=0)
-            streaming = await self._store.streaming(self.name)
+            opened = await self._store.open_documents(self.name)
             # Two questions are one moment only if nobody else wrote between them.
             if self._store.is_exclusive or await self._store.head(self.name) == changes.head:
                 break
         state = ChannelState(self.name, changes.head.epoch, changes.head.serial, changes.head.floor)
         state.newest = changes.newest
         if state.serial:  # an empty channel looks the same before and after a life between the two questions
-            state.insert(restored(one.message for one in streaming))
+            state.insert(restored(one.stored for one in opened))
         self.state = state
         self._absent.clear()
         self._is_loaded = True
+        self._changed(None)
 
-    def _insert(self, messages: Iterable[MessageState]) -> None:
+    def _insert(self, found: Iterable[MessageState | CommandState]) -> None:
         """Take in what the store gave; what is in memory already is as new, and has finer marks."""
-        known = self.state.messages
-        fresh = [message for message in messages if message.id not in known]
+        fresh = [one for one in found if not self.state.knows(one.id)]
         if fresh:
             self.state.insert(fresh)
 

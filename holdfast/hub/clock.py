@@ -8,8 +8,7 @@ from __future__ import annotations
 import secrets
 import time
 
-# Crockford's base 32: in order of their values, so that ids sort by time, and without letters that look alike.
-_DIGITS = "0123456789abcdefghjkmnpqrstvwxyz"
+from holdfast.core.names import base32
 
 
 class Clock:
@@ -44,8 +43,3 @@ class Clock:
     def new_epoch(self) -> str:
         """A name for a new life of a log: random, so that two lives never share one."""
         return base32(self.random_bits(40), 8)
-
-
-def base32(number: int, width: int) -> str:
-    """`number` in `width` digits of Crockford's base 32, lower case."""
-    return "".join(_DIGITS[(number >> (5 * place)) & 31] for place in range(width - 1, -1, -1))

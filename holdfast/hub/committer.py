@@ -18,13 +18,14 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from holdfast.core.cursor import NO_EPOCH
-from holdfast.core.decide import Decision, decide
+from holdfast.core.decide import decide, needs
+from holdfast.core.decision import Decision
 from holdfast.core.document import Document, document
 from holdfast.core.draft import Draft
 from holdfast.core.errors import Busy, Draining, HoldfastError, StoreUnavailable
 from holdfast.core.limits import Limits
-from holdfast.core.model import Message
-from holdfast.core.requests import AppendText, Asker, CreateMessage, Request, UpdateMessage
+from holdfast.core.model import Command, Message
+from holdfast.core.requests import AppendText, Asker, CreateMessage, Request, SendCommand, UpdateMessage
 from holdfast.hub.channel import Channel
 from holdfast.hub.clock import Clock
 from holdfast.stores.base import Committed, CommitUnknown, Conflict, Store, Write
@@ -48,6 +49,7 @@ class Answer(Struct, frozen=True, kw_only=True):
     cursor: str
     created: bool  # False: it stood already, nothing was stored for this request
     message: Message | None = None  # of a create or update
+    command: Command | None = None  # of a command sent
     generation: int | None = None
     part: int | None = None
     length: int | None = None  # of the part, in code points
@@ -58,9 +60,9 @@ Done = Callable[[Answer | HoldfastError], None]
 
 
 class Ask(Struct):
-    """One request about one message. `request` gains the `at` of its first decision, and keeps it."""
+    """One request about one message or command. `request` gains the `at` of its first decision, and keeps it."""
 
-    message_id: str
+    key: str
     request: Request
     asker: Asker
     is_unclear: bool = False  # was it granted before, and nobody knows whether that was stored?
@@ -73,7 +75,7 @@ class Item(Protocol):
     size_bytes: int
 
     def ids(self) -> Sequence[str]:
-        """The messages that must be in memory before this can be decided."""
+        """The messages and commands that must be in memory before this can be decided."""
 
     def asks(self) -> Sequence[Ask]:
         """The requests, in order; asked once for each time the item is decided."""
@@ -97,7 +99,7 @@ class Waiting:
         self._done = done
 
     def ids(self) -> Sequence[str]:
-        return (self._ask.message_id,)
+        return needs(self._ask.key, self._ask.request)
 
     def asks(self) -> Sequence[Ask]:
         return (self._ask,)
@@ -165,7 +167,13 @@ class Committer:
         clock: Clock,
         channel: Callable[[str], Channel],
         spawn: Callable[[Coroutine[None, None, None]], object],
+        *,
+        is_served: Callable[[str], bool],
+        accepted: Callable[[Channel, str], None],
     ) -> None:
+        """`is_served`: do agents answer in this channel? `accepted` is told of what remote writers had accepted."""
+        self._is_served = is_served
+        self._accepted = accepted
         self._store = store
         self._limits = limits
         self._clock = clock
@@ -256,19 +264,22 @@ class Committer:
             return None
         outcomes: list[tuple[Decision, int] | HoldfastError] = []
         for ask in asks:
-            outcomes.append(self._decide(draft, ask, now_ms))
+            outcomes.append(self._decide(channel, draft, ask, now_ms))
             if isinstance(outcomes[-1], HoldfastError):
                 break
         return _Decided(channel, item, asks[: len(outcomes)], outcomes)
 
-    def _decide(self, draft: Draft, ask: Ask, now_ms: int) -> tuple[Decision, int] | HoldfastError:
+    def _decide(self, channel: Channel, draft: Draft, ask: Ask, now_ms: int) -> tuple[Decision, int] | HoldfastError:
         request = ask.request
+        is_served = isinstance(request, CreateMessage) and self._is_served(channel.name)
         try:
-            decision = decide(draft, ask.message_id, request, asker=ask.asker, now_ms=now_ms, limits=self._limits)
+            decision = decide(
+                draft, ask.key, request, asker=ask.asker, now_ms=now_ms, limits=self._limits, is_served=is_served
+            )
         except HoldfastError as error:
             return error
         except Exception:  # a mistake of ours must not take everybody else's requests down
-            logger.exception("a request about message %r could not be decided", ask.message_id)
+            logger.exception("a request about %r could not be decided", ask.key)
             return HoldfastError("the request could not be decided")
         serial = decision.serial
         for op in decision.ops:
@@ -415,6 +426,9 @@ class Committer:
 
     def _answer_item(self, decided: _Decided) -> None:
         self._let_go(decided.item)
+        for ask, outcome in zip(decided.asks, decided.outcomes, strict=True):
+            if ask.asker.writer is None and not isinstance(outcome, HoldfastError):
+                self._accepted(decided.channel, ask.key)
         decided.item.answered(
             [
                 outcome if isinstance(outcome, HoldfastError) else _answer(decided.channel, ask, *outcome)
@@ -441,15 +455,18 @@ def _documents(draft: Draft, due: Sequence[str]) -> list[Document]:
         if known is not None and known.undocumented_bytes + length > DOCUMENT_BYTES:
             wanted[message_id] = None
     wanted.update(dict.fromkeys(due))
-    messages = (draft.message(message_id) for message_id in wanted)
-    return [document(message) for message in messages if message is not None]
+    things = (draft.thing(key) for key in wanted)
+    return [document(thing) for thing in things if thing is not None]
 
 
 def _answer(channel: Channel, ask: Ask, decision: Decision, serial: int) -> Answer:
-    message = None
+    message, command = None, None
     is_new = bool(decision.ops)
-    if isinstance(ask.request, CreateMessage | UpdateMessage):
-        known = channel.state.message(ask.message_id)
+    if isinstance(ask.request, SendCommand):
+        sent = channel.state.command(ask.key)
+        command = sent.command() if sent is not None else None
+    elif isinstance(ask.request, CreateMessage | UpdateMessage):
+        known = channel.state.message(ask.key)
         message = known.message() if known is not None and not known.deleted else None
         # Not new, and ours all the same: an unclear commit had stored it in truth.
         is_new = is_new or (ask.is_unclear and known is not None and known.writer == ask.asker.writer)
@@ -458,6 +475,7 @@ def _answer(channel: Channel, ask: Ask, decision: Decision, serial: int) -> Answ
         cursor=str(channel.state.cursor),
         created=is_new,
         message=message,
+        command=command,
         generation=decision.generation,
         part=decision.part,
         length=decision.length,

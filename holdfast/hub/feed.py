@@ -26,6 +26,7 @@ logger = logging.getLogger("holdfast.hub")
 FLUSH_CLASSES_MS = (0, 20, 40, 100, 250, 500, 1000)
 # Feeds released in one turn of the loop: about a millisecond of work, so that a large channel holds nobody up.
 SLICE_FEEDS = 100
+PASSING_S = 0.1  # within which comings, goings and signals are told together
 FRAME_BYTES = 256 * 1024  # of a WebSocket frame, as far as whole events allow
 
 
@@ -44,6 +45,7 @@ class EncodedBatch:
     __slots__ = ("_body", "_frames", "_raw", "_sse", "channel", "cursor", "events")
 
     def __init__(self, channel: str, cursor: str, events: Sequence[ServerEvent]) -> None:
+        """`cursor` is empty for what is not in the log."""
         self.channel = channel
         self.cursor = cursor
         self.events = events
@@ -71,7 +73,8 @@ class EncodedBatch:
             pieces: list[bytes] = []
             for event, data in zip(self.events, self.raw, strict=True):
                 pieces += (b"event: ", _type_of(event), b"\ndata: ", data, b"\n\n")
-            pieces[-1] = b"\nid: " + self.cursor.encode() + b"\n\n"
+            if self.cursor:
+                pieces[-1] = b"\nid: " + self.cursor.encode() + b"\n\n"
             self._sse = b"".join(pieces)
         return self._sse
 
@@ -88,9 +91,11 @@ class EncodedBatch:
         if self._frames is None:
             opening = f'{{"type":"events","channel":{encode_json(self.channel).decode()},'
             groups = list(_groups(self.raw))
-            last = len(groups) - 1
+            last, is_cursor_due = len(groups) - 1, bool(self.cursor)
             self._frames = tuple(
-                opening + (f'"cursor":"{self.cursor}",' if place == last else "") + f'"events":[{group}]}}'
+                opening
+                + (f'"cursor":"{self.cursor}",' if is_cursor_due and place == last else "")
+                + f'"events":[{group}]}}'
                 for place, group in enumerate(groups)
             )
         return self._frames
@@ -125,10 +130,17 @@ def _groups(raw: Sequence[bytes]) -> Iterator[str]:
 class Feed:
     """One subscriber's way through a channel. Holds a position, never entries, so a slow reader costs nothing."""
 
-    __slots__ = ("_attached", "_epoch", "_group", "_history", "_serial", "channel", "wake")
+    __slots__ = ("_attached", "_epoch", "_group", "_history", "_passed", "_serial", "channel", "wake")
 
     def __init__(
-        self, channel: Channel, since: Cursor | None, *, history: int, group: Group, wake: Callable[[], None]
+        self,
+        channel: Channel,
+        since: Cursor | None,
+        *,
+        history: int,
+        group: Group,
+        wake: Callable[[], None],
+        has_passing: bool = False,
     ) -> None:
         self.channel = channel
         self.wake = wake  # called on a tick when there is something to take
@@ -137,6 +149,7 @@ class Feed:
         self._attached = False  # has it been told where it starts?
         self._epoch: str | None = since.epoch if since is not None else None  # None: a new start is owed
         self._serial = since.serial if since is not None else 0
+        self._passed = -1 if has_passing else None  # position in what is said in passing; None: it is not for us
 
     @property
     def cursor(self) -> Cursor:
@@ -147,7 +160,9 @@ class Feed:
     def is_behind(self) -> bool:
         """Is something owed?"""
         state = self.channel.state
-        return not self._attached or self._serial != state.serial or self._epoch != state.epoch
+        if not self._attached or self._serial != state.serial or self._epoch != state.epoch:
+            return True
+        return self._passed is not None and self._passed != self.channel.roster.position
 
     def take(self) -> EncodedBatch | None:
         """Everything owed now, as one batch, or None. Raises Behind when the store must be asked first."""
@@ -155,12 +170,12 @@ class Feed:
         state = channel.state
         if self._attached and self._epoch == state.epoch:
             if self._serial == state.serial:
-                return None
+                return self._take_passing()
             # What another feed took from here is the common case, and the one that a thousand viewers pay for.
             known = channel.live_batches.get(self._serial)
             if known is not None:
                 self._serial = state.serial
-                return known
+                return known if known.events else self._take_passing()
         if self._is_continued():
             batch = channel.batch_since(self._serial, attach=not self._attached or self._epoch == NO_EPOCH)
             if batch is None:  # more changed than one catches up with
@@ -168,9 +183,20 @@ class Feed:
                 batch = channel.new_start(self._history)
         else:
             batch = channel.new_start(self._history)
+        if not self._attached and self._passed is not None:
+            self._passed = channel.roster.position  # who is here rides in channel.attached
         self._attached = True
         self._epoch, self._serial = state.epoch, state.serial
-        return batch
+        return batch if batch.events else self._take_passing()
+
+    def _take_passing(self) -> EncodedBatch | None:
+        """What was said in passing; only when nothing of the log is owed."""
+        roster = self.channel.roster
+        if self._passed is None or self._passed == roster.position:
+            return None
+        batch = self.channel.passing_since(self._passed)
+        self._passed = roster.position
+        return batch if batch.events else None
 
     async def catch_up(self) -> None:
         """Bring into memory what `take` needs. Raises StoreUnavailable."""
@@ -226,13 +252,14 @@ class Ticks:
 class Group:
     """The feeds of one channel and flush class, released together: at most one batch a window, the first at once."""
 
-    __slots__ = ("_feeds", "_is_due", "_last_s", "_ticks", "_window_s")
+    __slots__ = ("_feeds", "_is_due", "_is_passing_due", "_last_s", "_ticks", "_window_s")
 
     def __init__(self, ticks: Ticks, flush_ms: int) -> None:
         self._ticks = ticks
         self._window_s = flush_ms / 1000
         self._feeds: dict[Feed, None] = {}
         self._is_due = False  # is a release on its way?
+        self._is_passing_due = False  # is one for what is said in passing? It uses up no window
         self._last_s = float("-inf")
 
     def __len__(self) -> int:
@@ -259,9 +286,22 @@ class Group:
         else:
             self._ticks.call_at(due_s, self._release)
 
+    def passing_moved(self) -> None:
+        """Somebody came, left or signalled: tell the feeds a little later, together with what else happens."""
+        if not self._is_passing_due and self._feeds:
+            self._is_passing_due = True
+            self._ticks.call_at(asyncio.get_running_loop().time() + PASSING_S, self._release_passing)
+
+    def _release_passing(self) -> None:
+        self._is_passing_due = False
+        self._wake_feeds()
+
     def _release(self) -> None:
         self._is_due = False
         self._last_s = asyncio.get_running_loop().time()
+        self._wake_feeds()
+
+    def _wake_feeds(self) -> None:
         if len(self._feeds) <= SLICE_FEEDS:
             for feed in tuple(self._feeds):
                 feed.wake()

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable
 from functools import cached_property
 from typing import Any
 
@@ -18,7 +18,7 @@ from msgspec import UNSET, Struct, UnsetType
 from msgspec.structs import replace
 
 from holdfast.core.cursor import Cursor
-from holdfast.core.document import restore
+from holdfast.core.document import restore, restore_command
 from holdfast.core.errors import (
     Busy,
     Deleted,
@@ -30,17 +30,19 @@ from holdfast.core.errors import (
     LocalError,
     NotFound,
 )
-from holdfast.core.events import Page, encode_json
+from holdfast.core.events import Page, Presence, encode_json
 from holdfast.core.limits import Limits
-from holdfast.core.model import Json, Message, Part, plain
-from holdfast.core.names import check_channel, check_id
+from holdfast.core.model import Command, Json, Message, Part, plain
+from holdfast.core.names import COMMAND_MARK, check_channel, check_id, check_key, command_key
 from holdfast.core.ops import Writer
 from holdfast.core.requests import (
     Asker,
     CreateMessage,
     DeleteMessage,
     FinishMessage,
+    ReplyCommand,
     Request,
+    SendCommand,
     TakeOver,
     UpdateMessage,
 )
@@ -48,12 +50,16 @@ from holdfast.core.state import MessageState, utf8_len
 from holdfast.hub.channel import Channel
 from holdfast.hub.clock import Clock
 from holdfast.hub.committer import Answer, Ask, Committer, DocumentDue, Done, Item, Waiting
+from holdfast.hub.deadlines import Deadlines
+from holdfast.hub.desk import Desk
 from holdfast.hub.drain import SignalHook
 from holdfast.hub.feed import Feed, Ticks
 from holdfast.hub.identity import Authenticate
 from holdfast.hub.patterns import check_pattern, matches
+from holdfast.hub.people import People
 from holdfast.hub.subscription import Subscription
 from holdfast.hub.sync import SyncHub
+from holdfast.hub.warden import Warden
 from holdfast.hub.writer import MessageWriter
 from holdfast.stores import open_url
 from holdfast.stores.base import Store
@@ -91,6 +97,10 @@ class _Runtime:
         self.quieter = asyncio.Event()  # set whenever a job or a writer ends
         self.tasks: asyncio.TaskGroup | None = None
         self.committer: Committer | None = None
+        self.deadlines = Deadlines(loop)
+        self.warden: Warden | None = None
+        self.desk: Desk | None = None
+        self.people: People | None = None
         self.draining: asyncio.Task[None] | None = None
         self.main: asyncio.Task[None] | None = None
 
@@ -129,6 +139,8 @@ class HubCore:
         self.node = ""  # this life of the hub, as writers' leases name it; a new one with each start
         self.is_draining = False
         self.drive_by_hand = False  # may streaming responses drive `send` themselves? `serve` sets it
+        self.writer_class: type[MessageWriter] = MessageWriter  # `holdfast.agents` has one that knows more
+        self._on_start: list[Callable[[], None]] = []
         self._adopters: list[tuple[str, Adopter]] = []
         self._on_drain: dict[Callable[[], None], None] = {}
         self._runtime: _Runtime | None = None
@@ -179,6 +191,12 @@ class HubCore:
             await asyncio.wait([runtime.main])
 
     @property
+    def is_running(self) -> bool:
+        """Has it started, and not ended?"""
+        runtime = self._runtime
+        return runtime is not None and not runtime.is_over and runtime.desk is not None
+
+    @property
     def loop(self) -> asyncio.AbstractEventLoop | None:
         """The event loop this hub runs on now, if it does."""
         runtime = self._runtime
@@ -195,6 +213,12 @@ class HubCore:
         """Call `callback` when draining begins; returns what takes it back."""
         self._on_drain[callback] = None
         return lambda: self._on_drain.pop(callback, None)
+
+    def on_start(self, callback: Callable[[], None]) -> None:
+        """Call `callback` at each start, after recovery and before anyone is served; now, if the hub runs."""
+        self._on_start.append(callback)
+        if self.is_running:
+            callback()
 
     def start_task(self, job: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         """Run `job` as a task of the hub's: it outlives the request that began it, and is given time to drain."""
@@ -244,7 +268,7 @@ class HubCore:
             parent=parent,
             reply_to=reply_to,
         )
-        return MessageWriter(self, check_channel(channel), self._id(id), create=create, author=author)
+        return self.writer_class(self, check_channel(channel), self._id(id), create=create, author=author)
 
     async def create(
         self,
@@ -304,6 +328,19 @@ class HubCore:
         )
         await self.ask(channel, message_id, request, self.asker(None))
 
+    async def take_over(self, channel: str, message_id: str, *, author: str | None = None) -> MessageWriter:
+        """Go on with an interrupted message: a writer that stands where the other one ended, which is fenced off.
+
+        Raises StillStreaming, Finished, NotFound, Deleted. It is entered like one of `message`.
+        """
+        known = await self._message(channel, message_id)
+        request = TakeOver(generation=known.generation, request=self.new_id())
+        answer = await self.ask(channel, message_id, request, self.asker(author))
+        writer = self.writer_class(self, check_channel(channel), message_id, create=None, author=author)
+        message, _ = await self.read(channel, message_id)
+        writer.take_up(message, answer.generation or known.generation + 1)
+        return writer
+
     async def delete(self, channel: str, message_id: str) -> None:
         """Delete a message; its text is gone from the store within a minute, its id is not used again."""
         await self.ask(channel, message_id, DeleteMessage(), self.asker(None))
@@ -312,6 +349,54 @@ class HubCore:
         """Empty a channel. Its viewers begin anew, and its next message begins a new epoch."""
         await self.start()
         await self.channel(check_channel(channel)).delete(self.clock.now_ms() + USED_UP_MS)
+
+    async def command(
+        self,
+        channel: str,
+        name: str,
+        *,
+        target: str | None = None,
+        data: Json = None,
+        id: str | None = None,
+        by: str | None = None,
+        expires_s: float = 300.0,
+    ) -> Command:
+        """Ask whoever can act: `cancel`, `steer`, `approve`, or a name of your own. Stored, and seen by all devices.
+
+        `target` is an answer, or the message it answers. Raises NotFound, Finished (nothing to cancel), TooMany, …
+        """
+        key = command_key(self._id(id))
+        request = SendCommand(name=name, target=target, data=data, expires_s=expires_s)
+        await self.start()
+        answer = await self._ask(check_channel(channel), key, request, self.asker(by))
+        assert answer.command is not None
+        return answer.command
+
+    async def reply(
+        self,
+        channel: str,
+        command_id: str,
+        *,
+        ok: bool = True,
+        data: Json = None,
+        error: Json = None,
+        by: str | None = None,
+    ) -> None:
+        """Answer a command. Raises AlreadyAnswered where somebody was faster, NotFound."""
+        key = command_key(check_id(command_id))
+        await self.start()
+        request = ReplyCommand(ok=ok, data=data, error=error)
+        await self._ask(check_channel(channel), key, request, self.asker(by))
+
+    async def signal(self, channel: str, name: str, data: Json = None, *, by: str | None = None) -> None:
+        """Tell those who watch `channel` now; never stored. Raises TooLarge."""
+        await self.start()
+        self.people.signal(check_channel(channel), name, data, by)
+
+    async def members(self, channel: str) -> Presence:
+        """Who is here: at most 100 by name, and how many."""
+        await self.start()
+        return self.people.present(check_channel(channel))
 
     # -- reading -----------------------------------------------------------------------------------------------
 
@@ -347,15 +432,36 @@ class HubCore:
     async def ask(self, channel: str, message_id: str, request: Request, asker: Asker) -> Answer:
         """Have `request` decided and stored. Raises what was decided against it; what is returned is durable."""
         await self.start()
-        return await self._ask(check_channel(channel), check_id(message_id), request, asker)
+        return await self._ask(check_channel(channel), check_key(message_id), request, asker)
 
     def submit(self, channel: str, message_id: str, request: Request, asker: Asker, done: Done) -> None:
         """As `ask`, without waiting: `done` is called with the answer or the error. The hub must have started.
 
         Requests of one channel are decided in the order they were submitted. Raises Busy, InvalidName.
         """
-        ask = Ask(check_id(message_id), request, asker)
+        ask = Ask(check_key(message_id), request, asker)
         self.queue(Waiting(check_channel(channel), ask, done, _size_of(request)))
+
+    @property
+    def people(self) -> People:
+        """Who is where. The hub must have started."""
+        people = self._live().people
+        assert people is not None
+        return people
+
+    @property
+    def desk(self) -> Desk:
+        """Who works on what. The hub must have started."""
+        desk = self._live().desk
+        assert desk is not None
+        return desk
+
+    @property
+    def warden(self) -> Warden:
+        """What ends by itself. The hub must have started."""
+        warden = self._live().warden
+        assert warden is not None
+        return warden
 
     def queue(self, item: Item) -> None:
         """Let `item` wait for the next commit. Raises Busy."""
@@ -371,14 +477,19 @@ class HubCore:
         history: int | None = None,
         flush_ms: int | None = None,
         wake: Callable[[], None],
+        has_passing: bool = False,
     ) -> Feed:
-        """A feed of `channel` that continues after `since`, or begins anew. Raises Draining, StoreUnavailable."""
+        """A feed of `channel` that continues after `since`, or begins anew. Raises Draining, StoreUnavailable.
+
+        With `has_passing` it also takes who comes and goes, and signals.
+        """
         await self.start()
         if self.is_draining:
             raise Draining("the server is leaving")
         live = await self._fresh(channel)
         wanted = self.limits.default_history if history is None else min(history, self.limits.history)
-        return live.attach(since, history=wanted, flush_ms=self.flush_ms if flush_ms is None else flush_ms, wake=wake)
+        window_ms = self.flush_ms if flush_ms is None else flush_ms
+        return live.attach(since, history=wanted, flush_ms=window_ms, wake=wake, has_passing=has_passing)
 
     async def page(self, channel: str, *, before: int | None, limit: int) -> Page:
         """As `history`."""
@@ -406,7 +517,11 @@ class HubCore:
         now_s = runtime.loop.time()
         channel = runtime.channels.get(name)
         if channel is None:
-            channel = runtime.channels[name] = Channel(name, self.store, self.limits, runtime.ticks, now_s=now_s)
+            channel = runtime.channels[name] = Channel(
+                name, self.store, self.limits, runtime.ticks, now_s=now_s, observe=self._changed
+            )
+            if runtime.desk is not None:
+                runtime.desk.loaded(channel)
         channel.used_s = now_s
         return channel
 
@@ -456,7 +571,7 @@ class HubCore:
 
     def asker(self, author: str | None) -> Asker:
         """Somebody in this process."""
-        return Asker(id=author, writer=Writer(by=author, node=self.node))
+        return Asker(id=author, writer=Writer(by=author, node=self.node), is_app=True)
 
     # -- inside ------------------------------------------------------------------------------------------------
 
@@ -526,9 +641,14 @@ class HubCore:
             await self.store.open()
             async with asyncio.TaskGroup() as tasks:
                 runtime.tasks = tasks
-                runtime.committer = Committer(self.store, self.limits, self.clock, self.channel, self._spawn)
+                self._staff(runtime)
+                assert runtime.committer is not None
+                assert runtime.desk is not None
+                await runtime.desk.recall()
                 workers = [tasks.create_task(runtime.committer.run())]
                 await self._recover()
+                for callback in self._on_start:
+                    callback()
                 workers.append(tasks.create_task(self._tidy(runtime)))
                 self.hook_signals()
                 runtime.ready.set_result(None)
@@ -544,17 +664,67 @@ class HubCore:
                 raise
         finally:
             runtime.is_over = True
+            runtime.deadlines.close()
             if self._hook is not None:
                 self._hook.remove()
             await self.store.close()
 
+    def _staff(self, runtime: _Runtime) -> None:
+        """Everybody who works in the hub."""
+        loop, deadlines = runtime.loop, runtime.deadlines
+        runtime.warden = Warden(loop, self.clock, deadlines, self.submit)
+        runtime.people = People(loop, deadlines, self.limits, self.channel)
+        runtime.desk = Desk(
+            loop,
+            self.clock,
+            deadlines,
+            store=self.store,
+            node=self.node,
+            submit=self.submit,
+            live=lambda: list(runtime.channels.values()),
+            find=runtime.channels.get,
+            spawn=self._spawn,
+        )
+        warden, desk = runtime.warden, runtime.desk
+        runtime.committer = Committer(
+            self.store,
+            self.limits,
+            self.clock,
+            self.channel,
+            self._spawn,
+            is_served=desk.serves,
+            accepted=lambda channel, key: warden.renew(channel.name, key),
+        )
+
+    def _changed(self, channel: Channel, keys: Iterable[str] | None) -> None:
+        """More than text came in `channel`."""
+        runtime = self._runtime
+        if runtime is not None and runtime.warden is not None and runtime.desk is not None:
+            runtime.warden.look(channel, keys)
+            runtime.desk.look(channel, keys)
+
     async def _recover(self) -> None:
-        """Messages whose writers died with their process: hand them on, or say that they were interrupted."""
+        """What was open at the last end, before anyone is served.
+
+        Messages whose writers died with their process are handed on, or it is said that they were interrupted; writers
+        elsewhere get one full lease; commands and turns wait on.
+        """
         if not self.store.is_exclusive:
             return
-        for found in await self.store.streaming():
-            message = restore(found.message)
-            if message.writer is None or message.writer.node is None or message.writer.node == self.node:
+        for found in await self.store.open_documents():
+            if found.stored.id.startswith(COMMAND_MARK):
+                self.warden.look_at_command(found.channel, found.stored.id, restore_command(found.stored))
+                continue
+            message = restore(found.stored)
+            self.warden.look_at_writer(found.channel, message.id, message)
+            is_orphan = message.claim is not None and message.claim.node is not None
+            self.desk.look_at(found.channel, message.id, message, is_orphan=is_orphan)
+            if (
+                not message.is_streaming
+                or message.writer is None
+                or message.writer.node is None
+                or message.writer.node == self.node
+            ):
                 continue
             adopter = next((one for pattern, one in self._adopters if matches(pattern, found.channel)), None)
             server = Asker(id=message.writer.by, writer=Writer(by=message.writer.by, node=self.node), is_server=True)
@@ -565,7 +735,7 @@ class HubCore:
             # With an id of its own: after an unclear commit it is known again, not fenced off by itself.
             succeed = TakeOver(generation=message.generation, request=self.new_id())
             answer = await self._ask(found.channel, message.id, succeed, server)
-            writer = MessageWriter(self, found.channel, message.id, create=None, author=message.writer.by)
+            writer = self.writer_class(self, found.channel, message.id, create=None, author=message.writer.by)
             writer.take_up(message.message(), answer.generation or message.generation + 1)
             self.start_task(_go_on(adopter, writer))
 
@@ -649,7 +819,7 @@ def _size_of(request: Request) -> int:
     text = getattr(request, "text", None)
     if isinstance(text, str):
         size += utf8_len(text)
-    for name in ("parts", "part", "meta"):
+    for name in ("parts", "part", "meta", "data", "error"):
         value = getattr(request, name, None)
         if value and not isinstance(value, int):
             try:

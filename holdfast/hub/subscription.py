@@ -44,6 +44,7 @@ class Subscription:
             history=self._history,
             flush_ms=self._flush_ms,
             wake=self._woken.set,
+            has_passing=True,
         )
         try:
             while True:
@@ -55,7 +56,7 @@ class Subscription:
                     await self._woken.wait()
                     continue
                 yield batch
-                self.cursor = batch.cursor
+                self.cursor = batch.cursor or self.cursor
                 feed.done()
                 if not self._woken.is_set():
                     await self._woken.wait()
@@ -71,4 +72,4 @@ async def take(feed: Feed) -> Batch | None:
         except Behind:
             await feed.catch_up()
             continue
-        return Batch(events=list(batch.events), cursor=batch.cursor) if batch is not None else None
+        return Batch(events=list(batch.events), cursor=batch.cursor or None) if batch is not None else None

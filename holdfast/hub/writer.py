@@ -14,6 +14,8 @@ from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
+from msgspec.structs import replace
+
 from holdfast.core.decide import check_finish
 from holdfast.core.errors import (
     Deleted,
@@ -76,9 +78,16 @@ class MessageWriter:
         self._requests = 0
         self._is_open = False
         self._is_over = False
+        self._is_interrupting = False  # is the finish to come the server's, after a crash upstream?
+        self.cancelled_as: tuple[str, str | None] = ("cancelled", None)  # status and reason, when the task is cancelled
         self._retry: asyncio.TimerHandle | None = None
 
     # -- public ------------------------------------------------------------------------------------------------
+
+    @property
+    def is_over(self) -> bool:
+        """Has it ended?"""
+        return self._is_over
 
     @property
     def length(self) -> int:
@@ -188,9 +197,8 @@ class MessageWriter:
         try:
             if kind is None and not self._is_over and self._error is None:
                 await self.finish()
-            elif kind is not None and not self._is_over and self._error is None:
-                is_stopped = issubclass(kind, asyncio.CancelledError | GeneratorExit)
-                await self._leave("cancelled" if is_stopped else "failed")
+            elif error is not None and not self._is_over and self._error is None:
+                await self._leave(*self._end_for(error))
         finally:
             self._is_over = True
             await self._end_what_was_refused()
@@ -218,9 +226,13 @@ class MessageWriter:
                 grown.add(request.part)
             elif isinstance(request, PutPart) and not grown.isdisjoint((request.index, None)):
                 break
-            self._flying.append(Ask(self.id, self._queue.popleft(), self._asker))
+            self._flying.append(Ask(self.id, self._queue.popleft(), self._asker_for(request)))
         self._flying_bytes = 0 if self._queue else self.unstored_bytes
         return tuple(self._flying)
+
+    def _asker_for(self, request: Request) -> Asker:
+        is_interruption = self._is_interrupting and isinstance(request, FinishMessage)
+        return replace(self._asker, is_server=True) if is_interruption else self._asker
 
     def answered(self, answers: Sequence[Answer | HoldfastError]) -> None:
         del self._flying[: len(answers)]
@@ -401,12 +413,22 @@ class MessageWriter:
         except (HoldfastError, TimeoutError) as trouble:
             logger.warning("message %r of %s could not be ended as failed: %r", self.id, self.channel, trouble)
 
-    async def _leave(self, status: str) -> None:
+    def _end_for(self, error: BaseException) -> tuple[str, str | None]:
+        """Status and public reason of a message whose block `error` ended. The traceback is for the log."""
+        if isinstance(error, asyncio.CancelledError | GeneratorExit):
+            return self.cancelled_as
+        if isinstance(error, HoldfastError):
+            self._is_interrupting = error.ends_as == "interrupted"
+            return error.ends_as, error.code
+        reason = getattr(error, "public_reason", None)
+        return "failed", reason if isinstance(reason, str) else None
+
+    async def _leave(self, status: str, reason: str | None) -> None:
         """The block ended early: store what was accepted, and say how it ended.
 
         A hub that drains leaves the message as it is: whoever comes next goes on with it or interrupts it.
         """
-        ending = asyncio.ensure_future(self.flush() if self._hub.is_draining else self.finish(status))
+        ending = asyncio.ensure_future(self.flush() if self._hub.is_draining else self.finish(status, reason=reason))
         ending.add_done_callback(_heard)
         try:
             async with asyncio.timeout(PATIENCE_S):

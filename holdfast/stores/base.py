@@ -82,11 +82,11 @@ class Moved(NamedTuple):
     channels: Mapping[str, Head] | None
 
 
-class StreamingMessage(NamedTuple):
-    """A message that has not ended, as its last document says."""
+class OpenDocument(NamedTuple):
+    """A message that streams or waits for an agent, or a command that waits, as its last document says."""
 
     channel: str
-    message: Stored
+    stored: Stored
 
 
 class CommitUnknown(StoreUnavailable):
@@ -119,19 +119,19 @@ class Store(Protocol):
         """Where `channel` stands now."""
 
     async def changes(self, channel: str, *, after: int, limit: int) -> Changes:
-        """The messages of `channel` whose last entry is above serial `after`, deleted ones too."""
+        """The messages and commands of `channel` whose last entry is above serial `after`, deleted ones too."""
 
     async def messages(self, channel: str, ids: Sequence[str]) -> tuple[Head, dict[str, Stored]]:
-        """Those of the messages `ids` that exist, deleted ones too, and those used up by a deleted channel."""
+        """Those of the messages and commands `ids` that exist, deleted ones too, and what a deleted channel used up."""
 
     async def page(self, channel: str, *, before: int | None, limit: int, limit_bytes: int) -> StoredPage:
-        """Up to `limit` messages created before serial `before`, of `limit_bytes` together but at least one.
+        """Up to `limit` messages (no commands) created before serial `before`, of `limit_bytes` but at least one.
 
         Bytes are counted as the documents say; entries since then come on top.
         """
 
-    async def streaming(self, channel: str | None = None) -> list[StreamingMessage]:
-        """The messages that stream, of `channel` or of all."""
+    async def open_documents(self, channel: str | None = None) -> list[OpenDocument]:
+        """The messages and commands whose document is open, of `channel` or of all."""
 
     async def moved(self, token: str | None) -> Moved:
         """What moved since `token` was given out; with None, or a token of another life, None or all there is."""
@@ -141,6 +141,12 @@ class Store(Protocol):
 
         Until `until_ms`, `messages` still knows the ids `used_up`, as deleted.
         """
+
+    async def notes(self, prefix: str) -> dict[str, bytes]:
+        """What the hub noted under names that begin with `prefix`."""
+
+    async def note(self, values: Mapping[str, bytes | None]) -> None:
+        """Keep small values for the hub, as durably as entries, all or none; None forgets one."""
 
     async def tidy(self, now_ms: int) -> list[tuple[str, str]]:
         """Housekeeping, called every few seconds: give back space, write back what waits.

@@ -7,7 +7,7 @@ You are in `stores`. For tests, and for channels that need not survive. It keeps
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from holdfast.core.document import Document, Segment, Stored, grave
 from holdfast.core.ops import Append, Delete, Entry
@@ -18,8 +18,8 @@ from holdfast.stores.base import (
     Conflict,
     Head,
     Moved,
+    OpenDocument,
     StoredPage,
-    StreamingMessage,
     Write,
 )
 
@@ -93,6 +93,7 @@ class MemoryStore:
         self._now_ms: int | None = None
         self._commits = 0
         self._row_bytes = 0
+        self._notes: dict[str, bytes] = {}
 
     async def open(self) -> None:
         """`Store.open`."""
@@ -116,7 +117,7 @@ class MemoryStore:
         if known is None:
             return Changes(NOTHING, None, [])
         changed = [message.stored() for message in known.messages.values() if message.last > after]
-        newest = next((message.document.id for message in known.newest_first()), None)
+        newest = next((message.document.id for message in known.newest_first() if message.document.created), None)
         return Changes(known.head, newest, changed if len(changed) <= limit else None)
 
     async def messages(self, channel: str, ids: Sequence[str]) -> tuple[Head, dict[str, Stored]]:
@@ -136,7 +137,8 @@ class MemoryStore:
         page: list[Stored] = []
         size_bytes = 0
         for message in known.newest_first() if known is not None else ():
-            if message.is_deleted or (before is not None and message.document.created >= before):
+            created = message.document.created  # 0: a command
+            if not created or message.is_deleted or (before is not None and created >= before):
                 continue
             size_bytes += message.document.size_bytes
             if len(page) == limit or (size_bytes > limit_bytes and page):
@@ -144,13 +146,13 @@ class MemoryStore:
             page.append(message.stored())
         return StoredPage(self._head(channel), page, more=False)
 
-    async def streaming(self, channel: str | None = None) -> list[StreamingMessage]:
-        """`Store.streaming`."""
+    async def open_documents(self, channel: str | None = None) -> list[OpenDocument]:
+        """`Store.open_documents`."""
         return [
-            StreamingMessage(name, message.stored())
+            OpenDocument(name, message.stored())
             for name, known in self._channels.items()
             for message in known.messages.values()
-            if channel in (None, name) and message.document.is_streaming
+            if channel in (None, name) and message.document.is_open
         ]
 
     async def moved(self, token: str | None) -> Moved:
@@ -168,6 +170,17 @@ class MemoryStore:
         if self._channels.pop(channel, None) is not None:
             self._note_move(channel)
         return head
+
+    async def notes(self, prefix: str) -> dict[str, bytes]:
+        """`Store.notes`."""
+        return {name: value for name, value in self._notes.items() if name.startswith(prefix)}
+
+    async def note(self, values: Mapping[str, bytes | None]) -> None:
+        """`Store.note`."""
+        for name, value in values.items():
+            self._notes.pop(name, None)
+            if value is not None:
+                self._notes[name] = value
 
     async def tidy(self, now_ms: int) -> list[tuple[str, str]]:
         """`Store.tidy`."""

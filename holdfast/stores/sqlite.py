@@ -11,7 +11,7 @@ from __future__ import annotations
 import atexit
 import os
 import sqlite3
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -24,8 +24,8 @@ from holdfast.stores.base import (
     Conflict,
     Head,
     Moved,
+    OpenDocument,
     StoredPage,
-    StreamingMessage,
     Write,
 )
 from holdfast.stores.sqlite_engine import Engine
@@ -113,9 +113,9 @@ class SqliteStore:
         """`Store.page`."""
         return await self._ask(lambda engine: engine.page(channel, before, limit, limit_bytes))
 
-    async def streaming(self, channel: str | None = None) -> list[StreamingMessage]:
-        """`Store.streaming`."""
-        return await self._ask(lambda engine: engine.streaming(channel))
+    async def open_documents(self, channel: str | None = None) -> list[OpenDocument]:
+        """`Store.open_documents`."""
+        return await self._ask(lambda engine: engine.open_documents(channel))
 
     async def moved(self, token: str | None) -> Moved:
         """`Store.moved`."""
@@ -124,6 +124,15 @@ class SqliteStore:
     async def delete_channel(self, channel: str, *, used_up: Sequence[str], until_ms: int) -> Head:
         """`Store.delete_channel`."""
         return await self._ask(lambda engine: engine.delete_channel(channel, used_up, until_ms), late=CommitUnknown)
+
+    async def notes(self, prefix: str) -> dict[str, bytes]:
+        """`Store.notes`."""
+        return await self._ask(lambda engine: engine.notes(prefix))
+
+    async def note(self, values: Mapping[str, bytes | None]) -> None:
+        """`Store.note`."""
+        kept = dict(values)
+        await self._ask(lambda engine: engine.note(kept), late=CommitUnknown)
 
     async def tidy(self, now_ms: int) -> list[tuple[str, str]]:
         """`Store.tidy`."""

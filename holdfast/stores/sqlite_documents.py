@@ -73,7 +73,7 @@ class Documents:
     def update(self, key: int, document: Document) -> None:
         """Write a further document of a message."""
         self._db.execute(
-            "UPDATE documents SET version = ?, streaming = ?, deleted = ?, size_bytes = ? WHERE id = ?",
+            "UPDATE documents SET version = ?, open = ?, deleted = ?, size_bytes = ? WHERE id = ?",
             (*_changing(document), key),
         )
         self.row_bytes += 5 * INTEGER_BYTES
@@ -115,7 +115,8 @@ class Documents:
     def newest_first(self, channel: int, before: int) -> Generator[Found]:
         """The documents created before `before` and not deleted; read as far as it is asked for."""
         rows = self._db.execute(
-            _FOUND + "WHERE channel = ? AND deleted = 0 AND created < ? ORDER BY created DESC", (channel, before)
+            _FOUND + "WHERE channel = ? AND deleted = 0 AND created BETWEEN 1 AND ? ORDER BY created DESC",
+            (channel, before - 1),
         )
         with contextlib.closing(rows):  # a statement left open would keep the WAL from being emptied
             for row in rows:
@@ -125,7 +126,7 @@ class Documents:
         """The id of the message created last, deleted or not."""
         latest = [
             self._db.execute(
-                "SELECT created, message FROM documents WHERE channel = ? AND deleted = ?"
+                "SELECT created, message FROM documents WHERE channel = ? AND deleted = ? AND created > 0"
                 " ORDER BY created DESC LIMIT 1",
                 (channel, deleted),
             ).fetchone()
@@ -138,12 +139,12 @@ class Documents:
         (version,) = self._db.execute("SELECT max(version) FROM documents WHERE channel = ?", (channel,)).fetchone()
         return version or 0
 
-    def streaming(self, channel: str | None) -> list[tuple[str, Found]]:
-        """The documents of messages that stream, with the names of their channels."""
+    def open(self, channel: str | None) -> list[tuple[str, Found]]:
+        """The documents that are open, with the names of their channels."""
         rows = self._db.execute(
             "SELECT channels.name, documents.id, message, version, size_bytes FROM documents"
             " JOIN channels ON channels.id = documents.channel"
-            " WHERE streaming = 1 AND channels.name IS NOT NULL AND (?1 IS NULL OR channels.name = ?1)",
+            " WHERE open = 1 AND channels.name IS NOT NULL AND (?1 IS NULL OR channels.name = ?1)",
             (channel,),
         )
         return [(name, Found(*found)) for name, *found in rows]
@@ -165,9 +166,9 @@ class Documents:
     # -- slots ---------------------------------------------------------------------------------------------------
 
     def _head_room(self, document: Document) -> int:
-        """Heads of streaming messages grow: a reason, an id of a request, another part."""
+        """Heads of open messages grow: a reason, an id of a request, another part."""
         size = len(document.head)
-        return size + size // 4 + 32 if document.is_streaming else size
+        return size + size // 4 + 32 if document.is_open else size
 
     def _replace_head(self, key: int, document: Document) -> None:
         slots = self._db.execute(
@@ -218,4 +219,4 @@ class Documents:
 
 
 def _changing(document: Document) -> tuple[int, bool, bool, int]:
-    return document.version, document.is_streaming, document.is_deleted, document.size_bytes
+    return document.version, document.is_open, document.is_deleted, document.size_bytes

@@ -12,7 +12,7 @@ import logging
 import secrets
 import sqlite3
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from holdfast.core.document import Document, Stored, grave
@@ -24,8 +24,8 @@ from holdfast.stores.base import (
     Conflict,
     Head,
     Moved,
+    OpenDocument,
     StoredPage,
-    StreamingMessage,
     Write,
 )
 from holdfast.stores.sqlite_documents import INTEGER_BYTES, Documents
@@ -260,7 +260,7 @@ class Engine:
             self._log.release(tracked, document.version)
             if document.is_deleted:
                 self._is_wipe_due = True
-            if not document.is_streaming and not tracked.slots:
+            if not document.is_open and not tracked.slots:
                 channel.tracked.pop(document.id, None)
 
     def _note_written(self, row_bytes: int, *, documents: int = 0) -> None:
@@ -289,6 +289,15 @@ class Engine:
         if len(self._deleted_at) > MAX_CHANNELS:
             self._forgotten = max(self._forgotten, self._deleted_at.pop(next(iter(self._deleted_at))))
         return channel.head
+
+    def note(self, values: Mapping[str, bytes | None]) -> None:
+        """`Store.note`."""
+        gone = [(name,) for name, value in values.items() if value is None]
+        kept = [(name, value) for name, value in values.items() if value is not None]
+        with self._file.transaction() as db:
+            db.executemany("DELETE FROM notes WHERE name = ?", gone)
+            db.executemany("REPLACE INTO notes VALUES (?, ?)", kept)
+        self._note_written(sum(len(name) + len(value) for name, value in kept))
 
     # -- questions ---------------------------------------------------------------------------------------------
 
@@ -340,11 +349,18 @@ class Engine:
                 page[found.key] = found.id
         return StoredPage(channel.head, self._stored(page), more)
 
-    def streaming(self, name: str | None) -> list[StreamingMessage]:
-        """`Store.streaming`."""
-        found = self._documents.streaming(name)
+    def open_documents(self, name: str | None) -> list[OpenDocument]:
+        """`Store.open_documents`."""
+        found = self._documents.open(name)
         stored = self._stored({one.key: one.id for _, one in found})
-        return [StreamingMessage(channel, one) for (channel, _), one in zip(found, stored, strict=True)]
+        return [OpenDocument(channel, one) for (channel, _), one in zip(found, stored, strict=True)]
+
+    def notes(self, prefix: str) -> dict[str, bytes]:
+        """`Store.notes`."""
+        rows = self._file.db.execute(
+            "SELECT name, value FROM notes WHERE substr(name, 1, ?) = ? ORDER BY name", (len(prefix), prefix)
+        )
+        return dict(rows.fetchall())
 
     def moved(self, token: str | None) -> Moved:
         """`Store.moved`."""

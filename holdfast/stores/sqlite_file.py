@@ -33,7 +33,7 @@ logger = logging.getLogger("holdfast.stores")
 Synchronous = Literal["normal", "full", "extra"]
 
 APPLICATION_ID = 0x486F6C64  # "Hold"
-SCHEMA = 1
+SCHEMA = 2
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 LOCK_POLL_S = 0.05
 
@@ -47,12 +47,12 @@ _TABLES = (
         id INTEGER PRIMARY KEY, name TEXT UNIQUE, epoch TEXT NOT NULL, floor INTEGER NOT NULL)""",
     """CREATE TABLE documents (
         id INTEGER PRIMARY KEY, channel INTEGER NOT NULL, message TEXT NOT NULL, created INTEGER NOT NULL,
-        version INTEGER NOT NULL, streaming INTEGER NOT NULL, deleted INTEGER NOT NULL,
+        version INTEGER NOT NULL, open INTEGER NOT NULL, deleted INTEGER NOT NULL,
         size_bytes INTEGER NOT NULL)""",
     "CREATE UNIQUE INDEX documents_message ON documents (channel, message)",
     "CREATE INDEX documents_version ON documents (channel, version)",
     "CREATE INDEX documents_created ON documents (channel, deleted, created)",
-    "CREATE INDEX documents_streaming ON documents (channel) WHERE streaming = 1",
+    "CREATE INDEX documents_open ON documents (channel) WHERE open = 1",
     # Where a document's bytes are: blob 0 is its head, each later one the segments of one write.
     """CREATE TABLE pieces (
         document INTEGER NOT NULL, blob INTEGER NOT NULL, chunk INTEGER NOT NULL, slot INTEGER NOT NULL,
@@ -65,9 +65,19 @@ _TABLES = (
         channel TEXT NOT NULL, message TEXT NOT NULL, until_ms INTEGER NOT NULL,
         PRIMARY KEY (channel, message)) WITHOUT ROWID""",
     "CREATE INDEX graves_until ON graves (until_ms)",
+    # What the hub remembers besides: small values under names of its own.
+    "CREATE TABLE notes (name TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID",
     f"PRAGMA application_id = {APPLICATION_ID}",
     f"PRAGMA user_version = {SCHEMA}",
 )
+
+# From each schema to the next.
+_STEPS = {
+    1: (
+        "ALTER TABLE documents RENAME COLUMN streaming TO open",
+        "CREATE TABLE notes (name TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID",
+    ),
+}
 
 
 class SqliteFile:
@@ -175,7 +185,7 @@ class SqliteFile:
         db.execute("PRAGMA temp_store = MEMORY")
         db.execute("PRAGMA cache_size = -16000")
         with self.transaction():
-            for statement in _TABLES if is_new else ():
+            for statement in _TABLES if is_new else self._steps():
                 db.execute(statement)
             self._begin_life()
         self.checkpoint("TRUNCATE")
@@ -194,6 +204,12 @@ class SqliteFile:
         if application != APPLICATION_ID and (application or schema or tables):
             raise StoreUnusable(f"{self.path} is a database of something else; give Holdfast a file of its own")
         return bool(application != APPLICATION_ID)
+
+    def _steps(self) -> list[str]:
+        """What brings an older file to the present schema."""
+        (schema,) = self.db.execute("PRAGMA user_version").fetchone()
+        steps = [statement for one in range(schema, SCHEMA) for statement in _STEPS[one]]
+        return [*steps, f"PRAGMA user_version = {SCHEMA}"] if steps else []
 
     def _begin_life(self) -> None:
         """Begin new epochs where the history behind a serial could be another one."""

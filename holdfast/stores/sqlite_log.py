@@ -244,6 +244,7 @@ class CommitLog:
 
     def due(self, now_ms: int, *, old_ms: int, limit_bytes: int) -> Iterator[Tracked]:
         """The messages that hold the log up: deleted, for `old_ms`, or all of them if more than `limit_bytes` live."""
+        self._keep_ages(now_ms)
         self.now_ms = now_ms
         is_heavy = self.live_bytes > limit_bytes
         for tracked in self.pinned.values():
@@ -251,6 +252,14 @@ class CommitLog:
                 tracked.since_ms = now_ms
             if is_heavy or tracked.is_deleted or now_ms - tracked.since_ms >= old_ms:
                 yield tracked
+
+    def _keep_ages(self, now_ms: int) -> None:
+        """A clock that was set back makes nothing younger, or what is due in a minute would come after an hour."""
+        set_back_ms = 0 if self.now_ms is None else self.now_ms - now_ms
+        if set_back_ms > 0:
+            for tracked in self.pinned.values():
+                if tracked.since_ms is not None:
+                    tracked.since_ms -= set_back_ms
 
     # -- slots ---------------------------------------------------------------------------------------------------
 

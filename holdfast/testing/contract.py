@@ -26,12 +26,12 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from holdfast.core.decide import decide
-from holdfast.core.document import document, grave, mark_documented, restore
+from holdfast.core.document import document, grave, mark_documented, restore, restore_command
 from holdfast.core.draft import Draft
 from holdfast.core.errors import HoldfastError
 from holdfast.core.limits import Limits
 from holdfast.core.model import Json
-from holdfast.core.ops import Create, Writer
+from holdfast.core.ops import Command, Create, Writer
 from holdfast.core.requests import (
     AppendText,
     Asker,
@@ -39,7 +39,9 @@ from holdfast.core.requests import (
     DeleteMessage,
     FinishMessage,
     PutPart,
+    ReplyCommand,
     Request,
+    SendCommand,
     TakeOver,
     UpdateMessage,
 )
@@ -113,14 +115,14 @@ class Chat:
             for op in decision.ops:
                 draft.add(op)
         entries = draft.entries()
-        wanted = {entry.op.id for entry in entries if type(entry.op) is Create} | set(documents)
-        messages = [draft.message(message_id) for message_id in sorted(wanted)]
+        wanted = {entry.op.id for entry in entries if type(entry.op) in (Create, Command)} | set(documents)
+        things = [draft.thing(key) for key in sorted(wanted)]
         return Write(
             channel=self.channel,
             epoch=self.state.epoch if self.state.serial else self.epoch,
             expected=self.state.serial,
             entries=entries,
-            documents=[document(message) for message in messages if message is not None],
+            documents=[document(thing) for thing in things if thing is not None],
         )
 
     async def do(self, *steps: Step, documents: Iterable[str] = ()) -> Committed | Conflict:
@@ -142,7 +144,8 @@ class Chat:
             self.state.epoch = write.epoch
             apply_entry(self.state, entry)
         for one in write.documents:
-            mark_documented(self.state.messages[one.id], one.version)
+            if one.id in self.state.messages:
+                mark_documented(self.state.messages[one.id], one.version)
 
     async def write_documents(self, due: Iterable[tuple[str, str]]) -> None:
         """Write the documents that `tidy` asks for, those of this channel."""
@@ -199,7 +202,7 @@ class StoreContract:
         assert await store.changes("c", after=0, limit=10) == (NOTHING, None, [])
         assert await store.messages("c", ["m1"]) == (NOTHING, {})
         assert await store.page("c", before=None, limit=10, limit_bytes=PAGE) == (NOTHING, [], False)
-        assert await store.streaming("c") == []
+        assert await store.open_documents("c") == []
 
     async def test_a_channel_is_born_with_the_epoch_of_its_first_write(self, store: Store) -> None:
         assert await Chat(store, epoch="e7").do(create("m1", "one"), create("m2", "two")) == Committed(2)
@@ -511,16 +514,46 @@ class StoreContract:
         page = await store.page("c", before=None, limit=2, limit_bytes=PAGE)
         assert ([stored.id for stored in page.messages], page.more) == (["m4", "m2"], False)
 
-    async def test_streaming_messages_are_those_whose_document_says_so(self, store: Store) -> None:
+    async def test_open_messages_are_those_whose_document_says_so(self, store: Store) -> None:
         one, two = Chat(store, "a"), Chat(store, "b")
         await one.do(create("m1", "x", streaming=True), create("m2", "y", streaming=True), create("m3", "z"))
         await two.do(create("m4", "v", streaming=True))
         await one.do(append("m1", "!"))
         await one.do(finish("m2"), documents=["m2"])
-        found = await store.streaming()
-        assert sorted((one.channel, one.message.id) for one in found) == [("a", "m1"), ("b", "m4")]
-        (mine,) = await store.streaming("a")
-        assert restore(mine.message).message().text == "x!"
+        found = await store.open_documents()
+        assert sorted((one.channel, one.stored.id) for one in found) == [("a", "m1"), ("b", "m4")]
+        (mine,) = await store.open_documents("a")
+        assert restore(mine.stored).message().text == "x!"
+
+    # -- notes ---------------------------------------------------------------------------------------------------
+
+    async def test_notes_are_kept_and_found_by_their_beginning(self, store: Store) -> None:
+        await store.note({"hook/a": b"1", "hook/b": b"2", "other": b"3"})
+        await store.note({"hook/a": b"4", "hook/b": None})
+        assert await store.notes("hook/") == {"hook/a": b"4"}
+        assert await store.notes("nothing") == {}
+
+    # -- commands ------------------------------------------------------------------------------------------------
+
+    async def test_a_command_is_open_until_its_reply_and_on_no_page(self, store: Store) -> None:
+        chat = Chat(store)
+        await chat.do(create("m1", "a"))
+        await chat.do(("!c1", SendCommand(name="steer", data={"n": 1})), ("!c2", SendCommand(name="x")))
+        found = await store.open_documents("c")
+        assert sorted(one.stored.id for one in found) == ["!c1", "!c2"]
+        await chat.do(("!c1", ReplyCommand(ok=True, data="done")))
+        assert [one.stored.id for one in await store.open_documents("c")] == ["!c2"]
+        _, known = await store.messages("c", ["!c1"])
+        command = restore_command(known["!c1"])
+        assert (command.data, command.created, command.answered) == ({"n": 1}, 2, 4)
+        assert command.reply is not None
+        assert command.reply.data == "done"
+        page = await store.page("c", before=None, limit=10, limit_bytes=PAGE)
+        assert ([stored.id for stored in page.messages], page.more) == (["m1"], False)
+        changes = await store.changes("c", after=1, limit=10)
+        assert changes.newest == "m1"
+        assert changes.messages is not None
+        assert sorted(one.id for one in changes.messages) == ["!c1", "!c2"]
 
     # -- what moved ---------------------------------------------------------------------------------------------
 
@@ -565,7 +598,7 @@ class StoreContract:
         assert await store.changes("c", after=0, limit=10) == (NOTHING, None, [])
         assert await store.messages("c", ["m1", "m2"]) == (NOTHING, {})
         assert (await store.page("c", before=None, limit=10, limit_bytes=PAGE)).messages == []
-        assert await store.streaming() == []
+        assert await store.open_documents() == []
 
     async def test_deleting_an_unknown_channel_changes_nothing(self, store: Store) -> None:
         assert await store.delete_channel("c", used_up=[], until_ms=0) == NOTHING
@@ -653,7 +686,7 @@ class StoreContract:
         messages = await restored(store, "c", "m1", "m2", "m3")
         assert [known(message) for message in messages] == [known(chat.state.messages[one.id]) for one in messages]
         assert len(messages) == 3
-        assert [one.message.id for one in await store.streaming()] == ["m1"]
+        assert [one.stored.id for one in await store.open_documents()] == ["m1"]
         page = await store.page("c", before=None, limit=10, limit_bytes=PAGE)
         assert [stored.id for stored in page.messages] == ["m2", "m1"]
         assert await store.head("gone") == NOTHING

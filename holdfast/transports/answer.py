@@ -29,10 +29,12 @@ from holdfast.core.events import (
     encode_json,
 )
 from holdfast.core.model import Message, Part
-from holdfast.core.names import check_channel, check_id
+from holdfast.core.names import check_id
 from holdfast.hub.feed import EncodedBatch
 from holdfast.hub.identity import Scope
+from holdfast.hub.tickets import split_seal
 from holdfast.transports import problem
+from holdfast.transports.passport import Passport
 from holdfast.transports.query import Query
 from holdfast.transports.sink import SEND_TIMEOUT_S
 from holdfast.transports.sse import (
@@ -41,6 +43,7 @@ from holdfast.transports.sse import (
     Open,
     admit_stream,
     farewell,
+    may_come_back,
     says_who_it_is,
     send_empty_stream,
     since_of,
@@ -50,7 +53,7 @@ from holdfast.transports.sse import (
 # What a part's text is called here; other parts are not told.
 _SHOWN = {"text": "answer", "reasoning": "thinking"}
 _PLACE = re.compile(r"([md])([0-9]{1,3})((?:\.[0-9]{1,8})*)\Z")
-_PLACE_CHARACTERS = 280  # a cursor's extra field may have 300
+_PLACE_CHARACTERS = 270  # a cursor's extra field may have 300, and a ticket's stream puts its seal there, too
 
 
 class Told(NamedTuple):
@@ -62,7 +65,7 @@ class Told(NamedTuple):
 
 def told_by(cursor: Cursor | None) -> Told:
     """What the viewer who comes with `cursor` was told; nothing, if the cursor is not of such a stream."""
-    found = _PLACE.match(cursor.extra) if cursor is not None else None
+    found = _PLACE.match(split_seal(cursor.extra)[1]) if cursor is not None else None
     if found is None:
         return Told()
     kind, first, lengths = found.groups()
@@ -122,9 +125,9 @@ class Progress:
                     self.status = "deleted"
         return told
 
-    def cursor(self, text: str) -> str:
-        """The cursor `text` of the channel, and what was told."""
-        return f"{text}:{place(self._lengths, is_done=self.status is not None)}"
+    def cursor(self, text: str, seal: str = "") -> str:
+        """The cursor `text` of the channel, the seal of a ticket's stream, and what was told."""
+        return f"{text}:{seal}{place(self._lengths, is_done=self.status is not None)}"
 
     def _part(self, index: int, part: Part) -> list[tuple[str, str]]:
         kind = _SHOWN.get(part["type"])
@@ -159,13 +162,16 @@ class AnswerStream(EventStream):
 
     __slots__ = ("_progress",)
 
-    def __init__(self, app: Open, send: Send, progress: Progress, *, is_ours: bool, ping_s: int | None) -> None:
-        super().__init__(app, send, is_ours=is_ours, ping_s=ping_s)
+    def __init__(
+        self, app: Open, send: Send, passport: Passport, progress: Progress, *, is_ours: bool, ping_s: int | None
+    ) -> None:
+        super().__init__(app, send, passport, is_ours=is_ours, ping_s=ping_s)
         self._progress = progress
 
     def write_batch(self, batch: EncodedBatch) -> None:
-        """Tell what of the batch is of this message."""
-        self.tell(self._progress.events(batch.events), batch.cursor)
+        """Tell what of the batch is of this message; what is not in the log is of none."""
+        if batch.cursor:
+            self.tell(self._progress.events(batch.events), batch.cursor)
 
     def tell(self, told: Sequence[tuple[str, str]], cursor: str) -> None:
         """Write what is new, and `done` when that was all: only then the stream ends as complete."""
@@ -173,7 +179,7 @@ class AnswerStream(EventStream):
             self.sink.end()
             return
         status = self._progress.status
-        body = framed(told, status, self._progress.cursor(cursor))
+        body = framed(told, status, self._progress.cursor(cursor, self._seal))
         if status is not None:
             last = {"type": "http.response.body", "body": body, "more_body": False}
             self.sink.end(last, patience_s=SEND_TIMEOUT_S)
@@ -212,10 +218,11 @@ async def _message_stream(
     hub = app.hub
     query = Query(scope)
     is_ours = says_who_it_is(scope, query)
+    passport: Passport | None = None
     try:
-        identity = await admit_stream(hub, scope)
-        identity.check("subscribe", check_channel(channel))
-        identity.check("history", channel)
+        passport = await admit_stream(hub, scope, query, channel)
+        passport.identity.check("subscribe", channel)
+        passport.identity.check("history", channel)
         flush_ms = query.whole("flush_ms", 0, 1000)
         ping_s = query.whole("ping_s", 2, HEARTBEAT_S)
         since = since_of(scope, query)
@@ -228,16 +235,23 @@ async def _message_stream(
         if scope["method"] == "HEAD":
             await send_empty_stream(app, scope, send)
             return None
+        passport.sit()
         progress = Progress(message_id, told.lengths)
-        stream = AnswerStream(app, send, progress, is_ours=is_ours, ping_s=ping_s)
+        stream = AnswerStream(app, send, passport, progress, is_ours=is_ours, ping_s=ping_s)
         new = progress.message(message)
         if progress.status is None:
             stream.feed = await hub.attach(channel, known, history=0, flush_ms=flush_ms, wake=stream.wake)
     except HoldfastError as error:
-        if is_ours or not error.retry:
+        if passport is not None:
+            passport.leave()
+        if is_ours or not may_come_back(error):
             raise
         await send_empty_stream(app, scope, send, farewell(error))
         return None
+    except BaseException:
+        if passport is not None:
+            passport.leave()
+        raise
     return stream, new, cursor
 
 

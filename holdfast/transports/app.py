@@ -34,6 +34,7 @@ from holdfast.transports.http import no_such_path, problem_response, routes
 from holdfast.transports.longpoll import poll
 from holdfast.transports.problem import Headers, problem_messages
 from holdfast.transports.sse import channel_events, is_started
+from holdfast.transports.tickets import ticket_route
 from holdfast.transports.websocket import Sockets
 from holdfast.transports.wheel import Wheel
 
@@ -128,7 +129,7 @@ class App:
             check_closed_door(self.hub, scope)
             if path_below(scope) != "/v1/ws":
                 raise no_such_path()
-            identity = await self._sockets.admit(scope)
+            passport = await self._sockets.admit(scope)
         except HoldfastError as error:
             await _refuse(scope, error, send)
             return
@@ -136,7 +137,7 @@ class App:
             logger.exception("a socket could not be let in")
             await _refuse(scope, unexpected(), send)
             return
-        await self._sockets.serve(identity, scope, receive, send)
+        await self._sockets.serve(passport, scope, receive, send)
 
     async def _lifespan(self, receive: Receive, send: Send) -> None:
         await receive()  # lifespan.startup
@@ -174,7 +175,7 @@ class _Web(StaticFiles):
 
 
 def _plain_app(hub: HubCore) -> ASGIApp:
-    known: list[BaseRoute] = [*routes(hub)]
+    known: list[BaseRoute] = [*routes(hub), ticket_route(hub)]
     if WEB.is_dir():
         known.append(Mount("/web", _Web(directory=WEB)))
     app: ASGIApp = _problems(Router(known, redirect_slashes=False, default=_nothing))

@@ -24,11 +24,17 @@ from holdfast.core.errors import (
 )
 from holdfast.core.requests import (
     AppendText,
+    ClaimTurn,
     CreateMessage,
     DeleteMessage,
+    EndTurn,
     FinishMessage,
     PutPart,
+    RenewLease,
+    ReplyCommand,
     Request,
+    SendCommand,
+    SettleCommand,
     TakeOver,
     UpdateMessage,
 )
@@ -99,6 +105,14 @@ def answer_fields(request: Request, answer: Answer) -> dict[str, Any]:
             return {"serial": answer.serial}
         case TakeOver():
             return {"serial": answer.serial, "generation": answer.generation, "lengths": answer.lengths}
+        case RenewLease():
+            return {"serial": answer.serial, "lease_s": request.lease_s}
+        case SendCommand():
+            return {"command": answer.command, "serial": answer.serial}
+        case ReplyCommand() | SettleCommand():
+            return {"serial": answer.serial}
+        case ClaimTurn() | EndTurn():
+            return {"serial": answer.serial, "generation": answer.generation}
         case DeleteMessage():
             return {}
 

@@ -30,19 +30,26 @@ from holdfast.core.errors import (
     UnsupportedMediaType,
 )
 from holdfast.core.model import Part
-from holdfast.core.names import check_channel, check_id
+from holdfast.core.names import check_channel, check_id, command_key
 from holdfast.core.requests import (
     AppendText,
     CreateMessage,
     DeleteMessage,
+    EnterChannel,
     FinishMessage,
     PutPart,
+    RenewLease,
+    ReplyCommand,
+    SendCommand,
+    SendSignal,
+    TakeOver,
     UpdateMessage,
 )
 from holdfast.core.requests import Request as Asked
 from holdfast.hub.committer import Answer
 from holdfast.hub.hub import HubCore
 from holdfast.hub.identity import Identity
+from holdfast.hub.people import check_member
 from holdfast.transports.codec import answer_fields, decode, for_peers, unexpected
 from holdfast.transports.door import identify, not_local
 from holdfast.transports.problem import problem_body, problem_headers
@@ -61,6 +68,12 @@ _append = msgspec.json.Decoder(AppendText)
 _part = msgspec.json.Decoder(dict[str, Any])  # a part; the core checks it
 _update = msgspec.json.Decoder(UpdateMessage)
 _finish = msgspec.json.Decoder(FinishMessage)
+_lease = msgspec.json.Decoder(RenewLease)
+_take_over = msgspec.json.Decoder(TakeOver)
+_command = msgspec.json.Decoder(SendCommand)
+_reply = msgspec.json.Decoder(ReplyCommand)
+_presence = msgspec.json.Decoder(EnterChannel)
+_signal = msgspec.json.Decoder(SendSignal)
 
 
 class Call:
@@ -72,7 +85,7 @@ class Call:
         self.request = request
         self.identity = identity
         self.channel = check_channel(request.path_params["channel"])
-        message_id = request.path_params.get("id")
+        message_id = request.path_params.get("id")  # of a message, or of a command
         self.id = check_id(message_id) if message_id is not None else ""
 
     def check(self, capability: str) -> None:
@@ -89,12 +102,12 @@ class Call:
 
     async def ask(self, message_id: str, asked: Asked, *, status: int = 200) -> Response:
         """Ask the hub and say what it answered."""
-        answer = await self.hub.ask(self.channel, message_id, asked, self.identity.asker())
+        answer = await self.hub.ask(self.channel, message_id, asked, self.identity.asker(self.channel))
         return _json(answer_fields(asked, answer), status=_status(asked, answer, status))
 
 
 def _status(asked: Asked, answer: Answer, status: int) -> int:
-    return 201 if isinstance(asked, CreateMessage) and answer.created else status
+    return 201 if isinstance(asked, CreateMessage | SendCommand) and answer.created else status
 
 
 Handler = Callable[[Call], Awaitable[Response]]
@@ -147,10 +160,72 @@ async def finish(call: Call) -> Response:
     return await call.ask(call.id, asked)
 
 
+async def lease(call: Call) -> Response:
+    """`POST …/lease`."""
+    call.check("append")
+    asked = await call.body(_lease)
+    return await call.ask(call.id, asked)
+
+
+async def take_over(call: Call) -> Response:
+    """`POST …/takeover`."""
+    call.check("append")
+    asked = await call.body(_take_over)
+    return await call.ask(call.id, asked)
+
+
+async def send_command(call: Call) -> Response:
+    """`POST …/commands`."""
+    call.check("command")
+    asked = await call.body(_command)
+    command_id = call.hub.new_id() if asked.id is None else check_id(asked.id)
+    return await call.ask(command_key(command_id), asked)
+
+
+async def reply_command(call: Call) -> Response:
+    """`POST …/commands/{id}/reply`."""
+    call.check("command")
+    asked = await call.body(_reply)
+    return await call.ask(command_key(call.id), asked)
+
+
+async def enter(call: Call) -> Response:
+    """`PUT …/presence/{id}`: here without a socket, for as long as the lease."""
+    call.check("presence")
+    member_id = check_member(call.id, call.identity.client_id)
+    asked = await call.body(_presence)
+    await call.hub.start()
+    call.hub.people.lease(call.channel, member_id, asked.data, asked.lease_s)
+    return Response(status_code=204, headers=_NO_STORE)
+
+
+async def leave(call: Call) -> Response:
+    """`DELETE …/presence/{id}`."""
+    call.check("presence")
+    member_id = check_member(call.id, call.identity.client_id)
+    await call.hub.start()
+    call.hub.people.end_lease(call.channel, member_id)
+    return Response(status_code=204, headers=_NO_STORE)
+
+
+async def members(call: Call) -> Response:
+    """`GET …/presence`."""
+    call.check("subscribe")
+    return _json(await call.hub.members(call.channel))
+
+
+async def signal(call: Call) -> Response:
+    """`POST …/signals`."""
+    call.check("presence")
+    asked = await call.body(_signal)
+    await call.hub.signal(call.channel, asked.name, asked.data, by=call.identity.client_id)
+    return Response(status_code=202, headers=_NO_STORE)
+
+
 async def delete(call: Call) -> Response:
     """`DELETE …/messages/{id}`."""
     call.check("publish")
-    await call.hub.ask(call.channel, call.id, DeleteMessage(), call.identity.asker())
+    await call.hub.ask(call.channel, call.id, DeleteMessage(), call.identity.asker(call.channel))
     return Response(status_code=204, headers=_NO_STORE)
 
 
@@ -267,6 +342,13 @@ CALLS: dict[str, dict[str, Handler]] = {
     f"{_MESSAGE}/append": {"POST": append},
     f"{_MESSAGE}/parts/{{n}}": {"PUT": put_part},
     f"{_MESSAGE}/finish": {"POST": finish},
+    f"{_MESSAGE}/lease": {"POST": lease},
+    f"{_MESSAGE}/takeover": {"POST": take_over},
+    "/v1/channels/{channel}/commands": {"POST": send_command},
+    "/v1/channels/{channel}/commands/{id}/reply": {"POST": reply_command},
+    "/v1/channels/{channel}/presence": {"GET": members},
+    "/v1/channels/{channel}/presence/{id}": {"PUT": enter, "DELETE": leave},
+    "/v1/channels/{channel}/signals": {"POST": signal},
 }
 PLAIN: dict[str, Plain] = {"/healthz": health, "/readyz": ready, "/metrics": metrics}
 # GET is answered before this, by `transports.app`; what comes here has another method.

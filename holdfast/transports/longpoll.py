@@ -14,9 +14,12 @@ from holdfast.core.cursor import Cursor
 from holdfast.core.events import ChannelAttached, encode_json
 from holdfast.core.names import check_channel
 from holdfast.hub.feed import Behind, EncodedBatch, Feed
-from holdfast.hub.identity import Scope
+from holdfast.hub.hub import HubCore
+from holdfast.hub.identity import Expired, Scope
+from holdfast.transports.door import identify
+from holdfast.transports.passport import Passport
 from holdfast.transports.query import Query
-from holdfast.transports.sse import Open, admit_stream, allowed_history, since_of
+from holdfast.transports.sse import Open, allowed_history, check_serving, since_of
 
 MAX_WAIT_S = 60  # networks cut what is silent for longer
 DEFAULT_WAIT_S = 25
@@ -26,28 +29,43 @@ async def poll(app: Open, scope: Scope, receive: Receive, send: Send, channel: s
     """`GET /v1/channels/{channel}/poll`. Raises what HTTP is to answer, before anything was sent."""
     hub = app.hub
     query = Query(scope)
-    identity = await admit_stream(hub, scope)
-    identity.check("subscribe", check_channel(channel))
-    since = since_of(scope, query)
-    history = allowed_history(identity, channel, query.whole("history", 0, hub.limits.history))
-    wait_s = query.whole("wait_s", 0, MAX_WAIT_S)
-    woken = asyncio.Event()
-    feed = await hub.attach(channel, since, history=history, flush_ms=0, wake=woken.set)
+    passport = await admit_poll(hub, scope, channel)
     try:
-        batch = await _take(feed)
-        events = _news(batch, since)
-        if not events and scope["method"] != "HEAD" and not hub.is_draining:
-            woken.clear()
-            if not await _is_still_there(woken, receive, DEFAULT_WAIT_S if wait_s is None else wait_s):
-                return
-            if feed.is_behind and not hub.is_draining:
-                await asyncio.sleep(hub.flush_ms / 1000)  # one flush window: for more than a first token
+        identity = passport.identity
+        since = since_of(scope, query)
+        history = allowed_history(identity, channel, query.whole("history", 0, hub.limits.history))
+        wait_s = query.whole("wait_s", 0, MAX_WAIT_S)
+        woken = asyncio.Event()
+        feed = await hub.attach(channel, since, history=history, flush_ms=0, wake=woken.set)
+        try:
             batch = await _take(feed)
-            events = batch.raw if batch is not None else []
-        cursor = str(feed.cursor)
+            events = _news(batch, since)
+            if not events and scope["method"] != "HEAD" and not hub.is_draining:
+                woken.clear()
+                patience_s = min(DEFAULT_WAIT_S if wait_s is None else wait_s, passport.left_s())
+                if not await _is_still_there(woken, receive, patience_s):
+                    return
+                if feed.is_behind and not hub.is_draining:
+                    await asyncio.sleep(hub.flush_ms / 1000)  # one flush window: for more than a first token
+                if passport.is_expired:
+                    raise Expired("this identity has expired while the request waited")
+                batch = await _take(feed)
+                events = batch.raw if batch is not None else []
+            cursor = str(feed.cursor)
+        finally:
+            feed.close()
     finally:
-        feed.close()
+        passport.leave()
     await _answer(app, scope, send, cursor, events)
+
+
+async def admit_poll(hub: HubCore, scope: Scope, channel: str) -> Passport:
+    """Who polls, with a seat. No ticket is for this: whoever polls can send a header."""
+    await check_serving(hub)
+    passport = Passport(hub, scope, await identify(hub, scope))
+    passport.identity.check("subscribe", check_channel(channel))
+    passport.sit()
+    return passport
 
 
 async def _take(feed: Feed) -> EncodedBatch | None:
@@ -69,7 +87,7 @@ def _news(batch: EncodedBatch | None, since: Cursor | None) -> list[bytes]:
     return batch.raw[1:] if is_known else batch.raw
 
 
-async def _is_still_there(woken: asyncio.Event, receive: Receive, wait_s: int) -> bool:
+async def _is_still_there(woken: asyncio.Event, receive: Receive, wait_s: float) -> bool:
     """Wait until there is something to take, at most `wait_s`; False if the peer has left meanwhile."""
     loop = asyncio.get_running_loop()
     leaving = loop.create_task(_until_left(receive))

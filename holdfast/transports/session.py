@@ -19,34 +19,58 @@ import logging
 import random
 from collections.abc import Callable, Coroutine, Iterator
 from functools import partial
-from typing import Annotated, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
-from msgspec import Meta, Struct
+from msgspec import Struct
 
 from holdfast.core.cursor import parse_cursor
 from holdfast.core.errors import HoldfastError, InvalidRequest, TooMany
 from holdfast.core.events import encode_json
 from holdfast.core.limits import KIB
-from holdfast.core.model import Json, Part
-from holdfast.core.names import check_channel
+from holdfast.core.model import Json
+from holdfast.core.names import check_channel, check_id, command_key
 from holdfast.core.requests import (
     AppendText,
-    Count,
     CreateMessage,
     DeleteMessage,
     FinishMessage,
-    Generation,
     PutPart,
+    RenewLease,
     Request,
-    UpdateMessage,
+    TakeOver,
 )
 from holdfast.hub.committer import Answer
+from holdfast.hub.desk import LEASE_S, Turn
 from holdfast.hub.feed import Behind, Feed
 from holdfast.hub.hub import HubCore
 from holdfast.hub.identity import Identity
+from holdfast.hub.patterns import check_pattern, matches
+from holdfast.hub.people import check_member
 from holdfast.transports.codec import answer_fields, decode, for_peers, unexpected
+from holdfast.transports.frames import (
+    NEEDED,
+    Asking,
+    AttachFrame,
+    CommandFrame,
+    CreateFrame,
+    DetachFrame,
+    HistoryFrame,
+    OfWork,
+    PartFrame,
+    PongFrame,
+    PresenceFrame,
+    Ref,
+    ReplyFrame,
+    SignalFrame,
+    TurnDoneFrame,
+    TurnRenewFrame,
+    UpdateFrame,
+    WorkFrame,
+    decoder,
+)
 from holdfast.transports.http import check_create
+from holdfast.transports.socket_worker import SocketWorker
 from holdfast.transports.sse import RETRY_MS, allowed_history
 
 logger = logging.getLogger("holdfast.transports")
@@ -56,16 +80,18 @@ PING_S = 5.0
 # that waits for the next turn. For the same reason the first is due soon.
 PING_EARLY_S = 0.5
 FIRST_PING_S = 1.0
+SILENCE_S = 12.0  # of a peer that holds a lease, presence or turns: it is gone. Whoever pongs is heard every 5 s
+MAX_WRITTEN = 1_000  # messages whose leases end sooner when this socket breaks
+MAX_PATTERNS = 20
 # What an answer with a whole message may weigh is not known before; so many such requests may be unanswered.
 _MESSAGE_BYTES = 64 * KIB
 
 # Close codes (`docs/protocol.md`, "Close codes"): below 4300 a client comes back.
 DRAINED = 1012
 FAILED = 4000
+SILENT = 4001
 MISUSED = 4300
 FRAME_TOO_LARGE = 4301
-
-Ref = Annotated[str, Meta(max_length=64)] | Annotated[int, Meta(ge=-(2**53), le=2**53)]
 
 
 class Closing(NamedTuple):
@@ -73,73 +99,6 @@ class Closing(NamedTuple):
 
     code: int
     reason: str
-
-
-class _Attach(Struct, frozen=True, kw_only=True, tag_field="type", tag="attach"):
-    ref: Ref
-    channel: str
-    since: Json = None  # what is not a cursor is no cursor
-    history: Annotated[int, Meta(ge=0, le=2**53)] | None = None
-    flush_ms: Annotated[int, Meta(ge=0, le=1000)] | None = None
-
-
-class _Detach(Struct, frozen=True, kw_only=True, tag_field="type", tag="detach"):
-    ref: Ref
-    channel: str
-
-
-class _History(Struct, frozen=True, kw_only=True, tag_field="type", tag="history"):
-    ref: Ref
-    channel: str
-    before: Count | None = None
-    limit: Annotated[int, Meta(ge=1, le=2**53)] | None = None
-
-
-class _Pong(Struct, frozen=True, kw_only=True, tag_field="type", tag="pong"):
-    n: Json = None
-
-
-class _Create(CreateMessage, frozen=True, kw_only=True, tag_field="type", tag="create"):
-    ref: Ref
-    channel: str
-
-
-class _Append(AppendText, frozen=True, kw_only=True, tag_field="type", tag="append"):
-    ref: Ref
-    channel: str
-    id: str
-
-
-class _Part(Struct, frozen=True, kw_only=True, tag_field="type", tag="part"):
-    ref: Ref
-    channel: str
-    id: str
-    part: Count
-    value: Part
-    generation: Generation | None = None
-    request: str | None = None
-
-
-class _Update(UpdateMessage, frozen=True, kw_only=True, tag_field="type", tag="update"):
-    ref: Ref
-    channel: str
-    id: str
-
-
-class _Finish(FinishMessage, frozen=True, kw_only=True, tag_field="type", tag="finish"):
-    ref: Ref
-    channel: str
-    id: str
-
-
-class _Delete(DeleteMessage, frozen=True, kw_only=True, tag_field="type", tag="delete"):
-    ref: Ref
-    channel: str
-    id: str
-
-
-_Asking = _Create | _Append | _Part | _Update | _Finish | _Delete
-_frame = msgspec.json.Decoder(_Attach | _Detach | _History | _Pong | _Asking)
 
 
 class _Ref(Struct):
@@ -176,10 +135,12 @@ class Session:
 
     __slots__ = (
         "_attachments",
+        "_heard_s",
         "_hub",
         "_identity",
         "_ping_at_s",
         "_pings",
+        "_present",
         "_ready",
         "_replies",
         "_reply_bytes",
@@ -187,6 +148,8 @@ class Session:
         "_start_task",
         "_unanswered",
         "_unanswered_bytes",
+        "_workers",
+        "_written",
         "closing",
         "wake",
     )
@@ -213,6 +176,10 @@ class Session:
         self._unanswered = 0
         self._unanswered_bytes = 0
         self._pings = 0
+        self._heard_s = now_s
+        self._present: set[tuple[str, str]] | None = None  # channel and member, where this socket is presence
+        self._written: dict[tuple[str, str], None] | None = None  # messages whose leases this socket may hold
+        self._workers: dict[str, SocketWorker] | None = None  # by pattern
         self._ping_at_s = now_s + FIRST_PING_S
 
     # In
@@ -230,24 +197,27 @@ class Session:
         """Take a text frame. What is wrong with it is answered, never raised."""
         if self.closing is not None:
             return
+        self._heard_s = now_s
         data = text.encode(errors="surrogatepass")
         if len(data) > self._hub.limits.request_bytes:
             self._end(FRAME_TOO_LARGE, "too_large")
             return
         try:
-            frame = decode(data, _frame)
+            frame = decode(data, decoder)
         except HoldfastError as error:
             self._refuse(_ref_in(data), error)
             return
         match frame:
-            case _Pong():
+            case PongFrame():
                 pass
-            case _Attach():
+            case AttachFrame():
                 self._begin_attach(frame)
-            case _Detach():
+            case DetachFrame():
                 self._detach(frame)
-            case _History():
+            case HistoryFrame():
                 self._begin(partial(self._history, frame), self._hub.limits.history_bytes)
+            case PresenceFrame() | SignalFrame() | WorkFrame() | TurnRenewFrame() | TurnDoneFrame():
+                self._at_once(frame)
             case _:
                 self._ask(frame, len(data))
 
@@ -268,6 +238,21 @@ class Session:
         self._attachments.clear()
         self._ready.clear()
         self._rest = None
+        self._let_go()
+
+    def _let_go(self) -> None:
+        """What was held by this socket is held no more: presence, leases, turns."""
+        present, self._present = self._present or (), None
+        written, self._written = self._written or (), None
+        workers, self._workers = self._workers or {}, None
+        if not (present or written or workers) or not self._hub.is_running:
+            return
+        for channel, member in present:
+            self._hub.people.leave(channel, member, self)
+        for channel, message_id in written:
+            self._hub.warden.broken(channel, message_id)
+        for worker in workers.values():
+            self._hub.desk.unregister(worker, is_broken=True)
 
     # Out
 
@@ -280,6 +265,9 @@ class Session:
         if self.closing is not None:
             return None
         if now_s >= self._ping_at_s - PING_EARLY_S:
+            if now_s - self._heard_s >= SILENCE_S and (self._present or self._written or self._workers):
+                self._end(SILENT, "silent")
+                return self.frame_to_send(now_s=now_s)
             self._ping_at_s = now_s + PING_S
             self._pings += 1
             return f'{{"type":"ping","n":{self._pings}}}'
@@ -323,6 +311,8 @@ class Session:
             return None
         if batch is None:
             return None
+        if attachment.feed.is_behind:  # what is said in passing comes after what is in the log
+            self._ready[attachment] = None
         frames = batch.frames
         if len(frames) > 1:
             rest = iter(frames)
@@ -345,27 +335,33 @@ class Session:
 
     # Requests
 
-    def _ask(self, frame: _Asking, size: int) -> None:
+    def _ask(self, frame: Asking, size: int) -> None:
         """Let a request queue; it is answered when it has been stored."""
-        request: Request = frame if not isinstance(frame, _Part) else _put_part(frame)
-        weight = size + (_MESSAGE_BYTES if isinstance(frame, _Create | _Update) else 0)
+        request: Request = frame if not isinstance(frame, PartFrame) else _put_part(frame)
+        weight = size + (_MESSAGE_BYTES if isinstance(frame, CreateFrame | UpdateFrame) else 0)
         try:
             channel = check_channel(frame.channel)
-            self._identity.check("publish" if isinstance(frame, _Create | _Update | _Delete) else "append", channel)
-            if isinstance(frame, _Create):
+            self._identity.check(NEEDED.get(type(frame), "publish"), channel)
+            if isinstance(frame, CreateFrame):
                 check_create(frame, self._identity, channel)
-            message_id = self._hub.new_id() if frame.id is None else frame.id
-            done = partial(self._answered, frame.ref, request, weight)
-            self._hub.submit(channel, message_id, request, self._identity.asker(), done)
+            key = self._hub.new_id() if frame.id is None else check_id(frame.id)
+            if isinstance(frame, CommandFrame | ReplyFrame):
+                key = command_key(key)
+            done = partial(self._answered, frame.ref, (channel, key), request, weight)
+            self._hub.submit(channel, key, request, self._identity.asker(channel), done)
         except HoldfastError as error:
             self._refuse(frame.ref, error)
             return
         self._unanswered += 1
         self._unanswered_bytes += weight
 
-    def _answered(self, ref: Ref, request: Request, weight: int, answer: Answer | HoldfastError) -> None:
+    def _answered(
+        self, ref: Ref, place: tuple[str, str], request: Request, weight: int, answer: Answer | HoldfastError
+    ) -> None:
         self._unanswered -= 1
         self._unanswered_bytes -= weight
+        if isinstance(answer, Answer):
+            self._note_lease(place, request)
         try:
             if isinstance(answer, HoldfastError):
                 raise answer
@@ -373,7 +369,124 @@ class Session:
         except HoldfastError as error:
             self._refuse(ref, error)
 
-    def _begin_attach(self, frame: _Attach) -> None:
+    def _note_lease(self, place: tuple[str, str], request: Request) -> None:
+        """A request of ours was accepted: this socket is a sign of life for the message's writer, or no longer."""
+        if isinstance(request, FinishMessage | DeleteMessage):
+            if self._written is not None:
+                self._written.pop(place, None)
+        elif isinstance(request, AppendText | PutPart | RenewLease | TakeOver) or (
+            isinstance(request, CreateMessage) and request.status == "streaming"
+        ):
+            if self.closing is not None:
+                self._hub.warden.broken(*place)
+                return
+            if self._written is None:
+                self._written = {}
+            self._written[place] = None
+            if len(self._written) > MAX_WRITTEN:
+                del self._written[next(iter(self._written))]
+
+    def _at_once(self, frame: PresenceFrame | SignalFrame | OfWork) -> None:
+        """What is not stored is answered at once; the end of a turn when it is."""
+        try:
+            if isinstance(frame, TurnDoneFrame):
+                self._end_turn(frame)
+                return
+            fields = self._work(frame) if isinstance(frame, WorkFrame | TurnRenewFrame) else self._pass_on(frame)
+        except Exception as error:
+            self._failed(frame.ref, error)
+            return
+        self._reply({"type": "ok", "ref": frame.ref, **fields})
+
+    def _pass_on(self, frame: PresenceFrame | SignalFrame) -> dict[str, Json]:
+        channel = check_channel(frame.channel)
+        self._identity.check("presence", channel)
+        people = self._hub.people
+        if isinstance(frame, SignalFrame):
+            people.signal(channel, frame.name, frame.data, self._identity.client_id)
+            return {}
+        member = check_member(frame.member or self._identity.client_id or "anonymous", self._identity.client_id)
+        place = (channel, member)
+        if self._present is None:
+            self._present = set()
+        if frame.leave:
+            if place in self._present:
+                self._present.discard(place)
+                people.leave(channel, member, self, is_final=True)
+            return {}
+        if place not in self._present and len(self._present) >= self._hub.limits.socket_channels:
+            limit = self._hub.limits.socket_channels
+            raise TooMany(f"a socket is present as at most {limit} members", limit=limit)
+        people.enter(channel, member, self, frame.data)
+        self._present.add(place)
+        return {}
+
+    # Work
+
+    def _work(self, frame: WorkFrame | TurnRenewFrame) -> dict[str, Json]:
+        if isinstance(frame, TurnRenewFrame):
+            worker = self._worker_of(frame)
+            worker.renew(frame)
+            return {"lease_s": LEASE_S}
+        if self._workers is None:
+            self._workers = {}
+        known = self._workers.pop(frame.pattern, None)
+        if known is not None:
+            self._hub.desk.unregister(known)
+        if not frame.slots:
+            return {}
+        pattern = check_pattern(frame.pattern)
+        self._identity.check_pattern("agent", pattern)
+        if len(self._workers) >= MAX_PATTERNS:
+            raise TooMany(f"a socket works on at most {MAX_PATTERNS} patterns", limit=MAX_PATTERNS)
+        name = check_member(frame.name or self._identity.client_id or "anonymous", self._identity.client_id)
+        worker = SocketWorker(self.give_turn, self._hub, name, pattern, frame.slots, frame.when_busy)
+        self._workers[pattern] = worker
+        self._start_task(self._register(worker))
+        return {}
+
+    async def _register(self, worker: SocketWorker) -> None:
+        """After the answer, so that no turn comes before it."""
+        if self._workers is not None and self._workers.get(worker.pattern) is worker:
+            self._hub.desk.register(worker)
+
+    def _worker_of(self, frame: TurnRenewFrame | TurnDoneFrame) -> SocketWorker:
+        for worker in (self._workers or {}).values():
+            if matches(worker.pattern, frame.channel):
+                return worker
+        raise InvalidRequest("this socket asked for no work in that channel")
+
+    def _end_turn(self, frame: TurnDoneFrame) -> None:
+        self._unanswered += 1
+
+        def done(answer: Answer | HoldfastError) -> None:
+            self._unanswered -= 1
+            if isinstance(answer, HoldfastError):
+                self._refuse(frame.ref, answer)
+            else:
+                self._reply({"type": "ok", "ref": frame.ref, "serial": answer.serial})
+
+        try:
+            self._worker_of(frame).end(frame, done)
+        except HoldfastError as error:
+            done(error)
+
+    def give_turn(self, turn: Turn) -> None:
+        """A turn for this socket's agent."""
+        message = self._hub.channel(turn.channel).state.message(turn.message_id)
+        if message is None or self.closing is not None:
+            return  # it lapses
+        self._reply(
+            {
+                "type": "turn",
+                "channel": turn.channel,
+                "message": message.message(),
+                "generation": turn.generation,
+                "lease_s": turn.lease_s,
+            }
+        )
+
+    def _begin_attach(self, frame: AttachFrame) -> None:
         try:
             channel = check_channel(frame.channel)
             self._identity.check("subscribe", channel)
@@ -389,7 +502,7 @@ class Session:
         attachment = self._attachments[channel] = Attachment(self, channel)
         self._begin(partial(self._attach, frame, attachment), 0)
 
-    async def _attach(self, frame: _Attach, attachment: Attachment) -> None:
+    async def _attach(self, frame: AttachFrame, attachment: Attachment) -> None:
         try:
             feed = await self._hub.attach(
                 attachment.channel,
@@ -397,6 +510,7 @@ class Session:
                 history=allowed_history(self._identity, attachment.channel, frame.history),
                 flush_ms=frame.flush_ms,
                 wake=attachment.wake,
+                has_passing=True,
             )
         except Exception as error:
             if self._attachments.get(attachment.channel) is attachment:
@@ -410,7 +524,7 @@ class Session:
         else:  # attached anew, or detached, meanwhile
             feed.close()
 
-    def _detach(self, frame: _Detach) -> None:
+    def _detach(self, frame: DetachFrame) -> None:
         self._leave(frame.channel)
         self._reply({"type": "ok", "ref": frame.ref})
 
@@ -423,7 +537,7 @@ class Session:
         if self._rest is not None and self._rest[0] is attachment:
             self._rest = None
 
-    async def _history(self, frame: _History) -> None:
+    async def _history(self, frame: HistoryFrame) -> None:
         limits = self._hub.limits
         try:
             channel = check_channel(frame.channel)
@@ -478,7 +592,7 @@ class Session:
         self.wake()
 
 
-def _put_part(frame: _Part) -> PutPart:
+def _put_part(frame: PartFrame) -> PutPart:
     return PutPart(index=frame.part, part=frame.value, generation=frame.generation, request=frame.request)
 
 

@@ -15,13 +15,15 @@ from typing import Protocol
 from starlette.types import Message, Receive, Send
 
 from holdfast.core.cursor import Cursor, parse_cursor
-from holdfast.core.errors import Draining, Forbidden, HoldfastError, StoreUnavailable
+from holdfast.core.errors import Draining, HoldfastError, StoreUnavailable, TooMany
 from holdfast.core.names import check_channel
 from holdfast.hub.feed import Behind, EncodedBatch, Feed
 from holdfast.hub.hub import HubCore
-from holdfast.hub.identity import Identity, Scope
+from holdfast.hub.identity import Expired, Identity, Scope
+from holdfast.hub.tickets import tickets_of
 from holdfast.transports.chunks import Chunks
 from holdfast.transports.door import header, identify
+from holdfast.transports.passport import Passport
 from holdfast.transports.problem import Headers
 from holdfast.transports.query import Query
 from holdfast.transports.sink import HandSink, Sink, TaskSink
@@ -53,11 +55,13 @@ class Open(Protocol):
 class EventStream:
     """One viewer's stream of one channel."""
 
-    __slots__ = ("_app", "_catching_up", "_is_ours", "_ping", "feed", "ping_s", "sink")
+    __slots__ = ("_app", "_catching_up", "_is_ours", "_ping", "_seal", "feed", "passport", "ping_s", "sink")
 
-    def __init__(self, app: Open, send: Send, *, is_ours: bool, ping_s: int | None) -> None:
+    def __init__(self, app: Open, send: Send, passport: Passport, *, is_ours: bool, ping_s: int | None) -> None:
         self._app = app
         self._is_ours = is_ours
+        self.passport = passport
+        self._seal = seal_of(app.hub, passport)
         self._ping = _COMMENT if ping_s is None else _PING
         self._catching_up: asyncio.Task[None] | None = None
         self.ping_s = ping_s or HEARTBEAT_S
@@ -66,22 +70,36 @@ class EventStream:
 
     async def run(self, receive: Receive) -> None:
         """Carry the stream until the peer leaves, or break it off: only a subclass may end it as complete."""
-        wheel = self._app.wheel
+        wheel, ticket = self._app.wheel, self.passport.ticket
         slot = wheel.add(self, self.ping_s)
         try:
+            if ticket is not None:
+                tickets_of(self._app.hub).opened(ticket, self)
+            self.passport.watch(self.expire)
             self.wake()
             await self.sink.carry(receive)
         finally:
             wheel.remove(self, slot)
+            if ticket is not None:
+                tickets_of(self._app.hub).closed(ticket, self)
             if self._catching_up is not None:
                 self._catching_up.cancel()
                 await asyncio.wait([self._catching_up])
 
     def close(self) -> None:
-        """Leave the channel. A second call does nothing."""
+        """Leave the channel, and give back what the connection took. A second call does nothing."""
+        self.passport.leave()
         if self.feed is not None:
             self.feed.close()
             self.feed = None
+
+    def expire(self) -> None:
+        """The identity is over: what comes now is for somebody who shows a new token."""
+        self._leave(Expired())
+
+    def replace(self) -> None:
+        """The stream of this ticket was opened again, by a page that has lost this one or by another page."""
+        self._leave(TooMany())
 
     def wake(self) -> None:
         """There is something to take, or the hub leaves. A thousand viewers of a channel pay for each line here."""
@@ -89,7 +107,7 @@ class EventStream:
         if sink.is_over:
             return
         if self._app.hub.is_draining:
-            self._leave()
+            self._leave(Draining())
             return
         feed = self.feed
         if sink.is_busy or feed is None or self._catching_up is not None:
@@ -118,12 +136,17 @@ class EventStream:
 
     def beat(self) -> None:
         """Show the peer, and the proxies between, that this stream lives."""
-        if not self.sink.is_busy and not self.sink.is_over:
+        if self.passport.is_expired:  # a machine that slept has slept through its timers, too
+            self.expire()
+        elif not self.sink.is_busy and not self.sink.is_over:
             self.sink.write(self._ping)
 
     def write_batch(self, batch: EncodedBatch) -> None:
         """Write what the feed gave."""
-        self.sink.write_batch(batch, self._app.chunks)
+        if self._seal and batch.cursor is not None:
+            self.sink.write({"type": "http.response.body", "body": sealed(batch, self._seal), "more_body": True})
+        else:
+            self.sink.write_batch(batch, self._app.chunks)
 
     async def _catch_up(self, feed: Feed) -> None:
         try:
@@ -138,10 +161,12 @@ class EventStream:
             self._catching_up = None
         self.wake()
 
-    def _leave(self) -> None:
+    def _leave(self, why: HoldfastError) -> None:
         """Break off, and tell an EventSource when to come back: our clients have their own back-off."""
+        if self.sink.is_over:
+            return
         is_told = not self.sink.is_busy and not self._is_ours
-        last = {"type": "http.response.body", "body": farewell(Draining()), "more_body": True} if is_told else None
+        last = {"type": "http.response.body", "body": farewell(why), "more_body": True} if is_told else None
         self.sink.end(last)
 
 
@@ -162,9 +187,11 @@ async def _channel_stream(app: Open, scope: Scope, send: Send, channel: str) -> 
     hub = app.hub
     query = Query(scope)
     is_ours = says_who_it_is(scope, query)
+    passport: Passport | None = None
     try:
-        identity = await admit_stream(hub, scope)
-        identity.check("subscribe", check_channel(channel))
+        passport = await admit_stream(hub, scope, query, channel)
+        identity = passport.identity
+        identity.check("subscribe", channel)
         since = since_of(scope, query)
         history = allowed_history(identity, channel, query.whole("history", 0, hub.limits.history))
         flush_ms = query.whole("flush_ms", 0, 1000)
@@ -172,22 +199,58 @@ async def _channel_stream(app: Open, scope: Scope, send: Send, channel: str) -> 
         if scope["method"] == "HEAD":
             await send_empty_stream(app, scope, send)
             return None
-        stream = EventStream(app, send, is_ours=is_ours, ping_s=ping_s)
+        passport.sit()
+        stream = EventStream(app, send, passport, is_ours=is_ours, ping_s=ping_s)
         stream.feed = await hub.attach(channel, since, history=history, flush_ms=flush_ms, wake=stream.wake)
     except HoldfastError as error:
-        if is_ours or not error.retry:
+        if passport is not None:
+            passport.leave()
+        if is_ours or not may_come_back(error):
             raise
         await send_empty_stream(app, scope, send, farewell(error))
         return None
+    except BaseException:
+        if passport is not None:
+            passport.leave()
+        raise
     return stream
 
 
-async def admit_stream(hub: HubCore, scope: Scope) -> Identity:
-    """Who asks for a stream. A hub that leaves refuses before anything else. Raises Draining, Unauthenticated, …"""
+async def admit_stream(hub: HubCore, scope: Scope, query: Query, channel: str) -> Passport:
+    """Who asks for a stream of `channel`, by a ticket or as for every request. It has no seat yet.
+
+    A hub that leaves refuses before anything else. Raises Draining, InvalidName, Unauthenticated, Expired, Forbidden, …
+    """
+    await check_serving(hub)
+    ticket = query.text("ticket")
+    if ticket is None:
+        identity = await identify(hub, scope)
+        check_channel(channel)
+        return Passport(hub, scope, identity)
+    known = tickets_of(hub).read(ticket, check_channel(channel), parse_cursor(header(scope, b"last-event-id")))
+    return Passport(hub, scope, known.identity(), ticket=known)
+
+
+async def check_serving(hub: HubCore) -> None:
+    """Raises Draining where the hub leaves: before anything else is looked at."""
     await hub.start()
     if hub.is_draining:
         raise Draining("the server is leaving; another one, or it when restarted, will serve")
-    return await identify(hub, scope)
+
+
+def may_come_back(error: HoldfastError) -> bool:
+    """Is it worth the while of an EventSource to try again? A status would stop it for ever."""
+    return error.retry or isinstance(error, Expired)
+
+
+def seal_of(hub: HubCore, passport: Passport) -> str:
+    """What the cursors of a ticket's stream carry, so that it may come back; nothing on other streams."""
+    return tickets_of(hub).seal(passport.ticket) if passport.ticket is not None else ""
+
+
+def sealed(batch: EncodedBatch, seal: str) -> bytes:
+    """The batch as Server-Sent Events, with `seal` in its cursor: for one viewer alone, so not shared."""
+    return b"%b:%b\n\n" % (batch.sse.removesuffix(b"\n\n"), seal.encode())
 
 
 async def start_stream(app: Open, scope: Scope, send: Send) -> None:
@@ -226,11 +289,7 @@ def since_of(scope: Scope, query: Query) -> Cursor | None:
 
 def allowed_history(identity: Identity, channel: str, wanted: int | None) -> int | None:
     """How many finished messages a new start may show: none to whoever may subscribe but not see history."""
-    try:
-        identity.check("history", channel)
-    except Forbidden:
-        return 0
-    return wanted
+    return wanted if identity.has("history", channel) else 0
 
 
 def _retry(between_ms: tuple[int, int]) -> bytes:

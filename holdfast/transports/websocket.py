@@ -1,27 +1,63 @@
 """WebSocket: carries frames between an ASGI connection and its session.
 
-You are in `transports`. What frames mean is `session`'s; here are only the handshake, the sink, and the end. As few
-tasks as possible: the ASGI call receives, and writing is driven by whoever has something to say.
+You are in `transports`. What frames mean is `session`'s; here are only the handshake, who is at the other end (`auth`),
+the sink, and the end. As few tasks as possible: the ASGI call receives, and writing is driven by whoever has something
+to say.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import random
 from collections.abc import Coroutine
 from functools import partial
 from typing import Any
 
+import msgspec
+from msgspec import Struct
 from starlette.types import Message, Receive, Send
 
-from holdfast.core.errors import Draining, InvalidRequest
+from holdfast.core.errors import Busy, HoldfastError, InvalidRequest, TooMany, Unauthenticated
+from holdfast.core.events import encode_json
 from holdfast.hub.hub import HubCore
-from holdfast.hub.identity import Identity, Scope
-from holdfast.transports.door import identify
-from holdfast.transports.session import PING_S, Session
+from holdfast.hub.identity import Scope
+from holdfast.transports.codec import for_peers
+from holdfast.transports.door import header, known_identity
+from holdfast.transports.frames import Ref
+from holdfast.transports.passport import Passport
+from holdfast.transports.session import (
+    DRAINED,
+    FAILED,
+    FRAME_TOO_LARGE,
+    MISUSED,
+    PING_S,
+    Session,
+    _ref_in,
+)
 from holdfast.transports.sink import LAST_WORDS_S, HandSink, Sink, TaskSink
+from holdfast.transports.sse import RETRY_MS, check_serving
 from holdfast.transports.wheel import Wheel
 
 SUBPROTOCOL = "holdfast.v1"
+
+INTRODUCTION_S = 5.0  # for the first frame, where nothing at the upgrade said who asks
+AUTH_BYTES = 8 * 1024  # of a frame with a token
+MAX_UNKNOWN = 1_000  # sockets whose peers have not said who they are; they cost little, and for seconds only
+
+# Close codes (`docs/protocol.md`, "Close codes"): from 4200 on, a client gets a new token first.
+CROWDED = 4001
+ATTACH_ANEW = 4100
+EXPIRED = 4200
+UNKNOWN = 4201
+
+
+class _Auth(Struct, frozen=True, kw_only=True, tag_field="type", tag="auth"):
+    ref: Ref
+    token: str
+
+
+_auth = msgspec.json.Decoder(_Auth)
 
 
 class Sockets:
@@ -31,24 +67,46 @@ class Sockets:
         self._hub = hub
         self._wheel = wheel
         self._open: set[Socket] = set()
+        self._unknown: set[Introduction] = set()
 
     def __len__(self) -> int:
         return len(self._open)
 
-    async def admit(self, scope: Scope) -> Identity:
-        """Who asks for a socket. Raises Draining, Unauthenticated, Forbidden, InvalidRequest, …"""
-        await self._hub.start()
-        if self._hub.is_draining:
-            raise Draining("the server is leaving; another one, or it when restarted, will serve")
+    async def admit(self, scope: Scope) -> Passport:
+        """Who asks for a socket; it may yet have to say so. Raises Draining, Unauthenticated, Forbidden, TooMany, …"""
+        await check_serving(self._hub)
         offered = scope.get("subprotocols", ())
         if offered and SUBPROTOCOL not in offered:
             raise InvalidRequest(f"the subprotocol is {SUBPROTOCOL}")
-        return await identify(self._hub, scope)
+        identity = await known_identity(self._hub, scope)
+        passport = Passport(self._hub, scope, identity)
+        if identity is not None:
+            passport.sit()
+        elif header(scope, b"authorization") is not None:
+            raise Unauthenticated("nobody is known behind this request")
+        elif len(self._unknown) >= MAX_UNKNOWN:
+            raise Busy("too many sockets have not said yet who is there")
+        return passport
 
-    async def serve(self, identity: Identity, scope: Scope, receive: Receive, send: Send) -> None:
+    async def serve(self, passport: Passport, scope: Scope, receive: Receive, send: Send) -> None:
         """Accept the socket and carry it to its end."""
-        await send({"type": "websocket.accept", "subprotocol": SUBPROTOCOL if scope.get("subprotocols") else None})
-        socket = Socket(self._hub, identity, send)
+        try:
+            await send({"type": "websocket.accept", "subprotocol": SUBPROTOCOL if scope.get("subprotocols") else None})
+            if passport.is_known or await self._is_introduced(passport, receive, send):
+                await self._carry(passport, receive, send)
+        finally:
+            passport.leave()
+
+    async def _is_introduced(self, passport: Passport, receive: Receive, send: Send) -> bool:
+        introduction = Introduction(self._hub, passport, receive, send)
+        self._unknown.add(introduction)
+        try:
+            return await introduction.is_made()
+        finally:
+            self._unknown.discard(introduction)
+
+    async def _carry(self, passport: Passport, receive: Receive, send: Send) -> None:
+        socket = Socket(self._hub, passport, send)
         self._open.add(socket)
         slot = self._wheel.add(socket, int(PING_S))
         try:
@@ -64,21 +122,106 @@ class Sockets:
         """Send all away: the hub leaves. (A socket without a channel has no feed that would tell it.)"""
         for socket in tuple(self._open):
             socket.session.drain()
+        for introduction in tuple(self._unknown):
+            introduction.give_up()
+
+
+class Introduction:
+    """A socket whose peer has yet to say who is there, with its first frame."""
+
+    def __init__(self, hub: HubCore, passport: Passport, receive: Receive, send: Send) -> None:
+        self._hub = hub
+        self._passport = passport
+        self._receive = receive
+        self._send = send
+        self._patience: asyncio.Timeout | None = None
+
+    async def is_made(self) -> bool:
+        """Wait for `auth`, and say whether it was good; if it was not, the socket is closed."""
+        with contextlib.suppress(OSError):  # the peer has left
+            try:
+                async with asyncio.timeout(INTRODUCTION_S) as self._patience:
+                    message = await self._receive()
+            except TimeoutError:
+                await self._close(DRAINED if self._hub.is_draining else UNKNOWN)
+                return False
+            finally:
+                self._patience = None
+            return message["type"] == "websocket.receive" and await self._is_good(message.get("text"))
+        return False
+
+    def give_up(self) -> None:
+        """The hub leaves: wait no longer."""
+        if self._patience is not None and not self._patience.expired():
+            self._patience.reschedule(asyncio.get_running_loop().time())
+
+    async def _is_good(self, text: str | None) -> bool:
+        if text is None:
+            await self._close(MISUSED)
+            return False
+        if len(text) > AUTH_BYTES:
+            await self._close(FRAME_TOO_LARGE)
+            return False
+        auth = _auth_in(text)
+        try:
+            if auth is None:
+                raise Unauthenticated("nobody is known here yet: the first frame is `auth`, with a token")
+            await self._passport.renew(auth.token)
+        except HoldfastError as error:
+            refusal = {**for_peers(error).problem(), "type": "error", "ref": _ref_in(text.encode(errors="replace"))}
+            await self._tell(refusal)
+            await self._close(_CODES.get(type(error), UNKNOWN), error.code)
+            return False
+        await self._tell({"type": "ok", "ref": auth.ref})
+        return True
+
+    async def _tell(self, frame: dict[str, Any]) -> None:
+        await self._send({"type": "websocket.send", "text": encode_json(frame).decode()})
+
+    async def _close(self, code: int, reason: str | None = None) -> None:
+        reason = reason or _REASONS[code]
+        retry = {"retry_ms": random.randint(*RETRY_MS)} if code == DRAINED else {}
+        await self._tell({"type": "bye", "reason": reason, **retry})
+        await self._send({"type": "websocket.close", "code": code, "reason": reason})
+
+
+_REASONS = {
+    DRAINED: "draining",
+    UNKNOWN: "unauthenticated",
+    MISUSED: "invalid_request",
+    FRAME_TOO_LARGE: "too_large",
+}
+_CODES: dict[type[HoldfastError], int] = {TooMany: CROWDED, Busy: FAILED, HoldfastError: FAILED}
+
+
+def _auth_in(text: str) -> _Auth | None:
+    """The `auth` frame in `text`, if it is one."""
+    if '"auth"' not in text or len(text) > AUTH_BYTES:
+        return None
+    try:
+        return _auth.decode(text)
+    except (msgspec.DecodeError, ValueError, RecursionError):
+        return None
 
 
 class Socket:
     """One connection: a session and the sink its frames go to."""
 
-    __slots__ = ("_is_closing", "_is_due", "_loop", "_room", "_tasks", "session", "sink")
+    __slots__ = ("_is_closing", "_is_due", "_is_renewing", "_loop", "_room", "_tasks", "passport", "session", "sink")
 
-    def __init__(self, hub: HubCore, identity: Identity, send: Send) -> None:
+    def __init__(self, hub: HubCore, passport: Passport, send: Send) -> None:
+        self.passport = passport
+        self._is_renewing = False
         self._loop = asyncio.get_running_loop()
         self._tasks: set[asyncio.Task[None]] | None = None
         self._room: asyncio.Future[None] | None = None
         self._is_due = False
         self._is_closing = False
         self.sink: Sink = HandSink(send, self) if hub.drive_by_hand else TaskSink(send, self)
-        self.session = Session(hub, identity, now_s=self._loop.time(), wake=self._wake, start_task=self._start_task)
+        self.session = Session(
+            hub, passport.identity, now_s=self._loop.time(), wake=self._wake, start_task=self._start_task
+        )
+        passport.watch(self._expire)
 
     # For the sink
 
@@ -89,7 +232,7 @@ class Socket:
         text = message.get("text")
         if text is None:
             self.session.receive_binary()
-        else:
+        elif self.session.closing is None and self._is_welcome(text):
             self.session.receive(text, now_s=self._loop.time())
         return True
 
@@ -110,7 +253,52 @@ class Socket:
 
     def beat(self) -> None:
         """Every few seconds: a ping may be due."""
+        if self.passport.is_expired:  # a machine that slept has slept through its timers, too
+            self._expire()
         self._pump()
+
+    # Who is there
+
+    def _is_welcome(self, text: str) -> bool:
+        """Is this frame the session's to answer? One too many is refused here, and `auth` is about the passport."""
+        passport, session = self.passport, self.session
+        auth = _auth_in(text) if passport.is_renewable else None
+        if auth is None and passport.is_expired:
+            self._expire()
+            return False
+        try:
+            passport.count_request()
+            if auth is not None and self._is_renewing:
+                raise TooMany("a token is being verified already")
+        except TooMany as error:
+            session._refuse(auth.ref if auth is not None else _ref_in(text.encode(errors="replace")), error)
+            return False
+        if auth is None:
+            return True
+        self._is_renewing = True
+        self._start_task(self._renew(auth))
+        return False
+
+    async def _renew(self, auth: _Auth) -> None:
+        session = self.session
+        before = self.passport.identity
+        try:
+            identity = await self.passport.renew(auth.token)
+        except HoldfastError as error:
+            session._refuse(auth.ref, error)
+            return
+        finally:
+            self._is_renewing = False
+        session._identity = identity
+        session._reply({"type": "ok", "ref": auth.ref})
+        if session.closing is None and not identity.includes(before):
+            # It watches, is present, or works, by what it may do no more: each is asked for and judged anew.
+            session._end(ATTACH_ANEW, "forbidden")
+
+    def _expire(self) -> None:
+        """The identity is over: what comes now is for somebody who shows a new token."""
+        if self.session.closing is None:
+            self.session._end(EXPIRED, "unauthenticated")
 
     # For the session
 

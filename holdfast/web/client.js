@@ -146,6 +146,17 @@ class Line {
     this.#heardAt = this.client.now()
   }
 
+  /** @param {string} data @param {(frame: any, data: string) => void} receive */
+  take(data, receive) {
+    this.heard()
+    try {
+      receive(JSON.parse(data), data)
+    } catch (error) {
+      this.fail() // what was in it is lost, so it has to come again
+      throw error
+    }
+  }
+
   /** @param {number} [least_ms] how long to stay away */
   fail(least_ms = 0) {
     const { client, isOpen } = this
@@ -219,19 +230,11 @@ function dialSocket(line) {
     for (const { text } of client.unanswered.values()) socket.send(text)
     line.opened()
   }
-  socket.onmessage = ({ data }) => {
-    line.heard()
-    try {
-      receive(JSON.parse(data), data)
-    } catch (error) {
-      line.fail() // what was in it is lost, so it has to come again
-      throw error
-    }
-  }
+  socket.onmessage = ({ data }) => line.take(data, receive)
   socket.onclose = ({ code }) => {
     if (code >= 4300) return client.close(new HoldfastError(bye.reason ?? "refused", bye))
     if (code >= 4100 && code < 4200) for (const { view } of line.channels) view.cursor = null
-    line.fail(bye.retry_ms)
+    line.fail(Math.min(bye.retry_ms, BACKOFF_CAP_MS) || 0) // timers of more than 24 days fire at once
   }
   return () => {
     socket.onopen = socket.onmessage = socket.onclose = null
@@ -259,11 +262,10 @@ function dialStream(/** @type {Line} */ line) {
   source.addEventListener("ping", heard)
   for (const type of EVENT_TYPES) {
     source.addEventListener(type, ({ data, lastEventId }) => {
-      heard()
       // An event without an id reports the one before it: only a new one is the end of a batch.
       const cursor = lastEventId === last ? undefined : lastEventId
       last = lastEventId
-      channel.receive({ cursor, events: [JSON.parse(data)] }, data, line)
+      line.take(data, (event) => channel.receive({ cursor, events: [event] }, data, line))
     })
   }
   return () => source.close()

@@ -13,23 +13,34 @@ from holdfast.core.decide import Decision, decide
 from holdfast.core.draft import Draft
 from holdfast.core.limits import Limits
 from holdfast.core.model import Message
-from holdfast.core.ops import Entry
+from holdfast.core.names import command_key
+from holdfast.core.ops import Entry, Writer
 from holdfast.core.requests import (
     AppendText,
     Asker,
+    ClaimTurn,
     CreateMessage,
     DeleteMessage,
+    EndTurn,
     FinishMessage,
     PutPart,
+    RenewLease,
+    ReplyCommand,
     Request,
+    SendCommand,
+    SettleCommand,
     TakeOver,
     UpdateMessage,
 )
-from holdfast.core.state import ChannelState, MessageState, apply_entry
+from holdfast.core.state import ChannelState, CommandState, MessageState, apply_entry
 
 ANN = Asker(id="ann")
 BOB = Asker(id="bob")
+ADMIN = Asker(id="root", is_admin=True)
+NAMELESS = Asker()
 SERVER = Asker(id="ann", is_server=True)
+APP = Asker(id="app", writer=Writer(by="app", node="here"), is_app=True)
+AGENT = Asker(id="agent", writer=Writer(by="agent", node="here"), is_server=True)  # as the desk of a hub claims turns
 
 
 class Desk:
@@ -42,11 +53,19 @@ class Desk:
         self.draft = Draft(self.state)
         self.log: list[Entry] = []
         self.now_ms = 1_000
+        self.is_served = False  # do agents answer here?
 
     def ask(self, message_id: str, request: Request, asker: Asker = ANN) -> Decision:
         """Decide; a decision that stores something gets the serial of its last operation."""
-        now_ms, limits = self.now_ms, self.limits
-        decision = decide(self.draft, message_id, request, asker=asker, now_ms=now_ms, limits=limits)
+        decision = decide(
+            self.draft,
+            message_id,
+            request,
+            asker=asker,
+            now_ms=self.now_ms,
+            limits=self.limits,
+            is_served=self.is_served,
+        )
         for op in decision.ops:
             decision = replace(decision, serial=self.draft.add(op))
         if not self.batches:
@@ -70,6 +89,12 @@ class Desk:
         assert known is not None
         return known
 
+    def known_command(self, command_id: str) -> CommandState:
+        """A command as it is stored."""
+        known = self.state.command(command_key(command_id))
+        assert known is not None
+        return known
+
     def message(self, message_id: str) -> Message:
         """A message as it is stored, as clients see it."""
         return self.known(message_id).message()
@@ -90,11 +115,13 @@ class Desk:
     def append(self, message_id: str, text: str, *, asker: Asker = ANN, **fields: Any) -> Decision:
         return self.ask(message_id, AppendText(text=text, **fields), asker)
 
-    def part(self, message_id: str, index: int, part: dict[str, Any], **fields: Any) -> Decision:
-        return self.ask(message_id, PutPart(index=index, part=part, **fields))
+    def part(
+        self, message_id: str, index: int, part: dict[str, Any], *, asker: Asker = ANN, **fields: Any
+    ) -> Decision:
+        return self.ask(message_id, PutPart(index=index, part=part, **fields), asker)
 
-    def update(self, message_id: str, **fields: Any) -> Decision:
-        return self.ask(message_id, UpdateMessage(**fields))
+    def update(self, message_id: str, *, asker: Asker = ANN, **fields: Any) -> Decision:
+        return self.ask(message_id, UpdateMessage(**fields), asker)
 
     def finish(self, message_id: str, status: Any = "complete", *, asker: Asker = ANN, **fields: Any) -> Decision:
         return self.ask(message_id, FinishMessage(status=status, **fields), asker)
@@ -106,8 +133,30 @@ class Desk:
     def take_over(self, message_id: str, *, asker: Asker = BOB, **fields: Any) -> Decision:
         return self.ask(message_id, TakeOver(**fields), asker)
 
-    def delete(self, message_id: str) -> Decision:
-        return self.ask(message_id, DeleteMessage())
+    def delete(self, message_id: str, *, asker: Asker = ANN) -> Decision:
+        return self.ask(message_id, DeleteMessage(), asker)
+
+    def renew(self, message_id: str, lease_s: float = 15.0, *, asker: Asker = ANN, **fields: Any) -> Decision:
+        return self.ask(message_id, RenewLease(lease_s=lease_s, **fields), asker)
+
+    def command(self, command_id: str, name: str = "steer", *, asker: Asker = ANN, **fields: Any) -> Decision:
+        return self.ask(command_key(command_id), SendCommand(name=name, **fields), asker)
+
+    def cancel(self, command_id: str, target: str | None, *, asker: Asker = ANN) -> Decision:
+        return self.command(command_id, "cancel", target=target, asker=asker)
+
+    def reply(self, command_id: str, *, asker: Asker = ANN, **fields: Any) -> Decision:
+        return self.ask(command_key(command_id), ReplyCommand(**fields), asker)
+
+    def settle(self, command_id: str, *, is_expired: bool = False) -> Decision:
+        """The server's word on a command that nobody answered."""
+        return self.ask(command_key(command_id), SettleCommand(is_expired=is_expired), SERVER)
+
+    def claim(self, message_id: str, generation: int = 0, *, asker: Asker = AGENT, lease_s: float = 0.0) -> Decision:
+        return self.ask(message_id, ClaimTurn(generation=generation, lease_s=lease_s), asker)
+
+    def end(self, message_id: str, generation: int = 1, state: Any = "done", *, asker: Asker = AGENT) -> Decision:
+        return self.ask(message_id, EndTurn(generation=generation, state=state), asker)
 
 
 def text_part(text: str = "") -> dict[str, Any]:

@@ -96,7 +96,7 @@ def test_the_same_create_again_is_success_after_edits_and_a_takeover(desk: Desk)
     desk.append("m", "text")
     desk.interrupt("m")
     desk.take_over("m")
-    desk.update("m", meta={"x": 1}, generation=2)
+    desk.update("m", meta={"x": 1}, generation=2, asker=BOB)
     again = desk.stream("m")
     assert (again.ops, again.serial, again.generation) == ((), 1, 1)
 
@@ -413,7 +413,7 @@ def test_a_finished_message_is_updated_without_a_generation_even_after_a_takeove
     desk.stream("m")
     desk.interrupt("m")
     desk.take_over("m")
-    desk.finish("m", generation=2)
+    desk.finish("m", generation=2, asker=BOB)
     desk.update("m", text="x")
     assert desk.text("m") == "x"
 
@@ -592,7 +592,7 @@ def test_a_message_that_never_was_is_not_found(desk: Desk, request_: Request) ->
 @pytest.mark.parametrize("request_", ABOUT_A_MESSAGE)
 def test_deleted_is_reported_before_all_else(request_: Request) -> None:
     desk = taken_over()
-    desk.finish("m", generation=2, request="r")
+    desk.finish("m", generation=2, request="r", asker=BOB)
     desk.delete("m")
     with pytest.raises(Deleted):
         desk.ask("m", request_)
@@ -601,7 +601,7 @@ def test_deleted_is_reported_before_all_else(request_: Request) -> None:
 @pytest.mark.parametrize("request_", OF_WRITERS)
 def test_fenced_is_reported_before_finished(request_: Request) -> None:
     desk = taken_over()
-    desk.finish("m", generation=2)
+    desk.finish("m", generation=2, asker=BOB)
     with pytest.raises(Fenced):
         desk.ask("m", request_)
 
@@ -628,7 +628,7 @@ def test_a_repeat_is_answered_before_fenced_and_finished(desk: Desk) -> None:
     first = desk.part("m", 0, text_part("x"), request="r")
     desk.interrupt("m")
     desk.take_over("m")
-    desk.finish("m", generation=2)
+    desk.finish("m", generation=2, asker=BOB)
     assert desk.part("m", 0, text_part("x"), request="r").serial == first.serial
 
 
@@ -654,7 +654,7 @@ def test_a_repeated_takeover_gets_its_generation_and_the_lengths_as_they_are_now
     desk.stream("m", "abc")
     desk.interrupt("m")
     first = desk.take_over("m", request="r")
-    desk.append("m", "de", generation=2)
+    desk.append("m", "de", generation=2, asker=BOB)
     again = desk.take_over("m", request="r")
     assert (first.serial, first.generation, first.lengths) == (3, 2, [3])
     assert (again.serial, again.generation, again.lengths, again.ops) == (3, 2, [5], ())
@@ -967,7 +967,7 @@ def test_text_never_crosses_an_update_a_finish_or_a_takeover(batch: Desk) -> Non
     batch.append("m", "b")
     batch.finish("m", "interrupted", asker=SERVER)
     batch.take_over("m")
-    batch.append("m", "c", generation=2)
+    batch.append("m", "c", generation=2, asker=BOB)
     ops = [entry.op for entry in batch.commit()]
     assert [type(op) for op in ops] == [Create, Append, Update, Append, Finish, Takeover, Append]
     assert [entry.serial for entry in batch.log] == [1, 2, 3, 4, 5, 6, 7]

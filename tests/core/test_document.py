@@ -21,7 +21,7 @@ from holdfast.core.errors import Deleted
 from holdfast.core.events import encode_json
 from holdfast.core.state import ChannelState, MessageState, apply_entry
 from holdfast.core.text import MARK_BYTES, Text
-from tests.core.desk import Desk, data_part, text_part, tool_part
+from tests.core.desk import BOB, Desk, data_part, text_part, tool_part
 from tests.core.worlds import IDS, Asked, Shelf, World, batches
 
 
@@ -52,8 +52,8 @@ def full() -> Desk:
     desk.part("m", 2, {"type": "file", "url": "u"}, request="r1")
     desk.interrupt("m")
     desk.take_over("m", request="r2")
-    desk.append("m", "end", generation=2)
-    desk.finish("m", "failed", reason="no", meta={"c": 2}, generation=2, request="r3")
+    desk.append("m", "end", generation=2, asker=BOB)
+    desk.finish("m", "failed", reason="no", meta={"c": 2}, generation=2, request="r3", asker=BOB)
     return desk
 
 
@@ -70,10 +70,10 @@ def test_a_document_says_what_a_store_looks_for() -> None:
     desk.create("first", text="x")
     desk.stream("m", "hello")
     kept = document(desk.known("m"))
-    assert (kept.id, kept.created, kept.version, kept.is_streaming, kept.is_deleted) == ("m", 2, 2, True, False)
+    assert (kept.id, kept.created, kept.version, kept.is_open, kept.is_deleted) == ("m", 2, 2, True, False)
     assert kept.size_bytes == desk.known("m").size_bytes
     desk.finish("m")
-    assert not document(desk.known("m")).is_streaming
+    assert not document(desk.known("m")).is_open
 
 
 def test_decisions_are_the_same_on_a_restored_message() -> None:

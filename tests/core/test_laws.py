@@ -139,7 +139,8 @@ class Watched:
             return Batch(events=[resumed(state), *missed], cursor=str(state.cursor))
         page = newest_messages(state, 2, LIMITS)
         assert page is not None
-        return Batch(events=list(new_start(state, *page)), cursor=str(state.cursor))
+        attached, updates = new_start(state, *page)
+        return Batch(events=[attached, *updates], cursor=str(state.cursor))
 
     def check(self, view: View, *, is_complete: bool, is_new: bool = False) -> None:
         truth = self.world.messages()

@@ -16,11 +16,11 @@ from holdfast.core.events import (
     MessageAppend,
     MessageCreate,
     MessageDelete,
-    MessageEvent,
     MessageFinish,
     MessagePart,
     MessageTakeover,
     MessageUpdate,
+    StoredEvent,
     encode_json,
 )
 from holdfast.core.limits import Limits
@@ -28,7 +28,7 @@ from holdfast.core.ops import Entry, Update
 from holdfast.core.owed import events_since, new_start, newest_messages, resumed
 from holdfast.core.state import TAIL_ENTRIES, ChannelState, apply_entry
 from holdfast.hub.feed import EncodedBatch
-from tests.core.desk import BOB, SERVER, Desk, data_part, text_part, tool_part
+from tests.core.desk import ADMIN, BOB, Desk, data_part, text_part, tool_part
 from tests.core.worlds import Shelf
 
 LIMITS = Limits()
@@ -39,7 +39,7 @@ def desk() -> Desk:
     return Desk()
 
 
-def owed(desk: Desk, since: int) -> list[MessageEvent]:
+def owed(desk: Desk, since: int) -> list[StoredEvent]:
     events = events_since(desk.state, since, limit=200)
     assert events is not None
     return events
@@ -226,8 +226,8 @@ def test_text_is_split_at_a_finish_and_a_takeover(desk: Desk) -> None:
     desk.append("m", "fore")
     desk.interrupt("m")
     desk.take_over("m")
-    desk.append("m", " af", generation=2)
-    desk.append("m", "ter", generation=2)
+    desk.append("m", " af", generation=2, asker=BOB)
+    desk.append("m", "ter", generation=2, asker=BOB)
     interrupted = MessageFinish(serial=4, id="m", status="interrupted", updated_at=1_000)
     after = [
         MessageTakeover(serial=5, id="m"),
@@ -248,8 +248,8 @@ def test_of_several_ends_the_last_ones_are_owed(desk: Desk) -> None:
     desk.append("m", "1")
     desk.interrupt("m")
     desk.take_over("m")
-    desk.append("m", "2", generation=2)
-    desk.finish("m", generation=2)
+    desk.append("m", "2", generation=2, asker=BOB)
+    desk.finish("m", generation=2, asker=BOB)
     assert owed(desk, 1) == [
         MessageAppend(serial=2, id="m", part=0, at=0, text="1"),
         MessageAppend(serial=5, id="m", part=0, at=1, text="2"),
@@ -259,8 +259,8 @@ def test_of_several_ends_the_last_ones_are_owed(desk: Desk) -> None:
 
 def test_a_takeover_of_what_streamed_is_one_event(desk: Desk) -> None:
     desk.stream("m", "a")
-    desk.take_over("m", asker=SERVER)
-    desk.append("m", "b", generation=2, asker=BOB)
+    desk.take_over("m", asker=ADMIN)
+    desk.append("m", "b", generation=2, asker=ADMIN)
     assert owed(desk, 1) == [
         MessageTakeover(serial=2, id="m"),
         MessageAppend(serial=3, id="m", part=0, at=1, text="b"),
@@ -328,13 +328,11 @@ def begin(desk: Desk, history: int, limits: Limits = LIMITS) -> tuple[list[str],
     """The ids of a new start in their order, and its `more` and `before`."""
     page = newest_messages(desk.state, history, limits)
     assert page is not None
-    attached, *updates = new_start(desk.state, *page)
-    assert isinstance(attached, ChannelAttached)
+    attached, updates = new_start(desk.state, *page)
     assert (attached.resumed, attached.serial, attached.epoch) == (False, desk.state.serial, desk.state.epoch)
     for update in updates:
-        assert isinstance(update, MessageUpdate)
         assert update == MessageUpdate(serial=update.message.version, message=desk.message(update.message.id))
-    return [event.message.id for event in updates if isinstance(event, MessageUpdate)], attached.more, attached.before
+    return [update.message.id for update in updates], attached.more, attached.before
 
 
 def conversation(desk: Desk) -> None:
@@ -365,7 +363,7 @@ def test_a_new_start_of_an_empty_channel(desk: Desk) -> None:
     page = newest_messages(desk.state, 50, LIMITS)
     assert page == ([], False)
     attached = ChannelAttached(channel="c", epoch="-", serial=0, resumed=False, more=False, before=1)
-    assert new_start(desk.state, *page) == [attached]
+    assert new_start(desk.state, *page) == (attached, [])
 
 
 def test_a_new_start_of_a_channel_where_all_is_deleted(desk: Desk) -> None:
@@ -514,7 +512,8 @@ def test_a_hydration_costs_the_text_and_500_bytes() -> None:
     desk, _, _ = answer(ANSWERS["quotes and lines"], tokens=4)
     page = newest_messages(desk.state, 1, LIMITS)
     assert page is not None
-    batch = EncodedBatch("c", str(desk.state.cursor), new_start(desk.state, *page))
+    attached, updates = new_start(desk.state, *page)
+    batch = EncodedBatch("c", str(desk.state.cursor), [attached, *updates])
     assert len(batch.sse) <= 1.05 * json_bytes(desk.text("m")) + 500
 
 

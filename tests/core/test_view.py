@@ -1,7 +1,6 @@
 """The viewer's side against the vectors that every client passes (`tests/vectors/README.md`).
 
-You are in `tests`. JavaScript runs the same files. Of commands, presence and signals `core.view` keeps nothing yet:
-those vectors are run all the same, for what they say about messages and cursors.
+You are in `tests`. JavaScript runs the same files.
 """
 
 from __future__ import annotations
@@ -17,19 +16,22 @@ from msgspec.structs import replace
 from holdfast.core.events import (
     Batch,
     ChannelAttached,
+    CommandReply,
+    CommandSent,
     MessageAppend,
     MessageCreate,
     MessageUpdate,
     Page,
+    ServerEvent,
+    Signal,
     encode_json,
     known_events,
 )
-from holdfast.core.model import Message
+from holdfast.core.model import Command, Message
 from holdfast.core.text import Text
 from holdfast.core.view import View, ViewGap
 
 VECTORS = Path(__file__).parent.parent / "vectors"
-NOT_KEPT = ("commands", "members", "count", "passed")
 
 Vector = dict[str, Any]
 
@@ -46,6 +48,7 @@ class Run:
         self.view = View()
         self.gap = False
         self.ask_again: bool | None = None
+        self.passed: list[Any] = []
 
     def take(self, step: Vector) -> None:
         if "batch" in step:
@@ -54,6 +57,7 @@ class Run:
                 self.view.receive(Batch(events=known_events(batch["events"]), cursor=batch.get("cursor")))
             except ViewGap:
                 self.gap = True
+            self.passed += self.view.passed
         elif "page" in step:
             self.ask_again = not self.view.receive_page(msgspec.convert(step["page"], Page))
         else:
@@ -62,16 +66,18 @@ class Run:
 
     def check(self, expected: Vector) -> None:
         state = {
-            "messages": [json.loads(encode_json(message)) for message in self.view.messages()],
+            "messages": self.view.messages(),
             "cursor": self.view.cursor,
             "gap": self.gap,
             "before": self.view.before,
             "more": self.view.more,
             "ask_again": self.ask_again,
+            "commands": self.view.commands(),
+            "members": self.view.members(),
+            "count": self.view.count,
+            "passed": self.passed,
         }
-        assert {name: state[name] for name in expected if name not in NOT_KEPT} == {
-            name: value for name, value in expected.items() if name not in NOT_KEPT
-        }
+        assert json.loads(encode_json({name: state[name] for name in expected})) == expected
 
 
 @pytest.mark.parametrize("vector", [*vectors("view"), *vectors("commands"), *vectors("presence")])
@@ -142,10 +148,11 @@ def test_what_a_cut_batch_showed_of_a_log_that_is_gone_does_not_stay() -> None:
         return ChannelAttached(channel="c", epoch=epoch, serial=serial, resumed=resumed)
 
     message = view_of("of the first life").messages()[0]
-    for events, cursor in (
+    lives: list[tuple[list[ServerEvent], str]] = [
         ([attached("-", 0)], "-:0"),  # the channel was deleted meanwhile
         ([attached("e2", 1), MessageCreate(serial=1, message=replace(message, id="n"))], "e2:1"),  # … and began anew
-    ):
+    ]
+    for events, cursor in lives:
         view = View()
         view.receive(Batch(events=[attached("-", 0, resumed=False)], cursor="-:0"))
         view.receive(Batch(events=[attached("e1", 1), MessageCreate(serial=1, message=message)]))
@@ -153,6 +160,30 @@ def test_what_a_cut_batch_showed_of_a_log_that_is_gone_does_not_stay() -> None:
         view.cut()
         view.receive(Batch(events=events, cursor=cursor))
         assert [one.id for one in view.messages()] == (["n"] if cursor == "e2:1" else [])
+
+
+def test_commands_of_a_log_that_is_gone_are_forgotten() -> None:
+    def attached(epoch: str, serial: int, *, resumed: bool = True) -> ChannelAttached:
+        return ChannelAttached(channel="c", epoch=epoch, serial=serial, resumed=resumed)
+
+    view, command = View(), Command(id="c", name="cancel", expires_at=90_000)
+    view.receive(Batch(events=[attached("-", 0, resumed=False)], cursor="-:0"))
+    first, reply = CommandReply(serial=2, id="c", ok=True), CommandReply(serial=2, id="c", ok=False)
+    view.receive(Batch(events=[attached("e1", 2), CommandSent(serial=1, command=command), first]))
+    assert (view.passed, view.commands()) == ([first], [])
+    view.cut()
+    view.receive(Batch(events=[attached("e2", 1), CommandSent(serial=1, command=command)], cursor="e2:1"))
+    assert (view.passed, view.commands()) == ([], [command])
+    view.receive(Batch(events=[reply], cursor="e2:2"))
+    assert (view.passed, view.commands()) == ([reply], [])
+
+
+def test_passed_is_of_the_last_batch_only() -> None:
+    view, signal = view_of(""), Signal(name="typing")
+    view.receive(Batch(events=[signal]))
+    assert view.passed == [signal]
+    view.receive(Batch(events=[], cursor="e:1"))
+    assert view.passed == []
 
 
 def test_a_message_that_is_not_shown_has_no_text() -> None:
@@ -165,3 +196,11 @@ def test_what_is_remembered_of_messages_out_of_view_is_bounded() -> None:
         append = MessageAppend(serial=2 + number, id=f"n{number}", part=0, at=0, text="x")
         view.receive(Batch(events=[append], cursor=f"e:{2 + number}"))
     assert len(view._seen) <= 10_000
+
+
+def test_what_is_remembered_of_commands_is_bounded() -> None:
+    view = view_of("")
+    for number in range(30_000):
+        reply = CommandReply(serial=2 + number, id=f"c{number}", ok=True)
+        view.receive(Batch(events=[reply], cursor=f"e:{2 + number}"))
+    assert len(view._commands._is_answered) <= 10_000

@@ -196,8 +196,8 @@ class Weather(MemoryStore):
     async def page(self, *args: Any, **kwargs: Any) -> Any:
         return await self._read(super().page, *args, **kwargs)
 
-    async def streaming(self, *args: Any) -> Any:
-        return await self._read(super().streaming, *args)
+    async def open_documents(self, *args: Any) -> Any:
+        return await self._read(super().open_documents, *args)
 
 
 # -- the world -------------------------------------------------------------------------------------------------
@@ -549,8 +549,8 @@ class World:
 
     async def check_dead(self) -> None:
         """No message streams whose writer died with its process."""
-        for found in await MemoryStore.streaming(self.store):
-            writer = restore(found.message).writer
+        for found in await MemoryStore.open_documents(self.store):
+            writer = restore(found.stored).writer
             assert writer is None or writer.node in (None, self.hubs[0].node)
 
     async def live(self) -> None:

@@ -84,7 +84,7 @@ async def test_after_an_unclear_commit_that_cannot_be_looked_up_nothing_is_decid
     with pytest.raises(StoreUnavailable):
         await hub.create("c", id="m", text="stored all the same")
     with pytest.raises(StoreUnavailable):
-        await hub.ask("c", "m", DeleteMessage(), ANN)
+        await hub.ask("c", "m", DeleteMessage(), hub.asker("ann"))
     with pytest.raises(StoreUnavailable):
         await hub.read("c", "m")
     store.is_unreadable = False
@@ -106,7 +106,7 @@ async def test_a_message_that_is_ended_before_its_writer_hears_of_it_is_its_own_
     await hub.start()
     store.is_silent = True
     opening = asyncio.create_task(hub.message("c", id="m").open())
-    ending = asyncio.create_task(hub.ask("c", "m", request_, ANN))  # it waits behind the message's beginning
+    ending = asyncio.create_task(hub.ask("c", "m", request_, hub.asker("ann")))  # it waits behind the message's beginning
 
     async def write() -> None:
         async with await opening as message:

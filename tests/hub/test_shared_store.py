@@ -14,7 +14,7 @@ from holdfast.core.events import ChannelAttached
 from holdfast.core.limits import Limits
 from holdfast.core.requests import AppendText, Asker, CreateMessage, FinishMessage
 from holdfast.hub import HubCore
-from holdfast.stores.base import Committed, CommitUnknown, Conflict, StreamingMessage, Write
+from holdfast.stores.base import Committed, CommitUnknown, Conflict, OpenDocument, Write
 from holdfast.stores.memory import MemoryStore
 from holdfast.testing.contract import Chat, create
 from tests.hub.watching import Watcher
@@ -39,11 +39,11 @@ class Shared(MemoryStore):
             raise CommitUnknown("stored, but who knows")
         return answers
 
-    async def streaming(self, channel: str | None = None) -> list[StreamingMessage]:
+    async def open_documents(self, channel: str | None = None) -> list[OpenDocument]:
         if self.passing is None:
-            return await super().streaming(channel)
+            return await super().open_documents(channel)
         await self.commit([self.passing])
-        found = await super().streaming(channel)
+        found = await super().open_documents(channel)
         await self.delete_channel(self.passing.channel, used_up=[], until_ms=0)
         return found
 

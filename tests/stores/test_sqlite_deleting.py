@@ -52,6 +52,20 @@ async def test_text_of_a_deleted_message_is_gone_within_a_minute(store: SqliteSt
     assert await texts(store, "c", "m2") == ["stays" + "." * 38]
 
 
+async def test_a_clock_set_back_does_not_keep_deleted_text_for_longer(store: SqliteStore, path: Path) -> None:
+    hour_ms = 60 * MINUTE_MS
+    chat = Chat(store)
+    await store.tidy(hour_ms)
+    await chat.do(create("m1", streaming=True), create("m2", "stays", streaming=True))
+    await chat.do(append("m1", "SECRET"), append("m2", "."))  # one row holds both
+    await store.tidy(hour_ms + 5_000)
+    await chat.do(delete("m1"), documents=["m1"])
+    assert b"SECRET" in on_disk(path)
+    await tidy_for_a_minute(store, chat)  # from 0: an hour earlier than it was
+    assert b"SECRET" not in on_disk(path)
+    assert await texts(store, "c", "m2") == ["stays."]
+
+
 async def test_text_of_a_deleted_channel_is_gone_within_a_minute(store: SqliteStore, path: Path) -> None:
     gone, other = Chat(store, "gone"), Chat(store, "other")
     await other.do(create("m1", streaming=True))

@@ -139,7 +139,7 @@ async def test_a_message_that_goes_on_after_done_is_told_from_there(served: Serv
 
     await begin(served)
     await change(served, "POST", "/m1/append", {"text": "half "})
-    server = Asker(is_server=True)
+    server = Asker(id="anonymous", is_server=True)
     await served.hub.ask("c", "m1", FinishMessage(status="interrupted"), server)
     first = await Stream.open(served, EVENTS)
     assert await first.until_over() is True

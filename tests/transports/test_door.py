@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
@@ -141,7 +141,7 @@ async def test_an_origin_that_was_named_comes_in_and_a_star_names_none() -> None
 
 
 async def with_verifier(
-    verify: Callable[[Any], Coroutine[Any, Any, Identity | None]], how: dict[str, Any], **options: Any
+    verify: Callable[[Any], Awaitable[Identity | None]], how: dict[str, Any], **options: Any
 ) -> tuple[int, Any]:
     hub = new_hub(authenticate=verify, **options)
     try:
@@ -177,8 +177,13 @@ async def test_nobody_known_is_401(path: str) -> None:
     assert await with_verifier(nobody, {**AWAY, "path": path}) == (401, "unauthenticated")
 
 
-async def test_nobody_known_gets_no_socket() -> None:
-    assert await with_verifier(nobody, SOCKET) == (401, "unauthenticated")
+async def test_who_shows_something_that_nobody_knows_gets_no_socket() -> None:
+    shown = {**SOCKET, "headers": [*AWAY["headers"], (b"authorization", b"Bearer bad")]}
+    assert await with_verifier(nobody, shown) == (401, "unauthenticated")
+
+
+async def test_who_shows_nothing_gets_a_socket_to_say_who_it_is() -> None:
+    assert (await with_verifier(nobody, SOCKET))[0] == 101
 
 
 async def test_a_verifier_is_asked_with_the_request_and_its_word_counts() -> None:
@@ -256,24 +261,108 @@ async def test_every_operation_needs_its_capability(capability: str, method: str
 FOREIGN: tuple[bytes, bytes] = (b"origin", b"https://evil.example")
 
 
-@pytest.mark.parametrize(
-    ("how", "status"),
-    [
-        ({**SOCKET, "headers": [(b"host", b"chat.example"), FOREIGN]}, 403),
-        ({**SOCKET, "headers": [(b"host", b"chat.example"), (b"origin", b"https://chat.example")]}, 101),
-        ({**SOCKET, "headers": [(b"host", b"chat.example:8443"), (b"origin", b"https://chat.example:8443")]}, 101),
-        ({**SOCKET, "headers": [(b"host", b"chat.example"), (b"origin", b"https://chat.example:8443")]}, 403),
-        ({**SOCKET, "headers": [(b"host", b"chat.example"), (b"origin", b"https://app.example")]}, 101),
-        ({**AWAY, "method": "DELETE", "headers": [(b"host", b"chat.example"), FOREIGN]}, 204),
-        ({**AWAY, "method": "DELETE", "headers": [(b"host", b"chat.example"), FOREIGN, (b"cookie", b"a=b")]}, 403),
-        ({**AWAY, "method": "DELETE", "headers": [(b"host", b"chat.example"), (b"cookie", b"a=b")]}, 204),
-        ({**AWAY, "headers": [(b"host", b"chat.example"), FOREIGN, (b"cookie", b"a=b")]}, 200),
-    ],
-)
-async def test_foreign_pages_open_no_sockets_and_change_nothing_with_cookies(how: dict[str, Any], status: int) -> None:
+OURS: tuple[bytes, bytes] = (b"host", b"chat.example")
+COOKIE: tuple[bytes, bytes] = (b"cookie", b"a=b")
+TOKEN: tuple[bytes, bytes] = (b"authorization", b"Bearer x")
+
+
+def from_page(origin: str) -> tuple[bytes, bytes]:
+    return (b"origin", origin.encode())
+
+
+def from_site(relation: str) -> tuple[bytes, bytes]:
+    return (b"sec-fetch-site", relation.encode())
+
+
+SOCKETS: list[tuple[Headers, int]] = [
+    ([OURS], 101),
+    ([OURS, FOREIGN], 403),
+    ([OURS, FOREIGN, TOKEN], 403),
+    ([OURS, from_page("null")], 403),
+    ([OURS, from_page("https://chat.example")], 101),
+    ([(b"host", b"chat.example:8443"), from_page("https://chat.example:8443")], 101),
+    ([OURS, from_page("https://chat.example:8443")], 403),
+    ([OURS, from_page("https://app.example")], 101),
+    ([OURS, from_page("https://app.example"), COOKIE], 101),
+    ([OURS, from_page("https://app.example"), FOREIGN], 403),
+    ([OURS, COOKIE], 403),
+    ([OURS, COOKIE, TOKEN], 101),
+]
+
+
+@pytest.mark.parametrize(("headers", "status"), SOCKETS)
+async def test_foreign_pages_open_no_sockets(headers: Headers, status: int) -> None:
+    how = {**SOCKET, "headers": headers}
     answer = await with_verifier(allow_everyone, how, allowed_origins=["https://app.example"])
-    assert answer[0] == status
-    assert status != 403 or answer[1] == "forbidden"
+    assert answer == ((101, None) if status == 101 else (403, "forbidden"))
+
+
+CHANGES: list[tuple[Headers, int]] = [
+    ([OURS], 204),
+    ([OURS, FOREIGN], 204),  # without a cookie there is nothing that a browser would add
+    ([OURS, FOREIGN, COOKIE], 403),
+    ([OURS, FOREIGN, COOKIE, TOKEN], 204),  # CORS has to let a foreign page add this one
+    ([OURS, COOKIE], 403),
+    ([OURS, COOKIE, from_site("same-origin")], 204),
+    ([OURS, COOKIE, from_site("same-site")], 403),
+    ([OURS, COOKIE, from_site("cross-site")], 403),
+    ([OURS, COOKIE, from_site("none")], 403),
+    ([OURS, COOKIE, FOREIGN, from_site("same-origin")], 403),
+    ([OURS, COOKIE, from_page("null")], 403),
+    ([OURS, COOKIE, from_page("")], 403),
+    ([OURS, COOKIE, from_page("https://chat.example")], 204),
+    ([OURS, COOKIE, from_page("https://chat.example.evil.example")], 403),
+    ([OURS, COOKIE, from_page("https://chat.example@evil.example")], 403),
+    ([OURS, COOKIE, from_page("https://app.example")], 204),
+    ([OURS, COOKIE, from_page("https://app.example"), from_site("cross-site")], 204),
+    ([OURS, COOKIE, from_page("https://APP.example.evil")], 403),
+    ([OURS, COOKIE, from_page("https://app.example"), FOREIGN], 403),
+]
+
+
+@pytest.mark.parametrize(("headers", "status"), CHANGES)
+async def test_foreign_pages_change_nothing_with_cookies(headers: Headers, status: int) -> None:
+    how = {**AWAY, "method": "DELETE", "headers": headers}
+    answer = await with_verifier(allow_everyone, how, allowed_origins=["https://app.example"])
+    assert answer == ((204, b"") if status == 204 else (403, "forbidden"))
+
+
+async def test_a_star_lets_nobody_use_cookies() -> None:
+    for headers, status in (([OURS, FOREIGN], 204), ([OURS, FOREIGN, COOKIE], 403)):
+        how = {**AWAY, "method": "DELETE", "headers": headers}
+        assert (await with_verifier(allow_everyone, how, allowed_origins=["*"]))[0] == status
+        socket = {**SOCKET, "headers": headers}
+        assert (await with_verifier(allow_everyone, socket, allowed_origins=["*"]))[0] == {204: 101}.get(status, 403)
+
+
+async def test_reading_with_cookies_is_left_to_cors() -> None:
+    assert (await with_verifier(allow_everyone, {**AWAY, "headers": [OURS, FOREIGN, COOKIE]}))[0] == 200
+
+
+async def test_a_verifier_that_reads_no_cookies_is_not_misled_by_any() -> None:
+    class Verifier:
+        reads_cookies = False
+
+        async def __call__(self, scope: Any) -> Identity | None:
+            return Identity(client_id="ada")
+
+    how = {**AWAY, "method": "DELETE", "headers": [OURS, FOREIGN, COOKIE]}
+    assert (await with_verifier(Verifier(), how))[0] == 204
+
+
+async def test_a_page_without_encryption_is_foreign_to_a_server_with_it() -> None:
+    page: dict[str, Any] = {"headers": [OURS, from_page("http://chat.example")]}
+    for scheme, is_same in (("https", False), ("wss", False), ("http", True), (None, True)):
+        assert door.is_same_host({**page, **({"scheme": scheme} if scheme else {})}, "http://chat.example") is is_same
+
+
+async def test_an_identity_that_has_ended_is_nobodys() -> None:
+    async def over(scope: Any) -> Identity | None:
+        return Identity(client_id="ada", expires_at_ms=1)
+
+    for path in ("/v1/channels/c", "/v1/channels/c/poll"):
+        assert await with_verifier(over, {**AWAY, "path": path}) == (401, "unauthenticated")
+    assert await with_verifier(over, SOCKET) == (401, "unauthenticated")
 
 
 async def test_metrics_are_for_this_machine_also_with_a_verifier() -> None:

@@ -329,13 +329,6 @@ async def test_a_client_id_follows_the_rules_for_ids(plain_http: httpx2.AsyncCli
         "/web/..%2Fapp.py",
         # not offered yet
         "/v1/tickets",
-        "/v1/channels/c/commands",
-        "/v1/channels/c/commands/x/reply",
-        "/v1/channels/c/presence",
-        "/v1/channels/c/presence/ada",
-        "/v1/channels/c/signals",
-        "/v1/channels/c/messages/m/lease",
-        "/v1/channels/c/messages/m/takeover",
     ],
 )
 async def test_paths_that_do_not_exist_are_404(plain_http: httpx2.AsyncClient, path: str) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from holdfast.core import errors, events
 from holdfast.core.errors import HoldfastError
 from holdfast.core.limits import KIB, MIB, Limits
-from holdfast.transports import session
+from holdfast.transports import frames, session
 from holdfast.transports.http import CALLS, PLAIN
 
 TEXT = (Path(__file__).parents[2] / "docs" / "protocol.md").read_text()
@@ -66,14 +66,23 @@ def test_every_event_is_documented_with_its_fields() -> None:
 
 
 def test_every_frame_of_a_client_is_documented() -> None:
-    documented = {name for names, *_ in rows(section("7.2")) for name in re.findall(r"`(\w+)`", names)}
-    frames = (session._Attach, session._Detach, session._History, session._Pong, *session._Asking.__args__)
-    assert documented == {one.__struct_config__.tag for one in frames}
+    documented = {name for names, *_ in rows(section("7.2")) for name in re.findall(r"`([\w.]+)`", names)}
+    known = (
+        frames.AttachFrame,
+        frames.DetachFrame,
+        frames.HistoryFrame,
+        frames.PongFrame,
+        frames.PresenceFrame,
+        frames.SignalFrame,
+        *frames.OfWork.__args__,
+        *frames.Asking.__args__,
+    )
+    assert documented == {one.__struct_config__.tag for one in known}
 
 
 def test_every_close_code_is_documented() -> None:
     documented = {code for code, *_ in rows(section("7.5"))}
-    ours = {session.DRAINED, session.FAILED, session.MISUSED, session.FRAME_TOO_LARGE}
+    ours = {session.DRAINED, session.FAILED, session.SILENT, session.MISUSED, session.FRAME_TOO_LARGE}
     assert {str(code) for code in ours} <= documented
 
 

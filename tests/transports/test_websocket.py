@@ -384,10 +384,9 @@ BAD_FRAMES = [
     ('{"type": "part", "ref": 1, "channel": "c", "id": "m", "part": {"type": "text"}}', "invalid_request", 1),
     ('{"type": "part", "ref": 1, "channel": "c", "id": "m", "part": 0, "value": 1}', "invalid_request", 1),
     ('{"type": "append", "ref": 1, "channel": "c", "x": ' + "[" * 50_000 + "]" * 50_000 + "}", "invalid_request", None),
-    # not offered yet
     *(
         (f'{{"type": "{type}", "ref": 1, "channel": "c"}}', "invalid_request", 1)
-        for type in ("auth", "lease", "takeover", "command", "reply", "presence", "signal", "work", "turn.done")
+        for type in ("auth", "lease", "takeover", "command", "reply", "signal", "work", "turn.done")
     ),
 ]
 

@@ -11,7 +11,7 @@ What is stored is kept by the real `MemoryStore`; after each write its documents
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from random import Random
 from typing import Any, TypeVar
 
@@ -27,8 +27,8 @@ from holdfast.stores.base import (
     Conflict,
     Head,
     Moved,
+    OpenDocument,
     StoredPage,
-    StreamingMessage,
     Write,
 )
 from holdfast.stores.memory import MemoryStore
@@ -193,9 +193,17 @@ class StoreLine:
         fields: dict[str, Any] = {"before": before, "limit": limit, "limit_bytes": limit_bytes}
         return await self._call(lambda: _now(self._store.memory.page(channel, **fields)))
 
-    async def streaming(self, channel: str | None = None) -> list[StreamingMessage]:
-        """`Store.streaming`."""
-        return await self._call(lambda: _now(self._store.memory.streaming(channel)))
+    async def notes(self, prefix: str) -> dict[str, bytes]:
+        """`Store.notes`."""
+        return await self._call(lambda: _now(self._store.memory.notes(prefix)))
+
+    async def note(self, values: Mapping[str, bytes | None]) -> None:
+        """`Store.note`."""
+        await self._call(lambda: _now(self._store.memory.note(values)))
+
+    async def open_documents(self, channel: str | None = None) -> list[OpenDocument]:
+        """`Store.open_documents`."""
+        return await self._call(lambda: _now(self._store.memory.open_documents(channel)))
 
     async def moved(self, token: str | None) -> Moved:
         """`Store.moved`."""

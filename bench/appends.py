@@ -1,0 +1,174 @@
+"""Durable appends a second beside the usual design: an SSE endpoint that does one Redis XADD per token.
+
+500 producers at once, in the server's process on both sides; each awaits that its token is stored before it makes the
+next, as whoever shows nothing that could be lost must. SQLite with `synchronous=FULL` against an append-only file with
+`appendfsync always`: both survive a power cut. Beside it, without a budget: 20 tokens at a time, and both sides in the
+setting that may lose the last second or moments (`everysec`, `NORMAL`). Nobody watches while appends are counted, which
+favours the usual design: there each viewer has a Redis connection, and is sent every token on its own.
+
+Time is that of the whole process tree, redis-server included, all of it on one core. Then every conversation is read
+back through its resume endpoint and compared with what its producer was told is stored; a token more, less or other
+makes the run void. Last, a page of 2,000 tokens is loaded and resumed on both.
+"""
+
+import contextlib
+import statistics
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from bench.common import Options, Row, check, number, spread
+from bench.peers.load import peer_load
+from bench.peers.ours import Ours, ours
+from bench.peers.pages import page_rows
+from bench.peers.xadd import Xadd, xadd
+from bench.proc import BenchError, Child, cpu_s, raise_file_limit
+
+__all__ = ["Sizes", "measure", "run", "verify"]
+
+_LIMIT = 5.0
+_AT_ONCE = 20  # tokens of one wait, in the pipelined variant
+_TIMEOUT_S = 60.0
+_FILES_PER_PRODUCER = 3  # a viewer, a connection to Redis, and some to spare
+
+Appending = Ours | Xadd
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sizes:
+    producers: int = 500
+    rounds: int = 5
+    seconds: float = 4.0
+    warm_s: float = 0.5  # before anything is counted
+    pages: int = 10  # loads of the page of 2,000 tokens, of each kind
+    page_tokens: int = 2_000
+
+
+FULL = Sizes()
+QUICK = Sizes(rounds=2, seconds=1.0, pages=3)
+
+
+class _Round(NamedTuple):
+    tokens_per_s: float
+    us_per_token: float
+    redis_us_per_token: float
+    wait_ms: list[float]  # for durability: median and p99
+    fewest: int  # tokens of a producer
+
+    def __str__(self) -> str:
+        redis = f", {self.redis_us_per_token:.1f} of them Redis's" if self.redis_us_per_token else ""
+        return (
+            f"{self.tokens_per_s:,.0f} tokens/s, {self.us_per_token:.1f} µs each{redis}; waits p50 "
+            f"{self.wait_ms[0]:.1f} ms, p99 {self.wait_ms[1]:.1f} ms; fewest of a producer {self.fewest:,}"
+        )
+
+
+def run(options: Options) -> Iterator[Row]:
+    return measure(options.directory, QUICK if options.is_quick else FULL)
+
+
+def measure(directory: Path, sizes: Sizes) -> Iterator[Row]:
+    """All rows, with databases and Redis's files below `directory`."""
+    raise_file_limit(sizes.producers * _FILES_PER_PRODUCER + 200)
+    with contextlib.ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=directory)))
+        for name in ("always", "everysec"):
+            (folder / name).mkdir()
+        systems: dict[str, Appending] = {
+            "Holdfast, FULL": stack.enter_context(ours(folder / "full.db")),
+            "XADD, AOF always": stack.enter_context(xadd(folder / "always", "always")),
+            "Holdfast, NORMAL": stack.enter_context(ours(folder / "normal.db", synchronous="normal")),
+            "XADD, AOF everysec": stack.enter_context(xadd(folder / "everysec", "everysec")),
+        }
+        client = stack.enter_context(peer_load())
+        full, always = systems["Holdfast, FULL"], systems["XADD, AOF always"]
+        yield from _each_rows(_alternate(systems, client, sizes, at_once=1), sizes, always.version)
+        yield from _many_rows(_alternate(systems, client, sizes, at_once=_AT_ONCE))
+        yield from page_rows([full, always], tokens=sizes.page_tokens, rounds=sizes.pages)
+
+
+def _alternate(systems: dict[str, Appending], client: Child, sizes: Sizes, *, at_once: int) -> dict[str, list[_Round]]:
+    """Rounds of all systems by turns, since a noisy machine drifts."""
+    rounds: dict[str, list[_Round]] = {name: [] for name in systems}
+    for n in range(sizes.rounds):
+        for name, system in systems.items():
+            rounds[name].append(_round(system, client, sizes, at_once=at_once, tag=f"{at_once}-{n}"))
+    return rounds
+
+
+def _round(system: Appending, client: Child, sizes: Sizes, *, at_once: int, tag: str) -> _Round:
+    channels = [f"bench:append-{tag}-{n}" for n in range(sizes.producers)]
+    child = system.child
+    child.ask("begin", channels=channels)
+    # Connections are opened, and whatever is made at first use is made, before anything is counted.
+    before = child.ask("append", seconds=sizes.warm_s, at_once=at_once)["tokens"]
+    written, used_s, redis_s = system.written_bytes(), system.cpu_s(), _redis_s(system)
+    done = child.ask("append", seconds=sizes.seconds, at_once=at_once, answer_in_s=sizes.seconds + _TIMEOUT_S)
+    used_s, redis_s = system.cpu_s() - used_s, _redis_s(system) - redis_s
+    if system.written_bytes() <= written:
+        raise BenchError("nothing was written to a disk: choose a directory on one with --dir")
+    tokens = done["tokens"] - before
+    sent = child.ask("finish", answer_in_s=_TIMEOUT_S)["messages"]
+    verify(system, client, channels, sent)
+    return _Round(
+        tokens_per_s=tokens / done["seconds"],
+        us_per_token=used_s / tokens * 1e6,
+        redis_us_per_token=redis_s / tokens * 1e6,
+        wait_ms=done["wait_ms"],
+        fewest=done["fewest"],
+    )
+
+
+def _redis_s(system: Appending) -> float:
+    return cpu_s(system.pids[1]) if isinstance(system, Xadd) else 0.0
+
+
+def verify(system: Appending, client: Child, channels: list[str], sent: dict[str, object]) -> None:
+    """Read every conversation back from its beginning. Raises `Void` unless it is what was acknowledged."""
+    client.ask("connect", kind=system.kinds[0], port=system.port, channels=channels, timeout_s=_TIMEOUT_S)
+    drained = client.ask("drain", timeout_s=_TIMEOUT_S, answer_in_s=_TIMEOUT_S + 10)
+    decoded = client.ask("decode", answer_in_s=_TIMEOUT_S)
+    stored_at = system.port if isinstance(system, Ours) else None
+    check(decoded, client.ask("compare", sent=sent, port=stored_at, answer_in_s=_TIMEOUT_S), drained)
+    client.ask("close")
+
+
+def _each_rows(rounds: dict[str, list[_Round]], sizes: Sizes, version: str) -> list[Row]:
+    full, always = rounds["Holdfast, FULL"], rounds["XADD, AOF always"]
+    ratios = [one.tokens_per_s / other.tokens_per_s for one, other in zip(full, always, strict=True)]
+    median = statistics.median(ratios)
+    what = f"durable appends, {sizes.producers} producers that await each token: SQLite FULL against XADD, AOF always"
+    costs = [other.us_per_token / one.us_per_token for one, other in zip(full, always, strict=True)]
+    note = f"tokens per second of CPU, which a noisy machine disturbs less: {spread(costs)} ×\n{version}"
+    return [
+        Row(what, f"{spread(ratios)} ×", f"{_LIMIT:.0f} ×", median >= _LIMIT, note, raw=_raw(rounds)),
+        *(_row(f"  {name}", each) for name, each in rounds.items()),
+    ]
+
+
+def _many_rows(rounds: dict[str, list[_Round]]) -> list[Row]:
+    full, always = rounds["Holdfast, FULL"], rounds["XADD, AOF always"]
+    ratios = [one.tokens_per_s / other.tokens_per_s for one, other in zip(full, always, strict=True)]
+    what = f"the same, {_AT_ONCE} tokens at a time (XADD: one pipeline)"
+    return [
+        Row(what, f"{spread(ratios)} ×", raw=_raw(rounds)),
+        *(_row(f"  {name}", each) for name, each in rounds.items()),
+    ]
+
+
+def _row(what: str, rounds: Sequence[_Round]) -> Row:
+    rates = [each.tokens_per_s for each in rounds]
+    costs = [each.us_per_token for each in rounds]
+    waits = statistics.median(each.wait_ms[1] for each in rounds)
+    return Row(
+        what,
+        f"{number(statistics.median(rates))}/s ({number(min(rates))}–{number(max(rates))})",
+        note=f"{number(statistics.median(costs))} µs of CPU per token ({number(min(costs))}–{number(max(costs))}); "
+        f"durable after {number(waits)} ms (p99)",
+    )
+
+
+def _raw(rounds: dict[str, list[_Round]]) -> tuple[str, ...]:
+    return tuple(f"{name}, round {n + 1}: {each}" for name, all in rounds.items() for n, each in enumerate(all))

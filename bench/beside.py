@@ -1,0 +1,273 @@
+"""Holdfast beside nchan and Socket.IO: the same tokens, at the same times, to the same viewers.
+
+All run in one go, by turns, on one core; one load client on the other drives all of them and holds every token of
+every viewer against what was sent. What is compared is the server's CPU time per delivered *token*, not per write: who
+joins the tokens of 40 ms writes less often, at the price of showing a token up to 40 ms later; the latencies stand
+beside.
+
+What may not be concluded: the peers do not promise what Holdfast does (`System.promises`), so being cheaper or dearer
+than they says what its promises cost, not who is better at theirs. nchan is published to over HTTP by another process,
+whose time is not counted, while producers of Holdfast and Socket.IO, and Holdfast's store, are.
+"""
+
+import contextlib
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from bench.common import Options, Row, Void, check, number, spread
+from bench.peers.load import peer_load
+from bench.peers.nchan import NchanJoined, nchan, nchan_redis
+from bench.peers.ours import Ours, ours
+from bench.peers.pages import NAMES, page_rows
+from bench.peers.socketio import socketio
+from bench.peers.system import System
+from bench.proc import BenchError, Child, raise_file_limit
+
+__all__ = ["Shape", "Sizes", "measure", "run"]
+
+_TIMEOUT_S = 60.0
+_FILES_TO_SPARE = 400
+
+
+@dataclass(frozen=True)
+class Shape:
+    """How many channels, viewers of each, and tokens in each."""
+
+    channels: int
+    viewers: int
+    tokens_per_s: float
+    has_goal: bool = False  # to come below nchan, where tokens come fast enough to be joined
+
+    @property
+    def connections(self) -> int:
+        return self.channels * self.viewers
+
+    def __str__(self) -> str:
+        return f"{self.channels:,} × {self.viewers:,} at {self.tokens_per_s:g} tokens/s"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sizes:
+    # With a channel for each of a thousand viewers, tokens come more slowly, so that one core can bring them.
+    shapes: tuple[Shape, ...] = (
+        Shape(1, 1_000, 50, has_goal=True),
+        Shape(100, 10, 50, has_goal=True),
+        Shape(200, 1, 50),
+        Shape(1_000, 1, 10),
+    )
+    rounds: int = 5
+    seconds: float = 5.0
+    idle: tuple[int, int] = (1_000, 3_000)
+    pages: int = 10
+    page_tokens: int = 2_000
+
+
+FULL = Sizes()
+QUICK = Sizes(
+    shapes=(Shape(1, 300, 50, has_goal=True), Shape(30, 10, 50, has_goal=True), Shape(50, 1, 50), Shape(200, 1, 10)),
+    rounds=2,
+    seconds=1.5,
+    idle=(200, 600),
+    pages=3,
+)
+
+Start = Callable[[Path, int], AbstractContextManager[System]]
+"""Starts a system that keeps its files in a folder and serves so many connections."""
+
+SYSTEMS: dict[str, Start] = {
+    "Holdfast": lambda folder, _: ours(folder / "beside.db"),
+    "nchan": lambda _, connections: nchan(connections=connections),
+    "nchan, joined": lambda _, connections: nchan(connections=connections, sort=NchanJoined),
+    "nchan with Redis": lambda folder, connections: nchan_redis(folder, connections=connections),
+    "socket.io": lambda *_: socketio(),
+}
+
+
+class _Round(NamedTuple):
+    us_per_token: float
+    frames_per_token: float
+    bytes_per_token: float
+    latency_ms: list[float]
+    server_load: float
+    client_load: float
+    lag_ms: float  # of producers (p99)
+
+    def __str__(self) -> str:
+        return (
+            f"{self.us_per_token:.2f} µs, {self.frames_per_token:.2f} frames and {self.bytes_per_token:.0f} B per "
+            f"token; latency p50 {self.latency_ms[0]:.1f}, p99 {self.latency_ms[1]:.1f} ms; server "
+            f"{self.server_load:.0%} of its core, client {self.client_load:.0%}; producers late by "
+            f"{self.lag_ms:.1f} ms (p99)"
+        )
+
+
+def run(options: Options) -> Iterator[Row]:
+    return measure(options.directory, QUICK if options.is_quick else FULL)
+
+
+def measure(directory: Path, sizes: Sizes, systems: dict[str, Start] = SYSTEMS) -> Iterator[Row]:
+    """All rows. A system that does not start has a row that says so and has failed; the others are measured."""
+    most = max([shape.connections for shape in sizes.shapes] + [sizes.idle[1]])
+    raise_file_limit(most + _FILES_TO_SPARE)
+    with contextlib.ExitStack() as stack:
+        folder = stack.enter_context(_folder(directory))
+        running: dict[str, System] = {}
+        for name, start in systems.items():
+            try:
+                running[name] = stack.enter_context(start(_made(folder, name), most))
+            except (BenchError, OSError) as error:
+                yield Row(f"beside {name}", "not measured", note=str(error), has_failed=True)
+        yield Row("measured beside one another", f"{len(running)} systems", note=_promises(running.values()))
+        client = stack.enter_context(peer_load())
+        for n, shape in enumerate(sizes.shapes):
+            yield from _fan_out(list(running.values()), client, shape, sizes, tag=f"shape-{n}")
+        loaded = [system for system in running.values() if not system.is_for_fan_out_only]
+        yield from page_rows(loaded, tokens=sizes.page_tokens, rounds=sizes.pages)
+    for name, system in running.items():
+        for kind in () if system.is_for_fan_out_only else system.kinds:
+            yield _idle_row(directory, systems[name], kind, sizes, f"{system.name}, {NAMES[kind]}")
+
+
+def _promises(systems: Iterable[System]) -> str:
+    return "\n".join(
+        f"{system.name}{f' ({system.version})' if system.version else ''}: {system.promises}" for system in systems
+    )
+
+
+def _fan_out(systems: Sequence[System], client: Child, shape: Shape, sizes: Sizes, *, tag: str) -> list[Row]:
+    """Rounds of all systems and kinds of viewers by turns. One that is void has a row that says so, and no figure."""
+    rounds: dict[tuple[System, str], list[_Round]] = {(system, kind): [] for system in systems for kind in system.kinds}
+    failed: dict[tuple[System, str], Row] = {}
+    for n in range(sizes.rounds):
+        for system, kind in rounds:
+            if (system, kind) in failed:
+                continue
+            try:
+                one = _round(system, kind, client, shape, sizes.seconds, tag=f"{tag}-{kind}-{n}")
+            except (BenchError, TimeoutError) as error:
+                verdict = "VOID" if isinstance(error, Void) else "not measured"
+                what = f"  {shape}: {system.name}, {NAMES[kind]}"
+                failed[system, kind] = Row(what, verdict, note=str(error), has_failed=True)
+                client.ask("close")
+            else:
+                rounds[system, kind].append(one)
+    rows = [
+        failed.get((system, kind)) or _row(f"  {shape}: {system.name}, {NAMES[kind]}", each)
+        for (system, kind), each in rounds.items()
+    ]
+    whole = {key: each for key, each in rounds.items() if key not in failed}
+    return [*_ratio_rows(whole, shape), *rows]
+
+
+def _round(system: System, kind: str, client: Child, shape: Shape, seconds: float, *, tag: str) -> _Round:
+    channels = [f"bench:{tag}-{n}" for n in range(shape.channels)]
+    count = max(1, int(seconds * shape.tokens_per_s))
+    client.ask(
+        "connect", kind=kind, port=system.port, channels=channels * shape.viewers, timeout_s=_TIMEOUT_S, answer_in_s=90
+    )
+    client.ask("capture")
+    before_s = system.cpu_s()
+    produced = system.produce(channels=channels, count=count, tokens_per_s=shape.tokens_per_s)
+    drained = client.ask("drain", timeout_s=_TIMEOUT_S, answer_in_s=90)
+    used_s = system.cpu_s() - before_s
+    decoded = client.ask("decode", answer_in_s=90)
+    stored_at = system.port if isinstance(system, Ours) else None
+    check(decoded, client.ask("compare", sent=produced["messages"], port=stored_at, answer_in_s=90), drained)
+    tokens = count * shape.connections
+    if decoded["tokens"] != tokens:
+        raise Void(f"{decoded['tokens']:,} tokens were delivered, and {tokens:,} sent, though all texts are right")
+    client.ask("close")
+    return _Round(
+        us_per_token=used_s / tokens * 1e6,
+        frames_per_token=decoded["deliveries"] / tokens,
+        bytes_per_token=decoded["bytes"] / tokens,
+        latency_ms=decoded["latency_ms"],
+        server_load=used_s / drained["seconds"],
+        client_load=drained["cpu_s"] / drained["seconds"],
+        lag_ms=produced["lag_ms"][1],
+    )
+
+
+def _ratio_rows(rounds: dict[tuple[System, str], list[_Round]], shape: Shape) -> list[Row]:
+    """Ours against each peer that has viewers of the same sort."""
+    mine = {NAMES[kind]: each for (system, kind), each in rounds.items() if isinstance(system, Ours)}
+    rows = []
+    for (system, kind), theirs in rounds.items():
+        if isinstance(system, Ours) or NAMES[kind] not in mine:
+            continue
+        ratios = [one.us_per_token / other.us_per_token for one, other in zip(mine[NAMES[kind]], theirs, strict=True)]
+        has_goal = shape.has_goal and system.name == "nchan, memory"
+        rows.append(
+            Row(
+                f"{shape}, {NAMES[kind]}: CPU per delivered token, against {system.name}",
+                f"{spread(ratios)} ×",
+                "1 ×" if has_goal else "",
+                statistics.median(ratios) <= 1 if has_goal else None,
+            )
+        )
+    return rows
+
+
+def _row(what: str, rounds: Sequence[_Round]) -> Row:
+    def median(values: Iterator[float]) -> str:
+        return number(statistics.median(values))
+
+    return Row(
+        what,
+        f"{spread([each.us_per_token for each in rounds])} µs",
+        note=f"{median(each.frames_per_token for each in rounds)} frames, "
+        f"{median(each.bytes_per_token for each in rounds)} B per token; latency p50 "
+        f"{median(each.latency_ms[0] for each in rounds)} ms, p99 {median(each.latency_ms[1] for each in rounds)} ms; "
+        f"server {statistics.median(each.server_load for each in rounds):.0%} of its core, load client "
+        f"{max(each.client_load for each in rounds):.0%} of its",
+        raw=tuple(f"round {n + 1}: {each}" for n, each in enumerate(rounds)),
+    )
+
+
+def _idle_row(directory: Path, start: Start, kind: str, sizes: Sizes, name: str) -> Row:
+    """Memory per idle viewer: the slope between few and many, on a system that has done nothing else."""
+    few, many = sizes.idle
+    what = f"memory per idle viewer, all on one channel: {name}"
+    resident = []
+    try:
+        with _folder(directory) as folder, start(folder, many) as system, peer_load() as client:
+            for count in (few, many - few):
+                channels = ["bench:idle"] * count
+                client.ask(
+                    "connect", kind=kind, port=system.port, channels=channels, timeout_s=_TIMEOUT_S, answer_in_s=90
+                )
+                resident.append(_settled_rss(system))
+    except (BenchError, OSError) as error:
+        return Row(what, "not measured", note=str(error), has_failed=True)
+    per_viewer_kb = (resident[1] - resident[0]) / (many - few) / 1000
+    raw = (f"{resident[0]:,} B with {few:,} viewers, {resident[1]:,} B with {many:,}",)
+    return Row(what, f"{per_viewer_kb:.1f} KB", raw=raw)
+
+
+def _settled_rss(system: System) -> int:
+    """Resident memory of the process tree once it no longer changes."""
+    size = system.rss_bytes()
+    for _ in range(30):
+        time.sleep(0.3)
+        before, size = size, system.rss_bytes()
+        if abs(size - before) < 64 * 1024:
+            return size
+    raise BenchError(f"the memory of {system.name} does not come to rest")
+
+
+@contextlib.contextmanager
+def _folder(directory: Path) -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(dir=directory) as folder:
+        yield Path(folder)
+
+
+def _made(folder: Path, name: str) -> Path:
+    path = folder / name.replace(" ", "-")
+    path.mkdir()
+    return path

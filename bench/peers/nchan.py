@@ -1,0 +1,206 @@
+"""nchan: a publish-subscribe module of nginx, in C. Debian's nginx with Debian's module.
+
+One worker, as it gets one core. Channels keep all messages of a run, and who arrives late is sent them from the
+oldest, which is the nearest thing to showing the answer so far; the defaults (10 messages, newest first) could not do
+the work at all. Nothing is logged. Publishing is one POST per token over kept-alive connections.
+"""
+
+import contextlib
+import http.client
+import os
+import pwd
+import secrets
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, ClassVar
+from urllib.parse import quote
+
+from bench.peers.redis_server import redis_server
+from bench.peers.system import GROWING_TOKENS_PER_S, System, config_folder, foreign, free_port, program
+from bench.proc import CLIENT_CORE, BenchError, Child
+
+__all__ = ["Nchan", "NchanJoined", "NchanRedis", "nchan", "nchan_redis"]
+
+_MODULES = ("/usr/lib/nginx/modules/ngx_nchan_module.so", "/usr/share/nginx/modules/ngx_nchan_module.so")
+_CONFIG = """
+load_module {module};
+daemon off;
+worker_processes 1;
+user {user};
+pid {folder}/nginx.pid;
+error_log stderr error;
+events {{ worker_connections {connections}; }}
+http {{
+    access_log off;
+    client_body_temp_path {folder}/body; proxy_temp_path {folder}/proxy; fastcgi_temp_path {folder}/fastcgi;
+    uwsgi_temp_path {folder}/uwsgi; scgi_temp_path {folder}/scgi;
+    keepalive_timeout 1h;
+    keepalive_requests 1000000000;
+    tcp_nodelay on;
+    nchan_shared_memory_size 512M;
+    {upstream}
+    server {{
+        listen 127.0.0.1:{port} backlog=4096;
+        location = /who {{ return 200 "{nonce}"; }}
+        location ~ ^/publish/(.+)$ {{
+            nchan_publisher;
+            nchan_channel_id $1;
+            nchan_message_buffer_length 100000;
+            nchan_message_timeout 1h;
+            {storage}
+        }}
+        location ~ ^/subscribe/(.+)$ {{
+            nchan_subscriber eventsource websocket;
+            nchan_channel_id $1;
+            nchan_subscriber_first_message oldest;
+            {storage}
+        }}
+    }}
+}}
+"""
+
+
+class Nchan(System):
+    name = "nchan, memory"
+    kinds: ClassVar[tuple[str, ...]] = ("nchan-sse", "nchan-ws")
+    resuming: ClassVar[tuple[str, ...]] = ("nchan-sse", "nchan-ws-meta")
+    promises = "keeps messages in shared memory until nginx ends; one frame per token; no joined text"
+
+    window_ms = 0
+    """How long its publisher gathers tokens of a channel before it publishes them as one message."""
+
+    def __init__(self, port: int, pids: tuple[int, ...], publisher: Child) -> None:
+        super().__init__(port, pids)
+        self._publisher = publisher
+        self._grown: dict[str, str] = {}
+
+    @property
+    def version(self) -> str:
+        said = subprocess.run([program("nginx", "nginx"), "-v"], capture_output=True, text=True, timeout=10, check=True)
+        return said.stderr.strip().rpartition(" ")[2] + f" with {_package_version()}"
+
+    def produce(self, *, channels: list[str], count: int, tokens_per_s: float) -> Any:
+        wanted: dict[str, Any] = {"channels": channels, "count": count, "tokens_per_s": tokens_per_s}
+        wanted["window_ms"] = self.window_ms
+        patience_s = 60 + count / tokens_per_s
+        return self._publisher.ask(
+            "publish", answer_in_s=patience_s, port=self.port, path="/publish/{channel}", **wanted
+        )
+
+    def grow(self, channel: str, count: int) -> str:
+        wanted: dict[str, Any] = {
+            "channels": [channel],
+            "count": count,
+            "tokens_per_s": GROWING_TOKENS_PER_S,
+            "tells_text": True,
+        }
+        answered = self._publisher.ask("publish", port=self.port, path="/publish/{channel}", **wanted)
+        self._grown[channel] = self._grown.get(channel, "") + answered["texts"][channel]
+        return self._grown[channel]
+
+
+class NchanJoined(Nchan):
+    name = "nchan, memory, 40 ms of tokens a publish"
+    kinds: ClassVar[tuple[str, ...]] = ("nchan-sse",)
+    is_for_fan_out_only = True
+    promises = "as nchan, but its publisher gathers tokens for 40 ms: joined as ours, yet for all viewers alike"
+    window_ms = 40
+
+
+class NchanRedis(Nchan):
+    name = "nchan, Redis AOF always"
+    promises = "a publish is answered when it is in Redis's file on disk; one frame per token; no joined text"
+
+
+@contextlib.contextmanager
+def nchan(*, connections: int, port: int | None = None, sort: type[Nchan] = Nchan) -> Iterator[Nchan]:
+    """nchan with its memory storage. Raises `BenchError` when it is missing or does not start."""
+    with _nginx(connections, port) as (port, keeper), _publisher() as publisher:
+        yield sort(port, (keeper,), publisher)
+
+
+@contextlib.contextmanager
+def nchan_redis(directory: Path, *, connections: int) -> Iterator[NchanRedis]:
+    """nchan with its Redis storage, as durable as ours: AOF `always`."""
+    with (
+        redis_server(directory, "always") as redis,
+        _nginx(connections, None, redis_port=redis.port) as (port, keeper),
+        _publisher() as publisher,
+    ):
+        yield NchanRedis(port, (keeper, redis.pid), publisher)
+
+
+@contextlib.contextmanager
+def _nginx(connections: int, port: int | None, *, redis_port: int | None = None) -> Iterator[tuple[int, int]]:
+    executable = program("nginx", "nginx libnginx-mod-nchan")
+    module = next((path for path in _MODULES if Path(path).exists()), None)
+    if module is None:
+        raise BenchError("nginx has no nchan module (Debian: apt-get install libnginx-mod-nchan)")
+    port = port if port is not None else free_port()
+    nonce = secrets.token_hex(8)
+    upstream = storage = ""
+    if redis_port is not None:
+        upstream = f"upstream redis_store {{ nchan_redis_server redis://127.0.0.1:{redis_port}; }}"
+        storage = "nchan_redis_pass redis_store;"
+    with config_folder() as folder:
+        config = folder / "nginx.conf"
+        config.write_text(
+            _CONFIG.format(
+                module=module,
+                user=pwd.getpwuid(os.geteuid()).pw_name,
+                folder=folder,
+                connections=connections + 200,
+                port=port,
+                nonce=nonce,
+                upstream=upstream,
+                storage=storage,
+            )
+        )
+        # Without -e nginx first opens the log that it was built with, which need not be ours to write.
+        command = [executable, "-e", "stderr", "-p", str(folder), "-c", str(config)]
+        with foreign(f"nginx with nchan on port {port}", command, lambda _: _is_ours(port, nonce)) as keeper:
+            yield port, keeper
+
+
+@contextlib.contextmanager
+def _publisher() -> Iterator[Child]:
+    with Child("bench.peers.publisher", core=CLIENT_CORE) as child:
+        yield child
+
+
+def _package_version() -> str:
+    """The module does not say its own version; Debian's packages do."""
+    if (query := shutil.which("dpkg-query")) is None:
+        return "nchan of unknown version"
+    command = [query, "--show", "--showformat=nchan ${Version}", "libnginx-mod-nchan"]
+    said = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
+    return said.stdout if said.returncode == 0 else "nchan of unknown version"
+
+
+def _is_ours(port: int, nonce: str) -> bool:
+    """Whether it is our nginx that answers on this port, and nchan in it does."""
+    try:
+        return _get(port, "/who") == nonce.encode() and _publishes(port)
+    except (OSError, http.client.HTTPException):
+        return False
+
+
+def _publishes(port: int) -> bool:
+    # With Redis behind it nginx is up before its connection there is.
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=2)
+    try:
+        connection.request("POST", f"/publish/{quote('bench:ready')}", b"ready")
+        return 200 <= connection.getresponse().status < 300
+    finally:
+        connection.close()
+
+
+def _get(port: int, path: str) -> bytes:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=2)
+    try:
+        connection.request("GET", path)
+        return connection.getresponse().read()
+    finally:
+        connection.close()

@@ -1,0 +1,93 @@
+"""Holdfast as it is measured beside the peers: the server of `bench.server`, and producers that wait for durability.
+
+Run as a child: `python -m bench.peers.ours_app DATABASE SYNCHRONOUS`.
+"""
+
+import asyncio
+import contextlib
+import sys
+import time
+from typing import Any
+
+from bench.control import answer, serve_requests
+from bench.peers.summary import appended, summary
+from bench.server import Producers, start_server
+from bench.tokens import token
+from holdfast import Hub, MessageWriter
+from holdfast.stores.sqlite import SqliteStore
+
+
+class Appenders:
+    """Agents in the server's own process, each of which awaits that what it appended is stored."""
+
+    def __init__(self, hub: Hub) -> None:
+        self._hub = hub
+        self._open = contextlib.AsyncExitStack()
+        self._writers: dict[str, MessageWriter] = {}  # by channel
+        self._sent: dict[str, list[str]] = {}
+
+    async def begin(self, *, channels: list[str]) -> dict[str, Any]:
+        """Open a streaming message in each of `channels`."""
+        for channel in channels:
+            writer = self._hub.message(channel, role="assistant", author="bench")
+            self._writers[channel] = await self._open.enter_async_context(writer)
+            self._sent[channel] = []
+        return {}
+
+    async def append(self, *, seconds: float, at_once: int) -> dict[str, Any]:
+        """All open messages grow for so long, each by `at_once` tokens and then a wait until they are stored."""
+        started_s = time.monotonic()
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(self._one(channel, started_s + seconds, at_once)) for channel in self._writers]
+        return appended([task.result() for task in tasks], self._sent, time.monotonic() - started_s)
+
+    async def grow(self, *, channel: str, count: int) -> dict[str, Any]:
+        """The open message of `channel` grows by `count` tokens, stored one by one."""
+        if channel not in self._writers:
+            await self.begin(channels=[channel])
+        writer, sent = self._writers[channel], self._sent[channel]
+        for _ in range(count):
+            sent.append(token())
+            await writer.append(sent[-1])
+            await writer.flush()
+        return {"text": "".join(sent), "id": writer.id}
+
+    async def finish(self) -> dict[str, Any]:
+        """End all open messages; returns them as they were sent."""
+        ids = {channel: writer.id for channel, writer in self._writers.items()}
+        await self._open.aclose()
+        messages = {channel: summary("".join(self._sent[channel]), id) for channel, id in ids.items()}
+        self._open, self._writers, self._sent = contextlib.AsyncExitStack(), {}, {}
+        return {"messages": messages}
+
+    async def _one(self, channel: str, until_s: float, at_once: int) -> list[float]:
+        """Returns how long each wait took."""
+        writer, sent = self._writers[channel], self._sent[channel]
+        waits: list[float] = []
+        while (begun_s := time.monotonic()) < until_s:
+            for _ in range(at_once):
+                sent.append(token())
+                await writer.append(sent[-1])
+            await writer.flush()
+            waits.append(time.monotonic() - begun_s)
+        return waits
+
+
+async def _main(database: str, synchronous: str) -> None:
+    hub = Hub(SqliteStore(database, synchronous=synchronous))
+    appenders, producers = Appenders(hub), Producers(hub)
+    async with start_server(hub) as port:
+        answer(port=port)
+        await serve_requests(
+            {
+                "produce": producers.produce,
+                "begin": appenders.begin,
+                "append": appenders.append,
+                "grow": appenders.grow,
+                "finish": appenders.finish,
+            }
+        )
+
+
+if __name__ == "__main__":
+    asyncio.run(_main(*sys.argv[1:]))

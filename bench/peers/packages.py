@@ -1,0 +1,83 @@
+"""Peers' packages, of exact versions, kept apart from Holdfast's own environment in a cache of the benchmarks.
+
+They are no dependencies of ours, in development either: whoever never measures beside peers never fetches them. The
+cache is `$HOLDFAST_BENCH_CACHE`, else `holdfast-bench` in the user's cache folder. What is fetched is put in place
+whole by one rename, so that an interrupted or a second run finds all of it or nothing.
+"""
+
+import contextlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from bench.proc import BenchError
+
+__all__ = ["REDIS_CLIENT", "SOCKET_IO", "cache", "is_fetched", "node_packages", "python_packages"]
+
+SOCKET_IO = ("socket.io@4.8.4",)
+REDIS_CLIENT = ("redis==8.1.0", "hiredis==3.5.0", "uvloop==0.23.0")
+
+_FETCH_S = 180.0
+
+
+def node_packages(*wanted: str) -> Path:
+    """A folder with a `node_modules` that holds `wanted`. Raises `BenchError` when they cannot be had."""
+    npm = shutil.which("npm")
+    if npm is None or shutil.which("node") is None:
+        raise BenchError("Node.js with npm is missing (Debian: apt-get install nodejs npm)")
+    options = ["--no-package-lock", "--no-fund", "--no-audit", "--omit=dev", "--loglevel=error"]
+    return _fetched(f"node {' '.join(wanted)}", lambda folder: [npm, "install", "--prefix", folder, *options, *wanted])
+
+
+def python_packages(*wanted: str) -> Path:
+    """A folder for `PYTHONPATH` that holds `wanted`. Raises `BenchError` when they cannot be had."""
+    pip = [
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--disable-pip-version-check",
+        "--no-warn-script-location",
+    ]
+    name = f"{sys.implementation.cache_tag} {' '.join(wanted)}"
+    return _fetched(name, lambda folder: [*pip, "--target", folder, *wanted])
+
+
+def is_fetched(*wanted: str) -> bool:
+    """Whether `wanted` are in the cache, so that nothing has to come over the network."""
+    return any(place.name.endswith("_".join(wanted)) for place in cache().glob("*"))
+
+
+def cache() -> Path:
+    """Where packages are kept."""
+    if own := os.environ.get("HOLDFAST_BENCH_CACHE"):
+        return Path(own)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "holdfast-bench"
+
+
+def _fetched(name: str, command: Callable[[str], list[str]]) -> Path:
+    place = cache() / name.replace(" ", "_").replace("/", "_")
+    if place.is_dir():
+        return place
+    cache().mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=cache(), prefix=".fetching-") as scratch:
+        folder = Path(scratch) / "whole"
+        folder.mkdir()
+        try:
+            result = subprocess.run(command(str(folder)), capture_output=True, timeout=_FETCH_S, check=False)
+        except (OSError, subprocess.TimeoutExpired) as error:
+            raise BenchError(f"could not fetch {name}: {error}") from error
+        if result.returncode:
+            raise BenchError(
+                f"could not fetch {name}: {(result.stderr + result.stdout)[-1500:].decode(errors='replace')}"
+            )
+        with contextlib.suppress(OSError):  # somebody else was faster: theirs is as good
+            folder.rename(place)
+    if not place.is_dir():
+        raise BenchError(f"could not put {name} into {place}")
+    return place

@@ -1,0 +1,93 @@
+"""Rows of pages that are loaded, or come back, in the middle of an answer, on several systems by turns."""
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from bench.common import Row
+from bench.peers.reload import Loaded, Page, follow, load
+from bench.peers.system import System, on_core
+from bench.proc import CLIENT_CORE
+
+__all__ = ["page_rows"]
+
+
+@dataclass
+class _Visits:
+    """One kind of viewer of one system."""
+
+    system: System
+    kind: str
+    channel: str
+    text: str = ""
+    loads: list[Loaded] = field(default_factory=list)
+    resumes: list[Loaded] = field(default_factory=list)
+    pages: list[Page] = field(default_factory=list)  # that followed from the beginning, and will come back
+
+    def __str__(self) -> str:
+        return f"{self.system.name}, {NAMES[self.kind]}"
+
+
+NAMES = {
+    "ours-sse": "SSE",
+    "ours-ws": "WebSocket",
+    "nchan-sse": "SSE",
+    "nchan-ws": "WebSocket",
+    "nchan-ws-meta": "WebSocket with ids",
+    "socketio": "WebSocket",
+    "xadd-sse": "SSE",
+}
+
+
+def page_rows(systems: Sequence[System], *, tokens: int, rounds: int) -> list[Row]:
+    """An answer grows to `tokens`, of which the last quarter is missed by those who then come back."""
+    missed = tokens // 4
+    all_visits = [_Visits(system, kind, f"bench:page-{kind}") for system in systems for kind in _page_kinds(system)]
+    with on_core(CLIENT_CORE):
+        for visits in all_visits:
+            system, channel = visits.system, visits.channel
+            if visits.kind in system.resuming:
+                visits.pages = [Page(system, visits.kind, channel) for _ in range(rounds)]
+            follow(visits.pages, lambda: system.grow(channel, tokens - missed))  # noqa: B023 - called at once
+            visits.text = system.grow(channel, missed)
+        for n in range(rounds):
+            for visits in all_visits:
+                if visits.pages:
+                    visits.resumes.append(load(visits.pages[n], visits.text))
+                if visits.system.keeps_history:
+                    visits.loads.append(load(Page(visits.system, visits.kind, visits.channel), visits.text))
+    return [
+        *(_load_row(visits, tokens) for visits in all_visits),
+        *(_resume_row(visits, missed, tokens) for visits in all_visits if visits.resumes),
+    ]
+
+
+def _page_kinds(system: System) -> list[str]:
+    return list(dict.fromkeys((*system.kinds, *system.resuming)))
+
+
+def _load_row(visits: _Visits, tokens: int) -> Row:
+    what = f"reload at {tokens:,} tokens, in mid-stream: {visits}"
+    if not visits.loads:
+        return Row(what, "cannot be asked", note="it shows a new viewer nothing of what was before")
+    return _row(what, visits.loads, len(visits.text.encode()))
+
+
+def _resume_row(visits: _Visits, missed: int, tokens: int) -> Row:
+    text_bytes = len(visits.text.encode()) * missed // tokens
+    return _row(f"resume after {missed:,} missed tokens: {visits}", visits.resumes, text_bytes)
+
+
+def _row(what: str, loads: list[Loaded], text_bytes: int) -> Row:
+    times = [each.seconds * 1000 for each in loads]
+    sizes = [each.bytes for each in loads]
+    return Row(
+        what,
+        f"{statistics.median(sizes):,.0f} B, {statistics.median(times):.1f} ms",
+        note=f"{statistics.median(sizes) / text_bytes:.2f} × the text of {text_bytes:,} B; with all framing "
+        f"{statistics.median(each.wire_bytes for each in loads):,.0f} B; "
+        f"{min(times):.1f}–{max(times):.1f} ms in {len(loads)} loads",
+        raw=tuple(
+            f"{each.bytes:,} B ({each.wire_bytes:,} with framing), {each.seconds * 1000:.2f} ms" for each in loads
+        ),
+    )

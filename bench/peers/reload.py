@@ -1,0 +1,160 @@
+"""A page that is loaded, and one that comes back, in the middle of an answer: what it is sent, and how soon it has it.
+
+One viewer at a time, on a system with nothing else to do. The clock runs from before the connection is opened until the
+bytes arrive with which all of the text is there. What a browser then does with them is not in it: bytes are kept with
+the time at which they came, and parsed after the last of them.
+"""
+
+import socket
+import time
+from collections.abc import Callable
+from typing import NamedTuple, cast
+
+from bench.common import Void
+from bench.peers.load import OURS
+from bench.peers.system import System
+from bench.peers.viewers import TextChecker, open_session
+from bench.proc import BenchError
+from holdfast.testing.rawviewer import Checker, Session, SseSession, WsSession
+
+__all__ = ["Loaded", "Page", "follow", "load"]
+
+_HOST = "127.0.0.1"
+_QUIET_S = 0.15  # nothing for this long: all has come
+_TIMEOUT_S = 20.0
+_READ_BYTES = 256 * 1024
+
+
+class Loaded(NamedTuple):
+    seconds: float
+    bytes: int  # of bodies and payloads, without framing
+    wire_bytes: int  # as the socket brought them: with heads, chunks' and frames' framing
+
+
+class Page:
+    """One viewer of one channel, over as many connections as it makes: each goes on where the one before ended."""
+
+    def __init__(self, system: System, kind: str, channel: str) -> None:
+        self.kind = kind
+        self._port = system.port
+        self._checker: Checker | TextChecker = Checker(channel) if kind in OURS else TextChecker(channel)
+        self._session: Session | None = None
+        self._socket: socket.socket | None = None
+        self.wire_bytes = 0
+
+    @property
+    def text(self) -> str:
+        if isinstance(self._checker, TextChecker):
+            return self._checker.whole
+        return "".join(message.text for message in self._checker.messages.values())
+
+    @property
+    def payload_bytes(self) -> int:
+        return self._checker.payload_bytes
+
+    def connect(self) -> None:
+        """Open a connection and send the request; to be followed by `read`."""
+        host = f"{_HOST}:{self._port}"
+        self._socket = socket.create_connection((_HOST, self._port), timeout=_TIMEOUT_S)
+        self._session = self._new_session(host)
+        self._socket.sendall(self._session.bytes_to_send())
+
+    def attach(self) -> None:
+        """Read until the server has answered that we are there."""
+        until_s = time.monotonic() + _TIMEOUT_S
+        session, sock = self._open()
+        while not session.has_attached:
+            if time.monotonic() > until_s:
+                raise BenchError(f"no answer to a viewer of {self.kind} within {_TIMEOUT_S:.0f} s")
+            sock.settimeout(_TIMEOUT_S)
+            self.take(sock.recv(_READ_BYTES), time.monotonic())
+
+    def read(self) -> list[tuple[float, bytes]]:
+        """Keep what comes, until nothing more does."""
+        until_s = time.monotonic() + _TIMEOUT_S
+        _, sock = self._open()
+        arrivals: list[tuple[float, bytes]] = []
+        while time.monotonic() < until_s:
+            sock.settimeout(_QUIET_S)
+            try:
+                data = sock.recv(_READ_BYTES)
+            except TimeoutError:
+                return arrivals
+            if not data:
+                raise Void(f"the server ended the connection of a viewer of {self.kind}")
+            arrivals.append((time.monotonic(), data))
+        raise BenchError(f"the server was still sending to a viewer of {self.kind} after {_TIMEOUT_S:.0f} s")
+
+    def take(self, data: bytes, now_s: float) -> None:
+        """Parse, check, and answer what has to be answered."""
+        session, sock = self._open()
+        if not data:
+            raise BenchError(f"the server ended the connection of a viewer of {self.kind}")
+        self.wire_bytes += len(data)
+        session.receive(data, now_s=now_s)
+        if reply := session.bytes_to_send():
+            sock.sendall(reply)
+
+    def leave(self) -> None:
+        """Close the connection. Raises `Void` if anything was wrong with what came over it."""
+        session, sock = self._open()
+        sock.close()
+        session.receive_end()
+        self._session = self._socket = None
+        if self._checker.violations:
+            first = self._checker.violations[0]
+            raise Void(f"a viewer of {self.kind} was sent what may not be: {first.kind}: {first.detail}")
+
+    def _open(self) -> tuple[Session, socket.socket]:
+        assert self._session is not None
+        assert self._socket is not None
+        return self._session, self._socket
+
+    def _new_session(self, host: str) -> Session:
+        if isinstance(self._checker, TextChecker):
+            # It has all that is asked of a session here.
+            session = open_session(self.kind, self._checker, host=host, resume=self._checker.position)
+            return cast("Session", session)
+        since = self._checker.cursor
+        if OURS[self.kind] == "sse":
+            return SseSession(self._checker, since=since, host=host)
+        socket_session = WsSession(host=host)
+        socket_session.attach(self._checker, since=since)
+        return socket_session
+
+
+def load(page: Page, text: str) -> Loaded:
+    """Open the page, wait until it holds `text`, and leave. Raises `Void` unless it comes to hold just that."""
+    before, wire_before, started_s = page.payload_bytes, page.wire_bytes, time.monotonic()
+    found: Loaded | None = None
+
+    def look(now_s: float) -> None:
+        nonlocal found
+        if found is None and page.text == text:
+            found = Loaded(now_s - started_s, page.payload_bytes - before, page.wire_bytes - wire_before)
+
+    page.connect()
+    page.attach()  # what has to be answered is answered at once
+    look(time.monotonic())
+    for now_s, data in page.read():
+        page.take(data, now_s)
+        look(now_s)
+    page.leave()
+    if found is None or page.text != text:
+        raise Void(f"a viewer of {page.kind} shows {len(page.text)} of {len(text)} characters, or other ones")
+    return found
+
+
+def follow(pages: list[Page], grow: Callable[[], str]) -> str:
+    """Attach the pages to an answer before it begins, let it grow, and leave when they have all of it."""
+    for page in pages:
+        page.connect()
+        page.attach()
+    text = grow()
+    for page in pages:
+        for now_s, data in page.read():
+            page.take(data, now_s)
+        page.leave()
+        if page.text != text:
+            raise Void(f"a viewer of {page.kind} shows {len(page.text)} of {len(text)} characters, or other ones")
+    return text

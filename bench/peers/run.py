@@ -1,0 +1,55 @@
+"""Runs a program that is not ours as a child of a benchmark: `python -m bench.peers.run become|keep PROGRAM …`.
+
+`become` replaces this process by the program, which must itself read our requests from standard input and end with
+it. `keep` is for servers that know nothing of us: it starts the program, says its process id, and ends it when
+standard input ends, so that nothing is left behind when a run is broken off; should we be killed, the kernel ends it.
+"""
+
+import ctypes
+import os
+import select
+import signal
+import subprocess
+import sys
+
+from bench.control import answer
+
+_END_S = 8.0  # for a server to end by itself
+_PR_SET_PDEATHSIG = 1  # prctl(2)
+_STDIN = 0
+
+
+def _keep(command: list[str]) -> int:
+    libc = ctypes.CDLL(None)  # loaded here: between fork and exec as little as possible
+    program = subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=sys.stderr,
+        preexec_fn=lambda: libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM),
+    )
+    handle = os.pidfd_open(program.pid)
+    answer(pid=program.pid)
+    while True:
+        ready, _, _ = select.select([_STDIN, handle], [], [])
+        if handle in ready:
+            return program.wait() or 1  # nobody asked it to end
+        if not os.read(_STDIN, 4096):
+            break
+    program.terminate()
+    try:
+        program.wait(_END_S)
+    except subprocess.TimeoutExpired:
+        program.kill()
+        program.wait()
+    return 0
+
+
+def main() -> int:
+    mode, *command = sys.argv[1:]
+    if mode == "become":
+        os.execvp(command[0], command)
+    return _keep(command)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,171 @@
+"""The usual design, written as good teams write it: an SSE endpoint over a Redis stream, one XADD per token.
+
+FastAPI under uvicorn with httptools and uvloop; redis-py's asyncio client with hiredis over a socket file, with a pool
+of connections for commands and another for viewers, of whom each holds one while it waits in XREAD BLOCK. A viewer
+that comes back sends Last-Event-ID and is sent all entries after it; one that is new, all of them. What one XREAD
+returned is written as one piece. A stream is not trimmed and does not expire in a run.
+
+Run as a child: `python -m bench.peers.xadd_app SOCKET_PATH POOL`. Not a server of ours: nothing here imports holdfast.
+"""
+
+import asyncio
+import importlib
+import json
+import socket
+import sys
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+import uvicorn
+from fastapi import FastAPI, Header
+from fastapi.responses import StreamingResponse
+
+from bench.control import answer, serve_requests
+from bench.peers.summary import appended, summary
+from bench.tokens import token
+
+_READ_COUNT = 1_000  # entries of one XREAD
+_BLOCK_MS = 15_000  # then a comment, as heartbeat
+_VIEWERS = 2_000  # connections that may wait at once
+_TEXT, _DONE = b"t", b"done"
+
+
+class Streams:
+    """Conversations as Redis streams: a token is an entry, and its id is the event's."""
+
+    def __init__(self, socket_path: str, pool: int) -> None:
+        # By name, since redis-py is fetched for the benchmark alone and type checkers do not see it: hence Any.
+        client: Any = importlib.import_module("redis.asyncio")
+        self._redis: Any = client.Redis(connection_pool=_pool(client, socket_path, pool))
+        self._following: Any = client.Redis(connection_pool=_pool(client, socket_path, _VIEWERS))
+
+    async def append(self, channel: str, text: str) -> None:
+        """Store one token; when this returns, Redis has it as durably as it is set."""
+        await self._redis.xadd(channel, {_TEXT: text})
+
+    async def append_all(self, channel: str, texts: list[str]) -> None:
+        """Store several tokens by one pipeline."""
+        async with self._redis.pipeline(transaction=False) as pipeline:
+            for text in texts:
+                pipeline.xadd(channel, {_TEXT: text})
+            await pipeline.execute()
+
+    async def finish(self, channel: str) -> None:
+        await self._redis.xadd(channel, {_DONE: b"1"})
+
+    async def follow(self, channel: str, after: str) -> AsyncIterator[bytes]:
+        """All that comes after the entry `after`, as server-sent events, to the end of the answer."""
+        last: bytes | str = after
+        yield b"retry: 1000\n\n"
+        while True:
+            answered = await self._following.xread({channel: last}, count=_READ_COUNT, block=_BLOCK_MS)
+            if not answered:
+                yield b": waiting\n\n"
+                continue
+            entries = answered[0][1]
+            yield b"".join(
+                b"id: %b\nevent: done\ndata: {}\n\n" % id
+                if _DONE in fields
+                else b"id: %b\ndata: %b\n\n" % (id, json.dumps(fields[_TEXT].decode(), ensure_ascii=False).encode())
+                for id, fields in entries
+            )
+            last, fields = entries[-1]
+            if _DONE in fields:
+                return
+
+
+def _pool(client: Any, socket_path: str, size: int) -> Any:
+    # Not the blocking pool: with fewer connections than producers it starves most of them (a hundred for 500 left some
+    # with one append in two seconds), and was no faster.
+    return client.ConnectionPool(
+        max_connections=size, connection_class=client.UnixDomainSocketConnection, path=socket_path
+    )
+
+
+class Appenders:
+    """Agents in the server's own process, each of which awaits that what it appended is stored."""
+
+    def __init__(self, streams: Streams) -> None:
+        self._streams = streams
+        self._sent: dict[str, list[str]] = {}
+
+    async def begin(self, *, channels: list[str]) -> dict[str, Any]:
+        self._sent = {channel: [] for channel in channels}
+        return {}
+
+    async def append(self, *, seconds: float, at_once: int) -> dict[str, Any]:
+        """All streams grow for so long, each by `at_once` tokens and then a wait until they are stored."""
+        started_s = time.monotonic()
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(self._one(channel, started_s + seconds, at_once)) for channel in self._sent]
+        return appended([task.result() for task in tasks], self._sent, time.monotonic() - started_s)
+
+    async def grow(self, *, channel: str, count: int) -> dict[str, Any]:
+        """The stream of `channel` grows by `count` tokens, stored one by one."""
+        sent = self._sent.setdefault(channel, [])
+        for _ in range(count):
+            sent.append(token())
+            await self._streams.append(channel, sent[-1])
+        return {"text": "".join(sent), "id": "m"}
+
+    async def finish(self) -> dict[str, Any]:
+        for channel in self._sent:
+            await self._streams.finish(channel)
+        messages = {channel: summary("".join(texts), "m") for channel, texts in self._sent.items()}
+        self._sent = {}
+        return {"messages": messages}
+
+    async def _one(self, channel: str, until_s: float, at_once: int) -> list[float]:
+        """Returns how long each wait took."""
+        sent = self._sent[channel]
+        waits: list[float] = []
+        while (begun_s := time.monotonic()) < until_s:
+            texts = [token() for _ in range(at_once)]
+            sent += texts
+            if at_once == 1:
+                await self._streams.append(channel, texts[0])
+            else:
+                await self._streams.append_all(channel, texts)
+            waits.append(time.monotonic() - begun_s)
+        return waits
+
+
+def _application(streams: Streams) -> FastAPI:
+    app = FastAPI()
+
+    @app.get("/channels/{channel}/events")
+    async def events(channel: str, last_event_id: str = Header("0-0")) -> StreamingResponse:
+        headers = {"Cache-Control": "no-cache, no-transform", "X-Accel-Buffering": "no"}
+        return StreamingResponse(
+            streams.follow(channel, last_event_id), media_type="text/event-stream", headers=headers
+        )
+
+    return app
+
+
+async def _main(socket_path: str, pool: int) -> None:
+    streams = Streams(socket_path, pool)
+    appenders = Appenders(streams)
+    # Kept alive for longer than a run: a connection that ends is a violation there.
+    config = uvicorn.Config(
+        _application(streams),
+        http="httptools",
+        log_level="warning",
+        access_log=False,
+        timeout_graceful_shutdown=1,
+        timeout_keep_alive=300,
+    )
+    server = uvicorn.Server(config)
+    with socket.create_server(("127.0.0.1", 0), backlog=2048) as listener:
+        running = asyncio.create_task(server.serve(sockets=[listener]))
+        answer(port=listener.getsockname()[1], loop=type(asyncio.get_running_loop()).__module__)
+        await serve_requests(
+            {"begin": appenders.begin, "append": appenders.append, "grow": appenders.grow, "finish": appenders.finish}
+        )
+        server.should_exit = server.force_exit = True
+        await running
+
+
+if __name__ == "__main__":
+    importlib.import_module("uvloop").run(_main(sys.argv[1], int(sys.argv[2])))

@@ -1,0 +1,167 @@
+"""What a run says: the machine, the table, and both written into a page, so that no figure is ever typed by hand."""
+
+import datetime
+import importlib.metadata
+import os
+import platform
+import sqlite3
+import statistics
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+
+from bench.common import Row
+from holdfast import __version__
+
+__all__ = ["BEGIN", "END", "Machine", "check_page", "summary", "text", "write"]
+
+BEGIN, END = "<!-- figures: begin -->", "<!-- figures: end -->"
+_VERDICTS = {True: "met", False: "OVER", None: ""}
+_SYNCS = 50
+_PACKAGES = ("uvicorn", "httptools", "websockets", "granian", "msgspec")
+
+
+class Machine:
+    """Where the run takes place. Made when it begins, asked when it has ended."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._started_s = time.monotonic()
+        self._before = _core_times()
+
+    @property
+    def seconds(self) -> float:
+        """How long the run has taken."""
+        return time.monotonic() - self._started_s
+
+    def facts(self) -> list[str]:
+        """One a line."""
+        busy, stolen, total = (now - then for now, then in zip(_core_times(), self._before, strict=True))
+        total = max(1, total)  # a run may end before the first tick
+        versions = [f"{name} {_version(name)}" for name in _PACKAGES]
+        return [
+            f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d}, Holdfast {__version__}{_commit()}",
+            f"{_field('/proc/cpuinfo', 'model name')}, {os.cpu_count()} cores, "
+            f"{int(_field('/proc/meminfo', 'MemTotal').split()[0]) / 1024**2:.0f} GiB",
+            f"{platform.system()} {platform.release()}, Python {platform.python_version()}, "
+            f"SQLite {sqlite3.sqlite_version}",
+            ", ".join(versions),
+            f"a synced write of 4 KiB takes {_sync_ms(self._directory):.2f} ms (median of {_SYNCS}); this is the disk "
+            "that SQLite FULL waits for",
+            f"over the run all cores were {busy / total:.0%} busy, and the host kept {stolen / total:.1%} of them",
+        ]
+
+
+def text(rows: list[Row]) -> list[str]:
+    """The table in lines, each row followed by its note and by what it was made of."""
+    cells = [(row.what, row.measured, row.limit, _VERDICTS[row.is_met]) for row in rows]
+    widths = [max(len(cell) for cell in column) for column in zip(*cells, strict=True)] if cells else []
+    lines = []
+    for row, line in zip(rows, cells, strict=True):
+        lines.append("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+        lines += [f"      {note}" for note in row.note.splitlines()]
+        lines += [f"        | {one}" for one in row.raw]
+    return lines
+
+
+def summary(rows: list[Row], seconds: float) -> str:
+    """The last line."""
+    missed = sum(row.is_met is False for row in rows)
+    failures = sum(row.has_failed for row in rows)
+    return f"{missed} over budget, {failures} not measured or void, {seconds:.0f} s"
+
+
+def check_page(page: Path) -> None:
+    """Raise ValueError unless `page` has one place for figures; OSError when it cannot be read."""
+    parts = page.read_text()
+    if parts.count(BEGIN) != 1 or parts.count(END) != 1 or parts.index(BEGIN) > parts.index(END):
+        raise ValueError(f"{page.name} must have one line {BEGIN} and after it one line {END}")
+
+
+def write(page: Path, *, command: str, facts: list[str], rows: list[Row], output: list[str]) -> None:
+    """Put a run between the marks of `page`, in place of the one before it."""
+    check_page(page)
+    before, _, rest = page.read_text().partition(BEGIN)
+    _, _, after = rest.partition(END)
+    lines = [
+        BEGIN,
+        f"`{command}`:",
+        "",
+        *(f"- {fact}" for fact in facts),
+        "",
+        "| what | measured | budget | |",
+        "|---|---|---|---|",
+        *(_markdown_row(row) for row in rows),
+        "",
+        "### Raw output",
+        "",
+        "```text",
+        *output,
+        "```",
+        END,
+    ]
+    page.write_text(before + "\n".join(lines) + after)
+
+
+def _markdown_row(row: Row) -> str:
+    what = f"– {row.what.strip()}" if row.what.startswith(" ") else row.what
+    measured = f"**{row.measured}**" if row.has_failed or row.is_met is False else row.measured
+    if row.has_failed:
+        measured += f": {row.note.partition(chr(10))[0]}"
+    return (
+        "| "
+        + " | ".join(cell.replace("|", "\\|") for cell in (what, measured, row.limit, _VERDICTS[row.is_met]))
+        + " |"
+    )
+
+
+def _core_times() -> tuple[int, int, int]:
+    """Of all cores since boot, in ticks: busy for whomever, kept by the host, and all there was."""
+    user, nice, system, idle, iowait, irq, softirq, steal, *_ = map(
+        int, Path("/proc/stat").read_text().splitlines()[0].split()[1:]
+    )
+    busy = user + nice + system + irq + softirq
+    return busy, steal, busy + steal + idle + iowait
+
+
+def _field(path: str, name: str) -> str:
+    for line in Path(path).read_text().splitlines():
+        key, _, value = line.partition(":")
+        if key.strip() == name:
+            return value.strip()
+    return "an unknown processor"
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "missing"
+
+
+def _commit() -> str:
+    """The commit, where there is one, and whether the files differ from it."""
+    try:
+        commit = _git("rev-parse", "--short", "HEAD")
+        changes = _git("status", "--porcelain", "holdfast", "bench")
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return f" at {commit}{' with changes that are not committed' if changes else ''}"
+
+
+def _git(*arguments: str) -> str:
+    return subprocess.run(["git", *arguments], capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+
+
+def _sync_ms(directory: Path) -> float:
+    """What it costs to have a page on the disk, where the databases are made."""
+    times = []
+    with tempfile.TemporaryFile(dir=directory) as file:
+        for _ in range(_SYNCS):
+            file.write(bytes(4096))
+            file.flush()
+            before_s = time.perf_counter()
+            os.fdatasync(file.fileno())
+            times.append(time.perf_counter() - before_s)
+    return statistics.median(times) * 1000

@@ -1,0 +1,132 @@
+"""A soak: ten minutes of everything at once (`bench/plan.py`), and nothing grows, and nothing is lost.
+
+About fifty conversations stream at any time, each in a channel of its own; they begin and end, viewers come, are cut
+off, resume and go, by SSE and WebSocket. The server's memory is read every second; its slope is a line fitted to what
+came after the first quarter, in which caches fill. In the end everybody has gone, and what the server held for them
+must be gone as well: feeds, channels, writers, tasks, threads and open files are counted before and after.
+"""
+
+import statistics
+import time
+from typing import Any
+
+from bench import plan
+from bench.common import Options, Row, Served, Void, kept, load_client, served
+from bench.proc import BenchError, cpu_s, raise_file_limit, rss_bytes
+from bench.tokens import known_text
+
+_LIVE = 50
+_LIMIT_KB_PER_MIN = 512.0
+_JUDGED_S = 300.0  # a shorter soak has a slope, but no verdict: it is still the caches that one sees
+_WARM_UP = 0.25
+_STEP_S = 1.0
+_IDLE_S = 10.0  # until an idle channel leaves the server's memory
+_AFTER_S = 20.0  # after the last conversation has ended, for viewers to have been shown it
+_LET_GO_S = 45.0
+
+
+def run(options: Options) -> list[Row]:
+    return soak(options, seconds=options.soak_s, live=_LIVE)
+
+
+def soak(
+    options: Options, *, seconds: float, live: int, lasts_s: tuple[float, float] = plan.LASTS_S, idle_s: float = _IDLE_S
+) -> list[Row]:
+    """The rows. Raises `Void` when a viewer was shown something wrong, or the store holds it."""
+    raise_file_limit(live * 10 + 200)
+    planned: dict[str, Any] = {"seconds": seconds, "live": live, "lasts_s": lasts_s}
+    conversations = plan.conversations(**planned)
+    with kept(options) as database, served(database, idle_s=idle_s) as server, load_client() as load:
+        before = _settled(server)
+        started_s = time.monotonic() + 0.5
+        server.child.ask("soak", started_s=started_s, planned=planned)
+        samples: list[tuple[float, int]] = []
+        used_s = cpu_s(server.child.pid)
+        while True:
+            until_s = time.monotonic() + _STEP_S
+            seen = load.ask("visit", port=server.port, started_s=started_s, planned=planned, until_s=until_s)
+            if seen["wrong"]:
+                raise Void(f"{seen['wrong']} visits went wrong, e.g. {seen['example']}")
+            now_s = time.monotonic() - started_s
+            if now_s <= seconds:
+                samples.append((now_s, rss_bytes(server.child.pid)))
+            elif not seen["left"]:
+                break
+            elif now_s > seconds + _AFTER_S:
+                raise BenchError(f"{seen['left']} visits have not ended {_AFTER_S} s after the last conversation")
+        used_s = cpu_s(server.child.pid) - used_s
+        lag_ms = server.child.ask("soaked")["lag_ms"][1]
+        for conversation in conversations:
+            _check_stored(server, conversation)
+        after = _let_go(server, before)
+    seen_by = f"{seen['viewers']:,} viewers in {seen['connections']:,} connections, {seen['resumes']:,} resumes"
+    return [
+        *_memory(samples, seconds),
+        Row("  conversations, all stored and shown as written", f"{len(conversations):,}", "all", True, seen_by),
+        Row(
+            "  held for them when all have gone, beyond what was held before",
+            _beyond(before, after) or "nothing",
+            "nothing",
+            not _beyond(before, after),
+            note=f"before {before}, after {after}",
+        ),
+        Row(
+            "  CPU of the server",
+            f"{used_s / seconds:.0%} of its core",
+            note=f"producers late by {lag_ms:.0f} ms (p99)",
+        ),
+    ]
+
+
+def slope(samples: list[tuple[float, int]]) -> float:
+    """Bytes a second: of the line that fits best."""
+    return statistics.linear_regression(*zip(*samples, strict=True)).slope
+
+
+def _memory(samples: list[tuple[float, int]], seconds: float) -> list[Row]:
+    warm = [sample for sample in samples if sample[0] >= seconds * _WARM_UP]
+    if len(warm) < 3:
+        raise BenchError(f"{seconds:g} s are too short for a slope")
+    kb_per_min = slope(warm) * 60 / 1000
+    is_judged = seconds >= _JUDGED_S
+    first, last = warm[0][1], warm[-1][1]
+    return [
+        Row(
+            f"soak of {seconds / 60:g} min: growth of the server's memory after the first quarter",
+            f"{kb_per_min:+,.0f} KB/min",
+            f"{_LIMIT_KB_PER_MIN:g} KB/min" if is_judged else "",
+            kb_per_min <= _LIMIT_KB_PER_MIN if is_judged else None,
+            note=f"{first / 1e6:.1f} MB then, {last / 1e6:.1f} MB at the end",
+            raw=(f"MB every {_STEP_S:g} s: " + " ".join(f"{size / 1e6:.1f}" for _, size in samples),),
+        )
+    ]
+
+
+def _check_stored(server: Served, conversation: plan.Conversation) -> None:
+    message = server.call("GET", f"{conversation.channel}/messages/{plan.MESSAGE}")["message"]
+    text = "".join(part["text"] for part in message["parts"])
+    if (message["status"], text) != ("complete", known_text(conversation.seed, conversation.tokens)):
+        raise Void(
+            f"{conversation.channel} is stored as {message['status']} with {len(text)} characters, or other ones"
+        )
+
+
+def _settled(server: Served) -> dict[str, Any]:
+    """What a server holds that has answered once, so that what it opens at its first request counts as its own."""
+    server.call("GET", "bench:nothing")
+    time.sleep(0.2)  # until it has noticed that the connection is gone
+    held: dict[str, Any] = server.child.ask("held")
+    return held
+
+
+def _let_go(server: Served, before: dict[str, Any]) -> dict[str, Any]:
+    """What is held when it is no more than before, or after some time."""
+    until_s = time.monotonic() + _LET_GO_S
+    while _beyond(before, held := server.child.ask("held")) and time.monotonic() < until_s:
+        time.sleep(0.5)  # another process's housekeeping
+    after: dict[str, Any] = held
+    return after
+
+
+def _beyond(before: dict[str, Any], after: dict[str, Any]) -> str:
+    return ", ".join(f"{after[name] - before[name]} {name}" for name in before if after[name] > before[name])

@@ -1,0 +1,85 @@
+"""A storm: a thousand viewers of an answer that streams, its server killed with `kill -9` and started again.
+
+Each viewer dials again with its cursor, after up to half a second of jitter as a client does, and as often as it takes
+until the server listens. The agent dies with its server and goes on with its message when it is back (`hub.adopt`).
+The time counts from the kill: it holds the death of the old process, the start of the new one, what it reads back from
+its file, and a thousand resumes. All must resume, and all must have been shown the whole text in the end, which is
+known beforehand.
+"""
+
+import hashlib
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from bench.common import Options, Row, Void, check, kept, load_client, served, spread
+from bench.proc import raise_file_limit
+from bench.tokens import WIDTH, known_text
+
+_VIEWERS = 1_000
+_LIMIT_S = 5.0
+_JITTER_S = 0.5
+_AFTER_S = _LIMIT_S + 1  # how long the answer streams on after the restart: beyond the last one's return
+_TIMEOUT_S = 30.0
+_CHANNEL, _MESSAGE = "bench:storm", "answer"
+_TOKENS_PER_S = 50
+_NAMES = {"sse": "SSE", "websocket": "WebSocket"}
+
+
+def run(options: Options) -> Iterator[Row]:
+    for kind in _NAMES:
+        yield from storm(options, kind, viewers=_VIEWERS, rounds=1 if options.is_quick else 3)
+
+
+def storm(
+    options: Options, kind: str, *, viewers: int, rounds: int, before_s: float = 2.0, after_s: float = _AFTER_S
+) -> list[Row]:
+    """The rows of one transport. Raises `Void` when a viewer began anew or was shown a wrong text."""
+    raise_file_limit(viewers + 100)
+    times = [_round(options, kind, viewers, seed, before_s, after_s) for seed in range(rounds)]
+    worst_s = max(last_s for _, last_s in times)
+    return [
+        Row(
+            f"storm: {viewers:,} {_NAMES[kind]} viewers, from kill -9 of the server to the last one live",
+            spread([last_s for _, last_s in times], "s"),
+            f"{_LIMIT_S:g} s",
+            worst_s <= _LIMIT_S,
+            note="every one resumed from its cursor and was shown the whole text",
+            raw=tuple(f"listening {up_s:.2f} s after the kill, all live {last_s:.2f} s" for up_s, last_s in times),
+        ),
+        Row(
+            "  of it until the new server listens, and from then to the last one",
+            f"{spread([up_s for up_s, _ in times], 's')}, {spread([last_s - up_s for up_s, last_s in times], 's')}",
+        ),
+    ]
+
+
+def _round(
+    options: Options, kind: str, viewers: int, seed: int, before_s: float, after_s: float
+) -> tuple[float, float]:
+    """Seconds from the kill until the new server listened, and until the last viewer was live."""
+    count = int((before_s + after_s) * _TOKENS_PER_S)
+    with kept(options) as database, load_client() as load:
+        with served(database) as server:
+            port = server.port
+            message: dict[str, Any] = {"channel": _CHANNEL, "id": _MESSAGE, "seed": seed, "count": count}
+            server.child.ask("stream", **message, tokens_per_s=_TOKENS_PER_S)
+            load.ask("connect", kind=kind, channels=[_CHANNEL] * viewers, timeout_s=_TIMEOUT_S, **server.address)
+            load.ask("pass", seconds=before_s)
+            killed_s = time.monotonic()
+            server.child.kill()
+            load.send("come_back", within_s=_JITTER_S, timeout_s=_TIMEOUT_S, **server.address)
+        with served(database, port=port) as server:
+            listening_s = time.monotonic()
+            back = load.read(timeout_s=_TIMEOUT_S + 5)
+            if back["new_starts"]:
+                raise Void(f"{back['new_starts']} of {viewers} viewers began anew instead of resuming")
+            status = server.call("GET", f"{_CHANNEL}/messages/{_MESSAGE}")["message"]["status"]
+            if status != "streaming":
+                raise Void(f"the answer was {status} when the viewers were back: they did not come back to a stream")
+            load.ask("capture")
+            drained = load.ask("drain", timeout_s=_TIMEOUT_S)
+            text = known_text(seed, count)
+            sent = {"id": _MESSAGE, "length": count * WIDTH, "sha256": hashlib.sha256(text.encode()).hexdigest()}
+            check(load.ask("decode"), load.ask("compare", sent={_CHANNEL: sent}, **server.address), drained)
+    return listening_s - killed_s, back["attached_s"][-1] - killed_s

@@ -1,0 +1,92 @@
+"""Viewers of the load client: who follows a channel, its present connection, and how old its tokens were."""
+
+import socket
+from array import array
+from typing import Any
+
+from bench import tokens
+from holdfast.testing.rawviewer import Checker, Json, Session, SseSession, WsSession
+
+__all__ = ["Connection", "Latencies", "Viewer"]
+
+
+class Viewer:
+    """Somebody who follows a channel, over as many connections as it takes, from cursor to cursor."""
+
+    def __init__(self, kind: str, channel: str, latencies: "Latencies | None" = None) -> None:
+        self.kind = kind
+        self.checker = Checker(channel)
+        self.latencies = latencies  # None: its tokens do not tell the time
+
+    def new_session(self, host: str, prefix: str) -> Session:
+        """The next connection's."""
+        since = self.checker.cursor
+        observe = self.latencies.observe if self.latencies is not None else None
+        if self.kind == "sse":
+            return SseSession(self.checker, since=since, host=host, prefix=prefix, observe=observe)
+        session = WsSession(host=host, prefix=prefix, observe=observe)
+        session.attach(self.checker, since=since)
+        return session
+
+
+class Connection:
+    """One connection of a viewer's. `arrivals` holds what was captured: time, bytes, time, bytes …"""
+
+    def __init__(self, sock: socket.socket, session: Session, checker: Checker, viewer: Viewer | None = None) -> None:
+        self.socket = sock
+        self.session = session
+        self.checker = checker
+        self.viewer = viewer  # none where somebody else's session is driven, which cannot come back by itself
+        self.arrivals: list[Any] = []
+        self.history: list[Any] | None = None  # all arrivals since it was opened, if it is recorded
+        self.attached_s: float | None = None  # when its first batch was complete; not known of what was captured
+
+    def take(self, data: bytes, now_s: float) -> None:
+        """Parse and check at once, and answer what has to be answered."""
+        if self.history is not None:
+            self.history += (now_s, data)
+        self.session.receive(data, now_s=now_s)
+        if self.attached_s is None and self.session.has_attached:
+            self.attached_s = now_s
+        self.send()
+
+    def send(self) -> None:
+        if data := self.session.bytes_to_send():
+            sent = self.socket.send(data)
+            assert sent == len(data), "a request larger than an empty socket buffer"
+
+    def decode(self) -> None:
+        """Parse and check what was captured."""
+        arrivals, self.arrivals = iter(self.arrivals), []
+        for now_s, data in zip(arrivals, arrivals, strict=True):
+            if self.history is not None:
+                self.history += (now_s, data)
+            self.session.receive(data, now_s=now_s)
+
+
+class Latencies:
+    """Notes, for one viewer, how old each token was when it came for the first time."""
+
+    def __init__(self, into: "array[float]", piece: int) -> None:
+        self._into = into
+        self._piece = piece
+        self._known: dict[str, int] = {}
+
+    def stop(self) -> None:
+        """Note nothing any more: this viewer is late because it chose to be."""
+        self._into = array("d")
+
+    def observe(self, channel: str, event: Json, at_s: float) -> None:
+        if event["type"] == "message.append":
+            self._text(event["id"], event["at"], event["text"], at_s)
+        elif event["type"] == "message.part":
+            self._text(event["id"], 0, event["part"].get("text", ""), at_s)
+        elif event["type"] in ("message.create", "message.update"):
+            # Its text was not told as an append, but these tokens have arrived all the same.
+            message = event["message"]
+            self._text(message["id"], 0, "".join(part.get("text", "") for part in message.get("parts", [])), at_s)
+
+    def _text(self, id: str, at: int, text: str, at_s: float) -> None:
+        known = self._known.get(id, 0)
+        self._into.extend(tokens.latencies_ms(text, at, known, at_s, self._piece))
+        self._known[id] = max(known, at + len(text))

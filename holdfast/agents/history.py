@@ -1,0 +1,135 @@
+"""A conversation as models take it: the path of messages to one, in the shapes of the providers' APIs.
+
+You are in `agents`. Pure functions. Shapes are those of the providers' documentation, `docs/agents.md` shows them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from typing import Literal
+
+from holdfast.core.model import Json, Message, Part
+
+Shape = Literal["text", "openai", "responses", "anthropic"]
+
+
+def path_to(message: Message, older: Iterable[Message]) -> list[Message]:
+    """What leads to `message`, oldest first: its parents, each user message with its newest answer if none is named.
+
+    A parent that is not among `older` (deleted, or too far back) is passed over for the newest that came before it.
+    """
+    known = {one.id: one for one in older if one.created < message.created}
+    newest_first = sorted(known.values(), key=lambda one: -one.created)
+    path: list[Message] = []
+    at = message
+    while True:
+        before = _parent(at, known, newest_first)
+        if before is None:
+            return path[::-1]
+        if at.role == "user" and before.role == "user":
+            path += _newest_answer(before, newest_first, at)
+        path.append(before)
+        at = before
+
+
+def _parent(message: Message, known: dict[str, Message], newest_first: Sequence[Message]) -> Message | None:
+    if message.parent is None:
+        return None
+    parent = known.get(message.parent)
+    if parent is not None and parent.created < message.created:
+        return parent
+    return next((one for one in newest_first if one.created < message.created), None)
+
+
+def _newest_answer(asked: Message, newest_first: Sequence[Message], later: Message) -> list[Message]:
+    for one in newest_first:
+        if one.reply_to == asked.id and one.created < later.created and one.status != "streaming":
+            return [one]
+    return []
+
+
+def as_turns(messages: Sequence[Message], shape: Shape) -> list[dict[str, Json]]:
+    """`messages` in the form that a provider's API takes."""
+    match shape:
+        case "text":
+            return [{"role": one.role, "content": one.text} for one in messages if one.text and one.role != "tool"]
+        case "openai":
+            return [turn for one in messages for turn in _openai(one)]
+        case "responses":
+            return [item for one in messages for item in _responses(one)]
+        case "anthropic":
+            return _alternating([turn for one in messages for turn in _anthropic(one)])
+
+
+def _tools(message: Message) -> list[Part]:
+    return [part for part in message.parts if part["type"] == "tool"]
+
+
+def _output(part: Part) -> str:
+    output = part.get("output")
+    return output if isinstance(output, str) else json.dumps(output, ensure_ascii=False)
+
+
+def _openai(message: Message) -> list[dict[str, Json]]:
+    calls = [
+        {"id": part["call"], "type": "function", "function": {"name": part["name"], "arguments": part["input"] or "{}"}}
+        for part in _tools(message)
+        if "output" in part
+    ]
+    turns: list[dict[str, Json]] = []
+    if calls:  # a call without its result is refused by the API, so it is left out
+        turns.append({"role": "assistant", "content": None, "tool_calls": calls})
+        turns += [
+            {"role": "tool", "tool_call_id": part["call"], "content": _output(part)}
+            for part in _tools(message)
+            if "output" in part
+        ]
+    if message.text and message.role != "tool":
+        turns.append({"role": message.role, "content": message.text})
+    return turns
+
+
+def _responses(message: Message) -> list[dict[str, Json]]:
+    items: list[dict[str, Json]] = []
+    for part in _tools(message):
+        if "output" in part:
+            call = {"call_id": part["call"], "name": part["name"], "arguments": part["input"] or "{}"}
+            items.append({"type": "function_call", **call})
+            items.append({"type": "function_call_output", "call_id": part["call"], "output": _output(part)})
+    if message.text and message.role != "tool":
+        items.append({"role": message.role, "content": message.text})
+    return items
+
+
+def _anthropic(message: Message) -> list[dict[str, Json]]:
+    if message.role == "system":
+        return []
+    turns: list[dict[str, Json]] = []
+    tools = [part for part in _tools(message) if "output" in part]
+    if tools:
+        turns.append({"role": "assistant", "content": [_tool_use(part) for part in tools]})
+        results = [{"type": "tool_result", "tool_use_id": part["call"], "content": _output(part)} for part in tools]
+        turns.append({"role": "user", "content": results})
+    if message.text and message.role != "tool":
+        turns.append({"role": message.role, "content": [{"type": "text", "text": message.text}]})
+    return turns
+
+
+def _tool_use(part: Part) -> dict[str, Json]:
+    try:
+        arguments = json.loads(part["input"] or "{}")
+    except ValueError:
+        arguments = {}
+    return {"type": "tool_use", "id": part["call"], "name": part["name"], "input": arguments}
+
+
+def _alternating(turns: list[dict[str, Json]]) -> list[dict[str, Json]]:
+    """Neighbours of one role become one; the first is a user's."""
+    joined: list[dict[str, Json]] = []
+    for turn in turns:
+        if joined and joined[-1]["role"] == turn["role"]:
+            joined[-1] = {"role": turn["role"], "content": [*joined[-1]["content"], *turn["content"]]}
+        elif joined or turn["role"] == "user":
+            joined.append(turn)
+    return joined

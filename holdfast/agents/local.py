@@ -1,0 +1,199 @@
+"""Agents in the hub's own process: `@hub.agent("chat:*")`.
+
+You are in `agents`. A `LocalAgent` is a worker of the desk; `LocalPlace` is the hub as a turn sees it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING
+
+from holdfast.agents.place import Watch, Writer
+from holdfast.agents.running import Agent, Running
+from holdfast.agents.writer import AgentWriter
+from holdfast.core.errors import Deleted, Fenced, Finished, HoldfastError, NotFound
+from holdfast.core.events import CommandReply, Page
+from holdfast.core.model import Command, Json, Message
+from holdfast.core.names import command_key
+from holdfast.core.requests import Asker, ClaimTurn, EndTurn
+from holdfast.hub.committer import Answer, Done
+from holdfast.hub.desk import Turn, WhenBusy
+
+if TYPE_CHECKING:
+    from holdfast.hub.hub import HubCore
+
+logger = logging.getLogger("holdfast.agents")
+
+
+class LocalAgent:
+    """An agent in this process, as the desk knows it."""
+
+    is_local = True
+
+    def __init__(self, hub: HubCore, agent: Agent, pattern: str, *, when_busy: WhenBusy, slots: int) -> None:
+        self.name = agent.name
+        self.pattern = pattern
+        self.when_busy = when_busy
+        self.slots = slots
+        self.free = slots
+        self._hub = hub
+        self._agent = agent
+        self._running: dict[tuple[str, str], Running] = {}
+
+    def start(self) -> None:
+        """The hub has started: take turns."""
+        self.free = self.slots
+        self._running.clear()
+        self._hub.desk.register(self)
+
+    def begin(self, turn: Turn) -> None:
+        """Of `Worker`."""
+        self._hub.start_task(self._run(turn))
+
+    def ended(self, turn: Turn, state: str) -> None:
+        """Of `Worker`."""
+        running = self._running.get((turn.channel, turn.message_id))
+        if running is not None and running.attempt == turn.generation:
+            running.stop(is_lost=state == "lost")
+
+    async def _run(self, turn: Turn) -> None:
+        place = LocalPlace(self._hub)
+        key = (turn.channel, turn.message_id)
+        try:
+            message = await place.find(turn.channel, turn.message_id)
+            if message is None:
+                return
+            running = self._running[key] = Running(self._agent, place, turn.channel, message, turn.generation)
+            state = await running.run()
+            if state is not None:
+                await self._end(turn, "cancelled" if state == "cancelled" else "done")
+        finally:
+            self._running.pop(key, None)
+            if not self._hub.is_draining and self._hub.is_running:
+                if not any(channel == turn.channel for channel, _ in self._running):
+                    self._hub.desk.said(turn.channel, self.name, {"state": "listening"})
+                self._hub.desk.freed(self)
+
+    async def _end(self, turn: Turn, state: str) -> None:
+        ended: asyncio.Future[Answer | HoldfastError] = asyncio.get_running_loop().create_future()
+        self._hub.desk.end(self, turn, "cancelled" if state == "cancelled" else "done", _once(ended))
+        answer = await ended
+        if isinstance(answer, HoldfastError) and not isinstance(answer, Finished | Fenced | Deleted):
+            logger.warning("the end of a turn in %s could not be stored: %s", turn.channel, answer)
+
+
+class LocalPlace:
+    """The hub, as a turn sees it."""
+
+    def __init__(self, hub: HubCore) -> None:
+        self._hub = hub
+
+    @property
+    def is_leaving(self) -> bool:
+        """Of `Place`."""
+        return self._hub.is_draining
+
+    def write(self, channel: str, message_id: str, *, author: str, reply_to: str, meta: dict[str, Json]) -> Writer:
+        """Of `Place`."""
+        return _agent_writer(self._hub.message(channel, id=message_id, author=author, reply_to=reply_to, meta=meta))
+
+    async def take_over(self, channel: str, message_id: str, *, author: str) -> Writer:
+        """Of `Place`."""
+        return _agent_writer(await self._hub.take_over(channel, message_id, author=author))
+
+    async def find(self, channel: str, message_id: str) -> Message | None:
+        """Of `Place`."""
+        try:
+            message, _ = await self._hub.read(channel, message_id)
+        except (NotFound, Deleted):
+            return None
+        return message
+
+    async def page(self, channel: str, *, before: int | None, limit: int) -> Page:
+        """Of `Place`."""
+        return await self._hub.page(channel, before=before, limit=limit)
+
+    async def command(self, channel: str, name: str, *, target: str, data: Json, by: str, expires_s: float) -> Command:
+        """Of `Place`."""
+        return await self._hub.command(channel, name, target=target, data=data, by=by, expires_s=expires_s)
+
+    async def reply(self, channel: str, command_id: str, *, ok: bool, data: Json, error: Json, by: str) -> None:
+        """Of `Place`."""
+        await self._hub.reply(channel, command_id, ok=ok, data=data, error=error, by=by)
+
+    async def watch(self, channel: str) -> Watch:
+        """Of `Place`."""
+        return LocalWatch(self._hub, channel)
+
+    async def take_waiting(self, channel: str, message_id: str, *, by: str) -> bool:
+        """Of `Place`."""
+        message = self._hub.channel(channel).state.message(message_id)
+        if message is None or message.claim is None:
+            return False
+        asker = Asker(id=by, writer=self._hub.asker(by).writer, is_server=True)
+        try:
+            claimed = await self._hub.ask(channel, message_id, ClaimTurn(generation=message.claim.generation), asker)
+            assert claimed.generation is not None
+            await self._hub.ask(channel, message_id, EndTurn(generation=claimed.generation), asker)
+        except (Fenced, Finished, Deleted, NotFound):
+            return False
+        return True
+
+    def say(self, channel: str, name: str, data: dict[str, Json]) -> None:
+        """Of `Place`."""
+        self._hub.desk.said(channel, name, data)
+
+
+class LocalWatch:
+    """A channel's state in memory, and a wake-up."""
+
+    def __init__(self, hub: HubCore, channel: str) -> None:
+        self._channel = hub.channel(channel)
+        self._woken = asyncio.Event()
+        self._channel.listeners[self._woken.set] = None
+
+    def commands(self) -> list[Command]:
+        """Of `Watch`."""
+        return [one.command() for one in self._channel.state.pending_commands()]
+
+    def reply_to(self, command_id: str) -> CommandReply | None:
+        """Of `Watch`."""
+        command = self._channel.state.command(command_key(command_id))
+        if command is None or command.reply is None:
+            return None
+        reply = command.reply
+        return CommandReply(
+            serial=command.answered, id=command_id, ok=reply.ok, data=reply.data, error=reply.error, from_=reply.by
+        )
+
+    def waiting(self) -> list[Message]:
+        """Of `Watch`."""
+        found = [
+            one
+            for one in self._channel.state.messages.values()
+            if one.claim is not None and one.claim.state == "pending" and not one.deleted
+        ]
+        return [one.message() for one in sorted(found, key=lambda one: one.created)]
+
+    async def changed(self) -> None:
+        """Of `Watch`."""
+        await self._woken.wait()
+        self._woken.clear()
+
+    def close(self) -> None:
+        """Of `Watch`."""
+        self._channel.listeners.pop(self._woken.set, None)
+
+
+def _agent_writer(writer: object) -> Writer:
+    assert isinstance(writer, AgentWriter)  # the hub that has agents makes such
+    return writer
+
+
+def _once(ended: asyncio.Future[Answer | HoldfastError]) -> Done:
+    def done(answer: Answer | HoldfastError) -> None:
+        if not ended.done():
+            ended.set_result(answer)
+
+    return done

@@ -1,0 +1,202 @@
+"""How a turn runs: the handler in a task, and somebody who listens for a stop.
+
+You are in `agents`. The same in the hub's process and in another one. However a handler ends, its answer is ended, the
+turn is ended, and whoever asked for a stop is answered; a traceback stays in the log.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Awaitable, Callable
+from typing import NamedTuple
+
+from holdfast.agents.place import Place, Watch, Writer
+from holdfast.agents.turn import OnCrash, Turn, reply_id
+from holdfast.core.errors import Finished, HoldfastError, LocalError, StillStreaming
+from holdfast.core.model import Message
+from holdfast.core.names import check_id
+
+logger = logging.getLogger("holdfast.agents")
+
+PATIENCE_S = 30.0  # for an earlier attempt's answer to be interrupted, before it is gone on with
+LEAVING_S = 10.0  # for a handler that was cancelled to put down what it holds
+
+Handler = Callable[[Turn], Awaitable[None]]
+
+
+class Agent(NamedTuple):
+    """A handler, and how it is to be run."""
+
+    handler: Handler
+    name: str
+    on_crash: OnCrash = "restart"
+    timeout_s: float = 3600.0  # for one turn
+
+
+def check_agent(agent: Agent) -> Agent:
+    """Return `agent`; raises LocalError or InvalidName where it cannot be run."""
+    check_id(agent.name, "an agent's name")
+    if agent.on_crash not in ("interrupt", "restart", "continue"):
+        raise LocalError("on_crash is interrupt, restart or continue")
+    if not agent.timeout_s > 0:
+        raise LocalError("timeout_s is above 0")
+    return agent
+
+
+class Running:
+    """One turn of `agent`, from its claim to its end. `run` is the whole of it; `stop` may come from outside."""
+
+    def __init__(self, agent: Agent, place: Place, channel: str, message: Message, attempt: int) -> None:
+        self.channel = channel
+        self.message = message
+        self.attempt = attempt
+        self._agent = agent
+        self._place = place
+        self._work: asyncio.Task[None] | None = None
+        self._is_stopped = False
+        self._is_lost = False
+        self._turn: Turn | None = None
+
+    def stop(self, *, is_lost: bool = False) -> None:
+        """End the handler: somebody said so, or, with `is_lost`, another has the turn now."""
+        self._is_stopped = True
+        self._is_lost = self._is_lost or is_lost
+        if self._turn is not None:
+            self._turn.is_cancelled = True
+        if self._work is not None:
+            self._work.cancel()
+
+    async def run(self) -> str | None:
+        """Do the turn. Returns how it ended, `done` or `cancelled`, or None when it is left for somebody else."""
+        watch = await self._place.watch(self.channel)
+        try:
+            return await self._run(watch)
+        finally:
+            watch.close()
+
+    async def _run(self, watch: Watch) -> str | None:
+        agent, place = self._agent, self._place
+        previous, taken_up = await self._after_crash(watch)
+        if previous is not None and agent.on_crash == "interrupt":
+            return "done"
+        turn = self._turn = Turn(
+            place,
+            watch,
+            self.channel,
+            self.message,
+            self.attempt,
+            name=agent.name,
+            previous=previous,
+            taken_up=taken_up,
+        )
+        turn.progress("thinking")
+        self._work = asyncio.ensure_future(self._handle(turn))
+        listening = asyncio.ensure_future(self._listen(watch, turn))
+        try:
+            if self._is_stopped:
+                self._work.cancel()
+            await asyncio.wait([self._work])
+        except asyncio.CancelledError:  # the process is leaving
+            self._work.cancel()
+            await asyncio.wait([self._work], timeout=LEAVING_S)
+            raise
+        finally:
+            listening.cancel()
+            await asyncio.wait([listening])
+        if self._is_lost or place.is_leaving:
+            return None
+        await self._end_what_is_open(turn)
+        await self._answer_stops(watch, turn)
+        return "cancelled" if self._is_stopped else "done"
+
+    async def _handle(self, turn: Turn) -> None:
+        """The handler, with its end said in a message where it wrote none."""
+        agent = self._agent
+        try:
+            async with asyncio.timeout(agent.timeout_s) as limit:
+                try:
+                    await agent.handler(turn)
+                except asyncio.CancelledError:
+                    if limit.expired() or _is_due(limit):
+                        for reply in turn.replies:
+                            reply.cancelled_as = ("failed", "timeout")
+                    raise
+        except asyncio.CancelledError:
+            raise
+        except TimeoutError:
+            logger.warning("turn of %s in %s took more than %s s", self.message.id, self.channel, agent.timeout_s)
+            await self._say_failed(turn, "timeout")
+        except HoldfastError as error:
+            if self._is_stopped and isinstance(error, Finished):
+                return
+            logger.warning("turn of %s in %s failed: %s", self.message.id, self.channel, error, exc_info=error)
+            await self._say_failed(turn, error.code)
+        except Exception as error:
+            logger.exception("turn of %s in %s failed", self.message.id, self.channel)
+            reason = getattr(error, "public_reason", None)
+            await self._say_failed(turn, reason if isinstance(reason, str) else "error")
+
+    async def _say_failed(self, turn: Turn, reason: str) -> None:
+        """A turn that failed before it began an answer: people see at least that."""
+        if turn.replies:
+            return
+        try:
+            async with turn.reply() as message:
+                await message.finish("failed", reason=reason)
+        except HoldfastError as error:
+            logger.warning("the failure of a turn could not be said: %s", error)
+
+    async def _end_what_is_open(self, turn: Turn) -> None:
+        """Answers that were opened and neither finished nor left."""
+        for reply in turn.replies:
+            if not reply.is_over:
+                with contextlib.suppress(HoldfastError):
+                    await reply.finish("cancelled" if self._is_stopped else "failed", reason=None)
+
+    async def _listen(self, watch: Watch, turn: Turn) -> None:
+        """Stop the handler when somebody asks for it."""
+        while True:
+            if any(command.name == "cancel" and command.target in turn.targets for command in watch.commands()):
+                self.stop()
+                return
+            await watch.changed()
+
+    async def _answer_stops(self, watch: Watch, turn: Turn) -> None:
+        for command in watch.commands():
+            if command.name == "cancel" and command.target in turn.targets:
+                with contextlib.suppress(HoldfastError):  # somebody was faster
+                    await self._place.reply(
+                        self.channel, command.id, ok=self._is_stopped, data=None, error=None, by=self._agent.name
+                    )
+
+    async def _after_crash(self, watch: Watch) -> tuple[Message | None, Writer | None]:
+        """What the attempt before this one left, and with `continue` the writer that goes on with it."""
+        for attempt in range(self.attempt - 1, 0, -1):
+            message_id = reply_id(self.message.id, attempt)
+            previous = await self._place.find(self.channel, message_id)
+            if previous is None:
+                continue
+            if self._agent.on_crash != "continue" or previous.status not in ("streaming", "interrupted"):
+                return previous, None
+            return await self._go_on(watch, message_id, previous)
+        return None, None
+
+    async def _go_on(self, watch: Watch, message_id: str, previous: Message) -> tuple[Message | None, Writer | None]:
+        """Take the earlier attempt's answer over, once its lease has ended."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(PATIENCE_S):
+                while True:
+                    try:
+                        writer = await self._place.take_over(self.channel, message_id, author=self._agent.name)
+                    except StillStreaming:
+                        await watch.changed()
+                        continue
+                    return await self._place.find(self.channel, message_id), writer
+        return previous, None
+
+
+def _is_due(limit: asyncio.Timeout) -> bool:
+    when = limit.when()
+    return when is not None and asyncio.get_running_loop().time() >= when

@@ -1,0 +1,130 @@
+"""Anthropic Messages (`anthropic`): `messages.create(stream=True)`, and the helper `messages.stream()`.
+
+| event | becomes |
+|---|---|
+| `message_start` | `meta.model`, `meta.usage` |
+| `content_block_start` of `text`, `thinking` | text, reasoning |
+| `content_block_start` of `tool_use`, `server_tool_use`, `mcp_tool_use` | tool: call, name |
+| `content_block_start` of `…_tool_result` | the output of its tool: `done`, or `error` |
+| `content_block_delta`: `text_delta`, `thinking_delta`, `input_json_delta` | text, reasoning, a tool's input |
+| `content_block_delta`: `citations_delta` | source |
+| `content_block_stop` of a `tool_use` | the tool is `called` |
+| `message_delta` | `meta.finish_reason`, `meta.usage` |
+| `message_stop` | the end |
+| `error` | UpstreamError |
+| the helper's own events (`text`, `thinking`, `input_json`, …) | nothing: they repeat |
+| `signature_delta`, `redacted_thinking`, `ping` | nothing: they are for the provider alone |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from holdfast.agents.sources.errors import UpstreamEnded, malformed, reported
+from holdfast.agents.sources.reading import LINE_CHARACTERS, as_json, counts, get, index, needed, plain, text, word
+from holdfast.agents.sources.vocabulary import CALLED, DONE, ERROR, Change, Meta, Open, Said, Source, Text, free, tool
+from holdfast.core.model import Json
+
+USAGE = {
+    "input_tokens": "input_tokens",
+    "output_tokens": "output_tokens",
+    "cached_tokens": "cache_read_input_tokens",
+    "cache_write_tokens": "cache_creation_input_tokens",
+}
+FINISH = {
+    "end_turn": "stop",
+    "stop_sequence": "stop",
+    "max_tokens": "length",
+    "model_context_window_exceeded": "length",
+    "tool_use": "tool_calls",
+    "refusal": "content_filter",
+}
+_TOOLS = ("tool_use", "server_tool_use", "mcp_tool_use")
+
+
+class Anthropic(Source):
+    name = "anthropic"
+
+    def __init__(self) -> None:
+        self._is_ended = False
+        self._calls: dict[int, tuple[str, str]] = {}  # by the index of the block: the call, the block's type
+        self._said: set[int] = set()  # tools with a streamed input
+
+    def take(self, event: object) -> Iterator[Said]:
+        match get(event, "type"):
+            case "message_start":
+                message = get(event, "message")
+                yield Meta(model=word(message, "model"), usage=counts(get(message, "usage"), USAGE))
+            case "content_block_start":
+                yield from self._start(index(event, "index"), get(event, "content_block"))
+            case "content_block_delta":
+                yield from self._delta(index(event, "index"), get(event, "delta"))
+            case "content_block_stop":
+                yield from self._stop(index(event, "index"))
+            case "message_delta":
+                reason = word(get(event, "delta"), "stop_reason")
+                usage = counts(get(event, "usage"), USAGE)
+                yield Meta(finish_reason=FINISH.get(reason, reason) if reason else None, usage=usage)
+            case "message_stop":
+                self._is_ended = True
+            case "error":
+                raise reported(get(get(event, "error"), "type"))
+
+    def end(self) -> Iterator[Said]:
+        if not self._is_ended:
+            raise UpstreamEnded("the stream ended without message_stop")
+        return iter(())
+
+    def _start(self, place: int, block: object) -> Iterator[Said]:
+        kind = word(block, "type") or ""
+        if kind == "text":
+            yield Open(place, {"type": "text"})
+            yield Text(place, text(block, "text"))
+        elif kind == "thinking":
+            yield Open(place, {"type": "reasoning"})
+            yield Text(place, text(block, "thinking"), "reasoning")
+        elif kind in _TOOLS:
+            call = needed(block, "id")
+            self._calls[place] = (call, kind)
+            yield Open(("call", call), tool(call, needed(block, "name")))
+            if given := get(block, "input"):  # not streamed, but there at once
+                self._said.add(place)
+                yield Text(("call", call), as_json(given), "tool")
+        elif kind.endswith("_tool_result"):
+            content = get(block, "content")
+            failed = get(block, "is_error") is True or (word(content, "type") or "").endswith("_error")
+            output = _shown(plain(content))
+            yield Change(("call", needed(block, "tool_use_id")), {"output": output, "state": ERROR if failed else DONE})
+
+    def _delta(self, place: int, delta: object) -> Iterator[Said]:
+        match get(delta, "type"):
+            case "text_delta":
+                yield Text(place, text(delta, "text"))
+            case "thinking_delta":
+                yield Text(place, text(delta, "thinking"), "reasoning")
+            case "input_json_delta":
+                if place not in self._calls:
+                    raise malformed("input of a tool that was not called")
+                self._said.add(place)
+                yield Text(("call", self._calls[place][0]), text(delta, "partial_json"), "tool")
+            case "citations_delta":
+                cited = get(delta, "citation")
+                title = word(cited, "title") or word(cited, "document_title")
+                if url := word(cited, "url", LINE_CHARACTERS) or word(cited, "source", LINE_CHARACTERS):
+                    yield Open(("source", url), free("source", url=url, title=title))
+                elif title:
+                    yield Open(("source", title), free("source", title=title))
+
+    def _stop(self, place: int) -> Iterator[Said]:
+        call, kind = self._calls.get(place, ("", ""))
+        if kind == "tool_use":
+            yield Change(("call", call), {"state": CALLED})
+
+
+def _shown(output: Json) -> Json:
+    """Without what only the provider can read."""
+    if isinstance(output, list):
+        return [_shown(one) for one in output]
+    if isinstance(output, dict):
+        return {name: _shown(value) for name, value in output.items() if not name.startswith("encrypted_")}
+    return output

@@ -1,0 +1,107 @@
+"""What an upstream, the model's provider or its SDK, can do to us.
+
+You are in `agents.sources`. Codes are stable. `detail` is public: it holds no word of the provider's but a short code
+that looks like one. What the provider said in full stays on the exception that is the cause, for the log.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from holdfast.core.errors import HoldfastError
+
+# A code as providers give them: `overloaded_error`, `RESOURCE_EXHAUSTED`. No digits, so that no key or id passes.
+_CODE = re.compile(r"[A-Za-z]+(?:[_.-][A-Za-z]+)*")
+_CODE_CHARACTERS = 64
+_CAUSES = 8  # how far a chain of causes is followed
+
+# Whose classes and whose code are the upstream's. `json` is there for those who read server-sent events with it.
+SDKS = (
+    *("openai", "anthropic", "google", "agents", "pydantic_ai", "pydantic_graph", "pydantic", "pydantic_core", "jiter"),
+    *("langchain", "langchain_core", "langchain_openai", "langchain_anthropic", "langchain_google_genai", "langgraph"),
+    *("httpx", "httpx2", "httpcore", "httpcore2", "h11", "h2", "aiohttp", "requests", "urllib3", "json"),
+)
+# Names that SDKs and HTTP clients give to "the line broke"; httpx's and httpx2's tree hangs below TransportError.
+_LOST = ("APIConnectionError", "TransportError", "ClientConnectionError", "ClientPayloadError", "ProtocolError")
+
+
+class UpstreamError(HoldfastError):
+    """The model's provider reported an error, or sent what cannot be understood. The message ends as `failed`."""
+
+    code, status, title = "upstream_error", 502, "Upstream error"
+
+
+class UpstreamEnded(HoldfastError):
+    """The stream ended before the provider said that it had: a crash upstream. The message ends as `interrupted`."""
+
+    code, status, title = "upstream_ended", 502, "Upstream ended"
+    ends_as = "interrupted"
+
+
+def malformed(what: str) -> UpstreamError:
+    """The error for an event that is not as its provider documents it; `what` is ours, never the provider's."""
+    return UpstreamError(f"the model's provider sent something malformed: {what}")
+
+
+def reported(*codes: object) -> UpstreamError:
+    """The error for an error that the provider reported; the first of `codes` that looks like one is named."""
+    for code in codes:
+        if isinstance(code, str) and len(code) <= _CODE_CHARACTERS and _CODE.fullmatch(code):
+            return UpstreamError(f"the model's provider reported an error: {code}", reason=code)
+    return UpstreamError("the model's provider reported an error")
+
+
+def translated(error: BaseException, *, is_of_sdk: bool) -> HoldfastError | None:
+    """What an exception that came out of a stream means; None when it is not the upstream's but the app's own.
+
+    `is_of_sdk`: the stream is of an SDK, so that also what its code raises without a class of its own counts.
+    """
+    if isinstance(error, HoldfastError) or not isinstance(error, Exception):
+        return None
+    if not _is_of_sdk(error) and not (is_of_sdk and _is_raised_by_sdk(error)):
+        return None
+    causes = list(_causes(error))
+    if any(_is_lost(cause) for cause in causes):
+        return UpstreamEnded("the connection to the model's provider broke")
+    return reported(*(code for cause in causes for code in _codes(cause)))
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    cause: BaseException | None = error
+    for _ in range(_CAUSES):
+        if cause is None:
+            return
+        yield cause
+        cause = cause.__cause__
+
+
+def _root(module: object) -> str:
+    return module.partition(".")[0] if isinstance(module, str) else ""
+
+
+def _is_of_sdk(error: BaseException) -> bool:
+    return any(_root(kind.__module__) in SDKS for kind in type(error).__mro__)
+
+
+def _is_raised_by_sdk(error: BaseException) -> bool:
+    """Was it the SDK's code that raised, not a tool of the app that it called?"""
+    frame = error.__traceback__
+    while frame is not None and frame.tb_next is not None:
+        frame = frame.tb_next
+    return frame is not None and _root(frame.tb_frame.f_globals.get("__name__")) in (*SDKS, "ssl", "asyncio", "socket")
+
+
+def _is_lost(error: BaseException) -> bool:
+    return isinstance(error, ConnectionError | EOFError | TimeoutError) or any(
+        kind.__name__ in _LOST for kind in type(error).__mro__
+    )
+
+
+def _codes(error: BaseException) -> Iterator[object]:
+    """Where SDKs keep a short code: on the exception, or in the body it carries."""
+    body = getattr(error, "body", None) or getattr(error, "details", None)
+    for place in (body.get("error") if isinstance(body, dict) else None, body):
+        if isinstance(place, dict):
+            yield from (place.get(name) for name in ("type", "code", "status"))
+    yield from (getattr(error, name, None) for name in ("type", "code", "status"))

@@ -1,0 +1,58 @@
+"""LangGraph (`langgraph`): `graph.astream(...)` with `stream_mode="messages"`, alone or among others.
+
+| event | becomes |
+|---|---|
+| a message or a chunk with its metadata, in every form that modes and subgraphs give it | as of `langchain` |
+| `updates`, `custom`, `values` and the other modes | nothing |
+| the end, with every message ended | the end |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterator, Mapping
+
+from holdfast.agents.sources.errors import UpstreamEnded
+from holdfast.agents.sources.langchain import LangChain
+from holdfast.agents.sources.reading import get, word
+from holdfast.agents.sources.vocabulary import Said
+
+_MESSAGES = "messages"
+
+
+class LangGraph(LangChain):
+    name = "langgraph"
+
+    def take(self, event: object) -> Iterator[Said]:
+        found = _message_of(event)
+        if found is not None:
+            message, about = found
+            yield from self.message(message, _place(about))
+
+    def end(self) -> Iterator[Said]:
+        if self._open:
+            raise UpstreamEnded("a model's message ended without a finish reason")
+        return iter(())
+
+
+def _place(about: Mapping[str, object]) -> Hashable:
+    """Which run of which node, and which model call in it, a message comes from."""
+    return (word(about, "langgraph_checkpoint_ns") or word(about, "langgraph_node"), word(about, "ls_run_id"))
+
+
+def _message_of(event: object) -> tuple[object, Mapping[str, object]] | None:
+    """The message and its metadata in what a graph streams; None when it is of another mode."""
+    if isinstance(event, Mapping):
+        event = event.get("data") if event.get("type") == _MESSAGES else None
+    for _ in range(3):  # a namespace around a mode around the pair
+        match event:
+            case (str() as mode, inner):
+                event = inner if mode == _MESSAGES else None
+            case (tuple(), str() as mode, inner):
+                event = inner if mode == _MESSAGES else None
+            case (tuple(), inner):
+                event = inner
+            case (message, Mapping() as about) if isinstance(get(message, "type"), str):
+                return message, about
+            case _:
+                return None
+    return None

@@ -1,0 +1,84 @@
+"""OpenAI Chat Completions (`openai`, and every server that speaks the same): chunks, and the helper's events.
+
+| event | becomes |
+|---|---|
+| `choices[0].delta.content`, `.refusal` | text |
+| `.reasoning_content`, `.reasoning` (of compatible servers) | reasoning |
+| `.tool_calls[]` | tool: call, name, streaming input |
+| `.annotations[].url_citation` | source |
+| `choices[0].finish_reason` | `meta.finish_reason`; tools are `called`; the end |
+| `usage`, `model` | `meta.usage`, `meta.model` |
+| helper event `chunk` | what its chunk does; the other helper events repeat it |
+| an `error` in place of a chunk | UpstreamError |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterator
+
+from holdfast.agents.sources.errors import UpstreamEnded, reported
+from holdfast.agents.sources.reading import LINE_CHARACTERS, counts, get, index, items, text, word
+from holdfast.agents.sources.vocabulary import CALLED, Change, Meta, Open, Said, Source, Text, free, tool
+
+USAGE = {
+    "input_tokens": "prompt_tokens",
+    "output_tokens": "completion_tokens",
+    "total_tokens": "total_tokens",
+    "cached_tokens": "prompt_tokens_details.cached_tokens",
+    "reasoning_tokens": "completion_tokens_details.reasoning_tokens",
+}
+
+
+class OpenAIChat(Source):
+    name = "openai-chat"
+
+    def __init__(self) -> None:
+        self._is_ended = False
+        self._calls: dict[Hashable, str] = {}  # by the provider's index: the newest call there
+
+    def take(self, event: object) -> Iterator[Said]:
+        if get(event, "type") == "chunk":
+            event = get(event, "chunk")
+        if (error := get(event, "error")) is not None:
+            raise reported(get(error, "type"), get(error, "code"), error)
+        if get(event, "choices") is None and get(event, "usage") is None:
+            return
+        yield Meta(model=word(event, "model"), usage=counts(get(event, "usage"), USAGE))
+        for choice in items(event, "choices"):
+            if index(choice, "index") == 0:
+                yield from self._choice(choice)
+
+    def end(self) -> Iterator[Said]:
+        if not self._is_ended:
+            raise UpstreamEnded("the stream ended without a finish reason")
+        return iter(())
+
+    def _choice(self, choice: object) -> Iterator[Said]:
+        delta = get(choice, "delta")
+        yield Text("reasoning", text(delta, "reasoning_content") or text(delta, "reasoning"), "reasoning")
+        yield Text("text", text(delta, "content"))
+        yield Text("text", text(delta, "refusal"))
+        for call in items(delta, "tool_calls"):
+            yield from self._call(call)
+        for note in items(delta, "annotations"):
+            cited = get(note, "url_citation")
+            if url := word(cited, "url", LINE_CHARACTERS):
+                yield Open(("source", url), free("source", url=url, title=word(cited, "title")))
+        if reason := word(choice, "finish_reason"):
+            self._is_ended = True
+            if reason != "length":
+                for call_id in self._calls.values():
+                    yield Change(("call", call_id), {"state": CALLED})
+            yield Meta(finish_reason="tool_calls" if reason == "function_call" else reason)
+
+    def _call(self, call: object) -> Iterator[Said]:
+        place = index(call, "index")
+        called = get(call, "function") or get(call, "custom")
+        given = word(call, "id")
+        # Some servers number every call 0 and tell them apart by their ids only.
+        if place not in self._calls or (given is not None and given != self._calls[place]):
+            if place in self._calls:
+                yield Change(("call", self._calls[place]), {"state": CALLED})
+            self._calls[place] = given or f"call_{place}"
+            yield Open(("call", self._calls[place]), tool(self._calls[place], word(called, "name") or ""))
+        yield Text(("call", self._calls[place]), text(called, "arguments") or text(called, "input"))

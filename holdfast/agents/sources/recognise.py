@@ -1,0 +1,110 @@
+"""Which source a stream is of: by the module its class is defined in, else by the shape of its first event.
+
+You are in `agents.sources`. Nothing is imported to find out: whoever has an object of an SDK has the SDK.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Mapping
+
+from holdfast.agents.sources.ai_sdk import AISDK, STARTS, chunk_of
+from holdfast.agents.sources.anthropic import Anthropic
+from holdfast.agents.sources.google_genai import GoogleGenAI
+from holdfast.agents.sources.langchain import AI, LangChain
+from holdfast.agents.sources.langgraph import LangGraph
+from holdfast.agents.sources.openai_agents import OpenAIAgents
+from holdfast.agents.sources.openai_chat import OpenAIChat
+from holdfast.agents.sources.openai_responses import OpenAIResponses
+from holdfast.agents.sources.pydantic_ai import PydanticAI
+from holdfast.agents.sources.reading import get
+from holdfast.agents.sources.text import PlainText
+from holdfast.agents.sources.vocabulary import Source
+from holdfast.core.errors import HoldfastError, LocalError
+
+_KINDS: tuple[type[Source], ...] = (
+    *(PlainText, OpenAIResponses, OpenAIChat, Anthropic, GoogleGenAI),
+    *(OpenAIAgents, PydanticAI, LangChain, LangGraph, AISDK),
+)
+SOURCES: dict[str, type[Source]] = {kind.name: kind for kind in _KINDS}
+
+# By the package that a stream's class, or the function behind a generator, is defined in. The first that fits.
+_BY_MODULE: tuple[tuple[str, type[Source]], ...] = (
+    ("openai.lib.streaming.responses", OpenAIResponses),
+    ("openai.lib.streaming.chat", OpenAIChat),
+    ("anthropic", Anthropic),
+    ("google.genai", GoogleGenAI),
+    ("agents", OpenAIAgents),
+    ("pydantic_ai", PydanticAI),
+    ("langgraph", LangGraph),
+    ("langchain_core", LangChain),
+)
+_ANTHROPIC = ("message_start", "content_block_start", "content_block_delta", "message_delta", "message_stop", "ping")
+_AGENTS = ("raw_response_event", "run_item_stream_event", "agent_updated_stream_event")
+
+
+def by_stream(stream: object) -> Source | None:
+    """The source of `stream`, if its class says so. A stream of text that an SDK makes of its own is text."""
+    for module in _modules(stream):
+        for package, kind in _BY_MODULE:
+            if module == package or module.startswith(f"{package}."):
+                return kind()
+    return None
+
+
+def by_first_event(event: object) -> Source:
+    """The source whose events look like `event`. Raises LocalError when there is none."""
+    kind = _kind_of(event)
+    if kind is None:
+        raise LocalError(f"no source is known for a stream of {type(event).__name__}; `source=` names one")
+    return kind()
+
+
+def _modules(stream: object) -> Iterator[str]:
+    if inspect.isasyncgen(stream):
+        code, frame = stream.ag_code, stream.ag_frame
+    elif inspect.isgenerator(stream):
+        code, frame = stream.gi_code, stream.gi_frame
+    else:
+        yield from (kind.__module__ for kind in type(stream).__mro__)
+        return
+    # Generators of text that SDKs offer beside their events (`text_stream`, `stream_text`) yield plain text.
+    if frame is not None and "text" not in code.co_name:
+        yield str(frame.f_globals.get("__name__", ""))
+
+
+def _kind_of(event: object) -> type[Source] | None:
+    if isinstance(event, str | bytes | bytearray | memoryview):
+        return _kind_of_line(event)
+    if isinstance(event, tuple):
+        return LangGraph
+    if get(event, "event_kind") is not None or get(event, "kind") == "response":
+        return PydanticAI
+    name = get(event, "type")
+    if isinstance(event, Mapping) and isinstance(event.get("event"), str) and "run_id" in event:
+        return LangChain
+    if get(event, "choices") is not None or name == "chunk":
+        return OpenAIChat
+    if not isinstance(name, str):
+        return GoogleGenAI if hasattr(event, "candidates") and hasattr(event, "usage_metadata") else None
+    if name.startswith("response."):
+        return OpenAIResponses
+    if name in _AGENTS:
+        return OpenAIAgents
+    if name in AI:
+        return LangChain
+    if name in _ANTHROPIC:
+        return Anthropic
+    return AISDK if isinstance(event, Mapping) and (name in STARTS or name.startswith("data-")) else None
+
+
+def _kind_of_line(event: str | bytes | bytearray | memoryview) -> type[Source] | None:
+    """Text is text, unless it is the first event of a stream that we know the chunks of."""
+    line = event if isinstance(event, str) else bytes(event).decode("utf-8", "replace")
+    try:
+        chunk = chunk_of(line.lstrip("\n").partition("\n")[0])
+    except HoldfastError:
+        chunk = None
+    if isinstance(chunk, Mapping) and chunk.get("type") in STARTS:
+        return AISDK
+    return PlainText if isinstance(event, str) else None

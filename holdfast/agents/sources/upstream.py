@@ -1,0 +1,220 @@
+"""An open stream: its events one by one, whatever kind of iterator it is, and its end, early or not.
+
+You are in `agents.sources`. Blocking iterators run in a thread of their own, one item ahead at most. A stream that is
+left early is closed at once, and nobody waits long for an SDK to agree: the provider must see it within a second.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import inspect
+import logging
+import socket
+import sys
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import suppress
+from typing import Any
+
+from holdfast.core.errors import LocalError
+
+logger = logging.getLogger("holdfast.agents")
+
+CLOSE_S = 0.5  # how long one way of closing a stream that is left early may take
+BREAK_S = 0.02  # how often a thread that reads is looked for
+_HTTP_CLIENTS = ("httpcore", "httpcore2", "urllib3", "http")
+
+_END = object()
+
+
+class Upstream:
+    """What was given to `pipe`: a stream, something awaitable that gives one, or a context manager around one."""
+
+    def __init__(self, given: object) -> None:
+        self.stream = given
+        self._manager: Any = None  # of any SDK: what was entered and has to be left
+        self._iterator: AsyncIterator[object] | None = None
+
+    async def open(self) -> None:
+        """Await and enter what has to be. Raises what the SDK raises."""
+        if inspect.isawaitable(self.stream):
+            self.stream = await self.stream
+        if _is_iterable(self.stream):
+            return
+        if hasattr(self.stream, "__aenter__"):
+            manager: Any = self.stream
+            self.stream = await manager.__aenter__()
+            self._manager = manager
+        elif hasattr(self.stream, "__enter__"):
+            manager = _InThread(self.stream)
+            self.stream = await manager.__aenter__()
+            self._manager = manager
+
+    def events(self, events: object) -> AsyncIterator[object]:
+        """`events`, which is the stream or comes of it, as an async iterator."""
+        if hasattr(events, "__aiter__"):
+            self._iterator = aiter(events)
+        elif hasattr(events, "__iter__"):
+            self._iterator = Threaded(events)
+        else:
+            raise LocalError(f"a {type(events).__name__} is no stream that can be piped")
+        return self._iterator
+
+    async def finish(self) -> None:
+        """Leave a stream that ended by itself. Raises what the SDK raises."""
+        if self._manager is not None:
+            manager, self._manager = self._manager, None
+            await manager.__aexit__(None, None, None)
+        await self.leave(None, None)
+
+    async def leave(self, error: BaseException | None, stop: Callable[[object], Awaitable[None]] | None) -> None:
+        """Close whatever is open, at once; `stop` first. Cancelling the caller again does not keep it from that.
+
+        All of it in the task that opened it: the SDKs' managers hold scopes that belong to a task.
+        """
+        task = asyncio.current_task()
+        assert task is not None
+        cancelled = task.cancelling()
+        if stop is not None:
+            await _quietly(stop(self.stream))
+        for thing in (self._iterator, self.stream):
+            close = getattr(thing, "aclose", None) or getattr(thing, "close", None)
+            if callable(close) and not inspect.isgenerator(thing):  # a generator is closed by its thread
+                await _quietly(_called(close))
+        if self._manager is not None:
+            manager, self._manager = self._manager, None
+            kind = type(error) if error is not None else None
+            await _quietly(manager.__aexit__(kind, error, error.__traceback__ if error is not None else None))
+        if task.cancelling() > cancelled:
+            raise asyncio.CancelledError
+
+
+class Threaded:
+    """A blocking iterator as an async one. Its thread makes one item while the one before is being written."""
+
+    def __init__(self, items: Any) -> None:  # any iterable: the thread finds out what it gives
+        self._items = items
+        self._loop = asyncio.get_running_loop()
+        self._made: asyncio.Queue[tuple[object, BaseException | None]] = asyncio.Queue()  # the semaphore bounds it
+        self._room = threading.Semaphore(1)
+        self._is_left = False
+        self._thread: threading.Thread | None = None
+        self._ended = self._loop.create_future()
+
+    def __aiter__(self) -> Threaded:
+        return self
+
+    async def __anext__(self) -> object:
+        if self._thread is None:
+            context = contextvars.copy_context()
+            # A daemon: a provider that never answers must not keep the process from ending.
+            self._thread = threading.Thread(target=context.run, args=(self._run,), name="holdfast-pipe", daemon=True)
+            self._thread.start()
+        item, error = await self._made.get()
+        self._room.release()
+        if error is not None:
+            raise error
+        if item is _END:
+            raise StopAsyncIteration
+        return item
+
+    async def aclose(self) -> None:
+        """Stop the thread: break the connection it reads from, so that the read ends."""
+        self._is_left = True
+        self._room.release()
+        if self._thread is None or self._ended.done():
+            return
+        with suppress(TimeoutError):
+            async with asyncio.timeout(CLOSE_S):
+                while not self._ended.done():
+                    _break_read(self._thread)  # again, since it may only be about to read
+                    await asyncio.wait((self._ended,), timeout=BREAK_S)
+
+    def _run(self) -> None:
+        iterator: Iterator[object] | None = None
+        error: BaseException | None = None
+        try:
+            iterator = iter(self._items)
+            while True:
+                self._room.acquire()
+                if self._is_left:
+                    break
+                self._tell(next(iterator), None)
+        except StopIteration:
+            pass
+        except BaseException as met:
+            error = met
+        finally:
+            # In this thread: a generator cannot be closed by another while it runs.
+            for thing in (iterator, self._items):
+                close = getattr(thing, "close", None)
+                if callable(close):
+                    with suppress(Exception):
+                        close()
+            self._tell(_END, error)
+            with suppress(RuntimeError):
+                self._loop.call_soon_threadsafe(self._set_ended)
+
+    def _tell(self, item: object, error: BaseException | None) -> None:
+        with suppress(RuntimeError):  # the loop is gone, and with it whoever would have listened
+            self._loop.call_soon_threadsafe(self._made.put_nowait, (item, error))
+
+    def _set_ended(self) -> None:
+        if not self._ended.done():
+            self._ended.set_result(None)
+
+
+class _InThread:
+    """A blocking context manager as an async one."""
+
+    def __init__(self, manager: Any) -> None:
+        self._manager = manager
+
+    async def __aenter__(self) -> object:
+        return await asyncio.to_thread(self._manager.__enter__)
+
+    async def __aexit__(self, *how: object) -> None:
+        await asyncio.to_thread(self._manager.__exit__, *how)
+
+
+def _is_iterable(stream: object) -> bool:
+    return hasattr(stream, "__aiter__") or hasattr(stream, "__iter__")
+
+
+async def _called(close: Callable[[], object]) -> None:
+    """Call `close`, in a thread when it is not a coroutine's: it may block."""
+    if inspect.iscoroutinefunction(close) or inspect.isbuiltin(close):
+        result = close()
+    else:
+        result = await asyncio.to_thread(close)
+    if inspect.isawaitable(result):
+        await result
+
+
+async def _quietly(closing: Awaitable[object]) -> None:
+    """Closing is best effort, and brief: what it meets changes nothing about how the stream ended."""
+    try:
+        async with asyncio.timeout(CLOSE_S):
+            await closing
+    except (Exception, asyncio.CancelledError) as error:
+        logger.debug("a stream did not close well: %r", type(error))
+
+
+def _break_read(thread: threading.Thread) -> None:
+    """Shut the socket that an HTTP client reads from in `thread`: closing it would not wake the read.
+
+    It is found on the thread's stack, since a blocking generator shows nobody the response behind it. Sockets that no
+    HTTP client reads from (the app's database, in a generator of its own) are left alone.
+    """
+    frame = sys._current_frames().get(thread.ident or 0)
+    found: socket.socket | None = None
+    while frame is not None:
+        held = getattr(frame.f_locals.get("self"), "_sock", None)
+        if found is None and isinstance(held, socket.socket):
+            found = held
+        if found is not None and str(frame.f_globals.get("__name__")).partition(".")[0] in _HTTP_CLIENTS:
+            with suppress(OSError):
+                socket.socket.shutdown(found, socket.SHUT_RDWR)  # of the socket itself, also below TLS
+            return
+        frame = frame.f_back

@@ -1,0 +1,158 @@
+"""A turn: an agent's work on one user message, as its handler sees it.
+
+You are in `agents`. A handler gets a `Turn` and writes its `reply()`. The same in the hub's process and in another one.
+Names without an underscore are public.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Literal, NamedTuple
+
+from holdfast.agents.history import Shape, as_turns, path_to
+from holdfast.agents.place import Place, Watch, Writer
+from holdfast.core.errors import LocalError
+from holdfast.core.events import CommandReply
+from holdfast.core.model import Json, Message
+from holdfast.core.names import base32
+
+OnCrash = Literal["interrupt", "restart", "continue"]
+
+
+class Steer(NamedTuple):
+    """Something that arrived while the turn ran: a `steer` command's data, or a further user message."""
+
+    text: str
+    data: Json = None  # of the command
+    message: Message | None = None  # the user message
+    by: str | None = None
+
+
+class Answered(NamedTuple):
+    """What came back of `Turn.ask`."""
+
+    ok: bool
+    data: Json
+    error: Json  # `{"code": "expired"}` where nobody answered in time
+    by: str | None
+
+
+def reply_id(message_id: str, attempt: int, number: int = 0) -> str:
+    """The id of an attempt's answer: the same wherever it is made, so that nothing is answered twice."""
+    name = f"{message_id}\n{attempt}\n{number}"
+    return base32(int.from_bytes(hashlib.blake2b(name.encode(), digest_size=12).digest(), "big") >> 6, 18)
+
+
+class Turn:
+    """One user message to be answered."""
+
+    def __init__(
+        self,
+        place: Place,
+        watch: Watch,
+        channel: str,
+        message: Message,
+        attempt: int,
+        *,
+        name: str,
+        previous: Message | None,
+        taken_up: Writer | None,
+    ) -> None:
+        self.channel = channel
+        self.message = message  # the user message
+        self.attempt = attempt  # 1, or more after a crash
+        self.previous = previous  # what a crashed attempt had written, if anything
+        self.name = name  # the agent's: author of its answers, and the member that people see
+        self.is_cancelled = False  # has somebody asked it to stop?
+        self._place = place
+        self._watch = watch
+        self._taken_up = taken_up
+        self.replies: list[Writer] = []
+
+    @property
+    def text(self) -> str:
+        """The text of the user message."""
+        return self.message.text
+
+    async def history(self, shape: Shape = "text", *, limit: int = 200) -> list[dict[str, Json]]:
+        """The conversation up to and with this message, oldest first, in the shape that a model's API takes.
+
+        `text`: `{"role", "content"}`, for OpenAI's Chat Completions and Responses and most others. `openai`: as Chat
+        Completions takes them, with tool calls and their results. `responses`: as items of OpenAI's Responses.
+        `anthropic`: for Anthropic's Messages, without system messages (give those as `system`) and with turns that
+        alternate. At most `limit` messages. Of branches it is the path that leads to this message.
+        """
+        page = await self._place.page(self.channel, before=self.message.created, limit=min(limit, 200))
+        return as_turns([*path_to(self.message, page.messages), self.message], shape)
+
+    def reply(self, *, meta: dict[str, Json] | None = None) -> Writer:
+        """The answer, to be entered: `async with turn.reply() as message: …`. A second call makes a second message.
+
+        After a crash, with `on_crash="continue"`, the first call gives the answer that was begun (`previous`), to go
+        on with: it stands at its `length`.
+        """
+        if self._taken_up is not None:
+            writer, self._taken_up = self._taken_up, None
+        else:
+            message_id = reply_id(self.message.id, self.attempt, len(self.replies))
+            writer = self._place.write(
+                self.channel, message_id, author=self.name, reply_to=self.message.id, meta=meta or {}
+            )
+        self.replies.append(writer)
+        self.progress("answering")
+        return writer
+
+    def progress(self, state: str, **data: Json) -> None:
+        """Say what you do, for those who look on: `thinking`, `answering`, `using a tool`. Never stored."""
+        self._place.say(self.channel, self.name, {"state": state, "message": self.message.id, **data})
+
+    async def steered(self) -> list[Steer]:
+        """What arrived for this turn since the last call, oldest first; it gets no turn of its own.
+
+        `steer` commands that name this message or its answer (they are answered by this), and further user messages.
+        """
+        arrived: list[tuple[int, Steer]] = []
+        for number, command in enumerate(self._watch.commands()):
+            if command.name == "steer" and command.target in self.targets:
+                await self._place.reply(self.channel, command.id, ok=True, data=None, error=None, by=self.name)
+                arrived.append((number, Steer(_text_in(command.data), command.data, None, command.from_)))
+        for message in self._watch.waiting():
+            if message.id != self.message.id and await self._place.take_waiting(self.channel, message.id, by=self.name):
+                arrived.append((message.created, Steer(message.text, None, message, message.author)))
+        return [steer for _, steer in arrived]
+
+    async def ask(self, name: str, data: Json = None, *, timeout_s: float = 300.0) -> Answered:
+        """Ask the people in the channel (`approve`, say) and wait for the first answer, at most `timeout_s` seconds.
+
+        The question is a command: stored, seen on all devices, and answered once. The answer of nobody is `ok=False`
+        with the error `expired`.
+        """
+        if not 1 <= timeout_s <= 24 * 3600:
+            raise LocalError("timeout_s is from a second to a day")
+        target = self.replies[-1].id if self.replies else self.message.id
+        if self.replies:
+            await self.replies[-1].flush()  # people see what they are asked about
+        command = await self._place.command(
+            self.channel, name, target=target, data=data, by=self.name, expires_s=timeout_s
+        )
+        self.progress("waiting", command=command.id)
+        while (reply := self._watch.reply_to(command.id)) is None:
+            await self._watch.changed()
+        self.progress("answering" if self.replies else "thinking")
+        return _answered(reply)
+
+    @property
+    def targets(self) -> set[str]:
+        """What a command to this turn names: the user message, or one of its answers."""
+        return {self.message.id, *(reply.id for reply in self.replies)}
+
+
+def _answered(reply: CommandReply) -> Answered:
+    return Answered(reply.ok, reply.data, reply.error, reply.from_)
+
+
+def _text_in(data: Json) -> str:
+    """The text of a `steer`: its data, or what that calls `text`."""
+    if isinstance(data, dict):
+        data = data.get("text")
+    return data if isinstance(data, str) else ""

@@ -1,0 +1,30 @@
+"""The remote client: `pip install "holdfast[client]"`.
+
+You are in `client`, which needs `core` only: it knows the protocol (`docs/protocol.md`) and nothing of how a hub works.
+Public is what this module gives, and is documented in `docs/client.md`; the modules below may change.
+"""
+
+from holdfast.client.client import Client
+from holdfast.client.presence import Presence
+from holdfast.client.problems import UnknownProblem, Unreachable
+from holdfast.client.subscription import Subscription
+from holdfast.client.sync import SyncClient, SyncWriter
+from holdfast.client.timing import Timing
+from holdfast.client.view import Change, ChannelView
+from holdfast.client.work import ClaimedTurn
+from holdfast.client.writer import RemoteWriter
+
+__all__ = [
+    "Change",
+    "ChannelView",
+    "ClaimedTurn",
+    "Client",
+    "Presence",
+    "RemoteWriter",
+    "Subscription",
+    "SyncClient",
+    "SyncWriter",
+    "Timing",
+    "UnknownProblem",
+    "Unreachable",
+]

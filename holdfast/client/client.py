@@ -1,0 +1,405 @@
+"""The client: a hub's calls, over the network.
+
+You are in `client`; nothing but `core` is needed here. `Client` only puts together what the modules beside it do:
+`link` (the socket and its way back), `feed`, `subscription` and `view` (watching), `writer`, `presence`, `work`.
+Public names without an underscore are the API and are documented in `docs/client.md`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random as system
+import time
+from collections.abc import Callable
+from random import Random
+from types import TracebackType
+from typing import Any, Self
+
+from msgspec import UNSET, Struct, UnsetType
+
+from holdfast.client.dial import Dial, websocket_dial
+from holdfast.client.door import Door, TokenProvider
+from holdfast.client.feed import Feed, Sink
+from holdfast.client.http import Http
+from holdfast.client.link import Link
+from holdfast.client.pen import whole_text
+from holdfast.client.presence import Presence
+from holdfast.client.problems import Unreachable, read_answer
+from holdfast.client.subscription import Subscription
+from holdfast.client.timing import Timing
+from holdfast.client.view import ChannelView
+from holdfast.client.work import OnTurn, Worker, Workers
+from holdfast.client.writer import RemoteWriter
+from holdfast.core.errors import HoldfastError, LocalError
+from holdfast.core.events import Page
+from holdfast.core.limits import Limits
+from holdfast.core.model import Command, Json, Member, Message, Part, check_json, check_part, plain
+from holdfast.core.names import check_channel, check_id
+
+logger = logging.getLogger("holdfast.client")
+
+LEASE_S = 15.0
+# A message of the largest size, each character of it escaped.
+FRAME_FACTOR = 8
+
+
+class _Answered(Struct, frozen=True, kw_only=True):
+    message: Message
+
+
+class _Read(Struct, frozen=True, kw_only=True):
+    message: Message
+    cursor: str
+
+
+class _Commanded(Struct, frozen=True, kw_only=True):
+    command: Command
+
+
+class _Members(Struct, frozen=True, kw_only=True):
+    members: list[Member]
+    count: int
+
+
+class Client:
+    """A hub somewhere else. `async with Client("https://host/holdfast", token=…) as client`.
+
+    It connects in the background, comes back by itself, and sends again what was not answered; so a call takes as long
+    as that takes, at most `timeout_s`, and then raises Unreachable. Whatever the server refuses is raised as the same
+    HoldfastError that the hub raises in process.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        token: str | None = None,
+        token_provider: TokenProvider | None = None,
+        client_id: str | None = None,
+        timeout_s: float = 30.0,
+        limits: Limits | None = None,
+        timing: Timing | None = None,
+        random: Random | None = None,
+        now: Callable[[], float] = time.time,
+        dial: Dial | None = None,
+    ) -> None:
+        self._door = Door(url, token=token, token_provider=token_provider, client_id=client_id, now=now)
+        self._limits = limits or Limits()
+        self._timing = timing or Timing(request_s=timeout_s)
+        self._random = random or system.SystemRandom()
+        self._dial = dial or websocket_dial(frame_bytes=FRAME_FACTOR * self._limits.message_bytes)
+        self._http = Http(self._door, timing=self._timing, random=self._random)
+        self._links: list[Link] = []
+        self._runs: dict[Link, asyncio.Task[None]] = {}
+        self._views: dict[str, ChannelView] = {}
+        self._workers: Workers | None = None
+        self._tasks: asyncio.TaskGroup | None = None
+        self._main: asyncio.Task[None] | None = None
+        self._ready = asyncio.Event()
+        self._stop = asyncio.Event()
+
+    # -- life --------------------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Begin to connect; entering the block does it. Does not wait for the connection: calls do."""
+        if self._main is None:
+            self._main = asyncio.get_running_loop().create_task(self._run(), name="holdfast-client")
+            await self._ready.wait()
+
+    async def close(self) -> None:
+        """Let go of everything. What was not answered is given up."""
+        self._stop.set()
+        for view in tuple(self._views.values()):
+            view.close()
+        if self._main is not None:
+            await asyncio.wait([self._main])
+        await self._http.close()
+
+    @property
+    def is_connected(self) -> bool:
+        """Is there a connection now?"""
+        return bool(self._links) and self._links[0].is_live
+
+    @property
+    def error(self) -> HoldfastError | None:
+        """Why there will be no connection any more; None while there may be one."""
+        return self._links[0].error if self._links else None
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    # -- messages ----------------------------------------------------------------------------------------------
+
+    async def create(
+        self,
+        channel: str,
+        *,
+        text: str | None = None,
+        id: str | None = None,
+        role: str = "user",
+        parts: list[Part] | None = None,
+        meta: dict[str, Json] | None = None,
+        parent: str | UnsetType | None = UNSET,
+        reply_to: str | None = None,
+    ) -> Message:
+        """Store a whole message. With an `id` of your own it may be repeated. Raises IdConflict."""
+        fields = self._create_fields(id, role, parts, meta, parent, reply_to)
+        if text is not None:
+            fields["text"] = whole_text(text)
+        return read_answer(await self._ask("create", channel, fields), _Answered).message
+
+    async def update(
+        self,
+        channel: str,
+        message_id: str,
+        *,
+        text: str | None = None,
+        parts: list[Part] | None = None,
+        meta: dict[str, Json] | None = None,
+        if_version: int | None = None,
+    ) -> Message:
+        """Change a finished message; `meta` is merged. Raises StillStreaming, VersionConflict, NotFound, Deleted."""
+        fields = _given(text=whole_text(text) if text is not None else None, if_version=if_version)
+        fields |= {"id": check_id(message_id), "request": self._new_id(), **self._content(parts, meta)}
+        return read_answer(await self._ask("update", channel, fields), _Answered).message
+
+    async def finish(
+        self,
+        channel: str,
+        message_id: str,
+        *,
+        status: str = "complete",
+        reason: str | None = None,
+        meta: dict[str, Json] | None = None,
+        generation: int | None = None,
+    ) -> None:
+        """End a streaming message of ours. Raises Finished, Fenced, NotWriter, NotFound, Deleted."""
+        fields = _given(status=status, reason=reason, generation=generation, request=self._new_id())
+        await self._ask("finish", channel, {"id": check_id(message_id), **fields, **self._content(None, meta)})
+
+    async def delete(self, channel: str, message_id: str) -> None:
+        """Delete a message. Raises NotFound."""
+        await self._ask("delete", channel, {"id": check_id(message_id)})
+
+    async def read(self, channel: str, message_id: str) -> tuple[Message, str]:
+        """The message as it is, and the cursor to follow it from. Raises NotFound, Deleted."""
+        path = ("v1", "channels", check_channel(channel), "messages", check_id(message_id))
+        answer = read_answer(await self._http.get(*path), _Read)
+        return answer.message, answer.cursor
+
+    async def history(self, channel: str, *, before: int | None = None, limit: int | None = None) -> Page:
+        """A page of messages, newest first; `before` is the `created` of the oldest that you have."""
+        return read_answer(await self._ask("history", channel, _given(before=before, limit=limit)), Page)
+
+    def message(
+        self,
+        channel: str,
+        *,
+        id: str | None = None,
+        role: str = "assistant",
+        parts: list[Part] | None = None,
+        meta: dict[str, Json] | None = None,
+        parent: str | UnsetType | None = UNSET,
+        reply_to: str | None = None,
+        lease_s: float = LEASE_S,
+    ) -> RemoteWriter:
+        """A message to be written: `async with client.message("chat:1") as message: await message.append("…")`."""
+        fields = self._create_fields(id, role, parts, meta, parent, reply_to)
+        fields |= {"status": "streaming", "lease_s": lease_s}
+        return self._writer(channel, fields.pop("id"), lease_s, fields)
+
+    def take_over(self, channel: str, message_id: str, *, lease_s: float = LEASE_S) -> RemoteWriter:
+        """Go on with a message that was interrupted, where it ended: used as what `message` gives.
+
+        Entering raises Finished, StillStreaming, NotFound, Deleted. The writer before is fenced off.
+        """
+        return self._writer(channel, check_id(message_id), lease_s, None)
+
+    # -- watching ----------------------------------------------------------------------------------------------
+
+    def subscribe(
+        self, channel: str, *, since: str | None = None, history: int | None = None, flush_ms: int | None = None
+    ) -> Subscription:
+        """The channel's events: `async for event in client.subscribe("chat:1")`. Comes back by itself."""
+        check_channel(channel)
+        return Subscription(channel, since, lambda sink: self._feed(channel, sink, history, flush_ms))
+
+    def channel(self, name: str, *, history: int | None = None, flush_ms: int | None = None) -> ChannelView:
+        """The channel as it is, kept up to date; the same object until it is closed."""
+        view = self._views.get(name)
+        if view is None:
+            view = self._views[name] = ChannelView(
+                name,
+                open_feed=lambda sink: self._feed(name, sink, history, flush_ms),
+                when_closed=lambda: self._views.__delitem__(name),
+            )
+        return view
+
+    # -- people, agents and commands ---------------------------------------------------------------------------
+
+    async def command(
+        self,
+        channel: str,
+        name: str,
+        *,
+        target: str | None = None,
+        data: Json = None,
+        expires_s: float | None = None,
+        id: str | None = None,
+    ) -> Command:
+        """Ask whoever can act: `cancel`, `steer`, `approve`, or a name of the app's. Its reply comes as an event."""
+        command_id = self._new_id() if id is None else check_id(id)
+        fields = _given(id=command_id, name=name, target=target, data=self._data(data), expires_s=expires_s)
+        return read_answer(await self._ask("command", channel, fields), _Commanded).command
+
+    async def reply(
+        self, channel: str, command_id: str, *, ok: bool = True, data: Json = None, error: Json = None
+    ) -> None:
+        """Answer a command. Raises AlreadyAnswered when somebody was faster."""
+        fields = _given(ok=ok, data=self._data(data), error=self._data(error), request=self._new_id())
+        await self._ask("reply", channel, {"id": check_id(command_id), **fields})
+
+    def presence(self, channel: str, data: dict[str, Json] | None = None, *, member: str | None = None) -> Presence:
+        """Be seen: `async with client.presence("chat:1", {"name": "Ada"}) as here: await here.update(…)`."""
+        if member is not None:
+            check_id(member, "a member's id")
+        return Presence(self._link(), check_channel(channel), data or {}, member)
+
+    async def members(self, channel: str) -> list[Member]:
+        """Who is here, at most the first hundred by name."""
+        answer = await self._http.get("v1", "channels", check_channel(channel), "presence")
+        return read_answer(answer, _Members).members
+
+    async def signal(self, channel: str, name: str, data: Json = None) -> None:
+        """Tell those who are here now, such as `typing`. Lost without a word where there is no connection."""
+        fields = {"channel": check_channel(channel), **_given(name=name, data=self._data(data))}
+        try:
+            await self._link().request("signal", fields, is_repeatable=False)
+        except Unreachable:
+            logger.debug("a signal to %s was lost", channel)
+
+    async def work(
+        self,
+        pattern: str,
+        *,
+        on_turn: OnTurn,
+        slots: int = 1,
+        when_busy: str | None = None,
+        name: str | None = None,
+    ) -> None:
+        """Take turns of channels that `pattern` covers, at most `slots` at a time, until cancelled.
+
+        `on_turn(turn)` works on one; its claim is renewed while it runs, and it is cancelled when the claim is lost.
+        `name` is the member that people see, `when_busy` is as of `hub.agent`. Raises what the server refuses.
+        """
+        link = self._link()
+        if self._workers is None:
+            self._workers = Workers(link)
+        worker = Worker(link, pattern, slots=slots, when_busy=when_busy, name=name, on_turn=on_turn)
+        await self._workers.run(worker)
+
+    # -- inside ------------------------------------------------------------------------------------------------
+
+    async def _run(self) -> None:
+        """Own every task of the client."""
+        try:
+            async with asyncio.TaskGroup() as self._tasks:
+                self._new_link()
+                self._ready.set()
+                await self._stop.wait()
+                for run in self._runs.values():
+                    run.cancel()
+        except Exception:
+            logger.exception("the client has failed")
+        finally:
+            self._ready.set()
+            self._stop.set()
+
+    def _link(self) -> Link:
+        """The link that requests go by. Raises LocalError where there is none."""
+        if not self._links or self._stop.is_set():
+            raise LocalError("the client is not open: use `async with Client(…) as client`")
+        return self._links[0]
+
+    def _new_link(self) -> Link:
+        assert self._tasks is not None
+        link = Link(self._door, self._dial, timing=self._timing, random=self._random, limits=self._limits)
+        self._links.append(link)
+        self._runs[link] = self._tasks.create_task(link.run(), name="holdfast-link")
+        return link
+
+    def _feed(self, channel: str, sink: Sink, history: int | None, flush_ms: int | None) -> Feed:
+        """A feed on the first link that has room for it: a socket follows a channel once, and not too many of them."""
+        self._link()
+        room = (
+            link
+            for link in self._links
+            if channel not in link.receivers and len(link.receivers) < self._limits.socket_channels
+        )
+        link = next(room, None) or self._new_link()
+        return Feed(link, channel, sink, history=history, flush_ms=flush_ms, when_closed=lambda: self._let_go_of(link))
+
+    def _let_go_of(self, link: Link) -> None:
+        """A link that carries nothing any more ends, unless it is the one for requests."""
+        if link is not self._links[0] and not link.receivers:
+            self._links.remove(link)
+            self._runs.pop(link).cancel()
+
+    def _writer(self, channel: str, message_id: str, lease_s: float, create: dict[str, Any] | None) -> RemoteWriter:
+        check_channel(channel)
+        return RemoteWriter(
+            self._link(),
+            channel,
+            message_id,
+            lease_s=lease_s,
+            create=create,
+            read=lambda: self.read(channel, message_id),
+        )
+
+    async def _ask(self, kind: str, channel: str, fields: dict[str, Any]) -> dict[str, Any]:
+        return await self._link().request(kind, {"channel": check_channel(channel), **fields})
+
+    def _create_fields(
+        self,
+        id: str | None,
+        role: str,
+        parts: list[Part] | None,
+        meta: dict[str, Json] | None,
+        parent: str | UnsetType | None,
+        reply_to: str | None,
+    ) -> dict[str, Any]:
+        # An id of our own makes the request safe to send again.
+        fields = {"id": self._new_id() if id is None else check_id(id), "role": role, **self._content(parts, meta)}
+        if parent is not UNSET:
+            fields["parent"] = parent
+        return {**fields, **_given(reply_to=reply_to)}
+
+    def _content(self, parts: list[Part] | None, meta: dict[str, Json] | None) -> dict[str, Any]:
+        fields: dict[str, Any] = {}
+        if parts is not None:
+            fields["parts"] = [check_part(part, self._limits) for part in parts]
+        if meta:
+            check_json(meta, self._limits.meta_bytes, "meta", depth=self._limits.depth)
+            fields["meta"] = plain(meta)
+        return fields
+
+    def _data(self, data: Json) -> Json:
+        if data is not None:
+            check_json(data, self._limits.data_bytes, "data", depth=self._limits.depth)
+        return data
+
+    def _new_id(self) -> str:
+        """An id that nobody else will choose."""
+        return f"{self._random.getrandbits(90):018x}"
+
+
+def _given(**fields: Any) -> dict[str, Any]:
+    """Those of `fields` that are not None: on the wire what is left out is as the server has it."""
+    return {name: value for name, value in fields.items() if value is not None}

@@ -1,0 +1,171 @@
+"""A channel followed over any number of sockets: attaching, coming back, pausing.
+
+You are in `client`. A `Feed` sees to it that its sink gets every batch; what the sink makes of them (a view, or events
+for a loop) is its own business. There is one feed for each channel on a link.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from holdfast.client.link import Answer, Link
+from holdfast.client.problems import Unreachable
+from holdfast.core.errors import HoldfastError
+from holdfast.core.events import ServerEvent, known_events
+
+logger = logging.getLogger("holdfast.client")
+
+
+class Sink(Protocol):
+    """Who a feed is for."""
+
+    cursor: str | None  # of the last complete batch received: where the next attach goes on
+
+    def receive(self, events: list[ServerEvent], cursor: str | None, size: int) -> None:
+        """A batch, or a piece of one: only its last has the cursor."""
+
+    def cut(self) -> None:
+        """What was not complete is forgotten; it comes again."""
+
+    def failed(self, error: HoldfastError) -> None:
+        """There will be no more."""
+
+
+class Feed:
+    """Keeps one channel attached for its sink, from `open` to `close`."""
+
+    def __init__(
+        self,
+        link: Link,
+        channel: str,
+        sink: Sink,
+        *,
+        history: int | None,
+        flush_ms: int | None,
+        when_closed: Callable[[], None],
+    ) -> None:
+        self.link = link
+        self.channel = channel
+        self._sink = sink
+        self._when_closed = when_closed
+        self._fields = {"history": history, "flush_ms": flush_ms}
+        self._is_attached = False
+        self._is_paused = False
+        self._life = 0  # counts attaches: what belongs to an earlier one is ignored
+        self._failures = 0
+        self._again: asyncio.TimerHandle | None = None
+
+    def open(self) -> None:
+        """Follow the channel from now on."""
+        assert self.channel not in self.link.receivers
+        self.link.receivers[self.channel] = self
+        self.link.stand(self)
+
+    def close(self) -> None:
+        """Follow it no more."""
+        self._leave()
+        self.link.step_down(self)
+        if self.link.receivers.get(self.channel) is self:
+            del self.link.receivers[self.channel]
+            self._when_closed()
+
+    def pause(self) -> None:
+        """The sink has enough for now. The server will join what comes meanwhile."""
+        self._is_paused = True
+        self._leave()
+
+    def go_on(self) -> None:
+        """The sink takes more."""
+        if self._is_paused:
+            self._is_paused = False
+            if self.link.is_live:
+                self._attach()
+
+    def begin_anew(self) -> None:
+        """Something was lost: attach without a cursor, after a while."""
+        self._leave()
+        self._attach_later()
+
+    # For the link
+
+    def opened(self) -> None:
+        if not self._is_paused:
+            self._attach()
+
+    def broken(self) -> None:
+        self._is_attached = False
+        self._life += 1
+        self._cancel_again()
+        self._sink.cut()
+
+    def received(self, events: list[Any], cursor: str | None, size: int) -> None:
+        if not self._is_attached:
+            return  # of an attach that was given up
+        if cursor is not None:
+            self._failures = 0
+        self._sink.receive(known_events(events), cursor, size)
+
+    def forget_cursor(self) -> None:
+        self._sink.cursor = None
+
+    def failed(self, error: HoldfastError) -> None:
+        self._cancel_again()
+        self._sink.failed(error)
+
+    # Inside
+
+    def _attach(self) -> None:
+        self._cancel_again()
+        self._life += 1
+        life = self._life
+        fields: dict[str, Any] = {name: value for name, value in self._fields.items() if value is not None}
+        if self._sink.cursor is not None:
+            fields["since"] = self._sink.cursor
+        self.link.begin(
+            "attach",
+            {"channel": self.channel, **fields},
+            lambda answer: self._answered(life, answer),
+            is_repeatable=False,  # `opened` does it
+        )
+
+    def _answered(self, life: int, answer: Answer) -> None:
+        if life != self._life or isinstance(answer, Unreachable):
+            return
+        if not isinstance(answer, HoldfastError):
+            self._is_attached = True
+        elif answer.retry or answer.status >= 500:
+            logger.info("channel %s cannot be attached to for now: %s", self.channel, answer.code)
+            self._attach_later()
+        else:
+            self.close()
+            self._sink.failed(answer)
+
+    def _attach_later(self) -> None:
+        self._cancel_again()
+        self._failures += 1
+        delay_s = self.link.timing.retry(self._failures, self.link.random)
+        self._again = asyncio.get_running_loop().call_later(delay_s, self._attach_again)
+
+    def _attach_again(self) -> None:
+        self._again = None
+        if self.link.is_live and not self._is_paused:
+            self._attach()
+
+    def _leave(self) -> None:
+        self._cancel_again()
+        self._life += 1
+        if self._is_attached:
+            self._is_attached = False
+            self.link.begin("detach", {"channel": self.channel}, _take, is_repeatable=False)
+
+    def _cancel_again(self) -> None:
+        if self._again is not None:
+            self._again.cancel()
+            self._again = None
+
+
+def _take(answer: Answer) -> None:
+    """Whatever the server says to a detach: a socket that is gone has detached."""

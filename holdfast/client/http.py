@@ -1,0 +1,83 @@
+"""The few things that are asked over HTTP: reading one message, and who is here.
+
+You are in `client`; the one module that knows `httpx2`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from holdfast.client.dial import problem_in, retry_after_s
+from holdfast.client.door import Door
+from holdfast.client.problems import Unreachable, error_of
+from holdfast.client.timing import Timing
+from holdfast.core.errors import HoldfastError, LocalError, Unauthenticated
+
+if TYPE_CHECKING:
+    from random import Random
+
+    import httpx2
+
+
+class Http:
+    """Asks over HTTP, again while the server is away."""
+
+    def __init__(self, door: Door, *, timing: Timing, random: Random) -> None:
+        self._door = door
+        self._timing = timing
+        self._random = random
+        self._client: httpx2.AsyncClient | None = None
+
+    async def get(self, *path: str, **query: str) -> dict[str, Any]:
+        """The answer to a GET; `path` in segments. Raises what the server refused; Unreachable."""
+        url = self._door.http_url(*path, **query)
+        failures = 0
+        try:
+            async with asyncio.timeout(self._timing.request_s):
+                while True:
+                    answer, stay_away_s = await self._once(url)
+                    if isinstance(answer, dict):
+                        return answer
+                    failures += 1
+                    may_pass = answer.retry or (isinstance(answer, Unauthenticated) and failures == 1)
+                    if not may_pass or (isinstance(answer, Unauthenticated) and not self._door.forget_token()):
+                        raise answer
+                    await asyncio.sleep(stay_away_s + self._timing.backoff(failures, self._random))
+        except TimeoutError:
+            raise Unreachable(f"there was no answer within {self._timing.request_s:.0f} s") from None
+
+    async def close(self) -> None:
+        """Let go of the connections."""
+        client, self._client = self._client, None
+        if client is not None:
+            await client.aclose()
+
+    async def _once(self, url: str) -> tuple[dict[str, Any] | HoldfastError, float]:
+        try:
+            import httpx2
+        except ImportError:
+            raise LocalError("this needs httpx2: pip install 'holdfast[client]'") from None
+
+        if self._client is None:
+            self._client = httpx2.AsyncClient(timeout=self._timing.answer_s)
+        try:
+            response = await self._client.get(url, headers=await self._door.headers())
+        except httpx2.TransportError as error:
+            return Unreachable(type(error).__name__), 0.0
+        if response.status_code == 200:
+            return _decoded(response.content), 0.0
+        problem = problem_in(response.content)
+        if not problem:
+            code = "unreachable" if response.status_code >= 500 else "refused"
+            problem = {"code": code, "status": response.status_code, "detail": "not the answer of a Holdfast server"}
+        return error_of(problem), retry_after_s(response.headers.get("retry-after", ""))
+
+
+def _decoded(body: bytes) -> dict[str, Any]:
+    try:
+        return msgspec.json.decode(body, type=dict[str, Any])
+    except msgspec.DecodeError as error:
+        raise HoldfastError(f"the server's answer is not understood: {error}") from None

@@ -1,0 +1,111 @@
+"""Watching a channel: `async for event in client.subscribe("chat:1")`.
+
+You are in `client`. The twin of the hub's `Subscription`. It may be as slow as it likes: what it does not take is not
+gathered here, but joined by the server.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import aclosing
+
+from holdfast.client.feed import Feed, Sink
+from holdfast.core.errors import HoldfastError
+from holdfast.core.events import Batch, ChannelAttached, PassingEvent, ServerEvent
+
+# Characters of frames that wait to be taken; beyond it the channel is left until they are. A batch is never cut.
+WAITING = 256 * 1024
+
+OpenFeed = Callable[[Sink], Feed]
+
+
+class Subscription:
+    """The events of a channel, from where one was, without end, over any number of connections.
+
+    Events come as soon as their batch is complete; presence and signals at once. Raises what the server refused.
+    """
+
+    def __init__(self, channel: str, since: str | None, open_feed: OpenFeed) -> None:
+        self.channel = channel
+        self.cursor: str | None = since  # to come back with: of the last batch that was handed out
+        self._open_feed = open_feed
+
+    async def __aiter__(self) -> AsyncIterator[ServerEvent]:
+        async with aclosing(self.batches()) as batches:
+            async for batch in batches:
+                for event in batch.events:
+                    yield event
+
+    async def batches(self) -> AsyncGenerator[Batch, None]:
+        """The same in batches, as `core.view.View` takes them. Those of presence and signals alone have no cursor."""
+        inbox = _Inbox(self.cursor)
+        feed = inbox.feed = self._open_feed(inbox)
+        feed.open()
+        try:
+            while True:
+                batch = await inbox.next_batch()
+                yield batch
+                self.cursor = batch.cursor or self.cursor
+        finally:
+            feed.close()
+
+
+class _Inbox:
+    """Complete batches that wait to be taken."""
+
+    def __init__(self, cursor: str | None) -> None:
+        self.cursor = cursor
+        self.feed: Feed | None = None
+        self._batches: deque[tuple[Batch, int]] = deque()
+        self._size = 0
+        self._pieces: list[ServerEvent] = []  # of a batch that is not complete
+        self._pieces_size = 0
+        self._error: HoldfastError | None = None
+        self._woken = asyncio.Event()
+
+    async def next_batch(self) -> Batch:
+        """The next batch; what was refused, after all of them."""
+        while not self._batches:
+            if self._error is not None:
+                raise self._error
+            if self.feed is not None:
+                self.feed.go_on()
+            self._woken.clear()
+            await self._woken.wait()
+        batch, size = self._batches.popleft()
+        self._size -= size
+        return batch
+
+    def receive(self, events: list[ServerEvent], cursor: str | None, size: int) -> None:
+        if cursor is None and not self._pieces and events and all(isinstance(event, PassingEvent) for event in events):
+            self._add(Batch(events=events), size)
+            return
+        self._pieces += events
+        self._pieces_size += size
+        if cursor is None:
+            return
+        self.cursor = cursor
+        batch, size = Batch(events=self._pieces, cursor=cursor), self._pieces_size
+        self.cut()
+        self._add(batch, size)
+
+    def cut(self) -> None:
+        self._pieces, self._pieces_size = [], 0
+
+    def failed(self, error: HoldfastError) -> None:
+        self._error = error
+        self._woken.set()
+
+    def _add(self, batch: Batch, size: int) -> None:
+        self._batches.append((batch, size))
+        self._size += size
+        self._woken.set()
+        if self._size > WAITING and self.feed is not None:
+            self.feed.pause()
+
+
+def is_new_start(events: list[ServerEvent]) -> bool:
+    """Does what follows replace all that was known?"""
+    return any(isinstance(event, ChannelAttached) and not event.resumed for event in events)

@@ -1,0 +1,40 @@
+"""How long things may take, and how long to stay away.
+
+You are in `client`. Values may be changed freely. Tests make them small; nobody else should need to.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from random import Random
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Timing:
+    """All waits of a client, in seconds."""
+
+    open_s: float = 10.0  # some proxies swallow an upgrade without an answer
+    silence_s: float = 14.0  # the server pings every 5 s
+    answer_s: float = 20.0  # a connection that brings no answer for so long is broken, whatever else it brings
+    send_s: float = 14.0
+    request_s: float = 30.0  # for one call, over any number of connections
+    # Full jitter: a delay is drawn from 0 up to a ceiling that doubles, so that the clients of a restarted server
+    # spread out. The base is well below the 3 s that a writer's lease has left when its socket broke.
+    backoff_s: float = 0.5
+    backoff_cap_s: float = 15.0
+    stable_s: float = 5.0  # a connection that breaks sooner is one more failure
+    retry_s: float = 0.25  # after the store or the hub had no room: the base of a back-off of its own
+    leave_s: float = 10.0  # for the end of a message whose block was left early
+
+    def backoff(self, failures: int, random: Random) -> float:
+        """How long to stay away after `failures` failures in a row (at least 1)."""
+        return random.uniform(0, self._ceiling(self.backoff_s, failures))
+
+    def retry(self, failures: int, random: Random) -> float:
+        """How long to wait before what was refused for now is asked again."""
+        ceiling_s = self._ceiling(self.retry_s, failures)
+        return ceiling_s / 2 + random.uniform(0, ceiling_s / 2)
+
+    def _ceiling(self, base_s: float, failures: int) -> float:
+        doubled: float = base_s * 2 ** min(failures - 1, 16)
+        return min(self.backoff_cap_s, doubled)

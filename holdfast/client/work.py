@@ -1,0 +1,234 @@
+"""Taking turns: work that the server hands out to whoever serves a pattern of channels.
+
+You are in `client`. The low level of agents: who is told of a turn, and how it is kept. What a turn is to a handler
+(its history, its reply) is built on top of this.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Any, Literal
+
+import msgspec
+from msgspec import Struct
+
+from holdfast.client.link import Answer, Link
+from holdfast.core.errors import Deleted, Fenced, Finished, HoldfastError, InvalidRequest, LocalError, NotFound
+from holdfast.core.model import Json, Message
+
+logger = logging.getLogger("holdfast.client")
+
+RENEWALS = 3  # in a lease's term
+_LOST = (Fenced, Finished, Deleted, NotFound)
+
+
+class TurnOffer(Struct, frozen=True, kw_only=True):
+    """What the server gives out: a message to work on, and the claim that it is ours."""
+
+    channel: str
+    message: Message
+    generation: int
+    lease_s: float
+
+
+OnTurn = Callable[["ClaimedTurn"], Awaitable[None]]
+
+
+class Worker:
+    """Serves one pattern of channels on one link."""
+
+    def __init__(
+        self, link: Link, pattern: str, *, slots: int, when_busy: str | None, name: str | None, on_turn: OnTurn
+    ) -> None:
+        self.pattern = check_pattern(pattern)
+        if slots < 1:
+            raise LocalError("a worker has at least one slot")
+        self._link = link
+        self._slots = slots
+        self._fields = {"when_busy": when_busy, "name": name}
+        self._on_turn = on_turn
+        self._turns: dict[tuple[str, str], ClaimedTurn] = {}
+        self._tasks: asyncio.TaskGroup | None = None
+        self._refused: asyncio.Future[None] | None = None
+
+    async def run(self) -> None:
+        """Work until cancelled. Raises what the server refused, such as Forbidden.
+
+        Turns that run then are cancelled and not reported: their claims lapse, and somebody else takes them over.
+        """
+        self._refused = asyncio.get_running_loop().create_future()
+        try:
+            async with asyncio.TaskGroup() as self._tasks:
+                self._link.stand(self)
+                try:
+                    await self._refused
+                finally:
+                    self._link.step_down(self)
+                    for turn in self._turns.values():
+                        turn.cancel()
+                    if self._link.is_live:
+                        self._link.begin("work", self._frame(0), _take, is_repeatable=False)
+        except* HoldfastError as group:
+            raise group.exceptions[0] from None
+
+    def take(self, offer: TurnOffer) -> None:
+        """The server gave us a turn."""
+        key = offer.channel, offer.message.id
+        known = self._turns.get(key)
+        if known is not None:
+            if offer.generation <= known.generation:
+                return  # told twice
+            known.cancel()
+        assert self._tasks is not None
+        turn = self._turns[key] = ClaimedTurn(self._link, offer)
+        turn.task = self._tasks.create_task(self._run(key, turn), name=f"turn {offer.channel}")
+
+    # For the link
+
+    def opened(self) -> None:
+        self._link.begin("work", self._frame(self._slots), self._answered, is_repeatable=False)
+        for turn in self._turns.values():
+            turn.renew()  # the end of the socket before has cut their claims short
+
+    def broken(self) -> None:
+        """Turns go on: their claims outlive a socket by a lease."""
+
+    # Inside
+
+    async def _run(self, key: tuple[str, str], turn: ClaimedTurn) -> None:
+        turn.renew_later()
+        try:
+            await self._on_turn(turn)
+        except asyncio.CancelledError:
+            if not turn.is_lost:
+                raise
+            logger.warning("the turn of %s in %s was lost", turn.message.id, turn.channel)
+            return
+        except Exception:
+            logger.exception("the turn of %s in %s failed", turn.message.id, turn.channel)
+        finally:
+            turn.end()
+            if self._turns.get(key) is turn:
+                del self._turns[key]
+        await turn.done()
+
+    def _answered(self, answer: Answer) -> None:
+        """Was the pattern taken? What may pass is asked again with the next socket, or after a while."""
+        if not isinstance(answer, HoldfastError) or self._refused is None or self._refused.done():
+            return
+        if not answer.retry:
+            self._refused.set_exception(answer)
+        elif self._link.is_live:
+            delay_s = self._link.timing.retry(4, self._link.random)
+            asyncio.get_running_loop().call_later(delay_s, self._ask_again)
+
+    def _ask_again(self) -> None:
+        if self._link.is_live and self._refused is not None and not self._refused.done():
+            self.opened()
+
+    def _frame(self, slots: int) -> dict[str, Any]:
+        fields = {name: value for name, value in self._fields.items() if value is not None}
+        return {"pattern": self.pattern, "slots": slots, **fields}
+
+
+class ClaimedTurn:
+    """A turn that is ours, for as long as the handler runs that it was given to."""
+
+    def __init__(self, link: Link, offer: TurnOffer) -> None:
+        self.channel = offer.channel
+        self.message = offer.message  # to be worked on
+        self.generation = offer.generation  # of the claim: how many times it was begun
+        self.lease_s = offer.lease_s
+        self.outcome: Literal["done", "cancelled"] = "done"  # how it ends when the handler returns
+        self.is_lost = False  # it is over, or another's: the handler is being cancelled
+        self.task: asyncio.Task[None] | None = None
+        self._link = link
+        self._state: dict[str, Json] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+
+    def tell(self, state: dict[str, Json]) -> None:
+        """Let those who look on know what the agent does now. Never stored."""
+        self._state = state
+        self.renew()
+
+    # For the worker
+
+    def renew_later(self) -> None:
+        self.end()
+        self._timer = asyncio.get_running_loop().call_later(self.lease_s / RENEWALS, self.renew)
+
+    def renew(self) -> None:
+        """Say that it is being worked on. Without a connection the claim lives on for the rest of its term."""
+        state = {} if self._state is None else {"state": self._state}
+        self._link.begin("turn.renew", {**self._claim(), **state}, self._renewed, is_repeatable=False)
+        self.renew_later()
+
+    def end(self) -> None:
+        """Renew no more."""
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def cancel(self) -> None:
+        """Work on it no more, and say nothing of it."""
+        self.is_lost = True
+        if self.task is not None:
+            self.task.cancel()
+
+    async def done(self) -> None:
+        """Tell that the turn is over."""
+        try:
+            await self._link.request("turn.done", {**self._claim(), "state": self.outcome})
+        except HoldfastError as error:
+            logger.warning("the end of the turn of %s could not be told: %s", self.message.id, error.code)
+
+    def _renewed(self, answer: Answer) -> None:
+        if isinstance(answer, _LOST) and self.task is not None and not self.task.done():
+            self.cancel()
+
+    def _claim(self) -> dict[str, Any]:
+        return {"channel": self.channel, "message": self.message.id, "generation": self.generation}
+
+
+class Workers:
+    """All workers of a client: who gets which turn."""
+
+    def __init__(self, link: Link) -> None:
+        self._workers: list[Worker] = []
+        link.when_turn = self._take
+
+    async def run(self, worker: Worker) -> None:
+        """Run `worker`, and let it have the turns of its pattern."""
+        self._workers.append(worker)
+        try:
+            await worker.run()
+        finally:
+            self._workers.remove(worker)
+
+    def _take(self, frame: dict[str, Any]) -> None:
+        try:
+            offer = msgspec.convert(frame, TurnOffer)
+        except msgspec.ValidationError as error:
+            logger.error("a turn that is not understood: %s", error)
+            return
+        worker = next((one for one in self._workers if matches(one.pattern, offer.channel)), None)
+        if worker is not None:  # else we stopped serving it meanwhile: the claim lapses
+            worker.take(offer)
+
+
+def check_pattern(pattern: str) -> str:
+    """Return `pattern`; raises InvalidRequest unless it is a channel's name, or ends in a star after one of `: / .`."""
+    stem = pattern.removesuffix("*")
+    if "*" in stem or (stem != pattern and stem and stem[-1] not in ":/."):
+        raise InvalidRequest(f"pattern {pattern!r}: a star stands only at the end, alone or after one of : / .")
+    return pattern
+
+
+def matches(pattern: str, channel: str) -> bool:
+    """Does `channel` fall under `pattern`?"""
+    return channel.startswith(pattern[:-1]) if pattern.endswith("*") else channel == pattern
+
+
+def _take(answer: Answer) -> None:
+    """Whatever the server says: we have left."""

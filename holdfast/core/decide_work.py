@@ -1,0 +1,249 @@
+"""Decisions about commands and turns.
+
+You are in `core`; `decide` calls this. A command is stored, answered once, and the first reply counts. A turn is the
+work on one user message: its claim says whether it waits for an agent, has one, or is over, and counts the attempts,
+so that exactly one process works on it and one that lost it is told so.
+"""
+
+from __future__ import annotations
+
+from holdfast.core.decision import Decidable, Decision
+from holdfast.core.errors import (
+    AlreadyAnswered,
+    Deleted,
+    Fenced,
+    Finished,
+    Forbidden,
+    HoldfastError,
+    IdConflict,
+    InvalidRequest,
+    InvalidText,
+    NotFound,
+    NotWriter,
+    TooMany,
+)
+from holdfast.core.limits import Limits
+from holdfast.core.model import Json, check_json, plain
+from holdfast.core.names import COMMAND_MARK, check_id
+from holdfast.core.ops import Claim, Command, Finish, Op, Reply, digest
+from holdfast.core.requests import Asker, ClaimTurn, EndTurn, ReplyCommand, SendCommand
+from holdfast.core.state import ClaimState, CommandState, MessageState
+
+TO_WRITERS = ("cancel", "steer")  # only who may write can answer these
+LONGEST_S = 24 * 3600  # that a command waits
+
+
+# -- commands --------------------------------------------------------------------------------------------------
+
+
+def send_command(
+    state: Decidable, key: str, request: SendCommand, asker: Asker, now_ms: int, limits: Limits
+) -> Decision:
+    """Store a command; a `cancel` of a turn that nobody has taken is carried out at once."""
+    assert key.startswith(COMMAND_MARK)  # without it, what is stored would be read as a message
+    check_id(key[1:], "a command's id")
+    check_id(request.name, "a command's name")
+    fingerprint = _fingerprint(request, asker)
+    known = state.command(key)
+    if known is not None:
+        if known.digest != fingerprint:
+            raise IdConflict(f"command {key[1:]!r} exists and was sent with other content")
+        return Decision(serial=known.created)
+    if not 0 < request.expires_s <= LONGEST_S:
+        raise InvalidRequest("a command waits for an answer for at most a day")
+    data = _data(request.data, limits)
+    target = _target(state, request, asker)
+    command = Command(
+        id=key,
+        name=request.name,
+        target=request.target,
+        data=data,
+        by=asker.id,
+        at_ms=now_ms,
+        expires_ms=now_ms + int(request.expires_s * 1000),
+        digest=fingerprint,
+    )
+    if request.name == "cancel" and target is not None and _is_only_waiting(state, target):
+        assert target.claim is not None
+        return Decision(ops=(command, _cancelled(target, target.claim, now_ms), _reply(key, ok=True)))
+    if state.open_commands() >= limits.open_commands:
+        raise TooMany(f"{limits.open_commands} commands wait for an answer already", limit=limits.open_commands)
+    return Decision(ops=(command,))
+
+
+def reply_command(state: Decidable, key: str, request: ReplyCommand, asker: Asker, limits: Limits) -> Decision:
+    """The answer of whoever could act. The first one counts."""
+    command = _command(state, key)
+    if not (asker.may_read or (asker.id is not None and command.by == asker.id)):
+        raise _unknown(key)
+    if command.name in TO_WRITERS and not (asker.may_write or asker.is_app):
+        raise Forbidden(f"{command.name} is answered by those who write")
+    if command.reply is not None:
+        if request.request is not None and command.reply.request == request.request:
+            return Decision(serial=command.answered)
+        raise AlreadyAnswered(f"command {key[1:]!r} has its reply")
+    reply = Reply(
+        id=key,
+        ok=request.ok,
+        data=_data(request.data, limits),
+        error=_data(request.error, limits),
+        by=asker.id,
+        request=check_id(request.request, "request") if request.request is not None else None,
+    )
+    return Decision(ops=(reply,))
+
+
+def settle_command(state: Decidable, key: str, is_expired: bool, now_ms: int) -> Decision:
+    """The server's answer, where nobody else gave one: a `cancel` is carried out, what is too old has expired."""
+    command = _command(state, key)
+    if command.reply is not None:
+        return Decision(serial=command.answered)
+    if command.name == "cancel" and command.target is not None:
+        ops = _carry_out(state, command.target, now_ms)
+        if ops:
+            return Decision(ops=(*ops, _reply(key, ok=True)))
+        return Decision(ops=(_reply(key, ok=False, error=_error(Finished("nothing is being written any more"))),))
+    if is_expired:
+        return Decision(ops=(_reply(key, ok=False, error={"code": "expired", "detail": "nobody answered in time"}),))
+    return Decision(serial=command.created)
+
+
+def _carry_out(state: Decidable, target: str, now_ms: int) -> list[Op]:
+    """End what `target` names: an answer, or all answers to a user message, and the turn."""
+    ops: list[Op] = []
+    turns = {target}
+    for message in state.streaming():
+        if target in (message.id, message.reply_to):
+            ops.append(Finish(id=message.id, status="cancelled", reason=None, meta=message.meta, at_ms=now_ms))
+            if message.reply_to is not None:
+                turns.add(message.reply_to)
+    for message_id in sorted(turns):
+        asked = state.message(message_id)
+        if asked is not None and not asked.deleted and asked.claim is not None and asked.claim.is_open:
+            ops.append(_cancelled(asked, asked.claim, now_ms))
+    return ops
+
+
+def _target(state: Decidable, request: SendCommand, asker: Asker) -> MessageState | None:
+    """The message that a command names. Raises NotFound, Deleted, and Finished where there is nothing to cancel."""
+    if request.target is None:
+        if request.name == "cancel":
+            raise InvalidRequest("a cancel names its target: an answer, or the message it answers")
+        return None
+    check_id(request.target, "target")
+    target = state.message(request.target)
+    try:
+        if target is None:
+            raise NotFound(f"there is no message {request.target!r}")
+        if target.deleted:
+            raise Deleted(f"message {request.target!r} was deleted")
+        if request.name == "cancel" and not _is_at_work(state, target):
+            raise Finished(f"nothing is being written for message {request.target!r}")
+    except HoldfastError:
+        if not asker.may_read:  # nor may it learn what exists
+            raise NotFound(f"there is no message {request.target!r}") from None
+        raise
+    return target
+
+
+def _is_at_work(state: Decidable, target: MessageState) -> bool:
+    return target.is_open or _has_answers(state, target)
+
+
+def _is_only_waiting(state: Decidable, target: MessageState) -> bool:
+    """Does nobody work on it, so that nobody else need be asked to stop?"""
+    return target.claim is not None and target.claim.state == "pending" and not _has_answers(state, target)
+
+
+def _has_answers(state: Decidable, target: MessageState) -> bool:
+    return any(message.reply_to == target.id for message in state.streaming())
+
+
+def _command(state: Decidable, key: str) -> CommandState:
+    command = state.command(key)
+    if command is None:
+        raise _unknown(key)
+    return command
+
+
+def _unknown(key: str) -> NotFound:
+    return NotFound(f"there is no command {key[1:]!r}")
+
+
+def _reply(key: str, *, ok: bool, error: Json = None) -> Reply:
+    return Reply(id=key, ok=ok, data=None, error=error, by=None)
+
+
+def _error(error: HoldfastError) -> Json:
+    return {"code": error.code, "detail": error.detail}
+
+
+def _data(value: Json, limits: Limits) -> Json:
+    if value is None:
+        return None
+    check_json(value, limits.data_bytes, "data", depth=limits.depth)
+    return plain({"data": value})["data"]
+
+
+def _fingerprint(request: SendCommand, asker: Asker) -> bytes:
+    try:
+        return digest(asker.id, request.name, request.target, request.data)
+    except UnicodeEncodeError:
+        raise InvalidText("the command holds a lone surrogate") from None
+    except (TypeError, ValueError, OverflowError, RecursionError) as error:
+        raise InvalidRequest(f"the command is not JSON: {error}") from None
+
+
+# -- turns -----------------------------------------------------------------------------------------------------
+
+
+def claim_turn(message: MessageState, request: ClaimTurn, asker: Asker, now_ms: int) -> Decision:
+    """Take the turn of `message`, as the successor of attempt `request.generation`."""
+    claim = _open_claim(message)
+    if claim.generation != request.generation:
+        if asker.writer is not None and claim == _claim_of(asker, request):
+            return Decision(serial=message.last, generation=claim.generation)  # it was ours, in truth
+        raise Fenced(f"attempt {claim.generation} of this turn is at work", generation=claim.generation)
+    taken = _claim_of(asker, request)
+    op = Claim(
+        id=message.id,
+        state="taken",
+        generation=taken.generation,
+        by=taken.by,
+        node=taken.node,
+        lease_ms=taken.lease_ms,
+        at_ms=now_ms,
+    )
+    return Decision(ops=(op,), generation=taken.generation)
+
+
+def end_turn(message: MessageState, request: EndTurn, asker: Asker, now_ms: int) -> Decision:
+    """The turn of `message` is over; only the attempt that is at work says so."""
+    claim = message.claim
+    if claim is not None and (claim.state, claim.generation) == (request.state, request.generation):
+        return Decision(serial=message.last, generation=claim.generation)
+    claim = _open_claim(message)
+    if claim.generation != request.generation:
+        raise Fenced(f"attempt {claim.generation} of this turn is at work", generation=claim.generation)
+    if claim.by != asker.id and not (asker.is_app or asker.is_server):
+        raise NotWriter("somebody else has this turn")
+    op = Claim(id=message.id, state=request.state, generation=claim.generation, by=claim.by, at_ms=now_ms)
+    return Decision(ops=(op,), generation=claim.generation)
+
+
+def _claim_of(asker: Asker, request: ClaimTurn) -> ClaimState:
+    node = asker.writer.node if asker.writer is not None else None
+    lease_ms = 0 if node is not None else int(request.lease_s * 1000)
+    return ClaimState("taken", request.generation + 1, asker.id, node, lease_ms)
+
+
+def _open_claim(message: MessageState) -> ClaimState:
+    if message.claim is None:
+        raise Finished(f"message {message.id!r} waits for no agent")
+    if not message.claim.is_open:
+        raise Finished(f"the turn of message {message.id!r} is {message.claim.state}")
+    return message.claim
+
+
+def _cancelled(message: MessageState, claim: ClaimState, now_ms: int) -> Claim:
+    return Claim(id=message.id, state="cancelled", generation=claim.generation, by=claim.by, at_ms=now_ms)

@@ -1,0 +1,86 @@
+"""Deadlines: what is to happen when nothing happens before it.
+
+You are in `hub`. One timer for all; moving a deadline on, which every append of a remote writer does, costs one entry
+of a dict. Times are of the event loop's clock, so that a wall clock that is set back ends nothing early or late.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import logging
+from collections.abc import Callable, Hashable
+
+logger = logging.getLogger("holdfast.hub")
+
+
+class Deadlines:
+    """Deadlines by key. An action is called once, when its deadline has passed and was neither moved nor dropped."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._due: dict[Hashable, tuple[float, Callable[[], None]]] = {}
+        self._heap: list[tuple[float, int, Hashable]] = []
+        self._count = 0
+        self._timer: asyncio.TimerHandle | None = None
+        self._is_over = False
+
+    def __contains__(self, key: Hashable) -> bool:
+        return key in self._due
+
+    def __len__(self) -> int:
+        return len(self._due)
+
+    def set(self, key: Hashable, due_s: float, action: Callable[[], None]) -> None:
+        """Call `action` at `due_s`, instead of what `key` had."""
+        known = self._due.get(key)
+        self._due[key] = (due_s, action)
+        if known is None or due_s < known[0]:  # one that moved on is looked at again when the old one is due
+            self._push(due_s, key)
+
+    def drop(self, key: Hashable) -> None:
+        """Forget `key`, if it is there."""
+        self._due.pop(key, None)
+
+    def close(self) -> None:
+        """Nothing happens any more."""
+        self._is_over = True
+        self._due.clear()
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _push(self, due_s: float, key: Hashable) -> None:
+        self._count += 1
+        heapq.heappush(self._heap, (due_s, self._count, key))
+        if self._heap[0][1] == self._count:
+            self._arm()
+
+    def _arm(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._heap and not self._is_over:
+            self._timer = self._loop.call_at(self._heap[0][0], self._run)
+
+    def _run(self) -> None:
+        self._timer = None
+        now_s = self._loop.time()
+        while self._heap and self._heap[0][0] <= now_s:
+            _, _, key = heapq.heappop(self._heap)
+            known = self._due.get(key)
+            if known is None:
+                continue
+            due_s, action = known
+            if due_s > now_s:
+                heapq.heappush(self._heap, (due_s, self._next(), key))
+                continue
+            del self._due[key]
+            try:
+                action()
+            except Exception:  # one thing's end must not keep another's from coming
+                logger.exception("a deadline's action failed")
+        self._arm()
+
+    def _next(self) -> int:
+        self._count += 1
+        return self._count

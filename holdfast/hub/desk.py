@@ -1,0 +1,394 @@
+"""The desk: which agent works on which message.
+
+You are in `hub`. A user message in a channel that agents serve is stored as pending, in the same commit. The desk
+offers what is pending to the workers that match, by a claim that is stored before the work begins: so exactly one
+process works on a message, and when it dies another takes over. What is pending is known again after any crash, since
+the store answers that; the desk itself holds nothing that it could not read anew.
+
+A worker is an agent in this process (`holdfast.agents`) or a socket that asked for work (`transports.session`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Literal, NamedTuple, Protocol
+
+from holdfast.core.errors import HoldfastError
+from holdfast.core.events import Signal
+from holdfast.core.names import COMMAND_MARK, command_key
+from holdfast.core.ops import Writer
+from holdfast.core.requests import Asker, ClaimTurn, EndTurn, Request, SendCommand
+from holdfast.core.state import ClaimState, MessageState
+from holdfast.hub.channel import Channel
+from holdfast.hub.clock import Clock
+from holdfast.hub.committer import Answer, Done
+from holdfast.hub.deadlines import Deadlines
+from holdfast.hub.patterns import matches
+from holdfast.stores.base import Store
+
+logger = logging.getLogger("holdfast.hub")
+
+WhenBusy = Literal["queue", "interrupt", "parallel"]
+LEASE_S = 15.0  # of a turn that a worker elsewhere has; it renews at a third
+BROKEN_S = 3.0  # what is left of it when the worker's socket breaks
+NOBODY_S = 5.0  # a message that nobody takes for so long: whoever looks on is told
+RETRY_S = 1.0
+REMEMBERED_PATTERNS = 1_000
+PATTERN_NOTE = "served/"  # notes of patterns that are served, so that a message waits for an agent that is away
+SERVER = Asker(is_server=True)
+
+
+class Turn(NamedTuple):
+    """A turn that a worker has."""
+
+    channel: str
+    message_id: str
+    generation: int
+    lease_s: float | None  # None: it lives in this process, and needs no renewal
+
+
+class Worker(Protocol):
+    """Somebody who works on messages; known by being the same object."""
+
+    def __hash__(self) -> int: ...
+
+    name: str  # the member that people see, and the identity of the claim
+    pattern: str
+    when_busy: WhenBusy
+    is_local: bool  # lives and dies with this process
+    free: int  # turns it would take now
+
+    def begin(self, turn: Turn) -> None:
+        """The turn is yours. Called after it was stored."""
+
+    def ended(self, turn: Turn, state: str) -> None:
+        """The turn is over (`done`, `cancelled`) or another's (`lost`), without your saying so."""
+
+
+class _Work:
+    """What a channel has for agents."""
+
+    __slots__ = ("claiming", "running", "waiting")
+
+    def __init__(self) -> None:
+        self.waiting: dict[str, tuple[int, int]] = {}  # message → its `created`, and the attempts so far
+        self.claiming: set[str] = set()
+        self.running: dict[str, tuple[ClaimState, Worker | None]] = {}
+
+    @property
+    def is_empty(self) -> bool:
+        return not (self.waiting or self.claiming or self.running)
+
+
+class Desk:
+    """Offers turns to workers. Every method is called on the hub's loop."""
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        clock: Clock,
+        deadlines: Deadlines,
+        *,
+        store: Store,
+        node: str,
+        submit: Callable[[str, str, Request, Asker, Done], None],
+        live: Callable[[], Iterable[Channel]],
+        find: Callable[[str], Channel | None],
+        spawn: Callable[..., object],
+    ) -> None:
+        self._loop = loop
+        self._clock = clock
+        self._deadlines = deadlines
+        self._store = store
+        self._node = node
+        self._submit = submit
+        self._live = live  # the channels in memory
+        self._find = find  # one of them
+        self._spawn = spawn
+        self._workers: dict[Worker, None] = {}
+        self._patterns: dict[str, None] = {}  # served now or before: messages there wait for an agent
+        self._work: dict[str, _Work] = {}
+        self._is_over = False
+
+    # -- workers -----------------------------------------------------------------------------------------------
+
+    def register(self, worker: Worker) -> None:
+        """`worker` takes turns from now on, and is seen in every channel it serves."""
+        self._workers[worker] = None
+        self._remember(worker.pattern)
+        for channel in self._live():
+            if matches(worker.pattern, channel.name):
+                channel.roster.enter(worker.name, "agent", worker, {"state": "listening"})
+        self.offer_all()
+
+    def unregister(self, worker: Worker, *, is_broken: bool = False) -> None:
+        """`worker` takes no more turns. With `is_broken` those it has are another's soon, unless they are renewed."""
+        if self._workers.pop(worker, worker) is worker:
+            return
+        for channel in self._live():
+            if matches(worker.pattern, channel.name) and channel.roster.disconnect(worker.name, worker):
+                channel.roster.remove(worker.name)
+        for name, work in list(self._work.items()):
+            for message_id, (claim, taker) in list(work.running.items()):
+                if taker is worker:
+                    work.running[message_id] = (claim, None)
+                    if is_broken and not worker.is_local:
+                        self._lapse_in(name, message_id, claim, BROKEN_S)
+
+    def serves(self, channel: str) -> bool:
+        """Do agents answer in `channel`, now or when they are back?"""
+        return any(matches(pattern, channel) for pattern in self._patterns)
+
+    def has_agent(self, channel: str) -> bool:
+        """Is there an agent for `channel` now?"""
+        return any(matches(worker.pattern, channel) for worker in self._workers)
+
+    def loaded(self, channel: Channel) -> None:
+        """`channel` is in memory from now on: its agents are seen there."""
+        for worker in self._workers:
+            if matches(worker.pattern, channel.name):
+                channel.roster.enter(worker.name, "agent", worker, {"state": "listening"})
+
+    def close(self) -> None:
+        """No more turns."""
+        self._is_over = True
+
+    # -- what is to be done ------------------------------------------------------------------------------------
+
+    async def recall(self) -> None:
+        """Read which patterns were served before this start."""
+        for name in await self._store.notes(PATTERN_NOTE):
+            self._patterns[name.removeprefix(PATTERN_NOTE)] = None
+
+    def look(self, channel: Channel, keys: Iterable[str] | None) -> None:
+        """The messages `keys` of `channel` changed; with None, any may have."""
+        state = channel.state
+        known = self._work.get(channel.name)
+        if keys is None:
+            keys = {*state.messages, *(known.waiting if known is not None else ())}
+            keys |= set(known.running) if known is not None else set()
+        is_changed = False
+        for key in keys:
+            if not key.startswith(COMMAND_MARK):
+                is_changed |= self.look_at(channel.name, key, state.message(key))
+        if is_changed:
+            self._offer(channel.name)
+
+    def look_at(self, channel: str, key: str, message: MessageState | None, *, is_orphan: bool = False) -> bool:
+        """See to the turn of the message `key`; True if something is to be done. `is_orphan`: its worker is dead."""
+        claim = message.claim if message is not None else None
+        work = self._work.get(channel)
+        if claim is None and work is None:
+            return False
+        if work is None:
+            work = self._work[channel] = _Work()
+        if message is None or claim is None or message.deleted or not claim.is_open:
+            return self._over(channel, work, key, claim)
+        if claim.state == "pending" or is_orphan:
+            if key not in work.waiting and key not in work.claiming:
+                work.waiting[key] = (message.created, claim.generation)
+                self._deadlines.set(
+                    ("nobody", channel, key), self._loop.time() + NOBODY_S, partial(self._nobody_came, channel, key)
+                )
+                return True
+            return False
+        running = work.running.get(key)
+        if running is None or running[0].generation != claim.generation:
+            work.running[key] = (claim, None)
+            work.waiting.pop(key, None)
+            if claim.lease_ms:
+                self._lapse_in(channel, key, claim, claim.lease_ms / 1000)
+        return False
+
+    def _over(self, channel: str, work: _Work, key: str, claim: ClaimState | None) -> bool:
+        """The turn of `key` waits for nobody and nobody is at work on it."""
+        running = work.running.pop(key, None)
+        was_known = work.waiting.pop(key, None) is not None or running is not None
+        self._deadlines.drop(("turn", channel, key))
+        self._deadlines.drop(("nobody", channel, key))
+        if running is not None and running[1] is not None:
+            turn = Turn(channel, key, running[0].generation, None)
+            running[1].ended(turn, claim.state if claim is not None else "cancelled")
+        if work.is_empty:
+            del self._work[channel]
+        return was_known
+
+    def offer_all(self) -> None:
+        """Workers have room: see what waits."""
+        for channel in list(self._work):
+            self._offer(channel)
+
+    def _offer(self, channel: str) -> None:
+        work = self._work.get(channel)
+        if work is None or self._is_over:
+            return
+        for message_id, (_, attempts) in sorted(work.waiting.items(), key=lambda item: item[1]):
+            worker = self._worker_for(channel)
+            if worker is None:
+                return
+            is_busy = bool(work.running or work.claiming)
+            if is_busy and worker.when_busy == "queue":
+                return
+            if is_busy and worker.when_busy == "interrupt":
+                for running in work.running:
+                    self._interrupt(channel, running)
+            del work.waiting[message_id]
+            work.claiming.add(message_id)
+            worker.free -= 1
+            self._claim(channel, message_id, attempts, worker)
+
+    def _worker_for(self, channel: str) -> Worker | None:
+        fitting = [one for one in self._workers if one.free > 0 and matches(one.pattern, channel)]
+        return max(fitting, key=lambda one: one.free, default=None)
+
+    def _claim(self, channel: str, message_id: str, attempts: int, worker: Worker) -> None:
+        writer = Writer(by=worker.name, node=self._node) if worker.is_local else None
+        asker = Asker(id=worker.name, writer=writer, is_server=True)
+        lease_s = 0.0 if worker.is_local else LEASE_S
+
+        def done(answer: Answer | HoldfastError) -> None:
+            work = self._work.get(channel)
+            if work is not None:
+                work.claiming.discard(message_id)
+            if isinstance(answer, HoldfastError):
+                worker.free += 1
+                self._not_claimed(channel, message_id, answer)
+                return
+            assert answer.generation is not None
+            self._claimed(worker, Turn(channel, message_id, answer.generation, lease_s or None))
+
+        try:
+            self._submit(channel, message_id, ClaimTurn(generation=attempts, lease_s=lease_s), asker, done)
+        except HoldfastError as error:
+            done(error)
+
+    def _not_claimed(self, channel: str, message_id: str, error: HoldfastError) -> None:
+        if error.retry:
+            self._deadlines.set(
+                ("claim", channel, message_id), self._loop.time() + RETRY_S, partial(self._look_again, channel)
+            )
+        else:
+            logger.debug("message %s of %s was not for us: %s", message_id, channel, error)
+            self._offer(channel)
+
+    def _look_again(self, channel: str) -> None:
+        live = self._find(channel)
+        if live is not None:
+            self.look(live, None)
+            self._offer(channel)
+
+    def _claimed(self, worker: Worker, turn: Turn) -> None:
+        work = self._work.setdefault(turn.channel, _Work())
+        self._deadlines.drop(("nobody", turn.channel, turn.message_id))
+        known = work.running.get(turn.message_id)
+        if known is None or known[0].generation != turn.generation or worker not in self._workers:
+            # It was ended in the same moment, or the worker is gone: then its lease lapses.
+            worker.free += 1
+            if known is not None and worker not in self._workers:
+                self._lapse_in(turn.channel, turn.message_id, known[0], 0.0)
+            self._tidy(turn.channel)
+            return
+        work.running[turn.message_id] = (known[0], worker)
+        worker.begin(turn)
+
+    def _tidy(self, channel: str) -> None:
+        work = self._work.get(channel)
+        if work is not None and work.is_empty:
+            del self._work[channel]
+
+    # -- turns that are had ------------------------------------------------------------------------------------
+
+    def renew(self, worker: Worker, turn: Turn) -> bool:
+        """A worker elsewhere is still at it. False: the turn is not its own any more."""
+        work = self._work.get(turn.channel)
+        running = work.running.get(turn.message_id) if work is not None else None
+        if work is None or running is None or running[0].generation != turn.generation:
+            return False
+        claim = running[0]
+        work.running[turn.message_id] = (claim, worker)
+        self._lapse_in(turn.channel, turn.message_id, claim, (claim.lease_ms or LEASE_S * 1000) / 1000)
+        return True
+
+    def end(self, worker: Worker, turn: Turn, state: Literal["done", "cancelled"], done: Done) -> None:
+        """The worker's work on `turn` is over: store that, and offer what waits. `done` gets the answer."""
+        asker = Asker(id=worker.name, is_server=True)
+
+        def answered(answer: Answer | HoldfastError) -> None:
+            done(answer)
+
+        self._forget_worker(turn)
+        try:
+            request = EndTurn(generation=turn.generation, state=state)
+            self._submit(turn.channel, turn.message_id, request, asker, answered)
+        except HoldfastError as error:
+            answered(error)
+
+    def freed(self, worker: Worker) -> None:
+        """The worker has room for one more."""
+        worker.free += 1
+        self.offer_all()
+
+    def said(self, channel: str, worker_name: str, data: dict[str, object]) -> None:
+        """What an agent does in `channel` now, for those who look on."""
+        live = self._find(channel)
+        if live is not None:
+            live.roster.update(worker_name, data)
+
+    def _forget_worker(self, turn: Turn) -> None:
+        """Whoever ends a turn need not be told that it ended."""
+        work = self._work.get(turn.channel)
+        running = work.running.get(turn.message_id) if work is not None else None
+        if work is not None and running is not None and running[0].generation == turn.generation:
+            work.running[turn.message_id] = (running[0], None)
+
+    def _lapse_in(self, channel: str, message_id: str, claim: ClaimState, term_s: float) -> None:
+        self._deadlines.set(
+            ("turn", channel, message_id),
+            self._loop.time() + term_s,
+            partial(self._lapse, channel, message_id, claim.generation),
+        )
+
+    def _lapse(self, channel: str, message_id: str, generation: int) -> None:
+        """The worker of a turn is gone: another takes over."""
+        work = self._work.get(channel)
+        running = work.running.get(message_id) if work is not None else None
+        if work is None or running is None or running[0].generation != generation:
+            return
+        del work.running[message_id]
+        if running[1] is not None:
+            running[1].ended(Turn(channel, message_id, generation, None), "lost")
+        live = self._find(channel)
+        message = live.state.message(message_id) if live is not None else None
+        work.waiting[message_id] = (message.created if message is not None else 0, generation)
+        self._offer(channel)
+
+    def _interrupt(self, channel: str, message_id: str) -> None:
+        """Something newer is wanted: the turn of `message_id` is cancelled, as if somebody had asked for it."""
+        command = SendCommand(name="cancel", target=message_id, data={"reason": "interrupted"})
+        with_id = command_key(self._clock.new_id())
+        try:
+            self._submit(channel, with_id, command, SERVER, lambda answer: None)
+        except HoldfastError as error:
+            logger.warning("a turn of %s could not be interrupted: %s", channel, error)
+
+    def _nobody_came(self, channel: str, message_id: str) -> None:
+        work = self._work.get(channel)
+        live = self._find(channel)
+        if work is not None and message_id in work.waiting and live is not None and not self.has_agent(channel):
+            live.roster.signal(Signal(name="nobody_listening", data={"message": message_id}))
+
+    def _remember(self, pattern: str) -> None:
+        if pattern in self._patterns:
+            return
+        if len(self._patterns) >= REMEMBERED_PATTERNS:
+            logger.warning("agents serve more than %d patterns; %r is not remembered", REMEMBERED_PATTERNS, pattern)
+            return
+        self._patterns[pattern] = None
+        self._spawn(self._note(pattern))
+
+    async def _note(self, pattern: str) -> None:
+        await self._store.note({PATTERN_NOTE + pattern: json.dumps({"since_ms": self._clock.now_ms()}).encode()})

@@ -1,0 +1,281 @@
+"""Keys that tokens are verified with: each bound to the algorithms that it may be used for, and no others.
+
+You are in `hub`, below `tokens`. That binding is what makes an algorithm confused with another one impossible: a public
+key is never a secret of HMAC, whatever a token's header says, and `none` is no algorithm of any key. Safe to change:
+how keys are fetched and kept. Not safe: a key that verifies what its type does not say.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Sequence
+from http.client import HTTPException
+from typing import Any, NamedTuple
+from urllib.parse import urljoin, urlsplit
+
+import jwt
+from jwt.algorithms import HMACAlgorithm, get_default_algorithms
+
+from holdfast.core.errors import Busy, LocalError
+
+logger = logging.getLogger("holdfast.hub")
+
+# By the length a secret must have: as long as what the hash gives (RFC 7518, 3.2).
+HMAC_BYTES = {"HS256": 32, "HS384": 48, "HS512": 64}
+RSA_ALGORITHMS = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512")
+CURVE_ALGORITHMS = {"secp256r1": "ES256", "secp384r1": "ES384", "secp521r1": "ES512"}
+ALGORITHMS = frozenset((*HMAC_BYTES, *RSA_ALGORITHMS, *CURVE_ALGORITHMS.values(), "EdDSA"))
+MIN_RSA_BITS = 2048
+
+MAX_KEYS = 100  # in a set; issuers have two or three
+MAX_SET_BYTES = 256 * 1024
+FETCH_TIMEOUT_S = 5.0  # for all of it; somebody waits at the door, who waits for ten
+FRESH_S = 600.0  # then the set is fetched anew: a key that was taken back is believed no longer than this
+STALE_S = 3600.0  # so long an issuer that cannot be reached is believed; then nobody comes in
+COOLDOWN_S = 30.0  # between two fetches, however many tokens name keys that nobody knows
+_MAX_REDIRECTS = 3
+
+
+class Key(NamedTuple):
+    """One key, its name if it has one, and what it may verify."""
+
+    kid: str | None
+    algorithms: frozenset[str]
+    material: Any  # bytes of a secret, or a public key of `cryptography`, which need not be installed
+
+    def __repr__(self) -> str:
+        return f"Key(kid={self.kid!r}, algorithms={sorted(self.algorithms)})"
+
+
+def secret_key(secret: str | bytes) -> Key:
+    """A key of a shared secret. Raises LocalError where it is too short, or is a public key by mistake."""
+    material = secret.encode() if isinstance(secret, str) else secret
+    if len(material) < min(HMAC_BYTES.values()):
+        raise LocalError("a secret for tokens has at least 32 bytes; make one with: openssl rand -base64 48")
+    try:
+        HMACAlgorithm(HMACAlgorithm.SHA256).prepare_key(material)
+    except jwt.PyJWTError:
+        # Who has the public key, which is everybody, could sign with it.
+        raise LocalError("this is a key and no secret: give it as public_key") from None
+    return Key(None, frozenset(name for name, size in HMAC_BYTES.items() if len(material) >= size), material)
+
+
+def public_keys(given: str | bytes | dict[str, Any]) -> list[Key]:
+    """The keys of a PEM, a JWK or a JWK set. Raises LocalError where there is none that could verify a token."""
+    check_cryptography()
+    if isinstance(given, str | bytes):
+        text = given.decode(errors="replace") if isinstance(given, bytes) else given
+        if text.lstrip().startswith("{"):
+            given = _json(text)
+        else:
+            return [_pem_key(text)]
+    found = keys_of_set(given if "keys" in given else {"keys": [given]})
+    if not found:
+        raise LocalError("there is no public key in this that could verify a token")
+    return found
+
+
+def keys_of_set(given: Any) -> list[Key]:
+    """The usable keys of a JWK set; others are left out, as RFC 7517 asks. Raises LocalError where it is no set."""
+    listed = given.get("keys") if isinstance(given, dict) else None
+    if not isinstance(listed, list) or len(listed) > MAX_KEYS:
+        raise LocalError(f"a JWK set is an object with a list of at most {MAX_KEYS} keys")
+    return [key for one in listed if (key := _jwk_key(one)) is not None]
+
+
+def check_cryptography() -> None:
+    """Raises LocalError unless public keys can be used."""
+    if "RS256" not in get_default_algorithms():
+        raise LocalError("tokens signed with public keys need: pip install 'holdfast[jwt]'")
+
+
+def _json(text: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        raise LocalError("this begins like a JWK and is no JSON") from None
+    if not isinstance(value, dict):
+        raise LocalError("a JWK is an object")
+    return value
+
+
+def _pem_key(text: str) -> Key:
+    from cryptography.exceptions import UnsupportedAlgorithm
+    from cryptography.hazmat.primitives.serialization import load_pem_public_key
+
+    if "PRIVATE KEY" in text:
+        raise LocalError("this is a private key; to verify tokens, give the public one, and keep this one away")
+    try:
+        material = load_pem_public_key(text.encode())
+    except (ValueError, TypeError, UnsupportedAlgorithm):
+        raise LocalError("this is no public key in PEM form (-----BEGIN PUBLIC KEY-----)") from None
+    algorithms = _algorithms_of(material)
+    if not algorithms:
+        raise LocalError("this key is of no use: RSA has at least 2048 bits, curves are P-256, P-384, P-521 or Ed25519")
+    return Key(None, algorithms, material)
+
+
+def _jwk_key(one: Any) -> Key | None:
+    """The key of a JWK; None if it is not for verifying, is no public one, or is of a kind that we do not know."""
+    if not isinstance(one, dict) or "d" in one or one.get("use", "sig") != "sig":
+        return None
+    purposes = one.get("key_ops", ["verify"])
+    kid = one.get("kid")
+    if not isinstance(purposes, list) or "verify" not in purposes or not isinstance(kid, str | None):
+        return None
+    reader = {"RSA": "RS256", "EC": "ES256", "OKP": "EdDSA"}.get(str(one.get("kty")))
+    if reader is None:  # also "oct": a secret has no place among public keys
+        return None
+    try:
+        material: Any = get_default_algorithms()[reader].from_jwk(one)
+    except (jwt.PyJWTError, ValueError, TypeError, KeyError):
+        return None
+    algorithms = _algorithms_of(material)
+    if "alg" in one:
+        algorithms &= {str(one["alg"])}
+    return Key(kid, algorithms, material) if algorithms else None
+
+
+def _algorithms_of(material: Any) -> frozenset[str]:
+    """What a public key may verify, by its type alone."""
+    from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519, rsa
+
+    match material:
+        case rsa.RSAPublicKey() if material.key_size >= MIN_RSA_BITS:
+            return frozenset(RSA_ALGORITHMS)
+        case ec.EllipticCurvePublicKey() if material.curve.name in CURVE_ALGORITHMS:
+            return frozenset((CURVE_ALGORITHMS[material.curve.name],))
+        case ed25519.Ed25519PublicKey() | ed448.Ed448PublicKey():
+            return frozenset(("EdDSA",))
+        case _:
+            return frozenset()
+
+
+class KeySet:
+    """The keys that an issuer publishes at a URL, fetched when they are needed and kept for a while.
+
+    One fetch at a time, in a thread, at most one each `COOLDOWN_S`. Used from one event loop at a time.
+    """
+
+    def __init__(self, url: str, *, monotonic_s: Callable[[], float] = time.monotonic) -> None:
+        """Raises LocalError unless the URL is https, or of this machine."""
+        check_cryptography()
+        parts = urlsplit(url)
+        is_here = parts.hostname in ("localhost", "127.0.0.1", "::1")
+        if not parts.hostname or not (parts.scheme == "https" or (parts.scheme == "http" and is_here)):
+            raise LocalError("keys are fetched over https; http is for this machine only")
+        self.url = url
+        self._monotonic_s = monotonic_s
+        self._keys: list[Key] = []
+        self._fetched_at_s: float | None = None
+        self._tried_at_s: float | None = None
+        self._fetching: asyncio.Task[None] | None = None
+
+    async def keys(self, kid: str | None) -> Sequence[Key]:
+        """The keys that may have signed a token that names `kid`. Raises Busy where none are known for now."""
+        if self._age_s() > FRESH_S:
+            fetching = self._fetch()
+            if fetching is not None and self._age_s() > STALE_S:
+                await asyncio.shield(fetching)  # others wait for it, too
+        if self._age_s() > STALE_S:
+            raise Busy("the keys that tokens are verified with cannot be fetched for now")
+        found = self._named(kid)
+        if not found and kid is not None and (fetching := self._fetch()) is not None:  # the issuer may have a new one
+            await asyncio.shield(fetching)
+            found = self._named(kid)
+        return found
+
+    def _named(self, kid: str | None) -> Sequence[Key]:
+        return self._keys if kid is None else [key for key in self._keys if key.kid == kid]
+
+    def _age_s(self) -> float:
+        return float("inf") if self._fetched_at_s is None else self._monotonic_s() - self._fetched_at_s
+
+    def _fetch(self) -> asyncio.Task[None] | None:
+        """The fetch that goes on, or a new one; None where it is too soon. It never raises."""
+        loop = asyncio.get_running_loop()
+        if self._fetching is None or self._fetching.done() or self._fetching.get_loop() is not loop:
+            now_s = self._monotonic_s()
+            if self._tried_at_s is not None and now_s - self._tried_at_s < COOLDOWN_S:
+                return None
+            self._tried_at_s = now_s
+            self._fetching = loop.create_task(self._fetch_once())
+        return self._fetching
+
+    async def _fetch_once(self) -> None:
+        try:
+            self._keys = await asyncio.to_thread(fetch_set, self.url)
+        except LocalError as error:
+            logger.warning("the keys at %s are not to be had: %s", _shown(self.url), error)
+        except Exception as error:
+            logger.warning("the keys at %s cannot be fetched: %s", _shown(self.url), type(error).__name__)
+        else:
+            self._fetched_at_s = self._monotonic_s()
+
+
+def _shown(url: str) -> str:
+    """`url` without what may be secret in it."""
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.hostname}{parts.path}"
+
+
+def fetch_set(url: str) -> list[Key]:
+    """Fetch a JWK set; blocks. Raises LocalError where what comes is none, OSError where nothing comes in time."""
+    deadline_s = time.monotonic() + FETCH_TIMEOUT_S
+    request = urllib.request.Request(url, headers={"Accept": "application/jwk-set+json, application/json"})
+    opener = urllib.request.OpenerDirector()
+    for handler in (
+        urllib.request.ProxyHandler,
+        urllib.request.HTTPHandler,
+        urllib.request.HTTPSHandler,
+        urllib.request.HTTPDefaultErrorHandler,
+        urllib.request.HTTPErrorProcessor,
+        _SameHost,
+    ):
+        opener.add_handler(handler())  # no file:, ftp: or data:, which the usual opener knows
+    try:
+        with opener.open(request, timeout=FETCH_TIMEOUT_S) as answer:
+            body = _read(answer, deadline_s)
+    except urllib.error.HTTPError as error:
+        error.close()
+        raise LocalError(f"the answer was {error.code}") from None
+    except HTTPException:
+        raise LocalError("the answer was no HTTP") from None
+    try:
+        return keys_of_set(json.loads(body))
+    except (ValueError, RecursionError):
+        raise LocalError("the answer was no JSON") from None
+
+
+def _read(answer: Any, deadline_s: float) -> bytes:
+    """The body, as long as it keeps within its bounds: a server that sends a byte a second holds nobody up."""
+    body = b""
+    while piece := answer.read1(64 * 1024):
+        body += piece
+        if len(body) > MAX_SET_BYTES:
+            raise LocalError(f"a JWK set has at most {MAX_SET_BYTES} bytes")
+        if time.monotonic() > deadline_s:
+            raise TimeoutError
+    return body
+
+
+class _SameHost(urllib.request.HTTPRedirectHandler):
+    """Follows redirects within one origin only: elsewhere somebody else would say who is believed."""
+
+    max_redirections = _MAX_REDIRECTS
+
+    def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
+        """The request to go on with. Raises LocalError."""
+        if _origin(urljoin(req.full_url, newurl)) != _origin(req.full_url):
+            raise LocalError("the answer was a redirect to another host")
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
+def _origin(url: str) -> tuple[str, str | None, int | None]:
+    parts = urlsplit(url)
+    return parts.scheme, parts.hostname, parts.port or {"http": 80, "https": 443}.get(parts.scheme)

@@ -1,0 +1,94 @@
+"""People: who enters and leaves channels, by sockets and by leases.
+
+You are in `hub`. The roster knows who is here; this knows how long: a member whose last connection is gone leaves after
+a grace, so that a page refresh does not flicker, and one without a socket is here for as long as a lease says.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Hashable
+from functools import partial
+
+from holdfast.core.errors import Forbidden
+from holdfast.core.events import Presence, Signal
+from holdfast.core.limits import Limits
+from holdfast.core.model import Json, check_json, plain
+from holdfast.core.names import check_id
+from holdfast.hub.channel import Channel
+from holdfast.hub.deadlines import Deadlines
+
+GRACE_S = 3.0  # between a member's last connection and their leaving
+
+
+class People:
+    """Presence and signals of all channels."""
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        deadlines: Deadlines,
+        limits: Limits,
+        channel: Callable[[str], Channel],
+    ) -> None:
+        self._loop = loop
+        self._deadlines = deadlines
+        self._limits = limits
+        self._channel = channel
+
+    def enter(self, channel: str, member_id: str, connection: Hashable, data: dict[str, Json] | None) -> None:
+        """`member_id` is here by `connection`, until `leave`. Raises InvalidRequest, TooLarge, TooMany."""
+        if data is not None:
+            check_json(data, self._limits.data_bytes, "a member's data", depth=self._limits.depth)
+            data = plain(data)
+        self._channel(channel).roster.enter(member_id, "user", connection, data)
+        self._deadlines.drop(("grace", channel, member_id))
+
+    def leave(self, channel: str, member_id: str, connection: Hashable, *, is_final: bool = False) -> None:
+        """The connection is gone; with `is_final` because they said so, without a grace."""
+        roster = self._channel(channel).roster
+        if not roster.disconnect(member_id, connection):
+            return
+        if is_final:
+            roster.remove(member_id)
+        else:
+            self._deadlines.set(
+                ("grace", channel, member_id), self._loop.time() + GRACE_S, partial(self._gone, channel, member_id)
+            )
+
+    def lease(self, channel: str, member_id: str, data: dict[str, Json] | None, lease_s: float) -> None:
+        """`member_id` is here without a socket, for `lease_s` seconds more. Raises as `enter`."""
+        self.enter(channel, member_id, "lease", data)
+        self._deadlines.set(
+            ("here", channel, member_id),
+            self._loop.time() + lease_s,
+            partial(self.leave, channel, member_id, "lease", is_final=True),
+        )
+
+    def end_lease(self, channel: str, member_id: str) -> None:
+        """`member_id` says that they leave."""
+        self._deadlines.drop(("here", channel, member_id))
+        self.leave(channel, member_id, "lease", is_final=True)
+
+    def present(self, channel: str) -> Presence:
+        """Who is here."""
+        return self._channel(channel).roster.presence()
+
+    def signal(self, channel: str, name: str, data: Json, by: str | None) -> None:
+        """Tell those who are here now; never stored. Raises InvalidRequest, TooLarge."""
+        check_id(name, "a signal's name")
+        if data is not None:
+            check_json(data, self._limits.data_bytes, "a signal's data", depth=self._limits.depth)
+        self._channel(channel).roster.signal(Signal(name=name, data=plain({"data": data})["data"], from_=by))
+
+    def _gone(self, channel: str, member_id: str) -> None:
+        self._channel(channel).roster.remove(member_id)
+
+
+def check_member(member_id: str, client_id: str | None) -> str:
+    """Return `member_id`; raises Forbidden unless it is the client's own id, or that with `~` and a suffix."""
+    check_id(member_id, "a member's id")
+    own = client_id or "anonymous"
+    if member_id == own or member_id.startswith(f"{own}~"):
+        return member_id
+    raise Forbidden("a member's id is the client's own, or that with ~ and a suffix")

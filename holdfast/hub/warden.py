@@ -1,0 +1,120 @@
+"""The warden: ends what nobody else ends.
+
+You are in `hub`. It looks at every message and command that changed, and sets deadlines: for the lease of a writer
+elsewhere, which ends as `interrupted`; for a `cancel` that no writer carries out; for a command that nobody answers.
+Deadlines are this hub's own and are not stored: after a restart a lease begins with one full term, so that a writer
+who comes back in time keeps it. What the warden decides goes through the committer like any request.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterable
+from functools import partial
+
+from holdfast.core.errors import HoldfastError
+from holdfast.core.names import COMMAND_MARK
+from holdfast.core.requests import Asker, FinishMessage, Request, SettleCommand
+from holdfast.core.state import CommandState, MessageState
+from holdfast.hub.channel import Channel
+from holdfast.hub.clock import Clock
+from holdfast.hub.committer import Answer, Done
+from holdfast.hub.deadlines import Deadlines
+
+logger = logging.getLogger("holdfast.hub")
+
+CANCEL_S = 2.0  # for whoever writes to carry out a `cancel`
+BROKEN_S = 3.0  # what is left of a lease when its writer's socket breaks
+RETRY_S = 1.0  # after a store that failed
+SERVER = Asker(is_server=True)
+
+Submit = Callable[[str, str, Request, Asker, Done], None]
+
+
+class Warden:
+    """Watches over leases and commands. `submit` is the hub's."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, clock: Clock, deadlines: Deadlines, submit: Submit) -> None:
+        self._loop = loop
+        self._clock = clock
+        self._deadlines = deadlines
+        self._submit = submit
+        self._leases: dict[tuple[str, str], tuple[int, float]] = {}  # generation and term in seconds
+
+    def look(self, channel: Channel, keys: Iterable[str] | None) -> None:
+        """The messages and commands `keys` of `channel` changed; with None, any may have."""
+        state = channel.state
+        if keys is None:
+            keys = [*state.messages, *(command.id for command in state.pending_commands())]
+        for key in keys:
+            if key.startswith(COMMAND_MARK):
+                self.look_at_command(channel.name, key, state.command(key))
+            else:
+                self.look_at_writer(channel.name, key, state.message(key))
+
+    def look_at_writer(self, channel: str, key: str, message: MessageState | None) -> None:
+        """See to the lease of the message `key`, which may be gone."""
+        place = (channel, key)
+        writer = message.writer if message is not None and message.is_streaming else None
+        if message is None or writer is None or writer.node is not None or not writer.lease_ms:
+            if self._leases.pop(place, None) is not None:
+                self._deadlines.drop(("lease", *place))
+            return
+        lease = (message.generation, writer.lease_ms / 1000)
+        if self._leases.get(place) != lease:
+            self._leases[place] = lease
+            self.renew(channel, key)
+
+    def renew(self, channel: str, key: str) -> None:
+        """The writer of `key` was heard of: its lease, if it has one, begins anew."""
+        lease = self._leases.get((channel, key))
+        if lease is not None:
+            self._end_lease_in(channel, key, lease[1])
+
+    def broken(self, channel: str, key: str) -> None:
+        """The socket of the writer of `key` broke: a blip does not interrupt, and a crash shows soon."""
+        lease = self._leases.get((channel, key))
+        if lease is not None:
+            self._end_lease_in(channel, key, min(lease[1], BROKEN_S))
+
+    def _end_lease_in(self, channel: str, key: str, term_s: float) -> None:
+        self._deadlines.set(("lease", channel, key), self._loop.time() + term_s, partial(self._lapse, channel, key))
+
+    def _lapse(self, channel: str, key: str) -> None:
+        lease = self._leases.get((channel, key))
+        if lease is not None:
+            end = FinishMessage(status="interrupted", reason="writer_gone", generation=lease[0])
+            self._ask(channel, key, end, partial(self._lapse, channel, key))
+
+    def look_at_command(self, channel: str, key: str, command: CommandState | None) -> None:
+        """See to the end of the command `key`, which may be gone."""
+        cancel, expiry = ("cancel", channel, key), ("expiry", channel, key)
+        if command is None or not command.is_open:
+            self._deadlines.drop(cancel)
+            self._deadlines.drop(expiry)
+            return
+        now_s, now_ms = self._loop.time(), self._clock.now_ms()
+        if expiry not in self._deadlines:
+            left_s = max(0.0, min((command.expires_ms - now_ms) / 1000, 24 * 3600))
+            self._deadlines.set(expiry, now_s + left_s, partial(self._settle, channel, key, True))
+        if command.name == "cancel" and cancel not in self._deadlines:
+            self._deadlines.set(cancel, now_s + CANCEL_S, partial(self._settle, channel, key, False))
+
+    def _settle(self, channel: str, key: str, is_expired: bool) -> None:
+        again = partial(self._settle, channel, key, is_expired)
+        self._ask(channel, key, SettleCommand(is_expired=is_expired), again)
+
+    def _ask(self, channel: str, key: str, request: Request, again: Callable[[], None]) -> None:
+        """Have `request` carried out as the server's; where the store fails, again later."""
+
+        def done(answer: Answer | HoldfastError) -> None:
+            if isinstance(answer, HoldfastError) and answer.retry:
+                self._deadlines.set(("again", channel, key, type(request)), self._loop.time() + RETRY_S, again)
+            elif isinstance(answer, HoldfastError):
+                logger.debug("%s of %s needed no end: %s", key, channel, answer)
+
+        try:
+            self._submit(channel, key, request, SERVER, done)
+        except HoldfastError as error:
+            done(error)

@@ -1,0 +1,34 @@
+"""Real faults with real processes: `python -m holdfast.testing.chaos`.
+
+You are in `testing`; nothing in the product imports it. Servers, producers and viewers are processes and sockets as in
+earnest; what is drawn from a seed is what goes wrong, when, and what is written. Real time decides the rest, so a seed
+repeats the faults and not each interleaving. Modules, from the ground up:
+
+- `plan`: what producers write, known to everybody in advance;
+- `producer`, `viewer`: the parties, each also a program; `app`, `locker`, `wrong_clock`: what servers have to bear;
+- `processes`, `weather`: starting and ending, and bad networks;
+- `truth`, `world`: what was acknowledged, and the checks that every run must pass;
+- `scenarios`: what goes wrong.
+
+Names are looked up when they are asked for: producers start in a fraction of a second.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from holdfast.testing.chaos.runner import NAMES as NAMES
+    from holdfast.testing.chaos.runner import run as run
+    from holdfast.testing.chaos.world import Failure as Failure
+    from holdfast.testing.chaos.world import Scale as Scale
+
+__all__ = ["NAMES", "Failure", "Scale", "run"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from holdfast.testing.chaos import runner, world
+
+    return getattr(world if name in ("Failure", "Scale") else runner, name)

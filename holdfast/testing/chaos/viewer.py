@@ -1,0 +1,291 @@
+"""Viewers that come back whatever happens, and what a person in front of one was ever shown.
+
+    python -m holdfast.testing.chaos.viewer '{"port": 8000, "transport": "sse", …}'
+
+You are in `testing.chaos`. The wire is followed and judged by `holdfast.testing.rawviewer`, which knows nothing of the
+product. `Shown` adds what only a whole run can tell: that it is the truth (`plan`), and that nothing ever goes away
+again. As a process of its own, a viewer follows until its input ends, and then says what it shows and what was wrong.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import random
+import sys
+from collections import deque
+from typing import Any, Literal
+from urllib.parse import quote, urlencode
+
+from holdfast.testing.chaos.plan import Plan
+from holdfast.testing.rawviewer import Checker, Json, Response, SeenMessage, SseViewer, Violation, WireError, WsViewer
+
+__all__ = ["Shown", "Transport", "Viewer", "Watching"]
+
+Transport = Literal["sse", "eventsource", "ws", "poll"]
+"""`sse` says who it is and passes `since`; `eventsource` does neither and comes back with `Last-Event-ID`."""
+
+STATUSES = ("complete", "failed", "interrupted", "cancelled")
+POLL_S = 1  # a long poll's `wait_s`
+KEPT_EVENTS = 12  # for the account of a failure
+HISTORY = 200  # the most that a new start brings
+
+
+class Watching:
+    """What a viewer is to follow; JSON on its command line."""
+
+    def __init__(
+        self, *, name: str, transport: Transport, port: int, channel: str, seed: int, steps: int, prefix: str = "",
+        flush_ms: int = 40, silence_s: float = 3.0,
+    ) -> None:  # fmt: skip
+        self.name = name
+        self.transport = transport
+        self.port = port
+        self.channel = channel
+        self.seed = seed
+        self.steps = steps  # of each message
+        self.prefix = prefix
+        self.flush_ms = flush_ms
+        self.silence_s = silence_s  # without an event for so long, it connects anew
+
+
+class Shown:
+    """What one person has seen, over all connections and reloads: it stays, and it is the truth."""
+
+    def __init__(self, seed: int, steps: int) -> None:
+        self._seed = seed
+        self._steps = steps
+        self._plans: dict[str, Plan] = {}
+        self._known: dict[str, tuple[int, int]] = {}  # version and length when it was looked at last
+        self.lengths: dict[str, list[int]] = {}
+        self.statuses: dict[str, str] = {}
+        self.violations: list[Violation] = []
+
+    def look(self, checker: Checker) -> None:
+        """Judge what is in view now."""
+        if not checker.has_attached:
+            return  # a page that has just been reloaded shows nothing yet
+        for message_id, message in checker.messages.items():
+            known = (message.version, sum(part.length for part in message.parts))
+            if self._known.get(message_id) != known:
+                self._known[message_id] = known
+                self._judge(message_id, message)
+        if len(checker.messages) < len(self.lengths):
+            for message_id in self.lengths.keys() - checker.messages.keys():
+                if not self._plan(message_id).is_deleted and len(checker.messages) < HISTORY:
+                    self._violate("vanished", f"{message_id} was shown and is gone")
+                del self.lengths[message_id]
+
+    def _judge(self, message_id: str, message: SeenMessage) -> None:
+        plan = self._plan(message_id)
+        parts = [part.as_json() for part in message.parts]
+        status = message.status
+        wrong = plan.wrong(parts, is_whole=status == "complete")
+        if wrong is not None:
+            self._violate("untrue", wrong)
+        lengths = [part.length for part in message.parts]
+        before = self.lengths.get(message_id, [])
+        if len(lengths) < len(before) or any(now < then for now, then in zip(lengths, before, strict=False)):
+            self._violate("shrunk", f"{message_id} was shown with lengths {before}, now {lengths}")
+        status_before = self.statuses.get(message_id, "streaming")
+        if status_before != "streaming" and (status != status_before or lengths != before):
+            self._violate(
+                "reopened", f"{message_id} was {status_before} with lengths {before}, now {status} with {lengths}"
+            )
+        if status not in ("streaming", *STATUSES):
+            self._violate("status", f"{message_id} is {status!r}")
+        self.lengths[message_id], self.statuses[message_id] = lengths, status
+
+    def _plan(self, message_id: str) -> Plan:
+        plan = self._plans.get(message_id)
+        if plan is None:
+            plan = self._plans[message_id] = Plan(self._seed, message_id, steps=self._steps)
+        return plan
+
+    def _violate(self, kind: str, detail: str) -> None:
+        self.violations.append(Violation(kind, detail))
+
+
+class Viewer:
+    """One viewer. `run` follows until it is cancelled; everything else may be looked at meanwhile."""
+
+    def __init__(self, watching: Watching, news: asyncio.Event | None = None) -> None:
+        self.watching = watching
+        self.name = watching.name
+        self.checker = Checker(watching.channel)
+        self.shown = Shown(watching.seed, watching.steps)
+        self.connections = 0
+        self.reloads = 0
+        self.last_events: deque[Json] = deque(maxlen=KEPT_EVENTS)
+        self.news = news or asyncio.Event()  # set after each look
+        self._random = random.Random(f"{watching.seed}:{watching.name}:pauses")
+        self._old_violations: list[Violation] = []
+        self._task: asyncio.Task[None] | None = None
+
+    @property
+    def violations(self) -> list[Violation]:
+        """All that was ever wrong."""
+        return [*self._old_violations, *self.checker.violations, *self.shown.violations]
+
+    @property
+    def messages(self) -> dict[str, SeenMessage]:
+        """What is in view."""
+        return self.checker.messages
+
+    def start(self) -> None:
+        """Begin to follow, in a task."""
+        self._task = asyncio.get_running_loop().create_task(self._run(), name=f"viewer {self.name}")
+
+    async def stop(self) -> None:
+        """Stop following; raises what the task failed with, if it did."""
+        task, self._task = self._task, None
+        if task is not None:
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+
+    def check_running(self) -> None:
+        """Raise what the task failed with, if it did."""
+        if self._task is not None and self._task.done():
+            self._task.result()
+
+    async def reload(self) -> None:
+        """As a page that is loaded anew: it forgets everything. The person does not."""
+        await self.stop()
+        self.reloads += 1
+        self._old_violations += self._checked_starts() + self.checker.violations
+        self.checker = Checker(self.watching.channel)
+        self.start()
+
+    def _checked_starts(self) -> list[Violation]:
+        """A new start is for those who have no cursor: one that was good may not be turned down."""
+        starts = self.checker.new_starts
+        return [Violation("new start", f"{starts} new starts, all but one with a good cursor")] if starts > 1 else []
+
+    def check_starts(self) -> None:
+        """Note as a violation when a good cursor did not resume."""
+        self._old_violations += self._checked_starts()
+
+    # -- inside ------------------------------------------------------------------------------------------------
+
+    async def _run(self) -> None:
+        if self.watching.transport == "poll":
+            await self._poll_for_ever()
+            return
+        viewer = self._wire_viewer()
+        try:
+            while True:
+                with contextlib.suppress(OSError):  # refused, or reset at once
+                    await viewer.reconnect(reset=self._random.random() < 0.5)
+                    self.connections += 1
+                    await self._follow(viewer)
+                await asyncio.sleep(self._random.uniform(0.02, 0.3))  # between two tries
+        finally:
+            await viewer.close()
+
+    def _wire_viewer(self) -> SseViewer | WsViewer:
+        asked = {"history": HISTORY, "flush_ms": self.watching.flush_ms}
+        watching = self.watching
+        if watching.transport == "ws":
+            return WsViewer(
+                "127.0.0.1", watching.port, watching.channel, checker=self.checker, attach_fields=asked,
+                prefix=watching.prefix,
+            )  # fmt: skip
+        is_source = watching.transport == "eventsource"
+        return SseViewer(
+            "127.0.0.1", watching.port, watching.channel, checker=self.checker, prefix=watching.prefix,
+            query={name: str(value) for name, value in asked.items()}, uses_last_event_id=is_source,
+            headers={} if is_source else {"Holdfast-Client": "chaos"},
+        )  # fmt: skip
+
+    async def _follow(self, viewer: SseViewer | WsViewer) -> None:
+        checker = self.checker
+        while not viewer.is_over:
+            seen = checker.events
+            with contextlib.suppress(TimeoutError):
+                await viewer.until(
+                    lambda seen=seen: checker.events != seen or viewer.is_over,  # type: ignore[misc]
+                    self.watching.silence_s,
+                )
+            self._look([received.event for received in viewer.events])
+            viewer.events.clear()
+            if checker.events == seen:
+                return  # nothing came: the connection may be dead without having said so
+
+    async def _poll_for_ever(self) -> None:
+        wait_s = 0
+        while True:
+            with contextlib.suppress(OSError, TimeoutError, asyncio.IncompleteReadError):
+                async with asyncio.timeout(POLL_S + self.watching.silence_s):
+                    await self._poll(wait_s)
+                wait_s = POLL_S
+                continue
+            wait_s = 0  # whoever comes back wants to know at once
+            await asyncio.sleep(self._random.uniform(0.02, 0.3))  # between two tries
+
+    async def _poll(self, wait_s: int) -> None:
+        """One poll. All polls are one connection to the checker: an answer counts whole or not at all."""
+        checker, cursor = self.checker, self.checker.cursor
+        asked = {"wait_s": wait_s, "history": HISTORY} | ({"since": cursor} if cursor is not None else {})
+        path = f"{self.watching.prefix}/v1/channels/{quote(checker.channel, safe='')}/poll?{urlencode(asked)}"
+        status, body = await _get(self.watching.port, path)
+        if status == 503:
+            raise OSError("not now")
+        if status != 200:
+            raise WireError(f"a poll was answered with {status}: {body[:200]!r}")
+        self.connections += 1
+        answer = json.loads(body)
+        if cursor is None:
+            checker.begin(None)
+        if cursor is not None and not answer["events"] and answer["cursor"] != cursor:
+            checker.violate("cursor", f"nothing happened, and {cursor} became {answer['cursor']}")
+        checker.take(answer["events"], answer["cursor"])
+        self._look(answer["events"])
+
+    def _look(self, events: list[Json]) -> None:
+        self.last_events.extend(events)
+        self.shown.look(self.checker)
+        self.news.set()
+
+
+async def _get(port: int, path: str) -> tuple[int, bytes]:
+    """One GET on a connection of its own. Raises OSError when it was cut, and WireError."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    try:
+        head = f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nHoldfast-Client: chaos\r\n\r\n"
+        writer.write(head.encode("latin-1"))
+        response, body = Response(), b""
+        while not response.is_complete:
+            data = await reader.read(64 * 1024)
+            if not data:
+                raise OSError("the answer was cut")
+            body += response.receive(data)
+        return response.status, body
+    finally:
+        writer.transport.abort()
+
+
+async def _watch(watching: Watching) -> dict[str, Any]:
+    """Follow until the input ends; what is in view then, and what was wrong."""
+    viewer = Viewer(watching)
+    viewer.start()
+    loop = asyncio.get_running_loop()
+    while line := await loop.run_in_executor(None, sys.stdin.readline):
+        wanted: dict[str, int] = json.loads(line)  # versions to wait for: then all is there
+        while any(id not in viewer.messages or viewer.messages[id].version < at for id, at in wanted.items()):
+            viewer.check_running()
+            viewer.news.clear()
+            await viewer.news.wait()
+    await viewer.stop()
+    viewer.check_starts()
+    return {
+        "violations": [f"{one.kind}: {one.detail}" for one in viewer.violations],
+        "messages": {id: message.as_json() for id, message in viewer.messages.items()},
+        "events": viewer.checker.events,
+        "connections": viewer.connections,
+    }
+
+
+if __name__ == "__main__":
+    print(json.dumps(asyncio.run(_watch(Watching(**json.loads(sys.argv[1]))))))

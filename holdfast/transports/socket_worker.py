@@ -1,0 +1,68 @@
+"""A socket's agent, as the desk knows it: the frames `work`, `turn`, `turn.renew` and `turn.done`.
+
+You are in `transports`. A turn that a socket has is leased: its agent renews it, and when the socket breaks it is
+another's soon.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from holdfast.core.errors import Fenced
+from holdfast.core.model import check_json
+from holdfast.core.names import check_channel, check_id
+from holdfast.hub.committer import Done
+from holdfast.hub.desk import LEASE_S, Turn, WhenBusy
+from holdfast.hub.hub import HubCore
+from holdfast.transports.frames import TurnDoneFrame, TurnRenewFrame
+
+
+class SocketWorker:
+    """A socket's agent, as the desk knows it."""
+
+    is_local = False
+
+    def __init__(
+        self, give: Callable[[Turn], None], hub: HubCore, name: str, pattern: str, slots: int, when_busy: WhenBusy
+    ) -> None:
+        self.name = name
+        self.pattern = pattern
+        self.when_busy = when_busy
+        self.free = slots
+        self._give = give
+        self._hub = hub
+        self._turns: set[Turn] = set()
+
+    def begin(self, turn: Turn) -> None:
+        self._turns.add(turn)
+        self._give(turn)
+
+    def ended(self, turn: Turn, state: str) -> None:
+        self._over(turn)
+
+    def renew(self, frame: TurnRenewFrame) -> None:
+        """The agent is still at it. Raises Fenced where the turn is over or another's."""
+        turn = self._turn(frame)
+        if not self._hub.desk.renew(self, turn):
+            raise Fenced("this turn is over, or another's")
+        self._turns.add(turn)
+        if frame.state is not None:
+            check_json(frame.state, self._hub.limits.data_bytes, "a state", depth=self._hub.limits.depth)
+            self._hub.desk.said(frame.channel, self.name, frame.state)
+
+    def end(self, frame: TurnDoneFrame, done: Done) -> None:
+        """The agent is done."""
+        turn = self._turn(frame)
+        self._hub.desk.end(self, turn, frame.state, done)
+        self._over(turn)
+
+    def _turn(self, frame: TurnRenewFrame | TurnDoneFrame) -> Turn:
+        return Turn(check_channel(frame.channel), check_id(frame.message), frame.generation, LEASE_S)
+
+    def _over(self, turn: Turn) -> None:
+        known = next((one for one in self._turns if one[:3] == turn[:3]), None)
+        if known is not None:
+            self._turns.discard(known)
+            self._hub.desk.freed(self)
+            if not any(one.channel == turn.channel for one in self._turns):
+                self._hub.desk.said(turn.channel, self.name, {"state": "listening"})

@@ -1,0 +1,82 @@
+"""What the tests of this folder ask: what came of piping a stream, and whether leaving it was seen."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import aclosing, suppress
+from typing import Any
+
+import pytest
+
+from holdfast import Hub
+from holdfast.agents.sources import Piped, UpstreamEnded, UpstreamError, pipe
+from holdfast.core.errors import NotFound
+from holdfast.core.model import Message
+from tests.agents.sources.provider import Provider
+
+PATIENCE_S = 5
+SEEN_WITHIN_S = 1.0  # a stop is seen by the provider
+
+
+async def told(hub: Hub, stream: object, *, source: str | None = None) -> tuple[Message, Piped]:
+    """The message as stored, and what `pipe` returned."""
+    async with asyncio.timeout(PATIENCE_S):
+        async with hub.message("chat:1") as message:
+            piped = await pipe(message, stream, source=source)
+        stored, _ = await hub.read("chat:1", message.id)
+    return stored, piped
+
+
+async def broken(hub: Hub, stream: object, error: type[Exception], *, source: str | None = None) -> tuple[Message, Any]:
+    """The message as stored, and the error of this type that `pipe` raised."""
+    async with asyncio.timeout(PATIENCE_S):
+        with pytest.raises(error) as raised:
+            async with hub.message("chat:1") as message:
+                await pipe(message, stream, source=source)
+        stored, _ = await hub.read("chat:1", message.id)
+    assert stored.status not in ("complete", "streaming")
+    return stored, raised.value
+
+
+async def ended(hub: Hub, stream: object) -> str:
+    """The text that stands after a crash upstream."""
+    stored, _ = await broken(hub, stream, UpstreamEnded)
+    return stored.text
+
+
+async def failed(hub: Hub, stream: object) -> tuple[str, str]:
+    """The text that stands after an error upstream, and the public words for it."""
+    stored, error = await broken(hub, stream, UpstreamError)
+    return stored.text, error.detail
+
+
+async def left(hub: Hub, provider: Provider, stream: object) -> Message:
+    """Cancel a pipe whose provider has gone quiet. Fails unless the provider sees that within a second."""
+    message = hub.message("chat:1")
+
+    async def answer() -> None:
+        async with message:
+            await pipe(message, stream)
+
+    task = asyncio.create_task(answer())
+    async with asyncio.timeout(PATIENCE_S):
+        await provider.is_held.wait()
+        await has_text(hub, message.id)
+        task.cancel()
+        async with asyncio.timeout(SEEN_WITHIN_S):
+            await provider.is_left.wait()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        stored, _ = await hub.read("chat:1", message.id)
+    assert stored.status == "cancelled"
+    return stored
+
+
+async def has_text(hub: Hub, message_id: str) -> None:
+    """Wait until some text of the message is stored."""
+    async with aclosing(hub.subscribe("chat:1", history=10).batches()) as batches:
+        async for _ in batches:
+            with suppress(NotFound):
+                stored, _ = await hub.read("chat:1", message_id)
+                if stored.text:
+                    return

@@ -1,0 +1,151 @@
+"""AI SDK UI message chunks: as dicts, as lines, and as bytes that are cut anywhere."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Iterable
+from typing import Any
+
+import httpx2
+import pytest
+
+from holdfast import Hub
+from holdfast.core.errors import HoldfastError
+from tests.agents.sources.provider import CUT, HOLD, Provider
+from tests.agents.sources.telling import broken, ended, failed, left, told
+from tests.agents.sources.wires import FIRST, INPUT, PARTS, SECOND, TEXT, sse
+
+START: list[dict[str, Any]] = [{"type": "start", "messageId": "m1"}, {"type": "start-step"}]
+THOUGHT: list[dict[str, Any]] = [
+    {"type": "reasoning-start", "id": "1"},
+    {"type": "reasoning-delta", "id": "1", "delta": "Let me "},
+    {"type": "reasoning-delta", "id": "1", "delta": "think."},
+    {"type": "reasoning-end", "id": "1"},
+]
+SAID: list[dict[str, Any]] = [
+    {"type": "text-start", "id": "1"},
+    {"type": "text-delta", "id": "1", "delta": FIRST},
+    {"type": "text-delta", "id": "1", "delta": SECOND},
+    {"type": "text-end", "id": "1"},
+]
+CALLED: list[dict[str, Any]] = [
+    {"type": "tool-input-start", "toolCallId": "call_1", "toolName": "weather"},
+    {"type": "tool-input-delta", "toolCallId": "call_1", "inputTextDelta": '{"ci'},
+    {"type": "tool-input-delta", "toolCallId": "call_1", "inputTextDelta": 'ty": "Oslo"}'},
+    {"type": "tool-input-available", "toolCallId": "call_1", "toolName": "weather", "input": {"city": "Oslo"}},
+]
+META = {"usage": {"inputTokens": 11, "outputTokens": 7}, "model": "gpt-test"}
+FINISH: list[dict[str, Any]] = [
+    {"type": "finish-step"},
+    {"type": "finish", "finishReason": "tool-calls", "messageMetadata": META},
+]
+ANSWER = [*START, *THOUGHT, *SAID, *CALLED, *FINISH]
+
+
+def lines_of(chunks: Iterable[object]) -> list[str]:
+    """As an HTTP client's lines are: without line ends, the empty ones too, and a comment to keep alive."""
+    return [": ping", *(line for chunk in chunks for line in (f"data: {json.dumps(chunk)}", "")), "data: [DONE]", ""]
+
+
+async def test_chunks_become_parts_in_order(hub: Hub) -> None:
+    stored, piped = await told(hub, ANSWER)
+    assert (stored.status, stored.parts) == ("complete", PARTS)
+    assert stored.meta == {
+        "model": "gpt-test",
+        "finish_reason": "tool_calls",
+        "usage": {"input_tokens": 11, "output_tokens": 7},
+    }
+    assert piped.tool_calls[0].arguments == {"city": "Oslo"}
+
+
+async def test_lines_are_as_good(hub: Hub) -> None:
+    stored, _ = await told(hub, lines_of(ANSWER)[1:])
+    assert stored.parts == PARTS
+    stored, _ = await told(hub, lines_of(ANSWER), source="ai-sdk")
+    assert stored.parts == PARTS
+
+
+@pytest.mark.parametrize("size", [1, 7, 4096])
+async def test_bytes_may_be_cut_anywhere(hub: Hub, size: int) -> None:
+    wire = "".join(f"{line}\n" for line in lines_of([{**chunk, "x": "æ😀"} for chunk in ANSWER])).encode()
+    pieces = [wire[at : at + size] for at in range(0, len(wire), size)]
+    stored, _ = await told(hub, pieces, source="ai-sdk")
+    assert stored.parts == PARTS
+
+
+async def test_other_parts_and_outputs(hub: Hub) -> None:
+    chunks = [
+        *START,
+        *CALLED,
+        {"type": "tool-output-available", "toolCallId": "call_1", "output": {"rain": True}},
+        {"type": "source-url", "sourceId": "s1", "url": "https://example.org/", "title": "Oslo"},
+        {"type": "source-document", "sourceId": "s2", "mediaType": "text/plain", "title": "Notes"},
+        {"type": "file", "url": "https://example.org/a.png", "mediaType": "image/png"},
+        {"type": "data-progress", "id": "p", "data": {"done": 1}},
+        {"type": "data-progress", "id": "p", "data": {"done": 2}},
+        {"type": "data-toast", "data": "hi", "transient": True},
+        {"type": "tomorrow", "x": 1},
+        {"type": "tool-input-error", "toolCallId": "c2", "toolName": "f", "input": 5, "errorText": "no"},
+        {"type": "finish"},
+    ]
+    stored, piped = await told(hub, chunks)
+    assert stored.parts == [
+        {**PARTS[2], "state": "done", "output": {"rain": True}},
+        {"type": "source", "url": "https://example.org/", "title": "Oslo"},
+        {"type": "source", "title": "Notes", "media_type": "text/plain"},
+        {"type": "file", "media_type": "image/png", "url": "https://example.org/a.png"},
+        {"type": "data", "name": "progress", "data": {"done": 2}},
+        {"type": "tool", "call": "c2", "name": "f", "input": "5", "state": "error", "output": "no"},
+    ]
+    assert piped.tool_calls == []
+
+
+async def bytes_of(url: str) -> AsyncIterator[bytes]:
+    async with httpx2.AsyncClient(trust_env=False) as client, client.stream("GET", url) as response:
+        async for piece in response.aiter_bytes():
+            yield piece
+
+
+async def test_a_stream_over_http(hub: Hub, provider: Provider) -> None:
+    provider.will_say([sse(chunk) for chunk in ANSWER])
+    stored, _ = await told(hub, bytes_of(provider.url), source="ai-sdk")
+    assert (stored.text, stored.parts[2]["input"]) == (TEXT, INPUT)
+
+
+async def test_leaving_is_seen_upstream(hub: Hub, provider: Provider) -> None:
+    provider.will_say([*(sse(chunk) for chunk in [*START, *SAID]), HOLD])
+    assert (await left(hub, provider, bytes_of(provider.url))).text == TEXT
+
+
+async def test_a_connection_that_is_cut_was_a_crash(hub: Hub, provider: Provider) -> None:
+    provider.will_say([*(sse(chunk) for chunk in [*START, *SAID]), CUT])
+    assert await ended(hub, bytes_of(provider.url)) == TEXT
+
+
+@pytest.mark.parametrize("last", [{"type": "text-end", "id": "1"}, {"type": "abort", "reason": "x"}])
+async def test_an_end_without_a_finish_was_a_crash(hub: Hub, last: dict[str, Any]) -> None:
+    assert await ended(hub, [*START, *SAID, last]) == TEXT
+
+
+async def test_an_error_chunk_fails_with_public_words(hub: Hub) -> None:
+    text, words = await failed(hub, [*START, *SAID, {"type": "error", "errorText": "key sk-123"}])
+    assert (text, words) == (TEXT, "the model's provider reported an error")
+
+
+GARBAGE = [
+    "data: {broken",
+    "data: [[[[",
+    'data: {"type": "text-delta", "id": 5, "delta": {"x": 1}}',
+    'data: {"type": "tool-input-start", "toolCallId": "c"}',
+    'data: {"type": "tool-input-delta", "toolCallId": "c", "inputTextDelta": "x"}',
+    'data: {"type": 5}',
+    "data: 5",
+    "data: " + "[" * 100_000,
+    b"data: \xff\xff\n",
+]
+
+
+@pytest.mark.parametrize("garbage", GARBAGE)
+async def test_garbage_fails_or_is_passed_over(hub: Hub, garbage: object) -> None:
+    _, error = await broken(hub, [garbage], HoldfastError, source="ai-sdk")
+    assert error.code in ("upstream_error", "upstream_ended")

@@ -1,0 +1,171 @@
+"""`anthropic`: the raw events and the helper, async and blocking."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+from anthropic import Anthropic, AsyncAnthropic
+
+from holdfast import Hub
+from holdfast.agents.sources import ToolCall
+from holdfast.core.errors import HoldfastError
+from tests.agents.sources.provider import CUT, HOLD, Provider
+from tests.agents.sources.telling import broken, ended, failed, left, told
+from tests.agents.sources.wires import (
+    CLAUDE_USAGE,
+    INPUT,
+    PARTS,
+    TEXT,
+    claude,
+    claude_answer,
+    claude_begin,
+    claude_block,
+    claude_end,
+    claude_said,
+    claude_thought,
+)
+
+ASK: dict[str, Any] = {"model": "claude-test", "max_tokens": 9, "messages": [{"role": "user", "content": "Hi"}]}
+
+
+@pytest.fixture
+def client(provider: Provider) -> AsyncAnthropic:
+    return AsyncAnthropic(base_url=provider.url, api_key="sk-none", max_retries=0)
+
+
+@pytest.fixture
+def blocking(provider: Provider) -> Anthropic:
+    return Anthropic(base_url=provider.url, api_key="sk-none", max_retries=0)
+
+
+async def test_a_message_becomes_parts_in_order(hub: Hub, provider: Provider, client: AsyncAnthropic) -> None:
+    provider.will_say(claude_answer())
+    stored, piped = await told(hub, await client.messages.create(**ASK, stream=True))
+    assert (stored.status, stored.parts) == ("complete", PARTS)
+    assert stored.meta == {"model": "claude-test", "finish_reason": "tool_calls", "usage": CLAUDE_USAGE}
+    assert (piped.text, piped.tool_calls) == (TEXT, [ToolCall("call_1", "weather", INPUT, 2)])
+
+
+async def test_the_helper_repeats_nothing(hub: Hub, provider: Provider, client: AsyncAnthropic) -> None:
+    provider.will_say(claude_answer())
+    stored, _ = await told(hub, client.messages.stream(**ASK))
+    assert stored.parts == PARTS
+
+
+async def test_blocking_streams_run_in_a_thread(hub: Hub, provider: Provider, blocking: Anthropic) -> None:
+    provider.will_say(claude_answer(), claude_answer())
+    stored, _ = await told(hub, await asyncio.to_thread(lambda: blocking.messages.create(**ASK, stream=True)))
+    assert stored.parts == PARTS
+    stored, _ = await told(hub, blocking.messages.stream(**ASK))
+    assert stored.parts == PARTS
+
+
+async def test_the_text_stream_of_the_helper_is_text(hub: Hub, provider: Provider, client: AsyncAnthropic) -> None:
+    provider.will_say([*claude_begin(), *claude_said("Hello ", "world", place=0), *claude_end()])
+    async with client.messages.stream(**ASK) as stream:
+        stored, _ = await told(hub, stream.text_stream)
+    assert (stored.text, stored.meta) == ("Hello world", {})
+
+
+async def test_a_search_of_the_providers_is_done_with_its_results_and_sources(
+    hub: Hub, provider: Provider, client: AsyncAnthropic
+) -> None:
+    use = {"type": "server_tool_use", "id": "srv_1", "name": "web_search", "input": {}}
+    page = {"type": "web_search_result", "url": "https://example.org/", "title": "Oslo", "page_age": None}
+    result = {
+        "type": "web_search_tool_result",
+        "tool_use_id": "srv_1",
+        "content": [{**page, "encrypted_content": "x" * 1000}],
+    }
+    cited = {
+        "type": "web_search_result_location",
+        "url": "https://example.org/",
+        "title": "Oslo",
+        "cited_text": "Rain",
+        "encrypted_index": "x",
+    }
+    said = ({"type": "text_delta", "text": "Rain"}, {"type": "citations_delta", "citation": cited})
+    provider.will_say(
+        [
+            *claude_begin(),
+            *claude_block(0, use, {"type": "input_json_delta", "partial_json": '{"query": "Oslo"}'}),
+            *claude_block(1, result),
+            *claude_block(2, {"type": "text", "text": ""}, *said),
+            *claude_end(),
+        ]
+    )
+    stored, piped = await told(hub, await client.messages.create(**ASK, stream=True))
+    search, text, source = stored.parts
+    assert (search["name"], search["input"], search["state"]) == ("web_search", '{"query": "Oslo"}', "done")
+    assert [{name: one[name] for name in ("url", "title")} for one in search["output"]] == [
+        {"url": "https://example.org/", "title": "Oslo"}
+    ]
+    assert "encrypted_content" not in search["output"][0]
+    assert (text["text"], piped.tool_calls) == ("Rain", [])
+    assert source == {"type": "source", "url": "https://example.org/", "title": "Oslo"}
+
+
+@pytest.mark.parametrize("end", [[], [CUT]])
+@pytest.mark.parametrize("is_helper", [False, True])
+async def test_a_message_without_its_stop_was_a_crash(
+    hub: Hub, provider: Provider, client: AsyncAnthropic, end: list[bytes | str], is_helper: bool
+) -> None:
+    provider.will_say([*claude_begin(), *claude_thought(), *claude_said("Hello"), *end])
+    stream = client.messages.stream(**ASK) if is_helper else client.messages.create(**ASK, stream=True)
+    assert await ended(hub, stream) == "Hello"
+
+
+@pytest.mark.parametrize("is_helper", [False, True])
+async def test_an_error_event_fails_with_public_words(
+    hub: Hub, provider: Provider, client: AsyncAnthropic, is_helper: bool
+) -> None:
+    error = claude("error", error={"type": "overloaded_error", "message": "sk-123"})
+    provider.will_say([*claude_begin(), *claude_said("Hello", place=0), error])
+    stream = client.messages.stream(**ASK) if is_helper else client.messages.create(**ASK, stream=True)
+    assert await failed(hub, stream) == ("Hello", "the model's provider reported an error: overloaded_error")
+
+
+@pytest.mark.parametrize("is_helper", [False, True])
+async def test_leaving_is_seen_upstream(hub: Hub, provider: Provider, client: AsyncAnthropic, is_helper: bool) -> None:
+    provider.will_say([*claude_begin(), *claude_said("Hello", place=0), HOLD])
+    stream = client.messages.stream(**ASK) if is_helper else client.messages.create(**ASK, stream=True)
+    assert (await left(hub, provider, stream)).text == "Hello"
+
+
+@pytest.mark.parametrize("is_helper", [False, True])
+async def test_leaving_a_blocking_stream_is_seen_upstream(
+    hub: Hub, provider: Provider, blocking: Anthropic, is_helper: bool
+) -> None:
+    provider.will_say([*claude_begin(), *claude_said("Hello", place=0), HOLD])
+    if is_helper:
+        stored = await left(hub, provider, blocking.messages.stream(**ASK))
+    else:
+        stream = await asyncio.to_thread(lambda: blocking.messages.create(**ASK, stream=True))
+        stored = await left(hub, provider, stream)
+    assert stored.text == "Hello"
+
+
+GARBAGE = [
+    b"event: message_start\ndata: {broken\n\n",
+    claude("content_block_delta", index=0, delta={"type": "text_delta", "text": 5}),
+    claude("content_block_delta", index=7, delta={"type": "input_json_delta", "partial_json": "{"}),
+    claude("content_block_delta", index="x", delta={"type": "text_delta", "text": "x"}),
+    claude("content_block_start", index=0, content_block={"type": "tool_use", "id": 5}),
+    claude("content_block_start", index=0, content_block=[1, 2]),
+    claude("message_delta", delta=5, usage="none"),
+    claude("tomorrow", index=0),
+]
+
+
+@pytest.mark.parametrize("garbage", GARBAGE)
+@pytest.mark.parametrize("is_helper", [False, True])
+async def test_garbage_fails_or_is_passed_over(
+    hub: Hub, provider: Provider, client: AsyncAnthropic, garbage: bytes, is_helper: bool
+) -> None:
+    provider.will_say([*claude_begin(), garbage])
+    stream = client.messages.stream(**ASK) if is_helper else client.messages.create(**ASK, stream=True)
+    stored, error = await broken(hub, stream, HoldfastError)
+    assert error.code in ("upstream_error", "upstream_ended")
+    assert stored.text == ""

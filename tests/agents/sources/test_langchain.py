@@ -1,0 +1,209 @@
+"""LangChain and LangGraph: chat models over OpenAI's wire, their events, and graphs around them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from langchain_core.language_models import BaseChatModel
+from langchain_core.language_models.fake_chat_models import GenericFakeChatModel
+from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
+from langchain_openai import ChatOpenAI
+from langgraph.config import get_stream_writer
+from langgraph.graph import END, START, MessagesState, StateGraph
+
+from holdfast import Hub
+from holdfast.core.errors import HoldfastError
+from tests.agents.sources.provider import CUT, HOLD, Provider
+from tests.agents.sources.telling import broken, ended, failed, left, told
+from tests.agents.sources.wires import (
+    CHAT_USAGE,
+    INPUT,
+    PARTS,
+    RESPONSES_USAGE,
+    TEXT,
+    Responses,
+    chat_answer,
+    chat_called,
+    chat_end,
+    chat_said,
+    sse,
+)
+
+
+def chat_model(provider: Provider, **fields: Any) -> ChatOpenAI:
+    return ChatOpenAI(
+        model="gpt-test", base_url=f"{provider.url}/v1", api_key="sk-none", max_retries=0, stream_usage=True, **fields
+    )
+
+
+@pytest.fixture
+def model(provider: Provider) -> ChatOpenAI:
+    return chat_model(provider)
+
+
+# LangChain --------------------------------------------------------------------------------------------------------
+
+
+async def test_a_model_becomes_parts_in_order(hub: Hub, provider: Provider, model: ChatOpenAI) -> None:
+    provider.will_say(chat_answer(halves=False, thought=False))
+    stored, piped = await told(hub, model.astream("Hi"))
+    assert (stored.status, stored.parts) == ("complete", PARTS[1:])
+    assert stored.meta["usage"] == CHAT_USAGE
+    assert (stored.meta["finish_reason"], piped.tool_calls[0].input) == ("tool_calls", INPUT)
+
+
+async def test_a_model_over_responses(hub: Hub, provider: Provider) -> None:
+    model = chat_model(provider, use_responses_api=True)
+    wire = Responses()
+    said = wire.said(1, ("Hello 😀", ", world"))
+    provider.will_say(
+        [*wire.begin(), *wire.thought(), *said, *wire.called(), *wire.completed(output=[wire.call(INPUT)])]
+    )
+    stored, _ = await told(hub, model.astream("Hi"))
+    assert stored.parts == PARTS
+    assert stored.meta["usage"] == {**RESPONSES_USAGE, "cache_write_tokens": 0}
+
+
+async def test_a_blocking_model_runs_in_a_thread(hub: Hub, provider: Provider, model: ChatOpenAI) -> None:
+    provider.will_say(chat_answer(halves=False, thought=False))
+    stored, _ = await told(hub, model.stream("Hi"))
+    assert stored.parts == PARTS[1:]
+
+
+async def test_the_events_of_a_model_are_as_good(hub: Hub, provider: Provider, model: ChatOpenAI) -> None:
+    provider.will_say(chat_answer(halves=False, thought=False))
+    stored, piped = await told(hub, model.astream_events("Hi", version="v2"))
+    assert (stored.parts, piped.usage) == (PARTS[1:], CHAT_USAGE)
+
+
+async def test_a_model_of_the_apps_own_ends_with_its_last_chunk(hub: Hub) -> None:
+    model = GenericFakeChatModel(messages=iter([AIMessage("Hello world")]))
+    stored, _ = await told(hub, model.astream("Hi"))
+    assert (stored.status, stored.text) == ("complete", "Hello world")
+
+
+@pytest.mark.parametrize("end", [[], [CUT]])
+@pytest.mark.parametrize("way", ["astream", "astream_events", "stream"])
+async def test_a_model_that_breaks_off_was_a_crash(
+    hub: Hub, provider: Provider, model: ChatOpenAI, end: list[bytes | str], way: str
+) -> None:
+    provider.will_say([*chat_said("Hello"), *end])
+    assert await ended(hub, getattr(model, way)("Hi")) == "Hello"
+
+
+async def test_an_error_event_fails_with_public_words(hub: Hub, provider: Provider, model: ChatOpenAI) -> None:
+    provider.will_say([*chat_said("Hello"), sse({"error": {"message": "sk-123", "type": "server_error"}})])
+    text, words = await failed(hub, model.astream("Hi"))
+    assert (text, words) == ("Hello", "the model's provider reported an error: server_error")
+
+
+@pytest.mark.parametrize("way", ["astream", "astream_events", "stream"])
+async def test_leaving_a_model_is_seen_upstream(hub: Hub, provider: Provider, model: ChatOpenAI, way: str) -> None:
+    provider.will_say([*chat_said("Hello"), HOLD])
+    assert (await left(hub, provider, getattr(model, way)("Hi"))).text == "Hello"
+
+
+async def test_garbage_fails(hub: Hub, provider: Provider, model: ChatOpenAI) -> None:
+    provider.will_say([b"data: {broken\n\n"])
+    _, error = await broken(hub, model.astream("Hi"), HoldfastError)
+    assert error.code == "upstream_error"
+
+
+# LangGraph --------------------------------------------------------------------------------------------------------
+
+
+def graph_of(model: BaseChatModel) -> Any:
+    """A model, a tool for what it calls, and the model again."""
+
+    async def ask(state: MessagesState) -> dict[str, Any]:
+        return {"messages": [await model.ainvoke(state["messages"])]}
+
+    async def work(state: MessagesState) -> dict[str, Any]:
+        get_stream_writer()({"progress": 1})
+        last = state["messages"][-1]
+        assert isinstance(last, AIMessage)
+        return {"messages": [ToolMessage("rain in Oslo", tool_call_id=call["id"]) for call in last.tool_calls]}
+
+    def then(state: MessagesState) -> str:
+        return "work" if getattr(state["messages"][-1], "tool_calls", None) else END
+
+    graph = StateGraph(MessagesState)
+    graph.add_node("ask", ask)
+    graph.add_node("work", work)
+    graph.add_edge(START, "ask")
+    graph.add_conditional_edges("ask", then, ["work", END])
+    graph.add_edge("work", "ask")
+    return graph.compile()
+
+
+ASK = {"messages": [HumanMessage("Hi")]}
+MODES: list[dict[str, Any]] = [
+    {"stream_mode": "messages"},
+    {"stream_mode": ["messages", "updates", "custom", "values"]},
+    {"stream_mode": "messages", "subgraphs": True},
+    {"stream_mode": ["updates", "messages"], "subgraphs": True},
+    {"stream_mode": ["custom", "messages"], "version": "v2"},
+]
+
+
+@pytest.mark.parametrize("mode", MODES, ids=str)
+async def test_a_graph_with_a_tool_becomes_parts_in_order(
+    hub: Hub, provider: Provider, model: ChatOpenAI, mode: dict[str, Any]
+) -> None:
+    provider.will_say([*chat_called(), *chat_end("tool_calls")], [*chat_said("Rain in ", "Oslo"), *chat_end()])
+    stored, piped = await told(hub, graph_of(model).astream(ASK, **mode))
+    tool, text = stored.parts
+    assert (tool["input"], tool["state"], tool["output"]) == (INPUT, "done", "rain in Oslo")
+    assert (text, stored.status) == ({"type": "text", "text": "Rain in Oslo"}, "complete")
+    assert piped.usage == {name: 2 * count for name, count in CHAT_USAGE.items()}
+
+
+async def test_the_events_of_a_graph_are_as_good(hub: Hub, provider: Provider, model: ChatOpenAI) -> None:
+    provider.will_say([*chat_called(), *chat_end("tool_calls")], [*chat_said("Rain in ", "Oslo"), *chat_end()])
+    stored, _ = await told(hub, graph_of(model).astream_events(ASK, version="v2"))
+    assert (stored.parts[0]["input"], stored.text) == (INPUT, "Rain in Oslo")
+
+
+@pytest.mark.parametrize("mode", ["updates", "values", "custom"])
+async def test_a_graph_of_other_modes_says_nothing(hub: Hub, mode: str) -> None:
+    model = GenericFakeChatModel(messages=iter([AIMessage("Hello")]))
+    stored, _ = await told(hub, graph_of(model).astream(ASK, stream_mode=mode))
+    assert (stored.status, stored.parts) == ("complete", [])
+
+
+@pytest.mark.parametrize("end", [[], [CUT]])
+async def test_a_graph_whose_model_breaks_off_was_a_crash(
+    hub: Hub, provider: Provider, model: ChatOpenAI, end: list[bytes | str]
+) -> None:
+    provider.will_say([*chat_said("Hello"), *end])
+    assert await ended(hub, graph_of(model).astream(ASK, stream_mode="messages")) == "Hello"
+
+
+async def test_the_apps_own_error_passes_unchanged(hub: Hub, provider: Provider) -> None:
+    def fail(state: MessagesState) -> MessagesState:
+        raise ZeroDivisionError
+
+    graph = StateGraph(MessagesState)
+    graph.add_node("fail", fail)
+    graph.add_edge(START, "fail")
+    stored, _ = await broken(hub, graph.compile().astream(ASK, stream_mode="messages"), ZeroDivisionError)
+    assert stored.status == "failed"
+
+
+async def test_leaving_a_graph_is_seen_upstream(hub: Hub, provider: Provider, model: ChatOpenAI) -> None:
+    provider.will_say([*chat_said("Hello"), HOLD])
+    assert (await left(hub, provider, graph_of(model).astream(ASK, stream_mode="messages"))).text == "Hello"
+
+
+async def test_a_text_of_two_messages_is_two_parts(hub: Hub, provider: Provider, model: ChatOpenAI) -> None:
+    async def twice(state: MessagesState) -> dict[str, Any]:
+        await model.ainvoke("one")
+        return {"messages": [await model.ainvoke("two")]}
+
+    graph = StateGraph(MessagesState)
+    graph.add_node("twice", twice)
+    graph.add_edge(START, "twice")
+    provider.will_say([*chat_said("One"), *chat_end()], [*chat_said(TEXT), *chat_end()])
+    stored, _ = await told(hub, graph.compile().astream(ASK, stream_mode="messages"))
+    assert [part["text"] for part in stored.parts] == ["One", TEXT]

@@ -1,0 +1,299 @@
+"""`openai`: Responses and Chat Completions, async and blocking, raw and by the helpers."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from openai import AsyncOpenAI, OpenAI
+
+from holdfast import Hub
+from holdfast.agents.sources import ToolCall, UpstreamEnded
+from holdfast.core.errors import HoldfastError
+from tests.agents.sources.provider import CUT, HOLD, Provider
+from tests.agents.sources.telling import broken, ended, failed, left, told
+from tests.agents.sources.wires import (
+    CHAT_USAGE,
+    DONE,
+    FIRST,
+    INPUT,
+    PARTS,
+    RESPONSES_USAGE,
+    SECOND,
+    TEXT,
+    Responses,
+    chat,
+    chat_answer,
+    chat_end,
+    chat_said,
+    responses_answer,
+    sse,
+)
+
+ASK = {"model": "gpt-test", "input": "Hi"}
+CHAT = {"model": "gpt-test", "messages": [{"role": "user", "content": "Hi"}]}
+META = {"model": "gpt-test", "finish_reason": "tool_calls"}
+
+
+@pytest.fixture
+def client(provider: Provider) -> AsyncOpenAI:
+    return AsyncOpenAI(base_url=f"{provider.url}/v1", api_key="sk-none", max_retries=0)
+
+
+@pytest.fixture
+def blocking(provider: Provider) -> OpenAI:
+    return OpenAI(base_url=f"{provider.url}/v1", api_key="sk-none", max_retries=0)
+
+
+# Responses --------------------------------------------------------------------------------------------------------
+
+
+async def test_a_response_becomes_parts_in_order(hub: Hub, provider: Provider, client: AsyncOpenAI) -> None:
+    provider.will_say(responses_answer())
+    stored, piped = await told(hub, await client.responses.create(**ASK, stream=True))
+    assert (stored.status, stored.parts) == ("complete", PARTS)
+    assert stored.meta == {**META, "usage": RESPONSES_USAGE}
+    assert (piped.text, piped.finish_reason, piped.usage) == (TEXT, "tool_calls", RESPONSES_USAGE)
+    assert piped.tool_calls == [ToolCall(call="call_1", name="weather", input=INPUT, part=2)]
+    assert piped.tool_calls[0].arguments == {"city": "Oslo"}
+
+
+async def test_a_call_need_not_be_awaited(hub: Hub, provider: Provider, client: AsyncOpenAI) -> None:
+    provider.will_say(responses_answer())
+    stored, _ = await told(hub, client.responses.create(**ASK, stream=True))
+    assert stored.parts == PARTS
+
+
+async def test_the_helper_of_responses_is_entered(hub: Hub, provider: Provider, client: AsyncOpenAI) -> None:
+    wire = Responses()
+    provider.will_say([*wire.begin(), *wire.said(0, ("Hello ", "world")), *wire.completed()])
+    stored, piped = await told(hub, client.responses.stream(**ASK))
+    assert (stored.text, piped.finish_reason) == ("Hello world", "stop")
+
+
+async def test_a_helper_that_is_entered_already_is_as_good(hub: Hub, provider: Provider, client: AsyncOpenAI) -> None:
+    provider.will_say(responses_answer())
+    async with client.responses.stream(**ASK) as stream:
+        stored, _ = await told(hub, stream)
+    assert stored.parts == PARTS
+
+
+async def test_a_blocking_response_runs_in_a_thread(hub: Hub, provider: Provider, blocking: OpenAI) -> None:
+    provider.will_say(responses_answer(), responses_answer())
+    stored, _ = await told(hub, await asyncio.to_thread(lambda: blocking.responses.create(**ASK, stream=True)))
+    assert stored.parts == PARTS
+    stored, _ = await told(hub, blocking.responses.stream(**ASK))
+    assert stored.parts == PARTS
+
+
+async def test_two_parts_that_stream_in_turn_go_where_they_belong(
+    hub: Hub, provider: Provider, client: AsyncOpenAI
+) -> None:
+    wire = Responses()
+    thought, said, called = wire.thought(), wire.said(1, ("Hello", " world")), wire.called()
+    mixed = [thought[0], thought[1], said[0], said[1], called[0]]
+    mixed += [thought[2], said[2], called[1], thought[3], said[3], called[2], called[3]]
+    provider.will_say([*wire.begin(), *mixed, called[-1], *wire.completed()])
+    stored, _ = await told(hub, await client.responses.create(**ASK, stream=True))
+    assert stored.parts == [PARTS[0], {"type": "text", "text": "Hello world"}, PARTS[2]]
+
+
+async def test_a_tool_that_the_provider_runs_is_done_and_waits_for_nobody(
+    hub: Hub, provider: Provider, client: AsyncOpenAI
+) -> None:
+    wire = Responses()
+    item = {"id": "ws_1", "type": "web_search_call", "status": "in_progress"}
+    action = {"type": "search", "query": "Oslo", "queries": ["Oslo"]}
+    note = {"type": "url_citation", "url": "https://example.org/", "title": "Oslo", "start_index": 0, "end_index": 4}
+    where = {"item_id": "msg_1", "output_index": 1, "content_index": 0, "annotation_index": 0}
+    provider.will_say(
+        [
+            *wire.begin(),
+            wire.event("response.output_item.added", output_index=0, item=item),
+            wire.event("response.web_search_call.searching", output_index=0, item_id="ws_1"),
+            wire.event(
+                "response.output_item.done", output_index=0, item={**item, "status": "completed", "action": action}
+            ),
+            *wire.said(1, ("Rain",)),
+            wire.event("response.output_text.annotation.added", **where, annotation=note),
+            *wire.completed(),
+        ]
+    )
+    stored, piped = await told(hub, await client.responses.create(**ASK, stream=True))
+    search, said, source = stored.parts
+    assert (search["name"], search["state"], piped.tool_calls) == ("web_search", "done", [])
+    assert said["text"] == "Rain"
+    assert source == {"type": "source", "url": "https://example.org/", "title": "Oslo"}
+
+
+async def test_a_response_without_its_end_was_a_crash(hub: Hub, provider: Provider, client: AsyncOpenAI) -> None:
+    wire = Responses()
+    provider.will_say([*wire.begin(), *wire.said(0, ("Hello",))])
+    assert await ended(hub, await client.responses.create(**ASK, stream=True)) == "Hello"
+
+
+async def test_a_response_that_is_cut_was_a_crash(hub: Hub, provider: Provider, client: AsyncOpenAI) -> None:
+    wire = Responses()
+    provider.will_say([*wire.begin(), *wire.said(0, ("Hello",)), CUT])
+    assert await ended(hub, await client.responses.create(**ASK, stream=True)) == "Hello"
+
+
+async def test_a_response_cut_short_by_its_limit_is_complete(hub: Hub, provider: Provider, client: AsyncOpenAI) -> None:
+    wire = Responses()
+    end = wire.completed("incomplete", incomplete_details={"reason": "max_output_tokens"})
+    provider.will_say([*wire.begin(), *wire.said(0, ("Hello",)), *end])
+    stored, piped = await told(hub, await client.responses.create(**ASK, stream=True))
+    assert (stored.status, piped.finish_reason, piped.usage) == ("complete", "length", RESPONSES_USAGE)
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields"),
+    [
+        ("error", {"code": "server_error", "message": "key sk-123 is bad", "param": None}),
+        ("response.failed", {"response": {"id": "resp_1", "error": {"code": "server_error", "message": "sk-123"}}}),
+    ],
+)
+async def test_an_error_event_fails_with_public_words(
+    hub: Hub, provider: Provider, client: AsyncOpenAI, kind: str, fields: dict[str, object]
+) -> None:
+    wire = Responses()
+    provider.will_say([*wire.begin(), *wire.said(0, ("Hello",)), wire.event(kind, **fields)])
+    text, words = await failed(hub, await client.responses.create(**ASK, stream=True))
+    assert (text, words) == ("Hello", "the model's provider reported an error: server_error")
+
+
+async def test_a_request_that_is_refused_is_an_upstream_error(
+    hub: Hub, provider: Provider, client: AsyncOpenAI
+) -> None:
+    provider.status = 401
+    provider.will_say([b'{"error": {"message": "Incorrect API key: sk-123", "code": "invalid_api_key"}}'])
+    text, words = await failed(hub, client.responses.stream(**ASK))
+    assert (text, words) == ("", "the model's provider reported an error: invalid_api_key")
+
+
+@pytest.mark.parametrize("is_helper", [False, True])
+async def test_leaving_a_response_is_seen_upstream(
+    hub: Hub, provider: Provider, client: AsyncOpenAI, is_helper: bool
+) -> None:
+    wire = Responses()
+    provider.will_say([*wire.begin(), *wire.said(0, ("Hello",)), HOLD])
+    stream = client.responses.stream(**ASK) if is_helper else client.responses.create(**ASK, stream=True)
+    assert (await left(hub, provider, stream)).text == "Hello"
+
+
+@pytest.mark.parametrize("is_helper", [False, True])
+async def test_leaving_a_blocking_response_is_seen_upstream(
+    hub: Hub, provider: Provider, blocking: OpenAI, is_helper: bool
+) -> None:
+    wire = Responses()
+    provider.will_say([*wire.begin(), *wire.said(0, ("Hello",)), HOLD])
+    if is_helper:
+        stored = await left(hub, provider, blocking.responses.stream(**ASK))
+    else:
+        stored = await left(
+            hub, provider, await asyncio.to_thread(lambda: blocking.responses.create(**ASK, stream=True))
+        )
+    assert stored.text == "Hello"
+
+
+# Chat Completions -------------------------------------------------------------------------------------------------
+
+
+async def test_a_completion_becomes_parts_in_order(hub: Hub, provider: Provider, client: AsyncOpenAI) -> None:
+    provider.will_say(chat_answer())
+    stored, piped = await told(hub, await client.chat.completions.create(**CHAT, stream=True))
+    assert (stored.status, stored.parts) == ("complete", PARTS)
+    assert stored.meta == {**META, "usage": CHAT_USAGE}
+    assert piped.tool_calls == [ToolCall(call="call_1", name="weather", input=INPUT, part=2)]
+
+
+async def test_the_helper_of_completions_repeats_nothing(hub: Hub, provider: Provider, client: AsyncOpenAI) -> None:
+    provider.will_say([*chat_said("Hello ", "world"), *chat_end()])
+    stored, piped = await told(hub, client.chat.completions.stream(**CHAT))
+    assert (stored.text, piped.finish_reason, piped.usage) == ("Hello world", "stop", CHAT_USAGE)
+
+
+async def test_blocking_completions_run_in_a_thread(hub: Hub, provider: Provider, blocking: OpenAI) -> None:
+    provider.will_say(chat_answer(), chat_answer(halves=False))
+    stream = await asyncio.to_thread(lambda: blocking.chat.completions.create(**CHAT, stream=True))
+    stored, _ = await told(hub, stream)
+    assert stored.parts == PARTS
+    stored, _ = await told(hub, blocking.chat.completions.stream(**CHAT))
+    assert stored.parts == PARTS
+
+
+async def test_calls_that_only_their_ids_tell_apart_are_two(hub: Hub, provider: Provider, client: AsyncOpenAI) -> None:
+    def call(name: str) -> bytes:
+        function = {"name": name, "arguments": "{}"}
+        return chat({"tool_calls": [{"index": 0, "id": f"call_{name}", "type": "function", "function": function}]})
+
+    provider.will_say([call("a"), call("b"), *chat_end("tool_calls")])
+    _, piped = await told(hub, await client.chat.completions.create(**CHAT, stream=True))
+    assert [(one.call, one.name, one.input) for one in piped.tool_calls] == [
+        ("call_a", "a", "{}"),
+        ("call_b", "b", "{}"),
+    ]
+
+
+@pytest.mark.parametrize("end", [[], [DONE], [CUT]])
+async def test_a_completion_without_a_finish_reason_was_a_crash(
+    hub: Hub, provider: Provider, client: AsyncOpenAI, end: list[bytes | str]
+) -> None:
+    provider.will_say([*chat_said("Hello"), *end])
+    assert await ended(hub, await client.chat.completions.create(**CHAT, stream=True)) == "Hello"
+
+
+async def test_an_error_among_chunks_fails_with_public_words(hub: Hub, provider: Provider, client: AsyncOpenAI) -> None:
+    provider.will_say([*chat_said("Hello"), sse({"error": {"message": "sk-123", "type": "server_error"}})])
+    text, words = await failed(hub, await client.chat.completions.create(**CHAT, stream=True))
+    assert (text, words) == ("Hello", "the model's provider reported an error: server_error")
+
+
+async def test_leaving_a_completion_is_seen_upstream(
+    hub: Hub, provider: Provider, client: AsyncOpenAI, blocking: OpenAI
+) -> None:
+    provider.will_say([*chat_said("Hello"), HOLD])
+    assert (await left(hub, provider, client.chat.completions.create(**CHAT, stream=True))).text == "Hello"
+
+
+async def test_what_was_used_is_told_of_a_crash_too(hub: Hub, provider: Provider, client: AsyncOpenAI) -> None:
+    usage = {"prompt_tokens": 11, "completion_tokens": 7, "total_tokens": 18}
+    provider.will_say([*chat_said("Hello"), chat(None, usage=usage), CUT])
+    stream = await client.chat.completions.create(**CHAT, stream=True)
+    stored, _ = await broken(hub, stream, UpstreamEnded)
+    assert stored.meta["usage"] == {"input_tokens": 11, "output_tokens": 7, "total_tokens": 18}
+
+
+# Both -------------------------------------------------------------------------------------------------------------
+
+GARBAGE = [
+    b"data: {broken\n\n",
+    b"data: \xff\xfe\n\n",
+    sse({"type": "response.output_text.delta", "delta": 5, "choices": [{"index": 0, "delta": {"content": 5}}]}),
+    sse({"type": "response.output_text.delta", "delta": {}, "choices": [{"index": "x", "delta": {}}]}),
+    sse({"type": "response.output_item.added", "item": {"type": "function_call"}, "choices": [5, {"delta": [5]}]}),
+]
+
+
+@pytest.mark.parametrize("garbage", GARBAGE)
+@pytest.mark.parametrize("is_chat", [False, True])
+async def test_garbage_fails_or_is_passed_over(
+    hub: Hub, provider: Provider, client: AsyncOpenAI, garbage: bytes, is_chat: bool
+) -> None:
+    provider.will_say([garbage])
+    if is_chat:
+        stream: object = await client.chat.completions.create(**CHAT, stream=True)
+        stored, error = await broken(hub, stream, HoldfastError, source="openai-chat")
+    else:
+        stream = await client.responses.create(**ASK, stream=True)
+        stored, error = await broken(hub, stream, HoldfastError, source="openai-responses")
+    assert error.code in ("upstream_error", "upstream_ended")
+    assert stored.text == ""
+
+
+async def test_events_that_nobody_knows_are_passed_over(hub: Hub, provider: Provider, client: AsyncOpenAI) -> None:
+    wire = Responses()
+    odd = wire.event("response.tomorrow.delta", delta={"x": [1]})
+    provider.will_say([*wire.begin(), odd, *wire.said(0, (FIRST, SECOND)), odd, *wire.completed()])
+    stored, _ = await told(hub, await client.responses.create(**ASK, stream=True))
+    assert (stored.status, stored.text) == ("complete", TEXT)

@@ -1,0 +1,127 @@
+"""`openai-agents`: a streamed run, over Responses and over Chat Completions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from agents import Agent, ModelSettings, OpenAIChatCompletionsModel, OpenAIResponsesModel, Runner, function_tool
+from openai import AsyncOpenAI
+
+from holdfast import Hub
+from holdfast.core.errors import HoldfastError
+from tests.agents.sources.provider import CUT, HOLD, Provider
+from tests.agents.sources.telling import broken, ended, failed, left, told
+from tests.agents.sources.wires import (
+    INPUT,
+    PARTS,
+    RESPONSES_USAGE,
+    TEXT,
+    Responses,
+    chat_called,
+    chat_end,
+    chat_said,
+)
+
+
+@function_tool
+def weather(city: str) -> str:
+    """The weather in a city."""
+    return f"rain in {city}"
+
+
+@function_tool(failure_error_function=None)
+def storm(city: str) -> str:
+    """Fails as an app's own code does."""
+    raise ZeroDivisionError(city)
+
+
+@pytest.fixture
+def client(provider: Provider) -> AsyncOpenAI:
+    return AsyncOpenAI(base_url=f"{provider.url}/v1", api_key="sk-none", max_retries=0)
+
+
+@pytest.fixture
+def agent(client: AsyncOpenAI) -> Agent[Any]:
+    return Agent(name="test", model=OpenAIResponsesModel("gpt-test", client), tools=[weather])
+
+
+def called() -> list[bytes]:
+    wire = Responses()
+    return [*wire.begin(), *wire.thought(), *wire.called(1), *wire.completed(output=[wire.call(INPUT)])]
+
+
+def answered(*pieces: str) -> list[bytes]:
+    wire = Responses("resp_2")
+    said = wire.said(0, pieces or ("Rain in ", "Oslo"))
+    content = [{"type": "output_text", "text": "Rain in Oslo", "annotations": []}]
+    output = {"id": "msg_1", "type": "message", "role": "assistant", "status": "completed", "content": content}
+    return [*wire.begin(), *said, *wire.completed(output=[output])]
+
+
+async def test_a_run_with_a_tool_becomes_parts_in_order(hub: Hub, provider: Provider, agent: Agent[Any]) -> None:
+    provider.will_say(called(), answered())
+    stored, piped = await told(hub, Runner.run_streamed(agent, "Hi"))
+    assert stored.status == "complete"
+    assert stored.parts == [
+        PARTS[0],
+        {**PARTS[2], "state": "done", "output": "rain in Oslo"},
+        {"type": "text", "text": "Rain in Oslo"},
+    ]
+    assert stored.meta["usage"] == {name: 2 * count for name, count in RESPONSES_USAGE.items()}
+    assert (piped.finish_reason, piped.tool_calls) == ("stop", [])
+
+
+async def test_the_events_of_a_run_are_as_good(hub: Hub, provider: Provider, agent: Agent[Any]) -> None:
+    provider.will_say(answered("Hello \ud83d", "\ude00, world"))
+    stored, _ = await told(hub, Runner.run_streamed(agent, "Hi").stream_events())
+    assert stored.text == TEXT
+
+
+async def test_a_run_over_chat_completions(hub: Hub, provider: Provider, client: AsyncOpenAI) -> None:
+    agent = Agent(
+        name="test",
+        model=OpenAIChatCompletionsModel("gpt-test", client),
+        model_settings=ModelSettings(include_usage=True),
+        tools=[weather],
+    )
+    provider.will_say([*chat_called(), *chat_end("tool_calls")], [*chat_said("Rain in ", "Oslo"), *chat_end()])
+    stored, piped = await told(hub, Runner.run_streamed(agent, "Hi"))
+    tool, text = stored.parts
+    assert (tool["input"], tool["state"], tool["output"]) == (INPUT, "done", "rain in Oslo")
+    assert (text["text"], piped.usage["output_tokens"]) == ("Rain in Oslo", 14)
+
+
+@pytest.mark.parametrize("end", [[], [CUT]])
+async def test_a_run_whose_response_breaks_off_was_a_crash(
+    hub: Hub, provider: Provider, agent: Agent[Any], end: list[bytes | str]
+) -> None:
+    wire = Responses()
+    provider.will_say([*wire.begin(), *wire.said(0, ("Hello",)), *end])
+    assert await ended(hub, Runner.run_streamed(agent, "Hi")) == "Hello"
+
+
+async def test_an_error_event_fails_with_public_words(hub: Hub, provider: Provider, agent: Agent[Any]) -> None:
+    wire = Responses()
+    error = wire.event("error", code="server_error", message="sk-123", param=None)
+    provider.will_say([*wire.begin(), *wire.said(0, ("Hello",)), error])
+    text, words = await failed(hub, Runner.run_streamed(agent, "Hi"))
+    assert (text, words) == ("Hello", "the model's provider reported an error: server_error")
+
+
+async def test_a_run_with_too_many_turns_fails(hub: Hub, provider: Provider, agent: Agent[Any]) -> None:
+    provider.will_say(called(), called())
+    _, words = await failed(hub, Runner.run_streamed(agent, "Hi", max_turns=1))
+    assert words.startswith("the model's provider reported an error")
+
+
+async def test_leaving_a_run_is_seen_upstream(hub: Hub, provider: Provider, agent: Agent[Any]) -> None:
+    wire = Responses()
+    provider.will_say([*wire.begin(), *wire.said(0, ("Hello",)), HOLD])
+    assert (await left(hub, provider, Runner.run_streamed(agent, "Hi"))).text == "Hello"
+
+
+async def test_garbage_fails(hub: Hub, provider: Provider, agent: Agent[Any]) -> None:
+    provider.will_say([b"data: {broken\n\n"])
+    _, error = await broken(hub, Runner.run_streamed(agent, "Hi"), HoldfastError)
+    assert error.code == "upstream_error"

@@ -1,0 +1,434 @@
+"""`pipe` itself: plain text, what it recognises, how it leaves, and what it makes of bad input."""
+
+from __future__ import annotations
+
+import ast
+import asyncio
+import contextvars
+import subprocess
+import sys
+import threading
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from holdfast import Hub
+from holdfast.agents import sources
+from holdfast.agents.sources import SOURCES, UpstreamEnded, UpstreamError, pipe
+from holdfast.agents.sources.errors import reported
+from holdfast.core.errors import Finished, HoldfastError, LocalError, TooLarge
+from holdfast.core.limits import Limits
+from tests.agents.sources.telling import PATIENCE_S, broken, told
+
+ROOT = Path(__file__).parents[3]
+MODULES = sorted(Path(sources.__file__).parent.glob("*.py"))
+IMPORTS = """
+import sys
+import holdfast.agents.sources
+sdks = {"openai", "anthropic", "google", "agents", "pydantic_ai", "langchain_core", "langgraph"}
+print(sorted(sdks & set(sys.modules)))
+"""
+
+
+async def words(*pieces: str, error: Exception | None = None) -> AsyncIterator[str]:
+    for piece in pieces:
+        yield piece
+    if error is not None:
+        raise error
+
+
+# Plain text -------------------------------------------------------------------------------------------------------
+
+
+async def test_text_is_text(hub: Hub) -> None:
+    stored, piped = await told(hub, words("Hello \ud83d", "\ude00, ", "", "world"))
+    assert (stored.parts, stored.meta) == ([{"type": "text", "text": "Hello 😀, world"}], {})
+    assert (piped.text, piped.finish_reason, piped.tool_calls) == ("Hello 😀, world", None, [])
+
+
+async def test_nothing_is_nothing(hub: Hub) -> None:
+    stored, piped = await told(hub, words())
+    assert (stored.status, stored.parts, piped.text) == ("complete", [], "")
+
+
+async def test_text_that_looks_like_an_event_stays_text(hub: Hub) -> None:
+    stored, _ = await told(hub, words('data: {"a": 1}\n', "data: more"))
+    assert stored.text == 'data: {"a": 1}\ndata: more'
+
+
+async def test_text_goes_on_after_what_is_there(hub: Hub) -> None:
+    async with hub.message("chat:1") as message:
+        await message.append("First. ")
+        await pipe(message, words("Second."))
+    stored, _ = await hub.read("chat:1", message.id)
+    assert [part["text"] for part in stored.parts] == ["First. ", "Second."]
+
+
+async def test_the_apps_own_error_passes_unchanged(hub: Hub) -> None:
+    for error in (ZeroDivisionError(), ConnectionError(), TimeoutError()):
+        stored, met = await broken(hub, words("Hello", error=error), type(error))
+        assert (met, stored.text) == (error, "Hello")
+
+
+async def test_what_is_no_text_among_text_is_malformed(hub: Hub) -> None:
+    mixed: Any = ["Hello", 5]
+    stored, error = await broken(hub, mixed, UpstreamError)
+    assert (stored.text, error.detail) == ("Hello", "the model's provider sent something malformed: a int among text")
+
+
+@pytest.mark.parametrize("stream", [5, None, object(), [5], [{}], [object()], [b"x"]], ids=repr)
+async def test_what_is_no_stream_is_misuse(hub: Hub, stream: object) -> None:
+    await broken(hub, stream, LocalError)
+
+
+async def test_a_source_that_is_none_is_misuse(hub: Hub) -> None:
+    _, error = await broken(hub, words("x"), LocalError, source="telepathy")
+    assert "openai-chat" in error.detail
+
+
+async def test_usage_of_several_streams_of_one_message_adds_up(hub: Hub) -> None:
+    chunk = {"choices": [{"index": 0, "delta": {"content": "x"}, "finish_reason": "stop"}]}
+    stream = [{**chunk, "usage": {"prompt_tokens": 3, "completion_tokens": 2}}]
+    async with hub.message("chat:1", meta={"usage": {"input_tokens": 1}}) as message:
+        first = await pipe(message, stream)
+        await pipe(message, stream)
+    stored, _ = await hub.read("chat:1", message.id)
+    assert stored.meta["usage"] == {"input_tokens": 7, "output_tokens": 4}
+    assert first.usage == {"input_tokens": 3, "output_tokens": 2}
+
+
+# Blocking iterators -----------------------------------------------------------------------------------------------
+
+who: contextvars.ContextVar[str] = contextvars.ContextVar("who", default="nobody")
+
+
+async def test_a_blocking_iterator_runs_in_a_thread_with_our_context(hub: Hub) -> None:
+    seen: list[object] = []
+
+    def items() -> Iterator[str]:
+        seen.extend([threading.current_thread() is threading.main_thread(), who.get()])
+        yield "Hello"
+
+    who.set("ada")
+    stored, _ = await told(hub, items())
+    assert (stored.text, seen) == ("Hello", [False, "ada"])
+
+
+async def test_a_blocking_iterator_is_one_item_ahead_at_most(hub: Hub) -> None:
+    made: list[int] = []
+    most = 0
+    taken = 0
+
+    def items() -> Iterator[str]:
+        nonlocal most
+        for number in range(200):
+            made.append(number)
+            most = max(most, len(made) - taken)
+            yield "x" * 10
+
+    async with hub.message("chat:1") as message:
+        append = message.append
+
+        async def slowly(text: str, *, part: int | None = None) -> None:
+            nonlocal taken
+            await append(text, part=part)
+            await asyncio.sleep(0)
+            taken += 1
+
+        message.append = slowly  # type: ignore[method-assign]
+        await pipe(message, items())
+    assert len(made) == 200
+    assert most <= 3  # one that is being written, one that waits, one that is being made
+
+
+async def test_a_blocking_iterator_is_closed_in_its_thread_when_it_is_left(hub: Hub) -> None:
+    gate, closed = threading.Event(), threading.Event()
+    loop = asyncio.get_running_loop()
+    waiting = asyncio.Event()
+
+    def items() -> Iterator[str]:
+        try:
+            yield "Hello"
+            loop.call_soon_threadsafe(waiting.set)
+            gate.wait(PATIENCE_S)
+            yield "more"
+        finally:
+            closed.set()
+
+    async def answer() -> None:
+        async with hub.message("chat:1") as message:
+            await pipe(message, items())
+
+    task = asyncio.create_task(answer())
+    await waiting.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    gate.set()
+    assert await asyncio.to_thread(closed.wait, PATIENCE_S)
+
+
+# Leaving ----------------------------------------------------------------------------------------------------------
+
+
+class Endless:
+    """Text without end, which knows whether it was closed."""
+
+    def __init__(self) -> None:
+        self.is_closed = False
+
+    def __aiter__(self) -> Endless:
+        return self
+
+    async def __anext__(self) -> str:
+        await asyncio.sleep(0)
+        return "x" * 100
+
+    async def aclose(self) -> None:
+        self.is_closed = True
+
+
+async def test_a_message_that_somebody_finished_closes_the_stream(hub: Hub) -> None:
+    stream = Endless()
+    with pytest.raises(Finished):
+        async with hub.message("chat:1") as message, asyncio.timeout(PATIENCE_S):
+            piping = asyncio.ensure_future(pipe(message, stream))
+            await message.flush()
+            await hub.finish("chat:1", message.id, status="cancelled")
+            await piping
+    assert stream.is_closed
+
+
+async def test_a_message_that_is_too_long_closes_the_stream(hub: Hub) -> None:
+    small = Hub("memory://", hooks_signals=False, drain_s=0.2, limits=Limits(message_bytes=2_000))
+    stream = Endless()
+    try:
+        await broken(small, stream, TooLarge)
+    finally:
+        await small.close()
+    assert stream.is_closed
+
+
+class Stubborn(Endless):
+    """Does not let itself be closed."""
+
+    async def aclose(self) -> None:
+        self.is_closed = True
+        await asyncio.Event().wait()
+
+
+async def test_a_stream_that_does_not_let_itself_be_closed_is_left(hub: Hub) -> None:
+    stream = Stubborn()
+
+    async def answer() -> None:
+        async with hub.message("chat:1") as message:
+            await pipe(message, stream)
+
+    task = asyncio.create_task(answer())
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    task.cancel()
+    async with asyncio.timeout(PATIENCE_S):
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+
+# Bad input --------------------------------------------------------------------------------------------------------
+
+_VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | st.binary(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=6,
+)
+_NAMES = st.sampled_from(
+    [
+        "type",
+        "delta",
+        "item",
+        "part",
+        "index",
+        "content_index",
+        "output_index",
+        "response",
+        "usage",
+        "choices",
+        "content",
+        "tool_calls",
+        "id",
+        "name",
+        "call_id",
+        "content_block",
+        "message",
+        "candidates",
+        "function_call",
+        "event_kind",
+        "part_kind",
+        "kind",
+        "parts",
+        "tool_call_id",
+        "args",
+        "data",
+        "event",
+        "run_id",
+        "chunk",
+        "toolCallId",
+        "toolName",
+        "inputTextDelta",
+        "input",
+        "output",
+        "error",
+        "candidates",
+        "finish_reason",
+        "response_metadata",
+        "annotations",
+        "content_blocks",
+        "tool_call_chunks",
+        "url",
+        "arguments",
+        "code",
+        "action",
+        "result",
+        "status",
+        "function",
+        "citation",
+    ]
+)
+_TYPES = st.sampled_from(
+    [
+        "response.created",
+        "response.output_item.added",
+        "response.output_item.done",
+        "response.output_text.delta",
+        "response.completed",
+        "response.function_call_arguments.delta",
+        "response.output_text.annotation.added",
+        "message_start",
+        "content_block_start",
+        "content_block_delta",
+        "content_block_stop",
+        "message_delta",
+        "text_delta",
+        "input_json_delta",
+        "tool_use",
+        "text",
+        "thinking",
+        "web_search_tool_result",
+        "function_call",
+        "web_search_call",
+        "image_generation_call",
+        "raw_response_event",
+        "run_item_stream_event",
+        "tool_output",
+        "AIMessageChunk",
+        "ai",
+        "tool",
+        "part_start",
+        "part_delta",
+        "part_end",
+        "tool-call",
+        "function_tool_result",
+        "agent_run_result",
+        "on_chat_model_stream",
+        "on_chat_model_end",
+        "on_tool_end",
+        "start",
+        "text-delta",
+        "tool-input-start",
+        "tool-output-available",
+        "file",
+        "source-url",
+        "data-x",
+        "finish",
+        "messages",
+        "citations_delta",
+        "url_citation",
+        "server_tool_result",
+        "chunk",
+    ]
+)
+
+
+def _things(inner: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
+    fields = st.dictionaries(_NAMES, inner, max_size=5)
+    typed = st.builds(lambda kind, rest: {"type": kind, "event_kind": kind, "event": kind, **rest}, _TYPES, fields)
+    objects = typed.map(lambda found: SimpleNamespace(**found))
+    return typed | objects | fields | st.lists(inner, max_size=2) | st.tuples(inner, inner)
+
+
+EVENTS = st.recursive(_VALUES | _TYPES, _things, max_leaves=12)
+
+
+@pytest.mark.parametrize("name", SOURCES)
+@given(events=st.lists(EVENTS, min_size=1, max_size=6))
+def test_no_event_whatever_gets_out_as_another_error_than_ours(name: str, events: list[Any]) -> None:
+    async def run() -> None:
+        hub = Hub("memory://", hooks_signals=False, drain_s=0.2)
+        try:
+            async with hub.message("chat:1") as message:
+                await pipe(message, events_of(events), source=name)
+        except HoldfastError:
+            pass
+        finally:
+            await hub.close()
+
+    async def events_of(items: list[Any]) -> AsyncIterator[Any]:
+        for item in items:
+            yield item
+
+    asyncio.run(run())
+
+
+async def test_huge_fields_are_cut_or_refused(hub: Hub) -> None:
+    chunk: dict[str, Any] = {"model": "m" * 100_000, "choices": [{"index": 0, "delta": {"content": "x"}}]}
+    end = {"choices": [{"index": 0, "delta": {}, "finish_reason": "r" * 100_000}], "usage": {"prompt_tokens": 10**30}}
+    stored, _ = await told(hub, [chunk, end])
+    assert stored.meta == {"model": "m" * 512, "finish_reason": "r" * 512}
+
+
+@pytest.mark.parametrize("code", ["sk-proj-123", "Bearer abc", "x" * 65, "a b", "", 5, None, {"a": 1}])
+def test_only_what_looks_like_a_code_is_told(code: object) -> None:
+    assert reported(code).detail == "the model's provider reported an error"
+
+
+@pytest.mark.parametrize(("error", "code"), [(UpstreamEnded, "upstream_ended"), (UpstreamError, "upstream_error")])
+def test_the_errors_have_stable_codes(error: type[HoldfastError], code: str) -> None:
+    assert (error.code, error.status, error.retry) == (code, 502, False)
+
+
+# What is written about it -----------------------------------------------------------------------------------------
+
+
+def rows(text: str) -> list[str]:
+    return [line for line in text.splitlines() if line.startswith("| ")]
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_the_table_of_a_source_is_its_docstring(name: str) -> None:
+    page = (ROOT / "docs" / "sources.md").read_text()
+    _, _, section = page.partition(f"\n### `{name}`\n")
+    module = sys.modules[SOURCES[name].__module__]
+    assert module.__doc__
+    assert rows(section.partition("\n#")[0]) == rows(module.__doc__)
+
+
+def test_nothing_of_an_sdk_is_imported() -> None:
+    ran = subprocess.run([sys.executable, "-c", IMPORTS], capture_output=True, text=True, timeout=30, check=True)
+    assert ran.stdout == "[]\n"
+    named = {
+        alias.name.partition(".")[0]
+        for path in MODULES
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Import)
+        for alias in node.names
+    } | {
+        (node.module or "").partition(".")[0]
+        for path in MODULES
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.ImportFrom)
+    }
+    assert named <= {*sys.stdlib_module_names, "holdfast", "msgspec"}

@@ -1,0 +1,156 @@
+"""`pydantic-ai`: the ways it has to stream a run, over OpenAI's wire, and a model of its own."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from openai import AsyncOpenAI
+from pydantic_ai import Agent, ModelRetry
+from pydantic_ai.models.openai import OpenAIChatModel, OpenAIResponsesModel
+from pydantic_ai.models.test import TestModel
+from pydantic_ai.providers.openai import OpenAIProvider
+
+from holdfast import Hub
+from holdfast.core.errors import HoldfastError
+from tests.agents.sources.provider import CUT, HOLD, Provider
+from tests.agents.sources.telling import broken, ended, failed, left, told
+from tests.agents.sources.wires import (
+    FIRST,
+    INPUT,
+    PARTS,
+    SECOND,
+    TEXT,
+    Responses,
+    chat,
+    chat_called,
+    chat_end,
+    chat_said,
+    sse,
+)
+
+WAYS = ["events", "stream", "iter"]
+ALL_WAYS = pytest.mark.parametrize("way", WAYS)
+
+
+@pytest.fixture
+def openai(provider: Provider) -> OpenAIProvider:
+    client = AsyncOpenAI(base_url=f"{provider.url}/v1", api_key="sk-none", max_retries=0)
+    return OpenAIProvider(openai_client=client)
+
+
+def with_weather(agent: Agent[None, str]) -> Agent[None, str]:
+    @agent.tool_plain
+    def weather(city: str) -> str:
+        """The weather in a city."""
+        return f"rain in {city}"
+
+    return agent
+
+
+@pytest.fixture
+def agent(openai: OpenAIProvider) -> Agent[None, str]:
+    return with_weather(Agent(OpenAIChatModel("gpt-test", provider=openai)))
+
+
+def run(agent: Agent[None, str], way: str) -> Any:
+    ways: dict[str, Any] = {"events": agent.run_stream_events, "stream": agent.run_stream, "iter": agent.iter}
+    return ways[way]("Hi")
+
+
+@ALL_WAYS
+async def test_a_run_with_a_tool_becomes_parts_in_order(
+    hub: Hub, provider: Provider, agent: Agent[None, str], way: str
+) -> None:
+    provider.will_say(
+        [*chat_called(), *chat_end("tool_calls")],
+        [
+            chat({"reasoning_content": "Let me "}),
+            chat({"reasoning_content": "think."}),
+            *chat_said("Rain in ", "Oslo"),
+            *chat_end(),
+        ],
+    )
+    stored, piped = await told(hub, run(agent, way))
+    tool, thought, text = stored.parts
+    assert (tool["call"], tool["input"], tool["state"]) == ("call_1", INPUT, "done")
+    assert (tool["output"], text["text"], stored.status) == ("rain in Oslo", "Rain in Oslo", "complete")
+    assert (thought, piped.finish_reason, piped.tool_calls) == (PARTS[0], "stop", [])
+    assert stored.meta["model"] == "gpt-test"
+    assert piped.usage["output_tokens"] == 14
+
+
+async def test_a_run_over_responses(hub: Hub, provider: Provider, openai: OpenAIProvider) -> None:
+    agent = with_weather(Agent(OpenAIResponsesModel("gpt-test", provider=openai)))
+    first, second = Responses(), Responses("resp_2")
+    provider.will_say(
+        [*first.begin(), *first.thought(), *first.called(1), *first.completed(output=[first.call(INPUT)])],
+        [*second.begin(), *second.said(0, (FIRST, SECOND)), *second.completed()],
+    )
+    stored, _ = await told(hub, run(agent, "events"))
+    thought, tool, text = stored.parts
+    assert (thought, tool["output"], text["text"]) == (PARTS[0], "rain in Oslo", TEXT)
+
+
+async def test_a_tool_that_asks_to_be_called_again_is_in_error(
+    hub: Hub, provider: Provider, openai: OpenAIProvider
+) -> None:
+    agent = Agent(OpenAIChatModel("gpt-test", provider=openai))
+
+    @agent.tool_plain
+    def weather(city: str) -> str:
+        raise ModelRetry("which Oslo?")
+
+    provider.will_say([*chat_called(), *chat_end("tool_calls")], [*chat_said("No"), *chat_end()])
+    stored, _ = await told(hub, run(agent, "events"))
+    assert (stored.parts[0]["state"], stored.text) == ("error", "No")
+
+
+async def test_the_apps_own_error_passes_unchanged(hub: Hub, provider: Provider, openai: OpenAIProvider) -> None:
+    agent = Agent(OpenAIChatModel("gpt-test", provider=openai))
+
+    @agent.tool_plain
+    def weather(city: str) -> str:
+        raise ZeroDivisionError
+
+    provider.will_say([*chat_called(), *chat_end("tool_calls")])
+    stored, _ = await broken(hub, run(agent, "events"), ZeroDivisionError)
+    assert stored.status == "failed"
+
+
+@ALL_WAYS
+async def test_a_model_without_a_provider_needs_no_finish_reason(hub: Hub, way: str) -> None:
+    agent = Agent(TestModel(custom_output_text="Hello world"))
+    stored, _ = await told(hub, run(agent, way))
+    assert (stored.status, stored.text) == ("complete", "Hello world")
+
+
+@ALL_WAYS
+@pytest.mark.parametrize("end", [[], [CUT]])
+async def test_a_run_whose_response_breaks_off_was_a_crash(
+    hub: Hub, provider: Provider, agent: Agent[None, str], way: str, end: list[bytes | str]
+) -> None:
+    provider.will_say([*chat_said("Hello"), *end])
+    assert await ended(hub, run(agent, way)) == "Hello"
+
+
+@ALL_WAYS
+async def test_an_error_event_fails_with_public_words(
+    hub: Hub, provider: Provider, agent: Agent[None, str], way: str
+) -> None:
+    provider.will_say([*chat_said("Hello"), sse({"error": {"message": "sk-123", "type": "server_error"}})])
+    text, words = await failed(hub, run(agent, way))
+    assert (text, words) == ("Hello", "the model's provider reported an error: server_error")
+
+
+@ALL_WAYS
+async def test_leaving_a_run_is_seen_upstream(hub: Hub, provider: Provider, agent: Agent[None, str], way: str) -> None:
+    provider.will_say([*chat_said("Hello"), HOLD])
+    assert (await left(hub, provider, run(agent, way))).text == "Hello"
+
+
+@ALL_WAYS
+async def test_garbage_fails(hub: Hub, provider: Provider, agent: Agent[None, str], way: str) -> None:
+    provider.will_say([b"data: {broken\n\n"])
+    _, error = await broken(hub, run(agent, way), HoldfastError)
+    assert error.code == "upstream_error"

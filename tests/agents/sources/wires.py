@@ -1,0 +1,272 @@
+"""What providers put on the wire: the same answer in each one's own words.
+
+You are in `tests`. Every script is the answer that `ANSWER` describes: thought, text with an emoji whose halves come
+in two events, a tool call whose input comes in three, and what it cost.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+THOUGHT = "Let me think."
+TEXT = "Hello 😀, world"
+INPUT = '{"city": "Oslo"}'
+FIRST, SECOND = "Hello \ud83d", "\ude00, world"  # JSON carries halves as escapes, which is how they arrive
+
+TOOL = {"type": "tool", "call": "call_1", "name": "weather", "input": INPUT, "state": "called"}
+PARTS = [{"type": "reasoning", "text": THOUGHT}, {"type": "text", "text": TEXT}, TOOL]
+
+
+def sse(data: object, event: str | None = None) -> bytes:
+    """One server-sent event; escapes keep halves of surrogate pairs what they are."""
+    name = f"event: {event}\n" if event else ""
+    return f"{name}data: {data if isinstance(data, str) else json.dumps(data)}\n\n".encode()
+
+
+# OpenAI, Responses ------------------------------------------------------------------------------------------------
+
+
+class Responses:
+    """Numbers the events of one response, as OpenAI does."""
+
+    def __init__(self, response: str = "resp_1") -> None:
+        self.number = -1
+        self.response = response
+
+    def event(self, kind: str, **fields: Any) -> bytes:
+        self.number += 1
+        return sse({"type": kind, "sequence_number": self.number, **fields}, kind)
+
+    def about(self, status: str, **fields: Any) -> dict[str, Any]:
+        return {
+            "id": self.response,
+            "object": "response",
+            "created_at": 1,
+            "status": status,
+            "model": "gpt-test",
+            "output": [],
+            "parallel_tool_calls": True,
+            "tool_choice": "auto",
+            "tools": [],
+            "error": None,
+            "incomplete_details": None,
+            "instructions": None,
+            "metadata": {},
+            **fields,
+        }
+
+    def begin(self) -> list[bytes]:
+        return [
+            self.event("response.created", response=self.about("in_progress")),
+            self.event("response.in_progress", response=self.about("in_progress")),
+        ]
+
+    def thought(self, place: int = 0) -> list[bytes]:
+        item = {"id": "rs_1", "type": "reasoning", "summary": []}
+        where: dict[str, Any] = {"item_id": "rs_1", "output_index": place, "summary_index": 0}
+        part = {"type": "summary_text", "text": THOUGHT}
+        return [
+            self.event("response.output_item.added", output_index=place, item=item),
+            self.event("response.reasoning_summary_part.added", **where, part={"type": "summary_text", "text": ""}),
+            self.event("response.reasoning_summary_text.delta", **where, delta="Let me "),
+            self.event("response.reasoning_summary_text.delta", **where, delta="think."),
+            self.event("response.reasoning_summary_text.done", **where, text=THOUGHT),
+            self.event("response.reasoning_summary_part.done", **where, part=part),
+            self.event("response.output_item.done", output_index=place, item={**item, "summary": [part]}),
+        ]
+
+    def said(self, place: int = 1, pieces: tuple[str, ...] = (FIRST, SECOND)) -> list[bytes]:
+        item = {"id": "msg_1", "type": "message", "role": "assistant", "status": "in_progress", "content": []}
+        where: dict[str, Any] = {"item_id": "msg_1", "output_index": place, "content_index": 0}
+        whole = "".join(pieces).encode("utf-16", "surrogatepass").decode("utf-16")
+        part = {"type": "output_text", "text": whole, "annotations": []}
+        return [
+            self.event("response.output_item.added", output_index=place, item=item),
+            self.event("response.content_part.added", **where, part={**part, "text": ""}),
+            *(self.event("response.output_text.delta", **where, delta=piece, logprobs=[]) for piece in pieces),
+            self.event("response.output_text.done", **where, text=whole, logprobs=[]),
+            self.event("response.content_part.done", **where, part=part),
+            self.event(
+                "response.output_item.done",
+                output_index=place,
+                item={**item, "status": "completed", "content": [part]},
+            ),
+        ]
+
+    def called(self, place: int = 2) -> list[bytes]:
+        where: dict[str, Any] = {"item_id": "fc_1", "output_index": place}
+        item = self.call("")
+        return [
+            self.event("response.output_item.added", output_index=place, item={**item, "status": "in_progress"}),
+            *(
+                self.event("response.function_call_arguments.delta", **where, delta=piece)
+                for piece in ('{"ci', 'ty": ', '"Oslo"}')
+            ),
+            self.event("response.function_call_arguments.done", **where, arguments=INPUT, name="weather"),
+            self.event("response.output_item.done", output_index=place, item=self.call(INPUT)),
+        ]
+
+    def call(self, given: str) -> dict[str, Any]:
+        item = {"id": "fc_1", "type": "function_call", "call_id": "call_1", "name": "weather"}
+        return {**item, "arguments": given, "status": "completed"}
+
+    def completed(self, kind: str = "completed", output: list[Any] | None = None, **fields: Any) -> list[bytes]:
+        usage = {
+            "input_tokens": 11,
+            "output_tokens": 7,
+            "total_tokens": 18,
+            "input_tokens_details": {"cached_tokens": 3, "cache_write_tokens": 0},
+            "output_tokens_details": {"reasoning_tokens": 2},
+        }
+        about = self.about(kind, usage=usage, output=output or [], **fields)
+        return [self.event(f"response.{kind}", response=about)]
+
+
+def responses_answer() -> list[bytes]:
+    wire = Responses()
+    return [*wire.begin(), *wire.thought(), *wire.said(), *wire.called(), *wire.completed(output=[wire.call(INPUT)])]
+
+
+RESPONSES_USAGE = {
+    "input_tokens": 11,
+    "output_tokens": 7,
+    "total_tokens": 18,
+    "cached_tokens": 3,
+    "reasoning_tokens": 2,
+}
+
+
+# OpenAI, Chat Completions -----------------------------------------------------------------------------------------
+
+
+def chat(delta: dict[str, Any] | None, finish: str | None = None, **fields: Any) -> bytes:
+    choices = [] if delta is None else [{"index": 0, "delta": delta, "finish_reason": finish, "logprobs": None}]
+    about = {"id": "chatcmpl-1", "object": "chat.completion.chunk", "created": 1, "model": "gpt-test"}
+    return sse({**about, "choices": choices, **fields})
+
+
+def chat_call(piece: str, **fields: Any) -> bytes:
+    name = {"name": "weather"} if fields else {}
+    return chat({"tool_calls": [{"index": 0, **fields, "function": {**name, "arguments": piece}}]})
+
+
+CHAT_USAGE = {"input_tokens": 11, "output_tokens": 7, "total_tokens": 18, "cached_tokens": 3, "reasoning_tokens": 2}
+_CHAT_USAGE = {
+    "prompt_tokens": 11,
+    "completion_tokens": 7,
+    "total_tokens": 18,
+    "prompt_tokens_details": {"cached_tokens": 3},
+    "completion_tokens_details": {"reasoning_tokens": 2},
+}
+DONE = sse("[DONE]")
+
+
+def chat_said(*pieces: str) -> list[bytes]:
+    return [chat({"role": "assistant", "content": ""}), *(chat({"content": piece}) for piece in pieces)]
+
+
+def chat_called() -> list[bytes]:
+    return [chat_call("", id="call_1", type="function"), *(chat_call(one) for one in ('{"ci', 'ty": ', '"Oslo"}'))]
+
+
+def chat_end(finish: str = "stop") -> list[bytes]:
+    return [chat({}, finish), chat(None, usage=_CHAT_USAGE), DONE]
+
+
+def chat_answer(*, halves: bool = True, thought: bool = True) -> list[bytes]:
+    pieces = (FIRST, SECOND) if halves else ("Hello 😀", ", world")
+    thoughts = [chat({"reasoning_content": one}) for one in ("Let me ", "think.")] if thought else []
+    return [*thoughts, *chat_said(*pieces), *chat_called(), *chat_end("tool_calls")]
+
+
+# Anthropic --------------------------------------------------------------------------------------------------------
+
+
+def claude(kind: str, **fields: Any) -> bytes:
+    return sse({"type": kind, **fields}, kind)
+
+
+def claude_begin() -> list[bytes]:
+    usage = {"input_tokens": 11, "output_tokens": 1, "cache_read_input_tokens": 3, "cache_creation_input_tokens": 0}
+    message = {
+        "id": "msg_1",
+        "type": "message",
+        "role": "assistant",
+        "model": "claude-test",
+        "content": [],
+        "stop_reason": None,
+        "stop_sequence": None,
+        "usage": usage,
+    }
+    return [claude("message_start", message=message), claude("ping")]
+
+
+def claude_block(place: int, block: dict[str, Any], *deltas: dict[str, Any]) -> list[bytes]:
+    return [
+        claude("content_block_start", index=place, content_block=block),
+        *(claude("content_block_delta", index=place, delta=delta) for delta in deltas),
+        claude("content_block_stop", index=place),
+    ]
+
+
+def claude_thought(place: int = 0) -> list[bytes]:
+    deltas = ({"type": "thinking_delta", "thinking": one} for one in ("Let me ", "think."))
+    signature = {"type": "signature_delta", "signature": "c2ln"}
+    return claude_block(place, {"type": "thinking", "thinking": "", "signature": ""}, *deltas, signature)
+
+
+def claude_said(*pieces: str, place: int = 1) -> list[bytes]:
+    deltas = ({"type": "text_delta", "text": one} for one in pieces)
+    return claude_block(place, {"type": "text", "text": ""}, *deltas)
+
+
+def claude_called(place: int = 2) -> list[bytes]:
+    deltas = ({"type": "input_json_delta", "partial_json": one} for one in ("", '{"ci', 'ty": ', '"Oslo"}'))
+    return claude_block(place, {"type": "tool_use", "id": "call_1", "name": "weather", "input": {}}, *deltas)
+
+
+def claude_end(reason: str = "end_turn") -> list[bytes]:
+    delta = {"stop_reason": reason, "stop_sequence": None}
+    return [claude("message_delta", delta=delta, usage={"output_tokens": 7}), claude("message_stop")]
+
+
+CLAUDE_USAGE = {"input_tokens": 11, "output_tokens": 7, "cached_tokens": 3, "cache_write_tokens": 0}
+
+
+def claude_answer() -> list[bytes]:
+    said = claude_said(FIRST, SECOND)
+    return [*claude_begin(), *claude_thought(), *said, *claude_called(), *claude_end("tool_use")]
+
+
+# Google -----------------------------------------------------------------------------------------------------------
+
+
+def gemini(*parts: dict[str, Any], finish: str | None = None, usage: bool = False, **fields: Any) -> bytes:
+    candidate: dict[str, Any] = {"content": {"role": "model", "parts": list(parts)}, "index": 0, **fields}
+    if finish is not None:
+        candidate["finishReason"] = finish
+    chunk: dict[str, Any] = {"candidates": [candidate], "modelVersion": "gemini-test", "responseId": "r1"}
+    if usage:
+        chunk["usageMetadata"] = {
+            "promptTokenCount": 11,
+            "candidatesTokenCount": 7,
+            "totalTokenCount": 20,
+            "thoughtsTokenCount": 2,
+            "cachedContentTokenCount": 3,
+        }
+    return sse(chunk)
+
+
+GEMINI_USAGE = {"input_tokens": 11, "output_tokens": 7, "total_tokens": 20, "cached_tokens": 3, "reasoning_tokens": 2}
+
+
+def gemini_answer() -> list[bytes]:
+    return [
+        gemini({"text": "Let me ", "thought": True}),
+        gemini({"text": "think.", "thought": True}),
+        gemini({"text": "Hello 😀"}),
+        gemini({"text": ", world"}),
+        gemini({"functionCall": {"id": "call_1", "name": "weather", "args": {"city": "Oslo"}}}),
+        gemini({"text": ""}, finish="STOP", usage=True),
+    ]

@@ -1,0 +1,410 @@
+"""That a benchmark beside peers tells no lies: what is wrong makes it void, and what cannot be measured is said.
+
+Servers that lie are written here, from the wire formats alone; all else is the real thing.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import select
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import bench.load
+import bench.peers.publisher
+from bench import appends, beside
+from bench.common import Row, Void, check
+from bench.peers import packages
+from bench.peers.load import PeerLoad, peer_load
+from bench.peers.nchan import nchan, nchan_redis
+from bench.peers.ours import ours
+from bench.peers.publisher import publish
+from bench.peers.redis_server import ask_redis, redis_server
+from bench.peers.reload import Page, follow, load
+from bench.peers.socketio import socketio
+from bench.peers.summary import summary
+from bench.peers.system import System
+from bench.peers.xadd import xadd
+from bench.proc import CLIENT_CORE, BenchError, Child
+from bench.tokens import token
+
+PATIENCE_S = 10.0
+KINDS = ("nchan-sse", "nchan-ws", "nchan-ws-meta", "socketio", "xadd-sse")
+
+has_nginx = bool(shutil.which("nginx", path=f"{os.environ['PATH']}:/usr/sbin"))
+has_redis = bool(shutil.which("redis-server"))
+needs_nchan = pytest.mark.skipif(not has_nginx, reason="Debian's nginx and libnginx-mod-nchan are not installed")
+needs_redis = pytest.mark.skipif(not has_redis, reason="Debian's redis-server is not installed")
+needs_redis_client = pytest.mark.skipif(
+    not (has_redis and packages.is_fetched(*packages.REDIS_CLIENT)), reason="`python -m bench appends` has not run here"
+)
+needs_socketio = pytest.mark.skipif(
+    not packages.is_fetched(*packages.SOCKET_IO), reason="`python -m bench beside` has not run here"
+)
+
+
+# Servers that say what they are told
+
+
+def _frame(text: str) -> bytes:
+    data = text.encode()
+    assert len(data) < 126
+    return bytes((0x81, len(data))) + data
+
+
+_UPGRADED = b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n"
+_STREAM = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nConnection: keep-alive\r\n\r\n: hi\n\n"
+
+HANDSHAKES: dict[str, list[bytes]] = {  # an answer to each thing the viewer says
+    "nchan-sse": [_STREAM],
+    "xadd-sse": [_STREAM],
+    "nchan-ws": [_UPGRADED],
+    "nchan-ws-meta": [_UPGRADED],
+    "socketio": [_UPGRADED + _frame('0{"sid":"s"}'), _frame('40{"sid":"s","pid":"p"}')],
+}
+MESSAGES: dict[str, Callable[[str, int], bytes]] = {
+    "nchan-sse": lambda text, n: f"id: 1:{n}\ndata: {text}\n\n".encode(),
+    "xadd-sse": lambda text, n: f'id: {n}-0\ndata: "{text}"\n\n'.encode(),
+    "nchan-ws": lambda text, _: _frame(text),
+    "nchan-ws-meta": lambda text, n: _frame(f"id: 1:{n}\n\n{text}"),
+    "socketio": lambda text, n: _frame(f'42["t","{text}","{n}"]'),
+}
+
+
+class Liar:
+    """A server for one viewer: it greets as the real one does, and then says what the test makes it say."""
+
+    def __init__(self, kind: str) -> None:
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self._listener.getsockname()[1]
+        self._kind = kind
+        self._greeted = threading.Event()
+        self._thread = threading.Thread(target=self._greet, daemon=True)
+        self._thread.start()
+
+    def say(self, texts: list[str]) -> None:
+        assert self._greeted.wait(PATIENCE_S)
+        self._viewer.sendall(b"".join(MESSAGES[self._kind](text, n) for n, text in enumerate(texts)))
+
+    def close(self) -> None:
+        self._thread.join(PATIENCE_S)
+        self._viewer.close()
+        self._listener.close()
+
+    def _greet(self) -> None:
+        self._viewer, _ = self._listener.accept()
+        self._viewer.settimeout(PATIENCE_S)
+        for answer in HANDSHAKES[self._kind]:
+            assert self._viewer.recv(65536)
+            self._viewer.sendall(answer)
+        self._greeted.set()
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On loopback and with a server that has said all, what has not come after this long does not come."""
+    monkeypatch.setattr(bench.load, "_QUIET_S", 0.05)
+
+
+def _run(kind: str, sent: list[str], said: list[str]) -> None:
+    """A run in which `sent` was published and `said` delivered; raises `Void` if it does not count."""
+    liar = Liar(kind)
+    client = PeerLoad()
+    client.connect(kind=kind, port=liar.port, channels=["c"], timeout_s=PATIENCE_S)
+    client.capture()
+    liar.say(said)
+    drained = client.drain(timeout_s=PATIENCE_S)
+    decoded = client.decode()
+    compared = client.compare(sent={"c": summary("".join(sent), "m")}, port=None)
+    client.close()
+    liar.close()
+    check(decoded, compared, drained)
+
+
+TOKENS = [token(at_s) for at_s in (1.0, 1.1, 1.2, 1.3, 1.4)]
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_run_counts_when_every_token_came_once_and_in_order(kind: str) -> None:
+    _run(kind, TOKENS, TOKENS)
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "said",
+    [
+        pytest.param([*TOKENS[:2], *TOKENS[3:]], id="lost"),
+        pytest.param(TOKENS[:-1], id="last one lost"),
+        pytest.param([*TOKENS[:3], *TOKENS[2:]], id="doubled"),
+        pytest.param([TOKENS[1], TOKENS[0], *TOKENS[2:]], id="moved"),
+        pytest.param([*TOKENS[:4], token(1.5)], id="another"),
+    ],
+)
+def test_a_run_is_void_when_a_token_is_lost_doubled_moved_or_wrong(kind: str, said: list[str]) -> None:
+    with pytest.raises(Void):
+        _run(kind, TOKENS, said)
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_run_is_void_when_the_server_ends_a_connection() -> None:
+    liar = Liar("nchan-sse")
+    client = PeerLoad()
+    client.connect(kind="nchan-sse", port=liar.port, channels=["c"], timeout_s=PATIENCE_S)
+    client.capture()
+    liar.say(TOKENS)
+    liar.close()
+    drained = client.drain(timeout_s=PATIENCE_S)
+    decoded = client.decode()
+    compared = client.compare(sent={"c": summary("".join(TOKENS), "m")}, port=None)
+    client.close()
+    with pytest.raises(Void, match="ended"):
+        check(decoded, compared, drained)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_page_that_was_sent_less_than_the_answer_is_void(kind: str) -> None:
+    liar = Liar(kind)
+    saying = threading.Thread(target=liar.say, args=[TOKENS[:-1]])
+    saying.start()
+    with pytest.raises(Void, match="20 of 25 characters"):
+        load(Page(System(liar.port, ()), kind, "c"), "".join(TOKENS))
+    saying.join(PATIENCE_S)
+    liar.close()
+
+
+def test_a_session_that_socket_io_did_not_recover_is_void(monkeypatch: pytest.MonkeyPatch) -> None:
+    # What was missed is lost then, whether or not the rest comes.
+    first = Liar("socketio")
+    page = Page(System(first.port, ()), "socketio", "c")
+
+    def grow() -> str:
+        first.say(TOKENS[:2])
+        return "".join(TOKENS[:2])
+
+    follow([page], grow)
+    monkeypatch.setitem(HANDSHAKES, "socketio", [HANDSHAKES["socketio"][0], _frame('40{"sid":"s","pid":"another"}')])
+    second = Liar("socketio")
+    monkeypatch.setattr(page, "_port", second.port)
+    saying = threading.Thread(target=second.say, args=[TOKENS[2:]])
+    saying.start()
+    with pytest.raises(Void, match="not recovered"):
+        load(page, "".join(TOKENS))
+    saying.join(PATIENCE_S)
+    first.close()
+    second.close()
+
+
+# Publishing
+
+
+class Answering:
+    """An HTTP server that answers every request with `answer`."""
+
+    def __init__(self, answer: bytes) -> None:
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self._listener.getsockname()[1]
+        self._answer = answer
+        self.requests = 0
+        self._thread = threading.Thread(target=self._serve, daemon=True)
+        self._thread.start()
+
+    def _serve(self) -> None:
+        connection, _ = self._listener.accept()
+        with connection:
+            while data := connection.recv(65536):
+                self.requests += data.count(b"POST ")
+                connection.sendall(self._answer * data.count(b"POST "))
+        self._listener.close()
+
+
+CREATED = b"HTTP/1.1 201 Created\r\nContent-Length: 0\r\n\r\n"
+
+
+def _publish(answer: bytes) -> dict[str, Any]:
+    server = Answering(answer)
+    return publish(port=server.port, path="/{channel}", channels=["c"], count=3, tokens_per_s=1000, tells_text=True)
+
+
+def test_published_tokens_are_told_as_they_were_sent() -> None:
+    told = _publish(CREATED)
+    assert told["messages"]["c"] == summary(told["texts"]["c"], "m")
+    assert len(told["texts"]["c"]) == 15
+
+
+def test_what_came_within_a_window_is_published_as_one() -> None:
+    server = Answering(CREATED)
+    told = publish(
+        port=server.port, path="/{channel}", channels=["c"], count=6, tokens_per_s=100, window_ms=1000, tells_text=True
+    )
+    assert told["messages"]["c"]["length"] == 30
+    assert server.requests == 1
+
+
+def test_a_publish_that_is_refused_fails_the_run() -> None:
+    with pytest.raises(BenchError, match="403"):
+        _publish(b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n")
+
+
+def test_a_publish_that_is_not_answered_fails_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench.peers.publisher, "_ANSWERS_S", 0.2)
+    with pytest.raises(BenchError, match="3 of 3 publishes were not answered"):
+        _publish(b"")
+
+
+# What cannot be measured
+
+
+@pytest.fixture
+def taken_port() -> Iterator[int]:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        yield listener.getsockname()[1]
+
+
+@needs_nchan
+def test_nchan_says_that_its_port_is_taken(taken_port: int) -> None:
+    with pytest.raises(BenchError, match=rf"nginx with nchan on port {taken_port} did not start:(?s:.*)in use"):
+        nchan(connections=10, port=taken_port).__enter__()
+
+
+@needs_redis
+def test_redis_says_that_its_port_is_taken(taken_port: int, tmp_path: Path) -> None:
+    with pytest.raises(BenchError, match=r"redis-server did not start:(?s:.*)in use"):
+        redis_server(tmp_path, "always", port=taken_port).__enter__()
+
+
+TINY = beside.Sizes(shapes=(beside.Shape(2, 2, 100),), rounds=1, seconds=0.2, idle=(10, 20), pages=1, page_tokens=40)
+
+
+@pytest.mark.parametrize("name", ["nchan", "nchan with Redis", "socket.io"])
+def test_a_peer_that_is_missing_fails_the_run_and_says_how_to_get_it(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shutil, "which", lambda *_, **__: None)
+    sizes = beside.Sizes(shapes=(), idle=(0, 0), pages=0)
+    missing = next(beside.measure(tmp_path, sizes, {name: beside.SYSTEMS[name]}))
+    assert (missing.what, missing.measured, missing.has_failed) == (f"beside {name}", "not measured", True)
+    assert "apt-get install" in missing.note
+
+
+def test_appends_without_redis_fail_and_say_how_to_get_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "which", lambda *_, **__: None)
+    monkeypatch.setattr("bench.peers.xadd.python_packages", lambda *_: tmp_path)
+    with pytest.raises(BenchError, match=r"redis-server is missing .*apt-get install redis-server"):
+        xadd(tmp_path, "always").__enter__()
+
+
+def test_packages_that_cannot_be_fetched_are_said_and_leave_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOLDFAST_BENCH_CACHE", str(tmp_path))
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    with pytest.raises(BenchError, match=r"could not fetch .* redis==0\.0\.nothing"):
+        packages.python_packages("redis==0.0.nothing")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("module", ["appends", "beside"])
+def test_too_few_descriptors_are_said_before_anything_starts(module: str, tmp_path: Path) -> None:
+    code = f"from bench import {module}; from pathlib import Path; list({module}.measure(Path('.'), {module}.FULL))"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (256, 256)),
+    )
+    assert done.returncode != 0
+    assert "open files, and the limit is 256" in done.stderr
+
+
+# Real systems, tiny runs
+
+
+def _figures(measured: Iterable[Row]) -> list[str]:
+    rows = list(measured)
+    assert [row.note for row in rows if row.has_failed] == []
+    return [f"{row.what}: {row.measured}" for row in rows]
+
+
+@needs_redis_client
+def test_appends_are_measured_on_the_real_systems(tmp_path: Path) -> None:
+    sizes = appends.Sizes(producers=4, rounds=1, seconds=0.2, warm_s=0.05, pages=1, page_tokens=40)
+    figures = _figures(appends.measure(tmp_path, sizes))
+    assert [figure for figure in figures if "reload at 40 tokens" in figure and "XADD" in figure]
+    assert list(tmp_path.iterdir()) == []
+
+
+@needs_nchan
+def test_nchan_and_holdfast_are_measured_by_the_same_rows(tmp_path: Path) -> None:
+    systems = {name: beside.SYSTEMS[name] for name in ("Holdfast", "nchan", "nchan, joined")}
+    figures = "\n".join(_figures(beside.measure(tmp_path, TINY, systems)))
+    assert figures.count("CPU per delivered token, against nchan, memory") == 3  # SSE, WebSocket, and joined
+    assert figures.count("memory per idle viewer") == 4
+    assert figures.count("resume after 10 missed tokens") == 4
+
+
+@needs_nchan
+@needs_redis
+def test_nchan_with_redis_is_measured(tmp_path: Path) -> None:
+    with nchan_redis(tmp_path, connections=10) as system, peer_load() as client:
+        channels = ["bench:one", "bench:two"]
+        client.ask("connect", kind="nchan-sse", port=system.port, channels=channels, timeout_s=PATIENCE_S)
+        client.ask("capture")
+        sent = system.produce(channels=channels, count=20, tokens_per_s=200)["messages"]
+        drained = client.ask("drain", timeout_s=PATIENCE_S)
+        decoded = client.ask("decode")
+        check(decoded, client.ask("compare", sent=sent, port=None), drained)
+    assert decoded["tokens"] == 40
+
+
+@needs_socketio
+def test_socket_io_is_measured_and_has_no_late_joiners(tmp_path: Path) -> None:
+    figures = _figures(beside.measure(tmp_path, TINY, {"socket.io": lambda *_: socketio()}))
+    assert [figure for figure in figures if figure.endswith(": cannot be asked")]
+
+
+@needs_redis_client
+@pytest.mark.parametrize("command", [["XTRIM", "bench:a", "MAXLEN", "2"], ["XADD", "bench:a", "*", "t", "again"]])
+def test_appends_are_void_when_redis_holds_other_tokens_than_it_acknowledged(
+    command: list[str], tmp_path: Path
+) -> None:
+    with xadd(tmp_path, "always") as system, peer_load() as client:
+        system.child.ask("grow", channel="bench:a", count=5)
+        assert ask_redis(system.redis.socket_path, *command)
+        sent = system.child.ask("finish")["messages"]
+        with pytest.raises(Void, match="1 wrong of 1 views"):
+            appends.verify(system, client, ["bench:a"], sent)
+
+
+def test_appends_are_void_when_we_hold_other_tokens_than_we_acknowledged(tmp_path: Path) -> None:
+    with ours(tmp_path / "ours.db") as system, peer_load() as client:
+        text = system.grow("bench:a", 5)
+        (sent,) = system.child.ask("finish")["messages"].values()
+        with pytest.raises(Void, match="1 wrong of 1 views"):
+            appends.verify(system, client, ["bench:a"], {"bench:a": summary(text + "12345", sent["id"])})
+
+
+# Nothing is left behind
+
+
+@pytest.mark.parametrize("end", [Child.close, Child.kill])
+def test_a_server_ends_with_the_process_that_keeps_it(end: Callable[[Child], None]) -> None:
+    with Child("bench.peers.run", "keep", "sleep", "600", core=CLIENT_CORE) as keeper:
+        server = os.pidfd_open(keeper.read(timeout_s=PATIENCE_S)["pid"])
+        end(keeper)
+        ended, _, _ = select.select([server], [], [], PATIENCE_S)
+        os.close(server)
+    assert ended

@@ -1,0 +1,335 @@
+"""The benchmarks themselves: each runs, small, on real processes; and what is wrong or cannot be measured is said.
+
+You are in `tests`. Nothing here says how fast anything is: these runs are far too short for that.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import resource
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench import client, conversations, fanout, highest, memory, plan, report, slow, soak, storm
+from bench.__main__ import measure
+from bench.common import Options, Row, Void, check, load_client, served
+from bench.proc import BenchError
+from bench.tokens import known_text, known_token
+
+ROOT = Path(__file__).parents[2]
+KINDS = ("sse", "websocket")
+FRAMES = 12
+
+Batches = list[tuple[float, str]]
+
+
+@pytest.fixture
+def options(tmp_path: Path) -> Options:
+    return Options(is_quick=True, directory=tmp_path)
+
+
+def verdicts(rows: list[Row]) -> list[bool | None]:
+    assert [row.note for row in rows if row.has_failed] == []
+    return [row.is_met for row in rows]
+
+
+# A wrong run is void ------------------------------------------------------------------------------------------------
+
+
+def tampered(kind: str, tamper: Callable[[Batches], None]) -> None:
+    """Have a server send what `tamper` leaves of a right answer to three viewers, and check what they were shown."""
+    recorded, sent = client.recording(kind, FRAMES)
+    tamper(recorded["channels"][client.CHANNEL]["batches"])
+    client.replay(recorded, sent, viewers=3)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_right_answer_is_not_void(kind: str) -> None:
+    tampered(kind, lambda batches: None)
+
+
+def lose(batches: Batches) -> None:
+    del batches[5]
+
+
+def lose_the_last(batches: Batches) -> None:
+    del batches[-1]
+
+
+def double(batches: Batches) -> None:
+    batches.insert(5, batches[5])
+
+
+def double_at_the_end(batches: Batches) -> None:
+    """As a new append behind what is there, which is right by every rule of the wire."""
+    at_s, last = batches[-1]
+    again = last.replace(f'"serial": {FRAMES}', f'"serial": {FRAMES + 1}').replace(f"e:{FRAMES}", f"e:{FRAMES + 1}")
+    batches.append((at_s, again.replace(f'"at": {10 * (FRAMES - 1)}', f'"at": {10 * FRAMES}')))
+
+
+def change(batches: Batches) -> None:
+    at_s, batch = batches[5]
+    batches[5] = (at_s, batch.replace("0123456789", "0123456798"))
+
+
+def swap(batches: Batches) -> None:
+    (at_s, first), (later_s, second) = batches[5:7]
+    batches[5:7] = [(at_s, second), (later_s, first)]
+
+
+@pytest.mark.parametrize("tamper", [lose, lose_the_last, double, double_at_the_end, change, swap])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_lost_doubled_or_wrong_token_voids_the_run(kind: str, tamper: Callable[[Batches], None]) -> None:
+    with pytest.raises(Void):
+        tampered(kind, tamper)
+
+
+def test_what_is_stored_and_was_not_sent_voids_the_run(tmp_path: Path) -> None:
+    with served(tmp_path / "bench.db") as server, load_client() as load:
+        produced = server.child.ask("produce", channels=["bench:1"], count=5, tokens_per_s=100)
+        produced["messages"]["bench:1"]["sha256"] = "0"
+        compared = load.ask("compare", sent=produced["messages"], **server.address)
+        assert compared["example"] == ["bench:1", ["what is stored is not what was appended"]]
+        with pytest.raises(Void, match="1 wrong of 0 views"):
+            check({"violations": {}}, compared, {"ended": 0})
+
+
+def test_a_soak_with_another_text_is_void(tmp_path: Path) -> None:
+    planned = {"seconds": 1.0, "live": 2, "lasts_s": (0.1, 0.2)}
+    (first, *_) = plan.conversations(**planned)  # type: ignore[arg-type]
+    with served(tmp_path / "bench.db") as server, load_client() as load:
+        told = {"channel": first.channel, "id": plan.MESSAGE, "seed": first.seed + 1, "count": first.tokens}
+        server.child.ask("stream", tokens_per_s=100, **told)
+        now_s = time.monotonic()
+        seen = load.ask("visit", port=server.port, started_s=now_s, planned=planned, until_s=now_s + 1.0)
+        assert seen["example"] == f"{first.channel}: what is shown was not written"
+
+
+def test_texts_of_two_conversations_have_no_token_in_common() -> None:
+    texts = [[known_token(seed, n) for n in range(400)] for seed in range(20)]
+    assert len({token for text in texts for token in text}) == 20 * 400
+    assert known_text(3, 400) == "".join(texts[3])
+
+
+# What cannot be measured is said ------------------------------------------------------------------------------------
+
+
+def bench(*arguments: str, files: int | None = None) -> subprocess.CompletedProcess[str]:
+    """`python -m bench`, with so few open files as it may have."""
+
+    def limit() -> None:
+        if files is not None:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))
+
+    return subprocess.run(
+        [sys.executable, "-m", "bench", *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        preexec_fn=limit,
+    )
+
+
+@pytest.mark.parametrize("name", ["client", "fanout", "conversations", "highest", "memory", "storm", "slow", "soak"])
+def test_too_few_file_descriptors_are_said_and_fail_the_run(name: str) -> None:
+    ran = bench(name, "--quick", files=200)
+    assert ran.returncode == 1
+    (line,) = [line for line in ran.stdout.splitlines() if line.startswith(name)]
+    assert line.split(maxsplit=1)[1] == "not measured"
+    assert "open files, and the limit is 200" in ran.stdout
+    assert "1 not measured or void" in ran.stdout
+
+
+@pytest.mark.parametrize("under", ["serve", "granian"])
+def test_a_taken_port_is_said(under: str, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with (
+            pytest.raises(BenchError, match="Address already in use"),
+            served(tmp_path / "a.db", under=under, port=port),
+        ):
+            pass
+
+
+def test_a_store_that_cannot_be_opened_is_said(tmp_path: Path) -> None:
+    with pytest.raises(BenchError, match="could not start"), served(tmp_path / "no" / "such" / "folder" / "bench.db"):
+        pass
+
+
+def test_a_dead_server_is_said(tmp_path: Path) -> None:
+    with served(tmp_path / "bench.db") as server, load_client() as load:
+        server.child.kill()
+        with pytest.raises(BenchError, match="Connection refused"):
+            load.ask("connect", kind="sse", channels=["bench:1"], timeout_s=2, **server.address)
+        with pytest.raises(BenchError, match="is gone"):
+            server.child.ask("stats")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_server_that_dies_under_its_viewers_voids_the_run(kind: str, tmp_path: Path) -> None:
+    with served(tmp_path / "bench.db") as server, load_client() as load:
+        load.ask("connect", kind=kind, channels=["bench:1"] * 3, timeout_s=5, **server.address)
+        load.ask("capture")
+        os.kill(server.child.pid, signal.SIGKILL)
+        drained = load.ask("drain", timeout_s=5)
+        with pytest.raises(Void, match="3 connections were ended by the server"):
+            check(load.ask("decode"), {"wrong": 0}, drained)
+
+
+def test_viewers_that_do_not_get_back_are_said(tmp_path: Path) -> None:
+    with served(tmp_path / "bench.db") as server, load_client() as load:
+        load.ask("connect", kind="sse", channels=["bench:1"] * 3, timeout_s=5, **server.address)
+        server.child.kill()
+        with pytest.raises(BenchError, match=r"0 viewers are live after 0\.3 s"):
+            load.ask("come_back", within_s=0.1, timeout_s=0.3, **server.address)
+
+
+def test_what_was_measured_before_a_failure_stays(options: Options) -> None:
+    def run(_: Options) -> Iterator[Row]:
+        yield Row("first", "1 ms")
+        raise Void("a token was lost")
+
+    first, second = measure("lossy", run, options)
+    assert (first.measured, first.has_failed) == ("1 ms", False)
+    assert (second.what, second.measured, second.note, second.has_failed) == (
+        "lossy",
+        "VOID",
+        "Void: a token was lost",
+        True,
+    )
+
+
+# Every row, small ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("under", ["serve", "granian"])
+def test_fan_out(kind: str, under: str, options: Options) -> None:
+    shape = fanout.Shape(2, 3, 50, limit=1e6)
+    rows = list(fanout.matrix(options, shape, rounds=1, seconds=0.3, kinds=(kind,), unders=(under,)))
+    assert verdicts(rows) == [True if (kind, under) == ("sse", "serve") else None, None]
+    assert len(rows[0].raw) == 1
+
+
+def test_conversations(options: Options) -> None:
+    run = conversations.measure(options, 10, seconds=0.4)
+    assert run.tokens == 10 * 20 * 2
+    assert 0 < run.latency_ms[0] <= run.latency_ms[1] <= run.latency_ms[2]
+    assert conversations.rows(run)[2].measured == "400 tokens"
+
+
+def test_the_search_ends_between_a_rate_that_passes_and_one_that_fails() -> None:
+    tried: list[int] = []
+
+    def passes(count: int) -> bool:
+        tried.append(count)
+        return count <= 730
+
+    best, failed = highest.highest(passes, first=500, exact=0.05)
+    assert best <= 730 < failed <= best * 1.05
+    assert len(tried) <= 8
+
+
+def test_a_search_downwards() -> None:
+    best, failed = highest.highest(lambda count: count <= 101, first=500, exact=0.05)
+    assert best <= 101 < failed <= best * 1.05
+
+
+def test_a_search_without_an_end_has_no_figure() -> None:
+    with pytest.raises(BenchError, match="did not end"):
+        highest.highest(lambda count: True, first=500, exact=0.05)
+    with pytest.raises(BenchError, match="no rate passes"):
+        highest.highest(lambda count: False, first=10, exact=0.05)
+
+
+def test_the_highest_rate_of_one_try(options: Options) -> None:
+    with pytest.raises(BenchError, match="no rate passes"):
+        highest.search(options, first=1, seconds=0.3, exact=0.05, limit_ms=0.001)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_memory(kind: str, options: Options) -> None:
+    row = memory.per_viewer(options, kind, 10, 40, has_own_channels=True)
+    assert verdicts([row]) == [None]
+    assert row.raw[0].startswith("10 viewers: ")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_storm(kind: str, options: Options) -> None:
+    rows = storm.storm(options, kind, viewers=20, rounds=1, before_s=0.3, after_s=2.5)
+    assert verdicts(rows) == [True, None]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_slow_readers(kind: str, options: Options) -> None:
+    rows = slow.slow(options, kind, readers=5, answer=20_000, slow_ones=(2,))
+    assert verdicts(rows) == [None, True]
+
+
+def test_a_soak(options: Options) -> None:
+    rows = soak.soak(options, seconds=4.0, live=5, lasts_s=(0.2, 1.0), idle_s=0.5)
+    assert verdicts(rows) == [None, True, True, None]
+
+
+def test_the_slope_is_that_of_the_line() -> None:
+    assert soak.slope([(0.0, 100), (1.0, 110), (2.0, 120), (3.0, 130)]) == pytest.approx(10)
+
+
+def test_a_plan_is_the_same_each_time_and_keeps_to_its_time() -> None:
+    planned = plan.conversations(seconds=60, live=10)
+    assert planned == plan.conversations(seconds=60, live=10)
+    assert all(one.starts_s + one.tokens / plan.TOKENS_PER_S < 60 for one in planned)
+    for visit in itertools.chain.from_iterable(one.visits for one in planned):
+        times = [visit.arrives_s, *itertools.chain.from_iterable(visit.cuts)]
+        assert times == sorted(times)
+
+
+# The page -----------------------------------------------------------------------------------------------------------
+
+
+def page(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "page.md"
+    path.write_text(text)
+    return path
+
+
+def test_a_run_is_written_between_the_marks_of_a_page(tmp_path: Path) -> None:
+    path = page(tmp_path, f"before\n{report.BEGIN}\nan older run\n{report.END}\nafter\n")
+    ran = bench("resume", "--quick", "--dir", str(tmp_path), "--markdown", str(path))
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    text = path.read_text()
+    assert text.startswith(f"before\n{report.BEGIN}\n`python -m bench resume --quick`:\n")
+    assert text.endswith(f"\n```\n{report.END}\nafter\n")
+    assert "an older run" not in text
+    assert str(tmp_path) not in text
+    assert ran.stdout.strip() in text  # the raw output, as it was printed
+    (row,) = [line for line in text.splitlines() if line.startswith("| resume in mid-stream |")]
+    assert row.endswith("| met |")
+
+
+@pytest.mark.parametrize("text", ["no marks", f"{report.BEGIN}", f"{report.END} {report.BEGIN}", f"{report.BEGIN}" * 2])
+def test_a_page_without_a_place_for_figures_is_refused_before_the_run(tmp_path: Path, text: str) -> None:
+    ran = bench("resume", "--markdown", str(page(tmp_path, text)))
+    assert ran.returncode == 2
+    assert "must have one line" in ran.stderr
+    assert ran.stdout == ""
+
+
+def test_a_failure_is_in_the_table_with_its_reason(tmp_path: Path) -> None:
+    path = page(tmp_path, f"{report.BEGIN}{report.END}")
+    failed = Row("storm", "not measured", note="BenchError: needs 1100 open files\nmore", has_failed=True)
+    missed: dict[str, Any] = {"limit": "1 s", "is_met": False}
+    report.write(path, command="c", facts=[], rows=[failed, Row("slow", "2 s", **missed)], output=[])
+    lines = path.read_text().splitlines()
+    assert "| storm | **not measured**: BenchError: needs 1100 open files |  |  |" in lines
+    assert "| slow | **2 s** | 1 s | OVER |" in lines

@@ -1,0 +1,85 @@
+"""Real faults with real processes, a little of each; `make chaos` strikes more often and for longer.
+
+You are in `tests`. A failure tells its seed, what differs, what happened before, and where everything is kept.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from holdfast.testing.chaos import NAMES, Failure, Scale, run
+from holdfast.testing.chaos.processes import Child
+from holdfast.testing.chaos.scenarios import SCENARIOS
+from holdfast.testing.chaos.world import World
+
+SEED = 20
+ROUNDS = {"kill": 5, "producer": 3, "agent": 3, "disk": 2, "lock": 1, "stop": 1, "network": 2, "clock": 3}
+
+
+@pytest.mark.parametrize("name", NAMES)
+async def test_what_must_hold_holds_through(name: str) -> None:
+    assert set(NAMES) == set(ROUNDS)
+    try:
+        figures = await run(name, SEED, Scale.small(ROUNDS[name]))
+    except Failure as failure:
+        pytest.fail(failure.account, pytrace=False)
+    assert figures["messages"] > 0
+    assert figures["characters"] > 0
+    assert figures["connections of viewers"] > 0
+
+
+async def test_a_failure_tells_its_seed_and_keeps_the_file_and_the_logs() -> None:
+    world = World("kill", 7, Scale.small(1))
+    with pytest.raises(Failure) as failed:
+        async with world:
+            world.note("something happened")
+            world.store.write_bytes(b"the file")
+            await world.until(lambda: False, "what never comes", timeout_s=0.01)
+    account = failed.value.account
+    assert "chaos kill, seed 7: waited 0 s for what never comes" in account
+    assert "something happened" in account
+    assert f"kept in {world.folder}" in account
+    assert (world.folder / "account.txt").read_text() == account
+    assert world.store.read_bytes() == b"the file"
+    shutil.rmtree(world.folder)
+
+
+async def test_nothing_runs_on_when_a_run_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    children: list[Child] = []
+    spawn = Child.spawn
+
+    async def noting(self: Child) -> None:
+        children.append(self)
+        await spawn(self)
+
+    async def broken(world: World) -> None:
+        raise Failure("on purpose")
+
+    monkeypatch.setattr(Child, "spawn", noting)
+    monkeypatch.setattr(World, "check_stored", broken)
+    with pytest.raises(Failure, match="on purpose") as failed:
+        await run("kill", 1, Scale.small(1))
+    assert len(children) > 3
+    assert not any(child.is_running for child in children)
+    kept = Path(failed.value.account.partition("-- kept in ")[2].split("\n")[0])
+    assert "chaos.db" in names_in(kept)
+    shutil.rmtree(kept)
+
+
+def names_in(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+def test_every_scenario_says_what_goes_wrong() -> None:
+    assert all(scenario.__doc__ for scenario in SCENARIOS.values())
+
+
+def test_a_producer_starts_without_what_it_does_not_need() -> None:
+    code = "import sys, holdfast.testing.chaos.producer; print('holdfast.testing.chaos.world' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"

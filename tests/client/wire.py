@@ -1,0 +1,170 @@
+"""A connection in memory between a client and a real hub, which can be cut between any two frames.
+
+You are in `tests`. No bytes, no ports, no processes: so a law can be tried hundreds of times. What real sockets add is
+in `test_faults`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from collections.abc import Callable, Iterable, Iterator
+from random import Random
+from typing import Any
+from urllib.parse import urlsplit
+
+from holdfast import Hub, allow_everyone
+from holdfast.client import Client, Timing
+from holdfast.client.dial import Closed, Refusal
+
+QUICK = Timing(
+    open_s=2.0,
+    silence_s=5.0,
+    answer_s=5.0,
+    request_s=10.0,
+    backoff_s=0.001,
+    backoff_cap_s=0.004,
+    retry_s=0.001,
+    leave_s=5.0,
+)
+PATIENCE_S = 20.0
+
+
+def memory_hub(**options: Any) -> Hub:
+    return Hub("memory://", authenticate=allow_everyone, hooks_signals=False, **options)
+
+
+class Wire:
+    """What a client dials: an ASGI app, at the end of connections that live for so many frames."""
+
+    def __init__(self, app: Any, lives: Iterable[int] = ()) -> None:
+        self.app = app
+        self.dials = 0
+        self.headers: list[dict[str, str]] = []
+        self.sent: list[dict[str, Any]] = []  # by clients, as far as it arrived
+        self.refuse: Callable[[dict[str, Any]], str | None] = lambda frame: None  # a code, instead of passing it on
+        self._lives: Iterator[int] = iter(lives)
+        self._open: set[Line] = set()
+
+    async def __call__(self, url: str, headers: dict[str, str]) -> Line:
+        self.dials += 1
+        self.headers.append(headers)
+        line = Line(self, next(self._lives, None))
+        self._open.add(line)
+        await line.open(url, headers)
+        return line
+
+    def cut(self) -> None:
+        """All connections are gone, with what was under way."""
+        for line in tuple(self._open):
+            line.cut()
+
+    async def end(self) -> None:
+        """Wait until the app has let go of all of them."""
+        self.cut()
+        for line in tuple(self._open):
+            await line.ended()
+
+
+class Line:
+    """One connection; `life` counts its frames in both directions down to the cut. Even: the last one arrives."""
+
+    def __init__(self, wire: Wire, life: int | None) -> None:
+        self._wire = wire
+        self._life = life
+        self._up: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+        self._down: asyncio.Queue[str | Closed] = asyncio.Queue()
+        self._accepted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._task: asyncio.Task[None] | None = None
+        self._is_cut = False
+        self._refusal: dict[str, Any] = {}
+
+    async def open(self, url: str, headers: dict[str, str]) -> None:
+        parts = urlsplit(url)
+        scope = {
+            "type": "websocket",
+            "path": parts.path,
+            "raw_path": parts.path.encode(),
+            "root_path": "",
+            "query_string": parts.query.encode(),
+            "headers": [(b"host", b"localhost"), *((k.lower().encode(), v.encode()) for k, v in headers.items())],
+            "client": ("127.0.0.1", 5),
+            "subprotocols": ["holdfast.v1"],
+            "extensions": {"websocket.http.response": {}},
+        }
+        await self._up.put({"type": "websocket.connect"})
+        self._task = asyncio.ensure_future(self._wire.app(scope, self._up.get, self._send))
+        self._task.add_done_callback(self._over)
+        await self._accepted
+
+    async def send(self, text: str) -> None:
+        if self._is_cut:
+            raise Closed
+        frame = json.loads(text)
+        code = self._wire.refuse(frame)
+        if code is not None:
+            self._deliver(json.dumps({"type": "error", "ref": frame["ref"], "code": code, "status": 503}))
+        elif self._counted():
+            self._wire.sent.append(frame)
+            await self._up.put({"type": "websocket.receive", "text": text})
+
+    async def receive(self) -> str:
+        frame = await self._down.get()
+        if isinstance(frame, Closed):
+            raise frame
+        return frame
+
+    async def close(self) -> None:
+        self.cut()
+
+    def cut(self) -> None:
+        if not self._is_cut:
+            self._is_cut = True
+            self._up.put_nowait({"type": "websocket.disconnect", "code": 1006})
+            self._down.put_nowait(Closed())
+
+    async def ended(self) -> None:
+        assert self._task is not None
+        await asyncio.wait([self._task])
+
+    async def _send(self, message: Any) -> None:
+        match message["type"]:
+            case "websocket.accept":
+                self._accepted.set_result(None)
+            case "websocket.send":
+                if self._counted():
+                    self._deliver(message["text"])
+            case "websocket.close":
+                self._deliver(Closed(message["code"], message.get("reason", "")))
+            case "websocket.http.response.start":
+                self._refusal = message
+            case "websocket.http.response.body":
+                problem = json.loads(message["body"])
+                self._accepted.set_exception(Refusal(self._refusal["status"], problem, 0.0))
+
+    def _deliver(self, frame: str | Closed) -> None:
+        if not self._is_cut:
+            self._down.put_nowait(frame)
+
+    def _counted(self) -> bool:
+        """Does this frame arrive? The one that ends the connection's life may, or may not."""
+        if self._is_cut:
+            return False
+        if self._life is None:
+            return True
+        self._life -= 1
+        if self._life > 0:
+            return True
+        self.cut()
+        return False
+
+    def _over(self, task: asyncio.Task[None]) -> None:
+        self._wire._open.discard(self)
+        with contextlib.suppress(asyncio.CancelledError):
+            task.result()
+
+
+def client_of(wire: Wire, **options: Any) -> Client:
+    """A client that dials `wire`, with small waits and a seed."""
+    return Client("http://localhost", **{"dial": wire, "timing": QUICK, "random": Random(5), **options})

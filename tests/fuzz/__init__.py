@@ -1,0 +1,15 @@
+"""Fuzzing: everything that a peer can send, drawn from a seed, against the real thing.
+
+You are in `tests.fuzz`. `python -m tests.fuzz --seconds 60` runs all targets; `--help` says the rest. An input is plain
+JSON (a target says of what form), so that each is a file which anybody can read: `corpus/<target>/` holds those that
+begin a run, and every one that ever found something. `test_fuzz.py` replays the whole corpus and runs a fixed number
+of new inputs of each target.
+
+- `engine`: draws, runs, keeps what reaches new code, makes a finding small; `mutate`: how inputs are changed;
+  `coverage`: which lines of `core` and `transports` follow each other in a run.
+- `world`: a hub in virtual time, ASGI by hand, and what must hold of every answer and of the hub after each input.
+- targets: `requests` (HTTP, streams, polls), `frames` (WebSocket messages), `cursors`, `stored` (what stores decode);
+  `wire` has two more, which send raw bytes to a real `holdfast serve`.
+
+The browser's side is fuzzed by `tests/web/fuzz.test.js`.
+"""

@@ -1,0 +1,94 @@
+"""`python -m tests.fuzz [TARGETS] --seconds 60 --seed 1`: look for inputs that break something.
+
+You are in `tests.fuzz`. Ends with 1 if it found any; each is printed small, and kept in the corpus as a regression. The
+seconds are for all targets together. With `--keep` inputs that reached new code are kept in the corpus, too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+
+from tests.fuzz.coverage import Coverage, lines_there_are
+from tests.fuzz.engine import Report, fuzz, save, written
+from tests.fuzz.targets import TARGETS
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run what the arguments name; returns how the process should end."""
+    parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__.partition("\n")[0])
+    parser.add_argument("targets", nargs="*", metavar="TARGETS", help=f"of {', '.join(TARGETS)} (all)")
+    parser.add_argument("--seconds", type=float, default=60.0, help="for all targets together (60)")
+    parser.add_argument("--runs", type=int, help="inputs of each target, instead of a time")
+    parser.add_argument("--seed", type=int, help="what is drawn; by default another one each time")
+    parser.add_argument("--findings", type=int, default=5, help="stop a target after so many (5)")
+    parser.add_argument("--keep", action="store_true", help="keep inputs that reach new code in the corpus")
+    parser.add_argument("--digest", action="store_true", help="print a digest of all inputs, and nothing else")
+    chosen = parser.parse_args(arguments)
+    unknown = set(chosen.targets) - TARGETS.keys()
+    if unknown:
+        parser.error(f"there is no target {', '.join(sorted(unknown))}")
+    names = chosen.targets or list(TARGETS)
+    seed = chosen.seed if chosen.seed is not None else time.time_ns() % 1_000_000
+    say = (lambda line: None) if chosen.digest else (lambda line: print(line, flush=True))
+    say(f"seed {seed}")
+    coverage = Coverage()
+    reports = []
+    for name in names:
+        target = TARGETS[name]()
+        try:
+            report = fuzz(
+                target,
+                seed=seed,
+                runs=chosen.runs,
+                seconds=None if chosen.runs is not None else chosen.seconds / len(names),
+                max_findings=chosen.findings,
+                tell=say,
+                coverage=coverage,
+            )
+        finally:
+            target.close()
+        reports.append(report)
+        tell_of(report, say, is_kept=chosen.keep, coverage=coverage)
+        if chosen.digest:
+            print(f"{name} {report.digest}")
+    if not chosen.digest:
+        tell_coverage(coverage)
+    return 1 if any(report.found for report in reports) else 0
+
+
+def tell_of(report: Report, say: object, *, is_kept: bool, coverage: Coverage) -> None:
+    """What a run did and found; each finding becomes a file."""
+    assert callable(say)
+    for found in report.found:
+        path = save(found.target, found.given, prefix="found")
+        say(f"--- {found.text[:2_000]}\n{json.dumps(found.given)[:4_000]}\nkept as {path}")
+    if is_kept:
+        for given in report.kept:
+            if len(written(given)) < 20_000:
+                save(report.target, given, prefix="new")
+    say(
+        f"{report.target}: {report.runs} inputs in {report.spent_s:.1f} s ({report.runs / max(report.spent_s, 1e-9):.0f}/s, "
+        f"{report.cpu_s:.1f} s of processor time), {len(report.kept)} reached new code, {len(coverage.pairs)} pairs of "
+        f"lines so far, {len(report.found)} found something"
+    )
+
+
+def tell_coverage(coverage: Coverage) -> None:
+    """How much of the watched code was reached, by file."""
+    reached = coverage.lines()
+    if not reached:
+        return
+    total = known = 0
+    for name, lines in lines_there_are().items():
+        seen = lines & reached.get(name, set())
+        total, known = total + len(lines), known + len(seen)
+        if lines:
+            print(f"  {name:28} {len(seen):4} of {len(lines):4} lines in functions")
+    print(f"  {'all':28} {known:4} of {total:4} ({100 * known / max(total, 1):.0f} %)")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,104 @@
+"""Which code an input reaches: pairs of lines that follow each other, in the folders that peers talk to.
+
+You are in `tests.fuzz`. `sys.settrace` makes a run some ten times slower, so only a share of runs is looked at; it needs
+nothing that is not in Python, on every version that we support.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import CodeType, FrameType
+from typing import Any
+
+import holdfast
+
+WATCHED = ("core", "transports")
+_ROOT = Path(holdfast.__file__).parent
+_ELSEWHERE = -1
+_LINE_BITS = 12
+
+
+class Coverage:
+    """What was reached so far; `watching` says what one run added."""
+
+    def __init__(self) -> None:
+        self.pairs: set[int] = set()
+        self._codes: dict[CodeType, int] = {}
+        self._files: dict[str, int] = {}
+
+    @contextmanager
+    def watching(self) -> Iterator[set[int]]:
+        """The pairs that are new in this block; there once the block has ended."""
+        reached: set[int] = set()
+        new: set[int] = set()
+        before = sys.gettrace()
+        sys.settrace(self._tracer(reached))
+        try:
+            yield new
+        finally:
+            sys.settrace(before)
+            new |= reached - self.pairs
+            self.pairs |= new
+
+    def lines(self) -> dict[str, set[int]]:
+        """The lines that were reached, by file below the package."""
+        names = {number: name for name, number in self._files.items()}
+        found: dict[str, set[int]] = {}
+        for pair in self.pairs:
+            name = Path(names[pair >> (2 * _LINE_BITS)]).relative_to(_ROOT).as_posix()
+            found.setdefault(name, set()).add(pair & ((1 << _LINE_BITS) - 1))
+        return found
+
+    def _tracer(self, reached: set[int]) -> Any:  # as sys.settrace takes it
+        codes, number_of = self._codes, self._number_of
+
+        def called(frame: FrameType, event: str, argument: Any) -> Any:
+            code = frame.f_code
+            number = codes.get(code)
+            if number is None:
+                number = codes[code] = number_of(code)
+            if number == _ELSEWHERE:
+                return None
+            base = number << (2 * _LINE_BITS)
+            before = 0
+
+            def stepped(frame: FrameType, event: str, argument: Any) -> Any:
+                nonlocal before
+                if event == "line":
+                    line = frame.f_lineno
+                    reached.add(base | before << _LINE_BITS | line)
+                    before = line
+                return stepped
+
+            return stepped
+
+        return called
+
+    def _number_of(self, code: CodeType) -> int:
+        path = code.co_filename
+        if not any(path.startswith(str(_ROOT / folder)) for folder in WATCHED):
+            return _ELSEWHERE
+        return self._files.setdefault(path, len(self._files))
+
+
+def lines_there_are() -> dict[str, set[int]]:
+    """All lines with code in functions of the watched folders, by file below the package."""
+    found: dict[str, set[int]] = {}
+    for folder in WATCHED:
+        for path in sorted((_ROOT / folder).glob("*.py")):
+            lines: set[int] = set()
+            waiting = [
+                one for one in compile(path.read_text(), str(path), "exec").co_consts if isinstance(one, CodeType)
+            ]
+            while waiting:
+                code = waiting.pop()
+                inner = [one for one in code.co_consts if isinstance(one, CodeType)]
+                waiting += inner
+                is_class = not code.co_flags & 2  # a class body runs at import, which no input does
+                if not is_class:
+                    lines |= {line for _, _, line in code.co_lines() if line and line != code.co_firstlineno}
+            found[path.relative_to(_ROOT).as_posix()] = lines
+    return found

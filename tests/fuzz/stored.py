@@ -1,0 +1,68 @@
+"""The target `stored`: what stores decode, with bytes changed as no log should ever have them.
+
+You are in `tests.fuzz`. Nothing here comes from a peer; a disk may do it, though. An input is the bytes of an operation
+(see `mutate.to_bytes`): it is refused as `msgspec` refuses, or it is an operation that is written and read alike.
+"""
+
+from __future__ import annotations
+
+from random import Random
+
+import msgspec
+
+from holdfast.core.ops import Append, Create, Delete, Finish, Op, SetPart, Takeover, Update, Writer, decode_op, encode_op
+from tests.fuzz import mutate
+from tests.fuzz.engine import Finding
+from tests.fuzz.mutate import Json, to_bytes
+from tests.fuzz.requests import PARTS
+
+OPS: list[Op] = [
+    Create(id="m1", role="user", author="ada", status="streaming", parts=PARTS, meta={"k": [1, None, "é"]}, parent=None,
+           reply_to="m0", at_ms=1, digest=b"\x00" * 16, writer=Writer(by="ada", node="n", lease_ms=15_000)),
+    Append(id="m1", part=0, at=3, text="häß😀"),
+    SetPart(id="m1", index=1, part=PARTS[2], at_ms=2, request="r"),
+    Update(id="m1", parts=None, meta={}, at_ms=3),
+    Finish(id="m1", status="complete", reason=None, meta={"n": 2**53}, at_ms=4, request="r"),
+    Takeover(id="m1", generation=2, writer=Writer()),
+    Delete(id="m1"),
+]  # fmt: skip
+
+
+class Stored:
+    """Decodes bytes as a store does."""
+
+    name = "stored"
+    cpu_s = 1.0
+    is_guided = True
+
+    def seeds(self) -> list[Json]:
+        """Every operation."""
+        return [encode_op(op).decode("latin-1") for op in OPS]
+
+    def generate(self, draw: Random) -> Json:
+        """Bytes without sense."""
+        return draw.randbytes(draw.randint(0, 40)).decode("latin-1")
+
+    def change(self, draw: Random, old: Json, other: Json) -> Json:
+        """A byte or two."""
+        text = old if isinstance(old, str) else ""
+        return to_bytes(mutate.text(draw, text, [other if isinstance(other, str) else ""])).decode("latin-1")
+
+    def run(self, given: Json) -> None:
+        """Raises Finding."""
+        data = to_bytes(given)
+        try:
+            op = decode_op(data)
+        except msgspec.DecodeError:
+            return
+        except Exception as error:
+            raise Finding(f"raised {type(error).__name__}: {error!r} from an operation's bytes") from error
+        try:
+            again = encode_op(op)
+        except Exception as error:
+            raise Finding(f"raised {type(error).__name__}: {error!r} from {op}") from error
+        if encode_op(decode_op(again)) != again:
+            raise Finding(f"not the same: {op}")
+
+    def close(self) -> None:
+        """Nothing is held."""

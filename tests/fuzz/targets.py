@@ -1,0 +1,19 @@
+"""All targets, by name, in the order in which they are run.
+
+You are in `tests.fuzz`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from tests.fuzz.cursors import Cursors
+from tests.fuzz.engine import Target
+from tests.fuzz.frames import Frames
+from tests.fuzz.requests import Requests
+from tests.fuzz.stored import Stored
+from tests.fuzz.wire import RawHttp, RawSocket
+
+TARGETS: dict[str, Callable[[], Target]] = {
+    one.name: one for one in (Requests, Frames, Cursors, Stored, RawHttp, RawSocket)
+}

@@ -1,0 +1,171 @@
+"""What a minute of fuzzing finds: nothing. And what it would find, if there were something."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from random import Random
+from typing import Any
+
+import pytest
+
+from holdfast.core.cursor import Cursor
+from holdfast.transports import answer, http, session, sse
+from tests.fuzz import mutate
+from tests.fuzz.engine import CORPUS, Finding, Target, check, fuzz, read_corpus, shrink, written
+from tests.fuzz.requests import Requests, run_step
+from tests.fuzz.targets import TARGETS
+from tests.fuzz.world import World, documented_codes
+
+SEED = 1
+RUNS = {"requests": 600, "frames": 600, "cursors": 60, "stored": 5_000, "raw-http": 120, "raw-socket": 60}
+KEPT = [(target, name) for target in TARGETS for name, _ in read_corpus(target)]
+
+
+@pytest.fixture(scope="module")
+def targets() -> Iterator[dict[str, Target]]:
+    """One of each: a server is started once."""
+    made = {name: make() for name, make in TARGETS.items()}
+    yield made
+    for target in made.values():
+        target.close()
+
+
+@pytest.mark.parametrize(("target", "name"), KEPT)
+def test_an_input_that_was_kept_finds_nothing(targets: dict[str, Target], target: str, name: str) -> None:
+    given = dict(read_corpus(target))[name]
+    assert check(targets[target], given) is None
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_new_inputs_find_nothing(targets: dict[str, Target], target: str) -> None:
+    report = fuzz(targets[target], seed=SEED, runs=RUNS[target], max_findings=1)
+    assert [(found.text, written(found.given)) for found in report.found] == []
+
+
+def test_every_folder_of_the_corpus_is_of_a_target() -> None:
+    assert {path.name for path in CORPUS.iterdir() if path.is_dir()} <= TARGETS.keys()
+
+
+def test_the_same_seed_draws_the_same_inputs() -> None:
+    def digests(hash_seed: str) -> str:
+        command = [sys.executable, "-m", "tests.fuzz", "frames", "requests", "--runs", "60", "--seed", "7", "--digest"]
+        environment = {**os.environ, "PYTHONHASHSEED": hash_seed}
+        return subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout
+
+    first = digests("1")
+    assert [line.split()[0] for line in first.splitlines()] == ["frames", "requests"]
+    assert first == digests("2")
+
+
+def test_the_table_of_errors_is_read_from_the_protocol() -> None:
+    codes = documented_codes()
+    assert codes[410] == {"deleted"}
+    assert {"gap", "mismatch", "fenced"} <= codes[409]
+    assert {"busy", "draining"} <= codes[503]
+
+
+# What it would find
+
+
+def plain_digits(text: str | None) -> str:
+    return text or "0"
+
+
+def forget_to_answer(self: Any, frame: Any) -> None:
+    self._leave(frame.channel)
+
+
+def stay_in_the_channel(self: Any) -> None:
+    pass
+
+
+def any_form(text: str | None) -> Cursor | None:
+    epoch, _, serial = (text or "").partition(":")
+    return Cursor(epoch, int(serial)) if serial else None
+
+
+def one_too_many(cursor: Cursor | None) -> answer.Told:
+    return answer.Told([1])
+
+
+PLANTED: list[tuple[str, object, str, Callable[..., Any], str]] = [
+    ("requests", http, "_digits", plain_digits, "logged ValueError"),
+    ("frames", session.Session, "_detach", forget_to_answer, "answers"),
+    ("requests", sse.EventStream, "close", stay_in_the_channel, "leak"),
+    ("cursors", sse, "parse_cursor", any_form, "resumed"),
+    ("cursors", answer, "told_by", one_too_many, "told"),
+]
+
+
+@pytest.mark.parametrize(("target", "place", "name", "mistake", "kind"), PLANTED, ids=[one[2] for one in PLANTED])
+def test_a_planted_mistake_is_found(
+    monkeypatch: pytest.MonkeyPatch, target: str, place: object, name: str, mistake: Callable[..., Any], kind: str
+) -> None:
+    monkeypatch.setattr(place, name, mistake)
+    report = fuzz(TARGETS[target](), seed=SEED, runs=300, max_findings=1)
+    assert report.found
+    assert report.found[0].text.startswith(kind)
+    assert len(report.found[0].given.get("steps", [])) <= 2
+
+
+class Picky:
+    """A target that minds one thing."""
+
+    name = "picky"
+    cpu_s = 1.0
+    is_guided = False
+
+    def seeds(self) -> list[Any]:
+        return []
+
+    def generate(self, draw: Random) -> Any:
+        return [{"a": list(range(20)), "b": "x" * 30}, {"c": ["bad word"] * 3, "d": {"e": 1}}]
+
+    def change(self, draw: Random, old: Any, other: Any) -> Any:
+        return mutate.value(draw, old, ["bad"])
+
+    def run(self, given: Any) -> None:
+        if "bad" in written(given):
+            raise Finding("bad: it is")
+
+    def close(self) -> None:
+        pass
+
+
+def test_a_finding_is_made_small() -> None:
+    given = Picky().generate(Random(1))
+    assert written(shrink(Picky(), given, "bad")).strip() in ('"bad"', '[\n "bad"\n]')
+
+
+def test_an_input_that_costs_too_much_is_a_finding() -> None:
+    class Slow(Picky):
+        cpu_s = 0.0
+
+        def run(self, given: Any) -> None:
+            sum(range(100_000))
+
+    text = check(Slow(), [])
+    assert text is not None
+    assert text.startswith("slow")
+
+
+def test_a_hub_that_lives_through_many_inputs_holds_no_more() -> None:
+    inputs = [given for given in Requests().seeds() if "setup" in given][:40]
+    counts: list[int] = []
+
+    async def job(world: World) -> None:
+        for _ in range(3):
+            for given in inputs:
+                for step in given["steps"]:
+                    await run_step(world, step)
+            for exchange in world.open:
+                await exchange.leave()
+            world.open.clear()
+            await world.pass_time(2 * world.limits.channel_idle_s)
+            counts.append(world.hub.stats()["channels"])
+
+    World().run(job)
+    assert counts == [1, 1, 1]  # the one that is followed all the time

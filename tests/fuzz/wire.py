@@ -1,0 +1,485 @@
+"""The targets `raw-http` and `raw-socket`: bytes at a real `holdfast serve`, below what HTTP and WebSocket libraries send.
+
+You are in `tests.fuzz`. An input of `raw-http` is `{pieces}`, the bytes of a connection; one of `raw-socket` is
+`{headers, frames}`, where a frame says each of its fields (`fin`, `rsv`, `op`, `mask`, `length`, `payload`, `times`) or
+is `raw`. The server is a process of its own: it may close the connection and may refuse, but not fail, log an error,
+hang, keep the descriptor or spend seconds; and it goes on. What it does cannot be watched line by line.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import socket
+import struct
+import tempfile
+import time
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from holdfast.testing.rawviewer import Frames, WireError
+from tests.fuzz import mutate
+from tests.fuzz.engine import Finding
+from tests.fuzz.mutate import Json, to_bytes
+from tests.fuzz.requests import HEADER_LINES, PARTS, PATHS, QUERIES, RAW
+from tests.fuzz.world import PRECIOUS, PRECIOUS_TEXT, as_dict, as_list, as_number, as_text, check_code
+from tests.processes import Server
+
+QUIET_S = 0.03  # nobody tells when a server has nothing more to say
+END_S = 8.0
+PROBED_EVERY = 25
+SERVER_CPU_S = 2.0
+MAX_BYTES = 3_000_000
+SPARE_FILES = 40
+SPARE_RSS_KIB = 300_000
+OWN_WORDS = (b"Invalid HTTP request received.", b"Unsupported upgrade request.")  # of the server below us
+FAILED_CODES = (1005, 1006, 1011, 1015)  # it failed, or may not be sent; others may be the peer's own, given back
+TICKS = os.sysconf("SC_CLK_TCK")
+KEY = "dGhlIHNhbXBsZSBub25jZQ=="
+
+
+class Running:
+    """The server, started with the first input."""
+
+    def __init__(self) -> None:
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
+        self._server: Server | None = None
+        self._log_read = 0
+        self._inputs = 0
+        self._files = 0
+        self._rss_kib = 0
+
+    def connect(self) -> socket.socket:
+        """A connection to it."""
+        if self._server is None:
+            self._start()
+        assert self._server is not None
+        connection = socket.create_connection(("127.0.0.1", self._server.port), timeout=END_S)
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return connection
+
+    @property
+    def port(self) -> int:
+        assert self._server is not None
+        return self._server.port
+
+    def check(self) -> None:
+        """Raises Finding unless it lives and has nothing to complain about; now and then, unless all is well."""
+        assert self._server is not None and self._folder is not None
+        if self._server.running.poll() is not None:
+            output = self._server.output[-2_000:]
+            self.close()
+            raise Finding(f"died: {output}")
+        with open(Path(self._folder.name) / "server.log", "rb") as log:
+            log.seek(self._log_read)
+            new = log.read()
+        self._log_read += len(new)
+        if re.search(rb"Traceback|ERROR|CRITICAL|Exception|never retrieved", new):
+            lines = new.decode(errors="replace").strip().splitlines()
+            last = next((line for line in reversed(lines) if re.match(r"\w+(\.\w+)*(Error|Exception|Closed\w*)\b", line)), lines[-1])
+            raise Finding(f"logged {last.partition(':')[0]}: {lines[0]} … {lines[-12:]}")
+        self._inputs += 1
+        if self._inputs % PROBED_EVERY == 0:
+            self._probe()
+
+    def cpu_s(self) -> float:
+        """Processor time that it has spent."""
+        assert self._server is not None
+        fields = Path(f"/proc/{self._server.running.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / TICKS
+
+    def close(self) -> None:
+        """End it."""
+        if self._server is not None:
+            self._server.clean_up()
+        if self._folder is not None:
+            self._folder.cleanup()
+        self._server = self._folder = None
+
+    def _start(self) -> None:
+        self._folder = tempfile.TemporaryDirectory(prefix="holdfast-fuzz-")
+        self._server = Server("serve", Path(self._folder.name))
+        self._server.start()
+        path = f"/v1/channels/{PRECIOUS}/messages"
+        assert self._server.post(path, {"id": "p", "text": PRECIOUS_TEXT})[0] == 201
+        self._files, self._rss_kib, self._log_read, self._inputs = self._count_files(), self._memory_kib(), 0, 0
+
+    def _probe(self) -> None:
+        """A conversation, what was stored before, and what the process holds. Raises Finding."""
+        assert self._server is not None
+        path = f"/v1/channels/probe-{self._inputs}/messages"
+        asked = [
+            (201, self._server.post(path, {"id": "a", "role": "assistant", "status": "streaming"})),
+            (200, self._server.post(f"{path}/a/append", {"text": "häß😀", "at": 0})),
+            (200, self._server.post(f"{path}/a/finish", {})),
+            (200, self._server.get("/readyz")),
+        ]
+        if any(status != expected for expected, (status, _) in asked):
+            raise Finding(f"health: {asked}")
+        if self._server.message(f"probe-{self._inputs}", "a")["parts"] != [{"type": "text", "text": "häß😀"}]:
+            raise Finding("health: a conversation got another text")
+        if self._server.message(PRECIOUS, "p")["parts"] != [{"type": "text", "text": PRECIOUS_TEXT}]:
+            raise Finding("lost: what was stored before")
+        deadline_s = time.monotonic() + END_S
+        while self._count_files() > self._files + SPARE_FILES or b"holdfast_feeds 0\n" not in self._metrics():
+            if time.monotonic() > deadline_s:
+                raise Finding(f"leak: {self._count_files()} files open, {self._files} at first; {self._metrics()!r}")
+            time.sleep(0.02)  # nobody tells when a server has let go
+        if self._memory_kib() > self._rss_kib + SPARE_RSS_KIB:
+            raise Finding(f"memory: {self._memory_kib()} KiB, {self._rss_kib} at first")
+
+    def _metrics(self) -> bytes:
+        assert self._server is not None
+        return str(self._server.get("/metrics")[1]).encode()
+
+    def _count_files(self) -> int:
+        assert self._server is not None
+        return len(os.listdir(f"/proc/{self._server.running.pid}/fd"))
+
+    def _memory_kib(self) -> int:
+        assert self._server is not None
+        status = Path(f"/proc/{self._server.running.pid}/status").read_text()
+        return int(re.findall(r"VmRSS:\s+(\d+)", status)[0])
+
+
+class _Wire:
+    """What both targets share."""
+
+    cpu_s = 10.0  # of this process; the server's own is looked at where it is spent
+    is_guided = False
+
+    def __init__(self) -> None:
+        self._running = Running()
+
+    def close(self) -> None:
+        """End the server."""
+        self._running.close()
+
+    def _exchange(self, pieces: list[bytes], *, head: bytes = b"", last: bytes = b"") -> bytes:
+        """Send `head` and wait for its answer, send `pieces`, say `last` when it is quiet, and read to the end.
+
+        Raises Finding.
+        """
+        connection = self._running.connect()
+        before_s = self._running.cpu_s()
+        received = bytearray()
+        with connection:
+            is_over = bool(head) and not _send(connection, head, received)
+            deadline_s = time.monotonic() + END_S
+            while head and not is_over and b"\r\n\r\n" not in received and time.monotonic() < deadline_s:
+                is_over = _read(connection, received, QUIET_S, until=b"\r\n\r\n")
+            for piece in pieces:
+                is_over = not _send(connection, piece, received) or is_over
+            if not is_over:
+                is_over = _read(connection, received, QUIET_S)
+            if not is_over and last:
+                _send(connection, last, received)
+                is_over = _read(connection, received, QUIET_S)
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_WR)
+            if not is_over and not _read(connection, received, END_S):
+                raise Finding(f"hangs: a connection that was closed is kept; it got {bytes(received[-200:])!r}")
+        self._running.check()
+        spent_s = self._running.cpu_s() - before_s
+        if spent_s > SERVER_CPU_S:
+            raise Finding(f"slow: {spent_s:.1f} s of the server's processor time")
+        return bytes(received)
+
+
+def _send(connection: socket.socket, data: bytes, received: bytearray) -> bool:
+    """Send it, and take meanwhile what comes, as peers do; False when the connection is over."""
+    view = memoryview(data)
+    connection.setblocking(False)
+    deadline_s = time.monotonic() + END_S
+    try:
+        while view:
+            try:
+                view = view[connection.send(view) :]
+            except BlockingIOError:
+                if time.monotonic() > deadline_s:
+                    return True  # the server reads no further, which is its right
+                if _read(connection, received, 0.01):
+                    return False
+                connection.setblocking(False)
+    except OSError:
+        return False
+    return True
+
+
+def _read(connection: socket.socket, received: bytearray, quiet_s: float, *, until: bytes = b"") -> bool:
+    """Read until it is quiet for so long, or `until` has come; True at the end of the connection."""
+    connection.settimeout(quiet_s)
+    try:
+        while len(received) < MAX_BYTES:
+            data = connection.recv(65_536)
+            if not data:
+                return True
+            received += data
+            if until and until in received:
+                return False
+    except TimeoutError:
+        return False
+    except OSError:
+        return True
+    return False
+
+
+class RawHttp(_Wire):
+    """Bytes where a request should be."""
+
+    name = "raw-http"
+
+    def seeds(self) -> list[Json]:
+        """Requests as they should be, and the classic ways in which they should not."""
+        get = "GET /v1/channels/c HTTP/1.1\r\nHost: localhost\r\n\r\n"
+        post = "POST /v1/channels/c/messages HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        body = '{"text": "x"}'
+        found = [
+            get,
+            get * 20,
+            f"{post}Content-Length: {len(body)}\r\n\r\n{body}{get}",
+            f"{post}Content-Length: {len(body)}\r\nContent-Length: 1\r\n\r\n{body}{get}",
+            f"{post}Content-Length: 999\r\n\r\n{body}",
+            f"{post}Content-Length: -1\r\n\r\n{body}",
+            f"{post}Content-Length: 99999999999999999999\r\n\r\n{body}",
+            f"{post}Transfer-Encoding: chunked\r\n\r\nd\r\n{body}\r\n0\r\n\r\n{get}",
+            f"{post}Transfer-Encoding: chunked\r\nContent-Length: 3\r\n\r\nd\r\n{body}\r\n0\r\n\r\n{get}",
+            f"{post}Transfer-Encoding: chunked\r\n\r\nffffffffffffffff\r\n{body}",
+            f"{post}Transfer-Encoding: chunked\r\n\r\nd;{'x' * 5_000}\r\n{body}\r\n0\r\nX: y\r\n\r\n",
+            f"{post}Transfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n",
+            f"{post}Expect: 100-continue\r\nContent-Length: {len(body)}\r\n\r\n{body}",
+            "GET / HTTP/1.0\r\n\r\n",
+            "GET /v1/channels/c/events HTTP/1.0\r\nHost: localhost\r\n\r\n",
+            "GET /v1/channels/c/poll?wait_s=60 HTTP/1.1\r\nHost: localhost\r\n\r\n",
+            "GET http://localhost/healthz HTTP/1.1\r\nHost: localhost\r\n\r\n",
+            "CONNECT localhost:80 HTTP/1.1\r\nHost: localhost\r\n\r\n",
+            "OPTIONS * HTTP/1.1\r\nHost: localhost\r\n\r\n",
+            "GET /healthz HTTP/9.9\r\nHost: localhost\r\n\r\n",
+            "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+            "\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
+            "GET /healthz HTTP/1.1\r\nHost: localhost\r\nX: a\r\n b\r\n\r\n",
+            "GET /healthz HTTP/1.1\nHost: localhost\n\n",
+            f"GET /{'x' * 70_000} HTTP/1.1\r\nHost: localhost\r\n\r\n",
+            f"GET / HTTP/1.1\r\nHost: localhost\r\n{'X: y' + chr(13) + chr(10)}" * 1 + "Y: " + "y" * 90_000 + "\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: localhost\r\n" + "X: y\r\n" * 3_000 + "\r\n",
+            "GET /v1/ws HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n",
+            "GET /v1/ws HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\nUpgrade: h2c\r\nHTTP2-Settings: AA\r\n\r\n",
+            "GET /web/client.js HTTP/1.1\r\nHost: localhost\r\nRange: bytes=0-0,1-1,-1\r\n\r\n",
+            "GET /web/client.js HTTP/1.1\r\nHost: localhost\r\nIf-Modified-Since: , 0\r\nIf-None-Match: \"\r\n\r\n",
+            "GET /web/%00/..%2f..%2fapp.py HTTP/1.1\r\nHost: localhost\r\n\r\n",
+            "HEAD /web/ HTTP/1.1\r\nHost: localhost\r\n\r\n",
+        ]
+        found += [f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n" for path in PATHS]
+        return [{"pieces": [one]} for one in found]
+
+    def generate(self, draw: Random) -> Json:
+        """A request put together of good and bad pieces."""
+        method = draw.choice(("GET", "GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "BREW", "g\x00t", ""))
+        path = draw.choice((*PATHS, "/web/client.js", "/web/../cli.py", "/v1/ws", "/metrics"))
+        lines = [f"{method} {path}?{draw.choice(QUERIES)} HTTP/1.1", *draw.choices(_LINES, k=draw.randint(0, 6))]
+        if draw.random() < 0.8:
+            lines.insert(1, "Host: localhost")
+        end = draw.choice(("\r\n", "\r\n", "\r\n", "\n", "\r"))
+        return {"pieces": [end.join(lines) + end * 2 + draw.choice((*RAW, json.dumps({"parts": PARTS})))]}
+
+    def change(self, draw: Random, old: Json, other: Json) -> Json:
+        """A few bytes, a line, or where it is cut."""
+        whole = "".join(one for one in as_list(as_dict(old).get("pieces")) if isinstance(one, str))[:200_000]
+        theirs = "".join(one for one in as_list(as_dict(other).get("pieces")) if isinstance(one, str))[:200_000]
+        match draw.randrange(4):
+            case 0:
+                whole += theirs
+            case 1:
+                lines = whole.split("\r\n")
+                lines.insert(draw.randint(0, len(lines)), draw.choice((*_LINES, draw.choice(theirs.split("\r\n")))))
+                whole = "\r\n".join(lines)
+            case _:
+                whole = mutate.text(draw, whole, _LINES) + whole[mutate.MAX_TEXT :]
+        cut = draw.randint(0, len(whole)) if draw.random() < 0.3 else len(whole)
+        return {"pieces": [piece for piece in (whole[:cut], whole[cut:]) if piece]}
+
+    def run(self, given: Json) -> None:
+        """Raises Finding."""
+        received = self._exchange([to_bytes(one) for one in as_list(as_dict(given).get("pieces"))[:20]])
+        check_responses(received)
+
+
+_LINES = [f"{name}: {value}" for name, value in HEADER_LINES] + [
+    "Content-Length: 13", "Content-Length: 0", "Content-Length: +5", "Content-Length: 0x10", "Connection: close",
+    "Connection: keep-alive, upgrade", "Transfer-Encoding: chunked", "Transfer-Encoding: identity", "Range: bytes=5-2",
+    "Range: bytes=" + "0-," * 3_000, "If-Range: x", "If-Modified-Since: Mon, 99 Foo 20000 99:99:99 GMT", "X : y",
+    "no colon", "\x00: \x00", ": empty", "Host", "Host: a\rb", "Sec-WebSocket-Version: 13", f"Sec-WebSocket-Key: {KEY}",
+    "Sec-WebSocket-Key: x", "Upgrade: websocket", "Sec-WebSocket-Protocol: \x7f, holdfast.v1", "d", "0", "ffffffffff",
+]  # fmt: skip
+
+
+def check_responses(received: bytes) -> None:
+    """No answer says that the server failed, and every refusal is a problem, or the HTTP server's own. Raises Finding."""
+    for found in re.finditer(rb"(?:^|(?<=[\n}]))HTTP/1\.1 (\d{3})[^\r\n]*\r\n((?:[^\r\n]+\r\n)*)\r\n", received):
+        status, headers = int(found[1]), found[2].lower()
+        body = received[found.end() : found.end() + 600]
+        if status >= 500 and status != 503:
+            raise Finding(f"internal: {status} {body!r}")
+        if status < 400:
+            continue
+        if b"content-type: application/problem+json" not in headers:
+            if not body.startswith(OWN_WORDS) and body and b"upgrade" not in body.lower() and b"websocket" not in body.lower():
+                raise Finding(f"no problem: {status} {found[2]!r} {body!r}")
+        elif body.startswith(b"{"):
+            code = re.search(rb'"code":"(\w+)"', body)
+            check_code(status, code[1].decode() if code else None, f"{body!r}")
+
+
+class RawSocket(_Wire):
+    """Bytes where WebSocket frames should be."""
+
+    name = "raw-socket"
+
+    def seeds(self) -> list[Json]:
+        """Frames as they should be, and each way of RFC 6455 in which they may not."""
+        attach = '{"type":"attach","ref":1,"channel":"c"}'
+        text = {"op": 1, "payload": attach}
+        found: list[list[Json]] = [
+            [text],
+            [{"op": 1, "fin": 0, "payload": attach[:9]}, {"op": 0, "payload": attach[9:]}],
+            [{"op": 1, "fin": 0, "payload": attach[:9]}, {"op": 9, "payload": "x"}, {"op": 0, "payload": attach[9:]}],
+            [{"op": 1, "fin": 0, "payload": "a"}, {"op": 1, "payload": "b"}],
+            [{"op": 0, "payload": "a"}],
+            [{"op": 1, "fin": 0, "payload": ""}, {"op": 0, "fin": 0, "payload": "", "times": 500}, text],
+            [{"op": 2, "payload": "x"}],
+            [{"op": 1, "payload": "\xff\xfe"}],
+            [{"op": 1, "fin": 0, "payload": "\xf0\x9f"}, {"op": 0, "payload": "\x98\x80"}],
+            [{"op": 1, "payload": "\xed\xa0\x80"}],
+            *([{"op": op, "payload": "x"}] for op in (3, 4, 7, 11, 15)),
+            *([{"op": 1, "rsv": rsv, "payload": attach}] for rsv in (1, 2, 4, 7)),
+            [{"op": 1, "mask": None, "payload": attach}],
+            [{"op": 9, "payload": "x" * 126}],
+            [{"op": 9, "fin": 0, "payload": "x"}],
+            [{"op": 9, "payload": "x", "times": 2_000}, text],
+            [{"op": 10, "payload": "", "times": 500}, text],
+            [{"op": 8, "payload": ""}],
+            [{"op": 8, "payload": "\x03"}],
+            *([{"op": 8, "payload": struct.pack("!H", code).decode("latin-1")}]
+              for code in (0, 999, 1000, 1004, 1005, 1006, 1012, 1015, 2999, 3000, 4999, 5000, 65535)),
+            [{"op": 8, "payload": "\x03\xe8\xff"}],
+            [{"op": 8, "payload": "\x03\xe8"}, text],
+            [{"op": 1, "length": 2**63, "payload": "x"}],
+            [{"op": 1, "length": 2**62, "payload": "x"}],
+            [{"op": 1, "length": 2**31, "payload": "x"}],
+            [{"op": 1, "length": 5, "wide": 8, "payload": "[1,2]"}],
+            [{"op": 1, "payload": '{"ref":1,"x":"' + "x" * 1_048_600 + '"}'}],
+            [{"op": 1, "payload": '{"ref":1,"x":"' + "x" * 1_200_000 + '"}'}],
+            [{"op": 1, "payload": '{"type":"detach","ref":"\\ud800","channel":"c"}'}, text],
+            [{"op": 1, "payload": '{"type":"create","ref":1,"channel":"c","parts":[{"type":[]}]}'}, text],
+            [{"op": 1, "payload": '{"type":"history","ref":1,"channel":"c"}', "times": 1_500}],
+            [{"raw": "GET / HTTP/1.1\r\n\r\n"}],
+        ]  # fmt: skip
+        return [{"headers": [], "frames": frames} for frames in found]
+
+    def generate(self, draw: Random) -> Json:
+        """Frames that are mostly in order."""
+        return {"headers": [], "frames": [self._frame(draw) for _ in range(draw.randint(1, 5))]}
+
+    def change(self, draw: Random, old: Json, other: Json) -> Json:
+        """A field of a frame, a frame, or the handshake."""
+        new = mutate.copied(as_dict(old))
+        frames = new["frames"] = [one for one in as_list(new.get("frames")) if isinstance(one, dict)][:30]
+        theirs = [one for one in as_list(as_dict(other).get("frames")) if isinstance(one, dict)]
+        choice = draw.random()
+        if not frames or choice < 0.2:
+            frames.insert(draw.randint(0, len(frames)), self._frame(draw))
+        elif choice < 0.35 and theirs:
+            frames.insert(draw.randint(0, len(frames)), mutate.copied(draw.choice(theirs)))
+        elif choice < 0.4:
+            new["headers"] = draw.choices(HEADER_LINES, k=2)
+        else:
+            frame = draw.choice(frames)
+            match draw.randrange(6):
+                case 0:
+                    frame["payload"] = mutate.text(draw, as_text(frame.get("payload"), "")[:3_000], RAW)
+                case 1:
+                    frame["op"] = draw.randrange(16)
+                case 2:
+                    frame["fin"] = draw.randrange(2)
+                case 3:
+                    frame["rsv"] = draw.randrange(8)
+                case 4:
+                    frame["length"] = draw.choice((0, 1, 125, 126, 127, 65_535, 65_536, 2**20, 2**31, 2**63))
+                case _:
+                    frame["times"] = draw.choice((2, 30, 300))
+        return new
+
+    def _frame(self, draw: Random) -> dict[str, Json]:
+        kinds = ("attach", "detach", "create", "append", "history", "pong")
+        frame = {"type": draw.choice(kinds), "ref": draw.randrange(99), "channel": "c", "id": "m1", "text": "é"}
+        op = draw.choice((1, 1, 1, 1, 2, 8, 9, 10, draw.randrange(16)))
+        return {"op": op, "fin": int(draw.random() < 0.85), "payload": json.dumps(frame) if op == 1 else "xy"}
+
+    def run(self, given: Json) -> None:
+        """Raises Finding."""
+        known = as_dict(given)
+        lines = [f"{line[0]}: {line[1]}" for line in as_list(known.get("headers")) if isinstance(line, list) and len(line) == 2]
+        head = "\r\n".join(
+            [
+                "GET /v1/ws HTTP/1.1", "Host: localhost", "Connection: Upgrade", "Upgrade: websocket",
+                "Sec-WebSocket-Version: 13", f"Sec-WebSocket-Key: {KEY}", *lines, "", "",
+            ]
+        )  # fmt: skip
+        frames = [data for frame in as_list(known.get("frames"))[:30] for data in frame_bytes(as_dict(frame))]
+        close = b"\x88\x82\x00\x00\x00\x00\x03\xe8"
+        received = self._exchange(frames, head=to_bytes(head), last=close)
+        answer, _, rest = received.partition(b"\r\n\r\n")
+        if answer.startswith(b"HTTP/1.1 101"):
+            check_frames(rest)
+        else:
+            check_responses(received)
+
+
+def frame_bytes(frame: dict[str, Any]) -> list[bytes]:
+    """A frame as it is described, whether it may be so or not."""
+    if "raw" in frame:
+        return [to_bytes(frame["raw"])]
+    payload = to_bytes(as_text(frame.get("payload"), ""))
+    first = (
+        (0x80 if frame.get("fin", 1) else 0)
+        | (int(as_number(frame.get("rsv"), 0, 7)) << 4)
+        | int(as_number(frame.get("op"), 1, 15))
+    )
+    length = int(as_number(frame.get("length"), len(payload), 2**63))
+    mask = b"\x11\x22\x33\x44" if frame.get("mask", True) is not None else b""
+    wide = frame.get("wide")
+    bit = 0x80 if mask else 0
+    if wide != 8 and length < 126:
+        head = struct.pack("!BB", first, bit | length)
+    elif wide != 8 and length < 65_536:
+        head = struct.pack("!BBH", first, bit | 126, length)
+    else:
+        head = struct.pack("!BBQ", first, bit | 127, length)
+    stream = (b"\x11\x22\x33\x44" * (len(payload) // 4 + 1))[: len(payload)] if mask else bytes(len(payload))
+    masked = (int.from_bytes(payload, "big") ^ int.from_bytes(stream, "big")).to_bytes(len(payload), "big")
+    times = int(as_number(frame.get("times"), 1, 3_000))
+    return [(head + mask + masked) * max(1, min(times, 4_000_000 // max(1, len(payload))))]
+
+
+def check_frames(received: bytes) -> None:
+    """What the server sends is RFC 6455, and says of no mistake of its own. Raises Finding."""
+    try:
+        messages = Frames().receive(received)
+    except WireError as error:
+        raise Finding(f"frames: {error}") from error
+    for opcode, payload in messages:
+        if opcode == 8 and len(payload) >= 2:
+            code = struct.unpack_from("!H", payload)[0]
+            if code in FAILED_CODES:
+                raise Finding(f"close code: {code} {payload[2:]!r}")
+        elif opcode == 1:
+            frame = json.loads(payload)
+            if frame["type"] == "error":
+                check_code(frame["status"], frame["code"], "a frame")
+            elif frame["type"] == "bye" and frame["reason"] == "internal":
+                raise Finding(f"internal: {frame}")
+        elif opcode not in (8, 9, 10):
+            raise Finding(f"frames: opcode {opcode}")

@@ -1,0 +1,547 @@
+"""A hub in virtual time, ASGI by hand, and what must hold whatever a peer sends.
+
+You are in `tests.fuzz`. Every input gets a `World` of its own, so that it alone decides what happens; its clock jumps,
+so that a poll of a minute costs nothing. The rules here are those of `docs/protocol.md`, read from the page where it
+has a table: no status but those, no code that is not listed, an answer for each request, nothing lost, nothing left.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import re
+from collections.abc import Callable, Coroutine
+from functools import cache
+from pathlib import Path
+from random import Random
+from typing import Any
+from urllib.parse import unquote
+
+from holdfast.app import Hub
+from holdfast.core.limits import Limits
+from holdfast.hub.identity import allow_everyone
+from holdfast.testing.rawviewer import Checker, SseParser, WireError
+from holdfast.testing.sim.clock import SimClock, Stuck, VirtualLoop
+from tests.fuzz.engine import Finding
+from tests.fuzz.mutate import to_bytes
+
+PATIENCE_S = 200.0  # of virtual time, for what ends by itself
+HOLD_S = 0.3  # a stream is read for so long: some flush windows
+PROTOCOL = Path(__file__).parent.parent.parent / "docs" / "protocol.md"
+SMALL = Limits(
+    request_bytes=8_192,
+    append_bytes=2_048,
+    message_bytes=6_000,
+    parts=8,
+    meta_bytes=1_024,
+    depth=8,
+    socket_channels=3,
+    socket_requests=20,
+    socket_request_bytes=300_000,
+    history=10,
+    history_bytes=4_000,
+    default_history=3,
+    catch_up_messages=5,
+    waiting_requests=50,
+    channel_bytes=10_000,
+)
+LIMITS = {"small": SMALL, "default": Limits()}
+PRECIOUS = "precious-5f0c"  # a channel whose name no input knows
+PRECIOUS_TEXT = "stored before, häßlich 😀"
+WATCHED = "c"  # a channel that is followed from the beginning to the end
+JSON = [[b"host", b"localhost"], [b"content-type", b"application/json"]]
+
+
+@cache
+def documented_codes() -> dict[int, frozenset[str]]:
+    """The codes of each status, as section 9 of the protocol lists them."""
+    section = PROTOCOL.read_text().split("\n## 9. ")[1].split("\n## ")[0]
+    codes: dict[int, set[str]] = {}
+    for statuses, listed in re.findall(r"^\| ([0-9, ]+) \| (.*) \|$", section, re.M):
+        for status in statuses.split(","):
+            codes.setdefault(int(status), set()).update(re.findall(r"`(\w+)`", listed))
+    assert "internal" in codes[500], "the table of errors is not where it was"
+    return {status: frozenset(names) for status, names in codes.items()}
+
+
+def check_code(status: object, code: object, where: str) -> None:
+    """Raises Finding unless `code` is documented for `status`, and no mistake of ours."""
+    if code in ("internal", "store_unusable", "misuse"):
+        raise Finding(f"internal: {where}")
+    if not isinstance(status, int) or code not in documented_codes().get(status, ()):
+        raise Finding(f"undocumented: {status} {code!r} to {where}")
+
+
+class Answer:
+    """What an ASGI app said to one request, checked while it comes."""
+
+    def __init__(self, what: str) -> None:
+        self.what = what
+        self.status = 0
+        self.headers: dict[str, str] = {}
+        self.body = bytearray()
+        self.is_over = False
+
+    def take(self, message: dict[str, Any]) -> None:
+        """Raises Finding for what no server could send on."""
+        kind = message["type"]
+        if kind == "http.response.start":
+            if self.status:
+                raise Finding(f"twice: a second answer to {self.what}")
+            self.status = message["status"]
+            for name, value in message.get("headers", ()):
+                if re.search(rb"[\r\n\0]", value) or not re.fullmatch(rb"[a-z0-9-]+", name):
+                    raise Finding(f"header: {name!r}: {value!r} in the answer to {self.what}")
+                self.headers[name.decode()] = value.decode("latin-1")
+        elif kind == "http.response.body":
+            if not self.status or self.is_over:
+                raise Finding(f"order: a body where none may be, to {self.what}")
+            self.body += message.get("body", b"")
+            self.is_over = not message.get("more_body", False)
+        else:
+            raise Finding(f"order: {kind} to {self.what}")
+
+    @property
+    def is_stream(self) -> bool:
+        return self.headers.get("content-type", "").startswith("text/event-stream")
+
+    def json(self) -> Any:
+        """The body. Raises Finding if it is no JSON."""
+        try:
+            return json.loads(bytes(self.body).decode())
+        except ValueError:
+            raise Finding(f"not JSON: the answer to {self.what}: {bytes(self.body[:80])!r}") from None
+
+    def check(self, *, is_head: bool) -> None:
+        """Raises Finding unless this is an answer that the protocol knows."""
+        what = f"{self.what}: {self.status}"
+        if not self.status:
+            raise Finding(f"unanswered: {self.what}")
+        if not self.is_stream:
+            if not self.is_over:
+                raise Finding(f"unfinished: {what}")
+            length = self.headers.get("content-length")
+            if length is not None and int(length) != len(self.body) and not is_head:
+                raise Finding(f"length: {what} says {length} bytes and has {len(self.body)}")
+            if self.headers.get("cache-control") not in ("no-store", "no-cache"):
+                raise Finding(f"cache: {what}")
+        if self.status >= 400:
+            self._check_problem(what)
+        elif self.status not in (200, 201, 204):
+            raise Finding(f"undocumented: {what}")
+        elif self.headers.get("content-type") == "application/json" and not is_head:
+            self.json()
+
+    def _check_problem(self, what: str) -> None:
+        if self.headers.get("content-type") != "application/problem+json":
+            raise Finding(f"no problem: {what} is {self.headers.get('content-type')}")
+        problem = self.json()
+        if not {"type", "title", "status", "detail", "code"} <= problem.keys() or problem["status"] != self.status:
+            raise Finding(f"no problem: {what} {problem}")
+        check_code(self.status, problem["code"], self.what)
+        if self.status in (429, 503) and not self.headers.get("retry-after", "").isdigit():
+            raise Finding(f"retry: {what}")
+
+
+class _Heard(logging.Handler):
+    """What was logged as a mistake of ours: where it happened, what it was, and the record's own words."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.ERROR)
+        self.texts: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        error = record.exc_info[1] if record.exc_info else None
+        self.texts.append(f"{blame(error)}: {error!r} {record.getMessage()}")
+
+
+def blame(error: BaseException | None) -> str:
+    """Which function of ours an error came through last: by this findings are told apart."""
+    place = "nowhere of ours"
+    trace = error.__traceback__ if error is not None else None
+    while trace is not None:
+        code = trace.tb_frame.f_code
+        if "/holdfast/" in code.co_filename and "/testing/" not in code.co_filename:
+            place = f"{Path(code.co_filename).stem}.{code.co_name}"
+        trace = trace.tb_next
+    return f"{type(error).__name__} in {place}"
+
+
+class World:
+    """A hub, and whoever talks to it."""
+
+    def __init__(self, *, limits: str = "small", by_hand: bool = False, origins: tuple[str, ...] = (),
+                 is_open: bool = False) -> None:
+        self.loop = VirtualLoop()
+        self.limits = LIMITS[limits]
+        self.hub = Hub(
+            "memory://",
+            hooks_signals=False,
+            drain_s=0.2,
+            limits=self.limits,
+            clock=SimClock(self.loop, Random(1)),
+            allowed_origins=origins,
+            authenticate=allow_everyone if is_open else None,
+        )
+        self.hub.drive_by_hand = by_hand
+        self.open: list[Exchange] = []  # what goes on beside the requests that come after it
+
+    def run(self, job: Callable[[World], Coroutine[Any, Any, None]]) -> None:
+        """Run `job` in this world, and check what it leaves behind. Raises Finding."""
+        heard = _Heard()
+        logger = logging.getLogger()
+        known = [logging.getLogger(name) for name in ("holdfast", "holdfast.hub", "holdfast.transports", "asyncio")]
+        before = [(one, one.level, one.propagate) for one in known]
+        logger.addHandler(heard)
+        for one in known:
+            one.propagate = True
+        logging.disable(logging.WARNING)
+        asyncio.set_event_loop(self.loop)
+        found: Finding | None = None
+        try:
+            self.loop.run_until_complete(self._live(job))
+        except Finding as error:
+            found = error
+        except Stuck as error:
+            found = Finding(f"stuck: {error}")
+        finally:
+            asyncio.set_event_loop(None)
+            logging.disable(logging.NOTSET)
+            logger.removeHandler(heard)
+            for one, level, propagates in before:
+                one.level, one.propagate = level, propagates
+            self.loop.close()
+        if heard.texts:  # says more than that the answer was a 500
+            raise Finding(f"logged {heard.texts[0]}; {found or ''}")
+        if found is not None:
+            raise found
+        if self.loop.complaints:
+            raise Finding(f"asyncio: {self.loop.complaints}")
+
+    async def _live(self, job: Callable[[World], Coroutine[Any, Any, None]]) -> None:
+        try:
+            await self.hub.start()
+            await self._store_something_precious()
+            witness = Witness(self)
+            await witness.begin()
+            tasks = len(asyncio.all_tasks())
+            await job(self)
+            for exchange in self.open:
+                await exchange.leave()
+            await asyncio.sleep(HOLD_S)
+            await witness.check()
+            await self._converse()
+            await self._check_precious()
+            await witness.leave()
+            await self._check_nothing_is_left(tasks - 1)  # the witness's own
+        finally:
+            await self._end()
+
+    async def _end(self) -> None:
+        try:
+            async with asyncio.timeout(PATIENCE_S):
+                await self.hub.close()
+        except TimeoutError:
+            raise Finding("stuck: the hub does not close") from None
+        await asyncio.sleep(0)
+        left = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
+        for task in left:
+            task.cancel()
+        if left:
+            await asyncio.wait(left)
+            raise Finding(f"left: after its end the hub has {left}")
+
+    async def pass_time(self, span_s: float) -> None:
+        """Let virtual time pass, with all that happens in it."""
+        await asyncio.sleep(span_s)
+
+    # What a well-behaved peer does
+
+    async def ask(self, method: str, path: str, body: object = None, query: str = "") -> Answer:
+        """A request that nothing is wrong with."""
+        exchange = Exchange(self, method, path, headers=JSON, query=query.encode())
+        exchange.pieces = [json.dumps(body).encode()] if body is not None else [b""]
+        await exchange.finish()
+        return exchange.answer
+
+    async def expect(self, status: int, method: str, path: str, body: object = None, query: str = "") -> Any:
+        """The same; raises Finding unless it is answered with `status`."""
+        answer = await self.ask(method, path, body, query)
+        if answer.status != status:
+            raise Finding(f"health: {method} {path} {body} got {answer.status} {bytes(answer.body[:200])!r}")
+        return answer.json() if answer.body else None
+
+    async def _store_something_precious(self) -> None:
+        path = f"/v1/channels/{PRECIOUS}/messages"
+        await self.expect(201, "POST", path, {"id": "p", "text": PRECIOUS_TEXT})
+        start = {"id": "s", "role": "assistant", "status": "streaming", "text": PRECIOUS_TEXT}
+        await self.expect(201, "POST", path, start)
+
+    async def _check_precious(self) -> None:
+        page = await self.expect(200, "GET", f"/v1/channels/{PRECIOUS}/messages")
+        found = [(one["id"], one["status"], one["parts"]) for one in page["messages"]]
+        parts = [{"type": "text", "text": PRECIOUS_TEXT}]
+        if found != [("s", "streaming", parts), ("p", "complete", parts)] or not page["cursor"].endswith(":2"):
+            raise Finding(f"lost: {page}")
+
+    async def _converse(self) -> None:
+        """A conversation as it should be: the hub is as healthy as before."""
+        path = "/v1/channels/probe-5f0c/messages"
+        await self.expect(200, "GET", "/readyz")
+        await self.expect(201, "POST", path, {"id": "u", "text": "hello?"})
+        start = {"id": "a", "role": "assistant", "status": "streaming", "parent": "u"}
+        await self.expect(201, "POST", path, start)
+        for at, text in ((0, "häß"), (3, "lich 😀")):
+            answer = await self.expect(200, "POST", f"{path}/a/append", {"text": text, "at": at})
+            if answer != {"serial": answer["serial"], "part": 0, "length": at + len(text)}:
+                raise Finding(f"health: an append was answered {answer}")
+        await self.expect(200, "POST", f"{path}/a/finish", {})
+        message = (await self.expect(200, "GET", f"{path}/a"))["message"]
+        if (message["status"], message["parts"]) != ("complete", [{"type": "text", "text": "häßlich 😀"}]):
+            raise Finding(f"health: the answer became {message}")
+        head = await self.expect(200, "GET", "/v1/channels/probe-5f0c")
+        polled = await self.expect(200, "GET", "/v1/channels/probe-5f0c/poll")
+        shown = [event["message"]["id"] for event in polled["events"] if event["type"] == "message.update"]
+        if (shown, polled["cursor"]) != (["u", "a"], head["cursor"]):
+            raise Finding(f"health: a poll shows {polled}, the channel stands at {head}")
+
+    async def _check_nothing_is_left(self, tasks: int) -> None:
+        async with asyncio.timeout(PATIENCE_S):
+            for _ in range(20):  # housekeeping needs no more than a few turns
+                stats = self.hub.stats()
+                if len(asyncio.all_tasks()) <= tasks and not stats["feeds"] and not stats["waiting"]:
+                    return
+                await asyncio.sleep(1.0)
+        alive = [str(task.get_coro()) for task in asyncio.all_tasks()]
+        raise Finding(f"leak: {stats} and {len(alive)} tasks, {tasks} before: {alive}")
+
+
+class Exchange:
+    """One request to the app, by hand: for scopes and timing that no client has."""
+
+    def __init__(
+        self,
+        world: World,
+        method: str,
+        path: str,
+        *,
+        headers: list[list[bytes]],
+        query: bytes = b"",
+        raw_path: bytes | None = None,
+        address: str = "127.0.0.1",
+    ) -> None:
+        self._world = world
+        self.answer = Answer(f"{method} {path[:200]!r} {query[:200]!r}")
+        self.pieces: list[bytes] = [b""]
+        self.is_complete = True  # else the body has no end, and the peer leaves in the middle
+        self.block_s = 0.0  # how long each write takes
+        self._left: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._is_head = method == "HEAD"
+        self._scope = {
+            "type": "http",
+            "asgi": {"version": "3.0", "spec_version": "2.4"},
+            "http_version": "1.1",
+            "scheme": "http",
+            "method": method,
+            "path": path,
+            "raw_path": raw_path if raw_path is not None else path.encode("utf-8", "surrogatepass"),
+            "root_path": "",
+            "query_string": query,
+            "headers": [(bytes(name), bytes(value)) for name, value in headers],
+            "client": (address, 5),
+            "server": ("127.0.0.1", 80),
+            "extensions": {},
+        }
+        self._task: asyncio.Task[None] | None = None
+
+    async def finish(self) -> None:
+        """From the beginning to the end. Raises Finding."""
+        self.start()
+        await self.until_over()
+        self.answer.check(is_head=self._is_head)
+
+    def start(self) -> None:
+        """Begin; the answer comes by itself."""
+        self._task = asyncio.get_running_loop().create_task(self._world.hub(self._scope, self._receive, self._send))
+
+    async def read_for(self, hold_s: float) -> None:
+        """Let it go on for so long, or until it ends."""
+        assert self._task is not None
+        await asyncio.wait([self._task], timeout=hold_s)
+
+    async def leave(self) -> None:
+        """The peer closes the connection."""
+        if not self._left.done():
+            self._left.set_result(None)
+        await self.until_over()
+        if self.answer.status and (self.answer.is_over or self.answer.is_stream):
+            self.answer.check(is_head=self._is_head)
+
+    async def until_over(self) -> None:
+        """Wait until the app has returned. Raises Finding where it raises, or never does."""
+        assert self._task is not None
+        _, waiting = await asyncio.wait([self._task], timeout=PATIENCE_S)
+        if waiting:
+            self._task.cancel()
+            await asyncio.wait([self._task])
+            raise Finding(f"hangs: {self.answer.what}")
+        error = self._task.exception()
+        if isinstance(error, Finding):
+            raise error
+        if error is not None:
+            raise Finding(f"raised {blame(error)}: {error!r} from {self.answer.what}")
+
+    async def _receive(self) -> dict[str, Any]:
+        if self.pieces:
+            piece = self.pieces.pop(0)
+            return {"type": "http.request", "body": piece, "more_body": bool(self.pieces) or not self.is_complete}
+        await asyncio.wait([self._left])
+        return {"type": "http.disconnect"}
+
+    async def _send(self, message: dict[str, Any]) -> None:
+        if self.block_s:
+            await asyncio.wait([self._left], timeout=self.block_s)
+        if self._left.done():
+            raise OSError("the peer has left")  # as ASGI has it since 2.4; some servers say nothing instead
+        self.answer.take(message)
+
+
+class Witness:
+    """Somebody who follows a channel all the time, by rules of its own (`rawviewer.Checker`)."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self.checker = Checker(WATCHED)
+        self.batches: list[tuple[str, list[Any]]] = []  # cursor and events of each
+        self._parser = SseParser()
+        self._exchange = Exchange(
+            world, "GET", f"/v1/channels/{WATCHED}/events", headers=[[b"host", b"localhost"]], query=b"flush_ms=0"
+        )
+        self._read = 0
+        self._events: list[Any] = []
+
+    async def begin(self) -> None:
+        """Attach."""
+        self.checker.begin(None)
+        self._exchange.start()
+        await asyncio.sleep(HOLD_S)
+        self.look()
+
+    def look(self) -> None:
+        """Take what has come. Raises Finding for what no correct server sends."""
+        body = self._exchange.answer.body
+        data, self._read = bytes(body[self._read :]), len(body)
+        try:
+            for event in self._parser.receive(data):
+                decoded = json.loads(event.data)
+                self._events.append(decoded)
+                self.checker.take([decoded], event.id)
+                if event.id is not None:
+                    self.batches.append((event.id, self._events))
+                    self._events = []
+        except (WireError, ValueError) as error:
+            raise Finding(f"stream: {error!r}") from error
+        if self.checker.violations:
+            raise Finding(f"viewer {self.checker.violations[0].kind}: {self.checker.violations}")
+
+    async def check(self) -> None:
+        """Compare what is shown with what is stored. Raises Finding."""
+        self.look()
+        stored = await pages(self._world, WATCHED)
+        head = await self._world.expect(200, "GET", f"/v1/channels/{WATCHED}")
+        if self.checker.cursor != head["cursor"]:
+            raise Finding(f"behind: a viewer stands at {self.checker.cursor}, the channel at {head['cursor']}")
+        shown = set(self.checker.messages)
+        for message in stored:
+            shown.discard(message["id"])
+            differences = self.checker.differences(message)
+            if differences and differences != ["not in view"]:
+                raise Finding(f"other view: of {message['id']}: {differences}")
+            if differences and self._exchange_began_empty:
+                raise Finding(f"other view: {message['id']} is stored and was never shown")
+        if shown:
+            raise Finding(f"other view: {sorted(shown)} are shown and not stored")
+        highest = max((message["version"] for message in stored), default=0)
+        if highest > head["serial"]:
+            raise Finding(f"serial: a message of version {highest} in a channel at {head['serial']}")
+
+    @property
+    def _exchange_began_empty(self) -> bool:
+        return self.checker.new_starts <= 1  # later ones show only the newest
+
+    async def leave(self) -> None:
+        """Close the connection."""
+        await self._exchange.leave()
+
+
+async def pages(world: World, channel: str) -> list[Any]:
+    """All messages of a channel, newest first, page by page. Raises Finding where pages overlap or never end."""
+    found: list[Any] = []
+    before = ""
+    for _ in range(2_000):
+        page = await world.expect(200, "GET", f"/v1/channels/{channel}/messages", query=before)
+        found += page["messages"]
+        created = [message["created"] for message in found]
+        if created != sorted(set(created), reverse=True):
+            raise Finding(f"pages: {created}")
+        if not page["more"]:
+            return found
+        if not page["messages"]:
+            raise Finding(f"pages: an empty one, and more after it, {before}")
+        before = f"before={created[-1]}"
+    raise Finding("pages: they never end")
+
+
+def as_text(value: object, default: str) -> str:
+    """A field of an input as text; inputs are changed at random, so it may be anything."""
+    if value is None:
+        return default
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def as_number(value: object, default: float, most: float) -> float:
+    """A field of an input as a number from 0 to `most`."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return default
+    return float(min(max(value, 0), most))
+
+
+def as_list(value: object) -> list[Any]:
+    """A field of an input as a list."""
+    return value if isinstance(value, list) else []
+
+
+def as_dict(value: object) -> dict[str, Any]:
+    """A field of an input as an object."""
+    return value if isinstance(value, dict) else {}
+
+
+def headers_of(listed: object) -> list[list[bytes]]:
+    """Header lines of an input, as a server hands them over: names in lower case, no line breaks, no NUL."""
+    found = []
+    for line in as_list(listed):
+        if isinstance(line, list) and len(line) == 2:
+            name, value = (re.sub(rb"[\r\n\0]", b"", to_bytes(one)) for one in line)
+            if re.fullmatch(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+", name):  # RFC 9110, 5.1: others no server lets through
+                found.append([name.lower(), value.strip(b" \t")])
+    return found
+
+
+def world_of(setup: object) -> World:
+    """The world that an input asks for."""
+    known = as_dict(setup)
+    origins = tuple(one for one in as_list(known.get("origins")) if isinstance(one, str))
+    return World(
+        limits="default" if known.get("limits") == "default" else "small",
+        by_hand=known.get("by_hand") is True,
+        origins=origins,
+        is_open=known.get("is_open") is True,
+    )
+
+
+def path_of(raw: str) -> tuple[str, bytes]:
+    """Path and raw path as uvicorn makes them of what stands in the request line."""
+    data = re.sub(rb"[\x00-\x20\x7f?#]", b"", to_bytes(raw))  # of these no server makes a path; percent-encoded it does
+    ascii_only = "".join(chr(one) if one < 128 else f"%{one:02X}" for one in data)
+    return unquote(ascii_only) or "/", ascii_only.encode()

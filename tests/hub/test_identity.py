@@ -1,0 +1,181 @@
+"""Identities: what is granted on which channel, to whom, until when."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from holdfast.core.errors import Forbidden, InvalidName, LocalError
+from holdfast.core.requests import Asker
+from holdfast.hub.identity import CAPABILITIES, Identity, claimed_identity, fill_pattern
+from holdfast.hub.patterns import matches
+
+READER = frozenset({"subscribe", "history"})
+names = st.text(alphabet="ab:./-~*{}", min_size=1, max_size=8)
+
+
+def test_without_grants_everything_holds_everywhere() -> None:
+    identity = Identity(client_id="ada")
+    assert all(identity.has(one, "any:channel") and identity.has_everywhere(one) for one in CAPABILITIES)
+    identity.check("admin", "c")
+
+
+def test_capabilities_alone_hold_everywhere_and_no_others_anywhere() -> None:
+    identity = Identity(client_id="ada", capabilities=READER)
+    identity.check("history", "c")
+    with pytest.raises(Forbidden, match="'publish'"):
+        identity.check("publish", "c")
+
+
+def test_a_grant_holds_where_its_pattern_says_and_nowhere_else() -> None:
+    identity = Identity(client_id="ada", grants={"chat:*": READER, "news": frozenset({"publish"})})
+    assert identity.has("subscribe", "chat:1")
+    assert identity.has("publish", "news")
+    assert not identity.has("publish", "chat:1")
+    assert not identity.has("subscribe", "news")
+    assert not identity.has("subscribe", "chat")
+    assert not identity.has("publish", "news:2")
+    assert not identity.has_everywhere("subscribe")
+
+
+def test_several_patterns_that_fit_add_up() -> None:
+    identity = Identity(grants={"*": READER, "chat:*": frozenset({"publish"}), "chat:1": frozenset({"append"})})
+    assert [identity.has(one, "chat:1") for one in ("history", "publish", "append", "admin")] == [
+        True,
+        True,
+        True,
+        False,
+    ]
+    assert [identity.has(one, "chat:2") for one in ("history", "publish", "append")] == [True, True, False]
+    assert identity.has_everywhere("history")
+    assert not identity.has_everywhere("publish")
+
+
+def test_no_grants_are_no_capabilities() -> None:
+    identity = Identity(client_id="ada", grants={})
+    assert not any(identity.has(one, "c") for one in CAPABILITIES)
+
+
+def test_the_client_id_is_filled_in() -> None:
+    identity = Identity(client_id="ada", grants={"user:{sub}": READER, "user:{sub}:*": READER})
+    assert identity.has("history", "user:ada")
+    assert identity.has("history", "user:ada:notes")
+    assert not identity.has("history", "user:eve")
+    assert not identity.has("history", "user:{sub}")
+    assert not identity.has("history", "user:adam")
+
+
+@pytest.mark.parametrize("client_id", [None, "", "a b", "a/b", "a*", "{sub}", "é", "a" * 65, "..", "a\n"])
+def test_what_is_no_id_is_not_filled_in(client_id: str | None) -> None:
+    with pytest.raises(InvalidName):
+        Identity(client_id=client_id, grants={"user:{sub}": READER})
+
+
+@pytest.mark.parametrize("pattern", ["chat*", "*:1", "a:**", "{sub}*", "{name}:x", "}{", "user:{sub"])
+def test_what_is_no_pattern_is_refused(pattern: str) -> None:
+    with pytest.raises(LocalError, match="pattern"):
+        Identity(client_id="ada", grants={pattern: READER})
+
+
+def test_a_client_id_cannot_widen_a_pattern() -> None:
+    # `{sub}*` would be everything below "x:" for a client called "x:".
+    with pytest.raises(LocalError):
+        fill_pattern("{sub}*", "x:")
+
+
+def test_unknown_capabilities_are_refused_and_named() -> None:
+    with pytest.raises(LocalError, match="'writ' on 'chat:\\*'"):
+        Identity(grants={"chat:*": frozenset({"subscribe", "writ"})})
+    with pytest.raises(LocalError, match="'root'"):
+        Identity(capabilities=frozenset({"root"}))
+
+
+def test_the_asker_knows_what_is_granted_on_its_channel() -> None:
+    grants = {"chat:*": frozenset({"history", "append"}), "chat:own": frozenset({"admin"})}
+    identity = Identity(client_id="ada", grants=grants)
+    assert identity.asker("chat:own") == Asker(id="ada", is_admin=True, may_read=True, may_write=True)
+    assert identity.asker("chat:1") == Asker(id="ada", is_admin=False, may_read=True, may_write=True)
+    assert identity.asker("other") == Asker(id="ada", is_admin=False, may_read=False, may_write=False)
+    assert identity.asker() == Asker(id="ada", is_admin=False, may_read=False, may_write=False)
+    assert Identity(client_id="ada").asker() == Asker(id="ada", is_admin=True, may_read=True, may_write=True)
+
+
+def test_who_only_subscribes_may_read_too() -> None:
+    assert Identity(capabilities=frozenset({"subscribe"})).asker("c").may_read
+
+
+@pytest.mark.parametrize(
+    ("pattern", "holds"),
+    [("chat:*", True), ("chat:1", True), ("chat:a:*", True), ("*", False), ("cha:*", False), ("chat", False)],
+)
+def test_a_pattern_is_granted_where_all_of_it_is(pattern: str, holds: bool) -> None:
+    identity = Identity(grants={"chat:*": frozenset({"agent"})})
+    assert identity.has_pattern("agent", pattern) is holds
+    assert not identity.has_pattern("admin", pattern)
+    assert Identity().has_pattern("agent", pattern)
+
+
+def test_a_pattern_that_is_not_granted_is_forbidden() -> None:
+    identity = Identity(grants={"chat:*": frozenset({"agent"})})
+    identity.check_pattern("agent", "chat:*")
+    with pytest.raises(Forbidden):
+        identity.check_pattern("agent", "*")
+
+
+def test_an_identity_includes_another_that_may_do_less() -> None:
+    less = Identity(client_id="ada", grants={"chat:1": READER})
+    more = Identity(client_id="ada", grants={"chat:*": READER | {"publish"}})
+    assert more.includes(less)
+    assert not less.includes(more)
+    assert Identity().includes(more)
+    assert not more.includes(Identity())
+    assert more.includes(more)
+
+
+@pytest.mark.parametrize(
+    ("grants", "is_trusted"),
+    [
+        ({"chat:*": READER | {"publish", "presence", "command"}}, False),
+        ({"chat:*": READER, "bot:1": frozenset({"append"})}, True),
+        ({"*": frozenset({"admin"})}, True),
+        ({"a:*": frozenset({"agent"})}, True),
+        ({}, False),
+    ],
+)
+def test_who_serves_others_is_trusted(grants: dict[str, frozenset[str]], is_trusted: bool) -> None:
+    assert Identity(grants=grants).is_trusted is is_trusted
+
+
+def test_it_ends_at_its_time() -> None:
+    identity = Identity(expires_at_ms=1000)
+    assert [identity.is_expired(now) for now in (999, 1000, 1001)] == [False, True, True]
+    assert not Identity().is_expired(2**60)
+
+
+def test_a_name_that_is_only_claimed_is_shortened_to_what_an_id_may_be() -> None:
+    assert claimed_identity({"query_string": b"client=eve"}).client_id == "eve"
+    assert claimed_identity({"query_string": b""}).client_id == "anonymous"
+
+
+@given(names, names)
+def test_a_grant_of_a_pattern_is_one_of_every_channel_under_it(pattern: str, channel: str) -> None:
+    try:
+        identity = Identity(client_id="ada", grants={pattern: READER})
+    except LocalError:
+        return
+    filled = pattern.replace("{sub}", "ada")
+    assert identity.has("history", channel) == matches(filled, channel)
+
+
+@given(names, names, names)
+def test_who_may_do_something_on_a_pattern_may_do_it_on_each_channel_of_it(
+    granted: str, pattern: str, channel: str
+) -> None:
+    try:
+        identity = Identity(client_id="ada", grants={granted: READER})
+        fill_pattern(pattern, "ada")
+    except LocalError:
+        return
+    if identity.has_pattern("history", pattern) and matches(pattern, channel):
+        assert identity.has("history", channel)

@@ -1,0 +1,153 @@
+"""Rates and counts of clients, on a clock of the test's own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from holdfast.core.errors import TooMany
+from holdfast.hub import rates
+from holdfast.hub.identity import Identity
+from holdfast.hub.rates import ClientLimits, Rates
+
+ADA = Identity(client_id="ada", capabilities=frozenset({"subscribe", "history", "publish", "presence", "command"}))
+EVE = Identity(client_id="eve", capabilities=frozenset({"subscribe"}))
+BOT = Identity(client_id="bot", capabilities=frozenset({"append"}))
+NOBODY = Identity(capabilities=frozenset({"subscribe"}))
+
+
+class Time:
+    def __init__(self) -> None:
+        self.now_s = 1000.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+@pytest.fixture
+def time() -> Time:
+    return Time()
+
+
+@pytest.fixture
+def counted(time: Time) -> Rates:
+    return Rates(now_s=time)
+
+
+def how_many(act: Callable[[], object], most: int = 10_000) -> int:
+    """How often `act` can be done before it is too much."""
+    for count in range(most):
+        try:
+            act()
+        except TooMany:
+            return count
+    return most
+
+
+def test_requests_of_two_seconds_may_come_at_once_and_then_fifty_a_second(counted: Rates, time: Time) -> None:
+    assert how_many(lambda: counted.request(ADA)) == 100
+    time.now_s += 1
+    assert how_many(lambda: counted.request(ADA)) == 50
+    time.now_s += 0.1
+    assert how_many(lambda: counted.request(ADA)) == 5
+    time.now_s += 3600
+    assert how_many(lambda: counted.request(ADA)) == 100
+
+
+def test_fifty_a_second_are_never_too_much(counted: Rates, time: Time) -> None:
+    for _ in range(1000):
+        counted.request(ADA)
+        time.now_s += 0.02
+
+
+def test_signals_are_twenty_a_second(counted: Rates, time: Time) -> None:
+    assert how_many(lambda: counted.signal(ADA)) == 20
+    time.now_s += 0.5
+    assert how_many(lambda: counted.signal(ADA)) == 10
+
+
+def test_the_refusal_names_the_limit_and_may_be_tried_again(counted: Rates) -> None:
+    how_many(lambda: counted.request(ADA))
+    with pytest.raises(TooMany) as refused:
+        counted.request(ADA)
+    assert refused.value.details == {"limit": 50}
+    assert refused.value.retry
+
+
+def test_a_thousand_channels_an_hour_may_begin(counted: Rates, time: Time) -> None:
+    for _ in range(1000):
+        assert counted.may_begin(ADA)
+        counted.began(ADA)
+    assert not counted.may_begin(ADA)
+    time.now_s += 3.7
+    assert counted.may_begin(ADA)
+    counted.began(ADA)
+    assert not counted.may_begin(ADA)
+    time.now_s += 3600
+    assert counted.may_begin(ADA)
+
+
+def test_asking_whether_a_channel_may_begin_counts_nothing(counted: Rates) -> None:
+    for _ in range(2000):
+        assert counted.may_begin(ADA)
+
+
+def test_twenty_connections_and_a_seat_that_was_left_is_free(counted: Rates) -> None:
+    seats = [counted.connect(ADA) for _ in range(20)]
+    with pytest.raises(TooMany):
+        counted.connect(ADA)
+    seats[0].leave()
+    seats[0].leave()
+    again = counted.connect(ADA)
+    with pytest.raises(TooMany):
+        counted.connect(ADA)
+    for seat in [*seats, again]:
+        seat.leave()
+    assert how_many(lambda: counted.connect(ADA)) == 20
+
+
+def test_one_client_is_counted_apart_from_another(counted: Rates) -> None:
+    how_many(lambda: counted.request(ADA))
+    assert how_many(lambda: counted.request(EVE)) == 100
+
+
+def test_those_without_an_id_are_counted_by_their_address(counted: Rates) -> None:
+    assert how_many(lambda: counted.request(NOBODY, "192.0.2.1")) == 100
+    assert how_many(lambda: counted.request(NOBODY, "192.0.2.2")) == 100
+
+
+def test_whoever_serves_others_is_not_counted(counted: Rates) -> None:
+    assert how_many(lambda: counted.request(BOT), 1000) == 1000
+    assert how_many(lambda: counted.signal(BOT), 1000) == 1000
+    assert how_many(lambda: counted.connect(BOT), 1000) == 1000
+    counted.began(BOT)
+    assert len(counted) == 0
+
+
+def test_the_limits_are_settings(time: Time) -> None:
+    counted = Rates(
+        ClientLimits(client_connections=1, client_requests=2, client_signals=3, client_channels=4), now_s=time
+    )
+    assert how_many(lambda: counted.connect(ADA)) == 1
+    assert how_many(lambda: counted.request(ADA)) == 4
+    assert how_many(lambda: counted.signal(ADA)) == 3
+
+
+def test_what_is_remembered_is_bounded_and_the_connected_stay(counted: Rates, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rates, "MAX_CLIENTS", 10)
+    seats = [counted.connect(ADA) for _ in range(20)]
+    for number in range(500):
+        counted.request(Identity(client_id=f"c{number}", grants={}))
+    assert len(counted) <= 11
+    with pytest.raises(TooMany):
+        counted.connect(ADA)
+    seats[0].leave()
+    counted.connect(ADA)
+
+
+def test_a_clock_that_goes_back_gives_nothing(counted: Rates, time: Time) -> None:
+    how_many(lambda: counted.request(ADA))
+    time.now_s -= 500
+    with pytest.raises(TooMany):
+        counted.request(ADA)

@@ -1,0 +1,695 @@
+"""Tokens: whom they name, and all that makes them worth nothing. Keys are real; a JWK set is fetched for real."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import logging
+import threading
+import traceback
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import jwt
+import pytest
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    PublicFormat,
+)
+
+from holdfast.core.errors import Busy, LocalError, Unauthenticated
+from holdfast.hub import keys
+from holdfast.hub.identity import Expired, Identity
+from holdfast.hub.keys import KeySet, fetch_set, keys_of_set
+from holdfast.hub.tokens import JwtVerifier, jwt_verifier
+
+NOW_S = 1_700_000_000
+SECRET = "this-is-a-secret-of-more-than-sixty-four-bytes-since-HS512-wants-so-many"
+OTHER_SECRET = "another-secret-of-more-than-sixty-four-bytes-which-nobody-here-has-seen"
+RSA, OTHER_RSA = (rsa.generate_private_key(public_exponent=65537, key_size=2048) for _ in range(2))
+EC256, EC384, EC521 = (ec.generate_private_key(curve()) for curve in (ec.SECP256R1, ec.SECP384R1, ec.SECP521R1))
+ED = ed25519.Ed25519PrivateKey.generate()
+PRIVATE = {
+    **dict.fromkeys(("RS256", "RS384", "RS512", "PS256", "PS384", "PS512"), RSA),
+    "ES256": EC256,
+    "ES384": EC384,
+    "ES512": EC521,
+    "EdDSA": ED,
+}
+
+
+def pem(key: Any) -> str:
+    text: str = key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo).decode()
+    return text
+
+
+def jwk(key: Any, **fields: Any) -> dict[str, Any]:
+    reader = {rsa.RSAPrivateKey: "RS256", ec.EllipticCurvePrivateKey: "ES256", ed25519.Ed25519PrivateKey: "EdDSA"}
+    name = next(name for kind, name in reader.items() if isinstance(key, kind))
+    found: dict[str, Any] = jwt.get_algorithm_by_name(name).to_jwk(key.public_key(), as_dict=True)
+    return {**{name: value for name, value in found.items() if name != "key_ops"}, **fields}
+
+
+def claims(**changed: Any) -> dict[str, Any]:
+    """Good claims, with changes; those set to None are left out."""
+    good = {"sub": "ada", "aud": "chat", "exp": NOW_S + 60, "holdfast": {"chat:*": ["subscribe", "history"]}}
+    return {name: value for name, value in {**good, **changed}.items() if value is not None}
+
+
+def signed(key: Any = SECRET, algorithm: str = "HS256", headers: dict[str, Any] | None = None, **changed: Any) -> str:
+    return jwt.encode(claims(**changed), key, algorithm=algorithm, headers=headers)
+
+
+def verifier(**options: Any) -> JwtVerifier:
+    known: dict[str, Any] = {"audience": "chat", "now_s": lambda: NOW_S, **options}
+    if not {"secret", "public_key", "jwks_url"} & set(options):
+        known["secret"] = SECRET
+    return jwt_verifier(**known)
+
+
+def scope(*headers: tuple[str, str], query: str = "") -> dict[str, Any]:
+    return {
+        "type": "http",
+        "method": "GET",
+        "headers": [(name.encode(), value.encode("latin-1")) for name, value in headers],
+        "query_string": query.encode(),
+    }
+
+
+# Who it is
+
+
+async def test_a_good_token_names_somebody_what_they_may_do_and_until_when() -> None:
+    identity = await verifier().verify_token(signed(holdfast={"chat:*": ["subscribe"], "user:{sub}": ["publish"]}))
+    assert identity == Identity(
+        client_id="ada",
+        grants={"chat:*": frozenset({"subscribe"}), "user:ada": frozenset({"publish"})},
+        expires_at_ms=(NOW_S + 70) * 1000,
+    )
+
+
+async def test_a_token_that_grants_nothing_grants_nothing() -> None:
+    identity = await verifier().verify_token(signed(holdfast=None))
+    assert identity.grants == {}
+    assert not identity.has("subscribe", "chat:1")
+
+
+@pytest.mark.parametrize("algorithm", ["HS256", "HS384", "HS512"])
+async def test_secrets_verify_by_all_hashes(algorithm: str) -> None:
+    assert (await verifier().verify_token(signed(algorithm=algorithm))).client_id == "ada"
+
+
+@pytest.mark.parametrize("algorithm", sorted(PRIVATE))
+async def test_public_keys_verify_as_pem_as_jwk_and_in_a_set(algorithm: str) -> None:
+    key = PRIVATE[algorithm]
+    token = signed(key, algorithm)
+    for given in (pem(key), pem(key).encode(), jwk(key), json.dumps(jwk(key)), {"keys": [jwk(key, kid="a")]}):
+        assert (await verifier(public_key=given).verify_token(token)).client_id == "ada"
+
+
+async def test_a_token_comes_in_the_header_or_in_the_cookie_that_was_named_and_not_otherwise() -> None:
+    token = signed()
+    plain, with_cookie = verifier(), verifier(cookie="session")
+    bearer, cookie = ("Authorization", f"Bearer {token}"), ("cookie", f'a=b; session="{token}"; c=d')
+    for one in (plain, with_cookie):
+        for header in (bearer, ("authorization", f"bearer  {token} ")):
+            found = await one(scope(header))
+            assert found is not None
+            assert found.client_id == "ada"
+        assert await one(scope()) is None
+        assert await one(scope(query=f"token={token}&access_token={token}&ticket={token}")) is None
+        assert await one(scope(("cookie", f"other={token}; xsession={token}"))) is None
+    assert await plain(scope(cookie)) is None
+    assert (await with_cookie(scope(cookie))) is not None
+    # The header says more about what was meant.
+    with pytest.raises(Unauthenticated):
+        await with_cookie(scope(cookie, ("authorization", "Bearer garbage")))
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        [("authorization", "Basic YTpi")],
+        [("authorization", "Bearer ")],
+        [("authorization", "")],
+        [("authorization", "Bearer a"), ("authorization", "Bearer b")],
+    ],
+)
+async def test_a_header_that_carries_no_token_is_refused(headers: list[tuple[str, str]]) -> None:
+    with pytest.raises(Unauthenticated):
+        await verifier()(scope(*headers))
+
+
+# When
+
+
+@pytest.mark.parametrize(("exp", "is_good"), [(NOW_S + 1, True), (NOW_S - 9, True), (NOW_S - 10, False), (0, False)])
+async def test_a_token_ends_at_its_time_and_a_little_later(exp: int, is_good: bool) -> None:
+    if is_good:
+        assert (await verifier().verify_token(signed(exp=exp))).expires_at_ms == (exp + 10) * 1000
+    else:
+        with pytest.raises(Expired, match="expired"):
+            await verifier().verify_token(signed(exp=exp))
+
+
+@pytest.mark.parametrize(("nbf", "is_good"), [(NOW_S, True), (NOW_S + 10, True), (NOW_S + 11, False)])
+async def test_a_token_begins_at_its_time_and_a_little_before(nbf: int, is_good: bool) -> None:
+    if is_good:
+        assert (await verifier().verify_token(signed(nbf=nbf))).client_id == "ada"
+    else:
+        with pytest.raises(Unauthenticated, match="not valid yet"):
+            await verifier().verify_token(signed(nbf=nbf))
+
+
+async def test_the_leeway_is_a_setting() -> None:
+    with pytest.raises(Expired):
+        await verifier(leeway_s=0).verify_token(signed(exp=NOW_S))
+
+
+# For whom and from whom
+
+
+@pytest.mark.parametrize("aud", [["other", "chat"], "chat", "second"])
+async def test_one_of_the_audiences_is_enough(aud: object) -> None:
+    assert (await verifier(audience=["chat", "second"]).verify_token(signed(aud=aud))).client_id == "ada"
+
+
+@pytest.mark.parametrize("aud", ["other", [], ["other"], None, "cha", {"chat": 1}, [["chat"]], 7])
+async def test_a_token_for_somebody_else_is_refused(aud: object) -> None:
+    with pytest.raises(Unauthenticated, match="audience"):
+        await verifier().verify_token(by_hand({**claims(aud=None), **({} if aud is None else {"aud": aud})}))
+
+
+@pytest.mark.parametrize("iss", [None, "https://evil.example", "", ["https://issuer.example"], 5])
+async def test_a_token_of_another_issuer_is_refused(iss: object) -> None:
+    with pytest.raises(Unauthenticated, match="issuer"):
+        await verifier(issuer="https://issuer.example").verify_token(by_hand({**claims(), "iss": iss}))
+
+
+async def test_one_of_the_issuers_is_enough() -> None:
+    one = verifier(issuer=["https://old.example", "https://new.example"])
+    assert (await one.verify_token(signed(iss="https://new.example"))).client_id == "ada"
+
+
+# By which key
+
+
+def by_hand(payload: object, header: object = None, key: str | bytes = SECRET) -> str:
+    """A token made without a library that would know better; signed with HMAC."""
+    import hmac
+
+    def text(value: object) -> str:
+        data = value if isinstance(value, bytes) else json.dumps(value).encode()
+        return base64.urlsafe_b64encode(data).rstrip(b"=").decode()
+
+    signing = f"{text(header or {'alg': 'HS256', 'typ': 'JWT'})}.{text(payload)}"
+    secret = key.encode() if isinstance(key, str) else key
+    return f"{signing}.{text(hmac.digest(secret, signing.encode(), 'sha256'))}"
+
+
+def unsigned(algorithm: object) -> str:
+    return by_hand(claims(), {"alg": algorithm, "typ": "JWT"}).rsplit(".", 1)[0] + "."
+
+
+UNKNOWN: list[tuple[str, str]] = [
+    ("an unknown secret", signed(OTHER_SECRET)),
+    ("alg none", unsigned("none")),
+    ("alg None", unsigned("None")),
+    ("no alg", unsigned(None)),
+    ("alg of the wrong type", unsigned(["HS256"])),
+    ("alg none with a signature", by_hand(claims(), {"alg": "none"})),
+    ("without a signature", unsigned("HS256")),
+    ("an unknown algorithm", by_hand(claims(), {"alg": "HS1"})),
+    ("another algorithm's signature", by_hand(claims(), {"alg": "HS512"})),
+    ("a key of its own", by_hand(claims(), {"alg": "HS256", "jwk": {"kty": "oct", "k": "QUFB"}}, key="AAA")),
+    ("a URL of its own", by_hand(claims(), {"alg": "HS256", "jku": "http://127.0.0.1:9/", "kid": "x"}, key="A" * 40)),
+    ("an unknown public key", signed(OTHER_RSA, "RS256")),
+]
+
+
+@pytest.mark.parametrize(("why", "token"), UNKNOWN, ids=[why for why, _ in UNKNOWN])
+async def test_a_token_that_nobody_known_has_signed_is_refused(why: str, token: str) -> None:
+    for one in (verifier(), verifier(public_key=pem(RSA)), verifier(secret=SECRET, public_key=pem(RSA))):
+        with pytest.raises(Unauthenticated):
+            await one.verify_token(token)
+
+
+@pytest.mark.parametrize("secret", [pem(RSA), pem(RSA).strip(), json.dumps(jwk(RSA))])
+async def test_a_public_key_is_no_secret(secret: str) -> None:
+    # Whoever has the public key, which is everybody, signs with it as if it were a secret.
+    for header in ({"alg": "HS256"}, {"alg": "HS256", "kid": "a"}):
+        token = by_hand(claims(), header, key=secret)
+        for one in (verifier(public_key=pem(RSA)), verifier(public_key={"keys": [jwk(RSA, kid="a")]})):
+            with pytest.raises(Unauthenticated):
+                await one.verify_token(token)
+    with pytest.raises(LocalError, match="public_key"):
+        verifier(secret=secret)
+
+
+async def test_a_key_verifies_its_own_algorithm_only() -> None:
+    with pytest.raises(Unauthenticated):
+        await verifier(public_key=pem(EC384)).verify_token(signed(EC256, "ES256"))
+    narrow = verifier(public_key=pem(RSA), algorithms=["PS256"])
+    assert (await narrow.verify_token(signed(RSA, "PS256"))).client_id == "ada"
+    with pytest.raises(Unauthenticated):
+        await narrow.verify_token(signed(RSA, "RS256"))
+    bound = verifier(public_key=jwk(RSA, alg="RS512"))
+    assert (await bound.verify_token(signed(RSA, "RS512"))).client_id == "ada"
+    with pytest.raises(Unauthenticated):
+        await bound.verify_token(signed(RSA, "RS256"))
+
+
+async def test_several_secrets_are_for_rotation() -> None:
+    both = verifier(secret=[SECRET, OTHER_SECRET])
+    for secret in (SECRET, OTHER_SECRET):
+        assert (await both.verify_token(signed(secret))).client_id == "ada"
+
+
+async def test_a_short_secret_is_not_used_where_it_is_too_short() -> None:
+    with pytest.raises(LocalError, match="32 bytes"):
+        verifier(secret="x" * 31)
+    one = verifier(secret=SECRET[:40])
+    assert (await one.verify_token(signed(SECRET[:40]))).client_id == "ada"
+    with pytest.raises(Unauthenticated):
+        await one.verify_token(by_hand(claims(), {"alg": "HS512"}, key=SECRET[:40]))
+
+
+# Garbage
+
+
+GARBAGE = [
+    "",
+    ".",
+    "..",
+    "...",
+    "a.b.c",
+    "garbage",
+    "é.é.é",
+    "a" * 8000,
+    "." * 8000,
+    "x" * 8193,
+    "x" * 1_000_000,
+    "\x00.\x00.\x00",
+    "\udc80",
+    signed() + "x",
+    signed()[:-3],
+    by_hand([1, 2, 3]),
+    by_hand("text"),
+    by_hand(None),
+    by_hand(b"{"),
+    by_hand(b"\xff\xfe"),
+    by_hand(b"[" * 3000),
+    by_hand(claims(), "no header"),
+    by_hand(claims(), [1]),
+    by_hand(claims(), {"alg": "HS256", "kid": 7}),
+    by_hand(claims(), {"alg": "HS256", "kid": {"a": 1}}),
+    by_hand(claims(), {"alg": "HS256", "crit": ["exp"]}),
+    by_hand(claims(), {"alg": "HS256", "b64": False, "crit": ["b64"]}),
+]
+WRONG_CLAIMS: list[dict[str, Any]] = [
+    {"sub": None},
+    {"sub": ""},
+    {"sub": 7},
+    {"sub": ["ada"]},
+    {"sub": "a b"},
+    {"sub": "a/b"},
+    {"sub": "*"},
+    {"sub": "x" * 65},
+    {"sub": "auth0|7"},
+    {"exp": None},
+    {"exp": "tomorrow"},
+    {"exp": str(NOW_S + 60)},
+    {"exp": True},
+    {"exp": -1},
+    {"exp": [NOW_S + 60]},
+    {"exp": float("inf")},
+    {"exp": float("nan")},
+    {"exp": 10**400},
+    {"nbf": "now"},
+    {"nbf": {}},
+    {"nbf": float("nan")},
+    {"holdfast": []},
+    {"holdfast": "all"},
+    {"holdfast": {"chat:*": "subscribe"}},
+    {"holdfast": {"chat:*": [1]}},
+    {"holdfast": {"chat:*": [["subscribe"]]}},
+    {"holdfast": {"chat:*": None}},
+    {"holdfast": {"chat*": ["subscribe"]}},
+    {"holdfast": {"{name}": ["subscribe"]}},
+    {"holdfast": {f"c{number}": [] for number in range(201)}},
+]
+
+
+@pytest.mark.parametrize("number", range(len(GARBAGE)))
+async def test_garbage_is_no_token(number: int) -> None:
+    for one in (verifier(), verifier(public_key=pem(RSA))):
+        with pytest.raises(Unauthenticated):
+            await one.verify_token(GARBAGE[number])
+
+
+@pytest.mark.parametrize("wrong", WRONG_CLAIMS, ids=lambda wrong: str(wrong)[:40])
+async def test_claims_of_the_wrong_kind_are_refused(wrong: dict[str, Any]) -> None:
+    good = {name: value for name, value in {**claims(), **wrong}.items() if value is not None}
+    with pytest.raises(Unauthenticated, match="token"):
+        await verifier().verify_token(by_hand(good))
+
+
+async def test_a_capability_that_there_is_not_is_named() -> None:
+    with pytest.raises(Unauthenticated, match="'writ' on 'chat:\\*': no such capability; there are admin, agent"):
+        await verifier().verify_token(signed(holdfast={"chat:*": ["subscribe", "writ"]}))
+
+
+# Secrets stay secret
+
+
+async def test_neither_tokens_nor_secrets_are_in_errors_logs_or_reprs(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    one = verifier(secret=SECRET, cookie="session")
+    told = repr(one) + str(one) + repr(one._keys)
+    tokens = [signed(OTHER_SECRET), signed(exp=1), signed(sub="a b"), signed(holdfast={"x": ["writ"]}), "garbage" * 9]
+    for token in tokens:
+        for asked in (scope(("authorization", f"Bearer {token}")), scope(("cookie", f"session={token}"))):
+            with pytest.raises(Unauthenticated) as refused:
+                await one(asked)
+            told += "".join(traceback.format_exception(refused.value)) + json.dumps(refused.value.problem())
+    for wrong in ("x" * 31, pem(RSA)):
+        with pytest.raises(LocalError) as refused_key:
+            jwt_verifier(audience="chat", secret=wrong)
+        told += str(refused_key.value) + repr(refused_key.value.__cause__)
+        assert wrong not in told
+    told += caplog.text
+    assert SECRET not in told
+    for token in tokens:
+        assert all(len(piece) < 20 or piece not in told for piece in token.split("."))
+
+
+# What cannot be meant
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"audience": "chat"}, "needs a secret"),
+        ({"audience": "", "secret": SECRET}, "audience"),
+        ({"audience": [], "secret": SECRET}, "audience"),
+        ({"audience": "chat", "secret": SECRET, "algorithms": ["none"]}, "none"),
+        ({"audience": "chat", "secret": SECRET, "algorithms": ["RS256"]}, "no key"),
+        ({"audience": "chat", "secret": SECRET, "issuer": ""}, "issuer"),
+        ({"audience": "chat", "public_key": "hello"}, "PEM"),
+        ({"audience": "chat", "public_key": "{"}, "JSON"),
+        ({"audience": "chat", "public_key": {"keys": []}}, "no public key"),
+        ({"audience": "chat", "public_key": {"kty": "oct", "k": "QUFB"}}, "no public key"),
+        ({"audience": "chat", "jwks_url": "http://issuer.example/keys"}, "https"),
+        ({"audience": "chat", "jwks_url": "file:///etc/passwd"}, "https"),
+        ({"audience": "chat", "jwks_url": "keys"}, "https"),
+    ],
+)
+def test_what_would_let_nobody_in_or_everybody_is_refused(options: dict[str, Any], said: str) -> None:
+    with pytest.raises(LocalError, match=said):
+        jwt_verifier(**options)
+
+
+def test_a_private_key_is_handed_back() -> None:
+    text = RSA.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()).decode()
+    with pytest.raises(LocalError, match="private key"):
+        verifier(public_key=text)
+    assert keys_of_set({"keys": [jwt.get_algorithm_by_name("RS256").to_jwk(RSA, as_dict=True)]}) == []
+
+
+def test_a_short_rsa_key_is_of_no_use() -> None:
+    short = rsa.generate_private_key(public_exponent=65537, key_size=1024)
+    with pytest.raises(LocalError, match="2048"):
+        verifier(public_key=pem(short))
+    assert keys_of_set({"keys": [jwk(short)]}) == []
+
+
+@pytest.mark.parametrize(
+    "fields", [{"use": "enc"}, {"key_ops": ["sign"]}, {"key_ops": "verify"}, {"kid": 7}, {"alg": "none"}, {"n": "?"}]
+)
+def test_keys_of_a_set_that_are_not_for_verifying_are_left_out(fields: dict[str, Any]) -> None:
+    good = jwk(RSA, kid="good", use="sig", key_ops=["verify"])
+    assert [key.kid for key in keys_of_set({"keys": [jwk(RSA, **fields), {"kty": "new"}, 5, None, good]})] == ["good"]
+
+
+@pytest.mark.parametrize("given", [None, [], "x", {}, {"keys": 5}, {"keys": [{}] * 101}])
+def test_what_is_no_set_is_refused(given: object) -> None:
+    with pytest.raises(LocalError, match="JWK set"):
+        keys_of_set(given)
+
+
+def test_the_keys_of_tickets_come_from_the_secrets_and_are_not_the_secrets() -> None:
+    found = verifier(secret=[SECRET, OTHER_SECRET]).ticket_keys
+    assert [len(key) for key in found] == [32, 32]
+    assert len({*found, SECRET.encode(), OTHER_SECRET.encode()}) == 4
+    assert verifier(secret=SECRET).ticket_keys == found[:1]
+    assert verifier(public_key=pem(RSA)).ticket_keys == []
+
+
+# Keys that are fetched
+
+
+class Issuer:
+    """A server on this machine that publishes keys, or whatever it is told to answer."""
+
+    def __init__(self) -> None:
+        self.keys: list[dict[str, Any]] = []
+        self.status = 200
+        self.body: bytes | None = None
+        self.location: str | None = None
+        self.asked: list[str] = []
+        self.gate = threading.Event()
+        self.gate.set()
+        issuer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                issuer.asked.append(self.path)
+                issuer.gate.wait(10)
+                self.send_response(issuer.status if self.path == "/keys" else 200)
+                if issuer.location is not None and self.path == "/keys":
+                    self.send_header("Location", issuer.location)
+                body = issuer.body if issuer.body is not None else json.dumps({"keys": issuer.keys}).encode()
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, format: str, *args: Any) -> None:
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_port}/keys"
+        self.thread = threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.01})
+        self.thread.start()
+
+    def close(self) -> None:
+        self.gate.set()
+        self.server.shutdown()
+        self.server.server_close()
+        self.thread.join()
+
+
+@pytest.fixture
+def issuer() -> Iterator[Issuer]:
+    one = Issuer()
+    yield one
+    one.close()
+
+
+class Monotonic:
+    def __init__(self) -> None:
+        self.now_s = 100.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+@pytest.fixture
+def time() -> Monotonic:
+    return Monotonic()
+
+
+@pytest.fixture
+def fetching(issuer: Issuer, time: Monotonic) -> JwtVerifier:
+    """A verifier that believes the issuer."""
+    issuer.keys = [jwk(RSA, kid="one")]
+    one = verifier(jwks_url=issuer.url)
+    one._key_set = KeySet(issuer.url, monotonic_s=time)
+    return one
+
+
+async def settled(one: JwtVerifier) -> None:
+    """Until no fetch goes on."""
+    assert one._key_set is not None
+    if one._key_set._fetching is not None:
+        await one._key_set._fetching
+
+
+def named(kid: str, key: Any = RSA) -> str:
+    return signed(key, "RS256", {"kid": kid})
+
+
+async def test_published_keys_are_fetched_once_and_kept(fetching: JwtVerifier, issuer: Issuer) -> None:
+    assert issuer.asked == []
+    for token in (named("one"), named("one"), signed(RSA, "RS256")):
+        assert (await fetching.verify_token(token)).client_id == "ada"
+    assert len(issuer.asked) == 1
+
+
+async def test_many_who_come_at_once_wait_for_one_fetch(fetching: JwtVerifier, issuer: Issuer) -> None:
+    issuer.gate.clear()
+    waiting = [asyncio.ensure_future(fetching.verify_token(named("one"))) for _ in range(50)]
+    for _ in range(10):
+        await asyncio.sleep(0)
+    waiting[0].cancel()  # whoever leaves takes nobody along
+    await asyncio.sleep(0)
+    issuer.gate.set()
+    found = await asyncio.gather(*waiting, return_exceptions=True)
+    assert isinstance(found[0], asyncio.CancelledError)
+    assert {one.client_id for one in found[1:] if isinstance(one, Identity)} == {"ada"}
+    assert len(issuer.asked) == 1
+
+
+async def test_a_new_key_is_found_when_a_token_names_it(fetching: JwtVerifier, issuer: Issuer, time: Monotonic) -> None:
+    await fetching.verify_token(named("one"))
+    issuer.keys = [jwk(OTHER_RSA, kid="two"), jwk(RSA, kid="one")]
+    time.now_s += 31
+    assert (await fetching.verify_token(named("two", OTHER_RSA))).client_id == "ada"
+    assert (await fetching.verify_token(named("one"))).client_id == "ada"
+    assert len(issuer.asked) == 2
+
+
+async def test_names_that_nobody_knows_cause_one_fetch_in_half_a_minute(
+    fetching: JwtVerifier, issuer: Issuer, time: Monotonic
+) -> None:
+    await fetching.verify_token(named("one"))
+    for second in range(60):
+        time.now_s += 1
+        with pytest.raises(Unauthenticated):
+            await fetching.verify_token(named(f"unknown-{second}", OTHER_RSA))
+    assert len(issuer.asked) == 3
+
+
+async def test_a_token_without_a_name_and_with_a_foreign_signature_causes_no_fetch(
+    fetching: JwtVerifier, issuer: Issuer, time: Monotonic
+) -> None:
+    await fetching.verify_token(named("one"))
+    time.now_s += 60
+    with pytest.raises(Unauthenticated):
+        await fetching.verify_token(signed(OTHER_RSA, "RS256"))
+    assert len(issuer.asked) == 1
+
+
+async def test_a_key_that_was_taken_back_is_believed_no_more_after_ten_minutes(
+    fetching: JwtVerifier, issuer: Issuer, time: Monotonic
+) -> None:
+    await fetching.verify_token(named("one"))
+    issuer.keys = [jwk(OTHER_RSA, kid="two")]
+    time.now_s += 601
+    await fetching.verify_token(named("one"))  # nobody waits for the fetch that this begins
+    await settled(fetching)
+    with pytest.raises(Unauthenticated):
+        await fetching.verify_token(named("one"))
+    assert (await fetching.verify_token(named("two", OTHER_RSA))).client_id == "ada"
+
+
+async def test_an_issuer_that_is_away_is_believed_for_an_hour_and_then_nobody_comes_in(
+    fetching: JwtVerifier, issuer: Issuer, time: Monotonic, caplog: pytest.LogCaptureFixture
+) -> None:
+    await fetching.verify_token(named("one"))
+    issuer.status = 500
+    time.now_s += 3599
+    assert (await fetching.verify_token(named("one"))).client_id == "ada"
+    await settled(fetching)
+    assert "the answer was 500" in caplog.text
+    time.now_s += 32
+    with pytest.raises(Busy):
+        await fetching.verify_token(named("one"))
+    issuer.status = 200
+    time.now_s += 31
+    assert (await fetching.verify_token(named("one"))).client_id == "ada"
+
+
+async def test_while_no_keys_are_known_it_is_said_that_it_will_pass(
+    fetching: JwtVerifier, issuer: Issuer, time: Monotonic
+) -> None:
+    issuer.status = 503
+    for _ in range(5):
+        with pytest.raises(Busy) as refused:
+            await fetching.verify_token(named("one"))
+        assert refused.value.retry
+    assert len(issuer.asked) == 1
+    issuer.status = 200
+    time.now_s += 31
+    assert (await fetching.verify_token(named("one"))).client_id == "ada"
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        (b"", "no JSON"),
+        (b"<html>", "no JSON"),
+        (b"[" * 100_000, "no JSON"),
+        (b"[]", "JWK set"),
+        (b" " * (256 * 1024 + 1), "at most 262144 bytes"),
+        (b'{"keys": [' + b"{}," * 100 + b"{}]}", "at most 100 keys"),
+    ],
+)
+def test_what_is_no_set_of_keys_is_not_believed(issuer: Issuer, body: bytes, said: str) -> None:
+    issuer.body = body
+    with pytest.raises(LocalError, match=said):
+        fetch_set(issuer.url)
+
+
+def test_redirects_are_followed_on_the_same_host_only(issuer: Issuer) -> None:
+    issuer.keys = [jwk(RSA, kid="one")]
+    issuer.status, issuer.location = 302, "/moved"
+    assert [key.kid for key in fetch_set(issuer.url)] == ["one"]
+    assert issuer.asked == ["/keys", "/moved"]
+    other = Issuer()
+    try:
+        other.keys = [jwk(OTHER_RSA, kid="evil")]
+        for location in (other.url, other.url.removeprefix("http:"), "file:///etc/passwd"):
+            issuer.location = location
+            with pytest.raises(LocalError):
+                fetch_set(issuer.url)
+        assert other.asked == []
+    finally:
+        other.close()
+
+
+def test_redirects_in_a_circle_end(issuer: Issuer) -> None:
+    issuer.status, issuer.location = 302, "/keys"
+    with pytest.raises(LocalError, match="302"):
+        fetch_set(issuer.url)
+    assert len(issuer.asked) < 10
+
+
+def test_an_issuer_that_answers_too_slowly_is_not_waited_for(issuer: Issuer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(keys, "FETCH_TIMEOUT_S", 0.05)
+    issuer.gate.clear()
+    with pytest.raises(OSError, match="timed out"):
+        fetch_set(issuer.url)
+
+
+async def test_an_issuer_that_is_not_there_is_named_in_the_log_without_what_its_url_holds(
+    time: Monotonic, caplog: pytest.LogCaptureFixture
+) -> None:
+    found = KeySet("http://user:password@127.0.0.1:9/keys?key=hidden", monotonic_s=time)
+    with pytest.raises(Busy):
+        await found.keys("one")
+    assert "http://127.0.0.1/keys cannot be fetched" in caplog.text
+    assert "password" not in caplog.text
+    assert "hidden" not in caplog.text
+
+
+async def test_given_keys_and_published_ones_go_together(issuer: Issuer) -> None:
+    issuer.keys = [jwk(RSA, kid="one")]
+    both = verifier(secret=SECRET, jwks_url=issuer.url)
+    assert (await both.verify_token(signed())).client_id == "ada"
+    assert issuer.asked == []
+    assert (await both.verify_token(named("one"))).client_id == "ada"

@@ -1,0 +1,796 @@
+"""Who may do what, on connections that stay: tokens that end, are renewed, tickets, rates (docs/security.md)."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import jwt
+import pytest
+from click.testing import CliRunner
+from starlette.applications import Starlette
+from starlette.routing import Mount
+from websockets.exceptions import InvalidStatus
+from websockets.sync.client import connect as sync_connect
+
+from holdfast.app import Hub
+from holdfast.cli import main
+from holdfast.core.errors import Busy, LocalError
+from holdfast.hub.clock import Clock
+from holdfast.hub.identity import Identity
+from holdfast.hub.rates import ClientLimits, Rates, rates_of
+from holdfast.hub.tickets import Tickets, tickets_of
+from holdfast.hub.tokens import jwt_verifier
+from holdfast.serving import check_guarded
+from holdfast.testing.rawviewer import SseViewer
+from holdfast.transports import websocket
+from tests import processes
+from tests.transports.asgi import ask
+from tests.transports.conftest import PATIENCE_S, Served, new_hub, serving
+from tests.transports.test_sse import wheel
+from tests.transports.test_websocket import Peer, dialled
+from tests.transports.watching import Stream, stored
+
+SECRET = "a secret that only tests know, of at least thirty-two bytes"
+EVENTS = "/v1/channels/chat:1/events"
+READER = ("subscribe", "history")
+PERSON = (*READER, "publish", "presence", "command")
+
+
+class Watch(Clock):
+    """The wall clock, which the test may set on."""
+
+    ahead_ms = 0
+
+    def now_ms(self) -> int:
+        return super().now_ms() + self.ahead_ms
+
+    def now_s(self) -> float:
+        return self.now_ms() / 1000
+
+
+class Verified(Served):
+    """A served hub that believes tokens."""
+
+    watch: Watch
+
+    def token(self, *capabilities: str, sub: str = "ada", left_s: float = 600, channel: str = "chat:*") -> str:
+        claims = {
+            "sub": sub,
+            "aud": "chat",
+            "exp": self.watch.now_s() + left_s,
+            "holdfast": {channel: list(capabilities or PERSON)},
+        }
+        return jwt.encode(claims, SECRET, algorithm="HS256")
+
+    def bearer(self, *capabilities: str, **options: Any) -> dict[str, str]:
+        return {"Authorization": f"Bearer {self.token(*capabilities, **options)}"}
+
+    async def post(self, path: str, body: object, headers: dict[str, str]) -> Any:
+        return await self.http.post(path, json=body, headers=headers)
+
+    async def ticket(self, *capabilities: str, channel: str = "chat:1", **options: Any) -> str:
+        answer = await self.post("/v1/tickets", {"channel": channel}, self.bearer(*capabilities, **options))
+        assert answer.status_code == 201, answer.text
+        assert answer.json()["expires_s"] == 60
+        return str(answer.json()["ticket"])
+
+
+@asynccontextmanager
+async def verifying(hub: Hub, watch: Watch) -> AsyncIterator[Verified]:
+    async with serving(hub) as served:
+        served.__class__ = Verified
+        assert isinstance(served, Verified)
+        served.watch = watch
+        yield served
+
+
+def verifying_hub(watch: Watch, url: str = "memory://", **options: Any) -> Hub:
+    verifier = jwt_verifier(secret=SECRET, audience="chat", cookie="session", leeway_s=0, now_s=watch.now_s)
+    return new_hub(url, **{"authenticate": verifier, "clock": watch, **options})
+
+
+@pytest.fixture(params=["task", "hand"])
+async def served(request: pytest.FixtureRequest) -> AsyncIterator[Verified]:
+    """A hub that believes tokens, behind a server, once for each way of sending."""
+    watch = Watch()
+    hub = verifying_hub(watch)
+    hub.drive_by_hand = request.param == "hand"
+    async with verifying(hub, watch) as one:
+        yield one
+
+
+def header(token: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {token}"}
+
+
+# Streams that end with their identity
+
+
+async def test_an_eventsource_whose_identity_ends_is_told_and_broken_off(served: Verified) -> None:
+    stream = await Stream.open(served, EVENTS, **served.bearer(*READER, left_s=0.4))
+    assert (await stream.until_event("bye")).data == b'"unauthenticated"'
+    assert not await stream.until_over()
+    assert stream.parser.retry_ms is not None
+    assert stream.parser.retry_ms >= 15_000
+    await served.until(lambda: served.hub.stats()["feeds"] == 0)
+
+
+async def test_a_client_of_ours_whose_identity_ends_is_broken_off_and_then_refused(served: Verified) -> None:
+    token = served.token(*READER, left_s=0.4)
+    stream = await Stream.open(served, EVENTS, Holdfast_Client="test", **header(token))
+    assert not await stream.until_over()
+    assert [event.event for event in stream.events if event.event == "bye"] == []
+    stream = await Stream.open(served, EVENTS, Holdfast_Client="test", **header(token))
+    assert stream.response.status == 401
+
+
+async def test_an_eventsource_with_a_token_that_has_ended_is_told_so_and_may_come_back(served: Verified) -> None:
+    stream = await Stream.open(served, EVENTS, **served.bearer(*READER, left_s=-5))
+    assert stream.response.status == 200
+    assert (await stream.until_event("bye")).data == b'"unauthenticated"'
+    assert await stream.until_over()
+
+
+async def test_an_eventsource_with_a_bad_token_is_stopped_for_ever(served: Verified) -> None:
+    bad = jwt.encode({"sub": "ada", "aud": "chat", "exp": 2**40}, SECRET + "x", algorithm="HS256")
+    assert (await Stream.open(served, EVENTS, **header(bad))).response.status == 401
+    assert (await Stream.open(served, EVENTS)).response.status == 401
+
+
+async def test_the_stream_of_one_answer_ends_with_the_identity_too(served: Verified) -> None:
+    async with served.hub.message("chat:1", id="m1") as message:
+        await message.append("some")
+        await message.flush()
+        path = "/v1/channels/chat:1/messages/m1/events"
+        stream = await Stream.open(served, path, **served.bearer(*READER, left_s=0.4))
+        await stream.until_event("answer")
+        assert (await stream.until_event("bye")).data == b'"unauthenticated"'
+        assert not await stream.until_over()
+
+
+async def test_a_machine_that_slept_through_its_timers_ends_the_stream_at_its_heartbeat(served: Verified) -> None:
+    stream = await Stream.open(served, f"{EVENTS}?ping_s=2", **served.bearer(*READER, left_s=600))
+    await stream.until_event("channel.attached")
+    served.watch.ahead_ms = 600_000
+    for _ in range(2):
+        wheel(served).tick()
+    assert (await stream.until_event("bye")).data == b'"unauthenticated"'
+
+
+async def test_a_poll_that_waits_is_refused_when_the_identity_ends(served: Verified) -> None:
+    headers = served.bearer(*READER, left_s=0.4)
+    first = await served.http.get("/v1/channels/chat:1/poll", headers=headers)
+    path = f"/v1/channels/chat:1/poll?wait_s=60&since={first.json()['cursor']}"
+    async with asyncio.timeout(PATIENCE_S):
+        answer = await served.http.get(path, headers=headers)
+    assert (answer.status_code, answer.json()["code"]) == (401, "unauthenticated")
+
+
+async def test_the_callback_has_ended_before_the_stream_begins() -> None:
+    held = 0
+
+    async def authenticate(scope: Any) -> Identity | None:
+        nonlocal held
+        held += 1  # a session of a database, say
+        try:
+            await asyncio.sleep(0)
+            return Identity(client_id="ada", capabilities=frozenset(READER))
+        finally:
+            held -= 1
+
+    async with serving(new_hub(authenticate=authenticate)) as served:
+        stream = await Stream.open(served, EVENTS)
+        await stream.until_event("channel.attached")
+        assert held == 0
+        stream.close()
+
+
+# Sockets
+
+
+async def closed_with(peer: Peer) -> tuple[int, str]:
+    code, bye = await peer.closed()
+    return code, bye.get("reason", "")
+
+
+async def test_a_token_at_the_upgrade_is_enough(served: Verified) -> None:
+    async with dialled(served, additional_headers=served.bearer()) as peer:
+        assert (await peer.ask("attach", channel="chat:1"))["type"] == "ok"
+        assert (await peer.ask("attach", channel="other"))["code"] == "forbidden"
+
+
+async def test_a_bad_token_at_the_upgrade_is_refused(served: Verified) -> None:
+    for headers in (header("garbage"), served.bearer(left_s=-5)):
+        with pytest.raises(InvalidStatus) as refused:
+            async with dialled(served, additional_headers=headers):
+                pass
+        assert refused.value.response.status_code == 401
+
+
+async def test_a_cookie_at_the_upgrade_counts_from_a_page_of_ours_alone(served: Verified) -> None:
+    cookie = {"Cookie": f"session={served.token()}"}
+    async with dialled(served, additional_headers=cookie, origin=f"http://localhost:{served.port}") as peer:
+        assert (await peer.ask("attach", channel="chat:1"))["type"] == "ok"
+    for origin in (None, "https://evil.example"):
+        with pytest.raises(InvalidStatus) as refused:
+            async with dialled(served, additional_headers=cookie, origin=origin):
+                pass
+        assert refused.value.response.status_code == 403
+
+
+async def test_the_first_frame_says_who_it_is(served: Verified) -> None:
+    async with dialled(served) as peer:
+        assert await peer.ask("auth", token=served.token()) == {"type": "ok", "ref": 101}
+        created = await peer.ask("create", channel="chat:1", id="m1", text="hello")
+        assert created["message"]["author"] == "ada"
+        assert (await peer.ask("create", channel="chat:1", role="assistant", text="x"))["code"] == "forbidden"
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [
+        {"type": "attach", "ref": 1, "channel": "chat:1"},
+        {"type": "create", "ref": 1, "channel": "chat:1", "text": "x"},
+        {"type": "auth", "ref": 1},
+        {"type": "auth", "ref": 1, "token": 7},
+        {"type": "auth", "ref": 1, "token": "garbage"},
+        {"type": "auth", "ref": 1, "token": ""},
+        {"type": "auth", "ref": 1, "token": "\ud800"},
+        {"type": "auth", "ref": 1, "token": "a\r\nX-Evil: 1"},
+        {"ref": 1},
+    ],
+)
+async def test_nothing_else_is_answered_before(served: Verified, frame: dict[str, Any]) -> None:
+    async with dialled(served) as peer:
+        await peer.socket.send(json.dumps(frame))
+        refused = await peer.receive()
+        assert (refused["type"], refused["code"], refused["ref"]) == ("error", "unauthenticated", 1)
+        assert await closed_with(peer) == (4201, "unauthenticated")
+    assert (await served.hub.info("chat:1")).serial == 0
+
+
+@pytest.mark.parametrize("text", ["", "x", "[]", "null", '{"type":"auth"', "5"])
+async def test_garbage_as_a_first_frame_ends_the_socket(served: Verified, text: str) -> None:
+    async with dialled(served) as peer:
+        await peer.socket.send(text)
+        assert await closed_with(peer) == (4201, "unauthenticated")
+
+
+async def test_a_first_frame_has_at_most_8_kib(served: Verified) -> None:
+    async with dialled(served) as peer:
+        await peer.socket.send(json.dumps({"type": "auth", "ref": 1, "token": "x" * 8200}))
+        assert await closed_with(peer) == (4301, "too_large")
+
+
+async def test_a_binary_first_frame_breaks_the_protocol(served: Verified) -> None:
+    async with dialled(served) as peer:
+        await peer.socket.send(b"\x00")
+        assert await closed_with(peer) == (4300, "invalid_request")
+
+
+async def test_who_says_nothing_is_sent_away(served: Verified, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(websocket, "INTRODUCTION_S", 0.05)
+    async with dialled(served) as peer:
+        assert await closed_with(peer) == (4201, "unauthenticated")
+
+
+async def test_who_has_not_said_yet_is_told_when_the_hub_leaves(served: Verified) -> None:
+    async with dialled(served) as peer:
+        await served.until(lambda: unknown(served) == 1)
+        await served.hub.drain()
+        code, bye = await peer.closed()
+        assert (code, bye["reason"]) == (1012, "draining")
+        assert 1000 <= bye["retry_ms"] <= 3000
+
+
+def unknown(served: Served) -> int:
+    app: Any = served.hub._asgi
+    return len(app._sockets._unknown)
+
+
+async def test_the_unknown_are_bounded(served: Verified, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(websocket, "MAX_UNKNOWN", 1)
+    async with dialled(served) as waiting:
+        await served.until(lambda: unknown(served) == 1)
+        with pytest.raises(InvalidStatus) as refused:
+            async with dialled(served):
+                pass
+        assert refused.value.response.status_code == 503
+        async with dialled(served, additional_headers=served.bearer()) as known:
+            assert (await known.ask("detach", channel="c"))["type"] == "ok"
+        assert (await waiting.ask("auth", token=served.token()))["type"] == "ok"
+        await served.until(lambda: unknown(served) == 0)
+
+
+async def test_a_socket_whose_identity_ends_is_closed_with_renew(served: Verified) -> None:
+    async with dialled(served, additional_headers=served.bearer(left_s=0.4)) as peer:
+        assert (await peer.ask("attach", channel="chat:1"))["type"] == "ok"
+        assert await closed_with(peer) == (4200, "unauthenticated")
+    await served.until(lambda: served.hub.stats()["feeds"] == 0)
+
+
+async def test_a_token_that_was_shown_in_time_prolongs_the_socket(served: Verified) -> None:
+    async with dialled(served, additional_headers=served.bearer(left_s=60)) as peer:
+        assert (await peer.ask("attach", channel="chat:1"))["type"] == "ok"
+        assert (await peer.ask("auth", token=served.token(left_s=600)))["type"] == "ok"
+        served.watch.ahead_ms += 61_000
+        assert (await peer.ask("create", channel="chat:1", id="m1", text="still here"))["type"] == "ok"
+        served.watch.ahead_ms += 600_000
+        await peer.send("create", channel="chat:1", id="m2", text="too late")
+        assert await closed_with(peer) == (4200, "unauthenticated")
+    assert (await served.hub.info("chat:1")).serial == 1
+
+
+async def test_a_renewal_is_of_the_same_client(served: Verified) -> None:
+    async with dialled(served, additional_headers=served.bearer()) as peer:
+        assert (await peer.ask("auth", token=served.token(sub="eve")))["code"] == "forbidden"
+        assert (await peer.ask("auth", token="garbage"))["code"] == "unauthenticated"
+        assert (await peer.ask("auth", token=served.token(left_s=-5)))["code"] == "unauthenticated"
+        created = await peer.ask("create", channel="chat:1", id="m1", text="x")
+        assert created["message"]["author"] == "ada"
+
+
+async def test_a_renewal_may_grant_more(served: Verified) -> None:
+    async with dialled(served, additional_headers=served.bearer(*READER)) as peer:
+        assert (await peer.ask("create", channel="chat:1", text="x"))["code"] == "forbidden"
+        assert (await peer.ask("auth", token=served.token(*PERSON)))["type"] == "ok"
+        assert (await peer.ask("create", channel="chat:1", text="x"))["type"] == "ok"
+
+
+async def test_a_renewal_that_grants_less_ends_what_it_grants_no_more(served: Verified) -> None:
+    async with dialled(served, additional_headers=served.bearer()) as peer:
+        assert (await peer.ask("attach", channel="chat:1"))["type"] == "ok"
+        assert (await peer.ask("auth", token=served.token("publish")))["type"] == "ok"
+        assert await closed_with(peer) == (4100, "forbidden")
+    await served.until(lambda: served.hub.stats()["feeds"] == 0)
+
+
+async def test_a_callback_of_the_apps_own_judges_the_token_of_a_frame() -> None:
+    seen: list[dict[bytes, bytes]] = []
+
+    async def authenticate(scope: Any) -> Identity | None:
+        headers = dict(scope["headers"])
+        seen.append(headers)
+        token = headers.get(b"authorization", b"").decode()
+        return Identity(client_id=token.removeprefix("Bearer ")) if token.startswith("Bearer u-") else None
+
+    async with serving(new_hub(authenticate=authenticate)) as served:
+        options = {"additional_headers": {"Cookie": "a=b"}, "origin": f"http://localhost:{served.port}"}
+        async with dialled(served, **options) as peer:
+            assert (await peer.ask("auth", token="u-ada"))["type"] == "ok"
+            assert (await peer.ask("create", channel="c", text="x"))["message"]["author"] == "u-ada"
+            assert (await peer.ask("auth", token="x"))["code"] == "unauthenticated"
+            assert (await peer.ask("auth", token="u-eve"))["code"] == "forbidden"
+    assert b"cookie" in seen[0]
+    assert all(b"cookie" not in headers for headers in seen[1:])
+
+
+async def test_a_verifier_that_cannot_say_now_asks_to_come_back() -> None:
+    async def authenticate(scope: Any) -> Identity | None:
+        if not any(name == b"authorization" for name, _ in scope["headers"]):
+            return None
+        raise Busy("the keys are away")
+
+    async with serving(new_hub(authenticate=authenticate)) as served, dialled(served) as peer:
+        assert (await peer.ask("auth", token="x"))["code"] == "busy"
+        assert await closed_with(peer) == (4000, "busy")
+
+
+# Tickets
+
+
+async def test_a_ticket_opens_a_stream_where_no_header_can_be_sent(served: Verified) -> None:
+    await served.hub.create("chat:1", id="m1", text="before")
+    stream = await Stream.open(served, f"{EVENTS}?ticket={await served.ticket()}")
+    await stream.until_event("message.update")
+    assert stream.response.status == 200
+    stream.close()
+
+
+async def test_a_viewer_with_a_ticket_comes_back_as_often_as_it_likes(served: Verified) -> None:
+    query = {"ticket": await served.ticket(), "flush_ms": "0"}
+    async with (
+        SseViewer(served.host, served.port, "chat:1", query=query, uses_last_event_id=True) as viewer,
+        served.hub.message("chat:1", id="m1") as message,
+    ):
+        await viewer.until_attached()
+        for round in range(4):
+            await message.append(f"round {round} ")
+            await message.flush()
+            await viewer.until(partial(is_text, viewer, "".join(f"round {n} " for n in range(round + 1))))
+            await viewer.close()
+            served.watch.ahead_ms += 61_000  # only its cursor lets it in again
+            await viewer.reconnect()
+            await viewer.until_attached()
+        await message.finish()
+        await viewer.until(lambda: viewer.checker.status("m1") == "complete")
+        assert viewer.checker.differences(await stored(served.hub, "chat:1", "m1")) == []
+        assert viewer.checker.violations == []
+
+
+def is_text(viewer: SseViewer, text: str) -> bool:
+    return viewer.checker.text("m1") == text
+
+
+async def test_a_ticket_alone_opens_nothing_after_its_minute(served: Verified) -> None:
+    ticket = await served.ticket()
+    stream = await Stream.open(served, f"{EVENTS}?ticket={ticket}")
+    await stream.until_event("channel.attached")
+    cursor = next(event.id for event in stream.events if event.id)
+    served.watch.ahead_ms += 60_000
+    for last in ({}, {"Last_Event_ID": "e:1"}, {"Last_Event_ID": cursor.rpartition(":")[0]}):
+        refused = await Stream.open(served, f"{EVENTS}?ticket={ticket}", Holdfast_Client="t", **last)
+        assert refused.response.status == 401
+        told = await Stream.open(served, f"{EVENTS}?ticket={ticket}", **last)
+        assert (await told.until_event("bye")).data == b'"unauthenticated"'
+    again = await Stream.open(served, f"{EVENTS}?ticket={ticket}", Last_Event_ID=cursor)
+    await again.until_event("channel.attached")
+    again.close()
+
+
+async def test_one_stream_of_a_ticket_is_open_at_a_time(served: Verified) -> None:
+    ticket = await served.ticket()
+    older = await Stream.open(served, f"{EVENTS}?ticket={ticket}")
+    await older.until_event("channel.attached")
+    newer = await Stream.open(served, f"{EVENTS}?ticket={ticket}")
+    await newer.until_event("channel.attached")
+    assert not await older.until_over()
+    await served.hub.create("chat:1", id="m1", text="x")
+    await newer.until_event("message.create")
+    newer.close()
+    await served.until(lambda: repr(tickets_of(served.hub)) == "Tickets(1 keys, 0 open)")
+
+
+async def test_the_stream_of_a_ticket_ends_with_the_identity_behind_it(served: Verified) -> None:
+    ticket = await served.ticket(*READER, left_s=0.5)
+    stream = await Stream.open(served, f"{EVENTS}?ticket={ticket}")
+    await stream.until_event("channel.attached")
+    cursor = next(event.id for event in stream.events if event.id)
+    await stream.until_event("bye")
+    over = await Stream.open(served, f"{EVENTS}?ticket={ticket}", Last_Event_ID=cursor, Holdfast_Client="t")
+    assert over.response.status == 401
+
+
+async def test_a_ticket_opens_the_stream_of_one_answer_and_it_comes_back(served: Verified) -> None:
+    path = f"/v1/channels/chat:1/messages/m1/events?ticket={await served.ticket()}"
+    async with served.hub.message("chat:1", id="m1") as message:
+        await message.append("one ")
+        await message.flush()
+        stream = await Stream.open(served, path)
+        first = await stream.until_event("answer")
+        assert first.data == b'"one "'
+        stream.close()
+        served.watch.ahead_ms += 61_000
+        await message.append("two")
+        await message.flush()
+        assert first.id is not None
+        again = await Stream.open(served, path, Last_Event_ID=first.id)
+        assert (await again.until_event("answer")).data == b'"two"'
+        again.close()
+
+
+async def test_a_ticket_is_for_its_channel_and_for_streams_alone(served: Verified) -> None:
+    ticket = await served.ticket()
+    other = await Stream.open(served, f"/v1/channels/chat:2/events?ticket={ticket}")
+    assert other.response.status == 403
+    for path in ("/v1/channels/chat:1/messages", "/v1/channels/chat:1/poll", "/v1/channels/chat:1"):
+        answer = await served.http.get(f"{path}?ticket={ticket}")
+        assert (answer.status_code, answer.json()["code"]) == (401, "unauthenticated")
+    body = {"text": "x"}
+    answer = await served.http.post(f"/v1/channels/chat:1/messages?ticket={ticket}", json=body)
+    assert answer.status_code == 401
+    async with dialled(served, query=f"?ticket={ticket}") as peer:
+        assert (await peer.ask("attach", channel="chat:1"))["code"] == "unauthenticated"
+
+
+@pytest.mark.parametrize("ticket", ["", "x", "a.b", "%00", "A" * 3000])
+async def test_garbage_is_no_ticket_although_the_token_is_good(served: Verified, ticket: str) -> None:
+    stream = await Stream.open(served, f"{EVENTS}?ticket={ticket}", **served.bearer())
+    assert stream.response.status == 401
+
+
+async def test_who_may_not_subscribe_or_asks_wrongly_gets_no_ticket(served: Verified) -> None:
+    good = served.bearer()
+    for body, headers, expected in (
+        ({"channel": "other"}, good, (403, "forbidden")),
+        ({"channel": "chat:1"}, served.bearer("publish"), (403, "forbidden")),
+        ({"channel": "chat:1"}, {}, (401, "unauthenticated")),
+        ({"channel": "a b"}, good, (400, "invalid_name")),
+        ({"channel": 7}, good, (400, "invalid_request")),
+        ({}, good, (400, "invalid_request")),
+        ([], good, (400, "invalid_request")),
+    ):
+        answer = await served.post("/v1/tickets", body, headers)
+        assert (answer.status_code, answer.json()["code"]) == expected
+    assert (await served.http.get("/v1/tickets", headers=good)).status_code == 405
+    plain = await served.http.post("/v1/tickets", content=b"{}", headers={**good, "content-type": "text/plain"})
+    assert plain.status_code == 415
+
+
+async def test_a_ticket_outlives_the_server_where_the_verifier_has_a_secret(tmp_path: Path) -> None:
+    watch, url = Watch(), f"sqlite:///{tmp_path}/hub.db"
+    async with verifying(verifying_hub(watch, url), watch) as before:
+        await before.hub.create("chat:1", id="m1", text="x")
+        path = f"{EVENTS}?ticket={await before.ticket()}"
+        stream = await Stream.open(before, path)
+        await stream.until(lambda: any(event.id for event in stream.events))
+        cursor = next(event.id for event in stream.events if event.id)
+    watch.ahead_ms += 61_000
+    async with verifying(verifying_hub(watch, url), watch) as after:
+        again = await Stream.open(after, path, Last_Event_ID=cursor)
+        attached = await again.until_event("channel.attached")
+        assert json.loads(attached.data)["resumed"] is True
+        again.close()
+        vars(after.hub)["tickets"] = Tickets(now_ms=watch.now_ms)  # as where there is only a public key
+        assert (await Stream.open(after, path, Last_Event_ID=cursor)).response.status == 401
+
+
+async def test_on_this_machine_without_a_verifier_tickets_work_too() -> None:
+    async with serving(new_hub()) as served:
+        answer = await served.http.post("/v1/tickets", json={"channel": "c"})
+        stream = await Stream.open(served, f"/v1/channels/c/events?ticket={answer.json()['ticket']}")
+        await stream.until_event("channel.attached")
+        stream.close()
+
+
+# Rates
+
+
+def still(served: Served, **limits: int) -> None:
+    """Counts on a clock that stands still."""
+    vars(served.hub)["rates"] = Rates(ClientLimits(**limits), now_s=lambda: 0.0)
+
+
+async def test_a_client_that_asks_too_often_is_refused_for_a_while(served: Verified) -> None:
+    still(served, client_requests=2)
+    headers = served.bearer()
+    for _ in range(4):
+        assert (await served.http.get("/v1/channels/chat:1", headers=headers)).status_code == 200
+    answer = await served.http.get("/v1/channels/chat:1", headers=headers)
+    assert (answer.status_code, answer.json()["code"], answer.json()["limit"]) == (429, "too_many", 2)
+    assert 1 <= int(answer.headers["retry-after"]) <= 3
+    assert (await served.http.get("/v1/channels/chat:1", headers=served.bearer(sub="eve"))).status_code == 200
+    for capability in ("append", "agent", "admin"):
+        headers = served.bearer("history", capability, sub="bot")
+        for _ in range(6):
+            assert (await served.http.get("/v1/channels/chat:1", headers=headers)).status_code == 200
+
+
+async def test_frames_of_a_socket_are_requests_too(served: Verified) -> None:
+    still(served, client_requests=3)
+    async with dialled(served, additional_headers=served.bearer()) as peer:
+        for _ in range(5):  # the upgrade was the first of six
+            assert (await peer.ask("detach", channel="c"))["type"] == "ok"
+        refused = await peer.ask("create", channel="chat:1", text="x")
+        assert (refused["code"], refused["status"]) == ("too_many", 429)
+    assert (await served.hub.info("chat:1")).serial == 0
+
+
+async def test_a_client_has_so_many_connections_over_all_transports(served: Verified) -> None:
+    still(served, client_connections=2)
+    headers = served.bearer()
+    stream = await Stream.open(served, EVENTS, **headers)
+    async with dialled(served) as peer:
+        assert (await peer.ask("auth", token=served.token()))["type"] == "ok"
+        told = await Stream.open(served, EVENTS, **headers)
+        assert told.response.status == 200
+        assert (await told.until_event("bye")).data == b'"too_many"'
+        assert told.parser.retry_ms is not None
+        assert told.parser.retry_ms >= 15_000
+        refused = await Stream.open(served, EVENTS, Holdfast_Client="t", **headers)
+        assert refused.response.status == 429
+        assert "retry-after" in refused.response.headers
+        assert (await served.http.get("/v1/channels/chat:1/poll", headers=headers)).status_code == 429
+        ticketed = await Stream.open(served, f"{EVENTS}?ticket={await served.ticket()}", Holdfast_Client="t")
+        assert ticketed.response.status == 429
+        with pytest.raises(InvalidStatus) as upgrade:
+            async with dialled(served, additional_headers=headers):
+                pass
+        assert upgrade.value.response.status_code == 429
+        async with dialled(served) as crowded:
+            assert (await crowded.ask("auth", token=served.token()))["code"] == "too_many"
+            assert await closed_with(crowded) == (4001, "too_many")
+    stream.close()
+    await served.until(lambda: can_connect(served))
+
+
+def can_connect(served: Verified) -> bool:
+    """Has the client a seat again?"""
+    identity = Identity(client_id="ada", grants={})
+    try:
+        rates_of(served.hub).connect(identity).leave()
+    except Exception:
+        return False
+    return True
+
+
+async def test_seats_are_given_back_whatever_happens(served: Verified) -> None:
+    still(served, client_connections=1)
+    headers = served.bearer(*READER)
+    for path in (
+        f"{EVENTS}?history=9999",
+        f"{EVENTS}?flush_ms=x",
+        "/v1/channels/chat:1/messages/none/events",
+        "/v1/channels/chat:1/poll?wait_s=x",
+        "/v1/channels/other/events",
+    ):
+        assert (await Stream.open(served, path, **headers)).response.status >= 400
+    assert (await served.http.head(EVENTS, headers=headers)).status_code == 200
+    assert (await served.http.get("/v1/channels/chat:1/poll", headers=headers)).status_code == 200
+    async with dialled(served, additional_headers=headers):
+        assert not can_connect(served)
+    await served.until(lambda: can_connect(served))
+
+
+async def test_on_this_machine_without_a_verifier_nothing_is_counted() -> None:
+    async with serving(new_hub()) as served:
+        still(served, client_requests=1, client_connections=1)
+        for _ in range(5):
+            assert (await served.http.get("/v1/channels/c")).status_code == 200
+        streams = [await Stream.open(served, "/v1/channels/c/events") for _ in range(3)]
+        assert [stream.response.status for stream in streams] == [200, 200, 200]
+        ticket = (await served.http.post("/v1/tickets", json={"channel": "c"})).json()["ticket"]
+        for _ in range(3):
+            assert (await Stream.open(served, f"/v1/channels/c/events?ticket={ticket}")).response.status == 200
+
+
+# Grants
+
+
+async def test_a_grant_holds_on_every_transport_and_nowhere_else(served: Verified) -> None:
+    headers = served.bearer(*PERSON, channel="chat:1")
+    for channel, status in (("chat:1", 200), ("chat:2", 403)):
+        for path in ("", "/messages", "/poll"):
+            assert (await served.http.get(f"/v1/channels/{channel}{path}", headers=headers)).status_code == status
+        posted = await served.post(f"/v1/channels/{channel}/messages", {"text": "x"}, headers)
+        assert posted.status_code == {200: 201}.get(status, status)
+        assert (await Stream.open(served, f"/v1/channels/{channel}/events", **headers)).response.status == status
+    async with dialled(served, additional_headers=headers) as peer:
+        for type in ("attach", "history", "create"):
+            assert (await peer.ask(type, channel="chat:1", **({"text": "y"} if type == "create" else {})))[
+                "type"
+            ] == "ok"
+            assert (await peer.ask(type, channel="chat:2"))["code"] == "forbidden"
+
+
+async def test_a_refusal_does_not_tell_what_exists(served: Verified) -> None:
+    await served.hub.create("secret", id="m1", text="x")
+    headers = served.bearer()
+    told = {
+        (answer.status_code, answer.text)
+        for channel, message in (("secret", "m1"), ("secret", "m2"), ("none", "m1"))
+        for answer in [await served.http.get(f"/v1/channels/{channel}/messages/{message}", headers=headers)]
+    }
+    assert len(told) == 1
+
+
+# Secrets
+
+
+async def test_tokens_and_tickets_are_in_no_log(served: Verified, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG, logger="holdfast")
+    token, ticket = served.token(), await served.ticket()
+    stream = await Stream.open(served, f"{EVENTS}?ticket={ticket}")
+    await stream.until_event("channel.attached")
+    stream.close()
+    async with dialled(served) as peer:
+        await peer.ask("auth", token=token)
+        await peer.ask("auth", token=token + "x")
+    await served.http.get("/v1/channels/chat:1", headers=header(token + "x"))
+    assert not found_in(caplog.text, token, ticket, SECRET)
+
+
+def found_in(text: str, *secrets: str) -> list[str]:
+    """The pieces of `secrets` that stand in `text`."""
+    return [piece for secret in secrets for piece in secret.split(".") if len(piece) > 20 and piece in text]
+
+
+async def test_what_breaks_in_a_verifier_is_not_told() -> None:
+    class Broken:
+        async def __call__(self, scope: Any) -> Identity | None:
+            return None
+
+        async def verify_token(self, token: str) -> Identity:
+            raise ZeroDivisionError(token)
+
+    hub = new_hub(authenticate=Broken())
+    async with serving(hub) as served, dialled(served) as peer:
+        refused = await peer.ask("auth", token="very-secret")
+        assert refused["code"] == "internal"
+        assert "very-secret" not in json.dumps(refused)
+        assert await closed_with(peer) == (4000, "internal")
+
+
+async def test_a_name_that_is_no_id_opens_nothing() -> None:
+    async def authenticate(scope: Any) -> Identity | None:
+        return Identity(client_id="a b")
+
+    hub = new_hub(authenticate=authenticate)
+    for path, kind in (("/v1/channels/c", "http"), ("/v1/channels/c/events", "http"), ("/v1/ws", "websocket")):
+        extensions = {"websocket.http.response": {}} if kind == "websocket" else None
+        assert await ask(hub, path, kind=kind, extensions=extensions) == (400, "invalid_name")
+    await hub.close()
+
+
+# `holdfast serve`
+
+
+@pytest.fixture
+def secret_file(tmp_path: Path) -> Path:
+    path = tmp_path / "secret"
+    path.write_text(SECRET + "\n")
+    return path
+
+
+def test_serve_believes_tokens_and_keeps_them_out_of_its_log(tmp_path: Path, secret_file: Path) -> None:
+    watch = Watch()
+    options = ["--jwt-secret-file", str(secret_file), "--jwt-audience", "chat", "--log-level", "debug"]
+    claims = {"sub": "ada", "aud": "chat", "exp": watch.now_s() + 60, "holdfast": {"*": list(PERSON)}}
+    token = jwt.encode(claims, SECRET, algorithm="HS256")
+    with processes.serving("serve", tmp_path, *options) as server:
+        with httpx2.Client(base_url=f"http://127.0.0.1:{server.port}", trust_env=False) as http:
+            assert http.get("/v1/channels/chat:1").status_code == 401
+            assert http.get("/v1/channels/chat:1?token=" + token).status_code == 401
+            assert http.get("/v1/channels/chat:1", headers=header(token)).status_code == 200
+            assert http.get("/v1/channels/chat:1", headers=header(token + "x")).status_code == 401
+            ticket = http.post("/v1/tickets", json={"channel": "chat:1"}, headers=header(token)).json()["ticket"]
+            with http.stream("GET", f"/v1/channels/chat:1/events?ticket={ticket}") as stream:
+                assert next(stream.iter_lines()).startswith("retry: ")
+            query = f"?ticket={ticket}&token={token}"
+            with sync_connect(f"ws://127.0.0.1:{server.port}/v1/ws{query}", proxy=None, compression=None) as socket:
+                socket.send(json.dumps({"type": "auth", "ref": 1, "token": token}))
+                assert json.loads(socket.recv(PATIENCE_S))["type"] == "ok"
+        server.end()
+        assert "Holdfast" in server.output
+        assert not found_in(server.output, token, ticket, SECRET)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--host", "0.0.0.0"], "verifier"),
+        (["--host", "192.0.2.1"], "verifier"),
+        (["--host", "::"], "verifier"),
+        (["--jwt-secret-file", "{secret}"], "--jwt-audience"),
+        (["--jwt-audience", "chat"], "--jwt-secret-file or --jwks"),
+        (["--jwt-issuer", "x"], "--jwt-secret-file or --jwks"),
+        (["--jwt-secret-file", "{short}", "--jwt-audience", "chat"], "32 bytes"),
+        (["--jwt-secret-file", "{none}", "--jwt-audience", "chat"], "does not exist"),
+        (["--jwks", "http://issuer.example/keys", "--jwt-audience", "chat"], "https"),
+        (["--allow-everyone", "--jwt-secret-file", "{secret}"], "--allow-everyone looks at no token"),
+        (["--allowed-origin", "https://app.example/"], "origin"),
+        (["--allowed-origin", "app.example"], "origin"),
+        (["--app", "x:y", "--jwks", "https://issuer.example/keys", "--jwt-audience", "chat"], "--app brings"),
+    ],
+)
+def test_serve_says_what_does_not_go_together(tmp_path: Path, secret_file: Path, options: list[str], said: str) -> None:
+    (tmp_path / "short").write_text("short")
+    paths = {"secret": secret_file, "short": tmp_path / "short", "none": tmp_path / "none"}
+    given = [option.format(**paths) for option in options]
+    ran = CliRunner().invoke(
+        main, ["serve", "--store", "memory://", *given] if "--app" not in options else ["serve", *given]
+    )
+    assert ran.exit_code != 0
+    assert said in ran.output
+    assert "Traceback" not in ran.output
+    assert SECRET not in ran.output
+
+
+def test_other_addresses_are_for_hubs_that_know_who_asks() -> None:
+    closed, guarded = new_hub(), new_hub(authenticate=jwt_verifier(secret=SECRET, audience="chat"))
+    inner = Starlette(routes=[Mount("/deep", app=Starlette(routes=[Mount("/hub", app=guarded)]))])
+    leaky = Starlette(routes=[Mount("/hub", app=guarded), Mount("/other", app=closed)])
+    for app in (guarded, inner):
+        assert check_guarded("0.0.0.0", app) == "0.0.0.0"
+    for app in (closed, leaky, Starlette(), object()):
+        assert check_guarded("127.0.0.1", app) == "127.0.0.1"
+        with pytest.raises(LocalError, match=r"no verifier|no hub"):
+            check_guarded("0.0.0.0", app)
