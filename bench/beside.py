@@ -32,6 +32,7 @@ from bench.proc import BenchError, Child, raise_file_limit
 __all__ = ["Shape", "Sizes", "measure", "run"]
 
 _TIMEOUT_S = 60.0
+_OVERRUN_S = 0.5  # who is later than this at the end did not keep up
 _FILES_TO_SPARE = 400
 
 
@@ -91,6 +92,7 @@ SYSTEMS: dict[str, Start] = {
 
 class _Round(NamedTuple):
     us_per_token: float
+    overrun_s: float  # from when the last token should have been sent to the last that came
     frames_per_token: float
     bytes_per_token: float
     latency_ms: list[float]
@@ -185,6 +187,7 @@ def _round(system: System, kind: str, client: Child, shape: Shape, seconds: floa
     client.ask("close")
     return _Round(
         us_per_token=used_s / tokens * 1e6,
+        overrun_s=drained["seconds"] - count / shape.tokens_per_s,
         frames_per_token=decoded["deliveries"] / tokens,
         bytes_per_token=decoded["bytes"] / tokens,
         latency_ms=decoded["latency_ms"],
@@ -225,9 +228,15 @@ def _row(what: str, rounds: Sequence[_Round]) -> Row:
         f"{median(each.bytes_per_token for each in rounds)} B per token; latency p50 "
         f"{median(each.latency_ms[0] for each in rounds)} ms, p99 {median(each.latency_ms[1] for each in rounds)} ms; "
         f"server {statistics.median(each.server_load for each in rounds):.0%} of its core, load client "
-        f"{max(each.client_load for each in rounds):.0%} of its",
+        f"{max(each.client_load for each in rounds):.0%} of its" + _overrun(rounds),
         raw=tuple(f"round {n + 1}: {each}" for n, each in enumerate(rounds)),
     )
+
+
+def _overrun(rounds: Sequence[_Round]) -> str:
+    """What has to be said when a system could not keep up: its latencies are then those of a queue that grew."""
+    overrun_s = statistics.median(each.overrun_s for each in rounds)
+    return f"; it did not keep up: the last token came {overrun_s:.1f} s late" if overrun_s > _OVERRUN_S else ""
 
 
 def _idle_row(directory: Path, start: Start, kind: str, sizes: Sizes, name: str) -> Row:

@@ -53,7 +53,7 @@ def replay(recorded: Json, sent: Json, *, viewers: int) -> tuple[Json, Json, flo
     return drained, decoded, bare_s
 
 
-def recording(kind: str, count: int) -> tuple[Json, Json]:
+def recording(kind: str, count: int, frames_per_s: float = _FRAMES_PER_S) -> tuple[Json, Json]:
     """What a viewer of a message gets that comes in `count` frames, and what was sent, to compare it with."""
     part = {"type": "text", "text": _TEXT}
     message = {"id": "m", "role": "assistant", "status": "streaming", "parts": [part], "created": 1, "version": 1}
@@ -64,7 +64,7 @@ def recording(kind: str, count: int) -> tuple[Json, Json]:
     attached = {"type": "channel.attached", "channel": CHANNEL, "epoch": "e", "serial": 0, "resumed": False}
     batch = _event if kind == "sse" else _frame
     before = ("retry: 2000\n\n" if kind == "sse" else "") + batch(attached, "e:0")
-    batches = [(n / _FRAMES_PER_S, batch(event, f"e:{event['serial']}")) for n, event in enumerate(events)]
+    batches = [(n / frames_per_s, batch(event, f"e:{event['serial']}")) for n, event in enumerate(events)]
     text = _TEXT * count
     sent = {"id": "m", "length": len(text), "sha256": hashlib.sha256(text.encode()).hexdigest()}
     return {"kind": kind, "channels": {CHANNEL: {"before": before, "batches": batches}}}, {CHANNEL: sent}

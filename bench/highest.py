@@ -2,21 +2,21 @@
 
 The number of conversations is searched for, each try on a server of its own. Latency counts here from when a token was
 due, not from when it was appended: producers that cannot keep up are late for their viewers, and that ends the
-search. A rate is passed when everything came and was right in each of the rounds that it was tried. Beyond the rate
-that is found lies one that was tried and failed.
+search. A rate passes when it does so in two of at most three rounds; in all of them everything must come and be right.
+Beyond the rate that is found lies one that was tried and failed.
 """
 
 from collections.abc import Callable
 
 from bench import conversations
-from bench.common import Options, Row
+from bench.common import Options, Row, spread
 from bench.conversations import P99_LIMIT_MS
 from bench.proc import BenchError
 
 _FIRST = 500
 _STEP = 1.3  # from try to try, until there is a rate that passes and one that fails
 _EXACT = 0.05  # of the rate: where the search ends
-_ROUNDS = 2
+_MAJORITY = 2  # of at most three rounds: one that the machine spoilt decides nothing
 _TRIES = 12
 
 
@@ -27,30 +27,25 @@ def run(options: Options) -> list[Row]:
 
 def search(options: Options, *, first: int, seconds: float, exact: float, limit_ms: float) -> list[Row]:
     """The row of the search, with every try in its raw lines. Raises `Void`, and `BenchError` when nothing passes."""
-    lines: list[str] = []
-    passed_ms = 0.0
+    runs: list[conversations.Run] = []
 
     def passes(count: int) -> bool:
-        nonlocal passed_ms
-        worst_ms = 0.0
-        for _ in range(_ROUNDS):
-            run = conversations.measure(options, count, seconds=seconds, is_dated_when_due=True)
-            lines.append(str(run))
-            worst_ms = max(worst_ms, run.latency_ms[1])
-            if worst_ms >= limit_ms:
-                return False
-        passed_ms = worst_ms
-        return True
+        good: list[bool] = []
+        while max(good.count(True), good.count(False)) < _MAJORITY:
+            runs.append(conversations.measure(options, count, seconds=seconds, is_dated_when_due=True))
+            good.append(runs[-1].latency_ms[1] < limit_ms)
+        return good.count(True) == _MAJORITY
 
     best, failed = highest(passes, first=first, exact=exact)
-    rate = best * conversations.TOKENS_PER_S
+    p99s_ms = [run.latency_ms[1] for run in runs if run.conversations == best]
+    others = max(run.others_s / run.seconds for run in runs)
     return [
         Row(
             f"highest rate with p99 below {limit_ms:.0f} ms, 2 viewers of each conversation, all delivered",
-            f"{rate:,} tokens/s",
-            note=f"{best} conversations × {conversations.TOKENS_PER_S} tokens/s: p99 {passed_ms:.0f} ms from when each "
-            f"was due, in the worse of {_ROUNDS} rounds; {failed} conversations failed",
-            raw=tuple(lines),
+            f"{best * conversations.TOKENS_PER_S:,} tokens/s",
+            note=f"{best} conversations × {conversations.TOKENS_PER_S} tokens/s: p99 {spread(p99s_ms, 'ms')} from when "
+            f"each was due; {failed} conversations failed; others used up to {others:.0%} of the core meanwhile",
+            raw=tuple(str(run) for run in runs),
         )
     ]
 

@@ -25,6 +25,7 @@ _HOST = "127.0.0.1"
 _MOUNTED_AT = "/holdfast"
 _START_S = 10.0
 _POLL_S = 0.01
+_AT_ONCE = 100  # messages that wait to be stored while there is a fill
 _CONNECTIONS = 20_000  # granian serves no more than its backlog says, at once
 
 
@@ -88,6 +89,14 @@ class Producers:
                 await self._go_on(message)
 
         self._hub.start_task(write())
+        return {}
+
+    async def fill(self, *, count: int, characters: int) -> dict[str, Any]:
+        """Store so many finished conversations of so many characters, each in a channel of its own."""
+        text = "." * characters
+        for start in range(0, count, _AT_ONCE):
+            numbers = range(start, min(start + _AT_ONCE, count))
+            await asyncio.gather(*(self._hub.create(f"bench:old-{n}", text=text) for n in numbers))
         return {}
 
     async def soak(self, *, started_s: float, planned: dict[str, Any]) -> dict[str, Any]:
@@ -240,6 +249,7 @@ async def _main(arguments: argparse.Namespace) -> None:
         requests = (
             producers.produce,
             producers.stream,
+            producers.fill,
             producers.soak,
             producers.soaked,
             producers.stats,

@@ -1,8 +1,9 @@
 """A soak: ten minutes of everything at once (`bench/plan.py`), and nothing grows, and nothing is lost.
 
-About fifty conversations stream at any time, each in a channel of its own; they begin and end, viewers come, are cut
+The file holds ten thousand conversations before it begins. They fill what is bounded and would else grow all the while:
+SQLite's page cache of 16 MB, and what the store knows of the 10,000 channels that were used last. About fifty conversations stream at any time, each in a channel of its own; they begin and end, viewers come, are cut
 off, resume and go, by SSE and WebSocket. The server's memory is read every second; its slope is a line fitted to what
-came after the first quarter, in which caches fill. In the end everybody has gone, and what the server held for them
+came after the first quarter. In the end everybody has gone, and what the server held for them
 must be gone as well: feeds, channels, writers, tasks, threads and open files are counted before and after.
 """
 
@@ -20,8 +21,11 @@ _LIMIT_KB_PER_MIN = 512.0
 _JUDGED_S = 300.0  # a shorter soak has a slope, but no verdict: it is still the caches that one sees
 _WARM_UP = 0.25
 _STEP_S = 1.0
+_OLD = 10_000  # conversations that are there already
+_OLD_CHARACTERS = 2_000  # in each
 _IDLE_S = 10.0  # until an idle channel leaves the server's memory
 _AFTER_S = 20.0  # after the last conversation has ended, for viewers to have been shown it
+_FILL_S = 120.0
 _LET_GO_S = 45.0
 
 
@@ -30,13 +34,20 @@ def run(options: Options) -> list[Row]:
 
 
 def soak(
-    options: Options, *, seconds: float, live: int, lasts_s: tuple[float, float] = plan.LASTS_S, idle_s: float = _IDLE_S
+    options: Options,
+    *,
+    seconds: float,
+    live: int,
+    lasts_s: tuple[float, float] = plan.LASTS_S,
+    idle_s: float = _IDLE_S,
+    old: int = _OLD,
 ) -> list[Row]:
     """The rows. Raises `Void` when a viewer was shown something wrong, or the store holds it."""
     raise_file_limit(live * 10 + 200)
     planned: dict[str, Any] = {"seconds": seconds, "live": live, "lasts_s": lasts_s}
     conversations = plan.conversations(**planned)
     with kept(options) as database, served(database, idle_s=idle_s) as server, load_client() as load:
+        server.child.ask("fill", count=old, characters=_OLD_CHARACTERS, answer_in_s=_FILL_S)
         before = _settled(server)
         started_s = time.monotonic() + 0.5
         server.child.ask("soak", started_s=started_s, planned=planned)
@@ -112,20 +123,21 @@ def _check_stored(server: Served, conversation: plan.Conversation) -> None:
 
 
 def _settled(server: Served) -> dict[str, Any]:
-    """What a server holds that has answered once, so that what it opens at its first request counts as its own."""
+    """What a server holds that has answered once and is idle, so that what it opens at first counts as its own."""
     server.call("GET", "bench:nothing")
-    time.sleep(0.2)  # until it has noticed that the connection is gone
-    held: dict[str, Any] = server.child.ask("held")
+    held = _let_go(server, {"channels": 0, "feeds": 0, "writers": 0, "waiting": 0})
+    if held["channels"]:
+        raise BenchError(f"{held['channels']} idle channels have not left memory in {_LET_GO_S:g} s")
     return held
 
 
-def _let_go(server: Served, before: dict[str, Any]) -> dict[str, Any]:
-    """What is held when it is no more than before, or after some time."""
+def _let_go(server: Served, wanted: dict[str, Any]) -> dict[str, Any]:
+    """What is held when it is no more than wanted, or after some time."""
     until_s = time.monotonic() + _LET_GO_S
-    while _beyond(before, held := server.child.ask("held")) and time.monotonic() < until_s:
+    while _beyond(wanted, held := server.child.ask("held")) and time.monotonic() < until_s:
         time.sleep(0.5)  # another process's housekeeping
-    after: dict[str, Any] = held
-    return after
+    last: dict[str, Any] = held
+    return last
 
 
 def _beyond(before: dict[str, Any], after: dict[str, Any]) -> str:

@@ -24,7 +24,7 @@ from bench.proc import BenchError
 from bench.tokens import token
 
 _HOST = "127.0.0.1"
-_CONNECTIONS = 64  # with 16, publishes that wait for Redis waited for one another: 110 ms instead of a few
+_CONNECTIONS = 256  # with 16, publishes that wait for Redis waited for one another: 110 ms instead of a few
 _ANSWERS_S = 15.0  # for what is still unanswered at the end
 _STATUS = b"HTTP/1.1 "
 
@@ -82,56 +82,14 @@ def publish(
     With `window_ms`, what a channel got is published so long after the first of it, as one message. Answers when all
     have been acknowledged, with what was sent by channel; with `tells_text` also the texts.
     """
-    lanes = [_Lane(port) for _ in range(min(_CONNECTIONS, len(channels)))]
-    epoll = select.epoll()
-    by_fd = {lane.socket.fileno(): lane for lane in lanes}
-    for fd in by_fd:
-        epoll.register(fd, select.EPOLLIN)
-    heads = [
-        f"POST {path.format(channel=quote(channel))} HTTP/1.1\r\nHost: {_HOST}:{port}\r\n"
-        "Content-Type: text/plain\r\nContent-Length: ".encode()
-        for channel in channels
-    ]
-    sent: list[list[str]] = [[] for _ in channels]
-    lags: list[float] = []
-    gathered: list[list[str]] = [[] for _ in channels]
-    closing: deque[tuple[float, int]] = deque()  # when the window of a channel ends; all are as long, so in order
-    total, due, published = count * len(channels), 0, 0
-    period_s = 1 / tokens_per_s / len(channels)  # all channels, spread over one token's time
     started_s = time.monotonic()
+    lanes = _Lanes(port, [path.format(channel=quote(channel)) for channel in channels])
     try:
-        while due < total or closing:
-            now_s = time.monotonic()
-            while due < total and (late_s := now_s - started_s - due * period_s) >= 0:
-                n = due % len(channels)
-                text = token()
-                sent[n].append(text)
-                lags.append(late_s)
-                if not gathered[n]:
-                    closing.append((now_s + window_ms / 1000, n))
-                gathered[n].append(text)
-                due += 1
-            while closing and closing[0][0] <= now_s:
-                n = closing.popleft()[1]
-                body = "".join(gathered[n])
-                gathered[n].clear()
-                lanes[n % len(lanes)].waiting += heads[n] + f"{len(body)}\r\n\r\n{body}".encode()
-                published += 1
-            next_s = [closing[0][0]] if closing else []
-            if due < total:
-                next_s.append(started_s + due * period_s)
-            _turn(epoll, by_fd, max(0.0, min(next_s) - time.monotonic()) if next_s else 0.0)
-        until_s = time.monotonic() + _ANSWERS_S
-        while (answered := sum(lane.answered for lane in lanes)) < published:
-            if time.monotonic() > until_s:
-                raise BenchError(f"{published - answered} of {published} publishes were not answered")
-            _turn(epoll, by_fd, 0.1)
+        texts, lags = _send(lanes, len(channels), count, tokens_per_s, window_ms / 1000)
+        lanes.await_answers()
     finally:
-        for lane in lanes:
-            lane.socket.close()
-        epoll.close()
+        lanes.close()
     lags.sort()
-    texts = ["".join(pieces) for pieces in sent]
     return {
         "messages": {channel: summary(text, "m") for channel, text in zip(channels, texts, strict=True)},
         "texts": dict(zip(channels, texts, strict=True)) if tells_text else {},
@@ -140,13 +98,76 @@ def publish(
     }
 
 
-def _turn(epoll: select.epoll, by_fd: dict[int, _Lane], timeout_s: float) -> None:
-    for lane in by_fd.values():
-        if lane.waiting:
-            lane.write()
-    # Below a millisecond epoll would wait a whole one; asking again at once is what open loop means.
-    for fd, _ in epoll.poll(0 if timeout_s < 0.0005 else min(timeout_s, 0.1)):
-        by_fd[fd].read()
+class _Lanes:
+    """All connections. A channel, which is a number here, always has the same one."""
+
+    def __init__(self, port: int, paths: list[str]) -> None:
+        self._lanes = [_Lane(port) for _ in range(min(_CONNECTIONS, len(paths)))]
+        self._by_socket = {lane.socket: lane for lane in self._lanes}
+        self._published = 0
+        self._heads = [
+            f"POST {path} HTTP/1.1\r\nHost: {_HOST}:{port}\r\nContent-Type: text/plain\r\nContent-Length: ".encode()
+            for path in paths
+        ]
+
+    def publish(self, channel: int, text: str) -> None:
+        lane = self._lanes[channel % len(self._lanes)]
+        lane.waiting += self._heads[channel] + f"{len(text)}\r\n\r\n{text}".encode()
+        self._published += 1
+
+    def turn(self, timeout_s: float) -> None:
+        """Write what is to be written, and read answers for so long."""
+        for lane in self._lanes:
+            if lane.waiting:
+                lane.write()
+        # Not epoll, whose timeouts are whole milliseconds: rounded down it would spin on the load client's core.
+        for sock in select.select(self._by_socket, (), (), min(timeout_s, 0.1))[0]:
+            self._by_socket[sock].read()
+
+    def await_answers(self) -> None:
+        until_s = time.monotonic() + _ANSWERS_S
+        while (answered := sum(lane.answered for lane in self._lanes)) < self._published:
+            if time.monotonic() > until_s:
+                raise BenchError(f"{self._published - answered} of {self._published} publishes were not answered")
+            self.turn(0.1)
+
+    def close(self) -> None:
+        for lane in self._lanes:
+            lane.socket.close()
+
+
+def _send(
+    lanes: _Lanes, channels: int, count: int, tokens_per_s: float, window_s: float
+) -> tuple[list[str], list[float]]:
+    """Publish all tokens when they are due; returns the texts, and how late each token was."""
+    sent: list[list[str]] = [[] for _ in range(channels)]
+    gathered: list[list[str]] = [[] for _ in range(channels)]
+    closing: deque[tuple[float, int]] = deque()  # when a channel's window ends; all are as long, so this is in order
+    lags: list[float] = []
+    total, due = count * channels, 0
+    period_s = 1 / tokens_per_s / channels  # all channels, spread over one token's time
+    started_s = time.monotonic()
+    while due < total or closing:
+        now_s = time.monotonic()
+        while due < total and (late_s := now_s - started_s - due * period_s) >= 0:
+            channel, text = due % channels, token()
+            due += 1
+            sent[channel].append(text)
+            lags.append(late_s)
+            if not window_s:
+                lanes.publish(channel, text)  # however late it is: one token, one message
+                continue
+            if not gathered[channel]:
+                closing.append((now_s + window_s, channel))
+            gathered[channel].append(text)
+        while closing and closing[0][0] <= now_s:
+            channel = closing.popleft()[1]
+            lanes.publish(channel, "".join(gathered[channel]))
+            gathered[channel].clear()
+        next_s = [started_s + due * period_s] if due < total else []
+        next_s += [closing[0][0]] if closing else []
+        lanes.turn(max(0.0, min(next_s, default=0.0) - time.monotonic()))
+    return ["".join(texts) for texts in sent], lags
 
 
 def main() -> None:

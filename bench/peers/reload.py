@@ -20,7 +20,8 @@ from holdfast.testing.rawviewer import Checker, Session, SseSession, WsSession
 __all__ = ["Loaded", "Page", "follow", "load"]
 
 _HOST = "127.0.0.1"
-_QUIET_S = 0.15  # nothing for this long: all has come
+_QUIET_S = 0.15  # nothing for this long: time to look whether all has come
+_PATIENCE_S = 5.0  # with a server that has not sent all
 _TIMEOUT_S = 20.0
 _READ_BYTES = 256 * 1024
 
@@ -136,12 +137,8 @@ def load(page: Page, text: str) -> Loaded:
     page.connect()
     page.attach()  # what has to be answered is answered at once
     look(time.monotonic())
-    for now_s, data in page.read():
-        page.take(data, now_s)
-        look(now_s)
-    page.leave()
-    if found is None or page.text != text:
-        raise Void(f"a viewer of {page.kind} shows {len(page.text)} of {len(text)} characters, or other ones")
+    _read_all(page, text, look)
+    assert found is not None, "all of it was read"
     return found
 
 
@@ -152,9 +149,19 @@ def follow(pages: list[Page], grow: Callable[[], str]) -> str:
         page.attach()
     text = grow()
     for page in pages:
+        _read_all(page, text, lambda _: None)
+    return text
+
+
+def _read_all(page: Page, text: str, look: Callable[[float], None]) -> None:
+    """Read until the page holds `text` and nothing more comes, and leave. `look` is told when something came."""
+    until_s = time.monotonic() + _PATIENCE_S
+    while True:
         for now_s, data in page.read():
             page.take(data, now_s)
-        page.leave()
-        if page.text != text:
-            raise Void(f"a viewer of {page.kind} shows {len(page.text)} of {len(text)} characters, or other ones")
-    return text
+            look(now_s)
+        if page.text == text or time.monotonic() > until_s:
+            break
+    page.leave()
+    if page.text != text:
+        raise Void(f"a viewer of {page.kind} shows {len(page.text)} of {len(text)} characters, or other ones")

@@ -57,6 +57,7 @@ class Running:
         self._work: asyncio.Task[None] | None = None
         self._is_stopped = False
         self._is_lost = False
+        self._is_late = False
         self._turn: Turn | None = None
 
     def stop(self, *, is_lost: bool = False) -> None:
@@ -105,28 +106,21 @@ class Running:
         finally:
             listening.cancel()
             await asyncio.wait([listening])
-        if self._is_lost or place.is_leaving:
-            return None
+        if self._is_lost or (place.is_leaving and self._work.cancelled()):
+            return None  # another has it, or will
         await self._end_what_is_open(turn)
         await self._answer_stops(watch, turn)
         return "cancelled" if self._is_stopped else "done"
 
     async def _handle(self, turn: Turn) -> None:
         """The handler, with its end said in a message where it wrote none."""
-        agent = self._agent
+        limit = asyncio.get_running_loop().call_later(self._agent.timeout_s, self._time_out, turn)
         try:
-            async with asyncio.timeout(agent.timeout_s) as limit:
-                try:
-                    await agent.handler(turn)
-                except asyncio.CancelledError:
-                    if limit.expired() or _is_due(limit):
-                        for reply in turn.replies:
-                            reply.cancelled_as = ("failed", "timeout")
-                    raise
+            await self._agent.handler(turn)
         except asyncio.CancelledError:
-            raise
-        except TimeoutError:
-            logger.warning("turn of %s in %s took more than %s s", self.message.id, self.channel, agent.timeout_s)
+            if not self._is_late:
+                raise
+            logger.warning("turn of %s in %s took too long", self.message.id, self.channel)
             await self._say_failed(turn, "timeout")
         except HoldfastError as error:
             if self._is_stopped and isinstance(error, Finished):
@@ -137,6 +131,15 @@ class Running:
             logger.exception("turn of %s in %s failed", self.message.id, self.channel)
             reason = getattr(error, "public_reason", None)
             await self._say_failed(turn, reason if isinstance(reason, str) else "error")
+        finally:
+            limit.cancel()
+
+    def _time_out(self, turn: Turn) -> None:
+        self._is_late = True
+        for reply in turn.replies:
+            reply.cancelled_as = ("failed", "timeout")
+        if self._work is not None:
+            self._work.cancel()
 
     async def _say_failed(self, turn: Turn, reason: str) -> None:
         """A turn that failed before it began an answer: people see at least that."""
@@ -195,8 +198,3 @@ class Running:
                         continue
                     return await self._place.find(self.channel, message_id), writer
         return previous, None
-
-
-def _is_due(limit: asyncio.Timeout) -> bool:
-    when = limit.when()
-    return when is not None and asyncio.get_running_loop().time() >= when

@@ -178,8 +178,8 @@ class Desk:
         if is_changed:
             self._offer(channel.name)
 
-    def look_at(self, channel: str, key: str, message: MessageState | None, *, is_orphan: bool = False) -> bool:
-        """See to the turn of the message `key`; True if something is to be done. `is_orphan`: its worker is dead."""
+    def look_at(self, channel: str, key: str, message: MessageState | None) -> bool:
+        """See to the turn of the message `key`; True if something is to be done."""
         claim = message.claim if message is not None else None
         work = self._work.get(channel)
         if claim is None and work is None:
@@ -188,7 +188,7 @@ class Desk:
             work = self._work[channel] = _Work()
         if message is None or claim is None or message.deleted or not claim.is_open:
             return self._over(channel, work, key, claim)
-        if claim.state == "pending" or is_orphan:
+        if claim.state == "pending" or self._is_orphan(claim):
             if key not in work.waiting and key not in work.claiming:
                 work.waiting[key] = (message.created, claim.generation)
                 self._deadlines.set(
@@ -203,6 +203,10 @@ class Desk:
             if claim.lease_ms:
                 self._lapse_in(channel, key, claim, claim.lease_ms / 1000)
         return False
+
+    def _is_orphan(self, claim: ClaimState) -> bool:
+        """Did its worker die with another process?"""
+        return claim.node is not None and claim.node != self._node and self._store.is_exclusive
 
     def _over(self, channel: str, work: _Work, key: str, claim: ClaimState | None) -> bool:
         """The turn of `key` waits for nobody and nobody is at work on it."""

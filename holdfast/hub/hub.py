@@ -54,6 +54,7 @@ from holdfast.hub.deadlines import Deadlines
 from holdfast.hub.desk import Desk
 from holdfast.hub.drain import SignalHook
 from holdfast.hub.feed import Feed, Ticks
+from holdfast.hub.hooks import Hook, HookHandler, HookKind, Hooks
 from holdfast.hub.identity import Authenticate
 from holdfast.hub.patterns import check_pattern, matches
 from holdfast.hub.people import People
@@ -93,6 +94,7 @@ class _Runtime:
         self.channels: dict[str, Channel] = {}
         self.ticks = Ticks()
         self.writers: dict[tuple[str, str], MessageWriter] = {}
+        self.background: set[asyncio.Task[Any]] = set()  # tasks that are cancelled at the end
         self.jobs: set[asyncio.Task[Any]] = set()  # tasks of the app, given time when the hub drains
         self.quieter = asyncio.Event()  # set whenever a job or a writer ends
         self.tasks: asyncio.TaskGroup | None = None
@@ -141,6 +143,7 @@ class HubCore:
         self.drive_by_hand = False  # may streaming responses drive `send` themselves? `serve` sets it
         self.writer_class: type[MessageWriter] = MessageWriter  # `holdfast.agents` has one that knows more
         self._on_start: list[Callable[[], None]] = []
+        self._hooks = Hooks(self)
         self._adopters: list[tuple[str, Adopter]] = []
         self._on_drain: dict[Callable[[], None], None] = {}
         self._runtime: _Runtime | None = None
@@ -227,6 +230,28 @@ class HubCore:
         runtime.jobs.add(task)
         task.add_done_callback(runtime.job_ended)
         return task
+
+    def start_background(self, job: Coroutine[Any, Any, Any]) -> None:
+        """Run `job` beside the hub; at its end it is not waited for, but cancelled."""
+        task = self._spawn(job)
+        runtime = self._live()
+        runtime.background.add(task)
+        task.add_done_callback(runtime.background.discard)
+
+    def on(
+        self, kinds: HookKind | tuple[HookKind, ...], pattern: str, *, name: str
+    ) -> Callable[[HookHandler], HookHandler]:
+        """Call a function for what was stored in channels that match `pattern`: `@hub.on("message.finish", "chat:*")`.
+
+        At least once each, in order per channel, with retries, also for what was stored while the hub was away; not
+        for what is older than the hook. `name` is that of the position that is kept: two hooks never share one.
+        """
+
+        def register(handler: HookHandler) -> HookHandler:
+            self._hooks.add(Hook(name, (kinds,) if isinstance(kinds, str) else tuple(kinds), pattern, handler))
+            return handler
+
+        return register
 
     def adopt(self, pattern: str) -> Callable[[Adopter], Adopter]:
         """Go on with messages whose writer died with its process, on channels that match `pattern`.
@@ -649,11 +674,12 @@ class HubCore:
                 await self._recover()
                 for callback in self._on_start:
                     callback()
+                self._hooks.start()
                 workers.append(tasks.create_task(self._tidy(runtime)))
                 self.hook_signals()
                 runtime.ready.set_result(None)
                 await runtime.stop.wait()
-                for task in [*workers, *runtime.jobs]:
+                for task in [*workers, *runtime.jobs, *runtime.background]:
                     task.cancel()
         except BaseException as error:
             if runtime.ready.done():
@@ -702,6 +728,7 @@ class HubCore:
         if runtime is not None and runtime.warden is not None and runtime.desk is not None:
             runtime.warden.look(channel, keys)
             runtime.desk.look(channel, keys)
+            self._hooks.changed(channel)
 
     async def _recover(self) -> None:
         """What was open at the last end, before anyone is served.
@@ -717,8 +744,7 @@ class HubCore:
                 continue
             message = restore(found.stored)
             self.warden.look_at_writer(found.channel, message.id, message)
-            is_orphan = message.claim is not None and message.claim.node is not None
-            self.desk.look_at(found.channel, message.id, message, is_orphan=is_orphan)
+            self.desk.look_at(found.channel, message.id, message)
             if (
                 not message.is_streaming
                 or message.writer is None

@@ -142,6 +142,9 @@ class Store(Protocol):
         Until `until_ms`, `messages` still knows the ids `used_up`, as deleted.
         """
 
+    async def channels(self, *, after: str | None, limit: int) -> list[str]:
+        """Names of channels that are not empty, in order, `after` one of them; at most `limit`."""
+
     async def notes(self, prefix: str) -> dict[str, bytes]:
         """What the hub noted under names that begin with `prefix`."""
 

@@ -171,6 +171,10 @@ class MemoryStore:
             self._note_move(channel)
         return head
 
+    async def channels(self, *, after: str | None, limit: int) -> list[str]:
+        """`Store.channels`."""
+        return sorted(name for name in self._channels if after is None or name > after)[:limit]
+
     async def notes(self, prefix: str) -> dict[str, bytes]:
         """`Store.notes`."""
         return {name: value for name, value in self._notes.items() if name.startswith(prefix)}

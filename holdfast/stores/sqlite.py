@@ -125,6 +125,10 @@ class SqliteStore:
         """`Store.delete_channel`."""
         return await self._ask(lambda engine: engine.delete_channel(channel, used_up, until_ms), late=CommitUnknown)
 
+    async def channels(self, *, after: str | None, limit: int) -> list[str]:
+        """`Store.channels`."""
+        return await self._ask(lambda engine: engine.channel_names(after, limit))
+
     async def notes(self, prefix: str) -> dict[str, bytes]:
         """`Store.notes`."""
         return await self._ask(lambda engine: engine.notes(prefix))

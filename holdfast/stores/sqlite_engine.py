@@ -355,6 +355,13 @@ class Engine:
         stored = self._stored({one.key: one.id for _, one in found})
         return [OpenDocument(channel, one) for (channel, _), one in zip(found, stored, strict=True)]
 
+    def channel_names(self, after: str | None, limit: int) -> list[str]:
+        """`Store.channels`."""
+        rows = self._file.db.execute(
+            "SELECT name FROM channels WHERE name > ? ORDER BY name LIMIT ?", (after or "", limit)
+        )
+        return [name for (name,) in rows]
+
     def notes(self, prefix: str) -> dict[str, bytes]:
         """`Store.notes`."""
         rows = self._file.db.execute(

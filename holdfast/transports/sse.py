@@ -201,7 +201,9 @@ async def _channel_stream(app: Open, scope: Scope, send: Send, channel: str) -> 
             return None
         passport.sit()
         stream = EventStream(app, send, passport, is_ours=is_ours, ping_s=ping_s)
-        stream.feed = await hub.attach(channel, since, history=history, flush_ms=flush_ms, wake=stream.wake)
+        stream.feed = await hub.attach(
+            channel, since, history=history, flush_ms=flush_ms, wake=stream.wake, has_passing=True
+        )
     except HoldfastError as error:
         if passport is not None:
             passport.leave()

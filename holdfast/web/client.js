@@ -138,7 +138,7 @@ class Line {
 
   opened() {
     this.isOpen = true
-    this.#openedAt = this.#heardAt
+    this.#openedAt = this.#heardAt = this.client.now()
     this.client.opened(this)
   }
 
@@ -146,8 +146,8 @@ class Line {
     this.#heardAt = this.client.now()
   }
 
-  /** @param {string} data @param {(frame: any, data: string) => void} receive */
-  take(data, receive) {
+  /** @param {string} data @param {(frame: any, text: string) => void} receive */
+  receive(data, receive) {
     this.heard()
     try {
       receive(JSON.parse(data), data)
@@ -217,7 +217,6 @@ function dialSocket(line) {
   }
 
   socket.onopen = () => {
-    line.heard()
     line.send = (text) => socket.send(text)
     line.attach = (channel) => {
       const ref = client.nextRef()
@@ -230,11 +229,11 @@ function dialSocket(line) {
     for (const { text } of client.unanswered.values()) socket.send(text)
     line.opened()
   }
-  socket.onmessage = ({ data }) => line.take(data, receive)
+  socket.onmessage = ({ data }) => line.receive(data, receive)
   socket.onclose = ({ code }) => {
     if (code >= 4300) return client.close(new HoldfastError(bye.reason ?? "refused", bye))
     if (code >= 4100 && code < 4200) for (const { view } of line.channels) view.cursor = null
-    line.fail(Math.min(bye.retry_ms, BACKOFF_CAP_MS) || 0) // timers of more than 24 days fire at once
+    line.fail(bye.retry_ms)
   }
   return () => {
     socket.onopen = socket.onmessage = socket.onclose = null
@@ -249,23 +248,19 @@ function dialStream(/** @type {Line} */ line) {
   const { limit, cursor } = channel
   const query = { history: limit, since: cursor, ping_s: STREAM_PING_S }
   const source = new client.EventSource(client.address(`/v1/channels/${encodeURIComponent(channel.name)}/events`, query))
-  const heard = () => line.heard()
   const fail = () => line.fail()
   let last = ""
   channel.attaching()
-  source.onopen = () => {
-    heard()
-    line.opened()
-  }
+  source.onopen = () => line.opened()
   source.onerror = fail
   source.addEventListener("bye", fail)
-  source.addEventListener("ping", heard)
+  source.addEventListener("ping", () => line.heard())
   for (const type of EVENT_TYPES) {
     source.addEventListener(type, ({ data, lastEventId }) => {
       // An event without an id reports the one before it: only a new one is the end of a batch.
       const cursor = lastEventId === last ? undefined : lastEventId
       last = lastEventId
-      line.take(data, (event) => channel.receive({ cursor, events: [event] }, data, line))
+      line.receive(data, (event) => channel.receive({ cursor, events: [event] }, data, line))
     })
   }
   return () => source.close()

@@ -21,6 +21,7 @@ import pytest
 
 import bench.load
 import bench.peers.publisher
+import bench.peers.reload
 from bench import appends, beside
 from bench.common import Row, Void, check
 from bench.peers import packages
@@ -173,7 +174,8 @@ def test_a_run_is_void_when_the_server_ends_a_connection() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_page_that_was_sent_less_than_the_answer_is_void(kind: str) -> None:
+def test_a_page_that_was_sent_less_than_the_answer_is_void(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench.peers.reload, "_PATIENCE_S", 1.0)
     liar = Liar(kind)
     saying = threading.Thread(target=liar.say, args=[TOKENS[:-1]])
     saying.start()
@@ -222,7 +224,7 @@ class Answering:
     def _serve(self) -> None:
         connection, _ = self._listener.accept()
         with connection:
-            while data := connection.recv(65536):
+            while data := connection.recv(1 << 20):
                 self.requests += data.count(b"POST ")
                 connection.sendall(self._answer * data.count(b"POST "))
         self._listener.close()
@@ -240,6 +242,12 @@ def test_published_tokens_are_told_as_they_were_sent() -> None:
     told = _publish(CREATED)
     assert told["messages"]["c"] == summary(told["texts"]["c"], "m")
     assert len(told["texts"]["c"]) == 15
+
+
+def test_a_publisher_that_is_late_still_publishes_each_token_on_its_own() -> None:
+    server = Answering(CREATED)
+    publish(port=server.port, path="/{channel}", channels=["c"], count=50, tokens_per_s=1_000_000)
+    assert server.requests == 50
 
 
 def test_what_came_within_a_window_is_published_as_one() -> None:

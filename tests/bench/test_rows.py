@@ -47,7 +47,7 @@ def verdicts(rows: list[Row]) -> list[bool | None]:
 
 def tampered(kind: str, tamper: Callable[[Batches], None]) -> None:
     """Have a server send what `tamper` leaves of a right answer to three viewers, and check what they were shown."""
-    recorded, sent = client.recording(kind, FRAMES)
+    recorded, sent = client.recording(kind, FRAMES, frames_per_s=200)
     tamper(recorded["channels"][client.CHANNEL]["batches"])
     client.replay(recorded, sent, viewers=3)
 
@@ -277,7 +277,7 @@ def test_slow_readers(kind: str, options: Options) -> None:
 
 
 def test_a_soak(options: Options) -> None:
-    rows = soak.soak(options, seconds=4.0, live=5, lasts_s=(0.2, 1.0), idle_s=0.5)
+    rows = soak.soak(options, seconds=4.0, live=5, lasts_s=(0.2, 1.0), idle_s=0.5, old=20)
     assert verdicts(rows) == [None, True, True, None]
 
 

@@ -115,9 +115,7 @@ class Desk:
     def append(self, message_id: str, text: str, *, asker: Asker = ANN, **fields: Any) -> Decision:
         return self.ask(message_id, AppendText(text=text, **fields), asker)
 
-    def part(
-        self, message_id: str, index: int, part: dict[str, Any], *, asker: Asker = ANN, **fields: Any
-    ) -> Decision:
+    def part(self, message_id: str, index: int, part: dict[str, Any], *, asker: Asker = ANN, **fields: Any) -> Decision:
         return self.ask(message_id, PutPart(index=index, part=part, **fields), asker)
 
     def update(self, message_id: str, *, asker: Asker = ANN, **fields: Any) -> Decision:

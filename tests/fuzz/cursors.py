@@ -131,7 +131,7 @@ class Past:
             await world.expect(201, "POST", M, {"id": id, "text": "old"})
         past.old = (await world.expect(200, "GET", C))["epoch"]
         await world.expect(204, "DELETE", C)
-        streaming = {"role": "assistant", "status": "streaming"}
+        streaming = {"role": "assistant", "status": "streaming", "lease_s": 3_600}
         for method, path, body in (
             ("POST", M, {"id": "m1", **streaming}),
             ("POST", f"{M}/m1/append", {"text": "a😀"}),

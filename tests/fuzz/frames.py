@@ -35,7 +35,7 @@ from tests.fuzz.world import (
 MAX_STEPS = 60
 MAX_TIMES = 300
 QUIET_S = 2.0
-CLOSE_CODES = (1012, 4000, 4300, 4301)
+CLOSE_CODES = (1012, 4000, 4001, 4300, 4301)
 FRAMES: list[dict[str, Json]] = [
     {"type": "attach", "channel": "c", "since": None, "history": 5, "flush_ms": 0},
     {"type": "attach", "channel": "d", "since": "-:0"},
@@ -53,10 +53,20 @@ FRAMES: list[dict[str, Json]] = [
     {"type": "delete", "channel": "c", "id": "m1"},
     {"type": "pong", "n": 1},
     {"type": "auth", "token": "x"},
-    {"type": "lease", "channel": "c", "id": "m1", "generation": 1},
-    {"type": "work", "pattern": "*", "slots": 1},
+    {"type": "lease", "channel": "c", "id": "m1", **BODIES["lease"]},
+    {"type": "takeover", "channel": "c", "id": "m1", **BODIES["takeover"]},
     {"type": "signal", "channel": "c", "name": "typing", "data": {}},
-    {"type": "command", "channel": "c", "id": "k1", "name": "cancel"},
+    {"type": "presence", "channel": "c", "member": "anonymous~1", "data": {"a": 1}},
+    {"type": "presence", "channel": "c", "leave": True},
+    {"type": "command", "channel": "c", **BODIES["command"]},
+    {"type": "command", "channel": "c", "id": "k2", "name": "cancel", "target": "m1"},
+    {"type": "reply", "channel": "c", "id": "k1", **BODIES["reply"]},
+    {"type": "work", "pattern": "c", "slots": 2, "when_busy": "parallel", "name": "bot"},
+    {"type": "work", "pattern": "*", "slots": 1, "when_busy": "interrupt"},
+    {"type": "work", "pattern": "c", "slots": 0},
+    {"type": "create", "channel": "c", "id": "q1", "text": "who answers?"},
+    {"type": "turn.renew", "channel": "c", "message": "q1", "generation": 1, "state": {"step": 1}},
+    {"type": "turn.done", "channel": "c", "message": "q1", "generation": 1, "state": "done"},
 ]
 TEXTS = [
     *RAW, '{"type":"detach","ref":"\\ud800","channel":"c"}', '{"type":"detach","channel":"c"}', '{"ref":1}',
@@ -66,7 +76,9 @@ TEXTS = [
 ]
 FRAME_WORDS: list[Json] = [
     *WORDS, "attach", "detach", "history", "create", "append", "update", "finish", "delete", "pong", "channel", "ref",
-    "since", "before", "limit", "flush_ms", "value", "n", "-:0", "e", 10, 11, 1000, 1001,
+    "since", "before", "limit", "flush_ms", "value", "n", "-:0", "e", 10, 11, 1000, 1001, "lease", "takeover", "command",
+    "reply", "presence", "signal", "work", "turn.renew", "turn.done", "pattern", "slots", "when_busy", "queue", "parallel",
+    "interrupt", "member", "leave", "message", "q1", "*", "c*", "anonymous", "anonymous~1", "done",
 ]
 
 
@@ -351,7 +363,10 @@ class Peer:
                     checker.take(frame["events"], frame.get("cursor"))
                 elif self._is_plain:
                     raise Finding(f"unasked: events of {frame['channel']!r}")
-            case "ping" | "bye":
+            case "bye":
+                if frame["reason"] == "internal":
+                    raise Finding(f"internal: {frame}")
+            case "ping" | "turn":
                 pass
             case other:
                 raise Finding(f"unknown: a frame {other!r}")

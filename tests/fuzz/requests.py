@@ -49,6 +49,10 @@ BODIES: dict[str, dict[str, Json]] = {
     "part": PARTS[0],
     "update": {"parts": PARTS, "meta": {"k": None}, "generation": 1, "if_version": 1, "request": "r1"},
     "finish": {"status": "complete", "reason": "r", "meta": {"u": 2}, "generation": 1, "request": "r2"},
+    "lease": {"generation": 1, "lease_s": 5},
+    "takeover": {"generation": 1, "lease_s": 15, "request": "r4"},
+    "command": {"id": "k1", "name": "steer", "target": "m1", "data": {"to": [1]}, "expires_s": 2},
+    "reply": {"ok": False, "data": None, "error": {"code": "no"}, "request": "r5"},
 }
 REQUESTS: list[dict[str, Json]] = [
     {"method": "POST", "path": M, "json": BODIES["create"]},
@@ -77,12 +81,20 @@ REQUESTS: list[dict[str, Json]] = [
     {"method": "GET", "path": f"{M}/m1/events", "query": "since=x:1:m0.1", "beside": True},
     {"method": "GET", "path": f"{M}/m1/events", "headers": [["Holdfast-Client", "js/1"]]},
     {"method": "POST", "path": "/v1/tickets", "json": {"channel": "c"}},
-    {"method": "POST", "path": f"{M}/m1/takeover", "json": {"lease_s": 15}},
-    {"method": "PUT", "path": f"{C}/presence/ada", "json": {"data": {}, "lease_s": 15}},
+    {"method": "POST", "path": f"{M}/m1/lease", "json": BODIES["lease"]},
+    {"method": "POST", "path": f"{M}/m1/takeover", "json": BODIES["takeover"]},
+    {"method": "POST", "path": f"{C}/commands", "json": BODIES["command"]},
+    {"method": "POST", "path": f"{C}/commands", "json": {"name": "cancel", "target": "m1", "expires_s": 1}, "hold_s": 3},
+    {"method": "POST", "path": f"{C}/commands/k1/reply", "json": BODIES["reply"]},
+    {"method": "GET", "path": f"{C}/presence"},
+    {"method": "PUT", "path": f"{C}/presence/ada", "json": {"data": {"typing": True}, "lease_s": 5}},
+    {"method": "DELETE", "path": f"{C}/presence/ada"},
+    {"method": "POST", "path": f"{C}/signals", "json": {"name": "typing", "data": {"n": 1}}},
 ]
 PATHS = [
     C, M, f"{M}/m1", f"{M}/m1/append", f"{M}/m1/finish", f"{M}/m1/parts/0", f"{M}/m1/events", f"{C}/events",
-    f"{C}/poll", "/v1/channels/d/messages", "/v1/channels/a+b~c@d=e.f:g-h_i/messages", "/v1/ws", "/", "/v1",
+    f"{C}/poll", f"{C}/commands", f"{C}/commands/k1/reply", f"{C}/presence", f"{C}/presence/ada", f"{C}/signals",
+    f"{M}/m1/lease", f"{M}/m1/takeover", "/v1/channels/d/messages", "/v1/channels/a+b~c@d=e.f:g-h_i/messages", "/v1/ws", "/", "/v1",
     "/v1/channels", "/v1/channels/", "//v1/channels/c", "/v1/channels/%2e%2e/messages", "/v1/channels/../x",
     "/v1/channels/c%2Fmessages", "/v1/channels/c%252F", "/v1/channels/%00", "/v1/channels/c%0a", "/v1/channels/c/",
     "/v1/channels/%ff%fe/messages", "/v1/channels/" + "c" * 201, "/v1/channels/" + "c" * 20_000, "*",
@@ -121,7 +133,7 @@ WORDS: list[Json] = [
     "c", "d", "m1", "m2", "m3", "id", "role", "text", "parts", "status", "meta", "parent", "reply_to", "lease_s", "at",
     "part", "generation", "request", "if_version", "reason", "type", "call", "name", "input", "output", "state", "data",
     "user", "assistant", "system", "tool", "streaming", "complete", "cancelled", "interrupted", "failed", "reasoning",
-    "source", "file", "r1", "r2", "héy", "ab", "k", 0, 1, 2, 3, 8, 9, None, True, PARTS[0], PARTS[2],
+    "source", "file", "target", "expires_s", "ok", "error", "steer", "cancel", "k1", "ada", "typing", "r1", "r2", "héy", "ab", "k", 0, 1, 2, 3, 8, 9, None, True, PARTS[0], PARTS[2],
 ]
 METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT", "BREW", "get", "", "X" * 50]
 SETUPS: list[dict[str, Json]] = [

@@ -413,7 +413,7 @@ class RawSocket(_Wire):
         return new
 
     def _frame(self, draw: Random) -> dict[str, Json]:
-        kinds = ("attach", "detach", "create", "append", "history", "pong")
+        kinds = ("attach", "detach", "create", "append", "history", "pong", "presence", "signal", "work", "command")
         frame = {"type": draw.choice(kinds), "ref": draw.randrange(99), "channel": "c", "id": "m1", "text": "é"}
         op = draw.choice((1, 1, 1, 1, 2, 8, 9, 10, draw.randrange(16)))
         return {"op": op, "fin": int(draw.random() < 0.85), "payload": json.dumps(frame) if op == 1 else "xy"}

@@ -85,11 +85,11 @@ class Verified(Served):
 
 @asynccontextmanager
 async def verifying(hub: Hub, watch: Watch) -> AsyncIterator[Verified]:
-    async with serving(hub) as served:
-        served.__class__ = Verified
-        assert isinstance(served, Verified)
+    async with serving(hub) as plain:
+        served = Verified(plain.hub, plain.port, plain.http)
         served.watch = watch
         yield served
+        served.close()
 
 
 def verifying_hub(watch: Watch, url: str = "memory://", **options: Any) -> Hub:
@@ -363,8 +363,8 @@ async def test_a_callback_of_the_apps_own_judges_the_token_of_a_frame() -> None:
         return Identity(client_id=token.removeprefix("Bearer ")) if token.startswith("Bearer u-") else None
 
     async with serving(new_hub(authenticate=authenticate)) as served:
-        options = {"additional_headers": {"Cookie": "a=b"}, "origin": f"http://localhost:{served.port}"}
-        async with dialled(served, **options) as peer:
+        page = f"http://localhost:{served.port}"
+        async with dialled(served, additional_headers={"Cookie": "a=b"}, origin=page) as peer:
             assert (await peer.ask("auth", token="u-ada"))["type"] == "ok"
             assert (await peer.ask("create", channel="c", text="x"))["message"]["author"] == "u-ada"
             assert (await peer.ask("auth", token="x"))["code"] == "unauthenticated"
@@ -715,7 +715,7 @@ async def test_a_name_that_is_no_id_opens_nothing() -> None:
 
     hub = new_hub(authenticate=authenticate)
     for path, kind in (("/v1/channels/c", "http"), ("/v1/channels/c/events", "http"), ("/v1/ws", "websocket")):
-        extensions = {"websocket.http.response": {}} if kind == "websocket" else None
+        extensions: dict[str, Any] | None = {"websocket.http.response": {}} if kind == "websocket" else None
         assert await ask(hub, path, kind=kind, extensions=extensions) == (400, "invalid_name")
     await hub.close()
 
@@ -788,9 +788,11 @@ def test_other_addresses_are_for_hubs_that_know_who_asks() -> None:
     closed, guarded = new_hub(), new_hub(authenticate=jwt_verifier(secret=SECRET, audience="chat"))
     inner = Starlette(routes=[Mount("/deep", app=Starlette(routes=[Mount("/hub", app=guarded)]))])
     leaky = Starlette(routes=[Mount("/hub", app=guarded), Mount("/other", app=closed)])
-    for app in (guarded, inner):
+    good: list[Any] = [guarded, inner]
+    for app in good:
         assert check_guarded("0.0.0.0", app) == "0.0.0.0"
-    for app in (closed, leaky, Starlette(), object()):
+    bad: list[Any] = [closed, leaky, Starlette(), object()]
+    for app in bad:
         assert check_guarded("127.0.0.1", app) == "127.0.0.1"
         with pytest.raises(LocalError, match=r"no verifier|no hub"):
             check_guarded("0.0.0.0", app)

@@ -69,9 +69,9 @@ class Producer:
         self.is_ending = False
 
     def run(self) -> None:
-        """Write until told to end."""
+        """Write until told to end; what another one has left is ended in any case."""
         number = self._orders.first
-        while not self.is_ending:
+        while not self.is_ending or (self._orders.takes_up and number == self._orders.first):
             Writing(self, Plan(self._orders.seed, f"{self._orders.name}-{number}", steps=self._orders.steps)).run()
             number += 1
 
@@ -176,9 +176,12 @@ class Writing:
                 self._lengths[index] = len(part["text"])
         self._is_there = True
         self._is_finished = message["status"] == "complete"
+        has_failed = message["status"] == "failed"  # the one before was killed when it had said so
         self._has_meta = "meta" in message
         say("found", id=self._id, **self._state(), status=message["status"], meta=self._has_meta)
-        return False
+        if has_failed:
+            say("over", id=self._id)
+        return has_failed
 
     def _write(self) -> None:
         steps = [step for step in self._plan.steps if not self._has(step)]

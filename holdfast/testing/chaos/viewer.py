@@ -15,6 +15,7 @@ import json
 import random
 import sys
 from collections import deque
+from collections.abc import Iterator
 from typing import Any, Literal
 from urllib.parse import quote, urlencode
 
@@ -154,18 +155,9 @@ class Viewer:
         """As a page that is loaded anew: it forgets everything. The person does not."""
         await self.stop()
         self.reloads += 1
-        self._old_violations += self._checked_starts() + self.checker.violations
+        self._old_violations += self.checker.violations
         self.checker = Checker(self.watching.channel)
         self.start()
-
-    def _checked_starts(self) -> list[Violation]:
-        """A new start is for those who have no cursor: one that was good may not be turned down."""
-        starts = self.checker.new_starts
-        return [Violation("new start", f"{starts} new starts, all but one with a good cursor")] if starts > 1 else []
-
-    def check_starts(self) -> None:
-        """Note as a violation when a good cursor did not resume."""
-        self._old_violations += self._checked_starts()
 
     # -- inside ------------------------------------------------------------------------------------------------
 
@@ -176,13 +168,23 @@ class Viewer:
         viewer = self._wire_viewer()
         try:
             while True:
-                with contextlib.suppress(OSError):  # refused, or reset at once
+                with contextlib.suppress(OSError), self._resuming():  # refused, or reset at once
                     await viewer.reconnect(reset=self._random.random() < 0.5)
                     self.connections += 1
                     await self._follow(viewer)
                 await asyncio.sleep(self._random.uniform(0.02, 0.3))  # between two tries
         finally:
             await viewer.close()
+
+    @contextlib.contextmanager
+    def _resuming(self) -> Iterator[None]:
+        """A connection: a new start is for those who have no cursor, and one that is good may not be turned down."""
+        cursor, starts = self.checker.cursor, self.checker.new_starts
+        try:
+            yield
+        finally:
+            if cursor is not None and self.checker.new_starts > starts:
+                self.checker.violate("new start", f"{cursor} was not resumed")
 
     def _wire_viewer(self) -> SseViewer | WsViewer:
         asked = {"history": HISTORY, "flush_ms": self.watching.flush_ms}
@@ -240,7 +242,8 @@ class Viewer:
             checker.begin(None)
         if cursor is not None and not answer["events"] and answer["cursor"] != cursor:
             checker.violate("cursor", f"nothing happened, and {cursor} became {answer['cursor']}")
-        checker.take(answer["events"], answer["cursor"])
+        with self._resuming():
+            checker.take(answer["events"], answer["cursor"])
         self._look(answer["events"])
 
     def _look(self, events: list[Json]) -> None:
@@ -278,7 +281,6 @@ async def _watch(watching: Watching) -> dict[str, Any]:
             viewer.news.clear()
             await viewer.news.wait()
     await viewer.stop()
-    viewer.check_starts()
     return {
         "violations": [f"{one.kind}: {one.detail}" for one in viewer.violations],
         "messages": {id: message.as_json() for id, message in viewer.messages.items()},

@@ -341,8 +341,6 @@ class World:
         )
         await self._check_views(self.viewers, truth)
         self.note("all agree again; the server is asked to end")
-        for viewer in self.viewers:
-            viewer.check_starts()
         self.check()
         await self._check_what_is_left()
         self.count("messages", len(self.truth.written))
@@ -372,6 +370,8 @@ class World:
             for id, one in written.items():
                 if (wrong := one.wrong(messages.get(id))) is not None:
                     raise Failure(f"in the end: {wrong}")
+                if not one.is_over:
+                    raise Failure(f"in the end: nobody ended {id}")
             if strange := messages.keys() - written.keys():
                 raise Failure(f"messages in {channel} that nobody wrote: {strange}")
             _, info = await self.server.get(f"/v1/channels/{channel}")

@@ -193,6 +193,10 @@ class StoreLine:
         fields: dict[str, Any] = {"before": before, "limit": limit, "limit_bytes": limit_bytes}
         return await self._call(lambda: _now(self._store.memory.page(channel, **fields)))
 
+    async def channels(self, *, after: str | None, limit: int) -> list[str]:
+        """`Store.channels`."""
+        return await self._call(lambda: _now(self._store.memory.channels(after=after, limit=limit)))
+
     async def notes(self, prefix: str) -> dict[str, bytes]:
         """`Store.notes`."""
         return await self._call(lambda: _now(self._store.memory.notes(prefix)))

@@ -41,12 +41,14 @@ async def broken(hub: Hub, stream: object, error: type[Exception], *, source: st
 async def ended(hub: Hub, stream: object) -> str:
     """The text that stands after a crash upstream."""
     stored, _ = await broken(hub, stream, UpstreamEnded)
+    assert (stored.status, stored.reason) == ("interrupted", "upstream_ended")
     return stored.text
 
 
 async def failed(hub: Hub, stream: object) -> tuple[str, str]:
     """The text that stands after an error upstream, and the public words for it."""
     stored, error = await broken(hub, stream, UpstreamError)
+    assert (stored.status, stored.reason) == ("failed", "upstream_error")
     return stored.text, error.detail
 
 

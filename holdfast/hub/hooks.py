@@ -1,0 +1,262 @@
+"""Hooks: the app's functions that hear of what was stored, `@hub.on("message.finish", "chat:*", name="billing")`.
+
+You are in `hub`. At least once, in order per channel, after it was stored, and never in its way: each hook has a
+position in each channel, noted in the store, and reads on from there like a viewer that is late. So a hook that was
+away hears of a message's last state, and one that fails tries again while everything else goes on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Literal, get_args
+
+from msgspec import Struct
+
+from holdfast.core.document import restored
+from holdfast.core.errors import HoldfastError, LocalError
+from holdfast.core.model import Command, Json, Message
+from holdfast.core.names import check_id
+from holdfast.core.state import CommandState, MessageState
+from holdfast.hub.patterns import check_pattern, matches
+
+if TYPE_CHECKING:
+    from holdfast.hub.channel import Channel
+    from holdfast.hub.hub import HubCore
+
+logger = logging.getLogger("holdfast.hooks")
+
+HookKind = Literal["message.create", "message.update", "message.finish", "message.delete", "command", "command.reply"]
+KINDS = get_args(HookKind)
+FIRST_RETRY_S = 1.0
+LAST_RETRY_S = 60.0
+TIMEOUT_S = 60.0  # of one call
+MAX_CHANGED = 100_000  # messages of one channel that a hook catches up with at once
+SCAN_PAGE = 500  # channels that are looked at in one step after a start
+MAX_RUNNING = 100  # channels that one hook is called for at the same time
+
+
+class HookEvent(Struct, frozen=True, kw_only=True):
+    """What a hook is told. `message` and `command` are as they are by now, not as they were at `serial`."""
+
+    type: str
+    channel: str
+    serial: int  # of the entry; with the channel and its epoch it tells a repeat
+    epoch: str
+    id: str  # of the message or command
+    message: Message | None = None  # None when it was deleted
+    command: Command | None = None
+    reply: Json = None  # of a command: `{ok, data, error, from}`
+
+
+HookHandler = Callable[[HookEvent], Awaitable[None]]
+
+
+class Hook:
+    """One registered function. Its name is that of its position: keep it when the code moves."""
+
+    def __init__(self, name: str, kinds: tuple[str, ...], pattern: str, handler: HookHandler) -> None:
+        check_id(name, "a hook's name")
+        unknown = [kind for kind in kinds if kind not in KINDS]
+        if unknown or not kinds:
+            raise LocalError(f"a hook hears of {', '.join(KINDS)}; not of {', '.join(map(str, unknown)) or 'nothing'}")
+        self.name = name
+        self.kinds = frozenset(kinds)
+        self.pattern = check_pattern(pattern)
+        self.handler = handler
+
+
+class HookRunner:
+    """Calls one hook, channel by channel."""
+
+    def __init__(self, hub: HubCore, hook: Hook) -> None:
+        self._hub = hub
+        self._hook = hook
+        self._positions: dict[str, tuple[str, int]] = {}  # epoch and serial, by channel
+        self._since_ms = 0  # when the hook was first registered: what is older is not told
+        self._is_ready = False
+        self._early: set[str] = set()  # moved before the positions were read
+        self._running: set[str] = set()
+        self._again: set[str] = set()  # moved while they were being told
+        self._room = asyncio.Semaphore(MAX_RUNNING)
+
+    async def start(self) -> None:
+        """Read the positions, then look for what was stored and never told."""
+        is_new = await self._recall()
+        self._is_ready = True
+        for channel in self._early:
+            self.moved(channel)
+        self._early.clear()
+        if not is_new:
+            await self._scan()
+
+    async def _recall(self) -> bool:
+        """Read the positions. True if the hook is new: nothing was stored since then."""
+        store, name = self._hub.store, self._hook.name
+        notes = await store.notes(f"hook/{name}/")
+        self._positions = {key.removeprefix(f"hook/{name}/"): _position(value) for key, value in notes.items()}
+        first = await store.notes(f"hook-since/{name}")
+        if f"hook-since/{name}" in first:
+            self._since_ms = json.loads(first[f"hook-since/{name}"])
+        else:
+            self._since_ms = self._hub.clock.now_ms()
+            await store.note({f"hook-since/{name}": json.dumps(self._since_ms).encode()})
+        return f"hook-since/{name}" not in first
+
+    async def _scan(self) -> None:
+        """Look for channels that moved while the hook was away."""
+        store = self._hub.store
+        after: str | None = None
+        while page := await store.channels(after=after, limit=SCAN_PAGE):
+            for channel in page:
+                if matches(self._hook.pattern, channel):
+                    head = await store.head(channel)
+                    if self._positions.get(channel) != (head.epoch, head.serial):
+                        self.moved(channel)
+            after = page[-1]
+
+    def moved(self, channel: str) -> None:
+        """`channel` has something new, perhaps."""
+        if not matches(self._hook.pattern, channel):
+            return
+        if not self._is_ready:
+            self._early.add(channel)
+            return
+        if channel in self._running:
+            self._again.add(channel)
+            return
+        self._running.add(channel)
+        self._hub.start_background(self._follow(channel))
+
+    async def _follow(self, channel: str) -> None:
+        """Tell what `channel` has, until there is no more."""
+        wait_s = FIRST_RETRY_S
+        try:
+            while True:
+                self._again.discard(channel)
+                try:
+                    async with self._room:
+                        await self._tell(channel)
+                except Exception as error:
+                    logger.error("hook %r failed for %s and is tried again", self._hook.name, channel, exc_info=error)
+                    await asyncio.sleep(wait_s)
+                    wait_s = min(2 * wait_s, LAST_RETRY_S)
+                    continue
+                wait_s = FIRST_RETRY_S
+                if channel not in self._again:
+                    return
+        finally:
+            self._running.discard(channel)
+
+    async def _tell(self, channel: str) -> None:
+        store = self._hub.store
+        epoch, serial = self._positions.get(channel, ("", 0))
+        head = await store.head(channel)
+        if (head.epoch, head.serial) == (epoch, serial):
+            return
+        if head.epoch != epoch:
+            serial = 0  # another life of the channel
+        changes = await store.changes(channel, after=serial, limit=MAX_CHANGED)
+        if changes.messages is None:
+            raise HoldfastError(f"more than {MAX_CHANGED} messages changed since the hook was called last")
+        head = changes.head
+        events = [
+            event
+            for one in restored(changes.messages)
+            for event in self._events(channel, head.epoch, one, serial)
+            if event.type in self._hook.kinds
+        ]
+        for event in sorted(events, key=lambda event: event.serial):
+            async with asyncio.timeout(TIMEOUT_S):
+                await self._hook.handler(event)
+            await self._note(channel, head.epoch, event.serial)
+        await self._note(channel, head.epoch, head.serial)
+
+    def _events(self, channel: str, epoch: str, one: MessageState | CommandState, since: int) -> list[HookEvent]:
+        """What happened to a message or command after serial `since`."""
+        if isinstance(one, CommandState):
+            return _of_command(channel, epoch, one, since) if one.created_at >= self._since_ms else []
+        happened: list[tuple[str, int, int]] = []
+        if one.deleted:
+            happened.append(("message.delete", one.version, self._since_ms))
+        else:
+            happened.append(("message.create", one.created, one.created_at))
+            if one.edited > one.created:
+                happened.append(("message.update", one.edited, one.updated_at))
+            if one.finished and one.status != "streaming":
+                happened.append(("message.finish", one.finished, one.updated_at))
+        message = None if one.deleted else one.message()
+        return [
+            HookEvent(type=kind, channel=channel, serial=serial, epoch=epoch, id=one.id, message=message)
+            for kind, serial, at_ms in happened
+            if serial > since and at_ms >= self._since_ms
+        ]
+
+    async def _note(self, channel: str, epoch: str, serial: int) -> None:
+        if self._positions.get(channel) == (epoch, serial):
+            return
+        await self._hub.store.note({f"hook/{self._hook.name}/{channel}": f"{epoch}:{serial}".encode()})
+        self._positions[channel] = (epoch, serial)
+
+
+def _of_command(channel: str, epoch: str, command: CommandState, since: int) -> list[HookEvent]:
+    events = []
+    shown = command.command()
+    if command.created > since:
+        events.append(
+            HookEvent(type="command", channel=channel, serial=command.created, epoch=epoch, id=shown.id, command=shown)
+        )
+    if command.reply is not None and command.answered > since:
+        reply = command.reply
+        events.append(
+            HookEvent(
+                type="command.reply",
+                channel=channel,
+                serial=command.answered,
+                epoch=epoch,
+                id=shown.id,
+                command=shown,
+                reply={"ok": reply.ok, "data": reply.data, "error": reply.error, "from": reply.by},
+            )
+        )
+    return events
+
+
+def _position(value: bytes) -> tuple[str, int]:
+    epoch, _, serial = value.decode().rpartition(":")
+    return epoch, int(serial)
+
+
+class Hooks:
+    """All hooks of a hub."""
+
+    def __init__(self, hub: HubCore) -> None:
+        self._hub = hub
+        self._hooks: dict[str, Hook] = {}
+        self._runners: list[HookRunner] = []
+
+    def add(self, hook: Hook) -> None:
+        """Register `hook`. Raises LocalError where its name is taken: two would share a position."""
+        if hook.name in self._hooks:
+            raise LocalError(f"there is a hook {hook.name!r} already; give each a name of its own")
+        self._hooks[hook.name] = hook
+        if self._hub.is_running:
+            self._begin(hook)
+
+    def start(self) -> None:
+        """The hub has started."""
+        self._runners.clear()
+        for hook in self._hooks.values():
+            self._begin(hook)
+
+    def changed(self, channel: Channel) -> None:
+        """More than text came in `channel`."""
+        for runner in self._runners:
+            runner.moved(channel.name)
+
+    def _begin(self, hook: Hook) -> None:
+        runner = HookRunner(self._hub, hook)
+        self._runners.append(runner)
+        self._hub.start_background(runner.start())

@@ -1,0 +1,521 @@
+"""Turns: one handler for each user message, however the world ends in between."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from holdfast import Hub
+from holdfast.agents.turn import Turn, reply_id
+from holdfast.core.errors import Draining, Finished, HoldfastError
+from holdfast.core.model import Message
+from holdfast.stores.memory import MemoryStore
+from tests.virtual import virtually
+
+
+def new_hub(store: Any = "memory://", **options: Any) -> Hub:
+    return Hub(store, hooks_signals=False, drain_s=0.0, **options)
+
+
+async def messages(hub: Hub, channel: str = "chat:1") -> list[Message]:
+    """All of the channel, oldest first."""
+    return (await hub.history(channel)).messages[::-1]
+
+
+async def until_over(hub: Hub, count: int, channel: str = "chat:1") -> list[Message]:
+    """The channel once `count` answers have ended."""
+    async with asyncio.timeout(120):
+        async for _ in hub.subscribe(channel):
+            found = await messages(hub, channel)
+            if sum(one.role == "assistant" and one.status != "streaming" for one in found) >= count:
+                return found
+    raise AssertionError
+
+
+@virtually
+async def test_a_user_message_is_answered_once() -> None:
+    hub = new_hub()
+
+    @hub.agent("chat:*")
+    async def bot(turn: Turn) -> None:
+        async with turn.reply(meta={"model": "none"}) as message:
+            await message.append(f"you said {turn.text}")
+
+    asked = await hub.create("chat:1", text="hello", author="ann")
+    await hub.create("other:1", text="nobody answers here")
+    found = await until_over(hub, 1)
+    assert [(one.role, one.author, one.status, one.text) for one in found] == [
+        ("user", "ann", "complete", "hello"),
+        ("assistant", "bot", "complete", "you said hello"),
+    ]
+    assert found[1].reply_to == found[1].parent == asked.id
+    assert found[1].id == reply_id(asked.id, 1)
+    assert found[1].meta == {"model": "none"}
+    await asyncio.sleep(60)
+    assert len(await messages(hub)) == 2
+    assert len(await messages(hub, "other:1")) == 1
+    await hub.close()
+
+
+@virtually
+async def test_only_whole_messages_of_users_are_answered() -> None:
+    hub = new_hub()
+    begun: list[str] = []
+
+    @hub.agent("chat:*")
+    async def bot(turn: Turn) -> None:
+        begun.append(turn.text)
+
+    await hub.create("chat:1", text="s", role="system")
+    await hub.create("chat:1", text="a", role="assistant")
+    async with hub.message("chat:1", role="user") as message:
+        await message.append("u")
+    await hub.create("chat:1", text="yes")
+    await asyncio.sleep(1)
+    assert begun == ["yes"]
+    await hub.close()
+
+
+@virtually
+async def test_a_channel_has_one_turn_at_a_time_in_order() -> None:
+    hub = new_hub()
+    at_once, most = 0, 0
+    order: list[str] = []
+
+    @hub.agent("chat:*")
+    async def bot(turn: Turn) -> None:
+        nonlocal at_once, most
+        at_once += 1
+        most = max(most, at_once)
+        order.append(turn.text)
+        async with turn.reply() as message:
+            await asyncio.sleep(1)
+            await message.append(turn.text)
+        at_once -= 1
+
+    for number in range(5):
+        await hub.create("chat:1", text=str(number))
+    await until_over(hub, 5)
+    assert (most, order) == (1, ["0", "1", "2", "3", "4"])
+    await hub.close()
+
+
+@virtually
+async def test_parallel_turns_run_beside_each_other_and_channels_always_do() -> None:
+    hub = new_hub()
+    at_once, most = 0, 0
+
+    @hub.agent("chat:*", when_busy="parallel", slots=3)
+    async def bot(turn: Turn) -> None:
+        nonlocal at_once, most
+        at_once += 1
+        most = max(most, at_once)
+        async with turn.reply():
+            await asyncio.sleep(1)
+        at_once -= 1
+
+    for number in range(7):
+        await hub.create("chat:1", text=str(number))
+    await until_over(hub, 7)
+    assert most == 3
+    await hub.close()
+
+
+@virtually
+async def test_a_newer_message_interrupts() -> None:
+    hub = new_hub()
+
+    @hub.agent("chat:*", when_busy="interrupt")
+    async def bot(turn: Turn) -> None:
+        async with turn.reply() as message:
+            await message.append(f"to {turn.text}")
+            await asyncio.sleep(10)
+
+    await hub.create("chat:1", text="first")
+    await asyncio.sleep(1)
+    await hub.create("chat:1", text="second")
+    found = await until_over(hub, 2)
+    assert [(one.text, one.status) for one in found if one.role == "assistant"] == [
+        ("to first", "cancelled"),
+        ("to second", "complete"),
+    ]
+    await hub.close()
+
+
+@virtually
+async def test_a_handler_that_raises_leaves_failed_with_its_text_and_the_next_turn_runs(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    hub = new_hub()
+
+    @hub.agent("chat:*")
+    async def bot(turn: Turn) -> None:
+        if turn.text == "early":
+            raise RuntimeError("secret 1")
+        async with turn.reply() as message:
+            await message.append("half")
+            if turn.text == "late":
+                raise RuntimeError("secret 2")
+
+    for text in ("early", "late", "fine"):
+        await hub.create("chat:1", text=text)
+    found = [one for one in await until_over(hub, 3) if one.role == "assistant"]
+    assert [(one.text, one.status) for one in found] == [("", "failed"), ("half", "failed"), ("half", "complete")]
+    assert found[0].reason == "error"
+    assert "secret" not in str(found)
+    assert "secret 1" in caplog.text
+    await hub.close()
+
+
+@virtually
+async def test_a_public_reason_is_told() -> None:
+    hub = new_hub()
+
+    class OverQuota(Exception):
+        public_reason = "over_quota"
+
+    @hub.agent("chat:*")
+    async def bot(turn: Turn) -> None:
+        async with turn.reply() as message:
+            await message.append("x")
+            raise OverQuota
+
+    await hub.create("chat:1", text="?")
+    found = await until_over(hub, 1)
+    assert (found[1].status, found[1].reason) == ("failed", "over_quota")
+    await hub.close()
+
+
+@virtually
+async def test_a_turn_that_takes_too_long_fails_and_says_so() -> None:
+    hub = new_hub()
+
+    @hub.agent("chat:*", timeout_s=5)
+    async def bot(turn: Turn) -> None:
+        async with turn.reply() as message:
+            await message.append("one moment")
+            await asyncio.sleep(1000)
+
+    await hub.create("chat:1", text="?")
+    found = await until_over(hub, 1)
+    assert (found[1].text, found[1].status, found[1].reason) == ("one moment", "failed", "timeout")
+    await hub.close()
+
+
+@virtually
+async def test_a_handler_that_hangs_on_cancellation_is_cancelled_by_the_server() -> None:
+    """It swallows the cancellation, so after two seconds the server ends the answer, and its next append is refused."""
+    hub = new_hub()
+    refused: list[HoldfastError] = []
+
+    @hub.agent("chat:*")
+    async def bot(turn: Turn) -> None:
+        async with turn.reply() as message:
+            await message.append("stub")
+            for _ in range(10):
+                try:
+                    await asyncio.sleep(1)
+                except asyncio.CancelledError:
+                    continue
+            try:
+                await message.append("born")
+                await message.flush()
+            except Finished as error:
+                refused.append(error)
+                raise
+
+    asked = await hub.create("chat:1", text="?")
+    await asyncio.sleep(1)
+    begun_s = asyncio.get_running_loop().time()
+    await hub.command("chat:1", "cancel", target=asked.id, by="ann")
+    found = await until_over(hub, 1)
+    assert asyncio.get_running_loop().time() - begun_s <= 2.5
+    assert (found[1].text, found[1].status) == ("stub", "cancelled")
+    await asyncio.sleep(20)
+    assert len(refused) == 1
+    assert (await messages(hub))[1].text == "stub"
+    await hub.close()
+
+
+@pytest.mark.parametrize("target", ["question", "answer"])
+@virtually
+async def test_a_cancel_stops_the_handler_at_once_and_is_answered(target: str) -> None:
+    hub = new_hub()
+    stopped: list[float] = []
+    loop = asyncio.get_running_loop()
+
+    @hub.agent("chat:*")
+    async def bot(turn: Turn) -> None:
+        try:
+            async with turn.reply() as message:
+                await message.append("half")
+                await asyncio.sleep(100)
+        finally:
+            stopped.append(loop.time())
+
+    asked = await hub.create("chat:1", text="?")
+    await asyncio.sleep(1)
+    sent_s = loop.time()
+    command = await hub.command(
+        "chat:1", "cancel", target=asked.id if target == "question" else reply_id(asked.id, 1), by="ann"
+    )
+    found = await until_over(hub, 1)
+    assert (found[1].text, found[1].status) == ("half", "cancelled")
+    await asyncio.sleep(1)
+    assert stopped[0] - sent_s < 0.5
+    state = hub.channel("chat:1").state.command(f"!{command.id}")
+    assert state is not None
+    assert state.reply is not None
+    assert (state.reply.ok, state.reply.by) == (True, "bot")
+    await hub.create("chat:1", text="again")
+    await asyncio.sleep(1)
+    assert len(await messages(hub)) == 4
+    await hub.close()
+
+
+@virtually
+async def test_a_waiting_turn_is_cancelled_before_it_begins() -> None:
+    hub = new_hub()
+    begun: list[str] = []
+
+    @hub.agent("chat:*")
+    async def bot(turn: Turn) -> None:
+        begun.append(turn.text)
+        await asyncio.sleep(10)
+
+    await hub.create("chat:1", text="first")
+    second = await hub.create("chat:1", text="second")
+    await hub.command("chat:1", "cancel", target=second.id)
+    with pytest.raises(Finished):
+        await hub.command("chat:1", "cancel", target=second.id)
+    await asyncio.sleep(60)
+    assert begun == ["first"]
+    await hub.close()
+
+
+@virtually
+async def test_steer_and_messages_that_arrive_meanwhile_reach_the_turn() -> None:
+    hub = new_hub()
+    got: list[tuple[str, str | None]] = []
+
+    @hub.agent("chat:*")
+    async def bot(turn: Turn) -> None:
+        async with turn.reply() as message:
+            await message.append("…")
+            await asyncio.sleep(2)
+            got.extend((steer.text, steer.by) for steer in await turn.steered())
+            assert await turn.steered() == []
+
+    asked = await hub.create("chat:1", text="?", author="ann")
+    await asyncio.sleep(1)
+    await hub.command("chat:1", "steer", target=asked.id, data={"text": "shorter"}, by="bob")
+    await hub.create("chat:1", text="and in French", author="cem")
+    await until_over(hub, 1)
+    assert got == [("shorter", "bob"), ("and in French", "cem")]
+    await asyncio.sleep(10)
+    assert sum(one.role == "assistant" for one in await messages(hub)) == 1
+    await hub.close()
+
+
+@virtually
+async def test_ask_waits_for_the_first_answer_or_its_end() -> None:
+    hub = new_hub()
+    answers: list[Any] = []
+
+    @hub.agent("chat:*")
+    async def bot(turn: Turn) -> None:
+        async with turn.reply() as message:
+            await message.append("May I? ")
+            answers.append(await turn.ask("approve", {"tool": "rm"}, timeout_s=30))
+            answers.append(await turn.ask("approve", timeout_s=30))
+
+    await hub.create("chat:1", text="?")
+    await asyncio.sleep(1)
+    (pending,) = hub.channel("chat:1").state.pending_commands()
+    assert (pending.name, pending.data, pending.by) == ("approve", {"tool": "rm"}, "bot")
+    await hub.reply("chat:1", pending.id[1:], ok=False, data="no", by="ann")
+    with pytest.raises(HoldfastError):
+        await hub.reply("chat:1", pending.id[1:], ok=True, by="bob")
+    await until_over(hub, 1)
+    assert (answers[0].ok, answers[0].data, answers[0].by) == (False, "no", "ann")
+    assert (answers[1].ok, answers[1].error["code"]) == (False, "expired")
+    await hub.close()
+
+
+@virtually
+async def test_the_agent_is_seen_and_says_what_it_does() -> None:
+    hub = new_hub()
+    states: list[Any] = []
+
+    @hub.agent("chat:*", name="helper")
+    async def bot(turn: Turn) -> None:
+        await asyncio.sleep(1)
+        turn.progress("using a tool", tool="search")
+        await asyncio.sleep(1)
+        async with turn.reply() as message:
+            await asyncio.sleep(1)
+            await message.append("x")
+
+    def look() -> None:
+        roster = hub.channel("chat:1").roster
+        member = roster.member("helper")
+        states.append(member.data["state"] if member is not None else None)
+
+    await hub.members("chat:1")
+    look()
+    await hub.create("chat:1", text="?")
+    for _ in range(4):
+        await asyncio.sleep(0.9)
+        look()
+    await asyncio.sleep(1)
+    look()
+    assert states == ["listening", "thinking", "using a tool", "answering", "listening", "listening"]
+    await hub.close()
+
+
+@virtually
+async def test_a_message_nobody_takes_says_that_nobody_listens() -> None:
+    store = MemoryStore()
+    hub = new_hub(store)
+
+    @hub.agent("chat:*")
+    async def bot(turn: Turn) -> None: ...
+
+    await hub.start()
+    await asyncio.sleep(1)
+    await hub.close()
+    away = new_hub(store)
+    signals: list[Any] = []
+
+    async def watch() -> None:
+        with pytest.raises(Draining):
+            async for event in away.subscribe("chat:1"):
+                if event.__struct_config__.tag == "signal":
+                    signals.append(event)
+
+    watching = asyncio.ensure_future(watch())
+    asked = await away.create("chat:1", text="anybody?")
+    await asyncio.sleep(4)
+    assert signals == []
+    await asyncio.sleep(2)
+    assert [(one.name, one.data) for one in signals] == [("nobody_listening", {"message": asked.id})]
+    begun: list[str] = []
+
+    @away.agent("chat:*")
+    async def late(turn: Turn) -> None:
+        begun.append(turn.text)
+
+    await asyncio.sleep(1)
+    assert begun == ["anybody?"]
+    await away.close()
+    await watching
+
+
+@pytest.mark.parametrize("on_crash", ["interrupt", "restart", "continue"])
+@virtually
+async def test_a_turn_whose_process_died_is_another_attempt(on_crash: Any) -> None:
+    store = MemoryStore()
+    first = new_hub(store)
+
+    @first.agent("chat:*", name="bot", on_crash=on_crash)
+    async def crashing(turn: Turn) -> None:
+        async with turn.reply() as message:
+            await message.append("half ")
+            await message.flush()
+            await asyncio.sleep(1000)
+
+    asked = await first.create("chat:1", text="?")
+    await asyncio.sleep(1)
+    await first.close()  # it leaves at once, and its turn as it is
+    second = new_hub(store)
+    attempts: list[tuple[int, str | None]] = []
+
+    @second.agent("chat:*", name="bot", on_crash=on_crash)
+    async def resuming(turn: Turn) -> None:
+        attempts.append((turn.attempt, turn.previous.text if turn.previous is not None else None))
+        async with turn.reply() as message:
+            await message.append("whole")
+
+    await second.start()
+    await asyncio.sleep(5)
+    found = [(one.text, one.status) for one in await messages(second) if one.role == "assistant"]
+    assert attempts == ([] if on_crash == "interrupt" else [(2, "half ")])
+    assert (
+        found
+        == {
+            "interrupt": [("half ", "interrupted")],
+            "restart": [("half ", "interrupted"), ("whole", "complete")],
+            "continue": [("half whole", "complete")],
+        }[on_crash]
+    )
+    await second.close()
+    third = new_hub(store)
+    third.agent("chat:*", name="bot")(resuming)
+    await third.start()
+    await asyncio.sleep(5)
+    assert len(attempts) <= 1  # it is over
+    assert (await third.read("chat:1", asked.id))[0].version == asked.version  # claims are no change that people see
+    await third.close()
+
+
+@virtually
+async def test_history_is_the_path_that_leads_to_the_message() -> None:
+    hub = new_hub()
+    seen: list[list[Any]] = []
+
+    @hub.agent("chat:*")
+    async def bot(turn: Turn) -> None:
+        seen.append([(one["role"], one["content"]) for one in await turn.history()])
+        async with turn.reply() as message:
+            await message.append(f"re {turn.text}")
+
+    first = await hub.create("chat:1", text="one")
+    await until_over(hub, 1)
+    await hub.create("chat:1", text="two")
+    await until_over(hub, 2)
+    # An edit of the first question: a sibling, so that the branch of "two" is not part of it.
+    await hub.create("chat:1", text="one, edited", parent=first.parent)
+    await until_over(hub, 3)
+    assert seen == [
+        [("user", "one")],
+        [("user", "one"), ("assistant", "re one"), ("user", "two")],
+        [("user", "one, edited")],
+    ]
+    await hub.close()
+
+
+@virtually
+async def test_what_is_answered_already_waits_for_nobody() -> None:
+    """`stream_response` brings its own answer to a prompt."""
+    hub = new_hub()
+    begun: list[str] = []
+
+    @hub.agent("chat:*")
+    async def bot(turn: Turn) -> None:
+        begun.append(turn.text)
+
+    await hub.create("chat:1", text="a")
+    await asyncio.sleep(1)
+    assert begun == ["a"]
+    await hub.close()
+
+
+@virtually
+async def test_a_thousand_conversations_are_answered_each_once() -> None:
+    hub = new_hub()
+    answered: dict[str, int] = {}
+
+    @hub.agent("chat:*")
+    async def bot(turn: Turn) -> None:
+        async with turn.reply() as message:
+            await message.append("x")
+            await asyncio.sleep(1)
+        answered[turn.channel] = answered.get(turn.channel, 0) + 1
+
+    for number in range(1000):
+        await hub.create(f"chat:{number}", text="?")
+    await asyncio.sleep(10)
+    assert answered == {f"chat:{number}": 1 for number in range(1000)}
+    await hub.close()

@@ -1,0 +1,600 @@
+"""Commands: what is stored, who answers, and what the server carries out (`docs/protocol.md`, commands).
+
+You are in `tests`. A command is answered once; a `cancel` works whether anybody listens or not.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from msgspec.structs import replace
+
+from holdfast.core.decide import needs
+from holdfast.core.errors import (
+    AlreadyAnswered,
+    Deleted,
+    Finished,
+    Forbidden,
+    HoldfastError,
+    IdConflict,
+    InvalidName,
+    InvalidRequest,
+    InvalidText,
+    NotFound,
+    TooLarge,
+    TooMany,
+)
+from holdfast.core.limits import Limits
+from holdfast.core.model import Command as CommandSeen
+from holdfast.core.ops import Claim, Command, Finish, Reply
+from holdfast.core.requests import Asker, ReplyCommand, SendCommand, SettleCommand
+from tests.core.desk import ADMIN, AGENT, ANN, APP, BOB, NAMELESS, SERVER, Desk
+
+HALF = "\ud83d"  # of a surrogate pair
+EVE = Asker(id="eve", may_read=False)
+READER = Asker(id="reader", may_write=False)
+
+
+@pytest.fixture
+def desk() -> Desk:
+    """Every ask is a batch of its own."""
+    return Desk()
+
+
+@pytest.fixture
+def batch() -> Desk:
+    """All asks are one batch, until `commit`."""
+    return Desk(batches=True)
+
+
+@pytest.fixture
+def served() -> Desk:
+    """A channel that agents serve, with a question that waits."""
+    desk = Desk()
+    desk.is_served = True
+    desk.create("q", text="question")
+    return desk
+
+
+# -- sending ---------------------------------------------------------------------------------------------------
+
+
+def test_a_command_is_stored_as_it_was_sent(desk: Desk) -> None:
+    desk.stream("m")
+    answer = desk.command("c", "steer", target="m", data={"to": "the point"}, expires_s=60, asker=BOB)
+    (op,) = answer.ops
+    assert isinstance(op, Command)
+    assert (op.id, op.name, op.target, op.data, op.by) == ("!c", "steer", "m", {"to": "the point"}, "bob")
+    assert (op.at_ms, op.expires_ms, answer.serial) == (1_000, 61_000, 2)
+    assert desk.known_command("c").command() == CommandSeen(
+        id="c", name="steer", target="m", data={"to": "the point"}, from_="bob", expires_at=61_000
+    )
+
+
+def test_a_command_needs_no_target_unless_it_is_a_cancel(desk: Desk) -> None:
+    desk.command("c", "approve")
+    with pytest.raises(InvalidRequest):
+        desk.cancel("c2", None)
+
+
+def test_messages_and_commands_may_have_the_same_id(desk: Desk) -> None:
+    desk.create("x", text="a message")
+    desk.command("x", "mine")
+    assert (desk.text("x"), desk.known_command("x").name) == ("a message", "mine")
+
+
+def test_the_same_command_again_is_success_with_its_first_serial(desk: Desk) -> None:
+    desk.stream("m")
+    first = desk.command("c", "steer", target="m", data={"a": 1, "b": 2})
+    again = desk.command("c", "steer", target="m", data={"b": 2, "a": 1}, expires_s=5)
+    assert (first.serial, again.serial, again.ops) == (2, 2, ())
+
+
+def test_the_same_command_again_is_success_when_it_could_not_be_sent_any_more() -> None:
+    desk = Desk(Limits(open_commands=1))
+    desk.stream("m")
+    desk.cancel("c", "m")
+    desk.reply("c")
+    desk.command("other")
+    desk.delete("m")
+    assert (desk.cancel("c", "m").ops, desk.cancel("c", "m").serial) == ((), 2)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [{"name": "approve"}, {"target": None}, {"target": "n"}, {"data": {"a": 2}}, {"data": None}, {"asker": BOB}],
+)
+def test_another_command_with_the_same_id_is_a_conflict(desk: Desk, other: dict[str, Any]) -> None:
+    desk.stream("m")
+    desk.stream("n")
+    fields: dict[str, Any] = {"name": "steer", "target": "m", "data": {"a": 1}}
+    desk.command("c", **fields)
+    with pytest.raises(IdConflict):
+        desk.command("c", **{**fields, **other})
+
+
+@pytest.mark.parametrize("bad", ["", "a/b", "a b", "x" * 65, ".", "..", "é", "a\n", "!c", HALF])
+def test_names_ids_and_targets_outside_the_rules_are_refused(desk: Desk, bad: str) -> None:
+    desk.stream("m")
+    for send in (
+        lambda: desk.command("c", bad),
+        lambda: desk.command(bad, "steer"),
+        lambda: desk.command("c", "steer", target=bad),
+        lambda: desk.cancel("c", bad),
+    ):
+        with pytest.raises((InvalidName, InvalidText)):
+            send()
+    assert len(desk.log) == 1
+
+
+@pytest.mark.parametrize("bad", ["", "a b", "x" * 65, HALF, "!c"])
+def test_the_store_is_not_asked_for_a_target_that_can_be_none(bad: str) -> None:
+    assert needs("!c", SendCommand(name="cancel", target=bad)) == ("!c",)
+
+
+def test_a_command_and_its_target_are_needed_and_nothing_else() -> None:
+    assert needs("!c", SendCommand(name="cancel", target="m")) == ("!c", "m")
+    assert needs("!c", SendCommand(name="approve")) == ("!c",)
+    assert needs("!c", ReplyCommand()) == ("!c",)
+    assert needs("!c", SettleCommand()) == ("!c",)
+
+
+@pytest.mark.parametrize("name", ["cancel", "steer"])
+def test_a_target_that_never_was_or_was_deleted_is_said_to_be_so(desk: Desk, name: str) -> None:
+    desk.stream("gone")
+    desk.delete("gone")
+    with pytest.raises(NotFound):
+        desk.command("c", name, target="never")
+    with pytest.raises(Deleted):
+        desk.command("c", name, target="gone")
+
+
+def test_who_cannot_read_does_not_learn_which_targets_exist(desk: Desk) -> None:
+    desk.stream("gone")
+    desk.delete("gone")
+    desk.create("done", text="x")
+    for target in ("never", "gone", "done"):
+        with pytest.raises(NotFound) as refusal:
+            desk.cancel("c", target, asker=EVE)
+        assert refusal.value.problem() == NotFound(f"there is no message {target!r}").problem()
+
+
+def test_what_is_over_may_be_steered_but_not_cancelled(desk: Desk) -> None:
+    desk.stream("m")
+    desk.finish("m")
+    desk.command("c1", "steer", target="m")
+    with pytest.raises(Finished):
+        desk.cancel("c2", "m")
+
+
+@pytest.mark.parametrize("expires_s", [0, -1, float("nan"), float("inf"), 24 * 3600 + 1])
+def test_a_command_waits_for_more_than_no_time_and_at_most_a_day(desk: Desk, expires_s: float) -> None:
+    with pytest.raises(InvalidRequest):
+        desk.command("c", "approve", expires_s=expires_s)
+
+
+def test_data_is_bounded() -> None:
+    desk = Desk(Limits(data_bytes=20))
+    desk.command("c", "mine", data={"x": "a" * 10})
+    for send in (
+        lambda: desk.command("d", "mine", data={"x": "a" * 20}),
+        lambda: desk.reply("c", data="a" * 20),
+        lambda: desk.reply("c", error="é" * 10),
+    ):
+        with pytest.raises(TooLarge) as refusal:
+            send()
+        assert refusal.value.details == {"limit": 20}
+    assert desk.known_command("c").is_open
+
+
+def nested(depth: int) -> list[Any]:
+    inner: list[Any] = []
+    for _ in range(depth):
+        inner = [inner]
+    return inner
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [nested(65), nested(100_000), 2**63, float("nan"), float("inf"), {1: 2}, object()],
+    ids=["65 deep", "very deep", "2**63", "nan", "inf", "a key of number", "an object"],
+)
+def test_data_that_json_cannot_carry_is_refused(desk: Desk, bad: object) -> None:
+    desk.command("c", "mine")
+    for send in (
+        lambda: desk.command("d", "mine", data={"x": bad}),
+        lambda: desk.reply("c", data=[bad]),
+        lambda: desk.reply("c", error=[bad]),
+    ):
+        with pytest.raises(InvalidRequest):
+            send()
+    assert len(desk.log) == 1
+
+
+def test_half_a_surrogate_pair_is_refused_wherever_it_stands(desk: Desk) -> None:
+    desk.command("c", "mine")
+    for send in (
+        lambda: desk.command("d", "mine", data=HALF),
+        lambda: desk.command("d", "mine", data={HALF: 1}),
+        lambda: desk.reply("c", data={"x": [HALF]}),
+        lambda: desk.reply("c", error={HALF: 1}),
+    ):
+        with pytest.raises(InvalidText):
+            send()
+    assert len(desk.log) == 1
+
+
+@pytest.mark.parametrize("data", [None, False, 0, "", [], {}, {"x": None}, "text", 1.5])
+def test_data_stands_as_given(desk: Desk, data: object) -> None:
+    desk.command("c", "mine", data=data)
+    desk.reply("c", data=data)
+    known = desk.known_command("c")
+    assert known.reply is not None
+    assert (known.data, known.reply.data) == (data, data)
+    assert type(known.data) is type(data)
+
+
+def test_what_an_app_does_to_its_objects_later_does_not_reach_the_log(desk: Desk) -> None:
+    data: dict[str, Any] = {"x": [1]}
+    desk.command("c", "mine", data=data)
+    desk.reply("c", data=data)
+    data["x"].append(2)
+    known = desk.known_command("c")
+    assert known.reply is not None
+    assert (known.data, known.reply.data) == ({"x": [1]}, {"x": [1]})
+
+
+def test_so_many_commands_may_wait_and_no_more() -> None:
+    desk = Desk(Limits(open_commands=2))
+    desk.command("c1")
+    desk.command("c2")
+    with pytest.raises(TooMany) as refusal:
+        desk.command("c3")
+    assert (refusal.value.details, refusal.value.retry, refusal.value.status) == ({"limit": 2}, True, 429)
+    desk.reply("c1")
+    desk.command("c3")
+
+
+def test_commands_of_the_same_batch_count() -> None:
+    batch = Desk(Limits(open_commands=2), batches=True)
+    batch.command("c1")
+    batch.command("c2")
+    with pytest.raises(TooMany):
+        batch.command("c3")
+    batch.reply("c2")
+    batch.command("c3")
+    batch.commit()
+    assert [one.id for one in batch.state.pending_commands()] == ["!c1", "!c3"]
+
+
+def test_a_command_that_waits_for_nobody_is_not_one_too_many() -> None:
+    desk = Desk(Limits(open_commands=1))
+    desk.is_served = True
+    desk.create("q", text="question")
+    desk.command("c1")
+    assert len(desk.cancel("c2", "q").ops) == 3
+
+
+# -- cancel ----------------------------------------------------------------------------------------------------
+
+
+def test_a_cancel_of_a_turn_that_nobody_took_is_one_decision(served: Desk) -> None:
+    answer = served.cancel("c", "q", asker=BOB)
+    command, claim, reply = answer.ops
+    assert isinstance(command, Command)
+    assert claim == Claim(id="q", state="cancelled", generation=0, by=None, at_ms=1_000)
+    assert reply == Reply(id="!c", ok=True, data=None, error=None, by=None)
+    assert not served.known_command("c").is_open
+    assert not served.known("q").is_open
+    with pytest.raises(Finished):
+        served.claim("q")
+
+
+def test_a_turn_is_cancelled_once(served: Desk) -> None:
+    served.cancel("c1", "q")
+    with pytest.raises(Finished):
+        served.cancel("c2", "q")
+
+
+def test_a_turn_is_cancelled_once_in_a_batch(batch: Desk) -> None:
+    batch.is_served = True
+    batch.create("q", text="question")
+    batch.cancel("c1", "q")
+    with pytest.raises(Finished):
+        batch.cancel("c2", "q")
+    assert len(batch.commit()) == 4
+
+
+def test_a_cancel_of_a_turn_that_somebody_has_waits_for_an_answer(served: Desk) -> None:
+    served.claim("q")
+    assert [type(op) for op in served.cancel("c", "q").ops] == [Command]
+    assert served.known("q").is_open
+
+
+def test_a_cancel_of_an_answer_waits_for_its_writer(desk: Desk) -> None:
+    desk.stream("m", "text")
+    assert [type(op) for op in desk.cancel("c", "m", asker=BOB).ops] == [Command]
+    assert desk.message("m").status == "streaming"
+    desk.finish("m", "cancelled")
+    desk.reply("c")
+    assert not desk.known_command("c").is_open
+
+
+def test_a_cancel_of_a_question_that_no_agent_serves_waits_for_its_answer_s_writer(desk: Desk) -> None:
+    desk.create("q", text="question")
+    desk.stream("a", reply_to="q")
+    assert [type(op) for op in desk.cancel("c", "q").ops] == [Command]
+
+
+def test_a_cancel_of_a_question_without_an_answer_is_of_nothing(desk: Desk) -> None:
+    desk.create("q", text="question")
+    desk.stream("a", reply_to="q")
+    desk.finish("a")
+    with pytest.raises(Finished):
+        desk.cancel("c", "q")
+
+
+def test_a_cancel_of_a_question_that_waits_but_is_answered_all_the_same_stops_the_answer_too(served: Desk) -> None:
+    served.stream("a", "text", reply_to="q")
+    assert [type(op) for op in served.cancel("c", "q").ops] == [Command]
+    served.settle("c")
+    assert served.message("a").status == "cancelled"
+    assert served.known("q").claim is not None
+    assert not served.known("q").is_open
+
+
+def test_an_answer_begun_in_the_same_batch_is_seen(batch: Desk) -> None:
+    batch.create("q", text="question")
+    batch.stream("a", "text", reply_to="q")
+    batch.append("a", "text", at=0)  # looked at, and nothing new of it
+    batch.cancel("c1", "q")
+    batch.cancel("c2", "q")
+    batch.cancel("c3", "a")
+    batch.settle("c1")
+    batch.commit()
+    assert batch.message("a").status == "cancelled"
+
+
+def test_two_may_cancel_the_same(desk: Desk) -> None:
+    desk.stream("m")
+    desk.cancel("c1", "m", asker=ANN)
+    desk.cancel("c2", "m", asker=BOB)
+    desk.settle("c1")
+    desk.settle("c2")
+    one, two = desk.known_command("c1").reply, desk.known_command("c2").reply
+    assert one is not None
+    assert two is not None
+    assert (one.ok, two.ok, two.error["code"]) == (True, False, "finished")
+
+
+# -- settling --------------------------------------------------------------------------------------------------
+
+
+def test_the_server_carries_a_cancel_out_whoever_writes(desk: Desk) -> None:
+    desk.stream("m", "half an ans", meta={"model": "x"})
+    desk.stream("n", "another")
+    desk.cancel("c", "m", asker=BOB)
+    desk.now_ms = 3_000
+    answer = desk.settle("c")
+    assert answer.ops == (
+        Finish(id="m", status="cancelled", reason=None, meta={"model": "x"}, at_ms=3_000),
+        Reply(id="!c", ok=True, data=None, error=None, by=None),
+    )
+    assert (desk.message("m").status, desk.text("m")) == ("cancelled", "half an ans")
+    assert desk.message("n").status == "streaming"
+    with pytest.raises(Finished):
+        desk.append("m", "wer")
+
+
+def test_the_server_ends_all_answers_and_the_turn(served: Desk) -> None:
+    served.claim("q")
+    served.stream("a1", reply_to="q")
+    served.stream("a2", reply_to="q", asker=BOB)
+    served.stream("a3", reply_to="q")
+    served.finish("a3")
+    served.stream("other")
+    served.cancel("c", "q")
+    served.settle("c")
+    status = {one: served.message(one).status for one in ("a1", "a2", "a3", "other")}
+    assert status == {"a1": "cancelled", "a2": "cancelled", "a3": "complete", "other": "streaming"}
+    assert served.known("q").claim == ("cancelled", 1, "agent", None, 0)
+
+
+def test_with_an_answer_the_turn_it_is_of_is_cancelled(served: Desk) -> None:
+    served.claim("q")
+    served.stream("a", reply_to="q")
+    served.cancel("c", "a")
+    served.settle("c")
+    assert served.message("a").status == "cancelled"
+    assert not served.known("q").is_open
+
+
+def test_a_turn_without_an_answer_yet_is_cancelled(served: Desk) -> None:
+    served.claim("q")
+    served.cancel("c", "q")
+    assert [type(op) for op in served.settle("c").ops] == [Claim, Reply]
+    assert not served.known("q").is_open
+
+
+def test_a_turn_that_was_taken_over_is_cancelled_in_its_last_attempt(served: Desk) -> None:
+    served.claim("q")
+    served.claim("q", 1)
+    served.cancel("c", "q")
+    (claim, _) = served.settle("c").ops
+    assert claim == Claim(id="q", state="cancelled", generation=2, by="agent", at_ms=1_000)
+
+
+def test_an_answer_of_a_later_generation_is_cancelled_like_any(desk: Desk) -> None:
+    desk.stream("m")
+    desk.cancel("c", "m")
+    desk.interrupt("m")
+    desk.take_over("m")
+    desk.settle("c")
+    assert desk.message("m").status == "cancelled"
+
+
+@pytest.mark.parametrize("end", ["finish", "interrupt", "delete"])
+def test_a_cancel_that_came_too_late_is_answered_so(desk: Desk, end: str) -> None:
+    desk.stream("m")
+    desk.cancel("c", "m")
+    getattr(desk, end)("m")
+    (reply,) = desk.settle("c").ops
+    assert isinstance(reply, Reply)
+    assert (reply.ok, reply.error["code"]) == (False, "finished")
+
+
+@pytest.mark.parametrize("is_expired", [False, True])
+def test_what_somebody_answered_is_not_settled_again(desk: Desk, is_expired: bool) -> None:
+    desk.stream("m")
+    desk.cancel("c", "m")
+    desk.reply("c", ok=False, error="not now")
+    answer = desk.settle("c", is_expired=is_expired)
+    assert (answer.ops, answer.serial) == ((), 3)
+    assert desk.message("m").status == "streaming"
+
+
+def test_a_cancel_is_carried_out_also_when_it_expires_first(desk: Desk) -> None:
+    desk.stream("m")
+    desk.cancel("c", "m")
+    desk.settle("c", is_expired=True)
+    assert desk.message("m").status == "cancelled"
+
+
+@pytest.mark.parametrize("name", ["steer", "approve", "mine"])
+def test_what_nobody_answered_in_time_has_expired(desk: Desk, name: str) -> None:
+    desk.stream("m")
+    desk.command("c", name, target="m")
+    assert desk.settle("c").ops == ()
+    assert desk.known_command("c").is_open
+    (reply,) = desk.settle("c", is_expired=True).ops
+    assert isinstance(reply, Reply)
+    assert (reply.ok, reply.error["code"], reply.by) == (False, "expired", None)
+    assert desk.settle("c", is_expired=True).ops == ()
+    with pytest.raises(AlreadyAnswered):
+        desk.reply("c")
+
+
+def test_a_command_that_never_was_is_not_settled(desk: Desk) -> None:
+    with pytest.raises(NotFound):
+        desk.settle("c")
+
+
+# -- replies ---------------------------------------------------------------------------------------------------
+
+
+def test_the_first_reply_counts(desk: Desk) -> None:
+    desk.command("c", "approve", asker=ANN)
+    first = desk.reply("c", ok=True, data={"by": "bob"}, asker=BOB)
+    with pytest.raises(AlreadyAnswered):
+        desk.reply("c", ok=False, asker=ANN)
+    with pytest.raises(AlreadyAnswered):
+        desk.reply("c", ok=True, data={"by": "bob"}, asker=BOB)
+    reply = desk.known_command("c").reply
+    assert reply == Reply(id="!c", ok=True, data={"by": "bob"}, error=None, by="bob")
+    assert (first.serial, desk.known_command("c").answered) == (2, 2)
+
+
+def test_of_two_replies_in_a_batch_the_first_counts(batch: Desk) -> None:
+    batch.command("c", "approve")
+    batch.reply("c", data=1)
+    with pytest.raises(AlreadyAnswered):
+        batch.reply("c", data=2)
+    assert len(batch.commit()) == 2
+
+
+def test_the_same_reply_again_is_success_with_its_first_serial(desk: Desk) -> None:
+    desk.command("c", "approve")
+    first = desk.reply("c", data=1, request="r")
+    desk.create("m", text="in between")
+    again = desk.reply("c", data=1, request="r")
+    assert (first.serial, again.serial, again.ops) == (2, 2, ())
+    with pytest.raises(AlreadyAnswered):
+        desk.reply("c", data=1, request="other")
+
+
+@pytest.mark.parametrize("bad", ["", "a b", "x" * 65, HALF])
+def test_a_reply_s_request_id_is_an_id(desk: Desk, bad: str) -> None:
+    desk.command("c", "approve")
+    with pytest.raises(InvalidName):
+        desk.reply("c", request=bad)
+
+
+@pytest.mark.parametrize("name", ["cancel", "steer"])
+def test_what_is_asked_of_writers_is_answered_by_those_who_write(desk: Desk, name: str) -> None:
+    desk.stream("m")
+    desk.command("c", name, target="m", asker=READER)
+    with pytest.raises(Forbidden):
+        desk.reply("c", asker=READER)
+    desk.reply("c", asker=BOB)
+
+
+@pytest.mark.parametrize("name", ["approve", "mine"])
+def test_what_is_asked_of_people_is_answered_by_anyone(desk: Desk, name: str) -> None:
+    desk.command("c", name, asker=AGENT)
+    desk.reply("c", asker=READER)
+    assert not desk.known_command("c").is_open
+
+
+@pytest.mark.parametrize("asker", [APP, replace(APP, may_write=False), SERVER, ADMIN, NAMELESS])
+def test_the_app_and_whoever_writes_may_answer_a_cancel(desk: Desk, asker: Asker) -> None:
+    desk.stream("m")
+    desk.cancel("c", "m")
+    desk.reply("c", asker=asker)
+    assert not desk.known_command("c").is_open
+
+
+def test_who_cannot_read_does_not_learn_which_commands_there_are(desk: Desk) -> None:
+    desk.command("open", "approve")
+    desk.command("done", "approve")
+    desk.reply("done")
+    for command_id in ("open", "done", "never"):
+        with pytest.raises(NotFound) as refusal:
+            desk.reply(command_id, asker=EVE)
+        assert refusal.value.problem() == NotFound(f"there is no command {command_id!r}").problem()
+    assert desk.known_command("open").is_open
+
+
+def test_who_cannot_read_may_take_its_own_command_back(desk: Desk) -> None:
+    desk.command("c", "approve", asker=EVE)
+    desk.reply("c", ok=False, asker=EVE)
+    assert not desk.known_command("c").is_open
+
+
+def test_a_command_that_never_was_has_no_reply(desk: Desk) -> None:
+    with pytest.raises(NotFound):
+        desk.reply("c")
+
+
+@pytest.mark.parametrize(
+    "send",
+    [
+        lambda desk: desk.cancel("c", "nobody"),
+        lambda desk: desk.command("c", "a b"),
+        lambda desk: desk.command("c", data=float("nan")),
+        lambda desk: desk.reply("other", data=HALF),
+        lambda desk: desk.reply("never"),
+        lambda desk: desk.cancel("other", "m"),
+    ],
+)
+def test_a_refused_command_adds_nothing(batch: Desk, send: Any) -> None:
+    batch.stream("m", "")
+    batch.command("other")
+    batch.commit()
+    batch.append("m", "a")
+    with pytest.raises(HoldfastError):
+        send(batch)
+    batch.append("m", "b")
+    assert [one.serial for one in batch.commit()] == [3]
+    assert (batch.text("m"), list(batch.state.commands)) == ("ab", ["!other"])
+
+
+def test_a_dropped_batch_leaves_no_command_and_no_reply(batch: Desk) -> None:
+    batch.command("c1")
+    batch.commit()
+    batch.command("c2")
+    batch.reply("c1", request="r")
+    batch.draft = type(batch.draft)(batch.state)
+    assert batch.known_command("c1").is_open
+    assert batch.command("c2").ops != ()
+    assert batch.reply("c1", request="r").ops != ()

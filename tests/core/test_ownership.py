@@ -1,0 +1,349 @@
+"""Who may ask what of whose message, as tables (`docs/protocol.md`, 8.3; `docs/security.md`).
+
+You are in `tests`. Capabilities are the transports' business; these are the rules that hold behind them. A column is
+somebody who asks, a row is a request, a cell is "ok" or the code of the refusal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+from msgspec.structs import replace
+
+from holdfast.core.errors import Deleted, Fenced, Finished, Forbidden, HoldfastError, NotFound, NotWriter
+from holdfast.core.ops import Writer
+from holdfast.core.requests import (
+    AppendText,
+    Asker,
+    ClaimTurn,
+    CreateMessage,
+    DeleteMessage,
+    EndTurn,
+    FinishMessage,
+    PutPart,
+    RenewLease,
+    Request,
+    TakeOver,
+    UpdateMessage,
+)
+from tests.core.desk import ADMIN, ANN, APP, BOB, NAMELESS, Desk, text_part
+
+HUB = Asker(is_server=True)
+EVE = Asker(id="eve", may_read=False)  # cannot know what exists
+
+WHO = {
+    "owner": ANN,
+    "other": BOB,
+    "admin": ADMIN,
+    "app": APP,
+    "server": HUB,
+    "nameless": NAMELESS,
+    "blind": EVE,
+    "blind_owner": replace(ANN, may_read=False),
+}
+
+REQUESTS: dict[str, Request] = {
+    "append": AppendText(text="more"),
+    "append_again": AppendText(text="te", at=0),
+    "part": PutPart(index=0, part=text_part("other")),
+    "finish": FinishMessage(),
+    "lease": RenewLease(lease_s=60),
+    "update": UpdateMessage(text="other"),
+    "update_in_1": UpdateMessage(text="other", generation=1),
+    "takeover": TakeOver(),
+    "delete": DeleteMessage(),
+    "create": CreateMessage(text="text"),
+    "end": EndTurn(generation=1),
+    "claim": ClaimTurn(generation=0),
+}
+
+STREAMING = """
+             owner      other       admin       app        server     nameless    blind      blind_owner
+append       ok         not_writer  not_writer  ok         ok         not_writer  not_found  ok
+append_again ok         not_writer  not_writer  ok         ok         not_writer  not_found  ok
+part         ok         not_writer  not_writer  ok         ok         not_writer  not_found  ok
+finish       ok         not_writer  not_writer  ok         ok         not_writer  not_found  ok
+lease        ok         not_writer  not_writer  ok         ok         not_writer  not_found  ok
+update       streaming  forbidden   streaming   streaming  streaming  forbidden   not_found  streaming
+update_in_1  ok         forbidden   not_writer  ok         ok         forbidden   not_found  ok
+takeover     streaming  streaming   ok          streaming  ok         streaming   not_found  streaming
+delete       ok         forbidden   ok          ok         ok         forbidden   not_found  ok
+"""
+
+COMPLETE = """
+             owner      other       admin       app        server     nameless    blind      blind_owner
+append       finished   not_writer  not_writer  finished   finished   not_writer  not_found  finished
+append_again ok         not_writer  not_writer  ok         ok         not_writer  not_found  ok
+part         finished   not_writer  not_writer  finished   finished   not_writer  not_found  finished
+finish       ok         not_writer  not_writer  ok         ok         not_writer  not_found  ok
+lease        finished   not_writer  not_writer  finished   finished   not_writer  not_found  finished
+update       ok         forbidden   ok          ok         ok         forbidden   not_found  ok
+update_in_1  ok         forbidden   ok          ok         ok         forbidden   not_found  ok
+takeover     finished   finished    finished    finished   finished   finished    not_found  finished
+delete       ok         forbidden   ok          ok         ok         forbidden   not_found  ok
+create       ok         id_conflict id_conflict id_conflict id_conflict id_conflict id_conflict ok
+end          finished   finished    finished    finished   finished   finished    not_found  finished
+claim        finished   finished    finished    finished   finished   finished    not_found  finished
+"""
+
+INTERRUPTED = """
+             owner      other       admin       app        server     nameless    blind      blind_owner
+append       finished   not_writer  not_writer  finished   finished   not_writer  not_found  finished
+append_again ok         not_writer  not_writer  ok         ok         not_writer  not_found  ok
+finish       finished   not_writer  not_writer  finished   finished   not_writer  not_found  finished
+lease        finished   not_writer  not_writer  finished   finished   not_writer  not_found  finished
+update       ok         forbidden   ok          ok         ok         forbidden   not_found  ok
+takeover     ok         ok          ok          ok         ok         ok          not_found  ok
+delete       ok         forbidden   ok          ok         ok         forbidden   not_found  ok
+"""
+
+# Whoever was taken over is told so, also where it is not the same identity: it is a writer that must stop.
+TAKEN_OVER_BY_CAROL = """
+             owner      other       admin       app        server     nameless    blind      blind_owner
+append       fenced     not_writer  not_writer  fenced     fenced     not_writer  not_found  fenced
+append_again fenced     not_writer  not_writer  fenced     fenced     not_writer  not_found  fenced
+part         fenced     not_writer  not_writer  fenced     fenced     not_writer  not_found  fenced
+finish       fenced     not_writer  not_writer  fenced     fenced     not_writer  not_found  fenced
+lease        fenced     not_writer  not_writer  fenced     fenced     not_writer  not_found  fenced
+update       streaming  forbidden   streaming   streaming  streaming  forbidden   not_found  streaming
+update_in_1  fenced     forbidden   not_writer  fenced     fenced     forbidden   not_found  fenced
+takeover     streaming  streaming   ok          streaming  ok         streaming   not_found  streaming
+delete       ok         forbidden   ok          ok         ok         forbidden   not_found  ok
+"""
+
+DELETED = """
+             owner      other       admin       app        server     nameless    blind      blind_owner
+append       deleted    deleted     deleted     deleted    deleted    deleted     not_found  deleted
+append_again deleted    deleted     deleted     deleted    deleted    deleted     not_found  deleted
+part         deleted    deleted     deleted     deleted    deleted    deleted     not_found  deleted
+finish       deleted    deleted     deleted     deleted    deleted    deleted     not_found  deleted
+lease        deleted    deleted     deleted     deleted    deleted    deleted     not_found  deleted
+update       deleted    deleted     deleted     deleted    deleted    deleted     not_found  deleted
+takeover     deleted    deleted     deleted     deleted    deleted    deleted     not_found  deleted
+delete       ok         ok          ok          ok         ok         ok          not_found  ok
+claim        deleted    deleted     deleted     deleted    deleted    deleted     not_found  deleted
+"""
+
+NOBODY_S = """
+             other       admin       app        server     nameless    blind
+append       not_writer  not_writer  finished   finished   not_writer  not_found
+update       forbidden   ok          ok         ok         forbidden   not_found
+delete       forbidden   ok          ok         ok         forbidden   not_found
+"""
+
+# The nameless are not told apart: what one of them is writing, another may write on with.
+NAMELESS_STREAMING = """
+             other       admin       app        server     nameless
+append       not_writer  not_writer  ok         ok         ok
+finish       not_writer  not_writer  ok         ok         ok
+update_in_1  forbidden   not_writer  ok         ok         ok
+delete       forbidden   ok          ok         ok         ok
+"""
+
+NAMELESS_DONE = """
+             other       admin       app        server     nameless
+finish       not_writer  not_writer  ok         ok         ok
+update       forbidden   ok          ok         ok         forbidden
+delete       forbidden   ok          ok         ok         forbidden
+"""
+
+# Written by a process of the app in the name of ann: the person ann is not its writer.
+IN_PROCESS = """
+             owner      other       admin       app        server     nameless    blind
+append       not_writer not_writer  not_writer  ok         ok         not_writer  not_found
+part         not_writer not_writer  not_writer  ok         ok         not_writer  not_found
+finish       not_writer not_writer  not_writer  ok         ok         not_writer  not_found
+lease        not_writer not_writer  not_writer  ok         ok         not_writer  not_found
+update_in_1  not_writer forbidden   not_writer  ok         ok         forbidden   not_found
+takeover     streaming  streaming   ok          streaming  ok         streaming   not_found
+delete       ok         forbidden   ok          ok         ok         forbidden   not_found
+"""
+
+TAKEN_TURN = """
+             owner       other       admin       app        server     nameless    blind
+end          not_writer  ok          not_writer  ok         ok         not_writer  not_found
+"""
+
+NEVER_WAS = """
+             owner      other       admin       app        server     nameless    blind
+append       not_found  not_found   not_found   not_found  not_found  not_found   not_found
+update       not_found  not_found   not_found   not_found  not_found  not_found   not_found
+takeover     not_found  not_found   not_found   not_found  not_found  not_found   not_found
+delete       not_found  not_found   not_found   not_found  not_found  not_found   not_found
+claim        not_found  not_found   not_found   not_found  not_found  not_found   not_found
+end          not_found  not_found   not_found   not_found  not_found  not_found   not_found
+"""
+
+
+def streaming(desk: Desk) -> None:
+    desk.stream("m", "text")
+
+
+def complete(desk: Desk) -> None:
+    desk.create("m", text="text")
+
+
+def interrupted(desk: Desk) -> None:
+    desk.stream("m", "text")
+    desk.interrupt("m")
+
+
+def taken_over_by_carol(desk: Desk) -> None:
+    interrupted(desk)
+    desk.take_over("m", asker=Asker(id="carol"))
+
+
+def deleted(desk: Desk) -> None:
+    complete(desk)
+    desk.delete("m")
+
+
+def nobody_s(desk: Desk) -> None:
+    desk.create("m", text="text", asker=replace(APP, id=None, writer=Writer(node="here")))
+
+
+def nameless_streaming(desk: Desk) -> None:
+    desk.stream("m", "text", asker=NAMELESS)
+
+
+def nameless_done(desk: Desk) -> None:
+    nameless_streaming(desk)
+    desk.finish("m", asker=NAMELESS)
+
+
+def in_process(desk: Desk) -> None:
+    desk.stream("m", "text", asker=Asker(id="ann", writer=Writer(by="ann", node="here"), is_app=True))
+
+
+def taken_turn(desk: Desk) -> None:
+    desk.is_served = True
+    complete(desk)
+    desk.claim("m", asker=replace(HUB, id="bob"), lease_s=15)
+
+
+def never_was(desk: Desk) -> None:
+    desk.create("n", text="other")
+
+
+def cells(table: str) -> list[tuple[str, str, str]]:
+    """Row, column and content of every cell."""
+    head, *rows = (line.split() for line in table.strip().splitlines())
+    return [(row[0], who, cell) for row in rows for who, cell in zip(head, row[1:], strict=True)]
+
+
+def all_cells() -> list[object]:
+    tables: list[tuple[Callable[[Desk], None], str]] = [
+        (streaming, STREAMING),
+        (complete, COMPLETE),
+        (interrupted, INTERRUPTED),
+        (taken_over_by_carol, TAKEN_OVER_BY_CAROL),
+        (deleted, DELETED),
+        (nobody_s, NOBODY_S),
+        (nameless_streaming, NAMELESS_STREAMING),
+        (nameless_done, NAMELESS_DONE),
+        (in_process, IN_PROCESS),
+        (taken_turn, TAKEN_TURN),
+        (never_was, NEVER_WAS),
+    ]
+    return [
+        pytest.param(prepare, row, who, cell, id=f"{prepare.__name__}-{row}-{who}")
+        for prepare, table in tables
+        for row, who, cell in cells(table)
+    ]
+
+
+@pytest.mark.parametrize(("prepare", "row", "who", "cell"), all_cells())
+def test_a_request_is_granted_or_refused_as_the_table_says(
+    prepare: Callable[[Desk], None], row: str, who: str, cell: str
+) -> None:
+    desk = Desk()
+    prepare(desk)
+    before = len(desk.log)
+    assert outcome(desk, REQUESTS[row], WHO[who]) == cell
+    assert cell == "ok" or len(desk.log) == before
+
+
+def outcome(desk: Desk, request: Request, asker: Asker) -> str:
+    try:
+        desk.ask("m", request, asker)
+    except HoldfastError as error:
+        return error.code
+    return "ok"
+
+
+def test_whoever_took_a_message_over_writes_it_and_nobody_else_in_its_generation() -> None:
+    desk = Desk()
+    taken_over_by_carol(desk)
+    carol = Asker(id="carol")
+    desk.append("m", "!", generation=2, asker=carol)
+    desk.renew("m", 60, generation=2, asker=carol)
+    for asker in (ANN, BOB, ADMIN):  # also not whoever began it
+        with pytest.raises(NotWriter):
+            desk.append("m", "?", generation=2, asker=asker)
+    with pytest.raises(NotWriter):
+        desk.update("m", text="mine again", generation=2, asker=ANN)
+    desk.finish("m", generation=2, asker=carol)
+    assert desk.text("m") == "text!"
+
+
+def test_whoever_took_a_message_over_may_edit_it_when_it_is_done() -> None:
+    desk = Desk()
+    taken_over_by_carol(desk)
+    carol = Asker(id="carol")
+    desk.finish("m", generation=2, asker=carol)
+    desk.update("m", text="carol's", asker=carol)
+    desk.update("m", text="ann's", asker=ANN)
+    with pytest.raises(Forbidden):
+        desk.update("m", text="bob's", asker=BOB)
+    assert desk.text("m") == "ann's"
+
+
+def test_an_admin_takes_over_what_streams_and_writes_on() -> None:
+    desk = Desk()
+    desk.stream("m", "text")
+    answer = desk.take_over("m", asker=ADMIN, lease_s=20)
+    assert (answer.generation, answer.lengths) == (2, [4])
+    assert desk.known("m").writer == Writer(by="root", node=None, lease_ms=20_000)
+    desk.append("m", " more", generation=2, asker=ADMIN)
+    with pytest.raises(Fenced):
+        desk.append("m", " late", at=4)
+    assert desk.text("m") == "text more"
+
+
+def test_an_admin_takes_over_nothing_that_has_ended_well() -> None:
+    desk = Desk()
+    desk.stream("m", "text")
+    desk.finish("m")
+    with pytest.raises(Finished):
+        desk.take_over("m", asker=ADMIN)
+
+
+def test_a_name_tells_two_writers_in_one_process_apart() -> None:
+    desk = Desk()
+    one, two = (Asker(id=name, writer=Writer(by=name, node="here")) for name in ("one", "two"))
+    desk.stream("m", asker=one)
+    desk.append("m", "x", asker=one)
+    with pytest.raises(NotWriter):
+        desk.append("m", "y", asker=two)
+
+
+def test_who_cannot_read_is_told_the_same_of_what_is_there_deleted_and_never_was() -> None:
+    desk = Desk()
+    desk.stream("there")
+    desk.create("gone", text="x")
+    desk.delete("gone")
+    for message_id in ("there", "gone", "never"):
+        for request in (AppendText(text="x"), UpdateMessage(), FinishMessage(), TakeOver(), DeleteMessage()):
+            with pytest.raises(NotFound) as refusal:
+                desk.ask(message_id, request, EVE)
+            assert refusal.value.problem() == NotFound(f"there is no message {message_id!r}").problem()
+
+
+def test_who_cannot_read_learns_that_its_own_message_is_gone() -> None:
+    desk = Desk()
+    desk.stream("m", asker=EVE)
+    desk.append("m", "x", asker=EVE)
+    desk.delete("m", asker=ADMIN)
+    with pytest.raises(Deleted):
+        desk.append("m", "y", asker=EVE)

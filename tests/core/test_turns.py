@@ -1,0 +1,364 @@
+"""Turns and leases: who works on a message, who writes, and for how long (`docs/protocol.md`, agents).
+
+You are in `tests`. Claims and leases are entries that no viewer sees: they move the channel's serial and no version.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from msgspec.structs import replace
+
+from holdfast.core.errors import Deleted, Fenced, Finished, NotFound, NotWriter
+from holdfast.core.ops import Claim, Create, Lease, Writer
+from holdfast.core.owed import events_since
+from holdfast.core.requests import Asker
+from holdfast.core.state import ChannelState, ClaimState, apply_entry
+from tests.core.desk import AGENT, ANN, APP, BOB, Desk
+from tests.core.worlds import fold
+
+REMOTE = Asker(id="agent", is_server=True)  # the desk of a hub, for a worker elsewhere
+OTHER_NODE = replace(AGENT, writer=Writer(by="agent", node="there"))
+
+
+@pytest.fixture
+def served() -> Desk:
+    """A channel that agents serve, with a question that waits."""
+    desk = Desk()
+    desk.is_served = True
+    desk.create("q", text="question")
+    return desk
+
+
+def claim_of(desk: Desk, message_id: str = "q") -> ClaimState:
+    claim = desk.known(message_id).claim
+    assert claim is not None
+    return claim
+
+
+# -- what waits ------------------------------------------------------------------------------------------------
+
+
+def test_a_question_waits_where_agents_serve(served: Desk) -> None:
+    assert claim_of(served) == ClaimState("pending", 0)
+    assert served.known("q").is_open
+    (entry,) = served.log
+    assert isinstance(entry.op, Create)
+    assert entry.op.is_pending
+
+
+@pytest.mark.parametrize(
+    "fields", [{"role": "assistant"}, {"role": "system"}, {"role": "tool"}, {"status": "streaming"}]
+)
+def test_only_whole_messages_of_users_wait(served: Desk, fields: dict[str, Any]) -> None:
+    served.create("m", **fields)
+    assert served.known("m").claim is None
+
+
+def test_nothing_waits_where_nobody_serves() -> None:
+    desk = Desk()
+    desk.create("q", text="question")
+    assert (desk.known("q").claim, desk.known("q").is_open) == (None, False)
+    with pytest.raises(Finished):
+        desk.claim("q")
+
+
+def test_a_create_that_is_repeated_waits_as_it_did_at_first(served: Desk) -> None:
+    served.is_served = False
+    assert served.create("q", text="question").ops == ()
+    assert claim_of(served).state == "pending"
+
+
+def test_a_message_is_of_one_content_whether_agents_serve_or_not(served: Desk) -> None:
+    served.is_served = False
+    served.create("p", text="question")
+    served.is_served = True
+    assert served.create("p", text="question").ops == ()
+    assert served.known("p").claim is None
+
+
+# -- claims ----------------------------------------------------------------------------------------------------
+
+
+def test_a_claim_takes_what_waits(served: Desk) -> None:
+    answer = served.claim("q", asker=REMOTE, lease_s=15)
+    taken = Claim(id="q", state="taken", generation=1, by="agent", node=None, lease_ms=15_000, at_ms=1_000)
+    assert (answer.ops, answer.generation, answer.serial) == ((taken,), 1, 2)
+    assert claim_of(served) == ClaimState("taken", 1, "agent", None, 15_000)
+    assert served.known("q").is_open
+
+
+def test_a_claim_in_process_has_no_lease_and_dies_with_its_node(served: Desk) -> None:
+    served.claim("q", asker=AGENT, lease_s=15)
+    assert claim_of(served) == ClaimState("taken", 1, "agent", "here", 0)
+
+
+def test_of_two_claims_one_wins(served: Desk) -> None:
+    served.claim("q", asker=AGENT)
+    with pytest.raises(Fenced) as refusal:
+        served.claim("q", asker=replace(AGENT, id="other"))
+    assert refusal.value.details == {"generation": 1}
+
+
+def test_of_two_claims_in_a_batch_one_wins() -> None:
+    batch = Desk(batches=True)
+    batch.is_served = True
+    batch.create("q", text="question")
+    batch.claim("q", asker=AGENT)
+    with pytest.raises(Fenced):
+        batch.claim("q", asker=REMOTE)
+    assert len(batch.commit()) == 2
+
+
+def test_a_claim_is_the_successor_s_of_the_attempt_it_names(served: Desk) -> None:
+    served.claim("q", asker=AGENT)
+    answer = served.claim("q", 1, asker=REMOTE, lease_s=20)
+    assert answer.generation == 2
+    assert claim_of(served) == ClaimState("taken", 2, "agent", None, 20_000)
+    with pytest.raises(Fenced):
+        served.claim("q", 1, asker=REMOTE)
+    assert served.claim("q", 2, asker=AGENT).generation == 3
+
+
+def test_a_claim_of_an_attempt_still_to_come_is_fenced(served: Desk) -> None:
+    with pytest.raises(Fenced) as refusal:
+        served.claim("q", 1)
+    assert refusal.value.details == {"generation": 0}
+
+
+def test_a_claim_that_was_stored_and_nobody_knew_is_ours_all_the_same(served: Desk) -> None:
+    served.claim("q", asker=AGENT)
+    served.create("between", text="x")
+    again = served.claim("q", asker=AGENT)
+    assert (again.ops, again.generation, again.serial) == ((), 1, 2)
+
+
+@pytest.mark.parametrize("asker", [OTHER_NODE, REMOTE, replace(AGENT, id="other")])
+def test_a_claim_of_the_same_name_elsewhere_is_another_s(served: Desk, asker: Asker) -> None:
+    served.claim("q", asker=AGENT)
+    with pytest.raises(Fenced):
+        served.claim("q", asker=asker)
+
+
+def test_two_workers_elsewhere_of_one_name_are_not_one(served: Desk) -> None:
+    served.claim("q", asker=REMOTE, lease_s=15)
+    with pytest.raises(Fenced):
+        served.claim("q", asker=REMOTE, lease_s=15)
+
+
+@pytest.mark.parametrize("state", ["done", "cancelled"])
+def test_a_turn_that_is_over_is_not_taken(served: Desk, state: str) -> None:
+    served.claim("q")
+    served.end("q", 1, state)
+    for generation in (0, 1):
+        with pytest.raises(Finished):
+            served.claim("q", generation)
+
+
+# -- ends ------------------------------------------------------------------------------------------------------
+
+
+def test_a_turn_ends_as_its_worker_says(served: Desk) -> None:
+    served.claim("q", asker=REMOTE, lease_s=15)
+    answer = served.end("q", 1, asker=REMOTE)
+    assert answer.ops == (Claim(id="q", state="done", generation=1, by="agent", at_ms=1_000),)
+    assert claim_of(served) == ClaimState("done", 1, "agent", None, 0)
+    assert not served.known("q").is_open
+
+
+def test_an_end_said_twice_is_success_with_its_serial(served: Desk) -> None:
+    served.claim("q")
+    served.end("q", 1)
+    again = served.end("q", 1)
+    assert (again.ops, again.serial, again.generation) == ((), 3, 1)
+
+
+def test_a_turn_that_is_done_is_not_cancelled_afterwards(served: Desk) -> None:
+    served.claim("q")
+    served.end("q", 1, "done")
+    with pytest.raises(Finished):
+        served.end("q", 1, "cancelled")
+    assert claim_of(served).state == "done"
+
+
+def test_whoever_lost_a_turn_does_not_end_it(served: Desk) -> None:
+    served.claim("q", asker=AGENT)
+    served.claim("q", 1, asker=REMOTE, lease_s=15)
+    with pytest.raises(Fenced) as refusal:
+        served.end("q", 1, asker=AGENT)
+    assert refusal.value.details == {"generation": 2}
+    served.end("q", 2, asker=REMOTE)
+
+
+def test_whoever_never_had_a_turn_does_not_end_it(served: Desk) -> None:
+    with pytest.raises(Fenced):
+        served.end("q", 1)
+    served.claim("q")
+    with pytest.raises(NotWriter):
+        served.end("q", 1, asker=BOB)
+    assert served.known("q").is_open
+
+
+def test_the_app_may_end_a_turn(served: Desk) -> None:
+    served.claim("q")
+    served.end("q", 1, "cancelled", asker=APP)
+    assert claim_of(served).state == "cancelled"
+
+
+def test_a_turn_goes_with_its_message(served: Desk) -> None:
+    served.claim("q")
+    served.delete("q")
+    assert claim_of(served).state == "cancelled"
+    assert not served.known("q").is_open
+    with pytest.raises(Deleted):
+        served.claim("q", 1)
+    with pytest.raises(Deleted):
+        served.end("q", 1)
+
+
+def test_a_turn_of_a_message_that_never_was_is_not_found() -> None:
+    with pytest.raises(NotFound):
+        Desk().claim("q")
+
+
+def test_an_edit_leaves_the_turn_alone(served: Desk) -> None:
+    served.claim("q")
+    served.update("q", text="another question")
+    assert claim_of(served) == ClaimState("taken", 1, "agent", "here", 0)
+
+
+# -- leases ----------------------------------------------------------------------------------------------------
+
+
+def test_a_renewal_with_the_same_term_stores_nothing() -> None:
+    desk = Desk()
+    desk.stream("m", lease_s=15)
+    answer = desk.renew("m", 15)
+    assert (answer.ops, answer.serial) == ((), 1)
+
+
+def test_a_renewal_with_another_term_stores_the_term() -> None:
+    desk = Desk()
+    desk.stream("m", lease_s=15)
+    assert desk.renew("m", 20.5).ops == (Lease(id="m", lease_ms=20_500),)
+    assert desk.renew("m", 20.5).ops == ()
+    assert desk.known("m").writer == Writer(by="ann", node=None, lease_ms=20_500)
+
+
+def test_a_renewal_in_the_batch_of_another_is_decided_on_it() -> None:
+    batch = Desk(batches=True)
+    batch.stream("m", "", lease_s=15)
+    assert batch.renew("m", 30).ops != ()
+    assert batch.renew("m", 30).ops == ()
+    assert batch.renew("m", 15).ops != ()
+    batch.commit()
+    assert batch.known("m").writer == Writer(by="ann", node=None, lease_ms=15_000)
+
+
+def test_text_joins_across_a_lease() -> None:
+    batch = Desk(batches=True)
+    batch.stream("m", "")
+    batch.commit()
+    serials = [batch.append("m", "a").serial, batch.renew("m", 60).serial, batch.append("m", "b").serial]
+    assert serials == [2, 3, 2]
+    batch.commit()
+    assert batch.text("m") == "ab"
+    assert fold(batch.log).messages["m"].writer == Writer(by="ann", node=None, lease_ms=60_000)
+
+
+def test_a_writer_in_process_has_no_lease_to_renew() -> None:
+    desk = Desk()
+    desk.stream("m", asker=APP)
+    assert desk.renew("m", 60, asker=APP).ops == ()
+    assert desk.known("m").writer == Writer(by="app", node="here", lease_ms=0)
+
+
+def test_what_has_ended_is_not_renewed() -> None:
+    desk = Desk()
+    desk.stream("m")
+    desk.interrupt("m")
+    with pytest.raises(Finished):
+        desk.renew("m", 15)
+
+
+def test_whoever_was_taken_over_renews_nothing() -> None:
+    desk = Desk()
+    desk.stream("m")
+    desk.interrupt("m")
+    desk.take_over("m", asker=ANN, lease_s=15)
+    for generation in (None, 1, 3):
+        with pytest.raises(Fenced):
+            desk.renew("m", 60, generation=generation)
+    desk.renew("m", 60, generation=2)
+    assert desk.known("m").writer == Writer(by="ann", node=None, lease_ms=60_000)
+
+
+def test_a_takeover_brings_its_own_term() -> None:
+    desk = Desk()
+    desk.stream("m", lease_s=15)
+    desk.renew("m", 60)
+    desk.interrupt("m")
+    desk.take_over("m", lease_s=20)
+    assert desk.known("m").writer == Writer(by="bob", node=None, lease_ms=20_000)
+
+
+# -- what viewers see of it ------------------------------------------------------------------------------------
+
+
+def test_claims_and_leases_move_the_serial_and_change_nothing_that_is_seen(served: Desk) -> None:
+    served.stream("m", "text")
+    before = {one: served.message(one) for one in ("q", "m")}
+    served.now_ms = 9_000
+    served.claim("q")
+    served.renew("m", 60)
+    served.end("q", 1)
+    assert served.state.serial == 5
+    assert {one: served.message(one) for one in ("q", "m")} == before
+    assert (served.known("q").last, served.known("m").last) == (5, 4)
+    for since in (2, 3, 4, 5):
+        assert events_since(served.state, since, limit=200) == []
+
+
+def test_a_claim_does_not_count_towards_what_one_catches_up_with() -> None:
+    desk = Desk()
+    desk.is_served = True
+    for number in range(5):
+        desk.create(f"q{number}", text="x")
+    for number in range(5):
+        desk.claim(f"q{number}")
+    desk.create("m", text="seen")
+    assert len(events_since(desk.state, 5, limit=1) or ()) == 1
+
+
+def test_a_claim_does_not_hide_what_changed_before_it(served: Desk) -> None:
+    """Changes are looked for from the newest back; a claim is no change that ends the search, nor begins it."""
+    served.create("m", text="x")
+    served.update("q", text="y")
+    served.claim("q")
+    served.update("m", text="z")
+    served.end("q", 1)
+    changed = [one.id for one in served.state.changed_since(2)]
+    assert changed == ["m", "q"]
+    assert [one.id for one in served.state.changed_since(3)] == ["m"]
+    assert [one.id for one in served.state.changed_since(5)] == []
+
+
+def test_what_is_open_stays_in_memory_and_leaves_when_it_is_over(served: Desk) -> None:
+    served.claim("q")
+    served.command("c", "approve")
+    served.state.trim(0)
+    assert (list(served.state.messages), list(served.state.commands)) == (["q"], ["!c"])
+    served.end("q", 1)
+    served.reply("c")
+    served.state.trim(0)
+    assert (list(served.state.messages), list(served.state.commands)) == ([], [])
+    assert served.state.complete_since == 5  # the reply's serial: whoever has seen that missed nothing
+
+
+def test_a_claim_of_what_is_not_in_memory_is_not_passed_over_in_silence(served: Desk) -> None:
+    state = ChannelState("c", "e1", 1)
+    apply_entry(state, served.log[0])
+    served.claim("q")
+    apply_entry(state, served.log[1])
+    assert (state.serial, state.complete_since) == (2, 2)

@@ -1,0 +1,318 @@
+"""Leases of writers elsewhere, and commands that nobody answers: what the warden ends."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from holdfast.core.errors import AlreadyAnswered, Deleted, Fenced, Finished, HoldfastError, NotFound, NotWriter
+from holdfast.core.model import Message
+from holdfast.core.requests import (
+    AppendText,
+    Asker,
+    CreateMessage,
+    DeleteMessage,
+    FinishMessage,
+    RenewLease,
+    ReplyCommand,
+    SendCommand,
+    TakeOver,
+)
+from holdfast.hub import HubCore
+from holdfast.hub.warden import BROKEN_S, CANCEL_S
+from holdfast.stores.memory import MemoryStore
+from tests.virtual import virtually
+
+ANN = Asker(id="ann")
+BOB = Asker(id="bob")
+
+
+def new_hub(store: Any = "memory://") -> HubCore:
+    return HubCore(store, hooks_signals=False, drain_s=0.0)
+
+
+async def begin(hub: HubCore, lease_s: float = 15.0, asker: Asker = ANN) -> None:
+    await hub.ask("c", "m", CreateMessage(role="assistant", status="streaming", lease_s=lease_s), asker)
+
+
+async def message(hub: HubCore) -> Message:
+    return (await hub.read("c", "m"))[0]
+
+
+async def status(hub: HubCore) -> tuple[str, str | None]:
+    now = await message(hub)
+    return now.status, now.reason
+
+
+INTERRUPTED = ("interrupted", "writer_gone")
+STREAMING = ("streaming", None)
+
+
+@virtually
+async def test_a_lease_that_nobody_renews_ends_the_message() -> None:
+    hub = new_hub()
+    await begin(hub, 5.0)
+    await hub.ask("c", "m", AppendText(text="half"), ANN)
+    await asyncio.sleep(4.9)
+    assert await status(hub) == STREAMING
+    await asyncio.sleep(0.2)
+    assert await status(hub) == INTERRUPTED
+    assert (await message(hub)).text == "half"
+    with pytest.raises(Finished):
+        await hub.ask("c", "m", AppendText(text="late"), ANN)
+    await hub.close()
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [AppendText(text="x"), AppendText(text="", at=0), RenewLease(lease_s=5.0)],
+    ids=["append", "empty", "lease"],
+)
+@virtually
+async def test_every_accepted_request_renews(request_: Any) -> None:
+    hub = new_hub()
+    await begin(hub, 5.0)
+    for _ in range(10):
+        await asyncio.sleep(4)
+        await hub.ask("c", "m", request_, ANN)
+    assert await status(hub) == STREAMING
+    await asyncio.sleep(5.1)
+    assert await status(hub) == INTERRUPTED
+    await hub.close()
+
+
+@virtually
+async def test_what_is_refused_renews_nothing() -> None:
+    hub = new_hub()
+    await begin(hub, 5.0)
+    for _ in range(4):
+        await asyncio.sleep(1.3)
+        with pytest.raises(HoldfastError):
+            await hub.ask("c", "m", AppendText(text="x", at=9), ANN)
+        with pytest.raises((NotWriter, Finished)):
+            await hub.ask("c", "m", RenewLease(), BOB)
+    assert await status(hub) == INTERRUPTED
+    await hub.close()
+
+
+@virtually
+async def test_a_lease_may_change_its_term_also_for_after_a_restart() -> None:
+    store = MemoryStore()
+    hub = new_hub(store)
+    await begin(hub, 5.0)
+    await hub.ask("c", "m", RenewLease(lease_s=60.0), ANN)
+    await asyncio.sleep(50)
+    assert await status(hub) == STREAMING
+    await hub.close()
+    again = new_hub(store)
+    await again.start()
+    await asyncio.sleep(59)
+    assert await status(again) == STREAMING
+    await asyncio.sleep(2)
+    assert await status(again) == INTERRUPTED
+    await again.close()
+
+
+@virtually
+async def test_after_a_restart_a_writer_who_comes_back_in_time_goes_on() -> None:
+    store = MemoryStore()
+    hub = new_hub(store)
+    await begin(hub)
+    await hub.ask("c", "m", AppendText(text="half ", at=0), ANN)
+    await asyncio.sleep(14)
+    await hub.close()
+    again = new_hub(store)
+    await again.start()
+    await asyncio.sleep(14)
+    await again.ask("c", "m", AppendText(text="whole", at=5), ANN)
+    await again.ask("c", "m", FinishMessage(), ANN)
+    assert (await message(again)).text == "half whole"
+    assert await status(again) == ("complete", None)
+    await asyncio.sleep(60)
+    assert await status(again) == ("complete", None)
+    await again.close()
+
+
+@virtually
+async def test_after_a_restart_a_writer_who_does_not_come_back_is_interrupted() -> None:
+    store = MemoryStore()
+    hub = new_hub(store)
+    await begin(hub, 5.0)
+    await hub.close()
+    again = new_hub(store)
+    await again.start()
+    await asyncio.sleep(5.1)
+    assert await status(again) == INTERRUPTED
+    await again.close()
+
+
+@virtually
+async def test_a_broken_socket_leaves_three_seconds_and_a_blip_interrupts_nothing() -> None:
+    hub = new_hub()
+    await begin(hub)
+    hub.warden.broken("c", "m")
+    await asyncio.sleep(BROKEN_S - 0.1)
+    await hub.ask("c", "m", AppendText(text="back"), ANN)
+    await asyncio.sleep(10)
+    assert await status(hub) == STREAMING
+    hub.warden.broken("c", "m")
+    await asyncio.sleep(BROKEN_S + 0.1)
+    assert await status(hub) == INTERRUPTED
+    await hub.close()
+
+
+@virtually
+async def test_a_takeover_fences_the_old_writer_and_has_a_lease_of_its_own() -> None:
+    hub = new_hub()
+    await begin(hub, 5.0)
+    await hub.ask("c", "m", AppendText(text="half "), ANN)
+    await asyncio.sleep(6)
+    taken = await hub.ask("c", "m", TakeOver(lease_s=10.0), BOB)
+    assert (taken.generation, taken.lengths) == (2, [5])
+    with pytest.raises(Fenced):
+        await hub.ask("c", "m", AppendText(text="zombie", at=5), ANN)
+    with pytest.raises(Fenced):
+        await hub.ask("c", "m", AppendText(text="no generation"), BOB)
+    await hub.ask("c", "m", AppendText(text="whole", generation=2), BOB)
+    await asyncio.sleep(9)
+    assert await status(hub) == STREAMING
+    await asyncio.sleep(2)
+    assert await status(hub) == INTERRUPTED
+    assert (await message(hub)).text == "half whole"
+    await hub.close()
+
+
+@virtually
+async def test_a_deleted_message_has_no_lease() -> None:
+    hub = new_hub()
+    await begin(hub, 5.0)
+    await hub.ask("c", "m", DeleteMessage(), ANN)
+    await asyncio.sleep(20)
+    with pytest.raises(Deleted):
+        await message(hub)
+    assert len(hub._live().deadlines) == 0
+    await hub.close()
+
+
+@virtually
+async def test_writers_in_this_process_have_no_lease() -> None:
+    hub = new_hub()
+    async with hub.message("c", id="m") as writer:
+        await writer.append("slow ")
+        await asyncio.sleep(3600)
+        await writer.append("thought")
+    assert (await message(hub)).text == "slow thought"
+    await hub.close()
+
+
+# Commands
+
+
+@virtually
+async def test_a_cancel_works_although_the_writer_does_not_listen() -> None:
+    hub = new_hub()
+    await begin(hub, 60.0)
+    await hub.ask("c", "m", AppendText(text="half"), ANN)
+    command = await hub.command("c", "cancel", target="m", by="bob")
+    await asyncio.sleep(CANCEL_S - 0.1)
+    assert await status(hub) == STREAMING
+    await asyncio.sleep(0.2)
+    assert await status(hub) == ("cancelled", None)
+    known = hub.channel("c").state.command(f"!{command.id}")
+    assert known is not None
+    assert known.reply is not None
+    assert (known.reply.ok, known.reply.by) == (True, None)
+    with pytest.raises(Finished):
+        await hub.ask("c", "m", AppendText(text="more"), ANN)
+    await hub.close()
+
+
+@virtually
+async def test_a_cancel_survives_a_restart() -> None:
+    store = MemoryStore()
+    hub = new_hub(store)
+    await begin(hub, 60.0)
+    await hub.command("c", "cancel", target="m", by="bob")
+    await hub.close()
+    again = new_hub(store)
+    await again.start()
+    await asyncio.sleep(CANCEL_S + 0.1)
+    assert await status(again) == ("cancelled", None)
+    await again.close()
+
+
+@virtually
+async def test_a_cancel_whose_target_ended_by_itself_says_so() -> None:
+    hub = new_hub()
+    await begin(hub, 60.0)
+    command = await hub.command("c", "cancel", target="m", by="bob")
+    await hub.ask("c", "m", FinishMessage(), ANN)
+    await asyncio.sleep(3)
+    known = hub.channel("c").state.command(f"!{command.id}")
+    assert known is not None
+    assert known.reply is not None
+    assert (known.reply.ok, known.reply.error["code"]) == (False, "finished")
+    assert await status(hub) == ("complete", None)
+    await hub.close()
+
+
+@virtually
+async def test_a_command_that_nobody_answers_expires_also_over_a_restart() -> None:
+    store = MemoryStore()
+    hub = new_hub(store)
+    command = await hub.command("c", "approve", data={"n": 1}, by="bot", expires_s=100)
+    await asyncio.sleep(60)
+    await hub.close()
+    again = new_hub(store)
+    await again.start()
+    await again.members("c")
+    events: list[Any] = []
+
+    async def watch() -> None:
+        async for event in again.subscribe("c"):
+            events.append(event)
+
+    watching = asyncio.ensure_future(watch())
+    await asyncio.sleep(101)
+    assert [one.id for one in events[0].commands] == [command.id]
+    assert (events[-1].id, events[-1].ok, events[-1].error["code"]) == (command.id, False, "expired")
+    with pytest.raises(AlreadyAnswered):
+        await again.reply("c", command.id)
+    watching.cancel()
+    await asyncio.wait([watching])
+    await again.close()
+
+
+@virtually
+async def test_commands_are_seen_answered_once_and_known_again() -> None:
+    hub = new_hub()
+    ask = SendCommand(name="pause", data={"why": "lunch"})
+    first = await hub.ask("c", "!x", ask, ANN)
+    again = await hub.ask("c", "!x", ask, ANN)
+    assert (first.command, first.serial, again.serial, again.created) == (again.command, 1, 1, False)
+    reply = ReplyCommand(ok=True, data="done", request="r1")
+    answered = await hub.ask("c", "!x", reply, BOB)
+    assert (await hub.ask("c", "!x", reply, BOB)).serial == answered.serial == 2
+    with pytest.raises(AlreadyAnswered):
+        await hub.ask("c", "!x", ReplyCommand(ok=False), ANN)
+    with pytest.raises(NotFound):
+        await hub.ask("c", "!y", reply, BOB)
+    await hub.close()
+
+
+@virtually
+async def test_a_viewer_who_comes_back_hears_of_commands_and_replies_it_missed() -> None:
+    hub = new_hub()
+    await hub.ask("c", "u", CreateMessage(text="hi"), ANN)
+    _, cursor = await hub.read("c", "u")
+    await hub.ask("c", "!x", SendCommand(name="pause"), ANN)
+    await hub.ask("c", "!x", ReplyCommand(ok=True), BOB)
+    await hub.ask("c", "!y", SendCommand(name="pause"), ANN)
+    async for batch in hub.subscribe("c", since=cursor).batches():
+        attached, *rest = batch.events
+        assert [one.id for one in attached.commands] == ["y"]  # type: ignore[union-attr]
+        assert [one.__struct_config__.tag for one in rest] == ["command", "command.reply", "command"]
+        break
+    await hub.close()

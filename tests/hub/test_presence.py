@@ -1,0 +1,267 @@
+"""Who is here: connections, graces, leases, and what viewers are told, joined."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from holdfast.core.errors import Forbidden, TooLarge, TooMany
+from holdfast.core.events import (
+    ChannelAttached,
+    PresenceEnter,
+    PresenceLeave,
+    PresenceSync,
+    PresenceUpdate,
+    Signal,
+)
+from holdfast.core.limits import Limits
+from holdfast.core.view import View
+from holdfast.hub import HubCore
+from holdfast.hub.people import GRACE_S, check_member
+from holdfast.hub.roster import KEPT_LEFT, KEPT_SIGNALS, Roster
+from tests.virtual import virtually
+
+
+def new_hub(**options: Any) -> HubCore:
+    return HubCore("memory://", hooks_signals=False, drain_s=0.0, **options)
+
+
+class Viewer:
+    """A viewer in process, and all it was told."""
+
+    def __init__(self, hub: HubCore, channel: str = "c") -> None:
+        self.events: list[Any] = []
+        self.batches = 0
+        self.view = View()
+        self._task = asyncio.ensure_future(self._run(hub, channel))
+
+    async def _run(self, hub: HubCore, channel: str) -> None:
+        async for batch in hub.subscribe(channel).batches():
+            self.batches += 1
+            self.view.receive(batch)
+            self.events += batch.events
+
+    def take(self) -> list[Any]:
+        """What was told since the last call."""
+        taken, self.events = self.events, []
+        return taken
+
+    async def leave(self) -> None:
+        self._task.cancel()
+        await asyncio.wait([self._task])
+
+
+@virtually
+async def test_members_are_told_when_they_come_change_and_go() -> None:
+    hub = new_hub()
+    await hub.start()
+    viewer = Viewer(hub)
+    await asyncio.sleep(1)
+    viewer.take()
+    hub.people.enter("c", "ann", "tab", {"name": "Ann"})
+    await asyncio.sleep(1)
+    hub.people.enter("c", "ann", "tab", {"name": "Ann", "mood": "typing"})
+    await asyncio.sleep(1)
+    hub.people.enter("c", "ann", "phone", None)
+    await asyncio.sleep(1)
+    told = viewer.take()
+    assert [type(one) for one in told] == [PresenceEnter, PresenceUpdate, PresenceUpdate]
+    assert (told[2].member.connections, told[2].member.data["mood"]) == (2, "typing")
+    hub.people.leave("c", "ann", "tab")
+    hub.people.leave("c", "ann", "phone")
+    await asyncio.sleep(GRACE_S + 1)
+    assert [type(one) for one in viewer.take()] == [PresenceUpdate, PresenceLeave]
+    assert viewer.view.members() == []
+    assert viewer.view.cursor == "-:0"  # none of it moved the cursor
+    await viewer.leave()
+    await hub.close()
+
+
+@virtually
+async def test_a_refresh_does_not_flicker() -> None:
+    hub = new_hub()
+    await hub.start()
+    viewer = Viewer(hub)
+    hub.people.enter("c", "ann", "before", {"name": "Ann"})
+    await asyncio.sleep(1)
+    viewer.take()
+    for number in range(10):
+        hub.people.leave("c", "ann", "before" if not number else number - 1)
+        await asyncio.sleep(GRACE_S - 0.5)
+        hub.people.enter("c", "ann", number, None)
+        await asyncio.sleep(GRACE_S)
+    assert not any(isinstance(one, PresenceLeave | PresenceEnter) for one in viewer.take())
+    assert [one.id for one in viewer.view.members()] == ["ann"]
+    await viewer.leave()
+    await hub.close()
+
+
+@virtually
+async def test_who_says_that_they_leave_leaves_at_once() -> None:
+    hub = new_hub()
+    await hub.start()
+    viewer = Viewer(hub)
+    hub.people.enter("c", "ann", "tab", None)
+    await asyncio.sleep(1)
+    hub.people.leave("c", "ann", "tab", is_final=True)
+    await asyncio.sleep(0.2)
+    assert viewer.view.members() == []
+    await viewer.leave()
+    await hub.close()
+
+
+@virtually
+async def test_a_lease_keeps_somebody_without_a_socket() -> None:
+    hub = new_hub()
+    await hub.start()
+    hub.people.lease("c", "ann", {"name": "Ann"}, 30)
+    await asyncio.sleep(29)
+    hub.people.lease("c", "ann", None, 30)
+    await asyncio.sleep(29)
+    assert [one.data for one in (await hub.members("c")).members] == [{"name": "Ann"}]
+    await asyncio.sleep(2)
+    assert (await hub.members("c")).count == 0
+    hub.people.lease("c", "ann", None, 30)
+    hub.people.end_lease("c", "ann")
+    assert (await hub.members("c")).count == 0
+    await hub.close()
+
+
+@virtually
+async def test_who_attaches_is_told_who_is_here_and_then_only_what_changes() -> None:
+    hub = new_hub()
+    await hub.start()
+    hub.people.enter("c", "ann", "tab", {"name": "Ann"})
+    viewer = Viewer(hub)
+    await asyncio.sleep(1)
+    (attached,) = viewer.take()
+    assert isinstance(attached, ChannelAttached)
+    assert attached.presence is not None
+    assert ([one.id for one in attached.presence.members], attached.presence.count) == (["ann"], 1)
+    hub.people.enter("c", "bob", "tab", None)
+    await asyncio.sleep(1)
+    (entered,) = viewer.take()
+    assert entered.member.id == "bob"
+    late = Viewer(hub)
+    await asyncio.sleep(1)
+    assert {one.id for one in late.view.members()} == {"ann", "bob"}
+    await viewer.leave()
+    await late.leave()
+    await hub.close()
+
+
+@virtually
+async def test_a_thousand_who_join_and_leave_cost_less_than_an_event_each() -> None:
+    hub = new_hub()
+    await hub.start()
+    viewer = Viewer(hub)
+    await asyncio.sleep(1)
+    viewer.take()
+    for number in range(1000):
+        hub.people.enter("c", f"m{number}", "tab", None)
+        await asyncio.sleep(0.001)
+    await asyncio.sleep(1)
+    entered = viewer.take()
+    assert len(entered) <= 1000
+    assert (viewer.view.count, len({one.id for one in viewer.view.members()})) == (1000, 1000)
+    batches = viewer.batches
+    assert batches < 30
+    for number in range(1000):
+        hub.people.leave("c", f"m{number}", "tab", is_final=True)
+        if number < 500:  # gone and back within a moment
+            hub.people.enter("c", f"m{number}", "tab", None)
+    await asyncio.sleep(1)
+    assert len(viewer.take()) <= 1000
+    assert viewer.view.count == 500
+    # All at once, in and out again: nobody needs to hear of that at all.
+    for number in range(1000):
+        hub.people.enter("c", f"x{number}", "tab", None)
+        hub.people.leave("c", f"x{number}", "tab", is_final=True)
+    await asyncio.sleep(1)
+    assert len(viewer.take()) <= 1
+    assert viewer.view.count == 500
+    await viewer.leave()
+    await hub.close()
+
+
+@virtually
+async def test_signals_are_told_and_never_stored() -> None:
+    hub = new_hub()
+    await hub.create("c", text="hi")
+    viewer = Viewer(hub)
+    await asyncio.sleep(1)
+    viewer.take()
+    await hub.signal("c", "typing", {"on": True}, by="ann")
+    await asyncio.sleep(1)
+    assert viewer.take() == [Signal(name="typing", data={"on": True}, from_="ann")]
+    assert (await hub.info("c")).serial == 1
+    late = Viewer(hub)
+    await asyncio.sleep(1)
+    assert not any(isinstance(one, Signal) for one in late.take())
+    await viewer.leave()
+    await late.leave()
+    await hub.close()
+
+
+@virtually
+async def test_data_and_counts_have_bounds() -> None:
+    hub = new_hub(limits=Limits(members=2))
+    await hub.start()
+    with pytest.raises(TooLarge):
+        hub.people.enter("c", "ann", 1, {"x": "y" * 5000})
+    with pytest.raises(TooLarge):
+        await hub.signal("c", "typing", "y" * 5000)
+    hub.people.enter("c", "ann", 1, None)
+    hub.people.enter("c", "bob", 1, None)
+    with pytest.raises(TooMany):
+        hub.people.enter("c", "cem", 1, None)
+    for number in range(99):
+        hub.people.enter("c", "ann", f"tab{number}", None)
+    with pytest.raises(TooMany):
+        hub.people.enter("c", "ann", "one more", None)
+    await hub.close()
+
+
+def test_a_member_is_the_client_or_one_of_its_own() -> None:
+    assert check_member("ann", "ann") == "ann"
+    assert check_member("ann~phone", "ann") == "ann~phone"
+    for other in ("bob", "annx", "ann-phone"):
+        with pytest.raises(Forbidden):
+            check_member(other, "ann")
+
+
+def new_roster() -> Roster:
+    return Roster(Limits(), lambda: None)
+
+
+def test_who_fell_out_of_what_is_kept_is_told_all_anew() -> None:
+    roster = new_roster()
+    roster.enter("stays", "user", 0)
+    for number in range(KEPT_LEFT + 10):
+        roster.enter(f"m{number}", "user", 0)
+        roster.disconnect(f"m{number}", 0)
+        roster.remove(f"m{number}")
+    (sync,) = roster.since(1)
+    assert isinstance(sync, PresenceSync)
+    assert ([one.id for one in sync.members], sync.count) == (["stays"], 1)
+    assert roster.since(roster.position) == []
+
+
+def test_a_flood_of_signals_keeps_only_the_newest() -> None:
+    roster = new_roster()
+    for number in range(1000):
+        roster.signal(Signal(name="n", data=number))
+    told = roster.since(0)
+    assert len(told) == KEPT_SIGNALS
+    assert told[-1] == Signal(name="n", data=999)
+
+
+def test_agents_come_first_among_those_named() -> None:
+    roster = new_roster()
+    for number in range(200):
+        roster.enter(f"m{number:03}", "user", 0)
+    roster.enter("bot", "agent", 0, {"state": "listening"})
+    now = roster.presence()
+    assert (now.members[0].id, len(now.members), now.count) == ("bot", 100, 201)

@@ -1,0 +1,34 @@
+"""Tests in virtual time: a minute costs what happens in it.
+
+You are in `tests`. `@virtually` runs an async test on a loop whose time jumps, so that leases, graces and time limits
+are tested as they are, without waiting. Stores that need a thread or a file cannot be used in it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from holdfast.testing.sim.clock import VirtualLoop
+
+
+def virtually(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
+    """`test` as a plain test in virtual time; what asyncio complains of fails it."""
+
+    @functools.wraps(test)
+    def run(*args: Any, **kwargs: Any) -> None:
+        loop = VirtualLoop()
+        try:
+            loop.run_until_complete(test(*args, **kwargs))
+        finally:
+            left = asyncio.all_tasks(loop)
+            for task in left:
+                task.cancel()
+            if left:  # only where the test failed, or closes nothing
+                loop.run_until_complete(asyncio.wait(left))
+            loop.close()
+        assert loop.complaints == []
+
+    return run
