@@ -1,10 +1,11 @@
 """A soak: ten minutes of everything at once (`bench/plan.py`), and nothing grows, and nothing is lost.
 
 The file holds ten thousand conversations before it begins. They fill what is bounded and would else grow all the while:
-SQLite's page cache of 16 MB, and what the store knows of the 10,000 channels that were used last. About fifty conversations stream at any time, each in a channel of its own; they begin and end, viewers come, are cut
-off, resume and go, by SSE and WebSocket. The server's memory is read every second; its slope is a line fitted to what
-came after the first quarter. In the end everybody has gone, and what the server held for them
-must be gone as well: feeds, channels, writers, tasks, threads and open files are counted before and after.
+SQLite's page cache of 16 MB, and what the store knows of the 10,000 channels that were used last. About fifty
+conversations stream at any time, each in a channel of its own; they begin and end, viewers come, are cut off, resume
+and go, by SSE and WebSocket. The server's memory is read every second; its slope is a line fitted to what came after the
+first quarter. In the end everybody has gone, and what the server held for them must be gone as well: feeds, channels,
+writers, tasks, threads and open files are counted before and after, and so are the blocks of memory that Python holds.
 """
 
 import statistics
@@ -49,6 +50,7 @@ def soak(
     with kept(options) as database, served(database, idle_s=idle_s) as server, load_client() as load:
         server.child.ask("fill", count=old, characters=_OLD_CHARACTERS, answer_in_s=_FILL_S)
         before = _settled(server)
+        blocks = [server.child.ask("blocks")["blocks"]]
         started_s = time.monotonic() + 0.5
         server.child.ask("soak", started_s=started_s, planned=planned)
         samples: list[tuple[float, int]] = []
@@ -70,6 +72,7 @@ def soak(
         for conversation in conversations:
             _check_stored(server, conversation)
         after = _let_go(server, before)
+        blocks.append(server.child.ask("blocks")["blocks"])
     seen_by = f"{seen['viewers']:,} viewers in {seen['connections']:,} connections, {seen['resumes']:,} resumes"
     return [
         *_memory(samples, seconds),
@@ -80,6 +83,11 @@ def soak(
             "nothing",
             not _beyond(before, after),
             note=f"before {before}, after {after}",
+        ),
+        Row(
+            "  blocks of memory that Python holds, against before the first of them",
+            f"{blocks[1] - blocks[0]:+,} ({(blocks[1] - blocks[0]) / blocks[0]:+.1%})",
+            raw=(f"{blocks[0]:,} before, {blocks[1]:,} after",),
         ),
         Row(
             "  CPU of the server",

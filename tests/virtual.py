@@ -9,9 +9,10 @@ from __future__ import annotations
 import asyncio
 import functools
 from collections.abc import Callable, Coroutine
+from random import Random
 from typing import Any
 
-from holdfast.testing.sim.clock import VirtualLoop
+from holdfast.testing.sim.clock import SimClock, VirtualLoop
 
 
 def virtually(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
@@ -32,3 +33,12 @@ def virtually(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., N
         assert loop.complaints == []
 
     return run
+
+
+def virtual_clock() -> SimClock | None:
+    """A hub's clock that goes with the loop; None where the loop is a real one."""
+    try:
+        loop = asyncio.get_running_loop()
+    except RuntimeError:
+        return None
+    return SimClock(loop, Random(1)) if isinstance(loop, VirtualLoop) else None

@@ -12,11 +12,11 @@ from holdfast.agents.turn import Turn, reply_id
 from holdfast.core.errors import Draining, Finished, HoldfastError
 from holdfast.core.model import Message
 from holdfast.stores.memory import MemoryStore
-from tests.virtual import virtually
+from tests.virtual import virtual_clock, virtually
 
 
 def new_hub(store: Any = "memory://", **options: Any) -> Hub:
-    return Hub(store, hooks_signals=False, drain_s=0.0, **options)
+    return Hub(store, hooks_signals=False, drain_s=0.0, clock=virtual_clock(), **options)
 
 
 async def messages(hub: Hub, channel: str = "chat:1") -> list[Message]:

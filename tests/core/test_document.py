@@ -22,14 +22,8 @@ from holdfast.core.events import encode_json
 from holdfast.core.state import ChannelState, MessageState, apply_entry
 from holdfast.core.text import MARK_BYTES, Text
 from tests.core.desk import BOB, Desk, data_part, text_part, tool_part
-from tests.core.worlds import IDS, Asked, Shelf, World, batches
-
-
-def everything(message: MessageState) -> dict[str, object]:
-    """All that a message holds, but for how finely its marks are kept, and what is documented."""
-    left_out = ("parts", "documented", "undocumented_bytes")
-    fields = {name: getattr(message, name) for name in MessageState.__slots__ if name not in left_out}
-    return {**fields, "parts": [(part.value(), part.opened, part.changed, part.length) for part in message.parts]}
+from tests.core.worlds import COMMANDS, IDS, Asked, Shelf, World, batches, everything_of_command
+from tests.core.worlds import everything_of_message as everything
 
 
 def stored(message: MessageState) -> Stored:

@@ -8,13 +8,13 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from holdfast.core.cursor import NO_EPOCH
-from holdfast.core.events import Batch, decode_event, encode_json
-from holdfast.core.ops import decode_op, encode_op
+from holdfast.core.cursor import EMPTY, NO_EPOCH
+from holdfast.core.events import Batch, CommandReply, CommandSent, decode_event, encode_json
+from holdfast.core.ops import Claim, Lease, decode_op, encode_op
 from holdfast.core.owed import events_since, new_start, newest_messages, resumed
-from holdfast.core.state import ChannelState, apply_entry
+from holdfast.core.state import ChannelState, MessageState, apply_entry
 from holdfast.core.view import View
-from tests.core.worlds import LIMITS, Asked, Shelf, World, batches, everything, fold
+from tests.core.worlds import LIMITS, Asked, Shelf, World, batches, everything, fold, thing
 
 LIMIT = 200
 
@@ -30,12 +30,18 @@ def test_snapshot_plus_tail_equals_the_whole_log(world_batches: list[list[Asked]
     for place, entry in enumerate(world.log):
         apply_entry(state, entry)
         shelf.add(entry)
-        message = state.messages[entry.op.id]
-        if message.created == entry.serial or (place <= cut and data.draw(st.booleans())):
-            shelf.put_document_of(message)
+        one = thing(state, entry.op.id)
+        if one.created == entry.serial or (place <= cut and data.draw(st.booleans())):
+            shelf.put_document_of(one)
     restored = ChannelState("c")
-    restored.insert(shelf.restore(message_id) for message_id in state.messages)
+    restored.insert(shelf.restore_all())
     assert everything(restored) == everything(state)
+    assert list(restored.messages) == [one.id for one in sorted(state.messages.values(), key=_version)]
+    assert restored.pending_commands() != [] or state.pending_commands() == []
+
+
+def _version(message: MessageState) -> int:
+    return message.version
 
 
 @given(batches, st.data())
@@ -74,10 +80,16 @@ def test_joining_changes_no_content(world_batches: list[list[Asked]]) -> None:
 def _content(world: World) -> dict[str, tuple[object, ...]]:
     messages = world.messages()
     order = sorted(messages, key=lambda one: messages[one].created)
-    return {
+    seen: dict[str, tuple[object, ...]] = {
         one: (messages[one].parts, messages[one].status, messages[one].meta, messages[one].reason, messages[one].role)
         for one in order
     }
+    hidden = {one.id + " hidden": (one.claim, one.writer, one.generation) for one in world.truth.messages.values()}
+    commands = {
+        one.id: (one.name, one.target, one.data, one.reply and (one.reply.ok, one.reply.data, one.reply.error))
+        for one in world.truth.commands.values()
+    }
+    return {**seen, **hidden, **commands}
 
 
 @given(batches, st.data())
@@ -95,6 +107,52 @@ def test_applying_an_entry_or_a_run_of_them_again_changes_nothing(
 
 
 @given(batches)
+def test_claims_and_leases_change_no_version_and_are_no_event_and_all_else_is_one(
+    world_batches: list[list[Asked]],
+) -> None:
+    world = World()
+    for batch in world_batches:
+        world.commit(batch)
+    state = ChannelState("c")
+    for entry in world.log:
+        versions = {one.id: one.version for one in state.messages.values()}
+        order = list(state.messages)
+        apply_entry(state, entry)
+        assert state.serial == entry.serial
+        events = events_since(state, entry.serial - 1, limit=LIMIT)
+        if isinstance(entry.op, Claim | Lease):
+            assert events == []
+            assert {one.id: one.version for one in state.messages.values()} == versions
+            assert list(state.messages) == order
+        else:
+            assert [event.serial for event in events or ()] == [entry.serial]
+        assert thing(state, entry.op.id) in (*state.messages.values(), *state.commands.values())
+
+
+@given(batches, st.data())
+def test_what_is_owed_since_any_serial_stands_in_order_and_says_each_thing_once(
+    world_batches: list[list[Asked]], data: st.DataObject
+) -> None:
+    world = World()
+    for batch in world_batches:
+        world.commit(batch)
+    since = data.draw(st.integers(0, len(world.log)))
+    events = events_since(world.state, since, limit=LIMIT)
+    assert events is not None
+    serials = [event.serial for event in events]
+    assert serials == sorted(serials)
+    assert all(since < serial <= world.state.serial for serial in serials)
+    sent = [event.command for event in events if isinstance(event, CommandSent)]
+    heard = [event for event in events if isinstance(event, CommandReply)]
+    created = {one.id[1:]: one.created for one in world.truth.commands.values()}
+    assert {one.id: one for one in sent} == {
+        one: command for one, command in world.commands().items() if created[one] > since
+    }
+    assert heard == [reply for reply in world.replies() if reply.serial > since]
+    assert len(sent) == len({one.id for one in sent})
+
+
+@given(batches)
 def test_encode_then_decode_is_identity(world_batches: list[list[Asked]]) -> None:
     world = World()
     for batch in world_batches:
@@ -107,13 +165,13 @@ def test_encode_then_decode_is_identity(world_batches: list[list[Asked]]) -> Non
 class Watched:
     """A world, and viewers whose connections fail in every way: the server's half of law 5."""
 
-    def __init__(self, data: st.DataObject) -> None:
-        self.data = data
+    def __init__(self) -> None:
         self.world = World()
         self.shelf = Shelf()
         self.state = self.world.state
 
     def commit(self, batch: list[Asked]) -> None:
+        self.load()  # decisions are made with all they need in memory
         for entry in self.world.commit(batch):
             self.shelf.add(entry)
         for message in self.state.messages.values():
@@ -121,22 +179,34 @@ class Watched:
                 message.edited, message.finished, message.taken_over, message.version if message.deleted else 0
             ):
                 self.shelf.put_document_of(message)
+        for command in self.state.commands.values():
+            if command.id not in self.shelf.documents:
+                self.shelf.put_document_of(command)
 
     def restart(self) -> None:
         """Everything in memory is gone; what comes back has coarse marks and no tail."""
         old = self.world.state
         state = ChannelState("c", old.epoch, old.serial)
         state.newest = old.newest
-        state.insert(self.shelf.restore(one) for one in old.messages)
+        state.insert(self.shelf.restore_all())
         state.complete_since, state.history_from, state.has_older = 0, 1, False
         self.world.state = self.state = state
 
+    def load(self) -> None:
+        """Bring back what had left memory."""
+        state = self.state
+        state.insert(one for one in self.shelf.restore_all() if not state.knows(one.id))
+        state.complete_since, state.history_from, state.has_older = 0, 1, False
+
     def batch_for(self, view: View, limit: int) -> Batch:
         state = self.state
-        since = int(view.cursor.split(":")[1]) if view.cursor is not None else None
+        since = serial_of(view) if view.cursor is not None else None
+        if since is None or since < state.complete_since:
+            self.load()
         missed = events_since(state, since, limit=limit) if since is not None else None
         if missed is not None:
             return Batch(events=[resumed(state), *missed], cursor=str(state.cursor))
+        self.load()
         page = newest_messages(state, 2, LIMITS)
         assert page is not None
         attached, updates = new_start(state, *page)
@@ -151,9 +221,38 @@ class Watched:
                 assert any(one.startswith(text) for one in had), (shown.id, index, text, had)
             if is_complete:
                 assert shown == truth[shown.id]
+        commands = self.world.commands()
+        for command in view.commands():
+            assert command == commands[command.id]
+        if is_complete:
+            assert {command.id: command for command in view.commands()} == self.world.pending()
         if is_new:
             streaming = {one.id for one in truth.values() if one.status == "streaming"}
             assert streaming <= {one.id for one in view.messages()}
+
+
+class Viewer:
+    """A view, what was sent to it, and the answers it heard."""
+
+    def __init__(self) -> None:
+        self.view = View()
+        self.sent: list[Batch] = []  # since the last new start
+        self.heard: list[CommandReply] = []
+
+    def receive(self, batch: Batch) -> None:
+        if self.view.cursor == str(EMPTY):
+            self.heard.clear()  # what an empty channel is followed by is told anew: it may be another life's
+        self.view.receive(batch)
+        self.heard += [one for one in self.view.passed if isinstance(one, CommandReply)]
+
+    def check_heard(self, world: World, since: int | None) -> None:
+        """Each answer was heard once, as it is, and none was missed after `since` (None: a new start, nothing is owed)."""
+        replies = world.replies()
+        assert len({one.id for one in self.heard}) == len(self.heard), "heard twice"
+        assert all(one in replies for one in self.heard)
+        assert {one.id for one in self.heard}.isdisjoint(command.id for command in self.view.commands())
+        if since is not None:
+            assert all(one in self.heard for one in replies if one.serial > since), "missed"
 
 
 @settings(max_examples=4 * settings.default.max_examples)
@@ -161,46 +260,62 @@ class Watched:
 def test_every_viewer_ends_with_the_server_s_state_and_always_shows_a_prefix(
     world_batches: list[list[Asked]], data: st.DataObject
 ) -> None:
-    watched = Watched(data)
-    views = [View(), View()]
-    sent: list[list[Batch]] = [[], []]
+    watched = Watched()
+    viewers = [Viewer(), Viewer()]
     for batch in world_batches:
         watched.commit(batch)
-        if data.draw(st.integers(0, 9)) == 0:
-            watched.restart()
-        if data.draw(st.integers(0, 9)) == 0:
-            watched.state.tail.restart(watched.state.serial)
-        for view, log in zip(views, sent, strict=True):
-            _show(watched, view, log, data)
-    for view in views:
-        view.cut()
-        view.receive(watched.batch_for(view, LIMIT))
-        watched.check(view, is_complete=True)
+        match data.draw(st.integers(0, 19)):
+            case 0 | 1:
+                watched.restart()
+            case 2 | 3:
+                watched.state.tail.restart(watched.state.serial)
+            case 4 | 5:
+                watched.state.trim(0)
+        for viewer in viewers:
+            _show(watched, viewer, data)
+    for viewer in viewers:
+        viewer.view.cut()
+        _take(watched, viewer, LIMIT)
 
 
-def _show(watched: Watched, view: View, log: list[Batch], data: st.DataObject) -> None:
+def serial_of(view: View) -> int:
+    """The last serial that a view has seen."""
+    assert view.cursor is not None
+    return int(view.cursor.split(":")[1])
+
+
+def _take(watched: Watched, viewer: Viewer, limit: int) -> None:
+    """A whole batch arrives."""
+    since = serial_of(viewer.view) if viewer.view.cursor is not None else None
+    batch = watched.batch_for(viewer.view, limit)
+    is_new = not batch.events[0].resumed  # type: ignore[union-attr]
+    if is_new:
+        viewer.sent.clear()  # a new start is a new connection's or ends what was before it: nothing older follows
+    viewer.sent.append(batch)
+    viewer.receive(batch)
+    watched.check(viewer.view, is_complete=True, is_new=is_new)
+    viewer.check_heard(watched.world, None if is_new else since)
+
+
+def _show(watched: Watched, viewer: Viewer, data: st.DataObject) -> None:
     """One visit of a viewer: nothing, a batch, a batch cut short, or an old one again."""
     match data.draw(st.sampled_from(("nothing", "whole", "whole", "cut", "again"))):
         case "whole":
-            batch = watched.batch_for(view, data.draw(st.sampled_from((1, LIMIT))))
-            is_new = not batch.events[0].resumed  # type: ignore[union-attr]
-            if is_new:
-                log.clear()  # a new start is a new connection's or ends what was before it: nothing older follows
-            log.append(batch)
-            view.receive(batch)
-            watched.check(view, is_complete=True, is_new=is_new)
+            _take(watched, viewer, data.draw(st.sampled_from((1, LIMIT))))
         case "cut":
-            batch = watched.batch_for(view, LIMIT)
+            batch = watched.batch_for(viewer.view, LIMIT)
             for event in batch.events[: data.draw(st.integers(0, len(batch.events)))]:
-                view.receive(Batch(events=[event]))
-                watched.check(view, is_complete=False)
-            view.cut()
-        case "again" if log:
-            old = data.draw(st.sampled_from(log))
+                viewer.receive(Batch(events=[event]))
+                watched.check(viewer.view, is_complete=False)
+                viewer.check_heard(watched.world, None)
+            viewer.view.cut()
+        case "again" if viewer.sent:
+            old = data.draw(st.sampled_from(viewer.sent))
             attached = old.events[0]
             # A new start again would be one, and so would be the word that the channel is empty.
             if attached.resumed and attached.epoch != NO_EPOCH:  # type: ignore[union-attr]
-                view.receive(Batch(events=old.events))
-                watched.check(view, is_complete=False)
+                viewer.receive(Batch(events=old.events))
+                watched.check(viewer.view, is_complete=False)
+                viewer.check_heard(watched.world, None)
         case _:
             pass

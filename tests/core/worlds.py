@@ -11,27 +11,36 @@ from dataclasses import dataclass, field
 from hypothesis import strategies as st
 
 from holdfast.core.decide import decide
-from holdfast.core.document import Document, Segment, Stored, document, mark_documented, restore
+from holdfast.core.document import Document, Segment, Stored, document, mark_documented, restored
 from holdfast.core.draft import Draft
 from holdfast.core.errors import HoldfastError
+from holdfast.core.events import CommandReply
 from holdfast.core.limits import Limits
-from holdfast.core.model import Message
+from holdfast.core.model import Command, Message
+from holdfast.core.names import COMMAND_MARK
 from holdfast.core.ops import Entry
 from holdfast.core.requests import (
     AppendText,
     Asker,
+    ClaimTurn,
     CreateMessage,
     DeleteMessage,
+    EndTurn,
     FinishMessage,
     PutPart,
+    RenewLease,
+    ReplyCommand,
     Request,
+    SendCommand,
+    SettleCommand,
     TakeOver,
     UpdateMessage,
 )
-from holdfast.core.state import ChannelState, MessageState, apply_entry
+from holdfast.core.state import ChannelState, CommandState, MessageState, apply_entry
 
 IDS = ("m1", "m2", "m3")
-LIMITS = Limits()
+COMMANDS = ("!k1", "!k2", "!k3", "!k4")  # a command is over with its answer, so that there must be some
+LIMITS = Limits(open_commands=3)
 SERVER = Asker(id="s", is_server=True)
 
 texts = st.text(st.sampled_from("ab é中🙂\n"), min_size=0, max_size=5)
@@ -42,13 +51,14 @@ parts = st.one_of(
     st.builds(lambda data: {"type": "data", "name": "bar", "data": data}, st.integers(0, 9)),
 )
 metas = st.dictionaries(st.sampled_from("xy"), st.one_of(st.none(), st.integers(0, 3)), max_size=2)
+words = st.sampled_from((None, None, 1, {"a": "b"}))
 
 
 @dataclass(frozen=True)
 class Asked:
     """A request, before it is known which generation and length the message has."""
 
-    message_id: str
+    message_id: str  # or the key of a command
     request: Request
 
 
@@ -60,23 +70,44 @@ def weighted(*strategies: st.SearchStrategy[Request]) -> st.SearchStrategy[Reque
 def asked(message_ids: st.SearchStrategy[str]) -> st.SearchStrategy[Asked]:
     """One request; appends are by far the most frequent, as in life."""
     append = st.builds(AppendText, text=texts, part=st.sampled_from((None, 0, 0, 1, 2)))
+    create = st.builds(
+        CreateMessage,
+        status=st.sampled_from(("streaming", "streaming", "complete")),
+        meta=metas,
+        reply_to=st.sampled_from((None, *IDS)),
+    )
     requests = weighted(
         append,
         append,
         append,
         append,
-        st.builds(CreateMessage, status=st.sampled_from(("streaming", "streaming", "complete")), meta=metas),
+        create,
         st.builds(PutPart, index=st.integers(0, 3), part=parts),
         st.builds(FinishMessage, status=st.sampled_from(("complete", "failed", "interrupted")), meta=metas),
         st.builds(TakeOver),
         st.builds(UpdateMessage, text=st.one_of(st.none(), texts), meta=metas),
         st.builds(DeleteMessage),
+        weighted(st.builds(ClaimTurn, generation=st.just(0)), st.builds(EndTurn, generation=st.just(1))),
+        st.builds(RenewLease, lease_s=st.sampled_from((15.0, 30.0))),
     )
     # Deleting ends an id for good: keep it rare, or little else happens.
     likely = requests.flatmap(
         lambda one: st.just(one) if not isinstance(one, DeleteMessage) else weighted(st.just(one), append, append)
     )
-    return st.builds(Asked, message_ids, likely)
+    about_messages = st.builds(Asked, message_ids, likely)
+    return st.integers(0, 4).flatmap(lambda luck: about_messages if luck else about_commands(message_ids))
+
+
+def about_commands(message_ids: st.SearchStrategy[str]) -> st.SearchStrategy[Asked]:
+    """A command, an answer to one, or the server's word on it."""
+    name = st.sampled_from(("cancel", "steer", "approve"))
+    requests = weighted(
+        st.builds(SendCommand, name=name, target=message_ids, data=words),
+        st.builds(SendCommand, name=name, target=message_ids, data=words),
+        st.builds(ReplyCommand, ok=st.booleans(), data=words, error=words),
+        st.builds(SettleCommand, is_expired=st.booleans()),
+    )
+    return st.builds(Asked, st.sampled_from(COMMANDS), requests)
 
 
 batches = st.lists(st.lists(asked(st.sampled_from(IDS)), min_size=1, max_size=6), min_size=1, max_size=14)
@@ -87,6 +118,7 @@ class World:
     """One channel and its history."""
 
     state: ChannelState = field(default_factory=lambda: ChannelState("c"))
+    truth: ChannelState = field(default_factory=lambda: ChannelState("c"))  # the fold of the log, whatever else happens
     log: list[Entry] = field(default_factory=list)
     had: dict[tuple[str, int], list[str]] = field(default_factory=dict)  # every text a part had, in order
     now_ms: int = 0
@@ -102,6 +134,7 @@ class World:
             self.state.epoch = "e1"
         for entry in entries:
             apply_entry(self.state, entry)
+            apply_entry(self.truth, entry)
             self._note()
         self.log += entries
         return entries
@@ -110,7 +143,9 @@ class World:
         """Add to `draft` what `one` is granted; the refusal otherwise."""
         request = current(draft.message(one.message_id), one.request)
         try:
-            decision = decide(draft, one.message_id, request, asker=SERVER, now_ms=self.now_ms, limits=LIMITS)
+            decision = decide(
+                draft, one.message_id, request, asker=SERVER, now_ms=self.now_ms, limits=LIMITS, is_served=True
+            )
         except HoldfastError as error:
             return error
         for op in decision.ops:
@@ -119,10 +154,34 @@ class World:
 
     def messages(self) -> dict[str, Message]:
         """What is there, as clients should see it."""
-        return {one.id: one.message() for one in self.state.messages.values() if not one.deleted}
+        return {one.id: one.message() for one in self.truth.messages.values() if not one.deleted}
+
+    def commands(self) -> dict[str, Command]:
+        """All commands there ever were, as clients should see them."""
+        return {one.id[1:]: one.command() for one in self.truth.commands.values()}
+
+    def pending(self) -> dict[str, Command]:
+        """Those that wait for an answer."""
+        return {one.id[1:]: one.command() for one in self.truth.pending_commands()}
+
+    def replies(self) -> list[CommandReply]:
+        """All answers, as clients should hear them, in order."""
+        replies = [
+            CommandReply(
+                serial=one.answered,
+                id=one.id[1:],
+                ok=one.reply.ok,
+                data=one.reply.data,
+                error=one.reply.error,
+                from_=one.reply.by,
+            )
+            for one in self.truth.commands.values()
+            if one.reply is not None
+        ]
+        return sorted(replies, key=lambda reply: reply.serial)
 
     def _note(self) -> None:
-        for message in self.state.messages.values():
+        for message in self.truth.messages.values():
             for index, part in enumerate(message.parts):
                 texts_had = self.had.setdefault((message.id, index), [])
                 text = str(part.text) if part.text is not None else ""
@@ -131,9 +190,10 @@ class World:
 
 
 def current(message: MessageState | None, request: Request) -> Request:
-    """`request` with the generation that the message has, where it needs one."""
+    """`request` with the generation that the message or its turn has, where it needs one."""
     if message is None or isinstance(request, CreateMessage | DeleteMessage):
         return request
+    attempt = message.claim.generation if message.claim is not None else 0
     generation = message.generation
     match request:
         case AppendText():
@@ -144,6 +204,12 @@ def current(message: MessageState | None, request: Request) -> Request:
             return UpdateMessage(text=request.text, meta=request.meta, generation=generation)
         case FinishMessage():
             return FinishMessage(status=request.status, meta=request.meta, generation=generation)
+        case RenewLease():
+            return RenewLease(lease_s=request.lease_s, generation=generation)
+        case ClaimTurn():
+            return ClaimTurn(generation=attempt, lease_s=15.0)
+        case EndTurn():
+            return EndTurn(generation=attempt)
         case _:
             return request
 
@@ -157,11 +223,28 @@ def fold(entries: list[Entry], state: ChannelState | None = None) -> ChannelStat
 
 
 def everything(state: ChannelState) -> dict[str, object]:
-    """All there is to know of a state's messages, but for how finely their marks are kept."""
-    return {
-        one.id: (one.message(), one.deleted, one.generation, one.edited, one.shaped, one.finished, one.taken_over)
-        for one in state.messages.values()
-    }
+    """All there is to know of a state's messages and commands, but for how finely their marks are kept."""
+    messages = {one.id: everything_of_message(one) for one in state.messages.values()}
+    return {**messages, **{one.id: everything_of_command(one) for one in state.commands.values()}}
+
+
+def everything_of_message(message: MessageState) -> dict[str, object]:
+    """All that a message holds, but for how finely its marks are kept, and what is documented."""
+    left_out = ("parts", "documented", "undocumented_bytes")
+    fields = {name: getattr(message, name) for name in MessageState.__slots__ if name not in left_out}
+    return {**fields, "parts": [(part.value(), part.opened, part.changed, part.length) for part in message.parts]}
+
+
+def everything_of_command(command: CommandState) -> dict[str, object]:
+    """All that a command holds."""
+    return {name: getattr(command, name) for name in CommandState.__slots__}
+
+
+def thing(state: ChannelState, key: str) -> MessageState | CommandState:
+    """The message or command `key`."""
+    found = state.message(key) or state.command(key)
+    assert found is not None
+    return found
 
 
 class Shelf:
@@ -178,18 +261,34 @@ class Shelf:
         self.documents[kept.id] = (kept.head, segments, kept.version)
         self.entries[kept.id] = [one for one in self.entries.get(kept.id, []) if one.serial > kept.version]
 
-    def put_document_of(self, message: MessageState) -> None:
-        """Write the document of `message` as the committer does."""
-        kept = document(message)
+    def put_document_of(self, one: MessageState | CommandState) -> None:
+        """Write the document of a message or command as the committer does."""
+        kept = document(one)
         self.put(kept)
-        mark_documented(message, kept.version)
+        if isinstance(one, MessageState):
+            mark_documented(one, kept.version)
 
     def add(self, entry: Entry) -> None:
         """Keep an entry."""
         self.entries.setdefault(entry.op.id, []).append(entry)
 
+    def stored(self, key: str) -> Stored:
+        """What is kept of a message or command."""
+        head, segments, version = self.documents[key]
+        entries = [one for one in self.entries.get(key, []) if one.serial > version]
+        return Stored(id=key, head=head, segments=segments, entries=entries)
+
     def restore(self, message_id: str) -> MessageState:
         """The message from what is kept."""
-        head, segments, version = self.documents[message_id]
-        entries = [one for one in self.entries.get(message_id, []) if one.serial > version]
-        return restore(Stored(id=message_id, head=head, segments=segments, entries=entries))
+        (one,) = restored([self.stored(message_id)])
+        assert isinstance(one, MessageState)
+        return one
+
+    def restore_all(self) -> list[MessageState | CommandState]:
+        """Everything from what is kept."""
+        return restored(self.stored(key) for key in self.documents)
+
+
+def is_command(key: str) -> bool:
+    """Is this the key of a command?"""
+    return key.startswith(COMMAND_MARK)

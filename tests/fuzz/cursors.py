@@ -27,10 +27,37 @@ C = f"/v1/channels/{WATCHED}"
 M = f"{C}/messages"
 VIA = ["header", "query", "both", "poll", "poll-header", "answer", "answer-header"]
 TEXTS = [
-    "-:0", "-:1", "-", ":", "", "{epoch}:0", "{epoch}:1", "{epoch}:5", "{epoch}:9999999999999999", "{epoch}:05",
-    "{epoch}:-1", "{epoch}:1.0", "{epoch}:٣", "{epoch}:1:", "{epoch}:1:x", "{epoch}:1:" + "x" * 300,
-    "{epoch}:1:" + "x" * 301, "{epoch}:3:m0.1.2", "{epoch}:3:d0.9", "{epoch}:3:m999" + ".99999999" * 30, "{old}:1", "{old}:3",
-    "{epoch} :1", "{epoch}:1\n", "{epoch}:1\x00", "x" * 33 + ":1", "null", "{epoch}:1,{epoch}:2", "%7B", "+", "{epoch}",
+    "-:0",
+    "-:1",
+    "-",
+    ":",
+    "",
+    "{epoch}:0",
+    "{epoch}:1",
+    "{epoch}:5",
+    "{epoch}:9999999999999999",
+    "{epoch}:05",
+    "{epoch}:-1",
+    "{epoch}:1.0",
+    "{epoch}:٣",
+    "{epoch}:1:",
+    "{epoch}:1:x",
+    "{epoch}:1:" + "x" * 300,
+    "{epoch}:1:" + "x" * 301,
+    "{epoch}:3:m0.1.2",
+    "{epoch}:3:d0.9",
+    "{epoch}:3:m999" + ".99999999" * 30,
+    "{old}:1",
+    "{old}:3",
+    "{epoch} :1",
+    "{epoch}:1\n",
+    "{epoch}:1\x00",
+    "x" * 33 + ":1",
+    "null",
+    "{epoch}:1,{epoch}:2",
+    "%7B",
+    "+",
+    "{epoch}",
 ]
 TAKEN_S = 0.5
 
@@ -81,7 +108,11 @@ class Cursors:
             return {"write": draw.randint(1, 9)}
         via = draw.choice(VIA)
         if choice < 0.4:
-            return {"via": via, "at": draw.randint(0, 16), "and": draw.choice(("", "", "", ":", ":m0.1.1", ":d0.1", ":z"))}
+            return {
+                "via": via,
+                "at": draw.randint(0, 16),
+                "and": draw.choice(("", "", "", ":", ":m0.1.1", ":d0.1", ":z")),
+            }
         return {"via": via, "text": draw.choice(TEXTS)}
 
     def run(self, given: Json) -> None:
@@ -185,11 +216,15 @@ class Past:
     async def _come_back(self, step: dict[str, Any]) -> None:
         if "at" in step:
             at = int(as_number(step["at"], 0, 10_000))
-            text = (self.cursors[at - 1] if 0 < at <= len(self.cursors) else f"{self.epoch}:{at}") + as_text(step.get("and"), "")
+            text = (self.cursors[at - 1] if 0 < at <= len(self.cursors) else f"{self.epoch}:{at}") + as_text(
+                step.get("and"), ""
+            )
         else:
             text = as_text(step.get("text"), "").replace("{epoch}", self.epoch).replace("{old}", self.old)
         via = step.get("via") if step.get("via") in VIA else "header"
-        path = f"{C}/poll" if via.startswith("poll") else f"{M}/m1/events" if via.startswith("answer") else f"{C}/events"
+        path = (
+            f"{C}/poll" if via.startswith("poll") else f"{M}/m1/events" if via.startswith("answer") else f"{C}/events"
+        )
         query = as_text(step.get("query"), "") if step.get("query") in _QUERIES else ""
         headers = [["Host", "localhost"]]
         if via in ("header", "both", "poll-header", "answer-header"):
@@ -201,7 +236,11 @@ class Past:
             said = to_bytes(text).decode("utf-8", "replace")
             query += "&since=" + "".join(f"%{one:02X}" for one in to_bytes(text))
         exchange = Exchange(
-            self._world, "GET", path, headers=headers_of(headers), query=f"{query}&wait_s=0".encode("latin-1", "replace")
+            self._world,
+            "GET",
+            path,
+            headers=headers_of(headers),
+            query=f"{query}&wait_s=0".encode("latin-1", "replace"),
         )
         exchange.start()
         await exchange.read_for(TAKEN_S)
@@ -243,9 +282,7 @@ class Past:
             raise Finding(f"resumed: from {text!r}, at {self.epoch}:{self.serial}")
         if cursor.split(":")[:2] != [self.epoch, str(self.serial)]:
             raise Finding(f"cursor: {cursor} at {self.epoch}:{self.serial}")
-        changed = sum(
-            message["version"] > (seen or 0) for message in await pages(self._world, WATCHED)
-        )
+        changed = sum(message["version"] > (seen or 0) for message in await pages(self._world, WATCHED))
         if not is_resumed and seen is not None and changed < self._world.limits.catch_up_messages - 2:
             raise Finding(f"not resumed: from {text!r}, at {self.epoch}:{self.serial}")
         view = self._view_at(seen or 0) if is_resumed else View()

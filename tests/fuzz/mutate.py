@@ -210,6 +210,4 @@ def to_bytes(written: object) -> bytes:
         written = json.dumps(written)
     if written.isascii():
         return written.encode()
-    return b"".join(
-        bytes((ord(one),)) if ord(one) < 256 else one.encode("utf-8", "surrogatepass") for one in written
-    )
+    return b"".join(bytes((ord(one),)) if ord(one) < 256 else one.encode("utf-8", "surrogatepass") for one in written)

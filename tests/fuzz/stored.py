@@ -10,7 +10,19 @@ from random import Random
 
 import msgspec
 
-from holdfast.core.ops import Append, Create, Delete, Finish, Op, SetPart, Takeover, Update, Writer, decode_op, encode_op
+from holdfast.core.ops import (
+    Append,
+    Create,
+    Delete,
+    Finish,
+    Op,
+    SetPart,
+    Takeover,
+    Update,
+    Writer,
+    decode_op,
+    encode_op,
+)
 from tests.fuzz import mutate
 from tests.fuzz.engine import Finding
 from tests.fuzz.mutate import Json, to_bytes

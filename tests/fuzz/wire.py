@@ -79,7 +79,10 @@ class Running:
         self._log_read += len(new)
         if re.search(rb"Traceback|ERROR|CRITICAL|Exception|never retrieved", new):
             lines = new.decode(errors="replace").strip().splitlines()
-            last = next((line for line in reversed(lines) if re.match(r"\w+(\.\w+)*(Error|Exception|Closed\w*)\b", line)), lines[-1])
+            last = next(
+                (line for line in reversed(lines) if re.match(r"\w+(\.\w+)*(Error|Exception|Closed\w*)\b", line)),
+                lines[-1],
+            )
             raise Finding(f"logged {last.partition(':')[0]}: {lines[0]} … {lines[-12:]}")
         self._inputs += 1
         if self._inputs % PROBED_EVERY == 0:
@@ -263,12 +266,15 @@ class RawHttp(_Wire):
             "GET /healthz HTTP/1.1\r\nHost: localhost\r\nX: a\r\n b\r\n\r\n",
             "GET /healthz HTTP/1.1\nHost: localhost\n\n",
             f"GET /{'x' * 70_000} HTTP/1.1\r\nHost: localhost\r\n\r\n",
-            f"GET / HTTP/1.1\r\nHost: localhost\r\n{'X: y' + chr(13) + chr(10)}" * 1 + "Y: " + "y" * 90_000 + "\r\n\r\n",
+            f"GET / HTTP/1.1\r\nHost: localhost\r\n{'X: y' + chr(13) + chr(10)}" * 1
+            + "Y: "
+            + "y" * 90_000
+            + "\r\n\r\n",
             "GET / HTTP/1.1\r\nHost: localhost\r\n" + "X: y\r\n" * 3_000 + "\r\n",
             "GET /v1/ws HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n",
             "GET /v1/ws HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\nUpgrade: h2c\r\nHTTP2-Settings: AA\r\n\r\n",
             "GET /web/client.js HTTP/1.1\r\nHost: localhost\r\nRange: bytes=0-0,1-1,-1\r\n\r\n",
-            "GET /web/client.js HTTP/1.1\r\nHost: localhost\r\nIf-Modified-Since: , 0\r\nIf-None-Match: \"\r\n\r\n",
+            'GET /web/client.js HTTP/1.1\r\nHost: localhost\r\nIf-Modified-Since: , 0\r\nIf-None-Match: "\r\n\r\n',
             "GET /web/%00/..%2f..%2fapp.py HTTP/1.1\r\nHost: localhost\r\n\r\n",
             "HEAD /web/ HTTP/1.1\r\nHost: localhost\r\n\r\n",
         ]
@@ -326,7 +332,12 @@ def check_responses(received: bytes) -> None:
         if status < 400:
             continue
         if b"content-type: application/problem+json" not in headers:
-            if not body.startswith(OWN_WORDS) and body and b"upgrade" not in body.lower() and b"websocket" not in body.lower():
+            if (
+                not body.startswith(OWN_WORDS)
+                and body
+                and b"upgrade" not in body.lower()
+                and b"websocket" not in body.lower()
+            ):
                 raise Finding(f"no problem: {status} {found[2]!r} {body!r}")
         elif body.startswith(b"{"):
             code = re.search(rb'"code":"(\w+)"', body)
@@ -421,7 +432,11 @@ class RawSocket(_Wire):
     def run(self, given: Json) -> None:
         """Raises Finding."""
         known = as_dict(given)
-        lines = [f"{line[0]}: {line[1]}" for line in as_list(known.get("headers")) if isinstance(line, list) and len(line) == 2]
+        lines = [
+            f"{line[0]}: {line[1]}"
+            for line in as_list(known.get("headers"))
+            if isinstance(line, list) and len(line) == 2
+        ]
         head = "\r\n".join(
             [
                 "GET /v1/ws HTTP/1.1", "Host: localhost", "Connection: Upgrade", "Upgrade: websocket",

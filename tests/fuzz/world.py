@@ -171,8 +171,9 @@ def blame(error: BaseException | None) -> str:
 class World:
     """A hub, and whoever talks to it."""
 
-    def __init__(self, *, limits: str = "small", by_hand: bool = False, origins: tuple[str, ...] = (),
-                 is_open: bool = False) -> None:
+    def __init__(
+        self, *, limits: str = "small", by_hand: bool = False, origins: tuple[str, ...] = (), is_open: bool = False
+    ) -> None:
         self.loop = VirtualLoop()
         self.limits = LIMITS[limits]
         self.hub = Hub(

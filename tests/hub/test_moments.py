@@ -106,7 +106,9 @@ async def test_a_message_that_is_ended_before_its_writer_hears_of_it_is_its_own_
     await hub.start()
     store.is_silent = True
     opening = asyncio.create_task(hub.message("c", id="m").open())
-    ending = asyncio.create_task(hub.ask("c", "m", request_, hub.asker("ann")))  # it waits behind the message's beginning
+    ending = asyncio.create_task(
+        hub.ask("c", "m", request_, hub.asker("ann"))
+    )  # it waits behind the message's beginning
 
     async def write() -> None:
         async with await opening as message:

@@ -21,11 +21,11 @@ from holdfast.core.view import View
 from holdfast.hub import HubCore
 from holdfast.hub.people import GRACE_S, check_member
 from holdfast.hub.roster import KEPT_LEFT, KEPT_SIGNALS, Roster
-from tests.virtual import virtually
+from tests.virtual import virtual_clock, virtually
 
 
 def new_hub(**options: Any) -> HubCore:
-    return HubCore("memory://", hooks_signals=False, drain_s=0.0, **options)
+    return HubCore("memory://", hooks_signals=False, drain_s=0.0, clock=virtual_clock(), **options)
 
 
 class Viewer:

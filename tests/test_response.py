@@ -1,0 +1,181 @@
+"""`hub.stream_response`: the answer outlives the request that began it, and anyone may join or stop it."""
+
+import asyncio
+import contextvars
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Annotated, Any
+
+import httpx2
+from fastapi import Depends, FastAPI
+
+from holdfast import Hub
+from tests.transports.conftest import Served, new_hub, serving
+
+TENANT: contextvars.ContextVar[str] = contextvars.ContextVar("tenant", default="nobody")
+
+
+class Source:
+    """A model that waits for its gate between two words, and the sessions it opens."""
+
+    def __init__(self) -> None:
+        self.gate = asyncio.Event()
+        self.open_sessions = 0
+        self.is_closed = asyncio.Event()
+        self.tenant = ""
+
+    @asynccontextmanager
+    async def session(self) -> AsyncIterator[str]:
+        self.open_sessions += 1
+        try:
+            yield "session"
+        finally:
+            self.open_sessions -= 1
+
+    async def words(self) -> AsyncIterator[str]:
+        self.tenant = TENANT.get()
+        try:
+            async with self.session() as session:
+                yield f"with {session}: "
+                await self.gate.wait()
+                yield "the end"
+        finally:
+            self.is_closed.set()
+
+
+def new_app(hub: Hub, source: Source, **options: Any) -> FastAPI:
+    app = FastAPI()
+    hub.install(app, "/holdfast")
+
+    async def request_session() -> AsyncIterator[str]:
+        async with source.session() as session:
+            yield session
+
+    @app.post("/chat")
+    async def chat(
+        session: Annotated[str, Depends(request_session, scope="function")], prompt: str, id: str = "r"
+    ) -> Any:
+        TENANT.set("acme")
+        return hub.stream_response("chat:1", source.words, prompt=prompt, prompt_by="ann", reply_id=id, **options)
+
+    return app
+
+
+@asynccontextmanager
+async def served_app(source: Source, **options: Any) -> AsyncIterator[Served]:
+    hub = new_hub()
+    async with serving(hub, new_app(hub, source, **options)) as served:
+        yield served
+
+
+async def first_bytes(response: httpx2.Response) -> bytes:
+    return await anext(response.aiter_raw())
+
+
+async def test_the_caller_gets_the_stream_and_is_told_where_it_is() -> None:
+    source = Source()
+    source.gate.set()
+    async with served_app(source) as served:
+        response = await served.http.post("/chat?prompt=hi")
+        assert response.headers["content-type"] == "text/event-stream; charset=utf-8"
+        assert (response.headers["holdfast-channel"], response.headers["holdfast-message"]) == ("chat:1", "r")
+        assert 'event: answer\ndata: "with session: ' in response.text
+        assert response.text.count("event: done") == 1
+        again = await served.http.get(response.headers["location"])
+        assert "with session: the end" in again.text
+        messages = (await served.hub.history("chat:1")).messages
+        assert [(one.role, one.author, one.text, one.status) for one in messages[::-1]] == [
+            ("user", "ann", "hi", "complete"),
+            ("assistant", "assistant", "with session: the end", "complete"),
+        ]
+        assert source.tenant == "acme"  # it runs in the caller's context
+
+
+async def test_plain_data_ends_with_done() -> None:
+    source = Source()
+    source.gate.set()
+    async with served_app(source, style="data") as served:
+        response = await served.http.post("/chat?prompt=hi")
+        assert response.text.replace("\n\ndata: the end", "the end") in (
+            "data: with session: the end\n\ndata: [DONE]\n\n",
+            "data: with session: the end\n\ndata: [DONE]\n\n",
+        )
+
+
+async def test_a_caller_who_leaves_stops_nothing_and_the_session_lives_as_long_as_the_stream() -> None:
+    source = Source()
+    async with served_app(source) as served:
+        async with served.http.stream("POST", "/chat?prompt=hi") as response:
+            assert b"with session" in await first_bytes(response)
+        await served.until(lambda: source.open_sessions == 1)  # the request's own is closed, the stream's is not
+        message, _ = await served.hub.read("chat:1", "r")
+        assert message.status == "streaming"
+        source.gate.set()
+        joined = await served.http.get("/holdfast/v1/channels/chat:1/messages/r/events")
+        assert joined.text.endswith('event: done\ndata: {"status":"complete"}\n' + joined.text.split("\n")[-3] + "\n\n")
+        assert (await served.hub.read("chat:1", "r"))[0].text == "with session: the end"
+        await served.until(lambda: source.open_sessions == 0)
+
+
+async def test_the_same_answer_again_is_joined_not_repeated() -> None:
+    source = Source()
+    async with served_app(source) as served:
+        async with served.http.stream("POST", "/chat?prompt=hi") as response:
+            await first_bytes(response)
+            async with served.http.stream("POST", "/chat?prompt=hi") as again:
+                assert b"with session" in await first_bytes(again)
+        source.gate.set()
+        whole = await served.http.post("/chat?prompt=hi")
+        assert "the end" in whole.text
+        assert len((await served.hub.history("chat:1")).messages) == 2
+
+
+async def test_anybody_may_stop_it_and_the_source_is_closed() -> None:
+    source = Source()
+    async with served_app(source) as served:
+        async with served.http.stream("POST", "/chat?prompt=hi") as response:
+            pieces = response.aiter_raw()
+            await anext(pieces)
+            sent = await served.http.post(
+                "/holdfast/v1/channels/chat:1/commands", json={"name": "cancel", "target": "r"}
+            )
+            assert sent.status_code == 201
+            async with asyncio.timeout(1):
+                await source.is_closed.wait()
+            rest = b"".join([piece async for piece in pieces])
+        assert b'{"status":"cancelled"}' in rest
+        message, _ = await served.hub.read("chat:1", "r")
+        assert (message.status, message.text) == ("cancelled", "with session: ")
+
+
+async def test_where_it_is_so_wished_it_ends_when_nobody_looks() -> None:
+    source = Source()
+    async with served_app(source, cancel_after_s=0.2) as served:
+        async with served.http.stream("POST", "/chat?prompt=hi") as response:
+            await first_bytes(response)
+            watching = served.hub.subscribe("chat:1")
+            batches = watching.batches()
+            await anext(batches)
+        await served.until(lambda: len(served.hub.channel("chat:1").feeds) == 1)
+        assert (await served.hub.read("chat:1", "r"))[0].status == "streaming"  # somebody looks
+        await batches.aclose()
+        async with asyncio.timeout(5):
+            await source.is_closed.wait()
+        await served.until(lambda: not served.hub.channel("chat:1").state.messages["r"].is_streaming)
+        assert (await served.hub.read("chat:1", "r"))[0].status == "cancelled"
+
+
+async def test_a_source_that_raises_leaves_failed() -> None:
+    hub = new_hub()
+
+    async def broken() -> AsyncIterator[str]:
+        yield "half"
+        raise RuntimeError("secret")
+
+    app = FastAPI()
+    hub.install(app, "/holdfast")
+    app.add_api_route("/chat", lambda: hub.stream_response("chat:1", broken), methods=["POST"])
+    async with serving(hub, app) as served:
+        response = await served.http.post("/chat")
+        assert '{"status":"failed"}' in response.text
+        assert "secret" not in response.text
