@@ -3,9 +3,9 @@
 The file holds ten thousand conversations before it begins. They fill what is bounded and would else grow all the while:
 SQLite's page cache of 16 MB, and what the store knows of the 10,000 channels that were used last. About fifty
 conversations stream at any time, each in a channel of its own; they begin and end, viewers come, are cut off, resume
-and go, by SSE and WebSocket. The server's memory is read every second; its slope is a line fitted to what came after the
-first quarter. In the end everybody has gone, and what the server held for them must be gone as well: feeds, channels,
-writers, tasks, threads and open files are counted before and after, and so are the blocks of memory that Python holds.
+and go, by SSE and WebSocket. The server's memory is read every second; its slope is that of a line fitted to what came
+after the first quarter. In the end everybody has gone, and what the server held for them must be gone as well: feeds,
+channels, writers, tasks, threads and open files are counted before and after, and so are Python's blocks of memory.
 """
 
 import statistics

@@ -51,7 +51,7 @@ parts = st.one_of(
     st.builds(lambda data: {"type": "data", "name": "bar", "data": data}, st.integers(0, 9)),
 )
 metas = st.dictionaries(st.sampled_from("xy"), st.one_of(st.none(), st.integers(0, 3)), max_size=2)
-words = st.sampled_from((None, None, 1, {"a": "b"}))
+words = st.sampled_from((None, 1))
 
 
 @dataclass(frozen=True)
@@ -141,7 +141,9 @@ class World:
 
     def decide(self, draft: Draft, one: Asked) -> HoldfastError | None:
         """Add to `draft` what `one` is granted; the refusal otherwise."""
-        request = current(draft.message(one.message_id), one.request)
+        request = begun(draft, one)
+        if not is_command(one.message_id):
+            request = current(draft.message(one.message_id), request)
         try:
             decision = decide(
                 draft, one.message_id, request, asker=SERVER, now_ms=self.now_ms, limits=LIMITS, is_served=True
@@ -187,6 +189,21 @@ class World:
                 text = str(part.text) if part.text is not None else ""
                 if not texts_had or texts_had[-1] != text:
                     texts_had.append(text)
+
+
+def begun(draft: Draft, one: Asked) -> Request:
+    """What is asked; of a message or command that is not there yet, that it begins. (Else most would be refused.)"""
+    is_there = draft.thing(one.message_id) is not None
+    match one.request:
+        case CreateMessage() | SendCommand():
+            return one.request
+        case ReplyCommand() | SettleCommand() if not is_there:
+            return SendCommand(name="steer")
+        case _ if not is_there:
+            is_waiting = isinstance(one.request, ClaimTurn | EndTurn)
+            return CreateMessage(text="", status="complete" if is_waiting else "streaming")
+        case _:
+            return one.request
 
 
 def current(message: MessageState | None, request: Request) -> Request:

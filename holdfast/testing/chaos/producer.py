@@ -176,7 +176,7 @@ class Writing:
                 self._lengths[index] = len(part["text"])
         self._is_there = True
         self._is_finished = message["status"] == "complete"
-        has_failed = message["status"] == "failed"  # the one before was killed when it had said so
+        has_failed: bool = message["status"] == "failed"  # the one before was killed when it had said so
         self._has_meta = "meta" in message
         say("found", id=self._id, **self._state(), status=message["status"], meta=self._has_meta)
         if has_failed:

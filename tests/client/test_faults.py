@@ -1,0 +1,160 @@
+"""A real server, a real network in between, and what both do to a message that is being written.
+
+You are in `tests`. Nothing may be lost or doubled: what is stored, and what a viewer shows, is what was appended.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from random import Random
+
+import pytest
+
+from holdfast.client import ChannelView, Client, RemoteWriter, Timing
+from holdfast.testing.proxy import FaultProxy
+from tests.processes import Server, serving, text_of
+from tests.producer import tokens_of
+
+PATIENCE_S = 30.0
+TOKENS = 400
+# Short waits where a test would only sit through them; the rest as it is.
+TIMING = Timing(backoff_s=0.05, backoff_cap_s=0.2, silence_s=7.0, answer_s=1.0)
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Server]:
+    with serving("serve", tmp_path) as server:
+        yield server
+
+
+@pytest.fixture
+async def proxy(server: Server) -> AsyncIterator[FaultProxy]:
+    async with FaultProxy("127.0.0.1", server.port) as proxy:
+        yield proxy
+
+
+def through(proxy: FaultProxy, timing: Timing = TIMING) -> Client:
+    return Client(f"http://127.0.0.1:{proxy.port}", timing=timing, random=Random(3))
+
+
+async def write(message: RemoteWriter, tokens: list[str]) -> None:
+    """Append at a pace at which many things can happen in between."""
+    for token in tokens:
+        await message.append(token)
+        await asyncio.sleep(0)
+
+
+async def shows(view: ChannelView, text: str) -> None:
+    """Wait until the view ends as it should."""
+    async for _ in view:
+        messages = view.messages
+        if messages and messages[-1].status == "complete" and messages[-1].text == text:
+            return
+
+
+async def test_resets_in_the_middle_of_everything(server: Server, proxy: FaultProxy) -> None:
+    tokens = tokens_of(1, TOKENS)
+    async with asyncio.timeout(PATIENCE_S), through(proxy) as writing, through(proxy) as watching:
+        view = watching.channel("chat:1")
+        random = Random(1)
+        proxy.cut_after(*(random.randint(1, 3_000) for _ in range(8)), direction="up")
+        proxy.cut_after(*(random.randint(1, 6_000) for _ in range(8)), direction="down")
+        async with writing.message("chat:1") as message:
+            await write(message, tokens)
+        text = "".join(tokens)
+        assert text_of(server.message("chat:1", message.id)) == text
+        await shows(view, text)
+        assert view.gaps == 0
+        assert proxy.connections > 6
+
+
+@pytest.mark.parametrize("direction", ["up", "down"])
+async def test_a_line_that_stalls_is_given_up(server: Server, proxy: FaultProxy, direction: str) -> None:
+    tokens = tokens_of(2, TOKENS)
+    async with asyncio.timeout(PATIENCE_S), through(proxy) as client:
+        async with client.message("chat:1") as message:
+            await write(message, tokens[:50])
+            await message.flush()
+            before = proxy.connections
+            proxy.stall(direction)  # type: ignore[arg-type]
+            await write(message, tokens[50:])
+            while proxy.connections == before:
+                await asyncio.sleep(0.02)  # the proxy tells nobody of a connection
+            proxy.resume(direction)  # type: ignore[arg-type]
+        assert text_of(server.message("chat:1", message.id)) == "".join(tokens)
+
+
+async def test_a_server_that_is_killed_again_and_again(server: Server, proxy: FaultProxy) -> None:
+    tokens = tokens_of(3, TOKENS)
+    async with asyncio.timeout(PATIENCE_S), through(proxy) as writing, through(proxy) as watching:
+        view = watching.channel("chat:1")
+        async with writing.message("chat:1") as message:
+            for start in range(0, TOKENS, 100):
+                await write(message, tokens[start : start + 50])
+                if start:
+                    await asyncio.to_thread(server.end, signal.SIGKILL)
+                await write(message, tokens[start + 50 : start + 100])
+                if start:
+                    await asyncio.to_thread(server.start)
+        text = "".join(tokens)
+        assert text_of(server.message("chat:1", message.id)) == text
+        await shows(view, text)
+        assert view.gaps == 0
+
+
+async def test_a_server_that_leaves_is_waited_for(server: Server, proxy: FaultProxy) -> None:
+    tokens = tokens_of(4, TOKENS)
+    async with asyncio.timeout(PATIENCE_S), through(proxy) as client:
+        async with client.message("chat:1") as message:
+            writing = asyncio.create_task(write(message, tokens))
+            leaving = asyncio.create_task(asyncio.to_thread(server.end))
+            await writing
+            await leaving
+            await asyncio.to_thread(server.start)
+        assert text_of(server.message("chat:1", message.id)) == "".join(tokens)
+
+
+async def test_calls_wait_for_a_server_that_is_not_there_yet(server: Server, proxy: FaultProxy) -> None:
+    proxy.refuse()
+    async with asyncio.timeout(PATIENCE_S), through(proxy) as client:
+        created = asyncio.create_task(client.create("chat:1", text="Is anybody there?"))
+        read = asyncio.create_task(client.read("chat:1", "m1"))
+        await asyncio.sleep(0)
+        proxy.accept()
+        assert (await created).text == "Is anybody there?"
+        with pytest.raises(Exception, match="m1"):
+            await read
+
+
+async def test_a_reader_who_takes_nothing_gets_joined_text_and_costs_no_memory(
+    server: Server, proxy: FaultProxy
+) -> None:
+    piece = "word " * 1000
+    async with asyncio.timeout(PATIENCE_S), through(proxy) as writing, through(proxy) as watching:
+        batches = watching.subscribe("chat:1").batches()
+        async with writing.message("chat:1") as message:
+            first = await anext(batches)
+            for _ in range(400):
+                await message.append(piece)
+            await message.flush()
+            before = proxy.bytes_down
+            text = "".join(getattr(event, "text", "") for event in first.events)
+            count = 0
+            async for batch in batches:
+                count += 1
+                for event in batch.events:
+                    if type(event).__name__ == "MessageAppend":
+                        text += event.text[len(text) - event.at :]  # type: ignore[union-attr]
+                    elif type(event).__name__ in ("MessageCreate", "MessageUpdate"):
+                        text = event.message.text  # type: ignore[union-attr]
+                    elif type(event).__name__ == "MessagePart":
+                        text = event.part["text"]  # type: ignore[union-attr]
+                if len(text) == 400 * len(piece):
+                    break
+        assert text == piece * 400
+        assert count < 100
+        assert proxy.bytes_down - before < 2.5 * len(text)
+        await batches.aclose()

@@ -1,0 +1,430 @@
+"""Sockets of people and agents: presence, commands, leases and turns, in virtual time (docs/protocol.md, 7.2, 8.5)."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Coroutine
+from typing import Any
+
+from holdfast import Hub
+from holdfast.agents.turn import Turn
+from holdfast.core.model import Message
+from holdfast.hub.identity import CAPABILITIES, Identity
+from holdfast.stores.memory import MemoryStore
+from holdfast.transports.session import SILENT, Session
+from tests.virtual import virtual_clock, virtually
+
+Json = dict[str, Any]
+
+
+def new_hub(store: Any = "memory://") -> Hub:
+    return Hub(store, hooks_signals=False, drain_s=0.0, clock=virtual_clock())
+
+
+class Line:
+    """A socket without a network: frames are taken as soon as there are any, and pings are answered."""
+
+    def __init__(self, hub: Hub, client: str = "ann", *, capabilities: frozenset[str] = CAPABILITIES) -> None:
+        self.frames: list[Json] = []
+        self.is_silent = False
+        self._loop = asyncio.get_running_loop()
+        self._woken = asyncio.Event()
+        self._came = asyncio.Event()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._refs = 0
+        self.session = Session(
+            hub,
+            Identity(client_id=client, capabilities=capabilities),
+            now_s=self._loop.time(),
+            wake=self._woken.set,
+            start_task=self._start,
+        )
+        self._pumping = asyncio.ensure_future(self._pump())
+
+    def _start(self, job: Coroutine[Any, Any, None]) -> None:
+        task = self._loop.create_task(job)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _pump(self) -> None:
+        while True:
+            while (frame := self.session.frame_to_send(now_s=self._loop.time())) is not None:
+                self.frames.append(json.loads(frame))
+                self._came.set()
+                if self.frames[-1]["type"] == "ping" and not self.is_silent:
+                    self.session.receive(
+                        json.dumps({"type": "pong", "n": self.frames[-1]["n"]}), now_s=self._loop.time()
+                    )
+            self._woken.clear()
+            try:
+                async with asyncio.timeout(5.0):
+                    await self._woken.wait()
+            except TimeoutError:
+                pass
+
+    async def ask(self, type: str, **fields: Any) -> Json:
+        """Send a frame; its answer."""
+        self._refs += 1
+        self.session.receive(json.dumps({"type": type, "ref": self._refs, **fields}), now_s=self._loop.time())
+        return await self.until(lambda frame: frame.get("ref") == self._refs)
+
+    async def until(self, is_it: Any, *, patience_s: float = 60.0) -> Json:
+        """The first frame for which `is_it` holds."""
+        async with asyncio.timeout(patience_s):
+            while True:
+                for frame in self.frames:
+                    if is_it(frame):
+                        return frame
+                self._came.clear()
+                await self._came.wait()
+
+    def take(self) -> list[Json]:
+        """The frames since the last call."""
+        taken, self.frames = self.frames, []
+        return taken
+
+    def events(self, channel: str = "chat:1") -> list[Json]:
+        return [
+            event
+            for frame in self.frames
+            if frame["type"] == "events" and frame["channel"] == channel
+            for event in frame["events"]
+        ]
+
+    async def turn(self) -> Json:
+        """The next turn."""
+        turn = await self.until(lambda frame: frame["type"] == "turn")
+        self.frames.remove(turn)
+        return turn
+
+    async def cut(self) -> None:
+        """The connection is gone."""
+        self._pumping.cancel()
+        self.session.close()
+        await asyncio.wait([self._pumping])
+
+
+async def answer(hub: Hub) -> Message:
+    """The newest message of the channel."""
+    return (await hub.history("chat:1")).messages[0]
+
+
+# Presence
+
+
+@virtually
+async def test_a_socket_is_present_until_it_breaks_and_a_refresh_does_not_flicker() -> None:
+    hub = new_hub()
+    await hub.start()
+    watcher = Line(hub, "bob")
+    await watcher.ask("attach", channel="chat:1")
+    first = Line(hub)
+    assert (await first.ask("presence", channel="chat:1", data={"name": "Ann"}))["type"] == "ok"
+    await asyncio.sleep(1)
+    assert [one["member"] for one in watcher.events() if one["type"] == "presence.enter"] == [
+        {"id": "ann", "kind": "user", "data": {"name": "Ann"}, "connections": 1}
+    ]
+    await first.cut()
+    await asyncio.sleep(2)
+    second = Line(hub)
+    await second.ask("presence", channel="chat:1")
+    await asyncio.sleep(10)
+    assert not any(one["type"] == "presence.leave" for one in watcher.events())
+    await second.cut()
+    await asyncio.sleep(4)
+    assert [one["id"] for one in watcher.events() if one["type"] == "presence.leave"] == ["ann"]
+    await watcher.cut()
+    await hub.close()
+
+
+@virtually
+async def test_a_network_that_vanished_is_noticed_within_twenty_seconds() -> None:
+    hub = new_hub()
+    await hub.start()
+    watcher, line = Line(hub, "bob"), Line(hub)
+    await watcher.ask("attach", channel="chat:1")
+    await line.ask("presence", channel="chat:1")
+    await line.ask("create", channel="chat:1", id="a", role="assistant", status="streaming", lease_s=3600)
+    await asyncio.sleep(30)  # it answers pings
+    assert line.session.closing is None
+    line.is_silent = True
+    begun_s = asyncio.get_running_loop().time()
+    async with asyncio.timeout(20):
+        await watcher.until(
+            lambda frame: frame["type"] == "events" and any(one["type"] == "presence.leave" for one in frame["events"])
+        )
+        await watcher.until(
+            lambda frame: frame["type"] == "events" and any(one["type"] == "message.finish" for one in frame["events"])
+        )
+    assert asyncio.get_running_loop().time() - begun_s <= 20
+    assert line.session.closing is not None
+    assert line.session.closing.code == SILENT
+    assert (await answer(hub)).status == "interrupted"
+    await watcher.cut()
+    await line.cut()
+    await hub.close()
+
+
+@virtually
+async def test_who_holds_nothing_need_not_answer_pings() -> None:
+    hub = new_hub()
+    await hub.start()
+    line = Line(hub)
+    await line.ask("attach", channel="chat:1")
+    line.is_silent = True
+    await asyncio.sleep(600)
+    assert line.session.closing is None
+    await line.cut()
+    await hub.close()
+
+
+@virtually
+async def test_leaving_signals_and_members_of_others() -> None:
+    hub = new_hub()
+    await hub.start()
+    line, watcher = Line(hub), Line(hub, "bob")
+    await watcher.ask("attach", channel="chat:1")
+    await line.ask("presence", channel="chat:1", member="ann~phone")
+    assert (await line.ask("presence", channel="chat:1", member="bob"))["code"] == "forbidden"
+    assert (await line.ask("signal", channel="chat:1", name="typing", data=True))["type"] == "ok"
+    assert (await line.ask("signal", channel="chat:1", name="typing", data="x" * 5000))["code"] == "too_large"
+    assert (await line.ask("presence", channel="chat:1", data={"x": "y" * 5000}))["code"] == "too_large"
+    await line.ask("presence", channel="chat:1", member="ann~phone", leave=True)
+    await asyncio.sleep(0.5)
+    told = [one for one in watcher.events() if one["type"] != "channel.attached"]
+    assert told == [{"type": "signal", "name": "typing", "data": True, "from": "ann"}]
+    await line.cut()
+    await watcher.cut()
+    await hub.close()
+
+
+# Leases and takeovers
+
+
+@virtually
+async def test_interrupted_within_six_seconds_then_taken_over_and_the_zombie_refused() -> None:
+    hub = new_hub()
+    await hub.start()
+    plain = CAPABILITIES - {"admin"}
+    writer, watcher = Line(hub, "bot", capabilities=plain), Line(hub, "ann", capabilities=plain)
+    successor = Line(hub, "bot2", capabilities=plain)
+    await watcher.ask("attach", channel="chat:1")
+    await writer.ask("create", channel="chat:1", id="a", role="assistant", status="streaming")
+    await writer.ask("append", channel="chat:1", id="a", text="half ")
+    assert (await successor.ask("takeover", channel="chat:1", id="a"))["code"] == "streaming"
+    assert (await successor.ask("append", channel="chat:1", id="a", text="x"))["code"] == "not_writer"
+    await writer.cut()
+    await asyncio.sleep(6)
+    finish = next(one for one in watcher.events() if one["type"] == "message.finish")
+    assert (finish["status"], finish["reason"]) == ("interrupted", "writer_gone")
+    taken = await successor.ask("takeover", channel="chat:1", id="a")
+    assert (taken["generation"], taken["lengths"]) == (2, [5])
+    zombie = Line(hub, "bot", capabilities=plain)
+    assert (await zombie.ask("append", channel="chat:1", id="a", text="late", at=5))["code"] == "fenced"
+    await successor.ask("append", channel="chat:1", id="a", text="whole", at=5, generation=2)
+    await successor.ask("finish", channel="chat:1", id="a", generation=2)
+    await asyncio.sleep(0.1)
+    assert (await answer(hub)).text == "half whole"
+    for line in (watcher, successor, zombie):
+        await line.cut()
+    await hub.close()
+
+
+# Commands
+
+
+@virtually
+async def test_a_stop_from_a_second_device_while_a_third_comes_back() -> None:
+    hub = new_hub()
+    await hub.start()
+    writer, one, two = Line(hub, "bot"), Line(hub, "ann"), Line(hub, "ann")
+    await one.ask("attach", channel="chat:1")
+    await writer.ask("create", channel="chat:1", id="a", role="assistant", status="streaming")
+    await writer.ask("append", channel="chat:1", id="a", text="some text")
+    sent = await two.ask("command", channel="chat:1", name="cancel", target="a", id="stop")
+    third = Line(hub, "ann")
+    await third.ask("attach", channel="chat:1")
+    attached = await third.until(lambda frame: frame["type"] == "events")
+    assert [command["id"] for command in attached["events"][0]["commands"]] == ["stop"]
+    assert sent["command"]["from"] == "ann"
+    assert (await one.ask("reply", channel="chat:1", id="nothing"))["code"] == "not_found"
+    await asyncio.sleep(3)
+    for line in (one, third):
+        finish = next(event for event in line.events() if event["type"] == "message.finish")
+        assert finish["status"] == "cancelled"
+        assert any(event["type"] == "command.reply" and event["ok"] for event in line.events())
+    assert (await writer.ask("append", channel="chat:1", id="a", text="more"))["code"] == "finished"
+    assert (await two.ask("reply", channel="chat:1", id="stop"))["code"] == "already_answered"
+    for line in (writer, one, two, third):
+        await line.cut()
+    await hub.close()
+
+
+@virtually
+async def test_a_reader_cannot_answer_what_is_asked_of_writers() -> None:
+    hub = new_hub()
+    await hub.start()
+    writer = Line(hub, "bot")
+    reader = Line(hub, "ann", capabilities=frozenset({"subscribe", "history", "publish", "command"}))
+    await writer.ask("create", channel="chat:1", id="a", role="assistant", status="streaming")
+    await reader.ask("command", channel="chat:1", name="steer", target="a", id="s", data={"text": "shorter"})
+    assert (await reader.ask("reply", channel="chat:1", id="s"))["code"] == "forbidden"
+    await writer.ask("command", channel="chat:1", name="approve", target="a", id="q")
+    assert (await reader.ask("reply", channel="chat:1", id="q", ok=False))["type"] == "ok"
+    await writer.cut()
+    await reader.cut()
+    await hub.close()
+
+
+# Turns
+
+
+@virtually
+async def test_an_agent_elsewhere_is_seen_gets_turns_and_ends_them() -> None:
+    hub = new_hub()
+    await hub.start()
+    person, agent = Line(hub, "ann"), Line(hub, "bot")
+    await person.ask("attach", channel="chat:1")
+    await agent.ask("work", pattern="chat:*", slots=2)
+    await asyncio.sleep(1)
+    entered = [one["member"] for one in person.events() if one["type"] == "presence.enter"]
+    assert entered == [{"id": "bot", "kind": "agent", "data": {"state": "listening"}, "connections": 1}]
+    asked = await person.ask("create", channel="chat:1", text="hello")
+    turn = await agent.turn()
+    assert (turn["channel"], turn["message"]["id"], turn["generation"]) == ("chat:1", asked["message"]["id"], 1)
+    about = {"channel": "chat:1", "message": turn["message"]["id"], "generation": 1}
+    renewed = await agent.ask("turn.renew", **about, state={"state": "thinking"})
+    assert renewed["lease_s"] == turn["lease_s"]
+    await asyncio.sleep(1)
+    assert person.events()[-1]["member"]["data"] == {"state": "thinking"}
+    assert (await agent.ask("turn.done", **about))["type"] == "ok"
+    assert (await agent.ask("turn.done", **about))["type"] == "ok"  # again is success
+    assert (await agent.ask("turn.renew", **about))["code"] == "fenced"
+    await asyncio.sleep(60)
+    assert not [frame for frame in agent.frames if frame["type"] == "turn"]
+    await person.cut()
+    await agent.cut()
+    await hub.close()
+
+
+@virtually
+async def test_two_agents_and_one_message_are_one_turn() -> None:
+    hub = new_hub()
+    await hub.start()
+    agents = [Line(hub, f"bot{number}") for number in range(5)]
+    for agent in agents:
+        await agent.ask("work", pattern="chat:*", slots=5)
+    person = Line(hub, "ann")
+    for _ in range(10):
+        await person.ask("create", channel="chat:1", text="hello")
+    for number in range(10):
+        await asyncio.sleep(1)
+        turns = [(agent, frame) for agent in agents for frame in agent.frames if frame["type"] == "turn"]
+        assert len(turns) == number + 1  # one at a time
+        agent, turn = max(turns, key=lambda pair: pair[1]["message"]["created"])
+        await agent.ask("turn.done", channel="chat:1", message=turn["message"]["id"], generation=turn["generation"])
+    await asyncio.sleep(60)
+    given = [frame["message"]["id"] for agent in agents for frame in agent.frames if frame["type"] == "turn"]
+    assert len(given) == len(set(given)) == 10
+    for line in (*agents, person):
+        await line.cut()
+    await hub.close()
+
+
+@virtually
+async def test_an_agent_that_dies_loses_its_turn_to_another_and_a_blip_loses_nothing() -> None:
+    hub = new_hub()
+    await hub.start()
+    one, person = Line(hub, "bot1"), Line(hub, "ann")
+    await one.ask("work", pattern="chat:*")
+    await person.ask("create", channel="chat:1", text="hello")
+    turn = await one.turn()
+    two = Line(hub, "bot2")
+    await two.ask("work", pattern="chat:*")
+    about = {"channel": "chat:1", "message": turn["message"]["id"], "generation": 1}
+    await one.cut()
+    await asyncio.sleep(2)
+    back = Line(hub, "bot1")  # a blip
+    await back.ask("work", pattern="chat:*")
+    assert (await back.ask("turn.renew", **about))["type"] == "ok"
+    await asyncio.sleep(10)
+    assert not any(frame["type"] == "turn" for frame in two.frames)
+    await back.cut()  # and then a crash
+    again = await two.turn()
+    assert (again["message"]["id"], again["generation"]) == (turn["message"]["id"], 2)
+    zombie = Line(hub, "bot1")
+    await zombie.ask("work", pattern="chat:*")
+    assert (await zombie.ask("turn.renew", **about))["code"] == "fenced"
+    assert (await zombie.ask("turn.done", **about))["code"] == "fenced"
+    assert (await two.ask("turn.done", **{**about, "generation": 2}))["type"] == "ok"
+    for line in (two, person, zombie):
+        await line.cut()
+    await hub.close()
+
+
+@virtually
+async def test_a_turn_elsewhere_survives_a_restart_of_the_hub() -> None:
+    store = MemoryStore()
+    hub = new_hub(store)
+    await hub.start()
+    agent, person = Line(hub, "bot"), Line(hub, "ann")
+    await agent.ask("work", pattern="chat:*")
+    await person.ask("create", channel="chat:1", text="hello")
+    turn = await agent.turn()
+    await agent.cut()
+    await person.cut()
+    await hub.close()
+    again = new_hub(store)
+    back, other = Line(again, "bot"), Line(again, "other")
+    await again.start()
+    await back.ask("work", pattern="chat:*")
+    await other.ask("work", pattern="chat:*")
+    about = {"channel": "chat:1", "message": turn["message"]["id"], "generation": 1}
+    await asyncio.sleep(10)
+    assert (await back.ask("turn.renew", **about))["type"] == "ok"
+    assert (await back.ask("turn.done", **about))["type"] == "ok"
+    await asyncio.sleep(60)
+    assert not any(frame["type"] == "turn" for frame in (*back.frames, *other.frames))
+    await back.cut()
+    await other.cut()
+    await again.close()
+
+
+@virtually
+async def test_work_needs_the_capability_on_all_of_the_pattern() -> None:
+    hub = new_hub()
+    await hub.start()
+    line = Line(hub, "bot", capabilities=CAPABILITIES - {"agent"})
+    assert (await line.ask("work", pattern="chat:*"))["code"] == "forbidden"
+    agent = Line(hub, "bot")
+    assert (await agent.ask("work", pattern="a*b"))["type"] == "error"
+    assert (await agent.ask("turn.done", channel="chat:1", message="m", generation=1))["code"] == "invalid_request"
+    assert (await agent.ask("work", pattern="chat:*", name="somebody"))["code"] == "forbidden"
+    await line.cut()
+    await agent.cut()
+    await hub.close()
+
+
+@virtually
+async def test_local_and_distant_agents_share_the_work() -> None:
+    hub = new_hub()
+    await hub.start()
+    answered: list[str] = []
+
+    @hub.agent("chat:*", slots=1)
+    async def local(turn: Turn) -> None:
+        await asyncio.sleep(1)
+        answered.append(turn.channel)
+
+    distant, person = Line(hub, "far"), Line(hub, "ann")
+    await distant.ask("work", pattern="chat:*", slots=1)
+    for number in range(4):
+        await person.ask("create", channel=f"chat:{number}", text="hello")
+    await asyncio.sleep(10)
+    given = [frame["channel"] for frame in distant.frames if frame["type"] == "turn"]
+    assert len(given) == 1  # it has one slot and never ends
+    assert sorted([*given, *answered]) == [f"chat:{number}" for number in range(4)]
+    await distant.cut()
+    await person.cut()
+    await hub.close()
