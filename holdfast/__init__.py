@@ -1,14 +1,17 @@
 """Holdfast: a durable realtime transport for AI conversations."""
 
 from holdfast._version import __version__
+from holdfast.agents.turn import Turn
 from holdfast.app import Hub
 from holdfast.core.errors import HoldfastError
 from holdfast.core.limits import Limits
 from holdfast.core.model import Message
 from holdfast.hub import MessageWriter, Subscription
+from holdfast.hub.hooks import HookEvent
 from holdfast.hub.identity import Identity, allow_everyone
 
 __all__ = [
+    "HookEvent",
     "HoldfastError",
     "Hub",
     "Identity",
@@ -16,6 +19,7 @@ __all__ = [
     "Message",
     "MessageWriter",
     "Subscription",
+    "Turn",
     "__version__",
     "allow_everyone",
 ]

@@ -37,10 +37,8 @@ AsgiApp = Callable[[Scope, Receive, Send], Awaitable[None]]
 class Hub(HubCore):
     """Durable channels, over HTTP, SSE, WebSocket and long poll: `app.mount("/holdfast", Hub("sqlite:///chat.db"))`."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.path = ""  # where it is mounted; `install` and `wrap` set it
-        self.writer_class = AgentWriter
+    writer_class = AgentWriter
+    path = ""  # where it is mounted; `install` and `wrap` set it
 
     def agent(
         self,

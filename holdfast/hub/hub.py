@@ -119,6 +119,8 @@ class HubCore:
     process is asked to end, `hooks_signals=False` leaves the signals alone (then call `drain` yourself).
     """
 
+    writer_class: type[MessageWriter] = MessageWriter  # `holdfast.agents` has one that knows more
+
     def __init__(
         self,
         store: str | Store = "sqlite:///holdfast.db",
@@ -141,7 +143,6 @@ class HubCore:
         self.node = ""  # this life of the hub, as writers' leases name it; a new one with each start
         self.is_draining = False
         self.drive_by_hand = False  # may streaming responses drive `send` themselves? `serve` sets it
-        self.writer_class: type[MessageWriter] = MessageWriter  # `holdfast.agents` has one that knows more
         self._on_start: list[Callable[[], None]] = []
         self._hooks = Hooks(self)
         self._adopters: list[tuple[str, Adopter]] = []

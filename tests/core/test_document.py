@@ -15,15 +15,38 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from holdfast.core import text as text_module
-from holdfast.core.document import Segment, Stored, document, grave, mark_documented, restore
+from holdfast.core.document import (
+    Segment,
+    Stored,
+    document,
+    grave,
+    mark_documented,
+    restore,
+    restore_command,
+    restored,
+)
 from holdfast.core.draft import Draft
-from holdfast.core.errors import Deleted
+from holdfast.core.errors import AlreadyAnswered, Deleted, Fenced, IdConflict
 from holdfast.core.events import encode_json
-from holdfast.core.state import ChannelState, MessageState, apply_entry
+from holdfast.core.ops import Append, Entry, Lease, Writer, decode_op, encode_op
+from holdfast.core.requests import Asker
+from holdfast.core.state import ChannelState, CommandState, MessageState, apply_entry
 from holdfast.core.text import MARK_BYTES, Text
-from tests.core.desk import BOB, Desk, data_part, text_part, tool_part
-from tests.core.worlds import COMMANDS, IDS, Asked, Shelf, World, batches, everything_of_command
+from tests.core.desk import AGENT, BOB, Desk, data_part, text_part, tool_part
+from tests.core.worlds import (
+    COMMANDS,
+    IDS,
+    Asked,
+    Shelf,
+    World,
+    batches,
+    everything_of_command,
+    is_command,
+)
+from tests.core.worlds import everything as everything_in
 from tests.core.worlds import everything_of_message as everything
+
+REMOTE = Asker(id="agent", is_server=True)  # the desk of a hub, for a worker elsewhere
 
 
 def stored(message: MessageState) -> Stored:
@@ -258,17 +281,248 @@ def test_documents_from_drafts_restore_what_was_stored(world_batches: list[list[
         draft = Draft(world.state)
         for one in batch:
             world.decide(draft, one)
-        wanted = {**draft.reshaped, **dict.fromkeys(data.draw(st.sets(st.sampled_from(IDS))))}
-        forks = [draft.message(message_id) for message_id in wanted]
+        wanted = {**draft.reshaped, **dict.fromkeys(data.draw(st.sets(st.sampled_from(IDS + COMMANDS))))}
+        forks = [draft.thing(key) for key in wanted]
         documents = [document(fork) for fork in forks if fork is not None]
         for entry in draft.entries():
             apply_entry(world.state, entry)
             shelf.add(entry)
         for kept in documents:
             shelf.put(kept)
-            mark_documented(world.state.messages[kept.id], kept.version)
-        for message in world.state.messages.values():
-            assert everything(shelf.restore(message.id)) == everything(message)
+            if not is_command(kept.id):
+                mark_documented(world.state.messages[kept.id], kept.version)
+        back = ChannelState("c")
+        back.insert(shelf.restore_all())
+        assert everything_in(back) == everything_in(world.state)
+
+
+# -- turns and commands ----------------------------------------------------------------------------------------
+
+
+def served() -> Desk:
+    """A channel that agents serve, with a question that waits."""
+    desk = Desk()
+    desk.is_served = True
+    desk.create("q", text="question")
+    return desk
+
+
+@pytest.mark.parametrize("state", ["pending", "taken", "taken again", "done", "cancelled"])
+def test_a_document_holds_the_turn_of_a_message(state: str) -> None:
+    desk = served()
+    if state != "pending":
+        desk.claim("q", asker=REMOTE, lease_s=15)
+    match state:
+        case "taken again":
+            desk.claim("q", 1, asker=AGENT)
+        case "done" | "cancelled":
+            desk.end("q", 1, state, asker=REMOTE)
+    kept = stored(desk.known("q"))
+    back = restore(kept)
+    assert everything(back) == everything(desk.known("q"))
+    assert document(desk.known("q")).is_open == (state not in ("done", "cancelled"))
+    assert (back.documented, back.last) == (desk.state.serial, desk.state.serial)
+
+
+def test_a_document_after_a_claim_covers_it() -> None:
+    desk, shelf = served(), Shelf()
+    for entry in desk.log:
+        shelf.add(entry)
+    shelf.put_document_of(desk.known("q"))
+    desk.claim("q")
+    desk.end("q")
+    for entry in desk.log[1:]:
+        shelf.add(entry)
+    assert [entry.serial for entry in shelf.stored("q").entries] == [2, 3]
+    assert everything(shelf.restore("q")) == everything(desk.known("q"))
+    kept = document(desk.known("q"))
+    assert (kept.version, kept.created, kept.fresh, kept.segments) == (3, 1, False, [])
+    shelf.put(kept)
+    assert shelf.stored("q").entries == []
+    assert everything(shelf.restore("q")) == everything(desk.known("q"))
+
+
+def test_a_claim_or_lease_that_the_document_covers_changes_nothing() -> None:
+    desk = served()
+    desk.claim("q", asker=REMOTE, lease_s=15)
+    desk.claim("q", 1, asker=AGENT)
+    back = restore(Stored(id="q", head=document(desk.known("q")).head, segments=[], entries=desk.log))
+    assert back.claim == desk.known("q").claim
+    desk.stream("m", "text", lease_s=15)
+    desk.renew("m", 60)
+    kept = document(desk.known("m"))
+    desk.renew("m", 30)
+    back = restore(Stored(id="m", head=kept.head, segments=kept.segments, entries=desk.log[3:]))
+    assert everything(back) == everything(desk.known("m"))
+
+
+def test_text_that_came_before_a_claim_s_document_is_not_brought_again() -> None:
+    desk, shelf = Desk(), Shelf()
+    desk.stream("m", "one")
+    shelf.put_document_of(desk.known("m"))
+    desk.append("m", " two")
+    desk.renew("m", 60)
+    shelf.put_document_of(desk.known("m"))
+    desk.append("m", " three")
+    kept = document(desk.known("m"))
+    assert [segment.text for segment in kept.segments] == [" three"]
+    shelf.put(kept)
+    assert everything(shelf.restore("m")) == everything(desk.known("m"))
+
+
+def test_decisions_about_a_turn_are_the_same_on_a_restored_message() -> None:
+    desk = served()
+    desk.claim("q", asker=AGENT)
+    desk.state.insert([restore(stored(desk.known("q")))])
+    assert desk.claim("q", asker=AGENT).ops == ()
+    with pytest.raises(Fenced):
+        desk.claim("q", asker=REMOTE)
+    desk.end("q")
+    desk.state.insert([restore(stored(desk.known("q")))])
+    assert desk.end("q").ops == ()
+
+
+def commanded(command_id: str, *, is_answered: bool) -> Desk:
+    desk = Desk()
+    desk.stream("m")
+    desk.command(command_id, "steer", target="m", data={"to": [1, None]}, expires_s=60)
+    if is_answered:
+        desk.reply(command_id, ok=False, data={"x": "é"}, error={"code": "no"}, request="r", asker=BOB)
+    return desk
+
+
+@pytest.mark.parametrize("is_answered", [False, True])
+def test_a_document_holds_all_of_a_command(is_answered: bool) -> None:
+    desk = commanded("c", is_answered=is_answered)
+    kept = document(desk.known_command("c"))
+    (back,) = restored([Stored(id=kept.id, head=kept.head, segments=kept.segments, entries=[])])
+    assert isinstance(back, CommandState)
+    assert everything_of_command(back) == everything_of_command(desk.known_command("c"))
+    assert (kept.id, kept.created, kept.version) == ("!c", 0, 3 if is_answered else 2)
+    assert (kept.is_open, kept.is_deleted, kept.segments) == (not is_answered, False, [])
+    assert kept.size_bytes == len(kept.head)
+
+
+def test_a_reply_after_the_document_is_applied_and_one_within_it_is_not_again() -> None:
+    desk = commanded("c", is_answered=False)
+    kept = document(desk.known_command("c"))
+    desk.reply("c", data=1, asker=BOB)
+    for head in (kept.head, document(desk.known_command("c")).head):
+        back = restore_command(Stored(id="!c", head=head, segments=[], entries=desk.log[1:]))
+        assert everything_of_command(back) == everything_of_command(desk.known_command("c"))
+
+
+def test_decisions_about_a_command_are_the_same_when_it_was_restored() -> None:
+    desk = commanded("c", is_answered=True)
+    desk.state.commands.clear()
+    kept = document(commanded("c", is_answered=True).known_command("c"))
+    desk.state.insert([restore_command(Stored(id=kept.id, head=kept.head, segments=[], entries=[]))])
+    assert desk.command("c", "steer", target="m", data={"to": [1, None]}).ops == ()
+    assert desk.reply("c", request="r").serial == 3
+    with pytest.raises(AlreadyAnswered):
+        desk.reply("c")
+    with pytest.raises(IdConflict):
+        desk.command("c", "steer", target="m")
+
+
+def test_messages_and_commands_come_back_each_as_what_they_are() -> None:
+    desk = commanded("m", is_answered=False)  # of the same id as the message
+    documents = [document(desk.known("m")), document(desk.known_command("m"))]
+    back = restored(Stored(id=one.id, head=one.head, segments=one.segments, entries=[]) for one in documents)
+    assert [type(one) for one in back] == [MessageState, CommandState]
+
+
+def test_the_commands_of_a_draft_are_what_the_commit_makes_of_them() -> None:
+    desk = Desk(batches=True)
+    desk.stream("m", "")
+    desk.command("c1", "steer", target="m")
+    desk.commit()
+    desk.command("c2", "cancel", target="m")
+    desk.command("c3", "approve")
+    desk.append("m", "a")
+    desk.reply("c1")
+    desk.reply("c3", data="yes")
+    desk.append("m", "b")
+    desk.settle("c2")
+    assert list(desk.draft.reshaped) == ["!c2", "!c3", "!c1", "m"]
+    documents = [document(one) for key in desk.draft.reshaped if (one := desk.draft.thing(key)) is not None]
+    assert desk.known_command("c1").is_open  # what readers see stays as it is until the commit
+    entries = desk.commit()
+    assert [(entry.serial, entry.op.id) for entry in entries] == [
+        (3, "!c2"),
+        (4, "!c3"),
+        (5, "m"),
+        (6, "!c1"),
+        (7, "!c3"),
+        (8, "m"),
+        (9, "!c2"),
+    ]
+    for kept in documents:
+        (back,) = restored([Stored(id=kept.id, head=kept.head, segments=kept.segments, entries=[])])
+        if isinstance(back, CommandState):
+            assert everything_of_command(back) == everything_of_command(desk.state.commands[kept.id])
+        else:
+            assert everything(back) == everything(desk.known("m"))
+    assert (desk.text("m"), desk.message("m").status) == ("ab", "cancelled")
+
+
+# -- what was written before -----------------------------------------------------------------------------------
+
+OLD = [  # as the first version wrote it, by position; `last` and `claim` came later
+    "assistant",
+    "ann",
+    "streaming",
+    None,
+    {"a": 1},
+    None,
+    "q",
+    2,
+    7,
+    1_000,
+    2_000,
+    b"digest",
+    ["ann", None, 15_000],
+    2,
+    False,
+    2,
+    4,
+    0,
+    ["", None],
+    6,
+    [["r", 4, 1]],
+    [[{"type": "text"}, 2, 2]],
+]
+
+
+def test_a_head_without_turns_is_read() -> None:
+    back = restore(
+        Stored(
+            id="m",
+            head=msgspec.msgpack.encode(OLD),
+            segments=[Segment(part=0, at=0, text="old text", marks=[7, 8])],
+            entries=[Entry(7, Append(id="m", part=0, at=8, text="twice")), Entry(8, Lease(id="m", lease_ms=60_000))],
+        )
+    )
+    message = back.message()
+    assert (message.text, message.author, message.reply_to, message.version) == ("old text", "ann", "q", 7)
+    assert (back.last, back.documented, back.claim, back.is_open) == (8, 7, None, True)
+    assert (back.generation, back.taken_over, list(back.requests)) == (2, 6, [("r", 4, 1)])
+    assert back.writer == Writer(by="ann", node=None, lease_ms=60_000)
+
+
+def test_today_s_heads_are_those_of_then_and_two_fields_more() -> None:
+    head = msgspec.msgpack.decode(stored(full().known("m")).head)
+    assert len(head) == len(OLD) + 2
+    assert head[len(OLD) :] == [full().state.serial, None]
+
+
+def test_a_create_without_word_of_agents_is_read() -> None:
+    desk = Desk()
+    desk.create("q", text="question")
+    fields = msgspec.msgpack.decode(encode_op(desk.log[0].op))
+    assert fields.pop() is False
+    op = decode_op(msgspec.msgpack.encode(fields))
+    assert op == desk.log[0].op
 
 
 def test_a_grave_is_a_deleted_message() -> None:

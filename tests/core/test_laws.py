@@ -246,7 +246,7 @@ class Viewer:
         self.heard += [one for one in self.view.passed if isinstance(one, CommandReply)]
 
     def check_heard(self, world: World, since: int | None) -> None:
-        """Each answer was heard once, as it is, and none was missed after `since` (None: a new start, nothing is owed)."""
+        """Each answer was heard once, as it is, and none was missed since `since`; None: it was a new start."""
         replies = world.replies()
         assert len({one.id for one in self.heard}) == len(self.heard), "heard twice"
         assert all(one in replies for one in self.heard)

@@ -12,6 +12,8 @@ import pytest
 from holdfast.core.document import mark_documented
 from holdfast.core.events import (
     ChannelAttached,
+    CommandReply,
+    CommandSent,
     Event,
     MessageAppend,
     MessageCreate,
@@ -24,6 +26,7 @@ from holdfast.core.events import (
     encode_json,
 )
 from holdfast.core.limits import Limits
+from holdfast.core.model import Command
 from holdfast.core.ops import Entry, Update
 from holdfast.core.owed import events_since, new_start, newest_messages, resumed
 from holdfast.core.state import TAIL_ENTRIES, ChannelState, apply_entry
@@ -50,12 +53,12 @@ def from_store(desk: Desk) -> Desk:
     shelf, other = Shelf(), Desk()
     for entry in desk.log:
         shelf.add(entry)
-    for message in desk.state.messages.values():
-        shelf.put_document_of(message)
+    for one in (*desk.state.messages.values(), *desk.state.commands.values()):
+        shelf.put_document_of(one)
     old = desk.state
     other.state = ChannelState("c", old.epoch, old.serial)
     other.state.newest = old.newest
-    other.state.insert(shelf.restore(one) for one in old.messages)
+    other.state.insert(shelf.restore_all())
     other.state.complete_since, other.state.history_from, other.state.has_older = 0, 1, False
     other.draft = type(other.draft)(other.state)
     return other
@@ -319,6 +322,96 @@ def test_more_changed_messages_than_the_limit_are_none(desk: Desk) -> None:
     assert events_since(desk.state, 1, limit=3) is None
     assert len(events_since(desk.state, 2, limit=3) or ()) == 3
     assert events_since(desk.state, 5, limit=0) == []
+
+
+# -- commands --------------------------------------------------------------------------------------------------
+
+
+def test_a_command_and_its_reply_stand_in_their_places(desk: Desk) -> None:
+    desk.stream("m", "")
+    desk.command("c", "steer", target="m", data={"x": 1}, asker=BOB)
+    desk.append("m", "a")
+    desk.reply("c", data="yes")
+    desk.append("m", "b")
+    sent = CommandSent(
+        serial=2,
+        command=Command(id="c", name="steer", target="m", data={"x": 1}, from_="bob", expires_at=301_000),
+    )
+    reply = CommandReply(serial=4, id="c", ok=True, data="yes", from_="ann")
+    assert owed(desk, 1) == [sent, reply, MessageAppend(serial=5, id="m", part=0, at=0, text="ab")]
+    assert owed(desk, 2) == [reply, MessageAppend(serial=5, id="m", part=0, at=0, text="ab")]
+    assert owed(desk, 4) == [MessageAppend(serial=5, id="m", part=0, at=1, text="b")]
+
+
+def test_a_cancel_that_is_carried_out_is_told_with_the_end_it_made(desk: Desk) -> None:
+    desk.stream("m", "")
+    desk.cancel("c", "m")
+    desk.settle("c")
+    assert owed(desk, 2) == [
+        MessageFinish(serial=3, id="m", status="cancelled", updated_at=1_000),
+        CommandReply(serial=4, id="c", ok=True),
+    ]
+
+
+def test_an_old_command_answered_now_is_owed_before_a_newer_one_that_waits(desk: Desk) -> None:
+    for name in ("c1", "c2", "c3"):
+        desk.command(name, "approve")
+    desk.reply("c1")
+    assert [type(event) for event in owed(desk, 3)] == [CommandReply]
+    assert [event.serial for event in owed(desk, 1)] == [2, 3, 4]
+
+
+def test_more_commands_than_the_limit_are_none(desk: Desk) -> None:
+    for number in range(3):
+        desk.command(f"c{number}", "approve")
+    assert events_since(desk.state, 0, limit=2) is None
+    assert len(events_since(desk.state, 1, limit=2) or ()) == 2
+
+
+@pytest.mark.parametrize("is_new", [True, False])
+def test_whoever_attaches_is_told_which_commands_wait_oldest_first(desk: Desk, is_new: bool) -> None:
+    for name in ("c1", "c2", "c3"):
+        desk.command(name, "approve")
+    desk.create("m", text="x")
+    desk.reply("c2")
+    attached = new_start(desk.state, [], False)[0] if is_new else resumed(desk.state)
+    assert [command.id for command in attached.commands] == ["c1", "c3"]
+
+
+def test_an_attach_without_commands_says_nothing_of_them(desk: Desk) -> None:
+    desk.command("c", "approve")
+    desk.reply("c")
+    assert b"commands" not in encode_json(resumed(desk.state))
+
+
+def test_from_the_store_commands_are_owed_as_they_were(desk: Desk) -> None:
+    for name in ("c1", "c2"):
+        desk.command(name, "approve")
+    desk.create("m", text="x")
+    desk.reply("c1", ok=False, error={"code": "no"}, asker=BOB)
+    other = from_store(desk)
+    for since in range(5):
+        assert owed(other, since) == owed(desk, since)
+    assert resumed(other.state) == resumed(desk.state)
+
+
+def test_an_answer_to_a_command_that_is_not_in_memory_is_not_passed_over_in_silence(desk: Desk) -> None:
+    desk.command("c", "approve")
+    desk.reply("c")
+    state = ChannelState("c", "e1", 1)
+    apply_entry(state, desk.log[1])
+    assert (state.serial, state.complete_since) == (2, 2)
+
+
+def test_a_command_that_leaves_memory_takes_with_it_what_could_be_told_without_asking(desk: Desk) -> None:
+    desk.command("c", "approve")
+    desk.create("m", text="x")
+    desk.reply("c")
+    desk.create("n", text="x")
+    desk.state.trim(0)
+    assert (list(desk.state.commands), desk.state.complete_since) == ([], 4)
+    with pytest.raises(AssertionError):
+        owed(desk, 2)
 
 
 # -- new starts ------------------------------------------------------------------------------------------------

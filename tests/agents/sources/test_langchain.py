@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 from langchain_core.language_models import BaseChatModel
 from langchain_core.language_models.fake_chat_models import GenericFakeChatModel
-from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
+from langchain_core.messages import AIMessage, AIMessageChunk, HumanMessage, ToolMessage
+from langchain_core.messages.ai import UsageMetadata
 from langchain_openai import ChatOpenAI
 from langgraph.config import get_stream_writer
 from langgraph.graph import END, START, MessagesState, StateGraph
@@ -81,6 +82,17 @@ async def test_a_model_of_the_apps_own_ends_with_its_last_chunk(hub: Hub) -> Non
     model = GenericFakeChatModel(messages=iter([AIMessage("Hello world")]))
     stored, _ = await told(hub, model.astream("Hi"))
     assert (stored.status, stored.text) == ("complete", "Hello world")
+
+
+async def test_usage_that_comes_after_the_reason_opens_no_other_message(hub: Hub) -> None:
+    about = {"model_provider": "other"}
+    usage = UsageMetadata(input_tokens=3, output_tokens=2, total_tokens=5)
+    chunks = [
+        AIMessageChunk("Hello", response_metadata={**about, "finish_reason": "stop"}),
+        AIMessageChunk("", response_metadata=about, usage_metadata=usage, chunk_position="last"),
+    ]
+    stored, piped = await told(hub, chunks)
+    assert (stored.status, stored.text, piped.usage["total_tokens"]) == ("complete", "Hello", 5)
 
 
 @pytest.mark.parametrize("end", [[], [CUT]])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from openai import AsyncOpenAI
 from holdfast import Hub
 from holdfast.core.errors import HoldfastError
 from tests.agents.sources.provider import CUT, HOLD, Provider
-from tests.agents.sources.telling import broken, ended, failed, left, told
+from tests.agents.sources.telling import SEEN_WITHIN_S, broken, ended, failed, left, told
 from tests.agents.sources.wires import (
     INPUT,
     PARTS,
@@ -119,6 +120,17 @@ async def test_leaving_a_run_is_seen_upstream(hub: Hub, provider: Provider, agen
     wire = Responses()
     provider.will_say([*wire.begin(), *wire.said(0, ("Hello",)), HOLD])
     assert (await left(hub, provider, Runner.run_streamed(agent, "Hi"))).text == "Hello"
+
+
+async def test_a_run_that_is_given_up_is_left_upstream(hub: Hub, provider: Provider, agent: Agent[Any]) -> None:
+    wire = Responses()
+    where = {"item_id": "msg_1", "output_index": 0, "content_index": 0}
+    odd = wire.event("response.output_text.delta", **where, delta=5, logprobs=[])
+    provider.will_say([*wire.begin(), *wire.said(0, ("Hello",)), odd, HOLD])
+    stored, error = await broken(hub, Runner.run_streamed(agent, "Hi"), HoldfastError)
+    assert (stored.text, error.code) == ("Hello", "upstream_error")
+    async with asyncio.timeout(SEEN_WITHIN_S):
+        await provider.is_left.wait()
 
 
 async def test_garbage_fails(hub: Hub, provider: Provider, agent: Agent[Any]) -> None:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -212,6 +213,36 @@ async def test_a_message_that_is_too_long_closes_the_stream(hub: Hub) -> None:
     finally:
         await small.close()
     assert stream.is_closed
+
+
+@pytest.mark.parametrize("is_blocking", [False, True])
+@pytest.mark.parametrize("error", [None, ZeroDivisionError()])
+async def test_a_context_manager_is_entered_and_left_with_what_happened(
+    hub: Hub, is_blocking: bool, error: Exception | None
+) -> None:
+    seen: list[object] = []
+
+    @asynccontextmanager
+    async def open_words() -> AsyncIterator[AsyncIterator[str]]:
+        try:
+            yield words("Hello", error=error)
+            seen.append(None)
+        except Exception as met:
+            seen.append(met)
+            raise
+
+    @contextmanager
+    def open_words_blocking() -> Iterator[AsyncIterator[str]]:
+        try:
+            yield words("Hello", error=error)
+            seen.append(None)
+        except Exception as met:
+            seen.append(met)
+            raise
+
+    stream = open_words_blocking() if is_blocking else open_words()
+    stored, _ = await (told(hub, stream) if error is None else broken(hub, stream, ZeroDivisionError))
+    assert (stored.text, seen) == ("Hello", [error])
 
 
 class Stubborn(Endless):

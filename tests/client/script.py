@@ -1,0 +1,93 @@
+"""A server that says what a test tells it to: for what a real one says rarely, or never.
+
+You are in `tests`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections import deque
+from random import Random
+from typing import Any
+
+from holdfast.client import Client, Timing
+from holdfast.client.dial import Closed, Refusal
+
+QUICK = Timing(
+    open_s=2.0, silence_s=2.0, answer_s=2.0, request_s=2.0, backoff_s=0.001, backoff_cap_s=0.004, retry_s=0.001
+)
+
+
+class Script:
+    """Takes every connection, unless it is told to refuse the next ones."""
+
+    def __init__(self) -> None:
+        self.refusals: deque[Refusal | OSError] = deque()
+        self.urls: list[str] = []
+        self.headers: list[dict[str, str]] = []
+        self._dialled: asyncio.Queue[ScriptedSocket] = asyncio.Queue()
+
+    async def __call__(self, url: str, headers: dict[str, str]) -> ScriptedSocket:
+        self.urls.append(url)
+        self.headers.append(headers)
+        if self.refusals:
+            raise self.refusals.popleft()
+        socket = ScriptedSocket()
+        self._dialled.put_nowait(socket)
+        return socket
+
+    async def socket(self) -> ScriptedSocket:
+        """The next connection that a client opens."""
+        async with asyncio.timeout(10):
+            return await self._dialled.get()
+
+
+class ScriptedSocket:
+    """The server's end of a connection."""
+
+    def __init__(self) -> None:
+        self._up: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+        self._down: asyncio.Queue[str | Closed] = asyncio.Queue()
+        self.is_closed = False
+
+    # The client's side
+
+    async def send(self, text: str) -> None:
+        self._up.put_nowait(json.loads(text))
+
+    async def receive(self) -> str:
+        frame = await self._down.get()
+        if isinstance(frame, Closed):
+            raise frame
+        return frame
+
+    async def close(self) -> None:
+        self.is_closed = True
+
+    # The test's side
+
+    async def frame(self, kind: str | None = None) -> dict[str, Any]:
+        """The next frame of the client's, or the next of this type."""
+        async with asyncio.timeout(10):
+            while True:
+                frame = await self._up.get()
+                if kind is None or frame["type"] == kind:
+                    return frame
+
+    def say(self, **frame: Any) -> None:
+        self._down.put_nowait(json.dumps(frame))
+
+    def say_text(self, text: str) -> None:
+        self._down.put_nowait(text)
+
+    def bye(self, code: int | None, reason: str = "", **details: Any) -> None:
+        """Close, with the frame before it that says why."""
+        if reason:
+            self.say(type="bye", reason=reason, **details)
+        self._down.put_nowait(Closed(code, reason))
+
+
+def client_of(script: Script, **options: Any) -> Client:
+    """A client that dials `script`, with small waits and a seed."""
+    return Client("https://host.example/holdfast", **{"dial": script, "timing": QUICK, "random": Random(5), **options})

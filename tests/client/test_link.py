@@ -1,0 +1,389 @@
+"""The way back: what ends a connection, what is sent again, and when a client gives up.
+
+You are in `tests`. The other side is a script, since a real server says most of this rarely.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import logging
+from random import Random
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from holdfast.client import Client, Timing, UnknownProblem, Unreachable
+from holdfast.client.dial import Refusal
+from holdfast.client.link import UNANSWERED
+from holdfast.core import errors
+from holdfast.core.errors import HoldfastError, LocalError
+from tests.client.script import QUICK, Script, client_of
+
+
+@pytest.fixture
+def script() -> Script:
+    return Script()
+
+
+async def deleting(client: Client, message_id: str) -> asyncio.Task[None]:
+    """A request that is under way."""
+    task = asyncio.create_task(client.delete("c", message_id))
+    await asyncio.sleep(0)
+    return task
+
+
+async def ended(client: Client) -> HoldfastError:
+    """What a call raises when there will be no connection any more."""
+    with pytest.raises(HoldfastError) as caught:
+        await client.delete("c", "m")
+    assert client.error is caught.value
+    return caught.value
+
+
+# What is sent again -----------------------------------------------------------------------------------------------
+
+
+async def test_requests_that_were_not_answered_are_sent_again_in_their_order(script: Script) -> None:
+    async with client_of(script) as client:
+        asked = [await deleting(client, name) for name in ("a", "b", "c")]
+        first = await script.socket()
+        frames = [await first.frame() for _ in asked]
+        first.say(type="ok", ref=frames[1]["ref"])
+        await asked[1]
+        first.bye(None)
+        second = await script.socket()
+        assert [await second.frame(), await second.frame()] == [frames[0], frames[2]]
+        for frame in (frames[0], frames[2]):
+            second.say(type="ok", ref=frame["ref"])
+        await asyncio.gather(*asked)
+
+
+async def test_a_request_that_a_leaving_server_refused_goes_to_the_next(script: Script) -> None:
+    async with client_of(script) as client:
+        asked = await deleting(client, "m")
+        first = await script.socket()
+        frame = await first.frame()
+        first.say(type="error", ref=frame["ref"], code="draining", status=503)
+        first.bye(1012, "draining", retry_ms=1)
+        second = await script.socket()
+        assert await second.frame() == frame
+        second.say(type="ok", ref=frame["ref"])
+        await asked
+
+
+async def test_a_signal_is_lost_with_its_connection(script: Script) -> None:
+    async with client_of(script) as client:
+        first = await script.socket()
+        sent = asyncio.create_task(client.signal("c", "typing"))
+        assert (await first.frame())["name"] == "typing"
+        first.bye(None)
+        await sent
+        second = await script.socket()
+        asked = await deleting(client, "m")
+        frame = await second.frame()
+        assert frame["type"] == "delete"
+        second.say(type="ok", ref=frame["ref"])
+        await asked
+
+
+async def test_a_request_without_an_answer_ends_and_is_not_sent_again(script: Script) -> None:
+    async with client_of(script, timing=Timing(request_s=0.05, backoff_s=0.001)) as client:
+        first = await script.socket()
+        with pytest.raises(Unreachable):
+            await client.delete("c", "gone")
+        first.bye(None)
+        second = await script.socket()
+        asked = await deleting(client, "m")
+        await first.frame()
+        frame = await second.frame()
+        assert frame["id"] == "m"
+        second.say(type="ok", ref=frame["ref"])
+        await asked
+
+
+async def test_calls_wait_while_too_much_is_unanswered(script: Script) -> None:
+    async with client_of(script) as client:
+        asked = [asyncio.create_task(client.delete("c", f"m{number}")) for number in range(UNANSWERED + 1)]
+        socket = await script.socket()
+        frames = [await socket.frame() for _ in range(UNANSWERED)]
+        socket.say(type="ping", n=1)
+        assert await socket.frame() == {"type": "pong", "n": 1}
+        socket.say(type="ok", ref=frames[0]["ref"])
+        frames.append(await socket.frame())
+        for frame in frames[1:]:
+            socket.say(type="ok", ref=frame["ref"])
+        await asyncio.gather(*asked)
+
+
+async def test_a_request_that_is_too_large_is_refused_here_and_ends_nothing(script: Script) -> None:
+    async with client_of(script) as client:
+        socket = await script.socket()
+        with pytest.raises(errors.TooLarge):
+            await client.create("c", text="x" * 2_000_000)
+        asked = await deleting(client, "m")
+        socket.say(type="ok", ref=(await socket.frame())["ref"])
+        await asked
+
+
+# What ends a connection -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("code", [None, 1001, 1006, 1011, 1012, 4000, 4001, 4099, 4100, 4199])
+async def test_most_ends_are_followed_by_another_connection(script: Script, code: int | None) -> None:
+    async with client_of(script):
+        (await script.socket()).bye(code)
+        await script.socket()
+
+
+@pytest.mark.parametrize("code", [4300, 4301, 4999])
+async def test_from_4300_on_a_client_stops_and_says_why(script: Script, code: int) -> None:
+    async with client_of(script) as client:
+        (await script.socket()).bye(code, "too_large")
+        assert isinstance(await ended(client), errors.TooLarge)
+        assert len(script.urls) == 1
+
+
+async def test_a_frame_that_is_too_large_would_be_so_again(script: Script) -> None:
+    async with client_of(script) as client:
+        (await script.socket()).bye(1009)
+        assert isinstance(await ended(client), errors.TooLarge)
+
+
+async def test_a_server_says_how_long_to_stay_away(script: Script) -> None:
+    loop = asyncio.get_running_loop()
+    async with client_of(script):
+        (await script.socket()).bye(1012, "draining", retry_ms=100)
+        began_s = loop.time()
+        await script.socket()
+        assert 0.09 < loop.time() - began_s < 1
+
+
+async def test_silence_ends_a_connection(script: Script) -> None:
+    async with client_of(script, timing=Timing(silence_s=0.1, backoff_s=0.001)):
+        first = await script.socket()
+        await script.socket()
+        assert first.is_closed
+
+
+async def test_a_connection_that_brings_everything_but_answers_is_ended(script: Script) -> None:
+    async with client_of(script, timing=Timing(silence_s=0.4, answer_s=0.1, backoff_s=0.001)) as client:
+        first = await script.socket()
+        asked = await deleting(client, "m")
+        frame = await first.frame()
+        first.say(type="ping", n=1)
+        second = await script.socket()
+        assert await second.frame() == frame
+        second.say(type="ok", ref=frame["ref"])
+        await asked
+
+
+@pytest.mark.parametrize("text", ["", "[]", "x", '{"type":"events"}', '{"type":"events","channel":[],"events":1}'])
+async def test_a_frame_that_is_not_understood_ends_a_connection_and_no_client(script: Script, text: str) -> None:
+    async with client_of(script):
+        (await script.socket()).say_text(text)
+        await script.socket()
+
+
+async def test_frames_of_other_kinds_are_ignored(script: Script) -> None:
+    async with client_of(script) as client:
+        socket = await script.socket()
+        socket.say(type="news", of="tomorrow")
+        socket.say(type="ok", ref=99)
+        socket.say(type="turn", channel="c")
+        asked = await deleting(client, "m")
+        socket.say(type="ok", ref=(await socket.frame())["ref"], more=1)
+        await asked
+
+
+# Who we are -------------------------------------------------------------------------------------------------------
+
+
+def token(expires: float) -> str:
+    claims = base64.urlsafe_b64encode(json.dumps({"sub": "ada", "exp": expires}).encode()).decode().rstrip("=")
+    return f"e30.{claims}.c2lnbmVk"
+
+
+class Provider:
+    """Gives a new token each time."""
+
+    def __init__(self, lasts_s: float = 3600.0) -> None:
+        self.given: list[str] = []
+        self._lasts_s = lasts_s
+
+    async def __call__(self) -> str:
+        self.given.append(token(1_000.0 + len(self.given) + self._lasts_s))
+        return self.given[-1]
+
+
+async def test_a_token_travels_in_a_header_alone(script: Script, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    async with client_of(script, token="secret-token", client_id="ada") as client:
+        (await script.socket()).bye(4200, "expired")
+        error = await ended(client)
+        assert isinstance(error, errors.Unauthenticated)
+    assert script.urls == ["wss://host.example/holdfast/v1/ws?client=ada"]
+    assert script.headers == [{"Holdfast-Client": "python", "Authorization": "Bearer secret-token"}]
+    assert "secret" not in caplog.text + str(error)
+
+
+@pytest.mark.parametrize("code", [4200, 4299])
+async def test_an_identity_that_has_expired_is_renewed(script: Script, code: int) -> None:
+    provider = Provider()
+    async with client_of(script, token_provider=provider):
+        (await script.socket()).bye(code)
+        await script.socket()
+    assert [headers["Authorization"] for headers in script.headers] == [f"Bearer {one}" for one in provider.given]
+    assert len(provider.given) == 2
+
+
+async def test_a_token_that_is_refused_is_renewed_but_not_for_ever(script: Script) -> None:
+    provider = Provider()
+    script.refusals.extend(Refusal(401, {"code": "unauthenticated"}, 0.0) for _ in range(9))
+    async with client_of(script, token_provider=provider) as client:
+        assert isinstance(await ended(client), errors.Unauthenticated)
+    assert len(provider.given) == 4
+
+
+async def test_a_provider_that_fails_is_asked_again(script: Script) -> None:
+    answers: list[Any] = [ValueError("no luck"), "token"]
+
+    async def provider() -> str:
+        answer = answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return str(answer)
+
+    async with client_of(script, token_provider=provider):
+        await script.socket()
+
+
+async def test_a_token_is_renewed_on_the_live_connection_before_it_ends(script: Script) -> None:
+    provider = Provider(lasts_s=1.25)
+    async with client_of(script, token_provider=provider, now=lambda: 1_000.0):
+        socket = await script.socket()
+        frame = await socket.frame()
+        assert frame == {"type": "auth", "ref": frame["ref"], "token": provider.given[1]}
+        socket.say(type="error", ref=frame["ref"], code="unauthenticated")
+        await script.socket()  # a token that is refused is tried at the door
+
+
+# At the door ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "refusal",
+    [
+        OSError("no route"),
+        Refusal(503, {"code": "draining"}, 0.0),
+        Refusal(429, {"code": "too_many", "status": 429}, 0.0),
+        Refusal(502, {}, 0.0),
+        Refusal(500, {"code": "internal", "status": 500}, 0.0),
+    ],
+)
+async def test_what_may_pass_is_tried_again(script: Script, refusal: Refusal | OSError) -> None:
+    script.refusals.append(refusal)
+    async with client_of(script):
+        await script.socket()
+
+
+@pytest.mark.parametrize(
+    ("refusal", "code"),
+    [
+        (Refusal(403, {"code": "forbidden"}, 0.0), "forbidden"),
+        (Refusal(403, {"code": "no_verifier"}, 0.0), "no_verifier"),
+        (Refusal(400, {"code": "invalid_name"}, 0.0), "invalid_name"),
+        (Refusal(404, {}, 0.0), "refused"),
+        (Refusal(401, {}, 0.0), "unauthenticated"),
+    ],
+)
+async def test_what_will_not_pass_is_told(script: Script, refusal: Refusal, code: str) -> None:
+    script.refusals.append(refusal)
+    async with client_of(script) as client:
+        assert (await ended(client)).code == code
+
+
+async def test_a_proxy_that_answers_for_a_server_that_was_there_is_asked_again(script: Script) -> None:
+    async with client_of(script):
+        first = await script.socket()
+        script.refusals.append(Refusal(404, {}, 0.0))
+        first.bye(None)
+        await script.socket()
+
+
+# Errors -----------------------------------------------------------------------------------------------------------
+
+
+def codes() -> list[type[HoldfastError]]:
+    known = [one for one in vars(errors).values() if isinstance(one, type) and issubclass(one, HoldfastError)]
+    return [one for one in known if one is not LocalError]
+
+
+@pytest.mark.parametrize("kind", codes(), ids=lambda one: one.__name__)
+async def test_a_refusal_is_raised_as_what_the_hub_raises(script: Script, kind: type[HoldfastError]) -> None:
+    async with client_of(script) as client:
+        socket = await script.socket()
+        asked = await deleting(client, "m")
+        frame = await socket.frame()
+        problem = kind("what went wrong", length=7).problem()
+        socket.say(**{**problem, "type": "error", "ref": frame["ref"]})
+        if kind is errors.Draining:
+            socket.bye(1012)
+            socket = await script.socket()
+            socket.say(**{**errors.Busy("what went wrong", length=7).problem(), "type": "error", "ref": frame["ref"]})
+        with pytest.raises(HoldfastError) as caught:
+            await asked
+    assert type(caught.value) is (errors.Busy if kind is errors.Draining else kind)
+    assert (caught.value.detail, caught.value.details) == ("what went wrong", {"length": 7})
+
+
+async def test_a_code_that_is_not_known_stays_readable(script: Script) -> None:
+    async with client_of(script) as client:
+        socket = await script.socket()
+        asked = await deleting(client, "m")
+        frame = await socket.frame()
+        socket.say(type="error", ref=frame["ref"], code="too_purple", title="Too purple", status=429, limit=3)
+        with pytest.raises(UnknownProblem) as caught:
+            await asked
+    error = caught.value
+    assert (error.code, error.title, error.status, error.retry, error.details) == (
+        "too_purple",
+        "Too purple",
+        429,
+        True,
+        {"limit": 3},
+    )
+
+
+async def test_a_client_that_is_closed_says_so(script: Script) -> None:
+    client = client_of(script)
+    with pytest.raises(LocalError):
+        await client.delete("c", "m")
+    async with client:
+        asked = await deleting(client, "m")
+    with pytest.raises(LocalError):
+        await asked
+    with pytest.raises(LocalError):
+        await client.delete("c", "m")
+
+
+@pytest.mark.parametrize(
+    "url", ["host/holdfast", "ftp://host", "https://", "https://user:pw@host", "https://host/?token=x"]
+)
+def test_an_address_is_a_host_and_a_path(url: str) -> None:
+    with pytest.raises(LocalError):
+        Client(url, dial=Script())
+
+
+def test_either_a_token_or_a_provider() -> None:
+    with pytest.raises(LocalError):
+        Client("https://host", token="a", token_provider=Provider(), dial=Script())
+
+
+@given(st.integers(1, 200), st.integers(0, 1_000))
+def test_a_back_off_is_drawn_from_nothing_up_to_a_bound(failures: int, seed: int) -> None:
+    delay_s = QUICK.backoff(failures, Random(seed))
+    assert 0 <= delay_s <= min(QUICK.backoff_cap_s, QUICK.backoff_s * 2 ** min(failures - 1, 10))

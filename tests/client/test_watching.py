@@ -1,0 +1,285 @@
+"""Watching a channel: views and subscriptions, over connections that come and go.
+
+You are in `tests`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from contextlib import aclosing
+
+import pytest
+
+from holdfast import Hub, Identity
+from holdfast.client import ChannelView, Client, Subscription
+from holdfast.core.errors import Forbidden, LocalError
+from holdfast.core.events import Batch, ChannelAttached, MessageAppend, MessageCreate, MessageFinish, MessageUpdate
+from tests.client.script import Script
+from tests.client.script import client_of as scripted
+from tests.client.wire import Wire, client_of, memory_hub
+
+
+
+async def until(view: ChannelView, is_true: Callable[[], bool]) -> None:
+    async with asyncio.timeout(10):
+        async for _ in view:
+            if is_true():
+                return
+
+
+async def some(subscription: Subscription, count: int) -> list[Batch]:
+    """The next batches of a subscription."""
+    batches = []
+    async with asyncio.timeout(10), aclosing(subscription.batches()) as coming:
+        async for batch in coming:
+            batches.append(batch)
+            if len(batches) == count:
+                break
+    return batches
+
+
+# Views ------------------------------------------------------------------------------------------------------------
+
+
+async def test_a_view_shows_what_is_there_and_what_comes(hub: Hub, client: Client) -> None:
+    asked = await hub.create("c", text="Why?")
+    async with client.channel("c") as view:
+        assert view.messages == [asked]
+        assert view.state == "live"
+        async with hub.message("c") as message:
+            await message.append("Because.")
+            await until(view, lambda: view.messages[-1].text == "Because.")
+            assert view.messages[-1].status == "streaming"
+        await until(view, lambda: view.messages[-1].status == "complete")
+        assert view.message(asked.id) == asked
+        assert view.message("other") is None
+    assert view.state == "closed"
+
+
+async def test_a_view_is_the_same_until_it_is_closed(client: Client) -> None:
+    view = client.channel("c")
+    assert client.channel("c") is view
+    view.close()
+    assert client.channel("c") is not view
+
+
+async def test_a_view_says_what_changed(hub: Hub, client: Client) -> None:
+    await hub.create("c", text="first")
+    async with client.channel("c") as view, asyncio.timeout(10):
+        changes = aiter(view)
+        assert (await anext(changes)).is_new_start
+        second = await hub.create("c", text="second")
+        change = await anext(changes)
+        assert (change.messages, change.is_new_start) == (frozenset([second.id]), False)
+        await hub.delete("c", second.id)
+        assert (await anext(changes)).messages == frozenset([second.id])
+
+
+async def test_a_view_comes_back_with_what_it_missed(hub: Hub, wire: Wire, client: Client) -> None:
+    await hub.create("c", text="before")
+    async with client.channel("c") as view:
+        cursor = view.cursor
+        wire.cut()
+        await until(view, lambda: view.state == "reconnecting")
+        await hub.create("c", text="meanwhile")
+        await until(view, lambda: view.state == "live")
+        assert [message.text for message in view.messages] == ["before", "meanwhile"]
+    attaches = [frame for frame in wire.sent if frame["type"] == "attach"]
+    assert [frame.get("since") for frame in attaches] == [None, cursor]
+
+
+async def test_a_view_begins_anew_when_its_cursor_counts_no_more() -> None:
+    script = Script()
+    async with scripted(script) as client:
+        view = client.channel("c")
+        first = await script.socket()
+        first.say(type="ok", ref=(await first.frame("attach"))["ref"])
+        first.say(type="events", channel="c", cursor="e:1", events=[attached("e", 1)])
+        await view.live()
+        first.bye(4100, "gone")
+        second = await script.socket()
+        assert "since" not in await second.frame("attach")
+
+
+async def test_a_gap_is_healed_by_a_new_start() -> None:
+    script = Script()
+    async with scripted(script) as client:
+        view = client.channel("c")
+        socket = await script.socket()
+        socket.say(type="ok", ref=(await socket.frame("attach"))["ref"])
+        socket.say(type="events", channel="c", cursor="e:2", events=[attached("e", 2), shown("abc", 2)])
+        lost = {"type": "message.append", "serial": 4, "id": "m", "part": 0, "at": 9, "text": "xyz"}
+        socket.say(type="events", channel="c", cursor="e:4", events=[lost])
+        socket.say(type="ok", ref=(await socket.frame("detach"))["ref"])
+        again = await socket.frame("attach")
+        assert "since" not in again
+        # What is still on its way belongs to the attach before.
+        socket.say(type="events", channel="c", cursor="e:5", events=[{**lost, "serial": 5}])
+        socket.say(type="ok", ref=again["ref"])
+        socket.say(type="events", channel="c", cursor="e:5", events=[attached("e", 5), shown("abc...xyz", 5)])
+        await until(view, lambda: [message.text for message in view.messages] == ["abc...xyz"])
+        assert view.gaps == 1
+
+
+def attached(epoch: str, serial: int) -> dict[str, object]:
+    return {
+        "type": "channel.attached",
+        "channel": "c",
+        "epoch": epoch,
+        "serial": serial,
+        "resumed": False,
+        "more": False,
+        "before": 1,
+    }
+
+
+def shown(text: str, serial: int) -> dict[str, object]:
+    message = {
+        "id": "m",
+        "role": "assistant",
+        "status": "streaming",
+        "parts": [{"type": "text", "text": text}],
+        "created": 1,
+        "version": serial,
+        "created_at": 0,
+        "updated_at": 0,
+    }
+    return {"type": "message.update", "serial": serial, "message": message}
+
+
+async def test_older_messages_are_brought_page_by_page(hub: Hub, client: Client) -> None:
+    for number in range(7):
+        await hub.create("c", text=str(number))
+    async with client.channel("c", history=3) as view:
+        assert ("".join(message.text for message in view.messages), view.more) == ("456", True)
+        assert await view.older(limit=3)
+        assert "".join(message.text for message in view.messages) == "123456"
+        assert not await view.older(limit=3)
+        assert not await view.older()
+        assert "".join(message.text for message in view.messages) == "0123456"
+
+
+async def test_a_view_that_is_refused_is_closed_with_the_reason() -> None:
+    async def nobody(_: object) -> Identity:
+        return Identity(client_id="ada", capabilities=frozenset(["publish"]))
+
+    hub = memory_hub()
+    hub.authenticate = nobody
+    wire = Wire(hub)
+    async with client_of(wire) as client:
+        view = client.channel("c")
+        with pytest.raises(Forbidden):
+            await view.live()
+        assert isinstance(view.error, Forbidden)
+        with pytest.raises(Forbidden):
+            await some(client.subscribe("c"), 1)
+        with pytest.raises(Forbidden):
+            async for _ in view:
+                pass
+    await wire.end()
+    await hub.close()
+
+
+async def test_a_view_ends_with_its_client(client: Client) -> None:
+    view = client.channel("c")
+    await view.live()
+    await client.close()
+    assert view.state == "closed"
+    with pytest.raises(LocalError):
+        client.channel("c")
+
+
+# Subscriptions ----------------------------------------------------------------------------------------------------
+
+
+async def test_a_subscription_gives_the_events(hub: Hub, client: Client) -> None:
+    asked = await hub.create("c", text="Why?")
+    kinds: list[type] = []
+    subscription = client.subscribe("c")
+    async with asyncio.timeout(10):
+        async for event in subscription:
+            kinds.append(type(event))
+            if isinstance(event, MessageUpdate):
+                assert event.message == asked
+                await hub.create("c", text="Because.")
+            if isinstance(event, MessageCreate):
+                break
+    assert kinds == [ChannelAttached, MessageUpdate, MessageCreate]
+
+
+async def test_a_subscription_goes_on_from_its_cursor(hub: Hub, client: Client) -> None:
+    await hub.create("c", text="one")
+    subscription = client.subscribe("c")
+    await some(subscription, 1)
+    # The batch at which a loop is left counts as not taken.
+    assert subscription.cursor is None
+    first = await some(subscription, 1)
+    since = first[0].cursor
+    await hub.create("c", text="two")
+    again = await some(client.subscribe("c", since=since), 1)
+    attach, event = again[0].events
+    assert isinstance(attach, ChannelAttached)
+    assert attach.resumed
+    assert isinstance(event, MessageCreate)
+    assert event.message.text == "two"
+
+
+async def test_a_subscription_survives_its_connections(hub: Hub, wire: Wire, client: Client) -> None:
+    seen = ""
+    async with hub.message("c") as message:
+        async with asyncio.timeout(10):
+            async for event in client.subscribe("c"):
+                if isinstance(event, MessageUpdate | MessageCreate):
+                    seen = event.message.text
+                elif isinstance(event, MessageAppend):
+                    seen = seen[: event.at] + event.text
+                elif not isinstance(event, ChannelAttached | MessageFinish):
+                    seen = event.part["text"]  # type: ignore[union-attr]
+                if len(seen) == 20:
+                    break
+                await message.append("x")
+                await message.flush()
+                wire.cut()
+    assert seen == "x" * 20
+    assert wire.dials > 10
+
+
+async def test_a_channel_may_be_watched_twice_and_many_at_once(hub: Hub, wire: Wire, client: Client) -> None:
+    await hub.create("c0", text="hello")
+    views = [client.channel(f"c{number}") for number in range(150)]
+    (batch,) = await some(client.subscribe("c0"), 1)
+    assert isinstance(batch.events[1], MessageUpdate)
+    await asyncio.gather(*(view.live() for view in views))
+    assert wire.dials == 2
+    for view in views[100:]:
+        view.close()
+    assert (await client.create("c0", text="again")).text == "again"
+    await until(views[0], lambda: len(views[0].messages) == 2)
+
+
+async def test_a_subscriber_who_takes_nothing_is_left_alone_until_it_does(hub: Hub, wire: Wire, client: Client) -> None:
+    subscription = client.subscribe("c", flush_ms=0)
+    batches = subscription.batches()
+    text = ""
+    async with asyncio.timeout(10), hub.message("c") as message, aclosing(batches):
+        await anext(batches)
+        for _ in range(60):
+            await message.append("y" * 10_000)
+            await message.flush()
+        await wire_says(wire, "detach")
+        async for batch in batches:
+            for event in batch.events:
+                if isinstance(event, MessageAppend):
+                    text += event.text[len(text) - event.at :]
+                elif not isinstance(event, ChannelAttached):
+                    text = event.part["text"]  # type: ignore[union-attr]
+            if len(text) == 600_000:
+                break
+    assert [frame["type"] for frame in wire.sent if frame["type"] != "pong"].count("attach") == 2
+
+
+async def wire_says(wire: Wire, kind: str) -> None:
+    """Wait until the client has sent such a frame."""
+    while not any(frame["type"] == kind for frame in wire.sent):
+        await asyncio.sleep(0.002)
