@@ -11,7 +11,7 @@ import contextlib
 import inspect
 import logging
 from collections.abc import AsyncIterator, Callable, Mapping
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 from urllib.parse import quote
 
 from starlette.responses import Response
@@ -21,11 +21,9 @@ from holdfast.agents.local import LocalWatch
 from holdfast.agents.writer import AgentWriter
 from holdfast.core.errors import HoldfastError, LocalError, StoreUnavailable
 from holdfast.core.events import Batch
+from holdfast.hub.hub import HubCore
 from holdfast.transports.answer import Progress, framed
 from holdfast.transports.sse import HEARTBEAT_S
-
-if TYPE_CHECKING:
-    from holdfast.app import Hub
 
 logger = logging.getLogger("holdfast")
 
@@ -36,7 +34,7 @@ LOOK_S = 1.0  # how often it is looked whether anybody still watches
 class Answering:
     """An answer on its way: the task that writes it, and who may stop it."""
 
-    def __init__(self, hub: Hub, writer: AgentWriter, source: object, asked: str | None, leave_s: float | None) -> None:
+    def __init__(self, hub: HubCore, writer: AgentWriter, source: object, asked: str | None, leave_s: float | None) -> None:
         self._hub = hub
         self._writer = writer
         self._source = source
@@ -120,7 +118,7 @@ class StreamResponse(Response):
     def __init__(
         self,
         begin: Callable[[], Any],
-        hub: Hub,
+        hub: HubCore,
         channel: str,
         message_id: str,
         *,

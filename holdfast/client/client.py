@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from random import Random
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from msgspec import UNSET, Struct, UnsetType
 
@@ -36,6 +36,9 @@ from holdfast.core.events import Page
 from holdfast.core.limits import Limits
 from holdfast.core.model import Command, Json, Member, Message, Part, check_json, check_part, plain
 from holdfast.core.names import check_channel, check_id
+
+if TYPE_CHECKING:
+    import httpx2
 
 logger = logging.getLogger("holdfast.client")
 
@@ -83,13 +86,14 @@ class Client:
         random: Random | None = None,
         now: Callable[[], float] = time.time,
         dial: Dial | None = None,
+        http_transport: httpx2.AsyncBaseTransport | None = None,
     ) -> None:
         self._door = Door(url, token=token, token_provider=token_provider, client_id=client_id, now=now)
         self._limits = limits or Limits()
         self._timing = timing or Timing(request_s=timeout_s)
         self._random = random or system.SystemRandom()
         self._dial = dial or websocket_dial(frame_bytes=FRAME_FACTOR * self._limits.message_bytes)
-        self._http = Http(self._door, timing=self._timing, random=self._random)
+        self._http = Http(self._door, timing=self._timing, random=self._random, transport=http_transport)
         self._links: list[Link] = []
         self._runs: dict[Link, asyncio.Task[None]] = {}
         self._views: dict[str, ChannelView] = {}

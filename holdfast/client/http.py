@@ -25,10 +25,13 @@ if TYPE_CHECKING:
 class Http:
     """Asks over HTTP, again while the server is away."""
 
-    def __init__(self, door: Door, *, timing: Timing, random: Random) -> None:
+    def __init__(
+        self, door: Door, *, timing: Timing, random: Random, transport: httpx2.AsyncBaseTransport | None
+    ) -> None:
         self._door = door
         self._timing = timing
         self._random = random
+        self._transport = transport
         self._client: httpx2.AsyncClient | None = None
 
     async def get(self, *path: str, **query: str) -> dict[str, Any]:
@@ -62,7 +65,7 @@ class Http:
             raise LocalError("this needs httpx2: pip install 'holdfast[client]'") from None
 
         if self._client is None:
-            self._client = httpx2.AsyncClient(timeout=self._timing.answer_s)
+            self._client = httpx2.AsyncClient(timeout=self._timing.answer_s, transport=self._transport)
         try:
             response = await self._client.get(url, headers=await self._door.headers())
         except httpx2.TransportError as error:

@@ -168,5 +168,7 @@ class Rates:
 
 def rates_of(hub: HubCore) -> Rates:
     """The counts of `hub`; it has them from their first use on."""
-    found: Rates = vars(hub).setdefault("rates", Rates())
+    found: Rates | None = vars(hub).get("rates")
+    if found is None:
+        found = vars(hub)["rates"] = Rates()
     return found

@@ -50,7 +50,9 @@ class Passport:
     @property
     def is_expired(self) -> bool:
         """Is the identity over?"""
-        return self._identity is not None and self._identity.is_expired(self._hub.clock.now_ms())
+        identity = self._identity
+        # Every frame of a socket asks this, and most identities of servers have no end.
+        return identity is not None and identity.expires_at_ms is not None and identity.is_expired(self._now_ms())
 
     @property
     def is_renewable(self) -> bool:
@@ -62,7 +64,10 @@ class Passport:
         expires_at_ms = self._identity.expires_at_ms if self._identity is not None else None
         if expires_at_ms is None:
             return float("inf")
-        return max(0.0, (expires_at_ms - self._hub.clock.now_ms()) / 1000)
+        return max(0.0, (expires_at_ms - self._now_ms()) / 1000)
+
+    def _now_ms(self) -> int:
+        return self._hub.clock.now_ms()
 
     async def renew(self, token: str) -> Identity:
         """Show a token: the first one says who this is, later ones must be of the same client.

@@ -46,8 +46,8 @@ AUTH_BYTES = 8 * 1024  # of a frame with a token
 MAX_UNKNOWN = 1_000  # sockets whose peers have not said who they are; they cost little, and for seconds only
 
 # Close codes (`docs/protocol.md`, "Close codes"): from 4200 on, a client gets a new token first.
-CROWDED = 4001
-ATTACH_ANEW = 4100
+CROWDED = 4002
+NARROWED = 4003
 EXPIRED = 4200
 UNKNOWN = 4201
 
@@ -293,7 +293,7 @@ class Socket:
         session._reply({"type": "ok", "ref": auth.ref})
         if session.closing is None and not identity.includes(before):
             # It watches, is present, or works, by what it may do no more: each is asked for and judged anew.
-            session._end(ATTACH_ANEW, "forbidden")
+            session._end(NARROWED, "forbidden")
 
     def _expire(self) -> None:
         """The identity is over: what comes now is for somebody who shows a new token."""

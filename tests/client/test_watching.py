@@ -14,11 +14,19 @@ import pytest
 from holdfast import Hub, Identity
 from holdfast.client import ChannelView, Client, Subscription
 from holdfast.core.errors import Forbidden, LocalError
-from holdfast.core.events import Batch, ChannelAttached, MessageAppend, MessageCreate, MessageFinish, MessageUpdate
+from holdfast.core.events import (
+    Batch,
+    ChannelAttached,
+    MessageAppend,
+    MessageCreate,
+    MessageFinish,
+    MessagePart,
+    MessageUpdate,
+    ServerEvent,
+)
 from tests.client.script import Script
 from tests.client.script import client_of as scripted
 from tests.client.wire import Wire, client_of, memory_hub
-
 
 
 async def until(view: ChannelView, is_true: Callable[[], bool]) -> None:
@@ -226,23 +234,38 @@ async def test_a_subscription_goes_on_from_its_cursor(hub: Hub, client: Client) 
 
 
 async def test_a_subscription_survives_its_connections(hub: Hub, wire: Wire, client: Client) -> None:
-    seen = ""
-    async with hub.message("c") as message:
-        async with asyncio.timeout(10):
-            async for event in client.subscribe("c"):
-                if isinstance(event, MessageUpdate | MessageCreate):
-                    seen = event.message.text
-                elif isinstance(event, MessageAppend):
-                    seen = seen[: event.at] + event.text
-                elif not isinstance(event, ChannelAttached | MessageFinish):
-                    seen = event.part["text"]  # type: ignore[union-attr]
-                if len(seen) == 20:
-                    break
-                await message.append("x")
+    async def write() -> None:
+        async with hub.message("c") as message:
+            for number in range(20):
+                await message.append(f"{number} ")
                 await message.flush()
+                dials = wire.dials
                 wire.cut()
-    assert seen == "x" * 20
-    assert wire.dials > 10
+                while wire.dials == dials:
+                    await asyncio.sleep(0.001)
+
+    seen = ""
+    writing = asyncio.create_task(write())
+    async with asyncio.timeout(10):
+        async for event in client.subscribe("c", flush_ms=0):
+            seen = applied(seen, event)
+            if isinstance(event, MessageFinish):
+                break
+    await writing
+    assert seen == "".join(f"{number} " for number in range(20))
+
+
+def applied(text: str, event: ServerEvent) -> str:
+    """The text of the one message there is, after `event`."""
+    match event:
+        case MessageUpdate() | MessageCreate():
+            return event.message.text
+        case MessageAppend():
+            assert event.at <= len(text)
+            return text + event.text[len(text) - event.at :]
+        case MessagePart():
+            return str(event.part["text"])
+    return text
 
 
 async def test_a_channel_may_be_watched_twice_and_many_at_once(hub: Hub, wire: Wire, client: Client) -> None:
@@ -270,10 +293,7 @@ async def test_a_subscriber_who_takes_nothing_is_left_alone_until_it_does(hub: H
         await wire_says(wire, "detach")
         async for batch in batches:
             for event in batch.events:
-                if isinstance(event, MessageAppend):
-                    text += event.text[len(text) - event.at :]
-                elif not isinstance(event, ChannelAttached):
-                    text = event.part["text"]  # type: ignore[union-attr]
+                text = applied(text, event)
             if len(text) == 600_000:
                 break
     assert [frame["type"] for frame in wire.sent if frame["type"] != "pong"].count("attach") == 2

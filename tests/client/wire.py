@@ -14,6 +14,8 @@ from random import Random
 from typing import Any
 from urllib.parse import urlsplit
 
+import httpx2
+
 from holdfast import Hub, allow_everyone
 from holdfast.client import Client, Timing
 from holdfast.client.dial import Closed, Refusal
@@ -167,4 +169,8 @@ class Line:
 
 def client_of(wire: Wire, **options: Any) -> Client:
     """A client that dials `wire`, with small waits and a seed."""
-    return Client("http://localhost", **{"dial": wire, "timing": QUICK, "random": Random(5), **options})
+    http = httpx2.ASGITransport(app=wire.app, client=("127.0.0.1", 6))
+    return Client(
+        "http://localhost",
+        **{"dial": wire, "http_transport": http, "timing": QUICK, "random": Random(5), **options},
+    )

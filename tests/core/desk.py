@@ -9,7 +9,8 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from holdfast.core.decide import Decision, decide
+from holdfast.core.decide import decide
+from holdfast.core.decision import Decision
 from holdfast.core.draft import Draft
 from holdfast.core.limits import Limits
 from holdfast.core.model import Message

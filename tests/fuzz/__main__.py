@@ -10,6 +10,7 @@ import argparse
 import json
 import sys
 import time
+from collections.abc import Callable
 
 from tests.fuzz.coverage import Coverage, lines_there_are
 from tests.fuzz.engine import Report, fuzz, save, written
@@ -18,7 +19,11 @@ from tests.fuzz.targets import TARGETS
 
 def main(arguments: list[str] | None = None) -> int:
     """Run what the arguments name; returns how the process should end."""
-    parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.fuzz",
+        description="Look for inputs that break something.",
+        epilog="Ends with 1 if it found any.",
+    )
     parser.add_argument("targets", nargs="*", metavar="TARGETS", help=f"of {', '.join(TARGETS)} (all)")
     parser.add_argument("--seconds", type=float, default=60.0, help="for all targets together (60)")
     parser.add_argument("--runs", type=int, help="inputs of each target, instead of a time")
@@ -32,7 +37,7 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error(f"there is no target {', '.join(sorted(unknown))}")
     names = chosen.targets or list(TARGETS)
     seed = chosen.seed if chosen.seed is not None else time.time_ns() % 1_000_000
-    say = (lambda line: None) if chosen.digest else (lambda line: print(line, flush=True))
+    say = _nothing if chosen.digest else _line
     say(f"seed {seed}")
     coverage = Coverage()
     reports = []
@@ -51,17 +56,17 @@ def main(arguments: list[str] | None = None) -> int:
         finally:
             target.close()
         reports.append(report)
-        tell_of(report, say, is_kept=chosen.keep, coverage=coverage)
         if chosen.digest:
             print(f"{name} {report.digest}")
+        else:
+            tell_of(report, say, is_kept=chosen.keep, coverage=coverage)
     if not chosen.digest:
         tell_coverage(coverage)
     return 1 if any(report.found for report in reports) else 0
 
 
-def tell_of(report: Report, say: object, *, is_kept: bool, coverage: Coverage) -> None:
+def tell_of(report: Report, say: Callable[[str], None], *, is_kept: bool, coverage: Coverage) -> None:
     """What a run did and found; each finding becomes a file."""
-    assert callable(say)
     for found in report.found:
         path = save(found.target, found.given, prefix="found")
         say(f"--- {found.text[:2_000]}\n{json.dumps(found.given)[:4_000]}\nkept as {path}")
@@ -69,11 +74,20 @@ def tell_of(report: Report, say: object, *, is_kept: bool, coverage: Coverage) -
         for given in report.kept:
             if len(written(given)) < 20_000:
                 save(report.target, given, prefix="new")
+    rate = report.runs / max(report.spent_s, 1e-9)
     say(
-        f"{report.target}: {report.runs} inputs in {report.spent_s:.1f} s ({report.runs / max(report.spent_s, 1e-9):.0f}/s, "
-        f"{report.cpu_s:.1f} s of processor time), {len(report.kept)} reached new code, {len(coverage.pairs)} pairs of "
-        f"lines so far, {len(report.found)} found something"
+        f"{report.target}: {report.runs} inputs in {report.spent_s:.1f} s ({rate:.0f}/s, {report.cpu_s:.1f} s of "
+        f"processor time), {len(report.kept)} reached new code, {len(coverage.pairs)} pairs of lines so far, "
+        f"{len(report.found)} found something"
     )
+
+
+def _line(text: str) -> None:
+    print(text, flush=True)
+
+
+def _nothing(text: str) -> None:
+    pass
 
 
 def tell_coverage(coverage: Coverage) -> None:

@@ -1,7 +1,7 @@
 """Which code an input reaches: pairs of lines that follow each other, in the folders that peers talk to.
 
-You are in `tests.fuzz`. `sys.settrace` makes a run some ten times slower, so only a share of runs is looked at; it needs
-nothing that is not in Python, on every version that we support.
+You are in `tests.fuzz`. `sys.settrace` makes a run some ten times slower, so only a share of runs is looked at; it
+needs nothing that is not in Python, on every version that we support.
 """
 
 from __future__ import annotations

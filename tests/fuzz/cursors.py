@@ -190,7 +190,7 @@ class Past:
             await self._come_back(step)
 
     async def _write(self, method: str, path: str, body: object) -> None:
-        before = self.cursors[-1] if self.cursors else f"-:0"
+        before = self.cursors[-1] if self.cursors else "-:0"
         await self._world.expect(201 if path == M else 204 if method == "DELETE" else 200, method, path, body)
         polled = await self._world.expect(200, "GET", f"{C}/poll", query=f"since={before}&wait_s=0")
         info = await self._world.expect(200, "GET", C)
@@ -221,7 +221,8 @@ class Past:
             )
         else:
             text = as_text(step.get("text"), "").replace("{epoch}", self.epoch).replace("{old}", self.old)
-        via = step.get("via") if step.get("via") in VIA else "header"
+        via = as_text(step.get("via"), "header")
+        via = via if via in VIA else "header"
         path = (
             f"{C}/poll" if via.startswith("poll") else f"{M}/m1/events" if via.startswith("answer") else f"{C}/events"
         )

@@ -1,7 +1,8 @@
 """The target `frames`: WebSocket messages, in process: every frame of the protocol, in any order and of any form.
 
-You are in `tests.fuzz`. An input is `{setup, query, headers, subprotocols, steps}`; a step is a frame (`json`, or `text`
-as it stands), or `binary`, or `wait_s`, or `stall_s` (the peer takes nothing for so long), or `times` around a frame.
+You are in `tests.fuzz`. An input is `{setup, query, headers, subprotocols, steps}`; a step is a frame (`json`, or
+`text` as it stands), or `binary`, or `wait_s`, or `stall_s` (the peer takes nothing for so long), or `times` around
+`steps`.
 What a correct peer can count on is checked: each frame is answered once, with its `ref`; events obey the client rules.
 """
 
@@ -10,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import Counter, deque
+from collections.abc import MutableMapping
 from contextlib import suppress
 from random import Random
 from typing import Any
@@ -354,7 +356,7 @@ class Peer:
             if answered[ref] < count:
                 raise Finding(f"ref: {answered[ref]} answers to {count} frames with the ref {ref}")
 
-    async def _receive(self) -> dict[str, Any]:
+    async def _receive(self) -> MutableMapping[str, Any]:
         if not self.is_accepted:
             return {"type": "websocket.connect"}
         while self._waiting:
@@ -383,7 +385,7 @@ class Peer:
         if frame.get("type") == "attach" and isinstance(frame.get("channel"), str):
             self._attaching[ref] = (len(self._sent), frame["channel"], frame.get("since"))
 
-    async def _send(self, message: dict[str, Any]) -> None:
+    async def _send(self, message: MutableMapping[str, Any]) -> None:
         if not self._left.is_set():
             await self._room.wait()
         kind = message["type"]

@@ -32,7 +32,7 @@ MAX_STEPS = 24
 C = "/v1/channels/c"
 M = f"{C}/messages"
 STREAMING = {"id": "m1", "role": "assistant", "status": "streaming"}
-PARTS = [
+PARTS: list[dict[str, Json]] = [
     {"type": "text", "text": "ab"},
     {"type": "reasoning", "text": "hm 😀"},
     {"type": "tool", "call": "c1", "name": "f", "input": "{", "output": {"n": 1}, "state": "x"},

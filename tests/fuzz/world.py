@@ -11,7 +11,7 @@ import asyncio
 import json
 import logging
 import re
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, MutableMapping
 from functools import cache
 from pathlib import Path
 from random import Random
@@ -83,7 +83,7 @@ class Answer:
         self.body = bytearray()
         self.is_over = False
 
-    def take(self, message: dict[str, Any]) -> None:
+    def take(self, message: MutableMapping[str, Any]) -> None:
         """Raises Finding for what no server could send on."""
         kind = message["type"]
         if kind == "http.response.start":
@@ -396,14 +396,14 @@ class Exchange:
         if error is not None:
             raise Finding(f"raised {blame(error)}: {error!r} from {self.answer.what}")
 
-    async def _receive(self) -> dict[str, Any]:
+    async def _receive(self) -> MutableMapping[str, Any]:
         if self.pieces:
             piece = self.pieces.pop(0)
             return {"type": "http.request", "body": piece, "more_body": bool(self.pieces) or not self.is_complete}
         await asyncio.wait([self._left])
         return {"type": "http.disconnect"}
 
-    async def _send(self, message: dict[str, Any]) -> None:
+    async def _send(self, message: MutableMapping[str, Any]) -> None:
         if self.block_s:
             await asyncio.wait([self._left], timeout=self.block_s)
         if self._left.done():

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import json
 import logging
+import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
@@ -24,7 +26,7 @@ from holdfast.app import Hub
 from holdfast.cli import main
 from holdfast.core.errors import Busy, LocalError
 from holdfast.hub.clock import Clock
-from holdfast.hub.identity import Identity
+from holdfast.hub.identity import CAPABILITIES, Identity
 from holdfast.hub.rates import ClientLimits, Rates, rates_of
 from holdfast.hub.tickets import Tickets, tickets_of
 from holdfast.hub.tokens import jwt_verifier
@@ -349,7 +351,7 @@ async def test_a_renewal_that_grants_less_ends_what_it_grants_no_more(served: Ve
     async with dialled(served, additional_headers=served.bearer()) as peer:
         assert (await peer.ask("attach", channel="chat:1"))["type"] == "ok"
         assert (await peer.ask("auth", token=served.token("publish")))["type"] == "ok"
-        assert await closed_with(peer) == (4100, "forbidden")
+        assert await closed_with(peer) == (4003, "forbidden")
     await served.until(lambda: served.hub.stats()["feeds"] == 0)
 
 
@@ -597,7 +599,7 @@ async def test_a_client_has_so_many_connections_over_all_transports(served: Veri
         assert upgrade.value.response.status_code == 429
         async with dialled(served) as crowded:
             assert (await crowded.ask("auth", token=served.token()))["code"] == "too_many"
-            assert await closed_with(crowded) == (4001, "too_many")
+            assert await closed_with(crowded) == (4002, "too_many")
     stream.close()
     await served.until(lambda: can_connect(served))
 
@@ -796,3 +798,34 @@ def test_other_addresses_are_for_hubs_that_know_who_asks() -> None:
         assert check_guarded("127.0.0.1", app) == "127.0.0.1"
         with pytest.raises(LocalError, match=r"no verifier|no hub"):
             check_guarded("0.0.0.0", app)
+
+
+# docs/security.md
+
+SECURITY = (Path(__file__).parents[2] / "docs" / "security.md").read_text()
+
+
+def first_cells(heading: str) -> set[str]:
+    """The names in the first column of the table under `heading`."""
+    text = SECURITY.partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
+    return set(re.findall(r"^\| `([^`]+)` \|", text, re.MULTILINE))
+
+
+@pytest.mark.parametrize("source", re.findall(r"^```python\n(.*?)^```$", SECURITY, re.MULTILINE | re.DOTALL))
+def test_a_program_of_the_page_compiles(source: str) -> None:
+    compile(source, "security.md", "exec")
+
+
+def test_every_capability_claim_argument_option_and_close_code_is_documented() -> None:
+    assert first_cells("Capabilities") == CAPABILITIES
+    arguments = set(inspect.signature(jwt_verifier).parameters)
+    assert first_cells("Tokens") == arguments | {"sub", "exp", "aud", "iss", "nbf", "holdfast"}
+    options = {one.split()[0] for one in first_cells("The command")}
+    assert options == {one for param in main.commands["serve"].params for one in param.opts if is_about_identity(one)}
+    codes = set(re.findall(r"^\| (4\d+) \|", SECURITY, re.MULTILINE))
+    ours = {websocket.CROWDED, websocket.NARROWED, websocket.EXPIRED, websocket.UNKNOWN}
+    assert codes == {str(code) for code in ours}
+
+
+def is_about_identity(option: str) -> bool:
+    return option.startswith(("--jw", "--allow"))

@@ -13,7 +13,7 @@ import msgspec
 
 from holdfast.app import Hub
 from holdfast.core.cursor import EMPTY, NO_EPOCH, Cursor, parse_cursor
-from holdfast.core.events import Batch, ChannelAttached, MessageCreate, MessageUpdate, Page, ServerEvent
+from holdfast.core.events import Batch, ChannelAttached, MessageCreate, MessageUpdate, Page, PassingEvent, ServerEvent
 from holdfast.core.limits import Limits
 from holdfast.core.model import Message
 from holdfast.core.state import TAIL_BYTES, TAIL_ENTRIES
@@ -79,6 +79,8 @@ class Eye:
             self.view.receive(batch)
         except ViewGap as gap:
             raise self._violation(f"a gap: {gap}") from None
+        if all(isinstance(event, PassingEvent) for event in batch.events) and batch.cursor is None:
+            return  # not of the log: it stands in no batch's middle
         self._is_whole = batch.cursor is not None
         if batch.cursor is None:
             self._check_prefixes()
@@ -123,6 +125,8 @@ class Eye:
             return
         if not self._is_answered:
             raise self._violation(f"the first event is not channel.attached, but {event}")
+        if isinstance(event, PassingEvent):
+            return
         life = self._life(self._next_epoch or self.epoch)
         if not life.is_stored(event.serial, stamp):
             raise self._violation(f"entry {event.serial} was sent before it was stored: {event}")
@@ -187,6 +191,9 @@ class Eye:
             expected = life.at(message.id, max(cursor.serial, message.version))
             if message != expected:
                 raise self._violation(f"at {cursor} it shows\n  {message}, true is\n  {expected}")
+        pending = {command.id: command for command in self.view.commands()}
+        if pending != life.pending(cursor.serial):
+            raise self._violation(f"at {cursor} pending are\n  {pending}, true is\n  {life.pending(cursor.serial)}")
         before = self.view.before
         for message in life.messages(cursor.serial):
             if message.id in shown or life.is_deleted(message.id) or before is None:

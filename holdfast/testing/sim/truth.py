@@ -14,13 +14,31 @@ from typing import assert_never
 
 from msgspec.structs import replace
 
+from holdfast.core import model
 from holdfast.core.cursor import NO_EPOCH
 from holdfast.core.model import APPENDABLE, Message, Part
-from holdfast.core.ops import Append, Create, Delete, Entry, Finish, Op, SetPart, Takeover, Update, Writer
+from holdfast.core.ops import (
+    Append,
+    Claim,
+    Command,
+    Create,
+    Delete,
+    Entry,
+    Finish,
+    Lease,
+    Op,
+    Reply,
+    SetPart,
+    Takeover,
+    Update,
+    Writer,
+)
 from holdfast.stores.base import Head, Write
 from holdfast.testing.sim.trace import Violation
 
 Version = tuple[int, Message | None]  # from this serial on; None: deleted
+SeenOp = Create | Append | SetPart | Update | Finish | Takeover | Delete
+MessageOp = SeenOp | Claim | Lease
 
 
 class Life:
@@ -33,11 +51,14 @@ class Life:
         self.died: int | None = None
         self.serial = 0
         self.stamps: list[int] = []  # when each serial was stored
-        self.changed: list[str] = []  # the message that each serial changed
+        self.changed: list[str] = []  # the message or command that each serial is about, whether it is seen or not
         self.versions: dict[str, list[Version]] = {}
         self.takeovers: dict[str, list[int]] = {}  # their serials, by message
         self.requests: set[tuple[str, str]] = set()  # message and request id of what was carried out
         self.writers: dict[str, list[tuple[int, Writer | None]]] = {}  # by message: from which serial on, who
+        self.turns: dict[str, list[tuple[int, str, int]]] = {}  # by message: from which serial on, state and generation
+        self.commands: dict[str, tuple[int, Command]] = {}  # with their serials, …
+        self.replies: dict[str, tuple[int, Reply]] = {}  # … as their answers
         self.replaced: set[str] = set()  # messages of which text was replaced
         self.told = 0  # the highest serial that anybody outside was told of
 
@@ -63,12 +84,20 @@ class Life:
             if message is not None:
                 yield message
 
+    def pending(self, serial: int) -> dict[str, model.Command]:
+        """The commands that waited for an answer at `serial`, as clients see them."""
+        return {
+            key[1:]: _seen(command)
+            for key, (sent, command) in self.commands.items()
+            if sent <= serial and (key not in self.replies or self.replies[key][0] > serial)
+        }
+
     def tell(self, serial: int) -> None:
         """Somebody was told of entry `serial`: from now on nobody may be told less."""
         self.told = max(self.told, serial)
 
     def changed_between(self, after: int, until: int) -> int:
-        """How many messages changed after serial `after` and not after `until`."""
+        """How many messages and commands have entries after serial `after` and not after `until`."""
         return len(set(self.changed[after:until]))
 
     def is_stored(self, serial: int, stamp: int) -> bool:
@@ -86,21 +115,43 @@ class Life:
         op = entry.op
         if entry.serial != self.serial + 1:
             raise Violation(f"serial {entry.serial} of {self.channel} was stored after {self.serial}")
+        if isinstance(op, Command | Reply):
+            self._take_about_command(op, entry.serial)
+        else:
+            self._take_about_message(op, entry.serial)
+        self.serial = entry.serial
+        self.stamps.append(stamp)
+        self.changed.append(op.id)
+
+    def _take_about_command(self, op: Command | Reply, serial: int) -> None:
+        known = self.commands if isinstance(op, Command) else self.replies
+        if op.id in known or (isinstance(op, Reply) and op.id not in self.commands):
+            raise Violation(f"{self.channel}: {shown(op)} was stored as {serial}: a second one, or of no command")
+        if isinstance(op, Command):
+            self.commands[op.id] = serial, op
+        else:
+            self.replies[op.id] = serial, op
+
+    def _take_about_message(self, op: MessageOp, serial: int) -> None:
         if isinstance(op, Create) and op.id in self.versions:
             raise Violation(f"{self.channel}: message {op.id} was created twice")
         message = self.now(op.id)
         if message is None and not isinstance(op, Create):
             raise Violation(f"{self.channel}: {shown(op)} was stored, but there is no such message")
         self._check(message, op)
-        changed = _fold(message, op, entry.serial)
-        self.serial = entry.serial
-        self.stamps.append(stamp)
-        self.changed.append(op.id)
-        self.versions.setdefault(op.id, []).append((entry.serial, changed))
+        if isinstance(op, Claim):
+            self.turns[op.id].append((serial, op.state, op.generation))
+        elif isinstance(op, Lease):
+            writer = self.writers[op.id][-1][1]
+            self.writers[op.id].append((serial, replace(writer, lease_ms=op.lease_ms) if writer is not None else None))
+        else:
+            self.versions.setdefault(op.id, []).append((serial, _fold(message, op, serial)))
         if isinstance(op, Create | Takeover):
-            self.writers.setdefault(op.id, []).append((entry.serial, op.writer))
+            self.writers.setdefault(op.id, []).append((serial, op.writer))
+        if isinstance(op, Create) and op.is_pending:
+            self.turns[op.id] = [(serial, "pending", 0)]
         if isinstance(op, Takeover):
-            self.takeovers.setdefault(op.id, []).append(entry.serial)
+            self.takeovers.setdefault(op.id, []).append(serial)
         elif isinstance(op, Update) or (isinstance(op, SetPart) and message and op.index < len(message.parts)):
             self.replaced.add(op.id)
 
@@ -116,10 +167,14 @@ class Life:
                 life.versions[message_id] = kept
                 life.writers[message_id] = [one for one in self.writers[message_id] if one[0] <= serial]
                 life.takeovers[message_id] = [one for one in self.takeovers.get(message_id, []) if one <= serial]
+                if message_id in self.turns:
+                    life.turns[message_id] = [one for one in self.turns[message_id] if one[0] <= serial]
+        life.commands = {key: one for key, one in self.commands.items() if one[0] <= serial}
+        life.replies = {key: one for key, one in self.replies.items() if one[0] <= serial}
         life.replaced = set(self.replaced)
         return life
 
-    def _check(self, message: Message | None, op: Op) -> None:
+    def _check(self, message: Message | None, op: MessageOp) -> None:
         wrong = None
         request = getattr(op, "request", None)
         if request is not None:
@@ -138,8 +193,21 @@ class Life:
             generation = 1 + len(self.takeovers.get(op.id, []))
             if op.generation != generation + 1:
                 wrong = f"the message is in generation {generation}"
+        elif isinstance(op, Claim):
+            wrong = self._wrong_with_claim(op)
+        elif isinstance(op, Lease) and message is not None and message.status != "streaming":
+            wrong = f"the message is {message.status}"
         if wrong is not None:
             raise Violation(f"{self.channel}: {shown(op)} was stored as {self.serial + 1}, but {wrong}")
+
+    def _wrong_with_claim(self, op: Claim) -> str | None:
+        if op.id not in self.turns:
+            return "the message waits for no agent"
+        _, state, generation = self.turns[op.id][-1]
+        if state not in ("pending", "taken") or (op.state == "done" and state != "taken"):
+            return f"its turn is {state}"
+        expected = generation + 1 if op.state == "taken" else generation
+        return f"its turn is in attempt {generation}" if op.generation != expected else None
 
 
 class Truth:
@@ -241,7 +309,13 @@ def text_of(part: Part) -> str:
     return text
 
 
-def _fold(message: Message | None, op: Op, serial: int) -> Message | None:
+def _seen(op: Command) -> model.Command:
+    return model.Command(
+        id=op.id[1:], name=op.name, target=op.target, data=op.data, from_=op.by, expires_at=op.expires_ms
+    )
+
+
+def _fold(message: Message | None, op: SeenOp, serial: int) -> Message | None:
     if isinstance(op, Create):
         return Message(
             id=op.id,
@@ -300,5 +374,13 @@ def shown(op: Op) -> str:
             return f"takeover({op.id} g{op.generation})"
         case Delete():
             return f"delete({op.id})"
+        case Claim():
+            return f"claim({op.id} {op.state} g{op.generation})"
+        case Lease():
+            return f"lease({op.id} {op.lease_ms})"
+        case Command():
+            return f"command({op.id} {op.name} {op.target})"
+        case Reply():
+            return f"reply({op.id} {op.ok})"
         case _:
             assert_never(op)

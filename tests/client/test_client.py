@@ -1,0 +1,134 @@
+"""The plain calls, against a real hub: what they answer and what they raise.
+
+You are in `tests`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+
+import pytest
+
+from holdfast import Hub
+from holdfast.client import Client
+from holdfast.client.pen import whole_text
+from holdfast.core.errors import (
+    Deleted,
+    HoldfastError,
+    InvalidName,
+    InvalidRequest,
+    NotFound,
+    TooLarge,
+    VersionConflict,
+)
+from tests.client.wire import Wire, client_of
+
+
+async def test_what_was_created_can_be_read(hub: Hub, wire: Wire) -> None:
+    async with client_of(wire, client_id="ada") as client:
+        made = await client.create(
+            "c",
+            id="q",
+            role="user",
+            parts=[{"type": "text", "text": "Hi"}, {"type": "file", "url": "x"}],
+            meta={"n": 1},
+            parent=None,
+            reply_to="before",
+        )
+        assert (made.id, made.author, made.text, made.parent, made.reply_to) == ("q", "ada", "Hi", None, "before")
+        message, cursor = await client.read("c", "q")
+        assert message == made
+        assert (await hub.read("c", "q")) == (made, cursor)
+
+
+async def test_a_create_that_is_repeated_changes_nothing(client: Client) -> None:
+    first = await client.create("c", id="q", text="Hi")
+    assert await client.create("c", id="q", text="Hi") == first
+    assert len((await client.history("c")).messages) == 1
+
+
+async def test_a_message_is_changed_and_deleted(client: Client) -> None:
+    made = await client.create("c", text="Hi", meta={"a": 1, "b": 2})
+    changed = await client.update("c", made.id, text="Ho", meta={"a": None}, if_version=made.version)
+    assert (changed.text, changed.meta) == ("Ho", {"b": 2})
+    with pytest.raises(VersionConflict) as conflict:
+        await client.update("c", made.id, text="He", if_version=made.version)
+    assert conflict.value.details == {"version": changed.version}
+    await client.delete("c", made.id)
+    await client.delete("c", made.id)
+    with pytest.raises(Deleted):
+        await client.read("c", made.id)
+
+
+async def test_a_streaming_message_is_ended_by_its_owner(client: Client) -> None:
+    message = await client.message("c").open()
+    await client.finish("c", message.id, status="cancelled", reason="enough", meta={"k": 1})
+    left, _ = await client.read("c", message.id)
+    assert (left.status, left.reason, left.meta) == ("cancelled", "enough", {"k": 1})
+
+
+async def test_history_comes_in_pages(client: Client) -> None:
+    for number in range(5):
+        await client.create("c", text=str(number))
+    page = await client.history("c", limit=2)
+    assert ([message.text for message in page.messages], page.more) == (["4", "3"], True)
+    page = await client.history("c", before=page.messages[-1].created, limit=10)
+    assert ([message.text for message in page.messages], page.more) == (["2", "1", "0"], False)
+
+
+async def test_halves_of_characters_are_joined_or_replaced(client: Client) -> None:
+    assert (await client.create("c", text="\ud83d\ude42 \ud83d")).text == "🙂 \ufffd"
+    assert whole_text("\ude42x") == "\ufffdx"
+
+
+async def test_many_calls_at_once_over_a_connection_that_breaks(wire: Wire, client: Client) -> None:
+    async def cut() -> None:
+        for _ in range(10):
+            await asyncio.sleep(0.002)
+            wire.cut()
+
+    cutting = asyncio.create_task(cut())
+    made = await asyncio.gather(*(client.create(f"c{number % 7}", text=str(number)) for number in range(700)))
+    await cutting
+    assert [message.text for message in made] == [str(number) for number in range(700)]
+    pages = [await client.history(f"c{number}", limit=200) for number in range(7)]
+    assert sum(len(page.messages) for page in pages) == 700
+
+
+@pytest.mark.parametrize(
+    ("kind", "call"),
+    [
+        (InvalidName, lambda c: c.create("no/channel", text="x")),
+        (InvalidName, lambda c: c.create("c", text="x", id="no id")),
+        (InvalidName, lambda c: c.read("c", "..")),
+        (NotFound, lambda c: c.read("c", "nobody")),
+        (NotFound, lambda c: c.update("c", "nobody", text="x")),
+        (InvalidRequest, lambda c: c.create("c", text="x", role="king")),
+        (InvalidRequest, lambda c: c.create("c", parts=[{"type": "odd"}])),
+        (InvalidRequest, lambda c: c.history("c", limit=1000)),
+        (InvalidRequest, lambda c: c.create("c", text="x", meta={"f": object()})),
+        (TooLarge, lambda c: c.create("c", text="x", meta={"f": "y" * 20_000})),
+    ],
+)
+async def test_what_is_refused_is_raised(client: Client, kind: type[HoldfastError], call: object) -> None:
+    with pytest.raises(kind):
+        await call(client)  # type: ignore[operator]
+    assert (await client.create("c", text="still here")).text == "still here"
+
+
+def test_the_client_imports_no_server() -> None:
+    """Nothing of ours above the core, besides what the package itself brings in."""
+    program = (
+        "import sys, types; package = types.ModuleType('holdfast'); package.__path__ = [sys.argv[1]]; "
+        "sys.modules['holdfast'] = package; import holdfast.client; "
+        "print(sorted({n.split('.')[1] for n in sys.modules if n.startswith('holdfast.')}), "
+        "sorted(n for n in ('starlette', 'uvicorn', 'click', 'httpx2', 'websockets', 'sqlite3') if n in sys.modules))"
+    )
+    import holdfast
+
+    ran = subprocess.run(
+        [sys.executable, "-c", program, holdfast.__path__[0]], capture_output=True, text=True, check=True, timeout=30
+    )
+    assert ran.stdout.strip() == "['client', 'core'] []"

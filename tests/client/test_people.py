@@ -1,0 +1,240 @@
+"""Presence, commands, signals and turns, on a real hub, over connections that come and go.
+
+You are in `tests`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from holdfast import Hub
+from holdfast.client import ChannelView, ClaimedTurn, Client
+from holdfast.core.errors import (
+    AlreadyAnswered,
+    IdConflict,
+    InvalidName,
+    InvalidRequest,
+    LocalError,
+    NotFound,
+    TooLarge,
+)
+from tests.client.script import Script
+from tests.client.script import client_of as scripted
+from tests.client.wire import Wire, client_of
+
+
+async def until(view: ChannelView, is_true: Callable[[], bool]) -> None:
+    async with asyncio.timeout(10):
+        async for _ in view:
+            if is_true():
+                return
+
+
+def data_of(view: ChannelView) -> dict[str, dict[str, Any]]:
+    return {member.id: member.data for member in view.members}
+
+
+# Presence ---------------------------------------------------------------------------------------------------------
+
+
+async def test_a_member_is_seen_for_as_long_as_its_block(wire: Wire, client: Client) -> None:
+    async with client_of(wire, client_id="ada") as ada, client.channel("c") as view:
+        async with ada.presence("c", {"name": "Ada"}) as here:
+            await until(view, lambda: data_of(view) == {"ada": {"name": "Ada"}})
+            assert (view.member_count, [member.id for member in await client.members("c")]) == (1, ["ada"])
+            await here.update({"name": "Countess"})
+            await until(view, lambda: data_of(view) == {"ada": {"name": "Countess"}})
+        await until(view, lambda: view.members == [])
+
+
+async def test_presence_is_kept_over_connections(hub: Hub, client: Client) -> None:
+    wire = Wire(hub)
+    async with client_of(wire, client_id="ada") as ada, client.channel("c") as view:
+        async with ada.presence("c", {"tab": 1}) as here:
+            await until(view, lambda: data_of(view) == {"ada": {"tab": 1}})
+            for number in range(2, 5):
+                dials = wire.dials
+                wire.cut()
+                await here.update({"tab": number})
+                assert wire.dials > dials
+                await until(view, lambda number=number: data_of(view) == {"ada": {"tab": number}})  # type: ignore[misc]
+        await until(view, lambda: view.member_count == 0)
+    await wire.end()
+
+
+async def test_a_member_that_is_not_ours_is_refused(wire: Wire) -> None:
+    async with client_of(wire, client_id="ada") as ada:
+        async with ada.presence("c", {}, member="ada~phone"):
+            pass
+        with pytest.raises(InvalidName):
+            ada.presence("c", {}, member="no name")
+        with pytest.raises(TooLarge):
+            ada.presence("c", {"x": "y" * 5000})
+        with pytest.raises(LocalError):
+            await ada.presence("c").update({})
+
+
+# Signals and commands ---------------------------------------------------------------------------------------------
+
+
+async def test_a_signal_reaches_those_who_are_here(wire: Wire, client: Client) -> None:
+    async with client_of(wire, client_id="ada") as ada, client.channel("c") as view, asyncio.timeout(10):
+        changes = aiter(view)
+        await anext(changes)
+        await ada.signal("c", "typing", {"on": True})
+        (signal,) = (await anext(changes)).signals
+        assert (signal.name, signal.data, signal.from_) == ("typing", {"on": True}, "ada")
+
+
+async def test_a_command_is_seen_and_answered_once(wire: Wire, client: Client) -> None:
+    async with client_of(wire, client_id="ada") as ada, client.channel("c") as view:
+        command = await ada.command("c", "approve", data={"amount": 3}, expires_s=60)
+        assert (command.name, command.data, command.from_) == ("approve", {"amount": 3}, "ada")
+        await until(view, lambda: view.commands == [command])
+        changes = aiter(view)
+        await anext(changes)
+        await client.reply("c", command.id, ok=False, error={"code": "too_much"})
+        async with asyncio.timeout(10):
+            (reply,) = (await anext(changes)).replies
+        assert (reply.id, reply.ok, reply.error) == (command.id, False, {"code": "too_much"})
+        assert view.commands == []
+        with pytest.raises(AlreadyAnswered):
+            await ada.reply("c", command.id)
+        with pytest.raises(NotFound):
+            await ada.reply("c", "other")
+
+
+async def test_a_command_may_be_sent_again(client: Client) -> None:
+    first = await client.command("c", "approve", id="one", data=1)
+    assert await client.command("c", "approve", id="one", data=1) == first
+    with pytest.raises(IdConflict):
+        await client.command("c", "approve", id="one", data=2)
+
+
+async def test_a_cancel_stops_a_writer_that_does_not_listen(hub: Hub, client: Client) -> None:
+    async with client.channel("c") as view:
+        message = await client.message("c").open()
+        await message.append("on and on")
+        await message.flush()
+        await client.command("c", "cancel", target=message.id)
+        await until(view, lambda: view.messages[0].status == "cancelled")
+        assert view.messages[0].text == "on and on"
+
+
+# Turns ------------------------------------------------------------------------------------------------------------
+
+
+async def working(agent: Client, turns: asyncio.Queue[ClaimedTurn], go_on: asyncio.Event, **options: Any) -> None:
+    async def on_turn(turn: ClaimedTurn) -> None:
+        turns.put_nowait(turn)
+        await go_on.wait()
+
+    await agent.work("chat:*", on_turn=on_turn, **options)
+
+
+@pytest.fixture
+def go_on() -> asyncio.Event:
+    return asyncio.Event()
+
+
+async def test_a_worker_gets_turns_and_ends_them(wire: Wire, client: Client, go_on: asyncio.Event) -> None:
+    turns: asyncio.Queue[ClaimedTurn] = asyncio.Queue()
+    async with client_of(wire, client_id="bot") as agent, client.channel("chat:1") as view, asyncio.timeout(10):
+        task = asyncio.create_task(working(agent, turns, go_on))
+        await until(view, lambda: "bot" in data_of(view))
+        asked = await client.create("chat:1", text="Hello?")
+        turn = await turns.get()
+        assert (turn.channel, turn.message.id, turn.message.text, turn.generation) == ("chat:1", asked.id, "Hello?", 1)
+        turn.tell({"state": "thinking"})
+        await until(view, lambda: data_of(view)["bot"].get("state") == "thinking")
+        again = await client.create("chat:1", text="And?")
+        go_on.set()
+        assert (await turns.get()).message.id == again.id
+        await sends(wire, "turn.done", 2)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+
+async def test_a_turn_goes_on_over_connections(hub: Hub, client: Client, go_on: asyncio.Event) -> None:
+    turns: asyncio.Queue[ClaimedTurn] = asyncio.Queue()
+    wire = Wire(hub)
+    async with client_of(wire, client_id="bot") as agent, asyncio.timeout(10):
+        task = asyncio.create_task(working(agent, turns, go_on))
+        await sends(wire, "work", 1)
+        asked = await client.create("chat:1", text="Hello?")
+        turn = await turns.get()
+        wire.cut()
+        await sends(wire, "turn.renew", 1)
+        assert not turn.is_lost
+        wire.cut()
+        go_on.set()
+        await sends(wire, "turn.done", 1)
+        await client.create("chat:1", text="Another?")
+        assert (await turns.get()).message.id != asked.id
+        assert turns.empty()
+        task.cancel()
+        await asyncio.wait([task])
+    await wire.end()
+
+
+async def test_a_turn_that_is_lost_cancels_its_handler() -> None:
+    script = Script()
+    turns: asyncio.Queue[ClaimedTurn] = asyncio.Queue()
+    async with scripted(script) as client, asyncio.timeout(10):
+        task = asyncio.create_task(working(client, turns, asyncio.Event(), slots=3, name="bot~1", when_busy="parallel"))
+        socket = await script.socket()
+        work = await socket.frame()
+        assert work == {
+            "type": "work",
+            "ref": work["ref"],
+            "pattern": "chat:*",
+            "slots": 3,
+            "when_busy": "parallel",
+            "name": "bot~1",
+        }
+        socket.say(type="ok", ref=work["ref"])
+        message = {
+            "id": "q",
+            "role": "user",
+            "status": "complete",
+            "created": 1,
+            "version": 1,
+            "created_at": 0,
+            "updated_at": 0,
+        }
+        socket.say(type="turn", channel="chat:1", message=message, generation=2, lease_s=0.03)
+        turn = await turns.get()
+        for _ in range(2):
+            renewal = await socket.frame()
+            assert (renewal["type"], renewal["message"], renewal["generation"]) == ("turn.renew", "q", 2)
+        socket.say(type="error", ref=renewal["ref"], code="fenced", generation=3)
+        while not turn.is_lost:
+            await asyncio.sleep(0.001)
+        assert turn.task is not None
+        await asyncio.wait([turn.task])
+        task.cancel()
+        frame = await socket.frame("work")
+        assert frame["slots"] == 0
+
+
+async def test_work_that_is_refused_is_told(client: Client) -> None:
+    async def never(turn: ClaimedTurn) -> None:
+        raise AssertionError
+
+    with pytest.raises(InvalidRequest):
+        await client.work("chat*", on_turn=never)
+    with pytest.raises(LocalError):
+        await client.work("chat:*", slots=0, on_turn=never)
+    with pytest.raises(InvalidRequest):
+        await client.work("chat:*", when_busy="sleep", on_turn=never)
+
+
+async def sends(wire: Wire, kind: str, count: int) -> None:
+    """Wait until so many frames of this type have arrived."""
+    while sum(frame["type"] == kind for frame in wire.sent) < count:
+        await asyncio.sleep(0.002)

@@ -1,0 +1,109 @@
+"""The blocking client: a script's view of a real server.
+
+You are in `tests`.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from holdfast.client import SyncClient
+from holdfast.core.errors import Finished, LocalError, NotFound
+from holdfast.core.events import MessageFinish, MessageUpdate
+from tests.processes import Server, serving, text_of
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with serving("serve", tmp_path_factory.mktemp("server")) as server:
+        yield server
+
+
+@pytest.fixture
+def client(server: Server) -> Iterator[SyncClient]:
+    with SyncClient(f"http://127.0.0.1:{server.port}", client_id="script") as client:
+        yield client
+
+
+def test_a_script_writes_and_reads(server: Server, client: SyncClient) -> None:
+    asked = client.create("chat:1", text="Why?")
+    with client.message("chat:1", reply_to=asked.id) as message:
+        message.append("Be")
+        message.append("cause.")
+        message.flush()
+        assert message.length == 8
+        message.update(meta={"n": 1})
+        assert message.part({"type": "data", "name": "d", "data": 1}) == 1
+    assert text_of(server.message("chat:1", message.id)) == "Because."
+    assert client.read("chat:1", message.id)[0].meta == message.meta == {"n": 1}
+    assert [one.text for one in client.history("chat:1").messages] == ["Because.", "Why?"]
+    assert client.update("chat:1", asked.id, text="How?").text == "How?"
+    client.delete("chat:1", asked.id)
+    with pytest.raises(NotFound):
+        client.read("chat:1", "other")
+
+
+def test_a_loop_sees_what_happens(client: SyncClient) -> None:
+    writer = threading.Thread(target=_write, args=(client,))
+    kinds = []
+    subscription = client.subscribe("chat:2")
+    for event in subscription:
+        kinds.append(type(event).__name__)
+        if len(kinds) == 1:
+            writer.start()
+        if isinstance(event, MessageFinish) or (
+            isinstance(event, MessageUpdate) and event.message.status != "streaming"
+        ):
+            break
+    writer.join()
+    assert kinds[0] == "ChannelAttached"
+
+
+def _write(client: SyncClient) -> None:
+    with client.message("chat:2") as message:
+        message.append("from a thread")
+        message.flush()
+
+
+def test_an_exception_leaves_the_message_failed(server: Server, client: SyncClient) -> None:
+    with pytest.raises(ZeroDivisionError), client.message("chat:3") as message:
+        message.append("so far")
+        raise ZeroDivisionError
+    assert server.message("chat:3", message.id)["status"] == "failed"
+    with pytest.raises(KeyboardInterrupt), client.message("chat:3") as message:
+        message.append("so far")
+        raise KeyboardInterrupt
+    assert server.message("chat:3", message.id)["status"] == "cancelled"
+
+
+def test_what_was_stopped_comes_up(client: SyncClient) -> None:
+    with pytest.raises(Finished), client.message("chat:4") as message:
+        client.finish("chat:4", message.id, status="cancelled")
+        message.append("more")
+        message.flush()
+
+
+def test_people_and_commands(client: SyncClient) -> None:
+    with client.presence("chat:5", {"name": "Script"}) as here:
+        here.update({"name": "Other"})
+        assert [(one.id, one.data) for one in client.members("chat:5")] == [("script", {"name": "Other"})]
+        client.signal("chat:5", "typing")
+    command = client.command("chat:5", "approve")
+    client.reply("chat:5", command.id, data={"yes": True})
+
+
+def test_a_client_that_is_closed_says_so(server: Server) -> None:
+    client = SyncClient(f"http://127.0.0.1:{server.port}")
+    with pytest.raises(LocalError):
+        client.create("c", text="too early")
+    client.start()
+    watching = iter(client.subscribe("c"))
+    next(watching)
+    client.close()
+    client.close()
+    with pytest.raises(LocalError):
+        next(watching)

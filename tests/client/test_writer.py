@@ -1,0 +1,358 @@
+"""Writing over the network: what a block means, what is refused, and what bounds it.
+
+You are in `tests`. That nothing is lost is a law, in `test_writer_laws`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from holdfast import Hub, Limits
+from holdfast.client import Client, Timing, Unreachable
+from holdfast.core.errors import (
+    Busy,
+    Deleted,
+    Fenced,
+    Finished,
+    HoldfastError,
+    IdConflict,
+    InvalidRequest,
+    LocalError,
+    NotText,
+    TooLarge,
+)
+from holdfast.core.model import Message
+from tests.client.script import Script, ScriptedSocket
+from tests.client.script import client_of as scripted
+from tests.client.wire import Wire, client_of, memory_hub
+
+
+async def stored(hub: Hub, message_id: str) -> Message:
+    message, _ = await hub.read("c", message_id)
+    return message
+
+
+async def test_a_block_writes_a_message(hub: Hub, client: Client) -> None:
+    asked = await client.create("c", text="Why?", id="q")
+    async with client.message("c", id="a", reply_to="q", meta={"model": "m"}) as message:
+        assert await message.part({"type": "reasoning", "text": "Let me "}) == 0
+        await message.append("see.", part=0)
+        await message.append("Be")
+        await message.append("cause.")
+        assert message.length == 8
+        assert await message.part({"type": "tool", "call": "1", "name": "look", "input": ""}) == 2
+        await message.append('{"x":1}', part=2)
+        await message.append(" Really.")
+        await message.update(meta={"tokens": 3, "model": None})
+        await message.finish(meta={"usage": 9})
+    answer = await stored(hub, "a")
+    assert answer.parts == [
+        {"type": "reasoning", "text": "Let me see."},
+        {"type": "text", "text": "Because. Really."},
+        {"type": "tool", "call": "1", "name": "look", "input": '{"x":1}'},
+    ]
+    assert (answer.status, answer.reply_to, answer.parent) == ("complete", asked.id, asked.id)
+    assert answer.meta == message.meta == {"tokens": 3, "usage": 9}
+
+
+async def test_text_may_be_cut_within_a_character(hub: Hub, client: Client) -> None:
+    async with client.message("c") as message:
+        for piece in ("a\ud83d", "\ude42", "", "b\ud83d"):
+            await message.append(piece)
+    assert (await stored(hub, message.id)).text == "a🙂b\ufffd"
+
+
+async def test_flush_waits_until_it_is_stored(hub: Hub, client: Client) -> None:
+    async with client.message("c") as message:
+        await message.append("now")
+        await message.flush()
+        assert (await stored(hub, message.id)).text == "now"
+
+
+# How it ends ------------------------------------------------------------------------------------------------------
+
+
+async def test_an_exception_leaves_it_failed_with_its_text(hub: Hub, client: Client) -> None:
+    with pytest.raises(ZeroDivisionError):
+        async with client.message("c") as message:
+            await message.append("so far")
+            raise ZeroDivisionError
+    left = await stored(hub, message.id)
+    assert (left.status, left.text) == ("failed", "so far")
+
+
+async def test_cancellation_leaves_it_cancelled_with_its_text(hub: Hub, client: Client) -> None:
+    begun = asyncio.Event()
+    names: list[str] = []
+
+    async def write() -> None:
+        async with client.message("c") as message:
+            names.append(message.id)
+            await message.append("so far")
+            begun.set()
+            await asyncio.Event().wait()
+
+    task = asyncio.create_task(write())
+    await begun.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    left = await stored(hub, names[0])
+    assert (left.status, left.text) == ("cancelled", "so far")
+
+
+async def test_what_was_stopped_elsewhere_comes_up_at_the_next_call(hub: Hub, client: Client) -> None:
+    with pytest.raises(Finished):
+        async with client.message("c") as message:
+            await message.append("a")
+            await message.flush()
+            await hub.finish("c", message.id, status="cancelled")
+            await message.append("b")
+            await message.flush()
+    left = await stored(hub, message.id)
+    assert (left.status, left.text) == ("cancelled", "a")
+
+
+async def test_a_deleted_message_comes_up_as_deleted(hub: Hub, client: Client) -> None:
+    with pytest.raises(Deleted):
+        async with client.message("c") as message:
+            await client.delete("c", message.id)
+            await message.append("b")
+
+
+async def test_what_is_too_large_ends_the_message_as_failed(hub: Hub) -> None:
+    small = memory_hub(limits=Limits(message_bytes=1000))
+    wire = Wire(small)
+    async with client_of(wire) as client:
+        with pytest.raises(TooLarge):
+            async with client.message("c") as message:
+                await message.append("x" * 900)
+                await message.append("y" * 200)
+        left, _ = await small.read("c", message.id)
+        assert (left.status, left.reason, left.text) == ("failed", "too_large", "x" * 900)
+    await wire.end()
+    await small.close()
+
+
+async def test_nothing_can_be_added_after_the_end(client: Client) -> None:
+    async with client.message("c") as message:
+        with pytest.raises(InvalidRequest):
+            await message.finish("interrupted")
+        await message.finish("cancelled", reason="enough")
+        with pytest.raises(LocalError):
+            await message.append("more")
+    with pytest.raises(LocalError):
+        await message.finish()
+
+
+async def test_a_message_is_begun_before_it_is_written(client: Client) -> None:
+    with pytest.raises(LocalError):
+        await client.message("c").append("too early")
+
+
+async def test_an_id_that_is_taken_is_told(client: Client) -> None:
+    async with client.message("c", id="m") as message:
+        await message.append("first")
+    with pytest.raises(IdConflict):
+        await client.message("c", id="m").open()
+    with pytest.raises(IdConflict):
+        await client.create("c", id="m", text="other")
+
+
+@pytest.mark.parametrize(
+    ("call", "error"),
+    [
+        (lambda m: m.append(b"bytes"), InvalidRequest),
+        (lambda m: m.append("x", part=7), LocalError),
+        (lambda m: m.append("x", part=0), NotText),
+        (lambda m: m.part({"type": "odd"}), InvalidRequest),
+        (lambda m: m.part({"type": "text"}, index=9), LocalError),
+        (lambda m: m.part({"type": "data", "name": "n", "data": "x" * 1_100_000}), TooLarge),
+        (lambda m: m.update(meta={"x": "y" * 20_000}), TooLarge),
+        (lambda m: m.update(meta={"x": float("nan")}), InvalidRequest),
+    ],
+)
+async def test_a_mistake_in_a_call_is_raised_by_it_and_ends_nothing(
+    hub: Hub, client: Client, call: Any, error: type[HoldfastError]
+) -> None:
+    async with client.message("c", parts=[{"type": "data", "name": "n", "data": 1}]) as message:
+        with pytest.raises(error):
+            await call(message)
+        await message.append("fine")
+    left = await stored(hub, message.id)
+    assert (left.status, left.text) == ("complete", "fine")
+
+
+# Bounds -----------------------------------------------------------------------------------------------------------
+
+
+async def begun(script: Script) -> tuple[ScriptedSocket, dict[str, Any]]:
+    """Answer the create of a message: the socket, and the create."""
+    socket = await script.socket()
+    frame = await socket.frame("create")
+    created(socket, frame)
+    return socket, frame
+
+
+def created(socket: ScriptedSocket, frame: dict[str, Any]) -> None:
+    message = {
+        "id": frame["id"],
+        "role": "assistant",
+        "status": "streaming",
+        "created": 1,
+        "version": 1,
+        "created_at": 0,
+        "updated_at": 0,
+    }
+    socket.say(type="ok", ref=frame["ref"], message=message, serial=1, generation=1, cursor="epoch:1")
+
+
+async def test_a_writer_ahead_of_a_slow_store_waits() -> None:
+    script = Script()
+    async with scripted(script, limits=Limits(writer_bytes=10_000)) as client:
+        message = client.message("c")
+        opening = asyncio.create_task(message.open())
+        socket, _ = await begun(script)
+        await opening
+        count = 0
+
+        async def write() -> None:
+            nonlocal count
+            for _ in range(100):
+                await message.append("x" * 1000)
+                count += 1
+
+        writing = asyncio.create_task(write())
+        frames = [await socket.frame() for _ in range(8)]
+        assert count == 10
+        socket.say(type="ping", n=1)
+        await socket.frame("pong")
+        assert count == 10  # eight requests in flight, two pieces behind them, and the eleventh waits
+        sizes = []
+        while not writing.done():
+            frame = frames.pop(0) if frames else await socket.frame()
+            sizes.append(len(frame.get("text") or frame["value"]["text"]))
+            socket.say(type="ok", ref=frame["ref"])
+            await asyncio.sleep(0)
+        assert max(sizes) > 1000  # what gathers meanwhile goes as one
+        await writing
+        await client.close()
+
+
+async def test_a_store_that_says_no_for_too_long_is_told_and_nothing_is_forgotten(hub: Hub) -> None:
+    wire = Wire(hub)
+    timing = Timing(request_s=0.1, retry_s=0.001, backoff_s=0.001)
+    async with client_of(wire, timing=timing) as client, client.message("c") as message:
+        wire.refuse = lambda frame: "busy" if frame["type"] == "part" else None
+        await message.append("kept")
+        with pytest.raises(Busy):
+            await message.flush()
+        wire.refuse = lambda frame: None
+        await message.append(" and stored")
+    assert (await stored(hub, message.id)).text == "kept and stored"
+    await wire.end()
+
+
+async def test_a_server_that_is_away_for_too_long_is_told() -> None:
+    script = Script()
+    script.refusals.extend(OSError("no route to host") for _ in range(1000))
+    async with scripted(script, timing=Timing(request_s=0.05, leave_s=0.05, backoff_s=0.01)) as client:
+        with pytest.raises(Unreachable, match="no route to host"):
+            await client.create("c", text="x")
+        with pytest.raises(Unreachable):
+            async with client.message("c"):
+                pass
+
+
+# Leases -----------------------------------------------------------------------------------------------------------
+
+
+async def test_a_lease_is_renewed_while_nothing_is_written() -> None:
+    script = Script()
+    async with scripted(script) as client:
+        message = client.message("c", lease_s=0.09)
+        opening = asyncio.create_task(message.open())
+        socket, frame = await begun(script)
+        assert frame["lease_s"] == 0.09
+        await opening
+        for _ in range(3):
+            renewal = await socket.frame()
+            assert (renewal["type"], renewal["generation"], renewal["lease_s"]) == ("lease", 1, 0.09)
+            socket.say(type="ok", ref=renewal["ref"], lease_s=0.09)
+        renewal = await socket.frame()
+        socket.say(type="error", ref=renewal["ref"], code="fenced", generation=2)
+        while message.error is None:
+            await asyncio.sleep(0.001)
+        with pytest.raises(Fenced):
+            await message.append("too late")
+        await client.close()
+
+
+async def test_a_new_connection_renews_at_once_and_looks_before_it_writes() -> None:
+    script = Script()
+    async with scripted(script) as client:
+        message = client.message("c")
+        opening = asyncio.create_task(message.open())
+        socket, create = await begun(script)
+        await opening
+        await message.append("text")
+        first = await socket.frame()
+        socket.bye(None)
+        socket = await script.socket()
+        assert (await socket.frame())["type"] == "lease"
+        look = await socket.frame()
+        assert {**look, "ref": 0} == {**create, "ref": 0}
+        created(socket, look)
+        assert {**await socket.frame(), "ref": 0} == {**first, "ref": 0}
+        await client.close()
+
+
+async def test_an_interrupted_message_can_be_taken_over(hub: Hub, wire: Wire, client: Client) -> None:
+    other = Wire(hub)
+    async with client_of(other) as zombie:
+        dying = await zombie.message("c", lease_s=5).open()
+        await dying.append("Once upon")
+        await dying.flush()
+        async with client.channel("c") as view:
+            other.app = nobody
+            other.cut()
+            async with asyncio.timeout(10):
+                async for _ in view:
+                    if view.messages[0].status == "interrupted":
+                        break
+        async with client.take_over("c", dying.id) as message:
+            assert (message.generation, message.length, message.text) == (2, 9, "Once upon")
+            await message.append(" a time")
+            wire.cut()
+            other.app = hub
+            with pytest.raises(Fenced):
+                await dying.append("...")
+                await dying.flush()
+            await message.append(".")
+    left = await stored(hub, dying.id)
+    assert (left.status, left.text) == ("complete", "Once upon a time.")
+
+
+async def nobody(scope: Any, receive: Any, send: Any) -> None:
+    """A server that is not there."""
+    raise ConnectionRefusedError
+
+
+async def test_an_answer_that_broke_upstream_is_left_to_its_lease(hub: Hub, client: Client) -> None:
+    class BrokeOff(HoldfastError):
+        code, ends_as = "broke_off", "interrupted"
+
+    async with client.channel("c") as view:
+        with pytest.raises(BrokeOff):
+            async with client.message("c") as message:
+                await message.append("half an ans")
+                raise BrokeOff
+        async with asyncio.timeout(10):
+            async for _ in view:
+                if view.messages[0].status != "streaming":
+                    break
+    left = await stored(hub, message.id)
+    assert (left.status, left.text) == ("interrupted", "half an ans")
