@@ -34,7 +34,9 @@ LOOK_S = 1.0  # how often it is looked whether anybody still watches
 class Answering:
     """An answer on its way: the task that writes it, and who may stop it."""
 
-    def __init__(self, hub: HubCore, writer: AgentWriter, source: object, asked: str | None, leave_s: float | None) -> None:
+    def __init__(
+        self, hub: HubCore, writer: AgentWriter, source: object, asked: str | None, leave_s: float | None
+    ) -> None:
         self._hub = hub
         self._writer = writer
         self._source = source

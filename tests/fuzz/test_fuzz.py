@@ -5,14 +5,15 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from random import Random
 from typing import Any
 
 import pytest
 
 from holdfast.core.cursor import Cursor
-from holdfast.transports import answer, http, session, sse
+from holdfast.core.errors import MethodNotAllowed
+from holdfast.transports import answer, session, sse
 from tests.fuzz import mutate
 from tests.fuzz.engine import CORPUS, Finding, Target, check, fuzz, read_corpus, shrink, written
 from tests.fuzz.requests import Requests, run_step
@@ -51,12 +52,12 @@ def test_every_folder_of_the_corpus_is_of_a_target() -> None:
 
 def test_the_same_seed_draws_the_same_inputs() -> None:
     def digests(hash_seed: str) -> str:
-        command = [sys.executable, "-m", "tests.fuzz", "frames", "requests", "--runs", "60", "--seed", "7", "--digest"]
+        command = [sys.executable, "-m", "tests.fuzz", "frames", "stored", "--runs", "60", "--seed", "7", "--digest"]
         environment = {**os.environ, "PYTHONHASHSEED": hash_seed}
         return subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout
 
     first = digests("1")
-    assert [line.split()[0] for line in first.splitlines()] == ["frames", "requests"]
+    assert [line.split()[0] for line in first.splitlines()] == ["frames", "stored"]
     assert first == digests("2")
 
 
@@ -68,10 +69,6 @@ def test_the_table_of_errors_is_read_from_the_protocol() -> None:
 
 
 # What it would find
-
-
-def plain_digits(text: str | None) -> str:
-    return text or "0"
 
 
 def forget_to_answer(self: Any, frame: Any) -> None:
@@ -91,8 +88,8 @@ def one_too_many(cursor: Cursor | None) -> answer.Told:
     return answer.Told([1])
 
 
-PLANTED: list[tuple[str, object, str, Callable[..., Any], str]] = [
-    ("requests", http, "_digits", plain_digits, "logged ValueError"),
+PLANTED: list[tuple[str, object, str, object, str]] = [
+    ("requests", MethodNotAllowed, "code", "not_this_way", "undocumented"),
     ("frames", session.Session, "_detach", forget_to_answer, "answers"),
     ("requests", sse.EventStream, "close", stay_in_the_channel, "leak"),
     ("cursors", sse, "parse_cursor", any_form, "resumed"),
@@ -102,7 +99,7 @@ PLANTED: list[tuple[str, object, str, Callable[..., Any], str]] = [
 
 @pytest.mark.parametrize(("target", "place", "name", "mistake", "kind"), PLANTED, ids=[one[2] for one in PLANTED])
 def test_a_planted_mistake_is_found(
-    monkeypatch: pytest.MonkeyPatch, target: str, place: object, name: str, mistake: Callable[..., Any], kind: str
+    monkeypatch: pytest.MonkeyPatch, target: str, place: object, name: str, mistake: object, kind: str
 ) -> None:
     monkeypatch.setattr(place, name, mistake)
     report = fuzz(TARGETS[target](), seed=SEED, runs=300, max_findings=1)
