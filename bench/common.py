@@ -13,7 +13,7 @@ from urllib.parse import quote
 
 from bench.proc import CLIENT_CORE, SERVER_CORE, BenchError, Child
 
-__all__ = ["Options", "Row", "Served", "Void", "check", "kept", "load_client", "number", "served", "spread"]
+__all__ = ["Options", "Row", "Served", "Void", "check", "kept", "load_client", "number", "raw_line", "served", "spread"]
 
 
 class Void(BenchError):
@@ -119,6 +119,11 @@ def spread(values: Sequence[float], unit: str = "") -> str:
     if len(values) == 1:
         return f"{median} (one round)"
     return f"{median} ({number(min(values))}–{number(max(values))}, {len(values)} rounds)"
+
+
+def raw_line(**fields: Any) -> str:
+    """A measurement for the raw output, without digits that mean nothing."""
+    return json.dumps({name: round(value, 4) if isinstance(value, float) else value for name, value in fields.items()})
 
 
 def number(value: float) -> str:

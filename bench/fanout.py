@@ -9,12 +9,11 @@ the ratio says what a conversation costs, not what a write does.
 
 import contextlib
 import dataclasses
-import json
 import statistics
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from bench.common import Options, Row, Served, check, kept, load_client, served, spread
+from bench.common import Options, Row, Served, check, kept, load_client, raw_line, served, spread
 from bench.proc import SERVER_CORE, BenchError, Child, cpu_s, raise_file_limit
 
 _LIMIT = 1.6  # for one channel with a thousand SSE viewers under `serve`
@@ -149,7 +148,7 @@ def _rows(shape: Shape, kind: str, under: str, pairs: list[tuple[_Round, _Round]
             spread(ratios, "×"),
             f"{limit} ×" if limit is not None else "",
             statistics.median(ratios) <= limit if limit is not None else None,
-            raw=tuple(json.dumps({"ours": a._asdict(), "bare": b._asdict()}) for a, b in pairs),
+            raw=tuple(f"ours {raw_line(**a._asdict())}, bare {raw_line(**b._asdict())}" for a, b in pairs),
         ),
         Row(
             "  CPU per delivery, ours and bare",

@@ -5,11 +5,10 @@ has ended; then they read on, and what they get then, together with what had gon
 counted. Each number of slow readers has a server of its own, since memory that was once had is not given back.
 """
 
-import json
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from bench.common import Options, Row, check, kept, load_client, number, served
+from bench.common import Options, Row, check, kept, load_client, number, raw_line, served
 from bench.proc import BenchError, raise_file_limit, rss_bytes
 
 _READERS = 200
@@ -47,7 +46,7 @@ def slow(options: Options, kind: str, *, readers: int, answer: int, slow_ones: t
             f"{one.p99_ms:.0f} ms ({one.p99_ms / alone.p99_ms:.2f} × without)",
             note=f"without: {alone.p99_ms:.0f} ms; the server grew by {one.grown_bytes / 1e6:.1f} MB (without by "
             f"{alone.grown_bytes / 1e6:.1f})",
-            raw=(json.dumps(alone._asdict()), json.dumps(one._asdict())),
+            raw=(raw_line(**alone._asdict()), raw_line(**one._asdict())),
         )
         for one in others
     ]

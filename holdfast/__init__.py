@@ -11,8 +11,8 @@ from holdfast.hub.hooks import HookEvent
 from holdfast.hub.identity import Identity, allow_everyone
 
 __all__ = [
-    "HookEvent",
     "HoldfastError",
+    "HookEvent",
     "Hub",
     "Identity",
     "Limits",

@@ -101,12 +101,15 @@ class _Unsaid(logging.Filter):
 
     Breaking a stream off is how a viewer learns that it is not complete; the server calls that an error. And it names
     the whole URL of each WebSocket, whose query may hold what is not for a log; when it debugs, it also shows what goes
-    over each (`< ` and `> `), which is headers, tokens, and people's messages.
+    over each (`< ` and `> `), which is headers, tokens, and people's messages. And for text that is not UTF-8 it fills
+    the log with a traceback, though the peer who sent it is told so (1007).
     """
 
     def filter(self, record: logging.LogRecord) -> bool:
         form = str(record.msg)
-        return not (form.startswith(("< ", "> ")) or '"WebSocket ' in form or "without completing" in form)
+        return not (
+            form.startswith(("< ", "> ", "Invalid UTF-8")) or '"WebSocket ' in form or "without completing" in form
+        )
 
 
 def server(app: Any, *, limits: Limits | None = None, log_level: str = "warning") -> uvicorn.Server:

@@ -218,8 +218,9 @@ class Link:
     async def _one_socket(self) -> _Broken:
         """Open a socket and carry it to its end; says how it ended."""
         try:
+            headers = await self._door.headers()
             async with asyncio.timeout(self.timing.open_s):
-                socket = await self._dial(self._door.socket_url(), await self._door.headers())
+                socket = await self._dial(self._door.socket_url(), headers)
         except Refusal as refusal:
             return self._refused(refusal)
         except Unreachable as error:

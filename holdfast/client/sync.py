@@ -160,8 +160,8 @@ class SyncClient:
             yield SyncWriter(self, writer)
         except BaseException as error:
             # What ends a thread, such as Ctrl-C, is to its message what cancellation is.
-            kind = type(error) if isinstance(error, Exception) else asyncio.CancelledError
-            self._run(writer.__aexit__(kind, error, error.__traceback__))
+            cause = error if isinstance(error, Exception) else asyncio.CancelledError()
+            self._run(writer.__aexit__(type(cause), cause, error.__traceback__))
             raise
         self._run(writer.__aexit__(None, None, None))
 

@@ -179,6 +179,8 @@ class ChannelView:
         except ViewGap:
             self._is_starting = False
             self._feed.begin_anew()
+            if self.state == "live":
+                self._become("reconnecting")
         self._starting(events)
         if self._is_starting and cursor is None:
             return  # aside, and not shown yet

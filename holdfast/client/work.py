@@ -66,8 +66,6 @@ class Worker:
                     await self._refused
                 finally:
                     self._link.step_down(self)
-                    for turn in self._turns.values():
-                        turn.cancel()
                     if self._link.is_live:
                         self._link.begin("work", self._frame(0), _take, is_repeatable=False)
         except* HoldfastError as group:

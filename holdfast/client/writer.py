@@ -173,6 +173,11 @@ class RemoteWriter:
         """Code points accepted in the text part that `append` goes to; 0 while there is none."""
         return 0 if self._text_part is None else self._parts[self._text_part].text.length
 
+    @property
+    def text(self) -> str:
+        """The text of all text parts, as accepted."""
+        return "".join(str(part.text) for part in self._parts if part.fields["type"] == "text")
+
     async def append(self, text: str, *, part: int | None = None) -> None:
         """Add text to the message's last text part, or to part `part`; a first text part opens by itself.
 
@@ -305,11 +310,6 @@ class RemoteWriter:
         self._cancel_timer()
 
     # -- accepting ---------------------------------------------------------------------------------------------
-
-    @property
-    def text(self) -> str:
-        """The text of all text parts, as accepted."""
-        return "".join(str(part.text) for part in self._parts if part.fields["type"] == "text")
 
     def _part_for_text(self, index: int | None) -> int:
         if index is None:

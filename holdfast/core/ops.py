@@ -157,7 +157,10 @@ def encode_op(op: Op) -> bytes:
 
 def decode_op(data: bytes) -> Op:
     """The operation in `data`; raises msgspec.DecodeError or msgspec.ValidationError."""
-    op: Op = _decode_op(data)
+    try:
+        op: Op = _decode_op(data)
+    except UnicodeDecodeError as error:  # which msgspec lets through as it is
+        raise msgspec.DecodeError(f"text that is not UTF-8: {error}") from None
     return op
 
 

@@ -38,6 +38,8 @@ BROKEN_S = 3.0  # what is left of it when the worker's socket breaks
 NOBODY_S = 5.0  # a message that nobody takes for so long: whoever looks on is told
 RETRY_S = 1.0
 REMEMBERED_PATTERNS = 1_000
+REMEMBERED_MS = 24 * 3600 * 1000  # after an agent was there last, messages wait for it so long
+NOTED_MS = 3600 * 1000  # between two notes that it is still there
 PATTERN_NOTE = "served/"  # notes of patterns that are served, so that a message waits for an agent that is away
 SERVER = Asker(is_server=True)
 
@@ -110,7 +112,7 @@ class Desk:
         self._find = find  # one of them
         self._spawn = spawn
         self._workers: dict[Worker, None] = {}
-        self._patterns: dict[str, None] = {}  # served now or before: messages there wait for an agent
+        self._patterns: dict[str, int] = {}  # served now or lately, and when that was noted: messages there wait
         self._work: dict[str, _Work] = {}
         self._is_over = False
 
@@ -153,16 +155,33 @@ class Desk:
             if matches(worker.pattern, channel.name):
                 channel.roster.enter(worker.name, "agent", worker, {"state": "listening"})
 
+    def stats(self) -> dict[str, int]:
+        """Counters."""
+        return {
+            "agents": len(self._workers),
+            "turns_waiting": sum(len(work.waiting) for work in self._work.values()),
+            "turns_running": sum(len(work.running) for work in self._work.values()),
+        }
+
     def close(self) -> None:
-        """No more turns."""
+        """No more turns: the hub leaves."""
         self._is_over = True
 
     # -- what is to be done ------------------------------------------------------------------------------------
 
     async def recall(self) -> None:
         """Read which patterns were served before this start."""
-        for name in await self._store.notes(PATTERN_NOTE):
-            self._patterns[name.removeprefix(PATTERN_NOTE)] = None
+        for name, value in (await self._store.notes(PATTERN_NOTE)).items():
+            self._patterns[name.removeprefix(PATTERN_NOTE)] = json.loads(value)
+
+    def tidy(self) -> None:
+        """Every few seconds: note what is served, and forget what is not any more."""
+        for worker in self._workers:
+            self._remember(worker.pattern)
+        oldest_ms = self._clock.now_ms() - REMEMBERED_MS
+        for pattern in [pattern for pattern, noted_ms in self._patterns.items() if noted_ms < oldest_ms]:
+            del self._patterns[pattern]
+            self._spawn(self._store.note({PATTERN_NOTE + pattern: None}))
 
     def look(self, channel: Channel, keys: Iterable[str] | None) -> None:
         """The messages `keys` of `channel` changed; with None, any may have."""
@@ -386,13 +405,12 @@ class Desk:
             live.roster.signal(Signal(name="nobody_listening", data={"message": message_id}))
 
     def _remember(self, pattern: str) -> None:
-        if pattern in self._patterns:
+        now_ms = self._clock.now_ms()
+        noted_ms = self._patterns.get(pattern)
+        if noted_ms is not None and 0 <= now_ms - noted_ms < NOTED_MS:
             return
-        if len(self._patterns) >= REMEMBERED_PATTERNS:
+        if noted_ms is None and len(self._patterns) >= REMEMBERED_PATTERNS:
             logger.warning("agents serve more than %d patterns; %r is not remembered", REMEMBERED_PATTERNS, pattern)
             return
-        self._patterns[pattern] = None
-        self._spawn(self._note(pattern))
-
-    async def _note(self, pattern: str) -> None:
-        await self._store.note({PATTERN_NOTE + pattern: json.dumps({"since_ms": self._clock.now_ms()}).encode()})
+        self._patterns[pattern] = now_ms
+        self._spawn(self._store.note({PATTERN_NOTE + pattern: json.dumps(now_ms).encode()}))

@@ -563,7 +563,11 @@ class HubCore:
                 "commits": runtime.committer.commits,
                 "entries": runtime.committer.entries,
                 "waiting": runtime.committer.waiting,
+                "deadlines": len(runtime.deadlines),
+                "members": sum(len(channel.roster) for channel in runtime.channels.values()),
             }
+            if runtime.desk is not None:
+                counts |= runtime.desk.stats()
         return counts
 
     def free_memory(self) -> None:
@@ -772,6 +776,7 @@ class HubCore:
         while True:
             await asyncio.sleep(TIDY_S)
             self.free_memory()
+            self.desk.tidy()
             try:
                 for channel, message_id in await self.store.tidy(self.clock.now_ms()):
                     self.queue(DocumentDue(channel, message_id))
@@ -788,6 +793,7 @@ class HubCore:
 
     async def _drain(self, runtime: _Runtime) -> None:
         self.is_draining = True
+        self.desk.close()
         for callback in list(self._on_drain):
             callback()
         for channel in runtime.channels.values():

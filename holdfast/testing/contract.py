@@ -26,7 +26,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from holdfast.core.decide import decide
-from holdfast.core.document import document, grave, mark_documented, restore, restore_command
+from holdfast.core.document import document, grave, mark_documented, restore, restore_command, restored
 from holdfast.core.draft import Draft
 from holdfast.core.errors import HoldfastError
 from holdfast.core.limits import Limits
@@ -35,17 +35,21 @@ from holdfast.core.ops import Command, Create, Writer
 from holdfast.core.requests import (
     AppendText,
     Asker,
+    ClaimTurn,
     CreateMessage,
     DeleteMessage,
+    EndTurn,
     FinishMessage,
     PutPart,
+    RenewLease,
     ReplyCommand,
     Request,
     SendCommand,
+    SettleCommand,
     TakeOver,
     UpdateMessage,
 )
-from holdfast.core.state import ChannelState, MessageState, apply_entry
+from holdfast.core.state import ChannelState, CommandState, MessageState, apply_entry
 from holdfast.core.text import Text
 from holdfast.stores.base import NOTHING, Committed, Conflict, Head, Store, Write
 
@@ -91,9 +95,10 @@ def delete(message_id: str) -> Step:
 class Chat:
     """A channel as a hub keeps it: what it knows, and what it hands to the store."""
 
-    def __init__(self, store: Store, channel: str = "c", epoch: str = "e1") -> None:
+    def __init__(self, store: Store, channel: str = "c", epoch: str = "e1", *, is_served: bool = False) -> None:
         self.store = store
         self.epoch = epoch
+        self.is_served = is_served  # do agents answer here?
         self.state = ChannelState(channel)
 
     @property
@@ -109,7 +114,8 @@ class Chat:
         draft = Draft(self.state)
         for message_id, request in steps:
             try:
-                decision = decide(draft, message_id, _in_generation(draft, message_id, request), **_DECIDING)
+                current = _in_generation(draft, message_id, request)
+                decision = decide(draft, message_id, current, is_served=self.is_served, **_DECIDING)
             except HoldfastError:
                 continue
             for op in decision.ops:
@@ -156,11 +162,15 @@ _DECIDING: dict[str, Json] = {"asker": SERVER, "now_ms": 1_000, "limits": LIMITS
 
 
 def _in_generation(draft: Draft, message_id: str, request: Request) -> Request:
-    """`request` with the generation that its message has by now."""
+    """`request` with the generation that its message, or the turn of it, has by now."""
     message = draft.message(message_id)
-    if message is None or not isinstance(request, AppendText | PutPart | UpdateMessage | FinishMessage):
+    if message is None:
         return request
-    return replace(request, generation=message.generation)
+    if isinstance(request, ClaimTurn | EndTurn):
+        return replace(request, generation=message.claim.generation if message.claim is not None else 0)
+    if isinstance(request, AppendText | PutPart | UpdateMessage | FinishMessage | RenewLease):
+        return replace(request, generation=message.generation)
+    return request
 
 
 def known(message: MessageState) -> dict[str, Json]:
@@ -175,11 +185,18 @@ def known(message: MessageState) -> dict[str, Json]:
         "finished": (message.finished, *message.finished_as),
         "taken_over": message.taken_over,
         "requests": list(message.requests),
+        "last": message.last,
+        "claim": message.claim,
         "opened": [(part.opened, part.changed) for part in message.parts],
     }
 
 
-async def restored(store: Store, channel: str, *ids: str) -> list[MessageState]:
+def known_command(command: CommandState) -> dict[str, Json]:
+    """All that a command says."""
+    return {name: getattr(command, name) for name in CommandState.__slots__}
+
+
+async def messages_of(store: Store, channel: str, *ids: str) -> list[MessageState]:
     """The messages `ids`, read from the store."""
     _, stored = await store.messages(channel, ids)
     return [restore(stored[message_id]) for message_id in ids if message_id in stored]
@@ -187,7 +204,7 @@ async def restored(store: Store, channel: str, *ids: str) -> list[MessageState]:
 
 async def texts(store: Store, channel: str, *ids: str) -> list[str]:
     """What the messages `ids` say, read from the store."""
-    return [message.message().text for message in await restored(store, channel, *ids)]
+    return [message.message().text for message in await messages_of(store, channel, *ids)]
 
 
 class StoreContract:
@@ -211,7 +228,7 @@ class StoreContract:
     async def test_a_committed_write_is_read_back(self, store: Store) -> None:
         chat = Chat(store)
         await chat.do(create("m1", "hello"))
-        (message,) = await restored(store, "c", "m1")
+        (message,) = await messages_of(store, "c", "m1")
         assert known(message) == known(chat.state.messages["m1"])
 
     async def test_serials_go_on_from_commit_to_commit(self, store: Store) -> None:
@@ -401,7 +418,7 @@ class StoreContract:
         await chat.do(create("m1", streaming=True))
         for number in range(40):
             await chat.do(append("m1", f"{number:03d} " * 20), documents=["m1"] if number % 16 == 15 else ())
-        (message,) = await restored(store, "c", "m1")
+        (message,) = await messages_of(store, "c", "m1")
         text, true = message.parts[0].text, chat.state.messages["m1"].parts[0].text
         assert isinstance(text, Text)
         assert isinstance(true, Text)
@@ -415,9 +432,9 @@ class StoreContract:
         await chat.do(append("m1", large[:90_000]))
         await chat.do(put_part("m1", 1, {"type": "data", "name": "big", "data": large[:200_000]}))
         await chat.do(append("m1", "end", part=0))
-        assert known((await restored(store, "c", "m1"))[0]) == known(chat.state.messages["m1"])
+        assert known((await messages_of(store, "c", "m1"))[0]) == known(chat.state.messages["m1"])
         await chat.do(documents=["m1"])
-        assert known((await restored(store, "c", "m1"))[0]) == known(chat.state.messages["m1"])
+        assert known((await messages_of(store, "c", "m1"))[0]) == known(chat.state.messages["m1"])
 
     async def test_many_appends_of_one_message_come_back(self, store: Store) -> None:
         chat = Chat(store)
@@ -533,6 +550,43 @@ class StoreContract:
         assert await store.notes("hook/") == {"hook/a": b"4"}
         assert await store.notes("nothing") == {}
 
+    async def test_the_beginning_of_a_note_is_taken_letter_by_letter(self, store: Store) -> None:
+        names = ["a%b", "a_b", "aXb", "A%b", "a*b", "a[x]", "ä", "a"]
+        await store.note(dict.fromkeys(names, b"x"))
+        assert sorted(await store.notes("")) == sorted(names)
+        for prefix in ("a%", "a_", "A", "a*", "a[", "ä"):
+            assert sorted(await store.notes(prefix)) == sorted(one for one in names if one.startswith(prefix))
+
+    async def test_notes_are_all_kept_or_none_and_forgetting_an_unknown_one_is_nothing(self, store: Store) -> None:
+        await store.note({})
+        await store.note({"gone": None})
+        await store.note({f"n{number:03d}": bytes([number]) * 1_000 for number in range(200)})
+        assert len(await store.notes("n")) == 200
+        assert (await store.notes("n007")) == {"n007": b"\x07" * 1_000}
+        await store.note({f"n{number:03d}": None for number in range(1, 200)})
+        assert await store.notes("") == {"n000": b"\x00" * 1_000}
+
+    async def test_notes_are_of_no_channel(self, store: Store) -> None:
+        await Chat(store).do(create("m1", "a"))
+        await store.note({"c": b"x"})
+        assert (await store.moved(None)).channels in (None, {"c": Head("e1", 1)})
+        await store.delete_channel("c", used_up=[], until_ms=0)
+        assert await store.notes("c") == {"c": b"x"}
+
+    # -- channels ------------------------------------------------------------------------------------------------
+
+    async def test_channels_are_named_in_order_page_by_page(self, store: Store) -> None:
+        for name in ("b", "a", "c:2", "c:1", "B"):
+            await Chat(store, name).do(create("m1", "x"))
+        await Chat(store, "gone").do(create("m1", "x"))
+        await store.delete_channel("gone", used_up=[], until_ms=0)
+        names = ["B", "a", "b", "c:1", "c:2"]
+        assert await store.channels(after=None, limit=10) == names
+        assert await store.channels(after=None, limit=2) == names[:2]
+        assert await store.channels(after="a", limit=2) == names[2:4]
+        assert await store.channels(after="aa", limit=10) == names[2:]
+        assert await store.channels(after="z", limit=10) == []
+
     # -- commands ------------------------------------------------------------------------------------------------
 
     async def test_a_command_is_open_until_its_reply_and_on_no_page(self, store: Store) -> None:
@@ -541,7 +595,7 @@ class StoreContract:
         await chat.do(("!c1", SendCommand(name="steer", data={"n": 1})), ("!c2", SendCommand(name="x")))
         found = await store.open_documents("c")
         assert sorted(one.stored.id for one in found) == ["!c1", "!c2"]
-        await chat.do(("!c1", ReplyCommand(ok=True, data="done")))
+        await chat.do(("!c1", ReplyCommand(ok=True, data="done")), documents=["!c1"])
         assert [one.stored.id for one in await store.open_documents("c")] == ["!c2"]
         _, known = await store.messages("c", ["!c1"])
         command = restore_command(known["!c1"])
@@ -554,6 +608,135 @@ class StoreContract:
         assert changes.newest == "m1"
         assert changes.messages is not None
         assert sorted(one.id for one in changes.messages) == ["!c1", "!c2"]
+
+    async def test_an_answer_after_the_document_of_its_command_comes_back_with_it(self, store: Store) -> None:
+        chat = Chat(store)
+        await chat.do(("!c1", SendCommand(name="approve")), ("!c2", SendCommand(name="approve")))
+        await chat.do(("!c1", ReplyCommand(ok=False, error={"code": "no"}, request="r")))
+        found = {one.stored.id: one.stored for one in await store.open_documents("c")}
+        assert [entry.serial for entry in found["!c1"].entries] == [3]
+        assert [one.is_open for one in map(restore_command, found.values())].count(True) == 1
+        assert known_command(restore_command(found["!c1"])) == known_command(chat.state.commands["!c1"])
+
+    async def test_commands_count_among_what_changed(self, store: Store) -> None:
+        chat = Chat(store)
+        await chat.do(create("m1", "a"), ("!c1", SendCommand(name="x")), ("!c2", SendCommand(name="y")))
+        assert (await store.changes("c", after=0, limit=2)).messages is None
+        changes = await store.changes("c", after=1, limit=2)
+        assert changes.messages is not None
+        assert sorted(one.id for one in changes.messages) == ["!c1", "!c2"]
+        await chat.do(("!c1", ReplyCommand()))
+        changes = await store.changes("c", after=3, limit=2)
+        assert changes.messages is not None
+        assert [one.id for one in changes.messages] == ["!c1"]
+
+    async def test_a_message_and_a_command_may_have_the_same_id(self, store: Store) -> None:
+        chat = Chat(store)
+        await chat.do(create("x", "text"), ("!x", SendCommand(name="mine")))
+        _, found = await store.messages("c", ["x", "!x", "!y"])
+        assert sorted(found) == ["!x", "x"]
+        assert restore(found["x"]).message().text == "text"
+        assert restore_command(found["!x"]).name == "mine"
+
+    async def test_a_channel_of_commands_alone_has_no_messages(self, store: Store) -> None:
+        chat = Chat(store)
+        await chat.do(("!c1", SendCommand(name="mine")))
+        assert (await store.page("c", before=None, limit=10, limit_bytes=PAGE)) == (Head("e1", 1), [], False)
+        assert (await store.changes("c", after=0, limit=10)).newest is None
+
+    async def test_commands_end_no_page_and_take_no_place_on_one(self, store: Store) -> None:
+        chat = Chat(store)
+        for number in range(4):
+            await chat.do(create(f"m{number}", "x" * 100), (f"!c{number}", SendCommand(name="x", data="y" * 500)))
+        page = await store.page("c", before=None, limit=2, limit_bytes=1_000)
+        assert ([one.id for one in page.messages], page.more) == (["m3", "m2"], True)
+        page = await store.page("c", before=5, limit=2, limit_bytes=1_000)
+        assert ([one.id for one in page.messages], page.more) == (["m1", "m0"], False)
+
+    async def test_commands_go_with_their_channel(self, store: Store) -> None:
+        chat = Chat(store)
+        await chat.do(create("m1", "a"), ("!c1", SendCommand(name="x")), ("!c2", SendCommand(name="y")))
+        await chat.do(("!c2", ReplyCommand()), documents=["!c2"])
+        await store.delete_channel("c", used_up=[], until_ms=0)
+        assert (await store.messages("c", ["!c1", "!c2"]))[1] == {}
+        assert await store.open_documents() == []
+        assert await Chat(store, epoch="e2").do(("!c1", SendCommand(name="z"))) == Committed(1)
+
+    async def test_tidy_asks_for_documents_of_commands_too(self, store: Store) -> None:
+        chat = Chat(store)
+        await store.tidy(0)
+        await chat.do(("!c1", SendCommand(name="x")))
+        await chat.do(("!c1", ReplyCommand()))
+        assert await store.tidy(MINUTE_MS) == [("c", "!c1")]
+        await chat.write_documents([("c", "!c1")])
+        _, found = await store.messages("c", ["!c1"])
+        assert found["!c1"].entries == []
+        assert known_command(restore_command(found["!c1"])) == known_command(chat.state.commands["!c1"])
+        assert await store.open_documents() == []
+
+    # -- turns and leases ----------------------------------------------------------------------------------------
+
+    async def test_a_message_that_waits_for_an_agent_is_open_until_its_turn_is_over(self, store: Store) -> None:
+        chat = Chat(store, is_served=True)
+        await chat.do(create("m1", "question"), create("m2", "question"))
+        await chat.do(("m2", ClaimTurn(generation=0)), ("m2", EndTurn(generation=1)), documents=["m2"])
+        assert [one.stored.id for one in await store.open_documents("c")] == ["m1"]
+        await chat.do(("m1", ClaimTurn(generation=0)), documents=["m1"])
+        (mine,) = await store.open_documents("c")
+        assert restore(mine.stored).claim == chat.state.messages["m1"].claim
+        await chat.do(("m1", EndTurn(generation=1)), documents=["m1"])
+        assert await store.open_documents("c") == []
+
+    async def test_claims_and_leases_after_a_document_come_back_with_it(self, store: Store) -> None:
+        chat = Chat(store, is_served=True)
+        await chat.do(create("m1", "question"), create("m2", streaming=True))
+        await chat.do(append("m2", "a"))
+        await chat.do(("m1", ClaimTurn(generation=0)), ("m2", RenewLease(lease_s=60)))
+        await chat.do(append("m2", "b"), ("m1", EndTurn(generation=1)))
+        for message in await messages_of(store, "c", "m1", "m2"):
+            assert known(message) == known(chat.state.messages[message.id])
+        await chat.do(documents=["m1", "m2"])
+        _, found = await store.messages("c", ["m1", "m2"])
+        assert [one.entries for one in found.values()] == [[], []]
+        for message in await messages_of(store, "c", "m1", "m2"):
+            assert known(message) == known(chat.state.messages[message.id])
+
+    async def test_a_claim_is_a_change(self, store: Store) -> None:
+        """No viewer sees it, but another hub must."""
+        chat = Chat(store, is_served=True)
+        await chat.do(create("m1", "question"), create("m2", "question"))
+        await chat.do(("m1", ClaimTurn(generation=0)))
+        for documents in ([], ["m1"]):
+            await chat.do(documents=documents)
+            changes = await store.changes("c", after=2, limit=10)
+            assert changes.messages is not None
+            assert [one.id for one in changes.messages] == ["m1"]
+            assert (changes.head, changes.newest) == (Head("e1", 3), "m2")
+
+    async def test_a_claim_moves_no_message_on_its_page(self, store: Store) -> None:
+        chat = Chat(store, is_served=True)
+        await chat.do(create("m1", "question"), create("m2", "question"))
+        await chat.do(("m1", ClaimTurn(generation=0)), documents=["m1"])
+        page = await store.page("c", before=None, limit=10, limit_bytes=PAGE)
+        assert [(one.id, restore(one).version) for one in page.messages] == [("m2", 2), ("m1", 1)]
+
+    async def test_what_waits_is_known_after_closing_and_opening(self, store: Store) -> None:
+        chat = Chat(store, is_served=True)
+        await chat.do(create("m1", "question"), create("m2", "question"), create("m3", streaming=True))
+        await chat.do(("!c1", SendCommand(name="approve")), ("!c2", SendCommand(name="cancel", target="m3")))
+        await chat.do(("m1", ClaimTurn(generation=0)), ("!c1", ReplyCommand()), documents=["m1", "!c1"])
+        await chat.do(("m3", RenewLease(lease_s=60)), append("m3", "a"))
+        await store.note({"served/c": b""})
+        await store.close()
+        await store.open()
+        found = {one.id: one for one in restored(one.stored for one in await store.open_documents())}
+        assert sorted(found) == ["!c2", "m1", "m2", "m3"]
+        for key, one in found.items():
+            if isinstance(one, CommandState):
+                assert known_command(one) == known_command(chat.state.commands[key])
+            else:
+                assert known(one) == known(chat.state.messages[key])
+        assert await store.notes("served/") == {"served/c": b""}
 
     # -- what moved ---------------------------------------------------------------------------------------------
 
@@ -683,7 +866,7 @@ class StoreContract:
         await store.close()
         await store.open()
         assert await store.head("c") == Head("e1", 6)
-        messages = await restored(store, "c", "m1", "m2", "m3")
+        messages = await messages_of(store, "c", "m1", "m2", "m3")
         assert [known(message) for message in messages] == [known(chat.state.messages[one.id]) for one in messages]
         assert len(messages) == 3
         assert [one.stored.id for one in await store.open_documents()] == ["m1"]
@@ -721,7 +904,7 @@ class StoreContract:
     @given(st.data())
     async def test_what_a_store_gives_back_is_the_fold_of_all_entries(self, store: Store, data: st.DataObject) -> None:
         channel = f"law-{next(_numbers)}"
-        chat = Chat(store, channel)
+        chat = Chat(store, channel, is_served=True)
         await chat.do(create("m1", "a", streaming=True), create("m2", streaming=True))
         for act in data.draw(_acts):
             await _do(chat, act)
@@ -763,7 +946,17 @@ _requests: st.SearchStrategy[Request] = _weighted(
     (1, st.builds(TakeOver)),
     (1, _update),
     (1, st.builds(DeleteMessage)),
+    (1, st.builds(ClaimTurn, generation=st.just(0))),
+    (1, st.builds(EndTurn, generation=st.just(1))),
+    (1, st.builds(RenewLease, lease_s=st.sampled_from((15.0, 30.0)))),
 )
+_about_commands: st.SearchStrategy[Request] = _weighted(
+    (2, st.builds(SendCommand, name=st.sampled_from(("steer", "cancel")), target=_ids, data=_texts)),
+    (1, st.builds(ReplyCommand, data=_texts)),
+    (1, st.builds(SettleCommand, is_expired=st.booleans())),
+)
+_command_ids = st.sampled_from(["!c1", "!c2", "!c3"])
+_steps = _weighted((5, st.tuples(_ids, _requests)), (1, st.tuples(_command_ids, _about_commands)))
 
 
 class _Commit(Struct, frozen=True):
@@ -793,8 +986,8 @@ _Act = _Commit | _Tidy | _Reopen | _Check | _Empty
 
 _commits = st.builds(
     _Commit,
-    st.lists(st.tuples(_ids, _requests), min_size=1, max_size=6),
-    st.one_of(st.just([]), st.lists(_ids, max_size=3)),
+    st.lists(_steps, min_size=1, max_size=6),
+    st.one_of(st.just([]), st.lists(st.one_of(_ids, _command_ids), max_size=3)),
     st.sampled_from((False, False, False, True)),
 )
 _acts: st.SearchStrategy[list[_Act]] = st.lists(
@@ -839,11 +1032,17 @@ async def _check(chat: Chat) -> None:
     changes = await store.changes(chat.channel, after=0, limit=100)
     assert (changes.head, changes.newest) == (head, state.newest)
     assert changes.messages is not None
-    read = {message.id: message for message in map(restore, changes.messages)}
-    assert sorted(read) == sorted(state.messages)
+    read = {one.id: one for one in restored(changes.messages)}
+    assert sorted(read) == sorted([*state.messages, *state.commands])
     for message_id, message in state.messages.items():
-        assert known(read[message_id]) == known(message)
-        _check_marks(read[message_id], message, state.serial)
+        same = read[message_id]
+        assert isinstance(same, MessageState)
+        assert known(same) == known(message)
+        _check_marks(same, message, state.serial)
+    for key, command in state.commands.items():
+        one = read[key]
+        assert isinstance(one, CommandState)
+        assert known_command(one) == known_command(command)
     page = await store.page(chat.channel, before=None, limit=100, limit_bytes=PAGE)
     alive = sorted((one for one in state.messages.values() if not one.deleted), key=lambda one: -one.created)
     assert [stored.id for stored in page.messages] == [one.id for one in alive]

@@ -228,7 +228,7 @@ async def _message_stream(
         since = since_of(scope, query)
         message, cursor = await hub.read(channel, check_id(message_id))
         known = parse_cursor(cursor)
-        told = told_by(since if since is not None and known is not None and since.epoch == known.epoch else None)
+        told = told_by(since if _is_of(since, known) else None)
         if told.is_done and message.status != "streaming":
             await send_nothing_more(app, scope, send)
             return None
@@ -253,6 +253,11 @@ async def _message_stream(
             passport.leave()
         raise
     return stream, new, cursor
+
+
+def _is_of(since: Cursor | None, known: Cursor | None) -> bool:
+    """Was `since` given out by the log that stands at `known`? What is above its head is no cursor."""
+    return since is not None and known is not None and since.epoch == known.epoch and since.serial <= known.serial
 
 
 async def send_nothing_more(app: Open, scope: Scope, send: Send) -> None:

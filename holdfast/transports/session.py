@@ -17,6 +17,7 @@ from __future__ import annotations
 import json
 import logging
 import random
+from collections import deque
 from collections.abc import Callable, Coroutine, Iterator
 from functools import partial
 from typing import Any, NamedTuple
@@ -171,7 +172,7 @@ class Session:
         self._attachments: dict[str, Attachment] = {}
         self._ready: dict[Attachment, None] = {}  # whose feeds have something, in the order they were woken
         self._rest: tuple[Attachment, Iterator[str]] | None = None  # of a batch that takes several frames
-        self._replies: list[str] = []
+        self._replies: deque[str] = deque()
         self._reply_bytes = 0
         self._unanswered = 0
         self._unanswered_bytes = 0
@@ -259,7 +260,7 @@ class Session:
     def frame_to_send(self, *, now_s: float) -> str | None:
         """The next frame, to be written now; None if there is none for now."""
         if self._replies:
-            reply = self._replies.pop(0)
+            reply = self._replies.popleft()
             self._reply_bytes -= len(reply)
             return reply
         if self.closing is not None:

@@ -15,6 +15,7 @@ import pytest
 
 from holdfast.client import ChannelView, Client, RemoteWriter, Timing
 from holdfast.testing.proxy import FaultProxy
+from tests.client.wire import becomes
 from tests.processes import Server, serving, text_of
 from tests.producer import tokens_of
 
@@ -81,8 +82,7 @@ async def test_a_line_that_stalls_is_given_up(server: Server, proxy: FaultProxy,
             before = proxy.connections
             proxy.stall(direction)  # type: ignore[arg-type]
             await write(message, tokens[50:])
-            while proxy.connections == before:
-                await asyncio.sleep(0.02)  # the proxy tells nobody of a connection
+            await becomes(lambda: proxy.connections > before)
             proxy.resume(direction)  # type: ignore[arg-type]
         assert text_of(server.message("chat:1", message.id)) == "".join(tokens)
 

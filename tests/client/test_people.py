@@ -24,7 +24,7 @@ from holdfast.core.errors import (
 )
 from tests.client.script import Script
 from tests.client.script import client_of as scripted
-from tests.client.wire import Wire, client_of
+from tests.client.wire import Wire, becomes, client_of
 
 
 async def until(view: ChannelView, is_true: Callable[[], bool]) -> None:
@@ -213,8 +213,7 @@ async def test_a_turn_that_is_lost_cancels_its_handler() -> None:
             renewal = await socket.frame()
             assert (renewal["type"], renewal["message"], renewal["generation"]) == ("turn.renew", "q", 2)
         socket.say(type="error", ref=renewal["ref"], code="fenced", generation=3)
-        while not turn.is_lost:
-            await asyncio.sleep(0.001)
+        await becomes(lambda: turn.is_lost)
         assert turn.task is not None
         await asyncio.wait([turn.task])
         task.cancel()
@@ -236,5 +235,4 @@ async def test_work_that_is_refused_is_told(client: Client) -> None:
 
 async def sends(wire: Wire, kind: str, count: int) -> None:
     """Wait until so many frames of this type have arrived."""
-    while sum(frame["type"] == kind for frame in wire.sent) < count:
-        await asyncio.sleep(0.002)
+    await becomes(lambda: sum(frame["type"] == kind for frame in wire.sent) >= count)

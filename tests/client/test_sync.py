@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 from holdfast.client import SyncClient
 from holdfast.core.errors import Finished, LocalError, NotFound
-from holdfast.core.events import MessageFinish, MessageUpdate
+from holdfast.core.events import MessageCreate, MessageFinish, MessageUpdate, ServerEvent
 from tests.processes import Server, serving, text_of
 
 
@@ -61,6 +60,12 @@ def test_a_loop_sees_what_happens(client: SyncClient) -> None:
             break
     writer.join()
     assert kinds[0] == "ChannelAttached"
+
+
+def is_end(event: ServerEvent) -> bool:
+    if isinstance(event, MessageCreate | MessageUpdate):
+        return event.message.status != "streaming"
+    return isinstance(event, MessageFinish)
 
 
 def _write(client: SyncClient) -> None:

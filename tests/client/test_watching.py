@@ -26,7 +26,7 @@ from holdfast.core.events import (
 )
 from tests.client.script import Script
 from tests.client.script import client_of as scripted
-from tests.client.wire import Wire, client_of, memory_hub
+from tests.client.wire import Wire, becomes, client_of, memory_hub
 
 
 async def until(view: ChannelView, is_true: Callable[[], bool]) -> None:
@@ -241,8 +241,7 @@ async def test_a_subscription_survives_its_connections(hub: Hub, wire: Wire, cli
                 await message.flush()
                 dials = wire.dials
                 wire.cut()
-                while wire.dials == dials:
-                    await asyncio.sleep(0.001)
+                await becomes(lambda dials=dials: wire.dials > dials)  # type: ignore[misc]
 
     seen = ""
     writing = asyncio.create_task(write())
@@ -290,16 +289,10 @@ async def test_a_subscriber_who_takes_nothing_is_left_alone_until_it_does(hub: H
         for _ in range(60):
             await message.append("y" * 10_000)
             await message.flush()
-        await wire_says(wire, "detach")
+        await becomes(lambda: any(frame["type"] == "detach" for frame in wire.sent))
         async for batch in batches:
             for event in batch.events:
                 text = applied(text, event)
             if len(text) == 600_000:
                 break
     assert [frame["type"] for frame in wire.sent if frame["type"] != "pong"].count("attach") == 2
-
-
-async def wire_says(wire: Wire, kind: str) -> None:
-    """Wait until the client has sent such a frame."""
-    while not any(frame["type"] == kind for frame in wire.sent):
-        await asyncio.sleep(0.002)

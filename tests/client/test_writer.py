@@ -27,7 +27,7 @@ from holdfast.core.errors import (
 from holdfast.core.model import Message
 from tests.client.script import Script, ScriptedSocket
 from tests.client.script import client_of as scripted
-from tests.client.wire import Wire, client_of, memory_hub
+from tests.client.wire import Wire, becomes, client_of, memory_hub
 
 
 async def stored(hub: Hub, message_id: str) -> Message:
@@ -284,8 +284,7 @@ async def test_a_lease_is_renewed_while_nothing_is_written() -> None:
             socket.say(type="ok", ref=renewal["ref"], lease_s=0.09)
         renewal = await socket.frame()
         socket.say(type="error", ref=renewal["ref"], code="fenced", generation=2)
-        while message.error is None:
-            await asyncio.sleep(0.001)
+        await becomes(lambda: message.error is not None)
         with pytest.raises(Fenced):
             await message.append("too late")
         await client.close()

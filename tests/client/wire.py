@@ -174,3 +174,10 @@ def client_of(wire: Wire, **options: Any) -> Client:
         "http://localhost",
         **{"dial": wire, "http_transport": http, "timing": QUICK, "random": Random(5), **options},
     )
+
+
+async def becomes(is_true: Callable[[], bool]) -> None:
+    """Wait for what nobody tells, such as that a frame has arrived."""
+    async with asyncio.timeout(PATIENCE_S):
+        while not is_true():  # noqa: ASYNC110 - nobody sets an event for what is looked at here
+            await asyncio.sleep(0.002)

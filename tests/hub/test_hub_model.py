@@ -23,9 +23,11 @@ import pytest
 from holdfast.core.cursor import parse_cursor
 from holdfast.core.document import restore
 from holdfast.core.errors import (
+    AlreadyAnswered,
     Busy,
     Deleted,
     Draining,
+    Finished,
     HoldfastError,
     IdConflict,
     LocalError,
@@ -35,14 +37,18 @@ from holdfast.core.errors import (
 )
 from holdfast.core.events import Batch, ChannelAttached, MessageUpdate
 from holdfast.core.limits import Limits
-from holdfast.core.model import Message, Part
+from holdfast.core.model import Command, Message, Part
+from holdfast.core.names import command_key
 from holdfast.core.requests import (
     AppendText,
     Asker,
     CreateMessage,
     FinishMessage,
     PutPart,
+    RenewLease,
+    ReplyCommand,
     Request,
+    SendCommand,
     TakeOver,
     UpdateMessage,
 )
@@ -59,6 +65,7 @@ SEEDS = [int(seed) for seed in os.environ.get("HUB_SEEDS", "").split()] or list(
 CHATS = ("chat:1", "chat:2")
 SHORT_LIVED = "short"  # a channel that is deleted now and then
 EMPTY = "-:0"
+LONG_S = 3_600.0  # a lease that outlasts a store that says nothing for a minute
 COME_BACK = (StoreUnavailable, Busy, Draining, LocalError)  # the same request may be sent again
 
 
@@ -113,16 +120,19 @@ class Life:
     def __init__(self) -> None:
         self.state = ChannelState("truth")
         self.at: list[dict[str, Message]] = [{}]  # by serial
+        self.pending: list[dict[str, Command]] = [{}]  # by serial
 
     def take(self, write: Write) -> None:
         for entry in write.entries:
             apply_entry(self.state, entry)
-            known = self.state.messages[entry.op.id]
+            known = self.state.messages.get(entry.op.id)
             shown = {**self.at[-1]}
-            shown.pop(entry.op.id, None)
-            if not known.deleted:
-                shown[entry.op.id] = known.message()
+            if known is not None:
+                shown.pop(entry.op.id, None)
+                if not known.deleted:
+                    shown[entry.op.id] = known.message()
             self.at.append(shown)
+            self.pending.append({one.id[1:]: one.command() for one in self.state.pending_commands()})
 
 
 class Weather(MemoryStore):
@@ -140,6 +150,11 @@ class Weather(MemoryStore):
         """What `channel` shows at `cursor`, or at serial `or_at` if that is later."""
         epoch, serial = cursor.split(":")
         return self.lives[channel, epoch].at[max(int(serial), or_at)] if epoch != "-" else {}
+
+    def pending(self, channel: str, cursor: str) -> dict[str, Command]:
+        """The commands that wait at `cursor`."""
+        epoch, serial = cursor.split(":")
+        return self.lives[channel, epoch].pending[int(serial)] if epoch != "-" else {}
 
     async def commit(self, writes: Sequence[Write]) -> list[Committed | Conflict]:
         await self._linger()
@@ -235,6 +250,7 @@ class World:
         self.is_over = False
         self.batches = self.deaths = 0
         self.written: dict[tuple[str, str], list[Part]] = {}  # what must stand in the end
+        self.answered: dict[tuple[str, str], object] = {}  # the answers that commands must have in the end
 
     def new_hub(self) -> Mortal:
         clock = SeededClock(self.rng)
@@ -291,7 +307,7 @@ class World:
         asker = Asker(id=message_id)
         texts = ["", ""]
         parts = [{"type": "text", "text": ""}, {"type": "reasoning", "text": ""}]
-        await self.ask(channel, message_id, CreateMessage(status="streaming", parts=parts), asker)
+        await self.ask(channel, message_id, CreateMessage(status="streaming", parts=parts, lease_s=LONG_S), asker)
         for number in range(self.rng.randrange(5, 25)):
             index = self.rng.randrange(2)
             at = self.rng.randrange(len(texts[index]) + 1) if self.rng.random() < 0.2 else len(texts[index])
@@ -309,7 +325,7 @@ class World:
     async def blind_writer(self, channel: str, message_id: str) -> None:
         """Sends without `at` and without waiting for answers: what is granted stands there once, in order."""
         asker = Asker(id=message_id)
-        await self.ask(channel, message_id, CreateMessage(status="streaming"), asker)
+        await self.ask(channel, message_id, CreateMessage(status="streaming", lease_s=LONG_S), asker)
         hub, granted, sent = self.hub_of(asker), list[int](), 0
         loop = asyncio.get_running_loop()
         for _ in range(self.rng.randrange(2, 8)):
@@ -412,15 +428,14 @@ class World:
     async def successor(self, channel: str, message_id: str) -> None:
         """Interrupts a message now and then and goes on with it, in the next generation."""
         asker, server = Asker(id=message_id), Asker(id=message_id, is_server=True)
-        await self.ask(channel, message_id, CreateMessage(status="streaming", text=""), asker)
+        await self.ask(channel, message_id, CreateMessage(status="streaming", text="", lease_s=LONG_S), asker)
         text, generation = "", 1
         for _ in range(self.rng.randrange(3, 10)):
             if self.rng.random() < 0.4:
                 end = FinishMessage(status="interrupted", generation=generation)
                 await self.ask(channel, message_id, end, server)
-                answer = await self.ask(
-                    channel, message_id, TakeOver(generation=generation, request=f"take{generation}"), asker
-                )
+                take = TakeOver(generation=generation, request=f"take{generation}", lease_s=LONG_S)
+                answer = await self.ask(channel, message_id, take, asker)
                 generation += 1
                 assert (answer.generation, answer.lengths) == (generation, [len(text)])
             piece = self.words()
@@ -430,6 +445,38 @@ class World:
             await self.pause()
         await self.ask(channel, message_id, FinishMessage(status="failed", generation=generation), asker)
         self.written[channel, message_id] = [{"type": "text", "text": text}]
+
+    async def commander(self, channel: str, name: str) -> None:
+        """Asks, answers, stops what streams, and renews a lease; all of it may be said twice."""
+        asker, other = Asker(id=name), Asker(id=f"{name}.other")
+        answer_id = f"{name}.answer"
+        await self.ask(channel, answer_id, CreateMessage(status="streaming", text="so far", lease_s=LONG_S), asker)
+        for number in range(self.rng.randrange(3, 10)):
+            key = command_key(f"{name}.{number}")
+            send = SendCommand(name="steer", target=self.rng.choice((None, answer_id)), data=number, expires_s=3_600)
+            for _ in range(self.rng.choice((1, 1, 2))):
+                answer = await self.ask(channel, key, send, asker)
+                assert answer.command is not None
+                assert answer.command.data == number
+            await self.pause()
+            if self.rng.random() < 0.3:
+                await self.ask(channel, answer_id, RenewLease(lease_s=LONG_S - number), asker)
+            if self.rng.random() < 0.8:
+                reply = ReplyCommand(ok=bool(number % 2), data=number, request="reply")
+                for _ in range(self.rng.choice((1, 1, 2))):
+                    await self.ask(channel, key, reply, other)
+                with pytest.raises(AlreadyAnswered):
+                    await self.ask(channel, key, ReplyCommand(data="late"), other)
+                self.answered[channel, key] = number
+            await self.pause()
+        stop = SendCommand(name="cancel", target=answer_id)
+        await self.ask(channel, command_key(f"{name}.stop"), stop, asker)
+        while (await self.read(channel, answer_id)).status == "streaming":  # nobody answers: the server carries it out
+            await asyncio.sleep(0.5)
+        with pytest.raises(Finished):
+            await self.ask(channel, answer_id, AppendText(text="!", at=6), asker)
+        assert (await self.read(channel, answer_id)).status == "cancelled"
+        self.written[channel, answer_id] = [{"type": "text", "text": "so far"}]
 
     async def read(self, channel: str, message_id: str) -> Message:
         """The message, of the store as it is now."""
@@ -490,6 +537,7 @@ class World:
         self.batches += 1
         truth = self.store.truth(channel, view.cursor)
         shown = {message.id: message for message in view.messages()}
+        assert {one.id: one for one in view.commands()} == self.store.pending(channel, view.cursor)
         for message in shown.values():  # of a page of history it may be newer than the cursor
             assert message == self.store.truth(channel, view.cursor, or_at=message.version)[message.id]
         assert view.before is not None
@@ -561,7 +609,14 @@ class World:
             write(channel, f"{write.__name__[:4]}{number}")
             for channel in CHATS
             for number in range(2)
-            for write in (self.careful_writer, self.blind_writer, self.local_writer, self.editor, self.successor)
+            for write in (
+                self.careful_writer,
+                self.blind_writer,
+                self.local_writer,
+                self.editor,
+                self.successor,
+                self.commander,
+            )
         ]
         writers += [self.editor(SHORT_LIVED, "short")]
         async with asyncio.TaskGroup() as others:
@@ -587,6 +642,13 @@ class World:
             assert message == self.store.truth(channel, cursor)[message_id]
             assert [part for part in message.parts if part.get("name") != "bar"] == parts
             assert message.status != "streaming"
+        for (channel, key), data in self.answered.items():
+            live = hub.channel(channel)
+            await live.load_messages([key])
+            command = live.state.command(key)
+            assert command is not None
+            assert command.reply is not None
+            assert (command.reply.data, command.reply.request) == (data, "reply")
         await hub.close()
 
 
