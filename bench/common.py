@@ -13,7 +13,23 @@ from urllib.parse import quote
 
 from bench.proc import CLIENT_CORE, SERVER_CORE, BenchError, Child
 
-__all__ = ["Options", "Row", "Served", "Void", "check", "kept", "load_client", "number", "raw_line", "served", "spread"]
+__all__ = [
+    "FINISHED",
+    "Options",
+    "Row",
+    "Served",
+    "Void",
+    "check",
+    "kept",
+    "load_client",
+    "number",
+    "raw_line",
+    "served",
+    "spread",
+]
+
+
+FINISHED = "message.finish"  # stands in the last that a viewer of one answer gets: how `drain` knows
 
 
 class Void(BenchError):

@@ -7,7 +7,7 @@ token at each viewer. Afterwards every view is held against the stored message a
 
 from typing import NamedTuple, Self
 
-from bench.common import Options, Row, Served, check, kept, load_client, number, served
+from bench.common import FINISHED, Options, Row, Served, check, kept, load_client, number, served
 from bench.proc import SERVER_CORE, BenchError, busy_s, cpu_s, disk_write_bytes, raise_file_limit
 from bench.tokens import WIDTH
 
@@ -84,7 +84,7 @@ def measure(options: Options, conversations: int, *, seconds: float, is_dated_wh
             is_dated_when_due=is_dated_when_due,
             answer_in_s=seconds + 45,
         )
-        drained = load.ask("drain", timeout_s=_TIMEOUT_S)
+        drained = load.ask("drain", timeout_s=_TIMEOUT_S, last=FINISHED)
         after = _Gauges.read(server)
         decoded = load.ask("decode")
         check(decoded, load.ask("compare", sent=produced["messages"], **server.address), drained)

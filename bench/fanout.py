@@ -13,7 +13,7 @@ import statistics
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from bench.common import Options, Row, Served, check, kept, load_client, raw_line, served, spread
+from bench.common import FINISHED, Options, Row, Served, check, kept, load_client, raw_line, served, spread
 from bench.proc import SERVER_CORE, BenchError, Child, cpu_s, raise_file_limit
 
 _LIMIT = 1.6  # for one channel with a thousand SSE viewers under `serve`
@@ -115,7 +115,7 @@ def _run(server: Served, load: Child, do: str, **fields: Any) -> tuple[dict[str,
     load.ask("capture")
     before_s = cpu_s(server.child.pid)
     answer = server.child.ask(do, **fields)
-    drained = load.ask("drain", timeout_s=_TIMEOUT_S)
+    drained = load.ask("drain", timeout_s=_TIMEOUT_S, last=FINISHED)
     return answer, cpu_s(server.child.pid) - before_s, drained
 
 

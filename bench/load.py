@@ -33,7 +33,7 @@ __all__ = ["Connection", "Load"]
 _HOST = "127.0.0.1"
 _READ_BYTES = 32 * 1024
 _WAVE = 100  # connections opened before their first batches are waited for
-_QUIET_S = 0.8  # nothing for this long: all has come; twenty flush windows, and a stolen core comes back sooner
+_QUIET_S = 0.4  # nothing for this long, many times the flush window: all has come
 _POLL_S = 0.05  # between two looks at whether all have come back
 _STDIN = 0
 
@@ -50,6 +50,7 @@ class Load:
         self._ended = 0
         self._recorded: set[str] | None = None  # channels with a recorded viewer, while there may be more
         self._stalled: list[tuple[Connection, int]] = []  # with the bytes each had had when it stopped reading
+        self._is_stalling = False
         self._prefix = ""
         self._piece = tokens.WIDTH
         self._batches = 0
@@ -111,13 +112,19 @@ class Load:
             self.turn(left_s)
         return {}
 
-    def drain(self, *, timeout_s: float) -> Json:
-        """Read until nothing more comes, and end the capture."""
+    def drain(self, *, timeout_s: float, last: str | None = None) -> Json:
+        """Read until nothing more comes, and end the capture.
+
+        With `last` every viewer's last bytes must hold it, unless a connection has ended; those who do not get it in
+        time are told apart by the comparison. Without it, nothing for a while is all there is to go by.
+        """
         until_s = time.monotonic() + timeout_s
         self._last_read_s = time.monotonic()
-        while time.monotonic() - self._last_read_s < _QUIET_S:
-            if time.monotonic() > until_s:
-                raise BenchError(f"the server was still sending after {timeout_s} s")
+        while (now_s := time.monotonic()) - self._last_read_s < _QUIET_S or not self._have_all_got(last):
+            if now_s > until_s:
+                if now_s - self._last_read_s < _QUIET_S:
+                    raise BenchError(f"the server was still sending after {timeout_s} s")
+                break
             self.turn(_QUIET_S / 4)
         self._is_capturing = False
         wall_s = self._last_read_s - self._captured_s
@@ -125,6 +132,7 @@ class Load:
 
     def stall(self, *, count: int) -> Json:
         """The `count` viewers that connected last stop reading; their tokens have no latency any more."""
+        self._is_stalling = True
         for connection in list(self._connections.values())[-count:] if count else []:
             self._epoll.unregister(connection.socket)
             if connection.viewer is not None and connection.viewer.latencies is not None:
@@ -134,6 +142,7 @@ class Load:
 
     def read_on(self) -> Json:
         """Those who stopped reading read again; to be followed by `drain`."""
+        self._is_stalling = False
         for connection, _ in self._stalled:
             self._epoll.register(connection.socket, select.EPOLLIN)
         return {}
@@ -265,6 +274,13 @@ class Load:
         connection.session.receive_end()
 
     # Inside
+
+    def _have_all_got(self, last: str | None) -> bool:
+        if last is None or self._ended:
+            return True
+        marker = last.encode()
+        waived = {id(connection) for connection, _ in self._stalled} if self._is_stalling else set()
+        return all(each.has_got(marker) for each in self._connections.values() if id(each) not in waived)
 
     def _open(self, kind: str, port: int, channel: str) -> Connection:
         """Connect a new viewer; the load client of other systems opens theirs here."""

@@ -8,7 +8,7 @@ counted. Each number of slow readers has a server of its own, since memory that 
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from bench.common import Options, Row, check, kept, load_client, number, raw_line, served
+from bench.common import FINISHED, Options, Row, check, kept, load_client, number, raw_line, served
 from bench.proc import BenchError, raise_file_limit, rss_bytes
 
 _READERS = 200
@@ -75,11 +75,11 @@ def _run(options: Options, kind: str, readers: int, slow: int, answer: int) -> _
             piece=_PIECE,
             answer_in_s=count / _PIECES_PER_S + 30,
         )
-        drained = load.ask("drain", timeout_s=_TIMEOUT_S)
+        drained = load.ask("drain", timeout_s=_TIMEOUT_S, last=FINISHED)
         grown = rss_bytes(server.child.pid) - before
         if slow:
             load.ask("read_on")
-            drained = load.ask("drain", timeout_s=_TIMEOUT_S)
+            drained = load.ask("drain", timeout_s=_TIMEOUT_S, last=FINISHED)
         decoded = load.ask("decode")
         check(decoded, load.ask("compare", sent=produced["messages"], **server.address), drained)
         if decoded["tokens"] != count * readers:

@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from bench.common import Options, Row, Void, check, kept, load_client, served, spread
+from bench.common import FINISHED, Options, Row, Void, check, kept, load_client, served, spread
 from bench.proc import raise_file_limit
 from bench.tokens import WIDTH, known_text
 
@@ -78,7 +78,7 @@ def _round(
             if status != "streaming":
                 raise Void(f"the answer was {status} when the viewers were back: they did not come back to a stream")
             load.ask("capture")
-            drained = load.ask("drain", timeout_s=_TIMEOUT_S)
+            drained = load.ask("drain", timeout_s=_TIMEOUT_S, last=FINISHED)
             text = known_text(seed, count)
             sent = {"id": _MESSAGE, "length": count * WIDTH, "sha256": hashlib.sha256(text.encode()).hexdigest()}
             check(load.ask("decode"), load.ask("compare", sent={_CHANNEL: sent}, **server.address), drained)

@@ -55,6 +55,10 @@ class Connection:
             sent = self.socket.send(data)
             assert sent == len(data), "a request larger than an empty socket buffer"
 
+    def has_got(self, marker: bytes) -> bool:
+        """Whether what was captured last holds `marker`, which two reads may have parted."""
+        return marker in b"".join(self.arrivals[-3::2])
+
     def decode(self) -> None:
         """Parse and check what was captured."""
         arrivals, self.arrivals = iter(self.arrivals), []

@@ -11,7 +11,6 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from holdfast.core import errors
 from holdfast.core.errors import HoldfastError, LocalError
 
 T = TypeVar("T")
@@ -57,7 +56,7 @@ def read_answer(answer: dict[str, Any], kind: type[T]) -> T:
 def _classes(base: type[HoldfastError]) -> Iterator[type[HoldfastError]]:
     yield base
     for one in base.__subclasses__():
-        if one.__module__ == errors.__name__ and one is not LocalError:
+        if one.__module__ == HoldfastError.__module__ and one is not LocalError:
             yield from _classes(one)
 
 

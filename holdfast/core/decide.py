@@ -30,6 +30,7 @@ from holdfast.core.errors import (
     NotWriter,
     StillStreaming,
     TooLarge,
+    TooMany,
     VersionConflict,
 )
 from holdfast.core.limits import Limits
@@ -185,6 +186,8 @@ def _create(
         if known.digest != fingerprint:
             raise IdConflict(f"message {message_id!r} exists and was created with other content")
         return Decision(serial=known.created, generation=1)
+    if state.newest is None and not asker.may_begin:
+        raise TooMany("this would begin a channel, and this client has begun too many of late")
     if request.status == "interrupted":
         raise ForbiddenStatus("interrupted is the server's to give")
     if request.status not in ("complete", "streaming"):

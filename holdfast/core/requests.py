@@ -159,6 +159,7 @@ class Asker(Struct, frozen=True, kw_only=True):
     writer: Writer | None = None  # the writer this asker would be
     is_admin: bool = False  # may change and delete what others wrote
     may_read: bool = True  # may know what exists
+    may_begin: bool = True  # may ask for what begins a channel: clients begin so many an hour
     may_write: bool = True  # holds `append`: may answer what is asked of writers
     brings_answer: bool = False  # a user message of theirs waits for no agent
     is_app: bool = False  # somebody in this process: what they may do is the app's business

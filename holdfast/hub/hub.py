@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -58,8 +58,10 @@ from holdfast.hub.hooks import Hook, HookHandler, HookKind, Hooks
 from holdfast.hub.identity import Authenticate
 from holdfast.hub.patterns import check_pattern, matches
 from holdfast.hub.people import People
+from holdfast.hub.rates import ClientLimits, Rates
 from holdfast.hub.subscription import Subscription
 from holdfast.hub.sync import SyncHub
+from holdfast.hub.tickets import Tickets
 from holdfast.hub.warden import Warden
 from holdfast.hub.writer import MessageWriter
 from holdfast.stores import open_url
@@ -117,6 +119,7 @@ class HubCore:
 
     `flush_ms` is the default flush window of viewers, `drain_s` how long running answers may go on when the
     process is asked to end, `hooks_signals=False` leaves the signals alone (then call `drain` yourself).
+    `ticket_keys` sign tickets, so that they outlive the process; the verifier may have some, too.
     """
 
     writer_class: type[MessageWriter] = MessageWriter  # `holdfast.agents` has one that knows more
@@ -132,6 +135,8 @@ class HubCore:
         drain_s: float = 5.0,
         clock: Clock | None = None,
         hooks_signals: bool = True,
+        client_limits: ClientLimits | None = None,
+        ticket_keys: Sequence[bytes] = (),
     ) -> None:
         self.store: Store = open_url(store) if isinstance(store, str) else store
         self.authenticate = authenticate
@@ -140,6 +145,9 @@ class HubCore:
         self.flush_ms = flush_ms
         self.drain_s = drain_s
         self.clock = clock or Clock()
+        self.rates = Rates(client_limits)
+        if ticket_keys:
+            self.tickets = Tickets(ticket_keys, now_ms=self.clock.now_ms)
         self.node = ""  # this life of the hub, as writers' leases name it; a new one with each start
         self.is_draining = False
         self.drive_by_hand = False  # may streaming responses drive `send` themselves? `serve` sets it

@@ -34,7 +34,6 @@ from holdfast.transports.http import no_such_path, problem_response, routes
 from holdfast.transports.longpoll import poll
 from holdfast.transports.problem import Headers, problem_messages
 from holdfast.transports.sse import channel_events, is_started
-from holdfast.transports.tickets import ticket_route
 from holdfast.transports.websocket import Sockets
 from holdfast.transports.wheel import Wheel
 
@@ -175,7 +174,7 @@ class _Web(StaticFiles):
 
 
 def _plain_app(hub: HubCore) -> ASGIApp:
-    known: list[BaseRoute] = [*routes(hub), ticket_route(hub)]
+    known: list[BaseRoute] = [*routes(hub)]
     if WEB.is_dir():
         known.append(Mount("/web", _Web(directory=WEB)))
     app: ASGIApp = _problems(Router(known, redirect_slashes=False, default=_nothing))

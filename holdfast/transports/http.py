@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, TypeVar
 
 import msgspec
+from msgspec.structs import replace
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -33,6 +34,7 @@ from holdfast.core.model import Part
 from holdfast.core.names import check_channel, check_id, command_key
 from holdfast.core.requests import (
     AppendText,
+    Asker,
     CreateMessage,
     DeleteMessage,
     EnterChannel,
@@ -50,10 +52,12 @@ from holdfast.hub.committer import Answer
 from holdfast.hub.hub import HubCore
 from holdfast.hub.identity import Identity
 from holdfast.hub.people import check_member
+from holdfast.hub.rates import rates_of
 from holdfast.transports.codec import answer_fields, decode, for_peers, unexpected
 from holdfast.transports.door import identify, not_local
 from holdfast.transports.problem import problem_body, problem_headers
 from holdfast.transports.query import Query, whole
+from holdfast.transports.tickets import create_ticket
 
 logger = logging.getLogger("holdfast.transports")
 
@@ -80,11 +84,11 @@ class Call:
     """One request, with who asks and what its path names."""
 
     def __init__(self, hub: HubCore, request: Request, identity: Identity) -> None:
-        """Raises InvalidName."""
+        """Raises InvalidName. `channel` and `id` are empty where the path names none."""
         self.hub = hub
         self.request = request
         self.identity = identity
-        self.channel = check_channel(request.path_params["channel"])
+        self.channel = check_channel(request.path_params["channel"]) if "channel" in request.path_params else ""
         message_id = request.path_params.get("id")  # of a message, or of a command
         self.id = check_id(message_id) if message_id is not None else ""
 
@@ -102,8 +106,21 @@ class Call:
 
     async def ask(self, message_id: str, asked: Asked, *, status: int = 200) -> Response:
         """Ask the hub and say what it answered."""
-        answer = await self.hub.ask(self.channel, message_id, asked, self.identity.asker(self.channel))
+        answer = await self.hub.ask(self.channel, message_id, asked, asker_of(self.hub, self.identity, self.channel))
+        note_answer(self.hub, self.identity, answer)
         return _json(answer_fields(asked, answer), status=_status(asked, answer, status))
+
+
+def asker_of(hub: HubCore, identity: Identity, channel: str) -> Asker:
+    """`identity` as the one who asks something of `channel`."""
+    asker = identity.asker(channel)
+    return asker if rates_of(hub).may_begin(identity) else replace(asker, may_begin=False)
+
+
+def note_answer(hub: HubCore, identity: Identity, answer: Answer) -> None:
+    """Count the channel that began with what was stored, if one did."""
+    if answer.created and answer.serial == 1:
+        rates_of(hub).began(identity)
 
 
 def _status(asked: Asked, answer: Answer, status: int) -> int:
@@ -218,6 +235,7 @@ async def signal(call: Call) -> Response:
     """`POST …/signals`."""
     call.check("presence")
     asked = await call.body(_signal)
+    rates_of(call.hub).signal(call.identity)
     await call.hub.signal(call.channel, asked.name, asked.data, by=call.identity.client_id)
     return Response(status_code=202, headers=_NO_STORE)
 
@@ -327,9 +345,10 @@ async def ready(hub: HubCore, request: Request) -> Response:
 
 
 async def metrics(hub: HubCore, request: Request) -> Response:
-    """`/metrics`, in Prometheus' text form; loopback only, and not through a proxy."""
-    if not_local(dict(request.scope)):
-        raise Forbidden("/metrics answers on loopback only")
+    """`/metrics`, in Prometheus' text form; on loopback and not through a proxy, or for `admin` of all channels."""
+    scope = dict(request.scope)
+    if not_local(scope) and not (await identify(hub, scope)).has_everywhere("admin"):
+        raise Forbidden("/metrics answers on loopback, and elsewhere to whoever is `admin` of all channels")
     lines = [f"holdfast_{name} {value}\n" for name, value in sorted(hub.stats().items())]
     return Response("".join(lines), media_type="text/plain; version=0.0.4; charset=utf-8", headers=_NO_STORE)
 
@@ -349,6 +368,7 @@ CALLS: dict[str, dict[str, Handler]] = {
     "/v1/channels/{channel}/presence": {"GET": members},
     "/v1/channels/{channel}/presence/{id}": {"PUT": enter, "DELETE": leave},
     "/v1/channels/{channel}/signals": {"POST": signal},
+    "/v1/tickets": {"POST": create_ticket},
 }
 PLAIN: dict[str, Plain] = {"/healthz": health, "/readyz": ready, "/metrics": metrics}
 # GET is answered before this, by `transports.app`; what comes here has another method.

@@ -48,6 +48,7 @@ from holdfast.hub.hub import HubCore
 from holdfast.hub.identity import Identity
 from holdfast.hub.patterns import check_pattern, matches
 from holdfast.hub.people import check_member
+from holdfast.hub.rates import rates_of
 from holdfast.transports.codec import answer_fields, decode, for_peers, unexpected
 from holdfast.transports.frames import (
     NEEDED,
@@ -70,7 +71,7 @@ from holdfast.transports.frames import (
     WorkFrame,
     decoder,
 )
-from holdfast.transports.http import check_create
+from holdfast.transports.http import asker_of, check_create, note_answer
 from holdfast.transports.socket_worker import SocketWorker
 from holdfast.transports.sse import RETRY_MS, allowed_history
 
@@ -349,7 +350,7 @@ class Session:
             if isinstance(frame, CommandFrame | ReplyFrame):
                 key = command_key(key)
             done = partial(self._answered, frame.ref, (channel, key), request, weight)
-            self._hub.submit(channel, key, request, self._identity.asker(channel), done)
+            self._hub.submit(channel, key, request, asker_of(self._hub, self._identity, channel), done)
         except HoldfastError as error:
             self._refuse(frame.ref, error)
             return
@@ -363,6 +364,7 @@ class Session:
         self._unanswered_bytes -= weight
         if isinstance(answer, Answer):
             self._note_lease(place, request)
+            note_answer(self._hub, self._identity, answer)
         try:
             if isinstance(answer, HoldfastError):
                 raise answer
@@ -404,6 +406,7 @@ class Session:
         self._identity.check("presence", channel)
         people = self._hub.people
         if isinstance(frame, SignalFrame):
+            rates_of(self._hub).signal(self._identity)
             people.signal(channel, frame.name, frame.data, self._identity.client_id)
             return {}
         member = check_member(frame.member or self._identity.client_id or "anonymous", self._identity.client_id)

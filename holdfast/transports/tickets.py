@@ -5,18 +5,17 @@ You are in `transports`. What a ticket is stands in `hub.tickets`; `sse.admit_st
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import msgspec
 from msgspec import Struct
-from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
 
 from holdfast.core.names import check_channel
-from holdfast.hub.hub import HubCore
-from holdfast.hub.identity import Identity
 from holdfast.hub.tickets import START_S, tickets_of
-from holdfast.transports.door import identify
-from holdfast.transports.http import Call, Endpoint
+
+if TYPE_CHECKING:
+    from holdfast.transports.http import Call
 
 
 class AskTicket(Struct, frozen=True, kw_only=True):
@@ -35,29 +34,9 @@ class TicketIssued(Struct, frozen=True, kw_only=True):
 _ask = msgspec.json.Decoder(AskTicket)
 
 
-class TicketCall(Call):
-    """A call whose path names no channel: it stands in the body."""
-
-    def __init__(self, hub: HubCore, request: Request, identity: Identity) -> None:
-        self.hub = hub
-        self.request = request
-        self.identity = identity
-        self.channel = self.id = ""
-
-
 async def create_ticket(call: Call) -> Response:
     """`POST /v1/tickets`. Raises Forbidden unless the asker may subscribe to the channel."""
     asked = await call.body(_ask)
     ticket = tickets_of(call.hub).issue(call.identity, check_channel(asked.channel))
     body = msgspec.json.encode(TicketIssued(ticket=ticket))
     return Response(body, status_code=201, media_type="application/json", headers={"cache-control": "no-store"})
-
-
-def ticket_route(hub: HubCore) -> Route:
-    """Where tickets are asked for."""
-
-    async def answer(request: Request) -> Response:
-        identity = await identify(hub, dict(request.scope))
-        return await create_ticket(TicketCall(hub, request, identity))
-
-    return Route("/v1/tickets", Endpoint(["POST"], answer))

@@ -16,7 +16,7 @@ import pytest
 from holdfast.client import ChannelView, Client, RemoteWriter, Timing
 from holdfast.testing.proxy import FaultProxy
 from tests.client.wire import becomes
-from tests.processes import Server, serving, text_of
+from tests.processes import Process, Server, serving, text_of
 from tests.producer import tokens_of
 
 PATIENCE_S = 30.0
@@ -127,6 +127,39 @@ async def test_calls_wait_for_a_server_that_is_not_there_yet(server: Server, pro
         assert (await created).text == "Is anybody there?"
         with pytest.raises(Exception, match="m1"):
             await read
+
+
+WRITES_FOR_EVER = """
+import sys, time
+from holdfast.client import SyncClient
+with SyncClient(sys.argv[1], client_id="agent") as client, client.presence("chat:1"), client.message("chat:1") as message:
+    while True:
+        message.append("more ")
+        time.sleep(0.01)
+"""
+
+
+async def test_a_writer_that_is_killed_is_seen_to_be_gone(server: Server, proxy: FaultProxy, tmp_path: Path) -> None:
+    url = f"http://127.0.0.1:{server.port}"
+    agent = Process(["-c", WRITES_FOR_EVER, url], tmp_path / "agent.log")
+    agent.start()
+    try:
+        async with asyncio.timeout(PATIENCE_S), through(proxy) as client:
+            view = client.channel("chat:1")
+            async for _ in view:
+                if len(view.messages) == 1 and len(view.messages[0].text) > 100 and view.member_count == 1:
+                    break
+            agent.end(signal.SIGKILL)
+            began_s = asyncio.get_running_loop().time()
+            async for _ in view:
+                if view.messages[0].status == "interrupted" and view.member_count == 0:
+                    break
+            assert asyncio.get_running_loop().time() - began_s < 6
+            async with client.take_over("chat:1", view.messages[0].id) as message:
+                await message.append("and the end.")
+            await shows(view, message.text)
+    finally:
+        agent.clean_up()
 
 
 async def test_a_reader_who_takes_nothing_gets_joined_text_and_costs_no_memory(

@@ -21,12 +21,13 @@ from typing import Any
 import pytest
 
 from holdfast.core.cursor import parse_cursor
-from holdfast.core.document import restore
+from holdfast.core.document import restored
 from holdfast.core.errors import (
     AlreadyAnswered,
     Busy,
     Deleted,
     Draining,
+    Fenced,
     Finished,
     HoldfastError,
     IdConflict,
@@ -52,11 +53,12 @@ from holdfast.core.requests import (
     TakeOver,
     UpdateMessage,
 )
-from holdfast.core.state import ChannelState, apply_entry
+from holdfast.core.state import ChannelState, MessageState, apply_entry
 from holdfast.core.view import View
 from holdfast.hub import HubCore, MessageWriter
 from holdfast.hub.clock import Clock
 from holdfast.hub.committer import Answer, DocumentDue
+from holdfast.hub.desk import Turn, WhenBusy
 from holdfast.hub.feed import Behind, EncodedBatch, Feed
 from holdfast.stores.base import Committed, CommitUnknown, Conflict, Write
 from holdfast.stores.memory import MemoryStore
@@ -237,6 +239,43 @@ class Mortal(HubCore):
         await asyncio.wait([self._runtime.main])
 
 
+class Helper:
+    """An agent without a model: it takes turns, is at work for a while, and says that it is done."""
+
+    pattern = "chat:*"
+    when_busy: WhenBusy = "parallel"
+
+    def __init__(self, world: World, hub: HubCore, name: str, *, is_local: bool) -> None:
+        self.name = name
+        self.is_local = is_local
+        self.free = 3
+        self._world = world
+        self._hub = hub
+
+    def begin(self, turn: Turn) -> None:
+        attempts = self._world.attempts.setdefault((turn.channel, turn.message_id), [0])
+        assert turn.generation > attempts[-1], "two at work on one message"
+        attempts.append(turn.generation)
+        self._world.at_work.add(asyncio.create_task(self._work(turn)))
+
+    def ended(self, turn: Turn, state: str) -> None:
+        """It hears of that when it says that it is done."""
+
+    async def _work(self, turn: Turn) -> None:
+        await self._world.pause(2.0)
+        answer: Answer | HoldfastError = Busy()
+        try:
+            while isinstance(answer, COME_BACK):
+                answered = asyncio.get_running_loop().create_future()
+                self._hub.desk.end(self, turn, "done", _into(answered))
+                answer = await answered
+                await asyncio.sleep(0.1)
+            assert isinstance(answer, Answer | Fenced | Deleted | Finished)
+            self._hub.desk.freed(self)
+        except (LocalError, Draining):
+            assert self._hub not in self._world.hubs or self._world.is_over, "its hub lives"
+
+
 class World:
     """Hubs on one store, and everybody who uses them."""
 
@@ -250,6 +289,8 @@ class World:
         self.is_over = False
         self.batches = self.deaths = 0
         self.written: dict[tuple[str, str], list[Part]] = {}  # what must stand in the end
+        self.attempts: dict[tuple[str, str], list[int]] = {}  # that began, by message
+        self.at_work: set[asyncio.Task[None]] = set()
         self.answered: dict[tuple[str, str], object] = {}  # the answers that commands must have in the end
 
     def new_hub(self) -> Mortal:
@@ -471,7 +512,9 @@ class World:
             await self.pause()
         stop = SendCommand(name="cancel", target=answer_id)
         await self.ask(channel, command_key(f"{name}.stop"), stop, asker)
-        while (await self.read(channel, answer_id)).status == "streaming":  # nobody answers: the server carries it out
+        for _ in range(200):  # nobody answers: the server carries it out, when the store lets it
+            if (await self.read(channel, answer_id)).status != "streaming":
+                break
             await asyncio.sleep(0.5)
         with pytest.raises(Finished):
             await self.ask(channel, answer_id, AppendText(text="!", at=6), asker)
@@ -591,15 +634,31 @@ class World:
         """Start a hub, again and again while the store refuses."""
         while True:
             try:
-                return await hub.start()
+                await hub.start()
+                break
             except COME_BACK:
                 await asyncio.sleep(0.1)
+        for is_local in (True, False):
+            hub.desk.register(Helper(self, hub, f"helper{is_local:d}", is_local=is_local))
 
     async def check_dead(self) -> None:
         """No message streams whose writer died with its process."""
         for found in await MemoryStore.open_documents(self.store):
-            writer = restore(found.stored).writer
+            (one,) = restored([found.stored])
+            writer = one.writer if isinstance(one, MessageState) else None
             assert writer is None or writer.node in (None, self.hubs[0].node)
+
+    async def until_all_turns_are_over(self) -> None:
+        """Every question finds somebody in the end, whoever died over it."""
+        for _ in range(200):
+            found = restored(one.stored for one in await MemoryStore.open_documents(self.store))
+            if not any(isinstance(one, MessageState) and one.claim is not None and one.claim.is_open for one in found):
+                break
+            await asyncio.sleep(0.5)
+        else:
+            raise AssertionError("questions that nobody answers")
+        await asyncio.gather(*self.at_work)
+        assert self.attempts
 
     async def live(self) -> None:
         """Everything at once, until all is written and seen."""
@@ -629,7 +688,9 @@ class World:
                 for writer in writers:
                     tasks.create_task(writer)
             await asyncio.gather(*self.store.late)
-            self.store.is_fair = self.is_over = True
+            self.store.is_fair = True
+            await self.until_all_turns_are_over()
+            self.is_over = True
         await self.check_end()
 
     async def check_end(self) -> None:

@@ -366,8 +366,11 @@ async def test_an_identity_that_has_ended_is_nobodys() -> None:
 
 
 async def test_metrics_are_for_this_machine_also_with_a_verifier() -> None:
+    async def person(scope: Any) -> Identity | None:
+        return Identity(client_id="ada", capabilities=frozenset({"history"}))
+
     for how, status in ((AWAY, 403), ({}, 200), ({"headers": [*HERE, (b"x-forwarded-for", b"192.0.2.1")]}, 403)):
-        assert (await with_verifier(allow_everyone, {**how, "path": "/metrics"}))[0] == status
+        assert (await with_verifier(person, {**how, "path": "/metrics"}))[0] == status
 
 
 async def test_health_needs_no_identity_where_there_is_a_verifier() -> None:

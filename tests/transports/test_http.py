@@ -327,8 +327,6 @@ async def test_a_client_id_follows_the_rules_for_ids(plain_http: httpx2.AsyncCli
         "/web/nothing.js",
         "/web/../app.py",
         "/web/..%2Fapp.py",
-        # not offered yet
-        "/v1/tickets",
     ],
 )
 async def test_paths_that_do_not_exist_are_404(plain_http: httpx2.AsyncClient, path: str) -> None:

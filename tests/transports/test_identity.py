@@ -829,3 +829,40 @@ def test_every_capability_claim_argument_option_and_close_code_is_documented() -
 
 def is_about_identity(option: str) -> bool:
     return option.startswith(("--jw", "--allow"))
+
+
+async def test_a_client_begins_so_many_channels_an_hour_and_writes_on_in_those_it_has(served: Verified) -> None:
+    still(served, client_channels=2)
+    headers = served.bearer()
+    for channel, status in (("chat:1", 201), ("chat:2", 201), ("chat:3", 429), ("chat:1", 201)):
+        answer = await served.post(f"/v1/channels/{channel}/messages", {"text": "x"}, headers)
+        assert answer.status_code == status, answer.text
+    async with dialled(served, additional_headers=headers) as peer:
+        assert (await peer.ask("create", channel="chat:4", text="x"))["code"] == "too_many"
+        assert (await peer.ask("create", channel="chat:2", text="x"))["type"] == "ok"
+    other = await served.post("/v1/channels/chat:3/messages", {"text": "x"}, served.bearer(sub="eve"))
+    assert other.status_code == 201
+
+
+async def test_signals_are_counted_apart(served: Verified) -> None:
+    still(served, client_signals=2)
+    headers = served.bearer()
+    for status in (202, 202, 429):
+        answer = await served.post("/v1/channels/chat:1/signals", {"name": "typing", "data": {}}, headers)
+        assert answer.status_code == status, answer.text
+    async with dialled(served, additional_headers=headers) as peer:
+        refused = await peer.ask("signal", channel="chat:1", name="typing")
+        assert refused["code"] == "too_many"
+        assert (await peer.ask("create", channel="chat:1", text="x"))["type"] == "ok"
+
+
+async def test_metrics_are_for_this_machine_and_for_admins(served: Verified) -> None:
+    elsewhere = {"X-Forwarded-For": "192.0.2.1"}
+    for headers, status in (
+        ({}, 401),
+        (served.bearer("admin"), 403),
+        (served.bearer("admin", channel="*"), 200),
+        (served.bearer("history", channel="*"), 403),
+    ):
+        assert (await served.http.get("/metrics", headers={**elsewhere, **headers})).status_code == status
+    assert (await served.http.get("/metrics")).status_code == 200
