@@ -16,7 +16,6 @@ from holdfast.core.errors import Deleted, Fenced, Finished, HoldfastError, NotFo
 from holdfast.core.events import CommandReply, Page
 from holdfast.core.model import Command, Json, Message
 from holdfast.core.names import command_key
-from holdfast.core.requests import Asker, ClaimTurn, EndTurn
 from holdfast.hub.committer import Answer, Done
 from holdfast.hub.desk import Turn, WhenBusy
 
@@ -128,17 +127,7 @@ class LocalPlace:
 
     async def take_waiting(self, channel: str, message_id: str, *, by: str) -> bool:
         """Of `Place`."""
-        message = self._hub.channel(channel).state.message(message_id)
-        if message is None or message.claim is None:
-            return False
-        asker = Asker(id=by, writer=self._hub.asker(by).writer, is_server=True)
-        try:
-            claimed = await self._hub.ask(channel, message_id, ClaimTurn(generation=message.claim.generation), asker)
-            assert claimed.generation is not None
-            await self._hub.ask(channel, message_id, EndTurn(generation=claimed.generation), asker)
-        except (Fenced, Finished, Deleted, NotFound):
-            return False
-        return True
+        return await self._hub.take_waiting(channel, message_id, by)
 
     def say(self, channel: str, name: str, data: dict[str, Json]) -> None:
         """Of `Place`."""

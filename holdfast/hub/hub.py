@@ -37,8 +37,10 @@ from holdfast.core.names import COMMAND_MARK, check_channel, check_id, check_key
 from holdfast.core.ops import Writer
 from holdfast.core.requests import (
     Asker,
+    ClaimTurn,
     CreateMessage,
     DeleteMessage,
+    EndTurn,
     FinishMessage,
     ReplyCommand,
     Request,
@@ -502,6 +504,22 @@ class HubCore:
         committer = self._live().committer
         assert committer is not None
         committer.submit(item)
+
+    async def take_waiting(self, channel: str, message_id: str, by: str) -> bool:
+        """Take a user message that waits into a turn of agent `by` that runs already, so that it gets none of its own.
+
+        False: somebody else has it, or it waits for nobody.
+        """
+        message = self.channel(channel).state.message(message_id)
+        if message is None or message.claim is None or message.claim.state != "pending":
+            return False
+        asker = Asker(id=by, writer=Writer(by=by, node=self.node), is_server=True)
+        try:
+            claimed = await self.ask(channel, message_id, ClaimTurn(generation=message.claim.generation), asker)
+            await self.ask(channel, message_id, EndTurn(generation=claimed.generation or 1), asker)
+        except (Fenced, Finished, Deleted, NotFound):
+            return False
+        return True
 
     async def attach(
         self,

@@ -146,6 +146,12 @@ class TurnRenewFrame(Struct, frozen=True, kw_only=True, tag_field="type", tag="t
     state: dict[str, Json] | None = None  # what the agent does now, for those who look on
 
 
+class TurnTakeFrame(Struct, frozen=True, kw_only=True, tag_field="type", tag="turn.take"):
+    ref: Ref
+    channel: str
+    message: str
+
+
 class TurnDoneFrame(Struct, frozen=True, kw_only=True, tag_field="type", tag="turn.done"):
     ref: Ref
     channel: str
@@ -166,7 +172,7 @@ Asking = (
     | CommandFrame
     | ReplyFrame
 )
-OfWork = WorkFrame | TurnRenewFrame | TurnDoneFrame
+OfWork = WorkFrame | TurnRenewFrame | TurnTakeFrame | TurnDoneFrame
 decoder = msgspec.json.Decoder(
     AttachFrame | DetachFrame | HistoryFrame | PongFrame | PresenceFrame | SignalFrame | OfWork | Asking
 )

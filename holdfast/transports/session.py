@@ -67,6 +67,7 @@ from holdfast.transports.frames import (
     SignalFrame,
     TurnDoneFrame,
     TurnRenewFrame,
+    TurnTakeFrame,
     UpdateFrame,
     WorkFrame,
     decoder,
@@ -218,6 +219,8 @@ class Session:
                 self._detach(frame)
             case HistoryFrame():
                 self._begin(partial(self._history, frame), self._hub.limits.history_bytes)
+            case TurnTakeFrame():
+                self._begin(partial(self._take_turn, frame), 0)
             case PresenceFrame() | SignalFrame() | WorkFrame() | TurnRenewFrame() | TurnDoneFrame():
                 self._at_once(frame)
             case _:
@@ -454,7 +457,7 @@ class Session:
         if self._workers is not None and self._workers.get(worker.pattern) is worker:
             self._hub.desk.register(worker)
 
-    def _worker_of(self, frame: TurnRenewFrame | TurnDoneFrame) -> SocketWorker:
+    def _worker_of(self, frame: TurnRenewFrame | TurnTakeFrame | TurnDoneFrame) -> SocketWorker:
         for worker in (self._workers or {}).values():
             if matches(worker.pattern, frame.channel):
                 return worker
@@ -474,6 +477,15 @@ class Session:
             self._worker_of(frame).end(frame, done)
         except HoldfastError as error:
             done(error)
+
+    async def _take_turn(self, frame: TurnTakeFrame) -> None:
+        try:
+            worker = self._worker_of(frame)
+            is_taken = await self._hub.take_waiting(check_channel(frame.channel), check_id(frame.message), worker.name)
+        except Exception as error:
+            self._failed(frame.ref, error)
+            return
+        self._reply({"type": "ok", "ref": frame.ref, "taken": is_taken})
 
     def give_turn(self, turn: Turn) -> None:
         """A turn for this socket's agent."""
