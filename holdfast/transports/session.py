@@ -58,7 +58,6 @@ from holdfast.transports.frames import (
     CreateFrame,
     DetachFrame,
     HistoryFrame,
-    OfWork,
     PartFrame,
     PongFrame,
     PresenceFrame,
@@ -392,7 +391,7 @@ class Session:
             if len(self._written) > MAX_WRITTEN:
                 del self._written[next(iter(self._written))]
 
-    def _at_once(self, frame: PresenceFrame | SignalFrame | OfWork) -> None:
+    def _at_once(self, frame: PresenceFrame | SignalFrame | WorkFrame | TurnRenewFrame | TurnDoneFrame) -> None:
         """What is not stored is answered at once; the end of a turn when it is."""
         try:
             if isinstance(frame, TurnDoneFrame):

@@ -47,11 +47,12 @@ class Owner(Protocol):
 class Sink:
     """What both ways of sending have in common. The ASGI call waits in `carry` until either side has ended."""
 
-    __slots__ = ("_owner", "_send", "error", "is_busy", "is_over")
+    __slots__ = ("_cycle", "_owner", "_send", "error", "is_busy", "is_over")
 
     def __init__(self, send: Send, owner: Owner) -> None:
         self._send = send
         self._owner = owner
+        self._cycle = cycle_of(send)
         self.is_busy = False  # then nothing may be written
         self.is_over = False  # then nothing will be written any more
         self.error: BaseException | None = None  # what the server, or middleware, raised at a write
@@ -74,6 +75,11 @@ class Sink:
     async def carry(self, receive: Receive) -> None:
         """Hold the connection until the peer has left or `end` was called. Raises what sending raised."""
         raise NotImplementedError
+
+    def _is_lost(self) -> bool:
+        """Is the connection gone, without a word? uvicorn tells only the request that it has read last, so a stream
+        with another request behind it would stay for ever."""
+        return self._cycle is not None and bool(self._cycle.transport.is_closing())
 
     def _fail(self, error: Exception) -> None:
         """Sending failed. An OSError is how servers say that the peer has left; anything else is raised by `carry`."""
@@ -99,6 +105,9 @@ class TaskSink(Sink):
 
     def write(self, message: Message) -> None:
         assert not self.is_busy
+        if self._is_lost():
+            self.end()
+            return
         self.is_busy = True
         self._message = message
         self._tell()
@@ -169,18 +178,20 @@ class TaskSink(Sink):
 class HandSink(Sink):
     """Drives `send` by hand; the ASGI call itself watches for what the peer sends."""
 
-    __slots__ = ("_call", "_cycle", "_finishing", "_is_cut")
+    __slots__ = ("_call", "_finishing", "_is_cut")
 
     def __init__(self, send: Send, owner: Owner) -> None:
         super().__init__(send, owner)
         self._send: Callable[[Message], Coroutine[Any, None, None]] = send  # type: ignore[assignment]  # uvicorn's is
-        self._cycle = cycle_of(send)
         self._call: asyncio.Task[Any] | None = None  # the ASGI call, while it waits in `carry`
         self._finishing: asyncio.Task[None] | None = None
         self._is_cut = False  # `carry` returns, whatever is still blocked
 
     def write(self, message: Message) -> None:
         assert not self.is_busy
+        if self._is_lost():
+            self._cut()
+            return
         sending = self._send(message)
         try:
             blocked = sending.send(None)

@@ -2,8 +2,9 @@
  * The client: connections, their way back, and requests that survive both.
  *
  * The one module here that does I/O; what arrives is folded by `view`. Public is what `connect` and `channel` return:
- * on a client `state`, `subscribe`, `channel`, `close`; on a channel `getSnapshot`, `subscribe`, `listen`, `state`,
- * `error`, `stats`, `cursor`, `close` and the requests. The rest serves the classes of this file and may change.
+ * on a client `state`, `subscribe`, `channel`, `newId`, `close`; on a channel `getSnapshot`, `subscribe`, `listen`,
+ * `state`, `error`, `stats`, `cursor`, `close`, `signal` and the requests. The rest serves the classes of this file and
+ * may change.
  * @module
  */
 
@@ -19,7 +20,7 @@ import { EVENT_TYPES, remember, View } from "./view.js"
  * @typedef {object} Options
  * @property {string} url where the server is mounted; may be relative to the page
  * @property {"auto" | "websocket" | "sse"} [transport] `auto`: WebSocket, and SSE where that cannot be opened
- * @property {string} [client] the client id, for servers without a verifier
+ * @property {string} [client] the client id, for servers without a verifier; beside SSE whoever enters needs it
  * @property {AbortSignal} [signal] closes the client
  * @property {typeof globalThis.fetch} [fetch]
  * @property {typeof globalThis.WebSocket} [WebSocket]
@@ -38,7 +39,7 @@ import { EVENT_TYPES, remember, View } from "./view.js"
  *   code points of text
  */
 /** @typedef {Record<string, unknown> & { id?: string }} Fields */
-/** @typedef {{ frame: Fields & { type: string, ref: number, channel: string }, text: string,
+/** @typedef {{ frame: Fields & { type: string, ref: number, channel: string, leave?: boolean }, text: string,
  *   resolve: (answer: any) => void, reject: (error: HoldfastError) => void }} Unanswered */
 
 // Full jitter: a delay is drawn from 0 up to a ceiling that doubles, so that a thousand viewers of a restarted server
@@ -56,8 +57,11 @@ const UNANSWERED = 500 // the server stops reading at 1,000 or 4 MiB
 const UNANSWERED_UNITS = 1_000_000 // of UTF-16, at most 3 bytes each; one request may go beyond it
 const PENS = 1_000 // parts written at once by one page
 const PAGE_TRIES = 3
+// Presence beside SSE. Browsers let the timers of a hidden page run once a minute, and its member must not flicker.
+const LEASE_S = 90
 const WAKING = ["online", "visibilitychange", "pageshow"]
-const METHODS = new Map([["history", "GET"], ["update", "PATCH"], ["delete", "DELETE"]])
+const METHODS = new Map([["history", "GET"], ["update", "PATCH"], ["delete", "DELETE"], ["presence", "PUT"]])
+const PLACES = new Map([["command", "commands"], ["reply", "commands"], ["presence", "presence"], ["signal", "signals"]])
 // Codes that may pass: attach again later. With any other the channel is closed.
 const PASSING = ["busy", "draining", "internal", "store_unavailable", "too_many"]
 
@@ -273,7 +277,7 @@ class Client extends Observable {
   unanswered = new Map()
   /** @type {Line[]} */
   #lines = []
-  #isSse = false
+  isSse = false
   #socketWorked = false
   #streamWorked = false
   #units = 0
@@ -315,7 +319,7 @@ class Client extends Observable {
     if (!channel) {
       channel = new Channel(this, name, history)
       this.channels.set(name, channel)
-      if (this.#isSse) this.#stream(channel).start()
+      if (this.isSse) this.#stream(channel).start()
       else this.#lines[0]?.attach?.(channel)
     }
     return channel
@@ -372,6 +376,13 @@ class Client extends Observable {
     })
   }
 
+  /** Ask once: what has to wait is lost. @param {string} type @param {string} channel @param {Fields} fields */
+  pass(type, channel, fields) {
+    const frame = { ...fields, type, ref: this.nextRef(), channel }
+    if (this.isSse) this.#askOne(frame).catch(() => {})
+    else this.#lines[0]?.send?.(JSON.stringify(frame))
+  }
+
   /** @param {unknown} ref @param {unknown} answer */
   settle(ref, answer) {
     const request = this.unanswered.get(ref)
@@ -387,6 +398,7 @@ class Client extends Observable {
   opened(line) {
     if (line.channel) this.#streamWorked = true
     else this.#socketWorked = true
+    for (const channel of line.channels) channel.enterAgain()
     void this.#ask()
     this.notify()
   }
@@ -413,7 +425,7 @@ class Client extends Observable {
   /** @param {boolean} isSse @param {number} attempt how many failed before */
   #use(isSse, attempt) {
     for (const line of this.#lines) line.stop()
-    this.#isSse = isSse
+    this.isSse = isSse
     this.#lines = []
     if (isSse) for (const channel of this.channels.values()) this.#stream(channel)
     else this.#lines.push(new Line(this, null, dialSocket, SOCKET_SILENCE_MS))
@@ -439,7 +451,7 @@ class Client extends Observable {
     if (this.#isAsking) return
     this.#isAsking = true
     for (const [ref, { frame }] of this.unanswered) {
-      if (!this.#isSse) break
+      if (!this.isSse) break
       await this.#askOne(frame).then(
         (answer) => this.settle(ref, answer),
         (error) => error instanceof HoldfastError && this.settle(ref, error),
@@ -454,20 +466,21 @@ class Client extends Observable {
   }
 
   /** @param {Unanswered["frame"]} frame */
-  async #askOne({ type, channel, ref: _, ...fields }) {
-    const method = METHODS.get(type) ?? "POST"
-    let path = `/v1/channels/${encodeURIComponent(channel)}/messages`
-    if (type !== "create" && type !== "history") {
+  async #askOne({ type, channel, ref: _, leave, ...fields }) {
+    const method = leave ? "DELETE" : METHODS.get(type) ?? "POST"
+    let path = `/v1/channels/${encodeURIComponent(channel)}/${PLACES.get(type) ?? "messages"}`
+    if (type === "presence") Object.assign(fields, { id: this.options.client ?? "anonymous", lease_s: LEASE_S })
+    if (!["create", "history", "command", "signal"].includes(type)) {
       path += `/${encodeURIComponent(fields.id ?? "")}${method === "POST" ? `/${type}` : ""}`
       delete fields.id
     }
     const hasBody = method.startsWith("P")
-    const response = await this.fetch(this.address(path, hasBody ? {} : fields), {
+    const response = await this.fetch(this.address(path, type === "history" ? fields : {}), {
       method,
       signal: AbortSignal.any([this.#closed.signal, AbortSignal.timeout(OPEN_MS)]),
       ...(hasBody && { headers: { "Content-Type": "application/json" }, body: JSON.stringify(fields) }),
     })
-    if (response.ok) return response.status === 204 ? {} : response.json()
+    if (response.ok) return response.status > 201 ? {} : response.json()
     const problem = await response.json().catch(() => ({}))
     // Without a code it is a proxy's answer, and from 500 on it means that the server is away.
     if (problem.code || response.status < 500) throw new HoldfastError(problem.code ?? "internal", problem)
@@ -493,6 +506,10 @@ class Channel extends Observable {
   #paging = null
   /** @type {Map<string, Pen>} by message and part */
   #pens = new Map()
+  /** @type {{ data?: object } | null} as what we are here */
+  #here = null
+  /** @type {ReturnType<typeof setTimeout> | undefined} of the lease */
+  #renewal
   /** @type {Snapshot | undefined} */
   #shown
 
@@ -519,6 +536,7 @@ class Channel extends Observable {
 
   /** Leave the channel. @param {HoldfastError} [error] why */
   close(error) {
+    if (this.#here) this.leave().catch(() => {})
     this.client.leave(this)
     this.end(error)
   }
@@ -582,6 +600,36 @@ class Channel extends Observable {
     return this.#request("delete", { id })
   }
 
+  /**
+   * Ask whoever can act (`cancel`, `steer`, or a name of the app's); everybody sees it, and the reply when it comes.
+   * @param {string} name @param {{ target?: string, data?: unknown, expires_s?: number, id?: string }} [fields]
+   * @returns {Promise<{ command: import("./view.js").Command, serial: number }>}
+   */
+  command(name, fields) {
+    return this.#request("command", { id: this.client.newId(), ...fields, name })
+  }
+
+  /** Answer a command; the first answer counts. @param {string} id @param {{ ok?: boolean, data?: unknown, error?: unknown }} [fields] */
+  reply(id, fields) {
+    return this.#request("reply", { request: this.client.newId(), ok: true, ...fields, id })
+  }
+
+  /** Be seen here, with a little data, until `leave`; also after every return. Again: with other data. @param {object} [data] */
+  enter(data) {
+    this.#here = { data }
+    return this.#present()
+  }
+
+  leave() {
+    this.#here = null
+    return this.#present()
+  }
+
+  /** Tell those who are here now. Never stored, and lost without a connection. @param {string} name @param {unknown} [data] */
+  signal(name, data) {
+    this.client.pass("signal", this.name, { name, data })
+  }
+
   /** Bring the next older page into the view. @param {{ limit?: number }} [options] @returns {Promise<boolean>} is there more */
   history({ limit } = {}) {
     return (this.#paging ??= this.#page(limit).finally(() => (this.#paging = null)))
@@ -605,6 +653,14 @@ class Channel extends Observable {
     else this.close(error)
   }
 
+  /** A connection knows those alone who came with it, and a lease ends: say it again, unless that is on its way. */
+  enterAgain() {
+    const asked = [...this.client.unanswered.values()]
+    if (this.#here && !asked.some(({ frame }) => frame.type === "presence" && frame.channel === this.name)) {
+      this.#present().catch(() => {})
+    }
+  }
+
   /** @param {Batch} batch @param {string} text its frame @param {Line} line */
   receive({ cursor, events }, text, line) {
     const { stats } = this
@@ -624,6 +680,7 @@ class Channel extends Observable {
 
   /** @param {HoldfastError} [error] */
   end(error) {
+    clearTimeout(this.#renewal)
     this.error = error ?? null
     this.#become("closed")
   }
@@ -650,6 +707,13 @@ class Channel extends Observable {
   /** @param {string} type @param {Fields} fields @returns {Promise<any>} */
   #request(type, fields) {
     return this.client.request(type, this.name, fields)
+  }
+
+  async #present() {
+    clearTimeout(this.#renewal)
+    await this.#request("presence", this.#here ?? { leave: true })
+    clearTimeout(this.#renewal)
+    if (this.client.isSse && this.state !== "closed") this.#renewal = setTimeout(() => this.enterAgain(), LEASE_S * 333)
   }
 
   /** @param {number} [limit] */

@@ -84,9 +84,9 @@ export class View {
     let isGap = false
     for (const event of events) {
       if (event.type === "channel.attached") {
-        if (!event.resumed) this.#aside = []
+        this.#aside = event.resumed ? null : [] // a new start that was not complete is over
         // The cursor of an empty channel resumes in any log: what a batch that was cut had shown may be of another.
-        else if (this.cursor === "-:0") this.#fold.forget()
+        if (event.resumed && this.cursor === "-:0") this.#fold.forget()
       }
       if (this.#aside) this.#aside.push(event)
       else if (!this.#isLost) this.#isLost = isGap = !this.#fold.take(event, passed)
@@ -221,7 +221,7 @@ class Fold {
   }
 
   forget() {
-    for (const known of [this.entries, this.heard, this.deleted]) known.clear()
+    for (const known of [this.entries, this.heard, this.deleted, this.commands]) known.clear()
     this.changed("messages")
   }
 

@@ -132,7 +132,7 @@ async def test_calls_wait_for_a_server_that_is_not_there_yet(server: Server, pro
 WRITES_FOR_EVER = """
 import sys, time
 from holdfast.client import SyncClient
-with SyncClient(sys.argv[1], client_id="agent") as client, client.presence("chat:1"), client.message("chat:1") as message:
+with SyncClient(sys.argv[1]) as client, client.presence("chat:1"), client.message("chat:1") as message:
     while True:
         message.append("more ")
         time.sleep(0.01)

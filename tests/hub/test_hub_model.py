@@ -31,6 +31,8 @@ from holdfast.core.errors import (
     Finished,
     HoldfastError,
     IdConflict,
+    InvalidName,
+    InvalidText,
     LocalError,
     NotFound,
     StoreUnavailable,
@@ -40,10 +42,13 @@ from holdfast.core.events import Batch, ChannelAttached, MessageUpdate
 from holdfast.core.limits import Limits
 from holdfast.core.model import Command, Message, Part
 from holdfast.core.names import command_key
+from holdfast.core.ops import Writer
 from holdfast.core.requests import (
     AppendText,
     Asker,
+    ClaimTurn,
     CreateMessage,
+    EndTurn,
     FinishMessage,
     PutPart,
     RenewLease,
@@ -235,6 +240,8 @@ class Mortal(HubCore):
         self.is_dead = True
         assert self._runtime is not None
         assert self._runtime.main is not None
+        if self._runtime.desk is not None:
+            self._runtime.desk.close()  # the dead offer nothing
         self._runtime.main.cancel()
         await asyncio.wait([self._runtime.main])
 
@@ -640,7 +647,8 @@ class World:
                 break
             except COME_BACK:
                 await asyncio.sleep(0.1)
-        for is_local in (True, False):
+        # A local turn has no lease: what a store keeps of it after its hub gave up waiting is nobody's until a start.
+        for is_local in (False, True) if self.store.is_exclusive else (False,):
             hub.desk.register(Helper(self, hub, f"helper{is_local:d}", is_local=is_local))
 
     async def check_dead(self) -> None:
@@ -973,6 +981,84 @@ async def test_a_start_goes_on_with_a_message_though_its_takeover_was_unclear(ac
         await successor.close()
         assert await texts(successor, "m") == ["more"]
         await successor.close()
+
+
+@pytest.mark.parametrize("act", ["ok", "lost", "kept"])
+async def test_a_command_is_stored_once_and_answered_once_whatever_becomes_of_its_commits(act: str) -> None:
+    async with scripted() as (hub, store):
+        await hub.create("c", id="m", text="x")
+        store.script = [act]
+        command = await hub.command("c", "approve", id="a", target="m", data={"x": 1}, by="ann")
+        assert (command.id, command.data, command.from_) == ("a", {"x": 1}, "ann")
+        store.script = [act]
+        answer = ReplyCommand(data="yes", request="r")
+        first = await hub.ask("c", "!a", answer, ANN)
+        assert (await hub.ask("c", "!a", answer, ANN)).serial == first.serial
+        with pytest.raises(AlreadyAnswered):
+            await hub.reply("c", "a")
+        assert (await hub.info("c")).serial == first.serial == 3
+
+
+@pytest.mark.parametrize("act", ["ok", "lost", "kept"])
+async def test_a_turn_is_claimed_once_and_by_us_though_the_commit_was_unclear(act: str) -> None:
+    async with scripted() as (hub, store):
+        await hub.start()
+        hub.desk._patterns["c"] = 0  # agents answer here, and none is here
+        await hub.create("c", id="q", text="question")
+        us = Asker(id="agent", writer=Writer(by="agent", node=hub.node), is_server=True)
+        store.script = [act]
+        assert (await hub.ask("c", "q", ClaimTurn(generation=0), us)).generation == 1
+        with pytest.raises(Fenced):
+            await hub.ask("c", "q", ClaimTurn(generation=0), SERVER)
+        store.script = [act]
+        await hub.ask("c", "q", EndTurn(generation=1), us)
+        assert (await hub.info("c")).serial == 3
+
+
+async def test_claims_and_leases_wake_viewers_for_nothing() -> None:
+    async with scripted() as (hub, _):
+        await hub.start()
+        hub.desk._patterns["c"] = 0
+        await hub.create("c", id="q", text="question")
+        await hub.ask("c", "m", CreateMessage(status="streaming", text=""), ANN)
+        feeds = [await hub.attach("c", None, history=50, wake=lambda: None) for _ in range(2)]
+        for feed in feeds:
+            await take(feed)
+        await hub.ask("c", "q", ClaimTurn(generation=0, lease_s=15), SERVER)
+        await hub.ask("c", "m", RenewLease(lease_s=60), ANN)
+        for feed in feeds:
+            assert feed.is_behind
+            assert feed.take() is None
+            assert (feed.is_behind, feed.cursor.serial) == (False, 4)
+        await hub.ask("c", "m", AppendText(text="a"), ANN)
+        batch = await take(feeds[0])
+        assert ([event.serial for event in batch.events], batch.cursor[-2:]) == ([5], ":5")
+        back = await hub.attach("c", parse_cursor(batch.cursor[:-2] + ":2"), wake=lambda: None)
+        attached, append = (await take(back)).events
+        assert isinstance(attached, ChannelAttached)
+        assert (attached.resumed, attached.serial, append.serial) == (True, 5, 5)
+
+
+@pytest.mark.parametrize("target", ["\ud83d", "a b", "!a", ""])
+async def test_a_target_that_can_be_none_is_refused_and_holds_nobody_up(target: str) -> None:
+    async with scripted() as (hub, _):
+        with pytest.raises((InvalidName, InvalidText)):
+            await hub.command("c", "steer", target=target)
+        assert (await hub.create("c", id="m", text="x")).text == "x"
+
+
+async def test_an_answer_that_left_memory_is_known_again() -> None:
+    async with scripted(channel_bytes=1) as (hub, _):
+        await hub.command("c", "approve", id="a")
+        await hub.reply("c", "a", data="yes")
+        hub.free_memory()
+        assert hub.channel("c").state.command("!a") is None
+        with pytest.raises(AlreadyAnswered):
+            await hub.reply("c", "a", data="no")
+        hub.free_memory()
+        assert (await hub.command("c", "approve", id="a")).id == "a"
+        with pytest.raises(IdConflict):
+            await hub.command("c", "steer", id="a")
 
 
 async def test_a_start_that_failed_half_way_is_made_good_by_the_next() -> None:

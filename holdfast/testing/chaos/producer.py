@@ -46,6 +46,7 @@ class Orders:
     timeout_s: float = 3.0  # for one attempt
     first: int = 0  # the number of its first message …
     takes_up: bool = False  # … which another producer may have begun
+    lease_s: int = 60  # no fault of ours lasts so long: whoever writes on, keeps the message
     ending: str = "complete"  # "failed": only finish what that message has by now
 
 
@@ -134,7 +135,7 @@ class Writing:
             return
         say("begins", id=self._id)
         if not self._is_there:
-            create = {"id": self._id, "role": "assistant", "status": "streaming"}
+            create = {"id": self._id, "role": "assistant", "status": "streaming", "lease_s": orders.lease_s}
             self._must("POST", "", "", create | ({"parts": self._plan.opening} if self._plan.opening else {}))
             self._told(1)
         if is_left_over and orders.ending != "complete" and not self._is_finished:

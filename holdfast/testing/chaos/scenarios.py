@@ -348,7 +348,8 @@ async def stopped(world: World) -> None:
     patience_s = world.scale.stopped_s / 3
     server = world.adds(Server.plain("server", world.folder, world.store))
     await server.start()
-    await world.produce("a", "one", timeout_s=patience_s)
+    # Its lease is shorter than what the server is stopped for: whose writer could not be heard has not died.
+    await world.produce("a", "one", timeout_s=patience_s, lease_s=5)
     mortal = await world.produce("b", "one", timeout_s=patience_s)
     for transport, _ in _SOME_OF_EACH[:4]:
         world.view(transport, transport, "one", silence_s=patience_s)

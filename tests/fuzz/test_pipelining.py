@@ -1,0 +1,28 @@
+"""A request behind a stream on the same connection: the server below tells only the last one that the peer has left."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from tests.transports.conftest import PATIENCE_S, new_hub, serving
+
+STREAM = b"GET /v1/channels/c/events?ping_s=2 HTTP/1.1\r\nHost: localhost\r\n\r\n"
+BEHIND = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"
+
+
+@pytest.mark.parametrize("by_hand", [False, True], ids=["task", "hand"])
+async def test_a_stream_with_a_request_behind_it_leaves_the_channel_when_its_peer_has_left(by_hand: bool) -> None:
+    hub = new_hub()
+    hub.drive_by_hand = by_hand
+    async with serving(hub) as served:
+        reader, writer = await served.connect()
+        writer.write(STREAM + BEHIND)
+        await asyncio.wait_for(reader.readuntil(b"channel.attached"), PATIENCE_S)
+        assert hub.stats()["feeds"] == 1
+        writer.transport.abort()
+        async with asyncio.timeout(PATIENCE_S):
+            while hub.stats()["feeds"]:
+                hub._asgi.wheel.tick()  # type: ignore[attr-defined]  # a second of heartbeats
+                await asyncio.sleep(0.005)  # for the network, which tells nobody
