@@ -1,7 +1,7 @@
 # The front door. `make demo` and `make test` are all a newcomer needs; both set up what they use, in .venv and
 # node_modules, nothing global.
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format sim bench clean
+.PHONY: help demo test lint format sim chaos bench clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -30,6 +30,9 @@ format: $(VENV)/.dev ## put the code in form
 
 bench: $(VENV)/.dev ## measure, beside a bare asyncio server
 	$(BIN)/python -m bench
+
+chaos: $(VENV)/.dev ## real faults with real processes: NAMES=, ROUNDS=, SEED=
+	$(BIN)/python -m holdfast.testing.chaos $(NAMES) $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(SEED),--seed $(SEED))
 
 $(VENV)/bin/python:
 	@scripts/make_venv $(PYTHON) $(VENV)

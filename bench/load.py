@@ -141,8 +141,8 @@ class Load:
         return {}
 
     def read_on(self) -> Json:
-        """Those who stopped reading read again; to be followed by `drain`."""
-        self._is_stalling = False
+        """Those who stopped reading read again, captured as before; to be followed by `drain`."""
+        self._is_stalling, self._is_capturing = False, True
         for connection, _ in self._stalled:
             self._epoll.register(connection.socket, select.EPOLLIN)
         return {}

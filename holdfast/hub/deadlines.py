@@ -13,6 +13,8 @@ from collections.abc import Callable, Hashable
 
 logger = logging.getLogger("holdfast.hub")
 
+AWAY_S = 3.0  # a timer that comes so late says that nobody could be heard meanwhile; everybody gets as long again
+
 
 class Deadlines:
     """Deadlines by key. An action is called once, when its deadline has passed and was neither moved nor dropped."""
@@ -65,6 +67,8 @@ class Deadlines:
     def _run(self) -> None:
         self._timer = None
         now_s = self._loop.time()
+        if self._heap and now_s - self._heap[0][0] > AWAY_S:
+            self._hear_first(now_s)
         while self._heap and self._heap[0][0] <= now_s:
             _, _, key = heapq.heappop(self._heap)
             known = self._due.get(key)
@@ -80,6 +84,12 @@ class Deadlines:
             except Exception:  # one thing's end must not keep another's from coming
                 logger.exception("a deadline's action failed")
         self._arm()
+
+    def _hear_first(self, now_s: float) -> None:
+        """This process was stopped or suspended: what others sent meanwhile waits in the sockets, and is read first."""
+        for key, (due_s, action) in self._due.items():
+            if due_s <= now_s:
+                self._due[key] = (now_s + AWAY_S, action)
 
     def _next(self) -> int:
         self._count += 1

@@ -82,8 +82,12 @@ class Sink:
         return self._cycle is not None and bool(self._cycle.transport.is_closing())
 
     def _fail(self, error: Exception) -> None:
-        """Sending failed. An OSError is how servers say that the peer has left; anything else is raised by `carry`."""
-        if not isinstance(error, OSError | TimeoutError):
+        """Sending failed. An OSError is how servers say that the peer has left; anything else is raised by `carry`.
+
+        uvicorn says it otherwise where it closed a socket by itself, because the peer broke the protocol.
+        """
+        is_closed = isinstance(error, RuntimeError) and "after sending 'websocket.close'" in str(error)
+        if not (is_closed or isinstance(error, OSError | TimeoutError)):
             self.error = error
 
     def _check(self) -> None:

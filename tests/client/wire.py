@@ -163,7 +163,9 @@ class Line:
 
     def _over(self, task: asyncio.Task[None]) -> None:
         self._wire._open.discard(self)
-        with contextlib.suppress(asyncio.CancelledError):
+        if not self._accepted.done():
+            self._accepted.set_exception(OSError("nobody is there"))
+        with contextlib.suppress(asyncio.CancelledError, ConnectionRefusedError):
             task.result()
 
 

@@ -8,8 +8,8 @@ of new inputs of each target.
 - `engine`: draws, runs, keeps what reaches new code, makes a finding small; `mutate`: how inputs are changed;
   `coverage`: which lines of `core` and `transports` follow each other in a run.
 - `world`: a hub in virtual time, ASGI by hand, and what must hold of every answer and of the hub after each input.
-- targets: `requests` (HTTP, streams, polls), `frames` (WebSocket messages), `cursors`, `stored` (what stores decode);
-  `wire` has two more, which send raw bytes to a real `holdfast serve`.
+- targets: `requests` (HTTP, streams, polls), `frames` (WebSocket messages), `cursors`, `tokens`, `stored` (what stores
+  decode); `wire` has two more, which send raw bytes to a real `holdfast serve`.
 
 The browser's side is fuzzed by `tests/web/fuzz.test.js`.
 """

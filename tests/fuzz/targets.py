@@ -12,8 +12,9 @@ from tests.fuzz.engine import Target
 from tests.fuzz.frames import Frames
 from tests.fuzz.requests import Requests
 from tests.fuzz.stored import Stored
+from tests.fuzz.tokens import Tokens
 from tests.fuzz.wire import RawHttp, RawSocket
 
 TARGETS: dict[str, Callable[[], Target]] = {
-    one.name: one for one in (Requests, Frames, Cursors, Stored, RawHttp, RawSocket)
+    one.name: one for one in (Requests, Frames, Cursors, Tokens, Stored, RawHttp, RawSocket)
 }

@@ -21,7 +21,15 @@ from tests.fuzz.targets import TARGETS
 from tests.fuzz.world import World, documented_codes
 
 SEED = 1
-RUNS = {"requests": 300, "frames": 300, "cursors": 20, "stored": 5_000, "raw-http": 100, "raw-socket": 50}
+RUNS = {
+    "requests": 300,
+    "frames": 300,
+    "cursors": 20,
+    "tokens": 3_000,
+    "stored": 5_000,
+    "raw-http": 100,
+    "raw-socket": 50,
+}
 KEPT = [(target, name) for target in TARGETS for name, _ in read_corpus(target)]
 
 

@@ -30,6 +30,9 @@ from tests.processes import Server
 
 QUIET_S = 0.03  # nobody tells when a server has nothing more to say
 END_S = 8.0
+# uvicorn reads no further, and so does not see that the peer leaves, while a request waits behind another: a poll then
+# lasts as long as it was asked to, and a stream until its second heartbeat.
+LET_GO_S = 75.0
 PROBED_EVERY = 25
 SERVER_CPU_S = 2.0
 MAX_BYTES = 3_000_000
@@ -39,6 +42,11 @@ OWN_WORDS = (b"Invalid HTTP request received.", b"Unsupported upgrade request.")
 FAILED_CODES = (1005, 1006, 1011, 1015)  # it failed, or may not be sent; others may be the peer's own, given back
 TICKS = os.sysconf("SC_CLK_TCK")
 KEY = "dGhlIHNhbXBsZSBub25jZQ=="
+# After text that is not UTF-8 uvicorn 0.54 still takes the frames behind it, and fails to close a second time. It costs
+# the log some lines, and the peer a connection that was over anyway.
+_OF_UVICORN = re.compile(
+    rb"Fatal error: protocol\.data_received\(\) call failed\..*?InvalidState: connection is \w+\n", re.DOTALL
+)
 
 
 class Running:
@@ -78,6 +86,7 @@ class Running:
             log.seek(self._log_read)
             new = log.read()
         self._log_read += len(new)
+        new = _OF_UVICORN.sub(b"", new)
         if re.search(rb"Traceback|ERROR|CRITICAL|Exception|never retrieved", new):
             lines = new.decode(errors="replace").strip().splitlines()
             last = next(
@@ -127,7 +136,7 @@ class Running:
             raise Finding("health: a conversation got another text")
         if self._server.message(PRECIOUS, "p")["parts"] != [{"type": "text", "text": PRECIOUS_TEXT}]:
             raise Finding("lost: what was stored before")
-        deadline_s = time.monotonic() + END_S
+        deadline_s = time.monotonic() + LET_GO_S
         while self._count_files() > self._files + SPARE_FILES or b"holdfast_feeds 0\n" not in self._metrics():
             if time.monotonic() > deadline_s:
                 raise Finding(f"leak: {self._count_files()} files open, {self._files} at first; {self._metrics()!r}")

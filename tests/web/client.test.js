@@ -820,6 +820,219 @@ describe("requests beside SSE", () => {
   })
 })
 
+describe("people", () => {
+  const member = (id, data, connections = 1) => ({ id, kind: "user", ...(data && { data }), connections })
+  const enter = (id) => ({ type: "presence.enter", member: member(id) })
+
+  test("are shown at once, and leave the cursor where it is", (t) => {
+    const w = world(t)
+    const channel = w.client.channel("c")
+    goLive(w)
+    let told = 0
+    channel.subscribe(() => told++)
+    w.socket.events("c", null, enter("ann"), { type: "presence.update", member: member("ann", { name: "Ann" }, 2) })
+    w.pass(20)
+    assert.equal(told, 1)
+    assert.deepEqual(channel.getSnapshot().presence, { members: [member("ann", { name: "Ann" }, 2)], count: 1 })
+    w.socket.events("c", null, { type: "presence.leave", id: "ann" })
+    assert.deepEqual(channel.getSnapshot().presence.count, 1) // told soon, as every unfinished batch
+    w.pass(20)
+    assert.deepEqual(channel.getSnapshot().presence, { members: [], count: 0 })
+    assert.equal(channel.cursor, "e:1")
+    assert.equal(channel.stats.batches, 1)
+    assert.equal(channel.state, "live")
+  })
+
+  test("enter, change and leave", async (t) => {
+    const w = world(t)
+    const channel = w.client.channel("c")
+    goLive(w)
+    const entered = channel.enter({ name: "Ann" })
+    w.socket.ok("presence")
+    await entered
+    const changed = channel.enter({ name: "Bob" })
+    const left = channel.leave()
+    assert.deepEqual(w.socket.asked("presence"), [
+      { channel: "c", data: { name: "Ann" } },
+      { channel: "c", data: { name: "Bob" } },
+      { channel: "c", leave: true },
+    ])
+    w.socket.refuse("presence", "forbidden")
+    await assert.rejects(left, refusal("forbidden"))
+    changed.catch(() => {})
+  })
+
+  test("enter again by themselves on every new connection, after what was not answered", async (t) => {
+    const w = world(t)
+    const channel = w.client.channel("c")
+    goLive(w)
+    const entered = channel.enter({ name: "Ann" })
+    w.socket.ok("presence")
+    await entered
+    w.socket.drop()
+    w.pass(250)
+    w.socket.open()
+    assert.deepEqual(w.socket.asked("presence"), [{ channel: "c", data: { name: "Ann" } }])
+    w.socket.drop() // before it was answered
+    w.pass(500)
+    w.socket.open()
+    assert.deepEqual(w.socket.asked("presence"), [{ channel: "c", data: { name: "Ann" } }])
+    w.socket.ok("presence")
+    await settled()
+    w.pass(60_000)
+    assert.equal(w.socket.asked("presence").length, 1) // a socket needs no renewal
+  })
+
+  test("do not enter again once they have left or closed the channel", async (t) => {
+    const w = world(t)
+    const [one, two] = ["one", "two"].map((name) => w.client.channel(name))
+    w.socket.open()
+    for (const channel of [one, two]) {
+      const entered = channel.enter()
+      w.socket.ok("presence")
+      await entered
+    }
+    const left = one.leave()
+    w.socket.ok("presence")
+    await left
+    two.close()
+    assert.deepEqual(w.socket.asked("presence").slice(2), [{ channel: "one", leave: true }, { channel: "two", leave: true }])
+    w.socket.ok("presence")
+    w.socket.drop()
+    w.pass(250)
+    w.socket.open()
+    assert.deepEqual(w.socket.asked("presence"), [])
+  })
+
+  test("beside SSE hold a lease, renewed at a third, until they leave", async (t) => {
+    const w = world(t, { transport: "sse", client: "ann~1" })
+    const channel = w.client.channel("chat:1")
+    w.source.open()
+    const entered = channel.enter({ name: "Ann" })
+    await settled()
+    await w.http.answer(204)
+    await entered
+    const path = "/base/v1/channels/chat%3A1/presence/ann~1"
+    const put = ["PUT", path, { data: { name: "Ann" }, lease_s: 90 }]
+    assert.deepEqual(w.http.asked, [put])
+    w.pass(29_000)
+    w.source.receive({ type: "ping" }) // or the stream is given up, which would enter again as well
+    assert.equal(w.http.calls.length, 1)
+    w.pass(1_000)
+    await settled()
+    await w.http.answer(204)
+    assert.deepEqual(w.http.asked, [put, put])
+    const left = channel.leave()
+    await settled()
+    await w.http.answer(204)
+    await left
+    assert.deepEqual(w.http.asked.at(-1), ["DELETE", path, undefined])
+    assert.deepEqual(w.http.calls.at(-1).query, { sdk: "js", client: "ann~1" })
+    w.pass(20_000)
+    w.source.receive({ type: "ping" })
+    w.pass(20_000)
+    assert.equal(w.http.calls.length, 3)
+  })
+
+  test("beside SSE enter again with a new stream, since the server may be another", async (t) => {
+    const w = world(t, { transport: "sse" })
+    const channel = w.client.channel("c")
+    w.source.open()
+    const entered = channel.enter()
+    await settled()
+    await w.http.answer(204)
+    await entered
+    w.source.drop()
+    w.pass(250)
+    w.source.open()
+    await settled()
+    assert.deepEqual(w.http.asked.at(-1), ["PUT", "/base/v1/channels/c/presence/anonymous", { lease_s: 90 }])
+    assert.equal(w.http.calls.length, 2)
+  })
+
+  test("beside SSE are heard of, and signals too, between two events of a batch", (t) => {
+    const w = world(t, { transport: "sse" })
+    const channel = w.client.channel("c")
+    const heard = []
+    channel.listen((event) => heard.push(event.name ?? event.type))
+    w.source.open()
+    w.source.receive(attached(1), "e:1")
+    w.source.receive(enter("ann"))
+    w.source.receive({ type: "signal", name: "typing", from: "ann" })
+    w.source.receive({ type: "presence.sync", members: [member("bob"), member("cyd")], count: 7 })
+    w.source.receive({ type: "presence.update", member: member("bob", { name: "Bob" }) })
+    w.source.receive({ type: "presence.leave", id: "cyd" })
+    w.pass(20)
+    assert.deepEqual(channel.getSnapshot().presence, { members: [member("bob", { name: "Bob" })], count: 6 })
+    assert.deepEqual(heard, ["typing"])
+    assert.equal(channel.cursor, "e:1")
+    assert.equal(channel.stats.batches, 1)
+  })
+})
+
+describe("commands and signals", () => {
+  test("are asked over the socket, with ids that make repeats safe", async (t) => {
+    const w = world(t)
+    const channel = w.client.channel("c")
+    goLive(w)
+    const asked = [channel.command("cancel", { target: "m" }), channel.reply("c9", { ok: false, data: { by: "Ann" } }), channel.reply("c8")]
+    channel.signal("typing", { on: true })
+    const [cancel] = w.socket.asked("command")
+    const [no, yes] = w.socket.asked("reply")
+    assert.match(cancel.id, /^[\w.-]{6,64}$/)
+    assert.match(no.request, /^[\w.-]{6,64}$/)
+    assert.deepEqual(cancel, { channel: "c", id: cancel.id, name: "cancel", target: "m" })
+    assert.deepEqual(no, { channel: "c", request: no.request, ok: false, data: { by: "Ann" }, id: "c9" })
+    assert.deepEqual(yes, { channel: "c", request: yes.request, ok: true, id: "c8" })
+    assert.deepEqual(w.socket.asked("signal"), [{ channel: "c", name: "typing", data: { on: true } }])
+    w.socket.ok("command", { command: { id: cancel.id }, serial: 4 })
+    assert.deepEqual(await asked[0], { command: { id: cancel.id }, serial: 4 })
+    w.socket.refuse("reply", "already_answered")
+    await assert.rejects(asked[2], refusal("already_answered"))
+    asked[1].catch(() => {})
+  })
+
+  test("a command waits for a connection, a signal is lost without one", async (t) => {
+    const w = world(t)
+    const channel = w.client.channel("c")
+    channel.signal("typing")
+    const asked = channel.command("steer", { id: "k", target: "m", data: { text: "shorter" } })
+    w.socket.open()
+    assert.deepEqual(w.socket.asked("command"), [{ channel: "c", id: "k", target: "m", data: { text: "shorter" }, name: "steer" }])
+    assert.deepEqual(w.socket.asked("signal"), [])
+    w.socket.ok("command", { serial: 1 })
+    await asked
+  })
+
+  test("go over HTTP beside SSE; a signal that fails is not sent again", async (t) => {
+    const w = world(t, { transport: "sse" })
+    const channel = w.client.channel("c")
+    const sent = channel.command("cancel", { id: "k", target: "m" })
+    await settled()
+    await w.http.answer(201, { serial: 1 })
+    await sent
+    const replied = channel.reply("k/1", { ok: true })
+    await settled()
+    const { request } = w.http.calls.at(-1).body
+    await w.http.answer(200, { serial: 2 })
+    await replied
+    channel.signal("typing", 1)
+    await settled()
+    await w.http.fail()
+    channel.signal("typing", 2)
+    await settled()
+    w.http.calls.at(-1).resolve(new Response(null, { status: 202 }))
+    w.pass(60_000)
+    await settled()
+    assert.deepEqual(w.http.asked, [
+      ["POST", "/base/v1/channels/c/commands", { id: "k", target: "m", name: "cancel" }],
+      ["POST", "/base/v1/channels/c/commands/k%2F1/reply", { request, ok: true }],
+      ["POST", "/base/v1/channels/c/signals", { name: "typing", data: 1 }],
+      ["POST", "/base/v1/channels/c/signals", { name: "typing", data: 2 }],
+    ])
+  })
+})
+
 describe("requests between two transports", () => {
   test("that wait behind a running one go over the socket alone", async (t) => {
     const w = world(t)

@@ -1,0 +1,171 @@
+"""Agents in another process: `@client.agent("chat:*")` runs the same handlers as `@hub.agent`.
+
+You are in `client`. `work` takes the turns, `holdfast.agents` runs them; here is the hub as such a turn sees it. Only
+this module of the client needs `holdfast.agents`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any, Literal
+
+from holdfast.agents.place import Watch, Writer
+from holdfast.agents.running import Agent, Running
+from holdfast.client.view import ChannelView
+from holdfast.client.work import ClaimedTurn
+from holdfast.core.errors import Deleted, HoldfastError, NotFound
+from holdfast.core.events import CommandReply, Page
+from holdfast.core.model import Command, Json, Message
+
+if TYPE_CHECKING:
+    from holdfast.client.client import Client
+
+WhenBusy = Literal["queue", "interrupt", "parallel"]
+KEPT_REPLIES = 100
+HISTORY = 0  # a turn looks at what happens from now on; older messages are asked for
+
+
+class RemoteAgent:
+    """An agent that works for a hub elsewhere."""
+
+    def __init__(self, client: Client, agent: Agent, pattern: str, *, when_busy: WhenBusy, slots: int) -> None:
+        self._client = client
+        self._agent = agent
+        self._pattern = pattern
+        self._when_busy = when_busy
+        self._slots = slots
+
+    async def run(self) -> None:
+        """Work until cancelled. Raises what the server refuses, such as Forbidden."""
+        await self._client.work(
+            self._pattern, on_turn=self._turn, slots=self._slots, when_busy=self._when_busy, name=self._agent.name
+        )
+
+    async def _turn(self, turn: ClaimedTurn) -> None:
+        place = RemotePlace(self._client, turn)
+        running = Running(self._agent, place, turn.channel, turn.message, turn.generation)
+        state = await running.run()
+        turn.outcome = "cancelled" if state == "cancelled" else "done"
+        if state is None:
+            turn.is_lost = True
+
+
+class RemotePlace:
+    """The hub elsewhere, as one turn sees it."""
+
+    is_leaving = False  # a client that leaves cancels its turns, and their claims lapse
+
+    def __init__(self, client: Client, turn: ClaimedTurn) -> None:
+        self._client = client
+        self._turn = turn
+
+    def write(self, channel: str, message_id: str, *, author: str, reply_to: str, meta: dict[str, Json]) -> Writer:
+        """Of `Place`. The author is the client's own id, which the server sets."""
+        return self._client.message(channel, id=message_id, reply_to=reply_to, meta=meta)
+
+    async def take_over(self, channel: str, message_id: str, *, author: str) -> Writer:
+        """Of `Place`."""
+        return await self._client.take_over(channel, message_id).open()
+
+    async def find(self, channel: str, message_id: str) -> Message | None:
+        """Of `Place`."""
+        try:
+            message, _ = await self._client.read(channel, message_id)
+        except (NotFound, Deleted):
+            return None
+        return message
+
+    async def page(self, channel: str, *, before: int | None, limit: int) -> Page:
+        """Of `Place`."""
+        return await self._client.history(channel, before=before, limit=limit)
+
+    async def command(
+        self, channel: str, name: str, *, target: str, data: Json, by: str, expires_s: float
+    ) -> Command:
+        """Of `Place`."""
+        return await self._client.command(channel, name, target=target, data=data, expires_s=expires_s)
+
+    async def reply(self, channel: str, command_id: str, *, ok: bool, data: Json, error: Json, by: str) -> None:
+        """Of `Place`."""
+        await self._client.reply(channel, command_id, ok=ok, data=data, error=error)
+
+    async def watch(self, channel: str) -> Watch:
+        """Of `Place`."""
+        watch = RemoteWatch(self._client, channel, self._turn.message)
+        await watch.begin()
+        return watch
+
+    async def take_waiting(self, channel: str, message_id: str, *, by: str) -> bool:
+        """Of `Place`."""
+        return await self._client.take_waiting(channel, message_id)
+
+    def say(self, channel: str, name: str, data: dict[str, Json]) -> None:
+        """Of `Place`."""
+        self._turn.tell(data)
+
+
+class RemoteWatch:
+    """A view of the turn's channel, shared by the turns that run in it."""
+
+    def __init__(self, client: Client, channel: str, asked: Message) -> None:
+        self._view: ChannelView = client.share(channel)
+        self._release = client.release
+        self._asked = asked
+        self._replies: dict[str, CommandReply] = {}
+        self._woken = asyncio.Event()
+        self._reading: asyncio.Task[None] | None = None
+
+    async def begin(self) -> None:
+        """Look from now on; returns when the view is complete."""
+        self._reading = asyncio.ensure_future(self._read())
+        try:
+            await self._view.live()
+        except BaseException:
+            self.close()
+            raise
+
+    def commands(self) -> list[Command]:
+        """Of `Watch`."""
+        return self._view.commands
+
+    def reply_to(self, command_id: str) -> CommandReply | None:
+        """Of `Watch`."""
+        return self._replies.get(command_id)
+
+    def waiting(self) -> list[Message]:
+        """Of `Watch`: those that may wait; the server knows which do."""
+        return [
+            one
+            for one in self._view.messages
+            if one.role == "user" and one.status == "complete" and one.created > self._asked.created
+        ]
+
+    async def changed(self) -> None:
+        """Of `Watch`."""
+        await self._woken.wait()
+        self._woken.clear()
+
+    def close(self) -> None:
+        """Of `Watch`."""
+        if self._reading is not None:
+            self._reading.cancel()
+            self._reading = None
+        self._release(self._view)
+
+    async def _read(self) -> None:
+        try:
+            async for change in self._view:
+                for reply in change.replies:
+                    self._replies[reply.id] = reply
+                    if len(self._replies) > KEPT_REPLIES:
+                        del self._replies[next(iter(self._replies))]
+                self._woken.set()
+        except HoldfastError:
+            self._woken.set()  # the turn's own requests say why
+
+
+def pipe_into(writer: Any, stream: object, source: str | None) -> Any:
+    """`holdfast.agents.sources.pipe`, brought in when it is wanted: a client that only watches needs no sources."""
+    from holdfast.agents.sources import pipe
+
+    return pipe(writer, stream, source=source)

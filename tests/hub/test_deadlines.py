@@ -1,0 +1,124 @@
+"""Deadlines: what is to happen when nothing happens before it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+import time
+
+import pytest
+
+from holdfast.hub import deadlines
+from holdfast.hub.deadlines import Deadlines
+from tests.virtual import virtually
+
+
+def new() -> tuple[Deadlines, list[str]]:
+    return Deadlines(asyncio.get_running_loop()), []
+
+
+@virtually
+async def test_each_is_called_once_in_order() -> None:
+    known, called = new()
+    for name, due_s in (("c", 3.0), ("a", 1.0), ("b", 2.0)):
+        known.set(name, due_s, lambda name=name: called.append(name))
+    await asyncio.sleep(2.5)
+    assert (called, len(known)) == (["a", "b"], 1)
+    await asyncio.sleep(60)
+    assert called == ["a", "b", "c"]
+
+
+@virtually
+async def test_one_that_moves_on_is_called_at_its_new_time_only() -> None:
+    known, called = new()
+    known.set("a", 1.0, lambda: called.append("first"))
+    for step in range(100):
+        await asyncio.sleep(0.5)
+        known.set("a", 1.5 + step * 0.5, lambda: called.append(f"{asyncio.get_running_loop().time():.1f}"))
+    await asyncio.sleep(10)
+    assert called == ["51.0"]
+    assert len(known._heap) == 0
+
+
+@virtually
+async def test_one_may_come_sooner_or_not_at_all() -> None:
+    known, called = new()
+    known.set("a", 10.0, lambda: called.append("a"))
+    known.set("b", 10.0, lambda: called.append("b"))
+    known.set("a", 1.0, lambda: called.append("soon"))
+    known.drop("b")
+    known.drop("nothing")
+    await asyncio.sleep(60)
+    assert called == ["soon"]
+
+
+@virtually
+async def test_one_that_fails_keeps_no_other_from_coming(caplog: pytest.LogCaptureFixture) -> None:
+    known, called = new()
+
+    def fail() -> None:
+        raise RuntimeError("no")
+
+    known.set("a", 1.0, fail)
+    known.set("b", 1.0, lambda: called.append("b"))
+    with caplog.at_level(logging.ERROR):
+        await asyncio.sleep(2)
+    assert called == ["b"]
+    assert "a deadline's action failed" in caplog.text
+
+
+@virtually
+async def test_an_action_may_set_the_next() -> None:
+    known, called = new()
+
+    def again() -> None:
+        called.append("x")
+        if len(called) < 5:
+            known.set("a", asyncio.get_running_loop().time() + 1.0, again)
+
+    known.set("a", 1.0, again)
+    await asyncio.sleep(60)
+    assert len(called) == 5
+
+
+@virtually
+async def test_after_the_end_nothing_happens() -> None:
+    known, called = new()
+    known.set("a", 1.0, lambda: called.append("a"))
+    known.close()
+    known.set("b", 2.0, lambda: called.append("b"))
+    await asyncio.sleep(10)
+    assert called == []
+
+
+async def test_a_process_that_was_stopped_first_hears_what_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After SIGSTOP, or a machine's sleep, the deadline is over and the renewal waits in a socket."""
+    monkeypatch.setattr(deadlines, "AWAY_S", 0.2)
+    loop = asyncio.get_running_loop()
+    known, called = new()
+    reader, writer = socket.socketpair()
+    reader.setblocking(False)
+    heard = asyncio.Event()
+
+    def hear() -> None:
+        reader.recv(1)
+        loop.call_soon(known.set, "lease", loop.time() + 60, lambda: called.append("lapsed"))
+        heard.set()
+
+    loop.add_reader(reader, hear)
+    try:
+        known.set("lease", loop.time() + 0.05, lambda: called.append("lapsed"))
+        known.set("other", loop.time() + 0.05, lambda: called.append("other"))
+        writer.send(b"x")
+        time.sleep(0.3)  # nothing of this process runs
+        async with asyncio.timeout(10):
+            await heard.wait()
+            while "other" not in called:  # noqa: ASYNC110 - nothing is awaited that says so
+                await asyncio.sleep(0.01)
+        assert called == ["other"]
+    finally:
+        loop.remove_reader(reader)
+        known.close()
+        reader.close()
+        writer.close()
