@@ -31,6 +31,9 @@ format: $(VENV)/.dev ## put the code in form
 bench: $(VENV)/.dev ## measure, beside a bare asyncio server
 	$(BIN)/python -m bench
 
+sim: $(VENV)/.dev ## hubs, stores, networks and people in virtual time: SEEDS=, START=
+	$(BIN)/python -m holdfast.testing.sim $(if $(SEEDS),--seeds $(SEEDS)) $(if $(START),--start $(START))
+
 chaos: $(VENV)/.dev ## real faults with real processes: NAMES=, ROUNDS=, SEED=
 	$(BIN)/python -m holdfast.testing.chaos $(NAMES) $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(SEED),--seed $(SEED))
 

@@ -31,7 +31,8 @@ HEADER: dict[str, Json] = {"alg": "HS256", "typ": "JWT"}
 CLAIMS: dict[str, Json] = {"sub": "ada", "aud": "chat", "exp": NOW_S + 60, "holdfast": {"chat:*": ["subscribe"]}}
 WORDS: list[Json] = [
     "alg", "typ", "kid", "crit", "b64", "jwk", "jku", "x5u", "x5c", "zip", "cty", "HS256", "HS512", "none", "None",
-    "RS256", "ES256", "sub", "aud", "exp", "nbf", "iat", "iss", "holdfast", "subscribe", "admin", "*", "chat:*", "{sub}", "chat",
+    "RS256", "ES256",
+    "sub", "aud", "exp", "nbf", "iat", "iss", "holdfast", "subscribe", "admin", "*", "chat:*", "{sub}", "chat",
     NOW_S, NOW_S - 11, NOW_S + 11, float(NOW_S), 1e400, True, None, "ada", "..", ["chat", 1], {"chat": ["admin"]},
 ]  # fmt: skip
 RAW = ["", ".", "..", "...", "a.b.c", "e30.e30.", "e30.e30.e30", "eyJhbGciOiJub25lIn0.e30.", "bnVsbA.e30.e30",

@@ -111,7 +111,7 @@ async def test_a_process_that_was_stopped_first_hears_what_waits(monkeypatch: py
         known.set("lease", loop.time() + 0.05, lambda: called.append("lapsed"))
         known.set("other", loop.time() + 0.05, lambda: called.append("other"))
         writer.send(b"x")
-        time.sleep(0.3)  # nothing of this process runs
+        time.sleep(0.3)  # noqa: ASYNC251 - nothing of this process runs
         async with asyncio.timeout(10):
             await heard.wait()
             while "other" not in called:  # noqa: ASYNC110 - nothing is awaited that says so
