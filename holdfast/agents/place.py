@@ -16,6 +16,7 @@ class Writer(Protocol):
     """A message being written, as `MessageWriter` is."""
 
     id: str
+    meta: dict[str, Json]
     cancelled_as: tuple[str, str | None]
 
     @property

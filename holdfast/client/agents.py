@@ -7,10 +7,12 @@ this module of the client needs `holdfast.agents`.
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Literal
 
 from holdfast.agents.place import Watch, Writer
-from holdfast.agents.running import Agent, Running
+from holdfast.agents.running import Agent, Handler, Running, check_agent
+from holdfast.agents.turn import OnCrash
 from holdfast.client.view import ChannelView
 from holdfast.client.work import ClaimedTurn
 from holdfast.core.errors import Deleted, HoldfastError, NotFound
@@ -22,32 +24,93 @@ if TYPE_CHECKING:
 
 WhenBusy = Literal["queue", "interrupt", "parallel"]
 KEPT_REPLIES = 100
-HISTORY = 0  # a turn looks at what happens from now on; older messages are asked for
+HISTORY = 20  # messages that a turn sees of what was before; it may ask for more
+
+
+class Agents:
+    """All agents of a client, and the views that their turns share."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+        self._agents: list[RemoteAgent] = []
+        self._shared: dict[ChannelView, int] = {}  # views that turns opened, and how many use them
+
+    def register(
+        self,
+        pattern: str,
+        *,
+        name: str | None,
+        when_busy: WhenBusy,
+        on_crash: OnCrash,
+        timeout_s: float,
+        slots: int,
+    ) -> Callable[[Handler], Handler]:
+        """See `Client.agent`."""
+
+        def register(handler: Handler) -> Handler:
+            agent = check_agent(Agent(handler, name or "agent", on_crash, timeout_s))
+            self._agents.append(RemoteAgent(self._client, self, agent, pattern, name, when_busy, slots))
+            return handler
+
+        return register
+
+    async def run(self) -> None:
+        """Run them all until cancelled."""
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                for agent in self._agents:
+                    tasks.create_task(agent.run())
+        except* HoldfastError as group:
+            raise group.exceptions[0] from None
+
+    def borrow(self, channel: str) -> ChannelView:
+        """The view of `channel`, to be given back."""
+        is_anothers = self._client.is_watched(channel) and channel not in {view.channel for view in self._shared}
+        view = self._client.channel(channel, history=HISTORY)
+        self._shared[view] = self._shared.get(view, int(is_anothers)) + 1  # then it is never ours to close
+        return view
+
+    def give_back(self, view: ChannelView) -> None:
+        """It is not needed any more by one of those who borrowed it."""
+        left = self._shared.pop(view, 0) - 1
+        if left > 0:
+            self._shared[view] = left
+        elif left == 0:
+            view.close()
 
 
 class RemoteAgent:
     """An agent that works for a hub elsewhere."""
 
-    def __init__(self, client: Client, agent: Agent, pattern: str, *, when_busy: WhenBusy, slots: int) -> None:
+    def __init__(
+        self,
+        client: Client,
+        agents: Agents,
+        agent: Agent,
+        pattern: str,
+        name: str | None,
+        when_busy: WhenBusy,
+        slots: int,
+    ) -> None:
         self._client = client
+        self._agents = agents
         self._agent = agent
         self._pattern = pattern
+        self._name = name
         self._when_busy = when_busy
         self._slots = slots
 
     async def run(self) -> None:
         """Work until cancelled. Raises what the server refuses, such as Forbidden."""
         await self._client.work(
-            self._pattern, on_turn=self._turn, slots=self._slots, when_busy=self._when_busy, name=self._agent.name
+            self._pattern, on_turn=self._turn, slots=self._slots, when_busy=self._when_busy, name=self._name
         )
 
     async def _turn(self, turn: ClaimedTurn) -> None:
-        place = RemotePlace(self._client, turn)
+        place = RemotePlace(self._client, self._agents, turn)
         running = Running(self._agent, place, turn.channel, turn.message, turn.generation)
         state = await running.run()
         turn.outcome = "cancelled" if state == "cancelled" else "done"
-        if state is None:
-            turn.is_lost = True
 
 
 class RemotePlace:
@@ -55,8 +118,9 @@ class RemotePlace:
 
     is_leaving = False  # a client that leaves cancels its turns, and their claims lapse
 
-    def __init__(self, client: Client, turn: ClaimedTurn) -> None:
+    def __init__(self, client: Client, agents: Agents, turn: ClaimedTurn) -> None:
         self._client = client
+        self._agents = agents
         self._turn = turn
 
     def write(self, channel: str, message_id: str, *, author: str, reply_to: str, meta: dict[str, Json]) -> Writer:
@@ -79,9 +143,7 @@ class RemotePlace:
         """Of `Place`."""
         return await self._client.history(channel, before=before, limit=limit)
 
-    async def command(
-        self, channel: str, name: str, *, target: str, data: Json, by: str, expires_s: float
-    ) -> Command:
+    async def command(self, channel: str, name: str, *, target: str, data: Json, by: str, expires_s: float) -> Command:
         """Of `Place`."""
         return await self._client.command(channel, name, target=target, data=data, expires_s=expires_s)
 
@@ -91,7 +153,7 @@ class RemotePlace:
 
     async def watch(self, channel: str) -> Watch:
         """Of `Place`."""
-        watch = RemoteWatch(self._client, channel, self._turn.message)
+        watch = RemoteWatch(self._agents, channel, self._turn.message)
         await watch.begin()
         return watch
 
@@ -107,9 +169,9 @@ class RemotePlace:
 class RemoteWatch:
     """A view of the turn's channel, shared by the turns that run in it."""
 
-    def __init__(self, client: Client, channel: str, asked: Message) -> None:
-        self._view: ChannelView = client.share(channel)
-        self._release = client.release
+    def __init__(self, agents: Agents, channel: str, asked: Message) -> None:
+        self._agents = agents
+        self._view = agents.borrow(channel)
         self._asked = asked
         self._replies: dict[str, CommandReply] = {}
         self._woken = asyncio.Event()
@@ -150,7 +212,7 @@ class RemoteWatch:
         if self._reading is not None:
             self._reading.cancel()
             self._reading = None
-        self._release(self._view)
+        self._agents.give_back(self._view)
 
     async def _read(self) -> None:
         try:
@@ -162,10 +224,3 @@ class RemoteWatch:
                 self._woken.set()
         except HoldfastError:
             self._woken.set()  # the turn's own requests say why
-
-
-def pipe_into(writer: Any, stream: object, source: str | None) -> Any:
-    """`holdfast.agents.sources.pipe`, brought in when it is wanted: a client that only watches needs no sources."""
-    from holdfast.agents.sources import pipe
-
-    return pipe(writer, stream, source=source)

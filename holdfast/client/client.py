@@ -38,6 +38,11 @@ from holdfast.core.model import Command, Json, Member, Message, Part, check_json
 from holdfast.core.names import check_channel, check_id
 
 if TYPE_CHECKING:
+    from holdfast.agents.running import Handler
+    from holdfast.agents.turn import OnCrash
+    from holdfast.client.agents import Agents, WhenBusy
+
+if TYPE_CHECKING:
     import httpx2
 
 logger = logging.getLogger("holdfast.client")
@@ -98,6 +103,7 @@ class Client:
         self._runs: dict[Link, asyncio.Task[None]] = {}
         self._views: dict[str, ChannelView] = {}
         self._workers: Workers | None = None
+        self._agents: Agents | None = None
         self._tasks: asyncio.TaskGroup | None = None
         self._main: asyncio.Task[None] | None = None
         self._ready = asyncio.Event()
@@ -246,6 +252,10 @@ class Client:
             )
         return view
 
+    def is_watched(self, name: str) -> bool:
+        """Is there a view of channel `name`?"""
+        return name in self._views
+
     # -- people, agents and commands ---------------------------------------------------------------------------
 
     async def command(
@@ -308,6 +318,43 @@ class Client:
             self._workers = Workers(link)
         worker = Worker(link, pattern, slots=slots, when_busy=when_busy, name=name, on_turn=on_turn)
         await self._workers.run(worker)
+
+    async def take_waiting(self, channel: str, message_id: str) -> bool:
+        """Take a user message that waits into a turn that runs already; False if somebody else has it."""
+        answer = await self._ask("turn.take", channel, {"message": check_id(message_id)})
+        return bool(answer.get("taken"))
+
+    def agent(
+        self,
+        pattern: str,
+        *,
+        name: str | None = None,
+        when_busy: WhenBusy = "queue",
+        on_crash: OnCrash = "restart",
+        timeout_s: float = 3600.0,
+        slots: int = 100,
+    ) -> Callable[[Handler], Handler]:
+        """The same as `hub.agent`, from here: `@client.agent("chat:*")`, then `await client.run()`.
+
+        `name`, which people see, is the client's id, or that with `~` and a suffix.
+        """
+        from holdfast.client.agents import Agents  # who only watches needs no agents
+
+        if self._agents is None:
+            self._agents = Agents(self)
+        return self._agents.register(
+            pattern, name=name, when_busy=when_busy, on_crash=on_crash, timeout_s=timeout_s, slots=slots
+        )
+
+    async def run(self) -> None:
+        """Run the agents until cancelled; connects by itself. Raises what the server refuses, such as Forbidden."""
+        if self._agents is None:
+            raise LocalError("there is no agent to run: register one with @client.agent")
+        await self.start()
+        try:
+            await self._agents.run()
+        finally:
+            await self.close()
 
     # -- inside ------------------------------------------------------------------------------------------------
 

@@ -17,6 +17,7 @@ from msgspec import Struct
 from holdfast.client.link import Answer, Link
 from holdfast.core.errors import Deleted, Fenced, Finished, HoldfastError, InvalidRequest, LocalError, NotFound
 from holdfast.core.model import Json, Message
+from holdfast.core.patterns import RULE, is_pattern, matches
 
 logger = logging.getLogger("holdfast.client")
 
@@ -216,16 +217,10 @@ class Workers:
 
 
 def check_pattern(pattern: str) -> str:
-    """Return `pattern`; raises InvalidRequest unless it is a channel's name, or ends in a star after one of `: / .`."""
-    stem = pattern.removesuffix("*")
-    if "*" in stem or (stem != pattern and stem and stem[-1] not in ":/."):
-        raise InvalidRequest(f"pattern {pattern!r}: a star stands only at the end, alone or after one of : / .")
+    """Return `pattern`; raises InvalidRequest unless it is one."""
+    if not is_pattern(pattern):
+        raise InvalidRequest(f"pattern {pattern!r}: {RULE}")
     return pattern
-
-
-def matches(pattern: str, channel: str) -> bool:
-    """Does `channel` fall under `pattern`?"""
-    return channel.startswith(pattern[:-1]) if pattern.endswith("*") else channel == pattern
 
 
 def _take(answer: Answer) -> None:

@@ -19,7 +19,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 from functools import partial
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from msgspec import Struct
 
@@ -45,6 +45,9 @@ from holdfast.core.errors import (
 from holdfast.core.events import Page
 from holdfast.core.model import APPENDABLE, Json, Message, Part, check_json, check_part, plain
 from holdfast.core.text import Text
+
+if TYPE_CHECKING:
+    from holdfast.agents.sources import Piped
 
 logger = logging.getLogger("holdfast.client")
 
@@ -216,6 +219,12 @@ class RemoteWriter:
         self._pump()
         await self._not_too_far_ahead()
         return place
+
+    async def pipe(self, stream: object, *, source: str | None = None) -> Piped:
+        """Write all of a model's stream into this message; see `holdfast.agents.sources.pipe`."""
+        from holdfast.agents.sources import pipe  # who only watches needs no sources
+
+        return await pipe(self, stream, source=source)
 
     async def update(self, *, meta: dict[str, Json]) -> None:
         """Merge `meta` into the message's meta; None removes a key. Accepted as `append` is."""
@@ -495,6 +504,7 @@ class RemoteWriter:
             self._pump()
         else:
             self._refill(message, epoch)
+        self._moved.set()  # there may be nothing left to store
 
     def _seen(self, answer: dict[str, Any]) -> tuple[Message, str]:
         """The message in the answer to a look, and the log's epoch. Raises NotFound."""
@@ -509,7 +519,7 @@ class RemoteWriter:
     def _refill(self, stored: Message, epoch: str) -> None:
         """The server lost a part of what it had: write what is missing of everything that was accepted."""
         logger.warning("message %r of %s is not as it was stored: it is filled up again", self.id, self.channel)
-        self._refills += 1
+        self._refills = self._refills + 1 if epoch == self._epoch else 0  # another life is nobody's mistake
         if self._refills > REFILLS:
             assert self._trouble is not None
             self._refuse(self._trouble)

@@ -78,15 +78,16 @@ def decide(
 
     `is_served`: agents answer in this channel, so that a new user message waits for one.
     """
-    match request:
-        case CreateMessage():
-            return _create(state, key, request, asker, now_ms, limits, is_served)
-        case SendCommand():
-            return send_command(state, key, request, asker, now_ms, limits)
-        case ReplyCommand():
-            return reply_command(state, key, request, asker, limits)
-        case SettleCommand():
-            return settle_command(state, key, request.is_expired, now_ms)
+    if not isinstance(request, AppendText):  # which nearly all are
+        match request:
+            case CreateMessage():
+                return _create(state, key, request, asker, now_ms, limits, is_served)
+            case SendCommand():
+                return send_command(state, key, request, asker, now_ms, limits)
+            case ReplyCommand():
+                return reply_command(state, key, request, asker, limits)
+            case SettleCommand():
+                return settle_command(state, key, request.is_expired, now_ms)
     message = state.message(key)
     if message is None or (not asker.may_read and not _is_of(message, asker)):
         raise NotFound(f"there is no message {key!r}")
@@ -113,7 +114,10 @@ def _about(message: MessageState, request: AboutMessages, asker: Asker, now_ms: 
             _check_writer(message, asker, request.generation)
             return _repeated(message, request.request) or _finish(message, request, asker, limits, now_ms)
         case TakeOver():
-            return _repeated(message, request.request) or _take_over(message, request, asker)
+            is_ours = asker.is_app or asker.is_server or _is_writer(message, asker)
+            # What somebody else was answered to an id of theirs is no answer to us.
+            known = _repeated(message, request.request) if is_ours else None
+            return known or _take_over(message, request, asker)
         case RenewLease():
             _check_writer(message, asker, request.generation)
             return _renew(message, request)
@@ -144,8 +148,8 @@ def _check_may_change(message: MessageState, asker: Asker) -> None:
     """Raises Forbidden where `asker` may not edit or delete the message: it is somebody else's."""
     if asker.is_admin or asker.is_app or asker.is_server:
         return
-    # The nameless are not told apart, nor from the app: only what one of them is writing is theirs.
-    if _is_of(message, asker) and (asker.id is not None or message.is_streaming):
+    # The nameless are not told apart, nor from the app: only what one of them is writing is theirs, if they may write.
+    if _is_of(message, asker) and (asker.id is not None or (message.is_streaming and asker.may_write)):
         return
     raise Forbidden(f"message {message.id!r} is somebody else's; changing it needs the capability 'admin'")
 
@@ -181,9 +185,10 @@ def _create(
     fingerprint = _fingerprint(request, asker)
     known = state.message(message_id)
     if known is not None:
-        if known.deleted:
+        # Whoever neither reads nor wrote it learns of an id only that it cannot be theirs.
+        if known.deleted and (asker.may_read or _is_author(known, asker)):
             raise Deleted(f"message {message_id!r} was deleted; its id is not used again")
-        if known.digest != fingerprint:
+        if known.deleted or known.digest != fingerprint:
             raise IdConflict(f"message {message_id!r} exists and was created with other content")
         return Decision(serial=known.created, generation=1)
     if state.newest is None and not asker.may_begin:
@@ -242,16 +247,18 @@ def _writer(asker: Asker, lease_s: float) -> Writer:
 
 
 def _append(message: MessageState, request: AppendText, limits: Limits, now_ms: int) -> Decision:
-    _check_count(request.at, "at")
-    _check_count(request.part, "part")
+    """Every token of every answer comes through here: what is as it nearly always is, is asked without a call."""
+    at, index, text = request.at, request.part, request.text
+    _check_count(at, "at")
+    _check_count(index, "part")
     _check_generation(message, request.generation)
-    text = check_text(request.text)
-    size = utf8_len(text)
+    size = len(text) if text.isascii() else utf8_len(check_text(text))
     if size > limits.append_bytes:
         raise TooLarge(f"the text has {size} bytes, the limit is {limits.append_bytes}", limit=limits.append_bytes)
-    index = message.last_text_part if request.part is None else request.part
     if index is None:
-        return _open_with(message, request, text, size, limits, now_ms)
+        index = message.last_text_part
+        if index is None:
+            return _open_with(message, request, text, size, limits, now_ms)
     if index >= len(message.parts):
         _check_streaming(message)
         raise NoPart(
@@ -262,14 +269,14 @@ def _append(message: MessageState, request: AppendText, limits: Limits, now_ms: 
     if part.text is None:
         _check_streaming(message)
         raise NotText(f"part {index} of message {message.id!r} is of type {part.fields['type']}")
-    at = part.length if request.at is None else request.at
-    new = _beyond(message, part, index, at, text)
+    length = part.text.length
+    new = text if at is None or at == length else _beyond(message, part, index, at, text)
     if not new:
-        return Decision(serial=message.version, part=index, length=part.length)
+        return Decision(serial=message.version, part=index, length=length)
     _check_streaming(message)
-    _check_size(message, utf8_len(new), limits)
-    op = Append(id=message.id, part=index, at=part.length, text=new)
-    return Decision(ops=(op,), part=index, length=part.length + len(new))
+    _check_size(message, size if new is text else utf8_len(new), limits)
+    op = Append(id=message.id, part=index, at=length, text=new)
+    return Decision(ops=(op,), part=index, length=length + len(new))
 
 
 def _beyond(message: MessageState, part: PartState, index: int, at: int, text: str) -> str:
@@ -325,6 +332,8 @@ def _update(message: MessageState, request: UpdateMessage, asker: Asker, limits:
         raise StillStreaming(f"message {message.id!r} is being written; only its writer may change it")
     if message.is_streaming:
         _check_writer(message, asker, request.generation)
+        if not (asker.may_write or asker.is_app or asker.is_server):
+            raise Forbidden(f"message {message.id!r} is being written, which takes the capability 'append'")
     if request.generation is not None:
         _check_generation(message, request.generation)
     if request.if_version is not None and request.if_version != message.version:
@@ -393,7 +402,7 @@ def _repeated(message: MessageState, request: str | None) -> Decision | None:
     """The first answer, where this request was carried out already."""
     if request is None:
         return None
-    for known, serial, generation in message.requests:
+    for known, serial, generation in reversed(message.requests):  # of two who chose the same id, the later one writes
         if known == request:
             lengths = [part.length for part in message.parts]
             return Decision(serial=serial, generation=generation, lengths=lengths)
@@ -405,7 +414,7 @@ def _request(request: str | None) -> str | None:
 
 
 def _check_generation(message: MessageState, generation: int | None) -> None:
-    if _is_present(message, generation):
+    if message.generation == (1 if generation is None else generation):  # as `_is_present`
         return
     raise Fenced(
         f"message {message.id!r} is in generation {message.generation}, the request was not",

@@ -79,7 +79,8 @@ def reply_command(state: Decidable, key: str, request: ReplyCommand, asker: Aske
     if command.name in TO_WRITERS and not (asker.may_write or asker.is_app):
         raise Forbidden(f"{command.name} is answered by those who write")
     if command.reply is not None:
-        if request.request is not None and command.reply.request == request.request:
+        is_ours = command.reply.by == asker.id
+        if is_ours and request.request is not None and command.reply.request == request.request:
             return Decision(serial=command.answered)
         raise AlreadyAnswered(f"command {key[1:]!r} has its reply")
     reply = Reply(
@@ -132,18 +133,19 @@ def _target(state: Decidable, request: SendCommand, asker: Asker) -> MessageStat
         return None
     check_id(request.target, "target")
     target = state.message(request.target)
-    try:
-        if target is None:
-            raise NotFound(f"there is no message {request.target!r}")
-        if target.deleted:
-            raise Deleted(f"message {request.target!r} was deleted")
-        if request.name == "cancel" and not _is_at_work(state, target):
-            raise Finished(f"nothing is being written for message {request.target!r}")
-    except HoldfastError:
-        if not asker.may_read:  # nor may it learn what exists
-            raise NotFound(f"there is no message {request.target!r}") from None
-        raise
+    if target is None or not (asker.may_read or _is_of(target, asker)):  # nor may it learn what exists
+        raise NotFound(f"there is no message {request.target!r}")
+    if target.deleted:
+        raise Deleted(f"message {request.target!r} was deleted")
+    if request.name == "cancel" and not _is_at_work(state, target):
+        raise Finished(f"nothing is being written for message {request.target!r}")
     return target
+
+
+def _is_of(message: MessageState, asker: Asker) -> bool:
+    """Did `asker` begin the message, or go on with it?"""
+    writer = message.writer
+    return asker.id is not None and (message.author == asker.id or (writer is not None and writer.by == asker.id))
 
 
 def _is_at_work(state: Decidable, target: MessageState) -> bool:
@@ -220,12 +222,13 @@ def claim_turn(message: MessageState, request: ClaimTurn, asker: Asker, now_ms: 
 def end_turn(message: MessageState, request: EndTurn, asker: Asker, now_ms: int) -> Decision:
     """The turn of `message` is over; only the attempt that is at work says so."""
     claim = message.claim
-    if claim is not None and (claim.state, claim.generation) == (request.state, request.generation):
+    is_ours = asker.is_app or asker.is_server or (claim is not None and claim.node is None and claim.by == asker.id)
+    if claim is not None and is_ours and (claim.state, claim.generation) == (request.state, request.generation):
         return Decision(serial=message.last, generation=claim.generation)
     claim = _open_claim(message)
     if claim.generation != request.generation:
         raise Fenced(f"attempt {claim.generation} of this turn is at work", generation=claim.generation)
-    if claim.by != asker.id and not (asker.is_app or asker.is_server):
+    if not is_ours:
         raise NotWriter("somebody else has this turn")
     op = Claim(id=message.id, state=request.state, generation=claim.generation, by=claim.by, at_ms=now_ms)
     return Decision(ops=(op,), generation=claim.generation)

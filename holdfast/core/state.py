@@ -387,17 +387,17 @@ class ChannelState:
 
 def apply_entry(state: ChannelState, entry: Entry) -> None:
     """Apply `entry` to `state`. Never raises: the log is already fact. One at or below its serial changes nothing."""
-    if entry.serial <= state.serial:
+    serial, op = entry.serial, entry.op
+    if serial <= state.serial:
         return
-    state.serial = entry.serial
-    op = entry.op
-    if isinstance(op, Command | Reply):
-        _apply_to_command(state, op, entry.serial)
+    state.serial = serial
+    if type(op) is Command or type(op) is Reply:
+        _apply_to_command(state, op, serial)
         return
     known = state.messages.get(op.id)
-    changed = apply_op(known, op, entry.serial)
+    changed = apply_op(known, op, serial)
     if changed is None:  # it is not in memory: whoever has not seen this entry must ask the store
-        state.complete_since = entry.serial
+        state.complete_since = serial
         return
     if known is None:
         state.messages[op.id] = changed
@@ -406,7 +406,7 @@ def apply_entry(state: ChannelState, entry: Entry) -> None:
     if type(op) is Create:
         state.newest = op.id
     elif type(op) is SetPart:
-        state.tail.add(entry.serial, op)
+        state.tail.add(serial, op)
 
 
 def _apply_to_command(state: ChannelState, op: Command | Reply, serial: int) -> None:
@@ -441,6 +441,10 @@ def change(message: MessageState, op: Op, serial: int) -> None:
     if message.deleted:
         return
     message.last = max(message.last, serial)
+    if isinstance(op, Append):  # first, since nearly all are
+        message.version = max(message.version, serial)
+        _append(message, op, serial)
+        return
     if isinstance(op, Claim):
         message.claim = ClaimState(op.state, op.generation, op.by, op.node, op.lease_ms)
         return
@@ -450,8 +454,6 @@ def change(message: MessageState, op: Op, serial: int) -> None:
         return
     message.version = max(message.version, serial)
     match op:
-        case Append():
-            _append(message, op, serial)
         case SetPart():
             _set_part(message, op, serial)
             _remember_request(message, op.request, serial)
@@ -480,7 +482,7 @@ def _append(message: MessageState, op: Append, serial: int) -> None:
     part = message.parts[op.part] if op.part < len(message.parts) else None
     if part is None or part.text is None or op.at > part.text.length:
         return
-    text = op.text[part.text.length - op.at :]
+    text = op.text[part.text.length - op.at :] if op.at != part.text.length else op.text
     part.text.append(text, serial)
     size = utf8_len(text)
     message.size_bytes += size

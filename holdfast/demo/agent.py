@@ -1,24 +1,38 @@
-"""The demo's agent: answers from the documentation, at the pace of a model, without one.
+"""What the demo's agents say: answers from the documentation, at the pace of a model, without one.
 
-You are in `demo`. `script` and `continue_at` are pure: an answer is settled by its question and its seed
-before its first token is sent. That is what lets another process go on with it: it knows how much is stored,
-makes the same script and sends the rest. `answer` is the thin part that waits.
+You are in `demo`, in its pure part: nothing here waits. An answer is settled before its first token is sent, by its
+question and by what its meta says (`Settled`): the seed, what people said to it meanwhile and where, and what they
+allowed. That is what lets another process go on with it: it knows how much is stored, makes the same steps and sends
+the rest.
 
-Wording and pace may change freely. An answer that was running meanwhile notices by the fingerprint it began
-with.
+Wording and pace may change freely. An answer that was running meanwhile notices by the fingerprint it began with.
 """
 
-import asyncio
 import hashlib
 import itertools
 import random
 import re
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
-from typing import NamedTuple, Protocol
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple, Self
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from holdfast.demo.passages import Library, Passage, library
 
-__all__ = ["LONGEST_S", "SHORTEST_S", "Sleep", "Step", "Writer", "answer", "continue_at", "fingerprint", "script"]
+__all__ = [
+    "LONGEST_S",
+    "SHORTEST_S",
+    "Decision",
+    "Said",
+    "Settled",
+    "Step",
+    "asks_to_delete",
+    "continue_at",
+    "is_as_begun",
+    "plan",
+    "script",
+]
 
 SHORTEST_S = 30.0  # long enough to press F5 a few times, kill the server, and start it again
 LONGEST_S = 75.0
@@ -46,12 +60,21 @@ _CLOSING = (
     "That was all from me. (A holdfast is the root that keeps kelp in its place while the water moves around "
     "it: 付着器 · 부착기 · المُثَبِّت · Haftorgan 🧜🏽‍♀️)"
 )
-_OTHER_TEXT = (
+OTHER_TEXT = (
     "\n\nI stop here: while I was away the text that I was reading from changed, and what I would say now "
     "does not go on from what I said then."
 )
 
-Sleep = Callable[[float], Awaitable[object]]  # waits for so many seconds
+_MAY_I = (
+    "You want me to delete what was said here before. That cannot be undone, so I ask first. Whoever is here may "
+    "answer, in any window.\n\n"
+)
+
+LONGEST_SAID = 200  # code points of what somebody said meanwhile; the rest is not heard
+MOST_SAID = 20
+_SAID_ENOUGH_S = 12.0
+_ENOUGH = re.compile(r"\b(short|shorter|brief|briefly|enough)\b", re.IGNORECASE)
+_DELETE = re.compile(r"\s*(please,?\s+)?delete\b", re.IGNORECASE)
 
 
 class Step(NamedTuple):
@@ -61,17 +84,106 @@ class Step(NamedTuple):
     delay_s: float
 
 
-class Writer(Protocol):
-    """What `answer` needs of a message that is being written."""
+class Said(Struct, frozen=True, kw_only=True):
+    """What somebody said to an answer while it ran: from `at` code points on it takes that up."""
 
-    @property
-    def length(self) -> int:
-        """Code points of the text so far."""
-
-    async def append(self, text: str) -> object: ...
+    at: int
+    text: str
+    by: str
 
 
-# The script: pure -------------------------------------------------------------------------------------------
+class Decision(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Whether the messages `gone` may be deleted; `by` is nobody where nobody answered, or nothing had to be asked."""
+
+    ok: bool
+    by: str | None = None
+    gone: list[str] = []
+
+
+class Settled(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What is settled about an answer. It is the answer's meta, for whoever goes on with it."""
+
+    seed: int
+    fingerprint: str  # of the answer as it began
+    said: list[Said] = []
+    decision: Decision | None = None
+
+    @classmethod
+    def of(cls, question_id: str, question: str, source: Library | None = None) -> Self:
+        """What follows from a question: nothing here is drawn, so that asking twice is asking once."""
+        seed = int.from_bytes(hashlib.sha256(question_id.encode()).digest()[:4])
+        return cls(seed=seed, fingerprint=_fingerprint(_beginning(question, seed, source)))
+
+    def hear(self, said: Iterable[Said]) -> Self:
+        """The same, and what people said meanwhile."""
+        return replace(self, said=[*self.said, *said][:MOST_SAID])
+
+
+def asks_to_delete(question: str) -> bool:
+    """Is this what people must agree to first?"""
+    return _DELETE.match(question) is not None
+
+
+# The steps --------------------------------------------------------------------------------------------------
+
+
+def plan(question: str, settled: Settled, source: Library | None = None) -> list[Step]:
+    """All steps of the answer to `question`, as far as they are settled."""
+    steps = _beginning(question, settled.seed, source)
+    if settled.decision is not None:
+        steps += _paced(_outcome(settled.decision), random.Random(settled.seed + 1))
+    for number, said in enumerate(settled.said):
+        chance = random.Random(settled.seed + 2 + number)
+        steps = _cut(steps, said.at) + _turned_to(said, chance, source or library())
+    return steps
+
+
+def is_as_begun(question: str, settled: Settled, source: Library | None = None) -> bool:
+    """Would the answer begin with the same text today?"""
+    return _fingerprint(_beginning(question, settled.seed, source)) == settled.fingerprint
+
+
+def _beginning(question: str, seed: int, source: Library | None) -> list[Step]:
+    if asks_to_delete(question):
+        return list(_paced(_MAY_I, random.Random(seed)))
+    return script(question, seed, source)
+
+
+def _outcome(decision: Decision) -> str:
+    """What became of a question that people had to agree to."""
+    gone = len(decision.gone)
+    if decision.ok:
+        who = f"{decision.by} said yes. " if decision.by else ""
+        what = f"{gone} message{'s' if gone != 1 else ''} deleted, in every window." if gone else "Nothing was there."
+        return who + what
+    who = f"{decision.by} said no" if decision.by else "Nobody answered in time"
+    return f"{who}, so everything stays as it is."
+
+
+def _turned_to(said: Said, chance: random.Random, source: Library) -> list[Step]:
+    """What the answer goes on with after somebody said something to it."""
+    opening = f"\n\n{said.by} says: {said.text}\n\n"
+    if _ENOUGH.search(said.text):
+        return [*_paced(opening, chance), *_paced(_CLOSING, chance)]
+    found = source.search(said.text)
+    opening += "So I turn to that.\n\n" if found else "Nothing I read says anything about that.\n\n"
+    steps: list[Step] = []
+    for text in [opening, *_with_headings(found)]:
+        if sum(step.delay_s for step in steps) >= _SAID_ENOUGH_S:
+            break
+        steps += _paced(text, chance)
+    return [*steps, *_paced(_CLOSING, chance)]
+
+
+def _cut(steps: Iterable[Step], length: int) -> list[Step]:
+    """The first `length` code points of `steps`."""
+    kept: list[Step] = []
+    for step in steps:
+        if length <= 0:
+            break
+        kept.append(step._replace(text=step.text[:length]))
+        length -= len(step.text)
+    return kept
 
 
 def script(question: str, seed: int, source: Library | None = None) -> list[Step]:
@@ -105,7 +217,7 @@ def continue_at(steps: Iterable[Step], length: int) -> list[Step]:
     return left
 
 
-def fingerprint(steps: Iterable[Step]) -> str:
+def _fingerprint(steps: Iterable[Step]) -> str:
     """Tells one answer's text from another's, so that nobody goes on with a text begun otherwise."""
     return hashlib.sha256("".join(step.text for step in steps).encode()).hexdigest()[:16]
 
@@ -188,29 +300,3 @@ def _stretched(steps: list[Step]) -> list[Step]:
     total_s = sum(step.delay_s for step in steps)
     factor = max(1.0, SHORTEST_S / total_s)
     return [step._replace(delay_s=step.delay_s * factor) for step in steps]
-
-
-# The voice: the part that waits -----------------------------------------------------------------------------
-
-
-async def answer(
-    writer: Writer,
-    question: str,
-    seed: int,
-    *,
-    begun_as: str | None = None,
-    sleep: Sleep = asyncio.sleep,
-    source: Library | None = None,
-) -> None:
-    """Stream into `writer` what is not stored yet of the answer to `question`.
-
-    `begun_as` is the fingerprint the answer began with: when ours is another, nothing is guessed, the answer
-    says so and ends. Whatever `writer` raises goes through.
-    """
-    steps = script(question, seed, source)
-    if begun_as is not None and begun_as != fingerprint(steps):
-        await writer.append(_OTHER_TEXT)
-        return
-    for text, delay_s in continue_at(steps, writer.length):
-        await sleep(delay_s)
-        await writer.append(text)

@@ -14,10 +14,11 @@ import asyncio
 import json
 import logging
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from functools import partial
 from typing import Literal, NamedTuple, Protocol
 
-from holdfast.core.errors import HoldfastError
+from holdfast.core.errors import HoldfastError, TooMany
 from holdfast.core.events import Signal
 from holdfast.core.names import COMMAND_MARK, command_key
 from holdfast.core.ops import Writer
@@ -123,8 +124,7 @@ class Desk:
         self._workers[worker] = None
         self._remember(worker.pattern)
         for channel in self._live():
-            if matches(worker.pattern, channel.name):
-                channel.roster.enter(worker.name, "agent", worker, {"state": "listening"})
+            _show(worker, channel)
         self.offer_all()
 
     def unregister(self, worker: Worker, *, is_broken: bool = False) -> None:
@@ -152,8 +152,7 @@ class Desk:
     def loaded(self, channel: Channel) -> None:
         """`channel` is in memory from now on: its agents are seen there."""
         for worker in self._workers:
-            if matches(worker.pattern, channel.name):
-                channel.roster.enter(worker.name, "agent", worker, {"state": "listening"})
+            _show(worker, channel)
 
     def stats(self) -> dict[str, int]:
         """Counters."""
@@ -332,18 +331,20 @@ class Desk:
         if work is None or running is None or running[0].generation != turn.generation:
             return False
         claim = running[0]
+        if claim.node is not None or claim.by != worker.name:
+            return False  # of another agent: whoever comes back does so by its name
         work.running[turn.message_id] = (claim, worker)
         self._lapse_in(turn.channel, turn.message_id, claim, (claim.lease_ms or LEASE_S * 1000) / 1000)
         return True
 
     def end(self, worker: Worker, turn: Turn, state: Literal["done", "cancelled"], done: Done) -> None:
         """The worker's work on `turn` is over: store that, and offer what waits. `done` gets the answer."""
-        asker = Asker(id=worker.name, is_server=True)
+        asker = Asker(id=worker.name, is_server=worker.is_local)
 
         def answered(answer: Answer | HoldfastError) -> None:
             done(answer)
 
-        self._forget_worker(turn)
+        self._forget_worker(worker, turn)
         try:
             request = EndTurn(generation=turn.generation, state=state)
             self._submit(turn.channel, turn.message_id, request, asker, answered)
@@ -361,11 +362,13 @@ class Desk:
         if live is not None:
             live.roster.update(worker_name, data)
 
-    def _forget_worker(self, turn: Turn) -> None:
+    def _forget_worker(self, worker: Worker, turn: Turn) -> None:
         """Whoever ends a turn need not be told that it ended."""
         work = self._work.get(turn.channel)
         running = work.running.get(turn.message_id) if work is not None else None
-        if work is not None and running is not None and running[0].generation == turn.generation:
+        if work is None or running is None or running[1] is not worker:
+            return
+        if running[0].generation == turn.generation:
             work.running[turn.message_id] = (running[0], None)
 
     def _lapse_in(self, channel: str, message_id: str, claim: ClaimState, term_s: float) -> None:
@@ -414,3 +417,10 @@ class Desk:
             return
         self._patterns[pattern] = now_ms
         self._spawn(self._store.note({PATTERN_NOTE + pattern: json.dumps(now_ms).encode()}))
+
+
+def _show(worker: Worker, channel: Channel) -> None:
+    """Let `worker` be seen in `channel` if it serves it. In a crowd it is not seen, and works all the same."""
+    if matches(worker.pattern, channel.name):
+        with suppress(TooMany):
+            channel.roster.enter(worker.name, "agent", worker, {"state": "listening"})

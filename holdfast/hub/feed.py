@@ -100,6 +100,12 @@ class EncodedBatch:
             )
         return self._frames
 
+    def frames_with(self, extra: str) -> tuple[str, ...]:
+        """`frames` with `extra` in the cursor: for one viewer alone, so not kept."""
+        cursor = f'"cursor":"{self.cursor}'
+        *first, last = self.frames
+        return (*first, last.replace(cursor, f"{cursor}:{extra}", 1))  # before it stands the channel's name alone
+
 
 def _type_of(event: ServerEvent) -> bytes:
     return str(event.__struct_config__.tag).encode()

@@ -32,7 +32,7 @@ NAMED = 100  # members that are told by name; of the rest only the count
 KEPT_LEFT = 1_000  # members who left, so that it can be told
 KEPT_SIGNALS = 256
 KEPT_SIGNAL_BYTES = 64 * 1024
-MAX_CONNECTIONS = 100  # of one member
+MAX_CONNECTIONS = 100  # of one person; of an agent there may be as many as there are sockets
 
 
 class _Here(Struct):
@@ -77,7 +77,7 @@ class Roster:
             self._left.pop(member_id, None)
         else:
             is_new = connection not in here.connections
-            if is_new and len(here.connections) >= MAX_CONNECTIONS:
+            if is_new and kind == "user" and len(here.connections) >= MAX_CONNECTIONS:
                 raise TooMany(f"a member has at most {MAX_CONNECTIONS} connections", limit=MAX_CONNECTIONS)
             here.connections[connection] = None
             if not is_new and (data is None or data == here.data):

@@ -35,6 +35,8 @@ MIN_KEY_BYTES = 32
 _MAC_BYTES = 16
 _SEAL = "k"  # begins the seal in a cursor's extra field; other fields begin with other letters
 _SEAL_CHARACTERS = 23
+_MARK = "h"  # begins the mark of a cursor that was given to one who may not look at what was before
+_MARK_CHARACTERS = 23
 
 
 class Ticket(Struct, frozen=True, kw_only=True, array_like=True):
@@ -117,6 +119,16 @@ class Tickets:
         """What the cursors of the ticket's stream carry in their extra field."""
         return _SEAL + _mac(self._keys[0], "stream", ticket.id)
 
+    def mark(self, cursor: Cursor, client_id: str | None, channel: str) -> str:
+        """What says of `cursor` that it was given to this client, and not made up by them."""
+        return _MARK + _mac(self._keys[0], "seen", _seen(cursor, client_id, channel))
+
+    def is_marked(self, cursor: Cursor, client_id: str | None, channel: str) -> bool:
+        """Was `cursor` given to this client?"""
+        mark = split_seal(cursor.extra)[1][:_MARK_CHARACTERS]
+        seen = _seen(cursor, client_id, channel)
+        return mark.startswith(_MARK) and self._is_signed("seen", seen, mark[len(_MARK) :])
+
     def opened(self, ticket: Ticket, stream: Replaceable) -> None:
         """`stream` is the ticket's now: one open at a time, the newer replaces the older."""
         older = self._open.get(ticket.id)
@@ -154,6 +166,10 @@ def split_seal(extra: str) -> tuple[str, str]:
     if extra.startswith(_SEAL):
         return extra[:_SEAL_CHARACTERS], extra[_SEAL_CHARACTERS:]
     return "", extra
+
+
+def _seen(cursor: Cursor, client_id: str | None, channel: str) -> str:
+    return f"{client_id or ''}/{channel}/{cursor.epoch}:{cursor.serial}"  # no name has a slash
 
 
 def _mac(key: bytes, purpose: str, text: str) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
@@ -60,7 +60,8 @@ class MessageWriter:
         self._author = author
         self._asker: Asker = hub.asker(author)
         self._lengths: dict[int, int] = {}  # accepted code points, by part
-        self._text_parts: set[int] = set()  # an append without a part goes to the last of them
+        self._text_parts: set[int] = set()  # an append without a part goes to the last of them …
+        self._last_text = -1  # … which is this one; -1: there is none
         self._is_unopened = False  # the text part opens with the first text that is stored
         self._parts = 0
         self._held = ""  # a leading half of a surrogate pair, until its other half comes
@@ -92,7 +93,7 @@ class MessageWriter:
     @property
     def length(self) -> int:
         """Code points accepted in the text part that `append` goes to; 0 while there is none."""
-        return self._lengths.get(max(self._text_parts, default=-1), 0)
+        return self._lengths.get(self._last_text, 0)
 
     async def append(self, text: str, *, part: int | None = None) -> None:
         """Add `text` to the message's last text part, or to part `part`; a first text part opens by itself.
@@ -106,13 +107,13 @@ class MessageWriter:
         if not isinstance(text, str):
             raise InvalidRequest(f"text is a str, this is {type(text).__name__}")
         index = self._part_for_text(part)
-        whole = self._join_halves(text, index)
-        if not whole:
-            return
-        limit = self._hub.limits.append_bytes // 4
-        for start in range(0, len(whole), limit):  # a character has at most four bytes
-            self._accept(whole[start : start + limit], index)
-            await self._not_too_far_ahead()
+        whole = text if text.isascii() and not self._held else self._join_halves(text, index)
+        limits = self._hub.limits
+        limit = limits.append_bytes // 4  # a character has at most four bytes
+        for piece in _pieces(whole, limit):
+            self._accept(piece, index)
+            if self.unstored_bytes > limits.writer_bytes:
+                await self._not_too_far_ahead()
 
     async def part(self, part: Part, *, index: int | None = None) -> int:
         """Open a part (without `index`) or replace one; returns its index. Accepted as `append` is."""
@@ -129,6 +130,7 @@ class MessageWriter:
             self._text_parts.add(place)
         else:
             self._text_parts.discard(place)
+        self._last_text = max(self._text_parts, default=-1)
         await self._not_too_far_ahead()
         return place
 
@@ -142,7 +144,8 @@ class MessageWriter:
     async def flush(self) -> None:
         """Wait until all that was accepted is stored. Raises as `append`."""
         self._raise_error()
-        await self._until(lambda: not self._unstored)
+        if self._unstored:
+            await self._until(lambda: not self._unstored)
 
     async def finish(
         self, status: str = "complete", *, reason: str | None = None, meta: dict[str, Json] | None = None
@@ -274,22 +277,22 @@ class MessageWriter:
             self._lengths[index] = len(text) if isinstance(text, str) else 0
             if part["type"] == "text":
                 self._text_parts.add(index)
+        self._last_text = max(self._text_parts, default=-1)
 
     def _part_for_text(self, part: int | None) -> int:
         if part is not None:
             if part >= self._parts:
                 raise LocalError(f"message {self.id!r} has {self._parts} parts; open part {part} first")
             return part
-        if not self._text_parts:
+        if self._last_text < 0:
             self._text_parts.add(self._parts)
+            self._last_text = self._parts
             self._parts += 1
             self._is_unopened = True
-        return max(self._text_parts)
+        return self._last_text
 
     def _join_halves(self, text: str, index: int) -> str:
         """`text` with what was held back before it, less half a surrogate pair at its end."""
-        if text.isascii() and not self._held:
-            return text
         if self._held and self._held_part != index:
             self._let_go_of_held()
         whole = self._held + text
@@ -311,7 +314,7 @@ class MessageWriter:
             self._gather()
         self._texts.append(text)
         self._texts_part = index
-        self.unstored_bytes += utf8_len(text)
+        self.unstored_bytes += len(text) if text.isascii() else utf8_len(text)
         if not self._is_waiting:
             self._submit()
 
@@ -340,12 +343,11 @@ class MessageWriter:
         self._texts.clear()
         at = self._lengths.get(self._texts_part, 0)
         self._lengths[self._texts_part] = at + len(text)
-        limit = self._hub.limits.append_bytes // 4
-        for start in range(0, len(text), limit):
+        for piece in _pieces(text, self._hub.limits.append_bytes // 4):
             part = None if self._is_unopened and self._texts_part in self._text_parts else self._texts_part
             self._is_unopened = self._is_unopened and part is not None
-            piece = text[start : start + limit]
-            self._queue.append(AppendText(text=piece, at=at + start, part=part, generation=self.generation))
+            self._queue.append(AppendText(text=piece, at=at, part=part, generation=self.generation))
+            at += len(piece)
 
     def _submit(self) -> None:
         """Tell the committer that something waits here."""
@@ -369,28 +371,31 @@ class MessageWriter:
 
     async def _until(self, is_true: Callable[[], bool]) -> None:
         """Wait for `is_true`; raises a refusal, and StoreUnavailable when the store fails for too long."""
-        try:
-            async with asyncio.timeout(None) as patience:
-                while not is_true():
-                    self._raise_error()
-                    now_s = asyncio.get_running_loop().time()
-                    if self._trouble is None:
-                        patience.reschedule(None)
-                    elif patience.when() is None:
-                        patience.reschedule(now_s + PATIENCE_S)
-                    waiter = asyncio.get_running_loop().create_future()
-                    self._waiters.append(waiter)
+        loop = asyncio.get_running_loop()
+        until_s: float | None = None
+        while not is_true():
+            self._raise_error()
+            waiter = loop.create_future()
+            self._waiters.append(waiter)
+            if self._trouble is None:  # a timeout costs more than all the rest of a flush
+                until_s = None
+                await waiter
+                continue
+            until_s = until_s or loop.time() + PATIENCE_S
+            try:
+                async with asyncio.timeout_at(until_s):
                     await waiter
-        except TimeoutError:
-            detail = self._trouble.detail if self._trouble is not None else "the store did not answer"
-            raise StoreUnavailable(detail) from None
+            except TimeoutError:
+                detail = self._trouble.detail if self._trouble is not None else "the store did not answer"
+                raise StoreUnavailable(detail) from None
         self._raise_error()
 
     def _wake_waiters(self) -> None:
-        waiters, self._waiters = self._waiters, []
-        for waiter in waiters:
-            if not waiter.done():
-                waiter.set_result(None)
+        if self._waiters:
+            waiters, self._waiters = self._waiters, []
+            for waiter in waiters:
+                if not waiter.done():
+                    waiter.set_result(None)
 
     def _raise_error(self) -> None:
         if self._error is not None:
@@ -435,6 +440,13 @@ class MessageWriter:
                 await asyncio.shield(ending)
         except (HoldfastError, TimeoutError) as error:
             logger.warning("message %r of %s could not be ended as %s: %r", self.id, self.channel, status, error)
+
+
+def _pieces(text: str, limit: int) -> Iterable[str]:
+    """`text` in pieces of at most `limit` characters."""
+    if len(text) <= limit:
+        return (text,) if text else ()
+    return [text[start : start + limit] for start in range(0, len(text), limit)]
 
 
 def _heard(ending: asyncio.Future[None]) -> None:

@@ -16,7 +16,7 @@ from ipaddress import ip_address
 from typing import Any
 from urllib.parse import urlsplit
 
-from holdfast.core.errors import Busy, Forbidden, HoldfastError, NoVerifier, Unauthenticated
+from holdfast.core.errors import Busy, Forbidden, HoldfastError, InvalidName, NoVerifier, Unauthenticated
 from holdfast.core.names import check_id
 from holdfast.hub.hub import HubCore
 from holdfast.hub.identity import Expired, Identity, Scope, claimed_identity
@@ -106,8 +106,8 @@ async def identity_by_token(hub: HubCore, scope: Scope, token: str) -> Identity:
 
 def check_identity(hub: HubCore, identity: Identity) -> None:
     """Raises InvalidName, or Expired where it is over already."""
-    if identity.client_id is not None:
-        check_id(identity.client_id, "a client id")
+    if identity.client_id is not None and "~" in check_id(identity.client_id, "a client id"):
+        raise InvalidName("a client id has no ~: it sets the suffix apart by which a client's members differ")
     if identity.is_expired(hub.clock.now_ms()):
         raise Expired("this identity has expired")
 

@@ -140,9 +140,19 @@ async def create(call: Call) -> Response:
 
 def check_create(asked: CreateMessage, identity: Identity, channel: str) -> None:
     """Raises Forbidden where creating this message takes more than `publish`."""
-    kinds = {part.get("type") for part in asked.parts or ()}
-    if asked.role != "user" or asked.status == "streaming" or kinds & {"tool", "source"}:
+    if asked.role != "user" or asked.status == "streaming" or _is_of_writers(asked.parts):
         identity.check("append", channel)
+
+
+def check_update(asked: UpdateMessage, identity: Identity, channel: str) -> None:
+    """Raises Forbidden where what the message is to hold takes more than `publish`."""
+    if _is_of_writers(asked.parts):
+        identity.check("append", channel)
+
+
+def _is_of_writers(parts: list[Part] | None) -> bool:
+    """Are there parts that nobody may put into a message by hand?"""
+    return any(part.get("type") in ("tool", "source") for part in parts or ())  # of any type: it is not checked yet
 
 
 async def append(call: Call) -> Response:
@@ -167,6 +177,7 @@ async def update(call: Call) -> Response:
     """`PATCH …/messages/{id}`."""
     call.check("publish")
     asked = await call.body(_update)
+    check_update(asked, call.identity, call.channel)
     return await call.ask(call.id, asked)
 
 

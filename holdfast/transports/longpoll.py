@@ -18,6 +18,7 @@ from holdfast.hub.hub import HubCore
 from holdfast.hub.identity import Expired, Scope
 from holdfast.transports.door import identify
 from holdfast.transports.passport import Passport
+from holdfast.transports.past import known_since, past_of
 from holdfast.transports.query import Query
 from holdfast.transports.sse import Open, allowed_history, check_serving, since_of
 
@@ -32,7 +33,8 @@ async def poll(app: Open, scope: Scope, receive: Receive, send: Send, channel: s
     passport = await admit_poll(hub, scope, channel)
     try:
         identity = passport.identity
-        since = since_of(scope, query)
+        past = past_of(hub, identity, channel)
+        since = known_since(past, since_of(scope, query))
         history = allowed_history(identity, channel, query.whole("history", 0, hub.limits.history))
         wait_s = query.whole("wait_s", 0, MAX_WAIT_S)
         woken = asyncio.Event()
@@ -52,6 +54,8 @@ async def poll(app: Open, scope: Scope, receive: Receive, send: Send, channel: s
                 batch = await _take(feed)
                 events = batch.raw if batch is not None else []
             cursor = str(feed.cursor)
+            if past is not None:
+                cursor = f"{cursor}:{past.mark(cursor)}"
         finally:
             feed.close()
     finally:

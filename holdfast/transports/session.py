@@ -31,6 +31,7 @@ from holdfast.core.events import encode_json
 from holdfast.core.limits import KIB
 from holdfast.core.model import Json
 from holdfast.core.names import check_channel, check_id, command_key
+from holdfast.core.patterns import RULE, is_pattern, matches
 from holdfast.core.requests import (
     AppendText,
     CreateMessage,
@@ -46,7 +47,6 @@ from holdfast.hub.desk import LEASE_S, Turn
 from holdfast.hub.feed import Behind, Feed
 from holdfast.hub.hub import HubCore
 from holdfast.hub.identity import Identity
-from holdfast.hub.patterns import check_pattern, matches
 from holdfast.hub.people import check_member
 from holdfast.hub.rates import rates_of
 from holdfast.transports.codec import answer_fields, decode, for_peers, unexpected
@@ -71,7 +71,8 @@ from holdfast.transports.frames import (
     WorkFrame,
     decoder,
 )
-from holdfast.transports.http import asker_of, check_create, note_answer
+from holdfast.transports.http import asker_of, check_create, check_update, note_answer
+from holdfast.transports.past import Past, known_since, past_of
 from holdfast.transports.socket_worker import SocketWorker
 from holdfast.transports.sse import RETRY_MS, allowed_history
 
@@ -85,6 +86,7 @@ FIRST_PING_S = 1.0
 SILENCE_S = 12.0  # of a peer that holds a lease, presence or turns: it is gone. Whoever pongs is heard every 5 s
 MAX_WRITTEN = 1_000  # messages whose leases end sooner when this socket breaks
 MAX_PATTERNS = 20
+MAX_PATTERN_CHARACTERS = 201  # a channel's name, and a star
 # What an answer with a whole message may weigh is not known before; so many such requests may be unanswered.
 _MESSAGE_BYTES = 64 * KIB
 
@@ -113,13 +115,14 @@ _ref = msgspec.json.Decoder(_Ref)
 class Attachment:
     """A channel that a session is attached to, or is attaching to."""
 
-    __slots__ = ("_session", "channel", "feed", "is_catching_up")
+    __slots__ = ("_session", "channel", "feed", "is_catching_up", "past")
 
     def __init__(self, session: Session, channel: str) -> None:
         self._session = session
         self.channel = channel
         self.feed: Feed | None = None  # None while the hub is still asked for it, and after `close`
         self.is_catching_up = False
+        self.past: Past | None = None  # of a viewer who may not look at what was before
 
     def wake(self) -> None:
         """There is something to take, or the hub leaves."""
@@ -140,6 +143,7 @@ class Session:
         "_heard_s",
         "_hub",
         "_identity",
+        "_is_gone",
         "_ping_at_s",
         "_pings",
         "_present",
@@ -179,6 +183,7 @@ class Session:
         self._unanswered_bytes = 0
         self._pings = 0
         self._heard_s = now_s
+        self._is_gone = False
         self._present: set[tuple[str, str]] | None = None  # channel and member, where this socket is presence
         self._written: dict[tuple[str, str], None] | None = None  # messages whose leases this socket may hold
         self._workers: dict[str, SocketWorker] | None = None  # by pattern
@@ -246,6 +251,7 @@ class Session:
 
     def _let_go(self) -> None:
         """What was held by this socket is held no more: presence, leases, turns."""
+        self._is_gone = True
         present, self._present = self._present or (), None
         written, self._written = self._written or (), None
         workers, self._workers = self._workers or {}, None
@@ -317,7 +323,8 @@ class Session:
             return None
         if attachment.feed.is_behind:  # what is said in passing comes after what is in the log
             self._ready[attachment] = None
-        frames = batch.frames
+        past = attachment.past
+        frames = batch.frames if past is None or not batch.cursor else batch.frames_with(past.mark(batch.cursor))
         if len(frames) > 1:
             rest = iter(frames)
             self._rest = (attachment, rest)
@@ -348,6 +355,8 @@ class Session:
             self._identity.check(NEEDED.get(type(frame), "publish"), channel)
             if isinstance(frame, CreateFrame):
                 check_create(frame, self._identity, channel)
+            elif isinstance(frame, UpdateFrame):
+                check_update(frame, self._identity, channel)
             key = self._hub.new_id() if frame.id is None else check_id(frame.id)
             if isinstance(frame, CommandFrame | ReplyFrame):
                 key = command_key(key)
@@ -382,7 +391,7 @@ class Session:
         elif isinstance(request, AppendText | PutPart | RenewLease | TakeOver) or (
             isinstance(request, CreateMessage) and request.status == "streaming"
         ):
-            if self.closing is not None:
+            if self._is_gone:  # it was under way when the socket broke
                 self._hub.warden.broken(*place)
                 return
             if self._written is None:
@@ -441,7 +450,9 @@ class Session:
             self._hub.desk.unregister(known)
         if not frame.slots:
             return {}
-        pattern = check_pattern(frame.pattern)
+        pattern = frame.pattern
+        if not is_pattern(pattern) or len(pattern) > MAX_PATTERN_CHARACTERS:
+            raise InvalidRequest(f"pattern: {RULE}")
         self._identity.check_pattern("agent", pattern)
         if len(self._workers) >= MAX_PATTERNS:
             raise TooMany(f"a socket works on at most {MAX_PATTERNS} patterns", limit=MAX_PATTERNS)
@@ -480,7 +491,8 @@ class Session:
     async def _take_turn(self, frame: TurnTakeFrame) -> None:
         try:
             worker = self._worker_of(frame)
-            is_taken = await self._hub.take_waiting(check_channel(frame.channel), check_id(frame.message), worker.name)
+            channel, message_id = check_channel(frame.channel), check_id(frame.message)
+            is_taken = worker.works_in(channel) and await self._hub.take_waiting(channel, message_id, worker.name)
         except Exception as error:
             self._failed(frame.ref, error)
             return
@@ -518,10 +530,11 @@ class Session:
         self._begin(partial(self._attach, frame, attachment), 0)
 
     async def _attach(self, frame: AttachFrame, attachment: Attachment) -> None:
+        past = attachment.past = past_of(self._hub, self._identity, attachment.channel)
         try:
             feed = await self._hub.attach(
                 attachment.channel,
-                parse_cursor(frame.since) if isinstance(frame.since, str) else None,
+                known_since(past, parse_cursor(frame.since) if isinstance(frame.since, str) else None),
                 history=allowed_history(self._identity, attachment.channel, frame.history),
                 flush_ms=frame.flush_ms,
                 wake=attachment.wake,

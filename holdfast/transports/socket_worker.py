@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from holdfast.core.errors import Fenced
+from holdfast.core.errors import Fenced, HoldfastError
 from holdfast.core.model import check_json
 from holdfast.core.names import check_channel, check_id
-from holdfast.hub.committer import Done
+from holdfast.hub.committer import Answer, Done
 from holdfast.hub.desk import LEASE_S, Turn, WhenBusy
 from holdfast.hub.hub import HubCore
 from holdfast.transports.frames import TurnDoneFrame, TurnRenewFrame
@@ -44,7 +44,7 @@ class SocketWorker:
         """The agent is still at it. Raises Fenced where the turn is over or another's."""
         turn = self._turn(frame)
         if not self._hub.desk.renew(self, turn):
-            raise Fenced("this turn is over, or another's")
+            raise _not_ours()
         self._turns.add(turn)
         if frame.state is not None:
             check_json(frame.state, self._hub.limits.data_bytes, "a state", depth=self._hub.limits.depth)
@@ -53,8 +53,18 @@ class SocketWorker:
     def end(self, frame: TurnDoneFrame, done: Done) -> None:
         """The agent is done."""
         turn = self._turn(frame)
-        self._hub.desk.end(self, turn, frame.state, done)
+
+        def answered(answer: Answer | HoldfastError) -> None:
+            if isinstance(answer, HoldfastError) and not answer.retry:
+                answer = _not_ours()  # whose it is instead, or that there is none, is nobody's business
+            done(answer)
+
+        self._hub.desk.end(self, turn, frame.state, answered)
         self._over(turn)
+
+    def works_in(self, channel: str) -> bool:
+        """Has it a turn there?"""
+        return any(turn.channel == channel for turn in self._turns)
 
     def _turn(self, frame: TurnRenewFrame | TurnDoneFrame) -> Turn:
         return Turn(check_channel(frame.channel), check_id(frame.message), frame.generation, LEASE_S)
@@ -66,3 +76,7 @@ class SocketWorker:
             self._hub.desk.freed(self)
             if not any(one.channel == turn.channel for one in self._turns):
                 self._hub.desk.said(turn.channel, self.name, {"state": "listening"})
+
+
+def _not_ours() -> Fenced:
+    return Fenced("this turn is over, or another's")

@@ -24,6 +24,7 @@ from holdfast.hub.tickets import tickets_of
 from holdfast.transports.chunks import Chunks
 from holdfast.transports.door import header, identify
 from holdfast.transports.passport import Passport
+from holdfast.transports.past import Past, known_since, past_of
 from holdfast.transports.problem import Headers
 from holdfast.transports.query import Query
 from holdfast.transports.sink import HandSink, Sink, TaskSink
@@ -55,7 +56,7 @@ class Open(Protocol):
 class EventStream:
     """One viewer's stream of one channel."""
 
-    __slots__ = ("_app", "_catching_up", "_is_ours", "_ping", "_seal", "feed", "passport", "ping_s", "sink")
+    __slots__ = ("_app", "_catching_up", "_is_ours", "_ping", "_seal", "feed", "passport", "past", "ping_s", "sink")
 
     def __init__(self, app: Open, send: Send, passport: Passport, *, is_ours: bool, ping_s: int | None) -> None:
         self._app = app
@@ -66,6 +67,7 @@ class EventStream:
         self._catching_up: asyncio.Task[None] | None = None
         self.ping_s = ping_s or HEARTBEAT_S
         self.feed: Feed | None = None
+        self.past: Past | None = None  # of a viewer who may not look at what was before
         self.sink: Sink = HandSink(send, self) if app.hub.drive_by_hand else TaskSink(send, self)
 
     async def run(self, receive: Receive) -> None:
@@ -143,8 +145,9 @@ class EventStream:
 
     def write_batch(self, batch: EncodedBatch) -> None:
         """Write what the feed gave."""
-        if self._seal and batch.cursor is not None:
-            self.sink.write({"type": "http.response.body", "body": sealed(batch, self._seal), "more_body": True})
+        if batch.cursor and (self._seal or self.past is not None):  # what is said in passing has no cursor
+            extra = self._seal if self.past is None else self._seal + self.past.mark(batch.cursor)
+            self.sink.write({"type": "http.response.body", "body": sealed(batch, extra), "more_body": True})
         else:
             self.sink.write_batch(batch, self._app.chunks)
 
@@ -192,7 +195,8 @@ async def _channel_stream(app: Open, scope: Scope, send: Send, channel: str) -> 
         passport = await admit_stream(hub, scope, query, channel)
         identity = passport.identity
         identity.check("subscribe", channel)
-        since = since_of(scope, query)
+        past = past_of(hub, identity, channel)
+        since = known_since(past, since_of(scope, query))
         history = allowed_history(identity, channel, query.whole("history", 0, hub.limits.history))
         flush_ms = query.whole("flush_ms", 0, 1000)
         ping_s = query.whole("ping_s", 2, HEARTBEAT_S)
@@ -201,6 +205,7 @@ async def _channel_stream(app: Open, scope: Scope, send: Send, channel: str) -> 
             return None
         passport.sit()
         stream = EventStream(app, send, passport, is_ours=is_ours, ping_s=ping_s)
+        stream.past = past
         stream.feed = await hub.attach(
             channel, since, history=history, flush_ms=flush_ms, wake=stream.wake, has_passing=True
         )
@@ -250,9 +255,9 @@ def seal_of(hub: HubCore, passport: Passport) -> str:
     return tickets_of(hub).seal(passport.ticket) if passport.ticket is not None else ""
 
 
-def sealed(batch: EncodedBatch, seal: str) -> bytes:
-    """The batch as Server-Sent Events, with `seal` in its cursor: for one viewer alone, so not shared."""
-    return b"%b:%b\n\n" % (batch.sse.removesuffix(b"\n\n"), seal.encode())
+def sealed(batch: EncodedBatch, extra: str) -> bytes:
+    """The batch as Server-Sent Events, with `extra` in its cursor: for one viewer alone, so not shared."""
+    return b"%b:%b\n\n" % (batch.sse.removesuffix(b"\n\n"), extra.encode())
 
 
 async def start_stream(app: Open, scope: Scope, send: Send) -> None:

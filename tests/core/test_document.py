@@ -418,7 +418,7 @@ def test_decisions_about_a_command_are_the_same_when_it_was_restored() -> None:
     kept = document(commanded("c", is_answered=True).known_command("c"))
     desk.state.insert([restore_command(Stored(id=kept.id, head=kept.head, segments=[], entries=[]))])
     assert desk.command("c", "steer", target="m", data={"to": [1, None]}).ops == ()
-    assert desk.reply("c", request="r").serial == 3
+    assert desk.reply("c", request="r", asker=BOB).serial == 3
     with pytest.raises(AlreadyAnswered):
         desk.reply("c")
     with pytest.raises(IdConflict):

@@ -6,13 +6,16 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import closing
 from random import Random
 from typing import Any
 
+import jwt
 import pytest
 
 from holdfast.core.cursor import Cursor
 from holdfast.core.errors import MethodNotAllowed
+from holdfast.hub import tokens
 from holdfast.transports import answer, session, sse
 from tests.fuzz import mutate
 from tests.fuzz.engine import CORPUS, Finding, Target, check, fuzz, read_corpus, shrink, written
@@ -22,8 +25,8 @@ from tests.fuzz.world import World, documented_codes
 
 SEED = 1
 RUNS = {
-    "requests": 300,
-    "frames": 300,
+    "requests": 200,
+    "frames": 200,
     "cursors": 20,
     "tokens": 3_000,
     "stored": 5_000,
@@ -98,12 +101,18 @@ def one_too_many(cursor: Cursor | None) -> answer.Told:
     return answer.Told([1])
 
 
+def believe_anything(keys: object, algorithm: str, token: str) -> dict[str, Any]:
+    claims: dict[str, Any] = jwt.decode(token, options={"verify_signature": False})
+    return claims
+
+
 PLANTED: list[tuple[str, object, str, object, str]] = [
     ("requests", MethodNotAllowed, "code", "not_this_way", "undocumented"),
     ("frames", session.Session, "_detach", forget_to_answer, "answers"),
     ("requests", sse.EventStream, "close", stay_in_the_channel, "leak"),
     ("cursors", sse, "parse_cursor", any_form, "resumed"),
     ("cursors", answer, "told_by", one_too_many, "told"),
+    ("tokens", tokens, "_claims_by", believe_anything, "forged"),
 ]
 
 
@@ -112,7 +121,8 @@ def test_a_planted_mistake_is_found(
     monkeypatch: pytest.MonkeyPatch, target: str, place: object, name: str, mistake: object, kind: str
 ) -> None:
     monkeypatch.setattr(place, name, mistake)
-    report = fuzz(TARGETS[target](), seed=SEED, runs=300, max_findings=1)
+    with closing(TARGETS[target]()) as made:
+        report = fuzz(made, seed=SEED, runs=300, max_findings=1)
     assert report.found
     assert report.found[0].text.startswith(kind)
     assert len(report.found[0].given.get("steps", [])) <= 2

@@ -398,7 +398,7 @@ async def test_work_needs_the_capability_on_all_of_the_pattern() -> None:
     line = Line(hub, "bot", capabilities=CAPABILITIES - {"agent"})
     assert (await line.ask("work", pattern="chat:*"))["code"] == "forbidden"
     agent = Line(hub, "bot")
-    assert (await agent.ask("work", pattern="a*b"))["type"] == "error"
+    assert (await agent.ask("work", pattern="a*b"))["code"] == "invalid_request"
     assert (await agent.ask("turn.done", channel="chat:1", message="m", generation=1))["code"] == "invalid_request"
     assert (await agent.ask("work", pattern="chat:*", name="somebody"))["code"] == "forbidden"
     await line.cut()

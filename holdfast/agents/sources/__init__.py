@@ -8,6 +8,7 @@ says which events become what.
 
 from __future__ import annotations
 
+from holdfast.agents.place import Writer
 from holdfast.agents.sources.errors import UpstreamEnded, UpstreamError, malformed
 from holdfast.agents.sources.recognise import SOURCES, by_first_event, by_stream
 from holdfast.agents.sources.text import PlainText
@@ -15,12 +16,11 @@ from holdfast.agents.sources.upstream import Upstream
 from holdfast.agents.sources.vocabulary import Source
 from holdfast.agents.sources.writing import Piped, ToolCall, Writing
 from holdfast.core.errors import HoldfastError, LocalError
-from holdfast.hub.writer import MessageWriter
 
 __all__ = ["SOURCES", "Piped", "ToolCall", "UpstreamEnded", "UpstreamError", "pipe"]
 
 
-async def pipe(writer: MessageWriter, stream: object, *, source: str | None = None) -> Piped:
+async def pipe(writer: Writer, stream: object, *, source: str | None = None) -> Piped:
     """Write all of `stream` into the message of `writer`; returns what it came to.
 
     `stream` is what an SDK gives for a streamed call, awaited or not, entered or not, async or blocking; or an

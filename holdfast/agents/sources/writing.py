@@ -11,17 +11,17 @@ from collections.abc import Hashable
 from dataclasses import dataclass, field
 from weakref import WeakKeyDictionary
 
+from holdfast.agents.place import Writer
 from holdfast.agents.sources.errors import malformed
 from holdfast.agents.sources.reading import whole
 from holdfast.agents.sources.vocabulary import CALLED, Change, Meta, Open, Said, Text
 from holdfast.core.errors import HoldfastError, InvalidRequest, InvalidText
 from holdfast.core.model import Json, Part
-from holdfast.hub.writer import MessageWriter
 
 logger = logging.getLogger("holdfast.agents")
 
 # What earlier streams of one message used: a handler that goes on with tools pipes several into one.
-_used: WeakKeyDictionary[MessageWriter, dict[str, int]] = WeakKeyDictionary()
+_used: WeakKeyDictionary[Writer, dict[str, int]] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +69,7 @@ class _Slot:
 class Writing:
     """Writes one stream into one message, and knows what it came to."""
 
-    def __init__(self, writer: MessageWriter) -> None:
+    def __init__(self, writer: Writer) -> None:
         self._writer = writer
         self._slots: dict[Hashable, _Slot] = {}
         self._model: str | None = None

@@ -1,0 +1,21 @@
+"""Channel patterns, for agents, hooks and capabilities alike (`docs/protocol.md`, 10).
+
+You are in `core`. A pattern is a channel's whole name, or ends in `*` after one of `: / .`, or is `*` alone.
+"""
+
+from __future__ import annotations
+
+RULE = "a star stands only at the end, alone or after one of : / ."
+
+
+def is_pattern(text: str) -> bool:
+    """Is `text` a pattern?"""
+    stem = text.removesuffix("*")
+    return "*" not in stem and (stem == text or not stem or stem[-1] in ":/.")
+
+
+def matches(pattern: str, channel: str) -> bool:
+    """Does `channel` fall under `pattern`?"""
+    if pattern.endswith("*"):
+        return channel.startswith(pattern[:-1])
+    return channel == pattern

@@ -1,0 +1,126 @@
+"""A real model behind the demo's guide, where the environment names one.
+
+You are in `demo`. `OPENAI_API_KEY` with `OPENAI_BASE_URL` (any server that speaks Chat Completions), or
+`ANTHROPIC_API_KEY`. A key of OpenAI's alone is not enough: whoever has one in their shell did not ask for it to be used
+here. The SDKs are imported when they are needed, and only here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from holdfast.agents.history import Shape
+from holdfast.agents.turn import Turn
+from holdfast.core.errors import HoldfastError, LocalError
+from holdfast.core.model import Json
+
+__all__ = ["Model", "model_in", "talk"]
+
+_INSTRUCTIONS = "You are the guide in a small demo chat with several people. Answer briefly, in plain text."
+_MAX_TOKENS = 2_000
+_CLAUDE = "claude-haiku-4-5"
+
+
+class Model(Protocol):
+    """Somebody who answers."""
+
+    name: str
+    shape: Shape
+
+    async def stream(self, conversation: list[dict[str, Json]]) -> object:
+        """The answer as it comes, for `message.pipe`."""
+
+
+class ModelFailed(Exception):
+    """The provider said no, or nothing. `public_reason` is what people see."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(str(error))
+        self.public_reason = type(error).__name__
+
+
+def model_in(environ: Mapping[str, str]) -> Model | None:
+    """The model that `environ` names, if any. Raises LocalError where its SDK is not installed."""
+    if environ.get("OPENAI_API_KEY") and environ.get("OPENAI_BASE_URL"):
+        return OpenAI(environ["OPENAI_API_KEY"], environ["OPENAI_BASE_URL"], environ.get("OPENAI_MODEL", ""))
+    if environ.get("ANTHROPIC_API_KEY"):
+        model, base_url = environ.get("ANTHROPIC_MODEL", _CLAUDE), environ.get("ANTHROPIC_BASE_URL")
+        return Anthropic(environ["ANTHROPIC_API_KEY"], base_url, model)
+    return None
+
+
+async def talk(turn: Turn, model: Model) -> None:
+    """Answer with `model`; what people say meanwhile gets a second answer."""
+    conversation = await turn.history(model.shape)
+    while True:
+        async with turn.reply(meta={"model": model.name or None}) as message:
+            try:
+                stream = await model.stream(conversation)
+            except HoldfastError:
+                raise
+            except Exception as error:
+                raise ModelFailed(error) from error
+            piped = await message.pipe(stream)
+        steered = await turn.steered()
+        if not steered:
+            return
+        conversation += [
+            {"role": "assistant", "content": piped.text or "…"},
+            {"role": "user", "content": "\n".join(steer.text for steer in steered)},
+        ]
+
+
+class OpenAI:
+    """Any server that speaks Chat Completions."""
+
+    shape: Shape = "text"
+
+    def __init__(self, key: str, base_url: str, model: str) -> None:
+        try:
+            from openai import AsyncOpenAI
+        except ImportError:
+            raise _missing("OPENAI_API_KEY and OPENAI_BASE_URL are", "openai") from None
+        self.name = model
+        self._client: Any = AsyncOpenAI(api_key=key, base_url=base_url)
+
+    async def stream(self, conversation: list[dict[str, Json]]) -> object:
+        """Of `Model`. Where no model was named, it is the first one that the server has."""
+        if not self.name:
+            listed = await self._client.models.list()
+            if not listed.data:
+                raise ModelFailed(LookupError("the server lists no model; name one with OPENAI_MODEL"))
+            self.name = listed.data[0].id
+        return await self._client.chat.completions.create(
+            model=self.name,
+            messages=[{"role": "system", "content": _INSTRUCTIONS}, *conversation],
+            stream=True,
+            stream_options={"include_usage": True},
+        )
+
+
+class Anthropic:
+    """Anthropic's Messages."""
+
+    shape: Shape = "anthropic"
+
+    def __init__(self, key: str, base_url: str | None, model: str) -> None:
+        try:
+            from anthropic import AsyncAnthropic
+        except ImportError:
+            raise _missing("ANTHROPIC_API_KEY is", "anthropic") from None
+        self.name = model
+        self._client: Any = AsyncAnthropic(api_key=key, base_url=base_url)
+
+    async def stream(self, conversation: list[dict[str, Json]]) -> object:
+        """Of `Model`."""
+        return await self._client.messages.create(
+            model=self.name, system=_INSTRUCTIONS, messages=conversation, max_tokens=_MAX_TOKENS, stream=True
+        )
+
+
+def _missing(what: str, package: str) -> LocalError:
+    return LocalError(
+        f"{what} set, so the demo answers with that model; that needs the package {package}: pip install {package} "
+        "(or unset the key, and it answers from the documentation)"
+    )
