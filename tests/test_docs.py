@@ -33,7 +33,7 @@ RECORDS = sorted(path for path in (ROOT / "docs" / "decisions").glob("*.md") if 
 _BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _FENCED = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
 _UNITS = {"MiB": 1024 * 1024, "KiB": 1024}
-BEFORE, AFTER, PASTED = _BLOCK.findall(README)
+BEFORE, AFTER, PASTED, AGENT = _BLOCK.findall(README)
 
 
 def section(text: str, heading: str) -> str:

@@ -75,7 +75,10 @@ class Channel:
 
     def missing(self, ids: Iterable[str]) -> list[str]:
         """Those of `ids` that the store must be asked for before a decision."""
-        return [one for one in ids if not self.state.knows(one) and one not in self._absent]
+        state, absent = self.state, self._absent
+        return [
+            one for one in ids if one not in state.messages and one not in state.commands and one not in absent
+        ]
 
     def trim(self, keep_bytes: int) -> None:
         """Let finished messages leave memory beyond `keep_bytes`; while a commit runs, once it is over."""
@@ -90,15 +93,13 @@ class Channel:
         if self._trim_bytes is not None:
             self.trim(self._trim_bytes)
 
-    def commit_begins(self) -> None:
-        """No loads from now on until `commit_ends`."""
-        self._commit_over = asyncio.get_running_loop().create_future()
+    def commit_begins(self, over: asyncio.Future[None]) -> None:
+        """No loads from now on until `commit_ends`; then `over`, which all channels of the commit share, is done."""
+        self._commit_over = over
 
     def commit_ends(self) -> None:
         """The commit is over, whatever became of it."""
-        if self._commit_over is not None:
-            self._commit_over.set_result(None)
-            self._commit_over = None
+        self._commit_over = None
 
     def committed(self, epoch: str, entries: Sequence[Entry], documents: Sequence[Document]) -> None:
         """`entries` and `documents` are durable: they become the state, and the feeds are told."""
@@ -108,8 +109,8 @@ class Channel:
         shaped: dict[str, None] = {}
         for entry in entries:
             apply_entry(state, entry)
-            self._absent.discard(entry.op.id)
             if type(entry.op) is not Append:
+                self._absent.discard(entry.op.id)
                 shaped[entry.op.id] = None
         for document in documents:
             message = state.message(document.id)

@@ -80,8 +80,8 @@ class Item(Protocol):
     def asks(self) -> Sequence[Ask]:
         """The requests, in order; asked once for each time the item is decided."""
 
-    def answered(self, answers: Sequence[Answer | HoldfastError]) -> None:
-        """One answer for each of the last `asks`, after their commit."""
+    def answered(self, decided: Decided) -> None:
+        """What became of the last `asks`, after their commit."""
 
     def failed(self, error: HoldfastError) -> None:
         """Nothing was stored."""
@@ -104,8 +104,8 @@ class Waiting:
     def asks(self) -> Sequence[Ask]:
         return (self._ask,)
 
-    def answered(self, answers: Sequence[Answer | HoldfastError]) -> None:
-        self._done(answers[0])
+    def answered(self, decided: Decided) -> None:
+        self._done(decided.answer())
 
     def failed(self, error: HoldfastError) -> None:
         self._done(error)
@@ -127,18 +127,31 @@ class DocumentDue:
     def asks(self) -> Sequence[Ask]:
         return ()
 
-    def answered(self, answers: Sequence[Answer | HoldfastError]) -> None:
+    def answered(self, decided: Decided) -> None:
         pass
 
     def failed(self, error: HoldfastError) -> None:
         pass  # the store will say so again
 
 
-class _Decided(Struct):
+class Decided(Struct):
+    """What was decided of an item: an outcome for each request, up to the first refusal."""
+
     channel: Channel
     item: Item
     asks: Sequence[Ask]
     outcomes: list[tuple[Decision, int] | HoldfastError]  # with the serial of the last operation
+
+    @property
+    def refusal(self) -> HoldfastError | None:
+        """The refusal, if there was one: what came after it was not decided."""
+        last = self.outcomes[-1] if self.outcomes else None
+        return last if isinstance(last, HoldfastError) else None
+
+    def answer(self) -> Answer | HoldfastError:
+        """The answer to the first request, to be asked for once it is stored. Who needs none is not made one."""
+        outcome = self.outcomes[0]
+        return outcome if isinstance(outcome, HoldfastError) else _answer(self.channel, self.asks[0], *outcome)
 
 
 class _Unclear(NamedTuple):
@@ -146,14 +159,14 @@ class _Unclear(NamedTuple):
 
     epoch: str
     serial: int
-    decided: list[_Decided]
+    decided: list[Decided]
 
 
 class _Cut(Struct):
     """A batch: what was decided, on one draft per channel."""
 
     drafts: dict[Channel, Draft]
-    decided: list[_Decided]
+    decided: list[Decided]
     due: dict[Channel, list[str]]  # documents wished for
 
 
@@ -235,12 +248,12 @@ class Committer:
         while self._queue and rows < MAX_ROWS and len(cut.decided) < MAX_ITEMS:
             item = self._queue.popleft()
             channel = self._channel(item.channel)
-            if channel not in cut.drafts:
+            draft = cut.drafts.get(channel)
+            if draft is None:
                 channel.trim_if_due()
             if channel.parked or not channel.is_ready or channel.missing(item.ids()):
                 self._park(channel, item)
                 continue
-            draft = cut.drafts.get(channel)
             if draft is None:
                 draft = cut.drafts[channel] = Draft(channel.state)
             before = len(draft.ops)
@@ -253,7 +266,7 @@ class Committer:
             rows += len(draft.ops) - before
         return cut
 
-    def _decide_item(self, channel: Channel, draft: Draft, item: Item, now_ms: int) -> _Decided | None:
+    def _decide_item(self, channel: Channel, draft: Draft, item: Item, now_ms: int) -> Decided | None:
         """Decide what `item` asks, up to the first refusal: what comes after it rests on it. None: it asks nonsense."""
         try:
             asks = item.asks()
@@ -267,7 +280,7 @@ class Committer:
             outcomes.append(self._decide(channel, draft, ask, now_ms))
             if isinstance(outcomes[-1], HoldfastError):
                 break
-        return _Decided(channel, item, asks[: len(outcomes)], outcomes)
+        return Decided(channel, item, asks[: len(outcomes)], outcomes)
 
     def _decide(self, channel: Channel, draft: Draft, ask: Ask, now_ms: int) -> tuple[Decision, int] | HoldfastError:
         request = ask.request
@@ -325,8 +338,9 @@ class Committer:
 
     async def _commit(self, cut: _Cut) -> None:
         writes = self._writes(cut)
+        over = asyncio.get_running_loop().create_future()
         for channel in cut.drafts:
-            channel.commit_begins()
+            channel.commit_begins(over)
         try:
             if not writes:
                 await asyncio.sleep(0)  # nothing to wait for, but others want the loop
@@ -342,6 +356,7 @@ class Committer:
         finally:
             for channel in cut.drafts:
                 channel.commit_ends()
+            over.set_result(None)
         conflicted = []
         for (channel, write), result in zip(writes, results, strict=True):
             if isinstance(result, Committed):
@@ -424,17 +439,12 @@ class Committer:
         for channel in again:
             self._spawn(self._load_for(channel))
 
-    def _answer_item(self, decided: _Decided) -> None:
+    def _answer_item(self, decided: Decided) -> None:
         self._let_go(decided.item)
         for ask, outcome in zip(decided.asks, decided.outcomes, strict=True):
             if ask.asker.writer is None and not isinstance(outcome, HoldfastError):
                 self._accepted(decided.channel, ask.key)
-        decided.item.answered(
-            [
-                outcome if isinstance(outcome, HoldfastError) else _answer(decided.channel, ask, *outcome)
-                for ask, outcome in zip(decided.asks, decided.outcomes, strict=True)
-            ]
-        )
+        decided.item.answered(decided)
 
     def _fail(self, cut: _Cut, error: StoreUnavailable) -> None:
         logger.warning("a commit failed, nothing of it is stored: %s", error)
@@ -447,14 +457,16 @@ class Committer:
         self._waiting_bytes -= item.size_bytes
 
 
-def _documents(draft: Draft, due: Sequence[str]) -> list[Document]:
+def _documents(draft: Draft, due: Iterable[str]) -> Sequence[Document]:
     """The documents that go with a batch: of what more than grew, of what grew much, and of those wished for."""
-    wanted = dict(draft.reshaped)
+    wanted = {**draft.reshaped, **dict.fromkeys(due)}
+    messages = draft.base.messages
     for message_id, length in draft.grown.items():
-        known = draft.base.message(message_id)
+        known = messages.get(message_id)
         if known is not None and known.undocumented_bytes + length > DOCUMENT_BYTES:
             wanted[message_id] = None
-    wanted.update(dict.fromkeys(due))
+    if not wanted:  # as nearly always
+        return ()
     things = (draft.thing(key) for key in wanted)
     return [document(thing) for thing in things if thing is not None]
 

@@ -32,7 +32,7 @@ from holdfast.core.errors import (
 from holdfast.core.model import Json, Message, Part, check_json, check_part, plain
 from holdfast.core.requests import AppendText, Asker, CreateMessage, FinishMessage, PutPart, Request, UpdateMessage
 from holdfast.core.state import KEPT_REQUESTS, part_bytes, utf8_len
-from holdfast.hub.committer import Answer, Ask
+from holdfast.hub.committer import Ask, Decided
 
 if TYPE_CHECKING:
     from holdfast.hub.hub import HubCore
@@ -221,6 +221,10 @@ class MessageWriter:
         knows whether they were, and text for a part that is another by now would be refused.
         """
         self._gather()
+        if not self._flying and len(self._queue) == 1:  # text and nothing else, as nearly always
+            self._take_off()
+            self._flying_bytes = self.unstored_bytes
+            return tuple(self._flying)
         grown = {ask.request.part for ask in self._flying if isinstance(ask.request, AppendText)}
         # A message remembers so many requests by their ids.
         while self._queue and len(self._flying) < KEPT_REQUESTS:
@@ -229,24 +233,25 @@ class MessageWriter:
                 grown.add(request.part)
             elif isinstance(request, PutPart) and not grown.isdisjoint((request.index, None)):
                 break
-            self._flying.append(Ask(self.id, self._queue.popleft(), self._asker_for(request)))
+            self._take_off()
         self._flying_bytes = 0 if self._queue else self.unstored_bytes
         return tuple(self._flying)
 
-    def _asker_for(self, request: Request) -> Asker:
-        is_interruption = self._is_interrupting and isinstance(request, FinishMessage)
-        return replace(self._asker, is_server=True) if is_interruption else self._asker
+    def _take_off(self) -> None:
+        """The first request that is accepted is about to be decided."""
+        request, asker = self._queue.popleft(), self._asker
+        if self._is_interrupting and isinstance(request, FinishMessage):
+            asker = replace(asker, is_server=True)
+        self._flying.append(Ask(self.id, request, asker))
 
-    def answered(self, answers: Sequence[Answer | HoldfastError]) -> None:
-        del self._flying[: len(answers)]
+    def answered(self, decided: Decided) -> None:
+        del self._flying[: len(decided.asks)]
         self.unstored_bytes -= self._flying_bytes
         self._flying_bytes = 0
         self._trouble = None
         self._is_waiting = False
-        for answer in answers:
-            if isinstance(answer, HoldfastError):
-                self._refuse(answer)
-                break
+        if (refusal := decided.refusal) is not None:
+            self._refuse(refusal)
         if self._unstored:
             self._submit()
         self._wake_waiters()
