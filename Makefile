@@ -1,7 +1,7 @@
 # The front door. `make demo` and `make test` are all a newcomer needs; both set up what they use, in .venv and
 # node_modules, nothing global.
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format sim chaos bench clean
+.PHONY: help demo test lint format sim chaos fuzz bench clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -36,6 +36,10 @@ sim: $(VENV)/.dev ## hubs, stores, networks and people in virtual time: SEEDS=, 
 
 chaos: $(VENV)/.dev ## real faults with real processes: NAMES=, ROUNDS=, SEED=
 	$(BIN)/python -m holdfast.testing.chaos $(NAMES) $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(SEED),--seed $(SEED))
+
+fuzz: $(VENV)/.dev node_modules/.installed ## everything a peer can send, for ten minutes: SECONDS=, SEED=
+	$(BIN)/python -m tests.fuzz --seconds $(or $(SECONDS),600) $(if $(SEED),--seed $(SEED))
+	FUZZ=50 node --test tests/web/fuzz.test.js
 
 $(VENV)/bin/python:
 	@scripts/make_venv $(PYTHON) $(VENV)

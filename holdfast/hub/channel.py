@@ -39,6 +39,32 @@ KEPT_ABSENT = 10_000  # ids known not to exist, so that a new message asks the s
 class Channel:
     """One channel in memory."""
 
+    __slots__ = (
+        "_absent",
+        "_commit_over",
+        "_first_batches",
+        "_groups",
+        "_is_loaded",
+        "_limits",
+        "_loaders",
+        "_loading",
+        "_observe",
+        "_passing_batches",
+        "_store",
+        "_ticks",
+        "_trim_bytes",
+        "cached_bytes",
+        "conflicts",
+        "is_stale",
+        "listeners",
+        "live_batches",
+        "name",
+        "parked",
+        "roster",
+        "state",
+        "used_s",
+    )
+
     def __init__(
         self, name: str, store: Store, limits: Limits, ticks: Ticks, *, now_s: float, observe: Observe
     ) -> None:
@@ -76,9 +102,7 @@ class Channel:
     def missing(self, ids: Iterable[str]) -> list[str]:
         """Those of `ids` that the store must be asked for before a decision."""
         state, absent = self.state, self._absent
-        return [
-            one for one in ids if one not in state.messages and one not in state.commands and one not in absent
-        ]
+        return [one for one in ids if one not in state.messages and one not in state.commands and one not in absent]
 
     def trim(self, keep_bytes: int) -> None:
         """Let finished messages leave memory beyond `keep_bytes`; while a commit runs, once it is over."""

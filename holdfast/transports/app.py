@@ -116,7 +116,9 @@ class App:
                 await message_events(self, scope, receive, send, channel, message_id)
         except HoldfastError as error:
             await _answer(error, self.cors(scope), send)
-        except Exception:
+        except Exception as error:
+            if isinstance(error, OSError) and not isinstance(error, TimeoutError):
+                return  # how servers say, since ASGI 2.4, that the peer has left while it was answered
             if is_started(scope):
                 raise  # the server breaks the stream off, and logs why
             logger.exception("a request failed")
@@ -159,6 +161,7 @@ def path_below(scope: Scope) -> str:
     if b"%2f" in raw.lower():
         segments = raw.partition(b"?")[0].split(b"/")
         path = "/".join(unquote_to_bytes(one).decode(errors="replace").replace("/", "%2F") for one in segments)
+    path = path.replace("\n", "%0A")  # or it would be lost at the end: Starlette's routes end in `$`
     if root and path.startswith(root) and path[len(root) : len(root) + 1] in ("", "/"):
         return path[len(root) :] or "/"
     return path
@@ -213,8 +216,9 @@ def _problems(app: ASGIApp) -> ASGIApp:
 
 
 async def _answer(error: HoldfastError, headers: Headers, send: Send) -> None:
-    for message in problem_messages(error, headers):
-        await send(message)
+    with suppress(OSError):  # the peer has left
+        for message in problem_messages(error, headers):
+            await send(message)
 
 
 async def _refuse(scope: Scope, error: HoldfastError, send: Send) -> None:

@@ -630,7 +630,14 @@ def _ref_in(data: bytes) -> Json:
         ref = _ref.decode(data).ref
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         ref = _lenient_ref(data)
-    return ref if isinstance(ref, str | int) and len(str(ref)) <= 64 else None
+    if isinstance(ref, int) and not isinstance(ref, bool):
+        return ref if abs(ref) <= 2**53 else None
+    return ref if isinstance(ref, str) and len(ref) <= 64 and _is_text(ref) else None
+
+
+def _is_text(ref: str) -> bool:
+    """Can it be given back? Half a surrogate pair cannot."""
+    return ref.isascii() or not any("\ud800" <= one <= "\udfff" for one in ref)
 
 
 def _lenient_ref(data: bytes) -> Json:

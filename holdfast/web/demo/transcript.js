@@ -7,13 +7,14 @@
  * @module
  */
 
-import { stateOf } from "./words.js"
+import { breakOf, stateOf } from "./words.js"
 
-/** @typedef {{ type: string, text?: string }} Part */
+/** @typedef {{ type: string, text?: string, name?: unknown, [field: string]: unknown }} Part */
 /**
- * @typedef {{ id: string, role: string, author?: string, status: string, parts?: readonly Part[] }} Message
- *   any message of a view, or one that is still on its way there
+ * @typedef {{ id: string, role: string, author?: string, status: string, reason?: string, parts?: readonly Part[],
+ *   meta?: Readonly<Record<string, unknown>> }} Message any message of a view, or one that is still on its way there
  */
+/** @typedef {{ at: number, by?: unknown, successor?: unknown }} Break where one writer was gone and another went on */
 
 const NEAR_PX = 48 // this close to the end counts as being there
 
@@ -26,11 +27,13 @@ export class Transcript {
   /**
    * @param {HTMLElement} scroller
    * @param {HTMLElement} list
+   * @param {(message: Message) => { name: string, isMine: boolean }} byWhom
    * @param {(follows: boolean) => void} onFollow told when the reader leaves the end or comes back to it
    */
-  constructor(scroller, list, onFollow) {
+  constructor(scroller, list, byWhom, onFollow) {
     this.scroller = scroller
     this.list = list
+    this.byWhom = byWhom
     this.onFollow = onFollow
     scroller.addEventListener("scroll", () => this.#noticeScrolling(), { passive: true })
     // The soft keyboard, a turned phone and an opened panel change the height without any scrolling.
@@ -49,7 +52,7 @@ export class Transcript {
     let place = this.list.firstElementChild
     for (const message of messages) {
       const row = this.#row(message)
-      row.show(message)
+      row.show(message, this.byWhom(message))
       if (row.element === place) place = place.nextElementSibling
       else this.list.insertBefore(row.element, place)
     }
@@ -107,9 +110,9 @@ export class Transcript {
 
 /** One message. */
 class Row {
-  /** @type {{ element: HTMLElement, node: Text }[]} one for each text part */
-  #texts = []
-  #status = ""
+  /** @type {Block[]} one for each part */
+  #blocks = []
+  #head = ""
   /** @type {HTMLElement | null} */
   #proof = null
 
@@ -127,21 +130,24 @@ class Row {
   }
 
   get text() {
-    return this.#texts.map(({ node }) => node.data).join("")
+    return this.#blocks.map(({ kind, shown }) => (kind === "text" ? shown : "")).join("")
   }
 
-  /** @param {Message} message */
-  show({ author, role, status, parts }) {
-    const texts = (parts ?? []).filter(({ type }) => type === "text").map(({ text }) => text ?? "")
-    texts.forEach((text, index) => this.#showText(index, text))
-    for (const { element } of this.#texts.splice(texts.length)) element.remove()
-    if (status === this.#status) return
-    this.#status = status
-    this.author.textContent = author || role
-    this.state.textContent = stateOf(status)
+  /** @param {Message} message @param {{ name: string, isMine: boolean }} by */
+  show({ status, reason, parts = [], meta }, { name, isMine }) {
+    const breaks = breaksIn(meta)
+    parts.forEach((part, index) => this.#showPart(index, part, breaks))
+    for (const { element } of this.#blocks.splice(parts.length)) element.remove()
+    const state = stateOf(status, reason)
+    const head = [status, name, state, isMine].join("\n")
+    if (head === this.#head) return
+    this.#head = head
+    this.author.textContent = name
+    this.state.textContent = state
     this.element.dataset.status = status
+    this.element.dataset.mine = String(isMine)
     this.element.ariaBusy = String(status === "streaming")
-    this.element.ariaLabel = `${author || role}${stateOf(status) ? `, ${stateOf(status)}` : ""}`
+    this.element.ariaLabel = name + (state ? `, ${state}` : "")
   }
 
   /** @param {string} text @param {boolean} isEqual */
@@ -151,23 +157,79 @@ class Row {
     this.#proof.textContent = text
   }
 
-  /** @param {number} index @param {string} text */
-  #showText(index, text) {
-    const { node } = (this.#texts[index] ??= this.#openText())
-    const shown = node.data
-    if (shown === text) return
-    if (text.startsWith(shown)) node.appendData(text.slice(shown.length))
-    else node.data = text
+  /** @param {number} index @param {Part} part @param {readonly Break[]} breaks */
+  #showPart(index, part, breaks) {
+    let block = this.#blocks[index]
+    if (block?.kind !== part.type) {
+      const opened = new Block(part.type)
+      if (block) block.element.replaceWith(opened.element)
+      else this.body.append(opened.element)
+      block = this.#blocks[index] = opened
+    }
+    if (part.type === "text") block.show(part.text ?? "", breaks)
+    else if (part.type === "reasoning") block.show(part.text ?? "", [])
+    else if (part.type === "tool") block.show(`${part.name ?? "a tool"} ${part.state ?? ""}`, [])
+  }
+}
+
+/** One part of a message: a text that grows at its end. */
+class Block {
+  shown = ""
+  #breaks = "[]"
+
+  /** @param {string} kind */
+  constructor(kind) {
+    this.kind = kind
+    const isThought = kind === "reasoning"
+    this.element = make(isThought ? "details" : "div", ["text", "reasoning", "tool"].includes(kind) ? kind : "other")
+    this.place = this.element
+    if (isThought) {
+      const summary = make("summary", "")
+      summary.textContent = "Thoughts"
+      this.place = make("div", "thought")
+      this.element.append(summary, this.place)
+    }
+    this.place.dir = "auto"
+    this.tail = this.place.appendChild(document.createTextNode(""))
   }
 
-  #openText() {
-    const element = make("div", "text")
-    element.dir = "auto"
-    const node = document.createTextNode("")
-    element.append(node)
-    this.body.append(element)
-    return { element, node }
+  /** @param {string} text @param {readonly Break[]} breaks */
+  show(text, breaks) {
+    const key = JSON.stringify(breaks)
+    if (text === this.shown && key === this.#breaks) return
+    if (key === this.#breaks && text.startsWith(this.shown)) this.tail.appendData(text.slice(this.shown.length))
+    else this.#build(text, breaks)
+    this.shown = text
+    this.#breaks = key
   }
+
+  /** @param {string} text @param {readonly Break[]} breaks */
+  #build(text, breaks) {
+    const pieces = []
+    let from = 0
+    for (const one of breaks) {
+      const to = from + dropped(text.slice(from), one.at - pointsOf(text.slice(0, from)))
+      pieces.push(text.slice(from, to), mark(breakOf(one)))
+      from = to
+    }
+    this.tail = document.createTextNode(text.slice(from))
+    this.place.replaceChildren(...pieces, this.tail)
+  }
+}
+
+/** A line across the text. It holds no text itself, so that the text stays what was said. @param {string} words */
+function mark(words) {
+  const line = make("span", "break")
+  line.role = "note"
+  line.ariaLabel = words
+  line.dataset.words = words
+  return line
+}
+
+/** @param {Message["meta"]} meta anybody's, so it may be anything @returns {readonly Break[]} */
+function breaksIn(meta) {
+  const told = meta?.continued
+  return Array.isArray(told) ? told.filter(({ at }) => Number.isInteger(at)).sort((a, b) => a.at - b.at) : []
 }
 
 /** @param {string} tag @param {string} className */

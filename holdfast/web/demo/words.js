@@ -3,6 +3,8 @@
  * @module
  */
 
+/** @typedef {import("../view.js").Command} Command */
+
 const numbers = new Intl.NumberFormat("en")
 
 /** @param {number} count @param {string} one @param {string} [many] @returns {string} "1 event", "2,060 events" */
@@ -22,6 +24,17 @@ export function sized(bytes) {
   return `${(bytes / divisor).toFixed(1)} ${unit}`
 }
 
+/** @param {readonly string[]} names @returns {string} "Ada", "Ada and Bo", "Ada, Bo and Cy" */
+export function listed(names) {
+  return names.length < 2 ? names.join("") : `${names.slice(0, -1).join(", ")} and ${names.at(-1)}`
+}
+
+/** @param {readonly string[]} names @returns {string} what is said of those who type; empty for none */
+export function typingOf(names) {
+  if (names.length === 0) return ""
+  return names.length > 3 ? "several people are typing…" : `${listed(names)} ${names.length === 1 ? "is" : "are"} typing…`
+}
+
 /**
  * What the first batch brought, told as a sentence; empty when there is nothing to tell.
  * @param {{ events: number, points: number }} catchUp events about messages, and code points of text
@@ -36,6 +49,51 @@ export function caughtUp({ events, points }, { isReload, runningPoints }) {
   return `caught up: ${counted(points, "character")} in ${events === 1 ? "one event" : `${grouped(events)} events`}`
 }
 
+/** How a member calls itself, or else its id. @param {{ id: string, data?: Record<string, unknown> }} member */
+export function nameOf({ id, data }) {
+  return text(data?.name) || id.replace(/^@/, "")
+}
+
+/** What an agent does, as it says. @param {Record<string, unknown>} data of the member */
+export function workOf({ state, tool }) {
+  if (state === "waiting") return "waiting for approval"
+  if (state === "using a tool") return text(tool) ? `using a tool: ${text(tool)}` : "using a tool"
+  return text(state) + (state === "thinking" || state === "answering" ? "…" : "")
+}
+
+/** What an agent asks. @param {Command} command */
+export function questionOf({ data, from }) {
+  const question = text(/** @type {{ question?: unknown } | null} */ (data)?.question)
+  return question || `${from ?? "An agent"} asks for your approval.`
+}
+
+/** What is pending, told to everybody. @param {Command} command @param {(id: string) => string} naming */
+export function pendingOf({ name, from, data }, naming) {
+  const who = from ? naming(from) : "somebody"
+  if (name === "cancel") return `${who} stops the answer…`
+  if (name !== "steer") return ""
+  return `${who} steers: ${text(/** @type {{ text?: unknown } | null} */ (data)?.text)}`
+}
+
+/**
+ * How a command ended, for those who saw it asked; empty where there is nothing to tell.
+ * @param {Command} command @param {{ ok: boolean, data?: any, error?: any, from?: string }} reply
+ * @param {(id: string) => string} naming
+ */
+export function outcomeOf({ name }, { ok, data, error, from }, naming) {
+  const who = text(data?.name) || (from ? naming(from) : "")
+  if (name === "approve" && !error) return `${who || "somebody"} said ${ok ? "yes" : "no"}`
+  if (name === "approve") return error.code === "withdrawn" ? "" : "nobody answered in time"
+  if (name === "steer") return ok ? `${who || "the agent"} takes that up` : "nobody took that up"
+  return ""
+}
+
+/** Where one writer was gone and another went on. @param {{ by?: unknown, successor?: unknown }} one */
+export function breakOf({ by, successor }) {
+  if (!by || by === successor) return "interrupted here, and gone on with after a restart"
+  return `interrupted here: ${text(by)} crashed. ${text(successor)} goes on`
+}
+
 /** @type {Record<string, string>} */
 const STATES = {
   sending: "sending…",
@@ -46,7 +104,13 @@ const STATES = {
   failed: "failed",
 }
 
-/** @param {string} status @returns {string} what stands beside the author's name */
-export function stateOf(status) {
-  return STATES[status] ?? status
+/** What stands beside the author's name. @param {string} status @param {unknown} [reason] @returns {string} */
+export function stateOf(status, reason) {
+  const state = STATES[status] ?? status
+  return status === "failed" && text(reason) ? `${state}: ${text(reason)}` : state
+}
+
+/** Others' data may be anything. @param {unknown} value */
+function text(value) {
+  return typeof value === "string" ? value : ""
 }

@@ -1,0 +1,120 @@
+/**
+ * People: who is here, agents too, what they do, and who is typing.
+ *
+ * What members say of themselves is theirs, so it enters the page as text and is believed no further. Scripts and
+ * tests may rely on `data-member-id`, `data-kind` and `data-state` of the list's items.
+ * @module
+ */
+
+import { nameOf, workOf } from "./words.js"
+
+/** @typedef {import("../view.js").Member} Member */
+
+const TYPING_MS = 4_000 // shown for so long after it was last heard of
+export const TYPING_AGAIN_MS = 2_000
+
+/** The list of members, kept equal to a view. */
+export class People {
+  /** @type {Map<string, { element: HTMLElement, name: HTMLElement, work: HTMLElement }>} */
+  #rows = new Map()
+  /** @type {Map<string, string> | null} people by id with their names, as last shown; null before that */
+  #known = null
+
+  /**
+   * @param {HTMLElement} list
+   * @param {string} myId
+   * @param {(sentence: string) => void} onChange told who came and who left
+   */
+  constructor(list, myId, onChange) {
+    this.list = list
+    this.myId = myId
+    this.onChange = onChange
+  }
+
+  /** @param {readonly Member[]} members */
+  show(members) {
+    const ids = new Set(members.map(({ id }) => id))
+    for (const [id, row] of this.#rows) {
+      if (ids.has(id)) continue
+      row.element.remove()
+      this.#rows.delete(id)
+    }
+    for (const member of sorted(members, this.myId)) this.#showOne(member)
+    this.#tell(members)
+  }
+
+  /** @param {Member} member */
+  #showOne(member) {
+    const { id, kind, data = {}, connections } = member
+    const row = this.#rows.get(id) ?? this.#open(id, kind)
+    const windows = kind === "user" && connections > 1 ? `in ${connections} windows` : ""
+    const work = kind === "agent" ? workOf(data) : windows
+    setText(row.name, id === this.myId ? `${nameOf(member)} (you)` : nameOf(member))
+    setText(row.work, work)
+    row.element.dataset.state = String(kind === "agent" ? (data.state ?? "") : "here")
+    this.list.append(row.element) // in order; one that stands there already does not move for the eye
+  }
+
+  /** @param {string} id @param {string} kind */
+  #open(id, kind) {
+    const [element, name, work] = ["li", "span", "span"].map((tag) => document.createElement(tag))
+    element.className = "member"
+    element.dataset.memberId = id
+    element.dataset.kind = kind
+    name.className = "name"
+    work.className = "work"
+    element.append(name, work)
+    const row = { element, name, work }
+    this.#rows.set(id, row)
+    return row
+  }
+
+  /** @param {readonly Member[]} members */
+  #tell(members) {
+    const others = members.filter(({ id, kind }) => kind === "user" && id !== this.myId)
+    const now = new Map(others.map((member) => [member.id, nameOf(member)]))
+    const before = this.#known ?? now
+    this.#known = now
+    for (const [id, name] of now) if (!before.has(id)) this.onChange(`${name} is here`)
+    for (const [id, name] of before) if (!now.has(id)) this.onChange(`${name} has left`)
+  }
+}
+
+/** Who is typing: heard by signals, and believed for a while. */
+export class Typing {
+  /** @type {Map<string, { name: string, timer: ReturnType<typeof setTimeout> }>} */
+  #heard = new Map()
+
+  /** @param {() => void} onChange */
+  constructor(onChange) {
+    this.onChange = onChange
+  }
+
+  get names() {
+    return [...this.#heard.values()].map(({ name }) => name)
+  }
+
+  /** @param {string} id @param {string} name */
+  hear(id, name) {
+    clearTimeout(this.#heard.get(id)?.timer)
+    this.#heard.set(id, { name, timer: setTimeout(() => this.end(id), TYPING_MS) })
+    this.onChange()
+  }
+
+  /** They stopped, or what they typed has come. @param {string} id */
+  end(id) {
+    clearTimeout(this.#heard.get(id)?.timer)
+    if (this.#heard.delete(id)) this.onChange()
+  }
+}
+
+/** Me first, then the others as they came, agents last. @param {readonly Member[]} members @param {string} myId */
+function sorted(members, myId) {
+  const place = (/** @type {Member} */ { id, kind }) => (id === myId ? 0 : kind === "user" ? 1 : 2)
+  return [...members].sort((a, b) => place(a) - place(b))
+}
+
+/** @param {HTMLElement} element @param {string} text */
+function setText(element, text) {
+  if (element.textContent !== text) element.textContent = text
+}
