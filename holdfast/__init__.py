@@ -1,14 +1,22 @@
-"""Holdfast: a durable realtime transport for AI conversations."""
+"""Holdfast: a durable realtime transport for AI conversations.
+
+Public is what `__all__` names; type checkers and editors see ordinary imports. Each is imported when it is first asked
+for, since every import of `holdfast.client` comes by here, and whoever only runs a client needs no server.
+"""
+
+from typing import TYPE_CHECKING
 
 from holdfast._version import __version__
-from holdfast.agents.turn import Turn
-from holdfast.app import Hub
-from holdfast.core.errors import HoldfastError
-from holdfast.core.limits import Limits
-from holdfast.core.model import Message
-from holdfast.hub import MessageWriter, Subscription
-from holdfast.hub.hooks import HookEvent
-from holdfast.hub.identity import Identity, allow_everyone
+
+if TYPE_CHECKING:
+    from holdfast.agents.turn import Turn
+    from holdfast.app import Hub
+    from holdfast.core.errors import HoldfastError
+    from holdfast.core.limits import Limits
+    from holdfast.core.model import Message
+    from holdfast.hub import MessageWriter, Subscription
+    from holdfast.hub.hooks import HookEvent
+    from holdfast.hub.identity import Identity, allow_everyone
 
 __all__ = [
     "HoldfastError",
@@ -23,3 +31,29 @@ __all__ = [
     "__version__",
     "allow_everyone",
 ]
+
+if not TYPE_CHECKING:  # to a type checker a module with a `__getattr__` has every name there is
+    _HOMES = {
+        "HoldfastError": "holdfast.core.errors",
+        "HookEvent": "holdfast.hub.hooks",
+        "Hub": "holdfast.app",
+        "Identity": "holdfast.hub.identity",
+        "Limits": "holdfast.core.limits",
+        "Message": "holdfast.core.model",
+        "MessageWriter": "holdfast.hub",
+        "Subscription": "holdfast.hub",
+        "Turn": "holdfast.agents.turn",
+        "allow_everyone": "holdfast.hub.identity",
+    }
+
+    def __getattr__(name):
+        home = _HOMES.get(name)
+        if home is None:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        from importlib import import_module
+
+        value = globals()[name] = getattr(import_module(home), name)
+        return value
+
+    def __dir__():
+        return sorted({*globals(), *__all__})

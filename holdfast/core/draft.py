@@ -18,19 +18,6 @@ from holdfast.core.state import ChannelState, CommandState, MessageState, apply_
 class Draft:
     """What a channel will be when the batch is stored."""
 
-    __slots__ = (
-        "_commands",
-        "_forks",
-        "_joinable",
-        "_texts",
-        "_unapplied",
-        "base",
-        "grown",
-        "newest",
-        "ops",
-        "reshaped",
-    )
-
     def __init__(self, base: ChannelState) -> None:
         self.base = base
         self.newest = base.newest

@@ -302,21 +302,6 @@ class Tail:
 class ChannelState:
     """What is in memory of one channel: its streaming and lately touched messages, ordered by last change."""
 
-    __slots__ = (
-        "channel",
-        "commands",
-        "complete_since",
-        "epoch",
-        "floor",
-        "has_older",
-        "history_from",
-        "is_history_cut",
-        "messages",
-        "newest",
-        "serial",
-        "tail",
-    )
-
     def __init__(self, channel: str, epoch: str = NO_EPOCH, serial: int = 0, floor: int = 0) -> None:
         self.channel = channel
         self.epoch = epoch

@@ -39,32 +39,6 @@ KEPT_ABSENT = 10_000  # ids known not to exist, so that a new message asks the s
 class Channel:
     """One channel in memory."""
 
-    __slots__ = (
-        "_absent",
-        "_commit_over",
-        "_first_batches",
-        "_groups",
-        "_is_loaded",
-        "_limits",
-        "_loaders",
-        "_loading",
-        "_observe",
-        "_passing_batches",
-        "_store",
-        "_ticks",
-        "_trim_bytes",
-        "cached_bytes",
-        "conflicts",
-        "is_stale",
-        "listeners",
-        "live_batches",
-        "name",
-        "parked",
-        "roster",
-        "state",
-        "used_s",
-    )
-
     def __init__(
         self, name: str, store: Store, limits: Limits, ticks: Ticks, *, now_s: float, observe: Observe
     ) -> None:
@@ -365,7 +339,7 @@ class Channel:
         state = ChannelState(self.name, changes.head.epoch, changes.head.serial, changes.head.floor)
         state.newest = changes.newest
         if state.serial:  # an empty channel looks the same before and after a life between the two questions
-            state.insert(restored(one.stored for one in opened))
+            state.insert(restored(opened))
         self.state = state
         self._absent.clear()
         self._is_loaded = True

@@ -769,32 +769,31 @@ class HubCore:
         """
         if not self.store.is_exclusive:
             return
-        for found in await self.store.open_documents():
-            if found.stored.id.startswith(COMMAND_MARK):
-                self.warden.look_at_command(found.channel, found.stored.id, restore_command(found.stored))
-                continue
-            message = restore(found.stored)
-            self.warden.look_at_writer(found.channel, message.id, message)
-            self.desk.look_at(found.channel, message.id, message)
-            if (
-                not message.is_streaming
-                or message.writer is None
-                or message.writer.node is None
-                or message.writer.node == self.node
-            ):
-                continue
-            adopter = next((one for pattern, one in self._adopters if matches(pattern, found.channel)), None)
-            server = Asker(id=message.writer.by, writer=Writer(by=message.writer.by, node=self.node), is_server=True)
-            if adopter is None:
-                end = FinishMessage(status="interrupted", generation=message.generation)
-                await self._ask(found.channel, message.id, end, server)
-                continue
-            # With an id of its own: after an unclear commit it is known again, not fenced off by itself.
-            succeed = TakeOver(generation=message.generation, request=self.new_id())
-            answer = await self._ask(found.channel, message.id, succeed, server)
-            writer = self.writer_class(self, found.channel, message.id, create=None, author=message.writer.by)
-            writer.take_up(message.message(), answer.generation or message.generation + 1)
-            self.start_task(_go_on(adopter, writer))
+        for channel in await self.store.open_channels():  # one at a time: together they may be more than memory holds
+            for stored in await self.store.open_documents(channel):
+                if stored.id.startswith(COMMAND_MARK):
+                    self.warden.look_at_command(channel, stored.id, restore_command(stored))
+                else:
+                    await self._recover_message(channel, restore(stored))
+
+    async def _recover_message(self, channel: str, message: MessageState) -> None:
+        self.warden.look_at_writer(channel, message.id, message)
+        self.desk.look_at(channel, message.id, message)
+        writer = message.writer
+        if not message.is_streaming or writer is None or writer.node in (None, self.node):
+            return
+        adopter = next((one for pattern, one in self._adopters if matches(pattern, channel)), None)
+        server = Asker(id=writer.by, writer=Writer(by=writer.by, node=self.node), is_server=True)
+        if adopter is None:
+            end = FinishMessage(status="interrupted", generation=message.generation)
+            await self._ask(channel, message.id, end, server)
+            return
+        # With an id of its own: after an unclear commit it is known again, not fenced off by itself.
+        succeed = TakeOver(generation=message.generation, request=self.new_id())
+        answer = await self._ask(channel, message.id, succeed, server)
+        successor = self.writer_class(self, channel, message.id, create=None, author=writer.by)
+        successor.take_up(message.message(), answer.generation or message.generation + 1)
+        self.start_task(_go_on(adopter, successor))
 
     async def _tidy(self, runtime: _Runtime) -> None:
         """Housekeeping, every few seconds: the store's, memory's, and a look at what others wrote."""

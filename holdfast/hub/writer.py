@@ -46,40 +46,6 @@ PATIENCE_S = 10.0  # how long `append`, `flush` and the end of the block bear a 
 class MessageWriter:
     """Writes one streaming message. Made by `Hub.message`; used by one task at a time."""
 
-    __slots__ = (
-        "_asker",
-        "_author",
-        "_create",
-        "_error",
-        "_flying",
-        "_flying_bytes",
-        "_held",
-        "_held_part",
-        "_hub",
-        "_is_interrupting",
-        "_is_open",
-        "_is_over",
-        "_is_unopened",
-        "_is_waiting",
-        "_last_text",
-        "_lengths",
-        "_parts",
-        "_queue",
-        "_requests",
-        "_retry",
-        "_text_parts",
-        "_texts",
-        "_texts_part",
-        "_trouble",
-        "_waiters",
-        "cancelled_as",
-        "channel",
-        "generation",
-        "id",
-        "meta",
-        "unstored_bytes",
-    )
-
     size_bytes = 0  # of an item waiting in the hub: what is accepted here is bounded here
 
     def __init__(

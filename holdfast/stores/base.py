@@ -82,13 +82,6 @@ class Moved(NamedTuple):
     channels: Mapping[str, Head] | None
 
 
-class OpenDocument(NamedTuple):
-    """A message that streams or waits for an agent, or a command that waits, as its last document says."""
-
-    channel: str
-    stored: Stored
-
-
 class CommitUnknown(StoreUnavailable):
     """It is not known whether the writes were stored. Read the channels anew before deciding again."""
 
@@ -130,8 +123,11 @@ class Store(Protocol):
         Bytes are counted as the documents say; entries since then come on top.
         """
 
-    async def open_documents(self, channel: str | None = None) -> list[OpenDocument]:
-        """The messages and commands whose document is open, of `channel` or of all."""
+    async def open_channels(self) -> list[str]:
+        """The channels that have open messages or commands."""
+
+    async def open_documents(self, channel: str) -> list[Stored]:
+        """The messages and commands of `channel` whose document is open: they stream, or wait for somebody."""
 
     async def moved(self, token: str | None) -> Moved:
         """What moved since `token` was given out; with None, or a token of another life, None or all there is."""

@@ -18,7 +18,6 @@ from holdfast.stores.base import (
     Conflict,
     Head,
     Moved,
-    OpenDocument,
     StoredPage,
     Write,
 )
@@ -146,14 +145,19 @@ class MemoryStore:
             page.append(message.stored())
         return StoredPage(self._head(channel), page, more=False)
 
-    async def open_documents(self, channel: str | None = None) -> list[OpenDocument]:
-        """`Store.open_documents`."""
+    async def open_channels(self) -> list[str]:
+        """`Store.open_channels`."""
         return [
-            OpenDocument(name, message.stored())
+            name
             for name, known in self._channels.items()
-            for message in known.messages.values()
-            if channel in (None, name) and message.document.is_open
+            if any(message.document.is_open for message in known.messages.values())
         ]
+
+    async def open_documents(self, channel: str) -> list[Stored]:
+        """`Store.open_documents`."""
+        known = self._channels.get(channel)
+        messages = known.messages.values() if known is not None else ()
+        return [message.stored() for message in messages if message.document.is_open]
 
     async def moved(self, token: str | None) -> Moved:
         """`Store.moved`."""

@@ -24,7 +24,6 @@ from holdfast.stores.base import (
     Conflict,
     Head,
     Moved,
-    OpenDocument,
     StoredPage,
     Write,
 )
@@ -113,7 +112,11 @@ class SqliteStore:
         """`Store.page`."""
         return await self._ask(lambda engine: engine.page(channel, before, limit, limit_bytes))
 
-    async def open_documents(self, channel: str | None = None) -> list[OpenDocument]:
+    async def open_channels(self) -> list[str]:
+        """`Store.open_channels`."""
+        return await self._ask(lambda engine: engine.open_channels())
+
+    async def open_documents(self, channel: str) -> list[Stored]:
         """`Store.open_documents`."""
         return await self._ask(lambda engine: engine.open_documents(channel))
 

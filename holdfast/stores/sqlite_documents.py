@@ -139,15 +139,20 @@ class Documents:
         (version,) = self._db.execute("SELECT max(version) FROM documents WHERE channel = ?", (channel,)).fetchone()
         return version or 0
 
-    def open(self, channel: str | None) -> list[tuple[str, Found]]:
-        """The documents that are open, with the names of their channels."""
+    def open_channels(self) -> list[str]:
+        """Names of the channels with open documents."""
         rows = self._db.execute(
-            "SELECT channels.name, documents.id, message, version, size_bytes FROM documents"
-            " JOIN channels ON channels.id = documents.channel"
-            " WHERE open = 1 AND channels.name IS NOT NULL AND (?1 IS NULL OR channels.name = ?1)",
-            (channel,),
+            "SELECT DISTINCT channels.name FROM documents JOIN channels ON channels.id = documents.channel"
+            " WHERE open = 1 AND channels.name IS NOT NULL ORDER BY channels.name"
         )
-        return [(name, Found(*found)) for name, *found in rows]
+        return [name for (name,) in rows]
+
+    def open(self, channel: int) -> dict[int, str]:
+        """The open documents of a channel: keys and ids."""
+        rows = self._db.execute(
+            "SELECT id, message FROM documents WHERE open = 1 AND channel = ? ORDER BY id", (channel,)
+        )
+        return dict(rows.fetchall())
 
     def read(self, key: int) -> tuple[bytes, list[Segment]]:
         """The head and the segments of a document. Raises StoreUnusable."""

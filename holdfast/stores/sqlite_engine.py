@@ -24,7 +24,6 @@ from holdfast.stores.base import (
     Conflict,
     Head,
     Moved,
-    OpenDocument,
     StoredPage,
     Write,
 )
@@ -349,11 +348,14 @@ class Engine:
                 page[found.key] = found.id
         return StoredPage(channel.head, self._stored(page), more)
 
-    def open_documents(self, name: str | None) -> list[OpenDocument]:
+    def open_channels(self) -> list[str]:
+        """`Store.open_channels`."""
+        return self._documents.open_channels()
+
+    def open_documents(self, name: str) -> list[Stored]:
         """`Store.open_documents`."""
-        found = self._documents.open(name)
-        stored = self._stored({one.key: one.id for _, one in found})
-        return [OpenDocument(channel, one) for (channel, _), one in zip(found, stored, strict=True)]
+        channel = self._channel(name)
+        return self._stored(self._documents.open(channel.id)) if channel is not None else []
 
     def channel_names(self, after: str | None, limit: int) -> list[str]:
         """`Store.channels`."""

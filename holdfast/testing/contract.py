@@ -537,10 +537,10 @@ class StoreContract:
         await two.do(create("m4", "v", streaming=True))
         await one.do(append("m1", "!"))
         await one.do(finish("m2"), documents=["m2"])
-        found = await store.open_documents()
-        assert sorted((one.channel, one.stored.id) for one in found) == [("a", "m1"), ("b", "m4")]
+        assert sorted(await store.open_channels()) == ["a", "b"]
+        assert [one.id for one in await store.open_documents("b")] == ["m4"]
         (mine,) = await store.open_documents("a")
-        assert restore(mine.stored).message().text == "x!"
+        assert restore(mine).message().text == "x!"
 
     # -- notes ---------------------------------------------------------------------------------------------------
 
@@ -594,9 +594,9 @@ class StoreContract:
         await chat.do(create("m1", "a"))
         await chat.do(("!c1", SendCommand(name="steer", data={"n": 1})), ("!c2", SendCommand(name="x")))
         found = await store.open_documents("c")
-        assert sorted(one.stored.id for one in found) == ["!c1", "!c2"]
+        assert sorted(one.id for one in found) == ["!c1", "!c2"]
         await chat.do(("!c1", ReplyCommand(ok=True, data="done")), documents=["!c1"])
-        assert [one.stored.id for one in await store.open_documents("c")] == ["!c2"]
+        assert [one.id for one in await store.open_documents("c")] == ["!c2"]
         _, known = await store.messages("c", ["!c1"])
         command = restore_command(known["!c1"])
         assert (command.data, command.created, command.answered) == ({"n": 1}, 2, 4)
@@ -613,7 +613,7 @@ class StoreContract:
         chat = Chat(store)
         await chat.do(("!c1", SendCommand(name="approve")), ("!c2", SendCommand(name="approve")))
         await chat.do(("!c1", ReplyCommand(ok=False, error={"code": "no"}, request="r")))
-        found = {one.stored.id: one.stored for one in await store.open_documents("c")}
+        found = {one.id: one for one in await store.open_documents("c")}
         assert [entry.serial for entry in found["!c1"].entries] == [3]
         assert [one.is_open for one in map(restore_command, found.values())].count(True) == 1
         assert known_command(restore_command(found["!c1"])) == known_command(chat.state.commands["!c1"])
@@ -659,7 +659,7 @@ class StoreContract:
         await chat.do(("!c2", ReplyCommand()), documents=["!c2"])
         await store.delete_channel("c", used_up=[], until_ms=0)
         assert (await store.messages("c", ["!c1", "!c2"]))[1] == {}
-        assert await store.open_documents() == []
+        assert await store.open_channels() == []
         assert await Chat(store, epoch="e2").do(("!c1", SendCommand(name="z"))) == Committed(1)
 
     async def test_tidy_asks_for_documents_of_commands_too(self, store: Store) -> None:
@@ -672,7 +672,7 @@ class StoreContract:
         _, found = await store.messages("c", ["!c1"])
         assert found["!c1"].entries == []
         assert known_command(restore_command(found["!c1"])) == known_command(chat.state.commands["!c1"])
-        assert await store.open_documents() == []
+        assert await store.open_channels() == []
 
     # -- turns and leases ----------------------------------------------------------------------------------------
 
@@ -680,10 +680,10 @@ class StoreContract:
         chat = Chat(store, is_served=True)
         await chat.do(create("m1", "question"), create("m2", "question"))
         await chat.do(("m2", ClaimTurn(generation=0)), ("m2", EndTurn(generation=1)), documents=["m2"])
-        assert [one.stored.id for one in await store.open_documents("c")] == ["m1"]
+        assert [one.id for one in await store.open_documents("c")] == ["m1"]
         await chat.do(("m1", ClaimTurn(generation=0)), documents=["m1"])
         (mine,) = await store.open_documents("c")
-        assert restore(mine.stored).claim == chat.state.messages["m1"].claim
+        assert restore(mine).claim == chat.state.messages["m1"].claim
         await chat.do(("m1", EndTurn(generation=1)), documents=["m1"])
         assert await store.open_documents("c") == []
 
@@ -729,7 +729,7 @@ class StoreContract:
         await store.note({"served/c": b""})
         await store.close()
         await store.open()
-        found = {one.id: one for one in restored(one.stored for one in await store.open_documents())}
+        found = {one.id: one for one in restored(await store.open_documents("c"))}
         assert sorted(found) == ["!c2", "m1", "m2", "m3"]
         for key, one in found.items():
             if isinstance(one, CommandState):
@@ -781,7 +781,7 @@ class StoreContract:
         assert await store.changes("c", after=0, limit=10) == (NOTHING, None, [])
         assert await store.messages("c", ["m1", "m2"]) == (NOTHING, {})
         assert (await store.page("c", before=None, limit=10, limit_bytes=PAGE)).messages == []
-        assert await store.open_documents() == []
+        assert await store.open_channels() == []
 
     async def test_deleting_an_unknown_channel_changes_nothing(self, store: Store) -> None:
         assert await store.delete_channel("c", used_up=[], until_ms=0) == NOTHING
@@ -869,7 +869,7 @@ class StoreContract:
         messages = await messages_of(store, "c", "m1", "m2", "m3")
         assert [known(message) for message in messages] == [known(chat.state.messages[one.id]) for one in messages]
         assert len(messages) == 3
-        assert [one.stored.id for one in await store.open_documents()] == ["m1"]
+        assert [one.id for one in await store.open_documents("c")] == ["m1"]
         page = await store.page("c", before=None, limit=10, limit_bytes=PAGE)
         assert [stored.id for stored in page.messages] == ["m2", "m1"]
         assert await store.head("gone") == NOTHING

@@ -218,6 +218,9 @@ class Weather(MemoryStore):
     async def page(self, *args: Any, **kwargs: Any) -> Any:
         return await self._read(super().page, *args, **kwargs)
 
+    async def open_channels(self, *args: Any) -> Any:
+        return await self._read(super().open_channels, *args)
+
     async def open_documents(self, *args: Any) -> Any:
         return await self._read(super().open_documents, *args)
 
@@ -651,17 +654,22 @@ class World:
         for is_local in (False, True) if self.store.is_exclusive else (False,):
             hub.desk.register(Helper(self, hub, f"helper{is_local:d}", is_local=is_local))
 
+    async def open_now(self) -> list[MessageState | CommandState]:
+        """Everything that is open, past the store's faults."""
+        store = self.store
+        channels = await MemoryStore.open_channels(store)
+        return [one for name in channels for one in restored(await MemoryStore.open_documents(store, name))]
+
     async def check_dead(self) -> None:
         """No message streams whose writer died with its process."""
-        for found in await MemoryStore.open_documents(self.store):
-            (one,) = restored([found.stored])
+        for one in await self.open_now():
             writer = one.writer if isinstance(one, MessageState) else None
             assert writer is None or writer.node in (None, self.hubs[0].node)
 
     async def until_all_turns_are_over(self) -> None:
         """Every question finds somebody in the end, whoever died over it."""
         for _ in range(200):
-            found = restored(one.stored for one in await MemoryStore.open_documents(self.store))
+            found = await self.open_now()
             if not any(isinstance(one, MessageState) and one.claim is not None and one.claim.is_open for one in found):
                 break
             await asyncio.sleep(0.5)

@@ -9,12 +9,13 @@ from collections.abc import AsyncIterator, Sequence
 
 import pytest
 
+from holdfast.core.document import Stored
 from holdfast.core.errors import Deleted, Finished, NotFound
 from holdfast.core.events import ChannelAttached
 from holdfast.core.limits import Limits
 from holdfast.core.requests import AppendText, Asker, CreateMessage, FinishMessage
 from holdfast.hub import HubCore
-from holdfast.stores.base import Committed, CommitUnknown, Conflict, OpenDocument, Write
+from holdfast.stores.base import Committed, CommitUnknown, Conflict, Write
 from holdfast.stores.memory import MemoryStore
 from holdfast.testing.contract import Chat, create
 from tests.hub.watching import Watcher
@@ -39,7 +40,7 @@ class Shared(MemoryStore):
             raise CommitUnknown("stored, but who knows")
         return answers
 
-    async def open_documents(self, channel: str | None = None) -> list[OpenDocument]:
+    async def open_documents(self, channel: str) -> list[Stored]:
         if self.passing is None:
             return await super().open_documents(channel)
         await self.commit([self.passing])

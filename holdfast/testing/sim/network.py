@@ -123,6 +123,8 @@ class Connection:
 
     def __init__(self, net: Network, process: Process, draw: Random) -> None:
         self.process = process
+        self.ended_s: float | None = None  # when the server was done with it
+        self.sent_s = 0.0  # when its client asked for something last
         self.up: Pipe[str] = Pipe(net.loop, net.weather, draw)
         self.down: Pipe[Head | Data | End] = Pipe(net.loop, net.weather, draw)
         self._net = net
@@ -219,6 +221,7 @@ class Exchange:
 
     def __init__(self, connection: Connection, net: Network, draw: Random, body: str) -> None:
         self._connection = connection
+        self._loop = net.loop
         self._truth = net.truth
         self._trace = net.trace
         self._weather = net.weather
@@ -237,6 +240,7 @@ class Exchange:
         except Exception as error:
             self._trace.violate(Violation(f"the app raised {error!r} at its server"))
         finally:
+            self._connection.ended_s = self._loop.time()
             self._connection.down.end()
             self._connection.up.cut()
 
@@ -343,14 +347,14 @@ class Caller:
         }
         return await self._open(process, hub, scope, body, patience_s)
 
-    async def socket(self, process: Process, hub: Hub, *, patience_s: float) -> Stream:
-        """Open a WebSocket. Raises Lost."""
+    async def socket(self, process: Process, hub: Hub, *, client: str = "", patience_s: float) -> Stream:
+        """Open a WebSocket, by the name of `client`. Raises Lost."""
         scope = {
             "type": "websocket",
             "path": "/v1/ws",
             "raw_path": b"/v1/ws",
             "root_path": "",
-            "query_string": b"",
+            "query_string": f"client={client}".encode() if client else b"",
             "headers": [(b"host", b"localhost")],
             "subprotocols": ["holdfast.v1"],
             "client": ("127.0.0.1", 1),
@@ -381,11 +385,11 @@ class Stream:
     def __init__(self, connection: Connection, status: int) -> None:
         self.status = status
         self.has_ended = False  # in good order: nothing more is to come
-        self._connection = connection
+        self.connection = connection
 
     async def take(self) -> Data:
         """What comes next; empty at the end. Raises Lost when the connection breaks before it."""
-        item = await self._connection.down.take()
+        item = await self.connection.down.take()
         if isinstance(item, Data):
             return item
         if isinstance(item, End):
@@ -395,11 +399,11 @@ class Stream:
 
     def send(self, text: str) -> None:
         """Send a frame."""
-        self._connection.up.put(text, len(text))
+        self.connection.up.put(text, len(text))
 
     def leave(self) -> None:
         """Close the connection."""
-        self._connection.leave()
+        self.connection.leave()
 
 
 async def within(seconds: float, wait: Callable[[], Awaitable[T]]) -> T:

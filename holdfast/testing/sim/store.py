@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 from msgspec.structs import replace
 
-from holdfast.core.document import restore
+from holdfast.core.document import Stored, restore
 from holdfast.core.errors import StoreUnavailable
 from holdfast.stores.base import (
     NOTHING,
@@ -27,12 +27,12 @@ from holdfast.stores.base import (
     Conflict,
     Head,
     Moved,
-    OpenDocument,
     StoredPage,
     Write,
 )
 from holdfast.stores.memory import MemoryStore
 from holdfast.testing.sim.clock import NOWHERE, Process, VirtualLoop
+from holdfast.testing.sim.ledger import TROUBLE_S, Ledger
 from holdfast.testing.sim.trace import Trace, Violation
 from holdfast.testing.sim.truth import Truth, shown
 from holdfast.testing.sim.weather import Weather
@@ -50,7 +50,9 @@ class SimStore:
         self.is_exclusive = is_exclusive
         self.down_until_s = 0.0
         self.free_at_s = 0.0  # an exclusive store does one thing after another
+        self.busy_until_s = 0.0  # what was asked so far is carried out and answered by then
         self.memory = MemoryStore()
+        self.ledger: Ledger | None = None  # told of what is stored, where somebody keeps one
         self._truth = truth
         self.trace = trace
         self._done: list[Done] = []
@@ -75,6 +77,8 @@ class SimStore:
                 + (f" documents {documents}" if documents else "")
             )
             self._truth.applied(write)
+            if self.ledger is not None:
+                self.ledger.stored(write)
             self._done.append(("commit", ([write],), {}))
             self.audit(write.channel, {entry.op.id: None for entry in write.entries})
             self.audit(write.channel, {document.id: None for document in write.documents})
@@ -84,6 +88,8 @@ class SimStore:
         """Empty the channel now."""
         self.trace.add(f"store {who} {channel} deleted, used up: {' '.join(used_up)}")
         self._truth.channel_deleted(channel, used_up)
+        if self.ledger is not None:
+            self.ledger.forget([channel])
         fields = {"used_up": used_up, "until_ms": until_ms}
         self._done.append(("delete_channel", (channel,), fields))
         return _now(self.memory.delete_channel(channel, used_up=used_up, until_ms=until_ms))
@@ -118,6 +124,8 @@ class SimStore:
         self._synced = len(self._done)
         for channel in self._truth.channels:
             self._truth.power_was_lost(channel, heads.get(channel, NOTHING), epochs.get(channel, ""))
+        if self.ledger is not None:
+            self.ledger.forget(self._truth.channels)
         self._truth.graves_are(
             (arguments[0], one) for name, arguments, fields in self._done for one in fields.get("used_up", ())
         )
@@ -205,7 +213,11 @@ class StoreLine:
         """`Store.note`."""
         await self._call(lambda: _now(self._store.memory.note(values)))
 
-    async def open_documents(self, channel: str | None = None) -> list[OpenDocument]:
+    async def open_channels(self) -> list[str]:
+        """`Store.open_channels`."""
+        return await self._call(lambda: _now(self._store.memory.open_channels()))
+
+    async def open_documents(self, channel: str) -> list[Stored]:
         """`Store.open_documents`."""
         return await self._call(lambda: _now(self._store.memory.open_documents(channel)))
 
@@ -249,6 +261,10 @@ class StoreLine:
         is_down = loop.time() < store.down_until_s or draw.random() < weather.down_chance
         is_unknown = is_commit and not is_down and draw.random() < weather.unknown_chance
         is_lost = is_down or (is_unknown and draw.random() < 0.5)
+        ends_s = begins_s + delay_s
+        store.busy_until_s = max(store.busy_until_s, ends_s)
+        if store.ledger is not None and (is_down or is_unknown or ends_s - loop.time() > TROUBLE_S):
+            store.ledger.trouble(ends_s + TROUBLE_S)
         answered: asyncio.Future[T] = loop.create_future()
         result: list[T] = []
         self._sent += 1

@@ -175,7 +175,7 @@ class Life:
         return life
 
     def _check(self, message: Message | None, op: MessageOp) -> None:
-        wrong = None
+        wrong = self._wrong_with_hand(op)
         request = getattr(op, "request", None)
         if request is not None:
             if (op.id, request) in self.requests:
@@ -199,6 +199,18 @@ class Life:
             wrong = f"the message is {message.status}"
         if wrong is not None:
             raise Violation(f"{self.channel}: {shown(op)} was stored as {self.serial + 1}, but {wrong}")
+
+    def _wrong_with_hand(self, op: MessageOp) -> str | None:
+        """Text and ends that say which generation they are of are of the one that writes now."""
+        generation = 1 + len(self.takeovers.get(op.id, []))
+        if isinstance(op, Append) and not op.text.isascii():
+            return _wrong_mark(op.text, op.at, generation)
+        if isinstance(op, SetPart) and not text_of(op.part).isascii():
+            return _wrong_mark(text_of(op.part), 0, generation)
+        if isinstance(op, Finish) and op.request is not None and GENERATION in op.request:
+            written = int(op.request.rpartition(GENERATION)[2])
+            return f"its generation {written} is fenced off by {generation}" if written != generation else None
+        return None
 
     def _wrong_with_claim(self, op: Claim) -> str | None:
         if op.id not in self.turns:
@@ -296,6 +308,27 @@ class Truth:
     def graves_are(self, graves: Iterable[tuple[str, str]]) -> None:
         """After a power cut: only these ids are used up."""
         self._graves = set(graves)
+
+
+MARKS = 0xE000  # characters of private use, each of which says by whom it was written, and where
+GENERATION = "-g"  # before the number of a generation, in the id of a request
+
+
+def marks(generation: int, at: int, count: int) -> str:
+    """Text of `count` characters for the place `at`, which only generation `generation` may write."""
+    return "".join(chr(MARKS + (generation % 24) * 256 + place % 256) for place in range(at, at + count))
+
+
+def _wrong_mark(text: str, at: int, generation: int) -> str | None:
+    for place, character in enumerate(text, at):
+        written, number = divmod(ord(character) - MARKS, 256)
+        if not 0 <= written < 24:
+            continue
+        if written != generation % 24:
+            return f"generation {generation} writes, and this is text of generation {written}"
+        if number != place % 256:
+            return f"the character for {number} stands at {place}"
+    return None
 
 
 def _serial(version: Version) -> int:

@@ -1,20 +1,25 @@
 /**
- * The demo page: a conversation to break.
+ * The demo page: a conversation of people and agents, to break.
  *
  * Everything durable is the client's and the server's work; this file wires the view to the page, counts, and says
- * what happened. Query parameters: `channel` (default `demo:main`) and `transport` (`ws` or `sse`).
+ * what happened. Query parameters: `channel` (default `demo:main`), `transport` (`ws` or `sse`), and `as`, a name.
  * @module
  */
 
 import { connect } from "../client.js"
 import { countPoints } from "../text.js"
-import { Asking, stop } from "./asking.js"
+import { Approvals } from "./approvals.js"
+import { Asking } from "./asking.js"
 import { Journal } from "./journal.js"
+import { drawName, rename, whoAmI } from "./me.js"
+import { People, Typing, TYPING_AGAIN_MS } from "./people.js"
 import { Transcript } from "./transcript.js"
-import { caughtUp, counted, grouped, sized } from "./words.js"
+import { breakOf, caughtUp, counted, grouped, nameOf, outcomeOf, pendingOf, questionOf, sized, typingOf } from "./words.js"
 
 /** @typedef {import("../client.js").Snapshot} Snapshot */
 /** @typedef {import("../view.js").Message} Message */
+/** @typedef {import("../view.js").Command} Command */
+/** @typedef {import("../view.js").Member} Member */
 
 /** @param {string} id @returns {any} the element, whatever its kind: the page is ours and never without it */
 const at = (id) => document.getElementById(id)
@@ -24,14 +29,21 @@ const channelName = parameters.get("channel") || "demo:main"
 const transportName = parameters.get("transport") ?? ""
 /** @type {"auto" | "websocket" | "sse"} */
 const transport = transportName === "sse" ? "sse" : transportName === "ws" ? "websocket" : "auto"
+const CRASH = /(^|\s)\/crash\b/
+const KNOWN_COMMANDS = 100
 
-const channel = connect({ url: "/holdfast", transport }).channel(channelName)
+let me = whoAmI(parameters.get("as"), sessionStorage)
+const channel = connect({ url: "/holdfast", transport, client: me.id }).channel(channelName)
 const reloads = countReloads()
 const journal = new Journal(at("journal"), at("status"), sessionStorage)
-const transcript = new Transcript(at("transcript"), at("messages"), (follows) => (at("newest").hidden = follows))
+const transcript = new Transcript(at("transcript"), at("messages"), byWhom, (follows) => (at("newest").hidden = follows))
+const people = new People(at("people"), me.id, (sentence) => journal.say(sentence))
+const typing = new Typing(() => setText(at("typing"), typingOf(typing.names)))
+const approvals = new Approvals(at("approvals"), answer)
 const asking = new Asking({
   channel: channelName,
   storage: sessionStorage,
+  send: store,
   onChange: () => render(),
   onRefused({ text }, why) {
     if (!at("question").value) at("question").value = text
@@ -46,30 +58,59 @@ const known = {
   pid: 0,
   /** Answers seen while they streamed: when they end, they are compared with what is stored. @type {Set<string>} */
   streaming: new Set(),
-  /** @type {string | null} */
-  stopping: null,
+  /** How often an answer was gone on with by somebody else. @type {Map<string, number>} */
+  breaks: new Map(),
+  /** By id, for when their reply comes. @type {Map<string, Command>} */
+  commands: new Map(),
+  /** Names by client id, also of those who have left. @type {Map<string, string>} */
+  names: new Map(),
+  /** What this window has asked to stop. @type {Set<string>} */
+  stopping: new Set(),
+  typedAt: 0,
 }
 
 // Showing -----------------------------------------------------------------------------------------------------------
 
 function render() {
   const snapshot = channel.getSnapshot()
-  const { messages, more, state } = snapshot
+  const { messages, more, state, presence, commands } = snapshot
   const ids = new Set(messages.map(({ id }) => id))
   const onTheirWay = asking.waiting.filter(({ id }) => !ids.has(id)).map(asMessage)
+  for (const member of presence.members) remember(member.id, nameOf(member))
+  for (const { author, meta } of messages) if (author && typeof meta?.name === "string") remember(author, meta.name)
   transcript.show([...messages, ...onTheirWay])
   at("welcome").hidden = state !== "live" || messages.length + onTheirWay.length > 0
   at("earlier").hidden = !more
+  renderPeople(snapshot)
+  approvals.show(commands)
   renderConnection(snapshot)
-  renderStop(messages)
+  renderRunning(snapshot)
   renderCounters()
+  noticeCommands(commands)
+  noticeBreaks(messages)
   noticeEnds(messages)
   noticeCatchUp(messages)
 }
 
 /** @param {{ id: string, text: string }} question */
 function asMessage({ id, text }) {
-  return { id, role: "user", author: "you", status: "sending", parts: [{ type: "text", text }] }
+  return { id, role: "user", author: me.id, status: "sending", parts: [{ type: "text", text }] }
+}
+
+/** @param {{ author?: string, role: string }} message */
+function byWhom({ author, role }) {
+  return { name: author === me.id ? me.name : author ? naming(author) : role, isMine: author === me.id }
+}
+
+/** @param {Snapshot} snapshot */
+function renderPeople({ presence: { members }, state }) {
+  people.show(members)
+  const agents = members.filter(({ kind }) => kind === "agent")
+  at("nobody").hidden = state !== "live" || agents.length > 0
+  at("who").dataset.state = state
+  const diver = agents.find(({ data }) => Number.isInteger(data?.pid))
+  at("diver").hidden = !diver
+  if (diver) setText(at("kill-diver"), `kill -9 ${diver.data?.pid}`)
 }
 
 /** @param {Snapshot} snapshot */
@@ -85,21 +126,22 @@ function renderConnection({ state, error }) {
   setText(at("connection-text"), words[state])
   if (state === known.state) return
   if (state === "reconnecting" && known.state === "live") journal.say("connection lost, trying again…")
-  if (state === "live") {
-    asking.hurry()
-    void renderInfo()
-  }
+  if (state === "live") void renderInfo()
   known.state = state
 }
 
-/** @param {readonly Message[]} messages */
-function renderStop(messages) {
-  const id = streamingAnswer(messages)?.id ?? null
-  if (id !== known.stopping) known.stopping = null
-  at("stop").hidden = id === null
-  at("stop").disabled = known.stopping !== null
-  setText(at("stop"), known.stopping === null ? "Stop" : "Stopping…")
-  document.title = id === null ? "Holdfast demo" : "● answering – Holdfast demo"
+/** What can be done with what runs. @param {Snapshot} snapshot */
+function renderRunning(snapshot) {
+  const running = runningIn(snapshot)
+  for (const id of known.stopping) if (!running.includes(id)) known.stopping.delete(id)
+  const asked = new Set(snapshot.commands.filter(({ name }) => name === "cancel").map(({ target }) => target))
+  const isStopping = running.length > 0 && running.every((id) => asked.has(id) || known.stopping.has(id))
+  at("stop").hidden = running.length === 0
+  at("stop").disabled = isStopping
+  setText(at("stop"), isStopping ? "Stopping…" : "Stop")
+  at("steer").hidden = answersIn(snapshot.messages).length === 0
+  at("crash").disabled = snapshot.state !== "live"
+  document.title = running.length ? "● answering – Holdfast demo" : "Holdfast demo"
 }
 
 function renderCounters() {
@@ -111,12 +153,15 @@ function renderCounters() {
   setText(at("summary-counters"), `${counted(reloads, "reload")} · ${counted(events, "event")} · ${sized(bytes)}`)
 }
 
-/** What to type to kill the server: another line after every restart. */
+/** What to type to kill the server (another line after every restart), and who is behind the guide. */
 async function renderInfo() {
   try {
-    const { pid, kill } = await (await fetch("/demo/info")).json()
+    const { pid, kill, model } = await (await fetch("/demo/info")).json()
     setText(at("kill"), kill)
     at("copy-kill").disabled = false
+    at("about-guide").hidden = model !== null
+    at("about-model").hidden = model === null
+    setText(at("model"), model ?? "")
     if (known.pid && known.pid !== pid) journal.say(`the server is a new process: ${pid}`)
     known.pid = pid
   } catch {
@@ -150,6 +195,41 @@ function noticeEnds(messages) {
   }
 }
 
+/** @param {readonly Message[]} messages */
+function noticeBreaks(messages) {
+  for (const { id, meta } of messages) {
+    const told = Array.isArray(meta?.continued) ? meta.continued : []
+    const before = known.breaks.get(id)
+    if (told.length && before !== undefined && told.length > before) journal.say(breakOf(told.at(-1)))
+    known.breaks.set(id, told.length)
+  }
+}
+
+/** @param {readonly Command[]} commands those that are pending */
+function noticeCommands(commands) {
+  for (const command of commands) {
+    if (known.commands.has(command.id)) continue
+    known.commands.set(command.id, command)
+    if (known.commands.size > KNOWN_COMMANDS) known.commands.delete(known.commands.keys().next().value ?? "")
+    const sentence = command.name === "approve" ? `${naming(command.from ?? "")} asks: ${questionOf(command)}` : pendingOf(command, naming)
+    if (sentence) journal.say(sentence)
+  }
+}
+
+/** What is not kept: signals, and replies. @param {import("../view.js").WireEvent} event */
+function hear(event) {
+  if (event.type === "command.reply") {
+    const command = known.commands.get(event.id)
+    const sentence = command && outcomeOf(command, event, naming)
+    if (sentence) journal.say(sentence)
+  } else if (event.type === "signal" && event.name === "typing" && event.from && event.from !== me.id) {
+    if (event.data) typing.hear(event.from, naming(event.from))
+    else typing.end(event.from)
+  } else if (event.type === "signal" && event.name === "nobody_listening") {
+    journal.say("nobody is listening: the message waits for an agent")
+  }
+}
+
 /** Compare what is shown with what the server has stored, and say so under the message. @param {Message} message */
 async function prove({ id, version }) {
   try {
@@ -174,16 +254,69 @@ function ask(text) {
   transcript.follow()
 }
 
-async function stopAnswer() {
-  const answer = streamingAnswer(channel.getSnapshot().messages)
-  if (!answer) return
-  known.stopping = answer.id
+/** Store a question; one that says `/crash` is for an agent that can. @param {{ id: string, text: string }} question */
+async function store({ id, text }) {
+  if (CRASH.test(text)) await callDiver()
+  return channel.create({ id, text, meta: { name: me.name } })
+}
+
+/** Have an agent in a process of its own here, before the question is asked that is to kill it. */
+async function callDiver() {
+  journal.tell("calling a diver, an agent in a process of its own…")
+  try {
+    const body = JSON.stringify({ channel: channelName })
+    const response = await fetch("/demo/diver", { method: "POST", headers: { "Content-Type": "application/json" }, body })
+    if (response.ok) journal.say(`a diver is here, process ${(await response.json()).pid}`)
+    else journal.say(`no diver came: ${(await response.json()).detail}`)
+  } catch {
+    journal.say("no diver came: the server is away")
+  }
+}
+
+/** Stop everything that runs, for everybody. */
+async function stopAnswers() {
+  const targets = runningIn(channel.getSnapshot()).filter((id) => !known.stopping.has(id))
+  for (const id of targets) known.stopping.add(id)
   render()
-  const why = await stop(channelName, answer.id)
-  if (!why) return
-  known.stopping = null
-  journal.say(`not stopped: ${why}`)
-  render()
+  await Promise.all(targets.map((target) => channel.command("cancel", { target }))).catch((error) => {
+    for (const id of targets) known.stopping.delete(id)
+    journal.say(`not stopped: ${error.message}`)
+    render()
+  })
+}
+
+/** Say something to the answer that runs, instead of asking anew. */
+async function steer() {
+  const text = at("question").value.trim()
+  const target = answersIn(channel.getSnapshot().messages).at(-1)?.id
+  at("question").focus()
+  if (!text || !target) return journal.tell("write what the answer should take up, then steer")
+  clearQuestion()
+  await channel.command("steer", { target, data: { text, name: me.name } }).catch((error) => {
+    if (!at("question").value) at("question").value = text
+    journal.say(`not steered: ${error.message}`)
+  })
+}
+
+/** @param {Command} command @param {boolean} ok */
+function answer({ id }, ok) {
+  const failed = (/** @type {any} */ error) => {
+    if (error.code !== "already_answered") journal.say(`not answered: ${error.message}`)
+  }
+  return channel.reply(id, { ok, data: { name: me.name } }).catch(failed)
+}
+
+function noticeTyping() {
+  const isEmpty = !at("question").value.trim()
+  if (isEmpty && known.typedAt) channel.signal("typing")
+  else if (!isEmpty && Date.now() - known.typedAt > TYPING_AGAIN_MS) channel.signal("typing", true)
+  else return
+  known.typedAt = isEmpty ? 0 : Date.now()
+}
+
+function clearQuestion() {
+  at("question").value = ""
+  noticeTyping()
 }
 
 /** @param {KeyboardEvent} event */
@@ -194,14 +327,20 @@ function sendOnEnter(event) {
   at("composer").requestSubmit()
 }
 
-async function copyKill() {
+/** @param {HTMLElement} line */
+async function copy(line) {
   try {
-    await navigator.clipboard.writeText(at("kill").textContent)
+    await navigator.clipboard.writeText(line.textContent ?? "")
     journal.tell("copied")
   } catch {
-    getSelection()?.selectAllChildren(at("kill"))
+    getSelection()?.selectAllChildren(line)
     journal.tell("selected: copy it with the keyboard")
   }
+}
+
+/** Be seen, and come back as the same after every break. */
+function enter() {
+  channel.enter({ name: me.name }).catch((error) => journal.say(`not seen by others: ${error.message}`))
 }
 
 // Helpers -----------------------------------------------------------------------------------------------------------
@@ -212,8 +351,27 @@ function textOf({ parts = [] }) {
 }
 
 /** @param {readonly Message[]} messages */
-function streamingAnswer(messages) {
-  return messages.filter(({ status }) => status === "streaming").at(-1)
+function answersIn(messages) {
+  return messages.filter(({ status }) => status === "streaming")
+}
+
+/** What can be stopped: answers that stream, and messages that an agent works on before its answer. @param {Snapshot} snapshot */
+function runningIn({ messages, presence }) {
+  const answers = answersIn(messages)
+  const begun = new Set(answers.map(({ reply_to }) => reply_to))
+  const worked = presence.members.map(({ kind, data }) => (kind === "agent" && data?.state !== "listening" ? data?.message : null))
+  const isAsked = (/** @type {unknown} */ id) => messages.some((one) => one.id === id && !messages.some((other) => other.reply_to === id))
+  return [...answers.map(({ id }) => id), .../** @type {string[]} */ (worked.filter((id) => id && !begun.has(/** @type {string} */ (id)) && isAsked(id)))]
+}
+
+/** @param {string} id @param {string} name */
+function remember(id, name) {
+  if (known.names.get(id) !== name) known.names.set(id, name)
+}
+
+/** @param {string} id of a client */
+function naming(id) {
+  return id === me.id ? me.name : (known.names.get(id) ?? nameOf({ id }))
 }
 
 /** How often this window was reloaded. */
@@ -243,22 +401,35 @@ function address(changes) {
 at("composer").addEventListener("submit", (/** @type {SubmitEvent} */ event) => {
   event.preventDefault()
   ask(at("question").value)
-  at("question").value = ""
+  clearQuestion()
   at("question").focus()
 })
 at("question").addEventListener("keydown", sendOnEnter)
-at("stop").addEventListener("click", stopAnswer)
+at("question").addEventListener("input", noticeTyping)
+at("stop").addEventListener("click", stopAnswers)
+at("steer").addEventListener("click", steer)
+at("crash").addEventListener("click", () => ask("/crash What happens to an answer when its agent dies?"))
 at("newest").addEventListener("click", () => transcript.follow())
 at("earlier").addEventListener("click", () => channel.history().catch((error) => journal.say(error.message)))
-at("copy-kill").addEventListener("click", copyKill)
+at("copy-kill").addEventListener("click", () => copy(at("kill")))
+at("copy-kill-diver").addEventListener("click", () => copy(at("kill-diver")))
 for (const suggestion of at("suggestions").children) {
   suggestion.addEventListener("click", () => ask(suggestion.textContent))
 }
+at("name").value = me.name
+at("name").addEventListener("change", () => {
+  me = rename(me, at("name").value, sessionStorage)
+  at("name").value = me.name
+  enter()
+  render()
+})
 
+const other = drawName()
 at("new-chat").href = address({ channel: `demo:${crypto.randomUUID().slice(0, 8)}` })
-at("second-window").href = address({})
-at("over-sse").href = address({ transport: "sse" })
-at("over-ws").href = address({ transport: "ws" })
+at("second-window").href = address({ as: other })
+at("second-name").textContent = other
+at("over-sse").href = address({ as: other, transport: "sse" })
+at("over-ws").href = address({ as: other, transport: "ws" })
 
 // Beside the conversation when there is room, folded away above it when there is not.
 const isWide = matchMedia("(min-width: 60rem)")
@@ -267,7 +438,8 @@ isWide.addEventListener("change", fold)
 fold()
 if (matchMedia("(pointer: fine)").matches) at("question").focus()
 
-addEventListener("online", () => asking.hurry())
+channel.listen(hear)
 channel.subscribe(render)
+enter()
 asking.start()
 render()

@@ -19,6 +19,8 @@ export class People {
   #rows = new Map()
   /** @type {Map<string, string> | null} people by id with their names, as last shown; null before that */
   #known = null
+  /** @type {readonly Member[] | null} */
+  #shown = null
 
   /**
    * @param {HTMLElement} list
@@ -33,18 +35,20 @@ export class People {
 
   /** @param {readonly Member[]} members */
   show(members) {
+    if (members === this.#shown) return
+    this.#shown = members
     const ids = new Set(members.map(({ id }) => id))
     for (const [id, row] of this.#rows) {
       if (ids.has(id)) continue
       row.element.remove()
       this.#rows.delete(id)
     }
-    for (const member of sorted(members, this.myId)) this.#showOne(member)
+    sorted(members, this.myId).forEach((member, place) => this.#showOne(member, place))
     this.#tell(members)
   }
 
-  /** @param {Member} member */
-  #showOne(member) {
+  /** @param {Member} member @param {number} place */
+  #showOne(member, place) {
     const { id, kind, data = {}, connections } = member
     const row = this.#rows.get(id) ?? this.#open(id, kind)
     const windows = kind === "user" && connections > 1 ? `in ${connections} windows` : ""
@@ -52,7 +56,8 @@ export class People {
     setText(row.name, id === this.myId ? `${nameOf(member)} (you)` : nameOf(member))
     setText(row.work, work)
     row.element.dataset.state = String(kind === "agent" ? (data.state ?? "") : "here")
-    this.list.append(row.element) // in order; one that stands there already does not move for the eye
+    const there = this.list.children[place] ?? null
+    if (there !== row.element) this.list.insertBefore(row.element, there)
   }
 
   /** @param {string} id @param {string} kind */
@@ -108,9 +113,9 @@ export class Typing {
   }
 }
 
-/** Me first, then the others as they came, agents last. @param {readonly Member[]} members @param {string} myId */
+/** Me first, then the agents, since what they do changes, then the others as they came. @param {readonly Member[]} members @param {string} myId */
 function sorted(members, myId) {
-  const place = (/** @type {Member} */ { id, kind }) => (id === myId ? 0 : kind === "user" ? 1 : 2)
+  const place = (/** @type {Member} */ { id, kind }) => (id === myId ? 0 : kind === "agent" ? 1 : 2)
   return [...members].sort((a, b) => place(a) - place(b))
 }
 

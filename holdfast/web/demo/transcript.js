@@ -205,14 +205,14 @@ class Block {
 
   /** @param {string} text @param {readonly Break[]} breaks */
   #build(text, breaks) {
+    const points = [...text]
     const pieces = []
     let from = 0
     for (const one of breaks) {
-      const to = from + dropped(text.slice(from), one.at - pointsOf(text.slice(0, from)))
-      pieces.push(text.slice(from, to), mark(breakOf(one)))
-      from = to
+      pieces.push(points.slice(from, one.at).join(""), mark(breakOf(one)))
+      from = one.at
     }
-    this.tail = document.createTextNode(text.slice(from))
+    this.tail = document.createTextNode(points.slice(from).join(""))
     this.place.replaceChildren(...pieces, this.tail)
   }
 }
@@ -229,7 +229,7 @@ function mark(words) {
 /** @param {Message["meta"]} meta anybody's, so it may be anything @returns {readonly Break[]} */
 function breaksIn(meta) {
   const told = meta?.continued
-  return Array.isArray(told) ? told.filter(({ at }) => Number.isInteger(at)).sort((a, b) => a.at - b.at) : []
+  return Array.isArray(told) ? told.filter((one) => Number.isInteger(one?.at)).sort((a, b) => a.at - b.at) : []
 }
 
 /** @param {string} tag @param {string} className */
