@@ -442,7 +442,8 @@ class Committer:
     def _answer_item(self, decided: Decided) -> None:
         self._let_go(decided.item)
         for ask, outcome in zip(decided.asks, decided.outcomes, strict=True):
-            if ask.asker.writer is None and not isinstance(outcome, HoldfastError):
+            asker = ask.asker
+            if asker.writer is None and not asker.is_server and not isinstance(outcome, HoldfastError):
                 self._accepted(decided.channel, ask.key)
         decided.item.answered(decided)
 

@@ -85,7 +85,14 @@ class Warden:
         lease = self._leases.get((channel, key))
         if lease is not None:
             end = FinishMessage(status="interrupted", reason="writer_gone", generation=lease[0])
-            self._ask(channel, key, end, partial(self._lapse, channel, key))
+            self._ask(
+                channel, key, end, partial(self._lapse, channel, key), over=partial(self._over, channel, key, lease)
+            )
+
+    def _over(self, channel: str, key: str, lease: tuple[int, float]) -> None:
+        """The lease has ended, also where it was somebody else who ended the message."""
+        if self._leases.get((channel, key)) == lease:
+            del self._leases[channel, key]
 
     def look_at_command(self, channel: str, key: str, command: CommandState | None) -> None:
         """See to the end of the command `key`, which may be gone."""
@@ -105,14 +112,23 @@ class Warden:
         again = partial(self._settle, channel, key, is_expired)
         self._ask(channel, key, SettleCommand(is_expired=is_expired), again)
 
-    def _ask(self, channel: str, key: str, request: Request, again: Callable[[], None]) -> None:
-        """Have `request` carried out as the server's; where the store fails, again later."""
+    def _ask(
+        self,
+        channel: str,
+        key: str,
+        request: Request,
+        again: Callable[[], None],
+        over: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Have `request` carried out as the server's; where the store fails, again later, else it is `over`."""
 
         def done(answer: Answer | HoldfastError) -> None:
             if isinstance(answer, HoldfastError) and answer.retry:
                 self._deadlines.set(("again", channel, key, type(request)), self._loop.time() + RETRY_S, again)
-            elif isinstance(answer, HoldfastError):
+                return
+            if isinstance(answer, HoldfastError):
                 logger.debug("%s of %s needed no end: %s", key, channel, answer)
+            over()
 
         try:
             self._submit(channel, key, request, SERVER, done)

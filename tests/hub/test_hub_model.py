@@ -58,7 +58,7 @@ from holdfast.core.requests import (
     TakeOver,
     UpdateMessage,
 )
-from holdfast.core.state import ChannelState, MessageState, apply_entry
+from holdfast.core.state import ChannelState, CommandState, MessageState, apply_entry
 from holdfast.core.view import View
 from holdfast.hub import HubCore, MessageWriter
 from holdfast.hub.clock import Clock
