@@ -13,8 +13,8 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import Callable, Iterable
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Literal, NamedTuple, Protocol
 
@@ -206,7 +206,7 @@ class Desk:
             work = self._work[channel] = _Work()
         if message is None or claim is None or message.deleted or not claim.is_open:
             return self._over(channel, work, key, claim)
-        if claim.state == "pending" or self._is_orphan(claim):
+        if claim.state == "pending" or self._is_orphan(work, key, claim):
             if key not in work.waiting and key not in work.claiming:
                 work.waiting[key] = (message.created, claim.generation)
                 self._deadlines.set(
@@ -214,6 +214,8 @@ class Desk:
                 )
                 return True
             return False
+        if key in work.waiting and work.waiting[key][1] == claim.generation:
+            return False  # whoever took it is gone, and nobody else has it yet
         running = work.running.get(key)
         if running is None or running[0].generation != claim.generation:
             work.running[key] = (claim, None)
@@ -222,9 +224,11 @@ class Desk:
                 self._lapse_in(channel, key, claim, claim.lease_ms / 1000)
         return False
 
-    def _is_orphan(self, claim: ClaimState) -> bool:
-        """Did its worker die with another process?"""
-        return claim.node is not None and claim.node != self._node and self._store.is_exclusive
+    def _is_orphan(self, work: _Work, key: str, claim: ClaimState) -> bool:
+        """Did its worker die with another process, or was it stored as ours when we had given up waiting for that?"""
+        if claim.node == self._node:
+            return key not in work.claiming and key not in work.running
+        return claim.node is not None and self._store.is_exclusive
 
     def _over(self, channel: str, work: _Work, key: str, claim: ClaimState | None) -> bool:
         """The turn of `key` waits for nobody and nobody is at work on it."""
@@ -248,10 +252,12 @@ class Desk:
         work = self._work.get(channel)
         if work is None or self._is_over:
             return
-        for message_id, (_, attempts) in sorted(work.waiting.items(), key=lambda item: item[1]):
+        for message_id, place in sorted(work.waiting.items(), key=lambda item: item[1]):
             worker = self._worker_for(channel)
             if worker is None:
                 return
+            if message_id not in work.waiting:
+                continue
             is_busy = bool(work.running or work.claiming)
             if is_busy and worker.when_busy == "queue":
                 return
@@ -261,13 +267,26 @@ class Desk:
             del work.waiting[message_id]
             work.claiming.add(message_id)
             worker.free -= 1
-            self._claim(channel, message_id, attempts, worker)
+            self._claim(channel, message_id, place, worker)
 
     def _worker_for(self, channel: str) -> Worker | None:
         fitting = [one for one in self._workers if one.free > 0 and matches(one.pattern, channel)]
         return max(fitting, key=lambda one: one.free, default=None)
 
-    def _claim(self, channel: str, message_id: str, attempts: int, worker: Worker) -> None:
+    @contextmanager
+    def taking(self, channel: str, message_id: str) -> Iterator[None]:
+        """Somebody claims `message_id` for a turn that runs already: meanwhile it is offered to nobody."""
+        work = self._work.setdefault(channel, _Work())
+        work.waiting.pop(message_id, None)
+        work.claiming.add(message_id)
+        try:
+            yield
+        finally:
+            work.claiming.discard(message_id)
+            self._look_again(channel)
+            self._tidy(channel)
+
+    def _claim(self, channel: str, message_id: str, place: tuple[int, int], worker: Worker) -> None:
         writer = Writer(by=worker.name, node=self._node) if worker.is_local else None
         asker = Asker(id=worker.name, writer=writer, is_server=True)
         lease_s = 0.0 if worker.is_local else LEASE_S
@@ -278,30 +297,36 @@ class Desk:
                 work.claiming.discard(message_id)
             if isinstance(answer, HoldfastError):
                 worker.free += 1
-                self._not_claimed(channel, message_id, answer)
+                self._not_claimed(channel, message_id, place, answer)
                 return
             assert answer.generation is not None
             self._claimed(worker, Turn(channel, message_id, answer.generation, lease_s or None))
 
         try:
-            self._submit(channel, message_id, ClaimTurn(generation=attempts, lease_s=lease_s), asker, done)
+            self._submit(channel, message_id, ClaimTurn(generation=place[1], lease_s=lease_s), asker, done)
         except HoldfastError as error:
             done(error)
 
-    def _not_claimed(self, channel: str, message_id: str, error: HoldfastError) -> None:
+    def _not_claimed(self, channel: str, message_id: str, place: tuple[int, int], error: HoldfastError) -> None:
         if error.retry:
-            self._deadlines.set(
-                ("claim", channel, message_id), self._loop.time() + RETRY_S, partial(self._look_again, channel)
-            )
+            again = partial(self._wait_again, channel, message_id, place)
+            self._deadlines.set(("claim", channel, message_id), self._loop.time() + RETRY_S, again)
         else:
             logger.debug("message %s of %s was not for us: %s", message_id, channel, error)
-            self._offer(channel)
+            self._loop.call_soon(self._offer, channel)
+
+    def _wait_again(self, channel: str, message_id: str, place: tuple[int, int]) -> None:
+        """It could not be stored who has the turn: it waits as before, unless it has moved on meanwhile."""
+        work = self._work.setdefault(channel, _Work())
+        if message_id not in work.running and message_id not in work.claiming:
+            work.waiting.setdefault(message_id, place)
+        self._look_again(channel)
+        self._offer(channel)
 
     def _look_again(self, channel: str) -> None:
         live = self._find(channel)
         if live is not None:
             self.look(live, None)
-            self._offer(channel)
 
     def _claimed(self, worker: Worker, turn: Turn) -> None:
         work = self._work.setdefault(turn.channel, _Work())

@@ -515,8 +515,9 @@ class HubCore:
             return False
         asker = Asker(id=by, writer=Writer(by=by, node=self.node), is_server=True)
         try:
-            claimed = await self.ask(channel, message_id, ClaimTurn(generation=message.claim.generation), asker)
-            await self.ask(channel, message_id, EndTurn(generation=claimed.generation or 1), asker)
+            with self.desk.taking(channel, message_id):
+                claimed = await self.ask(channel, message_id, ClaimTurn(generation=message.claim.generation), asker)
+                await self.ask(channel, message_id, EndTurn(generation=claimed.generation or 1), asker)
         except (Fenced, Finished, Deleted, NotFound):
             return False
         return True

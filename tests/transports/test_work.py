@@ -428,3 +428,25 @@ async def test_local_and_distant_agents_share_the_work() -> None:
     await distant.cut()
     await person.cut()
     await hub.close()
+
+
+@virtually
+async def test_a_turn_that_lapsed_while_nobody_was_there_is_given_as_soon_as_somebody_is() -> None:
+    hub = new_hub()
+    await hub.start()
+    agent, person = Line(hub, "bot"), Line(hub, "ann")
+    await agent.ask("work", pattern="chat:*")
+    await person.ask("create", channel="chat:1", text="hello")
+    await agent.turn()
+    await agent.cut()
+    await asyncio.sleep(5)
+    await person.ask("create", channel="chat:1", text="and more")  # the desk looks at the channel again
+    other = Line(hub, "other")
+    await other.ask("work", pattern="chat:*")
+    begun_s = asyncio.get_running_loop().time()
+    turn = await other.turn()
+    assert (turn["message"]["parts"][0]["text"], turn["generation"]) == ("hello", 2)
+    assert asyncio.get_running_loop().time() - begun_s < 1
+    await other.cut()
+    await person.cut()
+    await hub.close()
