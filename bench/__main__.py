@@ -33,6 +33,7 @@ NAMES = (
     "resume",  # and hydration
     "storm",
     "slow",
+    "turns",
     "appends",
     "beside",
     "soak",

@@ -1,0 +1,127 @@
+"""A thousand conversations that an agent answers at once, in one process, on SQLite FULL.
+
+The questions are asked at the same moment. Each turn is claimed (stored) before its handler runs, and each answer is
+twenty tokens at twenty a second. Counted are the time from `create()` called to the handler running, and to the first
+token stored, and the CPU of the whole process for each turn. Every answer is read back and compared, and must be there
+once: a run with a missing, doubled or wrong answer is void.
+"""
+
+import asyncio
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from bench.common import Options, Row, Void, number, spread
+from bench.control import serve_requests
+from bench.proc import SERVER_CORE, Child
+
+_CONVERSATIONS = 1_000
+_TOKENS = 20
+_TOKENS_PER_S = 20
+_TIMEOUT_S = 120.0
+
+
+def run(options: Options) -> Iterator[Row]:
+    conversations = 100 if options.is_quick else _CONVERSATIONS
+    yield from turns(options, conversations=conversations, rounds=1 if options.is_quick else 3)
+
+
+def turns(options: Options, *, conversations: int, rounds: int) -> list[Row]:
+    """The rows. Raises `Void` where an answer is missing, doubled or wrong."""
+    found = []
+    for _ in range(rounds):
+        with (
+            tempfile.TemporaryDirectory(dir=options.directory) as directory,
+            Child("bench.turns", core=SERVER_CORE) as child,
+        ):
+            asked = {"directory": directory, "conversations": conversations}
+            found.append(child.ask("turns", answer_in_s=_TIMEOUT_S, **asked))
+    for one in found:
+        if one["wrong"]:
+            raise Void(f"turns: {one['wrong']}")
+    what = f"turns: {conversations:,} conversations asked at once, one process, SQLite FULL"
+    return [
+        Row(
+            f"{what}: until the handler runs, p50",
+            spread([one["begun_p50_ms"] for one in found], "ms"),
+            raw=tuple(
+                f"handler p50 {one['begun_p50_ms']:.0f} p99 {one['begun_p99_ms']:.0f} ms, "
+                f"first token stored p50 {one['token_p50_ms']:.0f} p99 {one['token_p99_ms']:.0f} ms, "
+                f"{one['cpu_us']:.0f} us of CPU a turn"
+                for one in found
+            ),
+        ),
+        Row("  until the handler runs, p99", spread([one["begun_p99_ms"] for one in found], "ms")),
+        Row("  until the first token is stored, p99", spread([one["token_p99_ms"] for one in found], "ms")),
+        Row(
+            f"  CPU for each turn of {_TOKENS} tokens, with its question, claim and end",
+            spread([one["cpu_us"] for one in found], "us"),
+            note=f"{number(conversations * len(found))} answers compared, each there once",
+        ),
+    ]
+
+
+async def _turns(directory: str, conversations: int) -> dict[str, Any]:
+    from holdfast import Hub, Turn
+
+    hub = Hub(f"sqlite:///{Path(directory) / 'turns.db'}", hooks_signals=False)
+    asked_s: dict[str, float] = {}
+    begun_ms: list[float] = []
+    token_ms: list[float] = []
+
+    @hub.agent("chat:*", slots=conversations)
+    async def agent(turn: Turn) -> None:
+        begun_ms.append((time.perf_counter() - asked_s[turn.channel]) * 1000)
+        async with turn.reply() as message:
+            await message.append(f"{turn.channel} 0 ")
+            await message.flush()
+            token_ms.append((time.perf_counter() - asked_s[turn.channel]) * 1000)
+            for token in range(1, _TOKENS):
+                await asyncio.sleep(1 / _TOKENS_PER_S)
+                await message.append(f"{token} ")
+
+    await hub.start()
+    cpu_s = time.process_time()
+
+    async def ask(channel: str) -> None:
+        asked_s[channel] = time.perf_counter()
+        await hub.create(channel, text="?")
+
+    channels = [f"chat:{number}" for number in range(conversations)]
+    await asyncio.gather(*(ask(channel) for channel in channels))
+    async with asyncio.timeout(_TIMEOUT_S - 10):
+        while (  # noqa: ASYNC110 - nobody sets an event when the last claim has ended
+            hub.stats()["turns_running"] or hub.stats()["turns_waiting"] or len(token_ms) < conversations
+        ):
+            await asyncio.sleep(0.05)
+    cpu_s = time.process_time() - cpu_s
+    wrong = [channel for channel in channels if not await _is_right(hub, channel)]
+    await hub.close()
+    return {
+        "begun_p50_ms": statistics.median(begun_ms),
+        "begun_p99_ms": _p99(begun_ms),
+        "token_p50_ms": statistics.median(token_ms),
+        "token_p99_ms": _p99(token_ms),
+        "cpu_us": cpu_s / conversations * 1e6,
+        "wrong": f"{len(wrong)} conversations, {wrong[0]} among them, have another answer" if wrong else "",
+    }
+
+
+async def _is_right(hub: Any, channel: str) -> bool:
+    messages = (await hub.history(channel)).messages
+    text = f"{channel} " + "".join(f"{token} " for token in range(_TOKENS))
+    return [(one.role, one.status, one.text) for one in messages] == [
+        ("assistant", "complete", text),
+        ("user", "complete", "?"),
+    ]
+
+
+def _p99(values: list[float]) -> float:
+    return sorted(values)[int(len(values) * 0.99)]
+
+
+if __name__ == "__main__":
+    asyncio.run(serve_requests({"turns": _turns}))
