@@ -45,7 +45,6 @@ class Operation(NamedTuple):
     about: str = ""
     refused: str = "forbidden"  # where a capability is missing
     has_turn: bool = False  # the socket asked for work before, and got a turn
-    is_everywhere: bool = False  # the capability is needed on all channels
     also: tuple[str, ...] = ()  # needed, too, where the message is such; judged after whose it is
 
 
@@ -174,7 +173,7 @@ OPERATIONS = (
         refused="invalid_request",
         has_turn=True,
     ),
-    Operation("read `/metrics` from elsewhere", ("admin",), "GET /metrics", is_everywhere=True),
+    Operation("read `/metrics` from elsewhere", ("admin",), "GET /metrics", whose="of all channels"),
 )
 
 # What needs nobody to be known, or no capability.
@@ -204,52 +203,52 @@ STATES = {
 
 # Rows are operations and who asks, columns are what the message is; a cell is `ok` or the code of the refusal.
 OWNERSHIP = """
-operation           asker     growing     done        interrupted  taken       local       app         deleted    never
-append text         owner     ok          finished    finished     fenced      not_writer  not_writer  deleted    not_found
-append text         reader    not_writer  not_writer  not_writer   not_writer  not_writer  not_writer  deleted    not_found
-append text         admin     not_writer  not_writer  not_writer   not_writer  not_writer  not_writer  deleted    not_found
-append text         stranger  not_found   not_found   not_found    not_found   not_found   not_found   not_found  not_found
-append text         blind     ok          finished    finished     fenced      not_writer  not_found   deleted    not_found
-put a part          owner     ok          finished    finished     fenced      not_writer  not_writer  deleted    not_found
-put a part          reader    not_writer  not_writer  not_writer   not_writer  not_writer  not_writer  deleted    not_found
-put a part          admin     not_writer  not_writer  not_writer   not_writer  not_writer  not_writer  deleted    not_found
-put a part          stranger  not_found   not_found   not_found    not_found   not_found   not_found   not_found  not_found
-put a part          blind     ok          finished    finished     fenced      not_writer  not_found   deleted    not_found
-finish              owner     ok          ok          finished     fenced      not_writer  not_writer  deleted    not_found
-finish              reader    not_writer  not_writer  not_writer   not_writer  not_writer  not_writer  deleted    not_found
-finish              admin     not_writer  not_writer  not_writer   not_writer  not_writer  not_writer  deleted    not_found
-finish              stranger  not_found   not_found   not_found    not_found   not_found   not_found   not_found  not_found
-finish              blind     ok          ok          finished     fenced      not_writer  not_found   deleted    not_found
-renew the lease     owner     ok          finished    finished     fenced      not_writer  not_writer  deleted    not_found
-renew the lease     reader    not_writer  not_writer  not_writer   not_writer  not_writer  not_writer  deleted    not_found
-renew the lease     admin     not_writer  not_writer  not_writer   not_writer  not_writer  not_writer  deleted    not_found
-renew the lease     stranger  not_found   not_found   not_found    not_found   not_found   not_found   not_found  not_found
-renew the lease     blind     ok          finished    finished     fenced      not_writer  not_found   deleted    not_found
-take over           owner     streaming   finished    ok           streaming   streaming   finished    deleted    not_found
-take over           reader    streaming   finished    ok           streaming   streaming   finished    deleted    not_found
-take over           admin     ok          finished    ok           ok          ok          finished    deleted    not_found
-take over           stranger  not_found   not_found   not_found    not_found   not_found   not_found   not_found  not_found
-take over           blind     streaming   finished    ok           streaming   streaming   not_found   deleted    not_found
-change              owner     streaming   ok          ok           streaming   streaming   forbidden   deleted    not_found
-change              reader    forbidden   forbidden   forbidden    forbidden   forbidden   forbidden   deleted    not_found
-change              admin     streaming   ok          ok           streaming   streaming   ok          deleted    not_found
-change              stranger  not_found   not_found   not_found    not_found   not_found   not_found   not_found  not_found
-change              blind     streaming   ok          ok           streaming   streaming   not_found   deleted    not_found
-… while it streams  owner     ok          ok          ok           fenced      not_writer  forbidden   deleted    not_found
-… while it streams  reader    forbidden   forbidden   forbidden    forbidden   forbidden   forbidden   deleted    not_found
-… while it streams  admin     not_writer  ok          ok           not_writer  not_writer  ok          deleted    not_found
-… while it streams  stranger  not_found   not_found   not_found    not_found   not_found   not_found   not_found  not_found
-… while it streams  blind     ok          ok          ok           fenced      not_writer  not_found   deleted    not_found
-delete              owner     ok          ok          ok           ok          ok          forbidden   ok         not_found
-delete              reader    forbidden   forbidden   forbidden    forbidden   forbidden   forbidden   ok         not_found
-delete              admin     ok          ok          ok           ok          ok          ok          ok         not_found
-delete              stranger  not_found   not_found   not_found    not_found   not_found   not_found   not_found  not_found
-delete              blind     ok          ok          ok           ok          ok          not_found   ok         not_found
-send a command      owner     ok          ok          ok           ok          ok          ok          deleted    not_found
-send a command      reader    ok          ok          ok           ok          ok          ok          deleted    not_found
-send a command      admin     ok          ok          ok           ok          ok          ok          deleted    not_found
-send a command      stranger  not_found   not_found   not_found    not_found   not_found   not_found   not_found  not_found
-send a command      blind     ok          ok          ok           ok          ok          not_found   deleted    not_found
+operation          asker    growing    done       interrupted taken      local      app        deleted   never
+append text        owner    ok         finished   finished    fenced     not_writer not_writer deleted   not_found
+append text        reader   not_writer not_writer not_writer  not_writer not_writer not_writer deleted   not_found
+append text        admin    not_writer not_writer not_writer  not_writer not_writer not_writer deleted   not_found
+append text        stranger not_found  not_found  not_found   not_found  not_found  not_found  not_found not_found
+append text        blind    ok         finished   finished    fenced     not_writer not_found  deleted   not_found
+put a part         owner    ok         finished   finished    fenced     not_writer not_writer deleted   not_found
+put a part         reader   not_writer not_writer not_writer  not_writer not_writer not_writer deleted   not_found
+put a part         admin    not_writer not_writer not_writer  not_writer not_writer not_writer deleted   not_found
+put a part         stranger not_found  not_found  not_found   not_found  not_found  not_found  not_found not_found
+put a part         blind    ok         finished   finished    fenced     not_writer not_found  deleted   not_found
+finish             owner    ok         ok         finished    fenced     not_writer not_writer deleted   not_found
+finish             reader   not_writer not_writer not_writer  not_writer not_writer not_writer deleted   not_found
+finish             admin    not_writer not_writer not_writer  not_writer not_writer not_writer deleted   not_found
+finish             stranger not_found  not_found  not_found   not_found  not_found  not_found  not_found not_found
+finish             blind    ok         ok         finished    fenced     not_writer not_found  deleted   not_found
+renew the lease    owner    ok         finished   finished    fenced     not_writer not_writer deleted   not_found
+renew the lease    reader   not_writer not_writer not_writer  not_writer not_writer not_writer deleted   not_found
+renew the lease    admin    not_writer not_writer not_writer  not_writer not_writer not_writer deleted   not_found
+renew the lease    stranger not_found  not_found  not_found   not_found  not_found  not_found  not_found not_found
+renew the lease    blind    ok         finished   finished    fenced     not_writer not_found  deleted   not_found
+take over          owner    streaming  finished   ok          streaming  streaming  finished   deleted   not_found
+take over          reader   streaming  finished   ok          streaming  streaming  finished   deleted   not_found
+take over          admin    ok         finished   ok          ok         ok         finished   deleted   not_found
+take over          stranger not_found  not_found  not_found   not_found  not_found  not_found  not_found not_found
+take over          blind    streaming  finished   ok          streaming  streaming  not_found  deleted   not_found
+change             owner    streaming  ok         ok          streaming  streaming  forbidden  deleted   not_found
+change             reader   forbidden  forbidden  forbidden   forbidden  forbidden  forbidden  deleted   not_found
+change             admin    streaming  ok         ok          streaming  streaming  ok         deleted   not_found
+change             stranger not_found  not_found  not_found   not_found  not_found  not_found  not_found not_found
+change             blind    streaming  ok         ok          streaming  streaming  not_found  deleted   not_found
+… while it streams owner    ok         ok         ok          fenced     not_writer forbidden  deleted   not_found
+… while it streams reader   forbidden  forbidden  forbidden   forbidden  forbidden  forbidden  deleted   not_found
+… while it streams admin    not_writer ok         ok          not_writer not_writer ok         deleted   not_found
+… while it streams stranger not_found  not_found  not_found   not_found  not_found  not_found  not_found not_found
+… while it streams blind    ok         ok         ok          fenced     not_writer not_found  deleted   not_found
+delete             owner    ok         ok         ok          ok         ok         forbidden  ok        not_found
+delete             reader   forbidden  forbidden  forbidden   forbidden  forbidden  forbidden  ok        not_found
+delete             admin    ok         ok         ok          ok         ok         ok         ok        not_found
+delete             stranger not_found  not_found  not_found   not_found  not_found  not_found  not_found not_found
+delete             blind    ok         ok         ok          ok         ok         not_found  ok        not_found
+send a command     owner    ok         ok         ok          ok         ok         ok         deleted   not_found
+send a command     reader   ok         ok         ok          ok         ok         ok         deleted   not_found
+send a command     admin    ok         ok         ok          ok         ok         ok         deleted   not_found
+send a command     stranger not_found  not_found  not_found   not_found  not_found  not_found  not_found not_found
+send a command     blind    ok         ok         ok          ok         ok         not_found  deleted   not_found
 """
 
 
@@ -291,10 +290,15 @@ def tables() -> str:
     return f"{_needs_table()}\n{_ownership_table()}"
 
 
+def shown(path: str) -> str:
+    """A method and path as the page writes them."""
+    return path.replace(_M, "{m}").replace(_C, "{c}").replace("/parts/0", "/parts/{n}")
+
+
 def _needs_table() -> str:
     lines = ["| operation | HTTP | frame | needs | of whose |", "|---|---|---|---|---|"]
     for one in OPERATIONS:
-        path = f"`{one.http.replace(_M, '{m}').replace(_C, '{c}')}`" if one.http is not None else ""
+        path = f"`{shown(one.http)}`" if one.http is not None else ""
         frame = f"`{one.frame}`" if one.frame is not None else ""
         needs = ", ".join(f"`{needed}`" for needed in one.needs)
         lines.append(f"| {one.name} | {path} | {frame} | {needs} | {one.whose} |")

@@ -1,0 +1,966 @@
+"""Every operation by every transport, with and without what it needs, on one's own and on others' (docs/security.md).
+
+The table is `permissions`. What is refused is refused with the same words whether the thing is there or not. Below the
+table: what somebody who is known would try in order to read, write, speak or work as somebody else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
+from typing import Any, NamedTuple, get_args
+
+import jwt
+import pytest
+
+from holdfast.app import Hub
+from holdfast.core.errors import HoldfastError
+from holdfast.core.requests import (
+    Asker,
+    CreateMessage,
+    DeleteMessage,
+    FinishMessage,
+    SendCommand,
+    TakeOver,
+)
+from holdfast.hub.clock import Clock
+from holdfast.hub.identity import CAPABILITIES, Identity
+from holdfast.hub.rates import ClientLimits
+from holdfast.hub.tokens import jwt_verifier
+from holdfast.transports import frames, http
+from tests.transports.conftest import PATIENCE_S, new_hub, serving
+from tests.transports.permissions import (
+    OPEN_FRAMES,
+    OPEN_PATHS,
+    OPERATIONS,
+    PAGE,
+    STATES,
+    Cell,
+    Operation,
+    cells,
+    operation,
+    page_with,
+    tables,
+)
+from tests.transports.watching import Stream
+
+Json = dict[str, Any]
+Grants = dict[str, frozenset[str]]
+
+CHANNEL = "chat:1"
+READ = ("subscribe", "history")
+PLENTY = ClientLimits(client_connections=10**6, client_requests=10**6, client_signals=10**6, client_channels=10**6)
+ANN = Asker(id="ann")
+CAROL = Asker(id="carol")
+SERVER = Asker(is_server=True)
+
+
+class People:
+    """An `authenticate`: whoever shows a token that was given out here is who it was given for."""
+
+    def __init__(self) -> None:
+        self.known: dict[str, Identity] = {}
+
+    async def __call__(self, scope: Any) -> Identity | None:
+        found = [value.decode() for name, value in scope["headers"] if name == b"authorization"]
+        return await self.verify_token(found[0].removeprefix("Bearer ")) if found else None
+
+    async def verify_token(self, token: str) -> Identity | None:
+        return self.known.get(token)
+
+    def token(self, client_id: str | None = "ann", *capabilities: str, on: str = "*") -> str:
+        """A token of somebody who may do this."""
+        token = f"token-{len(self.known)}"
+        self.known[token] = Identity(client_id=client_id, grants={on: frozenset(capabilities)})
+        return token
+
+
+class Answer(NamedTuple):
+    """What came back: a status, the code of a refusal or "ok", and what it said."""
+
+    status: int
+    code: str
+    said: Any
+
+    @property
+    def problem(self) -> str:
+        """A refusal without what only its transport says."""
+        return json.dumps({name: value for name, value in self.said.items() if name not in ("ref", "type")})
+
+
+class Place:
+    """A hub that believes `People`, and what is in it."""
+
+    def __init__(self, hub: Hub, people: People) -> None:
+        self.hub = hub
+        self.people = people
+        self.token = people.token
+
+    async def ask(
+        self, method: str, path: str, body: Any = None, *, token: str | None = None, **headers: str
+    ) -> Answer:
+        """One HTTP request from elsewhere, without a network; of a stream that begins, its first batch."""
+        path, _, query = path.partition("?")
+        left = asyncio.Event()
+        sent: list[Any] = []
+        data = json.dumps(body).encode() if body is not None else b""
+        waiting = [{"type": "http.request", "body": data, "more_body": False}]
+
+        async def receive() -> Any:
+            if waiting:
+                return waiting.pop()
+            await left.wait()
+            return {"type": "http.disconnect"}
+
+        async def send(message: Any) -> None:
+            sent.append(message)
+            if message["type"] == "http.response.body" and not message["body"].startswith(b"retry:"):
+                left.set()
+
+        lines = {"host": "chat.example", **{name.replace("_", "-"): value for name, value in headers.items()}}
+        if token is not None:
+            lines["authorization"] = f"Bearer {token}"
+        if body is not None:
+            lines["content-type"] = "application/json"
+        scope: Json = {
+            "type": "http",
+            "method": method,
+            "path": path,
+            "raw_path": path.encode(),
+            "root_path": "",
+            "query_string": query.encode(),
+            "headers": [(name.encode(), value.encode()) for name, value in lines.items()],
+            "client": ("192.0.2.1", 5),
+            "extensions": {},
+        }
+        async with asyncio.timeout(PATIENCE_S):
+            await self.hub(scope, receive, send)
+        status = sent[0]["status"]
+        text = b"".join(message.get("body", b"") for message in sent[1:])
+        if status < 400:
+            return Answer(status, "ok", text)
+        said = json.loads(text) if text else {"code": "?"}
+        return Answer(status, said["code"], said)
+
+    @asynccontextmanager
+    async def socket(self, token: str | None, **headers: str) -> AsyncIterator[Wire]:
+        """A socket of the real app, without a network."""
+        wire = Wire()
+        lines = {"host": "chat.example", **headers, **({"authorization": f"Bearer {token}"} if token else {})}
+        scope: Json = {
+            "type": "websocket",
+            "path": "/v1/ws",
+            "raw_path": b"/v1/ws",
+            "root_path": "",
+            "query_string": b"",
+            "headers": [(name.encode(), value.encode()) for name, value in lines.items()],
+            "subprotocols": ["holdfast.v1"],
+            "client": ("192.0.2.1", 5),
+            "extensions": {"websocket.http.response": {}},
+        }
+        serving = asyncio.ensure_future(self.hub(scope, wire.receive, wire.send))
+        try:
+            yield wire
+        finally:
+            wire.leave()
+            async with asyncio.timeout(PATIENCE_S):
+                await serving
+
+
+class Wire:
+    """The client's end of a socket."""
+
+    def __init__(self) -> None:
+        self.frames: list[Json] = []
+        self.refused: Json | None = None  # of a socket that was not accepted
+        self.code: int | None = None  # with which it was closed
+        self._inbox: asyncio.Queue[Any] = asyncio.Queue()
+        self._inbox.put_nowait({"type": "websocket.connect"})
+        self._came = asyncio.Event()
+        self._refs = 0
+
+    async def receive(self) -> Any:
+        return await self._inbox.get()
+
+    async def send(self, message: Any) -> None:
+        if message["type"] == "websocket.send":
+            self.frames.append(json.loads(message["text"]))
+        elif message["type"] == "websocket.http.response.body":
+            self.refused = json.loads(message["body"])
+        elif message["type"] == "websocket.close":
+            self.code = message["code"]
+        self._came.set()
+
+    def leave(self) -> None:
+        self._inbox.put_nowait({"type": "websocket.disconnect", "code": 1000})
+
+    async def until(self, is_true: Any) -> Any:
+        """Wait until it is so; gives what it gives."""
+        async with asyncio.timeout(PATIENCE_S):
+            while not (found := is_true()):
+                self._came.clear()
+                await self._came.wait()
+        return found
+
+    async def frame(self, is_it: Any) -> Json:
+        """The first frame of which it is true."""
+        found: Json = await self.until(lambda: next((frame for frame in self.frames if is_it(frame)), None))
+        return found
+
+    async def ask(self, type: str, **fields: Any) -> Answer:
+        """Send a frame, and wait for its answer."""
+        self._refs += 1
+        ref = f"r{self._refs}"
+        self._inbox.put_nowait({"type": "websocket.receive", "text": json.dumps({"type": type, "ref": ref, **fields})})
+        said = await self.frame(lambda frame: frame.get("ref") == ref)
+        if said["type"] == "ok":
+            return Answer(200, "ok", said)
+        return Answer(said["status"], said["code"], said)
+
+
+@pytest.fixture
+async def place() -> AsyncIterator[Place]:
+    people = People()
+    hub = new_hub(authenticate=people, client_limits=PLENTY)
+    await hub.start()
+    yield Place(hub, people)
+    await hub.close()
+
+
+# What is in a place
+
+
+async def put(hub: Hub, state: str, id: str, channel: str = CHANNEL) -> None:
+    """A message of ann's called `id`, in that state."""
+    growing = CreateMessage(role="assistant", status="streaming", text="text", lease_s=3600)
+    match state:
+        case "growing":
+            await hub.ask(channel, id, growing, ANN)
+        case "done":
+            await hub.ask(channel, id, CreateMessage(text="text"), ANN)
+        case "interrupted":
+            await hub.ask(channel, id, growing, ANN)
+            await hub.ask(channel, id, FinishMessage(status="interrupted"), SERVER)
+        case "taken":
+            await put(hub, "interrupted", id, channel)
+            await hub.ask(channel, id, TakeOver(lease_s=3600), CAROL)
+        case "local":
+            await hub.ask(channel, id, growing, hub.asker("ann"))
+        case "app":
+            await hub.create(channel, id=id, text="text")
+        case "deleted":
+            await put(hub, "done", id, channel)
+            await hub.ask(channel, id, DeleteMessage(), ANN)
+        case "command":
+            await hub.ask(channel, f"!{id}", SendCommand(name="approve"), ANN)
+        case "never" | "me" | "":
+            pass
+        case _:
+            raise AssertionError(state)
+
+
+def filled(value: Any, channel: str, id: str) -> Any:
+    """`value` with its places filled in."""
+    if isinstance(value, str):
+        return value.replace("{channel}", channel).replace("{id}", id)
+    if isinstance(value, dict):
+        return {name: filled(inner, channel, id) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [filled(inner, channel, id) for inner in value]
+    return value
+
+
+async def by_http(place: Place, one: Operation, token: str | None, channel: str, id: str, **more: Any) -> Answer:
+    assert one.http is not None
+    method, path = filled(one.http, channel, id).split(" ")
+    if "/poll" in path:
+        path += "?wait_s=0"
+    if method == "PUT" and "generation" in more:
+        path += f"?generation={more.pop('generation')}"
+    body = {**filled(one.body, channel, id), **more} if one.body is not None else None
+    return await place.ask(method, path, body, token=token)
+
+
+async def by_frame(wire: Wire, one: Operation, channel: str, id: str, **more: Any) -> Answer:
+    assert one.frame is not None
+    fields = filled(one.fields if one.fields is not None else one.body or {}, channel, id)
+    if one.http is not None:
+        fields["channel"] = channel
+        if "{id}" in one.http and one.frame != "presence":
+            fields["id"] = id
+    return await wire.ask(one.frame, **{**fields, **more})
+
+
+# Capabilities
+
+
+def insufficient(place: Place, one: Operation) -> Iterable[str]:
+    """Tokens that do not do for the operation."""
+    yield place.token("ann")
+    for needed in one.needs:
+        yield place.token("ann", *(CAPABILITIES - {needed}))
+        yield place.token("ann", needed, on="chat:10")
+    yield place.token("ann", *CAPABILITIES, on="other:*")
+    yield place.token("ann", *CAPABILITIES, on="chat:1:*")
+    if one.needs != ("admin",):
+        yield place.token("ann", "admin")
+
+
+# Of what is there, of what is not, of what was, in a channel that is there and in one that is not.
+SOMEWHERE = ((CHANNEL, "m1"), (CHANNEL, "none"), (CHANNEL, "gone"), ("chat:none", "none"))
+
+
+@pytest.mark.parametrize("one", [one for one in OPERATIONS if one.http is not None], ids=lambda one: one.name)
+async def test_what_is_not_granted_is_refused_over_http_and_tells_nothing(place: Place, one: Operation) -> None:
+    await put(place.hub, one.about, "m1")
+    await put(place.hub, "deleted", "gone")
+    before = (await place.hub.info(CHANNEL)).serial
+    for token in insufficient(place, one):
+        answers = [await by_http(place, one, token, channel, id) for channel, id in SOMEWHERE]
+        assert {(answer.status, answer.code) for answer in answers} == {(403, one.refused)}
+        assert len({answer.problem for answer in answers}) == 1
+        assert "m1" not in answers[0].problem
+    nobody = [await by_http(place, one, None, channel, id) for channel, id in SOMEWHERE]
+    assert {(answer.status, answer.code) for answer in nobody} == {(401, "unauthenticated")}
+    assert len({answer.problem for answer in nobody}) == 1
+    assert (await place.hub.info(CHANNEL)).serial == before
+
+
+@pytest.mark.parametrize("one", [one for one in OPERATIONS if one.frame is not None], ids=lambda one: one.name)
+async def test_what_is_not_granted_is_refused_on_a_socket_and_tells_nothing(place: Place, one: Operation) -> None:
+    await put(place.hub, one.about if not one.has_turn else "done", "m1")
+    await put(place.hub, "deleted", "gone")
+    before = (await place.hub.info(CHANNEL)).serial
+    for token in insufficient(place, one):
+        async with place.socket(token) as wire:
+            answers = [await by_frame(wire, one, channel, id) for channel, id in SOMEWHERE]
+            assert {answer.code for answer in answers} == {one.refused}
+            assert len({answer.problem for answer in answers}) == 1
+            assert "m1" not in answers[0].problem
+    async with place.socket(None) as wire:
+        assert (await by_frame(wire, one, CHANNEL, "m1")).code == "unauthenticated"
+        await wire.until(lambda: wire.code == 4201)
+    assert (await place.hub.info(CHANNEL)).serial == before
+
+
+@pytest.mark.parametrize("one", [one for one in OPERATIONS if one.http is not None], ids=lambda one: one.name)
+async def test_exactly_what_is_needed_is_enough_over_http(place: Place, one: Operation) -> None:
+    id = "ann" if one.about == "me" else "m1"
+    await put(place.hub, one.about, id)
+    answer = await by_http(place, one, place.token("ann", *one.needs), CHANNEL, id)
+    assert (answer.status // 100, answer.code) == (2, "ok"), answer
+
+
+@pytest.mark.parametrize(
+    "one", [one for one in OPERATIONS if one.frame is not None and not one.has_turn], ids=lambda one: one.name
+)
+async def test_exactly_what_is_needed_is_enough_on_a_socket(place: Place, one: Operation) -> None:
+    id = "ann" if one.about == "me" else "m1"
+    await put(place.hub, one.about, id)
+    token = place.token("ann", *one.needs, on=CHANNEL)
+    async with place.socket(token) as wire:
+        assert (await by_frame(wire, one, CHANNEL, id)).code == "ok"
+
+
+@pytest.mark.parametrize("one", [one for one in OPERATIONS if one.http is not None], ids=lambda one: one.name)
+async def test_head_is_judged_as_get_and_options_says_nothing(place: Place, one: Operation) -> None:
+    assert one.http is not None
+    method, path = filled(one.http, CHANNEL, "m1").split(" ")
+    asked = await place.ask("OPTIONS", path)
+    assert (asked.status, asked.said) == (204, b"")
+    if method == "GET":
+        assert (await place.ask("HEAD", path, token=place.token("ann"))).status == 403
+        assert (await place.ask("HEAD", path)).status == 401
+
+
+def test_every_path_and_every_frame_is_in_the_table() -> None:
+    named = {(one.http.split(" ")[0], pattern_of(one.http.split(" ")[1])) for one in OPERATIONS if one.http}
+    offered = {(method, path) for path, methods in http.CALLS.items() for method in methods}
+    offered |= {("GET", path) for path in (*http.STREAMS, *http.PLAIN) if path not in OPEN_PATHS}
+    assert named == offered
+    types = {one.__struct_config__.tag for one in get_args(frames.decoder.type)} | {"auth"}
+    assert {one.frame for one in OPERATIONS if one.frame} | set(OPEN_FRAMES) == types
+
+
+def pattern_of(path: str) -> str:
+    return path.replace("/parts/0", "/parts/{n}")
+
+
+def test_the_page_holds_the_tables() -> None:
+    assert PAGE.read_text() == page_with(tables())
+
+
+# Whose message it is
+
+HELD = {"owner": READ, "reader": READ, "admin": (*READ, "admin"), "stranger": (), "blind": ()}
+NAMES = {"owner": "ann", "reader": "bob", "admin": "root", "stranger": "eve", "blind": "ann"}
+OWNERSHIP = list(cells())
+
+
+@pytest.mark.parametrize("state", STATES)
+@pytest.mark.parametrize("name", dict.fromkeys(cell.operation for cell in OWNERSHIP))
+async def test_whose_it_is_is_judged_alike_by_every_transport(place: Place, name: str, state: str) -> None:
+    one = operation(name)
+    found, expected, told = {}, {}, set()
+    for cell in (cell for cell in OWNERSHIP if (cell.operation, cell.state) == (name, state)):
+        token = place.token(NAMES[cell.asker], *HELD[cell.asker], *one.needs, *one.also)
+        ids = [f"{cell.asker}-{way}" for way in ("http", "frame")]
+        for id in ids:
+            await put(place.hub, state, id)
+        answers = [await by_http(place, one, token, CHANNEL, ids[0])]
+        async with place.socket(token) as wire:
+            answers.append(await by_frame(wire, one, CHANNEL, ids[1]))
+        for id, answer in zip(ids, answers, strict=True):
+            found[id], expected[id] = answer.code, cell.outcome
+            if answer.code != "ok":
+                told.add((cell.asker, answer.problem.replace(id, "ID")))
+                assert answer.status == HTTP_STATUS[answer.code]
+    assert found == expected
+    # HTTP and the socket say the same of it, word for word.
+    assert len(told) == len({cell.asker for cell in OWNERSHIP if refuses(cell, name, state)})
+
+
+def refuses(cell: Cell, name: str, state: str) -> bool:
+    return (cell.operation, cell.state) == (name, state) and cell.outcome != "ok"
+
+
+def statuses(error: type[HoldfastError]) -> dict[str, int]:
+    found = {error.code: error.status}
+    for narrower in error.__subclasses__():
+        found |= statuses(narrower)
+    return found
+
+
+HTTP_STATUS = statuses(HoldfastError)
+
+
+@pytest.mark.parametrize("name", dict.fromkeys(cell.operation for cell in OWNERSHIP))
+async def test_who_may_neither_read_nor_began_it_is_told_the_same_of_all(place: Place, name: str) -> None:
+    one = operation(name)
+    token = place.token("eve", *one.needs, *one.also)
+    told = set()
+    for state in STATES:
+        await put(place.hub, state, f"m-{state}")
+        answer = await by_http(place, one, token, CHANNEL, f"m-{state}")
+        told.add(answer.problem.replace(f"m-{state}", "ID"))
+        async with place.socket(token) as wire:
+            told.add((await by_frame(wire, one, CHANNEL, f"m-{state}")).problem.replace(f"m-{state}", "ID"))
+    answer = await by_http(place, one, token, "chat:none", "m-none")
+    told.add(answer.problem.replace("m-none", "ID"))
+    assert len(told) == 1
+
+
+# In another's name
+
+ROOT = {"author": "root", "from": "root", "by": "root", "client_id": "root", "sub": "root", "id_": "root"}
+FORGED: Json = {**ROOT, "writer": {"by": "root", "node": "n"}, "node": "n", "created": 1, "version": 7, "asker": ROOT}
+FORGED |= dict.fromkeys(("is_admin", "is_app", "is_server", "may_read", "may_write", "admin"), True)
+FORGED["capabilities"] = sorted(CAPABILITIES)
+
+
+@pytest.mark.parametrize("name", ["append text", "finish", "renew the lease", "change", "send a command", "take over"])
+async def test_what_a_request_says_of_its_sender_is_not_looked_at(place: Place, name: str) -> None:
+    one = operation(name)
+    said = {(cell.asker, cell.state): cell.outcome for cell in OWNERSHIP if cell.operation == name}
+    for asker in ("reader", "stranger", "owner"):
+        token = place.token(NAMES[asker], *HELD[asker], *one.needs)
+        for state in ("growing", "local", "app", "never"):
+            for way in ("http", "frame"):
+                await put(place.hub, state, f"{asker}-{state}-{way}")
+            over_http = await by_http(place, one, token, CHANNEL, f"{asker}-{state}-http", **FORGED)
+            async with place.socket(token) as wire:
+                framed = await by_frame(wire, one, CHANNEL, f"{asker}-{state}-frame", **FORGED)
+            assert over_http.code == framed.code == said[asker, state]
+
+
+async def test_who_wrote_and_who_sent_is_said_by_the_server(place: Place) -> None:
+    await put(place.hub, "growing", "m1")
+    token = place.token("bob", *READ, "publish", "command", "presence")
+    async with place.socket(token) as wire, place.socket(place.token("eve", "subscribe")) as watcher:
+        await watcher.ask("attach", channel=CHANNEL, flush_ms=0)
+        created = await place.ask("POST", f"/v1/channels/{CHANNEL}/messages", {"text": "x", **FORGED}, token=token)
+        framed = await wire.ask("create", channel=CHANNEL, text="x", **FORGED)
+        changed = await wire.ask("update", channel=CHANNEL, id=framed.said["message"]["id"], text="y", **FORGED)
+        for message in (json.loads(created.said)["message"], framed.said["message"], changed.said["message"]):
+            assert (message["author"], message["role"]) == ("bob", "user")
+            assert "writer" not in message
+            assert message["created"] > 1
+        sent = await wire.ask("command", channel=CHANNEL, id="q", name="approve", **FORGED)
+        assert sent.said["command"]["from"] == "bob"
+        path = f"/v1/channels/{CHANNEL}/commands"
+        over_http = await place.ask("POST", path, {"name": "approve", **FORGED}, token=token)
+        assert json.loads(over_http.said)["command"]["from"] == "bob"
+        await wire.ask("reply", channel=CHANNEL, id="q", **FORGED)
+        await wire.ask("signal", channel=CHANNEL, name="typing", **FORGED)
+        await place.ask("POST", f"/v1/channels/{CHANNEL}/signals", {"name": "busy", **FORGED}, token=token)
+        reply = await watcher.until(lambda: told(watcher, "command.reply"))
+        signals = await watcher.until(lambda: len(told(watcher, "signal")) == 2 and told(watcher, "signal"))
+        assert [event["from"] for event in (*reply, *signals)] == ["bob"] * 3
+
+
+def told(wire: Wire, kind: str) -> list[Json]:
+    """The events of a kind that a socket was sent."""
+    batches = [frame["events"] for frame in wire.frames if frame["type"] == "events"]
+    return [event for batch in batches for event in batch if event["type"] == kind]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"role": "assistant"},
+        {"role": "system"},
+        {"role": "tool"},
+        {"status": "streaming"},
+        {"parts": [{"type": "tool", "call": "c", "name": "n"}]},
+        {"parts": [{"type": "text", "text": "x"}, {"type": "source", "url": "x"}]},
+    ],
+)
+async def test_nobody_speaks_as_the_assistant_without_append(place: Place, body: Json) -> None:
+    body = {"text": "x", **body} if "parts" not in body else body
+    token = place.token("ann", *(CAPABILITIES - {"append"}))
+    answer = await place.ask("POST", f"/v1/channels/{CHANNEL}/messages", body, token=token)
+    assert (answer.status, answer.code) == (403, "forbidden")
+    async with place.socket(token) as wire:
+        assert (await wire.ask("create", channel=CHANNEL, **body)).code == "forbidden"
+    assert (await place.hub.info(CHANNEL)).serial == 0
+
+
+async def test_what_streams_is_changed_by_nobody_without_append(place: Place) -> None:
+    await put(place.hub, "growing", "m1")
+    token = place.token("ann", *READ, "publish")  # of a device of the writer's that may not write
+    answer = await place.ask(
+        "PATCH", f"/v1/channels/{CHANNEL}/messages/m1", {"text": "x", "generation": 1}, token=token
+    )
+    assert answer.code == "forbidden"
+    async with place.socket(token) as wire:
+        assert (await wire.ask("update", channel=CHANNEL, id="m1", text="x", generation=1)).code == "forbidden"
+    assert (await place.hub.read(CHANNEL, "m1"))[0].text == "text"
+
+
+async def test_the_nameless_touch_what_one_of_them_streams_with_append_only(place: Place) -> None:
+    writer, device = place.token(None, "publish", "append"), place.token(None, "publish", *READ)
+    async with place.socket(writer) as wire, place.socket(device) as other:
+        await wire.ask("create", channel=CHANNEL, id="m1", role="assistant", status="streaming", text="text")
+        assert (await other.ask("update", channel=CHANNEL, id="m1", text="x", generation=1)).code == "forbidden"
+        assert (await other.ask("delete", channel=CHANNEL, id="m1")).code == "forbidden"
+        assert (await wire.ask("append", channel=CHANNEL, id="m1", text="!")).code == "ok"
+        assert (await wire.ask("finish", channel=CHANNEL, id="m1")).code == "ok"
+        for one in (wire, other):  # what is over is nobody's
+            assert (await one.ask("update", channel=CHANNEL, id="m1", text="x")).code in ("forbidden", "not_found")
+    await put(place.hub, "app", "m2")
+    async with place.socket(writer) as wire:
+        assert (await wire.ask("delete", channel=CHANNEL, id="m2")).code == "not_found"
+
+
+@pytest.mark.parametrize(
+    ("member", "code"),
+    [
+        ("ann", "ok"),
+        ("ann~phone", "ok"),
+        ("ann~", "ok"),
+        ("annie", "forbidden"),
+        ("an", "forbidden"),
+        ("bob", "forbidden"),
+        ("bob~ann", "forbidden"),
+        ("anonymous", "forbidden"),
+        ("~ann", "forbidden"),
+    ],
+)
+async def test_a_member_is_the_client_itself(place: Place, member: str, code: str) -> None:
+    token = place.token("ann", "presence", "agent")
+    path = f"/v1/channels/{CHANNEL}/presence/{member}"
+    assert (await place.ask("PUT", path, {}, token=token)).code == code
+    assert (await place.ask("DELETE", path, token=token)).code == code
+    async with place.socket(token) as wire:
+        assert (await wire.ask("presence", channel=CHANNEL, member=member)).code == code
+        assert (await wire.ask("presence", channel=CHANNEL, member=member, leave=True)).code == code
+        assert (await wire.ask("work", pattern=CHANNEL, name=member)).code == code
+
+
+@pytest.mark.parametrize("client_id", ["ann~phone", "~", "a b", "", "."])
+async def test_no_client_has_an_id_that_another_could_have_as_a_member(place: Place, client_id: str) -> None:
+    token = place.token(client_id, *CAPABILITIES)
+    assert (await place.ask("GET", f"/v1/channels/{CHANNEL}", token=token)).code == "invalid_name"
+    assert (await place.ask("GET", f"/v1/channels/{CHANNEL}/events", token=token)).code == "invalid_name"
+    async with place.socket(token) as wire:
+        assert (await wire.until(lambda: wire.refused))["code"] == "invalid_name"
+    async with place.socket(None) as wire:
+        assert (await wire.ask("auth", token=token)).code == "invalid_name"
+        await wire.until(lambda: wire.code is not None)
+
+
+# Replies, and what was answered to others
+
+
+@pytest.mark.parametrize(
+    ("who", "held", "command", "code"),
+    [
+        ("bob", READ, "approve", "ok"),
+        ("bob", READ, "cancel", "forbidden"),
+        ("bob", READ, "steer", "forbidden"),
+        ("bob", (*READ, "append"), "cancel", "ok"),
+        ("bob", (*READ, "append"), "steer", "ok"),
+        ("eve", (), "approve", "not_found"),
+        ("eve", ("append",), "steer", "not_found"),
+        ("eve", (), "never was", "not_found"),
+        ("ann", (), "approve", "ok"),
+        ("ann", (), "steer", "forbidden"),
+    ],
+)
+async def test_a_command_is_answered_by_whoever_may(
+    place: Place, who: str, held: tuple[str, ...], command: str, code: str
+) -> None:
+    for way in ("http", "frame"):
+        await put(place.hub, "growing", f"m-{way}")
+        if command != "never was":
+            await place.hub.command(CHANNEL, command, target=f"m-{way}", by="ann", id=f"q-{way}")
+    token = place.token(who, *held, "command")
+    over_http = await place.ask("POST", f"/v1/channels/{CHANNEL}/commands/q-http/reply", {}, token=token)
+    async with place.socket(token) as wire:
+        framed = await wire.ask("reply", channel=CHANNEL, id="q-frame")
+    assert (over_http.code, framed.code) == (code, code)
+
+
+async def test_what_was_answered_to_one_is_no_answer_to_another(place: Place) -> None:
+    await put(place.hub, "interrupted", "m1")
+    await place.hub.command(CHANNEL, "approve", id="q", by="ann")
+    first = place.token("bob", *READ, "append", "command", "publish")
+    other = place.token("eve", *READ, "append", "command", "publish")
+    async with place.socket(first) as bob, place.socket(other) as eve:
+        taken = await bob.ask("takeover", channel=CHANNEL, id="m1", request="1", lease_s=3600)
+        assert taken.said["generation"] == 2
+        assert (await bob.ask("takeover", channel=CHANNEL, id="m1", request="1")).said["generation"] == 2
+        assert (await eve.ask("takeover", channel=CHANNEL, id="m1", request="1")).code == "streaming"
+        for type, fields in (("part", {"part": 0, "value": {"type": "text", "text": "x"}}), ("finish", {})):
+            assert (await bob.ask(type, channel=CHANNEL, id="m1", request="2", generation=2, **fields)).code == "ok"
+            refused = await eve.ask(type, channel=CHANNEL, id="m1", request="2", generation=2, **fields)
+            assert refused.code == "not_writer"
+        assert (await bob.ask("reply", channel=CHANNEL, id="q", request="1")).code == "ok"
+        assert (await bob.ask("reply", channel=CHANNEL, id="q", request="1")).code == "ok"
+        assert (await eve.ask("reply", channel=CHANNEL, id="q", request="1")).code == "already_answered"
+        for type in ("create", "command"):
+            fields = {"text": "x"} if type == "create" else {"name": "approve"}
+            assert (await bob.ask(type, channel=CHANNEL, id="same", **fields)).code == "ok"
+            assert (await bob.ask(type, channel=CHANNEL, id="same", **fields)).code == "ok"
+            assert (await eve.ask(type, channel=CHANNEL, id="same", **fields)).code == "id_conflict"
+
+
+async def test_an_id_that_is_taken_says_no_more_to_whoever_cannot_read(place: Place) -> None:
+    for state in STATES:
+        await put(place.hub, state, f"m-{state}")
+    token = place.token("eve", "publish")
+    told = {}
+    for state in STATES:
+        answer = await place.ask(
+            "POST", f"/v1/channels/{CHANNEL}/messages", {"id": f"m-{state}", "text": "x"}, token=token
+        )
+        told[state] = answer.code
+    assert told == {**dict.fromkeys(STATES, "id_conflict"), "never": "ok"}
+
+
+# Turns
+
+
+async def working(wire: Wire, place: Place, id: str = "u1") -> Json:
+    """A turn that the socket has."""
+    assert (await wire.ask("work", pattern=CHANNEL)).code == "ok"
+    await until_served(place)
+    await put(place.hub, "done", id)
+    return await wire.frame(lambda frame: frame["type"] == "turn" and frame["message"]["id"] == id)
+
+
+async def until_served(place: Place) -> None:
+    async with asyncio.timeout(PATIENCE_S):
+        while not place.hub.desk.serves(CHANNEL):  # noqa: ASYNC110 - nobody sets an event for it
+            await asyncio.sleep(0)
+
+
+@pytest.mark.parametrize("held", [(), READ, ("append", "publish", "command", "admin", *READ)])
+async def test_a_turn_is_renewed_and_ended_by_whoever_has_it(place: Place, held: tuple[str, ...]) -> None:
+    async with (
+        place.socket(place.token("bot", "agent")) as bot,
+        place.socket(place.token("eve", "agent", *held)) as eve,
+    ):
+        turn = await working(bot, place)
+        await put(place.hub, "app", "m1")
+        assert (await eve.ask("work", pattern=CHANNEL)).code == "ok"
+        about = {"channel": CHANNEL, "message": "u1", "generation": turn["generation"]}
+        for type in ("turn.renew", "turn.done"):
+            refusals = [
+                await eve.ask(type, **{**about, **other})
+                for other in ({}, {"generation": 2}, {"message": "m1"}, {"message": "none"}, {"state": FORGED})
+                if not (type == "turn.done" and "state" in other)
+            ]
+            assert {refused.code for refused in refusals} == {"fenced"}
+            assert len({refused.problem for refused in refusals}) == 1
+        await put(place.hub, "done", "u2")  # waits, since one turn runs at a time
+        for message in ("u1", "u2", "m1", "none"):
+            assert (await eve.ask("turn.take", channel=CHANNEL, message=message)).said["taken"] is False
+        assert (await bot.ask("turn.renew", **about)).code == "ok"
+        assert (await bot.ask("turn.take", channel=CHANNEL, message="u2")).said["taken"] is True
+        assert (await bot.ask("turn.done", **about)).code == "ok"
+        assert (await bot.ask("turn.done", **about)).code == "ok"
+        assert (await eve.ask("turn.done", **about)).code == "fenced"
+
+
+async def test_a_turn_of_an_agent_in_this_process_is_not_ended_from_elsewhere(place: Place) -> None:
+    begun, done = asyncio.Event(), asyncio.Event()
+
+    async def assistant(turn: Any) -> None:
+        begun.set()
+        await done.wait()
+
+    place.hub.agent(CHANNEL, name="assistant")(assistant)
+    await put(place.hub, "done", "u1")
+    async with place.socket(place.token("assistant", *CAPABILITIES)) as wire:  # of the same name, of all names
+        await begun.wait()
+        assert (await wire.ask("work", pattern=CHANNEL)).code == "ok"
+        for type in ("turn.renew", "turn.done"):
+            assert (await wire.ask(type, channel=CHANNEL, message="u1", generation=1)).code == "fenced"
+        assert place.hub.desk.stats()["turns_running"] == 1
+        done.set()
+        async with asyncio.timeout(PATIENCE_S):
+            while place.hub.desk.stats()["turns_running"]:  # noqa: ASYNC110 - nobody sets an event for it
+                await asyncio.sleep(0)
+
+
+@pytest.mark.parametrize("pattern", ["*", "chat:*", "chat:1:*", "chat:10", "chat:", "chat:2", "chat:1*", "**", ""])
+async def test_work_is_given_for_no_more_than_was_granted(place: Place, pattern: str) -> None:
+    async with place.socket(place.token("bot", "agent", on="chat:1")) as wire:
+        assert (await wire.ask("work", pattern=pattern)).code in ("forbidden", "invalid_request")
+    assert place.hub.desk.stats()["agents"] == 0
+
+
+async def test_any_number_of_sockets_may_work_as_one_agent(place: Place) -> None:
+    token = place.token("bot", "agent")
+    workers = [place.socket(token) for _ in range(103)]
+    wires = [await worker.__aenter__() for worker in workers]
+    for wire in wires:
+        assert (await wire.ask("work", pattern="chat:*")).code == "ok"
+    await place.hub.create("chat:new", text="x")
+    assert (await place.hub.members("chat:new")).members[0].connections == 103
+    for worker in workers:
+        await worker.__aexit__(None, None, None)
+
+
+# Looking back
+
+
+def batch(text: bytes) -> tuple[list[Json], str]:
+    """The events of a stream's or poll's first answer, and its cursor."""
+    if text.startswith(b"{"):
+        said = json.loads(text)
+        return said["events"], said["cursor"]
+    lines = text.decode().splitlines()
+    events = [json.loads(line.removeprefix("data: ")) for line in lines if line.startswith("data: ")]
+    return events, next(line.removeprefix("id: ") for line in lines if line.startswith("id: "))
+
+
+async def looked(
+    place: Place, token: str, way: str, since: str | None, channel: str = CHANNEL
+) -> tuple[list[Json], str]:
+    """What a viewer is shown that comes with a cursor."""
+    if way == "attach":
+        async with place.socket(token) as wire:
+            await wire.ask("attach", channel=channel, since=since)
+            frame = await wire.frame(lambda frame: frame["type"] == "events" and "cursor" in frame)
+            return frame["events"], frame["cursor"]
+    query = "" if since is None else f"&since={since}"
+    path = f"/v1/channels/{channel}/{'poll?wait_s=0' if way == 'poll' else 'events?flush_ms=0'}{query}"
+    return batch((await place.ask("GET", path, token=token)).said)
+
+
+WAYS = ("events", "poll", "attach")
+
+
+@pytest.mark.parametrize("way", WAYS)
+async def test_who_may_only_subscribe_sees_nothing_of_the_past_by_any_cursor(place: Place, way: str) -> None:
+    await place.hub.create(CHANNEL, id="m1", text="secret")
+    await place.hub.create("chat:2", id="m1", text="x")
+    token, other = place.token("eve", "subscribe"), place.token("bob", "subscribe")
+    reader = place.token("ann", *READ)
+    epoch = (await place.hub.info(CHANNEL)).epoch
+    _, theirs = await looked(place, other, way, None)
+    _, elsewhere = await looked(place, token, way, None, "chat:2")
+    _, empty = await looked(place, token, way, None, "chat:empty")  # its cursor resumes in any log
+    _, own = await looked(place, token, way, None)
+    _, plain = await looked(place, reader, way, None)
+    mark = own.split(":", 2)[2]
+    await place.hub.create(CHANNEL, id="m2", text="secret too")
+    forged = [f"{epoch}:0", f"{epoch}:0:{mark}", f"-:0:{mark}", "-:0", "-:0:h", f"{epoch}:0:hhh", plain]
+    for since in (None, *forged, theirs, elsewhere, empty, own[:-1], own.replace(":h", ":k")):
+        events, _ = await looked(place, token, way, since)
+        assert [(event["type"], event["resumed"]) for event in events] == [("channel.attached", False)]
+
+
+@pytest.mark.parametrize("way", WAYS)
+async def test_who_may_only_subscribe_misses_nothing_from_the_moment_of_attaching(place: Place, way: str) -> None:
+    token = place.token("eve", "subscribe")
+    for since in (None, (await looked(place, token, "poll", None))[1]):  # with a past, and without any
+        _, cursor = await looked(place, token, way, since)
+        for number, again in enumerate((way, *WAYS)):  # the cursor of one transport is valid on the others
+            await place.hub.create(CHANNEL, text=f"new {number}")
+            events, cursor = await looked(place, token, again, cursor)
+            shown = [event["message"]["parts"][0]["text"] for event in events if event["type"] == "message.create"]
+            assert shown == [f"new {number}"]
+            assert all(event["resumed"] for event in events if event["type"] == "channel.attached")
+
+
+async def test_a_live_stream_of_who_may_only_subscribe_marks_each_cursor(place: Place) -> None:
+    async with place.socket(place.token("eve", "subscribe")) as wire:
+        await wire.ask("attach", channel=CHANNEL, flush_ms=0)
+        for number in range(3):
+            await wire.until(lambda: len([one for one in wire.frames if "cursor" in one]) == number + 1)  # noqa: B023
+            await place.hub.create(CHANNEL, text="x")
+        cursors = [frame["cursor"] for frame in wire.frames if "cursor" in frame]
+    assert all(":h" in cursor for cursor in cursors)
+    assert len({cursor.rpartition(":")[2] for cursor in cursors}) == len(cursors)
+
+
+# Tickets
+
+
+async def ticket_of(place: Place, *capabilities: str, channel: str = CHANNEL) -> str:
+    answer = await place.ask("POST", "/v1/tickets", {"channel": channel}, token=place.token("ann", *capabilities))
+    return str(json.loads(answer.said)["ticket"])
+
+
+async def test_a_ticket_is_for_the_streams_of_its_channel_and_nothing_else(place: Place) -> None:
+    await put(place.hub, "done", "m1")
+    ticket = await ticket_of(place, *CAPABILITIES)
+    for one in OPERATIONS:
+        if one.http is None:
+            continue
+        method, path = filled(one.http, CHANNEL, "m1").split(" ")
+        if path.endswith("/events"):
+            continue
+        for name in ("ticket", "token", "access_token"):
+            answer = await place.ask(method, f"{path}?{name}={ticket}", filled(one.body, CHANNEL, "m1"))
+            assert (answer.status, answer.code) == (401, "unauthenticated")
+        answer = await place.ask(method, path, filled(one.body, CHANNEL, "m1"), token=ticket)
+        assert (answer.status, answer.code) == (401, "unauthenticated")
+    assert (await place.ask("GET", f"/v1/channels/{CHANNEL}/events?ticket={ticket}")).status == 200
+    assert (await place.ask("GET", f"/v1/channels/{CHANNEL}/messages/m1/events?ticket={ticket}")).status == 200
+    for channel in ("chat:2", "chat:10", "chat"):
+        refused = await place.ask("GET", f"/v1/channels/{channel}/events?ticket={ticket}")
+        assert (refused.status, refused.code) == (403, "forbidden")
+    async with place.socket(None) as wire:
+        assert (await wire.ask("auth", token=ticket)).code == "unauthenticated"
+        await wire.until(lambda: wire.code == 4201)
+
+
+async def test_a_ticket_passes_on_no_more_than_its_owner_may(place: Place) -> None:
+    await put(place.hub, "done", "m1")
+    ticket = await ticket_of(place, "subscribe", "publish", "admin")
+    for since in ("", "&since=-:0"):
+        shown, cursor = batch((await place.ask("GET", f"/v1/channels/{CHANNEL}/events?ticket={ticket}{since}")).said)
+        assert [event["type"] for event in shown] == ["channel.attached"]
+    refused = await place.ask("GET", f"/v1/channels/{CHANNEL}/messages/m1/events?ticket={ticket}")
+    assert refused.code == "forbidden"
+    await place.hub.create(CHANNEL, id="m2", text="new")
+    path = f"/v1/channels/{CHANNEL}/events?ticket={ticket}"
+    events, _ = batch((await place.ask("GET", path, last_event_id=cursor)).said)
+    assert [event["type"] for event in events] == ["channel.attached", "message.create"]
+
+
+async def test_what_is_said_in_passing_reaches_the_stream_of_a_ticket_whole(place: Place) -> None:
+    ticket = await ticket_of(place, "subscribe")
+    async with serving(place.hub) as served:
+        stream = await Stream.open(served, f"/v1/channels/{CHANNEL}/events?ticket={ticket}")
+        await stream.until_event("channel.attached")
+        await place.hub.signal(CHANNEL, "typing", {"is": True}, by="bob")
+        told = await stream.until_event("signal")
+        assert json.loads(told.data) == {"type": "signal", "name": "typing", "data": {"is": True}, "from": "bob"}
+        assert not told.id
+        stream.close()
+
+
+# Tokens
+
+SECRET = "a secret that only tests know, of at least thirty-two bytes"
+NOW_S = 1_800_000_000
+CLAIMS: Json = {"sub": "ann", "aud": "chat", "exp": NOW_S + 600, "holdfast": {"*": sorted(CAPABILITIES)}}
+
+
+def signed(secret: str = SECRET, headers: Json | None = None, **claims: Any) -> str:
+    left = {name: value for name, value in {**CLAIMS, **claims}.items() if value is not None}
+    return jwt.encode(left, secret, algorithm="HS256", headers=headers)
+
+
+BAD_TOKENS = {
+    "expired": signed(exp=NOW_S - 60),
+    "not yet valid": signed(nbf=NOW_S + 60),
+    "another audience": signed(aud="shop"),
+    "no audience": signed(aud=None),
+    "no end": signed(exp=None),
+    "nobody": signed(sub=None),
+    "no algorithm": jwt.encode(CLAIMS, "", algorithm="none"),
+    "an unknown key": signed(SECRET[::-1]),
+    "an unknown key by name": signed(SECRET[::-1], {"kid": "2"}),
+    "another hash": jwt.encode(CLAIMS, SECRET * 2, algorithm="HS512"),
+    "changed claims": ".".join((signed().split(".")[0], signed(sub="root").split(".")[1], signed().split(".")[2])),
+    "no signature": signed().rpartition(".")[0] + ".",
+    "no token": "garbage",
+}
+
+
+@pytest.fixture
+async def guarded() -> AsyncIterator[Place]:
+    """A place whose hub believes signed tokens."""
+    verifier = jwt_verifier(secret=SECRET, audience="chat", leeway_s=0, now_s=lambda: NOW_S)
+    hub = new_hub(authenticate=verifier, client_limits=PLENTY, clock=Noon())
+    await hub.start()
+    yield Place(hub, People())
+    await hub.close()
+
+
+class Noon(Clock):
+    def now_ms(self) -> int:
+        return NOW_S * 1000
+
+
+@pytest.mark.parametrize("kind", BAD_TOKENS)
+async def test_a_token_that_cannot_be_believed_opens_nothing(guarded: Place, kind: str) -> None:
+    token = BAD_TOKENS[kind]
+    await put(guarded.hub, "done", "m1")
+    for one in OPERATIONS:
+        if one.http is not None:
+            method, path = filled(one.http, CHANNEL, "m1").split(" ")
+            body = filled(one.body, CHANNEL, "m1")
+            refused = await guarded.ask(method, path, body, token=token, holdfast_client="test")
+            assert (refused.status, refused.code) == (401, "unauthenticated"), one.name
+    async with guarded.socket(token) as wire:
+        assert (await wire.until(lambda: wire.refused))["code"] == "unauthenticated"
+    async with guarded.socket(None) as wire:
+        assert (await wire.ask("auth", token=token)).code == "unauthenticated"
+        await wire.until(lambda: wire.code == 4201)
+    async with guarded.socket(signed()) as wire:  # nor does it change what is open
+        assert (await wire.ask("auth", token=token)).code == "unauthenticated"
+        assert (await wire.ask("history", channel=CHANNEL)).code == "ok"
+    assert (await guarded.hub.info(CHANNEL)).serial == 1
+
+
+async def test_a_good_token_opens_the_same(guarded: Place) -> None:
+    await put(guarded.hub, "done", "m1")
+    assert (await guarded.ask("GET", f"/v1/channels/{CHANNEL}/messages/m1", token=signed())).status == 200
+    async with guarded.socket(None) as wire:
+        assert (await wire.ask("auth", token=signed())).code == "ok"
+        assert (await wire.ask("auth", token=signed(sub="root"))).code == "forbidden"
+
+
+# What is no request
+
+
+@pytest.mark.parametrize("kind", [[], {}, None, 5, True, ["tool"]])
+async def test_a_part_whose_type_is_no_text_is_refused_and_ends_nothing(place: Place, kind: object) -> None:
+    token = place.token("ann", *READ, "publish")
+    await put(place.hub, "done", "m1")
+    body = {"parts": [{"type": kind, "text": "x"}]}
+    for method, path in (("POST", "/messages"), ("PATCH", "/messages/m1")):
+        assert (await place.ask(method, f"/v1/channels/{CHANNEL}{path}", body, token=token)).code == "invalid_request"
+    async with place.socket(token) as wire:
+        assert (await wire.ask("create", channel=CHANNEL, **body)).code == "invalid_request"
+        assert (await wire.ask("update", channel=CHANNEL, id="m1", **body)).code == "invalid_request"
+        assert (await wire.ask("history", channel=CHANNEL)).code == "ok"
