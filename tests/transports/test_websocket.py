@@ -345,7 +345,7 @@ async def test_a_ref_is_text_or_a_whole_number(served: Served) -> None:
         for ref in ("a", "x" * 64, 0, -5, 2**53):
             await peer.socket.send(json.dumps({"type": "detach", "channel": "c", "ref": ref}))
             assert (await peer.reply(ref))["type"] == "ok"
-        others: list[tuple[object, object]] = [(None, None), (1.5, None), ("x" * 65, None), ([1], None), (2**60, 2**60)]
+        others: list[tuple[object, object]] = [(None, None), (1.5, None), ("x" * 65, None), ([1], None), (2**60, None)]
         for other, said in others:
             await peer.socket.send(json.dumps({"type": "detach", "channel": "c", "ref": other}))
             reply = await peer.receive()
