@@ -14,15 +14,18 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any, Literal
 from urllib.parse import quote
 
+from starlette.datastructures import Headers
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from holdfast.agents.local import LocalWatch
 from holdfast.agents.writer import AgentWriter
+from holdfast.core.cursor import parse_cursor
 from holdfast.core.errors import HoldfastError, LocalError, StoreUnavailable
 from holdfast.core.events import Batch
+from holdfast.core.model import Message
 from holdfast.hub.hub import HubCore
-from holdfast.transports.answer import Progress, framed
+from holdfast.transports.answer import Progress, Told, framed, told_by
 from holdfast.transports.sse import HEARTBEAT_S
 
 logger = logging.getLogger("holdfast")
@@ -134,6 +137,7 @@ class StreamResponse(Response):
         self._channel = channel
         self._message_id = message_id
         self._style = style
+        self._has_ids = False
         place = f"{path}/v1/channels/{quote(channel, safe='')}/messages/{quote(message_id, safe='')}/events"
         known = {
             "Content-Type": "text/event-stream; charset=utf-8",
@@ -150,11 +154,19 @@ class StreamResponse(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         answering: Answering | None = await self._begin()  # None: it is on its way already, this is one more who looks
+        message, cursor = await self._hub.read(self._channel, self._message_id)
+        asked = Headers(scope=scope)
+        # An EventSource comes back by itself to where it was; for others the stream has nothing but its data, as ever.
+        self._has_ids = "text/event-stream" in asked.get("accept", "")
+        told = _told(asked.get("last-event-id", ""), cursor)
+        if told.is_done and message.status != "streaming":
+            await Response(status_code=204)(scope, receive, send)  # which stops an EventSource
+            return
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
         if answering is not None:
             answering.caller_came()
         gone = asyncio.ensure_future(_until_gone(receive))
-        sending = asyncio.ensure_future(self._send(send))
+        sending = asyncio.ensure_future(self._send(send, message, cursor, Progress(self._message_id, told.lengths)))
         try:
             await asyncio.wait([gone, sending], return_when=asyncio.FIRST_COMPLETED)
         finally:
@@ -166,9 +178,7 @@ class StreamResponse(Response):
         if not sending.cancelled() and sending.exception() is not None:
             raise sending.exception()  # type: ignore[misc]
 
-    async def _send(self, send: Send) -> None:
-        progress = Progress(self._message_id, ())
-        message, cursor = await self._hub.read(self._channel, self._message_id)
+    async def _send(self, send: Send, message: Message, cursor: str, progress: Progress) -> None:
         if await self._tell(send, progress.message(message), progress, cursor):
             return
         subscription = self._hub.subscribe(self._channel, since=cursor, history=0)
@@ -193,18 +203,33 @@ class StreamResponse(Response):
     def _framed(self, told: list[tuple[str, str]], progress: Progress, cursor: str) -> bytes:
         if self._style == "events":
             return framed(told, progress.status, progress.cursor(cursor))
-        lines = [_data(text) for kind, text in told if kind == "answer"]
-        if progress.status == "complete":
-            lines.append("data: [DONE]\n\n")
-        elif progress.status is not None:  # how such endpoints tell of a failure in mid-stream
-            lines.append(f"event: {progress.status}\ndata: [DONE]\n\n")
-        return "".join(lines).encode()
+        events: list[str] = []
+        text = "".join(text for kind, text in told if kind == "answer")
+        status, progress.status = progress.status, None  # the line may break between the text and its end
+        if text:
+            events.append(_data(text) + self._id(progress, cursor))
+        progress.status = status
+        if status not in ("complete", None):
+            events.append(f"event: {status}\ndata: \n")  # for who listens for it; others see an empty piece
+        if status is not None:
+            events.append("data: [DONE]\n" + self._id(progress, cursor))
+        return "".join(f"{event}\n" for event in events).encode()
+
+    def _id(self, progress: Progress, cursor: str) -> str:
+        return f"id: {progress.cursor(cursor)}\n" if self._has_ids else ""
+
+
+def _told(last_event_id: str, cursor: str) -> Told:
+    """What a caller who comes back was told before, where the log still is the one it was told of."""
+    since, known = parse_cursor(last_event_id), parse_cursor(cursor)
+    is_of_it = since is not None and known is not None and since.epoch == known.epoch and since.serial <= known.serial
+    return told_by(since) if is_of_it else Told()
 
 
 def _data(text: str) -> str:
     """`text` as the data of one event: each of its lines is one, by the rules of SSE."""
     lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
-    return "".join(f"data: {line}\n" for line in lines) + "\n"
+    return "".join(f"data: {line}\n" for line in lines)
 
 
 async def _until_gone(receive: Receive) -> None:

@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 from typing import Annotated, Any
 
 import httpx2
+import pytest
 from fastapi import Depends, FastAPI
 
 from holdfast import Hub
@@ -179,3 +180,41 @@ async def test_a_source_that_raises_leaves_failed() -> None:
         response = await served.http.post("/chat")
         assert '{"status":"failed"}' in response.text
         assert "secret" not in response.text
+
+
+def ids(text: str) -> list[str]:
+    return [line.removeprefix("id: ") for line in text.splitlines() if line.startswith("id: ")]
+
+
+@pytest.mark.parametrize("style", ["events", "data"])
+async def test_an_event_source_that_comes_back_gets_what_it_misses_and_nothing_twice(style: str) -> None:
+    source = Source()
+    event_source = {"accept": "text/event-stream"}
+    async with served_app(source, style=style) as served:
+        async with served.http.stream("POST", "/chat?prompt=hi", headers=event_source) as response:
+            first = (await first_bytes(response)).decode()
+            assert "with session: " in first
+        source.gate.set()
+        back = {**event_source, "last-event-id": ids(first)[-1]}
+        rest = (await served.http.post("/chat?prompt=hi", headers=back)).text
+        assert "the end" in rest
+        assert "with session" not in rest
+        over = {**event_source, "last-event-id": ids(rest)[-1]}
+        assert (await served.http.post("/chat?prompt=hi", headers=over)).status_code == 204
+        strange = {**event_source, "last-event-id": "somebody:7"}
+        assert "with session" in (await served.http.post("/chat?prompt=hi", headers=strange)).text
+
+
+async def test_plain_data_says_failed_beside_done() -> None:
+    hub = new_hub()
+
+    async def broken() -> AsyncIterator[str]:
+        yield "half"
+        raise RuntimeError("secret")
+
+    app = FastAPI()
+    hub.install(app, "/holdfast")
+    app.add_api_route("/chat", lambda: hub.stream_response("chat:1", broken, style="data"), methods=["POST"])
+    async with serving(hub, app) as served:
+        told = (await served.http.post("/chat")).text
+        assert told == "data: half\n\nevent: failed\ndata: \n\ndata: [DONE]\n\n"

@@ -6,11 +6,12 @@ You are in `agents`. A `LocalAgent` is a worker of the desk; `LocalPlace` is the
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from typing import TYPE_CHECKING
 
 from holdfast.agents.place import Watch, Writer
-from holdfast.agents.running import Agent, Running
+from holdfast.agents.running import Agent, Running, patiently
 from holdfast.agents.writer import AgentWriter
 from holdfast.core.errors import Deleted, Fenced, Finished, HoldfastError, NotFound
 from holdfast.core.events import CommandReply, Page
@@ -60,7 +61,7 @@ class LocalAgent:
         place = LocalPlace(self._hub)
         key = (turn.channel, turn.message_id)
         try:
-            message = await place.find(turn.channel, turn.message_id)
+            message = await patiently(lambda: place.find(turn.channel, turn.message_id))
             if message is None:
                 return
             running = self._running[key] = Running(self._agent, place, turn.channel, message, turn.generation)
@@ -75,11 +76,16 @@ class LocalAgent:
                 self._hub.desk.freed(self)
 
     async def _end(self, turn: Turn, state: str) -> None:
+        """Say that the turn is over, until that is stored: a turn without an end would keep its channel busy."""
+        with contextlib.suppress(Finished, Fenced, Deleted):
+            await patiently(lambda: self._end_once(turn, state))
+
+    async def _end_once(self, turn: Turn, state: str) -> None:
         ended: asyncio.Future[Answer | HoldfastError] = asyncio.get_running_loop().create_future()
         self._hub.desk.end(self, turn, "cancelled" if state == "cancelled" else "done", _once(ended))
         answer = await ended
-        if isinstance(answer, HoldfastError) and not isinstance(answer, Finished | Fenced | Deleted):
-            logger.warning("the end of a turn in %s could not be stored: %s", turn.channel, answer)
+        if isinstance(answer, HoldfastError):
+            raise answer
 
 
 class LocalPlace:

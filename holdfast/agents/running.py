@@ -10,19 +10,30 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Awaitable, Callable
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from holdfast.agents.place import Place, Watch, Writer
 from holdfast.agents.turn import OnCrash, Turn, reply_id
-from holdfast.core.errors import Finished, HoldfastError, LocalError, StillStreaming
+from holdfast.core.errors import (
+    Deleted,
+    Draining,
+    Fenced,
+    Finished,
+    HoldfastError,
+    LocalError,
+    NotFound,
+    StillStreaming,
+)
 from holdfast.core.model import Message
 from holdfast.core.names import check_id
 
 logger = logging.getLogger("holdfast.agents")
 
 PATIENCE_S = 30.0  # for an earlier attempt's answer to be interrupted, before it is gone on with
+RETRY_S = 1.0  # after a store that failed
 LEAVING_S = 10.0  # for a handler that was cancelled to put down what it holds
 
+T = TypeVar("T")
 Handler = Callable[[Turn], Awaitable[None]]
 
 
@@ -33,6 +44,18 @@ class Agent(NamedTuple):
     name: str
     on_crash: OnCrash = "restart"
     timeout_s: float = 3600.0  # for one turn
+
+
+async def patiently(call: Callable[[], Awaitable[T]]) -> T:
+    """What `call` gives; where the store fails, asked again until it does not. Raises what will not pass."""
+    while True:
+        try:
+            return await call()
+        except HoldfastError as error:
+            if not error.retry or isinstance(error, Draining):
+                raise
+            logger.warning("an agent will try again: %s", error)
+        await asyncio.sleep(RETRY_S)
 
 
 def check_agent(agent: Agent) -> Agent:
@@ -79,7 +102,7 @@ class Running:
 
     async def _run(self, watch: Watch) -> str | None:
         agent, place = self._agent, self._place
-        previous, taken_up = await self._after_crash(watch)
+        previous, taken_up = await patiently(lambda: self._after_crash(watch))
         if previous is not None and agent.on_crash == "interrupt":
             return "done"
         turn = self._turn = Turn(
@@ -99,7 +122,9 @@ class Running:
             if self._is_stopped:
                 self._work.cancel()
             await asyncio.wait([self._work])
-        except asyncio.CancelledError:  # the process is leaving
+        except asyncio.CancelledError:  # the process is leaving, which is nobody's wish that the answer ends
+            for reply in turn.replies:
+                reply.cancelled_as = ("interrupted", None)
             self._work.cancel()
             await asyncio.wait([self._work], timeout=LEAVING_S)
             raise
@@ -196,5 +221,7 @@ class Running:
                     except StillStreaming:
                         await watch.changed()
                         continue
+                    except (Finished, Fenced, Deleted, NotFound):  # somebody else has ended it, or goes on with it
+                        return previous, None
                     return await self._place.find(self.channel, message_id), writer
         return previous, None

@@ -7,14 +7,17 @@ Names without an underscore are public.
 from __future__ import annotations
 
 import hashlib
+import logging
 from typing import Literal, NamedTuple
 
 from holdfast.agents.history import Shape, as_turns, path_to
 from holdfast.agents.place import Place, Watch, Writer
-from holdfast.core.errors import LocalError
+from holdfast.core.errors import AlreadyAnswered, HoldfastError, LocalError
 from holdfast.core.events import CommandReply
-from holdfast.core.model import Json, Message
+from holdfast.core.model import Command, Json, Message
 from holdfast.core.names import base32
+
+logger = logging.getLogger("holdfast.agents")
 
 OnCrash = Literal["interrupt", "restart", "continue"]
 
@@ -67,6 +70,7 @@ class Turn:
         self._place = place
         self._watch = watch
         self._taken_up = taken_up
+        self._heard: set[str] = set()  # ids of `steer` commands that were given out
         self.replies: list[Writer] = []
 
     @property
@@ -107,19 +111,31 @@ class Turn:
         self._place.say(self.channel, self.name, {"state": state, "message": self.message.id, **data})
 
     async def steered(self) -> list[Steer]:
-        """What arrived for this turn since the last call, oldest first; it gets no turn of its own.
+        """What arrived for this turn since the last call; it gets no turn of its own.
 
-        `steer` commands that name this message or its answer (they are answered by this), and further user messages.
+        First `steer` commands that name this message or its answer (they are answered by this), then further user
+        messages, each oldest first.
         """
-        arrived: list[tuple[int, Steer]] = []
-        for number, command in enumerate(self._watch.commands()):
-            if command.name == "steer" and command.target in self.targets:
-                await self._place.reply(self.channel, command.id, ok=True, data=None, error=None, by=self.name)
-                arrived.append((number, Steer(_text_in(command.data), command.data, None, command.from_)))
+        arrived: list[Steer] = []
+        for command in self._watch.commands():
+            is_ours = command.name == "steer" and command.target in self.targets
+            if is_ours and command.id not in self._heard and await self._accept(command):
+                arrived.append(Steer(_text_in(command.data), command.data, None, command.from_))
         for message in self._watch.waiting():
             if message.id != self.message.id and await self._place.take_waiting(self.channel, message.id, by=self.name):
-                arrived.append((message.created, Steer(message.text, None, message, message.author)))
-        return [steer for _, steer in arrived]
+                arrived.append(Steer(message.text, None, message, message.author))
+        return arrived
+
+    async def _accept(self, command: Command) -> bool:
+        """Answer a `steer`; False if it was answered already, as by its end. What goes wrong harms no turn."""
+        self._heard.add(command.id)
+        try:
+            await self._place.reply(self.channel, command.id, ok=True, data=None, error=None, by=self.name)
+        except AlreadyAnswered:
+            return False
+        except HoldfastError as error:
+            logger.warning("a steer in %s could not be answered: %s", self.channel, error.detail)
+        return True
 
     async def ask(self, name: str, data: Json = None, *, timeout_s: float = 300.0) -> Answered:
         """Ask the people in the channel (`approve`, say) and wait for the first answer, at most `timeout_s` seconds.

@@ -65,7 +65,7 @@ class Agents:
 
     def borrow(self, channel: str) -> ChannelView:
         """The view of `channel`, to be given back."""
-        is_anothers = self._client.is_watched(channel) and channel not in {view.channel for view in self._shared}
+        is_anothers = self._client._is_watched(channel) and channel not in {view.channel for view in self._shared}
         view = self._client.channel(channel, history=HISTORY)
         self._shared[view] = self._shared.get(view, int(is_anothers)) + 1  # then it is never ours to close
         return view

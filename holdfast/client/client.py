@@ -252,7 +252,7 @@ class Client:
             )
         return view
 
-    def is_watched(self, name: str) -> bool:
+    def _is_watched(self, name: str) -> bool:
         """Is there a view of channel `name`?"""
         return name in self._views
 

@@ -53,6 +53,16 @@ class Door:
         self._now = now
 
     @property
+    def address(self) -> str:
+        """Where the hub is, for people: as it was given, and nothing secret in it."""
+        return f"{'https' if self._scheme == 'wss' else 'http'}://{self._place}"
+
+    @property
+    def has_token(self) -> bool:
+        """Is there anything to say who we are?"""
+        return self._token is not None or self._provider is not None
+
+    @property
     def can_renew(self) -> bool:
         """Is there anybody to ask for another token?"""
         return self._provider is not None

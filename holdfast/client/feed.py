@@ -111,7 +111,7 @@ class Feed:
     def forget_cursor(self) -> None:
         self._sink.cursor = None
 
-    def failed(self, error: HoldfastError) -> None:
+    def stopped(self, error: HoldfastError) -> None:
         self._cancel_again()
         self._sink.failed(error)
 

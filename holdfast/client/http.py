@@ -37,7 +37,7 @@ class Http:
     async def get(self, *path: str, **query: str) -> dict[str, Any]:
         """The answer to a GET; `path` in segments. Raises what the server refused; Unreachable."""
         url = self._door.http_url(*path, **query)
-        failures = 0
+        failures, why = 0, "no answer"
         try:
             async with asyncio.timeout(self._timing.request_s):
                 while True:
@@ -48,9 +48,11 @@ class Http:
                     may_pass = answer.retry or (isinstance(answer, Unauthenticated) and failures == 1)
                     if not may_pass or (isinstance(answer, Unauthenticated) and not self._door.forget_token()):
                         raise answer
+                    why = answer.detail or answer.code
                     await asyncio.sleep(stay_away_s + self._timing.backoff(failures, self._random))
         except TimeoutError:
-            raise Unreachable(f"there was no answer within {self._timing.request_s:.0f} s") from None
+            wait_s = self._timing.request_s
+            raise Unreachable(f"{self._door.address} did not answer within {wait_s:.0f} s ({why})") from None
 
     async def close(self) -> None:
         """Let go of the connections."""
@@ -69,7 +71,9 @@ class Http:
         try:
             response = await self._client.get(url, headers=await self._door.headers())
         except httpx2.TransportError as error:
-            return Unreachable(type(error).__name__), 0.0
+            # Others are told by their kind alone: one of a header would repeat it, and a token is in one.
+            why = str(error) if isinstance(error, httpx2.ConnectError) else type(error).__name__
+            return Unreachable(why), 0.0
         if response.status_code == 200:
             return _decoded(response.content), 0.0
         problem = problem_in(response.content)

@@ -68,6 +68,9 @@ class Standing(Protocol):
     def broken(self) -> None:
         """The socket is gone, with all that it had not completed."""
 
+    def stopped(self, error: HoldfastError) -> None:
+        """There will be no other socket: that is why."""
+
 
 class Receiver(Protocol):
     """Who takes the events of a channel."""
@@ -77,9 +80,6 @@ class Receiver(Protocol):
 
     def forget_cursor(self) -> None:
         """What we have cannot be continued."""
-
-    def failed(self, error: HoldfastError) -> None:
-        """There will be no more."""
 
 
 class _Asked:
@@ -180,14 +180,18 @@ class Link:
 
     def unreachable(self, what: str) -> Unreachable:
         """The error of something that took too long, with what is known of the reason."""
-        return Unreachable(what if self.is_live else f"{what}; there is no connection ({self._why or 'not yet'})")
+        if self.is_live:
+            return Unreachable(what)
+        return Unreachable(f"{what}; there is no connection to {self._door.address} ({self._why or 'not yet'})")
 
     # -- standing ----------------------------------------------------------------------------------------------
 
     def stand(self, one: Standing, *, since: int = 0) -> None:
         """Tell `one` of each socket after number `since`: of the open one, if it is such a one, at once."""
         self._standing[one] = None
-        if self.is_live and self.sockets > since:
+        if self.error is not None:  # soon: whoever stands up now may not be ready to hear it
+            asyncio.get_running_loop().call_soon(self._tell_stopped, one, self.error)
+        elif self.is_live and self.sockets > since:
             one.opened()
 
     def step_down(self, one: Standing) -> None:
@@ -210,7 +214,9 @@ class Link:
                 self._why = str(over)
                 failures = 1 if loop.time() - opened_at_s > self.timing.stable_s else failures + 1
                 delay_s = over.stay_away_s + self.timing.backoff(failures, self.random)
-                logger.info("no connection (%s); trying again in %.1f s", over, delay_s)
+                # One line tells of an outage; what follows is the same again.
+                level = logging.WARNING if failures == 1 else logging.INFO
+                logger.log(level, "no connection to %s (%s); trying again", self._door.address, over)
                 await asyncio.sleep(delay_s)
         finally:
             self._stop(LocalError("the client is closed"))
@@ -333,9 +339,13 @@ class Link:
         self.state, self.error = LinkState.STOPPED, error
         for asked in tuple(self._asked.values()):
             self._settle(asked, error)
-        for receiver in tuple(self.receivers.values()):
-            receiver.failed(error)
+        for one in tuple(self._standing):
+            self._tell_stopped(one, error)
         self._room.set()
+
+    def _tell_stopped(self, one: Standing, error: HoldfastError) -> None:
+        if one in self._standing:
+            one.stopped(error)
 
     def _send(self, asked: _Asked) -> None:
         asked.sent_at_s = asyncio.get_running_loop().time()
@@ -355,6 +365,8 @@ class Link:
                 self._settle_ref(frame.get("ref"), frame)
             case "error":
                 error = error_of(frame)
+                if isinstance(error, Unauthenticated) and not self._door.has_token:
+                    raise _Broken("no token", error=self._unknown())
                 if frame.get("ref") is None:
                     logger.error("the server did not understand a frame: %s", error)
                 self._settle_ref(frame.get("ref"), error)
@@ -397,12 +409,18 @@ class Link:
             reason = str(self._bye.get("reason") or closed.reason or "refused")
             return _Broken(why, error=error_of({"code": reason, "detail": f"the server ended it: {why}"}))
         if 4200 <= code < 4300 and not self._door.forget_token():
-            return _Broken(why, error=Unauthenticated("the token has expired, and there is nobody to ask for another"))
+            return _Broken(why, error=self._unknown())
         if 4100 <= code < 4200:
             for receiver in self.receivers.values():
                 receiver.forget_cursor()
         retry_ms = self._bye.get("retry_ms")
         return _Broken(why, stay_away_s=retry_ms / 1000 if isinstance(retry_ms, int | float) else 0.0)
+
+    def _unknown(self) -> Unauthenticated:
+        """Nobody knows us there (any more), and we have nothing else to say."""
+        if not self._door.has_token:
+            return Unauthenticated("the server asks for a token, and this client has none: Client(…, token=…)")
+        return Unauthenticated("the token has ended, and no other can be had: give a token_provider")
 
     def _refused(self, refusal: Refusal) -> _Broken:
         """What the answer to an upgrade says about coming back.
@@ -414,11 +432,15 @@ class Link:
         if status == 401 and self._door.forget_token() and self._refused_tokens < TOKENS_TRIED:
             self._refused_tokens += 1
             return _Broken("the token was refused")
-        error = error_of(problem) if problem else _plain_refusal(status)
+        error = error_of(problem) if problem and status != 404 else self._plain_refusal(status)
         may_pass = error.retry or status >= 500 or status in (408, 425, 429)
         if may_pass or (not problem and self.sockets and status != 401):
             return _Broken(str(refusal), stay_away_s=refusal.retry_after_s)
         return _Broken(str(refusal), error=error)
+
+    def _plain_refusal(self, status: int) -> HoldfastError:
+        detail = f"{self._door.address} answered {status}, and not as a Holdfast server does: is it at another path?"
+        return error_of({"code": "unauthenticated" if status == 401 else "refused", "status": status, "detail": detail})
 
 
 def encode(frame: dict[str, Any], limits: Limits) -> str:
@@ -442,8 +464,3 @@ def _settle(future: asyncio.Future[dict[str, Any]], answer: Answer) -> None:
         future.set_exception(answer)
     else:
         future.set_result(answer)
-
-
-def _plain_refusal(status: int) -> HoldfastError:
-    detail = f"the server's address answered {status}, and not as a Holdfast server does"
-    return error_of({"code": "unauthenticated" if status == 401 else "refused", "status": status, "detail": detail})

@@ -75,6 +75,9 @@ class Presence:
             self._again.cancel()
             self._again = None
 
+    def stopped(self, error: HoldfastError) -> None:
+        self.error = error
+
     # Inside
 
     def _answered(self, answer: Answer) -> None:

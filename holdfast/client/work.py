@@ -94,6 +94,10 @@ class Worker:
     def broken(self) -> None:
         """Turns go on: their claims outlive a socket by a lease."""
 
+    def stopped(self, error: HoldfastError) -> None:
+        if self._refused is not None and not self._refused.done():
+            self._refused.set_exception(error)
+
     # Inside
 
     async def _run(self, key: tuple[str, str], turn: ClaimedTurn) -> None:
@@ -105,6 +109,8 @@ class Worker:
                 raise
             logger.warning("the turn of %s in %s was lost", turn.message.id, turn.channel)
             return
+        except HoldfastError as error:
+            logger.error("the turn of %s in %s failed: %s", turn.message.id, turn.channel, error)
         except Exception:
             logger.exception("the turn of %s in %s failed", turn.message.id, turn.channel)
         finally:

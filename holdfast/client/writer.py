@@ -318,6 +318,10 @@ class RemoteWriter:
         self._looks += 1
         self._cancel_timer()
 
+    def stopped(self, error: HoldfastError) -> None:
+        if not self._is_over:
+            self._refuse(error)
+
     # -- accepting ---------------------------------------------------------------------------------------------
 
     def _part_for_text(self, index: int | None) -> int:

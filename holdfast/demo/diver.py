@@ -1,9 +1,9 @@
 """The diver: a second agent, in a process of its own, that is there to crash.
 
 You are in `demo`. The guide lives in the server's process; the diver works over the network, as an agent on another
-machine would. It serves one channel, and a message that says `/crash` kills it in mid-answer, for real. The server
-then says that its answer was interrupted, and the guide goes on with it. Otherwise the diver leaves when it is done;
-it ends with the process that started it.
+machine would. It serves one channel with the guide's own handler, and a message that says `/crash` kills it in
+mid-answer, for real. The server then says that its answer was interrupted, and the guide goes on with it. Otherwise the
+diver leaves when it is done; it ends with the process that started it.
 
 `python -m holdfast.demo.diver URL CHANNEL` is the process, `Divers` starts it.
 """
@@ -17,27 +17,23 @@ import signal
 import sys
 from collections.abc import Coroutine
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
-import msgspec
-
-from holdfast.agents.turn import reply_id
+from holdfast.agents.turn import Turn
 from holdfast.app import Hub
-from holdfast.client import ClaimedTurn, Client, RemoteWriter
-from holdfast.core.errors import Busy, Fenced, Finished, NotFound, StillStreaming, TooMany
-from holdfast.demo.agent import Settled, continue_at, plan
-from holdfast.demo.guide import LONGEST_QUESTION
+from holdfast.client import Client
+from holdfast.core.errors import Busy, TooMany
+from holdfast.demo.guide import Guide
 
 __all__ = ["NAME", "SLOTS", "Divers"]
 
 NAME = "diver"
 SLOTS = 100  # more than the guide has: messages go to the agent with the most room
 MOST_DIVERS = 4  # at once, in different channels
-LEASE_S = 5.0  # of an answer; when its socket breaks, 3 s are left
 IDLE_S = 60.0  # until it leaves where nobody asks it anything …
 LINGER_S = 5.0  # … and after it has answered
 START_S = 30.0
-POLL_S = 0.5
 CRASH_AT = 60  # code points into its answer
 
 _CRASH = re.compile(r"(^|\s)/crash\b")
@@ -89,41 +85,40 @@ class Divers:
 
 async def _dive(url: str, channel: str) -> None:
     """Serve `channel` until there is nothing more to do."""
-    async with Client(url, client_id=NAME) as client:
-        diver = _Diver(client)
-        work = client.work(channel, on_turn=diver.answer, slots=SLOTS, when_busy="parallel", name=NAME)
-        await _first_of(work, diver.until_idle(), _until_input_ends())
+    client = Client(url, client_id=NAME)
+    working = _Working()
+
+    @client.agent(channel, name=NAME, when_busy="parallel", on_crash="continue", slots=SLOTS)
+    async def diver(turn: Turn) -> None:
+        with working:
+            await Guide(client, None, partial(_sleep, turn), says={"pid": os.getpid()}).answer(turn)
+
+    await _first_of(client.run(), working.until_idle(), _until_input_ends())
 
 
-class _Diver:
-    """Answers, and dies when it is told to."""
+async def _sleep(turn: Turn, delay_s: float) -> None:
+    """Wait; and die, when it is time to."""
+    await asyncio.sleep(delay_s)
+    is_to_crash = turn.attempt == 1 and _CRASH.search(turn.text) is not None
+    if is_to_crash and turn.replies and turn.replies[-1].length >= CRASH_AT:
+        await turn.replies[-1].flush()
+        os.kill(os.getpid(), signal.SIGKILL)
 
-    def __init__(self, client: Client) -> None:
-        self._client = client
-        self._working = 0
+
+class _Working:
+    """How many turns run."""
+
+    def __init__(self) -> None:
+        self._turns = 0
         self._changed = asyncio.Event()
 
-    async def answer(self, turn: ClaimedTurn) -> None:
-        """Answer one message."""
-        self._working += 1
+    def __enter__(self) -> None:
+        self._turns += 1
         self._changed.set()
-        turn.tell({"state": "answering", "message": turn.message.id, "pid": os.getpid()})
-        question = turn.message.text[:LONGEST_QUESTION]
-        settled = Settled.of(turn.message.id, question)
-        must_crash = turn.generation == 1 and _CRASH.search(question) is not None
-        try:
-            async with await self._reply(turn, settled) as message:
-                for text, delay_s in continue_at(plan(question, settled), message.length):
-                    await asyncio.sleep(delay_s)
-                    await message.append(text)
-                    if must_crash and message.length >= CRASH_AT:
-                        await message.flush()
-                        os.kill(os.getpid(), signal.SIGKILL)
-        except (Finished, Fenced):
-            pass  # somebody stopped it
-        finally:
-            self._working -= 1
-            self._changed.set()
+
+    def __exit__(self, *_: object) -> None:
+        self._turns -= 1
+        self._changed.set()
 
     async def until_idle(self) -> None:
         """Return when nothing came, or nothing more."""
@@ -131,34 +126,11 @@ class _Diver:
         while True:
             self._changed.clear()
             try:
-                async with asyncio.timeout(None if self._working else patience_s):
+                async with asyncio.timeout(None if self._turns else patience_s):
                     await self._changed.wait()
             except TimeoutError:
                 return
             patience_s = LINGER_S
-
-    async def _reply(self, turn: ClaimedTurn, settled: Settled) -> RemoteWriter:
-        """The answer: a new one, or that of an attempt before this one."""
-        for generation in range(turn.generation - 1, 0, -1):
-            begun = self._client.take_over(turn.channel, reply_id(turn.message.id, generation), lease_s=LEASE_S)
-            with suppress(NotFound):
-                return await _once_interrupted(begun)
-        return self._client.message(
-            turn.channel,
-            id=reply_id(turn.message.id, turn.generation),
-            reply_to=turn.message.id,
-            meta=msgspec.to_builtins(settled),
-            lease_s=LEASE_S,
-        )
-
-
-async def _once_interrupted(begun: RemoteWriter) -> RemoteWriter:
-    """`begun`, taken over as soon as the writer before it is known to be gone."""
-    while True:
-        try:
-            return await begun.open()
-        except StillStreaming:
-            await asyncio.sleep(POLL_S)
 
 
 async def _until_input_ends() -> None:

@@ -16,6 +16,7 @@ import msgspec
 from holdfast.agents.place import Writer
 from holdfast.agents.turn import Steer, Turn
 from holdfast.app import Hub
+from holdfast.client import Client
 from holdfast.core.errors import AlreadyAnswered, Deleted
 from holdfast.core.events import ChannelAttached
 from holdfast.core.model import Json
@@ -43,12 +44,23 @@ Sleep = Callable[[float], Awaitable[object]]  # waits for so many seconds
 
 
 class Guide:
-    """The handler. `model` answers if there is one."""
+    """The handler, beside the hub or over the network: `hub` may be a client of it. `model` answers if there is one.
 
-    def __init__(self, hub: Hub, model: Model | None, sleep: Sleep = asyncio.sleep) -> None:
+    `says` goes with what it tells of itself while it works.
+    """
+
+    def __init__(
+        self,
+        hub: Hub | Client,
+        model: Model | None,
+        sleep: Sleep = asyncio.sleep,
+        *,
+        says: dict[str, Json] | None = None,
+    ) -> None:
         self._hub = hub
         self._model = model
         self._sleep = sleep
+        self._says = says or {}
 
     async def answer(self, turn: Turn) -> None:
         """Answer one message."""
@@ -60,7 +72,7 @@ class Guide:
         question = turn.text[:LONGEST_QUESTION]
         settled = Settled.of(turn.message.id, question)
         async with turn.reply(meta=msgspec.to_builtins(settled)) as message:
-            turn.progress("using a tool", tool="documentation")
+            turn.progress("using a tool", tool="documentation", **self._says)
             before = turn.previous
             if before is not None and before.id == message.id:
                 settled = msgspec.convert(before.meta, Settled)
@@ -91,7 +103,7 @@ class Guide:
         for number, (text, delay_s) in enumerate(continue_at(steps, message.length)):
             await self._sleep(delay_s)
             if number == 0:
-                turn.progress("answering")
+                turn.progress("answering", **self._says)
             steered = await turn.steered()
             if steered:
                 return [_heard(steer, message.length) for steer in steered]
@@ -122,9 +134,7 @@ class Guide:
             for command in event.commands:
                 if command.name == "approve" and command.target in turn.targets:
                     with suppress(AlreadyAnswered):
-                        await self._hub.reply(
-                            turn.channel, command.id, ok=False, error={"code": "withdrawn"}, by=turn.name
-                        )
+                        await self._hub.reply(turn.channel, command.id, ok=False, error={"code": "withdrawn"})
             return
 
 

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 MAX_CACHED_BATCHES = 64
 MAX_CACHED_BYTES = 2 * 1024 * 1024
 Observe = Callable[["Channel", "Iterable[str] | None"], None]  # with the messages and commands that changed, or None
+PATIENCE_S = 0.04  # so long at most is text not stored because nobody would be shown it; the default window
 KEPT_ABSENT = 10_000  # ids known not to exist, so that a new message asks the store at most once
 
 
@@ -156,6 +157,17 @@ class Channel:
         """Does nobody watch or write it?"""
         is_watched = self.listeners or self.roster.has_people or any(map(len, self._groups.values()))
         return not (self.parked or self._loaders or self._commit_over or is_watched)
+
+    def call_in_time(self, callback: Callable[[], None], *, lead_s: float) -> bool:
+        """Call `callback` `lead_s` before anybody is shown what is stored now; False if that is now, or if nobody is.
+
+        Until then it makes no difference to any viewer whether more is stored.
+        """
+        over_s = min((group.over_s for group in self._groups.values() if len(group)), default=0.0)
+        now_s = asyncio.get_running_loop().time()
+        if over_s <= now_s:
+            return False
+        return self._ticks.call_before(min(over_s, now_s + PATIENCE_S), lead_s, callback)
 
     def moved(self) -> None:
         """The durable serial moved: let the feeds come and take."""

@@ -38,6 +38,7 @@ MAX_ROWS = 64
 MAX_ITEMS = 1_024  # joined appends make few rows of many requests; this bounds the work between two commits
 # Text since the last document; beyond it the message gets one, so that a restart reads little.
 DOCUMENT_BYTES = 64 * 1024
+SPARE_S = 0.001  # beside twice what it took lately, for what has to be stored in time
 STORE_TIMEOUT_S = 30.0  # a store that says nothing for so long may or may not have stored
 MAX_CONFLICTS = 100
 
@@ -168,6 +169,7 @@ class _Cut(Struct):
     drafts: dict[Channel, Draft]
     decided: list[Decided]
     due: dict[Channel, list[str]]  # documents wished for
+    since_s: float | None  # when the oldest of it began to wait, or earlier
 
 
 class Committer:
@@ -196,6 +198,8 @@ class Committer:
         self.waiting = 0  # items in the queue or parked
         self._waiting_bytes = 0
         self._wake = asyncio.Event()
+        self._since_s: float | None = None  # when the oldest in the queue came, or earlier
+        self._took_s = 0.0  # from waiting to stored, on average of late
         self._parking: set[Channel] = set()  # those with parked items
         self._unclear: dict[Channel, _Unclear] = {}
         self._cut_now: _Cut | None = None
@@ -213,7 +217,16 @@ class Committer:
         self.waiting += 1
         self._waiting_bytes += item.size_bytes
         self._queue.append(item)
+        if self._since_s is None:
+            self._since_s = asyncio.get_running_loop().time()
         self._wake.set()
+
+    def call_in_time(self, channel: str, callback: Callable[[], None]) -> bool:
+        """Call `callback` when it is time to submit what only viewers of `channel` wait for; False: it is now.
+
+        Storing more often than they are shown something is of use to nobody; and who is slow has to begin early.
+        """
+        return self._channel(channel).call_in_time(callback, lead_s=2 * self._took_s + SPARE_S)
 
     async def run(self) -> None:
         """Store what waits, until cancelled at the hub's end; what waits then is told so."""
@@ -242,7 +255,7 @@ class Committer:
 
     def _cut(self) -> _Cut:
         """Decide a batch of what waits. No await: what is decided sees one moment."""
-        cut = _Cut({}, [], {})
+        cut = _Cut({}, [], {}, self._since_s)
         rows = 0
         now_ms = self._clock.now_ms()
         while self._queue and rows < MAX_ROWS and len(cut.decided) < MAX_ITEMS:
@@ -264,6 +277,8 @@ class Committer:
             if type(item) is DocumentDue:
                 cut.due.setdefault(channel, []).append(item.message_id)
             rows += len(draft.ops) - before
+        if not self._queue:
+            self._since_s = None
         return cut
 
     def _decide_item(self, channel: Channel, draft: Draft, item: Item, now_ms: int) -> Decided | None:
@@ -338,7 +353,8 @@ class Committer:
 
     async def _commit(self, cut: _Cut) -> None:
         writes = self._writes(cut)
-        over = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        over = loop.create_future()
         for channel in cut.drafts:
             channel.commit_begins(over)
         try:
@@ -357,6 +373,8 @@ class Committer:
             for channel in cut.drafts:
                 channel.commit_ends()
             over.set_result(None)
+            if cut.since_s is not None:
+                self._took_s += 0.1 * (loop.time() - cut.since_s - self._took_s)
         conflicted = []
         for (channel, write), result in zip(writes, results, strict=True):
             if isinstance(result, Committed):

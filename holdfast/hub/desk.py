@@ -222,6 +222,8 @@ class Desk:
             work.waiting.pop(key, None)
             if claim.lease_ms:
                 self._lapse_in(channel, key, claim, claim.lease_ms / 1000)
+            elif claim.node == self._node:  # until its worker begins, or a running turn has taken it in
+                self._lapse_in(channel, key, claim, BROKEN_S)
         return False
 
     def _is_orphan(self, work: _Work, key: str, claim: ClaimState) -> bool:
@@ -340,6 +342,8 @@ class Desk:
             self._tidy(turn.channel)
             return
         work.running[turn.message_id] = (known[0], worker)
+        if worker.is_local:
+            self._deadlines.drop(("turn", turn.channel, turn.message_id))
         worker.begin(turn)
 
     def _tidy(self, channel: str) -> None:

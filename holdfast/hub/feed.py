@@ -240,12 +240,22 @@ class Ticks:
 
     def call_at(self, due_s: float, callback: Callable[[], None]) -> None:
         """Call `callback` at the first point of the grid that is not before `due_s` (of the loop's clock)."""
-        point = ceil(due_s / self.GRID_S)
+        self._call(ceil(due_s / self.GRID_S), callback)
+
+    def _call(self, point: int, callback: Callable[[], None]) -> None:
         waiting = self._due.get(point)
         if waiting is None:
             waiting = self._due[point] = []
             asyncio.get_running_loop().call_at(point * self.GRID_S, self._run, point)
         waiting.append(callback)
+
+    def call_before(self, over_s: float, lead_s: float, callback: Callable[[], None]) -> bool:
+        """Call `callback` at the last point `lead_s` before what is due at `over_s` is; False if it has passed."""
+        point = ceil(over_s / self.GRID_S) - ceil(lead_s / self.GRID_S)
+        if point * self.GRID_S <= asyncio.get_running_loop().time():
+            return False
+        self._call(point, callback)
+        return True
 
     def _run(self, point: int) -> None:
         for callback in self._due.pop(point):
@@ -266,7 +276,7 @@ class Group:
         self._feeds: dict[Feed, None] = {}
         self._is_due = False  # is a release on its way?
         self._is_passing_due = False  # is one for what is said in passing? It uses up no window
-        self._last_s = float("-inf")
+        self._last_s = -self._window_s  # the first release is at once
 
     def __len__(self) -> int:
         return len(self._feeds)
@@ -280,13 +290,18 @@ class Group:
     def remove(self, feed: Feed) -> None:
         self._feeds.pop(feed, None)
 
+    @property
+    def over_s(self) -> float:
+        """When its window is over (of the loop's clock): what comes before is released a little after, then at once."""
+        return self._last_s + self._window_s
+
     def moved(self) -> None:
         """The channel moved: release the feeds when their window is over, at once after a pause."""
         if self._is_due or not self._feeds:
             return
         self._is_due = True
         loop = asyncio.get_running_loop()
-        due_s = self._last_s + self._window_s
+        due_s = self.over_s
         if loop.time() >= due_s:
             loop.call_soon(self._release)
         else:

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 from functools import partial
+from typing import NamedTuple
 
 from holdfast.core.errors import HoldfastError
 from holdfast.core.names import COMMAND_MARK
@@ -32,6 +33,13 @@ SERVER = Asker(is_server=True)
 Submit = Callable[[str, str, Request, Asker, Done], None]
 
 
+class _Holder(NamedTuple):
+    """By what the writer of a message was heard of last."""
+
+    line: Hashable  # its socket
+    is_last: bool  # and by nothing else since
+
+
 class Warden:
     """Watches over leases and commands. `submit` is the hub's."""
 
@@ -41,6 +49,7 @@ class Warden:
         self._deadlines = deadlines
         self._submit = submit
         self._leases: dict[tuple[str, str], tuple[int, float]] = {}  # generation and term in seconds
+        self._holders: dict[tuple[str, str], _Holder] = {}  # by what their writers were heard of, where that is known
 
     def look(self, channel: Channel, keys: Iterable[str] | None) -> None:
         """The messages and commands `keys` of `channel` changed; with None, any may have."""
@@ -60,22 +69,39 @@ class Warden:
         if message is None or writer is None or writer.node is not None or not writer.lease_ms:
             if self._leases.pop(place, None) is not None:
                 self._deadlines.drop(("lease", *place))
+                self._holders.pop(place, None)
             return
-        lease = (message.generation, writer.lease_ms / 1000)
-        if self._leases.get(place) != lease:
+        lease, known = (message.generation, writer.lease_ms / 1000), self._leases.get(place)
+        if known != lease:
             self._leases[place] = lease
+            if lease[0] > 1 and (known is None or known[0] != lease[0]):
+                self._holders[place] = _Holder(None, False)  # whoever wrote before has no say in it
             self.renew(channel, key)
 
     def renew(self, channel: str, key: str) -> None:
         """The writer of `key` was heard of: its lease, if it has one, begins anew."""
         lease = self._leases.get((channel, key))
         if lease is not None:
+            self._deadlines.drop(("again", channel, key, FinishMessage))  # of an end that came in its way
             self._end_lease_in(channel, key, lease[1])
+            if (channel, key) in self._holders:
+                self._holders[channel, key] = self._holders[channel, key]._replace(is_last=False)
 
-    def broken(self, channel: str, key: str) -> None:
-        """The socket of the writer of `key` broke: a blip does not interrupt, and a crash shows soon."""
-        lease = self._leases.get((channel, key))
-        if lease is not None:
+    def held(self, channel: str, key: str, line: Hashable) -> None:
+        """It was by the socket `line` that the writer of `key` was heard of."""
+        if (channel, key) in self._leases:
+            self._holders[channel, key] = _Holder(line, True)
+
+    def broken(self, channel: str, key: str, line: Hashable = None, *, is_late: bool = False) -> None:
+        """The socket `line` of the writer of `key` broke: a blip does not interrupt, and a crash shows soon.
+
+        Not where the writer was heard of by something else since: then it is there. `is_late`: the socket had broken
+        already when this last request of its was carried out.
+        """
+        lease, holder = self._leases.get((channel, key)), self._holders.get((channel, key))
+        if lease is None:
+            return
+        if line is None or holder is None or (holder.line is line and (holder.is_last or is_late)):
             self._end_lease_in(channel, key, min(lease[1], BROKEN_S))
 
     def _end_lease_in(self, channel: str, key: str, term_s: float) -> None:
@@ -93,6 +119,7 @@ class Warden:
         """The lease has ended, also where it was somebody else who ended the message."""
         if self._leases.get((channel, key)) == lease:
             del self._leases[channel, key]
+            self._holders.pop((channel, key), None)
 
     def look_at_command(self, channel: str, key: str, command: CommandState | None) -> None:
         """See to the end of the command `key`, which may be gone."""

@@ -73,6 +73,7 @@ class MessageWriter:
         self.unstored_bytes = 0  # accepted and not answered …
         self._flying_bytes = 0  # … of which the committer has so many
         self._is_waiting = False  # does the committer have us?
+        self._is_resting = False  # shall we go to it when viewers can be shown more?
         self._error: HoldfastError | None = None  # of the store's no: the next call raises it
         self._trouble: HoldfastError | None = None  # of a store that fails for now
         self._waiters: list[asyncio.Future[None]] = []
@@ -252,8 +253,10 @@ class MessageWriter:
         self._is_waiting = False
         if (refusal := decided.refusal) is not None:
             self._refuse(refusal)
-        if self._unstored:
+        if self._queue or self._flying or self._waiters:
             self._submit()
+        elif self._texts:
+            self._submit_in_time()
         self._wake_waiters()
 
     def failed(self, error: HoldfastError) -> None:
@@ -321,7 +324,7 @@ class MessageWriter:
         self._texts_part = index
         self.unstored_bytes += len(text) if text.isascii() else utf8_len(text)
         if not self._is_waiting:
-            self._submit()
+            self._submit_in_time()
 
     def _new_request(self) -> str:
         """An id by which the message knows a request again that is decided twice; no other writer's."""
@@ -354,6 +357,20 @@ class MessageWriter:
             self._queue.append(AppendText(text=piece, at=at, part=part, generation=self.generation))
             at += len(piece)
 
+    def _submit_in_time(self) -> None:
+        """There is more text, and nobody waits for it but viewers: let it be stored by the end of their window."""
+        if self._is_resting:
+            return
+        if self._hub.call_in_time(self.channel, self._rested):
+            self._is_resting = True
+        else:
+            self._submit()
+
+    def _rested(self) -> None:
+        self._is_resting = False
+        if self._unstored:
+            self._submit()
+
     def _submit(self) -> None:
         """Tell the committer that something waits here."""
         self._retry = None
@@ -382,6 +399,8 @@ class MessageWriter:
             self._raise_error()
             waiter = loop.create_future()
             self._waiters.append(waiter)
+            if self._is_resting:
+                self._submit()
             if self._trouble is None:  # a timeout costs more than all the rest of a flush
                 until_s = None
                 await waiter

@@ -60,8 +60,17 @@ const PAGE_TRIES = 3
 // Presence beside SSE. Browsers let the timers of a hidden page run once a minute, and its member must not flicker.
 const LEASE_S = 90
 const WAKING = ["online", "visibilitychange", "pageshow"]
-const METHODS = new Map([["history", "GET"], ["update", "PATCH"], ["delete", "DELETE"], ["presence", "PUT"]])
-const PLACES = new Map([["command", "commands"], ["reply", "commands"], ["presence", "presence"], ["signal", "signals"]])
+// Requests over HTTP; a colon stands for the id. What is not listed is a POST to a message, named as the request is.
+const ROUTES = new Map([
+  ["create", "POST messages"],
+  ["history", "GET messages"],
+  ["update", "PATCH messages/:"],
+  ["delete", "DELETE messages/:"],
+  ["command", "POST commands"],
+  ["reply", "POST commands/:/reply"],
+  ["presence", "PUT presence/:"],
+  ["signal", "POST signals"],
+])
 // Codes that may pass: attach again later. With any other the channel is closed.
 const PASSING = ["busy", "draining", "internal", "store_unavailable", "too_many"]
 
@@ -467,18 +476,16 @@ class Client extends Observable {
 
   /** @param {Unanswered["frame"]} frame */
   async #askOne({ type, channel, ref: _, leave, ...fields }) {
-    const method = leave ? "DELETE" : METHODS.get(type) ?? "POST"
-    let path = `/v1/channels/${encodeURIComponent(channel)}/${PLACES.get(type) ?? "messages"}`
+    const [verb, place] = (ROUTES.get(type) ?? `POST messages/:/${type}`).split(" ")
+    const method = leave ? "DELETE" : verb
     if (type === "presence") Object.assign(fields, { id: this.options.client ?? "anonymous", lease_s: LEASE_S })
-    if (!["create", "history", "command", "signal"].includes(type)) {
-      path += `/${encodeURIComponent(fields.id ?? "")}${method === "POST" ? `/${type}` : ""}`
-      delete fields.id
-    }
-    const hasBody = method.startsWith("P")
-    const response = await this.fetch(this.address(path, type === "history" ? fields : {}), {
+    const path = place.replace(":", () => encodeURIComponent(fields.id ?? ""))
+    if (path !== place) delete fields.id
+    const query = method === "GET" ? fields : {}
+    const response = await this.fetch(this.address(`/v1/channels/${encodeURIComponent(channel)}/${path}`, query), {
       method,
       signal: AbortSignal.any([this.#closed.signal, AbortSignal.timeout(OPEN_MS)]),
-      ...(hasBody && { headers: { "Content-Type": "application/json" }, body: JSON.stringify(fields) }),
+      ...(method[0] === "P" && { headers: { "Content-Type": "application/json" }, body: JSON.stringify(fields) }),
     })
     if (response.ok) return response.status > 201 ? {} : response.json()
     const problem = await response.json().catch(() => ({}))
@@ -508,6 +515,7 @@ class Channel extends Observable {
   #pens = new Map()
   /** @type {{ data?: object } | null} as what we are here */
   #here = null
+  #saying = 0 // so many times it is on its way
   /** @type {ReturnType<typeof setTimeout> | undefined} of the lease */
   #renewal
   /** @type {Snapshot | undefined} */
@@ -655,10 +663,7 @@ class Channel extends Observable {
 
   /** A connection knows those alone who came with it, and a lease ends: say it again, unless that is on its way. */
   enterAgain() {
-    const asked = [...this.client.unanswered.values()]
-    if (this.#here && !asked.some(({ frame }) => frame.type === "presence" && frame.channel === this.name)) {
-      this.#present().catch(() => {})
-    }
+    if (this.#here && !this.#saying) this.#present().catch(() => {})
   }
 
   /** @param {Batch} batch @param {string} text its frame @param {Line} line */
@@ -711,7 +716,8 @@ class Channel extends Observable {
 
   async #present() {
     clearTimeout(this.#renewal)
-    await this.#request("presence", this.#here ?? { leave: true })
+    this.#saying++
+    await this.#request("presence", this.#here ?? { leave: true }).finally(() => this.#saying--)
     clearTimeout(this.#renewal)
     if (this.client.isSse && this.state !== "closed") this.#renewal = setTimeout(() => this.enterAgain(), LEASE_S * 333)
   }

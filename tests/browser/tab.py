@@ -7,9 +7,15 @@ ending the server.
 from __future__ import annotations
 
 import json
+import os
+import shutil
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
-from playwright.async_api import Browser, Page, WebSocket
+from playwright.async_api import Browser, Page, WebSocket, async_playwright
+
+from tests.conftest import ARGUMENTS
 
 TIMEOUT_MS = 30_000
 
@@ -17,6 +23,17 @@ _TEXT = """id => {
   const message = document.querySelector(`[data-message-id="${CSS.escape(id)}"]`)
   return message ? [...message.querySelectorAll(".text")].map(node => node.textContent).join("") : null
 }"""
+
+
+@asynccontextmanager
+async def chromium() -> AsyncIterator[Browser]:
+    """A Chromium that may serve several tests; they open windows in profiles of their own."""
+    path = os.environ.get("HOLDFAST_CHROMIUM") or shutil.which("chromium")
+    assert path is not None, "no Chromium: install Debian's package chromium, or set HOLDFAST_CHROMIUM to one's path"
+    async with async_playwright() as playwright:
+        browser = await playwright.chromium.launch(executable_path=path, args=list(ARGUMENTS))
+        yield browser
+        await browser.close()
 
 
 class Tab:
@@ -27,15 +44,17 @@ class Tab:
         self.url = url
         self.errors: list[str] = []
         self.first_batch: list[dict[str, Any]] = []  # events of the first batch of the latest WebSocket
+        self.events: list[dict[str, Any]] = []  # all that WebSockets brought
         page.on("pageerror", lambda error: self.errors.append(str(error)))
         page.on("websocket", self._listen)
 
     @classmethod
-    async def open(cls, browser: Browser, port: int, channel: str, transport: str = "ws") -> Tab:
-        """A new tab, in a profile of its own."""
+    async def open(cls, browser: Browser, port: int, channel: str, transport: str = "ws", name: str = "") -> Tab:
+        """A new tab, in a profile of its own, of the person `name` (by default somebody new)."""
         context = await browser.new_context()
         context.set_default_timeout(TIMEOUT_MS)
-        tab = cls(await context.new_page(), f"http://127.0.0.1:{port}/?channel={channel}&transport={transport}")
+        query = f"channel={channel}&transport={transport}" + (f"&as={name}" if name else "")
+        tab = cls(await context.new_page(), f"http://127.0.0.1:{port}/?{query}")
         await tab.page.goto(tab.url)
         return tab
 
@@ -69,6 +88,8 @@ class Tab:
         def receive(frame: str | bytes) -> None:
             nonlocal is_complete
             told = json.loads(frame)
+            if told.get("type") == "events":
+                self.events.extend(told["events"])
             if told.get("type") == "events" and not is_complete:
                 first.extend(told["events"])
                 is_complete = told.get("cursor") is not None

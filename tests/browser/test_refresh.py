@@ -18,13 +18,17 @@ from tests.processes import Process, Server, text_of
 from tests.producer import tokens_of
 
 TOKENS = 400
-PER_SECOND = 60
+PER_SECOND = 120
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")  # as the browser
 
 
 @contextmanager
-def producing(server: Server, folder: Path, message_id: str, seed: int, tokens: int = TOKENS) -> Iterator[Process]:
+def producing(
+    server: Server, folder: Path, message_id: str, seed: int, per_second: int = PER_SECOND
+) -> Iterator[Process]:
     """A producer of one message on `demo:test`, in a process of its own."""
-    arguments = [str(server.port), server.hub, "demo:test", message_id, str(seed), str(tokens), str(PER_SECOND)]
+    arguments = [str(server.port), server.hub, "demo:test", message_id, str(seed), str(TOKENS), str(per_second)]
     producer = Process(["-m", "tests.producer", *arguments], folder / f"{message_id}.log")
     producer.start()
     try:
@@ -46,7 +50,7 @@ async def check_end(server: Server, producer: Process, tabs: list[Tab], message_
 
 async def test_ten_reloads_at_random_moments_lose_nothing(demo: Server, browser: Browser, tmp_path: Path) -> None:
     chosen = random.Random(7)
-    with producing(demo, tmp_path, "m", seed=1) as producer:
+    with producing(demo, tmp_path, "m", seed=1, per_second=60) as producer:  # reloads take their time, too
         reader = await Tab.open(browser, demo.port, "demo:test")
         others = [
             await Tab.open(browser, demo.port, "demo:test", "ws"),

@@ -199,3 +199,61 @@ async def test_an_agent_that_is_killed_is_seen_to_be_gone_and_another_takes_over
                 }[on_crash]
             )
             assert [one.id for one in (await hub.members("chat:1")).members] == ["second"]
+
+
+async def test_an_agent_that_leaves_leaves_its_answer_interrupted_for_another(hub: Hub, wire: Wire) -> None:
+    begun = asyncio.Event()
+    first, second = client_of(wire, client_id="first"), client_of(wire, client_id="second")
+
+    @first.agent("chat:*")
+    async def half(turn: Turn) -> None:
+        async with turn.reply() as message:
+            await message.append("half ")
+            begun.set()
+            await asyncio.Event().wait()
+
+    @second.agent("chat:*", on_crash="continue")
+    async def whole(turn: Turn) -> None:
+        async with turn.reply() as message:
+            await message.append("whole")
+
+    async with working(first):
+        await becomes(lambda: hub.desk.has_agent("chat:1"))
+        asked = await hub.create("chat:1", text="?")
+        async with asyncio.timeout(10):
+            await begun.wait()
+    message, _ = await hub.read("chat:1", reply_id(asked.id, 1))
+    assert (message.text, message.status) == ("half ", "streaming")  # nobody asked for its end: its lease runs out
+    async with working(second), asyncio.timeout(20):
+        async for event in hub.subscribe("chat:1"):
+            if event.__struct_config__.tag == "message.finish" and event.status == "complete":
+                break
+    assert [(one.text, one.status) for one in await answers(hub)] == [("half whole", "complete")]
+
+
+@pytest.mark.parametrize("code", ["already_answered", "forbidden"])
+async def test_a_steer_that_cannot_be_answered_harms_no_turn(hub: Hub, wire: Wire, code: str) -> None:
+    """It had expired, say; or the agent may not answer commands."""
+    got: list[str] = []
+    begun, steered = asyncio.Event(), asyncio.Event()
+    client = client_of(wire, client_id="bot")
+
+    @client.agent("chat:*")
+    async def bot(turn: Turn) -> None:
+        async with turn.reply() as message:
+            await message.append("on")
+            begun.set()
+            await steered.wait()
+            for _ in range(2):
+                got.extend(steer.text for steer in await turn.steered())
+
+    async with working(client), asyncio.timeout(10):
+        await becomes(lambda: hub.desk.has_agent("chat:1"))
+        asked = await hub.create("chat:1", text="?")
+        await begun.wait()
+        wire.refuse = lambda frame: code if frame["type"] == "reply" else None
+        await hub.command("chat:1", "steer", target=asked.id, data="shorter")
+        await becomes(lambda: bool(client.channel("chat:1").commands))
+        steered.set()
+        (answer,) = await until_answered(hub)
+    assert (answer.status, got) == ("complete", ["shorter"] if code == "forbidden" else [])

@@ -31,7 +31,7 @@ def test_a_program_compiles(source: str) -> None:
 @pytest.mark.parametrize(("method", "documented"), SIGNATURES)
 def test_a_documented_call_takes_what_is_documented(method: str, documented: str) -> None:
     parameters = list(inspect.signature(getattr(Client, method)).parameters.values())[1:]
-    shown = [part.strip() for part in documented.split(",") if part.strip() != "*"]
+    shown = [part.strip() for part in documented.split(",") if part.strip() not in ("*", "")]
     assert [part.partition("=")[0] for part in shown] == [parameter.name for parameter in parameters]
     for part, parameter in zip(shown, parameters, strict=True):
         default = part.partition("=")[2]

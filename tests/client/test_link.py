@@ -147,6 +147,35 @@ async def test_from_4300_on_a_client_stops_and_says_why(script: Script, code: in
         assert len(script.urls) == 1
 
 
+async def test_whatever_stands_on_a_connection_is_told_that_there_will_be_none(script: Script) -> None:
+    async with asyncio.timeout(10), client_of(script) as client:
+        socket = await script.socket()
+        entering = asyncio.create_task(client.presence("c").enter())
+        socket.say(type="ok", ref=(await socket.frame("presence"))["ref"])
+        here, watched = await entering, client.channel("c")
+        working = asyncio.create_task(client.work("c", on_turn=lambda turn: asyncio.sleep(0)))
+        await socket.frame("work")
+        socket.bye(4300, "too_large")
+        for call in (working, watched.live(), here.update({"at": 1})):
+            with pytest.raises(errors.TooLarge):
+                await call
+        # Whoever comes later is told too.
+        for call in (client.work("c", on_turn=lambda turn: asyncio.sleep(0)), client.channel("d").live()):
+            with pytest.raises(errors.TooLarge):
+                await call
+
+
+async def test_an_outage_is_one_line_in_the_log(script: Script, caplog: pytest.LogCaptureFixture) -> None:
+    async with client_of(script, token="secret-token"):
+        first = await script.socket()
+        script.refusals.extend([OSError("nobody is there"), OSError("nobody is there")])
+        first.bye(None)
+        await script.socket()
+    told = [one.getMessage() for one in caplog.records if one.levelno >= logging.WARNING]
+    assert told == ["no connection to https://host.example/holdfast (1006); trying again"]
+    assert "secret-token" not in caplog.text
+
+
 async def test_a_frame_that_is_too_large_would_be_so_again(script: Script) -> None:
     async with client_of(script) as client:
         (await script.socket()).bye(1009)
@@ -324,7 +353,7 @@ def codes() -> list[type[HoldfastError]]:
 
 @pytest.mark.parametrize("kind", codes(), ids=lambda one: one.__name__)
 async def test_a_refusal_is_raised_as_what_the_hub_raises(script: Script, kind: type[HoldfastError]) -> None:
-    async with client_of(script) as client:
+    async with client_of(script, token="a-token") as client:
         socket = await script.socket()
         asked = await deleting(client, "m")
         frame = await socket.frame()

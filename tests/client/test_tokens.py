@@ -16,11 +16,11 @@ from typing import Any
 
 import pytest
 
-from holdfast import Hub
+from holdfast import Hub, Turn
 from holdfast.client import Client
 from holdfast.core.errors import Forbidden, HoldfastError, NotWriter, Unauthenticated
 from holdfast.hub.tokens import jwt_verifier
-from tests.client.wire import Wire, client_of
+from tests.client.wire import Wire, becomes, client_of
 
 SECRET = "a secret of at least thirty-two bytes, as it should be"
 WRITER = {"*": ["subscribe", "history", "publish", "append", "presence"]}
@@ -69,6 +69,43 @@ async def test_a_token_that_is_no_good_is_told(wire: Wire, bad: str) -> None:
             await client.create("c", text="x")
         with pytest.raises(Unauthenticated):
             await client.read("c", "x")
+
+
+async def test_a_client_without_a_token_is_told_that_it_needs_one(wire: Wire) -> None:
+    async with asyncio.timeout(10), client_of(wire) as client:
+        with pytest.raises(Unauthenticated, match="this client has none"):
+            await client.create("c", text="x")
+
+
+@pytest.mark.parametrize("bad", [token("bot", -5), "no-token", None])
+async def test_an_agent_whose_token_is_no_good_ends(wire: Wire, bad: str | None) -> None:
+    client = client_of(wire, token=bad)
+
+    @client.agent("chat:*")
+    async def bot(turn: Turn) -> None:
+        raise AssertionError
+
+    async with asyncio.timeout(10):
+        with pytest.raises(Unauthenticated):
+            await client.run()
+
+
+async def test_an_agent_whose_token_ends_ends(hub: Hub, wire: Wire) -> None:
+    client = client_of(wire, token=token("bot", 0.5, {"*": ["subscribe", "append", "agent"]}))
+    begun = asyncio.Event()
+
+    @client.agent("chat:*")
+    async def bot(turn: Turn) -> None:
+        begun.set()
+        await asyncio.Event().wait()
+
+    async with asyncio.timeout(10):
+        running = asyncio.ensure_future(client.run())
+        await becomes(lambda: hub.desk.has_agent("chat:1"))
+        await hub.create("chat:1", text="?")
+        await begun.wait()
+        with pytest.raises(Unauthenticated, match="token_provider"):
+            await running
 
 
 async def test_a_live_connection_gets_new_tokens_and_a_message_goes_on(hub: Hub, wire: Wire) -> None:

@@ -244,7 +244,7 @@ async def test_a_writer_ahead_of_a_slow_store_waits() -> None:
 
 async def test_a_store_that_says_no_for_too_long_is_told_and_nothing_is_forgotten(hub: Hub) -> None:
     wire = Wire(hub)
-    timing = Timing(request_s=0.1, retry_s=0.001, backoff_s=0.001)
+    timing = Timing(request_s=0.5, retry_s=0.001, backoff_s=0.001)  # long enough for one answer on a busy machine
     async with client_of(wire, timing=timing) as client, client.message("c") as message:
         wire.refuse = lambda frame: "busy" if frame["type"] == "part" else None
         await message.append("kept")

@@ -27,8 +27,9 @@ from holdfast.core.errors import (
 )
 from holdfast.core.limits import Limits
 from holdfast.core.model import Command as CommandSeen
-from holdfast.core.ops import Claim, Command, Finish, Reply
+from holdfast.core.ops import Claim, Command, Entry, Finish, Reply
 from holdfast.core.requests import Asker, ReplyCommand, SendCommand, SettleCommand
+from holdfast.core.state import apply_entry
 from tests.core.desk import ADMIN, AGENT, ANN, APP, BOB, NAMELESS, SERVER, Desk
 
 HALF = "\ud83d"  # of a surrogate pair
@@ -598,3 +599,11 @@ def test_a_dropped_batch_leaves_no_command_and_no_reply(batch: Desk) -> None:
     assert batch.known_command("c1").is_open
     assert batch.command("c2").ops != ()
     assert batch.reply("c1", request="r").ops != ()
+
+
+def test_of_two_replies_in_a_log_the_first_counts(desk: Desk) -> None:
+    desk.command("c", "approve")
+    desk.reply("c", data="first")
+    first = desk.known_command("c").reply
+    apply_entry(desk.state, Entry(3, Reply(id="!c", ok=False, data="second", error=None, by="bob")))
+    assert (desk.known_command("c").reply, desk.known_command("c").answered, desk.state.serial) == (first, 2, 3)

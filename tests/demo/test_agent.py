@@ -1,15 +1,30 @@
-"""The agent: an answer is settled before it begins, takes its time, and can be gone on with from anywhere."""
+"""What agents say: settled before it is said, long enough, and to be gone on with from anywhere."""
 
-import asyncio
 import json
 import subprocess
 import sys
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
-from holdfast.demo.agent import LONGEST_S, SHORTEST_S, Step, answer, continue_at, fingerprint, plain, script
+from holdfast.demo.agent import (
+    LONGEST_S,
+    MOST_SAID,
+    SHORTEST_S,
+    Decision,
+    Said,
+    Settled,
+    Step,
+    asks_to_delete,
+    continue_at,
+    is_as_begun,
+    plain,
+    plan,
+    script,
+)
 from holdfast.demo.passages import Library
 
 WORDS = "A lease ends unless its writer renews it. Then the message becomes interrupted, and everybody sees it."
@@ -22,30 +37,6 @@ EMPTY = Library({})
 seeds = st.integers(0, 2**32)
 libraries = st.sampled_from([GUIDE, EMOJI, SHORT, EMPTY])
 questions = st.one_of(st.sampled_from(["How does a lease end?", "付着器", "zebra"]), st.text(max_size=100))
-
-
-class Notebook:
-    """A writer that keeps what it is given."""
-
-    def __init__(self, stored: str = "") -> None:
-        self.text = stored
-
-    @property
-    def length(self) -> int:
-        return len(self.text)
-
-    async def append(self, text: str) -> None:
-        self.text += text
-
-
-class Clock:
-    """A sleep that takes no time, and adds up."""
-
-    def __init__(self) -> None:
-        self.now_s = 0.0
-
-    async def sleep(self, delay_s: float) -> None:
-        self.now_s += delay_s
 
 
 def said(steps: list[Step]) -> str:
@@ -143,45 +134,76 @@ def test_the_pace_is_that_of_a_model_with_pauses() -> None:
     assert 0.3 <= delays_s[-1] <= 1.6
 
 
-async def test_an_answer_writes_its_script_at_its_pace() -> None:
-    writer, clock = Notebook(), Clock()
-    await answer(writer, "lease", 5, sleep=clock.sleep, source=GUIDE)
-    assert writer.text == said(script("lease", 5, GUIDE))
-    assert clock.now_s == pytest.approx(duration_s(script("lease", 5, GUIDE)))
-
-
-@pytest.mark.parametrize("stored", [0, 1, 17, 500, 2_000])
-async def test_another_process_goes_on_where_the_first_one_died(stored: int) -> None:
-    steps = script("lease", 5, GUIDE)
-    writer = Notebook(said(steps)[:stored])
-    await answer(writer, "lease", 5, begun_as=fingerprint(steps), sleep=Clock().sleep, source=GUIDE)
-    assert writer.text == said(steps)
-
-
-async def test_it_does_not_go_on_with_a_text_that_changed_meanwhile() -> None:
-    begun = script("lease", 5, GUIDE)
-    writer = Notebook(said(begun)[:100])
-    await answer(writer, "lease", 5, begun_as=fingerprint(begun), sleep=Clock().sleep, source=SHORT)
-    assert writer.text.startswith(said(begun)[:100] + "\n\nI stop here:")
-
-
-async def test_a_cancelled_answer_stops_at_once() -> None:
-    writer, is_under_way = Notebook(), asyncio.Event()
-
-    async def sleep(delay_s: float) -> None:
-        if writer.length > 50:
-            is_under_way.set()
-            await asyncio.Event().wait()
-
-    task = asyncio.create_task(answer(writer, "lease", 5, sleep=sleep, source=GUIDE))
-    await is_under_way.wait()
-    task.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await task
-    assert said(script("lease", 5, GUIDE)).startswith(writer.text)
-
-
 def test_markdown_is_said_as_one_would_read_it_aloud() -> None:
     table = "| killed | what is stored |\n|---|---|\n| in 9 | `all` of **it** |"
     assert plain(table) == "killed · what is stored\nin 9 · all of it"
     assert plain("See [the protocol](protocol.md).\n\n```sh\nmake demo\n```") == "See the protocol.\n\nmake demo"
+
+
+# What becomes settled while it is said ------------------------------------------------------------------------
+
+
+def test_what_is_settled_follows_from_the_question_alone_and_survives_as_meta() -> None:
+    settled = Settled.of("q1", "lease", GUIDE)
+    assert settled == Settled.of("q1", "lease", GUIDE)
+    assert settled != Settled.of("q2", "lease", GUIDE)
+    whole = replace(settled, said=[Said(at=3, text="shorter", by="Ada")], decision=Decision(ok=False, by="Bob"))
+    for one in (settled, whole):
+        assert msgspec.convert(json.loads(json.dumps(msgspec.to_builtins(one))), Settled) == one
+
+
+def test_an_answer_that_would_begin_otherwise_today_is_known() -> None:
+    settled = Settled.of("q1", "lease", GUIDE)
+    assert is_as_begun("lease", settled, GUIDE)
+    assert not is_as_begun("lease", settled, SHORT)
+    assert not is_as_begun("zebra", settled, GUIDE)
+
+
+@given(st.lists(st.tuples(st.integers(0, 3_000), st.sampled_from(["shorter", "lease", "zebra", "…"])), max_size=4))
+@settings(max_examples=20, deadline=None)
+def test_what_people_say_changes_nothing_that_was_said_before(heard: list[tuple[int, str]]) -> None:
+    settled = Settled.of("q1", "How does a lease end?", GUIDE)
+    for at, text in heard:
+        before = said(plan("How does a lease end?", settled, GUIDE))
+        at = min(at, len(before))
+        settled = settled.hear([Said(at=at, text=text, by="Ada")])
+        after = said(plan("How does a lease end?", settled, GUIDE))
+        assert after.startswith(f"{before[:at]}\n\nAda says: {text}\n\n")
+        assert after.endswith("🧜🏽‍♀️)")
+
+
+def test_whoever_wants_it_short_gets_the_end() -> None:
+    settled = Settled.of("q1", "lease", GUIDE).hear([Said(at=20, text="Be brief!", by="Ada")])
+    steps = continue_at(plan("lease", settled, GUIDE), 20)
+    assert duration_s(steps) < 5
+    longer = Settled.of("q1", "lease", GUIDE).hear([Said(at=20, text="And the writer?", by="Ada")])
+    assert duration_s(continue_at(plan("lease", longer, GUIDE), 20)) > 10
+
+
+def test_too_much_is_not_heard() -> None:
+    settled = Settled.of("q1", "lease", GUIDE).hear(Said(at=n, text="more", by="Ada") for n in range(100))
+    assert len(settled.said) == MOST_SAID
+
+
+@pytest.mark.parametrize(
+    ("question", "is_asked_first"),
+    [("Delete everything", True), (" please delete this", True), ("How do I delete?", False), ("deleted?", False)],
+)
+def test_deleting_is_asked_first(question: str, is_asked_first: bool) -> None:
+    assert asks_to_delete(question) is is_asked_first
+
+
+@pytest.mark.parametrize(
+    ("decision", "outcome"),
+    [
+        (Decision(ok=True, by="Bob", gone=["a", "b"]), "Bob said yes. 2 messages deleted, in every window."),
+        (Decision(ok=True, by="Bob", gone=["a"]), "Bob said yes. 1 message deleted, in every window."),
+        (Decision(ok=True), "Nothing was there."),
+        (Decision(ok=False, by="Bob"), "Bob said no, so everything stays as it is."),
+        (Decision(ok=False), "Nobody answered in time, so everything stays as it is."),
+    ],
+)
+def test_what_became_of_it_is_said(decision: Decision, outcome: str) -> None:
+    asked = Settled.of("q1", "Delete this", GUIDE)
+    before = said(plan("Delete this", asked, GUIDE))
+    assert said(plan("Delete this", replace(asked, decision=decision), GUIDE)) == before + outcome

@@ -3,32 +3,81 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
 
 import pytest
+import pytest_asyncio
 from playwright.async_api import Browser, Page, expect
 
-from tests.processes import Server, text_of
+from tests.browser.tab import chromium
+from tests.processes import Server, serving, text_of
 
-CHANNEL = "demo:test"
 ANSWER = '[data-role="assistant"]'
 QUESTION = '[data-role="user"]'
 
 
+class Place:
+    """A conversation of a test's own, on a server."""
+
+    def __init__(self, server: Server, channel: str) -> None:
+        self.server = server
+        self.channel = channel
+
+    @property
+    def url(self) -> str:
+        """The page."""
+        return f"http://127.0.0.1:{self.server.port}/?channel={self.channel}"
+
+    def message(self, message_id: str) -> dict[str, Any]:
+        """The stored message."""
+        return self.server.message(self.channel, message_id)
+
+    async def put(self, message_id: str, text: str | None = None, **fields: object) -> None:
+        """Store an answer."""
+        body = {"id": message_id, "role": "assistant", **({"text": text} if text is not None else {}), **fields}
+        path = f"{self.server.hub}/v1/channels/{self.channel}/messages"
+        status, _ = await asyncio.to_thread(self.server.post, path, body)
+        assert status == 201
+
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")  # as the browser
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def browser() -> AsyncIterator[Browser]:
+    """One for all tests here: their windows have profiles of their own."""
+    async with chromium() as browser:
+        yield browser
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """One server for the tests that leave it alone: each has a conversation of its own."""
+    with serving("demo", tmp_path_factory.mktemp("demo")) as server:
+        yield server
+
+
 @pytest.fixture
-async def page(browser: Browser, demo: Server) -> AsyncIterator[Page]:
+def place(shared: Server, request: pytest.FixtureRequest) -> Place:
+    return Place(shared, f"demo:{hashlib.sha256(request.node.name.encode()).hexdigest()[:16]}")
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def page(browser: Browser, place: Place) -> AsyncIterator[Page]:
     """The page of an empty conversation; a script that fails there fails the test."""
-    page = await open_page(browser, demo)
+    page = await open_page(browser, place)
     errors: list[str] = []
     page.on("pageerror", lambda error: errors.append(str(error)))
     yield page
     assert errors == []
 
 
-async def open_page(browser: Browser, demo: Server, *, width: int = 1280, height: int = 800) -> Page:
+async def open_page(browser: Browser, place: Place, *, width: int = 1280, height: int = 800, name: str = "") -> Page:
     page = await browser.new_page(viewport={"width": width, "height": height})
-    await page.goto(f"http://127.0.0.1:{demo.port}/?channel={CHANNEL}")
+    await page.goto(place.url + (f"&as={name}" if name else ""))
     await expect(page.locator("#connection")).to_have_attribute("data-state", "live")
     return page
 
@@ -39,23 +88,17 @@ async def begin_an_answer(page: Page) -> None:
     await expect(page.locator(ANSWER)).to_have_attribute("data-status", "streaming")
 
 
-async def put(demo: Server, message_id: str, text: str, role: str = "assistant") -> None:
-    body = {"id": message_id, "role": role, "text": text}
-    status, _ = await asyncio.to_thread(demo.post, f"{demo.hub}/v1/channels/{CHANNEL}/messages", body)
-    assert status == 201
-
-
-async def test_text_is_text_whatever_it_looks_like(page: Page, demo: Server) -> None:
+async def test_text_is_text_whatever_it_looks_like(page: Page, place: Place) -> None:
     text = (
         '<img src="x" onerror="alert(1)"><script>alert(2)</script> <b>&amp;</b>\r\n  \r \u2028 data: **x** 🧜🏽\u200d♀️'
     )
-    await put(demo, "m", text)
+    await place.put("m", text)
     await expect(page.locator('[data-message-id="m"]')).to_have_attribute("data-status", "complete")
     assert await page.locator('[data-message-id="m"] .text').evaluate("node => node.textContent") == text
     assert await page.locator("#messages :is(img, script, b)").count() == 0
 
 
-async def test_enter_sends_and_shift_enter_begins_a_new_line(page: Page, demo: Server) -> None:
+async def test_enter_sends_and_shift_enter_begins_a_new_line(page: Page, place: Place) -> None:
     await page.locator("#question").press_sequentially("first")
     await page.keyboard.press("Shift+Enter")
     await page.keyboard.type("second")
@@ -82,7 +125,7 @@ async def test_blank_questions_are_not_sent(page: Page) -> None:
     assert await page.locator(QUESTION).count() == 0
 
 
-async def test_it_follows_the_end_until_the_reader_scrolls_up_and_again_when_asked_to(page: Page, demo: Server) -> None:
+async def test_it_follows_the_end_until_the_reader_scrolls_up_and_again_when_asked_to(page: Page, place: Place) -> None:
     transcript, newest = page.locator("#transcript"), page.locator("#newest")
     await page.fill("#question", "line\n" * 60)
     await page.locator("#question").press("Enter")
@@ -93,7 +136,7 @@ async def test_it_follows_the_end_until_the_reader_scrolls_up_and_again_when_ask
     await transcript.hover()
     await page.mouse.wheel(0, -30)  # less than what counts as being near the end: it is a wish all the same
     await expect(newest).to_be_visible()
-    await put(demo, "later", "later\n" * 3, role="user")
+    await place.put("later", "later\n" * 3)
     await expect(page.locator('[data-message-id="later"]')).to_be_attached()
     assert await transcript.evaluate(left) > 30
     await newest.click()
@@ -112,9 +155,9 @@ async def test_a_move_up_counts_even_when_text_comes_before_the_browser_tells_of
     await expect(page.locator("#newest")).to_be_visible()
 
 
-async def test_an_answer_can_be_stopped_from_another_window(page: Page, browser: Browser, demo: Server) -> None:
+async def test_an_answer_can_be_stopped_from_another_window(page: Page, browser: Browser, place: Place) -> None:
     await begin_an_answer(page)
-    other = await open_page(browser, demo)
+    other = await open_page(browser, place)
     await other.click("#stop")
     await expect(other.locator(ANSWER)).to_have_attribute("data-status", "cancelled")
     await expect(page.locator(ANSWER)).to_have_attribute("data-status", "cancelled")
@@ -122,12 +165,13 @@ async def test_an_answer_can_be_stopped_from_another_window(page: Page, browser:
     await expect(page.locator(".proof")).to_have_attribute("data-equal", "true")
     answer_id = await page.locator(ANSWER).get_attribute("data-message-id")
     assert answer_id is not None
-    assert await page.locator(f"{ANSWER} .text").text_content() == text_of(demo.message(CHANNEL, answer_id))
+    assert await page.locator(f"{ANSWER} .text").text_content() == text_of(place.message(answer_id))
 
 
 async def test_a_question_asked_while_the_server_is_away_survives_a_reload_and_is_answered(
-    page: Page, demo: Server
+    browser: Browser, demo: Server
 ) -> None:
+    page = await open_page(browser, Place(demo, "demo:test"))
     await begin_an_answer(page)
     await asyncio.to_thread(demo.end, signal.SIGKILL)
     await expect(page.locator("#connection")).to_have_attribute("data-state", "reconnecting")
@@ -142,14 +186,14 @@ async def test_a_question_asked_while_the_server_is_away_survives_a_reload_and_i
     await expect(page.locator("#count-reloads")).to_have_text("1")
 
 
-async def test_what_was_caught_up_is_told_and_kept_through_reloads(page: Page, demo: Server) -> None:
-    await put(demo, "m", "x" * 2_060)
+async def test_what_was_caught_up_is_told_and_kept_through_reloads(page: Page, place: Place) -> None:
+    await place.put("m", "x" * 2_060)
     await page.reload()
     await expect(page.locator("#status")).to_have_text("caught up: 2,060 characters in one event")
     await page.reload()
     await expect(page.locator("#journal li")).to_have_count(2)
     await expect(page.locator("#count-reloads")).to_have_text("2")
-    await expect(page.locator("#kill")).to_have_text(f"kill -9 {demo.running.pid}")
+    await expect(page.locator("#kill")).to_have_text(f"kill -9 {place.server.running.pid}")
 
 
 async def test_screen_readers_hear_of_answers_and_not_of_tokens(page: Page) -> None:
@@ -164,12 +208,65 @@ async def test_screen_readers_hear_of_answers_and_not_of_tokens(page: Page) -> N
     await expect(page.locator("#status")).to_contain_text("answer cancelled:")
 
 
-async def test_it_fits_a_phone(browser: Browser, demo: Server) -> None:
-    await put(demo, "m", "unbroken" * 100)
-    page = await open_page(browser, demo, width=320, height=560)
+async def test_it_fits_a_phone(browser: Browser, place: Place) -> None:
+    await place.put("m", "unbroken" * 100)
+    page = await open_page(browser, place, width=320, height=560)
     await page.click("#panel summary")
     spare = "node => node.clientWidth - node.scrollWidth"
     assert await page.locator("html").evaluate(spare) == 0
     assert await page.locator("#transcript").evaluate(spare) == 0
     await expect(page.locator("#send")).to_be_in_viewport(ratio=1)
     await expect(page.locator("#kill")).to_be_visible()
+
+
+async def test_a_name_is_text_and_can_be_changed(browser: Browser, place: Place) -> None:
+    page = await open_page(browser, place, name="%3Cimg src=x onerror=alert(1)%3E 付")
+    me = page.locator(".member").first
+    await expect(me.locator(".name")).to_have_text("<img src=x onerror=alert(1)> 付 (you)")
+    assert await page.locator("#people img").count() == 0
+    await page.fill("#name", "Ada")
+    await page.press("#name", "Enter")
+    await expect(me.locator(".name")).to_have_text("Ada (you)")
+    await page.reload()
+    await expect(me.locator(".name")).to_have_text("Ada (you)")
+    await expect(page.locator(".member")).to_have_count(2)
+
+
+async def test_where_no_agent_is_that_is_said(browser: Browser, place: Place) -> None:
+    page = await open_page(browser, Place(place.server, "lobby:1"))
+    await expect(page.locator("#nobody")).to_be_visible()
+    await page.goto(place.url)
+    await expect(page.locator('[data-member-id="guide"]')).to_have_attribute("data-state", "listening")
+    await expect(page.locator("#nobody")).to_be_hidden()
+
+
+async def test_what_a_model_thinks_and_uses_is_kept_apart_from_what_it_says(page: Page, place: Place) -> None:
+    parts = [
+        {"type": "reasoning", "text": "Hm <b>"},
+        {"type": "tool", "call": "c", "name": "search", "input": "{}", "state": "done"},
+        {"type": "text", "text": "So."},
+        {"type": "data", "name": "d", "data": None},
+    ]
+    await place.put("m", parts=parts)
+    message = page.locator('[data-message-id="m"]')
+    await expect(message.locator(".text")).to_have_text("So.")
+    await expect(message.locator(".tool")).to_have_text("search done")
+    await expect(message.locator(".thought")).to_be_hidden()
+    await message.locator("summary").click()
+    await expect(message.locator(".thought")).to_have_text("Hm <b>")
+
+
+async def test_all_can_be_done_with_the_keyboard(page: Page, place: Place) -> None:
+    await place.put("old", "Old.")
+    await expect(page.locator('[data-message-id="old"]')).to_be_visible()
+    await page.keyboard.type("Delete what was said")  # the box has the focus from the start
+    await page.keyboard.press("Enter")
+    card = page.locator(".approval")
+    await expect(card).to_have_attribute("aria-label", "Delete the message above?")
+    await page.keyboard.press("Shift+Tab")
+    await page.keyboard.press("Shift+Tab")
+    await expect(card.locator("button").first).to_be_focused()
+    await page.keyboard.press("Tab")
+    await page.keyboard.press("Enter")
+    await expect(page.locator(f"{ANSWER} .text").last).to_contain_text("said no, so everything stays as it is.")
+    await expect(card).to_have_count(0)

@@ -34,6 +34,7 @@ from holdfast.core.requests import Asker, TakeOver
 from holdfast.hub.hub import HubCore
 from holdfast.hub.writer import MessageWriter
 from holdfast.testing.sim.checks import check_fresh, check_message, check_refusal, check_serial, check_text
+from holdfast.testing.sim.line import ANSWER_S, SILENCE_S
 from holdfast.testing.sim.network import Answer, Caller, Lost, Stream, within
 from holdfast.testing.sim.trace import Violation
 from holdfast.testing.sim.truth import text_of
@@ -41,10 +42,9 @@ from holdfast.testing.sim.truth import text_of
 if TYPE_CHECKING:
     from holdfast.testing.sim.world import Node, World
 
-ANSWER_S = 12.0  # how long an answer is waited for
-SILENCE_S = 12.0  # of a socket that is pinged every 5 s
 STUCK_S = 120.0  # when all is well, nobody is refused for so long
 ODD = ("🙂", "中文", "e\u0301", "\r\n", "\u2028", " data: x", "\n\n", "𝒳", "שלום", "\x00")
+AWAY_STATUS = (429, 503)  # come again
 AWAY = (Draining, LocalError, StoreUnavailable, Busy)  # refusals of a hub that leaves, or whose store fails
 
 
@@ -79,12 +79,12 @@ class Person:
                 return self.draw.choice(nodes)
             await self.pause(0.05, 0.5)
 
-    async def call(self, method: str, path: str, body: object = None, *, query: str = "") -> Answer:
-        """Ask once. Raises Lost."""
+    async def call(self, method: str, path: str, body: object = None, *, query: str = "", client: str = "") -> Answer:
+        """Ask once, by another name if there is a `client`. Raises Lost."""
         node = await self.some_node()
         process, hub = node.process, node.hub
         text = json.dumps(body) if body is not None else ""
-        query = f"client={self.name}&{query}"
+        query = f"client={client or self.name}&{query}"
         return await self.caller.request(process, hub, method, path, text, query=query, patience_s=ANSWER_S)
 
     async def ask(self, method: str, path: str, body: object = None, *, query: str = "") -> Reply:
@@ -98,7 +98,7 @@ class Person:
                 answer = None
             if answer is not None:
                 reply = Reply(answer, since)
-                if reply.status not in (429, 503):
+                if reply.status not in AWAY_STATUS:
                     self.world.trace.add(f"{self.name} {method} {path}: {reply.status} {reply.gist}")
                     return reply
             self.check_patience(begun_s, f"{method} {path}")
@@ -244,6 +244,7 @@ class _OverHttp:
 
     async def _send(self, method: str, path: str, body: object, *, query: str = "") -> bool:
         """Ask and check the answer; False: the message is no longer ours."""
+        self._writer.world.ledger.tried((self._channel, self._id))
         reply = await self._writer.ask(method, f"/v1/channels/{self._channel}/messages{path}", body, query=query)
         if reply.status >= 400:
             self._writer.check_refused(self._channel, self._id, reply.code, self._begun, reply.stamp)
@@ -298,6 +299,7 @@ class _OverHttp:
         if acked >= 0:
             body["part"] = index
         path = f"/v1/channels/{self._channel}/messages/{self._id}/append"
+        self._writer.world.ledger.tried((self._channel, self._id))
         try:
             reply = Reply(await self._writer.call("POST", path, body), self._begun)
         except Lost:
@@ -408,6 +410,8 @@ class _Pipeline:
             self._acked.clear()
         while not self._goes_back and self._next < len(self._frames) and len(self._under_way) < self._window:
             stream.send(json.dumps({**self._frames[self._next], "ref": self._next}))
+            stream.connection.sent_s = self._world.loop.time()
+            self._world.ledger.tried((self._channel, self._message_id), stream.connection)
             self._under_way[self._next] = None
             self._next += 1
             if writer.draw.random() < 0.4:
@@ -466,6 +470,8 @@ class Careless(Author):
             stream = await self.caller.socket(node.process, node.hub, patience_s=ANSWER_S)
             for ref, frame in enumerate(frames):
                 stream.send(json.dumps({**frame, "ref": ref}))
+                stream.connection.sent_s = self.world.loop.time()
+                self.world.ledger.tried((channel, message_id), stream.connection)
                 if self.draw.random() < 0.2:
                     await self.pause(0.0, self.world.plan.token_s)
             for _ in frames:
@@ -703,6 +709,8 @@ class Editor(Author):
                     await writer.append(self.piece(self.name, count))
                     await self.pause(0.0, self.world.plan.token_s)
         except (Finished, Deleted, Fenced, NotFound, StillStreaming, *AWAY) as error:
+            self.world.abandoned.add((channel, message_id))
             self.world.trace.add(f"{self.name} could not take {message_id} over: {error.code}")
         except IdConflict:
-            pass  # two in one process may not write one message; the other goes on
+            # Two in one process may not write one message. It is the app's to see to it (`hub.take_over` does).
+            self.world.abandoned.add((channel, message_id))

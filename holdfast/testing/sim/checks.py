@@ -7,19 +7,31 @@ arrives. Answers are compared with what was stored when they were given. All of 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Callable, Container, Iterable
 
 import msgspec
 
 from holdfast.app import Hub
 from holdfast.core.cursor import EMPTY, NO_EPOCH, Cursor, parse_cursor
-from holdfast.core.events import Batch, ChannelAttached, MessageCreate, MessageUpdate, Page, PassingEvent, ServerEvent
+from holdfast.core.events import (
+    Batch,
+    ChannelAttached,
+    MessageCreate,
+    MessageUpdate,
+    Page,
+    PassingEvent,
+    Presence,
+    PresenceLeave,
+    ServerEvent,
+    Signal,
+)
 from holdfast.core.limits import Limits
 from holdfast.core.model import Message
 from holdfast.core.state import TAIL_BYTES, TAIL_ENTRIES
 from holdfast.core.view import View, ViewGap
 from holdfast.hub.channel import KEPT_ABSENT, MAX_CACHED_BATCHES
 from holdfast.hub.hub import HubCore
+from holdfast.testing.sim.ledger import Ledger
 from holdfast.testing.sim.trace import Trace, Violation
 from holdfast.testing.sim.truth import Life, Truth, text_of
 from holdfast.transports.app import App
@@ -28,7 +40,17 @@ from holdfast.transports.app import App
 class Eye:
     """One person's view of one channel, kept over connections, and all that may be said about it."""
 
-    def __init__(self, name: str, channel: str, truth: Truth, trace: Trace, limits: Limits) -> None:
+    def __init__(
+        self,
+        name: str,
+        channel: str,
+        truth: Truth,
+        trace: Trace,
+        limits: Limits,
+        *,
+        ledger: Ledger | None = None,
+        now_s: Callable[[], float] = lambda: 0.0,
+    ) -> None:
         self.name = name
         self.channel = channel
         self.view = View()
@@ -38,6 +60,9 @@ class Eye:
         self._truth = truth
         self._trace = trace
         self._limits = limits
+        self._ledger = ledger
+        self._now_s = now_s
+        self._attached_s = 0.0
         self._next_epoch: str | None = None  # of a new start that is not complete
         self._since: Cursor | None = None  # asked for with this connection, until it is answered
         self._is_answered = True
@@ -79,7 +104,9 @@ class Eye:
             self.view.receive(batch)
         except ViewGap as gap:
             raise self._violation(f"a gap: {gap}") from None
-        if all(isinstance(event, PassingEvent) for event in batch.events) and batch.cursor is None:
+        if batch.events and all(isinstance(event, PassingEvent) for event in batch.events):
+            if batch.cursor is not None:
+                raise self._violation(f"what was said in passing moves the cursor: {batch}")
             return  # not of the log: it stands in no batch's middle
         self._is_whole = batch.cursor is not None
         if batch.cursor is None:
@@ -105,7 +132,10 @@ class Eye:
     def is_settled(self) -> bool:
         """Does the view show all there is?"""
         life = self._truth.head(self.channel)
-        return self.view.cursor == f"{life.epoch}:{life.serial}" and self._next_epoch is None
+        cursor = parse_cursor(self.view.cursor)
+        if cursor is None or self._next_epoch is not None or cursor.epoch != life.epoch:
+            return False
+        return life.seen <= cursor.serial <= life.serial  # what is no event moves nobody
 
     # -- inside ------------------------------------------------------------------------------------------------
 
@@ -126,6 +156,7 @@ class Eye:
         if not self._is_answered:
             raise self._violation(f"the first event is not channel.attached, but {event}")
         if isinstance(event, PassingEvent):
+            self._check_passing(event)
             return
         life = self._life(self._next_epoch or self.epoch)
         if not life.is_stored(event.serial, stamp):
@@ -135,7 +166,18 @@ class Eye:
         if self._next_epoch is None:
             self._high[self.epoch] = max(event.serial, self._high.get(self.epoch, 0))
 
+    def _check_passing(self, event: PassingEvent) -> None:
+        """Nobody is said to have left who was back at once, and nothing to be said that was not."""
+        if self._ledger is None:
+            return
+        if isinstance(event, PresenceLeave):
+            self._trace.add(f"{self.name} is told that {event.id} has left {self.channel}")
+            self._ledger.check_leave((self.channel, event.id), self._attached_s)
+        elif isinstance(event, Signal) and event.from_ is not None and event.data not in self._ledger.whispers:
+            raise self._violation(f"nobody signalled {event}")
+
     def _check_attached(self, event: ChannelAttached, stamp: int) -> None:
+        self._attached_s = self._now_s()
         life = self._life(event.epoch)
         since, is_first = self._since, self._since is not None
         self._since, self._is_answered = None, True
@@ -303,6 +345,25 @@ def check_writers(life: Life, node: str) -> None:
             raise Violation(f"{life.channel}: {message.id} streams still, though its writer died with {writer.node}")
 
 
+def roster_of(hub: HubCore, channel: str) -> Presence:
+    """Who is in `channel`, as `hub` knows it."""
+    runtime = hub._runtime
+    live = runtime.channels.get(channel) if runtime is not None and not runtime.is_over else None
+    return live.roster.presence() if live is not None else Presence(members=[], count=0)
+
+
+def check_nobody_is_forgotten(life: Life, hub: HubCore, abandoned: Container[tuple[str, str]]) -> None:
+    """No message streams for ever: when all have ended, none is left whose writer here has ended, too."""
+    runtime = hub._runtime
+    for message in life.messages(life.serial):
+        _, writer = life.writers[message.id][-1]
+        if message.status != "streaming" or writer is None or writer.node != hub.node or runtime is None:
+            continue
+        place = (life.channel, message.id)
+        if place not in runtime.writers and place not in abandoned:
+            raise Violation(f"{life.channel}: {message.id} streams for ever: its writer has left")
+
+
 def check_bounds(hub: HubCore, who: str) -> None:
     """A hub holds bounded memory, whatever its readers do."""
     runtime = hub._runtime
@@ -330,7 +391,7 @@ def check_empty(hub: Hub, who: str) -> None:
     runtime = hub._runtime
     if runtime is None or runtime.is_over or runtime.committer is None:
         return
-    for name in ("channels", "feeds", "writers", "waiting"):
+    for name in ("channels", "feeds", "writers", "waiting", "members", "turns_running", "turns_waiting"):
         _at_most(who, f"{name} are left", hub.stats()[name], 0)
     _at_most(who, "channels are remembered as parking", len(runtime.committer._parking), 0)
     _at_most(who, "bytes wait", runtime.committer._waiting_bytes, 0)

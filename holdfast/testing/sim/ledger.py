@@ -46,6 +46,7 @@ class Held:
     lines: list[Connection] = field(default_factory=list)  # the sockets that it was ever held by
     line: Connection | None = None  # the one that the last sign of life was given on; None: over HTTP
     is_given: bool = True  # does its holder know of it?
+    overdue_s: float = float("-inf")  # when a sign of life came that may have been too late
 
 
 @dataclass
@@ -82,6 +83,8 @@ class Ledger:
         self._trouble_s = 0.0  # until then the hub was held up
         self._leases: dict[Place, Held] = {}
         self._turns: dict[Place, Held] = {}
+        self._lines: dict[Place, list[Connection]] = {}  # on which anything was ever sent for a message
+        self._last: dict[tuple[Place, int], Connection | None] = {}  # the one on which a generation was last
         self._commands: dict[Place, Sent] = {}
         self._attempts: set[tuple[str, str, int]] = set()
         self._at_work: dict[Place, Process] = {}
@@ -109,7 +112,8 @@ class Ledger:
         gone = set(channels)
         for known in (self._leases, self._turns, self._commands):
             for place in [place for place in known if place[0] in gone]:
-                del known[place]  # type: ignore[attr-defined]  # each holds places
+                del known[place]
+        self._attempts = {attempt for attempt in self._attempts if attempt[0] not in gone}
 
     def booted(self) -> None:
         """A hub begins: what is due has all its time again."""
@@ -119,13 +123,16 @@ class Ledger:
         """The hub is held up."""
         self._trouble_s = max(self._trouble_s, until_s)
 
-    def tried(self, place: Place, line: Connection | None = None) -> None:
+    def tried(self, place: Place, line: Connection | None = None, *, generation: int = 1) -> None:
         """The writer of a message gives a sign of life: it sends something."""
-        self._tried(self._leases.get(place), line)
+        self._last[place, generation] = line
+        if line is not None and line not in self._lines.setdefault(place, []):
+            self._lines[place].append(line)
+        self._tried(self._lease(place, generation), line)
 
-    def heard(self, place: Place, sent_s: float, line: Connection | None = None) -> None:
+    def heard(self, place: Place, sent_s: float, line: Connection | None = None, *, generation: int = 1) -> None:
         """What the writer sent at `sent_s` was accepted."""
-        self._heard(self._leases.get(place), sent_s, line)
+        self._heard(self._lease(place, generation), sent_s, line)
 
     def turn_tried(self, place: Place, generation: int, line: Connection) -> None:
         """As `tried`, of the agent that has attempt `generation` of a turn."""
@@ -151,6 +158,9 @@ class Ledger:
         if other is not None and other.is_alive:
             raise Violation(f"two are at work on {place} in {process.name}")
         self._at_work[place] = process
+        turn = self._turn(place, generation)
+        if turn is not None:
+            turn.is_given = True
 
     def ends(self, place: Place) -> None:
         """That agent is done."""
@@ -174,7 +184,7 @@ class Ledger:
             return
         for place, held in self._leases.items():
             limit_s = max(held.tried_s, base_s) + held.term_s
-            if held.line is not None and held.line.ended_s is not None:
+            if held.line is not None and held.line.ended_s is not None and held.line.ended_s >= self.booted_s:
                 limit_s = min(limit_s, max(held.tried_s, base_s, held.line.ended_s) + BROKEN_S)
             if now_s > limit_s + SOON_S:
                 raise Violation(f"{place} streams still, its writer was last heard of at {held.tried_s:.3f}: {held}")
@@ -192,6 +202,8 @@ class Ledger:
             return
         away_s = 0.0
         for line, entered_s in known.here.items():
+            if not line.process.is_alive:
+                continue  # of another life of the hub, which knew of nobody
             if entered_s - away_s >= GRACE_S - EARLY_S and entered_s >= attached_s - GRACE_S:
                 return
             away_s = max(away_s, float("inf") if line.ended_s is None else line.ended_s)
@@ -235,13 +247,13 @@ class Ledger:
             self._leases.pop(place, None)
             return
         now_s = self._loop.time()
-        self._leases[place] = Held(generation, writer.lease_ms / 1000, now_s, now_s, writer.by)
+        held = self._leases[place] = Held(generation, writer.lease_ms / 1000, now_s, now_s, writer.by)
+        held.lines = self._lines.setdefault(place, [])
+        held.line = self._last.get((place, generation))
 
     def _stored_for(self, place: Place) -> None:
         """Something of a message's writer was stored."""
-        held = self._leases.get(place)
-        if held is not None:
-            held.heard_s = held.tried_s = self._loop.time()
+        self._heard(self._leases.get(place), self._loop.time(), None)
 
     def _tried(self, held: Held | None, line: Connection | None) -> None:
         if held is not None:
@@ -251,6 +263,8 @@ class Ledger:
 
     def _heard(self, held: Held | None, sent_s: float, line: Connection | None) -> None:
         if held is not None:
+            if self._may_end(held):
+                held.overdue_s = self._loop.time()
             held.heard_s = max(held.heard_s, sent_s)
             held.tried_s = max(held.tried_s, self._loop.time())
             if line is not None and line not in held.lines:
@@ -258,18 +272,27 @@ class Ledger:
 
     def _check_not_early(self, place: Place, held: Held) -> None:
         """`held` is ended now, because its holder is not heard of. Raises Violation if it was."""
+        if self._is_exclusive and not self._may_end(held) and self._loop.time() - held.overdue_s > CROSSING_S:
+            raise Violation(f"{place} ends at {self._loop.time():.3f}, though its holder was heard of: {held}")
+
+    def _may_end(self, held: Held) -> bool:
+        """Was its holder not heard of for its term, or for less since the socket broke by which it was held?"""
         now_s = self._loop.time()
-        if not self._is_exclusive or self._trouble_s >= held.heard_s:
-            return
-        if now_s >= max(held.heard_s, self.booted_s) + held.term_s - EARLY_S:
-            return
+        if self._trouble_s >= held.heard_s or now_s >= max(held.heard_s, self.booted_s) + held.term_s - EARLY_S:
+            return True
         for line in held.lines:
-            if line.ended_s is None or line.sent_s + CROSSING_S < held.heard_s:
-                continue  # it holds, or another has held since
+            if line.ended_s is None or line.ended_s < self.booted_s:
+                continue
+            if line is not held.line and line.sent_s + CROSSING_S < held.heard_s:
+                continue  # another has held it since
             left_s = min(held.term_s, BROKEN_S) if held.is_given else 0.0
             if now_s >= line.ended_s + left_s - EARLY_S:
-                return
-        raise Violation(f"{place} ends at {now_s:.3f}, though its holder was heard of: {held}")
+                return True
+        return False
+
+    def _lease(self, place: Place, generation: int) -> Held | None:
+        lease = self._leases.get(place)
+        return lease if lease is not None and lease.generation == generation else None
 
     def _turn(self, place: Place, generation: int) -> Held | None:
         turn = self._turns.get(place)
@@ -280,13 +303,13 @@ class Ledger:
         if op.state != "taken":
             return
         if before is not None and self._is_exclusive:
-            if before.node is not None and before.node == self._live_node():
+            if before.is_given and before.node is not None and before.node == self._live_node():
                 raise Violation(f"{place} is given to {op.by}, though {before.by} is at work on it, here and alive")
             if before.node is None:
                 self._check_not_early(place, before)
         now_s = self._loop.time()
         turn = self._turns[place] = Held(op.generation, op.lease_ms / 1000, now_s, now_s, op.by, op.node)
-        turn.is_given = op.node is not None
+        turn.is_given = False
         turn.lines += self.agents.get(op.by or "", [])
 
     def _begin(self, place: Place, generation: int, stamp: int) -> None:
@@ -319,7 +342,9 @@ class Ledger:
         if sent.op.name == "cancel" and op.ok:
             life = self._truth.head(place[0])
             for message in life.messages(serial):
-                if message.status == "streaming" and sent.op.target in (message.id, message.reply_to):
+                # An agent speaks for what it writes itself; the server carries out all of it.
+                answers = (message.id, message.reply_to) if op.by is None else (message.id,)
+                if message.status == "streaming" and sent.op.target in answers:
                     raise Violation(f"{place} is said to be carried out, and {message.id} streams on")
 
     def _expires_s(self, sent: Sent) -> float:

@@ -43,9 +43,10 @@ class Line:
         self._reading = person.world.start(self._read())
 
     @classmethod
-    async def open(cls, person: Person, node: Node, on_frame: OnFrame = _ignore) -> Line:
-        """A socket of `person`'s to `node`. Raises Lost."""
-        stream = await person.caller.socket(node.process, node.hub, client=person.name, patience_s=ANSWER_S)
+    async def open(cls, person: Person, node: Node, on_frame: OnFrame = _ignore, *, client: str = "") -> Line:
+        """A socket of `person`'s to `node`, by another name if there is a `client`. Raises Lost."""
+        name = client or person.name
+        stream = await person.caller.socket(node.process, node.hub, client=name, patience_s=ANSWER_S)
         return cls(person, stream, on_frame)
 
     async def ask(self, frame: Frame) -> tuple[Frame, int]:

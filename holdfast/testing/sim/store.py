@@ -17,8 +17,10 @@ from typing import Any, TypeVar
 
 from msgspec.structs import replace
 
-from holdfast.core.document import Stored, restore
+from holdfast.core.document import Stored, restore, restore_command
 from holdfast.core.errors import StoreUnavailable
+from holdfast.core.names import COMMAND_MARK
+from holdfast.core.state import CommandState
 from holdfast.stores.base import (
     NOTHING,
     Changes,
@@ -34,7 +36,7 @@ from holdfast.stores.memory import MemoryStore
 from holdfast.testing.sim.clock import NOWHERE, Process, VirtualLoop
 from holdfast.testing.sim.ledger import TROUBLE_S, Ledger
 from holdfast.testing.sim.trace import Trace, Violation
-from holdfast.testing.sim.truth import Truth, shown
+from holdfast.testing.sim.truth import Life, Truth, seen, shown
 from holdfast.testing.sim.weather import Weather
 
 T = TypeVar("T")
@@ -97,15 +99,23 @@ class SimStore:
     def audit(self, channel: str, ids: dict[str, None] | None = None) -> None:
         """Compare what is stored with the truth; all of it, or the messages `ids`. Raises Violation."""
         life = self._truth.head(channel)
-        wanted = list(life.versions if ids is None else ids)
+        wanted = [*life.versions, *life.commands] if ids is None else list(ids)
         head, found = _now(self.memory.messages(channel, wanted))
         if head.serial != life.serial or (life.serial and head.epoch != life.epoch):
             raise Violation(f"{channel} is at {head} in the store and at {life.epoch}:{life.serial} in truth")
         for message_id in wanted:
+            if message_id.startswith(COMMAND_MARK):
+                self._audit_command(life, restore_command(found[message_id]))
+                continue
             message = restore(found[message_id])
             expected = life.now(message_id)
             if (None if message.deleted else message.message()) != expected:
                 raise Violation(f"{channel}: stored is {message.message()}, true is {expected}")
+
+    def _audit_command(self, life: Life, command: CommandState) -> None:
+        sent, replied = life.commands[command.id], life.replies.get(command.id)
+        if (command.command(), command.reply) != (seen(sent[1]), replied[1] if replied is not None else None):
+            raise Violation(f"{life.channel}: stored is {command.command()} {command.reply}, true is {sent} {replied}")
 
     def sync(self) -> None:
         """A store that gambles writes back what it answered for."""

@@ -60,6 +60,7 @@ class Life:
         self.commands: dict[str, tuple[int, Command]] = {}  # with their serials, …
         self.replies: dict[str, tuple[int, Reply]] = {}  # … as their answers
         self.replaced: set[str] = set()  # messages of which text was replaced
+        self.seen = 0  # serial of the last entry that is an event
         self.told = 0  # the highest serial that anybody outside was told of
 
     def at(self, message_id: str, serial: int) -> Message | None:
@@ -87,7 +88,7 @@ class Life:
     def pending(self, serial: int) -> dict[str, model.Command]:
         """The commands that waited for an answer at `serial`, as clients see them."""
         return {
-            key[1:]: _seen(command)
+            key[1:]: seen(command)
             for key, (sent, command) in self.commands.items()
             if sent <= serial and (key not in self.replies or self.replies[key][0] > serial)
         }
@@ -120,6 +121,8 @@ class Life:
         else:
             self._take_about_message(op, entry.serial)
         self.serial = entry.serial
+        if not isinstance(op, Claim | Lease):
+            self.seen = entry.serial
         self.stamps.append(stamp)
         self.changed.append(op.id)
 
@@ -172,6 +175,7 @@ class Life:
         life.commands = {key: one for key, one in self.commands.items() if one[0] <= serial}
         life.replies = {key: one for key, one in self.replies.items() if one[0] <= serial}
         life.replaced = set(self.replaced)
+        life.seen = min(self.seen, serial)
         return life
 
     def _check(self, message: Message | None, op: MessageOp) -> None:
@@ -342,7 +346,8 @@ def text_of(part: Part) -> str:
     return text
 
 
-def _seen(op: Command) -> model.Command:
+def seen(op: Command) -> model.Command:
+    """A command as clients see it."""
     return model.Command(
         id=op.id[1:], name=op.name, target=op.target, data=op.data, from_=op.by, expires_at=op.expires_ms
     )

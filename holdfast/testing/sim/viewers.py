@@ -20,8 +20,9 @@ from holdfast.core.errors import HoldfastError
 from holdfast.core.events import Batch, Page, decode_event
 from holdfast.core.view import View
 from holdfast.hub.hub import HubCore
-from holdfast.testing.sim.actors import ANSWER_S, SILENCE_S, Person
-from holdfast.testing.sim.checks import Eye, decoded_events
+from holdfast.testing.sim.actors import Person
+from holdfast.testing.sim.checks import Eye, decoded_events, roster_of
+from holdfast.testing.sim.line import ANSWER_S, SILENCE_S
 from holdfast.testing.sim.network import Lost, Stream, within
 from holdfast.testing.sim.trace import Violation
 from holdfast.testing.sim.truth import Life, text_of
@@ -36,27 +37,48 @@ SILENT_STREAM_S = 3 * PING_S
 class Viewer(Person):
     """Watches one channel, or several."""
 
+    hears_passing = True  # is it told who comes and goes?
+
     def __init__(self, world: World, name: str) -> None:
         super().__init__(world, name)
+        self.node: Node | None = None  # where it is
         self.eyes: dict[str, Eye] = {}
         self._pages: set[asyncio.Task[None]] = set()
         self._tabs: dict[str, tuple[View, str]] = {}  # pages that were put away, by channel
 
     def look_at(self, channel: str) -> None:
         """Watch `channel` from now on."""
-        self.eyes[channel] = Eye(self.name, channel, self.world.truth, self.world.trace, self.world.plan.limits)
+        world = self.world
+        self.eyes[channel] = Eye(
+            self.name, channel, world.truth, world.trace, world.plan.limits, ledger=world.ledger, now_s=world.loop.time
+        )
 
     @property
     def is_settled(self) -> bool:
         """Does it see all there is?"""
         return all(eye.is_settled for eye in self.eyes.values())
 
+    @property
+    def sees_who_is_here(self) -> bool:
+        """Does it show those who are in its channels, as the hub that it is at knows it?"""
+        if not self.hears_passing:
+            return True
+        if self.node is None:
+            return False
+        for channel, eye in self.eyes.items():
+            here = roster_of(self.node.hub, channel)
+            members = sorted(eye.view.members(), key=lambda one: one.id)
+            if members != sorted(here.members, key=lambda one: one.id) or eye.view.count != here.count:
+                return False
+        return True
+
     async def run(self) -> None:
         """For ever."""
         while True:
-            node = await self.some_node()
+            node = self.node = await self.some_node()
             with contextlib.suppress(Lost):
                 await self.visit(node)
+            self.node = None
             for eye in self.eyes.values():
                 eye.cut()
                 self._handle(eye)
@@ -253,6 +275,8 @@ class EventParser:
 
 class PollViewer(Viewer):
     """Watches one channel by long polls."""
+
+    hears_passing = False
 
     async def visit(self, node: Node) -> None:
         [(channel, eye)] = self.eyes.items()

@@ -24,12 +24,22 @@ from holdfast.core.limits import Limits
 from holdfast.hub.subscription import take
 from holdfast.hub.writer import MessageWriter
 from holdfast.testing.sim.actors import Author, Careless, Editor, Insider, Person, Piper, Remote
-from holdfast.testing.sim.checks import check_bounds, check_empty, check_writers
+from holdfast.testing.sim.checks import (
+    check_bounds,
+    check_empty,
+    check_nobody_is_forgotten,
+    check_writers,
+    roster_of,
+)
 from holdfast.testing.sim.clock import Process, SimClock, Stuck, VirtualLoop
+from holdfast.testing.sim.leases import Leaser
+from holdfast.testing.sim.ledger import Ledger
 from holdfast.testing.sim.network import Network
+from holdfast.testing.sim.people import Member, Partner
 from holdfast.testing.sim.store import SimStore, StoreLine
 from holdfast.testing.sim.trace import Trace, Violation
 from holdfast.testing.sim.truth import Truth
+from holdfast.testing.sim.turns import LocalPlan, Worker, local_handler
 from holdfast.testing.sim.viewers import InsideViewer, PollViewer, Reader, SocketViewer, StreamViewer, Viewer
 from holdfast.testing.sim.weather import Weather
 
@@ -38,6 +48,9 @@ T = TypeVar("T")
 SETTLE_S = 60.0  # after the last entry, within which every viewer must show it: a slow commit, some housekeeping
 FINISH_S = 300.0  # for what was begun in bad weather to come to its end
 LEAVE_S = 60.0  # for a hub to close
+WELL_S = 2.0  # for what was tried again in bad times to be tried once more
+QUIET_S = 300.0  # for leases, turns and commands to come to their ends
+HERE_S = 30.0  # for members to be where they stay, and for everybody to see them
 
 # Bounds that only size has a say in; small ones make rare things frequent. Module, name, values.
 SIZES: tuple[tuple[str, str, tuple[int, ...]], ...] = (
@@ -91,6 +104,9 @@ class Plan:
     limits: Limits
     weather: Weather
     sizes: list[int] = field(default_factory=list)
+    members: int = 0
+    workers: int = 0
+    agents: list[LocalPlan] = field(default_factory=list)
 
     @property
     def is_exclusive(self) -> bool:
@@ -110,7 +126,7 @@ class Plan:
         faults = [fault for fault in FAULTS if draw.random() < 0.5 and fault not in ("sync", "power")]
         if is_weak:
             faults += ["sync", "sync", "power"]
-        return cls(
+        plan = cls(
             seed=seed,
             hubs=hubs,
             is_weak=is_weak,
@@ -130,6 +146,27 @@ class Plan:
             weather=Weather.drawn(draw),
             sizes=[draw.choice(values) if draw.random() < 0.5 else values[-1] for _, _, values in SIZES],
         )
+        plan._draw_society(Random(f"{seed}/society"))
+        return plan
+
+    def _draw_society(self, draw: Random) -> None:
+        """Leases, people, commands and agents: some worlds are full of them, in others there are none."""
+        if draw.random() < 0.35:
+            return
+        self.authors += [Leaser] * draw.choice((0, 1, 1, 2)) + [Partner] * draw.choice((0, 1, 2))
+        self.members = draw.choice((0, 1, 2))
+        if self.is_exclusive:  # hubs that share a store do not know yet of each other's leases
+            self.workers = draw.choice((0, 0, 1, 2))
+            kinds = draw.choice((0, 0, 1)) if self.workers else draw.choice((0, 1, 1, 2))
+            self.agents = [
+                LocalPlan(
+                    when_busy=draw.choice(("queue", "queue", "interrupt", "parallel")),
+                    on_crash=draw.choice(("restart", "continue", "interrupt")),
+                    slots=draw.choice((1, 2, 1_000)),
+                    has_questions=draw.random() < 0.5,
+                )
+                for _ in range(kinds)
+            ]
 
 
 def _limits(draw: Random) -> Limits:
@@ -187,8 +224,20 @@ class Node:
         self.is_up = True
         world.lives.append((self.process, self.line))
         world.trace.add(f"{life} boots")
+        world.ledger.booted()
+        world.ledger.is_skewed = any(node.is_skewed for node in world.nodes)
         if draw.random() < 0.5:
             self.process.start(world.loop, self._start(self.hub))
+
+    @property
+    def live_id(self) -> str | None:
+        """The id by which the hub that runs here is known in the log."""
+        return self.hub.node if self.is_up else None
+
+    @property
+    def is_skewed(self) -> bool:
+        """Is its clock set wrong?"""
+        return self.is_up and self.clock.skew_ms != 0
 
     def kill(self) -> None:
         """As `kill -9` does: nothing of it runs any more."""
@@ -239,7 +288,15 @@ class Node:
         hub.drive_by_hand = plan.by_hand
         if plan.adopts:
             hub.adopt("*")(_go_on)
+        for number, agent in enumerate(plan.agents):
+            hub.agent("*", name=f"bot{number}", when_busy=agent.when_busy, on_crash=agent.on_crash, slots=agent.slots)(
+                local_handler(self._world, agent, self.process)
+            )
         return hub
+
+    def wake(self) -> None:
+        """Start the hub, if nobody has asked it for anything yet."""
+        self.process.start(self._world.loop, self._start(self.hub))
 
     async def _start(self, hub: Hub) -> None:
         with contextlib.suppress(HoldfastError):  # whoever asks first starts it again
@@ -266,11 +323,18 @@ class World:
         self.store = SimStore(self.loop, self.weather, self.truth, self.trace, is_exclusive=self.plan.is_exclusive)
         self.channels = [f"c{number}" for number in range(self.plan.channels)]
         self.nodes = [Node(self, name) for name in "ABC"[: self.plan.hubs]]
+        self.ledger = Ledger(
+            self.loop, self.truth, is_exclusive=self.plan.is_exclusive, live_node=lambda: self.nodes[0].live_id
+        )
+        self.ledger.is_served = bool(self.plan.agents)
+        self.store.ledger = self.ledger
         self.lives: list[tuple[Process, StoreLine]] = []
         self.kept: set[asyncio.Task[Any]] = set()  # tasks of the dead: nobody may tidy them up
         self.edited: set[tuple[str, str]] = set()  # messages that an editor had a hand in
+        self.abandoned: set[tuple[str, str]] = set()  # messages that somebody took over and may not have entered
         self.is_calm = False
         self.calm_s = float("inf")
+        self.is_quiet = False  # members stay where they are
         self._tasks: set[asyncio.Task[Any]] = set()
 
     def run(self) -> Report:
@@ -301,6 +365,10 @@ class World:
         task.add_done_callback(self._ended)
         return task
 
+    async def until_well(self) -> None:
+        """In calm weather: wait until what the bad times have held up is over, too."""
+        await asyncio.sleep(max(0.0, self.ledger.well_s - self.loop.time()))
+
     def is_well_for(self, seconds: float) -> bool:
         """Has nothing gone wrong for so long?"""
         return self.loop.time() - self.calm_s > seconds
@@ -326,13 +394,17 @@ class World:
             node.boot()
         authors = [self.start(author.run()) for author in self._authors()]
         viewers = self._viewers()
-        watching = [self.start(viewer.run()) for viewer in viewers]
+        members = [Member(self, f"member{place}") for place in range(self.plan.members)]
+        workers = [Worker(self, f"worker{place}") for place in range(self.plan.workers)]
+        watching = [self.start(somebody.run()) for somebody in (*viewers, *members, *workers)]
         measuring = self.start(self._measure())
         fates = self.start(self._fate())
         await fates
         self._calm_down()
         await self._until_written(authors)
+        await self._until_quiet()
         await self._until_settled(viewers)
+        await self._until_seen(viewers, members, workers)
         await self._check_newcomers()
         for channel in self.channels:
             self.store.audit(channel)
@@ -361,6 +433,7 @@ class World:
             for node in self.nodes:
                 if node.is_up:
                     check_bounds(node.hub, node.process.name)
+            self.ledger.look()
 
     # -- what befalls ------------------------------------------------------------------------------------------
 
@@ -393,6 +466,7 @@ class World:
                 process = node.process
                 process.is_held = True
                 await asyncio.sleep(draw.uniform(0.1, 12.0))
+                self.ledger.trouble(self.loop.time() + 1.0)
                 if process.is_alive:
                     self.loop.thaw(process)
             case "cut":
@@ -407,6 +481,7 @@ class World:
                 node.process.run(lambda: _truncate_tails(node.hub))
             case "clock":
                 node.clock.skew_ms += draw.choice((-3_600_000, -10, 10, 3_600_000))
+                self.ledger.is_skewed = any(node.is_skewed for node in self.nodes)
             case "sync":
                 self.store.sync()
             case "power":
@@ -439,11 +514,54 @@ class World:
         self.store.down_until_s = 0.0
         self.is_calm, self.calm_s = True, self.loop.time()
         self.net.break_all(holes_only=True)
+        self.ledger.well_s = max(self.calm_s, self.store.busy_until_s) + WELL_S
+        for node in self.nodes:
+            node.wake()
 
     async def _until_written(self, authors: list[asyncio.Task[None]]) -> None:
         _, unfinished = await asyncio.wait(authors, timeout=FINISH_S)
         if unfinished:
             raise Violation(f"{len(unfinished)} authors have not come to an end within {FINISH_S} s of good weather")
+
+    async def _until_quiet(self) -> None:
+        """Leases end, turns are had, commands are answered."""
+        since_s = self.loop.time()
+        while self.plan.is_exclusive and (self.ledger.is_busy or self.loop.time() < self.ledger.well_s):
+            if self.loop.time() - since_s > QUIET_S:
+                raise Violation(f"all is well for {QUIET_S} s, and there are still {self.ledger.busy_with}")
+            await asyncio.sleep(0.5)
+        if self.plan.is_exclusive:
+            for channel in self.channels:
+                check_nobody_is_forgotten(self.truth.head(channel), self.nodes[0].hub, self.abandoned)
+        self.trace.add("quiet")
+
+    async def _until_seen(self, viewers: list[Person], members: list[Member], workers: list[Worker]) -> None:
+        """Those who are here stay; everybody sees them, and nobody else."""
+        self.is_quiet = True
+        since_s = self.loop.time()
+        while wrong := self._wrong_with_presence(viewers, members, workers):
+            if self.loop.time() - since_s > HERE_S:
+                raise Violation(wrong)
+            await asyncio.sleep(0.25)
+        self.trace.add("everybody sees who is here")
+
+    def _wrong_with_presence(self, viewers: list[Person], members: list[Member], workers: list[Worker]) -> str | None:
+        for viewer in viewers:
+            if isinstance(viewer, Viewer) and not viewer.sees_who_is_here:
+                shown = {channel: eye.view.members() for channel, eye in viewer.eyes.items()}
+                return f"{viewer.name} does not see who is here, but {shown}"
+        agents = {f"bot{number}" for number in range(len(self.plan.agents))}
+        agents |= {worker.name for worker in workers if worker.is_connected}
+        for node in self.nodes:
+            for channel in self.channels:
+                here = {(member.kind, member.id) for member in roster_of(node.hub, channel).members}
+                people = {("user", one.name) for one in members if one.node is node and one.channel == channel}
+                # A channel that is not in memory shows its agents to whoever comes.
+                if {one for one in here if one[0] == "user"} != people:
+                    return f"{sorted(here)} are in {channel} of {node.name}, true is {sorted(people)}"
+                if here - people and here - people != {("agent", name) for name in agents}:
+                    return f"{sorted(here)} serve {channel} of {node.name}, true is {sorted(agents)}"
+        return None
 
     async def _until_settled(self, viewers: list[Person]) -> None:
         stamp, since_s = self.truth.stamp, self.loop.time()
