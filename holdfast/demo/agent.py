@@ -70,8 +70,9 @@ _MAY_I = (
     "answer, in any window.\n\n"
 )
 
+# All of it has to fit into the answer's meta, which has 16 KiB.
 LONGEST_SAID = 200  # code points of what somebody said meanwhile; the rest is not heard
-MOST_SAID = 20
+MOST_SAID = 10
 _SAID_ENOUGH_S = 12.0
 _ENOUGH = re.compile(r"\b(short|shorter|brief|briefly|enough)\b", re.IGNORECASE)
 _DELETE = re.compile(r"\s*(please,?\s+)?delete\b", re.IGNORECASE)

@@ -22,7 +22,7 @@ from holdfast.agents.turn import OnCrash
 from holdfast.app import Hub
 from holdfast.core.errors import InvalidName
 from holdfast.core.names import check_channel
-from holdfast.demo.diver import SLOTS, Divers
+from holdfast.demo.diver import Divers
 from holdfast.demo.guide import Guide, Sleep
 from holdfast.demo.model import model_in
 from holdfast.demo.passages import library
@@ -35,6 +35,7 @@ from holdfast.transports.http import Endpoint, read_body
 __all__ = ["CHANNELS", "build"]
 
 CHANNELS = "demo:*"
+SLOTS = 100  # far fewer than a diver has: messages go to the agent with the most room
 _BODY_BYTES = 1024
 
 # The page loads nothing from elsewhere and runs nothing that stands in a message; this makes browsers insist on it.
@@ -63,7 +64,7 @@ def build(
     library()  # read before anyone waits for it; an installation without its documentation fails here
     guide = Guide(hub, model, sleep)
     on_crash: OnCrash = "continue" if model is None else "restart"
-    hub.agent(CHANNELS, name="guide", when_busy="parallel", on_crash=on_crash, slots=SLOTS - 1)(guide.answer)
+    hub.agent(CHANNELS, name="guide", when_busy="parallel", on_crash=on_crash, slots=SLOTS)(guide.answer)
     desk = _FrontDesk(Divers(hub), None if model is None else model.name or "the model of OPENAI_BASE_URL")
     app = Starlette(
         routes=[

@@ -26,10 +26,10 @@ from holdfast.client import Client
 from holdfast.core.errors import Busy, TooMany
 from holdfast.demo.guide import Guide
 
-__all__ = ["NAME", "SLOTS", "Divers"]
+__all__ = ["NAME", "Divers"]
 
 NAME = "diver"
-SLOTS = 100  # more than the guide has: messages go to the agent with the most room
+SLOTS = 1_000  # far more than the guide has: messages go to the agent with the most room
 MOST_DIVERS = 4  # at once, in different channels
 IDLE_S = 60.0  # until it leaves where nobody asks it anything …
 LINGER_S = 5.0  # … and after it has answered

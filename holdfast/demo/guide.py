@@ -38,7 +38,8 @@ __all__ = ["APPROVE_S", "LONGEST_QUESTION", "Guide", "Sleep", "continued"]
 
 LONGEST_QUESTION = 2_000  # code points; the page's input box holds no more
 APPROVE_S = 120.0
-LOOKED_UP = 200  # messages that are deleted at once, when people agree
+MOST_DELETED = 50  # messages at once, when people agree
+MOST_BREAKS = 20  # that are told
 
 Sleep = Callable[[float], Awaitable[object]]  # waits for so many seconds
 
@@ -112,7 +113,7 @@ class Guide:
 
     async def _decide(self, turn: Turn) -> Decision:
         """Ask whoever is here whether what was said before may be deleted."""
-        older = await self._hub.history(turn.channel, before=turn.message.created, limit=LOOKED_UP)
+        older = await self._hub.history(turn.channel, before=turn.message.created, limit=MOST_DELETED)
         gone = [message.id for message in older.messages if message.status != "streaming"]
         if not gone:
             return Decision(ok=True)
@@ -141,7 +142,8 @@ class Guide:
 def continued(meta: dict[str, Json], at: int, by: str | None, successor: str) -> dict[str, Json]:
     """The meta that tells, for the page to show, where one writer was gone and another went on."""
     before = meta.get("continued")
-    return {"continued": [*(before if isinstance(before, list) else []), {"at": at, "by": by, "successor": successor}]}
+    breaks = [*(before if isinstance(before, list) else []), {"at": at, "by": by, "successor": successor}]
+    return {"continued": breaks[-MOST_BREAKS:]}
 
 
 def _heard(steer: Steer, at: int) -> Said:

@@ -21,7 +21,7 @@ from typing import Any, Protocol
 from starlette.types import Message, Receive, Send
 
 from holdfast.hub.feed import EncodedBatch
-from holdfast.transports.chunks import Chunks, can_write, cycle_of
+from holdfast.transports.chunks import Chunks, Frames, can_frame, can_write, cycle_of, socket_of
 
 # A peer that takes nothing for so long will not come back to this connection. Browsers freeze hidden pages for
 # minutes, and a frozen page costs us no more than its socket.
@@ -64,6 +64,10 @@ class Sink:
     def write_batch(self, batch: EncodedBatch, chunks: Chunks) -> None:
         """Send a batch as Server-Sent Events, as `write` would."""
         self.write(batch.body)
+
+    def write_frame(self, text: str, frames: Frames) -> None:
+        """Send a WebSocket frame, as `write` would."""
+        self.write({"type": "websocket.send", "text": text})
 
     def end(self, last: Message | None = None, *, patience_s: float = LAST_WORDS_S) -> None:
         """Let `carry` return once `last` is sent, or what is being sent; at the latest in about `patience_s` seconds.
@@ -182,7 +186,7 @@ class TaskSink(Sink):
 class HandSink(Sink):
     """Drives `send` by hand; the ASGI call itself watches for what the peer sends."""
 
-    __slots__ = ("_call", "_finishing", "_is_cut")
+    __slots__ = ("_call", "_finishing", "_is_cut", "_socket")
 
     def __init__(self, send: Send, owner: Owner) -> None:
         super().__init__(send, owner)
@@ -190,6 +194,7 @@ class HandSink(Sink):
         self._call: asyncio.Task[Any] | None = None  # the ASGI call, while it waits in `carry`
         self._finishing: asyncio.Task[None] | None = None
         self._is_cut = False  # `carry` returns, whatever is still blocked
+        self._socket = socket_of(send)
 
     def write(self, message: Message) -> None:
         assert not self.is_busy
@@ -215,6 +220,14 @@ class HandSink(Sink):
             self.write(batch.body)
         else:
             cycle.transport.write(chunk)
+
+    def write_frame(self, text: str, frames: Frames) -> None:
+        socket = self._socket
+        frame = frames.of(text) if socket is not None and can_frame(socket) else None
+        if frame is None:
+            self.write({"type": "websocket.send", "text": text})
+        else:
+            socket.transport.write(frame)
 
     def end(self, last: Message | None = None, *, patience_s: float = LAST_WORDS_S) -> None:
         if self.is_over:

@@ -22,6 +22,7 @@ from holdfast.core.errors import Busy, HoldfastError, InvalidRequest, TooMany, U
 from holdfast.core.events import encode_json
 from holdfast.hub.hub import HubCore
 from holdfast.hub.identity import Scope
+from holdfast.transports.chunks import Frames
 from holdfast.transports.codec import for_peers
 from holdfast.transports.door import header, known_identity
 from holdfast.transports.frames import Ref
@@ -66,6 +67,7 @@ class Sockets:
     def __init__(self, hub: HubCore, wheel: Wheel) -> None:
         self._hub = hub
         self._wheel = wheel
+        self._frames = Frames()
         self._open: set[Socket] = set()
         self._unknown: set[Introduction] = set()
 
@@ -106,7 +108,7 @@ class Sockets:
             self._unknown.discard(introduction)
 
     async def _carry(self, passport: Passport, receive: Receive, send: Send) -> None:
-        socket = Socket(self._hub, passport, send)
+        socket = Socket(self._hub, passport, send, self._frames)
         self._open.add(socket)
         slot = self._wheel.add(socket, int(PING_S))
         try:
@@ -207,10 +209,22 @@ def _auth_in(text: str) -> _Auth | None:
 class Socket:
     """One connection: a session and the sink its frames go to."""
 
-    __slots__ = ("_is_closing", "_is_due", "_is_renewing", "_loop", "_room", "_tasks", "passport", "session", "sink")
+    __slots__ = (
+        "_frames",
+        "_is_closing",
+        "_is_due",
+        "_is_renewing",
+        "_loop",
+        "_room",
+        "_tasks",
+        "passport",
+        "session",
+        "sink",
+    )
 
-    def __init__(self, hub: HubCore, passport: Passport, send: Send) -> None:
+    def __init__(self, hub: HubCore, passport: Passport, send: Send, frames: Frames) -> None:
         self.passport = passport
+        self._frames = frames
         self._is_renewing = False
         self._loop = asyncio.get_running_loop()
         self._tasks: set[asyncio.Task[None]] | None = None
@@ -329,7 +343,7 @@ class Socket:
         while not sink.is_busy and not sink.is_over:
             frame = session.frame_to_send(now_s=now_s)
             if frame is not None:
-                sink.write({"type": "websocket.send", "text": frame})
+                sink.write_frame(frame, self._frames)
             elif session.closing is not None:
                 code, reason = session.closing
                 sink.end({"type": "websocket.close", "code": code, "reason": reason})

@@ -6,9 +6,11 @@ whose store lies in the test's folder, and which does not wait between tokens.
 
 from __future__ import annotations
 
+import asyncio
 import importlib.util
 import sys
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -21,9 +23,13 @@ from starlette.testclient import TestClient
 from holdfast.core.events import Batch, known_events
 from holdfast.core.model import Message
 from holdfast.core.view import View
+from holdfast.serving import address_of, listen, server
 
 FOLDER = Path(__file__).parents[2] / "examples"
-NAMES = sorted(path.stem for path in FOLDER.glob("*.py"))
+PROCESSES = ("agent_elsewhere",)  # they serve nothing: `test_agents` runs them
+NAMES = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem not in PROCESSES)
+GUARDED = ("login_fastapi",)  # they let nobody in who is not known
+OPEN = [name for name in NAMES if name not in GUARDED]
 
 
 def load(name: str) -> ModuleType:
@@ -55,6 +61,20 @@ def app_of(program: ModuleType) -> Any:
 def client_of(app: Any, **options: Any) -> TestClient:
     """A client that comes from this machine, since nobody else is let in."""
     return TestClient(app, base_url="http://localhost", client=("127.0.0.1", 1), **options)
+
+
+@asynccontextmanager
+async def served(program: ModuleType, pace_s: float = 0.01) -> AsyncIterator[str]:
+    """A program behind a real server, in this process, so that a test can say how fast its model is; its address."""
+    program.PACE_S = pace_s  # type: ignore[attr-defined]
+    listening = listen("127.0.0.1", 0)
+    running = server(app_of(program))
+    serving = asyncio.create_task(running.serve(sockets=[listening]))
+    try:
+        yield address_of(listening)
+    finally:
+        running.should_exit = True
+        await serving
 
 
 def follow(client: TestClient, channel: str, until: Callable[[list[Message]], bool], *, prefix: str = "") -> View:

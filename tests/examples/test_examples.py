@@ -27,7 +27,7 @@ from holdfast.core.model import Message
 from holdfast.serving import listen
 from holdfast.serving import server as uvicorn_server
 from holdfast.testing.rawviewer import SseViewer, WsViewer
-from tests.examples.programs import FOLDER, NAMES, app_of, client_of, follow, forget_django
+from tests.examples.programs import FOLDER, NAMES, OPEN, app_of, client_of, follow, forget_django
 from tests.processes import PATIENCE_S, Process, free_port, request
 
 Load = Callable[[str], ModuleType]
@@ -55,7 +55,7 @@ def test_an_example_serves_its_page_and_its_hub(program: Load, name: str) -> Non
         assert "export function connect" in client.get("/holdfast/web/client.js").text
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", OPEN)
 def test_an_example_works_where_no_lifespan_is_run(program: Load, name: str) -> None:
     client = client_of(app_of(program(name)))
     assert client.get("/").text.startswith("<!doctype html>")
@@ -130,7 +130,7 @@ async def test_a_stream_flows_live_through_ordinary_middleware(program: Load, ki
         await serving
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", OPEN)
 def test_an_example_lives_under_a_root_path(program: Load, name: str) -> None:
     with client_of(app_of(program(name)), root_path="/deep/down") as client:
         assert client.get("/deep/down/").text.startswith("<!doctype html>")

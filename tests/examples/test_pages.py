@@ -5,7 +5,6 @@ You are in `tests`. The server runs in the test's own process, so that a test ca
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -13,8 +12,7 @@ from types import ModuleType
 
 from playwright.async_api import Browser, Page, expect
 
-from holdfast.serving import address_of, listen, server
-from tests.examples.programs import app_of
+from tests.examples import programs
 
 Load = Callable[[str], ModuleType]
 
@@ -26,11 +24,14 @@ expect.set_options(timeout=PATIENCE_MS)
 @asynccontextmanager
 async def served(program: ModuleType, browser: Browser, pace_s: float = 0.01) -> AsyncIterator[Page]:
     """A page of a program that is served; a mistake in the page's script is a failure."""
-    program.PACE_S = pace_s
-    listening = listen("127.0.0.1", 0)
-    running = server(app_of(program))
-    serving = asyncio.create_task(running.serve(sockets=[listening]))
-    context = await browser.new_context(base_url=address_of(listening))
+    async with programs.served(program, pace_s) as address, opened(browser, address) as page:
+        yield page
+
+
+@asynccontextmanager
+async def opened(browser: Browser, address: str) -> AsyncIterator[Page]:
+    """A page of somebody's own, with cookies of its own."""
+    context = await browser.new_context(base_url=address)
     context.set_default_timeout(PATIENCE_MS)
     page, errors = await context.new_page(), []
     page.on("pageerror", lambda error: errors.append(str(error)))
@@ -39,8 +40,6 @@ async def served(program: ModuleType, browser: Browser, pace_s: float = 0.01) ->
         yield page
     finally:
         await context.close()
-        running.should_exit = True
-        await serving
     assert errors == []
 
 
@@ -149,3 +148,57 @@ async def test_an_answer_has_the_address_that_the_page_shows(program: Load, brow
         address = (await text_of(page, "#address")).removeprefix("curl -N ")
         body = await (await page.request.get(address)).text()
         assert "".join(json.loads(line[6:]) for line in body.splitlines() if line.startswith('data: "')) == NUMBERS
+
+
+async def test_an_agent_is_seen_to_listen_and_stopped_from_another_window(program: Load, browser: Browser) -> None:
+    async with served(program("agent_fastapi"), browser, pace_s=0.2) as page:
+        await expect(page.locator("#agents")).to_have_text("bot: listening")
+        await page.fill("#question", "why?")
+        await page.click("text=Ask")
+        await expect(page.locator("#agents")).to_have_text("bot: answering")
+        other = await page.context.new_page()
+        await other.goto("/")
+        await expect(other.locator("#messages")).to_contain_text(" 10 ")
+        await other.click("#cancel")
+        for one in (page, other):
+            await expect(one.locator("#messages p").nth(1)).to_contain_text("bot (cancelled): You asked: why?")
+            await expect(one.locator("#cancel")).to_be_disabled()
+        await expect(page.locator("#agents")).to_have_text("bot: listening")
+        assert await text_of(page, "#messages") == await text_of(other, "#messages")
+
+
+async def test_an_endpoint_of_old_gives_a_reloaded_page_the_same_answer(program: Load, browser: Browser) -> None:
+    async with served(program("sse_endpoint"), browser, pace_s=0.02) as page:
+        await page.fill("#question", "why?")
+        await page.click("button")
+        await expect(page.locator("#text")).to_contain_text(" 20 ")
+        await page.reload()
+        await expect(page.locator("#state")).to_have_text("complete")
+        answer = "You asked: why? (asked 1 times so far)\n" + NUMBERS.removeprefix("1 ")
+        assert await page.text_content("#text") == answer
+        address = (await text_of(page, "#named")).removeprefix("curl -N '").removesuffix("'")
+        body = await (await page.request.get(address)).text()
+        assert "".join(json.loads(line[6:]) for line in body.splitlines() if line.startswith('data: "')) == answer
+
+
+async def test_each_user_sees_their_own_and_all_the_lobby(program: Load, browser: Browser) -> None:
+    async with (
+        programs.served(program("login_fastapi")) as address,
+        opened(browser, address) as ann,
+        opened(browser, address) as bob,
+    ):
+        for page, name in ((ann, "ann"), (bob, "bob")):
+            await page.fill("input", name)
+            await page.click("text=Log in")
+            await expect(page.locator("#me")).to_have_text(name)
+            await page.fill("#note input", f"a note of {name}'s")
+            await page.click("#note button")
+            await expect(page.locator("#notes li")).to_have_text([f"{name}: a note of {name}'s"])
+        await ann.fill("#say input", "Hello")
+        await ann.click("#say button")
+        for page in (ann, bob):
+            await expect(page.locator("#lobby li")).to_have_text(["ann: Hello"])
+        await bob.click("#pry")
+        await expect(bob.locator("#answer")).to_have_text("403 forbidden")
+        await bob.click("text=Log out")
+        await expect(bob.locator("#login")).to_be_visible()

@@ -12,11 +12,14 @@ from starlette.middleware import Middleware
 from starlette.middleware.gzip import GZipMiddleware
 from starlette.routing import Mount
 from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+from websockets.frames import OP_TEXT, Frame
+from websockets.protocol import State
 
 from holdfast.core.events import MessageAppend
 from holdfast.hub.feed import EncodedBatch
-from holdfast.testing.rawviewer import SseViewer
-from holdfast.transports.chunks import MAX_BYTES, Chunks, cycle_of
+from holdfast.testing.rawviewer import SseViewer, WsViewer
+from holdfast.transports.chunks import MAX_BYTES, OPEN, Chunks, Frames, cycle_of, socket_of
 from tests.transports.conftest import Served, new_hub, serving
 from tests.transports.watching import write
 
@@ -114,3 +117,69 @@ def test_without_uvicorn_there_is_no_cycle(monkeypatch: pytest.MonkeyPatch) -> N
     async def send(message: Any) -> None: ...
 
     assert cycle_of(send) is None
+
+
+# The same for WebSocket
+
+
+@pytest.fixture
+def sent_frames(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The text that went through uvicorn's `send`."""
+    frames: list[str] = []
+    send = WebSocketsSansIOProtocol.send
+
+    async def noting(self: Any, message: Any) -> None:
+        if message["type"] == "websocket.send":
+            frames.append(message["text"])
+        await send(self, message)
+
+    monkeypatch.setattr(WebSocketsSansIOProtocol, "send", noting)
+    return frames
+
+
+async def watched_by_socket(served: Served, prefix: str = "") -> None:
+    """As `watched`, with text of every length of a frame's head."""
+    async with WsViewer(served.host, served.port, "c", prefix=prefix, attach_fields={"flush_ms": 0}) as viewer:
+        await viewer.until_attached()
+        text = await write(served.hub, "c", ["a", "b" * 10, "é" * 300, "c" * 70_000, "d" * 5, "日本" * 30_000])
+        await viewer.until(lambda: viewer.checker.status("m1") == "complete")
+        assert viewer.checker.text("m1") == text
+        assert viewer.checker.violations == []
+
+
+async def test_frames_do_not_go_through_the_servers_send(by_hand: Served, sent_frames: list[str]) -> None:
+    await watched_by_socket(by_hand)
+    assert not [text for text in sent_frames if "events" in text and len(text) <= MAX_BYTES]
+
+
+async def test_where_uvicorns_socket_is_not_as_expected_they_do(
+    by_hand: Served, sent_frames: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("holdfast.transports.sink.socket_of", lambda send: None)
+    await watched_by_socket(by_hand)
+    assert [text for text in sent_frames if "message.append" in text]
+
+
+@pytest.mark.parametrize("length", [0, 1, 125, 126, 1_000, MAX_BYTES])
+@pytest.mark.parametrize("letter", ["a", "é", "日"])
+def test_a_frame_is_as_the_servers_own(letter: str, length: int) -> None:
+    text = letter * length
+    assert Frames().of(text) == Frame(OP_TEXT, text.encode()).serialize(mask=False)
+
+
+def test_a_text_is_framed_once() -> None:
+    frames, one = Frames(), "x" * 10
+    first = frames.of(one)
+    assert frames.of(one) is first
+    assert frames.of("y") == b"\x81\x01y"
+    assert frames.of("z" * (MAX_BYTES + 1)) is None
+    assert frames.of(one) == first
+
+
+def test_a_socket_without_what_is_needed_is_none() -> None:
+    protocol: Any = WebSocketsSansIOProtocol.__new__(WebSocketsSansIOProtocol)
+    assert socket_of(protocol.send) is None
+
+
+def test_open_is_what_websockets_calls_so() -> None:
+    assert State.OPEN == OPEN

@@ -14,7 +14,7 @@ import { Journal } from "./journal.js"
 import { drawName, rename, whoAmI } from "./me.js"
 import { People, Typing, TYPING_AGAIN_MS } from "./people.js"
 import { Transcript } from "./transcript.js"
-import { breakOf, caughtUp, counted, grouped, nameOf, outcomeOf, pendingOf, questionOf, sized, typingOf } from "./words.js"
+import { breakOf, caughtUp, counted, grouped, nameOf, outcomeOf, pendingOf, sized, typingOf } from "./words.js"
 
 /** @typedef {import("../client.js").Snapshot} Snapshot */
 /** @typedef {import("../view.js").Message} Message */
@@ -211,7 +211,7 @@ function noticeCommands(commands) {
     if (known.commands.has(command.id)) continue
     known.commands.set(command.id, command)
     if (known.commands.size > KNOWN_COMMANDS) known.commands.delete(known.commands.keys().next().value ?? "")
-    const sentence = command.name === "approve" ? `${naming(command.from ?? "")} asks: ${questionOf(command)}` : pendingOf(command, naming)
+    const sentence = pendingOf(command, naming)
     if (sentence) journal.say(sentence)
   }
 }
@@ -355,13 +355,13 @@ function answersIn(messages) {
   return messages.filter(({ status }) => status === "streaming")
 }
 
-/** What can be stopped: answers that stream, and messages that an agent works on before its answer. @param {Snapshot} snapshot */
+/** What can be stopped: answers that stream, and messages whose answer has not begun. @param {Snapshot} snapshot */
 function runningIn({ messages, presence }) {
-  const answers = answersIn(messages)
-  const begun = new Set(answers.map(({ reply_to }) => reply_to))
-  const worked = presence.members.map(({ kind, data }) => (kind === "agent" && data?.state !== "listening" ? data?.message : null))
-  const isAsked = (/** @type {unknown} */ id) => messages.some((one) => one.id === id && !messages.some((other) => other.reply_to === id))
-  return [...answers.map(({ id }) => id), .../** @type {string[]} */ (worked.filter((id) => id && !begun.has(/** @type {string} */ (id)) && isAsked(id)))]
+  const answered = new Set(messages.map(({ reply_to }) => reply_to))
+  const agents = presence.members.filter(({ kind, data }) => kind === "agent" && data?.state !== "listening")
+  const workedOn = new Set(agents.map(({ data }) => data?.message))
+  const waiting = messages.filter(({ id }) => workedOn.has(id) && !answered.has(id))
+  return [...answersIn(messages), ...waiting].map(({ id }) => id)
 }
 
 /** @param {string} id @param {string} name */

@@ -129,8 +129,9 @@ class Row {
     this.element.append(head, this.body)
   }
 
+  /** As it stands in the page, whatever we believe to have put there. */
   get text() {
-    return this.#blocks.map(({ kind, shown }) => (kind === "text" ? shown : "")).join("")
+    return this.#blocks.map(({ kind, element }) => (kind === "text" ? element.textContent : "")).join("")
   }
 
   /** @param {Message} message @param {{ name: string, isMine: boolean }} by */

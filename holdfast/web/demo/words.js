@@ -68,8 +68,10 @@ export function questionOf({ data, from }) {
 }
 
 /** What is pending, told to everybody. @param {Command} command @param {(id: string) => string} naming */
-export function pendingOf({ name, from, data }, naming) {
+export function pendingOf(command, naming) {
+  const { name, from, data } = command
   const who = from ? naming(from) : "somebody"
+  if (name === "approve") return `${who} asks: ${questionOf(command)}`
   if (name === "cancel") return `${who} stops the answer…`
   if (name !== "steer") return ""
   return `${who} steers: ${text(/** @type {{ text?: unknown } | null} */ (data)?.text)}`

@@ -1,0 +1,97 @@
+"""An agent in a process of its own, here or on another machine, known to the server by a token.
+
+The server needs no code. Make a secret, and serve:
+
+    pip install "holdfast[serve,client]"
+    openssl rand -base64 48 > chat.secret
+    holdfast serve --jwt-secret-file chat.secret --jwt-audience chat
+
+In a second terminal, start the agent; start it once more in a third. Each message goes to one of the two.
+
+    export HOLDFAST_TOKEN=$(python examples/agent_elsewhere.py token bot chat.secret)
+    python examples/agent_elsewhere.py
+
+In a fourth, ask. Then ask again, and `kill -9` the agent that answers: the other goes on where it ended.
+
+    export HOLDFAST_TOKEN=$(python examples/agent_elsewhere.py token ann chat.secret)
+    python examples/agent_elsewhere.py ask "Why?"
+
+`HOLDFAST_URL` says where the server is, if it is not on http://127.0.0.1:8000.
+"""
+
+import asyncio
+import os
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import jwt
+
+from holdfast import HoldfastError, Turn
+from holdfast.client import Client
+
+URL = os.environ.get("HOLDFAST_URL", "http://127.0.0.1:8000")
+TOKEN = os.environ.get("HOLDFAST_TOKEN")
+PACE_S = 0.01
+
+PERSON = ["subscribe", "history", "publish", "command"]
+AGENT = [*PERSON, "append", "agent"]
+
+client = Client(URL, token=TOKEN)
+
+
+@client.agent("chat:*", on_crash="continue")
+async def answer(turn: Turn) -> None:
+    print(f"{turn.message.author} asks, attempt {turn.attempt}: {turn.text}", flush=True)
+    async with turn.reply() as message:
+        for token in model(turn.text)[message.length :]:  # all of it, or what a process that died had not yet said
+            await message.append(token)
+            await asyncio.sleep(PACE_S)
+
+
+def model(question: str) -> str:
+    """Stands in for your model."""
+    return f"You asked: {question}\n" + " ".join(str(count) for count in range(1, 121))
+
+
+async def ask(question: str) -> None:
+    """Ask, and print the answer as it comes."""
+    async with Client(URL, token=TOKEN) as asking, asking.channel("chat:1") as view:
+        asked = await asking.create("chat:1", text=question)
+        shown = 0
+        async for _ in view:
+            for message in view.messages:
+                if message.reply_to == asked.id:
+                    print(message.text[shown:], end="", flush=True)
+                    shown = len(message.text)
+                    if message.status not in ("streaming", "interrupted"):
+                        print(f"\n({message.status})")
+                        return
+
+
+def token(name: str, secret_file: str) -> str:
+    """Your app gives these out, to whom it knows. This one is good for a day."""
+    claims = {
+        "sub": name,
+        "aud": "chat",
+        "exp": time.time() + 24 * 3600,
+        "holdfast": {"chat:*": AGENT if name == "bot" else PERSON},
+    }
+    return jwt.encode(claims, Path(secret_file).read_bytes().rstrip(b"\r\n"), algorithm="HS256")
+
+
+if __name__ == "__main__":
+    try:
+        match sys.argv[1:]:
+            case []:
+                with suppress(KeyboardInterrupt):
+                    asyncio.run(client.run())
+            case ["ask", question]:
+                asyncio.run(ask(question))
+            case ["token", name, secret_file]:
+                print(token(name, secret_file))
+            case _:
+                sys.exit(__doc__)
+    except HoldfastError as error:
+        sys.exit(str(error))

@@ -1,0 +1,158 @@
+"""Who may do what, by the login that your app has already: a session cookie, and channels for each user.
+
+Run `python examples/login_fastapi.py`, open http://127.0.0.1:8000 and log in as ann; in a private window, as bob. Each
+has notes that the other cannot see, and both share the lobby. The button tries to read another's notes: 403. After
+"Log out" nothing more is answered; a stream that is open at that moment, in another window, say, ends within a minute.
+
+The lobby is watched with the browser's own EventSource, by a ticket. The cookie alone would do here; a ticket is for
+pages that have a token instead, since EventSource can send no header.
+"""
+
+import secrets
+import time
+from typing import Annotated, Any
+
+from fastapi import Cookie, FastAPI, Response
+from fastapi.responses import HTMLResponse
+from pydantic import BaseModel, Field
+from starlette.requests import HTTPConnection
+
+from holdfast import Hub, Identity
+
+READER = frozenset({"subscribe", "history"})
+WRITER = READER | {"publish", "presence", "command"}
+
+sessions: dict[str, tuple[str, float]] = {}  # stands in for your table: the user, and until when
+LASTS_S = 3600.0
+RECHECK_S = 60.0  # an open stream or socket ends after this, and comes back if its user is still logged in
+
+
+def user_of(session: str | None) -> tuple[str, float] | None:
+    user, ends_s = sessions.get(session or "", ("", 0.0))
+    return (user, ends_s) if ends_s > time.time() else None
+
+
+async def authenticate(scope: dict[str, Any]) -> Identity | None:
+    """Asked for each request and socket, and over before a stream begins: a database session may be closed by then."""
+    known = user_of(HTTPConnection(scope).cookies.get("session"))
+    if known is None:
+        return None
+    user, ends_s = known
+    grants = {"user:{sub}:*": WRITER, "lobby": READER | {"publish"}}  # `{sub}` is the client id
+    ends_s = min(ends_s, time.time() + RECHECK_S)
+    return Identity(client_id=user, grants=grants, expires_at_ms=int(ends_s * 1000))
+
+
+hub = Hub("sqlite:///login-example.db", authenticate=authenticate)
+app = FastAPI()
+hub.install(app, "/holdfast")
+
+
+class Login(BaseModel):
+    name: str = Field(pattern="^[a-z]{1,20}$")  # it becomes a part of channel names
+
+
+@app.post("/login", status_code=204)
+async def login(who: Login, response: Response) -> None:
+    """Takes everybody's word for it: yours asks for a password."""
+    session = secrets.token_urlsafe(32)
+    sessions[session] = (who.name, time.time() + LASTS_S)
+    response.set_cookie("session", session, httponly=True, samesite="lax")  # and secure=True, where there is https
+
+
+@app.post("/logout", status_code=204)
+async def logout(response: Response, session: Annotated[str | None, Cookie()] = None) -> None:
+    sessions.pop(session or "", None)
+    response.delete_cookie("session")
+
+
+@app.get("/", response_class=HTMLResponse)
+async def page(session: Annotated[str | None, Cookie()] = None) -> str:
+    known = user_of(session)
+    return HEAD + (LOGIN if known is None else PAGE.replace("USER", known[0]))
+
+
+HEAD = """<!doctype html>
+<meta charset="utf-8">
+<title>Logins and Holdfast</title>
+<style>body { max-width: 40rem; margin: 2rem auto; font: 1rem system-ui }</style>
+<script type="module">
+  async function post(path, body = {}) {
+    const headers = { "Content-Type": "application/json" }
+    const response = await fetch(path, { method: "POST", headers, body: JSON.stringify(body) })
+    if (response.ok) location.reload()
+  }
+  document.querySelector("#login")?.addEventListener("submit", (event) => {
+    event.preventDefault()
+    post("login", { name: event.target.name.value })
+  })
+  document.querySelector("#logout")?.addEventListener("click", () => post("logout"))
+</script>
+"""
+
+LOGIN = """
+<form id="login">
+  <input name="name" required autofocus pattern="[a-z]{1,20}" placeholder="Your name"> <button>Log in</button>
+</form>
+"""
+
+PAGE = """
+You are <b id="me">USER</b>. <button id="logout">Log out</button>
+<h2>Your notes</h2>
+<ul id="notes"></ul>
+<form id="note"><input name="text" required> <button>Note</button></form>
+<h2>The lobby</h2>
+<ul id="lobby"></ul>
+<form id="say"><input name="text" required> <button>Say</button></form>
+<button id="pry">Read another's notes</button> <code id="answer"></code>
+<script type="module">
+  import { connect } from "./holdfast/web/client.js"
+
+  const user = me.textContent
+  const client = connect({ url: "holdfast" }) // the browser sends the cookie by itself
+
+  const own = client.channel(`user:${user}:notes`)
+  own.subscribe(() => notes.replaceChildren(...own.getSnapshot().messages.map(line)))
+  note.onsubmit = (event) => send(event, own)
+  say.onsubmit = (event) => send(event, client.channel("lobby"))
+
+  function send(event, channel) {
+    event.preventDefault()
+    channel.create({ text: event.target.text.value })
+    event.target.reset()
+  }
+
+  function line({ author, parts }) {
+    const li = document.createElement("li")
+    li.textContent = `${author}: ${parts[0].text}`
+    return li
+  }
+
+  async function watchLobby() {
+    const headers = { "Content-Type": "application/json" }
+    const asked = await fetch("holdfast/v1/tickets", { method: "POST", headers, body: '{"channel":"lobby"}' })
+    if (!asked.ok) return // nobody is logged in any more
+    const { ticket } = await asked.json()
+    const source = new EventSource(`holdfast/v1/channels/lobby/events?history=20&ticket=${ticket}`)
+    source.addEventListener("channel.attached", ({ data }) => JSON.parse(data).resumed || lobby.replaceChildren())
+    for (const type of ["message.create", "message.update"]) {
+      source.addEventListener(type, ({ data }) => lobby.append(line(JSON.parse(data).message)))
+    }
+    source.addEventListener("bye", () => {
+      source.close() // its minute is over: ask again
+      setTimeout(watchLobby, 1000)
+    })
+  }
+  watchLobby()
+
+  pry.onclick = async () => {
+    const response = await fetch(`holdfast/v1/channels/user:${user === "ann" ? "bob" : "ann"}:notes/messages`)
+    answer.textContent = `${response.status} ${(await response.json()).code}`
+  }
+</script>
+"""
+
+if __name__ == "__main__":
+    import uvicorn
+
+    uvicorn.run(app, port=8000)

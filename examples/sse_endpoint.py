@@ -1,0 +1,117 @@
+"""An SSE endpoint that you have already, turned over by one line: answers outlive the request that asked for them.
+
+Run `python examples/sse_endpoint.py`, open http://127.0.0.1:8000 and ask something. Reload while it answers, or open
+the same address in a second window: the page asks its endpoint again and gets the same answer, not another one.
+`curl -N` on the addresses that the page shows prints both styles.
+
+Before, each endpoint ended with
+
+    return StreamingResponse(answer(prompt), media_type="text/event-stream")
+
+and a reload threw the answer away.
+"""
+
+import asyncio
+import sqlite3
+from collections.abc import AsyncIterator, Iterator
+from contextlib import closing, contextmanager
+from functools import partial
+
+from fastapi import FastAPI, Request
+from fastapi.responses import HTMLResponse, JSONResponse, Response
+
+from holdfast import HoldfastError, Hub
+
+hub = Hub("sqlite:///sse-example.db")
+app = FastAPI()
+hub.install(app, "/holdfast")
+
+PACE_S = 0.05
+
+
+@contextmanager
+def session() -> Iterator[sqlite3.Connection]:
+    """Stands in for your database session."""
+    with closing(sqlite3.connect("sse-app.db")) as db, db:
+        db.execute("CREATE TABLE IF NOT EXISTS asked (prompt)")
+        yield db
+
+
+async def answer(prompt: str) -> AsyncIterator[str]:
+    """Opens a session of its own, since it lives longer than the request. One of `Depends` ends with the response."""
+    with session() as db:
+        db.execute("INSERT INTO asked VALUES (?)", [prompt])
+        db.commit()
+        (times,) = db.execute("SELECT count(*) FROM asked WHERE prompt = ?", [prompt]).fetchone()
+        yield f"You asked: {prompt} (asked {times} times so far)\n"
+        for count in range(2, 121):  # stands in for your model
+            await asyncio.sleep(PACE_S)
+            yield f"{count} "
+
+
+@app.get("/chat")
+async def chat(prompt: str, id: str) -> Response:
+    """Plain `data:` lines, and `[DONE]`. The function is handed over, not called: the hub calls it once for each id."""
+    return hub.stream_response("chat:1", partial(answer, prompt), prompt=prompt, reply_id=id, style="data")
+
+
+@app.get("/chat/events")
+async def chat_events(prompt: str, id: str) -> Response:
+    """The same with named events: `thinking`, `answer`, `done`."""
+    return hub.stream_response("chat:1", partial(answer, prompt), prompt=prompt, reply_id=id)
+
+
+@app.exception_handler(HoldfastError)
+async def refused(request: Request, error: HoldfastError) -> Response:
+    """Such as an id that is none: told as the hub itself tells it, and not as a mistake of ours."""
+    return JSONResponse(error.problem(), error.status, media_type="application/problem+json")
+
+
+@app.get("/", response_class=HTMLResponse)
+async def page() -> str:
+    return PAGE
+
+
+PAGE = """<!doctype html>
+<meta charset="utf-8">
+<title>An SSE endpoint and Holdfast</title>
+<style>body { max-width: 40rem; margin: 2rem auto; font: 1rem system-ui } pre { white-space: pre-wrap }</style>
+<form id="form"><input id="question" required autofocus placeholder="Ask something"> <button>Ask</button></form>
+<pre id="text"></pre>
+<p id="state"></p>
+<p><code id="plain"></code><br><code id="named"></code></p>
+<script>
+  let source
+
+  function watch() {
+    source?.close()
+    text.textContent = state.textContent = ""
+    if (!location.hash) return
+    const query = location.hash.slice(1) // what was asked, and the answer's id: the page has to know no more
+    plain.textContent = `curl -N '${new URL(`chat?${query}`, location.href)}'`
+    named.textContent = `curl -N '${new URL(`chat/events?${query}`, location.href)}'`
+    source = new EventSource(`chat?${query}`)
+    source.onmessage = ({ data }) => {
+      if (data !== "[DONE]") return (text.textContent += data)
+      state.textContent ||= "complete"
+      source.close()
+    }
+    for (const status of ["cancelled", "failed", "interrupted"]) {
+      source.addEventListener(status, () => (state.textContent = status))
+    }
+  }
+
+  form.onsubmit = (event) => {
+    event.preventDefault()
+    location.hash = new URLSearchParams({ prompt: question.value, id: crypto.randomUUID() })
+    form.reset()
+  }
+  onhashchange = watch
+  watch()
+</script>
+"""
+
+if __name__ == "__main__":
+    import uvicorn
+
+    uvicorn.run(app, port=8000)

@@ -1,0 +1,24 @@
+"""One Chromium for the tests of a module: each test opens windows in profiles of their own."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import pytest_asyncio
+from playwright.async_api import Browser
+
+from tests.browser.tab import chromium
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def browser() -> AsyncIterator[Browser]:
+    async with chromium() as browser:
+        yield browser
+
+
+@pytest_asyncio.fixture(autouse=True, loop_scope="module")
+async def no_windows_are_left(browser: Browser) -> AsyncIterator[None]:
+    """What one test opened is closed before the next."""
+    yield
+    for context in list(browser.contexts):
+        await context.close()

@@ -1,0 +1,158 @@
+"""Several people and agents in one conversation, each in a browser window: all of them see, stop, steer and allow."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from playwright.async_api import Browser, expect
+
+from holdfast.testing.proxy import FaultProxy
+from tests.browser.tab import TIMEOUT_MS, Tab
+from tests.processes import Server, text_of
+
+ANSWER = '[data-role="assistant"]'
+
+expect.set_options(timeout=TIMEOUT_MS)
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")  # as the browser
+
+
+async def two_people(browser: Browser, demo: Server, transports: str = "ws sse") -> tuple[Tab, Tab]:
+    """Ada and Bob, who see each other."""
+    ada_by, bob_by = transports.split()
+    ada = await Tab.open(browser, demo.port, "demo:test", ada_by, "Ada")
+    bob = await Tab.open(browser, demo.port, "demo:test", bob_by, "Bob")
+    for tab in (ada, bob):
+        for member in ("@ada", "@bob", "guide"):
+            await expect(tab.page.locator(f'[data-member-id="{member}"]')).to_be_visible()
+    return ada, bob
+
+
+async def say(tab: Tab, text: str) -> None:
+    await tab.page.fill("#question", text)
+    await tab.page.press("#question", "Enter")
+
+
+async def test_people_see_each_other_and_what_the_agent_does_and_anybody_stops_it(
+    browser: Browser, demo: Server
+) -> None:
+    ada, bob = await two_people(browser, demo)
+    guide = '[data-member-id="guide"]'
+    await expect(ada.page.locator(guide)).to_have_attribute("data-state", "listening")
+
+    await bob.page.locator("#question").press_sequentially("Hm")
+    await expect(ada.page.locator("#typing")).to_have_text("Bob is typing…")
+    await expect(bob.page.locator("#typing")).to_have_text("")
+    await bob.page.fill("#question", "")
+    await expect(ada.page.locator("#typing")).to_have_text("")
+
+    await say(ada, "What is a cursor?")
+    question = bob.page.locator('[data-role="user"]')
+    await expect(question.locator(".author")).to_have_text("Ada")
+    await expect(bob.page.locator(f"{ANSWER} .text")).to_contain_text("I am not a model.")
+    await expect(bob.page.locator(guide)).to_have_attribute("data-state", "answering")
+
+    await bob.page.fill("#question", "And what is an epoch?")
+    await bob.page.click("#steer")
+    await expect(ada.page.locator(f"{ANSWER} .text")).to_contain_text(
+        "Bob says: And what is an epoch?\n\nSo I turn to that."
+    )
+
+    await bob.page.click("#stop")
+    for tab in (ada, bob):
+        await expect(tab.page.locator(ANSWER)).to_have_attribute("data-status", "cancelled")
+        await expect(tab.page.locator("#stop")).to_be_hidden()
+        await expect(tab.page.locator(guide)).to_have_attribute("data-state", "listening")
+    answer = await ada.page.get_attribute(ANSWER, "data-message-id")
+    assert answer is not None
+    assert await ada.text(answer) == await bob.text(answer) == text_of(demo.message("demo:test", answer))
+    assert ada.errors + bob.errors == []
+
+
+async def test_a_stop_reaches_a_window_that_is_just_coming_back(browser: Browser, demo: Server) -> None:
+    async with FaultProxy("127.0.0.1", demo.port) as proxy:
+        ada, bob = await two_people(browser, demo)
+        cyd = await Tab.open(browser, proxy.port, "demo:test", "ws", "Cyd")
+        await say(ada, "What is a cursor?")
+        answer = await cyd.page.locator(ANSWER).get_attribute("data-message-id")
+        assert answer is not None
+        shown = await cyd.until_length(answer, 40)
+        proxy.refuse()
+        await proxy.cut()
+        await bob.page.click("#stop")
+        await ada.until_status(answer, "cancelled")
+        proxy.accept()
+        for tab in (bob, cyd):
+            await tab.until_status(answer, "cancelled")
+        stored = text_of(demo.message("demo:test", answer))
+        assert stored.startswith(shown)
+        assert [await tab.text(answer) for tab in (ada, bob, cyd)] == [stored] * 3
+        assert ada.errors + bob.errors + cyd.errors == []
+
+
+async def test_what_one_asks_for_another_allows(browser: Browser, demo: Server) -> None:
+    ada, bob = await two_people(browser, demo)
+    body = {"id": "old", "role": "assistant", "text": "Old."}
+    await asyncio.to_thread(demo.post, f"{demo.hub}/v1/channels/demo:test/messages", body)
+    await expect(ada.page.locator('[data-message-id="old"]')).to_be_visible()
+    await say(ada, "Delete what was said")
+    for tab in (ada, bob):
+        await expect(tab.page.locator(".approval p")).to_have_text("Delete the message above?")
+        await expect(tab.page.locator('[data-member-id="guide"] .work')).to_have_text("waiting for approval")
+    await ada.page.reload()  # what is asked is stored, as all else
+    await expect(ada.page.locator(".approval p")).to_have_text("Delete the message above?")
+    await bob.page.get_by_role("button", name="Yes").click()
+    for tab in (ada, bob):
+        await expect(tab.page.locator(f"{ANSWER} .text").last).to_contain_text("Bob said yes. 1 message deleted")
+        await expect(tab.page.locator(".approval")).to_have_count(0)
+        await expect(tab.page.locator('[data-message-id="old"]')).to_have_count(0)
+    await expect(ada.page.locator("#journal")).to_contain_text("Bob said yes")
+    assert ada.errors + bob.errors == []
+
+
+async def test_an_agent_that_crashes_is_seen_to_and_another_goes_on(browser: Browser, demo: Server) -> None:
+    ada, bob = await two_people(browser, demo)
+    await say(ada, "/crash What is a lease?")
+    for tab in (ada, bob):
+        await expect(tab.page.locator("#journal")).to_contain_text("interrupted here: diver crashed. guide goes on")
+        broken = tab.page.locator(f"{ANSWER} .break")
+        await expect(broken).to_have_attribute("data-words", "interrupted here: diver crashed. guide goes on")
+        await expect(tab.page.locator('[data-member-id="diver"]')).to_have_count(0)
+    answer = await ada.page.get_attribute(ANSWER, "data-message-id")
+    assert answer is not None
+    at = demo.message("demo:test", answer)["meta"]["continued"][0]["at"]
+    assert at >= 60
+    await bob.until_length(answer, at + 40)
+    await bob.page.click("#stop")
+    for tab in (ada, bob):
+        await tab.until_status(answer, "cancelled")
+        stored = text_of(demo.message("demo:test", answer))
+        assert await tab.text(answer) == stored
+        assert stored.startswith("I am not a model. I am a small program that looks for the words of your question")
+    await expect(ada.page.locator(ANSWER)).to_have_count(1)
+    await ada.reload()
+    await expect(ada.page.locator(f"{ANSWER} .break")).to_be_visible()
+    assert await ada.text(answer) == stored
+    assert ada.errors + bob.errors == []
+
+
+async def test_a_refresh_makes_no_member_flicker(browser: Browser, demo: Server) -> None:
+    ada, bob = await two_people(browser, demo, "ws ws")
+    await bob.page.evaluate("""() => {
+      window.gone = 0
+      new MutationObserver(() => { if (!document.querySelector('[data-member-id="@ada"]')) window.gone++ })
+        .observe(document.getElementById("people"), { childList: true, subtree: true })
+    }""")
+    for _ in range(5):
+        await ada.reload()
+        await expect(ada.page.locator('[data-member-id="@bob"]')).to_be_visible()
+    # A signal comes after all that was told of Ada before it.
+    await ada.page.locator("#question").press_sequentially("Hm")
+    await expect(bob.page.locator("#typing")).to_have_text("Ada is typing…")
+    assert await bob.page.evaluate("window.gone") == 0
+    about_ada = [one["type"] for one in bob.events if one.get("id", one.get("member", {}).get("id")) == "@ada"]
+    assert about_ada.count("presence.leave") == 0
+    assert about_ada.count("presence.enter") <= 1  # her first, unless it came with the attach
+    assert "has left" not in (await bob.page.inner_text("#journal"))
+    assert ada.errors + bob.errors == []

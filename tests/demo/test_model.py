@@ -1,0 +1,194 @@
+"""With a key in the environment the guide passes a real SDK's stream on; the provider here is ours, on loopback."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from holdfast.core.errors import LocalError
+from holdfast.demo.app import build
+from holdfast.demo.model import model_in
+from tests.agents.sources.provider import HOLD, Provider
+from tests.agents.sources.wires import (
+    CHAT_USAGE,
+    TEXT,
+    chat_end,
+    chat_said,
+    claude_begin,
+    claude_end,
+    claude_said,
+    claude_thought,
+)
+from tests.demo.test_app import Demo, demo, text_of
+
+KEYS = ("OPENAI_API_KEY", "OPENAI_BASE_URL", "OPENAI_MODEL", "ANTHROPIC_API_KEY", "ANTHROPIC_BASE_URL")
+
+
+@pytest.fixture(autouse=True)
+def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No SDK finds a key, or a proxy, of whoever runs this."""
+    for name in (*KEYS, "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.lower(), raising=False)
+
+
+@pytest.fixture
+async def provider() -> AsyncIterator[Provider]:
+    provider = Provider()
+    await provider.start()
+    yield provider
+    await provider.stop()
+
+
+def openai(provider: Provider, **more: str) -> dict[str, str]:
+    return {"OPENAI_API_KEY": "sk-none", "OPENAI_BASE_URL": provider.url, "OPENAI_MODEL": "gpt-test", **more}
+
+
+async def test_any_compatible_server_answers(provider: Provider) -> None:
+    provider.will_say([*chat_said("Hello ", "there"), *chat_end()])
+    async with demo("memory://", **openai(provider)) as here:
+        assert (await here.http.get("/demo/info")).json()["model"] == "gpt-test"
+        await here.ask()
+        answer = await here.answer()
+        assert (text_of(answer), answer["status"], answer["author"]) == ("Hello there", "complete", "guide")
+        assert answer["meta"] == {"model": "gpt-test", "finish_reason": "stop", "usage": CHAT_USAGE}
+        path, asked = provider.requests[0]
+        assert path == "/chat/completions"
+        assert asked["messages"][-1] == {"role": "user", "content": "What happens when I press F5?"}
+
+
+async def test_a_server_whose_model_was_not_named_answers_with_its_first(provider: Provider) -> None:
+    listed = b'{"object": "list", "data": [{"id": "its-own", "object": "model", "created": 1, "owned_by": "x"}]}'
+    provider.will_say([listed], [*chat_said("Hi"), *chat_end()])
+    async with demo("memory://", **openai(provider, OPENAI_MODEL="")) as here:
+        await here.ask()
+        assert text_of(await here.answer()) == "Hi"
+        assert [path for path, _ in provider.requests] == ["/models", "/chat/completions"]
+        assert provider.requests[1][1]["model"] == "its-own"
+
+
+async def test_anthropic_answers_and_its_thoughts_are_kept_apart(provider: Provider) -> None:
+    provider.will_say(
+        [*claude_begin(), *claude_thought(), *claude_said("Hello \ud83d", "\ude00, world"), *claude_end()]
+    )
+    async with demo("memory://", ANTHROPIC_API_KEY="sk-none", ANTHROPIC_BASE_URL=provider.url) as here:
+        await here.ask()
+        answer = await here.answer()
+        assert [part["type"] for part in answer["parts"]] == ["reasoning", "text"]
+        assert answer["parts"][1]["text"] == TEXT
+        path, asked = provider.requests[0]
+        assert path.startswith("/v1/messages")
+        assert asked["messages"] == [
+            {"role": "user", "content": [{"type": "text", "text": "What happens when I press F5?"}]}
+        ]
+
+
+async def test_a_stop_closes_the_model_s_stream(provider: Provider) -> None:
+    provider.will_say([*chat_said("Hello ", "there"), HOLD])
+    async with demo("memory://", **openai(provider)) as here:
+        await here.ask()
+        await provider.is_held.wait()
+        async with asyncio.timeout(5):
+            await here.post("commands", {"name": "cancel", "target": "q1"})
+            await provider.is_left.wait()
+        answer = await here.answer()
+        assert (answer["status"], text_of(answer)) == ("cancelled", "Hello there")
+
+
+class Slow(Provider):
+    """Says the first of what it has to say, and the rest when it may."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.may_go_on = asyncio.Event()
+
+    async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        drain = writer.drain
+
+        async def drained() -> None:
+            await drain()
+            await self.may_go_on.wait()
+
+        writer.drain = drained  # type: ignore[method-assign]
+        await super()._answer(reader, writer)
+
+
+async def test_what_people_say_meanwhile_gets_a_second_answer() -> None:
+    provider = Slow()
+    await provider.start()
+    provider.will_say([*chat_said("Long, ", "longer"), *chat_end()], [*chat_said("Short"), *chat_end()])
+    async with demo("memory://", **openai(provider)) as here:
+        await here.ask()
+        await here.answer(status="streaming")
+        await here.post("commands", {"name": "steer", "target": "q1", "data": {"text": "shorter"}})
+        provider.may_go_on.set()
+        assert await answers(here, 2) == ["Long, longer", "Short"]
+        assert provider.requests[1][1]["messages"][-2:] == [
+            {"role": "assistant", "content": "Long, longer"},
+            {"role": "user", "content": "shorter"},
+        ]
+    await provider.stop()
+
+
+async def answers(here: Demo, count: int) -> list[str]:
+    """The texts of the answers, once so many are complete."""
+    async with asyncio.timeout(20):
+        async for _ in here.hub.subscribe("demo:test"):
+            found = [text_of(one) for one in await here.messages() if one["role"] == "assistant"]
+            complete = [one for one in await here.messages() if one.get("reply_to") and one["status"] == "complete"]
+            if len(complete) >= count:
+                return found
+    raise AssertionError
+
+
+async def test_after_a_restart_a_model_begins_anew_and_what_was_said_stays(provider: Provider, tmp_path: Path) -> None:
+    provider.will_say([*chat_said("Hel"), HOLD], [*chat_said("Hello"), *chat_end()])
+    store = f"sqlite:///{tmp_path}/demo.db"
+    async with demo(store, **openai(provider)) as here:
+        await here.ask()
+        await provider.is_held.wait()
+        await here.answer(status="streaming")
+    async with demo(store, **openai(provider)) as here:
+        await answers(here, 1)
+        found = [(one["status"], text_of(one)) for one in await here.messages() if one["role"] == "assistant"]
+        assert found == [("interrupted", "Hel"), ("complete", "Hello")]
+
+
+async def test_a_provider_that_says_no_is_told_by_its_name(provider: Provider) -> None:
+    provider.status = 401
+    provider.will_say([b'{"error": {"message": "secret sk-none", "code": "invalid_api_key"}}'])
+    async with demo("memory://", **openai(provider)) as here:
+        await here.ask()
+        answer = await here.answer()
+        assert (answer["status"], answer["reason"]) == ("failed", "AuthenticationError")
+        assert "secret" not in str(await here.messages())
+
+
+async def test_deleting_is_asked_first_with_a_model_too(provider: Provider) -> None:
+    async with demo("memory://", **openai(provider)) as here:
+        await here.ask(text="Delete this")
+        assert text_of(await here.answer()).endswith("Nothing was there.")
+        assert provider.requests == []
+
+
+def test_openai_s_key_alone_asks_for_nothing() -> None:
+    assert model_in({"OPENAI_API_KEY": "sk-none"}) is None
+    assert model_in({"OPENAI_BASE_URL": "http://127.0.0.1:1"}) is None
+    assert model_in({}) is None
+
+
+@pytest.mark.parametrize(
+    ("package", "environ"),
+    [
+        ("openai", {"OPENAI_API_KEY": "sk-none", "OPENAI_BASE_URL": "http://127.0.0.1:1"}),
+        ("anthropic", {"ANTHROPIC_API_KEY": "sk-none"}),
+    ],
+)
+def test_a_missing_sdk_is_said_plainly(package: str, environ: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(LocalError, match=f"pip install {package}"):
+        build("memory://", environ=environ)

@@ -1,0 +1,253 @@
+"""The examples with agents, an old endpoint, and logins: real servers, real sockets, real processes.
+
+You are in `tests`. What a person sees in the browser is in `test_pages`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import sys
+from asyncio.subprocess import PIPE, Process
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from types import ModuleType
+
+import httpx2
+import pytest
+
+from holdfast.client import ChannelView, Client
+from holdfast.core.model import Message
+from tests.examples.programs import FOLDER, served
+from tests.processes import PATIENCE_S, serving
+
+Load = Callable[[str], ModuleType]
+
+NUMBERS = "".join(f"{count} " for count in range(2, 121))
+ANSWER = f"You asked: why?\n{NUMBERS}"
+
+
+async def until(view: ChannelView, is_true: Callable[[Message], bool]) -> Message:
+    """The newest message of the channel, once it is as wanted."""
+    async with asyncio.timeout(PATIENCE_S):
+        if not view.messages or not is_true(view.messages[-1]):
+            async for _ in view:
+                if view.messages and is_true(view.messages[-1]):
+                    break
+    return view.messages[-1]
+
+
+def is_over(message: Message) -> bool:
+    return message.role == "assistant" and message.status != "streaming"
+
+
+# The agent in the app --------------------------------------------------------------------------------------------
+
+
+async def test_an_answer_is_copied_to_the_apps_own_table_when_it_is_finished(program: Load) -> None:
+    async with (
+        served(program("agent_fastapi"), pace_s=0.0) as address,
+        httpx2.AsyncClient(base_url=address) as http,
+        Client(f"{address}/holdfast", client_id="ann") as ann,
+        ann.channel("chat:1") as view,
+    ):
+        asked = await ann.create("chat:1", text="why?")
+        answer = await until(view, is_over)
+        assert (answer.author, answer.status, answer.text, answer.reply_to) == ("bot", "complete", ANSWER, asked.id)
+        rows = await archived(http, 2)
+        assert [(row["id"], row["author"], row["status"]) for row in rows] == [
+            (asked.id, "ann", "complete"),
+            (answer.id, "bot", "complete"),
+        ]
+        assert rows[1]["text"] == ANSWER
+        await ann.delete("chat:1", asked.id)
+        assert [row["id"] for row in await archived(http, 1)] == [answer.id]
+
+
+async def archived(http: httpx2.AsyncClient, count: int) -> list[dict[str, str]]:
+    """The rows, once there are so many: a hook is called after the message is stored, not before."""
+    async with asyncio.timeout(PATIENCE_S):
+        while True:
+            answer = await http.get("/archive")
+            rows: list[dict[str, str]] = answer.json() if answer.status_code == 200 else []
+            if len(rows) == count:
+                return rows
+            await asyncio.sleep(0.02)  # nobody tells what a hook has done
+
+
+async def test_a_stop_from_a_second_client_ends_it_for_both(program: Load) -> None:
+    async with (
+        served(program("agent_fastapi"), pace_s=0.02) as address,
+        Client(f"{address}/holdfast", client_id="ann") as ann,
+        Client(f"{address}/holdfast", client_id="bob") as bob,
+        ann.channel("chat:1") as anns,
+        bob.channel("chat:1") as bobs,
+    ):
+        await ann.create("chat:1", text="why?")
+        answer = await until(bobs, lambda message: " 5 " in message.text)
+        await bob.command("chat:1", "cancel", target=answer.id)
+        seen = [await until(view, is_over) for view in (anns, bobs)]
+        assert [one.status for one in seen] == ["cancelled", "cancelled"]
+        assert seen[0].text == seen[1].text
+        assert ANSWER.startswith(seen[0].text)
+
+
+# The agent elsewhere ---------------------------------------------------------------------------------------------
+
+PROGRAM = FOLDER / "agent_elsewhere.py"
+
+
+async def run(*arguments: str, **environ: str) -> tuple[int | None, str, str]:
+    """The program, to its end: exit code and what it printed."""
+    async with started(*arguments, **environ) as process, asyncio.timeout(PATIENCE_S):
+        out, err = await process.communicate()
+    return process.returncode, out.decode(), err.decode()
+
+
+@contextlib.asynccontextmanager
+async def started(*arguments: str, **environ: str) -> AsyncIterator[Process]:
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, str(PROGRAM), *arguments, stdout=PIPE, stderr=PIPE, env={**os.environ, **environ}
+    )
+    try:
+        yield process
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
+        await process.wait()
+
+
+@pytest.fixture
+def secret(tmp_path: Path) -> Path:
+    path = tmp_path / "chat.secret"
+    path.write_text("a secret of at least thirty-two bytes, as it should be\n")
+    return path
+
+
+async def test_an_agent_that_is_killed_is_followed_by_another_that_goes_on(
+    program: Load, tmp_path: Path, secret: Path
+) -> None:
+    token = program("agent_elsewhere").token
+    options = ["--jwt-secret-file", str(secret), "--jwt-audience", "chat"]
+    with serving("serve", tmp_path, *options) as server:
+        url = f"http://127.0.0.1:{server.port}"
+        bot = {"HOLDFAST_URL": url, "HOLDFAST_TOKEN": token("bot", str(secret))}
+        ann = {"HOLDFAST_URL": url, "HOLDFAST_TOKEN": token("ann", str(secret))}
+        async with started(**bot) as first, started(**bot) as second, started("ask", "why?", **ann) as asking:
+            assert first.stdout is not None
+            assert second.stdout is not None
+            assert asking.stdout is not None
+            lines = {asyncio.ensure_future(one.stdout.readline()): one for one in (first, second) if one.stdout}
+            done, waiting = await asyncio.wait(lines, timeout=PATIENCE_S, return_when=asyncio.FIRST_COMPLETED)
+            (told,) = done
+            assert told.result() == b"ann asks, attempt 1: why?\n"
+            async with asyncio.timeout(PATIENCE_S):
+                begun = await asking.stdout.readuntil(b" 5 ")
+                lines[told].send_signal(signal.SIGKILL)
+                (other,) = waiting
+                assert await other == b"ann asks, attempt 2: why?\n"
+                shown = (begun + await asking.stdout.read()).decode()
+        text = "You asked: why?\n" + " ".join(str(count) for count in range(1, 121))
+        assert shown == f"{text}\n(complete)\n"
+
+
+async def test_who_may_not_is_told_in_one_line_that_holds_no_token(program: Load, tmp_path: Path, secret: Path) -> None:
+    other = tmp_path / "other.secret"
+    other.write_text("another secret, of at least thirty-two bytes, too")
+    token = program("agent_elsewhere").token
+    foreign, ann = token("bot", str(other)), token("ann", str(secret))
+    with serving("serve", tmp_path, "--jwt-secret-file", str(secret), "--jwt-audience", "chat") as server:
+        url = {"HOLDFAST_URL": f"http://127.0.0.1:{server.port}"}
+        told = await asyncio.gather(
+            run(**url),
+            run(**url, HOLDFAST_TOKEN="garbled-token"),
+            run(**url, HOLDFAST_TOKEN=foreign),
+            run("ask", "why?", **url, HOLDFAST_TOKEN=foreign),
+            run(**url, HOLDFAST_TOKEN=ann),
+        )
+        log = server.output
+    assert [(code, out) for code, out, _ in told] == [(1, "")] * 5
+    assert [err for _, _, err in told] == [
+        "the server asks for a token, and this client has none: Client(…, token=…)\n",
+        "this is no token\n",
+        "the token is signed with no key that is known here\n",
+        "the token is signed with no key that is known here\n",
+        "this needs the capability 'agent' on all that the pattern names\n",
+    ]
+    assert [one for one in ("garbled-token", foreign, ann) if one in log] == []
+
+
+# The endpoint of old ---------------------------------------------------------------------------------------------
+
+ENDPOINT_ANSWER = f"You asked: why? (asked 1 times so far)\n{NUMBERS}"
+
+
+def plain(body: str) -> str:
+    """What an ordinary reader of `data:` lines makes of it."""
+    events = [event.splitlines() for event in body.split("\n\n") if event and not event.startswith(":")]
+    pieces = ["\n".join(line[6:] for line in lines) for lines in events]
+    assert pieces.pop() == "[DONE]"
+    return "".join(pieces)
+
+
+async def test_who_leaves_and_asks_again_gets_the_same_answer_whole(program: Load) -> None:
+    async with served(program("sse_endpoint")) as address, httpx2.AsyncClient(base_url=address) as http:
+        query = {"prompt": "why?", "id": "a1"}
+        async with http.stream("GET", "/chat", params=query) as left:
+            await anext(left.aiter_raw())
+        assert plain((await http.get("/chat", params=query)).text) == ENDPOINT_ANSWER
+        named = await http.get("/chat/events", params=query)
+        assert named.headers["holdfast-message"] == "a1"
+        assert "event: done" in named.text
+        assert plain((await http.get("/chat", params={"prompt": "why?", "id": "a2"})).text).startswith(
+            "You asked: why? (asked 2 times so far)\n"
+        )
+        history = (await http.get("/holdfast/v1/channels/chat:1/messages")).json()["messages"]
+        assert [one["role"] for one in history] == ["assistant", "user", "assistant", "user"]
+
+
+async def test_an_id_that_is_none_is_told_and_no_mistake_of_the_apps(program: Load) -> None:
+    async with served(program("sse_endpoint")) as address, httpx2.AsyncClient(base_url=address) as http:
+        refused = await http.get("/chat", params={"prompt": "why?", "id": "not an id"})
+        assert (refused.status_code, refused.json()["code"]) == (400, "invalid_name")
+
+
+# Logins ----------------------------------------------------------------------------------------------------------
+
+LOBBY = "/holdfast/v1/channels/lobby"
+
+
+async def test_a_login_opens_what_is_its_own_and_nothing_else(program: Load) -> None:
+    async with served(program("login_fastapi")) as address, httpx2.AsyncClient(base_url=address) as http:
+        assert (await http.get(f"{LOBBY}/messages")).status_code == 401
+        assert (await http.post("/login", json={"name": "ann:x"})).status_code == 422
+        assert (await http.post("/login", json={"name": "ann"})).status_code == 204
+        page = {"Origin": address}
+        notes = "/holdfast/v1/channels/user:{}:notes/messages"
+        assert (await http.post(notes.format("ann"), json={"text": "mine"}, headers=page)).status_code == 201
+        assert (await http.post(notes.format("bob"), json={"text": "mine"}, headers=page)).status_code == 403
+        assert (await http.get(notes.format("bob"))).json()["code"] == "forbidden"
+        foreign = {"Origin": "https://elsewhere.example"}
+        assert (await http.post(f"{LOBBY}/messages", json={"text": "!"}, headers=foreign)).status_code == 403
+        said = await http.post(f"{LOBBY}/messages", json={"text": "Hello", "author": "bob"}, headers=page)
+        assert said.json()["message"]["author"] == "ann"
+        assert (await http.post("/logout")).status_code == 204
+        assert (await http.get(f"{LOBBY}/messages")).status_code == 401
+
+
+async def test_a_ticket_is_enough_to_watch_the_lobby_and_for_nothing_else(program: Load) -> None:
+    async with served(program("login_fastapi")) as address, httpx2.AsyncClient(base_url=address) as http:
+        await http.post("/login", json={"name": "ann"})
+        page = {"Origin": address}
+        asked = await http.post("/holdfast/v1/tickets", json={"channel": "lobby"}, headers=page)
+        ticket = {"ticket": asked.json()["ticket"]}
+        await http.post(f"{LOBBY}/messages", json={"text": "Hello"}, headers=page)
+        http.cookies.clear()
+        assert (await http.get(f"{LOBBY}/messages", params=ticket)).status_code == 401
+        async with http.stream("GET", f"{LOBBY}/events", params={**ticket, "history": 1}) as stream:
+            async with asyncio.timeout(PATIENCE_S):
+                async for line in stream.aiter_lines():
+                    if '"Hello"' in line:
+                        break

@@ -1,0 +1,203 @@
+"""When text is stored that only viewers wait for: in time for the end of their window, and no sooner.
+
+You are in `tests`. Time is virtual, so that what is late is late by a number.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from itertools import pairwise
+
+from holdfast.core.events import MessageAppend, MessagePart
+from holdfast.hub import HubCore
+from holdfast.hub.channel import PATIENCE_S
+from holdfast.hub.feed import Feed, Ticks
+from holdfast.stores.base import Committed, Conflict, Write
+from holdfast.stores.memory import MemoryStore
+from tests.virtual import virtual_clock, virtually
+
+WINDOW_S = 0.04
+TOKEN_S = 0.002
+
+
+class Timed(MemoryStore):
+    """A store in memory that takes its time, and notes when it began."""
+
+    def __init__(self, takes_s: float = 0.0) -> None:
+        super().__init__()
+        self.takes_s = takes_s
+        self.begun_s: list[float] = []
+
+    async def commit(self, writes: Sequence[Write]) -> list[Committed | Conflict]:
+        self.begun_s.append(now_s())
+        await asyncio.sleep(self.takes_s)
+        return await super().commit(writes)
+
+
+class Shown:
+    """A viewer who takes what it is owed when it is told, and notes when."""
+
+    def __init__(self) -> None:
+        self.feed: Feed
+        self.text = ""
+        self.at_s: list[float] = []  # by character of the text
+
+    @classmethod
+    async def of(cls, hub: HubCore, flush_ms: int = 40) -> Shown:
+        viewer = cls()
+        viewer.feed = await hub.attach("c", None, history=0, flush_ms=flush_ms, wake=viewer.take)
+        viewer.feed.take()
+        return viewer
+
+    def take(self) -> None:
+        batch = self.feed.take()
+        for event in batch.events if batch is not None else ():
+            if isinstance(event, MessageAppend):
+                self.text += event.text
+            elif isinstance(event, MessagePart):
+                self.text += event.part["text"]
+        self.at_s += [now_s()] * (len(self.text) - len(self.at_s))
+
+
+def now_s() -> float:
+    return asyncio.get_running_loop().time()
+
+
+def new_hub(store: MemoryStore) -> HubCore:
+    return HubCore(store, hooks_signals=False, drain_s=0.0, clock=virtual_clock())
+
+
+async def lateness(store: Timed, count: int = 500) -> tuple[list[float], list[float]]:
+    """Stream so many tokens of one character to a viewer: how late each was shown, and when commits began."""
+    hub = new_hub(store)
+    appended_s: list[float] = []
+    async with hub.message("c") as message:
+        viewer = await Shown.of(hub)
+        store.begun_s.clear()
+        for _ in range(count):
+            await message.append("x")
+            appended_s.append(now_s())
+            await asyncio.sleep(TOKEN_S)
+        begun_s = list(store.begun_s)
+    await asyncio.sleep(1)
+    assert viewer.text == "x" * count
+    await hub.close()
+    return [shown - appended for shown, appended in zip(viewer.at_s, appended_s, strict=True)], begun_s
+
+
+@virtually
+async def test_text_is_stored_about_once_a_window_and_shown_no_later_for_it() -> None:
+    late_s, begun_s = await lateness(Timed())
+    # The last points of a window are too near to its end to wait: what comes then is stored as it comes.
+    assert len(begun_s) <= 500 * TOKEN_S / WINDOW_S * 5
+    assert max(late_s) <= WINDOW_S + Ticks.GRID_S
+
+
+@virtually
+async def test_for_a_slow_store_it_begins_earlier() -> None:
+    takes_s = 0.008
+    late_s, _ = await lateness(Timed(takes_s))
+    # As without any waiting: a commit may have begun just before, and ours is the next.
+    assert max(late_s) <= WINDOW_S + Ticks.GRID_S + 2 * takes_s
+
+
+@virtually
+async def test_a_store_slower_than_the_window_is_never_idle() -> None:
+    _, begun_s = await lateness(Timed(takes_s=0.05))
+    steps = [later - earlier for earlier, later in pairwise(begun_s[5:])]
+    assert max(steps) <= 0.05 + TOKEN_S + 1e-6
+
+
+@virtually
+async def test_the_first_token_after_a_pause_is_stored_at_once() -> None:
+    store = Timed()
+    hub = new_hub(store)
+    async with hub.message("c") as message:
+        viewer = await Shown.of(hub)
+        await asyncio.sleep(1)
+        begun_s = now_s()
+        await message.append("x")
+        await asyncio.sleep(WINDOW_S)
+        assert viewer.at_s == [begun_s]
+    await hub.close()
+
+
+@virtually
+async def test_whoever_flushes_waits_for_no_window() -> None:
+    store = Timed()
+    hub = new_hub(store)
+    async with hub.message("c") as message:
+        await Shown.of(hub)
+        for _ in range(20):
+            await message.append("x")
+            await asyncio.sleep(0.001)  # in the middle of a window: it rests
+            begun_s = now_s()
+            await message.flush()
+            assert now_s() == begun_s
+    await hub.close()
+
+
+@virtually
+async def test_what_is_more_than_text_takes_the_text_along_at_once() -> None:
+    store = Timed()
+    hub = new_hub(store)
+    async with hub.message("c") as message:
+        await Shown.of(hub)
+        await message.append("x")
+        await message.flush()
+        await message.append("y")
+        await asyncio.sleep(0.001)
+        count, asked_s = len(store.begun_s), now_s()
+        await message.update(meta={"a": 1})
+        await asyncio.sleep(0.001)
+        assert store.begun_s[count:] == [asked_s]
+        assert (await hub.read("c", message.id))[0].text == "xy"
+    await hub.close()
+
+
+@virtually
+async def test_where_nobody_watches_each_token_is_stored_at_once() -> None:
+    store = Timed()
+    hub = new_hub(store)
+    async with hub.message("c") as message:
+        store.begun_s.clear()
+        appended_s = []
+        for _ in range(10):
+            appended_s.append(now_s())
+            await message.append("x")
+            await asyncio.sleep(TOKEN_S)
+        assert store.begun_s == appended_s
+    await hub.close()
+
+
+@virtually
+async def test_a_long_window_keeps_nothing_from_being_stored() -> None:
+    store = Timed()
+    hub = new_hub(store)
+    async with hub.message("c") as message:
+        await Shown.of(hub, flush_ms=1000)
+        await message.append("x")
+        await message.flush()
+        await asyncio.sleep(0.1)
+        asked_s = now_s()
+        await message.append("y")
+        await asyncio.sleep(0.5)
+        assert store.begun_s[-1] - asked_s <= PATIENCE_S
+    await hub.close()
+
+
+@virtually
+async def test_a_block_that_ends_while_text_rests_has_stored_it() -> None:
+    store = Timed()
+    hub = new_hub(store)
+    async with hub.message("c", id="m") as message:
+        await Shown.of(hub)
+        await message.append("x")
+        await message.flush()
+        await message.append("y")
+        ended_s = now_s()
+    assert now_s() == ended_s
+    assert (await hub.read("c", "m"))[0].text == "xy"
+    await hub.close()
+    await asyncio.sleep(1)  # what was to be called in time finds nobody, and says nothing
