@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from typing import Literal
+from typing import Literal, get_args
 
+from holdfast.core.errors import LocalError
 from holdfast.core.model import Json, Message, Part
 
 Shape = Literal["text", "openai", "responses", "anthropic"]
@@ -50,7 +51,9 @@ def _newest_answer(asked: Message, newest_first: Sequence[Message], later: Messa
 
 
 def as_turns(messages: Sequence[Message], shape: Shape) -> list[dict[str, Json]]:
-    """`messages` in the form that a provider's API takes."""
+    """`messages` in the form that a provider's API takes. Raises LocalError for a shape that there is not."""
+    if shape not in get_args(Shape):
+        raise LocalError(f"a history has the shape {', '.join(get_args(Shape))}; not {shape}")
     match shape:
         case "text":
             return [{"role": one.role, "content": one.text} for one in messages if one.text and one.role != "tool"]

@@ -11,7 +11,7 @@ import logging
 from typing import TYPE_CHECKING
 
 from holdfast.agents.place import Watch, Writer
-from holdfast.agents.running import Agent, Running, patiently
+from holdfast.agents.running import Agent, Running, check_work, patiently
 from holdfast.agents.writer import AgentWriter
 from holdfast.core.errors import Deleted, Fenced, Finished, HoldfastError, NotFound
 from holdfast.core.events import CommandReply, Page
@@ -32,6 +32,7 @@ class LocalAgent:
     is_local = True
 
     def __init__(self, hub: HubCore, agent: Agent, pattern: str, *, when_busy: WhenBusy, slots: int) -> None:
+        check_work(when_busy, slots)
         self.name = agent.name
         self.pattern = pattern
         self.when_busy = when_busy

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import inspect
 import logging
 from collections.abc import Awaitable, Callable
 from typing import NamedTuple, TypeVar
@@ -60,12 +61,22 @@ async def patiently(call: Callable[[], Awaitable[T]]) -> T:
 
 def check_agent(agent: Agent) -> Agent:
     """Return `agent`; raises LocalError or InvalidName where it cannot be run."""
+    if inspect.isroutine(agent.handler) and not inspect.iscoroutinefunction(agent.handler):
+        raise LocalError(f"an agent's handler is an async function; {agent.name!r} is none")
     check_id(agent.name, "an agent's name")
     if agent.on_crash not in ("interrupt", "restart", "continue"):
         raise LocalError("on_crash is interrupt, restart or continue")
     if not agent.timeout_s > 0:
         raise LocalError("timeout_s is above 0")
     return agent
+
+
+def check_work(when_busy: str, slots: int) -> None:
+    """Raises LocalError where turns cannot be taken so."""
+    if when_busy not in ("queue", "interrupt", "parallel"):
+        raise LocalError("when_busy is queue, interrupt or parallel")
+    if slots < 1:
+        raise LocalError("an agent has at least one slot")
 
 
 class Running:

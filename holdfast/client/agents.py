@@ -11,10 +11,10 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Literal
 
 from holdfast.agents.place import Watch, Writer
-from holdfast.agents.running import Agent, Handler, Running, check_agent
+from holdfast.agents.running import Agent, Handler, Running, check_agent, check_work
 from holdfast.agents.turn import OnCrash
 from holdfast.client.view import ChannelView
-from holdfast.client.work import ClaimedTurn
+from holdfast.client.work import ClaimedTurn, check_pattern
 from holdfast.core.errors import Deleted, HoldfastError, NotFound
 from holdfast.core.events import CommandReply, Page
 from holdfast.core.model import Command, Json, Message
@@ -46,6 +46,8 @@ class Agents:
         slots: int,
     ) -> Callable[[Handler], Handler]:
         """See `Client.agent`."""
+        check_pattern(pattern)
+        check_work(when_busy, slots)
 
         def register(handler: Handler) -> Handler:
             agent = check_agent(Agent(handler, name or "agent", on_crash, timeout_s))

@@ -38,12 +38,11 @@ from holdfast.core.model import Command, Json, Member, Message, Part, check_json
 from holdfast.core.names import check_channel, check_id
 
 if TYPE_CHECKING:
+    import httpx2
+
     from holdfast.agents.running import Handler
     from holdfast.agents.turn import OnCrash
     from holdfast.client.agents import Agents, WhenBusy
-
-if TYPE_CHECKING:
-    import httpx2
 
 logger = logging.getLogger("holdfast.client")
 
@@ -336,7 +335,8 @@ class Client:
     ) -> Callable[[Handler], Handler]:
         """The same as `hub.agent`, from here: `@client.agent("chat:*")`, then `await client.run()`.
 
-        `name`, which people see, is the client's id, or that with `~` and a suffix.
+        `name` is the member that people see: the client's id (the default), or that with `~` and a suffix. The author
+        of the answers is the client's id. It needs `subscribe`, `history`, `publish`, `append`, `command`, `agent`.
         """
         from holdfast.client.agents import Agents  # who only watches needs no agents
 

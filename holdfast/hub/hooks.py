@@ -8,6 +8,7 @@ away hears of a message's last state, and one that fails tries again while every
 from __future__ import annotations
 
 import asyncio
+import inspect
 import json
 import logging
 from collections.abc import Awaitable, Callable
@@ -62,6 +63,9 @@ class Hook:
         unknown = [kind for kind in kinds if kind not in KINDS]
         if unknown or not kinds:
             raise LocalError(f"a hook hears of {', '.join(KINDS)}; not of {', '.join(map(str, unknown)) or 'nothing'}")
+        if inspect.isroutine(handler) and not inspect.iscoroutinefunction(handler):
+            # Refused here, since it would be called before anybody could see what it is, and then again and again.
+            raise LocalError(f"a hook is an async function; {name!r} is none")
         self.name = name
         self.kinds = frozenset(kinds)
         self.pattern = check_pattern(pattern)

@@ -9,7 +9,8 @@ import pytest
 
 from holdfast import Hub
 from holdfast.agents.turn import Turn, reply_id
-from holdfast.core.errors import Draining, Finished, HoldfastError
+from holdfast.client import Client
+from holdfast.core.errors import Draining, Finished, HoldfastError, LocalError
 from holdfast.core.model import Message
 from holdfast.stores.memory import MemoryStore
 from tests.virtual import virtual_clock, virtually
@@ -518,4 +519,36 @@ async def test_a_thousand_conversations_are_answered_each_once() -> None:
         await hub.create(f"chat:{number}", text="?")
     await asyncio.sleep(10)
     assert answered == {f"chat:{number}": 1 for number in range(1000)}
+    await hub.close()
+
+
+@pytest.mark.parametrize(
+    "settings", [{"when_busy": "never"}, {"on_crash": "never"}, {"timeout_s": 0}, {"slots": 0}, {"name": "my bot"}]
+)
+def test_a_setting_that_there_is_not_is_refused(settings: dict[str, Any]) -> None:
+    async def bot(turn: Turn) -> None:
+        raise AssertionError
+
+    with pytest.raises(HoldfastError):
+        new_hub().agent("chat:*", **settings)(bot)
+    with pytest.raises(HoldfastError):
+        Client("http://127.0.0.1:1").agent("chat:*", **settings)(bot)
+
+
+def test_a_handler_that_is_not_async_is_refused() -> None:
+    with pytest.raises(LocalError, match="async"):
+        new_hub().agent("chat:*")(print)  # type: ignore[arg-type]
+
+
+@virtually
+async def test_a_shape_of_history_that_there_is_not_is_refused() -> None:
+    hub = new_hub()
+
+    @hub.agent("chat:*")
+    async def bot(turn: Turn) -> None:
+        await turn.history("gpt")  # type: ignore[arg-type]
+
+    await hub.create("chat:1", text="?")
+    found = await until_over(hub, 1)
+    assert (found[1].status, found[1].reason) == ("failed", "misuse")
     await hub.close()

@@ -192,6 +192,11 @@ async def test_positions_survive_in_a_file(tmp_path: Path) -> None:
         assert [one.id for one in heard][-2:] in ([f"m{number}"], [f"m{number - 1}", f"m{number}"])
 
 
+def test_a_function_that_is_not_async_is_refused() -> None:
+    with pytest.raises(LocalError, match="async"):
+        new_hub().on("message.finish", "chat:*", name="h")(print)  # type: ignore[arg-type]
+
+
 def test_what_cannot_be_registered_is_refused() -> None:
     hub = new_hub()
     listen(hub, name="h")
