@@ -16,7 +16,7 @@ demo: $(VENV)/.serve ## a chat that survives refresh, on this machine
 test: $(VENV)/.dev node_modules/.installed ## all tests, the browser's too
 	@scripts/ensure_chromium
 	@npm test --silent
-	@$(BIN)/pytest
+	@$(BIN)/pytest -n 3 --dist loadfile
 
 lint: $(VENV)/.dev node_modules/.installed ## format, lint and strict types, in Python and JavaScript
 	$(BIN)/ruff format --check .

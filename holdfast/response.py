@@ -28,7 +28,7 @@ from holdfast.hub.hub import HubCore
 from holdfast.transports.answer import Progress, Told, framed, told_by
 from holdfast.transports.sse import HEARTBEAT_S
 
-logger = logging.getLogger("holdfast")
+logger = logging.getLogger("holdfast.agents")
 
 Style = Literal["events", "data"]
 LOOK_S = 1.0  # how often it is looked whether anybody still watches

@@ -83,6 +83,14 @@ def test_the_readmes_endpoint_after_answers_whoever_watches(tmp_path: Path, monk
         assert (answer.reply_to, answer.text) == (asked, "You asked: Why? This is a long answer. ")
 
 
+def test_the_readmes_agent_listens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("OPENAI_API_KEY", "not asked")
+    with client_of(run_program(AGENT)["app"]) as client:
+        members = client.get("/holdfast/v1/channels/chat:1/presence").json()["members"]
+        assert [(one["id"], one["data"]) for one in members] == [("assistant", {"state": "listening"})]
+
+
 def run_program(source: str) -> dict[str, Any]:
     """The names that a program of the README makes; it does not wait between tokens."""
     names: dict[str, Any] = {"__name__": "readme"}

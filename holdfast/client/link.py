@@ -439,7 +439,10 @@ class Link:
         return _Broken(str(refusal), error=error)
 
     def _plain_refusal(self, status: int) -> HoldfastError:
-        detail = f"{self._door.address} answered {status}, and not as a Holdfast server does: is it at another path?"
+        detail = (
+            f"{self._door.address} answered {status} to a WebSocket, and not as a Holdfast server does: is it at "
+            "another path, or served without WebSockets (uvicorn needs the package websockets for them)?"
+        )
         return error_of({"code": "unauthenticated" if status == 401 else "refused", "status": status, "detail": detail})
 
 

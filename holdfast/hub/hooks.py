@@ -144,7 +144,7 @@ class HookRunner:
                     async with self._room:
                         await self._tell(channel)
                 except Exception as error:
-                    logger.error("hook %r failed for %s and is tried again", self._hook.name, channel, exc_info=error)
+                    self._log(channel, error, wait_s)
                     await asyncio.sleep(wait_s)
                     wait_s = min(2 * wait_s, LAST_RETRY_S)
                     continue
@@ -153,6 +153,13 @@ class HookRunner:
                     return
         finally:
             self._running.discard(channel)
+
+    def _log(self, channel: str, error: Exception, wait_s: float) -> None:
+        """The traceback once, however long it goes on."""
+        trace = error if wait_s == FIRST_RETRY_S else None
+        kind = type(error).__name__
+        told = "hook %r failed for %s (%s); it is tried again in %.0f s"
+        logger.error(told, self._hook.name, channel, kind, wait_s, exc_info=trace)
 
     async def _tell(self, channel: str) -> None:
         store = self._hub.store

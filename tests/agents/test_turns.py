@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -10,8 +11,10 @@ import pytest
 from holdfast import Hub
 from holdfast.agents.turn import Turn, reply_id
 from holdfast.client import Client
-from holdfast.core.errors import Draining, Finished, HoldfastError, LocalError
+from holdfast.core.errors import Draining, Finished, HoldfastError, LocalError, StoreUnavailable
 from holdfast.core.model import Message
+from holdfast.core.ops import Claim
+from holdfast.stores.base import Committed, Conflict, Write
 from holdfast.stores.memory import MemoryStore
 from tests.virtual import virtual_clock, virtually
 
@@ -551,4 +554,70 @@ async def test_a_shape_of_history_that_there_is_not_is_refused() -> None:
     await hub.create("chat:1", text="?")
     found = await until_over(hub, 1)
     assert (found[1].status, found[1].reason) == ("failed", "misuse")
+    await hub.close()
+
+
+class Failing(MemoryStore):
+    """A store that is down when it is told to be."""
+
+    is_down = False
+
+    async def commit(self, writes: Sequence[Write]) -> list[Committed | Conflict]:
+        if self.is_down:
+            raise StoreUnavailable("not now")
+        return await super().commit(writes)
+
+
+@virtually
+async def test_the_end_of_a_turn_is_stored_when_the_store_is_back_and_holds_up_no_other() -> None:
+    store = Failing()
+    hub = new_hub(store)
+    begun: list[str] = []
+
+    @hub.agent("chat:*")
+    async def bot(turn: Turn) -> None:
+        begun.append(turn.text)
+        store.is_down = turn.text == "first"
+
+    await hub.create("chat:1", text="first")
+    await asyncio.sleep(20)
+    store.is_down = False
+    await hub.create("chat:1", text="second")
+    await asyncio.sleep(5)
+    assert begun == ["first", "second"]
+    assert hub.desk.stats()["turns_running"] == 0
+    await hub.close()
+
+
+@virtually
+async def test_a_message_that_a_running_turn_could_not_take_in_gets_a_turn_of_its_own() -> None:
+    store = Failing()
+    hub = new_hub(store)
+    begun: list[tuple[str, int]] = []
+    claimed: list[str] = []
+
+    @hub.agent("chat:*")
+    async def bot(turn: Turn) -> None:
+        begun.append((turn.text, turn.attempt))
+        if turn.text == "first":
+            await asyncio.sleep(1)
+            try:
+                claimed.extend(one.text for one in await turn.steered())
+            except StoreUnavailable:
+                store.is_down = False
+
+    take = store.commit
+
+    async def fail_after_a_claim(writes: Sequence[Write]) -> list[Committed | Conflict]:
+        answer = await take(writes)
+        if any(isinstance(entry.op, Claim) and entry.op.id == "m2" for write in writes for entry in write.entries):
+            store.is_down = len(begun) == 1
+        return answer
+
+    store.commit = fail_after_a_claim  # type: ignore[method-assign]
+    await hub.create("chat:1", text="first")
+    await hub.create("chat:1", text="second", id="m2")
+    await asyncio.sleep(20)
+    assert claimed == []
+    assert begun == [("first", 1), ("second", 2)]
     await hub.close()

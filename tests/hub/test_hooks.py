@@ -85,7 +85,7 @@ async def test_only_the_kinds_it_asked_for() -> None:
 
 
 @virtually
-async def test_one_that_fails_tries_again_in_order_and_holds_nobody_up() -> None:
+async def test_one_that_fails_tries_again_in_order_and_holds_nobody_up(caplog: pytest.LogCaptureFixture) -> None:
     hub = new_hub()
     heard: list[str] = []
     failures = 3
@@ -105,6 +105,11 @@ async def test_one_that_fails_tries_again_in_order_and_holds_nobody_up() -> None
     assert heard == ["chat:good g"]
     await asyncio.sleep(60)
     assert heard == ["chat:good g", "chat:bad m0", "chat:bad m1", "chat:bad m2"]
+    assert [(one.getMessage(), one.exc_info is not None) for one in caplog.records] == [
+        ("hook 'h' failed for chat:bad (RuntimeError); it is tried again in 1 s", True),
+        ("hook 'h' failed for chat:bad (RuntimeError); it is tried again in 2 s", False),
+        ("hook 'h' failed for chat:bad (RuntimeError); it is tried again in 4 s", False),
+    ]
     await hub.close()
 
 

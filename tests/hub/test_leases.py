@@ -316,3 +316,60 @@ async def test_a_viewer_who_comes_back_hears_of_commands_and_replies_it_missed()
         assert [one.__struct_config__.tag for one in rest] == ["command", "command.reply", "command"]
         break
     await hub.close()
+
+
+@virtually
+async def test_the_end_of_an_old_socket_cuts_no_lease_that_is_held_by_a_newer_one() -> None:
+    hub = new_hub()
+    await begin(hub)
+    for line in ("old", "new"):
+        await hub.ask("c", "m", AppendText(text=line), ANN)
+        hub.warden.held("c", "m", line)
+    hub.warden.broken("c", "m", "old")
+    await asyncio.sleep(14.9)
+    assert await status(hub) == STREAMING
+    await hub.ask("c", "m", AppendText(text="!"), ANN)
+    hub.warden.held("c", "m", "new")
+    hub.warden.broken("c", "m", "new")
+    await asyncio.sleep(BROKEN_S + 0.1)
+    assert await status(hub) == INTERRUPTED
+    await hub.close()
+
+
+@virtually
+async def test_the_socket_of_a_writer_before_has_no_say_in_the_lease_of_its_successor() -> None:
+    hub = new_hub()
+    await begin(hub)
+    hub.warden.held("c", "m", "ann's")
+    await hub.ask("c", "m", TakeOver(), Asker(id="bob", is_admin=True))
+    hub.warden.broken("c", "m", "ann's")
+    await asyncio.sleep(14.9)
+    assert await status(hub) == STREAMING
+    await asyncio.sleep(0.2)
+    assert await status(hub) == INTERRUPTED
+    await hub.close()
+
+
+@virtually
+async def test_a_writer_that_was_heard_of_over_http_since_does_not_go_with_its_socket() -> None:
+    hub = new_hub()
+    await begin(hub)
+    hub.warden.held("c", "m", "line")
+    await hub.ask("c", "m", RenewLease(), ANN)
+    hub.warden.broken("c", "m", "line")
+    await asyncio.sleep(14.9)
+    assert await status(hub) == STREAMING
+    await hub.close()
+
+
+@virtually
+async def test_what_was_under_way_when_a_socket_broke_does_not_make_up_for_it() -> None:
+    hub = new_hub()
+    await begin(hub)
+    hub.warden.held("c", "m", "line")
+    hub.warden.broken("c", "m", "line")
+    await hub.ask("c", "m", AppendText(text="late"), ANN)
+    hub.warden.broken("c", "m", "line", is_late=True)
+    await asyncio.sleep(BROKEN_S + 0.1)
+    assert await status(hub) == INTERRUPTED
+    await hub.close()

@@ -1,4 +1,4 @@
-"""Ten mistakes that were made, or nearly made, while such systems were built; the simulator must find each.
+"""Mistakes that were made, or nearly made, while such systems were built; the simulator must find each.
 
 You are in `tests`. Each function breaks the product in one place, by a monkeypatch, as somebody might who changes that
 place without knowing why it is as it is. A mistake that becomes impossible goes; a new kind of mistake that slipped
@@ -14,18 +14,29 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from holdfast.core import owed
+from holdfast.core import decide as decisions
+from holdfast.core import decide_work, owed
 from holdfast.core.decide import Decision, decide
 from holdfast.core.draft import Draft
-from holdfast.core.events import ChannelAttached, MessageEvent, MessageUpdate, encode_json
-from holdfast.core.ops import Append, Op, SetPart
+from holdfast.core.events import (
+    ChannelAttached,
+    MessageEvent,
+    MessageUpdate,
+    PassingEvent,
+    PresenceEnter,
+    encode_json,
+)
+from holdfast.core.ops import Append, Op, Reply, SetPart
 from holdfast.core.requests import AppendText
 from holdfast.core.state import MessageState, Tail
 from holdfast.core.text import Text
-from holdfast.hub import committer
+from holdfast.hub import committer, people
 from holdfast.hub.channel import Channel
 from holdfast.hub.committer import Committer
+from holdfast.hub.desk import LEASE_S, Desk, Turn, Worker
 from holdfast.hub.feed import EncodedBatch, Feed
+from holdfast.hub.roster import Roster
+from holdfast.hub.warden import Warden
 from holdfast.stores.base import Committed, Conflict, Head, Moved, Write
 from holdfast.testing.sim.store import StoreLine
 
@@ -169,6 +180,133 @@ def trust_the_wake_up(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(StoreLine, "moved", moved)
 
 
+# -- leases, presence, commands and turns ----------------------------------------------------------------------------
+
+
+def a_lapse_ignores_the_generation(patch: pytest.MonkeyPatch) -> None:
+    """A message has a lease; who holds it makes no difference to when it ends."""
+    look_at_writer = Warden.look_at_writer
+
+    def look(self: Warden, channel: str, key: str, message: MessageState | None) -> None:
+        known = self._leases.get((channel, key))
+        if known is not None and message is not None and message.is_streaming:
+            self._leases[channel, key] = (message.generation, known[1])
+        else:
+            look_at_writer(self, channel, key, message)
+
+    patch.setattr(Warden, "look_at_writer", look)
+
+
+def a_takeover_fences_nobody(patch: pytest.MonkeyPatch) -> None:
+    """Whoever wrote before will have stopped by now."""
+    patch.setattr(decisions, "_check_generation", lambda message, generation: None)
+
+
+def a_renewal_after_a_broken_socket_does_not_count(patch: pytest.MonkeyPatch) -> None:
+    """The socket broke, so the writer has three seconds."""
+    renew, broken = Warden.renew, Warden.broken
+    is_broken: set[tuple[Warden, str, str]] = set()
+
+    def note(self: Warden, channel: str, key: str, *about: Any, **more: Any) -> None:
+        is_broken.add((self, channel, key))
+        broken(self, channel, key, *about, **more)
+
+    def renew_unless_broken(self: Warden, channel: str, key: str) -> None:
+        if (self, channel, key) not in is_broken:
+            renew(self, channel, key)
+
+    patch.setattr(Warden, "broken", note)
+    patch.setattr(Warden, "renew", renew_unless_broken)
+
+
+def a_second_reply_is_let_in(patch: pytest.MonkeyPatch) -> None:
+    """The newest answer is the best."""
+
+    def reply(state: Any, key: str, request: Any, asker: Any, limits: Any) -> Decision:
+        op = Reply(id=key, ok=request.ok, data=request.data, error=None, by=asker.id, request=request.request)
+        return Decision(ops=(op,))
+
+    patch.setattr(decisions, "reply_command", reply)
+
+
+def a_cancel_ends_the_newest_answer(patch: pytest.MonkeyPatch) -> None:
+    """Nobody would stop anything but what was begun last."""
+    carry_out = decide_work._carry_out
+
+    def newest(state: Any, target: str, now_ms: int) -> list[Op]:
+        streaming = [message.id for message in state.streaming()]
+        return carry_out(state, streaming[-1] if streaming else target, now_ms)
+
+    patch.setattr(decide_work, "_carry_out", newest)
+
+
+def a_turn_is_renewed_in_vain(patch: pytest.MonkeyPatch) -> None:
+    """A turn has fifteen seconds; who needs more says so, and is told that this is fine."""
+
+    def renew(self: Desk, worker: Worker, turn: Turn) -> bool:
+        work = self._work.get(turn.channel)
+        return work is not None and turn.message_id in work.running
+
+    patch.setattr(Desk, "renew", renew)
+
+
+def a_turn_begins_before_its_claim_is_stored(patch: pytest.MonkeyPatch) -> None:
+    """It will be ours, so why wait?"""
+    claim = Desk._claim
+
+    def eager(self: Desk, channel: str, message_id: str, place: Any, worker: Worker) -> None:
+        attempts = place if isinstance(place, int) else place[1]
+        if not worker.is_local:
+            worker.begin(Turn(channel, message_id, attempts + 1, LEASE_S))
+        claim(self, channel, message_id, place, worker)
+
+    patch.setattr(Desk, "_claim", eager)
+
+
+def what_waits_is_forgotten_at_a_restart(patch: pytest.MonkeyPatch) -> None:
+    """Agents are told of what comes; what came before them somebody else will have answered."""
+    look, look_at = Desk.look, Desk.look_at
+
+    def look_at_what_is_new(self: Desk, channel: Channel, keys: Any) -> None:
+        if keys is not None:
+            look(self, channel, keys)
+
+    def look_at_nothing_yet(self: Desk, channel: str, key: str, message: MessageState | None) -> bool:
+        return bool(self._workers) and look_at(self, channel, key, message)
+
+    patch.setattr(Desk, "look", look_at_what_is_new)
+    patch.setattr(Desk, "look_at", look_at_nothing_yet)
+
+
+def the_grace_is_forgotten(patch: pytest.MonkeyPatch) -> None:
+    """Whose last connection is gone has left."""
+    patch.setattr(people, "GRACE_S", 0.0)
+
+
+def presence_carries_a_cursor(patch: pytest.MonkeyPatch) -> None:
+    """Every batch has a cursor: that of the channel."""
+
+    def passing_since(self: Channel, position: int) -> EncodedBatch:
+        return EncodedBatch(self.name, str(self.state.cursor), self.roster.since(position))
+
+    patch.setattr(Channel, "passing_since", passing_since)
+
+
+def a_leave_is_told_to_nobody(patch: pytest.MonkeyPatch) -> None:
+    """Whoever looks on will see it when they come again."""
+
+    def event(self: Roster, member_id: str, position: int) -> PassingEvent | None:
+        member = self.member(member_id)
+        return PresenceEnter(member=member) if member is not None else None
+
+    patch.setattr(Roster, "_event", event)
+
+
+def nobody_looks_at_the_clock_for_commands(patch: pytest.MonkeyPatch) -> None:
+    """Who asks will see for themselves that nobody answers."""
+    patch.setattr(Warden, "look_at_command", lambda self, channel, key, command: None)
+
+
 PLANTED: Sequence[Plant] = (
     deliver_before_the_commit,
     forget_the_epoch,
@@ -180,4 +318,16 @@ PLANTED: Sequence[Plant] = (
     decide_on_arrival,
     label_an_update_with_its_own_serial,
     trust_the_wake_up,
+    a_lapse_ignores_the_generation,
+    a_takeover_fences_nobody,
+    a_renewal_after_a_broken_socket_does_not_count,
+    a_second_reply_is_let_in,
+    a_cancel_ends_the_newest_answer,
+    a_turn_is_renewed_in_vain,
+    a_turn_begins_before_its_claim_is_stored,
+    what_waits_is_forgotten_at_a_restart,
+    the_grace_is_forgotten,
+    presence_carries_a_cursor,
+    a_leave_is_told_to_nobody,
+    nobody_looks_at_the_clock_for_commands,
 )

@@ -7,8 +7,10 @@ same again, to the byte, on any machine: nothing in here may depend on the order
 - `clock`: an event loop whose time jumps to the next deadline, and processes that can be killed between two steps;
 - `network`: connections that delay, stall, swallow and break, with an ASGI server at one end;
 - `store`: a store that is slow, fails, does not say whether it stored, and loses power;
-- `actors`: writers, editors and viewers, each of which resends and reconnects as a good client does;
-- `checks`: what must hold, compared with an independent fold of what the store took;
+- `actors`, `viewers`: writers, editors and viewers, each of which resends and reconnects as a good client does;
+- `leases`, `people`, `turns`: writers with leases and their successors; members, and those who send commands; agents;
+- `checks`: what must hold, compared with an independent fold of what the store took (`truth`);
+- `ledger`: who was heard of when, and what is due: leases, turns, commands and presence;
 - `world`: all of them together, and the plan that a seed draws.
 """
 

@@ -54,7 +54,7 @@ class Leaser(Author):
             pen.leave()
 
     async def _end(self, pen: Pen) -> None:
-        match self.draw.choice(("finish", "finish", "vanish", "vanish", "hole", "silent", "fenced")):
+        match self.draw.choice(("finish", "vanish", "vanish", "hole", "silent", "fenced", "fenced")):
             case "finish":
                 await pen.finish(self.draw.choice(("complete", "failed")))
                 return
@@ -88,6 +88,7 @@ class Leaser(Author):
         pen = Pen(self, before.channel, before.message_id, self.draw.choice(self.others), before.generation + 1)
         try:
             await pen.take_over()
+            await pen.rest(self.draw.choice((0.0, pen.term_s / 2)))
             await pen.write(self.draw.randrange(4))
             if self.draw.random() < 0.7:
                 await pen.finish("complete")
@@ -97,7 +98,7 @@ class Leaser(Author):
 
     async def _fence(self, pen: Pen) -> None:
         """Somebody else takes over, and the one before goes on all the same: it must be refused."""
-        await pen.rest(self.draw.choice((0.0, pen.term_s + 1.0)))
+        await pen.rest(self.draw.choice((0.0, 0.0, pen.term_s + 1.0)))
         successor = await self._take_over(pen)  # everybody is `admin` here, so it need not be interrupted
         if self.is_excused(pen.channel, pen.begun):
             return

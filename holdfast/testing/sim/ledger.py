@@ -17,6 +17,7 @@ from holdfast.core.ops import Claim, Command, Create, Delete, Entry, Finish, Lea
 from holdfast.hub.people import GRACE_S
 from holdfast.hub.warden import BROKEN_S, CANCEL_S
 from holdfast.stores.base import Write
+from holdfast.testing.sim import unmended
 from holdfast.testing.sim.clock import START_MS, Process, VirtualLoop
 from holdfast.testing.sim.trace import Violation
 from holdfast.testing.sim.truth import Truth
@@ -93,7 +94,8 @@ class Ledger:
     @property
     def is_busy(self) -> bool:
         """Does something end by itself, soon?"""
-        return bool(self._turns or self._commands or self._leases or any(self._waiting()))
+        is_due = not all(self._is_skewed(sent) for sent in self._commands.values())  # else in an hour, or a day
+        return bool(self._turns or is_due or self._leases or any(self._waiting()))
 
     @property
     def busy_with(self) -> str:
@@ -283,7 +285,7 @@ class Ledger:
         for line in held.lines:
             if line.ended_s is None or line.ended_s < self.booted_s:
                 continue
-            if line is not held.line and line.sent_s + CROSSING_S < held.heard_s:
+            if line is not held.line and line.sent_s + CROSSING_S < held.heard_s and not unmended.OTHER_SOCKET:
                 continue  # another has held it since
             left_s = min(held.term_s, BROKEN_S) if held.is_given else 0.0
             if now_s >= line.ended_s + left_s - EARLY_S:

@@ -227,13 +227,14 @@ class Attempt:
         create = {"type": "create", **about, "role": "assistant", "status": "streaming", "reply_to": self.place[1]}
         if not await self._is_accepted({**create, "parts": [{"type": "text", "text": ""}], "lease_s": 15.0}):
             return "done"
-        for _ in range(self._draw.randrange(6)):
+        longest_s = self._draw.choice((0.1, 1.0, 9.0))
+        for _ in range(self._draw.randrange(7)):
             text = marks(1, self._length, self._draw.randrange(1, 9))
             if not await self._is_accepted({"type": "append", **about, "part": 0, "at": self._length, "text": text}):
                 return "cancelled"
             self._length += len(text)
-            await self._worker.pause(0.0, self._draw.choice((0.1, 1.0, 6.0)))
-            if self._world.loop.time() - self._renewed_s > self._lease_s / 3 and not await self.renew():
+            await self._worker.pause(longest_s / 2, longest_s)
+            if self._world.loop.time() - self._renewed_s > self._lease_s / 4 and not await self.renew():
                 return "done"  # another has it; what was begun lapses
             if self._worker.listens and (command := self._stop()) is not None:
                 await self._is_accepted({"type": "finish", **about, "status": "cancelled"})

@@ -153,6 +153,7 @@ class Plan:
         """Leases, people, commands and agents: some worlds are full of them, in others there are none."""
         if draw.random() < 0.35:
             return
+        del self.authors[draw.choice((1, 2, 4)) :]
         self.authors += [Leaser] * draw.choice((0, 1, 1, 2)) + [Partner] * draw.choice((0, 1, 2))
         self.members = draw.choice((0, 1, 2))
         if self.is_exclusive:  # hubs that share a store do not know yet of each other's leases

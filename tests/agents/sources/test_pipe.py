@@ -82,7 +82,7 @@ async def test_what_is_no_text_among_text_is_malformed(hub: Hub) -> None:
     assert (stored.text, error.detail) == ("Hello", "the model's provider sent something malformed: a int among text")
 
 
-@pytest.mark.parametrize("stream", [5, None, object(), [5], [{}], [object()], [b"x"]], ids=repr)
+@pytest.mark.parametrize("stream", [5, None, object(), [5], [{}], [object()], [b"x"]], ids=range(7))
 async def test_what_is_no_stream_is_misuse(hub: Hub, stream: object) -> None:
     await broken(hub, stream, LocalError)
 
