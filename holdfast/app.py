@@ -18,7 +18,7 @@ from holdfast.agents.running import Agent, Handler, check_agent
 from holdfast.agents.turn import OnCrash
 from holdfast.agents.turn import reply_id as reply_id_of
 from holdfast.agents.writer import AgentWriter
-from holdfast.core.errors import IdConflict
+from holdfast.core.errors import IdConflict, LocalError
 from holdfast.core.model import Json
 from holdfast.core.names import check_channel, check_id
 from holdfast.core.requests import CreateMessage
@@ -59,6 +59,10 @@ class Hub(HubCore):
         begun, to go on with, `interrupt` leaves it at that. A turn takes at most `timeout_s` seconds, and at most
         `slots` run at once.
         """
+
+        if not isinstance(pattern, str):
+            raise LocalError('an agent serves a pattern of channels: @hub.agent("chat:*")')
+        check_pattern(pattern)
 
         def register(handler: Handler) -> Handler:
             agent = check_agent(Agent(handler, name or handler.__name__, on_crash, timeout_s))
