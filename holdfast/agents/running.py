@@ -188,7 +188,12 @@ class Running:
             logger.warning("the failure of a turn could not be said: %s", error)
 
     async def _end_what_is_open(self, turn: Turn) -> None:
-        """Answers that were opened and neither finished nor left."""
+        """Answers that were opened, or taken over for the handler, and neither finished nor left."""
+        taken_up = turn.take_unused()
+        if taken_up is not None:
+            with contextlib.suppress(HoldfastError):
+                async with taken_up:
+                    await taken_up.finish("cancelled" if self._is_stopped else "failed", reason=None)
         for reply in turn.replies:
             if not reply.is_over:
                 with contextlib.suppress(HoldfastError):

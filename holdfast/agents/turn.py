@@ -95,9 +95,8 @@ class Turn:
         After a crash, with `on_crash="continue"`, the first call gives the answer that was begun (`previous`), to go
         on with: it stands at its `length`.
         """
-        if self._taken_up is not None:
-            writer, self._taken_up = self._taken_up, None
-        else:
+        writer = self.take_unused()
+        if writer is None:
             message_id = reply_id(self.message.id, self.attempt, len(self.replies))
             writer = self._place.write(
                 self.channel, message_id, author=self.name, reply_to=self.message.id, meta=meta or {}
@@ -156,6 +155,11 @@ class Turn:
             await self._watch.changed()
         self.progress("answering" if self.replies else "thinking")
         return _answered(reply)
+
+    def take_unused(self) -> Writer | None:
+        """The answer that was taken over after a crash, if nobody has asked for it yet."""
+        writer, self._taken_up = self._taken_up, None
+        return writer
 
     @property
     def targets(self) -> set[str]:

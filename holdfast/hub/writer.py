@@ -94,7 +94,8 @@ class MessageWriter:
     @property
     def length(self) -> int:
         """Code points accepted in the text part that `append` goes to; 0 while there is none."""
-        return self._lengths.get(self._last_text, 0)
+        gathered = sum(map(len, self._texts)) if self._texts_part == self._last_text else 0
+        return self._lengths.get(self._last_text, 0) + gathered
 
     async def append(self, text: str, *, part: int | None = None) -> None:
         """Add `text` to the message's last text part, or to part `part`; a first text part opens by itself.
@@ -428,6 +429,8 @@ class MessageWriter:
     def _check_open(self) -> None:
         if self._is_over:
             raise LocalError(f"message {self.id!r} has ended; nothing can be added")
+        if not self._is_open:
+            raise LocalError(f"message {self.id!r} is not begun: use `async with`")
         self._raise_error()
 
     async def _end_what_was_refused(self) -> None:

@@ -621,3 +621,32 @@ async def test_a_message_that_a_running_turn_could_not_take_in_gets_a_turn_of_it
     assert claimed == []
     assert begun == [("first", 1), ("second", 2)]
     await hub.close()
+
+
+@virtually
+async def test_an_answer_that_was_begun_before_a_crash_and_is_not_gone_on_with_does_not_stream_for_ever() -> None:
+    store = MemoryStore()
+    first = new_hub(store)
+
+    @first.agent("chat:*", name="bot", on_crash="continue")
+    async def crashing(turn: Turn) -> None:
+        async with turn.reply() as message:
+            await message.append("half ")
+            await message.flush()
+            await asyncio.sleep(1000)
+
+    await first.create("chat:1", text="?")
+    await asyncio.sleep(1)
+    await first.close()
+    second = new_hub(store)
+
+    @second.agent("chat:*", name="bot", on_crash="continue")
+    async def silent(turn: Turn) -> None:
+        assert turn.previous is not None
+
+    await second.start()
+    found = await until_over(second, 1)
+    await asyncio.sleep(5)
+    assert [(one.text, one.status) for one in (await messages(second))[1:]] == [("half ", "failed")]
+    assert found[1].reply_to == found[0].id
+    await second.close()

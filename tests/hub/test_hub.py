@@ -589,3 +589,25 @@ async def test_what_the_app_is_given_is_its_own(hub: HubCore) -> None:
     message.parts[0]["text"] = "changed"
     again, _ = await hub.read("chat:1", "u")
     assert (again.meta, again.text) == ({"tags": ["a"]}, "hi")
+
+
+async def test_the_length_counts_what_was_accepted_at_once(hub: HubCore) -> None:
+    async with hub.message("c") as message:
+        lengths = []
+        for _ in range(5):
+            await message.append("abc")
+            lengths.append(message.length)
+        assert lengths == [3, 6, 9, 12, 15]
+        await message.flush()
+        assert message.length == 15
+        await message.part({"type": "text", "text": "x"})
+        await message.append("yz")
+        assert message.length == 3
+
+
+async def test_a_message_that_is_not_begun_takes_nothing(hub: HubCore) -> None:
+    message = hub.message("c")
+    with pytest.raises(LocalError, match="async with"):
+        await message.append("lost")
+    with pytest.raises(LocalError, match="async with"):
+        await message.part({"type": "text", "text": "lost"})

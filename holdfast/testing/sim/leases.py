@@ -212,7 +212,8 @@ class Pen:
         about = "" if self._name == self._author.name else f" as {self._name}"
         world.trace.add(f"{self._author.name}{about} {kind} {self.message_id} g{self.generation}: {gist(answer)}")
         if status >= 400:
-            self._check_refused(answer["code"], since, stamp)
+            # A takeover is asked for by the generation before.
+            self._check_refused(answer["code"], self.generation - (kind == "takeover"), since, stamp)
             raise Refused(answer["code"])
         connection = self._line.connection if self._line is not None else None
         if kind in ("append", "lease"):
@@ -240,11 +241,10 @@ class Pen:
         reply = Reply(answer, self.begun)
         return reply.fields, reply.status, reply.stamp
 
-    def _check_refused(self, code: str, since: int, stamp: int) -> None:
+    def _check_refused(self, code: str, generation: int, since: int, stamp: int) -> None:
         truth, author = self._world.truth, self._author
         if author.is_excused(self.channel, self.begun):
             return
-        generation = self.generation
         if check_refusal(truth, self.channel, self.message_id, code, generation, since=self.begun, stamp=stamp):
             return
         if code == "not_writer" and generation <= len(truth.head(self.channel).takeovers.get(self.message_id, [])):

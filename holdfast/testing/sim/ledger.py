@@ -172,9 +172,9 @@ class Ledger:
         """Somebody was told that they are here by `line`."""
         self._presence.setdefault(place, Presence()).here[line] = self._loop.time()
 
-    def left(self, place: Place) -> None:
-        """Somebody leaves without a grace: says so, or has a lease that ends."""
-        self._presence.setdefault(place, Presence()).left_s.append(self._loop.time())
+    def left(self, place: Place, lease_s: float = 0.0) -> None:
+        """Somebody leaves without a grace: says so, or has a lease that ends, at some time until `lease_s` from now."""
+        self._presence.setdefault(place, Presence()).left_s.append(self._loop.time() + lease_s)
 
     # -- what must hold ----------------------------------------------------------------------------------------
 

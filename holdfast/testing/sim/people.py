@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from holdfast.core.names import command_key
 from holdfast.hub.people import GRACE_S
 from holdfast.testing.sim.actors import AWAY_STATUS, Author, Person, Reply
-from holdfast.testing.sim.line import Line
+from holdfast.testing.sim.line import ANSWER_S, Line
 from holdfast.testing.sim.network import Lost
 from holdfast.testing.sim.trace import Violation
 
@@ -88,11 +88,11 @@ class Member(Person):
         lease_s = self.draw.choice(HERE_S)
         path = f"/v1/channels/{self.channel}/presence/{self.name}"
         place = (self.channel, self.name)
-        self.world.ledger.left(place)  # it may end at any time, without a grace
+        self.world.ledger.left(place, lease_s + ANSWER_S)
         for _ in range(self.draw.randrange(1, 4)):
             await self._put(node, path, lease_s)
+            self.world.ledger.left(place, lease_s + ANSWER_S)  # it may end at any time, without a grace
             await self.pause(lease_s / 3, lease_s / 3)
-            self.world.ledger.left(place)
         while self.world.is_quiet and self._stays:
             await self._put(node, path, lease_s)
             await self.pause(lease_s / 3, lease_s / 3)
