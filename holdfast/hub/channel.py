@@ -153,17 +153,22 @@ class Channel:
         return [feed for group in self._groups.values() for feed in group]
 
     @property
+    def is_watched(self) -> bool:
+        """Does a feed follow it?"""
+        return bool(self._groups) and any(map(len, self._groups.values()))
+
+    @property
     def is_idle(self) -> bool:
         """Does nobody watch or write it?"""
-        is_watched = self.listeners or self.roster.has_people or any(map(len, self._groups.values()))
-        return not (self.parked or self._loaders or self._commit_over or is_watched)
+        is_wanted = self.listeners or self.roster.has_people or self.is_watched
+        return not (self.parked or self._loaders or self._commit_over or is_wanted)
 
     def call_in_time(self, callback: Callable[[], None], *, lead_s: float) -> bool:
         """Call `callback` `lead_s` before anybody is shown what is stored now; False if that is now, or if nobody is.
 
         Until then it makes no difference to any viewer whether more is stored.
         """
-        over_s = min((group.over_s for group in self._groups.values() if len(group)), default=0.0)
+        over_s = min([group.over_s for group in self._groups.values() if len(group)], default=0.0)
         now_s = asyncio.get_running_loop().time()
         if over_s <= now_s:
             return False

@@ -32,13 +32,13 @@ from holdfast.stores.base import Committed, CommitUnknown, Conflict, Store, Writ
 
 logger = logging.getLogger("holdfast.hub")
 
-# Small batches give the best tail: at 500 conversations of 50 tokens a second the p99 was 80 ms with 64 rows, 99 with
-# 128, 92 with 256 and 106 with 512 (one run each, one core).
+# Small batches give the best tail: at 500 conversations of 50 tokens a second with two viewers each the p99 was 72 ms
+# with 64 rows, 83 with 128 and 99 with 256 (medians of four runs of `bench.micro`, whose time is free of noise).
 MAX_ROWS = 64
 MAX_ITEMS = 1_024  # joined appends make few rows of many requests; this bounds the work between two commits
 # Text since the last document; beyond it the message gets one, so that a restart reads little.
 DOCUMENT_BYTES = 64 * 1024
-SPARE_S = 0.001  # beside twice what it took lately, for what has to be stored in time
+SPARE_S = 0.001  # what has to be stored by then is begun twice as long before as it took lately, and this
 STORE_TIMEOUT_S = 30.0  # a store that says nothing for so long may or may not have stored
 MAX_CONFLICTS = 100
 
@@ -221,12 +221,12 @@ class Committer:
             self._since_s = asyncio.get_running_loop().time()
         self._wake.set()
 
-    def call_in_time(self, channel: str, callback: Callable[[], None]) -> bool:
+    def call_in_time(self, channel: Channel, callback: Callable[[], None]) -> bool:
         """Call `callback` when it is time to submit what only viewers of `channel` wait for; False: it is now.
 
         Storing more often than they are shown something is of use to nobody; and who is slow has to begin early.
         """
-        return self._channel(channel).call_in_time(callback, lead_s=2 * self._took_s + SPARE_S)
+        return channel.call_in_time(callback, lead_s=2 * self._took_s + SPARE_S)
 
     async def run(self) -> None:
         """Store what waits, until cancelled at the hub's end; what waits then is told so."""

@@ -207,13 +207,15 @@ class Desk:
         if message is None or claim is None or message.deleted or not claim.is_open:
             return self._over(channel, work, key, claim)
         if claim.state == "pending" or self._is_orphan(work, key, claim):
-            if key not in work.waiting and key not in work.claiming:
-                work.waiting[key] = (message.created, claim.generation)
+            if key in work.claiming:
+                return False
+            is_known = key in work.waiting
+            work.waiting[key] = (message.created, claim.generation)  # who gave up a claim may have it stored since
+            if not is_known:
                 self._deadlines.set(
                     ("nobody", channel, key), self._loop.time() + NOBODY_S, partial(self._nobody_came, channel, key)
                 )
-                return True
-            return False
+            return not is_known
         if key in work.waiting and work.waiting[key][1] == claim.generation:
             return False  # whoever took it is gone, and nobody else has it yet
         running = work.running.get(key)
@@ -337,6 +339,8 @@ class Desk:
         if known is None or known[0].generation != turn.generation or worker not in self._workers:
             # It was ended in the same moment, or the worker is gone: then its lease lapses.
             worker.free += 1
+            if known is None:
+                self._look_again(turn.channel)
             if known is not None and worker not in self._workers:
                 self._lapse_in(turn.channel, turn.message_id, known[0], 0.0)
             self._tidy(turn.channel)

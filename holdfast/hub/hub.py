@@ -505,11 +505,10 @@ class HubCore:
         assert committer is not None
         committer.submit(item)
 
-    def call_in_time(self, channel: str, callback: Callable[[], None]) -> bool:
+    def call_in_time(self, channel: Channel, callback: Callable[[], None]) -> bool:
         """Call `callback` when it is time to queue what only viewers of `channel` wait for; False: it is now."""
-        committer = self._live().committer
-        assert committer is not None
-        return committer.call_in_time(channel, callback)
+        committer = self._runtime.committer if self._runtime is not None else None
+        return committer is not None and committer.call_in_time(channel, callback)
 
     async def take_waiting(self, channel: str, message_id: str, by: str) -> bool:
         """Take a user message that waits into a turn of agent `by` that runs already, so that it gets none of its own.

@@ -35,6 +35,7 @@ from holdfast.core.state import KEPT_REQUESTS, part_bytes, utf8_len
 from holdfast.hub.committer import Ask, Decided
 
 if TYPE_CHECKING:
+    from holdfast.hub.channel import Channel
     from holdfast.hub.hub import HubCore
 
 logger = logging.getLogger("holdfast.hub")
@@ -74,6 +75,7 @@ class MessageWriter:
         self._flying_bytes = 0  # … of which the committer has so many
         self._is_waiting = False  # does the committer have us?
         self._is_resting = False  # shall we go to it when viewers can be shown more?
+        self._live: Channel | None = None  # the channel that our last batch was for; nobody watches one that is gone
         self._error: HoldfastError | None = None  # of the store's no: the next call raises it
         self._trouble: HoldfastError | None = None  # of a store that fails for now
         self._waiters: list[asyncio.Future[None]] = []
@@ -247,6 +249,7 @@ class MessageWriter:
         self._flying.append(Ask(self.id, request, asker))
 
     def answered(self, decided: Decided) -> None:
+        self._live = decided.channel
         del self._flying[: len(decided.asks)]
         self.unstored_bytes -= self._flying_bytes
         self._flying_bytes = 0
@@ -362,7 +365,8 @@ class MessageWriter:
         """There is more text, and nobody waits for it but viewers: let it be stored by the end of their window."""
         if self._is_resting:
             return
-        if self._hub.call_in_time(self.channel, self._rested):
+        live = self._live
+        if live is not None and live.is_watched and self._hub.call_in_time(live, self._rested):
             self._is_resting = True
         else:
             self._submit()
@@ -400,7 +404,7 @@ class MessageWriter:
             self._raise_error()
             waiter = loop.create_future()
             self._waiters.append(waiter)
-            if self._is_resting:
+            if self._is_resting and self._trouble is None:  # else it comes again by itself, a little later
                 self._submit()
             if self._trouble is None:  # a timeout costs more than all the rest of a flush
                 until_s = None

@@ -650,3 +650,33 @@ async def test_an_answer_that_was_begun_before_a_crash_and_is_not_gone_on_with_d
     assert [(one.text, one.status) for one in (await messages(second))[1:]] == [("half ", "failed")]
     assert found[1].reply_to == found[0].id
     await second.close()
+
+
+@virtually
+async def test_a_message_whose_taking_in_was_broken_off_gets_a_turn_of_its_own() -> None:
+    store = MemoryStore()
+    hub = new_hub(store)
+    begun: list[str] = []
+    commit = store.commit
+
+    async def slow(writes: Sequence[Write]) -> list[Committed | Conflict]:
+        await asyncio.sleep(0.1)
+        return await commit(writes)
+
+    store.commit = slow  # type: ignore[method-assign]
+
+    @hub.agent("chat:*", name="bot")
+    async def bot(turn: Turn) -> None:
+        begun.append(turn.text)
+        if turn.text == "first":
+            await asyncio.sleep(5)
+
+    await hub.create("chat:1", text="first")
+    await hub.create("chat:1", text="second", id="m2")
+    taking = asyncio.ensure_future(hub.take_waiting("chat:1", "m2", "bot"))
+    await asyncio.sleep(0.05)  # its claim is being stored
+    taking.cancel()
+    await asyncio.sleep(20)
+    assert begun == ["first", "second"]
+    assert hub.desk.stats()["turns_running"] == 0
+    await hub.close()

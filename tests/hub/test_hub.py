@@ -611,3 +611,20 @@ async def test_a_message_that_is_not_begun_takes_nothing(hub: HubCore) -> None:
         await message.append("lost")
     with pytest.raises(LocalError, match="async with"):
         await message.part({"type": "text", "text": "lost"})
+
+
+async def test_a_full_hub_does_not_keep_a_writer_from_coming_again(hub: HubCore) -> None:
+    """What rests until viewers can be shown more is asked for by `flush`, and the hub is full just then."""
+    hub.limits = Limits(waiting_requests=3)
+    async with asyncio.timeout(20):
+        feed = await hub.attach("c", None, flush_ms=1000, wake=lambda: None)
+        async with hub.message("c") as message:
+            await message.append("first ")
+            await message.flush()
+            feed.take()
+            await message.append("second ")
+            others = [asyncio.ensure_future(hub.create("c", text="x")) for _ in range(8)]
+            await asyncio.sleep(0)
+            await message.flush()
+            await asyncio.gather(*others, return_exceptions=True)
+        feed.close()

@@ -152,12 +152,17 @@ async def test_after_a_restart_a_writer_who_does_not_come_back_is_interrupted() 
 async def test_a_broken_socket_leaves_three_seconds_and_a_blip_interrupts_nothing() -> None:
     hub = new_hub()
     await begin(hub)
-    hub.warden.broken("c", "m")
+    hub.warden.held("c", "m", "socket")
+    hub.warden.broken("c", "m", "socket")
     await asyncio.sleep(BROKEN_S - 0.1)
     await hub.ask("c", "m", AppendText(text="back"), ANN)
     await asyncio.sleep(10)
     assert await status(hub) == STREAMING
-    hub.warden.broken("c", "m")
+    hub.warden.held("c", "m", "new")
+    hub.warden.broken("c", "m", "socket")  # an old one that ends late says nothing of the new one
+    await asyncio.sleep(4)
+    assert await status(hub) == STREAMING
+    hub.warden.broken("c", "m", "new")
     await asyncio.sleep(BROKEN_S + 0.1)
     assert await status(hub) == INTERRUPTED
     await hub.close()

@@ -12,7 +12,7 @@ from holdfast.core.document import document
 from holdfast.core.draft import Draft
 from holdfast.core.events import Batch, ChannelAttached, MessageAppend, MessageUpdate
 from holdfast.core.limits import Limits
-from holdfast.core.ops import Append, Create, Delete, Entry, Finish, Op, Takeover, Writer
+from holdfast.core.ops import Append, Claim, Create, Delete, Entry, Finish, Op, Reply, Takeover, Writer
 from holdfast.core.state import ChannelState
 from holdfast.stores.base import Committed, CommitUnknown, Conflict, Head, StoreUnavailable, Write
 from holdfast.testing.sim.checks import Eye
@@ -20,7 +20,7 @@ from holdfast.testing.sim.clock import Process, Stuck, VirtualLoop
 from holdfast.testing.sim.network import Pipe
 from holdfast.testing.sim.store import SimStore, StoreLine
 from holdfast.testing.sim.trace import Trace, Violation
-from holdfast.testing.sim.truth import Truth
+from holdfast.testing.sim.truth import GENERATION, Truth, marks
 from holdfast.testing.sim.weather import Weather
 
 HOUR_S = 3600.0
@@ -327,6 +327,11 @@ BEFORE: tuple[Op, ...] = (create("m"), create("done", streaming=False))
         Finish(id="done", status="failed", reason=None, meta={}, at_ms=2),
         Takeover(id="m", generation=3, writer=Writer()),
         Delete(id="nobody"),
+        Append(id="m", part=0, at=2, text=marks(2, 2, 1)),
+        Append(id="m", part=0, at=2, text=marks(1, 3, 1)),
+        Finish(id="m", status="complete", reason=None, meta={}, at_ms=2, request=f"r{GENERATION}2"),
+        Claim(id="done", state="taken", generation=1),
+        Reply(id="!nobody", ok=True, data=None, error=None, by=None),
     ],
     ids=lambda op: f"{type(op).__name__}-{op.id}",
 )

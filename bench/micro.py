@@ -1,0 +1,225 @@
+"""Small measurements for whoever works on the hub: `python -m bench.micro [appends] [viewers] [--dir D] [--rounds N]`.
+
+They are no part of `make bench`. What they say is CPU time, or time on a clock that only CPU time and waits move, so
+that two versions can be compared on a machine that others use too: run them by turns, with the other version's folder
+first on PYTHONPATH, and compare medians.
+
+- `appends`: durable appends on SQLite FULL, 500 producers that await each token, and 20 at a time.
+- `viewers`: 500 conversations of 50 tokens a second with two viewers each, who are in the process and send nothing; the
+  store is memory, and takes as long as SQLite does. How late tokens are shown, for several sizes of a batch.
+"""
+
+import argparse
+import asyncio
+import contextlib
+import gc
+import selectors
+import statistics
+import tempfile
+import time
+from array import array
+from collections.abc import Sequence
+from pathlib import Path
+
+from holdfast import Hub
+from holdfast.core.events import MessageAppend
+from holdfast.hub import committer
+from holdfast.hub.feed import Feed
+from holdfast.stores.base import Committed, Conflict, Write
+from holdfast.stores.memory import MemoryStore
+from holdfast.stores.sqlite import SqliteStore
+
+_PRODUCERS = 500
+_ROUNDS_OF_TOKENS = 60
+_ROW_SIZES = (64, 128, 256)
+_CONVERSATIONS = 500
+_VIEWERS = 2
+_TOKENS_PER_S = 50.0
+_SECONDS = 2.0
+_STAMP = 10  # characters of a token that says when it was appended
+# What a delivery and a commit cost besides what is measured here, on the machine of `docs/benchmarks.md`.
+_SEND_S = 10e-6
+_COMMIT_S = 100e-6
+_ROW_S = 7e-6
+_SYNC_S = 0.002
+
+
+async def appends(directory: Path, at_once: int) -> float:
+    """Microseconds of CPU, of all threads, for each token that was appended and awaited."""
+    hub = Hub(SqliteStore(directory / "micro.db"))
+    await hub.start()
+    _freeze()
+    async with contextlib.AsyncExitStack() as stack:
+        names = [f"bench:{n}" for n in range(_PRODUCERS)]
+        writers = [await stack.enter_async_context(hub.message(name)) for name in names]
+
+        async def all_grow(rounds: int) -> None:
+            async def one(n: int) -> None:
+                for _ in range(rounds):
+                    for _ in range(at_once):
+                        await writers[n].append("token")
+                    await writers[n].flush()
+
+            async with asyncio.TaskGroup() as group:
+                for n in range(_PRODUCERS):
+                    group.create_task(one(n))
+
+        await all_grow(5)  # whatever is made at first use is made before anything is counted
+        rounds = max(5, _ROUNDS_OF_TOKENS // at_once)
+        used_s = time.process_time()
+        await all_grow(rounds)
+        used_s = time.process_time() - used_s
+    await hub.close()
+    return used_s / (_PRODUCERS * at_once * rounds) * 1e6
+
+
+class CpuClock(selectors.SelectSelector):
+    """A loop's selector and clock. Time is the CPU time that its thread used, and the waits, which it skips."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now_s = 0.0
+        self._skipped_s = 0.0
+
+    def spend(self, seconds: float) -> None:
+        """Somebody else has the core for so long."""
+        self._skipped_s += seconds
+
+    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        ready = super().select(0)
+        if not ready and timeout is not None:
+            self._skipped_s += timeout
+        self.now_s = time.thread_time() + self._skipped_s
+        return ready
+
+
+class CpuLoop(asyncio.SelectorEventLoop):
+    """An event loop on such a clock."""
+
+    def __init__(self, clock: CpuClock) -> None:
+        self.clock = clock
+        super().__init__(clock)
+
+    def time(self) -> float:
+        return self.clock.now_s
+
+
+class SlowStore(MemoryStore):
+    """A store in memory that takes what SQLite would: of the core, and of the disk's time."""
+
+    def __init__(self, clock: CpuClock) -> None:
+        super().__init__()
+        self._clock = clock
+
+    async def commit(self, writes: Sequence[Write]) -> list[Committed | Conflict]:
+        self._clock.spend(_COMMIT_S + _ROW_S * sum(len(write.entries) for write in writes))
+        await asyncio.sleep(_SYNC_S)
+        return await super().commit(writes)
+
+
+class Viewer:
+    """Takes what it is owed when it is told, and notes how old each token is."""
+
+    feed: Feed
+
+    def __init__(self, clock: CpuClock, into: "array[float]") -> None:
+        self._clock = clock
+        self._into = into
+
+    def wake(self) -> None:
+        batch = self.feed.take()
+        if batch is None:
+            return
+        assert batch.sse
+        self._clock.spend(_SEND_S)
+        for event in batch.events:
+            if isinstance(event, MessageAppend):
+                stamps = [event.text[at : at + _STAMP] for at in range(0, len(event.text), _STAMP)]
+                self._into.extend(self._clock.now_s - float(stamp) for stamp in stamps)
+
+
+async def viewers(clock: CpuClock) -> tuple[float, list[float]]:
+    """Microseconds of the loop's CPU for each token, and how late tokens were shown, in order."""
+    hub = Hub(SlowStore(clock))
+    await hub.start()
+    _freeze()
+    late_s = array("d")
+    async with contextlib.AsyncExitStack() as stack:
+        names = [f"bench:{n}" for n in range(_CONVERSATIONS)]
+        writers = [await stack.enter_async_context(hub.message(name)) for name in names]
+        for name in names * _VIEWERS:
+            viewer = Viewer(clock, late_s)
+            viewer.feed = await hub.attach(name, None, history=0, flush_ms=40, wake=viewer.wake)
+            viewer.feed.take()
+
+        async def all_stream(seconds: float) -> None:
+            begun_s = clock.now_s
+
+            async def one(n: int) -> None:
+                for number in range(int(seconds * _TOKENS_PER_S)):
+                    due_s = begun_s + (n / _CONVERSATIONS + number) / _TOKENS_PER_S
+                    await asyncio.sleep(max(0.0, due_s - clock.now_s))
+                    await writers[n].append(f"{clock.now_s:0{_STAMP}.5f}")
+
+            async with asyncio.TaskGroup() as group:
+                for n in range(_CONVERSATIONS):
+                    group.create_task(one(n))
+
+        await all_stream(0.5)
+        del late_s[:]
+        used_s = time.thread_time()
+        await all_stream(_SECONDS)
+        used_s = time.thread_time() - used_s
+    await hub.close()
+    return used_s / (_CONVERSATIONS * _TOKENS_PER_S * _SECONDS) * 1e6, sorted(late_s)
+
+
+def _freeze() -> None:
+    """The collector as `holdfast serve` sets it."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 50)
+
+
+def _show_appends(directory: Path, rounds: int) -> None:
+    for at_once in (1, 20):
+        costs = []
+        for _ in range(rounds):
+            with tempfile.TemporaryDirectory(dir=directory) as folder:
+                costs.append(asyncio.run(appends(Path(folder), at_once)))
+        print(f"appends, {at_once} at once: {_spread(costs)} µs of CPU per token", flush=True)
+
+
+def _show_viewers(rounds: int) -> None:
+    present = committer.MAX_ROWS
+    for rows in _ROW_SIZES:
+        costs, tails_ms = [], []
+        committer.MAX_ROWS = rows
+        for _ in range(rounds):
+            clock = CpuClock()
+            with asyncio.Runner(loop_factory=lambda clock=clock: CpuLoop(clock)) as runner:  # type: ignore[misc]
+                cost, late_s = runner.run(viewers(clock))
+            costs.append(cost)
+            tails_ms.append(late_s[int(len(late_s) * 0.99)] * 1000)
+        print(f"viewers, {rows} rows: p99 {_spread(tails_ms)} ms, {_spread(costs)} µs of CPU per token", flush=True)
+    committer.MAX_ROWS = present
+
+
+def _spread(values: list[float]) -> str:
+    return f"{statistics.median(values):.1f} ({min(values):.1f}-{max(values):.1f})"
+
+
+def _main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", nargs="*", choices=("appends", "viewers", []), default=[])
+    parser.add_argument("--dir", type=Path, default=Path(tempfile.gettempdir()))
+    parser.add_argument("--rounds", type=int, default=3)
+    arguments = parser.parse_args()
+    if not arguments.what or "appends" in arguments.what:
+        _show_appends(arguments.dir, arguments.rounds)
+    if not arguments.what or "viewers" in arguments.what:
+        _show_viewers(arguments.rounds)
+
+
+if __name__ == "__main__":
+    _main()
