@@ -20,8 +20,9 @@ def path_to(message: Message, older: Iterable[Message]) -> list[Message]:
 
     A parent that is not among `older` (deleted, or too far back) is passed over for the newest that came before it.
     """
-    known = {one.id: one for one in older if one.created < message.created}
-    newest_first = sorted(known.values(), key=lambda one: -one.created)
+    everything = sorted(older, key=lambda one: -one.created)
+    newest_first = [one for one in everything if one.created < message.created]
+    known = {one.id: one for one in newest_first}
     path: list[Message] = []
     at = message
     while True:
@@ -29,7 +30,7 @@ def path_to(message: Message, older: Iterable[Message]) -> list[Message]:
         if before is None:
             return path[::-1]
         if at.role == "user" and before.role == "user":
-            path += _newest_answer(before, newest_first, at)
+            path += _newest_answer(before, everything)  # also one that came after the next question was asked
         path.append(before)
         at = before
 
@@ -43,9 +44,9 @@ def _parent(message: Message, known: dict[str, Message], newest_first: Sequence[
     return next((one for one in newest_first if one.created < message.created), None)
 
 
-def _newest_answer(asked: Message, newest_first: Sequence[Message], later: Message) -> list[Message]:
+def _newest_answer(asked: Message, newest_first: Sequence[Message]) -> list[Message]:
     for one in newest_first:
-        if one.reply_to == asked.id and one.created < later.created and one.status != "streaming":
+        if one.reply_to == asked.id and one.status != "streaming":
             return [one]
     return []
 
@@ -124,6 +125,7 @@ def _tool_use(part: Part) -> dict[str, Json]:
         arguments = json.loads(part["input"] or "{}")
     except ValueError:
         arguments = {}
+    arguments = arguments if isinstance(arguments, dict) else {}
     return {"type": "tool_use", "id": part["call"], "name": part["name"], "input": arguments}
 
 
@@ -133,6 +135,6 @@ def _alternating(turns: list[dict[str, Json]]) -> list[dict[str, Json]]:
     for turn in turns:
         if joined and joined[-1]["role"] == turn["role"]:
             joined[-1] = {"role": turn["role"], "content": [*joined[-1]["content"], *turn["content"]]}
-        elif joined or turn["role"] == "user":
+        elif joined or (turn["role"] == "user" and turn["content"][0]["type"] != "tool_result"):
             joined.append(turn)
     return joined

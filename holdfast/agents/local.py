@@ -100,9 +100,22 @@ class LocalPlace:
         """Of `Place`."""
         return self._hub.is_draining
 
-    def write(self, channel: str, message_id: str, *, author: str, reply_to: str, meta: dict[str, Json]) -> Writer:
+    def write(
+        self,
+        channel: str,
+        message_id: str,
+        *,
+        author: str,
+        reply_to: str,
+        parent: str | None,
+        meta: dict[str, Json],
+    ) -> Writer:
         """Of `Place`."""
-        return _agent_writer(self._hub.message(channel, id=message_id, author=author, reply_to=reply_to, meta=meta))
+        return _agent_writer(
+            self._hub.message(
+                channel, id=message_id, author=author, reply_to=reply_to, meta=meta, parent=parent or reply_to
+            )
+        )
 
     async def take_over(self, channel: str, message_id: str, *, author: str) -> Writer:
         """Of `Place`."""

@@ -72,8 +72,17 @@ class Place(Protocol):
     def is_leaving(self) -> bool:
         """Is the process about to end? Then turns are left for the next one."""
 
-    def write(self, channel: str, message_id: str, *, author: str, reply_to: str, meta: dict[str, Json]) -> Writer:
-        """A new answer, to be entered."""
+    def write(
+        self,
+        channel: str,
+        message_id: str,
+        *,
+        author: str,
+        reply_to: str,
+        parent: str | None,
+        meta: dict[str, Json],
+    ) -> Writer:
+        """A new answer, to be entered; after `parent`, or else after what it answers."""
 
     async def take_over(self, channel: str, message_id: str, *, author: str) -> Writer:
         """An interrupted answer, to be entered and gone on with."""

@@ -24,6 +24,7 @@ from holdfast.core.errors import (
     LocalError,
     NotFound,
     StillStreaming,
+    public_reason,
 )
 from holdfast.core.model import Message
 from holdfast.core.names import check_id
@@ -92,12 +93,15 @@ class Running:
         self._is_stopped = False
         self._is_lost = False
         self._is_late = False
+        self._is_leaving = False
+        self._ending = asyncio.Event()  # the handler was asked to end
         self._turn: Turn | None = None
 
     def stop(self, *, is_lost: bool = False) -> None:
         """End the handler: somebody said so, or, with `is_lost`, another has the turn now."""
         self._is_stopped = True
         self._is_lost = self._is_lost or is_lost
+        self._ending.set()
         if self._turn is not None:
             self._turn.is_cancelled = True
         if self._work is not None:
@@ -129,19 +133,24 @@ class Running:
         turn.progress("thinking")
         self._work = asyncio.ensure_future(self._handle(turn))
         listening = asyncio.ensure_future(self._listen(watch, turn))
+        ending = asyncio.ensure_future(self._ending.wait())
         try:
             if self._is_stopped:
                 self._work.cancel()
-            await asyncio.wait([self._work])
+            await asyncio.wait([self._work, ending], return_when=asyncio.FIRST_COMPLETED)
+            if not self._work.done():  # a handler that does not let itself be cancelled holds nobody up for ever
+                await asyncio.wait([self._work], timeout=LEAVING_S)
         except asyncio.CancelledError:  # the process is leaving, which is nobody's wish that the answer ends
             for reply in turn.replies:
                 reply.cancelled_as = ("interrupted", None)
+            self._is_leaving = True
             self._work.cancel()
             await asyncio.wait([self._work], timeout=LEAVING_S)
             raise
         finally:
             listening.cancel()
-            await asyncio.wait([listening])
+            ending.cancel()
+            await asyncio.wait([listening, ending])
         if self._is_lost or (place.is_leaving and self._work.cancelled()):
             return None  # another has it, or will
         await self._end_what_is_open(turn)
@@ -153,11 +162,15 @@ class Running:
         limit = asyncio.get_running_loop().call_later(self._agent.timeout_s, self._time_out, turn)
         try:
             await self._agent.handler(turn)
-        except asyncio.CancelledError:
-            if not self._is_late:
+        except asyncio.CancelledError as error:
+            if self._is_late:
+                logger.warning("turn of %s in %s took too long", self.message.id, self.channel)
+                await self._say_failed(turn, "timeout")
+            elif self._is_stopped or self._is_leaving or self._place.is_leaving:
                 raise
-            logger.warning("turn of %s in %s took too long", self.message.id, self.channel)
-            await self._say_failed(turn, "timeout")
+            else:  # not ours: something that the handler waited for was cancelled
+                logger.error("turn of %s in %s failed", self.message.id, self.channel, exc_info=error)
+                await self._say_failed(turn, "error")
         except HoldfastError as error:
             if self._is_stopped and isinstance(error, Finished):
                 return
@@ -165,13 +178,13 @@ class Running:
             await self._say_failed(turn, error.code)
         except Exception as error:
             logger.exception("turn of %s in %s failed", self.message.id, self.channel)
-            reason = getattr(error, "public_reason", None)
-            await self._say_failed(turn, reason if isinstance(reason, str) else "error")
+            await self._say_failed(turn, public_reason(error) or "error")
         finally:
             limit.cancel()
 
     def _time_out(self, turn: Turn) -> None:
         self._is_late = True
+        self._ending.set()
         for reply in turn.replies:
             reply.cancelled_as = ("failed", "timeout")
         if self._work is not None:
@@ -195,9 +208,12 @@ class Running:
                 async with taken_up:
                     await taken_up.finish("cancelled" if self._is_stopped else "failed", reason=None)
         for reply in turn.replies:
-            if not reply.is_over:
-                with contextlib.suppress(HoldfastError):
-                    await reply.finish("cancelled" if self._is_stopped else "failed", reason=None)
+            with contextlib.suppress(HoldfastError):
+                if reply.is_over:
+                    await reply.flush()  # its end may be under way still: nobody is told of it before it is stored
+                else:
+                    reason = "timeout" if self._is_late else None
+                    await reply.finish("cancelled" if self._is_stopped else "failed", reason=reason)
 
     async def _listen(self, watch: Watch, turn: Turn) -> None:
         """Stop the handler when somebody asks for it."""

@@ -6,6 +6,7 @@ Names without an underscore are public.
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import logging
 from typing import Literal, NamedTuple
@@ -18,6 +19,8 @@ from holdfast.core.model import Command, Json, Message
 from holdfast.core.names import base32
 
 logger = logging.getLogger("holdfast.agents")
+
+GRACE_S = 5.0  # for the server to say that nobody answered in time
 
 OnCrash = Literal["interrupt", "restart", "continue"]
 
@@ -86,7 +89,7 @@ class Turn:
         `anthropic`: for Anthropic's Messages, without system messages (give those as `system`) and with turns that
         alternate. At most `limit` messages. Of branches it is the path that leads to this message.
         """
-        page = await self._place.page(self.channel, before=self.message.created, limit=min(limit, 200))
+        page = await self._place.page(self.channel, before=None, limit=min(limit, 200))
         return as_turns([*path_to(self.message, page.messages), self.message], shape)
 
     def reply(self, *, meta: dict[str, Json] | None = None) -> Writer:
@@ -99,7 +102,12 @@ class Turn:
         if writer is None:
             message_id = reply_id(self.message.id, self.attempt, len(self.replies))
             writer = self._place.write(
-                self.channel, message_id, author=self.name, reply_to=self.message.id, meta=meta or {}
+                self.channel,
+                message_id,
+                author=self.name,
+                reply_to=self.message.id,
+                parent=self.replies[-1].id if self.replies else None,
+                meta=meta or {},
             )
         self.replies.append(writer)
         self.progress("answering")
@@ -151,8 +159,9 @@ class Turn:
             self.channel, name, target=target, data=data, by=self.name, expires_s=timeout_s
         )
         self.progress("waiting", command=command.id)
-        while (reply := self._watch.reply_to(command.id)) is None:
-            await self._watch.changed()
+        reply = await self._reply_to(command.id, timeout_s + GRACE_S)
+        if reply is None:
+            return Answered(False, None, {"code": "expired", "detail": "no answer was heard of"}, None)
         self.progress("answering" if self.replies else "thinking")
         return _answered(reply)
 
@@ -160,6 +169,16 @@ class Turn:
         """The answer that was taken over after a crash, if nobody has asked for it yet."""
         writer, self._taken_up = self._taken_up, None
         return writer
+
+    async def _reply_to(self, command_id: str, timeout_s: float) -> CommandReply | None:
+        """The reply; None where none was heard of in time: it may have come while we were away."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                while (reply := self._watch.reply_to(command_id)) is None:
+                    await self._watch.changed()
+                return reply
+        except TimeoutError:
+            return None
 
     @property
     def targets(self) -> set[str]:

@@ -125,9 +125,18 @@ class RemotePlace:
         self._agents = agents
         self._turn = turn
 
-    def write(self, channel: str, message_id: str, *, author: str, reply_to: str, meta: dict[str, Json]) -> Writer:
+    def write(
+        self,
+        channel: str,
+        message_id: str,
+        *,
+        author: str,
+        reply_to: str,
+        parent: str | None,
+        meta: dict[str, Json],
+    ) -> Writer:
         """Of `Place`. The author is the client's own id, which the server sets."""
-        return self._client.message(channel, id=message_id, reply_to=reply_to, meta=meta)
+        return self._client.message(channel, id=message_id, reply_to=reply_to, meta=meta, parent=parent or reply_to)
 
     async def take_over(self, channel: str, message_id: str, *, author: str) -> Writer:
         """Of `Place`."""

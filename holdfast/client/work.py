@@ -32,6 +32,8 @@ class TurnOffer(Struct, frozen=True, kw_only=True):
     message: Message
     generation: int
     lease_s: float
+    pattern: str | None = None  # of the worker that it is for
+    name: str | None = None
 
 
 OnTurn = Callable[["ClaimedTurn"], Awaitable[None]]
@@ -71,6 +73,12 @@ class Worker:
                         self._link.begin("work", self._frame(0), _take, is_repeatable=False)
         except* HoldfastError as group:
             raise group.exceptions[0] from None
+
+    def is_for(self, offer: TurnOffer) -> bool:
+        """Is it this worker that the turn is given to?"""
+        name = self._fields["name"]
+        is_ours = offer.pattern in (None, self.pattern) and (name is None or offer.name in (None, name))
+        return is_ours and matches(self.pattern, offer.channel)
 
     def take(self, offer: TurnOffer) -> None:
         """The server gave us a turn."""
@@ -217,7 +225,7 @@ class Workers:
         except msgspec.ValidationError as error:
             logger.error("a turn that is not understood: %s", error)
             return
-        worker = next((one for one in self._workers if matches(one.pattern, offer.channel)), None)
+        worker = next((one for one in self._workers if one.is_for(offer)), None)
         if worker is not None:  # else we stopped serving it meanwhile: the claim lapses
             worker.take(offer)
 

@@ -41,6 +41,7 @@ from holdfast.core.errors import (
     NotFound,
     NotText,
     NotWriter,
+    public_reason,
 )
 from holdfast.core.events import Page
 from holdfast.core.model import APPENDABLE, Json, Message, Part, check_json, check_part, plain
@@ -667,8 +668,7 @@ class RemoteWriter:
             return self.cancelled_as
         if isinstance(error, HoldfastError):
             return error.ends_as, error.code
-        reason = getattr(error, "public_reason", None)
-        return "failed", reason if isinstance(reason, str) else None
+        return "failed", public_reason(error)
 
     async def _leave(self, status: str, reason: str | None) -> None:
         """The block ended early: store what was accepted, and say how it ended."""

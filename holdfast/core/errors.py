@@ -218,3 +218,9 @@ class LocalError(HoldfastError):
     """Our caller asked this object for the impossible, for example to append after the end."""
 
     code, title = "misuse", "Misuse"
+
+
+def public_reason(error: BaseException) -> str | None:
+    """What `error` lets be told of itself: its `public_reason`, as text that can be stored, at most 200 characters."""
+    reason = getattr(error, "public_reason", None)
+    return reason[:200].encode("utf-8", "replace").decode() if isinstance(reason, str) else None

@@ -32,8 +32,8 @@ from holdfast.stores.base import Committed, CommitUnknown, Conflict, Store, Writ
 
 logger = logging.getLogger("holdfast.hub")
 
-# Small batches give the best tail: at 500 conversations of 50 tokens a second with two viewers each the p99 was 72 ms
-# with 64 rows, 83 with 128 and 99 with 256 (medians of four runs of `bench.micro`, whose time is free of noise).
+# Small batches give the best tail: at 500 conversations of 50 tokens a second with two viewers each the p99 was 75 ms
+# with 64 rows, 84 with 128 and 106 with 256 (two runs each of `bench.micro`, 1 to 8 ms apart).
 MAX_ROWS = 64
 MAX_ITEMS = 1_024  # joined appends make few rows of many requests; this bounds the work between two commits
 # Text since the last document; beyond it the message gets one, so that a restart reads little.

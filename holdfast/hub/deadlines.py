@@ -52,6 +52,9 @@ class Deadlines:
             self._timer.cancel()
 
     def _push(self, due_s: float, key: Hashable) -> None:
+        if len(self._heap) > 2 * len(self._due) + 1_000:  # most of it was dropped long ago
+            self._heap = [(due, self._next(), known) for known, (due, _) in self._due.items() if known != key]
+            heapq.heapify(self._heap)
         self._count += 1
         heapq.heappush(self._heap, (due_s, self._count, key))
         if self._heap[0][1] == self._count:

@@ -75,11 +75,12 @@ class Worker(Protocol):
 class _Work:
     """What a channel has for agents."""
 
-    __slots__ = ("claiming", "running", "waiting")
+    __slots__ = ("claiming", "interrupted", "running", "waiting")
 
     def __init__(self) -> None:
         self.waiting: dict[str, tuple[int, int]] = {}  # message → its `created`, and the attempts so far
         self.claiming: set[str] = set()
+        self.interrupted: set[str] = set()  # for which a newer one came
         self.running: dict[str, tuple[ClaimState, Worker | None]] = {}
 
     @property
@@ -133,7 +134,11 @@ class Desk:
             return
         for channel in self._live():
             if matches(worker.pattern, channel.name) and channel.roster.disconnect(worker.name, worker):
-                channel.roster.remove(worker.name)
+                if is_broken:  # a blip does not flicker
+                    leave = partial(channel.roster.remove, worker.name)
+                    self._deadlines.set(("agent", channel.name, worker.name), self._loop.time() + BROKEN_S, leave)
+                else:
+                    channel.roster.remove(worker.name)
         for name, work in list(self._work.items()):
             for message_id, (claim, taker) in list(work.running.items()):
                 if taker is worker:
@@ -237,6 +242,7 @@ class Desk:
     def _over(self, channel: str, work: _Work, key: str, claim: ClaimState | None) -> bool:
         """The turn of `key` waits for nobody and nobody is at work on it."""
         running = work.running.pop(key, None)
+        work.interrupted.discard(key)
         was_known = work.waiting.pop(key, None) is not None or running is not None
         self._deadlines.drop(("turn", channel, key))
         self._deadlines.drop(("nobody", channel, key))
@@ -265,9 +271,11 @@ class Desk:
             is_busy = bool(work.running or work.claiming)
             if is_busy and worker.when_busy == "queue":
                 return
-            if is_busy and worker.when_busy == "interrupt":
-                for running in work.running:
-                    self._interrupt(channel, running)
+            if worker.when_busy == "interrupt":
+                newest = max(work.waiting, key=lambda one: work.waiting[one])
+                self._interrupt_all_but(channel, work, newest)
+                if is_busy or message_id != newest:
+                    continue  # it is offered again when what runs is over
             del work.waiting[message_id]
             work.claiming.add(message_id)
             worker.free -= 1
@@ -423,7 +431,18 @@ class Desk:
         live = self._find(channel)
         message = live.state.message(message_id) if live is not None else None
         work.waiting[message_id] = (message.created if message is not None else 0, generation)
+        self._deadlines.set(
+            ("nobody", channel, message_id),
+            self._loop.time() + NOBODY_S,
+            partial(self._nobody_came, channel, message_id),
+        )
         self._offer(channel)
+
+    def _interrupt_all_but(self, channel: str, work: _Work, newest: str) -> None:
+        for message_id in [*work.running, *work.waiting]:
+            if message_id != newest and message_id not in work.interrupted:
+                work.interrupted.add(message_id)
+                self._interrupt(channel, message_id)
 
     def _interrupt(self, channel: str, message_id: str) -> None:
         """Something newer is wanted: the turn of `message_id` is cancelled, as if somebody had asked for it."""

@@ -8,6 +8,7 @@ store that fails for a while. Only documented names of `MessageWriter` are publi
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
@@ -28,11 +29,12 @@ from holdfast.core.errors import (
     LocalError,
     NotFound,
     StoreUnavailable,
+    public_reason,
 )
 from holdfast.core.model import Json, Message, Part, check_json, check_part, plain
 from holdfast.core.requests import AppendText, Asker, CreateMessage, FinishMessage, PutPart, Request, UpdateMessage
 from holdfast.core.state import KEPT_REQUESTS, part_bytes, utf8_len
-from holdfast.hub.committer import Ask, Decided
+from holdfast.hub.committer import Answer, Ask, Decided
 
 if TYPE_CHECKING:
     from holdfast.hub.channel import Channel
@@ -184,7 +186,7 @@ class MessageWriter:
         self._asker = self._hub.asker(self._author)
         self._hub.register_writer(self)
         try:
-            answer = await self._hub.ask(self.channel, self.id, self._create, self._asker)
+            answer = await self._created(self._create)
             if not answer.created:
                 raise IdConflict(f"message {self.id!r} exists already")
             if answer.message is None:  # created, but before that was known somebody was faster
@@ -194,6 +196,19 @@ class MessageWriter:
             raise
         self.take_up(answer.message, answer.generation or 1)
         return self
+
+    async def _created(self, create: CreateMessage) -> Answer:
+        """Store the beginning. Cancelled in the middle of it, the message is ended as cancelled, if it was begun."""
+        creating = asyncio.ensure_future(self._hub.ask(self.channel, self.id, create, self._asker))
+        try:
+            return await asyncio.shield(creating)
+        except asyncio.CancelledError:
+            await asyncio.wait([creating], timeout=PATIENCE_S)
+            if creating.done() and creating.exception() is None and creating.result().created:
+                end = FinishMessage(status="cancelled", generation=1)
+                with contextlib.suppress(HoldfastError):  # a hub that leaves: the next start sees to it
+                    await self._hub.ask(self.channel, self.id, end, self._asker)
+            raise
 
     async def __aenter__(self) -> Self:
         return await self.open()
@@ -456,8 +471,7 @@ class MessageWriter:
         if isinstance(error, HoldfastError):
             self._is_interrupting = error.ends_as == "interrupted"
             return error.ends_as, error.code
-        reason = getattr(error, "public_reason", None)
-        return "failed", reason if isinstance(reason, str) else None
+        return "failed", public_reason(error)
 
     async def _leave(self, status: str, reason: str | None) -> None:
         """The block ended early: store what was accepted, and say how it ended.

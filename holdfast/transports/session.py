@@ -186,7 +186,7 @@ class Session:
         self._is_gone = False
         self._present: set[tuple[str, str]] | None = None  # channel and member, where this socket is presence
         self._written: dict[tuple[str, str], None] | None = None  # messages whose leases this socket may hold
-        self._workers: dict[str, SocketWorker] | None = None  # by pattern
+        self._workers: dict[tuple[str, str], SocketWorker] | None = None  # by pattern and name
         self._ping_at_s = now_s + FIRST_PING_S
 
     # In
@@ -275,13 +275,19 @@ class Session:
         if self.closing is not None:
             return None
         if now_s >= self._ping_at_s - PING_EARLY_S:
-            if now_s - self._heard_s >= SILENCE_S and (self._present or self._written or self._workers):
-                self._end(SILENT, "silent")
+            if self.check_silence(now_s=now_s):
                 return self.frame_to_send(now_s=now_s)
             self._ping_at_s = now_s + PING_S
             self._pings += 1
             return f'{{"type":"ping","n":{self._pings}}}'
         return self._events()
+
+    def check_silence(self, *, now_s: float) -> bool:
+        """Send a peer away that holds something and is not heard of any more; True if so. It need not read for that."""
+        is_silent = now_s - self._heard_s >= SILENCE_S and bool(self._present or self._written or self._workers)
+        if is_silent and self.closing is None:
+            self._end(SILENT, "silent")
+        return is_silent
 
     def next_deadline_s(self) -> float:
         """When the next ping is due."""
@@ -447,32 +453,39 @@ class Session:
             return {"lease_s": LEASE_S}
         if self._workers is None:
             self._workers = {}
-        known = self._workers.pop(frame.pattern, None)
+        name = check_member(frame.name or self._identity.client_id or "anonymous", self._identity.client_id)
+        known = self._workers.get((frame.pattern, name))
         if known is not None:
             self._hub.desk.unregister(known)
-        if not frame.slots:
+        if not frame.slots:  # no more; the turns that it has are still its own
+            if known is not None and not known.turns:
+                del self._workers[frame.pattern, name]
             return {}
         pattern = frame.pattern
         if not is_pattern(pattern) or len(pattern) > MAX_PATTERN_CHARACTERS:
             raise InvalidRequest(f"pattern: {RULE}")
         self._identity.check_pattern("agent", pattern)
-        if len(self._workers) >= MAX_PATTERNS:
+        if known is None and len(self._workers) >= MAX_PATTERNS:
             raise TooMany(f"a socket works on at most {MAX_PATTERNS} patterns", limit=MAX_PATTERNS)
-        name = check_member(frame.name or self._identity.client_id or "anonymous", self._identity.client_id)
         worker = SocketWorker(self.give_turn, self._hub, name, pattern, frame.slots, frame.when_busy)
-        self._workers[pattern] = worker
+        if known is not None:
+            worker.take_over(known)
+        self._workers[pattern, name] = worker
         self._start_task(self._register(worker))
         return {}
 
     async def _register(self, worker: SocketWorker) -> None:
         """After the answer, so that no turn comes before it."""
-        if self._workers is not None and self._workers.get(worker.pattern) is worker:
+        if self._workers is not None and self._workers.get((worker.pattern, worker.name)) is worker:
             self._hub.desk.register(worker)
 
     def _worker_of(self, frame: TurnRenewFrame | TurnTakeFrame | TurnDoneFrame) -> SocketWorker:
-        for worker in (self._workers or {}).values():
-            if matches(worker.pattern, frame.channel):
+        fitting = [one for one in (self._workers or {}).values() if matches(one.pattern, frame.channel)]
+        for worker in fitting:
+            if worker.has(frame.channel, None if isinstance(frame, TurnTakeFrame) else frame.message):
                 return worker
+        if fitting:  # a turn of the socket before
+            return fitting[0]
         raise InvalidRequest("this socket asked for no work in that channel")
 
     def _end_turn(self, frame: TurnDoneFrame) -> None:
@@ -500,7 +513,7 @@ class Session:
             return
         self._reply({"type": "ok", "ref": frame.ref, "taken": is_taken})
 
-    def give_turn(self, turn: Turn) -> None:
+    def give_turn(self, worker: SocketWorker, turn: Turn) -> None:
         """A turn for this socket's agent."""
         message = self._hub.channel(turn.channel).state.message(turn.message_id)
         if message is None or self.closing is not None:
@@ -512,6 +525,8 @@ class Session:
                 "message": message.message(),
                 "generation": turn.generation,
                 "lease_s": turn.lease_s,
+                "pattern": worker.pattern,
+                "name": worker.name,
             }
         )
 

@@ -23,7 +23,13 @@ class SocketWorker:
     is_local = False
 
     def __init__(
-        self, give: Callable[[Turn], None], hub: HubCore, name: str, pattern: str, slots: int, when_busy: WhenBusy
+        self,
+        give: Callable[[SocketWorker, Turn], None],
+        hub: HubCore,
+        name: str,
+        pattern: str,
+        slots: int,
+        when_busy: WhenBusy,
     ) -> None:
         self.name = name
         self.pattern = pattern
@@ -31,11 +37,20 @@ class SocketWorker:
         self.free = slots
         self._give = give
         self._hub = hub
-        self._turns: set[Turn] = set()
+        self.turns: set[Turn] = set()
+
+    def take_over(self, other: SocketWorker) -> None:
+        """Go on with the turns of the worker that this one replaces."""
+        self.turns |= other.turns
+        self.free -= len(other.turns)
+
+    def has(self, channel: str, message_id: str | None) -> bool:
+        """Has it this turn, or with None one in that channel?"""
+        return any(turn.channel == channel and message_id in (None, turn.message_id) for turn in self.turns)
 
     def begin(self, turn: Turn) -> None:
-        self._turns.add(turn)
-        self._give(turn)
+        self.turns.add(turn)
+        self._give(self, turn)
 
     def ended(self, turn: Turn, state: str) -> None:
         self._over(turn)
@@ -45,7 +60,9 @@ class SocketWorker:
         turn = self._turn(frame)
         if not self._hub.desk.renew(self, turn):
             raise _not_ours()
-        self._turns.add(turn)
+        if not self.has(turn.channel, turn.message_id):  # of the socket before: it takes a slot here
+            self.turns.add(turn)
+            self.free -= 1
         if frame.state is not None:
             check_json(frame.state, self._hub.limits.data_bytes, "a state", depth=self._hub.limits.depth)
             self._hub.desk.said(frame.channel, self.name, frame.state)
@@ -64,17 +81,17 @@ class SocketWorker:
 
     def works_in(self, channel: str) -> bool:
         """Has it a turn there?"""
-        return any(turn.channel == channel for turn in self._turns)
+        return any(turn.channel == channel for turn in self.turns)
 
     def _turn(self, frame: TurnRenewFrame | TurnDoneFrame) -> Turn:
         return Turn(check_channel(frame.channel), check_id(frame.message), frame.generation, LEASE_S)
 
     def _over(self, turn: Turn) -> None:
-        known = next((one for one in self._turns if one[:3] == turn[:3]), None)
+        known = next((one for one in self.turns if one[:3] == turn[:3]), None)
         if known is not None:
-            self._turns.discard(known)
+            self.turns.discard(known)
             self._hub.desk.freed(self)
-            if not any(one.channel == turn.channel for one in self._turns):
+            if not any(one.channel == turn.channel for one in self.turns):
                 self._hub.desk.said(turn.channel, self.name, {"state": "listening"})
 
 

@@ -266,7 +266,8 @@ class Socket:
     # For the wheel
 
     def beat(self) -> None:
-        """Every few seconds: a ping may be due."""
+        """Every few seconds: a ping may be due, or the peer is silent for too long."""
+        self.session.check_silence(now_s=self._loop.time())
         if self.passport.is_expired:  # a machine that slept has slept through its timers, too
             self._expire()
         self._pump()

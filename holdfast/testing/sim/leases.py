@@ -86,6 +86,7 @@ class Leaser(Author):
 
     async def _take_over(self, before: Pen) -> Pen:
         pen = Pen(self, before.channel, before.message_id, self.draw.choice(self.others), before.generation + 1)
+        pen.begun = before.begun
         try:
             await pen.take_over()
             await pen.rest(self.draw.choice((0.0, pen.term_s / 2)))

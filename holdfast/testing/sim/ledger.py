@@ -280,6 +280,8 @@ class Ledger:
     def _may_end(self, held: Held) -> bool:
         """Was its holder not heard of for its term, or for less since the socket broke by which it was held?"""
         now_s = self._loop.time()
+        if not held.is_given:
+            return True  # nobody is at work on it, nor knows of it
         if self._trouble_s >= held.heard_s or now_s >= max(held.heard_s, self.booted_s) + held.term_s - EARLY_S:
             return True
         for line in held.lines:
@@ -287,8 +289,7 @@ class Ledger:
                 continue
             if line is not held.line and line.sent_s + CROSSING_S < held.heard_s and not unmended.OTHER_SOCKET:
                 continue  # another has held it since
-            left_s = min(held.term_s, BROKEN_S) if held.is_given else 0.0
-            if now_s >= line.ended_s + left_s - EARLY_S:
+            if now_s >= line.ended_s + min(held.term_s, BROKEN_S) - EARLY_S:
                 return True
         return False
 
