@@ -46,7 +46,8 @@ def main() -> int:
     arguments = _arguments()
     options = Options(is_quick=arguments.quick, directory=arguments.dir, soak_s=arguments.soak_s)
     if not {SERVER_CORE, CLIENT_CORE} <= os.sched_getaffinity(0):
-        print(f"cores {SERVER_CORE} and {CLIENT_CORE} are not both ours: server and client disturb each other\n")
+        print(f"cores {SERVER_CORE} and {CLIENT_CORE} are not both ours: server and client would disturb each other")
+        return 1
     machine = report.Machine(options.directory)
     rows: list[Row] = []
     for name in arguments.names or [name for name in BENCHMARKS if not (options.is_quick and name in _LONG)]:

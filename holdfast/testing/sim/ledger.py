@@ -17,7 +17,6 @@ from holdfast.core.ops import Claim, Command, Create, Delete, Entry, Finish, Lea
 from holdfast.hub.people import GRACE_S
 from holdfast.hub.warden import BROKEN_S, CANCEL_S
 from holdfast.stores.base import Write
-from holdfast.testing.sim import unmended
 from holdfast.testing.sim.clock import START_MS, Process, VirtualLoop
 from holdfast.testing.sim.trace import Violation
 from holdfast.testing.sim.truth import Truth
@@ -287,7 +286,7 @@ class Ledger:
         for line in held.lines:
             if line.ended_s is None or line.ended_s < self.booted_s:
                 continue
-            if line is not held.line and line.sent_s + CROSSING_S < held.heard_s and not unmended.OTHER_SOCKET:
+            if line is not held.line and line.sent_s + CROSSING_S < held.heard_s:
                 continue  # another has held it since
             if now_s >= line.ended_s + min(held.term_s, BROKEN_S) - EARLY_S:
                 return True

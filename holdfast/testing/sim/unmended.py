@@ -8,10 +8,6 @@ from __future__ import annotations
 # A message whose writer in the hub's process gave up while the store failed streams for ever. Seeds 1, 18.
 LEFT_WRITER = False
 
-# The end of an old socket, or of one of a generation before, cuts the lease short of who writes by another now.
-# Seeds 38, 262.
-OTHER_SOCKET = False
-
 # Where streams drive `send` themselves, who came while text was owed is not told until something else happens.
 # Seed 218.
 PASSING_BEHIND_TEXT = False
