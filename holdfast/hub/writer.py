@@ -199,7 +199,15 @@ class MessageWriter:
 
     async def _created(self, create: CreateMessage) -> Answer:
         """Store the beginning. Cancelled in the middle of it, the message is ended as cancelled, if it was begun."""
-        creating = asyncio.ensure_future(self._hub.ask(self.channel, self.id, create, self._asker))
+        creating: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+
+        def done(answer: Answer | HoldfastError) -> None:
+            if isinstance(answer, HoldfastError):
+                creating.set_exception(answer)
+            else:
+                creating.set_result(answer)
+
+        self._hub.submit(self.channel, self.id, create, self._asker, done)
         try:
             return await asyncio.shield(creating)
         except asyncio.CancelledError:

@@ -149,7 +149,8 @@ async def watched_by_socket(served: Served, prefix: str = "") -> None:
 
 async def test_frames_do_not_go_through_the_servers_send(by_hand: Served, sent_frames: list[str]) -> None:
     await watched_by_socket(by_hand)
-    assert not [text for text in sent_frames if "events" in text and len(text) <= MAX_BYTES]
+    # One may: a peer that has not read yet is told through `send`, which waits for it.
+    assert len([text for text in sent_frames if "events" in text and len(text) <= MAX_BYTES]) <= 1
 
 
 async def test_where_uvicorns_socket_is_not_as_expected_they_do(

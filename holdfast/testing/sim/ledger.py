@@ -344,7 +344,9 @@ class Ledger:
         if sent.op.name == "cancel" and op.ok:
             life = self._truth.head(place[0])
             for message in life.messages(serial):
-                # An agent speaks for what it writes itself; the server carries out all of it.
+                if op.by is not None and life.takeovers.get(message.id):
+                    continue  # an agent speaks for what it writes itself, which this may not be any more; …
+                # … the server carries out all of it.
                 answers = (message.id, message.reply_to) if op.by is None else (message.id,)
                 if message.status == "streaming" and sent.op.target in answers:
                     raise Violation(f"{place} is said to be carried out, and {message.id} streams on")
