@@ -31,7 +31,6 @@ from holdfast.core.state import TAIL_BYTES, TAIL_ENTRIES
 from holdfast.core.view import View, ViewGap
 from holdfast.hub.channel import KEPT_ABSENT, MAX_CACHED_BATCHES
 from holdfast.hub.hub import HubCore
-from holdfast.testing.sim import unmended
 from holdfast.testing.sim.ledger import Ledger
 from holdfast.testing.sim.trace import Trace, Violation
 from holdfast.testing.sim.truth import Life, Truth, text_of
@@ -356,8 +355,6 @@ def roster_of(hub: HubCore, channel: str) -> Presence:
 def check_nobody_is_forgotten(life: Life, hub: HubCore, abandoned: Container[tuple[str, str]]) -> None:
     """No message streams for ever: when all have ended, none is left whose writer here has ended, too."""
     runtime = hub._runtime
-    if unmended.LEFT_WRITER:
-        return
     for message in life.messages(life.serial):
         _, writer = life.writers[message.id][-1]
         if message.status != "streaming" or writer is None or writer.node != hub.node or runtime is None:

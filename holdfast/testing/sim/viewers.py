@@ -20,7 +20,6 @@ from holdfast.core.errors import HoldfastError
 from holdfast.core.events import Batch, Page, decode_event
 from holdfast.core.view import View
 from holdfast.hub.hub import HubCore
-from holdfast.testing.sim import unmended
 from holdfast.testing.sim.actors import Person
 from holdfast.testing.sim.checks import Eye, decoded_events, roster_of
 from holdfast.testing.sim.line import ANSWER_S, SILENCE_S
@@ -62,8 +61,7 @@ class Viewer(Person):
     @property
     def sees_who_is_here(self) -> bool:
         """Does it show those who are in its channels, as the hub that it is at knows it?"""
-        is_excused = unmended.PASSING_BEHIND_TEXT and isinstance(self, StreamViewer) and self.world.plan.by_hand
-        if not self.hears_passing or is_excused:
+        if not self.hears_passing:
             return True
         if self.node is None:
             return False
