@@ -329,11 +329,14 @@ class Committer:
         try:
             async with asyncio.timeout(STORE_TIMEOUT_S):
                 await channel.load()
-                if channel.is_stale:
-                    await channel.refresh()
-                ids = [one for item in channel.parked for one in item.ids()]
-                if ids:
-                    await channel.load_messages(ids)
+                is_read = False
+                while not is_read:
+                    if channel.is_stale:
+                        await channel.refresh()
+                    await channel.load_messages([one for item in channel.parked for one in item.ids()])
+                    # More may have been parked meanwhile, of an unclear commit that is answered below.
+                    ids = [one for item in channel.parked for one in item.ids()]
+                    is_read = not channel.is_stale and not channel.missing(ids)
                 self._answer_unclear(channel)  # with the messages in memory: an answer may hold one
         except (HoldfastError, TimeoutError) as error:
             logger.warning("channel %s could not be read: %r", channel.name, error)

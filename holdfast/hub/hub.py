@@ -73,6 +73,7 @@ logger = logging.getLogger("holdfast.hub")
 
 TIDY_S = 5.0  # between two rounds of housekeeping
 USED_UP_MS = 24 * 3600 * 1000  # how long the ids of messages that streamed in a deleted channel stay used up
+LEFT_S = 1.0  # until it is looked whether the end of a message that was left is stored, and between two tries
 LEAVING_S = 2.0  # for cancelled tasks to put down what they hold
 
 Adopter = Callable[[MessageWriter], Coroutine[Any, Any, None]]
@@ -373,8 +374,13 @@ class HubCore:
         request = TakeOver(generation=known.generation, request=self.new_id())
         answer = await self.ask(channel, message_id, request, self.asker(author))
         writer = self.writer_class(self, check_channel(channel), message_id, create=None, author=author)
-        message, _ = await self.read(channel, message_id)
-        writer.take_up(message, answer.generation or known.generation + 1)
+        generation = answer.generation or known.generation + 1
+        try:
+            message, _ = await self.read(channel, message_id)
+        except BaseException:
+            self._left(channel, message_id, generation)
+            raise
+        writer.take_up(message, generation)
         return writer
 
     async def delete(self, channel: str, message_id: str) -> None:
@@ -630,6 +636,36 @@ class HubCore:
         if self._runtime is not None:
             self._runtime.writers.pop((writer.channel, writer.id), None)
             self._runtime.quieter.set()
+            self._left(writer.channel, writer.id, writer.generation)
+
+    def _left(self, channel: str, message_id: str, generation: int) -> None:
+        """Nobody here writes the message any more. If its end could not be stored, that is seen to."""
+        if self.is_draining or not self.is_running:
+            return
+        live = self._live().channels.get(channel)
+        known = live.state.message(message_id) if live is not None else None
+        if known is None or self._is_left(known, channel, generation):
+            with contextlib.suppress(RuntimeError):  # the hub ends in this moment: its next start sees to it
+                self.start_background(self._end_left(channel, message_id, generation))
+
+    def _is_left(self, message: MessageState, channel: str, generation: int) -> bool:
+        """Does the message stream, though its writer was in this process and is gone?"""
+        is_ours = message.writer is not None and message.writer.node == self.node
+        is_written = (channel, message.id) in self._live().writers
+        return message.is_streaming and is_ours and message.generation == generation and not is_written
+
+    async def _end_left(self, channel: str, message_id: str, generation: int) -> None:
+        """Interrupt a message that was left without an end, once the store takes it: nobody else would ever."""
+        end = FinishMessage(status="interrupted", reason="writer_gone", generation=generation)
+        while True:
+            await asyncio.sleep(LEFT_S)
+            try:
+                if self._is_left(await self._message(channel, message_id), channel, generation):
+                    await self.ask(channel, message_id, end, Asker(is_server=True))
+                return
+            except HoldfastError as error:
+                if not error.retry or isinstance(error, Draining):
+                    return
 
     def asker(self, author: str | None) -> Asker:
         """Somebody in this process."""

@@ -118,6 +118,8 @@ class EventStream:
             batch = feed.take()
             if batch is not None:
                 self.write_batch(batch)
+                if not sink.is_busy:  # a write that went through at once frees nobody
+                    feed.done()
         except Behind:
             self._catching_up = asyncio.get_running_loop().create_task(self._catch_up(feed))
         except Exception:  # the channel's tick goes on to its other viewers
