@@ -1,29 +1,29 @@
 """The budgets, measured: `python -m bench [NAMES] [--quick]`, or `make bench`. The method: `docs/benchmarks.md`.
 
 All in one run, on one machine, and where it can be as a ratio, so that the machine matters little. The server
-under test has one core and the load client another. A benchmark that cannot measure, or whose viewers were shown
-a wrong byte, fails the run; a budget that is not met is printed as such and fails it only with `--strict`, since a
-noisy machine can do that too.
+under test has one core and the load client another. What is needed is looked at before the first row. A benchmark
+that cannot measure, or whose viewers were shown a wrong byte, fails the run; a budget that is not met is printed as
+such and fails it only with `--strict`, since a noisy machine can do that too.
 """
 
 import argparse
+import functools
 import importlib
 import importlib.util
 import os
 import shlex
+import signal
 import sys
 import tempfile
 import time
-import traceback
-from collections.abc import Callable, Iterable
 from pathlib import Path
+from types import FrameType
 
-from bench import report
-from bench.common import Options, Row, Void
-from bench.proc import CLIENT_CORE, SERVER_CORE, BenchError
+from bench import needs, report
+from bench.common import Options, Row, attempt
+from bench.proc import CLIENT_CORE, SERVER_CORE
 
-# Each is a module of this package with a function `run(options)`, and is imported when its turn comes: those that
-# measure others need what those need.
+# Each is a module of this package with the functions `run(options)` and `needs(options)`.
 NAMES = (
     "client",
     "fanout",
@@ -40,6 +40,8 @@ NAMES = (
 )
 BENCHMARKS = tuple(name for name in NAMES if importlib.util.find_spec(f"bench.{name}") is not None)
 _LONG = ("soak",)  # not part of a quick look unless it is named
+_SHORTEST_SOAK_S = 10.0  # a slope needs some samples
+_BROKEN_OFF = 130  # what shells say of a program that was ended by Ctrl-C
 
 
 def main() -> int:
@@ -48,14 +50,23 @@ def main() -> int:
     if not {SERVER_CORE, CLIENT_CORE} <= os.sched_getaffinity(0):
         print(f"cores {SERVER_CORE} and {CLIENT_CORE} are not both ours: server and client would disturb each other")
         return 1
-    machine = report.Machine(options.directory)
+    names = list(dict.fromkeys(arguments.names)) or _usual(options)
+    scope = _scope(names, options)
+    if arguments.markdown is not None and scope:
+        _say(f"{arguments.markdown.name} will hold this run alone; {'; '.join(scope)}")
+    _break_off_cleanly()
     rows: list[Row] = []
-    for name in arguments.names or [name for name in BENCHMARKS if not (options.is_quick and name in _LONG)]:
-        started_s = time.monotonic()
-        rows += measure(name, importlib.import_module(f"bench.{name}").run, options)
-        print(f"{name}: {time.monotonic() - started_s:.0f} s", file=sys.stderr, flush=True)
-    facts = machine.facts()
-    lines = [*facts, "", *report.text(rows), "", report.summary(rows, machine.seconds)]
+    try:
+        missing = _look_ahead(names, options)
+        if arguments.check:
+            return 1 if missing else 0
+        machine = report.Machine(options.directory)
+        took_s = _run(names, missing, options, rows)
+    except KeyboardInterrupt:
+        print("\n".join([*report.text(rows), "", "broken off"]))
+        return _BROKEN_OFF
+    facts = [*machine.facts(), *scope]
+    lines = [*facts, "", *report.text(rows), "", took_s, report.summary(rows, machine.seconds)]
     print("\n".join(lines))
     if arguments.markdown is not None:
         command = shlex.join(["python", "-m", "bench", *_shown(sys.argv[1:])])
@@ -64,33 +75,78 @@ def main() -> int:
     return 1 if any(row.has_failed for row in rows) or (arguments.strict and missed) else 0
 
 
-def measure(name: str, run: Callable[[Options], Iterable[Row]], options: Options) -> list[Row]:
-    """The rows of a benchmark; the last one says why there are no more, if it failed."""
-    rows: list[Row] = []
-    try:
-        for row in run(options):
-            rows.append(row)  # one by one: what was measured before a failure stays
-    except Void as error:
-        rows.append(_failed(name, "VOID", error))
-    except (BenchError, OSError, TimeoutError) as error:
-        rows.append(_failed(name, "not measured", error))
-    except Exception as error:  # the outer edge: what the others measured is not lost
-        rows.append(_failed(name, "not measured", error))
-        traceback.print_exc()
-    return rows
+def _usual(options: Options) -> list[str]:
+    return [name for name in BENCHMARKS if not (options.is_quick and name in _LONG)]
 
 
-def _failed(name: str, verdict: str, error: Exception) -> Row:
-    said = "\n".join([f"{type(error).__name__}: {error}", *getattr(error, "__notes__", [])])
-    return Row(name, verdict, note=said, has_failed=True)
+def _scope(names: list[str], options: Options) -> list[str]:
+    """What a reader has to be told of a run that is not a whole one."""
+    said = []
+    if options.is_quick:
+        said.append("a quick look, with shorter runs and fewer viewers, and no measurement")
+    if others := [name for name in BENCHMARKS if name not in names]:
+        said.append(f"not in this run, and so without figures: {', '.join(others)}")
+    return said
+
+
+def _look_ahead(names: list[str], options: Options) -> list[needs.Problem]:
+    """Say how long it will take and what is missing."""
+    estimates = {name: seconds for name in names if (seconds := needs.estimate_s(name, options)) is not None}
+    each = ", ".join(f"{name} {seconds:.0f}" for name, seconds in estimates.items())
+    _say(f"about {sum(estimates.values()) / 60:.0f} minutes; in seconds: {each}")
+    missing = []
+    for problem in needs.problems(names, options):
+        _say(str(problem))
+        missing.append(problem)
+    if missing:
+        _say("what is left can be measured; the run will have failed in the end")
+    return missing
+
+
+def _run(names: list[str], missing: list[needs.Problem], options: Options, rows: list[Row]) -> str:
+    """Add the rows of all benchmarks to `rows`; returns how long each took."""
+    took_s: dict[str, float] = {}
+    for name in names:
+        started_s = time.monotonic()
+        if whys := [problem.what for problem in missing if problem.benchmark == name and not problem.is_partial]:
+            rows.append(Row(name, "not measured", note="\n".join(whys), has_failed=True))
+        else:
+            for row in attempt(name, functools.partial(importlib.import_module(f"bench.{name}").run, options)):
+                rows.append(row)
+                if row.has_failed:
+                    _say(f"{row.what.strip()}: {row.measured}: {row.note}")
+        took_s[name] = time.monotonic() - started_s
+        _say(f"{name}: {took_s[name]:.0f} s")
+    return "seconds: " + ", ".join(f"{name} {seconds:.0f}" for name, seconds in took_s.items())
+
+
+def _break_off_cleanly() -> None:
+    """Whoever ends the run ends its processes and files with it, once: while they are removed, no signal disturbs."""
+    signals = [one for one in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if signal.getsignal(one) != signal.SIG_IGN]
+
+    def end(_: int, __: FrameType | None) -> None:
+        for one in signals:
+            signal.signal(one, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    for one in signals:
+        signal.signal(one, end)
+
+
+def _say(what: str) -> None:
+    """Tell who waits; the report itself is printed at the end."""
+    print(what, file=sys.stderr, flush=True)
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m bench", description=(__doc__ or "").partition("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m bench", description=(__doc__ or "").partition("\n")[0], allow_abbrev=False
+    )
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"which of {', '.join(BENCHMARKS)}; all by default")
     parser.add_argument(
         "--quick", action="store_true", help="shorter runs and fewer viewers, and no soak: a look, not a measurement"
     )
+    parser.add_argument("--check", action="store_true", help="say what is missing and how long it takes, and no more")
     parser.add_argument("--strict", action="store_true", help="fail when a budget is not met")
     parser.add_argument("--dir", type=Path, default=Path(tempfile.gettempdir()), help="where databases are made")
     parser.add_argument("--soak-s", type=float, default=600.0, help="how long the soak lasts, in seconds")
@@ -99,6 +155,10 @@ def _arguments() -> argparse.Namespace:
     for name in arguments.names:
         if name not in BENCHMARKS:
             parser.error(f"there is no benchmark {name!r}")
+    if not (arguments.dir.is_dir() and os.access(arguments.dir, os.W_OK)):
+        parser.error(f"{arguments.dir} is no directory that can be written to")
+    if not arguments.soak_s >= _SHORTEST_SOAK_S:
+        parser.error(f"a soak takes {_SHORTEST_SOAK_S:g} s at least")
     if arguments.markdown is not None:
         try:
             report.check_page(arguments.markdown)  # now, not when all has been measured

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from bench.common import Options, Row, check, number, spread
+from bench.needs import SERVER, Needs
 from bench.peers.load import peer_load
 from bench.peers.ours import Ours, ours
 from bench.peers.pages import page_rows
@@ -39,7 +40,7 @@ Appending = Ours | Xadd
 @dataclass(frozen=True, kw_only=True)
 class Sizes:
     producers: int = 500
-    rounds: int = 5
+    rounds: int = 3
     seconds: float = 4.0
     warm_s: float = 0.5  # before anything is counted
     pages: int = 10  # loads of the page of 2,000 tokens, of each kind
@@ -69,9 +70,30 @@ def run(options: Options) -> Iterator[Row]:
     return measure(options.directory, QUICK if options.is_quick else FULL)
 
 
+def needs(options: Options) -> Needs:
+    return Needs(
+        seconds=55 if options.is_quick else 170,
+        files=_files(QUICK if options.is_quick else FULL),
+        disk_mb=1_000,
+        packages=SERVER,
+        peers={"XADD per token": _try_xadd},
+        says_what_reaches_the_disk=True,
+    )
+
+
+def _try_xadd(folder: Path) -> None:
+    """Start it once."""
+    with xadd(folder, "always", pool=1):
+        pass
+
+
+def _files(sizes: Sizes) -> int:
+    return sizes.producers * _FILES_PER_PRODUCER + 200
+
+
 def measure(directory: Path, sizes: Sizes) -> Iterator[Row]:
     """All rows, with databases and Redis's files below `directory`."""
-    raise_file_limit(sizes.producers * _FILES_PER_PRODUCER + 200)
+    raise_file_limit(_files(sizes))
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=directory)))
         for name in ("always", "everysec"):
@@ -141,9 +163,9 @@ def _each_rows(rounds: dict[str, list[_Round]], sizes: Sizes, version: str) -> l
     median = statistics.median(ratios)
     what = f"durable appends, {sizes.producers} producers that await each token: SQLite FULL against XADD, AOF always"
     costs = [other.us_per_token / one.us_per_token for one, other in zip(full, always, strict=True)]
-    note = f"tokens per second of CPU, which a noisy machine disturbs less: {spread(costs)} ×\n{version}"
+    note = f"tokens per second of CPU, which a noisy machine disturbs less: {spread(costs, '×')}\n{version}"
     return [
-        Row(what, f"{spread(ratios)} ×", f"{_LIMIT:.0f} ×", median >= _LIMIT, note, raw=_raw(rounds)),
+        Row(what, spread(ratios, "×"), f"{_LIMIT:.0f} ×", median >= _LIMIT, note, raw=_raw(rounds)),
         *(_row(f"  {name}", each) for name, each in rounds.items()),
     ]
 
@@ -153,7 +175,7 @@ def _many_rows(rounds: dict[str, list[_Round]]) -> list[Row]:
     ratios = [one.tokens_per_s / other.tokens_per_s for one, other in zip(full, always, strict=True)]
     what = f"the same, {_AT_ONCE} tokens at a time (XADD: one pipeline)"
     return [
-        Row(what, f"{spread(ratios)} ×", raw=_raw(rounds)),
+        Row(what, spread(ratios, "×"), raw=_raw(rounds)),
         *(_row(f"  {name}", each) for name, each in rounds.items()),
     ]
 

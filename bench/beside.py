@@ -11,6 +11,7 @@ whose time is not counted, while producers of Holdfast and Socket.IO, and Holdfa
 """
 
 import contextlib
+import functools
 import statistics
 import tempfile
 import time
@@ -20,14 +21,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from bench.common import Options, Row, Void, check, number, spread
+from bench.common import CLIENT_LIMIT, Options, Row, Void, check, client_load, number, spread
+from bench.needs import SERVER, Needs
 from bench.peers.load import peer_load
 from bench.peers.nchan import NchanJoined, nchan, nchan_redis
 from bench.peers.ours import Ours, ours
 from bench.peers.pages import NAMES, page_rows
 from bench.peers.socketio import socketio
 from bench.peers.system import System
-from bench.proc import BenchError, Child, raise_file_limit
+from bench.proc import CLIENT_CORE, BenchError, Child, busy_s, raise_file_limit
 
 __all__ = ["Shape", "Sizes", "measure", "run"]
 
@@ -62,7 +64,7 @@ class Sizes:
         Shape(200, 1, 50),
         Shape(1_000, 1, 10),
     )
-    rounds: int = 5
+    rounds: int = 3
     seconds: float = 5.0
     idle: tuple[int, int] = (1_000, 3_000)
     pages: int = 10
@@ -98,24 +100,52 @@ class _Round(NamedTuple):
     latency_ms: list[float]
     server_load: float
     client_load: float
+    publisher_load: float  # on the load client's core too: whoever publishes over HTTP, whom the others have inside
+    core_load: float  # of the load client's core, by whomever
     lag_ms: float  # of producers (p99)
 
     def __str__(self) -> str:
         return (
             f"{self.us_per_token:.2f} µs, {self.frames_per_token:.2f} frames and {self.bytes_per_token:.0f} B per "
             f"token; latency p50 {self.latency_ms[0]:.1f}, p99 {self.latency_ms[1]:.1f} ms; server "
-            f"{self.server_load:.0%} of its core, client {self.client_load:.0%}; producers late by "
+            f"{self.server_load:.0%} of its core, client {self.client_load:.0%}{self._core()}; producers late by "
             f"{self.lag_ms:.1f} ms (p99)"
         )
+
+    def _core(self) -> str:
+        publisher = f", publisher {self.publisher_load:.0%}" if self.publisher_load else ""
+        return f"{publisher} (that core {self.core_load:.0%} busy)"
 
 
 def run(options: Options) -> Iterator[Row]:
     return measure(options.directory, QUICK if options.is_quick else FULL)
 
 
+def needs(options: Options) -> Needs:
+    peers = [name for name in SYSTEMS if name not in ("Holdfast", "nchan, joined")]  # which needs what nchan does
+    return Needs(
+        seconds=170 if options.is_quick else 770,
+        files=_most(QUICK if options.is_quick else FULL) + _FILES_TO_SPARE,
+        disk_mb=500,
+        packages=SERVER,
+        parts={name: functools.partial(_try, name) for name in peers},
+    )
+
+
+def _try(name: str, folder: Path) -> None:
+    """Start a system once."""
+    with SYSTEMS[name](folder, 10):
+        pass
+
+
+def _most(sizes: Sizes) -> int:
+    """The most viewers at once."""
+    return max([shape.connections for shape in sizes.shapes] + [sizes.idle[1]])
+
+
 def measure(directory: Path, sizes: Sizes, systems: dict[str, Start] = SYSTEMS) -> Iterator[Row]:
     """All rows. A system that does not start has a row that says so and has failed; the others are measured."""
-    most = max([shape.connections for shape in sizes.shapes] + [sizes.idle[1]])
+    most = _most(sizes)
     raise_file_limit(most + _FILES_TO_SPARE)
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(_folder(directory))
@@ -152,7 +182,7 @@ def _fan_out(systems: Sequence[System], client: Child, shape: Shape, sizes: Size
                 continue
             try:
                 one = _round(system, kind, client, shape, sizes.seconds, tag=f"{tag}-{kind}-{n}")
-            except (BenchError, TimeoutError) as error:
+            except (BenchError, OSError) as error:  # OSError: it has died, and so it has no CPU time to be read
                 verdict = "VOID" if isinstance(error, Void) else "not measured"
                 what = f"  {shape}: {system.name}, {NAMES[kind]}"
                 failed[system, kind] = Row(what, verdict, note=str(error), has_failed=True)
@@ -174,10 +204,13 @@ def _round(system: System, kind: str, client: Child, shape: Shape, seconds: floa
         "connect", kind=kind, port=system.port, channels=channels * shape.viewers, timeout_s=_TIMEOUT_S, answer_in_s=90
     )
     client.ask("capture")
-    before_s = system.cpu_s()
+    before_s, publisher_s = system.cpu_s(), system.client_core_s()
+    core_s, started_s = busy_s(CLIENT_CORE), time.monotonic()
     produced = system.produce(channels=channels, count=count, tokens_per_s=shape.tokens_per_s)
     drained = client.ask("drain", timeout_s=_TIMEOUT_S, answer_in_s=90)
     used_s = system.cpu_s() - before_s
+    publisher_s = system.client_core_s() - publisher_s
+    core_load = (busy_s(CLIENT_CORE) - core_s) / (time.monotonic() - started_s)
     decoded = client.ask("decode", answer_in_s=90)
     stored_at = system.port if isinstance(system, Ours) else None
     check(decoded, client.ask("compare", sent=produced["messages"], port=stored_at, answer_in_s=90), drained)
@@ -192,7 +225,9 @@ def _round(system: System, kind: str, client: Child, shape: Shape, seconds: floa
         bytes_per_token=decoded["bytes"] / tokens,
         latency_ms=decoded["latency_ms"],
         server_load=used_s / drained["seconds"],
-        client_load=drained["cpu_s"] / drained["seconds"],
+        client_load=client_load(drained),
+        publisher_load=publisher_s / drained["seconds"],
+        core_load=core_load,
         lag_ms=produced["lag_ms"][1],
     )
 
@@ -209,7 +244,7 @@ def _ratio_rows(rounds: dict[tuple[System, str], list[_Round]], shape: Shape) ->
         rows.append(
             Row(
                 f"{shape}, {NAMES[kind]}: CPU per delivered token, against {system.name}",
-                f"{spread(ratios)} ×",
+                spread(ratios, "×"),
                 "1 ×" if has_goal else "",
                 statistics.median(ratios) <= 1 if has_goal else None,
             )
@@ -223,14 +258,24 @@ def _row(what: str, rounds: Sequence[_Round]) -> Row:
 
     return Row(
         what,
-        f"{spread([each.us_per_token for each in rounds])} µs",
+        spread([each.us_per_token for each in rounds], "µs"),
         note=f"{median(each.frames_per_token for each in rounds)} frames, "
         f"{median(each.bytes_per_token for each in rounds)} B per token; latency p50 "
         f"{median(each.latency_ms[0] for each in rounds)} ms, p99 {median(each.latency_ms[1] for each in rounds)} ms; "
         f"server {statistics.median(each.server_load for each in rounds):.0%} of its core, load client "
-        f"{max(each.client_load for each in rounds):.0%} of its" + _overrun(rounds),
+        f"{max(each.client_load for each in rounds):.0%} of its" + _full(rounds) + _overrun(rounds),
         raw=tuple(f"round {n + 1}: {each}" for n, each in enumerate(rounds)),
     )
+
+
+def _full(rounds: Sequence[_Round]) -> str:
+    """What has to be said when the load client had to wait for its core: CPU time of the server is still its own."""
+    core = statistics.median(each.core_load for each in rounds)
+    if core <= CLIENT_LIMIT:
+        return ""
+    publisher = max(each.publisher_load for each in rounds)
+    beside = f" with a publisher that used {publisher:.0%}" if publisher else " with others"
+    return f", which it shared{beside} and which was full: latencies are not the server's alone"
 
 
 def _overrun(rounds: Sequence[_Round]) -> str:
@@ -252,6 +297,8 @@ def _idle_row(directory: Path, start: Start, kind: str, sizes: Sizes, name: str)
                     "connect", kind=kind, port=system.port, channels=channels, timeout_s=_TIMEOUT_S, answer_in_s=90
                 )
                 resident.append(_settled_rss(system))
+            if ended := client.ask("pass", seconds=0)["ended"]:
+                raise BenchError(f"{ended} of {many} viewers were sent away: the others are not what was measured")
     except (BenchError, OSError) as error:
         return Row(what, "not measured", note=str(error), has_failed=True)
     per_viewer_kb = (resident[1] - resident[0]) / (many - few) / 1000

@@ -7,7 +7,8 @@ import hashlib
 import json
 from typing import Any
 
-from bench.common import Options, Row, check, load_client
+from bench.common import Options, Row, check, client_load, load_client
+from bench.needs import Needs
 from bench.proc import SERVER_CORE, Child, cpu_s, raise_file_limit
 
 __all__ = ["CHANNEL", "Json", "recording", "replay", "run"]
@@ -25,12 +26,16 @@ def run(options: Options) -> list[Row]:
     return [_row(kind, name, count) for kind, name in (("sse", "SSE"), ("websocket", "WebSocket"))]
 
 
+def needs(options: Options) -> Needs:
+    return Needs(seconds=8 if options.is_quick else 20, files=_VIEWERS + 100, disk_mb=1, packages=())
+
+
 def _row(kind: str, name: str, count: int) -> Row:
     drained, decoded, bare_s = replay(*recording(kind, count), viewers=_VIEWERS)
     deliveries = decoded["deliveries"]
     return Row(
         f"load client: {_VIEWERS:,} {name} viewers × {_FRAMES_PER_S} frames/s",
-        f"{drained['cpu_s'] / drained['seconds']:.0%} of its core",
+        f"{client_load(drained):.0%} of its core",
         note=f"{drained['cpu_s'] / deliveries * 1e6:.1f} µs per frame read; the bare server spent "
         f"{bare_s / deliveries * 1e6:.1f} µs on each; {deliveries:,} frames, all compared",
     )

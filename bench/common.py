@@ -5,7 +5,8 @@ import http.client
 import json
 import statistics
 import tempfile
-from collections.abc import Iterator, Sequence
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,15 @@ from urllib.parse import quote
 from bench.proc import CLIENT_CORE, SERVER_CORE, BenchError, Child
 
 __all__ = [
+    "CLIENT_LIMIT",
     "FINISHED",
     "Options",
     "Row",
     "Served",
     "Void",
+    "attempt",
     "check",
+    "client_load",
     "kept",
     "load_client",
     "number",
@@ -29,6 +33,7 @@ __all__ = [
 ]
 
 
+CLIENT_LIMIT = 0.95  # of the load client's core: beyond it, its own time is what is measured
 FINISHED = "message.finish"  # stands in the last that a viewer of one answer gets: how `drain` knows
 
 
@@ -119,6 +124,24 @@ def load_client() -> Iterator[Child]:
         yield child
 
 
+def attempt(what: str, measure: Callable[[], Iterable[Row]]) -> Iterator[Row]:
+    """The rows of a measurement, one by one; the last says why there are no more, if it failed: others go on."""
+    try:
+        yield from measure()
+    except Void as error:
+        yield _failed(what, "VOID", error)
+    except (BenchError, OSError, TimeoutError) as error:
+        yield _failed(what, "not measured", error)
+    except Exception as error:  # the outer edge: what the others measured is not lost
+        traceback.print_exc()
+        yield _failed(what, "not measured", error)
+
+
+def _failed(what: str, verdict: str, error: Exception) -> Row:
+    said = "\n".join([f"{type(error).__name__}: {error}", *getattr(error, "__notes__", [])])
+    return Row(what, verdict, note=said, has_failed=True)
+
+
 def check(decoded: dict[str, Any], compared: dict[str, Any], drained: dict[str, Any]) -> None:
     """Raise `Void` unless every viewer saw everything and nothing else."""
     if decoded["violations"]:
@@ -127,6 +150,17 @@ def check(decoded: dict[str, Any], compared: dict[str, Any], drained: dict[str, 
         raise Void(f"{compared['wrong']} wrong of {compared['compared']} views, e.g. {compared['example']}")
     if drained["ended"]:
         raise Void(f"{drained['ended']} connections were ended by the server")
+
+
+def client_load(drained: dict[str, Any]) -> float:
+    """The share of its core that the load client used in a capture. Raises `BenchError` when that was nearly all.
+
+    Means something where the load was steady.
+    """
+    load: float = drained["cpu_s"] / drained["seconds"]
+    if load > CLIENT_LIMIT:
+        raise BenchError(f"the load client used {load:.0%} of its core: it is what was measured")
+    return load
 
 
 def spread(values: Sequence[float], unit: str = "") -> str:

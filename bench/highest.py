@@ -11,6 +11,7 @@ from collections.abc import Callable
 from bench import conversations
 from bench.common import Options, Row, spread
 from bench.conversations import P99_LIMIT_MS
+from bench.needs import Needs
 from bench.proc import BenchError
 
 _FIRST = 500
@@ -23,6 +24,10 @@ _TRIES = 12
 def run(options: Options) -> list[Row]:
     seconds, exact = (4.0, _STEP) if options.is_quick else (8.0, _EXACT)
     return search(options, first=_FIRST, seconds=seconds, exact=exact, limit_ms=P99_LIMIT_MS)
+
+
+def needs(options: Options) -> Needs:
+    return Needs(seconds=30 if options.is_quick else 250, files=4 * _FIRST + 100, disk_mb=100)
 
 
 def search(options: Options, *, first: int, seconds: float, exact: float, limit_ms: float) -> list[Row]:

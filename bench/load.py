@@ -106,11 +106,11 @@ class Load:
         return {}
 
     def pass_(self, *, seconds: float) -> Json:
-        """Go on reading for a while."""
+        """Go on reading for a while; says how many connections have been ended by the server."""
         until_s = time.monotonic() + seconds
         while (left_s := until_s - time.monotonic()) > 0:
             self.turn(left_s)
-        return {}
+        return {"ended": self._ended}
 
     def drain(self, *, timeout_s: float, last: str | None = None) -> Json:
         """Read until nothing more comes, and end the capture.
@@ -212,9 +212,10 @@ class Load:
 
         It waits up to `within_s` before each try, as a client does that adds jitter. Answers with the times
         (CLOCK_MONOTONIC) at which the first batch of each was complete, in order, and with how many of those began
-        anew instead of going on.
+        anew instead of going on, and how much of our core it took.
         """
-        until_s = time.monotonic() + timeout_s
+        started_s, cpu_s = time.monotonic(), time.process_time()
+        until_s = started_s + timeout_s
         uncut = [(connection, connection.viewer) for connection in self._connections.values() if connection.viewer]
         due: list[tuple[float, int, Viewer]] = []  # a heap; the number only makes each unlike all others
         back: list[Connection] = []
@@ -240,16 +241,20 @@ class Load:
         return {
             "attached_s": sorted(connection.attached_s or 0.0 for connection in back),
             "new_starts": sum(connection.checker.new_starts - 1 for connection in back),
+            "client_load": (time.process_time() - cpu_s) / (time.monotonic() - started_s),
         }
 
     def close(self) -> Json:
-        """Close all connections and forget them."""
+        """Close all connections and forget them, and all that was going on with them: a run may end in mid-capture."""
         for connection in self._connections.values():
             connection.socket.close()
         self._connections.clear()
         self._stalled.clear()
+        self._is_capturing = self._is_stalling = False
+        self._recorded = None
         self._ended = 0
         gc.unfreeze()
+        gc.enable()
         return {}
 
     # For those who drive viewers one by one

@@ -4,25 +4,72 @@ All on one channel, and each on a channel of its own. A viewer is idle when noth
 and its feed waits. What the kernel holds for a socket is not in it.
 """
 
+import statistics
 import time
 from collections.abc import Iterator
+from typing import NamedTuple
 
-from bench.common import Options, Row, kept, load_client, served
+from bench.common import Options, Row, kept, load_client, served, spread
+from bench.needs import Needs
 from bench.proc import BenchError, Child, raise_file_limit, rss_bytes
 
 _LIMITS_KB = {"sse": 15, "websocket": 25}
+_NAMES = {"sse": "SSE", "websocket": "WebSocket"}
+_FEW, _MANY = 1_000, 5_000
+_QUICK_FEW, _QUICK_MANY = 500, 1_500
 _TIMEOUT_S = 60.0
 
 
+class _Round(NamedTuple):
+    few: int
+    many: int
+    sizes: tuple[int, int]  # of the server, with few viewers and with many
+
+    @property
+    def per_viewer_kb(self) -> float:
+        return (self.sizes[1] - self.sizes[0]) / (self.many - self.few) / 1000
+
+    def __str__(self) -> str:
+        return f"{self.few:,} viewers: {self.sizes[0]:,} B, {self.many:,} viewers: {self.sizes[1]:,} B"
+
+
 def run(options: Options) -> Iterator[Row]:
-    few, many = (500, 1_500) if options.is_quick else (1_000, 5_000)
-    for has_own_channels in (False,) if options.is_quick else (False, True):
-        for kind in _LIMITS_KB:
-            yield per_viewer(options, kind, few, many, has_own_channels=has_own_channels)
+    if options.is_quick:
+        yield from memory(options, _QUICK_FEW, _QUICK_MANY, rounds=1, has_own_channels=False)
+    else:
+        yield from memory(options, _FEW, _MANY, rounds=3, has_own_channels=False)
+        yield from memory(options, _FEW, _MANY, rounds=3, has_own_channels=True)
 
 
-def per_viewer(options: Options, kind: str, few: int, many: int, *, has_own_channels: bool) -> Row:
-    """One row: kind, and whether each has a channel of its own."""
+def needs(options: Options) -> Needs:
+    many = _QUICK_MANY if options.is_quick else _MANY
+    return Needs(seconds=5 if options.is_quick else 65, files=many + 100, disk_mb=50)
+
+
+def memory(options: Options, few: int, many: int, *, rounds: int, has_own_channels: bool) -> list[Row]:
+    """The rows of both transports, each round on a server of its own; with a budget where all share a channel."""
+    found: dict[str, list[_Round]] = {kind: [] for kind in _LIMITS_KB}
+    for _ in range(rounds):
+        for kind, each in found.items():
+            each.append(_round(options, kind, few, many, has_own_channels=has_own_channels))
+    where = "each on a channel of its own" if has_own_channels else "all on one channel"
+    rows = []
+    for kind, each in found.items():
+        per_viewer_kb = [one.per_viewer_kb for one in each]
+        limit = None if has_own_channels else _LIMITS_KB[kind]
+        rows.append(
+            Row(
+                f"memory per idle viewer of {many:,}, {_NAMES[kind]}, {where}",
+                spread(per_viewer_kb, "KB"),
+                f"{limit} KB" if limit is not None else "",
+                statistics.median(per_viewer_kb) <= limit if limit is not None else None,
+                raw=tuple(str(one) for one in each),
+            )
+        )
+    return rows
+
+
+def _round(options: Options, kind: str, few: int, many: int, *, has_own_channels: bool) -> _Round:
     raise_file_limit(many + 100)
     channels = [f"bench:{n if has_own_channels else 0}" for n in range(many)]
     with kept(options) as database, served(database) as server, load_client() as load:
@@ -32,13 +79,9 @@ def per_viewer(options: Options, kind: str, few: int, many: int, *, has_own_chan
                 "connect", kind=kind, channels=more, timeout_s=_TIMEOUT_S, answer_in_s=_TIMEOUT_S + 5, **server.address
             )
             sizes.append(_settled_rss(server.child))
-    per_viewer_kb = (sizes[1] - sizes[0]) / (many - few) / 1000
-    what = f"memory per idle viewer of {many:,}, {'SSE' if kind == 'sse' else 'WebSocket'}, "
-    measured, raw = f"{per_viewer_kb:.1f} KB", (f"{few:,} viewers: {sizes[0]:,} B, {many:,} viewers: {sizes[1]:,} B",)
-    if has_own_channels:
-        return Row(what + "each on a channel of its own", measured, raw=raw)
-    limit = _LIMITS_KB[kind]
-    return Row(what + "all on one channel", measured, f"{limit} KB", per_viewer_kb <= limit, raw=raw)
+        if ended := load.ask("pass", seconds=0)["ended"]:
+            raise BenchError(f"{ended} of {many} viewers were sent away: the others are not what was measured")
+    return _Round(few, many, (sizes[0], sizes[1]))
 
 
 def _settled_rss(child: Child) -> int:

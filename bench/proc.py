@@ -23,10 +23,12 @@ __all__ = [
     "BenchError",
     "Child",
     "busy_s",
+    "check_file_limit",
     "cpu_s",
     "disk_write_bytes",
     "raise_file_limit",
     "rss_bytes",
+    "tree",
 ]
 
 SERVER_CORE = 0
@@ -54,9 +56,11 @@ class Child:
             bufsize=0,
         )
         self._rest = b""
+        self._is_behind = False  # an answer that was waited for in vain may still come, and is not that to the next
         self.pid = self._process.pid
         if core in os.sched_getaffinity(0):
-            os.sched_setaffinity(self.pid, {core})
+            with contextlib.suppress(ProcessLookupError):  # it has ended already: the first read says so
+                os.sched_setaffinity(self.pid, {core})
 
     def ask(self, do: str, /, *, answer_in_s: float = 45.0, **fields: Any) -> Any:
         """Send a request and return its answer. Raises `BenchError` when it fails, or does not come in time."""
@@ -66,6 +70,8 @@ class Child:
     def send(self, do: str, /, **fields: Any) -> None:
         """Send a request whose answer is to be `read` later."""
         assert self._process.stdin is not None
+        if self._is_behind:
+            raise BenchError(f"{self} still owes an answer that did not come in time")
         try:
             request = json.dumps({"do": do} | fields).encode() + b"\n"
             while request:
@@ -80,6 +86,7 @@ class Child:
         while b"\n" not in self._rest:
             ready, _, _ = select.select([self._process.stdout], [], [], max(0.0, until_s - time.monotonic()))
             if not ready:
+                self._is_behind = True
                 raise BenchError(f"{self} did not answer within {timeout_s} s:\n{self.log_end()}")
             data = os.read(self._process.stdout.fileno(), 1 << 16)
             if not data:
@@ -111,8 +118,9 @@ class Child:
     def __enter__(self) -> "Child":
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
+        # Who breaks a run off does not wait for each of us to finish what it was asked.
+        self.close(timeout_s=10.0 if error is None or isinstance(error, Exception) else 1.0)
 
     def __str__(self) -> str:
         return str(self._process.args[2]) if isinstance(self._process.args, list) else "a child"
@@ -125,12 +133,15 @@ class Child:
 
 def cpu_s(pid: int) -> float:
     """User and system time of a process and all its living descendants."""
-    return sum(_own_cpu_s(each) for each in _tree(pid))
+    return sum(_own_cpu_s(each) for each in tree(pid))
 
 
 def rss_bytes(pid: int) -> int:
-    """Resident memory of a process and all its living descendants."""
-    return sum(int(_read(f"/proc/{each}/statm").split()[1]) for each in _tree(pid)) * _PAGE_BYTES
+    """Resident memory of a process and all its living descendants. Raises `BenchError` when it has ended."""
+    pages = sum(int(_read(f"/proc/{each}/statm").split()[1]) for each in tree(pid))
+    if not pages:  # what is left of one that nobody has waited for
+        raise BenchError(f"process {pid} has ended")
+    return pages * _PAGE_BYTES
 
 
 def disk_write_bytes(pid: int) -> int:
@@ -149,27 +160,33 @@ def busy_s(core: int) -> float:
     raise BenchError(f"there is no core {core}")
 
 
+def check_file_limit(count: int) -> None:
+    """Raise `BenchError` when this process may not have `count` open files."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < count and hard != resource.RLIM_INFINITY and hard < count:
+        raise BenchError(f"needs {count} open files, and the limit is {hard}: see `ulimit -Hn`")
+
+
 def raise_file_limit(count: int) -> None:
     """Allow this process and its children `count` open files. Raises `BenchError` when that may not be."""
+    check_file_limit(count)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft >= count:
-        return
-    if hard != resource.RLIM_INFINITY and hard < count:
-        raise BenchError(f"needs {count} open files, and the limit is {hard}: see `ulimit -Hn`")
-    resource.setrlimit(resource.RLIMIT_NOFILE, (count, hard))
+    if soft < count:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (count, hard))
+
+
+def tree(pid: int) -> Iterator[int]:
+    """A process and all its living descendants."""
+    yield pid
+    with contextlib.suppress(OSError):
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            for child in _read(str(task / "children")).split():
+                yield from tree(int(child))
 
 
 def _own_cpu_s(pid: int) -> float:
     # What clock_getcpuclockid(3) makes of a process: all its threads, in nanoseconds, where proc(5) has but ticks.
     return time.clock_gettime((~pid << 3) | _CPUCLOCK_SCHED)
-
-
-def _tree(pid: int) -> Iterator[int]:
-    yield pid
-    with contextlib.suppress(OSError):
-        for task in Path(f"/proc/{pid}/task").iterdir():
-            for child in _read(str(task / "children")).split():
-                yield from _tree(int(child))
 
 
 def _read(path: str) -> str:

@@ -4,6 +4,8 @@ import datetime
 import importlib.metadata
 import os
 import platform
+import re
+import shutil
 import sqlite3
 import statistics
 import subprocess
@@ -26,8 +28,8 @@ class Machine:
     """Where the run takes place. Made when it begins, asked when it has ended."""
 
     def __init__(self, directory: Path) -> None:
-        self._directory = directory
         self._started_s = time.monotonic()
+        self._sync_ms = _sync_ms(directory)
         self._before = _core_times()
 
     @property
@@ -47,7 +49,7 @@ class Machine:
             f"{platform.system()} {platform.release()}, Python {platform.python_version()}, "
             f"SQLite {sqlite3.sqlite_version}",
             ", ".join(versions),
-            f"a synced write of 4 KiB takes {_sync_ms(self._directory):.2f} ms (median of {_SYNCS}); this is the disk "
+            f"a synced write of 4 KiB takes {self._sync_ms:.2f} ms (median of {_SYNCS}); this is the disk "
             "that SQLite FULL waits for",
             f"over the run all cores were {busy / total:.0%} busy, and the host kept {stolen / total:.1%} of them",
         ]
@@ -74,16 +76,24 @@ def summary(rows: list[Row], seconds: float) -> str:
 
 def check_page(page: Path) -> None:
     """Raise ValueError unless `page` has one place for figures; OSError when it cannot be read."""
-    parts = page.read_text()
+    parts = _read(page)
     if parts.count(BEGIN) != 1 or parts.count(END) != 1 or parts.index(BEGIN) > parts.index(END):
         raise ValueError(f"{page.name} must have one line {BEGIN} and after it one line {END}")
+    if not os.access(page.resolve().parent, os.W_OK):
+        raise ValueError(f"{page.name} is in a folder that cannot be written to")
 
 
 def write(page: Path, *, command: str, facts: list[str], rows: list[Row], output: list[str]) -> None:
-    """Put a run between the marks of `page`, in place of the one before it."""
+    """Put a run between the marks of `page`, in place of the one before it; every other byte stays.
+
+    The page never holds figures of two runs: what is not in this one is no longer there, and `facts` say so.
+    """
+    page = page.resolve()  # what a link points to is written, not the link
     check_page(page)
-    before, _, rest = page.read_text().partition(BEGIN)
+    before, _, rest = _read(page).partition(BEGIN)
     _, _, after = rest.partition(END)
+    raw = "\n".join(output).replace(BEGIN, "(begin)").replace(END, "(end)")  # of which a page has one each
+    fence = "`" * max(3, 1 + max((len(ticks) for ticks in re.findall("`+", raw)), default=0))
     lines = [
         BEGIN,
         f"`{command}`:",
@@ -96,12 +106,23 @@ def write(page: Path, *, command: str, facts: list[str], rows: list[Row], output
         "",
         "### Raw output",
         "",
-        "```text",
-        *output,
-        "```",
+        f"{fence}text",
+        raw,
+        fence,
         END,
     ]
-    page.write_text(before + "\n".join(lines) + after)
+    # Whole or not at all: a page cut short would have lost what a run of three quarters of an hour replaced.
+    whole = page.with_name(f".{page.name}.new")
+    try:
+        whole.write_bytes((before + "\n".join(lines) + after).encode())
+        shutil.copymode(page, whole)
+        whole.replace(page)
+    finally:
+        whole.unlink(missing_ok=True)
+
+
+def _read(page: Path) -> str:
+    return page.read_bytes().decode()  # without touching ends of lines
 
 
 def _markdown_row(row: Row) -> str:
@@ -111,7 +132,9 @@ def _markdown_row(row: Row) -> str:
         measured += f": {row.note.partition(chr(10))[0]}"
     return (
         "| "
-        + " | ".join(cell.replace("|", "\\|") for cell in (what, measured, row.limit, _VERDICTS[row.is_met]))
+        + " | ".join(
+            cell.replace("|", "\\|").replace("\n", " ") for cell in (what, measured, row.limit, _VERDICTS[row.is_met])
+        )
         + " |"
     )
 

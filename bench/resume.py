@@ -11,6 +11,7 @@ import tempfile
 from pathlib import Path
 
 from bench.common import Options, Row, Served, Void, served
+from bench.needs import Needs
 from holdfast.testing.rawviewer import SseViewer
 
 _CHANNEL = "bench:resume"
@@ -23,6 +24,10 @@ _WORDS = ["a", "holdfast", "keeps", "the", "plant", "where", "it", "is,", "—",
 def run(options: Options) -> list[Row]:
     with tempfile.TemporaryDirectory(dir=options.directory) as directory:
         return asyncio.run(_measure(Path(directory) / "resume.db"))
+
+
+def needs(_: Options) -> Needs:
+    return Needs(seconds=3, files=100, disk_mb=50)
 
 
 async def _measure(database: Path) -> list[Row]:

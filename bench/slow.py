@@ -1,20 +1,35 @@
 """Slow readers: what one, and ten, viewers that do not read cost the two hundred that do, and the server.
 
-An answer of a megabyte streams in twenty seconds. The slow ones attach like all others and then read nothing until it
+An answer of a megabyte streams in ten seconds. The slow ones attach like all others and then read nothing until it
 has ended; then they read on, and what they get then, together with what had gone into the buffers of the kernel, is
 counted. Each number of slow readers has a server of its own, since memory that was once had is not given back.
 """
 
-from collections.abc import Iterator
-from typing import NamedTuple
+import functools
+import statistics
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
-from bench.common import FINISHED, Options, Row, check, kept, load_client, number, raw_line, served
+from bench.common import (
+    FINISHED,
+    Options,
+    Row,
+    attempt,
+    check,
+    client_load,
+    kept,
+    load_client,
+    raw_line,
+    served,
+    spread,
+)
+from bench.needs import Needs
 from bench.proc import BenchError, raise_file_limit, rss_bytes
 
 _READERS = 200
 _SLOW = (1, 10)
 _PIECE = 1_000  # characters an append
-_PIECES_PER_S = 50
+_PIECES_PER_S = 100
 _ANSWER = 1_000_000  # characters
 _TIMEOUT_S = 30.0
 _CHANNEL = "bench:slow"
@@ -28,34 +43,57 @@ class _Run(NamedTuple):
     grown_bytes: int  # the server's memory, from when all were attached to when all was written
     most_bytes: int  # that one of the slow ones got
     lag_ms: float
+    client_load: float
 
 
 def run(options: Options) -> Iterator[Row]:
-    for kind in _NAMES:
-        yield from slow(options, kind, readers=_READERS, answer=_ANSWER // 4 if options.is_quick else _ANSWER)
+    answer, rounds = (_ANSWER // 4, 1) if options.is_quick else (_ANSWER, 3)
+    how: dict[str, Any] = {"readers": _READERS, "answer": answer, "rounds": rounds}
+    for kind, name in _NAMES.items():
+        yield from attempt(f"slow readers, {name}", functools.partial(slow, options, kind, **how))
 
 
-def slow(options: Options, kind: str, *, readers: int, answer: int, slow_ones: tuple[int, ...] = _SLOW) -> list[Row]:
-    """The rows of one transport."""
-    alone = _run(options, kind, readers, 0, answer)
-    others = [_run(options, kind, readers, count, answer) for count in slow_ones]
+def needs(options: Options) -> Needs:
+    return Needs(seconds=30 if options.is_quick else 230, files=_READERS + max(_SLOW) + 100, disk_mb=100)
+
+
+def slow(
+    options: Options, kind: str, *, readers: int, answer: int, rounds: int, slow_ones: tuple[int, ...] = _SLOW
+) -> list[Row]:
+    """The rows of one transport. Numbers of slow readers alternate, none among them."""
+    runs: dict[int, list[_Run]] = {count: [] for count in (0, *slow_ones)}
+    for _ in range(rounds):
+        for count, each in runs.items():
+            each.append(_run(options, kind, readers, count, answer))
+    alone = runs[0]
     rows = [
-        Row(
-            f"p99 of {readers} {_NAMES[kind]} readers of {answer / 1e6:g} MB beside {one.slow} that "
-            f"{'does' if one.slow == 1 else 'do'} not read",
-            f"{one.p99_ms:.0f} ms ({one.p99_ms / alone.p99_ms:.2f} × without)",
-            note=f"without: {alone.p99_ms:.0f} ms; the server grew by {one.grown_bytes / 1e6:.1f} MB (without by "
-            f"{alone.grown_bytes / 1e6:.1f})",
-            raw=(raw_line(**alone._asdict()), raw_line(**one._asdict())),
-        )
-        for one in others
+        Row(f"p99 of {readers} {_NAMES[kind]} readers of {answer / 1e6:g} MB", _p99(alone), raw=_raw(alone)),
+        *(_beside(alone, runs[count], count) for count in slow_ones),
     ]
-    most = max(one.most_bytes for one in others)
+    most = [max(runs[count][n].most_bytes for count in slow_ones) for n in range(rounds)]
     limit = int(answer * 1.05) + 128 * 1024
-    rows.append(
-        Row("  bytes such a reader gets in all when it reads on", f"{number(most)} B", f"{limit:,} B", most <= limit)
-    )
+    what = "  bytes such a reader gets in all when it reads on"
+    rows.append(Row(what, spread(most, "B"), f"{limit:,} B", max(most) <= limit))
     return rows
+
+
+def _beside(alone: Sequence[_Run], beside: Sequence[_Run], count: int) -> Row:
+    ratios = [one.p99_ms / other.p99_ms for one, other in zip(beside, alone, strict=True)]
+    grown_mb, without_mb = (statistics.median(one.grown_bytes for one in each) / 1e6 for each in (beside, alone))
+    return Row(
+        f"  beside {count} that {'does' if count == 1 else 'do'} not read",
+        f"{_p99(beside)}, against none {spread(ratios, '×')}",
+        note=f"the server grew by {grown_mb:.1f} MB (without by {without_mb:.1f})",
+        raw=_raw(beside),
+    )
+
+
+def _p99(runs: Sequence[_Run]) -> str:
+    return spread([one.p99_ms for one in runs], "ms")
+
+
+def _raw(runs: Sequence[_Run]) -> tuple[str, ...]:
+    return tuple(raw_line(**one._asdict()) for one in runs)
 
 
 def _run(options: Options, kind: str, readers: int, slow: int, answer: int) -> _Run:
@@ -77,6 +115,7 @@ def _run(options: Options, kind: str, readers: int, slow: int, answer: int) -> _
         )
         drained = load.ask("drain", timeout_s=_TIMEOUT_S, last=FINISHED)
         grown = rss_bytes(server.child.pid) - before
+        load_share = client_load(drained)  # before they read on, who read a megabyte each at once
         if slow:
             load.ask("read_on")
             drained = load.ask("drain", timeout_s=_TIMEOUT_S, last=FINISHED)
@@ -87,4 +126,4 @@ def _run(options: Options, kind: str, readers: int, slow: int, answer: int) -> _
                 f"{decoded['tokens']} of {count * readers} tokens have a latency, though all texts are right"
             )
     p50, p99, _ = decoded["latency_ms"]
-    return _Run(slow, p50, p99, grown, max(decoded["stalled_bytes"], default=0), produced["lag_ms"][1])
+    return _Run(slow, p50, p99, grown, max(decoded["stalled_bytes"], default=0), produced["lag_ms"][1], load_share)

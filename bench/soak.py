@@ -13,7 +13,8 @@ import time
 from typing import Any
 
 from bench import plan
-from bench.common import Options, Row, Served, Void, kept, load_client, served
+from bench.common import Options, Row, Served, Void, client_load, kept, load_client, served
+from bench.needs import Needs
 from bench.proc import BenchError, cpu_s, raise_file_limit, rss_bytes
 from bench.tokens import known_text
 
@@ -32,6 +33,10 @@ _LET_GO_S = 45.0
 
 def run(options: Options) -> list[Row]:
     return soak(options, seconds=options.soak_s, live=_LIVE)
+
+
+def needs(options: Options) -> Needs:
+    return Needs(seconds=options.soak_s + 60, files=_LIVE * 10 + 200, disk_mb=500)
 
 
 def soak(
@@ -54,7 +59,7 @@ def soak(
         started_s = time.monotonic() + 0.5
         server.child.ask("soak", started_s=started_s, planned=planned)
         samples: list[tuple[float, int]] = []
-        used_s = cpu_s(server.child.pid)
+        used_s, client_s, loaded_s = cpu_s(server.child.pid), cpu_s(load.pid), time.monotonic()
         while True:
             until_s = time.monotonic() + _STEP_S
             seen = load.ask("visit", port=server.port, started_s=started_s, planned=planned, until_s=until_s)
@@ -68,6 +73,7 @@ def soak(
             elif now_s > seconds + _AFTER_S:
                 raise BenchError(f"{seen['left']} visits have not ended {_AFTER_S} s after the last conversation")
         used_s = cpu_s(server.child.pid) - used_s
+        client = client_load({"cpu_s": cpu_s(load.pid) - client_s, "seconds": time.monotonic() - loaded_s})
         lag_ms = server.child.ask("soaked")["lag_ms"][1]
         for conversation in conversations:
             _check_stored(server, conversation)
@@ -92,7 +98,7 @@ def soak(
         Row(
             "  CPU of the server",
             f"{used_s / seconds:.0%} of its core",
-            note=f"producers late by {lag_ms:.0f} ms (p99)",
+            note=f"producers late by {lag_ms:.0f} ms (p99); load client used {client:.0%} of its core",
         ),
     ]
 
@@ -111,7 +117,7 @@ def _memory(samples: list[tuple[float, int]], seconds: float) -> list[Row]:
     first, last = warm[0][1], warm[-1][1]
     return [
         Row(
-            f"soak of {seconds / 60:g} min: growth of the server's memory after the first quarter",
+            f"soak of {seconds / 60:.3g} min: growth of the server's memory after the first quarter",
             f"{kb_per_min:+,.0f} KB/min",
             f"{_LIMIT_KB_PER_MIN:g} KB/min" if is_judged else "",
             kb_per_min <= _LIMIT_KB_PER_MIN if is_judged else None,

@@ -16,6 +16,7 @@ from typing import Any
 
 from bench.common import Options, Row, Void, number, spread
 from bench.control import serve_requests
+from bench.needs import Needs
 from bench.proc import SERVER_CORE, Child
 
 _CONVERSATIONS = 1_000
@@ -27,6 +28,10 @@ _TIMEOUT_S = 120.0
 def run(options: Options) -> Iterator[Row]:
     conversations = 100 if options.is_quick else _CONVERSATIONS
     yield from turns(options, conversations=conversations, rounds=1 if options.is_quick else 3)
+
+
+def needs(options: Options) -> Needs:
+    return Needs(seconds=4 if options.is_quick else 20, files=100, disk_mb=50, packages=())
 
 
 def turns(options: Options, *, conversations: int, rounds: int) -> list[Row]:
@@ -50,7 +55,7 @@ def turns(options: Options, *, conversations: int, rounds: int) -> list[Row]:
             raw=tuple(
                 f"handler p50 {one['begun_p50_ms']:.0f} p99 {one['begun_p99_ms']:.0f} ms, "
                 f"first token stored p50 {one['token_p50_ms']:.0f} p99 {one['token_p99_ms']:.0f} ms, "
-                f"{one['cpu_us']:.0f} us of CPU a turn"
+                f"{one['cpu_us']:.0f} µs of CPU a turn"
                 for one in found
             ),
         ),
@@ -58,7 +63,7 @@ def turns(options: Options, *, conversations: int, rounds: int) -> list[Row]:
         Row("  until the first token is stored, p99", spread([one["token_p99_ms"] for one in found], "ms")),
         Row(
             f"  CPU for each turn of {_TOKENS} tokens, with its question, claim and end",
-            spread([one["cpu_us"] for one in found], "us"),
+            spread([one["cpu_us"] for one in found], "µs"),
             note=f"{number(conversations * len(found))} answers compared, each there once",
         ),
     ]

@@ -19,7 +19,7 @@ from urllib.parse import quote
 
 from bench.peers.redis_server import redis_server
 from bench.peers.system import GROWING_TOKENS_PER_S, System, config_folder, foreign, free_port, program
-from bench.proc import CLIENT_CORE, BenchError, Child
+from bench.proc import CLIENT_CORE, BenchError, Child, cpu_s
 
 __all__ = ["Nchan", "NchanJoined", "NchanRedis", "nchan", "nchan_redis"]
 
@@ -80,6 +80,9 @@ class Nchan(System):
     def version(self) -> str:
         said = subprocess.run([program("nginx", "nginx"), "-v"], capture_output=True, text=True, timeout=10, check=True)
         return said.stderr.strip().rpartition(" ")[2] + f" with {_package_version()}"
+
+    def client_core_s(self) -> float:
+        return cpu_s(self._publisher.pid)
 
     def produce(self, *, channels: list[str], count: int, tokens_per_s: float) -> Any:
         wanted: dict[str, Any] = {"channels": channels, "count": count, "tokens_per_s": tokens_per_s}

@@ -1,13 +1,14 @@
 """Rows of pages that are loaded, or come back, in the middle of an answer, on several systems by turns."""
 
+import functools
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from bench.common import Row
+from bench.common import Row, Void
 from bench.peers.reload import Loaded, Page, follow, load
 from bench.peers.system import System, on_core
-from bench.proc import CLIENT_CORE
+from bench.proc import CLIENT_CORE, BenchError
 
 __all__ = ["page_rows"]
 
@@ -23,6 +24,31 @@ class _Visits:
     loads: list[Loaded] = field(default_factory=list)
     resumes: list[Loaded] = field(default_factory=list)
     pages: list[Page] = field(default_factory=list)  # that followed from the beginning, and will come back
+    failed: Row | None = None  # once something has gone wrong there are no figures, and nothing more is asked
+
+    def attempt(self, do: Callable[[], None]) -> None:
+        """Do it, unless something has gone wrong before; the others are measured all the same."""
+        if self.failed is not None:
+            return
+        try:
+            do()
+        except (BenchError, OSError) as error:
+            verdict = "VOID" if isinstance(error, Void) else "not measured"
+            self.failed = Row(f"reload and resume: {self}", verdict, note=str(error), has_failed=True)
+
+    def begin(self, *, tokens: int, missed: int, pages: int) -> None:
+        """Let the answer grow, with pages that follow it until `missed` tokens before its end."""
+        if self.kind in self.system.resuming:
+            self.pages = [Page(self.system, self.kind, self.channel) for _ in range(pages)]
+        follow(self.pages, lambda: self.system.grow(self.channel, tokens - missed))
+        self.text = self.system.grow(self.channel, missed)
+
+    def visit(self, n: int) -> None:
+        """One page comes back, and one that was never there before is loaded."""
+        if self.pages:
+            self.resumes.append(load(self.pages[n], self.text))
+        if self.system.keeps_history:
+            self.loads.append(load(Page(self.system, self.kind, self.channel), self.text))
 
     def __str__(self) -> str:
         return f"{self.system.name}, {NAMES[self.kind]}"
@@ -45,20 +71,15 @@ def page_rows(systems: Sequence[System], *, tokens: int, rounds: int) -> list[Ro
     all_visits = [_Visits(system, kind, f"bench:page-{kind}") for system in systems for kind in _page_kinds(system)]
     with on_core(CLIENT_CORE):
         for visits in all_visits:
-            system, channel = visits.system, visits.channel
-            if visits.kind in system.resuming:
-                visits.pages = [Page(system, visits.kind, channel) for _ in range(rounds)]
-            follow(visits.pages, lambda: system.grow(channel, tokens - missed))  # noqa: B023 - called at once
-            visits.text = system.grow(channel, missed)
+            visits.attempt(functools.partial(visits.begin, tokens=tokens, missed=missed, pages=rounds))
         for n in range(rounds):
             for visits in all_visits:
-                if visits.pages:
-                    visits.resumes.append(load(visits.pages[n], visits.text))
-                if visits.system.keeps_history:
-                    visits.loads.append(load(Page(visits.system, visits.kind, visits.channel), visits.text))
+                visits.attempt(functools.partial(visits.visit, n))
+    whole = [visits for visits in all_visits if visits.failed is None]
     return [
-        *(_load_row(visits, tokens) for visits in all_visits),
-        *(_resume_row(visits, missed, tokens) for visits in all_visits if visits.resumes),
+        *(_load_row(visits, tokens) for visits in whole),
+        *(_resume_row(visits, missed, tokens) for visits in whole if visits.resumes),
+        *(visits.failed for visits in all_visits if visits.failed is not None),
     ]
 
 

@@ -54,6 +54,10 @@ class System:
     def cpu_s(self) -> float:
         return sum(cpu_s(pid) for pid in self.pids)
 
+    def client_core_s(self) -> float:
+        """CPU time of what brings it its tokens from the load client's core; nothing where its own process does."""
+        return 0.0
+
     def rss_bytes(self) -> int:
         return sum(rss_bytes(pid) for pid in self.pids)
 

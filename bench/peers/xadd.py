@@ -12,7 +12,7 @@ from typing import ClassVar
 
 from bench.peers.packages import REDIS_CLIENT, python_packages
 from bench.peers.redis_server import Fsync, RedisServer, redis_server
-from bench.peers.system import System
+from bench.peers.system import System, program
 from bench.proc import SERVER_CORE, Child, disk_write_bytes
 
 __all__ = ["Xadd", "xadd"]
@@ -46,6 +46,7 @@ class Xadd(System):
 @contextlib.contextmanager
 def xadd(directory: Path, fsync: Fsync, *, pool: int = _POOL) -> Iterator[Xadd]:
     """Start it with its append-only file in `directory`. Raises `BenchError` when something is missing."""
+    program("redis-server", "redis-server")  # before anything is fetched
     packages = python_packages(*REDIS_CLIENT)
     with (
         redis_server(directory, fsync) as redis,

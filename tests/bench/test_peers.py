@@ -5,6 +5,7 @@ Servers that lie are written here, from the wire formats alone; all else is the 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import resource
 import select
@@ -19,6 +20,7 @@ from typing import Any
 
 import pytest
 
+import bench.common
 import bench.load
 import bench.peers.publisher
 import bench.peers.reload
@@ -27,7 +29,7 @@ from bench.common import Row, Void, check
 from bench.peers import packages
 from bench.peers.load import PeerLoad, peer_load
 from bench.peers.nchan import nchan, nchan_redis
-from bench.peers.ours import ours
+from bench.peers.ours import Ours, ours
 from bench.peers.publisher import publish
 from bench.peers.redis_server import ask_redis, redis_server
 from bench.peers.reload import Page, follow, load
@@ -362,6 +364,42 @@ def test_nchan_and_holdfast_are_measured_by_the_same_rows(tmp_path: Path) -> Non
     assert figures.count("CPU per delivered token, against nchan, memory") == 3  # SSE, WebSocket, and joined
     assert figures.count("memory per idle viewer") == 4
     assert figures.count("resume after 10 missed tokens") == 4
+
+
+class Dying(Ours):
+    name = "dying"
+
+    def produce(self, *, channels: list[str], count: int, tokens_per_s: float) -> Any:
+        self.child.kill()
+        return super().produce(channels=channels, count=count, tokens_per_s=tokens_per_s)
+
+
+@contextlib.contextmanager
+def dying(folder: Path, _: int) -> Iterator[System]:
+    with ours(folder / "dying.db") as system:
+        yield Dying(system.port, system.child)
+
+
+def test_a_system_that_dies_in_mid_run_has_no_figures_and_the_others_have(tmp_path: Path) -> None:
+    rows = list(beside.measure(tmp_path, TINY, {"dying": dying, "Holdfast": beside.SYSTEMS["Holdfast"]}))
+    idle = "memory per idle viewer"  # each on a system of its own, which nobody asks to produce
+    died = [row for row in rows if "dying" in row.what and not row.what.startswith(idle)]
+    assert {row.measured for row in died} <= {"VOID", "not measured"}
+    assert all(row.has_failed for row in died)
+    assert [row.what for row in died if row.what.startswith("reload and resume")]
+    lived = [row for row in rows if "Holdfast, SQLite FULL" in row.what]
+    assert len(lived) == 2 + 2 + 2 + 2  # fan-out, reload, resume, memory; each by SSE and WebSocket
+    assert not [row.note for row in lived if row.has_failed]
+
+
+def test_a_load_client_without_time_left_is_not_measured_beside_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bench.common, "CLIENT_LIMIT", 0.0)
+    rows = list(beside.measure(tmp_path, TINY, {"Holdfast": beside.SYSTEMS["Holdfast"]}))
+    fan_out = [row for row in rows if row.what.strip().startswith("2 × 2")]
+    assert [row.measured for row in fan_out] == ["not measured"] * 2
+    assert all("of its core: it is what was measured" in row.note for row in fan_out)
 
 
 @needs_nchan

@@ -5,9 +5,13 @@ You are in `tests`. Nothing here says how fast anything is: these runs are far t
 
 from __future__ import annotations
 
+import contextlib
+import importlib.util
 import itertools
 import os
 import resource
+import select
+import shutil
 import signal
 import socket
 import subprocess
@@ -19,10 +23,11 @@ from typing import Any
 
 import pytest
 
-from bench import client, conversations, fanout, highest, memory, plan, report, slow, soak, storm
-from bench.__main__ import measure
-from bench.common import Options, Row, Void, check, load_client, served
-from bench.proc import BenchError
+import bench.common
+from bench import client, conversations, fanout, highest, memory, needs, plan, report, slow, soak, storm
+from bench.__main__ import BENCHMARKS
+from bench.common import Options, Row, Void, attempt, check, load_client, served
+from bench.proc import BenchError, rss_bytes, tree
 from bench.tokens import known_text, known_token
 
 ROOT = Path(__file__).parents[2]
@@ -125,8 +130,8 @@ def test_texts_of_two_conversations_have_no_token_in_common() -> None:
 # What cannot be measured is said ------------------------------------------------------------------------------------
 
 
-def bench(*arguments: str, files: int | None = None) -> subprocess.CompletedProcess[str]:
-    """`python -m bench`, with so few open files as it may have."""
+def run_bench(*arguments: str, files: int | None = None, path: str | None = None) -> subprocess.CompletedProcess[str]:
+    """`python -m bench`, with so few open files as it may have, and with programs from `path` alone."""
 
     def limit() -> None:
         if files is not None:
@@ -138,13 +143,14 @@ def bench(*arguments: str, files: int | None = None) -> subprocess.CompletedProc
         capture_output=True,
         text=True,
         timeout=60,
+        env=os.environ | ({"PATH": path} if path is not None else {}),
         preexec_fn=limit,
     )
 
 
 @pytest.mark.parametrize("name", ["client", "fanout", "conversations", "highest", "memory", "storm", "slow", "soak"])
 def test_too_few_file_descriptors_are_said_and_fail_the_run(name: str) -> None:
-    ran = bench(name, "--quick", files=200)
+    ran = run_bench(name, "--quick", files=200)
     assert ran.returncode == 1
     (line,) = [line for line in ran.stdout.splitlines() if line.startswith(name)]
     assert line.split(maxsplit=1)[1] == "not measured"
@@ -196,12 +202,155 @@ def test_viewers_that_do_not_get_back_are_said(tmp_path: Path) -> None:
             load.ask("come_back", within_s=0.1, timeout_s=0.3, **server.address)
 
 
-def test_what_was_measured_before_a_failure_stays(options: Options) -> None:
-    def run(_: Options) -> Iterator[Row]:
+def test_an_answer_that_comes_late_is_not_taken_for_the_next_one(tmp_path: Path) -> None:
+    with served(tmp_path / "bench.db") as server:
+        produce: dict[str, Any] = {"channels": ["bench:1"], "count": 20, "tokens_per_s": 100}
+        with pytest.raises(BenchError, match=r"did not answer within 0\.01 s"):
+            server.child.ask("produce", answer_in_s=0.01, **produce)
+        with pytest.raises(BenchError, match="still owes an answer"):
+            server.child.ask("stats")
+
+
+def test_the_memory_of_a_server_that_has_died_is_no_figure() -> None:
+    ended = subprocess.Popen([sys.executable, "-c", ""], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert ended.stdout is not None
+    assert ended.stdout.read() == b""
+    os.waitid(os.P_PID, ended.pid, os.WEXITED | os.WNOWAIT)  # nobody has asked for its end yet
+    with pytest.raises(BenchError, match="has ended"):
+        rss_bytes(ended.pid)
+    ended.communicate()
+
+
+def saturated(name: str, options: Options) -> list[Row]:
+    """A small run of a benchmark whose load client has, by the limit that is set, no time left."""
+    runs: dict[str, Callable[[], Any]] = {
+        "client": lambda: client.run(options),
+        "fanout": lambda: fanout.matrix(options, fanout.Shape(1, 2, 50), rounds=1, seconds=0.2, unders=("serve",)),
+        "conversations": lambda: [conversations.measure(options, 2, seconds=0.2)],
+        "highest": lambda: highest.search(options, first=2, seconds=0.2, exact=1, limit_ms=1000),
+        "slow": lambda: slow.slow(options, "sse", readers=2, answer=10_000, rounds=1, slow_ones=(1,)),
+        "storm": lambda: storm.storm(options, "sse", viewers=2, rounds=1, before_s=0.2, after_s=1.5),
+        "soak": lambda: soak.soak(options, seconds=1.0, live=2, lasts_s=(0.1, 0.3), idle_s=0.1, old=2),
+    }
+    return list(attempt(name, runs[name]))
+
+
+@pytest.mark.parametrize("name", ["client", "fanout", "conversations", "highest", "slow", "storm", "soak"])
+def test_a_load_client_without_time_left_is_not_measured(
+    name: str, options: Options, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bench.common, "CLIENT_LIMIT", 0.0)
+    monkeypatch.setattr(client, "_VIEWERS", 2)
+    (row,) = saturated(name, options)
+    assert (row.what, row.measured, row.has_failed) == (name, "not measured", True)
+    assert "of its core: it is what was measured" in row.note
+
+
+# What is needed is looked at first ----------------------------------------------------------------------------------
+
+
+def test_what_is_missing_is_told_before_anything_is_measured(tmp_path: Path) -> None:
+    ran = run_bench("resume", "appends", "--quick", "--dir", str(tmp_path), path=str(tmp_path))
+    assert ran.returncode == 1
+    told, measured = (ran.stderr.index(said) for said in ("appends: not measured: XADD per token: ", "resume: "))
+    assert told < measured
+    assert "redis-server is missing (Debian: apt-get install redis-server)" in ran.stderr
+    assert "resume in mid-stream" in ran.stdout  # what is not missing is measured all the same
+    assert "1 not measured or void" in ran.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_check_measures_nothing(tmp_path: Path) -> None:
+    ran = run_bench("resume", "--check")
+    assert (ran.returncode, ran.stdout) == (0, "")
+    assert "about 0 minutes; in seconds: resume " in ran.stderr
+    ran = run_bench("beside", "--check", "--dir", str(tmp_path), path=str(tmp_path))
+    assert (ran.returncode, ran.stdout) == (1, "")
+    assert "beside, in part: not measured: socket.io: node is missing" in ran.stderr
+
+
+def test_a_disk_that_is_too_full_is_said(options: Options, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = shutil.disk_usage(options.directory)._replace(free=20_000_000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    (problem,) = needs.problems(["storm"], options)
+    assert str(problem) == f"storm: not measured: needs 50 MB in {options.directory}, and 20 are free: see --dir"
+
+
+def test_a_directory_in_memory_is_said_where_the_disk_is_measured(options: Options) -> None:
+    in_memory = Options(is_quick=True, directory=Path("/dev/shm"))
+    found = list(needs.problems(["conversations", "storm"], in_memory))
+    assert [(problem.benchmark, problem.is_partial) for problem in found] == [("conversations", True)]
+    assert "is not on a disk" in found[0].what
+    assert list(needs.problems(["conversations"], options)) == []
+
+
+def test_a_server_that_is_not_installed_is_said(options: Options, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "granian" else found(name))
+    (problem,) = needs.problems(["fanout"], options)
+    assert problem.is_partial
+    assert str(problem).endswith("mounted under granian: the Python package granian is missing")
+    monkeypatch.setattr(fanout, "SHAPES", ())
+    (row,) = fanout.run(options)  # and the rest of it is measured
+    assert (row.measured, row.has_failed) == ("not measured", True)
+
+
+def test_a_whole_run_is_planned_to_take_less_than_fifty_minutes(tmp_path: Path) -> None:
+    whole = Options(is_quick=False, directory=tmp_path)
+    assert sum(needs.estimate_s(name, whole) or 0 for name in BENCHMARKS) <= 50 * 60
+
+
+@pytest.mark.parametrize("arguments", [["--dir", "/nowhere"], ["--soak-s", "1"], ["--soak-s", "nan"], ["nothing"]])
+def test_arguments_that_cannot_be_meant_are_refused(arguments: list[str]) -> None:
+    ran = run_bench(*arguments)
+    assert (ran.returncode, ran.stdout) == (2, "")
+
+
+# Nothing is left behind ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("name", "processes", "end"), [("soak", 3, signal.SIGINT), ("beside", 4, signal.SIGTERM)])
+def test_a_run_that_is_broken_off_leaves_no_processes_and_files(
+    name: str, processes: int, end: signal.Signals, tmp_path: Path
+) -> None:
+    folders = [tmp_path / "databases", tmp_path / "configuration"]
+    for folder in folders:
+        folder.mkdir()
+    with subprocess.Popen(
+        [sys.executable, "-m", "bench", "resume", name, "--quick", "--dir", str(folders[0])],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=os.environ | {"TMPDIR": str(folders[1])},
+        text=True,
+    ) as run:
+        assert run.stderr is not None
+        while not run.stderr.readline().startswith("resume: "):  # what is needed has been looked at, and it measures
+            assert run.poll() is None
+        handles: dict[int, int] = {}
+        while len(handles) < processes:
+            for pid in tree(run.pid):
+                if pid not in handles:
+                    with contextlib.suppress(ProcessLookupError):  # it has come and gone
+                        handles[pid] = os.pidfd_open(pid)
+            assert run.poll() is None
+        run.send_signal(end)
+        said, _ = run.communicate(timeout=30)
+    assert run.returncode == 130
+    assert "resume in mid-stream" in said  # what was measured is not lost
+    assert said.endswith("\nbroken off\n")
+    for handle in handles.values():
+        assert select.select([handle], [], [], 10)[0], "a process is still there"
+        os.close(handle)
+    assert [list(folder.iterdir()) for folder in folders] == [[], []]
+
+
+def test_what_was_measured_before_a_failure_stays() -> None:
+    def run() -> Iterator[Row]:
         yield Row("first", "1 ms")
         raise Void("a token was lost")
 
-    first, second = measure("lossy", run, options)
+    first, second = list(attempt("lossy", run))
     assert (first.measured, first.has_failed) == ("1 ms", False)
     assert (second.what, second.measured, second.note, second.has_failed) == (
         "lossy",
@@ -224,10 +373,14 @@ def test_fan_out(kind: str, under: str, options: Options) -> None:
 
 
 def test_conversations(options: Options) -> None:
-    run = conversations.measure(options, 10, seconds=0.4)
-    assert run.tokens == 10 * 20 * 2
-    assert 0 < run.latency_ms[0] <= run.latency_ms[1] <= run.latency_ms[2]
-    assert conversations.rows(run)[2].measured == "400 tokens"
+    runs = [conversations.measure(options, 10, seconds=0.4) for _ in range(2)]
+    for run in runs:
+        assert run.tokens == 10 * 20 * 2
+        assert 0 < run.latency_ms[0] <= run.latency_ms[1] <= run.latency_ms[2]
+    first, *_, delivered, _, written = conversations.rows(runs)
+    assert len(first.raw) == 2
+    assert delivered.measured == "800 tokens"
+    assert written.measured.endswith("2 rounds)")
 
 
 def test_the_search_ends_between_a_rate_that_passes_and_one_that_fails() -> None:
@@ -259,11 +412,11 @@ def test_the_highest_rate_of_one_try(options: Options) -> None:
         highest.search(options, first=1, seconds=0.3, exact=0.05, limit_ms=0.001)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_memory(kind: str, options: Options) -> None:
-    row = memory.per_viewer(options, kind, 10, 40, has_own_channels=True)
-    assert verdicts([row]) == [None]
-    assert row.raw[0].startswith("10 viewers: ")
+def test_memory(options: Options) -> None:
+    rows = memory.memory(options, 10, 40, rounds=2, has_own_channels=True)
+    assert verdicts(rows) == [None, None]
+    assert [len(row.raw) for row in rows] == [2, 2]
+    assert rows[0].raw[0].startswith("10 viewers: ")
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -274,8 +427,9 @@ def test_a_storm(kind: str, options: Options) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_slow_readers(kind: str, options: Options) -> None:
-    rows = slow.slow(options, kind, readers=5, answer=20_000, slow_ones=(2,))
-    assert verdicts(rows) == [None, True]
+    rows = slow.slow(options, kind, readers=5, answer=20_000, rounds=2, slow_ones=(2,))
+    assert verdicts(rows) == [None, None, True]
+    assert [len(row.raw) for row in rows] == [2, 2, 0]
 
 
 def test_a_soak(options: Options) -> None:
@@ -307,7 +461,7 @@ def page(tmp_path: Path, text: str) -> Path:
 
 def test_a_run_is_written_between_the_marks_of_a_page(tmp_path: Path) -> None:
     path = page(tmp_path, f"before\n{report.BEGIN}\nan older run\n{report.END}\nafter\n")
-    ran = bench("resume", "--quick", "--dir", str(tmp_path), "--markdown", str(path))
+    ran = run_bench("resume", "--quick", "--dir", str(tmp_path), "--markdown", str(path))
     assert ran.returncode == 0, ran.stdout + ran.stderr
     text = path.read_text()
     assert text.startswith(f"before\n{report.BEGIN}\n`python -m bench resume --quick`:\n")
@@ -321,10 +475,32 @@ def test_a_run_is_written_between_the_marks_of_a_page(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("text", ["no marks", f"{report.BEGIN}", f"{report.END} {report.BEGIN}", f"{report.BEGIN}" * 2])
 def test_a_page_without_a_place_for_figures_is_refused_before_the_run(tmp_path: Path, text: str) -> None:
-    ran = bench("resume", "--markdown", str(page(tmp_path, text)))
+    ran = run_bench("resume", "--markdown", str(page(tmp_path, text)))
     assert ran.returncode == 2
     assert "must have one line" in ran.stderr
     assert ran.stdout == ""
+
+
+def test_a_page_says_what_is_not_in_its_run(tmp_path: Path) -> None:
+    path = page(tmp_path, f"{report.BEGIN}\n| storm | 1 s |\n{report.END}")
+    ran = run_bench("resume", "--quick", "--dir", str(tmp_path), "--markdown", str(path))
+    others = ", ".join(name for name in BENCHMARKS if name != "resume")
+    for said in (ran.stderr.partition("\n")[0], ran.stdout, path.read_text()):  # first of all, and in the end
+        assert f"not in this run, and so without figures: {others}" in said
+        assert "a quick look" in said
+    assert "| storm |" not in path.read_text()
+
+
+def test_nothing_but_the_figures_of_a_page_is_touched(tmp_path: Path) -> None:
+    path = tmp_path / "page.md"
+    path.write_bytes(f"é\r\nbefore \n{report.BEGIN}old{report.END}\r\nafter".encode())
+    for _ in range(2):
+        report.write(path, command="c", facts=[], rows=[], output=["```", report.END, report.BEGIN])
+        before, _, rest = path.read_bytes().decode().partition(report.BEGIN)
+        figures, _, after = rest.partition(report.END)
+        assert (before, after) == ("é\r\nbefore \n", "\r\nafter")
+        assert figures.endswith("````text\n```\n(end)\n(begin)\n````\n")
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_a_failure_is_in_the_table_with_its_reason(tmp_path: Path) -> None:
