@@ -149,7 +149,9 @@ def _check_may_change(message: MessageState, asker: Asker) -> None:
     if asker.is_admin or asker.is_app or asker.is_server:
         return
     # The nameless are not told apart, nor from the app: only what one of them is writing is theirs, if they may write.
-    if _is_of(message, asker) and (asker.id is not None or (message.is_streaming and asker.may_write)):
+    # And who could not have written it has but the name of an agent: a person may be called `assistant`, too.
+    is_theirs = asker.may_write or message.role == "user"
+    if _is_of(message, asker) and is_theirs and (asker.id is not None or (message.is_streaming and asker.may_write)):
         return
     raise Forbidden(f"message {message.id!r} is somebody else's; changing it needs the capability 'admin'")
 

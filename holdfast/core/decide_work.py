@@ -24,13 +24,14 @@ from holdfast.core.errors import (
 )
 from holdfast.core.limits import Limits
 from holdfast.core.model import Json, check_json, plain
-from holdfast.core.names import COMMAND_MARK, check_id
-from holdfast.core.ops import Claim, Command, Finish, Op, Reply, digest
+from holdfast.core.names import COMMAND_MARK, check_id, command_id, is_own_name
+from holdfast.core.ops import Claim, Command, Create, Finish, Op, Reply, Writer, digest
 from holdfast.core.requests import Asker, ClaimTurn, EndTurn, ReplyCommand, SendCommand
 from holdfast.core.state import ClaimState, CommandState, MessageState
 
-TO_WRITERS = ("cancel", "steer")  # only who may write can answer these
+TO_WRITERS = ("cancel", "steer")  # for whoever is at work on their target
 LONGEST_S = 24 * 3600  # that a command waits
+CRASHED = "crashed"  # why the answer of a turn has failed at which every attempt died
 
 
 # -- commands --------------------------------------------------------------------------------------------------
@@ -41,13 +42,13 @@ def send_command(
 ) -> Decision:
     """Store a command; a `cancel` of a turn that nobody has taken is carried out at once."""
     assert key.startswith(COMMAND_MARK)  # without it, what is stored would be read as a message
-    check_id(key[1:], "a command's id")
+    check_id(command_id(key), "a command's id")
     check_id(request.name, "a command's name")
     fingerprint = _fingerprint(request, asker)
     known = state.command(key)
     if known is not None:
         if known.digest != fingerprint:
-            raise IdConflict(f"command {key[1:]!r} exists and was sent with other content")
+            raise IdConflict(f"command {command_id(key)!r} exists and was sent with other content")
         return Decision(serial=known.created)
     if not 0 < request.expires_s <= LONGEST_S:
         raise InvalidRequest("a command waits for an answer for at most a day")
@@ -65,7 +66,8 @@ def send_command(
     )
     if request.name == "cancel" and target is not None and _is_only_waiting(state, target):
         assert target.claim is not None
-        return Decision(ops=(command, _cancelled(target, target.claim, now_ms), _reply(key, ok=True)))
+        ops = (command, _cancelled(target, target.claim, now_ms), _reply(key, ok=True))
+        return Decision(ops=ops, told=0)  # as a repeat is told: the reply is an event of its own
     if state.open_commands() >= limits.open_commands:
         raise TooMany(f"{limits.open_commands} commands wait for an answer already", limit=limits.open_commands)
     return Decision(ops=(command,))
@@ -74,15 +76,16 @@ def send_command(
 def reply_command(state: Decidable, key: str, request: ReplyCommand, asker: Asker, limits: Limits) -> Decision:
     """The answer of whoever could act. The first one counts."""
     command = _command(state, key)
-    if not (asker.may_read or (asker.id is not None and command.by == asker.id)):
+    if command.reply is not None and _is_repeat(command.reply, request, asker):
+        return Decision(serial=command.answered)
+    is_senders = asker.id is not None and command.by == asker.id
+    is_at_work = _is_at_work_on(state, command.target, asker)
+    if not (asker.may_read or is_senders or is_at_work):
         raise _unknown(key)
-    if command.name in TO_WRITERS and not (asker.may_write or asker.is_app):
-        raise Forbidden(f"{command.name} is answered by those who write")
+    if command.name in TO_WRITERS and not (is_at_work or asker.is_admin or asker.is_app or asker.is_server):
+        _check_is_asked(command, asker)
     if command.reply is not None:
-        is_ours = command.reply.by == asker.id
-        if is_ours and request.request is not None and command.reply.request == request.request:
-            return Decision(serial=command.answered)
-        raise AlreadyAnswered(f"command {key[1:]!r} has its reply")
+        raise AlreadyAnswered(f"command {command_id(key)!r} has its reply")
     reply = Reply(
         id=key,
         ok=request.ok,
@@ -92,6 +95,50 @@ def reply_command(state: Decidable, key: str, request: ReplyCommand, asker: Aske
         request=check_id(request.request, "request") if request.request is not None else None,
     )
     return Decision(ops=(reply,))
+
+
+def _is_repeat(reply: Reply, request: ReplyCommand, asker: Asker) -> bool:
+    """Is this the reply that counted, sent again? Whoever it was may be at work no more."""
+    return reply.by == asker.id and request.request is not None and reply.request == request.request
+
+
+def _check_is_asked(command: CommandState, asker: Asker) -> None:
+    """Raises Forbidden where a `cancel` or `steer` is not for `asker`, who is not at work on its target.
+
+    The server carries out no `cancel` that has its reply, so a stranger's would keep an answer from being stopped. What
+    names no target is for anybody who writes.
+    """
+    if command.target is not None:
+        raise Forbidden(f"{command.name} is answered by whoever is at work on its target")
+    if not asker.may_write:
+        raise Forbidden(f"{command.name} is answered by those who write")
+
+
+def _is_at_work_on(state: Decidable, target_id: str | None, asker: Asker) -> bool:
+    """Does `asker`, from elsewhere, write the message, or have its turn, or write all that answers it?
+
+    All, and where nobody has the turn: else whoever begins an answer of their own could say that the others' have been
+    stopped. What is being worked on is always in memory; of what is over and is not, nobody is at work.
+    """
+    target = state.message(target_id) if target_id is not None else None
+    if target is None or target.deleted:
+        return False
+    if _is_written_by(target, asker) or _has_turn(target, asker):
+        return True
+    if target.claim is not None and target.claim.is_open:
+        return False
+    answers = [one for one in state.streaming() if one.reply_to == target.id]
+    return bool(answers) and all(_is_written_by(one, asker) for one in answers)
+
+
+def _is_written_by(message: MessageState, asker: Asker) -> bool:
+    writer = message.writer
+    return writer is not None and writer.node is None and writer.by == asker.id and asker.may_write
+
+
+def _has_turn(message: MessageState, asker: Asker) -> bool:
+    claim = message.claim
+    return claim is not None and claim.state == "taken" and claim.node is None and is_own_name(claim.by, asker.id)
 
 
 def settle_command(state: Decidable, key: str, is_expired: bool, now_ms: int) -> Decision:
@@ -169,7 +216,7 @@ def _command(state: Decidable, key: str) -> CommandState:
 
 
 def _unknown(key: str) -> NotFound:
-    return NotFound(f"there is no command {key[1:]!r}")
+    return NotFound(f"there is no command {command_id(key)!r}")
 
 
 def _reply(key: str, *, ok: bool, error: Json = None) -> Reply:
@@ -230,8 +277,27 @@ def end_turn(message: MessageState, request: EndTurn, asker: Asker, now_ms: int)
         raise Fenced(f"attempt {claim.generation} of this turn is at work", generation=claim.generation)
     if not is_ours:
         raise NotWriter("somebody else has this turn")
+    failed = _failed(message, claim, request.failure, now_ms) if request.failure is not None else ()
     op = Claim(id=message.id, state=request.state, generation=claim.generation, by=claim.by, at_ms=now_ms)
-    return Decision(ops=(op,), generation=claim.generation)
+    return Decision(ops=(*failed, op), generation=claim.generation)
+
+
+def _failed(message: MessageState, claim: ClaimState, answer_id: str, now_ms: int) -> tuple[Op, ...]:
+    """An empty answer that has failed. What the attempts had begun ends by itself, as `interrupted`."""
+    answer = Create(
+        id=check_id(answer_id),
+        role="assistant",
+        author=claim.by,
+        status="streaming",
+        parts=[],
+        meta={},
+        parent=message.id,
+        reply_to=message.id,
+        at_ms=now_ms,
+        digest=digest(answer_id),
+        writer=Writer(by=claim.by),
+    )
+    return answer, Finish(id=answer_id, status="failed", reason=CRASHED, meta={}, at_ms=now_ms)
 
 
 def _claim_of(asker: Asker, request: ClaimTurn) -> ClaimState:

@@ -33,6 +33,7 @@ class Decision(Struct, frozen=True, kw_only=True):
     """What to store, and what the answer says besides its serial."""
 
     ops: tuple[Op, ...] = ()
+    told: int = -1  # which of `ops` it is whose serial is answered
     serial: int = 0  # of what stood already, where there is nothing to store
     generation: int | None = None
     part: int | None = None

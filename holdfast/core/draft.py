@@ -67,11 +67,11 @@ class Draft:
 
     def add(self, op: Op) -> int:
         """Take `op` into the batch; returns the serial that will hold it. Neighbouring appends become one."""
-        if isinstance(op, Command | Reply):
-            return self._add_about_command(op)
-        place = self._place(op)
         if type(op) is Append:
             self.grown[op.id] = self.grown.get(op.id, 0) + len(op.text)
+        elif isinstance(op, Command | Reply):
+            return self._add_about_command(op)
+        place = self._place(op)
         serial = self.base.serial + place + 1
         self._unapplied.setdefault(op.id, []).append((serial, op))
         if type(op) is Create:

@@ -36,6 +36,11 @@ def command_key(command_id: str) -> str:
     return COMMAND_MARK + command_id
 
 
+def command_id(key: str) -> str:
+    """The inverse of `command_key`: the id by which clients know a command."""
+    return key.removeprefix(COMMAND_MARK)
+
+
 def is_id(value: str) -> bool:
     """Is `value` an id?"""
     return _ID.match(value) is not None and value not in _DOTS
@@ -46,6 +51,12 @@ def check_id(value: object, what: str = "an id") -> str:
     if isinstance(value, str) and is_id(value):
         return value
     raise InvalidName(f"{what} is 1-64 of A-Z a-z 0-9 _ . : ~ @ = + -, and not . or ..")
+
+
+def is_own_name(name: str | None, client_id: str | None) -> bool:
+    """Is `name`, of a member or an agent, the client's own id, or that with `~` and a suffix?"""
+    own = client_id or "anonymous"
+    return name is not None and (name == own or name.startswith(f"{own}~"))
 
 
 def base32(number: int, width: int) -> str:

@@ -24,6 +24,7 @@ from holdfast.core.events import (
     StoredEvent,
 )
 from holdfast.core.limits import Limits
+from holdfast.core.names import command_id
 from holdfast.core.ops import SetPart
 from holdfast.core.state import ChannelState, CommandState, MessageState, PartState, Tail
 from holdfast.core.text import Text
@@ -100,14 +101,27 @@ def resumed(state: ChannelState) -> ChannelAttached:
     )
 
 
+def reply_to(command: CommandState) -> CommandReply | None:
+    """The event that tells of the command's reply, once there is one."""
+    reply = command.reply
+    if reply is None:
+        return None
+    return CommandReply(
+        serial=command.answered,
+        id=command_id(command.id),
+        ok=reply.ok,
+        data=reply.data,
+        error=reply.error,
+        from_=reply.by,
+    )
+
+
 def _command_since(command: CommandState, since: int) -> Iterator[StoredEvent]:
     if command.created > since:
         yield CommandSent(serial=command.created, command=command.command())
-    if command.reply is not None and command.answered > since:
-        reply = command.reply
-        yield CommandReply(
-            serial=command.answered, id=command.id[1:], ok=reply.ok, data=reply.data, error=reply.error, from_=reply.by
-        )
+    reply = reply_to(command)
+    if reply is not None and reply.serial > since:
+        yield reply
 
 
 def _message_since(message: MessageState, tail: Tail, since: int) -> Iterator[MessageEvent]:

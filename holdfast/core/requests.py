@@ -119,10 +119,11 @@ class ClaimTurn(Struct, frozen=True, kw_only=True):
 
 
 class EndTurn(Struct, frozen=True, kw_only=True):
-    """The turn is over."""
+    """The turn is over. With `failure`, an id, because no attempt came to an end: an answer says so. The server's."""
 
     generation: Generation
     state: Literal["done", "cancelled"] = "done"
+    failure: str | None = None  # the id of that answer, which nobody else has
 
 
 class SettleCommand(Struct, frozen=True, kw_only=True):
@@ -164,3 +165,6 @@ class Asker(Struct, frozen=True, kw_only=True):
     brings_answer: bool = False  # a user message of theirs waits for no agent
     is_app: bool = False  # somebody in this process: what they may do is the app's business
     is_server: bool = False  # the hub itself: may interrupt, and take over what still streams
+
+
+SERVER = Asker(is_server=True)  # where it asks in nobody's name

@@ -17,6 +17,7 @@ from msgspec.structs import replace
 from holdfast.core import model
 from holdfast.core.cursor import NO_EPOCH, Cursor
 from holdfast.core.model import APPENDABLE, Message, Part
+from holdfast.core.names import command_id
 from holdfast.core.ops import (
     Append,
     Claim,
@@ -258,7 +259,7 @@ class CommandState:
     def command(self) -> model.Command:
         """The command as clients see it."""
         return model.Command(
-            id=self.id[1:],
+            id=command_id(self.id),
             name=self.name,
             target=self.target,
             data=self.data,
@@ -440,9 +441,11 @@ def change(message: MessageState, op: Op, serial: int) -> None:
     """Change `message` by `op`, whose serial is new to it."""
     if message.deleted:
         return
-    message.last = max(message.last, serial)
+    if serial > message.last:
+        message.last = serial
     if isinstance(op, Append):  # first, since nearly all are
-        message.version = max(message.version, serial)
+        if serial > message.version:
+            message.version = serial
         _append(message, op, serial)
         return
     if isinstance(op, Claim):

@@ -245,7 +245,7 @@ class View:
             view.before = event.before
         elif self._is_lost:
             return
-        elif self.cursor == str(EMPTY):
+        elif f"{self.cursor}:".startswith(f"{EMPTY}:"):  # fields of a transport's own may follow
             # The cursor of an empty channel names no epoch, so it resumes in any. What a batch that was cut has shown
             # since then may be of a log that is gone; all of this one follows.
             self._shown, self._seen, self._deleted = {}, {}, {}

@@ -76,8 +76,8 @@ class Channel:
 
     def missing(self, ids: Iterable[str]) -> list[str]:
         """Those of `ids` that the store must be asked for before a decision."""
-        state, absent = self.state, self._absent
-        return [one for one in ids if one not in state.messages and one not in state.commands and one not in absent]
+        messages, commands, absent = self.state.messages, self.state.commands, self._absent
+        return [one for one in ids if one not in messages and one not in commands and one not in absent]
 
     def trim(self, keep_bytes: int) -> None:
         """Let finished messages leave memory beyond `keep_bytes`; while a commit runs, once it is over."""

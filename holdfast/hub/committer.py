@@ -23,8 +23,10 @@ from holdfast.core.decision import Decision
 from holdfast.core.document import Document, document
 from holdfast.core.draft import Draft
 from holdfast.core.errors import Busy, Draining, HoldfastError, StoreUnavailable
+from holdfast.core.events import CommandReply
 from holdfast.core.limits import Limits
 from holdfast.core.model import Command, Message
+from holdfast.core.owed import reply_to
 from holdfast.core.requests import AppendText, Asker, CreateMessage, Request, SendCommand, UpdateMessage
 from holdfast.hub.channel import Channel
 from holdfast.hub.clock import Clock
@@ -51,6 +53,7 @@ class Answer(Struct, frozen=True, kw_only=True):
     created: bool  # False: it stood already, nothing was stored for this request
     message: Message | None = None  # of a create or update
     command: Command | None = None  # of a command sent
+    reply: CommandReply | None = None  # to one that was sent before
     generation: int | None = None
     part: int | None = None
     length: int | None = None  # of the part, in code points
@@ -58,6 +61,21 @@ class Answer(Struct, frozen=True, kw_only=True):
 
 
 Done = Callable[[Answer | HoldfastError], None]
+
+
+def answered_later() -> tuple[asyncio.Future[Answer], Done]:
+    """A future, and what settles it if somebody still waits for it."""
+    answered: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+
+    def done(answer: Answer | HoldfastError) -> None:
+        if answered.done():
+            return
+        if isinstance(answer, HoldfastError):
+            answered.set_exception(answer)
+        else:
+            answered.set_result(answer)
+
+    return answered, done
 
 
 class Ask(Struct):
@@ -309,9 +327,8 @@ class Committer:
         except Exception:  # a mistake of ours must not take everybody else's requests down
             logger.exception("a request about %r could not be decided", ask.key)
             return HoldfastError("the request could not be decided")
-        serial = decision.serial
-        for op in decision.ops:
-            serial = draft.add(op)
+        serials = [draft.add(op) for op in decision.ops]
+        serial = serials[decision.told] if serials else decision.serial
         if isinstance(request, AppendText) and request.at is None and decision.length is not None:
             # Decided once, kept for ever: after an unclear commit the same text must not be added again.
             ask.request = replace(request, at=decision.length - len(request.text))
@@ -466,9 +483,9 @@ class Committer:
 
     def _answer_item(self, decided: Decided) -> None:
         self._let_go(decided.item)
-        for ask, outcome in zip(decided.asks, decided.outcomes, strict=True):
+        for n, ask in enumerate(decided.asks):
             asker = ask.asker
-            if asker.writer is None and not asker.is_server and not isinstance(outcome, HoldfastError):
+            if asker.writer is None and not asker.is_server and not isinstance(decided.outcomes[n], HoldfastError):
                 self._accepted(decided.channel, ask.key)
         decided.item.answered(decided)
 
@@ -485,24 +502,25 @@ class Committer:
 
 def _documents(draft: Draft, due: Iterable[str]) -> Sequence[Document]:
     """The documents that go with a batch: of what more than grew, of what grew much, and of those wished for."""
-    wanted = {**draft.reshaped, **dict.fromkeys(due)}
     messages = draft.base.messages
+    grown = []
     for message_id, length in draft.grown.items():
         known = messages.get(message_id)
         if known is not None and known.undocumented_bytes + length > DOCUMENT_BYTES:
-            wanted[message_id] = None
-    if not wanted:  # as nearly always
+            grown.append(message_id)
+    if not (draft.reshaped or grown or due):  # as nearly always
         return ()
-    things = (draft.thing(key) for key in wanted)
+    things = [draft.thing(key) for key in dict.fromkeys((*draft.reshaped, *grown, *due))]
     return [document(thing) for thing in things if thing is not None]
 
 
 def _answer(channel: Channel, ask: Ask, decision: Decision, serial: int) -> Answer:
-    message, command = None, None
+    message, command, reply = None, None, None
     is_new = bool(decision.ops)
     if isinstance(ask.request, SendCommand):
         sent = channel.state.command(ask.key)
         command = sent.command() if sent is not None else None
+        reply = reply_to(sent) if sent is not None else None
     elif isinstance(ask.request, CreateMessage | UpdateMessage):
         known = channel.state.message(ask.key)
         message = known.message() if known is not None and not known.deleted else None
@@ -514,6 +532,7 @@ def _answer(channel: Channel, ask: Ask, decision: Decision, serial: int) -> Answ
         created=is_new,
         message=message,
         command=command,
+        reply=reply,
         generation=decision.generation,
         part=decision.part,
         length=decision.length,

@@ -32,9 +32,10 @@ from holdfast.core.errors import (
     public_reason,
 )
 from holdfast.core.model import Json, Message, Part, check_json, check_part, plain
+from holdfast.core.pen import Pen
 from holdfast.core.requests import AppendText, Asker, CreateMessage, FinishMessage, PutPart, Request, UpdateMessage
 from holdfast.core.state import KEPT_REQUESTS, part_bytes, utf8_len
-from holdfast.hub.committer import Answer, Ask, Decided
+from holdfast.hub.committer import Answer, Ask, Decided, answered_later
 
 if TYPE_CHECKING:
     from holdfast.hub.channel import Channel
@@ -67,8 +68,8 @@ class MessageWriter:
         self._last_text = -1  # … which is this one; -1: there is none
         self._is_unopened = False  # the text part opens with the first text that is stored
         self._parts = 0
-        self._held = ""  # a leading half of a surrogate pair, until its other half comes
-        self._held_part: int | None = None
+        self._pen = Pen()
+        self._pen_part = 0  # the part whose text the pen holds half a character of
         self._queue: deque[Request] = deque()  # accepted and not yet in flight
         self._texts: list[str] = []  # text that gathers for the queue's last append
         self._texts_part = 0
@@ -113,7 +114,7 @@ class MessageWriter:
         if not isinstance(text, str):
             raise InvalidRequest(f"text is a str, this is {type(text).__name__}")
         index = self._part_for_text(part)
-        whole = text if text.isascii() and not self._held else self._join_halves(text, index)
+        whole = text if text.isascii() and not self._pen.held else self._join_halves(text, index)
         limits = self._hub.limits
         limit = limits.append_bytes // 4  # a character has at most four bytes
         for piece in _pieces(whole, limit):
@@ -199,14 +200,7 @@ class MessageWriter:
 
     async def _created(self, create: CreateMessage) -> Answer:
         """Store the beginning. Cancelled in the middle of it, the message is ended as cancelled, if it was begun."""
-        creating: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
-
-        def done(answer: Answer | HoldfastError) -> None:
-            if isinstance(answer, HoldfastError):
-                creating.set_exception(answer)
-            else:
-                creating.set_result(answer)
-
+        creating, done = answered_later()
         self._hub.submit(self.channel, self.id, create, self._asker, done)
         try:
             return await asyncio.shield(creating)
@@ -328,21 +322,15 @@ class MessageWriter:
 
     def _join_halves(self, text: str, index: int) -> str:
         """`text` with what was held back before it, less half a surrogate pair at its end."""
-        if self._held and self._held_part != index:
+        if self._pen_part != index:
             self._let_go_of_held()
-        whole = self._held + text
-        self._held, self._held_part = "", None
-        if whole and "\ud800" <= whole[-1] <= "\udbff":
-            self._held, self._held_part = whole[-1], index
-            whole = whole[:-1]
-        # Pairs that arrived as halves become the character they are; what is still half has no meaning.
-        return whole.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+            self._pen_part = index
+        return self._pen.write(text)
 
     def _let_go_of_held(self) -> None:
         """The other half never came."""
-        if self._held and self._held_part is not None:
-            index, self._held, self._held_part = self._held_part, "", None
-            self._accept("\ufffd", index)
+        if rest := self._pen.end():
+            self._accept(rest, self._pen_part)
 
     def _accept(self, text: str, index: int) -> None:
         if self._texts and self._texts_part != index:

@@ -39,6 +39,7 @@ ANN = Asker(id="ann")
 BOB = Asker(id="bob")
 ADMIN = Asker(id="root", is_admin=True)
 NAMELESS = Asker()
+PERSON = Asker(id="eve", may_write=False)  # writes no answers
 SERVER = Asker(id="ann", is_server=True)
 APP = Asker(id="app", writer=Writer(by="app", node="here"), is_app=True)
 AGENT = Asker(id="agent", writer=Writer(by="agent", node="here"), is_server=True)  # as the desk of a hub claims turns
@@ -57,7 +58,7 @@ class Desk:
         self.is_served = False  # do agents answer here?
 
     def ask(self, message_id: str, request: Request, asker: Asker = ANN) -> Decision:
-        """Decide; a decision that stores something gets the serial of its last operation."""
+        """Decide; a decision that stores something gets the serial of its last operation, unless it names another."""
         decision = decide(
             self.draft,
             message_id,
@@ -67,8 +68,9 @@ class Desk:
             limits=self.limits,
             is_served=self.is_served,
         )
-        for op in decision.ops:
-            decision = replace(decision, serial=self.draft.add(op))
+        serials = [self.draft.add(op) for op in decision.ops]
+        if serials:
+            decision = replace(decision, serial=serials[decision.told])
         if not self.batches:
             self.commit()
         return decision

@@ -30,11 +30,12 @@ from holdfast.core.model import Command as CommandSeen
 from holdfast.core.ops import Claim, Command, Entry, Finish, Reply
 from holdfast.core.requests import Asker, ReplyCommand, SendCommand, SettleCommand
 from holdfast.core.state import apply_entry
-from tests.core.desk import ADMIN, AGENT, ANN, APP, BOB, NAMELESS, SERVER, Desk
+from tests.core.desk import ADMIN, AGENT, ANN, APP, BOB, NAMELESS, PERSON, SERVER, Desk
 
 HALF = "\ud83d"  # of a surrogate pair
 EVE = Asker(id="eve", may_read=False)
-READER = Asker(id="reader", may_write=False)
+REMOTE = Asker(id="far", is_server=True)  # the desk of a hub, for an agent elsewhere called so
+FAR = Asker(id="far")
 
 
 @pytest.fixture
@@ -283,6 +284,7 @@ def test_a_command_that_waits_for_nobody_is_not_one_too_many() -> None:
 def test_a_cancel_of_a_turn_that_nobody_took_is_one_decision(served: Desk) -> None:
     answer = served.cancel("c", "q", asker=BOB)
     command, claim, reply = answer.ops
+    assert answer.serial == served.known_command("c").created == served.cancel("c", "q", asker=BOB).serial
     assert isinstance(command, Command)
     assert claim == Claim(id="q", state="cancelled", generation=0, by=None, at_ms=1_000)
     assert reply == Reply(id="!c", ok=True, data=None, error=None, by=None)
@@ -521,27 +523,131 @@ def test_a_reply_s_request_id_is_an_id(desk: Desk, bad: str) -> None:
         desk.reply("c", request=bad)
 
 
+STRANGERS = [BOB, replace(BOB, may_write=False), PERSON, replace(ANN, may_write=False), NAMELESS]
+
+
+@pytest.mark.parametrize("asker", STRANGERS)
 @pytest.mark.parametrize("name", ["cancel", "steer"])
-def test_what_is_asked_of_writers_is_answered_by_those_who_write(desk: Desk, name: str) -> None:
+def test_what_is_asked_of_writers_is_answered_by_no_stranger(desk: Desk, name: str, asker: Asker) -> None:
     desk.stream("m")
-    desk.command("c", name, target="m", asker=READER)
+    desk.command("c", name, target="m", asker=PERSON)
     with pytest.raises(Forbidden):
-        desk.reply("c", asker=READER)
+        desk.reply("c", asker=asker)
+    assert desk.known_command("c").is_open
+
+
+@pytest.mark.parametrize("asker", [ANN, APP, replace(APP, may_write=False), SERVER, ADMIN])
+@pytest.mark.parametrize("name", ["cancel", "steer"])
+def test_what_is_asked_of_writers_is_answered_by_the_writer_the_app_and_admins(
+    desk: Desk, name: str, asker: Asker
+) -> None:
+    desk.stream("m")
+    desk.command("c", name, target="m", asker=PERSON)
+    desk.reply("c", asker=asker)
+    assert not desk.known_command("c").is_open
+
+
+def test_a_writer_answers_also_when_the_question_was_named_and_when_it_has_just_ended(desk: Desk) -> None:
+    desk.create("q", text="question", asker=PERSON)
+    desk.stream("a", reply_to="q")
+    desk.cancel("c1", "q", asker=PERSON)
+    desk.cancel("c2", "a", asker=PERSON)
+    desk.reply("c1", asker=ANN)
+    desk.finish("a", "cancelled")
+    desk.reply("c2", asker=ANN)
+    assert list(desk.state.pending_commands()) == []
+
+
+def test_whoever_took_an_answer_over_answers_for_it_and_the_writer_before_does_not(desk: Desk) -> None:
+    desk.stream("m")
+    desk.interrupt("m")
+    desk.take_over("m", asker=BOB)
+    desk.cancel("c", "m", asker=PERSON)
+    with pytest.raises(Forbidden):
+        desk.reply("c", asker=ANN)
+    desk.reply("c", asker=BOB)
+
+
+def test_what_a_writer_in_process_writes_is_answered_for_by_nobody_of_its_name_elsewhere(desk: Desk) -> None:
+    desk.stream("m", asker=APP)
+    desk.cancel("c", "m", asker=PERSON)
+    with pytest.raises(Forbidden):
+        desk.reply("c", asker=Asker(id="app"))
+    desk.reply("c", asker=APP)
+
+
+@pytest.mark.parametrize("name", ["cancel", "steer"])
+def test_whoever_has_the_turn_answers_for_it(served: Desk, name: str) -> None:
+    served.claim("q", asker=REMOTE, lease_s=15)
+    served.command("c", name, target="q", asker=PERSON)
+    for stranger in (replace(FAR, id="farther"), replace(FAR, id="fa"), PERSON):
+        with pytest.raises(Forbidden):
+            served.reply("c", asker=stranger)
+    served.reply("c", asker=replace(FAR, may_read=False, may_write=False))
+    assert not served.known_command("c").is_open
+
+
+@pytest.mark.parametrize("is_taken", [False, True])
+def test_nobody_is_at_work_by_beginning_an_answer_beside_somebody_s(served: Desk, is_taken: bool) -> None:
+    """Else a stranger could begin one, say that all is stopped, and the server would stop nothing."""
+    if is_taken:
+        served.claim("q", asker=REMOTE, lease_s=15)
+    else:
+        served.stream("a", reply_to="q", asker=ANN)
+    served.stream("mine", reply_to="q", asker=BOB)
+    served.cancel("c", "q", asker=PERSON)
+    with pytest.raises(Forbidden):
+        served.reply("c", asker=BOB)
+    served.settle("c")
+    assert {one.id for one in served.state.messages.values() if one.is_streaming} == set()
+
+
+def test_the_turn_of_a_question_is_not_the_answer_that_somebody_else_writes(served: Desk) -> None:
+    served.claim("q", asker=REMOTE, lease_s=15)
+    served.stream("a", reply_to="q", asker=BOB)
+    served.cancel("c", "a", asker=PERSON)
+    with pytest.raises(Forbidden):
+        served.reply("c", asker=FAR)
+    served.reply("c", asker=BOB)
+
+
+def test_an_agent_of_several_names_answers_for_each_of_them(served: Desk) -> None:
+    served.claim("q", asker=replace(REMOTE, id="far~two"), lease_s=15)
+    served.cancel("c", "q", asker=PERSON)
+    served.reply("c", asker=FAR)
+
+
+@pytest.mark.parametrize("end", ["done", "taken by another"])
+def test_whoever_has_the_turn_no_more_does_not_answer_for_it(served: Desk, end: str) -> None:
+    served.claim("q", asker=REMOTE, lease_s=15)
+    served.command("c", "steer", target="q", asker=PERSON)
+    if end == "done":
+        served.end("q", 1, asker=REMOTE)
+    else:
+        served.claim("q", 1, asker=AGENT)
+    with pytest.raises(Forbidden):
+        served.reply("c", asker=FAR)
+
+
+def test_a_reply_sent_again_by_whoever_is_at_work_no_more_is_success(served: Desk) -> None:
+    served.claim("q", asker=REMOTE, lease_s=15)
+    served.command("c", "steer", target="q", asker=PERSON)
+    first = served.reply("c", asker=FAR, request="r")
+    served.end("q", 1, asker=REMOTE)
+    assert served.reply("c", asker=FAR, request="r").serial == first.serial
+
+
+def test_what_is_asked_of_no_message_is_for_those_who_write(desk: Desk) -> None:
+    desk.command("c", "steer", asker=PERSON)
+    with pytest.raises(Forbidden):
+        desk.reply("c", asker=PERSON)
     desk.reply("c", asker=BOB)
 
 
 @pytest.mark.parametrize("name", ["approve", "mine"])
 def test_what_is_asked_of_people_is_answered_by_anyone(desk: Desk, name: str) -> None:
     desk.command("c", name, asker=AGENT)
-    desk.reply("c", asker=READER)
-    assert not desk.known_command("c").is_open
-
-
-@pytest.mark.parametrize("asker", [APP, replace(APP, may_write=False), SERVER, ADMIN, NAMELESS])
-def test_the_app_and_whoever_writes_may_answer_a_cancel(desk: Desk, asker: Asker) -> None:
-    desk.stream("m")
-    desk.cancel("c", "m")
-    desk.reply("c", asker=asker)
+    desk.reply("c", asker=PERSON)
     assert not desk.known_command("c").is_open
 
 

@@ -75,5 +75,20 @@ def test_whatever_comes_is_a_cursor_or_none_and_never_an_error(text: str) -> Non
     assert cursor is None or str(cursor) == text.removesuffix(":") or str(cursor) == text
 
 
+@given(st.integers(0, 2**53), st.text("abc:/=+!~", max_size=20), st.integers(0, 2**53), st.text("h9_-", max_size=23))
+def test_a_place_in_presence_rides_behind_all_other_fields(serial: int, extra: str, place: int, mark: str) -> None:
+    told = Cursor("life", place, mark)
+    cursor = Cursor("e1", serial, extra).with_presence(told)
+    assert cursor.presence == told
+    assert (parse_cursor(str(cursor)) or EMPTY).presence == told
+    assert cursor.with_presence(EMPTY).presence == EMPTY
+    assert str(cursor).startswith(f"e1:{serial}:{extra}@life:")
+
+
+@pytest.mark.parametrize("extra", ["", "@", "p4", "life:3", "@life", "@life:", "@life:x", "@:3", "@@life:3", "m0.5"])
+def test_what_is_no_place_in_presence_is_none(extra: str) -> None:
+    assert Cursor("e1", 1, extra).presence is None
+
+
 def test_the_cursor_of_an_empty_channel() -> None:
     assert str(EMPTY) == "-:0"

@@ -32,7 +32,7 @@ from holdfast.core.ops import Append, Entry, Lease, Writer, decode_op, encode_op
 from holdfast.core.requests import Asker
 from holdfast.core.state import ChannelState, CommandState, MessageState, apply_entry
 from holdfast.core.text import MARK_BYTES, Text
-from tests.core.desk import AGENT, BOB, Desk, data_part, text_part, tool_part
+from tests.core.desk import AGENT, BOB, PERSON, Desk, data_part, text_part, tool_part
 from tests.core.worlds import (
     COMMANDS,
     IDS,
@@ -385,9 +385,9 @@ def test_decisions_about_a_turn_are_the_same_on_a_restored_message() -> None:
 def commanded(command_id: str, *, is_answered: bool) -> Desk:
     desk = Desk()
     desk.stream("m")
-    desk.command(command_id, "steer", target="m", data={"to": [1, None]}, expires_s=60)
+    desk.command(command_id, "steer", target="m", data={"to": [1, None]}, expires_s=60, asker=PERSON)
     if is_answered:
-        desk.reply(command_id, ok=False, data={"x": "é"}, error={"code": "no"}, request="r", asker=BOB)
+        desk.reply(command_id, ok=False, data={"x": "é"}, error={"code": "no"}, request="r")
     return desk
 
 
@@ -406,7 +406,7 @@ def test_a_document_holds_all_of_a_command(is_answered: bool) -> None:
 def test_a_reply_after_the_document_is_applied_and_one_within_it_is_not_again() -> None:
     desk = commanded("c", is_answered=False)
     kept = document(desk.known_command("c"))
-    desk.reply("c", data=1, asker=BOB)
+    desk.reply("c", data=1)
     for head in (kept.head, document(desk.known_command("c")).head):
         back = restore_command(Stored(id="!c", head=head, segments=[], entries=desk.log[1:]))
         assert everything_of_command(back) == everything_of_command(desk.known_command("c"))
@@ -417,8 +417,8 @@ def test_decisions_about_a_command_are_the_same_when_it_was_restored() -> None:
     desk.state.commands.clear()
     kept = document(commanded("c", is_answered=True).known_command("c"))
     desk.state.insert([restore_command(Stored(id=kept.id, head=kept.head, segments=[], entries=[]))])
-    assert desk.command("c", "steer", target="m", data={"to": [1, None]}).ops == ()
-    assert desk.reply("c", request="r", asker=BOB).serial == 3
+    assert desk.command("c", "steer", target="m", data={"to": [1, None]}, asker=PERSON).ops == ()
+    assert desk.reply("c", request="r").serial == 3
     with pytest.raises(AlreadyAnswered):
         desk.reply("c")
     with pytest.raises(IdConflict):

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from holdfast.core.errors import InvalidName
-from holdfast.core.names import check_channel, check_id
+from holdfast.core.names import check_channel, check_id, command_id, command_key
 
 ALPHABET = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_.:~@=+-"
 
@@ -58,3 +58,9 @@ def test_an_id_has_up_to_64_characters() -> None:
 def test_the_error_says_which_id_is_meant() -> None:
     with pytest.raises(InvalidName, match="parent is"):
         check_id("a b", "parent")
+
+
+@pytest.mark.parametrize("known", ["x", "A-b.c:d~1@2=3+4", "." * 3])
+def test_a_command_is_known_by_its_id_again(known: str) -> None:
+    assert command_key(known) != known
+    assert command_id(command_key(known)) == known

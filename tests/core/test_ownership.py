@@ -328,6 +328,19 @@ def test_a_name_tells_two_writers_in_one_process_apart() -> None:
         desk.append("m", "y", asker=two)
 
 
+@pytest.mark.parametrize("asked", [UpdateMessage(text="forged"), DeleteMessage()])
+def test_a_person_who_is_called_like_an_agent_does_not_own_its_answers(asked: Request) -> None:
+    desk = Desk()
+    agent = Asker(id="assistant", writer=Writer(by="assistant", node="here"), is_app=True)
+    desk.create("answer", role="assistant", text="so it is", asker=agent)
+    namesake = Asker(id="assistant", may_write=False)
+    with pytest.raises(Forbidden):
+        desk.ask("answer", asked, namesake)
+    assert desk.text("answer") == "so it is"
+    desk.create("question", role="user", text="is it so?", asker=namesake)  # what people write stays theirs
+    desk.ask("question", asked, namesake)
+
+
 def test_who_cannot_read_is_told_the_same_of_what_is_there_deleted_and_never_was() -> None:
     desk = Desk()
     desk.stream("there")

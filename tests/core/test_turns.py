@@ -11,9 +11,9 @@ import pytest
 from msgspec.structs import replace
 
 from holdfast.core.errors import Deleted, Fenced, Finished, NotFound, NotWriter
-from holdfast.core.ops import Claim, Create, Lease, Writer
+from holdfast.core.ops import Claim, Create, Finish, Lease, Writer
 from holdfast.core.owed import events_since
-from holdfast.core.requests import Asker
+from holdfast.core.requests import Asker, EndTurn
 from holdfast.core.state import ChannelState, ClaimState, apply_entry
 from tests.core.desk import AGENT, ANN, APP, BOB, Desk
 from tests.core.worlds import fold
@@ -220,6 +220,30 @@ def test_a_turn_goes_with_its_message(served: Desk) -> None:
 def test_a_turn_of_a_message_that_never_was_is_not_found() -> None:
     with pytest.raises(NotFound):
         Desk().claim("q")
+
+
+def test_a_turn_that_no_attempt_brought_to_an_end_leaves_an_answer_that_has_failed(served: Desk) -> None:
+    served.claim("q", asker=REMOTE, lease_s=15)
+    served.now_ms = 2_000
+    given_up = EndTurn(generation=1, failure="sorry")
+    first = served.ask("q", given_up, Asker(is_server=True))
+    assert [type(op) for op in first.ops] == [Create, Finish, Claim]
+    assert claim_of(served) == ClaimState("done", 1, "agent", None, 0)
+    said = served.message("sorry")
+    assert (said.role, said.author, said.status, said.reason) == ("assistant", "agent", "failed", "crashed")
+    assert (said.reply_to, said.parent, said.parts, said.created_at) == ("q", "q", [], 2_000)
+    again = served.ask("q", EndTurn(generation=1, failure="other"), Asker(is_server=True))
+    assert (again.ops, again.serial) == ((), first.serial)
+    with pytest.raises(Finished):
+        served.claim("q", 1)
+
+
+def test_a_turn_that_another_attempt_has_is_not_given_up(served: Desk) -> None:
+    served.claim("q", asker=REMOTE, lease_s=15)
+    served.claim("q", 1, asker=AGENT)
+    with pytest.raises(Fenced):
+        served.ask("q", EndTurn(generation=1, failure="sorry"), Asker(is_server=True))
+    assert served.state.message("sorry") is None
 
 
 def test_an_edit_leaves_the_turn_alone(served: Desk) -> None:

@@ -1,6 +1,7 @@
 """Text that comes in pieces cut anywhere, also within a character of two UTF-16 halves.
 
-You are in `client`: pure. Model providers split an emoji between two deltas; on the wire half a pair is refused.
+You are in `core`: both writers use it, the hub's and the client's. Model providers split an emoji between two
+deltas; on the wire half a pair is refused.
 """
 
 from __future__ import annotations
@@ -33,8 +34,3 @@ def whole_text(text: str) -> str:
     """`text` with its halves joined; what stays half becomes U+FFFD."""
     pen = Pen()
     return pen.write(text) + pen.end()
-
-
-def utf8_bytes(text: str) -> int:
-    """How many bytes `text` takes."""
-    return len(text) if text.isascii() else len(text.encode())
