@@ -9,16 +9,22 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import faulthandler
 import gc
 import ipaddress
 import logging
+import signal
 import socket
+import sys
 from collections.abc import Callable
+from functools import partial
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from holdfast.core.errors import LocalError
 from holdfast.core.limits import Limits
 from holdfast.hub import HubCore
+from holdfast.hub.drain import SIGNALS
 
 if TYPE_CHECKING:
     import uvicorn
@@ -28,6 +34,12 @@ NOTSENT_LOWAT_BYTES = 16 * 1024
 BACKLOG = 2048
 PORT_TRIES = 50
 STARTED_POLL_S = 0.01
+# The end, once the hub has drained: for requests that are being answered or are still coming in; then their connections
+# are cut, and what goes on behind them is cancelled a second later.
+ANSWERS_S = 2.0
+CANCEL_S = 3
+DRAIN_S = 5.0  # of hubs that are not known: the default of `Hub`
+FORCE_S = 10.0  # and beyond the hub's `drain_s` in all, by which the process has ended, whatever goes on in it
 
 
 def is_loopback(host: str) -> bool:
@@ -119,6 +131,12 @@ def server(app: Any, *, limits: Limits | None = None, log_level: str = "warning"
     except ImportError:
         raise LocalError("this needs uvicorn: pip install 'holdfast[serve]'") from None
 
+    class Server(uvicorn.Server):
+        async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+            """Wait for those who are being answered, but not for peers that do not read, or send no more."""
+            asyncio.get_running_loop().call_later(ANSWERS_S, _cut_off, self)
+            await super().shutdown(sockets)
+
     logging.getLogger("uvicorn.error").addFilter(_Unsaid())
     config = uvicorn.Config(
         app,
@@ -133,9 +151,14 @@ def server(app: Any, *, limits: Limits | None = None, log_level: str = "warning"
         log_level=log_level,
         server_header=False,
         proxy_headers=False,  # nobody is let in by what a header says; and it costs a coroutine a viewer
-        timeout_graceful_shutdown=10,
+        timeout_graceful_shutdown=CANCEL_S,
     )
-    return uvicorn.Server(config)
+    return Server(config)
+
+
+def _cut_off(running: uvicorn.Server) -> None:
+    for connection in list(running.server_state.connections):
+        connection.transport.abort()
 
 
 async def start(running: uvicorn.Server, listening: socket.socket) -> asyncio.Task[None]:
@@ -157,14 +180,57 @@ async def _serve(running: uvicorn.Server, listening: socket.socket) -> None:
         await running.serve(sockets=[listening])
 
 
+class _LastResort:
+    """Ends the process `bound_s` after the first signal, where it has not ended by then.
+
+    What is left to hold it up is code that blocks the event loop, or will not be cancelled; nobody can ask that to
+    stop. Nothing that was stored is lost by it. faulthandler's timer needs neither the loop nor Python's lock, and
+    tells where everybody was.
+    """
+
+    def __init__(self, bound_s: float, last: Callable[[int, FrameType | None], None]) -> None:
+        self._bound_s = bound_s
+        self._last = last
+        self._is_hit = False
+        self._is_passing_on = False
+
+    def install(self) -> None:
+        """Be told of signals before everybody who is told of them now."""
+        for number in SIGNALS:
+            before = signal.getsignal(number)
+            if callable(before):
+                signal.signal(number, partial(self._hit, before))
+
+    def _hit(self, before: Callable[[int, FrameType | None], Any], number: int, frame: FrameType | None) -> None:
+        if self._is_passing_on:  # a hub that started anew has hooked on after us, and was before us already
+            self._last(number, frame)
+            return
+        if not self._is_hit and sys.__stderr__ is not None:
+            self._is_hit = True
+            faulthandler.dump_traceback_later(self._bound_s, exit=True, file=sys.__stderr__)
+        self._is_passing_on = True
+        try:
+            before(number, frame)
+        finally:
+            self._is_passing_on = False
+
+
 def run(
-    app: Any, hub: HubCore | None, listening: socket.socket, *, started: Callable[[], None], **options: Any
+    app: Any,
+    hub: HubCore | None,
+    listening: socket.socket,
+    *,
+    started: Callable[[], None],
+    force_s: float = FORCE_S,
+    **options: Any,
 ) -> bool:
     """Serve `app` until a signal ends it; False if it could not start. `started` is called when it serves.
 
     `hub` is the one behind `app`, if it is known: what is wrong with its store is raised, before anything is served.
+    The process ends within the hub's `drain_s` and `force_s` seconds after the signal, with whatever is left.
     """
     running = server(app, **options)
+    drain_s = max((one.drain_s for one in hubs_in(app)), default=hub.drain_s if hub is not None else DRAIN_S)
 
     async def main() -> None:
         if hub is not None:
@@ -173,6 +239,7 @@ def run(
         if running.started and not serving.done():
             if hub is not None:
                 hub.hook_signals()
+            _LastResort(drain_s + force_s, running.handle_exit).install()
             started()
         await serving
 

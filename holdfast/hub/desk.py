@@ -22,27 +22,26 @@ from holdfast.core.errors import HoldfastError, TooMany
 from holdfast.core.events import Signal
 from holdfast.core.names import COMMAND_MARK, command_key
 from holdfast.core.ops import Writer
-from holdfast.core.requests import Asker, ClaimTurn, EndTurn, Request, SendCommand
+from holdfast.core.requests import SERVER, Asker, ClaimTurn, EndTurn, SendCommand
 from holdfast.core.state import ClaimState, MessageState
 from holdfast.hub.channel import Channel
 from holdfast.hub.clock import Clock
 from holdfast.hub.committer import Answer, Done
 from holdfast.hub.deadlines import Deadlines
 from holdfast.hub.patterns import matches
+from holdfast.hub.warden import BROKEN_S, RETRY_S, Submit
 from holdfast.stores.base import Store
 
 logger = logging.getLogger("holdfast.hub")
 
 WhenBusy = Literal["queue", "interrupt", "parallel"]
 LEASE_S = 15.0  # of a turn that a worker elsewhere has; it renews at a third
-BROKEN_S = 3.0  # what is left of it when the worker's socket breaks
+ATTEMPTS = 5  # at one message, whether its worker died, was restarted or was not heard of; then its turn has failed
 NOBODY_S = 5.0  # a message that nobody takes for so long: whoever looks on is told
-RETRY_S = 1.0
 REMEMBERED_PATTERNS = 1_000
 REMEMBERED_MS = 24 * 3600 * 1000  # after an agent was there last, messages wait for it so long
 NOTED_MS = 3600 * 1000  # between two notes that it is still there
 PATTERN_NOTE = "served/"  # notes of patterns that are served, so that a message waits for an agent that is away
-SERVER = Asker(is_server=True)
 
 
 class Turn(NamedTuple):
@@ -99,7 +98,7 @@ class Desk:
         *,
         store: Store,
         node: str,
-        submit: Callable[[str, str, Request, Asker, Done], None],
+        submit: Submit,
         live: Callable[[], Iterable[Channel]],
         find: Callable[[str], Channel | None],
         spawn: Callable[..., object],
@@ -130,7 +129,7 @@ class Desk:
 
     def unregister(self, worker: Worker, *, is_broken: bool = False) -> None:
         """`worker` takes no more turns. With `is_broken` those it has are another's soon, unless they are renewed."""
-        if self._workers.pop(worker, worker) is worker:
+        if self._workers.pop(worker, worker) is worker and not is_broken:
             return
         for channel in self._live():
             if matches(worker.pattern, channel.name) and channel.roster.disconnect(worker.name, worker):
@@ -141,10 +140,17 @@ class Desk:
                     channel.roster.remove(worker.name)
         for name, work in list(self._work.items()):
             for message_id, (claim, taker) in list(work.running.items()):
-                if taker is worker:
+                if taker is worker and is_broken:  # one that takes no more still has those
                     work.running[message_id] = (claim, None)
-                    if is_broken and not worker.is_local:
+                    if not worker.is_local:
                         self._lapse_in(name, message_id, claim, BROKEN_S)
+
+    def hand_over(self, worker: Worker, heir: Worker) -> None:
+        """What turns `worker` has are those of `heir`, which is the same agent asked for anew."""
+        for work in self._work.values():
+            for message_id, (claim, taker) in work.running.items():
+                if taker is worker:
+                    work.running[message_id] = (claim, heir)
 
     def serves(self, channel: str) -> bool:
         """Do agents answer in `channel`, now or when they are back?"""
@@ -217,9 +223,7 @@ class Desk:
             is_known = key in work.waiting
             work.waiting[key] = (message.created, claim.generation)  # who gave up a claim may have it stored since
             if not is_known:
-                self._deadlines.set(
-                    ("nobody", channel, key), self._loop.time() + NOBODY_S, partial(self._nobody_came, channel, key)
-                )
+                self._expect_somebody(channel, key)
             return not is_known
         if key in work.waiting and work.waiting[key][1] == claim.generation:
             return False  # whoever took it is gone, and nobody else has it yet
@@ -262,6 +266,7 @@ class Desk:
         work = self._work.get(channel)
         if work is None or self._is_over:
             return
+        self._give_up(channel, work)
         for message_id, place in sorted(work.waiting.items(), key=lambda item: item[1]):
             worker = self._worker_for(channel)
             if worker is None:
@@ -280,6 +285,40 @@ class Desk:
             work.claiming.add(message_id)
             worker.free -= 1
             self._claim(channel, message_id, place, worker)
+
+    def _give_up(self, channel: str, work: _Work) -> None:
+        """End turns that had all their attempts: what kills its worker would do so for ever, one after another.
+
+        Only where somebody would get them: until then nobody is harmed. So none ends before the hub has recovered,
+        which has a say in what the last attempt left.
+        """
+        if not self.has_agent(channel):
+            return
+        for message_id, place in list(work.waiting.items()):
+            if place[1] >= ATTEMPTS:
+                del work.waiting[message_id]
+                work.claiming.add(message_id)
+                self._end_given_up(channel, message_id, place)
+
+    def _end_given_up(self, channel: str, message_id: str, place: tuple[int, int]) -> None:
+        """Store that the turn is over, with an answer that says so: one decision, so that it is said once."""
+
+        def done(answer: Answer | HoldfastError) -> None:
+            work = self._work.get(channel)
+            if work is not None:
+                work.claiming.discard(message_id)
+            if isinstance(answer, HoldfastError):
+                self._not_claimed(channel, message_id, place, answer)
+                return
+            logger.warning("message %s of %s is given up after %d attempts", message_id, channel, place[1])
+            self._tidy(channel)
+            self._offer(channel)
+
+        try:
+            request = EndTurn(generation=place[1], failure=self._clock.new_id())
+            self._submit(channel, message_id, request, SERVER, done)
+        except HoldfastError as error:
+            done(error)
 
     def _worker_for(self, channel: str) -> Worker | None:
         fitting = [one for one in self._workers if one.free > 0 and matches(one.pattern, channel)]
@@ -367,30 +406,32 @@ class Desk:
 
     def renew(self, worker: Worker, turn: Turn) -> bool:
         """A worker elsewhere is still at it. False: the turn is not its own any more."""
-        work = self._work.get(turn.channel)
-        running = work.running.get(turn.message_id) if work is not None else None
-        if work is None or running is None or running[0].generation != turn.generation:
+        running = self._running(turn.channel, turn.message_id, turn.generation)
+        if running is None:
             return False
-        claim = running[0]
+        claim, _ = running
         if claim.node is not None or claim.by != worker.name:
             return False  # of another agent: whoever comes back does so by its name
-        work.running[turn.message_id] = (claim, worker)
+        self._work[turn.channel].running[turn.message_id] = (claim, worker)
         self._lapse_in(turn.channel, turn.message_id, claim, (claim.lease_ms or LEASE_S * 1000) / 1000)
         return True
+
+    def claimed_by(self, channel: str, message_id: str) -> str | None:
+        """The name of the agent that has the turn of `message_id`, if one has."""
+        work = self._work.get(channel)
+        running = work.running.get(message_id) if work is not None else None
+        return running[0].by if running is not None else None
 
     def end(self, worker: Worker, turn: Turn, state: Literal["done", "cancelled"], done: Done) -> None:
         """The worker's work on `turn` is over: store that, and offer what waits. `done` gets the answer."""
         asker = Asker(id=worker.name, is_server=worker.is_local)
 
-        def answered(answer: Answer | HoldfastError) -> None:
-            done(answer)
-
         self._forget_worker(worker, turn)
         try:
             request = EndTurn(generation=turn.generation, state=state)
-            self._submit(turn.channel, turn.message_id, request, asker, answered)
+            self._submit(turn.channel, turn.message_id, request, asker, done)
         except HoldfastError as error:
-            answered(error)
+            done(error)
 
     def freed(self, worker: Worker) -> None:
         """The worker has room for one more."""
@@ -405,12 +446,15 @@ class Desk:
 
     def _forget_worker(self, worker: Worker, turn: Turn) -> None:
         """Whoever ends a turn need not be told that it ended."""
-        work = self._work.get(turn.channel)
-        running = work.running.get(turn.message_id) if work is not None else None
-        if work is None or running is None or running[1] is not worker:
-            return
-        if running[0].generation == turn.generation:
-            work.running[turn.message_id] = (running[0], None)
+        running = self._running(turn.channel, turn.message_id, turn.generation)
+        if running is not None and running[1] is worker:
+            self._work[turn.channel].running[turn.message_id] = (running[0], None)
+
+    def _running(self, channel: str, message_id: str, generation: int) -> tuple[ClaimState, Worker | None] | None:
+        """The claim of a turn, and who works on it where that is known; None where that attempt is over."""
+        work = self._work.get(channel)
+        running = work.running.get(message_id) if work is not None else None
+        return running if running is not None and running[0].generation == generation else None
 
     def _lapse_in(self, channel: str, message_id: str, claim: ClaimState, term_s: float) -> None:
         self._deadlines.set(
@@ -421,21 +465,17 @@ class Desk:
 
     def _lapse(self, channel: str, message_id: str, generation: int) -> None:
         """The worker of a turn is gone: another takes over."""
-        work = self._work.get(channel)
-        running = work.running.get(message_id) if work is not None else None
-        if work is None or running is None or running[0].generation != generation:
+        running = self._running(channel, message_id, generation)
+        if running is None:
             return
+        work = self._work[channel]
         del work.running[message_id]
         if running[1] is not None:
             running[1].ended(Turn(channel, message_id, generation, None), "lost")
         live = self._find(channel)
         message = live.state.message(message_id) if live is not None else None
         work.waiting[message_id] = (message.created if message is not None else 0, generation)
-        self._deadlines.set(
-            ("nobody", channel, message_id),
-            self._loop.time() + NOBODY_S,
-            partial(self._nobody_came, channel, message_id),
-        )
+        self._expect_somebody(channel, message_id)
         self._offer(channel)
 
     def _interrupt_all_but(self, channel: str, work: _Work, newest: str) -> None:
@@ -452,6 +492,11 @@ class Desk:
             self._submit(channel, with_id, command, SERVER, lambda answer: None)
         except HoldfastError as error:
             logger.warning("a turn of %s could not be interrupted: %s", channel, error)
+
+    def _expect_somebody(self, channel: str, message_id: str) -> None:
+        """The message waits from now on: whoever looks on is told when nobody takes it."""
+        nobody_came = partial(self._nobody_came, channel, message_id)
+        self._deadlines.set(("nobody", channel, message_id), self._loop.time() + NOBODY_S, nobody_came)
 
     def _nobody_came(self, channel: str, message_id: str) -> None:
         work = self._work.get(channel)

@@ -16,10 +16,12 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 from msgspec import Struct
 
+from holdfast.core.cursor import NO_EPOCH
 from holdfast.core.document import restored
 from holdfast.core.errors import HoldfastError, LocalError
 from holdfast.core.model import Command, Json, Message
 from holdfast.core.names import check_id
+from holdfast.core.owed import reply_to
 from holdfast.core.state import CommandState, MessageState
 from holdfast.hub.patterns import check_pattern, matches
 
@@ -110,16 +112,20 @@ class HookRunner:
         return f"hook-since/{name}" not in first
 
     async def _scan(self) -> None:
-        """Look for channels that moved while the hook was away."""
+        """Look for channels that moved, or were deleted, while the hook was away."""
         store = self._hub.store
         after: str | None = None
+        gone = set(self._positions)
         while page := await store.channels(after=after, limit=SCAN_PAGE):
+            gone.difference_update(page)
             for channel in page:
                 if matches(self._hook.pattern, channel):
                     head = await store.head(channel)
                     if self._positions.get(channel) != (head.epoch, head.serial):
                         self.moved(channel)
             after = page[-1]
+        for channel in gone:
+            self.moved(channel)
 
     def moved(self, channel: str) -> None:
         """`channel` has something new, perhaps."""
@@ -167,6 +173,9 @@ class HookRunner:
         head = await store.head(channel)
         if (head.epoch, head.serial) == (epoch, serial):
             return
+        if head.epoch == NO_EPOCH:
+            await self._forget(channel)
+            return
         if head.epoch != epoch:
             serial = 0  # another life of the channel
         changes = await store.changes(channel, after=serial, limit=MAX_CHANGED)
@@ -211,6 +220,12 @@ class HookRunner:
         await self._hub.store.note({f"hook/{self._hook.name}/{channel}": f"{epoch}:{serial}".encode()})
         self._positions[channel] = (epoch, serial)
 
+    async def _forget(self, channel: str) -> None:
+        """The channel was deleted: its next life is told from its beginning, with a position or without."""
+        if channel in self._positions:
+            await self._hub.store.note({f"hook/{self._hook.name}/{channel}": None})
+            del self._positions[channel]
+
 
 def _of_command(channel: str, epoch: str, command: CommandState, since: int) -> list[HookEvent]:
     events = []
@@ -219,17 +234,17 @@ def _of_command(channel: str, epoch: str, command: CommandState, since: int) -> 
         events.append(
             HookEvent(type="command", channel=channel, serial=command.created, epoch=epoch, id=shown.id, command=shown)
         )
-    if command.reply is not None and command.answered > since:
-        reply = command.reply
+    reply = reply_to(command)
+    if reply is not None and reply.serial > since:
         events.append(
             HookEvent(
                 type="command.reply",
                 channel=channel,
-                serial=command.answered,
+                serial=reply.serial,
                 epoch=epoch,
                 id=shown.id,
                 command=shown,
-                reply={"ok": reply.ok, "data": reply.data, "error": reply.error, "from": reply.by},
+                reply={"ok": reply.ok, "data": reply.data, "error": reply.error, "from": reply.from_},
             )
         )
     return events

@@ -36,6 +36,7 @@ from holdfast.core.model import Command, Json, Message, Part, plain
 from holdfast.core.names import COMMAND_MARK, check_channel, check_id, check_key, command_key
 from holdfast.core.ops import Writer
 from holdfast.core.requests import (
+    SERVER,
     Asker,
     ClaimTurn,
     CreateMessage,
@@ -51,7 +52,7 @@ from holdfast.core.requests import (
 from holdfast.core.state import MessageState, utf8_len
 from holdfast.hub.channel import Channel
 from holdfast.hub.clock import Clock
-from holdfast.hub.committer import Answer, Ask, Committer, DocumentDue, Done, Item, Waiting
+from holdfast.hub.committer import Answer, Ask, Committer, DocumentDue, Done, Item, Waiting, answered_later
 from holdfast.hub.deadlines import Deadlines
 from holdfast.hub.desk import Desk
 from holdfast.hub.drain import SignalHook
@@ -149,8 +150,7 @@ class HubCore:
         self.drain_s = drain_s
         self.clock = clock or Clock()
         self.rates = Rates(client_limits)
-        if ticket_keys:
-            self.tickets = Tickets(ticket_keys, now_ms=self.clock.now_ms)
+        self.tickets = Tickets(ticket_keys or getattr(authenticate, "ticket_keys", ()), now_ms=self.clock.now_ms)
         self.node = ""  # this life of the hub, as writers' leases name it; a new one with each start
         self.is_draining = False
         self.drive_by_hand = False  # may streaming responses drive `send` themselves? `serve` sets it
@@ -661,7 +661,7 @@ class HubCore:
             await asyncio.sleep(LEFT_S)
             try:
                 if self._is_left(await self._message(channel, message_id), channel, generation):
-                    await self.ask(channel, message_id, end, Asker(is_server=True))
+                    await self.ask(channel, message_id, end, SERVER)
                 return
             except HoldfastError as error:
                 if not error.retry or isinstance(error, Draining):
@@ -701,16 +701,7 @@ class HubCore:
         return check_id(message_id) if message_id is not None else self.new_id()
 
     async def _ask(self, channel: str, message_id: str, request: Request, asker: Asker) -> Answer:
-        answered: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
-
-        def done(answer: Answer | HoldfastError) -> None:
-            if answered.done():
-                return
-            if isinstance(answer, HoldfastError):
-                answered.set_exception(answer)
-            else:
-                answered.set_result(answer)
-
+        answered, done = answered_later()
         self.queue(Waiting(channel, Ask(message_id, request, asker), done, _size_of(request)))
         return await answered
 

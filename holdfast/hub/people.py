@@ -14,7 +14,7 @@ from holdfast.core.errors import Forbidden
 from holdfast.core.events import Presence, Signal
 from holdfast.core.limits import Limits
 from holdfast.core.model import Json, check_json, plain
-from holdfast.core.names import check_id
+from holdfast.core.names import check_id, is_own_name
 from holdfast.hub.channel import Channel
 from holdfast.hub.deadlines import Deadlines
 
@@ -37,7 +37,7 @@ class People:
         self._channel = channel
 
     def enter(self, channel: str, member_id: str, connection: Hashable, data: dict[str, Json] | None) -> None:
-        """`member_id` is here by `connection`, until `leave`. Raises InvalidRequest, TooLarge, TooMany."""
+        """`member_id` is here by `connection`, until `leave`. Raises InvalidRequest, TooLarge, TooMany, Forbidden."""
         if data is not None:
             check_json(data, self._limits.data_bytes, "a member's data", depth=self._limits.depth)
             data = plain(data)
@@ -88,7 +88,6 @@ class People:
 def check_member(member_id: str, client_id: str | None) -> str:
     """Return `member_id`; raises Forbidden unless it is the client's own id, or that with `~` and a suffix."""
     check_id(member_id, "a member's id")
-    own = client_id or "anonymous"
-    if member_id == own or member_id.startswith(f"{own}~"):
+    if is_own_name(member_id, client_id):
         return member_id
     raise Forbidden("a member's id is the client's own, or that with ~ and a suffix")

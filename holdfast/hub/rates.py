@@ -12,13 +12,9 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from holdfast.core.errors import TooMany
 from holdfast.hub.identity import Identity
-
-if TYPE_CHECKING:
-    from holdfast.hub.hub import HubCore
 
 MAX_CLIENTS = 100_000  # remembered at once; about 500 bytes each
 HOUR_S = 3600.0
@@ -164,11 +160,3 @@ class Rates:
             name, client = self._clients.popitem(last=False)
             if client.connections:
                 self._clients[name] = client
-
-
-def rates_of(hub: HubCore) -> Rates:
-    """The counts of `hub`; it has them from their first use on."""
-    found: Rates | None = vars(hub).get("rates")
-    if found is None:
-        found = vars(hub)["rates"] = Rates()
-    return found

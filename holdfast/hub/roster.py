@@ -7,13 +7,13 @@ as a whole (`presence.sync`); signals that a reader did not come for in time are
 
 from __future__ import annotations
 
-from collections import OrderedDict, deque
+from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Hashable
 from typing import Literal
 
 from msgspec import Struct
 
-from holdfast.core.errors import TooMany
+from holdfast.core.errors import Forbidden, TooMany
 from holdfast.core.events import (
     PassingEvent,
     Presence,
@@ -29,7 +29,7 @@ from holdfast.core.model import Json, Member
 
 Kind = Literal["user", "agent"]
 NAMED = 100  # members that are told by name; of the rest only the count
-KEPT_LEFT = 1_000  # members who left, so that it can be told
+KEPT_LEFT = 1_000  # times that somebody left, so that it can be told
 KEPT_SIGNALS = 256
 KEPT_SIGNAL_BYTES = 64 * 1024
 MAX_CONNECTIONS = 100  # of one person; of an agent there may be as many as there are sockets
@@ -49,11 +49,15 @@ class Roster:
 
     def __init__(self, limits: Limits, changed: Callable[[], None]) -> None:
         self.position = 0
+        # Of what `position` is one: given by whoever first tells it to somebody who may come back with it. A roster is
+        # gone with the hub, and when its channel leaves memory.
+        self.life = ""
         self._limits = limits
         self._changed = changed
         self._members: dict[str, _Here] = {}
         self._changes: OrderedDict[str, int] = OrderedDict()  # member → position of the last change
-        self._left: OrderedDict[str, int] = OrderedDict()  # member who left → position at which they had entered
+        self._stays: defaultdict[str, list[tuple[int, int]]] = defaultdict(list)  # member → when they came and left
+        self._left: deque[str] = deque()  # the members of these stays, in the order in which they left
         self._floor = 0  # who has seen less is told all
         self._signals: deque[tuple[int, Signal, int]] = deque()
         self._signal_bytes = 0
@@ -67,15 +71,21 @@ class Roster:
         return any(here.kind == "user" for here in self._members.values())
 
     def enter(self, member_id: str, kind: Kind, connection: Hashable, data: dict[str, Json] | None = None) -> None:
-        """`member_id` is here by `connection`; `data` replaces what was known, None leaves it. Raises TooMany."""
+        """`member_id` is here by `connection`; `data` replaces what was known, None leaves it.
+
+        Raises TooMany, and Forbidden where a person would be one with an agent.
+        """
         here = self._members.get(member_id)
         if here is None:
             if len(self._members) >= self._limits.members:
                 raise TooMany(f"a channel has at most {self._limits.members} members", limit=self._limits.members)
             self._note(member_id)
             self._members[member_id] = _Here(kind, data or {}, self.position, {connection: None})
-            self._left.pop(member_id, None)
         else:
+            if here.kind != kind:
+                if kind == "user":  # or anybody of that name could say what the agent does
+                    raise Forbidden(f"{member_id!r} is an agent here")
+                here.kind, here.connections = kind, {}  # nor does a person of that name keep it here when it is gone
             is_new = connection not in here.connections
             if is_new and kind == "user" and len(here.connections) >= MAX_CONNECTIONS:
                 raise TooMany(f"a member has at most {MAX_CONNECTIONS} connections", limit=MAX_CONNECTIONS)
@@ -112,11 +122,11 @@ class Roster:
         if here is None or here.connections:
             return
         del self._members[member_id]
-        self._left[member_id] = here.entered
         self._note(member_id)
+        self._stays[member_id].append((here.entered, self.position))
+        self._left.append(member_id)
         while len(self._left) > KEPT_LEFT:
-            gone, _ = self._left.popitem(last=False)
-            self._floor = max(self._floor, self._changes.pop(gone))
+            self._forget_stay(self._left.popleft())
         self._changed()
 
     def signal(self, signal: Signal) -> None:
@@ -162,10 +172,23 @@ class Roster:
     def _event(self, member_id: str, position: int) -> PassingEvent | None:
         member = self.member(member_id)
         if member is None:
-            return PresenceLeave(id=member_id) if self._left.get(member_id, 0) <= position else None
-        if self._members[member_id].entered > position:
+            return PresenceLeave(id=member_id) if self._was_here(member_id, position) else None
+        if self._members[member_id].entered > position and not self._was_here(member_id, position):
             return PresenceEnter(member=member)
         return PresenceUpdate(member=member)
+
+    def _was_here(self, member_id: str, position: int) -> bool:
+        """Was it told up to `position` that the member is here? They may have left and come back since, and left."""
+        return any(entered <= position < left for entered, left in self._stays.get(member_id, ()))
+
+    def _forget_stay(self, member_id: str) -> None:
+        stays = self._stays[member_id]
+        _, left = stays.pop(0)
+        self._floor = max(self._floor, left)
+        if not stays:
+            del self._stays[member_id]
+            if member_id not in self._members:
+                del self._changes[member_id]
 
     def _note(self, member_id: str) -> None:
         self.position += 1

@@ -12,7 +12,7 @@ import hmac
 import secrets
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 from msgspec import DecodeError, Struct
 from msgspec.json import Decoder
@@ -22,9 +22,6 @@ from holdfast.core.errors import Forbidden, LocalError, Unauthenticated
 from holdfast.core.events import encode_json
 from holdfast.hub.clock import Clock
 from holdfast.hub.identity import Expired, Identity
-
-if TYPE_CHECKING:
-    from holdfast.hub.hub import HubCore
 
 START_S = 60  # to open the stream
 # For identities without an end of their own. Nobody is asked again while a stream comes back by itself.
@@ -179,12 +176,3 @@ def _mac(key: bytes, purpose: str, text: str) -> str:
 
 def _text(data: bytes) -> str:
     return urlsafe_b64encode(data).rstrip(b"=").decode()
-
-
-def tickets_of(hub: HubCore) -> Tickets:
-    """The tickets of `hub`; it has them from their first use on. Signed with what its verifier has, if it has any."""
-    found: Tickets | None = vars(hub).get("tickets")
-    if found is None:
-        found = Tickets(getattr(hub.authenticate, "ticket_keys", ()), now_ms=hub.clock.now_ms)
-        vars(hub)["tickets"] = found
-    return found

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from holdfast.core.errors import HoldfastError
 from holdfast.core.names import COMMAND_MARK
-from holdfast.core.requests import Asker, FinishMessage, Request, SettleCommand
+from holdfast.core.requests import SERVER, Asker, FinishMessage, Request, SettleCommand
 from holdfast.core.state import CommandState, MessageState
 from holdfast.hub.channel import Channel
 from holdfast.hub.clock import Clock
@@ -26,9 +26,8 @@ from holdfast.hub.deadlines import Deadlines
 logger = logging.getLogger("holdfast.hub")
 
 CANCEL_S = 2.0  # for whoever writes to carry out a `cancel`
-BROKEN_S = 3.0  # what is left of a lease when its writer's socket breaks
+BROKEN_S = 3.0  # what is left of a lease when its holder's socket breaks
 RETRY_S = 1.0  # after a store that failed
-SERVER = Asker(is_server=True)
 
 Submit = Callable[[str, str, Request, Asker, Done], None]
 
@@ -92,7 +91,7 @@ class Warden:
         if (channel, key) in self._leases:
             self._holders[channel, key] = _Holder(line, True)
 
-    def broken(self, channel: str, key: str, line: Hashable = None, *, is_late: bool = False) -> None:
+    def broken(self, channel: str, key: str, line: Hashable, *, is_late: bool = False) -> None:
         """The socket `line` of the writer of `key` broke: a blip does not interrupt, and a crash shows soon.
 
         Not where the writer was heard of by something else since: then it is there. `is_late`: the socket had broken
@@ -101,7 +100,7 @@ class Warden:
         lease, holder = self._leases.get((channel, key)), self._holders.get((channel, key))
         if lease is None:
             return
-        if line is None or holder is None or (holder.line is line and (holder.is_last or is_late)):
+        if holder is None or (holder.line is line and (holder.is_last or is_late)):
             self._end_lease_in(channel, key, min(lease[1], BROKEN_S))
 
     def _end_lease_in(self, channel: str, key: str, term_s: float) -> None:

@@ -27,12 +27,13 @@ from holdfast.core.errors import HoldfastError, MethodNotAllowed
 from holdfast.hub.hub import HubCore
 from holdfast.hub.identity import Scope
 from holdfast.transports.answer import message_events
-from holdfast.transports.chunks import Chunks
+from holdfast.transports.chunks import Chunks, cycle_of, socket_of
 from holdfast.transports.codec import unexpected
 from holdfast.transports.door import check_closed_door, header
 from holdfast.transports.http import no_such_path, problem_response, routes
 from holdfast.transports.longpoll import poll
 from holdfast.transports.problem import Headers, problem_messages
+from holdfast.transports.sink import LAST_WORDS_S
 from holdfast.transports.sse import channel_events, is_started
 from holdfast.transports.websocket import Sockets
 from holdfast.transports.wheel import Wheel
@@ -40,6 +41,8 @@ from holdfast.transports.wheel import Wheel
 logger = logging.getLogger("holdfast.transports")
 
 LEAVING_S = 1.0  # for viewers, when the hub leaves; those who do not read get less (`sink.LAST_WORDS_S`)
+# For a peer to take what was written before its stream or socket ended. Servers wait for that for ever.
+UNREAD_S = 10.0
 WEB = Path(__file__).parent.parent / "web"
 _METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
 _REQUEST_HEADERS = ("Authorization", "Cache-Control", "Content-Type", "Holdfast-Client", "Last-Event-ID")
@@ -123,6 +126,9 @@ class App:
                 raise  # the server breaks the stream off, and logs why
             logger.exception("a request failed")
             await _answer(unexpected(), self.cors(scope), send)
+        finally:
+            if is_started(scope):
+                self._cut_unread(receive)
 
     async def _websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
         await receive()  # websocket.connect
@@ -138,7 +144,23 @@ class App:
             logger.exception("a socket could not be let in")
             await _refuse(scope, unexpected(), send)
             return
-        await self._sockets.serve(passport, scope, receive, send)
+        try:
+            await self._sockets.serve(passport, scope, receive, send)
+        finally:
+            self._cut_unread(receive)
+
+    def _cut_unread(self, receive: Any) -> None:
+        """A stream or socket has ended: cut the connection of a peer that does not read the rest, where we know it.
+
+        Servers close when all is sent. A reader who has stopped would hold its connection, and a server that leaves,
+        for ever.
+        """
+        connection = cycle_of(receive) or socket_of(receive)  # which less middleware wraps than `send`
+        if connection is None or getattr(connection, "response_complete", False):
+            return  # an answer that is complete may be read for as long as it takes
+        if connection.transport.get_write_buffer_size():
+            patience_s = LAST_WORDS_S if self.hub.is_draining else UNREAD_S
+            asyncio.get_running_loop().call_later(patience_s, _abort_unread, connection.transport)
 
     async def _lifespan(self, receive: Receive, send: Send) -> None:
         await receive()  # lifespan.startup
@@ -192,6 +214,11 @@ def _plain_app(hub: HubCore) -> ASGIApp:
             expose_headers=("Retry-After",),
         )
     return app
+
+
+def _abort_unread(transport: asyncio.WriteTransport) -> None:
+    if transport.get_write_buffer_size():
+        transport.abort()
 
 
 async def _nothing(scope: Any, receive: Any, send: Any) -> None:

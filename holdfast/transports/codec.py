@@ -108,7 +108,8 @@ def answer_fields(request: Request, answer: Answer) -> dict[str, Any]:
         case RenewLease():
             return {"serial": answer.serial, "lease_s": request.lease_s}
         case SendCommand():
-            return {"command": answer.command, "serial": answer.serial}
+            reply = {"reply": answer.reply} if answer.reply is not None else {}
+            return {"command": answer.command, "serial": answer.serial, **reply}
         case ReplyCommand() | SettleCommand():
             return {"serial": answer.serial}
         case ClaimTurn() | EndTurn():

@@ -20,7 +20,6 @@ from holdfast.core.errors import Busy, Forbidden, HoldfastError, InvalidName, No
 from holdfast.core.names import check_id
 from holdfast.hub.hub import HubCore
 from holdfast.hub.identity import Expired, Identity, Scope, claimed_identity
-from holdfast.hub.rates import rates_of
 from holdfast.transports.codec import unexpected
 
 logger = logging.getLogger("holdfast.transports")
@@ -76,7 +75,7 @@ async def known_identity(hub: HubCore, scope: Scope) -> Identity | None:
     identity = await _verified(partial(verify, scope))
     if identity is not None:
         check_identity(hub, identity)
-        rates_of(hub).request(identity, peer_of(scope))
+        hub.rates.request(identity, peer_of(scope))
     return identity
 
 

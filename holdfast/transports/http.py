@@ -52,7 +52,6 @@ from holdfast.hub.committer import Answer
 from holdfast.hub.hub import HubCore
 from holdfast.hub.identity import Identity
 from holdfast.hub.people import check_member
-from holdfast.hub.rates import rates_of
 from holdfast.transports.codec import answer_fields, decode, for_peers, unexpected
 from holdfast.transports.door import identify, not_local
 from holdfast.transports.problem import problem_body, problem_headers
@@ -114,13 +113,13 @@ class Call:
 def asker_of(hub: HubCore, identity: Identity, channel: str) -> Asker:
     """`identity` as the one who asks something of `channel`."""
     asker = identity.asker(channel)
-    return asker if rates_of(hub).may_begin(identity) else replace(asker, may_begin=False)
+    return asker if hub.rates.may_begin(identity) else replace(asker, may_begin=False)
 
 
 def note_answer(hub: HubCore, identity: Identity, answer: Answer) -> None:
     """Count the channel that began with what was stored, if one did."""
     if answer.created and answer.serial == 1:
-        rates_of(hub).began(identity)
+        hub.rates.began(identity)
 
 
 def _status(asked: Asked, answer: Answer, status: int) -> int:
@@ -246,7 +245,7 @@ async def signal(call: Call) -> Response:
     """`POST …/signals`."""
     call.check("presence")
     asked = await call.body(_signal)
-    rates_of(call.hub).signal(call.identity)
+    call.hub.rates.signal(call.identity)
     await call.hub.signal(call.channel, asked.name, asked.data, by=call.identity.client_id)
     return Response(status_code=202, headers=_NO_STORE)
 

@@ -1,7 +1,8 @@
 """Long poll: for networks that let nothing through but requests with answers.
 
-You are in `transports`. One request is one batch: what is missed at once, or the next batch when it comes. A feed lives
-only as long as the request; the cursor is the same as on every other transport.
+You are in `transports`. One request is one answer: what is missed at once, or the next batch when it comes. A feed
+lives only as long as the request; the cursor is the same as on every other transport, with one field more: a place in
+the channel's presence, which is not in the log. Between two polls nobody else remembers what the poller was told.
 """
 
 from __future__ import annotations
@@ -11,14 +12,14 @@ import asyncio
 from starlette.types import Receive, Send
 
 from holdfast.core.cursor import Cursor
-from holdfast.core.events import ChannelAttached, encode_json
+from holdfast.core.events import ChannelAttached, PresenceSync, Signal, encode_json
 from holdfast.core.names import check_channel
 from holdfast.hub.feed import Behind, EncodedBatch, Feed
 from holdfast.hub.hub import HubCore
 from holdfast.hub.identity import Expired, Scope
 from holdfast.transports.door import identify
 from holdfast.transports.passport import Passport
-from holdfast.transports.past import known_since, past_of
+from holdfast.transports.past import Past, known_since, past_of
 from holdfast.transports.query import Query
 from holdfast.transports.sse import Open, allowed_history, check_serving, since_of
 
@@ -38,24 +39,17 @@ async def poll(app: Open, scope: Scope, receive: Receive, send: Send, channel: s
         history = allowed_history(identity, channel, query.whole("history", 0, hub.limits.history))
         wait_s = query.whole("wait_s", 0, MAX_WAIT_S)
         woken = asyncio.Event()
-        feed = await hub.attach(channel, since, history=history, flush_ms=0, wake=woken.set)
+        feed = await hub.attach(channel, since, history=history, flush_ms=0, wake=woken.set, has_passing=True)
         try:
-            batch = await _take(feed)
-            events = _news(batch, since)
-            if not events and scope["method"] != "HEAD" and not hub.is_draining:
-                woken.clear()
+            visit = _Visit(hub, feed, since, past)
+            events = await visit.begin()
+            if not events and scope["method"] != "HEAD":
                 patience_s = min(DEFAULT_WAIT_S if wait_s is None else wait_s, passport.left_s())
-                if not await _is_still_there(woken, receive, patience_s):
+                awaited = await _await_events(visit, woken, receive, passport, patience_s)
+                if awaited is None:
                     return
-                if feed.is_behind and not hub.is_draining:
-                    await asyncio.sleep(hub.flush_ms / 1000)  # one flush window: for more than a first token
-                if passport.is_expired:
-                    raise Expired("this identity has expired while the request waited")
-                batch = await _take(feed)
-                events = batch.raw if batch is not None else []
-            cursor = str(feed.cursor)
-            if past is not None:
-                cursor = f"{cursor}:{past.mark(cursor)}"
+                events = awaited
+            cursor = visit.cursor(is_told=bool(events))
         finally:
             feed.close()
     finally:
@@ -72,37 +66,108 @@ async def admit_poll(hub: HubCore, scope: Scope, channel: str) -> Passport:
     return passport
 
 
-async def _take(feed: Feed) -> EncodedBatch | None:
-    """What `feed` is owed, asking the store where it must. Raises StoreUnavailable."""
-    while True:
-        try:
-            return feed.take()
-        except Behind:
-            await feed.catch_up()
+class _Visit:
+    """What one poll is owed: of the log by its feed, of presence by the place in its cursor."""
+
+    def __init__(self, hub: HubCore, feed: Feed, since: Cursor | None, past: Past | None) -> None:
+        self.hub = hub
+        self.feed = feed
+        self._since = since
+        self._past = past
+        self._roster = feed.channel.roster
+        self._life = self._roster.life = self._roster.life or hub.clock.new_epoch()
+        self._told = self._told_of(since)  # position in the roster; None: nothing that counts here
+
+    async def begin(self) -> list[bytes]:
+        """What was missed since the last poll. Raises StoreUnavailable."""
+        batch = await self._take()
+        assert batch is not None
+        attached, since = batch.events[0], self._since
+        assert isinstance(attached, ChannelAttached)
+        if since is None or not attached.resumed or since.epoch != attached.epoch:
+            return batch.raw  # which says who is here
+        # The first event only says that all is as the client knows it.
+        return batch.raw[1:] + self._missed_presence()
+
+    async def more(self) -> list[bytes]:
+        """What came since the last call. Raises StoreUnavailable."""
+        events: list[bytes] = []
+        while (batch := await self._take()) is not None:  # first of the log, then of what is said in passing
+            events += batch.raw
+        return events
+
+    def cursor(self, *, is_told: bool) -> str:
+        """Where the client stands now. To be called right after `begin` or `more`: the roster moves on.
+
+        Whoever was told nothing keeps their place: what made no event until now (somebody came, and left) makes none.
+        """
+        position = self._roster.position if is_told or self._told is None else self._told
+        cursor, place = self.feed.cursor, Cursor(self._life, position)
+        if self._past is not None:
+            cursor = cursor._replace(extra=self._past.mark(str(cursor)))
+            # Marked, too: between two positions one could look for who has left before one came.
+            place = place._replace(extra=self._past.mark(str(place)))
+        return str(cursor.with_presence(place))
+
+    async def _take(self) -> EncodedBatch | None:
+        """What the feed is owed, asking the store where it must."""
+        while True:
+            try:
+                return self.feed.take()
+            except Behind:
+                await self.feed.catch_up()
+
+    def _missed_presence(self) -> list[bytes]:
+        """Who came and went between two polls; who is here, where nobody knows what the client was told.
+
+        Signals of that time are for those who were there.
+        """
+        if self._told is None:
+            now = self._roster.presence()
+            return [encode_json(PresenceSync(members=now.members, count=now.count))]
+        return [encode_json(event) for event in self._roster.since(self._told) if not isinstance(event, Signal)]
+
+    def _told_of(self, since: Cursor | None) -> int | None:
+        place = known_since(self._past, since.presence if since is not None else None)
+        if place is None or place.epoch != self._life or place.serial > self._roster.position:
+            return None
+        return place.serial
 
 
-def _news(batch: EncodedBatch | None, since: Cursor | None) -> list[bytes]:
-    """The first batch without the event that only says that all is as the client knows it."""
-    if batch is None:
-        return []
-    attached = batch.events[0]
-    assert isinstance(attached, ChannelAttached)
-    is_known = attached.resumed and since is not None and since.epoch == attached.epoch
-    return batch.raw[1:] if is_known else batch.raw
+async def _await_events(
+    visit: _Visit, woken: asyncio.Event, receive: Receive, passport: Passport, patience_s: float
+) -> list[bytes] | None:
+    """What comes within `patience_s`; None if the peer has left meanwhile. Raises Expired, StoreUnavailable.
 
-
-async def _is_still_there(woken: asyncio.Event, receive: Receive, wait_s: float) -> bool:
-    """Wait until there is something to take, at most `wait_s`; False if the peer has left meanwhile."""
-    loop = asyncio.get_running_loop()
+    Not every wake-up brings something: who came and left within a moment is told to nobody.
+    """
+    hub, loop = visit.hub, asyncio.get_running_loop()
+    over_s = loop.time() + patience_s
     leaving = loop.create_task(_until_left(receive))
-    waking = loop.create_task(woken.wait())
+    leaving.add_done_callback(lambda _: woken.set())
+    events: list[bytes] = []
+    is_over = False
     try:
-        done, _ = await asyncio.wait((leaving, waking), timeout=wait_s, return_when=asyncio.FIRST_COMPLETED)
-        return leaving not in done
+        while not (events or is_over or hub.is_draining):
+            woken.clear()
+            if leaving.done():
+                return None
+            try:
+                async with asyncio.timeout_at(over_s):
+                    await woken.wait()
+            except TimeoutError:
+                is_over = True
+            if leaving.done():
+                return None
+            if visit.feed.is_behind and not hub.is_draining:
+                await asyncio.sleep(hub.flush_ms / 1000)  # one flush window: for more than a first token
+            if passport.is_expired:
+                raise Expired("this identity has expired while the request waited")
+            events = await visit.more()
     finally:
         leaving.cancel()
-        waking.cancel()
-        await asyncio.gather(leaving, waking, return_exceptions=True)
+        await asyncio.gather(leaving, return_exceptions=True)
+    return events
 
 
 async def _until_left(receive: Receive) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from holdfast.core.errors import Forbidden, Unauthenticated
 from holdfast.hub.hub import HubCore
 from holdfast.hub.identity import Identity, Scope
-from holdfast.hub.rates import Seat, rates_of
+from holdfast.hub.rates import Seat
 from holdfast.hub.tickets import Ticket
 from holdfast.transports.door import identity_by_token, peer_of
 
@@ -93,7 +93,7 @@ class Passport:
     def count_request(self) -> None:
         """A frame came. Raises TooMany."""
         if self._hub.authenticate is not None and self._identity is not None:
-            rates_of(self._hub).request(self._identity, peer_of(self._scope))
+            self._hub.rates.request(self._identity, peer_of(self._scope))
 
     def leave(self) -> None:
         """The connection is over. A second call does nothing."""
@@ -105,7 +105,7 @@ class Passport:
 
     def _take_seat(self, identity: Identity) -> Seat:
         # Without a verifier everybody is this machine's own, and what a ticket says of them bounds nobody.
-        return rates_of(self._hub).connect(identity, peer_of(self._scope)) if self.is_renewable else Seat(None)
+        return self._hub.rates.connect(identity, peer_of(self._scope)) if self.is_renewable else Seat(None)
 
     # Its end
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from holdfast.core.cursor import Cursor, parse_cursor
 from holdfast.hub.hub import HubCore
 from holdfast.hub.identity import Identity
-from holdfast.hub.tickets import Tickets, tickets_of
+from holdfast.hub.tickets import Tickets
 
 
 class Past:
@@ -40,7 +40,7 @@ def past_of(hub: HubCore, identity: Identity, channel: str) -> Past | None:
     """What `identity` may come back to; None where it may look at everything."""
     if identity.has("history", channel):
         return None
-    return Past(tickets_of(hub), identity.client_id, channel)
+    return Past(hub.tickets, identity.client_id, channel)
 
 
 def known_since(past: Past | None, cursor: Cursor | None) -> Cursor | None:

@@ -48,7 +48,6 @@ from holdfast.hub.feed import Behind, Feed
 from holdfast.hub.hub import HubCore
 from holdfast.hub.identity import Identity
 from holdfast.hub.people import check_member
-from holdfast.hub.rates import rates_of
 from holdfast.transports.codec import answer_fields, decode, for_peers, unexpected
 from holdfast.transports.frames import (
     NEEDED,
@@ -86,6 +85,8 @@ FIRST_PING_S = 1.0
 SILENCE_S = 12.0  # of a peer that holds a lease, presence or turns: it is gone. Whoever pongs is heard every 5 s
 MAX_WRITTEN = 1_000  # messages whose leases end sooner when this socket breaks
 MAX_PATTERNS = 20
+# Whoever may take turns and neither follow nor answer them would take them from those who can.
+TO_WORK = ("agent", "subscribe", "append")
 MAX_PATTERN_CHARACTERS = 201  # a channel's name, and a star
 # What an answer with a whole message may weigh is not known before; so many such requests may be unanswered.
 _MESSAGE_BYTES = 64 * KIB
@@ -142,7 +143,6 @@ class Session:
         "_attachments",
         "_heard_s",
         "_hub",
-        "_identity",
         "_is_gone",
         "_ping_at_s",
         "_pings",
@@ -157,6 +157,7 @@ class Session:
         "_workers",
         "_written",
         "closing",
+        "identity",
         "wake",
     )
 
@@ -170,7 +171,7 @@ class Session:
         start_task: Callable[[Coroutine[Any, Any, None]], object],
     ) -> None:
         self._hub = hub
-        self._identity = identity
+        self.identity = identity  # set anew when the peer shows a new token
         self._start_task = start_task
         self.wake = wake  # called when `frame_to_send` or `closing` has something new
         self.closing: Closing | None = None
@@ -207,12 +208,12 @@ class Session:
         self._heard_s = now_s
         data = text.encode(errors="surrogatepass")
         if len(data) > self._hub.limits.request_bytes:
-            self._end(FRAME_TOO_LARGE, "too_large")
+            self.end(FRAME_TOO_LARGE, "too_large")
             return
         try:
             frame = decode(data, decoder)
         except HoldfastError as error:
-            self._refuse(_ref_in(data), error)
+            self.refuse(ref_in(data), error)
             return
         match frame:
             case PongFrame():
@@ -233,12 +234,12 @@ class Session:
     def receive_binary(self) -> None:
         """Take a binary frame: there are none in this protocol."""
         if self.closing is None:
-            self._end(MISUSED, "invalid_request")
+            self.end(MISUSED, "invalid_request")
 
     def drain(self) -> None:
         """Send the peer away: the hub leaves."""
         if self.closing is None:
-            self._end(DRAINED, "draining", retry_ms=random.randint(*RETRY_MS))
+            self.end(DRAINED, "draining", retry_ms=random.randint(*RETRY_MS))
 
     def close(self) -> None:
         """The connection is gone, or is to go: leave all channels."""
@@ -286,7 +287,7 @@ class Session:
         """Send a peer away that holds something and is not heard of any more; True if so. It need not read for that."""
         is_silent = now_s - self._heard_s >= SILENCE_S and bool(self._present or self._written or self._workers)
         if is_silent and self.closing is None:
-            self._end(SILENT, "silent")
+            self.end(SILENT, "silent")
         return is_silent
 
     def next_deadline_s(self) -> float:
@@ -342,10 +343,10 @@ class Session:
             await feed.catch_up()
         except HoldfastError as error:
             logger.warning("a channel of a socket cannot be read: %s", error)
-            self._end(FAILED, error.code)
+            self.end(FAILED, error.code)
         except Exception:
             logger.exception("a channel of a socket cannot be read")
-            self._end(FAILED, "internal")
+            self.end(FAILED, "internal")
         else:
             attachment.is_catching_up = False
             self.feed_woken(attachment)
@@ -358,18 +359,18 @@ class Session:
         weight = size + (_MESSAGE_BYTES if isinstance(frame, CreateFrame | UpdateFrame) else 0)
         try:
             channel = check_channel(frame.channel)
-            self._identity.check(NEEDED.get(type(frame), "publish"), channel)
+            self.identity.check(NEEDED.get(type(frame), "publish"), channel)
             if isinstance(frame, CreateFrame):
-                check_create(frame, self._identity, channel)
+                check_create(frame, self.identity, channel)
             elif isinstance(frame, UpdateFrame):
-                check_update(frame, self._identity, channel)
+                check_update(frame, self.identity, channel)
             key = self._hub.new_id() if frame.id is None else check_id(frame.id)
             if isinstance(frame, CommandFrame | ReplyFrame):
                 key = command_key(key)
             done = partial(self._answered, frame.ref, (channel, key), request, weight)
-            self._hub.submit(channel, key, request, asker_of(self._hub, self._identity, channel), done)
+            self._hub.submit(channel, key, request, asker_of(self._hub, self.identity, channel), done)
         except HoldfastError as error:
-            self._refuse(frame.ref, error)
+            self.refuse(frame.ref, error)
             return
         self._unanswered += 1
         self._unanswered_bytes += weight
@@ -381,13 +382,13 @@ class Session:
         self._unanswered_bytes -= weight
         if isinstance(answer, Answer):
             self._note_lease(place, request)
-            note_answer(self._hub, self._identity, answer)
+            note_answer(self._hub, self.identity, answer)
         try:
             if isinstance(answer, HoldfastError):
                 raise answer
-            self._reply({"type": "ok", "ref": ref, **answer_fields(request, answer)})
+            self.reply({"type": "ok", "ref": ref, **answer_fields(request, answer)})
         except HoldfastError as error:
-            self._refuse(ref, error)
+            self.refuse(ref, error)
 
     def _note_lease(self, place: tuple[str, str], request: Request) -> None:
         """A request of ours was accepted: this socket is a sign of life for the message's writer, or no longer."""
@@ -418,17 +419,17 @@ class Session:
         except Exception as error:
             self._failed(frame.ref, error)
             return
-        self._reply({"type": "ok", "ref": frame.ref, **fields})
+        self.reply({"type": "ok", "ref": frame.ref, **fields})
 
     def _pass_on(self, frame: PresenceFrame | SignalFrame) -> dict[str, Json]:
         channel = check_channel(frame.channel)
-        self._identity.check("presence", channel)
+        self.identity.check("presence", channel)
         people = self._hub.people
         if isinstance(frame, SignalFrame):
-            rates_of(self._hub).signal(self._identity)
-            people.signal(channel, frame.name, frame.data, self._identity.client_id)
+            self._hub.rates.signal(self.identity)
+            people.signal(channel, frame.name, frame.data, self.identity.client_id)
             return {}
-        member = check_member(frame.member or self._identity.client_id or "anonymous", self._identity.client_id)
+        member = check_member(frame.member or self.identity.client_id or "anonymous", self.identity.client_id)
         place = (channel, member)
         if self._present is None:
             self._present = set()
@@ -453,30 +454,38 @@ class Session:
             return {"lease_s": LEASE_S}
         if self._workers is None:
             self._workers = {}
-        name = check_member(frame.name or self._identity.client_id or "anonymous", self._identity.client_id)
+        name = check_member(frame.name or self.identity.client_id or "anonymous", self.identity.client_id)
         known = self._workers.get((frame.pattern, name))
         if known is not None:
             self._hub.desk.unregister(known)
         if not frame.slots:  # no more; the turns that it has are still its own
-            if known is not None and not known.turns:
-                del self._workers[frame.pattern, name]
+            if known is not None:
+                known.is_listed = False
+                if not known.turns:
+                    del self._workers[frame.pattern, name]
             return {}
         pattern = frame.pattern
         if not is_pattern(pattern) or len(pattern) > MAX_PATTERN_CHARACTERS:
             raise InvalidRequest(f"pattern: {RULE}")
-        self._identity.check_pattern("agent", pattern)
+        for needed in TO_WORK:
+            self.identity.check_pattern(needed, pattern)
         if known is None and len(self._workers) >= MAX_PATTERNS:
             raise TooMany(f"a socket works on at most {MAX_PATTERNS} patterns", limit=MAX_PATTERNS)
         worker = SocketWorker(self.give_turn, self._hub, name, pattern, frame.slots, frame.when_busy)
         if known is not None:
             worker.take_over(known)
+            self._hub.desk.hand_over(known, worker)
         self._workers[pattern, name] = worker
         self._start_task(self._register(worker))
         return {}
 
     async def _register(self, worker: SocketWorker) -> None:
         """After the answer, so that no turn comes before it."""
-        if self._workers is not None and self._workers.get((worker.pattern, worker.name)) is worker:
+        if (
+            self._workers is not None
+            and self._workers.get((worker.pattern, worker.name)) is worker
+            and worker.is_listed
+        ):
             self._hub.desk.register(worker)
 
     def _worker_of(self, frame: TurnRenewFrame | TurnTakeFrame | TurnDoneFrame) -> SocketWorker:
@@ -484,8 +493,9 @@ class Session:
         for worker in fitting:
             if worker.has(frame.channel, None if isinstance(frame, TurnTakeFrame) else frame.message):
                 return worker
-        if fitting:  # a turn of the socket before
-            return fitting[0]
+        if fitting:  # a turn of the socket before: its claim says whose
+            by = self._hub.desk.claimed_by(frame.channel, frame.message)
+            return next((worker for worker in fitting if worker.name == by), fitting[0])
         raise InvalidRequest("this socket asked for no work in that channel")
 
     def _end_turn(self, frame: TurnDoneFrame) -> None:
@@ -494,9 +504,9 @@ class Session:
         def done(answer: Answer | HoldfastError) -> None:
             self._unanswered -= 1
             if isinstance(answer, HoldfastError):
-                self._refuse(frame.ref, answer)
+                self.refuse(frame.ref, answer)
             else:
-                self._reply({"type": "ok", "ref": frame.ref, "serial": answer.serial})
+                self.reply({"type": "ok", "ref": frame.ref, "serial": answer.serial})
 
         try:
             self._worker_of(frame).end(frame, done)
@@ -511,14 +521,14 @@ class Session:
         except Exception as error:
             self._failed(frame.ref, error)
             return
-        self._reply({"type": "ok", "ref": frame.ref, "taken": is_taken})
+        self.reply({"type": "ok", "ref": frame.ref, "taken": is_taken})
 
     def give_turn(self, worker: SocketWorker, turn: Turn) -> None:
         """A turn for this socket's agent."""
         message = self._hub.channel(turn.channel).state.message(turn.message_id)
         if message is None or self.closing is not None:
             return  # it lapses
-        self._reply(
+        self.reply(
             {
                 "type": "turn",
                 "channel": turn.channel,
@@ -533,26 +543,26 @@ class Session:
     def _begin_attach(self, frame: AttachFrame) -> None:
         try:
             channel = check_channel(frame.channel)
-            self._identity.check("subscribe", channel)
+            self.identity.check("subscribe", channel)
             limits = self._hub.limits
             if frame.history is not None and frame.history > limits.history:
                 raise InvalidRequest(f"history is a whole number from 0 to {limits.history}")
             if channel not in self._attachments and len(self._attachments) >= limits.socket_channels:
                 raise TooMany(f"a socket has at most {limits.socket_channels} channels", limit=limits.socket_channels)
         except HoldfastError as error:
-            self._refuse(frame.ref, error)
+            self.refuse(frame.ref, error)
             return
         self._leave(channel)
         attachment = self._attachments[channel] = Attachment(self, channel)
         self._begin(partial(self._attach, frame, attachment), 0)
 
     async def _attach(self, frame: AttachFrame, attachment: Attachment) -> None:
-        past = attachment.past = past_of(self._hub, self._identity, attachment.channel)
+        past = attachment.past = past_of(self._hub, self.identity, attachment.channel)
         try:
             feed = await self._hub.attach(
                 attachment.channel,
                 known_since(past, parse_cursor(frame.since) if isinstance(frame.since, str) else None),
-                history=allowed_history(self._identity, attachment.channel, frame.history),
+                history=allowed_history(self.identity, attachment.channel, frame.history),
                 flush_ms=frame.flush_ms,
                 wake=attachment.wake,
                 has_passing=True,
@@ -562,7 +572,7 @@ class Session:
                 del self._attachments[attachment.channel]
             self._failed(frame.ref, error)
             return
-        self._reply({"type": "ok", "ref": frame.ref})
+        self.reply({"type": "ok", "ref": frame.ref})
         if self._attachments.get(attachment.channel) is attachment:
             attachment.feed = feed
             self.feed_woken(attachment)
@@ -571,7 +581,7 @@ class Session:
 
     def _detach(self, frame: DetachFrame) -> None:
         self._leave(frame.channel)
-        self._reply({"type": "ok", "ref": frame.ref})
+        self.reply({"type": "ok", "ref": frame.ref})
 
     def _leave(self, channel: str) -> None:
         attachment = self._attachments.pop(channel, None)
@@ -586,7 +596,7 @@ class Session:
         limits = self._hub.limits
         try:
             channel = check_channel(frame.channel)
-            self._identity.check("history", channel)
+            self.identity.check("history", channel)
             limit = limits.default_history if frame.limit is None else frame.limit
             if limit > limits.history:
                 raise InvalidRequest(f"limit is a whole number from 1 to {limits.history}")
@@ -595,7 +605,7 @@ class Session:
             self._failed(frame.ref, error)
             return
         fields = {"messages": page.messages, "more": page.more, "cursor": page.cursor}
-        self._reply({"type": "ok", "ref": frame.ref, **fields})
+        self.reply({"type": "ok", "ref": frame.ref, **fields})
 
     def _begin(self, job: Callable[[], Coroutine[Any, Any, None]], weight: int) -> None:
         """Run a request that has to wait for the store; it counts as unanswered until it has ended."""
@@ -616,22 +626,24 @@ class Session:
         if not isinstance(error, HoldfastError):
             logger.error("a request of a socket failed", exc_info=error)
             error = unexpected()
-        self._refuse(ref, error)
+        self.refuse(ref, error)
 
     # Replies
 
-    def _refuse(self, ref: Json, error: HoldfastError) -> None:
-        self._reply({**for_peers(error).problem(), "type": "error", "ref": ref})
+    def refuse(self, ref: Json, error: HoldfastError) -> None:
+        """Answer the request `ref` with an error, in the words that peers are told."""
+        self.reply({**for_peers(error).problem(), "type": "error", "ref": ref})
 
-    def _reply(self, frame: dict[str, Any]) -> None:
+    def reply(self, frame: dict[str, Any]) -> None:
+        """Send a frame of ours; it goes before what is owed of channels."""
         text = encode_json(frame).decode()
         self._replies.append(text)
         self._reply_bytes += len(text)
         self.wake()
 
-    def _end(self, code: int, reason: str, **details: int) -> None:
+    def end(self, code: int, reason: str, **details: int) -> None:
         """Say goodbye; what is still owed is forgotten, the cursor brings it back."""
-        self._reply({"type": "bye", "reason": reason, **details})
+        self.reply({"type": "bye", "reason": reason, **details})
         self.closing = Closing(code, reason)
         self.close()
         self.wake()
@@ -641,7 +653,7 @@ def _put_part(frame: PartFrame) -> PutPart:
     return PutPart(index=frame.part, part=frame.value, generation=frame.generation, request=frame.request)
 
 
-def _ref_in(data: bytes) -> Json:
+def ref_in(data: bytes) -> Json:
     """The `ref` of a frame that is otherwise no good, if it has one that can be given back."""
     try:
         ref = _ref.decode(data).ref

@@ -38,6 +38,7 @@ class SocketWorker:
         self._give = give
         self._hub = hub
         self.turns: set[Turn] = set()
+        self.is_listed = True  # may turns be given to it?
 
     def take_over(self, other: SocketWorker) -> None:
         """Go on with the turns of the worker that this one replaces."""

@@ -20,7 +20,6 @@ from holdfast.core.names import check_channel
 from holdfast.hub.feed import Behind, EncodedBatch, Feed
 from holdfast.hub.hub import HubCore
 from holdfast.hub.identity import Expired, Identity, Scope
-from holdfast.hub.tickets import tickets_of
 from holdfast.transports.chunks import Chunks
 from holdfast.transports.door import header, identify
 from holdfast.transports.passport import Passport
@@ -76,14 +75,14 @@ class EventStream:
         slot = wheel.add(self, self.ping_s)
         try:
             if ticket is not None:
-                tickets_of(self._app.hub).opened(ticket, self)
+                self._app.hub.tickets.opened(ticket, self)
             self.passport.watch(self.expire)
             self.wake()
             await self.sink.carry(receive)
         finally:
             wheel.remove(self, slot)
             if ticket is not None:
-                tickets_of(self._app.hub).closed(ticket, self)
+                self._app.hub.tickets.closed(ticket, self)
             if self._catching_up is not None:
                 self._catching_up.cancel()
                 await asyncio.wait([self._catching_up])
@@ -236,7 +235,7 @@ async def admit_stream(hub: HubCore, scope: Scope, query: Query, channel: str) -
         identity = await identify(hub, scope)
         check_channel(channel)
         return Passport(hub, scope, identity)
-    known = tickets_of(hub).read(ticket, check_channel(channel), parse_cursor(header(scope, b"last-event-id")))
+    known = hub.tickets.read(ticket, check_channel(channel), parse_cursor(header(scope, b"last-event-id")))
     return Passport(hub, scope, known.identity(), ticket=known)
 
 
@@ -254,7 +253,7 @@ def may_come_back(error: HoldfastError) -> bool:
 
 def seal_of(hub: HubCore, passport: Passport) -> str:
     """What the cursors of a ticket's stream carry, so that it may come back; nothing on other streams."""
-    return tickets_of(hub).seal(passport.ticket) if passport.ticket is not None else ""
+    return hub.tickets.seal(passport.ticket) if passport.ticket is not None else ""
 
 
 def sealed(batch: EncodedBatch, extra: str) -> bytes:

@@ -12,7 +12,7 @@ from msgspec import Struct
 from starlette.responses import Response
 
 from holdfast.core.names import check_channel
-from holdfast.hub.tickets import START_S, tickets_of
+from holdfast.hub.tickets import START_S
 
 if TYPE_CHECKING:
     from holdfast.transports.http import Call
@@ -37,6 +37,6 @@ _ask = msgspec.json.Decoder(AskTicket)
 async def create_ticket(call: Call) -> Response:
     """`POST /v1/tickets`. Raises Forbidden unless the asker may subscribe to the channel."""
     asked = await call.body(_ask)
-    ticket = tickets_of(call.hub).issue(call.identity, check_channel(asked.channel))
+    ticket = call.hub.tickets.issue(call.identity, check_channel(asked.channel))
     body = msgspec.json.encode(TicketIssued(ticket=ticket))
     return Response(body, status_code=201, media_type="application/json", headers={"cache-control": "no-store"})

@@ -34,7 +34,7 @@ from holdfast.transports.session import (
     MISUSED,
     PING_S,
     Session,
-    _ref_in,
+    ref_in,
 )
 from holdfast.transports.sink import LAST_WORDS_S, HandSink, Sink, TaskSink
 from holdfast.transports.sse import RETRY_MS, check_serving
@@ -170,7 +170,7 @@ class Introduction:
                 raise Unauthenticated("nobody is known here yet: the first frame is `auth`, with a token")
             await self._passport.renew(auth.token)
         except HoldfastError as error:
-            refusal = {**for_peers(error).problem(), "type": "error", "ref": _ref_in(text.encode(errors="replace"))}
+            refusal = {**for_peers(error).problem(), "type": "error", "ref": ref_in(text.encode(errors="replace"))}
             await self._tell(refusal)
             await self._close(_CODES.get(type(error), UNKNOWN), error.code)
             return False
@@ -286,7 +286,7 @@ class Socket:
             if auth is not None and self._is_renewing:
                 raise TooMany("a token is being verified already")
         except TooMany as error:
-            session._refuse(auth.ref if auth is not None else _ref_in(text.encode(errors="replace")), error)
+            session.refuse(auth.ref if auth is not None else ref_in(text.encode(errors="replace")), error)
             return False
         if auth is None:
             return True
@@ -300,20 +300,20 @@ class Socket:
         try:
             identity = await self.passport.renew(auth.token)
         except HoldfastError as error:
-            session._refuse(auth.ref, error)
+            session.refuse(auth.ref, error)
             return
         finally:
             self._is_renewing = False
-        session._identity = identity
-        session._reply({"type": "ok", "ref": auth.ref})
+        session.identity = identity
+        session.reply({"type": "ok", "ref": auth.ref})
         if session.closing is None and not identity.includes(before):
             # It watches, is present, or works, by what it may do no more: each is asked for and judged anew.
-            session._end(NARROWED, "forbidden")
+            session.end(NARROWED, "forbidden")
 
     def _expire(self) -> None:
         """The identity is over: what comes now is for somebody who shows a new token."""
         if self.session.closing is None:
-            self.session._end(EXPIRED, "unauthenticated")
+            self.session.end(EXPIRED, "unauthenticated")
 
     # For the session
 

@@ -42,6 +42,34 @@ async def test_one_that_moves_on_is_called_at_its_new_time_only() -> None:
 
 
 @virtually
+async def test_what_is_kept_of_deadlines_does_not_grow_with_how_often_they_are_set() -> None:
+    known, called = new()
+    loop = asyncio.get_running_loop()
+    for number in range(20):
+        known.set(number, loop.time() + 3600, lambda number=number: called.append(number))
+    for number in range(20_000):  # leases that are begun, renewed, cut short and dropped
+        known.set(("lease", number), loop.time() + 15, lambda: called.append("lapsed"))
+        known.set(("lease", number), loop.time() + 60, lambda: called.append("lapsed"))
+        known.set(("lease", number), loop.time() + 3, lambda: called.append("lapsed"))
+        known.drop(("lease", number))
+    assert len(known) == 20
+    assert len(known._heap) <= 2 * 20 + 1_001
+    await asyncio.sleep(3601)
+    assert called == list(range(20))  # and none was forgotten with the rest
+
+
+@virtually
+async def test_one_that_moves_on_for_ever_is_kept_once() -> None:
+    known, called = new()
+    loop = asyncio.get_running_loop()
+    for _ in range(20_000):
+        known.set("lease", loop.time() + 15, lambda: called.append("lapsed"))
+        await asyncio.sleep(0.001)
+    assert len(known._heap) == 1
+    assert called == []
+
+
+@virtually
 async def test_one_may_come_sooner_or_not_at_all() -> None:
     known, called = new()
     known.set("a", 10.0, lambda: called.append("a"))

@@ -73,6 +73,48 @@ async def test_it_hears_of_everything_but_single_appends_in_order() -> None:
 
 
 @virtually
+async def test_of_a_channel_that_was_deleted_no_position_is_kept() -> None:
+    store = MemoryStore()
+    hub = new_hub(store)
+    heard = listen(hub, "message.create")
+    await hub.create("chat:1", id="a", text="x")
+    await hub.create("chat:2", id="b", text="x")
+    await asyncio.sleep(1)
+    assert set(await store.notes("hook/h/")) == {"hook/h/chat:1", "hook/h/chat:2"}
+    await hub.delete_channel("chat:1")
+    await asyncio.sleep(1)
+    assert set(await store.notes("hook/h/")) == {"hook/h/chat:2"}
+    await hub.create("chat:1", id="a", text="another life")
+    await asyncio.sleep(1)
+    assert short(heard) == [("message.create", "a", 1), ("message.create", "b", 1), ("message.create", "a", 1)]
+    assert set(await store.notes("hook/h/")) == {"hook/h/chat:1", "hook/h/chat:2"}
+    await hub.close()
+
+
+@virtually
+async def test_positions_of_channels_that_were_deleted_while_the_hook_was_away_are_forgotten() -> None:
+    store = MemoryStore()
+    hub = new_hub(store)
+    listen(hub, "message.create")
+    for channel in ("chat:1", "chat:2", "chat:3"):
+        await hub.create(channel, id="a", text="x")
+    await asyncio.sleep(1)
+    await hub.close()
+    away = new_hub(store)
+    await away.delete_channel("chat:1")
+    await away.delete_channel("chat:2")
+    await away.create("chat:2", id="b", text="another life")
+    await away.close()
+    again = new_hub(store)
+    heard = listen(again, "message.create")
+    await again.start()
+    await asyncio.sleep(1)
+    assert short(heard) == [("message.create", "b", 1)]
+    assert set(await store.notes("hook/h/")) == {"hook/h/chat:2", "hook/h/chat:3"}
+    await again.close()
+
+
+@virtually
 async def test_only_the_kinds_it_asked_for() -> None:
     hub = new_hub()
     heard = listen(hub, "message.finish")

@@ -499,7 +499,7 @@ class World:
 
     async def commander(self, channel: str, name: str) -> None:
         """Asks, answers, stops what streams, and renews a lease; all of it may be said twice."""
-        asker, other = Asker(id=name), Asker(id=f"{name}.other")
+        asker, other = Asker(id=name), Asker(id=f"{name}.other", is_admin=True)  # a stranger may not
         answer_id = f"{name}.answer"
         await self.ask(channel, answer_id, CreateMessage(status="streaming", text="so far", lease_s=LONG_S), asker)
         for number in range(self.rng.randrange(3, 10)):

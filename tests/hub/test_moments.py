@@ -11,11 +11,13 @@ from collections.abc import Sequence
 import pytest
 
 from holdfast.core.errors import Busy, Deleted, Finished, StoreUnavailable
-from holdfast.core.requests import Asker, CreateMessage, DeleteMessage, FinishMessage
+from holdfast.core.ops import Takeover
+from holdfast.core.requests import SERVER, Asker, CreateMessage, DeleteMessage, FinishMessage
 from holdfast.hub import HubCore
 from holdfast.stores.base import Committed, CommitUnknown, Conflict, Head, Write
 from holdfast.stores.memory import MemoryStore
 from tests.hub.watching import PATIENCE_S
+from tests.virtual import virtual_clock, virtually
 
 ANN = Asker(id="ann")
 
@@ -106,9 +108,8 @@ async def test_a_message_that_is_ended_before_its_writer_hears_of_it_is_its_own_
     await hub.start()
     store.is_silent = True
     opening = asyncio.create_task(hub.message("c", id="m").open())
-    ending = asyncio.create_task(
-        hub.ask("c", "m", request_, hub.asker("ann"))
-    )  # it waits behind the message's beginning
+    # It waits behind the message's beginning.
+    ending = asyncio.create_task(hub.ask("c", "m", request_, hub.asker("ann")))
 
     async def write() -> None:
         async with await opening as message:
@@ -118,6 +119,34 @@ async def test_a_message_that_is_ended_before_its_writer_hears_of_it_is_its_own_
     with pytest.raises(error):
         await write()
     await asyncio.gather(ending, return_exceptions=True)
+    await hub.close()
+
+
+class Blinked(Trying):
+    """A store that cannot be read for a while, once a takeover was stored."""
+
+    async def commit(self, writes: Sequence[Write]) -> list[Committed | Conflict]:
+        answers = await super().commit(writes)
+        self.is_unreadable |= any(isinstance(entry.op, Takeover) for write in writes for entry in write.entries)
+        return answers
+
+
+@virtually
+async def test_a_message_that_was_taken_over_by_nobody_in_the_end_does_not_stream_for_ever() -> None:
+    store = Blinked()
+    store.is_exclusive = False  # so that a read asks the store
+    hub = HubCore(store, hooks_signals=False, drain_s=0, clock=virtual_clock())
+    await hub.start()
+    await hub.ask("c", "m", CreateMessage(role="assistant", status="streaming", text="half"), ANN)
+    await hub.ask("c", "m", FinishMessage(status="interrupted"), SERVER)
+    with pytest.raises(StoreUnavailable):
+        await hub.take_over("c", "m", author="bot")
+    await asyncio.sleep(30)
+    store.is_unreadable = False
+    assert (await hub.read("c", "m"))[0].status == "streaming"
+    await asyncio.sleep(5)
+    left, _ = await hub.read("c", "m")
+    assert (left.text, left.status, left.reason) == ("half", "interrupted", "writer_gone")
     await hub.close()
 
 

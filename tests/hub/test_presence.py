@@ -6,9 +6,12 @@ import asyncio
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from holdfast.core.errors import Forbidden, TooLarge, TooMany
 from holdfast.core.events import (
+    Batch,
     ChannelAttached,
     PresenceEnter,
     PresenceLeave,
@@ -232,6 +235,41 @@ def test_a_member_is_the_client_or_one_of_its_own() -> None:
             check_member(other, "ann")
 
 
+def test_whoever_comes_and_goes_again_and_again_is_told_as_what_they_are_to_the_viewer() -> None:
+    roster = new_roster()
+    roster.enter("ann", "user", 0)
+    here = roster.position
+    roster.disconnect("ann", 0)
+    roster.remove("ann")
+    away = roster.position
+    roster.enter("ann", "user", 0)
+    assert [type(one) for one in roster.since(here)] == [PresenceUpdate]
+    assert [type(one) for one in roster.since(away)] == [PresenceEnter]
+    roster.disconnect("ann", 0)
+    roster.remove("ann")
+    assert [type(one) for one in roster.since(here)] == [PresenceLeave]
+    assert roster.since(away) == []
+
+
+@given(st.lists(st.tuples(st.sampled_from("abcd"), st.booleans()), max_size=60), st.integers(1, 5), st.data())
+def test_from_every_position_a_view_is_brought_up_to_date(
+    steps: list[tuple[str, bool]], kept: int, data: st.DataObject
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("holdfast.hub.roster.KEPT_LEFT", kept)
+        roster, views = new_roster(), [(0, View()), (0, View()), (0, View())]
+        for member_id, is_coming in steps:
+            if is_coming:
+                roster.enter(member_id, "user", 0)
+            elif roster.disconnect(member_id, 0):
+                roster.remove(member_id)
+            position, view = views.pop(data.draw(st.integers(0, 2)))
+            view.receive(Batch(events=[*roster.since(position)], cursor=None))
+            assert {one.id for one in view.members()} == {one.id for one in roster.presence().members}
+            assert view.count == len(roster)
+            views.append((roster.position, view))
+
+
 def new_roster() -> Roster:
     return Roster(Limits(), lambda: None)
 
@@ -265,3 +303,16 @@ def test_agents_come_first_among_those_named() -> None:
     roster.enter("bot", "agent", 0, {"state": "listening"})
     now = roster.presence()
     assert (now.members[0].id, len(now.members), now.count) == ("bot", 100, 201)
+
+
+def test_a_person_of_an_agents_name_is_neither_the_agent_nor_keeps_it_here() -> None:
+    roster = new_roster()
+    roster.enter("assistant", "user", "tab", {"state": "I am the agent"})
+    roster.enter("assistant", "agent", "worker", {"state": "listening"})
+    assert roster.presence().members[0].data == {"state": "listening"}
+    with pytest.raises(Forbidden):
+        roster.enter("assistant", "user", "tab", {"state": "answering"})
+    assert roster.presence().members[0].data == {"state": "listening"}
+    assert roster.disconnect("assistant", "worker")  # the last of it: the person's connection does not count
+    roster.remove("assistant")
+    assert len(roster) == 0

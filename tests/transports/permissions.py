@@ -26,7 +26,10 @@ WRITER = "its writer: who began it, or took it over"
 OWN = "one's own; with `admin` anybody's"
 LEFT = "anybody's that was interrupted; with `admin` one that streams"
 KNOWN = "a target one may read, or began"
-ANSWER = "of what one may read, or asked; to `cancel` and `steer` with `append`"
+ANSWER = (
+    "of what one may read, or asked; to `cancel` and `steer` as whoever is at work on the target (writes it with "
+    "`append`, has its turn, or writes all that answers it), with `admin`, or, where there is no target, with `append`"
+)
 MEMBER = "the client's own id, or that with `~` and a suffix"
 TURN = "a turn of one's own"
 ANY = ""
@@ -141,7 +144,11 @@ OPERATIONS = (
         "answer a command", ("command",), f"POST {_C}/commands/{{id}}/reply", {}, "reply", None, ANSWER, "command"
     ),
     Operation(
-        "take turns", ("agent",), frame="work", fields={"pattern": "{channel}"}, whose="all that the pattern names"
+        "take turns",
+        ("agent", "subscribe", "append"),
+        frame="work",
+        fields={"pattern": "{channel}"},
+        whose="all that the pattern names",
     ),
     Operation(
         "renew a turn",

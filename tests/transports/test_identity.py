@@ -27,8 +27,8 @@ from holdfast.cli import main
 from holdfast.core.errors import Busy, LocalError
 from holdfast.hub.clock import Clock
 from holdfast.hub.identity import CAPABILITIES, Identity
-from holdfast.hub.rates import ClientLimits, Rates, rates_of
-from holdfast.hub.tickets import Tickets, tickets_of
+from holdfast.hub.rates import ClientLimits, Rates
+from holdfast.hub.tickets import Tickets
 from holdfast.hub.tokens import jwt_verifier
 from holdfast.serving import check_guarded
 from holdfast.testing.rawviewer import SseViewer
@@ -448,7 +448,7 @@ async def test_one_stream_of_a_ticket_is_open_at_a_time(served: Verified) -> Non
     await served.hub.create("chat:1", id="m1", text="x")
     await newer.until_event("message.create")
     newer.close()
-    await served.until(lambda: repr(tickets_of(served.hub)) == "Tickets(1 keys, 0 open)")
+    await served.until(lambda: repr(served.hub.tickets) == "Tickets(1 keys, 0 open)")
 
 
 async def test_the_stream_of_a_ticket_ends_with_the_identity_behind_it(served: Verified) -> None:
@@ -531,7 +531,7 @@ async def test_a_ticket_outlives_the_server_where_the_verifier_has_a_secret(tmp_
         attached = await again.until_event("channel.attached")
         assert json.loads(attached.data)["resumed"] is True
         again.close()
-        vars(after.hub)["tickets"] = Tickets(now_ms=watch.now_ms)  # as where there is only a public key
+        after.hub.tickets = Tickets(now_ms=watch.now_ms)  # as where there is only a public key
         assert (await Stream.open(after, path, Last_Event_ID=cursor)).response.status == 401
 
 
@@ -548,7 +548,7 @@ async def test_on_this_machine_without_a_verifier_tickets_work_too() -> None:
 
 def still(served: Served, **limits: int) -> None:
     """Counts on a clock that stands still."""
-    vars(served.hub)["rates"] = Rates(ClientLimits(**limits), now_s=lambda: 0.0)
+    served.hub.rates = Rates(ClientLimits(**limits), now_s=lambda: 0.0)
 
 
 async def test_a_client_that_asks_too_often_is_refused_for_a_while(served: Verified) -> None:
@@ -608,7 +608,7 @@ def can_connect(served: Verified) -> bool:
     """Has the client a seat again?"""
     identity = Identity(client_id="ada", grants={})
     try:
-        rates_of(served.hub).connect(identity).leave()
+        served.hub.rates.connect(identity).leave()
     except Exception:
         return False
     return True

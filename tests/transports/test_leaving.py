@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import socket
 import sys
 import time
 from collections.abc import AsyncIterator
@@ -21,6 +22,7 @@ from holdfast.testing.rawviewer import SseViewer, WsViewer
 from tests.processes import free_port
 
 APP = """
+import asyncio
 import os
 
 from starlette.applications import Starlette
@@ -35,6 +37,26 @@ async def pid(request):
 
 
 hub = Hub("memory://", drain_s=0.5)
+
+
+@hub.agent("hang:*")
+async def hang(turn):
+    async with turn.reply() as message:
+        await message.append("so")
+        await asyncio.Event().wait()
+
+
+@hub.agent("deaf:*")
+async def deaf(turn):
+    async with turn.reply() as message:
+        await message.append("so")
+        while True:
+            try:
+                await asyncio.Event().wait()
+            except asyncio.CancelledError:
+                pass
+
+
 app = Starlette(routes=[Route("/pid", pid), Mount("/mounted", hub)])
 """
 START_S = 20.0  # an interpreter and a server on a busy machine
@@ -45,6 +67,47 @@ SERVERS = {
     "uvicorn-h11": ["-m", "uvicorn", "--app-dir", ".", "--http", "h11", "--loop", "asyncio", "--port", "{port}"],
     "granian": ["-m", "granian", "--interface", "asgi", "--host", "127.0.0.1", "--port", "{port}"],
 }
+
+
+SERVE = ["-m", "holdfast", "serve", "--port", "{port}", "--app"]
+DRAINED_S = 0.5 + 5.0  # `drain_s` of the app above, and what docs/python.md says comes on top of it
+
+FORCED = """
+import asyncio, os, signal, sys, time
+from holdfast.app import Hub
+from holdfast.serving import listen, run
+
+hub = Hub("memory://", drain_s=0.0)
+
+
+async def go_on_for_ever():
+    while True:
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            pass
+
+
+async def start_anew():
+    await hub.close()
+    await hub.start()  # its signal hook is now before the one that bounds the end, and behind it
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def started():
+    if sys.argv[1] == "restarts":
+        global restarting
+        restarting = asyncio.ensure_future(start_anew())
+        return
+    if sys.argv[1] == "blocks":
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(60)
+    hub.start_task(go_on_for_ever())
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+run(hub, hub, listen("127.0.0.1", 0), started=started, force_s=0.5 if sys.argv[1] == "blocks" else 3.0)
+"""
 
 
 class Running:
@@ -153,3 +216,156 @@ async def test_a_reload_does_not_hang_on_an_open_stream(tmp_path: Path) -> None:
                 await viewer.until_attached()
                 assert viewer.checker.violations == []
         assert after.isdigit()
+
+
+# Whoever holds it up
+
+
+async def stalled(server: Running, prefix: str, kind: str) -> socket.socket:
+    """A viewer of channel `c` who is attached and reads no more."""
+    reader = await connected(server)
+    loop = asyncio.get_running_loop()
+    if kind == "sse":
+        await asked(reader, f"GET {prefix}/v1/channels/c/events HTTP/1.1")
+    else:
+        await asked(
+            reader,
+            f"GET {prefix}/v1/ws HTTP/1.1",
+            "Upgrade: websocket",
+            "Connection: Upgrade",
+            "Sec-WebSocket-Version: 13",
+            "Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==",
+            "Sec-WebSocket-Protocol: holdfast.v1",
+        )
+        await read_until(reader, b"\r\n\r\n")
+        frame = b'{"type":"attach","ref":1,"channel":"c"}'
+        await loop.sock_sendall(reader, bytes((0x81, 0x80 | len(frame), 0, 0, 0, 0)) + frame)
+    await read_until(reader, b"channel.attached")
+    return reader
+
+
+async def connected(server: Running) -> socket.socket:
+    peer = socket.socket()
+    peer.setblocking(False)
+    peer.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)  # so that little is taken for somebody who reads nothing
+    await asyncio.get_running_loop().sock_connect(peer, ("127.0.0.1", server.port))
+    return peer
+
+
+async def asked(peer: socket.socket, *head: str, body: bytes = b"") -> None:
+    lines = "\r\n".join([*head, "Host: localhost", "", ""])
+    await asyncio.get_running_loop().sock_sendall(peer, lines.encode() + body)
+
+
+async def read_until(peer: socket.socket, text: bytes) -> None:
+    data = b""
+    async with asyncio.timeout(START_S):
+        while text not in data:
+            piece = await asyncio.get_running_loop().sock_recv(peer, 256)
+            assert piece, data
+            data += piece
+
+
+async def post(server: Running, path: str, body: object) -> None:
+    async with httpx2.AsyncClient(trust_env=False) as http:
+        assert (await http.post(f"http://127.0.0.1:{server.port}{path}", json=body)).status_code == 201
+
+
+async def fill(server: Running, prefix: str, megabytes: int = 8) -> None:
+    """More than the kernel keeps for somebody who does not read."""
+    for _ in range(megabytes * 2):
+        await post(server, f"{prefix}/v1/channels/c/messages", {"text": "x" * 500_000})
+
+
+async def end(server: Running, within_s: float) -> None:
+    server.process.send_signal(signal.SIGTERM)
+    async with asyncio.timeout(within_s):
+        await server.process.wait()
+
+
+@pytest.mark.parametrize("kind", ["sse", "ws"])
+@pytest.mark.parametrize(
+    ("command", "app", "prefix"),
+    [
+        (SERVE, "served:hub", ""),
+        (SERVE, "served:app", "/mounted"),
+        (SERVERS["uvicorn"], "served:hub", ""),
+        (SERVERS["uvicorn"], "served:app", "/mounted"),
+    ],
+    ids=["serve", "serve-mounted", "uvicorn", "uvicorn-mounted"],
+)
+async def test_a_server_does_not_wait_for_a_viewer_who_does_not_read(
+    tmp_path: Path, command: list[str], app: str, prefix: str, kind: str
+) -> None:
+    async with running(tmp_path, command, app) as server:
+        await server.answer(f"{prefix}/healthz")
+        with await stalled(server, prefix, kind):
+            await fill(server, prefix)
+            await end(server, END_S)
+        assert "Traceback" not in server.output
+
+
+async def test_serve_does_not_wait_for_an_answer_that_nobody_reads(tmp_path: Path) -> None:
+    async with running(tmp_path, SERVE, "served:hub") as server:
+        await server.answer("/healthz")
+        await fill(server, "")
+        with await connected(server) as peer:
+            await asked(peer, "GET /v1/channels/c/messages?limit=200 HTTP/1.1")
+            await read_until(peer, b"200 OK")
+            await end(server, DRAINED_S)
+        assert "Traceback" not in server.output
+
+
+async def test_serve_does_not_wait_for_a_request_that_does_not_go_on(tmp_path: Path) -> None:
+    async with running(tmp_path, SERVE, "served:hub") as server:
+        await server.answer("/healthz")
+        with await connected(server) as peer:
+            await asked(
+                peer,
+                "POST /v1/channels/c/messages HTTP/1.1",
+                "Content-Type: application/json",
+                "Content-Length: 1000",
+                "Expect: 100-continue",
+                body=b'{"text":',
+            )
+            await read_until(peer, b"100 Continue")  # the request is in our hands
+            await end(server, DRAINED_S)
+        assert "Traceback" not in server.output
+
+
+@pytest.mark.parametrize("agent", ["hang", "deaf"])
+async def test_serve_does_not_wait_for_a_handler_that_hangs(tmp_path: Path, agent: str) -> None:
+    async with running(tmp_path, SERVE, "served:hub") as server:
+        await server.answer("/healthz")
+        async with SseViewer("127.0.0.1", server.port, f"{agent}:1") as viewer:
+            await viewer.until_attached(timeout_s=START_S)
+            await post(server, f"/v1/channels/{agent}:1/messages", {"text": "hello"})
+            await viewer.until(lambda: len(viewer.checker.messages) == 2)
+        await end(server, DRAINED_S)
+
+
+async def ended(folder: Path, how: str) -> tuple[int | None, str]:
+    """The exit code of the program above, and what it said."""
+    script = folder / "forced.py"
+    script.write_text(FORCED)
+    process = await asyncio.create_subprocess_exec(sys.executable, script, how, stderr=asyncio.subprocess.PIPE)
+    try:
+        async with asyncio.timeout(START_S):
+            _, errors = await process.communicate()
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    return process.returncode, errors.decode()
+
+
+@pytest.mark.parametrize("how", ["blocks", "is deaf"])
+async def test_serve_is_ended_by_force_where_nothing_else_helps(tmp_path: Path, how: str) -> None:
+    code, errors = await ended(tmp_path, how)
+    assert code == 1, errors
+    assert "most recent call first" in errors  # it says where everybody was
+
+
+async def test_a_hub_that_started_anew_ends_its_server_as_before(tmp_path: Path) -> None:
+    code, errors = await ended(tmp_path, "restarts")
+    assert (code, errors) == (-signal.SIGTERM, "")

@@ -3,22 +3,31 @@
 from __future__ import annotations
 
 import asyncio
+import random
+from pathlib import Path
 from typing import Any
 
 import httpx2
+import pytest
 
+from holdfast.core.cursor import Cursor, parse_cursor
 from holdfast.core.events import Batch, decode_event
+from holdfast.core.limits import Limits
 from holdfast.core.view import View
-from tests.transports.conftest import PATIENCE_S, Served
-from tests.transports.watching import NASTY, write
+from holdfast.hub import roster
+from holdfast.hub.identity import Identity, Scope
+from holdfast.transports.door import header
+from tests.transports.conftest import PATIENCE_S, Served, new_hub, serving
+from tests.transports.test_websocket import dialled
+from tests.transports.watching import NASTY, Stream, write
 
 POLL = "/v1/channels/c/poll"
 
 
-async def poll(served: Served, since: str | None = None, **query: Any) -> dict[str, Any]:
+async def poll(served: Served, since: str | None = None, name: str = "", **query: Any) -> dict[str, Any]:
     if since is not None:
         query["since"] = since
-    answer = await served.http.get(POLL, params=query)
+    answer = await served.http.get(POLL, params=query, headers={"x-name": name})
     assert answer.status_code == 200, answer.text
     assert answer.headers["cache-control"] == "no-store"
     assert answer.headers["content-type"] == "application/json"
@@ -29,6 +38,26 @@ async def poll(served: Served, since: str | None = None, **query: Any) -> dict[s
 
 def kinds(answer: dict[str, Any]) -> list[str]:
     return [event["type"] for event in answer["events"]]
+
+
+def of_log(cursor: str) -> str:
+    """The part of a poll's cursor that says where it is in the log."""
+    return cursor.partition(":@")[0]
+
+
+def of_presence(cursor: str) -> Cursor:
+    """The part of a poll's cursor that says where it is in the channel's presence."""
+    known = parse_cursor(cursor)
+    assert known is not None
+    assert known.presence is not None
+    return known.presence
+
+
+def received(view: View, answer: dict[str, Any]) -> None:
+    """Let the view take what a poll brought."""
+    # decoded again from its own bytes: what is compared is the wire, not a test's JSON
+    events = [decode_event(httpx2.Response(200, json=event).content) for event in answer["events"]]
+    view.receive(Batch(events=events, cursor=answer["cursor"]))
 
 
 async def waiting(served: Served, since: str, wait_s: int = 60) -> asyncio.Task[dict[str, Any]]:
@@ -43,7 +72,7 @@ async def test_without_a_cursor_it_answers_at_once_with_a_new_start(served: Serv
     answer = await poll(served)
     assert kinds(answer) == ["channel.attached", "message.update"]
     assert answer["events"][0]["resumed"] is False
-    assert answer["cursor"] == (await served.hub.info("c")).cursor
+    assert of_log(answer["cursor"]) == (await served.hub.info("c")).cursor
 
 
 async def test_behind_it_answers_at_once_with_what_was_missed_and_nothing_else(served: Served) -> None:
@@ -61,7 +90,7 @@ async def test_at_the_tail_it_waits_until_something_comes(served: Served) -> Non
     await served.hub.create("c", id="m2", text="two")
     answer = await task
     assert kinds(answer) == ["message.create"]
-    assert answer["cursor"] == (await served.hub.info("c")).cursor
+    assert of_log(answer["cursor"]) == (await served.hub.info("c")).cursor
     assert served.hub.stats()["feeds"] == 0
 
 
@@ -87,16 +116,17 @@ async def test_at_the_time_out_there_is_nothing_and_the_cursor_stays(served: Ser
 
 async def test_an_empty_channel_is_told_its_epoch_when_it_has_one(served: Served) -> None:
     first = await poll(served)
-    assert (first["cursor"], kinds(first)) == ("-:0", ["channel.attached"])
-    assert await poll(served, "-:0", wait_s=0) == {"cursor": "-:0", "events": []}
-    task = await waiting(served, "-:0")
+    assert (of_log(first["cursor"]), kinds(first)) == ("-:0", ["channel.attached"])
+    assert await poll(served, first["cursor"], wait_s=0) == {"cursor": first["cursor"], "events": []}
+    task = await waiting(served, first["cursor"])
     await served.hub.create("c", id="m1", text="one")
     answer = await task
     assert kinds(answer) == ["channel.attached", "message.create"]
     assert answer["events"][0]["resumed"] is True
     assert answer["events"][0]["epoch"] == (await served.hub.info("c")).epoch
-    late = await poll(served, "-:0")
-    assert kinds(late) == ["channel.attached", "message.create"]
+    for since in ("-:0", first["cursor"]):
+        late = await poll(served, since)
+        assert kinds(late) == ["channel.attached", "message.create"]
 
 
 async def test_a_foreign_epoch_is_a_new_start(served: Served) -> None:
@@ -110,7 +140,8 @@ async def test_a_deleted_channel_begins_anew(served: Served) -> None:
     task = await waiting(served, (await poll(served))["cursor"])
     await served.hub.delete_channel("c")
     answer = await task
-    assert (kinds(answer), answer["events"][0]["resumed"], answer["cursor"]) == (["channel.attached"], False, "-:0")
+    assert (kinds(answer), answer["events"][0]["resumed"]) == (["channel.attached"], False)
+    assert of_log(answer["cursor"]) == "-:0"
 
 
 async def test_history_bounds_a_new_start(served: Served) -> None:
@@ -130,11 +161,7 @@ async def test_a_view_fed_by_polls_shows_text_that_breaks_naive_code_as_it_is(se
     writing = asyncio.create_task(write_all())
     async with asyncio.timeout(PATIENCE_S):
         while [message.status for message in view.messages()] != ["complete"] * len(NASTY):
-            answer = await served.http.get(POLL, params={"since": view.cursor} if view.cursor else {})
-            raw = answer.json()
-            # decoded again from its own bytes: what is compared is the wire, not a test's JSON
-            events = [decode_event(httpx2.Response(200, json=event).content) for event in raw["events"]]
-            view.receive(Batch(events=events, cursor=raw["cursor"]))
+            received(view, await poll(served, view.cursor))
     texts = await writing
     assert {id: view.text(id) for id in texts} == texts
 
@@ -159,3 +186,260 @@ async def test_a_hub_that_leaves_answers_those_who_wait_and_refuses_the_next(ser
     answer = await served.http.get(POLL, params={"since": cursor})
     assert (answer.status_code, answer.json()["code"]) == (503, "draining")
     assert answer.headers["retry-after"] in ("1", "2", "3")
+
+
+# Presence
+
+
+async def test_a_first_poll_is_told_who_is_here_and_the_next_one_waits(served: Served) -> None:
+    await served.hub.start()
+    served.hub.people.enter("c", "ann", "tab", {"name": "Ann"})
+    first = await poll(served)
+    assert first["events"][0]["presence"] == {
+        "members": [{"id": "ann", "kind": "user", "data": {"name": "Ann"}, "connections": 1}],
+        "count": 1,
+    }
+    assert await poll(served, first["cursor"], wait_s=0) == {"cursor": first["cursor"], "events": []}
+
+
+async def test_who_came_changed_and_left_between_two_polls_is_told_at_once(served: Served) -> None:
+    await served.hub.create("c", id="m1", text="one")
+    first = await poll(served)
+    people = served.hub.people
+    people.enter("c", "ann", "tab", {})
+    people.enter("c", "bob", "tab", {})
+    second = await poll(served, first["cursor"])
+    assert [(event["type"], event["member"]["id"]) for event in second["events"]] == [
+        ("presence.enter", "ann"),
+        ("presence.enter", "bob"),
+    ]
+    assert of_log(second["cursor"]) == of_log(first["cursor"])
+    people.enter("c", "bob", "tab", {"mood": "curious"})
+    people.leave("c", "ann", "tab", is_final=True)
+    third = await poll(served, second["cursor"])
+    assert kinds(third) == ["presence.update", "presence.leave"]
+    assert third["events"][0]["member"]["data"] == {"mood": "curious"}
+    assert third["events"][1]["id"] == "ann"
+    assert await poll(served, third["cursor"], wait_s=0) == {"cursor": third["cursor"], "events": []}
+    assert kinds(await poll(served, first["cursor"])) == ["presence.enter"]  # bob: of ann there is nothing to tell
+
+
+async def test_text_and_presence_that_were_missed_come_together(served: Served) -> None:
+    first = await poll(served)
+    await served.hub.create("c", id="m1", text="one")
+    served.hub.people.enter("c", "ann", "tab", {})
+    second = await poll(served, first["cursor"])
+    assert kinds(second) == ["channel.attached", "message.create"]  # where the first says who is here
+    assert second["events"][0]["presence"]["count"] == 1
+    await served.hub.create("c", id="m2", text="two")
+    served.hub.people.enter("c", "bob", "tab", {})
+    third = await poll(served, second["cursor"])
+    assert kinds(third) == ["message.create", "presence.enter"]
+    assert of_log(third["cursor"]) == (await served.hub.info("c")).cursor
+    assert (await poll(served, third["cursor"], wait_s=0))["events"] == []
+
+
+async def test_who_comes_wakes_a_poll_that_waits(served: Served) -> None:
+    await served.hub.create("c", id="m1", text="one")
+    cursor = (await poll(served))["cursor"]
+    task = await waiting(served, cursor)
+    served.hub.people.enter("c", "ann", "tab", {})
+    async with asyncio.timeout(PATIENCE_S):
+        answer = await task
+    assert kinds(answer) == ["presence.enter"]
+    assert of_log(answer["cursor"]) == of_log(cursor)
+    assert answer["cursor"] != cursor
+    assert await poll(served, answer["cursor"], wait_s=0) == {"cursor": answer["cursor"], "events": []}
+
+
+async def test_who_comes_and_leaves_at_once_wakes_nobody(served: Served) -> None:
+    cursor = (await poll(served))["cursor"]
+    begun_s = asyncio.get_running_loop().time()
+    task = await waiting(served, cursor, wait_s=1)
+    served.hub.people.enter("c", "ann", "tab", {})
+    served.hub.people.leave("c", "ann", "tab", is_final=True)
+    assert await task == {"cursor": cursor, "events": []}
+    assert asyncio.get_running_loop().time() - begun_s > 0.9
+
+
+async def test_a_signal_is_told_to_the_poll_that_waits_and_lost_between_polls(served: Served) -> None:
+    cursor = (await poll(served))["cursor"]
+    await served.hub.signal("c", "typing", {"is": "early"}, by="ann")
+    assert await poll(served, cursor, wait_s=0) == {"cursor": cursor, "events": []}
+    task = await waiting(served, cursor)
+    await served.hub.signal("c", "typing", {"is": "now"}, by="ann")
+    async with asyncio.timeout(PATIENCE_S):
+        answer = await task
+    assert answer["events"] == [{"type": "signal", "name": "typing", "data": {"is": "now"}, "from": "ann"}]
+    assert await poll(served, answer["cursor"], wait_s=0) == {"cursor": answer["cursor"], "events": []}
+
+
+async def test_whoever_fell_out_of_what_is_remembered_is_told_who_is_here(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(roster, "KEPT_LEFT", 2)
+    cursor = (await poll(served))["cursor"]
+    people = served.hub.people
+    people.enter("c", "ann", "tab", {})
+    for number in range(3):
+        people.enter("c", f"guest{number}", "tab", {})
+        people.leave("c", f"guest{number}", "tab", is_final=True)
+    answer = await poll(served, cursor)
+    assert kinds(answer) == ["presence.sync"]
+    assert ([member["id"] for member in answer["events"][0]["members"]], answer["events"][0]["count"]) == (["ann"], 1)
+    assert (await poll(served, answer["cursor"], wait_s=0))["events"] == []
+
+
+async def test_a_hub_that_was_restarted_between_two_polls_tells_who_is_here_now(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/hub.db"
+    view = View()
+    async with serving(new_hub(url)) as served:
+        await served.hub.create("c", id="m1", text="one")
+        for member in ("ann", "bob"):
+            served.hub.people.enter("c", member, "tab", {})
+        received(view, await poll(served))
+        assert [member.id for member in view.members()] == ["ann", "bob"]
+    async with serving(new_hub(url)) as served:
+        await served.hub.create("c", id="m2", text="two")
+        for member in ("bob", "cem"):  # as many changes as before: positions of two lives look alike
+            served.hub.people.enter("c", member, "tab", {})
+        answer = await poll(served, view.cursor)
+        assert kinds(answer) == ["message.create", "presence.sync"]
+        received(view, answer)
+        assert [member.id for member in view.members()] == ["bob", "cem"]
+        assert [message.text for message in view.messages()] == ["one", "two"]
+        assert (await poll(served, view.cursor, wait_s=0))["events"] == []
+
+
+async def test_a_channel_that_left_memory_between_two_polls_tells_who_is_here_now(tmp_path: Path) -> None:
+    async with serving(new_hub(f"sqlite:///{tmp_path}/hub.db", limits=Limits(channel_idle_s=-1))) as served:
+        await served.hub.create("c", id="m1", text="one")
+        cursor = (await poll(served))["cursor"]
+        served.hub.free_memory()
+        answer = await poll(served, cursor)
+        assert kinds(answer) == ["presence.sync"]
+        assert of_presence(answer["cursor"]).epoch != of_presence(cursor).epoch
+        assert (await poll(served, answer["cursor"], wait_s=0))["events"] == []
+
+
+@pytest.mark.parametrize(
+    "field",
+    [
+        "",
+        ":",
+        ":p4",
+        ":@",
+        ":@{life}",
+        ":@{life}:",
+        ":@{life}:x",
+        ":@{life}:-1",
+        ":@{life}:01",
+        ":@{life}:9007199254740993",
+        ":@{life}:2",  # ahead of where the channel is
+        ":@other:1",
+        ":@-:0",
+        ":@@{life}:1",
+        ":@:{life}:1",
+        ":m0.5",
+        ":" + "@" * 300,
+    ],
+)
+async def test_a_place_that_is_none_means_that_nothing_was_told(served: Served, field: str) -> None:
+    await served.hub.create("c", id="m1", text="one")
+    served.hub.people.enter("c", "ann", "tab", {})
+    cursor = (await poll(served))["cursor"]
+    assert of_presence(cursor).serial == 1
+    answer = await poll(served, of_log(cursor) + field.format(life=of_presence(cursor).epoch))
+    assert kinds(answer) == ["presence.sync"]
+    assert answer["cursor"] == cursor
+
+
+async def test_a_polls_cursor_is_good_on_other_transports_and_theirs_for_polls(served: Served) -> None:
+    await served.hub.create("c", id="m1", text="one")
+    cursor = (await poll(served))["cursor"]
+    await served.hub.create("c", id="m2", text="two")
+    stream = await Stream.open(served, "/v1/channels/c/events", last_event_id=cursor)
+    create = await stream.until_event("message.create")
+    assert [event.event for event in stream.events] == ["channel.attached", "message.create"]
+    assert b'"resumed":true' in stream.events[0].data
+    async with dialled(served) as peer:
+        await peer.send("attach", channel="c", since=cursor)
+        batch = await peer.until("events")
+    assert [event["type"] for event in batch["events"]] == ["channel.attached", "message.create"]
+    for theirs in (create.id, batch["cursor"]):
+        answer = await poll(served, theirs)
+        assert kinds(answer) == ["presence.sync"]
+        assert of_log(answer["cursor"]) == theirs
+
+
+@pytest.mark.parametrize("seed", range(5))
+async def test_a_view_fed_by_polls_shows_whoever_is_here(
+    served: Served, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(roster, "KEPT_LEFT", 3)
+    chance = random.Random(seed)
+    await served.hub.start()
+    people, view = served.hub.people, View()
+    number, here = 0, list[str]()
+    for _ in range(30):
+        for _ in range(chance.choice((0, 1, 2, 7))):
+            if here and chance.random() < 0.4:
+                people.leave("c", here.pop(chance.randrange(len(here))), "tab", is_final=True)
+            elif here and chance.random() < 0.4:
+                people.enter("c", chance.choice(here), "tab", {"n": chance.random()})
+            else:
+                number += 1
+                here.append(f"m{number}")
+                people.enter("c", here[-1], "tab", None)
+            if chance.random() < 0.2:
+                await served.hub.signal("c", "typing")
+            if chance.random() < 0.2:
+                await served.hub.create("c", text="x")
+        received(view, await poll(served, view.cursor, wait_s=0))
+        present = people.present("c")
+        assert sorted(view.members(), key=lambda one: one.id) == sorted(present.members, key=lambda one: one.id)
+        assert view.count == present.count == len(here)
+
+
+async def subscriber(scope: Scope) -> Identity:
+    """Whoever the request names, who may subscribe and no more."""
+    name = header(scope, b"x-name") or "nobody"
+    return Identity(client_id=name, capabilities=frozenset({"subscribe"}))
+
+
+async def test_without_history_a_place_counts_for_whom_it_was_given_to(served: Served) -> None:
+    served.hub.authenticate = subscriber
+    await served.hub.create("c", id="m1", text="one")
+    people = served.hub.people
+    people.enter("c", "early", "tab", {})
+    people.enter("c", "ann", "tab", {})
+    people.leave("c", "early", "tab", is_final=True)
+    cursor = (await poll(served, name="ada"))["cursor"]
+    assert await poll(served, cursor, "ada", wait_s=0) == {"cursor": cursor, "events": []}
+    people.enter("c", "bob", "tab", {})
+    await served.hub.create("c", id="m2", text="two")
+    answer = await poll(served, cursor, "ada")
+    assert kinds(answer) == ["message.create", "presence.enter"]
+    assert await poll(served, answer["cursor"], "ada", wait_s=0) == {"cursor": answer["cursor"], "events": []}
+
+    place = of_presence(cursor)
+    log = cursor.partition("@")[0]
+    earlier = place._replace(serial=2)  # from where `early` would be told to have left
+    for forged in (earlier, earlier._replace(extra=""), place._replace(extra=""), place._replace(extra="h" * 23)):
+        answer = await poll(served, f"{log}@{forged}", "ada")
+        assert kinds(answer) == ["message.create", "presence.sync"]
+    theirs = of_presence((await poll(served, name="eve"))["cursor"])
+    assert kinds(await poll(served, f"{log}@{theirs}", "ada")) == ["message.create", "presence.sync"]
+    attached = (await poll(served, cursor, "eve"))["events"][0]  # the whole of it is nothing to somebody else
+    assert (attached["type"], attached["resumed"]) == ("channel.attached", False)
+
+
+async def test_a_cursor_without_history_and_with_a_place_is_good_on_a_stream(served: Served) -> None:
+    served.hub.authenticate = subscriber
+    await served.hub.create("c", id="m1", text="one")
+    cursor = (await poll(served, name="ada"))["cursor"]
+    await served.hub.create("c", id="m2", text="two")
+    stream = await Stream.open(served, "/v1/channels/c/events", last_event_id=cursor, x_name="ada")
+    create = await stream.until_event("message.create")
+    assert b'"resumed":true' in stream.events[0].data
+    assert kinds(await poll(served, create.id, "ada")) == ["presence.sync"]

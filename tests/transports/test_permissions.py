@@ -23,6 +23,7 @@ from holdfast.core.requests import (
     DeleteMessage,
     FinishMessage,
     SendCommand,
+    SettleCommand,
     TakeOver,
 )
 from holdfast.hub.clock import Clock
@@ -30,6 +31,7 @@ from holdfast.hub.identity import CAPABILITIES, Identity
 from holdfast.hub.rates import ClientLimits
 from holdfast.hub.tokens import jwt_verifier
 from holdfast.transports import frames, http
+from holdfast.transports.session import TO_WORK
 from tests.transports.conftest import PATIENCE_S, new_hub, serving
 from tests.transports.permissions import (
     OPEN_FRAMES,
@@ -394,7 +396,7 @@ def test_the_page_holds_the_tables() -> None:
 
 # Whose message it is
 
-HELD = {"owner": READ, "reader": READ, "admin": (*READ, "admin"), "stranger": (), "blind": ()}
+HELD = {"owner": (*READ, "append"), "reader": READ, "admin": (*READ, "admin"), "stranger": (), "blind": ("append",)}
 NAMES = {"owner": "ann", "reader": "bob", "admin": "root", "stranger": "eve", "blind": "ann"}
 OWNERSHIP = list(cells())
 
@@ -569,7 +571,7 @@ async def test_the_nameless_touch_what_one_of_them_streams_with_append_only(plac
     ],
 )
 async def test_a_member_is_the_client_itself(place: Place, member: str, code: str) -> None:
-    token = place.token("ann", "presence", "agent")
+    token = place.token("ann", "presence", *TO_WORK)
     path = f"/v1/channels/{CHANNEL}/presence/{member}"
     assert (await place.ask("PUT", path, {}, token=token)).code == code
     assert (await place.ask("DELETE", path, token=token)).code == code
@@ -600,13 +602,20 @@ async def test_no_client_has_an_id_that_another_could_have_as_a_member(place: Pl
         ("bob", READ, "approve", "ok"),
         ("bob", READ, "cancel", "forbidden"),
         ("bob", READ, "steer", "forbidden"),
-        ("bob", (*READ, "append"), "cancel", "ok"),
-        ("bob", (*READ, "append"), "steer", "ok"),
+        ("bob", (*READ, "append"), "cancel", "forbidden"),  # somebody else's to stop
+        ("bob", (*READ, "append", "agent"), "steer", "forbidden"),
+        ("root", (*READ, "admin"), "cancel", "ok"),
+        ("root", (*READ, "admin"), "steer", "ok"),
+        ("root", ("admin",), "steer", "not_found"),
         ("eve", (), "approve", "not_found"),
         ("eve", ("append",), "steer", "not_found"),
         ("eve", (), "never was", "not_found"),
-        ("ann", (), "approve", "ok"),
-        ("ann", (), "steer", "forbidden"),
+        ("sam", (), "approve", "ok"),  # who asked
+        ("sam", (), "steer", "forbidden"),
+        ("sam", ("append",), "cancel", "forbidden"),
+        ("ann", ("append",), "cancel", "ok"),  # who writes the target, and may not even read
+        ("ann", ("append",), "steer", "ok"),
+        ("ann", READ, "cancel", "forbidden"),  # on a device of the writer's that may not write
     ],
 )
 async def test_a_command_is_answered_by_whoever_may(
@@ -615,12 +624,41 @@ async def test_a_command_is_answered_by_whoever_may(
     for way in ("http", "frame"):
         await put(place.hub, "growing", f"m-{way}")
         if command != "never was":
-            await place.hub.command(CHANNEL, command, target=f"m-{way}", by="ann", id=f"q-{way}")
+            await place.hub.command(CHANNEL, command, target=f"m-{way}", by="sam", id=f"q-{way}")
     token = place.token(who, *held, "command")
     over_http = await place.ask("POST", f"/v1/channels/{CHANNEL}/commands/q-http/reply", {}, token=token)
     async with place.socket(token) as wire:
         framed = await wire.ask("reply", channel=CHANNEL, id="q-frame")
     assert (over_http.code, framed.code) == (code, code)
+
+
+async def test_a_stop_that_a_stranger_says_was_carried_out_is_carried_out(place: Place) -> None:
+    await put(place.hub, "growing", "m1")
+    await place.hub.command(CHANNEL, "cancel", target="m1", by="sam", id="q")
+    async with place.socket(place.token("bob", *(CAPABILITIES - {"admin"}))) as wire:
+        assert (await wire.ask("reply", channel=CHANNEL, id="q", ok=True)).code == "forbidden"
+    await place.hub.ask(CHANNEL, "!q", SettleCommand(), SERVER)  # as the warden does after two seconds
+    assert (await place.hub.read(CHANNEL, "m1"))[0].status == "cancelled"
+
+
+async def test_whoever_has_a_turn_answers_for_it_and_another_agent_does_not(place: Place) -> None:
+    token, other = place.token("bot", *TO_WORK, "command"), place.token("bot2", *TO_WORK, "command")
+    async with place.socket(token) as bot, place.socket(other) as eve:
+        await working(bot, place)
+        assert (await eve.ask("work", pattern=CHANNEL)).code == "ok"
+        for name in ("cancel", "steer"):
+            await place.hub.command(CHANNEL, name, target="u1", by="sam", id=name)
+            assert (await eve.ask("reply", channel=CHANNEL, id=name)).code == "forbidden"
+            assert (await bot.ask("reply", channel=CHANNEL, id=name)).code == "ok"
+
+
+@pytest.mark.parametrize("missing", TO_WORK)
+async def test_who_could_not_carry_a_turn_out_is_given_none(place: Place, missing: str) -> None:
+    async with place.socket(place.token("bot", *(CAPABILITIES - {missing}))) as wire:
+        refused = await wire.ask("work", pattern=CHANNEL)
+        assert (refused.status, refused.code) == (403, "forbidden")
+        assert missing in refused.said["detail"]
+    assert place.hub.desk.stats()["agents"] == 0
 
 
 async def test_what_was_answered_to_one_is_no_answer_to_another(place: Place) -> None:
@@ -677,11 +715,11 @@ async def until_served(place: Place) -> None:
             await asyncio.sleep(0)
 
 
-@pytest.mark.parametrize("held", [(), READ, ("append", "publish", "command", "admin", *READ)])
+@pytest.mark.parametrize("held", [(), READ, ("publish", "command", "admin", *READ)])
 async def test_a_turn_is_renewed_and_ended_by_whoever_has_it(place: Place, held: tuple[str, ...]) -> None:
     async with (
-        place.socket(place.token("bot", "agent")) as bot,
-        place.socket(place.token("eve", "agent", *held)) as eve,
+        place.socket(place.token("bot", *TO_WORK)) as bot,
+        place.socket(place.token("eve", *TO_WORK, *held)) as eve,
     ):
         turn = await working(bot, place)
         await put(place.hub, "app", "m1")
@@ -728,13 +766,13 @@ async def test_a_turn_of_an_agent_in_this_process_is_not_ended_from_elsewhere(pl
 
 @pytest.mark.parametrize("pattern", ["*", "chat:*", "chat:1:*", "chat:10", "chat:", "chat:2", "chat:1*", "**", ""])
 async def test_work_is_given_for_no_more_than_was_granted(place: Place, pattern: str) -> None:
-    async with place.socket(place.token("bot", "agent", on="chat:1")) as wire:
+    async with place.socket(place.token("bot", *TO_WORK, on="chat:1")) as wire:
         assert (await wire.ask("work", pattern=pattern)).code in ("forbidden", "invalid_request")
     assert place.hub.desk.stats()["agents"] == 0
 
 
 async def test_any_number_of_sockets_may_work_as_one_agent(place: Place) -> None:
-    token = place.token("bot", "agent")
+    token = place.token("bot", *TO_WORK)
     workers = [place.socket(token) for _ in range(103)]
     wires = [await worker.__aenter__() for worker in workers]
     for wire in wires:
@@ -787,12 +825,15 @@ async def test_who_may_only_subscribe_sees_nothing_of_the_past_by_any_cursor(pla
     _, empty = await looked(place, token, way, None, "chat:empty")  # its cursor resumes in any log
     _, own = await looked(place, token, way, None)
     _, plain = await looked(place, reader, way, None)
-    mark = own.split(":", 2)[2]
+    of_log, at, of_presence = own.partition("@")  # which a poll's has, with a mark of its own
+    mark, cut = of_log.split(":", 2)[2], f"{of_log[:-1]}{at}{of_presence}"
     await place.hub.create(CHANNEL, id="m2", text="secret too")
     forged = [f"{epoch}:0", f"{epoch}:0:{mark}", f"-:0:{mark}", "-:0", "-:0:h", f"{epoch}:0:hhh", plain]
-    for since in (None, *forged, theirs, elsewhere, empty, own[:-1], own.replace(":h", ":k")):
+    for since in (None, *forged, theirs, elsewhere, empty, cut, own.replace(":h", ":k")):
         events, _ = await looked(place, token, way, since)
-        assert [(event["type"], event["resumed"]) for event in events] == [("channel.attached", False)]
+        attached, *rest = events
+        assert (attached["type"], attached["resumed"]) == ("channel.attached", False)
+        assert {event["type"] for event in rest} <= {"presence.sync"}  # who is here now is nothing of the past
 
 
 @pytest.mark.parametrize("way", WAYS)

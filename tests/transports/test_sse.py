@@ -13,7 +13,9 @@ import pytest
 from holdfast.core.errors import StoreUnavailable
 from holdfast.hub.channel import Channel
 from holdfast.testing.rawviewer import SseViewer, WsViewer
+from holdfast.transports import app
 from holdfast.transports.app import App
+from holdfast.transports.chunks import socket_of
 from tests.transports.conftest import PATIENCE_S, Served
 from tests.transports.watching import NASTY, Stream, stored, write
 
@@ -25,9 +27,9 @@ def watching(served: Served, channel: str = "c", **options: Any) -> SseViewer:
 
 
 def wheel(served: Served) -> Any:
-    app = served.hub._asgi
-    assert isinstance(app, App)
-    return app.wheel
+    known = served.hub._asgi
+    assert isinstance(known, App)
+    return known.wheel
 
 
 async def pass_seconds(served: Served, count: int) -> None:
@@ -217,6 +219,23 @@ async def test_two_streams_at_once_each_get_everything(served: Served) -> None:
         assert list(third.checker.messages) == ["m3"]
         for viewer in (one, other, third):
             assert viewer.checker.violations == []
+
+
+@pytest.mark.parametrize("transport", [SseViewer, WsViewer])
+async def test_what_a_stalled_reader_left_unread_is_let_go_when_their_stream_has_ended(
+    served: Served, transport: type[SseViewer | WsViewer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(app, "UNREAD_S", 0.05)
+    async with transport(served.host, served.port, "c", receive_buffer_bytes=4096) as viewer:
+        await viewer.until_attached()
+        viewer.stall()
+        (one,) = [one for slot in wheel(served)._slots.values() for one in slot]
+        connection = one.sink._cycle or socket_of(one.sink._send)
+        while not connection.transport.get_write_buffer_size():
+            await served.hub.create("c", text="x" * 1_000_000)
+            await asyncio.sleep(0)
+        one.sink.end()
+        await served.until(lambda: not connection.transport.get_write_buffer_size())  # though nobody has read it
 
 
 async def test_a_stalled_reader_skips_ahead_and_loses_nothing(served: Served) -> None:

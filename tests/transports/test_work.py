@@ -7,12 +7,17 @@ import json
 from collections.abc import Coroutine
 from typing import Any
 
+import pytest
+
 from holdfast import Hub
 from holdfast.agents.turn import Turn
 from holdfast.core.model import Message
 from holdfast.hub.identity import CAPABILITIES, Identity
 from holdfast.stores.memory import MemoryStore
+from holdfast.transports.passport import Passport
 from holdfast.transports.session import SILENT, Session
+from holdfast.transports.websocket import Sockets
+from holdfast.transports.wheel import Wheel
 from tests.virtual import virtual_clock, virtually
 
 Json = dict[str, Any]
@@ -163,6 +168,65 @@ async def test_a_network_that_vanished_is_noticed_within_twenty_seconds() -> Non
     assert (await answer(hub)).status == "interrupted"
     await watcher.cut()
     await line.cut()
+    await hub.close()
+
+
+class Clogged:
+    """A peer that sends what it is told to, and from then on reads nothing and says nothing."""
+
+    def __init__(self, hub: Hub) -> None:
+        self.closed: int | None = None
+        self.is_clogged = False
+        self._inbox: asyncio.Queue[Json] = asyncio.Queue()
+        self._answered = asyncio.Event()
+        passport = Passport(hub, {}, Identity(client_id="ann"))
+        serving = Sockets(hub, Wheel()).serve(passport, {}, self._inbox.get, self._send)
+        self._serving = asyncio.ensure_future(serving)
+
+    async def _send(self, message: Json) -> None:
+        if self.is_clogged:
+            await asyncio.Event().wait()
+        if '"ref":1' in message.get("text", ""):
+            self._answered.set()
+
+    async def ask(self, type: str, **fields: Any) -> None:
+        self._answered.clear()
+        frame = json.dumps({"type": type, "ref": 1, **fields})
+        self._inbox.put_nowait({"type": "websocket.receive", "text": frame})
+        await self._answered.wait()
+
+    async def is_sent_away(self) -> None:
+        await self._serving
+
+
+@pytest.mark.parametrize("is_by_hand", [False, True], ids=["task", "hand"])
+@pytest.mark.parametrize("holding", ["presence", "lease", "turn"])
+@virtually
+async def test_a_silent_peer_that_holds_something_is_dropped_with_unread_text_in_front(
+    holding: str, is_by_hand: bool
+) -> None:
+    hub = new_hub()
+    hub.drive_by_hand = is_by_hand
+    await hub.start()
+    peer = Clogged(hub)
+    await peer.ask("attach", channel="chat:1")
+    match holding:
+        case "presence":
+            await peer.ask("presence", channel="chat:1")
+        case "lease":
+            await peer.ask("create", channel="chat:1", id="a", role="assistant", status="streaming", lease_s=3600)
+        case "turn":
+            await peer.ask("work", pattern="chat:*")
+    peer.is_clogged = True
+    await hub.create("chat:1", text="it is written, and never read")
+    peer_left_s = asyncio.get_running_loop().time() + 20
+    async with asyncio.timeout_at(peer_left_s):
+        await peer.is_sent_away()
+    await asyncio.sleep(peer_left_s - asyncio.get_running_loop().time())
+    assert (await hub.members("chat:1")).members == []
+    if holding == "lease":
+        assert (await hub.read("chat:1", "a"))[0].status == "interrupted"
+    assert hub.desk.stats()["agents"] == 0
     await hub.close()
 
 
@@ -360,6 +424,101 @@ async def test_an_agent_that_dies_loses_its_turn_to_another_and_a_blip_loses_not
     assert (await two.ask("turn.done", **{**about, "generation": 2}))["type"] == "ok"
     for line in (two, person, zombie):
         await line.cut()
+    await hub.close()
+
+
+@virtually
+async def test_two_agents_of_one_pattern_on_one_socket_are_two() -> None:
+    hub = new_hub()
+    await hub.start()
+    agent, person = Line(hub, "bot"), Line(hub, "ann")
+    for name in ("bot~one", "bot~two"):
+        assert (await agent.ask("work", pattern="chat:*", name=name, slots=1))["type"] == "ok"
+    await asyncio.sleep(0)
+    assert hub.desk.stats()["agents"] == 2
+    for number in range(3):
+        await person.ask("create", channel=f"chat:{number}", text="hello")
+    await asyncio.sleep(1)
+    turns = [frame for frame in agent.frames if frame["type"] == "turn"]
+    assert sorted((turn["name"], turn["pattern"]) for turn in turns) == [("bot~one", "chat:*"), ("bot~two", "chat:*")]
+    for turn in turns:  # each is known by its message, not by who is first
+        about = {"channel": turn["channel"], "message": turn["message"]["id"], "generation": 1}
+        assert (await agent.ask("turn.renew", **about))["type"] == "ok"
+        assert (await agent.ask("turn.done", **about))["type"] == "ok"
+    await asyncio.sleep(1)
+    assert len([frame for frame in agent.frames if frame["type"] == "turn"]) == 3
+    await agent.cut()
+    await person.cut()
+    await hub.close()
+
+
+@virtually
+async def test_an_agent_that_asks_for_work_again_has_its_turns_and_no_more_slots_for_it() -> None:
+    hub = new_hub()
+    await hub.start()
+    agent, person = Line(hub, "bot"), Line(hub, "ann")
+    await agent.ask("work", pattern="chat:*", slots=2)
+    await person.ask("create", channel="chat:1", text="hello")
+    first = await agent.turn()
+    await agent.ask("work", pattern="chat:*", slots=2)
+    await asyncio.sleep(0)
+    assert hub.desk.stats()["agents"] == 1
+    for number in (2, 3):
+        await person.ask("create", channel=f"chat:{number}", text="hello")
+    await asyncio.sleep(1)
+    assert [frame["channel"] for frame in agent.frames if frame["type"] == "turn"] == ["chat:2"]
+    about = {"channel": "chat:1", "message": first["message"]["id"], "generation": 1}
+    assert (await agent.ask("turn.done", **about))["type"] == "ok"
+    await asyncio.sleep(1)
+    assert [frame["channel"] for frame in agent.frames if frame["type"] == "turn"] == ["chat:2", "chat:3"]
+    await agent.cut()
+    await person.cut()
+    await hub.close()
+
+
+@virtually
+async def test_a_turn_that_is_brought_from_the_socket_before_takes_a_slot() -> None:
+    hub = new_hub()
+    await hub.start()
+    agent, person = Line(hub, "bot"), Line(hub, "ann")
+    await agent.ask("work", pattern="chat:*", slots=1)
+    await person.ask("create", channel="chat:1", text="hello")
+    turn = await agent.turn()
+    about = {"channel": "chat:1", "message": turn["message"]["id"], "generation": 1}
+    await agent.cut()
+    back = Line(hub, "bot")
+    await back.ask("work", pattern="chat:*", slots=1)
+    for _ in range(2):  # the second time it is known
+        assert (await back.ask("turn.renew", **about))["type"] == "ok"
+    await person.ask("create", channel="chat:2", text="hello")
+    await asyncio.sleep(1)
+    assert not [frame for frame in back.frames if frame["type"] == "turn"]
+    await back.ask("turn.done", **about)
+    assert (await back.turn())["channel"] == "chat:2"
+    await back.cut()
+    await person.cut()
+    await hub.close()
+
+
+@virtually
+async def test_an_agent_that_wants_no_more_turns_ends_those_it_has() -> None:
+    hub = new_hub()
+    await hub.start()
+    agent, person = Line(hub, "bot"), Line(hub, "ann")
+    await agent.ask("work", pattern="chat:*", slots=5)
+    await person.ask("create", channel="chat:1", text="hello")
+    turn = await agent.turn()
+    assert (await agent.ask("work", pattern="chat:*", slots=0))["type"] == "ok"
+    await person.ask("create", channel="chat:2", text="hello")
+    about = {"channel": "chat:1", "message": turn["message"]["id"], "generation": 1}
+    for _ in range(10):  # longer than a lease lasts
+        await asyncio.sleep(5)
+        assert (await agent.ask("turn.renew", **about))["type"] == "ok"
+    assert (await agent.ask("turn.done", **about))["type"] == "ok"
+    await asyncio.sleep(60)
+    assert not [frame for frame in agent.frames if frame["type"] == "turn"]
+    await agent.cut()
+    await person.cut()
     await hub.close()
 
 
