@@ -7,7 +7,6 @@ the caller gets it as a stream of its own, and so does anyone who joins. What th
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import inspect
 import logging
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -19,6 +18,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from holdfast.agents.local import LocalWatch
+from holdfast.agents.stops import answer_stops, until_stopped
 from holdfast.agents.writer import AgentWriter
 from holdfast.core.cursor import parse_cursor
 from holdfast.core.errors import HoldfastError, LocalError, StoreUnavailable
@@ -43,7 +43,7 @@ class Answering:
         self._hub = hub
         self._writer = writer
         self._source = source
-        self._targets = {writer.id, asked}
+        self._targets = {writer.id} if asked is None else {writer.id, asked}
         self._leave_s = leave_s
         self._callers = 0
 
@@ -61,8 +61,15 @@ class Answering:
 
     async def _run(self) -> None:
         watch = LocalWatch(self._hub, self._writer.channel)
+        try:
+            await self._write_until_stopped(watch)
+            await answer_stops(watch, lambda: self._targets, self._answer_stop)
+        finally:
+            watch.close()
+
+    async def _write_until_stopped(self, watch: LocalWatch) -> None:
         work = asyncio.ensure_future(self._write())
-        watching = [asyncio.ensure_future(self._until_stopped(watch, work))]
+        watching = [asyncio.ensure_future(self._stop_when_asked(watch, work))]
         if self._leave_s is not None:
             watching.append(asyncio.ensure_future(self._until_left(work, self._leave_s)))
         try:
@@ -72,8 +79,6 @@ class Answering:
             for one in watching:
                 one.cancel()
             await asyncio.wait([work, *watching])
-            watch.close()
-        await self._answer_stops()
 
     async def _write(self) -> None:
         """All of the source, into the message. However that ends, the message says so."""
@@ -88,12 +93,12 @@ class Answering:
         except Exception:
             logger.exception("the answer %s failed", self._writer.id)
 
-    async def _until_stopped(self, watch: LocalWatch, work: asyncio.Future[None]) -> None:
-        while True:
-            if any(command.name == "cancel" and command.target in self._targets for command in watch.commands()):
-                work.cancel()
-                return
-            await watch.changed()
+    async def _stop_when_asked(self, watch: LocalWatch, work: asyncio.Future[None]) -> None:
+        await until_stopped(watch, lambda: self._targets)
+        work.cancel()
+
+    async def _answer_stop(self, command_id: str) -> None:
+        await self._hub.reply(self._writer.channel, command_id, by=None)
 
     async def _until_left(self, work: asyncio.Future[None], leave_s: float) -> None:
         """Stop when nobody has watched for `leave_s` seconds."""
@@ -105,14 +110,6 @@ class Answering:
             alone_s = 0.0 if is_watched else alone_s + step_s
         logger.info("nobody watches the answer %s any more; it is cancelled", self._writer.id)
         work.cancel()
-
-    async def _answer_stops(self) -> None:
-        watch = LocalWatch(self._hub, self._writer.channel)
-        watch.close()
-        for command in watch.commands():
-            if command.name == "cancel" and command.target in self._targets:
-                with contextlib.suppress(HoldfastError):
-                    await self._hub.reply(self._writer.channel, command.id, by=None)
 
 
 class StreamResponse(Response):

@@ -6,8 +6,8 @@ You are in `agents`. Pure functions. Shapes are those of the providers' document
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
-from typing import Literal, get_args
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Literal, NamedTuple, get_args
 
 from holdfast.core.errors import LocalError
 from holdfast.core.model import Json, Message, Part
@@ -66,8 +66,28 @@ def as_turns(messages: Sequence[Message], shape: Shape) -> list[dict[str, Json]]
             return _alternating([turn for one in messages for turn in _anthropic(one)])
 
 
-def _tools(message: Message) -> list[Part]:
-    return [part for part in message.parts if part["type"] == "tool"]
+class _Step(NamedTuple):
+    """What was said, and the calls that followed it. A model that worked in rounds has one for each of them."""
+
+    text: str
+    calls: list[Part]
+
+
+def _steps(message: Message) -> Iterator[_Step]:
+    """The texts and calls of `message`, in its order. A call without its result is refused by the APIs: left out."""
+    text, calls = "", list[Part]()
+    for part in message.parts:
+        if part["type"] == "tool" and "output" in part:
+            text = text if text.strip() else ""  # models put line ends around calls, which Anthropic refuses as text
+            calls.append(part)
+        elif part["type"] == "text" and message.role != "tool":
+            if calls and part["text"].strip():
+                yield _Step(text, calls)
+                text, calls = "", []
+            if not calls:
+                text += part["text"]
+    if text or calls:
+        yield _Step(text, calls)
 
 
 def _output(part: Part) -> str:
@@ -75,49 +95,41 @@ def _output(part: Part) -> str:
     return output if isinstance(output, str) else json.dumps(output, ensure_ascii=False)
 
 
-def _openai(message: Message) -> list[dict[str, Json]]:
-    calls = [
-        {"id": part["call"], "type": "function", "function": {"name": part["name"], "arguments": part["input"] or "{}"}}
-        for part in _tools(message)
-        if "output" in part
-    ]
-    turns: list[dict[str, Json]] = []
-    if calls:  # a call without its result is refused by the API, so it is left out
-        turns.append({"role": "assistant", "content": None, "tool_calls": calls})
-        turns += [
-            {"role": "tool", "tool_call_id": part["call"], "content": _output(part)}
-            for part in _tools(message)
-            if "output" in part
-        ]
-    if message.text and message.role != "tool":
-        turns.append({"role": message.role, "content": message.text})
-    return turns
+def _openai(message: Message) -> Iterator[dict[str, Json]]:
+    for text, calls in _steps(message):
+        is_one = bool(calls) and message.role == "assistant"
+        if text and not is_one:
+            yield {"role": message.role, "content": text}
+        if calls:
+            said = text if text and is_one else None
+            yield {"role": "assistant", "content": said, "tool_calls": [_tool_call(part) for part in calls]}
+        for part in calls:
+            yield {"role": "tool", "tool_call_id": part["call"], "content": _output(part)}
 
 
-def _responses(message: Message) -> list[dict[str, Json]]:
-    items: list[dict[str, Json]] = []
-    for part in _tools(message):
-        if "output" in part:
+def _tool_call(part: Part) -> dict[str, Json]:
+    function = {"name": part["name"], "arguments": part["input"] or "{}"}
+    return {"id": part["call"], "type": "function", "function": function}
+
+
+def _responses(message: Message) -> Iterator[dict[str, Json]]:
+    for text, calls in _steps(message):
+        if text:
+            yield {"role": message.role, "content": text}
+        for part in calls:
             call = {"call_id": part["call"], "name": part["name"], "arguments": part["input"] or "{}"}
-            items.append({"type": "function_call", **call})
-            items.append({"type": "function_call_output", "call_id": part["call"], "output": _output(part)})
-    if message.text and message.role != "tool":
-        items.append({"role": message.role, "content": message.text})
-    return items
+            yield {"type": "function_call", **call}
+            yield {"type": "function_call_output", "call_id": part["call"], "output": _output(part)}
 
 
-def _anthropic(message: Message) -> list[dict[str, Json]]:
-    if message.role == "system":
-        return []
-    turns: list[dict[str, Json]] = []
-    tools = [part for part in _tools(message) if "output" in part]
-    if tools:
-        turns.append({"role": "assistant", "content": [_tool_use(part) for part in tools]})
-        results = [{"type": "tool_result", "tool_use_id": part["call"], "content": _output(part)} for part in tools]
-        turns.append({"role": "user", "content": results})
-    if message.text and message.role != "tool":
-        turns.append({"role": message.role, "content": [{"type": "text", "text": message.text}]})
-    return turns
+def _anthropic(message: Message) -> Iterator[dict[str, Json]]:
+    for text, calls in _steps(message) if message.role != "system" else ():
+        if text:
+            yield {"role": message.role, "content": [{"type": "text", "text": text}]}
+        if calls:
+            yield {"role": "assistant", "content": [_tool_use(part) for part in calls]}
+            results = [{"type": "tool_result", "tool_use_id": part["call"], "content": _output(part)} for part in calls]
+            yield {"role": "user", "content": results}
 
 
 def _tool_use(part: Part) -> dict[str, Json]:

@@ -8,16 +8,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
-from holdfast.agents.place import Watch, Writer
+from holdfast.agents.place import Watch, Writer, find
 from holdfast.agents.running import Agent, Running, check_work, patiently
 from holdfast.agents.writer import AgentWriter
-from holdfast.core.errors import Deleted, Fenced, Finished, HoldfastError, NotFound
+from holdfast.core.errors import Deleted, Fenced, Finished
 from holdfast.core.events import CommandReply, Page
 from holdfast.core.model import Command, Json, Message
 from holdfast.core.names import command_key
-from holdfast.hub.committer import Answer, Done
+from holdfast.core.owed import reply_to
+from holdfast.hub.committer import answered_later
 from holdfast.hub.desk import Turn, WhenBusy
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ class LocalAgent:
         place = LocalPlace(self._hub)
         key = (turn.channel, turn.message_id)
         try:
-            message = await patiently(lambda: place.find(turn.channel, turn.message_id))
+            message = await patiently(lambda: find(place, turn.channel, turn.message_id))
             if message is None:
                 return
             running = self._running[key] = Running(self._agent, place, turn.channel, message, turn.generation)
@@ -76,17 +77,15 @@ class LocalAgent:
                     self._hub.desk.said(turn.channel, self.name, {"state": "listening"})
                 self._hub.desk.freed(self)
 
-    async def _end(self, turn: Turn, state: str) -> None:
+    async def _end(self, turn: Turn, state: Literal["done", "cancelled"]) -> None:
         """Say that the turn is over, until that is stored: a turn without an end would keep its channel busy."""
         with contextlib.suppress(Finished, Fenced, Deleted):
             await patiently(lambda: self._end_once(turn, state))
 
-    async def _end_once(self, turn: Turn, state: str) -> None:
-        ended: asyncio.Future[Answer | HoldfastError] = asyncio.get_running_loop().create_future()
-        self._hub.desk.end(self, turn, "cancelled" if state == "cancelled" else "done", _once(ended))
-        answer = await ended
-        if isinstance(answer, HoldfastError):
-            raise answer
+    async def _end_once(self, turn: Turn, state: Literal["done", "cancelled"]) -> None:
+        ended, done = answered_later()
+        self._hub.desk.end(self, turn, state, done)
+        await ended
 
 
 class LocalPlace:
@@ -121,13 +120,9 @@ class LocalPlace:
         """Of `Place`."""
         return _agent_writer(await self._hub.take_over(channel, message_id, author=author))
 
-    async def find(self, channel: str, message_id: str) -> Message | None:
+    async def read(self, channel: str, message_id: str) -> tuple[Message, str]:
         """Of `Place`."""
-        try:
-            message, _ = await self._hub.read(channel, message_id)
-        except (NotFound, Deleted):
-            return None
-        return message
+        return await self._hub.read(channel, message_id)
 
     async def page(self, channel: str, *, before: int | None, limit: int) -> Page:
         """Of `Place`."""
@@ -166,15 +161,13 @@ class LocalWatch:
         """Of `Watch`."""
         return [one.command() for one in self._channel.state.pending_commands()]
 
-    def reply_to(self, command_id: str) -> CommandReply | None:
+    async def reply_to(self, command: Command) -> CommandReply:
         """Of `Watch`."""
-        command = self._channel.state.command(command_key(command_id))
-        if command is None or command.reply is None:
-            return None
-        reply = command.reply
-        return CommandReply(
-            serial=command.answered, id=command_id, ok=reply.ok, data=reply.data, error=reply.error, from_=reply.by
-        )
+        while True:
+            known = self._channel.state.command(command_key(command.id))
+            if known is not None and (reply := reply_to(known)) is not None:
+                return reply
+            await self.changed()
 
     def waiting(self) -> list[Message]:
         """Of `Watch`."""
@@ -198,11 +191,3 @@ class LocalWatch:
 def _agent_writer(writer: object) -> Writer:
     assert isinstance(writer, AgentWriter)  # the hub that has agents makes such
     return writer
-
-
-def _once(ended: asyncio.Future[Answer | HoldfastError]) -> Done:
-    def done(answer: Answer | HoldfastError) -> None:
-        if not ended.done():
-            ended.set_result(answer)
-
-    return done

@@ -8,6 +8,7 @@ from __future__ import annotations
 from types import TracebackType
 from typing import Any, Protocol, Self
 
+from holdfast.core.errors import Deleted, NotFound
 from holdfast.core.events import CommandReply, Page
 from holdfast.core.model import Command, Json, Message, Part
 
@@ -52,8 +53,8 @@ class Watch(Protocol):
     def commands(self) -> list[Command]:
         """Those that wait for an answer."""
 
-    def reply_to(self, command_id: str) -> CommandReply | None:
-        """The answer to a command, once it is there."""
+    async def reply_to(self, command: Command) -> CommandReply:
+        """Wait for the answer to a command that was sent since this look began."""
 
     def waiting(self) -> list[Message]:
         """User messages that wait for an agent."""
@@ -87,8 +88,8 @@ class Place(Protocol):
     async def take_over(self, channel: str, message_id: str, *, author: str) -> Writer:
         """An interrupted answer, to be entered and gone on with."""
 
-    async def find(self, channel: str, message_id: str) -> Message | None:
-        """A message, if it is there."""
+    async def read(self, channel: str, message_id: str) -> tuple[Message, str]:
+        """A message, and the cursor to follow it from. Raises NotFound, Deleted."""
 
     async def page(self, channel: str, *, before: int | None, limit: int) -> Page:
         """Messages, newest first."""
@@ -107,3 +108,12 @@ class Place(Protocol):
 
     def say(self, channel: str, name: str, data: dict[str, Json]) -> None:
         """What the agent does now, for those who look on."""
+
+
+async def find(place: Place, channel: str, message_id: str) -> Message | None:
+    """A message, if it is there."""
+    try:
+        message, _ = await place.read(channel, message_id)
+    except (NotFound, Deleted):
+        return None
+    return message

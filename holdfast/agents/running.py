@@ -13,7 +13,8 @@ import logging
 from collections.abc import Awaitable, Callable
 from typing import NamedTuple, TypeVar
 
-from holdfast.agents.place import Place, Watch, Writer
+from holdfast.agents.place import Place, Watch, Writer, find
+from holdfast.agents.stops import answer_stops, until_stopped
 from holdfast.agents.turn import OnCrash, Turn, reply_id
 from holdfast.core.errors import (
     Deleted,
@@ -104,6 +105,8 @@ class Running:
         self._ending.set()
         if self._turn is not None:
             self._turn.is_cancelled = True
+            for reply in self._turn.replies:
+                reply.cancelled_as = ("cancelled", None)
         if self._work is not None:
             self._work.cancel()
 
@@ -154,7 +157,7 @@ class Running:
         if self._is_lost or (place.is_leaving and self._work.cancelled()):
             return None  # another has it, or will
         await self._end_what_is_open(turn)
-        await self._answer_stops(watch, turn)
+        await answer_stops(watch, lambda: turn.targets, self._answer_stop)
         return "cancelled" if self._is_stopped else "done"
 
     async def _handle(self, turn: Turn) -> None:
@@ -217,25 +220,18 @@ class Running:
 
     async def _listen(self, watch: Watch, turn: Turn) -> None:
         """Stop the handler when somebody asks for it."""
-        while True:
-            if any(command.name == "cancel" and command.target in turn.targets for command in watch.commands()):
-                self.stop()
-                return
-            await watch.changed()
+        await until_stopped(watch, lambda: turn.targets)
+        self.stop()
 
-    async def _answer_stops(self, watch: Watch, turn: Turn) -> None:
-        for command in watch.commands():
-            if command.name == "cancel" and command.target in turn.targets:
-                with contextlib.suppress(HoldfastError):  # somebody was faster
-                    await self._place.reply(
-                        self.channel, command.id, ok=self._is_stopped, data=None, error=None, by=self._agent.name
-                    )
+    async def _answer_stop(self, command_id: str) -> None:
+        by = self._agent.name
+        await self._place.reply(self.channel, command_id, ok=self._is_stopped, data=None, error=None, by=by)
 
     async def _after_crash(self, watch: Watch) -> tuple[Message | None, Writer | None]:
         """What the attempt before this one left, and with `continue` the writer that goes on with it."""
         for attempt in range(self.attempt - 1, 0, -1):
             message_id = reply_id(self.message.id, attempt)
-            previous = await self._place.find(self.channel, message_id)
+            previous = await find(self._place, self.channel, message_id)
             if previous is None:
                 continue
             if self._agent.on_crash != "continue" or previous.status not in ("streaming", "interrupted"):
@@ -255,5 +251,5 @@ class Running:
                         continue
                     except (Finished, Fenced, Deleted, NotFound):  # somebody else has ended it, or goes on with it
                         return previous, None
-                    return await self._place.find(self.channel, message_id), writer
+                    return await find(self._place, self.channel, message_id), writer
         return previous, None

@@ -7,6 +7,7 @@ Names without an underscore are public.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import logging
 from typing import Literal, NamedTuple
@@ -109,6 +110,8 @@ class Turn:
                 parent=self.replies[-1].id if self.replies else None,
                 meta=meta or {},
             )
+        if not self.is_cancelled:  # nobody has asked for a stop, so what cancels the block is a fault of the handler's
+            writer.cancelled_as = ("failed", "error")
         self.replies.append(writer)
         self.progress("answering")
         return writer
@@ -159,7 +162,7 @@ class Turn:
             self.channel, name, target=target, data=data, by=self.name, expires_s=timeout_s
         )
         self.progress("waiting", command=command.id)
-        reply = await self._reply_to(command.id, timeout_s + GRACE_S)
+        reply = await self._reply_to(command, timeout_s + GRACE_S)
         if reply is None:
             return Answered(False, None, {"code": "expired", "detail": "no answer was heard of"}, None)
         self.progress("answering" if self.replies else "thinking")
@@ -170,15 +173,12 @@ class Turn:
         writer, self._taken_up = self._taken_up, None
         return writer
 
-    async def _reply_to(self, command_id: str, timeout_s: float) -> CommandReply | None:
-        """The reply; None where none was heard of in time: it may have come while we were away."""
-        try:
+    async def _reply_to(self, command: Command, timeout_s: float) -> CommandReply | None:
+        """The reply; None where none was heard of in time: we may have been away for so long."""
+        with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout_s):
-                while (reply := self._watch.reply_to(command_id)) is None:
-                    await self._watch.changed()
-                return reply
-        except TimeoutError:
-            return None
+                return await self._watch.reply_to(command)
+        return None
 
     @property
     def targets(self) -> set[str]:

@@ -7,6 +7,7 @@ this module of the client needs `holdfast.agents`.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Literal
 
@@ -15,12 +16,14 @@ from holdfast.agents.running import Agent, Handler, Running, check_agent, check_
 from holdfast.agents.turn import OnCrash
 from holdfast.client.view import ChannelView
 from holdfast.client.work import ClaimedTurn, check_pattern
-from holdfast.core.errors import Deleted, HoldfastError, NotFound
+from holdfast.core.errors import HoldfastError
 from holdfast.core.events import CommandReply, Page
 from holdfast.core.model import Command, Json, Message
 
 if TYPE_CHECKING:
     from holdfast.client.client import Client
+
+logger = logging.getLogger("holdfast.client")
 
 WhenBusy = Literal["queue", "interrupt", "parallel"]
 KEPT_REPLIES = 100
@@ -34,6 +37,7 @@ class Agents:
         self._client = client
         self._agents: list[RemoteAgent] = []
         self._shared: dict[ChannelView, int] = {}  # views that turns opened, and how many use them
+        self._runs: list[asyncio.Task[None]] = []
 
     def register(
         self,
@@ -57,13 +61,17 @@ class Agents:
         return register
 
     async def run(self) -> None:
-        """Run them all until cancelled."""
+        """Run them all until cancelled, or drained, or told to leave."""
         try:
             async with asyncio.TaskGroup() as tasks:
-                for agent in self._agents:
-                    tasks.create_task(agent.run())
+                self._runs = [tasks.create_task(agent.run()) for agent in self._agents]
         except* HoldfastError as group:
             raise group.exceptions[0] from None
+
+    def leave(self) -> None:
+        """Cancel what runs: others will take those turns over."""
+        for run in self._runs:
+            run.cancel()
 
     def borrow(self, channel: str) -> ChannelView:
         """The view of `channel`, to be given back."""
@@ -142,13 +150,9 @@ class RemotePlace:
         """Of `Place`."""
         return await self._client.take_over(channel, message_id).open()
 
-    async def find(self, channel: str, message_id: str) -> Message | None:
+    async def read(self, channel: str, message_id: str) -> tuple[Message, str]:
         """Of `Place`."""
-        try:
-            message, _ = await self._client.read(channel, message_id)
-        except (NotFound, Deleted):
-            return None
-        return message
+        return await self._client.read(channel, message_id)
 
     async def page(self, channel: str, *, before: int | None, limit: int) -> Page:
         """Of `Place`."""
@@ -164,7 +168,7 @@ class RemotePlace:
 
     async def watch(self, channel: str) -> Watch:
         """Of `Place`."""
-        watch = RemoteWatch(self._agents, channel, self._turn.message)
+        watch = RemoteWatch(self._client, self._agents, channel, self._turn.message)
         await watch.begin()
         return watch
 
@@ -180,11 +184,13 @@ class RemotePlace:
 class RemoteWatch:
     """A view of the turn's channel, shared by the turns that run in it."""
 
-    def __init__(self, agents: Agents, channel: str, asked: Message) -> None:
+    def __init__(self, client: Client, agents: Agents, channel: str, asked: Message) -> None:
+        self._client = client
         self._agents = agents
         self._view = agents.borrow(channel)
         self._asked = asked
         self._replies: dict[str, CommandReply] = {}
+        self._starts = 0  # of the view, when this look began
         self._woken = asyncio.Event()
         self._reading: asyncio.Task[None] | None = None
 
@@ -196,14 +202,31 @@ class RemoteWatch:
         except BaseException:
             self.close()
             raise
+        self._starts = self._view._starts
 
     def commands(self) -> list[Command]:
         """Of `Watch`."""
         return self._view.commands
 
-    def reply_to(self, command_id: str) -> CommandReply | None:
-        """Of `Watch`."""
-        return self._replies.get(command_id)
+    async def reply_to(self, command: Command) -> CommandReply:
+        """Of `Watch`. A view that began anew was not told what was answered meanwhile: that is asked for."""
+        seen = self._starts
+        while (reply := self._replies.get(command.id)) is None:
+            if seen != self._view._starts and all(one.id != command.id for one in self.commands()):
+                seen = self._view._starts
+                reply = await self._ask_for_reply(command)
+                if reply is not None:
+                    return reply
+            else:
+                await self.changed()
+        return reply
+
+    async def _ask_for_reply(self, command: Command) -> CommandReply | None:
+        try:
+            return await self._client._reply_to(self._view.channel, command)
+        except HoldfastError as error:
+            logger.warning("the answer to a command in %s could not be asked for: %s", self._view.channel, error)
+            return None
 
     def waiting(self) -> list[Message]:
         """Of `Watch`: those that may wait; the server knows which do."""

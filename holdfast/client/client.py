@@ -12,6 +12,7 @@ import logging
 import random as system
 import time
 from collections.abc import Callable
+from functools import partial
 from random import Random
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -22,8 +23,8 @@ from holdfast.client.dial import Dial, websocket_dial
 from holdfast.client.door import Door, TokenProvider
 from holdfast.client.feed import Feed, Sink
 from holdfast.client.http import Http
+from holdfast.client.leaving import Signals
 from holdfast.client.link import Link
-from holdfast.client.pen import whole_text
 from holdfast.client.presence import Presence
 from holdfast.client.problems import Unreachable, read_answer
 from holdfast.client.subscription import Subscription
@@ -32,10 +33,11 @@ from holdfast.client.view import ChannelView
 from holdfast.client.work import OnTurn, Worker, Workers
 from holdfast.client.writer import RemoteWriter
 from holdfast.core.errors import HoldfastError, LocalError
-from holdfast.core.events import Page
+from holdfast.core.events import CommandReply, Page
 from holdfast.core.limits import Limits
 from holdfast.core.model import Command, Json, Member, Message, Part, check_json, check_part, plain
 from holdfast.core.names import check_channel, check_id
+from holdfast.core.pen import whole_text
 
 if TYPE_CHECKING:
     import httpx2
@@ -62,6 +64,7 @@ class _Read(Struct, frozen=True, kw_only=True):
 
 class _Commanded(Struct, frozen=True, kw_only=True):
     command: Command
+    reply: CommandReply | None = None  # of one that was sent before
 
 
 class _Members(Struct, frozen=True, kw_only=True):
@@ -96,12 +99,14 @@ class Client:
         self._limits = limits or Limits()
         self._timing = timing or Timing(request_s=timeout_s)
         self._random = random or system.SystemRandom()
+        self._now = now
         self._dial = dial or websocket_dial(frame_bytes=FRAME_FACTOR * self._limits.message_bytes)
         self._http = Http(self._door, timing=self._timing, random=self._random, transport=http_transport)
         self._links: list[Link] = []
         self._runs: dict[Link, asyncio.Task[None]] = {}
         self._views: dict[str, ChannelView] = {}
         self._workers: Workers | None = None
+        self._is_draining = False
         self._agents: Agents | None = None
         self._tasks: asyncio.TaskGroup | None = None
         self._main: asyncio.Task[None] | None = None
@@ -279,6 +284,15 @@ class Client:
         fields = _given(ok=ok, data=self._data(data), error=self._data(error), request=self._new_id())
         await self._ask("reply", channel, {"id": check_id(command_id), **fields})
 
+    async def _reply_to(self, channel: str, command: Command) -> CommandReply | None:
+        """The reply to a command of ours, if there is one; where the server has lost the command it is sent anew.
+
+        The same command again is answered with what became of it. Raises what it would the first time.
+        """
+        left_s = command.expires_at / 1000 - self._now()
+        fields = _given(name=command.name, target=command.target, data=command.data, expires_s=max(1.0, left_s))
+        return read_answer(await self._ask("command", channel, {"id": command.id, **fields}), _Commanded).reply
+
     def presence(self, channel: str, data: dict[str, Json] | None = None, *, member: str | None = None) -> Presence:
         """Be seen: `async with client.presence("chat:1", {"name": "Ada"}) as here: await here.update(…)`."""
         if member is not None:
@@ -307,12 +321,14 @@ class Client:
         when_busy: str | None = None,
         name: str | None = None,
     ) -> None:
-        """Take turns of channels that `pattern` covers, at most `slots` at a time, until cancelled.
+        """Take turns of channels that `pattern` covers, at most `slots` at a time, until cancelled or drained.
 
         `on_turn(turn)` works on one; its claim is renewed while it runs, and it is cancelled when the claim is lost.
         `name` is the member that people see, `when_busy` is as of `hub.agent`. Raises what the server refuses.
         """
         link = self._link()
+        if self._is_draining:
+            return
         if self._workers is None:
             self._workers = Workers(link)
         worker = Worker(link, pattern, slots=slots, when_busy=when_busy, name=name, on_turn=on_turn)
@@ -346,17 +362,42 @@ class Client:
             pattern, name=name, when_busy=when_busy, on_crash=on_crash, timeout_s=timeout_s, slots=slots
         )
 
-    async def run(self) -> None:
-        """Run the agents until cancelled; connects by itself. Raises what the server refuses, such as Forbidden."""
+    async def run(self, *, drain_s: float | None = 30.0) -> None:
+        """Run the agents until cancelled; connects by itself. Raises what the server refuses, such as Forbidden.
+
+        At SIGTERM or Ctrl-C it takes no more turns, gives those that run `drain_s` seconds, cancels what is left, which
+        others take over, and passes the signal on; a second signal does not wait. None leaves the signals alone.
+        """
         if self._agents is None:
             raise LocalError("there is no agent to run: register one with @client.agent")
+        if drain_s is None:
+            await self._run_agents(self._agents)
+            return
+        if drain_s < 0:
+            raise LocalError("drain_s is 0 or more")
+        with Signals(first=partial(self._drain_within, drain_s), again=self._agents.leave):
+            await self._run_agents(self._agents)
+
+    def drain(self) -> None:
+        """Take no more turns: `run` and `work` return when those that run are over."""
+        self._is_draining = True
+        if self._workers is not None:
+            self._workers.drain()
+
+    # -- inside ------------------------------------------------------------------------------------------------
+
+    async def _run_agents(self, agents: Agents) -> None:
         await self.start()
         try:
-            await self._agents.run()
+            await agents.run()
         finally:
             await self.close()
 
-    # -- inside ------------------------------------------------------------------------------------------------
+    def _drain_within(self, drain_s: float) -> None:
+        assert self._agents is not None
+        logger.info("no more turns are taken; those that run have %.0f s, or until a second signal", drain_s)
+        self.drain()
+        asyncio.get_running_loop().call_later(drain_s, self._agents.leave)
 
     async def _run(self) -> None:
         """Own every task of the client."""

@@ -54,25 +54,39 @@ class Worker:
         self._on_turn = on_turn
         self._turns: dict[tuple[str, str], ClaimedTurn] = {}
         self._tasks: asyncio.TaskGroup | None = None
-        self._refused: asyncio.Future[None] | None = None
+        self._over: asyncio.Future[None] | None = None  # the server refused us, or we have drained
+        self._is_draining = False
+        self._is_asking = False  # for work: not answered yet
+        self._is_listed = True  # may turns be given to us?
+        self._open = 0  # turns whose end is not told yet
 
     async def run(self) -> None:
-        """Work until cancelled. Raises what the server refused, such as Forbidden.
+        """Work until cancelled, or drained. Raises what the server refused, such as Forbidden.
 
-        Turns that run then are cancelled and not reported: their claims lapse, and somebody else takes them over.
+        Turns that run when it is cancelled are cancelled too, and not reported: their claims lapse, and somebody else
+        takes them over.
         """
-        self._refused = asyncio.get_running_loop().create_future()
+        if self._is_draining:
+            return
+        self._over = asyncio.get_running_loop().create_future()
         try:
             async with asyncio.TaskGroup() as self._tasks:
                 self._link.stand(self)
                 try:
-                    await self._refused
+                    await self._over
                 finally:
                     self._link.step_down(self)
-                    if self._link.is_live:
+                    if self._link.is_live and not self._is_draining:
                         self._link.begin("work", self._frame(0), _take, is_repeatable=False)
         except* HoldfastError as group:
             raise group.exceptions[0] from None
+
+    def drain(self) -> None:
+        """Take no more turns; `run` returns when those that run are over."""
+        if not self._is_draining:
+            self._is_draining = True
+            if not self._is_asking:  # else when it is answered
+                self._unlist()
 
     def is_for(self, offer: TurnOffer) -> bool:
         """Is it this worker that the turn is given to?"""
@@ -91,11 +105,19 @@ class Worker:
         assert self._tasks is not None
         turn = self._turns[key] = ClaimedTurn(self._link, offer)
         turn.task = self._tasks.create_task(self._run(key, turn), name=f"turn {offer.channel}")
+        self._open += 1
+        turn.task.add_done_callback(self._closed)
 
     # For the link
 
     def opened(self) -> None:
-        self._link.begin("work", self._frame(self._slots), self._answered, is_repeatable=False)
+        if self._is_draining and not self._open:
+            self._unlist()
+            return
+        # While draining too: the renewal and the end of a turn count only on a socket that has asked for work.
+        slots = self._open if self._is_draining else self._slots
+        self._is_asking = self._is_listed = True
+        self._link.begin("work", self._frame(slots), self._answered, is_repeatable=False)
         for turn in self._turns.values():
             turn.renew()  # the end of the socket before has cut their claims short
 
@@ -103,10 +125,27 @@ class Worker:
         """Turns go on: their claims outlive a socket by a lease."""
 
     def stopped(self, error: HoldfastError) -> None:
-        if self._refused is not None and not self._refused.done():
-            self._refused.set_exception(error)
+        if self._over is not None and not self._over.done():
+            self._over.set_exception(error)
 
     # Inside
+
+    def _unlist(self) -> None:
+        """Turns that were given to us before the answer to this are known when it comes: they are done, too."""
+        self._link.begin("work", self._frame(0), self._unlisted, is_repeatable=False)
+
+    def _unlisted(self, answer: Answer) -> None:
+        self._is_listed = False  # without a connection, too: nothing is given out by none
+        self._look_whether_drained()
+
+    def _closed(self, task: asyncio.Task[None]) -> None:
+        self._open -= 1
+        self._look_whether_drained()
+
+    def _look_whether_drained(self) -> None:
+        is_drained = self._is_draining and not self._is_listed and not self._open
+        if is_drained and self._over is not None and not self._over.done():
+            self._over.set_result(None)
 
     async def _run(self, key: tuple[str, str], turn: ClaimedTurn) -> None:
         turn.renew_later()
@@ -129,16 +168,19 @@ class Worker:
 
     def _answered(self, answer: Answer) -> None:
         """Was the pattern taken? What may pass is asked again with the next socket, or after a while."""
-        if not isinstance(answer, HoldfastError) or self._refused is None or self._refused.done():
+        self._is_asking = False
+        if self._is_draining:
+            self._unlist()
+        if not isinstance(answer, HoldfastError) or self._over is None or self._over.done():
             return
         if not answer.retry:
-            self._refused.set_exception(answer)
+            self._over.set_exception(answer)
         elif self._link.is_live:
             delay_s = self._link.timing.retry(4, self._link.random)
             asyncio.get_running_loop().call_later(delay_s, self._ask_again)
 
     def _ask_again(self) -> None:
-        if self._link.is_live and self._refused is not None and not self._refused.done():
+        if self._link.is_live and self._over is not None and not self._over.done():
             self.opened()
 
     def _frame(self, slots: int) -> dict[str, Any]:
@@ -210,6 +252,11 @@ class Workers:
     def __init__(self, link: Link) -> None:
         self._workers: list[Worker] = []
         link.when_turn = self._take
+
+    def drain(self) -> None:
+        """Take no more turns."""
+        for worker in self._workers:
+            worker.drain()
 
     async def run(self, worker: Worker) -> None:
         """Run `worker`, and let it have the turns of its pattern."""

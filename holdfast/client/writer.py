@@ -14,6 +14,7 @@ message is stored. Three things make that safe:
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections import deque
 from collections.abc import Awaitable, Callable
@@ -24,7 +25,6 @@ from typing import TYPE_CHECKING, Any, Self
 from msgspec import Struct
 
 from holdfast.client.link import Answer, Link
-from holdfast.client.pen import Pen, utf8_bytes
 from holdfast.client.problems import Unreachable, read_answer
 from holdfast.core.cursor import parse_cursor
 from holdfast.core.errors import (
@@ -45,6 +45,8 @@ from holdfast.core.errors import (
 )
 from holdfast.core.events import Page
 from holdfast.core.model import APPENDABLE, Json, Message, Part, check_json, check_part, plain
+from holdfast.core.pen import Pen
+from holdfast.core.state import utf8_len
 from holdfast.core.text import Text
 
 if TYPE_CHECKING:
@@ -261,7 +263,7 @@ class RemoteWriter:
             return self
         sockets = self._link.sockets
         if self._create is not None:
-            answer = await self._link.request("create", self._frame(self._create))
+            answer = await self._begun(self._create)
             created = read_answer(answer, Created)
             message, self.generation, self._epoch = created.message, created.generation, _epoch_of(created.cursor)
             if message.version != message.created or message.status != "streaming":
@@ -278,6 +280,19 @@ class RemoteWriter:
         self._renew_later()
         self._link.stand(self, since=sockets)
         return self
+
+    async def _begun(self, create: dict[str, Any]) -> dict[str, Any]:
+        """Store the beginning. Cancelled in the middle of it, the message is ended, if it was begun."""
+        try:
+            return await self._link.request("create", self._frame(create))
+        except asyncio.CancelledError:
+            status, reason = self.cancelled_as
+            kind, fields = "finish", {"generation": 1, "status": status, "reason": reason}
+            if status == "interrupted":  # that is the server's to say: it does when the lease ends
+                kind, fields = "lease", {"generation": 1, "lease_s": SHORTEST_LEASE_S}
+            with contextlib.suppress(HoldfastError):  # nothing was begun, or we are away and its lease ends
+                await self._link.request(kind, self._frame(fields), timeout_s=self._link.timing.leave_s)
+            raise
 
     async def __aenter__(self) -> Self:
         return await self.open()
@@ -344,12 +359,12 @@ class RemoteWriter:
             if self._growing != index:
                 self._gather()
             self._growing = index
-            self._unstored_bytes += utf8_bytes(text)
+            self._unstored_bytes += utf8_len(text)
         else:
             part.is_open = True
             part.queued = part.text.length
             self._gather()
-            self._put_part(index, part.value(part.queued), utf8_bytes(text), is_replacing=False)
+            self._put_part(index, part.value(part.queued), utf8_len(text), is_replacing=False)
         self._pump()
 
     def _open_what_is_held(self) -> None:
@@ -390,7 +405,7 @@ class RemoteWriter:
         while part.queued < part.text.length:
             text = part.text.slice(part.queued, part.queued + self._piece)
             fields = {"part": index, "at": part.queued, "text": text}
-            self._queue.append(_Op("append", fields, utf8_bytes(text), index))
+            self._queue.append(_Op("append", fields, utf8_len(text), index))
             part.queued += len(text)
 
     def _put_part(self, index: int, value: Part, size: int, *, is_replacing: bool) -> None:
@@ -563,7 +578,7 @@ class RemoteWriter:
             value = part.value(part.queued)
             size = check_json(value, self._link.limits.request_bytes, "a part", depth=self._link.limits.depth)
             self._put_part(index, value, size, is_replacing=stored is not None)
-        self._unstored_bytes += utf8_bytes(part.text.slice(part.queued))
+        self._unstored_bytes += utf8_len(part.text.slice(part.queued))
         self._growing = index
         self._gather()
 

@@ -1,6 +1,7 @@
-"""An agent in a process of its own, for tests that kill it: `python -m tests.client.agent_process URL NAME [ON_CRASH]`.
+"""An agent in a process of its own, for tests that end it.
 
-You are in `tests`. It says a word and then nothing more, unless its name is `second`: then it ends its answers.
+You are in `tests`: `python -m tests.client.agent_process URL NAME ON_CRASH DRAIN_S`. It says a word and
+then nothing more until it is steered; if its name is `second`, it ends its answers at once.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from holdfast.agents.turn import Turn
 from holdfast.client import Client
 
 
-async def main(url: str, name: str, on_crash: str) -> None:
+async def main(url: str, name: str, on_crash: str, drain_s: str) -> None:
     client = Client(url, client_id=name)
 
     @client.agent("chat:*", on_crash=on_crash)  # type: ignore[arg-type]
@@ -24,10 +25,12 @@ async def main(url: str, name: str, on_crash: str) -> None:
             await message.append("half ")
             await message.flush()
             print("working", flush=True)
-            await asyncio.Event().wait()
+            while not await turn.steered():  # noqa: ASYNC110 - nobody sets an event for it
+                await asyncio.sleep(0.05)
+            await message.append("and the rest")
 
-    await client.run()
+    await client.run(drain_s=float(drain_s))
 
 
 if __name__ == "__main__":
-    asyncio.run(main(*sys.argv[1:4]))
+    asyncio.run(main(*sys.argv[1:5]))

@@ -13,11 +13,13 @@ from typing import Any
 
 import pytest
 
-from holdfast import Hub
-from holdfast.agents.turn import Turn, reply_id
+from holdfast import Hub, allow_everyone
+from holdfast.agents.turn import Answered, Turn, reply_id
 from holdfast.client import Client
+from holdfast.client.writer import SHORTEST_LEASE_S
 from holdfast.core.model import Message
-from tests.client.wire import Wire, becomes, client_of
+from tests.agents.test_endings import Slow
+from tests.client.wire import QUICK, Wire, becomes, client_of
 from tests.transports.conftest import Served, new_hub, serving
 
 
@@ -147,7 +149,9 @@ async def test_a_handler_that_raises_elsewhere_leaves_failed(hub: Hub, wire: Wir
 
 
 @contextlib.asynccontextmanager
-async def agent_process(served: Served, name: str, on_crash: str = "restart") -> AsyncIterator[Process]:
+async def agent_process(
+    served: Served, name: str, on_crash: str = "restart", drain_s: float = 30.0
+) -> AsyncIterator[Process]:
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         "-m",
@@ -155,6 +159,7 @@ async def agent_process(served: Served, name: str, on_crash: str = "restart") ->
         f"http://127.0.0.1:{served.port}",
         name,
         on_crash,
+        str(drain_s),
         stdout=PIPE,
     )
     try:
@@ -257,3 +262,152 @@ async def test_a_steer_that_cannot_be_answered_harms_no_turn(hub: Hub, wire: Wir
         steered.set()
         (answer,) = await until_answered(hub)
     assert (answer.status, got) == ("complete", ["shorter"] if code == "forbidden" else [])
+
+
+async def test_two_agents_of_one_client_each_get_their_own_turns(hub: Hub, wire: Wire) -> None:
+    """They share a socket, and the pattern too: what tells them apart is their names."""
+    taken: dict[str, list[str]] = {"bot~a": [], "bot~b": []}
+    release = asyncio.Event()
+    client = client_of(wire, client_id="bot")
+
+    def serve(name: str) -> None:
+        @client.agent("chat:*", name=name, slots=1)
+        async def answer(turn: Turn) -> None:
+            taken[name].append(turn.channel)
+            async with turn.reply() as message:
+                await release.wait()
+                await message.append(f"by {name}")
+
+    serve("bot~a")
+    serve("bot~b")
+    async with working(client), asyncio.timeout(10):
+        await becomes(lambda: hub.desk.stats()["agents"] == 2)
+        assert sorted(one.id for one in (await hub.members("chat:1")).members) == ["bot~a", "bot~b"]
+        for channel in ("chat:1", "chat:2", "chat:3"):
+            await hub.create(channel, text="?")
+        await becomes(lambda: hub.desk.stats()["turns_running"] == 2)
+        await becomes(lambda: all(taken.values()))
+        assert [len(channels) for channels in taken.values()] == [1, 1]
+        assert hub.desk.stats()["turns_waiting"] == 1  # each has one slot, and its turn takes that
+        release.set()
+        await becomes(lambda: hub.desk.stats()["turns_running"] + hub.desk.stats()["turns_waiting"] == 0)
+    for name, channels in taken.items():
+        for channel in channels:
+            assert [one.text for one in await answers(hub, channel)] == [f"by {name}"]
+
+
+async def test_a_turn_of_the_socket_before_takes_a_slot_of_the_new_one_and_gives_it_back(hub: Hub, wire: Wire) -> None:
+    at_once, most = 0, 0
+    begun, release = asyncio.Event(), asyncio.Event()
+    client = client_of(wire, client_id="bot")
+
+    @client.agent("chat:*", slots=1)
+    async def bot(turn: Turn) -> None:
+        nonlocal at_once, most
+        at_once += 1
+        most = max(most, at_once)
+        async with turn.reply() as message:
+            begun.set()
+            await release.wait()
+            await asyncio.sleep(0.01)
+            await message.append("whole")
+        at_once -= 1
+
+    async with working(client), asyncio.timeout(10):
+        await becomes(lambda: hub.desk.has_agent("chat:1"))
+        await hub.create("chat:1", text="?")
+        await begun.wait()
+        sent = len(wire.sent)
+        wire.cut()
+        await becomes(lambda: any(frame["type"] == "turn.renew" for frame in wire.sent[sent:]))
+        await hub.read("chat:1", (await hub.history("chat:1")).messages[0].id)  # what was sent has been carried out
+        await becomes(lambda: hub.desk.has_agent("chat:1"))
+        for channel in ("chat:2", "chat:3", "chat:4"):
+            await hub.create(channel, text="?")
+        await asyncio.sleep(0.05)
+        assert (hub.desk.stats()["turns_running"], hub.desk.stats()["turns_waiting"]) == (1, 3)
+        release.set()
+        async with asyncio.timeout(QUICK.silence_s / 2):  # by this socket: a further one has all its slots anyhow
+            for number in range(1, 5):
+                (answer,) = await until_answered(hub, 1, f"chat:{number}")
+                assert answer.text == "whole"
+    assert most == 1
+
+
+@pytest.mark.parametrize("is_stop", [True, False])
+async def test_an_answer_that_is_cancelled_while_it_is_opened_does_not_stream_on(is_stop: bool) -> None:
+    """Stopped by somebody it ends `cancelled`; by a process that leaves it is interrupted, as soon as leases allow."""
+    hub = Hub(Slow(), authenticate=allow_everyone, hooks_signals=False)
+    wire = Wire(hub)
+    async with client_of(wire) as client, asyncio.timeout(10):
+        writer = client.message("chat:1", id="r")
+        if not is_stop:
+            writer.cancelled_as = ("interrupted", None)
+        opening = asyncio.ensure_future(writer.open())
+        await becomes(lambda: any(frame["type"] == "create" for frame in wire.sent))
+        opening.cancel()  # it is being stored
+        await asyncio.wait([opening])
+        assert opening.cancelled()
+        message, _ = await hub.read("chat:1", "r")
+        assert message.status == ("cancelled" if is_stop else "streaming")
+        assert [(frame["type"], frame.get("lease_s")) for frame in wire.sent[1:]] == [
+            ("finish", None) if is_stop else ("lease", SHORTEST_LEASE_S)
+        ]
+    await wire.end()
+    await hub.close()
+
+
+async def test_turns_of_two_agents_survive_their_socket(hub: Hub, wire: Wire) -> None:
+    """On a new socket each renews its own, though none of them is known to have been had there."""
+    begun: list[str] = []
+    release = asyncio.Event()
+    client = client_of(wire, client_id="bot")
+
+    def serve(name: str) -> None:
+        @client.agent("chat:*", name=name, slots=1)
+        async def answer(turn: Turn) -> None:
+            begun.append(name)
+            async with turn.reply() as message:
+                await release.wait()
+                await message.append(f"by {name}")
+
+    serve("bot~a")
+    serve("bot~b")
+    async with working(client), asyncio.timeout(10):
+        await becomes(lambda: hub.desk.stats()["agents"] == 2)
+        for channel in ("chat:1", "chat:2"):
+            await hub.create(channel, text="?")
+        await becomes(lambda: len(begun) == 2)
+        sent = len(wire.sent)
+        wire.cut()
+        await becomes(lambda: sum(frame["type"] == "turn.renew" for frame in wire.sent[sent:]) == 2)
+        await asyncio.sleep(0.05)
+        release.set()
+        for channel in ("chat:1", "chat:2"):
+            await until_answered(hub, 1, channel)
+            assert [one.status for one in await answers(hub, channel)] == ["complete"]
+        await becomes(lambda: hub.desk.stats()["turns_running"] == 0)
+    assert sorted(begun) == ["bot~a", "bot~b"]
+
+
+async def test_an_answer_that_came_while_its_agent_was_away_is_heard_of_by_a_view_that_begins_anew(
+    hub: Hub, wire: Wire
+) -> None:
+    """A new start tells of the commands that wait, and of no reply: that is asked for."""
+    answered: list[Answered] = []
+    client = client_of(wire, client_id="bot")
+
+    @client.agent("chat:*")
+    async def bot(turn: Turn) -> None:
+        answered.append(await turn.ask("approve", {"tool": "rm"}, timeout_s=60))
+
+    async with working(client), asyncio.timeout(10):
+        await becomes(lambda: hub.desk.has_agent("chat:1"))
+        await hub.create("chat:1", text="?")
+        view = client.channel("chat:1")
+        await becomes(lambda: bool(view.commands))
+        wire.cut()
+        view.cursor = None  # as after a close code that says to attach anew
+        await hub.reply("chat:1", view.commands[0].id, ok=True, data="go", by="ann")
+        await becomes(lambda: bool(answered))
+    assert answered == [Answered(True, "go", None, "ann")]

@@ -13,7 +13,6 @@ import pytest
 
 from holdfast import Hub
 from holdfast.client import Client
-from holdfast.client.pen import whole_text
 from holdfast.core.errors import (
     Deleted,
     HoldfastError,
@@ -23,6 +22,7 @@ from holdfast.core.errors import (
     TooLarge,
     VersionConflict,
 )
+from holdfast.core.pen import whole_text
 from tests.client.wire import Wire, client_of
 
 

@@ -20,7 +20,7 @@ _BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _SIGNATURE = re.compile(r"`(?:await )?client\.(\w+)\(([^`]*?)\)`")
 SIGNATURES = [found for found in _SIGNATURE.findall(PAGE) if found[0] not in ("start", "close")]
 # Of the blocking client: what needs a loop of the caller's own, and the client's life.
-ASYNC_ALONE = {"channel", "work", "agent", "run", "take_waiting", "is_connected"}
+ASYNC_ALONE = {"channel", "work", "agent", "run", "take_waiting", "is_connected", "drain"}
 
 
 @pytest.mark.parametrize("source", _BLOCK.findall(PAGE))

@@ -119,6 +119,14 @@ async def started(*arguments: str, **environ: str) -> AsyncIterator[Process]:
         await process.wait()
 
 
+async def until_seen(url: str, token: str, *, connections: int) -> None:
+    """Wait until an agent with so many connections is seen in the channel."""
+    async with asyncio.timeout(PATIENCE_S), Client(url, token=token) as ann, ann.channel("chat:1") as view:
+        async for _ in view:
+            if any(member.kind == "agent" and member.connections == connections for member in view.members):
+                return
+
+
 @pytest.fixture
 def secret(tmp_path: Path) -> Path:
     path = tmp_path / "chat.secret"
@@ -135,7 +143,11 @@ async def test_an_agent_that_is_killed_is_followed_by_another_that_goes_on(
         url = f"http://127.0.0.1:{server.port}"
         bot = {"HOLDFAST_URL": url, "HOLDFAST_TOKEN": token("bot", str(secret))}
         ann = {"HOLDFAST_URL": url, "HOLDFAST_TOKEN": token("ann", str(secret))}
-        async with started(**bot) as first, started(**bot) as second, started("ask", "why?", **ann) as asking:
+        async with contextlib.AsyncExitStack() as programs:
+            first = await programs.enter_async_context(started(**bot))
+            second = await programs.enter_async_context(started(**bot))
+            await until_seen(url, ann["HOLDFAST_TOKEN"], connections=2)  # a message from before is for nobody
+            asking = await programs.enter_async_context(started("ask", "why?", **ann))
             assert first.stdout is not None
             assert second.stdout is not None
             assert asking.stdout is not None

@@ -1,39 +1,60 @@
-"""AI SDK: the chunks of its UI message stream, as dicts, or as the lines or bytes of server-sent events.
+"""AI SDK (`ai`): the chunks of its UI message stream, as dicts, or as the lines or bytes of server-sent events.
 
 | chunk | becomes |
 |---|---|
-| `text-start`, `text-delta` | text |
-| `reasoning-start`, `reasoning-delta` | reasoning |
+| `text-start`, `text-delta` | text: a new part with each start |
+| `reasoning-start`, `reasoning-delta` | reasoning, likewise |
 | `tool-input-start`, `tool-input-delta` | tool: call, name, streaming input |
 | `tool-input-available`, `tool-input-error` | the tool is `called` (with its input), or in `error` |
 | `tool-output-available`, `tool-output-error`, `tool-output-denied` | its output: `done`, or `error` |
+| `tool-output-available` that is preliminary | the output so far |
 | `source-url`, `source-document` | source |
 | `file`, `reasoning-file` | file |
 | `data-<name>` | data, replaced by a later one of the same name and `id`; nothing when it is `transient` |
 | `message-metadata`, and `messageMetadata` of `start` and `finish` | `meta.usage`, `meta.model` where they are there |
+| `reset-step` | the parts since the last `start-step` do not stand: each becomes an empty text |
 | `finish` | `meta.finish_reason`; the end |
 | `abort` | UpstreamEnded |
 | `error` | UpstreamError |
-| `start-step`, `finish-step`, `text-end`, `[DONE]` and others | nothing |
+| `tool-approval-request`, `tool-approval-response` | nothing: the tool stays `called` until its output comes |
+| `steering-message`, `custom` | nothing: a user's message that the model was given, and a provider's own |
+| `start-step`, `finish-step`, `text-end`, `reasoning-end`, `[DONE]` and others | nothing |
+
+A model's stream that breaks off inside the AI SDK without an error ends there with the finish reason `other`.
 """
 
 from __future__ import annotations
 
 import codecs
 import json
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 
 from holdfast.agents.sources.errors import UpstreamEnded, malformed, reported
 from holdfast.agents.sources.reading import LINE_CHARACTERS, as_json, counts, get, needed, plain, text, word
-from holdfast.agents.sources.vocabulary import CALLED, DONE, ERROR, Change, Meta, Open, Said, Source, Text, free, tool
+from holdfast.agents.sources.vocabulary import (
+    CALLED,
+    DONE,
+    ERROR,
+    Change,
+    Drop,
+    Meta,
+    Open,
+    Said,
+    Source,
+    Text,
+    free,
+    tool,
+)
 
 USAGE = {
     "input_tokens": "inputTokens",
     "output_tokens": "outputTokens",
     "total_tokens": "totalTokens",
-    "cached_tokens": "cachedInputTokens",
-    "reasoning_tokens": "reasoningTokens",
+    "cached_tokens": "inputTokenDetails.cacheReadTokens",
+    "cache_write_tokens": "inputTokenDetails.cacheWriteTokens",
+    "reasoning_tokens": "outputTokenDetails.reasoningTokens",
 }
+OLDER_USAGE = {"cached_tokens": "cachedInputTokens", "reasoning_tokens": "reasoningTokens"}  # up to version 6
 FINISH = {"content-filter": "content_filter", "tool-calls": "tool_calls"}
 # One of these begins every stream that is recognised by its first chunk.
 STARTS = ("start", "start-step", "text-start", "reasoning-start", "tool-input-start", "message-metadata", "error")
@@ -49,20 +70,23 @@ class AISDK(Source):
         self._decode = codecs.getincrementaldecoder("utf-8")("replace").decode
         self._streamed: set[str] = set()  # calls whose input streamed
         self._made = 0
+        self._last: dict[Hashable, int] = {}  # the text that was begun last under an id: steps use ids again
+        self._opened: set[Hashable] = set()  # keys of parts
+        self._step: list[Hashable] = []  # those since the step began
 
     def take(self, event: object) -> Iterator[Said]:
         if isinstance(event, bytes | bytearray | memoryview):
             event = self._decode(bytes(event))
         if not isinstance(event, str):
-            yield from self._chunk(event)
+            yield from self._said(event)
             return
         for line in self._lines(event):
             if (chunk := chunk_of(line)) is not None:
-                yield from self._chunk(chunk)
+                yield from self._said(chunk)
 
     def end(self) -> Iterator[Said]:
         if self._line and (chunk := chunk_of(self._line)) is not None:
-            yield from self._chunk(chunk)
+            yield from self._said(chunk)
         if not self._is_ended:
             raise UpstreamEnded("the stream ended without a finish chunk")
 
@@ -78,13 +102,25 @@ class AISDK(Source):
         elif self._line and "\n" not in piece and not "data:".startswith(self._line[:5]):
             self._line = ""  # a comment or a field of another name, as a line of its own
 
+    def _said(self, chunk: object) -> Iterator[Said]:
+        """What `chunk` means, keeping in mind which parts its step has opened."""
+        for said in self._chunk(chunk):
+            key = _opens(said)
+            if key is not None and key not in self._opened:
+                self._opened.add(key)
+                self._step.append(key)
+            yield said
+
     def _chunk(self, chunk: object) -> Iterator[Said]:
         kind = word(chunk, "type") or ""
         match kind:
             case "text-start" | "reasoning-start":
-                yield Open((kind[0], word(chunk, "id")), {"type": kind.removesuffix("-start")})
+                self._made += 1
+                self._last[kind[0], word(chunk, "id")] = self._made
+                yield Open((kind[0], self._made), {"type": kind.removesuffix("-start")})
             case "text-delta" | "reasoning-delta":
-                key = (kind[0], word(chunk, "id"))
+                name = word(chunk, "id")
+                key = (kind[0], self._last.get((kind[0], name), name))
                 yield Text(key, text(chunk, "delta"), kind.removesuffix("-delta"))
             case "source-url":
                 url = word(chunk, "url", LINE_CHARACTERS)
@@ -103,6 +139,10 @@ class AISDK(Source):
                     self._is_ended = True
                     reason = word(chunk, "finishReason")
                     yield Meta(finish_reason=FINISH.get(reason, reason) if reason else None)
+            case "start-step":
+                self._step.clear()
+            case "reset-step":
+                yield from self._reset()
             case "abort":
                 raise UpstreamEnded("the stream was aborted upstream")
             case "error":
@@ -136,13 +176,34 @@ class AISDK(Source):
                 else:
                     yield Change(key, {"state": ERROR, "output": word(chunk, "errorText", LINE_CHARACTERS)})
             case "tool-output-available":
-                yield Change(key, {"state": DONE, "output": plain(get(chunk, "output"))})
-            case "tool-output-error" | "tool-output-denied":
+                state = {} if get(chunk, "preliminary") is True else {"state": DONE}
+                yield Change(key, {**state, "output": plain(get(chunk, "output"))})
+            case "tool-output-error":
                 yield Change(key, {"state": ERROR, "output": word(chunk, "errorText", LINE_CHARACTERS)})
+            case "tool-output-denied":
+                yield Change(key, {"state": ERROR, "output": "denied"})
+
+    def _reset(self) -> Iterator[Said]:
+        for key in self._step:
+            self._opened.discard(key)
+            yield Drop(key)
+        self._step.clear()
+        self._streamed.clear()  # calls of earlier steps have their input
 
     def _metadata(self, about: object) -> Iterator[Said]:
         usage = get(about, "usage") or get(about, "totalUsage")
-        yield Meta(model=word(about, "model") or word(about, "modelId"), usage=counts(usage, USAGE))
+        found = {**(counts(usage, OLDER_USAGE) or {}), **(counts(usage, USAGE) or {})}
+        yield Meta(model=word(about, "model") or word(about, "modelId"), usage=found or None)
+
+
+def _opens(said: Said) -> Hashable | None:
+    """The key of the part that `said` may open."""
+    match said:
+        case Open(key) | Change(key, {"type": _}):
+            return key
+        case Text(key, text) if text:
+            return key
+    return None
 
 
 def is_whole(line: str) -> bool:

@@ -1,4 +1,4 @@
-"""What every source says, whatever its SDK calls it: the four changes that `Writing` writes.
+"""What every source says, whatever its SDK calls it: the five changes that `Writing` writes.
 
 You are in `agents.sources`. All of it may change freely; the modules of this folder are its only users.
 """
@@ -43,6 +43,13 @@ class Change:
 
 
 @dataclass(frozen=True, slots=True)
+class Drop:
+    """A part does not stand, and its key is free again. Messages keep their parts: it becomes an empty text."""
+
+    key: Hashable
+
+
+@dataclass(frozen=True, slots=True)
 class Meta:
     """What goes to the message's meta. The usage of one response (`of`) replaces, those of several are added."""
 
@@ -52,7 +59,7 @@ class Meta:
     of: Hashable = None
 
 
-Said = Open | Text | Change | Meta
+Said = Open | Text | Change | Drop | Meta
 
 
 def tool(call: str, name: str, **fields: Json) -> Part:

@@ -14,7 +14,7 @@ from weakref import WeakKeyDictionary
 from holdfast.agents.place import Writer
 from holdfast.agents.sources.errors import malformed
 from holdfast.agents.sources.reading import whole
-from holdfast.agents.sources.vocabulary import CALLED, Change, Meta, Open, Said, Text
+from holdfast.agents.sources.vocabulary import CALLED, Change, Drop, Meta, Open, Said, Text
 from holdfast.core.errors import HoldfastError, InvalidRequest, InvalidText
 from holdfast.core.model import Json, Part
 
@@ -86,6 +86,8 @@ class Writing:
                     await self._open(said.key, said.part)
                 case Change():
                     await self._change(said.key, said.fields)
+                case Drop():
+                    await self._drop(said.key)
                 case Meta():
                     self._keep(said)
         except (InvalidRequest, InvalidText) as error:
@@ -153,6 +155,11 @@ class Writing:
         if changed != slot.part:
             slot.part = changed
             await self._writer.part(slot.now(), index=slot.index)
+
+    async def _drop(self, key: Hashable) -> None:
+        slot = self._slots.pop(key, None)
+        if slot is not None:
+            await self._writer.part({"type": "text", "text": ""}, index=slot.index)
 
     def _keep(self, said: Meta) -> None:
         self._model = said.model or self._model

@@ -149,3 +149,19 @@ GARBAGE = [
 async def test_garbage_fails_or_is_passed_over(hub: Hub, garbage: object) -> None:
     _, error = await broken(hub, [garbage], HoldfastError, source="ai-sdk")
     assert error.code in ("upstream_error", "upstream_ended")
+
+
+@pytest.mark.parametrize(
+    "usage",
+    [
+        {"inputTokens": 9, "cachedInputTokens": 4, "reasoningTokens": 2},  # up to version 6
+        {
+            "inputTokens": 9,
+            "inputTokenDetails": {"cacheReadTokens": 4},
+            "outputTokenDetails": {"reasoningTokens": 2},
+        },
+    ],
+)
+async def test_usage_as_each_version_tells_it(hub: Hub, usage: dict[str, Any]) -> None:
+    _, piped = await told(hub, [*START, {"type": "finish", "messageMetadata": {"usage": usage}}])
+    assert piped.usage == {"input_tokens": 9, "cached_tokens": 4, "reasoning_tokens": 2}

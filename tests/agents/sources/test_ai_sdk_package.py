@@ -1,0 +1,194 @@
+"""The npm package `ai`, run in Node.js: what its streams hold comes over HTTP, as from somebody's chat route."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import shutil
+import subprocess
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import IO, Any
+
+import httpx2
+import pytest
+
+from holdfast import Hub
+from holdfast.agents.sources import ai_sdk, pipe
+from tests.agents.sources.telling import SEEN_WITHIN_S, ended, failed, has_text, told
+
+ROOT = Path(__file__).parents[3]
+APP = Path(__file__).with_name("ai_sdk_app.mjs")
+VERSION = "7.0.173"
+
+
+class App:
+    """The process of the app: where it is, and what it prints."""
+
+    def __init__(self, url: str, says: IO[str]) -> None:
+        self.url = url
+        self.says = says
+
+    async def lines(self, case: str) -> AsyncIterator[str]:
+        """The answer of a case, by lines."""
+        async with (
+            httpx2.AsyncClient(trust_env=False) as client,
+            client.stream("GET", f"{self.url}/{case}") as response,
+        ):
+            assert response.headers["x-vercel-ai-ui-message-stream"] == "v1"
+            async for line in response.aiter_lines():
+                yield line
+
+    async def pieces(self, case: str) -> AsyncIterator[bytes]:
+        """The answer of a case, as its bytes arrive."""
+        async with (
+            httpx2.AsyncClient(trust_env=False) as client,
+            client.stream("GET", f"{self.url}/{case}") as response,
+        ):
+            async for piece in response.aiter_bytes():
+                yield piece
+
+
+@pytest.fixture(scope="module")
+def app() -> Iterator[App]:
+    node = shutil.which("node")
+    assert node is not None, "no Node.js: install Debian's package nodejs"
+    assert (ROOT / "node_modules" / "ai").is_dir(), "the packages of package.json are not there: npm install"
+    process = subprocess.Popen(
+        [node, APP], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env={"AI_SDK_LOG_WARNINGS": "false"}
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    yield App(f"http://127.0.0.1:{int(process.stdout.readline())}", process.stdout)
+    process.stdin.close()
+    assert process.wait(10) == 0
+    process.stdout.close()
+
+
+def test_it_is_the_version_that_is_written_down() -> None:
+    installed = json.loads((ROOT / "node_modules" / "ai" / "package.json").read_text())
+    asked = json.loads((ROOT / "package.json").read_text())
+    assert installed["version"] == asked["devDependencies"]["ai"] == VERSION
+    assert f"| `ai` (npm) | {VERSION} |" in (ROOT / "docs" / "sources.md").read_text()
+
+
+def test_every_chunk_that_the_package_knows_is_written_down() -> None:
+    schema = (ROOT / "node_modules/ai/src/ui-message-stream/ui-message-chunks.ts").read_text()
+    known = set(re.findall(r"^ {8}type: z\.literal\('([a-z-]+)'\)", schema, re.MULTILINE))
+    assert len(known) > 20
+    assert ai_sdk.__doc__ is not None
+    assert known - set(re.findall(r"`([a-z-]+)`", ai_sdk.__doc__)) == set()
+
+
+ANSWER: list[dict[str, Any]] = [
+    {"type": "reasoning", "text": "Let me think."},
+    {"type": "text", "text": "Looking. "},
+    {
+        "type": "tool",
+        "call": "c1",
+        "name": "weather",
+        "input": '{"city": "Oslo"}',
+        "output": {"city": "Oslo", "rain": True},
+        "state": "done",
+    },
+    {"type": "source", "url": "https://example.org/", "title": "Oslo"},
+    {"type": "source", "title": "Notes", "filename": "n.txt", "media_type": "text/plain"},
+    {"type": "text", "text": "It rains 🌧 in Oslo."},
+    {"type": "file", "media_type": "image/png", "url": "data:image/png;base64,AAAA"},
+]
+
+
+@pytest.mark.parametrize("is_lines", [True, False])
+async def test_two_steps_with_a_tool_become_parts_in_order(hub: Hub, app: App, is_lines: bool) -> None:
+    stream = app.lines("answer") if is_lines else app.pieces("answer")
+    stored, piped = await told(hub, stream, source="ai-sdk")
+    assert (stored.status, stored.parts) == ("complete", ANSWER)
+    assert stored.meta == {
+        "model": "mock-1",
+        "finish_reason": "stop",
+        "usage": {
+            "input_tokens": 22,
+            "output_tokens": 14,
+            "total_tokens": 36,
+            "cached_tokens": 6,
+            "cache_write_tokens": 4,
+            "reasoning_tokens": 4,
+        },
+    }
+    assert piped.tool_calls == []
+
+
+async def test_a_stream_of_its_lines_is_known_by_itself(hub: Hub, app: App) -> None:
+    stored, _ = await told(hub, app.lines("answer"))
+    assert stored.parts == ANSWER
+
+
+async def test_calls_that_failed_were_refused_or_wait(hub: Hub, app: App) -> None:
+    stored, piped = await told(hub, app.lines("tools"))
+    broken, invalid, slow, asks, browser = stored.parts
+    assert (broken["state"], broken["output"]) == ("error", "Error: no such city")
+    assert (invalid["state"], invalid["input"]) == ("error", '{"city": 5}')
+    assert "a city is text" in invalid["output"]
+    assert (slow["state"], slow["output"]) == ("done", "all of it")
+    assert [(part["state"], "output" in part) for part in (asks, browser)] == [("called", False)] * 2
+    assert [(call.name, call.arguments) for call in piped.tool_calls] == [
+        ("asks", {"city": "Bonn"}),
+        ("browser", {"city": "Bern"}),
+    ]
+    assert piped.finish_reason == "tool_calls"
+
+
+async def test_a_preliminary_output_is_not_the_end_of_its_call(hub: Hub, app: App) -> None:
+    stored, piped = await told(hub, app.lines("preliminary"))
+    assert [(part["state"], part["output"]) for part in stored.parts] == [("called", "so far"), ("error", "denied")]
+    assert [call.call for call in piped.tool_calls] == ["c1"]
+
+
+async def test_what_an_app_writes_beside_its_model(hub: Hub, app: App) -> None:
+    stored, _ = await told(hub, app.lines("data"), source="ai-sdk")
+    assert stored.parts == [
+        {"type": "data", "name": "progress", "data": {"done": 2}},
+        {"type": "text", "text": "Done."},
+    ]
+    assert stored.meta["finish_reason"] == "length"
+
+
+async def test_a_step_that_is_begun_again_leaves_nothing(hub: Hub, app: App) -> None:
+    """Its texts have the ids of those before it."""
+    stored, piped = await told(hub, app.lines("reset"))
+    assert (stored.status, stored.text, piped.text) == ("complete", "Kept. Again.", "Kept. Again.")
+    texts = [{"type": "text", "text": text} for text in ("Kept. ", "", "", "Again.")]
+    assert (stored.parts, piped.tool_calls) == (texts, [])
+
+
+async def test_an_error_in_mid_stream_fails(hub: Hub, app: App) -> None:
+    assert await failed(hub, app.lines("error")) == ("Half.", "the model's provider reported an error")
+
+
+@pytest.mark.parametrize("case", ["unfinished", "abort", "cut"])
+async def test_an_end_without_a_finish_was_a_crash(hub: Hub, app: App, case: str) -> None:
+    assert await ended(hub, app.lines(case)) == "Half."
+
+
+async def test_a_model_that_breaks_off_inside_the_sdk_ends_with_the_sdks_own_word(hub: Hub, app: App) -> None:
+    """It writes a finish all the same: from outside it cannot be told from an end. `docs/sources.md` says so."""
+    stored, piped = await told(hub, app.lines("quiet"))
+    assert (stored.status, stored.text, piped.finish_reason, piped.usage) == ("complete", "Half.", "other", {})
+
+
+async def test_leaving_is_seen_by_the_app(hub: Hub, app: App) -> None:
+    message = hub.message("chat:1")
+
+    async def answer() -> None:
+        async with message:
+            await pipe(message, app.lines("hold"))
+
+    async with asyncio.timeout(5):
+        task = asyncio.create_task(answer())
+        await has_text(hub, message.id)
+        task.cancel()
+        async with asyncio.timeout(SEEN_WITHIN_S):
+            assert await asyncio.to_thread(app.says.readline) == "left\n"
+        with pytest.raises(asyncio.CancelledError):
+            await task

@@ -1,0 +1,149 @@
+"""How turns end that end badly: cancelled in mid-opening, deaf to cancellation, cancelled by themselves."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+import pytest
+
+from holdfast import Hub
+from holdfast.agents.turn import Turn
+from holdfast.core.errors import StoreUnavailable
+from holdfast.stores.base import Committed, Conflict, Write
+from holdfast.stores.memory import MemoryStore
+from tests.agents.test_turns import messages, new_hub, until_over
+from tests.virtual import virtually
+
+
+class Slow(MemoryStore):
+    """A store whose commits take a while, and fail while it is down."""
+
+    is_down = False
+
+    async def commit(self, writes: Sequence[Write]) -> list[Committed | Conflict]:
+        await asyncio.sleep(0.1)
+        if self.is_down:
+            raise StoreUnavailable("not now")
+        return await super().commit(writes)
+
+
+async def endings(hub: Hub) -> list[tuple[str, str, str | None]]:
+    """Text, status and reason of the answers."""
+    return [(one.text, one.status, one.reason) for one in await messages(hub) if one.role == "assistant"]
+
+
+@virtually
+async def test_an_answer_that_is_stopped_while_it_is_opened_ends_cancelled() -> None:
+    hub = new_hub(Slow())
+    is_entered = False
+    begun = asyncio.Event()
+
+    @hub.agent("chat:*")
+    async def bot(turn: Turn) -> None:
+        nonlocal is_entered
+        begun.set()
+        await asyncio.sleep(0.05)  # the command is being stored
+        async with turn.reply():  # and this waits for that
+            is_entered = True
+
+    asked = await hub.create("chat:1", text="?")
+    await begun.wait()
+    await hub.command("chat:1", "cancel", target=asked.id)
+    await asyncio.sleep(1.5)  # before the server would do it
+    assert (await endings(hub), is_entered) == ([("", "cancelled", None)], False)
+    assert hub.desk.stats()["turns_running"] == 0
+    await hub.close()
+
+
+@virtually
+async def test_a_message_whose_opening_is_cancelled_streams_no_longer() -> None:
+    hub = new_hub(Slow())
+    opening = asyncio.ensure_future(hub.message("chat:1").open())
+    await asyncio.sleep(0.05)
+    opening.cancel()
+    await asyncio.wait([opening])
+    assert opening.cancelled()
+    assert await endings(hub) == [("", "cancelled", None)]
+    await hub.close()
+
+
+@virtually
+async def test_a_message_that_was_left_while_the_store_was_down_is_ended_when_it_is_back() -> None:
+    """Its end could not be stored when its opening was cancelled, and whoever wrote it has gone."""
+    store = Slow()
+    hub = new_hub(store)
+    opening = asyncio.ensure_future(hub.message("chat:1").open())
+    await asyncio.sleep(0.05)
+    opening.cancel()
+    await asyncio.sleep(0.1)  # the beginning is stored, and its end on its way
+    store.is_down = True
+    await asyncio.wait([opening])
+    await asyncio.sleep(30)
+    assert await endings(hub) == [("", "streaming", None)]
+    store.is_down = False
+    await asyncio.sleep(5)
+    assert await endings(hub) == [("", "interrupted", "writer_gone")]
+    await hub.close()
+
+
+@virtually
+async def test_a_handler_that_swallows_cancellation_keeps_its_slot_for_a_while_only() -> None:
+    hub = new_hub()
+    begun: list[tuple[str, float]] = []
+    release = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    @hub.agent("chat:*", slots=1)
+    async def bot(turn: Turn) -> None:
+        begun.append((turn.text, loop.time()))
+        async with turn.reply() as message:
+            await message.append(turn.text)
+            while turn.text == "deaf" and not release.is_set():
+                try:
+                    await release.wait()
+                except asyncio.CancelledError:
+                    continue
+
+    asked = await hub.create("chat:1", text="deaf")
+    await hub.create("chat:1", text="next")
+    await asyncio.sleep(1)
+    stopped_s = loop.time()
+    await hub.command("chat:1", "cancel", target=asked.id)
+    found = await until_over(hub, 2)
+    assert [(one.text, one.status) for one in found[2:]] == [("deaf", "cancelled"), ("next", "complete")]
+    assert [text for text, _ in begun] == ["deaf", "next"]
+    assert 9.0 < begun[1][1] - stopped_s < 11.0  # LEAVING_S
+    assert hub.desk.stats()["turns_running"] == 0
+    release.set()
+    await asyncio.sleep(1)
+    await hub.close()
+
+
+@pytest.mark.parametrize("has_begun", [False, True])
+@virtually
+async def test_a_cancellation_that_nobody_asked_for_is_a_failure(has_begun: bool) -> None:
+    """Such as of a task that the handler waited for, and that somebody else has cancelled."""
+    hub = new_hub()
+
+    async def wait_for_a_task() -> None:
+        task = asyncio.ensure_future(asyncio.sleep(100))
+        asyncio.get_running_loop().call_soon(task.cancel)
+        await task
+
+    @hub.agent("chat:*")
+    async def bot(turn: Turn) -> None:
+        if turn.text == "next":
+            return
+        if not has_begun:
+            await wait_for_a_task()
+        async with turn.reply() as message:
+            await message.append("half")
+            await wait_for_a_task()
+
+    await hub.create("chat:1", text="?")
+    await hub.create("chat:1", text="next")
+    await asyncio.sleep(1)
+    assert await endings(hub) == [("half" if has_begun else "", "failed", "error")]
+    assert (hub.desk.stats()["turns_running"], hub.desk.stats()["turns_waiting"]) == (0, 0)
+    await hub.close()

@@ -1,0 +1,159 @@
+"""An agent's process that is asked to end: its answers get their time, and what it lets go of is another's."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import time
+from asyncio.subprocess import Process
+from collections.abc import AsyncIterator, Iterator
+
+import pytest
+
+from holdfast import Hub
+from holdfast.agents.turn import Turn, reply_id
+from holdfast.client import Client
+from holdfast.client.leaving import Signals
+from tests.client.test_agents import agent_process, answers, until_answered
+from tests.client.wire import Wire, becomes, client_of
+from tests.transports.conftest import Served, new_hub, serving
+
+AT_ONCE_S = 5.0  # an interpreter ends in this time on a busy machine
+
+
+@contextlib.asynccontextmanager
+async def at_work(drain_s: float) -> AsyncIterator[tuple[Hub, Served, Process, str]]:
+    """A served hub, and the process of an agent that has begun an answer: to the message of that id."""
+    hub = new_hub()
+    async with serving(hub) as served, agent_process(served, "first", "restart", drain_s) as process:
+        await served.until(lambda: hub.desk.has_agent("chat:1"))
+        asked = await hub.create("chat:1", text="?")
+        assert process.stdout is not None
+        async with asyncio.timeout(20):
+            assert await process.stdout.readline() == b"working\n"
+        yield hub, served, process, asked.id
+
+
+async def test_a_process_that_is_told_to_end_finishes_its_answer_and_takes_no_other() -> None:
+    async with at_work(drain_s=30.0) as (hub, served, process, asked), asyncio.timeout(20):
+        process.send_signal(signal.SIGTERM)
+        await served.until(lambda: not hub.desk.has_agent("chat:1"))
+        await hub.create("chat:2", text="and I?")
+        await hub.command("chat:1", "steer", target=asked, data="go on")
+        (answer,) = await until_answered(hub)
+        assert (answer.text, answer.status) == ("half and the rest", "complete")
+        assert await process.wait() == -signal.SIGTERM  # as it would have without us, only later
+        assert (await answers(hub, "chat:2")) == []
+        assert (hub.desk.stats()["turns_waiting"], hub.desk.stats()["turns_running"]) == (1, 0)
+
+
+async def test_what_does_not_end_in_time_is_left_for_another() -> None:
+    async with at_work(drain_s=0.2) as (hub, served, process, _), asyncio.timeout(20):
+        begun_s = time.monotonic()
+        process.send_signal(signal.SIGTERM)
+        assert await process.wait() == -signal.SIGTERM
+        assert time.monotonic() - begun_s < AT_ONCE_S
+        (answer,) = await until_answered(hub)
+        assert (answer.text, answer.status) == ("half ", "interrupted")
+        await served.until(lambda: hub.desk.stats()["turns_waiting"] == 1)
+
+
+async def test_a_second_signal_does_not_wait() -> None:
+    async with at_work(drain_s=30.0) as (hub, served, process, _), asyncio.timeout(20):
+        process.send_signal(signal.SIGINT)
+        await served.until(lambda: not hub.desk.has_agent("chat:1"))
+        begun_s = time.monotonic()
+        process.send_signal(signal.SIGTERM)
+        await process.wait()
+        assert time.monotonic() - begun_s < AT_ONCE_S
+        (answer,) = await until_answered(hub)
+        assert (answer.text, answer.status) == ("half ", "interrupted")
+
+
+@pytest.mark.parametrize("is_cut", [False, True])
+async def test_draining_ends_when_the_turns_are_over_whatever_the_connection_does(
+    hub: Hub, wire: Wire, is_cut: bool
+) -> None:
+    begun, go_on = asyncio.Event(), asyncio.Event()
+    turns: list[str] = []
+    client = client_of(wire, client_id="bot")
+
+    @client.agent("chat:*")
+    async def bot(turn: Turn) -> None:
+        turns.append(turn.text)
+        async with turn.reply() as message:
+            begun.set()
+            await go_on.wait()
+            await message.append("whole")
+
+    async with asyncio.timeout(20):
+        running = asyncio.ensure_future(client.run(drain_s=None))
+        await becomes(lambda: hub.desk.has_agent("chat:1"))
+        await hub.create("chat:1", text="first")
+        await begun.wait()
+        client.drain()
+        if is_cut:
+            wire.cut()
+            await becomes(lambda: wire.dials == 2 and client.is_connected)
+        await becomes(lambda: not hub.desk.has_agent("chat:1"))
+        await hub.create("chat:1", text="second")
+        if is_cut:  # its last words, and the end of its turn, come after one more connection
+            wire.cut()
+        go_on.set()
+        await running
+    (answer,) = await answers(hub)
+    assert (answer.text, answer.status, turns) == ("whole", "complete", ["first"])
+    assert answer.id == reply_id((await hub.history("chat:1")).messages[-1].id, 1)
+    assert (hub.desk.stats()["turns_waiting"], hub.desk.stats()["turns_running"]) == (1, 0)
+
+
+async def test_draining_without_a_turn_or_a_connection_ends_at_once(hub: Hub, wire: Wire) -> None:
+    client = client_of(wire, client_id="bot")
+
+    @client.agent("chat:*")
+    async def bot(turn: Turn) -> None:
+        raise AssertionError
+
+    async with asyncio.timeout(5):
+        running = asyncio.ensure_future(client.run())
+        await becomes(lambda: hub.desk.has_agent("chat:1"))
+        client.drain()
+        await running
+    away = Client("http://127.0.0.1:1")
+    away.agent("chat:*")(bot)
+    async with asyncio.timeout(5):
+        running = asyncio.ensure_future(away.run())
+        await asyncio.sleep(0)
+        away.drain()
+        await running
+
+
+@pytest.fixture
+def heard() -> Iterator[list[str]]:
+    """What an app's own handler of SIGTERM hears."""
+    said: list[str] = []
+    before = signal.signal(signal.SIGTERM, lambda number, frame: said.append("app"))
+    yield said
+    signal.signal(signal.SIGTERM, before)
+
+
+async def test_a_signal_is_passed_on_to_the_apps_own_handler_when_all_is_done(heard: list[str]) -> None:
+    told, again = asyncio.Event(), asyncio.Event()
+    with Signals(first=told.set, again=again.set):
+        signal.raise_signal(signal.SIGTERM)
+        await told.wait()
+        assert heard == []
+        signal.raise_signal(signal.SIGTERM)
+        await again.wait()
+        assert heard == []
+        signal.raise_signal(signal.SIGTERM)  # a third is not ours
+        assert heard == ["app"]
+    assert heard == ["app", "app"]
+
+
+async def test_nothing_is_passed_on_where_nothing_was_heard(heard: list[str]) -> None:
+    with Signals(first=heard.clear, again=heard.clear):
+        pass
+    signal.raise_signal(signal.SIGTERM)
+    assert heard == ["app"]
