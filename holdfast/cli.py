@@ -120,6 +120,7 @@ def serve(
 def demo(host: str, port: int, store: str) -> None:
     """A chat page that survives whatever you do to it."""
     from holdfast.demo.app import build
+    from holdfast.demo.model import who_answers
 
     check_loopback(host)
     listening = _listen(host, port, tries=PORT_TRIES)
@@ -129,7 +130,12 @@ def demo(host: str, port: int, store: str) -> None:
         if listening.getsockname()[1] != port:
             click.echo(f"Port {port} is taken; this is the next free one.")
         click.echo(f"\n  Open  {click.style(address, bold=True)}  and ask something.")
-        click.echo("  While it answers: press F5, open a second window, or end the server the hard way:\n")
+        click.echo(f"  A second person:  {address}/?as=Bea  (any name; a private window is not needed)\n")
+        click.echo(f"  {who_answers(os.environ)}\n")
+        click.echo(
+            "  While it answers: press F5, or stop it from the other window. A message with /crash in it goes to an"
+        )
+        click.echo("  agent in a process of its own, which dies in mid-answer. Or end the server the hard way:\n")
         click.echo(f"      kill -9 {os.getpid()}\n")
         click.echo("  Then run the same command again. (Ctrl-C does as well.)\n")
 

@@ -139,11 +139,13 @@ class Guide:
             return
 
 
-def continued(meta: dict[str, Json], at: int, by: str | None, successor: str) -> dict[str, Json]:
+def continued(meta: dict[str, Json], at: int, by: Json, successor: str) -> dict[str, Json]:
     """The meta that tells, for the page to show, where one writer was gone and another went on."""
-    before = meta.get("continued")
-    breaks = [*(before if isinstance(before, list) else []), {"at": at, "by": by, "successor": successor}]
-    return {"continued": breaks[-MOST_BREAKS:]}
+    known = meta.get("continued")
+    breaks = known if isinstance(known, list) else []
+    if breaks and isinstance(breaks[-1], dict):
+        by = breaks[-1]["successor"]  # the author is who began; who was gone this time had gone on before
+    return {"continued": [*breaks, {"at": at, "by": by, "successor": successor}][-MOST_BREAKS:]}
 
 
 def _heard(steer: Steer, at: int) -> Said:

@@ -7,15 +7,17 @@ here. The SDKs are imported when they are needed, and only here.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from typing import Any, Protocol
+from urllib.parse import urlsplit
 
 from holdfast.agents.history import Shape
 from holdfast.agents.turn import Turn
 from holdfast.core.errors import HoldfastError, LocalError
 from holdfast.core.model import Json
 
-__all__ = ["Model", "model_in", "talk"]
+__all__ = ["Model", "model_in", "talk", "who_answers"]
 
 _INSTRUCTIONS = "You are the guide in a small demo chat with several people. Answer briefly, in plain text."
 _MAX_TOKENS = 2_000
@@ -48,6 +50,19 @@ def model_in(environ: Mapping[str, str]) -> Model | None:
         model, base_url = environ.get("ANTHROPIC_MODEL", _CLAUDE), environ.get("ANTHROPIC_BASE_URL")
         return Anthropic(environ["ANTHROPIC_API_KEY"], base_url, model)
     return None
+
+
+def who_answers(environ: Mapping[str, str]) -> str:
+    """Who answers where `model_in(environ)` chooses, and why, as a line for people. Tells no secret."""
+    if environ.get("OPENAI_API_KEY") and environ.get("OPENAI_BASE_URL"):
+        model = environ.get("OPENAI_MODEL") or "the first model"
+        return f"{model} of {_host_of(environ['OPENAI_BASE_URL'])} answers: OPENAI_API_KEY and OPENAI_BASE_URL are set."
+    if environ.get("ANTHROPIC_API_KEY"):
+        return f"{environ.get('ANTHROPIC_MODEL', _CLAUDE)} answers: ANTHROPIC_API_KEY is set."
+    wanted = "OPENAI_API_KEY and OPENAI_BASE_URL, or ANTHROPIC_API_KEY"
+    if environ.get("OPENAI_API_KEY"):
+        wanted = "OPENAI_BASE_URL beside OPENAI_API_KEY"
+    return f"No model answers, but text from the documentation. For one, set {wanted}."
 
 
 async def talk(turn: Turn, model: Model) -> None:
@@ -119,8 +134,16 @@ class Anthropic:
         )
 
 
+def _host_of(url: str) -> str:
+    """What may be told of `url`: the rest may hold a password."""
+    try:
+        return urlsplit(url).hostname or "OPENAI_BASE_URL"
+    except ValueError:
+        return "OPENAI_BASE_URL"
+
+
 def _missing(what: str, package: str) -> LocalError:
     return LocalError(
-        f"{what} set, so the demo answers with that model; that needs the package {package}: pip install {package} "
-        "(or unset the key, and it answers from the documentation)"
+        f"{what} set, so the demo answers with that model; that needs the package {package}: "
+        f"{sys.executable} -m pip install {package} (or unset the key, and it answers from the documentation)"
     )

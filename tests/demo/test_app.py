@@ -19,7 +19,7 @@ import pytest
 from holdfast import Hub
 from holdfast.demo.agent import OTHER_TEXT, Settled, plan
 from holdfast.demo.app import build
-from holdfast.demo.guide import Sleep
+from holdfast.demo.guide import Sleep, continued
 
 CHANNEL = "demo:test"
 QUESTION = "What happens when I press F5?"
@@ -160,6 +160,13 @@ async def test_an_answer_takes_up_what_people_say_to_it() -> None:
         assert "\n\nAda says: a bit shorter\n\nThat was all from me." in text_of(answer)
         assert text_of(answer) == whole(answer)
         assert len(text_of(answer)) < 1_000
+
+
+def test_who_was_gone_is_who_wrote_last() -> None:
+    once = continued({}, 60, "diver", "guide")
+    assert once == {"continued": [{"at": 60, "by": "diver", "successor": "guide"}]}
+    twice = continued(once, 90, "diver", "other")["continued"]
+    assert twice == [*once["continued"], {"at": 90, "by": "guide", "successor": "other"}]
 
 
 @pytest.mark.parametrize("tokens", [1, 2, 40, 700])

@@ -11,7 +11,7 @@ import pytest
 
 from holdfast.core.errors import LocalError
 from holdfast.demo.app import build
-from holdfast.demo.model import model_in
+from holdfast.demo.model import model_in, who_answers
 from tests.agents.sources.provider import HOLD, Provider
 from tests.agents.sources.wires import (
     CHAT_USAGE,
@@ -24,6 +24,7 @@ from tests.agents.sources.wires import (
     claude_thought,
 )
 from tests.demo.test_app import Demo, demo, text_of
+from tests.processes import PATIENCE_S, serving
 
 KEYS = ("OPENAI_API_KEY", "OPENAI_BASE_URL", "OPENAI_MODEL", "ANTHROPIC_API_KEY", "ANTHROPIC_BASE_URL")
 
@@ -179,6 +180,44 @@ def test_openai_s_key_alone_asks_for_nothing() -> None:
     assert model_in({"OPENAI_API_KEY": "sk-none"}) is None
     assert model_in({"OPENAI_BASE_URL": "http://127.0.0.1:1"}) is None
     assert model_in({}) is None
+
+
+@pytest.mark.parametrize(
+    ("environ", "said"),
+    [
+        ({}, "No model answers, but text from the documentation"),
+        (
+            {"OPENAI_API_KEY": "sk-secret"},
+            "No model answers, but text from the documentation. For one, set OPENAI_BASE_URL",
+        ),
+        (
+            {"OPENAI_API_KEY": "sk-secret", "OPENAI_BASE_URL": "https://me:secret@models.example/v1?key=secret"},
+            "the first model of models.example answers",
+        ),
+        (
+            {"OPENAI_API_KEY": "sk-secret", "OPENAI_BASE_URL": "http://[::1]:1/v1", "OPENAI_MODEL": "qwen"},
+            "qwen of ::1 answers",
+        ),
+        ({"OPENAI_API_KEY": "sk-secret", "OPENAI_BASE_URL": "http://[secret"}, "the first model of OPENAI_BASE_URL"),
+        ({"ANTHROPIC_API_KEY": "sk-secret"}, "claude-haiku-4-5 answers: ANTHROPIC_API_KEY"),
+        ({"ANTHROPIC_API_KEY": "sk-secret", "ANTHROPIC_MODEL": "claude-x"}, "claude-x answers"),
+    ],
+)
+def test_it_is_said_who_answers_and_no_secret(environ: dict[str, str], said: str) -> None:
+    line = who_answers(environ)
+    assert said in line
+    assert "secret" not in line
+
+
+async def test_the_command_says_where_to_go_who_answers_and_what_to_try(tmp_path: Path) -> None:
+    with serving("demo", tmp_path) as server:
+        async with asyncio.timeout(PATIENCE_S):
+            while "Ctrl-C" not in server.output:  # noqa: ASYNC110 - another process writes it
+                await asyncio.sleep(0.02)
+        address = f"http://127.0.0.1:{server.port}"
+        for said in (f"Open  {address}  and", f"{address}/?as=", "No model answers", "/crash"):
+            assert said in server.output
+        assert f"kill -9 {server.running.pid}" in server.output
 
 
 @pytest.mark.parametrize(
