@@ -28,8 +28,8 @@ format: $(VENV)/.dev ## put the code in form
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: $(VENV)/.dev ## measure, beside a bare asyncio server
-	$(BIN)/python -m bench
+bench: $(VENV)/.dev ## measure, beside a bare asyncio server and others: ROWS=, QUICK=1, DIR=, PAGE=
+	$(BIN)/python -m bench $(ROWS) $(if $(QUICK),--quick) $(if $(DIR),--dir $(DIR)) $(if $(PAGE),--markdown $(PAGE))
 
 sim: $(VENV)/.dev ## hubs, stores, networks and people in virtual time: SEEDS=, START=
 	$(BIN)/python -m holdfast.testing.sim $(if $(SEEDS),--seeds $(SEEDS)) $(if $(START),--start $(START))
@@ -38,8 +38,10 @@ chaos: $(VENV)/.dev ## real faults with real processes: NAMES=, ROUNDS=, SEED=
 	$(BIN)/python -m holdfast.testing.chaos $(NAMES) $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(SEED),--seed $(SEED))
 
 fuzz: $(VENV)/.dev node_modules/.installed ## everything a peer can send, for ten minutes: SECONDS=, SEED=
-	$(BIN)/python -m tests.fuzz --seconds $(or $(SECONDS),600) $(if $(SEED),--seed $(SEED))
-	FUZZ=50 node --test tests/web/fuzz.test.js
+	@seed=$(or $(SEED),$$(od -An -N3 -tu4 /dev/urandom | tr -d ' ')); seconds=$(or $(SECONDS),600); \
+	echo "SEED=$$seed, $$seconds seconds: three quarters for the server, the rest for the browser's client"; \
+	$(BIN)/python -m tests.fuzz --seconds $$((seconds * 3 / 4)) --seed $$seed && \
+	SEED=$$seed FUZZ_SECONDS=$$((seconds / 4)) node --test tests/web/fuzz.test.js
 
 $(VENV)/bin/python:
 	@scripts/make_venv $(PYTHON) $(VENV)

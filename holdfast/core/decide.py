@@ -87,7 +87,7 @@ def decide(
             case ReplyCommand():
                 return reply_command(state, key, request, asker, limits)
             case SettleCommand():
-                return settle_command(state, key, request.is_expired, now_ms)
+                return settle_command(state, key, request, now_ms)
     message = state.message(key)
     if message is None or (not asker.may_read and not _is_of(message, asker)):
         raise NotFound(f"there is no message {key!r}")

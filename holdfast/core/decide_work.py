@@ -26,7 +26,7 @@ from holdfast.core.limits import Limits
 from holdfast.core.model import Json, check_json, plain
 from holdfast.core.names import COMMAND_MARK, check_id, command_id, is_own_name
 from holdfast.core.ops import Claim, Command, Create, Finish, Op, Reply, Writer, digest
-from holdfast.core.requests import Asker, ClaimTurn, EndTurn, ReplyCommand, SendCommand
+from holdfast.core.requests import Asker, ClaimTurn, EndTurn, ReplyCommand, SendCommand, SettleCommand
 from holdfast.core.state import ClaimState, CommandState, MessageState
 
 TO_WRITERS = ("cancel", "steer")  # for whoever is at work on their target
@@ -141,17 +141,19 @@ def _has_turn(message: MessageState, asker: Asker) -> bool:
     return claim is not None and claim.state == "taken" and claim.node is None and is_own_name(claim.by, asker.id)
 
 
-def settle_command(state: Decidable, key: str, is_expired: bool, now_ms: int) -> Decision:
+def settle_command(state: Decidable, key: str, request: SettleCommand, now_ms: int) -> Decision:
     """The server's answer, where nobody else gave one: a `cancel` is carried out, what is too old has expired."""
     command = _command(state, key)
     if command.reply is not None:
         return Decision(serial=command.answered)
+    if request.expires_ms not in (None, command.expires_ms):
+        return Decision(serial=command.created)
     if command.name == "cancel" and command.target is not None:
         ops = _carry_out(state, command.target, now_ms)
         if ops:
             return Decision(ops=(*ops, _reply(key, ok=True)))
         return Decision(ops=(_reply(key, ok=False, error=_error(Finished("nothing is being written any more"))),))
-    if is_expired:
+    if request.is_expired:
         return Decision(ops=(_reply(key, ok=False, error={"code": "expired", "detail": "nobody answered in time"}),))
     return Decision(serial=command.created)
 

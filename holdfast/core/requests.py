@@ -130,6 +130,7 @@ class SettleCommand(Struct, frozen=True, kw_only=True):
     """Nobody has answered: carry a `cancel` out, or, where it `is_expired`, say so. The server's."""
 
     is_expired: bool = False
+    expires_ms: int | None = None  # of the one that is meant: its id may be used again in a later life
 
 
 class EnterChannel(Struct, frozen=True, kw_only=True):

@@ -13,6 +13,7 @@ from collections.abc import Callable, Hashable
 
 logger = logging.getLogger("holdfast.hub")
 
+KEPT_DROPPED = 1_000  # entries of the heap that were dropped, beside as many as there are
 AWAY_S = 3.0  # a timer that comes so late says that nobody could be heard meanwhile; everybody gets as long again
 
 
@@ -52,7 +53,7 @@ class Deadlines:
             self._timer.cancel()
 
     def _push(self, due_s: float, key: Hashable) -> None:
-        if len(self._heap) > 2 * len(self._due) + 1_000:  # most of it was dropped long ago
+        if len(self._heap) > 2 * len(self._due) + KEPT_DROPPED:  # most of it was dropped long ago
             self._heap = [(due, self._next(), known) for known, (due, _) in self._due.items() if known != key]
             heapq.heapify(self._heap)
         self._count += 1

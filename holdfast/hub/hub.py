@@ -29,6 +29,7 @@ from holdfast.core.errors import (
     IdConflict,
     LocalError,
     NotFound,
+    StoreUnavailable,
 )
 from holdfast.core.events import Page, Presence, encode_json
 from holdfast.core.limits import Limits
@@ -372,7 +373,12 @@ class HubCore:
         """
         known = await self._message(channel, message_id)
         request = TakeOver(generation=known.generation, request=self.new_id())
-        answer = await self.ask(channel, message_id, request, self.asker(author))
+        try:
+            answer = await self.ask(channel, message_id, request, self.asker(author))
+        except (StoreUnavailable, asyncio.CancelledError):
+            # It may have been stored, and nobody would write then. What is in memory does not know of it yet.
+            self.start_background(self._end_left(channel, message_id, known.generation + 1))
+            raise
         writer = self.writer_class(self, check_channel(channel), message_id, create=None, author=author)
         generation = answer.generation or known.generation + 1
         try:
@@ -819,11 +825,15 @@ class HubCore:
         server = Asker(id=writer.by, writer=Writer(by=writer.by, node=self.node), is_server=True)
         if adopter is None:
             end = FinishMessage(status="interrupted", generation=message.generation)
-            await self._ask(channel, message.id, end, server)
+            with contextlib.suppress(Finished, Fenced, Deleted, NotFound):  # an overdue `cancel` was faster
+                await self._ask(channel, message.id, end, server)
             return
         # With an id of its own: after an unclear commit it is known again, not fenced off by itself.
         succeed = TakeOver(generation=message.generation, request=self.new_id())
-        answer = await self._ask(channel, message.id, succeed, server)
+        try:
+            answer = await self._ask(channel, message.id, succeed, server)
+        except (Finished, Fenced, Deleted, NotFound):
+            return
         successor = self.writer_class(self, channel, message.id, create=None, author=writer.by)
         successor.take_up(message.message(), answer.generation or message.generation + 1)
         self.start_task(_go_on(adopter, successor))

@@ -122,21 +122,24 @@ class Warden:
 
     def look_at_command(self, channel: str, key: str, command: CommandState | None) -> None:
         """See to the end of the command `key`, which may be gone."""
-        cancel, expiry = ("cancel", channel, key), ("expiry", channel, key)
-        if command is None or not command.is_open:
+        if command is None:
+            return  # if it was answered where it was not in memory, or its channel is gone, its end finds nothing to do
+        expires_ms = command.expires_ms
+        cancel, expiry = ("cancel", channel, key, expires_ms), ("expiry", channel, key, expires_ms)
+        if not command.is_open:
             self._deadlines.drop(cancel)
             self._deadlines.drop(expiry)
             return
         now_s, now_ms = self._loop.time(), self._clock.now_ms()
         if expiry not in self._deadlines:
             left_s = max(0.0, min((command.expires_ms - now_ms) / 1000, 24 * 3600))
-            self._deadlines.set(expiry, now_s + left_s, partial(self._settle, channel, key, True))
+            self._deadlines.set(expiry, now_s + left_s, partial(self._settle, channel, key, expires_ms, True))
         if command.name == "cancel" and cancel not in self._deadlines:
-            self._deadlines.set(cancel, now_s + CANCEL_S, partial(self._settle, channel, key, False))
+            self._deadlines.set(cancel, now_s + CANCEL_S, partial(self._settle, channel, key, expires_ms, False))
 
-    def _settle(self, channel: str, key: str, is_expired: bool) -> None:
-        again = partial(self._settle, channel, key, is_expired)
-        self._ask(channel, key, SettleCommand(is_expired=is_expired), again)
+    def _settle(self, channel: str, key: str, expires_ms: int, is_expired: bool) -> None:
+        again = partial(self._settle, channel, key, expires_ms, is_expired)
+        self._ask(channel, key, SettleCommand(is_expired=is_expired, expires_ms=expires_ms), again)
 
     def _ask(
         self,

@@ -1,7 +1,8 @@
 """`python -m tests.fuzz [TARGETS] --seconds 60 --seed 1`: look for inputs that break something.
 
 You are in `tests.fuzz`. Ends with 1 if it found any; each is printed small, and kept in the corpus as a regression. The
-seconds are for all targets together. With `--keep` inputs that reached new code are kept in the corpus, too.
+seconds are for all targets together, and for new inputs: what is in the corpus is run before. With `--keep` inputs that
+reached new code are kept in the corpus, too.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from tests.fuzz.coverage import Coverage, lines_there_are
 from tests.fuzz.engine import Report, fuzz, save, written
 from tests.fuzz.targets import TARGETS
 
+REPLAY = "test_an_input_that_was_kept_finds_nothing"
+
 
 def main(arguments: list[str] | None = None) -> int:
     """Run what the arguments name; returns how the process should end."""
@@ -25,7 +28,7 @@ def main(arguments: list[str] | None = None) -> int:
         epilog="Ends with 1 if it found any.",
     )
     parser.add_argument("targets", nargs="*", metavar="TARGETS", help=f"of {', '.join(TARGETS)} (all)")
-    parser.add_argument("--seconds", type=float, default=60.0, help="for all targets together (60)")
+    parser.add_argument("--seconds", type=float, default=60.0, help="of new inputs, for all targets together (60)")
     parser.add_argument("--runs", type=int, help="inputs of each target, instead of a time")
     parser.add_argument("--seed", type=int, help="what is drawn; by default another one each time")
     parser.add_argument("--findings", type=int, default=5, help="stop a target after so many (5)")
@@ -59,25 +62,30 @@ def main(arguments: list[str] | None = None) -> int:
         if chosen.digest:
             print(f"{name} {report.digest}")
         else:
-            tell_of(report, say, is_kept=chosen.keep, coverage=coverage)
+            tell_of(report, say, seed=seed, is_kept=chosen.keep, coverage=coverage)
     if not chosen.digest:
         tell_coverage(coverage)
     return 1 if any(report.found for report in reports) else 0
 
 
-def tell_of(report: Report, say: Callable[[str], None], *, is_kept: bool, coverage: Coverage) -> None:
+def tell_of(report: Report, say: Callable[[str], None], *, seed: int, is_kept: bool, coverage: Coverage) -> None:
     """What a run did and found; each finding becomes a file."""
     for found in report.found:
         path = save(found.target, found.given, prefix="found")
         say(f"--- {found.text[:2_000]}\n{json.dumps(found.given)[:4_000]}\nkept as {path}")
+        say(f"again: pytest 'tests/fuzz/test_fuzz.py::{REPLAY}[{found.target}-{path.stem}]'")
+    if report.found:
+        new = report.runs - report.known
+        say(f"the whole run again: python -m tests.fuzz {report.target} --seed {seed} --runs {new}")
     if is_kept:
         for given in report.kept:
             if len(written(given)) < 20_000:
                 save(report.target, given, prefix="new")
     rate = report.runs / max(report.spent_s, 1e-9)
     say(
-        f"{report.target}: {report.runs} inputs in {report.spent_s:.1f} s ({rate:.0f}/s, {report.cpu_s:.1f} s of "
-        f"processor time), {len(report.kept)} reached new code, {len(coverage.pairs)} pairs of lines so far, "
+        f"{report.target}: {report.known} known inputs in {report.known_s:.1f} s, then {report.runs - report.known} in "
+        f"{report.spent_s - report.known_s:.1f} s ({rate:.0f}/s, {report.cpu_s:.1f} s of processor time in all), "
+        f"{len(report.kept)} reached new code, {len(coverage.pairs)} pairs of lines so far, "
         f"{len(report.found)} found something"
     )
 

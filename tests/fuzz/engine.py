@@ -76,6 +76,8 @@ class Report:
 
     target: str
     runs: int = 0
+    known: int = 0  # of them, with which it began
+    known_s: float = 0.0  # which took so long
     spent_s: float = 0.0
     cpu_s: float = 0.0
     kept: list[Json] = field(default_factory=list)
@@ -126,7 +128,7 @@ def fuzz(
     tell: Callable[[str], None] = lambda line: None,
     coverage: Coverage | None = None,
 ) -> Report:
-    """Run new inputs, until there were `runs` or `seconds` have passed."""
+    """Run what is known, and then new inputs, until there were `runs` of them or `seconds` have passed with them."""
     assert runs is not None or seconds is not None
     draw = Random(f"{target.name} {seed}")
     coverage = coverage if coverage is not None else Coverage()
@@ -136,13 +138,15 @@ def fuzz(
     begun_s, begun_cpu_s = time.monotonic(), time.process_time()
     known: set[str] = set()
     queue = deque(pool)  # what is known goes first: new inputs are compared with what it reaches
-    last_run = None if runs is None else runs + len(queue)
+    report.known = len(queue)
     while len(report.found) < max_findings:
-        if last_run is not None and report.runs >= last_run:
-            break
-        if seconds is not None and time.monotonic() - begun_s >= seconds:
-            break
         is_known = bool(queue)
+        if not is_known and report.runs == report.known:
+            report.known_s = time.monotonic() - begun_s
+        if not is_known and runs is not None and report.runs >= report.known + runs:
+            break
+        if not is_known and seconds is not None and time.monotonic() - begun_s - report.known_s >= seconds:
+            break
         given = queue.popleft() if is_known else _next(target, draw, pool)
         digest.update(written(given).encode())
         is_watched = target.is_guided and (is_known or draw.randrange(LOOKED_AT) == 0)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import closing
+from pathlib import Path
 from random import Random
 from typing import Any
 
@@ -18,6 +20,7 @@ from holdfast.core.errors import MethodNotAllowed
 from holdfast.hub import tokens
 from holdfast.transports import answer, session, sse
 from tests.fuzz import mutate
+from tests.fuzz.__main__ import main
 from tests.fuzz.engine import CORPUS, Finding, Target, check, fuzz, read_corpus, shrink, written
 from tests.fuzz.requests import Requests, run_step
 from tests.fuzz.targets import TARGETS
@@ -93,8 +96,8 @@ def stay_in_the_channel(self: Any) -> None:
 
 
 def any_form(text: str | None) -> Cursor | None:
-    epoch, _, serial = (text or "").partition(":")
-    return Cursor(epoch, int(serial)) if serial else None
+    epoch, serial, *_ = [*(text or "").split(":"), ""]
+    return Cursor(epoch, int(serial)) if serial.isdecimal() else None
 
 
 def one_too_many(cursor: Cursor | None) -> answer.Told:
@@ -155,6 +158,32 @@ class Picky:
 def test_a_finding_is_made_small() -> None:
     given = Picky().generate(Random(1))
     assert written(shrink(Picky(), given, "bad")).strip() in ('"bad"', '[\n "bad"\n]')
+
+
+def test_the_seconds_count_from_the_first_new_input() -> None:
+    class Known(Picky):
+        def seeds(self) -> list[Any]:
+            return ["one", "two", "three"]
+
+    report = fuzz(Known(), seed=SEED, seconds=0.0)
+    assert (report.known, report.runs) == (3, 3)
+    assert fuzz(Known(), seed=SEED, seconds=0.01).runs > 3
+
+
+def test_the_command_says_how_to_run_a_finding_again(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setattr(tokens, "_claims_by", believe_anything)
+    monkeypatch.setattr("tests.fuzz.engine.CORPUS", tmp_path)
+    assert main(["tokens", "--runs", "500", "--seed", "1", "--findings", "1"]) == 1
+    told = capsys.readouterr().out
+    [kept] = (tmp_path / "tokens").iterdir()
+    name = test_an_input_that_was_kept_finds_nothing.__name__
+    assert told.startswith("seed 1\n")
+    assert f"again: pytest 'tests/fuzz/test_fuzz.py::{name}[tokens-{kept.stem}]'" in told
+    again = re.search(r"the whole run again: python -m tests.fuzz (.*)", told)
+    assert again is not None
+    assert main([*again[1].split(), "--findings", "1"]) == 1
 
 
 def test_an_input_that_costs_too_much_is_a_finding() -> None:

@@ -7,7 +7,8 @@ through everything comes in.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -24,21 +25,26 @@ from holdfast.core.events import (
     MessageUpdate,
     PassingEvent,
     PresenceEnter,
+    Signal,
+    StoredEvent,
     encode_json,
 )
 from holdfast.core.ops import Append, Op, Reply, SetPart
 from holdfast.core.requests import AppendText
-from holdfast.core.state import MessageState, Tail
+from holdfast.core.state import ChannelState, MessageState, Tail
 from holdfast.core.text import Text
+from holdfast.hub import channel as channels
 from holdfast.hub import committer, people
 from holdfast.hub.channel import Channel
 from holdfast.hub.committer import Committer
 from holdfast.hub.desk import LEASE_S, Desk, Turn, Worker
-from holdfast.hub.feed import EncodedBatch, Feed
+from holdfast.hub.feed import EncodedBatch, Feed, Group
 from holdfast.hub.roster import Roster
 from holdfast.hub.warden import Warden
 from holdfast.stores.base import Committed, Conflict, Head, Moved, Write
+from holdfast.testing.sim import watchdog
 from holdfast.testing.sim.store import StoreLine
+from holdfast.transports.session import Session
 
 Plant = Callable[[pytest.MonkeyPatch], None]
 
@@ -68,6 +74,15 @@ def count_one_mark_too_many(patch: pytest.MonkeyPatch) -> None:
     """Whoever has seen a serial has the text that came with the next one too."""
     length_at = Text.length_at
     patch.setattr(Text, "length_at", lambda self, serial: length_at(self, serial + 1))
+
+
+def begin_one_past_the_cursor(patch: pytest.MonkeyPatch) -> None:
+    """A cursor names what comes next."""
+
+    def off_by_one(state: ChannelState, since: int, *, limit: int) -> list[StoredEvent] | None:
+        return owed.events_since(state, min(since + 1, state.serial), limit=limit)
+
+    patch.setattr(channels, "events_since", off_by_one)
 
 
 def join_across_an_edit(patch: pytest.MonkeyPatch) -> None:
@@ -111,8 +126,9 @@ def move_the_cursor_with_every_event(patch: pytest.MonkeyPatch) -> None:
     def cursors(self: EncodedBatch) -> Iterator[str | None]:
         epoch = self.cursor.partition(":")[0]
         for event in self.events[:-1]:
-            yield None if isinstance(event, ChannelAttached) else f"{epoch}:{event.serial}"
-        yield self.cursor
+            is_of_the_log = self.cursor and not isinstance(event, ChannelAttached)
+            yield f"{epoch}:{event.serial}" if is_of_the_log else None
+        yield self.cursor or None
 
     def frames(self: EncodedBatch) -> tuple[str, ...]:
         named = zip(self.raw, cursors(self), strict=True)
@@ -307,27 +323,127 @@ def nobody_looks_at_the_clock_for_commands(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Warden, "look_at_command", lambda self, channel, key, command: None)
 
 
-PLANTED: Sequence[Plant] = (
-    deliver_before_the_commit,
-    forget_the_epoch,
-    count_one_mark_too_many,
-    join_across_an_edit,
-    answer_before_the_commit,
-    move_the_cursor_with_every_event,
-    reload_beside_a_commit,
-    decide_on_arrival,
-    label_an_update_with_its_own_serial,
-    trust_the_wake_up,
-    a_lapse_ignores_the_generation,
-    a_takeover_fences_nobody,
-    a_renewal_after_a_broken_socket_does_not_count,
-    a_second_reply_is_let_in,
-    a_cancel_ends_the_newest_answer,
-    a_turn_is_renewed_in_vain,
-    a_turn_begins_before_its_claim_is_stored,
-    what_waits_is_forgotten_at_a_restart,
-    the_grace_is_forgotten,
-    presence_carries_a_cursor,
-    a_leave_is_told_to_nobody,
-    nobody_looks_at_the_clock_for_commands,
-)
+# -- memory ----------------------------------------------------------------------------------------------------------
+
+
+def a_feed_keeps_what_it_has_told(patch: pytest.MonkeyPatch) -> None:
+    """Somebody may want it again."""
+
+    class Hoarder(Feed):
+        def take(self) -> EncodedBatch | None:
+            batch = super().take()
+            if batch is not None:
+                self.told: list[EncodedBatch] = [*getattr(self, "told", []), batch]
+            return batch
+
+    patch.setattr(channels, "Feed", Hoarder)
+
+
+def a_socket_is_read_however_much_it_is_owed(patch: pytest.MonkeyPatch) -> None:
+    """What it asks will be answered soon."""
+    patch.setattr(Session, "is_full", property(lambda self: False))
+
+
+def an_idle_channel_stays(patch: pytest.MonkeyPatch) -> None:
+    """It will be wanted again."""
+    patch.setattr(Channel, "is_idle", property(lambda self: False))
+
+
+def what_is_over_stays(patch: pytest.MonkeyPatch) -> None:
+    """A live channel is needed as it is."""
+    patch.setattr(Channel, "trim", lambda self, keep_bytes: None)
+
+
+def every_batch_is_kept(patch: pytest.MonkeyPatch) -> None:
+    """Another reader may come from the same cursor."""
+
+    def keep(self: Channel, batch: EncodedBatch) -> None:
+        self.cached_bytes += batch.text_bytes
+
+    patch.setattr(Channel, "_keep", keep)
+
+
+def signals_pile_up(patch: pytest.MonkeyPatch) -> None:
+    """Each is small."""
+
+    def signal(self: Roster, signal: Signal) -> None:
+        self.position += 1
+        self._signals.append((self.position, signal, 0))
+        self._changed()
+
+    patch.setattr(Roster, "signal", signal)
+
+
+def part_operations_pile_up(patch: pytest.MonkeyPatch) -> None:
+    """The more of them are kept, the better can a viewer catch up."""
+
+    def add(self: Tail, serial: int, op: SetPart) -> None:
+        self.ops[serial] = op
+        self._sizes.append(0)
+
+    patch.setattr(Tail, "add", add)
+
+
+# -- what never ends -------------------------------------------------------------------------------------------------
+
+
+def wait_on_the_spot_for_a_load(patch: pytest.MonkeyPatch) -> None:
+    """It takes but a moment."""
+    park = Committer._park
+
+    def wait(self: Committer, channel: Channel, item: Any) -> None:
+        park(self, channel, item)
+        while not channel.is_ready:
+            pass
+
+    patch.setattr(Committer, "_park", wait)
+    patch.setattr(watchdog, "BUSY_TICK_S", 0.1)  # nobody wants to wait for seconds
+
+
+def whoever_is_behind_is_told_again_at_once(patch: pytest.MonkeyPatch) -> None:
+    """Until all have taken what they are owed."""
+    release = Group._release
+
+    def release_all(self: Group) -> None:
+        release(self)
+        if any(feed.is_behind for feed in self):
+            asyncio.get_running_loop().call_soon(self._release)
+
+    patch.setattr(Group, "_release", release_all)
+
+
+# Each with what it is found by: whatever else goes wrong, in the product or in the simulator, does not count.
+PLANTED: dict[Plant, str] = {
+    deliver_before_the_commit: "was never stored|before it was stored",
+    forget_the_epoch: "resumed in epoch|resumed at",
+    count_one_mark_too_many: "true is|a gap",
+    begin_one_past_the_cursor: "it shows",
+    join_across_an_edit: "wrote to",
+    answer_before_the_commit: "was acknowledged as",
+    move_the_cursor_with_every_event: "it shows|it does not show|pending are|back to",
+    reload_beside_a_commit: "it shows|it does not show|back to",
+    decide_on_arrival: "was refused with",
+    label_an_update_with_its_own_serial: "but of version",
+    trust_the_wake_up: "still do not see all",
+    a_lapse_ignores_the_generation: "though its holder was heard of|streams still",
+    a_takeover_fences_nobody: "after a takeover",
+    a_renewal_after_a_broken_socket_does_not_count: "though its holder was heard of",
+    a_second_reply_is_let_in: "a second one",
+    a_cancel_ends_the_newest_answer: "streams on",
+    a_turn_is_renewed_in_vain: "though its holder was heard of",
+    a_turn_begins_before_its_claim_is_stored: "was given before that was stored",
+    what_waits_is_forgotten_at_a_restart: "there are still",
+    the_grace_is_forgotten: "is said to have left",
+    presence_carries_a_cursor: "in passing moves the cursor",
+    a_leave_is_told_to_nobody: "does not see who is here",
+    nobody_looks_at_the_clock_for_commands: "was not carried out|has expired",
+    a_feed_keeps_what_it_has_told: "things are in Hoarder.told",
+    a_socket_is_read_however_much_it_is_owed: "answers are owed by a socket",
+    an_idle_channel_stays: "channels are left",
+    what_is_over_stays: "are kept after a trim|nobody trims it",
+    every_batch_is_kept: "encoded batches are kept",
+    signals_pile_up: "things are in Roster._signals",
+    part_operations_pile_up: "things are in Tail.ops",
+    wait_on_the_spot_for_a_load: "does not come to its end",
+    whoever_is_behind_is_told_again_at_once: "waits without waiting|next to nothing",
+}

@@ -6,7 +6,7 @@
 
 /** Random from a seed, the same everywhere. */
 export function randomOf(seed) {
-  let state = (seed + 1) * 0x9e3779b9
+  let state = Math.imul(seed + 1, 0x9e3779b9)
   const random = () => {
     state = (state + 0x6d2b79f5) | 0
     let mixed = Math.imul(state ^ (state >>> 15), state | 1)
@@ -71,12 +71,17 @@ export function changedText(random, text) {
   return text.slice(0, at) + piece + text.slice(at + random.upTo(4))
 }
 
-/** How many inputs to try: `FUZZ=10` tries ten times as many. */
-export const inputs = (count) => count * Number(process.env.FUZZ ?? 1)
+/** The first seed: always the same, unless `SEED` names another. */
+export const SEED = Number(process.env.SEED ?? 0)
 
-/** Seeds from 0, or the one that `SEED` names. */
-export function seeds(count) {
-  return process.env.SEED ? [Number(process.env.SEED)] : Array.from({ length: inputs(count) }, (_, seed) => seed)
+const MORE_MS = (Number(process.env.FUZZ_SECONDS ?? 0) * 1_000) / 7 // for each of the tests
+
+/** One seed after another: `count` of them (`FUZZ=10`: ten times as many, `FUZZ=0`: one), and on for a share of `FUZZ_SECONDS`. */
+export function* seeds(count) {
+  const planned = Math.max(1, Math.round(count * Number(process.env.FUZZ ?? 1)))
+  let seed = SEED
+  while (seed < SEED + planned) yield seed++
+  for (const begun = performance.now(); performance.now() - begun < MORE_MS; ) yield seed++
 }
 
 const shapes = () => [Object.prototype, Array.prototype, Map.prototype, Function.prototype].map((one) => Reflect.ownKeys(one).length)

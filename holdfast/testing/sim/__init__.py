@@ -10,6 +10,7 @@ same again, to the byte, on any machine: nothing in here may depend on the order
 - `actors`, `viewers`: writers, editors and viewers, each of which resends and reconnects as a good client does;
 - `leases`, `people`, `turns`: writers with leases and their successors; members, and those who send commands; agents;
 - `checks`: what must hold, compared with an independent fold of what the store took (`truth`);
+- `bounds`: what a hub may hold while all this goes on; `watchdog`: a step that never ends;
 - `ledger`: who was heard of when, and what is due: leases, turns, commands and presence;
 - `world`: all of them together, and the plan that a seed draws.
 """

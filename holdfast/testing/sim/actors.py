@@ -347,7 +347,7 @@ class Piper(Author):
                     data = await within(SILENCE_S, stream.take)
                     if not data.data:
                         raise Lost("closed")
-                    pipe.receive(json.loads(data.data), data.stamp)
+                    pipe.receive(json.loads(data.data), data.stamp, stream)
                     self.check_patience(begun_s, f"to write {message_id}")
             except Lost:
                 await self.pause(0.05, 1.0)
@@ -417,10 +417,11 @@ class _Pipeline:
             if writer.draw.random() < 0.4:
                 await writer.pause(0.0, self._world.plan.token_s)
 
-    def receive(self, frame: dict[str, Any], stamp: int) -> None:
+    def receive(self, frame: dict[str, Any], stamp: int, stream: Stream) -> None:
         """Take a frame of the server's."""
         match frame["type"]:
             case "ok":
+                self._world.ledger.answered((self._channel, self._message_id), stream.connection)
                 self._ok(frame, stamp)
             case "error":
                 self._error(frame, stamp)
@@ -512,6 +513,8 @@ class Careless(Author):
             raise Lost("sent away")
         asked = frames[frame["ref"]]
         self.world.trace.add(f"{self.name} {asked['type']} {message_id} #{frame['ref']}: {gist(frame)}")
+        if frame["type"] == "ok":
+            self.world.ledger.answered((channel, message_id), stream.connection)
         if frame["type"] == "error":
             # Where several hubs write, it can come out that all this was stored, but not what came before what.
             is_unclear = frame["code"] in ("gap", "mismatch") and not self.world.plan.is_exclusive
@@ -696,21 +699,31 @@ class Editor(Author):
             self.world.trace.add(f"{self.name} could not stop {message_id}: {error.code}")
 
     async def _take_over(self, channel: str, message_id: str) -> None:
-        hub = self._hub
-        asker = Asker(id=self.name, writer=Writer(by=self.name, node=hub.node), is_server=self.draw.random() < 0.7)
+        hub, is_forced = self._hub, self.draw.random() < 0.7
         try:
-            await hub.start()
-            answer = await hub.ask(channel, message_id, TakeOver(request=self.new_id()), asker)
-            message, _ = await hub.read(channel, message_id)
-            writer = MessageWriter(hub, channel, message_id, create=None, author=self.name)
-            writer.take_up(message, answer.generation or 0)
+            if is_forced:
+                writer = await self._force(channel, message_id)
+            else:
+                writer = await hub.take_over(channel, message_id, author=self.name)
             async with writer:
                 for count in range(self.draw.randrange(5)):
                     await writer.append(self.piece(self.name, count))
                     await self.pause(0.0, self.world.plan.token_s)
         except (Finished, Deleted, Fenced, NotFound, StillStreaming, *AWAY) as error:
-            self.world.abandoned.add((channel, message_id))
+            if is_forced:
+                self.world.abandoned.add((channel, message_id))
             self.world.trace.add(f"{self.name} could not take {message_id} over: {error.code}")
         except IdConflict:
             # Two in one process may not write one message. It is the app's to see to it (`hub.take_over` does).
             self.world.abandoned.add((channel, message_id))
+
+    async def _force(self, channel: str, message_id: str) -> MessageWriter:
+        """Go on with a message that somebody writes still, which only the hub itself may."""
+        hub = self._hub
+        asker = Asker(id=self.name, writer=Writer(by=self.name, node=hub.node), is_server=True)
+        await hub.start()
+        answer = await hub.ask(channel, message_id, TakeOver(request=self.new_id()), asker)
+        message, _ = await hub.read(channel, message_id)
+        writer = MessageWriter(hub, channel, message_id, create=None, author=self.name)
+        writer.take_up(message, answer.generation or 0)
+        return writer

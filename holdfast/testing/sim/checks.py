@@ -27,9 +27,7 @@ from holdfast.core.events import (
 )
 from holdfast.core.limits import Limits
 from holdfast.core.model import Message
-from holdfast.core.state import TAIL_BYTES, TAIL_ENTRIES
 from holdfast.core.view import View, ViewGap
-from holdfast.hub.channel import KEPT_ABSENT, MAX_CACHED_BATCHES
 from holdfast.hub.hub import HubCore
 from holdfast.testing.sim.ledger import Ledger
 from holdfast.testing.sim.trace import Trace, Violation
@@ -62,17 +60,24 @@ class Eye:
         self._limits = limits
         self._ledger = ledger
         self._now_s = now_s
-        self._attached_s = 0.0
+        self._begun_s = 0.0  # when this connection was begun
+        self._attached_s = 0.0  # not before this did the view begin to be told who comes and goes
         self._next_epoch: str | None = None  # of a new start that is not complete
         self._since: Cursor | None = None  # asked for with this connection, until it is answered
         self._is_answered = True
+        self._is_poll = False
         self._is_whole = True  # it does not stand in the middle of a batch
         self._high: dict[str, int] = {}  # by epoch, the highest serial this person ever saw
 
     def begin(self, since: str | None, *, is_told: bool = True) -> None:
-        """What comes from now on answers the cursor `since`; `is_told`: it begins with `channel.attached`."""
+        """What comes from now on answers the cursor `since`; `is_told`: it begins with `channel.attached`.
+
+        A poll need not; and what it says in passing has a cursor, since nobody else remembers where a poller was.
+        """
         self._since = parse_cursor(since)
         self._is_answered = not is_told
+        self._is_poll = not is_told
+        self._begun_s = self._now_s()
 
     def cut(self) -> None:
         """The connection is gone."""
@@ -104,7 +109,8 @@ class Eye:
             self.view.receive(batch)
         except ViewGap as gap:
             raise self._violation(f"a gap: {gap}") from None
-        if batch.events and all(isinstance(event, PassingEvent) for event in batch.events):
+        is_passing = batch.events and all(isinstance(event, PassingEvent) for event in batch.events)
+        if is_passing and not self._is_poll:
             if batch.cursor is not None:
                 raise self._violation(f"what was said in passing moves the cursor: {batch}")
             return  # not of the log: it stands in no batch's middle
@@ -177,7 +183,7 @@ class Eye:
             raise self._violation(f"nobody signalled {event}")
 
     def _check_attached(self, event: ChannelAttached, stamp: int) -> None:
-        self._attached_s = self._now_s()
+        self._attached_s = self._begun_s  # what arrives late may be told of long ago
         life = self._life(event.epoch)
         since, is_first = self._since, self._since is not None
         self._since, self._is_answered = None, True
@@ -362,24 +368,6 @@ def check_nobody_is_forgotten(life: Life, hub: HubCore, abandoned: Container[tup
         place = (life.channel, message.id)
         if place not in runtime.writers and place not in abandoned:
             raise Violation(f"{life.channel}: {message.id} streams for ever: its writer has left")
-
-
-def check_bounds(hub: HubCore, who: str) -> None:
-    """A hub holds bounded memory, whatever its readers do."""
-    runtime = hub._runtime
-    if runtime is None or runtime.is_over or runtime.committer is None:
-        return
-    committer, limits = runtime.committer, hub.limits
-    _at_most(who, "requests wait", committer.waiting, limits.waiting_requests + len(runtime.writers))
-    _at_most(who, "bytes wait", committer._waiting_bytes, limits.waiting_bytes)
-    for channel in runtime.channels.values():
-        state, name = channel.state, f"{who} {channel.name}"
-        _at_most(name, "part operations are kept", len(state.tail.ops), TAIL_ENTRIES)
-        _at_most(name, "bytes of part operations are kept", state.tail._bytes, TAIL_BYTES)
-        _at_most(name, "ids are known not to exist", len(channel._absent), KEPT_ABSENT + 1_000)
-        batches = len(channel._first_batches) + len(channel.live_batches)
-        _at_most(name, "encoded batches are kept", batches, MAX_CACHED_BATCHES)
-        _at_most(name, "items are parked", len(channel.parked), committer.waiting)
 
 
 def check_empty(hub: Hub, who: str) -> None:

@@ -21,11 +21,17 @@ from holdfast.hub.clock import Clock
 T = TypeVar("T")
 
 START_MS = 1_750_000_000_000  # some day in 2025
-MAX_STEPS_AT_ONCE = 50_000  # that many callbacks without time moving is a loop that waits for nothing
+MAX_STEPS_AT_ONCE = 50_000  # that many callbacks without time moving is a loop that waits for nothing …
+SHOWN_STEPS = 5  # of such a loop
+MAX_STEPS_A_SECOND = 200_000  # … and that many in a second one that waits for next to nothing (2,400 are common)
 
 
 class Stuck(Exception):
-    """Nothing is left to happen, or it happens for ever at one moment."""
+    """Nothing is left to happen, or it happens for ever at one moment. `where` says who makes the steps."""
+
+    def __init__(self, what: str, where: str = "") -> None:
+        super().__init__(what)
+        self.where = where
 
 
 class Process:
@@ -38,6 +44,7 @@ class Process:
         self.context.run(_process.set, self)
         self.is_held = False
         self.held: list[asyncio.Handle] = []  # what would have run since
+        self.after_step: Callable[[], None] | None = None  # called after each
         self._fuse = 0
         self._burnt: Callable[[], None] | None = None
 
@@ -59,6 +66,8 @@ class Process:
             self._fuse -= 1
             if not self._fuse and self._burnt is not None:
                 self._burnt()
+        if self.after_step is not None:
+            self.after_step()
 
 
 _process: contextvars.ContextVar[Process | None] = contextvars.ContextVar("process", default=None)
@@ -100,6 +109,8 @@ class VirtualLoop(asyncio.BaseEventLoop):
         self._timers: list[tuple[float, int, _Timer]] = []
         self._made = 0
         self._steps_at_once = 0
+        self._second_s = 0.0  # when the second began in which steps are counted, …
+        self._second_steps = 0  # … and how many had been made by then
 
     def time(self) -> float:
         return self._now_s
@@ -144,6 +155,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
     def go_on(self) -> None:
         """After `Stuck`: try again for as long."""
         self._steps_at_once = 0
+        self._second_s, self._second_steps = self._now_s, self.steps
 
     def _new_task(self, loop: asyncio.AbstractEventLoop, coro: Any, **options: Any) -> asyncio.Task[Any]:
         self._tasks_made += 1
@@ -169,7 +181,12 @@ class VirtualLoop(asyncio.BaseEventLoop):
             self.steps += 1
             self._steps_at_once += 1
             if self._steps_at_once > MAX_STEPS_AT_ONCE:
-                raise Stuck(f"time stands still at {self._now_s:.3f} s: something waits without waiting")
+                self._due.appendleft(handle)
+                raise Stuck(f"time stands still at {self._now_s:.3f} s: something waits without waiting", self._where())
+
+    def _where(self) -> str:
+        """What is due now."""
+        return "\n".join(_told(handle) for handle in list(self._due)[:SHOWN_STEPS])
 
     def _jump(self) -> None:
         timers = self._timers
@@ -181,8 +198,29 @@ class VirtualLoop(asyncio.BaseEventLoop):
         if when > self._now_s:
             self._now_s = when
             self._steps_at_once = 0
+            self._check_pace()
         while timers and timers[0][0] <= self._now_s:
             self._due.append(heapq.heappop(timers)[2])
+
+    def _check_pace(self) -> None:
+        if self._now_s - self._second_s >= 1.0:
+            self._second_s, self._second_steps = self._now_s, self.steps
+        elif self.steps - self._second_steps > MAX_STEPS_A_SECOND:
+            what = f"time creeps at {self._now_s:.3f} s: something waits for next to nothing, again and again"
+            raise Stuck(what, "\n".join(_told(timer) for _, _, timer in self._timers[:SHOWN_STEPS]))
+
+
+def _told(handle: asyncio.Handle) -> str:
+    """Whose step it is, and where a task waits."""
+    task = getattr(getattr(handle, "_callback", None), "__self__", None)
+    if not isinstance(task, asyncio.Task):
+        return repr(handle)
+    awaited: Any = task.get_coro()
+    places = []
+    while (frame := getattr(awaited, "cr_frame", None)) is not None:
+        places.append(f"{frame.f_code.co_qualname} in {frame.f_code.co_filename}:{frame.f_lineno}")
+        awaited = awaited.cr_await
+    return " > ".join(places)
 
 
 class SimClock(Clock):

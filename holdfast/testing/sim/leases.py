@@ -80,6 +80,8 @@ class Leaser(Author):
                 raise Refused(reply.code or reply.message().status)
             if reply.message().status == "interrupted":
                 break
+            if (before.channel, before.message_id) in self.world.abandoned:
+                raise Refused("abandoned")  # its writer is with a hub that lives on, and has nobody at it
             self.check_patience(begun_s, f"an end of {before.message_id}")
             await self.pause(0.5, 2.0)
         return await self._take_over(before)

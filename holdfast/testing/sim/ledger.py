@@ -45,6 +45,7 @@ class Held:
     node: str | None = None  # of whoever lives in a hub's process, and has no lease
     lines: list[Connection] = field(default_factory=list)  # the sockets that it was ever held by
     line: Connection | None = None  # the one that the last sign of life was given on; None: over HTTP
+    answered: Connection | None = None  # the one that a sign of life was last answered on: the hub knows of it
     is_given: bool = True  # does its holder know of it?
     overdue_s: float = float("-inf")  # when a sign of life came that may have been too late
 
@@ -86,7 +87,7 @@ class Ledger:
         self._lines: dict[Place, list[Connection]] = {}  # on which anything was ever sent for a message
         self._last: dict[tuple[Place, int], Connection | None] = {}  # the one on which a generation was last
         self._commands: dict[Place, Sent] = {}
-        self._attempts: set[tuple[str, str, int]] = set()
+        self._attempts: dict[tuple[str, str, int], int] = {}  # how often each was begun
         self._at_work: dict[Place, Process] = {}
         self._presence: dict[Place, Presence] = {}
 
@@ -114,7 +115,6 @@ class Ledger:
         for known in (self._leases, self._turns, self._commands):
             for place in [place for place in known if place[0] in gone]:
                 del known[place]
-        self._attempts = {attempt for attempt in self._attempts if attempt[0] not in gone}
 
     def booted(self) -> None:
         """A hub begins: what is due has all its time again."""
@@ -134,6 +134,12 @@ class Ledger:
     def heard(self, place: Place, sent_s: float, line: Connection | None = None, *, generation: int = 1) -> None:
         """What the writer sent at `sent_s` was accepted."""
         self._heard(self._lease(place, generation), sent_s, line)
+
+    def answered(self, place: Place, line: Connection) -> None:
+        """Its writer was told on `line` that something was accepted: the hub knows by what it writes."""
+        held = self._lease(place, 1)
+        if held is not None:
+            held.answered = line
 
     def turn_tried(self, place: Place, generation: int, line: Connection) -> None:
         """As `tried`, of the agent that has attempt `generation` of a turn."""
@@ -185,8 +191,9 @@ class Ledger:
             return
         for place, held in self._leases.items():
             limit_s = max(held.tried_s, base_s) + held.term_s
-            if held.line is not None and held.line.ended_s is not None and held.line.ended_s >= self.booted_s:
-                limit_s = min(limit_s, max(held.tried_s, base_s, held.line.ended_s) + BROKEN_S)
+            line = held.line if held.line is held.answered else None
+            if line is not None and line.ended_s is not None and line.process.is_alive:
+                limit_s = min(limit_s, max(held.tried_s, base_s, line.ended_s) + BROKEN_S)
             if now_s > limit_s + SOON_S:
                 raise Violation(f"{place} streams still, its writer was last heard of at {held.tried_s:.3f}: {held}")
         for place, sent in self._commands.items():
@@ -268,8 +275,10 @@ class Ledger:
                 held.overdue_s = self._loop.time()
             held.heard_s = max(held.heard_s, sent_s)
             held.tried_s = max(held.tried_s, self._loop.time())
-            if line is not None and line not in held.lines:
-                held.lines.append(line)
+            if line is not None:
+                held.answered = line
+                if line not in held.lines:
+                    held.lines.append(line)
 
     def _check_not_early(self, place: Place, held: Held) -> None:
         """`held` is ended now, because its holder is not heard of. Raises Violation if it was."""
@@ -284,8 +293,8 @@ class Ledger:
         if self._trouble_s >= held.heard_s or now_s >= max(held.heard_s, self.booted_s) + held.term_s - EARLY_S:
             return True
         for line in held.lines:
-            if line.ended_s is None or line.ended_s < self.booted_s:
-                continue
+            if line.ended_s is None or not line.process.is_alive:
+                continue  # one that ended with another life of the hub, be it in this moment, shortens nothing
             if line is not held.line and line.sent_s + CROSSING_S < held.heard_s:
                 continue  # another has held it since
             if now_s >= line.ended_s + min(held.term_s, BROKEN_S) - EARLY_S:
@@ -315,17 +324,19 @@ class Ledger:
         turn.lines += self.agents.get(op.by or "", [])
 
     def _begin(self, place: Place, generation: int, stamp: int) -> None:
+        """An attempt begins. It may once in each life of the channel; which one it is of, its agent is not told."""
+        claims = 0
+        for life in self._truth.lives_between(place[0], 0, stamp):
+            claims += any(
+                (state, number) == ("taken", generation) and life.is_stored(serial, stamp)
+                for serial, state, number in life.turns.get(place[1], [])
+            )
         attempt = (*place, generation)
-        if attempt in self._attempts:
-            raise Violation(f"attempt {generation} of {place} was given a second time")
-        self._attempts.add(attempt)
-        lives = self._truth.lives_between(place[0], 0, stamp)
-        claims = [(life, one) for life in lives for one in life.turns.get(place[1], [])]
-        if not any(
-            (state, number) == ("taken", generation) and life.is_stored(serial, stamp)
-            for life, (serial, state, number) in claims
-        ):
+        self._attempts[attempt] = begun = self._attempts.get(attempt, 0) + 1
+        if not claims:
             raise Violation(f"attempt {generation} of {place} was given before that was stored")
+        if begun > claims:
+            raise Violation(f"attempt {generation} of {place} was given a second time")
 
     def _waiting(self) -> Iterable[Place]:
         """Messages that wait for an agent."""

@@ -167,12 +167,8 @@ class Partner(Author):
         if self.is_excused(channel, begun):
             return
         life, key = self.world.truth.head(channel), command_key(command_id)
-        # What is carried out at once is answered with the serial of its reply, a repeat with its own.
-        known = {
-            life.commands[key][0] if key in life.commands else 0,
-            life.replies[key][0] if key in life.replies else 0,
-        }
-        if key not in life.commands or not serials <= known:
+        known = life.commands[key][0] if key in life.commands else 0
+        if serials != {known}:
             raise Violation(f"{self.name} sent {command_id}, answered were {serials}, stored is {known}")
 
     def _check_refused(self, channel: str, name: str, target: str | None, reply: Reply, begun: int) -> None:

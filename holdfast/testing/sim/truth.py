@@ -17,6 +17,7 @@ from msgspec.structs import replace
 from holdfast.core import model
 from holdfast.core.cursor import NO_EPOCH
 from holdfast.core.model import APPENDABLE, Message, Part
+from holdfast.core.names import command_id
 from holdfast.core.ops import (
     Append,
     Claim,
@@ -88,7 +89,7 @@ class Life:
     def pending(self, serial: int) -> dict[str, model.Command]:
         """The commands that waited for an answer at `serial`, as clients see them."""
         return {
-            key[1:]: seen(command)
+            command_id(key): seen(command)
             for key, (sent, command) in self.commands.items()
             if sent <= serial and (key not in self.replies or self.replies[key][0] > serial)
         }
@@ -349,7 +350,7 @@ def text_of(part: Part) -> str:
 def seen(op: Command) -> model.Command:
     """A command as clients see it."""
     return model.Command(
-        id=op.id[1:], name=op.name, target=op.target, data=op.data, from_=op.by, expires_at=op.expires_ms
+        id=command_id(op.id), name=op.name, target=op.target, data=op.data, from_=op.by, expires_at=op.expires_ms
     )
 
 

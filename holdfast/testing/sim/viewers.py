@@ -37,8 +37,6 @@ SILENT_STREAM_S = 3 * PING_S
 class Viewer(Person):
     """Watches one channel, or several."""
 
-    hears_passing = True  # is it told who comes and goes?
-
     def __init__(self, world: World, name: str) -> None:
         super().__init__(world, name)
         self.node: Node | None = None  # where it is
@@ -61,12 +59,11 @@ class Viewer(Person):
     @property
     def sees_who_is_here(self) -> bool:
         """Does it show those who are in its channels, as the hub that it is at knows it?"""
-        if not self.hears_passing:
-            return True
-        if self.node is None:
-            return False
+        return self.node is not None and self._shows_who_is_at(self.node)
+
+    def _shows_who_is_at(self, node: Node) -> bool:
         for channel, eye in self.eyes.items():
-            here = roster_of(self.node.hub, channel)
+            here = roster_of(node.hub, channel)
             members = sorted(eye.view.members(), key=lambda one: one.id)
             if members != sorted(here.members, key=lambda one: one.id) or eye.view.count != here.count:
                 return False
@@ -81,7 +78,8 @@ class Viewer(Person):
             self.node = None
             for eye in self.eyes.values():
                 eye.cut()
-                self._handle(eye)
+                if not self.world.is_quiet:
+                    self._handle(eye)
             await self.pause(0.0, 1.0)
 
     async def visit(self, node: Node) -> None:
@@ -276,7 +274,14 @@ class EventParser:
 class PollViewer(Viewer):
     """Watches one channel by long polls."""
 
-    hears_passing = False
+    def __init__(self, world: World, name: str) -> None:
+        super().__init__(world, name)
+        self._polled: Node | None = None  # where it was answered last; between two polls it is nowhere
+
+    @property
+    def sees_who_is_here(self) -> bool:
+        """As of every viewer, of the hub that answered last."""
+        return self._polled is not None and self._shows_who_is_at(self._polled)
 
     async def visit(self, node: Node) -> None:
         [(channel, eye)] = self.eyes.items()
@@ -286,15 +291,15 @@ class PollViewer(Viewer):
         if (history := self.history()) is not None:
             query += f"&history={history}"
         path = f"/v1/channels/{channel}/poll"
-        cursor = eye.view.cursor
+        eye.begin(eye.view.cursor, is_told=False)
         answer = await self.caller.request(node.process, node.hub, "GET", path, query=query, patience_s=ANSWER_S + 4)
         if answer.status in (429, 503):
             raise Lost("sent away")
         if answer.status != 200:
             raise Violation(f"{self.name} was answered {answer.status}: {answer.body!r}")
-        eye.begin(cursor, is_told=False)
         fields = json.loads(answer.body)
         self.receive(channel, Batch(events=decoded_events(fields["events"]), cursor=fields["cursor"]), answer.stamp)
+        self._polled = node
         await self.read_on()
 
 

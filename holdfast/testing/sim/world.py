@@ -13,7 +13,8 @@ import importlib
 import logging
 import traceback
 from collections.abc import Callable, Coroutine, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from random import Random
 from typing import Any, TypeVar
 
@@ -24,13 +25,8 @@ from holdfast.core.limits import Limits
 from holdfast.hub.subscription import take
 from holdfast.hub.writer import MessageWriter
 from holdfast.testing.sim.actors import Author, Careless, Editor, Insider, Person, Piper, Remote
-from holdfast.testing.sim.checks import (
-    check_bounds,
-    check_empty,
-    check_nobody_is_forgotten,
-    check_writers,
-    roster_of,
-)
+from holdfast.testing.sim.bounds import Bounds
+from holdfast.testing.sim.checks import check_empty, check_nobody_is_forgotten, check_writers, roster_of
 from holdfast.testing.sim.clock import Process, SimClock, Stuck, VirtualLoop
 from holdfast.testing.sim.leases import Leaser
 from holdfast.testing.sim.ledger import Ledger
@@ -41,6 +37,7 @@ from holdfast.testing.sim.trace import Trace, Violation
 from holdfast.testing.sim.truth import Truth
 from holdfast.testing.sim.turns import LocalPlan, Worker, local_handler
 from holdfast.testing.sim.viewers import InsideViewer, PollViewer, Reader, SocketViewer, StreamViewer, Viewer
+from holdfast.testing.sim.watchdog import Hung, watching
 from holdfast.testing.sim.weather import Weather
 
 T = TypeVar("T")
@@ -64,6 +61,10 @@ SIZES: tuple[tuple[str, str, tuple[int, ...]], ...] = (
     ("holdfast.hub.committer", "MAX_ITEMS", (2, 1_024)),
     ("holdfast.hub.feed", "FRAME_BYTES", (100, 1_000, 256 * 1024)),
     ("holdfast.hub.feed", "SLICE_FEEDS", (1, 100)),
+    ("holdfast.hub.roster", "KEPT_SIGNALS", (2, 256)),
+    ("holdfast.hub.roster", "KEPT_LEFT", (1, 1_000)),
+    ("holdfast.hub.channel", "MAX_CACHED_BATCHES", (2, 64)),
+    ("holdfast.core.state", "KEPT_COMMANDS", (1, 1_000)),
 )
 FAULTS = (
     "kill",
@@ -147,6 +148,8 @@ class Plan:
             sizes=[draw.choice(values) if draw.random() < 0.5 else values[-1] for _, _, values in SIZES],
         )
         plan._draw_society(Random(f"{seed}/society"))
+        requests = Random(f"{seed}/room").choice((2, 1_000, 1_000))
+        plan.limits = replace(plan.limits, socket_requests=requests)
         return plan
 
     def _draw_society(self, draw: Random) -> None:
@@ -208,6 +211,7 @@ class Node:
         self._died: asyncio.Future[None] = world.loop.create_future()
         self.process: Process
         self.hub: Hub
+        self.bounds: Bounds
         self.line: StoreLine
         self.clock: SimClock
 
@@ -221,6 +225,8 @@ class Node:
         self.line = world.store.connect(self.process, Random(draw.getrandbits(32)))
         self.clock = SimClock(world.loop, Random(draw.getrandbits(32)))
         self.hub = self.process.run(self._new_hub)
+        self.bounds = Bounds(self.hub, life, world.loop.time, lambda: world.ledger.well_s)
+        self.process.after_step = partial(world.trace.guarded, self.bounds.stepped)
         self._died = world.loop.create_future()
         self.is_up = True
         world.lives.append((self.process, self.line))
@@ -337,27 +343,41 @@ class World:
         self.calm_s = float("inf")
         self.is_quiet = False  # members stay where they are
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._hung_s: float | None = None  # when a step began that did not end
 
     def run(self) -> Report:
         """Run to the end, or to the first violation."""
-        with _sizes(self.plan.sizes), _listening(self.trace):
+        with _sizes(self.plan.sizes), _listening(self.trace), watching(lambda: self.loop.steps, self._hangs):
             try:
                 self.loop.run_until_complete(self._main())
             except Violation as violation:
                 self.trace.violate(violation)
             except Stuck as stuck:
+                self.trace.note(f"at work is:\n{stuck.where}")
                 self.trace.violate(Violation(str(stuck)))
-            report = Report(
-                seed=self.plan.seed,
-                violation=self.trace.violation,
-                digest=self.trace.digest,
-                events=self.trace.count,
-                steps=self.loop.steps,
-                virtual_s=self.loop.time(),
-                lines=self.trace.lines(),
-            )
+            except Hung:
+                pass  # `_hangs` was told
+            report = self._report()
             self._bury()
-        return report
+        return report if report.violation is not None or self._hung_s is None else self._report()
+
+    def _report(self) -> Report:
+        return Report(
+            seed=self.plan.seed,
+            violation=self.trace.violation,
+            digest=self.trace.digest,
+            events=self.trace.count,
+            steps=self.loop.steps,
+            virtual_s=self.loop.time() if self._hung_s is None else self._hung_s,
+            lines=self.trace.lines(),
+        )
+
+    def _hangs(self, where: str) -> None:
+        """A step does not come to its end: called in the middle of it."""
+        if self._hung_s is None:
+            self._hung_s = self.loop.time()
+            self.trace.note(f"it hangs here:\n{where}")
+            self.trace.violate(Violation(f"a step at {self._hung_s:.4f} s does not come to its end"))
 
     def start(self, job: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         """Run `job` outside of every process; a violation in it ends the run."""
@@ -428,12 +448,9 @@ class World:
         return viewers
 
     async def _measure(self) -> None:
-        """Every second: does anything grow without bound?"""
+        """Every second: is something over that is not ended?"""
         while True:
             await asyncio.sleep(1.0)
-            for node in self.nodes:
-                if node.is_up:
-                    check_bounds(node.hub, node.process.name)
             self.ledger.look()
 
     # -- what befalls ------------------------------------------------------------------------------------------
@@ -475,7 +492,7 @@ class World:
             case "store down":
                 self.store.down_until_s = self.loop.time() + draw.uniform(0.1, 8.0)
             case "free memory":
-                node.process.run(lambda: _free_memory(node.hub))
+                node.process.run(lambda: _free_memory(node))
             case "crowd":
                 await node.inside(self._crowd(node.hub, draw.choice(self.channels)))
             case "truncate tails":
@@ -603,25 +620,29 @@ class World:
         for process, line in self.lives:
             line.is_severed = True
             process.is_alive = False
+            process.after_step = None
             self.loop.thaw(process)
         self.net.break_all()
-        self.loop.go_on()
-        with contextlib.suppress(Stuck):
-            for _ in range(20):
-                tasks = asyncio.all_tasks(self.loop)
-                if not tasks:
-                    break
-                for task in tasks:
-                    task.cancel()
+        for _ in range(20):
+            tasks = asyncio.all_tasks(self.loop)
+            if not tasks:
+                break
+            for task in tasks:
+                task.cancel()
+            with contextlib.suppress(Stuck, Hung):
+                self.loop.go_on()
                 self.loop.run_until_complete(asyncio.wait(tasks, timeout=LEAVE_S))
+        with contextlib.suppress(Stuck, Hung):
+            self.loop.go_on()
             self.loop.run_until_complete(self.loop.shutdown_asyncgens())
         self.loop.close()
 
 
-def _free_memory(hub: Hub) -> None:
-    if hub.loop is not None:
+def _free_memory(node: Node) -> None:
+    if node.hub.loop is not None:
         with contextlib.suppress(HoldfastError):
-            hub.free_memory()
+            node.hub.free_memory()
+            node.bounds.trimmed()
 
 
 def _nothing() -> None:
