@@ -83,6 +83,8 @@ class Bounds:
                         self._at_most(what, len(value), own.get(name, spare))
                 elif isinstance(value, str | bytes) and len(value) > HELD_CHARACTERS and spare <= HELD:
                     self._at_most(f"characters are in {type(part).__name__}.{name}", len(value), HELD_CHARACTERS)
+        for name in self._too_much_s.keys() - runtime.channels.keys():
+            del self._too_much_s[name]  # it has left memory; what comes back has just come
         for channel in runtime.channels.values():
             self._look_at_channel(channel)
 
