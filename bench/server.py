@@ -15,6 +15,7 @@ import os
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
@@ -37,7 +38,7 @@ class Producers:
 
     def __init__(self, hub: Hub) -> None:
         self._hub = hub
-        self._soak: asyncio.Task[list[float]] | None = None
+        self._soak: asyncio.Task[Counter[int]] | None = None
         hub.adopt("bench:*")(self._go_on)
 
     async def produce(
@@ -116,7 +117,8 @@ class Producers:
     async def soaked(self) -> dict[str, Any]:
         """Wait until all of them are stored."""
         assert self._soak is not None
-        return {"lag_ms": _lag_ms(await self._soak)}
+        late_ms = await self._soak
+        return {"lag_ms": _lag_ms([ms / 1000 for ms in late_ms.elements()])}
 
     async def stats(self) -> dict[str, Any]:
         """The hub's counters."""
@@ -144,20 +146,22 @@ class Producers:
         places = range(message.length // WIDTH, count)
         await _on_schedule(message, places, time.monotonic(), tokens_per_s, _known(seed))
 
-    async def _converse(self, conversations: list[plan.Conversation], started_s: float) -> list[float]:
-        lags: list[float] = []
+    async def _converse(self, conversations: list[plan.Conversation], started_s: float) -> Counter[int]:
+        # Counted in whole milliseconds: half a million numbers would be the growth that is looked for.
+        late_ms: Counter[int] = Counter()
 
         async def one(conversation: plan.Conversation) -> None:
             starts_s, places = started_s + conversation.starts_s, range(conversation.tokens)
             async with self._hub.message(conversation.channel, id=plan.MESSAGE, author="bench") as message:
                 append = _known(conversation.seed)
-                lags.extend(await _on_schedule(message, places, starts_s, plan.TOKENS_PER_S, append))
+                lags = await _on_schedule(message, places, starts_s, plan.TOKENS_PER_S, append)
+                late_ms.update(int(lag * 1000) for lag in lags)
 
         async with asyncio.TaskGroup() as group:
             for conversation in conversations:
                 await asyncio.sleep(max(0.0, started_s + conversation.starts_s - time.monotonic()))
                 group.create_task(one(conversation))
-        return lags
+        return late_ms
 
 
 Append = Callable[[MessageWriter, int, float], Awaitable[None]]
