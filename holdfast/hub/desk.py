@@ -264,7 +264,7 @@ class Desk:
 
     def _offer(self, channel: str) -> None:
         work = self._work.get(channel)
-        if work is None or self._is_over:
+        if work is None or not work.waiting or self._is_over:
             return
         self._give_up(channel, work)
         for message_id, place in sorted(work.waiting.items(), key=lambda item: item[1]):
@@ -436,7 +436,8 @@ class Desk:
     def freed(self, worker: Worker) -> None:
         """The worker has room for one more."""
         worker.free += 1
-        self.offer_all()
+        if worker.free == 1:  # else what it could have had, it has been given
+            self.offer_all()
 
     def said(self, channel: str, worker_name: str, data: dict[str, object]) -> None:
         """What an agent does in `channel` now, for those who look on."""
