@@ -175,11 +175,12 @@ class Partner(Author):
         life = self.world.truth.head(channel)
         if self.is_excused(channel, begun):
             return
-        message = life.now(target) if target is not None else None
-        if reply.code == "deleted" and target is not None and life.is_deleted(target):
+        is_deleted = target is not None and life.is_deleted(target)
+        if reply.code == "deleted" and is_deleted:
             return
-        if reply.code == "finished" and name == "cancel" and message is not None:
-            return  # somebody was faster
+        is_known = is_deleted or (target is not None and life.now(target) is not None)
+        if reply.code == "finished" and name == "cancel" and is_known:
+            return  # somebody was faster, and perhaps somebody else has deleted it since
         raise Violation(f"{self.name} could not send {name} {target} to {channel}: {reply.fields}")
 
     async def _reply(self, channel: str) -> None:
