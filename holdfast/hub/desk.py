@@ -347,7 +347,7 @@ class Desk:
             if work is not None:
                 work.claiming.discard(message_id)
             if isinstance(answer, HoldfastError):
-                worker.free += 1
+                self._loop.call_soon(self.freed, worker)
                 self._not_claimed(channel, message_id, place, answer)
                 return
             assert answer.generation is not None
@@ -385,7 +385,7 @@ class Desk:
         known = work.running.get(turn.message_id)
         if known is None or known[0].generation != turn.generation or worker not in self._workers:
             # It was ended in the same moment, or the worker is gone: then its lease lapses.
-            worker.free += 1
+            self._loop.call_soon(self.freed, worker)
             if known is None:
                 self._look_again(turn.channel)
             if known is not None and worker not in self._workers:
