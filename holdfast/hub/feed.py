@@ -170,6 +170,18 @@ class Feed:
             return True
         return self._passed is not None and self._passed != self.channel.roster.position
 
+    @property
+    def owes_passing_alone(self) -> bool:
+        """Is nothing of the log owed, but something that was said in passing? It waits for no window.
+
+        Else, behind an answer that has grown at each look, it would wait for as long as the answer lasts.
+        """
+        channel, passed = self.channel, self._passed
+        if passed is None or passed == channel.roster.position:  # as nearly always
+            return False
+        state = channel.state
+        return self._attached and self._serial == state.serial and self._epoch == state.epoch
+
     def take(self) -> EncodedBatch | None:
         """Everything owed now, as one batch, or None. Raises Behind when the store must be asked first."""
         channel = self.channel

@@ -1,0 +1,72 @@
+"""What is said in passing waits behind no answer: presence and signals beside text that never pauses.
+
+You are in `tests`. Time is virtual. At each look at the channel there is more text, as when a writer elsewhere appends
+faster than the flush window.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from holdfast import Hub
+from holdfast.core.events import Signal
+from holdfast.core.requests import AppendText, Asker, CreateMessage
+from tests.transports.asgi import HERE
+from tests.virtual import virtual_clock, virtually
+
+SOON_S = 0.2
+EVERY_S = 0.01  # of an append; a window is four times as long
+WRITER = Asker(id="ann")
+
+
+async def written_without_a_pause(hub: Hub) -> None:
+    await hub.ask("c", "m", CreateMessage(role="assistant", status="streaming", text="x"), WRITER)
+    length = 1
+    while True:
+        await hub.ask("c", "m", AppendText(text="token ", at=length, part=0), WRITER)
+        length += 6
+        await asyncio.sleep(EVERY_S)
+
+
+async def heard_by_sse(hub: Hub, heard: asyncio.Queue[str]) -> None:
+    async def receive() -> Any:
+        await asyncio.Event().wait()
+
+    async def send(message: Any) -> None:
+        text = message.get("body", b"").decode()
+        for line in text.splitlines():
+            if line.startswith("data: ") and '"signal"' in line:
+                heard.put_nowait(line)
+
+    path = "/v1/channels/c/events"
+    scope = {"type": "http", "method": "GET", "path": path, "raw_path": path.encode(), "root_path": ""}
+    await hub({**scope, "query_string": b"", "headers": HERE, "client": ("127.0.0.1", 5)}, receive, send)
+
+
+async def heard_in_process(hub: Hub, heard: asyncio.Queue[str]) -> None:
+    async for event in hub.subscribe("c"):
+        if isinstance(event, Signal):
+            heard.put_nowait(event.name)
+
+
+@pytest.mark.parametrize("way", ["SSE by hand", "SSE by task", "in process"])
+@virtually
+async def test_a_signal_waits_behind_no_answer(way: str) -> None:
+    hub = Hub("memory://", hooks_signals=False, drain_s=0.0, clock=virtual_clock())
+    hub.drive_by_hand = way == "SSE by hand"
+    await hub.start()
+    heard: asyncio.Queue[str] = asyncio.Queue()
+    hearing = heard_in_process if way == "in process" else heard_by_sse
+    tasks = [asyncio.ensure_future(hearing(hub, heard)), asyncio.ensure_future(written_without_a_pause(hub))]
+    for number in range(10):
+        await asyncio.sleep(1.0 + number / 100)  # at another moment of the window each time
+        await hub.signal("c", f"n{number}")
+        async with asyncio.timeout(SOON_S):
+            assert f"n{number}" in await heard.get()
+    for task in tasks:
+        task.cancel()
+    await asyncio.wait(tasks)
+    await hub.close()
