@@ -29,7 +29,7 @@ from bench.peers.ours import Ours, ours
 from bench.peers.pages import NAMES, page_rows
 from bench.peers.socketio import socketio
 from bench.peers.system import System
-from bench.proc import CLIENT_CORE, BenchError, Child, busy_s, raise_file_limit
+from bench.proc import BenchError, Child, raise_file_limit
 
 __all__ = ["Shape", "Sizes", "measure", "run"]
 
@@ -101,7 +101,6 @@ class _Round(NamedTuple):
     server_load: float
     client_load: float
     publisher_load: float  # on the load client's core too: whoever publishes over HTTP, whom the others have inside
-    core_load: float  # of the load client's core, by whomever
     lag_ms: float  # of producers (p99)
 
     def __str__(self) -> str:
@@ -112,9 +111,13 @@ class _Round(NamedTuple):
             f"{self.lag_ms:.1f} ms (p99)"
         )
 
+    @property
+    def core_load(self) -> float:
+        """Of the load client's core, by all that we started there."""
+        return self.client_load + self.publisher_load
+
     def _core(self) -> str:
-        publisher = f", publisher {self.publisher_load:.0%}" if self.publisher_load else ""
-        return f"{publisher} (that core {self.core_load:.0%} busy)"
+        return f", publisher {self.publisher_load:.0%}" if self.publisher_load else ""
 
 
 def run(options: Options) -> Iterator[Row]:
@@ -205,12 +208,10 @@ def _round(system: System, kind: str, client: Child, shape: Shape, seconds: floa
     )
     client.ask("capture")
     before_s, publisher_s = system.cpu_s(), system.client_core_s()
-    core_s, started_s = busy_s(CLIENT_CORE), time.monotonic()
     produced = system.produce(channels=channels, count=count, tokens_per_s=shape.tokens_per_s)
     drained = client.ask("drain", timeout_s=_TIMEOUT_S, answer_in_s=90)
     used_s = system.cpu_s() - before_s
     publisher_s = system.client_core_s() - publisher_s
-    core_load = (busy_s(CLIENT_CORE) - core_s) / (time.monotonic() - started_s)
     decoded = client.ask("decode", answer_in_s=90)
     stored_at = system.port if isinstance(system, Ours) else None
     check(decoded, client.ask("compare", sent=produced["messages"], port=stored_at, answer_in_s=90), drained)
@@ -227,7 +228,6 @@ def _round(system: System, kind: str, client: Child, shape: Shape, seconds: floa
         server_load=used_s / drained["seconds"],
         client_load=client_load(drained),
         publisher_load=publisher_s / drained["seconds"],
-        core_load=core_load,
         lag_ms=produced["lag_ms"][1],
     )
 
@@ -274,8 +274,8 @@ def _full(rounds: Sequence[_Round]) -> str:
     if core <= CLIENT_LIMIT:
         return ""
     publisher = max(each.publisher_load for each in rounds)
-    beside = f" with a publisher that used {publisher:.0%}" if publisher else " with others"
-    return f", which it shared{beside} and which was full: latencies are not the server's alone"
+    beside = f", which it shared with a publisher that used {publisher:.0%}" if publisher else ""
+    return f"{beside}, and which was full: latencies are not the server's alone"
 
 
 def _overrun(rounds: Sequence[_Round]) -> str:

@@ -11,7 +11,7 @@ from typing import NamedTuple, Self
 
 from bench.common import FINISHED, Options, Row, Served, check, client_load, kept, load_client, served, spread
 from bench.needs import Needs
-from bench.proc import SERVER_CORE, BenchError, busy_s, cpu_s, disk_write_bytes, raise_file_limit
+from bench.proc import BenchError, cpu_s, disk_write_bytes, raise_file_limit
 from bench.tokens import WIDTH
 
 _CONVERSATIONS = 500
@@ -28,12 +28,11 @@ class _Gauges(NamedTuple):
     stats: dict[str, int]
     written_bytes: int
     cpu_s: float
-    core_s: float  # by whomever
 
     @classmethod
     def read(cls, server: Served) -> Self:
         pid = server.child.pid
-        return cls(server.child.ask("stats"), disk_write_bytes(pid), cpu_s(pid), busy_s(SERVER_CORE))
+        return cls(server.child.ask("stats"), disk_write_bytes(pid), cpu_s(pid))
 
 
 class Run(NamedTuple):
@@ -46,7 +45,6 @@ class Run(NamedTuple):
     seconds: float
     deliveries: int
     server_s: float
-    others_s: float  # on the server's core
     client_load: float
     before: _Gauges
     at_rest: _Gauges
@@ -60,8 +58,8 @@ class Run(NamedTuple):
         p50, p99, p999 = self.latency_ms
         return (
             f"{self.conversations} conversations: p50 {p50:.0f}, p99 {p99:.0f}, p99.9 {p999:.0f} ms; producers late by "
-            f"{self.lag_ms:.0f} ms (p99); server {self.server_s / self.seconds:.0%} of its core (others "
-            f"{self.others_s / self.seconds:.0%}), load client {self.client_load:.0%} of its; "
+            f"{self.lag_ms:.0f} ms (p99); server {self.server_s / self.seconds:.0%} of its core, "
+            f"load client {self.client_load:.0%} of its; "
             f"{self.deliveries / self.seconds:,.0f} deliveries/s"
         )
 
@@ -115,7 +113,6 @@ def measure(options: Options, conversations: int, *, seconds: float, is_dated_wh
         seconds=drained["seconds"],
         deliveries=decoded["deliveries"],
         server_s=used_s,
-        others_s=max(0.0, after.core_s - before.core_s - used_s),
         client_load=client_load(drained),
         before=before,
         at_rest=at_rest,

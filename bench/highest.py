@@ -43,13 +43,12 @@ def search(options: Options, *, first: int, seconds: float, exact: float, limit_
 
     best, failed = highest(passes, first=first, exact=exact)
     p99s_ms = [run.latency_ms[1] for run in runs if run.conversations == best]
-    others = max(run.others_s / run.seconds for run in runs)
     return [
         Row(
             f"highest rate with p99 below {limit_ms:.0f} ms, 2 viewers of each conversation, all delivered",
             f"{best * conversations.TOKENS_PER_S:,} tokens/s",
             note=f"{best} conversations × {conversations.TOKENS_PER_S} tokens/s: p99 {spread(p99s_ms, 'ms')} from when "
-            f"each was due; {failed} conversations failed; others used up to {others:.0%} of the core meanwhile",
+            f"each was due; {failed} conversations failed",
             raw=tuple(str(run) for run in runs),
         )
     ]

@@ -22,7 +22,6 @@ __all__ = [
     "SERVER_CORE",
     "BenchError",
     "Child",
-    "busy_s",
     "check_file_limit",
     "cpu_s",
     "disk_write_bytes",
@@ -34,7 +33,6 @@ __all__ = [
 SERVER_CORE = 0
 CLIENT_CORE = 1
 
-_TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 _CPUCLOCK_SCHED = 2
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
@@ -148,16 +146,6 @@ def disk_write_bytes(pid: int) -> int:
     """Bytes that a process made the kernel send to the storage layer."""
     fields = dict(line.split(": ") for line in _read(f"/proc/{pid}/io").splitlines())
     return int(fields["write_bytes"])
-
-
-def busy_s(core: int) -> float:
-    """How long a core has worked since boot, for whomever, or was kept from us by the host."""
-    for line in _read("/proc/stat").splitlines():
-        name, *fields = line.split()
-        if name == f"cpu{core}":
-            user, nice, system, _idle, _iowait, irq, softirq, steal, *_ = map(int, fields)
-            return (user + nice + system + irq + softirq + steal) / _TICKS_PER_S
-    raise BenchError(f"there is no core {core}")
 
 
 def check_file_limit(count: int) -> None:

@@ -30,7 +30,6 @@ class Machine:
     def __init__(self, directory: Path) -> None:
         self._started_s = time.monotonic()
         self._sync_ms = _sync_ms(directory)
-        self._before = _core_times()
 
     @property
     def seconds(self) -> float:
@@ -39,8 +38,6 @@ class Machine:
 
     def facts(self) -> list[str]:
         """One a line."""
-        busy, stolen, total = (now - then for now, then in zip(_core_times(), self._before, strict=True))
-        total = max(1, total)  # a run may end before the first tick
         versions = [f"{name} {_version(name)}" for name in _PACKAGES]
         return [
             f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d}, Holdfast {__version__}{_commit()}",
@@ -51,7 +48,6 @@ class Machine:
             ", ".join(versions),
             f"a synced write of 4 KiB takes {self._sync_ms:.2f} ms (median of {_SYNCS}); this is the disk "
             "that SQLite FULL waits for",
-            f"over the run all cores were {busy / total:.0%} busy, and the host kept {stolen / total:.1%} of them",
         ]
 
 
@@ -137,15 +133,6 @@ def _markdown_row(row: Row) -> str:
         )
         + " |"
     )
-
-
-def _core_times() -> tuple[int, int, int]:
-    """Of all cores since boot, in ticks: busy for whomever, kept by the host, and all there was."""
-    user, nice, system, idle, iowait, irq, softirq, steal, *_ = map(
-        int, Path("/proc/stat").read_text().splitlines()[0].split()[1:]
-    )
-    busy = user + nice + system + irq + softirq
-    return busy, steal, busy + steal + idle + iowait
 
 
 def _field(path: str, name: str) -> str:
