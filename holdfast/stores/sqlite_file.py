@@ -4,6 +4,16 @@ You are in `stores`, on the store's thread. What is here decides whether a file 
 serials of its channels still mean what they meant (epochs). Pragmas may be tuned; the tables may only be changed
 together with `SCHEMA`, and a file with a higher number is refused.
 
+A backup put back in place may have the inode of what it replaces. So at each opening and each clean close a new
+nonce is written both into the database and into the lock file, which is no part of a backup of the database: a
+database whose nonce the lock file does not name is not the one that was here last, and its channels begin new epochs.
+The lock file is told both nonces, then the database takes the new one, then the lock file forgets the old one, each
+on the disk before the next. So wherever that ends, the lock file names the database's nonce; and no entry is stored
+before the old one is forgotten. A lock file that was removed, or emptied, names none: a database that has a nonce
+then begins new epochs, which costs viewers a new start and nothing else. One without (from before there were nonces)
+keeps its epochs if its inode is the same. A backup of the running database that is put back after that very process
+was killed is not noticed, nor is one that brings its lock file along; removing the lock file tells of both.
+
 Text must be gone when it is deleted, and `secure_delete` alone does not do that. SQLite zeroes what it frees, but
 when it spreads rows anew over neighbouring pages it leaves copies in their gaps: with 3.40, one deleted text in a
 thousand could still be read in the file. So the rows that hold text, those of `log` and `texts`, are *slots*: added
@@ -17,6 +27,7 @@ import contextlib
 import fcntl
 import logging
 import os
+import secrets
 import sqlite3
 import sys
 import threading
@@ -36,9 +47,13 @@ APPLICATION_ID = 0x486F6C64  # "Hold"
 SCHEMA = 2
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 LOCK_POLL_S = 0.05
+LOCK_BYTES = 4096  # more than is ever in it
+NO_NONCE = "-"  # what a database or a lock file has in which no nonce was written
 
 _TABLES = (
-    # What the process that has the file open left behind for the next one. One row.
+    # What the process that has the file open left behind for the next one. One row. `inode` is the file's inode
+    # number and, after a space, the nonce. It is here, not in a note: nothing else is written on this page, so a `-wal`
+    # that was left beside a backup put back does not give it the nonce of what it replaced.
     """CREATE TABLE life (
         one INTEGER PRIMARY KEY, boot TEXT NOT NULL, inode TEXT NOT NULL, synchronous TEXT NOT NULL,
         clean INTEGER NOT NULL)""",
@@ -116,8 +131,7 @@ class SqliteFile:
         """Leave the file whole, and say so in it."""
         try:
             if hasattr(self, "db"):
-                with self.transaction() as db:
-                    db.execute("UPDATE life SET clean = 1")
+                self._end_life()
                 self.checkpoint("TRUNCATE")
         except (sqlite3.Error, StoreUnavailable) as error:
             logger.warning("%s could not be closed cleanly, the next start will mend it: %s", self.path, error)
@@ -187,7 +201,8 @@ class SqliteFile:
         with self.transaction():
             for statement in _TABLES if is_new else self._steps():
                 db.execute(statement)
-            self._begin_life()
+            nonce = self._begin_life()
+        self._lock.keep_nonces(nonce)
         self.checkpoint("TRUNCATE")
         db.execute(f"PRAGMA synchronous = {self._synchronous}")
 
@@ -211,23 +226,45 @@ class SqliteFile:
         steps = [statement for one in range(schema, SCHEMA) for statement in _STEPS[one]]
         return [*steps, f"PRAGMA user_version = {SCHEMA}"] if steps else []
 
-    def _begin_life(self) -> None:
-        """Begin new epochs where the history behind a serial could be another one."""
-        boot, inode = _boot_id(), str(os.stat(self.path).st_ino)
+    def _begin_life(self) -> str:
+        """Begin new epochs where the history behind a serial could be another one. Returns the database's new nonce.
+
+        To be called in a transaction; once that is committed, the lock file is to keep this nonce alone.
+        """
+        boot, inode, nonce = _boot_id(), str(os.stat(self.path).st_ino), _new_nonce()
+        known = [nonce]
         before = self.db.execute("SELECT boot, inode, synchronous, clean FROM life").fetchone()
         if before is not None:
-            boot_before, inode_before, synchronous_before, was_clean = before
+            boot_before, file_before, synchronous_before, was_clean = before
+            inode_before, nonce_before = _inode_and_nonce(file_before)
             reason = None
             if inode_before != inode:
                 reason = "it is a copy"
+            elif nonce_before not in self._lock.nonces:
+                reason = "it is a backup put back, or its lock file was removed"
             elif synchronous_before == "normal" and not was_clean and (boot_before != boot or not boot):
                 reason = "the machine went down while it was open with synchronous=normal"
             if reason is not None:
                 logger.warning("%s: new epochs for all channels, since %s", self.path, reason)
                 self.db.execute("UPDATE channels SET epoch = lower(hex(randomblob(4)))")
+            if nonce_before in self._lock.nonces:  # else a crash before the commit would make it known
+                known = [nonce_before, nonce]
         if self._synchronous == "normal":
             logger.warning("%s: synchronous=normal, a power cut may take the last moments", self.path)
-        self.db.execute("REPLACE INTO life VALUES (1, ?, ?, ?, 0)", (boot, inode, self._synchronous))
+        self._lock.keep_nonces(*known)
+        self.db.execute("REPLACE INTO life VALUES (1, ?, ?, ?, 0)", (boot, f"{inode} {nonce}", self._synchronous))
+        return nonce
+
+    def _end_life(self) -> None:
+        """Say that the file was left whole, under a new nonce: a backup taken while it was open has the old one."""
+        nonce = _new_nonce()
+        self.db.execute("PRAGMA synchronous = FULL")
+        with self.transaction() as db:
+            (file,) = db.execute("SELECT inode FROM life").fetchone()
+            inode, nonce_before = _inode_and_nonce(file)
+            self._lock.keep_nonces(nonce_before, nonce)
+            db.execute("UPDATE life SET inode = ?, clean = 1", (f"{inode} {nonce}",))
+        self._lock.keep_nonces(nonce)
 
     def _roll_back(self) -> None:
         if self.db.in_transaction:  # some errors have already undone it
@@ -236,9 +273,13 @@ class SqliteFile:
 
 
 class FileLock:
-    """An exclusive lock for the life of a process, in a file that says who holds it. The file is never deleted."""
+    """An exclusive lock for the life of a process, in a file that is never deleted.
+
+    Its first line says who holds it, or held it last; the second which nonces the database may have.
+    """
 
     def __init__(self, path: Path) -> None:
+        self.nonces: tuple[str, ...] = (NO_NONCE,)
         self._path = path
         self._handle: int | None = None
         self.give_up = threading.Event()
@@ -254,8 +295,8 @@ class FileLock:
                         f"{what} is in use by {self._holder()}. Stop it, or give each its own file; "
                         "with several workers or an overlapping reload, let one process have the store"
                     )
-            os.ftruncate(handle, 0)
-            os.write(handle, f"process {os.getpid()} ({_command()})\n".encode())
+            self.nonces = _read_nonces(handle)
+            self._write(handle)
         except OSError as error:
             os.close(handle)
             raise StoreUnavailable(f"{self._path}: {error.strerror}") from error
@@ -263,6 +304,16 @@ class FileLock:
             os.close(handle)
             raise
         self._handle = handle
+
+    def keep_nonces(self, *nonces: str) -> None:
+        """Put these in the place of those before; they are on the disk after it. Raises StoreUnavailable."""
+        assert self._handle is not None
+        self.nonces = nonces
+        try:
+            self._write(self._handle)
+            os.fsync(self._handle)
+        except OSError as error:
+            raise StoreUnavailable(f"{self._path}: {error.strerror}") from error
 
     def release(self) -> None:
         """Let others have it. A second call does nothing."""
@@ -281,11 +332,36 @@ class FileLock:
                 "the directory and the files in it must be writable for this user"
             ) from error
 
+    def _write(self, handle: int) -> None:
+        # Over what is there, and cut off after it: at no moment is the file without nonces.
+        said = f"process {os.getpid()} ({_command()})\n{_NONCES}{' '.join(self.nonces)}\n".encode()
+        os.pwrite(handle, said, 0)
+        os.ftruncate(handle, len(said))
+
     def _holder(self) -> str:
         try:
-            return self._path.read_text(errors="replace").strip()[:200] or "another process"
+            return self._path.read_text(errors="replace").partition("\n")[0].strip()[:200] or "another process"
         except OSError:
             return "another process"
+
+
+_NONCES = "nonces "
+
+
+def _read_nonces(handle: int) -> tuple[str, ...]:
+    for line in os.pread(handle, LOCK_BYTES, 0).decode(errors="replace").splitlines():
+        if line.startswith(_NONCES):  # the first such line: a process that was killed may have left more after it
+            return tuple(line.removeprefix(_NONCES).split())
+    return (NO_NONCE,)
+
+
+def _inode_and_nonce(file: str) -> tuple[str, str]:
+    inode, _, nonce = file.partition(" ")
+    return inode, nonce or NO_NONCE
+
+
+def _new_nonce() -> str:
+    return secrets.token_hex(8)
 
 
 def _locked(handle: int) -> bool:

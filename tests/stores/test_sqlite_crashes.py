@@ -6,14 +6,15 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from holdfast.stores import sqlite_file
-from holdfast.stores.base import Head
+from holdfast.stores.base import Committed, Head
 from holdfast.testing.contract import Chat, append, create, texts
-from tests.stores.files import PATIENCE_S, opened, read, wal, write
+from tests.stores.files import PATIENCE_S, opened, read, run_from_outside, wal, write
 from tests.stores.writing import MESSAGES
 
 
@@ -118,3 +119,170 @@ async def test_all_channels_of_a_copied_file_begin_a_new_epoch_once(path: Path) 
         assert [await store.head(channel) for channel in "ab"] == heads
     async with opened(path) as store:
         assert await store.head("a") == Head("e1", 1)
+
+
+# -- backups put back in place ---------------------------------------------------------------------------------------
+
+
+def lock(path: Path) -> Path:
+    return path.with_name(f"{path.name}.lock")
+
+
+def put_back(path: Path, backup: bytes) -> None:
+    """Make `backup` the file's content; it keeps its inode."""
+    inode = path.stat().st_ino
+    write(path, backup)
+    wal(path).unlink(missing_ok=True)
+    assert path.stat().st_ino == inode
+
+
+def put_back_anew(path: Path, backup: bytes) -> None:
+    """Remove the file and write `backup` under its name, with the inode of the file that was removed.
+
+    A file system may well give it anew, but need not; so the number in the database is set to the one that was given.
+    """
+    path.unlink()
+    wal(path).unlink(missing_ok=True)
+    write(path, backup)
+    run_from_outside(path, "UPDATE life SET inode = ? || substr(inode, instr(inode, ' '))", str(path.stat().st_ino))
+
+
+def without_nonces(path: Path) -> None:
+    """Leave database and lock file as they were before there were nonces."""
+    run_from_outside(path, "UPDATE life SET inode = ?", str(path.stat().st_ino))
+    lock(path).write_text("process 1 (older)\n")
+
+
+async def epoch(path: Path) -> str:
+    async with opened(path) as store:
+        return (await store.head("c")).epoch
+
+
+@pytest.fixture
+async def backup(path: Path) -> bytes:
+    """What was in the closed file when channel "c" stood at e1:1."""
+    async with opened(path) as store:
+        await Chat(store).do(create("m1", "x"))
+    return read(path)
+
+
+async def write_more(path: Path, channel: str = "other") -> None:
+    async with opened(path) as store:
+        assert await Chat(store, channel).do(create("m1", "x")) == Committed(1)
+
+
+@pytest.mark.parametrize("restore", [put_back, put_back_anew])
+async def test_a_backup_put_back_begins_new_epochs_once(
+    path: Path, backup: bytes, restore: Callable[[Path, bytes], None], caplog: pytest.LogCaptureFixture
+) -> None:
+    await write_more(path)
+    restore(path, backup)
+    new = await epoch(path)
+    assert new != "e1"
+    assert "new epochs for all channels, since it is a backup put back" in caplog.text
+    assert await epoch(path) == new
+
+
+async def test_a_backup_with_its_wal_put_back_begins_new_epochs(path: Path, backup: bytes) -> None:
+    async with opened(path) as store:
+        await Chat(store, "other").do(create("m1", "x"))
+        kept, frames = read(path), read(wal(path))
+        assert frames
+    put_back(path, kept)
+    write(wal(path), frames)
+    async with opened(path) as store:
+        assert (await store.head("other")).serial == 1
+        assert (await store.head("other")).epoch != "e1"
+        assert (await store.head("c")).epoch != "e1"
+
+
+async def test_a_backup_put_back_beside_the_wal_of_a_killed_process_begins_new_epochs(path: Path) -> None:
+    await asyncio.to_thread(write_and_be_killed, path, 5)
+    assert await epoch(path) == "e1"
+    kept = read(path)
+    await asyncio.to_thread(write_and_be_killed, path, 5)
+    assert wal(path).stat().st_size > 0
+    write(path, kept)
+    assert await epoch(path) != "e1"
+
+
+async def test_a_restart_keeps_epochs(path: Path, backup: bytes) -> None:
+    for channel in ("other", "another"):
+        await write_more(path, channel)
+        assert await epoch(path) == "e1"
+
+
+async def test_a_backup_of_what_was_there_last_keeps_epochs(path: Path, backup: bytes) -> None:
+    put_back(path, backup)
+    assert await epoch(path) == "e1"
+
+
+@pytest.mark.parametrize(
+    "left", [None, b"", b"\x00" * 60, b"process 1 (older)\n"], ids=["removed", "emptied", "zeroed", "older"]
+)
+async def test_a_lock_file_that_was_lost_begins_new_epochs_once(path: Path, backup: bytes, left: bytes | None) -> None:
+    lock(path).unlink()
+    if left is not None:
+        write(lock(path), left)
+    new = await epoch(path)
+    assert new != "e1"
+    assert await epoch(path) == new
+
+
+async def test_a_file_from_before_there_were_nonces_keeps_epochs_and_is_given_one(path: Path, backup: bytes) -> None:
+    without_nonces(path)
+    old = read(path)
+    assert await epoch(path) == "e1"
+    put_back(path, old)
+    assert await epoch(path) != "e1"
+
+
+MOMENTS = [(write, moment) for write in (1, 2, 3, 4) for moment in ("before", "after")]
+
+
+def open_and_die(path: Path, write: int, moment: str) -> bool:
+    """Let a process be killed at that point of opening or closing; True if it had stored something."""
+    arguments = [sys.executable, "-m", "tests.stores.dying", str(path), str(write), moment]
+    done = subprocess.run(arguments, capture_output=True, text=True, timeout=PATIENCE_S)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert done.stdout in ("", "stored\n")
+    return bool(done.stdout)
+
+
+@pytest.mark.parametrize(("write_number", "moment"), MOMENTS)
+async def test_kill_9_while_opening_or_closing_keeps_epochs_and_misses_no_backup(
+    path: Path, backup: bytes, write_number: int, moment: str
+) -> None:
+    is_stored = await asyncio.to_thread(open_and_die, path, write_number, moment)
+    assert is_stored == (write_number > 2)
+    locked = read(lock(path))
+    assert await epoch(path) == "e1"
+    put_back(path, backup)
+    write(lock(path), locked)
+    assert await epoch(path) != "e1" or not is_stored
+
+
+@pytest.mark.parametrize("moment", ["before", "after"])
+async def test_kill_9_at_the_first_opening_with_nonces_keeps_epochs(path: Path, backup: bytes, moment: str) -> None:
+    for write_number in (1, 2):
+        without_nonces(path)
+        await asyncio.to_thread(open_and_die, path, write_number, moment)
+        assert await epoch(path) == "e1"
+
+
+@pytest.mark.parametrize("restore", [put_back, lambda path, _: lock(path).unlink()], ids=["put_back", "no_lock"])
+async def test_kill_9_does_not_hide_that_a_backup_was_put_back(
+    path: Path, backup: bytes, restore: Callable[[Path, bytes], None]
+) -> None:
+    await write_more(path)
+    restore(path, backup)
+    await asyncio.to_thread(open_and_die, path, 1, "after")
+    assert await epoch(path) != "e1"
+
+
+async def test_many_crashes_do_not_make_the_lock_file_grow(path: Path, backup: bytes) -> None:
+    sizes = set()
+    for _ in range(3):
+        await asyncio.to_thread(open_and_die, path, 1, "after")
+        sizes.add(len(lock(path).read_text().splitlines()[1]))
+    assert len(sizes) == 1

@@ -1,0 +1,45 @@
+"""A process that opens a store, writes one entry and closes it, but kills itself at one point of it.
+
+`python -m tests.stores.dying FILE WRITE MOMENT`: it dies before or after (MOMENT) the lock file is told nonces for the
+WRITE-th time. At the first and second it is opening the store, at the third and fourth it closes it. It says
+"stored" once its entry is.
+"""
+
+import asyncio
+import os
+import signal
+import sys
+from pathlib import Path
+
+from holdfast.stores.base import Committed
+from holdfast.stores.sqlite import SqliteStore
+from holdfast.stores.sqlite_file import FileLock
+from holdfast.testing.contract import Chat, create
+
+
+def die_at(write: int, moment: str) -> None:
+    keep_nonces, written = FileLock.keep_nonces, 0
+
+    def keep_nonces_or_die(lock: FileLock, *nonces: str) -> None:
+        nonlocal written
+        written += 1
+        if (written, moment) == (write, "before"):
+            os.kill(os.getpid(), signal.SIGKILL)
+        keep_nonces(lock, *nonces)
+        if (written, moment) == (write, "after"):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    FileLock.keep_nonces = keep_nonces_or_die  # type: ignore[assignment, method-assign]
+
+
+async def main(path: Path) -> None:
+    store = SqliteStore(path)
+    await store.open()
+    assert isinstance(await Chat(store, "other").do(create("m1", "x")), Committed)
+    print("stored", flush=True)
+    await store.close()
+
+
+if __name__ == "__main__":
+    die_at(int(sys.argv[2]), sys.argv[3])
+    asyncio.run(main(Path(sys.argv[1])))
