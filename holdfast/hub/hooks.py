@@ -2,16 +2,16 @@
 
 You are in `hub`. At least once, in order per channel, after it was stored, and never in its way: each hook has a
 position in each channel, noted in the store, and reads on from there like a viewer that is late. So a hook that was
-away hears of a message's last state, and one that fails tries again while everything else goes on.
+away hears of a message's last state, and one that fails tries again while everything else goes on. A new one begins
+where each channel stands when it is first registered: what is older is told by no clock, which may be wrong.
 """
 
 from __future__ import annotations
 
 import asyncio
 import inspect
-import json
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, Literal, get_args
 
 from msgspec import Struct
@@ -22,7 +22,7 @@ from holdfast.core.errors import HoldfastError, LocalError
 from holdfast.core.model import Command, Json, Message
 from holdfast.core.names import check_id
 from holdfast.core.owed import reply_to
-from holdfast.core.state import CommandState, MessageState
+from holdfast.core.state import ChannelState, CommandState, MessageState
 from holdfast.hub.patterns import check_pattern, matches
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ KINDS = get_args(HookKind)
 FIRST_RETRY_S = 1.0
 LAST_RETRY_S = 60.0
 TIMEOUT_S = 60.0  # of one call
-MAX_CHANGED = 100_000  # messages of one channel that a hook catches up with at once
+EVERYTHING = 2**53  # messages of one channel that a hook catches up with: a bound would leave it behind for good
 SCAN_PAGE = 500  # channels that are looked at in one step after a start
 MAX_RUNNING = 100  # channels that one hook is called for at the same time
 
@@ -77,39 +77,59 @@ class Hook:
 class HookRunner:
     """Calls one hook, channel by channel."""
 
-    def __init__(self, hub: HubCore, hook: Hook) -> None:
+    def __init__(self, hub: HubCore, hook: Hook, live: Mapping[str, ChannelState]) -> None:
+        """`live`: the channels in memory."""
         self._hub = hub
         self._hook = hook
         self._positions: dict[str, tuple[str, int]] = {}  # epoch and serial, by channel
-        self._since_ms = 0  # when the hook was first registered: what is older is not told
         self._is_ready = False
-        self._early: set[str] = set()  # moved before the positions were read
+        # Channels as they stood before they moved, or at the latest when they came into memory: until the positions
+        # are known. A new hook begins there, and not where such a channel stands when its turn comes.
+        self._early = {name: (head.epoch, head.serial) for name, head in live.items()}
         self._running: set[str] = set()
         self._again: set[str] = set()  # moved while they were being told
         self._room = asyncio.Semaphore(MAX_RUNNING)
 
     async def start(self) -> None:
         """Read the positions, then look for what was stored and never told."""
-        is_new = await self._recall()
+        wait_s = FIRST_RETRY_S
+        while True:
+            try:
+                is_new = await self._recall()
+                break
+            except HoldfastError as error:
+                logger.error(
+                    "hook %r cannot begin yet (%s); it is tried again in %.0f s", self._hook.name, error, wait_s
+                )
+                await asyncio.sleep(wait_s)
+                wait_s = min(2 * wait_s, LAST_RETRY_S)
         self._is_ready = True
-        for channel in self._early:
+        early, self._early = self._early, {}
+        for channel in early:
             self.moved(channel)
-        self._early.clear()
         if not is_new:
             await self._scan()
 
     async def _recall(self) -> bool:
-        """Read the positions. True if the hook is new: nothing was stored since then."""
+        """Read the positions. True if the hook is new: it begins where each channel stands."""
         store, name = self._hub.store, self._hook.name
         notes = await store.notes(f"hook/{name}/")
         self._positions = {key.removeprefix(f"hook/{name}/"): _position(value) for key, value in notes.items()}
-        first = await store.notes(f"hook-since/{name}")
-        if f"hook-since/{name}" in first:
-            self._since_ms = json.loads(first[f"hook-since/{name}"])
-        else:
-            self._since_ms = self._hub.clock.now_ms()
-            await store.note({f"hook-since/{name}": json.dumps(self._since_ms).encode()})
-        return f"hook-since/{name}" not in first
+        registered = f"hook-registered/{name}"
+        if registered in await store.notes(registered):
+            return False
+        after: str | None = None
+        while page := await store.channels(after=after, limit=SCAN_PAGE):
+            fresh = [one for one in page if matches(self._hook.pattern, one) and one not in self._positions]
+            found: dict[str, tuple[str, int]] = {}
+            for channel in fresh:
+                head = await store.head(channel)
+                found[channel] = self._early.get(channel, (head.epoch, head.serial))  # as it is after that
+            await store.note({f"hook/{name}/{channel}": _noted(*at) for channel, at in found.items()})
+            self._positions |= found
+            after = page[-1]
+        await store.note({registered: b"1"})
+        return True
 
     async def _scan(self) -> None:
         """Look for channels that moved, or were deleted, while the hook was away."""
@@ -127,12 +147,16 @@ class HookRunner:
         for channel in gone:
             self.moved(channel)
 
+    def changed(self, channel: Channel) -> None:
+        """`channel` has something new, perhaps, or has come into memory: so it was seen before anything is new."""
+        if self._is_ready:
+            self.moved(channel.name)
+        elif channel.name not in self._early:
+            self._early[channel.name] = (channel.state.epoch, channel.state.serial)
+
     def moved(self, channel: str) -> None:
-        """`channel` has something new, perhaps."""
+        """The same, by its name."""
         if not matches(self._hook.pattern, channel):
-            return
-        if not self._is_ready:
-            self._early.add(channel)
             return
         if channel in self._running:
             self._again.add(channel)
@@ -178,13 +202,11 @@ class HookRunner:
             return
         if head.epoch != epoch:
             serial = 0  # another life of the channel
-        changes = await store.changes(channel, after=serial, limit=MAX_CHANGED)
-        if changes.messages is None:
-            raise HoldfastError(f"more than {MAX_CHANGED} messages changed since the hook was called last")
+        changes = await store.changes(channel, after=serial, limit=EVERYTHING)
         head = changes.head
         events = [
             event
-            for one in restored(changes.messages)
+            for one in restored(changes.messages or ())
             for event in self._events(channel, head.epoch, one, serial)
             if event.type in self._hook.kinds
         ]
@@ -197,27 +219,27 @@ class HookRunner:
     def _events(self, channel: str, epoch: str, one: MessageState | CommandState, since: int) -> list[HookEvent]:
         """What happened to a message or command after serial `since`."""
         if isinstance(one, CommandState):
-            return _of_command(channel, epoch, one, since) if one.created_at >= self._since_ms else []
-        happened: list[tuple[str, int, int]] = []
+            return _of_command(channel, epoch, one, since)
+        happened: list[tuple[str, int]] = []
         if one.deleted:
-            happened.append(("message.delete", one.version, self._since_ms))
+            happened.append(("message.delete", one.version))
         else:
-            happened.append(("message.create", one.created, one.created_at))
+            happened.append(("message.create", one.created))
             if one.edited > one.created:
-                happened.append(("message.update", one.edited, one.updated_at))
+                happened.append(("message.update", one.edited))
             if one.finished and one.status != "streaming":
-                happened.append(("message.finish", one.finished, one.updated_at))
+                happened.append(("message.finish", one.finished))
         message = None if one.deleted else one.message()
         return [
             HookEvent(type=kind, channel=channel, serial=serial, epoch=epoch, id=one.id, message=message)
-            for kind, serial, at_ms in happened
-            if serial > since and at_ms >= self._since_ms
+            for kind, serial in happened
+            if serial > since
         ]
 
     async def _note(self, channel: str, epoch: str, serial: int) -> None:
         if self._positions.get(channel) == (epoch, serial):
             return
-        await self._hub.store.note({f"hook/{self._hook.name}/{channel}": f"{epoch}:{serial}".encode()})
+        await self._hub.store.note({f"hook/{self._hook.name}/{channel}": _noted(epoch, serial)})
         self._positions[channel] = (epoch, serial)
 
     async def _forget(self, channel: str) -> None:
@@ -250,6 +272,10 @@ def _of_command(channel: str, epoch: str, command: CommandState, since: int) -> 
     return events
 
 
+def _noted(epoch: str, serial: int) -> bytes:
+    return f"{epoch}:{serial}".encode()
+
+
 def _position(value: bytes) -> tuple[str, int]:
     epoch, _, serial = value.decode().rpartition(":")
     return epoch, int(serial)
@@ -280,9 +306,12 @@ class Hooks:
     def changed(self, channel: Channel) -> None:
         """More than text came in `channel`."""
         for runner in self._runners:
-            runner.moved(channel.name)
+            runner.changed(channel)
 
     def _begin(self, hook: Hook) -> None:
-        runner = HookRunner(self._hub, hook)
+        live = self._hub._live().channels
+        # One that is only being loaded tells where it stands when it is.
+        known = {name: one.state for name, one in live.items() if one.is_ready or one.state.serial}
+        runner = HookRunner(self._hub, hook, known)
         self._runners.append(runner)
         self._hub.start_background(runner.start())

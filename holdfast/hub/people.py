@@ -7,18 +7,21 @@ a grace, so that a page refresh does not flicker, and one without a socket is he
 from __future__ import annotations
 
 import asyncio
+from collections import defaultdict
 from collections.abc import Callable, Hashable
 from functools import partial
 
-from holdfast.core.errors import Forbidden
+from holdfast.core.errors import Forbidden, TooMany
 from holdfast.core.events import Presence, Signal
 from holdfast.core.limits import Limits
 from holdfast.core.model import Json, check_json, plain
 from holdfast.core.names import check_id, is_own_name
 from holdfast.hub.channel import Channel
 from holdfast.hub.deadlines import Deadlines
+from holdfast.hub.roster import client_of
 
 GRACE_S = 3.0  # between a member's last connection and their leaving
+SERVERS_SIGNALS = frozenset(("nobody_listening",))  # which people believe, so nobody else says them
 
 
 class People:
@@ -35,6 +38,7 @@ class People:
         self._deadlines = deadlines
         self._limits = limits
         self._channel = channel
+        self._leases: defaultdict[str, set[tuple[str, str]]] = defaultdict(set)  # channels and members, by client
 
     def enter(self, channel: str, member_id: str, connection: Hashable, data: dict[str, Json] | None) -> None:
         """`member_id` is here by `connection`, until `leave`. Raises InvalidRequest, TooLarge, TooMany, Forbidden."""
@@ -57,17 +61,28 @@ class People:
             )
 
     def lease(self, channel: str, member_id: str, data: dict[str, Json] | None, lease_s: float) -> None:
-        """`member_id` is here without a socket, for `lease_s` seconds more. Raises as `enter`."""
+        """`member_id` is here without a socket, for `lease_s` seconds more. Raises as `enter`.
+
+        Each keeps a channel in memory, so one client holds as many at once as one of its sockets may be present by.
+        """
+        leases = self._leases.get(client_of(member_id), ())
+        limit = self._limits.socket_channels
+        if len(leases) >= limit and (channel, member_id) not in leases:
+            raise TooMany(f"a client is present as at most {limit} members without a socket", limit=limit)
         self.enter(channel, member_id, "lease", data)
+        self._leases[client_of(member_id)].add((channel, member_id))
         self._deadlines.set(
-            ("here", channel, member_id),
-            self._loop.time() + lease_s,
-            partial(self.leave, channel, member_id, "lease", is_final=True),
+            ("here", channel, member_id), self._loop.time() + lease_s, partial(self.end_lease, channel, member_id)
         )
 
     def end_lease(self, channel: str, member_id: str) -> None:
-        """`member_id` says that they leave."""
+        """`member_id` says that they leave, or has said nothing for too long."""
         self._deadlines.drop(("here", channel, member_id))
+        leases = self._leases.get(client_of(member_id))
+        if leases is not None:
+            leases.discard((channel, member_id))
+            if not leases:
+                del self._leases[client_of(member_id)]
         self.leave(channel, member_id, "lease", is_final=True)
 
     def present(self, channel: str) -> Presence:
@@ -91,3 +106,9 @@ def check_member(member_id: str, client_id: str | None) -> str:
     if is_own_name(member_id, client_id):
         return member_id
     raise Forbidden("a member's id is the client's own, or that with ~ and a suffix")
+
+
+def check_signal(name: str) -> None:
+    """Raises Forbidden where a signal of that name is the server's alone."""
+    if name in SERVERS_SIGNALS:
+        raise Forbidden(f"{name!r} is a signal of the server's own")

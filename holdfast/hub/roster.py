@@ -3,11 +3,16 @@
 You are in `hub`. Nothing here is stored. Like the log it is pulled: a feed holds a position, and what changed since
 then is told joined, at most one event a member however often they came and went. What fell out of the bounds is told
 as a whole (`presence.sync`); signals that a reader did not come for in time are lost.
+
+Where there is a crowd (more members than are told by name, or fewer who come and go all the time), people are told as a
+whole, at most once a second: what a thousand of them do would else be thousands of events for each of a thousand
+viewers. The agents among them are still told one by one: they are few, and what they do is what people watch.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict, defaultdict, deque
+import asyncio
+from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable, Hashable
 from typing import Literal
 
@@ -29,6 +34,10 @@ from holdfast.core.model import Json, Member
 
 Kind = Literal["user", "agent"]
 NAMED = 100  # members that are told by name; of the rest only the count
+CROWD_S = 1.0  # a crowd is told once in so long
+CROWD_MOVES = 4  # so many who come and go in that time are no crowd yet, …
+CROWD_MEMBERS = 20  # … and so few are none however often they do
+OWN_MEMBERS = 100  # of one client, in one channel: its id, and that with `~` and suffixes
 KEPT_LEFT = 1_000  # times that somebody left, so that it can be told
 KEPT_SIGNALS = 256
 KEPT_SIGNAL_BYTES = 64 * 1024
@@ -45,16 +54,31 @@ class _Here(Struct):
 
 
 class Roster:
-    """The members of a channel. `changed` is called after each change; time is its owner's business."""
+    """The members of a channel. `changed` is called when there is something to tell; leases are its owner's business.
 
-    def __init__(self, limits: Limits, changed: Callable[[], None]) -> None:
+    `later(seconds, callback)` is the loop's `call_later`.
+    """
+
+    def __init__(
+        self,
+        limits: Limits,
+        changed: Callable[[], None],
+        later: Callable[[float, Callable[[], None]], object] | None = None,
+    ) -> None:
         self.position = 0
         # Of what `position` is one: given by whoever first tells it to somebody who may come back with it. A roster is
         # gone with the hub, and when its channel leaves memory.
         self.life = ""
         self._limits = limits
         self._changed = changed
+        self._later = later or _call_later
         self._members: dict[str, _Here] = {}
+        self._people = 0  # of the members, those who are no agents
+        self._owned: Counter[str] = Counter()  # client → how many of these are theirs
+        self._is_crowd = False
+        self._is_held = False  # has a crowd done what it was not told of yet?
+        self._is_timed = False  # does a second run that says when it may be?
+        self._moves = 0  # how many people came and went in it
         self._changes: OrderedDict[str, int] = OrderedDict()  # member → position of the last change
         self._stays: defaultdict[str, list[tuple[int, int]]] = defaultdict(list)  # member → when they came and left
         self._left: deque[str] = deque()  # the members of these stays, in the order in which they left
@@ -68,42 +92,57 @@ class Roster:
     @property
     def has_people(self) -> bool:
         """Is anybody here who came by themselves? (An agent is everywhere.)"""
-        return any(here.kind == "user" for here in self._members.values())
+        return self._people > 0
 
     def enter(self, member_id: str, kind: Kind, connection: Hashable, data: dict[str, Json] | None = None) -> None:
         """`member_id` is here by `connection`; `data` replaces what was known, None leaves it.
 
-        Raises TooMany, and Forbidden where a person would be one with an agent.
+        Raises TooMany, and Forbidden where a person would be one with an agent. An agent is never one too many: what
+        people take up of a channel must not hide who answers in it.
         """
         here = self._members.get(member_id)
         if here is None:
-            if len(self._members) >= self._limits.members:
-                raise TooMany(f"a channel has at most {self._limits.members} members", limit=self._limits.members)
-            self._note(member_id)
-            self._members[member_id] = _Here(kind, data or {}, self.position, {connection: None})
-        else:
-            if here.kind != kind:
-                if kind == "user":  # or anybody of that name could say what the agent does
-                    raise Forbidden(f"{member_id!r} is an agent here")
-                here.kind, here.connections = kind, {}  # nor does a person of that name keep it here when it is gone
-            is_new = connection not in here.connections
-            if is_new and kind == "user" and len(here.connections) >= MAX_CONNECTIONS:
-                raise TooMany(f"a member has at most {MAX_CONNECTIONS} connections", limit=MAX_CONNECTIONS)
-            here.connections[connection] = None
-            if not is_new and (data is None or data == here.data):
-                return
-            if data is not None:
-                here.data = data
-            self._note(member_id)
-        self._changed()
+            if kind == "user":
+                self._check_room(member_id)
+                self._people += 1
+                self._owned[client_of(member_id)] += 1
+            here = self._members[member_id] = _Here(kind, data or {}, 0, {connection: None})
+            self._note(member_id, kind, is_move=True)
+            here.entered = self.position
+            return
+        if here.kind != kind:
+            if kind == "user":  # or anybody of that name could say what the agent does
+                raise Forbidden(f"{member_id!r} is an agent here")
+            here.kind, here.connections = kind, {}  # nor does a person of that name keep it here when it is gone
+            self._forget_person(member_id)
+        is_new = connection not in here.connections
+        if is_new and kind == "user" and len(here.connections) >= MAX_CONNECTIONS:
+            raise TooMany(f"a member has at most {MAX_CONNECTIONS} connections", limit=MAX_CONNECTIONS)
+        here.connections[connection] = None
+        if is_new or (data is not None and data != here.data):
+            here.data = here.data if data is None else data
+            self._note(member_id, kind)
+
+    def _check_room(self, member_id: str) -> None:
+        """Raises TooMany where there is no room for one more person, or for one more of that client."""
+        if self._people >= self._limits.members:
+            raise TooMany(f"a channel has at most {self._limits.members} members", limit=self._limits.members)
+        if self._owned[client_of(member_id)] >= OWN_MEMBERS:
+            raise TooMany(f"a client is at most {OWN_MEMBERS} members of a channel", limit=OWN_MEMBERS)
+
+    def _forget_person(self, member_id: str) -> None:
+        client = client_of(member_id)
+        self._people -= 1
+        self._owned[client] -= 1
+        if not self._owned[client]:
+            del self._owned[client]
 
     def update(self, member_id: str, data: dict[str, Json]) -> None:
         """New data of somebody who is here; of somebody who is not, nothing."""
         here = self._members.get(member_id)
         if here is not None and here.data != data:
             here.data = data
-            self._note(member_id)
-            self._changed()
+            self._note(member_id, here.kind)
 
     def disconnect(self, member_id: str, connection: Hashable) -> bool:
         """One connection of a member is gone. True if it was the last: after a grace, `remove` follows."""
@@ -112,8 +151,7 @@ class Roster:
             return False
         del here.connections[connection]
         if here.connections:
-            self._note(member_id)
-            self._changed()
+            self._note(member_id, here.kind)
         return not here.connections
 
     def remove(self, member_id: str) -> None:
@@ -122,12 +160,9 @@ class Roster:
         if here is None or here.connections:
             return
         del self._members[member_id]
-        self._note(member_id)
-        self._stays[member_id].append((here.entered, self.position))
-        self._left.append(member_id)
-        while len(self._left) > KEPT_LEFT:
-            self._forget_stay(self._left.popleft())
-        self._changed()
+        if here.kind == "user":
+            self._forget_person(member_id)
+        self._note(member_id, here.kind, entered=here.entered, is_move=True)
 
     def signal(self, signal: Signal) -> None:
         """Say something to those who are here now."""
@@ -188,9 +223,62 @@ class Roster:
         if not stays:
             del self._stays[member_id]
             if member_id not in self._members:
-                del self._changes[member_id]
+                self._changes.pop(member_id, None)
 
-    def _note(self, member_id: str) -> None:
+    # What is told when
+
+    def _note(self, member_id: str, kind: Kind, *, entered: int | None = None, is_move: bool = False) -> None:
+        """Something is new of a member: tell it, or hold it back. `entered`: they left, and were here since then."""
+        if is_move and kind == "user" and len(self._members) > CROWD_MEMBERS:
+            self._moves += 1
+            self._run_second()
+            self._is_crowd = self._is_crowd or self._is_crowded()
+        if self._is_crowd and kind == "user":
+            self._is_held = True
+            if not self._is_timed:
+                self._tell_crowd()
+            return
         self.position += 1
         self._changes[member_id] = self.position
         self._changes.move_to_end(member_id)
+        if entered is not None:
+            self._stays[member_id].append((entered, self.position))
+            self._left.append(member_id)
+            while len(self._left) > KEPT_LEFT:
+                self._forget_stay(self._left.popleft())
+        self._changed()
+
+    def _is_crowded(self) -> bool:
+        return len(self._members) > NAMED or self._moves > CROWD_MOVES
+
+    def _run_second(self) -> None:
+        if not self._is_timed:
+            self._is_timed = True
+            self._later(CROWD_S, self._second_over)
+
+    def _second_over(self) -> None:
+        self._is_timed = False
+        self._is_crowd = self._is_crowd and self._is_crowded()
+        self._moves = 0
+        if self._is_held:
+            self._tell_crowd()
+
+    def _tell_crowd(self) -> None:
+        """Tell everybody who is here; what comes within the next second is held back."""
+        self._is_held = False
+        self._run_second()
+        self.position += 1
+        self._floor = self.position  # whoever has seen less is told all, so nobody's way here need be known
+        self._changes.clear()
+        self._stays.clear()
+        self._left.clear()
+        self._changed()
+
+
+def client_of(member_id: str) -> str:
+    """Whose member it is: a client's are its id, and that with `~` and a suffix."""
+    return member_id.partition("~")[0]
+
+
+def _call_later(delay_s: float, callback: Callable[[], None]) -> object:
+    return asyncio.get_running_loop().call_later(delay_s, callback)

@@ -51,9 +51,10 @@ from holdfast.core.requests import Request as Asked
 from holdfast.hub.committer import Answer
 from holdfast.hub.hub import HubCore
 from holdfast.hub.identity import Identity
-from holdfast.hub.people import check_member
+from holdfast.hub.people import check_member, check_signal
 from holdfast.transports.codec import answer_fields, decode, for_peers, unexpected
 from holdfast.transports.door import identify, not_local
+from holdfast.transports.passport import left_s
 from holdfast.transports.problem import problem_body, problem_headers
 from holdfast.transports.query import Query, whole
 from holdfast.transports.tickets import create_ticket
@@ -222,7 +223,9 @@ async def enter(call: Call) -> Response:
     member_id = check_member(call.id, call.identity.client_id)
     asked = await call.body(_presence)
     await call.hub.start()
-    call.hub.people.lease(call.channel, member_id, asked.data, asked.lease_s)
+    # A socket is closed when its identity ends; a lease has nobody else to end it.
+    lease_s = min(asked.lease_s, left_s(call.hub, call.identity))
+    call.hub.people.lease(call.channel, member_id, asked.data, lease_s)
     return Response(status_code=204, headers=_NO_STORE)
 
 
@@ -246,6 +249,7 @@ async def signal(call: Call) -> Response:
     call.check("presence")
     asked = await call.body(_signal)
     call.hub.rates.signal(call.identity)
+    check_signal(asked.name)
     await call.hub.signal(call.channel, asked.name, asked.data, by=call.identity.client_id)
     return Response(status_code=202, headers=_NO_STORE)
 

@@ -61,10 +61,7 @@ class Passport:
 
     def left_s(self) -> float:
         """For how many seconds it is still good."""
-        expires_at_ms = self._identity.expires_at_ms if self._identity is not None else None
-        if expires_at_ms is None:
-            return float("inf")
-        return max(0.0, (expires_at_ms - self._now_ms()) / 1000)
+        return float("inf") if self._identity is None else left_s(self._hub, self._identity)
 
     def _now_ms(self) -> int:
         return self._hub.clock.now_ms()
@@ -127,3 +124,10 @@ class Passport:
             self._over()
         else:
             self._wind()  # a little early, or wound for as long as it goes
+
+
+def left_s(hub: HubCore, identity: Identity) -> float:
+    """For how many seconds `identity` is still good."""
+    if identity.expires_at_ms is None:
+        return float("inf")
+    return max(0.0, (identity.expires_at_ms - hub.clock.now_ms()) / 1000)

@@ -47,7 +47,7 @@ from holdfast.hub.desk import LEASE_S, Turn
 from holdfast.hub.feed import Behind, Feed
 from holdfast.hub.hub import HubCore
 from holdfast.hub.identity import Identity
-from holdfast.hub.people import check_member
+from holdfast.hub.people import check_member, check_signal
 from holdfast.transports.codec import answer_fields, decode, for_peers, unexpected
 from holdfast.transports.frames import (
     NEEDED,
@@ -281,7 +281,9 @@ class Session:
             self._ping_at_s = now_s + PING_S
             self._pings += 1
             return f'{{"type":"ping","n":{self._pings}}}'
-        return self._events()
+        frame = self._events()
+        # What was owed may have turned out not to be sendable: then the farewell is what is left to say.
+        return frame if frame is not None or self.closing is None else self.frame_to_send(now_s=now_s)
 
     def check_silence(self, *, now_s: float) -> bool:
         """Send a peer away that holds something and is not heard of any more; True if so. It need not read for that."""
@@ -317,18 +319,29 @@ class Session:
         return None
 
     def _take(self, attachment: Attachment) -> str | None:
-        """The first frame of all that a feed is owed."""
-        if attachment.feed is None:
+        """The first frame of all that a feed is owed.
+
+        A feed stands behind what was taken from it, so where that cannot be framed the session ends: whoever went on
+        would go on past it.
+        """
+        feed = attachment.feed
+        if feed is None:
             return None
         try:
-            batch = attachment.feed.take()
+            return self._first_frame(attachment, feed)
         except Behind:
             attachment.is_catching_up = True
-            self._start_task(self._catch_up(attachment, attachment.feed))
-            return None
+            self._start_task(self._catch_up(attachment, feed))
+        except Exception:
+            logger.exception("what a socket is owed of %s cannot be sent", attachment.channel)
+            self.end(FAILED, "internal")
+        return None
+
+    def _first_frame(self, attachment: Attachment, feed: Feed) -> str | None:
+        batch = feed.take()
         if batch is None:
             return None
-        if attachment.feed.is_behind:  # what is said in passing comes after what is in the log
+        if feed.is_behind:  # what is said in passing comes after what is in the log
             self._ready[attachment] = None
         past = attachment.past
         frames = batch.frames if past is None or not batch.cursor else batch.frames_with(past.mark(batch.cursor))
@@ -427,6 +440,7 @@ class Session:
         people = self._hub.people
         if isinstance(frame, SignalFrame):
             self._hub.rates.signal(self.identity)
+            check_signal(frame.name)
             people.signal(channel, frame.name, frame.data, self.identity.client_id)
             return {}
         member = check_member(frame.member or self.identity.client_id or "anonymous", self.identity.client_id)

@@ -21,6 +21,7 @@ from holdfast.hub.feed import Behind, EncodedBatch, Feed
 from holdfast.hub.hub import HubCore
 from holdfast.hub.identity import Expired, Identity, Scope
 from holdfast.transports.chunks import Chunks
+from holdfast.transports.codec import unexpected
 from holdfast.transports.door import header, identify
 from holdfast.transports.passport import Passport
 from holdfast.transports.past import Past, known_since, past_of
@@ -117,17 +118,25 @@ class EventStream:
             batch = feed.take()
             if batch is not None:
                 self.write_batch(batch)
+                if feed.owes_passing_alone and not (sink.is_busy or sink.is_over):
+                    passing = feed.take()
+                    if passing is not None:
+                        self.write_batch(passing)
                 if not sink.is_busy:  # a write that went through at once frees nobody
                     feed.done()
         except Behind:
             self._catching_up = asyncio.get_running_loop().create_task(self._catch_up(feed))
-        except Exception:  # the channel's tick goes on to its other viewers
+        except Exception:  # the channel's tick goes on to its other viewers; this one has not been told what it took
             logger.exception("a stream is broken off")
-            sink.end()
+            self._leave(unexpected())
 
     def freed(self) -> None:
         """The sink is free again: more comes with the channel's next tick, joined."""
-        if self.feed is not None:
+        if self.feed is None:
+            return
+        if self.feed.owes_passing_alone:
+            self.wake()
+        else:
             self.feed.done()
 
     def received(self, message: Message) -> bool:

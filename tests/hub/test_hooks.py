@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from holdfast.core.errors import LocalError
+from holdfast.core.errors import LocalError, StoreUnavailable
 from holdfast.hub import HubCore
 from holdfast.hub.hooks import HookEvent
 from holdfast.stores.memory import MemoryStore
@@ -209,6 +209,97 @@ async def test_a_new_one_hears_nothing_of_what_was_before_it() -> None:
     await asyncio.sleep(1)
     assert short(heard) == [("message.create", "m2", 2)]
     await again.close()
+
+
+@virtually
+async def test_what_comes_while_a_new_one_looks_where_channels_stand_is_not_older_than_it() -> None:
+    store = MemoryStore()
+    hub = new_hub(store)
+    for number in range(20):
+        await hub.create(f"chat:{number}", id="old", text="x")
+    await hub.close()
+    again = new_hub(store)
+    heard = listen(again, "message.create")
+    await asyncio.gather(*(again.create(f"chat:{number}", id="new", text="x") for number in range(21)))
+    later = listen(again, "message.create", name="i")  # of a hub that runs
+    await asyncio.gather(*(again.create(f"chat:{number}", id="newer", text="x") for number in range(21)))
+    await asyncio.sleep(1)
+    assert {one.id for one in heard} == {"new", "newer"}
+    assert (len(heard), len(later)) == (42, 21)
+    assert {one.id for one in later} == {"newer"}
+    await again.close()
+
+
+@virtually
+async def test_a_new_one_hears_nothing_of_what_was_deleted_or_said_before_it() -> None:
+    store = MemoryStore()
+    hub = new_hub(store)
+    await hub.create("chat:1", id="gone", text="x")
+    await hub.delete("chat:1", "gone")
+    await hub.create("chat:1", id="stays", text="x")
+    await hub.command("chat:1", "pause", id="asked")
+    await hub.close()
+    again = new_hub(store)
+    heard = listen(again)
+    await again.start()
+    await asyncio.sleep(1)
+    await again.create("chat:1", id="new", text="x")
+    await again.delete("chat:1", "stays")
+    await again.reply("chat:1", "asked")
+    await asyncio.sleep(1)
+    assert sorted((one.type, one.id) for one in heard) == [
+        ("command.reply", "asked"),
+        ("message.create", "new"),
+        ("message.delete", "stays"),
+    ]
+    await again.close()
+
+
+@virtually
+async def test_a_clock_that_is_set_back_loses_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    store = MemoryStore()
+    hub = new_hub(store)
+    heard = listen(hub, "message.create")
+    await hub.create("chat:1", id="before", text="x")
+    await asyncio.sleep(1)
+    now_ms = hub.clock.now_ms
+    monkeypatch.setattr(hub.clock, "now_ms", lambda: now_ms() - 3_600_000)
+    await hub.create("chat:1", id="after", text="x")
+    await hub.create("chat:2", id="elsewhere", text="x")
+    await asyncio.sleep(1)
+    assert [one.id for one in heard] == ["before", "after", "elsewhere"]
+    await hub.close()
+    away = new_hub(store)
+    await away.create("chat:3", id="away", text="x")
+    await away.close()
+    again = new_hub(store)
+    heard = listen(again, "message.create")
+    await again.start()
+    await asyncio.sleep(1)
+    assert [one.id for one in heard] == ["away"]
+    await again.close()
+
+
+class Failing(MemoryStore):
+    """A store that does not answer for a while when it is asked for notes."""
+
+    failures = 2
+
+    async def notes(self, prefix: str) -> dict[str, bytes]:
+        if prefix.startswith("hook") and self.failures:
+            self.failures -= 1
+            raise StoreUnavailable("the disk is gone")
+        return await super().notes(prefix)
+
+
+@virtually
+async def test_one_whose_store_does_not_answer_at_the_start_begins_later() -> None:
+    hub = new_hub(Failing())
+    heard = listen(hub, "message.create")
+    await hub.create("chat:1", id="m1", text="x")
+    await asyncio.sleep(10)
+    assert short(heard) == [("message.create", "m1", 1)]
+    await hub.close()
 
 
 @virtually

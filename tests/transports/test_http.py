@@ -8,11 +8,16 @@ from typing import Any
 import httpx2
 import pytest
 
+from holdfast.agents.turn import Turn
 from holdfast.app import Hub
 from holdfast.core.errors import StoreUnavailable
+from holdfast.core.limits import Limits
+from holdfast.hub.identity import Identity, Scope
+from holdfast.hub.rates import ClientLimits
 from holdfast.transports import http as http_module
 from tests.transports.asgi import ask
 from tests.transports.conftest import asking, new_hub
+from tests.virtual import virtual_clock, virtually
 
 MESSAGES = "/v1/channels/chat:1/messages"
 M1 = f"{MESSAGES}/m1"
@@ -478,3 +483,80 @@ async def test_a_preflight_is_answered_without_asking_who_it_is() -> None:
             assert answer.headers["access-control-allow-origin"] == "https://app.example"
             assert "POST" in answer.headers["access-control-allow-methods"]
     await hub.close()
+
+
+# Presence and signals
+
+
+async def test_a_client_takes_neither_all_memory_nor_all_places_of_a_channel() -> None:
+    async def authenticate(scope: Scope) -> Identity:
+        return Identity(client_id=dict(scope["headers"])[b"client"].decode(), capabilities=frozenset({"presence"}))
+
+    plenty = ClientLimits(client_requests=10**6)
+    hub = new_hub(authenticate=authenticate, client_limits=plenty, limits=Limits(members=120))
+    async with asking(hub) as http:
+
+        async def enter(channel: str, member: str, client: str = "eve") -> tuple[int, str]:
+            path = f"/v1/channels/{channel}/presence/{member}"
+            answer = await http.put(path, json={"lease_s": 3600}, headers={"client": client})
+            return answer.status_code, answer.json()["code"] if answer.status_code != 204 else ""
+
+        for number in range(100):
+            assert await enter(f"c{number}", "eve") == (204, "")
+        assert await enter("c100", "eve") == (429, "too_many")
+        assert await enter("c5", "eve") == (204, "")
+        for number in range(100):
+            hub.people.enter("chat:1", f"eve~{number}", "tab", None)
+        assert await enter("chat:1", "eve", "eve") == (429, "too_many")
+        assert await enter("chat:1", "ann", "ann") == (204, "")
+        for number in range(19):
+            assert await enter("chat:1", f"p{number}", f"p{number}") == (204, "")
+        assert await enter("chat:1", "one-more", "one-more") == (429, "too_many")
+
+        @hub.agent("chat:*")
+        async def bot(turn: Turn) -> None:
+            raise AssertionError("nobody has asked anything")
+
+        await asyncio.sleep(0)
+        assert (await hub.members("chat:1")).members[0].id == "bot"
+    await hub.close()
+
+
+def test_a_lease_ends_with_the_identity() -> None:
+    @virtually
+    async def run() -> None:
+        left_ms = 10_000
+
+        async def authenticate(scope: Scope) -> Identity:
+            return Identity(client_id="ada", expires_at_ms=hub.clock.now_ms() + left_ms)
+
+        hub = new_hub(authenticate=authenticate, clock=virtual_clock())
+        async with asking(hub) as http:
+
+            async def enter() -> None:
+                assert (await http.put("/v1/channels/c/presence/ada", json={"lease_s": 3600})).status_code == 204
+
+            await enter()
+            await asyncio.sleep(9)
+            await enter()  # with a new token
+            await asyncio.sleep(9)
+            assert (await hub.members("c")).count == 1
+            await asyncio.sleep(2)
+            assert (await hub.members("c")).count == 0
+            left_ms = 10**9
+            await enter()
+            await asyncio.sleep(3590)
+            assert (await hub.members("c")).count == 1
+            await asyncio.sleep(20)
+            assert (await hub.members("c")).count == 0
+        await hub.close()
+
+    run()
+
+
+async def test_the_servers_own_signal_is_nobody_elses(hub: Hub, http: httpx2.AsyncClient) -> None:
+    await hub.start()
+    answer = await http.post("/v1/channels/c/signals", json={"name": "nobody_listening", "data": {"message": "m1"}})
+    assert refused(answer) == (403, "forbidden")
+    assert hub.channel("c").roster.position == 0
+    assert (await http.post("/v1/channels/c/signals", json={"name": "nobody"})).status_code == 202

@@ -175,6 +175,23 @@ async def test_after_goodbye_nothing_is_heard_and_nothing_is_owed(own_hub: Hub) 
     assert (await own_hub.info("c")).serial == 0
 
 
+@pytest.mark.parametrize("is_live", [False, True])
+async def test_what_cannot_be_sent_ends_the_session_instead_of_being_passed_over(own_hub: Hub, is_live: bool) -> None:
+    await own_hub.create("c", id="m1", text="x")
+    line = Line(own_hub)
+    if not is_live:  # who is here rides in the first batch
+        own_hub.channel("c").roster.enter("bot", "agent", 0, {"tool": object()})
+    line.tell("attach", channel="c", flush_ms=0)
+    assert (await line.frame())["type"] == "ok"
+    if is_live:
+        assert (await line.frame())["type"] == "events"
+        own_hub.channel("c").roster.enter("bot", "agent", 0, {"tool": object()})
+    assert await line.frame() == {"type": "bye", "reason": "internal"}
+    assert line.session.closing == (4000, "internal")
+    assert line.take() is None
+    assert own_hub.stats()["feeds"] == 0
+
+
 async def test_a_session_that_closes_while_it_attaches_leaves_no_feed(own_hub: Hub) -> None:
     line = Line(own_hub)
     line.tell("attach", channel="c")
@@ -201,6 +218,14 @@ async def test_every_frame_needs_its_capability(own_hub: Hub, capability: str, f
     line = Line(own_hub, Identity(client_id="ada", capabilities=CAPABILITIES - {capability}))
     line.tell(**{"channel": "c", **frame})
     assert (await line.frame())["code"] == "forbidden"
+
+
+async def test_the_servers_own_signal_is_nobody_elses(own_hub: Hub) -> None:
+    for client in ("ada", None):  # what comes from nobody would else be the server's word
+        line = Line(own_hub, Identity(client_id=client))
+        line.tell("signal", channel="c", name="nobody_listening", data={"message": "m1"})
+        assert (await line.frame())["code"] == "forbidden"
+    assert own_hub.channel("c").roster.position == 0
 
 
 async def test_without_history_a_new_start_shows_streaming_messages_only(own_hub: Hub) -> None:

@@ -387,6 +387,18 @@ async def test_a_hub_that_leaves_refuses_new_streams_before_anything_else(served
     assert answer.headers["retry-after"] in ("1", "2", "3")
 
 
+async def test_an_event_source_is_asked_to_wait_longer_where_what_it_is_owed_cannot_be_sent(
+    served: Served, caplog: pytest.LogCaptureFixture
+) -> None:
+    await served.hub.create("c", id="m1", text="x")
+    served.hub.channel("c").roster.enter("bot", "agent", 0, {"tool": object()})
+    stream = await Stream.open(served, EVENTS)
+    assert await stream.until_over() is False
+    assert [(event.event, event.data) for event in stream.events] == [("bye", b'"internal"')]
+    assert 15_000 <= (stream.parser.retry_ms or 0) <= 45_000
+    assert "a stream is broken off" in caplog.text
+
+
 async def test_an_event_source_is_asked_to_wait_longer_where_the_store_is_gone(
     served: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -609,3 +609,97 @@ async def test_a_turn_that_lapsed_while_nobody_was_there_is_given_as_soon_as_som
     await other.cut()
     await person.cut()
     await hub.close()
+
+
+@virtually
+async def test_a_worker_that_is_asked_for_anew_is_offered_what_it_has_room_for() -> None:
+    hub = new_hub()
+    await hub.start()
+    line = Line(hub, "bot")
+    await line.ask("work", pattern="chat:*", slots=1)
+    for number in range(1, 5):
+        await hub.create(f"chat:{number}", id=f"m{number}", text="?")
+
+    def begun() -> list[str]:
+        return [frame["message"]["id"] for frame in line.frames if frame["type"] == "turn"]
+
+    async def end(number: int) -> None:
+        at = {"channel": f"chat:{number}", "message": f"m{number}", "generation": 1}
+        assert (await line.ask("turn.done", **at, state="done"))["type"] == "ok"
+        await asyncio.sleep(1)
+
+    await asyncio.sleep(1)
+    assert begun() == ["m1"]
+    await line.ask("work", pattern="chat:*", slots=2)
+    await asyncio.sleep(1)
+    assert begun() == ["m1", "m2"]
+    await line.ask("work", pattern="chat:*", slots=1)  # fewer than it has turns
+    await end(1)
+    assert begun() == ["m1", "m2"]
+    await end(2)
+    assert begun() == ["m1", "m2", "m3"]
+    await line.ask("work", pattern="chat:*", slots=0)
+    await end(3)
+    assert begun() == ["m1", "m2", "m3"]
+    await line.ask("work", pattern="chat:*", slots=1)
+    await asyncio.sleep(1)
+    assert begun() == ["m1", "m2", "m3", "m4"]
+    await line.cut()
+    await hub.close()
+
+
+# Who may not read
+
+
+@virtually
+async def test_whoever_may_not_read_learns_of_nothing_else_in_the_channel() -> None:
+    hub = new_hub()
+    may = frozenset({"publish", "append", "command"})
+    told = []
+    for channel in ("chat:1", "empty:1"):
+        line = Line(hub, "eve", capabilities=may)
+        if channel == "chat:1":
+            await hub.create(channel, id="of-the-doctor", text="x", author="doc")
+            await hub.command(channel, "approve", by="doc")
+        answers = [
+            await line.ask("create", channel=channel, id="m", text="hi"),
+            await line.ask("create", channel=channel, id="m", text="hi"),  # sent again
+            await line.ask("create", channel=channel, id="n", text="hi", parent="m"),
+            await line.ask("create", channel=channel, id="o", text="hi", reply_to="n"),
+            await line.ask("create", channel=channel, id="s", role="assistant", status="streaming"),
+            await line.ask("append", channel=channel, id="s", text="more", at=0),
+            await line.ask("create", channel=channel, id="s", role="assistant", status="streaming"),
+            await line.ask("command", channel=channel, id="c", name="cancel", target="s"),
+            await line.ask("finish", channel=channel, id="s", status="cancelled"),
+            await line.ask("update", channel=channel, id="m", text="ho"),
+            await line.ask("reply", channel=channel, id="c"),
+            await line.ask("command", channel=channel, id="c", name="cancel", target="s"),
+        ]
+        for answer in answers:
+            assert answer["type"] == "ok", answer
+            if "message" in answer:
+                del answer["message"]["created_at"], answer["message"]["updated_at"]
+            if "cursor" in answer:
+                assert answer.pop("cursor") == f"{hub.channel(channel).state.epoch}:0"
+            answer.get("command", {}).pop("expires_at", None)
+            answer.get("reply", {}).pop("expires_at", None)
+        told.append(answers)
+        await line.cut()
+    assert told[0] == told[1]
+    messages = [answer["message"] for answer in told[0] if "message" in answer]
+    assert [one.get("parent") for one in messages] == [None, None, "m", "n", None, None, None]
+    assert [(one["created"], one["version"]) for one in messages] == [(0, 0)] * 5 + [(0, 1)] * 2
+    assert {answer["serial"] for answer in told[0]} == {0}
+    await hub.close()
+
+
+@virtually
+async def test_whoever_may_read_is_told_where_a_message_stands() -> None:
+    hub = new_hub()
+    await hub.create("chat:1", id="first", text="x")
+    line = Line(hub, "ann", capabilities=frozenset({"publish", "history"}))
+    answer = await line.ask("create", channel="chat:1", text="hi")
+    assert (answer["serial"], answer["message"]["created"], answer["message"]["parent"]) == (2, 2, "first")
+    assert answer["cursor"] == str(hub.channel("chat:1").state.cursor)
+    await line.cut()
+    await hub.close()
