@@ -11,7 +11,7 @@ from typing import assert_never
 
 from msgspec import UNSET
 
-from holdfast.core.decide_work import claim_turn, end_turn, reply_command, send_command, settle_command
+from holdfast.core.decide_work import check_may_begin, claim_turn, end_turn, reply_command, send_command, settle_command
 from holdfast.core.decision import Decidable, Decision
 from holdfast.core.errors import (
     Deleted,
@@ -193,8 +193,7 @@ def _create(
         if known.deleted or known.digest != fingerprint:
             raise IdConflict(f"message {message_id!r} exists and was created with other content")
         return Decision(serial=known.created, generation=1)
-    if state.newest is None and not asker.may_begin:
-        raise TooMany("this would begin a channel, and this client has begun too many of late")
+    check_may_begin(state, asker)
     if request.status == "interrupted":
         raise ForbiddenStatus("interrupted is the server's to give")
     if request.status not in ("complete", "streaming"):
@@ -202,6 +201,9 @@ def _create(
     if request.role not in ROLES:
         raise InvalidRequest("a role is user, assistant, system or tool")
     parts = _parts(request.text, request.parts, limits) or []
+    is_pending = is_served and request.role == "user" and request.status == "complete" and not asker.brings_answer
+    if is_pending:
+        _check_room_for_pending(state, limits)
     op = Create(
         id=message_id,
         role=request.role,
@@ -214,9 +216,20 @@ def _create(
         at_ms=now_ms,
         digest=fingerprint,
         writer=_writer(asker, request.lease_s) if request.status == "streaming" else None,
-        is_pending=is_served and request.role == "user" and request.status == "complete" and not asker.brings_answer,
+        is_pending=is_pending,
     )
     return Decision(ops=(op,), generation=1)
+
+
+def _check_room_for_pending(state: Decidable, limits: Limits) -> None:
+    """Raises TooMany where so much waits for an agent already: all of it is kept in memory until one takes it."""
+    pending = state.pending()
+    if len(pending) >= limits.pending_messages:
+        limit = limits.pending_messages
+        raise TooMany(f"{limit} messages wait for an agent in this channel already", limit=limit)
+    if sum(one.size_bytes for one in pending) >= limits.pending_bytes:
+        limit = limits.pending_bytes
+        raise TooMany(f"{limit} bytes of messages wait for an agent in this channel already", limit=limit)
 
 
 def _fingerprint(request: CreateMessage, asker: Asker) -> bytes:

@@ -31,6 +31,7 @@ from holdfast.core.state import ClaimState, CommandState, MessageState
 
 TO_WRITERS = ("cancel", "steer")  # for whoever is at work on their target
 LONGEST_S = 24 * 3600  # that a command waits
+OPEN_CANCELS = 16  # of one target; the server carries out the first
 CRASHED = "crashed"  # why the answer of a turn has failed at which every attempt died
 
 
@@ -50,6 +51,7 @@ def send_command(
         if known.digest != fingerprint:
             raise IdConflict(f"command {command_id(key)!r} exists and was sent with other content")
         return Decision(serial=known.created)
+    check_may_begin(state, asker)
     if not 0 < request.expires_s <= LONGEST_S:
         raise InvalidRequest("a command waits for an answer for at most a day")
     data = _data(request.data, limits)
@@ -68,9 +70,35 @@ def send_command(
         assert target.claim is not None
         ops = (command, _cancelled(target, target.claim, now_ms), _reply(key, ok=True))
         return Decision(ops=ops, told=0)  # as a repeat is told: the reply is an event of its own
-    if state.open_commands() >= limits.open_commands:
-        raise TooMany(f"{limits.open_commands} commands wait for an answer already", limit=limits.open_commands)
+    if not (asker.is_server or asker.is_app):
+        _check_room(state, request, asker, limits)
     return Decision(ops=(command,))
+
+
+def check_may_begin(state: Decidable, asker: Asker) -> None:
+    """Raises TooMany where this would begin a channel and `asker` may not."""
+    if not asker.may_begin and state.is_empty:
+        raise TooMany("this would begin a channel, and this client has begun too many of late")
+
+
+def _check_room(state: Decidable, request: SendCommand, asker: Asker, limits: Limits) -> None:
+    """Raises TooMany where so many commands wait for an answer already.
+
+    A `cancel` stands apart: whatever else waits, and however long, people can stop what is being written. It needs no
+    other bound, since it has a target that is being worked on, and is answered within seconds.
+    """
+    is_cancel = request.name == "cancel"
+    alike = [one for one in state.open_commands() if (one.name == "cancel") is is_cancel]
+    if is_cancel:
+        _check_count(sum(one.target == request.target for one in alike), OPEN_CANCELS, "cancels of that target")
+        return
+    _check_count(len(alike), limits.open_commands, "commands")
+    _check_count(sum(one.by == asker.id for one in alike), max(1, limits.open_commands // 4), "commands of this sender")
+
+
+def _check_count(count: int, limit: int, what: str) -> None:
+    if count >= limit:
+        raise TooMany(f"{limit} {what} wait for an answer already", limit=limit)
 
 
 def reply_command(state: Decidable, key: str, request: ReplyCommand, asker: Asker, limits: Limits) -> Decision:
@@ -264,6 +292,8 @@ def claim_turn(message: MessageState, request: ClaimTurn, asker: Asker, now_ms: 
         node=taken.node,
         lease_ms=taken.lease_ms,
         at_ms=now_ms,
+        within=taken.within,
+        within_generation=taken.within_generation,
     )
     return Decision(ops=(op,), generation=taken.generation)
 
@@ -305,7 +335,8 @@ def _failed(message: MessageState, claim: ClaimState, answer_id: str, now_ms: in
 def _claim_of(asker: Asker, request: ClaimTurn) -> ClaimState:
     node = asker.writer.node if asker.writer is not None else None
     lease_ms = 0 if node is not None else int(request.lease_s * 1000)
-    return ClaimState("taken", request.generation + 1, asker.id, node, lease_ms)
+    within, attempt = request.within, request.within_generation
+    return ClaimState("taken", request.generation + 1, asker.id, node, lease_ms, within, attempt)
 
 
 def _open_claim(message: MessageState) -> ClaimState:

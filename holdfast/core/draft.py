@@ -27,8 +27,14 @@ class Draft:
         self._texts: dict[int, list[str]] = {}  # the pieces of joined appends, by place in `ops`
         self._forks: dict[str, MessageState] = {}
         self._commands: dict[str, CommandState] = {}
+        self._pending: dict[str, None] = {}  # messages of this batch that were created so
         self._unapplied: dict[str, list[tuple[int, Op]]] = {}
         self._joinable: dict[str, dict[int, int]] = {}  # message id → part → place in `ops` of its open append
+
+    @property
+    def is_empty(self) -> bool:
+        """Has nothing been stored in this life of the channel, nor will be by the batch so far?"""
+        return not (self.base.serial or self.ops)
 
     def message(self, message_id: str) -> MessageState | None:
         """The message as it will be after the batch so far."""
@@ -60,10 +66,15 @@ class Draft:
             if message is not None and message.is_streaming:
                 yield message
 
-    def open_commands(self) -> int:
-        """How many commands will wait for an answer after the batch so far."""
+    def open_commands(self) -> list[CommandState]:
+        """The commands that will wait for an answer after the batch so far."""
         known = {**self.base.commands, **self._commands}
-        return sum(one.is_open for one in known.values())
+        return [one for one in known.values() if one.is_open]
+
+    def pending(self) -> list[MessageState]:
+        """The messages that will wait for an agent after the batch so far."""
+        found = map(self.message, {**self.base.pending, **self._pending})
+        return [one for one in found if one is not None and one.is_pending]
 
     def add(self, op: Op) -> int:
         """Take `op` into the batch; returns the serial that will hold it. Neighbouring appends become one."""
@@ -76,6 +87,8 @@ class Draft:
         self._unapplied.setdefault(op.id, []).append((serial, op))
         if type(op) is Create:
             self.newest = op.id
+            if op.is_pending:
+                self._pending[op.id] = None
         return serial
 
     def thing(self, key: str) -> MessageState | CommandState | None:

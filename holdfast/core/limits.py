@@ -21,7 +21,9 @@ class Limits:
     parts: int = 256
     meta_bytes: int = 16 * KIB
     data_bytes: int = 4 * KIB  # of a member or a signal
-    open_commands: int = 100  # that wait for an answer, per channel
+    open_commands: int = 100  # that wait for an answer, per channel; a quarter of them from one sender
+    pending_messages: int = 1_000  # that wait for an agent, per channel
+    pending_bytes: int = 8 * MIB  # of those; when it is reached, no more are taken
     members: int = 10_000  # of a channel, at once
     depth: int = 64  # of nested JSON
     socket_channels: int = 100

@@ -106,6 +106,8 @@ class Claim(BaseOp, frozen=True, kw_only=True, array_like=True, tag=8):
     node: str | None = None  # as in `Writer`
     lease_ms: int = 0  # as in `Writer`
     at_ms: int = 0
+    within: str | None = None  # the message whose turn has taken this one in, …
+    within_generation: int = 0  # … and its attempt
 
 
 class Command(BaseOp, frozen=True, kw_only=True, array_like=True, tag=9):

@@ -116,6 +116,8 @@ class ClaimTurn(Struct, frozen=True, kw_only=True):
 
     generation: int
     lease_s: float = 0.0
+    within: str | None = None  # for a turn that runs already: that of this message, …
+    within_generation: int = 0  # … at this attempt
 
 
 class EndTurn(Struct, frozen=True, kw_only=True):

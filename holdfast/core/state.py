@@ -85,6 +85,8 @@ class ClaimState(NamedTuple):
     by: str | None = None
     node: str | None = None
     lease_ms: int = 0
+    within: str | None = None  # the message whose turn has taken this one in: it ends with that turn, …
+    within_generation: int = 0  # … of that attempt; where that comes to no end, it waits again
 
     @property
     def is_open(self) -> bool:
@@ -176,6 +178,11 @@ class MessageState:
     def is_open(self) -> bool:
         """Is somebody at work on it, or waited for?"""
         return self.is_streaming or (self.claim is not None and self.claim.is_open and not self.deleted)
+
+    @property
+    def is_pending(self) -> bool:
+        """Does it wait for an agent to take its turn?"""
+        return self.claim is not None and self.claim.state == "pending" and not self.deleted
 
     @property
     def last_text_part(self) -> int | None:
@@ -314,6 +321,7 @@ class ChannelState:
         self.has_older = serial > 0  # … and there may be older ones that are not …
         self.is_history_cut = False  # … because together they were too many bytes
         self.messages: OrderedDict[str, MessageState] = OrderedDict()
+        self.pending: dict[str, None] = {}  # those of them that wait for an agent: all that do
         self.commands: OrderedDict[str, CommandState] = OrderedDict()  # all that are open, ordered by last change
         self.tail = Tail(serial)
 
@@ -339,8 +347,16 @@ class ChannelState:
                 commands[one.id] = one
             else:
                 messages[one.id] = one
+                self.note_pending(one)
         self.messages = OrderedDict(sorted(messages.items(), key=lambda item: item[1].version))
         self.commands = OrderedDict(sorted(commands.items(), key=lambda item: item[1].version))
+
+    def note_pending(self, message: MessageState) -> None:
+        """`message` waits for an agent from now on, or does not."""
+        if message.is_pending:
+            self.pending[message.id] = None
+        else:
+            self.pending.pop(message.id, None)
 
     def pending_commands(self) -> list[CommandState]:
         """Those that wait for an answer, oldest first."""
@@ -406,8 +422,11 @@ def apply_entry(state: ChannelState, entry: Entry) -> None:
         state.messages.move_to_end(op.id)
     if type(op) is Create:
         state.newest = op.id
+        state.note_pending(changed)
     elif type(op) is SetPart:
         state.tail.add(serial, op)
+    elif type(op) is Claim or type(op) is Delete:
+        state.note_pending(changed)
 
 
 def _apply_to_command(state: ChannelState, op: Command | Reply, serial: int) -> None:
@@ -449,7 +468,9 @@ def change(message: MessageState, op: Op, serial: int) -> None:
         _append(message, op, serial)
         return
     if isinstance(op, Claim):
-        message.claim = ClaimState(op.state, op.generation, op.by, op.node, op.lease_ms)
+        message.claim = ClaimState(
+            op.state, op.generation, op.by, op.node, op.lease_ms, op.within, op.within_generation
+        )
         return
     if isinstance(op, Lease):
         if message.writer is not None:

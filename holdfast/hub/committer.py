@@ -58,6 +58,7 @@ class Answer(Struct, frozen=True, kw_only=True):
     part: int | None = None
     length: int | None = None  # of the part, in code points
     lengths: list[int] | None = None  # of all parts
+    is_blind: bool = False  # whoever asked may not read the channel, and is told so much less
 
 
 Done = Callable[[Answer | HoldfastError], None]
@@ -537,6 +538,7 @@ def _answer(channel: Channel, ask: Ask, decision: Decision, serial: int) -> Answ
         part=decision.part,
         length=decision.length,
         lengths=decision.lengths,
+        is_blind=not ask.asker.may_read,
     )
 
 

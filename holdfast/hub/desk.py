@@ -37,6 +37,7 @@ logger = logging.getLogger("holdfast.hub")
 WhenBusy = Literal["queue", "interrupt", "parallel"]
 LEASE_S = 15.0  # of a turn that a worker elsewhere has; it renews at a third
 ATTEMPTS = 5  # at one message, whether its worker died, was restarted or was not heard of; then its turn has failed
+UNHEARD_S = 120.0  # longer than it may be unclear whether a claim was stored
 NOBODY_S = 5.0  # a message that nobody takes for so long: whoever looks on is told
 REMEMBERED_PATTERNS = 1_000
 REMEMBERED_MS = 24 * 3600 * 1000  # after an agent was there last, messages wait for it so long
@@ -81,6 +82,10 @@ class _Work:
         self.claiming: set[str] = set()
         self.interrupted: set[str] = set()  # for which a newer one came
         self.running: dict[str, tuple[ClaimState, Worker | None]] = {}
+
+    def held_by(self, message_id: str) -> list[str]:
+        """The messages that the turn of `message_id` has taken in."""
+        return [one for one, (claim, _) in self.running.items() if claim.within == message_id]
 
     @property
     def is_empty(self) -> bool:
@@ -170,7 +175,9 @@ class Desk:
         return {
             "agents": len(self._workers),
             "turns_waiting": sum(len(work.waiting) for work in self._work.values()),
-            "turns_running": sum(len(work.running) for work in self._work.values()),
+            "turns_running": sum(
+                claim.within is None for work in self._work.values() for claim, _ in work.running.values()
+            ),
         }
 
     def close(self) -> None:
@@ -231,9 +238,11 @@ class Desk:
         if running is None or running[0].generation != claim.generation:
             work.running[key] = (claim, None)
             work.waiting.pop(key, None)
-            if claim.lease_ms:
+            if claim.within is not None:  # when all that changed has been looked at
+                self._deadlines.set(("turn", channel, key), self._loop.time(), partial(self._check_held, channel, key))
+            elif claim.lease_ms:
                 self._lapse_in(channel, key, claim, claim.lease_ms / 1000)
-            elif claim.node == self._node:  # until its worker begins, or a running turn has taken it in
+            elif claim.node == self._node:  # until its worker begins
                 self._lapse_in(channel, key, claim, BROKEN_S)
         return False
 
@@ -253,6 +262,9 @@ class Desk:
         if running is not None and running[1] is not None:
             turn = Turn(channel, key, running[0].generation, None)
             running[1].ended(turn, claim.state if claim is not None else "cancelled")
+        if running is not None:
+            for held in work.held_by(key):
+                self._check_held(channel, held)
         if work.is_empty:
             del self._work[channel]
         return was_known
@@ -325,17 +337,26 @@ class Desk:
         return max(fitting, key=lambda one: one.free, default=None)
 
     @contextmanager
-    def taking(self, channel: str, message_id: str) -> Iterator[None]:
-        """Somebody claims `message_id` for a turn that runs already: meanwhile it is offered to nobody."""
+    def taking(self, channel: str, message_id: str, within: str, attempt: int) -> Iterator[None]:
+        """Somebody claims `message_id` for a turn that runs already: meanwhile it is offered to nobody.
+
+        Where that does not come to an answer, and is stored all the same, the turn has not heard of it.
+        """
         work = self._work.setdefault(channel, _Work())
         work.waiting.pop(message_id, None)
         work.claiming.add(message_id)
         try:
             yield
+        except BaseException:
+            unheard = ("unheard", channel, message_id, within, attempt)
+            self._deadlines.set(unheard, self._loop.time() + UNHEARD_S, lambda: None)
+            self._check_held(channel, message_id)
+            raise
         finally:
             work.claiming.discard(message_id)
             self._look_again(channel)
             self._tidy(channel)
+            self._offer(channel)  # what waited behind it, if the turn ended meanwhile
 
     def _claim(self, channel: str, message_id: str, place: tuple[int, int], worker: Worker) -> None:
         writer = Writer(by=worker.name, node=self._node) if worker.is_local else None
@@ -386,6 +407,7 @@ class Desk:
         if known is None or known[0].generation != turn.generation or worker not in self._workers:
             # It was ended in the same moment, or the worker is gone: then its lease lapses.
             self._loop.call_soon(self.freed, worker)
+            self._loop.call_soon(self._offer, turn.channel)  # what waited behind it
             if known is None:
                 self._look_again(turn.channel)
             if known is not None and worker not in self._workers:
@@ -410,7 +432,7 @@ class Desk:
         if running is None:
             return False
         claim, _ = running
-        if claim.node is not None or claim.by != worker.name:
+        if claim.node is not None or claim.by != worker.name or claim.within is not None:
             return False  # of another agent: whoever comes back does so by its name
         self._work[turn.channel].running[turn.message_id] = (claim, worker)
         self._lapse_in(turn.channel, turn.message_id, claim, (claim.lease_ms or LEASE_S * 1000) / 1000)
@@ -421,6 +443,59 @@ class Desk:
         work = self._work.get(channel)
         running = work.running.get(message_id) if work is not None else None
         return running[0].by if running is not None else None
+
+    def turn_of(self, channel: str, name: str, message_id: str | None) -> tuple[str, int, ClaimState] | None:
+        """The turn of `message_id` that agent `name` has, its attempt and claim; with None, the one that came last."""
+        work = self._work.get(channel)
+        if work is None:
+            return None
+        own = [
+            (one, claim.generation, claim)
+            for one, (claim, _) in work.running.items()
+            if claim.by == name and claim.within is None and message_id in (None, one)
+        ]
+        return own[-1] if own else None
+
+    def _check_held(self, channel: str, message_id: str) -> None:
+        """A turn had taken `message_id` in: it is over with that turn, and waits again where that is lost."""
+        work = self._work.get(channel)
+        running = work.running.get(message_id) if work is not None else None
+        live = self._find(channel)
+        within = running[0].within if running is not None else None
+        if running is None or within is None:
+            return
+        claim = running[0]
+        held = live.state.message(message_id) if live is not None else None
+        host = live.state.message(within) if live is not None else None
+        # A channel that is not in memory is read anew when its turn ends.
+        is_over = live is not None and (host is None or host.deleted or host.claim is None or not host.claim.is_open)
+        if ("unheard", channel, message_id, within, claim.within_generation) in self._deadlines:
+            self._lapse(channel, message_id, claim.generation)
+        elif not is_over:
+            if self._running(channel, within, claim.within_generation) is None:
+                self._lapse(channel, message_id, claim.generation)
+        elif host is not None and held is not None and host.last < held.last:  # it was over before
+            self._lapse(channel, message_id, claim.generation)
+        else:
+            is_done = host is not None and host.claim is not None and host.claim.state == "done"
+            self._end_held(channel, message_id, claim.generation, "done" if is_done else "cancelled")
+
+    def is_held(self, channel: str, message_id: str, within: str, attempt: int) -> bool:
+        """Has that attempt at the turn of `within` taken `message_id` in?"""
+        work = self._work.get(channel)
+        running = work.running.get(message_id) if work is not None else None
+        return running is not None and (running[0].within, running[0].within_generation) == (within, attempt)
+
+    def _end_held(self, channel: str, message_id: str, generation: int, state: Literal["done", "cancelled"]) -> None:
+        def done(answer: Answer | HoldfastError) -> None:
+            if isinstance(answer, HoldfastError) and answer.retry:
+                again = partial(self._check_held, channel, message_id)
+                self._deadlines.set(("turn", channel, message_id), self._loop.time() + RETRY_S, again)
+
+        try:
+            self._submit(channel, message_id, EndTurn(generation=generation, state=state), SERVER, done)
+        except HoldfastError as error:
+            done(error)
 
     def end(self, worker: Worker, turn: Turn, state: Literal["done", "cancelled"], done: Done) -> None:
         """The worker's work on `turn` is over: store that, and offer what waits. `done` gets the answer."""
@@ -434,9 +509,13 @@ class Desk:
             done(error)
 
     def freed(self, worker: Worker) -> None:
-        """The worker has room for one more."""
+        """The worker has room for one more.
+
+        Where it had room already, nothing waits for it to have more: whatever else makes something wait no longer (a
+        turn or a claim that is over, a message that comes) offers what waits in that channel itself.
+        """
         worker.free += 1
-        if worker.free == 1:  # else what it could have had, it has been given
+        if worker.free == 1:
             self.offer_all()
 
     def said(self, channel: str, worker_name: str, data: dict[str, object]) -> None:
@@ -473,26 +552,37 @@ class Desk:
         del work.running[message_id]
         if running[1] is not None:
             running[1].ended(Turn(channel, message_id, generation, None), "lost")
+        self._deadlines.drop(("turn", channel, message_id))
         live = self._find(channel)
         message = live.state.message(message_id) if live is not None else None
         work.waiting[message_id] = (message.created if message is not None else 0, generation)
+        for held in work.held_by(message_id):
+            self._check_held(channel, held)
         self._expect_somebody(channel, message_id)
         self._offer(channel)
 
     def _interrupt_all_but(self, channel: str, work: _Work, newest: str) -> None:
-        for message_id in [*work.running, *work.waiting]:
+        own = [one for one, (claim, _) in work.running.items() if claim.within is None]
+        for message_id in [*own, *work.waiting]:
             if message_id != newest and message_id not in work.interrupted:
                 work.interrupted.add(message_id)
-                self._interrupt(channel, message_id)
+                self._interrupt(channel, message_id, command_key(self._clock.new_id()))
 
-    def _interrupt(self, channel: str, message_id: str) -> None:
+    def _interrupt(self, channel: str, message_id: str, key: str) -> None:
         """Something newer is wanted: the turn of `message_id` is cancelled, as if somebody had asked for it."""
-        command = SendCommand(name="cancel", target=message_id, data={"reason": "interrupted"})
-        with_id = command_key(self._clock.new_id())
+
+        def done(answer: Answer | HoldfastError) -> None:
+            if isinstance(answer, HoldfastError) and answer.retry:
+                again = partial(self._interrupt, channel, message_id, key)
+                self._deadlines.set(("interrupt", channel, message_id), self._loop.time() + RETRY_S, again)
+            elif isinstance(answer, HoldfastError):
+                logger.debug("message %s of %s needed no interruption: %s", message_id, channel, answer)
+
         try:
-            self._submit(channel, with_id, command, SERVER, lambda answer: None)
+            command = SendCommand(name="cancel", target=message_id, data={"reason": "interrupted"})
+            self._submit(channel, key, command, SERVER, done)
         except HoldfastError as error:
-            logger.warning("a turn of %s could not be interrupted: %s", channel, error)
+            done(error)
 
     def _expect_somebody(self, channel: str, message_id: str) -> None:
         """The message waits from now on: whoever looks on is told when nobody takes it."""

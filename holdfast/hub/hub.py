@@ -42,7 +42,6 @@ from holdfast.core.requests import (
     ClaimTurn,
     CreateMessage,
     DeleteMessage,
-    EndTurn,
     FinishMessage,
     ReplyCommand,
     Request,
@@ -522,19 +521,32 @@ class HubCore:
         committer = self._runtime.committer if self._runtime is not None else None
         return committer is not None and committer.call_in_time(channel, callback)
 
-    async def take_waiting(self, channel: str, message_id: str, by: str) -> bool:
+    async def take_waiting(self, channel: str, message_id: str, by: str, *, turn: str | None = None) -> bool:
         """Take a user message that waits into a turn of agent `by` that runs already, so that it gets none of its own.
 
-        False: somebody else has it, or it waits for nobody.
+        It is over when that turn is; where that is lost, as with its process, it waits again. `turn` is the message
+        that the turn is about; with it this may be repeated, without it is of the turn that came last. False: somebody
+        else has it, it waits for nobody, or there is no such turn.
         """
-        message = self.channel(channel).state.message(message_id)
-        if message is None or message.claim is None or message.claim.state != "pending":
-            return False
-        asker = Asker(id=by, writer=Writer(by=by, node=self.node), is_server=True)
         try:
-            with self.desk.taking(channel, message_id):
-                claimed = await self.ask(channel, message_id, ClaimTurn(generation=message.claim.generation), asker)
-                await self.ask(channel, message_id, EndTurn(generation=claimed.generation or 1), asker)
+            known = await self._message(channel, message_id)
+        except NotFound:
+            return False
+        host = self.desk.turn_of(channel, by, turn)
+        if known.claim is None or known.deleted or host is None:
+            return False
+        claim = known.claim
+        within, attempt, holder = host
+        if claim.state != "pending":
+            return turn is not None and self.desk.is_held(channel, message_id, within, attempt)
+        writer = Writer(by=by, node=self.node) if holder.node is not None else None
+        asker = Asker(id=by, writer=writer, is_server=True)
+        request = ClaimTurn(
+            generation=claim.generation, lease_s=holder.lease_ms / 1000, within=within, within_generation=attempt
+        )
+        try:
+            with self.desk.taking(channel, message_id, within, attempt):
+                await self.ask(channel, message_id, request, asker)
         except (Fenced, Finished, Deleted, NotFound):
             return False
         return True

@@ -11,7 +11,10 @@ import logging
 from typing import Any, NoReturn, TypeVar
 
 import msgspec
+from msgspec import UNSET
+from msgspec.structs import replace
 
+from holdfast.core.cursor import NO_EPOCH, Cursor, parse_cursor
 from holdfast.core.errors import (
     Deleted,
     HoldfastError,
@@ -22,6 +25,8 @@ from holdfast.core.errors import (
     StoreUnavailable,
     StoreUnusable,
 )
+from holdfast.core.events import CommandReply
+from holdfast.core.model import Message
 from holdfast.core.requests import (
     AppendText,
     ClaimTurn,
@@ -89,6 +94,11 @@ def _no_constant(name: str) -> NoReturn:
 
 def answer_fields(request: Request, answer: Answer) -> dict[str, Any]:
     """What the answer to `request` says, the same on HTTP and WebSocket. Raises Deleted."""
+    fields = _fields(request, answer)
+    return _unread(request, fields) if answer.is_blind else fields
+
+
+def _fields(request: Request, answer: Answer) -> dict[str, Any]:
     match request:
         case CreateMessage():
             return {
@@ -116,6 +126,30 @@ def answer_fields(request: Request, answer: Answer) -> dict[str, Any]:
             return {"serial": answer.serial, "generation": answer.generation}
         case DeleteMessage():
             return {}
+
+
+def _unread(request: Request, fields: dict[str, Any]) -> dict[str, Any]:
+    """`fields` for whoever may not read the channel: they tell nothing of what else is in it, nor how much.
+
+    Serials are 0. A `version` beside a `created` still says whether the message has changed, and a cursor its epoch:
+    who writes without reading needs both.
+    """
+    told = {name: 0 if name == "serial" else value for name, value in fields.items()}
+    message, reply = fields.get("message"), fields.get("reply")
+    if isinstance(message, Message):
+        parent = request.parent if isinstance(request, CreateMessage) else None
+        told["message"] = replace(
+            message,
+            parent=message.reply_to if parent is UNSET else parent,  # as it was sent, or follows from that
+            created=0,
+            version=int(message.version != message.created),
+        )
+    if isinstance(reply, CommandReply):
+        told["reply"] = replace(reply, serial=0)
+    if "cursor" in fields:
+        cursor = parse_cursor(fields["cursor"])
+        told["cursor"] = str(Cursor(cursor.epoch if cursor is not None else NO_EPOCH, 0))
+    return told
 
 
 def _message(answer: Answer) -> object:

@@ -29,7 +29,7 @@ from holdfast.core.limits import Limits
 from holdfast.core.model import Command as CommandSeen
 from holdfast.core.ops import Claim, Command, Entry, Finish, Reply
 from holdfast.core.requests import Asker, ReplyCommand, SendCommand, SettleCommand
-from holdfast.core.state import apply_entry
+from holdfast.core.state import ClaimState, apply_entry
 from tests.core.desk import ADMIN, AGENT, ANN, APP, BOB, NAMELESS, PERSON, SERVER, Desk
 
 HALF = "\ud83d"  # of a surrogate pair
@@ -247,27 +247,92 @@ def test_what_an_app_does_to_its_objects_later_does_not_reach_the_log(desk: Desk
     assert (known.data, known.reply.data) == ({"x": [1]}, {"x": [1]})
 
 
+def people(count: int) -> list[Asker]:
+    return [Asker(id=f"person-{number}", may_write=False) for number in range(count)]
+
+
 def test_so_many_commands_may_wait_and_no_more() -> None:
     desk = Desk(Limits(open_commands=2))
-    desk.command("c1")
-    desk.command("c2")
+    first, second, third = people(3)
+    desk.command("c1", asker=first)
+    desk.command("c2", asker=second)
     with pytest.raises(TooMany) as refusal:
-        desk.command("c3")
+        desk.command("c3", asker=third)
     assert (refusal.value.details, refusal.value.retry, refusal.value.status) == ({"limit": 2}, True, 429)
     desk.reply("c1")
-    desk.command("c3")
+    desk.command("c3", asker=third)
 
 
 def test_commands_of_the_same_batch_count() -> None:
     batch = Desk(Limits(open_commands=2), batches=True)
-    batch.command("c1")
-    batch.command("c2")
+    first, second, third = people(3)
+    batch.command("c1", asker=first)
+    batch.command("c2", asker=second)
     with pytest.raises(TooMany):
-        batch.command("c3")
+        batch.command("c3", asker=third)
     batch.reply("c2")
-    batch.command("c3")
+    batch.command("c3", asker=third)
     batch.commit()
     assert [one.id for one in batch.state.pending_commands()] == ["!c1", "!c3"]
+
+
+def test_one_sender_has_a_quarter_of_the_room(desk: Desk) -> None:
+    for number in range(25):
+        desk.command(f"c{number}", asker=PERSON)
+    with pytest.raises(TooMany) as refusal:
+        desk.command("more", asker=PERSON)
+    assert refusal.value.details == {"limit": 25}
+    desk.command("more", asker=BOB)
+    desk.reply("c0")
+    desk.command("again", asker=PERSON)
+
+
+def test_a_cancel_has_room_whatever_else_waits() -> None:
+    desk = Desk(Limits(open_commands=1))
+    desk.stream("m")
+    desk.command("c", asker=PERSON)
+    with pytest.raises(TooMany):
+        desk.command("steer", target="m", asker=BOB)
+    desk.cancel("stop", "m", asker=PERSON)
+    desk.cancel("stop-2", "m", asker=BOB)
+    assert len(desk.state.pending_commands()) == 3
+    desk.reply("c")
+    desk.command("c2", asker=PERSON)  # nor do those that were asked to stop leave no room for others
+
+
+def test_so_many_cancels_of_one_target_may_wait(desk: Desk) -> None:
+    desk.stream("m")
+    desk.stream("n")
+    for number in range(16):
+        desk.cancel(f"stop-{number}", "m", asker=PERSON)
+    with pytest.raises(TooMany) as refusal:
+        desk.cancel("one-more", "m", asker=BOB)
+    assert refusal.value.details == {"limit": 16}
+    desk.cancel("other", "n", asker=BOB)
+
+
+@pytest.mark.parametrize("asker", [SERVER, APP], ids=["server", "app"])
+def test_the_server_and_the_app_have_always_room(asker: Asker) -> None:
+    desk = Desk(Limits(open_commands=1))
+    desk.stream("m")
+    desk.command("c1", asker=PERSON)
+    for number in range(17):
+        desk.cancel(f"stop-{number}", "m", asker=PERSON if number < 16 else asker)
+        desk.command(f"ask-{number}", asker=asker)
+
+
+def test_a_command_begins_no_channel_for_whoever_began_too_many() -> None:
+    late = Asker(id="eve", may_begin=False)
+    desk = Desk()
+    with pytest.raises(TooMany):
+        desk.command("c", asker=late)
+    assert desk.log == []
+    desk.command("c", asker=BOB)
+    desk.command("c2", asker=late)  # the channel has begun
+    desk.create("m", text="x", asker=late)
+    batch = Desk(batches=True)
+    batch.command("c", asker=BOB)
+    batch.command("c2", asker=late)
 
 
 def test_a_command_that_waits_for_nobody_is_not_one_too_many() -> None:
@@ -401,7 +466,7 @@ def test_the_server_ends_all_answers_and_the_turn(served: Desk) -> None:
     served.settle("c")
     status = {one: served.message(one).status for one in ("a1", "a2", "a3", "other")}
     assert status == {"a1": "cancelled", "a2": "cancelled", "a3": "complete", "other": "streaming"}
-    assert served.known("q").claim == ("cancelled", 1, "agent", None, 0)
+    assert served.known("q").claim == ClaimState("cancelled", 1, "agent")
 
 
 def test_with_an_answer_the_turn_it_is_of_is_cancelled(served: Desk) -> None:

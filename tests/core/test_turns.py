@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from holdfast.core.errors import Deleted, Fenced, Finished, NotFound, NotWriter
+from holdfast.core.errors import Deleted, Fenced, Finished, NotFound, NotWriter, TooMany
+from holdfast.core.limits import Limits
 from holdfast.core.ops import Claim, Create, Finish, Lease, Writer
 from holdfast.core.owed import events_since
 from holdfast.core.requests import Asker, EndTurn
@@ -68,6 +69,50 @@ def test_a_create_that_is_repeated_waits_as_it_did_at_first(served: Desk) -> Non
     served.is_served = False
     assert served.create("q", text="question").ops == ()
     assert claim_of(served).state == "pending"
+
+
+@pytest.mark.parametrize("batches", [False, True], ids=["stored", "in one batch"])
+def test_so_many_questions_may_wait_and_no_more(batches: bool) -> None:
+    desk = Desk(Limits(pending_messages=2), batches=batches)
+    desk.is_served = True
+    desk.create("q1", text="x")
+    desk.create("q2", text="x")
+    with pytest.raises(TooMany) as refusal:
+        desk.create("q3", text="x")
+    assert (refusal.value.details, refusal.value.retry, refusal.value.status) == ({"limit": 2}, True, 429)
+    assert desk.create("q1", text="x").ops == ()  # a repeat is none more
+    desk.create("answer", role="assistant", text="x")  # nor is what waits for nobody
+    desk.create("brought", text="x", asker=replace(ANN, brings_answer=True))
+    desk.claim("q1")
+    desk.create("q3", text="x")
+    with pytest.raises(TooMany):
+        desk.create("q4", text="x")
+    desk.delete("q2")
+    desk.create("q4", text="x")
+
+
+def test_so_much_may_wait_and_no_more() -> None:
+    desk = Desk(Limits(pending_bytes=100))
+    desk.is_served = True
+    desk.create("q1", text="x" * 60)  # and 15 of its part
+    desk.create("q2", text="x" * 10)
+    with pytest.raises(TooMany) as refusal:
+        desk.create("q3", text="x")
+    assert refusal.value.details == {"limit": 100}
+    desk.cancel("c", "q1")
+    desk.create("q3", text="x" * 1_000)  # one message that fits into no room is not kept waiting for it
+
+
+def test_what_waits_is_known_again_when_it_is_read_from_the_store(served: Desk) -> None:
+    served.create("other", text="x")
+    served.claim("other")
+    found = [served.known("q"), served.known("other")]
+    read = ChannelState("c", "e1", served.state.serial)
+    read.insert(found)
+    assert list(read.pending) == list(served.state.pending) == ["q"]
+    served.claim("q")
+    read.insert(found)
+    assert not read.pending
 
 
 def test_a_message_is_of_one_content_whether_agents_serve_or_not(served: Desk) -> None:

@@ -11,8 +11,9 @@ import pytest
 from holdfast import Hub
 from holdfast.agents.turn import Turn
 from holdfast.core.errors import StoreUnavailable
+from holdfast.core.limits import Limits
 from holdfast.core.model import Message
-from holdfast.core.ops import Claim
+from holdfast.core.ops import Claim, Command
 from holdfast.hub import desk
 from holdfast.hub.desk import ATTEMPTS, BROKEN_S, LEASE_S
 from holdfast.stores.base import Committed, CommitUnknown, Conflict, Write
@@ -89,6 +90,333 @@ async def test_messages_that_waited_for_an_agent_that_interrupts_are_cancelled_b
     hub.desk.register(worker)
     await asyncio.sleep(10)
     assert [turn.message_id for turn in worker.begun] == ["m2"]
+    await hub.close()
+
+
+class Slow(MemoryStore):
+    """A store that takes its time, so that what comes meanwhile is decided together."""
+
+    async def commit(self, writes: Sequence[Write]) -> list[Committed | Conflict]:
+        await asyncio.sleep(0.05)
+        return await super().commit(writes)
+
+
+class Failing(MemoryStore):
+    """A store that cannot store the first commands."""
+
+    failures = 3
+
+    async def commit(self, writes: Sequence[Write]) -> list[Committed | Conflict]:
+        if self.failures and any(isinstance(entry.op, Command) for write in writes for entry in write.entries):
+            self.failures -= 1
+            raise StoreUnavailable("not now")
+        return await super().commit(writes)
+
+
+@virtually
+async def test_an_interruption_that_could_not_be_stored_is_asked_for_again() -> None:
+    store = Failing()
+    hub = new_hub(store)
+    await hub.start()
+    worker = Worker(when_busy="interrupt")
+    hub.desk.register(worker)
+    await hub.create(CHANNEL, id="m0", text="?")
+    await asyncio.sleep(1)
+    await hub.create(CHANNEL, id="m1", text="?")
+    await asyncio.sleep(10)
+    assert store.failures == 0
+    assert [command.target for command in hub.channel(CHANNEL).state.commands.values()] == ["m0"]
+    assert [turn.message_id for turn in worker.begun] == ["m0", "m1"]
+    await hub.close()
+
+
+@virtually
+async def test_a_channel_full_of_commands_keeps_nobody_from_being_interrupted() -> None:
+    hub = Hub("memory://", hooks_signals=False, drain_s=0.0, clock=virtual_clock(), limits=Limits(open_commands=1))
+    await hub.start()
+    worker = Worker(when_busy="interrupt")
+    hub.desk.register(worker)
+    await hub.create(CHANNEL, id="m0", text="?")
+    await hub.command(CHANNEL, "approve", expires_s=3600)
+    await hub.create(CHANNEL, id="m1", text="?")
+    await asyncio.sleep(5)
+    assert [turn.message_id for turn in worker.begun] == ["m0", "m1"]
+    await hub.close()
+
+
+# -- who has room --------------------------------------------------------------------------------------------------
+
+
+@virtually
+async def test_a_slot_that_a_refused_claim_gave_back_is_offered() -> None:
+    hub = new_hub(Slow())
+    await hub.start()
+    worker = Worker()
+    worker.free = 2
+    hub.desk.register(worker)
+    await hub.create("chat:1", id="m1", text="?")
+    await asyncio.sleep(1)
+
+    async def meanwhile() -> None:
+        await asyncio.sleep(0.01)  # decided together, before the second slot's claim: its message is cancelled
+        await asyncio.gather(hub.command("chat:2", "cancel", target="m2"), hub.create("chat:3", id="m3", text="?"))
+
+    await asyncio.gather(hub.create("chat:2", id="m2", text="?"), meanwhile())
+    await asyncio.sleep(1)
+    assert [turn.message_id for turn in worker.begun] == ["m1", "m3"]
+    assert worker.free == 0
+    await hub.close()
+
+
+@virtually
+async def test_what_waited_behind_a_message_that_was_deleted_as_it_was_claimed_is_next() -> None:
+    hub = new_hub(Slow())
+    await hub.start()
+    crowded = Worker("other")
+    crowded.free = 0
+    hub.desk.register(crowded)
+    for message_id in ("m1", "m2"):
+        await hub.create(CHANNEL, id=message_id, text="?")
+    worker = Worker()  # with room for more than one, so that its slot is no news
+
+    async def meanwhile() -> None:
+        await asyncio.sleep(0.01)
+        hub.desk.register(worker)
+        await hub.delete(CHANNEL, "m1")  # decided together, after the claim
+
+    await asyncio.gather(hub.create("elsewhere", text="?"), meanwhile())
+    await asyncio.sleep(1)
+    assert [turn.message_id for turn in worker.begun] == ["m2"]
+    assert worker.free == 9
+    await hub.close()
+
+
+@virtually
+async def test_what_waits_is_next_when_a_turn_ended_while_it_took_another_message_in() -> None:
+    hub = new_hub(Slow())
+    await hub.start()
+    worker = Worker()
+    hub.desk.register(worker)
+    for message_id in ("m1", "m2", "m3"):
+        await hub.create(CHANNEL, id=message_id, text="?")
+    await asyncio.sleep(1)
+
+    async def meanwhile() -> None:
+        await asyncio.sleep(0.01)
+        hub.desk.end(worker, worker.begun[0], "done", lambda answer: None)
+        hub.desk.freed(worker)
+
+    taken, _ = await asyncio.gather(hub.take_waiting(CHANNEL, "m2", "far"), meanwhile())
+    assert taken
+    await asyncio.sleep(1)
+    assert [turn.message_id for turn in worker.begun] == ["m1", "m3"]
+    await hub.close()
+
+
+@virtually
+async def test_a_worker_that_had_more_turns_than_room_is_offered_one_when_it_has_room() -> None:
+    hub = new_hub()
+    await hub.start()
+    worker = Worker()
+    worker.free = -1  # it was asked for anew with fewer slots than it has turns
+    hub.desk.register(worker)
+    for number in range(3):
+        await hub.create(f"chat:{number}", id=f"m{number}", text="?")
+    for begun in (0, 0, 1, 2):
+        await asyncio.sleep(1)
+        assert len(worker.begun) == begun
+        hub.desk.freed(worker)
+    await hub.close()
+
+
+# -- what a running turn has taken in ----------------------------------------------------------------------------
+
+
+async def claim_of(hub: Hub, message_id: str) -> tuple[str, int]:
+    """How the turn of the message stands, and at which attempt."""
+    claim = (await hub._message(CHANNEL, message_id)).claim  # no client is told of it
+    assert claim is not None
+    return claim.state, claim.generation
+
+
+async def with_one_taken_in(hub: Hub, worker: Worker) -> None:
+    """The worker has the turn of `m1`, and has taken `m2` into it."""
+    await hub.start()
+    hub.desk.register(worker)
+    for message_id in ("m1", "m2"):
+        await hub.create(CHANNEL, id=message_id, text="?")
+    await asyncio.sleep(0.1)
+    assert await hub.take_waiting(CHANNEL, "m2", "far", turn="m1")
+    assert await claim_of(hub, "m2") == ("taken", 1)
+
+
+@virtually
+async def test_what_was_taken_in_ends_with_the_turn_that_has_it() -> None:
+    hub, worker = new_hub(), Worker()
+    await with_one_taken_in(hub, worker)
+    await hub.create(CHANNEL, id="m3", text="?")
+    for _ in range(10):  # the turn is renewed, and what it has with it
+        await asyncio.sleep(LEASE_S / 2)
+        assert hub.desk.renew(worker, worker.begun[0])
+    assert await claim_of(hub, "m2") == ("taken", 1)
+    assert hub.desk.stats()["turns_running"] == 1
+    hub.desk.end(worker, worker.begun[0], "done", lambda answer: None)
+    await asyncio.sleep(1)
+    assert (await claim_of(hub, "m1"), await claim_of(hub, "m2")) == (("done", 1), ("done", 1))
+    assert [turn.message_id for turn in worker.begun] == ["m1", "m3"]
+    await hub.close()
+
+
+@virtually
+async def test_what_was_taken_in_is_cancelled_with_the_turn_that_has_it() -> None:
+    hub, worker = new_hub(), Worker()
+    await with_one_taken_in(hub, worker)
+    await hub.command(CHANNEL, "cancel", target="m1")
+    await asyncio.sleep(5)  # nobody says so, so the server does
+    assert (await claim_of(hub, "m1"), await claim_of(hub, "m2")) == (("cancelled", 1), ("cancelled", 1))
+    assert worker.over == [("m1", "cancelled")]
+    await asyncio.sleep(60)
+    assert len(worker.begun) == 1
+    await hub.close()
+
+
+@pytest.mark.parametrize("is_broken", [True, False], ids=["its socket broke", "it was not heard of"])
+@virtually
+async def test_what_was_taken_in_waits_again_when_the_worker_that_has_it_dies(is_broken: bool) -> None:
+    hub, worker = new_hub(), Worker()
+    await with_one_taken_in(hub, worker)
+    successor = Worker()
+    hub.desk.unregister(worker, is_broken=is_broken)
+    hub.desk.register(successor)
+    await asyncio.sleep(BROKEN_S + 1 if is_broken else LEASE_S + 1)
+    assert [(turn.message_id, turn.generation) for turn in successor.begun] == [("m1", 2)]
+    assert not await hub.take_waiting(CHANNEL, "m3", "far", turn="m1")
+    hub.desk.end(successor, successor.begun[0], "done", lambda answer: None)
+    await asyncio.sleep(1)
+    assert [(turn.message_id, turn.generation) for turn in successor.begun] == [("m1", 2), ("m2", 2)]
+    await hub.close()
+
+
+@pytest.mark.parametrize("is_there", [True, False], ids=["the worker goes on", "the worker is gone"])
+@virtually
+async def test_what_was_taken_in_is_known_after_a_restart_of_the_hub(is_there: bool) -> None:
+    store = MemoryStore()
+    hub, worker = new_hub(store), Worker()
+    await with_one_taken_in(hub, worker)
+    await hub.close()
+    hub, successor = new_hub(store), Worker()
+    await hub.start()
+    hub.desk.register(successor)
+    for _ in range(10 if is_there else 0):
+        assert hub.desk.renew(successor, worker.begun[0])
+        await asyncio.sleep(LEASE_S / 2)
+    if is_there:
+        assert await hub.take_waiting(CHANNEL, "m2", "far", turn="m1")
+        hub.desk.end(successor, worker.begun[0], "done", lambda answer: None)
+        await asyncio.sleep(60)
+        assert (successor.begun, await claim_of(hub, "m2")) == ([], ("done", 1))
+    else:
+        await asyncio.sleep(LEASE_S + 1)
+        assert [turn.message_id for turn in successor.begun] == ["m1"]
+        hub.desk.end(successor, successor.begun[0], "done", lambda answer: None)
+        await asyncio.sleep(1)
+        assert [turn.message_id for turn in successor.begun] == ["m1", "m2"]
+    await hub.close()
+
+
+@virtually
+async def test_what_a_turn_in_this_process_had_taken_in_is_worked_on_after_a_crash() -> None:
+    store = MemoryStore()
+    heard: list[tuple[str, int, list[str]]] = []
+    for _ in range(2):
+        hub = new_hub(store)
+
+        @hub.agent("chat:*", name="bot")
+        async def bot(turn: Turn) -> None:
+            await asyncio.sleep(1)
+            heard.append((turn.message.id, turn.attempt, [one.text for one in await turn.steered()]))
+            if turn.message.id == "m1" and turn.attempt == 1:
+                await asyncio.sleep(1000)
+
+        await hub.start()
+        if not heard:
+            await hub.create(CHANNEL, id="m1", text="first")
+            await hub.create(CHANNEL, id="m2", text="second")
+        await asyncio.sleep(20)
+        states = await claim_of(hub, "m1"), await claim_of(hub, "m2")
+        await hub.close()  # at once, with the turn as it is
+        if len(heard) == 1:
+            assert states == (("taken", 1), ("taken", 1))
+    assert heard == [("m1", 1, ["second"]), ("m1", 2, []), ("m2", 2, [])]
+    assert states == (("done", 2), ("done", 2))
+
+
+@virtually
+async def test_a_message_may_be_taken_in_twice_by_the_turn_that_has_it_and_by_no_other() -> None:
+    hub, worker = new_hub(), Worker(when_busy="parallel")
+    worker.free = 2
+    await hub.start()
+    hub.desk.register(worker)
+    for message_id in ("m1", "m2", "m3"):
+        await hub.create(CHANNEL, id=message_id, text="?")
+    await asyncio.sleep(1)
+    assert await hub.take_waiting(CHANNEL, "m3", "far", turn="m1")
+    assert await hub.take_waiting(CHANNEL, "m3", "far", turn="m1")  # its answer was lost
+    assert not await hub.take_waiting(CHANNEL, "m3", "far", turn="m2")
+    assert not await hub.take_waiting(CHANNEL, "m3", "far")  # whoever names no turn may be any
+    assert not await hub.take_waiting(CHANNEL, "m2", "far", turn="m1")  # a turn of its own
+    assert not await hub.take_waiting(CHANNEL, "m3", "other", turn="m1")
+    assert not await hub.take_waiting(CHANNEL, "m1", "far", turn="m1")
+    hub.desk.end(worker, worker.begun[0], "done", lambda answer: None)
+    await asyncio.sleep(1)
+    assert (await claim_of(hub, "m3"), await claim_of(hub, "m2")) == (("done", 1), ("taken", 1))
+    assert not await hub.take_waiting(CHANNEL, "m3", "far", turn="m1")
+    await hub.close()
+
+
+@virtually
+async def test_what_a_turn_took_in_that_had_ended_already_waits_again() -> None:
+    hub = new_hub(Slow())
+    await hub.start()
+    worker = Worker()
+    hub.desk.register(worker)
+    for message_id in ("m1", "m2"):
+        await hub.create(CHANNEL, id=message_id, text="?")
+    await asyncio.sleep(1)
+    hub.desk.end(worker, worker.begun[0], "done", lambda answer: None)  # decided before
+    await hub.take_waiting(CHANNEL, "m2", "far", turn="m1")
+    await asyncio.sleep(1)
+    assert [(turn.message_id, turn.generation) for turn in worker.begun] == [("m1", 1), ("m2", 2)]
+    await hub.close()
+
+
+@virtually
+async def test_what_a_turn_took_in_without_hearing_of_it_waits_again() -> None:
+    hub = new_hub(Slow())
+    await hub.start()
+    worker = Worker()
+    hub.desk.register(worker)
+    for message_id in ("m1", "m2"):
+        await hub.create(CHANNEL, id=message_id, text="?")
+    await asyncio.sleep(1)
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.01):  # it is stored a little later
+            await hub.take_waiting(CHANNEL, "m2", "far", turn="m1")
+    await asyncio.sleep(1)
+    hub.desk.end(worker, worker.begun[0], "done", lambda answer: None)
+    await asyncio.sleep(1)
+    assert [(turn.message_id, turn.generation) for turn in worker.begun] == [("m1", 1), ("m2", 2)]
+    await hub.close()
+
+
+@virtually
+async def test_what_was_taken_in_is_not_interrupted_by_itself() -> None:
+    hub, worker = new_hub(), Worker(when_busy="interrupt")
+    await with_one_taken_in(hub, worker)  # in the moment between the wish and the end
+    await hub.create(CHANNEL, id="m3", text="?")
+    await asyncio.sleep(5)
+    assert [command.target for command in hub.channel(CHANNEL).state.commands.values()] == ["m1"]
+    assert [turn.message_id for turn in worker.begun] == ["m1", "m3"]
     await hub.close()
 
 
