@@ -104,7 +104,7 @@ class Answering:
         """Stop when nobody has watched for `leave_s` seconds."""
         alone_s = 0.0
         step_s = min(LOOK_S, leave_s) or LOOK_S
-        while alone_s < leave_s:
+        while alone_s == 0.0 or alone_s < leave_s:  # with 0 it is looked too
             await asyncio.sleep(step_s)
             is_watched = self._callers > 0 or self._hub.channel(self._writer.channel).feeds
             alone_s = 0.0 if is_watched else alone_s + step_s

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import httpx2
 import pytest
-from fastapi import Depends, FastAPI
+from fastapi import Depends, FastAPI, Response
 
 from holdfast import Hub
 from tests.transports.conftest import Served, new_hub, serving
@@ -218,3 +218,25 @@ async def test_plain_data_says_failed_beside_done() -> None:
     async with serving(hub, app) as served:
         told = (await served.http.post("/chat")).text
         assert told == "data: half\n\nevent: failed\ndata: \n\ndata: [DONE]\n\n"
+
+
+async def test_where_it_ends_as_soon_as_nobody_looks_a_caller_who_reads_gets_all_of_it() -> None:
+    hub = new_hub()
+
+    async def source() -> AsyncIterator[str]:
+        for number in range(3):
+            await asyncio.sleep(0.02)
+            yield f"{number} "
+
+    app = FastAPI()
+    hub.install(app, "/holdfast")
+
+    async def chat() -> Response:
+        return hub.stream_response("chat:1", source, cancel_after_s=0, style="data")
+
+    app.add_api_route("/chat", chat, methods=["POST"], response_model=None)
+    async with serving(hub, app) as served:
+        answered = await served.http.post("/chat")
+        assert "2 " in answered.text
+        assert answered.text.endswith("data: [DONE]\n\n")
+        assert "cancelled" not in answered.text

@@ -9,6 +9,7 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal, NamedTuple, get_args
 
+from holdfast.agents.ids import reply_ids
 from holdfast.core.errors import LocalError
 from holdfast.core.model import Json, Message, Part
 
@@ -18,7 +19,8 @@ Shape = Literal["text", "openai", "responses", "anthropic"]
 def path_to(message: Message, older: Iterable[Message]) -> list[Message]:
     """What leads to `message`, oldest first: its parents, each user message with its newest answer if none is named.
 
-    A parent that is not among `older` (deleted, or too far back) is passed over for the newest that came before it.
+    A parent that is not among `older` (deleted, or too far back) is passed over. Where there are branches, and nobody
+    knows in which of them it stood, the path begins after it: better too little than what was said in another.
     """
     everything = sorted(older, key=lambda one: -one.created)
     newest_first = [one for one in everything if one.created < message.created]
@@ -41,12 +43,25 @@ def _parent(message: Message, known: dict[str, Message], newest_first: Sequence[
     parent = known.get(message.parent)
     if parent is not None and parent.created < message.created:
         return parent
-    return next((one for one in newest_first if one.created < message.created), None)
+    before = [one for one in newest_first if one.created < message.created]
+    questions = (one for one in before if one.role == "user")
+    answered = next((one for one in questions if message.parent in reply_ids(one.id)), None)
+    if answered is not None or _has_branches([message, *before]):
+        return answered
+    return next(iter(before), None)
+
+
+def _has_branches(messages: Iterable[Message]) -> bool:
+    """Was anything asked twice, or gone on from two answers to it? An answer that nothing follows is no branch."""
+    messages = list(messages)
+    parents = {one.parent for one in messages}
+    followed = [(one.parent, one.role) for one in messages if one.role == "user" or one.id in parents]
+    return len(set(followed)) < len(followed)
 
 
 def _newest_answer(asked: Message, newest_first: Sequence[Message]) -> list[Message]:
     for one in newest_first:
-        if one.reply_to == asked.id and one.status != "streaming":
+        if one.reply_to == asked.id and one.role != "user" and one.status != "streaming":
             return [one]
     return []
 
@@ -124,7 +139,7 @@ def _responses(message: Message) -> Iterator[dict[str, Json]]:
 
 def _anthropic(message: Message) -> Iterator[dict[str, Json]]:
     for text, calls in _steps(message) if message.role != "system" else ():
-        if text:
+        if text.strip():  # others are refused
             yield {"role": message.role, "content": [{"type": "text", "text": text}]}
         if calls:
             yield {"role": "assistant", "content": [_tool_use(part) for part in calls]}

@@ -15,7 +15,7 @@ from holdfast.agents.running import Agent, Running, check_work, patiently
 from holdfast.agents.writer import AgentWriter
 from holdfast.core.errors import Deleted, Fenced, Finished
 from holdfast.core.events import CommandReply, Page
-from holdfast.core.model import Command, Json, Message
+from holdfast.core.model import Command, Json, Message, check_json, plain
 from holdfast.core.names import command_key
 from holdfast.core.owed import reply_to
 from holdfast.hub.committer import answered_later
@@ -146,7 +146,9 @@ class LocalPlace:
 
     def say(self, channel: str, name: str, data: dict[str, Json]) -> None:
         """Of `Place`."""
-        self._hub.desk.said(channel, name, data)
+        limits = self._hub.limits
+        check_json(data, limits.data_bytes, "what an agent says", depth=limits.depth)  # it goes to all who look on
+        self._hub.desk.said(channel, name, plain(data))
 
 
 class LocalWatch:

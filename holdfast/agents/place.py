@@ -5,6 +5,7 @@ You are in `agents`. The same handler runs in both places; `local` and `holdfast
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Protocol, Self
 
@@ -19,6 +20,10 @@ class Writer(Protocol):
     id: str
     meta: dict[str, Json]
     cancelled_as: tuple[str, str | None]
+    spare_id: Callable[[], str] | None  # makes another id where something else stands under ours; None: that is raised
+
+    @property
+    def is_begun(self) -> bool: ...
 
     @property
     def is_over(self) -> bool: ...

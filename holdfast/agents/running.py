@@ -10,24 +10,27 @@ import asyncio
 import contextlib
 import inspect
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import NamedTuple, TypeVar
 
+from holdfast.agents.ids import ANSWERS, reply_id, reply_ids
 from holdfast.agents.place import Place, Watch, Writer, find
 from holdfast.agents.stops import answer_stops, until_stopped
-from holdfast.agents.turn import OnCrash, Turn, reply_id
+from holdfast.agents.turn import OnCrash, Turn
 from holdfast.core.errors import (
+    AlreadyAnswered,
     Deleted,
     Draining,
     Fenced,
     Finished,
+    Forbidden,
     HoldfastError,
     LocalError,
     NotFound,
     StillStreaming,
     public_reason,
 )
-from holdfast.core.model import Message
+from holdfast.core.model import Json, Message
 from holdfast.core.names import check_id
 
 logger = logging.getLogger("holdfast.agents")
@@ -35,6 +38,8 @@ logger = logging.getLogger("holdfast.agents")
 PATIENCE_S = 30.0  # for an earlier attempt's answer to be interrupted, before it is gone on with
 RETRY_S = 1.0  # after a store that failed
 LEAVING_S = 10.0  # for a handler that was cancelled to put down what it holds
+
+WITHDRAWN: Json = {"code": "withdrawn", "detail": "whoever asked does not wait for the answer any more"}
 
 T = TypeVar("T")
 Handler = Callable[[Turn], Awaitable[None]]
@@ -81,6 +86,14 @@ def check_work(when_busy: str, slots: int) -> None:
         raise LocalError("an agent has at least one slot")
 
 
+class _Left(NamedTuple):
+    """What the attempt before this one left."""
+
+    answer: Message | None = None
+    writer: Writer | None = None  # that goes on with it
+    is_over: bool = False  # was it whole, or stopped by somebody? Then only the turn's end is missing
+
+
 class Running:
     """One turn of `agent`, from its claim to its end. `run` is the whole of it; `stop` may come from outside."""
 
@@ -95,6 +108,7 @@ class Running:
         self._is_lost = False
         self._is_late = False
         self._is_leaving = False
+        self._failure: str | None = None  # public reason
         self._ending = asyncio.Event()  # the handler was asked to end
         self._turn: Turn | None = None
 
@@ -119,20 +133,30 @@ class Running:
             watch.close()
 
     async def _run(self, watch: Watch) -> str | None:
-        agent, place = self._agent, self._place
-        previous, taken_up = await patiently(lambda: self._after_crash(watch))
-        if previous is not None and agent.on_crash == "interrupt":
-            return "done"
+        left = await patiently(lambda: self._after_crash(watch))
         turn = self._turn = Turn(
-            place,
+            self._place,
             watch,
             self.channel,
             self.message,
             self.attempt,
-            name=agent.name,
-            previous=previous,
-            taken_up=taken_up,
+            name=self._agent.name,
+            previous=left.answer,
+            taken_up=left.writer,
         )
+        if self.attempt > 1:
+            await self._withdraw(self._questions_left(watch, left.answer))
+        if left.is_over:
+            return "cancelled" if left.answer is not None and left.answer.status == "cancelled" else "done"
+        if self.attempt > 1 and self._agent.on_crash == "interrupt":
+            if left.answer is None:
+                await self._say_failed(turn, "crashed")
+            return "done"
+        return await self._work_on(watch, turn)
+
+    async def _work_on(self, watch: Watch, turn: Turn) -> str | None:
+        """Run the handler, until it ends or is ended, and see to what it leaves."""
+        place = self._place
         turn.progress("thinking")
         self._work = asyncio.ensure_future(self._handle(turn))
         listening = asyncio.ensure_future(self._listen(watch, turn))
@@ -156,32 +180,37 @@ class Running:
             await asyncio.wait([listening, ending])
         if self._is_lost or (place.is_leaving and self._work.cancelled()):
             return None  # another has it, or will
+        await self._withdraw(turn.asked)
+        if self._is_late:
+            self._failure = self._failure or "timeout"  # of one who did not let itself be cancelled, too
+        if self._failure is not None:
+            await self._say_failed(turn, self._failure)
         await self._end_what_is_open(turn)
         await answer_stops(watch, lambda: turn.targets, self._answer_stop)
         return "cancelled" if self._is_stopped else "done"
 
     async def _handle(self, turn: Turn) -> None:
-        """The handler, with its end said in a message where it wrote none."""
+        """The handler, and why it failed."""
         limit = asyncio.get_running_loop().call_later(self._agent.timeout_s, self._time_out, turn)
         try:
             await self._agent.handler(turn)
         except asyncio.CancelledError as error:
             if self._is_late:
                 logger.warning("turn of %s in %s took too long", self.message.id, self.channel)
-                await self._say_failed(turn, "timeout")
+                self._failure = "timeout"
             elif self._is_stopped or self._is_leaving or self._place.is_leaving:
                 raise
             else:  # not ours: something that the handler waited for was cancelled
                 logger.error("turn of %s in %s failed", self.message.id, self.channel, exc_info=error)
-                await self._say_failed(turn, "error")
+                self._failure = "error"
         except HoldfastError as error:
             if self._is_stopped and isinstance(error, Finished):
                 return
             logger.warning("turn of %s in %s failed: %s", self.message.id, self.channel, error, exc_info=error)
-            await self._say_failed(turn, error.code)
+            self._failure = error.code
         except Exception as error:
             logger.exception("turn of %s in %s failed", self.message.id, self.channel)
-            await self._say_failed(turn, public_reason(error) or "error")
+            self._failure = public_reason(error) or "error"
         finally:
             limit.cancel()
 
@@ -194,12 +223,20 @@ class Running:
             self._work.cancel()
 
     async def _say_failed(self, turn: Turn, reason: str) -> None:
-        """A turn that failed before it began an answer: people see at least that."""
-        if turn.replies:
-            return
-        try:
+        """A turn that failed before it began an answer, or while it did: people see at least that.
+
+        An answer that was begun says itself how it ended.
+        """
+
+        async def say() -> None:
+            if self._is_lost or (turn.replies and turn.replies[-1].is_begun):
+                return
+            turn.replies = turn.begun
             async with turn.reply() as message:
                 await message.finish("failed", reason=reason)
+
+        try:
+            await patiently(say)
         except HoldfastError as error:
             logger.warning("the failure of a turn could not be said: %s", error)
 
@@ -210,7 +247,7 @@ class Running:
             with contextlib.suppress(HoldfastError):
                 async with taken_up:
                     await taken_up.finish("cancelled" if self._is_stopped else "failed", reason=None)
-        for reply in turn.replies:
+        for reply in turn.begun:
             with contextlib.suppress(HoldfastError):
                 if reply.is_over:
                     await reply.flush()  # its end may be under way still: nobody is told of it before it is stored
@@ -227,29 +264,80 @@ class Running:
         by = self._agent.name
         await self._place.reply(self.channel, command_id, ok=self._is_stopped, data=None, error=None, by=by)
 
-    async def _after_crash(self, watch: Watch) -> tuple[Message | None, Writer | None]:
+    def _questions_left(self, watch: Watch, answer: Message | None) -> list[str]:
+        """What earlier attempts asked people, and nobody waits for any more."""
+        authors = {self._agent.name, answer.author if answer is not None else None} - {None}
+        targets = {self.message.id, *reply_ids(self.message.id, self.attempt - 1)}
+        return [
+            one.id
+            for one in watch.commands()
+            if one.from_ in authors and one.target in targets and one.name not in ("cancel", "steer")
+        ]
+
+    async def _withdraw(self, questions: Iterable[str]) -> None:
+        """Answer questions that nobody waits for."""
+        for command_id in tuple(questions):
+            try:
+                async with asyncio.timeout(LEAVING_S):
+                    await self._withdraw_one(command_id)
+            except AlreadyAnswered:
+                pass
+            except (HoldfastError, TimeoutError) as error:  # it will expire
+                logger.warning("a question in %s could not be withdrawn: %r", self.channel, error)
+
+    async def _withdraw_one(self, command_id: str) -> None:
+        by = self._agent.name
+        await patiently(
+            lambda: self._place.reply(self.channel, command_id, ok=False, data=None, error=WITHDRAWN, by=by)
+        )
+
+    async def _after_crash(self, watch: Watch) -> _Left:
         """What the attempt before this one left, and with `continue` the writer that goes on with it."""
         for attempt in range(self.attempt - 1, 0, -1):
-            message_id = reply_id(self.message.id, attempt)
-            previous = await find(self._place, self.channel, message_id)
-            if previous is None:
+            answers = await self._answers_of(attempt)
+            if not answers:
                 continue
+            previous = answers[0]
+            if answers[-1].status in ("complete", "cancelled"):
+                return _Left(answers[-1], is_over=True)
             if self._agent.on_crash != "continue" or previous.status not in ("streaming", "interrupted"):
-                return previous, None
-            return await self._go_on(watch, message_id, previous)
-        return None, None
+                return _Left(previous)
+            return await self._go_on(watch, previous)
+        return _Left()
 
-    async def _go_on(self, watch: Watch, message_id: str, previous: Message) -> tuple[Message | None, Writer | None]:
+    async def _answers_of(self, attempt: int) -> list[Message]:
+        """What an earlier attempt wrote; nothing where we may not read."""
+        answers: list[Message] = []
+        for number in range(ANSWERS):
+            try:
+                one = await find(self._place, self.channel, reply_id(self.message.id, attempt, number))
+            except Forbidden as error:
+                logger.warning("an agent may not read what it wrote before a crash: %s", error)
+                break
+            if one is None or one.reply_to != self.message.id or one.role == "user":  # nothing, or somebody else's
+                break
+            answers.append(one)
+        return answers
+
+    async def _go_on(self, watch: Watch, previous: Message) -> _Left:
         """Take the earlier attempt's answer over, once its lease has ended."""
+        writer = await self._taken_over(watch, previous)
+        if writer is None:
+            return _Left(previous)
+        try:  # from here on it is ours, whatever happens: nobody else would end it
+            return _Left(await patiently(lambda: find(self._place, self.channel, previous.id)), writer)
+        except HoldfastError as error:
+            logger.warning("an answer that is gone on with could not be read: %s", error)
+            return _Left(previous, writer)
+
+    async def _taken_over(self, watch: Watch, previous: Message) -> Writer | None:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(PATIENCE_S):
                 while True:
                     try:
-                        writer = await self._place.take_over(self.channel, message_id, author=self._agent.name)
+                        return await self._place.take_over(self.channel, previous.id, author=self._agent.name)
                     except StillStreaming:
                         await watch.changed()
-                        continue
                     except (Finished, Fenced, Deleted, NotFound):  # somebody else has ended it, or goes on with it
-                        return previous, None
-                    return await find(self._place, self.channel, message_id), writer
-        return previous, None
+                        return None
+        return None

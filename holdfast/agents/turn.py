@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
 import logging
 from typing import Literal, NamedTuple
 
 from holdfast.agents.history import Shape, as_turns, path_to
+from holdfast.agents.ids import reply_id as reply_id
+from holdfast.agents.ids import spare_id
 from holdfast.agents.place import Place, Watch, Writer
 from holdfast.core.errors import AlreadyAnswered, HoldfastError, LocalError
 from holdfast.core.events import CommandReply
 from holdfast.core.model import Command, Json, Message
-from holdfast.core.names import base32
 
 logger = logging.getLogger("holdfast.agents")
 
@@ -44,12 +44,6 @@ class Answered(NamedTuple):
     by: str | None
 
 
-def reply_id(message_id: str, attempt: int, number: int = 0) -> str:
-    """The id of an attempt's answer: the same wherever it is made, so that nothing is answered twice."""
-    name = f"{message_id}\n{attempt}\n{number}"
-    return base32(int.from_bytes(hashlib.blake2b(name.encode(), digest_size=12).digest(), "big") >> 6, 18)
-
-
 class Turn:
     """One user message to be answered."""
 
@@ -68,14 +62,16 @@ class Turn:
         self.channel = channel
         self.message = message  # the user message
         self.attempt = attempt  # 1, or more after a crash
-        self.previous = previous  # what a crashed attempt had written, if anything
+        self.previous = previous  # what a crashed attempt had written, if anything, and did not complete
         self.name = name  # the agent's: author of its answers, and the member that people see
         self.is_cancelled = False  # has somebody asked it to stop?
         self._place = place
         self._watch = watch
         self._taken_up = taken_up
         self._heard: set[str] = set()  # ids of `steer` commands that were given out
+        self._others: set[str] = set()  # ids of messages that are not for us to take in
         self.replies: list[Writer] = []
+        self.asked: set[str] = set()  # ids of questions whose answer was not heard yet
 
     @property
     def text(self) -> str:
@@ -107,9 +103,10 @@ class Turn:
                 message_id,
                 author=self.name,
                 reply_to=self.message.id,
-                parent=self.replies[-1].id if self.replies else None,
+                parent=self.begun[-1].id if self.begun else None,
                 meta=meta or {},
             )
+            writer.spare_id = spare_id
         if not self.is_cancelled:  # nobody has asked for a stop, so what cancels the block is a fault of the handler's
             writer.cancelled_as = ("failed", "error")
         self.replies.append(writer)
@@ -132,8 +129,12 @@ class Turn:
             if is_ours and command.id not in self._heard and await self._accept(command):
                 arrived.append(Steer(_text_in(command.data), command.data, None, command.from_))
         for message in self._watch.waiting():
-            if message.id != self.message.id and await self._place.take_waiting(self.channel, message.id, by=self.name):
+            if message.id == self.message.id or message.id in self._others:
+                continue
+            if await self._place.take_waiting(self.channel, message.id, by=self.name):
                 arrived.append(Steer(message.text, None, message, message.author))
+            else:
+                self._others.add(message.id)  # elsewhere it is a request each time
         return arrived
 
     async def _accept(self, command: Command) -> bool:
@@ -151,21 +152,24 @@ class Turn:
         """Ask the people in the channel (`approve`, say) and wait for the first answer, at most `timeout_s` seconds.
 
         The question is a command: stored, seen on all devices, and answered once. The answer of nobody is `ok=False`
-        with the error `expired`.
+        with the error `expired`. A question that is open when the turn ends is withdrawn.
         """
         if not 1 <= timeout_s <= 24 * 3600:
             raise LocalError("timeout_s is from a second to a day")
-        target = self.replies[-1].id if self.replies else self.message.id
-        if self.replies:
-            await self.replies[-1].flush()  # people see what they are asked about
+        begun = self.begun
+        target = begun[-1].id if begun else self.message.id
+        if begun:
+            await begun[-1].flush()  # people see what they are asked about
         command = await self._place.command(
             self.channel, name, target=target, data=data, by=self.name, expires_s=timeout_s
         )
+        self.asked.add(command.id)
         self.progress("waiting", command=command.id)
         reply = await self._reply_to(command, timeout_s + GRACE_S)
+        self.asked.discard(command.id)
         if reply is None:
             return Answered(False, None, {"code": "expired", "detail": "no answer was heard of"}, None)
-        self.progress("answering" if self.replies else "thinking")
+        self.progress("answering" if begun else "thinking")
         return _answered(reply)
 
     def take_unused(self) -> Writer | None:
@@ -179,6 +183,11 @@ class Turn:
             async with asyncio.timeout(timeout_s):
                 return await self._watch.reply_to(command)
         return None
+
+    @property
+    def begun(self) -> list[Writer]:
+        """The answers that are stored, if only their beginnings. Others were not entered, or could not be stored."""
+        return [reply for reply in self.replies if reply.is_begun]
 
     @property
     def targets(self) -> set[str]:

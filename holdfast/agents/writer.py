@@ -5,13 +5,37 @@ You are in `agents`, since `hub` knows nothing of models.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Self
+
 from holdfast.agents.sources import Piped, pipe
+from holdfast.core.errors import Deleted, IdConflict
+from holdfast.core.model import Message
 from holdfast.hub.writer import MessageWriter
 
 
 class AgentWriter(MessageWriter):
-    """A `MessageWriter` with `pipe`."""
+    """A `MessageWriter` with `pipe`; as a turn's answer it begins even where its id is taken."""
+
+    is_begun = False  # is its beginning stored?
+    spare_id: Callable[[], str] | None = None
 
     async def pipe(self, stream: object, *, source: str | None = None) -> Piped:
         """Write all of a model's stream into this message; see `holdfast.agents.sources.pipe`."""
         return await pipe(self, stream, source=source)
+
+    async def open(self) -> Self:
+        """See `MessageWriter.open`."""
+        while True:
+            try:
+                return await super().open()
+            except (IdConflict, Deleted):
+                if self.spare_id is None:
+                    raise
+                self.id = self.spare_id()
+                self._is_open = False
+
+    def take_up(self, message: Message, generation: int) -> None:
+        """See `MessageWriter.take_up`."""
+        super().take_up(message, generation)
+        self.is_begun = True

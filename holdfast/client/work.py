@@ -9,20 +9,32 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any, Literal
 
 import msgspec
 from msgspec import Struct
 
 from holdfast.client.link import Answer, Link
-from holdfast.core.errors import Deleted, Fenced, Finished, HoldfastError, InvalidRequest, LocalError, NotFound
-from holdfast.core.model import Json, Message
+from holdfast.core.errors import (
+    Deleted,
+    Fenced,
+    Finished,
+    HoldfastError,
+    InvalidRequest,
+    InvalidText,
+    LocalError,
+    NotFound,
+    TooLarge,
+)
+from holdfast.core.model import Json, Message, check_json, plain
 from holdfast.core.patterns import RULE, is_pattern, matches
 
 logger = logging.getLogger("holdfast.client")
 
 RENEWALS = 3  # in a lease's term
 _LOST = (Fenced, Finished, Deleted, NotFound)
+_UNSAID = (InvalidRequest, InvalidText, TooLarge)  # what is said along with a renewal cannot be
 
 
 class TurnOffer(Struct, frozen=True, kw_only=True):
@@ -148,6 +160,7 @@ class Worker:
             self._over.set_result(None)
 
     async def _run(self, key: tuple[str, str], turn: ClaimedTurn) -> None:
+        """The whole of a turn. After an error its end is not told: the claim lapses, and it is tried again."""
         turn.renew_later()
         try:
             await self._on_turn(turn)
@@ -158,8 +171,10 @@ class Worker:
             return
         except HoldfastError as error:
             logger.error("the turn of %s in %s failed: %s", turn.message.id, turn.channel, error)
+            return
         except Exception:
             logger.exception("the turn of %s in %s failed", turn.message.id, turn.channel)
+            return
         finally:
             turn.end()
             if self._turns.get(key) is turn:
@@ -204,8 +219,13 @@ class ClaimedTurn:
         self._timer: asyncio.TimerHandle | None = None
 
     def tell(self, state: dict[str, Json]) -> None:
-        """Let those who look on know what the agent does now. Never stored."""
-        self._state = state
+        """Let those who look on know what the agent does now. Never stored.
+
+        Raises InvalidRequest, InvalidText or TooLarge where that cannot be sent.
+        """
+        limits = self._link.limits
+        check_json(state, limits.data_bytes, "what an agent says", depth=limits.depth)
+        self._state = plain(state)
         self.renew()
 
     # For the worker
@@ -217,7 +237,8 @@ class ClaimedTurn:
     def renew(self) -> None:
         """Say that it is being worked on. Without a connection the claim lives on for the rest of its term."""
         state = {} if self._state is None else {"state": self._state}
-        self._link.begin("turn.renew", {**self._claim(), **state}, self._renewed, is_repeatable=False)
+        when_answered = partial(self._renewed, self._state)
+        self._link.begin("turn.renew", {**self._claim(), **state}, when_answered, is_repeatable=False)
         self.renew_later()
 
     def end(self) -> None:
@@ -238,9 +259,15 @@ class ClaimedTurn:
         except HoldfastError as error:
             logger.warning("the end of the turn of %s could not be told: %s", self.message.id, error.code)
 
-    def _renewed(self, answer: Answer) -> None:
-        if isinstance(answer, _LOST) and self.task is not None and not self.task.done():
+    def _renewed(self, said: dict[str, Json] | None, answer: Answer) -> None:
+        if self.task is None or self.task.done():
+            return
+        if isinstance(answer, _LOST):
             self.cancel()
+        elif isinstance(answer, _UNSAID) and said is not None and said is self._state:
+            logger.warning("what an agent says of %s cannot be told: %s", self.message.id, answer)
+            self._state = None
+            self.renew()  # the claim must not lapse for it
 
     def _claim(self) -> dict[str, Any]:
         return {"channel": self.channel, "message": self.message.id, "generation": self.generation}

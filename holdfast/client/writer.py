@@ -138,6 +138,7 @@ class RemoteWriter:
         self.generation = 1
         self.error: HoldfastError | None = None  # what was refused: the next call raises it
         self.cancelled_as: tuple[str, str | None] = ("cancelled", None)  # status and reason, when the task is cancelled
+        self.spare_id: Callable[[], str] | None = None  # makes another id where something else stands under ours
         self._link = link
         self._create = create  # the fields to create it with; None: it is taken over
         self._read = read  # the message as it stands, where it is taken over
@@ -173,6 +174,11 @@ class RemoteWriter:
     def is_over(self) -> bool:
         """Has it ended, or been refused?"""
         return self._is_ending or self.error is not None
+
+    @property
+    def is_begun(self) -> bool:
+        """Is its beginning stored?"""
+        return self._is_open
 
     @property
     def length(self) -> int:
@@ -259,8 +265,16 @@ class RemoteWriter:
         A message that is opened must be entered. Raises IdConflict when something stands under its id already; of a
         takeover Finished, StillStreaming, NotFound.
         """
-        if self._is_open:
-            return self
+        while not self._is_open:
+            try:
+                await self._open()
+            except (IdConflict, Deleted):
+                if self.spare_id is None:
+                    raise
+                self.id = self.spare_id()
+        return self
+
+    async def _open(self) -> None:
         sockets = self._link.sockets
         if self._create is not None:
             answer = await self._begun(self._create)
@@ -279,7 +293,6 @@ class RemoteWriter:
         self._is_open = True
         self._renew_later()
         self._link.stand(self, since=sockets)
-        return self
 
     async def _begun(self, create: dict[str, Any]) -> dict[str, Any]:
         """Store the beginning. Cancelled in the middle of it, the message is ended, if it was begun."""

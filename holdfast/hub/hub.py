@@ -765,6 +765,9 @@ class HubCore:
                     task.cancel()
         except BaseException as error:
             if runtime.ready.done():
+                if isinstance(error, Exception) and not self.is_draining:  # a mistake has ended this life
+                    self.is_draining = True
+                    self._send_away(runtime)
                 raise
             cause = error.exceptions[0] if isinstance(error, BaseExceptionGroup) else error
             runtime.ready.set_exception(cause)
@@ -870,15 +873,21 @@ class HubCore:
                 token = moved.token
             except HoldfastError as error:
                 logger.warning("housekeeping will try again: %s", error)
+            except Exception:  # of a store that is not ours, say: nobody's answer ends for it
+                logger.exception("housekeeping failed, and will try again")
 
-    async def _drain(self, runtime: _Runtime) -> None:
-        self.is_draining = True
-        self.desk.close()
+    def _send_away(self, runtime: _Runtime) -> None:
+        """Viewers come back to the next life of the hub, or to another one."""
         for callback in list(self._on_drain):
             callback()
         for channel in runtime.channels.values():
             for feed in channel.feeds:
                 feed.wake()
+
+    async def _drain(self, runtime: _Runtime) -> None:
+        self.is_draining = True
+        self.desk.close()
+        self._send_away(runtime)
         try:
             async with asyncio.timeout(self.drain_s):
                 while runtime.jobs or runtime.writers:

@@ -150,6 +150,7 @@ class TurnTakeFrame(Struct, frozen=True, kw_only=True, tag_field="type", tag="tu
     ref: Ref
     channel: str
     message: str
+    turn: str | None = None  # the message of the turn that takes it in: so a repeat is known again
 
 
 class TurnDoneFrame(Struct, frozen=True, kw_only=True, tag_field="type", tag="turn.done"):

@@ -531,7 +531,10 @@ class Session:
         try:
             worker = self._worker_of(frame)
             channel, message_id = check_channel(frame.channel), check_id(frame.message)
-            is_taken = worker.works_in(channel) and await self._hub.take_waiting(channel, message_id, worker.name)
+            turn = check_id(frame.turn) if frame.turn is not None else None
+            is_taken = worker.works_in(channel) and await self._hub.take_waiting(
+                channel, message_id, worker.name, turn=turn
+            )
         except Exception as error:
             self._failed(frame.ref, error)
             return

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from holdfast.agents.history import as_turns
-from holdfast.agents.turn import Turn
+from holdfast import Hub
+from holdfast.agents.history import as_turns, path_to
+from holdfast.agents.turn import Turn, reply_id
 from holdfast.core.model import Message, Part
 from tests.agents.test_turns import new_hub, until_over
 from tests.virtual import virtually
@@ -136,3 +137,78 @@ def test_results_alone_carry_no_text(shape: Any) -> None:
     turns = as_turns([ASKED, message("tool", text("raw"), call("a"))], shape)
     assert "raw" not in str(turns)
     assert "done" in str(turns)
+
+
+def test_anthropic_has_no_text_of_white_space() -> None:
+    blank = [message("user", text(" ")), message("assistant", text("\n\n"))]
+    assert as_turns([ASKED, *blank, message("user", text("Sure?"))], "anthropic") == [
+        {"role": "user", "content": [text("Why?"), text("Sure?")]}
+    ]
+
+
+async def say(hub: Hub, id: str, parent: str | None, *, role: str | None = None, reply_to: str | None = None) -> None:
+    """A message; by its id a question of ann's, or an answer."""
+    role = role or ("user" if id.startswith("Q") else "assistant")
+    await hub.create("x:1", id=id, role=role, text=id, parent=parent, reply_to=reply_to)
+
+
+async def path(hub: Hub, id: str) -> list[str]:
+    page = await hub.history("x:1", limit=200)
+    asked, _ = await hub.read("x:1", id)
+    return [one.id for one in path_to(asked, page.messages)]
+
+
+@virtually
+async def test_a_person_who_replies_to_a_question_has_not_answered_it() -> None:
+    hub = new_hub()
+    await say(hub, "Q1", None)
+    await say(hub, "Q1b", "Q1", reply_to="Q1")
+    await say(hub, "Q2", "Q1b")
+    assert await path(hub, "Q1b") == ["Q1"]
+    assert await path(hub, "Q2") == ["Q1", "Q1b"]
+    await hub.close()
+
+
+async def branched(hub: Hub, answer: str) -> None:
+    """Two questions after A1, each with its answer, of which one is gone; and Q3, which followed that."""
+    await say(hub, "Q1", None)
+    await say(hub, "A1", "Q1", reply_to="Q1")
+    await say(hub, "Q2b", "A1")
+    await say(hub, answer, "Q2b", role="assistant", reply_to="Q2b")
+    await say(hub, "Q2a", "A1")
+    await say(hub, "A2a", "Q2a", reply_to="Q2a")
+    await say(hub, "Q3", answer)
+    await hub.delete("x:1", answer)
+
+
+@virtually
+async def test_a_path_goes_through_a_turns_answer_that_was_deleted() -> None:
+    hub = new_hub()
+    await branched(hub, reply_id("Q2b", 2))
+    assert await path(hub, "Q3") == ["Q1", "A1", "Q2b"]
+    await hub.close()
+
+
+@virtually
+async def test_a_path_does_not_lead_from_what_was_deleted_into_another_branch() -> None:
+    hub = new_hub()
+    await branched(hub, "A2b")
+    assert await path(hub, "Q3") == []
+    await hub.close()
+
+
+@virtually
+async def test_where_there_are_no_branches_what_was_deleted_is_passed_over() -> None:
+    """Two answers to a question, and a question that came while one was written, are no branches."""
+    hub = new_hub()
+    await say(hub, "Q1", None)
+    await say(hub, "A1", "Q1", reply_to="Q1")
+    await say(hub, "A1b", "Q1", reply_to="Q1")
+    await say(hub, "Q2", "A1b")
+    await say(hub, "Q3", "Q2")
+    await say(hub, "A2", "Q2", reply_to="Q2")
+    await say(hub, "Q4", "A2")
+    await say(hub, "Q5", "Q4")
+    await hub.delete("x:1", "Q4")
+    assert await path(hub, "Q5") == ["Q1", "A1b", "Q2", "A2"]
+    await hub.close()

@@ -15,12 +15,15 @@ import pytest
 
 from holdfast import Hub, allow_everyone
 from holdfast.agents.turn import Answered, Turn, reply_id
-from holdfast.client import Client
+from holdfast.client import ClaimedTurn, Client
 from holdfast.client.writer import SHORTEST_LEASE_S
+from holdfast.core.errors import HoldfastError
 from holdfast.core.model import Message
+from holdfast.hub.identity import Identity
 from tests.agents.test_endings import Slow
 from tests.client.wire import QUICK, Wire, becomes, client_of
 from tests.transports.conftest import Served, new_hub, serving
+from tests.virtual import virtual_clock, virtually
 
 
 @contextlib.asynccontextmanager
@@ -411,3 +414,257 @@ async def test_an_answer_that_came_while_its_agent_was_away_is_heard_of_by_a_vie
         await hub.reply("chat:1", view.commands[0].id, ok=True, data="go", by="ann")
         await becomes(lambda: bool(answered))
     assert answered == [Answered(True, "go", None, "ann")]
+
+
+@contextlib.asynccontextmanager
+async def virtual_hub(**options: Any) -> AsyncIterator[tuple[Hub, Wire]]:
+    """A hub and a wire in a test whose clock jumps: leases of many seconds end at once."""
+    options = {"authenticate": allow_everyone, **options}
+    hub = Hub("memory://", hooks_signals=False, clock=virtual_clock(), drain_s=0.0, **options)
+    await hub.start()
+    wire = Wire(hub)
+    yield hub, wire
+    await wire.end()
+    await hub.close()
+
+
+async def endings(hub: Hub) -> list[tuple[str | None, str, str, str | None]]:
+    return [(one.author, one.text, one.status, one.reason) for one in await answers(hub)]
+
+
+@virtually
+async def test_what_an_agent_elsewhere_cannot_say_is_its_own_trouble_and_its_claim_lives_on() -> None:
+    begun: list[int] = []
+    refused: list[str] = []
+    async with virtual_hub() as (hub, wire):
+        client = client_of(wire, client_id="bot")
+
+        @client.agent("chat:*")
+        async def bot(turn: Turn) -> None:
+            begun.append(turn.attempt)
+            async with turn.reply() as message:
+                for said in (object(), "\ud83d", "x" * 2_000_000):
+                    try:
+                        turn.progress("using a tool", tool=said)
+                    except HoldfastError as error:
+                        refused.append(error.code)
+                for _ in range(40):
+                    await asyncio.sleep(1)
+                    await message.append(".")
+
+        async with working(client):
+            await asyncio.sleep(1)
+            await hub.create("chat:1", text="?")
+            await asyncio.sleep(100)
+        assert refused == ["invalid_request", "invalid_text", "too_large"]
+        assert begun == [1]
+        assert await endings(hub) == [("bot", "." * 40, "complete", None)]
+
+
+@virtually
+async def test_a_claim_is_renewed_though_the_server_refuses_what_is_said_along_with_it() -> None:
+    begun: list[int] = []
+    async with virtual_hub() as (hub, wire):
+        wire.refuse = lambda frame: "invalid_request" if "tool" in frame.get("state", ()) else None
+        client = client_of(wire, client_id="bot")
+
+        @client.agent("chat:*")
+        async def bot(turn: Turn) -> None:
+            begun.append(turn.attempt)
+            turn.progress("using a tool", tool="search")
+            await asyncio.sleep(60)
+
+        async with working(client):
+            await asyncio.sleep(1)
+            await hub.create("chat:1", text="?")
+            await asyncio.sleep(100)
+        assert begun == [1]
+
+
+@virtually
+async def test_an_answer_elsewhere_whose_id_somebody_took_is_written_under_another() -> None:
+    async with virtual_hub() as (hub, wire):
+        client = client_of(wire, client_id="bot")
+
+        @client.agent("chat:*")
+        async def bot(turn: Turn) -> None:
+            async with turn.reply() as message:
+                await message.append(f"to {turn.text}")
+
+        await hub.create("chat:1", id=reply_id("m1", 1), text="I am here", author="eve", role="system")
+        async with working(client):
+            await asyncio.sleep(1)
+            asked = await hub.create("chat:1", id="m1", text="ann", author="ann")
+            await asyncio.sleep(5)
+        (answer,) = await answers(hub)
+        assert (answer.text, answer.status, answer.reply_to) == ("to ann", "complete", asked.id)
+
+
+@virtually
+async def test_an_answer_elsewhere_that_the_server_does_not_take_is_said_to_have_failed() -> None:
+    async with virtual_hub() as (hub, wire):
+        refusals = iter(["forbidden"])
+        wire.refuse = lambda frame: next(refusals, None) if frame["type"] == "create" else None
+        client = client_of(wire, client_id="bot")
+
+        @client.agent("chat:*")
+        async def bot(turn: Turn) -> None:
+            async with turn.reply() as message:
+                await message.append("whole")
+
+        async with working(client):
+            await asyncio.sleep(1)
+            await hub.create("chat:1", text="?")
+            await asyncio.sleep(30)
+        assert await endings(hub) == [("bot", "", "failed", "forbidden")]
+
+
+@virtually
+async def test_a_turn_that_could_not_be_begun_is_not_over() -> None:
+    """The line was away for longer than the client is patient, just when the turn had come."""
+    begun: list[int] = []
+    async with virtual_hub() as (hub, wire):
+        is_away = False
+
+        async def dial(url: str, headers: dict[str, str]) -> Any:
+            if is_away:
+                raise OSError("no network")
+            return await wire(url, headers)
+
+        client = client_of(wire, client_id="bot", dial=dial)
+
+        @client.agent("chat:*")
+        async def bot(turn: Turn) -> None:
+            begun.append(turn.attempt)
+            async with turn.reply() as message:
+                await message.append("an answer")
+
+        def refuse(frame: dict[str, Any]) -> None:
+            nonlocal is_away
+            if frame["type"] == "attach" and not begun and client_is_new:
+                is_away = True
+                wire.cut()
+
+        client_is_new = True
+        wire.refuse = refuse
+        async with working(client):
+            await asyncio.sleep(1)
+            await hub.create("chat:1", text="?")
+            await asyncio.sleep(QUICK.request_s + 2)
+            assert (is_away, begun) == (True, [])
+            is_away = client_is_new = False
+            await asyncio.sleep(120)
+        assert begun == [2]
+        assert await endings(hub) == [("bot", "an answer", "complete", None)]
+
+
+async def test_a_turn_function_that_raises_has_not_ended_the_turn(hub: Hub, wire: Wire, client: Client) -> None:
+    """Its claim lapses, and it is tried again."""
+    turns: list[ClaimedTurn] = []
+
+    async def on_turn(turn: ClaimedTurn) -> None:
+        turns.append(turn)
+        raise RuntimeError
+
+    work = asyncio.ensure_future(client.work("chat:*", on_turn=on_turn))
+    await becomes(lambda: hub.desk.has_agent("chat:1"))
+    await hub.create("chat:1", text="?")
+    await becomes(lambda: bool(turns) and turns[0].task is not None and turns[0].task.done())
+    await client.history("chat:1")  # what was sent before has been carried out
+    assert [frame["type"] for frame in wire.sent if frame["type"] == "turn.done"] == []
+    assert hub.desk.stats()["turns_running"] == 1
+    work.cancel()
+    await asyncio.wait([work])
+
+
+@virtually
+async def test_an_agent_that_may_not_read_answers_again_after_a_crash() -> None:
+    """With all that `work` asks for, and without `history`: it cannot know what the attempt before had written."""
+    begun: list[tuple[str, int, Message | None]] = []
+
+    async def authenticate(scope: Any) -> Identity:
+        name = scope["query_string"].decode().split("client=")[1].split("&")[0]
+        return Identity(client_id=name, capabilities=frozenset({"agent", "subscribe", "append", "publish", "command"}))
+
+    async with virtual_hub(authenticate=authenticate) as (hub, wire):
+
+        def serve(name: str) -> Client:
+            client = client_of(wire, client_id=name)
+
+            @client.agent("chat:*")
+            async def bot(turn: Turn) -> None:
+                begun.append((name, turn.attempt, turn.previous))
+                async with turn.reply() as message:
+                    await message.append("half ")
+                    await message.flush()
+                    await asyncio.sleep(1000 if name == "one" else 0)
+
+            return client
+
+        async with working(serve("one")):
+            await asyncio.sleep(1)
+            await hub.create("chat:1", text="?")
+            await asyncio.sleep(1)
+        async with working(serve("two")):
+            await asyncio.sleep(60)
+        assert begun == [("one", 1, None), ("two", 2, None)]
+        assert await endings(hub) == [
+            ("one", "half ", "interrupted", "writer_gone"),
+            ("two", "half ", "complete", None),
+        ]
+
+
+@virtually
+async def test_a_question_from_elsewhere_is_withdrawn_when_its_turn_ends_or_its_process_died() -> None:
+    async with virtual_hub() as (hub, wire):
+
+        def serve(name: str) -> Client:
+            client = client_of(wire, client_id=name)
+
+            @client.agent("chat:*")
+            async def bot(turn: Turn) -> None:
+                if turn.attempt == 1:
+                    async with turn.reply():
+                        await turn.ask("approve", timeout_s=3600)
+
+            return client
+
+        async with working(serve("one")):
+            await asyncio.sleep(1)
+            asked = await hub.create("chat:1", text="stopped")
+            await asyncio.sleep(1)
+            (stopped,) = hub.channel("chat:1").state.pending_commands()
+            await hub.command("chat:1", "cancel", target=asked.id)
+            await asyncio.sleep(1)
+            await hub.create("chat:1", text="left")
+            await asyncio.sleep(1)
+            (left,) = hub.channel("chat:1").state.pending_commands()
+        async with working(serve("two")):
+            await asyncio.sleep(60)
+        for question, by in ((stopped, "one"), (left, "two")):
+            known = hub.channel("chat:1").state.command(question.id)
+            assert known is not None
+            assert known.reply is not None
+            assert (known.reply.error["code"], known.reply.by) == ("withdrawn", by)
+
+
+@virtually
+async def test_what_a_turn_elsewhere_may_not_take_in_is_asked_for_once() -> None:
+    async with virtual_hub() as (hub, wire):
+        client = client_of(wire, client_id="bot")
+
+        @client.agent("chat:*", when_busy="parallel")
+        async def bot(turn: Turn) -> None:
+            if turn.text == "first":
+                await asyncio.sleep(3)
+                for _ in range(20):
+                    assert await turn.steered() == []
+
+        async with working(client):
+            await asyncio.sleep(1)
+            await hub.create("chat:1", text="first")
+            await asyncio.sleep(1)
+            for number in range(5):
+                await hub.create("chat:1", text=f"other {number}")
+            await asyncio.sleep(30)
+        assert sum(frame["type"] == "turn.take" for frame in wire.sent) == 5

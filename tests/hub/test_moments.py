@@ -10,10 +10,11 @@ from collections.abc import Sequence
 
 import pytest
 
-from holdfast.core.errors import Busy, Deleted, Finished, StoreUnavailable
+from holdfast.core.errors import Busy, Deleted, Draining, Finished, HoldfastError, StoreUnavailable
 from holdfast.core.ops import Takeover
 from holdfast.core.requests import SERVER, Asker, CreateMessage, DeleteMessage, FinishMessage
 from holdfast.hub import HubCore
+from holdfast.hub.committer import Committer
 from holdfast.stores.base import Committed, CommitUnknown, Conflict, Head, Write
 from holdfast.stores.memory import MemoryStore
 from tests.hub.watching import PATIENCE_S
@@ -161,4 +162,55 @@ async def test_text_goes_to_a_new_part_where_the_last_text_became_something_else
         {"type": "data", "name": "gone", "data": 1},
         {"type": "text", "text": "answer"},
     ]
+    await hub.close()
+
+
+class Broken(MemoryStore):
+    """A store whose housekeeping fails in a way that no store should."""
+
+    async def tidy(self, now_ms: int) -> list[tuple[str, str]]:
+        raise OSError("the connection was reset")
+
+
+@virtually
+async def test_housekeeping_that_fails_ends_nobody_s_view() -> None:
+    hub = HubCore(Broken(), hooks_signals=False, drain_s=0, clock=virtual_clock())
+    await hub.start()
+    shown: list[str] = []
+
+    async def watch() -> None:
+        async for event in hub.subscribe("c"):
+            shown.append(event.__struct_config__.tag or "")
+
+    watching = asyncio.ensure_future(watch())
+    await asyncio.sleep(60)
+    await hub.create("c", id="m", text="hello")
+    await asyncio.sleep(1)
+    assert shown[-1] == "message.create"
+    watching.cancel()
+    await hub.close()
+
+
+@virtually
+async def test_a_mistake_that_ends_the_hubs_life_sends_its_viewers_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    hub = HubCore("memory://", hooks_signals=False, drain_s=0, clock=virtual_clock())
+    await hub.start()
+    sent_away = asyncio.Event()
+    hub.on_drain(sent_away.set)
+
+    async def watch() -> None:
+        async for _ in hub.subscribe("c"):
+            pass
+
+    watching = asyncio.ensure_future(watch())
+    await hub.create("c", text="hello")
+    monkeypatch.setattr(Committer, "_note_took", lambda *_: 1 / 0)
+    with pytest.raises((Draining, HoldfastError)):
+        await hub.create("c", text="unlucky")
+    monkeypatch.undo()
+    async with asyncio.timeout(5):
+        await sent_away.wait()
+        with pytest.raises(Draining):
+            await watching
+    await hub.create("c", text="in the next life")  # which begins by itself
     await hub.close()

@@ -1,0 +1,384 @@
+"""What goes wrong around a turn: what it says, how its answer is opened, what a crash leaves of it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from holdfast import Hub
+from holdfast.agents.local import LocalPlace
+from holdfast.agents.turn import Turn, reply_id
+from holdfast.core.errors import HoldfastError, InvalidRequest, InvalidText, StoreUnavailable, TooLarge
+from holdfast.core.model import Message
+from holdfast.core.ops import Claim, Create
+from holdfast.stores.base import Committed, Conflict, Write
+from holdfast.stores.memory import MemoryStore
+from tests.agents.test_endings import endings
+from tests.agents.test_turns import messages, new_hub, until_over
+from tests.virtual import virtually
+
+
+class Refusing(MemoryStore):
+    """A store that fails for commits in which an operation of the kind `refuses` is."""
+
+    refuses: Any = ()
+    times = 1
+
+    async def commit(self, writes: Sequence[Write]) -> list[Committed | Conflict]:
+        ops = [entry.op for write in writes for entry in write.entries]
+        if self.times and self.refuses and any(self.refuses(op) for op in ops):
+            self.times -= 1
+            raise StoreUnavailable("not now")
+        return await super().commit(writes)
+
+
+def is_answer(op: object) -> bool:
+    return isinstance(op, Create) and op.role == "assistant"
+
+
+def is_end_of_a_turn(op: object) -> bool:
+    return isinstance(op, Claim) and op.state in ("done", "cancelled")
+
+
+def questions(hub: Hub) -> list[str]:
+    return [one.name for one in hub.channel("chat:1").state.pending_commands()]
+
+
+@pytest.mark.parametrize(
+    ("said", "refusal"),
+    [("half an emoji \ud83d", InvalidText), (object(), InvalidRequest), ("x" * 20_000_000, TooLarge)],
+    ids=["half a surrogate pair", "no JSON", "too much"],
+)
+@virtually
+async def test_what_an_agent_cannot_say_is_its_own_trouble(said: Any, refusal: type[HoldfastError]) -> None:
+    hub = new_hub()
+    refused: list[Exception] = []
+
+    @hub.agent("chat:*")
+    async def bot(turn: Turn) -> None:
+        async with turn.reply() as message:
+            try:
+                turn.progress("using a tool", tool=said)
+            except HoldfastError as error:
+                refused.append(error)
+            await message.append("whole")
+
+    await hub.create("chat:1", text="?")
+    found = await until_over(hub, 1)
+    assert [type(error) for error in refused] == [refusal]
+    assert (found[1].text, found[1].status) == ("whole", "complete")
+    await hub.close()
+
+
+@virtually
+async def test_what_an_agent_said_is_not_changed_by_what_it_does_to_its_objects_later() -> None:
+    hub = new_hub()
+    seen: list[Any] = []
+
+    @hub.agent("chat:*", name="bot")
+    async def bot(turn: Turn) -> None:
+        tools = ["search"]
+        turn.progress("using a tool", tools=tools)
+        tools.append("rm")
+        member = hub.channel("chat:1").roster.member("bot")
+        assert member is not None
+        seen.append(member.data["tools"])
+
+    await hub.members("chat:1")
+    await hub.create("chat:1", text="?")
+    await asyncio.sleep(1)
+    assert seen == [["search"]]
+    await hub.close()
+
+
+@pytest.mark.parametrize("times", [1, 20])
+@virtually
+async def test_an_answer_whose_beginning_could_not_be_stored_says_so_when_the_store_is_back(times: int) -> None:
+    store = Refusing()
+    hub = new_hub(store)
+
+    @hub.agent("chat:*")
+    async def bot(turn: Turn) -> None:
+        async with turn.reply() as message:
+            await message.append("answer")
+
+    store.refuses, store.times = is_answer, times
+    await hub.create("chat:1", text="?")
+    await asyncio.sleep(60)
+    assert await endings(hub) == [("", "failed", "store_unavailable")]
+    assert hub.desk.stats()["turns_running"] == 0
+    await hub.close()
+
+
+@virtually
+async def test_a_second_answer_that_cannot_begin_is_said_to_have_failed() -> None:
+    store = Refusing()
+    hub = new_hub(store)
+
+    @hub.agent("chat:*")
+    async def bot(turn: Turn) -> None:
+        async with turn.reply() as message:
+            await message.append("first")
+        store.refuses = is_answer
+        async with turn.reply() as message:
+            await message.append("second")
+
+    await hub.create("chat:1", text="?")
+    await asyncio.sleep(30)
+    assert await endings(hub) == [("first", "complete", None), ("", "failed", "store_unavailable")]
+    await hub.close()
+
+
+@virtually
+async def test_a_reply_that_is_not_entered_is_said_to_have_failed() -> None:
+    hub = new_hub()
+
+    @hub.agent("chat:*")
+    async def bot(turn: Turn) -> None:
+        message = turn.reply()
+        await message.append("answer")
+
+    await hub.create("chat:1", text="?")
+    await asyncio.sleep(30)
+    assert await endings(hub) == [("", "failed", "misuse")]
+    await hub.close()
+
+
+@pytest.mark.parametrize("is_deleted", [False, True])
+@virtually
+async def test_an_answer_whose_id_somebody_took_is_written_under_another(is_deleted: bool) -> None:
+    hub = new_hub()
+
+    @hub.agent("chat:*")
+    async def bot(turn: Turn) -> None:
+        async with turn.reply() as message:
+            await message.append(f"to {turn.text}")
+
+    taken = reply_id("m1", 1)
+    await hub.create("chat:1", id=taken, text="I am here", author="eve", role="system")
+    if is_deleted:
+        await hub.delete("chat:1", taken)
+    asked = await hub.create("chat:1", id="m1", text="ann", author="ann")
+    found = await until_over(hub, 1)
+    assert await endings(hub) == [("to ann", "complete", None)]
+    assert found[-1].reply_to == asked.id
+    assert found[-1].id != taken
+    await hub.close()
+
+
+@virtually
+async def test_a_time_limit_is_told_where_the_handler_does_not_let_itself_be_cancelled() -> None:
+    hub = new_hub()
+    release = asyncio.Event()
+
+    @hub.agent("chat:*", timeout_s=5)
+    async def deaf(turn: Turn) -> None:
+        while not release.is_set():
+            try:
+                await release.wait()
+            except asyncio.CancelledError:
+                continue
+
+    await hub.create("chat:1", text="?")
+    await asyncio.sleep(30)
+    assert await endings(hub) == [("", "failed", "timeout")]
+    release.set()
+    await asyncio.sleep(1)
+    await hub.close()
+
+
+@pytest.mark.parametrize("end", ["cancel", "error", "own timeout"])
+@virtually
+async def test_a_question_is_withdrawn_when_its_turn_ends(end: str) -> None:
+    hub = new_hub()
+
+    @hub.agent("chat:*", name="bot")
+    async def bot(turn: Turn) -> None:
+        async with turn.reply() as message:
+            await message.append("May I?")
+            if end == "error":
+                task = asyncio.ensure_future(turn.ask("approve", {"tool": "rm"}, timeout_s=3600))
+                await asyncio.sleep(1)
+                task.cancel()
+                raise RuntimeError
+            try:
+                async with asyncio.timeout(2 if end == "own timeout" else None):
+                    await turn.ask("approve", {"tool": "rm"}, timeout_s=3600)
+            except TimeoutError:
+                await message.append(" No?")
+
+    asked = await hub.create("chat:1", text="delete", author="ann")
+    await asyncio.sleep(0.5)
+    (question,) = hub.channel("chat:1").state.pending_commands()
+    if end == "cancel":
+        await hub.command("chat:1", "cancel", target=asked.id, by="ann")
+    await asyncio.sleep(5)
+    known = hub.channel("chat:1").state.command(question.id)
+    assert questions(hub) == []
+    assert known is not None
+    assert known.reply is not None
+    assert (known.reply.ok, known.reply.error["code"], known.reply.by) == (False, "withdrawn", "bot")
+    await hub.close()
+
+
+@pytest.mark.parametrize("has_reply", [True, False])
+@virtually
+async def test_what_a_process_asked_that_died_is_withdrawn_and_nothing_else(has_reply: bool) -> None:
+    store = MemoryStore()
+    first = new_hub(store)
+
+    @first.agent("chat:*", name="bot")
+    async def asking(turn: Turn) -> None:
+        if has_reply:
+            async with turn.reply() as message:
+                await message.append("May I?")
+                await turn.ask("approve", timeout_s=3600)
+        await turn.ask("approve", timeout_s=3600)
+
+    asked = await first.create("chat:1", text="?", author="ann")
+    await asyncio.sleep(1)
+    await first.command("chat:1", "steer", target=asked.id, data="shorter", by="bot", expires_s=3600)
+    await first.command("chat:1", "translate", target=asked.id, by="ann", expires_s=3600)
+    await first.close()
+    second = new_hub(store)
+    seen: list[list[str]] = []
+
+    @second.agent("chat:*", name="bot")
+    async def looking(turn: Turn) -> None:
+        seen.append(sorted(questions(second)))
+
+    await second.start()
+    await asyncio.sleep(5)
+    assert seen == [["steer", "translate"]]
+    await second.close()
+
+
+@virtually
+async def test_with_interrupt_a_turn_that_crashed_before_its_answer_is_not_run_again() -> None:
+    store = MemoryStore()
+    first = new_hub(store)
+    ran: list[int] = []
+
+    async def pay(turn: Turn) -> None:
+        ran.append(turn.attempt)
+        await asyncio.sleep(1000)
+
+    first.agent("chat:*", name="bot", on_crash="interrupt")(pay)
+    await first.create("chat:1", text="pay")
+    await asyncio.sleep(1)
+    await first.close()
+    second = new_hub(store)
+    second.agent("chat:*", name="bot", on_crash="interrupt")(pay)
+    await second.start()
+    await asyncio.sleep(5)
+    assert ran == [1]
+    assert await endings(second) == [("", "failed", "crashed")]
+    assert second.desk.stats()["turns_running"] == 0
+    await second.close()
+
+
+@virtually
+async def test_an_answer_that_was_taken_over_and_could_not_be_read_is_gone_on_with(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    store = MemoryStore()
+    first = new_hub(store)
+
+    @first.agent("chat:*", name="bot", on_crash="continue")
+    async def half(turn: Turn) -> None:
+        async with turn.reply() as message:
+            await message.append("half ")
+            await message.flush()
+            await asyncio.sleep(1000)
+
+    await first.create("chat:1", text="?")
+    await asyncio.sleep(1)
+    await first.close()
+    second = new_hub(store)
+    is_failing = False
+    take_over, read = LocalPlace.take_over, LocalPlace.read
+
+    async def taking(place: LocalPlace, channel: str, message_id: str, *, author: str) -> Any:
+        nonlocal is_failing
+        writer = await take_over(place, channel, message_id, author=author)
+        is_failing = True
+        return writer
+
+    async def reading(place: LocalPlace, channel: str, message_id: str) -> tuple[Message, str]:
+        nonlocal is_failing
+        if is_failing:
+            is_failing = False
+            raise StoreUnavailable("not now")
+        return await read(place, channel, message_id)
+
+    monkeypatch.setattr(LocalPlace, "take_over", taking)
+    monkeypatch.setattr(LocalPlace, "read", reading)
+
+    @second.agent("chat:*", name="bot", on_crash="continue")
+    async def whole(turn: Turn) -> None:
+        async with turn.reply() as message:
+            await message.append("whole")
+
+    await second.start()
+    await asyncio.sleep(60)
+    assert await endings(second) == [("half whole", "complete", None)]
+    await second.close()
+
+
+@pytest.mark.parametrize("on_crash", ["interrupt", "restart", "continue"])
+@pytest.mark.parametrize("is_stopped", [False, True])
+@virtually
+async def test_an_answer_that_had_ended_before_the_crash_is_the_answer(on_crash: Any, is_stopped: bool) -> None:
+    """The process died after its answer was stored, and before the end of its turn was."""
+    store = Refusing()
+    store.refuses, store.times = is_end_of_a_turn, 1000
+    first = new_hub(store)
+
+    async def answer(turn: Turn) -> None:
+        async with turn.reply() as message:
+            await message.append(f"by attempt {turn.attempt}")
+            await asyncio.sleep(1000 if is_stopped else 0)
+
+    first.agent("chat:*", name="bot", on_crash=on_crash)(answer)
+    asked = await first.create("chat:1", text="?")
+    await asyncio.sleep(1)
+    if is_stopped:
+        await first.command("chat:1", "cancel", target=asked.id, by="ann")
+        await asyncio.sleep(1)
+    await first.close()
+    store.times = 0
+    second = new_hub(store)
+    second.agent("chat:*", name="bot", on_crash=on_crash)(answer)
+    await second.start()
+    await asyncio.sleep(5)
+    assert await endings(second) == [("by attempt 1", "cancelled" if is_stopped else "complete", None)]
+    assert second.desk.stats()["turns_running"] == 0
+    await second.close()
+
+
+@virtually
+async def test_a_turn_that_crashed_in_its_second_answer_is_run_again() -> None:
+    store = MemoryStore()
+    first = new_hub(store)
+
+    async def twice(turn: Turn) -> None:
+        for number in range(2):
+            async with turn.reply() as message:
+                await message.append(f"{turn.attempt}.{number}")
+                await message.flush()
+                await asyncio.sleep(1000 if (turn.attempt, number) == (1, 1) else 0)
+
+    first.agent("chat:*", name="bot")(twice)
+    await first.create("chat:1", text="?")
+    await asyncio.sleep(1)
+    await first.close()
+    second = new_hub(store)
+    second.agent("chat:*", name="bot")(twice)
+    await second.start()
+    await asyncio.sleep(5)
+    found = [(one.text, one.status) for one in await messages(second) if one.role == "assistant"]
+    assert found == [("1.0", "complete"), ("1.1", "interrupted"), ("2.0", "complete"), ("2.1", "complete")]
+    await second.close()
