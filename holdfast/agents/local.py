@@ -140,9 +140,9 @@ class LocalPlace:
         """Of `Place`."""
         return LocalWatch(self._hub, channel)
 
-    async def take_waiting(self, channel: str, message_id: str, *, by: str) -> bool:
+    async def take_waiting(self, channel: str, message_id: str, *, by: str, turn: str) -> bool:
         """Of `Place`."""
-        return await self._hub.take_waiting(channel, message_id, by)
+        return await self._hub.take_waiting(channel, message_id, by, turn=turn)
 
     def say(self, channel: str, name: str, data: dict[str, Json]) -> None:
         """Of `Place`."""

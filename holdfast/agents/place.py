@@ -108,8 +108,8 @@ class Place(Protocol):
     async def watch(self, channel: str) -> Watch:
         """Look at a channel from now on."""
 
-    async def take_waiting(self, channel: str, message_id: str, *, by: str) -> bool:
-        """Take a user message that waits into a turn that runs already; False if somebody else has it."""
+    async def take_waiting(self, channel: str, message_id: str, *, by: str, turn: str) -> bool:
+        """Take a user message that waits into the turn of message `turn`; False if somebody else has it."""
 
     def say(self, channel: str, name: str, data: dict[str, Json]) -> None:
         """What the agent does now, for those who look on."""

@@ -131,10 +131,9 @@ class Turn:
         for message in self._watch.waiting():
             if message.id == self.message.id or message.id in self._others:
                 continue
-            if await self._place.take_waiting(self.channel, message.id, by=self.name):
+            self._others.add(message.id)  # elsewhere it is a request each time
+            if await self._place.take_waiting(self.channel, message.id, by=self.name, turn=self.message.id):
                 arrived.append(Steer(message.text, None, message, message.author))
-            else:
-                self._others.add(message.id)  # elsewhere it is a request each time
         return arrived
 
     async def _accept(self, command: Command) -> bool:

@@ -172,9 +172,9 @@ class RemotePlace:
         await watch.begin()
         return watch
 
-    async def take_waiting(self, channel: str, message_id: str, *, by: str) -> bool:
+    async def take_waiting(self, channel: str, message_id: str, *, by: str, turn: str) -> bool:
         """Of `Place`."""
-        return await self._client.take_waiting(channel, message_id)
+        return await self._client.take_waiting(channel, message_id, turn=turn)
 
     def say(self, channel: str, name: str, data: dict[str, Json]) -> None:
         """Of `Place`."""

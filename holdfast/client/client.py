@@ -334,9 +334,12 @@ class Client:
         worker = Worker(link, pattern, slots=slots, when_busy=when_busy, name=name, on_turn=on_turn)
         await self._workers.run(worker)
 
-    async def take_waiting(self, channel: str, message_id: str) -> bool:
-        """Take a user message that waits into a turn that runs already; False if somebody else has it."""
-        answer = await self._ask("turn.take", channel, {"message": check_id(message_id)})
+    async def take_waiting(self, channel: str, message_id: str, *, turn: str) -> bool:
+        """Take a user message that waits into the turn of message `turn`, which is ours; False if somebody else has it.
+
+        Sent again where no answer came, and answered as before.
+        """
+        answer = await self._ask("turn.take", channel, {"message": check_id(message_id), "turn": check_id(turn)})
         return bool(answer.get("taken"))
 
     def agent(

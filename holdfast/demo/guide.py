@@ -17,8 +17,7 @@ from holdfast.agents.place import Writer
 from holdfast.agents.turn import Steer, Turn
 from holdfast.app import Hub
 from holdfast.client import Client
-from holdfast.core.errors import AlreadyAnswered, Deleted
-from holdfast.core.events import ChannelAttached
+from holdfast.core.errors import Deleted
 from holdfast.core.model import Json
 from holdfast.demo.agent import (
     LONGEST_SAID,
@@ -78,7 +77,6 @@ class Guide:
             if before is not None and before.id == message.id:
                 settled = msgspec.convert(before.meta, Settled)
                 await message.update(meta=continued(before.meta, message.length, before.author, turn.name))
-                await self._withdraw(turn)
             await self._say(turn, message, question, settled)
 
     async def _say(self, turn: Turn, message: Writer, question: str, settled: Settled) -> None:
@@ -126,17 +124,6 @@ class Guide:
         for message_id in decision.gone if decision is not None else ():
             with suppress(Deleted):
                 await self._hub.delete(channel, message_id)
-
-    async def _withdraw(self, turn: Turn) -> None:
-        """The process before this one may have asked something: nobody waits for that answer any more."""
-        async for event in self._hub.subscribe(turn.channel, history=0):
-            if not isinstance(event, ChannelAttached):
-                continue
-            for command in event.commands:
-                if command.name == "approve" and command.target in turn.targets:
-                    with suppress(AlreadyAnswered):
-                        await self._hub.reply(turn.channel, command.id, ok=False, error={"code": "withdrawn"})
-            return
 
 
 def continued(meta: dict[str, Json], at: int, by: Json, successor: str) -> dict[str, Json]:
