@@ -5,8 +5,9 @@ SQLite's page cache of 16 MB, and what the store knows of the 10,000 channels th
 conversations stream at any time, each in a channel of its own; they begin and end, viewers come, are cut off, resume
 and go, by SSE and WebSocket. The server's memory is read every second; its slope is that of a line fitted to what came
 in the second half: until then Python's allocator keeps what the collector of cycles, which under `serve` looks at
-everything only now and then, has not yet given back for the first time. In the end everybody has gone, and what the server held for them must be gone as well: feeds,
-channels, writers, tasks, threads and open files are counted before and after, and so are Python's blocks of memory.
+everything only now and then, has not yet given back for the first time. In the end everybody has gone, and what the
+server held for them must be gone as well: feeds, channels, writers, tasks, threads and open files are counted before
+and after, and so are Python's blocks of memory.
 """
 
 import statistics

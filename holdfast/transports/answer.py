@@ -24,6 +24,7 @@ from holdfast.core.events import (
     MessageDelete,
     MessageFinish,
     MessagePart,
+    MessageTakeover,
     MessageUpdate,
     ServerEvent,
     encode_json,
@@ -121,6 +122,8 @@ class Progress:
                     told += self._part(event.index, event.part)
                 case MessageFinish() if event.id == self._id:
                     self.status = event.status
+                case MessageTakeover() if event.id == self._id:
+                    self.status = None  # it streams again
                 case MessageDelete() if event.id == self._id:
                     self.status = "deleted"
         return told

@@ -67,6 +67,7 @@ FRAMES: list[dict[str, Json]] = [
     {"type": "work", "pattern": "*", "slots": 1, "when_busy": "interrupt"},
     {"type": "work", "pattern": "c", "slots": 0},
     {"type": "create", "channel": "c", "id": "q1", "text": "who answers?"},
+    {"type": "turn.take", "channel": "c", "message": "q1"},
     {"type": "turn.renew", "channel": "c", "message": "q1", "generation": 1, "state": {"step": 1}},
     {"type": "turn.done", "channel": "c", "message": "q1", "generation": 1, "state": "done"},
 ]
@@ -115,6 +116,7 @@ FRAME_WORDS: list[Json] = [
     "presence",
     "signal",
     "work",
+    "turn.take",
     "turn.renew",
     "turn.done",
     "pattern",

@@ -3,12 +3,14 @@
 You are in `tests.fuzz`. An input is `{setup, steps}`; a step is a request: `method`, `path` (as in the request line),
 `query`, `headers`, and `json` or `body` (bytes, see `mutate.to_bytes`). `cuts` says in how many pieces the body comes,
 `ends: false` that it never ends, `beside: true` that it goes on while others come, `hold_s` how long it is read,
-`block_s` how slowly.
+`block_s` how slowly. Where a query says `{ticket}` the last ticket that was given out is put in, after `spoil`
+(`[at, gone, new]`: at a place so many characters go, and others come) was done to it.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from random import Random
 from typing import Any
 
@@ -87,6 +89,8 @@ REQUESTS: list[dict[str, Json]] = [
     {"method": "GET", "path": f"{M}/m1/events", "query": "since=x:1:m0.1", "beside": True},
     {"method": "GET", "path": f"{M}/m1/events", "headers": [["Holdfast-Client", "js/1"]]},
     {"method": "POST", "path": "/v1/tickets", "json": {"channel": "c"}},
+    {"method": "GET", "path": f"{C}/events", "query": "ticket={ticket}&flush_ms=0", "beside": True},
+    {"method": "GET", "path": f"{M}/m1/events", "query": "ticket={ticket}", "hold_s": 20},
     {"method": "POST", "path": f"{M}/m1/lease", "json": BODIES["lease"]},
     {"method": "POST", "path": f"{M}/m1/takeover", "json": BODIES["takeover"]},
     {"method": "POST", "path": f"{C}/commands", "json": BODIES["command"]},
@@ -231,6 +235,10 @@ QUERIES = [
     "a=b&" * 60,
     "%",
     "since=-:0&since=x:1",
+    "ticket={ticket}",
+    "ticket={ticket}&ticket={ticket}",
+    "ticket=",
+    "ticket=e30.x",
     "x" * 5_000,
 ]
 RAW = [
@@ -321,6 +329,17 @@ WORDS: list[Json] = [
     PARTS[0],
     PARTS[2],
 ]
+TICKET = "{ticket}"
+SPOILS: list[list[Json]] = [
+    [0, 1, ""],
+    [9, 1, "A"],
+    [5, 0, "."],
+    [40, 300, ""],
+    [-1, 1, "x"],
+    [-3, 0, "="],
+    [0, 0, "é"],
+]
+TICKETS: dict[str, Json] = {"method": "POST", "path": "/v1/tickets", "json": {"channel": "c"}}
 METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT", "BREW", "get", "", "X" * 50]
 SETUPS: list[dict[str, Json]] = [
     {},
@@ -348,12 +367,19 @@ class Requests:
         found: list[Json] = [{"setup": {}, "steps": REQUESTS}, {"setup": {"by_hand": True}, "steps": REQUESTS}]
         found += [{"setup": {}, "steps": [begun, one, one]} for one in REQUESTS]
         found += [{"setup": {}, "steps": [begun, {"method": "GET", "path": path}]} for path in PATHS]
+        with_ticket = [one for one in REQUESTS if TICKET in as_text(one.get("query"), "")]
+        found += [{"setup": {}, "steps": [begun, TICKETS, one, one]} for one in with_ticket]
+        found += [
+            {"setup": {}, "steps": [begun, TICKETS, {**one, "spoil": spoil}]} for one in with_ticket for spoil in SPOILS
+        ]
         found += [{"setup": {}, "steps": [{"method": "POST", "path": M, "body": raw}]} for raw in RAW]
         return found
 
     def generate(self, draw: Random) -> Json:
         """A new input."""
         steps = [self._step(draw) for _ in range(draw.randint(1, 8))]
+        if draw.random() < 0.3:
+            steps[:0] = [TICKETS, {**draw.choice(REQUESTS), "query": f"ticket={TICKET}", "spoil": draw.choice(SPOILS)}]
         if draw.random() < 0.8:
             steps.insert(0, {"method": "POST", "path": M, "json": STREAMING})
         return {"setup": draw.choice(SETUPS), "steps": steps}
@@ -445,6 +471,9 @@ async def run_step(world: World, step: dict[str, Any]) -> None:
         await exchange.read_for(as_number(step.get("hold_s"), HOLD_S, 400.0))
         await exchange.leave()
         _check_stored_append(exchange, step)
+        _check_ticket(exchange, step, world.ticket)
+        if exchange.answer.status == 201 and path == "/v1/tickets":
+            world.ticket = as_text(as_dict(exchange.answer.json()).get("ticket"), "")
 
 
 def _exchange(world: World, step: dict[str, Any], method: str, path: str, raw_path: bytes) -> Exchange:
@@ -453,7 +482,9 @@ def _exchange(world: World, step: dict[str, Any], method: str, path: str, raw_pa
     if step.get("bare") is not True:  # what every client sends, where the input does not say otherwise
         headers += [] if b"host" in names else [[b"host", b"localhost"]]
         headers += [] if b"content-type" in names else [[b"content-type", b"application/json"]]
-    query = to_bytes(as_text(step.get("query"), "")).replace(b"#", b"").replace(b" ", b"")
+    asked = as_text(step.get("query"), "")
+    query = to_bytes(asked.replace(TICKET, _spoiled(world.ticket, step.get("spoil")))[:20_000])
+    query = query.replace(b"#", b"").replace(b" ", b"")
     address = step.get("address")
     exchange = Exchange(
         world,
@@ -471,6 +502,27 @@ def _exchange(world: World, step: dict[str, Any], method: str, path: str, raw_pa
     exchange.is_complete = step.get("ends") is not False
     exchange.block_s = as_number(step.get("block_s"), 0.0, 400.0)
     return exchange
+
+
+def _spoiled(ticket: str, spoil: object) -> str:
+    """The ticket with a piece of it replaced."""
+    match spoil:
+        case [int(at), int(gone), str(new)]:
+            at = at % (len(ticket) + 1)
+            return ticket[:at] + new + ticket[at + min(max(gone, 0), len(ticket)) :]
+        case _:
+            return ticket
+
+
+def _check_ticket(exchange: Exchange, step: dict[str, Any], ticket: str) -> None:
+    """A ticket that is not as it was given out opens nothing. Raises Finding."""
+    asked, spoil = as_text(step.get("query"), ""), as_list(step.get("spoil"))
+    is_alone = asked.startswith(f"ticket={TICKET}") and asked.count("ticket") == 2 and "%" not in asked
+    is_plain = len(spoil) == 3 and isinstance(spoil[2], str) and re.fullmatch("[A-Za-z0-9.]*", spoil[2])
+    is_stream = step.get("method") == "GET" and as_text(step.get("path"), "").endswith("/events")
+    is_spoiled = is_alone and is_plain and is_stream and _spoiled(ticket, spoil) != ticket
+    if is_spoiled and exchange.answer.status == 200:
+        raise Finding(f"forged: a ticket with {spoil} opened {exchange.answer.what}")
 
 
 def _check_stored_append(exchange: Exchange, step: dict[str, Any]) -> None:

@@ -10,12 +10,17 @@ from random import Random
 
 import msgspec
 
+from holdfast.core.names import command_key
 from holdfast.core.ops import (
     Append,
+    Claim,
+    Command,
     Create,
     Delete,
     Finish,
+    Lease,
     Op,
+    Reply,
     SetPart,
     Takeover,
     Update,
@@ -37,6 +42,13 @@ OPS: list[Op] = [
     Finish(id="m1", status="complete", reason=None, meta={"n": 2**53}, at_ms=4, request="r"),
     Takeover(id="m1", generation=2, writer=Writer()),
     Delete(id="m1"),
+    Claim(id="m1", generation=2, state="taken", by="bot", node="n", lease_ms=15_000, at_ms=5, within="m0",
+          within_generation=1),
+    Claim(id="m1", generation=1, state="done"),
+    Command(id=command_key("k1"), name="steer", target="m1", data={"to": [1, None]}, by="ada", at_ms=6, expires_ms=7,
+            digest=b"\x01" * 16),
+    Reply(id=command_key("k1"), ok=False, data=None, error={"code": "no"}, by=None, request="r"),
+    Lease(id="m1", lease_ms=5_000),
 ]  # fmt: skip
 
 

@@ -17,7 +17,7 @@ import pytest
 
 from holdfast.core.cursor import Cursor
 from holdfast.core.errors import MethodNotAllowed
-from holdfast.hub import tokens
+from holdfast.hub import tickets, tokens
 from holdfast.transports import answer, session, sse
 from tests.fuzz import mutate
 from tests.fuzz.__main__ import main
@@ -109,6 +109,10 @@ def believe_anything(keys: object, algorithm: str, token: str) -> dict[str, Any]
     return claims
 
 
+def sign_everything(self: Any, kind: str, text: str, signature: str) -> bool:
+    return True
+
+
 PLANTED: list[tuple[str, object, str, object, str]] = [
     ("requests", MethodNotAllowed, "code", "not_this_way", "undocumented"),
     ("frames", session.Session, "_detach", forget_to_answer, "answers"),
@@ -116,6 +120,7 @@ PLANTED: list[tuple[str, object, str, object, str]] = [
     ("cursors", sse, "parse_cursor", any_form, "resumed"),
     ("cursors", answer, "told_by", one_too_many, "told"),
     ("tokens", tokens, "_claims_by", believe_anything, "forged"),
+    ("requests", tickets.Tickets, "_is_signed", sign_everything, "forged"),
 ]
 
 
@@ -128,7 +133,7 @@ def test_a_planted_mistake_is_found(
         report = fuzz(made, seed=SEED, runs=300, max_findings=1)
     assert report.found
     assert report.found[0].text.startswith(kind)
-    assert len(report.found[0].given.get("steps", [])) <= 2
+    assert len(report.found[0].given.get("steps", [])) <= 3
 
 
 class Picky:

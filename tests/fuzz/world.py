@@ -191,6 +191,7 @@ class World:
             authenticate=allow_everyone if is_open else None,
         )
         self.hub.drive_by_hand = by_hand
+        self.ticket = ""  # the last one that was given out
         self.open: list[Exchange] = []  # what goes on beside the requests that come after it
 
     def run(self, job: Callable[[World], Coroutine[Any, Any, None]]) -> None:

@@ -8,7 +8,7 @@ through everything comes in.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -29,6 +29,7 @@ from holdfast.core.events import (
     StoredEvent,
     encode_json,
 )
+from holdfast.core.model import Message
 from holdfast.core.ops import Append, Op, Reply, SetPart
 from holdfast.core.requests import AppendText
 from holdfast.core.state import ChannelState, MessageState, Tail
@@ -39,11 +40,13 @@ from holdfast.hub.channel import Channel
 from holdfast.hub.committer import Committer
 from holdfast.hub.desk import LEASE_S, Desk, Turn, Worker
 from holdfast.hub.feed import EncodedBatch, Feed, Group
+from holdfast.hub.hub import HubCore
 from holdfast.hub.roster import Roster
 from holdfast.hub.warden import Warden
 from holdfast.stores.base import Committed, Conflict, Head, Moved, Write
 from holdfast.testing.sim import watchdog
 from holdfast.testing.sim.store import StoreLine
+from holdfast.transports import answer, codec
 from holdfast.transports.session import Session
 
 Plant = Callable[[pytest.MonkeyPatch], None]
@@ -323,6 +326,84 @@ def nobody_looks_at_the_clock_for_commands(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Warden, "look_at_command", lambda self, channel, key, command: None)
 
 
+# -- one answer as a stream, cursors, and what is said in passing -----------------------------------------------------
+
+
+def an_end_comes_without_the_rest(patch: pytest.MonkeyPatch) -> None:
+    """Whoever is told that it is over looks at the message anyway."""
+    framed = answer.framed
+
+    def without_text(told: Sequence[tuple[str, str]], status: str | None, cursor: str) -> bytes:
+        return framed(told if status is None else [], status, cursor)
+
+    patch.setattr(answer, "framed", without_text)
+
+
+def a_stream_says_nothing_of_the_end(patch: pytest.MonkeyPatch) -> None:
+    """Nothing more comes, and that is what an end is."""
+    framed = answer.framed
+    patch.setattr(answer, "framed", lambda told, status, cursor: framed(told, None, cursor))
+
+
+def what_passes_waits_for_a_pause_of_the_text(patch: pytest.MonkeyPatch) -> None:
+    """Text comes first; the rest comes when nothing of the log is owed."""
+    patch.setattr(Feed, "owes_passing_alone", property(lambda self: False))
+
+
+def signals_are_told_to_nobody(patch: pytest.MonkeyPatch) -> None:
+    """They are not stored, so nobody can miss them."""
+    patch.setattr(Roster, "signal", lambda self, signal: None)
+
+
+def a_page_says_to_go_on_from_later(patch: pytest.MonkeyPatch) -> None:
+    """Whoever reads a page wants what comes after it."""
+    page = HubCore.page
+
+    async def ahead(self: HubCore, *about: Any, **more: Any) -> Any:
+        known = await page(self, *about, **more)
+        epoch, _, serial = known.cursor.partition(":")
+        return replace(known, cursor=f"{epoch}:{int(serial) + 1}")
+
+    patch.setattr(HubCore, "page", ahead)
+
+
+def a_message_says_to_go_on_from_later(patch: pytest.MonkeyPatch) -> None:
+    """Whoever reads a message has seen it."""
+    read = HubCore.read
+
+    async def ahead(self: HubCore, channel: str, message_id: str) -> tuple[Message, str]:
+        message, cursor = await read(self, channel, message_id)
+        epoch, _, serial = cursor.partition(":")
+        return message, f"{epoch}:{int(serial) + 1}"
+
+    patch.setattr(HubCore, "read", ahead)
+
+
+def a_create_says_to_go_on_from_later(patch: pytest.MonkeyPatch) -> None:
+    """Whoever wrote it knows of it."""
+    fields = codec._fields
+
+    def ahead(request: Any, answered: Any) -> dict[str, Any]:
+        known = fields(request, answered)
+        if "cursor" in known:
+            epoch, _, serial = known["cursor"].partition(":")
+            known["cursor"] = f"{epoch}:{int(serial) + 1}"
+        return known
+
+    patch.setattr(codec, "_fields", ahead)
+
+
+def a_repeat_gets_the_newest_serial(patch: pytest.MonkeyPatch) -> None:
+    """It is stored, and this is how far the message is."""
+    repeated = decisions._repeated
+
+    def newest(message: MessageState, request: str | None) -> Decision | None:
+        known = repeated(message, request)
+        return replace(known, serial=message.version) if known is not None else None
+
+    patch.setattr(decisions, "_repeated", newest)
+
+
 # -- memory ----------------------------------------------------------------------------------------------------------
 
 
@@ -436,6 +517,14 @@ PLANTED: dict[Plant, str] = {
     the_grace_is_forgotten: "is said to have left",
     presence_carries_a_cursor: "in passing moves the cursor",
     a_leave_is_told_to_nobody: "does not see who is here",
+    what_passes_waits_for_a_pause_of_the_text: "was not told in",
+    signals_are_told_to_nobody: "was not told in .*whisper",
+    a_page_says_to_go_on_from_later: "an answer says to go on from",
+    a_message_says_to_go_on_from_later: "an answer says to go on from",
+    a_create_says_to_go_on_from_later: "an answer says to go on from",
+    a_repeat_gets_the_newest_serial: "it is stored as",
+    an_end_comes_without_the_rest: "is over, and of its",
+    a_stream_says_nothing_of_the_end: "was not told of the end|was not told within|still do not see all: .*reader",
     nobody_looks_at_the_clock_for_commands: "was not carried out|has expired",
     a_feed_keeps_what_it_has_told: "things are in Hoarder.told",
     a_socket_is_read_however_much_it_is_owed: "answers are owed by a socket",

@@ -9,10 +9,11 @@ import pytest
 
 from holdfast.core.events import Batch, ChannelAttached, MessageCreate, PresenceLeave
 from holdfast.core.limits import Limits
-from holdfast.core.ops import Claim, Create, Entry, Op, Writer
-from holdfast.stores.base import Write
+from holdfast.core.names import command_key
+from holdfast.core.ops import Claim, Command, Create, Entry, Finish, Op, Reply, Writer
+from holdfast.stores.base import Head, Write
 from holdfast.testing.sim.checks import Eye
-from holdfast.testing.sim.clock import Process, VirtualLoop
+from holdfast.testing.sim.clock import START_MS, Process, VirtualLoop
 from holdfast.testing.sim.ledger import Ledger
 from holdfast.testing.sim.network import Connection, Network
 from holdfast.testing.sim.trace import Trace, Violation
@@ -44,6 +45,11 @@ class Scene:
         self.truth.channel_deleted("c", [])
         self.ledger.forget(["c"])
         self._serial = 0
+
+    def lose_power(self, kept: int) -> None:
+        self.truth.power_was_lost("c", Head("e1", kept), "e2")
+        self.ledger.power_was_lost(["c"])
+        self._serial = kept
 
     def line(self, process: Process) -> Connection:
         return Connection(self._net, process, Random(1))
@@ -180,3 +186,59 @@ def test_nobody_is_said_to_have_left_who_was_back_in_time(scene: Scene) -> None:
 def test_nobody_is_said_to_have_left_who_was_back_before_the_viewer_came(scene: Scene) -> None:
     with pytest.raises(Violation, match="said to have left"):
         hear_of_a_leave(scene, begun_s=20.0, back_s=14.0)
+
+
+# What a power cut leaves has to end in time, too: the ledger goes back with the truth.
+
+
+def test_a_turn_that_was_taken_and_kept_is_waited_for(scene: Scene) -> None:
+    ask(scene, "e1")
+    scene.store(Claim(id="m", generation=1, state="done"))
+    assert not scene.ledger.is_busy
+    scene.lose_power(2)
+    assert scene.ledger.is_busy
+    scene.store(Claim(id="m", generation=1, state="done"), epoch="e2")
+    assert not scene.ledger.is_busy
+
+
+def test_a_turn_that_was_lost_is_not_waited_for(scene: Scene) -> None:
+    ask(scene, "e1")
+    scene.lose_power(0)
+    assert not scene.ledger.is_busy
+
+
+def test_a_lease_whose_end_was_lost_ends_once_more(scene: Scene) -> None:
+    scene.at(10.0)
+    scene.store(created())
+    scene.store(Finish(id="m", status="complete", reason=None, meta=None, at_ms=1, request=None))
+    scene.lose_power(1)
+    scene.at(29.0)
+    scene.ledger.look()
+    scene.at(31.0)
+    with pytest.raises(Violation, match="streams still"):
+        scene.ledger.look()
+
+
+def test_a_command_whose_answer_was_lost_expires_once_more(scene: Scene) -> None:
+    key = command_key("k")
+    scene.at(10.0)
+    sent_ms = START_MS + 10_000
+    scene.store(
+        Command(
+            id=key,
+            name="approve",
+            target=None,
+            data=None,
+            by="ada",
+            at_ms=sent_ms,
+            expires_ms=sent_ms + 20_000,
+            digest=b"\x00" * 16,
+        )
+    )
+    scene.store(Reply(id=key, ok=True, data=None, error=None, by="bob"))
+    scene.lose_power(1)
+    scene.at(34.0)
+    scene.ledger.look()
+    scene.at(36.0)
+    with pytest.raises(Violation, match="which has expired"):
+        scene.ledger.look()

@@ -33,7 +33,14 @@ from holdfast.core.ops import Writer
 from holdfast.core.requests import Asker, TakeOver
 from holdfast.hub.hub import HubCore
 from holdfast.hub.writer import MessageWriter
-from holdfast.testing.sim.checks import check_fresh, check_message, check_refusal, check_serial, check_text
+from holdfast.testing.sim.checks import (
+    check_cursor,
+    check_fresh,
+    check_message,
+    check_refusal,
+    check_serial,
+    check_text,
+)
 from holdfast.testing.sim.line import ANSWER_S, SILENCE_S
 from holdfast.testing.sim.network import Answer, Caller, Lost, Stream, within
 from holdfast.testing.sim.trace import Violation
@@ -253,6 +260,8 @@ class _OverHttp:
         check_serial(self._truth, self._channel, self._id, serial, since=self._begun, stamp=stamp)
         if "message" in reply.fields:
             check_message(self._truth, self._channel, reply.message(), stamp)
+            if "cursor" in reply.fields:
+                check_cursor(self._truth, self._channel, [reply.message()], reply.fields["cursor"], stamp)
         return True
 
     async def _put(self, index: int, count: int) -> bool:
@@ -441,7 +450,10 @@ class _Pipeline:
             at, text, part, serial = asked["at"], asked["text"], asked["part"], frame["serial"]
             check_text(truth, channel, self._message_id, part, at, text, serial, since=self._begun, stamp=stamp)
         else:
-            check_serial(truth, channel, self._message_id, frame["serial"], since=self._begun, stamp=stamp)
+            request = asked.get("request")
+            check_serial(
+                truth, channel, self._message_id, frame["serial"], since=self._begun, stamp=stamp, request=request
+            )
 
     def _error(self, frame: dict[str, Any], stamp: int) -> None:
         ref, code = frame["ref"], frame["code"]
@@ -604,6 +616,23 @@ class Insider(Author):
             raise _Oops
 
 
+class Steady(Insider):
+    """Writes for seconds without a pause, so that there is always some text that viewers were not told of."""
+
+    async def run(self) -> None:
+        await super().run()
+        await self.world.until_well()
+        await self.write(self.draw.choice(self.world.channels))
+
+    async def _write_to(self, message: MessageWriter, parts: list[Part], begun: int) -> None:
+        parts.append({"type": "text", "text": ""})
+        for count in range(150):
+            text = self.piece(message.id, count)
+            _grow(parts, 0, text)
+            await message.append(text)
+            await asyncio.sleep(0.03)
+
+
 class _Oops(Exception):
     pass
 
@@ -655,6 +684,7 @@ class Editor(Author):
             return
         check_serial(self.world.truth, channel, message_id, reply.fields["serial"], since=begun, stamp=reply.stamp)
         check_message(self.world.truth, channel, reply.message(), reply.stamp)
+        check_cursor(self.world.truth, channel, [reply.message()], reply.fields["cursor"], reply.stamp)
 
     async def _edit(self, channel: str, message_id: str) -> None:
         body: dict[str, Any] = {"request": self.new_id(), "meta": {"by": self.name, "n": self._count}}
@@ -669,6 +699,8 @@ class Editor(Author):
         life = self.world.truth.head(channel)
         told = life.told
         reply = await self._ask(channel, "GET", message_id)
+        if reply is not None:
+            check_cursor(self.world.truth, channel, [reply.message()], reply.fields["cursor"], reply.stamp)
         if reply is not None and check_message(self.world.truth, channel, reply.message(), reply.stamp) is life:
             check_fresh(life, reply.message(), told)
 

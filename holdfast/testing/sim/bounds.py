@@ -143,6 +143,7 @@ class Bounds:
             "_left": rosters.KEPT_LEFT,
             "_stays": rosters.KEPT_LEFT,
             "_changes": len(roster) + len(roster._left),
+            "_owned": len(roster),
         }
         yield roster, SPARE, members
         for group in channel._groups.values():

@@ -60,6 +60,8 @@ class Eye:
         self._limits = limits
         self._ledger = ledger
         self._now_s = now_s
+        self.heard: set[object] = set()  # what was signalled
+        self.follows_s = float("inf")  # since then it is told at once what is said in passing
         self._begun_s = 0.0  # when this connection was begun
         self._attached_s = 0.0  # not before this did the view begin to be told who comes and goes
         self._next_epoch: str | None = None  # of a new start that is not complete
@@ -78,11 +80,13 @@ class Eye:
         self._is_answered = not is_told
         self._is_poll = not is_told
         self._begun_s = self._now_s()
+        self.follows_s = float("inf")
 
     def cut(self) -> None:
         """The connection is gone."""
         self.view.cut()
         self._next_epoch = None
+        self.follows_s = float("inf")
 
     def reload(self) -> None:
         """The page is loaded anew: everything that was shown is forgotten."""
@@ -129,6 +133,7 @@ class Eye:
             return True  # of another view
         for message in page.messages:
             check_message(self._truth, self.channel, message, stamp)
+        check_cursor(self._truth, self.channel, page.messages, page.cursor, stamp)
         is_believed = self.view.receive_page(page)
         if self._is_whole and self.view.cursor is not None:
             self._check_shown(self._life(self.epoch), parse_cursor(self.view.cursor) or EMPTY)
@@ -179,10 +184,13 @@ class Eye:
         if isinstance(event, PresenceLeave):
             self._trace.add(f"{self.name} is told that {event.id} has left {self.channel}")
             self._ledger.check_leave((self.channel, event.id), self._attached_s)
-        elif isinstance(event, Signal) and event.from_ is not None and event.data not in self._ledger.whispers:
-            raise self._violation(f"nobody signalled {event}")
+        elif isinstance(event, Signal):
+            if event.from_ is not None and event.data not in self._ledger.whispers:
+                raise self._violation(f"nobody signalled {event}")
+            self.heard.add(event.data)
 
     def _check_attached(self, event: ChannelAttached, stamp: int) -> None:
+        self.follows_s = min(self.follows_s, self._now_s()) if not self._is_poll else float("inf")
         self._attached_s = self._begun_s  # what arrives late may be told of long ago
         life = self._life(event.epoch)
         since, is_first = self._since, self._since is not None
@@ -275,6 +283,17 @@ def check_message(truth: Truth, channel: str, message: Message, stamp: int) -> L
     raise Violation(f"{channel}: this was told and was never stored: {message}")
 
 
+def check_cursor(truth: Truth, channel: str, messages: Iterable[Message], text: str, stamp: int) -> None:
+    """Messages came with the cursor from which to follow them: they are as they were there, and it is stored."""
+    cursor = parse_cursor(text)
+    life = truth.life(channel, cursor.epoch) if cursor is not None else None
+    if cursor is None or life is None or not life.is_stored(cursor.serial, stamp):
+        raise Violation(f"{channel}: an answer says to go on from {text}, before that was stored")
+    for message in messages:
+        if message.version > cursor.serial or life.at(message.id, cursor.serial) != message:
+            raise Violation(f"{channel}: who goes on from {text} misses something of {message}, or gets it twice")
+
+
 def check_fresh(life: Life, message: Message, told: int) -> None:
     """A message that was read is at least as new as what others had been told of, serial `told`, before it was."""
     known = life.at(message.id, told)
@@ -308,10 +327,15 @@ def check_text(
     raise Violation(f"{channel}: {text!r} at {at} of {message_id}.{part} was acknowledged as {serial}, not stored")
 
 
-def check_serial(truth: Truth, channel: str, message_id: str, serial: int, *, since: int, stamp: int) -> None:
-    """What was acknowledged with `serial` was stored then."""
+def check_serial(
+    truth: Truth, channel: str, message_id: str, serial: int, *, since: int, stamp: int, request: str | None = None
+) -> None:
+    """What was acknowledged with `serial` was stored then; however often `request` came, it has one serial."""
     for life in truth.lives_between(channel, since, stamp):
         if serial and life.is_stored(serial, stamp) and life.changed[serial - 1] == message_id:
+            first = life.requests.get((message_id, request), serial) if request is not None else serial
+            if first != serial and not truth.was_disturbed(channel, since):
+                raise Violation(f"{channel}: {request} of {message_id} was answered {serial}, it is stored as {first}")
             life.tell(serial)
             return
     raise Violation(f"{channel}: {serial} of {message_id} was acknowledged before it was stored")

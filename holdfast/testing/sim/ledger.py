@@ -75,7 +75,7 @@ class Ledger:
         self.booted_s = 0.0  # the last boot of a hub
         self.well_s = float("inf")  # since then all is well
         self.is_served = False  # does every life of the hub begin with an agent for all channels?
-        self.whispers: set[str] = set()  # what was ever signalled
+        self.whispers: dict[str, float] = {}  # what was ever signalled, and when
         self.agents: dict[str, list[Connection]] = {}  # the sockets of agents, by name
         self._loop = loop
         self._truth = truth
@@ -87,6 +87,7 @@ class Ledger:
         self._lines: dict[Place, list[Connection]] = {}  # on which anything was ever sent for a message
         self._last: dict[tuple[Place, int], Connection | None] = {}  # the one on which a generation was last
         self._commands: dict[Place, Sent] = {}
+        self._stored_s: dict[Place, float] = {}  # when each command was stored last
         self._attempts: dict[tuple[str, str, int], int] = {}  # how often each was begun
         self._at_work: dict[Place, Process] = {}
         self._presence: dict[Place, Presence] = {}
@@ -116,6 +117,23 @@ class Ledger:
             for place in [place for place in known if place[0] in gone]:
                 del known[place]
 
+    def power_was_lost(self, channels: Iterable[str]) -> None:
+        """The truth went back to what the store kept of `channels`: that has to end in time, too."""
+        for channel in channels:
+            self.forget([channel])
+            life = self._truth.head(channel)
+            for message in life.messages(life.serial):
+                if message.status == "streaming":
+                    generation = 1 + len(life.takeovers.get(message.id, []))
+                    self._begin_lease((channel, message.id), generation, life.writers[message.id][-1][1])
+            for message_id, turns in life.turns.items():
+                _, state, attempt = turns[-1]
+                if state == "taken" and not life.is_deleted(message_id):
+                    self._begin_turn((channel, message_id), life.claims[message_id, attempt])
+            for key, (_, command) in life.commands.items():
+                if key not in life.replies:
+                    self._commands[channel, key] = Sent(command, self._stored_s[channel, key])
+
     def booted(self) -> None:
         """A hub begins: what is due has all its time again."""
         self.booted_s = self._loop.time()
@@ -123,6 +141,10 @@ class Ledger:
     def trouble(self, until_s: float) -> None:
         """The hub is held up."""
         self._trouble_s = max(self._trouble_s, until_s)
+
+    def was_well(self, since_s: float) -> bool:
+        """Was the hub held up by nothing since then?"""
+        return self._trouble_s < since_s
 
     def tried(self, place: Place, line: Connection | None = None, *, generation: int = 1) -> None:
         """The writer of a message gives a sign of life: it sends something."""
@@ -244,7 +266,8 @@ class Ledger:
             case Claim():
                 self._take_claim(place, op)
             case Command():
-                self._commands[place] = Sent(op, self._loop.time())
+                self._stored_s[place] = self._loop.time()
+                self._commands[place] = Sent(op, self._stored_s[place])
             case Reply():
                 self._take_reply(place, op, entry.serial)
             case _:
@@ -318,6 +341,9 @@ class Ledger:
                 raise Violation(f"{place} is given to {op.by}, though {before.by} is at work on it, here and alive")
             if before.node is None:
                 self._check_not_early(place, before)
+        self._begin_turn(place, op)
+
+    def _begin_turn(self, place: Place, op: Claim) -> None:
         now_s = self._loop.time()
         turn = self._turns[place] = Held(op.generation, op.lease_ms / 1000, now_s, now_s, op.by, op.node)
         turn.is_given = False

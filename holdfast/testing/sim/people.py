@@ -5,12 +5,17 @@ You are in `testing.sim`. Each knows what it was told, so that what the server s
 
 from __future__ import annotations
 
+import asyncio
 import json
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from holdfast.core.names import command_key
+from holdfast.hub import roster as rosters
 from holdfast.hub.people import GRACE_S
 from holdfast.testing.sim.actors import AWAY_STATUS, Author, Person, Reply
+from holdfast.testing.sim.checks import Eye, roster_of
+from holdfast.testing.sim.clock import Process
 from holdfast.testing.sim.line import ANSWER_S, Line
 from holdfast.testing.sim.network import Lost
 from holdfast.testing.sim.trace import Violation
@@ -18,6 +23,8 @@ from holdfast.testing.sim.trace import Violation
 if TYPE_CHECKING:
     from holdfast.testing.sim.world import Node, World
 
+PASSING_S = 2.0  # within which a viewer who follows is told what is said in passing
+SLOW_S = 0.1  # a network that takes longer may hold that up
 HERE_S = (5.0, 8.0)  # leases of those who are here over HTTP
 
 
@@ -29,6 +36,7 @@ class Member(Person):
         self.channel = self.draw.choice(world.channels)
         self.node: Node | None = None  # where they are, if they were told so
         self._stays = self.draw.random() < 0.5  # at the end
+        self._changes = 0  # of what is known of them
 
     async def run(self) -> None:
         """For ever."""
@@ -50,8 +58,7 @@ class Member(Person):
         line = await Line.open(self, node)
         place = (self.channel, self.name)
         try:
-            about = {"type": "presence", "channel": self.channel}
-            await self._tell(line, {**about, "data": {"n": self.draw.randrange(3)}})
+            await self._enter(line)
             self.world.ledger.entered(place, line.connection)
             self.world.trace.add(f"{self.name} is in {self.channel}")
             self.node = node
@@ -60,13 +67,13 @@ class Member(Person):
                 if self.draw.random() < 0.4:
                     await self._whisper(line)
                 if self.draw.random() < 0.2:
-                    await self._tell(line, {**about, "data": {"n": self.draw.randrange(3)}})
+                    await self._enter(line)
             while self.world.is_quiet and self._stays:
                 await line.rest(5.0)
             if self.draw.random() < 0.2:
                 self.world.ledger.left(place)
                 self.node = None
-                await self._tell(line, {**about, "leave": True})
+                await self._tell(line, {"type": "presence", "channel": self.channel, "leave": True})
         finally:
             self.world.trace.add(f"{self.name} hangs up")
             self.node = None
@@ -79,10 +86,45 @@ class Member(Person):
                 raise Violation(f"{self.name} was refused: {answer}")
             raise Lost("sent away")
 
+    async def _enter(self, line: Line) -> None:
+        """Be here, or be here as somebody else."""
+        self._changes += 1
+        data, change = {"n": self.draw.randrange(3)}, self._changes
+        asked_s = self.world.loop.time()
+        await self._tell(line, {"type": "presence", "channel": self.channel, "data": data})
+
+        def is_shown(eye: Eye, process: Process) -> bool:
+            node = next(node for node in self.world.nodes if node.process is process)
+            here = [one for one in roster_of(node.hub, self.channel).members if one.id == self.name]
+            is_latest = self._changes == change and any(one.data == data for one in here)
+            return not is_latest or any(one.data == data for one in eye.view.members() if one.id == self.name)
+
+        self.world.start(self._told(line.connection.process, asked_s, is_shown, f"that {self.name} is here as {data}"))
+
     async def _whisper(self, line: Line) -> None:
-        data = f"whisper {self.new_id()}"
-        self.world.ledger.whispers.add(data)
+        data, asked_s = f"whisper {self.new_id()}", self.world.loop.time()
+        whispers = self.world.ledger.whispers
+        whispers[data] = asked_s
         await self._tell(line, {"type": "signal", "channel": self.channel, "name": "typing", "data": data})
+
+        def is_heard(eye: Eye, process: Process) -> bool:
+            """Or are there more than a hub keeps?"""
+            near = sum(abs(one_s - asked_s) < 2 * PASSING_S for one_s in whispers.values())
+            return data in eye.heard or near > rosters.KEPT_SIGNALS
+
+        self.world.start(self._told(line.connection.process, asked_s, is_heard, data))
+
+    async def _told(self, process: Process, asked_s: float, is_told: Callable[[Eye, Process], bool], what: str) -> None:
+        """Whoever follows the channel is told of it within `PASSING_S`, whatever text streams. Raises Violation."""
+        world = self.world
+        await asyncio.sleep(PASSING_S)
+        if not process.is_alive or process.is_held or not world.ledger.was_well(asked_s):
+            return
+        if world.weather.latency_s[1] > SLOW_S or any(node.hub.is_draining for node in world.nodes if node.is_up):
+            return
+        for viewer in world.viewers:
+            if viewer.listens(self.channel, process, asked_s) and not is_told(viewer.eyes[self.channel], process):
+                raise Violation(f"{viewer.name} was not told in {self.channel} within {PASSING_S} s: {what}")
 
     async def _by_lease(self, node: Node) -> None:
         lease_s = self.draw.choice(HERE_S)

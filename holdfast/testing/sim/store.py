@@ -135,7 +135,7 @@ class SimStore:
         for channel in self._truth.channels:
             self._truth.power_was_lost(channel, heads.get(channel, NOTHING), epochs.get(channel, ""))
         if self.ledger is not None:
-            self.ledger.forget(self._truth.channels)
+            self.ledger.power_was_lost(self._truth.channels)
         self._truth.graves_are(
             (arguments[0], one) for name, arguments, fields in self._done for one in fields.get("used_up", ())
         )

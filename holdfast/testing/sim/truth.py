@@ -55,9 +55,10 @@ class Life:
         self.changed: list[str] = []  # the message or command that each serial is about, whether it is seen or not
         self.versions: dict[str, list[Version]] = {}
         self.takeovers: dict[str, list[int]] = {}  # their serials, by message
-        self.requests: set[tuple[str, str]] = set()  # message and request id of what was carried out
+        self.requests: dict[tuple[str, str], int] = {}  # by message and request id, the serial of what was carried out
         self.writers: dict[str, list[tuple[int, Writer | None]]] = {}  # by message: from which serial on, who
         self.turns: dict[str, list[tuple[int, str, int]]] = {}  # by message: from which serial on, state and generation
+        self.claims: dict[tuple[str, int], Claim] = {}  # by which an attempt of a message was taken
         self.commands: dict[str, tuple[int, Command]] = {}  # with their serials, …
         self.replies: dict[str, tuple[int, Reply]] = {}  # … as their answers
         self.replaced: set[str] = set()  # messages of which text was replaced
@@ -145,6 +146,8 @@ class Life:
         self._check(message, op)
         if isinstance(op, Claim):
             self.turns[op.id].append((serial, op.state, op.generation))
+            if op.state == "taken":
+                self.claims[op.id, op.generation] = op
         elif isinstance(op, Lease):
             writer = self.writers[op.id][-1][1]
             self.writers[op.id].append((serial, replace(writer, lease_ms=op.lease_ms) if writer is not None else None))
@@ -175,6 +178,7 @@ class Life:
                     life.turns[message_id] = [one for one in self.turns[message_id] if one[0] <= serial]
         life.commands = {key: one for key, one in self.commands.items() if one[0] <= serial}
         life.replies = {key: one for key, one in self.replies.items() if one[0] <= serial}
+        life.claims = dict(self.claims)  # those that were lost are taken again before anybody asks for them
         life.replaced = set(self.replaced)
         life.seen = min(self.seen, serial)
         return life
@@ -185,7 +189,7 @@ class Life:
         if request is not None:
             if (op.id, request) in self.requests:
                 wrong = f"request {request} was carried out twice"
-            self.requests.add((op.id, request))
+            self.requests[op.id, request] = self.serial + 1
         if isinstance(op, Append | SetPart | Finish) and message is not None and message.status != "streaming":
             wrong = f"the message is {message.status}"
         elif isinstance(op, Append) and message is not None:

@@ -159,6 +159,8 @@ class Worker(Person):
             try:
                 if line is None:
                     raise Lost("none")
+                if "id" in frame:  # each time anew: by the line that it came on the hub knows its writer
+                    self.world.ledger.tried((frame["channel"], frame["id"]), line.connection)
                 answer, _ = await line.ask(frame)
                 if answer["type"] == "ok" or answer["status"] not in AWAY_STATUS:
                     self.world.trace.add(f"{self.name} {frame['type']} {attempt.place[1]}: {gist(answer)}")
@@ -254,8 +256,6 @@ class Attempt:
     async def _is_accepted(self, frame: Frame) -> bool:
         """Ask; False: it was refused, because somebody else has ended it."""
         place = (self.place[0], self._reply_id)
-        line = self._worker._line
-        self._world.ledger.tried(place, line.connection if line is not None else None)
         answer, sent_s, line = await self._worker.ask_until_answered(self, frame)
         if answer["type"] == "ok":
             if frame["type"] == "append":

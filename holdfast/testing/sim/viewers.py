@@ -15,17 +15,18 @@ from urllib.parse import quote
 
 import msgspec
 
-from holdfast.core.cursor import EMPTY
+from holdfast.core.cursor import EMPTY, parse_cursor
 from holdfast.core.errors import HoldfastError
 from holdfast.core.events import Batch, Page, decode_event
 from holdfast.core.view import View
 from holdfast.hub.hub import HubCore
-from holdfast.testing.sim.actors import Person
+from holdfast.testing.sim.actors import AWAY_STATUS, Person
 from holdfast.testing.sim.checks import Eye, decoded_events, roster_of
+from holdfast.testing.sim.clock import Process
 from holdfast.testing.sim.line import ANSWER_S, SILENCE_S
-from holdfast.testing.sim.network import Lost, Stream, within
+from holdfast.testing.sim.network import Connection, Lost, Stream, within
 from holdfast.testing.sim.trace import Violation
-from holdfast.testing.sim.truth import Life, text_of
+from holdfast.testing.sim.truth import Life, Truth, text_of
 
 if TYPE_CHECKING:
     from holdfast.testing.sim.world import Node, World
@@ -43,6 +44,9 @@ class Viewer(Person):
         self.eyes: dict[str, Eye] = {}
         self._pages: set[asyncio.Task[None]] = set()
         self._tabs: dict[str, tuple[View, str]] = {}  # pages that were put away, by channel
+        self._process: Process | None = None  # that it is connected to
+        self._connection: Connection | None = None  # and how; None: it is in that process
+        self._busy_s = 0.0  # until then it was busy elsewhere, and read nothing
 
     def look_at(self, channel: str) -> None:
         """Watch `channel` from now on."""
@@ -69,13 +73,21 @@ class Viewer(Person):
                 return False
         return True
 
+    def listens(self, channel: str, process: Process, since_s: float) -> bool:
+        """Has it been told all the time since then what is said in `channel` of `process`, and read it at once?"""
+        eye, connection = self.eyes.get(channel), self._connection
+        if eye is None or self._process is not process or self._busy_s >= since_s:
+            return False
+        return eye.follows_s < since_s and not (connection is not None and connection.down.is_hole)
+
     async def run(self) -> None:
         """For ever."""
         while True:
             node = self.node = await self.some_node()
+            self._process, self._connection = node.process, None
             with contextlib.suppress(Lost):
                 await self.visit(node)
-            self.node = None
+            self.node = self._process = None
             for eye in self.eyes.values():
                 eye.cut()
                 if not self.world.is_quiet:
@@ -108,7 +120,11 @@ class Viewer(Person):
     async def read_on(self) -> None:
         """A reader who is busy elsewhere reads nothing for a while."""
         if self.draw.random() < self.world.weather.stall_chance:
-            await self.pause(0.1, 10.0)
+            self._busy_s = float("inf")
+            try:
+                await self.pause(0.1, 10.0)
+            finally:
+                self._busy_s = self.world.loop.time()
 
     def history(self) -> int | None:
         """How many messages to ask for."""
@@ -142,6 +158,7 @@ class SocketViewer(Viewer):
 
     async def visit(self, node: Node) -> None:
         stream = await self.caller.socket(node.process, node.hub, patience_s=ANSWER_S)
+        self._connection = stream.connection
         asked: dict[int, tuple[str, str | None]] = {}
         leaves_s = self.world.loop.time() + self.pause_in()
         try:
@@ -204,6 +221,7 @@ class StreamViewer(Viewer):
         stream = await self.caller.stream(
             node.process, node.hub, "GET", path, query=query, headers=headers, patience_s=ANSWER_S
         )
+        self._connection = stream.connection
         leaves_s = self.world.loop.time() + self.pause_in()
         parser = EventParser()
         try:
@@ -326,7 +344,14 @@ class InsideViewer(Viewer):
 class Reader(Person):
     """Follows one answer after another on their own streams, and only adds up the text that comes."""
 
-    is_settled = True
+    def __init__(self, world: World, name: str) -> None:
+        super().__init__(world, name)
+        self._reading: Reading | None = None
+
+    @property
+    def is_settled(self) -> bool:
+        """Was it told of the end, if there was one?"""
+        return self._reading is None or self._reading.is_over or self._reading.is_open
 
     async def run(self) -> None:
         """For ever."""
@@ -335,13 +360,20 @@ class Reader(Person):
             life = self.world.truth.head(channel)
             streaming = [message.id for message in life.messages(life.serial) if message.status == "streaming"]
             if streaming:
-                reading = Reading(self.name, life, self.draw.choice(streaming))
-                for _ in range(20):
-                    await self._visit(channel, reading)
-                    if reading.is_over:
-                        break
-                    await self.pause(0.0, 0.5)
+                await self.read(channel, self.draw.choice(streaming))
             await self.pause(0.1, 2.0)
+
+    async def read(self, channel: str, message_id: str) -> None:
+        """One message to its end; in bad weather patience has one, too."""
+        self._reading = reading = Reading(self.name, self.world.truth, channel, message_id)
+        visits = 0
+        while visits < 20 or self.world.is_calm:
+            await self._visit(channel, reading)
+            if reading.is_over:
+                break
+            await self.pause(0.0, 0.5)
+            visits += 1
+        self._reading = None
 
     async def _visit(self, channel: str, reading: Reading) -> None:
         node = await self.some_node()
@@ -354,7 +386,7 @@ class Reader(Person):
             )
             try:
                 if stream.status != 200:
-                    reading.is_over = stream.status in (204, 404, 410)
+                    reading.refused(stream.status)
                     return
                 parser = EventParser()
                 while not reading.is_over:
@@ -362,7 +394,7 @@ class Reader(Person):
                     if not data.data:
                         return
                     for fields in parser.blocks(data.data):
-                        reading.receive(fields)
+                        reading.receive(fields, data.stamp)
             finally:
                 stream.leave()
                 reading.cut()
@@ -371,12 +403,14 @@ class Reader(Person):
 class Reading:
     """What a reader has of one answer. What came after the last id comes again, so a cut takes it back."""
 
-    def __init__(self, name: str, life: Life, message_id: str) -> None:
+    def __init__(self, name: str, truth: Truth, channel: str, message_id: str) -> None:
         self.message_id = message_id
         self.cursor: str | None = None
         self.is_over = False
         self._name = name
-        self._life = life
+        self._truth = truth
+        self._life: Life = truth.head(channel)
+        self._begun = truth.stamp
         self._told = {"answer": "", "thinking": ""}
         self._certain = dict(self._told)  # as of the last id
 
@@ -384,8 +418,23 @@ class Reading:
         """The connection is gone."""
         self._told = dict(self._certain)
 
-    def receive(self, fields: dict[str, str]) -> None:
-        """One event."""
+    @property
+    def is_open(self) -> bool:
+        """Does the message stream still, so that there is nothing to be told of its end?"""
+        message = self._life.now(self.message_id)
+        return message is not None and message.status == "streaming"
+
+    def refused(self, status: int) -> None:
+        """There is no stream. Raises Violation where there must be one."""
+        if status in AWAY_STATUS:
+            return
+        is_gone = self._truth.was_disturbed(self._life.channel, self._begun)
+        if not is_gone and (status not in (404, 410) or not self._life.is_deleted(self.message_id)):
+            raise Violation(f"{self._name} was answered {status}, and was not told of the end of {self.message_id}")
+        self.is_over = True
+
+    def receive(self, fields: dict[str, str], stamp: int) -> None:
+        """One event, of what was sent at `stamp`."""
         kind = fields.get("event")
         if kind in self._told:
             self._told[kind] += json.loads(fields["data"])
@@ -399,6 +448,8 @@ class Reading:
         self._certain = dict(self._told)
         self._check("answer", "text")
         self._check("thinking", "reasoning")
+        if self.is_over:
+            self._check_done(json.loads(fields["data"])["status"], stamp)
 
     def _check(self, kind: str, part_type: str) -> None:
         life, told = self._life, self._told[kind]
@@ -408,3 +459,22 @@ class Reading:
         texts = [text_of(part) for part in message.parts if part["type"] == part_type]
         if len(texts) == 1 and not texts[0].startswith(told):
             raise Violation(f"{self._name} was told of {self.message_id}\n  {told!r}, true is\n  {texts[0]!r}")
+
+    def _check_done(self, status: str, stamp: int) -> None:
+        """The end: all that the message was at the cursor was told."""
+        life, cursor = self._life, parse_cursor(self.cursor)
+        if cursor is None or not life.is_stored(cursor.serial, stamp):
+            raise Violation(f"{self._name} was told of an end at {self.cursor}, before it was stored")
+        message = life.at(self.message_id, cursor.serial)
+        true = "deleted" if message is None else message.status
+        if status != true or status == "streaming":
+            raise Violation(f"{self._name} was told that {self.message_id} is {status} at {self.cursor}, it is {true}")
+        if message is None or self.message_id in life.replaced:
+            return
+        for kind, part_type in (("answer", "text"), ("thinking", "reasoning")):
+            texts = [text_of(part) for part in message.parts if part["type"] == part_type]
+            told = self._told[kind]  # of several parts, in whatever order they grew
+            if len(told) != sum(map(len, texts)) or (len(texts) == 1 and told != texts[0]):
+                raise Violation(
+                    f"{self._name} was told that {self.message_id} is over, and of its {kind} {told!r}; true is {texts}"
+                )

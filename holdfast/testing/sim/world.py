@@ -24,7 +24,7 @@ from holdfast.core.errors import HoldfastError
 from holdfast.core.limits import Limits
 from holdfast.hub.subscription import take
 from holdfast.hub.writer import MessageWriter
-from holdfast.testing.sim.actors import Author, Careless, Editor, Insider, Person, Piper, Remote
+from holdfast.testing.sim.actors import Author, Careless, Editor, Insider, Person, Piper, Remote, Steady
 from holdfast.testing.sim.bounds import Bounds
 from holdfast.testing.sim.checks import check_empty, check_nobody_is_forgotten, check_writers, roster_of
 from holdfast.testing.sim.clock import Process, SimClock, Stuck, VirtualLoop
@@ -148,6 +148,8 @@ class Plan:
             sizes=[draw.choice(values) if draw.random() < 0.5 else values[-1] for _, _, values in SIZES],
         )
         plan._draw_society(Random(f"{seed}/society"))
+        if plan.members and Random(f"{seed}/steady").random() < 0.3:
+            plan.authors.append(Steady)
         requests = Random(f"{seed}/room").choice((2, 1_000, 1_000))
         plan.limits = replace(plan.limits, socket_requests=requests)
         return plan
@@ -339,6 +341,7 @@ class World:
         self.kept: set[asyncio.Task[Any]] = set()  # tasks of the dead: nobody may tidy them up
         self.edited: set[tuple[str, str]] = set()  # messages that an editor had a hand in
         self.abandoned: set[tuple[str, str]] = set()  # messages that somebody took over and may not have entered
+        self.viewers: list[Viewer] = []
         self.is_calm = False
         self.calm_s = float("inf")
         self.is_quiet = False  # members stay where they are
@@ -429,6 +432,7 @@ class World:
         await self._check_newcomers()
         for channel in self.channels:
             self.store.audit(channel)
+        self.viewers.clear()  # nobody follows any more
         for task in watching:
             task.cancel()
         await self._farewell()
@@ -444,6 +448,7 @@ class World:
             for channel in self.channels if kind is SocketViewer else [self.draw.choice(self.channels)]:
                 viewer.look_at(channel)
             viewers.append(viewer)
+            self.viewers.append(viewer)
         viewers += [Reader(self, f"reader{place}") for place in range(self.plan.readers)]
         return viewers
 
@@ -583,12 +588,13 @@ class World:
 
     async def _until_settled(self, viewers: list[Person]) -> None:
         stamp, since_s = self.truth.stamp, self.loop.time()
-        while not all(viewer.is_settled for viewer in viewers if isinstance(viewer, Viewer)):
+        while not all(viewer.is_settled for viewer in viewers if isinstance(viewer, Viewer | Reader)):
             await asyncio.sleep(0.25)
             if self.truth.stamp != stamp:
                 stamp, since_s = self.truth.stamp, self.loop.time()
             if self.loop.time() - since_s > SETTLE_S:
-                late = [viewer.name for viewer in viewers if isinstance(viewer, Viewer) and not viewer.is_settled]
+                seeing = [viewer for viewer in viewers if isinstance(viewer, Viewer | Reader)]
+                late = [viewer.name for viewer in seeing if not viewer.is_settled]
                 raise Violation(f"nothing was written for {SETTLE_S} s, and these still do not see all: {late}")
         self.trace.add("settled")
 
@@ -601,9 +607,21 @@ class World:
                 watching = self.start(viewer.run())
                 await self._until_settled([viewer])
                 watching.cancel()
+            await self._check_reader(node)
         if self.plan.is_exclusive:
             for channel in self.channels:
                 check_writers(self.truth.head(channel), self.nodes[0].hub.node)
+
+    async def _check_reader(self, node: Node) -> None:
+        """Whoever reads an answer that is over gets all of it, and is told that it is over."""
+        life = self.truth.head(self.draw.choice(self.channels))
+        ended = [message.id for message in life.messages(life.serial) if message.status != "streaming"]
+        if ended:
+            reader = Reader(self, f"newcomer-{node.name}-reader")
+            reading = self.start(reader.read(life.channel, self.draw.choice(ended)))
+            await asyncio.wait([reading], timeout=SETTLE_S)
+            if not reading.done():
+                raise Violation(f"{reader.name} was not told within {SETTLE_S} s that an answer is over")
 
     async def _farewell(self) -> None:
         """Everybody has left; when channels were idle for long enough nothing is left of anybody."""
