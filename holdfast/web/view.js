@@ -86,7 +86,7 @@ export class View {
       if (event.type === "channel.attached") {
         this.#aside = event.resumed ? null : [] // a new start that was not complete is over
         // The cursor of an empty channel resumes in any log: what a batch that was cut had shown may be of another.
-        if (event.resumed && `${this.cursor}:`.startsWith("-:0:")) this.#fold.forget()
+        if (event.resumed && this.cursor?.startsWith("-:0")) this.#fold.forget()
       }
       if (this.#aside) this.#aside.push(event)
       else if (!this.#isLost) this.#isLost = isGap = !this.#fold.take(event, passed)
