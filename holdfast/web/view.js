@@ -85,8 +85,8 @@ export class View {
     for (const event of events) {
       if (event.type === "channel.attached") {
         this.#aside = event.resumed ? null : [] // a new start that was not complete is over
-        // The cursor of an empty channel resumes in any log: what a batch that was cut had shown may be of another.
-        if (event.resumed && this.cursor?.startsWith("-:0")) this.#fold.forget()
+        // The cursor of an empty channel (epoch `-`) resumes in any log: what a batch that was cut had shown may be of another.
+        if (event.resumed && this.cursor?.[0] === "-") this.#fold.forget()
       }
       if (this.#aside) this.#aside.push(event)
       else if (!this.#isLost) this.#isLost = isGap = !this.#fold.take(event, passed)
