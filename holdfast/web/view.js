@@ -85,7 +85,7 @@ export class View {
     for (const event of events) {
       if (event.type === "channel.attached") {
         this.#aside = event.resumed ? null : [] // a new start that was not complete is over
-        // The cursor of an empty channel (epoch `-`) resumes in any log: what a batch that was cut had shown may be of another.
+        // The cursor of an empty channel (`-:0`) resumes in any log: what a cut batch had shown may be of another.
         if (event.resumed && this.cursor?.[0] === "-") this.#fold.forget()
       }
       if (this.#aside) this.#aside.push(event)

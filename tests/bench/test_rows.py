@@ -433,7 +433,7 @@ def test_slow_readers(kind: str, options: Options) -> None:
 
 
 def test_a_soak(options: Options) -> None:
-    rows = soak.soak(options, seconds=4.0, live=5, lasts_s=(0.2, 1.0), idle_s=0.5, old=20)
+    rows = soak.soak(options, seconds=6.0, live=5, lasts_s=(0.2, 1.0), idle_s=0.5, old=20)
     assert verdicts(rows) == [None, True, True, None, None]
 
 
