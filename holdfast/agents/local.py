@@ -165,8 +165,11 @@ class LocalWatch:
 
     async def reply_to(self, command: Command) -> CommandReply:
         """Of `Watch`."""
+        key = command_key(command.id)
         while True:
-            known = self._channel.state.command(command_key(command.id))
+            if self._channel.state.command(key) is None:  # answered, and let go of before we looked
+                await patiently(lambda: self._channel.load_messages([key]))
+            known = self._channel.state.command(key)
             if known is not None and (reply := reply_to(known)) is not None:
                 return reply
             await self.changed()

@@ -12,13 +12,14 @@ from holdfast import Hub
 from holdfast.agents.local import LocalPlace
 from holdfast.agents.turn import Turn, reply_id
 from holdfast.core.errors import HoldfastError, InvalidRequest, InvalidText, StoreUnavailable, TooLarge
+from holdfast.core.limits import Limits
 from holdfast.core.model import Message
 from holdfast.core.ops import Claim, Create
 from holdfast.stores.base import Committed, Conflict, Write
 from holdfast.stores.memory import MemoryStore
 from tests.agents.test_endings import endings
 from tests.agents.test_turns import messages, new_hub, until_over
-from tests.virtual import virtually
+from tests.virtual import virtual_clock, virtually
 
 
 class Refusing(MemoryStore):
@@ -382,3 +383,33 @@ async def test_a_turn_that_crashed_in_its_second_answer_is_run_again() -> None:
     found = [(one.text, one.status) for one in await messages(second) if one.role == "assistant"]
     assert found == [("1.0", "complete"), ("1.1", "interrupted"), ("2.0", "complete"), ("2.1", "complete")]
     await second.close()
+
+
+class Pausing(MemoryStore):
+    """A store that takes a moment."""
+
+    async def commit(self, writes: Sequence[Write]) -> list[Committed | Conflict]:
+        await asyncio.sleep(0.01)
+        return await super().commit(writes)
+
+
+@virtually
+async def test_an_answer_that_has_left_memory_before_its_agent_looked_is_heard() -> None:
+    limits = Limits(channel_bytes=2_000)
+    hub = Hub(Pausing(), hooks_signals=False, drain_s=0, clock=virtual_clock(), limits=limits)
+    heard: list[bool] = []
+
+    @hub.agent("c")
+    async def bot(turn: Turn) -> None:
+        heard.append((await turn.ask("approve", timeout_s=30.0)).ok)
+
+    await hub.create("c", id="old", text="x" * 5_000)  # more than is kept in memory
+    await asyncio.sleep(1)
+    (pending,) = hub.channel("c").state.pending_commands()
+    replying = asyncio.ensure_future(hub.reply("c", pending.command().id, ok=True))
+    await asyncio.sleep(0.005)  # the reply is being stored
+    hub.free_memory()
+    await asyncio.gather(replying, hub.create("c", text="somebody else writes"))
+    await asyncio.sleep(5)
+    assert heard[:1] == [True]
+    await hub.close()
