@@ -34,16 +34,21 @@ def watching(steps: Callable[[], int], hangs: Callable[[str], None]) -> Iterator
         yield
         return
     seen = steps()
+    is_told = False
     left = {signal.SIGPROF: BUSY_TICKS, signal.SIGALRM: IDLE_TICKS}
 
     def tick(number: int, frame: FrameType | None) -> None:
-        nonlocal seen
+        nonlocal seen, is_told
+        if is_told:  # a tick while we tell of another one
+            return
         if steps() != seen:
             seen = steps()
             left.update({signal.SIGPROF: BUSY_TICKS, signal.SIGALRM: IDLE_TICKS})
         left[signal.Signals(number)] -= 1
         if left[signal.Signals(number)] <= 0:
+            is_told = True
             hangs("".join(traceback.format_stack(frame)[-SHOWN_FRAMES:]))
+            is_told = False  # whoever swallows what comes now is told again
             raise Hung
 
     before = {number: signal.signal(number, tick) for number in left}
