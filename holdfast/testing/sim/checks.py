@@ -184,8 +184,8 @@ class Eye:
         if isinstance(event, PresenceLeave):
             self._trace.add(f"{self.name} is told that {event.id} has left {self.channel}")
             self._ledger.check_leave((self.channel, event.id), self._attached_s)
-        elif isinstance(event, Signal):
-            if event.from_ is not None and event.data not in self._ledger.whispers:
+        elif isinstance(event, Signal) and event.from_ is not None:  # the server's own are of another kind
+            if event.data not in self._ledger.whispers:
                 raise self._violation(f"nobody signalled {event}")
             self.heard.add(event.data)
 
