@@ -13,10 +13,10 @@ from typing import Any
 
 from msgspec.structs import replace
 
+from holdfast.agents.ids import reply_id as reply_id_of
 from holdfast.agents.local import LocalAgent
 from holdfast.agents.running import Agent, Handler, check_agent
 from holdfast.agents.turn import OnCrash
-from holdfast.agents.turn import reply_id as reply_id_of
 from holdfast.agents.writer import AgentWriter
 from holdfast.core.errors import IdConflict, LocalError
 from holdfast.core.model import Json

@@ -9,9 +9,9 @@ import hashlib
 import secrets
 from collections.abc import Iterator
 
+from holdfast.core.decide_work import ATTEMPTS
 from holdfast.core.names import base32
 
-ATTEMPTS = 5  # at most, of a turn
 ANSWERS = 4  # of an attempt that are looked for; hardly anybody writes as many
 
 

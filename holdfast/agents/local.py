@@ -176,11 +176,8 @@ class LocalWatch:
 
     def waiting(self) -> list[Message]:
         """Of `Watch`."""
-        found = [
-            one
-            for one in self._channel.state.messages.values()
-            if one.claim is not None and one.claim.state == "pending" and not one.deleted
-        ]
+        state = self._channel.state
+        found = [state.messages[message_id] for message_id in state.pending]
         return [one.message() for one in sorted(found, key=lambda one: one.created)]
 
     async def changed(self) -> None:

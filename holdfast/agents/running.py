@@ -17,6 +17,7 @@ from holdfast.agents.ids import ANSWERS, reply_id, reply_ids
 from holdfast.agents.place import Place, Watch, Writer, find
 from holdfast.agents.stops import answer_stops, until_stopped
 from holdfast.agents.turn import OnCrash, Turn
+from holdfast.core.decide_work import CRASHED
 from holdfast.core.errors import (
     AlreadyAnswered,
     Deleted,
@@ -150,7 +151,7 @@ class Running:
             return "cancelled" if left.answer is not None and left.answer.status == "cancelled" else "done"
         if self.attempt > 1 and self._agent.on_crash == "interrupt":
             if left.answer is None:
-                await self._say_failed(turn, "crashed")
+                await self._say_failed(turn, CRASHED)
             return "done"
         return await self._work_on(watch, turn)
 

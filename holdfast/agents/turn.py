@@ -12,8 +12,7 @@ import logging
 from typing import Literal, NamedTuple
 
 from holdfast.agents.history import Shape, as_turns, path_to
-from holdfast.agents.ids import reply_id as reply_id
-from holdfast.agents.ids import spare_id
+from holdfast.agents.ids import reply_id, spare_id
 from holdfast.agents.place import Place, Watch, Writer
 from holdfast.core.errors import AlreadyAnswered, HoldfastError, LocalError
 from holdfast.core.events import CommandReply

@@ -32,6 +32,7 @@ from holdfast.core.state import ClaimState, CommandState, MessageState
 TO_WRITERS = ("cancel", "steer")  # for whoever is at work on their target
 LONGEST_S = 24 * 3600  # that a command waits
 OPEN_CANCELS = 16  # of one target; the server carries out the first
+ATTEMPTS = 5  # at one message, whether its worker died, was restarted or was not heard of; then its turn has failed
 CRASHED = "crashed"  # why the answer of a turn has failed at which every attempt died
 
 
@@ -231,7 +232,7 @@ def _is_at_work(state: Decidable, target: MessageState) -> bool:
 
 def _is_only_waiting(state: Decidable, target: MessageState) -> bool:
     """Does nobody work on it, so that nobody else need be asked to stop?"""
-    return target.claim is not None and target.claim.state == "pending" and not _has_answers(state, target)
+    return target.is_pending and not _has_answers(state, target)
 
 
 def _has_answers(state: Decidable, target: MessageState) -> bool:

@@ -59,6 +59,11 @@ def is_own_name(name: str | None, client_id: str | None) -> bool:
     return name is not None and (name == own or name.startswith(f"{own}~"))
 
 
+def client_of(member_id: str) -> str:
+    """Whose member it is: a client's are its id, and that with `~` and a suffix."""
+    return member_id.partition("~")[0]
+
+
 def base32(number: int, width: int) -> str:
     """`number` in `width` digits of Crockford's base 32, lower case."""
     return "".join(_DIGITS[(number >> (5 * place)) & 31] for place in range(width - 1, -1, -1))

@@ -484,9 +484,9 @@ class Committer:
 
     def _answer_item(self, decided: Decided) -> None:
         self._let_go(decided.item)
-        for n, ask in enumerate(decided.asks):
+        for ask, outcome in zip(decided.asks, decided.outcomes, strict=True):
             asker = ask.asker
-            if asker.writer is None and not asker.is_server and not isinstance(decided.outcomes[n], HoldfastError):
+            if asker.writer is None and not asker.is_server and not isinstance(outcome, HoldfastError):
                 self._accepted(decided.channel, ask.key)
         decided.item.answered(decided)
 

@@ -56,9 +56,9 @@ class Deadlines:
         if len(self._heap) > 2 * len(self._due) + KEPT_DROPPED:  # most of it was dropped long ago
             self._heap = [(due, self._next(), known) for known, (due, _) in self._due.items() if known != key]
             heapq.heapify(self._heap)
-        self._count += 1
-        heapq.heappush(self._heap, (due_s, self._count, key))
-        if self._heap[0][1] == self._count:
+        number = self._next()
+        heapq.heappush(self._heap, (due_s, number, key))
+        if self._heap[0][1] == number:
             self._arm()
 
     def _arm(self) -> None:

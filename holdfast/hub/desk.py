@@ -18,6 +18,7 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Literal, NamedTuple, Protocol
 
+from holdfast.core.decide_work import ATTEMPTS
 from holdfast.core.errors import HoldfastError, TooMany
 from holdfast.core.events import Signal
 from holdfast.core.names import COMMAND_MARK, command_key
@@ -36,7 +37,6 @@ logger = logging.getLogger("holdfast.hub")
 
 WhenBusy = Literal["queue", "interrupt", "parallel"]
 LEASE_S = 15.0  # of a turn that a worker elsewhere has; it renews at a third
-ATTEMPTS = 5  # at one message, whether its worker died, was restarted or was not heard of; then its turn has failed
 UNHEARD_S = 120.0  # longer than it may be unclear whether a claim was stored
 NOBODY_S = 5.0  # a message that nobody takes for so long: whoever looks on is told
 REMEMBERED_PATTERNS = 1_000

@@ -171,7 +171,7 @@ class Feed:
         return self._passed is not None and self._passed != self.channel.roster.position
 
     @property
-    def owes_passing_alone(self) -> bool:
+    def _owes_passing_alone(self) -> bool:
         """Is nothing of the log owed, but something that was said in passing? It waits for no window.
 
         Else, behind an answer that has grown at each look, it would wait for as long as the answer lasts.
@@ -224,8 +224,10 @@ class Feed:
         await self.channel.load_history(self._history)
 
     def done(self) -> None:
-        """The way to the reader is free again; what is owed comes with the next tick."""
-        if self.is_behind:
+        """The way to the reader is free again; what is owed comes with the next tick, and in passing at once."""
+        if self._owes_passing_alone:
+            asyncio.get_running_loop().call_soon(self.wake)
+        elif self.is_behind:
             self._group.moved()
 
     def close(self) -> None:

@@ -15,10 +15,9 @@ from holdfast.core.errors import Forbidden, TooMany
 from holdfast.core.events import Presence, Signal
 from holdfast.core.limits import Limits
 from holdfast.core.model import Json, check_json, plain
-from holdfast.core.names import check_id, is_own_name
+from holdfast.core.names import check_id, client_of, is_own_name
 from holdfast.hub.channel import Channel
 from holdfast.hub.deadlines import Deadlines
-from holdfast.hub.roster import client_of
 
 GRACE_S = 3.0  # between a member's last connection and their leaving
 SERVERS_SIGNALS = frozenset(("nobody_listening",))  # which people believe, so nobody else says them

@@ -31,6 +31,7 @@ from holdfast.core.events import (
 )
 from holdfast.core.limits import Limits
 from holdfast.core.model import Json, Member
+from holdfast.core.names import client_of
 
 Kind = Literal["user", "agent"]
 NAMED = 100  # members that are told by name; of the rest only the count
@@ -273,11 +274,6 @@ class Roster:
         self._stays.clear()
         self._left.clear()
         self._changed()
-
-
-def client_of(member_id: str) -> str:
-    """Whose member it is: a client's are its id, and that with `~` and a suffix."""
-    return member_id.partition("~")[0]
 
 
 def _call_later(delay_s: float, callback: Callable[[], None]) -> object:

@@ -57,8 +57,6 @@ class Subscription:
                     continue
                 yield batch
                 self.cursor = batch.cursor or self.cursor
-                if feed.owes_passing_alone:
-                    continue
                 feed.done()
                 if not self._woken.is_set():
                     await self._woken.wait()

@@ -118,10 +118,6 @@ class EventStream:
             batch = feed.take()
             if batch is not None:
                 self.write_batch(batch)
-                if feed.owes_passing_alone and not (sink.is_busy or sink.is_over):
-                    passing = feed.take()
-                    if passing is not None:
-                        self.write_batch(passing)
                 if not sink.is_busy:  # a write that went through at once frees nobody
                     feed.done()
         except Behind:
@@ -132,11 +128,7 @@ class EventStream:
 
     def freed(self) -> None:
         """The sink is free again: more comes with the channel's next tick, joined."""
-        if self.feed is None:
-            return
-        if self.feed.owes_passing_alone:
-            self.wake()
-        else:
+        if self.feed is not None:
             self.feed.done()
 
     def received(self, message: Message) -> bool:

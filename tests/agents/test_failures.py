@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from holdfast import Hub
+from holdfast.agents.ids import reply_id
 from holdfast.agents.local import LocalPlace
-from holdfast.agents.turn import Turn, reply_id
+from holdfast.agents.turn import Turn
 from holdfast.core.errors import HoldfastError, InvalidRequest, InvalidText, StoreUnavailable, TooLarge
 from holdfast.core.limits import Limits
 from holdfast.core.model import Message
@@ -18,7 +19,7 @@ from holdfast.core.ops import Claim, Create
 from holdfast.stores.base import Committed, Conflict, Write
 from holdfast.stores.memory import MemoryStore
 from tests.agents.test_endings import endings
-from tests.agents.test_turns import messages, new_hub, until_over
+from tests.agents.test_turns import left_in_mid_answer, messages, new_hub, until_over
 from tests.virtual import virtual_clock, virtually
 
 
@@ -286,18 +287,7 @@ async def test_an_answer_that_was_taken_over_and_could_not_be_read_is_gone_on_wi
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     store = MemoryStore()
-    first = new_hub(store)
-
-    @first.agent("chat:*", name="bot", on_crash="continue")
-    async def half(turn: Turn) -> None:
-        async with turn.reply() as message:
-            await message.append("half ")
-            await message.flush()
-            await asyncio.sleep(1000)
-
-    await first.create("chat:1", text="?")
-    await asyncio.sleep(1)
-    await first.close()
+    await left_in_mid_answer(store)
     second = new_hub(store)
     is_failing = False
     take_over, read = LocalPlace.take_over, LocalPlace.read

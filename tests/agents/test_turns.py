@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from holdfast import Hub
-from holdfast.agents.turn import Turn, reply_id
+from holdfast.agents.ids import reply_id
+from holdfast.agents.turn import Turn
 from holdfast.client import Client
 from holdfast.core.errors import Draining, Finished, HoldfastError, LocalError, StoreUnavailable
 from holdfast.core.model import Message
@@ -27,6 +28,23 @@ def new_hub(store: Any = "memory://", **options: Any) -> Hub:
 async def messages(hub: Hub, channel: str = "chat:1") -> list[Message]:
     """All of the channel, oldest first."""
     return (await hub.history(channel)).messages[::-1]
+
+
+async def left_in_mid_answer(store: MemoryStore, on_crash: Any = "continue") -> Message:
+    """A process has gone in the middle of its answer, and left its turn as it was; returns what it was asked."""
+    hub = new_hub(store)
+
+    @hub.agent("chat:*", name="bot", on_crash=on_crash)
+    async def half(turn: Turn) -> None:
+        async with turn.reply() as message:
+            await message.append("half ")
+            await message.flush()
+            await asyncio.sleep(1000)
+
+    asked = await hub.create("chat:1", text="?")
+    await asyncio.sleep(1)
+    await hub.close()
+    return asked
 
 
 async def until_over(hub: Hub, count: int, channel: str = "chat:1") -> list[Message]:
@@ -422,18 +440,7 @@ async def test_a_message_nobody_takes_says_that_nobody_listens() -> None:
 @virtually
 async def test_a_turn_whose_process_died_is_another_attempt(on_crash: Any) -> None:
     store = MemoryStore()
-    first = new_hub(store)
-
-    @first.agent("chat:*", name="bot", on_crash=on_crash)
-    async def crashing(turn: Turn) -> None:
-        async with turn.reply() as message:
-            await message.append("half ")
-            await message.flush()
-            await asyncio.sleep(1000)
-
-    asked = await first.create("chat:1", text="?")
-    await asyncio.sleep(1)
-    await first.close()  # it leaves at once, and its turn as it is
+    asked = await left_in_mid_answer(store, on_crash)
     second = new_hub(store)
     attempts: list[tuple[int, str | None]] = []
 
@@ -626,18 +633,7 @@ async def test_a_message_that_a_running_turn_could_not_take_in_gets_a_turn_of_it
 @virtually
 async def test_an_answer_that_was_begun_before_a_crash_and_is_not_gone_on_with_does_not_stream_for_ever() -> None:
     store = MemoryStore()
-    first = new_hub(store)
-
-    @first.agent("chat:*", name="bot", on_crash="continue")
-    async def crashing(turn: Turn) -> None:
-        async with turn.reply() as message:
-            await message.append("half ")
-            await message.flush()
-            await asyncio.sleep(1000)
-
-    await first.create("chat:1", text="?")
-    await asyncio.sleep(1)
-    await first.close()
+    await left_in_mid_answer(store)
     second = new_hub(store)
 
     @second.agent("chat:*", name="bot", on_crash="continue")

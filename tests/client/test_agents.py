@@ -8,13 +8,14 @@ import signal
 import sys
 import time
 from asyncio.subprocess import PIPE, Process
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import pytest
 
 from holdfast import Hub, allow_everyone
-from holdfast.agents.turn import Answered, Turn, reply_id
+from holdfast.agents.ids import reply_id
+from holdfast.agents.turn import Answered, Turn
 from holdfast.client import ClaimedTurn, Client
 from holdfast.client.writer import SHORTEST_LEASE_S
 from holdfast.core.errors import HoldfastError
@@ -267,22 +268,24 @@ async def test_a_steer_that_cannot_be_answered_harms_no_turn(hub: Hub, wire: Wir
     assert (answer.status, got) == ("complete", ["shorter"] if code == "forbidden" else [])
 
 
+def serve_by_name(client: Client, name: str, release: asyncio.Event, begun: Callable[[str, str], object]) -> None:
+    """An agent with one slot that tells of each turn, and says who it is when it is released."""
+
+    @client.agent("chat:*", name=name, slots=1)
+    async def answer(turn: Turn) -> None:
+        begun(name, turn.channel)
+        async with turn.reply() as message:
+            await release.wait()
+            await message.append(f"by {name}")
+
+
 async def test_two_agents_of_one_client_each_get_their_own_turns(hub: Hub, wire: Wire) -> None:
     """They share a socket, and the pattern too: what tells them apart is their names."""
     taken: dict[str, list[str]] = {"bot~a": [], "bot~b": []}
     release = asyncio.Event()
     client = client_of(wire, client_id="bot")
-
-    def serve(name: str) -> None:
-        @client.agent("chat:*", name=name, slots=1)
-        async def answer(turn: Turn) -> None:
-            taken[name].append(turn.channel)
-            async with turn.reply() as message:
-                await release.wait()
-                await message.append(f"by {name}")
-
-    serve("bot~a")
-    serve("bot~b")
+    for name in ("bot~a", "bot~b"):
+        serve_by_name(client, name, release, lambda name, channel: taken[name].append(channel))
     async with working(client), asyncio.timeout(10):
         await becomes(lambda: hub.desk.stats()["agents"] == 2)
         assert sorted(one.id for one in (await hub.members("chat:1")).members) == ["bot~a", "bot~b"]
@@ -365,17 +368,8 @@ async def test_turns_of_two_agents_survive_their_socket(hub: Hub, wire: Wire) ->
     begun: list[str] = []
     release = asyncio.Event()
     client = client_of(wire, client_id="bot")
-
-    def serve(name: str) -> None:
-        @client.agent("chat:*", name=name, slots=1)
-        async def answer(turn: Turn) -> None:
-            begun.append(name)
-            async with turn.reply() as message:
-                await release.wait()
-                await message.append(f"by {name}")
-
-    serve("bot~a")
-    serve("bot~b")
+    for name in ("bot~a", "bot~b"):
+        serve_by_name(client, name, release, lambda name, _: begun.append(name))
     async with working(client), asyncio.timeout(10):
         await becomes(lambda: hub.desk.stats()["agents"] == 2)
         for channel in ("chat:1", "chat:2"):

@@ -12,7 +12,8 @@ from collections.abc import AsyncIterator, Iterator
 import pytest
 
 from holdfast import Hub
-from holdfast.agents.turn import Turn, reply_id
+from holdfast.agents.ids import reply_id
+from holdfast.agents.turn import Turn
 from holdfast.client import Client
 from holdfast.client.leaving import Signals
 from tests.client.test_agents import agent_process, answers, until_answered

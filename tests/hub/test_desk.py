@@ -10,12 +10,13 @@ import pytest
 
 from holdfast import Hub
 from holdfast.agents.turn import Turn
+from holdfast.core.decide_work import ATTEMPTS
 from holdfast.core.errors import StoreUnavailable
 from holdfast.core.limits import Limits
 from holdfast.core.model import Message
 from holdfast.core.ops import Claim, Command
 from holdfast.hub import desk
-from holdfast.hub.desk import ATTEMPTS, BROKEN_S, LEASE_S
+from holdfast.hub.desk import BROKEN_S, LEASE_S
 from holdfast.stores.base import Committed, CommitUnknown, Conflict, Write
 from holdfast.stores.memory import MemoryStore
 from tests.virtual import virtual_clock, virtually
@@ -45,6 +46,14 @@ class Worker:
 
     def ended(self, turn: desk.Turn, state: str) -> None:
         self.over.append((turn.message_id, state))
+
+
+async def asked(hub: Hub, worker: Worker, *message_ids: str) -> None:
+    """The hub has started, the worker is there, and so much is asked, one after the other."""
+    await hub.start()
+    hub.desk.register(worker)
+    for message_id in message_ids:
+        await hub.create(CHANNEL, id=message_id, text="?")
 
 
 async def answers(hub: Hub) -> list[Message]:
@@ -193,12 +202,8 @@ async def test_what_waited_behind_a_message_that_was_deleted_as_it_was_claimed_i
 
 @virtually
 async def test_what_waits_is_next_when_a_turn_ended_while_it_took_another_message_in() -> None:
-    hub = new_hub(Slow())
-    await hub.start()
-    worker = Worker()
-    hub.desk.register(worker)
-    for message_id in ("m1", "m2", "m3"):
-        await hub.create(CHANNEL, id=message_id, text="?")
+    hub, worker = new_hub(Slow()), Worker()
+    await asked(hub, worker, "m1", "m2", "m3")
     await asyncio.sleep(1)
 
     async def meanwhile() -> None:
@@ -241,10 +246,7 @@ async def claim_of(hub: Hub, message_id: str) -> tuple[str, int]:
 
 async def with_one_taken_in(hub: Hub, worker: Worker) -> None:
     """The worker has the turn of `m1`, and has taken `m2` into it."""
-    await hub.start()
-    hub.desk.register(worker)
-    for message_id in ("m1", "m2"):
-        await hub.create(CHANNEL, id=message_id, text="?")
+    await asked(hub, worker, "m1", "m2")
     await asyncio.sleep(0.1)
     assert await hub.take_waiting(CHANNEL, "m2", "far", turn="m1")
     assert await claim_of(hub, "m2") == ("taken", 1)
@@ -355,10 +357,7 @@ async def test_what_a_turn_in_this_process_had_taken_in_is_worked_on_after_a_cra
 async def test_a_message_may_be_taken_in_twice_by_the_turn_that_has_it_and_by_no_other() -> None:
     hub, worker = new_hub(), Worker(when_busy="parallel")
     worker.free = 2
-    await hub.start()
-    hub.desk.register(worker)
-    for message_id in ("m1", "m2", "m3"):
-        await hub.create(CHANNEL, id=message_id, text="?")
+    await asked(hub, worker, "m1", "m2", "m3")
     await asyncio.sleep(1)
     assert await hub.take_waiting(CHANNEL, "m3", "far", turn="m1")
     assert await hub.take_waiting(CHANNEL, "m3", "far", turn="m1")  # its answer was lost
@@ -376,12 +375,8 @@ async def test_a_message_may_be_taken_in_twice_by_the_turn_that_has_it_and_by_no
 
 @virtually
 async def test_what_a_turn_took_in_that_had_ended_already_waits_again() -> None:
-    hub = new_hub(Slow())
-    await hub.start()
-    worker = Worker()
-    hub.desk.register(worker)
-    for message_id in ("m1", "m2"):
-        await hub.create(CHANNEL, id=message_id, text="?")
+    hub, worker = new_hub(Slow()), Worker()
+    await asked(hub, worker, "m1", "m2")
     await asyncio.sleep(1)
     hub.desk.end(worker, worker.begun[0], "done", lambda answer: None)  # decided before
     await hub.take_waiting(CHANNEL, "m2", "far", turn="m1")
@@ -392,12 +387,8 @@ async def test_what_a_turn_took_in_that_had_ended_already_waits_again() -> None:
 
 @virtually
 async def test_what_a_turn_took_in_without_hearing_of_it_waits_again() -> None:
-    hub = new_hub(Slow())
-    await hub.start()
-    worker = Worker()
-    hub.desk.register(worker)
-    for message_id in ("m1", "m2"):
-        await hub.create(CHANNEL, id=message_id, text="?")
+    hub, worker = new_hub(Slow()), Worker()
+    await asked(hub, worker, "m1", "m2")
     await asyncio.sleep(1)
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.01):  # it is stored a little later

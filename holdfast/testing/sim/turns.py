@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from random import Random
 from typing import TYPE_CHECKING, Any
 
-from holdfast.agents.turn import OnCrash, Turn, reply_id
+from holdfast.agents.ids import reply_id
+from holdfast.agents.turn import OnCrash, Turn
 from holdfast.core.errors import HoldfastError
 from holdfast.hub.desk import WhenBusy
 from holdfast.testing.sim.actors import AWAY_STATUS, Person, gist
