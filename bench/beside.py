@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from bench.common import CLIENT_LIMIT, Options, Row, Void, check, client_load, number, spread
+from bench.common import CLIENT_LIMIT, Options, Row, check, client_load, failed, number, spread, void
 from bench.needs import SERVER, Needs
 from bench.peers.load import peer_load
 from bench.peers.nchan import NchanJoined, nchan, nchan_redis
@@ -157,7 +157,7 @@ def measure(directory: Path, sizes: Sizes, systems: dict[str, Start] = SYSTEMS) 
             try:
                 running[name] = stack.enter_context(start(_made(folder, name), most))
             except (BenchError, OSError) as error:
-                yield Row(f"beside {name}", "not measured", note=str(error), has_failed=True)
+                yield failed(f"beside {name}", error)
         yield Row("measured beside one another", f"{len(running)} systems", note=_promises(running.values()))
         client = stack.enter_context(peer_load())
         for n, shape in enumerate(sizes.shapes):
@@ -178,25 +178,24 @@ def _promises(systems: Iterable[System]) -> str:
 def _fan_out(systems: Sequence[System], client: Child, shape: Shape, sizes: Sizes, *, tag: str) -> list[Row]:
     """Rounds of all systems and kinds of viewers by turns. One that is void has a row that says so, and no figure."""
     rounds: dict[tuple[System, str], list[_Round]] = {(system, kind): [] for system in systems for kind in system.kinds}
-    failed: dict[tuple[System, str], Row] = {}
+    without: dict[tuple[System, str], Row] = {}
     for n in range(sizes.rounds):
         for system, kind in rounds:
-            if (system, kind) in failed:
+            if (system, kind) in without:
                 continue
             try:
                 one = _round(system, kind, client, shape, sizes.seconds, tag=f"{tag}-{kind}-{n}")
             except (BenchError, OSError) as error:  # OSError: it has died, and so it has no CPU time to be read
-                verdict = "VOID" if isinstance(error, Void) else "not measured"
-                what = f"  {shape}: {system.name}, {NAMES[kind]}"
-                failed[system, kind] = Row(what, verdict, note=str(error), has_failed=True)
-                client.ask("close")
+                without[system, kind] = failed(f"  {shape}: {system.name}, {NAMES[kind]}", error)
+                with contextlib.suppress(BenchError):  # it may be the one that has died
+                    client.ask("close")
             else:
                 rounds[system, kind].append(one)
     rows = [
-        failed.get((system, kind)) or _row(f"  {shape}: {system.name}, {NAMES[kind]}", each)
+        without.get((system, kind)) or _row(f"  {shape}: {system.name}, {NAMES[kind]}", each)
         for (system, kind), each in rounds.items()
     ]
-    whole = {key: each for key, each in rounds.items() if key not in failed}
+    whole = {key: each for key, each in rounds.items() if key not in without}
     return [*_ratio_rows(whole, shape), *rows]
 
 
@@ -214,10 +213,12 @@ def _round(system: System, kind: str, client: Child, shape: Shape, seconds: floa
     publisher_s = system.client_core_s() - publisher_s
     decoded = client.ask("decode", answer_in_s=90)
     stored_at = system.port if isinstance(system, Ours) else None
-    check(decoded, client.ask("compare", sent=produced["messages"], port=stored_at, answer_in_s=90), drained)
+    compared = client.ask("compare", sent=produced["messages"], port=stored_at, answer_in_s=90)
+    check(decoded, compared, drained, lag_ms=produced["lag_ms"])
     tokens = count * shape.connections
     if decoded["tokens"] != tokens:
-        raise Void(f"{decoded['tokens']:,} tokens were delivered, and {tokens:,} sent, though all texts are right")
+        what = f"{decoded['tokens']:,} tokens were delivered, and {tokens:,} sent, though all texts are right"
+        raise void(what, drained, lag_ms=produced["lag_ms"])
     client.ask("close")
     return _Round(
         us_per_token=used_s / tokens * 1e6,
@@ -300,7 +301,7 @@ def _idle_row(directory: Path, start: Start, kind: str, sizes: Sizes, name: str)
             if ended := client.ask("pass", seconds=0)["ended"]:
                 raise BenchError(f"{ended} of {many} viewers were sent away: the others are not what was measured")
     except (BenchError, OSError) as error:
-        return Row(what, "not measured", note=str(error), has_failed=True)
+        return failed(what, error)
     per_viewer_kb = (resident[1] - resident[0]) / (many - few) / 1000
     raw = (f"{resident[0]:,} B with {few:,} viewers, {resident[1]:,} B with {many:,}",)
     return Row(what, f"{per_viewer_kb:.1f} KB", raw=raw)

@@ -24,12 +24,16 @@ __all__ = [
     "attempt",
     "check",
     "client_load",
+    "failed",
     "kept",
+    "late",
     "load_client",
     "number",
     "raw_line",
     "served",
     "spread",
+    "used",
+    "void",
 ]
 
 
@@ -129,27 +133,59 @@ def attempt(what: str, measure: Callable[[], Iterable[Row]]) -> Iterator[Row]:
     try:
         yield from measure()
     except Void as error:
-        yield _failed(what, "VOID", error)
+        yield failed(what, error)
     except (BenchError, OSError, TimeoutError) as error:
-        yield _failed(what, "not measured", error)
+        yield failed(what, error)
     except Exception as error:  # the outer edge: what the others measured is not lost
         traceback.print_exc()
-        yield _failed(what, "not measured", error)
+        yield failed(what, error)
 
 
-def _failed(what: str, verdict: str, error: Exception) -> Row:
+def failed(what: str, error: Exception) -> Row:
+    """The row of what has no figure: why, and what was seen at the time."""
+    verdict = "VOID" if isinstance(error, Void) else "not measured"
     said = "\n".join([f"{type(error).__name__}: {error}", *getattr(error, "__notes__", [])])
     return Row(what, verdict, note=said, has_failed=True)
 
 
-def check(decoded: dict[str, Any], compared: dict[str, Any], drained: dict[str, Any]) -> None:
-    """Raise `Void` unless every viewer saw everything and nothing else."""
+def check(
+    decoded: dict[str, Any],
+    compared: dict[str, Any],
+    drained: dict[str, Any],
+    *,
+    lag_ms: Sequence[float] | None = None,
+) -> None:
+    """Raise `Void` unless every viewer saw everything and nothing else.
+
+    `lag_ms` says how late producers were, where it is known: a void run tells it.
+    """
     if decoded["violations"]:
-        raise Void(f"the wire's rules were broken: {decoded['violations']}, first {decoded['first_violation']}")
-    if compared["wrong"]:
-        raise Void(f"{compared['wrong']} wrong of {compared['compared']} views, e.g. {compared['example']}")
-    if drained["ended"]:
-        raise Void(f"{drained['ended']} connections were ended by the server")
+        what = f"the wire's rules were broken: {decoded['violations']}, first {decoded['first_violation']}"
+    elif compared["wrong"]:
+        what = f"{compared['wrong']} wrong of {compared['compared']} views, e.g. {compared['example']}"
+    elif drained["ended"]:
+        what = f"{drained['ended']} connections were ended by the server"
+    else:
+        return
+    raise void(what, drained, lag_ms=lag_ms)
+
+
+def void(what: str, drained: dict[str, Any], *, lag_ms: Sequence[float] | None = None) -> Void:
+    """A `Void` that tells what was seen at the time: an overloaded machine is no lost token."""
+    client = f"the load client used {used(drained['cpu_s'], drained['seconds'])}"
+    error = Void(what)
+    error.add_note("; ".join([*([late(lag_ms)] if lag_ms is not None else []), client]))
+    return error
+
+
+def late(lag_ms: Sequence[float]) -> str:
+    """How late producers were."""
+    return f"producers were late by {lag_ms[1]:.1f} ms (p99), {lag_ms[2]:.1f} ms at worst"
+
+
+def used(cpu_s: float, seconds: float) -> str:
+    """No share: of a moment, which a run that fails at once may be, it would be none."""
+    return f"{cpu_s:.2f} s of its core in {seconds:.2f} s"
 
 
 def client_load(drained: dict[str, Any]) -> float:

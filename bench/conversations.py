@@ -98,7 +98,8 @@ def measure(options: Options, conversations: int, *, seconds: float, is_dated_wh
         drained = load.ask("drain", timeout_s=_TIMEOUT_S, last=FINISHED)
         after = _Gauges.read(server)
         decoded = load.ask("decode")
-        check(decoded, load.ask("compare", sent=produced["messages"], **server.address), drained)
+        compared = load.ask("compare", sent=produced["messages"], **server.address)
+        check(decoded, compared, drained, lag_ms=produced["lag_ms"])
         expected = count * conversations * _VIEWERS
         if decoded["tokens"] != expected:
             raise BenchError(f"{decoded['tokens']} of {expected} tokens have a latency, though all texts are right")

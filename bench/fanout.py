@@ -24,6 +24,7 @@ from bench.common import (
     attempt,
     check,
     client_load,
+    failed,
     kept,
     load_client,
     raw_line,
@@ -66,7 +67,7 @@ class _Round(NamedTuple):
     bytes: int
     client_load: float
     seconds: float
-    lag_ms: float = 0.0  # of the producers (p99)
+    lag_ms: float | None  # of the producers (p99); the bare server has none
 
 
 def run(options: Options) -> Iterator[Row]:
@@ -76,7 +77,7 @@ def run(options: Options) -> Iterator[Row]:
         _check_granian()
         unders.append("granian")
     except BenchError as error:
-        yield Row("fan-out, mounted under granian", "not measured", note=str(error), has_failed=True)
+        yield failed("fan-out, mounted under granian", error)
     how: dict[str, Any] = {"rounds": rounds, "seconds": seconds, "unders": tuple(unders)}
     for shape in SHAPES:
         for kind, name in _NAMES.items():
@@ -140,15 +141,14 @@ def _pair(
     produced, used_s, drained = _run(
         server, load, "produce", channels=channels, count=count, tokens_per_s=shape.tokens_per_s
     )
-    ours = _checked(load, drained, used_s, produced["messages"], server)
-    ours = ours._replace(lag_ms=produced["lag_ms"][1])
+    ours = _checked(load, drained, used_s, produced, server)
     recording = load.ask("recording")
     load.ask("close")
 
     bare.child.ask("load", **recording)
     load.ask("connect", **connect, **bare.address)
     _, used_s, drained = _run(bare, load, "play")
-    theirs = _checked(load, drained, used_s, produced["messages"], None)
+    theirs = _checked(load, drained, used_s, produced, None)
     load.ask("close")
     return ours, theirs
 
@@ -163,17 +163,20 @@ def _run(server: Served, load: Child, do: str, **fields: Any) -> tuple[dict[str,
 
 
 def _checked(
-    load: Child, drained: dict[str, Any], used_s: float, sent: dict[str, Any], server: Served | None
+    load: Child, drained: dict[str, Any], used_s: float, produced: dict[str, Any], server: Served | None
 ) -> _Round:
+    """A round of ours, or, without `server`, of the bare one."""
     decoded = load.ask("decode")
     stored_at = {"port": None} if server is None else server.address
-    check(decoded, load.ask("compare", sent=sent, **stored_at), drained)
+    lag_ms = produced["lag_ms"] if server is not None else None  # the bare one has no producers
+    check(decoded, load.ask("compare", sent=produced["messages"], **stored_at), drained, lag_ms=lag_ms)
     return _Round(
         us_per_delivery=used_s / decoded["deliveries"] * 1e6,
         deliveries=decoded["deliveries"],
         bytes=decoded["bytes"],
         client_load=client_load(drained),
         seconds=drained["seconds"],
+        lag_ms=lag_ms[1] if lag_ms is not None else None,
     )
 
 
@@ -195,7 +198,7 @@ def _rows(shape: Shape, kind: str, under: str, pairs: list[tuple[_Round, _Round]
             ", ".join(spread([each.us_per_delivery for each in side], "µs") for side in zip(*pairs, strict=True)),
             note=f"{shape.tokens_per_s:g} tokens/s a channel; {ours.deliveries / ours.seconds:,.0f} and "
             f"{bare.deliveries / bare.seconds:,.0f} deliveries/s of {ours.bytes / ours.deliveries:.0f} B; producers "
-            f"late by {max(a.lag_ms for a, _ in pairs):.0f} ms (p99); load client used "
+            f"late by {max(a.lag_ms or 0 for a, _ in pairs):.0f} ms (p99); load client used "
             f"{max(each.client_load for pair in pairs for each in pair):.0%} of its core",
         ),
     ]

@@ -118,6 +118,8 @@ class Load:
         With `last` every viewer's last bytes must hold it, unless a connection has ended; those who do not get it in
         time are told apart by the comparison. Without it, nothing for a while is all there is to go by.
         """
+        if not self._is_capturing:  # else what it took is told since then
+            self._captured_s, self._cpu_s = time.monotonic(), time.process_time()
         until_s = time.monotonic() + timeout_s
         self._last_read_s = time.monotonic()
         while (now_s := time.monotonic()) - self._last_read_s < _QUIET_S or not self._have_all_got(last):
@@ -241,7 +243,8 @@ class Load:
         return {
             "attached_s": sorted(connection.attached_s or 0.0 for connection in back),
             "new_starts": sum(connection.checker.new_starts - 1 for connection in back),
-            "client_load": (time.process_time() - cpu_s) / (time.monotonic() - started_s),
+            "cpu_s": time.process_time() - cpu_s,
+            "seconds": time.monotonic() - started_s,
         }
 
     def close(self) -> Json:

@@ -15,12 +15,12 @@ import os
 import sys
 import threading
 import time
-from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any
 
 from bench import plan
 from bench.control import answer, serve_requests
+from bench.lateness import Lateness
 from bench.proc import BenchError
 from bench.tokens import WIDTH, known_token, token
 from holdfast import Hub, Limits, MessageWriter, serving
@@ -38,7 +38,9 @@ class Producers:
 
     def __init__(self, hub: Hub) -> None:
         self._hub = hub
-        self._soak: asyncio.Task[Counter[int]] | None = None
+        self._soak: asyncio.Task[None] | None = None
+        self._lateness = Lateness()  # since work was last asked for
+        self._failure: Exception | None = None  # of somebody whose end is not waited for
         hub.adopt("bench:*")(self._go_on)
 
     async def produce(
@@ -56,8 +58,9 @@ class Producers:
         have been: who is late is then late for the viewers too.
         """
         started_s = time.monotonic()
+        self._lateness = Lateness()
 
-        async def one(channel: str, first_s: float) -> tuple[dict[str, Any], list[float]]:
+        async def one(channel: str, first_s: float) -> dict[str, Any]:
             sent: list[str] = []
             filler = "." * (piece - WIDTH)
 
@@ -66,9 +69,10 @@ class Producers:
                 await message.append(sent[-1])
 
             async with self._hub.message(channel, role="assistant", author="bench") as message:
-                lags = await _on_schedule(message, range(count), first_s, tokens_per_s, append)
+                await self._on_schedule(message, range(count), first_s, tokens_per_s, append)
+            self._lateness.ended(message)
             text = "".join(sent)
-            return {"id": message.id, "length": len(text), "sha256": hashlib.sha256(text.encode()).hexdigest()}, lags
+            return {"id": message.id, "length": len(text), "sha256": hashlib.sha256(text.encode()).hexdigest()}
 
         async with asyncio.TaskGroup() as group:
             # Spread over one token's time: real conversations have no common beat.
@@ -76,12 +80,8 @@ class Producers:
                 group.create_task(one(channel, started_s + n / len(channels) / tokens_per_s))
                 for n, channel in enumerate(channels)
             ]
-        results = [task.result() for task in tasks]
-        return {
-            "messages": {channel: message for channel, (message, _) in zip(channels, results, strict=True)},
-            "lag_ms": _lag_ms([lag for _, lags in results for lag in lags]),
-            "seconds": time.monotonic() - started_s,
-        }
+        messages = {channel: task.result() for channel, task in zip(channels, tasks, strict=True)}
+        return {"messages": messages, "seconds": time.monotonic() - started_s} | await self.lag()
 
     async def stream(self, *, channel: str, id: str, seed: int, count: int, tokens_per_s: float) -> dict[str, Any]:
         """Begin the message with the text of `seed`, which goes on when this process was killed and started again."""
@@ -111,14 +111,21 @@ class Producers:
 
     async def soak(self, *, started_s: float, planned: dict[str, Any]) -> dict[str, Any]:
         """Begin to write the conversations of the plan."""
+        self._lateness = Lateness()
         self._soak = asyncio.create_task(self._converse(plan.conversations(**planned), started_s))
         return {}
 
     async def soaked(self) -> dict[str, Any]:
         """Wait until all of them are stored."""
         assert self._soak is not None
-        late_ms = await self._soak
-        return {"lag_ms": _lag_ms([ms / 1000 for ms in late_ms.elements()])}
+        await self._soak
+        return {}
+
+    async def lag(self) -> dict[str, Any]:
+        """How late producers have been so far: median, p99 and worst. Fails when one of them has."""
+        if self._failure is not None:
+            raise self._failure
+        return {"lag_ms": self._lateness.told_ms()}
 
     async def stats(self) -> dict[str, Any]:
         """The hub's counters."""
@@ -144,24 +151,45 @@ class Producers:
             return
         seed, count, tokens_per_s = (int(str(message.meta[name])) for name in ("seed", "count", "tokens_per_s"))
         places = range(message.length // WIDTH, count)
-        await _on_schedule(message, places, time.monotonic(), tokens_per_s, _known(seed))
+        with self._noting_failure():
+            await self._on_schedule(message, places, time.monotonic(), tokens_per_s, _known(seed))
+            await message.flush()
+        self._lateness.ended(message)
 
-    async def _converse(self, conversations: list[plan.Conversation], started_s: float) -> Counter[int]:
-        # Counted in whole milliseconds: half a million numbers would be the growth that is looked for.
-        late_ms: Counter[int] = Counter()
-
+    async def _converse(self, conversations: list[plan.Conversation], started_s: float) -> None:
         async def one(conversation: plan.Conversation) -> None:
             starts_s, places = started_s + conversation.starts_s, range(conversation.tokens)
             async with self._hub.message(conversation.channel, id=plan.MESSAGE, author="bench") as message:
                 append = _known(conversation.seed)
-                lags = await _on_schedule(message, places, starts_s, plan.TOKENS_PER_S, append)
-                late_ms.update(int(lag * 1000) for lag in lags)
+                await self._on_schedule(message, places, starts_s, plan.TOKENS_PER_S, append)
+            self._lateness.ended(message)
 
-        async with asyncio.TaskGroup() as group:
-            for conversation in conversations:
-                await asyncio.sleep(max(0.0, started_s + conversation.starts_s - time.monotonic()))
-                group.create_task(one(conversation))
-        return late_ms
+        with self._noting_failure():
+            async with asyncio.TaskGroup() as group:
+                for conversation in conversations:
+                    await asyncio.sleep(max(0.0, started_s + conversation.starts_s - time.monotonic()))
+                    group.create_task(one(conversation))
+
+    @contextlib.contextmanager
+    def _noting_failure(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            self._failure = error
+            raise
+
+    async def _on_schedule(
+        self, message: MessageWriter, places: range, first_s: float, per_s: float, append: "Append"
+    ) -> None:
+        """One answer on a fixed schedule: who falls behind does not send less, and how far behind is noted."""
+        made = self._lateness.made
+        for index, n in enumerate(places):
+            due_s = first_s + index / per_s
+            # Without a wait this loop would not let others in.
+            await asyncio.sleep(max(0.0, due_s - time.monotonic()))
+            # Before `append`, which may wait until long after the next one is due.
+            made(message, time.monotonic() - due_s, due_s + 1 / per_s)
+            await append(message, n, due_s)
 
 
 Append = Callable[[MessageWriter, int, float], Awaitable[None]]
@@ -173,25 +201,6 @@ def _known(seed: int) -> Append:
         await message.append(known_token(seed, n))
 
     return append
-
-
-async def _on_schedule(
-    message: MessageWriter, places: range, first_s: float, per_s: float, append: Append
-) -> list[float]:
-    """One answer on a fixed schedule: who falls behind does not send less, and how far behind is told."""
-    lags = []
-    for index, n in enumerate(places):
-        due_s = first_s + index / per_s
-        # Without a wait this loop would not let others in.
-        await asyncio.sleep(max(0.0, due_s - time.monotonic()))
-        lags.append(time.monotonic() - due_s)
-        await append(message, n, due_s)
-    return lags
-
-
-def _lag_ms(lags: list[float]) -> list[float]:
-    lags.sort()
-    return [lags[int(len(lags) * share)] * 1000 for share in (0.5, 0.99)] if lags else [0.0, 0.0]
 
 
 @contextlib.asynccontextmanager
@@ -270,6 +279,7 @@ async def _main(arguments: argparse.Namespace) -> None:
             producers.fill,
             producers.soak,
             producers.soaked,
+            producers.lag,
             producers.stats,
             producers.held,
             producers.blocks,

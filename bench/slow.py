@@ -120,7 +120,8 @@ def _run(options: Options, kind: str, readers: int, slow: int, answer: int) -> _
             load.ask("read_on")
             drained = load.ask("drain", timeout_s=_TIMEOUT_S, last=FINISHED)
         decoded = load.ask("decode")
-        check(decoded, load.ask("compare", sent=produced["messages"], **server.address), drained)
+        compared = load.ask("compare", sent=produced["messages"], **server.address)
+        check(decoded, compared, drained, lag_ms=produced["lag_ms"])
         if decoded["tokens"] != count * readers:
             raise BenchError(
                 f"{decoded['tokens']} of {count * readers} tokens have a latency, though all texts are right"

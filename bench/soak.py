@@ -10,14 +10,16 @@ server held for them must be gone as well: feeds, channels, writers, tasks, thre
 and after, and so are Python's blocks of memory.
 """
 
+import contextlib
 import statistics
 import time
+from types import TracebackType
 from typing import Any
 
 from bench import plan
-from bench.common import Options, Row, Served, Void, client_load, kept, load_client, served
+from bench.common import Options, Row, Served, Void, client_load, kept, late, load_client, served, used
 from bench.needs import Needs
-from bench.proc import BenchError, cpu_s, raise_file_limit, rss_bytes
+from bench.proc import BenchError, Child, cpu_s, raise_file_limit, rss_bytes
 from bench.tokens import known_text
 
 _LIVE = 50
@@ -31,6 +33,7 @@ _IDLE_S = 10.0  # until an idle channel leaves the server's memory
 _AFTER_S = 20.0  # after the last conversation has ended, for viewers to have been shown it
 _FILL_S = 120.0
 _LET_GO_S = 45.0
+_TIMEOUT_S = 45.0
 
 
 def run(options: Options) -> list[Row]:
@@ -60,27 +63,15 @@ def soak(
         blocks = [server.child.ask("blocks")["blocks"]]
         started_s = time.monotonic() + 0.5
         server.child.ask("soak", started_s=started_s, planned=planned)
-        samples: list[tuple[float, int]] = []
-        used_s, client_s, loaded_s = cpu_s(server.child.pid), cpu_s(load.pid), time.monotonic()
-        while True:
-            until_s = time.monotonic() + _STEP_S
-            seen = load.ask("visit", port=server.port, started_s=started_s, planned=planned, until_s=until_s)
-            if seen["wrong"]:
-                raise Void(f"{seen['wrong']} visits went wrong, e.g. {seen['example']}")
-            now_s = time.monotonic() - started_s
-            if now_s <= seconds:
-                samples.append((now_s, rss_bytes(server.child.pid)))
-            elif not seen["left"]:
-                break
-            elif now_s > seconds + _AFTER_S:
-                raise BenchError(f"{seen['left']} visits have not ended {_AFTER_S} s after the last conversation")
-        used_s = cpu_s(server.child.pid) - used_s
-        client = client_load({"cpu_s": cpu_s(load.pid) - client_s, "seconds": time.monotonic() - loaded_s})
-        lag_ms = server.child.ask("soaked")["lag_ms"][1]
-        for conversation in conversations:
-            _check_stored(server, conversation)
-        after = _let_go(server, before)
-        blocks.append(server.child.ask("blocks")["blocks"])
+        with _Watch(server.child, load) as watch:
+            visit = {"port": server.port, "started_s": started_s, "planned": planned}
+            seen, samples = _visit(server, load, watch, visit)
+            client = client_load({"cpu_s": watch.client_s, "seconds": watch.seconds})
+            server.child.ask("soaked")
+            for conversation in conversations:
+                _check_stored(server, conversation)
+            after = _let_go(server, before)
+            blocks.append(server.child.ask("blocks")["blocks"])
     seen_by = f"{seen['viewers']:,} viewers in {seen['connections']:,} connections, {seen['resumes']:,} resumes"
     return [
         *_memory(samples, seconds),
@@ -99,10 +90,78 @@ def soak(
         ),
         Row(
             "  CPU of the server",
-            f"{used_s / seconds:.0%} of its core",
-            note=f"producers late by {lag_ms:.0f} ms (p99); load client used {client:.0%} of its core",
+            f"{watch.server_s / seconds:.0%} of its core",
+            note=f"{late(watch.lag_ms)}; load client used {client:.0%} of its core",
         ),
     ]
+
+
+class _Watch:
+    """What is seen of a soak while it goes on; if it fails, its row says what was seen last.
+
+    Someone who is not shown a text may have been lost by us, or by a machine that had no time for anybody.
+    """
+
+    def __init__(self, server: Child, load: Child) -> None:
+        self._server, self._load = server, load
+        self._began_s = time.monotonic()
+        self._began = cpu_s(server.pid), cpu_s(load.pid)
+        self.lag_ms: list[float] = []  # of the producers; empty before the first look
+        self.seconds = self.server_s = self.client_s = 0.0
+
+    def ask(self) -> None:
+        """Ask the server, which answers while others are asked."""
+        with contextlib.suppress(BenchError):  # `look` says what is wrong with it
+            self._server.send("lag")
+
+    def look(self) -> None:
+        """Take its answer. Raises `BenchError` when producers have failed, and OSError when it has died."""
+        self.lag_ms = self._server.read(timeout_s=_TIMEOUT_S)["lag_ms"]
+        self.server_s, self.client_s = (
+            cpu_s(child.pid) - before for child, before in zip((self._server, self._load), self._began, strict=True)
+        )
+        self.seconds = time.monotonic() - self._began_s
+
+    def __enter__(self) -> "_Watch":
+        return self
+
+    def __exit__(self, _: object, error: BaseException | None, __: TracebackType | None) -> None:
+        if isinstance(error, (BenchError, OSError)):
+            error.add_note(str(self))
+
+    def __str__(self) -> str:
+        if not self.lag_ms:
+            return "nothing had been seen of the producers"
+        return (
+            f"seen last: {late(self.lag_ms)}; the load client used {used(self.client_s, self.seconds)}, "
+            f"the server {used(self.server_s, self.seconds)}"
+        )
+
+
+def _visit(
+    server: Served, load: Child, watch: _Watch, visit: dict[str, Any]
+) -> tuple[dict[str, Any], list[tuple[float, int]]]:
+    """Let everybody come and go: what the load client saw in all, and the server's memory while they did."""
+    samples: list[tuple[float, int]] = []
+    started_s, seconds = visit["started_s"], visit["planned"]["seconds"]
+    while True:
+        watch.ask()
+        seen = load.ask("visit", until_s=time.monotonic() + _STEP_S, **visit)
+        if seen["wrong"]:
+            wrong = Void(f"{seen['wrong']} visits went wrong, e.g. {seen['example']}")
+            try:
+                watch.look()
+            except (BenchError, OSError) as error:  # it may be why
+                wrong.add_note(f"and {error}")
+            raise wrong
+        watch.look()
+        now_s = time.monotonic() - started_s
+        if now_s <= seconds:
+            samples.append((now_s, rss_bytes(server.child.pid)))
+        elif not seen["left"]:
+            return seen, samples
+        elif now_s > seconds + _AFTER_S:
+            raise BenchError(f"{seen['left']} visits have not ended {_AFTER_S} s after the last conversation")
 
 
 def slope(samples: list[tuple[float, int]]) -> float:

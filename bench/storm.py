@@ -13,7 +13,20 @@ import time
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from bench.common import FINISHED, Options, Row, Void, attempt, check, client_load, kept, load_client, served, spread
+from bench.common import (
+    FINISHED,
+    Options,
+    Row,
+    Served,
+    attempt,
+    check,
+    client_load,
+    kept,
+    load_client,
+    served,
+    spread,
+    void,
+)
 from bench.needs import Needs
 from bench.proc import raise_file_limit
 from bench.tokens import WIDTH, known_text
@@ -90,19 +103,30 @@ def _round(options: Options, kind: str, viewers: int, seed: int, before_s: float
         with served(database, port=port) as server:
             listening_s = time.monotonic()
             back = load.read(timeout_s=_TIMEOUT_S + 5)
-            if back["new_starts"]:
-                raise Void(f"{back['new_starts']} of {viewers} viewers began anew instead of resuming")
-            status = server.call("GET", f"{_CHANNEL}/messages/{_MESSAGE}")["message"]["status"]
-            if status != "streaming":
-                raise Void(f"the answer was {status} when the viewers were back: they did not come back to a stream")
+            _check_back(back, server, viewers)
             load.ask("capture")
             drained = load.ask("drain", timeout_s=_TIMEOUT_S, last=FINISHED)
+            lag_ms = server.child.ask("lag")["lag_ms"]  # where the producer has failed, that is why texts are short
             text = known_text(seed, count)
             sent = {"id": _MESSAGE, "length": count * WIDTH, "sha256": hashlib.sha256(text.encode()).hexdigest()}
-            check(load.ask("decode"), load.ask("compare", sent={_CHANNEL: sent}, **server.address), drained)
+            decoded = load.ask("decode")
+            compared = load.ask("compare", sent={_CHANNEL: sent}, **server.address)
+            check(decoded, compared, drained, lag_ms=lag_ms)
     return _Round(
         up_s=listening_s - killed_s,
         live_s=back["attached_s"][-1] - killed_s,
-        burst_load=back["client_load"],
+        burst_load=back["cpu_s"] / back["seconds"],
         steady_load=client_load(drained),
     )
+
+
+def _check_back(back: dict[str, Any], server: Served, viewers: int) -> None:
+    """Raise `Void` unless all have come back from their cursors, and to an answer that still streamed."""
+    status = server.call("GET", f"{_CHANNEL}/messages/{_MESSAGE}")["message"]["status"]
+    if back["new_starts"]:
+        what = f"{back['new_starts']} of {viewers} viewers began anew instead of resuming"
+    elif status != "streaming":
+        what = f"the answer was {status} when the viewers were back: they did not come back to a stream"
+    else:
+        return
+    raise void(what, back, lag_ms=server.child.ask("lag")["lag_ms"])

@@ -5,7 +5,7 @@ import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from bench.common import Row, Void
+from bench.common import Row, failed
 from bench.peers.reload import Loaded, Page, follow, load
 from bench.peers.system import System, on_core
 from bench.proc import CLIENT_CORE, BenchError
@@ -33,8 +33,7 @@ class _Visits:
         try:
             do()
         except (BenchError, OSError) as error:
-            verdict = "VOID" if isinstance(error, Void) else "not measured"
-            self.failed = Row(f"reload and resume: {self}", verdict, note=str(error), has_failed=True)
+            self.failed = failed(f"reload and resume: {self}", error)
 
     def begin(self, *, tokens: int, missed: int, pages: int) -> None:
         """Let the answer grow, with pages that follow it until `missed` tokens before its end."""

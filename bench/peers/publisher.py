@@ -19,6 +19,7 @@ from typing import Any
 from urllib.parse import quote
 
 from bench.control import answer
+from bench.lateness import Lateness
 from bench.peers.summary import summary
 from bench.proc import BenchError
 from bench.tokens import token
@@ -85,15 +86,14 @@ def publish(
     started_s = time.monotonic()
     lanes = _Lanes(port, [path.format(channel=quote(channel)) for channel in channels])
     try:
-        texts, lags = _send(lanes, len(channels), count, tokens_per_s, window_ms / 1000)
+        texts, lateness = _send(lanes, len(channels), count, tokens_per_s, window_ms / 1000)
         lanes.await_answers()
     finally:
         lanes.close()
-    lags.sort()
     return {
         "messages": {channel: summary(text, "m") for channel, text in zip(channels, texts, strict=True)},
         "texts": dict(zip(channels, texts, strict=True)) if tells_text else {},
-        "lag_ms": [lags[int(len(lags) * share)] * 1000 for share in (0.5, 0.99)],
+        "lag_ms": lateness.told_ms(),
         "seconds": time.monotonic() - started_s,
     }
 
@@ -136,14 +136,12 @@ class _Lanes:
             lane.socket.close()
 
 
-def _send(
-    lanes: _Lanes, channels: int, count: int, tokens_per_s: float, window_s: float
-) -> tuple[list[str], list[float]]:
-    """Publish all tokens when they are due; returns the texts, and how late each token was."""
+def _send(lanes: _Lanes, channels: int, count: int, tokens_per_s: float, window_s: float) -> tuple[list[str], Lateness]:
+    """Publish all tokens when they are due; returns the texts, and how late the tokens were."""
     sent: list[list[str]] = [[] for _ in range(channels)]
     gathered: list[list[str]] = [[] for _ in range(channels)]
     closing: deque[tuple[float, int]] = deque()  # when a channel's window ends; all are as long, so this is in order
-    lags: list[float] = []
+    lateness = Lateness()
     total, due = count * channels, 0
     period_s = 1 / tokens_per_s / channels  # all channels, spread over one token's time
     started_s = time.monotonic()
@@ -153,7 +151,7 @@ def _send(
             channel, text = due % channels, token()
             due += 1
             sent[channel].append(text)
-            lags.append(late_s)
+            lateness.made(channel, late_s)
             if not window_s:
                 lanes.publish(channel, text)  # however late it is: one token, one message
                 continue
@@ -167,7 +165,7 @@ def _send(
         next_s = [started_s + due * period_s] if due < total else []
         next_s += [closing[0][0]] if closing else []
         lanes.turn(max(0.0, min(next_s, default=0.0) - time.monotonic()))
-    return ["".join(texts) for texts in sent], lags
+    return ["".join(texts) for texts in sent], lateness
 
 
 def main() -> None:

@@ -53,7 +53,7 @@ function produce({ channels, count, tokens_per_s: rate, tells_text: tellsText = 
       const messages = Object.fromEntries(channels.map((channel, n) => [channel, summary(sent[n].join(''))]))
       const texts = tellsText ? Object.fromEntries(channels.map((channel, n) => [channel, sent[n].join('')])) : {}
       const share = part => lags[Math.floor(lags.length * part)] * 1000
-      resolve({ messages, texts, lag_ms: [share(0.5), share(0.99)], seconds: now() - started })
+      resolve({ messages, texts, lag_ms: [share(0.5), share(0.99), lags.at(-1) * 1000], seconds: now() - started })
     }
     step()
   })

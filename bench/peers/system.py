@@ -89,7 +89,12 @@ def foreign(what: str, command: list[str], is_ready: Callable[[int], bool]) -> I
                 time.sleep(0.05)
         except BenchError as error:
             raise BenchError(f"{what} did not start: {error}") from None
-        yield child.pid
+        try:
+            yield child.pid
+        except (BenchError, OSError) as error:
+            if said := child.log_end():
+                error.add_note(f"{what} said:\n{said}")
+            raise
 
 
 def _check_alive(child: Child, pid: int) -> None:

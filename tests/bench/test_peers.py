@@ -6,10 +6,14 @@ Servers that lie are written here, from the wire formats alone; all else is the 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import functools
+import itertools
 import os
 import resource
 import select
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -25,11 +29,11 @@ import bench.load
 import bench.peers.publisher
 import bench.peers.reload
 from bench import appends, beside
-from bench.common import Row, Void, check
+from bench.common import Row, Void, attempt, check
 from bench.peers import packages
 from bench.peers.load import PeerLoad, peer_load
 from bench.peers.nchan import nchan, nchan_redis
-from bench.peers.ours import Ours, ours
+from bench.peers.ours import ours
 from bench.peers.publisher import publish
 from bench.peers.redis_server import ask_redis, redis_server
 from bench.peers.reload import Page, follow, load
@@ -37,8 +41,9 @@ from bench.peers.socketio import socketio
 from bench.peers.summary import summary
 from bench.peers.system import System
 from bench.peers.xadd import xadd
-from bench.proc import CLIENT_CORE, BenchError, Child
+from bench.proc import CLIENT_CORE, BenchError, Child, tree
 from bench.tokens import token
+from tests.bench.small import APPENDS, in_the_middle
 
 PATIENCE_S = 10.0
 KINDS = ("nchan-sse", "nchan-ws", "nchan-ws-meta", "socketio", "xadd-sse")
@@ -351,8 +356,7 @@ def _figures(measured: Iterable[Row]) -> list[str]:
 
 @needs_redis_client
 def test_appends_are_measured_on_the_real_systems(tmp_path: Path) -> None:
-    sizes = appends.Sizes(producers=4, rounds=1, seconds=0.2, warm_s=0.05, pages=1, page_tokens=40)
-    figures = _figures(appends.measure(tmp_path, sizes))
+    figures = _figures(appends.measure(tmp_path, APPENDS))
     assert [figure for figure in figures if "reload at 40 tokens" in figure and "XADD" in figure]
     assert list(tmp_path.iterdir()) == []
 
@@ -366,30 +370,107 @@ def test_nchan_and_holdfast_are_measured_by_the_same_rows(tmp_path: Path) -> Non
     assert figures.count("resume after 10 missed tokens") == 4
 
 
-class Dying(Ours):
-    name = "dying"
-
-    def produce(self, *, channels: list[str], count: int, tokens_per_s: float) -> Any:
-        self.child.kill()
-        return super().produce(channels=channels, count=count, tokens_per_s=tokens_per_s)
-
-
 @contextlib.contextmanager
-def dying(folder: Path, _: int) -> Iterator[System]:
-    with ours(folder / "dying.db") as system:
-        yield Dying(system.port, system.child)
+def dying(name: str, folder: Path, connections: int) -> Iterator[System]:
+    """A system whose processes are killed when it has produced half of what it was asked for first."""
+    with beside.SYSTEMS[name](folder, connections) as system:
+        whole = system.produce
+
+        def half(*, channels: list[str], count: int, tokens_per_s: float) -> Any:
+            whole(channels=channels, count=count // 2, tokens_per_s=tokens_per_s)
+            for pid in itertools.chain.from_iterable(list(tree(pid)) for pid in system.pids):
+                with contextlib.suppress(ProcessLookupError):  # it went with the one that kept it
+                    os.kill(pid, signal.SIGKILL)
+            return whole(channels=channels, count=count - count // 2, tokens_per_s=tokens_per_s)
+
+        system.produce = half  # type: ignore[method-assign]
+        yield system
+
+
+def working(tmp_path: Path, systems: dict[str, beside.Start]) -> list[Row]:
+    """The rows of systems that have been asked to produce."""
+    _, *rows = beside.measure(tmp_path, dataclasses.replace(TINY, idle=(1, 2)), systems)
+    return [row for row in rows if "memory per idle" not in row.what]
 
 
 def test_a_system_that_dies_in_mid_run_has_no_figures_and_the_others_have(tmp_path: Path) -> None:
-    rows = list(beside.measure(tmp_path, TINY, {"dying": dying, "Holdfast": beside.SYSTEMS["Holdfast"]}))
-    idle = "memory per idle viewer"  # each on a system of its own, which nobody asks to produce
-    died = [row for row in rows if "dying" in row.what and not row.what.startswith(idle)]
+    one = functools.partial(dying, "Holdfast")
+    rows = working(tmp_path, {"dying": one, "Holdfast": beside.SYSTEMS["Holdfast"]})
+    died = [row for row in rows if row.has_failed]
     assert {row.measured for row in died} <= {"VOID", "not measured"}
-    assert all(row.has_failed for row in died)
-    assert [row.what for row in died if row.what.startswith("reload and resume")]
-    lived = [row for row in rows if "Holdfast, SQLite FULL" in row.what]
-    assert len(lived) == 2 + 2 + 2 + 2  # fan-out, reload, resume, memory; each by SSE and WebSocket
-    assert not [row.note for row in lived if row.has_failed]
+    assert len(died) == 2 + 2  # fan-out, and reload with resume; each by SSE and WebSocket
+    assert len(rows) - len(died) == 2 + 2 + 2
+
+
+@pytest.mark.parametrize(
+    ("name", "kinds"),
+    [
+        pytest.param("nchan", 2 + 3, marks=needs_nchan),  # of fan-out, and of reload with resume
+        pytest.param("nchan with Redis", 2 + 3, marks=[needs_nchan, needs_redis]),
+        pytest.param("socket.io", 1 + 1, marks=needs_socketio),
+    ],
+)
+def test_a_peer_that_dies_in_mid_run_has_no_figures(name: str, kinds: int, tmp_path: Path) -> None:
+    rows = working(tmp_path, {name: functools.partial(dying, name)})
+    assert len(rows) == kinds
+    assert {row.measured for row in rows} <= {"VOID", "not measured"}
+    assert all(row.has_failed for row in rows)
+
+
+def test_a_system_that_dies_under_idle_viewers_has_no_memory(tmp_path: Path) -> None:
+    sizes = dataclasses.replace(TINY, shapes=(), pages=0)
+    with in_the_middle("connect", lambda children: children[-2].kill()):  # the load client is the youngest
+        rows = list(beside.measure(tmp_path, sizes, {"Holdfast": beside.SYSTEMS["Holdfast"]}))
+    died, lived = [row for row in rows if "memory per idle" in row.what]
+    assert (died.measured, died.has_failed) == ("not measured", True)
+    assert not lived.has_failed  # it has a system of its own
+
+
+def test_a_load_client_that_dies_beside_others_leaves_no_figure(tmp_path: Path) -> None:
+    sizes = dataclasses.replace(TINY, pages=0, idle=(1, 2))
+    with in_the_middle("capture", lambda children: children[-1].kill()):
+        rows = list(beside.measure(tmp_path, sizes, {"Holdfast": beside.SYSTEMS["Holdfast"]}))
+    died = [row for row in rows if row.what.strip().startswith("2 × 2")]
+    assert [row.measured for row in died] == ["not measured"] * 2
+    assert all("bench.peers.load is gone" in row.note for row in died)
+
+
+@needs_nchan
+def test_a_peer_whose_port_is_taken_has_no_figures(
+    taken_port: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bench.peers.nchan.free_port", lambda: taken_port)
+    sizes = beside.Sizes(shapes=(), idle=(0, 0), pages=0)
+    failed = next(beside.measure(tmp_path, sizes, {"nchan": beside.SYSTEMS["nchan"]}))
+    assert (failed.what, failed.measured, failed.has_failed) == ("beside nchan", "not measured", True)
+    assert f"nginx with nchan on port {taken_port} did not start" in failed.note
+
+
+@needs_redis_client
+@pytest.mark.parametrize("victim", ["bench.peers.run", "bench.peers.xadd_app", "bench.peers.ours_app"])
+def test_appends_have_no_figure_when_a_side_dies(victim: str, tmp_path: Path) -> None:
+    def kill(children: list[Child]) -> None:
+        next(child for child in children if str(child) == victim).kill()  # redis-server goes with the one that keeps it
+
+    with in_the_middle("append", kill):
+        (row,) = attempt("appends", lambda: appends.measure(tmp_path, APPENDS))
+    assert (row.measured, row.has_failed) == ("not measured", True)
+
+
+def test_what_is_void_beside_others_says_what_was_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    send = Child.send
+
+    def lie(self: Child, do: str, /, **fields: Any) -> None:
+        if do == "compare":
+            fields["sent"] = {channel: message | {"sha256": "0"} for channel, message in fields["sent"].items()}
+        send(self, do, **fields)
+
+    monkeypatch.setattr(Child, "send", lie)
+    sizes = dataclasses.replace(TINY, pages=0, idle=(1, 2))
+    rows = list(beside.measure(tmp_path, sizes, {"Holdfast": beside.SYSTEMS["Holdfast"]}))
+    void = [row for row in rows if row.what.strip().startswith("2 × 2")]
+    assert [row.measured for row in void] == ["VOID"] * 2
+    assert all("producers were late by " in row.note and "the load client used " in row.note for row in void)
 
 
 def test_a_load_client_without_time_left_is_not_measured_beside_others(

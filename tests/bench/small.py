@@ -1,0 +1,121 @@
+"""Each benchmark, small, and the moment in the middle of it at which a test lets something go wrong.
+
+Run as a program it is one of them in a directory whose disk gets full then: `python -m tests.bench.small NAME`, in a
+user and mount namespace of its own (`unshare --user --map-root-user --mount`), where it may mount that disk.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+from bench import appends, client, conversations, fanout, highest, memory, resume, slow, soak, storm, turns
+from bench.common import Options, Row, Served, attempt
+from bench.peers.load import peer_load
+from bench.peers.xadd import xadd
+from bench.proc import Child
+
+__all__ = ["APPENDS", "MOMENTS", "in_the_middle", "run"]
+
+MOMENTS = {
+    "client": "capture",
+    "fanout": "capture",
+    "conversations": "capture",
+    "highest": "capture",
+    "memory": "connect",
+    "resume": "append",
+    "storm": "capture",
+    "slow": "capture",
+    "turns": "turns",
+    "XADD": "append",
+    "soak": "visit",
+}
+"""What is asked for, of a child or by HTTP, when a benchmark comes to the middle of its work."""
+APPENDS = appends.Sizes(producers=4, rounds=1, seconds=0.2, warm_s=0.05, pages=1, page_tokens=40)
+_DISK_MB = 8
+
+
+def run(name: str, options: Options) -> list[Row]:
+    """The rows of a benchmark of a second or two."""
+    runs: dict[str, Callable[[], Any]] = {
+        "client": lambda: client.run(options),
+        "fanout": lambda: fanout.matrix(options, fanout.Shape(1, 2, 50), rounds=1, seconds=0.2, unders=("serve",)),
+        "conversations": lambda: [conversations.measure(options, 2, seconds=0.2)],
+        "highest": lambda: highest.search(options, first=2, seconds=0.2, exact=1, limit_ms=1000),
+        "memory": lambda: memory.memory(options, 2, 4, rounds=1, has_own_channels=False),
+        "resume": lambda: resume.run(options),
+        "storm": lambda: storm.storm(options, "sse", viewers=2, rounds=1, before_s=0.2, after_s=1.5),
+        "slow": lambda: slow.slow(options, "sse", readers=2, answer=10_000, rounds=1, slow_ones=(1,)),
+        "turns": lambda: turns.turns(options, conversations=20, rounds=1),
+        "XADD": lambda: _appends_to_redis(options.directory),
+        "soak": lambda: soak.soak(options, seconds=1.0, live=2, lasts_s=(0.1, 0.3), idle_s=0.1, old=2),
+    }
+    return list(attempt(name, runs[name]))
+
+
+def _appends_to_redis(directory: Path) -> Iterator[Row]:
+    """What the usual design does in `appends`, by itself."""
+    with xadd(directory, "always") as system, peer_load() as load:
+        one = appends._round(system, load, APPENDS, at_once=1, tag="small")
+        yield Row("XADD", str(one))
+
+
+@contextlib.contextmanager
+def in_the_middle(moment: str, act: Callable[[list[Child]], None]) -> Iterator[None]:
+    """Let `act`, which is given all children in the order of their birth, happen at this moment of a benchmark."""
+    children: list[Child] = []
+    born, send, call = Child.__init__, Child.send, Served.call
+    acted: list[str] = []
+
+    def asked(what: str) -> None:
+        if what == moment and not acted:
+            acted.append(what)
+            act(children)
+
+    def spy_born(self: Child, *arguments: str, core: int) -> None:
+        born(self, *arguments, core=core)
+        children.append(self)
+
+    def spy_send(self: Child, do: str, /, **fields: Any) -> None:
+        send(self, do, **fields)
+        asked(do)
+
+    def spy_call(self: Served, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
+        answer = call(self, method, path, body)
+        asked(path.rpartition("/")[2])
+        return answer
+
+    with (
+        mock.patch.object(Child, "__init__", spy_born),
+        mock.patch.object(Child, "send", spy_send),
+        mock.patch.object(Served, "call", spy_call),
+    ):
+        yield
+    assert acted, f"{moment!r} was never asked for"
+
+
+def _fill(directory: Path) -> None:
+    """Leave nothing free on the disk of `directory`."""
+    with (directory / "all-that-was-free").open("wb", buffering=0) as file, contextlib.suppress(OSError):
+        while True:
+            file.write(bytes(4096))
+
+
+def _main(name: str) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={_DISK_MB}m", "none", folder], check=True)
+        with in_the_middle(MOMENTS[name], lambda _: _fill(Path(folder))):
+            storm._TIMEOUT_S = 3.0  # nobody is sent what could not be stored
+            for row in run(name, Options(is_quick=True, directory=Path(folder))):
+                print(f"{row.what}: {row.measured}: {row.note}")
+        subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+if __name__ == "__main__":
+    _main(*sys.argv[1:])
