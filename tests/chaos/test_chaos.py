@@ -18,7 +18,9 @@ from holdfast.testing.chaos.scenarios import SCENARIOS
 from holdfast.testing.chaos.world import World
 
 SEED = 20
-ROUNDS = {"kill": 5, "producer": 3, "agent": 2, "disk": 2, "lock": 1, "stop": 1, "network": 1, "clock": 3}
+ROUNDS = {
+    "kill": 5, "producer": 3, "agent": 2, "disk": 2, "lock": 1, "stop": 1, "network": 1, "clock": 3, "agents": 2,
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", NAMES)

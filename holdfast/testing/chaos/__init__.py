@@ -1,13 +1,16 @@
 """Real faults with real processes: `python -m holdfast.testing.chaos`.
 
-You are in `testing`; nothing in the product imports it. Servers, producers and viewers are processes and sockets as in
-earnest; what is drawn from a seed is what goes wrong, when, and what is written. Real time decides the rest, so a seed
-repeats the faults and not each interleaving. Modules, from the ground up:
+You are in `testing`; nothing in the product imports it. Servers, producers, agents and viewers are processes and
+sockets as in earnest; what is drawn from a seed is what goes wrong, when, and what is written. Real time decides the
+rest, so a seed repeats the faults and not each interleaving. Modules, from the ground up:
 
-- `plan`: what producers write, known to everybody in advance;
-- `producer`, `viewer`: the parties, each also a program; `app`, `locker`, `wrong_clock`: what servers have to bear;
+- `plan`: what producers write, known to everybody in advance; `script`: what people and agents say, where each token
+  tells whose it is;
+- `producer`, `agent`, `viewer`: the parties, each also a program; `app`, `locker`, `wrong_clock`: what servers have to
+  bear; `heard`: what a viewer was told of presence and commands;
 - `processes`, `weather`: starting and ending, and bad networks;
-- `truth`, `world`: what was acknowledged, and the checks that every run must pass;
+- `truth`, `talk`, `world`: what was acknowledged, what may come of a question, and the checks that every run must pass;
+- `conversation`: people who ask and stop, agents who answer, in a world;
 - `scenarios`: what goes wrong.
 
 Names are looked up when they are asked for: producers start in a fraction of a second.

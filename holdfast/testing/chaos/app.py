@@ -12,6 +12,7 @@ import json
 import os
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import parse_qs
 
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -19,6 +20,7 @@ from starlette.responses import JSONResponse
 from starlette.routing import Route
 
 from holdfast import Hub
+from holdfast.hub.identity import Identity, Scope
 from holdfast.stores.sqlite import SqliteStore
 from holdfast.testing.chaos.plan import Append, Plan
 
@@ -38,6 +40,7 @@ class Wanted:
     busy_s: float = 5.0
     lock_wait_s: float = 5.0
     is_lazy: bool = False  # mounted without a lifespan: the hub starts with the first request
+    has_admins: bool = True  # else everybody is who they say and may do all but that, as where there is a verifier
 
     @property
     def environment(self) -> dict[str, str]:
@@ -48,7 +51,8 @@ app: Starlette  # made when it is asked for: reading this module opens nothing
 
 
 def _build(wanted: Wanted) -> Starlette:
-    hub = Hub(SqliteStore(wanted.store, busy_s=wanted.busy_s, lock_wait_s=wanted.lock_wait_s))
+    store = SqliteStore(wanted.store, busy_s=wanted.busy_s, lock_wait_s=wanted.lock_wait_s)
+    hub = Hub(store) if wanted.has_admins else Hub(store, authenticate=_nobody_is_admin)
     acks = os.open(wanted.acks, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
 
     async def write(request: Request) -> JSONResponse:
@@ -64,6 +68,13 @@ def _build(wanted: Wanted) -> Starlette:
     else:
         hub.install(app, "/holdfast")
     return app
+
+
+async def _nobody_is_admin(scope: Scope) -> Identity:
+    query = parse_qs(scope["query_string"].decode())
+    name = query.get("client", ["anonymous"])[0]
+    may = {"subscribe", "history", "publish", "append", "presence", "command", "agent"}
+    return Identity(client_id=name, capabilities=frozenset(may))
 
 
 async def _write(hub: Hub, channel: str, plan: Plan, per_second: float, acks: int) -> None:

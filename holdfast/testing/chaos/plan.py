@@ -9,9 +9,9 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
-__all__ = ["Append", "Plan", "Put", "Step", "first_difference"]
+__all__ = ["Append", "Plan", "Planned", "Put", "Step", "first_difference"]
 
 Kind = Literal["plain", "thinking", "progress"]
 Afterwards = Literal["nothing", "meta", "delete"]
@@ -59,6 +59,31 @@ class Put:
 Step = Append | Put
 
 
+class Planned(Protocol):
+    """What is known of a message by its id: a `Plan`, or a `Script` of several who write."""
+
+    @property
+    def id(self) -> str: ...
+    @property
+    def meta(self) -> dict[str, Any]:
+        """What `meta` holds in the end."""
+        ...
+
+    @property
+    def is_deleted(self) -> bool:
+        """Is it deleted when it is complete?"""
+        ...
+
+    @property
+    def text_parts(self) -> int:
+        """How many of its parts have a text."""
+        ...
+
+    def wrong(self, parts: list[dict[str, Any]], *, is_whole: bool) -> str | None:
+        """What is wrong with `parts`; None if they are what was written, or with `is_whole` False a beginning of it."""
+        ...
+
+
 class Plan:
     """One message: how it begins, the steps, and what becomes of it when it is complete."""
 
@@ -95,6 +120,10 @@ class Plan:
     def meta(self) -> dict[str, Any]:
         """What `meta` holds in the end."""
         return {"title": f"about {self.id}"} if self.afterwards == "meta" else {}
+
+    @property
+    def text_parts(self) -> int:
+        return len(self.texts)
 
     @property
     def is_deleted(self) -> bool:

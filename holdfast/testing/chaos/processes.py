@@ -14,14 +14,16 @@ import os
 import signal
 import socket
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from holdfast.testing.chaos.agent import AgentOrders
 from holdfast.testing.chaos.app import Wanted
 from holdfast.testing.chaos.producer import Orders
 
-__all__ = ["Child", "Server", "ask", "free_port", "producer"]
+__all__ = ["Child", "Server", "agent", "ask", "free_port", "producer"]
 
 START_S = 20.0
 END_S = 20.0
@@ -74,11 +76,13 @@ class Child:
         self._report = report
         self._takes_input = takes_input
         self.environment: dict[str, str] = {}  # besides our own
+        self.spawned_s = 0.0
         self._process: asyncio.subprocess.Process | None = None
         self._reader: asyncio.Task[None] | None = None
 
     async def spawn(self) -> None:
         """Start the process; nothing is said about how far it is."""
+        self.spawned_s = time.monotonic()
         with self._log.open("ab") as log:
             self._process = await asyncio.create_subprocess_exec(
                 sys.executable,
@@ -201,4 +205,10 @@ class Server(Child):
 def producer(orders: Orders, folder: Path, report: Report) -> Child:
     """A producer with these orders."""
     arguments = ["-m", "holdfast.testing.chaos.producer", json.dumps(dataclasses.asdict(orders))]
+    return Child(orders.name, arguments, folder / f"{orders.name}.log", report=report)
+
+
+def agent(orders: AgentOrders, folder: Path, report: Report) -> Child:
+    """An agent with these orders."""
+    arguments = ["-m", "holdfast.testing.chaos.agent", json.dumps(dataclasses.asdict(orders))]
     return Child(orders.name, arguments, folder / f"{orders.name}.log", report=report)

@@ -13,7 +13,9 @@ from holdfast.testing.chaos.world import Scale, World
 
 __all__ = ["NAMES", "ROUNDS", "run"]
 
-ROUNDS = {"kill": 100, "producer": 30, "agent": 30, "disk": 10, "lock": 4, "stop": 3, "network": 6, "clock": 3}
+ROUNDS = {
+    "kill": 100, "producer": 30, "agent": 30, "disk": 10, "lock": 4, "stop": 3, "network": 6, "clock": 3, "agents": 12,
+}  # fmt: skip
 """How often each strikes when nobody says otherwise."""
 
 NAMES = tuple(SCENARIOS)

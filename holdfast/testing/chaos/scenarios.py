@@ -15,12 +15,14 @@ import resource
 import shutil
 import signal
 import subprocess
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from pathlib import Path
 
 from holdfast.testing.chaos import wrong_clock
 from holdfast.testing.chaos.app import Wanted
+from holdfast.testing.chaos.conversation import BACK_S, CHANNELS, GONE_S, VANISHED_S, Conversation
 from holdfast.testing.chaos.processes import Child, Server, ask
+from holdfast.testing.chaos.script import Piece
 from holdfast.testing.chaos.viewer import Transport
 from holdfast.testing.chaos.world import Failure, World
 
@@ -500,6 +502,198 @@ async def _until_gone(world: World, text: str) -> None:
     world.count("deleted texts seen to go")
 
 
+# -- agents elsewhere, and the people who talk with them -----------------------------------------------------------
+
+AGENTS = 2
+
+
+async def agents(world: World) -> None:
+    """Agents elsewhere, in mid-turn: killed, stopped, cut off, asked to end, cancelled; none at all; no server."""
+    world.counts_entries = False  # claims, and what agents join as commits allow
+    world.truth.kind = "script"
+    # An admin may take over what streams, and answer any command: with one, half of what is to hold would not be tried.
+    acks = str(world.folder / "acks")
+    wanted = Wanted(str(world.store), acks, world.seed, world.scale.steps, has_admins=False)
+    server = world.adds(Server.of_app("server", world.folder, wanted))
+    await server.start()
+    proxy = await world.proxy(calm_s=1.5)
+    talk = Conversation(world)
+    for transport, is_far in (*_SOME_OF_EACH[:5], ("sse", False)):
+        name = f"{transport}{'-far' if is_far else ''}"
+        talk.watch(name, transport, CHANNELS[0], far=proxy.port if is_far else None)
+    talk.watch("ws-two", "ws", CHANNELS[1])
+    try:
+        talk.begin()
+        deck: list[Callable[[World, Conversation], Awaitable[None]]] = []
+        for number in range(world.scale.rounds):
+            while len(talk.agents) < AGENTS:
+                await talk.hire()
+            deck = deck or world.random.sample(_TO_AGENTS, len(_TO_AGENTS))
+            strike = deck.pop()
+            world.note(f"round {number}: {strike.__doc__}")
+            for channel in (*CHANNELS, world.random.choice(CHANNELS)):
+                await talk.ask(channel)
+            await strike(world, talk)
+            await talk.until_settled()
+            await talk.until_all_know()
+            world.count(strike.__name__.strip("_").replace("_", " "))
+    finally:
+        await talk.close()
+    await _together(*(talk.dismiss(name) for name in list(talk.agents)))
+    await talk.until_all_know()
+    await talk.check()
+    await world.finish()
+
+
+async def _agent_killed(world: World, talk: Conversation) -> None:
+    """`kill -9` of an agent in mid-turn; another has its turn, or a successor of its name."""
+    question, id, piece = await talk.until_writing()
+    is_cancelled, has_namesake = world.random.random() < 0.3, world.random.random() < 0.4
+    await talk.kill(piece.who)
+    seen = talk.until_interrupted(id, piece.attempt, GONE_S)
+    if has_namesake:
+        await _together(seen, talk.hire(piece.who))  # its presence may stay all the time
+    else:
+        await _together(seen, talk.until_gone(piece.who, GONE_S))
+    if is_cancelled:
+        await talk.until_answered(await talk.cancel(question))
+
+
+async def _server_killed(world: World, talk: Conversation) -> None:
+    """`kill -9` of the server in mid-turn: who had a turn goes on with it."""
+    await talk.until_writing()
+    talk.doubt(talk.unbegun())
+    await world.server.kill()
+    await asyncio.sleep(world.random.uniform(0.0, 0.5))  # nobody is in a hurry to start it again
+    await world.server.start()
+    await talk.check()
+    await talk.until_seen(talk.agents, BACK_S)
+
+
+async def _both_killed(world: World, talk: Conversation) -> None:
+    """`kill -9` of the server and of an agent in mid-turn: nothing tells of its end but its turn's."""
+    _, _, piece = await talk.until_writing()
+    talk.doubt(talk.unbegun())
+    await world.server.kill()
+    await talk.kill(piece.who)
+    await world.server.start()
+    await talk.check()
+    await talk.until_seen(talk.agents, BACK_S)
+
+
+async def _agent_asked_to_end(world: World, talk: Conversation) -> None:
+    """SIGTERM to an agent in mid-turn: it finishes its answer, or leaves it for another."""
+    _, id, piece = await talk.until_writing()
+    if talk.is_lasting(piece.who):
+        await talk.dismiss(piece.who)
+    else:
+        await _together(talk.dismiss(piece.who), talk.until_interrupted(id, piece.attempt, 2 * GONE_S))
+
+
+async def _agent_stopped(world: World, talk: Conversation) -> None:
+    """SIGSTOP of an agent in mid-turn, for longer than it may be unheard; it wakes up, and another has its turn."""
+    _, id, piece = await talk.until_writing()
+    agent = talk.agents[piece.who]
+    agent.signal(signal.SIGSTOP)
+    world.note(f"{piece.who} is stopped")
+    await _unheard(world, talk, id, piece)
+    agent.signal(signal.SIGCONT)
+    world.note(f"{piece.who} goes on")
+    await talk.until_seen([piece.who], BACK_S)
+
+
+async def _agent_cut_off(world: World, talk: Conversation) -> None:
+    """An agent's network in mid-turn: its connection breaks and is there again, or all vanishes, and it writes on."""
+    is_vanishing, pauses_s = world.random.random() < 0.5, [world.random.uniform(0.0, 1.0) for _ in range(2)]
+    _, id, piece = await talk.until_writing()
+    line, known = talk.lines[piece.who], talk.departures(piece.who)
+    is_steady = talk.is_steady(piece.who)
+    talk.doubt(talk.unbegun() if is_steady else talk.talk.open)
+    if is_vanishing:
+        line.black_hole()
+        world.note(f"{piece.who} has no network")
+        await _unheard(world, talk, id, piece)
+        line.resume()
+        world.note(f"{piece.who} has its network again")
+    else:
+        for pause_s in pauses_s[: 2 if is_steady else 1]:
+            await line.cut()
+            world.note(f"{piece.who} is cut off")
+            await asyncio.sleep(pause_s)  # somewhere within its way back
+        await talk.until_settled()
+        if is_steady and talk.departures(piece.who) != known:
+            raise Failure(f"a connection broke, and people were told that {piece.who} leaves")
+    await talk.until_seen([piece.who], BACK_S)
+
+
+async def _unheard(world: World, talk: Conversation, id: str, piece: Piece) -> None:
+    """Nobody hears of an agent for the time of the fault, which may be too short for anybody to notice."""
+    if world.scale.unheard_s <= VANISHED_S:
+        await asyncio.sleep(world.scale.unheard_s)  # the fault itself
+        return
+    # Twice: what was its own lapses before its socket does, and may be given to it once more.
+    talk.doubt(talk.talk.open, 2)
+    await _together(
+        asyncio.sleep(world.scale.unheard_s),  # the fault itself
+        talk.until_gone(piece.who, VANISHED_S),
+        talk.until_interrupted(id, piece.attempt, VANISHED_S),
+    )
+
+
+async def _turn_cancelled(world: World, talk: Conversation) -> None:
+    """`cancel` from another device, twice with one id; now and then the server is killed before it is answered."""
+    is_question, is_killed = world.random.random() < 0.5, world.random.random() < 0.5
+    question, id, _ = await talk.until_writing()
+    sent = await talk.cancel(question, target=question.id if is_question else id)
+    if is_killed:
+        world.note("the server is killed before it is answered, or just after")
+        talk.doubt(talk.unbegun())
+        await world.server.kill()
+        await world.server.start()
+    await talk.until_answered(sent)
+
+
+async def _nobody_there(world: World, talk: Conversation) -> None:
+    """No agent is left, and somebody asks, and stops it or waits; across a restart of the server, too."""
+    names = list(talk.agents)
+    for name in names:
+        await talk.kill(name)
+    await _together(*(talk.until_gone(name, GONE_S) for name in names))
+    question = await talk.ask(world.random.choice(CHANNELS))
+    if world.scale.alone_s > 5.0:
+        await talk.until_signalled(question)
+    if world.random.random() < 0.5:
+        await world.server.kill()
+        await world.server.start()
+        await talk.check()
+    if world.random.random() < 0.5:
+        await talk.until_answered(await talk.cancel(question))
+    for _ in range(AGENTS):
+        await talk.hire()
+
+
+_TO_AGENTS = (
+    _agent_asked_to_end,
+    _turn_cancelled,
+    _both_killed,
+    _agent_cut_off,
+    _nobody_there,
+    _agent_stopped,
+    _server_killed,
+    _agent_killed,
+)
+
+
+async def _together(*what: Coroutine[None, None, None] | Coroutine[None, None, str]) -> None:
+    """All of it side by side. Raises the first Failure as it is."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            for one in what:
+                group.create_task(one)
+    except* Failure as failures:
+        raise failures.exceptions[0] from None
+
+
 # -- who plays -------------------------------------------------------------------------------------------------
 
 # Each transport, past and behind the run's proxy.
@@ -535,4 +729,5 @@ SCENARIOS: dict[str, Scenario] = {
     "stop": stopped,
     "network": network,
     "clock": clock_set_back,
+    "agents": agents,
 }

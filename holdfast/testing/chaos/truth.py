@@ -7,20 +7,23 @@ are counted: with the channel's head they tell that no serial was left out, and 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
-from holdfast.testing.chaos.plan import Plan
+from holdfast.testing.chaos.plan import Plan, Planned
+from holdfast.testing.chaos.script import Script
 
-__all__ = ["Truth", "Written"]
+__all__ = ["PLANNED", "Kind", "Truth", "Written"]
 
 Json = dict[str, Any]
+Kind = Literal["plan", "script"]
+PLANNED: dict[Kind, type[Plan] | type[Script]] = {"plan": Plan, "script": Script}
 
 
 @dataclass
 class Written:
     """One message, as far as its producer has been told that it is stored."""
 
-    plan: Plan
+    plan: Planned
     channel: str
     lengths: list[int]
     status: str | None = None  # None: its creation was not acknowledged
@@ -85,13 +88,14 @@ class Truth:
     written: dict[str, Written] = field(default_factory=dict)
     refusals: list[Json] = field(default_factory=list)
     epochs: dict[str, str] = field(default_factory=dict)
+    kind: Kind = "plan"  # of all that is written
 
     def begins(self, message_id: str, channel: str) -> Written:
         """A message may exist from now on."""
         known = self.written.get(message_id)
         if known is None:
-            plan = Plan(self.seed, message_id, steps=self.steps)
-            known = self.written[message_id] = Written(plan, channel, [0] * len(plan.texts))
+            plan = PLANNED[self.kind](self.seed, message_id, steps=self.steps)
+            known = self.written[message_id] = Written(plan, channel, [0] * plan.text_parts)
         return known
 
     def heard(self, report: Json, channel: str) -> None:

@@ -19,7 +19,9 @@ from collections.abc import Iterator
 from typing import Any, Literal
 from urllib.parse import quote, urlencode
 
-from holdfast.testing.chaos.plan import Plan
+from holdfast.testing.chaos.heard import Heard
+from holdfast.testing.chaos.plan import Planned, first_difference
+from holdfast.testing.chaos.truth import PLANNED, Kind
 from holdfast.testing.rawviewer import Checker, Json, Response, SeenMessage, SseViewer, Violation, WireError, WsViewer
 
 __all__ = ["Shown", "Transport", "Viewer", "Watching"]
@@ -38,7 +40,7 @@ class Watching:
 
     def __init__(
         self, *, name: str, transport: Transport, port: int, channel: str, seed: int, steps: int, prefix: str = "",
-        flush_ms: int = 40, silence_s: float = 3.0,
+        flush_ms: int = 40, silence_s: float = 3.0, kind: Kind = "plan",
     ) -> None:  # fmt: skip
         self.name = name
         self.transport = transport
@@ -49,15 +51,18 @@ class Watching:
         self.prefix = prefix
         self.flush_ms = flush_ms
         self.silence_s = silence_s  # without an event for so long, it connects anew
+        self.kind = kind  # of what is written
 
 
 class Shown:
     """What one person has seen, over all connections and reloads: it stays, and it is the truth."""
 
-    def __init__(self, seed: int, steps: int) -> None:
+    def __init__(self, seed: int, steps: int, kind: Kind = "plan") -> None:
         self._seed = seed
         self._steps = steps
-        self._plans: dict[str, Plan] = {}
+        self._kind = kind
+        self._plans: dict[str, Planned] = {}
+        self._texts: dict[str, str] = {}  # of scripts: a plan has but one text, and its lengths tell all
         self._known: dict[str, tuple[int, int]] = {}  # version and length when it was looked at last
         self.lengths: dict[str, list[int]] = {}
         self.statuses: dict[str, str] = {}
@@ -90,7 +95,10 @@ class Shown:
         if len(lengths) < len(before) or any(now < then for now, then in zip(lengths, before, strict=False)):
             self._violate("shrunk", f"{message_id} was shown with lengths {before}, now {lengths}")
         status_before = self.statuses.get(message_id, "streaming")
-        if status_before != "streaming" and (status != status_before or lengths != before):
+        may_go_on = self._kind == "script" and status_before in ("streaming", "interrupted")  # taken over, that is
+        if self._kind == "script":
+            self._check_stays(message_id, "".join(part.text for part in message.parts))
+        if status_before != "streaming" and not may_go_on and (status != status_before or lengths != before):
             self._violate(
                 "reopened", f"{message_id} was {status_before} with lengths {before}, now {status} with {lengths}"
             )
@@ -98,10 +106,16 @@ class Shown:
             self._violate("status", f"{message_id} is {status!r}")
         self.lengths[message_id], self.statuses[message_id] = lengths, status
 
-    def _plan(self, message_id: str) -> Plan:
+    def _check_stays(self, message_id: str, text: str) -> None:
+        before = self._texts.get(message_id, "")
+        if not text.startswith(before):
+            self._violate("changed", f"{message_id}: {first_difference(before, text)}")
+        self._texts[message_id] = text
+
+    def _plan(self, message_id: str) -> Planned:
         plan = self._plans.get(message_id)
         if plan is None:
-            plan = self._plans[message_id] = Plan(self._seed, message_id, steps=self._steps)
+            plan = self._plans[message_id] = PLANNED[self._kind](self._seed, message_id, steps=self._steps)
         return plan
 
     def _violate(self, kind: str, detail: str) -> None:
@@ -115,7 +129,8 @@ class Viewer:
         self.watching = watching
         self.name = watching.name
         self.checker = Checker(watching.channel)
-        self.shown = Shown(watching.seed, watching.steps)
+        self.shown = Shown(watching.seed, watching.steps, watching.kind)
+        self.heard = Heard()
         self.connections = 0
         self.reloads = 0
         self.last_events: deque[Json] = deque(maxlen=KEPT_EVENTS)
@@ -127,7 +142,8 @@ class Viewer:
     @property
     def violations(self) -> list[Violation]:
         """All that was ever wrong."""
-        return [*self._old_violations, *self.checker.violations, *self.shown.violations]
+        told = [Violation("told", detail) for detail in self.heard.wrong]
+        return [*self._old_violations, *self.checker.violations, *self.shown.violations, *told]
 
     @property
     def messages(self) -> dict[str, SeenMessage]:
@@ -157,6 +173,7 @@ class Viewer:
         self.reloads += 1
         self._old_violations += self.checker.violations
         self.checker = Checker(self.watching.channel)
+        self.heard.forget()
         self.start()
 
     # -- inside ------------------------------------------------------------------------------------------------
@@ -240,7 +257,7 @@ class Viewer:
         answer = json.loads(body)
         if cursor is None:
             checker.begin(None)
-        if cursor is not None and not answer["events"] and answer["cursor"] != cursor:
+        if cursor is not None and not answer["events"] and not self._stays(cursor, answer["cursor"]):
             checker.violate("cursor", f"nothing happened, and {cursor} became {answer['cursor']}")
         with self._resuming():
             if cursor is not None and answer["events"] and all("serial" not in event for event in answer["events"]):
@@ -252,12 +269,19 @@ class Viewer:
     def _take_passing(self, events: list[Json], before: str, after: str) -> None:
         """What a poll tells of presence alone moves on in its cursor as well, but not in the log."""
         self.checker.take(events)
-        if after.split(":")[:2] != before.split(":")[:2]:
+        if not self._stays(before, after, is_passing=True):
             self.checker.violate("cursor", f"nothing was written, and {before} became {after}")
         self.checker.cursor = after
 
+    def _stays(self, before: str, after: str, *, is_passing: bool = False) -> bool:
+        """Is a cursor what it may be when nothing of the log was told? Claims of turns are entries, and no events."""
+        (epoch, serial, *place), (now_epoch, now_serial, *now_place) = before.split(":"), after.split(":")
+        is_moved = int(now_serial) > int(serial) if self.watching.kind == "script" else False
+        return epoch == now_epoch and (is_moved or serial == now_serial) and (is_passing or place == now_place)
+
     def _look(self, events: list[Json]) -> None:
         self.last_events.extend(events)
+        self.heard.take(events)
         self.shown.look(self.checker)
         self.news.set()
 

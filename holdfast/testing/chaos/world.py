@@ -22,8 +22,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from holdfast.testing.chaos.agent import AgentOrders
 from holdfast.testing.chaos.plan import first_difference
-from holdfast.testing.chaos.processes import Child, Server, producer
+from holdfast.testing.chaos.processes import Child, Server, agent, producer
 from holdfast.testing.chaos.producer import Orders
 from holdfast.testing.chaos.truth import Truth
 from holdfast.testing.chaos.viewer import HISTORY, Transport, Viewer, Watching
@@ -47,6 +48,8 @@ class Scale:
     steps: int = 200  # of a message
     per_second: float = 60.0  # of a producer
     stopped_s: float = 10.0  # SIGSTOP
+    unheard_s: float = 22.0  # SIGSTOP of an agent: longer than it may be unheard
+    alone_s: float = 6.0  # nobody answers: longer than people are left in doubt
     locked_s: float = 8.0
     weather_s: float = 10.0  # per round
     waits_for_deleted_text: bool = True  # a minute
@@ -55,8 +58,9 @@ class Scale:
     def small(cls, rounds: int) -> Scale:
         """What fits between two other tests."""
         return cls(
-            rounds, steps=80, per_second=120.0, stopped_s=1.2, locked_s=0.5, weather_s=1.5, waits_for_deleted_text=False
-        )
+            rounds, steps=80, per_second=120.0, stopped_s=1.2, unheard_s=0.5, alone_s=0.2, locked_s=0.5, weather_s=1.5,
+            waits_for_deleted_text=False,
+        )  # fmt: skip
 
 
 class Failure(Exception):
@@ -80,7 +84,7 @@ class World:
         self.store = self.folder / "chaos.db"
         self.truth = Truth(seed, scale.steps)
         self.viewers: list[Viewer] = []
-        self.producers: dict[str, Child] = {}  # those that should be running
+        self.producers: dict[str, Child] = {}  # and agents: those that should be running
         self.figures: dict[str, int] = {}
         self.counts_entries = True
         self.news = asyncio.Event()
@@ -189,7 +193,7 @@ class World:
     def _watching(self, name: str, transport: Transport, channel: str, port: int | None, more: Json) -> Watching:
         return Watching(
             name=name, transport=transport, port=port or self.server.port, channel=channel, seed=self.seed,
-            steps=self.scale.steps, prefix=self.server.prefix, **more,
+            steps=self.scale.steps, prefix=self.server.prefix, kind=self.truth.kind, **more,
         )  # fmt: skip
 
     async def produce(self, name: str, channel: str, *, port: int | None = None, **more: Any) -> Child:
@@ -209,12 +213,32 @@ class World:
             self.news.set()
 
         child = producer(orders, self.folder, report)
+        await self._begin(child, ready)  # before it is ready a SIGTERM would kill it
+        return child
+
+    async def employ(self, orders: AgentOrders, heard: Callable[[Json], None]) -> Child:
+        """An agent that begins now; what it reports is told to `heard`, which raises Failure where it is wrong."""
+        ready = asyncio.Event()
+
+        def report(said: Json) -> None:
+            try:
+                heard(said)
+            except Failure as failure:
+                self._wrong.append(f"agent {orders.name}: {failure}")
+            if said["say"] == "ready":
+                ready.set()
+            self.news.set()
+
+        child = agent(orders, self.folder, report)
+        await self._begin(child, ready)
+        return child
+
+    async def _begin(self, child: Child, ready: asyncio.Event) -> None:
         self._stack.push_async_callback(child.clean_up)
         await child.spawn()
         async with asyncio.timeout(PATIENCE_S):
-            await ready.wait()  # before that a SIGTERM would kill it
-        self.producers[name] = child
-        return child
+            await ready.wait()
+        self.producers[child.name] = child
 
     def weather(self) -> dict[str, int]:
         """How many faults of each kind there were."""
