@@ -91,7 +91,7 @@ def tell_of(report: Report, say: Callable[[str], None], *, seed: int, is_kept: b
 
 
 def _line(text: str) -> None:
-    print(text, flush=True)
+    print(text.encode(errors="backslashreplace").decode(), flush=True)
 
 
 def _nothing(text: str) -> None:

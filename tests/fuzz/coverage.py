@@ -1,4 +1,4 @@
-"""Which code an input reaches: pairs of lines that follow each other, in the folders that peers talk to.
+"""Which code an input reaches: pairs of lines that follow each other, in the files that peers talk to.
 
 You are in `tests.fuzz`. `sys.settrace` makes a run some ten times slower, so only a share of runs is looked at; it
 needs nothing that is not in Python, on every version that we support.
@@ -15,8 +15,19 @@ from typing import Any
 
 import holdfast
 
-WATCHED = ("core", "transports")
+# Folders and files below the package: what peers talk to, what knows them, and what reads what is stored.
+WATCHED = (
+    "core/",
+    "transports/",
+    "hub/identity.py",
+    "hub/people.py",
+    "hub/tickets.py",
+    "hub/tokens.py",
+    "stores/sqlite_documents.py",
+    "stores/sqlite_log.py",
+)
 _ROOT = Path(holdfast.__file__).parent
+_BELOW = f"{_ROOT}/"
 _ELSEWHERE = -1
 _LINE_BITS = 12
 
@@ -79,7 +90,7 @@ class Coverage:
 
     def _number_of(self, code: CodeType) -> int:
         path = code.co_filename
-        if not any(path.startswith(str(_ROOT / folder)) for folder in WATCHED):
+        if not path.startswith(_BELOW) or not path.removeprefix(_BELOW).startswith(WATCHED):
             return _ELSEWHERE
         return self._files.setdefault(path, len(self._files))
 
@@ -87,18 +98,18 @@ class Coverage:
 def lines_there_are() -> dict[str, set[int]]:
     """All lines with code in functions of the watched folders, by file below the package."""
     found: dict[str, set[int]] = {}
-    for folder in WATCHED:
-        for path in sorted((_ROOT / folder).glob("*.py")):
-            lines: set[int] = set()
-            waiting = [
-                one for one in compile(path.read_text(), str(path), "exec").co_consts if isinstance(one, CodeType)
-            ]
-            while waiting:
-                code = waiting.pop()
-                inner = [one for one in code.co_consts if isinstance(one, CodeType)]
-                waiting += inner
-                is_class = not code.co_flags & 2  # a class body runs at import, which no input does
-                if not is_class:
-                    lines |= {line for _, _, line in code.co_lines() if line and line != code.co_firstlineno}
-            found[path.relative_to(_ROOT).as_posix()] = lines
+    for path in sorted(_ROOT.rglob("*.py")):
+        name = path.relative_to(_ROOT).as_posix()
+        if not name.startswith(WATCHED):
+            continue
+        lines: set[int] = set()
+        waiting = [one for one in compile(path.read_text(), str(path), "exec").co_consts if isinstance(one, CodeType)]
+        while waiting:
+            code = waiting.pop()
+            inner = [one for one in code.co_consts if isinstance(one, CodeType)]
+            waiting += inner
+            is_class = not code.co_flags & 2  # a class body runs at import, which no input does
+            if not is_class:
+                lines |= {line for _, _, line in code.co_lines() if line and line != code.co_firstlineno}
+        found[name] = lines
     return found

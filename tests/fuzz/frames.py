@@ -242,6 +242,8 @@ class Frames:
 class Peer:
     """One socket's other end."""
 
+    close_codes: tuple[int, ...] = CLOSE_CODES
+
     def __init__(self, world: World, known: dict[str, Any]) -> None:
         self._world = world
         self._waiting: deque[dict[str, Any]] = deque()  # what `receive` gives next; an empty one is a pause
@@ -337,7 +339,7 @@ class Peer:
                 raise Finding("unanswered: a handshake")
             return
         if self.close_code is not None:
-            if self.close_code not in CLOSE_CODES:
+            if self.close_code not in self.close_codes:
                 raise Finding(f"close code: {self.close_code}")
             return
         if self._is_cut:

@@ -483,7 +483,7 @@ def _exchange(world: World, step: dict[str, Any], method: str, path: str, raw_pa
         headers += [] if b"host" in names else [[b"host", b"localhost"]]
         headers += [] if b"content-type" in names else [[b"content-type", b"application/json"]]
     asked = as_text(step.get("query"), "")
-    query = to_bytes(asked.replace(TICKET, _spoiled(world.ticket, step.get("spoil")))[:20_000])
+    query = to_bytes(asked.replace(TICKET, spoiled(world.ticket, step.get("spoil")))[:20_000])
     query = query.replace(b"#", b"").replace(b" ", b"")
     address = step.get("address")
     exchange = Exchange(
@@ -504,7 +504,7 @@ def _exchange(world: World, step: dict[str, Any], method: str, path: str, raw_pa
     return exchange
 
 
-def _spoiled(ticket: str, spoil: object) -> str:
+def spoiled(ticket: str, spoil: object) -> str:
     """The ticket with a piece of it replaced."""
     match spoil:
         case [int(at), int(gone), str(new)]:
@@ -520,7 +520,7 @@ def _check_ticket(exchange: Exchange, step: dict[str, Any], ticket: str) -> None
     is_alone = asked.startswith(f"ticket={TICKET}") and asked.count("ticket") == 2 and "%" not in asked
     is_plain = len(spoil) == 3 and isinstance(spoil[2], str) and re.fullmatch("[A-Za-z0-9.]*", spoil[2])
     is_stream = step.get("method") == "GET" and as_text(step.get("path"), "").endswith("/events")
-    is_spoiled = is_alone and is_plain and is_stream and _spoiled(ticket, spoil) != ticket
+    is_spoiled = is_alone and is_plain and is_stream and spoiled(ticket, spoil) != ticket
     if is_spoiled and exchange.answer.status == 200:
         raise Finding(f"forged: a ticket with {spoil} opened {exchange.answer.what}")
 

@@ -30,13 +30,23 @@ SEED = 1
 RUNS = {
     "requests": 200,
     "frames": 200,
+    "identities": 100,
     "cursors": 20,
     "tokens": 3_000,
     "stored": 5_000,
+    "documents": 200,
     "raw-http": 100,
     "raw-socket": 50,
 }
-KEPT = [(target, name) for target in TARGETS for name, _ in read_corpus(target)]
+# Findings that are not mended yet. Strict: whoever mends the last of them takes the target out of here.
+OPEN = {"documents": "the SQLite store passes on what damaged rows make Python say"}
+
+
+def marks(target: str) -> list[pytest.MarkDecorator]:
+    return [pytest.mark.xfail(reason=OPEN[target], strict=True)] if target in OPEN else []
+
+
+KEPT = [pytest.param(target, name, marks=marks(target)) for target in TARGETS for name, _ in read_corpus(target)]
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +64,7 @@ def test_an_input_that_was_kept_finds_nothing(targets: dict[str, Target], target
     assert check(targets[target], given) is None
 
 
-@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("target", [pytest.param(target, marks=marks(target)) for target in TARGETS])
 def test_new_inputs_find_nothing(targets: dict[str, Target], target: str) -> None:
     report = fuzz(targets[target], seed=SEED, runs=RUNS[target], max_findings=1)
     assert [(found.text, written(found.given)) for found in report.found] == []

@@ -21,10 +21,13 @@ from urllib.parse import unquote
 from holdfast.app import Hub
 from holdfast.core.limits import Limits
 from holdfast.hub.identity import allow_everyone
+from holdfast.hub.rates import Rates
+from holdfast.hub.tokens import jwt_verifier
 from holdfast.testing.rawviewer import Checker, SseParser, WireError
 from holdfast.testing.sim.clock import SimClock, Stuck, VirtualLoop
 from tests.fuzz.engine import Finding
 from tests.fuzz.mutate import to_bytes
+from tests.fuzz.rights import AUDIENCE, CAPABILITIES, COOKIE, SECRET, START_S, token_of
 
 PATIENCE_S = 200.0  # of virtual time, for what ends by itself
 HOLD_S = 0.3  # a stream is read for so long: some flush windows
@@ -51,6 +54,7 @@ PRECIOUS = "precious-5f0c"  # a channel whose name no input knows
 PRECIOUS_TEXT = "stored before, häßlich 😀"
 WATCHED = "c"  # a channel that is followed from the beginning to the end
 JSON = [[b"host", b"localhost"], [b"content-type", b"application/json"]]
+ROOT = {"sub": "root", "aud": AUDIENCE, "exp": START_S + 10**8, "holdfast": {"*": list(CAPABILITIES)}}
 
 
 @cache
@@ -153,12 +157,15 @@ class _Heard(logging.Handler):
     """What was logged as a mistake of ours: where it happened, what it was, and the record's own words."""
 
     def __init__(self) -> None:
-        super().__init__(logging.ERROR)
+        super().__init__(logging.DEBUG)
         self.texts: list[str] = []
+        self.lines: list[str] = []  # all that came, of whatever level
 
     def emit(self, record: logging.LogRecord) -> None:
         error = record.exc_info[1] if record.exc_info else None
-        self.texts.append(f"{blame(error)}: {error!r} {record.getMessage()}")
+        self.lines.append(self.format(record))
+        if record.levelno >= logging.ERROR:
+            self.texts.append(f"{blame(error)}: {error!r} {record.getMessage()}")
 
 
 def blame(error: BaseException | None) -> str:
@@ -177,20 +184,33 @@ class World:
     """A hub, and whoever talks to it."""
 
     def __init__(
-        self, *, limits: str = "small", by_hand: bool = False, origins: tuple[str, ...] = (), is_open: bool = False
+        self,
+        *,
+        limits: str = "small",
+        by_hand: bool = False,
+        origins: tuple[str, ...] = (),
+        is_open: bool = False,
+        is_guarded: bool = False,
     ) -> None:
         self.loop = VirtualLoop()
         self.limits = LIMITS[limits]
+        clock = SimClock(self.loop, Random(1))
+        verifier = jwt_verifier(secret=SECRET, audience=AUDIENCE, cookie=COOKIE, now_s=lambda: clock.now_ms() / 1000)
         self.hub = Hub(
             "memory://",
             hooks_signals=False,
             drain_s=0.2,
             limits=self.limits,
-            clock=SimClock(self.loop, Random(1)),
+            clock=clock,
             allowed_origins=origins,
-            authenticate=allow_everyone if is_open else None,
+            authenticate=verifier if is_guarded else allow_everyone if is_open else None,
         )
+        self.hub.rates = Rates(now_s=self.loop.time)
         self.hub.drive_by_hand = by_hand
+        self.is_guarded = is_guarded
+        # How those who watch over this world say who they are.
+        self.known_by = [[b"authorization", f"Bearer {token_of(ROOT)}".encode()]] if is_guarded else []
+        self.lines: list[str] = []  # all that was logged; of every level where the world is guarded
         self.ticket = ""  # the last one that was given out
         self.open: list[Exchange] = []  # what goes on beside the requests that come after it
 
@@ -203,7 +223,10 @@ class World:
         logger.addHandler(heard)
         for one in known:
             one.propagate = True
-        logging.disable(logging.WARNING)
+        logging.disable(logging.NOTSET if self.is_guarded else logging.WARNING)
+        for one in known[:3]:
+            one.setLevel(logging.DEBUG if self.is_guarded else one.level)
+        self.lines = heard.lines
         asyncio.set_event_loop(self.loop)
         found: Finding | None = None
         try:
@@ -267,7 +290,7 @@ class World:
 
     async def ask(self, method: str, path: str, body: object = None, query: str = "") -> Answer:
         """A request that nothing is wrong with."""
-        exchange = Exchange(self, method, path, headers=JSON, query=query.encode())
+        exchange = Exchange(self, method, path, headers=[*JSON, *self.known_by], query=query.encode())
         exchange.pieces = [json.dumps(body).encode()] if body is not None else [b""]
         await exchange.finish()
         return exchange.answer
@@ -375,6 +398,11 @@ class Exchange:
         """Begin; the answer comes by itself."""
         self._task = asyncio.get_running_loop().create_task(self._world.hub(self._scope, self._receive, self._send))
 
+    @property
+    def is_done(self) -> bool:
+        """Has the app returned?"""
+        return self._task is not None and self._task.done()
+
     async def read_for(self, hold_s: float) -> None:
         """Let it go on for so long, or until it ends."""
         assert self._task is not None
@@ -426,7 +454,11 @@ class Witness:
         self.batches: list[tuple[str, list[Any]]] = []  # cursor and events of each
         self._parser = SseParser()
         self._exchange = Exchange(
-            world, "GET", f"/v1/channels/{WATCHED}/events", headers=[[b"host", b"localhost"]], query=b"flush_ms=0"
+            world,
+            "GET",
+            f"/v1/channels/{WATCHED}/events",
+            headers=[[b"host", b"localhost"], *world.known_by],
+            query=b"flush_ms=0",
         )
         self._read = 0
         self._events: list[Any] = []
@@ -550,6 +582,7 @@ def world_of(setup: object) -> World:
         by_hand=known.get("by_hand") is True,
         origins=origins,
         is_open=known.get("is_open") is True,
+        is_guarded=known.get("is_guarded") is True,
     )
 
 

@@ -1,0 +1,490 @@
+"""The target `documents`: a SQLite file whose rows are damaged, or written by a Holdfast that knows more.
+
+You are in `tests.fuzz`. Nothing here comes from a peer; a disk may do it, a newer version, or somebody with a tool. A
+file holds messages of every kind. An input is `{edits}`, and an edit is made in one place:
+
+- `document` (its key) and `blob` (0: the head, others: segments), or `log` (a slot): what stands `at` a path, in
+  MessagePack and in what that holds, becomes `value`, is `gone`, or gets `more` at its end;
+- `slot` or `log`, with `flip` (`[at, xor]`), `cut` (so many bytes fewer count), or `body`;
+- `table` and `row` (counted from 0): a `column` becomes `value`, or the row is `gone`.
+
+Then the file is opened (in memory, where the edit is of no table that opening looks at) and everything in it is read,
+as a hub does. It is refused as unusable, or what comes back is
+whole: it can be shown, and stored again. Where the damage can be told (text that is too short, segments that do not
+join, appends beyond the end), what comes back is what was stored; and fields that a newer version added change nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import sqlite3
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from random import Random
+from typing import Any, Literal
+
+import msgspec
+
+from holdfast.app import Hub
+from holdfast.core.document import document, restored
+from holdfast.core.errors import StoreUnavailable, StoreUnusable
+from holdfast.core.events import encode_json
+from holdfast.core.names import command_key
+from holdfast.core.requests import (
+    AppendText,
+    Asker,
+    CreateMessage,
+    DeleteMessage,
+    FinishMessage,
+    PutPart,
+    ReplyCommand,
+    SendCommand,
+)
+from holdfast.core.state import CommandState, MessageState
+from holdfast.stores.sqlite_engine import Engine
+from holdfast.stores.sqlite_file import SqliteFile
+from holdfast.stores.sqlite_slots import LENGTH_BYTES, pack, unpack
+from tests.fuzz import mutate
+from tests.fuzz.engine import Finding
+from tests.fuzz.mutate import Json, to_bytes
+from tests.fuzz.requests import PARTS
+from tests.fuzz.world import as_dict, as_list, as_text, blame
+
+C = "c"
+MAX_EDITS = 6
+ADA = Asker(id="ada")
+LONG = "häßlich 😀, and so on; " * 240
+COLUMNS = {
+    "channels": ("id", "name", "epoch", "floor"),
+    "documents": ("id", "channel", "message", "created", "version", "open", "deleted", "size_bytes"),
+    "pieces": ("document", "blob", "chunk", "slot"),
+    "texts": ("id", "body"),
+    "log": ("id", "body"),
+    "graves": ("channel", "message", "until_ms"),
+    "notes": ("name", "value"),
+    "life": ("boot", "inode", "synchronous", "clean"),
+}
+WORDS: list[Json] = [
+    "m1", "!k1", "type", "text", "reasoning", "tool", "data", "streaming", "complete", "pending", "banana", "\ud800",
+    {"type": "text"}, {"type": []}, {"text": "x"}, [1, 2], [[0, 0, "x", [1, 1]]], -1, 0, 1, 2, 2**63, 2**64 - 1, None,
+    "", 1.5, True, [], {},
+]  # fmt: skip
+OPENED = ("channels", "life")  # tables that opening a file looks at
+HEAD_PARTS = 21  # where a head keeps its parts; by position, so it stays there
+
+
+class Documents:
+    """Opens files that are not as they were left."""
+
+    name = "documents"
+    cpu_s = 3.0
+    is_guided = True
+
+    def __init__(self) -> None:
+        self._folder = tempfile.TemporaryDirectory(prefix="holdfast-fuzz-")
+        path = Path(self._folder.name) / "whole.db"
+        with contextlib.closing(asyncio.new_event_loop()) as loop:
+            loop.run_until_complete(_write(path))
+        # A database in memory can have no WAL; what says so are two bytes.
+        self._file = path.read_bytes()[:18] + b"\x01\x01" + path.read_bytes()[20:]
+        with contextlib.closing(self._copy()) as db:
+            self._places = list(_all_places(db))
+            self._truth = _read(InMemory(db))
+        assert {"m1", "m2", "m3"} <= self._truth.keys(), "the file does not hold what it should"
+
+    def seeds(self) -> list[Json]:
+        """Places in turn with a wrong thing each; what a newer version adds; rows that are gone or odd; bytes."""
+        found: list[Json] = [{"edits": []}]
+        odd: tuple[Json, ...] = (None, -1, 2**63, "x", [], {"type": []}, "gone", "more")
+        for number, place in enumerate(self._places[::3]):
+            found.append({"edits": [_edit(place, odd[number % len(odd)])]})
+        found += [{"edits": [{"table": table, "row": row, "gone": True}]} for table in COLUMNS for row in range(2)]
+        found += [
+            {"edits": [{"table": table, "row": 0, "column": column, "value": value}]}
+            for table, columns in COLUMNS.items()
+            for column in columns
+            for value in (("x",) if table in OPENED else ("x", -1))
+        ]
+        found += [
+            {"edits": [{kind: row, "cut": cut}]} for kind in ("slot", "log") for row in (1, 2, 3) for cut in (1, 7)
+        ]
+        found += [
+            {"edits": [{kind: 1, "body": body}]}
+            for kind in ("slot", "log")
+            for body in ("", "\x00", "\xc1", "\x00\x01\x91")
+        ]
+        return found
+
+    def generate(self, draw: Random) -> Json:
+        """A new input."""
+        return {"edits": [self._new_edit(draw) for _ in range(draw.choice((1, 1, 1, 2, 3)))]}
+
+    def change(self, draw: Random, old: Json, other: Json) -> Json:
+        """Another value, another place, or one more."""
+        new = mutate.copied(as_dict(old))
+        edits = new["edits"] = [one for one in as_list(new.get("edits")) if isinstance(one, dict)][:MAX_EDITS]
+        if not edits or draw.random() < 0.4:
+            edits.append(self._new_edit(draw))
+            return new
+        edit = draw.choice(edits)
+        if "value" in edit and draw.random() < 0.7:
+            edit["value"] = mutate.value(draw, edit["value"], WORDS)
+        else:
+            edits[edits.index(edit)] = self._new_edit(draw)
+        return new
+
+    def _new_edit(self, draw: Random) -> dict[str, Json]:
+        choice = draw.random()
+        if choice < 0.6:
+            kind = draw.random()
+            value = "gone" if kind < 0.15 else "more" if kind < 0.25 else mutate.scalar(draw, WORDS)
+            return _edit(draw.choice(self._places), value)
+        if choice < 0.8:
+            where = draw.choice(("slot", "log"))
+            if draw.random() < 0.7:
+                return {where: draw.randint(1, 12), "flip": [draw.randrange(600), 1 << draw.randrange(8)]}
+            return {where: draw.randint(1, 12), "cut": draw.choice((1, 2, 5, 100))}
+        table = draw.choice(list(COLUMNS))
+        edit: dict[str, Json] = {"table": table, "row": draw.randrange(6)}
+        if draw.random() < 0.3:
+            return {**edit, "gone": True}
+        return {**edit, "column": draw.choice(COLUMNS[table]), "value": mutate.scalar(draw, WORDS)}
+
+    def run(self, given: Json) -> None:
+        """Raises Finding."""
+        edits = [as_dict(one) for one in as_list(as_dict(given).get("edits"))[:MAX_EDITS]]
+        logging.disable(logging.WARNING)  # of a file that was copied, and of one that cannot be closed cleanly
+        try:
+            self._run(edits)
+        finally:
+            logging.disable(logging.NOTSET)
+
+    def _run(self, edits: list[dict[str, Any]]) -> None:
+        with contextlib.closing(self._copy()) as db:
+            may_differ = [change(db, edit) for edit in edits]
+            try:
+                if any(edit.get("table") in OPENED for edit in edits):
+                    found = self._read_from_disk(db.serialize())
+                else:
+                    found = _read(InMemory(db))
+            except (StoreUnusable, StoreUnavailable) as error:
+                if edits and all(is_newer(edit) for edit in edits):
+                    raise Finding(f"refused: what a newer version added: {error}") from error
+                return
+        if not any(may_differ):
+            self._compare(found)
+
+    def _copy(self) -> sqlite3.Connection:
+        db = sqlite3.connect(":memory:", isolation_level=None)
+        db.deserialize(self._file)
+        return db
+
+    def _read_from_disk(self, data: bytes) -> dict[str, Json]:
+        path = Path(self._folder.name) / "damaged.db"
+        path.write_bytes(data)
+        try:
+            return _read(SqliteFile(path, synchronous="full", busy_s=0, lock_wait_s=0))
+        finally:
+            for left in path.parent.glob("damaged.db*"):
+                left.unlink()
+
+    def _compare(self, found: dict[str, Json]) -> None:
+        for id, whole in self._truth.items():
+            if found.get(id) != whole:
+                raise Finding(f"wrong: {id} was {str(whole)[:300]} and is {str(found.get(id))[:300]}")
+
+    def close(self) -> None:
+        """Remove the files."""
+        self._folder.cleanup()
+
+
+class InMemory(SqliteFile):
+    """A file that is open already, and in memory."""
+
+    def __init__(self, db: sqlite3.Connection) -> None:
+        super().__init__(Path("memory.db"), synchronous="full", busy_s=0, lock_wait_s=0)
+        self.db = db
+
+    def open(self) -> None:
+        """It is."""
+
+    def close(self) -> None:
+        """Whoever opened it does that."""
+
+    def checkpoint(self, mode: Literal["PASSIVE", "TRUNCATE"]) -> bool:
+        """There is no WAL."""
+        return True
+
+    def abandon(self) -> None:
+        """As `close`."""
+
+
+def _read(file: SqliteFile) -> dict[str, Json]:
+    """All that a hub would learn from a file, by id. Raises Finding, StoreUnusable, StoreUnavailable."""
+    engine = Engine(file)
+    try:
+        engine.open()
+    except (StoreUnusable, StoreUnavailable):
+        raise
+    except Exception as error:
+        file.abandon()
+        raise Finding(f"raised {blame(error)}: {error!r} when a file is opened") from error
+    try:
+        return _ask(engine)
+    except (StoreUnusable, StoreUnavailable, Finding):
+        raise
+    except sqlite3.Error as error:
+        raise file.unavailable(error) from error  # as the store says it
+    except Exception as error:
+        raise Finding(f"raised {blame(error)}: {error!r} when a file is read") from error
+    finally:
+        engine.close()
+
+
+def _ask(engine: Engine) -> dict[str, Json]:
+    for name in engine.open_channels():  # as at a start
+        for one in restored(engine.open_documents(name)):
+            shown(one)
+    engine.notes("")
+    found: dict[str, Json] = {}
+    for stored in (
+        engine.changes(C, 0, 200).messages or [],
+        engine.page(C, None, 200, 2**40).messages,
+        list(engine.messages(C, ["m1", "m2", "m3", "m4", command_key("k1"), command_key("k2"), "none"])[1].values()),
+    ):
+        for one in restored(stored):
+            found[one.id] = shown(one)
+    engine.tidy(2**40)
+    return found
+
+
+def _all_places(db: sqlite3.Connection) -> Iterator[dict[str, Json]]:
+    """Every place in the documents and in the log."""
+    for key, blob in db.execute("SELECT DISTINCT document, blob FROM pieces ORDER BY document, blob").fetchall():
+        for at in _paths(msgspec.msgpack.decode(_blob(db, key, blob)[0])):
+            yield {"document": key, "blob": blob, "at": at}
+    for slot, body in db.execute("SELECT id, body FROM log ORDER BY id").fetchall():
+        if body[0]:
+            for at in _paths(msgspec.msgpack.decode(body)):
+                yield {"log": slot, "at": at}
+
+
+def shown(one: MessageState | CommandState) -> Json:
+    """What people see of it. It is stored and restored on the way, and comes back the same. Raises Finding."""
+    is_command = isinstance(one, CommandState)
+    seen = encode_json(one.command() if isinstance(one, CommandState) else one.message())
+    again = document(one.fork())
+    if not is_command and isinstance(one, MessageState):
+        lengths = [(part.length, len(part.value().get(part.key, "")) if part.key else 0) for part in one.parts]
+        if any(length != counted for length, counted in lengths):
+            raise Finding(f"length: {one.id} has parts of {lengths}")
+    assert again.id == one.id
+    return msgspec.json.decode(seen)
+
+
+async def _write(path: Path) -> None:
+    """A file with messages of every kind, some of them with entries that no document covers."""
+    hub = Hub(f"sqlite:///{path}", hooks_signals=False, drain_s=0.1)
+    await hub.start()
+    streaming = CreateMessage(role="assistant", text="", status="streaming", lease_s=3_600)
+    asked: list[tuple[str, Any]] = [
+        ("m1", streaming),
+        *(("m1", AppendText(text=LONG)) for _ in range(4)),
+        ("m1", PutPart(index=1, part={"type": "reasoning", "text": ""})),
+        *(("m1", AppendText(text=f"thought {number}, ", part=1)) for number in range(6)),
+        ("m1", FinishMessage(meta={"usage": {"tokens": 5}})),
+        ("m3", CreateMessage(parts=[dict(part) for part in PARTS], meta={"k": [1, None, "é"]})),
+        ("m4", CreateMessage(text="gone")),
+        ("m4", DeleteMessage()),
+        ("m2", streaming),
+        ("m2", AppendText(text="begun ")),
+        ("m2", PutPart(index=1, part=dict(PARTS[2]))),
+        ("m2", AppendText(text='"q": 1}', part=1)),
+        ("m2", AppendText(text="and more 😀", part=0)),
+        (command_key("k1"), SendCommand(name="steer", target="m2", data={"to": [1, None]}, expires_s=80_000)),
+        (command_key("k2"), SendCommand(name="approve", data="x")),
+        (command_key("k2"), ReplyCommand(ok=False, error={"code": "no"})),
+    ]
+    for id, request in asked:
+        await hub.ask(C, id, request, ADA)
+    await hub.store.note({"hook/x": b"1"})
+    await hub.close()
+
+
+def _edit(place: dict[str, Json], value: Json) -> dict[str, Json]:
+    if value == "gone":
+        return {**place, "gone": True}
+    if value == "more":
+        return {**place, "at": place["at"][:-1], "more": [None, 7, "new"]}
+    return {**place, "value": value}
+
+
+def _paths(whole: Any, before: tuple[Json, ...] = ()) -> Iterator[list[Json]]:
+    """The paths to everything in a decoded value, into bytes that hold MessagePack as well."""
+    if isinstance(whole, bytes) and len(whole) > 16:
+        with contextlib.suppress(msgspec.DecodeError):
+            whole = msgspec.msgpack.decode(whole)
+    inner = enumerate(whole) if isinstance(whole, list) else whole.items() if isinstance(whole, dict) else ()
+    for key, one in inner:
+        yield [*before, key]
+        yield from _paths(one, (*before, key))
+
+
+# Edits
+
+
+def change(db: sqlite3.Connection, edit: dict[str, Any]) -> bool:
+    """Make an edit where it can be made. May what is read be something else now, and nobody could tell?"""
+    with contextlib.suppress(sqlite3.Error, OverflowError, UnicodeEncodeError):  # a row that no tool could write
+        if "document" in edit and "at" in edit:
+            return _change_blob(db, edit)
+        if "log" in edit and "at" in edit:
+            return _change_log(db, edit)
+        if "slot" in edit or "log" in edit:
+            return _change_bytes(db, edit)
+        if edit.get("table") in COLUMNS:
+            return _change_row(db, edit)
+    return False
+
+
+def is_newer(edit: dict[str, Any]) -> bool:
+    """Is this what a newer version may write: a head, a part's head or a segment with more fields at its end?"""
+    at, blob = edit.get("at"), edit.get("blob")
+    if not isinstance(edit.get("more"), list) or not isinstance(at, list) or edit.get("gone") is True:
+        return False
+    if blob == 0:
+        return at == [] or (len(at) == 2 and at[0] == HEAD_PARTS and isinstance(at[1], int))
+    return isinstance(blob, int) and len(at) == 1 and isinstance(at[0], int)
+
+
+def _change_blob(db: sqlite3.Connection, edit: dict[str, Any]) -> bool:
+    key, blob = edit["document"], edit.get("blob")
+    data, slots = _blob(db, key, blob)
+    before, after = _edited(data, edit)
+    if after == data or not slots:
+        return False
+    # All of it in its first slot: a slot may be larger than any that we make.
+    db.execute("UPDATE texts SET body = ? WHERE id = ?", (pack(after, len(after) + LENGTH_BYTES), slots[0]))
+    db.execute("DELETE FROM pieces WHERE document = ? AND blob = ? AND chunk > 0", (key, blob))
+    at = as_list(edit["at"])
+    if is_newer(edit):
+        return False
+    if blob == 0:
+        return True
+    if len(at) == 2 and at[1] == 2:
+        return isinstance(edit.get("value"), str) and len(edit["value"]) == len(before)
+    return bool(edit.get("gone") is True and len(at) == 1)  # the last text of a part may be gone without a trace
+
+
+def _change_log(db: sqlite3.Connection, edit: dict[str, Any]) -> bool:
+    row = db.execute("SELECT body FROM log WHERE id = ?", (edit["log"],)).fetchone()
+    if row is None or not isinstance(row[0], bytes) or not row[0]:
+        return False
+    before, after = _edited(row[0], edit)
+    if after == row[0]:
+        return False
+    db.execute("UPDATE log SET body = ? WHERE id = ?", (after, edit["log"]))
+    return not _is_place_of_append(msgspec.msgpack.decode(row[0]), as_list(edit["at"]), before)
+
+
+def _is_place_of_append(items: Any, at: list[Any], before: Json) -> bool:
+    """Is this where an append began? In a log each begins where its part ended."""
+    if len(at) != 2 or not isinstance(before, int) or not isinstance(at[0], int) or not isinstance(items[at[0]], list):
+        return False
+    return isinstance(items[at[0]][-1], str) and at[1] == len(items[at[0]]) - 2
+
+
+def _change_bytes(db: sqlite3.Connection, edit: dict[str, Any]) -> bool:
+    table, number = ("texts", edit["slot"]) if "slot" in edit else ("log", edit["log"])
+    row = db.execute(f"SELECT body FROM {table} WHERE id = ?", (number,)).fetchone()
+    if row is None or not isinstance(row[0], bytes):
+        return False
+    body = bytearray(row[0])
+    match edit:
+        case {"body": str(text)}:
+            body = bytearray(to_bytes(text))
+        case {"flip": [int(at), int(xor)]} if body:
+            body[at % len(body)] ^= xor & 255
+        case {"cut": int(cut)} if table == "texts" and len(body) >= LENGTH_BYTES:
+            length = len(unpack(bytes(body)))
+            body[:LENGTH_BYTES] = max(0, length - max(cut, 0)).to_bytes(LENGTH_BYTES)
+        case {"cut": int(cut)}:
+            del body[max(0, len(body) - max(cut, 0)) :]
+        case _:
+            return False
+    db.execute(f"UPDATE {table} SET body = ? WHERE id = ?", (bytes(body), number))
+    return "cut" not in edit or table == "log"
+
+
+def _change_row(db: sqlite3.Connection, edit: dict[str, Any]) -> bool:
+    table, row = edit["table"], edit.get("row")
+    columns = COLUMNS[table]
+    rows = db.execute(f"SELECT {', '.join(columns)} FROM {table}").fetchall()
+    if not isinstance(row, int) or not rows:
+        return False
+    known = rows[row % len(rows)]
+    which = " AND ".join(f"{column} IS ?" for column in columns)
+    if edit.get("gone") is True:
+        db.execute(f"DELETE FROM {table} WHERE {which}", known)
+        return table not in ("texts", "life", "notes")
+    value = edit.get("value")
+    if edit.get("column") not in columns or isinstance(value, list | dict):
+        return False
+    db.execute(f"UPDATE {table} SET {edit['column']} = ? WHERE {which}", (value, *known))
+    return table not in ("life", "notes")
+
+
+def _blob(db: sqlite3.Connection, key: Json, blob: Json) -> tuple[bytes, list[int]]:
+    if not isinstance(key, int) or not isinstance(blob, int):
+        return b"", []
+    rows = db.execute(
+        "SELECT slot, body FROM pieces JOIN texts ON texts.id = slot WHERE document = ? AND blob = ? ORDER BY chunk",
+        (key, blob),
+    ).fetchall()
+    return b"".join(unpack(body) for _, body in rows if isinstance(body, bytes)), [slot for slot, _ in rows]
+
+
+def _edited(data: bytes, edit: dict[str, Any]) -> tuple[Any, bytes]:
+    """What stood in the place before, and the bytes with it changed; the same where there is no such place."""
+    try:
+        root = [msgspec.msgpack.decode(data)]
+        before = _at(root, [0, *as_list(edit["at"])], edit)
+        return before, msgspec.msgpack.encode(root[0])
+    except (LookupError, TypeError, ValueError, OverflowError, msgspec.DecodeError):
+        return None, data
+
+
+def _at(holder: Any, path: list[Any], edit: dict[str, Any]) -> Any:
+    key = path[0]
+    old = holder[key]
+    if len(path) > 1:
+        if isinstance(old, bytes):
+            inner = [msgspec.msgpack.decode(old)]
+            before = _at(inner, [0, *path[1:]], edit)
+            holder[key] = msgspec.msgpack.encode(inner[0])
+            return before
+        return _at(old, path[1:], edit)
+    if edit.get("gone") is True:
+        del holder[key]
+    elif isinstance(edit.get("more"), list):
+        old += edit["more"] if isinstance(old, list) else []
+    else:
+        holder[key] = _value(edit.get("value"))
+    return old
+
+
+def _value(value: Json) -> Json:
+    """A value of an input as MessagePack may hold it: half characters as the bytes that they would be."""
+    return msgspec.Raw(_raw(value)) if isinstance(value, str) and not _is_text(value) else value
+
+
+def _raw(text: str) -> bytes:
+    data = as_text(text, "").encode("utf-8", "surrogatepass")[:250]
+    return b"\xd9" + bytes((len(data),)) + data
+
+
+def _is_text(text: str) -> bool:
+    return not any("\ud800" <= one <= "\udfff" for one in text)

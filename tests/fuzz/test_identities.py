@@ -1,0 +1,189 @@
+"""The target `identities` would notice if something were granted, shown, kept or told that may not be."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import closing
+from typing import Any
+
+import pytest
+
+from holdfast.core.cursor import Cursor
+from holdfast.core.errors import Unauthenticated
+from holdfast.hub import tickets, tokens
+from holdfast.hub.hub import HubCore
+from holdfast.hub.identity import Identity, Scope
+from holdfast.hub.rates import Seat
+from holdfast.transports import answer, door, http, longpoll, passport, past, session, sse
+from tests.fuzz.engine import check
+from tests.fuzz.identities import Identities
+from tests.fuzz.rights import FREE_FRAMES, needs_of_frame, needs_of_request, rights_in, token_of
+from tests.transports.permissions import OPEN_FRAMES, OPERATIONS, Operation
+
+
+@pytest.fixture(scope="module")
+def target() -> Iterator[Identities]:
+    with closing(Identities()) as made:
+        yield made
+
+
+HERE = {"channel": "c", "id": "m1"}
+
+
+def filled(fields: dict[str, Any] | None) -> dict[str, Any]:
+    """`fields` of an operation, for one channel and message."""
+    listed = (fields or {}).items()
+    return {name: value.format(**HERE) if isinstance(value, str) else value for name, value in listed}
+
+
+@pytest.mark.parametrize("one", [one for one in OPERATIONS if one.http], ids=lambda one: one.name)
+def test_a_request_needs_what_the_page_says(one: Operation) -> None:
+    method, path = (one.http or "").split(" ")
+    needs = needs_of_request(method, path.format(**HERE), filled(one.body), is_here=False)
+    assert needs is not None
+    assert needs.capabilities == set(one.needs)
+
+
+@pytest.mark.parametrize("one", [one for one in OPERATIONS if one.frame], ids=lambda one: one.name)
+def test_a_frame_needs_what_the_page_says(one: Operation) -> None:
+    fields = filled(one.body if one.fields is None else one.fields)
+    needs = needs_of_frame({**HERE, **fields, "type": one.frame})
+    assert needs is not None
+    assert needs.capabilities == set(one.needs)
+
+
+def test_frames_that_need_nothing_are_those_of_the_page() -> None:
+    assert set(FREE_FRAMES) == set(OPEN_FRAMES)
+
+
+def test_a_token_of_another_is_read_as_none() -> None:
+    good = token_of({"sub": "ada", "aud": "chat", "exp": 2**40, "holdfast": {"c:*": ["append"]}})
+    rights = rights_in(good, 0.0)
+    assert rights is not None
+    assert (rights.has("append", "c:1"), rights.has("append", "c"), rights.has("publish", "c:1")) == (
+        True,
+        False,
+        False,
+    )
+    assert rights_in(good[:-2] + "AA", 0.0) is None
+
+
+def test_each_operation_for_each_capability_finds_nothing(target: Identities) -> None:
+    assert [text for given in target.matrix() if (text := check(target, given)) is not None] == []
+
+
+# What it would find
+
+
+logger = logging.getLogger("holdfast.hub")
+has, verify_token = Identity.has, tokens.JwtVerifier.verify_token
+
+
+def publishes_everywhere(self: Identity, capability: str, channel: str) -> bool:
+    return capability == "publish" or has(self, capability, channel)
+
+
+def works_anywhere(self: Identity, capability: str, pattern: str) -> None:
+    pass
+
+
+def forgets_parts(asked: Any, identity: Identity, channel: str) -> None:
+    pass
+
+
+async def lets_anybody_poll(hub: HubCore, scope: Scope, channel: str) -> passport.Passport:
+    return passport.Passport(hub, scope, await door.identify(hub, scope))
+
+
+def believes_every_cursor(self: Any, cursor: Cursor | None) -> Cursor | None:
+    return cursor
+
+
+def shows_everything(identity: Identity, channel: str, wanted: int | None) -> int | None:
+    return wanted
+
+
+def is_always_sealed(self: Any, ticket: Any, last: Cursor | None) -> bool:
+    return True
+
+
+def is_of_any_log(since: Cursor | None, known: Cursor | None) -> bool:
+    return since is not None
+
+
+def never_ends(self: passport.Passport, over: Any) -> None:
+    pass
+
+
+def grants_no_less(self: Identity, other: Identity) -> bool:
+    return True
+
+
+async def renews_for_anybody(self: passport.Passport, token: str) -> Identity:
+    identity = await door.identity_by_token(self._hub, self._scope, token)
+    self._identity = identity
+    self._wind()
+    return identity
+
+
+async def repeats_the_token(self: tokens.JwtVerifier, token: str) -> Identity:
+    try:
+        return await verify_token(self, token)
+    except Unauthenticated:
+        raise Unauthenticated(f"{token} is no token") from None
+
+
+def notes_the_ticket(self: tickets.Tickets, kind: str, text: str, mac: str) -> bool:
+    logger.warning("%s of %s", kind, text)
+    return any(tickets._mac(key, kind, text) == mac for key in self._keys)
+
+
+def stays(self: Any, *rest: Any) -> None:
+    pass
+
+
+def lets_two_in(self: tickets.Tickets, ticket: tickets.Ticket, stream: Any) -> None:
+    self._open.setdefault(ticket.id, stream)
+
+
+def any_page(scope: Any, allowed: Any, *, is_by_cookie: bool) -> None:
+    pass
+
+
+def never_over(hub: HubCore, identity: Identity) -> float:
+    return float("inf")
+
+
+PLANTED: list[tuple[str, object, str, object]] = [
+    ("granted", Identity, "has", publishes_everywhere),
+    ("granted", Identity, "check_pattern", works_anywhere),
+    ("granted", session, "check_create", forgets_parts),
+    ("granted", http, "check_create", forgets_parts),
+    ("granted", tickets.Tickets, "_is_sealed", is_always_sealed),
+    ("granted", longpoll, "admit_poll", lets_anybody_poll),
+    ("resumed", past.Past, "known", believes_every_cursor),
+    ("shown", sse, "allowed_history", shows_everything),
+    ("shown", longpoll, "allowed_history", shows_everything),
+    ("told", answer, "_is_of", is_of_any_log),
+    ("outlives", passport.Passport, "watch", never_ends),
+    ("not narrowed", Identity, "includes", grants_no_less),
+    ("other client", passport.Passport, "renew", renews_for_anybody),
+    ("secret", tokens.JwtVerifier, "verify_token", repeats_the_token),
+    ("secret", tickets.Tickets, "_is_signed", notes_the_ticket),
+    ("held", Seat, "leave", stays),
+    ("held", tickets.Tickets, "closed", stays),
+    ("held", http, "left_s", never_over),
+    ("twice", tickets.Tickets, "opened", lets_two_in),
+    ("foreign", door, "check_origin", any_page),
+]
+
+
+@pytest.mark.parametrize(("kind", "place", "name", "mistake"), PLANTED, ids=[f"{one[0]}-{one[2]}" for one in PLANTED])
+def test_a_mistake_is_found(
+    monkeypatch: pytest.MonkeyPatch, target: Identities, kind: str, place: object, name: str, mistake: object
+) -> None:
+    monkeypatch.setattr(place, name, mistake)
+    found = (text for given in target.seeds() if (text := check(target, given)) is not None)
+    first = next(found, "nothing")
+    assert first.startswith(f"{kind}:"), first[:500]
