@@ -21,6 +21,7 @@ from holdfast.core.decide import Decision, decide
 from holdfast.core.draft import Draft
 from holdfast.core.events import (
     ChannelAttached,
+    MessageAppend,
     MessageEvent,
     MessageUpdate,
     PassingEvent,
@@ -35,18 +36,26 @@ from holdfast.core.requests import AppendText
 from holdfast.core.state import ChannelState, MessageState, Tail
 from holdfast.core.text import Text
 from holdfast.hub import channel as channels
-from holdfast.hub import committer, people
+from holdfast.hub import committer, hooks, people
 from holdfast.hub.channel import Channel
 from holdfast.hub.committer import Committer
 from holdfast.hub.desk import LEASE_S, Desk, Turn, Worker
 from holdfast.hub.feed import EncodedBatch, Feed, Group
+from holdfast.hub.hooks import HookEvent, HookRunner
 from holdfast.hub.hub import HubCore
 from holdfast.hub.roster import Roster
 from holdfast.hub.warden import Warden
 from holdfast.stores.base import Committed, Conflict, Head, Moved, Write
 from holdfast.testing.sim import watchdog
+from holdfast.testing.sim.actors import Insider, Remote, Steady
+from holdfast.testing.sim.leases import Leaser
+from holdfast.testing.sim.people import Partner
 from holdfast.testing.sim.store import StoreLine
+from holdfast.testing.sim.viewers import SocketViewer
+from holdfast.testing.sim.world import Plan
 from holdfast.transports import answer, codec
+from holdfast.transports.frames import DeleteFrame
+from holdfast.transports.http import asker_of
 from holdfast.transports.session import Session
 
 Plant = Callable[[pytest.MonkeyPatch], None]
@@ -77,6 +86,20 @@ def count_one_mark_too_many(patch: pytest.MonkeyPatch) -> None:
     """Whoever has seen a serial has the text that came with the next one too."""
     length_at = Text.length_at
     patch.setattr(Text, "length_at", lambda self, serial: length_at(self, serial + 1))
+
+
+def count_one_mark_too_many_for_viewers(patch: pytest.MonkeyPatch) -> None:
+    """The same where only those who come back are told of it: what is stored is whole."""
+    appends = owed._appends
+
+    def ahead(message_id: str, index: int, text: Text, since: int, ends: list[int]) -> Iterator[MessageAppend]:
+        start = text.length_at(since + 1)
+        for event in appends(message_id, index, text, since, ends):
+            at = max(event.at, start)
+            if rest := event.text[at - event.at :]:
+                yield replace(event, at=at, text=rest)
+
+    patch.setattr(owed, "_appends", ahead)
 
 
 def begin_one_past_the_cursor(patch: pytest.MonkeyPatch) -> None:
@@ -404,6 +427,141 @@ def a_repeat_gets_the_newest_serial(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(decisions, "_repeated", newest)
 
 
+# -- hooks -----------------------------------------------------------------------------------------------------------
+
+
+def a_hook_notes_before_it_tells(patch: pytest.MonkeyPatch) -> None:
+    """Whoever is called once too often is as badly off as one who is never called."""
+    tell = HookRunner._tell
+
+    async def noted_first(self: HookRunner, channel: str) -> None:
+        hear = self._hook.handler
+
+        async def heard(event: HookEvent) -> None:
+            await self._note(channel, event.epoch, event.serial)
+            await hear(event)
+
+        self._hook.handler = heard
+        try:
+            await tell(self, channel)
+        finally:
+            self._hook.handler = hear
+
+    patch.setattr(HookRunner, "_tell", noted_first)
+
+
+def a_hook_is_told_message_by_message(patch: pytest.MonkeyPatch) -> None:
+    """All that happened to one message belongs together."""
+    events = HookRunner._events
+
+    def together(self: HookRunner, *about: Any) -> list[HookEvent]:
+        found = events(self, *about)
+        return sorted(found, key=lambda event: -event.serial)
+
+    patch.setattr(HookRunner, "_events", together)
+    patch.setattr(hooks, "sorted", lambda found, key: list(found), raising=False)
+
+
+def a_hook_that_was_away_begins_where_the_channel_stands(patch: pytest.MonkeyPatch) -> None:
+    """What was before its process is no business of a hook's."""
+
+    async def scan_nothing(self: HookRunner) -> None:
+        store = self._hub.store
+        for channel in await store.channels(after=None, limit=hooks.SCAN_PAGE):
+            head = await store.head(channel)
+            await self._note(channel, head.epoch, head.serial)
+
+    patch.setattr(HookRunner, "_scan", scan_nothing)
+
+
+def a_hook_forgets_what_moved_while_it_was_told(patch: pytest.MonkeyPatch) -> None:
+    """It is at it anyway."""
+    moved = HookRunner.moved
+
+    def unless_busy(self: HookRunner, channel: str) -> None:
+        if channel not in self._running:
+            moved(self, channel)
+
+    patch.setattr(HookRunner, "moved", unless_busy)
+
+
+def a_hook_goes_by_the_serial_alone(patch: pytest.MonkeyPatch) -> None:
+    """A position is a number."""
+    tell = HookRunner._tell
+
+    async def in_any_life(self: HookRunner, channel: str) -> None:
+        head = await self._hub.store.head(channel)
+        if head.serial and channel in self._positions:
+            self._positions[channel] = (head.epoch, self._positions[channel][1])
+        await tell(self, channel)
+
+    patch.setattr(HookRunner, "_tell", in_any_life)
+
+
+# -- what else is asked over a socket --------------------------------------------------------------------------------
+
+
+def a_channel_that_was_left_is_told_of_still(patch: pytest.MonkeyPatch) -> None:
+    """It will be attached to again."""
+    patch.setattr(Session, "_detach", lambda self, frame: self.reply({"type": "ok", "ref": frame.ref}))
+
+
+def a_page_over_a_socket_is_the_last(patch: pytest.MonkeyPatch) -> None:
+    """Whoever wants more will ask for more."""
+    reply = Session.reply
+
+    def last(self: Session, frame: dict[str, Any]) -> None:
+        reply(self, {**frame, "more": False} if "more" in frame else frame)
+
+    patch.setattr(Session, "reply", last)
+
+
+def a_delete_is_answered_at_once(patch: pytest.MonkeyPatch) -> None:
+    """It will be gone in a moment."""
+    ask = Session._ask
+
+    def at_once(self: Session, frame: Any, size: int) -> None:
+        if isinstance(frame, DeleteFrame):
+            asker = asker_of(self._hub, self.identity, frame.channel)
+            self._hub.submit(frame.channel, frame.id, frame, asker, lambda answered: None)
+            self.reply({"type": "ok", "ref": frame.ref})
+        else:
+            ask(self, frame, size)
+
+    patch.setattr(Session, "_ask", at_once)
+
+
+def whoever_asks_has_what_waits(patch: pytest.MonkeyPatch) -> None:
+    """An agent that has a turn may have another's message, too."""
+
+    async def take_waiting(self: HubCore, channel: str, message_id: str, by: str, *, turn: str | None = None) -> bool:
+        return True
+
+    patch.setattr(HubCore, "take_waiting", take_waiting)
+
+
+def whoever_wants_no_more_gets_what_waits(patch: pytest.MonkeyPatch) -> None:
+    """It is there still."""
+    unregister = Desk.unregister
+
+    def stay(self: Desk, worker: Worker, *, is_broken: bool = False) -> None:
+        if is_broken:
+            unregister(self, worker, is_broken=True)
+
+    patch.setattr(Desk, "unregister", stay)
+
+
+def an_agent_takes_all_that_waits(patch: pytest.MonkeyPatch) -> None:
+    """Slots are for those elsewhere."""
+    claim = Desk._claim
+
+    def uncounted(self: Desk, channel: str, message_id: str, place: tuple[int, int], worker: Worker) -> None:
+        worker.free += worker.is_local
+        claim(self, channel, message_id, place, worker)
+
+    patch.setattr(Desk, "_claim", uncounted)
+
+
 # -- memory ----------------------------------------------------------------------------------------------------------
 
 
@@ -497,7 +655,8 @@ def whoever_is_behind_is_told_again_at_once(patch: pytest.MonkeyPatch) -> None:
 PLANTED: dict[Plant, str] = {
     deliver_before_the_commit: "was never stored|before it was stored",
     forget_the_epoch: "resumed in epoch|resumed at",
-    count_one_mark_too_many: "true is|a gap",
+    count_one_mark_too_many: "stored is",
+    count_one_mark_too_many_for_viewers: "a gap|it shows",
     begin_one_past_the_cursor: "it shows",
     join_across_an_edit: "wrote to",
     answer_before_the_commit: "was acknowledged as",
@@ -523,6 +682,17 @@ PLANTED: dict[Plant, str] = {
     a_message_says_to_go_on_from_later: "an answer says to go on from",
     a_create_says_to_go_on_from_later: "an answer says to go on from",
     a_repeat_gets_the_newest_serial: "it is stored as",
+    a_channel_that_was_left_is_told_of_still: "which it has left",
+    a_page_over_a_socket_is_the_last: "nothing is said to be before",
+    a_delete_is_answered_at_once: "was said to be deleted before that was stored",
+    whoever_asks_has_what_waits: "in its turn of .* not stored",
+    whoever_wants_no_more_gets_what_waits: "and wants none",
+    an_agent_takes_all_that_waits: "slots, and is at work on",
+    a_hook_notes_before_it_tells: "though its position is",
+    a_hook_is_told_message_by_message: "is told of .*, after|though its position is",
+    a_hook_that_was_away_begins_where_the_channel_stands: "hooks were never told of",
+    a_hook_forgets_what_moved_while_it_was_told: "hooks were never told of",
+    a_hook_goes_by_the_serial_alone: "hooks were never told of",
     an_end_comes_without_the_rest: "is over, and of its",
     a_stream_says_nothing_of_the_end: "was not told of the end|was not told within|still do not see all: .*reader",
     nobody_looks_at_the_clock_for_commands: "was not carried out|has expired",
@@ -535,4 +705,28 @@ PLANTED: dict[Plant, str] = {
     part_operations_pile_up: "things are in Tail.ops",
     wait_on_the_spot_for_a_load: "does not come to its end",
     whoever_is_behind_is_told_again_at_once: "waits without waiting|next to nothing",
+}
+
+# What a world must have for a mistake to matter at all: those without it are not run.
+NEEDS: dict[Plant, Callable[[Plan], object]] = {
+    a_lapse_ignores_the_generation: lambda plan: Leaser in plan.authors,
+    a_renewal_after_a_broken_socket_does_not_count: lambda plan: Leaser in plan.authors,
+    a_takeover_fences_nobody: lambda plan: Leaser in plan.authors,
+    a_second_reply_is_let_in: lambda plan: Partner in plan.authors,
+    a_turn_is_renewed_in_vain: lambda plan: plan.workers,
+    whoever_asks_has_what_waits: lambda plan: plan.workers and plan.asks_by_socket,
+    whoever_wants_no_more_gets_what_waits: lambda plan: plan.workers and plan.asks_by_socket,
+    an_agent_takes_all_that_waits: lambda plan: any(agent.slots < plan.channels for agent in plan.agents),
+    a_channel_that_was_left_is_told_of_still: lambda plan: plan.asks_by_socket and SocketViewer in plan.viewers,
+    a_page_over_a_socket_is_the_last: lambda plan: plan.asks_by_socket and SocketViewer in plan.viewers,
+    a_delete_is_answered_at_once: lambda plan: plan.asks_by_socket and "delete" in plan.edits,
+    join_across_an_edit: lambda plan: Insider in plan.authors,
+    a_repeat_gets_the_newest_serial: lambda plan: Remote in plan.authors,
+    the_grace_is_forgotten: lambda plan: plan.members,
+    signals_pile_up: lambda plan: plan.members,
+    what_passes_waits_for_a_pause_of_the_text: lambda plan: Steady in plan.authors,
+    trust_the_wake_up: lambda plan: plan.hubs > 1,
+    a_hook_that_was_away_begins_where_the_channel_stands: lambda plan: plan.hooks,
+    a_hook_is_told_message_by_message: lambda plan: plan.hooks,
+    a_hook_goes_by_the_serial_alone: lambda plan: plan.hooks and (plan.is_weak or "delete channel" in plan.edits),
 }

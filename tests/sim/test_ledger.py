@@ -188,6 +188,21 @@ def test_nobody_is_said_to_have_left_who_was_back_before_the_viewer_came(scene: 
         hear_of_a_leave(scene, begun_s=20.0, back_s=14.0)
 
 
+def test_a_goodbye_may_be_heard_late_by_a_hub_that_was_held_up(scene: Scene) -> None:
+    member, line = ("c", "bob"), scene.line(Process("A1"))
+    scene.ledger.entered(member, line)
+    scene.at(10.0)
+    scene.ledger.left(member, line=line)
+    scene.at(20.0)
+    line.ended_s = 20.0
+    scene.ledger.check_leave(member, 20.0)
+    scene.at(22.0)
+    scene.ledger.entered(member, scene.line(Process("A1")))
+    scene.at(24.0)
+    with pytest.raises(Violation, match="said to have left"):
+        scene.ledger.check_leave(member, 24.0)
+
+
 # What a power cut leaves has to end in time, too: the ledger goes back with the truth.
 
 

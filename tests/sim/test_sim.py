@@ -15,7 +15,8 @@ import pytest
 
 from holdfast.testing.sim import Report, World
 from holdfast.testing.sim.__main__ import main
-from tests.sim.planted import PLANTED, Plant, deliver_before_the_commit
+from holdfast.testing.sim.world import Plan
+from tests.sim.planted import NEEDS, PLANTED, Plant, deliver_before_the_commit
 
 BLOCK = 40
 BLOCKS = 5  # some 13 seeds a second on one core of a slow machine
@@ -56,8 +57,20 @@ FOUND = (
 
 @pytest.mark.parametrize("seed", [*FALSE_ALARMS, *FOUND])
 def test_what_was_found_once_is_found_no_more(seed: int) -> None:
-    report = World(seed).run()
+    plan = Plan.drawn(seed)
+    plan.hooks, plan.asks_by_socket = [], False  # which came later: without them the seed does what it did
+    report = World(seed, plan).run()
     assert report.violation is None, story(report)
+
+
+# A hub that has begun to recover takes them for registered at a running one, and begins them again when it runs.
+@pytest.mark.xfail(strict=True, reason="what is registered while a hub recovers is begun twice", raises=AssertionError)
+def test_what_is_registered_while_a_hub_recovers_is_begun_once() -> None:
+    for seed in (11, 28):  # its position went back; it was told of one thing twice at the same time
+        plan = Plan.drawn(seed)
+        plan.is_hasty = True
+        report = World(seed, plan).run()
+        assert report.violation is None, story(report)
 
 
 # The ten of which everybody who builds such a system makes one.
@@ -88,7 +101,10 @@ def test_every_planted_bug_is_found(plant: Plant, monkeypatch: pytest.MonkeyPatc
     with monkeypatch.context() as patch:
         plant(patch)
         for seed in range(FOUND_WITHIN):
-            violation = World(seed).run().violation
+            plan = Plan.drawn(seed)
+            if plant in NEEDS and not NEEDS[plant](plan):
+                continue
+            violation = World(seed, plan).run().violation
             if violation is not None and re.search(PLANTED[plant], str(violation)):
                 break
             seen += [f"seed {seed}: {violation}"] if violation is not None else []

@@ -8,7 +8,8 @@ same again, to the byte, on any machine: nothing in here may depend on the order
 - `network`: connections that delay, stall, swallow and break, with an ASGI server at one end;
 - `store`: a store that is slow, fails, does not say whether it stored, and loses power;
 - `actors`, `viewers`: writers, editors and viewers, each of which resends and reconnects as a good client does;
-- `leases`, `people`, `turns`: writers with leases and their successors; members, and those who send commands; agents;
+- `leases`, `people`, `turns`, `hooks`: writers with leases and their successors; members, and those who send commands;
+  agents; the functions of the app that hear of what was stored;
 - `checks`: what must hold, compared with an independent fold of what the store took (`truth`);
 - `bounds`: what a hub may hold while all this goes on; `watchdog`: a step that never ends;
 - `ledger`: who was heard of when, and what is due: leases, turns, commands and presence;

@@ -35,13 +35,14 @@ from holdfast.hub.hub import HubCore
 from holdfast.hub.writer import MessageWriter
 from holdfast.testing.sim.checks import (
     check_cursor,
+    check_deleted,
     check_fresh,
     check_message,
     check_refusal,
     check_serial,
     check_text,
 )
-from holdfast.testing.sim.line import ANSWER_S, SILENCE_S
+from holdfast.testing.sim.line import ANSWER_S, SILENCE_S, Line, frame_of
 from holdfast.testing.sim.network import Answer, Caller, Lost, Stream, within
 from holdfast.testing.sim.trace import Violation
 from holdfast.testing.sim.truth import text_of
@@ -63,6 +64,8 @@ class Person:
         self.name = name
         self.draw = Random(f"{world.plan.seed}/{name}")
         self.caller = Caller(world.net, self.draw)
+        self.has_socket = False  # does it ask over one, where it can?
+        self._own_line: Line | None = None
         self._count = 0
 
     async def run(self) -> None:
@@ -100,7 +103,7 @@ class Person:
         begun_s = self.world.loop.time()
         while True:
             try:
-                answer = await self.call(method, path, body, query=query)
+                answer = await self._ask_once(method, path, body, query)
             except Lost:
                 answer = None
             if answer is not None:
@@ -110,6 +113,21 @@ class Person:
                     return reply
             self.check_patience(begun_s, f"{method} {path}")
             await self.pause(0.05, 1.0)
+
+    async def _ask_once(self, method: str, path: str, body: object, query: str) -> Answer:
+        frame = frame_of(method, path, body) if self.has_socket and not query else None
+        if frame is None:
+            return await self.call(method, path, body, query=query)
+        if self._own_line is None or self._own_line.is_lost:
+            self._own_line = await Line.open(self, await self.some_node())
+        answer, stamp = await self._own_line.ask(frame)
+        status = answer["status"] if answer["type"] == "error" else 200
+        return Answer(status, json.dumps(answer).encode(), stamp)
+
+    def hang_up(self) -> None:
+        """Close the socket, if it has one."""
+        if self._own_line is not None:
+            self._own_line.leave()
 
     def check_patience(self, begun_s: float, what: str) -> None:
         """Raises Violation if nobody answers for long although all is well."""
@@ -141,6 +159,12 @@ def gist(fields: dict[str, Any]) -> str:
     """An answer in a few words."""
     names = ("code", "serial", "part", "length", "generation")
     return " ".join(f"{name}={fields[name]}" for name in names if name in fields)
+
+
+def asks_by_socket(person: Person) -> bool:
+    """Is this one of those who ask over a socket?"""
+    plan = person.world.plan
+    return plan.asks_by_socket and Random(f"{plan.seed}/{person.name}/socket").random() < 0.7
 
 
 class Author(Person):
@@ -646,9 +670,13 @@ class Editor(Author):
     """Says something, changes and deletes what others said, stops and takes over what they write."""
 
     async def run(self) -> None:
-        while not self.world.is_calm:
-            await self.do(self.draw.choice(self.world.channels), self.draw.choice(self.world.plan.edits))
-            await self.pause(0.0, 1.5)
+        self.has_socket = asks_by_socket(self)
+        try:
+            while not self.world.is_calm:
+                await self.do(self.draw.choice(self.world.channels), self.draw.choice(self.world.plan.edits))
+                await self.pause(0.0, 1.5)
+        finally:
+            self.hang_up()
 
     async def do(self, channel: str, what: str) -> None:
         """One deed."""
@@ -662,7 +690,7 @@ class Editor(Author):
             case "edit" if finished:
                 await self._edit(channel, self.draw.choice(finished).id)
             case "delete" if messages:
-                await self._ask(channel, "DELETE", self.draw.choice(messages).id)
+                await self._delete(channel, self.draw.choice(messages).id)
             case "read" if messages:
                 await self._read(channel, self.draw.choice(messages).id)
             case "stop" if streaming:
@@ -691,9 +719,18 @@ class Editor(Author):
         if self.draw.random() < 0.7:
             body["text"] = self.piece(message_id, self._count) * self.draw.randrange(0, 5)
         self.world.edited.add((channel, message_id))
+        truth, since = self.world.truth, self.world.truth.stamp
         reply = await self._ask(channel, "PATCH", message_id, body)
         if reply is not None:
-            check_message(self.world.truth, channel, reply.message(), reply.stamp)
+            check_message(truth, channel, reply.message(), reply.stamp)
+            serial, request = reply.fields["serial"], body["request"]
+            check_serial(truth, channel, message_id, serial, since=since, stamp=reply.stamp, request=request)
+
+    async def _delete(self, channel: str, message_id: str) -> None:
+        since = self.world.truth.stamp
+        reply = await self._ask(channel, "DELETE", message_id)
+        if reply is not None:
+            check_deleted(self.world.truth, channel, message_id, since=since, stamp=reply.stamp)
 
     async def _read(self, channel: str, message_id: str) -> None:
         life = self.world.truth.head(channel)

@@ -124,6 +124,8 @@ class Bounds:
         yield desk, SPARE, {}
         for work in desk._work.values():
             yield work, SPARE, {}
+        for runner in self._hub._hooks._runners:
+            yield runner, SPARE, {}
         for channel in runtime.channels.values():
             yield from self._parts_of_channel(channel, waiting)
         app = vars(self._hub).get("_asgi")  # made at the first request

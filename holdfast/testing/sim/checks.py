@@ -301,6 +301,16 @@ def check_fresh(life: Life, message: Message, told: int) -> None:
         raise Violation(f"{life.channel}: {message.id} was read as of {message.version}, {known.version} was known")
 
 
+def check_deleted(truth: Truth, channel: str, message_id: str, *, since: int, stamp: int) -> None:
+    """A message of which an answer of `stamp` says that it is deleted, was so by then; or all of its channel was."""
+    for life in truth.lives_between(channel, since, stamp):
+        serial, message = life.versions.get(message_id, [(0, None)])[-1]
+        if message is None and serial and life.is_stored(serial, stamp):
+            return
+    if not truth.was_disturbed(channel, since) and not truth.is_grave(channel, message_id):
+        raise Violation(f"{channel}: {message_id} was said to be deleted before that was stored")
+
+
 def check_text(
     truth: Truth,
     channel: str,

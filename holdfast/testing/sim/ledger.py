@@ -64,6 +64,7 @@ class Presence:
 
     here: dict[Connection, float] = field(default_factory=dict)  # acknowledged at
     left_s: list[float] = field(default_factory=list)  # when they said so, or had only a lease
+    goodbyes: list[Connection] = field(default_factory=list)  # on which they said so: heard before the server is done
 
 
 class Ledger:
@@ -199,9 +200,15 @@ class Ledger:
         """Somebody was told that they are here by `line`."""
         self._presence.setdefault(place, Presence()).here[line] = self._loop.time()
 
-    def left(self, place: Place, lease_s: float = 0.0) -> None:
-        """Somebody leaves without a grace: says so, or has a lease that ends, at some time until `lease_s` from now."""
-        self._presence.setdefault(place, Presence()).left_s.append(self._loop.time() + lease_s)
+    def left(self, place: Place, lease_s: float = 0.0, line: Connection | None = None) -> None:
+        """Somebody leaves without a grace: says so, or has a lease that ends, at some time until `lease_s` from now.
+
+        What they say on `line` a hub that is held up hears later.
+        """
+        known = self._presence.setdefault(place, Presence())
+        known.left_s.append(self._loop.time() + lease_s)
+        if line is not None:
+            known.goodbyes.append(line)
 
     # -- what must hold ----------------------------------------------------------------------------------------
 
@@ -229,6 +236,8 @@ class Ledger:
         """A viewer that was attached at `attached_s` is told that a member left. Raises Violation."""
         known = self._presence.get(place)
         if not self._is_exclusive or known is None or any(left_s >= attached_s - GRACE_S for left_s in known.left_s):
+            return
+        if any(line.ended_s is None or line.ended_s >= attached_s - GRACE_S for line in known.goodbyes):
             return
         away_s = 0.0
         for line, entered_s in known.here.items():

@@ -24,6 +24,24 @@ Frame = dict[str, Any]
 OnFrame = Callable[[Frame, int], None]
 
 
+def frame_of(method: str, path: str, body: object) -> Frame | None:
+    """The frame that asks for the same as a request over HTTP with this JSON object; None: there is none."""
+    channel, *about = path.removeprefix("/v1/channels/").split("/")
+    fields = body if isinstance(body, dict) else {}
+    match method, about:
+        case "POST", ["messages"]:
+            return {"type": "create", "channel": channel, **fields}
+        case "PATCH", ["messages", message_id]:
+            return {"type": "update", "channel": channel, "id": message_id, **fields}
+        case "DELETE", ["messages", message_id]:
+            return {"type": "delete", "channel": channel, "id": message_id}
+        case "POST", ["commands"]:
+            return {"type": "command", "channel": channel, **fields}
+        case "POST", ["commands", command_id, "reply"]:
+            return {"type": "reply", "channel": channel, "id": command_id, **fields}
+    return None
+
+
 def _ignore(frame: Frame, stamp: int) -> None:
     pass
 

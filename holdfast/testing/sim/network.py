@@ -31,9 +31,10 @@ class Lost(Exception):
 
 
 class Head(NamedTuple):
-    """The beginning of an answer."""
+    """The beginning of an answer; `stamp` as of `Data`, since there are answers without any."""
 
     status: int
+    stamp: int
 
 
 class Data(NamedTuple):
@@ -263,14 +264,14 @@ class Exchange:
             raise OSError("the peer has left")
         match message["type"]:
             case "http.response.start":
-                down.put(Head(message["status"]), 20)
+                down.put(Head(message["status"], self._truth.stamp), 20)
             case "http.response.body":
                 for piece in self._pieces(message.get("body", b"")):
                     down.put(Data(piece, self._truth.stamp), len(piece))
                 if not message.get("more_body", False):
                     down.put(End(), 1)
             case "websocket.accept":
-                down.put(Head(101), 20)
+                down.put(Head(101, self._truth.stamp), 20)
             case "websocket.send":
                 text = message["text"].encode()
                 down.put(Data(text, self._truth.stamp), len(text))
@@ -309,7 +310,7 @@ class Caller:
         """Ask and wait for the whole answer. Raises Lost."""
         stream = await self.stream(process, hub, method, path, body, query=query, patience_s=patience_s)
         pieces: list[bytes] = []
-        stamp = 0
+        stamp = stream.stamp
         try:
             async with asyncio.timeout(patience_s):
                 while not stream.has_ended:
@@ -376,14 +377,14 @@ class Caller:
         if not isinstance(head, Head):
             connection.leave()
             raise Lost("refused")
-        return Stream(connection, head.status)
+        return Stream(connection, head)
 
 
 class Stream:
     """The client's side of an answer that goes on, or of a socket."""
 
-    def __init__(self, connection: Connection, status: int) -> None:
-        self.status = status
+    def __init__(self, connection: Connection, head: Head) -> None:
+        self.status, self.stamp = head
         self.has_ended = False  # in good order: nothing more is to come
         self.connection = connection
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from holdfast.core.names import command_key
 from holdfast.hub import roster as rosters
 from holdfast.hub.people import GRACE_S
-from holdfast.testing.sim.actors import AWAY_STATUS, Author, Person, Reply
+from holdfast.testing.sim.actors import AWAY_STATUS, Author, Person, Reply, asks_by_socket
 from holdfast.testing.sim.checks import Eye, roster_of
 from holdfast.testing.sim.clock import Process
 from holdfast.testing.sim.line import ANSWER_S, Line
@@ -71,7 +71,7 @@ class Member(Person):
             while self.world.is_quiet and self._stays:
                 await line.rest(5.0)
             if self.draw.random() < 0.2:
-                self.world.ledger.left(place)
+                self.world.ledger.left(place, line=line.connection)
                 self.node = None
                 await self._tell(line, {"type": "presence", "channel": self.channel, "leave": True})
         finally:
@@ -160,10 +160,14 @@ class Partner(Author):
     """Says something to agents, stops and steers them, asks things of others, and answers what others ask."""
 
     async def run(self) -> None:
-        await super().run()
-        await self.world.until_well()
-        for deed in ("say", "cancel", "ask"):
-            await self.do(self.draw.choice(self.world.channels), deed)
+        self.has_socket = asks_by_socket(self)
+        try:
+            await super().run()
+            await self.world.until_well()
+            for deed in ("say", "cancel", "ask"):
+                await self.do(self.draw.choice(self.world.channels), deed)
+        finally:
+            self.hang_up()
 
     async def write(self, channel: str) -> None:
         await self.do(channel, self.draw.choice(("say", "say", "cancel", "cancel", "steer", "ask", "reply", "reply")))

@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from random import Random
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from msgspec.structs import replace
 
@@ -39,6 +39,9 @@ from holdfast.testing.sim.trace import Trace, Violation
 from holdfast.testing.sim.truth import Life, Truth, seen, shown
 from holdfast.testing.sim.weather import Weather
 
+if TYPE_CHECKING:
+    from holdfast.testing.sim.hooks import Ears
+
 T = TypeVar("T")
 Done = tuple[str, tuple[Any, ...], dict[str, Any]]  # a call that changed something, to be done again
 
@@ -55,6 +58,7 @@ class SimStore:
         self.busy_until_s = 0.0  # what was asked so far is carried out and answered by then
         self.memory = MemoryStore()
         self.ledger: Ledger | None = None  # told of what is stored, where somebody keeps one
+        self.ears: Ears | None = None  # of hooks, told of what is noted
         self._truth = truth
         self.trace = trace
         self._done: list[Done] = []
@@ -96,6 +100,13 @@ class SimStore:
         self._done.append(("delete_channel", (channel,), fields))
         return _now(self.memory.delete_channel(channel, used_up=used_up, until_ms=until_ms))
 
+    def note(self, values: Mapping[str, bytes | None]) -> None:
+        """Keep notes now."""
+        _now(self.memory.note(values))
+        self._done.append(("note", (values,), {}))
+        if self.ears is not None:
+            self.ears.stored(values)
+
     def audit(self, channel: str, ids: dict[str, None] | None = None) -> None:
         """Compare what is stored with the truth; all of it, or the messages `ids`. Raises Violation."""
         life = self._truth.head(channel)
@@ -126,7 +137,7 @@ class SimStore:
         kept, lost = self._done[: self._synced], len(self._done) - self._synced
         heads = self._heads(kept)
         epochs = {channel: self._new_epoch() for channel, head in heads.items() if head.serial}
-        self.trace.add(f"power is lost, and with it {lost} of {len(self._done)} commits")
+        self.trace.add(f"power is lost, and with it {lost} of {len(self._done)} changes")
         self.memory = MemoryStore()
         self._done = [_in_epochs(done, heads, epochs) for done in kept]
         for name, arguments, fields in self._done:
@@ -136,6 +147,8 @@ class SimStore:
             self._truth.power_was_lost(channel, heads.get(channel, NOTHING), epochs.get(channel, ""))
         if self.ledger is not None:
             self.ledger.power_was_lost(self._truth.channels)
+        if self.ears is not None:
+            self.ears.power_was_lost(_now(self.memory.notes("hook")))
         self._truth.graves_are(
             (arguments[0], one) for name, arguments, fields in self._done for one in fields.get("used_up", ())
         )
@@ -148,7 +161,7 @@ class SimStore:
             if name == "commit":
                 write = arguments[0][0]
                 heads[write.channel] = Head(write.epoch, write.expected + len(write.entries))
-            else:
+            elif name == "delete_channel":
                 heads[arguments[0]] = NOTHING
         return heads
 
@@ -180,6 +193,7 @@ class StoreLine:
         self._process = process
         self._trace = store.trace
         self._draw = draw
+        self.on_recovery: Callable[[], None] | None = None  # called when its hub has begun to recover
         self._waiting: dict[int, Callable[[], None]] = {}  # what was sent and not carried out
         self._sent = 0
 
@@ -221,10 +235,13 @@ class StoreLine:
 
     async def note(self, values: Mapping[str, bytes | None]) -> None:
         """`Store.note`."""
-        await self._call(lambda: _now(self._store.memory.note(values)))
+        await self._call(lambda: self._store.note(values))
 
     async def open_channels(self) -> list[str]:
-        """`Store.open_channels`."""
+        """`Store.open_channels`, with which a recovery begins."""
+        if self.on_recovery is not None:
+            call, self.on_recovery = self.on_recovery, None
+            call()
         return await self._call(lambda: _now(self._store.memory.open_channels()))
 
     async def open_documents(self, channel: str) -> list[Stored]:

@@ -53,6 +53,7 @@ class Life:
         self.serial = 0
         self.stamps: list[int] = []  # when each serial was stored
         self.changed: list[str] = []  # the message or command that each serial is about, whether it is seen or not
+        self.ops: list[Op] = []  # of each serial
         self.versions: dict[str, list[Version]] = {}
         self.takeovers: dict[str, list[int]] = {}  # their serials, by message
         self.requests: dict[tuple[str, str], int] = {}  # by message and request id, the serial of what was carried out
@@ -127,6 +128,7 @@ class Life:
             self.seen = entry.serial
         self.stamps.append(stamp)
         self.changed.append(op.id)
+        self.ops.append(op)
 
     def _take_about_command(self, op: Command | Reply, serial: int) -> None:
         known = self.commands if isinstance(op, Command) else self.replies
@@ -168,6 +170,7 @@ class Life:
         life.serial = serial
         life.stamps = [stamp] * serial
         life.changed = self.changed[:serial]
+        life.ops = self.ops[:serial]
         for message_id, versions in self.versions.items():
             kept = versions[: bisect_right(versions, serial, key=_serial)]
             if kept:

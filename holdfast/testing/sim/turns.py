@@ -1,7 +1,8 @@
 """Agents: in a hub's process, by `Hub.agent`; and elsewhere, over sockets.
 
 You are in `testing.sim`. Both say when they begin an attempt, so that two at work on one message are noticed. Those
-elsewhere crash, lose their connection and come back, fall silent, and finish what is another's by now.
+elsewhere crash, lose their connection and come back, fall silent, want no turns for a while, take what waits into the
+turn that they have, and finish what is another's by now.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from holdfast.agents.ids import reply_id
 from holdfast.agents.turn import OnCrash, Turn
 from holdfast.core.errors import HoldfastError
+from holdfast.core.ops import Claim
 from holdfast.hub.desk import WhenBusy
 from holdfast.testing.sim.actors import AWAY_STATUS, Person, gist
 from holdfast.testing.sim.clock import Process
@@ -44,15 +46,20 @@ class LocalPlan:
 
 def local_handler(world: World, plan: LocalPlan, process: Process) -> Callable[[Turn], Awaitable[None]]:
     """What that agent does with a turn."""
+    at_work: set[tuple[str, str]] = set()
 
     async def bot(turn: Turn) -> None:
         place = (turn.channel, turn.message.id)
         draw = Random(f"{world.plan.seed}/{turn.message.id}/{turn.attempt}")
         world.ledger.begins(place, turn.attempt, process)
         world.trace.add(f"{process.name} begins attempt {turn.attempt} of {turn.message.id}")
+        at_work.add(place)
+        if len(at_work) > plan.slots:
+            world.trace.violate(Violation(f"an agent has {plan.slots} slots, and is at work on {sorted(at_work)}"))
         try:
             await _answer(turn, draw)
         finally:
+            at_work.discard(place)
             world.ledger.ends(place)
 
     async def _answer(turn: Turn, draw: Random) -> None:
@@ -85,6 +92,8 @@ class Worker(Person):
         self.slots = self.draw.choice((1, 2))
         self.when_busy: WhenBusy = self.draw.choice(("queue", "interrupt", "parallel"))
         self._listens = self.draw.random() < 0.5  # to those who ask it to stop
+        self._moods = Random(f"{world.plan.seed}/{name}/moods")
+        self._is_off = False  # it wants no turns for now
         self._line: Line | None = None
         self._back: asyncio.Event = asyncio.Event()
         self._attempts: dict[tuple[str, str], Attempt] = {}
@@ -113,17 +122,29 @@ class Worker(Person):
 
     async def _work(self, line: Line) -> None:
         self.world.ledger.agents.setdefault(self.name, []).append(line.connection)
-        frame = {"type": "work", "pattern": "*", "slots": self.slots, "when_busy": self.when_busy, "name": self.name}
+        self._is_off = False
+        await self._want(line, self.slots)
+        self._back.set()
+        for attempt in list(self._attempts.values()):
+            self.world.start(attempt.renew_at_once())
+        stay_s = self.draw.choice((1.0, 6.0, 1e9)) if not self.world.is_calm else 1e9
+        if self.world.plan.asks_by_socket and not self.world.is_calm:
+            await line.rest(self._moods.uniform(0.0, stay_s / 2) if stay_s < 1e9 else self._moods.uniform(0.5, 5.0))
+            await self._want(line, 0)
+            self._is_off = True
+            await line.rest(self._moods.uniform(0.1, 4.0))
+            self._is_off = False
+            await self._want(line, self.slots)
+        await line.rest(stay_s)
+
+    async def _want(self, line: Line, slots: int) -> None:
+        """Say how many turns it would have at once; 0: no more than it has. Raises Lost."""
+        frame = {"type": "work", "pattern": "*", "slots": slots, "when_busy": self.when_busy, "name": self.name}
         answer, _ = await line.ask(frame)
         if answer["type"] == "error":
             if answer["status"] not in AWAY_STATUS:
                 raise Violation(f"{self.name} was refused: {answer}")
             raise Lost("sent away")
-        self._back.set()
-        for attempt in list(self._attempts.values()):
-            self.world.start(attempt.renew_at_once())
-        stay_s = self.draw.choice((1.0, 6.0, 1e9)) if not self.world.is_calm else 1e9
-        await line.rest(stay_s)
 
     def _crash(self) -> None:
         """All is forgotten."""
@@ -136,6 +157,8 @@ class Worker(Person):
         if frame["type"] != "turn" or self._line is None:
             return
         place, generation = (frame["channel"], frame["message"]["id"]), frame["generation"]
+        if self._is_off:
+            self.world.trace.violate(Violation(f"{self.name} is given attempt {generation} of {place}, and wants none"))
         self.world.trace.add(f"{self.name} is given attempt {generation} of {place[1]}")
         line = self._line.connection
         self.world.trace.guarded(lambda: self.world.ledger.given(place, generation, stamp, line))
@@ -186,6 +209,7 @@ class Attempt:
         self._generation = generation
         self._lease_s = lease_s
         self._draw = Random(f"{worker.world.plan.seed}/{worker.name}/{place[1]}/{generation}")
+        self._moods = Random(f"{worker.world.plan.seed}/{worker.name}/{place[1]}/{generation}/moods")
         self._reply_id = reply_id(place[1], generation)
         self._length = 0
         self._renewed_s = worker.world.loop.time()
@@ -196,6 +220,8 @@ class Attempt:
         channel, message_id = self.place
         self._renewed_s = self._world.loop.time()
         frame = {"type": "turn.renew", "channel": channel, "message": message_id, "generation": self._generation}
+        if self._world.plan.asks_by_socket:
+            frame["state"] = {"state": "thinking"}
         if self._worker.is_connected and self._worker._line is not None:
             self._world.ledger.turn_tried(self.place, self._generation, self._worker._line.connection)
         answer, sent_s, line = await self._worker.ask_until_answered(self, frame)
@@ -239,12 +265,35 @@ class Attempt:
             await self._worker.pause(longest_s / 2, longest_s)
             if self._world.loop.time() - self._renewed_s > self._lease_s / 4 and not await self.renew():
                 return "done"  # another has it; what was begun lapses
+            if self._world.plan.asks_by_socket and self._moods.random() < 0.5:
+                await self._take_another()
             if self._worker.listens and (command := self._stop()) is not None:
                 await self._is_accepted({"type": "finish", **about, "status": "cancelled"})
                 await self._is_accepted({"type": "reply", "channel": self.place[0], "id": command, "ok": True})
                 return "cancelled"
         await self._is_accepted({"type": "finish", **about, "status": "complete"})
         return "done"
+
+    async def _take_another(self) -> None:
+        """Take a message that waits into this turn. Raises Violation where it is said to be, and that is not stored."""
+        channel, message_id = self.place
+        truth, since = self._world.truth, self._world.truth.stamp
+        life = truth.head(channel)
+        waiting = [one for one, turns in life.turns.items() if turns[-1][1] == "pending" and not life.is_deleted(one)]
+        if not waiting:
+            return
+        other = self._moods.choice(waiting)
+        frame = {"type": "turn.take", "channel": channel, "message": other, "turn": message_id}
+        answer, _, _ = await self._worker.ask_until_answered(self, frame)
+        if answer["type"] == "error":
+            if answer["code"] != "deleted":
+                raise Violation(f"{self._worker.name} could not take {other} into the turn of {self.place}: {answer}")
+        elif answer["taken"] and not any(
+            isinstance(op, Claim) and (op.id, op.within, op.by) == (other, message_id, self._worker.name)
+            for life in truth.lives_between(channel, since, truth.stamp)
+            for op in life.ops
+        ):
+            raise Violation(f"{self._worker.name} is said to have {other} in its turn of {self.place}: not stored")
 
     def _stop(self) -> str | None:
         """The command of somebody who asks it to stop, as far as it is told."""

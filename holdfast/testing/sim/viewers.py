@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from random import Random
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
@@ -18,12 +19,21 @@ import msgspec
 from holdfast.core.cursor import EMPTY, parse_cursor
 from holdfast.core.errors import HoldfastError
 from holdfast.core.events import Batch, Page, decode_event
+from holdfast.core.model import Message
 from holdfast.core.view import View
 from holdfast.hub.hub import HubCore
-from holdfast.testing.sim.actors import AWAY_STATUS, Person
-from holdfast.testing.sim.checks import Eye, decoded_events, roster_of
+from holdfast.testing.sim.actors import AWAY_STATUS, Person, gist
+from holdfast.testing.sim.checks import (
+    Eye,
+    check_deleted,
+    check_message,
+    check_refusal,
+    check_serial,
+    decoded_events,
+    roster_of,
+)
 from holdfast.testing.sim.clock import Process
-from holdfast.testing.sim.line import ANSWER_S, SILENCE_S
+from holdfast.testing.sim.line import ANSWER_S, SILENCE_S, Frame
 from holdfast.testing.sim.network import Connection, Lost, Stream, within
 from holdfast.testing.sim.trace import Violation
 from holdfast.testing.sim.truth import Life, Truth, text_of
@@ -113,9 +123,13 @@ class Viewer(Person):
         eye = self.eyes[channel]
         eye.receive(batch, stamp)
         if batch.cursor is not None and eye.view.more and self.draw.random() < 0.1 and not self._pages:
-            page = self.world.start(self._page(eye))
-            self._pages.add(page)
-            page.add_done_callback(self._pages.discard)
+            self.fetch_older(eye)
+
+    def fetch_older(self, eye: Eye) -> None:
+        """Ask for what was before."""
+        page = self.world.start(self._page(eye))
+        self._pages.add(page)
+        page.add_done_callback(self._pages.discard)
 
     async def read_on(self) -> None:
         """A reader who is busy elsewhere reads nothing for a while."""
@@ -153,60 +167,152 @@ class Viewer(Person):
                 return
 
 
+Answered = Callable[[Frame, int], None]
+
+
 class SocketViewer(Viewer):
-    """Watches several channels over one WebSocket."""
+    """Watches several channels over one WebSocket, asks for history on it, leaves channels, edits and deletes."""
+
+    def __init__(self, world: World, name: str) -> None:
+        super().__init__(world, name)
+        self._moods = Random(f"{world.plan.seed}/{name}/moods")  # of its own, so that the rest stays as it is without
+        self._stream: Stream | None = None
+        self._asked: dict[int, Answered] = {}
+        self._refs = 0
+        self._leaving: set[str] = set()  # channels that it asked to leave, …
+        self._left: dict[str, int] = {}  # … and those that it has left, by which request
 
     async def visit(self, node: Node) -> None:
-        stream = await self.caller.socket(node.process, node.hub, patience_s=ANSWER_S)
-        self._connection = stream.connection
-        asked: dict[int, tuple[str, str | None]] = {}
+        stream = await self.caller.socket(node.process, node.hub, client=self.name, patience_s=ANSWER_S)
+        self._stream, self._connection = stream, stream.connection
+        self._asked.clear()
+        self._leaving.clear()
+        self._left.clear()
         leaves_s = self.world.loop.time() + self.pause_in()
         try:
             for channel in self.eyes:
-                self._attach(stream, channel, asked)
+                self._attach(channel)
             while self.world.loop.time() < leaves_s:
                 data = await within(SILENCE_S, stream.take)
                 if not data.data:
                     return
-                self._receive(stream, json.loads(data.data), asked, data.stamp)
+                self._receive(stream, json.loads(data.data), data.stamp)
                 if self.draw.random() < 0.01:
-                    self._attach_again(stream, self.draw.choice(list(self.eyes)), asked)
+                    self._attach_again(self.draw.choice(list(self.eyes)))
+                if self.world.plan.asks_by_socket and self._moods.random() < 0.05:
+                    self._do_something(self._moods.choice(list(self.eyes)))
                 await self.read_on()
         finally:
+            self._stream = None
             stream.leave()
 
-    def _attach_again(self, stream: Stream, channel: str, asked: dict[int, tuple[str, str | None]]) -> None:
+    def fetch_older(self, eye: Eye) -> None:
+        if self._stream is None or not self.world.plan.asks_by_socket or self._moods.random() < 0.3:
+            super().fetch_older(eye)
+            return
+        starts, before, limit = eye.starts, eye.view.before, self._moods.choice((1, 3, 50))
+
+        def answered(frame: Frame, stamp: int) -> None:
+            if frame["type"] == "error":
+                raise Violation(f"{self.name} asked for history before {before} of {eye.channel}: {frame}")
+            page = msgspec.convert({name: frame[name] for name in ("messages", "more", "cursor")}, Page)
+            if starts == eye.starts and not eye.receive_page(page, stamp, starts) and eye.view.before == before:
+                self.fetch_older(eye)
+
+        self._ask({"type": "history", "channel": eye.channel, "before": before, "limit": limit}, answered)
+
+    def _ask(self, frame: Frame, answered: Answered) -> None:
+        if self._stream is not None:
+            self._refs += 1
+            self._asked[self._refs] = answered
+            self._stream.send(json.dumps({**frame, "ref": self._refs}))
+
+    def _attach_again(self, channel: str) -> None:
         """Attach once more on the same socket.
 
         The cursor is that of now; batches that are under way come before the answer. That of an empty channel resumes
         in any life of it, so with that one a client waits until it has left the channel.
         """
-        if self.eyes[channel].view.cursor != str(EMPTY):
-            self._attach(stream, channel, asked)
+        if self.eyes[channel].view.cursor != str(EMPTY) and channel not in self._leaving:
+            self._attach(channel)
 
-    def _attach(self, stream: Stream, channel: str, asked: dict[int, tuple[str, str | None]]) -> None:
-        ref = len(asked)
-        cursor = self.eyes[channel].view.cursor
-        asked[ref] = (channel, cursor)
-        frame = {"type": "attach", "ref": ref, "channel": channel, "since": cursor}
-        frame |= {"history": self.history(), "flush_ms": self.flush_ms()}
-        stream.send(json.dumps(frame))
+    def _attach(self, channel: str) -> None:
+        cursor, ref = self.eyes[channel].view.cursor, self._refs + 1
 
-    def _receive(
-        self, stream: Stream, frame: dict[str, object], asked: dict[int, tuple[str, str | None]], stamp: int
-    ) -> None:
+        def answered(frame: Frame, stamp: int) -> None:
+            if frame["type"] == "error":
+                raise Violation(f"{self.name} could not attach to {channel}: {frame}")
+            if ref < self._left.get(channel, 0):
+                return  # it was left since, and that was answered sooner
+            self._left.pop(channel, None)
+            self.eyes[channel].begin(cursor)
+
+        frame = {"type": "attach", "channel": channel, "since": cursor}
+        self._ask({**frame, "history": self.history(), "flush_ms": self.flush_ms()}, answered)
+
+    def _do_something(self, channel: str) -> None:
+        """Leave a channel and come back to it; or change something that is in view."""
+        deed = self._moods.choice(("detach", "update", "delete"))
+        if deed == "detach":
+            if channel not in self._leaving:
+                self._detach(channel)
+            return
+        shown = [one.id for one in self.eyes[channel].view.messages() if one.status != "streaming"]
+        is_wanted = deed == "update" or "delete" in self.world.plan.edits
+        if shown and is_wanted and not self.world.is_calm:
+            self._change(channel, deed, self._moods.choice(shown))
+
+    def _detach(self, channel: str) -> None:
+        self._leaving.add(channel)
+        ref = self._refs + 1
+
+        def answered(frame: Frame, stamp: int) -> None:
+            if frame["type"] == "error":
+                raise Violation(f"{self.name} could not leave {channel}: {frame}")
+            self._leaving.discard(channel)
+            self._left[channel] = ref
+            self.eyes[channel].cut()
+            self.world.start(self._come_back(channel, self._stream))
+
+        self._ask({"type": "detach", "channel": channel}, answered)
+
+    async def _come_back(self, channel: str, stream: Stream | None) -> None:
+        await asyncio.sleep(self._moods.choice((0.0, 0.1, 1.0)))
+        if self._stream is stream and channel in self._left:
+            self._attach(channel)
+
+    def _change(self, channel: str, deed: str, message_id: str) -> None:
+        truth, since, request = self.world.truth, self.world.truth.stamp, self.new_id()
+
+        def answered(frame: Frame, stamp: int) -> None:
+            self.world.trace.add(f"{self.name} {deed} {message_id}: {gist(frame)}")
+            if frame["type"] == "ok" and deed == "update":
+                check_serial(truth, channel, message_id, frame["serial"], since=since, stamp=stamp, request=request)
+                check_message(truth, channel, msgspec.convert(frame["message"], Message), stamp)
+            elif frame["type"] == "ok":
+                check_deleted(truth, channel, message_id, since=since, stamp=stamp)
+            elif not truth.was_disturbed(channel, 0) and not check_refusal(
+                truth, channel, message_id, frame["code"], 1, since=since, stamp=stamp
+            ):
+                raise Violation(f"{self.name} could not {deed} {message_id} of {channel}: {frame}")
+
+        fields = {"meta": {"seen": self.name}, "request": request} if deed == "update" else {}
+        self._ask({"type": deed, "channel": channel, "id": message_id, **fields}, answered)
+
+    def _receive(self, stream: Stream, frame: Frame, stamp: int) -> None:
         match frame:
             case {"type": "events", "channel": str(channel), "events": list(events)}:
+                if channel in self._left:
+                    raise Violation(f"{self.name} is told of {channel}, which it has left: {frame}")
                 cursor = frame.get("cursor")
                 batch = Batch(events=decoded_events(events), cursor=str(cursor) if cursor is not None else None)
                 self.receive(channel, batch, stamp)
-            case {"type": "ok", "ref": int(ref)}:
-                channel, cursor = asked[ref]
-                self.eyes[channel].begin(cursor)
             case {"type": "ping", "n": n}:
                 stream.send(json.dumps({"type": "pong", "n": n}))
             case {"type": "error", "status": 429 | 503} | {"type": "bye"}:
                 raise Lost("sent away")
+            case {"type": "ok" | "error", "ref": int(ref)} if ref in self._asked:
+                self._asked.pop(ref)(frame, stamp)
             case _:
                 raise Violation(f"{self.name} was told {frame}")
 
@@ -379,6 +485,7 @@ class Reader(Person):
         node = await self.some_node()
         path = f"/v1/channels/{channel}/messages/{reading.message_id}/events"
         cursor = reading.cursor
+        reading.begin()
         headers = [(b"last-event-id", cursor.encode())] if cursor is not None else []
         with contextlib.suppress(Lost):
             stream = await self.caller.stream(
@@ -413,6 +520,11 @@ class Reading:
         self._begun = truth.stamp
         self._told = {"answer": "", "thinking": ""}
         self._certain = dict(self._told)  # as of the last id
+        self._is_known = False  # had anybody been told of the message when it was asked for?
+
+    def begin(self) -> None:
+        """It is asked for, once more."""
+        self._is_known = self._life.at(self.message_id, self._life.told) is not None
 
     def cut(self) -> None:
         """The connection is gone."""
@@ -429,6 +541,7 @@ class Reading:
         if status in AWAY_STATUS:
             return
         is_gone = self._truth.was_disturbed(self._life.channel, self._begun)
+        is_gone = is_gone or (status == 404 and not self._is_known)  # it is stored, and the hub does not know of it yet
         if not is_gone and (status not in (404, 410) or not self._life.is_deleted(self.message_id)):
             raise Violation(f"{self._name} was answered {status}, and was not told of the end of {self.message_id}")
         self.is_over = True

@@ -28,6 +28,7 @@ from holdfast.testing.sim.actors import Author, Careless, Editor, Insider, Perso
 from holdfast.testing.sim.bounds import Bounds
 from holdfast.testing.sim.checks import check_empty, check_nobody_is_forgotten, check_writers, roster_of
 from holdfast.testing.sim.clock import Process, SimClock, Stuck, VirtualLoop
+from holdfast.testing.sim.hooks import Ears, HookPlan, is_expected
 from holdfast.testing.sim.leases import Leaser
 from holdfast.testing.sim.ledger import Ledger
 from holdfast.testing.sim.network import Network
@@ -47,6 +48,7 @@ FINISH_S = 300.0  # for what was begun in bad weather to come to its end
 LEAVE_S = 60.0  # for a hub to close
 WELL_S = 2.0  # for what was tried again in bad times to be tried once more
 QUIET_S = 300.0  # for leases, turns and commands to come to their ends
+TOLD_S = 150.0  # for hooks to hear all: a call may hang for a minute, and wait as long to be tried again
 HERE_S = 30.0  # for members to be where they stay, and for everybody to see them
 
 # Bounds that only size has a say in; small ones make rare things frequent. Module, name, values.
@@ -108,6 +110,9 @@ class Plan:
     members: int = 0
     workers: int = 0
     agents: list[LocalPlan] = field(default_factory=list)
+    hooks: list[HookPlan] = field(default_factory=list)
+    is_hasty: bool = False  # do hubs begin before their agents and hooks are registered?
+    asks_by_socket: bool = False  # do editors, partners, viewers and agents ask over sockets what they can?
 
     @property
     def is_exclusive(self) -> bool:
@@ -152,6 +157,8 @@ class Plan:
             plan.authors.append(Steady)
         requests = Random(f"{seed}/room").choice((2, 1_000, 1_000))
         plan.limits = replace(plan.limits, socket_requests=requests)
+        plan._draw_hooks(Random(f"{seed}/hooks"))
+        plan.asks_by_socket = Random(f"{seed}/sockets").random() < 0.5
         return plan
 
     def _draw_society(self, draw: Random) -> None:
@@ -173,6 +180,10 @@ class Plan:
                 )
                 for _ in range(kinds)
             ]
+
+    def _draw_hooks(self, draw: Random) -> None:
+        if self.is_exclusive:  # of hubs that share a store each has runners of its own
+            self.hooks = [HookPlan.drawn(draw, number) for number in range(draw.choice((0, 1, 1, 2)))]
 
 
 def _limits(draw: Random) -> Limits:
@@ -297,11 +308,21 @@ class Node:
         hub.drive_by_hand = plan.by_hand
         if plan.adopts:
             hub.adopt("*")(_go_on)
-        for number, agent in enumerate(plan.agents):
-            hub.agent("*", name=f"bot{number}", when_busy=agent.when_busy, on_crash=agent.on_crash, slots=agent.slots)(
-                local_handler(self._world, agent, self.process)
-            )
+        draw = Random(f"{plan.seed}/{self.process.name}/app")
+        if plan.is_hasty and draw.random() < 0.7:
+            self.line.on_recovery = partial(self._register, hub, self.process, draw)
+        else:
+            self._register(hub, self.process, draw)
         return hub
+
+    def _register(self, hub: Hub, process: Process, draw: Random) -> None:
+        """What the app does when it begins, or when it has got as far."""
+        world = self._world
+        for number, agent in enumerate(world.plan.agents):
+            hub.agent("*", name=f"bot{number}", when_busy=agent.when_busy, on_crash=agent.on_crash, slots=agent.slots)(
+                local_handler(world, agent, process)
+            )
+        world.ears.register(hub, process, draw)
 
     def wake(self) -> None:
         """Start the hub, if nobody has asked it for anything yet."""
@@ -337,6 +358,7 @@ class World:
         )
         self.ledger.is_served = bool(self.plan.agents)
         self.store.ledger = self.ledger
+        self.ears = self.store.ears = Ears(self, self.plan.hooks)
         self.lives: list[tuple[Process, StoreLine]] = []
         self.kept: set[asyncio.Task[Any]] = set()  # tasks of the dead: nobody may tidy them up
         self.edited: set[tuple[str, str]] = set()  # messages that an editor had a hand in
@@ -427,6 +449,7 @@ class World:
         self._calm_down()
         await self._until_written(authors)
         await self._until_quiet()
+        await self._until_told()
         await self._until_settled(viewers)
         await self._until_seen(viewers, members, workers)
         await self._check_newcomers()
@@ -557,6 +580,16 @@ class World:
             for channel in self.channels:
                 check_nobody_is_forgotten(self.truth.head(channel), self.nodes[0].hub, self.abandoned)
         self.trace.add("quiet")
+
+    async def _until_told(self) -> None:
+        """Hooks hear of all that is left to be told, however long they were away."""
+        since_s = max(self.loop.time(), self.ledger.well_s)
+        while missing := self.ears.missing(self.channels):
+            if self.loop.time() - since_s > TOLD_S:
+                raise Violation(f"all is well for {TOLD_S} s, and hooks were never told of {missing}")
+            await asyncio.sleep(0.5)
+        if self.plan.hooks:
+            self.trace.add("hooks have heard all")
 
     async def _until_seen(self, viewers: list[Person], members: list[Member], workers: list[Worker]) -> None:
         """Those who are here stay; everybody sees them, and nobody else."""
@@ -703,7 +736,7 @@ class _Listener(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         text = record.getMessage()
         self._trace.note(f"log: {text}")
-        if record.levelno >= logging.ERROR:
+        if record.levelno >= logging.ERROR and not (record.name == "holdfast.hooks" and is_expected(record.args)):
             error = record.exc_info[1] if record.exc_info else None
             if error is not None:
                 self._trace.note("".join(traceback.format_exception(error)))
