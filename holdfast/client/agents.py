@@ -170,6 +170,11 @@ class RemotePlace:
         """Of `Place`."""
         watch = RemoteWatch(self._client, self._agents, channel, self._turn.message)
         await watch.begin()
+        try:
+            await self._turn.confirm()
+        except BaseException:
+            watch.close()
+            raise
         return watch
 
     async def take_waiting(self, channel: str, message_id: str, *, by: str, turn: str) -> bool:

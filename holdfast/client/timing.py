@@ -22,7 +22,8 @@ class Timing:
     # spread out. The base is well below the 3 s that a writer's lease has left when its socket broke.
     backoff_s: float = 0.5
     backoff_cap_s: float = 15.0
-    stable_s: float = 5.0  # a connection that breaks sooner is one more failure
+    # A connection that breaks sooner is one more failure. Well above that, one outage and one cut would cost a turn.
+    stable_s: float = 1.0
     retry_s: float = 0.25  # after the store or the hub had no room: the base of a back-off of its own
     leave_s: float = 10.0  # for the end of a message whose block was left early
 

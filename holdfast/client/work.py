@@ -241,6 +241,13 @@ class ClaimedTurn:
         self._link.begin("turn.renew", {**self._claim(), **state}, when_answered, is_repeatable=False)
         self.renew_later()
 
+    async def confirm(self) -> None:
+        """Return when the server has said that it is ours still: we may hear of it long after it was given to us.
+
+        Raises Fenced.
+        """
+        await self._link.request("turn.renew", self._claim())
+
     def end(self) -> None:
         """Renew no more."""
         if self._timer is not None:

@@ -75,13 +75,14 @@ class Worker(Protocol):
 class _Work:
     """What a channel has for agents."""
 
-    __slots__ = ("claiming", "interrupted", "running", "waiting")
+    __slots__ = ("claiming", "interrupted", "running", "unheard", "waiting")
 
     def __init__(self) -> None:
         self.waiting: dict[str, tuple[int, int]] = {}  # message → its `created`, and the attempts so far
         self.claiming: set[str] = set()
         self.interrupted: set[str] = set()  # for which a newer one came
         self.running: dict[str, tuple[ClaimState, Worker | None]] = {}
+        self.unheard: dict[str, Worker] = {}  # message → who had its turn, and was not heard of
 
     def held_by(self, message_id: str) -> list[str]:
         """The messages that the turn of `message_id` has taken in."""
@@ -256,6 +257,7 @@ class Desk:
         """The turn of `key` waits for nobody and nobody is at work on it."""
         running = work.running.pop(key, None)
         work.interrupted.discard(key)
+        work.unheard.pop(key, None)
         was_known = work.waiting.pop(key, None) is not None or running is not None
         self._deadlines.drop(("turn", channel, key))
         self._deadlines.drop(("nobody", channel, key))
@@ -280,7 +282,7 @@ class Desk:
             return
         self._give_up(channel, work)
         for message_id, place in sorted(work.waiting.items(), key=lambda item: item[1]):
-            worker = self._worker_for(channel)
+            worker = self._worker_for(channel, work.unheard.get(message_id))
             if worker is None:
                 return
             if message_id not in work.waiting:
@@ -332,9 +334,10 @@ class Desk:
         except HoldfastError as error:
             done(error)
 
-    def _worker_for(self, channel: str) -> Worker | None:
+    def _worker_for(self, channel: str, unheard: Worker | None) -> Worker | None:
+        """Who has most room; `unheard`, whose socket may be about to be found dead, only where nobody else is."""
         fitting = [one for one in self._workers if one.free > 0 and matches(one.pattern, channel)]
-        return max(fitting, key=lambda one: one.free, default=None)
+        return max(fitting, key=lambda one: (one is not unheard, one.free), default=None)
 
     @contextmanager
     def taking(self, channel: str, message_id: str, within: str, attempt: int) -> Iterator[None]:
@@ -551,6 +554,7 @@ class Desk:
         work = self._work[channel]
         del work.running[message_id]
         if running[1] is not None:
+            work.unheard[message_id] = running[1]
             running[1].ended(Turn(channel, message_id, generation, None), "lost")
         self._deadlines.drop(("turn", channel, message_id))
         live = self._find(channel)

@@ -631,8 +631,7 @@ async def _unheard(world: World, talk: Conversation, id: str, piece: Piece) -> N
     if world.scale.unheard_s <= VANISHED_S:
         await asyncio.sleep(world.scale.unheard_s)  # the fault itself
         return
-    # Twice: what was its own lapses before its socket does, and may be given to it once more.
-    talk.doubt(talk.talk.open, 2)
+    talk.doubt(talk.talk.open)
     await _together(
         asyncio.sleep(world.scale.unheard_s),  # the fault itself
         talk.until_gone(piece.who, VANISHED_S),
