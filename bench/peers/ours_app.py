@@ -10,9 +10,8 @@ import time
 from typing import Any
 
 from bench.control import answer, serve_requests
-from bench.peers.summary import appended, summary
+from bench.peers.summary import Sent, appended, summary
 from bench.server import Producers, start_server
-from bench.tokens import token
 from holdfast import Hub, MessageWriter
 from holdfast.stores.sqlite import SqliteStore
 
@@ -24,22 +23,25 @@ class Appenders:
         self._hub = hub
         self._open = contextlib.AsyncExitStack()
         self._writers: dict[str, MessageWriter] = {}  # by channel
-        self._sent: dict[str, list[str]] = {}
+        self._sent: dict[str, Sent] = {}
 
     async def begin(self, *, channels: list[str]) -> dict[str, Any]:
         """Open a streaming message in each of `channels`."""
         for channel in channels:
             writer = self._hub.message(channel, role="assistant", author="bench")
             self._writers[channel] = await self._open.enter_async_context(writer)
-            self._sent[channel] = []
+            self._sent[channel] = Sent(len(self._sent))
         return {}
 
     async def append(self, *, seconds: float, at_once: int) -> dict[str, Any]:
         """All open messages grow for so long, each by `at_once` tokens and then a wait until they are stored."""
+        for each in self._sent.values():
+            del each.waits_s[:]
         started_s = time.monotonic()
         async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(self._one(channel, started_s + seconds, at_once)) for channel in self._writers]
-        return appended([task.result() for task in tasks], self._sent, time.monotonic() - started_s)
+            for channel, writer in self._writers.items():
+                group.create_task(_grow(writer, self._sent[channel], started_s + seconds, at_once))
+        return appended(self._sent.values(), time.monotonic() - started_s)
 
     async def grow(self, *, channel: str, count: int) -> dict[str, Any]:
         """The open message of `channel` grows by `count` tokens, stored one by one."""
@@ -47,30 +49,28 @@ class Appenders:
             await self.begin(channels=[channel])
         writer, sent = self._writers[channel], self._sent[channel]
         for _ in range(count):
-            sent.append(token())
-            await writer.append(sent[-1])
+            await writer.append(sent.next())
             await writer.flush()
-        return {"text": "".join(sent), "id": writer.id}
+        return {"text": sent.text, "id": writer.id}
 
     async def finish(self) -> dict[str, Any]:
         """End all open messages; returns them as they were sent."""
         ids = {channel: writer.id for channel, writer in self._writers.items()}
         await self._open.aclose()
-        messages = {channel: summary("".join(self._sent[channel]), id) for channel, id in ids.items()}
+        messages = {channel: summary(self._sent[channel].text, id) for channel, id in ids.items()}
         self._open, self._writers, self._sent = contextlib.AsyncExitStack(), {}, {}
         return {"messages": messages}
 
-    async def _one(self, channel: str, until_s: float, at_once: int) -> list[float]:
-        """Returns how long each wait took."""
-        writer, sent = self._writers[channel], self._sent[channel]
-        waits: list[float] = []
-        while (begun_s := time.monotonic()) < until_s:
-            for _ in range(at_once):
-                sent.append(token())
-                await writer.append(sent[-1])
-            await writer.flush()
-            waits.append(time.monotonic() - begun_s)
-        return waits
+
+async def _grow(writer: MessageWriter, sent: Sent, until_s: float, at_once: int) -> None:
+    begun_s = time.monotonic()
+    while begun_s < until_s:
+        for _ in range(at_once):
+            await writer.append(sent.next())
+        await writer.flush()
+        now_s = time.monotonic()
+        sent.waits_s.append(now_s - begun_s)
+        begun_s = now_s
 
 
 async def _main(database: str, synchronous: str) -> None:

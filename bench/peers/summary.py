@@ -1,9 +1,40 @@
 """What producers of all systems report of their work, in one form."""
 
 import hashlib
+from array import array
+from collections.abc import Collection
 from typing import Any
 
-__all__ = ["appended", "summary"]
+from bench.tokens import known_token
+
+__all__ = ["Sent", "appended", "summary"]
+
+_STEP = 97  # tokens between the beginnings of two producers' texts
+_TOKENS = [known_token(0, n) for n in range(1 << 16)]
+
+
+class Sent:
+    """What one producer has sent, and how long each of its waits took.
+
+    Its text is its own, and known beforehand: to make and to keep each token took a fifth of the time in which a token
+    is made durable, which is what is measured.
+    """
+
+    def __init__(self, producer: int) -> None:
+        self.tokens = 0
+        self.waits_s = array("d")
+        self._first = producer * _STEP
+
+    def next(self) -> str:
+        """The next token, which is sent now."""
+        token = _TOKENS[(self._first + self.tokens) % len(_TOKENS)]
+        self.tokens += 1
+        return token
+
+    @property
+    def text(self) -> str:
+        """All of it."""
+        return "".join(_TOKENS[(self._first + n) % len(_TOKENS)] for n in range(self.tokens))
 
 
 def summary(text: str, message_id: str) -> dict[str, Any]:
@@ -11,12 +42,12 @@ def summary(text: str, message_id: str) -> dict[str, Any]:
     return {"id": message_id, "length": len(text), "sha256": hashlib.sha256(text.encode()).hexdigest()}
 
 
-def appended(waits: list[list[float]], sent: dict[str, list[str]], seconds: float) -> dict[str, Any]:
-    """What a closed loop of appends has done: `waits` by producer, one for each time it awaited durability."""
-    ordered = sorted(wait for each in waits for wait in each)
+def appended(sent: Collection[Sent], seconds: float) -> dict[str, Any]:
+    """What a closed loop of appends has done in all."""
+    ordered = sorted(wait for each in sent for wait in each.waits_s)
     return {
-        "tokens": sum(len(tokens) for tokens in sent.values()),
+        "tokens": sum(each.tokens for each in sent),
         "seconds": seconds,
         "wait_ms": [ordered[int(len(ordered) * share)] * 1000 for share in (0.5, 0.99)] if ordered else [],
-        "fewest": min(len(tokens) for tokens in sent.values()),  # of a producer: was everybody served?
+        "fewest": min(each.tokens for each in sent),  # of a producer: was everybody served?
     }

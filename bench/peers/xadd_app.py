@@ -22,8 +22,7 @@ from fastapi import FastAPI, Header
 from fastapi.responses import StreamingResponse
 
 from bench.control import answer, serve_requests
-from bench.peers.summary import appended, summary
-from bench.tokens import token
+from bench.peers.summary import Sent, appended, summary
 
 _READ_COUNT = 1_000  # entries of one XREAD
 _BLOCK_MS = 15_000  # then a comment, as heartbeat
@@ -88,47 +87,46 @@ class Appenders:
 
     def __init__(self, streams: Streams) -> None:
         self._streams = streams
-        self._sent: dict[str, list[str]] = {}
+        self._sent: dict[str, Sent] = {}
 
     async def begin(self, *, channels: list[str]) -> dict[str, Any]:
-        self._sent = {channel: [] for channel in channels}
+        self._sent = {channel: Sent(n) for n, channel in enumerate(channels)}
         return {}
 
     async def append(self, *, seconds: float, at_once: int) -> dict[str, Any]:
         """All streams grow for so long, each by `at_once` tokens and then a wait until they are stored."""
+        for each in self._sent.values():
+            del each.waits_s[:]
         started_s = time.monotonic()
         async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(self._one(channel, started_s + seconds, at_once)) for channel in self._sent]
-        return appended([task.result() for task in tasks], self._sent, time.monotonic() - started_s)
+            for channel, sent in self._sent.items():
+                group.create_task(self._one(channel, sent, started_s + seconds, at_once))
+        return appended(self._sent.values(), time.monotonic() - started_s)
 
     async def grow(self, *, channel: str, count: int) -> dict[str, Any]:
         """The stream of `channel` grows by `count` tokens, stored one by one."""
-        sent = self._sent.setdefault(channel, [])
+        sent = self._sent.setdefault(channel, Sent(len(self._sent)))
         for _ in range(count):
-            sent.append(token())
-            await self._streams.append(channel, sent[-1])
-        return {"text": "".join(sent), "id": "m"}
+            await self._streams.append(channel, sent.next())
+        return {"text": sent.text, "id": "m"}
 
     async def finish(self) -> dict[str, Any]:
         for channel in self._sent:
             await self._streams.finish(channel)
-        messages = {channel: summary("".join(texts), "m") for channel, texts in self._sent.items()}
+        messages = {channel: summary(sent.text, "m") for channel, sent in self._sent.items()}
         self._sent = {}
         return {"messages": messages}
 
-    async def _one(self, channel: str, until_s: float, at_once: int) -> list[float]:
-        """Returns how long each wait took."""
-        sent = self._sent[channel]
-        waits: list[float] = []
-        while (begun_s := time.monotonic()) < until_s:
-            texts = [token() for _ in range(at_once)]
-            sent += texts
+    async def _one(self, channel: str, sent: Sent, until_s: float, at_once: int) -> None:
+        begun_s = time.monotonic()
+        while begun_s < until_s:
             if at_once == 1:
-                await self._streams.append(channel, texts[0])
+                await self._streams.append(channel, sent.next())
             else:
-                await self._streams.append_all(channel, texts)
-            waits.append(time.monotonic() - begun_s)
-        return waits
+                await self._streams.append_all(channel, [sent.next() for _ in range(at_once)])
+            now_s = time.monotonic()
+            sent.waits_s.append(now_s - begun_s)
+            begun_s = now_s
 
 
 def _application(streams: Streams) -> FastAPI:

@@ -32,7 +32,7 @@ class AgentWriter(MessageWriter):
             except (IdConflict, Deleted):
                 if self.spare_id is None:
                     raise
-                self.id = self.spare_id()
+                self.name(self.spare_id())
                 self._is_open = False
 
     def take_up(self, message: Message, generation: int) -> None:

@@ -55,7 +55,7 @@ from holdfast.core.requests import (
     TakeOver,
     UpdateMessage,
 )
-from holdfast.core.state import MessageState, PartState, part_bytes, utf8_len
+from holdfast.core.state import ChannelState, MessageState, PartState, part_bytes, utf8_len
 
 
 def needs(key: str, request: Request) -> tuple[str, ...]:
@@ -259,6 +259,28 @@ def _parent(state: Decidable, request: CreateMessage) -> str | None:
 
 def _writer(asker: Asker, lease_s: float) -> Writer:
     return asker.writer or Writer(by=asker.id, lease_ms=int(lease_s * 1000))
+
+
+def grow(state: ChannelState, key: str, request: AppendText, limits: Limits) -> Append | None:
+    """What `decide` stores for text in its place by a writer in this process, which nearly all text is.
+
+    None: `decide` has to look, and may say no. A shortcut, and no second opinion: it never says what `decide` does not.
+    """
+    message, index, text = state.messages.get(key), request.part, request.text
+    if message is None or message.status != "streaming" or message.deleted:
+        return None
+    if message.generation != request.generation or index is None or not 0 <= index < len(message.parts):
+        return None
+    grown = message.parts[index].text
+    if grown is None or grown.length != request.at or not text:
+        return None
+    try:
+        size = len(text) if text.isascii() else len(text.encode())
+    except UnicodeEncodeError:
+        return None
+    if size > limits.append_bytes or message.size_bytes + size > limits.message_bytes:
+        return None
+    return Append(id=key, part=index, at=grown.length, text=text)
 
 
 def _append(message: MessageState, request: AppendText, limits: Limits, now_ms: int) -> Decision:

@@ -14,9 +14,10 @@ from collections.abc import Iterable
 import msgspec
 from msgspec import Struct
 
+from holdfast.core.errors import StoreUnusable
 from holdfast.core.model import Json, Part
 from holdfast.core.names import COMMAND_MARK
-from holdfast.core.ops import Command, Create, Entry, Reply, Writer
+from holdfast.core.ops import Append, Command, Create, Entry, Reply, Writer
 from holdfast.core.state import (
     ClaimState,
     CommandState,
@@ -107,6 +108,17 @@ class Stored(Struct, frozen=True, kw_only=True):
     entries: list[Entry]
 
 
+# What reading raises where a store gives back something that nobody has written. ValueError is text that is not UTF-8.
+DAMAGE = (
+    msgspec.DecodeError,
+    ValueError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    OverflowError,
+    RecursionError,
+)
+
 _encode_head = msgspec.msgpack.Encoder().encode
 _decode_head = msgspec.msgpack.Decoder(MessageHead).decode
 _decode_command = msgspec.msgpack.Decoder(CommandHead).decode
@@ -176,21 +188,59 @@ def mark_documented(message: MessageState, version: int) -> None:
 
 
 def restore(stored: Stored) -> MessageState:
-    """The message that `stored` holds."""
+    """The message that `stored` holds. Raises StoreUnusable where it is damaged."""
+    try:
+        return _restored_message(stored)
+    except DAMAGE as error:
+        raise _damaged(stored, f"{type(error).__name__}: {error}") from error
+
+
+def restore_command(stored: Stored) -> CommandState:
+    """The command that `stored` holds. Raises StoreUnusable where it is damaged."""
+    try:
+        return _restored_command(stored)
+    except DAMAGE as error:
+        raise _damaged(stored, f"{type(error).__name__}: {error}") from error
+
+
+def _damaged(stored: Stored, why: str) -> StoreUnusable:
+    what = "command" if stored.id.startswith(COMMAND_MARK) else "message"
+    return StoreUnusable(f"{what} {stored.id!r} is damaged ({why[:200]}); restore a backup")
+
+
+def _restored_message(stored: Stored) -> MessageState:
     head = _decode_head(stored.head)
     message = _from_head(stored.id, head)
     for segment in stored.segments:
-        part = message.parts[segment.part] if segment.part < len(message.parts) else None
-        if part is not None and isinstance(part.text, Text):
-            message.size_bytes += utf8_len(_extend(part.text, segment))
+        part = message.parts[segment.part] if 0 <= segment.part < len(message.parts) else None
+        if part is None or not isinstance(part.text, Text) or not _joins(part.text, segment):
+            raise _damaged(stored, f"text at {segment.at} of part {segment.part} does not belong there")
+        message.size_bytes += utf8_len(_extend(part.text, segment))
     mark_documented(message, head.last or head.version)
     for entry in stored.entries:
+        if type(entry.op) is Append and not _follows(message, entry.op, entry.serial):
+            raise _damaged(stored, f"entry {entry.serial} does not begin where its part ends")
         apply_op(message, entry.op, entry.serial)
     return message
 
 
-def restore_command(stored: Stored) -> CommandState:
-    """The command that `stored` holds."""
+def _follows(message: MessageState, op: Append, serial: int) -> bool:
+    """Does `op` begin where its part ends, as each did when it was stored? (Or is it in the document already?)"""
+    if serial <= message.last:
+        return True
+    part = message.parts[op.part] if 0 <= op.part < len(message.parts) else None
+    return part is not None and part.text is not None and op.at == part.text.length
+
+
+def _joins(text: Text, segment: Segment) -> bool:
+    """Does a segment begin within what is there, repeat no other text, and do its marks cover all of its own?"""
+    if not 0 <= segment.at <= text.length or sum(segment.marks[1::2]) != len(segment.text):
+        return False
+    again = text.length - segment.at
+    return not again or text.slice(segment.at, segment.at + len(segment.text)) == segment.text[:again]
+
+
+def _restored_command(stored: Stored) -> CommandState:
     head = _decode_command(stored.head)
     command = CommandState(head.command, head.created)
     command.reply, command.answered = head.reply, head.answered

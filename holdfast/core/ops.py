@@ -141,7 +141,7 @@ class Lease(BaseOp, frozen=True, kw_only=True, array_like=True, tag=11):
 Op = Create | Append | SetPart | Update | Finish | Takeover | Delete | Claim | Command | Reply | Lease
 
 
-class Entry(Struct, frozen=True, array_like=True):
+class Entry(Struct, frozen=True, array_like=True, gc=False):
     """An operation once stored, with its place in the channel."""
 
     serial: int

@@ -34,7 +34,7 @@ class CreateMessage(Struct, frozen=True, kw_only=True):
     lease_s: LeaseSeconds = 15.0
 
 
-class AppendText(Struct, frozen=True, kw_only=True):
+class AppendText(Struct, frozen=True, kw_only=True, gc=False):
     """`POST …/append`. Without `at` the text goes to the end, and sending it again is not safe."""
 
     text: str

@@ -408,6 +408,15 @@ def apply_entry(state: ChannelState, entry: Entry) -> None:
     if serial <= state.serial:
         return
     state.serial = serial
+    if type(op) is Append:  # first, since nearly all are
+        message = state.messages.get(op.id)
+        if message is None:
+            state.complete_since = serial
+        else:
+            if serial > message.last and not message.deleted:
+                _append(message, op, serial)
+            state.messages.move_to_end(op.id)
+        return
     if type(op) is Command or type(op) is Reply:
         _apply_to_command(state, op, serial)
         return
@@ -460,13 +469,11 @@ def change(message: MessageState, op: Op, serial: int) -> None:
     """Change `message` by `op`, whose serial is new to it."""
     if message.deleted:
         return
-    if serial > message.last:
-        message.last = serial
     if isinstance(op, Append):  # first, since nearly all are
-        if serial > message.version:
-            message.version = serial
         _append(message, op, serial)
         return
+    if serial > message.last:
+        message.last = serial
     if isinstance(op, Claim):
         message.claim = ClaimState(
             op.state, op.generation, op.by, op.node, op.lease_ms, op.within, op.within_generation
@@ -503,12 +510,16 @@ def change(message: MessageState, op: Op, serial: int) -> None:
 
 
 def _append(message: MessageState, op: Append, serial: int) -> None:
-    part = message.parts[op.part] if op.part < len(message.parts) else None
-    if part is None or part.text is None or op.at > part.text.length:
+    if serial > message.last:
+        message.last = serial
+    if serial > message.version:
+        message.version = serial
+    known = message.parts[op.part].text if op.part < len(message.parts) else None
+    if known is None or op.at > known.length:
         return
-    text = op.text[part.text.length - op.at :] if op.at != part.text.length else op.text
-    part.text.append(text, serial)
-    size = utf8_len(text)
+    text = op.text if op.at == known.length else op.text[known.length - op.at :]
+    known.append(text, serial)
+    size = len(text) if text.isascii() else utf8_len(text)
     message.size_bytes += size
     message.undocumented_bytes += size
 

@@ -44,7 +44,12 @@ class Text:
             self.length += len(text)
             if self._loose >= JOIN_PIECES:
                 self._join_loose()
-        self.mark(serial, self.length)
+        serials = self.mark_serials
+        if serials and serials[-1] != serial and len(serials) < MAX_MARKS:  # as nearly always
+            serials.append(serial)
+            self.mark_lengths.append(self.length)
+        else:
+            self.mark(serial, self.length)
 
     def mark(self, serial: int, length: int) -> None:
         """Remember that at `serial` the text was at least `length` long."""

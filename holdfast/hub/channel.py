@@ -55,7 +55,7 @@ class Channel:
         self._store = store
         self._limits = limits
         self._ticks = ticks
-        self._is_loaded = False
+        self.is_loaded = False  # is it known where the channel stands, whatever is being read now?
         self._absent: set[str] = set()
         self._groups: dict[int, Group] = {}
         self.live_batches: dict[int, EncodedBatch] = {}  # by the serial they follow; of the present serial only, …
@@ -64,15 +64,26 @@ class Channel:
         self._passing_batches: dict[int, EncodedBatch] = {}  # by the position of the roster that they follow
         self._loading = asyncio.Lock()
         self._loaders = 0
-        self._commit_over: asyncio.Future[None] | None = None  # pending while a commit of this channel is in flight
-        self._trim_bytes: int | None = None  # what a trim that had to wait shall leave
+        # Pending while a commit of this channel is in flight, which the committer says: no loads until it is done.
+        self.commit_over: asyncio.Future[None] | None = None
+        self.trim_bytes: int | None = None  # what a trim that had to wait shall leave, before anything is decided
 
     # -- for the committer -------------------------------------------------------------------------------------
 
     @property
     def is_ready(self) -> bool:
         """May requests be decided on the state now?"""
-        return self._is_loaded and not self._loaders and not self.is_stale
+        return self.is_loaded and not self._loaders and not self.is_stale
+
+    def is_ready_for(self, ids: Iterable[str]) -> bool:
+        """May requests about `ids` be decided now, or must they wait until the store was asked?"""
+        if self.parked or not self.is_ready:
+            return False
+        messages = self.state.messages
+        for one in ids:
+            if one not in messages and one not in self.state.commands and one not in self._absent:
+                return False
+        return True
 
     def missing(self, ids: Iterable[str]) -> list[str]:
         """Those of `ids` that the store must be asked for before a decision."""
@@ -81,28 +92,20 @@ class Channel:
 
     def trim(self, keep_bytes: int) -> None:
         """Let finished messages leave memory beyond `keep_bytes`; while a commit runs, once it is over."""
-        if self._commit_over is None:
-            self._trim_bytes = None
+        if self.commit_over is None:
+            self.trim_bytes = None
             self.state.trim(keep_bytes)
         else:
-            self._trim_bytes = keep_bytes
-
-    def trim_if_due(self) -> None:
-        """The trim that had to wait for a commit; called before a batch is decided on this state."""
-        if self._trim_bytes is not None:
-            self.trim(self._trim_bytes)
-
-    def commit_begins(self, over: asyncio.Future[None]) -> None:
-        """No loads from now on until `commit_ends`; then `over`, which all channels of the commit share, is done."""
-        self._commit_over = over
-
-    def commit_ends(self) -> None:
-        """The commit is over, whatever became of it."""
-        self._commit_over = None
+            self.trim_bytes = keep_bytes
 
     def committed(self, epoch: str, entries: Sequence[Entry], documents: Sequence[Document]) -> None:
         """`entries` and `documents` are durable: they become the state, and the feeds are told."""
         state = self.state
+        if len(entries) == 1 and type(entries[0].op) is Append and not documents:  # as nearly always
+            apply_entry(state, entries[0])
+            if self._groups:
+                self.moved()
+            return
         if state.serial == 0 and entries:
             state.epoch = epoch
         shaped: dict[str, None] = {}
@@ -161,7 +164,7 @@ class Channel:
     def is_idle(self) -> bool:
         """Does nobody watch or write it?"""
         is_wanted = self.listeners or self.roster.has_people or self.is_watched
-        return not (self.parked or self._loaders or self._commit_over or is_wanted)
+        return not (self.parked or self._loaders or self.commit_over or is_wanted)
 
     def call_in_time(self, callback: Callable[[], None], *, lead_s: float) -> bool:
         """Call `callback` `lead_s` before anybody is shown what is stored now; False if that is now, or if nobody is.
@@ -254,9 +257,9 @@ class Channel:
 
     async def load(self) -> None:
         """See to it that the channel is in memory at all."""
-        if not self._is_loaded:
+        if not self.is_loaded:
             async with self._exclusive():
-                if not self._is_loaded:
+                if not self.is_loaded:
                     await self._reload()
 
     async def load_messages(self, ids: Sequence[str]) -> None:
@@ -359,7 +362,7 @@ class Channel:
             state.insert(restored(opened))
         self.state = state
         self._absent.clear()
-        self._is_loaded = True
+        self.is_loaded = True
         self._changed(None)
 
     def _insert(self, found: Iterable[MessageState | CommandState]) -> None:
@@ -374,8 +377,8 @@ class Channel:
         self._loaders += 1
         try:
             async with self._loading:
-                while self._commit_over is not None:
-                    await asyncio.shield(self._commit_over)
+                while self.commit_over is not None:
+                    await asyncio.shield(self.commit_over)
                 yield
         finally:
             self._loaders -= 1

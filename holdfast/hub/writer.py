@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import logging
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
@@ -50,19 +50,60 @@ PATIENCE_S = 10.0  # how long `append`, `flush` and the end of the block bear a 
 class MessageWriter:
     """Writes one streaming message. Made by `Hub.message`; used by one task at a time."""
 
+    __slots__ = (  # it has more attributes than Python finds fast in a dictionary
+        "_asker",
+        "_author",
+        "_create",
+        "_error",
+        "_flying",
+        "_flying_bytes",
+        "_furthest",
+        "_hub",
+        "_is_interrupting",
+        "_is_open",
+        "_is_over",
+        "_is_resting",
+        "_is_unopened",
+        "_is_waiting",
+        "_last_text",
+        "_lengths",
+        "_live",
+        "_longest",
+        "_parts",
+        "_pen",
+        "_pen_part",
+        "_queue",
+        "_requests",
+        "_retry",
+        "_text_parts",
+        "_texts",
+        "_texts_part",
+        "_trouble",
+        "_waiters",
+        "cancelled_as",
+        "channel",
+        "generation",
+        "id",
+        "ids",
+        "meta",
+        "unstored_bytes",
+    )
+
     size_bytes = 0  # of an item waiting in the hub: what is accepted here is bounded here
 
     def __init__(
         self, hub: HubCore, channel: str, message_id: str, *, create: CreateMessage | None, author: str | None
     ) -> None:
         self.channel = channel
-        self.id = message_id
+        self.name(message_id)
         self.meta: dict[str, Json] = dict(create.meta) if create is not None else {}
         self.generation = 1
         self._hub = hub
         self._create = create
         self._author = author
         self._asker: Asker = hub.asker(author)
+        self._longest = hub.limits.append_bytes // 4  # of an append, in characters, which have at most four bytes
+        self._furthest = hub.limits.writer_bytes
         self._lengths: dict[int, int] = {}  # accepted code points, by part
         self._text_parts: set[int] = set()  # an append without a part goes to the last of them …
         self._last_text = -1  # … which is this one; -1: there is none
@@ -110,16 +151,16 @@ class MessageWriter:
         Deleted, TooLarge, StoreUnavailable; LocalError after the end. Half a surrogate pair at the end of `text`
         is held back and joined to the next piece.
         """
-        self._check_open()
+        if self._is_over or not self._is_open or self._error is not None:
+            self._check_open()
         if not isinstance(text, str):
             raise InvalidRequest(f"text is a str, this is {type(text).__name__}")
-        index = self._part_for_text(part)
+        index = self._last_text if part is None and self._last_text >= 0 else self._part_for_text(part)
         whole = text if text.isascii() and not self._pen.held else self._join_halves(text, index)
-        limits = self._hub.limits
-        limit = limits.append_bytes // 4  # a character has at most four bytes
-        for piece in _pieces(whole, limit):
-            self._accept(piece, index)
-            if self.unstored_bytes > limits.writer_bytes:
+        for piece in (whole,) if len(whole) <= self._longest else _pieces(whole, self._longest):
+            if piece:
+                self._accept(piece, index)
+            if self.unstored_bytes > self._furthest:
                 await self._not_too_far_ahead()
 
     async def part(self, part: Part, *, index: int | None = None) -> int:
@@ -150,9 +191,11 @@ class MessageWriter:
 
     async def flush(self) -> None:
         """Wait until all that was accepted is stored. Raises as `append`."""
-        self._raise_error()
-        if self._unstored:
-            await self._until(lambda: not self._unstored)
+        until_s: float | None = None
+        while self._texts or self._flying or self._queue:
+            until_s = await self._wait(until_s)
+        if self._error is not None:
+            raise self._error
 
     async def finish(
         self, status: str = "complete", *, reason: str | None = None, meta: dict[str, Json] | None = None
@@ -232,9 +275,6 @@ class MessageWriter:
 
     # -- for the committer -------------------------------------------------------------------------------------
 
-    def ids(self) -> Sequence[str]:
-        return (self.id,)
-
     def asks(self) -> Sequence[Ask]:
         """All that is accepted; the text that gathered becomes one append.
 
@@ -242,10 +282,11 @@ class MessageWriter:
         knows whether they were, and text for a part that is another by now would be refused.
         """
         self._gather()
-        if not self._flying and len(self._queue) == 1:  # text and nothing else, as nearly always
-            self._take_off()
+        if len(self._queue) == 1 and not self._flying and not self._is_interrupting:  # as nearly always
+            ask = Ask(self.id, self._queue.popleft(), self._asker)
+            self._flying.append(ask)
             self._flying_bytes = self.unstored_bytes
-            return tuple(self._flying)
+            return (ask,)
         grown = {ask.request.part for ask in self._flying if isinstance(ask.request, AppendText)}
         # A message remembers so many requests by their ids.
         while self._queue and len(self._flying) < KEPT_REQUESTS:
@@ -267,18 +308,20 @@ class MessageWriter:
 
     def answered(self, decided: Decided) -> None:
         self._live = decided.channel
-        del self._flying[: len(decided.asks)]
+        flying = self._flying
+        del flying[: len(decided.asks)]
         self.unstored_bytes -= self._flying_bytes
         self._flying_bytes = 0
         self._trouble = None
         self._is_waiting = False
-        if (refusal := decided.refusal) is not None:
-            self._refuse(refusal)
-        if self._queue or self._flying or self._waiters:
+        if decided.refusal is not None:
+            self._refuse(decided.refusal)
+        if self._queue or flying or (self._texts and self._waiters):
             self._submit()
         elif self._texts:
             self._submit_in_time()
-        self._wake_waiters()
+        if self._waiters:
+            self._wake_waiters()
 
     def failed(self, error: HoldfastError) -> None:
         """The store is in trouble: keep everything and come again. A hub that has stopped is the end."""
@@ -294,6 +337,11 @@ class MessageWriter:
         self._wake_waiters()
 
     # -- inside ------------------------------------------------------------------------------------------------
+
+    def name(self, message_id: str) -> None:
+        """Give the message that is to be written its id."""
+        self.id = message_id
+        self.ids: tuple[str, ...] = (message_id,)
 
     def take_up(self, message: Message, generation: int) -> None:
         """Begin where the message stands: at its start, or where another writer ended. For the hub."""
@@ -354,19 +402,25 @@ class MessageWriter:
         self._submit()
 
     async def _not_too_far_ahead(self) -> None:
-        limit = self._hub.limits.writer_bytes
-        if self.unstored_bytes > limit:
-            await self._until(lambda: self.unstored_bytes <= limit)
+        until_s: float | None = None
+        while self.unstored_bytes > self._furthest:
+            until_s = await self._wait(until_s)
+            self._raise_error()
 
     def _gather(self) -> None:
         """Make one append of the text that gathered."""
-        if not self._texts:
+        texts = self._texts
+        if not texts:
             return
-        text = "".join(self._texts)
-        self._texts.clear()
+        text = texts[0] if len(texts) == 1 else "".join(texts)
+        texts.clear()
         at = self._lengths.get(self._texts_part, 0)
         self._lengths[self._texts_part] = at + len(text)
-        for piece in _pieces(text, self._hub.limits.append_bytes // 4):
+        if len(text) <= self._longest and not self._is_unopened:  # as nearly always
+            request = AppendText(text=text, at=at, part=self._texts_part, generation=self.generation)
+            self._queue.append(request)
+            return
+        for piece in _pieces(text, self._longest):
             part = None if self._is_unopened and self._texts_part in self._text_parts else self._texts_part
             self._is_unopened = self._is_unopened and part is not None
             self._queue.append(AppendText(text=piece, at=at, part=part, generation=self.generation))
@@ -384,7 +438,7 @@ class MessageWriter:
 
     def _rested(self) -> None:
         self._is_resting = False
-        if self._unstored:
+        if self._texts or self._flying or self._queue:
             self._submit()
 
     def _submit(self) -> None:
@@ -403,39 +457,35 @@ class MessageWriter:
         self._texts.clear()
         self._flying.clear()
 
-    @property
-    def _unstored(self) -> bool:
-        return bool(self._texts or self._queue or self._flying)
+    async def _wait(self, until_s: float | None) -> float | None:
+        """Wait until something was stored or failed; raises a refusal, and StoreUnavailable when it fails for too long.
 
-    async def _until(self, is_true: Callable[[], bool]) -> None:
-        """Wait for `is_true`; raises a refusal, and StoreUnavailable when the store fails for too long."""
+        Takes and returns until when to bear a store that fails: None while it does not.
+        """
+        if self._error is not None:
+            raise self._error
         loop = asyncio.get_running_loop()
-        until_s: float | None = None
-        while not is_true():
-            self._raise_error()
-            waiter = loop.create_future()
-            self._waiters.append(waiter)
-            if self._is_resting and self._trouble is None:  # else it comes again by itself, a little later
-                self._submit()
-            if self._trouble is None:  # a timeout costs more than all the rest of a flush
-                until_s = None
+        waiter = loop.create_future()
+        self._waiters.append(waiter)
+        if self._is_resting and self._trouble is None:  # else it comes again by itself, a little later
+            self._submit()
+        if self._trouble is None:  # a timeout costs more than all the rest of a flush
+            await waiter
+            return None
+        until_s = until_s or loop.time() + PATIENCE_S
+        try:
+            async with asyncio.timeout_at(until_s):
                 await waiter
-                continue
-            until_s = until_s or loop.time() + PATIENCE_S
-            try:
-                async with asyncio.timeout_at(until_s):
-                    await waiter
-            except TimeoutError:
-                detail = self._trouble.detail if self._trouble is not None else "the store did not answer"
-                raise StoreUnavailable(detail) from None
-        self._raise_error()
+        except TimeoutError:
+            detail = self._trouble.detail if self._trouble is not None else "the store did not answer"
+            raise StoreUnavailable(detail) from None
+        return until_s
 
     def _wake_waiters(self) -> None:
-        if self._waiters:
-            waiters, self._waiters = self._waiters, []
-            for waiter in waiters:
-                if not waiter.done():
-                    waiter.set_result(None)
+        waiters, self._waiters = self._waiters, []
+        for waiter in waiters:
+            if not waiter.done():
+                waiter.set_result(None)
 
     def _raise_error(self) -> None:
         if self._error is not None:

@@ -32,7 +32,7 @@ class Head(NamedTuple):
 NOTHING = Head("-", 0, 0)
 
 
-class Write(Struct, frozen=True, kw_only=True):
+class Write(Struct, frozen=True, kw_only=True, gc=False):
     """Entries and documents of one channel, to be stored together or not at all.
 
     `entries` carry the serials `expected + 1`, `expected + 2` … An empty channel (`expected` 0) is born with

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from holdfast.core.document import Document, Segment
+from holdfast.core.document import DAMAGE, Document, Segment
 from holdfast.core.errors import StoreUnusable
 from holdfast.stores.sqlite_slots import LENGTH_BYTES, MAX_DATA, larger_rooms, pack, room_for, unpack
 
@@ -157,16 +157,21 @@ class Documents:
     def read(self, key: int) -> tuple[bytes, list[Segment]]:
         """The head and the segments of a document. Raises StoreUnusable."""
         rows = self._db.execute(
-            "SELECT blob, body FROM pieces CROSS JOIN texts ON texts.id = slot WHERE document = ? ORDER BY blob, chunk",
+            # A slot that is not there is damage, and no chunk less.
+            "SELECT blob, body FROM pieces LEFT JOIN texts ON texts.id = slot WHERE document = ? ORDER BY blob, chunk",
             (key,),
         )
         blobs: dict[int, list[bytes]] = {}
-        for blob, body in rows:
-            blobs.setdefault(blob, []).append(unpack(body))
-        head = b"".join(blobs.pop(HEAD, ()))
+        try:
+            for blob, body in rows:
+                blobs.setdefault(blob, []).append(unpack(body))
+            head = b"".join(blobs.pop(HEAD, ()))
+            segments = [segment for chunks in blobs.values() for segment in _decode_segments(b"".join(chunks))]
+        except DAMAGE as error:
+            raise StoreUnusable(f"document {key} is damaged ({type(error).__name__}); restore a backup") from error
         if not head:
             raise StoreUnusable(f"document {key} is damaged: it has no head; restore a backup")
-        return head, [segment for chunks in blobs.values() for segment in _decode_segments(b"".join(chunks))]
+        return head, segments
 
     # -- slots ---------------------------------------------------------------------------------------------------
 

@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 import msgspec
 from msgspec.structs import replace
 
+from holdfast.core.document import DAMAGE
 from holdfast.core.errors import StoreUnusable
 from holdfast.core.ops import Append, Delete, Entry, Op, decode_op, encode_op
 from holdfast.stores.sqlite_slots import MAX_ROOM, larger_rooms, room_for
@@ -107,7 +108,12 @@ class CommitLog:
         owners: list[Placed] = []
         size = 0
         for entry in entries:
-            for item in _items(*entry):
+            tracked, serial, op = entry
+            if type(op) is Append and not op.part and len(op.text) <= PIECE_CHARACTERS:  # as nearly always
+                pieces: Iterable[bytes] = (_encode((tracked.key, serial, op.at, op.text)),)
+            else:
+                pieces = _items(tracked, serial, op)
+            for item in pieces:
                 size += len(item)
                 if size > MAX_ITEM_BYTES:
                     rows.append(_row(items, owners))
@@ -169,6 +175,12 @@ class CommitLog:
 
     def entries(self, db: sqlite3.Connection, keys: Iterable[int]) -> dict[int, list[Entry]]:
         """The entries beyond the documents `keys`, in order; each row is read once."""
+        try:
+            return self._read_entries(db, keys)
+        except DAMAGE as error:
+            raise _damaged(error) from error
+
+    def _read_entries(self, db: sqlite3.Connection, keys: Iterable[int]) -> dict[int, list[Entry]]:
         wanted = {key: self.pinned[key] for key in keys if key in self.pinned}
         found: dict[int, list[Item]] = {key: [] for key in wanted}
         for slot in sorted({slot for tracked in wanted.values() for slot in tracked.slots}):
@@ -184,6 +196,12 @@ class CommitLog:
 
         Returns the highest key in any of them. Raises StoreUnusable.
         """
+        try:
+            return self._load(db, find)
+        except DAMAGE as error:
+            raise _damaged(error) from error
+
+    def _load(self, db: sqlite3.Connection, find: Callable[[int], Tracked | None]) -> int:
         known: dict[int, Tracked | None] = {}
         pins: list[tuple[int, int, Tracked]] = []
         operations: dict[tuple[int, int], list[Item]] = {}
@@ -352,6 +370,10 @@ def _read_items(body: bytes, slot: int) -> list[Item]:
     if type(items[-1]) is not list:
         items.pop()
     return items
+
+
+def _damaged(error: Exception) -> StoreUnusable:
+    return StoreUnusable(f"the log is damaged ({type(error).__name__}: {error}); restore a backup")
 
 
 def _entries(tracked: Tracked, items: list[Item]) -> list[Entry]:

@@ -9,12 +9,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from holdfast.core.cursor import EMPTY, NO_EPOCH
+from holdfast.core.decide import decide, grow
+from holdfast.core.draft import Draft
+from holdfast.core.errors import HoldfastError
 from holdfast.core.events import Batch, CommandReply, CommandSent, decode_event, encode_json
-from holdfast.core.ops import Claim, Lease, decode_op, encode_op
+from holdfast.core.limits import Limits
+from holdfast.core.ops import Append, Claim, Lease, Writer, decode_op, encode_op
 from holdfast.core.owed import events_since, new_start, newest_messages, resumed
+from holdfast.core.requests import AppendText, Asker
 from holdfast.core.state import ChannelState, MessageState, apply_entry
 from holdfast.core.view import View
-from tests.core.worlds import LIMITS, Asked, Shelf, World, batches, everything, fold, thing
+from tests.core.worlds import IDS, LIMITS, Asked, Shelf, World, batches, everything, fold, thing
 
 LIMIT = 200
 
@@ -319,3 +324,39 @@ def _show(watched: Watched, viewer: Viewer, data: st.DataObject) -> None:
                 viewer.check_heard(watched.world, None)
         case _:
             pass
+
+
+TIGHT = Limits(append_bytes=7, message_bytes=40)
+texts_of_any_kind = st.text(st.sampled_from("ab é中🙂\ud800"), max_size=5)
+
+
+@settings(max_examples=400)
+@given(batches, st.data())
+def test_the_short_way_for_text_says_what_the_long_one_says_or_nothing(
+    world_batches: list[list[Asked]], data: st.DataObject
+) -> None:
+    world = World()
+    for batch in world_batches:
+        world.commit(batch)
+    key = data.draw(st.sampled_from(tuple(world.state.messages) or IDS))
+    message = world.state.message(key)
+    lengths = [part.length for part in message.parts] if message is not None else []
+    generation = message.generation if message is not None else 1
+    part = data.draw(st.sampled_from((*range(len(lengths)), 0, 0, 0, 2, None)))
+    length = lengths[part] if part is not None and part < len(lengths) else 0
+    request = AppendText(
+        text=data.draw(texts_of_any_kind),
+        at=data.draw(st.sampled_from((*[length] * 6, None, max(0, length - 1), length + 1))),
+        part=part,
+        generation=data.draw(st.sampled_from((*[generation] * 6, None, 1, 2))),
+    )
+    limits = data.draw(st.sampled_from((LIMITS, TIGHT)))
+    writer = Asker(id="w", writer=Writer(by="w", node="n"), is_app=True)
+    short = grow(world.state, key, request, limits)
+    try:
+        ops = decide(Draft(world.state), key, request, asker=writer, now_ms=0, limits=limits).ops
+    except HoldfastError:
+        ops = ()
+    is_in_place = None not in (request.at, request.part, request.generation)
+    is_whole = bool(ops) and isinstance(ops[0], Append) and ops[0].text == request.text
+    assert short == (ops[0] if is_in_place and is_whole else None)

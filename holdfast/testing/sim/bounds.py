@@ -69,7 +69,7 @@ class Bounds:
         """Memory was freed right now: what may leave has left. Raises Violation."""
         runtime = self._hub._runtime
         for channel in runtime.channels.values() if runtime is not None else ():
-            if channel._trim_bytes is None and self._has_too_much(channel):
+            if channel.trim_bytes is None and self._has_too_much(channel):
                 raise Violation(f"{self._who} {channel.name}: {channel.state.cost_bytes()} bytes are kept after a trim")
 
     # -- inside ------------------------------------------------------------------------------------------------
