@@ -294,7 +294,7 @@ class Hooks:
         if hook.name in self._hooks:
             raise LocalError(f"there is a hook {hook.name!r} already; give each a name of its own")
         self._hooks[hook.name] = hook
-        if self._hub.is_running:
+        if self._hub.has_recovered:
             self._begin(hook)
 
     def start(self) -> None:
@@ -302,6 +302,10 @@ class Hooks:
         self._runners.clear()
         for hook in self._hooks.values():
             self._begin(hook)
+
+    def stop(self) -> None:
+        """The hub ends: what it still reads is told in its next life. A call that began now nobody would cancel."""
+        self._runners.clear()
 
     def changed(self, channel: Channel) -> None:
         """More than text came in `channel`."""
@@ -311,7 +315,7 @@ class Hooks:
     def _begin(self, hook: Hook) -> None:
         live = self._hub._live().channels
         # One that is only being loaded tells where it stands when it is.
-        known = {name: one.state for name, one in live.items() if one.is_ready or one.state.serial}
+        known = {name: one.state for name, one in live.items() if one.is_loaded}
         runner = HookRunner(self._hub, hook, known)
         self._runners.append(runner)
         self._hub.start_background(runner.start())

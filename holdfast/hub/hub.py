@@ -212,6 +212,12 @@ class HubCore:
         return runtime is not None and not runtime.is_over and runtime.desk is not None
 
     @property
+    def has_recovered(self) -> bool:
+        """Does it serve, so that what is registered now begins at once, and not with the rest at the (next) start?"""
+        runtime = self._runtime
+        return runtime is not None and not runtime.is_over and runtime.ready.done() and not runtime.stop.is_set()
+
+    @property
     def loop(self) -> asyncio.AbstractEventLoop | None:
         """The event loop this hub runs on now, if it does."""
         runtime = self._runtime
@@ -230,9 +236,9 @@ class HubCore:
         return lambda: self._on_drain.pop(callback, None)
 
     def on_start(self, callback: Callable[[], None]) -> None:
-        """Call `callback` at each start, after recovery and before anyone is served; now, if the hub runs."""
+        """Call `callback` at each start, after recovery and before anyone is served; now, if the hub serves."""
         self._on_start.append(callback)
-        if self.is_running:
+        if self.has_recovered:
             callback()
 
     def start_task(self, job: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
@@ -761,6 +767,7 @@ class HubCore:
                 self.hook_signals()
                 runtime.ready.set_result(None)
                 await runtime.stop.wait()
+                self._hooks.stop()
                 for task in [*workers, *runtime.jobs, *runtime.background]:
                     task.cancel()
         except BaseException as error:

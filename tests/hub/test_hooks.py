@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from holdfast.core.errors import LocalError, StoreUnavailable
+from holdfast.core.errors import Draining, LocalError, StoreUnavailable
 from holdfast.hub import HubCore
 from holdfast.hub.hooks import HookEvent
 from holdfast.stores.memory import MemoryStore
@@ -344,3 +344,103 @@ def test_what_cannot_be_registered_is_refused() -> None:
         listen(hub, "message.append", name="i")
     with pytest.raises(LocalError, match="pattern"):
         listen(hub, pattern="a*b", name="j")
+
+
+class Gated(MemoryStore):
+    """A memory store of which some questions wait."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gates: dict[str, asyncio.Event] = {}
+
+    def shut(self, *names: str) -> None:
+        self.gates |= {name: asyncio.Event() for name in names}
+
+    async def _pass(self, name: str) -> None:
+        if name in self.gates:
+            await self.gates[name].wait()
+
+    async def open_channels(self) -> list[str]:
+        await self._pass("open_channels")
+        return await super().open_channels()
+
+    async def notes(self, prefix: str) -> dict[str, bytes]:
+        await self._pass(prefix.partition("/")[0])
+        return await super().notes(prefix)
+
+    async def messages(self, channel: str, ids: Any) -> Any:
+        await self._pass("messages")
+        return await super().messages(channel, ids)
+
+    async def changes(self, channel: str, *, after: int, limit: int) -> Any:
+        await self._pass("changes")
+        return await super().changes(channel, after=after, limit=limit)
+
+
+@virtually
+async def test_what_is_registered_while_the_hub_recovers_begins_once_and_misses_nothing() -> None:
+    store = Gated()
+    store.shut("open_channels", "hook", "hook-registered")
+    hub = new_hub(store)
+    starting = asyncio.create_task(hub.start())
+    await asyncio.sleep(1)
+    heard, starts = listen(hub), []
+    hub.on_start(lambda: starts.append(1))
+    await asyncio.sleep(1)
+    assert starts == []
+    store.gates["open_channels"].set()
+    await starting
+    await hub.create("chat:1", id="m", text="x")
+    store.gates["hook"].set()
+    store.gates["hook-registered"].set()
+    await asyncio.sleep(1)
+    assert (short(heard), starts) == ([("message.create", "m", 1)], [1])
+    await hub.close()
+
+
+@virtually
+async def test_none_begins_while_the_hub_closes_which_would_wait_for_it() -> None:
+    store = Gated()
+    first = new_hub(store)
+    listen(first)
+    await first.start()
+    await asyncio.sleep(1)
+    await first.close()
+    second = new_hub(store)
+    await second.create("chat:1", id="m", text="x")
+    await second.close()
+    third = new_hub(store)
+
+    @third.on("message.create", "chat:*", name="h")
+    async def fail(event: HookEvent) -> None:
+        raise ValueError
+
+    store.shut("changes")
+    await third.start()
+    creating = asyncio.create_task(third.create("chat:1", id="n", text="x"))
+    await asyncio.sleep(1)
+    closing = asyncio.create_task(third.close())
+    await asyncio.sleep(1)
+    store.gates["changes"].set()
+    async with asyncio.timeout(600):
+        await closing
+    with pytest.raises(Draining):
+        await creating
+
+
+@virtually
+async def test_one_of_a_running_hub_misses_nothing_of_a_channel_that_a_request_just_begins() -> None:
+    store = Gated()
+    hub = new_hub(store)
+    await hub.start()
+    store.shut("messages", "hook", "hook-registered")
+    creating = asyncio.create_task(hub.create("chat:1", id="m", text="x"))
+    await asyncio.sleep(1)
+    heard = listen(hub)
+    store.gates["messages"].set()
+    await creating
+    store.gates["hook"].set()
+    store.gates["hook-registered"].set()
+    await asyncio.sleep(1)
+    assert short(heard) == [("message.create", "m", 1)]
+    await hub.close()

@@ -30,6 +30,7 @@ from holdfast.core.events import (
     StoredEvent,
     encode_json,
 )
+from holdfast.core.limits import Limits
 from holdfast.core.model import Message
 from holdfast.core.ops import Append, Op, Reply, SetPart
 from holdfast.core.requests import AppendText
@@ -237,6 +238,19 @@ def a_lapse_ignores_the_generation(patch: pytest.MonkeyPatch) -> None:
             look_at_writer(self, channel, key, message)
 
     patch.setattr(Warden, "look_at_writer", look)
+
+
+def the_short_way_looks_at_no_length(patch: pytest.MonkeyPatch) -> None:
+    """Who writes in this process knows where its text goes."""
+    grow = committer.grow
+
+    def anywhere(state: ChannelState, key: str, request: AppendText, limits: Limits) -> Append | None:
+        message = state.messages.get(key)
+        if message is not None and request.part is not None and request.part < len(message.parts):
+            request = replace(request, at=message.parts[request.part].length)
+        return grow(state, key, request, limits)
+
+    patch.setattr(committer, "grow", anywhere)
 
 
 def a_takeover_fences_nobody(patch: pytest.MonkeyPatch) -> None:
@@ -474,6 +488,11 @@ def a_hook_that_was_away_begins_where_the_channel_stands(patch: pytest.MonkeyPat
     patch.setattr(HookRunner, "_scan", scan_nothing)
 
 
+def what_is_registered_in_a_recovery_begins_at_once(patch: pytest.MonkeyPatch) -> None:
+    """The hub is there already; and when it has recovered everything begins."""
+    patch.setattr(HubCore, "has_recovered", HubCore.is_running)
+
+
 def a_hook_forgets_what_moved_while_it_was_told(patch: pytest.MonkeyPatch) -> None:
     """It is at it anyway."""
     moved = HookRunner.moved
@@ -666,6 +685,7 @@ PLANTED: dict[Plant, str] = {
     label_an_update_with_its_own_serial: "but of version",
     trust_the_wake_up: "still do not see all",
     a_lapse_ignores_the_generation: "though its holder was heard of|streams still",
+    the_short_way_looks_at_no_length: "wrote to",
     a_takeover_fences_nobody: "after a takeover",
     a_renewal_after_a_broken_socket_does_not_count: "though its holder was heard of",
     a_second_reply_is_let_in: "a second one",
@@ -688,6 +708,7 @@ PLANTED: dict[Plant, str] = {
     whoever_asks_has_what_waits: "in its turn of .* not stored",
     whoever_wants_no_more_gets_what_waits: "and wants none",
     an_agent_takes_all_that_waits: "slots, and is at work on",
+    what_is_registered_in_a_recovery_begins_at_once: "still at work on what was|its position|were never told of",
     a_hook_notes_before_it_tells: "though its position is",
     a_hook_is_told_message_by_message: "is told of .*, after|though its position is",
     a_hook_that_was_away_begins_where_the_channel_stands: "hooks were never told of",
@@ -711,6 +732,7 @@ PLANTED: dict[Plant, str] = {
 NEEDS: dict[Plant, Callable[[Plan], object]] = {
     a_lapse_ignores_the_generation: lambda plan: Leaser in plan.authors,
     a_renewal_after_a_broken_socket_does_not_count: lambda plan: Leaser in plan.authors,
+    the_short_way_looks_at_no_length: lambda plan: Insider in plan.authors,
     a_takeover_fences_nobody: lambda plan: Leaser in plan.authors,
     a_second_reply_is_let_in: lambda plan: Partner in plan.authors,
     a_turn_is_renewed_in_vain: lambda plan: plan.workers,
@@ -728,5 +750,6 @@ NEEDS: dict[Plant, Callable[[Plan], object]] = {
     trust_the_wake_up: lambda plan: plan.hubs > 1,
     a_hook_that_was_away_begins_where_the_channel_stands: lambda plan: plan.hooks,
     a_hook_is_told_message_by_message: lambda plan: plan.hooks,
+    what_is_registered_in_a_recovery_begins_at_once: lambda plan: plan.hooks and plan.is_hasty,
     a_hook_goes_by_the_serial_alone: lambda plan: plan.hooks and (plan.is_weak or "delete channel" in plan.edits),
 }

@@ -158,6 +158,7 @@ class Plan:
         requests = Random(f"{seed}/room").choice((2, 1_000, 1_000))
         plan.limits = replace(plan.limits, socket_requests=requests)
         plan._draw_hooks(Random(f"{seed}/hooks"))
+        plan.is_hasty = Random(f"{seed}/hasty").random() < 0.3
         plan.asks_by_socket = Random(f"{seed}/sockets").random() < 0.5
         return plan
 
