@@ -58,6 +58,7 @@ class Channel:
         self.is_loaded = False  # is it known where the channel stands, whatever is being read now?
         self._absent: set[str] = set()
         self._groups: dict[int, Group] = {}
+        self.watchers = 0  # feeds that follow it
         self.live_batches: dict[int, EncodedBatch] = {}  # by the serial they follow; of the present serial only, …
         self._first_batches: dict[tuple[str, int], EncodedBatch] = {}  # … as are those that views begin with
         self.cached_bytes = 0  # of text in both
@@ -103,7 +104,7 @@ class Channel:
         state = self.state
         if len(entries) == 1 and type(entries[0].op) is Append and not documents:  # as nearly always
             apply_entry(state, entries[0])
-            if self._groups:
+            if self._groups:  # else nobody has ever looked on, and no batch is kept
                 self.moved()
             return
         if state.serial == 0 and entries:
@@ -148,6 +149,7 @@ class Channel:
         group = self._groups.setdefault(window, Group(self._ticks, window))
         feed = Feed(self, since, history=history, group=group, wake=wake, has_passing=has_passing)
         group.add(feed)
+        self.watchers += 1
         return feed
 
     @property
@@ -156,14 +158,9 @@ class Channel:
         return [feed for group in self._groups.values() for feed in group]
 
     @property
-    def is_watched(self) -> bool:
-        """Does a feed follow it?"""
-        return bool(self._groups) and any(map(len, self._groups.values()))
-
-    @property
     def is_idle(self) -> bool:
         """Does nobody watch or write it?"""
-        is_wanted = self.listeners or self.roster.has_people or self.is_watched
+        is_wanted = self.listeners or self.roster.has_people or self.watchers
         return not (self.parked or self._loaders or self.commit_over or is_wanted)
 
     def call_in_time(self, callback: Callable[[], None], *, lead_s: float) -> bool:

@@ -232,7 +232,8 @@ class Feed:
 
     def close(self) -> None:
         """Leave the channel. A second call does nothing."""
-        self._group.remove(self)
+        if self._group.remove(self):
+            self.channel.watchers -= 1
 
     def _is_continued(self) -> bool:
         """Does this feed's position belong to the channel's present life, so that what follows can be told?"""
@@ -301,8 +302,11 @@ class Group:
     def add(self, feed: Feed) -> None:
         self._feeds[feed] = None
 
-    def remove(self, feed: Feed) -> None:
+    def remove(self, feed: Feed) -> bool:
+        """Release `feed` no more; False: it was not here."""
+        is_here = feed in self._feeds
         self._feeds.pop(feed, None)
+        return is_here
 
     @property
     def over_s(self) -> float:

@@ -808,6 +808,7 @@ class HubCore:
             self.store,
             self.limits,
             self.clock,
+            runtime.channels,
             self.channel,
             self._spawn,
             is_served=desk.serves,

@@ -193,7 +193,11 @@ class MessageWriter:
         """Wait until all that was accepted is stored. Raises as `append`."""
         until_s: float | None = None
         while self._texts or self._flying or self._queue:
-            until_s = await self._wait(until_s)
+            waiter = self._waiter()
+            if self._trouble is None and until_s is None:  # as nearly always, and so without one more coroutine
+                await waiter
+            else:
+                until_s = await self._bear(waiter, until_s)
         if self._error is not None:
             raise self._error
 
@@ -404,7 +408,7 @@ class MessageWriter:
     async def _not_too_far_ahead(self) -> None:
         until_s: float | None = None
         while self.unstored_bytes > self._furthest:
-            until_s = await self._wait(until_s)
+            until_s = await self._bear(self._waiter(), until_s)
             self._raise_error()
 
     def _gather(self) -> None:
@@ -431,7 +435,7 @@ class MessageWriter:
         if self._is_resting:
             return
         live = self._live
-        if live is not None and live.is_watched and self._hub.call_in_time(live, self._rested):
+        if live is not None and live.watchers and self._hub.call_in_time(live, self._rested):
             self._is_resting = True
         else:
             self._submit()
@@ -457,22 +461,25 @@ class MessageWriter:
         self._texts.clear()
         self._flying.clear()
 
-    async def _wait(self, until_s: float | None) -> float | None:
-        """Wait until something was stored or failed; raises a refusal, and StoreUnavailable when it fails for too long.
-
-        Takes and returns until when to bear a store that fails: None while it does not.
-        """
+    def _waiter(self) -> asyncio.Future[None]:
+        """A future that is done when something was stored or has failed. Raises a refusal."""
         if self._error is not None:
             raise self._error
-        loop = asyncio.get_running_loop()
-        waiter = loop.create_future()
+        waiter = asyncio.get_running_loop().create_future()
         self._waiters.append(waiter)
         if self._is_resting and self._trouble is None:  # else it comes again by itself, a little later
             self._submit()
+        return waiter
+
+    async def _bear(self, waiter: asyncio.Future[None], until_s: float | None) -> float | None:
+        """Wait for `waiter`; while the store fails until `until_s` at the most, then raises StoreUnavailable.
+
+        Returns until when to bear it if it goes on so.
+        """
         if self._trouble is None:  # a timeout costs more than all the rest of a flush
             await waiter
             return None
-        until_s = until_s or loop.time() + PATIENCE_S
+        until_s = until_s or asyncio.get_running_loop().time() + PATIENCE_S
         try:
             async with asyncio.timeout_at(until_s):
                 await waiter
