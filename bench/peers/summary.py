@@ -16,8 +16,7 @@ _TOKENS = [known_token(0, n) for n in range(1 << 16)]
 class Sent:
     """What one producer has sent, and how long each of its waits took.
 
-    Its text is its own, and known beforehand: to make and to keep each token took a fifth of the time in which a token
-    is made durable, which is what is measured.
+    Its text is its own, and known beforehand: to make and to keep tokens would be work that is measured with the rest.
     """
 
     def __init__(self, producer: int) -> None:
