@@ -772,10 +772,13 @@ class HubCore:
                     task.cancel()
         except BaseException as error:
             if runtime.ready.done():
-                if isinstance(error, Exception) and not self.is_draining:  # a mistake has ended this life
+                if not isinstance(error, Exception):
+                    raise
+                logger.error("a mistake has ended this life of the hub", exc_info=error)
+                if not self.is_draining:
                     self.is_draining = True
                     self._send_away(runtime)
-                raise
+                return
             cause = error.exceptions[0] if isinstance(error, BaseExceptionGroup) else error
             runtime.ready.set_exception(cause)
             if not isinstance(cause, HoldfastError):

@@ -6,6 +6,7 @@ You are in `tests`. Each is one seed's story, told without the rest of its world
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections.abc import Sequence
 
 import pytest
@@ -192,7 +193,9 @@ async def test_housekeeping_that_fails_ends_nobody_s_view() -> None:
 
 
 @virtually
-async def test_a_mistake_that_ends_the_hubs_life_sends_its_viewers_away(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_mistake_that_ends_the_hubs_life_sends_its_viewers_away(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     hub = HubCore("memory://", hooks_signals=False, drain_s=0, clock=virtual_clock())
     await hub.start()
     sent_away = asyncio.Event()
@@ -214,3 +217,5 @@ async def test_a_mistake_that_ends_the_hubs_life_sends_its_viewers_away(monkeypa
             await watching
     await hub.create("c", text="in the next life")  # which begins by itself
     await hub.close()
+    assert "ZeroDivisionError" in caplog.text
+    gc.collect()  # asyncio complains only then of what nobody has heard
