@@ -170,18 +170,6 @@ class Feed:
             return True
         return self._passed is not None and self._passed != self.channel.roster.position
 
-    @property
-    def _owes_passing_alone(self) -> bool:
-        """Is nothing of the log owed, but something that was said in passing? It waits for no window.
-
-        Else, behind an answer that has grown at each look, it would wait for as long as the answer lasts.
-        """
-        channel, passed = self.channel, self._passed
-        if passed is None or passed == channel.roster.position:  # as nearly always
-            return False
-        state = channel.state
-        return self._attached and self._serial == state.serial and self._epoch == state.epoch
-
     def take(self) -> EncodedBatch | None:
         """Everything owed now, as one batch, or None. Raises Behind when the store must be asked first."""
         channel = self.channel
@@ -224,11 +212,17 @@ class Feed:
         await self.channel.load_history(self._history)
 
     def done(self) -> None:
-        """The way to the reader is free again; what is owed comes with the next tick, and in passing at once."""
-        if self._owes_passing_alone:
-            asyncio.get_running_loop().call_soon(self.wake)
-        elif self.is_behind:
+        """The way to the reader is free again: what is owed comes with the next tick.
+
+        What was said in passing comes at once, if it is all that is owed: it waits for no window. Else, behind an
+        answer that has grown at each look, it would wait for as long as the answer lasts.
+        """
+        channel = self.channel
+        state, passed = channel.state, self._passed
+        if not self._attached or self._serial != state.serial or self._epoch != state.epoch:
             self._group.moved()
+        elif passed is not None and passed != channel.roster.position:
+            asyncio.get_running_loop().call_soon(self.wake)
 
     def close(self) -> None:
         """Leave the channel. A second call does nothing."""

@@ -384,7 +384,7 @@ def a_stream_says_nothing_of_the_end(patch: pytest.MonkeyPatch) -> None:
 
 def what_passes_waits_for_a_pause_of_the_text(patch: pytest.MonkeyPatch) -> None:
     """Text comes first; the rest comes when nothing of the log is owed."""
-    patch.setattr(Feed, "_owes_passing_alone", property(lambda self: False))
+    patch.setattr(Feed, "done", lambda self: self._group.moved() if self.is_behind else None)
 
 
 def signals_are_told_to_nobody(patch: pytest.MonkeyPatch) -> None:
