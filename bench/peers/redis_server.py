@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from bench.peers.system import config_folder, foreign, free_port, program
+from bench.peers.system import config_folder, foreign, program
 from bench.proc import BenchError
+from holdfast.testing.chaos.processes import free_port
 
 __all__ = ["Fsync", "RedisServer", "ask_redis", "redis_server"]
 

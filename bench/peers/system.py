@@ -3,7 +3,6 @@
 import contextlib
 import os
 import shutil
-import socket
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -12,7 +11,7 @@ from typing import Any, ClassVar
 
 from bench.proc import SERVER_CORE, BenchError, Child, cpu_s, rss_bytes
 
-__all__ = ["GROWING_TOKENS_PER_S", "System", "config_folder", "foreign", "free_port", "on_core", "program"]
+__all__ = ["GROWING_TOKENS_PER_S", "System", "config_folder", "foreign", "on_core", "program"]
 
 GROWING_TOKENS_PER_S = 2_000
 """How fast `System.grow` asks servers for tokens where nobody measures how fast they come."""
@@ -114,13 +113,6 @@ def on_core(core: int) -> Iterator[None]:
         yield
     finally:
         os.sched_setaffinity(0, before)
-
-
-def free_port() -> int:
-    """A loopback port that nobody listens on now, for servers that cannot choose one themselves."""
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port: int = probe.getsockname()[1]
-    return port
 
 
 @contextlib.contextmanager

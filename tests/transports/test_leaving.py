@@ -18,8 +18,8 @@ from pathlib import Path
 import httpx2
 import pytest
 
+from holdfast.testing.chaos.processes import free_port
 from holdfast.testing.rawviewer import SseViewer, WsViewer
-from tests.processes import free_port
 
 APP = """
 import asyncio

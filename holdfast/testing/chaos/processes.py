@@ -11,6 +11,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import secrets
 import signal
 import socket
 import sys
@@ -28,17 +29,25 @@ __all__ = ["Child", "Server", "agent", "ask", "free_port", "producer"]
 START_S = 20.0
 END_S = 20.0
 ASK_S = 10.0
+_PORTS = range(10_000, 32_768)
+_TRIES = 100
 
 Json = dict[str, Any]
 Report = Callable[[Json], None]
 
 
 def free_port() -> int:
-    """A port nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """A loopback port that nobody has now, for servers that cannot choose one themselves. Raises OSError.
+
+    It is none of those that outgoing connections get, from 32,768 on: one of these would be gone before the server
+    comes, or while it is away.
+    """
+    for _ in range(_TRIES):
+        port = secrets.choice(_PORTS)
+        with contextlib.suppress(OSError), socket.socket() as probe:
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise OSError("no port is free")
 
 
 async def ask(port: int, method: str, path: str, body: object | None = None) -> tuple[int, Any]:

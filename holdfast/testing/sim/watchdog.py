@@ -34,21 +34,23 @@ def watching(steps: Callable[[], int], hangs: Callable[[str], None]) -> Iterator
         yield
         return
     seen = steps()
-    is_told = False
-    left = {signal.SIGPROF: BUSY_TICKS, signal.SIGALRM: IDLE_TICKS}
+    is_deaf = False
+    patience = {signal.SIGPROF: BUSY_TICKS, signal.SIGALRM: IDLE_TICKS}
+    left = dict(patience)
 
     def tick(number: int, frame: FrameType | None) -> None:
-        nonlocal seen, is_told
-        if is_told:  # a tick while we tell of another one
+        nonlocal seen, is_deaf
+        if is_deaf:  # a tick while we tell of another one, or make an end
             return
         if steps() != seen:
             seen = steps()
-            left.update({signal.SIGPROF: BUSY_TICKS, signal.SIGALRM: IDLE_TICKS})
+            left.update(patience)
         left[signal.Signals(number)] -= 1
         if left[signal.Signals(number)] <= 0:
-            is_told = True
+            is_deaf = True
             hangs("".join(traceback.format_stack(frame)[-SHOWN_FRAMES:]))
-            is_told = False  # whoever swallows what comes now is told again
+            left.update(patience)  # the other timer may have run out as well
+            is_deaf = False  # whoever swallows what comes now is told again
             raise Hung
 
     before = {number: signal.signal(number, tick) for number in left}
@@ -57,6 +59,7 @@ def watching(steps: Callable[[], int], hangs: Callable[[str], None]) -> Iterator
     try:
         yield
     finally:
+        is_deaf = True
         for timer, former in timers_before.items():
             signal.setitimer(timer, *former)
         for number, handler in before.items():
