@@ -108,9 +108,17 @@ def library() -> Library:
     raise LocalError(f"no documentation in {package / 'text'}: install holdfast again, or run it from a clone")
 
 
+_FIGURES = re.compile(r"<!-- figures: begin -->.*?<!-- figures: end -->", re.DOTALL)
+
+
 def _read_documents(root: Path) -> dict[str, str]:
     files = [root / "README.md", *sorted((root / "docs").rglob("*.md"))]
-    return {file.relative_to(root).as_posix(): file.read_text(encoding="utf-8") for file in files if file.is_file()}
+    # What a benchmark printed is a thousand lines that hold every word there is, and tell nobody anything.
+    return {
+        file.relative_to(root).as_posix(): _FIGURES.sub("", file.read_text(encoding="utf-8"))
+        for file in files
+        if file.is_file()
+    }
 
 
 # Cutting ----------------------------------------------------------------------------------------------------

@@ -171,3 +171,9 @@ def test_the_projects_own_documentation_is_found() -> None:
     sources = {passage.source for passage in library().passages}
     assert all(source == "README.md" or source.startswith("docs/") for source in sources)
     assert library() is library()
+
+
+def test_what_a_benchmark_printed_is_not_read_out() -> None:
+    told = [passage for passage in library().passages if passage.source == "docs/benchmarks.md"]
+    assert told
+    assert not any("us_per_delivery" in passage.text or "holdfast serve: CPU per" in passage.text for passage in told)
