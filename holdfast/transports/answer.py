@@ -206,11 +206,15 @@ async def message_events(app: Open, scope: Scope, receive: Receive, send: Send, 
     if stream is None:
         return
     answer, told, cursor = stream
+    feed, answer.feed = answer.feed, None  # its batches come after what the message holds already
     try:
         await start_stream(app, scope, send)
         answer.tell(told, cursor)
+        answer.feed = feed
         await answer.run(receive)
     finally:
+        if feed is not None:
+            feed.close()
         answer.close()
 
 
