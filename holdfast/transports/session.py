@@ -158,6 +158,7 @@ class Session:
         "_written",
         "closing",
         "identity",
+        "released",
         "wake",
     )
 
@@ -168,12 +169,14 @@ class Session:
         *,
         now_s: float,
         wake: Callable[[], None],
+        released: Callable[[], None],
         start_task: Callable[[Coroutine[Any, Any, None]], object],
     ) -> None:
         self._hub = hub
         self.identity = identity  # set anew when the peer shows a new token
         self._start_task = start_task
         self.wake = wake  # called when `frame_to_send` or `closing` has something new
+        self.released = released  # the same where a channel's tick brings it, which is a burst's end already
         self.closing: Closing | None = None
         self._attachments: dict[str, Attachment] = {}
         self._ready: dict[Attachment, None] = {}  # whose feeds have something, in the order they were woken
@@ -302,7 +305,7 @@ class Session:
             self.drain()
         elif attachment.feed is not None and not attachment.is_catching_up:
             self._ready[attachment] = None
-            self.wake()
+            self.released()
 
     def _events(self) -> str | None:
         if self._rest is not None:

@@ -233,7 +233,12 @@ class Socket:
         self._is_closing = False
         self.sink: Sink = HandSink(send, self) if hub.drive_by_hand else TaskSink(send, self)
         self.session = Session(
-            hub, passport.identity, now_s=self._loop.time(), wake=self._wake, start_task=self._start_task
+            hub,
+            passport.identity,
+            now_s=self._loop.time(),
+            wake=self._wake,
+            released=self._released,
+            start_task=self._start_task,
         )
         passport.watch(self._expire)
 
@@ -322,6 +327,11 @@ class Socket:
         if not self._is_due:
             self._is_due = True
             self._loop.call_soon(self._pump)
+
+    def _released(self) -> None:
+        """A channel moved: its tick has waited for what belongs together, so nothing more is waited for."""
+        if not self._is_due:
+            self._pump()
 
     def _start_task(self, job: Coroutine[Any, Any, None]) -> None:
         if self._tasks is None:

@@ -24,7 +24,12 @@ class Line:
         self.woken = asyncio.Event()
         self.tasks: set[asyncio.Task[None]] = set()
         self.session = Session(
-            hub, identity or Identity(client_id="ada"), now_s=0.0, wake=self.woken.set, start_task=self._start
+            hub,
+            identity or Identity(client_id="ada"),
+            now_s=0.0,
+            wake=self.woken.set,
+            released=self.woken.set,
+            start_task=self._start,
         )
 
     def _start(self, job: Coroutine[Any, Any, None]) -> None:

@@ -43,6 +43,7 @@ class Line:
             Identity(client_id=client, capabilities=capabilities),
             now_s=self._loop.time(),
             wake=self._woken.set,
+            released=self._woken.set,
             start_task=self._start,
         )
         self._pumping = asyncio.ensure_future(self._pump())
