@@ -639,7 +639,7 @@ class HubCore:
         total = 0
         for name, channel in sorted(runtime.channels.items(), key=lambda item: -item[1].used_s):
             if channel.is_idle and (now_s - channel.used_s > limits.channel_idle_s or total > limits.memory_bytes):
-                del runtime.channels[name]
+                runtime.channels.pop(name).close()
                 continue
             channel.forget_batches()
             cost = channel.state.cost_bytes()

@@ -90,6 +90,10 @@ class Roster:
     def __len__(self) -> int:
         return len(self._members)
 
+    def close(self) -> None:
+        """Tell of no change any more, and hold on to nobody who was told."""
+        self._changed = _nobody
+
     @property
     def has_people(self) -> bool:
         """Is anybody here who came by themselves? (An agent is everywhere.)"""
@@ -274,6 +278,10 @@ class Roster:
         self._stays.clear()
         self._left.clear()
         self._changed()
+
+
+def _nobody() -> None:
+    """Whom a closed roster tells."""
 
 
 def _call_later(delay_s: float, callback: Callable[[], None]) -> object:
