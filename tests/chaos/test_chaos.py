@@ -5,14 +5,18 @@ You are in `tests`. A failure tells its seed, what differs, what happened before
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from holdfast.testing.chaos import NAMES, Failure, Scale, run
+from holdfast.testing.chaos.__main__ import main
 from holdfast.testing.chaos.processes import Child
 from holdfast.testing.chaos.scenarios import SCENARIOS
 from holdfast.testing.chaos.world import World
@@ -49,6 +53,26 @@ async def test_a_failure_tells_its_seed_and_keeps_the_file_and_the_logs() -> Non
     assert (world.folder / "account.txt").read_text() == account
     assert world.store.read_bytes() == b"the file"
     shutil.rmtree(world.folder)
+
+
+@pytest.mark.parametrize("size", [[], ["--small"]], ids=["long", "small"])
+def test_the_command_that_a_failure_tells_plays_the_same_again(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, size: list[str]
+) -> None:
+    played: list[tuple[str, int, Scale]] = []
+
+    async def play(name: str, seed: int, scale: Scale, **_: Any) -> None:
+        played.append((name, seed, scale))
+        async with World(name, seed, scale):
+            raise Failure("on purpose")
+
+    monkeypatch.setattr("holdfast.testing.chaos.__main__.run", play)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    assert main(["kill", "--seed", "7", "--rounds", "3", *size]) == 1
+    again = re.search(r"-- again: python -m holdfast\.testing\.chaos (.*)", capsys.readouterr().out)
+    assert again is not None
+    assert main(again[1].split()) == 1
+    assert played == [("kill", 7, Scale.small(3) if size else Scale(3))] * 2
 
 
 async def test_nothing_runs_on_when_a_run_fails(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,7 +29,9 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("targets", nargs="*", metavar="TARGETS", help=f"of {', '.join(TARGETS)} (all)")
     parser.add_argument("--seconds", type=float, default=60.0, help="of new inputs, for all targets together (60)")
-    parser.add_argument("--runs", type=int, help="inputs of each target, instead of a time")
+    parser.add_argument(
+        "--runs", type=int, help="new inputs of each target, instead of a time; 0: the known ones alone"
+    )
     parser.add_argument("--seed", type=int, help="what is drawn; by default another one each time")
     parser.add_argument("--findings", type=int, default=5, help="stop a target after so many (5)")
     parser.add_argument("--keep", action="store_true", help="keep inputs that reach new code in the corpus")
@@ -75,8 +77,8 @@ def tell_of(report: Report, say: Callable[[str], None], *, seed: int, is_kept: b
         say(f"--- {found.text[:2_000]}\n{json.dumps(found.given)[:4_000]}\nkept as {path}")
         say(f"again: pytest 'tests/fuzz/test_fuzz.py::{REPLAY}[{found.target}-{path.stem}]'")
     if report.found:
-        new = report.runs - report.known
-        say(f"the whole run again: python -m tests.fuzz {report.target} --seed {seed} --runs {new}")
+        # Not by the seed: with what was just kept in the corpus it draws other inputs.
+        say(f"found with seed {seed}; all known inputs again: python -m tests.fuzz {report.target} --runs 0")
     if is_kept:
         for given in report.kept:
             if len(written(given)) < 20_000:

@@ -76,7 +76,7 @@ class Report:
 
     target: str
     runs: int = 0
-    known: int = 0  # of them, with which it began
+    known: int = 0  # of them, which were known: the first
     known_s: float = 0.0  # which took so long
     spent_s: float = 0.0
     cpu_s: float = 0.0
@@ -138,10 +138,9 @@ def fuzz(
     begun_s, begun_cpu_s = time.monotonic(), time.process_time()
     known: set[str] = set()
     queue = deque(pool)  # what is known goes first: new inputs are compared with what it reaches
-    report.known = len(queue)
     while len(report.found) < max_findings:
         is_known = bool(queue)
-        if not is_known and report.runs == report.known:
+        if report.runs == report.known:
             report.known_s = time.monotonic() - begun_s
         if not is_known and runs is not None and report.runs >= report.known + runs:
             break
@@ -149,7 +148,8 @@ def fuzz(
             break
         given = queue.popleft() if is_known else _next(target, draw, pool)
         digest.update(written(given).encode())
-        is_watched = target.is_guided and (is_known or draw.randrange(LOOKED_AT) == 0)
+        # What is known is watched for those that come after it: for none, the clock is looked at instead.
+        is_watched = target.is_guided and (runs != 0 if is_known else draw.randrange(LOOKED_AT) == 0)
         if is_watched:
             with coverage.watching() as new:
                 text = _run(target, given)  # slow for a reason, so nobody looks at the clock
@@ -159,6 +159,7 @@ def fuzz(
         else:
             text = check(target, given)
         report.runs += 1
+        report.known += is_known
         if text is not None:
             kind = _kind(text)
             if kind in known:
@@ -168,6 +169,8 @@ def fuzz(
             smaller = shrink(target, given, kind)
             report.found.append(Found(target.name, text, smaller, given))
     report.spent_s = time.monotonic() - begun_s
+    if report.runs == report.known:
+        report.known_s = report.spent_s
     report.cpu_s = time.process_time() - begun_cpu_s
     report.digest = digest.hexdigest()
     return report

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -24,6 +25,7 @@ from tests.fuzz.__main__ import main
 from tests.fuzz.engine import CORPUS, Finding, Target, check, fuzz, read_corpus, shrink, written
 from tests.fuzz.requests import Requests, run_step
 from tests.fuzz.targets import TARGETS
+from tests.fuzz.wire import complaint
 from tests.fuzz.world import World, documented_codes
 
 SEED = 1
@@ -178,20 +180,57 @@ def test_the_seconds_count_from_the_first_new_input() -> None:
     assert fuzz(Known(), seed=SEED, seconds=0.01).runs > 3
 
 
-def test_the_command_says_how_to_run_a_finding_again(
+def test_the_command_that_is_told_repeats_the_finding_from_the_corpus_alone(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(tokens, "_claims_by", believe_anything)
+    monkeypatch.setitem(TARGETS, "picky", Picky)
     monkeypatch.setattr("tests.fuzz.engine.CORPUS", tmp_path)
-    assert main(["tokens", "--runs", "500", "--seed", "1", "--findings", "1"]) == 1
+    assert main(["picky", "--runs", "3", "--seed", "1"]) == 1
     told = capsys.readouterr().out
-    [kept] = (tmp_path / "tokens").iterdir()
+    [kept] = (tmp_path / "picky").iterdir()
+    assert json.loads(kept.read_text()) in ("bad", ["bad"])
     name = test_an_input_that_was_kept_finds_nothing.__name__
     assert told.startswith("seed 1\n")
-    assert f"again: pytest 'tests/fuzz/test_fuzz.py::{name}[tokens-{kept.stem}]'" in told
-    again = re.search(r"the whole run again: python -m tests.fuzz (.*)", told)
+    assert f"again: pytest 'tests/fuzz/test_fuzz.py::{name}[picky-{kept.stem}]'" in told
+    again = re.search(r"again: python -m tests\.fuzz (.*)", told)
     assert again is not None
-    assert main([*again[1].split(), "--findings", "1"]) == 1
+    assert main(again[1].split()) == 1
+    assert "picky: bad: it is" in capsys.readouterr().out
+    assert [*(tmp_path / "picky").iterdir()] == [kept]
+    kept.unlink()
+    assert main(again[1].split()) == 0
+
+
+def test_a_finding_among_the_known_inputs_is_told_with_no_new_ones(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    class Known(Picky):
+        def seeds(self) -> list[Any]:
+            return ["one", "bad", "three"]
+
+    monkeypatch.setitem(TARGETS, "picky", Known)
+    monkeypatch.setattr("tests.fuzz.engine.CORPUS", tmp_path)
+    assert main(["picky", "--runs", "5", "--findings", "1"]) == 1
+    told = capsys.readouterr().out
+    assert told.count("again: python -m tests.fuzz picky --runs 0\n") == 1
+    assert re.search(r"picky: 2 known inputs in \d\.\d s, then 0 in 0\.0 s", told)
+    report = fuzz(Known(), seed=SEED, runs=5, max_findings=1)
+    assert report.known_s == report.spent_s > 0
+
+
+def test_known_inputs_that_are_run_alone_may_not_cost_too_much() -> None:
+    class Slow(Picky):
+        cpu_s = 0.0
+        is_guided = True
+
+        def seeds(self) -> list[Any]:
+            return [[]]
+
+        def run(self, given: Any) -> None:
+            sum(range(100_000))
+
+    [found] = fuzz(Slow(), seed=SEED, runs=0).found
+    assert found.text.startswith("slow")
 
 
 def test_an_input_that_costs_too_much_is_a_finding() -> None:
@@ -223,3 +262,44 @@ def test_a_hub_that_lives_through_many_inputs_holds_no_more() -> None:
 
     World().run(job)
     assert counts == [1, 1, 1]  # the one that is followed all the time
+
+
+# A server's log
+
+FATAL = """Fatal error: protocol.data_received() call failed.
+protocol: <uvicorn.protocols.websockets.websockets_sansio_impl.WebSocketsSansIOProtocol object at 0x7fea0042af90>
+transport: <_SelectorSocketTransport fd=11 read=polling write=<idle, bufsize=0>>
+"""
+TRACEBACK = """Traceback (most recent call last):
+  File "websockets_sansio_impl.py", line 298, in send_receive_event_to_app
+    self.queue.put_nowait({"type": "websocket.receive", "text": data.decode()})
+                                                                ^^^^^^^^^^^^^
+"""
+UNDECODED = f"{TRACEBACK}UnicodeDecodeError: 'utf-8' codec can't decode byte 0xff in position 0: invalid start byte\n"
+DURING = "\nDuring handling of the above exception, another exception occurred:\n\n"
+CLOSED = f"{TRACEBACK}websockets.exceptions.InvalidState: connection is closing\n"
+OF_UVICORN = f"{FATAL}{UNDECODED}{DURING}{CLOSED}"
+OURS = f"{TRACEBACK}KeyError: 'ours'\n"
+
+
+def test_what_uvicorn_is_known_to_log_is_no_finding(targets: dict[str, Target]) -> None:
+    text, close = "\x81\x81\x00\x00\x00\x00\xff", "\x88\x82\x00\x00\x00\x00\x03\xe8"
+    assert check(targets["raw-socket"], {"headers": [], "frames": [{"raw": text + close}]}) is None
+    assert complaint(f"INFO:     connection open\n{OF_UVICORN}{OF_UVICORN}".encode()) is None
+
+
+@pytest.mark.parametrize(
+    "log",
+    [
+        f"{FATAL}{OURS}{OF_UVICORN}",
+        f"{FATAL}{OURS}INFO:     connection open\n{OF_UVICORN}",
+        f"{FATAL}{OURS}{DURING}{CLOSED}",
+        f"{FATAL}{UNDECODED}{DURING}{OURS}{DURING}{CLOSED}",
+        f"{OURS}{OF_UVICORN}",
+        f"{OF_UVICORN}{OURS}",
+    ],
+)
+def test_an_error_beside_what_uvicorn_is_known_to_log_is_a_finding(log: str) -> None:
+    said = complaint(log.encode())
+    assert said is not None
+    assert "KeyError: 'ours'" in said

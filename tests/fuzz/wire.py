@@ -42,10 +42,14 @@ OWN_WORDS = (b"Invalid HTTP request received.", b"Unsupported upgrade request.")
 FAILED_CODES = (1005, 1006, 1011, 1015)  # it failed, or may not be sent; others may be the peer's own, given back
 TICKS = os.sysconf("SC_CLK_TCK")
 KEY = "dGhlIHNhbXBsZSBub25jZQ=="
-# After text that is not UTF-8 uvicorn 0.54 still takes the frames behind it, and fails to close a second time. It costs
-# the log some lines, and the peer a connection that was over anyway.
+# Text that is not UTF-8, and a close behind it in the same read: uvicorn 0.54 has answered the close when it sees the
+# text, and fails to close a second time. It costs the log some lines, and the peer a connection that was over anyway.
+# These lines and no others: what else went wrong near them is not to be taken for it.
 _OF_UVICORN = re.compile(
-    rb"Fatal error: protocol\.data_received\(\) call failed\..*?InvalidState: connection is \w+\n", re.DOTALL
+    rb"Fatal error: protocol\.data_received\(\) call failed\.\nprotocol: .*\ntransport: .*\n"
+    rb"Traceback .*\n(?: .*\n)+UnicodeDecodeError: .*\n"
+    rb"\nDuring handling of the above exception, another exception occurred:\n\n"
+    rb"Traceback .*\n(?: .*\n)+websockets\.exceptions\.InvalidState: connection is \w+\n"
 )
 
 
@@ -86,14 +90,8 @@ class Running:
             log.seek(self._log_read)
             new = log.read()
         self._log_read += len(new)
-        new = _OF_UVICORN.sub(b"", new)
-        if re.search(rb"Traceback|ERROR|CRITICAL|Exception|never retrieved", new):
-            lines = new.decode(errors="replace").strip().splitlines()
-            last = next(
-                (line for line in reversed(lines) if re.match(r"\w+(\.\w+)*(Error|Exception|Closed\w*)\b", line)),
-                lines[-1],
-            )
-            raise Finding(f"logged {last.partition(':')[0]}: {lines[0]} … {lines[-12:]}")
+        if (said := complaint(new)) is not None:
+            raise Finding(f"logged {said}")
         self._inputs += 1
         if self._inputs % PROBED_EVERY == 0:
             self._probe()
@@ -156,6 +154,18 @@ class Running:
         assert self._server is not None
         status = Path(f"/proc/{self._server.running.pid}/status").read_text()
         return int(re.findall(r"VmRSS:\s+(\d+)", status)[0])
+
+
+def complaint(log: bytes) -> str | None:
+    """What a server's log complains about; its first word is the last error's name."""
+    log = _OF_UVICORN.sub(b"", log)
+    if not re.search(rb"Traceback|ERROR|CRITICAL|Exception|never retrieved", log):
+        return None
+    lines = log.decode(errors="replace").strip().splitlines()
+    last = next(
+        (line for line in reversed(lines) if re.match(r"\w+(\.\w+)*(Error|Exception|Closed\w*)\b", line)), lines[-1]
+    )
+    return f"{last.partition(':')[0]}: {lines[0]} … {lines[-12:]}"
 
 
 class _Wire:

@@ -62,6 +62,11 @@ class Scale:
             waits_for_deleted_text=False,
         )  # fmt: skip
 
+    @property
+    def arguments(self) -> str:
+        """What asks the command line for it."""
+        return f"--rounds {self.rounds}{' --small' if self == Scale.small(self.rounds) else ''}"
+
 
 class Failure(Exception):
     """Something that must hold does not. `account` is for the reader."""
@@ -135,7 +140,7 @@ class World:
             *self._story[-STORY_LINES:],
             *(f"-- the end of {one.name}'s log:\n{one.log[-LOG_CHARACTERS:]}" for one in self._servers),
             f"-- kept in {self.folder}",
-            f"-- again: python -m holdfast.testing.chaos {self.name} --seed {self.seed} --rounds {self.scale.rounds}",
+            f"-- again: python -m holdfast.testing.chaos {self.name} --seed {self.seed} {self.scale.arguments}",
         ]
         failure.account = "\n".join(lines)
         (self.folder / "account.txt").write_text(failure.account)
