@@ -753,3 +753,33 @@ NEEDS: dict[Plant, Callable[[Plan], object]] = {
     what_is_registered_in_a_recovery_begins_at_once: lambda plan: plan.hooks and plan.is_hasty,
     a_hook_goes_by_the_serial_alone: lambda plan: plan.hooks and (plan.is_weak or "delete channel" in plan.edits),
 }
+
+# Seeds that show what others before them do not, so that they are tried first. One that no longer does costs time only.
+SHOWN_BY: dict[Plant, int] = {
+    join_across_an_edit: 31,
+    reload_beside_a_commit: 23,
+    decide_on_arrival: 9,
+    trust_the_wake_up: 19,
+    a_lapse_ignores_the_generation: 18,
+    the_short_way_looks_at_no_length: 15,
+    a_takeover_fences_nobody: 10,
+    a_second_reply_is_let_in: 23,
+    a_cancel_ends_the_newest_answer: 10,
+    a_turn_is_renewed_in_vain: 25,
+    the_grace_is_forgotten: 16,
+    what_passes_waits_for_a_pause_of_the_text: 53,
+    a_repeat_gets_the_newest_serial: 11,
+    a_channel_that_was_left_is_told_of_still: 16,
+    a_delete_is_answered_at_once: 11,
+    whoever_asks_has_what_waits: 93,
+    whoever_wants_no_more_gets_what_waits: 37,
+    an_agent_takes_all_that_waits: 122,
+    what_is_registered_in_a_recovery_begins_at_once: 12,
+    a_hook_is_told_message_by_message: 7,
+    a_hook_that_was_away_begins_where_the_channel_stands: 11,
+    a_hook_forgets_what_moved_while_it_was_told: 16,
+    a_hook_goes_by_the_serial_alone: 112,
+    a_socket_is_read_however_much_it_is_owed: 15,
+    what_is_over_stays: 8,
+    signals_pile_up: 44,
+}
