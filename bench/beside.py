@@ -45,7 +45,7 @@ class Shape:
     channels: int
     viewers: int
     tokens_per_s: float
-    has_goal: bool = False  # to come below nchan, where tokens come fast enough to be joined
+    has_goal: bool = False  # to come below nchan, by joining tokens: not where they come too slowly to be joined
 
     @property
     def connections(self) -> int:
@@ -61,7 +61,7 @@ class Sizes:
     shapes: tuple[Shape, ...] = (
         Shape(1, 1_000, 50, has_goal=True),
         Shape(100, 10, 50, has_goal=True),
-        Shape(200, 1, 50),
+        Shape(200, 1, 50, has_goal=True),
         Shape(1_000, 1, 10),
     )
     rounds: int = 3
@@ -73,7 +73,12 @@ class Sizes:
 
 FULL = Sizes()
 QUICK = Sizes(
-    shapes=(Shape(1, 300, 50, has_goal=True), Shape(30, 10, 50, has_goal=True), Shape(50, 1, 50), Shape(200, 1, 10)),
+    shapes=(
+        Shape(1, 300, 50, has_goal=True),
+        Shape(30, 10, 50, has_goal=True),
+        Shape(50, 1, 50, has_goal=True),
+        Shape(200, 1, 10),
+    ),
     rounds=2,
     seconds=1.5,
     idle=(200, 600),
@@ -304,7 +309,7 @@ def _idle_row(directory: Path, start: Start, kind: str, sizes: Sizes, name: str)
         return failed(what, error)
     per_viewer_kb = (resident[1] - resident[0]) / (many - few) / 1000
     raw = (f"{resident[0]:,} B with {few:,} viewers, {resident[1]:,} B with {many:,}",)
-    return Row(what, f"{per_viewer_kb:.1f} KB", raw=raw)
+    return Row(what, f"{per_viewer_kb:.1f} KB (one round)", raw=raw)
 
 
 def _settled_rss(system: System) -> int:

@@ -127,6 +127,10 @@ class Producers:
             raise self._failure
         return {"lag_ms": self._lateness.told_ms()}
 
+    async def collections(self) -> dict[str, Any]:
+        """How often the collector of cycles has looked at everything so far."""
+        return {"collections": gc.get_stats()[-1]["collections"]}
+
     async def stats(self) -> dict[str, Any]:
         """The hub's counters."""
         return dict(self._hub.stats())
@@ -280,6 +284,7 @@ async def _main(arguments: argparse.Namespace) -> None:
             producers.soak,
             producers.soaked,
             producers.lag,
+            producers.collections,
             producers.stats,
             producers.held,
             producers.blocks,

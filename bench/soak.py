@@ -4,10 +4,11 @@ The file holds ten thousand conversations before it begins. They fill what is bo
 SQLite's page cache of 16 MB, and what the store knows of the 10,000 channels that were used last. About fifty
 conversations stream at any time, each in a channel of its own; they begin and end, viewers come, are cut off, resume
 and go, by SSE and WebSocket. The server's memory is read every second; its slope is that of a line fitted to what came
-in the second half: until then Python's allocator keeps what the collector of cycles, which under `serve` looks at
-everything only now and then, has not yet given back for the first time. In the end everybody has gone, and what the
-server held for them must be gone as well: feeds, channels, writers, tasks, threads and open files are counted before
-and after, and so are Python's blocks of memory.
+in the second half. A connection that is over is a cycle of objects (asyncio's transport and uvicorn's protocol hold on
+to themselves, and so to what is ours), and the collector of cycles under `serve` looks at everything only now and then:
+until it has done so for the first time memory grows by what is over. When that was stands beside the slope. In the end
+everybody has gone, and what the server held for them must be gone as well: feeds, channels, writers, tasks, threads and
+open files are counted before and after, and so are Python's blocks of memory.
 """
 
 import contextlib
@@ -74,7 +75,7 @@ def soak(
             blocks.append(server.child.ask("blocks")["blocks"])
     seen_by = f"{seen['viewers']:,} viewers in {seen['connections']:,} connections, {seen['resumes']:,} resumes"
     return [
-        *_memory(samples, seconds),
+        *_memory(samples, seconds, watch.collected_s),
         Row("  conversations, all stored and shown as written", f"{len(conversations):,}", "all", True, seen_by),
         Row(
             "  held for them when all have gone, beyond what was held before",
@@ -107,6 +108,7 @@ class _Watch:
         self._began_s = time.monotonic()
         self._began = cpu_s(server.pid), cpu_s(load.pid)
         self.lag_ms: list[float] = []  # of the producers; empty before the first look
+        self.collected_s: list[float] = []  # when the collector of cycles was seen to have looked at everything
         self.seconds = self.server_s = self.client_s = 0.0
 
     def ask(self) -> None:
@@ -144,6 +146,7 @@ def _visit(
     """Let everybody come and go: what the load client saw in all, and the server's memory while they did."""
     samples: list[tuple[float, int]] = []
     started_s, seconds = visit["started_s"], visit["planned"]["seconds"]
+    collections = server.child.ask("collections")["collections"]
     while True:
         watch.ask()
         seen = load.ask("visit", until_s=time.monotonic() + _STEP_S, **visit)
@@ -158,6 +161,9 @@ def _visit(
         now_s = time.monotonic() - started_s
         if now_s <= seconds:
             samples.append((now_s, rss_bytes(server.child.pid)))
+            collections, before = server.child.ask("collections")["collections"], collections
+            if collections != before:
+                watch.collected_s.append(now_s)
         elif not seen["left"]:
             return seen, samples
         elif now_s > seconds + _AFTER_S:
@@ -169,20 +175,23 @@ def slope(samples: list[tuple[float, int]]) -> float:
     return statistics.linear_regression(*zip(*samples, strict=True)).slope
 
 
-def _memory(samples: list[tuple[float, int]], seconds: float) -> list[Row]:
+def _memory(samples: list[tuple[float, int]], seconds: float, collected_s: list[float]) -> list[Row]:
     warm = [sample for sample in samples if sample[0] >= seconds * _WARM_UP]
     if len(warm) < 3:
         raise BenchError(f"{seconds:g} s are too short for a slope")
     kb_per_min = slope(warm) * 60 / 1000
     is_judged = seconds >= _JUDGED_S
-    first, last = warm[0][1], warm[-1][1]
+    times = {"at first": samples[0], "at half time": warm[0], "at the end": warm[-1]}
+    sizes = ", ".join(f"{size / 1e6:.1f} MB {when}" for when, (_, size) in times.items())
+    collected = ", ".join(f"{at_s:.0f}" for at_s in collected_s)
     return [
         Row(
             f"soak of {seconds / 60:.3g} min: growth of the server's memory in the second half",
             f"{kb_per_min:+,.0f} KB/min",
             f"{_LIMIT_KB_PER_MIN:g} KB/min" if is_judged else "",
             kb_per_min <= _LIMIT_KB_PER_MIN if is_judged else None,
-            note=f"{first / 1e6:.1f} MB then, {last / 1e6:.1f} MB at the end",
+            note=f"{sizes}; the collector of cycles looked at everything "
+            + (f"at {collected} s" if collected else "never"),
             raw=(f"MB every {_STEP_S:g} s: " + " ".join(f"{size / 1e6:.1f}" for _, size in samples),),
         )
     ]
