@@ -11,11 +11,13 @@ from collections.abc import Sequence
 
 import pytest
 
+from holdfast.core.document import Stored
 from holdfast.core.errors import Busy, Deleted, Draining, Finished, HoldfastError, StoreUnavailable
 from holdfast.core.ops import Takeover
 from holdfast.core.requests import SERVER, Asker, CreateMessage, DeleteMessage, FinishMessage
 from holdfast.hub import HubCore
 from holdfast.hub.committer import Committer
+from holdfast.hub.writer import MessageWriter
 from holdfast.stores.base import Committed, CommitUnknown, Conflict, Head, Write
 from holdfast.stores.memory import MemoryStore
 from tests.hub.watching import PATIENCE_S
@@ -25,7 +27,7 @@ ANN = Asker(id="ann")
 
 
 class Trying(MemoryStore):
-    """A store in memory that opens slowly, does not say what it stored, and cannot be read for a while."""
+    """A store in memory that opens slowly, says late or never what it stored, and cannot be read for a while."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -34,6 +36,7 @@ class Trying(MemoryStore):
         self.may_open.set()
         self.is_silent = False  # the next commit is stored, and nobody is told
         self.is_unreadable = False
+        self.telling_s = 0.0  # from what is stored to the answer
 
     async def open(self) -> None:
         self.opening.set()
@@ -44,6 +47,8 @@ class Trying(MemoryStore):
         if self.is_silent:
             self.is_silent = False
             raise CommitUnknown("stored, but who knows")
+        if self.telling_s:
+            await asyncio.sleep(self.telling_s)
         return answers
 
     async def head(self, channel: str) -> Head:
@@ -124,6 +129,15 @@ async def test_a_message_that_is_ended_before_its_writer_hears_of_it_is_its_own_
     await hub.close()
 
 
+async def interrupted_half(store: Trying) -> HubCore:
+    """A hub with a message that can be taken over."""
+    hub = HubCore(store, hooks_signals=False, drain_s=0, clock=virtual_clock())
+    await hub.start()
+    await hub.ask("c", "m", CreateMessage(role="assistant", status="streaming", text="half"), ANN)
+    await hub.ask("c", "m", FinishMessage(status="interrupted"), SERVER)
+    return hub
+
+
 class Blinked(Trying):
     """A store that cannot be read for a while, once a takeover was stored."""
 
@@ -137,10 +151,7 @@ class Blinked(Trying):
 async def test_a_message_that_was_taken_over_by_nobody_in_the_end_does_not_stream_for_ever() -> None:
     store = Blinked()
     store.is_exclusive = False  # so that a read asks the store
-    hub = HubCore(store, hooks_signals=False, drain_s=0, clock=virtual_clock())
-    await hub.start()
-    await hub.ask("c", "m", CreateMessage(role="assistant", status="streaming", text="half"), ANN)
-    await hub.ask("c", "m", FinishMessage(status="interrupted"), SERVER)
+    hub = await interrupted_half(store)
     with pytest.raises(StoreUnavailable):
         await hub.take_over("c", "m", author="bot")
     await asyncio.sleep(30)
@@ -149,6 +160,86 @@ async def test_a_message_that_was_taken_over_by_nobody_in_the_end_does_not_strea
     await asyncio.sleep(5)
     left, _ = await hub.read("c", "m")
     assert (left.text, left.status, left.reason) == ("half", "interrupted", "writer_gone")
+    await hub.close()
+
+
+LEFT = [("half", "streaming", None), ("half", "interrupted", "writer_gone")]  # by a takeover of which nobody heard
+
+
+async def now_and_soon(hub: HubCore) -> list[tuple[str, str, str | None]]:
+    """Text, status and reason of the message."""
+    now, _ = await hub.read("c", "m")
+    await asyncio.sleep(5)
+    soon, _ = await hub.read("c", "m")
+    return [(one.text, one.status, one.reason) for one in (now, soon)]
+
+
+@virtually
+async def test_a_takeover_that_was_stored_though_it_failed_does_not_stream_for_ever() -> None:
+    store = Trying()
+    hub = await interrupted_half(store)
+    store.is_silent = store.is_unreadable = True
+    with pytest.raises(StoreUnavailable):
+        await hub.take_over("c", "m", author="bot")
+    await asyncio.sleep(30.5)
+    store.is_unreadable = False
+    assert await now_and_soon(hub) == LEFT
+    await hub.close()
+
+
+@virtually
+async def test_a_takeover_that_was_stored_though_it_was_cancelled_does_not_stream_for_ever() -> None:
+    store = Trying()
+    hub = await interrupted_half(store)
+    store.telling_s = 0.1
+    taking = asyncio.create_task(hub.take_over("c", "m", author="bot"))
+    await asyncio.sleep(0.05)
+    taking.cancel()
+    await asyncio.wait([taking])
+    assert taking.cancelled()
+    await asyncio.sleep(0.1)
+    assert await now_and_soon(hub) == LEFT
+    await hub.close()
+
+
+class NewestFirst(Trying):
+    """A store that tells of what is open in an order of its own: none is promised."""
+
+    async def open_documents(self, channel: str) -> list[Stored]:
+        return (await super().open_documents(channel))[::-1]
+
+
+@pytest.mark.parametrize("is_adopted", [False, True], ids=["interrupted", "adopted"])
+@virtually
+async def test_a_start_goes_on_where_an_overdue_cancel_was_faster(is_adopted: bool) -> None:
+    store = NewestFirst()
+    before = HubCore(store, hooks_signals=False, drain_s=0, clock=virtual_clock())
+    await before.start()
+    streaming = CreateMessage(role="assistant", status="streaming", text="half")
+    for message_id in ("last", "stopped", "first"):
+        await before.ask("c", message_id, streaming, before.asker("bot"))
+    await before.command("c", "cancel", target="stopped", expires_s=60)
+    await before.close()
+    await asyncio.sleep(600)
+
+    store.telling_s = 0.1
+    hub = HubCore(store, hooks_signals=False, drain_s=0, clock=virtual_clock())
+    if is_adopted:
+
+        @hub.adopt("c")
+        async def go_on(message: MessageWriter) -> None:
+            await message.append(" whole")
+
+    await hub.start()  # the cancel asks while `first` is stored, and so before `stopped` is looked at
+    await hub.create("c", id="new", text="served")
+    await asyncio.sleep(1)
+    ended = ("half whole", "complete") if is_adopted else ("half", "interrupted")
+    assert {one.id: (one.text, one.status) for one in (await hub.history("c")).messages} == {
+        "first": ended,
+        "stopped": ("half", "cancelled"),
+        "last": ended,
+        "new": ("served", "complete"),
+    }
     await hub.close()
 
 

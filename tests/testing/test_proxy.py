@@ -107,6 +107,16 @@ async def until(predicate: Callable[[], bool], timeout_s: float = 2.0) -> None:
             await asyncio.sleep(0.002)
 
 
+async def at_rest(look: Callable[[], int], timeout_s: float = 5.0) -> int:
+    """What `look` says when that has moved from zero, and moves no more from one look to the next."""
+    async with asyncio.timeout(timeout_s):
+        before, now = 0, look()
+        while now == 0 or now != before:
+            await asyncio.sleep(0.05)  # longer than TCP keeps an acknowledgement back
+            before, now = now, look()
+    return now
+
+
 async def test_bytes_pass_unchanged_both_ways_and_are_counted(upstream, proxy, clients) -> None:
     client = await clients.connect()
     client.writer.write(b"question")
@@ -221,13 +231,15 @@ async def test_a_stall_of_one_direction_leaves_the_other_open(upstream, proxy, c
 async def test_a_stall_holds_back_a_piece_half_sent(upstream, proxy, clients) -> None:
     client = await clients.connect()
     client.writer.transport.pause_reading()
-    _, writer = await upstream[0].arrived()
+    reader, writer = await upstream[0].arrived()
     writer.write(bytes(4 << 20))
-    await until(lambda: proxy.bytes_down > 0)
-    proxy.stall()
-    before = proxy.bytes_down
+    before = await at_rest(lambda: proxy.bytes_down)  # no more goes into the client's socket
+    proxy.stall("down")
     client.writer.transport.resume_reading()
-    await asyncio.sleep(0.1)  # the client drinks what its own kernel holds; the proxy adds nothing
+    await client.read(before)  # now there would be room
+    client.writer.write(b"?")  # and with this the proxy hears of it
+    async with asyncio.timeout(2):
+        await reader.readexactly(1)
     assert proxy.bytes_down == before
 
 
@@ -238,8 +250,7 @@ async def test_a_stall_pushes_back_on_the_sender(upstream, proxy, clients) -> No
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 16 * 1024)
     proxy.stall()
     writer.write(bytes(1 << 20))
-    await asyncio.sleep(0.1)
-    in_kernels = (1 << 20) - writer.transport.get_write_buffer_size()
+    in_kernels = await at_rest(lambda: (1 << 20) - writer.transport.get_write_buffer_size())
     assert in_kernels < 160 * 1024
 
 

@@ -29,6 +29,7 @@ from holdfast.testing.rawviewer import (
     WsViewer,
     encode_frame,
 )
+from tests.testing.test_proxy import at_rest
 
 
 def pieces(data: bytes, cuts: list[int]) -> list[bytes]:
@@ -592,9 +593,10 @@ async def test_a_stalled_viewer_pushes_back_and_loses_nothing() -> None:
     ):
         await viewer.until_attached()
         viewer.stall()
-        writers[0].write(chunk(sse((append(2, 0, text), "e:2"), retry=b"")))
-        await asyncio.sleep(0.1)
-        assert writers[0].transport.get_write_buffer_size() > len(text) - 256 * 1024
+        data = chunk(sse((append(2, 0, text), "e:2"), retry=b""))
+        writers[0].write(data)
+        in_kernels = await at_rest(lambda: len(data) - writers[0].transport.get_write_buffer_size())
+        assert in_kernels < 256 * 1024
         assert viewer.checker.text("m") == ""
         viewer.resume()
         await viewer.until(lambda: viewer.checker.text("m") == text)
