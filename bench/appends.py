@@ -125,7 +125,7 @@ def _alternate(
     return rounds
 
 
-def _round(system: Appending, client: Child, sizes: Sizes, *, at_once: int, watched: int, tag: str) -> _Round:
+def _round(system: Appending, client: Child, sizes: Sizes, *, at_once: int, tag: str, watched: int = 0) -> _Round:
     channels = [f"bench:append-{tag}-{n}" for n in range(sizes.producers)]
     child = system.child
     child.ask("begin", channels=channels)

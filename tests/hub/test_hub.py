@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
 import time
+import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
@@ -327,6 +329,21 @@ async def test_idle_channels_leave_memory_and_come_back(tmp_path: Path) -> None:
     hub.free_memory()
     assert hub.stats()["channels"] == 0
     assert (await hub.read("chat:1", "u"))[0].text == "hi"
+    await hub.close()
+
+
+async def test_a_channel_leaves_memory_without_the_collector_of_cycles() -> None:
+    hub = HubCore("memory://", limits=Limits(channel_idle_s=0), hooks_signals=False)
+    await hub.create("chat:1", id="u", text="hi")
+    left = weakref.ref(hub.channel("chat:1").state)
+    gc.collect()
+    gc.disable()
+    try:
+        hub.free_memory()
+        await asyncio.sleep(0)
+        assert left() is None
+    finally:
+        gc.enable()
     await hub.close()
 
 
