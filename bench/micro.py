@@ -12,7 +12,6 @@ first on PYTHONPATH, and compare medians.
 import argparse
 import asyncio
 import contextlib
-import gc
 import selectors
 import statistics
 import tempfile
@@ -25,6 +24,7 @@ from holdfast import Hub
 from holdfast.core.events import MessageAppend
 from holdfast.hub import committer
 from holdfast.hub.feed import Feed
+from holdfast.serving import settle_collector
 from holdfast.stores.base import Committed, Conflict, Write
 from holdfast.stores.memory import MemoryStore
 from holdfast.stores.sqlite import SqliteStore
@@ -48,7 +48,7 @@ async def appends(directory: Path, at_once: int) -> float:
     """Microseconds of CPU, of all threads, for each token that was appended and awaited."""
     hub = Hub(SqliteStore(directory / "micro.db"))
     await hub.start()
-    _freeze()
+    settle_collector()
     async with contextlib.AsyncExitStack() as stack:
         names = [f"bench:{n}" for n in range(_PRODUCERS)]
         writers = [await stack.enter_async_context(hub.message(name)) for name in names]
@@ -142,7 +142,7 @@ async def viewers(clock: CpuClock) -> tuple[float, list[float]]:
     """Microseconds of the loop's CPU for each token, and how late tokens were shown, in order."""
     hub = Hub(SlowStore(clock))
     await hub.start()
-    _freeze()
+    settle_collector()
     late_s = array("d")
     async with contextlib.AsyncExitStack() as stack:
         names = [f"bench:{n}" for n in range(_CONVERSATIONS)]
@@ -172,13 +172,6 @@ async def viewers(clock: CpuClock) -> tuple[float, list[float]]:
         used_s = time.thread_time() - used_s
     await hub.close()
     return used_s / (_CONVERSATIONS * _TOKENS_PER_S * _SECONDS) * 1e6, sorted(late_s)
-
-
-def _freeze() -> None:
-    """The collector as `holdfast serve` sets it."""
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(20_000, 20, 50)
 
 
 def _show_appends(directory: Path, rounds: int) -> None:

@@ -5,10 +5,10 @@ SQLite's page cache of 16 MB, and what the store knows of the 10,000 channels th
 conversations stream at any time, each in a channel of its own; they begin and end, viewers come, are cut off, resume
 and go, by SSE and WebSocket. The server's memory is read every second; its slope is that of a line fitted to what came
 in the second half. A connection that is over is a cycle of objects (asyncio's transport and uvicorn's protocol hold on
-to themselves, and so to what is ours), and the collector of cycles under `serve` looks at everything only now and then:
-until it has done so for the first time memory grows by what is over. When that was stands beside the slope. In the end
-everybody has gone, and what the server held for them must be gone as well: feeds, channels, writers, tasks, threads and
-open files are counted before and after, and so are Python's blocks of memory.
+to themselves, and so to what is ours), and the collector of cycles under `serve` comes only now and then: until it has
+been there a few times memory grows by what is over. When that was stands beside the slope. In the end everybody has
+gone, and what the server held for them must be gone as well: feeds, channels, writers, tasks, threads and open files
+are counted before and after, and so are Python's blocks of memory.
 """
 
 import contextlib
@@ -108,7 +108,7 @@ class _Watch:
         self._began_s = time.monotonic()
         self._began = cpu_s(server.pid), cpu_s(load.pid)
         self.lag_ms: list[float] = []  # of the producers; empty before the first look
-        self.collected_s: list[float] = []  # when the collector of cycles was seen to have looked at everything
+        self.collected_s: list[float] = []  # when the collector of cycles was seen to have looked at what is not young
         self.seconds = self.server_s = self.client_s = 0.0
 
     def ask(self) -> None:
@@ -190,7 +190,7 @@ def _memory(samples: list[tuple[float, int]], seconds: float, collected_s: list[
             f"{kb_per_min:+,.0f} KB/min",
             f"{_LIMIT_KB_PER_MIN:g} KB/min" if is_judged else "",
             kb_per_min <= _LIMIT_KB_PER_MIN if is_judged else None,
-            note=f"{sizes}; the collector of cycles looked at everything "
+            note=f"{sizes}; the collector of cycles looked at more than the young "
             + (f"at {collected} s" if collected else "never"),
             raw=(f"MB every {_STEP_S:g} s: " + " ".join(f"{size / 1e6:.1f}" for _, size in samples),),
         )
