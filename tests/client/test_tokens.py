@@ -114,9 +114,13 @@ async def test_a_live_connection_gets_new_tokens_and_a_message_goes_on(hub: Hub,
     async def provider() -> str:
         nonlocal given
         given += 1
-        return token("ada", 1.5)
+        return token("ada", 60, {"c": WRITER["*"]} if given == 1 else WRITER)
 
-    async with asyncio.timeout(10), client_of(wire, token_provider=provider) as client:
+    def ahead() -> float:
+        """To this clock a token lasts a second and a half; the server's leaves time to be held up in."""
+        return time.time() + 58.5
+
+    async with asyncio.timeout(10), client_of(wire, token_provider=provider, now=ahead) as client:
         async with client.message("c") as message:
             while given < 3:
                 await message.append("on ")
@@ -124,6 +128,7 @@ async def test_a_live_connection_gets_new_tokens_and_a_message_goes_on(hub: Hub,
                 await asyncio.sleep(0.01)  # the pace of a model: this lasts as long as two tokens
         stored, _ = await hub.read("c", message.id)
         assert stored.text == message.text
+        await client.create("not-by-the-first", text="token")
     assert wire.dials == 1
 
 
