@@ -90,8 +90,8 @@ async def test_an_agent_whose_token_is_no_good_ends(wire: Wire, bad: str | None)
             await client.run()
 
 
-async def test_an_agent_whose_token_ends_ends(hub: Hub, wire: Wire) -> None:
-    client = client_of(wire, token=token("bot", 0.5, {"*": ["subscribe", "append", "agent"]}))
+async def test_an_agent_whose_token_ends_ends(hub: Hub, wire: Wire, monkeypatch: pytest.MonkeyPatch) -> None:
+    client = client_of(wire, token=token("bot", 60, {"*": ["subscribe", "append", "agent"]}))
     begun = asyncio.Event()
 
     @client.agent("chat:*")
@@ -104,6 +104,10 @@ async def test_an_agent_whose_token_ends_ends(hub: Hub, wire: Wire) -> None:
         await becomes(lambda: hub.desk.has_agent("chat:1"))
         await hub.create("chat:1", text="?")
         await begun.wait()
+        later_ms = hub.clock.now_ms() + 60_000
+        monkeypatch.setattr(hub.clock, "now_ms", lambda: later_ms)
+        with pytest.raises(Unauthenticated):
+            await client.history("chat:1")  # the next frame finds the token over
         with pytest.raises(Unauthenticated, match="token_provider"):
             await running
 
