@@ -164,7 +164,7 @@ class Channel:
         return not (self.parked or self._loaders or self.commit_over or is_wanted)
 
     def close(self) -> None:
-        """It leaves memory: at once, and not when the collector of cycles comes by, which is minutes later."""
+        """It leaves memory: at once, and not when the collector of cycles comes by."""
         self.roster.close()
 
     def call_in_time(self, callback: Callable[[], None], *, lead_s: float) -> bool:
