@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Literal
 from holdfast.agents.place import Watch, Writer, find
 from holdfast.agents.running import Agent, Running, check_work, patiently
 from holdfast.agents.writer import AgentWriter
+from holdfast.core.catch_up import reply_to
 from holdfast.core.errors import Deleted, Fenced, Finished
 from holdfast.core.events import CommandReply, Page
 from holdfast.core.model import Command, Json, Message, check_json, plain
 from holdfast.core.names import command_key
-from holdfast.core.owed import reply_to
 from holdfast.hub.committer import answered_later
 from holdfast.hub.desk import Turn, WhenBusy
 

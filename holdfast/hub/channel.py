@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
+from holdfast.core.catch_up import events_since, new_start, newest_messages, resumed
 from holdfast.core.cursor import Cursor
 from holdfast.core.document import Document, mark_documented, restored
 from holdfast.core.events import ChannelAttached, ServerEvent
 from holdfast.core.limits import Limits
 from holdfast.core.ops import Append, Entry
-from holdfast.core.owed import events_since, new_start, newest_messages, resumed
 from holdfast.core.state import ChannelState, CommandState, MessageState, apply_entry
 from holdfast.hub.feed import Behind, EncodedBatch, Feed, Group, Ticks, flush_class
 from holdfast.hub.roster import Roster

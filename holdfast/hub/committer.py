@@ -17,6 +17,7 @@ from typing import NamedTuple, Protocol
 from msgspec import Struct
 from msgspec.structs import replace
 
+from holdfast.core.catch_up import reply_to
 from holdfast.core.cursor import NO_EPOCH
 from holdfast.core.decide import decide, grow, needs
 from holdfast.core.decision import Decision
@@ -27,7 +28,6 @@ from holdfast.core.events import CommandReply
 from holdfast.core.limits import Limits
 from holdfast.core.model import Command, Message
 from holdfast.core.ops import Append, Entry
-from holdfast.core.owed import reply_to
 from holdfast.core.requests import AppendText, Asker, CreateMessage, Request, SendCommand, UpdateMessage
 from holdfast.hub.channel import Channel
 from holdfast.hub.clock import Clock

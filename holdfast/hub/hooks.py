@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 from msgspec import Struct
 
+from holdfast.core.catch_up import reply_to
 from holdfast.core.cursor import NO_EPOCH
 from holdfast.core.document import restored
 from holdfast.core.errors import HoldfastError, LocalError
 from holdfast.core.model import Command, Json, Message
 from holdfast.core.names import check_id
-from holdfast.core.owed import reply_to
 from holdfast.core.state import ChannelState, CommandState, MessageState
 from holdfast.hub.patterns import check_pattern, matches
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from holdfast.core.catch_up import events_since, new_start, newest_messages, resumed
 from holdfast.core.cursor import EMPTY, NO_EPOCH
 from holdfast.core.decide import decide, grow
 from holdfast.core.draft import Draft
@@ -15,7 +16,6 @@ from holdfast.core.errors import HoldfastError
 from holdfast.core.events import Batch, CommandReply, CommandSent, decode_event, encode_json
 from holdfast.core.limits import Limits
 from holdfast.core.ops import Append, Claim, Lease, Writer, decode_op, encode_op
-from holdfast.core.owed import events_since, new_start, newest_messages, resumed
 from holdfast.core.requests import AppendText, Asker
 from holdfast.core.state import ChannelState, MessageState, apply_entry
 from holdfast.core.view import View

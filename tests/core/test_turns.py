@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
+from holdfast.core.catch_up import events_since
 from holdfast.core.errors import Deleted, Fenced, Finished, NotFound, NotWriter, TooMany
 from holdfast.core.limits import Limits
 from holdfast.core.ops import Claim, Create, Finish, Lease, Writer
-from holdfast.core.owed import events_since
 from holdfast.core.requests import Asker, EndTurn
 from holdfast.core.state import ChannelState, ClaimState, apply_entry
 from tests.core.desk import AGENT, ANN, APP, BOB, Desk

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from holdfast.core.catch_up import events_since, new_start, newest_messages, resumed
 from holdfast.core.document import mark_documented
 from holdfast.core.events import (
     ChannelAttached,
@@ -28,7 +29,6 @@ from holdfast.core.events import (
 from holdfast.core.limits import Limits
 from holdfast.core.model import Command
 from holdfast.core.ops import Entry, Update
-from holdfast.core.owed import events_since, new_start, newest_messages, resumed
 from holdfast.core.state import TAIL_ENTRIES, ChannelState, apply_entry
 from holdfast.hub.feed import EncodedBatch
 from tests.core.desk import ADMIN, BOB, Desk, data_part, text_part, tool_part
@@ -42,7 +42,7 @@ def desk() -> Desk:
     return Desk()
 
 
-def owed(desk: Desk, since: int) -> list[StoredEvent]:
+def catch_up_events(desk: Desk, since: int) -> list[StoredEvent]:
     events = events_since(desk.state, since, limit=200)
     assert events is not None
     return events
@@ -69,26 +69,26 @@ def from_store(desk: Desk) -> Desk:
 
 def test_nothing_is_owed_to_who_has_seen_all(desk: Desk) -> None:
     desk.stream("m", "a")
-    assert owed(desk, 1) == []
+    assert catch_up_events(desk, 1) == []
 
 
 def test_appends_since_the_cursor_are_one_event(desk: Desk) -> None:
     desk.stream("m", "")
     for text in ("one ", "two ", "thrée ", "four"):
         desk.append("m", text)
-    assert owed(desk, 2) == [MessageAppend(serial=5, id="m", part=0, at=4, text="two thrée four")]
-    assert owed(desk, 4) == [MessageAppend(serial=5, id="m", part=0, at=14, text="four")]
+    assert catch_up_events(desk, 2) == [MessageAppend(serial=5, id="m", part=0, at=4, text="two thrée four")]
+    assert catch_up_events(desk, 4) == [MessageAppend(serial=5, id="m", part=0, at=14, text="four")]
 
 
 def test_two_parts_that_stream_are_one_event_each_in_order_of_their_last_pieces(desk: Desk) -> None:
     desk.stream("m", parts=[text_part(), tool_part()])
     for part, text in ((0, "a"), (1, "1"), (0, "b"), (1, "2"), (0, "c")):
         desk.append("m", text, part=part)
-    assert owed(desk, 1) == [
+    assert catch_up_events(desk, 1) == [
         MessageAppend(serial=5, id="m", part=1, at=0, text="12"),
         MessageAppend(serial=6, id="m", part=0, at=0, text="abc"),
     ]
-    assert owed(desk, 3) == [
+    assert catch_up_events(desk, 3) == [
         MessageAppend(serial=5, id="m", part=1, at=1, text="2"),
         MessageAppend(serial=6, id="m", part=0, at=1, text="bc"),
     ]
@@ -99,7 +99,7 @@ def test_two_messages_that_stream_are_one_event_each(desk: Desk) -> None:
     desk.stream("n", "")
     for one, text in (("m", "a"), ("n", "1"), ("n", "2"), ("m", "b")):
         desk.append(one, text)
-    assert owed(desk, 2) == [
+    assert catch_up_events(desk, 2) == [
         MessageAppend(serial=5, id="n", part=0, at=0, text="12"),
         MessageAppend(serial=6, id="m", part=0, at=0, text="ab"),
     ]
@@ -110,7 +110,7 @@ def test_text_that_was_sent_twice_is_owed_once(desk: Desk) -> None:
     desk.append("m", "abc", at=0)
     desk.append("m", "abc", at=0)
     desk.append("m", "bcde", at=1)
-    assert owed(desk, 1) == [MessageAppend(serial=3, id="m", part=0, at=0, text="abcde")]
+    assert catch_up_events(desk, 1) == [MessageAppend(serial=3, id="m", part=0, at=0, text="abcde")]
 
 
 # -- parts -----------------------------------------------------------------------------------------------------
@@ -122,8 +122,8 @@ def test_a_part_opened_by_the_first_append_comes_as_a_part_and_then_as_text(desk
     for text in ("a", "b", "c"):
         desk.append("m", text)
     opened = MessagePart(serial=2, id="m", index=0, updated_at=2_000, part=text_part("a"))
-    assert owed(desk, 1) == [opened, MessageAppend(serial=4, id="m", part=0, at=1, text="bc")]
-    assert owed(desk, 2) == [MessageAppend(serial=4, id="m", part=0, at=1, text="bc")]
+    assert catch_up_events(desk, 1) == [opened, MessageAppend(serial=4, id="m", part=0, at=1, text="bc")]
+    assert catch_up_events(desk, 2) == [MessageAppend(serial=4, id="m", part=0, at=1, text="bc")]
 
 
 def test_a_part_replaced_twenty_times_is_one_event(desk: Desk) -> None:
@@ -131,7 +131,7 @@ def test_a_part_replaced_twenty_times_is_one_event(desk: Desk) -> None:
     for number in range(1, 21):
         desk.now_ms = 1_000 * number
         desk.part("m", 0, data_part(number))
-    assert owed(desk, 1) == [MessagePart(serial=21, id="m", index=0, updated_at=20_000, part=data_part(20))]
+    assert catch_up_events(desk, 1) == [MessagePart(serial=21, id="m", index=0, updated_at=20_000, part=data_part(20))]
 
 
 def test_a_part_opened_and_replaced_is_opened_in_its_place(desk: Desk) -> None:
@@ -141,12 +141,12 @@ def test_a_part_opened_and_replaced_is_opened_in_its_place(desk: Desk) -> None:
     desk.part("m", 1, data_part(2))
     desk.now_ms = 3_000
     desk.part("m", 1, data_part(3))
-    assert owed(desk, 1) == [
+    assert catch_up_events(desk, 1) == [
         MessagePart(serial=2, id="m", index=1, updated_at=1_000, part=data_part(1)),
         MessagePart(serial=3, id="m", index=2, updated_at=1_000, part=data_part("other")),
         MessagePart(serial=5, id="m", index=1, updated_at=3_000, part=data_part(3)),
     ]
-    assert owed(desk, 2) == [
+    assert catch_up_events(desk, 2) == [
         MessagePart(serial=3, id="m", index=2, updated_at=1_000, part=data_part("other")),
         MessagePart(serial=5, id="m", index=1, updated_at=3_000, part=data_part(3)),
     ]
@@ -157,7 +157,7 @@ def test_a_replaced_part_takes_the_place_of_the_text_before_it(desk: Desk) -> No
     desk.append("m", "gone")
     desk.part("m", 0, text_part("new"))
     desk.append("m", " and more")
-    assert owed(desk, 1) == [
+    assert catch_up_events(desk, 1) == [
         MessagePart(serial=3, id="m", index=0, updated_at=1_000, part=text_part("new")),
         MessageAppend(serial=4, id="m", part=0, at=3, text=" and more"),
     ]
@@ -171,7 +171,7 @@ def test_a_message_created_since_is_whole_as_it_is_now(desk: Desk) -> None:
     desk.append("m", "b")
     desk.part("m", 1, data_part())
     desk.finish("m", "cancelled", reason="stop")
-    assert owed(desk, 0) == [MessageCreate(serial=4, message=desk.message("m"))]
+    assert catch_up_events(desk, 0) == [MessageCreate(serial=4, message=desk.message("m"))]
     assert desk.message("m").version == 4
 
 
@@ -181,7 +181,7 @@ def test_an_edited_message_is_whole_with_its_version_as_serial(desk: Desk) -> No
     desk.update("m", text="A")
     desk.update("n", meta={"x": 1})
     desk.update("m", text="AA")
-    assert owed(desk, 2) == [
+    assert catch_up_events(desk, 2) == [
         MessageUpdate(serial=4, message=desk.message("n")),
         MessageUpdate(serial=5, message=desk.message("m")),
     ]
@@ -194,8 +194,8 @@ def test_an_edited_message_brings_nothing_else_of_it(desk: Desk) -> None:
     desk.append("m", "c")
     desk.part("m", 1, data_part())
     desk.finish("m")
-    assert owed(desk, 1) == [MessageUpdate(serial=6, message=desk.message("m"))]
-    assert [type(event) for event in owed(desk, 3)] == [MessageAppend, MessagePart, MessageFinish]
+    assert catch_up_events(desk, 1) == [MessageUpdate(serial=6, message=desk.message("m"))]
+    assert [type(event) for event in catch_up_events(desk, 3)] == [MessageAppend, MessagePart, MessageFinish]
 
 
 def test_a_deleted_message_is_a_delete_only(desk: Desk) -> None:
@@ -206,7 +206,7 @@ def test_a_deleted_message_is_a_delete_only(desk: Desk) -> None:
     desk.finish("m")
     desk.delete("m")
     for since in range(6):
-        events = [event for event in owed(desk, since) if not isinstance(event, MessageCreate)]
+        events = [event for event in catch_up_events(desk, since) if not isinstance(event, MessageCreate)]
         assert events == [MessageDelete(serial=6, id="m")]
 
 
@@ -219,8 +219,8 @@ def test_a_finish_comes_after_the_text_with_the_whole_meta(desk: Desk) -> None:
     desk.now_ms = 5_000
     desk.finish("m", "failed", reason="r", meta={"y": None, "z": 3})
     finish = MessageFinish(serial=3, id="m", status="failed", reason="r", meta={"x": 1, "z": 3}, updated_at=5_000)
-    assert owed(desk, 1) == [MessageAppend(serial=2, id="m", part=0, at=0, text="text"), finish]
-    assert owed(desk, 2) == [finish]
+    assert catch_up_events(desk, 1) == [MessageAppend(serial=2, id="m", part=0, at=0, text="text"), finish]
+    assert catch_up_events(desk, 2) == [finish]
 
 
 def test_text_is_split_at_a_finish_and_a_takeover(desk: Desk) -> None:
@@ -236,14 +236,14 @@ def test_text_is_split_at_a_finish_and_a_takeover(desk: Desk) -> None:
         MessageTakeover(serial=5, id="m"),
         MessageAppend(serial=7, id="m", part=0, at=6, text=" after"),
     ]
-    assert owed(desk, 1) == [
+    assert catch_up_events(desk, 1) == [
         MessageAppend(serial=3, id="m", part=0, at=0, text="before"),
         interrupted,
         *after,
     ]
-    assert owed(desk, 3) == [interrupted, *after]
-    assert owed(desk, 4) == after
-    assert owed(desk, 6) == [MessageAppend(serial=7, id="m", part=0, at=9, text="ter")]
+    assert catch_up_events(desk, 3) == [interrupted, *after]
+    assert catch_up_events(desk, 4) == after
+    assert catch_up_events(desk, 6) == [MessageAppend(serial=7, id="m", part=0, at=9, text="ter")]
 
 
 def test_of_several_ends_the_last_ones_are_owed(desk: Desk) -> None:
@@ -253,7 +253,7 @@ def test_of_several_ends_the_last_ones_are_owed(desk: Desk) -> None:
     desk.take_over("m")
     desk.append("m", "2", generation=2, asker=BOB)
     desk.finish("m", generation=2, asker=BOB)
-    assert owed(desk, 1) == [
+    assert catch_up_events(desk, 1) == [
         MessageAppend(serial=2, id="m", part=0, at=0, text="1"),
         MessageAppend(serial=5, id="m", part=0, at=1, text="2"),
         MessageFinish(serial=6, id="m", status="complete", updated_at=1_000),
@@ -264,7 +264,7 @@ def test_a_takeover_of_what_streamed_is_one_event(desk: Desk) -> None:
     desk.stream("m", "a")
     desk.take_over("m", asker=ADMIN)
     desk.append("m", "b", generation=2, asker=ADMIN)
-    assert owed(desk, 1) == [
+    assert catch_up_events(desk, 1) == [
         MessageTakeover(serial=2, id="m"),
         MessageAppend(serial=3, id="m", part=0, at=1, text="b"),
     ]
@@ -280,17 +280,17 @@ def test_whoever_the_tail_outran_gets_a_reshaped_message_whole(desk: Desk) -> No
         desk.part("m", 0, data_part(number))
     desk.append("n", "text")
     text = MessageAppend(serial=1_004, id="n", part=0, at=0, text="text")
-    assert owed(desk, 2) == [MessageUpdate(serial=1_003, message=desk.message("m")), text]
+    assert catch_up_events(desk, 2) == [MessageUpdate(serial=1_003, message=desk.message("m")), text]
     last = MessagePart(serial=1_003, id="m", index=0, updated_at=1_000, part=data_part(1_000))
-    assert owed(desk, 3) == [last, text]
+    assert catch_up_events(desk, 3) == [last, text]
 
 
 def test_the_tail_is_bounded_in_bytes_too(desk: Desk) -> None:
     desk.stream("m", "")
     for _ in range(5):
         desk.part("m", 0, data_part("x" * 400_000))
-    assert [type(event) for event in owed(desk, 1)] == [MessageUpdate]
-    assert [type(event) for event in owed(desk, 4)] == [MessagePart]
+    assert [type(event) for event in catch_up_events(desk, 1)] == [MessageUpdate]
+    assert [type(event) for event in catch_up_events(desk, 4)] == [MessagePart]
 
 
 def test_from_the_store_text_is_still_one_append_and_a_reshaped_message_whole(desk: Desk) -> None:
@@ -300,8 +300,8 @@ def test_from_the_store_text_is_still_one_append_and_a_reshaped_message_whole(de
         desk.append("m", "0123456789")
     desk.part("n", 0, text_part("new"))
     other = from_store(desk)
-    assert owed(other, 102) == [MessageUpdate(serial=103, message=desk.message("n"))]
-    (append,) = [event for event in owed(other, 52) if isinstance(event, MessageAppend)]
+    assert catch_up_events(other, 102) == [MessageUpdate(serial=103, message=desk.message("n"))]
+    (append,) = [event for event in catch_up_events(other, 52) if isinstance(event, MessageAppend)]
     assert append == MessageAppend(serial=102, id="m", part=0, at=260, text=("0123456789" * 100)[260:])
 
 
@@ -311,9 +311,9 @@ def test_an_entry_about_a_message_that_is_not_in_memory_is_not_passed_over_in_si
     desk.state.trim(0)
     apply_entry(desk.state, Entry(3, Update(id="m", parts=None, meta={"x": 1}, at_ms=1)))
     assert (desk.state.serial, desk.state.complete_since) == (3, 3)
-    assert owed(desk, 3) == []
+    assert catch_up_events(desk, 3) == []
     with pytest.raises(AssertionError):
-        owed(desk, 2)
+        catch_up_events(desk, 2)
 
 
 def test_more_changed_messages_than_the_limit_are_none(desk: Desk) -> None:
@@ -338,16 +338,16 @@ def test_a_command_and_its_reply_stand_in_their_places(desk: Desk) -> None:
         command=Command(id="c", name="steer", target="m", data={"x": 1}, from_="bob", expires_at=301_000),
     )
     reply = CommandReply(serial=4, id="c", ok=True, data="yes", from_="ann")
-    assert owed(desk, 1) == [sent, reply, MessageAppend(serial=5, id="m", part=0, at=0, text="ab")]
-    assert owed(desk, 2) == [reply, MessageAppend(serial=5, id="m", part=0, at=0, text="ab")]
-    assert owed(desk, 4) == [MessageAppend(serial=5, id="m", part=0, at=1, text="b")]
+    assert catch_up_events(desk, 1) == [sent, reply, MessageAppend(serial=5, id="m", part=0, at=0, text="ab")]
+    assert catch_up_events(desk, 2) == [reply, MessageAppend(serial=5, id="m", part=0, at=0, text="ab")]
+    assert catch_up_events(desk, 4) == [MessageAppend(serial=5, id="m", part=0, at=1, text="b")]
 
 
 def test_a_cancel_that_is_carried_out_is_told_with_the_end_it_made(desk: Desk) -> None:
     desk.stream("m", "")
     desk.cancel("c", "m")
     desk.settle("c")
-    assert owed(desk, 2) == [
+    assert catch_up_events(desk, 2) == [
         MessageFinish(serial=3, id="m", status="cancelled", updated_at=1_000),
         CommandReply(serial=4, id="c", ok=True),
     ]
@@ -357,8 +357,8 @@ def test_an_old_command_answered_now_is_owed_before_a_newer_one_that_waits(desk:
     for name in ("c1", "c2", "c3"):
         desk.command(name, "approve")
     desk.reply("c1")
-    assert [type(event) for event in owed(desk, 3)] == [CommandReply]
-    assert [event.serial for event in owed(desk, 1)] == [2, 3, 4]
+    assert [type(event) for event in catch_up_events(desk, 3)] == [CommandReply]
+    assert [event.serial for event in catch_up_events(desk, 1)] == [2, 3, 4]
 
 
 def test_more_commands_than_the_limit_are_none(desk: Desk) -> None:
@@ -391,7 +391,7 @@ def test_from_the_store_commands_are_owed_as_they_were(desk: Desk) -> None:
     desk.reply("c1", ok=False, error={"code": "no"}, asker=BOB)
     other = from_store(desk)
     for since in range(5):
-        assert owed(other, since) == owed(desk, since)
+        assert catch_up_events(other, since) == catch_up_events(desk, since)
     assert resumed(other.state) == resumed(desk.state)
 
 
@@ -411,7 +411,7 @@ def test_a_command_that_leaves_memory_takes_with_it_what_could_be_told_without_a
     desk.state.trim(0)
     assert (list(desk.state.commands), desk.state.complete_since) == ([], 4)
     with pytest.raises(AssertionError):
-        owed(desk, 2)
+        catch_up_events(desk, 2)
 
 
 # -- new starts ------------------------------------------------------------------------------------------------
@@ -550,7 +550,7 @@ def json_bytes(text: str) -> int:
 
 
 def resume(desk: Desk, since: int) -> EncodedBatch:
-    events: list[Any] = [resumed(desk.state), *owed(desk, since)]
+    events: list[Any] = [resumed(desk.state), *catch_up_events(desk, since)]
     return EncodedBatch("c", str(desk.state.cursor), events)
 
 
@@ -591,7 +591,7 @@ def test_documents_written_on_the_way_keep_their_marks() -> None:
     state.insert([shelf.restore("m")])
     state.complete_since = 0
     again.state = state
-    (append,) = [event for event in owed(again, since) if isinstance(event, MessageAppend)]
+    (append,) = [event for event in catch_up_events(again, since) if isinstance(event, MessageAppend)]
     assert append.text.endswith(missing)
     assert json_bytes(append.text) <= json_bytes(missing) + 256
 
@@ -633,12 +633,12 @@ def test_every_event_names_its_type_first() -> None:
 def one_of_each() -> list[Event]:
     desk = Desk()
     desk.stream("m", "")
-    return [resumed(desk.state), *owed(desk, 0)]
+    return [resumed(desk.state), *catch_up_events(desk, 0)]
 
 
 def test_marking_a_document_does_not_change_what_is_owed(desk: Desk) -> None:
     desk.stream("m", "")
     desk.append("m", "a")
-    before = owed(desk, 1)
+    before = catch_up_events(desk, 1)
     mark_documented(desk.known("m"), 2)
-    assert owed(desk, 1) == before
+    assert catch_up_events(desk, 1) == before
