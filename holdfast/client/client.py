@@ -37,7 +37,7 @@ from holdfast.core.events import CommandReply, Page
 from holdfast.core.limits import Limits
 from holdfast.core.model import Command, Json, Member, Message, Part, check_json, check_part, plain
 from holdfast.core.names import check_channel, check_id
-from holdfast.core.pen import whole_text
+from holdfast.core.surrogates import whole_text
 
 if TYPE_CHECKING:
     import httpx2

@@ -45,8 +45,8 @@ from holdfast.core.errors import (
 )
 from holdfast.core.events import Page
 from holdfast.core.model import APPENDABLE, Json, Message, Part, check_json, check_part, plain
-from holdfast.core.pen import Pen
 from holdfast.core.state import utf8_len
+from holdfast.core.surrogates import SurrogateJoiner
 from holdfast.core.text import Text
 
 if TYPE_CHECKING:
@@ -86,14 +86,14 @@ class TakenOver(Struct, frozen=True, kw_only=True):
 class _Part:
     """A part as it will be when everything accepted is stored."""
 
-    __slots__ = ("fields", "is_open", "key", "pen", "queued", "text")
+    __slots__ = ("fields", "is_open", "key", "surrogates", "queued", "text")
 
     def __init__(self, part: Part, *, is_open: bool = True) -> None:
         self.key = APPENDABLE.get(part["type"], "")
         self.fields = part
         self.text = Text(part.get(self.key, "") if self.key else "")
         self.queued = self.text.length  # code points that are stored or in a request
-        self.pen = Pen()
+        self.surrogates = SurrogateJoiner()
         self.is_open = is_open  # or does it open with its first text?
 
     def value(self, length: int) -> Part:
@@ -205,7 +205,7 @@ class RemoteWriter:
         if not text:
             return
         index = self._part_for_text(part)
-        whole = self._parts[index].pen.write(text)
+        whole = self._parts[index].surrogates.write(text)
         for start in range(0, len(whole), self._piece):
             self._accept(index, whole[start : start + self._piece])
             await self._not_too_far_ahead()
@@ -383,13 +383,13 @@ class RemoteWriter:
     def _open_what_is_held(self) -> None:
         """A text part that was promised, for half a character, opens before the next does."""
         if self._parts and not self._parts[-1].is_open:
-            self._accept(len(self._parts) - 1, self._parts[-1].pen.end())
+            self._accept(len(self._parts) - 1, self._parts[-1].surrogates.end())
 
     def _let_go_of_held(self) -> None:
         """The other halves never came."""
         for index, part in enumerate(self._parts):
-            if part.pen.held:
-                self._accept(index, part.pen.end())
+            if part.surrogates.held:
+                self._accept(index, part.surrogates.end())
 
     def _begin_end(self, status: str, *, reason: str | None = None, meta: dict[str, Json] | None = None) -> None:
         if status not in ENDS:

@@ -32,9 +32,9 @@ from holdfast.core.errors import (
     public_reason,
 )
 from holdfast.core.model import Json, Message, Part, check_json, check_part, plain
-from holdfast.core.pen import Pen
 from holdfast.core.requests import AppendText, Asker, CreateMessage, FinishMessage, PutPart, Request, UpdateMessage
 from holdfast.core.state import KEPT_REQUESTS, part_bytes, utf8_len
+from holdfast.core.surrogates import SurrogateJoiner
 from holdfast.hub.committer import Answer, Ask, Decided, answered_later
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ class MessageWriter:
         "_live",
         "_longest",
         "_parts",
-        "_pen",
+        "_surrogates",
         "_pen_part",
         "_queue",
         "_requests",
@@ -109,8 +109,8 @@ class MessageWriter:
         self._last_text = -1  # … which is this one; -1: there is none
         self._is_unopened = False  # the text part opens with the first text that is stored
         self._parts = 0
-        self._pen = Pen()
-        self._pen_part = 0  # the part whose text the pen holds half a character of
+        self._surrogates = SurrogateJoiner()
+        self._pen_part = 0  # the part whose text the surrogates holds half a character of
         self._queue: deque[Request] = deque()  # accepted and not yet in flight
         self._texts: list[str] = []  # text that gathers for the queue's last append
         self._texts_part = 0
@@ -156,7 +156,7 @@ class MessageWriter:
         if not isinstance(text, str):
             raise InvalidRequest(f"text is a str, this is {type(text).__name__}")
         index = self._last_text if part is None and self._last_text >= 0 else self._part_for_text(part)
-        whole = text if text.isascii() and not self._pen.held else self._join_halves(text, index)
+        whole = text if text.isascii() and not self._surrogates.held else self._join_halves(text, index)
         for piece in (whole,) if len(whole) <= self._longest else _pieces(whole, self._longest):
             if piece:
                 self._accept(piece, index)
@@ -377,11 +377,11 @@ class MessageWriter:
         if self._pen_part != index:
             self._let_go_of_held()
             self._pen_part = index
-        return self._pen.write(text)
+        return self._surrogates.write(text)
 
     def _let_go_of_held(self) -> None:
         """The other half never came."""
-        if rest := self._pen.end():
+        if rest := self._surrogates.end():
             self._accept(rest, self._pen_part)
 
     def _accept(self, text: str, index: int) -> None:

@@ -22,7 +22,7 @@ from holdfast.core.errors import (
     TooLarge,
     VersionConflict,
 )
-from holdfast.core.pen import whole_text
+from holdfast.core.surrogates import whole_text
 from tests.client.wire import Wire, client_of
 
 

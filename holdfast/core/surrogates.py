@@ -7,7 +7,7 @@ deltas; on the wire half a pair is refused.
 from __future__ import annotations
 
 
-class Pen:
+class SurrogateJoiner:
     """Joins halves of surrogate pairs over the pieces of one text."""
 
     __slots__ = ("held",)
@@ -32,5 +32,5 @@ class Pen:
 
 def whole_text(text: str) -> str:
     """`text` with its halves joined; what stays half becomes U+FFFD."""
-    pen = Pen()
-    return pen.write(text) + pen.end()
+    surrogates = SurrogateJoiner()
+    return surrogates.write(text) + surrogates.end()
