@@ -13,7 +13,7 @@ from contextlib import aclosing
 
 from holdfast.client.feed import Feed, Sink
 from holdfast.core.errors import HoldfastError
-from holdfast.core.events import Batch, ChannelAttached, PassingEvent, ServerEvent
+from holdfast.core.events import Batch, ChannelAttached, EphemeralEvent, ServerEvent
 
 # Characters of frames that wait to be taken; beyond it the channel is left until they are. A batch is never cut.
 WAITING = 256 * 1024
@@ -79,7 +79,12 @@ class _Inbox:
         return batch
 
     def receive(self, events: list[ServerEvent], cursor: str | None, size: int) -> None:
-        if cursor is None and not self._pieces and events and all(isinstance(event, PassingEvent) for event in events):
+        if (
+            cursor is None
+            and not self._pieces
+            and events
+            and all(isinstance(event, EphemeralEvent) for event in events)
+        ):
             self._add(Batch(events=events), size)
             return
         self._pieces += events

@@ -153,8 +153,8 @@ MessageEvent = (
 CommandEvent = CommandSent | CommandReply
 PresenceEvent = PresenceEnter | PresenceUpdate | PresenceLeave | PresenceSync
 StoredEvent = MessageEvent | CommandEvent
-PassingEvent = PresenceEvent | Signal  # not in the log; their batches carry no cursor
-ServerEvent = ChannelAttached | StoredEvent | PassingEvent
+EphemeralEvent = PresenceEvent | Signal  # not in the log; their batches carry no cursor
+ServerEvent = ChannelAttached | StoredEvent | EphemeralEvent
 
 
 class Batch(Struct, frozen=True, kw_only=True, omit_defaults=True):

@@ -18,6 +18,7 @@ from holdfast.core.events import (
     ChannelAttached,
     CommandReply,
     CommandSent,
+    EphemeralEvent,
     MessageAppend,
     MessageCreate,
     MessageDelete,
@@ -26,7 +27,6 @@ from holdfast.core.events import (
     MessageTakeover,
     MessageUpdate,
     Page,
-    PassingEvent,
     PresenceEnter,
     PresenceEvent,
     PresenceLeave,
@@ -261,7 +261,7 @@ class View:
         self._here, self._commands = other._here, other._commands
         self.passed += other.passed
 
-    def _apply(self, event: StoredEvent | PassingEvent) -> None:
+    def _apply(self, event: StoredEvent | EphemeralEvent) -> None:
         match event:
             case MessageCreate() | MessageUpdate():
                 self._show(event.message, event.serial)

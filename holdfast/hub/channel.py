@@ -49,7 +49,7 @@ class Channel:
         self.is_stale = False  # the store holds, or may hold, more than the state; nothing is decided on it
         self.conflicts = 0  # commits in a row after which that was so
         self.used_s = now_s
-        self.roster = Roster(limits, self._passing_moved)
+        self.roster = Roster(limits, self._ephemeral_moved)
         self.listeners: dict[Callable[[], None], None] = {}  # called when more than text has come
         self._observe = observe
         self._store = store
@@ -62,7 +62,7 @@ class Channel:
         self.live_batches: dict[int, EncodedBatch] = {}  # by the serial they follow; of the present serial only, …
         self._first_batches: dict[tuple[str, int], EncodedBatch] = {}  # … as are those that views begin with
         self.cached_bytes = 0  # of text in both
-        self._passing_batches: dict[int, EncodedBatch] = {}  # by the position of the roster that they follow
+        self._ephemeral_batches: dict[int, EncodedBatch] = {}  # by the position of the roster that they follow
         self._loading = asyncio.Lock()
         self._loaders = 0
         # Pending while a commit of this channel is in flight, which the committer says: no loads until it is done.
@@ -184,19 +184,19 @@ class Channel:
         for group in self._groups.values():
             group.moved()
 
-    def _passing_moved(self) -> None:
+    def _ephemeral_moved(self) -> None:
         self._first_batches.clear()
-        self._passing_batches.clear()
+        self._ephemeral_batches.clear()
         for group in self._groups.values():
-            group.passing_moved()
+            group.ephemeral_moved()
 
-    def passing_since(self, position: int) -> EncodedBatch:
+    def ephemeral_since(self, position: int) -> EncodedBatch:
         """Who came and went since `position` of the roster, and signals; encoded once for all who come from there."""
-        batch = self._passing_batches.get(position)
+        batch = self._ephemeral_batches.get(position)
         if batch is None:
             batch = EncodedBatch(self.name, "", self.roster.since(position))
-            if len(self._passing_batches) < MAX_CACHED_BATCHES:
-                self._passing_batches[position] = batch
+            if len(self._ephemeral_batches) < MAX_CACHED_BATCHES:
+                self._ephemeral_batches[position] = batch
         return batch
 
     def forget_batches(self) -> None:

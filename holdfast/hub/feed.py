@@ -26,7 +26,7 @@ logger = logging.getLogger("holdfast.hub")
 FLUSH_CLASSES_MS = (0, 20, 40, 100, 250, 500, 1000)
 # Feeds released in one turn of the loop: about a millisecond of work, so that a large channel holds nobody up.
 SLICE_FEEDS = 100
-PASSING_S = 0.1  # within which comings, goings and signals are told together
+EPHEMERAL_S = 0.1  # within which comings, goings and signals are told together
 FRAME_BYTES = 256 * 1024  # of a WebSocket frame, as far as whole events allow
 
 
@@ -176,12 +176,12 @@ class Feed:
         state = channel.state
         if self._attached and self._epoch == state.epoch:
             if self._serial == state.serial:
-                return self._take_passing()
+                return self._take_ephemeral()
             # What another feed took from here is the common case, and the one that a thousand viewers pay for.
             known = channel.live_batches.get(self._serial)
             if known is not None:
                 self._serial = state.serial
-                return known if known.events else self._take_passing()
+                return known if known.events else self._take_ephemeral()
         if self._is_continued():
             batch = channel.batch_since(self._serial, attach=not self._attached or self._epoch == NO_EPOCH)
             if batch is None:  # more changed than one catches up with
@@ -193,14 +193,14 @@ class Feed:
             self._passed = channel.roster.position  # who is here rides in channel.attached
         self._attached = True
         self._epoch, self._serial = state.epoch, state.serial
-        return batch if batch.events else self._take_passing()
+        return batch if batch.events else self._take_ephemeral()
 
-    def _take_passing(self) -> EncodedBatch | None:
+    def _take_ephemeral(self) -> EncodedBatch | None:
         """What was said in passing; only when nothing of the log is owed."""
         roster = self.channel.roster
         if self._passed is None or self._passed == roster.position:
             return None
-        batch = self.channel.passing_since(self._passed)
+        batch = self.channel.ephemeral_since(self._passed)
         self._passed = roster.position
         return batch if batch.events else None
 
@@ -319,13 +319,13 @@ class Group:
         else:
             self._ticks.call_at(due_s, self._release)
 
-    def passing_moved(self) -> None:
+    def ephemeral_moved(self) -> None:
         """Somebody came, left or signalled: tell the feeds a little later, together with what else happens."""
         if not self._is_passing_due and self._feeds:
             self._is_passing_due = True
-            self._ticks.call_at(asyncio.get_running_loop().time() + PASSING_S, self._release_passing)
+            self._ticks.call_at(asyncio.get_running_loop().time() + EPHEMERAL_S, self._release_ephemeral)
 
-    def _release_passing(self) -> None:
+    def _release_ephemeral(self) -> None:
         self._is_passing_due = False
         self._wake_feeds()
 

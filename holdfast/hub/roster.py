@@ -20,7 +20,7 @@ from msgspec import Struct
 
 from holdfast.core.errors import Forbidden, TooMany
 from holdfast.core.events import (
-    PassingEvent,
+    EphemeralEvent,
     Presence,
     PresenceEnter,
     PresenceLeave,
@@ -192,9 +192,9 @@ class Roster:
         named = [self.member(one) for one in agents_first[:NAMED]]
         return Presence(members=[one for one in named if one is not None], count=len(self._members))
 
-    def since(self, position: int) -> list[PassingEvent]:
+    def since(self, position: int) -> list[EphemeralEvent]:
         """What changed since `position`, joined."""
-        events: list[PassingEvent] = []
+        events: list[EphemeralEvent] = []
         if position < self._floor:
             now = self.presence()
             events.append(PresenceSync(members=now.members, count=now.count))
@@ -209,7 +209,7 @@ class Roster:
         events += [signal for at, signal, _ in self._signals if at > position]
         return events
 
-    def _event(self, member_id: str, position: int) -> PassingEvent | None:
+    def _event(self, member_id: str, position: int) -> EphemeralEvent | None:
         member = self.member(member_id)
         if member is None:
             return PresenceLeave(id=member_id) if self._was_here(member_id, position) else None

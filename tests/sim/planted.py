@@ -21,10 +21,10 @@ from holdfast.core.decide import Decision, decide
 from holdfast.core.draft import Draft
 from holdfast.core.events import (
     ChannelAttached,
+    EphemeralEvent,
     MessageAppend,
     MessageEvent,
     MessageUpdate,
-    PassingEvent,
     PresenceEnter,
     Signal,
     StoredEvent,
@@ -342,16 +342,16 @@ def the_grace_is_forgotten(patch: pytest.MonkeyPatch) -> None:
 def presence_carries_a_cursor(patch: pytest.MonkeyPatch) -> None:
     """Every batch has a cursor: that of the channel."""
 
-    def passing_since(self: Channel, position: int) -> EncodedBatch:
+    def ephemeral_since(self: Channel, position: int) -> EncodedBatch:
         return EncodedBatch(self.name, str(self.state.cursor), self.roster.since(position))
 
-    patch.setattr(Channel, "passing_since", passing_since)
+    patch.setattr(Channel, "ephemeral_since", ephemeral_since)
 
 
 def a_leave_is_told_to_nobody(patch: pytest.MonkeyPatch) -> None:
     """Whoever looks on will see it when they come again."""
 
-    def event(self: Roster, member_id: str, position: int) -> PassingEvent | None:
+    def event(self: Roster, member_id: str, position: int) -> EphemeralEvent | None:
         member = self.member(member_id)
         return PresenceEnter(member=member) if member is not None else None
 

@@ -261,12 +261,12 @@ class Viewer:
             checker.violate("cursor", f"nothing happened, and {cursor} became {answer['cursor']}")
         with self._resuming():
             if cursor is not None and answer["events"] and all("serial" not in event for event in answer["events"]):
-                self._take_passing(answer["events"], cursor, answer["cursor"])
+                self._take_ephemeral(answer["events"], cursor, answer["cursor"])
             else:
                 checker.take(answer["events"], answer["cursor"])
         self._look(answer["events"])
 
-    def _take_passing(self, events: list[Json], before: str, after: str) -> None:
+    def _take_ephemeral(self, events: list[Json], before: str, after: str) -> None:
         """What a poll tells of presence alone moves on in its cursor as well, but not in the log."""
         self.checker.take(events)
         if not self._stays(before, after, is_passing=True):

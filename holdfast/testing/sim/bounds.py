@@ -136,7 +136,7 @@ class Bounds:
         state, roster = channel.state, channel.roster
         batches = channels.MAX_CACHED_BATCHES
         absent = channels.KEPT_ABSENT + 1_000
-        yield channel, SPARE, {"parked": waiting, "_passing_batches": batches, "_absent": absent}
+        yield channel, SPARE, {"parked": waiting, "_ephemeral_batches": batches, "_absent": absent}
         yield state, SPARE, {"messages": 1_000_000, "commands": 1_000_000}  # by their bytes
         yield state.tail, SPARE, {"ops": states.TAIL_ENTRIES, "_sizes": len(state.tail.ops)}
         members = {

@@ -16,10 +16,10 @@ from holdfast.core.cursor import EMPTY, NO_EPOCH, Cursor, parse_cursor
 from holdfast.core.events import (
     Batch,
     ChannelAttached,
+    EphemeralEvent,
     MessageCreate,
     MessageUpdate,
     Page,
-    PassingEvent,
     Presence,
     PresenceLeave,
     ServerEvent,
@@ -113,7 +113,7 @@ class Eye:
             self.view.receive(batch)
         except ViewGap as gap:
             raise self._violation(f"a gap: {gap}") from None
-        is_passing = batch.events and all(isinstance(event, PassingEvent) for event in batch.events)
+        is_passing = batch.events and all(isinstance(event, EphemeralEvent) for event in batch.events)
         if is_passing and not self._is_poll:
             if batch.cursor is not None:
                 raise self._violation(f"what was said in passing moves the cursor: {batch}")
@@ -166,7 +166,7 @@ class Eye:
             return
         if not self._is_answered:
             raise self._violation(f"the first event is not channel.attached, but {event}")
-        if isinstance(event, PassingEvent):
+        if isinstance(event, EphemeralEvent):
             self._check_passing(event)
             return
         life = self._life(self._next_epoch or self.epoch)
@@ -177,7 +177,7 @@ class Eye:
         if self._next_epoch is None:
             self._high[self.epoch] = max(event.serial, self._high.get(self.epoch, 0))
 
-    def _check_passing(self, event: PassingEvent) -> None:
+    def _check_passing(self, event: EphemeralEvent) -> None:
         """Nobody is said to have left who was back at once, and nothing to be said that was not."""
         if self._ledger is None:
             return

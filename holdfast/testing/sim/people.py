@@ -23,7 +23,7 @@ from holdfast.testing.sim.trace import Violation
 if TYPE_CHECKING:
     from holdfast.testing.sim.world import Node, World
 
-PASSING_S = 2.0  # within which a viewer who follows is told what is said in passing
+EPHEMERAL_S = 2.0  # within which a viewer who follows is told what is said in passing
 SLOW_S = 0.1  # a network that takes longer may hold that up
 HERE_S = (5.0, 8.0)  # leases of those who are here over HTTP
 
@@ -109,22 +109,22 @@ class Member(Person):
 
         def is_heard(eye: Eye, process: Process) -> bool:
             """Or are there more than a hub keeps?"""
-            near = sum(abs(one_s - asked_s) < 2 * PASSING_S for one_s in whispers.values())
+            near = sum(abs(one_s - asked_s) < 2 * EPHEMERAL_S for one_s in whispers.values())
             return data in eye.heard or near > rosters.KEPT_SIGNALS
 
         self.world.start(self._told(line.connection.process, asked_s, is_heard, data))
 
     async def _told(self, process: Process, asked_s: float, is_told: Callable[[Eye, Process], bool], what: str) -> None:
-        """Whoever follows the channel is told of it within `PASSING_S`, whatever text streams. Raises Violation."""
+        """Whoever follows the channel is told of it within `EPHEMERAL_S`, whatever text streams. Raises Violation."""
         world = self.world
-        await asyncio.sleep(PASSING_S)
+        await asyncio.sleep(EPHEMERAL_S)
         if not process.is_alive or process.is_held or not world.ledger.was_well(asked_s):
             return
         if world.weather.latency_s[1] > SLOW_S or any(node.hub.is_draining for node in world.nodes if node.is_up):
             return
         for viewer in world.viewers:
             if viewer.listens(self.channel, process, asked_s) and not is_told(viewer.eyes[self.channel], process):
-                raise Violation(f"{viewer.name} was not told in {self.channel} within {PASSING_S} s: {what}")
+                raise Violation(f"{viewer.name} was not told in {self.channel} within {EPHEMERAL_S} s: {what}")
 
     async def _by_lease(self, node: Node) -> None:
         lease_s = self.draw.choice(HERE_S)
