@@ -51,11 +51,11 @@ class Answering:
         """Write on, whatever becomes of the caller."""
         self._hub.start_task(self._run())
 
-    def caller_came(self) -> None:
+    def reader_came(self) -> None:
         """Somebody reads the response."""
         self._callers += 1
 
-    def caller_left(self) -> None:
+    def reader_left(self) -> None:
         """And does no longer."""
         self._callers -= 1
 
@@ -161,14 +161,14 @@ class StreamResponse(Response):
             return
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
         if answering is not None:
-            answering.caller_came()
+            answering.reader_came()
         gone = asyncio.ensure_future(_until_gone(receive))
         sending = asyncio.ensure_future(self._send(send, message, cursor, Progress(self._message_id, told.lengths)))
         try:
             await asyncio.wait([gone, sending], return_when=asyncio.FIRST_COMPLETED)
         finally:
             if answering is not None:
-                answering.caller_left()
+                answering.reader_left()
             for one in (gone, sending):
                 one.cancel()
             await asyncio.wait([gone, sending])
