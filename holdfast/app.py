@@ -105,9 +105,9 @@ class Hub(HubCore):
             asked: str | None = None
             if prompt is not None:
                 request = CreateMessage(role="user", text=prompt)
-                asker = replace(self.asker(prompt_by), brings_answer=True)
+                caller = replace(self.caller(prompt_by), brings_answer=True)
                 asked = reply_id_of(message_id, 0)  # the same for the same answer, so that a repeat adds no prompt
-                await self.ask(channel, asked, request, asker)
+                await self.ask(channel, asked, request, caller)
             writer = self.message(channel, id=message_id, author=author, meta=meta, reply_to=asked)
             assert isinstance(writer, AgentWriter)
             try:

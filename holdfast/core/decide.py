@@ -40,7 +40,7 @@ from holdfast.core.ops import Append, Create, Delete, Finish, Lease, SetPart, Ta
 from holdfast.core.requests import (
     AboutMessages,
     AppendText,
-    Asker,
+    Caller,
     ClaimTurn,
     CreateMessage,
     DeleteMessage,
@@ -69,7 +69,7 @@ def decide(
     key: str,
     request: Request,
     *,
-    asker: Asker,
+    caller: Caller,
     now_ms: int,
     limits: Limits,
     is_served: bool = False,
@@ -81,119 +81,119 @@ def decide(
     if not isinstance(request, AppendText):  # which nearly all are
         match request:
             case CreateMessage():
-                return _create(state, key, request, asker, now_ms, limits, is_served)
+                return _create(state, key, request, caller, now_ms, limits, is_served)
             case SendCommand():
-                return send_command(state, key, request, asker, now_ms, limits)
+                return send_command(state, key, request, caller, now_ms, limits)
             case ReplyCommand():
-                return reply_command(state, key, request, asker, limits)
+                return reply_command(state, key, request, caller, limits)
             case SettleCommand():
                 return settle_command(state, key, request, now_ms)
     message = state.message(key)
-    if message is None or (not asker.may_read and not _is_of(message, asker)):
+    if message is None or (not caller.may_read and not _is_of(message, caller)):
         raise NotFound(f"there is no message {key!r}")
     if message.deleted:
         if isinstance(request, DeleteMessage):
             return Decision(serial=message.version)
         raise Deleted(f"message {key!r} was deleted")
-    return _about(message, request, asker, now_ms, limits)
+    return _about(message, request, caller, now_ms, limits)
 
 
-def _about(message: MessageState, request: AboutMessages, asker: Asker, now_ms: int, limits: Limits) -> Decision:
+def _about(message: MessageState, request: AboutMessages, caller: Caller, now_ms: int, limits: Limits) -> Decision:
     """Decide `request` about a message that is there."""
     match request:
         case AppendText():
-            _check_writer(message, asker, request.generation)
+            _check_writer(message, caller, request.generation)
             return _append(message, request, limits, now_ms)
         case PutPart():
-            _check_writer(message, asker, request.generation)
+            _check_writer(message, caller, request.generation)
             return _repeated(message, request.request) or _put_part(message, request, limits, now_ms)
         case UpdateMessage():
-            _check_may_change(message, asker)
-            return _repeated(message, request.request) or _update(message, request, asker, limits, now_ms)
+            _check_may_change(message, caller)
+            return _repeated(message, request.request) or _update(message, request, caller, limits, now_ms)
         case FinishMessage():
-            _check_writer(message, asker, request.generation)
-            return _repeated(message, request.request) or _finish(message, request, asker, limits, now_ms)
+            _check_writer(message, caller, request.generation)
+            return _repeated(message, request.request) or _finish(message, request, caller, limits, now_ms)
         case TakeOver():
-            is_ours = asker.is_app or asker.is_server or _is_writer(message, asker)
+            is_ours = caller.is_app or caller.is_server or _is_writer(message, caller)
             # What somebody else was answered to an id of theirs is no answer to us.
             known = _repeated(message, request.request) if is_ours else None
-            return known or _take_over(message, request, asker)
+            return known or _take_over(message, request, caller)
         case RenewLease():
-            _check_writer(message, asker, request.generation)
+            _check_writer(message, caller, request.generation)
             return _renew(message, request)
         case DeleteMessage():
-            _check_may_change(message, asker)
+            _check_may_change(message, caller)
             return Decision(ops=(Delete(id=message.id),))
         case ClaimTurn():
-            return claim_turn(message, request, asker, now_ms)
+            return claim_turn(message, request, caller, now_ms)
         case EndTurn():
-            return end_turn(message, request, asker, now_ms)
+            return end_turn(message, request, caller, now_ms)
         case _:
             assert_never(request)
 
 
-def _check_writer(message: MessageState, asker: Asker, generation: int | None) -> None:
-    """Raises NotWriter unless `asker` is the identity that created the message or took it over.
+def _check_writer(message: MessageState, caller: Caller, generation: int | None) -> None:
+    """Raises NotWriter unless `caller` is the identity that created the message or took it over.
 
     Whoever created it and lost it to another one goes on to be told so (`fenced`), unless it claims to be that one.
     """
-    if asker.is_app or asker.is_server or _is_writer(message, asker):
+    if caller.is_app or caller.is_server or _is_writer(message, caller):
         return
-    if _is_author(message, asker) and not _is_present(message, generation):
+    if _is_author(message, caller) and not _is_present(message, generation):
         return
     raise NotWriter(f"message {message.id!r} is written by somebody else")
 
 
-def _check_may_change(message: MessageState, asker: Asker) -> None:
-    """Raises Forbidden where `asker` may not edit or delete the message: it is somebody else's."""
-    if asker.is_admin or asker.is_app or asker.is_server:
+def _check_may_change(message: MessageState, caller: Caller) -> None:
+    """Raises Forbidden where `caller` may not edit or delete the message: it is somebody else's."""
+    if caller.is_admin or caller.is_app or caller.is_server:
         return
     # The nameless are not told apart, nor from the app: only what one of them is writing is theirs, if they may write.
     # And who could not have written it has but the name of an agent: a person may be called `assistant`, too.
-    is_theirs = asker.may_write or message.role == "user"
-    if _is_of(message, asker) and is_theirs and (asker.id is not None or (message.is_streaming and asker.may_write)):
+    is_theirs = caller.may_write or message.role == "user"
+    if _is_of(message, caller) and is_theirs and (caller.id is not None or (message.is_streaming and caller.may_write)):
         return
     raise Forbidden(f"message {message.id!r} is somebody else's; changing it needs the capability 'admin'")
 
 
-def _is_writer(message: MessageState, asker: Asker) -> bool:
+def _is_writer(message: MessageState, caller: Caller) -> bool:
     writer = message.writer
     if writer is None:
-        return _is_author(message, asker)
-    if asker.writer is not None:  # two of one name in this process, or in two
-        return writer.by == asker.id
-    return writer.node is None and writer.by == asker.id
+        return _is_author(message, caller)
+    if caller.writer is not None:  # two of one name in this process, or in two
+        return writer.by == caller.id
+    return writer.node is None and writer.by == caller.id
 
 
-def _is_author(message: MessageState, asker: Asker) -> bool:
-    return asker.id is not None and message.author == asker.id
+def _is_author(message: MessageState, caller: Caller) -> bool:
+    return caller.id is not None and message.author == caller.id
 
 
-def _is_of(message: MessageState, asker: Asker) -> bool:
-    """Did `asker` begin the message, or go on with it? Nobody's messages are not those of the nameless."""
-    return _is_author(message, asker) or _is_writer(message, asker)
+def _is_of(message: MessageState, caller: Caller) -> bool:
+    """Did `caller` begin the message, or go on with it? Nobody's messages are not those of the nameless."""
+    return _is_author(message, caller) or _is_writer(message, caller)
 
 
 def _create(
     state: Decidable,
     message_id: str,
     request: CreateMessage,
-    asker: Asker,
+    caller: Caller,
     now_ms: int,
     limits: Limits,
     is_served: bool,
 ) -> Decision:
     check_id(message_id)
-    fingerprint = _fingerprint(request, asker)
+    fingerprint = _fingerprint(request, caller)
     known = state.message(message_id)
     if known is not None:
         # Whoever neither reads nor wrote it learns of an id only that it cannot be theirs.
-        if known.deleted and (asker.may_read or _is_author(known, asker)):
+        if known.deleted and (caller.may_read or _is_author(known, caller)):
             raise Deleted(f"message {message_id!r} was deleted; its id is not used again")
         if known.deleted or known.digest != fingerprint:
             raise IdConflict(f"message {message_id!r} exists and was created with other content")
         return Decision(serial=known.created, generation=1)
-    check_may_begin(state, asker)
+    check_may_begin(state, caller)
     if request.status == "interrupted":
         raise ForbiddenStatus("interrupted is the server's to give")
     if request.status not in ("complete", "streaming"):
@@ -201,13 +201,13 @@ def _create(
     if request.role not in ROLES:
         raise InvalidRequest("a role is user, assistant, system or tool")
     parts = _parts(request.text, request.parts, limits) or []
-    is_pending = is_served and request.role == "user" and request.status == "complete" and not asker.brings_answer
+    is_pending = is_served and request.role == "user" and request.status == "complete" and not caller.brings_answer
     if is_pending:
         _check_room_for_pending(state, limits)
     op = Create(
         id=message_id,
         role=request.role,
-        author=asker.id,
+        author=caller.id,
         status=request.status,
         parts=parts,
         meta=_merged({}, request.meta, limits),
@@ -215,7 +215,7 @@ def _create(
         reply_to=check_id(request.reply_to, "reply_to") if request.reply_to is not None else None,
         at_ms=now_ms,
         digest=fingerprint,
-        writer=_writer(asker, request.lease_s) if request.status == "streaming" else None,
+        writer=_writer(caller, request.lease_s) if request.status == "streaming" else None,
         is_pending=is_pending,
     )
     return Decision(ops=(op,), generation=1)
@@ -232,11 +232,11 @@ def _check_room_for_pending(state: Decidable, limits: Limits) -> None:
         raise TooMany(f"{limit} bytes of messages wait for an agent in this channel already", limit=limit)
 
 
-def _fingerprint(request: CreateMessage, asker: Asker) -> bytes:
+def _fingerprint(request: CreateMessage, caller: Caller) -> bytes:
     parent = "default" if request.parent is UNSET else [request.parent]
     try:
         return digest(
-            asker.id,
+            caller.id,
             request.role,
             request.text,
             request.parts,
@@ -257,8 +257,8 @@ def _parent(state: Decidable, request: CreateMessage) -> str | None:
     return check_id(request.parent, "parent") if request.parent is not None else None
 
 
-def _writer(asker: Asker, lease_s: float) -> Writer:
-    return asker.writer or Writer(by=asker.id, lease_ms=int(lease_s * 1000))
+def _writer(caller: Caller, lease_s: float) -> Writer:
+    return caller.writer or Writer(by=caller.id, lease_ms=int(lease_s * 1000))
 
 
 def grow(state: ChannelState, key: str, request: AppendText, limits: Limits) -> Append | None:
@@ -364,12 +364,12 @@ def _put_part(message: MessageState, request: PutPart, limits: Limits, now_ms: i
     return Decision(ops=(op,))
 
 
-def _update(message: MessageState, request: UpdateMessage, asker: Asker, limits: Limits, now_ms: int) -> Decision:
+def _update(message: MessageState, request: UpdateMessage, caller: Caller, limits: Limits, now_ms: int) -> Decision:
     if message.is_streaming and request.generation is None:
         raise StillStreaming(f"message {message.id!r} is being written; only its writer may change it")
     if message.is_streaming:
-        _check_writer(message, asker, request.generation)
-        if not (asker.may_write or asker.is_app or asker.is_server):
+        _check_writer(message, caller, request.generation)
+        if not (caller.may_write or caller.is_app or caller.is_server):
             raise Forbidden(f"message {message.id!r} is being written, which takes the capability 'append'")
     if request.generation is not None:
         _check_generation(message, request.generation)
@@ -381,9 +381,9 @@ def _update(message: MessageState, request: UpdateMessage, asker: Asker, limits:
     return Decision(ops=(op,))
 
 
-def _finish(message: MessageState, request: FinishMessage, asker: Asker, limits: Limits, now_ms: int) -> Decision:
+def _finish(message: MessageState, request: FinishMessage, caller: Caller, limits: Limits, now_ms: int) -> Decision:
     _check_generation(message, request.generation)
-    if request.status == "interrupted" and not asker.is_server:
+    if request.status == "interrupted" and not caller.is_server:
         raise ForbiddenStatus("interrupted is the server's to give")
     check_finish(request, limits)
     if message.status == request.status:
@@ -409,10 +409,10 @@ def check_finish(request: FinishMessage, limits: Limits) -> None:
     _merged({}, request.meta, limits)
 
 
-def _take_over(message: MessageState, request: TakeOver, asker: Asker) -> Decision:
+def _take_over(message: MessageState, request: TakeOver, caller: Caller) -> Decision:
     if request.generation is not None and request.generation != message.generation:
         raise Fenced(f"message {message.id!r} is in generation {message.generation}", generation=message.generation)
-    if message.status == "streaming" and not (asker.is_server or asker.is_admin):
+    if message.status == "streaming" and not (caller.is_server or caller.is_admin):
         raise StillStreaming(f"message {message.id!r} is being written")
     if message.status not in ("streaming", "interrupted"):
         raise Finished(f"message {message.id!r} is {message.status}")
@@ -420,7 +420,7 @@ def _take_over(message: MessageState, request: TakeOver, asker: Asker) -> Decisi
     op = Takeover(
         id=message.id,
         generation=generation,
-        writer=_writer(asker, request.lease_s),
+        writer=_writer(caller, request.lease_s),
         request=_request(request.request),
     )
     return Decision(ops=(op,), generation=generation, lengths=[part.length for part in message.parts])

@@ -26,7 +26,7 @@ from holdfast.core.limits import Limits
 from holdfast.core.model import Json, check_json, plain
 from holdfast.core.names import COMMAND_MARK, check_id, command_id, is_own_name
 from holdfast.core.ops import Claim, Command, Create, Finish, Op, Reply, Writer, digest
-from holdfast.core.requests import Asker, ClaimTurn, EndTurn, ReplyCommand, SendCommand, SettleCommand
+from holdfast.core.requests import Caller, ClaimTurn, EndTurn, ReplyCommand, SendCommand, SettleCommand
 from holdfast.core.state import ClaimState, CommandState, MessageState
 
 TO_WRITERS = ("cancel", "steer")  # for whoever is at work on their target
@@ -40,29 +40,29 @@ CRASHED = "crashed"  # why the answer of a turn has failed at which every attemp
 
 
 def send_command(
-    state: Decidable, key: str, request: SendCommand, asker: Asker, now_ms: int, limits: Limits
+    state: Decidable, key: str, request: SendCommand, caller: Caller, now_ms: int, limits: Limits
 ) -> Decision:
     """Store a command; a `cancel` of a turn that nobody has taken is carried out at once."""
     assert key.startswith(COMMAND_MARK)  # without it, what is stored would be read as a message
     check_id(command_id(key), "a command's id")
     check_id(request.name, "a command's name")
-    fingerprint = _fingerprint(request, asker)
+    fingerprint = _fingerprint(request, caller)
     known = state.command(key)
     if known is not None:
         if known.digest != fingerprint:
             raise IdConflict(f"command {command_id(key)!r} exists and was sent with other content")
         return Decision(serial=known.created)
-    check_may_begin(state, asker)
+    check_may_begin(state, caller)
     if not 0 < request.expires_s <= LONGEST_S:
         raise InvalidRequest("a command waits for an answer for at most a day")
     data = _data(request.data, limits)
-    target = _target(state, request, asker)
+    target = _target(state, request, caller)
     command = Command(
         id=key,
         name=request.name,
         target=request.target,
         data=data,
-        by=asker.id,
+        by=caller.id,
         at_ms=now_ms,
         expires_ms=now_ms + int(request.expires_s * 1000),
         digest=fingerprint,
@@ -71,18 +71,18 @@ def send_command(
         assert target.claim is not None
         ops = (command, _cancelled(target, target.claim, now_ms), _reply(key, ok=True))
         return Decision(ops=ops, told=0)  # as a repeat is told: the reply is an event of its own
-    if not (asker.is_server or asker.is_app):
-        _check_room(state, request, asker, limits)
+    if not (caller.is_server or caller.is_app):
+        _check_room(state, request, caller, limits)
     return Decision(ops=(command,))
 
 
-def check_may_begin(state: Decidable, asker: Asker) -> None:
-    """Raises TooMany where this would begin a channel and `asker` may not."""
-    if not asker.may_begin and state.is_empty:
+def check_may_begin(state: Decidable, caller: Caller) -> None:
+    """Raises TooMany where this would begin a channel and `caller` may not."""
+    if not caller.may_begin and state.is_empty:
         raise TooMany("this would begin a channel, and this client has begun too many of late")
 
 
-def _check_room(state: Decidable, request: SendCommand, asker: Asker, limits: Limits) -> None:
+def _check_room(state: Decidable, request: SendCommand, caller: Caller, limits: Limits) -> None:
     """Raises TooMany where so many commands wait for an answer already.
 
     A `cancel` stands apart: whatever else waits, and however long, people can stop what is being written. It needs no
@@ -94,7 +94,9 @@ def _check_room(state: Decidable, request: SendCommand, asker: Asker, limits: Li
         _check_count(sum(one.target == request.target for one in alike), OPEN_CANCELS, "cancels of that target")
         return
     _check_count(len(alike), limits.open_commands, "commands")
-    _check_count(sum(one.by == asker.id for one in alike), max(1, limits.open_commands // 4), "commands of this sender")
+    _check_count(
+        sum(one.by == caller.id for one in alike), max(1, limits.open_commands // 4), "commands of this sender"
+    )
 
 
 def _check_count(count: int, limit: int, what: str) -> None:
@@ -102,17 +104,17 @@ def _check_count(count: int, limit: int, what: str) -> None:
         raise TooMany(f"{limit} {what} wait for an answer already", limit=limit)
 
 
-def reply_command(state: Decidable, key: str, request: ReplyCommand, asker: Asker, limits: Limits) -> Decision:
+def reply_command(state: Decidable, key: str, request: ReplyCommand, caller: Caller, limits: Limits) -> Decision:
     """The answer of whoever could act. The first one counts."""
     command = _command(state, key)
-    if command.reply is not None and _is_repeat(command.reply, request, asker):
+    if command.reply is not None and _is_repeat(command.reply, request, caller):
         return Decision(serial=command.answered)
-    is_senders = asker.id is not None and command.by == asker.id
-    is_at_work = _is_at_work_on(state, command.target, asker)
-    if not (asker.may_read or is_senders or is_at_work):
+    is_senders = caller.id is not None and command.by == caller.id
+    is_at_work = _is_at_work_on(state, command.target, caller)
+    if not (caller.may_read or is_senders or is_at_work):
         raise _unknown(key)
-    if command.name in TO_WRITERS and not (is_at_work or asker.is_admin or asker.is_app or asker.is_server):
-        _check_is_asked(command, asker)
+    if command.name in TO_WRITERS and not (is_at_work or caller.is_admin or caller.is_app or caller.is_server):
+        _check_is_asked(command, caller)
     if command.reply is not None:
         raise AlreadyAnswered(f"command {command_id(key)!r} has its reply")
     reply = Reply(
@@ -120,31 +122,31 @@ def reply_command(state: Decidable, key: str, request: ReplyCommand, asker: Aske
         ok=request.ok,
         data=_data(request.data, limits),
         error=_data(request.error, limits),
-        by=asker.id,
+        by=caller.id,
         request=check_id(request.request, "request") if request.request is not None else None,
     )
     return Decision(ops=(reply,))
 
 
-def _is_repeat(reply: Reply, request: ReplyCommand, asker: Asker) -> bool:
+def _is_repeat(reply: Reply, request: ReplyCommand, caller: Caller) -> bool:
     """Is this the reply that counted, sent again? Whoever it was may be at work no more."""
-    return reply.by == asker.id and request.request is not None and reply.request == request.request
+    return reply.by == caller.id and request.request is not None and reply.request == request.request
 
 
-def _check_is_asked(command: CommandState, asker: Asker) -> None:
-    """Raises Forbidden where a `cancel` or `steer` is not for `asker`, who is not at work on its target.
+def _check_is_asked(command: CommandState, caller: Caller) -> None:
+    """Raises Forbidden where a `cancel` or `steer` is not for `caller`, who is not at work on its target.
 
     The server carries out no `cancel` that has its reply, so a stranger's would keep an answer from being stopped. What
     names no target is for anybody who writes.
     """
     if command.target is not None:
         raise Forbidden(f"{command.name} is answered by whoever is at work on its target")
-    if not asker.may_write:
+    if not caller.may_write:
         raise Forbidden(f"{command.name} is answered by those who write")
 
 
-def _is_at_work_on(state: Decidable, target_id: str | None, asker: Asker) -> bool:
-    """Does `asker`, from elsewhere, write the message, or have its turn, or write all that answers it?
+def _is_at_work_on(state: Decidable, target_id: str | None, caller: Caller) -> bool:
+    """Does `caller`, from elsewhere, write the message, or have its turn, or write all that answers it?
 
     All, and where nobody has the turn: else whoever begins an answer of their own could say that the others' have been
     stopped. What is being worked on is always in memory; of what is over and is not, nobody is at work.
@@ -152,22 +154,22 @@ def _is_at_work_on(state: Decidable, target_id: str | None, asker: Asker) -> boo
     target = state.message(target_id) if target_id is not None else None
     if target is None or target.deleted:
         return False
-    if _is_written_by(target, asker) or _has_turn(target, asker):
+    if _is_written_by(target, caller) or _has_turn(target, caller):
         return True
     if target.claim is not None and target.claim.is_open:
         return False
     answers = [one for one in state.streaming() if one.reply_to == target.id]
-    return bool(answers) and all(_is_written_by(one, asker) for one in answers)
+    return bool(answers) and all(_is_written_by(one, caller) for one in answers)
 
 
-def _is_written_by(message: MessageState, asker: Asker) -> bool:
+def _is_written_by(message: MessageState, caller: Caller) -> bool:
     writer = message.writer
-    return writer is not None and writer.node is None and writer.by == asker.id and asker.may_write
+    return writer is not None and writer.node is None and writer.by == caller.id and caller.may_write
 
 
-def _has_turn(message: MessageState, asker: Asker) -> bool:
+def _has_turn(message: MessageState, caller: Caller) -> bool:
     claim = message.claim
-    return claim is not None and claim.state == "taken" and claim.node is None and is_own_name(claim.by, asker.id)
+    return claim is not None and claim.state == "taken" and claim.node is None and is_own_name(claim.by, caller.id)
 
 
 def settle_command(state: Decidable, key: str, request: SettleCommand, now_ms: int) -> Decision:
@@ -203,7 +205,7 @@ def _carry_out(state: Decidable, target: str, now_ms: int) -> list[Op]:
     return ops
 
 
-def _target(state: Decidable, request: SendCommand, asker: Asker) -> MessageState | None:
+def _target(state: Decidable, request: SendCommand, caller: Caller) -> MessageState | None:
     """The message that a command names. Raises NotFound, Deleted, and Finished where there is nothing to cancel."""
     if request.target is None:
         if request.name == "cancel":
@@ -211,7 +213,7 @@ def _target(state: Decidable, request: SendCommand, asker: Asker) -> MessageStat
         return None
     check_id(request.target, "target")
     target = state.message(request.target)
-    if target is None or not (asker.may_read or _is_of(target, asker)):  # nor may it learn what exists
+    if target is None or not (caller.may_read or _is_of(target, caller)):  # nor may it learn what exists
         raise NotFound(f"there is no message {request.target!r}")
     if target.deleted:
         raise Deleted(f"message {request.target!r} was deleted")
@@ -220,10 +222,10 @@ def _target(state: Decidable, request: SendCommand, asker: Asker) -> MessageStat
     return target
 
 
-def _is_of(message: MessageState, asker: Asker) -> bool:
-    """Did `asker` begin the message, or go on with it?"""
+def _is_of(message: MessageState, caller: Caller) -> bool:
+    """Did `caller` begin the message, or go on with it?"""
     writer = message.writer
-    return asker.id is not None and (message.author == asker.id or (writer is not None and writer.by == asker.id))
+    return caller.id is not None and (message.author == caller.id or (writer is not None and writer.by == caller.id))
 
 
 def _is_at_work(state: Decidable, target: MessageState) -> bool:
@@ -265,9 +267,9 @@ def _data(value: Json, limits: Limits) -> Json:
     return plain({"data": value})["data"]
 
 
-def _fingerprint(request: SendCommand, asker: Asker) -> bytes:
+def _fingerprint(request: SendCommand, caller: Caller) -> bytes:
     try:
-        return digest(asker.id, request.name, request.target, request.data)
+        return digest(caller.id, request.name, request.target, request.data)
     except UnicodeEncodeError:
         raise InvalidText("the command holds a lone surrogate") from None
     except (TypeError, ValueError, OverflowError, RecursionError) as error:
@@ -277,14 +279,14 @@ def _fingerprint(request: SendCommand, asker: Asker) -> bytes:
 # -- turns -----------------------------------------------------------------------------------------------------
 
 
-def claim_turn(message: MessageState, request: ClaimTurn, asker: Asker, now_ms: int) -> Decision:
+def claim_turn(message: MessageState, request: ClaimTurn, caller: Caller, now_ms: int) -> Decision:
     """Take the turn of `message`, as the successor of attempt `request.generation`."""
     claim = _open_claim(message)
     if claim.generation != request.generation:
-        if asker.writer is not None and claim == _claim_of(asker, request):
+        if caller.writer is not None and claim == _claim_of(caller, request):
             return Decision(serial=message.last, generation=claim.generation)  # it was ours, in truth
         raise Fenced(f"attempt {claim.generation} of this turn is at work", generation=claim.generation)
-    taken = _claim_of(asker, request)
+    taken = _claim_of(caller, request)
     op = Claim(
         id=message.id,
         state="taken",
@@ -299,10 +301,10 @@ def claim_turn(message: MessageState, request: ClaimTurn, asker: Asker, now_ms: 
     return Decision(ops=(op,), generation=taken.generation)
 
 
-def end_turn(message: MessageState, request: EndTurn, asker: Asker, now_ms: int) -> Decision:
+def end_turn(message: MessageState, request: EndTurn, caller: Caller, now_ms: int) -> Decision:
     """The turn of `message` is over; only the attempt that is at work says so."""
     claim = message.claim
-    is_ours = asker.is_app or asker.is_server or (claim is not None and claim.node is None and claim.by == asker.id)
+    is_ours = caller.is_app or caller.is_server or (claim is not None and claim.node is None and claim.by == caller.id)
     if claim is not None and is_ours and (claim.state, claim.generation) == (request.state, request.generation):
         return Decision(serial=message.last, generation=claim.generation)
     claim = _open_claim(message)
@@ -333,11 +335,11 @@ def _failed(message: MessageState, claim: ClaimState, answer_id: str, now_ms: in
     return answer, Finish(id=answer_id, status="failed", reason=CRASHED, meta={}, at_ms=now_ms)
 
 
-def _claim_of(asker: Asker, request: ClaimTurn) -> ClaimState:
-    node = asker.writer.node if asker.writer is not None else None
+def _claim_of(caller: Caller, request: ClaimTurn) -> ClaimState:
+    node = caller.writer.node if caller.writer is not None else None
     lease_ms = 0 if node is not None else int(request.lease_s * 1000)
     within, attempt = request.within, request.within_generation
-    return ClaimState("taken", request.generation + 1, asker.id, node, lease_ms, within, attempt)
+    return ClaimState("taken", request.generation + 1, caller.id, node, lease_ms, within, attempt)
 
 
 def _open_claim(message: MessageState) -> ClaimState:

@@ -156,11 +156,11 @@ AboutMessages = (
 Request = CreateMessage | AboutMessages | AboutCommands
 
 
-class Asker(Struct, frozen=True, kw_only=True):
+class Caller(Struct, frozen=True, kw_only=True):
     """Who asks, as the server knows it; never taken from the request."""
 
     id: str | None = None  # the client id; becomes author and writer
-    writer: Writer | None = None  # the writer this asker would be
+    writer: Writer | None = None  # the writer this caller would be
     is_admin: bool = False  # may change and delete what others wrote
     may_read: bool = True  # may know what exists
     may_begin: bool = True  # may ask for what begins a channel: clients begin so many an hour
@@ -170,4 +170,4 @@ class Asker(Struct, frozen=True, kw_only=True):
     is_server: bool = False  # the hub itself: may interrupt, and take over what still streams
 
 
-SERVER = Asker(is_server=True)  # where it asks in nobody's name
+SERVER = Caller(is_server=True)  # where it asks in nobody's name

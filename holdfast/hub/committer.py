@@ -28,7 +28,7 @@ from holdfast.core.events import CommandReply
 from holdfast.core.limits import Limits
 from holdfast.core.model import Command, Message
 from holdfast.core.ops import Append, Entry
-from holdfast.core.requests import AppendText, Asker, CreateMessage, Request, SendCommand, UpdateMessage
+from holdfast.core.requests import AppendText, Caller, CreateMessage, Request, SendCommand, UpdateMessage
 from holdfast.hub.channel import Channel
 from holdfast.hub.clock import Clock
 from holdfast.stores.base import Committed, CommitUnknown, Conflict, Store, Write
@@ -88,7 +88,7 @@ class Ask(Struct, gc=False):
 
     key: str
     request: Request
-    asker: Asker
+    caller: Caller
     is_unclear: bool = False  # was it granted before, and nobody knows whether that was stored?
 
 
@@ -349,7 +349,7 @@ class Committer:
         """The entry for what is asked first of `channel`, if that is text for a message that grows and no more."""
         (ask,) = asks
         request, state = ask.request, channel.state
-        if type(request) is not AppendText or not ask.asker.is_app:
+        if type(request) is not AppendText or not ask.caller.is_app:
             return None
         op = grow(state, ask.key, request, self._limits)
         if op is None or state.messages[op.id].undocumented_bytes + len(op.text) > DOCUMENT_BYTES:
@@ -372,7 +372,7 @@ class Committer:
         is_served = isinstance(request, CreateMessage) and self._is_served(channel.name)
         try:
             decision = decide(
-                draft, ask.key, request, asker=ask.asker, now_ms=now_ms, limits=self._limits, is_served=is_served
+                draft, ask.key, request, caller=ask.caller, now_ms=now_ms, limits=self._limits, is_served=is_served
             )
         except HoldfastError as error:
             return error
@@ -545,8 +545,8 @@ class Committer:
         self._let_go(item)
         if decided.grown is None:  # else a writer of this process
             for ask in decided.granted:
-                asker = ask.asker
-                if asker.writer is None and not asker.is_server:
+                caller = ask.caller
+                if caller.writer is None and not caller.is_server:
                     self._accepted(decided.channel, ask.key)
         item.answered(decided)
 
@@ -586,7 +586,7 @@ def _answer(channel: Channel, ask: Ask, decision: Decision, serial: int) -> Answ
         known = channel.state.message(ask.key)
         message = known.message() if known is not None and not known.deleted else None
         # Not new, and ours all the same: an unclear commit had stored it in truth.
-        is_new = is_new or (ask.is_unclear and known is not None and known.writer == ask.asker.writer)
+        is_new = is_new or (ask.is_unclear and known is not None and known.writer == ask.caller.writer)
     return Answer(
         serial=serial,
         cursor=str(channel.state.cursor),
@@ -598,7 +598,7 @@ def _answer(channel: Channel, ask: Ask, decision: Decision, serial: int) -> Answ
         part=decision.part,
         length=decision.length,
         lengths=decision.lengths,
-        is_blind=not ask.asker.may_read,
+        is_blind=not ask.caller.may_read,
     )
 
 

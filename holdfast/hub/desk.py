@@ -23,7 +23,7 @@ from holdfast.core.errors import HoldfastError, TooMany
 from holdfast.core.events import Signal
 from holdfast.core.names import COMMAND_MARK, command_key
 from holdfast.core.ops import Writer
-from holdfast.core.requests import SERVER, Asker, ClaimTurn, EndTurn, SendCommand
+from holdfast.core.requests import SERVER, Caller, ClaimTurn, EndTurn, SendCommand
 from holdfast.core.state import ClaimState, MessageState
 from holdfast.hub.channel import Channel
 from holdfast.hub.clock import Clock
@@ -363,7 +363,7 @@ class Desk:
 
     def _claim(self, channel: str, message_id: str, place: tuple[int, int], worker: Worker) -> None:
         writer = Writer(by=worker.name, node=self._node) if worker.is_local else None
-        asker = Asker(id=worker.name, writer=writer, is_server=True)
+        caller = Caller(id=worker.name, writer=writer, is_server=True)
         lease_s = 0.0 if worker.is_local else LEASE_S
 
         def done(answer: Answer | HoldfastError) -> None:
@@ -378,7 +378,7 @@ class Desk:
             self._claimed(worker, Turn(channel, message_id, answer.generation, lease_s or None))
 
         try:
-            self._submit(channel, message_id, ClaimTurn(generation=place[1], lease_s=lease_s), asker, done)
+            self._submit(channel, message_id, ClaimTurn(generation=place[1], lease_s=lease_s), caller, done)
         except HoldfastError as error:
             done(error)
 
@@ -502,12 +502,12 @@ class Desk:
 
     def end(self, worker: Worker, turn: Turn, state: Literal["done", "cancelled"], done: Done) -> None:
         """The worker's work on `turn` is over: store that, and offer what waits. `done` gets the answer."""
-        asker = Asker(id=worker.name, is_server=worker.is_local)
+        caller = Caller(id=worker.name, is_server=worker.is_local)
 
         self._forget_worker(worker, turn)
         try:
             request = EndTurn(generation=turn.generation, state=state)
-            self._submit(turn.channel, turn.message_id, request, asker, done)
+            self._submit(turn.channel, turn.message_id, request, caller, done)
         except HoldfastError as error:
             done(error)
 

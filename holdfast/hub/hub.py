@@ -38,7 +38,7 @@ from holdfast.core.names import COMMAND_MARK, check_channel, check_id, check_key
 from holdfast.core.ops import Writer
 from holdfast.core.requests import (
     SERVER,
-    Asker,
+    Caller,
     ClaimTurn,
     CreateMessage,
     DeleteMessage,
@@ -335,7 +335,7 @@ class HubCore:
             parent=parent,
             reply_to=reply_to,
         )
-        answer = await self.ask(channel, self._id(id), request, self.asker(author))
+        answer = await self.ask(channel, self._id(id), request, self.caller(author))
         return _present(answer)
 
     async def update(
@@ -350,7 +350,7 @@ class HubCore:
     ) -> Message:
         """Change a finished message; returns it. `meta` is merged, None removes a key. Raises VersionConflict, …"""
         request = UpdateMessage(text=text, parts=parts, meta=meta or {}, if_version=if_version)
-        return _present(await self.ask(channel, message_id, request, self.asker(None)))
+        return _present(await self.ask(channel, message_id, request, self.caller(None)))
 
     async def finish(
         self,
@@ -369,7 +369,7 @@ class HubCore:
             meta=meta or {},
             generation=known.generation,
         )
-        await self.ask(channel, message_id, request, self.asker(None))
+        await self.ask(channel, message_id, request, self.caller(None))
 
     async def take_over(self, channel: str, message_id: str, *, author: str | None = None) -> MessageWriter:
         """Go on with an interrupted message: a writer that stands where the other one ended, which is fenced off.
@@ -379,7 +379,7 @@ class HubCore:
         known = await self._message(channel, message_id)
         request = TakeOver(generation=known.generation, request=self.new_id())
         try:
-            answer = await self.ask(channel, message_id, request, self.asker(author))
+            answer = await self.ask(channel, message_id, request, self.caller(author))
         except (StoreUnavailable, asyncio.CancelledError):
             # It may have been stored, and nobody would write then. What is in memory does not know of it yet.
             self.start_background(self._end_left(channel, message_id, known.generation + 1))
@@ -396,7 +396,7 @@ class HubCore:
 
     async def delete(self, channel: str, message_id: str) -> None:
         """Delete a message; its text is gone from the store within a minute, its id is not used again."""
-        await self.ask(channel, message_id, DeleteMessage(), self.asker(None))
+        await self.ask(channel, message_id, DeleteMessage(), self.caller(None))
 
     async def delete_channel(self, channel: str) -> None:
         """Empty a channel. Its viewers begin anew, and its next message begins a new epoch."""
@@ -421,7 +421,7 @@ class HubCore:
         key = command_key(self._id(id))
         request = SendCommand(name=name, target=target, data=data, expires_s=expires_s)
         await self.start()
-        answer = await self._ask(check_channel(channel), key, request, self.asker(by))
+        answer = await self._ask(check_channel(channel), key, request, self.caller(by))
         assert answer.command is not None
         return answer.command
 
@@ -439,7 +439,7 @@ class HubCore:
         key = command_key(check_id(command_id))
         await self.start()
         request = ReplyCommand(ok=ok, data=data, error=error)
-        await self._ask(check_channel(channel), key, request, self.asker(by))
+        await self._ask(check_channel(channel), key, request, self.caller(by))
 
     async def signal(self, channel: str, name: str, data: Json = None, *, by: str | None = None) -> None:
         """Tell those who watch `channel` now; never stored. Raises TooLarge."""
@@ -482,17 +482,17 @@ class HubCore:
         """A new id; ids sort by time."""
         return self.clock.new_id()
 
-    async def ask(self, channel: str, message_id: str, request: Request, asker: Asker) -> Answer:
+    async def ask(self, channel: str, message_id: str, request: Request, caller: Caller) -> Answer:
         """Have `request` decided and stored. Raises what was decided against it; what is returned is durable."""
         await self.start()
-        return await self._ask(check_channel(channel), check_key(message_id), request, asker)
+        return await self._ask(check_channel(channel), check_key(message_id), request, caller)
 
-    def submit(self, channel: str, message_id: str, request: Request, asker: Asker, done: Done) -> None:
+    def submit(self, channel: str, message_id: str, request: Request, caller: Caller, done: Done) -> None:
         """As `ask`, without waiting: `done` is called with the answer or the error. The hub must have started.
 
         Requests of one channel are decided in the order they were submitted. Raises Busy, InvalidName.
         """
-        ask = Ask(check_key(message_id), request, asker)
+        ask = Ask(check_key(message_id), request, caller)
         self.queue(Waiting(check_channel(channel), ask, done, _size_of(request)))
 
     @property
@@ -546,13 +546,13 @@ class HubCore:
         if claim.state != "pending":
             return turn is not None and self.desk.is_held(channel, message_id, within, attempt)
         writer = Writer(by=by, node=self.node) if holder.node is not None else None
-        asker = Asker(id=by, writer=writer, is_server=True)
+        caller = Caller(id=by, writer=writer, is_server=True)
         request = ClaimTurn(
             generation=claim.generation, lease_s=holder.lease_ms / 1000, within=within, within_generation=attempt
         )
         try:
             with self.desk.taking(channel, message_id, within, attempt):
-                await self.ask(channel, message_id, request, asker)
+                await self.ask(channel, message_id, request, caller)
         except (Fenced, Finished, Deleted, NotFound):
             return False
         return True
@@ -691,9 +691,9 @@ class HubCore:
                 if not error.retry or isinstance(error, Draining):
                     return
 
-    def asker(self, author: str | None) -> Asker:
+    def caller(self, author: str | None) -> Caller:
         """Somebody in this process."""
-        return Asker(id=author, writer=Writer(by=author, node=self.node), is_app=True)
+        return Caller(id=author, writer=Writer(by=author, node=self.node), is_app=True)
 
     # -- inside ------------------------------------------------------------------------------------------------
 
@@ -724,9 +724,9 @@ class HubCore:
     def _id(self, message_id: str | None) -> str:
         return check_id(message_id) if message_id is not None else self.new_id()
 
-    async def _ask(self, channel: str, message_id: str, request: Request, asker: Asker) -> Answer:
+    async def _ask(self, channel: str, message_id: str, request: Request, caller: Caller) -> Answer:
         answered, done = answered_later()
-        self.queue(Waiting(channel, Ask(message_id, request, asker), done, _size_of(request)))
+        self.queue(Waiting(channel, Ask(message_id, request, caller), done, _size_of(request)))
         return await answered
 
     async def _message(self, channel: str, message_id: str) -> MessageState:
@@ -848,7 +848,7 @@ class HubCore:
         if not message.is_streaming or writer is None or writer.node in (None, self.node):
             return
         adopter = next((one for pattern, one in self._adopters if matches(pattern, channel)), None)
-        server = Asker(id=writer.by, writer=Writer(by=writer.by, node=self.node), is_server=True)
+        server = Caller(id=writer.by, writer=Writer(by=writer.by, node=self.node), is_server=True)
         if adopter is None:
             end = FinishMessage(status="interrupted", generation=message.generation)
             with contextlib.suppress(Finished, Fenced, Deleted, NotFound):  # an overdue `cancel` was faster

@@ -16,7 +16,7 @@ from msgspec.structs import force_setattr
 
 from holdfast.core.errors import Forbidden, LocalError, Unauthenticated
 from holdfast.core.names import check_id
-from holdfast.core.requests import Asker
+from holdfast.core.requests import Caller
 from holdfast.hub.patterns import check_pattern, matches
 
 CAPABILITIES = frozenset(
@@ -99,10 +99,10 @@ class Identity(Struct, frozen=True, kw_only=True):
         granted = {EVERYWHERE: other.capabilities, **(other.grants or {})}
         return all(self.has_pattern(one, pattern) for pattern, names in granted.items() for one in names)
 
-    def asker(self, channel: str | None = None) -> Asker:
+    def caller(self, channel: str | None = None) -> Caller:
         """This identity as the one who asks something of `channel`; of no channel, with what it may do on all."""
         has = self.has_everywhere if channel is None else _on(self, channel)
-        return Asker(
+        return Caller(
             id=self.client_id,
             is_admin=has("admin"),
             may_read=has("subscribe") or has("history"),

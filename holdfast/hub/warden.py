@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from holdfast.core.errors import HoldfastError
 from holdfast.core.names import COMMAND_MARK
-from holdfast.core.requests import SERVER, Asker, FinishMessage, Request, SettleCommand
+from holdfast.core.requests import SERVER, Caller, FinishMessage, Request, SettleCommand
 from holdfast.core.state import CommandState, MessageState
 from holdfast.hub.channel import Channel
 from holdfast.hub.clock import Clock
@@ -29,7 +29,7 @@ CANCEL_S = 2.0  # for whoever writes to carry out a `cancel`
 BROKEN_S = 3.0  # what is left of a lease when its holder's socket breaks
 RETRY_S = 1.0  # after a store that failed
 
-Submit = Callable[[str, str, Request, Asker, Done], None]
+Submit = Callable[[str, str, Request, Caller, Done], None]
 
 
 class _Holder(NamedTuple):

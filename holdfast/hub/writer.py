@@ -32,7 +32,7 @@ from holdfast.core.errors import (
     public_reason,
 )
 from holdfast.core.model import Json, Message, Part, check_json, check_part, plain
-from holdfast.core.requests import AppendText, Asker, CreateMessage, FinishMessage, PutPart, Request, UpdateMessage
+from holdfast.core.requests import AppendText, Caller, CreateMessage, FinishMessage, PutPart, Request, UpdateMessage
 from holdfast.core.state import KEPT_REQUESTS, part_bytes, utf8_len
 from holdfast.core.surrogates import SurrogateJoiner
 from holdfast.hub.committer import Answer, Ask, Decided, answered_later
@@ -51,7 +51,7 @@ class MessageWriter:
     """Writes one streaming message. Made by `Hub.message`; used by one task at a time."""
 
     __slots__ = (  # it has more attributes than Python finds fast in a dictionary
-        "_asker",
+        "_caller",
         "_author",
         "_create",
         "_error",
@@ -101,7 +101,7 @@ class MessageWriter:
         self._hub = hub
         self._create = create
         self._author = author
-        self._asker: Asker = hub.asker(author)
+        self._caller: Caller = hub.caller(author)
         self._longest = hub.limits.append_bytes // 4  # of an append, in characters, which have at most four bytes
         self._furthest = hub.limits.writer_bytes
         self._lengths: dict[int, int] = {}  # accepted code points, by part
@@ -231,7 +231,7 @@ class MessageWriter:
             self._hub.register_writer(self)
             return self
         await self._hub.start()
-        self._asker = self._hub.asker(self._author)
+        self._caller = self._hub.caller(self._author)
         self._hub.register_writer(self)
         try:
             answer = await self._created(self._create)
@@ -248,7 +248,7 @@ class MessageWriter:
     async def _created(self, create: CreateMessage) -> Answer:
         """Store the beginning. Cancelled in the middle of it, the message is ended as cancelled, if it was begun."""
         creating, done = answered_later()
-        self._hub.submit(self.channel, self.id, create, self._asker, done)
+        self._hub.submit(self.channel, self.id, create, self._caller, done)
         try:
             return await asyncio.shield(creating)
         except asyncio.CancelledError:
@@ -256,7 +256,7 @@ class MessageWriter:
             if creating.done() and creating.exception() is None and creating.result().created:
                 end = FinishMessage(status="cancelled", generation=1)
                 with contextlib.suppress(HoldfastError):  # a hub that leaves: the next start sees to it
-                    await self._hub.ask(self.channel, self.id, end, self._asker)
+                    await self._hub.ask(self.channel, self.id, end, self._caller)
             raise
 
     async def __aenter__(self) -> Self:
@@ -287,7 +287,7 @@ class MessageWriter:
         """
         self._gather()
         if len(self._queue) == 1 and not self._flying and not self._is_interrupting:  # as nearly always
-            ask = Ask(self.id, self._queue.popleft(), self._asker)
+            ask = Ask(self.id, self._queue.popleft(), self._caller)
             self._flying.append(ask)
             self._flying_bytes = self.unstored_bytes
             return (ask,)
@@ -305,10 +305,10 @@ class MessageWriter:
 
     def _take_off(self) -> None:
         """The first request that is accepted is about to be decided."""
-        request, asker = self._queue.popleft(), self._asker
+        request, caller = self._queue.popleft(), self._caller
         if self._is_interrupting and isinstance(request, FinishMessage):
-            asker = replace(asker, is_server=True)
-        self._flying.append(Ask(self.id, request, asker))
+            caller = replace(caller, is_server=True)
+        self._flying.append(Ask(self.id, request, caller))
 
     def answered(self, decided: Decided) -> None:
         self._live = decided.channel
@@ -513,7 +513,7 @@ class MessageWriter:
         end = FinishMessage(status="failed", reason=error.code, generation=self.generation)
         try:
             async with asyncio.timeout(PATIENCE_S):
-                await self._hub.ask(self.channel, self.id, end, self._asker)
+                await self._hub.ask(self.channel, self.id, end, self._caller)
         except (HoldfastError, TimeoutError) as trouble:
             logger.warning("message %r of %s could not be ended as failed: %r", self.id, self.channel, trouble)
 

@@ -130,7 +130,7 @@ class _Work(Generic[T]):
         self.is_dropped = False
 
     def run(self) -> None:
-        # Here "begun" is said before "dropped" is read, in `ask` the other way round: so work of which the asker
+        # Here "begun" is said before "dropped" is read, in `ask` the other way round: so work of which the caller
         # was told that it is not begun is never done.
         self.is_begun = True
         if self.is_dropped:
@@ -150,7 +150,7 @@ class _Work(Generic[T]):
     def _settle(self, result: Any, error: BaseException | None) -> None:
         assert self._answer is not None
         if self._answer.done():
-            return  # the asker went away
+            return  # the caller went away
         if error is not None:
             self._answer.set_exception(error)
         else:

@@ -34,7 +34,7 @@ from holdfast.core.model import Json
 from holdfast.core.ops import Command, Create, Writer
 from holdfast.core.requests import (
     AppendText,
-    Asker,
+    Caller,
     ClaimTurn,
     CreateMessage,
     DeleteMessage,
@@ -54,7 +54,7 @@ from holdfast.core.text import Text
 from holdfast.stores.base import NOTHING, Committed, Conflict, Head, Store, Write
 
 LIMITS = Limits()
-SERVER = Asker(id="server", writer=Writer(by="server", node="n1"), is_server=True)
+SERVER = Caller(id="server", writer=Writer(by="server", node="n1"), is_server=True)
 MINUTE_MS = 60_000
 PAGE = 1_000_000  # bytes: more than a test's messages have
 
@@ -158,7 +158,7 @@ class Chat:
         await self.do(documents=[message_id for channel, message_id in due if channel == self.channel])
 
 
-_DECIDING: dict[str, Json] = {"asker": SERVER, "now_ms": 1_000, "limits": LIMITS}
+_DECIDING: dict[str, Json] = {"caller": SERVER, "now_ms": 1_000, "limits": LIMITS}
 
 
 def _in_generation(draft: Draft, message_id: str, request: Request) -> Request:

@@ -34,7 +34,7 @@ from holdfast.core.model import Part
 from holdfast.core.names import check_channel, check_id, command_key
 from holdfast.core.requests import (
     AppendText,
-    Asker,
+    Caller,
     CreateMessage,
     DeleteMessage,
     EnterChannel,
@@ -106,15 +106,15 @@ class Call:
 
     async def ask(self, message_id: str, asked: Asked, *, status: int = 200) -> Response:
         """Ask the hub and say what it answered."""
-        answer = await self.hub.ask(self.channel, message_id, asked, asker_of(self.hub, self.identity, self.channel))
+        answer = await self.hub.ask(self.channel, message_id, asked, caller_of(self.hub, self.identity, self.channel))
         note_answer(self.hub, self.identity, answer)
         return _json(answer_fields(asked, answer), status=_status(asked, answer, status))
 
 
-def asker_of(hub: HubCore, identity: Identity, channel: str) -> Asker:
+def caller_of(hub: HubCore, identity: Identity, channel: str) -> Caller:
     """`identity` as the one who asks something of `channel`."""
-    asker = identity.asker(channel)
-    return asker if hub.rates.may_begin(identity) else replace(asker, may_begin=False)
+    caller = identity.caller(channel)
+    return caller if hub.rates.may_begin(identity) else replace(caller, may_begin=False)
 
 
 def note_answer(hub: HubCore, identity: Identity, answer: Answer) -> None:
@@ -257,7 +257,7 @@ async def signal(call: Call) -> Response:
 async def delete(call: Call) -> Response:
     """`DELETE …/messages/{id}`."""
     call.check("publish")
-    await call.hub.ask(call.channel, call.id, DeleteMessage(), call.identity.asker(call.channel))
+    await call.hub.ask(call.channel, call.id, DeleteMessage(), call.identity.caller(call.channel))
     return Response(status_code=204, headers=_NO_STORE)
 
 

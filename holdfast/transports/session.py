@@ -70,7 +70,7 @@ from holdfast.transports.frames import (
     WorkFrame,
     decoder,
 )
-from holdfast.transports.http import asker_of, check_create, check_update, note_answer
+from holdfast.transports.http import caller_of, check_create, check_update, note_answer
 from holdfast.transports.past import Past, known_since, past_of
 from holdfast.transports.socket_worker import SocketWorker
 from holdfast.transports.sse import RETRY_MS, allowed_history
@@ -384,7 +384,7 @@ class Session:
             if isinstance(frame, CommandFrame | ReplyFrame):
                 key = command_key(key)
             done = partial(self._answered, frame.ref, (channel, key), request, weight)
-            self._hub.submit(channel, key, request, asker_of(self._hub, self.identity, channel), done)
+            self._hub.submit(channel, key, request, caller_of(self._hub, self.identity, channel), done)
         except HoldfastError as error:
             self.refuse(frame.ref, error)
             return

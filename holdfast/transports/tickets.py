@@ -35,7 +35,7 @@ _ask = msgspec.json.Decoder(AskTicket)
 
 
 async def create_ticket(call: Call) -> Response:
-    """`POST /v1/tickets`. Raises Forbidden unless the asker may subscribe to the channel."""
+    """`POST /v1/tickets`. Raises Forbidden unless the caller may subscribe to the channel."""
     asked = await call.body(_ask)
     ticket = call.hub.tickets.issue(call.identity, check_channel(asked.channel))
     body = msgspec.json.encode(TicketIssued(ticket=ticket))

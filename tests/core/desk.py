@@ -18,7 +18,7 @@ from holdfast.core.names import command_key
 from holdfast.core.ops import Entry, Writer
 from holdfast.core.requests import (
     AppendText,
-    Asker,
+    Caller,
     ClaimTurn,
     CreateMessage,
     DeleteMessage,
@@ -35,14 +35,14 @@ from holdfast.core.requests import (
 )
 from holdfast.core.state import ChannelState, CommandState, MessageState, apply_entry
 
-ANN = Asker(id="ann")
-BOB = Asker(id="bob")
-ADMIN = Asker(id="root", is_admin=True)
-NAMELESS = Asker()
-PERSON = Asker(id="eve", may_write=False)  # writes no answers
-SERVER = Asker(id="ann", is_server=True)
-APP = Asker(id="app", writer=Writer(by="app", node="here"), is_app=True)
-AGENT = Asker(id="agent", writer=Writer(by="agent", node="here"), is_server=True)  # as the desk of a hub claims turns
+ANN = Caller(id="ann")
+BOB = Caller(id="bob")
+ADMIN = Caller(id="root", is_admin=True)
+NAMELESS = Caller()
+PERSON = Caller(id="eve", may_write=False)  # writes no answers
+SERVER = Caller(id="ann", is_server=True)
+APP = Caller(id="app", writer=Writer(by="app", node="here"), is_app=True)
+AGENT = Caller(id="agent", writer=Writer(by="agent", node="here"), is_server=True)  # as the desk of a hub claims turns
 
 
 class Desk:
@@ -57,13 +57,13 @@ class Desk:
         self.now_ms = 1_000
         self.is_served = False  # do agents answer here?
 
-    def ask(self, message_id: str, request: Request, asker: Asker = ANN) -> Decision:
+    def ask(self, message_id: str, request: Request, caller: Caller = ANN) -> Decision:
         """Decide; a decision that stores something gets the serial of its last operation, unless it names another."""
         decision = decide(
             self.draft,
             message_id,
             request,
-            asker=asker,
+            caller=caller,
             now_ms=self.now_ms,
             limits=self.limits,
             is_served=self.is_served,
@@ -108,56 +108,58 @@ class Desk:
 
     # -- requests ----------------------------------------------------------------------------------------------
 
-    def create(self, message_id: str, *, asker: Asker = ANN, **fields: Any) -> Decision:
-        return self.ask(message_id, CreateMessage(**fields), asker)
+    def create(self, message_id: str, *, caller: Caller = ANN, **fields: Any) -> Decision:
+        return self.ask(message_id, CreateMessage(**fields), caller)
 
     def stream(self, message_id: str, text: str | None = None, **fields: Any) -> Decision:
         """Create a streaming message."""
         return self.create(message_id, text=text, status="streaming", role="assistant", **fields)
 
-    def append(self, message_id: str, text: str, *, asker: Asker = ANN, **fields: Any) -> Decision:
-        return self.ask(message_id, AppendText(text=text, **fields), asker)
+    def append(self, message_id: str, text: str, *, caller: Caller = ANN, **fields: Any) -> Decision:
+        return self.ask(message_id, AppendText(text=text, **fields), caller)
 
-    def part(self, message_id: str, index: int, part: dict[str, Any], *, asker: Asker = ANN, **fields: Any) -> Decision:
-        return self.ask(message_id, PutPart(index=index, part=part, **fields), asker)
+    def part(
+        self, message_id: str, index: int, part: dict[str, Any], *, caller: Caller = ANN, **fields: Any
+    ) -> Decision:
+        return self.ask(message_id, PutPart(index=index, part=part, **fields), caller)
 
-    def update(self, message_id: str, *, asker: Asker = ANN, **fields: Any) -> Decision:
-        return self.ask(message_id, UpdateMessage(**fields), asker)
+    def update(self, message_id: str, *, caller: Caller = ANN, **fields: Any) -> Decision:
+        return self.ask(message_id, UpdateMessage(**fields), caller)
 
-    def finish(self, message_id: str, status: Any = "complete", *, asker: Asker = ANN, **fields: Any) -> Decision:
-        return self.ask(message_id, FinishMessage(status=status, **fields), asker)
+    def finish(self, message_id: str, status: Any = "complete", *, caller: Caller = ANN, **fields: Any) -> Decision:
+        return self.ask(message_id, FinishMessage(status=status, **fields), caller)
 
     def interrupt(self, message_id: str) -> Decision:
         """The server's word that the writer died."""
-        return self.finish(message_id, "interrupted", asker=SERVER, generation=self.known(message_id).generation)
+        return self.finish(message_id, "interrupted", caller=SERVER, generation=self.known(message_id).generation)
 
-    def take_over(self, message_id: str, *, asker: Asker = BOB, **fields: Any) -> Decision:
-        return self.ask(message_id, TakeOver(**fields), asker)
+    def take_over(self, message_id: str, *, caller: Caller = BOB, **fields: Any) -> Decision:
+        return self.ask(message_id, TakeOver(**fields), caller)
 
-    def delete(self, message_id: str, *, asker: Asker = ANN) -> Decision:
-        return self.ask(message_id, DeleteMessage(), asker)
+    def delete(self, message_id: str, *, caller: Caller = ANN) -> Decision:
+        return self.ask(message_id, DeleteMessage(), caller)
 
-    def renew(self, message_id: str, lease_s: float = 15.0, *, asker: Asker = ANN, **fields: Any) -> Decision:
-        return self.ask(message_id, RenewLease(lease_s=lease_s, **fields), asker)
+    def renew(self, message_id: str, lease_s: float = 15.0, *, caller: Caller = ANN, **fields: Any) -> Decision:
+        return self.ask(message_id, RenewLease(lease_s=lease_s, **fields), caller)
 
-    def command(self, command_id: str, name: str = "steer", *, asker: Asker = ANN, **fields: Any) -> Decision:
-        return self.ask(command_key(command_id), SendCommand(name=name, **fields), asker)
+    def command(self, command_id: str, name: str = "steer", *, caller: Caller = ANN, **fields: Any) -> Decision:
+        return self.ask(command_key(command_id), SendCommand(name=name, **fields), caller)
 
-    def cancel(self, command_id: str, target: str | None, *, asker: Asker = ANN) -> Decision:
-        return self.command(command_id, "cancel", target=target, asker=asker)
+    def cancel(self, command_id: str, target: str | None, *, caller: Caller = ANN) -> Decision:
+        return self.command(command_id, "cancel", target=target, caller=caller)
 
-    def reply(self, command_id: str, *, asker: Asker = ANN, **fields: Any) -> Decision:
-        return self.ask(command_key(command_id), ReplyCommand(**fields), asker)
+    def reply(self, command_id: str, *, caller: Caller = ANN, **fields: Any) -> Decision:
+        return self.ask(command_key(command_id), ReplyCommand(**fields), caller)
 
     def settle(self, command_id: str, *, is_expired: bool = False) -> Decision:
         """The server's word on a command that nobody answered."""
         return self.ask(command_key(command_id), SettleCommand(is_expired=is_expired), SERVER)
 
-    def claim(self, message_id: str, generation: int = 0, *, asker: Asker = AGENT, lease_s: float = 0.0) -> Decision:
-        return self.ask(message_id, ClaimTurn(generation=generation, lease_s=lease_s), asker)
+    def claim(self, message_id: str, generation: int = 0, *, caller: Caller = AGENT, lease_s: float = 0.0) -> Decision:
+        return self.ask(message_id, ClaimTurn(generation=generation, lease_s=lease_s), caller)
 
-    def end(self, message_id: str, generation: int = 1, state: Any = "done", *, asker: Asker = AGENT) -> Decision:
-        return self.ask(message_id, EndTurn(generation=generation, state=state), asker)
+    def end(self, message_id: str, generation: int = 1, state: Any = "done", *, caller: Caller = AGENT) -> Decision:
+        return self.ask(message_id, EndTurn(generation=generation, state=state), caller)
 
 
 def text_part(text: str = "") -> dict[str, Any]:

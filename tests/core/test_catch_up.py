@@ -229,8 +229,8 @@ def test_text_is_split_at_a_finish_and_a_takeover(desk: Desk) -> None:
     desk.append("m", "fore")
     desk.interrupt("m")
     desk.take_over("m")
-    desk.append("m", " af", generation=2, asker=BOB)
-    desk.append("m", "ter", generation=2, asker=BOB)
+    desk.append("m", " af", generation=2, caller=BOB)
+    desk.append("m", "ter", generation=2, caller=BOB)
     interrupted = MessageFinish(serial=4, id="m", status="interrupted", updated_at=1_000)
     after = [
         MessageTakeover(serial=5, id="m"),
@@ -251,8 +251,8 @@ def test_of_several_ends_the_last_ones_are_owed(desk: Desk) -> None:
     desk.append("m", "1")
     desk.interrupt("m")
     desk.take_over("m")
-    desk.append("m", "2", generation=2, asker=BOB)
-    desk.finish("m", generation=2, asker=BOB)
+    desk.append("m", "2", generation=2, caller=BOB)
+    desk.finish("m", generation=2, caller=BOB)
     assert catch_up_events(desk, 1) == [
         MessageAppend(serial=2, id="m", part=0, at=0, text="1"),
         MessageAppend(serial=5, id="m", part=0, at=1, text="2"),
@@ -262,8 +262,8 @@ def test_of_several_ends_the_last_ones_are_owed(desk: Desk) -> None:
 
 def test_a_takeover_of_what_streamed_is_one_event(desk: Desk) -> None:
     desk.stream("m", "a")
-    desk.take_over("m", asker=ADMIN)
-    desk.append("m", "b", generation=2, asker=ADMIN)
+    desk.take_over("m", caller=ADMIN)
+    desk.append("m", "b", generation=2, caller=ADMIN)
     assert catch_up_events(desk, 1) == [
         MessageTakeover(serial=2, id="m"),
         MessageAppend(serial=3, id="m", part=0, at=1, text="b"),
@@ -329,7 +329,7 @@ def test_more_changed_messages_than_the_limit_are_none(desk: Desk) -> None:
 
 def test_a_command_and_its_reply_stand_in_their_places(desk: Desk) -> None:
     desk.stream("m", "")
-    desk.command("c", "steer", target="m", data={"x": 1}, asker=BOB)
+    desk.command("c", "steer", target="m", data={"x": 1}, caller=BOB)
     desk.append("m", "a")
     desk.reply("c", data="yes")
     desk.append("m", "b")
@@ -388,7 +388,7 @@ def test_from_the_store_commands_are_owed_as_they_were(desk: Desk) -> None:
     for name in ("c1", "c2"):
         desk.command(name, "approve")
     desk.create("m", text="x")
-    desk.reply("c1", ok=False, error={"code": "no"}, asker=BOB)
+    desk.reply("c1", ok=False, error={"code": "no"}, caller=BOB)
     other = from_store(desk)
     for since in range(5):
         assert catch_up_events(other, since) == catch_up_events(desk, since)

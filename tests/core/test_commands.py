@@ -28,14 +28,14 @@ from holdfast.core.errors import (
 from holdfast.core.limits import Limits
 from holdfast.core.model import Command as CommandSeen
 from holdfast.core.ops import Claim, Command, Entry, Finish, Reply
-from holdfast.core.requests import Asker, ReplyCommand, SendCommand, SettleCommand
+from holdfast.core.requests import Caller, ReplyCommand, SendCommand, SettleCommand
 from holdfast.core.state import ClaimState, apply_entry
 from tests.core.desk import ADMIN, AGENT, ANN, APP, BOB, NAMELESS, PERSON, SERVER, Desk
 
 HALF = "\ud83d"  # of a surrogate pair
-EVE = Asker(id="eve", may_read=False)
-REMOTE = Asker(id="far", is_server=True)  # the desk of a hub, for an agent elsewhere called so
-FAR = Asker(id="far")
+EVE = Caller(id="eve", may_read=False)
+REMOTE = Caller(id="far", is_server=True)  # the desk of a hub, for an agent elsewhere called so
+FAR = Caller(id="far")
 
 
 @pytest.fixture
@@ -64,7 +64,7 @@ def served() -> Desk:
 
 def test_a_command_is_stored_as_it_was_sent(desk: Desk) -> None:
     desk.stream("m")
-    answer = desk.command("c", "steer", target="m", data={"to": "the point"}, expires_s=60, asker=BOB)
+    answer = desk.command("c", "steer", target="m", data={"to": "the point"}, expires_s=60, caller=BOB)
     (op,) = answer.ops
     assert isinstance(op, Command)
     assert (op.id, op.name, op.target, op.data, op.by) == ("!c", "steer", "m", {"to": "the point"}, "bob")
@@ -105,7 +105,7 @@ def test_the_same_command_again_is_success_when_it_could_not_be_sent_any_more() 
 
 @pytest.mark.parametrize(
     "other",
-    [{"name": "approve"}, {"target": None}, {"target": "n"}, {"data": {"a": 2}}, {"data": None}, {"asker": BOB}],
+    [{"name": "approve"}, {"target": None}, {"target": "n"}, {"data": {"a": 2}}, {"data": None}, {"caller": BOB}],
 )
 def test_another_command_with_the_same_id_is_a_conflict(desk: Desk, other: dict[str, Any]) -> None:
     desk.stream("m")
@@ -158,7 +158,7 @@ def test_who_cannot_read_does_not_learn_which_targets_exist(desk: Desk) -> None:
     desk.create("done", text="x")
     for target in ("never", "gone", "done"):
         with pytest.raises(NotFound) as refusal:
-            desk.cancel("c", target, asker=EVE)
+            desk.cancel("c", target, caller=EVE)
         assert refusal.value.problem() == NotFound(f"there is no message {target!r}").problem()
 
 
@@ -247,92 +247,92 @@ def test_what_an_app_does_to_its_objects_later_does_not_reach_the_log(desk: Desk
     assert (known.data, known.reply.data) == ({"x": [1]}, {"x": [1]})
 
 
-def people(count: int) -> list[Asker]:
-    return [Asker(id=f"person-{number}", may_write=False) for number in range(count)]
+def people(count: int) -> list[Caller]:
+    return [Caller(id=f"person-{number}", may_write=False) for number in range(count)]
 
 
 def test_so_many_commands_may_wait_and_no_more() -> None:
     desk = Desk(Limits(open_commands=2))
     first, second, third = people(3)
-    desk.command("c1", asker=first)
-    desk.command("c2", asker=second)
+    desk.command("c1", caller=first)
+    desk.command("c2", caller=second)
     with pytest.raises(TooMany) as refusal:
-        desk.command("c3", asker=third)
+        desk.command("c3", caller=third)
     assert (refusal.value.details, refusal.value.retry, refusal.value.status) == ({"limit": 2}, True, 429)
     desk.reply("c1")
-    desk.command("c3", asker=third)
+    desk.command("c3", caller=third)
 
 
 def test_commands_of_the_same_batch_count() -> None:
     batch = Desk(Limits(open_commands=2), batches=True)
     first, second, third = people(3)
-    batch.command("c1", asker=first)
-    batch.command("c2", asker=second)
+    batch.command("c1", caller=first)
+    batch.command("c2", caller=second)
     with pytest.raises(TooMany):
-        batch.command("c3", asker=third)
+        batch.command("c3", caller=third)
     batch.reply("c2")
-    batch.command("c3", asker=third)
+    batch.command("c3", caller=third)
     batch.commit()
     assert [one.id for one in batch.state.pending_commands()] == ["!c1", "!c3"]
 
 
 def test_one_sender_has_a_quarter_of_the_room(desk: Desk) -> None:
     for number in range(25):
-        desk.command(f"c{number}", asker=PERSON)
+        desk.command(f"c{number}", caller=PERSON)
     with pytest.raises(TooMany) as refusal:
-        desk.command("more", asker=PERSON)
+        desk.command("more", caller=PERSON)
     assert refusal.value.details == {"limit": 25}
-    desk.command("more", asker=BOB)
+    desk.command("more", caller=BOB)
     desk.reply("c0")
-    desk.command("again", asker=PERSON)
+    desk.command("again", caller=PERSON)
 
 
 def test_a_cancel_has_room_whatever_else_waits() -> None:
     desk = Desk(Limits(open_commands=1))
     desk.stream("m")
-    desk.command("c", asker=PERSON)
+    desk.command("c", caller=PERSON)
     with pytest.raises(TooMany):
-        desk.command("steer", target="m", asker=BOB)
-    desk.cancel("stop", "m", asker=PERSON)
-    desk.cancel("stop-2", "m", asker=BOB)
+        desk.command("steer", target="m", caller=BOB)
+    desk.cancel("stop", "m", caller=PERSON)
+    desk.cancel("stop-2", "m", caller=BOB)
     assert len(desk.state.pending_commands()) == 3
     desk.reply("c")
-    desk.command("c2", asker=PERSON)  # nor do those that were asked to stop leave no room for others
+    desk.command("c2", caller=PERSON)  # nor do those that were asked to stop leave no room for others
 
 
 def test_so_many_cancels_of_one_target_may_wait(desk: Desk) -> None:
     desk.stream("m")
     desk.stream("n")
     for number in range(16):
-        desk.cancel(f"stop-{number}", "m", asker=PERSON)
+        desk.cancel(f"stop-{number}", "m", caller=PERSON)
     with pytest.raises(TooMany) as refusal:
-        desk.cancel("one-more", "m", asker=BOB)
+        desk.cancel("one-more", "m", caller=BOB)
     assert refusal.value.details == {"limit": 16}
-    desk.cancel("other", "n", asker=BOB)
+    desk.cancel("other", "n", caller=BOB)
 
 
-@pytest.mark.parametrize("asker", [SERVER, APP], ids=["server", "app"])
-def test_the_server_and_the_app_have_always_room(asker: Asker) -> None:
+@pytest.mark.parametrize("caller", [SERVER, APP], ids=["server", "app"])
+def test_the_server_and_the_app_have_always_room(caller: Caller) -> None:
     desk = Desk(Limits(open_commands=1))
     desk.stream("m")
-    desk.command("c1", asker=PERSON)
+    desk.command("c1", caller=PERSON)
     for number in range(17):
-        desk.cancel(f"stop-{number}", "m", asker=PERSON if number < 16 else asker)
-        desk.command(f"ask-{number}", asker=asker)
+        desk.cancel(f"stop-{number}", "m", caller=PERSON if number < 16 else caller)
+        desk.command(f"ask-{number}", caller=caller)
 
 
 def test_a_command_begins_no_channel_for_whoever_began_too_many() -> None:
-    late = Asker(id="eve", may_begin=False)
+    late = Caller(id="eve", may_begin=False)
     desk = Desk()
     with pytest.raises(TooMany):
-        desk.command("c", asker=late)
+        desk.command("c", caller=late)
     assert desk.log == []
-    desk.command("c", asker=BOB)
-    desk.command("c2", asker=late)  # the channel has begun
-    desk.create("m", text="x", asker=late)
+    desk.command("c", caller=BOB)
+    desk.command("c2", caller=late)  # the channel has begun
+    desk.create("m", text="x", caller=late)
     batch = Desk(batches=True)
-    batch.command("c", asker=BOB)
-    batch.command("c2", asker=late)
+    batch.command("c", caller=BOB)
+    batch.command("c2", caller=late)
 
 
 def test_a_command_that_waits_for_nobody_is_not_one_too_many() -> None:
@@ -347,9 +347,9 @@ def test_a_command_that_waits_for_nobody_is_not_one_too_many() -> None:
 
 
 def test_a_cancel_of_a_turn_that_nobody_took_is_one_decision(served: Desk) -> None:
-    answer = served.cancel("c", "q", asker=BOB)
+    answer = served.cancel("c", "q", caller=BOB)
     command, claim, reply = answer.ops
-    assert answer.serial == served.known_command("c").created == served.cancel("c", "q", asker=BOB).serial
+    assert answer.serial == served.known_command("c").created == served.cancel("c", "q", caller=BOB).serial
     assert isinstance(command, Command)
     assert claim == Claim(id="q", state="cancelled", generation=0, by=None, at_ms=1_000)
     assert reply == Reply(id="!c", ok=True, data=None, error=None, by=None)
@@ -382,7 +382,7 @@ def test_a_cancel_of_a_turn_that_somebody_has_waits_for_an_answer(served: Desk) 
 
 def test_a_cancel_of_an_answer_waits_for_its_writer(desk: Desk) -> None:
     desk.stream("m", "text")
-    assert [type(op) for op in desk.cancel("c", "m", asker=BOB).ops] == [Command]
+    assert [type(op) for op in desk.cancel("c", "m", caller=BOB).ops] == [Command]
     assert desk.message("m").status == "streaming"
     desk.finish("m", "cancelled")
     desk.reply("c")
@@ -426,8 +426,8 @@ def test_an_answer_begun_in_the_same_batch_is_seen(batch: Desk) -> None:
 
 def test_two_may_cancel_the_same(desk: Desk) -> None:
     desk.stream("m")
-    desk.cancel("c1", "m", asker=ANN)
-    desk.cancel("c2", "m", asker=BOB)
+    desk.cancel("c1", "m", caller=ANN)
+    desk.cancel("c2", "m", caller=BOB)
     desk.settle("c1")
     desk.settle("c2")
     one, two = desk.known_command("c1").reply, desk.known_command("c2").reply
@@ -442,7 +442,7 @@ def test_two_may_cancel_the_same(desk: Desk) -> None:
 def test_the_server_carries_a_cancel_out_whoever_writes(desk: Desk) -> None:
     desk.stream("m", "half an ans", meta={"model": "x"})
     desk.stream("n", "another")
-    desk.cancel("c", "m", asker=BOB)
+    desk.cancel("c", "m", caller=BOB)
     desk.now_ms = 3_000
     answer = desk.settle("c")
     assert answer.ops == (
@@ -458,7 +458,7 @@ def test_the_server_carries_a_cancel_out_whoever_writes(desk: Desk) -> None:
 def test_the_server_ends_all_answers_and_the_turn(served: Desk) -> None:
     served.claim("q")
     served.stream("a1", reply_to="q")
-    served.stream("a2", reply_to="q", asker=BOB)
+    served.stream("a2", reply_to="q", caller=BOB)
     served.stream("a3", reply_to="q")
     served.finish("a3")
     served.stream("other")
@@ -552,12 +552,12 @@ def test_a_command_that_never_was_is_not_settled(desk: Desk) -> None:
 
 
 def test_the_first_reply_counts(desk: Desk) -> None:
-    desk.command("c", "approve", asker=ANN)
-    first = desk.reply("c", ok=True, data={"by": "bob"}, asker=BOB)
+    desk.command("c", "approve", caller=ANN)
+    first = desk.reply("c", ok=True, data={"by": "bob"}, caller=BOB)
     with pytest.raises(AlreadyAnswered):
-        desk.reply("c", ok=False, asker=ANN)
+        desk.reply("c", ok=False, caller=ANN)
     with pytest.raises(AlreadyAnswered):
-        desk.reply("c", ok=True, data={"by": "bob"}, asker=BOB)
+        desk.reply("c", ok=True, data={"by": "bob"}, caller=BOB)
     reply = desk.known_command("c").reply
     assert reply == Reply(id="!c", ok=True, data={"by": "bob"}, error=None, by="bob")
     assert (first.serial, desk.known_command("c").answered) == (2, 2)
@@ -591,64 +591,64 @@ def test_a_reply_s_request_id_is_an_id(desk: Desk, bad: str) -> None:
 STRANGERS = [BOB, replace(BOB, may_write=False), PERSON, replace(ANN, may_write=False), NAMELESS]
 
 
-@pytest.mark.parametrize("asker", STRANGERS)
+@pytest.mark.parametrize("caller", STRANGERS)
 @pytest.mark.parametrize("name", ["cancel", "steer"])
-def test_what_is_asked_of_writers_is_answered_by_no_stranger(desk: Desk, name: str, asker: Asker) -> None:
+def test_what_is_asked_of_writers_is_answered_by_no_stranger(desk: Desk, name: str, caller: Caller) -> None:
     desk.stream("m")
-    desk.command("c", name, target="m", asker=PERSON)
+    desk.command("c", name, target="m", caller=PERSON)
     with pytest.raises(Forbidden):
-        desk.reply("c", asker=asker)
+        desk.reply("c", caller=caller)
     assert desk.known_command("c").is_open
 
 
-@pytest.mark.parametrize("asker", [ANN, APP, replace(APP, may_write=False), SERVER, ADMIN])
+@pytest.mark.parametrize("caller", [ANN, APP, replace(APP, may_write=False), SERVER, ADMIN])
 @pytest.mark.parametrize("name", ["cancel", "steer"])
 def test_what_is_asked_of_writers_is_answered_by_the_writer_the_app_and_admins(
-    desk: Desk, name: str, asker: Asker
+    desk: Desk, name: str, caller: Caller
 ) -> None:
     desk.stream("m")
-    desk.command("c", name, target="m", asker=PERSON)
-    desk.reply("c", asker=asker)
+    desk.command("c", name, target="m", caller=PERSON)
+    desk.reply("c", caller=caller)
     assert not desk.known_command("c").is_open
 
 
 def test_a_writer_answers_also_when_the_question_was_named_and_when_it_has_just_ended(desk: Desk) -> None:
-    desk.create("q", text="question", asker=PERSON)
+    desk.create("q", text="question", caller=PERSON)
     desk.stream("a", reply_to="q")
-    desk.cancel("c1", "q", asker=PERSON)
-    desk.cancel("c2", "a", asker=PERSON)
-    desk.reply("c1", asker=ANN)
+    desk.cancel("c1", "q", caller=PERSON)
+    desk.cancel("c2", "a", caller=PERSON)
+    desk.reply("c1", caller=ANN)
     desk.finish("a", "cancelled")
-    desk.reply("c2", asker=ANN)
+    desk.reply("c2", caller=ANN)
     assert list(desk.state.pending_commands()) == []
 
 
 def test_whoever_took_an_answer_over_answers_for_it_and_the_writer_before_does_not(desk: Desk) -> None:
     desk.stream("m")
     desk.interrupt("m")
-    desk.take_over("m", asker=BOB)
-    desk.cancel("c", "m", asker=PERSON)
+    desk.take_over("m", caller=BOB)
+    desk.cancel("c", "m", caller=PERSON)
     with pytest.raises(Forbidden):
-        desk.reply("c", asker=ANN)
-    desk.reply("c", asker=BOB)
+        desk.reply("c", caller=ANN)
+    desk.reply("c", caller=BOB)
 
 
 def test_what_a_writer_in_process_writes_is_answered_for_by_nobody_of_its_name_elsewhere(desk: Desk) -> None:
-    desk.stream("m", asker=APP)
-    desk.cancel("c", "m", asker=PERSON)
+    desk.stream("m", caller=APP)
+    desk.cancel("c", "m", caller=PERSON)
     with pytest.raises(Forbidden):
-        desk.reply("c", asker=Asker(id="app"))
-    desk.reply("c", asker=APP)
+        desk.reply("c", caller=Caller(id="app"))
+    desk.reply("c", caller=APP)
 
 
 @pytest.mark.parametrize("name", ["cancel", "steer"])
 def test_whoever_has_the_turn_answers_for_it(served: Desk, name: str) -> None:
-    served.claim("q", asker=REMOTE, lease_s=15)
-    served.command("c", name, target="q", asker=PERSON)
+    served.claim("q", caller=REMOTE, lease_s=15)
+    served.command("c", name, target="q", caller=PERSON)
     for stranger in (replace(FAR, id="farther"), replace(FAR, id="fa"), PERSON):
         with pytest.raises(Forbidden):
-            served.reply("c", asker=stranger)
-    served.reply("c", asker=replace(FAR, may_read=False, may_write=False))
+            served.reply("c", caller=stranger)
+    served.reply("c", caller=replace(FAR, may_read=False, may_write=False))
     assert not served.known_command("c").is_open
 
 
@@ -656,63 +656,63 @@ def test_whoever_has_the_turn_answers_for_it(served: Desk, name: str) -> None:
 def test_nobody_is_at_work_by_beginning_an_answer_beside_somebody_s(served: Desk, is_taken: bool) -> None:
     """Else a stranger could begin one, say that all is stopped, and the server would stop nothing."""
     if is_taken:
-        served.claim("q", asker=REMOTE, lease_s=15)
+        served.claim("q", caller=REMOTE, lease_s=15)
     else:
-        served.stream("a", reply_to="q", asker=ANN)
-    served.stream("mine", reply_to="q", asker=BOB)
-    served.cancel("c", "q", asker=PERSON)
+        served.stream("a", reply_to="q", caller=ANN)
+    served.stream("mine", reply_to="q", caller=BOB)
+    served.cancel("c", "q", caller=PERSON)
     with pytest.raises(Forbidden):
-        served.reply("c", asker=BOB)
+        served.reply("c", caller=BOB)
     served.settle("c")
     assert {one.id for one in served.state.messages.values() if one.is_streaming} == set()
 
 
 def test_the_turn_of_a_question_is_not_the_answer_that_somebody_else_writes(served: Desk) -> None:
-    served.claim("q", asker=REMOTE, lease_s=15)
-    served.stream("a", reply_to="q", asker=BOB)
-    served.cancel("c", "a", asker=PERSON)
+    served.claim("q", caller=REMOTE, lease_s=15)
+    served.stream("a", reply_to="q", caller=BOB)
+    served.cancel("c", "a", caller=PERSON)
     with pytest.raises(Forbidden):
-        served.reply("c", asker=FAR)
-    served.reply("c", asker=BOB)
+        served.reply("c", caller=FAR)
+    served.reply("c", caller=BOB)
 
 
 def test_an_agent_of_several_names_answers_for_each_of_them(served: Desk) -> None:
-    served.claim("q", asker=replace(REMOTE, id="far~two"), lease_s=15)
-    served.cancel("c", "q", asker=PERSON)
-    served.reply("c", asker=FAR)
+    served.claim("q", caller=replace(REMOTE, id="far~two"), lease_s=15)
+    served.cancel("c", "q", caller=PERSON)
+    served.reply("c", caller=FAR)
 
 
 @pytest.mark.parametrize("end", ["done", "taken by another"])
 def test_whoever_has_the_turn_no_more_does_not_answer_for_it(served: Desk, end: str) -> None:
-    served.claim("q", asker=REMOTE, lease_s=15)
-    served.command("c", "steer", target="q", asker=PERSON)
+    served.claim("q", caller=REMOTE, lease_s=15)
+    served.command("c", "steer", target="q", caller=PERSON)
     if end == "done":
-        served.end("q", 1, asker=REMOTE)
+        served.end("q", 1, caller=REMOTE)
     else:
-        served.claim("q", 1, asker=AGENT)
+        served.claim("q", 1, caller=AGENT)
     with pytest.raises(Forbidden):
-        served.reply("c", asker=FAR)
+        served.reply("c", caller=FAR)
 
 
 def test_a_reply_sent_again_by_whoever_is_at_work_no_more_is_success(served: Desk) -> None:
-    served.claim("q", asker=REMOTE, lease_s=15)
-    served.command("c", "steer", target="q", asker=PERSON)
-    first = served.reply("c", asker=FAR, request="r")
-    served.end("q", 1, asker=REMOTE)
-    assert served.reply("c", asker=FAR, request="r").serial == first.serial
+    served.claim("q", caller=REMOTE, lease_s=15)
+    served.command("c", "steer", target="q", caller=PERSON)
+    first = served.reply("c", caller=FAR, request="r")
+    served.end("q", 1, caller=REMOTE)
+    assert served.reply("c", caller=FAR, request="r").serial == first.serial
 
 
 def test_what_is_asked_of_no_message_is_for_those_who_write(desk: Desk) -> None:
-    desk.command("c", "steer", asker=PERSON)
+    desk.command("c", "steer", caller=PERSON)
     with pytest.raises(Forbidden):
-        desk.reply("c", asker=PERSON)
-    desk.reply("c", asker=BOB)
+        desk.reply("c", caller=PERSON)
+    desk.reply("c", caller=BOB)
 
 
 @pytest.mark.parametrize("name", ["approve", "mine"])
 def test_what_is_asked_of_people_is_answered_by_anyone(desk: Desk, name: str) -> None:
-    desk.command("c", name, asker=AGENT)
-    desk.reply("c", asker=PERSON)
+    desk.command("c", name, caller=AGENT)
+    desk.reply("c", caller=PERSON)
     assert not desk.known_command("c").is_open
 
 
@@ -722,14 +722,14 @@ def test_who_cannot_read_does_not_learn_which_commands_there_are(desk: Desk) -> 
     desk.reply("done")
     for command_id in ("open", "done", "never"):
         with pytest.raises(NotFound) as refusal:
-            desk.reply(command_id, asker=EVE)
+            desk.reply(command_id, caller=EVE)
         assert refusal.value.problem() == NotFound(f"there is no command {command_id!r}").problem()
     assert desk.known_command("open").is_open
 
 
 def test_who_cannot_read_may_take_its_own_command_back(desk: Desk) -> None:
-    desk.command("c", "approve", asker=EVE)
-    desk.reply("c", ok=False, asker=EVE)
+    desk.command("c", "approve", caller=EVE)
+    desk.reply("c", ok=False, caller=EVE)
     assert not desk.known_command("c").is_open
 
 

@@ -32,7 +32,7 @@ from holdfast.core.limits import Limits
 from holdfast.core.ops import Append, Create, Delete, Finish, SetPart, Takeover, Update, Writer
 from holdfast.core.requests import (
     AppendText,
-    Asker,
+    Caller,
     CreateMessage,
     DeleteMessage,
     FinishMessage,
@@ -76,7 +76,7 @@ def test_a_create_of_a_streaming_message_remembers_its_writer(desk: Desk) -> Non
 
 def test_a_writer_in_process_is_the_writer(desk: Desk) -> None:
     here = Writer(by="ann", node="here")
-    desk.ask("m", CreateMessage(status="streaming"), Asker(id="ann", writer=here))
+    desk.ask("m", CreateMessage(status="streaming"), Caller(id="ann", writer=here))
     assert desk.known("m").writer == here
 
 
@@ -96,7 +96,7 @@ def test_the_same_create_again_is_success_after_edits_and_a_takeover(desk: Desk)
     desk.append("m", "text")
     desk.interrupt("m")
     desk.take_over("m")
-    desk.update("m", meta={"x": 1}, generation=2, asker=BOB)
+    desk.update("m", meta={"x": 1}, generation=2, caller=BOB)
     again = desk.stream("m")
     assert (again.ops, again.serial, again.generation) == ((), 1, 1)
 
@@ -122,7 +122,7 @@ def test_a_create_with_other_content_as_sent_is_a_conflict(desk: Desk, other: di
 def test_a_create_of_another_author_is_a_conflict(desk: Desk) -> None:
     desk.create("m", text="hi")
     with pytest.raises(IdConflict):
-        desk.create("m", text="hi", asker=BOB)
+        desk.create("m", text="hi", caller=BOB)
 
 
 def test_the_order_of_keys_makes_no_other_content(desk: Desk) -> None:
@@ -413,7 +413,7 @@ def test_a_finished_message_is_updated_without_a_generation_even_after_a_takeove
     desk.stream("m")
     desk.interrupt("m")
     desk.take_over("m")
-    desk.finish("m", generation=2, asker=BOB)
+    desk.finish("m", generation=2, caller=BOB)
     desk.update("m", text="x")
     assert desk.text("m") == "x"
 
@@ -469,7 +469,7 @@ def test_interrupted_is_the_server_s_to_give(desk: Desk) -> None:
     desk.stream("m")
     with pytest.raises(ForbiddenStatus):
         desk.finish("m", "interrupted")
-    desk.finish("m", "interrupted", asker=SERVER)
+    desk.finish("m", "interrupted", caller=SERVER)
     assert desk.message("m").status == "interrupted"
 
 
@@ -498,16 +498,16 @@ def test_a_takeover_of_a_streaming_message_is_the_server_s(desk: Desk) -> None:
     desk.stream("m")
     with pytest.raises(StillStreaming):
         desk.take_over("m")
-    assert desk.take_over("m", asker=SERVER).generation == 2
+    assert desk.take_over("m", caller=SERVER).generation == 2
 
 
 @pytest.mark.parametrize("status", ["complete", "cancelled", "failed"])
 def test_a_message_that_ended_otherwise_is_not_taken_over(desk: Desk, status: str) -> None:
     desk.stream("m")
     desk.finish("m", status)
-    for asker in (BOB, SERVER):
+    for caller in (BOB, SERVER):
         with pytest.raises(Finished):
-            desk.take_over("m", asker=asker)
+            desk.take_over("m", caller=caller)
 
 
 def test_a_takeover_may_ask_for_the_generation_it_follows(desk: Desk) -> None:
@@ -592,7 +592,7 @@ def test_a_message_that_never_was_is_not_found(desk: Desk, request_: Request) ->
 @pytest.mark.parametrize("request_", ABOUT_A_MESSAGE)
 def test_deleted_is_reported_before_all_else(request_: Request) -> None:
     desk = taken_over()
-    desk.finish("m", generation=2, request="r", asker=BOB)
+    desk.finish("m", generation=2, request="r", caller=BOB)
     desk.delete("m")
     with pytest.raises(Deleted):
         desk.ask("m", request_)
@@ -601,7 +601,7 @@ def test_deleted_is_reported_before_all_else(request_: Request) -> None:
 @pytest.mark.parametrize("request_", OF_WRITERS)
 def test_fenced_is_reported_before_finished(request_: Request) -> None:
     desk = taken_over()
-    desk.finish("m", generation=2, asker=BOB)
+    desk.finish("m", generation=2, caller=BOB)
     with pytest.raises(Fenced):
         desk.ask("m", request_)
 
@@ -628,7 +628,7 @@ def test_a_repeat_is_answered_before_fenced_and_finished(desk: Desk) -> None:
     first = desk.part("m", 0, text_part("x"), request="r")
     desk.interrupt("m")
     desk.take_over("m")
-    desk.finish("m", generation=2, asker=BOB)
+    desk.finish("m", generation=2, caller=BOB)
     assert desk.part("m", 0, text_part("x"), request="r").serial == first.serial
 
 
@@ -654,7 +654,7 @@ def test_a_repeated_takeover_gets_its_generation_and_the_lengths_as_they_are_now
     desk.stream("m", "abc")
     desk.interrupt("m")
     first = desk.take_over("m", request="r")
-    desk.append("m", "de", generation=2, asker=BOB)
+    desk.append("m", "de", generation=2, caller=BOB)
     again = desk.take_over("m", request="r")
     assert (first.serial, first.generation, first.lengths) == (3, 2, [3])
     assert (again.serial, again.generation, again.lengths, again.ops) == (3, 2, [5], ())
@@ -965,9 +965,9 @@ def test_text_never_crosses_an_update_a_finish_or_a_takeover(batch: Desk) -> Non
     batch.append("m", "a")
     batch.update("m", meta={"x": 1}, generation=1)
     batch.append("m", "b")
-    batch.finish("m", "interrupted", asker=SERVER)
+    batch.finish("m", "interrupted", caller=SERVER)
     batch.take_over("m")
-    batch.append("m", "c", generation=2, asker=BOB)
+    batch.append("m", "c", generation=2, caller=BOB)
     ops = [entry.op for entry in batch.commit()]
     assert [type(op) for op in ops] == [Create, Append, Update, Append, Finish, Takeover, Append]
     assert [entry.serial for entry in batch.log] == [1, 2, 3, 4, 5, 6, 7]
@@ -1020,6 +1020,6 @@ def test_a_refused_request_adds_nothing(batch: Desk, message_id: str, request_: 
     assert batch.state.newest == "m"
 
 
-def test_asker_is_told_apart_by_id_alone(desk: Desk) -> None:
+def test_caller_is_told_apart_by_id_alone(desk: Desk) -> None:
     desk.create("m", text="hi")
-    assert desk.create("m", text="hi", asker=Asker(id=ANN.id, is_server=True)).ops == ()
+    assert desk.create("m", text="hi", caller=Caller(id=ANN.id, is_server=True)).ops == ()

@@ -29,7 +29,7 @@ from holdfast.core.draft import Draft
 from holdfast.core.errors import AlreadyAnswered, Deleted, Fenced, IdConflict
 from holdfast.core.events import encode_json
 from holdfast.core.ops import Append, Entry, Lease, Writer, decode_op, encode_op
-from holdfast.core.requests import Asker
+from holdfast.core.requests import Caller
 from holdfast.core.state import ChannelState, CommandState, MessageState, apply_entry
 from holdfast.core.text import MARK_BYTES, Text
 from tests.core.desk import AGENT, BOB, PERSON, Desk, data_part, text_part, tool_part
@@ -46,7 +46,7 @@ from tests.core.worlds import (
 from tests.core.worlds import everything as everything_in
 from tests.core.worlds import everything_of_message as everything
 
-REMOTE = Asker(id="agent", is_server=True)  # the desk of a hub, for a worker elsewhere
+REMOTE = Caller(id="agent", is_server=True)  # the desk of a hub, for a worker elsewhere
 
 
 def stored(message: MessageState) -> Stored:
@@ -69,8 +69,8 @@ def full() -> Desk:
     desk.part("m", 2, {"type": "file", "url": "u"}, request="r1")
     desk.interrupt("m")
     desk.take_over("m", request="r2")
-    desk.append("m", "end", generation=2, asker=BOB)
-    desk.finish("m", "failed", reason="no", meta={"c": 2}, generation=2, request="r3", asker=BOB)
+    desk.append("m", "end", generation=2, caller=BOB)
+    desk.finish("m", "failed", reason="no", meta={"c": 2}, generation=2, request="r3", caller=BOB)
     return desk
 
 
@@ -311,12 +311,12 @@ def served() -> Desk:
 def test_a_document_holds_the_turn_of_a_message(state: str) -> None:
     desk = served()
     if state != "pending":
-        desk.claim("q", asker=REMOTE, lease_s=15)
+        desk.claim("q", caller=REMOTE, lease_s=15)
     match state:
         case "taken again":
-            desk.claim("q", 1, asker=AGENT)
+            desk.claim("q", 1, caller=AGENT)
         case "done" | "cancelled":
-            desk.end("q", 1, state, asker=REMOTE)
+            desk.end("q", 1, state, caller=REMOTE)
     kept = stored(desk.known("q"))
     back = restore(kept)
     assert everything(back) == everything(desk.known("q"))
@@ -344,8 +344,8 @@ def test_a_document_after_a_claim_covers_it() -> None:
 
 def test_a_claim_or_lease_that_the_document_covers_changes_nothing() -> None:
     desk = served()
-    desk.claim("q", asker=REMOTE, lease_s=15)
-    desk.claim("q", 1, asker=AGENT)
+    desk.claim("q", caller=REMOTE, lease_s=15)
+    desk.claim("q", 1, caller=AGENT)
     back = restore(Stored(id="q", head=document(desk.known("q")).head, segments=[], entries=desk.log))
     assert back.claim == desk.known("q").claim
     desk.stream("m", "text", lease_s=15)
@@ -372,11 +372,11 @@ def test_text_that_came_before_a_claim_s_document_is_not_brought_again() -> None
 
 def test_decisions_about_a_turn_are_the_same_on_a_restored_message() -> None:
     desk = served()
-    desk.claim("q", asker=AGENT)
+    desk.claim("q", caller=AGENT)
     desk.state.insert([restore(stored(desk.known("q")))])
-    assert desk.claim("q", asker=AGENT).ops == ()
+    assert desk.claim("q", caller=AGENT).ops == ()
     with pytest.raises(Fenced):
-        desk.claim("q", asker=REMOTE)
+        desk.claim("q", caller=REMOTE)
     desk.end("q")
     desk.state.insert([restore(stored(desk.known("q")))])
     assert desk.end("q").ops == ()
@@ -385,7 +385,7 @@ def test_decisions_about_a_turn_are_the_same_on_a_restored_message() -> None:
 def commanded(command_id: str, *, is_answered: bool) -> Desk:
     desk = Desk()
     desk.stream("m")
-    desk.command(command_id, "steer", target="m", data={"to": [1, None]}, expires_s=60, asker=PERSON)
+    desk.command(command_id, "steer", target="m", data={"to": [1, None]}, expires_s=60, caller=PERSON)
     if is_answered:
         desk.reply(command_id, ok=False, data={"x": "é"}, error={"code": "no"}, request="r")
     return desk
@@ -417,7 +417,7 @@ def test_decisions_about_a_command_are_the_same_when_it_was_restored() -> None:
     desk.state.commands.clear()
     kept = document(commanded("c", is_answered=True).known_command("c"))
     desk.state.insert([restore_command(Stored(id=kept.id, head=kept.head, segments=[], entries=[]))])
-    assert desk.command("c", "steer", target="m", data={"to": [1, None]}, asker=PERSON).ops == ()
+    assert desk.command("c", "steer", target="m", data={"to": [1, None]}, caller=PERSON).ops == ()
     assert desk.reply("c", request="r").serial == 3
     with pytest.raises(AlreadyAnswered):
         desk.reply("c")

@@ -16,7 +16,7 @@ from holdfast.core.errors import HoldfastError
 from holdfast.core.events import Batch, CommandReply, CommandSent, decode_event, encode_json
 from holdfast.core.limits import Limits
 from holdfast.core.ops import Append, Claim, Lease, Writer, decode_op, encode_op
-from holdfast.core.requests import AppendText, Asker
+from holdfast.core.requests import AppendText, Caller
 from holdfast.core.state import ChannelState, MessageState, apply_entry
 from holdfast.core.view import View
 from tests.core.worlds import IDS, LIMITS, Asked, Shelf, World, batches, everything, fold, thing
@@ -351,10 +351,10 @@ def test_the_short_way_for_text_says_what_the_long_one_says_or_nothing(
         generation=data.draw(st.sampled_from((*[generation] * 6, None, 1, 2))),
     )
     limits = data.draw(st.sampled_from((LIMITS, TIGHT)))
-    writer = Asker(id="w", writer=Writer(by="w", node="n"), is_app=True)
+    writer = Caller(id="w", writer=Writer(by="w", node="n"), is_app=True)
     short = grow(world.state, key, request, limits)
     try:
-        ops = decide(Draft(world.state), key, request, asker=writer, now_ms=0, limits=limits).ops
+        ops = decide(Draft(world.state), key, request, caller=writer, now_ms=0, limits=limits).ops
     except HoldfastError:
         ops = ()
     is_in_place = None not in (request.at, request.part, request.generation)

@@ -15,7 +15,7 @@ from holdfast.core.errors import Deleted, Fenced, Finished, Forbidden, HoldfastE
 from holdfast.core.ops import Writer
 from holdfast.core.requests import (
     AppendText,
-    Asker,
+    Caller,
     ClaimTurn,
     CreateMessage,
     DeleteMessage,
@@ -29,8 +29,8 @@ from holdfast.core.requests import (
 )
 from tests.core.desk import ADMIN, ANN, APP, BOB, NAMELESS, Desk, text_part
 
-HUB = Asker(is_server=True)
-EVE = Asker(id="eve", may_read=False)  # cannot know what exists
+HUB = Caller(is_server=True)
+EVE = Caller(id="eve", may_read=False)  # cannot know what exists
 
 WHO = {
     "owner": ANN,
@@ -191,7 +191,7 @@ def interrupted(desk: Desk) -> None:
 
 def taken_over_by_carol(desk: Desk) -> None:
     interrupted(desk)
-    desk.take_over("m", asker=Asker(id="carol"))
+    desk.take_over("m", caller=Caller(id="carol"))
 
 
 def deleted(desk: Desk) -> None:
@@ -200,26 +200,26 @@ def deleted(desk: Desk) -> None:
 
 
 def nobody_s(desk: Desk) -> None:
-    desk.create("m", text="text", asker=replace(APP, id=None, writer=Writer(node="here")))
+    desk.create("m", text="text", caller=replace(APP, id=None, writer=Writer(node="here")))
 
 
 def nameless_streaming(desk: Desk) -> None:
-    desk.stream("m", "text", asker=NAMELESS)
+    desk.stream("m", "text", caller=NAMELESS)
 
 
 def nameless_done(desk: Desk) -> None:
     nameless_streaming(desk)
-    desk.finish("m", asker=NAMELESS)
+    desk.finish("m", caller=NAMELESS)
 
 
 def in_process(desk: Desk) -> None:
-    desk.stream("m", "text", asker=Asker(id="ann", writer=Writer(by="ann", node="here"), is_app=True))
+    desk.stream("m", "text", caller=Caller(id="ann", writer=Writer(by="ann", node="here"), is_app=True))
 
 
 def taken_turn(desk: Desk) -> None:
     desk.is_served = True
     complete(desk)
-    desk.claim("m", asker=replace(HUB, id="bob"), lease_s=15)
+    desk.claim("m", caller=replace(HUB, id="bob"), lease_s=15)
 
 
 def never_was(desk: Desk) -> None:
@@ -264,9 +264,9 @@ def test_a_request_is_granted_or_refused_as_the_table_says(
     assert cell == "ok" or len(desk.log) == before
 
 
-def outcome(desk: Desk, request: Request, asker: Asker) -> str:
+def outcome(desk: Desk, request: Request, caller: Caller) -> str:
     try:
-        desk.ask("m", request, asker)
+        desk.ask("m", request, caller)
     except HoldfastError as error:
         return error.code
     return "ok"
@@ -275,37 +275,37 @@ def outcome(desk: Desk, request: Request, asker: Asker) -> str:
 def test_whoever_took_a_message_over_writes_it_and_nobody_else_in_its_generation() -> None:
     desk = Desk()
     taken_over_by_carol(desk)
-    carol = Asker(id="carol")
-    desk.append("m", "!", generation=2, asker=carol)
-    desk.renew("m", 60, generation=2, asker=carol)
-    for asker in (ANN, BOB, ADMIN):  # also not whoever began it
+    carol = Caller(id="carol")
+    desk.append("m", "!", generation=2, caller=carol)
+    desk.renew("m", 60, generation=2, caller=carol)
+    for caller in (ANN, BOB, ADMIN):  # also not whoever began it
         with pytest.raises(NotWriter):
-            desk.append("m", "?", generation=2, asker=asker)
+            desk.append("m", "?", generation=2, caller=caller)
     with pytest.raises(NotWriter):
-        desk.update("m", text="mine again", generation=2, asker=ANN)
-    desk.finish("m", generation=2, asker=carol)
+        desk.update("m", text="mine again", generation=2, caller=ANN)
+    desk.finish("m", generation=2, caller=carol)
     assert desk.text("m") == "text!"
 
 
 def test_whoever_took_a_message_over_may_edit_it_when_it_is_done() -> None:
     desk = Desk()
     taken_over_by_carol(desk)
-    carol = Asker(id="carol")
-    desk.finish("m", generation=2, asker=carol)
-    desk.update("m", text="carol's", asker=carol)
-    desk.update("m", text="ann's", asker=ANN)
+    carol = Caller(id="carol")
+    desk.finish("m", generation=2, caller=carol)
+    desk.update("m", text="carol's", caller=carol)
+    desk.update("m", text="ann's", caller=ANN)
     with pytest.raises(Forbidden):
-        desk.update("m", text="bob's", asker=BOB)
+        desk.update("m", text="bob's", caller=BOB)
     assert desk.text("m") == "ann's"
 
 
 def test_an_admin_takes_over_what_streams_and_writes_on() -> None:
     desk = Desk()
     desk.stream("m", "text")
-    answer = desk.take_over("m", asker=ADMIN, lease_s=20)
+    answer = desk.take_over("m", caller=ADMIN, lease_s=20)
     assert (answer.generation, answer.lengths) == (2, [4])
     assert desk.known("m").writer == Writer(by="root", node=None, lease_ms=20_000)
-    desk.append("m", " more", generation=2, asker=ADMIN)
+    desk.append("m", " more", generation=2, caller=ADMIN)
     with pytest.raises(Fenced):
         desk.append("m", " late", at=4)
     assert desk.text("m") == "text more"
@@ -316,28 +316,28 @@ def test_an_admin_takes_over_nothing_that_has_ended_well() -> None:
     desk.stream("m", "text")
     desk.finish("m")
     with pytest.raises(Finished):
-        desk.take_over("m", asker=ADMIN)
+        desk.take_over("m", caller=ADMIN)
 
 
 def test_a_name_tells_two_writers_in_one_process_apart() -> None:
     desk = Desk()
-    one, two = (Asker(id=name, writer=Writer(by=name, node="here")) for name in ("one", "two"))
-    desk.stream("m", asker=one)
-    desk.append("m", "x", asker=one)
+    one, two = (Caller(id=name, writer=Writer(by=name, node="here")) for name in ("one", "two"))
+    desk.stream("m", caller=one)
+    desk.append("m", "x", caller=one)
     with pytest.raises(NotWriter):
-        desk.append("m", "y", asker=two)
+        desk.append("m", "y", caller=two)
 
 
 @pytest.mark.parametrize("asked", [UpdateMessage(text="forged"), DeleteMessage()])
 def test_a_person_who_is_called_like_an_agent_does_not_own_its_answers(asked: Request) -> None:
     desk = Desk()
-    agent = Asker(id="assistant", writer=Writer(by="assistant", node="here"), is_app=True)
-    desk.create("answer", role="assistant", text="so it is", asker=agent)
-    namesake = Asker(id="assistant", may_write=False)
+    agent = Caller(id="assistant", writer=Writer(by="assistant", node="here"), is_app=True)
+    desk.create("answer", role="assistant", text="so it is", caller=agent)
+    namesake = Caller(id="assistant", may_write=False)
     with pytest.raises(Forbidden):
         desk.ask("answer", asked, namesake)
     assert desk.text("answer") == "so it is"
-    desk.create("question", role="user", text="is it so?", asker=namesake)  # what people write stays theirs
+    desk.create("question", role="user", text="is it so?", caller=namesake)  # what people write stays theirs
     desk.ask("question", asked, namesake)
 
 
@@ -355,8 +355,8 @@ def test_who_cannot_read_is_told_the_same_of_what_is_there_deleted_and_never_was
 
 def test_who_cannot_read_learns_that_its_own_message_is_gone() -> None:
     desk = Desk()
-    desk.stream("m", asker=EVE)
-    desk.append("m", "x", asker=EVE)
-    desk.delete("m", asker=ADMIN)
+    desk.stream("m", caller=EVE)
+    desk.append("m", "x", caller=EVE)
+    desk.delete("m", caller=ADMIN)
     with pytest.raises(Deleted):
-        desk.append("m", "y", asker=EVE)
+        desk.append("m", "y", caller=EVE)

@@ -14,12 +14,12 @@ from holdfast.core.catch_up import events_since
 from holdfast.core.errors import Deleted, Fenced, Finished, NotFound, NotWriter, TooMany
 from holdfast.core.limits import Limits
 from holdfast.core.ops import Claim, Create, Finish, Lease, Writer
-from holdfast.core.requests import Asker, EndTurn
+from holdfast.core.requests import Caller, EndTurn
 from holdfast.core.state import ChannelState, ClaimState, apply_entry
 from tests.core.desk import AGENT, ANN, APP, BOB, Desk
 from tests.core.worlds import fold
 
-REMOTE = Asker(id="agent", is_server=True)  # the desk of a hub, for a worker elsewhere
+REMOTE = Caller(id="agent", is_server=True)  # the desk of a hub, for a worker elsewhere
 OTHER_NODE = replace(AGENT, writer=Writer(by="agent", node="there"))
 
 
@@ -82,7 +82,7 @@ def test_so_many_questions_may_wait_and_no_more(batches: bool) -> None:
     assert (refusal.value.details, refusal.value.retry, refusal.value.status) == ({"limit": 2}, True, 429)
     assert desk.create("q1", text="x").ops == ()  # a repeat is none more
     desk.create("answer", role="assistant", text="x")  # nor is what waits for nobody
-    desk.create("brought", text="x", asker=replace(ANN, brings_answer=True))
+    desk.create("brought", text="x", caller=replace(ANN, brings_answer=True))
     desk.claim("q1")
     desk.create("q3", text="x")
     with pytest.raises(TooMany):
@@ -127,7 +127,7 @@ def test_a_message_is_of_one_content_whether_agents_serve_or_not(served: Desk) -
 
 
 def test_a_claim_takes_what_waits(served: Desk) -> None:
-    answer = served.claim("q", asker=REMOTE, lease_s=15)
+    answer = served.claim("q", caller=REMOTE, lease_s=15)
     taken = Claim(id="q", state="taken", generation=1, by="agent", node=None, lease_ms=15_000, at_ms=1_000)
     assert (answer.ops, answer.generation, answer.serial) == ((taken,), 1, 2)
     assert claim_of(served) == ClaimState("taken", 1, "agent", None, 15_000)
@@ -135,14 +135,14 @@ def test_a_claim_takes_what_waits(served: Desk) -> None:
 
 
 def test_a_claim_in_process_has_no_lease_and_dies_with_its_node(served: Desk) -> None:
-    served.claim("q", asker=AGENT, lease_s=15)
+    served.claim("q", caller=AGENT, lease_s=15)
     assert claim_of(served) == ClaimState("taken", 1, "agent", "here", 0)
 
 
 def test_of_two_claims_one_wins(served: Desk) -> None:
-    served.claim("q", asker=AGENT)
+    served.claim("q", caller=AGENT)
     with pytest.raises(Fenced) as refusal:
-        served.claim("q", asker=replace(AGENT, id="other"))
+        served.claim("q", caller=replace(AGENT, id="other"))
     assert refusal.value.details == {"generation": 1}
 
 
@@ -150,20 +150,20 @@ def test_of_two_claims_in_a_batch_one_wins() -> None:
     batch = Desk(batches=True)
     batch.is_served = True
     batch.create("q", text="question")
-    batch.claim("q", asker=AGENT)
+    batch.claim("q", caller=AGENT)
     with pytest.raises(Fenced):
-        batch.claim("q", asker=REMOTE)
+        batch.claim("q", caller=REMOTE)
     assert len(batch.commit()) == 2
 
 
 def test_a_claim_is_the_successor_s_of_the_attempt_it_names(served: Desk) -> None:
-    served.claim("q", asker=AGENT)
-    answer = served.claim("q", 1, asker=REMOTE, lease_s=20)
+    served.claim("q", caller=AGENT)
+    answer = served.claim("q", 1, caller=REMOTE, lease_s=20)
     assert answer.generation == 2
     assert claim_of(served) == ClaimState("taken", 2, "agent", None, 20_000)
     with pytest.raises(Fenced):
-        served.claim("q", 1, asker=REMOTE)
-    assert served.claim("q", 2, asker=AGENT).generation == 3
+        served.claim("q", 1, caller=REMOTE)
+    assert served.claim("q", 2, caller=AGENT).generation == 3
 
 
 def test_a_claim_of_an_attempt_still_to_come_is_fenced(served: Desk) -> None:
@@ -173,23 +173,23 @@ def test_a_claim_of_an_attempt_still_to_come_is_fenced(served: Desk) -> None:
 
 
 def test_a_claim_that_was_stored_and_nobody_knew_is_ours_all_the_same(served: Desk) -> None:
-    served.claim("q", asker=AGENT)
+    served.claim("q", caller=AGENT)
     served.create("between", text="x")
-    again = served.claim("q", asker=AGENT)
+    again = served.claim("q", caller=AGENT)
     assert (again.ops, again.generation, again.serial) == ((), 1, 2)
 
 
-@pytest.mark.parametrize("asker", [OTHER_NODE, REMOTE, replace(AGENT, id="other")])
-def test_a_claim_of_the_same_name_elsewhere_is_another_s(served: Desk, asker: Asker) -> None:
-    served.claim("q", asker=AGENT)
+@pytest.mark.parametrize("caller", [OTHER_NODE, REMOTE, replace(AGENT, id="other")])
+def test_a_claim_of_the_same_name_elsewhere_is_another_s(served: Desk, caller: Caller) -> None:
+    served.claim("q", caller=AGENT)
     with pytest.raises(Fenced):
-        served.claim("q", asker=asker)
+        served.claim("q", caller=caller)
 
 
 def test_two_workers_elsewhere_of_one_name_are_not_one(served: Desk) -> None:
-    served.claim("q", asker=REMOTE, lease_s=15)
+    served.claim("q", caller=REMOTE, lease_s=15)
     with pytest.raises(Fenced):
-        served.claim("q", asker=REMOTE, lease_s=15)
+        served.claim("q", caller=REMOTE, lease_s=15)
 
 
 @pytest.mark.parametrize("state", ["done", "cancelled"])
@@ -205,8 +205,8 @@ def test_a_turn_that_is_over_is_not_taken(served: Desk, state: str) -> None:
 
 
 def test_a_turn_ends_as_its_worker_says(served: Desk) -> None:
-    served.claim("q", asker=REMOTE, lease_s=15)
-    answer = served.end("q", 1, asker=REMOTE)
+    served.claim("q", caller=REMOTE, lease_s=15)
+    answer = served.end("q", 1, caller=REMOTE)
     assert answer.ops == (Claim(id="q", state="done", generation=1, by="agent", at_ms=1_000),)
     assert claim_of(served) == ClaimState("done", 1, "agent", None, 0)
     assert not served.known("q").is_open
@@ -228,12 +228,12 @@ def test_a_turn_that_is_done_is_not_cancelled_afterwards(served: Desk) -> None:
 
 
 def test_whoever_lost_a_turn_does_not_end_it(served: Desk) -> None:
-    served.claim("q", asker=AGENT)
-    served.claim("q", 1, asker=REMOTE, lease_s=15)
+    served.claim("q", caller=AGENT)
+    served.claim("q", 1, caller=REMOTE, lease_s=15)
     with pytest.raises(Fenced) as refusal:
-        served.end("q", 1, asker=AGENT)
+        served.end("q", 1, caller=AGENT)
     assert refusal.value.details == {"generation": 2}
-    served.end("q", 2, asker=REMOTE)
+    served.end("q", 2, caller=REMOTE)
 
 
 def test_whoever_never_had_a_turn_does_not_end_it(served: Desk) -> None:
@@ -241,13 +241,13 @@ def test_whoever_never_had_a_turn_does_not_end_it(served: Desk) -> None:
         served.end("q", 1)
     served.claim("q")
     with pytest.raises(NotWriter):
-        served.end("q", 1, asker=BOB)
+        served.end("q", 1, caller=BOB)
     assert served.known("q").is_open
 
 
 def test_the_app_may_end_a_turn(served: Desk) -> None:
     served.claim("q")
-    served.end("q", 1, "cancelled", asker=APP)
+    served.end("q", 1, "cancelled", caller=APP)
     assert claim_of(served).state == "cancelled"
 
 
@@ -268,26 +268,26 @@ def test_a_turn_of_a_message_that_never_was_is_not_found() -> None:
 
 
 def test_a_turn_that_no_attempt_brought_to_an_end_leaves_an_answer_that_has_failed(served: Desk) -> None:
-    served.claim("q", asker=REMOTE, lease_s=15)
+    served.claim("q", caller=REMOTE, lease_s=15)
     served.now_ms = 2_000
     given_up = EndTurn(generation=1, failure="sorry")
-    first = served.ask("q", given_up, Asker(is_server=True))
+    first = served.ask("q", given_up, Caller(is_server=True))
     assert [type(op) for op in first.ops] == [Create, Finish, Claim]
     assert claim_of(served) == ClaimState("done", 1, "agent", None, 0)
     said = served.message("sorry")
     assert (said.role, said.author, said.status, said.reason) == ("assistant", "agent", "failed", "crashed")
     assert (said.reply_to, said.parent, said.parts, said.created_at) == ("q", "q", [], 2_000)
-    again = served.ask("q", EndTurn(generation=1, failure="other"), Asker(is_server=True))
+    again = served.ask("q", EndTurn(generation=1, failure="other"), Caller(is_server=True))
     assert (again.ops, again.serial) == ((), first.serial)
     with pytest.raises(Finished):
         served.claim("q", 1)
 
 
 def test_a_turn_that_another_attempt_has_is_not_given_up(served: Desk) -> None:
-    served.claim("q", asker=REMOTE, lease_s=15)
-    served.claim("q", 1, asker=AGENT)
+    served.claim("q", caller=REMOTE, lease_s=15)
+    served.claim("q", 1, caller=AGENT)
     with pytest.raises(Fenced):
-        served.ask("q", EndTurn(generation=1, failure="sorry"), Asker(is_server=True))
+        served.ask("q", EndTurn(generation=1, failure="sorry"), Caller(is_server=True))
     assert served.state.message("sorry") is None
 
 
@@ -338,8 +338,8 @@ def test_text_joins_across_a_lease() -> None:
 
 def test_a_writer_in_process_has_no_lease_to_renew() -> None:
     desk = Desk()
-    desk.stream("m", asker=APP)
-    assert desk.renew("m", 60, asker=APP).ops == ()
+    desk.stream("m", caller=APP)
+    assert desk.renew("m", 60, caller=APP).ops == ()
     assert desk.known("m").writer == Writer(by="app", node="here", lease_ms=0)
 
 
@@ -355,7 +355,7 @@ def test_whoever_was_taken_over_renews_nothing() -> None:
     desk = Desk()
     desk.stream("m")
     desk.interrupt("m")
-    desk.take_over("m", asker=ANN, lease_s=15)
+    desk.take_over("m", caller=ANN, lease_s=15)
     for generation in (None, 1, 3):
         with pytest.raises(Fenced):
             desk.renew("m", 60, generation=generation)

@@ -21,7 +21,7 @@ from holdfast.core.names import COMMAND_MARK
 from holdfast.core.ops import Entry
 from holdfast.core.requests import (
     AppendText,
-    Asker,
+    Caller,
     ClaimTurn,
     CreateMessage,
     DeleteMessage,
@@ -41,7 +41,7 @@ from holdfast.core.state import ChannelState, CommandState, MessageState, apply_
 IDS = ("m1", "m2", "m3")
 COMMANDS = ("!k1", "!k2", "!k3", "!k4")  # a command is over with its answer, so that there must be some
 LIMITS = Limits(open_commands=3)
-SERVER = Asker(id="s", is_server=True)
+SERVER = Caller(id="s", is_server=True)
 
 texts = st.text(st.sampled_from("ab é中🙂\n"), min_size=0, max_size=5)
 parts = st.one_of(
@@ -146,7 +146,7 @@ class World:
             request = current(draft.message(one.message_id), request)
         try:
             decision = decide(
-                draft, one.message_id, request, asker=SERVER, now_ms=self.now_ms, limits=LIMITS, is_served=True
+                draft, one.message_id, request, caller=SERVER, now_ms=self.now_ms, limits=LIMITS, is_served=True
             )
         except HoldfastError as error:
             return error

@@ -35,7 +35,7 @@ from holdfast.core.events import encode_json
 from holdfast.core.names import command_key
 from holdfast.core.requests import (
     AppendText,
-    Asker,
+    Caller,
     CreateMessage,
     DeleteMessage,
     FinishMessage,
@@ -55,7 +55,7 @@ from tests.fuzz.world import as_dict, as_list, as_text, blame
 
 C = "c"
 MAX_EDITS = 6
-ADA = Asker(id="ada")
+ADA = Caller(id="ada")
 LONG = "häßlich 😀, and so on; " * 240
 COLUMNS = {
     "channels": ("id", "name", "epoch", "floor"),

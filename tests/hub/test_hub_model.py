@@ -45,7 +45,7 @@ from holdfast.core.names import command_key
 from holdfast.core.ops import Writer
 from holdfast.core.requests import (
     AppendText,
-    Asker,
+    Caller,
     ClaimTurn,
     CreateMessage,
     EndTurn,
@@ -310,20 +310,20 @@ class World:
     def hub(self) -> HubCore:
         return self.rng.choice(self.hubs)
 
-    def hub_of(self, asker: Asker) -> HubCore:
+    def hub_of(self, caller: Caller) -> HubCore:
         """Writers stay with one hub: a *no* rests on what that hub has read."""
-        assert asker.id is not None
-        return self.hubs[sum(asker.id.encode()) % len(self.hubs)]
+        assert caller.id is not None
+        return self.hubs[sum(caller.id.encode()) % len(self.hubs)]
 
     async def pause(self, most_s: float = 0.1) -> None:
         if self.rng.random() < 0.5:
             await asyncio.sleep(self.rng.uniform(0, most_s))
 
-    async def ask(self, channel: str, message_id: str, request: Request, asker: Asker) -> Answer:
-        """Ask the hub of this asker, again and again while the answer may still come."""
+    async def ask(self, channel: str, message_id: str, request: Request, caller: Caller) -> Answer:
+        """Ask the hub of this caller, again and again while the answer may still come."""
         while True:
             try:
-                answer = await self.hub_of(asker).ask(channel, message_id, request, asker)
+                answer = await self.hub_of(caller).ask(channel, message_id, request, caller)
             except COME_BACK:
                 await asyncio.sleep(self.rng.uniform(0.01, 0.5))
                 continue
@@ -355,39 +355,39 @@ class World:
 
     async def careful_writer(self, channel: str, message_id: str) -> None:
         """Sends `at`, comes back after errors, and repeats itself."""
-        asker = Asker(id=message_id)
+        caller = Caller(id=message_id)
         texts = ["", ""]
         parts = [{"type": "text", "text": ""}, {"type": "reasoning", "text": ""}]
-        await self.ask(channel, message_id, CreateMessage(status="streaming", parts=parts, lease_s=LONG_S), asker)
+        await self.ask(channel, message_id, CreateMessage(status="streaming", parts=parts, lease_s=LONG_S), caller)
         for number in range(self.rng.randrange(5, 25)):
             index = self.rng.randrange(2)
             at = self.rng.randrange(len(texts[index]) + 1) if self.rng.random() < 0.2 else len(texts[index])
             texts[index] += self.words()
             append = AppendText(text=texts[index][at:], at=at, part=index)
-            answer = await self.ask(channel, message_id, append, asker)
+            answer = await self.ask(channel, message_id, append, caller)
             assert answer.length == len(texts[index])
             if self.rng.random() < 0.2:
                 bar = {"type": "data", "name": "bar", "data": number}
-                await self.ask(channel, message_id, PutPart(index=2, part=bar, request=f"bar{number}"), asker)
+                await self.ask(channel, message_id, PutPart(index=2, part=bar, request=f"bar{number}"), caller)
             await self.pause()
-        await self.ask(channel, message_id, FinishMessage(request="end"), asker)
+        await self.ask(channel, message_id, FinishMessage(request="end"), caller)
         self.written[channel, message_id] = [{**part, "text": text} for part, text in zip(parts, texts, strict=True)]
 
     async def blind_writer(self, channel: str, message_id: str) -> None:
         """Sends without `at` and without waiting for answers: what is granted stands there once, in order."""
-        asker = Asker(id=message_id)
-        await self.ask(channel, message_id, CreateMessage(status="streaming", lease_s=LONG_S), asker)
-        hub, granted, sent = self.hub_of(asker), list[int](), 0
+        caller = Caller(id=message_id)
+        await self.ask(channel, message_id, CreateMessage(status="streaming", lease_s=LONG_S), caller)
+        hub, granted, sent = self.hub_of(caller), list[int](), 0
         loop = asyncio.get_running_loop()
         for _ in range(self.rng.randrange(2, 8)):
             answers = []
             for _ in range(self.rng.randrange(1, 5)):
                 answers.append((sent, loop.create_future()))
                 try:
-                    hub.submit(channel, message_id, AppendText(text=f"<{sent}>"), asker, _into(answers[-1][1]))
+                    hub.submit(channel, message_id, AppendText(text=f"<{sent}>"), caller, _into(answers[-1][1]))
                     if self.rng.random() < 0.3:  # something in between that the store must be asked for
                         other = f"{message_id}.{sent}"
-                        hub.submit(channel, other, CreateMessage(text="x"), asker, lambda _: None)
+                        hub.submit(channel, other, CreateMessage(text="x"), caller, lambda _: None)
                 except (LocalError, Busy, Draining):
                     answers.pop()
                 sent += 1
@@ -395,7 +395,7 @@ class World:
                 if not isinstance(await answer, HoldfastError):
                     granted.append(number)
             await self.pause()
-        await self.ask(channel, message_id, FinishMessage(), asker)
+        await self.ask(channel, message_id, FinishMessage(), caller)
         text = (await self.read(channel, message_id)).text
         tokens = [int(token) for token in text.removeprefix("<").removesuffix(">").split("><") if token]
         assert text == "".join(f"<{number}>" for number in tokens)
@@ -439,18 +439,18 @@ class World:
 
     async def editor(self, channel: str, name: str) -> None:
         """Whole messages: created, edited with and without a version, deleted, read."""
-        asker = Asker(id=name)
+        caller = Caller(id=name)
         texts: dict[str, str] = {}
         for number in range(self.rng.randrange(10, 30)):
             try:
                 if len(texts) < 3 or self.rng.random() < 0.4:
                     message_id, text = f"{name}.{number}", self.words() * self.rng.choice((1, 1, 8))
-                    await self.ask(channel, message_id, CreateMessage(text=text, id=message_id), asker)
+                    await self.ask(channel, message_id, CreateMessage(text=text, id=message_id), caller)
                     texts[message_id] = text
                     continue
                 message_id = self.rng.choice(sorted(texts))
                 if self.rng.random() < 0.3:
-                    await self.hub_of(asker).delete(channel, message_id)
+                    await self.hub_of(caller).delete(channel, message_id)
                     del texts[message_id]
                 elif self.rng.random() < 0.5:
                     version = (await self.read(channel, message_id)).version
@@ -459,12 +459,12 @@ class World:
                         channel,
                         message_id,
                         UpdateMessage(text=text, if_version=version, request=f"edit{number}"),
-                        asker,
+                        caller,
                     )
                     assert answer.message is None or answer.message.text == text
                     texts[message_id] = text
                 else:
-                    await self.ask(channel, message_id, UpdateMessage(meta={"n": number}), asker)
+                    await self.ask(channel, message_id, UpdateMessage(meta={"n": number}), caller)
             except (StoreUnavailable, Busy, Draining, LocalError):
                 texts.pop(message_id, None)  # perhaps deleted
             except (NotFound, Deleted, IdConflict, VersionConflict):
@@ -478,40 +478,40 @@ class World:
 
     async def successor(self, channel: str, message_id: str) -> None:
         """Interrupts a message now and then and goes on with it, in the next generation."""
-        asker, server = Asker(id=message_id), Asker(id=message_id, is_server=True)
-        await self.ask(channel, message_id, CreateMessage(status="streaming", text="", lease_s=LONG_S), asker)
+        caller, server = Caller(id=message_id), Caller(id=message_id, is_server=True)
+        await self.ask(channel, message_id, CreateMessage(status="streaming", text="", lease_s=LONG_S), caller)
         text, generation = "", 1
         for _ in range(self.rng.randrange(3, 10)):
             if self.rng.random() < 0.4:
                 end = FinishMessage(status="interrupted", generation=generation)
                 await self.ask(channel, message_id, end, server)
                 take = TakeOver(generation=generation, request=f"take{generation}", lease_s=LONG_S)
-                answer = await self.ask(channel, message_id, take, asker)
+                answer = await self.ask(channel, message_id, take, caller)
                 generation += 1
                 assert (answer.generation, answer.lengths) == (generation, [len(text)])
             piece = self.words()
             append = AppendText(text=piece, at=len(text), generation=generation)
-            await self.ask(channel, message_id, append, asker)
+            await self.ask(channel, message_id, append, caller)
             text += piece
             await self.pause()
-        await self.ask(channel, message_id, FinishMessage(status="failed", generation=generation), asker)
+        await self.ask(channel, message_id, FinishMessage(status="failed", generation=generation), caller)
         self.written[channel, message_id] = [{"type": "text", "text": text}]
 
     async def commander(self, channel: str, name: str) -> None:
         """Asks, answers, stops what streams, and renews a lease; all of it may be said twice."""
-        asker, other = Asker(id=name), Asker(id=f"{name}.other", is_admin=True)  # a stranger may not
+        caller, other = Caller(id=name), Caller(id=f"{name}.other", is_admin=True)  # a stranger may not
         answer_id = f"{name}.answer"
-        await self.ask(channel, answer_id, CreateMessage(status="streaming", text="so far", lease_s=LONG_S), asker)
+        await self.ask(channel, answer_id, CreateMessage(status="streaming", text="so far", lease_s=LONG_S), caller)
         for number in range(self.rng.randrange(3, 10)):
             key = command_key(f"{name}.{number}")
             send = SendCommand(name="steer", target=self.rng.choice((None, answer_id)), data=number, expires_s=3_600)
             for _ in range(self.rng.choice((1, 1, 2))):
-                answer = await self.ask(channel, key, send, asker)
+                answer = await self.ask(channel, key, send, caller)
                 assert answer.command is not None
                 assert answer.command.data == number
             await self.pause()
             if self.rng.random() < 0.3:
-                await self.ask(channel, answer_id, RenewLease(lease_s=LONG_S - number), asker)
+                await self.ask(channel, answer_id, RenewLease(lease_s=LONG_S - number), caller)
             if self.rng.random() < 0.8:
                 reply = ReplyCommand(ok=bool(number % 2), data=number, request="reply")
                 for _ in range(self.rng.choice((1, 1, 2))):
@@ -521,13 +521,13 @@ class World:
                 self.answered[channel, key] = number
             await self.pause()
         stop = SendCommand(name="cancel", target=answer_id)
-        await self.ask(channel, command_key(f"{name}.stop"), stop, asker)
+        await self.ask(channel, command_key(f"{name}.stop"), stop, caller)
         for _ in range(200):  # nobody answers: the server carries it out, when the store lets it
             if (await self.read(channel, answer_id)).status != "streaming":
                 break
             await asyncio.sleep(0.5)
         with pytest.raises(Finished):
-            await self.ask(channel, answer_id, AppendText(text="!", at=6), asker)
+            await self.ask(channel, answer_id, AppendText(text="!", at=6), caller)
         assert (await self.read(channel, answer_id)).status == "cancelled"
         self.written[channel, answer_id] = [{"type": "text", "text": "so far"}]
 
@@ -809,8 +809,8 @@ def test_a_hub_that_dies_again_and_again_loses_nothing_and_doubles_nothing(seed:
 
 # -- one moment at a time --------------------------------------------------------------------------------------
 
-ANN = Asker(id="ann")
-SERVER = Asker(id="ann", is_server=True)
+ANN = Caller(id="ann")
+SERVER = Caller(id="ann", is_server=True)
 
 
 class Scripted(MemoryStore):
@@ -1013,7 +1013,7 @@ async def test_a_turn_is_claimed_once_and_by_us_though_the_commit_was_unclear(ac
         await hub.start()
         hub.desk._patterns["c"] = 0  # agents answer here, and none is here
         await hub.create("c", id="q", text="question")
-        us = Asker(id="agent", writer=Writer(by="agent", node=hub.node), is_server=True)
+        us = Caller(id="agent", writer=Writer(by="agent", node=hub.node), is_server=True)
         store.script = [act]
         assert (await hub.ask("c", "q", ClaimTurn(generation=0), us)).generation == 1
         with pytest.raises(Fenced):

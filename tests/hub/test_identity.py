@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from holdfast.core.errors import Forbidden, InvalidName, LocalError
-from holdfast.core.requests import Asker
+from holdfast.core.requests import Caller
 from holdfast.hub.identity import CAPABILITIES, Identity, claimed_identity, fill_pattern
 from holdfast.hub.patterns import matches
 
@@ -91,18 +91,18 @@ def test_unknown_capabilities_are_refused_and_named() -> None:
         Identity(capabilities=frozenset({"root"}))
 
 
-def test_the_asker_knows_what_is_granted_on_its_channel() -> None:
+def test_the_caller_knows_what_is_granted_on_its_channel() -> None:
     grants = {"chat:*": frozenset({"history", "append"}), "chat:own": frozenset({"admin"})}
     identity = Identity(client_id="ada", grants=grants)
-    assert identity.asker("chat:own") == Asker(id="ada", is_admin=True, may_read=True, may_write=True)
-    assert identity.asker("chat:1") == Asker(id="ada", is_admin=False, may_read=True, may_write=True)
-    assert identity.asker("other") == Asker(id="ada", is_admin=False, may_read=False, may_write=False)
-    assert identity.asker() == Asker(id="ada", is_admin=False, may_read=False, may_write=False)
-    assert Identity(client_id="ada").asker() == Asker(id="ada", is_admin=True, may_read=True, may_write=True)
+    assert identity.caller("chat:own") == Caller(id="ada", is_admin=True, may_read=True, may_write=True)
+    assert identity.caller("chat:1") == Caller(id="ada", is_admin=False, may_read=True, may_write=True)
+    assert identity.caller("other") == Caller(id="ada", is_admin=False, may_read=False, may_write=False)
+    assert identity.caller() == Caller(id="ada", is_admin=False, may_read=False, may_write=False)
+    assert Identity(client_id="ada").caller() == Caller(id="ada", is_admin=True, may_read=True, may_write=True)
 
 
 def test_who_only_subscribes_may_read_too() -> None:
-    assert Identity(capabilities=frozenset({"subscribe"})).asker("c").may_read
+    assert Identity(capabilities=frozenset({"subscribe"})).caller("c").may_read
 
 
 @pytest.mark.parametrize(

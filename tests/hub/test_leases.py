@@ -11,7 +11,7 @@ from holdfast.core.errors import AlreadyAnswered, Deleted, Fenced, Finished, Hol
 from holdfast.core.model import Message
 from holdfast.core.requests import (
     AppendText,
-    Asker,
+    Caller,
     CreateMessage,
     DeleteMessage,
     FinishMessage,
@@ -25,16 +25,16 @@ from holdfast.hub.warden import BROKEN_S, CANCEL_S
 from holdfast.stores.memory import MemoryStore
 from tests.virtual import virtual_clock, virtually
 
-ANN = Asker(id="ann")
-BOB = Asker(id="bob")
+ANN = Caller(id="ann")
+BOB = Caller(id="bob")
 
 
 def new_hub(store: Any = "memory://") -> HubCore:
     return HubCore(store, hooks_signals=False, drain_s=0.0, clock=virtual_clock())
 
 
-async def begin(hub: HubCore, lease_s: float = 15.0, asker: Asker = ANN) -> None:
-    await hub.ask("c", "m", CreateMessage(role="assistant", status="streaming", lease_s=lease_s), asker)
+async def begin(hub: HubCore, lease_s: float = 15.0, caller: Caller = ANN) -> None:
+    await hub.ask("c", "m", CreateMessage(role="assistant", status="streaming", lease_s=lease_s), caller)
 
 
 async def message(hub: HubCore) -> Message:
@@ -346,7 +346,7 @@ async def test_the_socket_of_a_writer_before_has_no_say_in_the_lease_of_its_succ
     hub = new_hub()
     await begin(hub)
     hub.warden.held("c", "m", "ann's")
-    await hub.ask("c", "m", TakeOver(), Asker(id="bob", is_admin=True))
+    await hub.ask("c", "m", TakeOver(), Caller(id="bob", is_admin=True))
     hub.warden.broken("c", "m", "ann's")
     await asyncio.sleep(14.9)
     assert await status(hub) == STREAMING

@@ -14,7 +14,7 @@ import pytest
 from holdfast.core.document import Stored
 from holdfast.core.errors import Busy, Deleted, Draining, Finished, HoldfastError, StoreUnavailable
 from holdfast.core.ops import Takeover
-from holdfast.core.requests import SERVER, Asker, CreateMessage, DeleteMessage, FinishMessage
+from holdfast.core.requests import SERVER, Caller, CreateMessage, DeleteMessage, FinishMessage
 from holdfast.hub import HubCore
 from holdfast.hub.committer import Committer
 from holdfast.hub.writer import MessageWriter
@@ -23,7 +23,7 @@ from holdfast.stores.memory import MemoryStore
 from tests.hub.watching import PATIENCE_S
 from tests.virtual import virtual_clock, virtually
 
-ANN = Asker(id="ann")
+ANN = Caller(id="ann")
 
 
 class Trying(MemoryStore):
@@ -93,7 +93,7 @@ async def test_after_an_unclear_commit_that_cannot_be_looked_up_nothing_is_decid
     with pytest.raises(StoreUnavailable):
         await hub.create("c", id="m", text="stored all the same")
     with pytest.raises(StoreUnavailable):
-        await hub.ask("c", "m", DeleteMessage(), hub.asker("ann"))
+        await hub.ask("c", "m", DeleteMessage(), hub.caller("ann"))
     with pytest.raises(StoreUnavailable):
         await hub.read("c", "m")
     store.is_unreadable = False
@@ -116,7 +116,7 @@ async def test_a_message_that_is_ended_before_its_writer_hears_of_it_is_its_own_
     store.is_silent = True
     opening = asyncio.create_task(hub.message("c", id="m").open())
     # It waits behind the message's beginning.
-    ending = asyncio.create_task(hub.ask("c", "m", request_, hub.asker("ann")))
+    ending = asyncio.create_task(hub.ask("c", "m", request_, hub.caller("ann")))
 
     async def write() -> None:
         async with await opening as message:
@@ -217,7 +217,7 @@ async def test_a_start_goes_on_where_an_overdue_cancel_was_faster(is_adopted: bo
     await before.start()
     streaming = CreateMessage(role="assistant", status="streaming", text="half")
     for message_id in ("last", "stopped", "first"):
-        await before.ask("c", message_id, streaming, before.asker("bot"))
+        await before.ask("c", message_id, streaming, before.caller("bot"))
     await before.command("c", "cancel", target="stopped", expires_s=60)
     await before.close()
     await asyncio.sleep(600)

@@ -13,14 +13,14 @@ from holdfast.core.document import Stored
 from holdfast.core.errors import Deleted, Finished, NotFound
 from holdfast.core.events import ChannelAttached
 from holdfast.core.limits import Limits
-from holdfast.core.requests import AppendText, Asker, CreateMessage, FinishMessage
+from holdfast.core.requests import AppendText, Caller, CreateMessage, FinishMessage
 from holdfast.hub import HubCore
 from holdfast.stores.base import Committed, CommitUnknown, Conflict, Write
 from holdfast.stores.memory import MemoryStore
 from holdfast.testing.contract import Chat, create
 from tests.hub.watching import Watcher
 
-ANN = Asker(id="ann")
+ANN = Caller(id="ann")
 
 
 class Shared(MemoryStore):

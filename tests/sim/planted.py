@@ -56,7 +56,7 @@ from holdfast.testing.sim.viewers import SocketViewer
 from holdfast.testing.sim.world import Plan
 from holdfast.transports import answer, codec
 from holdfast.transports.frames import DeleteFrame
-from holdfast.transports.http import asker_of
+from holdfast.transports.http import caller_of
 from holdfast.transports.session import Session
 
 Plant = Callable[[pytest.MonkeyPatch], None]
@@ -278,8 +278,8 @@ def a_renewal_after_a_broken_socket_does_not_count(patch: pytest.MonkeyPatch) ->
 def a_second_reply_is_let_in(patch: pytest.MonkeyPatch) -> None:
     """The newest answer is the best."""
 
-    def reply(state: Any, key: str, request: Any, asker: Any, limits: Any) -> Decision:
-        op = Reply(id=key, ok=request.ok, data=request.data, error=None, by=asker.id, request=request.request)
+    def reply(state: Any, key: str, request: Any, caller: Any, limits: Any) -> Decision:
+        op = Reply(id=key, ok=request.ok, data=request.data, error=None, by=caller.id, request=request.request)
         return Decision(ops=(op,))
 
     patch.setattr(decisions, "reply_command", reply)
@@ -541,8 +541,8 @@ def a_delete_is_answered_at_once(patch: pytest.MonkeyPatch) -> None:
 
     def at_once(self: Session, frame: Any, size: int) -> None:
         if isinstance(frame, DeleteFrame):
-            asker = asker_of(self._hub, self.identity, frame.channel)
-            self._hub.submit(frame.channel, frame.id, frame, asker, lambda answered: None)
+            caller = caller_of(self._hub, self.identity, frame.channel)
+            self._hub.submit(frame.channel, frame.id, frame, caller, lambda answered: None)
             self.reply({"type": "ok", "ref": frame.ref})
         else:
             ask(self, frame, size)

@@ -37,7 +37,7 @@ async def test_work_is_done_in_order_on_one_thread(worker: Worker) -> None:
     assert done == [(number, "test-worker") for number in range(5)]
 
 
-async def test_an_error_goes_to_its_asker_and_the_thread_goes_on(worker: Worker) -> None:
+async def test_an_error_goes_to_its_caller_and_the_thread_goes_on(worker: Worker) -> None:
     def fail() -> None:
         raise ZeroDivisionError("on purpose")
 

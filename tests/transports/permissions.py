@@ -188,7 +188,7 @@ OPEN_PATHS = ("/healthz", "/readyz")
 OPEN_FRAMES = ("auth", "detach", "pong")
 
 # Who asks, where they hold all that the operation needs.
-ASKERS = {
+CALLERS = {
     "owner": "began it",
     "reader": "may read here",
     "admin": "may read, and holds `admin`",
@@ -210,7 +210,7 @@ STATES = {
 
 # Rows are operations and who asks, columns are what the message is; a cell is `ok` or the code of the refusal.
 OWNERSHIP = """
-operation          asker    growing    done       interrupted taken      local      app        deleted   never
+operation          caller    growing    done       interrupted taken      local      app        deleted   never
 append text        owner    ok         finished   finished    fenced     not_writer not_writer deleted   not_found
 append text        reader   not_writer not_writer not_writer  not_writer not_writer not_writer deleted   not_found
 append text        admin    not_writer not_writer not_writer  not_writer not_writer not_writer deleted   not_found
@@ -263,25 +263,25 @@ class Cell(NamedTuple):
     """What somebody is answered."""
 
     operation: str
-    asker: str
+    caller: str
     state: str
     outcome: str
 
 
 def cells() -> Iterator[Cell]:
     """Every cell of `OWNERSHIP`."""
-    for name, asker, outcomes in _rows():
+    for name, caller, outcomes in _rows():
         for state, outcome in zip(STATES, outcomes, strict=True):
-            yield Cell(name, asker, state, outcome)
+            yield Cell(name, caller, state, outcome)
 
 
 def _rows() -> Iterator[tuple[str, str, list[str]]]:
     head, *lines = OWNERSHIP.strip().splitlines()
-    assert head.split() == ["operation", "asker", *STATES]
-    width = head.index("asker")
+    assert head.split() == ["operation", "caller", *STATES]
+    width = head.index("caller")
     for line in lines:
-        asker, *outcomes = line[width:].split()
-        yield line[:width].strip(), asker, outcomes
+        caller, *outcomes = line[width:].split()
+        yield line[:width].strip(), caller, outcomes
 
 
 def operation(name: str) -> Operation:
@@ -316,19 +316,19 @@ def _ownership_table() -> str:
     """Operations that are answered alike share a row, and who is answered alike shares one, too."""
     grouped: dict[tuple[str, ...], dict[str, list[str]]] = {}
     answers: dict[str, dict[str, tuple[str, ...]]] = {}
-    for name, asker, outcomes in _rows():
-        answers.setdefault(name, {})[asker] = tuple(outcomes)
-    for name, by_asker in answers.items():
-        for asker, outcome in by_asker.items():
-            grouped.setdefault(outcome, {}).setdefault(asker, []).append(name)
+    for name, caller, outcomes in _rows():
+        answers.setdefault(name, {})[caller] = tuple(outcomes)
+    for name, by_caller in answers.items():
+        for caller, outcome in by_caller.items():
+            grouped.setdefault(outcome, {}).setdefault(caller, []).append(name)
     lines = [
         f"| who | asks to | {' | '.join(STATES.values())} |",
         f"|---|---|{'---|' * len(STATES)}",
     ]
-    for asker, who in ASKERS.items():
-        for outcome, askers in grouped.items():
-            if asker in askers:
-                names = ", ".join(one if one[0] != "…" else f"change {one[2:]}" for one in askers[asker])
+    for caller, who in CALLERS.items():
+        for outcome, callers in grouped.items():
+            if caller in callers:
+                names = ", ".join(one if one[0] != "…" else f"change {one[2:]}" for one in callers[caller])
                 told = " | ".join("yes" if one == "ok" else f"`{one}`" for one in outcome)
                 lines.append(f"| {who} | {names} | {told} |")
     return "\n".join(lines) + "\n"

@@ -135,11 +135,11 @@ async def test_its_id_is_a_cursor_for_the_channels_own_stream(served: Served) ->
 
 async def test_a_message_that_goes_on_after_done_is_told_from_there(served: Served) -> None:
     """A takeover by the server: what it interrupted at its restart streams again."""
-    from holdfast.core.requests import Asker, FinishMessage, TakeOver
+    from holdfast.core.requests import Caller, FinishMessage, TakeOver
 
     await begin(served)
     await change(served, "POST", "/m1/append", {"text": "half "})
-    server = Asker(id="anonymous", is_server=True)
+    server = Caller(id="anonymous", is_server=True)
     await served.hub.ask("c", "m1", FinishMessage(status="interrupted"), server)
     first = await Stream.open(served, EVENTS)
     assert await first.until_over() is True

@@ -13,13 +13,13 @@ import pytest
 
 from holdfast import Hub
 from holdfast.core.events import Signal
-from holdfast.core.requests import AppendText, Asker, CreateMessage
+from holdfast.core.requests import AppendText, Caller, CreateMessage
 from tests.transports.asgi import HERE
 from tests.virtual import virtual_clock, virtually
 
 SOON_S = 0.2
 EVERY_S = 0.01  # of an append; a window is four times as long
-WRITER = Asker(id="ann")
+WRITER = Caller(id="ann")
 
 
 async def written_without_a_pause(hub: Hub) -> None:

@@ -18,7 +18,7 @@ import pytest
 from holdfast.app import Hub
 from holdfast.core.errors import HoldfastError
 from holdfast.core.requests import (
-    Asker,
+    Caller,
     CreateMessage,
     DeleteMessage,
     FinishMessage,
@@ -54,9 +54,9 @@ Grants = dict[str, frozenset[str]]
 CHANNEL = "chat:1"
 READ = ("subscribe", "history")
 PLENTY = ClientLimits(client_connections=10**6, client_requests=10**6, client_signals=10**6, client_channels=10**6)
-ANN = Asker(id="ann")
-CAROL = Asker(id="carol")
-SERVER = Asker(is_server=True)
+ANN = Caller(id="ann")
+CAROL = Caller(id="carol")
+SERVER = Caller(is_server=True)
 
 
 class People:
@@ -249,7 +249,7 @@ async def put(hub: Hub, state: str, id: str, channel: str = CHANNEL) -> None:
             await put(hub, "interrupted", id, channel)
             await hub.ask(channel, id, TakeOver(lease_s=3600), CAROL)
         case "local":
-            await hub.ask(channel, id, growing, hub.asker("ann"))
+            await hub.ask(channel, id, growing, hub.caller("ann"))
         case "app":
             await hub.create(channel, id=id, text="text")
         case "deleted":
@@ -407,8 +407,8 @@ async def test_whose_it_is_is_judged_alike_by_every_transport(place: Place, name
     one = operation(name)
     found, expected, told = {}, {}, set()
     for cell in (cell for cell in OWNERSHIP if (cell.operation, cell.state) == (name, state)):
-        token = place.token(NAMES[cell.asker], *HELD[cell.asker], *one.needs, *one.also)
-        ids = [f"{cell.asker}-{way}" for way in ("http", "frame")]
+        token = place.token(NAMES[cell.caller], *HELD[cell.caller], *one.needs, *one.also)
+        ids = [f"{cell.caller}-{way}" for way in ("http", "frame")]
         for id in ids:
             await put(place.hub, state, id)
         answers = [await by_http(place, one, token, CHANNEL, ids[0])]
@@ -417,11 +417,11 @@ async def test_whose_it_is_is_judged_alike_by_every_transport(place: Place, name
         for id, answer in zip(ids, answers, strict=True):
             found[id], expected[id] = answer.code, cell.outcome
             if answer.code != "ok":
-                told.add((cell.asker, answer.problem.replace(id, "ID")))
+                told.add((cell.caller, answer.problem.replace(id, "ID")))
                 assert answer.status == HTTP_STATUS[answer.code]
     assert found == expected
     # HTTP and the socket say the same of it, word for word.
-    assert len(told) == len({cell.asker for cell in OWNERSHIP if refuses(cell, name, state)})
+    assert len(told) == len({cell.caller for cell in OWNERSHIP if refuses(cell, name, state)})
 
 
 def refuses(cell: Cell, name: str, state: str) -> bool:
@@ -457,7 +457,7 @@ async def test_who_may_neither_read_nor_began_it_is_told_the_same_of_all(place: 
 # In another's name
 
 ROOT = {"author": "root", "from": "root", "by": "root", "client_id": "root", "sub": "root", "id_": "root"}
-FORGED: Json = {**ROOT, "writer": {"by": "root", "node": "n"}, "node": "n", "created": 1, "version": 7, "asker": ROOT}
+FORGED: Json = {**ROOT, "writer": {"by": "root", "node": "n"}, "node": "n", "created": 1, "version": 7, "caller": ROOT}
 FORGED |= dict.fromkeys(("is_admin", "is_app", "is_server", "may_read", "may_write", "admin"), True)
 FORGED["capabilities"] = sorted(CAPABILITIES)
 
@@ -465,16 +465,16 @@ FORGED["capabilities"] = sorted(CAPABILITIES)
 @pytest.mark.parametrize("name", ["append text", "finish", "renew the lease", "change", "send a command", "take over"])
 async def test_what_a_request_says_of_its_sender_is_not_looked_at(place: Place, name: str) -> None:
     one = operation(name)
-    said = {(cell.asker, cell.state): cell.outcome for cell in OWNERSHIP if cell.operation == name}
-    for asker in ("reader", "stranger", "owner"):
-        token = place.token(NAMES[asker], *HELD[asker], *one.needs)
+    said = {(cell.caller, cell.state): cell.outcome for cell in OWNERSHIP if cell.operation == name}
+    for caller in ("reader", "stranger", "owner"):
+        token = place.token(NAMES[caller], *HELD[caller], *one.needs)
         for state in ("growing", "local", "app", "never"):
             for way in ("http", "frame"):
-                await put(place.hub, state, f"{asker}-{state}-{way}")
-            over_http = await by_http(place, one, token, CHANNEL, f"{asker}-{state}-http", **FORGED)
+                await put(place.hub, state, f"{caller}-{state}-{way}")
+            over_http = await by_http(place, one, token, CHANNEL, f"{caller}-{state}-http", **FORGED)
             async with place.socket(token) as wire:
-                framed = await by_frame(wire, one, CHANNEL, f"{asker}-{state}-frame", **FORGED)
-            assert over_http.code == framed.code == said[asker, state]
+                framed = await by_frame(wire, one, CHANNEL, f"{caller}-{state}-frame", **FORGED)
+            assert over_http.code == framed.code == said[caller, state]
 
 
 async def test_who_wrote_and_who_sent_is_said_by_the_server(place: Place) -> None:

@@ -30,7 +30,7 @@ from holdfast.core.errors import (
 )
 from holdfast.core.model import Message, Part
 from holdfast.core.ops import Writer
-from holdfast.core.requests import Asker, TakeOver
+from holdfast.core.requests import Caller, TakeOver
 from holdfast.hub.hub import HubCore
 from holdfast.hub.writer import MessageWriter
 from holdfast.testing.sim.checks import (
@@ -789,9 +789,9 @@ class Editor(Author):
     async def _force(self, channel: str, message_id: str) -> MessageWriter:
         """Go on with a message that somebody writes still, which only the hub itself may."""
         hub = self._hub
-        asker = Asker(id=self.name, writer=Writer(by=self.name, node=hub.node), is_server=True)
+        caller = Caller(id=self.name, writer=Writer(by=self.name, node=hub.node), is_server=True)
         await hub.start()
-        answer = await hub.ask(channel, message_id, TakeOver(request=self.new_id()), asker)
+        answer = await hub.ask(channel, message_id, TakeOver(request=self.new_id()), caller)
         message, _ = await hub.read(channel, message_id)
         writer = MessageWriter(hub, channel, message_id, create=None, author=self.name)
         writer.take_up(message, answer.generation or 0)
