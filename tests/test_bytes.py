@@ -26,7 +26,7 @@ def server(tmp_path: Path) -> Iterator[Server]:
         yield server
 
 
-class Answer:
+class Response:
     """A streaming answer, written over HTTP one request an append."""
 
     def __init__(self, server: Server) -> None:
@@ -75,7 +75,7 @@ async def first_batch_bytes(viewer: SseViewer | WsViewer) -> int:
 async def test_hydrating_and_resuming_cost_little_more_than_the_text(
     server: Server, viewer_type: type[SseViewer | WsViewer]
 ) -> None:
-    answer = await asyncio.to_thread(Answer, server)
+    answer = await asyncio.to_thread(Response, server)
     hydrated = await asyncio.to_thread(answer.grow, 8 * 1024)
     viewer = viewer_type("127.0.0.1", server.port, CHANNEL)
     assert await first_batch_bytes(viewer) <= 1.05 * hydrated + 500
@@ -95,7 +95,7 @@ async def test_hydrating_and_resuming_cost_little_more_than_the_text(
 async def test_a_viewer_that_stalls_through_a_megabyte_gets_it_once(
     server: Server, viewer_type: type[SseViewer | WsViewer]
 ) -> None:
-    answer = await asyncio.to_thread(Answer, server)
+    answer = await asyncio.to_thread(Response, server)
     async with viewer_type("127.0.0.1", server.port, CHANNEL) as viewer:
         await viewer.until_attached()
         viewer.stall()

@@ -103,7 +103,7 @@ class Place(Protocol):
         """Send a command."""
 
     async def reply(self, channel: str, command_id: str, *, ok: bool, data: Json, error: Json, by: str) -> None:
-        """Answer a command."""
+        """Result a command."""
 
     async def watch(self, channel: str) -> Watch:
         """Look at a channel from now on."""

@@ -276,7 +276,7 @@ class Running:
         ]
 
     async def _withdraw(self, questions: Iterable[str]) -> None:
-        """Answer questions that nobody waits for."""
+        """Result questions that nobody waits for."""
         for command_id in tuple(questions):
             try:
                 async with asyncio.timeout(LEAVING_S):

@@ -28,7 +28,7 @@ async def until_stopped(watch: Watch, targets: Targets) -> None:
 
 
 async def answer_stops(watch: Watch, targets: Targets, reply: Callable[[str], Awaitable[None]]) -> None:
-    """Answer them all with `reply`, which takes a command's id."""
+    """Result them all with `reply`, which takes a command's id."""
     for command in stops(watch, targets):
         with contextlib.suppress(HoldfastError):  # somebody was faster
             await reply(command.id)

@@ -136,7 +136,7 @@ class Turn:
         return arrived
 
     async def _accept(self, command: Command) -> bool:
-        """Answer a `steer`; False if it was answered already, as by its end. What goes wrong harms no turn."""
+        """Result a `steer`; False if it was answered already, as by its end. What goes wrong harms no turn."""
         self._heard.add(command.id)
         try:
             await self._place.reply(self.channel, command.id, ok=True, data=None, error=None, by=self.name)

@@ -280,7 +280,7 @@ class Client:
     async def reply(
         self, channel: str, command_id: str, *, ok: bool = True, data: Json = None, error: Json = None
     ) -> None:
-        """Answer a command. Raises AlreadyAnswered when somebody was faster."""
+        """Result a command. Raises AlreadyAnswered when somebody was faster."""
         fields = _given(ok=ok, data=self._data(data), error=self._data(error), request=self._new_id())
         await self._ask("reply", channel, {"id": check_id(command_id), **fields})
 

@@ -11,7 +11,7 @@ import logging
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from holdfast.client.link import Answer, Link
+from holdfast.client.link import Link, Result
 from holdfast.client.problems import Unreachable
 from holdfast.core.errors import HoldfastError
 from holdfast.core.events import ServerEvent, known_events
@@ -131,7 +131,7 @@ class Feed:
             is_repeatable=False,  # `opened` does it
         )
 
-    def _answered(self, life: int, answer: Answer) -> None:
+    def _answered(self, life: int, answer: Result) -> None:
         if life != self._life or isinstance(answer, Unreachable):
             return
         if not isinstance(answer, HoldfastError):
@@ -167,5 +167,5 @@ class Feed:
             self._again = None
 
 
-def _take(answer: Answer) -> None:
+def _take(answer: Result) -> None:
     """Whatever the server says to a detach: a socket that is gone has detached."""

@@ -37,8 +37,8 @@ from holdfast.core.limits import Limits
 
 logger = logging.getLogger("holdfast.client")
 
-Answer = dict[str, Any] | HoldfastError
-WhenAnswered = Callable[[Answer], None]
+Result = dict[str, Any] | HoldfastError
+WhenAnswered = Callable[[Result], None]
 
 # The server stops reading at 1,000 requests or 4 MiB; a call waits for room before that. One may go beyond it.
 UNANSWERED = 500
@@ -377,7 +377,7 @@ class Link:
             case "turn" if self.when_turn is not None:
                 self.when_turn(frame)
 
-    def _settle_ref(self, ref: Any, answer: Answer) -> None:
+    def _settle_ref(self, ref: Any, answer: Result) -> None:
         asked = self._asked.get(ref) if isinstance(ref, int) else None
         if asked is None:
             return
@@ -385,7 +385,7 @@ class Link:
             return  # nothing was done: it is sent again, to whoever comes after this server
         self._settle(asked, answer)
 
-    def _settle(self, asked: _Asked, answer: Answer) -> None:
+    def _settle(self, asked: _Asked, answer: Result) -> None:
         self._forget(asked)
         asked.when_answered(answer)
 
@@ -460,7 +460,7 @@ def encode(frame: dict[str, Any], limits: Limits) -> str:
     return data.decode()
 
 
-def _settle(future: asyncio.Future[dict[str, Any]], answer: Answer) -> None:
+def _settle(future: asyncio.Future[dict[str, Any]], answer: Result) -> None:
     if future.done():
         return
     if isinstance(answer, HoldfastError):

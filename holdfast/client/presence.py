@@ -10,7 +10,7 @@ import contextlib
 import logging
 from typing import Any, Self
 
-from holdfast.client.link import Answer, Link
+from holdfast.client.link import Link, Result
 from holdfast.client.problems import Unreachable
 from holdfast.core.errors import HoldfastError, LocalError
 from holdfast.core.model import Json, check_json, plain
@@ -80,7 +80,7 @@ class Presence:
 
     # Inside
 
-    def _answered(self, answer: Answer) -> None:
+    def _answered(self, answer: Result) -> None:
         if not isinstance(answer, HoldfastError):
             self._failures = 0
         elif isinstance(answer, Unreachable):

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import msgspec
 from msgspec import Struct
 
-from holdfast.client.link import Answer, Link
+from holdfast.client.link import Link, Result
 from holdfast.core.errors import (
     Deleted,
     Fenced,
@@ -146,7 +146,7 @@ class Worker:
         """Turns that were given to us before the answer to this are known when it comes: they are done, too."""
         self._link.begin("work", self._frame(0), self._unlisted, is_repeatable=False)
 
-    def _unlisted(self, answer: Answer) -> None:
+    def _unlisted(self, answer: Result) -> None:
         self._is_listed = False  # without a connection, too: nothing is given out by none
         self._look_whether_drained()
 
@@ -181,7 +181,7 @@ class Worker:
                 del self._turns[key]
         await turn.done()
 
-    def _answered(self, answer: Answer) -> None:
+    def _answered(self, answer: Result) -> None:
         """Was the pattern taken? What may pass is asked again with the next socket, or after a while."""
         self._is_asking = False
         if self._is_draining:
@@ -266,7 +266,7 @@ class ClaimedTurn:
         except HoldfastError as error:
             logger.warning("the end of the turn of %s could not be told: %s", self.message.id, error.code)
 
-    def _renewed(self, said: dict[str, Json] | None, answer: Answer) -> None:
+    def _renewed(self, said: dict[str, Json] | None, answer: Result) -> None:
         if self.task is None or self.task.done():
             return
         if isinstance(answer, _LOST):
@@ -318,5 +318,5 @@ def check_pattern(pattern: str) -> str:
     return pattern
 
 
-def _take(answer: Answer) -> None:
+def _take(answer: Result) -> None:
     """Whatever the server says: we have left."""

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from msgspec import Struct
 
-from holdfast.client.link import Answer, Link
+from holdfast.client.link import Link, Result
 from holdfast.client.problems import Unreachable, read_answer
 from holdfast.core.cursor import parse_cursor
 from holdfast.core.errors import (
@@ -466,7 +466,7 @@ class RemoteWriter:
     def _may_send(self) -> bool:
         return self._is_open and self._trouble is None and self.error is None and self._link.is_live
 
-    def _answered(self, op: _Op, answer: Answer) -> None:
+    def _answered(self, op: _Op, answer: Result) -> None:
         self._flying.remove(op)
         if self._is_over:
             return
@@ -519,7 +519,7 @@ class RemoteWriter:
             fields = {"channel": self.channel, "before": self._created + 1, "limit": 1}
             self._link.begin("history", fields, when_answered, is_repeatable=False)
 
-    def _looked(self, look: int, answer: Answer) -> None:
+    def _looked(self, look: int, answer: Result) -> None:
         if look != self._looks or self._is_over:
             return
         try:
@@ -633,7 +633,7 @@ class RemoteWriter:
             self._link.begin("lease", self._frame(fields), self._renewed, is_repeatable=False)
         self._renew_later()
 
-    def _renewed(self, answer: Answer) -> None:
+    def _renewed(self, answer: Result) -> None:
         if isinstance(answer, InvalidRequest):
             self._has_leases = False  # a server without them
         elif isinstance(answer, Finished | Fenced | Deleted | NotWriter) and not self._is_over and not self._is_ending:

@@ -49,7 +49,7 @@ STORE_TIMEOUT_S = 30.0  # a store that says nothing for so long may or may not h
 MAX_CONFLICTS = 100
 
 
-class Answer(Struct, frozen=True, kw_only=True):
+class Result(Struct, frozen=True, kw_only=True):
     """What a request got; durable when it is given."""
 
     serial: int
@@ -65,14 +65,14 @@ class Answer(Struct, frozen=True, kw_only=True):
     is_blind: bool = False  # whoever asked may not read the channel, and is told so much less
 
 
-Done = Callable[[Answer | HoldfastError], None]
+Done = Callable[[Result | HoldfastError], None]
 
 
-def answered_later() -> tuple[asyncio.Future[Answer], Done]:
+def answered_later() -> tuple[asyncio.Future[Result], Done]:
     """A future, and what settles it if somebody still waits for it."""
-    answered: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+    answered: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
 
-    def done(answer: Answer | HoldfastError) -> None:
+    def done(answer: Result | HoldfastError) -> None:
         if answered.done():
             return
         if isinstance(answer, HoldfastError):
@@ -170,7 +170,7 @@ class Decided(Struct, gc=False):
         """Those that were not refused."""
         return self.asks if self.refusal is None else self.asks[:-1]
 
-    def answer(self) -> Answer | HoldfastError:
+    def answer(self) -> Result | HoldfastError:
         """The answer to the first request, to be asked for once it is stored. Who needs none is not made one."""
         if self.grown is not None:
             op = self.grown.op
@@ -517,7 +517,7 @@ class Committer:
         return writes
 
     def _answer(self, cut: _Cut, *, unclear: Iterable[Channel]) -> None:
-        """Answer what was decided; the requests of `unclear` channels are decided again once those were read anew."""
+        """Result what was decided; the requests of `unclear` channels are decided again once those were read anew."""
         again = dict.fromkeys(unclear)
         for channel in again:
             channel.is_stale = True
@@ -575,7 +575,7 @@ def _documents(draft: Draft, due: Iterable[str]) -> Sequence[Document]:
     return [document(thing) for thing in things if thing is not None]
 
 
-def _answer(channel: Channel, ask: Ask, decision: Decision, serial: int) -> Answer:
+def _answer(channel: Channel, ask: Ask, decision: Decision, serial: int) -> Result:
     message, command, reply = None, None, None
     is_new = bool(decision.ops)
     if isinstance(ask.request, SendCommand):
@@ -587,7 +587,7 @@ def _answer(channel: Channel, ask: Ask, decision: Decision, serial: int) -> Answ
         message = known.message() if known is not None and not known.deleted else None
         # Not new, and ours all the same: an unclear commit had stored it in truth.
         is_new = is_new or (ask.is_unclear and known is not None and known.writer == ask.caller.writer)
-    return Answer(
+    return Result(
         serial=serial,
         cursor=str(channel.state.cursor),
         created=is_new,

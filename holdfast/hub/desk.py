@@ -27,7 +27,7 @@ from holdfast.core.requests import SERVER, Caller, ClaimTurn, EndTurn, SendComma
 from holdfast.core.state import ClaimState, MessageState
 from holdfast.hub.channel import Channel
 from holdfast.hub.clock import Clock
-from holdfast.hub.committer import Answer, Done
+from holdfast.hub.committer import Done, Result
 from holdfast.hub.deadlines import Deadlines
 from holdfast.hub.patterns import matches
 from holdfast.hub.warden import BROKEN_S, RETRY_S, Submit
@@ -317,7 +317,7 @@ class Desk:
     def _end_given_up(self, channel: str, message_id: str, place: tuple[int, int]) -> None:
         """Store that the turn is over, with an answer that says so: one decision, so that it is said once."""
 
-        def done(answer: Answer | HoldfastError) -> None:
+        def done(answer: Result | HoldfastError) -> None:
             work = self._work.get(channel)
             if work is not None:
                 work.claiming.discard(message_id)
@@ -366,7 +366,7 @@ class Desk:
         caller = Caller(id=worker.name, writer=writer, is_server=True)
         lease_s = 0.0 if worker.is_local else LEASE_S
 
-        def done(answer: Answer | HoldfastError) -> None:
+        def done(answer: Result | HoldfastError) -> None:
             work = self._work.get(channel)
             if work is not None:
                 work.claiming.discard(message_id)
@@ -490,7 +490,7 @@ class Desk:
         return running is not None and (running[0].within, running[0].within_generation) == (within, attempt)
 
     def _end_held(self, channel: str, message_id: str, generation: int, state: Literal["done", "cancelled"]) -> None:
-        def done(answer: Answer | HoldfastError) -> None:
+        def done(answer: Result | HoldfastError) -> None:
             if isinstance(answer, HoldfastError) and answer.retry:
                 again = partial(self._check_held, channel, message_id)
                 self._deadlines.set(("turn", channel, message_id), self._loop.time() + RETRY_S, again)
@@ -575,7 +575,7 @@ class Desk:
     def _interrupt(self, channel: str, message_id: str, key: str) -> None:
         """Something newer is wanted: the turn of `message_id` is cancelled, as if somebody had asked for it."""
 
-        def done(answer: Answer | HoldfastError) -> None:
+        def done(answer: Result | HoldfastError) -> None:
             if isinstance(answer, HoldfastError) and answer.retry:
                 again = partial(self._interrupt, channel, message_id, key)
                 self._deadlines.set(("interrupt", channel, message_id), self._loop.time() + RETRY_S, again)

@@ -52,7 +52,7 @@ from holdfast.core.requests import (
 from holdfast.core.state import MessageState, utf8_len
 from holdfast.hub.channel import Channel
 from holdfast.hub.clock import Clock
-from holdfast.hub.committer import Answer, Ask, Committer, DocumentDue, Done, Item, Waiting, answered_later
+from holdfast.hub.committer import Ask, Committer, DocumentDue, Done, Item, Result, Waiting, answered_later
 from holdfast.hub.deadlines import Deadlines
 from holdfast.hub.desk import Desk
 from holdfast.hub.drain import SignalHook
@@ -435,7 +435,7 @@ class HubCore:
         error: Json = None,
         by: str | None = None,
     ) -> None:
-        """Answer a command. Raises AlreadyAnswered where somebody was faster, NotFound."""
+        """Result a command. Raises AlreadyAnswered where somebody was faster, NotFound."""
         key = command_key(check_id(command_id))
         await self.start()
         request = ReplyCommand(ok=ok, data=data, error=error)
@@ -482,7 +482,7 @@ class HubCore:
         """A new id; ids sort by time."""
         return self.clock.new_id()
 
-    async def ask(self, channel: str, message_id: str, request: Request, caller: Caller) -> Answer:
+    async def ask(self, channel: str, message_id: str, request: Request, caller: Caller) -> Result:
         """Have `request` decided and stored. Raises what was decided against it; what is returned is durable."""
         await self.start()
         return await self._ask(check_channel(channel), check_key(message_id), request, caller)
@@ -724,7 +724,7 @@ class HubCore:
     def _id(self, message_id: str | None) -> str:
         return check_id(message_id) if message_id is not None else self.new_id()
 
-    async def _ask(self, channel: str, message_id: str, request: Request, caller: Caller) -> Answer:
+    async def _ask(self, channel: str, message_id: str, request: Request, caller: Caller) -> Result:
         answered, done = answered_later()
         self.queue(Waiting(channel, Ask(message_id, request, caller), done, _size_of(request)))
         return await answered
@@ -935,7 +935,7 @@ async def _guarded(job: Coroutine[Any, Any, Any]) -> Any:
         logger.exception("a task of the hub failed")
 
 
-def _present(answer: Answer) -> Message:
+def _present(answer: Result) -> Message:
     if answer.message is None:
         raise Deleted("the message was deleted meanwhile")
     return _own(answer.message)

@@ -20,7 +20,7 @@ from holdfast.core.requests import SERVER, Caller, FinishMessage, Request, Settl
 from holdfast.core.state import CommandState, MessageState
 from holdfast.hub.channel import Channel
 from holdfast.hub.clock import Clock
-from holdfast.hub.committer import Answer, Done
+from holdfast.hub.committer import Done, Result
 from holdfast.hub.deadlines import Deadlines
 
 logger = logging.getLogger("holdfast.hub")
@@ -151,7 +151,7 @@ class Warden:
     ) -> None:
         """Have `request` carried out as the server's; where the store fails, again later, else it is `over`."""
 
-        def done(answer: Answer | HoldfastError) -> None:
+        def done(answer: Result | HoldfastError) -> None:
             if isinstance(answer, HoldfastError) and answer.retry:
                 self._deadlines.set(("again", channel, key, type(request)), self._loop.time() + RETRY_S, again)
                 return

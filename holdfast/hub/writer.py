@@ -35,7 +35,7 @@ from holdfast.core.model import Json, Message, Part, check_json, check_part, pla
 from holdfast.core.requests import AppendText, Caller, CreateMessage, FinishMessage, PutPart, Request, UpdateMessage
 from holdfast.core.state import KEPT_REQUESTS, part_bytes, utf8_len
 from holdfast.core.surrogates import SurrogateJoiner
-from holdfast.hub.committer import Answer, Ask, Decided, answered_later
+from holdfast.hub.committer import Ask, Decided, Result, answered_later
 
 if TYPE_CHECKING:
     from holdfast.hub.channel import Channel
@@ -245,7 +245,7 @@ class MessageWriter:
         self.take_up(answer.message, answer.generation or 1)
         return self
 
-    async def _created(self, create: CreateMessage) -> Answer:
+    async def _created(self, create: CreateMessage) -> Result:
         """Store the beginning. Cancelled in the middle of it, the message is ended as cancelled, if it was begun."""
         creating, done = answered_later()
         self._hub.submit(self.channel, self.id, create, self._caller, done)

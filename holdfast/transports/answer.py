@@ -268,7 +268,7 @@ def _is_of(since: Cursor | None, known: Cursor | None) -> bool:
 
 
 async def send_nothing_more(app: Open, scope: Scope, send: Send) -> None:
-    """Answer 204: an EventSource that comes back after `done` stops for good."""
+    """Result 204: an EventSource that comes back after `done` stops for good."""
     headers: problem.Headers = [(b"cache-control", b"no-store"), *app.cors(scope)]
     await send({"type": "http.response.start", "status": 204, "headers": headers})
     await send({"type": "http.response.body", "body": b"", "more_body": False})

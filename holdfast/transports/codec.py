@@ -43,7 +43,7 @@ from holdfast.core.requests import (
     TakeOver,
     UpdateMessage,
 )
-from holdfast.hub.committer import Answer
+from holdfast.hub.committer import Result
 from holdfast.stores.base import CommitUnknown
 
 logger = logging.getLogger("holdfast.transports")
@@ -92,13 +92,13 @@ def _no_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is no JSON")
 
 
-def answer_fields(request: Request, answer: Answer) -> dict[str, Any]:
+def answer_fields(request: Request, answer: Result) -> dict[str, Any]:
     """What the answer to `request` says, the same on HTTP and WebSocket. Raises Deleted."""
     fields = _fields(request, answer)
     return _unread(request, fields) if answer.is_blind else fields
 
 
-def _fields(request: Request, answer: Answer) -> dict[str, Any]:
+def _fields(request: Request, answer: Result) -> dict[str, Any]:
     match request:
         case CreateMessage():
             return {
@@ -152,7 +152,7 @@ def _unread(request: Request, fields: dict[str, Any]) -> dict[str, Any]:
     return told
 
 
-def _message(answer: Answer) -> object:
+def _message(answer: Result) -> object:
     if answer.message is None:
         raise Deleted("the message was deleted meanwhile")
     return answer.message

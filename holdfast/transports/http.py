@@ -48,7 +48,7 @@ from holdfast.core.requests import (
     UpdateMessage,
 )
 from holdfast.core.requests import Request as Asked
-from holdfast.hub.committer import Answer
+from holdfast.hub.committer import Result
 from holdfast.hub.hub import HubCore
 from holdfast.hub.identity import Identity
 from holdfast.hub.people import check_member, check_signal
@@ -117,13 +117,13 @@ def caller_of(hub: HubCore, identity: Identity, channel: str) -> Caller:
     return caller if hub.rates.may_begin(identity) else replace(caller, may_begin=False)
 
 
-def note_answer(hub: HubCore, identity: Identity, answer: Answer) -> None:
+def note_answer(hub: HubCore, identity: Identity, answer: Result) -> None:
     """Count the channel that began with what was stored, if one did."""
     if answer.created and answer.serial == 1:
         hub.rates.began(identity)
 
 
-def _status(asked: Asked, answer: Answer, status: int) -> int:
+def _status(asked: Asked, answer: Result, status: int) -> int:
     return 201 if isinstance(asked, CreateMessage | SendCommand) and answer.created else status
 
 

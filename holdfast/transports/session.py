@@ -42,7 +42,7 @@ from holdfast.core.requests import (
     Request,
     TakeOver,
 )
-from holdfast.hub.committer import Answer
+from holdfast.hub.committer import Result
 from holdfast.hub.desk import LEASE_S, Turn
 from holdfast.hub.feed import Behind, Feed
 from holdfast.hub.hub import HubCore
@@ -392,11 +392,11 @@ class Session:
         self._unanswered_bytes += weight
 
     def _answered(
-        self, ref: Ref, place: tuple[str, str], request: Request, weight: int, answer: Answer | HoldfastError
+        self, ref: Ref, place: tuple[str, str], request: Request, weight: int, answer: Result | HoldfastError
     ) -> None:
         self._unanswered -= 1
         self._unanswered_bytes -= weight
-        if isinstance(answer, Answer):
+        if isinstance(answer, Result):
             self._note_lease(place, request)
             note_answer(self._hub, self.identity, answer)
         try:
@@ -518,7 +518,7 @@ class Session:
     def _end_turn(self, frame: TurnDoneFrame) -> None:
         self._unanswered += 1
 
-        def done(answer: Answer | HoldfastError) -> None:
+        def done(answer: Result | HoldfastError) -> None:
             self._unanswered -= 1
             if isinstance(answer, HoldfastError):
                 self.refuse(frame.ref, answer)
@@ -642,7 +642,7 @@ class Session:
             self.wake()
 
     def _failed(self, ref: Ref, error: Exception) -> None:
-        """Answer a request that raised."""
+        """Result a request that raised."""
         if not isinstance(error, HoldfastError):
             logger.error("a request of a socket failed", exc_info=error)
             error = unexpected()
@@ -651,7 +651,7 @@ class Session:
     # Replies
 
     def refuse(self, ref: Json, error: HoldfastError) -> None:
-        """Answer the request `ref` with an error, in the words that peers are told."""
+        """Result the request `ref` with an error, in the words that peers are told."""
         self.reply({**for_peers(error).problem(), "type": "error", "ref": ref})
 
     def reply(self, frame: dict[str, Any]) -> None:

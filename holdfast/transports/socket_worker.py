@@ -11,7 +11,7 @@ from collections.abc import Callable
 from holdfast.core.errors import Fenced, HoldfastError
 from holdfast.core.model import check_json
 from holdfast.core.names import check_channel, check_id
-from holdfast.hub.committer import Answer, Done
+from holdfast.hub.committer import Done, Result
 from holdfast.hub.desk import LEASE_S, Turn, WhenBusy
 from holdfast.hub.hub import HubCore
 from holdfast.transports.frames import TurnDoneFrame, TurnRenewFrame
@@ -72,7 +72,7 @@ class SocketWorker:
         """The agent is done."""
         turn = self._turn(frame)
 
-        def answered(answer: Answer | HoldfastError) -> None:
+        def answered(answer: Result | HoldfastError) -> None:
             if isinstance(answer, HoldfastError) and not answer.retry:
                 answer = _not_ours()  # whose it is instead, or that there is none, is nobody's business
             done(answer)

@@ -275,7 +275,7 @@ def is_started(scope: Scope) -> bool:
 
 
 async def send_empty_stream(app: Open, scope: Scope, send: Send, body: bytes = b"") -> None:
-    """Answer as a stream that is over: to HEAD, or with a farewell. Any status but 200 stops EventSource for ever."""
+    """Result as a stream that is over: to HEAD, or with a farewell. Any status but 200 stops EventSource for ever."""
     await send({"type": "http.response.start", "status": 200, "headers": [*_stream_headers(), *app.cors(scope)]})
     await send({"type": "http.response.body", "body": body, "more_body": False})
 

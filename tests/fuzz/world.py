@@ -82,7 +82,7 @@ def check_code(status: object, code: object, where: str) -> None:
         raise Finding(f"undocumented: {status} {code!r} to {where}")
 
 
-class Answer:
+class Response:
     """What an ASGI app said to one request, checked while it comes."""
 
     def __init__(self, what: str) -> None:
@@ -288,7 +288,7 @@ class World:
 
     # What a well-behaved peer does
 
-    async def ask(self, method: str, path: str, body: object = None, query: str = "") -> Answer:
+    async def ask(self, method: str, path: str, body: object = None, query: str = "") -> Response:
         """A request that nothing is wrong with."""
         exchange = Exchange(self, method, path, headers=[*JSON, *self.known_by], query=query.encode())
         exchange.pieces = [json.dumps(body).encode()] if body is not None else [b""]
@@ -365,7 +365,7 @@ class Exchange:
         address: str = "127.0.0.1",
     ) -> None:
         self._world = world
-        self.answer = Answer(f"{method} {path[:200]!r} {query[:200]!r}")
+        self.answer = Response(f"{method} {path[:200]!r} {query[:200]!r}")
         self.pieces: list[bytes] = [b""]
         self.is_complete = True  # else the body has no end, and the peer leaves in the middle
         self.block_s = 0.0  # how long each write takes

@@ -62,7 +62,7 @@ from holdfast.core.state import ChannelState, CommandState, MessageState, apply_
 from holdfast.core.view import View
 from holdfast.hub import HubCore, MessageWriter
 from holdfast.hub.clock import Clock
-from holdfast.hub.committer import Answer, DocumentDue
+from holdfast.hub.committer import DocumentDue, Result
 from holdfast.hub.desk import Turn, WhenBusy
 from holdfast.hub.feed import Behind, EncodedBatch, Feed
 from holdfast.stores.base import Committed, CommitUnknown, Conflict, Write
@@ -273,14 +273,14 @@ class Helper:
 
     async def _work(self, turn: Turn) -> None:
         await self._world.pause(2.0)
-        answer: Answer | HoldfastError = Busy()
+        answer: Result | HoldfastError = Busy()
         try:
             while isinstance(answer, COME_BACK):
                 answered = asyncio.get_running_loop().create_future()
                 self._hub.desk.end(self, turn, "done", _into(answered))
                 answer = await answered
                 await asyncio.sleep(0.1)
-            assert isinstance(answer, Answer | Fenced | Deleted | Finished)
+            assert isinstance(answer, Result | Fenced | Deleted | Finished)
             self._hub.desk.freed(self)
         except (LocalError, Draining):
             assert self._hub not in self._world.hubs or self._world.is_over, "its hub lives"
@@ -319,7 +319,7 @@ class World:
         if self.rng.random() < 0.5:
             await asyncio.sleep(self.rng.uniform(0, most_s))
 
-    async def ask(self, channel: str, message_id: str, request: Request, caller: Caller) -> Answer:
+    async def ask(self, channel: str, message_id: str, request: Request, caller: Caller) -> Result:
         """Ask the hub of this caller, again and again while the answer may still come."""
         while True:
             try:
@@ -330,7 +330,7 @@ class World:
             self.check_durable(channel, message_id, answer)
             return answer
 
-    def check_durable(self, channel: str, message_id: str, answer: Answer) -> None:
+    def check_durable(self, channel: str, message_id: str, answer: Result) -> None:
         """Whatever was answered is in the log already."""
         epoch, serial = answer.cursor.split(":")
         life = self.store.lives[channel, epoch]
@@ -848,7 +848,7 @@ async def scripted(**limits: int) -> AsyncIterator[tuple[Mortal, Scripted]]:
         await hub.close()
 
 
-async def together(hub: HubCore, *asks: tuple[str, Request]) -> list[Answer | BaseException]:
+async def together(hub: HubCore, *asks: tuple[str, Request]) -> list[Result | BaseException]:
     """What comes of requests that are decided in one batch."""
     return await asyncio.gather(*(hub.ask("c", one, request, ANN) for one, request in asks), return_exceptions=True)
 
@@ -928,7 +928,7 @@ async def test_requests_keep_their_order_through_an_unclear_commit() -> None:
         store.script = ["lost"]
         create = CreateMessage(text="x")
         answers = await together(hub, ("m", AppendText(text="1")), ("n", create), ("m", AppendText(text="2")))
-        assert [isinstance(answer, Answer) for answer in answers] == [True, True, True]
+        assert [isinstance(answer, Result) for answer in answers] == [True, True, True]
         assert await texts(hub, "m") == ["12"]
 
 

@@ -79,7 +79,7 @@ class People:
         return token
 
 
-class Answer(NamedTuple):
+class Response(NamedTuple):
     """What came back: a status, the code of a refusal or "ok", and what it said."""
 
     status: int
@@ -102,7 +102,7 @@ class Place:
 
     async def ask(
         self, method: str, path: str, body: Any = None, *, token: str | None = None, **headers: str
-    ) -> Answer:
+    ) -> Response:
         """One HTTP request from elsewhere, without a network; of a stream that begins, its first batch."""
         path, _, query = path.partition("?")
         left = asyncio.Event()
@@ -142,9 +142,9 @@ class Place:
         status = sent[0]["status"]
         text = b"".join(message.get("body", b"") for message in sent[1:])
         if status < 400:
-            return Answer(status, "ok", text)
+            return Response(status, "ok", text)
         said = json.loads(text) if text else {"code": "?"}
-        return Answer(status, said["code"], said)
+        return Response(status, said["code"], said)
 
     @asynccontextmanager
     async def socket(self, token: str | None, **headers: str) -> AsyncIterator[Wire]:
@@ -211,15 +211,15 @@ class Wire:
         found: Json = await self.until(lambda: next((frame for frame in self.frames if is_it(frame)), None))
         return found
 
-    async def ask(self, type: str, **fields: Any) -> Answer:
+    async def ask(self, type: str, **fields: Any) -> Response:
         """Send a frame, and wait for its answer."""
         self._refs += 1
         ref = f"r{self._refs}"
         self._inbox.put_nowait({"type": "websocket.receive", "text": json.dumps({"type": type, "ref": ref, **fields})})
         said = await self.frame(lambda frame: frame.get("ref") == ref)
         if said["type"] == "ok":
-            return Answer(200, "ok", said)
-        return Answer(said["status"], said["code"], said)
+            return Response(200, "ok", said)
+        return Response(said["status"], said["code"], said)
 
 
 @pytest.fixture
@@ -274,7 +274,7 @@ def filled(value: Any, channel: str, id: str) -> Any:
     return value
 
 
-async def by_http(place: Place, one: Operation, token: str | None, channel: str, id: str, **more: Any) -> Answer:
+async def by_http(place: Place, one: Operation, token: str | None, channel: str, id: str, **more: Any) -> Response:
     assert one.http is not None
     method, path = filled(one.http, channel, id).split(" ")
     if "/poll" in path:
@@ -285,7 +285,7 @@ async def by_http(place: Place, one: Operation, token: str | None, channel: str,
     return await place.ask(method, path, body, token=token)
 
 
-async def by_frame(wire: Wire, one: Operation, channel: str, id: str, **more: Any) -> Answer:
+async def by_frame(wire: Wire, one: Operation, channel: str, id: str, **more: Any) -> Response:
     assert one.frame is not None
     fields = filled(one.fields if one.fields is not None else one.body or {}, channel, id)
     if one.http is not None:

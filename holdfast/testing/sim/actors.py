@@ -43,7 +43,7 @@ from holdfast.testing.sim.checks import (
     check_text,
 )
 from holdfast.testing.sim.line import ANSWER_S, SILENCE_S, Line, frame_of
-from holdfast.testing.sim.network import Answer, Caller, Lost, Stream, within
+from holdfast.testing.sim.network import Caller, Lost, Response, Stream, within
 from holdfast.testing.sim.trace import Violation
 from holdfast.testing.sim.truth import text_of
 
@@ -89,7 +89,7 @@ class Person:
                 return self.draw.choice(nodes)
             await self.pause(0.05, 0.5)
 
-    async def call(self, method: str, path: str, body: object = None, *, query: str = "", client: str = "") -> Answer:
+    async def call(self, method: str, path: str, body: object = None, *, query: str = "", client: str = "") -> Response:
         """Ask once, by another name if there is a `client`. Raises Lost."""
         node = await self.some_node()
         process, hub = node.process, node.hub
@@ -114,7 +114,7 @@ class Person:
             self.check_patience(begun_s, f"{method} {path}")
             await self.pause(0.05, 1.0)
 
-    async def _ask_once(self, method: str, path: str, body: object, query: str) -> Answer:
+    async def _ask_once(self, method: str, path: str, body: object, query: str) -> Response:
         frame = frame_of(method, path, body) if self.has_socket and not query else None
         if frame is None:
             return await self.call(method, path, body, query=query)
@@ -122,7 +122,7 @@ class Person:
             self._own_line = await Line.open(self, await self.some_node())
         answer, stamp = await self._own_line.ask(frame)
         status = answer["status"] if answer["type"] == "error" else 200
-        return Answer(status, json.dumps(answer).encode(), stamp)
+        return Response(status, json.dumps(answer).encode(), stamp)
 
     def hang_up(self) -> None:
         """Close the socket, if it has one."""
@@ -138,7 +138,7 @@ class Person:
 class Reply:
     """An answer over HTTP, decoded."""
 
-    def __init__(self, answer: Answer, since: int) -> None:
+    def __init__(self, answer: Response, since: int) -> None:
         self.status = answer.status
         self.stamp = answer.stamp
         self.since = since

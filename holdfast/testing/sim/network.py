@@ -289,7 +289,7 @@ class Exchange:
         return [body[:cut], body[cut:]]
 
 
-class Answer(NamedTuple):
+class Response(NamedTuple):
     """What a request got."""
 
     status: int
@@ -306,7 +306,7 @@ class Caller:
 
     async def request(
         self, process: Process, hub: Hub, method: str, path: str, body: str = "", *, query: str = "", patience_s: float
-    ) -> Answer:
+    ) -> Response:
         """Ask and wait for the whole answer. Raises Lost."""
         stream = await self.stream(process, hub, method, path, body, query=query, patience_s=patience_s)
         pieces: list[bytes] = []
@@ -321,7 +321,7 @@ class Caller:
             raise Lost("no answer") from None
         finally:
             stream.leave()
-        return Answer(stream.status, b"".join(pieces), stamp)
+        return Response(stream.status, b"".join(pieces), stamp)
 
     async def stream(
         self,

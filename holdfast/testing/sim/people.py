@@ -230,7 +230,7 @@ class Partner(Author):
         raise Violation(f"{self.name} could not send {name} {target} to {channel}: {reply.fields}")
 
     async def _reply(self, channel: str) -> None:
-        """Answer something, now and then twice, with other words: the first one counts."""
+        """Response something, now and then twice, with other words: the first one counts."""
         life = self.world.truth.head(channel)
         begun = self.world.truth.stamp
         pending = [key for key, one in life.pending(life.serial).items() if one.name not in ("cancel", "steer")]
