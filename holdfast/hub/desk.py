@@ -29,8 +29,8 @@ from holdfast.hub.channel import Channel
 from holdfast.hub.clock import Clock
 from holdfast.hub.committer import Done, Result
 from holdfast.hub.deadlines import Deadlines
+from holdfast.hub.leases import BROKEN_S, RETRY_S, Submit
 from holdfast.hub.patterns import matches
-from holdfast.hub.warden import BROKEN_S, RETRY_S, Submit
 from holdfast.stores.base import Store
 
 logger = logging.getLogger("holdfast.hub")

@@ -59,13 +59,13 @@ from holdfast.hub.drain import SignalHook
 from holdfast.hub.feed import Feed, Ticks
 from holdfast.hub.hooks import Hook, HookHandler, HookKind, Hooks
 from holdfast.hub.identity import Authenticate
+from holdfast.hub.leases import LeaseMonitor
 from holdfast.hub.patterns import check_pattern, matches
 from holdfast.hub.people import People
 from holdfast.hub.rates import ClientLimits, Rates
 from holdfast.hub.subscription import Subscription
 from holdfast.hub.sync import SyncHub
 from holdfast.hub.tickets import Tickets
-from holdfast.hub.warden import Warden
 from holdfast.hub.writer import MessageWriter
 from holdfast.stores import open_url
 from holdfast.stores.base import Store
@@ -106,7 +106,7 @@ class _Runtime:
         self.tasks: asyncio.TaskGroup | None = None
         self.committer: Committer | None = None
         self.deadlines = Deadlines(loop)
-        self.warden: Warden | None = None
+        self.leases: LeaseMonitor | None = None
         self.desk: Desk | None = None
         self.people: People | None = None
         self.draining: asyncio.Task[None] | None = None
@@ -510,11 +510,11 @@ class HubCore:
         return desk
 
     @property
-    def warden(self) -> Warden:
+    def leases(self) -> LeaseMonitor:
         """What ends by itself. The hub must have started."""
-        warden = self._live().warden
-        assert warden is not None
-        return warden
+        leases = self._live().leases
+        assert leases is not None
+        return leases
 
     def queue(self, item: Item) -> None:
         """Let `item` wait for the next commit. Raises Busy."""
@@ -793,7 +793,7 @@ class HubCore:
     def _staff(self, runtime: _Runtime) -> None:
         """Everybody who works in the hub."""
         loop, deadlines = runtime.loop, runtime.deadlines
-        runtime.warden = Warden(loop, self.clock, deadlines, self.submit)
+        runtime.leases = LeaseMonitor(loop, self.clock, deadlines, self.submit)
         runtime.people = People(loop, deadlines, self.limits, self.channel)
         runtime.desk = Desk(
             loop,
@@ -806,7 +806,7 @@ class HubCore:
             find=runtime.channels.get,
             spawn=self._spawn,
         )
-        warden, desk = runtime.warden, runtime.desk
+        leases, desk = runtime.leases, runtime.desk
         runtime.committer = Committer(
             self.store,
             self.limits,
@@ -815,14 +815,14 @@ class HubCore:
             self.channel,
             self._spawn,
             is_served=desk.serves,
-            accepted=lambda channel, key: warden.renew(channel.name, key),
+            accepted=lambda channel, key: leases.renew(channel.name, key),
         )
 
     def _changed(self, channel: Channel, keys: Iterable[str] | None) -> None:
         """More than text came in `channel`."""
         runtime = self._runtime
-        if runtime is not None and runtime.warden is not None and runtime.desk is not None:
-            runtime.warden.look(channel, keys)
+        if runtime is not None and runtime.leases is not None and runtime.desk is not None:
+            runtime.leases.look(channel, keys)
             runtime.desk.look(channel, keys)
             self._hooks.changed(channel)
 
@@ -837,12 +837,12 @@ class HubCore:
         for channel in await self.store.open_channels():  # one at a time: together they may be more than memory holds
             for stored in await self.store.open_documents(channel):
                 if stored.id.startswith(COMMAND_MARK):
-                    self.warden.look_at_command(channel, stored.id, restore_command(stored))
+                    self.leases.look_at_command(channel, stored.id, restore_command(stored))
                 else:
                     await self._recover_message(channel, restore(stored))
 
     async def _recover_message(self, channel: str, message: MessageState) -> None:
-        self.warden.look_at_writer(channel, message.id, message)
+        self.leases.look_at_writer(channel, message.id, message)
         self.desk.look_at(channel, message.id, message)
         writer = message.writer
         if not message.is_streaming or writer is None or writer.node in (None, self.node):

@@ -264,7 +264,7 @@ class Session:
         for channel, member in present:
             self._hub.people.leave(channel, member, self)
         for channel, message_id in written:
-            self._hub.warden.broken(channel, message_id, self)
+            self._hub.leases.broken(channel, message_id, self)
         for worker in workers.values():
             self._hub.desk.unregister(worker, is_broken=True)
 
@@ -415,10 +415,10 @@ class Session:
             isinstance(request, CreateMessage) and request.status == "streaming"
         ):
             if self._is_gone:  # it was under way when the socket broke
-                self._hub.warden.held(*place, self)
-                self._hub.warden.broken(*place, self, is_late=True)
+                self._hub.leases.held(*place, self)
+                self._hub.leases.broken(*place, self, is_late=True)
                 return
-            self._hub.warden.held(*place, self)
+            self._hub.leases.held(*place, self)
             if self._written is None:
                 self._written = {}
             self._written[place] = None

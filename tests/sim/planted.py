@@ -44,8 +44,8 @@ from holdfast.hub.desk import LEASE_S, Desk, Turn, Worker
 from holdfast.hub.feed import EncodedBatch, Feed, Group
 from holdfast.hub.hooks import HookEvent, HookRunner
 from holdfast.hub.hub import HubCore
+from holdfast.hub.leases import LeaseMonitor
 from holdfast.hub.roster import Roster
-from holdfast.hub.warden import Warden
 from holdfast.stores.base import Committed, Conflict, Head, Moved, Write
 from holdfast.testing.sim import watchdog
 from holdfast.testing.sim.actors import Insider, Remote, Steady
@@ -228,16 +228,16 @@ def trust_the_wake_up(patch: pytest.MonkeyPatch) -> None:
 
 def a_lapse_ignores_the_generation(patch: pytest.MonkeyPatch) -> None:
     """A message has a lease; who holds it makes no difference to when it ends."""
-    look_at_writer = Warden.look_at_writer
+    look_at_writer = LeaseMonitor.look_at_writer
 
-    def look(self: Warden, channel: str, key: str, message: MessageState | None) -> None:
+    def look(self: LeaseMonitor, channel: str, key: str, message: MessageState | None) -> None:
         known = self._leases.get((channel, key))
         if known is not None and message is not None and message.is_streaming:
             self._leases[channel, key] = (message.generation, known[1])
         else:
             look_at_writer(self, channel, key, message)
 
-    patch.setattr(Warden, "look_at_writer", look)
+    patch.setattr(LeaseMonitor, "look_at_writer", look)
 
 
 def the_short_way_looks_at_no_length(patch: pytest.MonkeyPatch) -> None:
@@ -260,19 +260,19 @@ def a_takeover_fences_nobody(patch: pytest.MonkeyPatch) -> None:
 
 def a_renewal_after_a_broken_socket_does_not_count(patch: pytest.MonkeyPatch) -> None:
     """The socket broke, so the writer has three seconds."""
-    renew, broken = Warden.renew, Warden.broken
-    is_broken: set[tuple[Warden, str, str]] = set()
+    renew, broken = LeaseMonitor.renew, LeaseMonitor.broken
+    is_broken: set[tuple[LeaseMonitor, str, str]] = set()
 
-    def note(self: Warden, channel: str, key: str, *about: Any, **more: Any) -> None:
+    def note(self: LeaseMonitor, channel: str, key: str, *about: Any, **more: Any) -> None:
         is_broken.add((self, channel, key))
         broken(self, channel, key, *about, **more)
 
-    def renew_unless_broken(self: Warden, channel: str, key: str) -> None:
+    def renew_unless_broken(self: LeaseMonitor, channel: str, key: str) -> None:
         if (self, channel, key) not in is_broken:
             renew(self, channel, key)
 
-    patch.setattr(Warden, "broken", note)
-    patch.setattr(Warden, "renew", renew_unless_broken)
+    patch.setattr(LeaseMonitor, "broken", note)
+    patch.setattr(LeaseMonitor, "renew", renew_unless_broken)
 
 
 def a_second_reply_is_let_in(patch: pytest.MonkeyPatch) -> None:
@@ -360,7 +360,7 @@ def a_leave_is_told_to_nobody(patch: pytest.MonkeyPatch) -> None:
 
 def nobody_looks_at_the_clock_for_commands(patch: pytest.MonkeyPatch) -> None:
     """Who asks will see for themselves that nobody answers."""
-    patch.setattr(Warden, "look_at_command", lambda self, channel, key, command: None)
+    patch.setattr(LeaseMonitor, "look_at_command", lambda self, channel, key, command: None)
 
 
 # -- one answer as a stream, cursors, and what is said in passing -----------------------------------------------------

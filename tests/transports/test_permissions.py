@@ -637,7 +637,7 @@ async def test_a_stop_that_a_stranger_says_was_carried_out_is_carried_out(place:
     await place.hub.command(CHANNEL, "cancel", target="m1", by="sam", id="q")
     async with place.socket(place.token("bob", *(CAPABILITIES - {"admin"}))) as wire:
         assert (await wire.ask("reply", channel=CHANNEL, id="q", ok=True)).code == "forbidden"
-    await place.hub.ask(CHANNEL, "!q", SettleCommand(), SERVER)  # as the warden does after two seconds
+    await place.hub.ask(CHANNEL, "!q", SettleCommand(), SERVER)  # as the lease monitor does after two seconds
     assert (await place.hub.read(CHANNEL, "m1"))[0].status == "cancelled"
 
 

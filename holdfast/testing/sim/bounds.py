@@ -110,17 +110,17 @@ class Bounds:
 
     def _parts(self, runtime: _Runtime) -> Iterator[Part]:
         """Everything that a hub is made of, with the bounds of what it holds."""
-        committer, warden, desk = runtime.committer, runtime.warden, runtime.desk
+        committer, leases, desk = runtime.committer, runtime.leases, runtime.desk
         assert committer is not None
         assert desk is not None
-        assert warden is not None
+        assert leases is not None
         waiting = committer.waiting
         yield self._hub, SPARE, {}
         yield runtime, SPARE, {}
         yield committer, SPARE, {"_queue": waiting}
         yield runtime.deadlines, SPARE, {"_heap": 2 * len(runtime.deadlines) + DROPPED + 1}
         yield runtime.ticks, SPARE, {}
-        yield warden, SPARE, {"_holders": len(warden._leases)}
+        yield leases, SPARE, {"_holders": len(leases._leases)}
         yield desk, SPARE, {}
         for work in desk._work.values():
             yield work, SPARE, {}

@@ -1,9 +1,9 @@
-"""The warden: ends what nobody else ends.
+"""the lease monitor: ends what nobody else ends.
 
 You are in `hub`. It looks at every message and command that changed, and sets deadlines: for the lease of a writer
 elsewhere, which ends as `interrupted`; for a `cancel` that no writer carries out; for a command that nobody answers.
 Deadlines are this hub's own and are not stored: after a restart a lease begins with one full term, so that a writer
-who comes back in time keeps it. What the warden decides goes through the committer like any request.
+who comes back in time keeps it. What the lease monitor decides goes through the committer like any request.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class _Holder(NamedTuple):
     is_last: bool  # and by nothing else since
 
 
-class Warden:
+class LeaseMonitor:
     """Watches over leases and commands. `submit` is the hub's."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, clock: Clock, deadlines: Deadlines, submit: Submit) -> None:
