@@ -23,8 +23,8 @@ from holdfast.core.model import Json
 from holdfast.core.names import check_channel, check_id
 from holdfast.core.requests import CreateMessage
 from holdfast.hub import HubCore
-from holdfast.hub.desk import WhenBusy
 from holdfast.hub.patterns import check_pattern
+from holdfast.hub.turns import WhenBusy
 from holdfast.response import Answering, StreamResponse, Style, check_style
 from holdfast.transports.app import asgi
 

@@ -1,6 +1,6 @@
 """Agents in the hub's own process: `@hub.agent("chat:*")`.
 
-You are in `agents`. A `LocalAgent` is a worker of the desk; `LocalPlace` is the hub as a turn sees it.
+You are in `agents`. A `LocalAgent` is a worker of the turn scheduler; `LocalPlace` is the hub as a turn sees it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from holdfast.core.events import CommandReply, Page
 from holdfast.core.model import Command, Json, Message, check_json, plain
 from holdfast.core.names import command_key
 from holdfast.hub.committer import answered_later
-from holdfast.hub.desk import Turn, WhenBusy
+from holdfast.hub.turns import TurnOffer, WhenBusy
 
 if TYPE_CHECKING:
     from holdfast.hub.hub import HubCore
@@ -28,7 +28,7 @@ logger = logging.getLogger("holdfast.agents")
 
 
 class LocalAgent:
-    """An agent in this process, as the desk knows it."""
+    """An agent in this process, as the turn scheduler knows it."""
 
     is_local = True
 
@@ -47,19 +47,19 @@ class LocalAgent:
         """The hub has started: take turns."""
         self.free = self.slots
         self._running.clear()
-        self._hub.desk.register(self)
+        self._hub.scheduler.register(self)
 
-    def begin(self, turn: Turn) -> None:
+    def begin(self, turn: TurnOffer) -> None:
         """Of `Worker`."""
         self._hub.start_task(self._run(turn))
 
-    def ended(self, turn: Turn, state: str) -> None:
+    def ended(self, turn: TurnOffer, state: str) -> None:
         """Of `Worker`."""
         running = self._running.get((turn.channel, turn.message_id))
         if running is not None and running.attempt == turn.generation:
             running.stop(is_lost=state == "lost")
 
-    async def _run(self, turn: Turn) -> None:
+    async def _run(self, turn: TurnOffer) -> None:
         place = LocalPlace(self._hub)
         key = (turn.channel, turn.message_id)
         try:
@@ -74,17 +74,17 @@ class LocalAgent:
             self._running.pop(key, None)
             if not self._hub.is_draining and self._hub.is_running:
                 if not any(channel == turn.channel for channel, _ in self._running):
-                    self._hub.desk.said(turn.channel, self.name, {"state": "listening"})
-                self._hub.desk.freed(self)
+                    self._hub.scheduler.said(turn.channel, self.name, {"state": "listening"})
+                self._hub.scheduler.freed(self)
 
-    async def _end(self, turn: Turn, state: Literal["done", "cancelled"]) -> None:
+    async def _end(self, turn: TurnOffer, state: Literal["done", "cancelled"]) -> None:
         """Say that the turn is over, until that is stored: a turn without an end would keep its channel busy."""
         with contextlib.suppress(Finished, Fenced, Deleted):
             await patiently(lambda: self._end_once(turn, state))
 
-    async def _end_once(self, turn: Turn, state: Literal["done", "cancelled"]) -> None:
+    async def _end_once(self, turn: TurnOffer, state: Literal["done", "cancelled"]) -> None:
         ended, done = answered_later()
-        self._hub.desk.end(self, turn, state, done)
+        self._hub.scheduler.end(self, turn, state, done)
         await ended
 
 
@@ -148,7 +148,7 @@ class LocalPlace:
         """Of `Place`."""
         limits = self._hub.limits
         check_json(data, limits.data_bytes, "what an agent says", depth=limits.depth)  # it goes to all who look on
-        self._hub.desk.said(channel, name, plain(data))
+        self._hub.scheduler.said(channel, name, plain(data))
 
 
 class LocalWatch:

@@ -65,12 +65,12 @@ def build(
     guide = Guide(hub, model, sleep)
     on_crash: OnCrash = "continue" if model is None else "restart"
     hub.agent(CHANNELS, name="guide", when_busy="parallel", on_crash=on_crash, slots=SLOTS)(guide.answer)
-    desk = _FrontDesk(Divers(hub), None if model is None else model.name or "the model of OPENAI_BASE_URL")
+    scheduler = _FrontDesk(Divers(hub), None if model is None else model.name or "the model of OPENAI_BASE_URL")
     app = Starlette(
         routes=[
             Route("/", _endpoint(hub, "GET", _page)),
-            Route("/demo/info", _endpoint(hub, "GET", desk.info)),
-            Route("/demo/diver", _endpoint(hub, "POST", desk.call_diver)),
+            Route("/demo/info", _endpoint(hub, "GET", scheduler.info)),
+            Route("/demo/diver", _endpoint(hub, "POST", scheduler.call_diver)),
         ]
     )
     app.state.hub = hub  # whoever serves this starts it first, to tell plainly what is wrong with its store

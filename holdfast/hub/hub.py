@@ -54,7 +54,6 @@ from holdfast.hub.channel import Channel
 from holdfast.hub.clock import Clock
 from holdfast.hub.committer import Ask, Committer, DocumentDue, Done, Item, Result, Waiting, answered_later
 from holdfast.hub.deadlines import Deadlines
-from holdfast.hub.desk import Desk
 from holdfast.hub.drain import SignalHook
 from holdfast.hub.feed import Feed, Ticks
 from holdfast.hub.hooks import Hook, HookHandler, HookKind, Hooks
@@ -66,6 +65,7 @@ from holdfast.hub.rates import ClientLimits, Rates
 from holdfast.hub.subscription import Subscription
 from holdfast.hub.sync import SyncHub
 from holdfast.hub.tickets import Tickets
+from holdfast.hub.turns import TurnScheduler
 from holdfast.hub.writer import MessageWriter
 from holdfast.stores import open_url
 from holdfast.stores.base import Store
@@ -107,7 +107,7 @@ class _Runtime:
         self.committer: Committer | None = None
         self.deadlines = Deadlines(loop)
         self.leases: LeaseMonitor | None = None
-        self.desk: Desk | None = None
+        self.scheduler: TurnScheduler | None = None
         self.people: People | None = None
         self.draining: asyncio.Task[None] | None = None
         self.main: asyncio.Task[None] | None = None
@@ -209,7 +209,7 @@ class HubCore:
     def is_running(self) -> bool:
         """Has it started, and not ended?"""
         runtime = self._runtime
-        return runtime is not None and not runtime.is_over and runtime.desk is not None
+        return runtime is not None and not runtime.is_over and runtime.scheduler is not None
 
     @property
     def has_recovered(self) -> bool:
@@ -503,11 +503,11 @@ class HubCore:
         return people
 
     @property
-    def desk(self) -> Desk:
+    def scheduler(self) -> TurnScheduler:
         """Who works on what. The hub must have started."""
-        desk = self._live().desk
-        assert desk is not None
-        return desk
+        scheduler = self._live().scheduler
+        assert scheduler is not None
+        return scheduler
 
     @property
     def leases(self) -> LeaseMonitor:
@@ -538,20 +538,20 @@ class HubCore:
             known = await self._message(channel, message_id)
         except NotFound:
             return False
-        host = self.desk.turn_of(channel, by, turn)
+        host = self.scheduler.turn_of(channel, by, turn)
         if known.claim is None or known.deleted or host is None:
             return False
         claim = known.claim
         within, attempt, holder = host
         if claim.state != "pending":
-            return turn is not None and self.desk.is_held(channel, message_id, within, attempt)
+            return turn is not None and self.scheduler.is_held(channel, message_id, within, attempt)
         writer = Writer(by=by, node=self.node) if holder.node is not None else None
         caller = Caller(id=by, writer=writer, is_server=True)
         request = ClaimTurn(
             generation=claim.generation, lease_s=holder.lease_ms / 1000, within=within, within_generation=attempt
         )
         try:
-            with self.desk.taking(channel, message_id, within, attempt):
+            with self.scheduler.taking(channel, message_id, within, attempt):
                 await self.ask(channel, message_id, request, caller)
         except (Fenced, Finished, Deleted, NotFound):
             return False
@@ -608,8 +608,8 @@ class HubCore:
             channel = runtime.channels[name] = Channel(
                 name, self.store, self.limits, runtime.ticks, now_s=now_s, observe=self._changed
             )
-            if runtime.desk is not None:
-                runtime.desk.loaded(channel)
+            if runtime.scheduler is not None:
+                runtime.scheduler.loaded(channel)
         channel.used_s = now_s
         return channel
 
@@ -628,8 +628,8 @@ class HubCore:
                 "deadlines": len(runtime.deadlines),
                 "members": sum(len(channel.roster) for channel in runtime.channels.values()),
             }
-            if runtime.desk is not None:
-                counts |= runtime.desk.stats()
+            if runtime.scheduler is not None:
+                counts |= runtime.scheduler.stats()
         return counts
 
     def free_memory(self) -> None:
@@ -756,8 +756,8 @@ class HubCore:
                 runtime.tasks = tasks
                 self._staff(runtime)
                 assert runtime.committer is not None
-                assert runtime.desk is not None
-                await runtime.desk.recall()
+                assert runtime.scheduler is not None
+                await runtime.scheduler.recall()
                 workers = [tasks.create_task(runtime.committer.run())]
                 await self._recover()
                 for callback in self._on_start:
@@ -795,7 +795,7 @@ class HubCore:
         loop, deadlines = runtime.loop, runtime.deadlines
         runtime.leases = LeaseMonitor(loop, self.clock, deadlines, self.submit)
         runtime.people = People(loop, deadlines, self.limits, self.channel)
-        runtime.desk = Desk(
+        runtime.scheduler = TurnScheduler(
             loop,
             self.clock,
             deadlines,
@@ -806,7 +806,7 @@ class HubCore:
             find=runtime.channels.get,
             spawn=self._spawn,
         )
-        leases, desk = runtime.leases, runtime.desk
+        leases, scheduler = runtime.leases, runtime.scheduler
         runtime.committer = Committer(
             self.store,
             self.limits,
@@ -814,16 +814,16 @@ class HubCore:
             runtime.channels,
             self.channel,
             self._spawn,
-            is_served=desk.serves,
+            is_served=scheduler.serves,
             accepted=lambda channel, key: leases.renew(channel.name, key),
         )
 
     def _changed(self, channel: Channel, keys: Iterable[str] | None) -> None:
         """More than text came in `channel`."""
         runtime = self._runtime
-        if runtime is not None and runtime.leases is not None and runtime.desk is not None:
+        if runtime is not None and runtime.leases is not None and runtime.scheduler is not None:
             runtime.leases.look(channel, keys)
-            runtime.desk.look(channel, keys)
+            runtime.scheduler.look(channel, keys)
             self._hooks.changed(channel)
 
     async def _recover(self) -> None:
@@ -843,7 +843,7 @@ class HubCore:
 
     async def _recover_message(self, channel: str, message: MessageState) -> None:
         self.leases.look_at_writer(channel, message.id, message)
-        self.desk.look_at(channel, message.id, message)
+        self.scheduler.look_at(channel, message.id, message)
         writer = message.writer
         if not message.is_streaming or writer is None or writer.node in (None, self.node):
             return
@@ -870,7 +870,7 @@ class HubCore:
         while True:
             await asyncio.sleep(TIDY_S)
             self.free_memory()
-            self.desk.tidy()
+            self.scheduler.tidy()
             try:
                 for channel, message_id in await self.store.tidy(self.clock.now_ms()):
                     self.queue(DocumentDue(channel, message_id))
@@ -897,7 +897,7 @@ class HubCore:
 
     async def _drain(self, runtime: _Runtime) -> None:
         self.is_draining = True
-        self.desk.close()
+        self.scheduler.close()
         self._send_away(runtime)
         try:
             async with asyncio.timeout(self.drain_s):

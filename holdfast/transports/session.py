@@ -43,11 +43,11 @@ from holdfast.core.requests import (
     TakeOver,
 )
 from holdfast.hub.committer import Result
-from holdfast.hub.desk import LEASE_S, Turn
 from holdfast.hub.feed import Behind, Feed
 from holdfast.hub.hub import HubCore
 from holdfast.hub.identity import Identity
 from holdfast.hub.people import check_member, check_signal
+from holdfast.hub.turns import LEASE_S, TurnOffer
 from holdfast.transports.codec import answer_fields, decode, for_peers, unexpected
 from holdfast.transports.frames import (
     NEEDED,
@@ -266,7 +266,7 @@ class Session:
         for channel, message_id in written:
             self._hub.leases.broken(channel, message_id, self)
         for worker in workers.values():
-            self._hub.desk.unregister(worker, is_broken=True)
+            self._hub.scheduler.unregister(worker, is_broken=True)
 
     # Out
 
@@ -474,7 +474,7 @@ class Session:
         name = check_member(frame.name or self.identity.client_id or "anonymous", self.identity.client_id)
         known = self._workers.get((frame.pattern, name))
         if known is not None:
-            self._hub.desk.unregister(known)
+            self._hub.scheduler.unregister(known)
         if not frame.slots:  # no more; the turns that it has are still its own
             if known is not None:
                 known.is_listed = False
@@ -491,7 +491,7 @@ class Session:
         worker = SocketWorker(self.give_turn, self._hub, name, pattern, frame.slots, frame.when_busy)
         if known is not None:
             worker.take_over(known)
-            self._hub.desk.hand_over(known, worker)
+            self._hub.scheduler.hand_over(known, worker)
         self._workers[pattern, name] = worker
         self._start_task(self._register(worker))
         return {}
@@ -503,7 +503,7 @@ class Session:
             and self._workers.get((worker.pattern, worker.name)) is worker
             and worker.is_listed
         ):
-            self._hub.desk.register(worker)
+            self._hub.scheduler.register(worker)
 
     def _worker_of(self, frame: TurnRenewFrame | TurnTakeFrame | TurnDoneFrame) -> SocketWorker:
         fitting = [one for one in (self._workers or {}).values() if matches(one.pattern, frame.channel)]
@@ -511,7 +511,7 @@ class Session:
             if worker.has(frame.channel, None if isinstance(frame, TurnTakeFrame) else frame.message):
                 return worker
         if fitting:  # a turn of the socket before: its claim says whose
-            by = self._hub.desk.claimed_by(frame.channel, frame.message)
+            by = self._hub.scheduler.claimed_by(frame.channel, frame.message)
             return next((worker for worker in fitting if worker.name == by), fitting[0])
         raise InvalidRequest("this socket asked for no work in that channel")
 
@@ -543,7 +543,7 @@ class Session:
             return
         self.reply({"type": "ok", "ref": frame.ref, "taken": is_taken})
 
-    def give_turn(self, worker: SocketWorker, turn: Turn) -> None:
+    def give_turn(self, worker: SocketWorker, turn: TurnOffer) -> None:
         """A turn for this socket's agent."""
         message = self._hub.channel(turn.channel).state.message(turn.message_id)
         if message is None or self.closing is not None:

@@ -1,4 +1,4 @@
-"""A socket's agent, as the desk knows it: the frames `work`, `turn`, `turn.renew` and `turn.done`.
+"""A socket's agent, as the turn scheduler knows it: the frames `work`, `turn`, `turn.renew` and `turn.done`.
 
 You are in `transports`. A turn that a socket has is leased: its agent renews it, and when the socket breaks it is
 another's soon.
@@ -12,19 +12,19 @@ from holdfast.core.errors import Fenced, HoldfastError
 from holdfast.core.model import check_json
 from holdfast.core.names import check_channel, check_id
 from holdfast.hub.committer import Done, Result
-from holdfast.hub.desk import LEASE_S, Turn, WhenBusy
 from holdfast.hub.hub import HubCore
+from holdfast.hub.turns import LEASE_S, TurnOffer, WhenBusy
 from holdfast.transports.frames import TurnDoneFrame, TurnRenewFrame
 
 
 class SocketWorker:
-    """A socket's agent, as the desk knows it."""
+    """A socket's agent, as the turn scheduler knows it."""
 
     is_local = False
 
     def __init__(
         self,
-        give: Callable[[SocketWorker, Turn], None],
+        give: Callable[[SocketWorker, TurnOffer], None],
         hub: HubCore,
         name: str,
         pattern: str,
@@ -37,7 +37,7 @@ class SocketWorker:
         self.free = slots
         self._give = give
         self._hub = hub
-        self.turns: set[Turn] = set()
+        self.turns: set[TurnOffer] = set()
         self.is_listed = True  # may turns be given to it?
 
     def take_over(self, other: SocketWorker) -> None:
@@ -49,24 +49,24 @@ class SocketWorker:
         """Has it this turn, or with None one in that channel?"""
         return any(turn.channel == channel and message_id in (None, turn.message_id) for turn in self.turns)
 
-    def begin(self, turn: Turn) -> None:
+    def begin(self, turn: TurnOffer) -> None:
         self.turns.add(turn)
         self._give(self, turn)
 
-    def ended(self, turn: Turn, state: str) -> None:
+    def ended(self, turn: TurnOffer, state: str) -> None:
         self._over(turn)
 
     def renew(self, frame: TurnRenewFrame) -> None:
         """The agent is still at it. Raises Fenced where the turn is over or another's."""
         turn = self._turn(frame)
-        if not self._hub.desk.renew(self, turn):
+        if not self._hub.scheduler.renew(self, turn):
             raise _not_ours()
         if not self.has(turn.channel, turn.message_id):  # of the socket before: it takes a slot here
             self.turns.add(turn)
             self.free -= 1
         if frame.state is not None:
             check_json(frame.state, self._hub.limits.data_bytes, "a state", depth=self._hub.limits.depth)
-            self._hub.desk.said(frame.channel, self.name, frame.state)
+            self._hub.scheduler.said(frame.channel, self.name, frame.state)
 
     def end(self, frame: TurnDoneFrame, done: Done) -> None:
         """The agent is done."""
@@ -77,23 +77,23 @@ class SocketWorker:
                 answer = _not_ours()  # whose it is instead, or that there is none, is nobody's business
             done(answer)
 
-        self._hub.desk.end(self, turn, frame.state, answered)
+        self._hub.scheduler.end(self, turn, frame.state, answered)
         self._over(turn)
 
     def works_in(self, channel: str) -> bool:
         """Has it a turn there?"""
         return any(turn.channel == channel for turn in self.turns)
 
-    def _turn(self, frame: TurnRenewFrame | TurnDoneFrame) -> Turn:
-        return Turn(check_channel(frame.channel), check_id(frame.message), frame.generation, LEASE_S)
+    def _turn(self, frame: TurnRenewFrame | TurnDoneFrame) -> TurnOffer:
+        return TurnOffer(check_channel(frame.channel), check_id(frame.message), frame.generation, LEASE_S)
 
-    def _over(self, turn: Turn) -> None:
+    def _over(self, turn: TurnOffer) -> None:
         known = next((one for one in self.turns if one[:3] == turn[:3]), None)
         if known is not None:
             self.turns.discard(known)
-            self._hub.desk.freed(self)
+            self._hub.scheduler.freed(self)
             if not any(one.channel == turn.channel for one in self.turns):
-                self._hub.desk.said(turn.channel, self.name, {"state": "listening"})
+                self._hub.scheduler.said(turn.channel, self.name, {"state": "listening"})
 
 
 def _not_ours() -> Fenced:

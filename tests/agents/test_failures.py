@@ -111,7 +111,7 @@ async def test_an_answer_whose_beginning_could_not_be_stored_says_so_when_the_st
     await hub.create("chat:1", text="?")
     await asyncio.sleep(60)
     assert await endings(hub) == [("", "failed", "store_unavailable")]
-    assert hub.desk.stats()["turns_running"] == 0
+    assert hub.scheduler.stats()["turns_running"] == 0
     await hub.close()
 
 
@@ -278,7 +278,7 @@ async def test_with_interrupt_a_turn_that_crashed_before_its_answer_is_not_run_a
     await asyncio.sleep(5)
     assert ran == [1]
     assert await endings(second) == [("", "failed", "crashed")]
-    assert second.desk.stats()["turns_running"] == 0
+    assert second.scheduler.stats()["turns_running"] == 0
     await second.close()
 
 
@@ -346,7 +346,7 @@ async def test_an_answer_that_had_ended_before_the_crash_is_the_answer(on_crash:
     await second.start()
     await asyncio.sleep(5)
     assert await endings(second) == [("by attempt 1", "cancelled" if is_stopped else "complete", None)]
-    assert second.desk.stats()["turns_running"] == 0
+    assert second.scheduler.stats()["turns_running"] == 0
     await second.close()
 
 

@@ -30,104 +30,104 @@ from holdfast.core.model import Command as CommandSeen
 from holdfast.core.ops import Claim, Command, Entry, Finish, Reply
 from holdfast.core.requests import Caller, ReplyCommand, SendCommand, SettleCommand
 from holdfast.core.state import ClaimState, apply_entry
-from tests.core.desk import ADMIN, AGENT, ANN, APP, BOB, NAMELESS, PERSON, SERVER, Desk
+from tests.core.harness import ADMIN, AGENT, ANN, APP, BOB, NAMELESS, PERSON, SERVER, LogHarness
 
 HALF = "\ud83d"  # of a surrogate pair
 EVE = Caller(id="eve", may_read=False)
-REMOTE = Caller(id="far", is_server=True)  # the desk of a hub, for an agent elsewhere called so
+REMOTE = Caller(id="far", is_server=True)  # the harness of a hub, for an agent elsewhere called so
 FAR = Caller(id="far")
 
 
 @pytest.fixture
-def desk() -> Desk:
+def harness() -> LogHarness:
     """Every ask is a batch of its own."""
-    return Desk()
+    return LogHarness()
 
 
 @pytest.fixture
-def batch() -> Desk:
+def batch() -> LogHarness:
     """All asks are one batch, until `commit`."""
-    return Desk(batches=True)
+    return LogHarness(batches=True)
 
 
 @pytest.fixture
-def served() -> Desk:
+def served() -> LogHarness:
     """A channel that agents serve, with a question that waits."""
-    desk = Desk()
-    desk.is_served = True
-    desk.create("q", text="question")
-    return desk
+    harness = LogHarness()
+    harness.is_served = True
+    harness.create("q", text="question")
+    return harness
 
 
 # -- sending ---------------------------------------------------------------------------------------------------
 
 
-def test_a_command_is_stored_as_it_was_sent(desk: Desk) -> None:
-    desk.stream("m")
-    answer = desk.command("c", "steer", target="m", data={"to": "the point"}, expires_s=60, caller=BOB)
+def test_a_command_is_stored_as_it_was_sent(harness: LogHarness) -> None:
+    harness.stream("m")
+    answer = harness.command("c", "steer", target="m", data={"to": "the point"}, expires_s=60, caller=BOB)
     (op,) = answer.ops
     assert isinstance(op, Command)
     assert (op.id, op.name, op.target, op.data, op.by) == ("!c", "steer", "m", {"to": "the point"}, "bob")
     assert (op.at_ms, op.expires_ms, answer.serial) == (1_000, 61_000, 2)
-    assert desk.known_command("c").command() == CommandSeen(
+    assert harness.known_command("c").command() == CommandSeen(
         id="c", name="steer", target="m", data={"to": "the point"}, from_="bob", expires_at=61_000
     )
 
 
-def test_a_command_needs_no_target_unless_it_is_a_cancel(desk: Desk) -> None:
-    desk.command("c", "approve")
+def test_a_command_needs_no_target_unless_it_is_a_cancel(harness: LogHarness) -> None:
+    harness.command("c", "approve")
     with pytest.raises(InvalidRequest):
-        desk.cancel("c2", None)
+        harness.cancel("c2", None)
 
 
-def test_messages_and_commands_may_have_the_same_id(desk: Desk) -> None:
-    desk.create("x", text="a message")
-    desk.command("x", "mine")
-    assert (desk.text("x"), desk.known_command("x").name) == ("a message", "mine")
+def test_messages_and_commands_may_have_the_same_id(harness: LogHarness) -> None:
+    harness.create("x", text="a message")
+    harness.command("x", "mine")
+    assert (harness.text("x"), harness.known_command("x").name) == ("a message", "mine")
 
 
-def test_the_same_command_again_is_success_with_its_first_serial(desk: Desk) -> None:
-    desk.stream("m")
-    first = desk.command("c", "steer", target="m", data={"a": 1, "b": 2})
-    again = desk.command("c", "steer", target="m", data={"b": 2, "a": 1}, expires_s=5)
+def test_the_same_command_again_is_success_with_its_first_serial(harness: LogHarness) -> None:
+    harness.stream("m")
+    first = harness.command("c", "steer", target="m", data={"a": 1, "b": 2})
+    again = harness.command("c", "steer", target="m", data={"b": 2, "a": 1}, expires_s=5)
     assert (first.serial, again.serial, again.ops) == (2, 2, ())
 
 
 def test_the_same_command_again_is_success_when_it_could_not_be_sent_any_more() -> None:
-    desk = Desk(Limits(open_commands=1))
-    desk.stream("m")
-    desk.cancel("c", "m")
-    desk.reply("c")
-    desk.command("other")
-    desk.delete("m")
-    assert (desk.cancel("c", "m").ops, desk.cancel("c", "m").serial) == ((), 2)
+    harness = LogHarness(Limits(open_commands=1))
+    harness.stream("m")
+    harness.cancel("c", "m")
+    harness.reply("c")
+    harness.command("other")
+    harness.delete("m")
+    assert (harness.cancel("c", "m").ops, harness.cancel("c", "m").serial) == ((), 2)
 
 
 @pytest.mark.parametrize(
     "other",
     [{"name": "approve"}, {"target": None}, {"target": "n"}, {"data": {"a": 2}}, {"data": None}, {"caller": BOB}],
 )
-def test_another_command_with_the_same_id_is_a_conflict(desk: Desk, other: dict[str, Any]) -> None:
-    desk.stream("m")
-    desk.stream("n")
+def test_another_command_with_the_same_id_is_a_conflict(harness: LogHarness, other: dict[str, Any]) -> None:
+    harness.stream("m")
+    harness.stream("n")
     fields: dict[str, Any] = {"name": "steer", "target": "m", "data": {"a": 1}}
-    desk.command("c", **fields)
+    harness.command("c", **fields)
     with pytest.raises(IdConflict):
-        desk.command("c", **{**fields, **other})
+        harness.command("c", **{**fields, **other})
 
 
 @pytest.mark.parametrize("bad", ["", "a/b", "a b", "x" * 65, ".", "..", "é", "a\n", "!c", HALF])
-def test_names_ids_and_targets_outside_the_rules_are_refused(desk: Desk, bad: str) -> None:
-    desk.stream("m")
+def test_names_ids_and_targets_outside_the_rules_are_refused(harness: LogHarness, bad: str) -> None:
+    harness.stream("m")
     for send in (
-        lambda: desk.command("c", bad),
-        lambda: desk.command(bad, "steer"),
-        lambda: desk.command("c", "steer", target=bad),
-        lambda: desk.cancel("c", bad),
+        lambda: harness.command("c", bad),
+        lambda: harness.command(bad, "steer"),
+        lambda: harness.command("c", "steer", target=bad),
+        lambda: harness.cancel("c", bad),
     ):
         with pytest.raises((InvalidName, InvalidText)):
             send()
-    assert len(desk.log) == 1
+    assert len(harness.log) == 1
 
 
 @pytest.mark.parametrize("bad", ["", "a b", "x" * 65, HALF, "!c"])
@@ -143,51 +143,51 @@ def test_a_command_and_its_target_are_needed_and_nothing_else() -> None:
 
 
 @pytest.mark.parametrize("name", ["cancel", "steer"])
-def test_a_target_that_never_was_or_was_deleted_is_said_to_be_so(desk: Desk, name: str) -> None:
-    desk.stream("gone")
-    desk.delete("gone")
+def test_a_target_that_never_was_or_was_deleted_is_said_to_be_so(harness: LogHarness, name: str) -> None:
+    harness.stream("gone")
+    harness.delete("gone")
     with pytest.raises(NotFound):
-        desk.command("c", name, target="never")
+        harness.command("c", name, target="never")
     with pytest.raises(Deleted):
-        desk.command("c", name, target="gone")
+        harness.command("c", name, target="gone")
 
 
-def test_who_cannot_read_does_not_learn_which_targets_exist(desk: Desk) -> None:
-    desk.stream("gone")
-    desk.delete("gone")
-    desk.create("done", text="x")
+def test_who_cannot_read_does_not_learn_which_targets_exist(harness: LogHarness) -> None:
+    harness.stream("gone")
+    harness.delete("gone")
+    harness.create("done", text="x")
     for target in ("never", "gone", "done"):
         with pytest.raises(NotFound) as refusal:
-            desk.cancel("c", target, caller=EVE)
+            harness.cancel("c", target, caller=EVE)
         assert refusal.value.problem() == NotFound(f"there is no message {target!r}").problem()
 
 
-def test_what_is_over_may_be_steered_but_not_cancelled(desk: Desk) -> None:
-    desk.stream("m")
-    desk.finish("m")
-    desk.command("c1", "steer", target="m")
+def test_what_is_over_may_be_steered_but_not_cancelled(harness: LogHarness) -> None:
+    harness.stream("m")
+    harness.finish("m")
+    harness.command("c1", "steer", target="m")
     with pytest.raises(Finished):
-        desk.cancel("c2", "m")
+        harness.cancel("c2", "m")
 
 
 @pytest.mark.parametrize("expires_s", [0, -1, float("nan"), float("inf"), 24 * 3600 + 1])
-def test_a_command_waits_for_more_than_no_time_and_at_most_a_day(desk: Desk, expires_s: float) -> None:
+def test_a_command_waits_for_more_than_no_time_and_at_most_a_day(harness: LogHarness, expires_s: float) -> None:
     with pytest.raises(InvalidRequest):
-        desk.command("c", "approve", expires_s=expires_s)
+        harness.command("c", "approve", expires_s=expires_s)
 
 
 def test_data_is_bounded() -> None:
-    desk = Desk(Limits(data_bytes=20))
-    desk.command("c", "mine", data={"x": "a" * 10})
+    harness = LogHarness(Limits(data_bytes=20))
+    harness.command("c", "mine", data={"x": "a" * 10})
     for send in (
-        lambda: desk.command("d", "mine", data={"x": "a" * 20}),
-        lambda: desk.reply("c", data="a" * 20),
-        lambda: desk.reply("c", error="é" * 10),
+        lambda: harness.command("d", "mine", data={"x": "a" * 20}),
+        lambda: harness.reply("c", data="a" * 20),
+        lambda: harness.reply("c", error="é" * 10),
     ):
         with pytest.raises(TooLarge) as refusal:
             send()
         assert refusal.value.details == {"limit": 20}
-    assert desk.known_command("c").is_open
+    assert harness.known_command("c").is_open
 
 
 def nested(depth: int) -> list[Any]:
@@ -202,47 +202,47 @@ def nested(depth: int) -> list[Any]:
     [nested(65), nested(100_000), 2**63, float("nan"), float("inf"), {1: 2}, object()],
     ids=["65 deep", "very deep", "2**63", "nan", "inf", "a key of number", "an object"],
 )
-def test_data_that_json_cannot_carry_is_refused(desk: Desk, bad: object) -> None:
-    desk.command("c", "mine")
+def test_data_that_json_cannot_carry_is_refused(harness: LogHarness, bad: object) -> None:
+    harness.command("c", "mine")
     for send in (
-        lambda: desk.command("d", "mine", data={"x": bad}),
-        lambda: desk.reply("c", data=[bad]),
-        lambda: desk.reply("c", error=[bad]),
+        lambda: harness.command("d", "mine", data={"x": bad}),
+        lambda: harness.reply("c", data=[bad]),
+        lambda: harness.reply("c", error=[bad]),
     ):
         with pytest.raises(InvalidRequest):
             send()
-    assert len(desk.log) == 1
+    assert len(harness.log) == 1
 
 
-def test_half_a_surrogate_pair_is_refused_wherever_it_stands(desk: Desk) -> None:
-    desk.command("c", "mine")
+def test_half_a_surrogate_pair_is_refused_wherever_it_stands(harness: LogHarness) -> None:
+    harness.command("c", "mine")
     for send in (
-        lambda: desk.command("d", "mine", data=HALF),
-        lambda: desk.command("d", "mine", data={HALF: 1}),
-        lambda: desk.reply("c", data={"x": [HALF]}),
-        lambda: desk.reply("c", error={HALF: 1}),
+        lambda: harness.command("d", "mine", data=HALF),
+        lambda: harness.command("d", "mine", data={HALF: 1}),
+        lambda: harness.reply("c", data={"x": [HALF]}),
+        lambda: harness.reply("c", error={HALF: 1}),
     ):
         with pytest.raises(InvalidText):
             send()
-    assert len(desk.log) == 1
+    assert len(harness.log) == 1
 
 
 @pytest.mark.parametrize("data", [None, False, 0, "", [], {}, {"x": None}, "text", 1.5])
-def test_data_stands_as_given(desk: Desk, data: object) -> None:
-    desk.command("c", "mine", data=data)
-    desk.reply("c", data=data)
-    known = desk.known_command("c")
+def test_data_stands_as_given(harness: LogHarness, data: object) -> None:
+    harness.command("c", "mine", data=data)
+    harness.reply("c", data=data)
+    known = harness.known_command("c")
     assert known.reply is not None
     assert (known.data, known.reply.data) == (data, data)
     assert type(known.data) is type(data)
 
 
-def test_what_an_app_does_to_its_objects_later_does_not_reach_the_log(desk: Desk) -> None:
+def test_what_an_app_does_to_its_objects_later_does_not_reach_the_log(harness: LogHarness) -> None:
     data: dict[str, Any] = {"x": [1]}
-    desk.command("c", "mine", data=data)
-    desk.reply("c", data=data)
+    harness.command("c", "mine", data=data)
+    harness.reply("c", data=data)
     data["x"].append(2)
-    known = desk.known_command("c")
+    known = harness.known_command("c")
     assert known.reply is not None
     assert (known.data, known.reply.data) == ({"x": [1]}, {"x": [1]})
 
@@ -252,19 +252,19 @@ def people(count: int) -> list[Caller]:
 
 
 def test_so_many_commands_may_wait_and_no_more() -> None:
-    desk = Desk(Limits(open_commands=2))
+    harness = LogHarness(Limits(open_commands=2))
     first, second, third = people(3)
-    desk.command("c1", caller=first)
-    desk.command("c2", caller=second)
+    harness.command("c1", caller=first)
+    harness.command("c2", caller=second)
     with pytest.raises(TooMany) as refusal:
-        desk.command("c3", caller=third)
+        harness.command("c3", caller=third)
     assert (refusal.value.details, refusal.value.retry, refusal.value.status) == ({"limit": 2}, True, 429)
-    desk.reply("c1")
-    desk.command("c3", caller=third)
+    harness.reply("c1")
+    harness.command("c3", caller=third)
 
 
 def test_commands_of_the_same_batch_count() -> None:
-    batch = Desk(Limits(open_commands=2), batches=True)
+    batch = LogHarness(Limits(open_commands=2), batches=True)
     first, second, third = people(3)
     batch.command("c1", caller=first)
     batch.command("c2", caller=second)
@@ -276,77 +276,77 @@ def test_commands_of_the_same_batch_count() -> None:
     assert [one.id for one in batch.state.pending_commands()] == ["!c1", "!c3"]
 
 
-def test_one_sender_has_a_quarter_of_the_room(desk: Desk) -> None:
+def test_one_sender_has_a_quarter_of_the_room(harness: LogHarness) -> None:
     for number in range(25):
-        desk.command(f"c{number}", caller=PERSON)
+        harness.command(f"c{number}", caller=PERSON)
     with pytest.raises(TooMany) as refusal:
-        desk.command("more", caller=PERSON)
+        harness.command("more", caller=PERSON)
     assert refusal.value.details == {"limit": 25}
-    desk.command("more", caller=BOB)
-    desk.reply("c0")
-    desk.command("again", caller=PERSON)
+    harness.command("more", caller=BOB)
+    harness.reply("c0")
+    harness.command("again", caller=PERSON)
 
 
 def test_a_cancel_has_room_whatever_else_waits() -> None:
-    desk = Desk(Limits(open_commands=1))
-    desk.stream("m")
-    desk.command("c", caller=PERSON)
+    harness = LogHarness(Limits(open_commands=1))
+    harness.stream("m")
+    harness.command("c", caller=PERSON)
     with pytest.raises(TooMany):
-        desk.command("steer", target="m", caller=BOB)
-    desk.cancel("stop", "m", caller=PERSON)
-    desk.cancel("stop-2", "m", caller=BOB)
-    assert len(desk.state.pending_commands()) == 3
-    desk.reply("c")
-    desk.command("c2", caller=PERSON)  # nor do those that were asked to stop leave no room for others
+        harness.command("steer", target="m", caller=BOB)
+    harness.cancel("stop", "m", caller=PERSON)
+    harness.cancel("stop-2", "m", caller=BOB)
+    assert len(harness.state.pending_commands()) == 3
+    harness.reply("c")
+    harness.command("c2", caller=PERSON)  # nor do those that were asked to stop leave no room for others
 
 
-def test_so_many_cancels_of_one_target_may_wait(desk: Desk) -> None:
-    desk.stream("m")
-    desk.stream("n")
+def test_so_many_cancels_of_one_target_may_wait(harness: LogHarness) -> None:
+    harness.stream("m")
+    harness.stream("n")
     for number in range(16):
-        desk.cancel(f"stop-{number}", "m", caller=PERSON)
+        harness.cancel(f"stop-{number}", "m", caller=PERSON)
     with pytest.raises(TooMany) as refusal:
-        desk.cancel("one-more", "m", caller=BOB)
+        harness.cancel("one-more", "m", caller=BOB)
     assert refusal.value.details == {"limit": 16}
-    desk.cancel("other", "n", caller=BOB)
+    harness.cancel("other", "n", caller=BOB)
 
 
 @pytest.mark.parametrize("caller", [SERVER, APP], ids=["server", "app"])
 def test_the_server_and_the_app_have_always_room(caller: Caller) -> None:
-    desk = Desk(Limits(open_commands=1))
-    desk.stream("m")
-    desk.command("c1", caller=PERSON)
+    harness = LogHarness(Limits(open_commands=1))
+    harness.stream("m")
+    harness.command("c1", caller=PERSON)
     for number in range(17):
-        desk.cancel(f"stop-{number}", "m", caller=PERSON if number < 16 else caller)
-        desk.command(f"ask-{number}", caller=caller)
+        harness.cancel(f"stop-{number}", "m", caller=PERSON if number < 16 else caller)
+        harness.command(f"ask-{number}", caller=caller)
 
 
 def test_a_command_begins_no_channel_for_whoever_began_too_many() -> None:
     late = Caller(id="eve", may_begin=False)
-    desk = Desk()
+    harness = LogHarness()
     with pytest.raises(TooMany):
-        desk.command("c", caller=late)
-    assert desk.log == []
-    desk.command("c", caller=BOB)
-    desk.command("c2", caller=late)  # the channel has begun
-    desk.create("m", text="x", caller=late)
-    batch = Desk(batches=True)
+        harness.command("c", caller=late)
+    assert harness.log == []
+    harness.command("c", caller=BOB)
+    harness.command("c2", caller=late)  # the channel has begun
+    harness.create("m", text="x", caller=late)
+    batch = LogHarness(batches=True)
     batch.command("c", caller=BOB)
     batch.command("c2", caller=late)
 
 
 def test_a_command_that_waits_for_nobody_is_not_one_too_many() -> None:
-    desk = Desk(Limits(open_commands=1))
-    desk.is_served = True
-    desk.create("q", text="question")
-    desk.command("c1")
-    assert len(desk.cancel("c2", "q").ops) == 3
+    harness = LogHarness(Limits(open_commands=1))
+    harness.is_served = True
+    harness.create("q", text="question")
+    harness.command("c1")
+    assert len(harness.cancel("c2", "q").ops) == 3
 
 
 # -- cancel ----------------------------------------------------------------------------------------------------
 
 
-def test_a_cancel_of_a_turn_that_nobody_took_is_one_decision(served: Desk) -> None:
+def test_a_cancel_of_a_turn_that_nobody_took_is_one_decision(served: LogHarness) -> None:
     answer = served.cancel("c", "q", caller=BOB)
     command, claim, reply = answer.ops
     assert answer.serial == served.known_command("c").created == served.cancel("c", "q", caller=BOB).serial
@@ -359,13 +359,13 @@ def test_a_cancel_of_a_turn_that_nobody_took_is_one_decision(served: Desk) -> No
         served.claim("q")
 
 
-def test_a_turn_is_cancelled_once(served: Desk) -> None:
+def test_a_turn_is_cancelled_once(served: LogHarness) -> None:
     served.cancel("c1", "q")
     with pytest.raises(Finished):
         served.cancel("c2", "q")
 
 
-def test_a_turn_is_cancelled_once_in_a_batch(batch: Desk) -> None:
+def test_a_turn_is_cancelled_once_in_a_batch(batch: LogHarness) -> None:
     batch.is_served = True
     batch.create("q", text="question")
     batch.cancel("c1", "q")
@@ -374,36 +374,38 @@ def test_a_turn_is_cancelled_once_in_a_batch(batch: Desk) -> None:
     assert len(batch.commit()) == 4
 
 
-def test_a_cancel_of_a_turn_that_somebody_has_waits_for_an_answer(served: Desk) -> None:
+def test_a_cancel_of_a_turn_that_somebody_has_waits_for_an_answer(served: LogHarness) -> None:
     served.claim("q")
     assert [type(op) for op in served.cancel("c", "q").ops] == [Command]
     assert served.known("q").is_open
 
 
-def test_a_cancel_of_an_answer_waits_for_its_writer(desk: Desk) -> None:
-    desk.stream("m", "text")
-    assert [type(op) for op in desk.cancel("c", "m", caller=BOB).ops] == [Command]
-    assert desk.message("m").status == "streaming"
-    desk.finish("m", "cancelled")
-    desk.reply("c")
-    assert not desk.known_command("c").is_open
+def test_a_cancel_of_an_answer_waits_for_its_writer(harness: LogHarness) -> None:
+    harness.stream("m", "text")
+    assert [type(op) for op in harness.cancel("c", "m", caller=BOB).ops] == [Command]
+    assert harness.message("m").status == "streaming"
+    harness.finish("m", "cancelled")
+    harness.reply("c")
+    assert not harness.known_command("c").is_open
 
 
-def test_a_cancel_of_a_question_that_no_agent_serves_waits_for_its_answer_s_writer(desk: Desk) -> None:
-    desk.create("q", text="question")
-    desk.stream("a", reply_to="q")
-    assert [type(op) for op in desk.cancel("c", "q").ops] == [Command]
+def test_a_cancel_of_a_question_that_no_agent_serves_waits_for_its_answer_s_writer(harness: LogHarness) -> None:
+    harness.create("q", text="question")
+    harness.stream("a", reply_to="q")
+    assert [type(op) for op in harness.cancel("c", "q").ops] == [Command]
 
 
-def test_a_cancel_of_a_question_without_an_answer_is_of_nothing(desk: Desk) -> None:
-    desk.create("q", text="question")
-    desk.stream("a", reply_to="q")
-    desk.finish("a")
+def test_a_cancel_of_a_question_without_an_answer_is_of_nothing(harness: LogHarness) -> None:
+    harness.create("q", text="question")
+    harness.stream("a", reply_to="q")
+    harness.finish("a")
     with pytest.raises(Finished):
-        desk.cancel("c", "q")
+        harness.cancel("c", "q")
 
 
-def test_a_cancel_of_a_question_that_waits_but_is_answered_all_the_same_stops_the_answer_too(served: Desk) -> None:
+def test_a_cancel_of_a_question_that_waits_but_is_answered_all_the_same_stops_the_answer_too(
+    served: LogHarness,
+) -> None:
     served.stream("a", "text", reply_to="q")
     assert [type(op) for op in served.cancel("c", "q").ops] == [Command]
     served.settle("c")
@@ -412,7 +414,7 @@ def test_a_cancel_of_a_question_that_waits_but_is_answered_all_the_same_stops_th
     assert not served.known("q").is_open
 
 
-def test_an_answer_begun_in_the_same_batch_is_seen(batch: Desk) -> None:
+def test_an_answer_begun_in_the_same_batch_is_seen(batch: LogHarness) -> None:
     batch.create("q", text="question")
     batch.stream("a", "text", reply_to="q")
     batch.append("a", "text", at=0)  # looked at, and nothing new of it
@@ -424,13 +426,13 @@ def test_an_answer_begun_in_the_same_batch_is_seen(batch: Desk) -> None:
     assert batch.message("a").status == "cancelled"
 
 
-def test_two_may_cancel_the_same(desk: Desk) -> None:
-    desk.stream("m")
-    desk.cancel("c1", "m", caller=ANN)
-    desk.cancel("c2", "m", caller=BOB)
-    desk.settle("c1")
-    desk.settle("c2")
-    one, two = desk.known_command("c1").reply, desk.known_command("c2").reply
+def test_two_may_cancel_the_same(harness: LogHarness) -> None:
+    harness.stream("m")
+    harness.cancel("c1", "m", caller=ANN)
+    harness.cancel("c2", "m", caller=BOB)
+    harness.settle("c1")
+    harness.settle("c2")
+    one, two = harness.known_command("c1").reply, harness.known_command("c2").reply
     assert one is not None
     assert two is not None
     assert (one.ok, two.ok, two.error["code"]) == (True, False, "finished")
@@ -439,23 +441,23 @@ def test_two_may_cancel_the_same(desk: Desk) -> None:
 # -- settling --------------------------------------------------------------------------------------------------
 
 
-def test_the_server_carries_a_cancel_out_whoever_writes(desk: Desk) -> None:
-    desk.stream("m", "half an ans", meta={"model": "x"})
-    desk.stream("n", "another")
-    desk.cancel("c", "m", caller=BOB)
-    desk.now_ms = 3_000
-    answer = desk.settle("c")
+def test_the_server_carries_a_cancel_out_whoever_writes(harness: LogHarness) -> None:
+    harness.stream("m", "half an ans", meta={"model": "x"})
+    harness.stream("n", "another")
+    harness.cancel("c", "m", caller=BOB)
+    harness.now_ms = 3_000
+    answer = harness.settle("c")
     assert answer.ops == (
         Finish(id="m", status="cancelled", reason=None, meta={"model": "x"}, at_ms=3_000),
         Reply(id="!c", ok=True, data=None, error=None, by=None),
     )
-    assert (desk.message("m").status, desk.text("m")) == ("cancelled", "half an ans")
-    assert desk.message("n").status == "streaming"
+    assert (harness.message("m").status, harness.text("m")) == ("cancelled", "half an ans")
+    assert harness.message("n").status == "streaming"
     with pytest.raises(Finished):
-        desk.append("m", "wer")
+        harness.append("m", "wer")
 
 
-def test_the_server_ends_all_answers_and_the_turn(served: Desk) -> None:
+def test_the_server_ends_all_answers_and_the_turn(served: LogHarness) -> None:
     served.claim("q")
     served.stream("a1", reply_to="q")
     served.stream("a2", reply_to="q", caller=BOB)
@@ -469,7 +471,7 @@ def test_the_server_ends_all_answers_and_the_turn(served: Desk) -> None:
     assert served.known("q").claim == ClaimState("cancelled", 1, "agent")
 
 
-def test_with_an_answer_the_turn_it_is_of_is_cancelled(served: Desk) -> None:
+def test_with_an_answer_the_turn_it_is_of_is_cancelled(served: LogHarness) -> None:
     served.claim("q")
     served.stream("a", reply_to="q")
     served.cancel("c", "a")
@@ -478,14 +480,14 @@ def test_with_an_answer_the_turn_it_is_of_is_cancelled(served: Desk) -> None:
     assert not served.known("q").is_open
 
 
-def test_a_turn_without_an_answer_yet_is_cancelled(served: Desk) -> None:
+def test_a_turn_without_an_answer_yet_is_cancelled(served: LogHarness) -> None:
     served.claim("q")
     served.cancel("c", "q")
     assert [type(op) for op in served.settle("c").ops] == [Claim, Reply]
     assert not served.known("q").is_open
 
 
-def test_a_turn_that_was_taken_over_is_cancelled_in_its_last_attempt(served: Desk) -> None:
+def test_a_turn_that_was_taken_over_is_cancelled_in_its_last_attempt(served: LogHarness) -> None:
     served.claim("q")
     served.claim("q", 1)
     served.cancel("c", "q")
@@ -493,77 +495,77 @@ def test_a_turn_that_was_taken_over_is_cancelled_in_its_last_attempt(served: Des
     assert claim == Claim(id="q", state="cancelled", generation=2, by="agent", at_ms=1_000)
 
 
-def test_an_answer_of_a_later_generation_is_cancelled_like_any(desk: Desk) -> None:
-    desk.stream("m")
-    desk.cancel("c", "m")
-    desk.interrupt("m")
-    desk.take_over("m")
-    desk.settle("c")
-    assert desk.message("m").status == "cancelled"
+def test_an_answer_of_a_later_generation_is_cancelled_like_any(harness: LogHarness) -> None:
+    harness.stream("m")
+    harness.cancel("c", "m")
+    harness.interrupt("m")
+    harness.take_over("m")
+    harness.settle("c")
+    assert harness.message("m").status == "cancelled"
 
 
 @pytest.mark.parametrize("end", ["finish", "interrupt", "delete"])
-def test_a_cancel_that_came_too_late_is_answered_so(desk: Desk, end: str) -> None:
-    desk.stream("m")
-    desk.cancel("c", "m")
-    getattr(desk, end)("m")
-    (reply,) = desk.settle("c").ops
+def test_a_cancel_that_came_too_late_is_answered_so(harness: LogHarness, end: str) -> None:
+    harness.stream("m")
+    harness.cancel("c", "m")
+    getattr(harness, end)("m")
+    (reply,) = harness.settle("c").ops
     assert isinstance(reply, Reply)
     assert (reply.ok, reply.error["code"]) == (False, "finished")
 
 
 @pytest.mark.parametrize("is_expired", [False, True])
-def test_what_somebody_answered_is_not_settled_again(desk: Desk, is_expired: bool) -> None:
-    desk.stream("m")
-    desk.cancel("c", "m")
-    desk.reply("c", ok=False, error="not now")
-    answer = desk.settle("c", is_expired=is_expired)
+def test_what_somebody_answered_is_not_settled_again(harness: LogHarness, is_expired: bool) -> None:
+    harness.stream("m")
+    harness.cancel("c", "m")
+    harness.reply("c", ok=False, error="not now")
+    answer = harness.settle("c", is_expired=is_expired)
     assert (answer.ops, answer.serial) == ((), 3)
-    assert desk.message("m").status == "streaming"
+    assert harness.message("m").status == "streaming"
 
 
-def test_a_cancel_is_carried_out_also_when_it_expires_first(desk: Desk) -> None:
-    desk.stream("m")
-    desk.cancel("c", "m")
-    desk.settle("c", is_expired=True)
-    assert desk.message("m").status == "cancelled"
+def test_a_cancel_is_carried_out_also_when_it_expires_first(harness: LogHarness) -> None:
+    harness.stream("m")
+    harness.cancel("c", "m")
+    harness.settle("c", is_expired=True)
+    assert harness.message("m").status == "cancelled"
 
 
 @pytest.mark.parametrize("name", ["steer", "approve", "mine"])
-def test_what_nobody_answered_in_time_has_expired(desk: Desk, name: str) -> None:
-    desk.stream("m")
-    desk.command("c", name, target="m")
-    assert desk.settle("c").ops == ()
-    assert desk.known_command("c").is_open
-    (reply,) = desk.settle("c", is_expired=True).ops
+def test_what_nobody_answered_in_time_has_expired(harness: LogHarness, name: str) -> None:
+    harness.stream("m")
+    harness.command("c", name, target="m")
+    assert harness.settle("c").ops == ()
+    assert harness.known_command("c").is_open
+    (reply,) = harness.settle("c", is_expired=True).ops
     assert isinstance(reply, Reply)
     assert (reply.ok, reply.error["code"], reply.by) == (False, "expired", None)
-    assert desk.settle("c", is_expired=True).ops == ()
+    assert harness.settle("c", is_expired=True).ops == ()
     with pytest.raises(AlreadyAnswered):
-        desk.reply("c")
+        harness.reply("c")
 
 
-def test_a_command_that_never_was_is_not_settled(desk: Desk) -> None:
+def test_a_command_that_never_was_is_not_settled(harness: LogHarness) -> None:
     with pytest.raises(NotFound):
-        desk.settle("c")
+        harness.settle("c")
 
 
 # -- replies ---------------------------------------------------------------------------------------------------
 
 
-def test_the_first_reply_counts(desk: Desk) -> None:
-    desk.command("c", "approve", caller=ANN)
-    first = desk.reply("c", ok=True, data={"by": "bob"}, caller=BOB)
+def test_the_first_reply_counts(harness: LogHarness) -> None:
+    harness.command("c", "approve", caller=ANN)
+    first = harness.reply("c", ok=True, data={"by": "bob"}, caller=BOB)
     with pytest.raises(AlreadyAnswered):
-        desk.reply("c", ok=False, caller=ANN)
+        harness.reply("c", ok=False, caller=ANN)
     with pytest.raises(AlreadyAnswered):
-        desk.reply("c", ok=True, data={"by": "bob"}, caller=BOB)
-    reply = desk.known_command("c").reply
+        harness.reply("c", ok=True, data={"by": "bob"}, caller=BOB)
+    reply = harness.known_command("c").reply
     assert reply == Reply(id="!c", ok=True, data={"by": "bob"}, error=None, by="bob")
-    assert (first.serial, desk.known_command("c").answered) == (2, 2)
+    assert (first.serial, harness.known_command("c").answered) == (2, 2)
 
 
-def test_of_two_replies_in_a_batch_the_first_counts(batch: Desk) -> None:
+def test_of_two_replies_in_a_batch_the_first_counts(batch: LogHarness) -> None:
     batch.command("c", "approve")
     batch.reply("c", data=1)
     with pytest.raises(AlreadyAnswered):
@@ -571,21 +573,21 @@ def test_of_two_replies_in_a_batch_the_first_counts(batch: Desk) -> None:
     assert len(batch.commit()) == 2
 
 
-def test_the_same_reply_again_is_success_with_its_first_serial(desk: Desk) -> None:
-    desk.command("c", "approve")
-    first = desk.reply("c", data=1, request="r")
-    desk.create("m", text="in between")
-    again = desk.reply("c", data=1, request="r")
+def test_the_same_reply_again_is_success_with_its_first_serial(harness: LogHarness) -> None:
+    harness.command("c", "approve")
+    first = harness.reply("c", data=1, request="r")
+    harness.create("m", text="in between")
+    again = harness.reply("c", data=1, request="r")
     assert (first.serial, again.serial, again.ops) == (2, 2, ())
     with pytest.raises(AlreadyAnswered):
-        desk.reply("c", data=1, request="other")
+        harness.reply("c", data=1, request="other")
 
 
 @pytest.mark.parametrize("bad", ["", "a b", "x" * 65, HALF])
-def test_a_reply_s_request_id_is_an_id(desk: Desk, bad: str) -> None:
-    desk.command("c", "approve")
+def test_a_reply_s_request_id_is_an_id(harness: LogHarness, bad: str) -> None:
+    harness.command("c", "approve")
     with pytest.raises(InvalidName):
-        desk.reply("c", request=bad)
+        harness.reply("c", request=bad)
 
 
 STRANGERS = [BOB, replace(BOB, may_write=False), PERSON, replace(ANN, may_write=False), NAMELESS]
@@ -593,56 +595,56 @@ STRANGERS = [BOB, replace(BOB, may_write=False), PERSON, replace(ANN, may_write=
 
 @pytest.mark.parametrize("caller", STRANGERS)
 @pytest.mark.parametrize("name", ["cancel", "steer"])
-def test_what_is_asked_of_writers_is_answered_by_no_stranger(desk: Desk, name: str, caller: Caller) -> None:
-    desk.stream("m")
-    desk.command("c", name, target="m", caller=PERSON)
+def test_what_is_asked_of_writers_is_answered_by_no_stranger(harness: LogHarness, name: str, caller: Caller) -> None:
+    harness.stream("m")
+    harness.command("c", name, target="m", caller=PERSON)
     with pytest.raises(Forbidden):
-        desk.reply("c", caller=caller)
-    assert desk.known_command("c").is_open
+        harness.reply("c", caller=caller)
+    assert harness.known_command("c").is_open
 
 
 @pytest.mark.parametrize("caller", [ANN, APP, replace(APP, may_write=False), SERVER, ADMIN])
 @pytest.mark.parametrize("name", ["cancel", "steer"])
 def test_what_is_asked_of_writers_is_answered_by_the_writer_the_app_and_admins(
-    desk: Desk, name: str, caller: Caller
+    harness: LogHarness, name: str, caller: Caller
 ) -> None:
-    desk.stream("m")
-    desk.command("c", name, target="m", caller=PERSON)
-    desk.reply("c", caller=caller)
-    assert not desk.known_command("c").is_open
+    harness.stream("m")
+    harness.command("c", name, target="m", caller=PERSON)
+    harness.reply("c", caller=caller)
+    assert not harness.known_command("c").is_open
 
 
-def test_a_writer_answers_also_when_the_question_was_named_and_when_it_has_just_ended(desk: Desk) -> None:
-    desk.create("q", text="question", caller=PERSON)
-    desk.stream("a", reply_to="q")
-    desk.cancel("c1", "q", caller=PERSON)
-    desk.cancel("c2", "a", caller=PERSON)
-    desk.reply("c1", caller=ANN)
-    desk.finish("a", "cancelled")
-    desk.reply("c2", caller=ANN)
-    assert list(desk.state.pending_commands()) == []
+def test_a_writer_answers_also_when_the_question_was_named_and_when_it_has_just_ended(harness: LogHarness) -> None:
+    harness.create("q", text="question", caller=PERSON)
+    harness.stream("a", reply_to="q")
+    harness.cancel("c1", "q", caller=PERSON)
+    harness.cancel("c2", "a", caller=PERSON)
+    harness.reply("c1", caller=ANN)
+    harness.finish("a", "cancelled")
+    harness.reply("c2", caller=ANN)
+    assert list(harness.state.pending_commands()) == []
 
 
-def test_whoever_took_an_answer_over_answers_for_it_and_the_writer_before_does_not(desk: Desk) -> None:
-    desk.stream("m")
-    desk.interrupt("m")
-    desk.take_over("m", caller=BOB)
-    desk.cancel("c", "m", caller=PERSON)
+def test_whoever_took_an_answer_over_answers_for_it_and_the_writer_before_does_not(harness: LogHarness) -> None:
+    harness.stream("m")
+    harness.interrupt("m")
+    harness.take_over("m", caller=BOB)
+    harness.cancel("c", "m", caller=PERSON)
     with pytest.raises(Forbidden):
-        desk.reply("c", caller=ANN)
-    desk.reply("c", caller=BOB)
+        harness.reply("c", caller=ANN)
+    harness.reply("c", caller=BOB)
 
 
-def test_what_a_writer_in_process_writes_is_answered_for_by_nobody_of_its_name_elsewhere(desk: Desk) -> None:
-    desk.stream("m", caller=APP)
-    desk.cancel("c", "m", caller=PERSON)
+def test_what_a_writer_in_process_writes_is_answered_for_by_nobody_of_its_name_elsewhere(harness: LogHarness) -> None:
+    harness.stream("m", caller=APP)
+    harness.cancel("c", "m", caller=PERSON)
     with pytest.raises(Forbidden):
-        desk.reply("c", caller=Caller(id="app"))
-    desk.reply("c", caller=APP)
+        harness.reply("c", caller=Caller(id="app"))
+    harness.reply("c", caller=APP)
 
 
 @pytest.mark.parametrize("name", ["cancel", "steer"])
-def test_whoever_has_the_turn_answers_for_it(served: Desk, name: str) -> None:
+def test_whoever_has_the_turn_answers_for_it(served: LogHarness, name: str) -> None:
     served.claim("q", caller=REMOTE, lease_s=15)
     served.command("c", name, target="q", caller=PERSON)
     for stranger in (replace(FAR, id="farther"), replace(FAR, id="fa"), PERSON):
@@ -653,7 +655,7 @@ def test_whoever_has_the_turn_answers_for_it(served: Desk, name: str) -> None:
 
 
 @pytest.mark.parametrize("is_taken", [False, True])
-def test_nobody_is_at_work_by_beginning_an_answer_beside_somebody_s(served: Desk, is_taken: bool) -> None:
+def test_nobody_is_at_work_by_beginning_an_answer_beside_somebody_s(served: LogHarness, is_taken: bool) -> None:
     """Else a stranger could begin one, say that all is stopped, and the server would stop nothing."""
     if is_taken:
         served.claim("q", caller=REMOTE, lease_s=15)
@@ -667,7 +669,7 @@ def test_nobody_is_at_work_by_beginning_an_answer_beside_somebody_s(served: Desk
     assert {one.id for one in served.state.messages.values() if one.is_streaming} == set()
 
 
-def test_the_turn_of_a_question_is_not_the_answer_that_somebody_else_writes(served: Desk) -> None:
+def test_the_turn_of_a_question_is_not_the_answer_that_somebody_else_writes(served: LogHarness) -> None:
     served.claim("q", caller=REMOTE, lease_s=15)
     served.stream("a", reply_to="q", caller=BOB)
     served.cancel("c", "a", caller=PERSON)
@@ -676,14 +678,14 @@ def test_the_turn_of_a_question_is_not_the_answer_that_somebody_else_writes(serv
     served.reply("c", caller=BOB)
 
 
-def test_an_agent_of_several_names_answers_for_each_of_them(served: Desk) -> None:
+def test_an_agent_of_several_names_answers_for_each_of_them(served: LogHarness) -> None:
     served.claim("q", caller=replace(REMOTE, id="far~two"), lease_s=15)
     served.cancel("c", "q", caller=PERSON)
     served.reply("c", caller=FAR)
 
 
 @pytest.mark.parametrize("end", ["done", "taken by another"])
-def test_whoever_has_the_turn_no_more_does_not_answer_for_it(served: Desk, end: str) -> None:
+def test_whoever_has_the_turn_no_more_does_not_answer_for_it(served: LogHarness, end: str) -> None:
     served.claim("q", caller=REMOTE, lease_s=15)
     served.command("c", "steer", target="q", caller=PERSON)
     if end == "done":
@@ -694,7 +696,7 @@ def test_whoever_has_the_turn_no_more_does_not_answer_for_it(served: Desk, end: 
         served.reply("c", caller=FAR)
 
 
-def test_a_reply_sent_again_by_whoever_is_at_work_no_more_is_success(served: Desk) -> None:
+def test_a_reply_sent_again_by_whoever_is_at_work_no_more_is_success(served: LogHarness) -> None:
     served.claim("q", caller=REMOTE, lease_s=15)
     served.command("c", "steer", target="q", caller=PERSON)
     first = served.reply("c", caller=FAR, request="r")
@@ -702,54 +704,54 @@ def test_a_reply_sent_again_by_whoever_is_at_work_no_more_is_success(served: Des
     assert served.reply("c", caller=FAR, request="r").serial == first.serial
 
 
-def test_what_is_asked_of_no_message_is_for_those_who_write(desk: Desk) -> None:
-    desk.command("c", "steer", caller=PERSON)
+def test_what_is_asked_of_no_message_is_for_those_who_write(harness: LogHarness) -> None:
+    harness.command("c", "steer", caller=PERSON)
     with pytest.raises(Forbidden):
-        desk.reply("c", caller=PERSON)
-    desk.reply("c", caller=BOB)
+        harness.reply("c", caller=PERSON)
+    harness.reply("c", caller=BOB)
 
 
 @pytest.mark.parametrize("name", ["approve", "mine"])
-def test_what_is_asked_of_people_is_answered_by_anyone(desk: Desk, name: str) -> None:
-    desk.command("c", name, caller=AGENT)
-    desk.reply("c", caller=PERSON)
-    assert not desk.known_command("c").is_open
+def test_what_is_asked_of_people_is_answered_by_anyone(harness: LogHarness, name: str) -> None:
+    harness.command("c", name, caller=AGENT)
+    harness.reply("c", caller=PERSON)
+    assert not harness.known_command("c").is_open
 
 
-def test_who_cannot_read_does_not_learn_which_commands_there_are(desk: Desk) -> None:
-    desk.command("open", "approve")
-    desk.command("done", "approve")
-    desk.reply("done")
+def test_who_cannot_read_does_not_learn_which_commands_there_are(harness: LogHarness) -> None:
+    harness.command("open", "approve")
+    harness.command("done", "approve")
+    harness.reply("done")
     for command_id in ("open", "done", "never"):
         with pytest.raises(NotFound) as refusal:
-            desk.reply(command_id, caller=EVE)
+            harness.reply(command_id, caller=EVE)
         assert refusal.value.problem() == NotFound(f"there is no command {command_id!r}").problem()
-    assert desk.known_command("open").is_open
+    assert harness.known_command("open").is_open
 
 
-def test_who_cannot_read_may_take_its_own_command_back(desk: Desk) -> None:
-    desk.command("c", "approve", caller=EVE)
-    desk.reply("c", ok=False, caller=EVE)
-    assert not desk.known_command("c").is_open
+def test_who_cannot_read_may_take_its_own_command_back(harness: LogHarness) -> None:
+    harness.command("c", "approve", caller=EVE)
+    harness.reply("c", ok=False, caller=EVE)
+    assert not harness.known_command("c").is_open
 
 
-def test_a_command_that_never_was_has_no_reply(desk: Desk) -> None:
+def test_a_command_that_never_was_has_no_reply(harness: LogHarness) -> None:
     with pytest.raises(NotFound):
-        desk.reply("c")
+        harness.reply("c")
 
 
 @pytest.mark.parametrize(
     "send",
     [
-        lambda desk: desk.cancel("c", "nobody"),
-        lambda desk: desk.command("c", "a b"),
-        lambda desk: desk.command("c", data=float("nan")),
-        lambda desk: desk.reply("other", data=HALF),
-        lambda desk: desk.reply("never"),
-        lambda desk: desk.cancel("other", "m"),
+        lambda harness: harness.cancel("c", "nobody"),
+        lambda harness: harness.command("c", "a b"),
+        lambda harness: harness.command("c", data=float("nan")),
+        lambda harness: harness.reply("other", data=HALF),
+        lambda harness: harness.reply("never"),
+        lambda harness: harness.cancel("other", "m"),
     ],
 )
-def test_a_refused_command_adds_nothing(batch: Desk, send: Any) -> None:
+def test_a_refused_command_adds_nothing(batch: LogHarness, send: Any) -> None:
     batch.stream("m", "")
     batch.command("other")
     batch.commit()
@@ -761,7 +763,7 @@ def test_a_refused_command_adds_nothing(batch: Desk, send: Any) -> None:
     assert (batch.text("m"), list(batch.state.commands)) == ("ab", ["!other"])
 
 
-def test_a_dropped_batch_leaves_no_command_and_no_reply(batch: Desk) -> None:
+def test_a_dropped_batch_leaves_no_command_and_no_reply(batch: LogHarness) -> None:
     batch.command("c1")
     batch.commit()
     batch.command("c2")
@@ -772,9 +774,13 @@ def test_a_dropped_batch_leaves_no_command_and_no_reply(batch: Desk) -> None:
     assert batch.reply("c1", request="r").ops != ()
 
 
-def test_of_two_replies_in_a_log_the_first_counts(desk: Desk) -> None:
-    desk.command("c", "approve")
-    desk.reply("c", data="first")
-    first = desk.known_command("c").reply
-    apply_entry(desk.state, Entry(3, Reply(id="!c", ok=False, data="second", error=None, by="bob")))
-    assert (desk.known_command("c").reply, desk.known_command("c").answered, desk.state.serial) == (first, 2, 3)
+def test_of_two_replies_in_a_log_the_first_counts(harness: LogHarness) -> None:
+    harness.command("c", "approve")
+    harness.reply("c", data="first")
+    first = harness.known_command("c").reply
+    apply_entry(harness.state, Entry(3, Reply(id="!c", ok=False, data="second", error=None, by="bob")))
+    assert (harness.known_command("c").reply, harness.known_command("c").answered, harness.state.serial) == (
+        first,
+        2,
+        3,
+    )

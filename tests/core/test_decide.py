@@ -41,63 +41,63 @@ from holdfast.core.requests import (
     TakeOver,
     UpdateMessage,
 )
-from tests.core.desk import ANN, BOB, SERVER, Desk, data_part, text_part, tool_part
+from tests.core.harness import ANN, BOB, SERVER, LogHarness, data_part, text_part, tool_part
 
 HALF = "\ud83d"  # of a surrogate pair
 
 
 @pytest.fixture
-def desk() -> Desk:
+def harness() -> LogHarness:
     """Every ask is a batch of its own."""
-    return Desk()
+    return LogHarness()
 
 
 @pytest.fixture
-def batch() -> Desk:
+def batch() -> LogHarness:
     """All asks are one batch, until `commit`."""
-    return Desk(batches=True)
+    return LogHarness(batches=True)
 
 
 # -- create ----------------------------------------------------------------------------------------------------
 
 
-def test_a_create_is_stored_with_its_author_and_time(desk: Desk) -> None:
-    desk.create("m", text="hi", meta={"a": 1})
-    message = desk.message("m")
+def test_a_create_is_stored_with_its_author_and_time(harness: LogHarness) -> None:
+    harness.create("m", text="hi", meta={"a": 1})
+    message = harness.message("m")
     assert (message.role, message.author, message.status) == ("user", "ann", "complete")
     assert (message.parts, message.meta) == ([text_part("hi")], {"a": 1})
     assert (message.created, message.version, message.created_at, message.updated_at) == (1, 1, 1_000, 1_000)
 
 
-def test_a_create_of_a_streaming_message_remembers_its_writer(desk: Desk) -> None:
-    desk.stream("m", lease_s=30)
-    assert desk.known("m").writer == Writer(by="ann", node=None, lease_ms=30_000)
+def test_a_create_of_a_streaming_message_remembers_its_writer(harness: LogHarness) -> None:
+    harness.stream("m", lease_s=30)
+    assert harness.known("m").writer == Writer(by="ann", node=None, lease_ms=30_000)
 
 
-def test_a_writer_in_process_is_the_writer(desk: Desk) -> None:
+def test_a_writer_in_process_is_the_writer(harness: LogHarness) -> None:
     here = Writer(by="ann", node="here")
-    desk.ask("m", CreateMessage(status="streaming"), Caller(id="ann", writer=here))
-    assert desk.known("m").writer == here
+    harness.ask("m", CreateMessage(status="streaming"), Caller(id="ann", writer=here))
+    assert harness.known("m").writer == here
 
 
-def test_a_complete_message_has_no_writer(desk: Desk) -> None:
-    desk.create("m", text="hi")
-    assert desk.known("m").writer is None
+def test_a_complete_message_has_no_writer(harness: LogHarness) -> None:
+    harness.create("m", text="hi")
+    assert harness.known("m").writer is None
 
 
-def test_the_same_create_again_is_success_and_stores_nothing(desk: Desk) -> None:
-    desk.create("m", text="hi")
-    again = desk.create("m", text="hi")
+def test_the_same_create_again_is_success_and_stores_nothing(harness: LogHarness) -> None:
+    harness.create("m", text="hi")
+    again = harness.create("m", text="hi")
     assert (again.ops, again.serial, again.generation) == ((), 1, 1)
 
 
-def test_the_same_create_again_is_success_after_edits_and_a_takeover(desk: Desk) -> None:
-    desk.stream("m")
-    desk.append("m", "text")
-    desk.interrupt("m")
-    desk.take_over("m")
-    desk.update("m", meta={"x": 1}, generation=2, caller=BOB)
-    again = desk.stream("m")
+def test_the_same_create_again_is_success_after_edits_and_a_takeover(harness: LogHarness) -> None:
+    harness.stream("m")
+    harness.append("m", "text")
+    harness.interrupt("m")
+    harness.take_over("m")
+    harness.update("m", meta={"x": 1}, generation=2, caller=BOB)
+    again = harness.stream("m")
     assert (again.ops, again.serial, again.generation) == ((), 1, 1)
 
 
@@ -113,105 +113,105 @@ def test_the_same_create_again_is_success_after_edits_and_a_takeover(desk: Desk)
         {"parts": [{"type": "text", "text": "hi"}], "meta": {"a": 1}},
     ],
 )
-def test_a_create_with_other_content_as_sent_is_a_conflict(desk: Desk, other: dict[str, Any]) -> None:
-    desk.create("m", text="hi", meta={"a": 1})
+def test_a_create_with_other_content_as_sent_is_a_conflict(harness: LogHarness, other: dict[str, Any]) -> None:
+    harness.create("m", text="hi", meta={"a": 1})
     with pytest.raises(IdConflict):
-        desk.create("m", **other)
+        harness.create("m", **other)
 
 
-def test_a_create_of_another_author_is_a_conflict(desk: Desk) -> None:
-    desk.create("m", text="hi")
+def test_a_create_of_another_author_is_a_conflict(harness: LogHarness) -> None:
+    harness.create("m", text="hi")
     with pytest.raises(IdConflict):
-        desk.create("m", text="hi", caller=BOB)
+        harness.create("m", text="hi", caller=BOB)
 
 
-def test_the_order_of_keys_makes_no_other_content(desk: Desk) -> None:
-    desk.create(
+def test_the_order_of_keys_makes_no_other_content(harness: LogHarness) -> None:
+    harness.create(
         "m", meta={"a": 1, "b": {"x": 1, "y": 2}}, parts=[{"type": "data", "name": "n", "data": {"p": 1, "q": 2}}]
     )
     meta = {"b": {"y": 2, "x": 1}, "a": 1}
-    again = desk.create("m", meta=meta, parts=[{"data": {"q": 2, "p": 1}, "name": "n", "type": "data"}])
+    again = harness.create("m", meta=meta, parts=[{"data": {"q": 2, "p": 1}, "name": "n", "type": "data"}])
     assert again.ops == ()
 
 
-def test_the_lease_of_a_create_makes_no_other_content(desk: Desk) -> None:
-    desk.stream("m", lease_s=15)
-    assert desk.stream("m", lease_s=30).ops == ()
+def test_the_lease_of_a_create_makes_no_other_content(harness: LogHarness) -> None:
+    harness.stream("m", lease_s=15)
+    assert harness.stream("m", lease_s=30).ops == ()
 
 
-def test_the_content_as_created_counts_and_not_as_edited(desk: Desk) -> None:
-    desk.create("m", text="hi")
-    desk.update("m", text="ho")
-    assert desk.create("m", text="hi").ops == ()
+def test_the_content_as_created_counts_and_not_as_edited(harness: LogHarness) -> None:
+    harness.create("m", text="hi")
+    harness.update("m", text="ho")
+    assert harness.create("m", text="hi").ops == ()
     with pytest.raises(IdConflict):
-        desk.create("m", text="ho")
+        harness.create("m", text="ho")
 
 
-def test_a_deleted_id_is_deleted_for_creates_too(desk: Desk) -> None:
-    desk.create("m", text="hi")
-    desk.delete("m")
+def test_a_deleted_id_is_deleted_for_creates_too(harness: LogHarness) -> None:
+    harness.create("m", text="hi")
+    harness.delete("m")
     with pytest.raises(Deleted):
-        desk.create("m", text="hi")
+        harness.create("m", text="hi")
     with pytest.raises(Deleted):
-        desk.create("m", text="other")
+        harness.create("m", text="other")
 
 
 @pytest.mark.parametrize("status", ["cancelled", "failed", "bogus"])
-def test_a_message_is_created_complete_or_streaming(desk: Desk, status: str) -> None:
+def test_a_message_is_created_complete_or_streaming(harness: LogHarness, status: str) -> None:
     with pytest.raises(InvalidRequest):
-        desk.create("m", status=status)
+        harness.create("m", status=status)
 
 
-def test_interrupted_is_the_server_s_to_give_at_a_create(desk: Desk) -> None:
+def test_interrupted_is_the_server_s_to_give_at_a_create(harness: LogHarness) -> None:
     with pytest.raises(ForbiddenStatus):
-        desk.create("m", status="interrupted")
+        harness.create("m", status="interrupted")
 
 
-def test_a_role_is_one_of_four(desk: Desk) -> None:
+def test_a_role_is_one_of_four(harness: LogHarness) -> None:
     with pytest.raises(InvalidRequest):
-        desk.create("m", role="robot")
+        harness.create("m", role="robot")
 
 
-def test_a_create_gives_text_or_parts(desk: Desk) -> None:
+def test_a_create_gives_text_or_parts(harness: LogHarness) -> None:
     with pytest.raises(InvalidRequest):
-        desk.create("m", text="hi", parts=[text_part("hi")])
+        harness.create("m", text="hi", parts=[text_part("hi")])
 
 
 @pytest.mark.parametrize("message_id", ["", "a/b", "a b", "x" * 65, ".", "..", "é", "a\n", HALF])
-def test_an_id_outside_the_rules_is_refused(desk: Desk, message_id: str) -> None:
+def test_an_id_outside_the_rules_is_refused(harness: LogHarness, message_id: str) -> None:
     with pytest.raises(InvalidName):
-        desk.create(message_id, text="hi")
+        harness.create(message_id, text="hi")
 
 
-def test_the_parent_is_the_newest_message_by_default(desk: Desk) -> None:
-    desk.create("one", text="1")
-    desk.stream("two")
-    desk.create("three", text="3")
-    assert [desk.message(one).parent for one in ("one", "two", "three")] == [None, "one", "two"]
+def test_the_parent_is_the_newest_message_by_default(harness: LogHarness) -> None:
+    harness.create("one", text="1")
+    harness.stream("two")
+    harness.create("three", text="3")
+    assert [harness.message(one).parent for one in ("one", "two", "three")] == [None, "one", "two"]
 
 
-def test_the_parent_of_an_answer_is_what_it_answers(desk: Desk) -> None:
-    desk.create("one", text="1")
-    desk.create("two", text="2")
-    desk.stream("answer", reply_to="one")
-    assert (desk.message("answer").parent, desk.message("answer").reply_to) == ("one", "one")
+def test_the_parent_of_an_answer_is_what_it_answers(harness: LogHarness) -> None:
+    harness.create("one", text="1")
+    harness.create("two", text="2")
+    harness.stream("answer", reply_to="one")
+    assert (harness.message("answer").parent, harness.message("answer").reply_to) == ("one", "one")
 
 
-def test_a_parent_given_stands_and_null_is_none(desk: Desk) -> None:
-    desk.create("one", text="1")
-    desk.create("two", text="2", parent="elsewhere")
-    desk.create("three", text="3", parent=None)
-    assert (desk.message("two").parent, desk.message("three").parent) == ("elsewhere", None)
+def test_a_parent_given_stands_and_null_is_none(harness: LogHarness) -> None:
+    harness.create("one", text="1")
+    harness.create("two", text="2", parent="elsewhere")
+    harness.create("three", text="3", parent=None)
+    assert (harness.message("two").parent, harness.message("three").parent) == ("elsewhere", None)
 
 
-def test_a_deleted_message_may_be_the_newest(desk: Desk) -> None:
-    desk.create("one", text="1")
-    desk.delete("one")
-    desk.create("two", text="2")
-    assert desk.message("two").parent == "one"
+def test_a_deleted_message_may_be_the_newest(harness: LogHarness) -> None:
+    harness.create("one", text="1")
+    harness.delete("one")
+    harness.create("two", text="2")
+    assert harness.message("two").parent == "one"
 
 
-def test_a_message_of_the_same_batch_may_be_the_newest(batch: Desk) -> None:
+def test_a_message_of_the_same_batch_may_be_the_newest(batch: LogHarness) -> None:
     batch.create("one", text="1")
     batch.create("two", text="2")
     batch.commit()
@@ -220,312 +220,312 @@ def test_a_message_of_the_same_batch_may_be_the_newest(batch: Desk) -> None:
 
 @pytest.mark.parametrize("field", ["parent", "reply_to"])
 @pytest.mark.parametrize("bad", ["", "a/b", HALF, "x" * 65])
-def test_parent_and_reply_to_are_ids(desk: Desk, field: str, bad: str) -> None:
+def test_parent_and_reply_to_are_ids(harness: LogHarness, field: str, bad: str) -> None:
     with pytest.raises((InvalidName, InvalidText)):
-        desk.create("m", **{field: bad})
+        harness.create("m", **{field: bad})
 
 
-def test_null_in_meta_removes_a_key_at_the_top_only(desk: Desk) -> None:
-    desk.create("m", meta={"gone": None, "kept": {"inner": None}})
-    assert desk.message("m").meta == {"kept": {"inner": None}}
+def test_null_in_meta_removes_a_key_at_the_top_only(harness: LogHarness) -> None:
+    harness.create("m", meta={"gone": None, "kept": {"inner": None}})
+    assert harness.message("m").meta == {"kept": {"inner": None}}
 
 
 # -- append ----------------------------------------------------------------------------------------------------
 
 
-def test_an_append_without_at_goes_to_the_end(desk: Desk) -> None:
-    desk.stream("m", "ab")
-    answer = desk.append("m", "cd")
+def test_an_append_without_at_goes_to_the_end(harness: LogHarness) -> None:
+    harness.stream("m", "ab")
+    answer = harness.append("m", "cd")
     assert answer.ops == (Append(id="m", part=0, at=2, text="cd"),)
     assert (answer.part, answer.length, answer.serial) == (0, 4, 2)
 
 
-def test_at_counts_code_points(desk: Desk) -> None:
-    desk.stream("m", "é👩\u200d🚀中")
-    answer = desk.append("m", "!", at=5)
-    assert (answer.length, desk.text("m")) == (6, "é👩\u200d🚀中!")
+def test_at_counts_code_points(harness: LogHarness) -> None:
+    harness.stream("m", "é👩\u200d🚀中")
+    answer = harness.append("m", "!", at=5)
+    assert (answer.length, harness.text("m")) == (6, "é👩\u200d🚀中!")
 
 
-def test_an_overlap_is_compared_and_dropped(desk: Desk) -> None:
-    desk.stream("m", "hello")
-    answer = desk.append("m", "lo world", at=3)
+def test_an_overlap_is_compared_and_dropped(harness: LogHarness) -> None:
+    harness.stream("m", "hello")
+    answer = harness.append("m", "lo world", at=3)
     assert answer.ops == (Append(id="m", part=0, at=5, text=" world"),)
-    assert (answer.length, desk.text("m")) == (11, "hello world")
+    assert (answer.length, harness.text("m")) == (11, "hello world")
 
 
-def test_text_that_stands_there_already_is_success(desk: Desk) -> None:
-    desk.stream("m", "hello")
-    desk.append("m", " world", at=5)
-    again = desk.append("m", " world", at=5)
+def test_text_that_stands_there_already_is_success(harness: LogHarness) -> None:
+    harness.stream("m", "hello")
+    harness.append("m", " world", at=5)
+    again = harness.append("m", " world", at=5)
     assert (again.ops, again.serial, again.part, again.length) == ((), 2, 0, 11)
 
 
 @pytest.mark.parametrize(("text", "at"), [("hello", 0), ("ell", 1), ("o", 4), ("", 5), ("", 0)])
-def test_text_wholly_contained_is_success_even_after_the_end(desk: Desk, text: str, at: int) -> None:
-    desk.stream("m", "hello")
-    desk.finish("m")
-    answer = desk.append("m", text, at=at)
+def test_text_wholly_contained_is_success_even_after_the_end(harness: LogHarness, text: str, at: int) -> None:
+    harness.stream("m", "hello")
+    harness.finish("m")
+    answer = harness.append("m", text, at=at)
     assert (answer.ops, answer.length) == ((), 5)
 
 
 @pytest.mark.parametrize(("text", "at"), [("x", 0), ("help", 0), ("loX", 4), ("hello?", 0)])
-def test_other_text_at_the_same_place_is_a_mismatch(desk: Desk, text: str, at: int) -> None:
-    desk.stream("m", "hello world")
+def test_other_text_at_the_same_place_is_a_mismatch(harness: LogHarness, text: str, at: int) -> None:
+    harness.stream("m", "hello world")
     with pytest.raises(Mismatch) as refusal:
-        desk.append("m", text, at=at)
+        harness.append("m", text, at=at)
     assert refusal.value.details == {"length": 11}
 
 
-def test_text_beyond_the_end_is_a_gap_with_the_length(desk: Desk) -> None:
-    desk.stream("m", "hello")
+def test_text_beyond_the_end_is_a_gap_with_the_length(harness: LogHarness) -> None:
+    harness.stream("m", "hello")
     with pytest.raises(Gap) as refusal:
-        desk.append("m", "x", at=6)
+        harness.append("m", "x", at=6)
     assert refusal.value.details == {"length": 5}
 
 
-def test_a_gap_where_there_is_no_text_part_yet_has_length_0(desk: Desk) -> None:
-    desk.stream("m")
+def test_a_gap_where_there_is_no_text_part_yet_has_length_0(harness: LogHarness) -> None:
+    harness.stream("m")
     with pytest.raises(Gap) as refusal:
-        desk.append("m", "x", at=1)
+        harness.append("m", "x", at=1)
     assert refusal.value.details == {"length": 0}
 
 
-def test_new_text_after_the_end_is_refused(desk: Desk) -> None:
-    desk.stream("m", "hello")
-    desk.finish("m")
+def test_new_text_after_the_end_is_refused(harness: LogHarness) -> None:
+    harness.stream("m", "hello")
+    harness.finish("m")
     for at in (None, 3, 5, 9):
         with pytest.raises(Finished):
-            desk.append("m", "lo!", at=at)
+            harness.append("m", "lo!", at=at)
 
 
-def test_an_append_without_a_part_goes_to_the_last_text_part(desk: Desk) -> None:
-    desk.stream("m", parts=[text_part("a"), text_part("b"), {"type": "reasoning", "text": "c"}, data_part()])
-    assert desk.append("m", "!").part == 1
-    assert desk.message("m").parts[1] == text_part("b!")
+def test_an_append_without_a_part_goes_to_the_last_text_part(harness: LogHarness) -> None:
+    harness.stream("m", parts=[text_part("a"), text_part("b"), {"type": "reasoning", "text": "c"}, data_part()])
+    assert harness.append("m", "!").part == 1
+    assert harness.message("m").parts[1] == text_part("b!")
 
 
-def test_the_first_append_opens_a_text_part_as_an_entry_of_its_own(desk: Desk) -> None:
-    desk.stream("m", parts=[tool_part()])
-    desk.now_ms = 2_000
-    answer = desk.append("m", "hi", at=0)
+def test_the_first_append_opens_a_text_part_as_an_entry_of_its_own(harness: LogHarness) -> None:
+    harness.stream("m", parts=[tool_part()])
+    harness.now_ms = 2_000
+    answer = harness.append("m", "hi", at=0)
     assert answer.ops == (SetPart(id="m", index=1, part=text_part("hi"), at_ms=2_000),)
     assert (answer.part, answer.length) == (1, 2)
 
 
-def test_an_empty_first_append_opens_nothing(desk: Desk) -> None:
-    desk.stream("m")
-    answer = desk.append("m", "")
+def test_an_empty_first_append_opens_nothing(harness: LogHarness) -> None:
+    harness.stream("m")
+    answer = harness.append("m", "")
     assert (answer.ops, answer.part, answer.length) == ((), 0, 0)
-    assert desk.message("m").parts == []
+    assert harness.message("m").parts == []
 
 
-def test_appends_to_a_tool_part_go_to_its_input(desk: Desk) -> None:
-    desk.stream("m", parts=[tool_part('{"q":')])
-    answer = desk.append("m", ' "x"}', part=0, at=5)
-    assert (answer.length, desk.message("m").parts) == (10, [tool_part('{"q": "x"}')])
+def test_appends_to_a_tool_part_go_to_its_input(harness: LogHarness) -> None:
+    harness.stream("m", parts=[tool_part('{"q":')])
+    answer = harness.append("m", ' "x"}', part=0, at=5)
+    assert (answer.length, harness.message("m").parts) == (10, [tool_part('{"q": "x"}')])
 
 
-def test_appends_to_a_reasoning_part_need_its_index(desk: Desk) -> None:
-    desk.stream("m", parts=[{"type": "reasoning", "text": ""}])
-    desk.append("m", "hm", part=0)
-    desk.append("m", "so")
-    assert desk.message("m").parts == [{"type": "reasoning", "text": "hm"}, text_part("so")]
+def test_appends_to_a_reasoning_part_need_its_index(harness: LogHarness) -> None:
+    harness.stream("m", parts=[{"type": "reasoning", "text": ""}])
+    harness.append("m", "hm", part=0)
+    harness.append("m", "so")
+    assert harness.message("m").parts == [{"type": "reasoning", "text": "hm"}, text_part("so")]
 
 
-def test_a_part_that_is_not_there_is_refused_with_how_many_there_are(desk: Desk) -> None:
-    desk.stream("m", parts=[text_part(), tool_part()])
+def test_a_part_that_is_not_there_is_refused_with_how_many_there_are(harness: LogHarness) -> None:
+    harness.stream("m", parts=[text_part(), tool_part()])
     with pytest.raises(NoPart) as refusal:
-        desk.append("m", "x", part=2)
+        harness.append("m", "x", part=2)
     assert refusal.value.details == {"parts": 2}
 
 
 @pytest.mark.parametrize("part", [{"type": "source", "url": "u"}, {"type": "file"}, data_part("x")])
-def test_text_goes_to_text_only(desk: Desk, part: dict[str, Any]) -> None:
-    desk.stream("m", parts=[part])
+def test_text_goes_to_text_only(harness: LogHarness, part: dict[str, Any]) -> None:
+    harness.stream("m", parts=[part])
     with pytest.raises(NotText):
-        desk.append("m", "x", part=0)
+        harness.append("m", "x", part=0)
 
 
-def test_numbers_below_0_are_no_parts(desk: Desk) -> None:
-    desk.stream("m", "x")
+def test_numbers_below_0_are_no_parts(harness: LogHarness) -> None:
+    harness.stream("m", "x")
     with pytest.raises(InvalidRequest):
-        desk.append("m", "x", part=-1)
+        harness.append("m", "x", part=-1)
     with pytest.raises(InvalidRequest):
-        desk.part("m", -1, text_part())
+        harness.part("m", -1, text_part())
 
 
-def test_a_place_below_0_is_no_place(desk: Desk) -> None:
-    desk.stream("m", "x")
+def test_a_place_below_0_is_no_place(harness: LogHarness) -> None:
+    harness.stream("m", "x")
     with pytest.raises(InvalidRequest):
-        desk.append("m", "x", at=-1)
+        harness.append("m", "x", at=-1)
 
 
 # -- parts -----------------------------------------------------------------------------------------------------
 
 
-def test_a_part_opens_at_the_next_index_and_replaces_at_a_known_one(desk: Desk) -> None:
-    desk.stream("m")
-    desk.part("m", 0, text_part("a"))
-    desk.part("m", 1, data_part(1))
-    desk.part("m", 0, text_part("b"))
-    assert desk.message("m").parts == [text_part("b"), data_part(1)]
+def test_a_part_opens_at_the_next_index_and_replaces_at_a_known_one(harness: LogHarness) -> None:
+    harness.stream("m")
+    harness.part("m", 0, text_part("a"))
+    harness.part("m", 1, data_part(1))
+    harness.part("m", 0, text_part("b"))
+    assert harness.message("m").parts == [text_part("b"), data_part(1)]
 
 
-def test_a_part_beyond_the_next_index_is_refused(desk: Desk) -> None:
-    desk.stream("m", "a")
+def test_a_part_beyond_the_next_index_is_refused(harness: LogHarness) -> None:
+    harness.stream("m", "a")
     with pytest.raises(NoPart) as refusal:
-        desk.part("m", 2, text_part())
+        harness.part("m", 2, text_part())
     assert refusal.value.details == {"parts": 1}
 
 
-def test_parts_of_a_finished_message_are_refused(desk: Desk) -> None:
-    desk.create("m", text="a")
+def test_parts_of_a_finished_message_are_refused(harness: LogHarness) -> None:
+    harness.create("m", text="a")
     with pytest.raises(Finished):
-        desk.part("m", 0, text_part("b"))
+        harness.part("m", 0, text_part("b"))
 
 
 # -- update ----------------------------------------------------------------------------------------------------
 
 
-def test_an_update_replaces_parts_and_merges_meta(desk: Desk) -> None:
-    desk.create("m", text="a", meta={"x": 1, "y": 2})
-    desk.now_ms = 2_000
-    desk.update("m", text="b", meta={"y": None, "z": 3})
-    message = desk.message("m")
+def test_an_update_replaces_parts_and_merges_meta(harness: LogHarness) -> None:
+    harness.create("m", text="a", meta={"x": 1, "y": 2})
+    harness.now_ms = 2_000
+    harness.update("m", text="b", meta={"y": None, "z": 3})
+    message = harness.message("m")
     assert (message.text, message.meta, message.updated_at, message.version) == ("b", {"x": 1, "z": 3}, 2_000, 2)
 
 
-def test_an_update_without_parts_leaves_them(desk: Desk) -> None:
-    desk.create("m", text="a")
-    assert desk.update("m", meta={"x": 1}).ops == (Update(id="m", parts=None, meta={"x": 1}, at_ms=1_000),)
-    assert desk.text("m") == "a"
+def test_an_update_without_parts_leaves_them(harness: LogHarness) -> None:
+    harness.create("m", text="a")
+    assert harness.update("m", meta={"x": 1}).ops == (Update(id="m", parts=None, meta={"x": 1}, at_ms=1_000),)
+    assert harness.text("m") == "a"
 
 
-def test_a_streaming_message_is_updated_with_its_generation_only(desk: Desk) -> None:
-    desk.stream("m")
+def test_a_streaming_message_is_updated_with_its_generation_only(harness: LogHarness) -> None:
+    harness.stream("m")
     with pytest.raises(StillStreaming):
-        desk.update("m", text="x")
-    desk.update("m", text="x", generation=1)
-    assert desk.text("m") == "x"
+        harness.update("m", text="x")
+    harness.update("m", text="x", generation=1)
+    assert harness.text("m") == "x"
 
 
-def test_a_finished_message_is_updated_without_a_generation_even_after_a_takeover(desk: Desk) -> None:
-    desk.stream("m")
-    desk.interrupt("m")
-    desk.take_over("m")
-    desk.finish("m", generation=2, caller=BOB)
-    desk.update("m", text="x")
-    assert desk.text("m") == "x"
+def test_a_finished_message_is_updated_without_a_generation_even_after_a_takeover(harness: LogHarness) -> None:
+    harness.stream("m")
+    harness.interrupt("m")
+    harness.take_over("m")
+    harness.finish("m", generation=2, caller=BOB)
+    harness.update("m", text="x")
+    assert harness.text("m") == "x"
 
 
-def test_if_version_refuses_when_the_message_has_changed_since(desk: Desk) -> None:
-    desk.create("m", text="a")
-    desk.update("m", text="b", if_version=1)
+def test_if_version_refuses_when_the_message_has_changed_since(harness: LogHarness) -> None:
+    harness.create("m", text="a")
+    harness.update("m", text="b", if_version=1)
     with pytest.raises(VersionConflict) as refusal:
-        desk.update("m", text="c", if_version=1)
+        harness.update("m", text="c", if_version=1)
     assert refusal.value.details == {"version": 2}
 
 
-def test_an_update_gives_text_or_parts(desk: Desk) -> None:
-    desk.create("m", text="a")
+def test_an_update_gives_text_or_parts(harness: LogHarness) -> None:
+    harness.create("m", text="a")
     with pytest.raises(InvalidRequest):
-        desk.update("m", text="b", parts=[text_part("b")])
+        harness.update("m", text="b", parts=[text_part("b")])
 
 
 # -- finish ----------------------------------------------------------------------------------------------------
 
 
-def test_a_finish_keeps_status_reason_and_the_whole_meta(desk: Desk) -> None:
-    desk.stream("m", meta={"x": 1, "y": 2})
-    desk.now_ms = 2_000
-    answer = desk.finish("m", "failed", reason="no model", meta={"y": None, "z": 3})
+def test_a_finish_keeps_status_reason_and_the_whole_meta(harness: LogHarness) -> None:
+    harness.stream("m", meta={"x": 1, "y": 2})
+    harness.now_ms = 2_000
+    answer = harness.finish("m", "failed", reason="no model", meta={"y": None, "z": 3})
     expected = Finish(id="m", status="failed", reason="no model", meta={"x": 1, "z": 3}, at_ms=2_000)
     assert answer.ops == (expected,)
-    message = desk.message("m")
+    message = harness.message("m")
     assert (message.status, message.reason, message.meta) == ("failed", "no model", {"x": 1, "z": 3})
 
 
-def test_a_finish_with_the_status_it_has_is_success_with_the_first_serial(desk: Desk) -> None:
-    desk.stream("m")
-    desk.finish("m", "cancelled")
-    desk.update("m", meta={"x": 1})
-    again = desk.finish("m", "cancelled", reason="again")
+def test_a_finish_with_the_status_it_has_is_success_with_the_first_serial(harness: LogHarness) -> None:
+    harness.stream("m")
+    harness.finish("m", "cancelled")
+    harness.update("m", meta={"x": 1})
+    again = harness.finish("m", "cancelled", reason="again")
     assert (again.ops, again.serial) == ((), 2)
 
 
-def test_a_finish_of_what_was_created_complete_is_success(desk: Desk) -> None:
-    desk.create("m", text="a")
-    assert (desk.finish("m").ops, desk.finish("m").serial) == ((), 1)
+def test_a_finish_of_what_was_created_complete_is_success(harness: LogHarness) -> None:
+    harness.create("m", text="a")
+    assert (harness.finish("m").ops, harness.finish("m").serial) == ((), 1)
 
 
-def test_a_finish_with_another_status_is_refused(desk: Desk) -> None:
-    desk.stream("m")
-    desk.finish("m", "cancelled")
+def test_a_finish_with_another_status_is_refused(harness: LogHarness) -> None:
+    harness.stream("m")
+    harness.finish("m", "cancelled")
     with pytest.raises(Finished):
-        desk.finish("m", "complete")
+        harness.finish("m", "complete")
 
 
-def test_interrupted_is_the_server_s_to_give(desk: Desk) -> None:
-    desk.stream("m")
+def test_interrupted_is_the_server_s_to_give(harness: LogHarness) -> None:
+    harness.stream("m")
     with pytest.raises(ForbiddenStatus):
-        desk.finish("m", "interrupted")
-    desk.finish("m", "interrupted", caller=SERVER)
-    assert desk.message("m").status == "interrupted"
+        harness.finish("m", "interrupted")
+    harness.finish("m", "interrupted", caller=SERVER)
+    assert harness.message("m").status == "interrupted"
 
 
 @pytest.mark.parametrize("status", ["streaming", "bogus", ""])
-def test_a_finish_is_an_end(desk: Desk, status: str) -> None:
-    desk.stream("m")
+def test_a_finish_is_an_end(harness: LogHarness, status: str) -> None:
+    harness.stream("m")
     with pytest.raises(InvalidRequest):
-        desk.finish("m", status)
+        harness.finish("m", status)
 
 
 # -- generations and takeover ----------------------------------------------------------------------------------
 
 
-def test_a_takeover_of_an_interrupted_message_streams_again_in_the_next_generation(desk: Desk) -> None:
-    desk.stream("m", parts=[text_part("abc"), data_part(), tool_part("é")])
-    desk.interrupt("m")
-    answer = desk.take_over("m", lease_s=20)
+def test_a_takeover_of_an_interrupted_message_streams_again_in_the_next_generation(harness: LogHarness) -> None:
+    harness.stream("m", parts=[text_part("abc"), data_part(), tool_part("é")])
+    harness.interrupt("m")
+    answer = harness.take_over("m", lease_s=20)
     expected = Takeover(id="m", generation=2, writer=Writer(by="bob", node=None, lease_ms=20_000))
     assert answer.ops == (expected,)
     assert (answer.generation, answer.lengths) == (2, [3, 0, 1])
-    message = desk.message("m")
+    message = harness.message("m")
     assert (message.status, message.reason, message.author) == ("streaming", None, "ann")
 
 
-def test_a_takeover_of_a_streaming_message_is_the_server_s(desk: Desk) -> None:
-    desk.stream("m")
+def test_a_takeover_of_a_streaming_message_is_the_server_s(harness: LogHarness) -> None:
+    harness.stream("m")
     with pytest.raises(StillStreaming):
-        desk.take_over("m")
-    assert desk.take_over("m", caller=SERVER).generation == 2
+        harness.take_over("m")
+    assert harness.take_over("m", caller=SERVER).generation == 2
 
 
 @pytest.mark.parametrize("status", ["complete", "cancelled", "failed"])
-def test_a_message_that_ended_otherwise_is_not_taken_over(desk: Desk, status: str) -> None:
-    desk.stream("m")
-    desk.finish("m", status)
+def test_a_message_that_ended_otherwise_is_not_taken_over(harness: LogHarness, status: str) -> None:
+    harness.stream("m")
+    harness.finish("m", status)
     for caller in (BOB, SERVER):
         with pytest.raises(Finished):
-            desk.take_over("m", caller=caller)
+            harness.take_over("m", caller=caller)
 
 
-def test_a_takeover_may_ask_for_the_generation_it_follows(desk: Desk) -> None:
-    desk.stream("m")
-    desk.interrupt("m")
-    desk.take_over("m", generation=1)
-    desk.ask("m", FinishMessage(status="interrupted", generation=2), SERVER)
+def test_a_takeover_may_ask_for_the_generation_it_follows(harness: LogHarness) -> None:
+    harness.stream("m")
+    harness.interrupt("m")
+    harness.take_over("m", generation=1)
+    harness.ask("m", FinishMessage(status="interrupted", generation=2), SERVER)
     with pytest.raises(Fenced) as refusal:
-        desk.take_over("m", generation=1)
+        harness.take_over("m", generation=1)
     assert refusal.value.details == {"generation": 2}
 
 
-def taken_over() -> Desk:
-    desk = Desk()
-    desk.stream("m", "old")
-    desk.interrupt("m")
-    desk.take_over("m")
-    return desk
+def taken_over() -> LogHarness:
+    harness = LogHarness()
+    harness.stream("m", "old")
+    harness.interrupt("m")
+    harness.take_over("m")
+    return harness
 
 
 OF_WRITERS: list[Request] = [
@@ -548,28 +548,28 @@ def test_whoever_was_taken_over_is_fenced_off(request_: Request) -> None:
     assert refusal.value.details == {"generation": 2}
 
 
-def test_before_a_takeover_the_generation_may_be_left_out_and_is_checked_when_given(desk: Desk) -> None:
-    desk.stream("m")
-    desk.append("m", "a", generation=1)
-    desk.append("m", "b")
+def test_before_a_takeover_the_generation_may_be_left_out_and_is_checked_when_given(harness: LogHarness) -> None:
+    harness.stream("m")
+    harness.append("m", "a", generation=1)
+    harness.append("m", "b")
     with pytest.raises(Fenced):
-        desk.append("m", "c", generation=2)
-    assert desk.text("m") == "ab"
+        harness.append("m", "c", generation=2)
+    assert harness.text("m") == "ab"
 
 
 # -- delete ----------------------------------------------------------------------------------------------------
 
 
-def test_a_delete_takes_text_and_meta_away(desk: Desk) -> None:
-    desk.stream("m", "secret", meta={"a": "secret"})
-    assert desk.delete("m").ops == (Delete(id="m"),)
-    assert (desk.known("m").parts, desk.known("m").meta, desk.known("m").size_bytes) == ([], {}, 0)
+def test_a_delete_takes_text_and_meta_away(harness: LogHarness) -> None:
+    harness.stream("m", "secret", meta={"a": "secret"})
+    assert harness.delete("m").ops == (Delete(id="m"),)
+    assert (harness.known("m").parts, harness.known("m").meta, harness.known("m").size_bytes) == ([], {}, 0)
 
 
-def test_a_delete_of_a_deleted_message_is_success(desk: Desk) -> None:
-    desk.create("m", text="a")
-    desk.delete("m")
-    again = desk.delete("m")
+def test_a_delete_of_a_deleted_message_is_success(harness: LogHarness) -> None:
+    harness.create("m", text="a")
+    harness.delete("m")
+    again = harness.delete("m")
     assert (again.ops, again.serial) == ((), 2)
 
 
@@ -584,26 +584,26 @@ ABOUT_A_MESSAGE: list[Request] = [
 
 
 @pytest.mark.parametrize("request_", [*ABOUT_A_MESSAGE, DeleteMessage()])
-def test_a_message_that_never_was_is_not_found(desk: Desk, request_: Request) -> None:
+def test_a_message_that_never_was_is_not_found(harness: LogHarness, request_: Request) -> None:
     with pytest.raises(NotFound):
-        desk.ask("nobody", request_)
+        harness.ask("nobody", request_)
 
 
 @pytest.mark.parametrize("request_", ABOUT_A_MESSAGE)
 def test_deleted_is_reported_before_all_else(request_: Request) -> None:
-    desk = taken_over()
-    desk.finish("m", generation=2, request="r", caller=BOB)
-    desk.delete("m")
+    harness = taken_over()
+    harness.finish("m", generation=2, request="r", caller=BOB)
+    harness.delete("m")
     with pytest.raises(Deleted):
-        desk.ask("m", request_)
+        harness.ask("m", request_)
 
 
 @pytest.mark.parametrize("request_", OF_WRITERS)
 def test_fenced_is_reported_before_finished(request_: Request) -> None:
-    desk = taken_over()
-    desk.finish("m", generation=2, caller=BOB)
+    harness = taken_over()
+    harness.finish("m", generation=2, caller=BOB)
     with pytest.raises(Fenced):
-        desk.ask("m", request_)
+        harness.ask("m", request_)
 
 
 @pytest.mark.parametrize(
@@ -617,19 +617,19 @@ def test_fenced_is_reported_before_finished(request_: Request) -> None:
         FinishMessage(status="failed"),
     ],
 )
-def test_finished_is_reported_before_what_else_is_wrong(desk: Desk, request_: Request) -> None:
-    desk.create("m", parts=[text_part("a"), data_part()])
+def test_finished_is_reported_before_what_else_is_wrong(harness: LogHarness, request_: Request) -> None:
+    harness.create("m", parts=[text_part("a"), data_part()])
     with pytest.raises(Finished):
-        desk.ask("m", request_)
+        harness.ask("m", request_)
 
 
-def test_a_repeat_is_answered_before_fenced_and_finished(desk: Desk) -> None:
-    desk.stream("m")
-    first = desk.part("m", 0, text_part("x"), request="r")
-    desk.interrupt("m")
-    desk.take_over("m")
-    desk.finish("m", generation=2, caller=BOB)
-    assert desk.part("m", 0, text_part("x"), request="r").serial == first.serial
+def test_a_repeat_is_answered_before_fenced_and_finished(harness: LogHarness) -> None:
+    harness.stream("m")
+    first = harness.part("m", 0, text_part("x"), request="r")
+    harness.interrupt("m")
+    harness.take_over("m")
+    harness.finish("m", generation=2, caller=BOB)
+    assert harness.part("m", 0, text_part("x"), request="r").serial == first.serial
 
 
 # -- request ids -----------------------------------------------------------------------------------------------
@@ -643,48 +643,48 @@ def test_a_repeat_is_answered_before_fenced_and_finished(desk: Desk) -> None:
         FinishMessage(request="r"),
     ],
 )
-def test_a_repeated_request_gets_its_first_serial_and_stores_nothing(desk: Desk, request_: Request) -> None:
-    desk.stream("m")
-    first = desk.ask("m", request_)
-    again = desk.ask("m", request_)
+def test_a_repeated_request_gets_its_first_serial_and_stores_nothing(harness: LogHarness, request_: Request) -> None:
+    harness.stream("m")
+    first = harness.ask("m", request_)
+    again = harness.ask("m", request_)
     assert (first.serial, again.serial, again.ops, again.generation) == (2, 2, (), 1)
 
 
-def test_a_repeated_takeover_gets_its_generation_and_the_lengths_as_they_are_now(desk: Desk) -> None:
-    desk.stream("m", "abc")
-    desk.interrupt("m")
-    first = desk.take_over("m", request="r")
-    desk.append("m", "de", generation=2, caller=BOB)
-    again = desk.take_over("m", request="r")
+def test_a_repeated_takeover_gets_its_generation_and_the_lengths_as_they_are_now(harness: LogHarness) -> None:
+    harness.stream("m", "abc")
+    harness.interrupt("m")
+    first = harness.take_over("m", request="r")
+    harness.append("m", "de", generation=2, caller=BOB)
+    again = harness.take_over("m", request="r")
     assert (first.serial, first.generation, first.lengths) == (3, 2, [3])
     assert (again.serial, again.generation, again.lengths, again.ops) == (3, 2, [5], ())
 
 
-def test_a_repeat_gets_the_generation_it_was_answered_in(desk: Desk) -> None:
-    desk.stream("m")
-    desk.part("m", 0, text_part("x"), request="r")
-    desk.interrupt("m")
-    desk.take_over("m")
-    assert desk.part("m", 0, text_part("x"), request="r").generation == 1
+def test_a_repeat_gets_the_generation_it_was_answered_in(harness: LogHarness) -> None:
+    harness.stream("m")
+    harness.part("m", 0, text_part("x"), request="r")
+    harness.interrupt("m")
+    harness.take_over("m")
+    assert harness.part("m", 0, text_part("x"), request="r").generation == 1
 
 
-def test_a_message_keeps_its_last_16_requests(desk: Desk) -> None:
-    desk.stream("m")
-    serials = [desk.part("m", 0, text_part("x"), request=f"r{number}").serial for number in range(17)]
-    kept = [desk.part("m", 0, text_part("x"), request=f"r{number}").serial for number in range(1, 17)]
+def test_a_message_keeps_its_last_16_requests(harness: LogHarness) -> None:
+    harness.stream("m")
+    serials = [harness.part("m", 0, text_part("x"), request=f"r{number}").serial for number in range(17)]
+    kept = [harness.part("m", 0, text_part("x"), request=f"r{number}").serial for number in range(1, 17)]
     assert kept == serials[1:]
-    assert desk.part("m", 0, text_part("x"), request="r0").serial == 19
+    assert harness.part("m", 0, text_part("x"), request="r0").serial == 19
 
 
-def test_a_request_that_was_refused_is_not_a_repeat(desk: Desk) -> None:
-    desk.stream("m")
+def test_a_request_that_was_refused_is_not_a_repeat(harness: LogHarness) -> None:
+    harness.stream("m")
     with pytest.raises(NoPart):
-        desk.part("m", 1, text_part("x"), request="r")
-    desk.part("m", 0, text_part("w"))
-    assert desk.part("m", 1, text_part("x"), request="r").ops != ()
+        harness.part("m", 1, text_part("x"), request="r")
+    harness.part("m", 0, text_part("w"))
+    assert harness.part("m", 1, text_part("x"), request="r").ops != ()
 
 
-def test_a_repeat_in_the_same_batch_is_one(batch: Desk) -> None:
+def test_a_repeat_in_the_same_batch_is_one(batch: LogHarness) -> None:
     batch.stream("m")
     first = batch.part("m", 0, text_part("x"), request="r")
     again = batch.part("m", 0, text_part("x"), request="r")
@@ -692,7 +692,7 @@ def test_a_repeat_in_the_same_batch_is_one(batch: Desk) -> None:
     assert len(batch.commit()) == 2
 
 
-def test_a_request_of_a_batch_that_was_dropped_is_not_a_repeat(batch: Desk) -> None:
+def test_a_request_of_a_batch_that_was_dropped_is_not_a_repeat(batch: LogHarness) -> None:
     batch.stream("m", "")
     batch.commit()
     batch.append("m", "a")
@@ -703,39 +703,39 @@ def test_a_request_of_a_batch_that_was_dropped_is_not_a_repeat(batch: Desk) -> N
 
 
 @pytest.mark.parametrize("bad", ["", "a b", "x" * 65, HALF])
-def test_a_request_id_is_an_id(desk: Desk, bad: str) -> None:
-    desk.stream("m")
+def test_a_request_id_is_an_id(harness: LogHarness, bad: str) -> None:
+    harness.stream("m")
     for request in (
         PutPart(index=0, part=text_part(), request=bad),
         UpdateMessage(generation=1, request=bad),
         FinishMessage(request=bad),
     ):
         with pytest.raises(InvalidName):
-            desk.ask("m", request)
+            harness.ask("m", request)
 
 
 # -- limits ----------------------------------------------------------------------------------------------------
 
 
 def test_the_text_of_an_append_is_bounded_in_bytes() -> None:
-    desk = Desk(Limits(append_bytes=8))
-    desk.stream("m")
-    desk.append("m", "中中ab")
+    harness = LogHarness(Limits(append_bytes=8))
+    harness.stream("m")
+    harness.append("m", "中中ab")
     with pytest.raises(TooLarge) as refusal:
-        desk.append("m", "中中中")
+        harness.append("m", "中中中")
     assert refusal.value.details == {"limit": 8}
 
 
 def test_a_message_is_bounded_in_bytes_whatever_it_grows_by() -> None:
-    desk = Desk(Limits(message_bytes=1_000))
-    desk.stream("m", "a" * 400)
-    desk.append("m", "é" * 200)
+    harness = LogHarness(Limits(message_bytes=1_000))
+    harness.stream("m", "a" * 400)
+    harness.append("m", "é" * 200)
     for grow in (
-        lambda: desk.append("m", "x" * 250),
-        lambda: desk.part("m", 1, text_part("x" * 250)),
-        lambda: desk.part("m", 0, text_part("x" * 1_001)),
-        lambda: desk.update("m", text="x" * 1_001, generation=1),
-        lambda: desk.create("n", text="x" * 1_001),
+        lambda: harness.append("m", "x" * 250),
+        lambda: harness.part("m", 1, text_part("x" * 250)),
+        lambda: harness.part("m", 0, text_part("x" * 1_001)),
+        lambda: harness.update("m", text="x" * 1_001, generation=1),
+        lambda: harness.create("n", text="x" * 1_001),
     ):
         with pytest.raises(TooLarge) as refusal:
             grow()
@@ -743,14 +743,14 @@ def test_a_message_is_bounded_in_bytes_whatever_it_grows_by() -> None:
 
 
 def test_a_part_may_take_the_place_of_one_as_large() -> None:
-    desk = Desk(Limits(message_bytes=1_000))
-    desk.stream("m", "a" * 900)
-    desk.part("m", 0, text_part("b" * 950))
-    assert desk.text("m") == "b" * 950
+    harness = LogHarness(Limits(message_bytes=1_000))
+    harness.stream("m", "a" * 900)
+    harness.part("m", 0, text_part("b" * 950))
+    assert harness.text("m") == "b" * 950
 
 
 def test_a_batch_counts_towards_the_size_of_a_message() -> None:
-    batch = Desk(Limits(message_bytes=1_000), batches=True)
+    batch = LogHarness(Limits(message_bytes=1_000), batches=True)
     batch.stream("m", "")
     for _ in range(9):
         batch.append("m", "x" * 100)
@@ -762,23 +762,23 @@ def test_a_batch_counts_towards_the_size_of_a_message() -> None:
 
 @pytest.mark.parametrize("part", [tool_part(), {"type": "reasoning", "text": ""}, text_part()])
 def test_replacing_a_part_gives_back_what_it_took_and_not_more(part: dict[str, Any]) -> None:
-    desk = Desk()
-    desk.stream("m", parts=[part])
-    before = desk.known("m").size_bytes
+    harness = LogHarness()
+    harness.stream("m", parts=[part])
+    before = harness.known("m").size_bytes
     for text in ("plain", '"quoted"\n', "\x01" * 1_000, "é中🙂"):
-        desk.append("m", text, part=0)
-        desk.part("m", 0, part)
-        assert desk.known("m").size_bytes == before
+        harness.append("m", text, part=0)
+        harness.part("m", 0, part)
+        assert harness.known("m").size_bytes == before
 
 
 def test_a_message_has_at_most_so_many_parts() -> None:
-    desk = Desk(Limits(parts=2))
-    desk.stream("m", parts=[data_part(), data_part()])
+    harness = LogHarness(Limits(parts=2))
+    harness.stream("m", parts=[data_part(), data_part()])
     for open_another in (
-        lambda: desk.append("m", "x"),
-        lambda: desk.part("m", 2, data_part()),
-        lambda: desk.update("m", parts=[data_part()] * 3, generation=1),
-        lambda: desk.create("n", parts=[data_part()] * 3),
+        lambda: harness.append("m", "x"),
+        lambda: harness.part("m", 2, data_part()),
+        lambda: harness.update("m", parts=[data_part()] * 3, generation=1),
+        lambda: harness.create("n", parts=[data_part()] * 3),
     ):
         with pytest.raises(TooLarge) as refusal:
             open_another()
@@ -786,17 +786,17 @@ def test_a_message_has_at_most_so_many_parts() -> None:
 
 
 def test_meta_is_bounded_after_it_is_merged() -> None:
-    desk = Desk(Limits(meta_bytes=50))
-    desk.stream("m", meta={"a": "x" * 30})
+    harness = LogHarness(Limits(meta_bytes=50))
+    harness.stream("m", meta={"a": "x" * 30})
     for merge in (
-        lambda: desk.update("m", meta={"b": "x" * 30}, generation=1),
-        lambda: desk.finish("m", meta={"b": "x" * 30}),
-        lambda: desk.create("n", meta={"a": "x" * 60}),
+        lambda: harness.update("m", meta={"b": "x" * 30}, generation=1),
+        lambda: harness.finish("m", meta={"b": "x" * 30}),
+        lambda: harness.create("n", meta={"a": "x" * 60}),
     ):
         with pytest.raises(TooLarge):
             merge()
-    desk.update("m", meta={"a": None, "b": "x" * 30}, generation=1)
-    assert desk.message("m").meta == {"b": "x" * 30}
+    harness.update("m", meta={"a": None, "b": "x" * 30}, generation=1)
+    assert harness.message("m").meta == {"b": "x" * 30}
 
 
 def nested(depth: int) -> list[Any]:
@@ -811,8 +811,8 @@ def nested(depth: int) -> list[Any]:
     [nested(65), nested(100_000), 2**63, -(2**63) - 1, 2**200, float("nan"), float("inf"), -float("inf"), {1: 2}],
     ids=["65 deep", "very deep", "2**63", "below -2**63", "2**200", "nan", "inf", "-inf", "a key of number"],
 )
-def test_what_json_cannot_carry_is_refused(desk: Desk, bad: object) -> None:
-    desk.stream("m")
+def test_what_json_cannot_carry_is_refused(harness: LogHarness, bad: object) -> None:
+    harness.stream("m")
     asks: list[tuple[str, Request]] = [
         ("n", CreateMessage(meta={"x": bad})),
         ("n", CreateMessage(parts=[data_part(bad)])),
@@ -825,18 +825,18 @@ def test_what_json_cannot_carry_is_refused(desk: Desk, bad: object) -> None:
     ]
     for message_id, request in asks:
         with pytest.raises(InvalidRequest):
-            desk.ask(message_id, request)
-    assert len(desk.log) == 1
+            harness.ask(message_id, request)
+    assert len(harness.log) == 1
 
 
-def test_numbers_at_the_edge_are_carried(desk: Desk) -> None:
+def test_numbers_at_the_edge_are_carried(harness: LogHarness) -> None:
     numbers = [2**63 - 1, -(2**63), 1e308, 5e-324, -0.0, 0, True]
-    desk.create("m", meta={"n": numbers}, parts=[data_part(numbers)])
-    assert (desk.message("m").meta["n"], desk.message("m").parts[0]["data"]) == (numbers, numbers)
+    harness.create("m", meta={"n": numbers}, parts=[data_part(numbers)])
+    assert (harness.message("m").meta["n"], harness.message("m").parts[0]["data"]) == (numbers, numbers)
 
 
-def test_half_a_surrogate_pair_is_refused_wherever_it_stands(desk: Desk) -> None:
-    desk.stream("m", "")
+def test_half_a_surrogate_pair_is_refused_wherever_it_stands(harness: LogHarness) -> None:
+    harness.stream("m", "")
     asks: list[tuple[str, Request]] = [
         ("n", CreateMessage(text=HALF)),
         ("n", CreateMessage(parts=[text_part(HALF)])),
@@ -855,38 +855,38 @@ def test_half_a_surrogate_pair_is_refused_wherever_it_stands(desk: Desk) -> None
     ]
     for message_id, request in asks:
         with pytest.raises(InvalidText):
-            desk.ask(message_id, request)
-    assert len(desk.log) == 1
+            harness.ask(message_id, request)
+    assert len(harness.log) == 1
 
 
-def test_a_whole_pair_is_text(desk: Desk) -> None:
-    desk.stream("m", "")
-    assert desk.append("m", "\U0001f642").length == 1
+def test_a_whole_pair_is_text(harness: LogHarness) -> None:
+    harness.stream("m", "")
+    assert harness.append("m", "\U0001f642").length == 1
 
 
-def test_a_reason_is_short(desk: Desk) -> None:
-    desk.stream("m")
+def test_a_reason_is_short(harness: LogHarness) -> None:
+    harness.stream("m")
     with pytest.raises(TooLarge):
-        desk.finish("m", "failed", reason="x" * 5_000)
+        harness.finish("m", "failed", reason="x" * 5_000)
 
 
-def test_what_an_app_does_to_its_objects_later_does_not_reach_the_log(desk: Desk) -> None:
+def test_what_an_app_does_to_its_objects_later_does_not_reach_the_log(harness: LogHarness) -> None:
     meta: dict[str, Any] = {"x": {"y": 1}}
     part: dict[str, Any] = {"type": "source", "tags": ["a"]}
     bar: dict[str, Any] = {"type": "data", "name": "bar", "data": {"done": 1}}
-    desk.stream("m", meta=meta, parts=[part, bar])
-    desk.update("m", meta={"z": meta}, generation=1)
-    before = desk.message("m")
+    harness.stream("m", meta=meta, parts=[part, bar])
+    harness.update("m", meta={"z": meta}, generation=1)
+    before = harness.message("m")
     meta["x"]["y"] = 2
     part["tags"].append("b")
     bar["data"]["done"] = 2
-    assert desk.message("m") == before
+    assert harness.message("m") == before
 
 
 # -- batches ---------------------------------------------------------------------------------------------------
 
 
-def test_a_batch_sees_its_own_effects(batch: Desk) -> None:
+def test_a_batch_sees_its_own_effects(batch: LogHarness) -> None:
     batch.stream("m")
     batch.append("m", "one ", at=0)
     assert batch.append("m", "two", at=4).length == 7
@@ -904,7 +904,7 @@ def test_a_batch_sees_its_own_effects(batch: Desk) -> None:
     assert batch.known("m").deleted
 
 
-def test_what_readers_see_stays_as_it_is_until_the_commit(batch: Desk) -> None:
+def test_what_readers_see_stays_as_it_is_until_the_commit(batch: LogHarness) -> None:
     batch.stream("m", "stored")
     batch.commit()
     batch.append("m", " not stored")
@@ -912,7 +912,7 @@ def test_what_readers_see_stays_as_it_is_until_the_commit(batch: Desk) -> None:
     assert (batch.text("m"), batch.message("m").meta) == ("stored", {})
 
 
-def test_a_draft_that_is_dropped_leaves_nothing(batch: Desk) -> None:
+def test_a_draft_that_is_dropped_leaves_nothing(batch: LogHarness) -> None:
     batch.stream("m", "stored")
     batch.commit()
     batch.append("m", "!")
@@ -924,7 +924,7 @@ def test_a_draft_that_is_dropped_leaves_nothing(batch: Desk) -> None:
     assert batch.message("m").parts == [text_part("stored!")]
 
 
-def test_neighbouring_appends_of_a_part_are_one_entry(batch: Desk) -> None:
+def test_neighbouring_appends_of_a_part_are_one_entry(batch: LogHarness) -> None:
     batch.stream("m", "")
     batch.commit()
     serials = [batch.append("m", text).serial for text in ("a", "b", "c")]
@@ -932,7 +932,7 @@ def test_neighbouring_appends_of_a_part_are_one_entry(batch: Desk) -> None:
     assert [entry.op for entry in batch.commit()] == [Append(id="m", part=0, at=0, text="abc")]
 
 
-def test_appends_join_across_other_parts_and_other_messages(batch: Desk) -> None:
+def test_appends_join_across_other_parts_and_other_messages(batch: LogHarness) -> None:
     batch.stream("m", parts=[text_part(), text_part()])
     batch.stream("n", "")
     batch.commit()
@@ -950,7 +950,7 @@ def test_appends_join_across_other_parts_and_other_messages(batch: Desk) -> None
     assert batch.message("m").parts == [text_part("abc"), text_part("12"), data_part()]
 
 
-def test_text_never_crosses_another_operation_of_its_part(batch: Desk) -> None:
+def test_text_never_crosses_another_operation_of_its_part(batch: LogHarness) -> None:
     batch.stream("m", "")
     batch.append("m", "a")
     batch.part("m", 0, text_part("b"))
@@ -960,7 +960,7 @@ def test_text_never_crosses_another_operation_of_its_part(batch: Desk) -> None:
     assert batch.text("m") == "bc"
 
 
-def test_text_never_crosses_an_update_a_finish_or_a_takeover(batch: Desk) -> None:
+def test_text_never_crosses_an_update_a_finish_or_a_takeover(batch: LogHarness) -> None:
     batch.stream("m", "")
     batch.append("m", "a")
     batch.update("m", meta={"x": 1}, generation=1)
@@ -974,7 +974,7 @@ def test_text_never_crosses_an_update_a_finish_or_a_takeover(batch: Desk) -> Non
     assert batch.text("m") == "abc"
 
 
-def test_an_append_that_opens_a_part_is_followed_by_one_that_joins(batch: Desk) -> None:
+def test_an_append_that_opens_a_part_is_followed_by_one_that_joins(batch: LogHarness) -> None:
     batch.stream("m")
     assert [batch.append("m", text).serial for text in ("a", "b", "c")] == [2, 3, 3]
     ops = [entry.op for entry in batch.commit()]
@@ -984,7 +984,7 @@ def test_an_append_that_opens_a_part_is_followed_by_one_that_joins(batch: Desk) 
     ]
 
 
-def test_overlaps_are_dropped_before_appends_join(batch: Desk) -> None:
+def test_overlaps_are_dropped_before_appends_join(batch: LogHarness) -> None:
     batch.stream("m", "")
     batch.commit()
     batch.append("m", "abc", at=0)
@@ -1008,7 +1008,7 @@ REFUSED: list[tuple[str, Request]] = [
 
 
 @pytest.mark.parametrize(("message_id", "request_"), REFUSED)
-def test_a_refused_request_adds_nothing(batch: Desk, message_id: str, request_: Request) -> None:
+def test_a_refused_request_adds_nothing(batch: LogHarness, message_id: str, request_: Request) -> None:
     batch.stream("m", "")
     batch.append("m", "a")
     with pytest.raises(HoldfastError):
@@ -1020,6 +1020,6 @@ def test_a_refused_request_adds_nothing(batch: Desk, message_id: str, request_: 
     assert batch.state.newest == "m"
 
 
-def test_caller_is_told_apart_by_id_alone(desk: Desk) -> None:
-    desk.create("m", text="hi")
-    assert desk.create("m", text="hi", caller=Caller(id=ANN.id, is_server=True)).ops == ()
+def test_caller_is_told_apart_by_id_alone(harness: LogHarness) -> None:
+    harness.create("m", text="hi")
+    assert harness.create("m", text="hi", caller=Caller(id=ANN.id, is_server=True)).ops == ()

@@ -32,7 +32,7 @@ from holdfast.core.ops import Append, Entry, Lease, Writer, decode_op, encode_op
 from holdfast.core.requests import Caller
 from holdfast.core.state import ChannelState, CommandState, MessageState, apply_entry
 from holdfast.core.text import MARK_BYTES, Text
-from tests.core.desk import AGENT, BOB, PERSON, Desk, data_part, text_part, tool_part
+from tests.core.harness import AGENT, BOB, PERSON, LogHarness, data_part, text_part, tool_part
 from tests.core.worlds import (
     COMMANDS,
     IDS,
@@ -46,7 +46,7 @@ from tests.core.worlds import (
 from tests.core.worlds import everything as everything_in
 from tests.core.worlds import everything_of_message as everything
 
-REMOTE = Caller(id="agent", is_server=True)  # the desk of a hub, for a worker elsewhere
+REMOTE = Caller(id="agent", is_server=True)  # the harness of a hub, for a worker elsewhere
 
 
 def stored(message: MessageState) -> Stored:
@@ -57,48 +57,48 @@ def stored(message: MessageState) -> Stored:
     return Stored(id=kept.id, head=kept.head, segments=segments, entries=[])
 
 
-def full() -> Desk:
+def full() -> LogHarness:
     """A message with one of everything."""
-    desk = Desk()
-    desk.stream(
+    harness = LogHarness()
+    harness.stream(
         "m", parts=[text_part("é中🙂"), tool_part("{"), data_part({"x": None}), text_part()], meta={"a": {"b": 1}}
     )
-    desk.append("m", "more", part=0)
-    desk.append("m", '"q"}', part=1)
-    desk.now_ms = 2_000
-    desk.part("m", 2, {"type": "file", "url": "u"}, request="r1")
-    desk.interrupt("m")
-    desk.take_over("m", request="r2")
-    desk.append("m", "end", generation=2, caller=BOB)
-    desk.finish("m", "failed", reason="no", meta={"c": 2}, generation=2, request="r3", caller=BOB)
-    return desk
+    harness.append("m", "more", part=0)
+    harness.append("m", '"q"}', part=1)
+    harness.now_ms = 2_000
+    harness.part("m", 2, {"type": "file", "url": "u"}, request="r1")
+    harness.interrupt("m")
+    harness.take_over("m", request="r2")
+    harness.append("m", "end", generation=2, caller=BOB)
+    harness.finish("m", "failed", reason="no", meta={"c": 2}, generation=2, request="r3", caller=BOB)
+    return harness
 
 
 def test_a_document_holds_all_of_a_message() -> None:
-    desk = full()
-    back = restore(stored(desk.known("m")))
-    assert everything(back) == everything(desk.known("m"))
+    harness = full()
+    back = restore(stored(harness.known("m")))
+    assert everything(back) == everything(harness.known("m"))
     assert back.documented == back.version
     assert back.undocumented_bytes == 0
 
 
 def test_a_document_says_what_a_store_looks_for() -> None:
-    desk = Desk()
-    desk.create("first", text="x")
-    desk.stream("m", "hello")
-    kept = document(desk.known("m"))
+    harness = LogHarness()
+    harness.create("first", text="x")
+    harness.stream("m", "hello")
+    kept = document(harness.known("m"))
     assert (kept.id, kept.created, kept.version, kept.is_open, kept.is_deleted) == ("m", 2, 2, True, False)
-    assert kept.size_bytes == desk.known("m").size_bytes
-    desk.finish("m")
-    assert not document(desk.known("m")).is_open
+    assert kept.size_bytes == harness.known("m").size_bytes
+    harness.finish("m")
+    assert not document(harness.known("m")).is_open
 
 
 def test_decisions_are_the_same_on_a_restored_message() -> None:
-    desk = full()
-    desk.state.insert([restore(stored(desk.known("m")))])
-    assert desk.take_over("m", request="r2").generation == 2
-    assert desk.part("m", 2, data_part(), request="r1").ops == ()
-    again = desk.stream(
+    harness = full()
+    harness.state.insert([restore(stored(harness.known("m")))])
+    assert harness.take_over("m", request="r2").generation == 2
+    assert harness.part("m", 2, data_part(), request="r1").ops == ()
+    again = harness.stream(
         "m", parts=[text_part("é中🙂"), tool_part("{"), data_part({"x": None}), text_part()], meta={"a": {"b": 1}}
     )
     assert again.ops == ()
@@ -106,66 +106,66 @@ def test_decisions_are_the_same_on_a_restored_message() -> None:
 
 @pytest.mark.parametrize("part", [text_part(), tool_part(), {"type": "reasoning", "text": ""}, data_part("x" * 50)])
 def test_a_restored_message_weighs_what_it_weighed(part: dict[str, Any]) -> None:
-    desk = Desk()
-    desk.stream("m", parts=[part])
+    harness = LogHarness()
+    harness.stream("m", parts=[part])
     if part["type"] != "data":
-        desk.append("m", 'é "quoted"\n', part=0)
-    assert restore(stored(desk.known("m"))).size_bytes == desk.known("m").size_bytes
+        harness.append("m", 'é "quoted"\n', part=0)
+    assert restore(stored(harness.known("m"))).size_bytes == harness.known("m").size_bytes
 
 
 def test_a_document_after_the_first_brings_only_the_text_since_then() -> None:
-    desk, shelf = Desk(), Shelf()
-    desk.stream("m", "a" * 1_000)
-    shelf.put_document_of(desk.known("m"))
-    desk.append("m", "b" * 10)
-    desk.append("m", "c" * 10)
-    kept = document(desk.known("m"))
+    harness, shelf = LogHarness(), Shelf()
+    harness.stream("m", "a" * 1_000)
+    shelf.put_document_of(harness.known("m"))
+    harness.append("m", "b" * 10)
+    harness.append("m", "c" * 10)
+    kept = document(harness.known("m"))
     assert not kept.fresh
     assert [(one.part, one.at, one.text) for one in kept.segments] == [(0, 1_000, "b" * 10 + "c" * 10)]
     shelf.put(kept)
-    assert everything(shelf.restore("m")) == everything(desk.known("m"))
+    assert everything(shelf.restore("m")) == everything(harness.known("m"))
 
 
 def test_a_document_of_what_only_ended_brings_no_text() -> None:
-    desk = Desk()
-    desk.stream("m", "text")
-    mark_documented(desk.known("m"), document(desk.known("m")).version)
-    desk.finish("m")
-    kept = document(desk.known("m"))
+    harness = LogHarness()
+    harness.stream("m", "text")
+    mark_documented(harness.known("m"), document(harness.known("m")).version)
+    harness.finish("m")
+    kept = document(harness.known("m"))
     assert (kept.fresh, kept.segments) == (False, [])
 
 
 @pytest.mark.parametrize("edit", ["part", "replace", "update", "meta"])
 def test_a_document_after_an_edit_is_fresh(edit: str) -> None:
-    desk, shelf = Desk(), Shelf()
-    desk.stream("m", "old text")
-    shelf.put_document_of(desk.known("m"))
-    desk.append("m", ", older than the edit")
+    harness, shelf = LogHarness(), Shelf()
+    harness.stream("m", "old text")
+    shelf.put_document_of(harness.known("m"))
+    harness.append("m", ", older than the edit")
     match edit:
         case "part":
-            desk.part("m", 1, text_part("opened"))
+            harness.part("m", 1, text_part("opened"))
         case "replace":
-            desk.part("m", 0, text_part("replaced"))
+            harness.part("m", 0, text_part("replaced"))
         case "update":
-            desk.update("m", text="updated", generation=1)
+            harness.update("m", text="updated", generation=1)
         case _:
-            desk.update("m", meta={"x": 1}, generation=1)
-    desk.append("m", " and more")
-    kept = document(desk.known("m"))
+            harness.update("m", meta={"x": 1}, generation=1)
+    harness.append("m", " and more")
+    kept = document(harness.known("m"))
     assert kept.fresh
     shelf.put(kept)
-    assert everything(shelf.restore("m")) == everything(desk.known("m"))
-    mark_documented(desk.known("m"), kept.version)
-    desk.append("m", "!")
-    assert not document(desk.known("m")).fresh
+    assert everything(shelf.restore("m")) == everything(harness.known("m"))
+    mark_documented(harness.known("m"), kept.version)
+    harness.append("m", "!")
+    assert not document(harness.known("m")).fresh
 
 
 def test_the_document_of_a_deleted_message_lets_go_of_its_text() -> None:
-    desk, shelf = Desk(), Shelf()
-    desk.stream("m", "secret", meta={"a": "secret"})
-    shelf.put_document_of(desk.known("m"))
-    desk.delete("m")
-    shelf.put_document_of(desk.known("m"))
+    harness, shelf = LogHarness(), Shelf()
+    harness.stream("m", "secret", meta={"a": "secret"})
+    shelf.put_document_of(harness.known("m"))
+    harness.delete("m")
+    shelf.put_document_of(harness.known("m"))
     head, segments, _ = shelf.documents["m"]
     assert b"secret" not in head
     assert segments == []
@@ -173,61 +173,61 @@ def test_the_document_of_a_deleted_message_lets_go_of_its_text() -> None:
 
 
 def test_entries_after_the_document_are_applied() -> None:
-    desk, shelf = Desk(), Shelf()
-    desk.stream("m", "a")
-    shelf.put_document_of(desk.known("m"))
-    desk.append("m", "b")
-    desk.part("m", 0, text_part("c"))
-    desk.append("m", "d")
-    desk.finish("m", "failed", reason="r")
-    for entry in desk.log:
+    harness, shelf = LogHarness(), Shelf()
+    harness.stream("m", "a")
+    shelf.put_document_of(harness.known("m"))
+    harness.append("m", "b")
+    harness.part("m", 0, text_part("c"))
+    harness.append("m", "d")
+    harness.finish("m", "failed", reason="r")
+    for entry in harness.log:
         shelf.add(entry)
     back = shelf.restore("m")
-    assert everything(back) == everything(desk.known("m"))
+    assert everything(back) == everything(harness.known("m"))
     assert back.documented == 1
-    assert back.undocumented_bytes == desk.known("m").undocumented_bytes
+    assert back.undocumented_bytes == harness.known("m").undocumented_bytes
 
 
 def test_entries_that_the_document_covers_change_nothing() -> None:
-    desk = full()
-    kept = document(desk.known("m"))
-    back = restore(Stored(id="m", head=kept.head, segments=kept.segments, entries=desk.log))
-    assert everything(back) == everything(desk.known("m"))
+    harness = full()
+    kept = document(harness.known("m"))
+    back = restore(Stored(id="m", head=kept.head, segments=kept.segments, entries=harness.log))
+    assert everything(back) == everything(harness.known("m"))
 
 
 def test_segments_that_overlap_are_one_text() -> None:
-    desk = Desk()
-    desk.stream("m", "")
-    desk.append("m", "abc")
-    early = document(desk.known("m"))
-    desk.append("m", "def")
-    late = document(desk.known("m"))  # nobody noted that the early one is stored
+    harness = LogHarness()
+    harness.stream("m", "")
+    harness.append("m", "abc")
+    early = document(harness.known("m"))
+    harness.append("m", "def")
+    late = document(harness.known("m"))  # nobody noted that the early one is stored
     back = restore(Stored(id="m", head=late.head, segments=early.segments + late.segments, entries=[]))
-    assert everything(back) == everything(desk.known("m"))
+    assert everything(back) == everything(harness.known("m"))
 
 
 def test_thinned_marks_make_overlaps_and_no_holes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(text_module, "MAX_MARKS", 20)
-    desk, shelf = Desk(), Shelf()
-    desk.stream("m", "")
-    shelf.put_document_of(desk.known("m"))
+    harness, shelf = LogHarness(), Shelf()
+    harness.stream("m", "")
+    shelf.put_document_of(harness.known("m"))
     for number in range(200):
-        desk.append("m", f"{number} ")
+        harness.append("m", f"{number} ")
         if number % 7 == 0:
-            shelf.put_document_of(desk.known("m"))
+            shelf.put_document_of(harness.known("m"))
             for _ in range(20):
-                desk.append("m", ".")
-    shelf.put_document_of(desk.known("m"))
-    assert everything(shelf.restore("m")) == everything(desk.known("m"))
+                harness.append("m", ".")
+    shelf.put_document_of(harness.known("m"))
+    assert everything(shelf.restore("m")) == everything(harness.known("m"))
 
 
 @pytest.mark.parametrize(("piece", "bytes_each"), [("x", 1), ("é", 2), ("\n", 2), ("\x01", 6), ("tok🙂 ", 8)])
 def test_stored_marks_stand_about_every_256_bytes_of_json(piece: str, bytes_each: int) -> None:
-    desk = Desk()
-    desk.stream("m", "")
+    harness = LogHarness()
+    harness.stream("m", "")
     for _ in range(2_000):
-        desk.append("m", piece)
-    back = restore(stored(desk.known("m")))
+        harness.append("m", piece)
+    back = restore(stored(harness.known("m")))
     text = back.parts[0].text
     assert isinstance(text, Text)
     whole = str(text)
@@ -241,35 +241,35 @@ def test_stored_marks_stand_about_every_256_bytes_of_json(piece: str, bytes_each
 
 
 def test_a_restored_text_ends_with_an_exact_mark() -> None:
-    desk = Desk()
-    desk.stream("m", "")
+    harness = LogHarness()
+    harness.stream("m", "")
     for _ in range(10):
-        desk.append("m", "x")
-    text = restore(stored(desk.known("m"))).parts[0].text
+        harness.append("m", "x")
+    text = restore(stored(harness.known("m"))).parts[0].text
     assert text is not None
     assert (text.length_at(11), text.length_at(10)) == (10, 0)
 
 
 def test_a_document_from_a_draft_is_what_the_commit_makes_of_it() -> None:
-    desk = Desk(batches=True)
-    desk.stream("m", parts=[text_part("a"), tool_part("{")])
-    desk.append("m", "b")
-    desk.commit()
+    harness = LogHarness(batches=True)
+    harness.stream("m", parts=[text_part("a"), tool_part("{")])
+    harness.append("m", "b")
+    harness.commit()
     shelf = Shelf()
-    shelf.put_document_of(desk.known("m"))
-    desk.append("m", "c")
-    desk.append("m", "1", part=1)
-    desk.append("m", "d")
-    desk.part("m", 2, text_part())
-    desk.append("m", "e", part=0)
-    desk.append("m", "f")
-    draft = desk.draft.message("m")
+    shelf.put_document_of(harness.known("m"))
+    harness.append("m", "c")
+    harness.append("m", "1", part=1)
+    harness.append("m", "d")
+    harness.part("m", 2, text_part())
+    harness.append("m", "e", part=0)
+    harness.append("m", "f")
+    draft = harness.draft.message("m")
     assert draft is not None
     kept = document(draft)
-    desk.commit()
-    assert (kept.version, kept.size_bytes) == (desk.known("m").version, desk.known("m").size_bytes)
+    harness.commit()
+    assert (kept.version, kept.size_bytes) == (harness.known("m").version, harness.known("m").size_bytes)
     shelf.put(kept)
-    assert everything(shelf.restore("m")) == everything(desk.known("m"))
+    assert everything(shelf.restore("m")) == everything(harness.known("m"))
 
 
 @given(batches, st.data())
@@ -299,155 +299,155 @@ def test_documents_from_drafts_restore_what_was_stored(world_batches: list[list[
 # -- turns and commands ----------------------------------------------------------------------------------------
 
 
-def served() -> Desk:
+def served() -> LogHarness:
     """A channel that agents serve, with a question that waits."""
-    desk = Desk()
-    desk.is_served = True
-    desk.create("q", text="question")
-    return desk
+    harness = LogHarness()
+    harness.is_served = True
+    harness.create("q", text="question")
+    return harness
 
 
 @pytest.mark.parametrize("state", ["pending", "taken", "taken again", "done", "cancelled"])
 def test_a_document_holds_the_turn_of_a_message(state: str) -> None:
-    desk = served()
+    harness = served()
     if state != "pending":
-        desk.claim("q", caller=REMOTE, lease_s=15)
+        harness.claim("q", caller=REMOTE, lease_s=15)
     match state:
         case "taken again":
-            desk.claim("q", 1, caller=AGENT)
+            harness.claim("q", 1, caller=AGENT)
         case "done" | "cancelled":
-            desk.end("q", 1, state, caller=REMOTE)
-    kept = stored(desk.known("q"))
+            harness.end("q", 1, state, caller=REMOTE)
+    kept = stored(harness.known("q"))
     back = restore(kept)
-    assert everything(back) == everything(desk.known("q"))
-    assert document(desk.known("q")).is_open == (state not in ("done", "cancelled"))
-    assert (back.documented, back.last) == (desk.state.serial, desk.state.serial)
+    assert everything(back) == everything(harness.known("q"))
+    assert document(harness.known("q")).is_open == (state not in ("done", "cancelled"))
+    assert (back.documented, back.last) == (harness.state.serial, harness.state.serial)
 
 
 def test_a_document_after_a_claim_covers_it() -> None:
-    desk, shelf = served(), Shelf()
-    for entry in desk.log:
+    harness, shelf = served(), Shelf()
+    for entry in harness.log:
         shelf.add(entry)
-    shelf.put_document_of(desk.known("q"))
-    desk.claim("q")
-    desk.end("q")
-    for entry in desk.log[1:]:
+    shelf.put_document_of(harness.known("q"))
+    harness.claim("q")
+    harness.end("q")
+    for entry in harness.log[1:]:
         shelf.add(entry)
     assert [entry.serial for entry in shelf.stored("q").entries] == [2, 3]
-    assert everything(shelf.restore("q")) == everything(desk.known("q"))
-    kept = document(desk.known("q"))
+    assert everything(shelf.restore("q")) == everything(harness.known("q"))
+    kept = document(harness.known("q"))
     assert (kept.version, kept.created, kept.fresh, kept.segments) == (3, 1, False, [])
     shelf.put(kept)
     assert shelf.stored("q").entries == []
-    assert everything(shelf.restore("q")) == everything(desk.known("q"))
+    assert everything(shelf.restore("q")) == everything(harness.known("q"))
 
 
 def test_a_claim_or_lease_that_the_document_covers_changes_nothing() -> None:
-    desk = served()
-    desk.claim("q", caller=REMOTE, lease_s=15)
-    desk.claim("q", 1, caller=AGENT)
-    back = restore(Stored(id="q", head=document(desk.known("q")).head, segments=[], entries=desk.log))
-    assert back.claim == desk.known("q").claim
-    desk.stream("m", "text", lease_s=15)
-    desk.renew("m", 60)
-    kept = document(desk.known("m"))
-    desk.renew("m", 30)
-    back = restore(Stored(id="m", head=kept.head, segments=kept.segments, entries=desk.log[3:]))
-    assert everything(back) == everything(desk.known("m"))
+    harness = served()
+    harness.claim("q", caller=REMOTE, lease_s=15)
+    harness.claim("q", 1, caller=AGENT)
+    back = restore(Stored(id="q", head=document(harness.known("q")).head, segments=[], entries=harness.log))
+    assert back.claim == harness.known("q").claim
+    harness.stream("m", "text", lease_s=15)
+    harness.renew("m", 60)
+    kept = document(harness.known("m"))
+    harness.renew("m", 30)
+    back = restore(Stored(id="m", head=kept.head, segments=kept.segments, entries=harness.log[3:]))
+    assert everything(back) == everything(harness.known("m"))
 
 
 def test_text_that_came_before_a_claim_s_document_is_not_brought_again() -> None:
-    desk, shelf = Desk(), Shelf()
-    desk.stream("m", "one")
-    shelf.put_document_of(desk.known("m"))
-    desk.append("m", " two")
-    desk.renew("m", 60)
-    shelf.put_document_of(desk.known("m"))
-    desk.append("m", " three")
-    kept = document(desk.known("m"))
+    harness, shelf = LogHarness(), Shelf()
+    harness.stream("m", "one")
+    shelf.put_document_of(harness.known("m"))
+    harness.append("m", " two")
+    harness.renew("m", 60)
+    shelf.put_document_of(harness.known("m"))
+    harness.append("m", " three")
+    kept = document(harness.known("m"))
     assert [segment.text for segment in kept.segments] == [" three"]
     shelf.put(kept)
-    assert everything(shelf.restore("m")) == everything(desk.known("m"))
+    assert everything(shelf.restore("m")) == everything(harness.known("m"))
 
 
 def test_decisions_about_a_turn_are_the_same_on_a_restored_message() -> None:
-    desk = served()
-    desk.claim("q", caller=AGENT)
-    desk.state.insert([restore(stored(desk.known("q")))])
-    assert desk.claim("q", caller=AGENT).ops == ()
+    harness = served()
+    harness.claim("q", caller=AGENT)
+    harness.state.insert([restore(stored(harness.known("q")))])
+    assert harness.claim("q", caller=AGENT).ops == ()
     with pytest.raises(Fenced):
-        desk.claim("q", caller=REMOTE)
-    desk.end("q")
-    desk.state.insert([restore(stored(desk.known("q")))])
-    assert desk.end("q").ops == ()
+        harness.claim("q", caller=REMOTE)
+    harness.end("q")
+    harness.state.insert([restore(stored(harness.known("q")))])
+    assert harness.end("q").ops == ()
 
 
-def commanded(command_id: str, *, is_answered: bool) -> Desk:
-    desk = Desk()
-    desk.stream("m")
-    desk.command(command_id, "steer", target="m", data={"to": [1, None]}, expires_s=60, caller=PERSON)
+def commanded(command_id: str, *, is_answered: bool) -> LogHarness:
+    harness = LogHarness()
+    harness.stream("m")
+    harness.command(command_id, "steer", target="m", data={"to": [1, None]}, expires_s=60, caller=PERSON)
     if is_answered:
-        desk.reply(command_id, ok=False, data={"x": "é"}, error={"code": "no"}, request="r")
-    return desk
+        harness.reply(command_id, ok=False, data={"x": "é"}, error={"code": "no"}, request="r")
+    return harness
 
 
 @pytest.mark.parametrize("is_answered", [False, True])
 def test_a_document_holds_all_of_a_command(is_answered: bool) -> None:
-    desk = commanded("c", is_answered=is_answered)
-    kept = document(desk.known_command("c"))
+    harness = commanded("c", is_answered=is_answered)
+    kept = document(harness.known_command("c"))
     (back,) = restored([Stored(id=kept.id, head=kept.head, segments=kept.segments, entries=[])])
     assert isinstance(back, CommandState)
-    assert everything_of_command(back) == everything_of_command(desk.known_command("c"))
+    assert everything_of_command(back) == everything_of_command(harness.known_command("c"))
     assert (kept.id, kept.created, kept.version) == ("!c", 0, 3 if is_answered else 2)
     assert (kept.is_open, kept.is_deleted, kept.segments) == (not is_answered, False, [])
     assert kept.size_bytes == len(kept.head)
 
 
 def test_a_reply_after_the_document_is_applied_and_one_within_it_is_not_again() -> None:
-    desk = commanded("c", is_answered=False)
-    kept = document(desk.known_command("c"))
-    desk.reply("c", data=1)
-    for head in (kept.head, document(desk.known_command("c")).head):
-        back = restore_command(Stored(id="!c", head=head, segments=[], entries=desk.log[1:]))
-        assert everything_of_command(back) == everything_of_command(desk.known_command("c"))
+    harness = commanded("c", is_answered=False)
+    kept = document(harness.known_command("c"))
+    harness.reply("c", data=1)
+    for head in (kept.head, document(harness.known_command("c")).head):
+        back = restore_command(Stored(id="!c", head=head, segments=[], entries=harness.log[1:]))
+        assert everything_of_command(back) == everything_of_command(harness.known_command("c"))
 
 
 def test_decisions_about_a_command_are_the_same_when_it_was_restored() -> None:
-    desk = commanded("c", is_answered=True)
-    desk.state.commands.clear()
+    harness = commanded("c", is_answered=True)
+    harness.state.commands.clear()
     kept = document(commanded("c", is_answered=True).known_command("c"))
-    desk.state.insert([restore_command(Stored(id=kept.id, head=kept.head, segments=[], entries=[]))])
-    assert desk.command("c", "steer", target="m", data={"to": [1, None]}, caller=PERSON).ops == ()
-    assert desk.reply("c", request="r").serial == 3
+    harness.state.insert([restore_command(Stored(id=kept.id, head=kept.head, segments=[], entries=[]))])
+    assert harness.command("c", "steer", target="m", data={"to": [1, None]}, caller=PERSON).ops == ()
+    assert harness.reply("c", request="r").serial == 3
     with pytest.raises(AlreadyAnswered):
-        desk.reply("c")
+        harness.reply("c")
     with pytest.raises(IdConflict):
-        desk.command("c", "steer", target="m")
+        harness.command("c", "steer", target="m")
 
 
 def test_messages_and_commands_come_back_each_as_what_they_are() -> None:
-    desk = commanded("m", is_answered=False)  # of the same id as the message
-    documents = [document(desk.known("m")), document(desk.known_command("m"))]
+    harness = commanded("m", is_answered=False)  # of the same id as the message
+    documents = [document(harness.known("m")), document(harness.known_command("m"))]
     back = restored(Stored(id=one.id, head=one.head, segments=one.segments, entries=[]) for one in documents)
     assert [type(one) for one in back] == [MessageState, CommandState]
 
 
 def test_the_commands_of_a_draft_are_what_the_commit_makes_of_them() -> None:
-    desk = Desk(batches=True)
-    desk.stream("m", "")
-    desk.command("c1", "steer", target="m")
-    desk.commit()
-    desk.command("c2", "cancel", target="m")
-    desk.command("c3", "approve")
-    desk.append("m", "a")
-    desk.reply("c1")
-    desk.reply("c3", data="yes")
-    desk.append("m", "b")
-    desk.settle("c2")
-    assert list(desk.draft.reshaped) == ["!c2", "!c3", "!c1", "m"]
-    documents = [document(one) for key in desk.draft.reshaped if (one := desk.draft.thing(key)) is not None]
-    assert desk.known_command("c1").is_open  # what readers see stays as it is until the commit
-    entries = desk.commit()
+    harness = LogHarness(batches=True)
+    harness.stream("m", "")
+    harness.command("c1", "steer", target="m")
+    harness.commit()
+    harness.command("c2", "cancel", target="m")
+    harness.command("c3", "approve")
+    harness.append("m", "a")
+    harness.reply("c1")
+    harness.reply("c3", data="yes")
+    harness.append("m", "b")
+    harness.settle("c2")
+    assert list(harness.draft.reshaped) == ["!c2", "!c3", "!c1", "m"]
+    documents = [document(one) for key in harness.draft.reshaped if (one := harness.draft.thing(key)) is not None]
+    assert harness.known_command("c1").is_open  # what readers see stays as it is until the commit
+    entries = harness.commit()
     assert [(entry.serial, entry.op.id) for entry in entries] == [
         (3, "!c2"),
         (4, "!c3"),
@@ -460,10 +460,10 @@ def test_the_commands_of_a_draft_are_what_the_commit_makes_of_them() -> None:
     for kept in documents:
         (back,) = restored([Stored(id=kept.id, head=kept.head, segments=kept.segments, entries=[])])
         if isinstance(back, CommandState):
-            assert everything_of_command(back) == everything_of_command(desk.state.commands[kept.id])
+            assert everything_of_command(back) == everything_of_command(harness.state.commands[kept.id])
         else:
-            assert everything(back) == everything(desk.known("m"))
-    assert (desk.text("m"), desk.message("m").status) == ("ab", "cancelled")
+            assert everything(back) == everything(harness.known("m"))
+    assert (harness.text("m"), harness.message("m").status) == ("ab", "cancelled")
 
 
 # -- what was written before -----------------------------------------------------------------------------------
@@ -517,35 +517,35 @@ def test_today_s_heads_are_those_of_then_and_two_fields_more() -> None:
 
 
 def test_a_create_without_word_of_agents_is_read() -> None:
-    desk = Desk()
-    desk.create("q", text="question")
-    fields = msgspec.msgpack.decode(encode_op(desk.log[0].op))
+    harness = LogHarness()
+    harness.create("q", text="question")
+    fields = msgspec.msgpack.decode(encode_op(harness.log[0].op))
     assert fields.pop() is False
     op = decode_op(msgspec.msgpack.encode(fields))
-    assert op == desk.log[0].op
+    assert op == harness.log[0].op
 
 
 def test_a_grave_is_a_deleted_message() -> None:
-    desk = Desk()
-    desk.state.insert([restore(Stored(id="m", head=grave("m"), segments=[], entries=[]))])
-    assert desk.known("m").deleted
+    harness = LogHarness()
+    harness.state.insert([restore(Stored(id="m", head=grave("m"), segments=[], entries=[]))])
+    assert harness.known("m").deleted
     with pytest.raises(Deleted):
-        desk.create("m", text="again")
+        harness.create("m", text="again")
     with pytest.raises(Deleted):
-        desk.append("m", "x")
-    assert list(desk.state.changed_since(0)) == []
+        harness.append("m", "x")
+    assert list(harness.state.changed_since(0)) == []
 
 
 def test_a_fold_goes_on_where_the_document_ended() -> None:
-    desk = full()
+    harness = full()
     cut = ChannelState("c", "e1", 3)
-    first = Desk()
+    first = LogHarness()
     first.stream(
         "m", parts=[text_part("é中🙂"), tool_part("{"), data_part({"x": None}), text_part()], meta={"a": {"b": 1}}
     )
     first.append("m", "more", part=0)
     first.append("m", '"q"}', part=1)
     cut.insert([restore(stored(first.known("m")))])
-    for entry in desk.log:
+    for entry in harness.log:
         apply_entry(cut, entry)
-    assert everything(cut.messages["m"]) == everything(desk.known("m"))
+    assert everything(cut.messages["m"]) == everything(harness.known("m"))

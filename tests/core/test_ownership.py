@@ -27,7 +27,7 @@ from holdfast.core.requests import (
     TakeOver,
     UpdateMessage,
 )
-from tests.core.desk import ADMIN, ANN, APP, BOB, NAMELESS, Desk, text_part
+from tests.core.harness import ADMIN, ANN, APP, BOB, NAMELESS, LogHarness, text_part
 
 HUB = Caller(is_server=True)
 EVE = Caller(id="eve", may_read=False)  # cannot know what exists
@@ -176,54 +176,54 @@ end          not_found  not_found   not_found   not_found  not_found  not_found 
 """
 
 
-def streaming(desk: Desk) -> None:
-    desk.stream("m", "text")
+def streaming(harness: LogHarness) -> None:
+    harness.stream("m", "text")
 
 
-def complete(desk: Desk) -> None:
-    desk.create("m", text="text")
+def complete(harness: LogHarness) -> None:
+    harness.create("m", text="text")
 
 
-def interrupted(desk: Desk) -> None:
-    desk.stream("m", "text")
-    desk.interrupt("m")
+def interrupted(harness: LogHarness) -> None:
+    harness.stream("m", "text")
+    harness.interrupt("m")
 
 
-def taken_over_by_carol(desk: Desk) -> None:
-    interrupted(desk)
-    desk.take_over("m", caller=Caller(id="carol"))
+def taken_over_by_carol(harness: LogHarness) -> None:
+    interrupted(harness)
+    harness.take_over("m", caller=Caller(id="carol"))
 
 
-def deleted(desk: Desk) -> None:
-    complete(desk)
-    desk.delete("m")
+def deleted(harness: LogHarness) -> None:
+    complete(harness)
+    harness.delete("m")
 
 
-def nobody_s(desk: Desk) -> None:
-    desk.create("m", text="text", caller=replace(APP, id=None, writer=Writer(node="here")))
+def nobody_s(harness: LogHarness) -> None:
+    harness.create("m", text="text", caller=replace(APP, id=None, writer=Writer(node="here")))
 
 
-def nameless_streaming(desk: Desk) -> None:
-    desk.stream("m", "text", caller=NAMELESS)
+def nameless_streaming(harness: LogHarness) -> None:
+    harness.stream("m", "text", caller=NAMELESS)
 
 
-def nameless_done(desk: Desk) -> None:
-    nameless_streaming(desk)
-    desk.finish("m", caller=NAMELESS)
+def nameless_done(harness: LogHarness) -> None:
+    nameless_streaming(harness)
+    harness.finish("m", caller=NAMELESS)
 
 
-def in_process(desk: Desk) -> None:
-    desk.stream("m", "text", caller=Caller(id="ann", writer=Writer(by="ann", node="here"), is_app=True))
+def in_process(harness: LogHarness) -> None:
+    harness.stream("m", "text", caller=Caller(id="ann", writer=Writer(by="ann", node="here"), is_app=True))
 
 
-def taken_turn(desk: Desk) -> None:
-    desk.is_served = True
-    complete(desk)
-    desk.claim("m", caller=replace(HUB, id="bob"), lease_s=15)
+def taken_turn(harness: LogHarness) -> None:
+    harness.is_served = True
+    complete(harness)
+    harness.claim("m", caller=replace(HUB, id="bob"), lease_s=15)
 
 
-def never_was(desk: Desk) -> None:
-    desk.create("n", text="other")
+def never_was(harness: LogHarness) -> None:
+    harness.create("n", text="other")
 
 
 def cells(table: str) -> list[tuple[str, str, str]]:
@@ -233,7 +233,7 @@ def cells(table: str) -> list[tuple[str, str, str]]:
 
 
 def all_cells() -> list[object]:
-    tables: list[tuple[Callable[[Desk], None], str]] = [
+    tables: list[tuple[Callable[[LogHarness], None], str]] = [
         (streaming, STREAMING),
         (complete, COMPLETE),
         (interrupted, INTERRUPTED),
@@ -255,108 +255,108 @@ def all_cells() -> list[object]:
 
 @pytest.mark.parametrize(("prepare", "row", "who", "cell"), all_cells())
 def test_a_request_is_granted_or_refused_as_the_table_says(
-    prepare: Callable[[Desk], None], row: str, who: str, cell: str
+    prepare: Callable[[LogHarness], None], row: str, who: str, cell: str
 ) -> None:
-    desk = Desk()
-    prepare(desk)
-    before = len(desk.log)
-    assert outcome(desk, REQUESTS[row], WHO[who]) == cell
-    assert cell == "ok" or len(desk.log) == before
+    harness = LogHarness()
+    prepare(harness)
+    before = len(harness.log)
+    assert outcome(harness, REQUESTS[row], WHO[who]) == cell
+    assert cell == "ok" or len(harness.log) == before
 
 
-def outcome(desk: Desk, request: Request, caller: Caller) -> str:
+def outcome(harness: LogHarness, request: Request, caller: Caller) -> str:
     try:
-        desk.ask("m", request, caller)
+        harness.ask("m", request, caller)
     except HoldfastError as error:
         return error.code
     return "ok"
 
 
 def test_whoever_took_a_message_over_writes_it_and_nobody_else_in_its_generation() -> None:
-    desk = Desk()
-    taken_over_by_carol(desk)
+    harness = LogHarness()
+    taken_over_by_carol(harness)
     carol = Caller(id="carol")
-    desk.append("m", "!", generation=2, caller=carol)
-    desk.renew("m", 60, generation=2, caller=carol)
+    harness.append("m", "!", generation=2, caller=carol)
+    harness.renew("m", 60, generation=2, caller=carol)
     for caller in (ANN, BOB, ADMIN):  # also not whoever began it
         with pytest.raises(NotWriter):
-            desk.append("m", "?", generation=2, caller=caller)
+            harness.append("m", "?", generation=2, caller=caller)
     with pytest.raises(NotWriter):
-        desk.update("m", text="mine again", generation=2, caller=ANN)
-    desk.finish("m", generation=2, caller=carol)
-    assert desk.text("m") == "text!"
+        harness.update("m", text="mine again", generation=2, caller=ANN)
+    harness.finish("m", generation=2, caller=carol)
+    assert harness.text("m") == "text!"
 
 
 def test_whoever_took_a_message_over_may_edit_it_when_it_is_done() -> None:
-    desk = Desk()
-    taken_over_by_carol(desk)
+    harness = LogHarness()
+    taken_over_by_carol(harness)
     carol = Caller(id="carol")
-    desk.finish("m", generation=2, caller=carol)
-    desk.update("m", text="carol's", caller=carol)
-    desk.update("m", text="ann's", caller=ANN)
+    harness.finish("m", generation=2, caller=carol)
+    harness.update("m", text="carol's", caller=carol)
+    harness.update("m", text="ann's", caller=ANN)
     with pytest.raises(Forbidden):
-        desk.update("m", text="bob's", caller=BOB)
-    assert desk.text("m") == "ann's"
+        harness.update("m", text="bob's", caller=BOB)
+    assert harness.text("m") == "ann's"
 
 
 def test_an_admin_takes_over_what_streams_and_writes_on() -> None:
-    desk = Desk()
-    desk.stream("m", "text")
-    answer = desk.take_over("m", caller=ADMIN, lease_s=20)
+    harness = LogHarness()
+    harness.stream("m", "text")
+    answer = harness.take_over("m", caller=ADMIN, lease_s=20)
     assert (answer.generation, answer.lengths) == (2, [4])
-    assert desk.known("m").writer == Writer(by="root", node=None, lease_ms=20_000)
-    desk.append("m", " more", generation=2, caller=ADMIN)
+    assert harness.known("m").writer == Writer(by="root", node=None, lease_ms=20_000)
+    harness.append("m", " more", generation=2, caller=ADMIN)
     with pytest.raises(Fenced):
-        desk.append("m", " late", at=4)
-    assert desk.text("m") == "text more"
+        harness.append("m", " late", at=4)
+    assert harness.text("m") == "text more"
 
 
 def test_an_admin_takes_over_nothing_that_has_ended_well() -> None:
-    desk = Desk()
-    desk.stream("m", "text")
-    desk.finish("m")
+    harness = LogHarness()
+    harness.stream("m", "text")
+    harness.finish("m")
     with pytest.raises(Finished):
-        desk.take_over("m", caller=ADMIN)
+        harness.take_over("m", caller=ADMIN)
 
 
 def test_a_name_tells_two_writers_in_one_process_apart() -> None:
-    desk = Desk()
+    harness = LogHarness()
     one, two = (Caller(id=name, writer=Writer(by=name, node="here")) for name in ("one", "two"))
-    desk.stream("m", caller=one)
-    desk.append("m", "x", caller=one)
+    harness.stream("m", caller=one)
+    harness.append("m", "x", caller=one)
     with pytest.raises(NotWriter):
-        desk.append("m", "y", caller=two)
+        harness.append("m", "y", caller=two)
 
 
 @pytest.mark.parametrize("asked", [UpdateMessage(text="forged"), DeleteMessage()])
 def test_a_person_who_is_called_like_an_agent_does_not_own_its_answers(asked: Request) -> None:
-    desk = Desk()
+    harness = LogHarness()
     agent = Caller(id="assistant", writer=Writer(by="assistant", node="here"), is_app=True)
-    desk.create("answer", role="assistant", text="so it is", caller=agent)
+    harness.create("answer", role="assistant", text="so it is", caller=agent)
     namesake = Caller(id="assistant", may_write=False)
     with pytest.raises(Forbidden):
-        desk.ask("answer", asked, namesake)
-    assert desk.text("answer") == "so it is"
-    desk.create("question", role="user", text="is it so?", caller=namesake)  # what people write stays theirs
-    desk.ask("question", asked, namesake)
+        harness.ask("answer", asked, namesake)
+    assert harness.text("answer") == "so it is"
+    harness.create("question", role="user", text="is it so?", caller=namesake)  # what people write stays theirs
+    harness.ask("question", asked, namesake)
 
 
 def test_who_cannot_read_is_told_the_same_of_what_is_there_deleted_and_never_was() -> None:
-    desk = Desk()
-    desk.stream("there")
-    desk.create("gone", text="x")
-    desk.delete("gone")
+    harness = LogHarness()
+    harness.stream("there")
+    harness.create("gone", text="x")
+    harness.delete("gone")
     for message_id in ("there", "gone", "never"):
         for request in (AppendText(text="x"), UpdateMessage(), FinishMessage(), TakeOver(), DeleteMessage()):
             with pytest.raises(NotFound) as refusal:
-                desk.ask(message_id, request, EVE)
+                harness.ask(message_id, request, EVE)
             assert refusal.value.problem() == NotFound(f"there is no message {message_id!r}").problem()
 
 
 def test_who_cannot_read_learns_that_its_own_message_is_gone() -> None:
-    desk = Desk()
-    desk.stream("m", caller=EVE)
-    desk.append("m", "x", caller=EVE)
-    desk.delete("m", caller=ADMIN)
+    harness = LogHarness()
+    harness.stream("m", caller=EVE)
+    harness.append("m", "x", caller=EVE)
+    harness.delete("m", caller=ADMIN)
     with pytest.raises(Deleted):
-        desk.append("m", "y", caller=EVE)
+        harness.append("m", "y", caller=EVE)

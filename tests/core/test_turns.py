@@ -16,24 +16,24 @@ from holdfast.core.limits import Limits
 from holdfast.core.ops import Claim, Create, Finish, Lease, Writer
 from holdfast.core.requests import Caller, EndTurn
 from holdfast.core.state import ChannelState, ClaimState, apply_entry
-from tests.core.desk import AGENT, ANN, APP, BOB, Desk
+from tests.core.harness import AGENT, ANN, APP, BOB, LogHarness
 from tests.core.worlds import fold
 
-REMOTE = Caller(id="agent", is_server=True)  # the desk of a hub, for a worker elsewhere
+REMOTE = Caller(id="agent", is_server=True)  # the harness of a hub, for a worker elsewhere
 OTHER_NODE = replace(AGENT, writer=Writer(by="agent", node="there"))
 
 
 @pytest.fixture
-def served() -> Desk:
+def served() -> LogHarness:
     """A channel that agents serve, with a question that waits."""
-    desk = Desk()
-    desk.is_served = True
-    desk.create("q", text="question")
-    return desk
+    harness = LogHarness()
+    harness.is_served = True
+    harness.create("q", text="question")
+    return harness
 
 
-def claim_of(desk: Desk, message_id: str = "q") -> ClaimState:
-    claim = desk.known(message_id).claim
+def claim_of(harness: LogHarness, message_id: str = "q") -> ClaimState:
+    claim = harness.known(message_id).claim
     assert claim is not None
     return claim
 
@@ -41,7 +41,7 @@ def claim_of(desk: Desk, message_id: str = "q") -> ClaimState:
 # -- what waits ------------------------------------------------------------------------------------------------
 
 
-def test_a_question_waits_where_agents_serve(served: Desk) -> None:
+def test_a_question_waits_where_agents_serve(served: LogHarness) -> None:
     assert claim_of(served) == ClaimState("pending", 0)
     assert served.known("q").is_open
     (entry,) = served.log
@@ -52,20 +52,20 @@ def test_a_question_waits_where_agents_serve(served: Desk) -> None:
 @pytest.mark.parametrize(
     "fields", [{"role": "assistant"}, {"role": "system"}, {"role": "tool"}, {"status": "streaming"}]
 )
-def test_only_whole_messages_of_users_wait(served: Desk, fields: dict[str, Any]) -> None:
+def test_only_whole_messages_of_users_wait(served: LogHarness, fields: dict[str, Any]) -> None:
     served.create("m", **fields)
     assert served.known("m").claim is None
 
 
 def test_nothing_waits_where_nobody_serves() -> None:
-    desk = Desk()
-    desk.create("q", text="question")
-    assert (desk.known("q").claim, desk.known("q").is_open) == (None, False)
+    harness = LogHarness()
+    harness.create("q", text="question")
+    assert (harness.known("q").claim, harness.known("q").is_open) == (None, False)
     with pytest.raises(Finished):
-        desk.claim("q")
+        harness.claim("q")
 
 
-def test_a_create_that_is_repeated_waits_as_it_did_at_first(served: Desk) -> None:
+def test_a_create_that_is_repeated_waits_as_it_did_at_first(served: LogHarness) -> None:
     served.is_served = False
     assert served.create("q", text="question").ops == ()
     assert claim_of(served).state == "pending"
@@ -73,37 +73,37 @@ def test_a_create_that_is_repeated_waits_as_it_did_at_first(served: Desk) -> Non
 
 @pytest.mark.parametrize("batches", [False, True], ids=["stored", "in one batch"])
 def test_so_many_questions_may_wait_and_no_more(batches: bool) -> None:
-    desk = Desk(Limits(pending_messages=2), batches=batches)
-    desk.is_served = True
-    desk.create("q1", text="x")
-    desk.create("q2", text="x")
+    harness = LogHarness(Limits(pending_messages=2), batches=batches)
+    harness.is_served = True
+    harness.create("q1", text="x")
+    harness.create("q2", text="x")
     with pytest.raises(TooMany) as refusal:
-        desk.create("q3", text="x")
+        harness.create("q3", text="x")
     assert (refusal.value.details, refusal.value.retry, refusal.value.status) == ({"limit": 2}, True, 429)
-    assert desk.create("q1", text="x").ops == ()  # a repeat is none more
-    desk.create("answer", role="assistant", text="x")  # nor is what waits for nobody
-    desk.create("brought", text="x", caller=replace(ANN, brings_answer=True))
-    desk.claim("q1")
-    desk.create("q3", text="x")
+    assert harness.create("q1", text="x").ops == ()  # a repeat is none more
+    harness.create("answer", role="assistant", text="x")  # nor is what waits for nobody
+    harness.create("brought", text="x", caller=replace(ANN, brings_answer=True))
+    harness.claim("q1")
+    harness.create("q3", text="x")
     with pytest.raises(TooMany):
-        desk.create("q4", text="x")
-    desk.delete("q2")
-    desk.create("q4", text="x")
+        harness.create("q4", text="x")
+    harness.delete("q2")
+    harness.create("q4", text="x")
 
 
 def test_so_much_may_wait_and_no_more() -> None:
-    desk = Desk(Limits(pending_bytes=100))
-    desk.is_served = True
-    desk.create("q1", text="x" * 60)  # and 15 of its part
-    desk.create("q2", text="x" * 10)
+    harness = LogHarness(Limits(pending_bytes=100))
+    harness.is_served = True
+    harness.create("q1", text="x" * 60)  # and 15 of its part
+    harness.create("q2", text="x" * 10)
     with pytest.raises(TooMany) as refusal:
-        desk.create("q3", text="x")
+        harness.create("q3", text="x")
     assert refusal.value.details == {"limit": 100}
-    desk.cancel("c", "q1")
-    desk.create("q3", text="x" * 1_000)  # one message that fits into no room is not kept waiting for it
+    harness.cancel("c", "q1")
+    harness.create("q3", text="x" * 1_000)  # one message that fits into no room is not kept waiting for it
 
 
-def test_what_waits_is_known_again_when_it_is_read_from_the_store(served: Desk) -> None:
+def test_what_waits_is_known_again_when_it_is_read_from_the_store(served: LogHarness) -> None:
     served.create("other", text="x")
     served.claim("other")
     found = [served.known("q"), served.known("other")]
@@ -115,7 +115,7 @@ def test_what_waits_is_known_again_when_it_is_read_from_the_store(served: Desk) 
     assert not read.pending
 
 
-def test_a_message_is_of_one_content_whether_agents_serve_or_not(served: Desk) -> None:
+def test_a_message_is_of_one_content_whether_agents_serve_or_not(served: LogHarness) -> None:
     served.is_served = False
     served.create("p", text="question")
     served.is_served = True
@@ -126,7 +126,7 @@ def test_a_message_is_of_one_content_whether_agents_serve_or_not(served: Desk) -
 # -- claims ----------------------------------------------------------------------------------------------------
 
 
-def test_a_claim_takes_what_waits(served: Desk) -> None:
+def test_a_claim_takes_what_waits(served: LogHarness) -> None:
     answer = served.claim("q", caller=REMOTE, lease_s=15)
     taken = Claim(id="q", state="taken", generation=1, by="agent", node=None, lease_ms=15_000, at_ms=1_000)
     assert (answer.ops, answer.generation, answer.serial) == ((taken,), 1, 2)
@@ -134,12 +134,12 @@ def test_a_claim_takes_what_waits(served: Desk) -> None:
     assert served.known("q").is_open
 
 
-def test_a_claim_in_process_has_no_lease_and_dies_with_its_node(served: Desk) -> None:
+def test_a_claim_in_process_has_no_lease_and_dies_with_its_node(served: LogHarness) -> None:
     served.claim("q", caller=AGENT, lease_s=15)
     assert claim_of(served) == ClaimState("taken", 1, "agent", "here", 0)
 
 
-def test_of_two_claims_one_wins(served: Desk) -> None:
+def test_of_two_claims_one_wins(served: LogHarness) -> None:
     served.claim("q", caller=AGENT)
     with pytest.raises(Fenced) as refusal:
         served.claim("q", caller=replace(AGENT, id="other"))
@@ -147,7 +147,7 @@ def test_of_two_claims_one_wins(served: Desk) -> None:
 
 
 def test_of_two_claims_in_a_batch_one_wins() -> None:
-    batch = Desk(batches=True)
+    batch = LogHarness(batches=True)
     batch.is_served = True
     batch.create("q", text="question")
     batch.claim("q", caller=AGENT)
@@ -156,7 +156,7 @@ def test_of_two_claims_in_a_batch_one_wins() -> None:
     assert len(batch.commit()) == 2
 
 
-def test_a_claim_is_the_successor_s_of_the_attempt_it_names(served: Desk) -> None:
+def test_a_claim_is_the_successor_s_of_the_attempt_it_names(served: LogHarness) -> None:
     served.claim("q", caller=AGENT)
     answer = served.claim("q", 1, caller=REMOTE, lease_s=20)
     assert answer.generation == 2
@@ -166,13 +166,13 @@ def test_a_claim_is_the_successor_s_of_the_attempt_it_names(served: Desk) -> Non
     assert served.claim("q", 2, caller=AGENT).generation == 3
 
 
-def test_a_claim_of_an_attempt_still_to_come_is_fenced(served: Desk) -> None:
+def test_a_claim_of_an_attempt_still_to_come_is_fenced(served: LogHarness) -> None:
     with pytest.raises(Fenced) as refusal:
         served.claim("q", 1)
     assert refusal.value.details == {"generation": 0}
 
 
-def test_a_claim_that_was_stored_and_nobody_knew_is_ours_all_the_same(served: Desk) -> None:
+def test_a_claim_that_was_stored_and_nobody_knew_is_ours_all_the_same(served: LogHarness) -> None:
     served.claim("q", caller=AGENT)
     served.create("between", text="x")
     again = served.claim("q", caller=AGENT)
@@ -180,20 +180,20 @@ def test_a_claim_that_was_stored_and_nobody_knew_is_ours_all_the_same(served: De
 
 
 @pytest.mark.parametrize("caller", [OTHER_NODE, REMOTE, replace(AGENT, id="other")])
-def test_a_claim_of_the_same_name_elsewhere_is_another_s(served: Desk, caller: Caller) -> None:
+def test_a_claim_of_the_same_name_elsewhere_is_another_s(served: LogHarness, caller: Caller) -> None:
     served.claim("q", caller=AGENT)
     with pytest.raises(Fenced):
         served.claim("q", caller=caller)
 
 
-def test_two_workers_elsewhere_of_one_name_are_not_one(served: Desk) -> None:
+def test_two_workers_elsewhere_of_one_name_are_not_one(served: LogHarness) -> None:
     served.claim("q", caller=REMOTE, lease_s=15)
     with pytest.raises(Fenced):
         served.claim("q", caller=REMOTE, lease_s=15)
 
 
 @pytest.mark.parametrize("state", ["done", "cancelled"])
-def test_a_turn_that_is_over_is_not_taken(served: Desk, state: str) -> None:
+def test_a_turn_that_is_over_is_not_taken(served: LogHarness, state: str) -> None:
     served.claim("q")
     served.end("q", 1, state)
     for generation in (0, 1):
@@ -204,7 +204,7 @@ def test_a_turn_that_is_over_is_not_taken(served: Desk, state: str) -> None:
 # -- ends ------------------------------------------------------------------------------------------------------
 
 
-def test_a_turn_ends_as_its_worker_says(served: Desk) -> None:
+def test_a_turn_ends_as_its_worker_says(served: LogHarness) -> None:
     served.claim("q", caller=REMOTE, lease_s=15)
     answer = served.end("q", 1, caller=REMOTE)
     assert answer.ops == (Claim(id="q", state="done", generation=1, by="agent", at_ms=1_000),)
@@ -212,14 +212,14 @@ def test_a_turn_ends_as_its_worker_says(served: Desk) -> None:
     assert not served.known("q").is_open
 
 
-def test_an_end_said_twice_is_success_with_its_serial(served: Desk) -> None:
+def test_an_end_said_twice_is_success_with_its_serial(served: LogHarness) -> None:
     served.claim("q")
     served.end("q", 1)
     again = served.end("q", 1)
     assert (again.ops, again.serial, again.generation) == ((), 3, 1)
 
 
-def test_a_turn_that_is_done_is_not_cancelled_afterwards(served: Desk) -> None:
+def test_a_turn_that_is_done_is_not_cancelled_afterwards(served: LogHarness) -> None:
     served.claim("q")
     served.end("q", 1, "done")
     with pytest.raises(Finished):
@@ -227,7 +227,7 @@ def test_a_turn_that_is_done_is_not_cancelled_afterwards(served: Desk) -> None:
     assert claim_of(served).state == "done"
 
 
-def test_whoever_lost_a_turn_does_not_end_it(served: Desk) -> None:
+def test_whoever_lost_a_turn_does_not_end_it(served: LogHarness) -> None:
     served.claim("q", caller=AGENT)
     served.claim("q", 1, caller=REMOTE, lease_s=15)
     with pytest.raises(Fenced) as refusal:
@@ -236,7 +236,7 @@ def test_whoever_lost_a_turn_does_not_end_it(served: Desk) -> None:
     served.end("q", 2, caller=REMOTE)
 
 
-def test_whoever_never_had_a_turn_does_not_end_it(served: Desk) -> None:
+def test_whoever_never_had_a_turn_does_not_end_it(served: LogHarness) -> None:
     with pytest.raises(Fenced):
         served.end("q", 1)
     served.claim("q")
@@ -245,13 +245,13 @@ def test_whoever_never_had_a_turn_does_not_end_it(served: Desk) -> None:
     assert served.known("q").is_open
 
 
-def test_the_app_may_end_a_turn(served: Desk) -> None:
+def test_the_app_may_end_a_turn(served: LogHarness) -> None:
     served.claim("q")
     served.end("q", 1, "cancelled", caller=APP)
     assert claim_of(served).state == "cancelled"
 
 
-def test_a_turn_goes_with_its_message(served: Desk) -> None:
+def test_a_turn_goes_with_its_message(served: LogHarness) -> None:
     served.claim("q")
     served.delete("q")
     assert claim_of(served).state == "cancelled"
@@ -264,10 +264,10 @@ def test_a_turn_goes_with_its_message(served: Desk) -> None:
 
 def test_a_turn_of_a_message_that_never_was_is_not_found() -> None:
     with pytest.raises(NotFound):
-        Desk().claim("q")
+        LogHarness().claim("q")
 
 
-def test_a_turn_that_no_attempt_brought_to_an_end_leaves_an_answer_that_has_failed(served: Desk) -> None:
+def test_a_turn_that_no_attempt_brought_to_an_end_leaves_an_answer_that_has_failed(served: LogHarness) -> None:
     served.claim("q", caller=REMOTE, lease_s=15)
     served.now_ms = 2_000
     given_up = EndTurn(generation=1, failure="sorry")
@@ -283,7 +283,7 @@ def test_a_turn_that_no_attempt_brought_to_an_end_leaves_an_answer_that_has_fail
         served.claim("q", 1)
 
 
-def test_a_turn_that_another_attempt_has_is_not_given_up(served: Desk) -> None:
+def test_a_turn_that_another_attempt_has_is_not_given_up(served: LogHarness) -> None:
     served.claim("q", caller=REMOTE, lease_s=15)
     served.claim("q", 1, caller=AGENT)
     with pytest.raises(Fenced):
@@ -291,7 +291,7 @@ def test_a_turn_that_another_attempt_has_is_not_given_up(served: Desk) -> None:
     assert served.state.message("sorry") is None
 
 
-def test_an_edit_leaves_the_turn_alone(served: Desk) -> None:
+def test_an_edit_leaves_the_turn_alone(served: LogHarness) -> None:
     served.claim("q")
     served.update("q", text="another question")
     assert claim_of(served) == ClaimState("taken", 1, "agent", "here", 0)
@@ -301,22 +301,22 @@ def test_an_edit_leaves_the_turn_alone(served: Desk) -> None:
 
 
 def test_a_renewal_with_the_same_term_stores_nothing() -> None:
-    desk = Desk()
-    desk.stream("m", lease_s=15)
-    answer = desk.renew("m", 15)
+    harness = LogHarness()
+    harness.stream("m", lease_s=15)
+    answer = harness.renew("m", 15)
     assert (answer.ops, answer.serial) == ((), 1)
 
 
 def test_a_renewal_with_another_term_stores_the_term() -> None:
-    desk = Desk()
-    desk.stream("m", lease_s=15)
-    assert desk.renew("m", 20.5).ops == (Lease(id="m", lease_ms=20_500),)
-    assert desk.renew("m", 20.5).ops == ()
-    assert desk.known("m").writer == Writer(by="ann", node=None, lease_ms=20_500)
+    harness = LogHarness()
+    harness.stream("m", lease_s=15)
+    assert harness.renew("m", 20.5).ops == (Lease(id="m", lease_ms=20_500),)
+    assert harness.renew("m", 20.5).ops == ()
+    assert harness.known("m").writer == Writer(by="ann", node=None, lease_ms=20_500)
 
 
 def test_a_renewal_in_the_batch_of_another_is_decided_on_it() -> None:
-    batch = Desk(batches=True)
+    batch = LogHarness(batches=True)
     batch.stream("m", "", lease_s=15)
     assert batch.renew("m", 30).ops != ()
     assert batch.renew("m", 30).ops == ()
@@ -326,7 +326,7 @@ def test_a_renewal_in_the_batch_of_another_is_decided_on_it() -> None:
 
 
 def test_text_joins_across_a_lease() -> None:
-    batch = Desk(batches=True)
+    batch = LogHarness(batches=True)
     batch.stream("m", "")
     batch.commit()
     serials = [batch.append("m", "a").serial, batch.renew("m", 60).serial, batch.append("m", "b").serial]
@@ -337,45 +337,45 @@ def test_text_joins_across_a_lease() -> None:
 
 
 def test_a_writer_in_process_has_no_lease_to_renew() -> None:
-    desk = Desk()
-    desk.stream("m", caller=APP)
-    assert desk.renew("m", 60, caller=APP).ops == ()
-    assert desk.known("m").writer == Writer(by="app", node="here", lease_ms=0)
+    harness = LogHarness()
+    harness.stream("m", caller=APP)
+    assert harness.renew("m", 60, caller=APP).ops == ()
+    assert harness.known("m").writer == Writer(by="app", node="here", lease_ms=0)
 
 
 def test_what_has_ended_is_not_renewed() -> None:
-    desk = Desk()
-    desk.stream("m")
-    desk.interrupt("m")
+    harness = LogHarness()
+    harness.stream("m")
+    harness.interrupt("m")
     with pytest.raises(Finished):
-        desk.renew("m", 15)
+        harness.renew("m", 15)
 
 
 def test_whoever_was_taken_over_renews_nothing() -> None:
-    desk = Desk()
-    desk.stream("m")
-    desk.interrupt("m")
-    desk.take_over("m", caller=ANN, lease_s=15)
+    harness = LogHarness()
+    harness.stream("m")
+    harness.interrupt("m")
+    harness.take_over("m", caller=ANN, lease_s=15)
     for generation in (None, 1, 3):
         with pytest.raises(Fenced):
-            desk.renew("m", 60, generation=generation)
-    desk.renew("m", 60, generation=2)
-    assert desk.known("m").writer == Writer(by="ann", node=None, lease_ms=60_000)
+            harness.renew("m", 60, generation=generation)
+    harness.renew("m", 60, generation=2)
+    assert harness.known("m").writer == Writer(by="ann", node=None, lease_ms=60_000)
 
 
 def test_a_takeover_brings_its_own_term() -> None:
-    desk = Desk()
-    desk.stream("m", lease_s=15)
-    desk.renew("m", 60)
-    desk.interrupt("m")
-    desk.take_over("m", lease_s=20)
-    assert desk.known("m").writer == Writer(by="bob", node=None, lease_ms=20_000)
+    harness = LogHarness()
+    harness.stream("m", lease_s=15)
+    harness.renew("m", 60)
+    harness.interrupt("m")
+    harness.take_over("m", lease_s=20)
+    assert harness.known("m").writer == Writer(by="bob", node=None, lease_ms=20_000)
 
 
 # -- what viewers see of it ------------------------------------------------------------------------------------
 
 
-def test_claims_and_leases_move_the_serial_and_change_nothing_that_is_seen(served: Desk) -> None:
+def test_claims_and_leases_move_the_serial_and_change_nothing_that_is_seen(served: LogHarness) -> None:
     served.stream("m", "text")
     before = {one: served.message(one) for one in ("q", "m")}
     served.now_ms = 9_000
@@ -390,17 +390,17 @@ def test_claims_and_leases_move_the_serial_and_change_nothing_that_is_seen(serve
 
 
 def test_a_claim_does_not_count_towards_what_one_catches_up_with() -> None:
-    desk = Desk()
-    desk.is_served = True
+    harness = LogHarness()
+    harness.is_served = True
     for number in range(5):
-        desk.create(f"q{number}", text="x")
+        harness.create(f"q{number}", text="x")
     for number in range(5):
-        desk.claim(f"q{number}")
-    desk.create("m", text="seen")
-    assert len(events_since(desk.state, 5, limit=1) or ()) == 1
+        harness.claim(f"q{number}")
+    harness.create("m", text="seen")
+    assert len(events_since(harness.state, 5, limit=1) or ()) == 1
 
 
-def test_a_claim_does_not_hide_what_changed_before_it(served: Desk) -> None:
+def test_a_claim_does_not_hide_what_changed_before_it(served: LogHarness) -> None:
     """Changes are looked for from the newest back; a claim is no change that ends the search, nor begins it."""
     served.create("m", text="x")
     served.update("q", text="y")
@@ -413,7 +413,7 @@ def test_a_claim_does_not_hide_what_changed_before_it(served: Desk) -> None:
     assert [one.id for one in served.state.changed_since(5)] == []
 
 
-def test_what_is_open_stays_in_memory_and_leaves_when_it_is_over(served: Desk) -> None:
+def test_what_is_open_stays_in_memory_and_leaves_when_it_is_over(served: LogHarness) -> None:
     served.claim("q")
     served.command("c", "approve")
     served.state.trim(0)
@@ -425,7 +425,7 @@ def test_what_is_open_stays_in_memory_and_leaves_when_it_is_over(served: Desk) -
     assert served.state.complete_since == 5  # the reply's serial: whoever has seen that missed nothing
 
 
-def test_a_claim_of_what_is_not_in_memory_is_not_passed_over_in_silence(served: Desk) -> None:
+def test_a_claim_of_what_is_not_in_memory_is_not_passed_over_in_silence(served: LogHarness) -> None:
     state = ChannelState("c", "e1", 1)
     apply_entry(state, served.log[0])
     served.claim("q")

@@ -63,8 +63,8 @@ from holdfast.core.view import View
 from holdfast.hub import HubCore, MessageWriter
 from holdfast.hub.clock import Clock
 from holdfast.hub.committer import DocumentDue, Result
-from holdfast.hub.desk import Turn, WhenBusy
 from holdfast.hub.feed import Behind, EncodedBatch, Feed
+from holdfast.hub.turns import TurnOffer, WhenBusy
 from holdfast.stores.base import Committed, CommitUnknown, Conflict, Write
 from holdfast.stores.memory import MemoryStore
 
@@ -243,8 +243,8 @@ class Mortal(HubCore):
         self.is_dead = True
         assert self._runtime is not None
         assert self._runtime.main is not None
-        if self._runtime.desk is not None:
-            self._runtime.desk.close()  # the dead offer nothing
+        if self._runtime.scheduler is not None:
+            self._runtime.scheduler.close()  # the dead offer nothing
         self._runtime.main.cancel()
         await asyncio.wait([self._runtime.main])
 
@@ -262,26 +262,26 @@ class Helper:
         self._world = world
         self._hub = hub
 
-    def begin(self, turn: Turn) -> None:
+    def begin(self, turn: TurnOffer) -> None:
         attempts = self._world.attempts.setdefault((turn.channel, turn.message_id), [0])
         assert turn.generation > attempts[-1], "two at work on one message"
         attempts.append(turn.generation)
         self._world.at_work.add(asyncio.create_task(self._work(turn)))
 
-    def ended(self, turn: Turn, state: str) -> None:
+    def ended(self, turn: TurnOffer, state: str) -> None:
         """It hears of that when it says that it is done."""
 
-    async def _work(self, turn: Turn) -> None:
+    async def _work(self, turn: TurnOffer) -> None:
         await self._world.pause(2.0)
         answer: Result | HoldfastError = Busy()
         try:
             while isinstance(answer, COME_BACK):
                 answered = asyncio.get_running_loop().create_future()
-                self._hub.desk.end(self, turn, "done", _into(answered))
+                self._hub.scheduler.end(self, turn, "done", _into(answered))
                 answer = await answered
                 await asyncio.sleep(0.1)
             assert isinstance(answer, Result | Fenced | Deleted | Finished)
-            self._hub.desk.freed(self)
+            self._hub.scheduler.freed(self)
         except (LocalError, Draining):
             assert self._hub not in self._world.hubs or self._world.is_over, "its hub lives"
 
@@ -652,7 +652,7 @@ class World:
                 await asyncio.sleep(0.1)
         # A local turn has no lease: what a store keeps of it after its hub gave up waiting is nobody's until a start.
         for is_local in (False, True) if self.store.is_exclusive else (False,):
-            hub.desk.register(Helper(self, hub, f"helper{is_local:d}", is_local=is_local))
+            hub.scheduler.register(Helper(self, hub, f"helper{is_local:d}", is_local=is_local))
 
     async def open_now(self) -> list[MessageState | CommandState]:
         """Everything that is open, past the store's faults."""
@@ -1011,7 +1011,7 @@ async def test_a_command_is_stored_once_and_answered_once_whatever_becomes_of_it
 async def test_a_turn_is_claimed_once_and_by_us_though_the_commit_was_unclear(act: str) -> None:
     async with scripted() as (hub, store):
         await hub.start()
-        hub.desk._patterns["c"] = 0  # agents answer here, and none is here
+        hub.scheduler._patterns["c"] = 0  # agents answer here, and none is here
         await hub.create("c", id="q", text="question")
         us = Caller(id="agent", writer=Writer(by="agent", node=hub.node), is_server=True)
         store.script = [act]
@@ -1026,7 +1026,7 @@ async def test_a_turn_is_claimed_once_and_by_us_though_the_commit_was_unclear(ac
 async def test_claims_and_leases_wake_viewers_for_nothing() -> None:
     async with scripted() as (hub, _):
         await hub.start()
-        hub.desk._patterns["c"] = 0
+        hub.scheduler._patterns["c"] = 0
         await hub.create("c", id="q", text="question")
         await hub.ask("c", "m", CreateMessage(status="streaming", text=""), ANN)
         feeds = [await hub.attach("c", None, history=50, wake=lambda: None) for _ in range(2)]

@@ -40,12 +40,12 @@ from holdfast.hub import channel as channels
 from holdfast.hub import committer, hooks, people
 from holdfast.hub.channel import Channel
 from holdfast.hub.committer import Committer
-from holdfast.hub.desk import LEASE_S, Desk, Turn, Worker
 from holdfast.hub.feed import EncodedBatch, Feed, Group
 from holdfast.hub.hooks import HookEvent, HookRunner
 from holdfast.hub.hub import HubCore
 from holdfast.hub.leases import LeaseMonitor
 from holdfast.hub.roster import Roster
+from holdfast.hub.turns import LEASE_S, TurnOffer, TurnScheduler, Worker
 from holdfast.stores.base import Committed, Conflict, Head, Moved, Write
 from holdfast.testing.sim import watchdog
 from holdfast.testing.sim.actors import Insider, Remote, Steady
@@ -299,39 +299,39 @@ def a_cancel_ends_the_newest_answer(patch: pytest.MonkeyPatch) -> None:
 def a_turn_is_renewed_in_vain(patch: pytest.MonkeyPatch) -> None:
     """A turn has fifteen seconds; who needs more says so, and is told that this is fine."""
 
-    def renew(self: Desk, worker: Worker, turn: Turn) -> bool:
+    def renew(self: TurnScheduler, worker: Worker, turn: TurnOffer) -> bool:
         work = self._work.get(turn.channel)
         return work is not None and turn.message_id in work.running
 
-    patch.setattr(Desk, "renew", renew)
+    patch.setattr(TurnScheduler, "renew", renew)
 
 
 def a_turn_begins_before_its_claim_is_stored(patch: pytest.MonkeyPatch) -> None:
     """It will be ours, so why wait?"""
-    claim = Desk._claim
+    claim = TurnScheduler._claim
 
-    def eager(self: Desk, channel: str, message_id: str, place: Any, worker: Worker) -> None:
+    def eager(self: TurnScheduler, channel: str, message_id: str, place: Any, worker: Worker) -> None:
         attempts = place if isinstance(place, int) else place[1]
         if not worker.is_local:
-            worker.begin(Turn(channel, message_id, attempts + 1, LEASE_S))
+            worker.begin(TurnOffer(channel, message_id, attempts + 1, LEASE_S))
         claim(self, channel, message_id, place, worker)
 
-    patch.setattr(Desk, "_claim", eager)
+    patch.setattr(TurnScheduler, "_claim", eager)
 
 
 def what_waits_is_forgotten_at_a_restart(patch: pytest.MonkeyPatch) -> None:
     """Agents are told of what comes; what came before them somebody else will have answered."""
-    look, look_at = Desk.look, Desk.look_at
+    look, look_at = TurnScheduler.look, TurnScheduler.look_at
 
-    def look_at_what_is_new(self: Desk, channel: Channel, keys: Any) -> None:
+    def look_at_what_is_new(self: TurnScheduler, channel: Channel, keys: Any) -> None:
         if keys is not None:
             look(self, channel, keys)
 
-    def look_at_nothing_yet(self: Desk, channel: str, key: str, message: MessageState | None) -> bool:
+    def look_at_nothing_yet(self: TurnScheduler, channel: str, key: str, message: MessageState | None) -> bool:
         return bool(self._workers) and look_at(self, channel, key, message)
 
-    patch.setattr(Desk, "look", look_at_what_is_new)
-    patch.setattr(Desk, "look_at", look_at_nothing_yet)
+    patch.setattr(TurnScheduler, "look", look_at_what_is_new)
+    patch.setattr(TurnScheduler, "look_at", look_at_nothing_yet)
 
 
 def the_grace_is_forgotten(patch: pytest.MonkeyPatch) -> None:
@@ -561,24 +561,24 @@ def whoever_asks_has_what_waits(patch: pytest.MonkeyPatch) -> None:
 
 def whoever_wants_no_more_gets_what_waits(patch: pytest.MonkeyPatch) -> None:
     """It is there still."""
-    unregister = Desk.unregister
+    unregister = TurnScheduler.unregister
 
-    def stay(self: Desk, worker: Worker, *, is_broken: bool = False) -> None:
+    def stay(self: TurnScheduler, worker: Worker, *, is_broken: bool = False) -> None:
         if is_broken:
             unregister(self, worker, is_broken=True)
 
-    patch.setattr(Desk, "unregister", stay)
+    patch.setattr(TurnScheduler, "unregister", stay)
 
 
 def an_agent_takes_all_that_waits(patch: pytest.MonkeyPatch) -> None:
     """Slots are for those elsewhere."""
-    claim = Desk._claim
+    claim = TurnScheduler._claim
 
-    def uncounted(self: Desk, channel: str, message_id: str, place: tuple[int, int], worker: Worker) -> None:
+    def uncounted(self: TurnScheduler, channel: str, message_id: str, place: tuple[int, int], worker: Worker) -> None:
         worker.free += worker.is_local
         claim(self, channel, message_id, place, worker)
 
-    patch.setattr(Desk, "_claim", uncounted)
+    patch.setattr(TurnScheduler, "_claim", uncounted)
 
 
 # -- memory ----------------------------------------------------------------------------------------------------------

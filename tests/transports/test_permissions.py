@@ -658,7 +658,7 @@ async def test_who_could_not_carry_a_turn_out_is_given_none(place: Place, missin
         refused = await wire.ask("work", pattern=CHANNEL)
         assert (refused.status, refused.code) == (403, "forbidden")
         assert missing in refused.said["detail"]
-    assert place.hub.desk.stats()["agents"] == 0
+    assert place.hub.scheduler.stats()["agents"] == 0
 
 
 async def test_what_was_answered_to_one_is_no_answer_to_another(place: Place) -> None:
@@ -711,7 +711,7 @@ async def working(wire: Wire, place: Place, id: str = "u1") -> Json:
 
 async def until_served(place: Place) -> None:
     async with asyncio.timeout(PATIENCE_S):
-        while not place.hub.desk.serves(CHANNEL):  # noqa: ASYNC110 - nobody sets an event for it
+        while not place.hub.scheduler.serves(CHANNEL):  # noqa: ASYNC110 - nobody sets an event for it
             await asyncio.sleep(0)
 
 
@@ -757,10 +757,10 @@ async def test_a_turn_of_an_agent_in_this_process_is_not_ended_from_elsewhere(pl
         assert (await wire.ask("work", pattern=CHANNEL)).code == "ok"
         for type in ("turn.renew", "turn.done"):
             assert (await wire.ask(type, channel=CHANNEL, message="u1", generation=1)).code == "fenced"
-        assert place.hub.desk.stats()["turns_running"] == 1
+        assert place.hub.scheduler.stats()["turns_running"] == 1
         done.set()
         async with asyncio.timeout(PATIENCE_S):
-            while place.hub.desk.stats()["turns_running"]:  # noqa: ASYNC110 - nobody sets an event for it
+            while place.hub.scheduler.stats()["turns_running"]:  # noqa: ASYNC110 - nobody sets an event for it
                 await asyncio.sleep(0)
 
 
@@ -768,7 +768,7 @@ async def test_a_turn_of_an_agent_in_this_process_is_not_ended_from_elsewhere(pl
 async def test_work_is_given_for_no_more_than_was_granted(place: Place, pattern: str) -> None:
     async with place.socket(place.token("bot", *TO_WORK, on="chat:1")) as wire:
         assert (await wire.ask("work", pattern=pattern)).code in ("forbidden", "invalid_request")
-    assert place.hub.desk.stats()["agents"] == 0
+    assert place.hub.scheduler.stats()["agents"] == 0
 
 
 async def test_any_number_of_sockets_may_work_as_one_agent(place: Place) -> None:

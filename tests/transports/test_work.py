@@ -227,7 +227,7 @@ async def test_a_silent_peer_that_holds_something_is_dropped_with_unread_text_in
     assert (await hub.members("chat:1")).members == []
     if holding == "lease":
         assert (await hub.read("chat:1", "a"))[0].status == "interrupted"
-    assert hub.desk.stats()["agents"] == 0
+    assert hub.scheduler.stats()["agents"] == 0
     await hub.close()
 
 
@@ -436,7 +436,7 @@ async def test_two_agents_of_one_pattern_on_one_socket_are_two() -> None:
     for name in ("bot~one", "bot~two"):
         assert (await agent.ask("work", pattern="chat:*", name=name, slots=1))["type"] == "ok"
     await asyncio.sleep(0)
-    assert hub.desk.stats()["agents"] == 2
+    assert hub.scheduler.stats()["agents"] == 2
     for number in range(3):
         await person.ask("create", channel=f"chat:{number}", text="hello")
     await asyncio.sleep(1)
@@ -463,7 +463,7 @@ async def test_an_agent_that_asks_for_work_again_has_its_turns_and_no_more_slots
     first = await agent.turn()
     await agent.ask("work", pattern="chat:*", slots=2)
     await asyncio.sleep(0)
-    assert hub.desk.stats()["agents"] == 1
+    assert hub.scheduler.stats()["agents"] == 1
     for number in (2, 3):
         await person.ask("create", channel=f"chat:{number}", text="hello")
     await asyncio.sleep(1)
@@ -600,7 +600,7 @@ async def test_a_turn_that_lapsed_while_nobody_was_there_is_given_as_soon_as_som
     await agent.turn()
     await agent.cut()
     await asyncio.sleep(5)
-    await person.ask("create", channel="chat:1", text="and more")  # the desk looks at the channel again
+    await person.ask("create", channel="chat:1", text="and more")  # the turn scheduler looks at the channel again
     other = Line(hub, "other")
     await other.ask("work", pattern="chat:*")
     begun_s = asyncio.get_running_loop().time()

@@ -110,9 +110,9 @@ class Bounds:
 
     def _parts(self, runtime: _Runtime) -> Iterator[Part]:
         """Everything that a hub is made of, with the bounds of what it holds."""
-        committer, leases, desk = runtime.committer, runtime.leases, runtime.desk
+        committer, leases, scheduler = runtime.committer, runtime.leases, runtime.scheduler
         assert committer is not None
-        assert desk is not None
+        assert scheduler is not None
         assert leases is not None
         waiting = committer.waiting
         yield self._hub, SPARE, {}
@@ -121,8 +121,8 @@ class Bounds:
         yield runtime.deadlines, SPARE, {"_heap": 2 * len(runtime.deadlines) + DROPPED + 1}
         yield runtime.ticks, SPARE, {}
         yield leases, SPARE, {"_holders": len(leases._leases)}
-        yield desk, SPARE, {}
-        for work in desk._work.values():
+        yield scheduler, SPARE, {}
+        for work in scheduler._work.values():
             yield work, SPARE, {}
         for runner in self._hub._hooks._runners:
             yield runner, SPARE, {}
@@ -130,7 +130,7 @@ class Bounds:
             yield from self._parts_of_channel(channel, waiting)
         app = vars(self._hub).get("_asgi")  # made at the first request
         if isinstance(app, App):
-            yield from self._parts_of_app(app, sum(len(work.running) for work in desk._work.values()))
+            yield from self._parts_of_app(app, sum(len(work.running) for work in scheduler._work.values()))
 
     def _parts_of_channel(self, channel: Channel, waiting: int) -> Iterator[Part]:
         state, roster = channel.state, channel.roster

@@ -18,7 +18,7 @@ from holdfast.agents.ids import reply_id
 from holdfast.agents.turn import OnCrash, Turn
 from holdfast.core.errors import HoldfastError
 from holdfast.core.ops import Claim
-from holdfast.hub.desk import WhenBusy
+from holdfast.hub.turns import WhenBusy
 from holdfast.testing.sim.actors import AWAY_STATUS, Person, gist
 from holdfast.testing.sim.clock import Process
 from holdfast.testing.sim.line import Frame, Line

@@ -1,9 +1,9 @@
-"""The desk: which agent works on which message.
+"""the turn scheduler: which agent works on which message.
 
-You are in `hub`. A user message in a channel that agents serve is stored as pending, in the same commit. The desk
+You are in `hub`. A user message in a channel that agents serve is stored as pending, in the same commit. the turn scheduler
 offers what is pending to the workers that match, by a claim that is stored before the work begins: so exactly one
 process works on a message, and when it dies another takes over. What is pending is known again after any crash, since
-the store answers that; the desk itself holds nothing that it could not read anew.
+the store answers that; the turn scheduler itself holds nothing that it could not read anew.
 
 A worker is an agent in this process (`holdfast.agents`) or a socket that asked for work (`transports.session`).
 """
@@ -45,7 +45,7 @@ NOTED_MS = 3600 * 1000  # between two notes that it is still there
 PATTERN_NOTE = "served/"  # notes of patterns that are served, so that a message waits for an agent that is away
 
 
-class Turn(NamedTuple):
+class TurnOffer(NamedTuple):
     """A turn that a worker has."""
 
     channel: str
@@ -65,10 +65,10 @@ class Worker(Protocol):
     is_local: bool  # lives and dies with this process
     free: int  # turns it would take now
 
-    def begin(self, turn: Turn) -> None:
+    def begin(self, turn: TurnOffer) -> None:
         """The turn is yours. Called after it was stored."""
 
-    def ended(self, turn: Turn, state: str) -> None:
+    def ended(self, turn: TurnOffer, state: str) -> None:
         """The turn is over (`done`, `cancelled`) or another's (`lost`), without your saying so."""
 
 
@@ -93,7 +93,7 @@ class _Work:
         return not (self.waiting or self.claiming or self.running)
 
 
-class Desk:
+class TurnScheduler:
     """Offers turns to workers. Every method is called on the hub's loop."""
 
     def __init__(
@@ -262,7 +262,7 @@ class Desk:
         self._deadlines.drop(("turn", channel, key))
         self._deadlines.drop(("nobody", channel, key))
         if running is not None and running[1] is not None:
-            turn = Turn(channel, key, running[0].generation, None)
+            turn = TurnOffer(channel, key, running[0].generation, None)
             running[1].ended(turn, claim.state if claim is not None else "cancelled")
         if running is not None:
             for held in work.held_by(key):
@@ -375,7 +375,7 @@ class Desk:
                 self._not_claimed(channel, message_id, place, answer)
                 return
             assert answer.generation is not None
-            self._claimed(worker, Turn(channel, message_id, answer.generation, lease_s or None))
+            self._claimed(worker, TurnOffer(channel, message_id, answer.generation, lease_s or None))
 
         try:
             self._submit(channel, message_id, ClaimTurn(generation=place[1], lease_s=lease_s), caller, done)
@@ -403,7 +403,7 @@ class Desk:
         if live is not None:
             self.look(live, None)
 
-    def _claimed(self, worker: Worker, turn: Turn) -> None:
+    def _claimed(self, worker: Worker, turn: TurnOffer) -> None:
         work = self._work.setdefault(turn.channel, _Work())
         self._deadlines.drop(("nobody", turn.channel, turn.message_id))
         known = work.running.get(turn.message_id)
@@ -429,7 +429,7 @@ class Desk:
 
     # -- turns that are had ------------------------------------------------------------------------------------
 
-    def renew(self, worker: Worker, turn: Turn) -> bool:
+    def renew(self, worker: Worker, turn: TurnOffer) -> bool:
         """A worker elsewhere is still at it. False: the turn is not its own any more."""
         running = self._running(turn.channel, turn.message_id, turn.generation)
         if running is None:
@@ -500,7 +500,7 @@ class Desk:
         except HoldfastError as error:
             done(error)
 
-    def end(self, worker: Worker, turn: Turn, state: Literal["done", "cancelled"], done: Done) -> None:
+    def end(self, worker: Worker, turn: TurnOffer, state: Literal["done", "cancelled"], done: Done) -> None:
         """The worker's work on `turn` is over: store that, and offer what waits. `done` gets the answer."""
         caller = Caller(id=worker.name, is_server=worker.is_local)
 
@@ -527,7 +527,7 @@ class Desk:
         if live is not None:
             live.roster.update(worker_name, data)
 
-    def _forget_worker(self, worker: Worker, turn: Turn) -> None:
+    def _forget_worker(self, worker: Worker, turn: TurnOffer) -> None:
         """Whoever ends a turn need not be told that it ended."""
         running = self._running(turn.channel, turn.message_id, turn.generation)
         if running is not None and running[1] is worker:
@@ -555,7 +555,7 @@ class Desk:
         del work.running[message_id]
         if running[1] is not None:
             work.unheard[message_id] = running[1]
-            running[1].ended(Turn(channel, message_id, generation, None), "lost")
+            running[1].ended(TurnOffer(channel, message_id, generation, None), "lost")
         self._deadlines.drop(("turn", channel, message_id))
         live = self._find(channel)
         message = live.state.message(message_id) if live is not None else None

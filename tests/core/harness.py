@@ -1,4 +1,4 @@
-"""A desk in front of one channel: requests go in, decisions come out, a batch is stored when the test says so.
+"""A harness in front of one channel: requests go in, decisions come out, a batch is stored when the test says so.
 
 You are in `tests`. Where `worlds` draws random channels, this spells out one, request by request.
 """
@@ -42,10 +42,12 @@ NAMELESS = Caller()
 PERSON = Caller(id="eve", may_write=False)  # writes no answers
 SERVER = Caller(id="ann", is_server=True)
 APP = Caller(id="app", writer=Writer(by="app", node="here"), is_app=True)
-AGENT = Caller(id="agent", writer=Writer(by="agent", node="here"), is_server=True)  # as the desk of a hub claims turns
+AGENT = Caller(
+    id="agent", writer=Writer(by="agent", node="here"), is_server=True
+)  # as the harness of a hub claims turns
 
 
-class Desk:
+class LogHarness:
     """One channel. `ask` decides on the running batch; `commit` stores it; with `batches=False` each ask is one."""
 
     def __init__(self, limits: Limits | None = None, *, batches: bool = False) -> None:
