@@ -23,7 +23,7 @@ from holdfast.core.limits import Limits
 from holdfast.core.ops import Append, Entry
 from holdfast.core.state import ChannelState, CommandState, MessageState, apply_entry
 from holdfast.hub.feed import Behind, EncodedBatch, Feed, Group, Ticks, flush_class
-from holdfast.hub.roster import Roster
+from holdfast.hub.presence_state import PresenceState
 from holdfast.stores.base import Head, Store
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ class Channel:
         self.is_stale = False  # the store holds, or may hold, more than the state; nothing is decided on it
         self.conflicts = 0  # commits in a row after which that was so
         self.used_s = now_s
-        self.roster = Roster(limits, self._ephemeral_moved)
+        self.presence_state = PresenceState(limits, self._ephemeral_moved)
         self.listeners: dict[Callable[[], None], None] = {}  # called when more than text has come
         self._observe = observe
         self._store = store
@@ -62,7 +62,7 @@ class Channel:
         self.live_batches: dict[int, EncodedBatch] = {}  # by the serial they follow; of the present serial only, …
         self._first_batches: dict[tuple[str, int], EncodedBatch] = {}  # … as are those that views begin with
         self.cached_bytes = 0  # of text in both
-        self._ephemeral_batches: dict[int, EncodedBatch] = {}  # by the position of the roster that they follow
+        self._ephemeral_batches: dict[int, EncodedBatch] = {}  # by the position of the presence state that they follow
         self._loading = asyncio.Lock()
         self._loaders = 0
         # Pending while a commit of this channel is in flight, which the committer says: no loads until it is done.
@@ -160,12 +160,12 @@ class Channel:
     @property
     def is_idle(self) -> bool:
         """Does nobody watch or write it?"""
-        is_wanted = self.listeners or self.roster.has_people or self.watchers
+        is_wanted = self.listeners or self.presence_state.has_people or self.watchers
         return not (self.parked or self._loaders or self.commit_over or is_wanted)
 
     def close(self) -> None:
         """It leaves memory: at once, and not when the collector of cycles comes by."""
-        self.roster.close()
+        self.presence_state.close()
 
     def call_in_time(self, callback: Callable[[], None], *, lead_s: float) -> bool:
         """Call `callback` `lead_s` before anybody is shown what is stored now; False if that is now, or if nobody is.
@@ -191,10 +191,10 @@ class Channel:
             group.ephemeral_moved()
 
     def ephemeral_since(self, position: int) -> EncodedBatch:
-        """Who came and went since `position` of the roster, and signals; encoded once for all who come from there."""
+        """Who came and went since `position` of the presence state, and signals; encoded once for all who come from there."""
         batch = self._ephemeral_batches.get(position)
         if batch is None:
-            batch = EncodedBatch(self.name, "", self.roster.since(position))
+            batch = EncodedBatch(self.name, "", self.presence_state.since(position))
             if len(self._ephemeral_batches) < MAX_CACHED_BATCHES:
                 self._ephemeral_batches[position] = batch
         return batch
@@ -239,8 +239,8 @@ class Channel:
     def _first_batch(
         self, key: tuple[str, int], attached: ChannelAttached, rest: Sequence[ServerEvent]
     ) -> EncodedBatch:
-        if len(self.roster):
-            attached = replace(attached, presence=self.roster.presence())
+        if len(self.presence_state):
+            attached = replace(attached, presence=self.presence_state.presence())
         batch = EncodedBatch(self.name, str(self.state.cursor), [attached, *rest])
         self._keep(batch)
         self._first_batches[key] = batch

@@ -168,7 +168,7 @@ class Feed:
         state = self.channel.state
         if not self._attached or self._serial != state.serial or self._epoch != state.epoch:
             return True
-        return self._passed is not None and self._passed != self.channel.roster.position
+        return self._passed is not None and self._passed != self.channel.presence_state.position
 
     def take(self) -> EncodedBatch | None:
         """Everything owed now, as one batch, or None. Raises Behind when the store must be asked first."""
@@ -190,18 +190,18 @@ class Feed:
         else:
             batch = channel.new_start(self._history)
         if not self._attached and self._passed is not None:
-            self._passed = channel.roster.position  # who is here rides in channel.attached
+            self._passed = channel.presence_state.position  # who is here rides in channel.attached
         self._attached = True
         self._epoch, self._serial = state.epoch, state.serial
         return batch if batch.events else self._take_ephemeral()
 
     def _take_ephemeral(self) -> EncodedBatch | None:
         """What was said in passing; only when nothing of the log is owed."""
-        roster = self.channel.roster
-        if self._passed is None or self._passed == roster.position:
+        presence_state = self.channel.presence_state
+        if self._passed is None or self._passed == presence_state.position:
             return None
         batch = self.channel.ephemeral_since(self._passed)
-        self._passed = roster.position
+        self._passed = presence_state.position
         return batch if batch.events else None
 
     async def catch_up(self) -> None:
@@ -221,7 +221,7 @@ class Feed:
         state, passed = channel.state, self._passed
         if not self._attached or self._serial != state.serial or self._epoch != state.epoch:
             self._group.moved()
-        elif passed is not None and passed != channel.roster.position:
+        elif passed is not None and passed != channel.presence_state.position:
             asyncio.get_running_loop().call_soon(self.wake)
 
     def close(self) -> None:

@@ -60,7 +60,7 @@ from holdfast.hub.hooks import Hook, HookHandler, HookKind, Hooks
 from holdfast.hub.identity import Authenticate
 from holdfast.hub.leases import LeaseMonitor
 from holdfast.hub.patterns import check_pattern, matches
-from holdfast.hub.people import People
+from holdfast.hub.presence import PresenceTracker
 from holdfast.hub.rates import ClientLimits, Rates
 from holdfast.hub.subscription import Subscription
 from holdfast.hub.sync import SyncHub
@@ -108,7 +108,7 @@ class _Runtime:
         self.deadlines = Deadlines(loop)
         self.leases: LeaseMonitor | None = None
         self.scheduler: TurnScheduler | None = None
-        self.people: People | None = None
+        self.presence: PresenceTracker | None = None
         self.draining: asyncio.Task[None] | None = None
         self.main: asyncio.Task[None] | None = None
 
@@ -444,12 +444,12 @@ class HubCore:
     async def signal(self, channel: str, name: str, data: Json = None, *, by: str | None = None) -> None:
         """Tell those who watch `channel` now; never stored. Raises TooLarge."""
         await self.start()
-        self.people.signal(check_channel(channel), name, data, by)
+        self.presence.signal(check_channel(channel), name, data, by)
 
     async def members(self, channel: str) -> Presence:
         """Who is here: at most 100 by name, and how many."""
         await self.start()
-        return self.people.present(check_channel(channel))
+        return self.presence.present(check_channel(channel))
 
     # -- reading -----------------------------------------------------------------------------------------------
 
@@ -496,9 +496,9 @@ class HubCore:
         self.queue(Waiting(check_channel(channel), ask, done, _size_of(request)))
 
     @property
-    def people(self) -> People:
+    def presence(self) -> PresenceTracker:
         """Who is where. The hub must have started."""
-        people = self._live().people
+        people = self._live().presence
         assert people is not None
         return people
 
@@ -626,7 +626,7 @@ class HubCore:
                 "entries": runtime.committer.entries,
                 "waiting": runtime.committer.waiting,
                 "deadlines": len(runtime.deadlines),
-                "members": sum(len(channel.roster) for channel in runtime.channels.values()),
+                "members": sum(len(channel.presence_state) for channel in runtime.channels.values()),
             }
             if runtime.scheduler is not None:
                 counts |= runtime.scheduler.stats()
@@ -794,7 +794,7 @@ class HubCore:
         """Everybody who works in the hub."""
         loop, deadlines = runtime.loop, runtime.deadlines
         runtime.leases = LeaseMonitor(loop, self.clock, deadlines, self.submit)
-        runtime.people = People(loop, deadlines, self.limits, self.channel)
+        runtime.presence = PresenceTracker(loop, deadlines, self.limits, self.channel)
         runtime.scheduler = TurnScheduler(
             loop,
             self.clock,

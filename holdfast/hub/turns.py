@@ -138,12 +138,12 @@ class TurnScheduler:
         if self._workers.pop(worker, worker) is worker and not is_broken:
             return
         for channel in self._live():
-            if matches(worker.pattern, channel.name) and channel.roster.disconnect(worker.name, worker):
+            if matches(worker.pattern, channel.name) and channel.presence_state.disconnect(worker.name, worker):
                 if is_broken:  # a blip does not flicker
-                    leave = partial(channel.roster.remove, worker.name)
+                    leave = partial(channel.presence_state.remove, worker.name)
                     self._deadlines.set(("agent", channel.name, worker.name), self._loop.time() + BROKEN_S, leave)
                 else:
-                    channel.roster.remove(worker.name)
+                    channel.presence_state.remove(worker.name)
         for name, work in list(self._work.items()):
             for message_id, (claim, taker) in list(work.running.items()):
                 if taker is worker and is_broken:  # one that takes no more still has those
@@ -525,7 +525,7 @@ class TurnScheduler:
         """What an agent does in `channel` now, for those who look on."""
         live = self._find(channel)
         if live is not None:
-            live.roster.update(worker_name, data)
+            live.presence_state.update(worker_name, data)
 
     def _forget_worker(self, worker: Worker, turn: TurnOffer) -> None:
         """Whoever ends a turn need not be told that it ended."""
@@ -597,7 +597,7 @@ class TurnScheduler:
         work = self._work.get(channel)
         live = self._find(channel)
         if work is not None and message_id in work.waiting and live is not None and not self.has_agent(channel):
-            live.roster.signal(Signal(name="nobody_listening", data={"message": message_id}))
+            live.presence_state.signal(Signal(name="nobody_listening", data={"message": message_id}))
 
     def _remember(self, pattern: str) -> None:
         now_ms = self._clock.now_ms()
@@ -615,4 +615,4 @@ def _show(worker: Worker, channel: Channel) -> None:
     """Let `worker` be seen in `channel` if it serves it. In a crowd it is not seen, and works all the same."""
     if matches(worker.pattern, channel.name):
         with suppress(TooMany):
-            channel.roster.enter(worker.name, "agent", worker, {"state": "listening"})
+            channel.presence_state.enter(worker.name, "agent", worker, {"state": "listening"})

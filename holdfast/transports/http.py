@@ -51,7 +51,7 @@ from holdfast.core.requests import Request as Asked
 from holdfast.hub.committer import Result
 from holdfast.hub.hub import HubCore
 from holdfast.hub.identity import Identity
-from holdfast.hub.people import check_member, check_signal
+from holdfast.hub.presence import check_member, check_signal
 from holdfast.transports.codec import answer_fields, decode, for_peers, unexpected
 from holdfast.transports.door import identify, not_local
 from holdfast.transports.passport import left_s
@@ -225,7 +225,7 @@ async def enter(call: Call) -> Response:
     await call.hub.start()
     # A socket is closed when its identity ends; a lease has nobody else to end it.
     lease_s = min(asked.lease_s, left_s(call.hub, call.identity))
-    call.hub.people.lease(call.channel, member_id, asked.data, lease_s)
+    call.hub.presence.lease(call.channel, member_id, asked.data, lease_s)
     return Response(status_code=204, headers=_NO_STORE)
 
 
@@ -234,7 +234,7 @@ async def leave(call: Call) -> Response:
     call.check("presence")
     member_id = check_member(call.id, call.identity.client_id)
     await call.hub.start()
-    call.hub.people.end_lease(call.channel, member_id)
+    call.hub.presence.end_lease(call.channel, member_id)
     return Response(status_code=204, headers=_NO_STORE)
 
 

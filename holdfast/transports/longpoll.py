@@ -74,9 +74,9 @@ class _Visit:
         self.feed = feed
         self._since = since
         self._past = past
-        self._roster = feed.channel.roster
-        self._life = self._roster.life = self._roster.life or hub.clock.new_epoch()
-        self._told = self._told_of(since)  # position in the roster; None: nothing that counts here
+        self._presence_state = feed.channel.presence_state
+        self._life = self._presence_state.life = self._presence_state.life or hub.clock.new_epoch()
+        self._told = self._told_of(since)  # position in the presence state; None: nothing that counts here
 
     async def begin(self) -> list[bytes]:
         """What was missed since the last poll. Raises StoreUnavailable."""
@@ -97,11 +97,11 @@ class _Visit:
         return events
 
     def cursor(self, *, is_told: bool) -> str:
-        """Where the client stands now. To be called right after `begin` or `more`: the roster moves on.
+        """Where the client stands now. To be called right after `begin` or `more`: the presence state moves on.
 
         Whoever was told nothing keeps their place: what made no event until now (somebody came, and left) makes none.
         """
-        position = self._roster.position if is_told or self._told is None else self._told
+        position = self._presence_state.position if is_told or self._told is None else self._told
         cursor, place = self.feed.cursor, Cursor(self._life, position)
         if self._past is not None:
             cursor = cursor._replace(extra=self._past.mark(str(cursor)))
@@ -123,13 +123,13 @@ class _Visit:
         Signals of that time are for those who were there.
         """
         if self._told is None:
-            now = self._roster.presence()
+            now = self._presence_state.presence()
             return [encode_json(PresenceSync(members=now.members, count=now.count))]
-        return [encode_json(event) for event in self._roster.since(self._told) if not isinstance(event, Signal)]
+        return [encode_json(event) for event in self._presence_state.since(self._told) if not isinstance(event, Signal)]
 
     def _told_of(self, since: Cursor | None) -> int | None:
         place = known_since(self._past, since.presence if since is not None else None)
-        if place is None or place.epoch != self._life or place.serial > self._roster.position:
+        if place is None or place.epoch != self._life or place.serial > self._presence_state.position:
             return None
         return place.serial
 

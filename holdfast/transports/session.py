@@ -46,7 +46,7 @@ from holdfast.hub.committer import Result
 from holdfast.hub.feed import Behind, Feed
 from holdfast.hub.hub import HubCore
 from holdfast.hub.identity import Identity
-from holdfast.hub.people import check_member, check_signal
+from holdfast.hub.presence import check_member, check_signal
 from holdfast.hub.turns import LEASE_S, TurnOffer
 from holdfast.transports.codec import answer_fields, decode, for_peers, unexpected
 from holdfast.transports.frames import (
@@ -262,7 +262,7 @@ class Session:
         if not (present or written or workers) or not self._hub.is_running:
             return
         for channel, member in present:
-            self._hub.people.leave(channel, member, self)
+            self._hub.presence.leave(channel, member, self)
         for channel, message_id in written:
             self._hub.leases.broken(channel, message_id, self)
         for worker in workers.values():
@@ -440,11 +440,11 @@ class Session:
     def _pass_on(self, frame: PresenceFrame | SignalFrame) -> dict[str, Json]:
         channel = check_channel(frame.channel)
         self.identity.check("presence", channel)
-        people = self._hub.people
+        presence = self._hub.presence
         if isinstance(frame, SignalFrame):
             self._hub.rates.signal(self.identity)
             check_signal(frame.name)
-            people.signal(channel, frame.name, frame.data, self.identity.client_id)
+            presence.signal(channel, frame.name, frame.data, self.identity.client_id)
             return {}
         member = check_member(frame.member or self.identity.client_id or "anonymous", self.identity.client_id)
         place = (channel, member)
@@ -453,12 +453,12 @@ class Session:
         if frame.leave:
             if place in self._present:
                 self._present.discard(place)
-                people.leave(channel, member, self, is_final=True)
+                presence.leave(channel, member, self, is_final=True)
             return {}
         if place not in self._present and len(self._present) >= self._hub.limits.socket_channels:
             limit = self._hub.limits.socket_channels
             raise TooMany(f"a socket is present as at most {limit} members", limit=limit)
-        people.enter(channel, member, self, frame.data)
+        presence.enter(channel, member, self, frame.data)
         self._present.add(place)
         return {}
 

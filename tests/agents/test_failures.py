@@ -85,7 +85,7 @@ async def test_what_an_agent_said_is_not_changed_by_what_it_does_to_its_objects_
         tools = ["search"]
         turn.progress("using a tool", tools=tools)
         tools.append("rm")
-        member = hub.channel("chat:1").roster.member("bot")
+        member = hub.channel("chat:1").presence_state.member("bot")
         assert member is not None
         seen.append(member.data["tools"])
 

@@ -382,8 +382,8 @@ async def test_the_agent_is_seen_and_says_what_it_does() -> None:
             await message.append("x")
 
     def look() -> None:
-        roster = hub.channel("chat:1").roster
-        member = roster.member("helper")
+        presence_state = hub.channel("chat:1").presence_state
+        member = presence_state.member("helper")
         states.append(member.data["state"] if member is not None else None)
 
     await hub.members("chat:1")

@@ -247,7 +247,7 @@ def test_what_an_app_does_to_its_objects_later_does_not_reach_the_log(harness: L
     assert (known.data, known.reply.data) == ({"x": [1]}, {"x": [1]})
 
 
-def people(count: int) -> list[Caller]:
+def presence(count: int) -> list[Caller]:
     return [Caller(id=f"person-{number}", may_write=False) for number in range(count)]
 
 

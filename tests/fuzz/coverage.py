@@ -20,7 +20,7 @@ WATCHED = (
     "core/",
     "transports/",
     "hub/identity.py",
-    "hub/people.py",
+    "hub/presence.py",
     "hub/tickets.py",
     "hub/tokens.py",
     "stores/sqlite_documents.py",

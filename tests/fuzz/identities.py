@@ -142,7 +142,7 @@ EVERY_FRAME = [{"json": {**frame, "ref": ref}} for ref, frame in enumerate(SOCKE
 
 
 class Identities:
-    """People come to a hub that knows them."""
+    """PresenceTracker come to a hub that knows them."""
 
     name = "identities"
     cpu_s = 4.0

@@ -23,8 +23,8 @@ from holdfast.core.events import (
 from holdfast.core.limits import Limits
 from holdfast.core.view import View
 from holdfast.hub import HubCore
-from holdfast.hub.people import GRACE_S, check_member
-from holdfast.hub.roster import CROWD_S, KEPT_LEFT, KEPT_SIGNALS, NAMED, OWN_MEMBERS, Roster
+from holdfast.hub.presence import GRACE_S, check_member
+from holdfast.hub.presence_state import CROWD_S, KEPT_LEFT, KEPT_SIGNALS, NAMED, OWN_MEMBERS, PresenceState
 from tests.virtual import virtual_clock, virtually
 
 
@@ -64,17 +64,17 @@ async def test_members_are_told_when_they_come_change_and_go() -> None:
     viewer = Viewer(hub)
     await asyncio.sleep(1)
     viewer.take()
-    hub.people.enter("c", "ann", "tab", {"name": "Ann"})
+    hub.presence.enter("c", "ann", "tab", {"name": "Ann"})
     await asyncio.sleep(1)
-    hub.people.enter("c", "ann", "tab", {"name": "Ann", "mood": "typing"})
+    hub.presence.enter("c", "ann", "tab", {"name": "Ann", "mood": "typing"})
     await asyncio.sleep(1)
-    hub.people.enter("c", "ann", "phone", None)
+    hub.presence.enter("c", "ann", "phone", None)
     await asyncio.sleep(1)
     told = viewer.take()
     assert [type(one) for one in told] == [PresenceEnter, PresenceUpdate, PresenceUpdate]
     assert (told[2].member.connections, told[2].member.data["mood"]) == (2, "typing")
-    hub.people.leave("c", "ann", "tab")
-    hub.people.leave("c", "ann", "phone")
+    hub.presence.leave("c", "ann", "tab")
+    hub.presence.leave("c", "ann", "phone")
     await asyncio.sleep(GRACE_S + 1)
     assert [type(one) for one in viewer.take()] == [PresenceUpdate, PresenceLeave]
     assert viewer.view.members() == []
@@ -88,13 +88,13 @@ async def test_a_refresh_does_not_flicker() -> None:
     hub = new_hub()
     await hub.start()
     viewer = Viewer(hub)
-    hub.people.enter("c", "ann", "before", {"name": "Ann"})
+    hub.presence.enter("c", "ann", "before", {"name": "Ann"})
     await asyncio.sleep(1)
     viewer.take()
     for number in range(10):
-        hub.people.leave("c", "ann", "before" if not number else number - 1)
+        hub.presence.leave("c", "ann", "before" if not number else number - 1)
         await asyncio.sleep(GRACE_S - 0.5)
-        hub.people.enter("c", "ann", number, None)
+        hub.presence.enter("c", "ann", number, None)
         await asyncio.sleep(GRACE_S)
     assert not any(isinstance(one, PresenceLeave | PresenceEnter) for one in viewer.take())
     assert [one.id for one in viewer.view.members()] == ["ann"]
@@ -107,9 +107,9 @@ async def test_who_says_that_they_leave_leaves_at_once() -> None:
     hub = new_hub()
     await hub.start()
     viewer = Viewer(hub)
-    hub.people.enter("c", "ann", "tab", None)
+    hub.presence.enter("c", "ann", "tab", None)
     await asyncio.sleep(1)
-    hub.people.leave("c", "ann", "tab", is_final=True)
+    hub.presence.leave("c", "ann", "tab", is_final=True)
     await asyncio.sleep(0.2)
     assert viewer.view.members() == []
     await viewer.leave()
@@ -120,15 +120,15 @@ async def test_who_says_that_they_leave_leaves_at_once() -> None:
 async def test_a_lease_keeps_somebody_without_a_socket() -> None:
     hub = new_hub()
     await hub.start()
-    hub.people.lease("c", "ann", {"name": "Ann"}, 30)
+    hub.presence.lease("c", "ann", {"name": "Ann"}, 30)
     await asyncio.sleep(29)
-    hub.people.lease("c", "ann", None, 30)
+    hub.presence.lease("c", "ann", None, 30)
     await asyncio.sleep(29)
     assert [one.data for one in (await hub.members("c")).members] == [{"name": "Ann"}]
     await asyncio.sleep(2)
     assert (await hub.members("c")).count == 0
-    hub.people.lease("c", "ann", None, 30)
-    hub.people.end_lease("c", "ann")
+    hub.presence.lease("c", "ann", None, 30)
+    hub.presence.end_lease("c", "ann")
     assert (await hub.members("c")).count == 0
     await hub.close()
 
@@ -138,24 +138,24 @@ async def test_a_client_holds_so_many_leases_and_gets_them_back() -> None:
     hub = new_hub(limits=Limits(socket_channels=3))
     await hub.start()
     for number in range(3):
-        hub.people.lease(f"c{number}", "eve" if number else "eve~phone", None, 30)
+        hub.presence.lease(f"c{number}", "eve" if number else "eve~phone", None, 30)
     for channel, member in (("c3", "eve"), ("c0", "eve"), ("c0", "eve~tab")):
         with pytest.raises(TooMany) as caught:
-            hub.people.lease(channel, member, None, 30)
+            hub.presence.lease(channel, member, None, 30)
         assert caught.value.details == {"limit": 3}
     await asyncio.sleep(20)
-    hub.people.lease("c1", "eve", None, 30)  # one that it holds is renewed
-    hub.people.lease("c3", "ann", None, 30)
-    hub.people.end_lease("c2", "eve")
-    hub.people.lease("c4", "eve", None, 30)
+    hub.presence.lease("c1", "eve", None, 30)  # one that it holds is renewed
+    hub.presence.lease("c3", "ann", None, 30)
+    hub.presence.end_lease("c2", "eve")
+    hub.presence.lease("c4", "eve", None, 30)
     await asyncio.sleep(11)  # that of c0 is over
     assert (await hub.members("c0")).count == 0
-    hub.people.lease("c5", "eve", None, 30)
+    hub.presence.lease("c5", "eve", None, 30)
     with pytest.raises(TooMany):
-        hub.people.lease("c6", "eve", None, 30)
+        hub.presence.lease("c6", "eve", None, 30)
     await asyncio.sleep(200)
     assert hub.stats()["members"] == hub.stats()["channels"] == 0
-    assert not hub.people._leases
+    assert not hub.presence._leases
     await hub.close()
 
 
@@ -163,14 +163,14 @@ async def test_a_client_holds_so_many_leases_and_gets_them_back() -> None:
 async def test_who_attaches_is_told_who_is_here_and_then_only_what_changes() -> None:
     hub = new_hub()
     await hub.start()
-    hub.people.enter("c", "ann", "tab", {"name": "Ann"})
+    hub.presence.enter("c", "ann", "tab", {"name": "Ann"})
     viewer = Viewer(hub)
     await asyncio.sleep(1)
     (attached,) = viewer.take()
     assert isinstance(attached, ChannelAttached)
     assert attached.presence is not None
     assert ([one.id for one in attached.presence.members], attached.presence.count) == (["ann"], 1)
-    hub.people.enter("c", "bob", "tab", None)
+    hub.presence.enter("c", "bob", "tab", None)
     await asyncio.sleep(1)
     (entered,) = viewer.take()
     assert entered.member.id == "bob"
@@ -194,10 +194,10 @@ def test_a_thousand_who_join_and_leave_cost_less_than_an_event_each(gap_s: float
 
         async def visit(number: int) -> None:
             await asyncio.sleep(number * gap_s)
-            hub.people.enter("c", f"m{number}", "tab", {"name": f"Person {number}"})
+            hub.presence.enter("c", f"m{number}", "tab", {"name": f"Person {number}"})
             await asyncio.sleep(5)
             assert viewer.view.count > 0
-            hub.people.leave("c", f"m{number}", "tab")
+            hub.presence.leave("c", f"m{number}", "tab")
 
         await asyncio.gather(*map(visit, range(1000)))
         await asyncio.sleep(GRACE_S + 2)
@@ -213,15 +213,15 @@ def test_a_thousand_who_join_and_leave_cost_less_than_an_event_each(gap_s: float
 async def test_a_crowd_is_told_once_a_second_and_the_agents_in_it_at_once() -> None:
     hub = new_hub()
     await hub.start()
-    roster = hub.channel("c").roster
+    presence_state = hub.channel("c").presence_state
     for number in range(NAMED):
-        hub.people.enter("c", f"m{number:03}", "tab", None)
+        hub.presence.enter("c", f"m{number:03}", "tab", None)
     viewer = Viewer(hub)
     await asyncio.sleep(10)
     viewer.take()
     for number in range(50):
-        hub.people.enter("c", f"late{number}", "tab", None)
-        hub.people.enter("c", "m000", "tab", {"typing": number})
+        hub.presence.enter("c", f"late{number}", "tab", None)
+        hub.presence.enter("c", "m000", "tab", {"typing": number})
         await asyncio.sleep(0.1)
     told = viewer.take()
     assert {type(one) for one in told} == {PresenceSync}
@@ -231,26 +231,26 @@ async def test_a_crowd_is_told_once_a_second_and_the_agents_in_it_at_once() -> N
     assert viewer.view.members()[0].data == {"typing": 49}
     viewer.take()
     for number in range(50):
-        hub.people.enter("c", "m001", "tab", {"typing": number})
+        hub.presence.enter("c", "m001", "tab", {"typing": number})
         await asyncio.sleep(0.1)
     assert 4 <= len(viewer.take()) <= 6
     await asyncio.sleep(CROWD_S + 0.2)
     assert viewer.view.members()[1].data == {"typing": 49}
     viewer.take()
-    roster.enter("bot", "agent", "worker", {"state": "listening"})
+    presence_state.enter("bot", "agent", "worker", {"state": "listening"})
     await asyncio.sleep(0.2)
-    roster.update("bot", {"state": "answering"})
+    presence_state.update("bot", {"state": "answering"})
     await asyncio.sleep(0.2)
     assert [type(one) for one in viewer.take()] == [PresenceEnter, PresenceUpdate]
     assert viewer.view.count == NAMED + 51
     # When it has got quiet, and is small enough, everybody is told of one by one again.
     for number in range(50):
-        hub.people.leave("c", f"late{number}", "tab", is_final=True)
+        hub.presence.leave("c", f"late{number}", "tab", is_final=True)
     await asyncio.sleep(5)
-    hub.people.leave("c", "m000", "tab", is_final=True)
+    hub.presence.leave("c", "m000", "tab", is_final=True)
     await asyncio.sleep(5)
     viewer.take()
-    hub.people.leave("c", "m001", "tab", is_final=True)
+    hub.presence.leave("c", "m001", "tab", is_final=True)
     await asyncio.sleep(0.2)
     assert [type(one) for one in viewer.take()] == [PresenceLeave]
     now = await hub.members("c")
@@ -268,8 +268,8 @@ async def test_who_comes_and_goes_within_a_moment_is_told_to_nobody() -> None:
     await asyncio.sleep(1)
     viewer.take()
     for number in range(1000):
-        hub.people.enter("c", f"x{number}", "tab", None)
-        hub.people.leave("c", f"x{number}", "tab", is_final=True)
+        hub.presence.enter("c", f"x{number}", "tab", None)
+        hub.presence.leave("c", f"x{number}", "tab", is_final=True)
     await asyncio.sleep(1)
     assert len(viewer.take()) <= 1
     assert viewer.view.count == 0
@@ -301,21 +301,21 @@ async def test_data_and_counts_have_bounds() -> None:
     hub = new_hub(limits=Limits(members=2))
     await hub.start()
     with pytest.raises(TooLarge):
-        hub.people.enter("c", "ann", 1, {"x": "y" * 5000})
+        hub.presence.enter("c", "ann", 1, {"x": "y" * 5000})
     with pytest.raises(TooLarge):
         await hub.signal("c", "typing", "y" * 5000)
-    hub.people.enter("c", "ann", 1, None)
-    hub.people.enter("c", "bob", 1, None)
+    hub.presence.enter("c", "ann", 1, None)
+    hub.presence.enter("c", "bob", 1, None)
     with pytest.raises(TooMany):
-        hub.people.enter("c", "cem", 1, None)
+        hub.presence.enter("c", "cem", 1, None)
     for number in range(99):
-        hub.people.enter("c", "ann", f"tab{number}", None)
+        hub.presence.enter("c", "ann", f"tab{number}", None)
     with pytest.raises(TooMany):
-        hub.people.enter("c", "ann", "one more", None)
-    hub.channel("c").roster.enter("bot", "agent", "worker", {"state": "listening"})
+        hub.presence.enter("c", "ann", "one more", None)
+    hub.channel("c").presence_state.enter("bot", "agent", "worker", {"state": "listening"})
     assert (await hub.members("c")).members[0].id == "bot"  # people take no room from it, nor it from them
-    hub.people.leave("c", "bob", 1, is_final=True)
-    hub.people.enter("c", "cem", 1, None)
+    hub.presence.leave("c", "bob", 1, is_final=True)
+    hub.presence.enter("c", "cem", 1, None)
     await hub.close()
 
 
@@ -324,16 +324,16 @@ async def test_a_client_is_a_hundred_members_of_a_channel_and_no_more() -> None:
     hub = new_hub()
     await hub.start()
     for number in range(OWN_MEMBERS):
-        hub.people.enter("c", f"eve~{number}", "tab", None)
+        hub.presence.enter("c", f"eve~{number}", "tab", None)
     for one in ("eve", "eve~one-more"):
         with pytest.raises(TooMany) as caught:
-            hub.people.enter("c", one, "tab", None)
+            hub.presence.enter("c", one, "tab", None)
         assert caught.value.details == {"limit": OWN_MEMBERS}
-    hub.people.enter("c", "eve~7", "another tab", None)  # who is here already stays so
-    hub.people.enter("c", "ann", "tab", None)
-    hub.people.enter("d", "eve", "tab", None)
-    hub.people.leave("c", "eve~3", "tab", is_final=True)
-    hub.people.enter("c", "eve", "tab", None)
+    hub.presence.enter("c", "eve~7", "another tab", None)  # who is here already stays so
+    hub.presence.enter("c", "ann", "tab", None)
+    hub.presence.enter("d", "eve", "tab", None)
+    hub.presence.leave("c", "eve~3", "tab", is_final=True)
+    hub.presence.enter("c", "eve", "tab", None)
     assert (await hub.members("c")).count == OWN_MEMBERS + 1
     await hub.close()
 
@@ -347,19 +347,19 @@ def test_a_member_is_the_client_or_one_of_its_own() -> None:
 
 
 def test_whoever_comes_and_goes_again_and_again_is_told_as_what_they_are_to_the_viewer() -> None:
-    roster = new_roster()
-    roster.enter("ann", "user", 0)
-    here = roster.position
-    roster.disconnect("ann", 0)
-    roster.remove("ann")
-    away = roster.position
-    roster.enter("ann", "user", 0)
-    assert [type(one) for one in roster.since(here)] == [PresenceUpdate]
-    assert [type(one) for one in roster.since(away)] == [PresenceEnter]
-    roster.disconnect("ann", 0)
-    roster.remove("ann")
-    assert [type(one) for one in roster.since(here)] == [PresenceLeave]
-    assert roster.since(away) == []
+    presence_state = new_roster()
+    presence_state.enter("ann", "user", 0)
+    here = presence_state.position
+    presence_state.disconnect("ann", 0)
+    presence_state.remove("ann")
+    away = presence_state.position
+    presence_state.enter("ann", "user", 0)
+    assert [type(one) for one in presence_state.since(here)] == [PresenceUpdate]
+    assert [type(one) for one in presence_state.since(away)] == [PresenceEnter]
+    presence_state.disconnect("ann", 0)
+    presence_state.remove("ann")
+    assert [type(one) for one in presence_state.since(here)] == [PresenceLeave]
+    assert presence_state.since(away) == []
 
 
 @given(st.lists(st.tuples(st.sampled_from("abcd"), st.booleans()), max_size=60), st.integers(1, 5), st.data())
@@ -367,18 +367,18 @@ def test_from_every_position_a_view_is_brought_up_to_date(
     steps: list[tuple[str, bool]], kept: int, data: st.DataObject
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("holdfast.hub.roster.KEPT_LEFT", kept)
-        roster, views = new_roster(), [(0, View()), (0, View()), (0, View())]
+        patch.setattr("holdfast.hub.presence_state.KEPT_LEFT", kept)
+        presence_state, views = new_roster(), [(0, View()), (0, View()), (0, View())]
         for member_id, is_coming in steps:
             if is_coming:
-                roster.enter(member_id, "user", 0)
-            elif roster.disconnect(member_id, 0):
-                roster.remove(member_id)
+                presence_state.enter(member_id, "user", 0)
+            elif presence_state.disconnect(member_id, 0):
+                presence_state.remove(member_id)
             position, view = views.pop(data.draw(st.integers(0, 2)))
-            view.receive(Batch(events=[*roster.since(position)], cursor=None))
-            assert {one.id for one in view.members()} == {one.id for one in roster.presence().members}
-            assert view.count == len(roster)
-            views.append((roster.position, view))
+            view.receive(Batch(events=[*presence_state.since(position)], cursor=None))
+            assert {one.id for one in view.members()} == {one.id for one in presence_state.presence().members}
+            assert view.count == len(presence_state)
+            views.append((presence_state.position, view))
 
 
 @given(
@@ -390,87 +390,91 @@ def test_what_a_crowd_holds_back_brings_every_view_up_to_date_in_the_end(
     steps: list[tuple[str, bool, bool]], named: int, data: st.DataObject
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("holdfast.hub.roster.CROWD_MEMBERS", 1)
-        patch.setattr("holdfast.hub.roster.CROWD_MOVES", 2)
+        patch.setattr("holdfast.hub.presence_state.CROWD_MEMBERS", 1)
+        patch.setattr("holdfast.hub.presence_state.CROWD_MOVES", 2)
         due: list[Callable[[], None]] = []
         told: list[int] = []
-        roster = Roster(Limits(), lambda: told.append(roster.position), lambda _, callback: due.append(callback))
+        presence_state = PresenceState(
+            Limits(), lambda: told.append(presence_state.position), lambda _, callback: due.append(callback)
+        )
         # A crowd sooner than there are more than are named, so that views can be compared by name.
-        patch.setattr(roster, "_is_crowded", lambda: len(roster) > named or roster._moves > 2)
+        patch.setattr(presence_state, "_is_crowded", lambda: len(presence_state) > named or presence_state._moves > 2)
         views = [(0, View()), (0, View()), (0, View())]
 
         def look(place: int) -> None:
             position, view = views[place]
-            if position != roster.position:  # else nobody is woken
-                view.receive(Batch(events=[*roster.since(position)], cursor=None))
-                views[place] = (roster.position, view)
+            if position != presence_state.position:  # else nobody is woken
+                view.receive(Batch(events=[*presence_state.since(position)], cursor=None))
+                views[place] = (presence_state.position, view)
 
         for member_id, is_coming, is_over in steps:
             if is_coming:
-                roster.enter(member_id, "agent" if member_id == "A" else "user", 0)
-            elif roster.disconnect(member_id, 0):
-                roster.remove(member_id)
+                presence_state.enter(member_id, "agent" if member_id == "A" else "user", 0)
+            elif presence_state.disconnect(member_id, 0):
+                presence_state.remove(member_id)
             if is_over and due:
                 due.pop()()
             if data.draw(st.booleans()):
                 look(data.draw(st.integers(0, 2)))
             if data.draw(st.booleans()):  # somebody new is told who is here, whatever is held back
-                now, view = roster.presence(), View()
+                now, view = presence_state.presence(), View()
                 view.receive(Batch(events=[PresenceSync(members=now.members, count=now.count)], cursor=None))
-                views[data.draw(st.integers(0, 2))] = (roster.position, view)
+                views[data.draw(st.integers(0, 2))] = (presence_state.position, view)
             assert len(due) <= 1
         while due:
             due.pop()()
         assert told == sorted(told)
         for place in range(3):
             look(place)
-            assert {one.id for one in views[place][1].members()} == {one.id for one in roster.presence().members}
-            assert views[place][1].count == len(roster)
+            assert {one.id for one in views[place][1].members()} == {
+                one.id for one in presence_state.presence().members
+            }
+            assert views[place][1].count == len(presence_state)
 
 
-def new_roster() -> Roster:
-    return Roster(Limits(), lambda: None, lambda _, callback: None)
+def new_roster() -> PresenceState:
+    return PresenceState(Limits(), lambda: None, lambda _, callback: None)
 
 
 def test_who_fell_out_of_what_is_kept_is_told_all_anew() -> None:
-    roster = new_roster()
-    roster.enter("stays", "user", 0)
+    presence_state = new_roster()
+    presence_state.enter("stays", "user", 0)
     for number in range(KEPT_LEFT + 10):
-        roster.enter(f"m{number}", "user", 0)
-        roster.disconnect(f"m{number}", 0)
-        roster.remove(f"m{number}")
-    (sync,) = roster.since(1)
+        presence_state.enter(f"m{number}", "user", 0)
+        presence_state.disconnect(f"m{number}", 0)
+        presence_state.remove(f"m{number}")
+    (sync,) = presence_state.since(1)
     assert isinstance(sync, PresenceSync)
     assert ([one.id for one in sync.members], sync.count) == (["stays"], 1)
-    assert roster.since(roster.position) == []
+    assert presence_state.since(presence_state.position) == []
 
 
 def test_a_flood_of_signals_keeps_only_the_newest() -> None:
-    roster = new_roster()
+    presence_state = new_roster()
     for number in range(1000):
-        roster.signal(Signal(name="n", data=number))
-    told = roster.since(0)
+        presence_state.signal(Signal(name="n", data=number))
+    told = presence_state.since(0)
     assert len(told) == KEPT_SIGNALS
     assert told[-1] == Signal(name="n", data=999)
 
 
 def test_agents_come_first_among_those_named() -> None:
-    roster = new_roster()
+    presence_state = new_roster()
     for number in range(200):
-        roster.enter(f"m{number:03}", "user", 0)
-    roster.enter("bot", "agent", 0, {"state": "listening"})
-    now = roster.presence()
+        presence_state.enter(f"m{number:03}", "user", 0)
+    presence_state.enter("bot", "agent", 0, {"state": "listening"})
+    now = presence_state.presence()
     assert (now.members[0].id, len(now.members), now.count) == ("bot", 100, 201)
 
 
 def test_a_person_of_an_agents_name_is_neither_the_agent_nor_keeps_it_here() -> None:
-    roster = new_roster()
-    roster.enter("assistant", "user", "tab", {"state": "I am the agent"})
-    roster.enter("assistant", "agent", "worker", {"state": "listening"})
-    assert roster.presence().members[0].data == {"state": "listening"}
+    presence_state = new_roster()
+    presence_state.enter("assistant", "user", "tab", {"state": "I am the agent"})
+    presence_state.enter("assistant", "agent", "worker", {"state": "listening"})
+    assert presence_state.presence().members[0].data == {"state": "listening"}
     with pytest.raises(Forbidden):
-        roster.enter("assistant", "user", "tab", {"state": "answering"})
-    assert roster.presence().members[0].data == {"state": "listening"}
-    assert roster.disconnect("assistant", "worker")  # the last of it: the person's connection does not count
-    roster.remove("assistant")
-    assert len(roster) == 0
+        presence_state.enter("assistant", "user", "tab", {"state": "answering"})
+    assert presence_state.presence().members[0].data == {"state": "listening"}
+    assert presence_state.disconnect("assistant", "worker")  # the last of it: the person's connection does not count
+    presence_state.remove("assistant")
+    assert len(presence_state) == 0

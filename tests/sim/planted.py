@@ -44,7 +44,7 @@ from holdfast.hub.feed import EncodedBatch, Feed, Group
 from holdfast.hub.hooks import HookEvent, HookRunner
 from holdfast.hub.hub import HubCore
 from holdfast.hub.leases import LeaseMonitor
-from holdfast.hub.roster import Roster
+from holdfast.hub.presence_state import PresenceState
 from holdfast.hub.turns import LEASE_S, TurnOffer, TurnScheduler, Worker
 from holdfast.stores.base import Committed, Conflict, Head, Moved, Write
 from holdfast.testing.sim import watchdog
@@ -343,7 +343,7 @@ def presence_carries_a_cursor(patch: pytest.MonkeyPatch) -> None:
     """Every batch has a cursor: that of the channel."""
 
     def ephemeral_since(self: Channel, position: int) -> EncodedBatch:
-        return EncodedBatch(self.name, str(self.state.cursor), self.roster.since(position))
+        return EncodedBatch(self.name, str(self.state.cursor), self.presence_state.since(position))
 
     patch.setattr(Channel, "ephemeral_since", ephemeral_since)
 
@@ -351,11 +351,11 @@ def presence_carries_a_cursor(patch: pytest.MonkeyPatch) -> None:
 def a_leave_is_told_to_nobody(patch: pytest.MonkeyPatch) -> None:
     """Whoever looks on will see it when they come again."""
 
-    def event(self: Roster, member_id: str, position: int) -> EphemeralEvent | None:
+    def event(self: PresenceState, member_id: str, position: int) -> EphemeralEvent | None:
         member = self.member(member_id)
         return PresenceEnter(member=member) if member is not None else None
 
-    patch.setattr(Roster, "_event", event)
+    patch.setattr(PresenceState, "_event", event)
 
 
 def nobody_looks_at_the_clock_for_commands(patch: pytest.MonkeyPatch) -> None:
@@ -389,7 +389,7 @@ def what_passes_waits_for_a_pause_of_the_text(patch: pytest.MonkeyPatch) -> None
 
 def signals_are_told_to_nobody(patch: pytest.MonkeyPatch) -> None:
     """They are not stored, so nobody can miss them."""
-    patch.setattr(Roster, "signal", lambda self, signal: None)
+    patch.setattr(PresenceState, "signal", lambda self, signal: None)
 
 
 def a_page_says_to_go_on_from_later(patch: pytest.MonkeyPatch) -> None:
@@ -624,12 +624,12 @@ def every_batch_is_kept(patch: pytest.MonkeyPatch) -> None:
 def signals_pile_up(patch: pytest.MonkeyPatch) -> None:
     """Each is small."""
 
-    def signal(self: Roster, signal: Signal) -> None:
+    def signal(self: PresenceState, signal: Signal) -> None:
         self.position += 1
         self._signals.append((self.position, signal, 0))
         self._changed()
 
-    patch.setattr(Roster, "signal", signal)
+    patch.setattr(PresenceState, "signal", signal)
 
 
 def part_operations_pile_up(patch: pytest.MonkeyPatch) -> None:
@@ -722,7 +722,7 @@ PLANTED: dict[Plant, str] = {
     an_idle_channel_stays: "channels are left",
     what_is_over_stays: "are kept after a trim|nobody trims it",
     every_batch_is_kept: "encoded batches are kept",
-    signals_pile_up: "things are in Roster._signals",
+    signals_pile_up: "things are in PresenceState._signals",
     part_operations_pile_up: "things are in Tail.ops",
     wait_on_the_spot_for_a_load: "does not come to its end",
     whoever_is_behind_is_told_again_at_once: "waits without waiting|next to nothing",

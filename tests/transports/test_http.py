@@ -506,7 +506,7 @@ async def test_a_client_takes_neither_all_memory_nor_all_places_of_a_channel() -
         assert await enter("c100", "eve") == (429, "too_many")
         assert await enter("c5", "eve") == (204, "")
         for number in range(100):
-            hub.people.enter("chat:1", f"eve~{number}", "tab", None)
+            hub.presence.enter("chat:1", f"eve~{number}", "tab", None)
         assert await enter("chat:1", "eve", "eve") == (429, "too_many")
         assert await enter("chat:1", "ann", "ann") == (204, "")
         for number in range(19):
@@ -558,5 +558,5 @@ async def test_the_servers_own_signal_is_nobody_elses(hub: Hub, http: httpx2.Asy
     await hub.start()
     answer = await http.post("/v1/channels/c/signals", json={"name": "nobody_listening", "data": {"message": "m1"}})
     assert refused(answer) == (403, "forbidden")
-    assert hub.channel("c").roster.position == 0
+    assert hub.channel("c").presence_state.position == 0
     assert (await http.post("/v1/channels/c/signals", json={"name": "nobody"})).status_code == 202

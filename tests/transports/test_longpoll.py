@@ -14,7 +14,7 @@ from holdfast.core.cursor import Cursor, parse_cursor
 from holdfast.core.events import Batch, decode_event
 from holdfast.core.limits import Limits
 from holdfast.core.view import View
-from holdfast.hub import roster
+from holdfast.hub import presence_state
 from holdfast.hub.identity import Identity, Scope
 from holdfast.transports.door import header
 from tests.transports.conftest import PATIENCE_S, Served, new_hub, serving
@@ -193,7 +193,7 @@ async def test_a_hub_that_leaves_answers_those_who_wait_and_refuses_the_next(ser
 
 async def test_a_first_poll_is_told_who_is_here_and_the_next_one_waits(served: Served) -> None:
     await served.hub.start()
-    served.hub.people.enter("c", "ann", "tab", {"name": "Ann"})
+    served.hub.presence.enter("c", "ann", "tab", {"name": "Ann"})
     first = await poll(served)
     assert first["events"][0]["presence"] == {
         "members": [{"id": "ann", "kind": "user", "data": {"name": "Ann"}, "connections": 1}],
@@ -205,7 +205,7 @@ async def test_a_first_poll_is_told_who_is_here_and_the_next_one_waits(served: S
 async def test_who_came_changed_and_left_between_two_polls_is_told_at_once(served: Served) -> None:
     await served.hub.create("c", id="m1", text="one")
     first = await poll(served)
-    people = served.hub.people
+    people = served.hub.presence
     people.enter("c", "ann", "tab", {})
     people.enter("c", "bob", "tab", {})
     second = await poll(served, first["cursor"])
@@ -227,12 +227,12 @@ async def test_who_came_changed_and_left_between_two_polls_is_told_at_once(serve
 async def test_text_and_presence_that_were_missed_come_together(served: Served) -> None:
     first = await poll(served)
     await served.hub.create("c", id="m1", text="one")
-    served.hub.people.enter("c", "ann", "tab", {})
+    served.hub.presence.enter("c", "ann", "tab", {})
     second = await poll(served, first["cursor"])
     assert kinds(second) == ["channel.attached", "message.create"]  # where the first says who is here
     assert second["events"][0]["presence"]["count"] == 1
     await served.hub.create("c", id="m2", text="two")
-    served.hub.people.enter("c", "bob", "tab", {})
+    served.hub.presence.enter("c", "bob", "tab", {})
     third = await poll(served, second["cursor"])
     assert kinds(third) == ["message.create", "presence.enter"]
     assert of_log(third["cursor"]) == (await served.hub.info("c")).cursor
@@ -243,7 +243,7 @@ async def test_who_comes_wakes_a_poll_that_waits(served: Served) -> None:
     await served.hub.create("c", id="m1", text="one")
     cursor = (await poll(served))["cursor"]
     task = await waiting(served, cursor)
-    served.hub.people.enter("c", "ann", "tab", {})
+    served.hub.presence.enter("c", "ann", "tab", {})
     async with asyncio.timeout(PATIENCE_S):
         answer = await task
     assert kinds(answer) == ["presence.enter"]
@@ -256,8 +256,8 @@ async def test_who_comes_and_leaves_at_once_wakes_nobody(served: Served) -> None
     cursor = (await poll(served))["cursor"]
     begun_s = asyncio.get_running_loop().time()
     task = await waiting(served, cursor, wait_s=1)
-    served.hub.people.enter("c", "ann", "tab", {})
-    served.hub.people.leave("c", "ann", "tab", is_final=True)
+    served.hub.presence.enter("c", "ann", "tab", {})
+    served.hub.presence.leave("c", "ann", "tab", is_final=True)
     assert await task == {"cursor": cursor, "events": []}
     assert asyncio.get_running_loop().time() - begun_s > 0.9
 
@@ -277,9 +277,9 @@ async def test_a_signal_is_told_to_the_poll_that_waits_and_lost_between_polls(se
 async def test_whoever_fell_out_of_what_is_remembered_is_told_who_is_here(
     served: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(roster, "KEPT_LEFT", 2)
+    monkeypatch.setattr(presence_state, "KEPT_LEFT", 2)
     cursor = (await poll(served))["cursor"]
-    people = served.hub.people
+    people = served.hub.presence
     people.enter("c", "ann", "tab", {})
     for number in range(3):
         people.enter("c", f"guest{number}", "tab", {})
@@ -296,13 +296,13 @@ async def test_a_hub_that_was_restarted_between_two_polls_tells_who_is_here_now(
     async with serving(new_hub(url)) as served:
         await served.hub.create("c", id="m1", text="one")
         for member in ("ann", "bob"):
-            served.hub.people.enter("c", member, "tab", {})
+            served.hub.presence.enter("c", member, "tab", {})
         received(view, await poll(served))
         assert [member.id for member in view.members()] == ["ann", "bob"]
     async with serving(new_hub(url)) as served:
         await served.hub.create("c", id="m2", text="two")
         for member in ("bob", "cem"):  # as many changes as before: positions of two lives look alike
-            served.hub.people.enter("c", member, "tab", {})
+            served.hub.presence.enter("c", member, "tab", {})
         answer = await poll(served, view.cursor)
         assert kinds(answer) == ["message.create", "presence.sync"]
         received(view, answer)
@@ -346,7 +346,7 @@ async def test_a_channel_that_left_memory_between_two_polls_tells_who_is_here_no
 )
 async def test_a_place_that_is_none_means_that_nothing_was_told(served: Served, field: str) -> None:
     await served.hub.create("c", id="m1", text="one")
-    served.hub.people.enter("c", "ann", "tab", {})
+    served.hub.presence.enter("c", "ann", "tab", {})
     cursor = (await poll(served))["cursor"]
     assert of_presence(cursor).serial == 1
     answer = await poll(served, of_log(cursor) + field.format(life=of_presence(cursor).epoch))
@@ -376,10 +376,10 @@ async def test_a_polls_cursor_is_good_on_other_transports_and_theirs_for_polls(s
 async def test_a_view_fed_by_polls_shows_whoever_is_here(
     served: Served, seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(roster, "KEPT_LEFT", 3)
+    monkeypatch.setattr(presence_state, "KEPT_LEFT", 3)
     chance = random.Random(seed)
     await served.hub.start()
-    people, view = served.hub.people, View()
+    people, view = served.hub.presence, View()
     number, here = 0, list[str]()
     for _ in range(30):
         for _ in range(chance.choice((0, 1, 2, 7))):
@@ -410,7 +410,7 @@ async def subscriber(scope: Scope) -> Identity:
 async def test_without_history_a_place_counts_for_whom_it_was_given_to(served: Served) -> None:
     served.hub.authenticate = subscriber
     await served.hub.create("c", id="m1", text="one")
-    people = served.hub.people
+    people = served.hub.presence
     people.enter("c", "early", "tab", {})
     people.enter("c", "ann", "tab", {})
     people.leave("c", "early", "tab", is_final=True)

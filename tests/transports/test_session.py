@@ -185,12 +185,12 @@ async def test_what_cannot_be_sent_ends_the_session_instead_of_being_passed_over
     await own_hub.create("c", id="m1", text="x")
     line = Line(own_hub)
     if not is_live:  # who is here rides in the first batch
-        own_hub.channel("c").roster.enter("bot", "agent", 0, {"tool": object()})
+        own_hub.channel("c").presence_state.enter("bot", "agent", 0, {"tool": object()})
     line.tell("attach", channel="c", flush_ms=0)
     assert (await line.frame())["type"] == "ok"
     if is_live:
         assert (await line.frame())["type"] == "events"
-        own_hub.channel("c").roster.enter("bot", "agent", 0, {"tool": object()})
+        own_hub.channel("c").presence_state.enter("bot", "agent", 0, {"tool": object()})
     assert await line.frame() == {"type": "bye", "reason": "internal"}
     assert line.session.closing == (4000, "internal")
     assert line.take() is None
@@ -230,7 +230,7 @@ async def test_the_servers_own_signal_is_nobody_elses(own_hub: Hub) -> None:
         line = Line(own_hub, Identity(client_id=client))
         line.tell("signal", channel="c", name="nobody_listening", data={"message": "m1"})
         assert (await line.frame())["code"] == "forbidden"
-    assert own_hub.channel("c").roster.position == 0
+    assert own_hub.channel("c").presence_state.position == 0
 
 
 async def test_without_history_a_new_start_shows_streaming_messages_only(own_hub: Hub) -> None:

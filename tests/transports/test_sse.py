@@ -391,7 +391,7 @@ async def test_an_event_source_is_asked_to_wait_longer_where_what_it_is_owed_can
     served: Served, caplog: pytest.LogCaptureFixture
 ) -> None:
     await served.hub.create("c", id="m1", text="x")
-    served.hub.channel("c").roster.enter("bot", "agent", 0, {"tool": object()})
+    served.hub.channel("c").presence_state.enter("bot", "agent", 0, {"tool": object()})
     stream = await Stream.open(served, EVENTS)
     assert await stream.until_over() is False
     assert [(event.event, event.data) for event in stream.events] == [("bye", b'"internal"')]

@@ -62,7 +62,7 @@ class Conversation:
             self._near.append(viewer)
 
     def begin(self) -> None:
-        """People answer what agents ask them, from now on."""
+        """PresenceTracker answer what agents ask them, from now on."""
         self._approving = asyncio.get_running_loop().create_task(self._approve_all())
 
     async def close(self) -> None:

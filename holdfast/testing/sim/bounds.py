@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping
 
 from holdfast.core import state as states
 from holdfast.hub import channel as channels
-from holdfast.hub import roster as rosters
+from holdfast.hub import presence_state as rosters
 from holdfast.hub.channel import Channel
 from holdfast.hub.hub import HubCore, _Runtime
 from holdfast.testing.sim.trace import Violation
@@ -89,11 +89,11 @@ class Bounds:
             self._look_at_channel(channel)
 
     def _look_at_channel(self, channel: Channel) -> None:
-        name, roster, tail = channel.name, channel.roster, channel.state.tail
+        name, presence_state, tail = channel.name, channel.presence_state, channel.state.tail
         batches = len(channel._first_batches) + len(channel.live_batches)
         self._at_most(f"encoded batches are kept for {name}", batches, channels.MAX_CACHED_BATCHES)
         self._at_most(f"bytes of part operations are kept of {name}", tail._bytes, states.TAIL_BYTES)
-        self._at_most(f"bytes of signals are kept of {name}", roster._signal_bytes, rosters.KEPT_SIGNAL_BYTES)
+        self._at_most(f"bytes of signals are kept of {name}", presence_state._signal_bytes, rosters.KEPT_SIGNAL_BYTES)
         if not self._has_too_much(channel):
             self._too_much_s.pop(name, None)
         else:
@@ -133,7 +133,7 @@ class Bounds:
             yield from self._parts_of_app(app, sum(len(work.running) for work in scheduler._work.values()))
 
     def _parts_of_channel(self, channel: Channel, waiting: int) -> Iterator[Part]:
-        state, roster = channel.state, channel.roster
+        state, presence_state = channel.state, channel.presence_state
         batches = channels.MAX_CACHED_BATCHES
         absent = channels.KEPT_ABSENT + 1_000
         yield channel, SPARE, {"parked": waiting, "_ephemeral_batches": batches, "_absent": absent}
@@ -144,10 +144,10 @@ class Bounds:
             "_signals": rosters.KEPT_SIGNALS,
             "_left": rosters.KEPT_LEFT,
             "_stays": rosters.KEPT_LEFT,
-            "_changes": len(roster) + len(roster._left),
-            "_owned": len(roster),
+            "_changes": len(presence_state) + len(presence_state._left),
+            "_owned": len(presence_state),
         }
-        yield roster, SPARE, members
+        yield presence_state, SPARE, members
         for group in channel._groups.values():
             yield group, SPARE, {}
             for feed in group:

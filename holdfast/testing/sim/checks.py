@@ -389,7 +389,7 @@ def roster_of(hub: HubCore, channel: str) -> Presence:
     """Who is in `channel`, as `hub` knows it."""
     runtime = hub._runtime
     live = runtime.channels.get(channel) if runtime is not None and not runtime.is_over else None
-    return live.roster.presence() if live is not None else Presence(members=[], count=0)
+    return live.presence_state.presence() if live is not None else Presence(members=[], count=0)
 
 
 def check_nobody_is_forgotten(life: Life, hub: HubCore, abandoned: Container[tuple[str, str]]) -> None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from holdfast.core.ops import Claim, Command, Create, Delete, Entry, Finish, Lease, Reply, Takeover, Writer
 from holdfast.hub.leases import BROKEN_S, CANCEL_S
-from holdfast.hub.people import GRACE_S
+from holdfast.hub.presence import GRACE_S
 from holdfast.stores.base import Write
 from holdfast.testing.sim.clock import START_MS, Process, VirtualLoop
 from holdfast.testing.sim.trace import Violation

@@ -1,4 +1,4 @@
-"""People: who come, go, and come back at once, and say things in passing; and who ask, stop, steer and answer.
+"""PresenceTracker: who come, go, and come back at once, and say things in passing; and who ask, stop, steer and answer.
 
 You are in `testing.sim`. Each knows what it was told, so that what the server says of it can be checked.
 """
@@ -11,8 +11,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from holdfast.core.names import command_key
-from holdfast.hub import roster as rosters
-from holdfast.hub.people import GRACE_S
+from holdfast.hub import presence_state as rosters
+from holdfast.hub.presence import GRACE_S
 from holdfast.testing.sim.actors import AWAY_STATUS, Author, Person, Reply, asks_by_socket
 from holdfast.testing.sim.checks import Eye, roster_of
 from holdfast.testing.sim.clock import Process

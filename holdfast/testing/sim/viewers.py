@@ -109,7 +109,7 @@ class Viewer(Person):
         raise NotImplementedError
 
     def _handle(self, eye: Eye) -> None:
-        """People load pages anew, and come back to tabs that slept."""
+        """PresenceTracker load pages anew, and come back to tabs that slept."""
         deed = self.draw.random()
         if deed < 0.15:
             eye.reload()

@@ -1,6 +1,6 @@
-"""People: who enters and leaves channels, by sockets and by leases.
+"""PresenceTracker: who enters and leaves channels, by sockets and by leases.
 
-You are in `hub`. The roster knows who is here; this knows how long: a member whose last connection is gone leaves after
+You are in `hub`. the presence state knows who is here; this knows how long: a member whose last connection is gone leaves after
 a grace, so that a page refresh does not flicker, and one without a socket is here for as long as a lease says.
 """
 
@@ -23,7 +23,7 @@ GRACE_S = 3.0  # between a member's last connection and their leaving
 SERVERS_SIGNALS = frozenset(("nobody_listening",))  # which people believe, so nobody else says them
 
 
-class People:
+class PresenceTracker:
     """Presence and signals of all channels."""
 
     def __init__(
@@ -44,16 +44,16 @@ class People:
         if data is not None:
             check_json(data, self._limits.data_bytes, "a member's data", depth=self._limits.depth)
             data = plain(data)
-        self._channel(channel).roster.enter(member_id, "user", connection, data)
+        self._channel(channel).presence_state.enter(member_id, "user", connection, data)
         self._deadlines.drop(("grace", channel, member_id))
 
     def leave(self, channel: str, member_id: str, connection: Hashable, *, is_final: bool = False) -> None:
         """The connection is gone; with `is_final` because they said so, without a grace."""
-        roster = self._channel(channel).roster
-        if not roster.disconnect(member_id, connection):
+        presence_state = self._channel(channel).presence_state
+        if not presence_state.disconnect(member_id, connection):
             return
         if is_final:
-            roster.remove(member_id)
+            presence_state.remove(member_id)
         else:
             self._deadlines.set(
                 ("grace", channel, member_id), self._loop.time() + GRACE_S, partial(self._gone, channel, member_id)
@@ -86,17 +86,17 @@ class People:
 
     def present(self, channel: str) -> Presence:
         """Who is here."""
-        return self._channel(channel).roster.presence()
+        return self._channel(channel).presence_state.presence()
 
     def signal(self, channel: str, name: str, data: Json, by: str | None) -> None:
         """Tell those who are here now; never stored. Raises InvalidRequest, TooLarge."""
         check_id(name, "a signal's name")
         if data is not None:
             check_json(data, self._limits.data_bytes, "a signal's data", depth=self._limits.depth)
-        self._channel(channel).roster.signal(Signal(name=name, data=plain({"data": data})["data"], from_=by))
+        self._channel(channel).presence_state.signal(Signal(name=name, data=plain({"data": data})["data"], from_=by))
 
     def _gone(self, channel: str, member_id: str) -> None:
-        self._channel(channel).roster.remove(member_id)
+        self._channel(channel).presence_state.remove(member_id)
 
 
 def check_member(member_id: str, client_id: str | None) -> str:

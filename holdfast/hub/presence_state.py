@@ -54,7 +54,7 @@ class _Here(Struct):
     connections: dict[Hashable, None] = {}
 
 
-class Roster:
+class PresenceState:
     """The members of a channel. `changed` is called when there is something to tell; leases are its owner's business.
 
     `later(seconds, callback)` is the loop's `call_later`.
@@ -67,7 +67,7 @@ class Roster:
         later: Callable[[float, Callable[[], None]], object] | None = None,
     ) -> None:
         self.position = 0
-        # Of what `position` is one: given by whoever first tells it to somebody who may come back with it. A roster is
+        # Of what `position` is one: given by whoever first tells it to somebody who may come back with it. A presence_state is
         # gone with the hub, and when its channel leaves memory.
         self.life = ""
         self._limits = limits
@@ -281,7 +281,7 @@ class Roster:
 
 
 def _nobody() -> None:
-    """Whom a closed roster tells."""
+    """Whom a closed presence_state tells."""
 
 
 def _call_later(delay_s: float, callback: Callable[[], None]) -> object:
