@@ -62,7 +62,7 @@ class _Client:
         self.channels: _Bucket | None = None
 
 
-class Seat:
+class ConnectionSlot:
     """One connection among those that a client may have; `leave` gives it back."""
 
     __slots__ = ("_client",)
@@ -71,7 +71,7 @@ class Seat:
         self._client = client
 
     def leave(self) -> None:
-        """Give the seat back. A second call does nothing."""
+        """Give the slot back. A second call does nothing."""
         if self._client is not None:
             self._client.connections -= 1
             self._client = None
@@ -129,16 +129,16 @@ class Rates:
         client.channels.level(limit, limit / HOUR_S, now_s)
         client.channels.take()
 
-    def connect(self, identity: Identity, peer: str = "") -> Seat:
-        """A stream, a poll or a socket begins; it must leave its seat at its end."""
+    def connect(self, identity: Identity, peer: str = "") -> ConnectionSlot:
+        """A stream, a poll or a socket begins; it must leave its slot at its end."""
         client = self._client(identity, peer)
         if client is None:
-            return Seat(None)
+            return ConnectionSlot(None)
         limit = self.limits.client_connections
         if client.connections >= limit:
             raise TooMany(f"a client has at most {limit} connections", limit=limit)
         client.connections += 1
-        return Seat(client)
+        return ConnectionSlot(client)
 
     def _client(self, identity: Identity, peer: str) -> _Client | None:
         """The client behind `identity`; None if it is not counted."""
@@ -155,7 +155,7 @@ class Rates:
         return client
 
     def _make_room(self) -> None:
-        """Forget whoever was not seen for longest. One that is connected is not forgotten: its seats are counted."""
+        """Forget whoever was not seen for longest. One that is connected is not forgotten: its slots are counted."""
         for _ in range(len(self._clients) - MAX_CLIENTS + 1):
             name, client = self._clients.popitem(last=False)
             if client.connections:

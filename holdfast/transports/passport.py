@@ -1,7 +1,7 @@
 """Passports: who is at the other end of a connection that stays, until when, and how that is prolonged.
 
 You are in `transports`. A request is over before anything about its sender changes; a stream or a socket is not. So it
-holds a passport: the identity, the moment of its end, and the seat that it takes among the client's connections.
+holds a passport: the identity, the moment of its end, and the slot that it takes among the client's connections.
 `leave` must be called when the connection is over.
 """
 
@@ -13,7 +13,7 @@ from collections.abc import Callable
 from holdfast.core.errors import Forbidden, Unauthenticated
 from holdfast.hub.hub import HubCore
 from holdfast.hub.identity import Identity, Scope
-from holdfast.hub.rates import Seat
+from holdfast.hub.rates import ConnectionSlot
 from holdfast.hub.tickets import Ticket
 from holdfast.transports.door import identity_by_token, peer_of
 
@@ -24,13 +24,13 @@ _MAX_TIMER_S = 12 * 3600.0
 class Passport:
     """Who is at the other end. Used from the hub's event loop; only `renew` waits."""
 
-    __slots__ = ("_hub", "_identity", "_over", "_scope", "_seat", "_timer", "ticket")
+    __slots__ = ("_hub", "_identity", "_over", "_scope", "_slot", "_timer", "ticket")
 
     def __init__(self, hub: HubCore, scope: Scope, identity: Identity | None, *, ticket: Ticket | None = None) -> None:
         self._hub = hub
         self._scope = scope
         self._identity = identity
-        self._seat: Seat | None = None
+        self._slot: ConnectionSlot | None = None
         self._over: Callable[[], None] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self.ticket = ticket
@@ -69,14 +69,14 @@ class Passport:
     async def renew(self, token: str) -> Identity:
         """Show a token: the first one says who this is, later ones must be of the same client.
 
-        Raises Unauthenticated, Expired, Forbidden, Busy, and TooMany where the client has no seat left; then all is as
+        Raises Unauthenticated, Expired, Forbidden, Busy, and TooMany where the client has no slot left; then all is as
         it was before.
         """
         identity = await identity_by_token(self._hub, self._scope, token)
         if self._identity is not None and identity.client_id != self._identity.client_id:
             raise Forbidden("a connection is renewed by the client that opened it; for another one, open another")
         if self._identity is None:
-            self._seat = self._seat or self._take_seat(identity)
+            self._slot = self._slot or self._take_slot(identity)
         self._identity = identity
         self._wind()
         return identity
@@ -84,8 +84,8 @@ class Passport:
     # What it takes
 
     def sit(self) -> None:
-        """Take a seat among the client's connections. Raises TooMany."""
-        self._seat = self._take_seat(self.identity)
+        """Take a slot among the client's connections. Raises TooMany."""
+        self._slot = self._take_slot(self.identity)
 
     def count_request(self) -> None:
         """A frame came. Raises TooMany."""
@@ -96,13 +96,13 @@ class Passport:
         """The connection is over. A second call does nothing."""
         self._over = None
         self._wind()
-        if self._seat is not None:
-            self._seat.leave()
-            self._seat = None
+        if self._slot is not None:
+            self._slot.leave()
+            self._slot = None
 
-    def _take_seat(self, identity: Identity) -> Seat:
+    def _take_slot(self, identity: Identity) -> ConnectionSlot:
         # Without a verifier everybody is this machine's own, and what a ticket says of them bounds nobody.
-        return self._hub.rates.connect(identity, peer_of(self._scope)) if self.is_renewable else Seat(None)
+        return self._hub.rates.connect(identity, peer_of(self._scope)) if self.is_renewable else ConnectionSlot(None)
 
     # Its end
 

@@ -14,7 +14,7 @@ from holdfast.core.errors import Unauthenticated
 from holdfast.hub import tickets, tokens
 from holdfast.hub.hub import HubCore
 from holdfast.hub.identity import Identity, Scope
-from holdfast.hub.rates import Seat
+from holdfast.hub.rates import ConnectionSlot
 from holdfast.transports import answer, door, http, longpoll, passport, past, session, sse
 from tests.fuzz.engine import check
 from tests.fuzz.identities import Identities
@@ -171,7 +171,7 @@ PLANTED: list[tuple[str, object, str, object]] = [
     ("other client", passport.Passport, "renew", renews_for_anybody),
     ("secret", tokens.JwtVerifier, "verify_token", repeats_the_token),
     ("secret", tickets.Tickets, "_is_signed", notes_the_ticket),
-    ("held", Seat, "leave", stays),
+    ("held", ConnectionSlot, "leave", stays),
     ("held", tickets.Tickets, "closed", stays),
     ("held", http, "left_s", never_over),
     ("twice", tickets.Tickets, "opened", lets_two_in),

@@ -539,12 +539,12 @@ class Town:
                         raise Finding(f"changed: {message} in {channel}, by nobody who may")
 
     async def _check_nothing_is_held(self) -> None:
-        """No seat, no ticket's stream, no member, no agent. Raises Finding."""
+        """No slot, no ticket's stream, no member, no agent. Raises Finding."""
         hub = self.world.hub
         await self.world.pass_time(5.0)
         sockets = hub._asgi._sockets  # type: ignore[attr-defined]  # nobody else tells
         held = {
-            "seats": sum(one.connections for one in hub.rates._clients.values()),
+            "slots": sum(one.connections for one in hub.rates._clients.values()),
             "tickets": len(hub.tickets._open),
             "sockets": len(sockets) + len(sockets._unknown),
             "agents": hub.stats()["agents"],

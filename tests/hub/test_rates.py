@@ -94,16 +94,16 @@ def test_asking_whether_a_channel_may_begin_counts_nothing(counted: Rates) -> No
 
 
 def test_twenty_connections_and_a_seat_that_was_left_is_free(counted: Rates) -> None:
-    seats = [counted.connect(ADA) for _ in range(20)]
+    slots = [counted.connect(ADA) for _ in range(20)]
     with pytest.raises(TooMany):
         counted.connect(ADA)
-    seats[0].leave()
-    seats[0].leave()
+    slots[0].leave()
+    slots[0].leave()
     again = counted.connect(ADA)
     with pytest.raises(TooMany):
         counted.connect(ADA)
-    for seat in [*seats, again]:
-        seat.leave()
+    for slot in [*slots, again]:
+        slot.leave()
     assert how_many(lambda: counted.connect(ADA)) == 20
 
 
@@ -136,13 +136,13 @@ def test_the_limits_are_settings(time: Time) -> None:
 
 def test_what_is_remembered_is_bounded_and_the_connected_stay(counted: Rates, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rates, "MAX_CLIENTS", 10)
-    seats = [counted.connect(ADA) for _ in range(20)]
+    slots = [counted.connect(ADA) for _ in range(20)]
     for number in range(500):
         counted.request(Identity(client_id=f"c{number}", grants={}))
     assert len(counted) <= 11
     with pytest.raises(TooMany):
         counted.connect(ADA)
-    seats[0].leave()
+    slots[0].leave()
     counted.connect(ADA)
 
 

@@ -605,7 +605,7 @@ async def test_a_client_has_so_many_connections_over_all_transports(served: Veri
 
 
 def can_connect(served: Verified) -> bool:
-    """Has the client a seat again?"""
+    """Has the client a slot again?"""
     identity = Identity(client_id="ada", grants={})
     try:
         served.hub.rates.connect(identity).leave()
