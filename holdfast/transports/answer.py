@@ -35,7 +35,7 @@ from holdfast.hub.feed import EncodedBatch
 from holdfast.hub.identity import Scope
 from holdfast.hub.tickets import split_seal
 from holdfast.transports import problem
-from holdfast.transports.passport import Passport
+from holdfast.transports.credentials import Credentials
 from holdfast.transports.query import Query
 from holdfast.transports.sink import SEND_TIMEOUT_S
 from holdfast.transports.sse import (
@@ -166,9 +166,9 @@ class AnswerStream(EventStream):
     __slots__ = ("_progress",)
 
     def __init__(
-        self, app: Open, send: Send, passport: Passport, progress: Progress, *, is_ours: bool, ping_s: int | None
+        self, app: Open, send: Send, credentials: Credentials, progress: Progress, *, is_ours: bool, ping_s: int | None
     ) -> None:
-        super().__init__(app, send, passport, is_ours=is_ours, ping_s=ping_s)
+        super().__init__(app, send, credentials, is_ours=is_ours, ping_s=ping_s)
         self._progress = progress
 
     def write_batch(self, batch: EncodedBatch) -> None:
@@ -225,11 +225,11 @@ async def _message_stream(
     hub = app.hub
     query = Query(scope)
     is_ours = says_who_it_is(scope, query)
-    passport: Passport | None = None
+    credentials: Credentials | None = None
     try:
-        passport = await admit_stream(hub, scope, query, channel)
-        passport.identity.check("subscribe", channel)
-        passport.identity.check("history", channel)
+        credentials = await admit_stream(hub, scope, query, channel)
+        credentials.identity.check("subscribe", channel)
+        credentials.identity.check("history", channel)
         flush_ms = query.whole("flush_ms", 0, 1000)
         ping_s = query.whole("ping_s", 2, HEARTBEAT_S)
         since = since_of(scope, query)
@@ -242,22 +242,22 @@ async def _message_stream(
         if scope["method"] == "HEAD":
             await send_empty_stream(app, scope, send)
             return None
-        passport.sit()
+        credentials.sit()
         progress = Progress(message_id, told.lengths)
-        stream = AnswerStream(app, send, passport, progress, is_ours=is_ours, ping_s=ping_s)
+        stream = AnswerStream(app, send, credentials, progress, is_ours=is_ours, ping_s=ping_s)
         new = progress.message(message)
         if progress.status is None:
             stream.feed = await hub.attach(channel, known, history=0, flush_ms=flush_ms, wake=stream.wake)
     except HoldfastError as error:
-        if passport is not None:
-            passport.leave()
+        if credentials is not None:
+            credentials.leave()
         if is_ours or not may_come_back(error):
             raise
         await send_empty_stream(app, scope, send, farewell(error))
         return None
     except BaseException:
-        if passport is not None:
-            passport.leave()
+        if credentials is not None:
+            credentials.leave()
         raise
     return stream, new, cursor
 

@@ -136,7 +136,7 @@ class App:
             check_closed_door(self.hub, scope)
             if path_below(scope) != "/v1/ws":
                 raise no_such_path()
-            passport = await self._sockets.admit(scope)
+            credentials = await self._sockets.admit(scope)
         except HoldfastError as error:
             await _refuse(scope, error, send)
             return
@@ -145,7 +145,7 @@ class App:
             await _refuse(scope, unexpected(), send)
             return
         try:
-            await self._sockets.serve(passport, scope, receive, send)
+            await self._sockets.serve(credentials, scope, receive, send)
         finally:
             self._cut_unread(receive)
 

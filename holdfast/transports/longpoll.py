@@ -17,8 +17,8 @@ from holdfast.core.names import check_channel
 from holdfast.hub.feed import Behind, EncodedBatch, Feed
 from holdfast.hub.hub import HubCore
 from holdfast.hub.identity import Expired, Scope
+from holdfast.transports.credentials import Credentials
 from holdfast.transports.door import identify
-from holdfast.transports.passport import Passport
 from holdfast.transports.past import Past, known_since, past_of
 from holdfast.transports.query import Query
 from holdfast.transports.sse import Open, allowed_history, check_serving, since_of
@@ -31,9 +31,9 @@ async def poll(app: Open, scope: Scope, receive: Receive, send: Send, channel: s
     """`GET /v1/channels/{channel}/poll`. Raises what HTTP is to answer, before anything was sent."""
     hub = app.hub
     query = Query(scope)
-    passport = await admit_poll(hub, scope, channel)
+    credentials = await admit_poll(hub, scope, channel)
     try:
-        identity = passport.identity
+        identity = credentials.identity
         past = past_of(hub, identity, channel)
         since = known_since(past, since_of(scope, query))
         history = allowed_history(identity, channel, query.whole("history", 0, hub.limits.history))
@@ -44,8 +44,8 @@ async def poll(app: Open, scope: Scope, receive: Receive, send: Send, channel: s
             visit = _Visit(hub, feed, since, past)
             events = await visit.begin()
             if not events and scope["method"] != "HEAD":
-                patience_s = min(DEFAULT_WAIT_S if wait_s is None else wait_s, passport.left_s())
-                awaited = await _await_events(visit, woken, receive, passport, patience_s)
+                patience_s = min(DEFAULT_WAIT_S if wait_s is None else wait_s, credentials.left_s())
+                awaited = await _await_events(visit, woken, receive, credentials, patience_s)
                 if awaited is None:
                     return
                 events = awaited
@@ -53,17 +53,17 @@ async def poll(app: Open, scope: Scope, receive: Receive, send: Send, channel: s
         finally:
             feed.close()
     finally:
-        passport.leave()
+        credentials.leave()
     await _answer(app, scope, send, cursor, events)
 
 
-async def admit_poll(hub: HubCore, scope: Scope, channel: str) -> Passport:
+async def admit_poll(hub: HubCore, scope: Scope, channel: str) -> Credentials:
     """Who polls, with a seat. No ticket is for this: whoever polls can send a header."""
     await check_serving(hub)
-    passport = Passport(hub, scope, await identify(hub, scope))
-    passport.identity.check("subscribe", check_channel(channel))
-    passport.sit()
-    return passport
+    credentials = Credentials(hub, scope, await identify(hub, scope))
+    credentials.identity.check("subscribe", check_channel(channel))
+    credentials.sit()
+    return credentials
 
 
 class _Visit:
@@ -135,7 +135,7 @@ class _Visit:
 
 
 async def _await_events(
-    visit: _Visit, woken: asyncio.Event, receive: Receive, passport: Passport, patience_s: float
+    visit: _Visit, woken: asyncio.Event, receive: Receive, credentials: Credentials, patience_s: float
 ) -> list[bytes] | None:
     """What comes within `patience_s`; None if the peer has left meanwhile. Raises Expired, StoreUnavailable.
 
@@ -161,7 +161,7 @@ async def _await_events(
                 return None
             if visit.feed.is_behind and not hub.is_draining:
                 await asyncio.sleep(hub.flush_ms / 1000)  # one flush window: for more than a first token
-            if passport.is_expired:
+            if credentials.is_expired:
                 raise Expired("this identity has expired while the request waited")
             events = await visit.more()
     finally:

@@ -22,8 +22,8 @@ from holdfast.hub.hub import HubCore
 from holdfast.hub.identity import Expired, Identity, Scope
 from holdfast.transports.chunks import Chunks
 from holdfast.transports.codec import unexpected
+from holdfast.transports.credentials import Credentials
 from holdfast.transports.door import header, identify
-from holdfast.transports.passport import Passport
 from holdfast.transports.past import Past, known_since, past_of
 from holdfast.transports.problem import Headers
 from holdfast.transports.query import Query
@@ -56,13 +56,13 @@ class Open(Protocol):
 class EventStream:
     """One viewer's stream of one channel."""
 
-    __slots__ = ("_app", "_catching_up", "_is_ours", "_ping", "_seal", "feed", "passport", "past", "ping_s", "sink")
+    __slots__ = ("_app", "_catching_up", "_is_ours", "_ping", "_seal", "feed", "credentials", "past", "ping_s", "sink")
 
-    def __init__(self, app: Open, send: Send, passport: Passport, *, is_ours: bool, ping_s: int | None) -> None:
+    def __init__(self, app: Open, send: Send, credentials: Credentials, *, is_ours: bool, ping_s: int | None) -> None:
         self._app = app
         self._is_ours = is_ours
-        self.passport = passport
-        self._seal = seal_of(app.hub, passport)
+        self.credentials = credentials
+        self._seal = seal_of(app.hub, credentials)
         self._ping = _COMMENT if ping_s is None else _PING
         self._catching_up: asyncio.Task[None] | None = None
         self.ping_s = ping_s or HEARTBEAT_S
@@ -72,12 +72,12 @@ class EventStream:
 
     async def run(self, receive: Receive) -> None:
         """Carry the stream until the peer leaves, or break it off: only a subclass may end it as complete."""
-        wheel, ticket = self._app.wheel, self.passport.ticket
+        wheel, ticket = self._app.wheel, self.credentials.ticket
         slot = wheel.add(self, self.ping_s)
         try:
             if ticket is not None:
                 self._app.hub.tickets.opened(ticket, self)
-            self.passport.watch(self.expire)
+            self.credentials.watch(self.expire)
             self.wake()
             await self.sink.carry(receive)
         finally:
@@ -90,7 +90,7 @@ class EventStream:
 
     def close(self) -> None:
         """Leave the channel, and give back what the connection took. A second call does nothing."""
-        self.passport.leave()
+        self.credentials.leave()
         if self.feed is not None:
             self.feed.close()
             self.feed = None
@@ -140,7 +140,7 @@ class EventStream:
 
     def beat(self) -> None:
         """Show the peer, and the proxies between, that this stream lives."""
-        if self.passport.is_expired:  # a machine that slept has slept through its timers, too
+        if self.credentials.is_expired:  # a machine that slept has slept through its timers, too
             self.expire()
         elif not self.sink.is_busy and not self.sink.is_over:
             self.sink.write(self._ping)
@@ -192,10 +192,10 @@ async def _channel_stream(app: Open, scope: Scope, send: Send, channel: str) -> 
     hub = app.hub
     query = Query(scope)
     is_ours = says_who_it_is(scope, query)
-    passport: Passport | None = None
+    credentials: Credentials | None = None
     try:
-        passport = await admit_stream(hub, scope, query, channel)
-        identity = passport.identity
+        credentials = await admit_stream(hub, scope, query, channel)
+        identity = credentials.identity
         identity.check("subscribe", channel)
         past = past_of(hub, identity, channel)
         since = known_since(past, since_of(scope, query))
@@ -205,27 +205,27 @@ async def _channel_stream(app: Open, scope: Scope, send: Send, channel: str) -> 
         if scope["method"] == "HEAD":
             await send_empty_stream(app, scope, send)
             return None
-        passport.sit()
-        stream = EventStream(app, send, passport, is_ours=is_ours, ping_s=ping_s)
+        credentials.sit()
+        stream = EventStream(app, send, credentials, is_ours=is_ours, ping_s=ping_s)
         stream.past = past
         stream.feed = await hub.attach(
             channel, since, history=history, flush_ms=flush_ms, wake=stream.wake, has_passing=True
         )
     except HoldfastError as error:
-        if passport is not None:
-            passport.leave()
+        if credentials is not None:
+            credentials.leave()
         if is_ours or not may_come_back(error):
             raise
         await send_empty_stream(app, scope, send, farewell(error))
         return None
     except BaseException:
-        if passport is not None:
-            passport.leave()
+        if credentials is not None:
+            credentials.leave()
         raise
     return stream
 
 
-async def admit_stream(hub: HubCore, scope: Scope, query: Query, channel: str) -> Passport:
+async def admit_stream(hub: HubCore, scope: Scope, query: Query, channel: str) -> Credentials:
     """Who asks for a stream of `channel`, by a ticket or as for every request. It has no seat yet.
 
     A hub that leaves refuses before anything else. Raises Draining, InvalidName, Unauthenticated, Expired, Forbidden, …
@@ -235,9 +235,9 @@ async def admit_stream(hub: HubCore, scope: Scope, query: Query, channel: str) -
     if ticket is None:
         identity = await identify(hub, scope)
         check_channel(channel)
-        return Passport(hub, scope, identity)
+        return Credentials(hub, scope, identity)
     known = hub.tickets.read(ticket, check_channel(channel), parse_cursor(header(scope, b"last-event-id")))
-    return Passport(hub, scope, known.identity(), ticket=known)
+    return Credentials(hub, scope, known.identity(), ticket=known)
 
 
 async def check_serving(hub: HubCore) -> None:
@@ -252,9 +252,9 @@ def may_come_back(error: HoldfastError) -> bool:
     return error.retry or isinstance(error, Expired)
 
 
-def seal_of(hub: HubCore, passport: Passport) -> str:
+def seal_of(hub: HubCore, credentials: Credentials) -> str:
     """What the cursors of a ticket's stream carry, so that it may come back; nothing on other streams."""
-    return hub.tickets.seal(passport.ticket) if passport.ticket is not None else ""
+    return hub.tickets.seal(credentials.ticket) if credentials.ticket is not None else ""
 
 
 def sealed(batch: EncodedBatch, extra: str) -> bytes:

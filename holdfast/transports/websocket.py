@@ -24,9 +24,9 @@ from holdfast.hub.hub import HubCore
 from holdfast.hub.identity import Scope
 from holdfast.transports.chunks import Frames
 from holdfast.transports.codec import for_peers
+from holdfast.transports.credentials import Credentials
 from holdfast.transports.door import header, known_identity
 from holdfast.transports.frames import Ref
-from holdfast.transports.passport import Passport
 from holdfast.transports.session import (
     DRAINED,
     FAILED,
@@ -74,41 +74,41 @@ class Sockets:
     def __len__(self) -> int:
         return len(self._open)
 
-    async def admit(self, scope: Scope) -> Passport:
+    async def admit(self, scope: Scope) -> Credentials:
         """Who asks for a socket; it may yet have to say so. Raises Draining, Unauthenticated, Forbidden, TooMany, …"""
         await check_serving(self._hub)
         offered = scope.get("subprotocols", ())
         if offered and SUBPROTOCOL not in offered:
             raise InvalidRequest(f"the subprotocol is {SUBPROTOCOL}")
         identity = await known_identity(self._hub, scope)
-        passport = Passport(self._hub, scope, identity)
+        credentials = Credentials(self._hub, scope, identity)
         if identity is not None:
-            passport.sit()
+            credentials.sit()
         elif header(scope, b"authorization") is not None:
             raise Unauthenticated("nobody is known behind this request")
         elif len(self._unknown) >= MAX_UNKNOWN:
             raise Busy("too many sockets have not said yet who is there")
-        return passport
+        return credentials
 
-    async def serve(self, passport: Passport, scope: Scope, receive: Receive, send: Send) -> None:
+    async def serve(self, credentials: Credentials, scope: Scope, receive: Receive, send: Send) -> None:
         """Accept the socket and carry it to its end."""
         try:
             await send({"type": "websocket.accept", "subprotocol": SUBPROTOCOL if scope.get("subprotocols") else None})
-            if passport.is_known or await self._is_introduced(passport, receive, send):
-                await self._carry(passport, receive, send)
+            if credentials.is_known or await self._is_introduced(credentials, receive, send):
+                await self._carry(credentials, receive, send)
         finally:
-            passport.leave()
+            credentials.leave()
 
-    async def _is_introduced(self, passport: Passport, receive: Receive, send: Send) -> bool:
-        introduction = Introduction(self._hub, passport, receive, send)
+    async def _is_introduced(self, credentials: Credentials, receive: Receive, send: Send) -> bool:
+        introduction = Introduction(self._hub, credentials, receive, send)
         self._unknown.add(introduction)
         try:
             return await introduction.is_made()
         finally:
             self._unknown.discard(introduction)
 
-    async def _carry(self, passport: Passport, receive: Receive, send: Send) -> None:
-        socket = Socket(self._hub, passport, send, self._frames)
+    async def _carry(self, credentials: Credentials, receive: Receive, send: Send) -> None:
+        socket = Socket(self._hub, credentials, send, self._frames)
         self._open.add(socket)
         slot = self._wheel.add(socket, int(PING_S))
         try:
@@ -131,9 +131,9 @@ class Sockets:
 class Introduction:
     """A socket whose peer has yet to say who is there, with its first frame."""
 
-    def __init__(self, hub: HubCore, passport: Passport, receive: Receive, send: Send) -> None:
+    def __init__(self, hub: HubCore, credentials: Credentials, receive: Receive, send: Send) -> None:
         self._hub = hub
-        self._passport = passport
+        self._credentials = credentials
         self._receive = receive
         self._send = send
         self._patience: asyncio.Timeout | None = None
@@ -168,7 +168,7 @@ class Introduction:
         try:
             if auth is None:
                 raise Unauthenticated("nobody is known here yet: the first frame is `auth`, with a token")
-            await self._passport.renew(auth.token)
+            await self._credentials.renew(auth.token)
         except HoldfastError as error:
             refusal = {**for_peers(error).problem(), "type": "error", "ref": ref_in(text.encode(errors="replace"))}
             await self._tell(refusal)
@@ -217,13 +217,13 @@ class Socket:
         "_loop",
         "_room",
         "_tasks",
-        "passport",
+        "credentials",
         "session",
         "sink",
     )
 
-    def __init__(self, hub: HubCore, passport: Passport, send: Send, frames: Frames) -> None:
-        self.passport = passport
+    def __init__(self, hub: HubCore, credentials: Credentials, send: Send, frames: Frames) -> None:
+        self.credentials = credentials
         self._frames = frames
         self._is_renewing = False
         self._loop = asyncio.get_running_loop()
@@ -234,13 +234,13 @@ class Socket:
         self.sink: Sink = HandSink(send, self) if hub.drive_by_hand else TaskSink(send, self)
         self.session = Session(
             hub,
-            passport.identity,
+            credentials.identity,
             now_s=self._loop.time(),
             wake=self._wake,
             released=self._released,
             start_task=self._start_task,
         )
-        passport.watch(self._expire)
+        credentials.watch(self._expire)
 
     # For the sink
 
@@ -273,21 +273,21 @@ class Socket:
     def beat(self) -> None:
         """Every few seconds: a ping may be due, or the peer is silent for too long."""
         self.session.check_silence(now_s=self._loop.time())
-        if self.passport.is_expired:  # a machine that slept has slept through its timers, too
+        if self.credentials.is_expired:  # a machine that slept has slept through its timers, too
             self._expire()
         self._pump()
 
     # Who is there
 
     def _is_welcome(self, text: str) -> bool:
-        """Is this frame the session's to answer? One too many is refused here, and `auth` is about the passport."""
-        passport, session = self.passport, self.session
-        auth = _auth_in(text) if passport.is_renewable else None
-        if auth is None and passport.is_expired:
+        """Is this frame the session's to answer? One too many is refused here, and `auth` is about the credentials."""
+        credentials, session = self.credentials, self.session
+        auth = _auth_in(text) if credentials.is_renewable else None
+        if auth is None and credentials.is_expired:
             self._expire()
             return False
         try:
-            passport.count_request()
+            credentials.count_request()
             if auth is not None and self._is_renewing:
                 raise TooMany("a token is being verified already")
         except TooMany as error:
@@ -301,9 +301,9 @@ class Socket:
 
     async def _renew(self, auth: _Auth) -> None:
         session = self.session
-        before = self.passport.identity
+        before = self.credentials.identity
         try:
-            identity = await self.passport.renew(auth.token)
+            identity = await self.credentials.renew(auth.token)
         except HoldfastError as error:
             session.refuse(auth.ref, error)
             return

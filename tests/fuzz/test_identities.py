@@ -15,7 +15,7 @@ from holdfast.hub import tickets, tokens
 from holdfast.hub.hub import HubCore
 from holdfast.hub.identity import Identity, Scope
 from holdfast.hub.rates import ConnectionSlot
-from holdfast.transports import answer, door, http, longpoll, passport, past, session, sse
+from holdfast.transports import answer, credentials, door, http, longpoll, past, session, sse
 from tests.fuzz.engine import check
 from tests.fuzz.identities import Identities
 from tests.fuzz.rights import FREE_FRAMES, needs_of_frame, needs_of_request, rights_in, token_of
@@ -92,8 +92,8 @@ def forgets_parts(asked: Any, identity: Identity, channel: str) -> None:
     pass
 
 
-async def lets_anybody_poll(hub: HubCore, scope: Scope, channel: str) -> passport.Passport:
-    return passport.Passport(hub, scope, await door.identify(hub, scope))
+async def lets_anybody_poll(hub: HubCore, scope: Scope, channel: str) -> credentials.Credentials:
+    return credentials.Credentials(hub, scope, await door.identify(hub, scope))
 
 
 def believes_every_cursor(self: Any, cursor: Cursor | None) -> Cursor | None:
@@ -112,7 +112,7 @@ def is_of_any_log(since: Cursor | None, known: Cursor | None) -> bool:
     return since is not None
 
 
-def never_ends(self: passport.Passport, over: Any) -> None:
+def never_ends(self: credentials.Credentials, over: Any) -> None:
     pass
 
 
@@ -120,7 +120,7 @@ def grants_no_less(self: Identity, other: Identity) -> bool:
     return True
 
 
-async def renews_for_anybody(self: passport.Passport, token: str) -> Identity:
+async def renews_for_anybody(self: credentials.Credentials, token: str) -> Identity:
     identity = await door.identity_by_token(self._hub, self._scope, token)
     self._identity = identity
     self._wind()
@@ -166,9 +166,9 @@ PLANTED: list[tuple[str, object, str, object]] = [
     ("shown", sse, "allowed_history", shows_everything),
     ("shown", longpoll, "allowed_history", shows_everything),
     ("told", answer, "_is_of", is_of_any_log),
-    ("outlives", passport.Passport, "watch", never_ends),
+    ("outlives", credentials.Credentials, "watch", never_ends),
     ("not narrowed", Identity, "includes", grants_no_less),
-    ("other client", passport.Passport, "renew", renews_for_anybody),
+    ("other client", credentials.Credentials, "renew", renews_for_anybody),
     ("secret", tokens.JwtVerifier, "verify_token", repeats_the_token),
     ("secret", tickets.Tickets, "_is_signed", notes_the_ticket),
     ("held", ConnectionSlot, "leave", stays),

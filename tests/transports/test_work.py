@@ -14,7 +14,7 @@ from holdfast.agents.turn import Turn
 from holdfast.core.model import Message
 from holdfast.hub.identity import CAPABILITIES, Identity
 from holdfast.stores.memory import MemoryStore
-from holdfast.transports.passport import Passport
+from holdfast.transports.credentials import Credentials
 from holdfast.transports.session import SILENT, Session
 from holdfast.transports.websocket import Sockets
 from holdfast.transports.wheel import Wheel
@@ -180,8 +180,8 @@ class Clogged:
         self.is_clogged = False
         self._inbox: asyncio.Queue[Json] = asyncio.Queue()
         self._answered = asyncio.Event()
-        passport = Passport(hub, {}, Identity(client_id="ann"))
-        serving = Sockets(hub, Wheel()).serve(passport, {}, self._inbox.get, self._send)
+        credentials = Credentials(hub, {}, Identity(client_id="ann"))
+        serving = Sockets(hub, Wheel()).serve(credentials, {}, self._inbox.get, self._send)
         self._serving = asyncio.ensure_future(serving)
 
     async def _send(self, message: Json) -> None:

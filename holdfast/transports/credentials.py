@@ -1,7 +1,7 @@
 """Passports: who is at the other end of a connection that stays, until when, and how that is prolonged.
 
 You are in `transports`. A request is over before anything about its sender changes; a stream or a socket is not. So it
-holds a passport: the identity, the moment of its end, and the slot that it takes among the client's connections.
+holds a credentials: the identity, the moment of its end, and the slot that it takes among the client's connections.
 `leave` must be called when the connection is over.
 """
 
@@ -21,7 +21,7 @@ from holdfast.transports.door import identity_by_token, peer_of
 _MAX_TIMER_S = 12 * 3600.0
 
 
-class Passport:
+class Credentials:
     """Who is at the other end. Used from the hub's event loop; only `renew` waits."""
 
     __slots__ = ("_hub", "_identity", "_over", "_scope", "_slot", "_timer", "ticket")
