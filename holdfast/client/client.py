@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any, Self
 
 from msgspec import UNSET, Struct, UnsetType
 
+from holdfast.client.access import ServerAccess, TokenProvider
 from holdfast.client.dial import Dial, websocket_dial
-from holdfast.client.door import Door, TokenProvider
 from holdfast.client.feed import Feed, Sink
 from holdfast.client.http import Http
 from holdfast.client.leaving import Signals
@@ -95,13 +95,13 @@ class Client:
         dial: Dial | None = None,
         http_transport: httpx2.AsyncBaseTransport | None = None,
     ) -> None:
-        self._door = Door(url, token=token, token_provider=token_provider, client_id=client_id, now=now)
+        self._access = ServerAccess(url, token=token, token_provider=token_provider, client_id=client_id, now=now)
         self._limits = limits or Limits()
         self._timing = timing or Timing(request_s=timeout_s)
         self._random = random or system.SystemRandom()
         self._now = now
         self._dial = dial or websocket_dial(frame_bytes=FRAME_FACTOR * self._limits.message_bytes)
-        self._http = Http(self._door, timing=self._timing, random=self._random, transport=http_transport)
+        self._http = Http(self._access, timing=self._timing, random=self._random, transport=http_transport)
         self._links: list[Link] = []
         self._runs: dict[Link, asyncio.Task[None]] = {}
         self._views: dict[str, ChannelView] = {}
@@ -425,7 +425,7 @@ class Client:
 
     def _new_link(self) -> Link:
         assert self._tasks is not None
-        link = Link(self._door, self._dial, timing=self._timing, random=self._random, limits=self._limits)
+        link = Link(self._access, self._dial, timing=self._timing, random=self._random, limits=self._limits)
         self._links.append(link)
         self._runs[link] = self._tasks.create_task(link.run(), name="holdfast-link")
         return link

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from holdfast.client.access import ServerAccess
 from holdfast.client.dial import problem_in, retry_after_s
-from holdfast.client.door import Door
 from holdfast.client.problems import Unreachable, error_of
 from holdfast.client.timing import Timing
 from holdfast.core.errors import HoldfastError, LocalError, Unauthenticated
@@ -26,9 +26,9 @@ class Http:
     """Asks over HTTP, again while the server is away."""
 
     def __init__(
-        self, door: Door, *, timing: Timing, random: Random, transport: httpx2.AsyncBaseTransport | None
+        self, door: ServerAccess, *, timing: Timing, random: Random, transport: httpx2.AsyncBaseTransport | None
     ) -> None:
-        self._door = door
+        self._access = door
         self._timing = timing
         self._random = random
         self._transport = transport
@@ -36,7 +36,7 @@ class Http:
 
     async def get(self, *path: str, **query: str) -> dict[str, Any]:
         """The answer to a GET; `path` in segments. Raises what the server refused; Unreachable."""
-        url = self._door.http_url(*path, **query)
+        url = self._access.http_url(*path, **query)
         failures, why = 0, "no answer"
         try:
             async with asyncio.timeout(self._timing.request_s):
@@ -46,13 +46,13 @@ class Http:
                         return answer
                     failures += 1
                     may_pass = answer.retry or (isinstance(answer, Unauthenticated) and failures == 1)
-                    if not may_pass or (isinstance(answer, Unauthenticated) and not self._door.forget_token()):
+                    if not may_pass or (isinstance(answer, Unauthenticated) and not self._access.forget_token()):
                         raise answer
                     why = answer.detail or answer.code
                     await asyncio.sleep(stay_away_s + self._timing.backoff(failures, self._random))
         except TimeoutError:
             wait_s = self._timing.request_s
-            raise Unreachable(f"{self._door.address} did not answer within {wait_s:.0f} s ({why})") from None
+            raise Unreachable(f"{self._access.address} did not answer within {wait_s:.0f} s ({why})") from None
 
     async def close(self) -> None:
         """Let go of the connections."""
@@ -69,7 +69,7 @@ class Http:
         if self._client is None:
             self._client = httpx2.AsyncClient(timeout=self._timing.answer_s, transport=self._transport)
         try:
-            response = await self._client.get(url, headers=await self._door.headers())
+            response = await self._client.get(url, headers=await self._access.headers())
         except httpx2.TransportError as error:
             # Others are told by their kind alone: one of a header would repeat it, and a token is in one.
             why = str(error) if isinstance(error, httpx2.ConnectError) else type(error).__name__

@@ -20,8 +20,8 @@ from typing import Any, Protocol
 
 import msgspec
 
+from holdfast.client.access import ServerAccess
 from holdfast.client.dial import Closed, Dial, Refusal, Socket
-from holdfast.client.door import Door
 from holdfast.client.problems import Unreachable, error_of
 from holdfast.client.timing import Timing
 from holdfast.core.errors import (
@@ -107,7 +107,7 @@ class _Broken(Exception):
 class Link:
     """One socket after another to the same server."""
 
-    def __init__(self, door: Door, dial: Dial, *, timing: Timing, random: Random, limits: Limits) -> None:
+    def __init__(self, door: ServerAccess, dial: Dial, *, timing: Timing, random: Random, limits: Limits) -> None:
         self.state = LinkState.CONNECTING
         self.error: HoldfastError | None = None  # why it has stopped
         self.sockets = 0  # opened so far
@@ -116,7 +116,7 @@ class Link:
         self.limits = limits
         self.when_turn: Callable[[dict[str, Any]], None] | None = None
         self.receivers: dict[str, Receiver] = {}  # by channel
-        self._door = door
+        self._access = door
         self._dial = dial
         self._standing: dict[Standing, None] = {}
         self._asked: dict[int, _Asked] = {}
@@ -182,7 +182,7 @@ class Link:
         """The error of something that took too long, with what is known of the reason."""
         if self.is_live:
             return Unreachable(what)
-        return Unreachable(f"{what}; there is no connection to {self._door.address} ({self._why or 'not yet'})")
+        return Unreachable(f"{what}; there is no connection to {self._access.address} ({self._why or 'not yet'})")
 
     # -- standing ----------------------------------------------------------------------------------------------
 
@@ -216,7 +216,7 @@ class Link:
                 delay_s = over.stay_away_s + self.timing.backoff(failures, self.random)
                 # One line tells of an outage; what follows is the same again.
                 level = logging.WARNING if failures == 1 else logging.INFO
-                logger.log(level, "no connection to %s (%s); trying again", self._door.address, over)
+                logger.log(level, "no connection to %s (%s); trying again", self._access.address, over)
                 await asyncio.sleep(delay_s)
         finally:
             self._stop(LocalError("the client is closed"))
@@ -224,9 +224,9 @@ class Link:
     async def _one_socket(self) -> _Broken:
         """Open a socket and carry it to its end; says how it ended."""
         try:
-            headers = await self._door.headers()
+            headers = await self._access.headers()
             async with asyncio.timeout(self.timing.open_s):
-                socket = await self._dial(self._door.socket_url(), headers)
+                socket = await self._dial(self._access.socket_url(), headers)
         except Refusal as refusal:
             return self._refused(refusal)
         except Unreachable as error:
@@ -248,7 +248,7 @@ class Link:
                 tasks.create_task(self._read(socket))
                 tasks.create_task(self._write(socket))
                 tasks.create_task(self._watch())
-                if self._door.can_renew:
+                if self._access.can_renew:
                     tasks.create_task(self._renew())
         except* _Broken as group:
             over = next(one for one in group.exceptions if isinstance(one, _Broken))
@@ -299,11 +299,11 @@ class Link:
 
     async def _renew(self) -> None:
         """Say a new token before the old one ends."""
-        while (left_s := self._door.token_left_s()) is not None:
+        while (left_s := self._access.token_left_s()) is not None:
             await asyncio.sleep(max(left_s * RENEW_AT, 1.0))
-            self._door.forget_token()
+            self._access.forget_token()
             try:
-                token = await self._door.token()
+                token = await self._access.token()
                 await self.request("auth", {"token": token}, is_repeatable=False)
             except HoldfastError as error:
                 raise _Broken(f"the token could not be renewed: {error.code}") from None
@@ -365,7 +365,7 @@ class Link:
                 self._settle_ref(frame.get("ref"), frame)
             case "error":
                 error = error_of(frame)
-                if isinstance(error, Unauthenticated) and not self._door.has_token:
+                if isinstance(error, Unauthenticated) and not self._access.has_token:
                     raise _Broken("no token", error=self._unknown())
                 if frame.get("ref") is None:
                     logger.error("the server did not understand a frame: %s", error)
@@ -408,7 +408,7 @@ class Link:
         if code >= 4300:
             reason = str(self._bye.get("reason") or closed.reason or "refused")
             return _Broken(why, error=error_of({"code": reason, "detail": f"the server ended it: {why}"}))
-        if 4200 <= code < 4300 and not self._door.forget_token():
+        if 4200 <= code < 4300 and not self._access.forget_token():
             return _Broken(why, error=self._unknown())
         if 4100 <= code < 4200:
             for receiver in self.receivers.values():
@@ -418,7 +418,7 @@ class Link:
 
     def _unknown(self) -> Unauthenticated:
         """Nobody knows us there (any more), and we have nothing else to say."""
-        if not self._door.has_token:
+        if not self._access.has_token:
             return Unauthenticated("the server asks for a token, and this client has none: Client(…, token=…)")
         return Unauthenticated("the token has ended, and no other can be had: give a token_provider")
 
@@ -429,7 +429,7 @@ class Link:
         it has worked before it is asked again, else the address is wrong, which nobody should have to find in a log.
         """
         status, problem = refusal.status, refusal.problem
-        if status == 401 and self._door.forget_token() and self._refused_tokens < TOKENS_TRIED:
+        if status == 401 and self._access.forget_token() and self._refused_tokens < TOKENS_TRIED:
             self._refused_tokens += 1
             return _Broken("the token was refused")
         error = error_of(problem) if problem and status != 404 else self._plain_refusal(status)
@@ -440,7 +440,7 @@ class Link:
 
     def _plain_refusal(self, status: int) -> HoldfastError:
         detail = (
-            f"{self._door.address} answered {status} to a WebSocket, and not as a Holdfast server does: is it at "
+            f"{self._access.address} answered {status} to a WebSocket, and not as a Holdfast server does: is it at "
             "another path, or served without WebSockets (uvicorn needs the package websockets for them)?"
         )
         return error_of({"code": "unauthenticated" if status == 401 else "refused", "status": status, "detail": detail})

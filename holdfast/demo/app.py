@@ -27,9 +27,9 @@ from holdfast.demo.guide import Guide, Sleep
 from holdfast.demo.model import model_in
 from holdfast.demo.passages import library
 from holdfast.hub.patterns import matches
+from holdfast.transports.access import check_local_only
 from holdfast.transports.app import WEB
 from holdfast.transports.codec import decode
-from holdfast.transports.door import check_closed_door
 from holdfast.transports.http import Endpoint, read_body
 
 __all__ = ["CHANNELS", "build"]
@@ -121,7 +121,7 @@ def _endpoint(hub: Hub, method: str, handler: Callable[[Request], Awaitable[Resp
     """`handler` behind the hub's own door: any web page can reach a loopback port, and may not ask here either."""
 
     async def guarded(request: Request) -> Response:
-        check_closed_door(hub, dict(request.scope))
+        check_local_only(hub, dict(request.scope))
         return await handler(request)
 
     return Endpoint([method], guarded)

@@ -26,10 +26,10 @@ from starlette.types import ASGIApp, Receive, Send
 from holdfast.core.errors import HoldfastError, MethodNotAllowed
 from holdfast.hub.hub import HubCore
 from holdfast.hub.identity import Scope
+from holdfast.transports.access import check_local_only, header
 from holdfast.transports.answer import message_events
 from holdfast.transports.chunks import Chunks, cycle_of, socket_of
 from holdfast.transports.codec import unexpected
-from holdfast.transports.door import check_closed_door, header
 from holdfast.transports.http import no_such_path, problem_response, routes
 from holdfast.transports.longpoll import poll
 from holdfast.transports.problem import Headers, problem_messages
@@ -106,7 +106,7 @@ class App:
         path = path_below(scope)
         stream = _STREAM.match(path)
         try:
-            check_closed_door(self.hub, scope)
+            check_local_only(self.hub, scope)
             if stream is None or scope["method"] not in ("GET", "HEAD"):
                 await self._plain({**scope, "path": path, "root_path": ""}, receive, send)
                 return
@@ -133,7 +133,7 @@ class App:
     async def _websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
         await receive()  # websocket.connect
         try:
-            check_closed_door(self.hub, scope)
+            check_local_only(self.hub, scope)
             if path_below(scope) != "/v1/ws":
                 raise no_such_path()
             credentials = await self._sockets.admit(scope)

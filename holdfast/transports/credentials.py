@@ -15,7 +15,7 @@ from holdfast.hub.hub import HubCore
 from holdfast.hub.identity import Identity, Scope
 from holdfast.hub.rates import ConnectionSlot
 from holdfast.hub.tickets import Ticket
-from holdfast.transports.door import identity_by_token, peer_of
+from holdfast.transports.access import identity_by_token, peer_of
 
 # Beyond this a timer is wound again: loops count in floats, and none sleeps for longer than a day.
 _MAX_TIMER_S = 12 * 3600.0

@@ -52,9 +52,9 @@ from holdfast.hub.committer import Result
 from holdfast.hub.hub import HubCore
 from holdfast.hub.identity import Identity
 from holdfast.hub.presence import check_member, check_signal
+from holdfast.transports.access import identify, not_local
 from holdfast.transports.codec import answer_fields, decode, for_peers, unexpected
 from holdfast.transports.credentials import left_s
-from holdfast.transports.door import identify, not_local
 from holdfast.transports.problem import problem_body, problem_headers
 from holdfast.transports.query import Query, whole
 from holdfast.transports.tickets import create_ticket

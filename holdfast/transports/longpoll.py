@@ -17,8 +17,8 @@ from holdfast.core.names import check_channel
 from holdfast.hub.feed import Behind, EncodedBatch, Feed
 from holdfast.hub.hub import HubCore
 from holdfast.hub.identity import Expired, Scope
+from holdfast.transports.access import identify
 from holdfast.transports.credentials import Credentials
-from holdfast.transports.door import identify
 from holdfast.transports.past import Past, known_since, past_of
 from holdfast.transports.query import Query
 from holdfast.transports.sse import Open, allowed_history, check_serving, since_of

@@ -20,10 +20,10 @@ from holdfast.core.names import check_channel
 from holdfast.hub.feed import Behind, EncodedBatch, Feed
 from holdfast.hub.hub import HubCore
 from holdfast.hub.identity import Expired, Identity, Scope
+from holdfast.transports.access import header, identify
 from holdfast.transports.chunks import Chunks
 from holdfast.transports.codec import unexpected
 from holdfast.transports.credentials import Credentials
-from holdfast.transports.door import header, identify
 from holdfast.transports.past import Past, known_since, past_of
 from holdfast.transports.problem import Headers
 from holdfast.transports.query import Query

@@ -22,10 +22,10 @@ from holdfast.core.errors import Busy, HoldfastError, InvalidRequest, TooMany, U
 from holdfast.core.events import encode_json
 from holdfast.hub.hub import HubCore
 from holdfast.hub.identity import Scope
+from holdfast.transports.access import header, known_identity
 from holdfast.transports.chunks import Frames
 from holdfast.transports.codec import for_peers
 from holdfast.transports.credentials import Credentials
-from holdfast.transports.door import header, known_identity
 from holdfast.transports.frames import Ref
 from holdfast.transports.session import (
     DRAINED,

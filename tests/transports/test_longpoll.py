@@ -16,7 +16,7 @@ from holdfast.core.limits import Limits
 from holdfast.core.view import View
 from holdfast.hub import presence_state
 from holdfast.hub.identity import Identity, Scope
-from holdfast.transports.door import header
+from holdfast.transports.access import header
 from tests.transports.conftest import PATIENCE_S, Served, new_hub, serving
 from tests.transports.test_websocket import dialled
 from tests.transports.watching import NASTY, Stream, write

@@ -14,7 +14,7 @@ from starlette.routing import Mount
 from holdfast.app import Hub
 from holdfast.core.errors import Forbidden
 from holdfast.hub.identity import Identity, allow_everyone
-from holdfast.transports import door
+from holdfast.transports import access
 from tests.transports.asgi import HERE, Headers, ask
 from tests.transports.conftest import new_hub
 
@@ -353,7 +353,7 @@ async def test_a_verifier_that_reads_no_cookies_is_not_misled_by_any() -> None:
 async def test_a_page_without_encryption_is_foreign_to_a_server_with_it() -> None:
     page: dict[str, Any] = {"headers": [OURS, from_page("http://chat.example")]}
     for scheme, is_same in (("https", False), ("wss", False), ("http", True), (None, True)):
-        assert door.is_same_host({**page, **({"scheme": scheme} if scheme else {})}, "http://chat.example") is is_same
+        assert access.is_same_host({**page, **({"scheme": scheme} if scheme else {})}, "http://chat.example") is is_same
 
 
 async def test_an_identity_that_has_ended_is_nobodys() -> None:

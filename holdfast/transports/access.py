@@ -48,7 +48,7 @@ _FORWARDING = frozenset(
 _OPEN_IT = "Set Hub(authenticate=...) to say who may come in, or authenticate=allow_everyone to let everybody in."
 
 
-def check_closed_door(hub: HubCore, scope: Scope) -> None:
+def check_local_only(hub: HubCore, scope: Scope) -> None:
     """Raises NoVerifier where there is no verifier and the peer is not plainly on this machine."""
     if hub.authenticate is None:
         reason = not_local(scope, hub.allowed_origins)

@@ -26,7 +26,7 @@ PROVIDER_S = 30.0  # for the app to come up with a token
 _SCHEMES = {"http": "ws", "https": "wss", "ws": "ws", "wss": "wss"}
 
 
-class Door:
+class ServerAccess:
     """The server's address and this client's identity, shared by all its connections."""
 
     def __init__(
