@@ -19,8 +19,8 @@ from holdfast.hub.hub import HubCore
 from holdfast.hub.identity import Expired, Scope
 from holdfast.transports.access import identify
 from holdfast.transports.credentials import Credentials
-from holdfast.transports.past import Past, known_since, past_of
 from holdfast.transports.query import Query
+from holdfast.transports.resume_limits import ResumeLimits, known_since, resume_limits_of
 from holdfast.transports.sse import Open, allowed_history, check_serving, since_of
 
 MAX_WAIT_S = 60  # networks cut what is silent for longer
@@ -34,7 +34,7 @@ async def poll(app: Open, scope: Scope, receive: Receive, send: Send, channel: s
     credentials = await admit_poll(hub, scope, channel)
     try:
         identity = credentials.identity
-        past = past_of(hub, identity, channel)
+        resume_limits = resume_limits_of(hub, identity, channel)
         since = known_since(past, since_of(scope, query))
         history = allowed_history(identity, channel, query.whole("history", 0, hub.limits.history))
         wait_s = query.whole("wait_s", 0, MAX_WAIT_S)
@@ -69,11 +69,11 @@ async def admit_poll(hub: HubCore, scope: Scope, channel: str) -> Credentials:
 class _Visit:
     """What one poll is owed: of the log by its feed, of presence by the place in its cursor."""
 
-    def __init__(self, hub: HubCore, feed: Feed, since: Cursor | None, past: Past | None) -> None:
+    def __init__(self, hub: HubCore, feed: Feed, since: Cursor | None, resume_limits: ResumeLimits | None) -> None:
         self.hub = hub
         self.feed = feed
         self._since = since
-        self._past = past
+        self._resume_limits = past
         self._presence_state = feed.channel.presence_state
         self._life = self._presence_state.life = self._presence_state.life or hub.clock.new_epoch()
         self._told = self._told_of(since)  # position in the presence state; None: nothing that counts here
@@ -103,10 +103,10 @@ class _Visit:
         """
         position = self._presence_state.position if is_told or self._told is None else self._told
         cursor, place = self.feed.cursor, Cursor(self._life, position)
-        if self._past is not None:
-            cursor = cursor._replace(extra=self._past.mark(str(cursor)))
+        if self._resume_limits is not None:
+            cursor = cursor._replace(extra=self._resume_limits.mark(str(cursor)))
             # Marked, too: between two positions one could look for who has left before one came.
-            place = place._replace(extra=self._past.mark(str(place)))
+            place = place._replace(extra=self._resume_limits.mark(str(place)))
         return str(cursor.with_presence(place))
 
     async def _take(self) -> EncodedBatch | None:
@@ -128,7 +128,7 @@ class _Visit:
         return [encode_json(event) for event in self._presence_state.since(self._told) if not isinstance(event, Signal)]
 
     def _told_of(self, since: Cursor | None) -> int | None:
-        place = known_since(self._past, since.presence if since is not None else None)
+        place = known_since(self._resume_limits, since.presence if since is not None else None)
         if place is None or place.epoch != self._life or place.serial > self._presence_state.position:
             return None
         return place.serial

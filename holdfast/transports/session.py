@@ -71,7 +71,7 @@ from holdfast.transports.frames import (
     decoder,
 )
 from holdfast.transports.http import caller_of, check_create, check_update, note_answer
-from holdfast.transports.past import Past, known_since, past_of
+from holdfast.transports.resume_limits import ResumeLimits, known_since, resume_limits_of
 from holdfast.transports.socket_worker import SocketWorker
 from holdfast.transports.sse import RETRY_MS, allowed_history
 
@@ -116,14 +116,14 @@ _ref = msgspec.json.Decoder(_Ref)
 class Attachment:
     """A channel that a session is attached to, or is attaching to."""
 
-    __slots__ = ("_session", "channel", "feed", "is_catching_up", "past")
+    __slots__ = ("_session", "channel", "feed", "is_catching_up", "resume_limits")
 
     def __init__(self, session: Session, channel: str) -> None:
         self._session = session
         self.channel = channel
         self.feed: Feed | None = None  # None while the hub is still asked for it, and after `close`
         self.is_catching_up = False
-        self.past: Past | None = None  # of a viewer who may not look at what was before
+        self.resume_limits: ResumeLimits | None = None  # of a viewer who may not look at what was before
 
     def wake(self) -> None:
         """There is something to take, or the hub leaves."""
@@ -347,7 +347,11 @@ class Session:
         if feed.is_behind:  # what is said in passing comes after what is in the log
             self._ready[attachment] = None
         past = attachment.past
-        frames = batch.frames if past is None or not batch.cursor else batch.frames_with(past.mark(batch.cursor))
+        frames = (
+            batch.frames
+            if resume_limits is None or not batch.cursor
+            else batch.frames_with(resume_limits.mark(batch.cursor))
+        )
         if len(frames) > 1:
             rest = iter(frames)
             self._rest = (attachment, rest)
@@ -577,7 +581,7 @@ class Session:
         self._begin(partial(self._attach, frame, attachment), 0)
 
     async def _attach(self, frame: AttachFrame, attachment: Attachment) -> None:
-        past = attachment.past = past_of(self._hub, self.identity, attachment.channel)
+        past = attachment.resume_limits = resume_limits_of(self._hub, self.identity, attachment.channel)
         try:
             feed = await self._hub.attach(
                 attachment.channel,

@@ -24,9 +24,9 @@ from holdfast.transports.access import header, identify
 from holdfast.transports.chunks import Chunks
 from holdfast.transports.codec import unexpected
 from holdfast.transports.credentials import Credentials
-from holdfast.transports.past import Past, known_since, past_of
 from holdfast.transports.problem import Headers
 from holdfast.transports.query import Query
+from holdfast.transports.resume_limits import ResumeLimits, known_since, resume_limits_of
 from holdfast.transports.sink import HandSink, Sink, TaskSink
 from holdfast.transports.wheel import Wheel
 
@@ -56,7 +56,18 @@ class Open(Protocol):
 class EventStream:
     """One viewer's stream of one channel."""
 
-    __slots__ = ("_app", "_catching_up", "_is_ours", "_ping", "_seal", "feed", "credentials", "past", "ping_s", "sink")
+    __slots__ = (
+        "_app",
+        "_catching_up",
+        "_is_ours",
+        "_ping",
+        "_seal",
+        "feed",
+        "credentials",
+        "resume_limits",
+        "ping_s",
+        "sink",
+    )
 
     def __init__(self, app: Open, send: Send, credentials: Credentials, *, is_ours: bool, ping_s: int | None) -> None:
         self._app = app
@@ -67,7 +78,7 @@ class EventStream:
         self._catching_up: asyncio.Task[None] | None = None
         self.ping_s = ping_s or HEARTBEAT_S
         self.feed: Feed | None = None
-        self.past: Past | None = None  # of a viewer who may not look at what was before
+        self.resume_limits: ResumeLimits | None = None  # of a viewer who may not look at what was before
         self.sink: Sink = HandSink(send, self) if app.hub.drive_by_hand else TaskSink(send, self)
 
     async def run(self, receive: Receive) -> None:
@@ -147,8 +158,8 @@ class EventStream:
 
     def write_batch(self, batch: EncodedBatch) -> None:
         """Write what the feed gave."""
-        if batch.cursor and (self._seal or self.past is not None):  # what is said in passing has no cursor
-            extra = self._seal if self.past is None else self._seal + self.past.mark(batch.cursor)
+        if batch.cursor and (self._seal or self.resume_limits is not None):  # what is said in passing has no cursor
+            extra = self._seal if self.resume_limits is None else self._seal + self.resume_limits.mark(batch.cursor)
             self.sink.write({"type": "http.response.body", "body": sealed(batch, extra), "more_body": True})
         else:
             self.sink.write_batch(batch, self._app.chunks)
@@ -197,7 +208,7 @@ async def _channel_stream(app: Open, scope: Scope, send: Send, channel: str) -> 
         credentials = await admit_stream(hub, scope, query, channel)
         identity = credentials.identity
         identity.check("subscribe", channel)
-        past = past_of(hub, identity, channel)
+        resume_limits = resume_limits_of(hub, identity, channel)
         since = known_since(past, since_of(scope, query))
         history = allowed_history(identity, channel, query.whole("history", 0, hub.limits.history))
         flush_ms = query.whole("flush_ms", 0, 1000)
@@ -207,7 +218,7 @@ async def _channel_stream(app: Open, scope: Scope, send: Send, channel: str) -> 
             return None
         credentials.sit()
         stream = EventStream(app, send, credentials, is_ours=is_ours, ping_s=ping_s)
-        stream.past = past
+        stream.resume_limits = past
         stream.feed = await hub.attach(
             channel, since, history=history, flush_ms=flush_ms, wake=stream.wake, has_passing=True
         )

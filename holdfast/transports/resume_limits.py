@@ -13,7 +13,7 @@ from holdfast.hub.identity import Identity
 from holdfast.hub.tickets import Tickets
 
 
-class Past:
+class ResumeLimits:
     """What a viewer of one channel may come back to, who may not look at what was before."""
 
     __slots__ = ("_channel", "_client_id", "_tickets")
@@ -36,13 +36,13 @@ class Past:
         return self._tickets.mark(cursor, self._client_id, self._channel)
 
 
-def past_of(hub: HubCore, identity: Identity, channel: str) -> Past | None:
+def resume_limits_of(hub: HubCore, identity: Identity, channel: str) -> ResumeLimits | None:
     """What `identity` may come back to; None where it may look at everything."""
     if identity.has("history", channel):
         return None
-    return Past(hub.tickets, identity.client_id, channel)
+    return ResumeLimits(hub.tickets, identity.client_id, channel)
 
 
-def known_since(past: Past | None, cursor: Cursor | None) -> Cursor | None:
+def known_since(resume_limits: ResumeLimits | None, cursor: Cursor | None) -> Cursor | None:
     """The cursor that a viewer may continue after, of the one that it came with."""
-    return cursor if past is None else past.known(cursor)
+    return cursor if resume_limits is None else resume_limits.known(cursor)
