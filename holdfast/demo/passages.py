@@ -1,7 +1,7 @@
 """Passages: finding the places in our own documentation that fit a question.
 
 You are in `demo`. All of this is pure but `library()`, which reads the Markdown files: the copy that the
-wheel carries under `holdfast/demo/text`, or else the files of the checkout. Ranking and cutting may change
+heartbeats carries under `holdfast/demo/text`, or else the files of the checkout. Ranking and cutting may change
 freely; running answers notice, because their text changes with it, and say so (see `agent`).
 
 Ranking is BM25 over passages that know their headings: old, plain, and honest about what it is. The same

@@ -30,13 +30,13 @@ from holdfast.transports.access import check_local_only, header
 from holdfast.transports.answer import message_events
 from holdfast.transports.chunks import Chunks, cycle_of, socket_of
 from holdfast.transports.codec import unexpected
+from holdfast.transports.heartbeats import Heartbeats
 from holdfast.transports.http import no_such_path, problem_response, routes
 from holdfast.transports.longpoll import poll
 from holdfast.transports.problem import Headers, problem_messages
 from holdfast.transports.sink import LAST_WORDS_S
 from holdfast.transports.sse import channel_events, is_started
 from holdfast.transports.websocket import Sockets
-from holdfast.transports.wheel import Wheel
 
 logger = logging.getLogger("holdfast.transports")
 
@@ -59,9 +59,9 @@ class App:
 
     def __init__(self, hub: HubCore) -> None:
         self.hub = hub
-        self.wheel = Wheel()
+        self.heartbeats = Heartbeats()
         self.chunks = Chunks()
-        self._sockets = Sockets(hub, self.wheel)
+        self._sockets = Sockets(hub, self.heartbeats)
         self._plain = _plain_app(hub)
         hub.on_drain(self._drain)
 
@@ -100,7 +100,7 @@ class App:
     async def _until_all_left(self) -> None:
         with suppress(TimeoutError):
             async with asyncio.timeout(LEAVING_S):
-                await self.wheel.until_empty()
+                await self.heartbeats.until_empty()
 
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
         path = path_below(scope)

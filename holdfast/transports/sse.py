@@ -24,11 +24,11 @@ from holdfast.transports.access import header, identify
 from holdfast.transports.chunks import Chunks
 from holdfast.transports.codec import unexpected
 from holdfast.transports.credentials import Credentials
+from holdfast.transports.heartbeats import Heartbeats
 from holdfast.transports.problem import Headers
 from holdfast.transports.query import Query
 from holdfast.transports.resume_limits import ResumeLimits, known_since, resume_limits_of
 from holdfast.transports.sink import HandSink, Sink, TaskSink
-from holdfast.transports.wheel import Wheel
 
 logger = logging.getLogger("holdfast.transports")
 
@@ -46,7 +46,7 @@ class Open(Protocol):
     """What of the app a streaming endpoint needs (`transports.app.App`)."""
 
     hub: HubCore
-    wheel: Wheel
+    heartbeats: Heartbeats
     chunks: Chunks
 
     def cors(self, scope: Scope) -> Headers:
@@ -83,8 +83,8 @@ class EventStream:
 
     async def run(self, receive: Receive) -> None:
         """Carry the stream until the peer leaves, or break it off: only a subclass may end it as complete."""
-        wheel, ticket = self._app.wheel, self.credentials.ticket
-        slot = wheel.add(self, self.ping_s)
+        heartbeats, ticket = self._app.heartbeats, self.credentials.ticket
+        slot = heartbeats.add(self, self.ping_s)
         try:
             if ticket is not None:
                 self._app.hub.tickets.opened(ticket, self)
@@ -92,7 +92,7 @@ class EventStream:
             self.wake()
             await self.sink.carry(receive)
         finally:
-            wheel.remove(self, slot)
+            heartbeats.remove(self, slot)
             if ticket is not None:
                 self._app.hub.tickets.closed(ticket, self)
             if self._catching_up is not None:
@@ -149,7 +149,7 @@ class EventStream:
     async def until_room(self) -> None:
         """There is always room for nothing."""
 
-    def beat(self) -> None:
+    def send_heartbeat(self) -> None:
         """Show the peer, and the proxies between, that this stream lives."""
         if self.credentials.is_expired:  # a machine that slept has slept through its timers, too
             self.expire()

@@ -27,6 +27,7 @@ from holdfast.transports.chunks import Frames
 from holdfast.transports.codec import for_peers
 from holdfast.transports.credentials import Credentials
 from holdfast.transports.frames import Ref
+from holdfast.transports.heartbeats import Heartbeats
 from holdfast.transports.session import (
     DRAINED,
     FAILED,
@@ -38,7 +39,6 @@ from holdfast.transports.session import (
 )
 from holdfast.transports.sink import LAST_WORDS_S, HandSink, Sink, TaskSink
 from holdfast.transports.sse import RETRY_MS, check_serving
-from holdfast.transports.wheel import Wheel
 
 SUBPROTOCOL = "holdfast.v1"
 
@@ -64,9 +64,9 @@ _auth = msgspec.json.Decoder(_Auth)
 class Sockets:
     """All sockets of a hub: lets them in, and sends them away when the hub leaves."""
 
-    def __init__(self, hub: HubCore, wheel: Wheel) -> None:
+    def __init__(self, hub: HubCore, heartbeats: Heartbeats) -> None:
         self._hub = hub
-        self._wheel = wheel
+        self._heartbeats = heartbeats
         self._frames = Frames()
         self._open: set[Socket] = set()
         self._unknown: set[Introduction] = set()
@@ -110,7 +110,7 @@ class Sockets:
     async def _carry(self, credentials: Credentials, receive: Receive, send: Send) -> None:
         socket = Socket(self._hub, credentials, send, self._frames)
         self._open.add(socket)
-        slot = self._wheel.add(socket, int(PING_S))
+        slot = self._heartbeats.add(socket, int(PING_S))
         try:
             if self._hub.is_draining:  # it began while we accepted
                 socket.session.drain()
@@ -118,7 +118,7 @@ class Sockets:
         finally:
             self._open.discard(socket)
             await socket.close()
-            self._wheel.remove(socket, slot)
+            self._heartbeats.remove(socket, slot)
 
     def drain(self) -> None:
         """Send all away: the hub leaves. (A socket without a channel has no feed that would tell it.)"""
@@ -268,9 +268,9 @@ class Socket:
         """The sink is free again."""
         self._pump()
 
-    # For the wheel
+    # For the heartbeats
 
-    def beat(self) -> None:
+    def send_heartbeat(self) -> None:
         """Every few seconds: a ping may be due, or the peer is silent for too long."""
         self.session.check_silence(now_s=self._loop.time())
         if self.credentials.is_expired:  # a machine that slept has slept through its timers, too

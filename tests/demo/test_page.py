@@ -134,7 +134,7 @@ async def test_it_follows_the_end_until_the_reader_scrolls_up_and_again_when_ask
     assert await transcript.evaluate(left) <= 1
     await expect(newest).to_be_hidden()
     await transcript.hover()
-    await page.mouse.wheel(0, -30)  # less than what counts as being near the end: it is a wish all the same
+    await page.mouse.heartbeats(0, -30)  # less than what counts as being near the end: it is a wish all the same
     await expect(newest).to_be_visible()
     await place.put("later", "later\n" * 3)
     await expect(page.locator('[data-message-id="later"]')).to_be_attached()

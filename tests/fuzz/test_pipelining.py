@@ -24,5 +24,5 @@ async def test_a_stream_with_a_request_behind_it_leaves_the_channel_when_its_pee
         writer.transport.abort()
         async with asyncio.timeout(PATIENCE_S):
             while hub.stats()["feeds"]:
-                hub._asgi.wheel.tick()  # type: ignore[attr-defined]  # a second of heartbeats
+                hub._asgi.heartbeats.tick()  # type: ignore[attr-defined]  # a second of heartbeats
                 await asyncio.sleep(0.005)  # for the network, which tells nobody

@@ -36,7 +36,7 @@ from holdfast.transports import websocket
 from tests import processes
 from tests.transports.asgi import ask
 from tests.transports.conftest import PATIENCE_S, Served, new_hub, serving
-from tests.transports.test_sse import wheel
+from tests.transports.test_sse import heartbeats
 from tests.transports.test_websocket import Peer, dialled
 from tests.transports.watching import Stream, stored
 
@@ -163,7 +163,7 @@ async def test_a_machine_that_slept_through_its_timers_ends_the_stream_at_its_he
     await stream.until_event("channel.attached")
     served.watch.ahead_ms = 600_000
     for _ in range(2):
-        wheel(served).tick()
+        heartbeats(served).tick()
     assert (await stream.until_event("bye")).data == b'"unauthenticated"'
 
 

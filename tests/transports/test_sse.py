@@ -26,16 +26,16 @@ def watching(served: Served, channel: str = "c", **options: Any) -> SseViewer:
     return SseViewer(served.host, served.port, channel, **options)
 
 
-def wheel(served: Served) -> Any:
+def heartbeats(served: Served) -> Any:
     known = served.hub._asgi
     assert isinstance(known, App)
-    return known.wheel
+    return known.heartbeats
 
 
 async def pass_seconds(served: Served, count: int) -> None:
-    """Let the wheel turn as if seconds had passed."""
+    """Let the heartbeats turn as if seconds had passed."""
     for _ in range(count):
-        wheel(served).tick()
+        heartbeats(served).tick()
         for _ in range(5):  # a task has to send what the tick wrote
             await asyncio.sleep(0)
 
@@ -229,7 +229,7 @@ async def test_what_a_stalled_reader_left_unread_is_let_go_when_their_stream_has
     async with transport(served.host, served.port, "c", receive_buffer_bytes=4096) as viewer:
         await viewer.until_attached()
         viewer.stall()
-        (one,) = [one for slot in wheel(served)._slots.values() for one in slot]
+        (one,) = [one for slot in heartbeats(served)._slots.values() for one in slot]
         connection = one.sink._cycle or socket_of(one.sink._send)
         while not connection.transport.get_write_buffer_size():
             await served.hub.create("c", text="x" * 1_000_000)
@@ -286,8 +286,8 @@ async def test_a_viewer_who_leaves_leaves_nothing_behind(served: Served) -> None
     async with watching(served) as viewer:
         await viewer.until_attached()
         assert served.hub.stats()["feeds"] == 1
-        assert len(wheel(served)) == 1
-    await served.until(lambda: served.hub.stats()["feeds"] == 0 and len(wheel(served)) == 0)
+        assert len(heartbeats(served)) == 1
+    await served.until(lambda: served.hub.stats()["feeds"] == 0 and len(heartbeats(served)) == 0)
 
 
 async def test_a_viewer_who_is_cut_off_in_mid_write_leaves_nothing_behind(served: Served) -> None:
@@ -368,7 +368,7 @@ async def test_a_stalled_reader_does_not_hold_up_the_end(served: Served) -> None
             await served.hub.create("c", id=f"m{number}", text="x" * 200_000)
         async with asyncio.timeout(2):
             await served.hub.drain()
-            await served.until(lambda: len(wheel(served)) == 0)
+            await served.until(lambda: len(heartbeats(served)) == 0)
         viewer.resume()
         await viewer.until(lambda: viewer.is_over)
 

@@ -23,7 +23,7 @@ from holdfast.testing.proxy import FaultProxy
 from holdfast.testing.rawviewer import WsViewer, encode_frame
 from holdfast.transports.app import App
 from tests.transports.conftest import PATIENCE_S, Served, new_hub, serving
-from tests.transports.test_sse import is_complete, pass_seconds, wheel
+from tests.transports.test_sse import heartbeats, is_complete, pass_seconds
 from tests.transports.watching import NASTY, stored, write
 
 Json = dict[str, Any]
@@ -451,7 +451,7 @@ async def test_a_server_survives_what_is_no_websocket(served: Served, data: byte
         assert b" 101 " in await reader.readuntil(b"\r\n\r\n")
         writer.write(data)
         await reader.read()
-    await served.until(lambda: len(wheel(served)) == 0)
+    await served.until(lambda: len(heartbeats(served)) == 0)
     assert (await served.http.get("/healthz")).status_code == 200
 
 
@@ -566,7 +566,7 @@ async def test_a_peer_that_vanishes_leaves_nothing_behind(served: Served) -> Non
                 await served.hub.create("c", id=f"m{number}", text="x" * 1_000)
             assert (await served.http.get("/healthz")).status_code == 200
             await proxy.cut()
-        await served.until(lambda: served.hub.stats()["feeds"] == 0 and len(wheel(served)) == 0)
+        await served.until(lambda: served.hub.stats()["feeds"] == 0 and len(heartbeats(served)) == 0)
 
 
 async def test_a_peer_that_leaves_in_mid_request_leaves_its_requests_stored(served: Served) -> None:
@@ -575,7 +575,7 @@ async def test_a_peer_that_leaves_in_mid_request_leaves_its_requests_stored(serv
         for _ in range(50):
             await peer.send("append", channel="c", id="m1", text="x")
         peer.socket.transport.abort()
-    await served.until(lambda: len(wheel(served)) == 0)
+    await served.until(lambda: len(heartbeats(served)) == 0)
     assert set((await served.hub.read("c", "m1"))[0].text) <= {"x"}
 
 
@@ -637,7 +637,7 @@ async def test_a_stalled_reader_does_not_hold_up_the_end(served: Served) -> None
             await served.hub.create("c", id=f"m{number}", text=os.urandom(100_000).hex())
         async with asyncio.timeout(2):
             await served.hub.drain()
-            await served.until(lambda: len(wheel(served)) == 0)
+            await served.until(lambda: len(heartbeats(served)) == 0)
         viewer.resume()
         await viewer.until(lambda: viewer.is_over)
 

@@ -15,9 +15,9 @@ from holdfast.core.model import Message
 from holdfast.hub.identity import CAPABILITIES, Identity
 from holdfast.stores.memory import MemoryStore
 from holdfast.transports.credentials import Credentials
+from holdfast.transports.heartbeats import Heartbeats
 from holdfast.transports.session import SILENT, Session
 from holdfast.transports.websocket import Sockets
-from holdfast.transports.wheel import Wheel
 from tests.virtual import virtual_clock, virtually
 
 Json = dict[str, Any]
@@ -181,7 +181,7 @@ class Clogged:
         self._inbox: asyncio.Queue[Json] = asyncio.Queue()
         self._answered = asyncio.Event()
         credentials = Credentials(hub, {}, Identity(client_id="ann"))
-        serving = Sockets(hub, Wheel()).serve(credentials, {}, self._inbox.get, self._send)
+        serving = Sockets(hub, Heartbeats()).serve(credentials, {}, self._inbox.get, self._send)
         self._serving = asyncio.ensure_future(serving)
 
     async def _send(self, message: Json) -> None:

@@ -156,7 +156,7 @@ class Bounds:
     def _parts_of_app(self, app: App, turns: int) -> Iterator[Part]:
         yield app, SPARE, {}
         yield app._sockets, SPARE, {}
-        yield app.wheel, SPARE, {}
+        yield app.heartbeats, SPARE, {}
         for socket in app._sockets._open:
             session = socket.session
             unanswered = session._unanswered + len(session._replies)
@@ -167,7 +167,7 @@ class Bounds:
             yield socket.sink, HELD, {}
             for attachment in session._attachments.values():
                 yield attachment, HELD, {}
-        for slot in app.wheel._slots.values():
+        for slot in app.heartbeats._slots.values():
             for member in slot:
                 yield member, HELD, {}
                 if (sink := getattr(member, "sink", None)) is not None:

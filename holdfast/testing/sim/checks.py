@@ -409,7 +409,7 @@ def check_empty(hub: Hub, who: str) -> None:
     app = hub._asgi
     if isinstance(app, App):
         _at_most(who, "sockets are left", len(app._sockets), 0)
-        _at_most(who, "heartbeats are left", len(app.wheel), 0)
+        _at_most(who, "heartbeats are left", len(app.heartbeats), 0)
     runtime = hub._runtime
     if runtime is None or runtime.is_over or runtime.committer is None:
         return

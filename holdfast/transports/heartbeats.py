@@ -14,17 +14,17 @@ from typing import Protocol
 logger = logging.getLogger("holdfast.transports")
 
 
-class Beating(Protocol):
+class HeartbeatTarget(Protocol):
     """Whoever wants to be called every so many seconds."""
 
-    def beat(self) -> None:
+    def send_heartbeat(self) -> None:
         """Called from the loop; must not wait."""
 
 
-Slot = set[Beating]
+Slot = set[HeartbeatTarget]
 
 
-class Wheel:
+class Heartbeats:
     """Calls its members every `period_s` seconds of theirs, from the running loop; begins anew on another loop."""
 
     def __init__(self) -> None:
@@ -39,7 +39,7 @@ class Wheel:
     def __len__(self) -> int:
         return sum(map(len, self._slots.values()))
 
-    def add(self, member: Beating, period_s: int) -> Slot:
+    def add(self, member: HeartbeatTarget, period_s: int) -> Slot:
         """Call `member` every `period_s` seconds, until it is removed from the slot that is returned."""
         loop = asyncio.get_running_loop()
         if self._loop is not loop:  # the members of a loop that is gone are gone too
@@ -52,7 +52,7 @@ class Wheel:
             self._wind(loop)
         return slot
 
-    def remove(self, member: Beating, slot: Slot) -> None:
+    def remove(self, member: HeartbeatTarget, slot: Slot) -> None:
         """Call `member` no more."""
         slot.discard(member)
         if self._emptied is not None and not self._emptied.done() and not len(self):
@@ -74,7 +74,7 @@ class Wheel:
             elif self._now_s % period_s == second:
                 for member in tuple(slot):
                     try:
-                        member.beat()
+                        member.send_heartbeat()
                     except Exception:
                         logger.exception("a heartbeat failed")
 
