@@ -21,7 +21,7 @@ from msgspec import UNSET, Struct, UnsetType
 
 from holdfast.client.access import ServerAccess, TokenProvider
 from holdfast.client.dial import Dial, websocket_dial
-from holdfast.client.feed import Feed, Sink
+from holdfast.client.feed import EventConsumer, Feed
 from holdfast.client.http import Http
 from holdfast.client.leaving import Signals
 from holdfast.client.link import Link
@@ -243,7 +243,7 @@ class Client:
     ) -> Subscription:
         """The channel's events: `async for event in client.subscribe("chat:1")`. Comes back by itself."""
         check_channel(channel)
-        return Subscription(channel, since, lambda sink: self._feed(channel, sink, history, flush_ms))
+        return Subscription(channel, since, lambda consumer: self._feed(channel, consumer, history, flush_ms))
 
     def channel(self, name: str, *, history: int | None = None, flush_ms: int | None = None) -> ChannelView:
         """The channel as it is, kept up to date; the same object until it is closed."""
@@ -251,7 +251,7 @@ class Client:
         if view is None:
             view = self._views[name] = ChannelView(
                 name,
-                open_feed=lambda sink: self._feed(name, sink, history, flush_ms),
+                open_feed=lambda consumer: self._feed(name, consumer, history, flush_ms),
                 when_closed=lambda: self._views.__delitem__(name),
             )
         return view
@@ -430,7 +430,7 @@ class Client:
         self._runs[link] = self._tasks.create_task(link.run(), name="holdfast-link")
         return link
 
-    def _feed(self, channel: str, sink: Sink, history: int | None, flush_ms: int | None) -> Feed:
+    def _feed(self, channel: str, consumer: EventConsumer, history: int | None, flush_ms: int | None) -> Feed:
         """A feed on the first link that has room for it: a socket follows a channel once, and not too many of them."""
         self._link()
         room = (
@@ -439,7 +439,9 @@ class Client:
             if channel not in link.receivers and len(link.receivers) < self._limits.socket_channels
         )
         link = next(room, None) or self._new_link()
-        return Feed(link, channel, sink, history=history, flush_ms=flush_ms, when_closed=lambda: self._let_go_of(link))
+        return Feed(
+            link, channel, consumer, history=history, flush_ms=flush_ms, when_closed=lambda: self._let_go_of(link)
+        )
 
     def _let_go_of(self, link: Link) -> None:
         """A link that carries nothing any more ends, unless it is the one for requests."""

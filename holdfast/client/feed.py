@@ -1,6 +1,6 @@
 """A channel followed over any number of sockets: attaching, coming back, pausing.
 
-You are in `client`. A `Feed` sees to it that its sink gets every batch; what the sink makes of them (a view, or events
+You are in `client`. A `Feed` sees to it that its consumer gets every batch; what the consumer makes of them (a view, or events
 for a loop) is its own business. There is one feed for each channel on a link.
 """
 
@@ -19,7 +19,7 @@ from holdfast.core.events import ServerEvent, known_events
 logger = logging.getLogger("holdfast.client")
 
 
-class Sink(Protocol):
+class EventConsumer(Protocol):
     """Who a feed is for."""
 
     cursor: str | None  # of the last complete batch received: where the next attach goes on
@@ -35,13 +35,13 @@ class Sink(Protocol):
 
 
 class Feed:
-    """Keeps one channel attached for its sink, from `open` to `close`."""
+    """Keeps one channel attached for its consumer, from `open` to `close`."""
 
     def __init__(
         self,
         link: Link,
         channel: str,
-        sink: Sink,
+        consumer: EventConsumer,
         *,
         history: int | None,
         flush_ms: int | None,
@@ -49,7 +49,7 @@ class Feed:
     ) -> None:
         self.link = link
         self.channel = channel
-        self._sink = sink
+        self._consumer = consumer
         self._when_closed = when_closed
         self._fields = {"history": history, "flush_ms": flush_ms}
         self._is_attached = False
@@ -73,12 +73,12 @@ class Feed:
             self._when_closed()
 
     def pause(self) -> None:
-        """The sink has enough for now. The server will join what comes meanwhile."""
+        """The consumer has enough for now. The server will join what comes meanwhile."""
         self._is_paused = True
         self._leave()
 
     def go_on(self) -> None:
-        """The sink takes more."""
+        """The consumer takes more."""
         if self._is_paused:
             self._is_paused = False
             if self.link.is_live:
@@ -99,21 +99,21 @@ class Feed:
         self._is_attached = False
         self._life += 1
         self._cancel_again()
-        self._sink.cut()
+        self._consumer.cut()
 
     def received(self, events: list[Any], cursor: str | None, size: int) -> None:
         if not self._is_attached:
             return  # of an attach that was given up
         if cursor is not None:
             self._failures = 0
-        self._sink.receive(known_events(events), cursor, size)
+        self._consumer.receive(known_events(events), cursor, size)
 
     def forget_cursor(self) -> None:
-        self._sink.cursor = None
+        self._consumer.cursor = None
 
     def stopped(self, error: HoldfastError) -> None:
         self._cancel_again()
-        self._sink.failed(error)
+        self._consumer.failed(error)
 
     # Inside
 
@@ -122,8 +122,8 @@ class Feed:
         self._life += 1
         life = self._life
         fields: dict[str, Any] = {name: value for name, value in self._fields.items() if value is not None}
-        if self._sink.cursor is not None:
-            fields["since"] = self._sink.cursor
+        if self._consumer.cursor is not None:
+            fields["since"] = self._consumer.cursor
         self.link.begin(
             "attach",
             {"channel": self.channel, **fields},
@@ -141,7 +141,7 @@ class Feed:
             self._attach_later()
         else:
             self.close()
-            self._sink.failed(answer)
+            self._consumer.failed(answer)
 
     def _attach_later(self) -> None:
         self._cancel_again()

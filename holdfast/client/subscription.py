@@ -11,14 +11,14 @@ from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing
 
-from holdfast.client.feed import Feed, Sink
+from holdfast.client.feed import EventConsumer, Feed
 from holdfast.core.errors import HoldfastError
 from holdfast.core.events import Batch, ChannelAttached, EphemeralEvent, ServerEvent
 
 # Characters of frames that wait to be taken; beyond it the channel is left until they are. A batch is never cut.
 WAITING = 256 * 1024
 
-OpenFeed = Callable[[Sink], Feed]
+OpenFeed = Callable[[EventConsumer], Feed]
 
 
 class Subscription:

@@ -11,7 +11,7 @@ from typing import Literal
 
 from msgspec import Struct
 
-from holdfast.client.feed import Feed, Sink
+from holdfast.client.feed import EventConsumer, Feed
 from holdfast.client.problems import read_answer
 from holdfast.client.subscription import is_new_start
 from holdfast.core.errors import HoldfastError, LocalError
@@ -57,7 +57,9 @@ class Change(Struct, frozen=True, kw_only=True):
 class ChannelView:
     """One channel, live. Use `async with`, or `close` it; reading it never waits."""
 
-    def __init__(self, channel: str, *, open_feed: Callable[[Sink], Feed], when_closed: Callable[[], None]) -> None:
+    def __init__(
+        self, channel: str, *, open_feed: Callable[[EventConsumer], Feed], when_closed: Callable[[], None]
+    ) -> None:
         self.channel = check_channel(channel)
         self.state: State = "connecting"
         self.error: HoldfastError | None = None  # why it is closed

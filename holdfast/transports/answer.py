@@ -37,7 +37,7 @@ from holdfast.hub.tickets import split_seal
 from holdfast.transports import problem
 from holdfast.transports.credentials import Credentials
 from holdfast.transports.query import Query
-from holdfast.transports.sink import SEND_TIMEOUT_S
+from holdfast.transports.sender import SEND_TIMEOUT_S
 from holdfast.transports.sse import (
     HEARTBEAT_S,
     EventStream,
@@ -179,15 +179,15 @@ class AnswerStream(EventStream):
     def tell(self, told: Sequence[tuple[str, str]], cursor: str) -> None:
         """Write what is new, and `done` when that was all: only then the stream ends as complete."""
         if self._progress.is_broken:
-            self.sink.end()
+            self.sender.end()
             return
         status = self._progress.status
         body = framed(told, status, self._progress.cursor(cursor, self._seal))
         if status is not None:
             last = {"type": "http.response.body", "body": body, "more_body": False}
-            self.sink.end(last, patience_s=SEND_TIMEOUT_S)
+            self.sender.end(last, patience_s=SEND_TIMEOUT_S)
         elif body:
-            self.sink.write({"type": "http.response.body", "body": body, "more_body": True})
+            self.sender.write({"type": "http.response.body", "body": body, "more_body": True})
 
 
 def framed(told: Sequence[tuple[str, str]], status: str | None, cursor: str) -> bytes:

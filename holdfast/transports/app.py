@@ -34,13 +34,13 @@ from holdfast.transports.heartbeats import Heartbeats
 from holdfast.transports.http import no_such_path, problem_response, routes
 from holdfast.transports.longpoll import poll
 from holdfast.transports.problem import Headers, problem_messages
-from holdfast.transports.sink import LAST_WORDS_S
+from holdfast.transports.sender import LAST_WORDS_S
 from holdfast.transports.sse import channel_events, is_started
 from holdfast.transports.websocket import Sockets
 
 logger = logging.getLogger("holdfast.transports")
 
-LEAVING_S = 1.0  # for viewers, when the hub leaves; those who do not read get less (`sink.LAST_WORDS_S`)
+LEAVING_S = 1.0  # for viewers, when the hub leaves; those who do not read get less (`sender.LAST_WORDS_S`)
 # For a peer to take what was written before its stream or socket ended. Servers wait for that for ever.
 UNREAD_S = 10.0
 WEB = Path(__file__).parent.parent / "web"

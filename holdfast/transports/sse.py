@@ -1,6 +1,6 @@
 """Server-Sent Events: a channel's events as they happen, for EventSource, `curl -N` and our own clients.
 
-You are in `transports`. A stream is a feed with a sink: woken, it takes what it is owed as one batch and writes it.
+You are in `transports`. A stream is a feed with a sender: woken, it takes what it is owed as one batch and writes it.
 Nothing is queued, and an idle stream is a few small objects; so keep requests, headers and closures out of it.
 `docs/protocol.md`, "SSE", is the contract; the framing of events is `hub.feed`'s, since it is shared by all streams.
 """
@@ -28,7 +28,7 @@ from holdfast.transports.heartbeats import Heartbeats
 from holdfast.transports.problem import Headers
 from holdfast.transports.query import Query
 from holdfast.transports.resume_limits import ResumeLimits, known_since, resume_limits_of
-from holdfast.transports.sink import HandSink, Sink, TaskSink
+from holdfast.transports.sender import DirectSender, Sender, TaskSender
 
 logger = logging.getLogger("holdfast.transports")
 
@@ -66,7 +66,7 @@ class EventStream:
         "credentials",
         "resume_limits",
         "ping_s",
-        "sink",
+        "sender",
     )
 
     def __init__(self, app: Open, send: Send, credentials: Credentials, *, is_ours: bool, ping_s: int | None) -> None:
@@ -79,7 +79,7 @@ class EventStream:
         self.ping_s = ping_s or HEARTBEAT_S
         self.feed: Feed | None = None
         self.resume_limits: ResumeLimits | None = None  # of a viewer who may not look at what was before
-        self.sink: Sink = HandSink(send, self) if app.hub.drive_by_hand else TaskSink(send, self)
+        self.sender: Sender = DirectSender(send, self) if app.hub.drive_by_hand else TaskSender(send, self)
 
     async def run(self, receive: Receive) -> None:
         """Carry the stream until the peer leaves, or break it off: only a subclass may end it as complete."""
@@ -90,7 +90,7 @@ class EventStream:
                 self._app.hub.tickets.opened(ticket, self)
             self.credentials.watch(self.expire)
             self.wake()
-            await self.sink.carry(receive)
+            await self.sender.carry(receive)
         finally:
             heartbeats.remove(self, slot)
             if ticket is not None:
@@ -116,20 +116,20 @@ class EventStream:
 
     def wake(self) -> None:
         """There is something to take, or the hub leaves. A thousand viewers of a channel pay for each line here."""
-        sink = self.sink
-        if sink.is_over:
+        sender = self.sender
+        if sender.is_over:
             return
         if self._app.hub.is_draining:
             self._leave(Draining())
             return
         feed = self.feed
-        if sink.is_busy or feed is None or self._catching_up is not None:
+        if sender.is_busy or feed is None or self._catching_up is not None:
             return
         try:
             batch = feed.take()
             if batch is not None:
                 self.write_batch(batch)
-                if not sink.is_busy:  # a write that went through at once frees nobody
+                if not sender.is_busy:  # a write that went through at once frees nobody
                     feed.done()
         except Behind:
             self._catching_up = asyncio.get_running_loop().create_task(self._catch_up(feed))
@@ -138,7 +138,7 @@ class EventStream:
             self._leave(unexpected())
 
     def freed(self) -> None:
-        """The sink is free again: more comes with the channel's next tick, joined."""
+        """The sender is free again: more comes with the channel's next tick, joined."""
         if self.feed is not None:
             self.feed.done()
 
@@ -153,37 +153,37 @@ class EventStream:
         """Show the peer, and the proxies between, that this stream lives."""
         if self.credentials.is_expired:  # a machine that slept has slept through its timers, too
             self.expire()
-        elif not self.sink.is_busy and not self.sink.is_over:
-            self.sink.write(self._ping)
+        elif not self.sender.is_busy and not self.sender.is_over:
+            self.sender.write(self._ping)
 
     def write_batch(self, batch: EncodedBatch) -> None:
         """Write what the feed gave."""
         if batch.cursor and (self._seal or self.resume_limits is not None):  # what is said in passing has no cursor
             extra = self._seal if self.resume_limits is None else self._seal + self.resume_limits.mark(batch.cursor)
-            self.sink.write({"type": "http.response.body", "body": sealed(batch, extra), "more_body": True})
+            self.sender.write({"type": "http.response.body", "body": sealed(batch, extra), "more_body": True})
         else:
-            self.sink.write_batch(batch, self._app.chunks)
+            self.sender.write_batch(batch, self._app.chunks)
 
     async def _catch_up(self, feed: Feed) -> None:
         try:
             await feed.catch_up()
         except StoreUnavailable as error:
             logger.warning("a stream is broken off, the store does not answer: %s", error)
-            self.sink.end()
+            self.sender.end()
         except Exception:
             logger.exception("a stream is broken off")
-            self.sink.end()
+            self.sender.end()
         finally:
             self._catching_up = None
         self.wake()
 
     def _leave(self, why: HoldfastError) -> None:
         """Break off, and tell an EventSource when to come back: our clients have their own back-off."""
-        if self.sink.is_over:
+        if self.sender.is_over:
             return
-        is_told = not self.sink.is_busy and not self._is_ours
+        is_told = not self.sender.is_busy and not self._is_ours
         last = {"type": "http.response.body", "body": farewell(why), "more_body": True} if is_told else None
-        self.sink.end(last)
+        self.sender.end(last)
 
 
 async def channel_events(app: Open, scope: Scope, receive: Receive, send: Send, channel: str) -> None:

@@ -1,7 +1,7 @@
 """WebSocket: carries frames between an ASGI connection and its session.
 
 You are in `transports`. What frames mean is `session`'s; here are only the handshake, who is at the other end (`auth`),
-the sink, and the end. As few tasks as possible: the ASGI call receives, and writing is driven by whoever has something
+the sender, and the end. As few tasks as possible: the ASGI call receives, and writing is driven by whoever has something
 to say.
 """
 
@@ -28,6 +28,7 @@ from holdfast.transports.codec import for_peers
 from holdfast.transports.credentials import Credentials
 from holdfast.transports.frames import Ref
 from holdfast.transports.heartbeats import Heartbeats
+from holdfast.transports.sender import LAST_WORDS_S, DirectSender, Sender, TaskSender
 from holdfast.transports.session import (
     DRAINED,
     FAILED,
@@ -37,7 +38,6 @@ from holdfast.transports.session import (
     Session,
     ref_in,
 )
-from holdfast.transports.sink import LAST_WORDS_S, HandSink, Sink, TaskSink
 from holdfast.transports.sse import RETRY_MS, check_serving
 
 SUBPROTOCOL = "holdfast.v1"
@@ -114,7 +114,7 @@ class Sockets:
         try:
             if self._hub.is_draining:  # it began while we accepted
                 socket.session.drain()
-            await socket.sink.carry(receive)
+            await socket.sender.carry(receive)
         finally:
             self._open.discard(socket)
             await socket.close()
@@ -207,7 +207,7 @@ def _auth_in(text: str) -> _Auth | None:
 
 
 class Socket:
-    """One connection: a session and the sink its frames go to."""
+    """One connection: a session and the sender its frames go to."""
 
     __slots__ = (
         "_frames",
@@ -219,7 +219,7 @@ class Socket:
         "_tasks",
         "credentials",
         "session",
-        "sink",
+        "sender",
     )
 
     def __init__(self, hub: HubCore, credentials: Credentials, send: Send, frames: Frames) -> None:
@@ -231,7 +231,7 @@ class Socket:
         self._room: asyncio.Future[None] | None = None
         self._is_due = False
         self._is_closing = False
-        self.sink: Sink = HandSink(send, self) if hub.drive_by_hand else TaskSink(send, self)
+        self.sender: Sender = DirectSender(send, self) if hub.drive_by_hand else TaskSender(send, self)
         self.session = Session(
             hub,
             credentials.identity,
@@ -242,7 +242,7 @@ class Socket:
         )
         credentials.watch(self._expire)
 
-    # For the sink
+    # For the sender
 
     def received(self, message: Message) -> bool:
         """A frame came, or the peer has left."""
@@ -257,7 +257,7 @@ class Socket:
 
     async def until_room(self) -> None:
         """Wait until enough has been answered, and the answers have been taken."""
-        while self.session.is_full and not self.sink.is_over:
+        while self.session.is_full and not self.sender.is_over:
             self._room = self._loop.create_future()
             try:
                 await self._room
@@ -265,7 +265,7 @@ class Socket:
                 self._room = None
 
     def freed(self) -> None:
-        """The sink is free again."""
+        """The sender is free again."""
         self._pump()
 
     # For the heartbeats
@@ -349,21 +349,21 @@ class Socket:
     def _pump(self) -> None:
         """Write while there is something to write and the peer takes it."""
         self._is_due = False
-        sink, session = self.sink, self.session
+        sender, session = self.sender, self.session
         now_s = self._loop.time()
-        while not sink.is_busy and not sink.is_over:
+        while not sender.is_busy and not sender.is_over:
             frame = session.frame_to_send(now_s=now_s)
             if frame is not None:
-                sink.write_frame(frame, self._frames)
+                sender.write_frame(frame, self._frames)
             elif session.closing is not None:
                 code, reason = session.closing
-                sink.end({"type": "websocket.close", "code": code, "reason": reason})
+                sender.end({"type": "websocket.close", "code": code, "reason": reason})
             else:
                 break
-        if session.closing is not None and not sink.is_over and not self._is_closing:
+        if session.closing is not None and not sender.is_over and not self._is_closing:
             self._is_closing = True  # a peer that does not read is not waited for
-            self._loop.call_later(LAST_WORDS_S, partial(sink.end, patience_s=0))
-        if self._room is not None and not self._room.done() and (not session.is_full or sink.is_over):
+            self._loop.call_later(LAST_WORDS_S, partial(sender.end, patience_s=0))
+        if self._room is not None and not self._room.done() and (not session.is_full or sender.is_over):
             self._room.set_result(None)
 
     async def close(self) -> None:

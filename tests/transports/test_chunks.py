@@ -65,7 +65,7 @@ async def test_batches_do_not_go_through_the_servers_send(by_hand: Served, sent:
 async def test_where_uvicorn_is_not_as_expected_they_do(
     by_hand: Served, sent: list[bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("holdfast.transports.sink.cycle_of", lambda send: None)
+    monkeypatch.setattr("holdfast.transports.sender.cycle_of", lambda send: None)
     await watched(by_hand)
     assert [body for body in sent if b"event: message.append" in body]
 
@@ -156,7 +156,7 @@ async def test_frames_do_not_go_through_the_servers_send(by_hand: Served, sent_f
 async def test_where_uvicorns_socket_is_not_as_expected_they_do(
     by_hand: Served, sent_frames: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("holdfast.transports.sink.socket_of", lambda send: None)
+    monkeypatch.setattr("holdfast.transports.sender.socket_of", lambda send: None)
     await watched_by_socket(by_hand)
     assert [text for text in sent_frames if "message.append" in text]
 

@@ -230,11 +230,11 @@ async def test_what_a_stalled_reader_left_unread_is_let_go_when_their_stream_has
         await viewer.until_attached()
         viewer.stall()
         (one,) = [one for slot in heartbeats(served)._slots.values() for one in slot]
-        connection = one.sink._cycle or socket_of(one.sink._send)
+        connection = one.sender._cycle or socket_of(one.sender._send)
         while not connection.transport.get_write_buffer_size():
             await served.hub.create("c", text="x" * 1_000_000)
             await asyncio.sleep(0)
-        one.sink.end()
+        one.sender.end()
         await served.until(lambda: not connection.transport.get_write_buffer_size())  # though nobody has read it
 
 
@@ -304,7 +304,7 @@ async def test_a_viewer_who_is_cut_off_in_mid_write_leaves_nothing_behind(served
 async def test_a_reader_who_takes_nothing_for_too_long_is_cut_off(
     served: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("holdfast.transports.sink.SEND_TIMEOUT_S", 0.05)
+    monkeypatch.setattr("holdfast.transports.sender.SEND_TIMEOUT_S", 0.05)
     async with watching(served, receive_buffer_bytes=16 * 1024) as viewer:
         await viewer.until_attached()
         viewer.stall()

@@ -164,14 +164,14 @@ class Bounds:
             self._at_most("answers are owed by a socket", unanswered, self._hub.limits.socket_requests + turns + 2)
             yield socket, HELD, {"_tasks": session._unanswered + len(session._attachments) + HELD}
             yield session, HELD, self._bounds_of_session(session, unanswered)
-            yield socket.sink, HELD, {}
+            yield socket.sender, HELD, {}
             for attachment in session._attachments.values():
                 yield attachment, HELD, {}
         for slot in app.heartbeats._slots.values():
             for member in slot:
                 yield member, HELD, {}
-                if (sink := getattr(member, "sink", None)) is not None:
-                    yield sink, HELD, {}
+                if (sender := getattr(member, "sender", None)) is not None:
+                    yield sender, HELD, {}
 
     def _bounds_of_session(self, session: Session, unanswered: int) -> dict[str, int]:
         channels = self._hub.limits.socket_channels

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from holdfast.transports import sink as sink_module
-from holdfast.transports.sink import HandSink, Sink, TaskSink
+from holdfast.transports import sender as sink_module
+from holdfast.transports.sender import DirectSender, Sender, TaskSender
 from tests.transports.conftest import PATIENCE_S
 
-Make = Callable[[Callable[[Any], Awaitable[None]], Any], Sink]
+Make = Callable[[Callable[[Any], Awaitable[None]], Any], Sender]
 
 
 class Peer:
@@ -20,14 +20,14 @@ class Peer:
 
     def __init__(self, *texts: str) -> None:
         self.texts = list(texts)
-        self.sink: Sink | None = None
+        self.sender: Sender | None = None
         self.left = asyncio.Event()
         self.frees = 0
 
     def pump(self) -> None:
-        assert self.sink is not None
-        while self.texts and not self.sink.is_busy:
-            self.sink.write({"text": self.texts.pop(0)})
+        assert self.sender is not None
+        while self.texts and not self.sender.is_busy:
+            self.sender.write({"text": self.texts.pop(0)})
 
     def freed(self) -> None:
         self.frees += 1
@@ -44,16 +44,16 @@ class Peer:
         return {"type": "http.disconnect"}
 
 
-@pytest.fixture(params=[TaskSink, HandSink])
+@pytest.fixture(params=[TaskSender, DirectSender])
 def make(request: pytest.FixtureRequest) -> Make:
     kind: Make = request.param
     return kind
 
 
-async def carried(sink: Sink, peer: Peer) -> None:
-    peer.sink = sink
+async def carried(sender: Sender, peer: Peer) -> None:
+    peer.sender = sender
     async with asyncio.timeout(PATIENCE_S):
-        await sink.carry(peer.receive)
+        await sender.carry(peer.receive)
 
 
 async def test_messages_go_out_one_after_the_other_however_long_each_takes(make: Make) -> None:
@@ -73,9 +73,9 @@ async def test_messages_go_out_one_after_the_other_however_long_each_takes(make:
 
     texts = ["x" * number for number in range(50)]
     peer = Peer(*texts)
-    sink = peer.sink = make(send, peer)
+    sender = peer.sender = make(send, peer)
     peer.pump()
-    await carried(sink, peer)
+    await carried(sender, peer)
     assert sent == texts
 
 
@@ -89,13 +89,13 @@ async def test_a_write_that_blocks_is_finished_by_the_loop_that_it_waits_on(make
         peer.left.set()
 
     peer = Peer("late")
-    sink = peer.sink = make(send, peer)
-    carrying = asyncio.create_task(carried(sink, peer))
+    sender = peer.sender = make(send, peer)
+    carrying = asyncio.create_task(carried(sender, peer))
     await asyncio.sleep(0)
     peer.pump()
     for _ in range(5):
         await asyncio.sleep(0)
-    assert (sink.is_busy, sent) == (True, [])
+    assert (sender.is_busy, sent) == (True, [])
     gate.set()
     await carrying
     assert sent == ["late"]
@@ -114,13 +114,13 @@ async def test_a_blocked_write_that_is_broken_off_runs_its_own_way_out(make: Mak
             trace.append("finally")
 
     peer = Peer("never")
-    sink = peer.sink = make(send, peer)
-    carrying = asyncio.create_task(carried(sink, peer))
+    sender = peer.sender = make(send, peer)
+    carrying = asyncio.create_task(carried(sender, peer))
     await asyncio.sleep(0)
     peer.pump()
     for _ in range(3):
         await asyncio.sleep(0)
-    sink.end(patience_s=0)
+    sender.end(patience_s=0)
     await carrying
     assert trace == ["cancelled", "finally"]
 
@@ -130,10 +130,10 @@ async def test_a_peer_that_is_gone_ends_it_quietly(make: Make) -> None:
         raise ConnectionResetError
 
     peer = Peer("x")
-    sink = peer.sink = make(send, peer)
+    sender = peer.sender = make(send, peer)
     peer.pump()
-    await carried(sink, peer)
-    assert sink.is_over
+    await carried(sender, peer)
+    assert sender.is_over
 
 
 async def test_a_peer_that_goes_while_a_write_is_blocked_ends_it_quietly(make: Make) -> None:
@@ -142,8 +142,8 @@ async def test_a_peer_that_goes_while_a_write_is_blocked_ends_it_quietly(make: M
         raise ConnectionResetError
 
     peer = Peer("x")
-    sink = peer.sink = make(send, peer)
-    carrying = asyncio.create_task(carried(sink, peer))
+    sender = peer.sender = make(send, peer)
+    carrying = asyncio.create_task(carried(sender, peer))
     await asyncio.sleep(0)
     peer.pump()
     await carrying
@@ -155,10 +155,10 @@ async def test_what_else_sending_raises_is_raised_by_the_asgi_call(make: Make) -
         raise ZeroDivisionError
 
     peer = Peer("x")
-    sink = peer.sink = make(send, peer)
+    sender = peer.sender = make(send, peer)
     peer.pump()
     with pytest.raises(ZeroDivisionError):
-        await carried(sink, peer)
+        await carried(sender, peer)
 
 
 async def test_what_receiving_raises_is_raised_by_the_asgi_call(make: Make) -> None:
@@ -168,9 +168,9 @@ async def test_what_receiving_raises_is_raised_by_the_asgi_call(make: Make) -> N
         raise ZeroDivisionError
 
     peer = Peer()
-    sink = peer.sink = make(send, peer)
+    sender = peer.sender = make(send, peer)
     with pytest.raises(ZeroDivisionError):
-        await sink.carry(receive)
+        await sender.carry(receive)
 
 
 async def test_the_end_comes_at_once_and_what_was_written_before_it_goes_out(make: Make) -> None:
@@ -180,11 +180,11 @@ async def test_the_end_comes_at_once_and_what_was_written_before_it_goes_out(mak
         sent.append(message["text"])
 
     peer = Peer("last words")
-    sink = peer.sink = make(send, peer)
-    carrying = asyncio.create_task(carried(sink, peer))
+    sender = peer.sender = make(send, peer)
+    carrying = asyncio.create_task(carried(sender, peer))
     await asyncio.sleep(0)
     peer.pump()
-    sink.end()
+    sender.end()
     await carrying
     assert sent == ["last words"]
     assert asyncio.current_task().cancelling() == 0  # type: ignore[union-attr]
@@ -194,11 +194,11 @@ async def test_a_real_cancellation_is_not_mistaken_for_the_end(make: Make) -> No
     async def send(message: Any) -> None: ...
 
     peer = Peer()
-    sink = peer.sink = make(send, peer)
-    carrying = asyncio.create_task(carried(sink, peer))
+    sender = peer.sender = make(send, peer)
+    carrying = asyncio.create_task(carried(sender, peer))
     await asyncio.sleep(0)
     carrying.cancel()
-    sink.end()
+    sender.end()
     with pytest.raises(asyncio.CancelledError):
         await carrying
 
@@ -210,17 +210,17 @@ async def test_a_peer_that_takes_nothing_is_cut_off(make: Make, monkeypatch: pyt
         await asyncio.Event().wait()
 
     peer = Peer("x")
-    sink = peer.sink = make(send, peer)
+    sender = peer.sender = make(send, peer)
     peer.pump()
-    await carried(sink, peer)
+    await carried(sender, peer)
 
 
 async def test_no_task_and_no_callback_where_sending_does_not_block() -> None:
     async def send(message: Any) -> None: ...
 
     peer = Peer(*"abc")
-    sink = peer.sink = HandSink(send, peer)
+    sender = peer.sender = DirectSender(send, peer)
     before = asyncio.all_tasks()
     peer.pump()
     assert asyncio.all_tasks() == before
-    assert (sink.is_busy, peer.frees, peer.texts) == (False, 0, [])
+    assert (sender.is_busy, peer.frees, peer.texts) == (False, 0, [])

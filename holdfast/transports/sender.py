@@ -1,14 +1,14 @@
 """Sinks: one connection's way out, one message at a time, never a queue.
 
-You are in `transports`. An owner (an event stream, a socket) writes a message when the sink is not busy, and is told
+You are in `transports`. An owner (an event stream, a socket) writes a message when the sender is not busy, and is told
 when it is free again. What could not be sent meanwhile is not kept here: the owner takes what it is owed when it is
 told, joined. There are two ways of sending, and owners cannot tell them apart:
 
-- `TaskSink`, for anybody's app: an ordinary task awaits `send`, since middleware may need a current task.
-- `HandSink`, under our own `serve`: the coroutine `send(message)` is driven by hand, and only when it blocks does a
+- `TaskSender`, for anybody's app: an ordinary task awaits `send`, since middleware may need a current task.
+- `DirectSender`, under our own `serve`: the coroutine `send(message)` is driven by hand, and only when it blocks does a
   task finish it. That saves 2 µs a delivery and a task a viewer (measured on the prototype).
 
-Safe to change: how a sink waits. Not safe: calling `send` while another call of it is blocked.
+Safe to change: how a sender waits. Not safe: calling `send` while another call of it is blocked.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ LAST_WORDS_S = 0.5
 
 
 class Owner(Protocol):
-    """Whoever writes to a sink."""
+    """Whoever writes to a sender."""
 
     def freed(self) -> None:
-        """A write that had blocked is through, or, on a `TaskSink`, any write."""
+        """A write that had blocked is through, or, on a `TaskSender`, any write."""
 
     def received(self, message: Message) -> bool:
         """Something came from the peer; False when there is nothing more to expect."""
@@ -44,7 +44,7 @@ class Owner(Protocol):
         """Wait until more may be received."""
 
 
-class Sink:
+class Sender:
     """What both ways of sending have in common. The ASGI call waits in `carry` until either side has ended."""
 
     __slots__ = ("_cycle", "_owner", "_send", "error", "is_busy", "is_over")
@@ -58,7 +58,7 @@ class Sink:
         self.error: BaseException | None = None  # what the server, or middleware, raised at a write
 
     def write(self, message: Message) -> None:
-        """Send `message`; the sink must be neither busy nor over, and may be busy afterwards."""
+        """Send `message`; the sender must be neither busy nor over, and may be busy afterwards."""
         raise NotImplementedError
 
     def write_batch(self, batch: EncodedBatch, chunks: Chunks) -> None:
@@ -72,7 +72,7 @@ class Sink:
     def end(self, last: Message | None = None, *, patience_s: float = LAST_WORDS_S) -> None:
         """Let `carry` return once `last` is sent, or what is being sent; at the latest in about `patience_s` seconds.
 
-        With `last` the sink must not be busy. A second call does nothing.
+        With `last` the sender must not be busy. A second call does nothing.
         """
         raise NotImplementedError
 
@@ -99,7 +99,7 @@ class Sink:
             raise self.error
 
 
-class TaskSink(Sink):
+class TaskSender(Sender):
     """Sends from the ASGI call itself; a second task watches for what the peer sends."""
 
     __slots__ = ("_message", "_news", "_patience", "_patience_s")
@@ -183,7 +183,7 @@ class TaskSink(Sink):
             self._news.set_result(None)
 
 
-class HandSink(Sink):
+class DirectSender(Sender):
     """Drives `send` by hand; the ASGI call itself watches for what the peer sends."""
 
     __slots__ = ("_call", "_finishing", "_is_cut", "_socket")
