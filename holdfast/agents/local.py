@@ -1,6 +1,6 @@
 """Agents in the hub's own process: `@hub.agent("chat:*")`.
 
-You are in `agents`. A `LocalAgent` is a worker of the turn scheduler; `LocalPlace` is the hub as a turn sees it.
+You are in `agents`. A `LocalAgent` is a worker of the turn scheduler; `LocalBackend` is the hub as a turn sees it.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import contextlib
 import logging
 from typing import TYPE_CHECKING, Literal
 
-from holdfast.agents.place import Watch, Writer, find
+from holdfast.agents.backend import Watch, Writer, find
 from holdfast.agents.running import Agent, Running, check_work, patiently
 from holdfast.agents.writer import AgentWriter
 from holdfast.core.catch_up import reply_to
@@ -60,13 +60,13 @@ class LocalAgent:
             running.stop(is_lost=state == "lost")
 
     async def _run(self, turn: TurnOffer) -> None:
-        place = LocalPlace(self._hub)
+        backend = LocalBackend(self._hub)
         key = (turn.channel, turn.message_id)
         try:
-            message = await patiently(lambda: find(place, turn.channel, turn.message_id))
+            message = await patiently(lambda: find(backend, turn.channel, turn.message_id))
             if message is None:
                 return
-            running = self._running[key] = Running(self._agent, place, turn.channel, message, turn.generation)
+            running = self._running[key] = Running(self._agent, backend, turn.channel, message, turn.generation)
             state = await running.run()
             if state is not None:
                 await self._end(turn, "cancelled" if state == "cancelled" else "done")
@@ -88,7 +88,7 @@ class LocalAgent:
         await ended
 
 
-class LocalPlace:
+class LocalBackend:
     """The hub, as a turn sees it."""
 
     def __init__(self, hub: HubCore) -> None:
@@ -96,7 +96,7 @@ class LocalPlace:
 
     @property
     def is_leaving(self) -> bool:
-        """Of `Place`."""
+        """Of `Backend`."""
         return self._hub.is_draining
 
     def write(
@@ -109,7 +109,7 @@ class LocalPlace:
         parent: str | None,
         meta: dict[str, Json],
     ) -> Writer:
-        """Of `Place`."""
+        """Of `Backend`."""
         return _agent_writer(
             self._hub.message(
                 channel, id=message_id, author=author, reply_to=reply_to, meta=meta, parent=parent or reply_to
@@ -117,35 +117,35 @@ class LocalPlace:
         )
 
     async def take_over(self, channel: str, message_id: str, *, author: str) -> Writer:
-        """Of `Place`."""
+        """Of `Backend`."""
         return _agent_writer(await self._hub.take_over(channel, message_id, author=author))
 
     async def read(self, channel: str, message_id: str) -> tuple[Message, str]:
-        """Of `Place`."""
+        """Of `Backend`."""
         return await self._hub.read(channel, message_id)
 
     async def page(self, channel: str, *, before: int | None, limit: int) -> Page:
-        """Of `Place`."""
+        """Of `Backend`."""
         return await self._hub.page(channel, before=before, limit=limit)
 
     async def command(self, channel: str, name: str, *, target: str, data: Json, by: str, expires_s: float) -> Command:
-        """Of `Place`."""
+        """Of `Backend`."""
         return await self._hub.command(channel, name, target=target, data=data, by=by, expires_s=expires_s)
 
     async def reply(self, channel: str, command_id: str, *, ok: bool, data: Json, error: Json, by: str) -> None:
-        """Of `Place`."""
+        """Of `Backend`."""
         await self._hub.reply(channel, command_id, ok=ok, data=data, error=error, by=by)
 
     async def watch(self, channel: str) -> Watch:
-        """Of `Place`."""
+        """Of `Backend`."""
         return LocalWatch(self._hub, channel)
 
     async def take_waiting(self, channel: str, message_id: str, *, by: str, turn: str) -> bool:
-        """Of `Place`."""
+        """Of `Backend`."""
         return await self._hub.take_waiting(channel, message_id, by, turn=turn)
 
     def say(self, channel: str, name: str, data: dict[str, Json]) -> None:
-        """Of `Place`."""
+        """Of `Backend`."""
         limits = self._hub.limits
         check_json(data, limits.data_bytes, "what an agent says", depth=limits.depth)  # it goes to all who look on
         self._hub.scheduler.said(channel, name, plain(data))

@@ -13,8 +13,8 @@ import logging
 from collections.abc import Awaitable, Callable, Iterable
 from typing import NamedTuple, TypeVar
 
+from holdfast.agents.backend import Backend, Watch, Writer, find
 from holdfast.agents.ids import ANSWERS, reply_id, reply_ids
-from holdfast.agents.place import Place, Watch, Writer, find
 from holdfast.agents.stops import answer_stops, until_stopped
 from holdfast.agents.turn import OnCrash, Turn
 from holdfast.core.decide_work import CRASHED
@@ -98,12 +98,12 @@ class _Left(NamedTuple):
 class Running:
     """One turn of `agent`, from its claim to its end. `run` is the whole of it; `stop` may come from outside."""
 
-    def __init__(self, agent: Agent, place: Place, channel: str, message: Message, attempt: int) -> None:
+    def __init__(self, agent: Agent, backend: Backend, channel: str, message: Message, attempt: int) -> None:
         self.channel = channel
         self.message = message
         self.attempt = attempt
         self._agent = agent
-        self._place = place
+        self._backend = place
         self._work: asyncio.Task[None] | None = None
         self._is_stopped = False
         self._is_lost = False
@@ -127,7 +127,7 @@ class Running:
 
     async def run(self) -> str | None:
         """Do the turn. Returns how it ended, `done` or `cancelled`, or None when it is left for somebody else."""
-        watch = await self._place.watch(self.channel)
+        watch = await self._backend.watch(self.channel)
         try:
             return await self._run(watch)
         finally:
@@ -136,7 +136,7 @@ class Running:
     async def _run(self, watch: Watch) -> str | None:
         left = await patiently(lambda: self._after_crash(watch))
         turn = self._turn = Turn(
-            self._place,
+            self._backend,
             watch,
             self.channel,
             self.message,
@@ -157,7 +157,7 @@ class Running:
 
     async def _work_on(self, watch: Watch, turn: Turn) -> str | None:
         """Run the handler, until it ends or is ended, and see to what it leaves."""
-        place = self._place
+        place = self._backend
         turn.progress("thinking")
         self._work = asyncio.ensure_future(self._handle(turn))
         listening = asyncio.ensure_future(self._listen(watch, turn))
@@ -179,7 +179,7 @@ class Running:
             listening.cancel()
             ending.cancel()
             await asyncio.wait([listening, ending])
-        if self._is_lost or (place.is_leaving and self._work.cancelled()):
+        if self._is_lost or (backend.is_leaving and self._work.cancelled()):
             return None  # another has it, or will
         await self._withdraw(turn.asked)
         if self._is_late:
@@ -199,7 +199,7 @@ class Running:
             if self._is_late:
                 logger.warning("turn of %s in %s took too long", self.message.id, self.channel)
                 self._failure = "timeout"
-            elif self._is_stopped or self._is_leaving or self._place.is_leaving:
+            elif self._is_stopped or self._is_leaving or self._backend.is_leaving:
                 raise
             else:  # not ours: something that the handler waited for was cancelled
                 logger.error("turn of %s in %s failed", self.message.id, self.channel, exc_info=error)
@@ -263,7 +263,7 @@ class Running:
 
     async def _answer_stop(self, command_id: str) -> None:
         by = self._agent.name
-        await self._place.reply(self.channel, command_id, ok=self._is_stopped, data=None, error=None, by=by)
+        await self._backend.reply(self.channel, command_id, ok=self._is_stopped, data=None, error=None, by=by)
 
     def _questions_left(self, watch: Watch, answer: Message | None) -> list[str]:
         """What earlier attempts asked people, and nobody waits for any more."""
@@ -289,7 +289,7 @@ class Running:
     async def _withdraw_one(self, command_id: str) -> None:
         by = self._agent.name
         await patiently(
-            lambda: self._place.reply(self.channel, command_id, ok=False, data=None, error=WITHDRAWN, by=by)
+            lambda: self._backend.reply(self.channel, command_id, ok=False, data=None, error=WITHDRAWN, by=by)
         )
 
     async def _after_crash(self, watch: Watch) -> _Left:
@@ -311,7 +311,7 @@ class Running:
         answers: list[Message] = []
         for number in range(ANSWERS):
             try:
-                one = await find(self._place, self.channel, reply_id(self.message.id, attempt, number))
+                one = await find(self._backend, self.channel, reply_id(self.message.id, attempt, number))
             except Forbidden as error:
                 logger.warning("an agent may not read what it wrote before a crash: %s", error)
                 break
@@ -326,7 +326,7 @@ class Running:
         if writer is None:
             return _Left(previous)
         try:  # from here on it is ours, whatever happens: nobody else would end it
-            return _Left(await patiently(lambda: find(self._place, self.channel, previous.id)), writer)
+            return _Left(await patiently(lambda: find(self._backend, self.channel, previous.id)), writer)
         except HoldfastError as error:
             logger.warning("an answer that is gone on with could not be read: %s", error)
             return _Left(previous, writer)
@@ -336,7 +336,7 @@ class Running:
             async with asyncio.timeout(PATIENCE_S):
                 while True:
                     try:
-                        return await self._place.take_over(self.channel, previous.id, author=self._agent.name)
+                        return await self._backend.take_over(self.channel, previous.id, author=self._agent.name)
                     except StillStreaming:
                         await watch.changed()
                     except (Finished, Fenced, Deleted, NotFound):  # somebody else has ended it, or goes on with it

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Awaitable, Callable, Set
 
-from holdfast.agents.place import Watch
+from holdfast.agents.backend import Watch
 from holdfast.core.errors import HoldfastError
 from holdfast.core.model import Command
 

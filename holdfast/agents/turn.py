@@ -11,9 +11,9 @@ import contextlib
 import logging
 from typing import Literal, NamedTuple
 
+from holdfast.agents.backend import Backend, Watch, Writer
 from holdfast.agents.history import Shape, as_turns, path_to
 from holdfast.agents.ids import reply_id, spare_id
-from holdfast.agents.place import Place, Watch, Writer
 from holdfast.core.errors import AlreadyAnswered, HoldfastError, LocalError
 from holdfast.core.events import CommandReply
 from holdfast.core.model import Command, Json, Message
@@ -48,7 +48,7 @@ class Turn:
 
     def __init__(
         self,
-        place: Place,
+        backend: Backend,
         watch: Watch,
         channel: str,
         message: Message,
@@ -64,7 +64,7 @@ class Turn:
         self.previous = previous  # what a crashed attempt had written, if anything, and did not complete
         self.name = name  # the agent's: author of its answers, and the member that people see
         self.is_cancelled = False  # has somebody asked it to stop?
-        self._place = place
+        self._backend = place
         self._watch = watch
         self._taken_up = taken_up
         self._heard: set[str] = set()  # ids of `steer` commands that were given out
@@ -85,7 +85,7 @@ class Turn:
         `anthropic`: for Anthropic's Messages, without system messages (give those as `system`) and with turns that
         alternate. At most `limit` messages. Of branches it is the path that leads to this message.
         """
-        page = await self._place.page(self.channel, before=None, limit=min(limit, 200))
+        page = await self._backend.page(self.channel, before=None, limit=min(limit, 200))
         return as_turns([*path_to(self.message, page.messages), self.message], shape)
 
     def reply(self, *, meta: dict[str, Json] | None = None) -> Writer:
@@ -97,7 +97,7 @@ class Turn:
         writer = self.take_unused()
         if writer is None:
             message_id = reply_id(self.message.id, self.attempt, len(self.replies))
-            writer = self._place.write(
+            writer = self._backend.write(
                 self.channel,
                 message_id,
                 author=self.name,
@@ -114,7 +114,7 @@ class Turn:
 
     def progress(self, state: str, **data: Json) -> None:
         """Say what you do, for those who look on: `thinking`, `answering`, `using a tool`. Never stored."""
-        self._place.say(self.channel, self.name, {"state": state, "message": self.message.id, **data})
+        self._backend.say(self.channel, self.name, {"state": state, "message": self.message.id, **data})
 
     async def steered(self) -> list[Steer]:
         """What arrived for this turn since the last call; it gets no turn of its own.
@@ -131,7 +131,7 @@ class Turn:
             if message.id == self.message.id or message.id in self._others:
                 continue
             self._others.add(message.id)  # elsewhere it is a request each time
-            if await self._place.take_waiting(self.channel, message.id, by=self.name, turn=self.message.id):
+            if await self._backend.take_waiting(self.channel, message.id, by=self.name, turn=self.message.id):
                 arrived.append(Steer(message.text, None, message, message.author))
         return arrived
 
@@ -139,7 +139,7 @@ class Turn:
         """Result a `steer`; False if it was answered already, as by its end. What goes wrong harms no turn."""
         self._heard.add(command.id)
         try:
-            await self._place.reply(self.channel, command.id, ok=True, data=None, error=None, by=self.name)
+            await self._backend.reply(self.channel, command.id, ok=True, data=None, error=None, by=self.name)
         except AlreadyAnswered:
             return False
         except HoldfastError as error:
@@ -158,7 +158,7 @@ class Turn:
         target = begun[-1].id if begun else self.message.id
         if begun:
             await begun[-1].flush()  # people see what they are asked about
-        command = await self._place.command(
+        command = await self._backend.command(
             self.channel, name, target=target, data=data, by=self.name, expires_s=timeout_s
         )
         self.asked.add(command.id)

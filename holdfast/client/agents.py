@@ -11,7 +11,7 @@ import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Literal
 
-from holdfast.agents.place import Watch, Writer
+from holdfast.agents.backend import Watch, Writer
 from holdfast.agents.running import Agent, Handler, Running, check_agent, check_work
 from holdfast.agents.turn import OnCrash
 from holdfast.client.view import ChannelView
@@ -117,13 +117,13 @@ class RemoteAgent:
         )
 
     async def _turn(self, turn: ClaimedTurn) -> None:
-        place = RemotePlace(self._client, self._agents, turn)
-        running = Running(self._agent, place, turn.channel, turn.message, turn.generation)
+        backend = RemoteBackend(self._client, self._agents, turn)
+        running = Running(self._agent, backend, turn.channel, turn.message, turn.generation)
         state = await running.run()
         turn.outcome = "cancelled" if state == "cancelled" else "done"
 
 
-class RemotePlace:
+class RemoteBackend:
     """The hub elsewhere, as one turn sees it."""
 
     is_leaving = False  # a client that leaves cancels its turns, and their claims lapse
@@ -143,31 +143,31 @@ class RemotePlace:
         parent: str | None,
         meta: dict[str, Json],
     ) -> Writer:
-        """Of `Place`. The author is the client's own id, which the server sets."""
+        """Of `Backend`. The author is the client's own id, which the server sets."""
         return self._client.message(channel, id=message_id, reply_to=reply_to, meta=meta, parent=parent or reply_to)
 
     async def take_over(self, channel: str, message_id: str, *, author: str) -> Writer:
-        """Of `Place`."""
+        """Of `Backend`."""
         return await self._client.take_over(channel, message_id).open()
 
     async def read(self, channel: str, message_id: str) -> tuple[Message, str]:
-        """Of `Place`."""
+        """Of `Backend`."""
         return await self._client.read(channel, message_id)
 
     async def page(self, channel: str, *, before: int | None, limit: int) -> Page:
-        """Of `Place`."""
+        """Of `Backend`."""
         return await self._client.history(channel, before=before, limit=limit)
 
     async def command(self, channel: str, name: str, *, target: str, data: Json, by: str, expires_s: float) -> Command:
-        """Of `Place`."""
+        """Of `Backend`."""
         return await self._client.command(channel, name, target=target, data=data, expires_s=expires_s)
 
     async def reply(self, channel: str, command_id: str, *, ok: bool, data: Json, error: Json, by: str) -> None:
-        """Of `Place`."""
+        """Of `Backend`."""
         await self._client.reply(channel, command_id, ok=ok, data=data, error=error)
 
     async def watch(self, channel: str) -> Watch:
-        """Of `Place`."""
+        """Of `Backend`."""
         watch = RemoteWatch(self._client, self._agents, channel, self._turn.message)
         await watch.begin()
         try:
@@ -178,11 +178,11 @@ class RemotePlace:
         return watch
 
     async def take_waiting(self, channel: str, message_id: str, *, by: str, turn: str) -> bool:
-        """Of `Place`."""
+        """Of `Backend`."""
         return await self._client.take_waiting(channel, message_id, turn=turn)
 
     def say(self, channel: str, name: str, data: dict[str, Json]) -> None:
-        """Of `Place`."""
+        """Of `Backend`."""
         self._turn.tell(data)
 
 

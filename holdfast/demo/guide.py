@@ -13,7 +13,7 @@ from contextlib import suppress
 
 import msgspec
 
-from holdfast.agents.place import Writer
+from holdfast.agents.backend import Writer
 from holdfast.agents.turn import Steer, Turn
 from holdfast.app import Hub
 from holdfast.client import Client

@@ -10,7 +10,7 @@ import pytest
 
 from holdfast import Hub
 from holdfast.agents.ids import reply_id
-from holdfast.agents.local import LocalPlace
+from holdfast.agents.local import LocalBackend
 from holdfast.agents.turn import Turn
 from holdfast.core.errors import HoldfastError, InvalidRequest, InvalidText, StoreUnavailable, TooLarge
 from holdfast.core.limits import Limits
@@ -290,23 +290,23 @@ async def test_an_answer_that_was_taken_over_and_could_not_be_read_is_gone_on_wi
     await left_in_mid_answer(store)
     second = new_hub(store)
     is_failing = False
-    take_over, read = LocalPlace.take_over, LocalPlace.read
+    take_over, read = LocalBackend.take_over, LocalBackend.read
 
-    async def taking(place: LocalPlace, channel: str, message_id: str, *, author: str) -> Any:
+    async def taking(place: LocalBackend, channel: str, message_id: str, *, author: str) -> Any:
         nonlocal is_failing
         writer = await take_over(place, channel, message_id, author=author)
         is_failing = True
         return writer
 
-    async def reading(place: LocalPlace, channel: str, message_id: str) -> tuple[Message, str]:
+    async def reading(place: LocalBackend, channel: str, message_id: str) -> tuple[Message, str]:
         nonlocal is_failing
         if is_failing:
             is_failing = False
             raise StoreUnavailable("not now")
         return await read(place, channel, message_id)
 
-    monkeypatch.setattr(LocalPlace, "take_over", taking)
-    monkeypatch.setattr(LocalPlace, "read", reading)
+    monkeypatch.setattr(LocalBackend, "take_over", taking)
+    monkeypatch.setattr(LocalBackend, "read", reading)
 
     @second.agent("chat:*", name="bot", on_crash="continue")
     async def whole(turn: Turn) -> None:

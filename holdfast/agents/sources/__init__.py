@@ -8,7 +8,7 @@ says which events become what.
 
 from __future__ import annotations
 
-from holdfast.agents.place import Writer
+from holdfast.agents.backend import Writer
 from holdfast.agents.sources.errors import UpstreamEnded, UpstreamError, malformed
 from holdfast.agents.sources.recognise import SOURCES, by_first_event, by_stream
 from holdfast.agents.sources.text import PlainText

@@ -11,7 +11,7 @@ from collections.abc import Hashable
 from dataclasses import dataclass, field
 from weakref import WeakKeyDictionary
 
-from holdfast.agents.place import Writer
+from holdfast.agents.backend import Writer
 from holdfast.agents.sources.errors import malformed
 from holdfast.agents.sources.reading import whole
 from holdfast.agents.sources.vocabulary import CALLED, Change, Drop, Meta, Open, Said, Text

@@ -1,6 +1,6 @@
 """Where a turn works: what it needs of a hub in this process, or of a client of one elsewhere.
 
-You are in `agents`. The same handler runs in both places; `local` and `holdfast.client` each have a `Place`.
+You are in `agents`. The same handler runs in both places; `local` and `holdfast.client` each have a `Backend`.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class Watch(Protocol):
         """Look no more."""
 
 
-class Place(Protocol):
+class Backend(Protocol):
     """What a turn needs."""
 
     @property
@@ -115,10 +115,10 @@ class Place(Protocol):
         """What the agent does now, for those who look on."""
 
 
-async def find(place: Place, channel: str, message_id: str) -> Message | None:
+async def find(backend: Backend, channel: str, message_id: str) -> Message | None:
     """A message, if it is there."""
     try:
-        message, _ = await place.read(channel, message_id)
+        message, _ = await backend.read(channel, message_id)
     except (NotFound, Deleted):
         return None
     return message
