@@ -25,7 +25,7 @@ from holdfast.core.errors import HoldfastError, LocalError, StoreUnavailable
 from holdfast.core.events import Batch
 from holdfast.core.model import Message
 from holdfast.hub.hub import HubCore
-from holdfast.transports.answer import Progress, Told, framed, told_by
+from holdfast.transports.message_stream import Progress, Told, framed, told_by
 from holdfast.transports.sse import HEARTBEAT_S
 
 logger = logging.getLogger("holdfast.agents")

@@ -27,12 +27,12 @@ from holdfast.core.errors import HoldfastError, MethodNotAllowed
 from holdfast.hub.hub import HubCore
 from holdfast.hub.identity import Scope
 from holdfast.transports.access import check_local_only, header
-from holdfast.transports.answer import message_events
 from holdfast.transports.chunks import Chunks, cycle_of, socket_of
 from holdfast.transports.codec import unexpected
 from holdfast.transports.heartbeats import Heartbeats
 from holdfast.transports.http import no_such_path, problem_response, routes
 from holdfast.transports.longpoll import poll
+from holdfast.transports.message_stream import message_events
 from holdfast.transports.problem import Headers, problem_messages
 from holdfast.transports.sender import LAST_WORDS_S
 from holdfast.transports.sse import channel_events, is_started

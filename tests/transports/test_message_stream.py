@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from holdfast.core.cursor import parse_cursor
-from holdfast.transports.answer import Told, place, told_by
+from holdfast.transports.message_stream import Told, place, told_by
 from tests.transports.conftest import Served
 from tests.transports.test_sse import drained, pass_seconds
 from tests.transports.watching import NASTY, Stream, write

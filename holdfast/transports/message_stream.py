@@ -160,7 +160,7 @@ class _Done(Struct):
     status: str
 
 
-class AnswerStream(EventStream):
+class MessageStream(EventStream):
     """One viewer's stream of one message."""
 
     __slots__ = ("_progress",)
@@ -220,7 +220,7 @@ async def message_events(app: Open, scope: Scope, receive: Receive, send: Send, 
 
 async def _message_stream(
     app: Open, scope: Scope, send: Send, channel: str, message_id: str
-) -> tuple[AnswerStream, list[tuple[str, str]], str] | None:
+) -> tuple[MessageStream, list[tuple[str, str]], str] | None:
     """A stream with its feed, and what it begins with; None if the request is answered already."""
     hub = app.hub
     query = Query(scope)
@@ -244,7 +244,7 @@ async def _message_stream(
             return None
         credentials.sit()
         progress = Progress(message_id, told.lengths)
-        stream = AnswerStream(app, send, credentials, progress, is_ours=is_ours, ping_s=ping_s)
+        stream = MessageStream(app, send, credentials, progress, is_ours=is_ours, ping_s=ping_s)
         new = progress.message(message)
         if progress.status is None:
             stream.feed = await hub.attach(channel, known, history=0, flush_ms=flush_ms, wake=stream.wake)
