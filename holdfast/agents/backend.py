@@ -75,7 +75,7 @@ class Backend(Protocol):
     """What a turn needs."""
 
     @property
-    def is_leaving(self) -> bool:
+    def is_shutting_down(self) -> bool:
         """Is the process about to end? Then turns are left for the next one."""
 
     def write(

@@ -95,7 +95,7 @@ class LocalBackend:
         self._hub = hub
 
     @property
-    def is_leaving(self) -> bool:
+    def is_shutting_down(self) -> bool:
         """Of `Backend`."""
         return self._hub.is_draining
 

@@ -38,7 +38,7 @@ logger = logging.getLogger("holdfast.agents")
 
 PATIENCE_S = 30.0  # for an earlier attempt's answer to be interrupted, before it is gone on with
 RETRY_S = 1.0  # after a store that failed
-LEAVING_S = 10.0  # for a handler that was cancelled to put down what it holds
+SHUTDOWN_S = 10.0  # for a handler that was cancelled to put down what it holds
 
 WITHDRAWN: Json = {"code": "withdrawn", "detail": "whoever asked does not wait for the answer any more"}
 
@@ -108,7 +108,7 @@ class Running:
         self._is_stopped = False
         self._is_lost = False
         self._is_late = False
-        self._is_leaving = False
+        self._is_shutting_down = False
         self._failure: str | None = None  # public reason
         self._ending = asyncio.Event()  # the handler was asked to end
         self._turn: Turn | None = None
@@ -167,19 +167,19 @@ class Running:
                 self._work.cancel()
             await asyncio.wait([self._work, ending], return_when=asyncio.FIRST_COMPLETED)
             if not self._work.done():  # a handler that does not let itself be cancelled holds nobody up for ever
-                await asyncio.wait([self._work], timeout=LEAVING_S)
+                await asyncio.wait([self._work], timeout=SHUTDOWN_S)
         except asyncio.CancelledError:  # the process is leaving, which is nobody's wish that the answer ends
             for reply in turn.replies:
                 reply.cancelled_as = ("interrupted", None)
-            self._is_leaving = True
+            self._is_shutting_down = True
             self._work.cancel()
-            await asyncio.wait([self._work], timeout=LEAVING_S)
+            await asyncio.wait([self._work], timeout=SHUTDOWN_S)
             raise
         finally:
             listening.cancel()
             ending.cancel()
             await asyncio.wait([listening, ending])
-        if self._is_lost or (backend.is_leaving and self._work.cancelled()):
+        if self._is_lost or (backend.is_shutting_down and self._work.cancelled()):
             return None  # another has it, or will
         await self._withdraw(turn.asked)
         if self._is_late:
@@ -199,7 +199,7 @@ class Running:
             if self._is_late:
                 logger.warning("turn of %s in %s took too long", self.message.id, self.channel)
                 self._failure = "timeout"
-            elif self._is_stopped or self._is_leaving or self._backend.is_leaving:
+            elif self._is_stopped or self._is_shutting_down or self._backend.is_shutting_down:
                 raise
             else:  # not ours: something that the handler waited for was cancelled
                 logger.error("turn of %s in %s failed", self.message.id, self.channel, exc_info=error)
@@ -279,7 +279,7 @@ class Running:
         """Result questions that nobody waits for."""
         for command_id in tuple(questions):
             try:
-                async with asyncio.timeout(LEAVING_S):
+                async with asyncio.timeout(SHUTDOWN_S):
                     await self._withdraw_one(command_id)
             except AlreadyAnswered:
                 pass

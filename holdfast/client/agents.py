@@ -126,7 +126,7 @@ class RemoteAgent:
 class RemoteBackend:
     """The hub elsewhere, as one turn sees it."""
 
-    is_leaving = False  # a client that leaves cancels its turns, and their claims lapse
+    is_shutting_down = False  # a client that leaves cancels its turns, and their claims lapse
 
     def __init__(self, client: Client, agents: Agents, turn: ClaimedTurn) -> None:
         self._client = client

@@ -23,10 +23,10 @@ from holdfast.client.access import ServerAccess, TokenProvider
 from holdfast.client.dial import Dial, websocket_dial
 from holdfast.client.feed import EventConsumer, Feed
 from holdfast.client.http import Http
-from holdfast.client.leaving import Signals
 from holdfast.client.link import Link
 from holdfast.client.presence import Presence
 from holdfast.client.problems import Unreachable, read_answer
+from holdfast.client.shutdown import Signals
 from holdfast.client.subscription import Subscription
 from holdfast.client.timing import Timing
 from holdfast.client.view import ChannelView

@@ -75,7 +75,7 @@ logger = logging.getLogger("holdfast.hub")
 TIDY_S = 5.0  # between two rounds of housekeeping
 USED_UP_MS = 24 * 3600 * 1000  # how long the ids of messages that streamed in a deleted channel stay used up
 LEFT_S = 1.0  # until it is looked whether the end of a message that was left is stored, and between two tries
-LEAVING_S = 2.0  # for cancelled tasks to put down what they hold
+SHUTDOWN_S = 2.0  # for cancelled tasks to put down what they hold
 
 Adopter = Callable[[MessageWriter], Coroutine[Any, Any, None]]
 
@@ -910,10 +910,10 @@ class HubCore:
         for job in jobs:
             job.cancel()
         if jobs:
-            await asyncio.wait(jobs, timeout=LEAVING_S)
+            await asyncio.wait(jobs, timeout=SHUTDOWN_S)
         for writer in list(runtime.writers.values()):  # of the app's own tasks: what they wrote so far is stored
             try:
-                async with asyncio.timeout(LEAVING_S):
+                async with asyncio.timeout(SHUTDOWN_S):
                     await writer.flush()
             except (HoldfastError, TimeoutError) as error:
                 logger.warning("the last text of message %r was not stored: %r", writer.id, error)

@@ -40,7 +40,7 @@ from holdfast.transports.websocket import Sockets
 
 logger = logging.getLogger("holdfast.transports")
 
-LEAVING_S = 1.0  # for viewers, when the hub leaves; those who do not read get less (`sender.LAST_WORDS_S`)
+SHUTDOWN_S = 1.0  # for viewers, when the hub leaves; those who do not read get less (`sender.LAST_WORDS_S`)
 # For a peer to take what was written before its stream or socket ended. Servers wait for that for ever.
 UNREAD_S = 10.0
 WEB = Path(__file__).parent.parent / "web"
@@ -99,7 +99,7 @@ class App:
 
     async def _until_all_left(self) -> None:
         with suppress(TimeoutError):
-            async with asyncio.timeout(LEAVING_S):
+            async with asyncio.timeout(SHUTDOWN_S):
                 await self.heartbeats.until_empty()
 
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -113,7 +113,7 @@ async def test_a_handler_that_swallows_cancellation_keeps_its_slot_for_a_while_o
     found = await until_over(hub, 2)
     assert [(one.text, one.status) for one in found[2:]] == [("deaf", "cancelled"), ("next", "complete")]
     assert [text for text, _ in begun] == ["deaf", "next"]
-    assert 9.0 < begun[1][1] - stopped_s < 11.0  # LEAVING_S
+    assert 9.0 < begun[1][1] - stopped_s < 11.0  # SHUTDOWN_S
     assert hub.scheduler.stats()["turns_running"] == 0
     release.set()
     await asyncio.sleep(1)
