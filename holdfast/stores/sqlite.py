@@ -1,6 +1,6 @@
 """The SQLite store: one file, one thread, one connection.
 
-You are in `stores`. This is the part that event loops see; it hands everything to a thread (`worker`) that alone
+You are in `stores`. This is the part that event loops see; it hands everything to a thread (`thread`) that alone
 touches the file (`sqlite_engine`, and below it `sqlite_file`, `sqlite_documents` and `sqlite_log`). So commits,
 questions, checkpoints and housekeeping never meet, and a question sees all that was committed before it was asked.
 Questions are rare: the hub keeps live channels in memory.
@@ -29,7 +29,7 @@ from holdfast.stores.base import (
 )
 from holdfast.stores.sqlite_engine import Engine
 from holdfast.stores.sqlite_file import SqliteFile, Synchronous
-from holdfast.stores.worker import Late, Worker
+from holdfast.stores.thread import Late, StoreThread
 
 T = TypeVar("T")
 
@@ -70,16 +70,16 @@ class SqliteStore:
             return
         file = SqliteFile(self.path, synchronous=self._synchronous, busy_s=self._busy_s, lock_wait_s=self._lock_wait_s)
         engine = Engine(file)
-        worker = Worker(f"holdfast-sqlite-{self.path.name}", engine.spare)
+        thread = StoreThread(f"holdfast-sqlite-{self.path.name}", engine.spare)
         try:
-            await worker.ask(engine.open, timeout_s=OPEN_TIMEOUT_S)
+            await thread.ask(engine.open, timeout_s=OPEN_TIMEOUT_S)
         except BaseException as error:
             file.give_up()
-            worker.stop(file.abandon)
+            thread.stop(file.abandon)
             if isinstance(error, Late):
                 raise StoreUnavailable(f"{self.path} could not be opened in {OPEN_TIMEOUT_S:.0f} s") from None
             raise
-        self._open = _Open(engine, file, worker)
+        self._open = _Open(engine, file, thread)
         atexit.register(self._at_exit)
 
     async def close(self) -> None:
@@ -88,7 +88,7 @@ class SqliteStore:
         if opened is None:
             return
         try:
-            await opened.worker.finish(opened.engine.close, timeout_s=TIMEOUT_S)
+            await opened.thread.finish(opened.engine.close, timeout_s=TIMEOUT_S)
         except Late:
             raise StoreUnavailable(f"{self.path} could not be closed in {TIMEOUT_S:.0f} s") from None
 
@@ -164,7 +164,7 @@ class SqliteStore:
                 raise opened.file.unavailable(error) from error
 
         try:
-            return await opened.worker.ask(translated, timeout_s=TIMEOUT_S)
+            return await opened.thread.ask(translated, timeout_s=TIMEOUT_S)
         except Late as error:
             kind = late if error.is_begun else StoreUnavailable
             raise kind(f"{self.path} did not answer within {TIMEOUT_S:.0f} s; look at the disk") from None
@@ -179,11 +179,11 @@ class SqliteStore:
         """Leave the file whole though nobody closed the store."""
         opened = self._take_open()
         if opened is not None:
-            opened.worker.stop(opened.engine.close)
-            opened.worker.join(JOIN_S)
+            opened.thread.stop(opened.engine.close)
+            opened.thread.join(JOIN_S)
 
 
 class _Open(NamedTuple):
     engine: Engine
     file: SqliteFile
-    worker: Worker
+    thread: StoreThread

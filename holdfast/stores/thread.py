@@ -34,7 +34,7 @@ class Late(Exception):
         self.is_begun = is_begun
 
 
-class Worker:
+class StoreThread:
     """A thread and its queue. It is a daemon, so that a forgotten store does not keep a process alive."""
 
     def __init__(self, name: str, spare: Callable[[bool], float | None]) -> None:
