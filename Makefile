@@ -32,10 +32,10 @@ bench: $(VENV)/.dev ## measure, beside a bare asyncio server and others: ROWS=, 
 	$(BIN)/python -m bench $(ROWS) $(if $(QUICK),--quick) $(if $(DIR),--dir $(DIR)) $(if $(PAGE),--markdown $(PAGE))
 
 sim: $(VENV)/.dev ## hubs, stores, networks and people in virtual time: SEEDS=, START=
-	$(BIN)/python -m holdfast.testing.sim $(if $(SEEDS),--seeds $(SEEDS)) $(if $(START),--start $(START))
+	$(BIN)/python -m simulation $(if $(SEEDS),--seeds $(SEEDS)) $(if $(START),--start $(START))
 
 chaos: $(VENV)/.dev ## real faults with real processes: NAMES=, ROUNDS=, SEED=
-	$(BIN)/python -m holdfast.testing.chaos $(NAMES) $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(SEED),--seed $(SEED))
+	$(BIN)/python -m chaos $(NAMES) $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(SEED),--seed $(SEED))
 
 fuzz: $(VENV)/.dev node_modules/.installed ## everything a peer can send, for ten minutes: SECONDS=, SEED=
 	@seed=$(or $(SEED),$$(od -An -N3 -tu4 /dev/urandom | tr -d ' ')); seconds=$(or $(SECONDS),600); \

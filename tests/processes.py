@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from holdfast.testing.chaos.processes import free_port
+from chaos.processes import free_port
 
 PATIENCE_S = 20.0
 

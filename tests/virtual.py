@@ -12,7 +12,7 @@ from collections.abc import Callable, Coroutine
 from random import Random
 from typing import Any
 
-from holdfast.testing.sim.clock import SimClock, VirtualLoop
+from simulation.clock import SimClock, VirtualLoop
 
 
 def virtually(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:

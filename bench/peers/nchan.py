@@ -20,7 +20,7 @@ from urllib.parse import quote
 from bench.peers.redis_server import redis_server
 from bench.peers.system import GROWING_TOKENS_PER_S, System, config_folder, foreign, program
 from bench.proc import CLIENT_CORE, BenchError, Child, cpu_s
-from holdfast.testing.chaos.processes import free_port
+from chaos.processes import free_port
 
 __all__ = ["Nchan", "NchanJoined", "NchanRedis", "nchan", "nchan_redis"]
 

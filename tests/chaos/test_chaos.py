@@ -15,11 +15,11 @@ from typing import Any
 
 import pytest
 
-from holdfast.testing.chaos import NAMES, Failure, Scale, run
-from holdfast.testing.chaos.__main__ import main
-from holdfast.testing.chaos.processes import Child
-from holdfast.testing.chaos.scenarios import SCENARIOS
-from holdfast.testing.chaos.world import World
+from chaos import NAMES, Failure, Scale, run
+from chaos.__main__ import main
+from chaos.processes import Child
+from chaos.scenarios import SCENARIOS
+from chaos.world import World
 
 SEED = 20
 ROUNDS = {
@@ -66,7 +66,7 @@ def test_the_command_that_a_failure_tells_plays_the_same_again(
         async with World(name, seed, scale):
             raise Failure("on purpose")
 
-    monkeypatch.setattr("holdfast.testing.chaos.__main__.run", play)
+    monkeypatch.setattr("chaos.__main__.run", play)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     assert main(["kill", "--seed", "7", "--rounds", "3", *size]) == 1
     again = re.search(r"-- again: python -m holdfast\.testing\.chaos (.*)", capsys.readouterr().out)
@@ -106,6 +106,6 @@ def test_every_scenario_says_what_goes_wrong() -> None:
 
 
 def test_a_producer_starts_without_what_it_does_not_need() -> None:
-    code = "import sys, holdfast.testing.chaos.producer; print('holdfast.testing.chaos.world' in sys.modules)"
+    code = "import sys, chaos.producer; print('chaos.world' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"

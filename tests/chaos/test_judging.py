@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from holdfast.testing.chaos.plan import Append, Plan, Put, first_difference
-from holdfast.testing.chaos.truth import Truth
-from holdfast.testing.chaos.viewer import Shown
+from chaos.plan import Append, Plan, Put, first_difference
+from chaos.truth import Truth
+from chaos.viewer import Shown
 from holdfast.testing.rawviewer import Checker
 
 SEED = 3

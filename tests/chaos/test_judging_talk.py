@@ -9,14 +9,14 @@ from typing import Any
 
 import pytest
 
+from chaos.conversation import CHANNELS, Conversation
+from chaos.heard import Heard
+from chaos.processes import Server
+from chaos.script import Piece, Script
+from chaos.talk import Question, Sent, Talk
+from chaos.viewer import Shown, Viewer, Watching
+from chaos.world import Failure, Scale, World
 from holdfast.agents.ids import reply_id
-from holdfast.testing.chaos.conversation import CHANNELS, Conversation
-from holdfast.testing.chaos.heard import Heard
-from holdfast.testing.chaos.processes import Server
-from holdfast.testing.chaos.script import Piece, Script
-from holdfast.testing.chaos.talk import Question, Sent, Talk
-from holdfast.testing.chaos.viewer import Shown, Viewer, Watching
-from holdfast.testing.chaos.world import Failure, Scale, World
 from tests.chaos.test_judging import starting
 
 Json = dict[str, Any]
@@ -292,8 +292,8 @@ async def test_what_does_not_come_is_not_waited_for_for_ever(
     wait: Callable[[Conversation], Awaitable[None]], why: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A presence that stays, an answer that streams for ever, a `cancel` that nobody answers."""
-    monkeypatch.setattr("holdfast.testing.chaos.conversation.STOPPED_S", 0.05)
-    monkeypatch.setattr("holdfast.testing.chaos.conversation.SETTLED_S", 0.05)
+    monkeypatch.setattr("chaos.conversation.STOPPED_S", 0.05)
+    monkeypatch.setattr("chaos.conversation.SETTLED_S", 0.05)
     world = World("agents", SEED, Scale(1, steps=STEPS))
     world.adds(Server.plain("server", world.folder, world.store))  # which does not run
     watching = Watching(name="ws", transport="ws", port=1, channel=CHANNELS[0], seed=SEED, steps=STEPS, kind="script")

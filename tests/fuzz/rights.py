@@ -16,7 +16,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from holdfast.testing.sim.clock import START_MS
+from simulation.clock import START_MS
 
 CAPABILITIES = ("subscribe", "history", "publish", "append", "presence", "command", "agent", "admin")
 SECRET = b"a secret of the fuzzer's hubs, long enough"

@@ -24,7 +24,7 @@ from holdfast.hub.identity import allow_everyone
 from holdfast.hub.rates import Rates
 from holdfast.hub.tokens import jwt_verifier
 from holdfast.testing.rawviewer import Checker, SseParser, WireError
-from holdfast.testing.sim.clock import SimClock, Stuck, VirtualLoop
+from simulation.clock import SimClock, Stuck, VirtualLoop
 from tests.fuzz.engine import Finding
 from tests.fuzz.mutate import to_bytes
 from tests.fuzz.rights import AUDIENCE, CAPABILITIES, COOKIE, SECRET, START_S, token_of

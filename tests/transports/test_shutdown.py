@@ -18,7 +18,7 @@ from pathlib import Path
 import httpx2
 import pytest
 
-from holdfast.testing.chaos.processes import free_port
+from chaos.processes import free_port
 from holdfast.testing.rawviewer import SseViewer, WsViewer
 
 APP = """

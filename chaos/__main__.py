@@ -1,0 +1,50 @@
+"""`python -m chaos [NAMES] --rounds N --seed S`: real faults, until something that must hold does not.
+
+You are in `chaos`. Ends with 1 if a scenario failed, having told how.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import random
+import sys
+import time
+
+from chaos.runner import NAMES, ROUNDS, run
+from chaos.scenarios import SCENARIOS
+from chaos.world import Failure, Scale
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the scenarios that the arguments name; returns how the process should end."""
+    parser = argparse.ArgumentParser(prog="python -m chaos", description=__doc__.partition("\n")[0])
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(NAMES)} (all)")
+    parser.add_argument("--rounds", type=int, default=None, help=f"of each ({ROUNDS})")
+    parser.add_argument("--seed", type=int, default=None, help="what is drawn follows from it (a random one)")
+    parser.add_argument("--small", action="store_true", help="shorter faults and messages, as in the tests")
+    parser.add_argument("--story", action="store_true", help="tell what happens when it happens")
+    chosen = parser.parse_args(arguments)
+    if unknown := set(chosen.names) - set(NAMES):
+        parser.error(f"no such scenario: {', '.join(sorted(unknown))}")
+    seed = random.randrange(1_000_000) if chosen.seed is None else chosen.seed
+    failed = []
+    for name in chosen.names or NAMES:
+        rounds = ROUNDS[name] if chosen.rounds is None else chosen.rounds
+        print(f"{name}, seed {seed}, {rounds} rounds: {SCENARIOS[name].__doc__}", flush=True)
+        begun_s = time.monotonic()
+        try:
+            scale = Scale.small(rounds) if chosen.small else Scale(rounds)
+            figures = asyncio.run(run(name, seed, scale, tell=print if chosen.story else None))
+        except Failure as failure:
+            failed.append(name)
+            print(f"{failure.account}\n")
+        else:
+            told = ", ".join(f"{value} {what}" for what, value in figures.items())
+            print(f"  held, in {time.monotonic() - begun_s:.0f} s: {told}")
+    print(f"seed {seed}: {len(failed)} failed{f': {failed}' if failed else ''}")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

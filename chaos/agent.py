@@ -1,0 +1,76 @@
+"""An agent in a process of its own, written as a user would write one: `Client(…).agent`.
+
+    python -m chaos.agent '{"url": "http://127.0.0.1:8000", "name": "bot-1", …}'
+
+You are in `chaos`. It answers by a `Script`, so that each token tells whose it is; one answer in three asks the
+people something in the middle. It says on its output what it was told is stored. SIGTERM is the client's business.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+import zlib
+from dataclasses import dataclass
+
+from chaos.producer import say
+from chaos.script import Piece, Script
+from holdfast.agents.turn import OnCrash, Turn
+from holdfast.client import Client
+
+__all__ = ["AgentOrders", "asks"]
+
+FLUSHED_EVERY = 5  # pieces
+ASKS_S = 30.0  # how long it waits for the people
+
+
+@dataclass(frozen=True)
+class AgentOrders:
+    """What an agent is told to be; JSON on its command line."""
+
+    url: str
+    name: str
+    pattern: str
+    seed: int
+    steps: int  # of each answer
+    per_second: float
+    on_crash: OnCrash
+    drain_s: float
+
+
+def asks(question_id: str) -> bool:
+    """Does whoever answers this question ask the people something?"""
+    return zlib.crc32(question_id.encode()) % 3 == 0
+
+
+async def run(orders: AgentOrders) -> None:
+    """Answer until told to end."""
+    client = Client(orders.url, client_id=orders.name)
+
+    @client.agent(orders.pattern, on_crash=orders.on_crash)
+    async def answer(turn: Turn) -> None:
+        async with turn.reply() as message:
+            script = Script(orders.seed, message.id, steps=orders.steps)
+            previous = turn.previous
+            is_continued = previous is not None and previous.id == message.id
+            begun = len(script.pieces(previous.text)) if previous is not None and is_continued else 0
+            told = {"id": message.id, "channel": turn.channel, "attempt": turn.attempt}
+            say("begins", **told, length=message.length)
+            for number in range(begun, orders.steps):
+                await asyncio.sleep(1 / orders.per_second)  # a model's own pace
+                await message.append(script.text(Piece(number, turn.attempt, orders.name)))
+                if number % FLUSHED_EVERY == 0:
+                    await message.flush()
+                    say("stored", **told, length=message.length)
+                if number == orders.steps // 2 and asks(turn.message.id):
+                    answered = await turn.ask("approve", {"of": message.id}, timeout_s=ASKS_S)
+                    say("answered", **told, ok=answered.ok, data=answered.data, by=answered.by)
+        say("over", **told, length=message.length)
+
+    say("ready")
+    await client.run(drain_s=orders.drain_s)
+
+
+if __name__ == "__main__":
+    asyncio.run(run(AgentOrders(**json.loads(sys.argv[1]))))

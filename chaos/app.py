@@ -1,0 +1,102 @@
+"""What `holdfast serve --app` serves in a run: a hub mounted in an app of its own, with writers in its process.
+
+You are in `chaos`. The environment says what is wanted (`HOLDFAST_CHAOS`, JSON: `Wanted`). A `POST` to
+`/write` starts the message that a plan names, written by `Hub.message` as an agent would. What `flush` has acknowledged
+goes into the file `acks`, one JSON object per line, which outlives the process.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import parse_qs
+
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+from starlette.routing import Route
+
+from chaos.plan import Append, Plan
+from holdfast import Hub
+from holdfast.hub.identity import Identity, Scope
+from holdfast.stores.sqlite import SqliteStore
+
+__all__ = ["Wanted", "app"]
+
+FLUSHED_EVERY = 5  # steps
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What the environment asks for."""
+
+    store: str
+    acks: str
+    seed: int
+    steps: int
+    busy_s: float = 5.0
+    lock_wait_s: float = 5.0
+    is_lazy: bool = False  # mounted without a lifespan: the hub starts with the first request
+    has_admins: bool = True  # else everybody is who they say and may do all but that, as where there is a verifier
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return {"HOLDFAST_CHAOS": json.dumps(vars(self))}
+
+
+app: Starlette  # made when it is asked for: reading this module opens nothing
+
+
+def _build(wanted: Wanted) -> Starlette:
+    store = SqliteStore(wanted.store, busy_s=wanted.busy_s, lock_wait_s=wanted.lock_wait_s)
+    hub = Hub(store) if wanted.has_admins else Hub(store, authenticate=_nobody_is_admin)
+    acks = os.open(wanted.acks, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+
+    async def write(request: Request) -> JSONResponse:
+        asked: dict[str, Any] = await request.json()
+        plan = Plan(wanted.seed, asked["id"], steps=wanted.steps)
+        await hub.start()
+        hub.start_task(_write(hub, asked["channel"], plan, asked["per_second"], acks))
+        return JSONResponse({"id": plan.id}, status_code=202)
+
+    app = Starlette(routes=[Route("/write", write, methods=["POST"])])
+    if wanted.is_lazy:
+        app.mount("/holdfast", hub)
+    else:
+        hub.install(app, "/holdfast")
+    return app
+
+
+async def _nobody_is_admin(scope: Scope) -> Identity:
+    query = parse_qs(scope["query_string"].decode())
+    name = query.get("client", ["anonymous"])[0]
+    may = {"subscribe", "history", "publish", "append", "presence", "command", "agent"}
+    return Identity(client_id=name, capabilities=frozenset(may))
+
+
+async def _write(hub: Hub, channel: str, plan: Plan, per_second: float, acks: int) -> None:
+    loop = asyncio.get_running_loop()
+    begun_s = loop.time()
+    lengths = [0] * len(plan.texts)
+    async with hub.message(channel, id=plan.id, parts=plan.opening or None) as message:
+        for number, step in enumerate(plan.steps):
+            await asyncio.sleep(begun_s + number / per_second - loop.time())  # an answer's own pace
+            if isinstance(step, Append):
+                await message.append(step.text, part=step.part if plan.kind == "thinking" else None)
+                lengths[step.part] = step.end
+            else:
+                await message.part(plan.value(step.number), index=step.part)
+            if number % FLUSHED_EVERY == 0:
+                await message.flush()
+                os.write(acks, json.dumps({"id": plan.id, "lengths": lengths}).encode() + b"\n")
+    os.write(acks, json.dumps({"id": plan.id, "lengths": lengths, "status": "complete"}).encode() + b"\n")
+
+
+def __getattr__(name: str) -> Starlette:
+    """`app`."""
+    if name == "app":
+        return _build(Wanted(**json.loads(os.environ["HOLDFAST_CHAOS"])))
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

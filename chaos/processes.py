@@ -1,0 +1,223 @@
+"""Real processes: servers, producers and others, that are started, stopped, killed and started again.
+
+You are in `chaos`. Everything listens on loopback, and is ended by its own process id. What a process says on
+its output is either a log in the run's folder (servers) or reports, one JSON object per line (all others).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import json
+import os
+import secrets
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from chaos.agent import AgentOrders
+from chaos.app import Wanted
+from chaos.producer import Orders
+
+__all__ = ["Child", "Server", "agent", "ask", "free_port", "producer"]
+
+START_S = 20.0
+END_S = 20.0
+ASK_S = 10.0
+_PORTS = range(10_000, 32_768)
+_TRIES = 100
+
+Json = dict[str, Any]
+Report = Callable[[Json], None]
+
+
+def free_port() -> int:
+    """A loopback port that nobody has now, for servers that cannot choose one themselves. Raises OSError.
+
+    It is none of those that outgoing connections get, from 32,768 on: one of these would be gone before the server
+    comes, or while it is away.
+    """
+    for _ in range(_TRIES):
+        port = secrets.choice(_PORTS)
+        with contextlib.suppress(OSError), socket.socket() as probe:
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise OSError("no port is free")
+
+
+async def ask(port: int, method: str, path: str, body: object | None = None) -> tuple[int, Any]:
+    """One request on a connection of its own: status and decoded body. Raises OSError, also when nobody answers."""
+    data = json.dumps(body).encode() if body is not None else b""
+    head = f"{method} {path} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nConnection: close\r\n"
+    if body is not None:
+        head += f"Content-Type: application/json\r\nContent-Length: {len(data)}\r\n"
+    try:
+        async with asyncio.timeout(ASK_S):
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            try:
+                writer.write(head.encode("latin-1") + b"\r\n" + data)
+                answer = await reader.read(-1)
+            finally:
+                writer.transport.abort()
+    except TimeoutError:
+        raise OSError(f"{method} {path} was not answered in {ASK_S} s") from None
+    first, _, rest = answer.partition(b"\r\n")
+    content = rest.partition(b"\r\n\r\n")[2]
+    if not first.startswith(b"HTTP/1.1 "):
+        raise OSError(f"{method} {path} was cut: {answer[:80]!r}")
+    return int(first[9:12]), json.loads(content) if content[:1] in b"{[" and content else content.decode()
+
+
+class Child:
+    """A process of ours. With `report` its output is read line by line, else it goes to `log`, as its errors do."""
+
+    def __init__(
+        self, name: str, arguments: list[str], log: Path, *, report: Report | None = None, takes_input: bool = False
+    ) -> None:
+        self.name = name
+        self._arguments = arguments
+        self._log = log
+        self._report = report
+        self._takes_input = takes_input
+        self.environment: dict[str, str] = {}  # besides our own
+        self.spawned_s = 0.0
+        self._process: asyncio.subprocess.Process | None = None
+        self._reader: asyncio.Task[None] | None = None
+
+    async def spawn(self) -> None:
+        """Start the process; nothing is said about how far it is."""
+        self.spawned_s = time.monotonic()
+        with self._log.open("ab") as log:
+            self._process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                *self._arguments,
+                stdin=asyncio.subprocess.PIPE if self._takes_input else asyncio.subprocess.DEVNULL,
+                stdout=log if self._report is None else asyncio.subprocess.PIPE,
+                stderr=log,
+                env={**os.environ, **self.environment},
+                limit=64 * 1024 * 1024,  # a report of all that a viewer shows is one line
+            )
+        if self._report is not None:
+            self._reader = asyncio.get_running_loop().create_task(self._read(self._report))
+
+    async def _read(self, report: Report) -> None:
+        assert self.process.stdout is not None
+        while (line := await self.process.stdout.readline()).endswith(b"\n"):
+            report(json.loads(line))
+
+    @property
+    def process(self) -> asyncio.subprocess.Process:
+        assert self._process is not None
+        return self._process
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    @property
+    def is_running(self) -> bool:
+        return self._process is not None and self._process.returncode is None
+
+    @property
+    def log(self) -> str:
+        return self._log.read_text(errors="replace") if self._log.exists() else ""
+
+    def tell(self, line: str) -> None:
+        """Write a line to its input."""
+        assert self.process.stdin is not None
+        self.process.stdin.write(line.encode() + b"\n")
+
+    def close_input(self) -> None:
+        """Nothing more will be told."""
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+
+    def signal(self, number: int) -> None:
+        """Send a signal, if it still runs."""
+        with contextlib.suppress(ProcessLookupError):
+            self.process.send_signal(number)
+
+    async def ended(self, timeout_s: float = END_S) -> int:
+        """Wait for the end, and for the last of its reports; returns the exit code. Raises TimeoutError."""
+        async with asyncio.timeout(timeout_s):
+            code = await self.process.wait()
+            if self._reader is not None:
+                await self._reader
+        return code
+
+    async def kill(self) -> None:
+        """`kill -9`; returns when it is gone."""
+        self.signal(signal.SIGKILL)
+        await self.ended()
+
+    async def clean_up(self) -> None:
+        """Whatever its state, be rid of it."""
+        if self.is_running:
+            self.signal(signal.SIGKILL)
+            await self.process.wait()
+        if self._reader is not None:
+            self._reader.cancel()
+            await asyncio.gather(self._reader, return_exceptions=True)
+
+
+class Server(Child):
+    """A server on a port of its own, the same after each start, and on the run's file.
+
+    `arguments` are Python's, up to the `serve` command; `prefix` is the path under which its hub stands.
+    """
+
+    def __init__(self, name: str, folder: Path, store: Path, *, arguments: list[str], prefix: str = "") -> None:
+        self.port = free_port()
+        self.prefix = prefix
+        self.store = store
+        super().__init__(name, [*arguments, "--port", str(self.port)], folder / f"{name}.log")
+
+    @classmethod
+    def plain(cls, name: str, folder: Path, store: Path, *, by: list[str] | None = None) -> Server:
+        """`holdfast serve`, started with `by` instead of `-m holdfast`."""
+        arguments = [*(by or ["-m", "holdfast"]), "serve", "--store", f"sqlite:///{store}"]
+        return cls(name, folder, store, arguments=arguments)
+
+    @classmethod
+    def of_app(cls, name: str, folder: Path, wanted: Wanted) -> Server:
+        """`holdfast serve --app` with the app in `chaos.app`."""
+        arguments = ["-m", "holdfast", "serve", "--app", "chaos.app:app"]
+        server = cls(name, folder, Path(wanted.store), arguments=arguments, prefix="/holdfast")
+        server.environment = wanted.environment
+        return server
+
+    async def start(self) -> None:
+        """Start, and wait until it serves. Raises AssertionError when it does not."""
+        await self.spawn()
+        await self.serves()
+
+    async def serves(self) -> None:
+        """Wait until it answers. Raises AssertionError when it ends, or takes too long."""
+        deadline_s = asyncio.get_running_loop().time() + START_S
+        while asyncio.get_running_loop().time() < deadline_s and self.is_running:
+            with contextlib.suppress(OSError):
+                if (await self.get("/healthz"))[0] == 200:
+                    return
+            await asyncio.sleep(0.01)  # between two tries to connect to a process that is starting
+        raise AssertionError(f"{self.name} did not start within {START_S} s:\n{self.log[-2_000:]}")
+
+    async def get(self, path: str) -> tuple[int, Any]:
+        """A GET of its hub."""
+        return await ask(self.port, "GET", self.prefix + path)
+
+
+def producer(orders: Orders, folder: Path, report: Report) -> Child:
+    """A producer with these orders."""
+    arguments = ["-m", "chaos.producer", json.dumps(dataclasses.asdict(orders))]
+    return Child(orders.name, arguments, folder / f"{orders.name}.log", report=report)
+
+
+def agent(orders: AgentOrders, folder: Path, report: Report) -> Child:
+    """An agent with these orders."""
+    arguments = ["-m", "chaos.agent", json.dumps(dataclasses.asdict(orders))]
+    return Child(orders.name, arguments, folder / f"{orders.name}.log", report=report)

@@ -1,0 +1,262 @@
+"""A producer in a process of its own: writes messages over HTTP and sends again whatever was not acknowledged.
+
+    python -m chaos.producer '{"port": 8000, "name": "a", …}'
+
+You are in `chaos`. It does what a careful agent elsewhere does: it sends the very same request again until it
+has an answer, names the place of every append (`at`), joins what gathered while it waited, and, taking up a message
+that another one left, goes on from the lengths it finds. It says on its output, one JSON object per line, what it was
+told. SIGTERM asks it to end after the message it is writing; it exits 0 only if every answer was right.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import random
+import signal
+import sys
+import time
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import quote
+
+from chaos.plan import Append, Plan, Put, Step
+
+__all__ = ["Orders"]
+
+GIVE_UP_S = 60.0  # for one answer, over all attempts
+MOST_JOINED = 64  # steps in one request
+HURRY_PER_S = 1_000.0  # of a producer that was asked to end
+
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Orders:
+    """What a producer is told to do; JSON on its command line."""
+
+    port: int
+    name: str  # its messages are called `name-0`, `name-1` …
+    channel: str
+    seed: int
+    steps: int  # of each message
+    per_second: float
+    prefix: str = ""
+    timeout_s: float = 3.0  # for one attempt
+    first: int = 0  # the number of its first message …
+    takes_up: bool = False  # … which another producer may have begun
+    lease_s: int = 60  # no fault of ours lasts so long: whoever writes on, keeps the message
+    ending: str = "complete"  # "failed": only finish what that message has by now
+
+
+class Wrong(Exception):
+    """The server gave an answer that it may not give."""
+
+
+def say(what: str, **fields: Any) -> None:
+    """Tell whoever started us. One write, so that a kill cannot cut a line in two."""
+    os.write(1, json.dumps({"say": what, **fields}).encode() + b"\n")
+
+
+class Producer:
+    """Writes one message after the other."""
+
+    def __init__(self, orders: Orders) -> None:
+        self._orders = orders
+        self._base = f"{orders.prefix}/v1/channels/{quote(orders.channel, safe='')}/messages"
+        self._random = random.Random(f"{orders.seed}:{orders.name}:{orders.first}:pauses")
+        self._connection: http.client.HTTPConnection | None = None
+        self.is_ending = False
+
+    def run(self) -> None:
+        """Write until told to end; what another one has left is ended in any case."""
+        number = self._orders.first
+        while not self.is_ending or (self._orders.takes_up and number == self._orders.first):
+            Writing(self, Plan(self._orders.seed, f"{self._orders.name}-{number}", steps=self._orders.steps)).run()
+            number += 1
+
+    @property
+    def orders(self) -> Orders:
+        return self._orders
+
+    def ask(self, method: str, message_id: str, path: str = "", body: Json | None = None) -> tuple[int, Json]:
+        """The server's answer, however often the request must be sent: the same bytes each time."""
+        target = self._base + (f"/{message_id}" if message_id else "") + path
+        data = json.dumps(body).encode() if body is not None else None
+        deadline_s = time.monotonic() + GIVE_UP_S
+        while time.monotonic() < deadline_s:
+            try:
+                status, headers, answer = self._try(method, target, data)
+            except (OSError, http.client.HTTPException, ValueError):
+                if self._connection is not None:
+                    self._connection.close()
+                self._connection = None
+            else:
+                if status < 500:
+                    return status, answer
+                self._note_refusal(status, headers, answer)
+            time.sleep(self._random.uniform(0.02, 0.2))
+        raise Wrong(f"{method} {target} had no answer in {GIVE_UP_S} s")
+
+    def _try(self, method: str, target: str, data: bytes | None) -> tuple[int, http.client.HTTPMessage, Json]:
+        if self._connection is None:
+            self._connection = http.client.HTTPConnection(
+                "127.0.0.1", self._orders.port, timeout=self._orders.timeout_s
+            )
+        headers = {"content-type": "application/json"} if data is not None else {}
+        self._connection.request(method, target, data, headers)
+        answer = self._connection.getresponse()
+        return answer.status, answer.headers, json.loads(answer.read() or b"{}")
+
+    def _note_refusal(self, status: int, headers: http.client.HTTPMessage, answer: Json) -> None:
+        say("refused", status=status, code=answer.get("code"), detail=answer.get("detail"))
+        if status != 503 or headers["content-type"] != "application/problem+json" or "retry-after" not in headers:
+            raise Wrong(f"a refusal that does not say when to come back: {status} {dict(headers)} {answer}")
+
+
+class Writing:
+    """One message, from its beginning or from where somebody left it. Counts the entries that its requests make."""
+
+    def __init__(self, producer: Producer, plan: Plan) -> None:
+        self._producer = producer
+        self._plan = plan
+        self._id = plan.id
+        self._entries = 0
+        self._lengths = [0] * len(plan.texts)
+        self._progress = 0
+        self._is_there = self._is_finished = self._has_meta = False
+
+    def run(self) -> None:
+        """All of it."""
+        orders = self._producer.orders
+        is_left_over = orders.takes_up and self._id == f"{orders.name}-{orders.first}"
+        if is_left_over and self._take_up():
+            return
+        say("begins", id=self._id)
+        if not self._is_there:
+            create = {"id": self._id, "role": "assistant", "status": "streaming", "lease_s": orders.lease_s}
+            self._must("POST", "", "", create | ({"parts": self._plan.opening} if self._plan.opening else {}))
+            self._told(1)
+        if is_left_over and orders.ending != "complete" and not self._is_finished:
+            self._must("POST", self._id, "/finish", {"status": orders.ending})
+            self._told(1, status=orders.ending)
+            say("over", id=self._id)
+            return
+        self._write()
+        if not self._is_finished:
+            self._must("POST", self._id, "/finish", {"status": "complete"})
+            self._told(1, status="complete")
+        if self._plan.afterwards == "meta":
+            self._must("PATCH", self._id, "", {"meta": self._plan.meta, "request": "title"})
+            self._told(0 if self._has_meta else 1, status="complete", meta=True)
+        elif self._plan.is_deleted:
+            self._must("DELETE", self._id, "", None)
+            self._told(1, status="complete", deleted=True)
+        say("over", id=self._id)
+
+    def _take_up(self) -> bool:
+        """Find what the one before has left; True if nothing is to be done any more."""
+        status, answer = self._producer.ask("GET", self._id)
+        if status == 410 and self._plan.is_deleted:
+            say("found", id=self._id, deleted=True, status="complete")
+            return True
+        if status == 404:
+            say("found", id=self._id, status=None)
+            return False
+        if status != 200:
+            raise Wrong(f"GET {self._id}: {status} {answer}")
+        message = answer["message"]
+        wrong = self._plan.wrong(message["parts"], is_whole=False) if "parts" in message else None
+        if wrong is not None:
+            raise Wrong(f"taken up: {wrong}")
+        for index, part in enumerate(message.get("parts", [])):
+            if part["type"] == "data":
+                self._progress = part["data"]
+            else:
+                self._lengths[index] = len(part["text"])
+        self._is_there = True
+        self._is_finished = message["status"] == "complete"
+        has_failed: bool = message["status"] == "failed"  # the one before was killed when it had said so
+        self._has_meta = "meta" in message
+        say("found", id=self._id, **self._state(), status=message["status"], meta=self._has_meta)
+        if has_failed:
+            say("over", id=self._id)
+        return has_failed
+
+    def _write(self) -> None:
+        steps = [step for step in self._plan.steps if not self._has(step)]
+        begun_s = time.monotonic()
+        per_second = self._producer.orders.per_second
+        place = 0
+        while place < len(steps):
+            if self._producer.is_ending:
+                per_second = HURRY_PER_S
+            time.sleep(max(0.0, begun_s + place / per_second - time.monotonic()))
+            due = min(place + MOST_JOINED, int((time.monotonic() - begun_s) * per_second) + 1, len(steps))
+            place = self._send(steps, place, max(due, place + 1))
+
+    def _has(self, step: Step) -> bool:
+        if isinstance(step, Put):
+            return step.number <= self._progress
+        if step.at < self._lengths[step.part] < step.end:
+            raise Wrong(f"{self._id} has {self._lengths[step.part]} characters: a request was stored in part")
+        return step.end <= self._lengths[step.part]
+
+    def _send(self, steps: list[Step], place: int, due: int) -> int:
+        """Send the step at `place`, with those that are due and can be joined to it; returns the place after them."""
+        step = steps[place]
+        if isinstance(step, Put):
+            part = self._plan.value(step.number)
+            self._must("PUT", self._id, f"/parts/{step.part}?request=put-{step.number}", part)
+            self._progress = step.number
+            self._told(1)
+            return place + 1
+        text = ""
+        while place < due and isinstance(one := steps[place], Append) and one.part == step.part:
+            text += one.text
+            place += 1
+        body: Json = {"text": text, "at": step.at}
+        if self._plan.kind == "thinking":
+            body["part"] = step.part
+        answer = self._must("POST", self._id, "/append", body)
+        self._lengths[step.part] = step.at + len(text)
+        if answer["length"] != self._lengths[step.part]:
+            raise Wrong(f"append at {step.at} of {len(text)} characters to {self._id}: {answer}")
+        self._told(1)
+        return place
+
+    def _must(self, method: str, message_id: str, path: str, body: Json | None) -> Json:
+        status, answer = self._producer.ask(method, message_id, path, body)
+        if status not in (200, 201, 204):
+            raise Wrong(f"{method} {message_id}{path} {str(body)[:200]}: {status} {answer}")
+        return answer
+
+    def _told(self, entries: int, **fields: Any) -> None:
+        """It is acknowledged: from here on it may never be missing."""
+        self._entries += entries
+        say("stored", id=self._id, entries=self._entries, **self._state(), **fields)
+
+    def _state(self) -> Json:
+        return {"lengths": self._lengths, "progress": self._progress}
+
+
+def main(orders: str) -> int:
+    """Write as ordered; returns how the process should end."""
+    producer = Producer(Orders(**json.loads(orders)))
+
+    def end(number: int, frame: object) -> None:
+        producer.is_ending = True
+
+    signal.signal(signal.SIGTERM, end)
+    say("ready")
+    try:
+        producer.run()
+    except Wrong as error:
+        say("wrong", detail=str(error))
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))

@@ -1,0 +1,73 @@
+"""Bad weather for a proxy: one fault after the other, drawn from a seed, each with an end.
+
+You are in `chaos`. What each switch does is `holdfast.testing.proxy`'s business. Safe to change: the mixture.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+
+from holdfast.testing.proxy import Direction, FaultProxy
+
+__all__ = ["FAULTS", "Weather"]
+
+FAULTS = ("cut", "close", "cut_after", "stall", "throttle", "black_hole", "refuse")
+LONGEST_S = 1.0  # of one fault; a black hole lasts up to three times as long
+
+
+class Weather:
+    """Faults for one proxy until `end`, with pauses of up to `calm_s` between them."""
+
+    def __init__(self, proxy: FaultProxy, seed: str, *, calm_s: float) -> None:
+        self._proxy = proxy
+        self._random = random.Random(seed)
+        self._calm_s = calm_s
+        self.counts = dict.fromkeys(FAULTS, 0)
+        self._task = asyncio.get_running_loop().create_task(self._run())
+
+    async def end(self) -> None:
+        """Fair weather from now on. What was swallowed stays lost; what was held up goes on."""
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
+        self._proxy.cut_after()
+        self._proxy.throttle(None)
+        self._proxy.resume()
+        self._proxy.accept()
+
+    async def _run(self) -> None:
+        while True:
+            await asyncio.sleep(self._random.uniform(0.0, self._calm_s))
+            await self._strike(self._random.choice(FAULTS))
+
+    async def _strike(self, fault: str) -> None:
+        """One fault, from its beginning to its end."""
+        proxy, chosen = self._proxy, self._random
+        self.counts[fault] += 1
+        way: Direction = chosen.choice(("up", "down", "both"))
+        lasts_s = chosen.uniform(0.05, LONGEST_S)
+        if fault == "cut":
+            await proxy.cut()
+        elif fault == "close":
+            await proxy.close()
+        elif fault == "cut_after":
+            proxy.cut_after(*(chosen.randrange(1, 2_000) for _ in range(3)), direction=way)
+            await asyncio.sleep(lasts_s)
+            proxy.cut_after(direction=way)
+        elif fault == "stall":
+            proxy.stall(way)
+            await asyncio.sleep(lasts_s)
+            proxy.resume(way)
+        elif fault == "throttle":
+            proxy.throttle(chosen.randrange(2_000, 40_000), way)
+            await asyncio.sleep(lasts_s)
+            proxy.throttle(None, way)
+        elif fault == "black_hole":
+            proxy.black_hole()
+            await asyncio.sleep(3 * lasts_s)
+            proxy.resume()
+        else:
+            proxy.refuse()
+            await proxy.cut()
+            await asyncio.sleep(lasts_s)
+            proxy.accept()

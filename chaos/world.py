@@ -1,0 +1,486 @@
+"""One run: a folder, a server, producers, viewers, proxies; and the checks that every run must pass.
+
+You are in `chaos`. Scenarios (`scenarios`) say what goes wrong and when; everything else is here. Whatever is
+waited for is a fact, and has a time after which the run fails, saying what it waited for. Safe to change: how often
+something is looked at. Not safe: making a check milder without a reason from the protocol.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import random
+import shutil
+import signal
+import sqlite3
+import tempfile
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from chaos.agent import AgentOrders
+from chaos.plan import first_difference
+from chaos.processes import Child, Server, agent, producer
+from chaos.producer import Orders
+from chaos.truth import Truth
+from chaos.viewer import HISTORY, Transport, Viewer, Watching
+from chaos.weather import Weather
+from holdfast.testing.proxy import FaultProxy
+
+__all__ = ["Failure", "Scale", "World"]
+
+Json = dict[str, Any]
+PATIENCE_S = 30.0
+LOOK_S = 0.2  # at the latest so often it is seen that a process has died
+STORY_LINES = 40
+LOG_CHARACTERS = 3_000
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How much of it, and how long the faults last."""
+
+    rounds: int
+    steps: int = 200  # of a message
+    per_second: float = 60.0  # of a producer
+    stopped_s: float = 10.0  # SIGSTOP
+    unheard_s: float = 22.0  # SIGSTOP of an agent: longer than it may be unheard
+    alone_s: float = 6.0  # nobody answers: longer than people are left in doubt
+    locked_s: float = 8.0
+    weather_s: float = 10.0  # per round
+    waits_for_deleted_text: bool = True  # a minute
+
+    @classmethod
+    def small(cls, rounds: int) -> Scale:
+        """What fits between two other tests."""
+        return cls(
+            rounds, steps=80, per_second=120.0, stopped_s=1.2, unheard_s=0.5, alone_s=0.2, locked_s=0.5, weather_s=1.5,
+            waits_for_deleted_text=False,
+        )  # fmt: skip
+
+    @property
+    def arguments(self) -> str:
+        """What asks the command line for it."""
+        return f"--rounds {self.rounds}{' --small' if self == Scale.small(self.rounds) else ''}"
+
+
+class Failure(Exception):
+    """Something that must hold does not. `account` is for the reader."""
+
+    def __init__(self, detail: str) -> None:
+        super().__init__(detail)
+        self.account = detail
+
+
+class World:
+    """What a scenario plays in. An async context: leaving it ends all that was started, whatever happened."""
+
+    def __init__(self, name: str, seed: int, scale: Scale, *, tell: Callable[[str], None] | None = None) -> None:
+        self._tell = tell
+        self.name = name
+        self.seed = seed
+        self.scale = scale
+        self.random = random.Random(f"{name}:{seed}")
+        self.folder = Path(tempfile.mkdtemp(prefix=f"holdfast-chaos-{name}-{seed}-"))
+        self.store = self.folder / "chaos.db"
+        self.truth = Truth(seed, scale.steps)
+        self.viewers: list[Viewer] = []
+        self.producers: dict[str, Child] = {}  # and agents: those that should be running
+        self.figures: dict[str, int] = {}
+        self.counts_entries = True
+        self.news = asyncio.Event()
+        self._stack = contextlib.AsyncExitStack()
+        self._server: Server | None = None
+        self._servers: list[Server] = []
+        self._weathers: list[Weather] = []
+        self._watchers: list[tuple[Child, Watching, list[Json]]] = []
+        self._wrong: list[str] = []  # what producers complained about
+        self._story: list[str] = []
+        self._begun_s = time.monotonic()
+
+    async def __aenter__(self) -> Self:
+        await self._stack.__aenter__()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            for viewer in self.viewers:
+                with contextlib.suppress(Exception) if error is not None else contextlib.nullcontext():
+                    await viewer.stop()
+        finally:
+            await self._stack.__aexit__(kind, error, trace)
+        if isinstance(error, Failure | AssertionError | TimeoutError | OSError):
+            raise self._failure(error) from error
+        if error is None:
+            shutil.rmtree(self.folder)
+
+    # -- the account -------------------------------------------------------------------------------------------
+
+    def note(self, what: str) -> None:
+        """A line of the story."""
+        self._story.append(f"{time.monotonic() - self._begun_s:8.3f} {what}")
+        if self._tell is not None:
+            self._tell(self._story[-1])
+
+    def count(self, what: str, by: int = 1) -> None:
+        """A figure for the report."""
+        self.figures[what] = self.figures.get(what, 0) + by
+
+    def _failure(self, error: BaseException) -> Failure:
+        failure = error if isinstance(error, Failure) else Failure(f"{type(error).__name__}: {error}")
+        lines = [
+            f"chaos {self.name}, seed {self.seed}: {failure.account}",
+            f"-- what happened (the last {STORY_LINES}):",
+            *self._story[-STORY_LINES:],
+            *(f"-- the end of {one.name}'s log:\n{one.log[-LOG_CHARACTERS:]}" for one in self._servers),
+            f"-- kept in {self.folder}",
+            f"-- again: python -m chaos {self.name} --seed {self.seed} {self.scale.arguments}",
+        ]
+        failure.account = "\n".join(lines)
+        (self.folder / "account.txt").write_text(failure.account)
+        return failure
+
+    def _of_viewer(self, viewer: Viewer, what: str) -> Failure:
+        events = "\n".join(f"   {_short(event)}" for event in viewer.last_events)
+        return Failure(
+            f"viewer {viewer.name} ({viewer.connections} connections): {what}\n   its last events:\n{events}"
+        )
+
+    # -- who takes part ----------------------------------------------------------------------------------------
+
+    @property
+    def server(self) -> Server:
+        """The one that everybody talks to now."""
+        assert self._server is not None
+        return self._server
+
+    def adds(self, server: Server, *, serves: bool = True) -> Server:
+        """A server takes part; with `serves` it is the one that is asked what is stored."""
+        self._servers.append(server)
+        self._stack.push_async_callback(server.clean_up)
+        if serves:
+            self._server = server
+        return server
+
+    async def proxy(self, *, calm_s: float | None = None) -> FaultProxy:
+        """A proxy in front of the server; with `calm_s` it has weather until the end of the run."""
+        proxy = await self._stack.enter_async_context(FaultProxy("127.0.0.1", self.server.port))
+        if calm_s is not None:
+            weather = Weather(proxy, f"{self.name}:{self.seed}:{len(self._weathers)}", calm_s=calm_s)
+            self._weathers.append(weather)
+            self._stack.push_async_callback(weather.end)
+        return proxy
+
+    def view(self, name: str, transport: Transport, channel: str, *, port: int | None = None, **more: Any) -> Viewer:
+        """A viewer that begins now."""
+        viewer = Viewer(self._watching(name, transport, channel, port, more), self.news)
+        self.viewers.append(viewer)
+        viewer.start()
+        return viewer
+
+    async def watch(self, name: str, transport: Transport, channel: str, *, port: int | None = None) -> Child:
+        """A viewer in a process of its own."""
+        watching = self._watching(name, transport, channel, port, {})
+        reports: list[Json] = []
+        arguments = ["-m", "chaos.viewer", json.dumps(vars(watching))]
+        child = Child(name, arguments, self.folder / f"{name}.log", report=reports.append, takes_input=True)
+        self._stack.push_async_callback(child.clean_up)
+        await child.spawn()
+        self._watchers.append((child, watching, reports))
+        return child
+
+    def _watching(self, name: str, transport: Transport, channel: str, port: int | None, more: Json) -> Watching:
+        return Watching(
+            name=name, transport=transport, port=port or self.server.port, channel=channel, seed=self.seed,
+            steps=self.scale.steps, prefix=self.server.prefix, kind=self.truth.kind, **more,
+        )  # fmt: skip
+
+    async def produce(self, name: str, channel: str, *, port: int | None = None, **more: Any) -> Child:
+        """A producer that begins now."""
+        orders = Orders(
+            port=port or self.server.port, name=name, channel=channel, seed=self.seed, steps=self.scale.steps,
+            per_second=self.scale.per_second, prefix=self.server.prefix, **more,
+        )  # fmt: skip
+        ready = asyncio.Event()
+
+        def report(said: Json) -> None:
+            self.truth.heard(said, channel)
+            if said["say"] == "wrong":
+                self._wrong.append(f"producer {name}: {said['detail']}")
+            if said["say"] == "ready":
+                ready.set()
+            self.news.set()
+
+        child = producer(orders, self.folder, report)
+        await self._begin(child, ready)  # before it is ready a SIGTERM would kill it
+        return child
+
+    async def employ(self, orders: AgentOrders, heard: Callable[[Json], None]) -> Child:
+        """An agent that begins now; what it reports is told to `heard`, which raises Failure where it is wrong."""
+        ready = asyncio.Event()
+
+        def report(said: Json) -> None:
+            try:
+                heard(said)
+            except Failure as failure:
+                self._wrong.append(f"agent {orders.name}: {failure}")
+            if said["say"] == "ready":
+                ready.set()
+            self.news.set()
+
+        child = agent(orders, self.folder, report)
+        await self._begin(child, ready)
+        return child
+
+    async def _begin(self, child: Child, ready: asyncio.Event) -> None:
+        self._stack.push_async_callback(child.clean_up)
+        await child.spawn()
+        async with asyncio.timeout(PATIENCE_S):
+            await ready.wait()
+        self.producers[child.name] = child
+
+    def weather(self) -> dict[str, int]:
+        """How many faults of each kind there were."""
+        counts: dict[str, int] = {}
+        for weather in self._weathers:
+            for fault, count in weather.counts.items():
+                counts[fault] = counts.get(fault, 0) + count
+        return counts
+
+    # -- waiting -----------------------------------------------------------------------------------------------
+
+    async def until(self, predicate: Callable[[], bool], what: str, timeout_s: float = PATIENCE_S) -> None:
+        """Wait until `predicate()` holds. Raises Failure after `timeout_s`, and at once when something is wrong."""
+        deadline_s = time.monotonic() + timeout_s
+        while not predicate():
+            self.check()
+            if time.monotonic() > deadline_s:
+                raise Failure(f"waited {timeout_s:.0f} s for {what}")
+            self.news.clear()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(LOOK_S):
+                    await self.news.wait()
+
+    async def until_written(self, characters: int, timeout_s: float = PATIENCE_S) -> None:
+        """Wait until so much more text was acknowledged."""
+        goal = self.truth.characters + characters
+        await self.until(lambda: self.truth.characters >= goal, f"{characters} more characters", timeout_s)
+
+    async def until_each_writes(self) -> None:
+        """Wait until every producer was acknowledged something more."""
+        names = list(self.producers)
+        before = {name: self._acknowledged(name) for name in names}
+        await self.until(
+            lambda: all(self._acknowledged(name) != before[name] for name in names),
+            "something more to be acknowledged to each producer",
+        )
+
+    def _acknowledged(self, name: str) -> int:
+        return sum(one.entries for id, one in self.truth.written.items() if id.rpartition("-")[0] == name)
+
+    def check(self) -> None:
+        """Raise Failure when a viewer saw something wrong, or somebody ended who should not."""
+        if self._wrong:
+            raise Failure("; ".join(self._wrong))
+        for name, child in self.producers.items():
+            if not child.is_running:
+                raise Failure(f"producer {name} has ended:\n{child.log[-LOG_CHARACTERS:]}")
+        for viewer in self.viewers:
+            viewer.check_running()
+            if viewer.violations:
+                first = viewer.violations[0]
+                raise self._of_viewer(viewer, f"{first.kind}: {first.detail}")
+
+    # -- checks ------------------------------------------------------------------------------------------------
+
+    async def check_stored(self) -> None:
+        """All that was acknowledged or shown until now is stored. Asks the server, past every proxy."""
+        self.check()
+        promised = {id: (replace(one), self._shown(id)) for id, one in self.truth.written.items()}
+        stored = {channel: await self.stored(channel) for channel in self._channels()}
+        for id, (written, shown) in promised.items():
+            message = stored[written.channel].get(id)
+            if (wrong := written.wrong(message)) is not None:
+                raise Failure(f"after what happened last: {wrong}")
+            for who, lengths in shown.items():
+                self._check_shown(id, who, lengths, message)
+        self.count("looks at all that is stored")
+
+    def _check_shown(self, id: str, who: str, lengths: list[int], message: Json | None) -> None:
+        if message is None:
+            if not self.truth.written[id].plan.is_deleted:
+                raise Failure(f"{id} was shown to {who} and is not stored")
+            return
+        for index, length in enumerate(lengths):
+            part = message.get("parts", [])[index : index + 1]
+            if not part or len(part[0].get("text", "")) < length:
+                raise Failure(f"{id}, part {index}: {length} characters were shown to {who}, stored is {_short(part)}")
+
+    def _shown(self, id: str) -> dict[str, list[int]]:
+        return {one.name: list(one.shown.lengths[id]) for one in self.viewers if id in one.shown.lengths}
+
+    def _channels(self) -> list[str]:
+        return sorted({one.channel for one in self.truth.written.values()})
+
+    async def stored(self, channel: str) -> dict[str, Json]:
+        """All messages of a channel as the server has them, newest first. Raises Failure when pages are wrong."""
+        messages: dict[str, Json] = {}
+        before: int | None = None
+        while True:
+            query = f"?limit={HISTORY}" + (f"&before={before}" if before is not None else "")
+            status, page = await self.server.get(f"/v1/channels/{channel}/messages{query}")
+            if status != 200:
+                raise Failure(f"a page of {channel} was answered with {status}: {page}")
+            if (wrong := self.truth.wrong_epoch(channel, page["cursor"])) is not None:
+                raise Failure(wrong)
+            for message in page["messages"]:
+                if before is not None and message["created"] >= before:
+                    raise Failure(f"{message['id']} (created {message['created']}) is not below {before} in {channel}")
+                before = message["created"]
+                messages[message["id"]] = message
+            if not page["more"]:
+                return messages
+
+    async def finish(self) -> None:
+        """Let everything come to its end, and check that all agree; then once more after a last `kill -9`."""
+        for weather in self._weathers:
+            await weather.end()
+        await self._end_producers()
+        self.note("producers have ended")
+        truth = await self._check_all_stored()
+        await self._check_views(self.viewers, truth)
+        self.note("viewers are equal")
+        await self._check_views(self._fresh_viewers(truth), truth)
+        await self._check_watchers(truth)
+        self.note("the end: all agree; kill -9, and again")
+        before = [viewer.connections for viewer in self.viewers]
+        await self.server.kill()
+        await self.server.start()
+        if await self._check_all_stored() != truth:
+            raise Failure("after the last kill -9 the server has something else than before")
+        await self.until(
+            lambda: all(one.connections > count for one, count in zip(self.viewers, before, strict=True)),
+            "all viewers to come back after the last kill -9",
+        )
+        await self._check_views(self.viewers, truth)
+        self.note("all agree again; the server is asked to end")
+        self.check()
+        await self._check_what_is_left()
+        self.count("messages", len(self.truth.written))
+        self.count("characters", self.truth.characters)
+        self.count("entries", sum(one.entries for one in self.truth.written.values()))
+        self.count("connections of viewers", sum(one.connections for one in self.viewers))
+        self.count("refusals", len(self.truth.refusals))
+
+    async def _end_producers(self) -> None:
+        for child in self.producers.values():
+            child.signal(signal.SIGTERM)
+        for name, child in list(self.producers.items()):
+            del self.producers[name]
+            try:
+                code = await child.ended(2 * PATIENCE_S)
+            except TimeoutError:
+                raise Failure(f"producer {name} did not come to its end:\n{child.log[-LOG_CHARACTERS:]}") from None
+            if code:
+                raise Failure(f"producer {name} ended with {code}: {self._wrong}\n{child.log[-LOG_CHARACTERS:]}")
+
+    async def _check_all_stored(self) -> dict[str, dict[str, Json]]:
+        """Every message, by channel: just what the producers sent, and not one entry more or less."""
+        truth = {}
+        for channel in self._channels():
+            truth[channel] = messages = await self.stored(channel)
+            written = self.truth.of(channel)
+            for id, one in written.items():
+                if (wrong := one.wrong(messages.get(id))) is not None:
+                    raise Failure(f"in the end: {wrong}")
+                if not one.is_over:
+                    raise Failure(f"in the end: nobody ended {id}")
+            if strange := messages.keys() - written.keys():
+                raise Failure(f"messages in {channel} that nobody wrote: {strange}")
+            _, info = await self.server.get(f"/v1/channels/{channel}")
+            entries = sum(one.entries for one in written.values())
+            if self.counts_entries and info["serial"] != entries:
+                raise Failure(f"{channel} stands at serial {info['serial']}, and {entries} entries were acknowledged")
+        return truth
+
+    async def _check_views(self, viewers: Iterable[Viewer], truth: dict[str, dict[str, Json]]) -> None:
+        """Wait until each shows the truth, and nothing else."""
+        for viewer in viewers:
+            messages = truth[viewer.watching.channel]
+            try:
+                await self.until(
+                    lambda viewer=viewer, messages=messages: not self._differences(viewer, messages),  # type: ignore[misc]
+                    "viewers to be equal",
+                )
+            except Failure as error:
+                different = self._differences(viewer, messages)
+                if not different:
+                    raise
+                raise self._of_viewer(viewer, f"{error}; it differs: {'; '.join(different[:5])}") from None
+
+    def _differences(self, viewer: Viewer, messages: dict[str, Json]) -> list[str]:
+        if not viewer.checker.has_attached:
+            return ["it has not attached"]
+        newest = list(messages)[:HISTORY]
+        found = [f"{id} is shown, and is not stored" for id in viewer.messages.keys() - messages.keys()]
+        for id in {*newest, *viewer.messages} & messages.keys():
+            if viewer.checker.differences(messages[id]):
+                found.append(self._difference(viewer, messages[id]))
+        return found
+
+    @staticmethod
+    def _difference(viewer: Viewer, message: Json) -> str:
+        seen = viewer.messages.get(message["id"])
+        if seen is not None:
+            for index, (part, shown) in enumerate(zip(message.get("parts", []), seen.parts, strict=False)):
+                if part.get("text", "") != shown.as_json().get("text", ""):
+                    return f"{message['id']}, part {index}: {first_difference(part['text'], shown.text)}"
+        return f"{message['id']}: {viewer.checker.differences(message)}"
+
+    def _fresh_viewers(self, truth: dict[str, Any]) -> list[Viewer]:
+        transports: tuple[Transport, ...] = ("sse", "eventsource", "ws", "poll")
+        return [self.view(f"fresh-{one}-{channel}", one, channel) for channel in truth for one in transports]
+
+    async def _check_watchers(self, truth: dict[str, dict[str, Json]]) -> None:
+        """What viewers in processes of their own say they show."""
+        for child, watching, reports in self._watchers:
+            messages = truth[watching.channel]
+            child.tell(json.dumps({id: message["version"] for id, message in messages.items()}))
+            child.close_input()
+            try:
+                await child.ended(PATIENCE_S)
+            except TimeoutError:
+                raise Failure(f"viewer {child.name} did not come to see everything:\n{child.log}") from None
+            if not reports or reports[0]["violations"]:
+                raise Failure(f"viewer {child.name}: {reports and reports[0]['violations']}\n{child.log}")
+            for id in messages.keys() | reports[0]["messages"].keys():
+                if messages.get(id) != reports[0]["messages"].get(id):
+                    shown = _short(reports[0]["messages"].get(id))
+                    raise Failure(f"viewer {child.name} shows {id} as {shown}, stored is {_short(messages.get(id))}")
+
+    async def _check_what_is_left(self) -> None:
+        """The server ends when it is asked to, said nothing that it should not, and leaves a whole file."""
+        for server in self._servers:
+            if server.is_running:
+                server.signal(signal.SIGTERM)
+                await server.ended()
+            if "Traceback" in server.log:
+                place = server.log.index("Traceback")
+                raise Failure(
+                    f"{server.name}'s log has a traceback:\n{server.log[max(0, place - 500) : place + 2_000]}"
+                )
+        with contextlib.closing(sqlite3.connect(self.store)) as db:
+            (found,) = db.execute("PRAGMA integrity_check").fetchone()
+        if found != "ok":
+            raise Failure(f"the file is damaged: {found}")
+
+
+def _short(value: object) -> str:
+    shown = repr(value)
+    return shown if len(shown) <= 400 else f"{shown[:250]} … {shown[-100:]}"

@@ -1,0 +1,202 @@
+"""What a hub may hold: everything in it that can grow has a bound, and each is looked at while a run goes on.
+
+You are in `simulation`. `Bounds` is told of every step of a hub's process. After each it looks at what waits to be
+stored and at the deadlines; after one in `EVERY` at all parts of the hub, and at all that is held for viewers. What
+grows without bound does not shrink by itself, so that is seen a few callbacks later at most. It costs a quarter more
+processor time (93 ms a seed instead of 73); all of it after each step would cost three and a half times a run (330 ms).
+
+Most bounds are the product's own. A container without one may hold `SPARE` things, in a world of three channels and a
+dozen people; what is held for one viewer `HELD`, and a feed nothing at all: it has a position, and no queue. So a new
+cache or queue is found without being named here, unless it hangs on something that is not one of `_parts`.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+
+from holdfast.core import state as states
+from holdfast.hub import channel as channels
+from holdfast.hub import presence_state as rosters
+from holdfast.hub.channel import Channel
+from holdfast.hub.hub import HubCore, _Runtime
+from holdfast.transports.app import App
+from holdfast.transports.session import Session
+from simulation.trace import Violation
+
+EVERY = 16  # steps
+SPARE = 200  # 71 were seen at most
+HELD = 16  # things; a batch on its way is one
+HELD_CHARACTERS = 1_000  # of one text
+DROPPED = 1_000  # deadlines that are dropped and still in the heap, beside as many as there are
+PATIENCE_S = 30.0  # for housekeeping, when all is well
+
+Part = tuple[
+    object, int, Mapping[str, int]
+]  # what it is, the bound of its containers, and those with a bound of theirs
+
+
+class Bounds:
+    """The bounds of one hub. `now_s` tells the time, `well_s` since when all is well."""
+
+    def __init__(self, hub: HubCore, who: str, now_s: Callable[[], float], well_s: Callable[[], float]) -> None:
+        self._hub = hub
+        self._who = who
+        self._now_s = now_s
+        self._well_s = well_s
+        self._left = EVERY
+        self._too_much_s: dict[str, float] = {}  # channels in memory with more than they may keep, and since when
+
+    def stepped(self) -> None:
+        """A step was made. Raises Violation."""
+        runtime = self._hub._runtime
+        if runtime is None or runtime.is_over or runtime.committer is None:
+            return
+        committer, limits = runtime.committer, self._hub.limits
+        # A writer in this process waits with all it has as one item, which was there before it could be too many.
+        if committer.waiting > limits.waiting_requests + len(runtime.writers):
+            self._at_most("requests wait", committer.waiting, limits.waiting_requests + len(runtime.writers))
+        if committer._waiting_bytes > limits.waiting_bytes:
+            self._at_most("bytes wait", committer._waiting_bytes, limits.waiting_bytes)
+        if len(runtime.deadlines._heap) > 2 * len(runtime.deadlines) + DROPPED + 1:
+            self._at_most("deadlines are in the heap", len(runtime.deadlines._heap), 2 * len(runtime.deadlines))
+        self._left -= 1
+        if self._left == 0:
+            self._left = EVERY
+            self._look(runtime)
+
+    def trimmed(self) -> None:
+        """Memory was freed right now: what may leave has left. Raises Violation."""
+        runtime = self._hub._runtime
+        for channel in runtime.channels.values() if runtime is not None else ():
+            if channel.trim_bytes is None and self._has_too_much(channel):
+                raise Violation(f"{self._who} {channel.name}: {channel.state.cost_bytes()} bytes are kept after a trim")
+
+    # -- inside ------------------------------------------------------------------------------------------------
+
+    def _look(self, runtime: _Runtime) -> None:
+        for part, spare, own in self._parts(runtime):
+            for name, value in _fields(part):
+                if isinstance(value, dict | list | set | deque):
+                    if len(value) > own.get(name, spare):
+                        what = f"things are in {type(part).__name__}.{name}"
+                        self._at_most(what, len(value), own.get(name, spare))
+                elif isinstance(value, str | bytes) and len(value) > HELD_CHARACTERS and spare <= HELD:
+                    self._at_most(f"characters are in {type(part).__name__}.{name}", len(value), HELD_CHARACTERS)
+        for name in self._too_much_s.keys() - runtime.channels.keys():
+            del self._too_much_s[name]  # it has left memory; what comes back has just come
+        for channel in runtime.channels.values():
+            self._look_at_channel(channel)
+
+    def _look_at_channel(self, channel: Channel) -> None:
+        name, presence_state, tail = channel.name, channel.presence_state, channel.state.tail
+        batches = len(channel._first_batches) + len(channel.live_batches)
+        self._at_most(f"encoded batches are kept for {name}", batches, channels.MAX_CACHED_BATCHES)
+        self._at_most(f"bytes of part operations are kept of {name}", tail._bytes, states.TAIL_BYTES)
+        self._at_most(f"bytes of signals are kept of {name}", presence_state._signal_bytes, rosters.KEPT_SIGNAL_BYTES)
+        if not self._has_too_much(channel):
+            self._too_much_s.pop(name, None)
+        else:
+            since_s = max(self._well_s(), self._too_much_s.setdefault(name, self._now_s()))
+            if self._now_s() > since_s + PATIENCE_S:
+                raise Violation(f"{self._who} {name}: {channel.state.cost_bytes()} bytes are kept, and nobody trims it")
+
+    def _has_too_much(self, channel: Channel) -> bool:
+        """Is there something in memory that is over and need not be there?"""
+        state = channel.state
+        is_over = any(not message.is_open for message in state.messages.values())
+        is_over = is_over or any(not command.is_open for command in state.commands.values())
+        return is_over and state.cost_bytes() > self._hub.limits.channel_bytes
+
+    def _parts(self, runtime: _Runtime) -> Iterator[Part]:
+        """Everything that a hub is made of, with the bounds of what it holds."""
+        committer, leases, scheduler = runtime.committer, runtime.leases, runtime.scheduler
+        assert committer is not None
+        assert scheduler is not None
+        assert leases is not None
+        waiting = committer.waiting
+        yield self._hub, SPARE, {}
+        yield runtime, SPARE, {}
+        yield committer, SPARE, {"_queue": waiting}
+        yield runtime.deadlines, SPARE, {"_heap": 2 * len(runtime.deadlines) + DROPPED + 1}
+        yield runtime.ticks, SPARE, {}
+        yield leases, SPARE, {"_holders": len(leases._leases)}
+        yield scheduler, SPARE, {}
+        for work in scheduler._work.values():
+            yield work, SPARE, {}
+        for runner in self._hub._hooks._runners:
+            yield runner, SPARE, {}
+        for channel in runtime.channels.values():
+            yield from self._parts_of_channel(channel, waiting)
+        app = vars(self._hub).get("_asgi")  # made at the first request
+        if isinstance(app, App):
+            yield from self._parts_of_app(app, sum(len(work.running) for work in scheduler._work.values()))
+
+    def _parts_of_channel(self, channel: Channel, waiting: int) -> Iterator[Part]:
+        state, presence_state = channel.state, channel.presence_state
+        batches = channels.MAX_CACHED_BATCHES
+        absent = channels.KEPT_ABSENT + 1_000
+        yield channel, SPARE, {"parked": waiting, "_ephemeral_batches": batches, "_absent": absent}
+        yield state, SPARE, {"messages": 1_000_000, "commands": 1_000_000}  # by their bytes
+        yield state.tail, SPARE, {"ops": states.TAIL_ENTRIES, "_sizes": len(state.tail.ops)}
+        members = {
+            "_members": self._hub.limits.members,
+            "_signals": rosters.KEPT_SIGNALS,
+            "_left": rosters.KEPT_LEFT,
+            "_stays": rosters.KEPT_LEFT,
+            "_changes": len(presence_state) + len(presence_state._left),
+            "_owned": len(presence_state),
+        }
+        yield presence_state, SPARE, members
+        for group in channel._groups.values():
+            yield group, SPARE, {}
+            for feed in group:
+                yield feed, 0, {}
+
+    def _parts_of_app(self, app: App, turns: int) -> Iterator[Part]:
+        yield app, SPARE, {}
+        yield app._sockets, SPARE, {}
+        yield app.heartbeats, SPARE, {}
+        for socket in app._sockets._open:
+            session = socket.session
+            unanswered = session._unanswered + len(session._replies)
+            # A turn is given without having been asked for, and a farewell said.
+            self._at_most("answers are owed by a socket", unanswered, self._hub.limits.socket_requests + turns + 2)
+            yield socket, HELD, {"_tasks": session._unanswered + len(session._attachments) + HELD}
+            yield session, HELD, self._bounds_of_session(session, unanswered)
+            yield socket.sender, HELD, {}
+            for attachment in session._attachments.values():
+                yield attachment, HELD, {}
+        for slot in app.heartbeats._slots.values():
+            for member in slot:
+                yield member, HELD, {}
+                if (sender := getattr(member, "sender", None)) is not None:
+                    yield sender, HELD, {}
+
+    def _bounds_of_session(self, session: Session, unanswered: int) -> dict[str, int]:
+        channels = self._hub.limits.socket_channels
+        attached = len(session._attachments)
+        return {"_replies": unanswered, "_attachments": channels, "_ready": attached, "_present": channels}
+
+    def _at_most(self, what: str, count: int, limit: int) -> None:
+        if count > limit:
+            raise Violation(f"{self._who}: {count} {what}, {limit} at most")
+
+
+def _fields(part: object) -> Iterator[tuple[str, object]]:
+    """All that an object refers to, by name."""
+    for name in _slots(type(part)):
+        yield name, getattr(part, name, None)
+    yield from getattr(part, "__dict__", {}).items()
+
+
+_slots_of: dict[type, tuple[str, ...]] = {}
+
+
+def _slots(kind: type) -> tuple[str, ...]:
+    known = _slots_of.get(kind)
+    if known is None:
+        found = [one.__dict__.get("__slots__", ()) for one in kind.__mro__]
+        names = [name for slots in found for name in ((slots,) if isinstance(slots, str) else slots)]
+        known = _slots_of[kind] = tuple(name for name in names if not name.startswith("__"))
+    return known

@@ -1,0 +1,239 @@
+"""Virtual time: an event loop that jumps to the next deadline, and processes that can die between two steps.
+
+You are in `simulation`. Time stands still while anything can run and then jumps, so a minute costs what happens in
+it. A `Process` owns every task and timer that was begun in its context, as an operating system does: when it is held
+(killed or stopped) none of them runs any more, not even a `finally`. Timers of one deadline run in the order in which
+they were made; nothing here is drawn from the seed, so that a run cannot depend on the order of a set.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import heapq
+from collections import deque
+from collections.abc import Callable, Coroutine
+from random import Random
+from typing import Any, TypeVar
+
+from holdfast.hub.clock import Clock
+
+T = TypeVar("T")
+
+START_MS = 1_750_000_000_000  # some day in 2025
+MAX_STEPS_AT_ONCE = 50_000  # that many callbacks without time moving is a loop that waits for nothing …
+SHOWN_STEPS = 5  # of such a loop
+MAX_STEPS_A_SECOND = 200_000  # … and that many in a second one that waits for next to nothing (2,400 are common)
+
+
+class Stuck(Exception):
+    """Nothing is left to happen, or it happens for ever at one moment. `where` says who makes the steps."""
+
+    def __init__(self, what: str, where: str = "") -> None:
+        super().__init__(what)
+        self.where = where
+
+
+class Process:
+    """Everything that one process of an operating system runs. Begin work in it with `run` or `start`."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.is_alive = True
+        self.context = contextvars.copy_context()
+        self.context.run(_process.set, self)
+        self.is_held = False
+        self.held: list[asyncio.Handle] = []  # what would have run since
+        self.after_step: Callable[[], None] | None = None  # called after each
+        self._fuse = 0
+        self._burnt: Callable[[], None] | None = None
+
+    def run(self, call: Callable[[], T]) -> T:
+        """Call `call` inside of the process, now."""
+        return self.context.copy().run(call)
+
+    def start(self, loop: VirtualLoop, job: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        """Run `job` as a task of the process."""
+        return loop.create_task(job, context=self.context.copy())
+
+    def after_steps(self, steps: int, call: Callable[[], None]) -> None:
+        """Call `call` right after the process has made so many more steps, that is: between any two."""
+        self._fuse, self._burnt = steps, call
+
+    def stepped(self) -> None:
+        """For the loop: the process made a step."""
+        if self._fuse:
+            self._fuse -= 1
+            if not self._fuse and self._burnt is not None:
+                self._burnt()
+        if self.after_step is not None:
+            self.after_step()
+
+
+_process: contextvars.ContextVar[Process | None] = contextvars.ContextVar("process", default=None)
+NOWHERE = contextvars.Context()  # where the network and the disk run: no process
+
+
+class _Step(asyncio.Handle):
+    __slots__ = ("process",)
+    process: Process | None
+
+
+class _Timer(asyncio.TimerHandle):
+    __slots__ = ("process",)
+    process: Process | None
+
+
+class _Task(asyncio.Task[Any]):
+    """A task that hashes by its number, not its address: sets of tasks have one order in every process."""
+
+    def __init__(self, number: int, coro: Any, **options: Any) -> None:
+        self._number = number
+        super().__init__(coro, **options)
+
+    def __hash__(self) -> int:
+        return self._number
+
+
+class VirtualLoop(asyncio.BaseEventLoop):
+    """An event loop without files, threads or real time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._tasks_made = 0
+        self.set_task_factory(self._new_task)
+        self.steps = 0
+        self.complaints: list[str] = []  # what asyncio had to say, e.g. of exceptions that nobody took
+        self._now_s = 0.0
+        self._due: deque[_Step | _Timer] = deque()
+        self._timers: list[tuple[float, int, _Timer]] = []
+        self._made = 0
+        self._steps_at_once = 0
+        self._second_s = 0.0  # when the second began in which steps are counted, …
+        self._second_steps = 0  # … and how many had been made by then
+
+    def time(self) -> float:
+        return self._now_s
+
+    def call_soon(  # type: ignore[override]  # the type of `args` is asyncio's own business
+        self, callback: Callable[..., Any], *args: Any, context: Any = None
+    ) -> asyncio.Handle:
+        step = _Step(callback, args, self, context)
+        step.process = _process.get() if context is None else context.get(_process)
+        self._due.append(step)
+        return step
+
+    def call_soon_threadsafe(  # type: ignore[override]
+        self, callback: Callable[..., Any], *args: Any, context: Any = None
+    ) -> asyncio.Handle:
+        return self.call_soon(callback, *args, context=context)
+
+    def call_later(  # type: ignore[override]
+        self, delay: float, callback: Callable[..., Any], *args: Any, context: Any = None
+    ) -> asyncio.TimerHandle:
+        return self.call_at(self._now_s + delay, callback, *args, context=context)
+
+    def call_at(  # type: ignore[override]
+        self, when: float, callback: Callable[..., Any], *args: Any, context: Any = None
+    ) -> asyncio.TimerHandle:
+        timer = _Timer(when, callback, args, self, context)
+        timer.process = _process.get() if context is None else context.get(_process)
+        self._made += 1
+        heapq.heappush(self._timers, (when, self._made, timer))
+        return timer
+
+    def call_exception_handler(self, context: dict[str, Any]) -> None:
+        error = context.get("exception")
+        self.complaints.append(f"{context.get('message')}: {error!r}" if error is not None else str(context["message"]))
+
+    def thaw(self, process: Process) -> None:
+        """Let a held process go on: what was due in the meantime runs now."""
+        process.is_held = False
+        held, process.held = process.held, []
+        self._due.extend(held)  # type: ignore[arg-type]
+
+    def go_on(self) -> None:
+        """After `Stuck`: try again for as long."""
+        self._steps_at_once = 0
+        self._second_s, self._second_steps = self._now_s, self.steps
+
+    def _new_task(self, loop: asyncio.AbstractEventLoop, coro: Any, **options: Any) -> asyncio.Task[Any]:
+        self._tasks_made += 1
+        return _Task(self._tasks_made, coro, loop=loop, **options)
+
+    def _run_once(self) -> None:
+        """What `run_forever` repeats: run what is due; if nothing is, let time jump."""
+        if not self._due:
+            self._jump()
+        for _ in range(len(self._due)):
+            handle = self._due.popleft()
+            if handle.cancelled():
+                continue
+            process = handle.process
+            if process is None:
+                handle._run()
+            elif process.is_held:
+                process.held.append(handle)
+                continue
+            else:
+                handle._run()
+                process.stepped()
+            self.steps += 1
+            self._steps_at_once += 1
+            if self._steps_at_once > MAX_STEPS_AT_ONCE:
+                self._due.appendleft(handle)
+                raise Stuck(f"time stands still at {self._now_s:.3f} s: something waits without waiting", self._where())
+
+    def _where(self) -> str:
+        """What is due now."""
+        return "\n".join(_told(handle) for handle in list(self._due)[:SHOWN_STEPS])
+
+    def _jump(self) -> None:
+        timers = self._timers
+        while timers and timers[0][2].cancelled():
+            heapq.heappop(timers)
+        if not timers:
+            raise Stuck("nothing is left to happen: somebody waits for what will never come")
+        when = timers[0][0]
+        if when > self._now_s:
+            self._now_s = when
+            self._steps_at_once = 0
+            self._check_pace()
+        while timers and timers[0][0] <= self._now_s:
+            self._due.append(heapq.heappop(timers)[2])
+
+    def _check_pace(self) -> None:
+        if self._now_s - self._second_s >= 1.0:
+            self._second_s, self._second_steps = self._now_s, self.steps
+        elif self.steps - self._second_steps > MAX_STEPS_A_SECOND:
+            what = f"time creeps at {self._now_s:.3f} s: something waits for next to nothing, again and again"
+            raise Stuck(what, "\n".join(_told(timer) for _, _, timer in self._timers[:SHOWN_STEPS]))
+
+
+def _told(handle: asyncio.Handle) -> str:
+    """Whose step it is, and where a task waits."""
+    task = getattr(getattr(handle, "_callback", None), "__self__", None)
+    if not isinstance(task, asyncio.Task):
+        return repr(handle)
+    awaited: Any = task.get_coro()
+    places = []
+    while (frame := getattr(awaited, "cr_frame", None)) is not None:
+        places.append(f"{frame.f_code.co_qualname} in {frame.f_code.co_filename}:{frame.f_lineno}")
+        awaited = awaited.cr_await
+    return " > ".join(places)
+
+
+class SimClock(Clock):
+    """A hub's wall clock: virtual time and ids from the seed. It may be set back or forth (`skew_ms`)."""
+
+    def __init__(self, loop: VirtualLoop, draw: Random) -> None:
+        super().__init__()
+        self.skew_ms = 0
+        self._loop = loop
+        self._draw = draw
+
+    def now_ms(self) -> int:
+        return START_MS + self.skew_ms + int(self._loop.time() * 1000)
+
+    def random_bits(self, bits: int) -> int:
+        return self._draw.getrandbits(bits)

@@ -1,0 +1,328 @@
+"""A store that is slow, fails, does not say whether it stored, and loses power.
+
+You are in `simulation`. `SimStore` is what outlives processes: the disk, or the server. A hub reaches it by a
+`StoreLine`, which is a `Store` like any other. What is carried out is told to the `Truth` at once, before anybody is
+answered. An exclusive store is embedded: it does one thing after another, and what waits when its process dies may or
+may not be done. A shared one is a server: it does what it was sent, whoever died meanwhile, and in any order.
+
+What is stored is kept by the real `MemoryStore`; after each write its documents are restored and compared.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from random import Random
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from msgspec.structs import replace
+
+from holdfast.core.document import Stored, restore, restore_command
+from holdfast.core.errors import StoreUnavailable
+from holdfast.core.names import COMMAND_MARK
+from holdfast.core.state import CommandState
+from holdfast.stores.base import (
+    NOTHING,
+    Changes,
+    Committed,
+    CommitUnknown,
+    Conflict,
+    Head,
+    Moved,
+    StoredPage,
+    Write,
+)
+from holdfast.stores.memory import MemoryStore
+from simulation.clock import NOWHERE, Process, VirtualLoop
+from simulation.ledger import TROUBLE_S, Ledger
+from simulation.trace import Trace, Violation
+from simulation.truth import Life, Truth, seen, shown
+from simulation.weather import Weather
+
+if TYPE_CHECKING:
+    from simulation.hooks import Ears
+
+T = TypeVar("T")
+Done = tuple[str, tuple[Any, ...], dict[str, Any]]  # a call that changed something, to be done again
+
+
+class SimStore:
+    """Where everything is kept."""
+
+    def __init__(self, loop: VirtualLoop, weather: Weather, truth: Truth, trace: Trace, *, is_exclusive: bool) -> None:
+        self.loop = loop
+        self.weather = weather
+        self.is_exclusive = is_exclusive
+        self.down_until_s = 0.0
+        self.free_at_s = 0.0  # an exclusive store does one thing after another
+        self.busy_until_s = 0.0  # what was asked so far is carried out and answered by then
+        self.memory = MemoryStore()
+        self.ledger: Ledger | None = None  # told of what is stored, where somebody keeps one
+        self.ears: Ears | None = None  # of hooks, told of what is noted
+        self._truth = truth
+        self.trace = trace
+        self._done: list[Done] = []
+        self._synced = 0  # so many of them survive a power cut, if the store is set to gamble
+        self._epochs = 0
+
+    def connect(self, process: Process, draw: Random) -> StoreLine:
+        """A way to the store for one process."""
+        return StoreLine(self, process, draw)
+
+    def commit(self, who: str, writes: Sequence[Write]) -> list[Committed | Conflict]:
+        """Carry out `writes` now."""
+        results = _now(self.memory.commit(writes))
+        for write, result in zip(writes, results, strict=True):
+            if isinstance(result, Conflict):
+                self.trace.add(f"store {who} {write.channel} expected {write.expected}: conflict at {result.head}")
+                continue
+            entries = " ".join(shown(entry.op) for entry in write.entries)
+            documents = " ".join(document.id for document in write.documents)
+            self.trace.add(
+                f"store {who} {write.channel} {write.epoch}:{write.expected} + {len(write.entries)} {entries}"
+                + (f" documents {documents}" if documents else "")
+            )
+            self._truth.applied(write)
+            if self.ledger is not None:
+                self.ledger.stored(write)
+            self._done.append(("commit", ([write],), {}))
+            self.audit(write.channel, {entry.op.id: None for entry in write.entries})
+            self.audit(write.channel, {document.id: None for document in write.documents})
+        return results
+
+    def delete_channel(self, who: str, channel: str, used_up: Sequence[str], until_ms: int) -> Head:
+        """Empty the channel now."""
+        self.trace.add(f"store {who} {channel} deleted, used up: {' '.join(used_up)}")
+        self._truth.channel_deleted(channel, used_up)
+        if self.ledger is not None:
+            self.ledger.forget([channel])
+        fields = {"used_up": used_up, "until_ms": until_ms}
+        self._done.append(("delete_channel", (channel,), fields))
+        return _now(self.memory.delete_channel(channel, used_up=used_up, until_ms=until_ms))
+
+    def note(self, values: Mapping[str, bytes | None]) -> None:
+        """Keep notes now."""
+        _now(self.memory.note(values))
+        self._done.append(("note", (values,), {}))
+        if self.ears is not None:
+            self.ears.stored(values)
+
+    def audit(self, channel: str, ids: dict[str, None] | None = None) -> None:
+        """Compare what is stored with the truth; all of it, or the messages `ids`. Raises Violation."""
+        life = self._truth.head(channel)
+        wanted = [*life.versions, *life.commands] if ids is None else list(ids)
+        head, found = _now(self.memory.messages(channel, wanted))
+        if head.serial != life.serial or (life.serial and head.epoch != life.epoch):
+            raise Violation(f"{channel} is at {head} in the store and at {life.epoch}:{life.serial} in truth")
+        for message_id in wanted:
+            if message_id.startswith(COMMAND_MARK):
+                self._audit_command(life, restore_command(found[message_id]))
+                continue
+            message = restore(found[message_id])
+            expected = life.now(message_id)
+            if (None if message.deleted else message.message()) != expected:
+                raise Violation(f"{channel}: stored is {message.message()}, true is {expected}")
+
+    def _audit_command(self, life: Life, command: CommandState) -> None:
+        sent, replied = life.commands[command.id], life.replies.get(command.id)
+        if (command.command(), command.reply) != (seen(sent[1]), replied[1] if replied is not None else None):
+            raise Violation(f"{life.channel}: stored is {command.command()} {command.reply}, true is {sent} {replied}")
+
+    def sync(self) -> None:
+        """A store that gambles writes back what it answered for."""
+        self._synced = len(self._done)
+
+    def power_cut(self) -> None:
+        """What was not synced is gone; every channel that is left begins a new epoch."""
+        kept, lost = self._done[: self._synced], len(self._done) - self._synced
+        heads = self._heads(kept)
+        epochs = {channel: self._new_epoch() for channel, head in heads.items() if head.serial}
+        self.trace.add(f"power is lost, and with it {lost} of {len(self._done)} changes")
+        self.memory = MemoryStore()
+        self._done = [_in_epochs(done, heads, epochs) for done in kept]
+        for name, arguments, fields in self._done:
+            _now(getattr(self.memory, name)(*arguments, **fields))
+        self._synced = len(self._done)
+        for channel in self._truth.channels:
+            self._truth.power_was_lost(channel, heads.get(channel, NOTHING), epochs.get(channel, ""))
+        if self.ledger is not None:
+            self.ledger.power_was_lost(self._truth.channels)
+        if self.ears is not None:
+            self.ears.power_was_lost(_now(self.memory.notes("hook")))
+        self._truth.graves_are(
+            (arguments[0], one) for name, arguments, fields in self._done for one in fields.get("used_up", ())
+        )
+        for channel in self._truth.channels:
+            self.audit(channel)
+
+    def _heads(self, done: list[Done]) -> dict[str, Head]:
+        heads: dict[str, Head] = {}
+        for name, arguments, _ in done:
+            if name == "commit":
+                write = arguments[0][0]
+                heads[write.channel] = Head(write.epoch, write.expected + len(write.entries))
+            elif name == "delete_channel":
+                heads[arguments[0]] = NOTHING
+        return heads
+
+    def _new_epoch(self) -> str:
+        self._epochs += 1
+        return f"cut{self._epochs}"
+
+
+def _in_epochs(done: Done, heads: dict[str, Head], epochs: dict[str, str]) -> Done:
+    """The same call, with the epoch that the channel's last life has now."""
+    name, arguments, fields = done
+    if name != "commit":
+        return done
+    write = arguments[0][0]
+    if write.channel in epochs and write.epoch == heads[write.channel].epoch:
+        write = replace(write, epoch=epochs[write.channel])
+    return name, ([write],), fields
+
+
+class StoreLine:
+    """One process's way to the store: a `Store`."""
+
+    name = "simulated"
+
+    def __init__(self, store: SimStore, process: Process, draw: Random) -> None:
+        self.is_exclusive = store.is_exclusive
+        self.is_severed = False  # the run is over: nothing gets through any more
+        self._store = store
+        self._process = process
+        self._trace = store.trace
+        self._draw = draw
+        self.on_recovery: Callable[[], None] | None = None  # called when its hub has begun to recover
+        self._waiting: dict[int, Callable[[], None]] = {}  # what was sent and not carried out
+        self._sent = 0
+
+    async def open(self) -> None:
+        """`Store.open`."""
+        await self._call(lambda: None)
+
+    async def close(self) -> None:
+        """`Store.close`."""
+
+    async def commit(self, writes: Sequence[Write]) -> list[Committed | Conflict]:
+        """`Store.commit`."""
+        return await self._call(lambda: self._store.commit(self._process.name, writes), is_commit=True)
+
+    async def head(self, channel: str) -> Head:
+        """`Store.head`."""
+        return await self._call(lambda: _now(self._store.memory.head(channel)))
+
+    async def changes(self, channel: str, *, after: int, limit: int) -> Changes:
+        """`Store.changes`."""
+        return await self._call(lambda: _now(self._store.memory.changes(channel, after=after, limit=limit)))
+
+    async def messages(self, channel: str, ids: Sequence[str]) -> tuple[Head, dict[str, Any]]:
+        """`Store.messages`."""
+        return await self._call(lambda: _now(self._store.memory.messages(channel, ids)))
+
+    async def page(self, channel: str, *, before: int | None, limit: int, limit_bytes: int) -> StoredPage:
+        """`Store.page`."""
+        fields: dict[str, Any] = {"before": before, "limit": limit, "limit_bytes": limit_bytes}
+        return await self._call(lambda: _now(self._store.memory.page(channel, **fields)))
+
+    async def channels(self, *, after: str | None, limit: int) -> list[str]:
+        """`Store.channels`."""
+        return await self._call(lambda: _now(self._store.memory.channels(after=after, limit=limit)))
+
+    async def notes(self, prefix: str) -> dict[str, bytes]:
+        """`Store.notes`."""
+        return await self._call(lambda: _now(self._store.memory.notes(prefix)))
+
+    async def note(self, values: Mapping[str, bytes | None]) -> None:
+        """`Store.note`."""
+        await self._call(lambda: self._store.note(values))
+
+    async def open_channels(self) -> list[str]:
+        """`Store.open_channels`, with which a recovery begins."""
+        if self.on_recovery is not None:
+            call, self.on_recovery = self.on_recovery, None
+            call()
+        return await self._call(lambda: _now(self._store.memory.open_channels()))
+
+    async def open_documents(self, channel: str) -> list[Stored]:
+        """`Store.open_documents`."""
+        return await self._call(lambda: _now(self._store.memory.open_documents(channel)))
+
+    async def moved(self, token: str | None) -> Moved:
+        """`Store.moved`."""
+        return await self._call(lambda: _now(self._store.memory.moved(token)))
+
+    async def delete_channel(self, channel: str, *, used_up: Sequence[str], until_ms: int) -> Head:
+        """`Store.delete_channel`."""
+        return await self._call(lambda: self._store.delete_channel(self._process.name, channel, used_up, until_ms))
+
+    async def tidy(self, now_ms: int) -> list[tuple[str, str]]:
+        """`Store.tidy`."""
+        return await self._call(lambda: _now(self._store.memory.tidy(now_ms)))
+
+    def stats(self) -> dict[str, int]:
+        """`Store.stats`."""
+        return self._store.memory.stats()
+
+    def process_died(self) -> None:
+        """An embedded store dies with its process: what waits is done or not, in order."""
+        if not self._store.is_exclusive:
+            return
+        waiting = list(self._waiting.values())
+        self._store.free_at_s = self._store.loop.time()
+        for carry_out in waiting[: self._draw.randrange(len(waiting) + 1)]:
+            self._trace.guarded(carry_out)
+        self._waiting.clear()
+
+    async def _call(self, action: Callable[[], T], *, is_commit: bool = False) -> T:
+        store, weather, draw, loop = self._store, self._store.weather, self._draw, self._store.loop
+        if self.is_severed:
+            raise StoreUnavailable("the run is over")
+        delay_s = draw.uniform(*weather.store_s)
+        if draw.random() < weather.slow_chance:
+            delay_s = draw.uniform(1.0, 40.0 if is_commit else 5.0)
+        begins_s = loop.time()
+        if store.is_exclusive:
+            begins_s = max(store.free_at_s, begins_s)
+            store.free_at_s = begins_s + delay_s
+        is_down = loop.time() < store.down_until_s or draw.random() < weather.down_chance
+        is_unknown = is_commit and not is_down and draw.random() < weather.unknown_chance
+        is_lost = is_down or (is_unknown and draw.random() < 0.5)
+        ends_s = begins_s + delay_s
+        store.busy_until_s = max(store.busy_until_s, ends_s)
+        if store.ledger is not None and (is_down or is_unknown or ends_s - loop.time() > TROUBLE_S):
+            store.ledger.trouble(ends_s + TROUBLE_S)
+        answered: asyncio.Future[T] = loop.create_future()
+        result: list[T] = []
+        self._sent += 1
+        ticket = self._sent
+
+        def carry_out() -> None:
+            """In the store, at some moment while the call is under way."""
+            if self._waiting.pop(ticket, None) is not None and not is_lost:
+                result.append(action())
+
+        def answer() -> None:
+            if answered.done() or not self._process.is_alive:
+                return
+            if is_down:
+                answered.set_exception(StoreUnavailable("the store is down"))
+            elif is_unknown:
+                answered.set_exception(CommitUnknown("the connection to the store was lost"))
+            elif result:
+                answered.set_result(result[0])
+
+        self._waiting[ticket] = carry_out
+        loop.call_at(begins_s + delay_s * draw.random(), self._trace.guarded, carry_out, context=NOWHERE)
+        loop.call_at(begins_s + delay_s, answer, context=NOWHERE)
+        return await answered
+
+
+def _now(call: Coroutine[Any, Any, T]) -> T:
+    """The result of a coroutine that does not wait, as those of the memory store."""
+    try:
+        call.send(None)
+    except StopIteration as end:
+        result: T = end.value
+        return result
+    raise AssertionError("the memory store waited")
