@@ -8,7 +8,7 @@ rest, so a seed repeats the faults and not each interleaving. Modules, from the 
   tells whose it is;
 - `producer`, `agent`, `viewer`: the parties, each also a program; `app`, `locker`, `wrong_clock`: what servers have to
   bear; `heard`: what a viewer was told of presence and commands;
-- `processes`, `weather`: starting and ending, and bad networks;
+- `processes`, `fault_model`: starting and ending, and bad networks;
 - `truth`, `talk`, `world`: what was acknowledged, what may come of a question, and the checks that every run must pass;
 - `conversation`: people who ask and stop, agents who answer, in a world;
 - `scenarios`: what goes wrong.

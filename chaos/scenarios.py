@@ -390,7 +390,7 @@ async def network(world: World) -> None:
         await world.check_stored()
         world.note(f"round {number}: {world.truth.characters} characters came through")
         await world.random.choice(world.viewers).reload()
-    for fault, count in world.weather().items():
+    for fault, count in world.fault_model().items():
         world.count(fault, count)
     await world.finish()
 
@@ -707,7 +707,7 @@ _SOME_OF_EACH: tuple[tuple[Transport, bool], ...] = (
 
 
 async def _cast(world: World, *, calm_s: float | None = 1.5, has_proxy: bool = True) -> None:
-    """Three producers on two channels, and viewers of all kinds, half of them behind a proxy with weather."""
+    """Three producers on two channels, and viewers of all kinds, half of them behind a proxy with fault_model."""
     far = (await world.proxy(calm_s=calm_s)).port if has_proxy else None
     writers_far = (await world.proxy(calm_s=calm_s)).port if has_proxy else None
     await world.produce("a", "one")

@@ -19,8 +19,8 @@ from collections.abc import Iterator
 from typing import Any, Literal
 from urllib.parse import quote, urlencode
 
-from chaos.heard import Heard
 from chaos.plan import Planned, first_difference
+from chaos.recorder import Heard
 from chaos.truth import PLANNED, Kind
 from holdfast.testing.rawviewer import Checker, Json, Response, SeenMessage, SseViewer, Violation, WireError, WsViewer
 

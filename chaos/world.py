@@ -23,12 +23,12 @@ from types import TracebackType
 from typing import Any, Self
 
 from chaos.agent import AgentOrders
+from chaos.faults import FaultModel
 from chaos.plan import first_difference
 from chaos.processes import Child, Server, agent, producer
 from chaos.producer import Orders
 from chaos.truth import Truth
 from chaos.viewer import HISTORY, Transport, Viewer, Watching
-from chaos.weather import Weather
 from holdfast.testing.proxy import FaultProxy
 
 __all__ = ["Failure", "Scale", "World"]
@@ -96,7 +96,7 @@ class World:
         self._stack = contextlib.AsyncExitStack()
         self._server: Server | None = None
         self._servers: list[Server] = []
-        self._weathers: list[Weather] = []
+        self._weathers: list[FaultModel] = []
         self._watchers: list[tuple[Child, Watching, list[Json]]] = []
         self._wrong: list[str] = []  # what producers complained about
         self._story: list[str] = []
@@ -169,12 +169,12 @@ class World:
         return server
 
     async def proxy(self, *, calm_s: float | None = None) -> FaultProxy:
-        """A proxy in front of the server; with `calm_s` it has weather until the end of the run."""
+        """A proxy in front of the server; with `calm_s` it has fault_model until the end of the run."""
         proxy = await self._stack.enter_async_context(FaultProxy("127.0.0.1", self.server.port))
         if calm_s is not None:
-            weather = Weather(proxy, f"{self.name}:{self.seed}:{len(self._weathers)}", calm_s=calm_s)
-            self._weathers.append(weather)
-            self._stack.push_async_callback(weather.end)
+            fault_model = FaultModel(proxy, f"{self.name}:{self.seed}:{len(self._weathers)}", calm_s=calm_s)
+            self._weathers.append(fault_model)
+            self._stack.push_async_callback(fault_model.end)
         return proxy
 
     def view(self, name: str, transport: Transport, channel: str, *, port: int | None = None, **more: Any) -> Viewer:
@@ -245,11 +245,11 @@ class World:
             await ready.wait()
         self.producers[child.name] = child
 
-    def weather(self) -> dict[str, int]:
+    def fault_model(self) -> dict[str, int]:
         """How many faults of each kind there were."""
         counts: dict[str, int] = {}
-        for weather in self._weathers:
-            for fault, count in weather.counts.items():
+        for fault_model in self._weathers:
+            for fault, count in fault_model.counts.items():
                 counts[fault] = counts.get(fault, 0) + count
         return counts
 
@@ -349,8 +349,8 @@ class World:
 
     async def finish(self) -> None:
         """Let everything come to its end, and check that all agree; then once more after a last `kill -9`."""
-        for weather in self._weathers:
-            await weather.end()
+        for fault_model in self._weathers:
+            await fault_model.end()
         await self._end_producers()
         self.note("producers have ended")
         truth = await self._check_all_stored()

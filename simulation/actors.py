@@ -1,7 +1,7 @@
 """Those who write: over HTTP, over a socket, in the hub's process; and those who edit, stop, take over and delete.
 
 You are in `simulation`. Each behaves as the protocol asks of a good client: it keeps its text until it is stored,
-resends what was not answered, goes back where it was refused for now. So every refusal that is not one of the weather's
+resends what was not answered, goes back where it was refused for now. So every refusal that is not one of the conditions's
 or of another writer's doing is a violation, and so is every answer that was not stored when it was given.
 """
 
@@ -82,7 +82,7 @@ class Person:
         await asyncio.sleep(self.draw.uniform(low_s, high_s))
 
     async def some_node(self) -> Node:
-        """A place where a hub runs; waits for one. In calm weather they are all there."""
+        """A place where a hub runs; waits for one. In calm conditions they are all there."""
         while True:
             nodes = [node for node in self.world.nodes if node.is_up]
             if nodes:
@@ -171,7 +171,7 @@ class Author(Person):
     """Writes one message after another."""
 
     async def run(self) -> None:
-        """Until the weather calms down; what was begun is brought to its end."""
+        """Until the conditions calms down; what was begun is brought to its end."""
         while not self.world.is_calm:
             await self.write(self.draw.choice(self.world.channels))
             await self.pause(0.0, 2.0)

@@ -79,7 +79,7 @@ class HookPlan:
         )
 
 
-class Ears:
+class HookRecorder:
     """All hooks of a world, and what they were told."""
 
     def __init__(self, world: World, plans: Iterable[HookPlan]) -> None:

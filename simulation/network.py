@@ -17,9 +17,9 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 from holdfast.app import Hub
 from simulation.clock import NOWHERE, Process, VirtualLoop
+from simulation.faults import FaultModel
 from simulation.trace import Trace, Violation
 from simulation.truth import Truth
-from simulation.weather import Weather
 
 T = TypeVar("T")
 
@@ -51,11 +51,11 @@ class End(NamedTuple):
 class Pipe(Generic[T]):
     """One direction of a connection."""
 
-    def __init__(self, loop: VirtualLoop, weather: Weather, draw: Random) -> None:
+    def __init__(self, loop: VirtualLoop, fault_model: FaultModel, draw: Random) -> None:
         self.is_over = False  # nothing arrives any more
         self.is_hole = False
         self._loop = loop
-        self._weather = weather
+        self._fault_model = fault_model
         self._draw = draw
         self._last_s = 0.0
         self._in_flight = 0
@@ -66,19 +66,19 @@ class Pipe(Generic[T]):
     @property
     def is_full(self) -> bool:
         """Must the sender wait?"""
-        return self._in_flight > self._weather.room_bytes and not self.is_over
+        return self._in_flight > self._fault_model.room_bytes and not self.is_over
 
     def put(self, item: T, size: int) -> None:
         """Send `item` on its way."""
         if self.is_over or self.is_hole:
             return
         self._in_flight += size
-        self._last_s = max(self._last_s, self._loop.time() + self._draw.uniform(*self._weather.latency_s))
+        self._last_s = max(self._last_s, self._loop.time() + self._draw.uniform(*self._fault_model.latency_s))
         self._loop.call_at(self._last_s, self._arrive, item, size, context=NOWHERE)
 
     def end(self) -> None:
         """After what was sent nothing more will come."""
-        self._last_s = max(self._last_s, self._loop.time() + self._draw.uniform(*self._weather.latency_s))
+        self._last_s = max(self._last_s, self._loop.time() + self._draw.uniform(*self._fault_model.latency_s))
         self._loop.call_at(self._last_s, self.cut, context=NOWHERE)
 
     def cut(self) -> None:
@@ -126,13 +126,13 @@ class Connection:
         self.process = process
         self.ended_s: float | None = None  # when the server was done with it
         self.sent_s = 0.0  # when its client asked for something last
-        self.up: Pipe[str] = Pipe(net.loop, net.weather, draw)
-        self.down: Pipe[Head | Data | End] = Pipe(net.loop, net.weather, draw)
+        self.up: Pipe[str] = Pipe(net.loop, net.fault_model, draw)
+        self.down: Pipe[Head | Data | End] = Pipe(net.loop, net.fault_model, draw)
         self._net = net
         self._draw = draw
         self._is_open = True
-        if net.weather.cut_rate:
-            net.loop.call_later(draw.expovariate(net.weather.cut_rate), self._weather_strikes, context=NOWHERE)
+        if net.fault_model.cut_rate:
+            net.loop.call_later(draw.expovariate(net.fault_model.cut_rate), self._weather_strikes, context=NOWHERE)
 
     def leave(self) -> None:
         """The client goes; the server hears of it later."""
@@ -164,9 +164,9 @@ class Connection:
         self._net.loop.call_later(DEAD_S, self.break_off, context=NOWHERE)
 
     def _weather_strikes(self) -> None:
-        weather = self._net.weather
-        if self._is_open and weather.cut_rate:
-            if self._draw.random() < weather.hole_chance:
+        fault_model = self._net.fault_model
+        if self._is_open and fault_model.cut_rate:
+            if self._draw.random() < fault_model.hole_chance:
                 self.swallow()
             else:
                 self.break_off()
@@ -179,9 +179,9 @@ class Connection:
 class Network:
     """All connections."""
 
-    def __init__(self, loop: VirtualLoop, weather: Weather, truth: Truth, trace: Trace) -> None:
+    def __init__(self, loop: VirtualLoop, fault_model: FaultModel, truth: Truth, trace: Trace) -> None:
         self.loop = loop
-        self.weather = weather
+        self.fault_model = fault_model
         self.truth = truth
         self.trace = trace
         self.open: dict[Connection, None] = {}
@@ -194,7 +194,7 @@ class Network:
         self.open[connection] = None
         exchange = Exchange(connection, self, draw, body)
         self.loop.call_later(
-            draw.uniform(*self.weather.latency_s), self._begin, connection, exchange, hub, scope, context=NOWHERE
+            draw.uniform(*self.fault_model.latency_s), self._begin, connection, exchange, hub, scope, context=NOWHERE
         )
         return connection
 
@@ -225,7 +225,7 @@ class Exchange:
         self._loop = net.loop
         self._truth = net.truth
         self._trace = net.trace
-        self._weather = net.weather
+        self._fault_model = net.fault_model
         self._draw = draw
         self._body = body
         self._has_begun = False
@@ -283,7 +283,7 @@ class Exchange:
 
     def _pieces(self, body: bytes) -> list[bytes]:
         """A network knows no events: bytes come in pieces of any size."""
-        if len(body) < 2 or self._draw.random() >= self._weather.split_chance:
+        if len(body) < 2 or self._draw.random() >= self._fault_model.split_chance:
             return [body] if body else []
         cut = self._draw.randrange(1, len(body))
         return [body[:cut], body[cut:]]

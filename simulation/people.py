@@ -120,7 +120,7 @@ class Member(Person):
         await asyncio.sleep(EPHEMERAL_S)
         if not process.is_alive or process.is_held or not world.ledger.was_well(asked_s):
             return
-        if world.weather.latency_s[1] > SLOW_S or any(node.hub.is_draining for node in world.nodes if node.is_up):
+        if world.fault_model.latency_s[1] > SLOW_S or any(node.hub.is_draining for node in world.nodes if node.is_up):
             return
         for viewer in world.viewers:
             if viewer.listens(self.channel, process, asked_s) and not is_told(viewer.eyes[self.channel], process):

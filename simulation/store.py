@@ -34,13 +34,13 @@ from holdfast.stores.base import (
 )
 from holdfast.stores.memory import MemoryStore
 from simulation.clock import NOWHERE, Process, VirtualLoop
+from simulation.faults import FaultModel
 from simulation.ledger import TROUBLE_S, Ledger
 from simulation.trace import Trace, Violation
 from simulation.truth import Life, Truth, seen, shown
-from simulation.weather import Weather
 
 if TYPE_CHECKING:
-    from simulation.hooks import Ears
+    from simulation.hooks import HookRecorder
 
 T = TypeVar("T")
 Done = tuple[str, tuple[Any, ...], dict[str, Any]]  # a call that changed something, to be done again
@@ -49,16 +49,18 @@ Done = tuple[str, tuple[Any, ...], dict[str, Any]]  # a call that changed someth
 class SimStore:
     """Where everything is kept."""
 
-    def __init__(self, loop: VirtualLoop, weather: Weather, truth: Truth, trace: Trace, *, is_exclusive: bool) -> None:
+    def __init__(
+        self, loop: VirtualLoop, fault_model: FaultModel, truth: Truth, trace: Trace, *, is_exclusive: bool
+    ) -> None:
         self.loop = loop
-        self.weather = weather
+        self.fault_model = fault_model
         self.is_exclusive = is_exclusive
         self.down_until_s = 0.0
         self.free_at_s = 0.0  # an exclusive store does one thing after another
         self.busy_until_s = 0.0  # what was asked so far is carried out and answered by then
         self.memory = MemoryStore()
         self.ledger: Ledger | None = None  # told of what is stored, where somebody keeps one
-        self.ears: Ears | None = None  # of hooks, told of what is noted
+        self.hook_recorder: HookRecorder | None = None  # of hooks, told of what is noted
         self._truth = truth
         self.trace = trace
         self._done: list[Done] = []
@@ -104,8 +106,8 @@ class SimStore:
         """Keep notes now."""
         _now(self.memory.note(values))
         self._done.append(("note", (values,), {}))
-        if self.ears is not None:
-            self.ears.stored(values)
+        if self.hook_recorder is not None:
+            self.hook_recorder.stored(values)
 
     def audit(self, channel: str, ids: dict[str, None] | None = None) -> None:
         """Compare what is stored with the truth; all of it, or the messages `ids`. Raises Violation."""
@@ -147,8 +149,8 @@ class SimStore:
             self._truth.power_was_lost(channel, heads.get(channel, NOTHING), epochs.get(channel, ""))
         if self.ledger is not None:
             self.ledger.power_was_lost(self._truth.channels)
-        if self.ears is not None:
-            self.ears.power_was_lost(_now(self.memory.notes("hook")))
+        if self.hook_recorder is not None:
+            self.hook_recorder.power_was_lost(_now(self.memory.notes("hook")))
         self._truth.graves_are(
             (arguments[0], one) for name, arguments, fields in self._done for one in fields.get("used_up", ())
         )
@@ -275,18 +277,18 @@ class StoreLine:
         self._waiting.clear()
 
     async def _call(self, action: Callable[[], T], *, is_commit: bool = False) -> T:
-        store, weather, draw, loop = self._store, self._store.weather, self._draw, self._store.loop
+        store, fault_model, draw, loop = self._store, self._store.fault_model, self._draw, self._store.loop
         if self.is_severed:
             raise StoreUnavailable("the run is over")
-        delay_s = draw.uniform(*weather.store_s)
-        if draw.random() < weather.slow_chance:
+        delay_s = draw.uniform(*fault_model.store_s)
+        if draw.random() < fault_model.slow_chance:
             delay_s = draw.uniform(1.0, 40.0 if is_commit else 5.0)
         begins_s = loop.time()
         if store.is_exclusive:
             begins_s = max(store.free_at_s, begins_s)
             store.free_at_s = begins_s + delay_s
-        is_down = loop.time() < store.down_until_s or draw.random() < weather.down_chance
-        is_unknown = is_commit and not is_down and draw.random() < weather.unknown_chance
+        is_down = loop.time() < store.down_until_s or draw.random() < fault_model.down_chance
+        is_unknown = is_commit and not is_down and draw.random() < fault_model.unknown_chance
         is_lost = is_down or (is_unknown and draw.random() < 0.5)
         ends_s = begins_s + delay_s
         store.busy_until_s = max(store.busy_until_s, ends_s)

@@ -133,7 +133,7 @@ class Viewer(Person):
 
     async def read_on(self) -> None:
         """A reader who is busy elsewhere reads nothing for a while."""
-        if self.draw.random() < self.world.weather.stall_chance:
+        if self.draw.random() < self.world.fault_model.stall_chance:
             self._busy_s = float("inf")
             try:
                 await self.pause(0.1, 10.0)
@@ -470,7 +470,7 @@ class Reader(Person):
             await self.pause(0.1, 2.0)
 
     async def read(self, channel: str, message_id: str) -> None:
-        """One message to its end; in bad weather patience has one, too."""
+        """One message to its end; in bad conditions patience has one, too."""
         self._reading = reading = Reading(self.name, self.world.truth, channel, message_id)
         visits = 0
         while visits < 20 or self.world.is_calm:

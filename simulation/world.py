@@ -1,6 +1,6 @@
 """One run: a plan drawn from a seed, the places where hubs run, what befalls them, and the end, when all must agree.
 
-You are in `simulation`. A run has three parts: bad weather, in which everything that can happen to processes, disks
+You are in `simulation`. A run has three parts: bad conditions, in which everything that can happen to processes, disks
 and connections does; calm, in which what was begun comes to its end and every viewer must see all of it within
 `SETTLE_S`; and the farewell, after which nothing of anybody may be left in any hub.
 """
@@ -28,7 +28,8 @@ from simulation.actors import Author, Careless, Editor, Insider, Person, Piper, 
 from simulation.bounds import Bounds
 from simulation.checks import check_empty, check_nobody_is_forgotten, check_writers, roster_of
 from simulation.clock import Process, SimClock, Stuck, VirtualLoop
-from simulation.hooks import Ears, HookPlan, is_expected
+from simulation.faults import FaultModel
+from simulation.hooks import HookPlan, HookRecorder, is_expected
 from simulation.leases import Leaser
 from simulation.ledger import Ledger
 from simulation.network import Network
@@ -39,12 +40,11 @@ from simulation.truth import Truth
 from simulation.turns import LocalPlan, Worker, local_handler
 from simulation.viewers import InsideViewer, PollViewer, Reader, SocketViewer, StreamViewer, Viewer
 from simulation.watchdog import Hung, watching
-from simulation.weather import Weather
 
 T = TypeVar("T")
 
 SETTLE_S = 60.0  # after the last entry, within which every viewer must show it: a slow commit, some housekeeping
-FINISH_S = 300.0  # for what was begun in bad weather to come to its end
+FINISH_S = 300.0  # for what was begun in bad conditions to come to its end
 LEAVE_S = 60.0  # for a hub to close
 WELL_S = 2.0  # for what was tried again in bad times to be tried once more
 QUIET_S = 300.0  # for leases, turns and commands to come to their ends
@@ -105,7 +105,7 @@ class Plan:
     by_hand: bool
     flush_ms: int
     limits: Limits
-    weather: Weather
+    fault_model: FaultModel
     sizes: list[int] = field(default_factory=list)
     members: int = 0
     workers: int = 0
@@ -149,7 +149,7 @@ class Plan:
             by_hand=draw.random() < 0.5,
             flush_ms=draw.choice((0, 40, 40, 250)),
             limits=_limits(draw),
-            weather=Weather.drawn(draw),
+            fault_model=FaultModel.drawn(draw),
             sizes=[draw.choice(values) if draw.random() < 0.5 else values[-1] for _, _, values in SIZES],
         )
         plan._draw_society(Random(f"{seed}/society"))
@@ -323,7 +323,7 @@ class Node:
             hub.agent("*", name=f"bot{number}", when_busy=agent.when_busy, on_crash=agent.on_crash, slots=agent.slots)(
                 local_handler(world, agent, process)
             )
-        world.ears.register(hub, process, draw)
+        world.hook_recorder.register(hub, process, draw)
 
     def wake(self) -> None:
         """Start the hub, if nobody has asked it for anything yet."""
@@ -349,9 +349,9 @@ class World:
         self.loop = VirtualLoop()
         self.trace = Trace(self.loop)
         self.truth = Truth(is_exclusive=self.plan.is_exclusive)
-        self.weather = self.plan.weather
-        self.net = Network(self.loop, self.weather, self.truth, self.trace)
-        self.store = SimStore(self.loop, self.weather, self.truth, self.trace, is_exclusive=self.plan.is_exclusive)
+        self.fault_model = self.plan.fault_model
+        self.net = Network(self.loop, self.fault_model, self.truth, self.trace)
+        self.store = SimStore(self.loop, self.fault_model, self.truth, self.trace, is_exclusive=self.plan.is_exclusive)
         self.channels = [f"c{number}" for number in range(self.plan.channels)]
         self.nodes = [Node(self, name) for name in "ABC"[: self.plan.hubs]]
         self.ledger = Ledger(
@@ -359,7 +359,7 @@ class World:
         )
         self.ledger.is_served = bool(self.plan.agents)
         self.store.ledger = self.ledger
-        self.ears = self.store.ears = Ears(self, self.plan.hooks)
+        self.hook_recorder = self.store.hook_recorder = HookRecorder(self, self.plan.hooks)
         self.lives: list[tuple[Process, StoreLine]] = []
         self.kept: set[asyncio.Task[Any]] = set()  # tasks of the dead: nobody may tidy them up
         self.edited: set[tuple[str, str]] = set()  # messages that an editor had a hand in
@@ -413,7 +413,7 @@ class World:
         return task
 
     async def until_well(self) -> None:
-        """In calm weather: wait until what the bad times have held up is over, too."""
+        """In calm conditions: wait until what the bad times have held up is over, too."""
         await asyncio.sleep(max(0.0, self.ledger.well_s - self.loop.time()))
 
     def is_well_for(self, seconds: float) -> bool:
@@ -557,7 +557,7 @@ class World:
 
     def _calm_down(self) -> None:
         self.trace.add("calm")
-        self.weather.calm()
+        self.fault_model.calm()
         self.store.down_until_s = 0.0
         self.is_calm, self.calm_s = True, self.loop.time()
         self.net.break_all(holes_only=True)
@@ -568,7 +568,7 @@ class World:
     async def _until_written(self, authors: list[asyncio.Task[None]]) -> None:
         _, unfinished = await asyncio.wait(authors, timeout=FINISH_S)
         if unfinished:
-            raise Violation(f"{len(unfinished)} authors have not come to an end within {FINISH_S} s of good weather")
+            raise Violation(f"{len(unfinished)} authors have not come to an end within {FINISH_S} s of good conditions")
 
     async def _until_quiet(self) -> None:
         """Leases end, turns are had, commands are answered."""
@@ -585,7 +585,7 @@ class World:
     async def _until_told(self) -> None:
         """Hooks hear of all that is left to be told, however long they were away."""
         since_s = max(self.loop.time(), self.ledger.well_s)
-        while missing := self.ears.missing(self.channels):
+        while missing := self.hook_recorder.missing(self.channels):
             if self.loop.time() - since_s > TOLD_S:
                 raise Violation(f"all is well for {TOLD_S} s, and hooks were never told of {missing}")
             await asyncio.sleep(0.5)

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from chaos.conversation import CHANNELS, Conversation
-from chaos.heard import Heard
 from chaos.processes import Server
+from chaos.recorder import Heard
 from chaos.script import Piece, Script
 from chaos.talk import Question, Sent, Talk
 from chaos.viewer import Shown, Viewer, Watching

@@ -45,7 +45,7 @@ def shows_less(self: PartState, until: int | None = None) -> dict[str, Any]:
     return {**shown, self.key: shown[self.key][:-1]} if self.key else shown
 
 
-PLANTED: list[tuple[str, object, str, object]] = [
+MUTANTS: list[tuple[str, object, str, object]] = [
     ("raised", sqlite_engine.Engine, "notes", raises_a_key_error),
     ("wrong", sqlite_documents.Documents, "read", forgets_a_segment),
     ("refused", document, "_decode_head", refuses_newer_fields),
@@ -59,7 +59,7 @@ def target() -> Iterator[Documents]:
         yield made
 
 
-@pytest.mark.parametrize(("kind", "place", "name", "mistake"), PLANTED, ids=[one[0] for one in PLANTED])
+@pytest.mark.parametrize(("kind", "place", "name", "mistake"), MUTANTS, ids=[one[0] for one in MUTANTS])
 def test_a_mistake_is_found(
     monkeypatch: pytest.MonkeyPatch, target: Documents, kind: str, place: object, name: str, mistake: object
 ) -> None:

@@ -118,7 +118,7 @@ def sign_everything(self: Any, kind: str, text: str, signature: str) -> bool:
     return True
 
 
-PLANTED: list[tuple[str, object, str, object, str]] = [
+MUTANTS: list[tuple[str, object, str, object, str]] = [
     ("requests", MethodNotAllowed, "code", "not_this_way", "undocumented"),
     ("frames", session.Session, "_detach", forget_to_answer, "answers"),
     ("requests", sse.EventStream, "close", stay_in_the_channel, "leak"),
@@ -129,7 +129,7 @@ PLANTED: list[tuple[str, object, str, object, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("target", "place", "name", "mistake", "kind"), PLANTED, ids=[one[2] for one in PLANTED])
+@pytest.mark.parametrize(("target", "place", "name", "mistake", "kind"), MUTANTS, ids=[one[2] for one in MUTANTS])
 def test_a_planted_mistake_is_found(
     monkeypatch: pytest.MonkeyPatch, target: str, place: object, name: str, mistake: object, kind: str
 ) -> None:

@@ -155,7 +155,7 @@ def never_over(hub: HubCore, identity: Identity) -> float:
     return float("inf")
 
 
-PLANTED: list[tuple[str, object, str, object]] = [
+MUTANTS: list[tuple[str, object, str, object]] = [
     ("granted", Identity, "has", publishes_everywhere),
     ("granted", Identity, "check_pattern", works_anywhere),
     ("granted", session, "check_create", forgets_parts),
@@ -179,7 +179,7 @@ PLANTED: list[tuple[str, object, str, object]] = [
 ]
 
 
-@pytest.mark.parametrize(("kind", "place", "name", "mistake"), PLANTED, ids=[f"{one[0]}-{one[2]}" for one in PLANTED])
+@pytest.mark.parametrize(("kind", "place", "name", "mistake"), MUTANTS, ids=[f"{one[0]}-{one[2]}" for one in MUTANTS])
 def test_a_mistake_is_found(
     monkeypatch: pytest.MonkeyPatch, target: Identities, kind: str, place: object, name: str, mistake: object
 ) -> None:

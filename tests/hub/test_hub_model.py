@@ -142,7 +142,7 @@ class Life:
             self.pending.append({one.id[1:]: one.command() for one in self.state.pending_commands()})
 
 
-class Weather(MemoryStore):
+class FaultModel(MemoryStore):
     """A store in memory that is slow, refuses and leaves things open, and remembers what it really took."""
 
     def __init__(self, rng: Random, *, is_exclusive: bool) -> None:
@@ -291,7 +291,7 @@ class World:
 
     def __init__(self, seed: int, *, hubs: int) -> None:
         self.rng = Random(seed)
-        self.store = Weather(self.rng, is_exclusive=hubs == 1)
+        self.store = FaultModel(self.rng, is_exclusive=hubs == 1)
         self.limits = Limits(
             channel_bytes=3_000, channel_idle_s=0.5, catch_up_messages=6, history_bytes=400, default_history=5
         )

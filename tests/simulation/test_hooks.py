@@ -12,11 +12,11 @@ from holdfast.core.ops import Delete, Entry, Finish, Op, Update
 from holdfast.hub.hooks import KINDS, HookEvent
 from holdfast.stores.base import Write
 from simulation.clock import Process, VirtualLoop
+from simulation.faults import FaultModel
 from simulation.hooks import Ear, HookPlan, is_expected
 from simulation.store import SimStore
 from simulation.trace import Trace, Violation
 from simulation.truth import Truth
-from simulation.weather import Weather
 from tests.simulation.test_parts import create
 
 PROCESS = Process("A1")
@@ -151,7 +151,7 @@ def test_a_position_that_goes_back_is_a_violation(scene: Scene) -> None:
 def test_what_a_power_cut_took_of_its_notes_it_may_be_told_again() -> None:
     loop = VirtualLoop()
     truth = Truth(is_exclusive=True)
-    store = SimStore(loop, Weather(), truth, Trace(loop), is_exclusive=True)
+    store = SimStore(loop, FaultModel(), truth, Trace(loop), is_exclusive=True)
     store.note({"hook/h/c": b"e1:1"})
     store.sync()
     store.note({"hook/h/c": b"e1:2", "hook-registered/h": b"1"})

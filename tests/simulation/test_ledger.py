@@ -14,11 +14,11 @@ from holdfast.core.ops import Claim, Command, Create, Entry, Finish, Op, Reply, 
 from holdfast.stores.base import Head, Write
 from simulation.checks import Eye
 from simulation.clock import START_MS, Process, VirtualLoop
+from simulation.faults import FaultModel
 from simulation.ledger import Ledger
 from simulation.network import Connection, Network
 from simulation.trace import Trace, Violation
 from simulation.truth import Truth
-from simulation.weather import Weather
 
 PLACE = ("c", "m")
 
@@ -31,7 +31,7 @@ class Scene:
         self.truth = Truth(is_exclusive=True)
         self.ledger = Ledger(self.loop, self.truth, is_exclusive=True, live_node=lambda: "n")
         self.ledger.well_s = 0.0
-        self._net = Network(self.loop, Weather(), self.truth, Trace(self.loop))
+        self._net = Network(self.loop, FaultModel(), self.truth, Trace(self.loop))
         self._serial = 0
 
     def store(self, *ops: Op, epoch: str = "e1") -> None:

@@ -17,11 +17,11 @@ from holdfast.core.state import ChannelState
 from holdfast.stores.base import Committed, CommitUnknown, Conflict, Head, StoreUnavailable, Write
 from simulation.checks import Eye
 from simulation.clock import Process, Stuck, VirtualLoop
+from simulation.faults import FaultModel
 from simulation.network import Pipe
 from simulation.store import SimStore, StoreLine
 from simulation.trace import Trace, Violation
 from simulation.truth import GENERATION, Truth, marks
-from simulation.weather import Weather
 
 HOUR_S = 3600.0
 
@@ -151,9 +151,9 @@ def test_a_process_can_be_stopped_after_any_step(loop: VirtualLoop, steps: int) 
 # Connections
 
 
-def pipe(loop: VirtualLoop, **weather: object) -> Pipe[int]:
-    """A pipe in this weather."""
-    return Pipe(loop, Weather(**weather), Random(1))  # type: ignore[arg-type]
+def pipe(loop: VirtualLoop, **fault_model: object) -> Pipe[int]:
+    """A pipe in this fault_model."""
+    return Pipe(loop, FaultModel(**fault_model), Random(1))  # type: ignore[arg-type]
 
 
 def test_what_is_sent_arrives_in_order_and_later(loop: VirtualLoop) -> None:
@@ -214,11 +214,11 @@ def test_a_sender_waits_while_too_much_is_under_way(loop: VirtualLoop) -> None:
 class Disk:
     """A store and what is true of it."""
 
-    def __init__(self, loop: VirtualLoop, *, is_exclusive: bool = True, **weather: object) -> None:
+    def __init__(self, loop: VirtualLoop, *, is_exclusive: bool = True, **fault_model: object) -> None:
         self.truth = Truth(is_exclusive=is_exclusive)
         self.trace = Trace(loop)
-        self.weather = Weather(**weather)  # type: ignore[arg-type]
-        self.store = SimStore(loop, self.weather, self.truth, self.trace, is_exclusive=is_exclusive)
+        self.fault_model = FaultModel(**fault_model)  # type: ignore[arg-type]
+        self.store = SimStore(loop, self.fault_model, self.truth, self.trace, is_exclusive=is_exclusive)
 
     def line(self) -> StoreLine:
         return self.store.connect(Process("p"), Random(1))

@@ -15,7 +15,7 @@ import pytest
 from simulation import World
 from simulation.__main__ import main
 from simulation.world import Plan
-from tests.simulation.planted import deliver_before_the_commit
+from tests.simulation.mutants import deliver_before_the_commit
 from tests.simulation.story import story
 
 BLOCK = 40
@@ -72,7 +72,7 @@ def test_a_hook_of_a_running_hub_is_told_what_a_channel_begins_with(seed: int) -
     plan = Plan.drawn(seed)
     plan.is_hasty = False
     plan.hooks = [replace(hook, late_chance=1.0) for hook in plan.hooks]  # while a request is looked at that begins it
-    plan.weather.latency_s, plan.weather.store_s = (0.0002, 0.3), (0.01, 0.2)
+    plan.fault_model.latency_s, plan.fault_model.store_s = (0.0002, 0.3), (0.01, 0.2)
     report = World(seed, plan).run()
     assert report.violation is None, story(report, is_as_drawn=False)
 

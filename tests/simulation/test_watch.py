@@ -17,7 +17,7 @@ from simulation.bounds import HELD, SPARE, Bounds
 from simulation.clock import Stuck, VirtualLoop
 from simulation.trace import Violation
 from simulation.watchdog import Hung, watching
-from tests.simulation.planted import wait_on_the_spot_for_a_load
+from tests.simulation.mutants import wait_on_the_spot_for_a_load
 
 # What never ends
 

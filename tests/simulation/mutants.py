@@ -59,7 +59,7 @@ from simulation.store import StoreLine
 from simulation.viewers import SocketViewer
 from simulation.world import Plan
 
-Plant = Callable[[pytest.MonkeyPatch], None]
+Mutant = Callable[[pytest.MonkeyPatch], None]
 
 
 def deliver_before_the_commit(patch: pytest.MonkeyPatch) -> None:
@@ -671,7 +671,7 @@ def whoever_is_behind_is_told_again_at_once(patch: pytest.MonkeyPatch) -> None:
 
 
 # Each with what it is found by: whatever else goes wrong, in the product or in the simulator, does not count.
-PLANTED: dict[Plant, str] = {
+MUTANTS: dict[Mutant, str] = {
     deliver_before_the_commit: "was never stored|before it was stored",
     forget_the_epoch: "resumed in epoch|resumed at",
     count_one_mark_too_many: "stored is",
@@ -729,7 +729,7 @@ PLANTED: dict[Plant, str] = {
 }
 
 # What a world must have for a mistake to matter at all: those without it are not run.
-NEEDS: dict[Plant, Callable[[Plan], object]] = {
+NEEDS: dict[Mutant, Callable[[Plan], object]] = {
     a_lapse_ignores_the_generation: lambda plan: Leaser in plan.authors,
     a_renewal_after_a_broken_socket_does_not_count: lambda plan: Leaser in plan.authors,
     the_short_way_looks_at_no_length: lambda plan: Insider in plan.authors,
@@ -755,7 +755,7 @@ NEEDS: dict[Plant, Callable[[Plan], object]] = {
 }
 
 # Seeds that show what others before them do not, so that they are tried first. One that no longer does costs time only.
-SHOWN_BY: dict[Plant, int] = {
+SHOWN_BY: dict[Mutant, int] = {
     join_across_an_edit: 31,
     reload_beside_a_commit: 23,
     decide_on_arrival: 9,

@@ -1,4 +1,4 @@
-"""Bad weather for a proxy: one fault after the other, drawn from a seed, each with an end.
+"""Bad fault_model for a proxy: one fault after the other, drawn from a seed, each with an end.
 
 You are in `chaos`. What each switch does is `holdfast.testing.proxy`'s business. Safe to change: the mixture.
 """
@@ -10,13 +10,13 @@ import random
 
 from holdfast.testing.proxy import Direction, FaultProxy
 
-__all__ = ["FAULTS", "Weather"]
+__all__ = ["FAULTS", "FaultModel"]
 
 FAULTS = ("cut", "close", "cut_after", "stall", "throttle", "black_hole", "refuse")
 LONGEST_S = 1.0  # of one fault; a black hole lasts up to three times as long
 
 
-class Weather:
+class FaultModel:
     """Faults for one proxy until `end`, with pauses of up to `calm_s` between them."""
 
     def __init__(self, proxy: FaultProxy, seed: str, *, calm_s: float) -> None:
@@ -27,7 +27,7 @@ class Weather:
         self._task = asyncio.get_running_loop().create_task(self._run())
 
     async def end(self) -> None:
-        """Fair weather from now on. What was swallowed stays lost; what was held up goes on."""
+        """Fair fault_model from now on. What was swallowed stays lost; what was held up goes on."""
         self._task.cancel()
         await asyncio.gather(self._task, return_exceptions=True)
         self._proxy.cut_after()

@@ -1,4 +1,4 @@
-"""The weather: how likely everything is that can go wrong, for one run.
+"""The fault_model: how likely everything is that can go wrong, for one run.
 
 You are in `simulation`. Each seed has a climate of its own, in which most things are fine and a few are bad: faults of
 one kind in quick succession find what a little of everything never does. `calm` ends it.
@@ -11,7 +11,7 @@ from random import Random
 
 
 @dataclass
-class Weather:
+class FaultModel:
     """Rates are per second, chances from 0 to 1, the rest is seconds."""
 
     latency_s: tuple[float, float] = (0.001, 0.02)
@@ -33,7 +33,7 @@ class Weather:
         self.room_bytes = 100_000
 
     @classmethod
-    def drawn(cls, draw: Random) -> Weather:
+    def drawn(cls, draw: Random) -> FaultModel:
         """A climate."""
 
         def maybe(chance: float, low: float, high: float) -> float:

@@ -12,7 +12,7 @@ import pytest
 
 from simulation import World
 from simulation.world import Plan
-from tests.simulation.planted import NEEDS, PLANTED, SHOWN_BY, Plant
+from tests.simulation.mutants import MUTANTS, NEEDS, SHOWN_BY, Mutant
 from tests.simulation.story import story
 
 FOUND_WITHIN = 250  # seeds, within which every planted bug must show itself
@@ -34,26 +34,26 @@ WELL_KNOWN = {
 
 def test_the_well_known_mistakes_are_planted() -> None:
     assert len(WELL_KNOWN) == 10
-    assert set(WELL_KNOWN.values()) <= {plant.__name__ for plant in PLANTED}
+    assert set(WELL_KNOWN.values()) <= {mutant.__name__ for mutant in MUTANTS}
 
 
 @pytest.mark.filterwarnings("ignore")  # what a broken hub leaves lying about says nothing of a whole one
-@pytest.mark.parametrize("plant", PLANTED, ids=lambda plant: plant.__name__)
-def test_every_planted_bug_is_found(plant: Plant, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.__name__)
+def test_every_planted_bug_is_found(mutant: Mutant, monkeypatch: pytest.MonkeyPatch) -> None:
     """By what it does: a run that fails in another way, and one that fails without it, too, is no proof."""
     seen: list[str] = []
     with monkeypatch.context() as patch:
-        plant(patch)
-        for seed in (*([SHOWN_BY[plant]] if plant in SHOWN_BY else []), *range(FOUND_WITHIN)):
+        mutant(patch)
+        for seed in (*([SHOWN_BY[mutant]] if mutant in SHOWN_BY else []), *range(FOUND_WITHIN)):
             plan = Plan.drawn(seed)
-            if plant in NEEDS and not NEEDS[plant](plan):
+            if mutant in NEEDS and not NEEDS[mutant](plan):
                 continue
             violation = World(seed, plan).run().violation
-            if violation is not None and re.search(PLANTED[plant], str(violation)):
+            if violation is not None and re.search(MUTANTS[mutant], str(violation)):
                 break
             seen += [f"seed {seed}: {violation}"] if violation is not None else []
         else:
-            pytest.fail(f"{PLANTED[plant]!r} was not seen in {FOUND_WITHIN} seeds, but {seen[:5]}")
+            pytest.fail(f"{MUTANTS[mutant]!r} was not seen in {FOUND_WITHIN} seeds, but {seen[:5]}")
         gc.collect()
     whole = World(seed).run()
     assert whole.violation is None, story(whole)
