@@ -1,6 +1,8 @@
 """`python -m chaos [NAMES] --rounds N --seed S`: real faults, until something that must hold does not.
 
-You are in `chaos`. Ends with 1 if a scenario failed, having told how.
+Layer: chaos.
+
+Ends with 1 if a scenario failed, having told how.
 """
 
 from __future__ import annotations

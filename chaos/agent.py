@@ -2,7 +2,9 @@
 
     python -m chaos.agent '{"url": "http://127.0.0.1:8000", "name": "bot-1", …}'
 
-You are in `chaos`. It answers by a `Script`, so that each token tells whose it is; one answer in three asks the
+Layer: chaos.
+
+It answers by a `Script`, so that each token tells whose it is; one answer in three asks the
 people something in the middle. It says on its output what it was told is stored. SIGTERM is the client's business.
 """
 

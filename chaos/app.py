@@ -1,6 +1,8 @@
 """What `holdfast serve --app` serves in a run: a hub mounted in an app of its own, with writers in its process.
 
-You are in `chaos`. The environment says what is wanted (`HOLDFAST_CHAOS`, JSON: `Wanted`). A `POST` to
+Layer: chaos.
+
+The environment says what is wanted (`HOLDFAST_CHAOS`, JSON: `Wanted`). A `POST` to
 `/write` starts the message that a plan names, written by `Hub.message` as an agent would. What `flush` has acknowledged
 goes into the file `acks`, one JSON object per line, which outlives the process.
 """

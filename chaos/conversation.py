@@ -1,6 +1,8 @@
 """A conversation in a world: people who ask and stop, agents who answer, and those who look on.
 
-You are in `chaos`. What is done to them is `scenarios`' business, what may come of it `talk`'s. Here it is
+Layer: chaos.
+
+What is done to them is `scenarios`' business, what may come of it `talk`'s. Here it is
 carried out over the wire, heard of, waited for within the budgets of the protocol, and judged.
 """
 

@@ -1,6 +1,8 @@
 """Bad fault_model for a proxy: one fault after the other, drawn from a seed, each with an end.
 
-You are in `chaos`. What each switch does is `holdfast.testing.proxy`'s business. Safe to change: the mixture.
+Layer: chaos.
+
+What each switch does is `holdfast.testing.proxy`'s business. Safe to change: the mixture.
 """
 
 from __future__ import annotations

@@ -2,7 +2,9 @@
 
     python -m chaos.locker FILE write|read
 
-You are in `chaos`. Takes SQLite's write lock, or begins to read and does not end; says so on its output, and
+Layer: chaos.
+
+Takes SQLite's write lock, or begins to read and does not end; says so on its output, and
 lets go when its input ends.
 """
 

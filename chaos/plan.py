@@ -1,6 +1,8 @@
 """What producers write: each message is determined by the run's seed and its own id.
 
-You are in `chaos`. Pure: every process of a run knows from this alone what the truth will be, so a viewer can
+Layer: chaos.
+
+Pure: every process of a run knows from this alone what the truth will be, so a viewer can
 judge each character when it is shown, and nobody has to be asked. Safe to change: the mixture.
 """
 

@@ -1,6 +1,8 @@
 """Real processes: servers, producers and others, that are started, stopped, killed and started again.
 
-You are in `chaos`. Everything listens on loopback, and is ended by its own process id. What a process says on
+Layer: chaos.
+
+Everything listens on loopback, and is ended by its own process id. What a process says on
 its output is either a log in the run's folder (servers) or reports, one JSON object per line (all others).
 """
 

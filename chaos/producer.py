@@ -2,7 +2,9 @@
 
     python -m chaos.producer '{"port": 8000, "name": "a", …}'
 
-You are in `chaos`. It does what a careful agent elsewhere does: it sends the very same request again until it
+Layer: chaos.
+
+It does what a careful agent elsewhere does: it sends the very same request again until it
 has an answer, names the place of every append (`at`), joins what gathered while it waited, and, taking up a message
 that another one left, goes on from the lengths it finds. It says on its output, one JSON object per line, what it was
 told. SIGTERM asks it to end after the message it is writing; it exits 0 only if every answer was right.

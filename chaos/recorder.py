@@ -1,6 +1,8 @@
 """What one viewer was told of those who are here, and of what was asked of them.
 
-You are in `chaos`. The part of the wire that `rawviewer.Checker` leaves out: presence, commands and their
+Layer: chaos.
+
+The part of the wire that `rawviewer.Checker` leaves out: presence, commands and their
 replies, signals. Pure. A reload forgets who is here and what waits, and not what was told once: that stays true.
 """
 

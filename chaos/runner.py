@@ -1,6 +1,7 @@
 """Running a scenario by its name: the one entry that the command line and the tests share.
 
-You are in `chaos`.
+Layer: chaos.
+
 """
 
 from __future__ import annotations

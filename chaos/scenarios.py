@@ -1,6 +1,8 @@
 """What goes wrong, and when: one function per kind of fault.
 
-You are in `chaos`. Each gets a world that is empty, plays its rounds, and ends with `World.finish`, which
+Layer: chaos.
+
+Each gets a world that is empty, plays its rounds, and ends with `World.finish`, which
 checks what must hold whatever happened. What is special to a fault is checked here. Drawn from the run's seed: moments,
 places, and who is hit. Pauses are the faults themselves, or moments drawn; nothing sleeps to wait for something.
 """
@@ -386,7 +388,7 @@ async def network(world: World) -> None:
             proxy = await world.proxy(calm_s=0.6)
             world.view(f"{transport}-{channel}", transport, channel, port=proxy.port, silence_s=1.5, flush_ms=0)
     for number in range(world.scale.rounds):
-        await asyncio.sleep(world.scale.weather_s)  # the fault itself
+        await asyncio.sleep(world.scale.faults_s)  # the fault itself
         await world.check_stored()
         world.note(f"round {number}: {world.truth.characters} characters came through")
         await world.random.choice(world.viewers).reload()

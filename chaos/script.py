@@ -1,6 +1,8 @@
 """What people and agents say where several may write one answer: each piece tells who wrote it, and in which attempt.
 
-You are in `chaos`. Pure, as `plan` is, which cannot serve here: whoever takes an answer over would write what
+Layer: chaos.
+
+Pure, as `plan` is, which cannot serve here: whoever takes an answer over would write what
 the one before had planned, and a token from a writer that was fenced off would look right. Here the same place has
 another text by another hand. Safe to change: the words.
 """

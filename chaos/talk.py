@@ -1,6 +1,8 @@
 """What a run knows of questions and commands, and what it may see of their answers.
 
-You are in `chaos`. Plain data and pure judgement, as `truth` is for what producers write; `conversation` feeds
+Layer: chaos.
+
+Plain data and pure judgement, as `truth` is for what producers write; `conversation` feeds
 it. A question has one turn: of its answers the last one counts, and those of attempts that died are `interrupted`.
 """
 

@@ -1,6 +1,8 @@
 """What a run knows to be true: what producers were told is stored, and what follows from it.
 
-You are in `chaos`. Plain data; `world` feeds it with reports and asks it to judge what the server says. Entries
+Layer: chaos.
+
+Plain data; `world` feeds it with reports and asks it to judge what the server says. Entries
 are counted: with the channel's head they tell that no serial was left out, and nothing was stored twice.
 """
 

@@ -2,7 +2,9 @@
 
     python -m chaos.viewer '{"port": 8000, "transport": "sse", …}'
 
-You are in `chaos`. The wire is followed and judged by `holdfast.testing.rawviewer`, which knows nothing of the
+Layer: chaos.
+
+The wire is followed and judged by `holdfast.testing.rawviewer`, which knows nothing of the
 product. `Shown` adds what only a whole run can tell: that it is the truth (`plan`), and that nothing ever goes away
 again. As a process of its own, a viewer follows until its input ends, and then says what it shows and what was wrong.
 """

@@ -1,6 +1,8 @@
 """One run: a folder, a server, producers, viewers, proxies; and the checks that every run must pass.
 
-You are in `chaos`. Scenarios (`scenarios`) say what goes wrong and when; everything else is here. Whatever is
+Layer: chaos.
+
+Scenarios (`scenarios`) say what goes wrong and when; everything else is here. Whatever is
 waited for is a fact, and has a time after which the run fails, saying what it waited for. Safe to change: how often
 something is looked at. Not safe: making a check milder without a reason from the protocol.
 """
@@ -51,14 +53,14 @@ class Scale:
     unheard_s: float = 22.0  # SIGSTOP of an agent: longer than it may be unheard
     alone_s: float = 6.0  # nobody answers: longer than people are left in doubt
     locked_s: float = 8.0
-    weather_s: float = 10.0  # per round
+    faults_s: float = 10.0  # per round
     waits_for_deleted_text: bool = True  # a minute
 
     @classmethod
     def small(cls, rounds: int) -> Scale:
         """What fits between two other tests."""
         return cls(
-            rounds, steps=80, per_second=120.0, stopped_s=1.2, unheard_s=0.5, alone_s=0.2, locked_s=0.5, weather_s=1.5,
+            rounds, steps=80, per_second=120.0, stopped_s=1.2, unheard_s=0.5, alone_s=0.2, locked_s=0.5, faults_s=1.5,
             waits_for_deleted_text=False,
         )  # fmt: skip
 
@@ -96,7 +98,7 @@ class World:
         self._stack = contextlib.AsyncExitStack()
         self._server: Server | None = None
         self._servers: list[Server] = []
-        self._weathers: list[FaultModel] = []
+        self._fault_models: list[FaultModel] = []
         self._watchers: list[tuple[Child, Watching, list[Json]]] = []
         self._wrong: list[str] = []  # what producers complained about
         self._story: list[str] = []
@@ -172,8 +174,8 @@ class World:
         """A proxy in front of the server; with `calm_s` it has fault_model until the end of the run."""
         proxy = await self._stack.enter_async_context(FaultProxy("127.0.0.1", self.server.port))
         if calm_s is not None:
-            fault_model = FaultModel(proxy, f"{self.name}:{self.seed}:{len(self._weathers)}", calm_s=calm_s)
-            self._weathers.append(fault_model)
+            fault_model = FaultModel(proxy, f"{self.name}:{self.seed}:{len(self._fault_models)}", calm_s=calm_s)
+            self._fault_models.append(fault_model)
             self._stack.push_async_callback(fault_model.end)
         return proxy
 
@@ -248,7 +250,7 @@ class World:
     def fault_model(self) -> dict[str, int]:
         """How many faults of each kind there were."""
         counts: dict[str, int] = {}
-        for fault_model in self._weathers:
+        for fault_model in self._fault_models:
             for fault, count in fault_model.counts.items():
                 counts[fault] = counts.get(fault, 0) + count
         return counts
@@ -349,7 +351,7 @@ class World:
 
     async def finish(self) -> None:
         """Let everything come to its end, and check that all agree; then once more after a last `kill -9`."""
-        for fault_model in self._weathers:
+        for fault_model in self._fault_models:
             await fault_model.end()
         await self._end_producers()
         self.note("producers have ended")

@@ -2,7 +2,9 @@
 
     python -P wrong_clock.py OFFSET_FILE serve …
 
-You are in `chaos`. Run by its path, so that the clock is in place before anything of the product is imported.
+Layer: chaos.
+
+Run by its path, so that the clock is in place before anything of the product is imported.
 The file holds eight bytes, the offset in nanoseconds, and is mapped: whoever writes it sets the clock. Only the wall
 clock is wrong; the monotonic one goes on, as it does when a machine's clock is set.
 """

@@ -1,6 +1,8 @@
 """A deterministic simulator: hubs, a store, a network, writers and viewers under one virtual clock and one seed.
 
-You are in `testing`. What runs is the real hub, its transports and the real view; only time, the network, the disk and
+Layer: testing.
+
+What runs is the real hub, its transports and the real view; only time, the network, the disk and
 the people are simulated. `World(seed).run()` is one run, `python -m simulation` many. The same seed does the
 same again, to the byte, on any machine: nothing in here may depend on the order of a set, on an address, on real time.
 

@@ -1,6 +1,8 @@
 """`python -m simulation --seeds 1000 --start 0`: run many seeds; show the story of each that fails.
 
-You are in `simulation`. Ends with 1 if a seed failed.
+Layer: simulation.
+
+Ends with 1 if a seed failed.
 """
 
 from __future__ import annotations

@@ -1,8 +1,10 @@
 """Those who write: over HTTP, over a socket, in the hub's process; and those who edit, stop, take over and delete.
 
-You are in `simulation`. Each behaves as the protocol asks of a good client: it keeps its text until it is stored,
-resends what was not answered, goes back where it was refused for now. So every refusal that is not one of the conditions's
-or of another writer's doing is a violation, and so is every answer that was not stored when it was given.
+Layer: simulation.
+
+Each behaves as the protocol asks of a good client: it keeps its text until it is stored,
+resends what was not answered, goes back where it was refused for now. So every refusal that is not due to
+the conditions or to another writer's doing is a violation, and so is every answer that was not stored when it was given.
 """
 
 from __future__ import annotations
@@ -43,7 +45,7 @@ from simulation.checks import (
     check_text,
 )
 from simulation.line import ANSWER_S, SILENCE_S, Line, frame_of
-from simulation.network import Caller, Lost, Response, Stream, within
+from simulation.network import HttpClient, Lost, Response, Stream, within
 from simulation.trace import Violation
 from simulation.truth import text_of
 
@@ -63,7 +65,7 @@ class Person:
         self.world = world
         self.name = name
         self.draw = Random(f"{world.plan.seed}/{name}")
-        self.caller = Caller(world.net, self.draw)
+        self.http = HttpClient(world.net, self.draw)
         self.has_socket = False  # does it ask over one, where it can?
         self._own_line: Line | None = None
         self._count = 0
@@ -95,7 +97,7 @@ class Person:
         process, hub = node.process, node.hub
         text = json.dumps(body) if body is not None else ""
         query = f"client={client or self.name}&{query}"
-        return await self.caller.request(process, hub, method, path, text, query=query, patience_s=ANSWER_S)
+        return await self.http.request(process, hub, method, path, text, query=query, patience_s=ANSWER_S)
 
     async def ask(self, method: str, path: str, body: object = None, *, query: str = "") -> Reply:
         """Ask until there is an answer that is not "come again"."""
@@ -368,7 +370,7 @@ class Piper(Author):
         while position < len(frames):
             node = await self.some_node()
             try:
-                stream = await self.caller.socket(node.process, node.hub, patience_s=ANSWER_S)
+                stream = await self.http.socket(node.process, node.hub, patience_s=ANSWER_S)
             except Lost:
                 self.check_patience(begun_s, f"a socket to write {message_id}")
                 await self.pause(0.05, 1.0)
@@ -504,7 +506,7 @@ class Careless(Author):
         node = await self.some_node()
         stream = None
         try:
-            stream = await self.caller.socket(node.process, node.hub, patience_s=ANSWER_S)
+            stream = await self.http.socket(node.process, node.hub, patience_s=ANSWER_S)
             for ref, frame in enumerate(frames):
                 stream.send(json.dumps({**frame, "ref": ref}))
                 stream.connection.sent_s = self.world.loop.time()

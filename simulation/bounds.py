@@ -1,6 +1,8 @@
 """What a hub may hold: everything in it that can grow has a bound, and each is looked at while a run goes on.
 
-You are in `simulation`. `Bounds` is told of every step of a hub's process. After each it looks at what waits to be
+Layer: simulation.
+
+`Bounds` is told of every step of a hub's process. After each it looks at what waits to be
 stored and at the deadlines; after one in `EVERY` at all parts of the hub, and at all that is held for viewers. What
 grows without bound does not shrink by itself, so that is seen a few callbacks later at most. It costs a quarter more
 processor time (93 ms a seed instead of 73); all of it after each step would cost three and a half times a run (330 ms).

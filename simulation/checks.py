@@ -1,6 +1,8 @@
 """What must hold, whatever happened: the eyes of viewers, the hook_recorder of writers, and the size of a hub.
 
-You are in `simulation`. An `Eye` is a viewer's strict `core.view.View`, compared with the truth after every piece that
+Layer: simulation.
+
+An `Eye` is a viewer's strict `core.view.View`, compared with the truth after every piece that
 arrives. Answers are compared with what was stored when they were given. All of these raise `Violation`.
 """
 

@@ -1,6 +1,8 @@
 """Virtual time: an event loop that jumps to the next deadline, and processes that can die between two steps.
 
-You are in `simulation`. Time stands still while anything can run and then jumps, so a minute costs what happens in
+Layer: simulation.
+
+Time stands still while anything can run and then jumps, so a minute costs what happens in
 it. A `Process` owns every task and timer that was begun in its context, as an operating system does: when it is held
 (killed or stopped) none of them runs any more, not even a `finally`. Timers of one deadline run in the order in which
 they were made; nothing here is drawn from the seed, so that a run cannot depend on the order of a set.

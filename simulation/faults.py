@@ -1,6 +1,8 @@
 """The fault_model: how likely everything is that can go wrong, for one run.
 
-You are in `simulation`. Each seed has a climate of its own, in which most things are fine and a few are bad: faults of
+Layer: simulation.
+
+Each seed has a climate of its own, in which most things are fine and a few are bad: faults of
 one kind in quick succession find what a little of everything never does. `calm` ends it.
 """
 

@@ -1,6 +1,8 @@
 """Hooks: functions of the app's in a hub's process, and what each of them is told over all lives of the hub.
 
-You are in `simulation`. A hook is slow, fails, hangs, and dies with its process; in some lives it is registered late,
+Layer: simulation.
+
+A hook is slow, fails, hangs, and dies with its process; in some lives it is registered late,
 so that it was away. Its `Ear` outlives the process and compares what it is told with the truth and with the position
 that the store keeps: at least once, in order per channel, only what was stored, and in the end all that is left of what
 was stored since it was registered first. Only for a hub that has its store to itself: each that shares one has runners

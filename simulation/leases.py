@@ -1,6 +1,8 @@
 """Writers who hold leases, those who stop without a word, those who come back too late, and those who take over.
 
-You are in `simulation`. What a pen writes says which generation wrote it and where it belongs (`truth.marks`), so that
+Layer: simulation.
+
+What a pen writes says which generation wrote it and where it belongs (`truth.marks`), so that
 the truth sees at once whose text was stored. Whoever knows of a takeover and is not refused has found a mistake.
 """
 

@@ -1,6 +1,8 @@
 """The ledger: who was heard of when, and what follows from it: leases, turns, commands and presence, over time.
 
-You are in `simulation`. The truth knows no time; this does. It is told of every entry when it is stored, of every sign
+Layer: simulation.
+
+The truth knows no time; this does. It is told of every entry when it is stored, of every sign
 of life that somebody gave, and of each connection's end, and says when something ends too early or too late. Where the
 hub was held up (a process that was stopped, a store that was slow or down) nobody can say what it should have known,
 so there nothing is said of what is early; and of what is late only once all is well. Where several hubs write, each

@@ -1,6 +1,8 @@
 """A client's socket with requests and answers: what writers elsewhere, agents and members hold on to.
 
-You are in `simulation`. A reader answers pings, hands each answer to whoever asked, and everything else to `on_frame`.
+Layer: simulation.
+
+A reader answers pings, hands each answer to whoever asked, and everything else to `on_frame`.
 Whoever waits for an answer when the connection is lost hears `Lost`; what was asked may have been done all the same.
 """
 
@@ -64,7 +66,7 @@ class Line:
     async def open(cls, person: Person, node: Node, on_frame: OnFrame = _ignore, *, client: str = "") -> Line:
         """A socket of `person`'s to `node`, by another name if there is a `client`. Raises Lost."""
         name = client or person.name
-        stream = await person.caller.socket(node.process, node.hub, client=name, patience_s=ANSWER_S)
+        stream = await person.http.socket(node.process, node.hub, client=name, patience_s=ANSWER_S)
         return cls(person, stream, on_frame)
 
     async def ask(self, frame: Frame) -> tuple[Frame, int]:

@@ -1,6 +1,8 @@
 """A network: connections that delay, stall, swallow and break, and an ASGI server at one end of them.
 
-You are in `simulation`. What is sent on one connection arrives in order; a break loses the rest of it, in both
+Layer: simulation.
+
+What is sent on one connection arrives in order; a break loses the rest of it, in both
 directions, and a hole swallows everything and tells nobody. So a request may be carried out and its answer lost. The
 server's end speaks ASGI to the real app, with backpressure: `send` waits while too much is in flight. Everything that
 arrives carries the stamp of the truth at the moment it was sent, so that it can be checked against what was stored
@@ -132,7 +134,7 @@ class Connection:
         self._draw = draw
         self._is_open = True
         if net.fault_model.cut_rate:
-            net.loop.call_later(draw.expovariate(net.fault_model.cut_rate), self._weather_strikes, context=NOWHERE)
+            net.loop.call_later(draw.expovariate(net.fault_model.cut_rate), self._fault_strikes, context=NOWHERE)
 
     def leave(self) -> None:
         """The client goes; the server hears of it later."""
@@ -163,7 +165,7 @@ class Connection:
         self.up.is_hole = self.down.is_hole = True
         self._net.loop.call_later(DEAD_S, self.break_off, context=NOWHERE)
 
-    def _weather_strikes(self) -> None:
+    def _fault_strikes(self) -> None:
         fault_model = self._net.fault_model
         if self._is_open and fault_model.cut_rate:
             if self._draw.random() < fault_model.hole_chance:
@@ -297,7 +299,7 @@ class Response(NamedTuple):
     stamp: int
 
 
-class Caller:
+class HttpClient:
     """Somebody who opens connections to one process after another."""
 
     def __init__(self, net: Network, draw: Random) -> None:

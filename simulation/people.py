@@ -1,6 +1,8 @@
 """PresenceTracker: who come, go, and come back at once, and say things in passing; and who ask, stop, steer and answer.
 
-You are in `simulation`. Each knows what it was told, so that what the server says of it can be checked.
+Layer: simulation.
+
+Each knows what it was told, so that what the server says of it can be checked.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from holdfast.core.names import command_key
-from holdfast.hub import presence_state as rosters
+from holdfast.hub import presence_state
 from holdfast.hub.presence import GRACE_S
 from simulation.actors import AWAY_STATUS, Author, Person, Reply, asks_by_socket
 from simulation.checks import Eye, roster_of
@@ -110,7 +112,7 @@ class Member(Person):
         def is_heard(eye: Eye, process: Process) -> bool:
             """Or are there more than a hub keeps?"""
             near = sum(abs(one_s - asked_s) < 2 * EPHEMERAL_S for one_s in whispers.values())
-            return data in eye.heard or near > rosters.KEPT_SIGNALS
+            return data in eye.heard or near > presence_state.KEPT_SIGNALS
 
         self.world.start(self._told(line.connection.process, asked_s, is_heard, data))
 
@@ -141,12 +143,12 @@ class Member(Person):
         self.node = None
         if self.draw.random() < 0.5:
             query = f"client={self.name}"
-            await self.caller.request(node.process, node.hub, "DELETE", path, query=query, patience_s=GRACE_S)
+            await self.http.request(node.process, node.hub, "DELETE", path, query=query, patience_s=GRACE_S)
         self.world.ledger.left(place)
 
     async def _put(self, node: Node, path: str, lease_s: float) -> None:
         query = f"client={self.name}"
-        answer = await self.caller.request(
+        answer = await self.http.request(
             node.process, node.hub, "PUT", path, json.dumps({"lease_s": lease_s}), query=query, patience_s=GRACE_S
         )
         if answer.status in AWAY_STATUS:

@@ -1,6 +1,8 @@
 """A store that is slow, fails, does not say whether it stored, and loses power.
 
-You are in `simulation`. `SimStore` is what outlives processes: the disk, or the server. A hub reaches it by a
+Layer: simulation.
+
+`SimStore` is what outlives processes: the disk, or the server. A hub reaches it by a
 `StoreLine`, which is a `Store` like any other. What is carried out is told to the `Truth` at once, before anybody is
 answered. An exclusive store is embedded: it does one thing after another, and what waits when its process dies may or
 may not be done. A shared one is a server: it does what it was sent, whoever died meanwhile, and in any order.

@@ -1,6 +1,8 @@
 """What happened: the last events, readable, and a digest of all of them.
 
-You are in `simulation`. Two runs of one seed have one digest; what may differ between two processes (addresses, the
+Layer: simulation.
+
+Two runs of one seed have one digest; what may differ between two processes (addresses, the
 wording of a warning) must not enter it, and goes to `note` instead.
 """
 

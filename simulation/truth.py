@@ -1,6 +1,8 @@
 """The truth: what the store took, folded a second time, naively.
 
-You are in `simulation`. The store model tells this of every write it carried out, and nothing else does; so what is
+Layer: simulation.
+
+The store model tells this of every write it carried out, and nothing else does; so what is
 not in here is not stored. The fold is written as plainly as it can be and shares nothing with `core.state`, and it
 remembers every message as it was at every serial. An entry that the rules would never have let through is a violation
 the moment it is stored.

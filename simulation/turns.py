@@ -1,6 +1,8 @@
 """Agents: in a hub's process, by `Hub.agent`; and elsewhere, over sockets.
 
-You are in `simulation`. Both say when they begin an attempt, so that two at work on one message are noticed. Those
+Layer: simulation.
+
+Both say when they begin an attempt, so that two at work on one message are noticed. Those
 elsewhere crash, lose their connection and come back, fall silent, want no turns for a while, take what waits into the
 turn that they have, and finish what is another's by now.
 """

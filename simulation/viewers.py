@@ -1,6 +1,8 @@
 """Those who watch: over a socket, an event stream, long polls, in the hub's process; and those who read one answer.
 
-You are in `simulation`. A viewer goes from connection to connection, comes back with its cursor, sometimes loads its
+Layer: simulation.
+
+A viewer goes from connection to connection, comes back with its cursor, sometimes loads its
 page anew, sometimes reads nothing for a while, and asks for older pages. What it sees is for its `Eye` to judge.
 """
 
@@ -183,7 +185,7 @@ class SocketViewer(Viewer):
         self._left: dict[str, int] = {}  # … and those that it has left, by which request
 
     async def visit(self, node: Node) -> None:
-        stream = await self.caller.socket(node.process, node.hub, client=self.name, patience_s=ANSWER_S)
+        stream = await self.http.socket(node.process, node.hub, client=self.name, patience_s=ANSWER_S)
         self._stream, self._connection = stream, stream.connection
         self._asked.clear()
         self._leaving.clear()
@@ -324,7 +326,7 @@ class StreamViewer(Viewer):
         [(channel, eye)] = self.eyes.items()
         query, headers = self._asks(eye.view.cursor)
         path = f"/v1/channels/{channel}/events"
-        stream = await self.caller.stream(
+        stream = await self.http.stream(
             node.process, node.hub, "GET", path, query=query, headers=headers, patience_s=ANSWER_S
         )
         self._connection = stream.connection
@@ -416,7 +418,7 @@ class PollViewer(Viewer):
             query += f"&history={history}"
         path = f"/v1/channels/{channel}/poll"
         eye.begin(eye.view.cursor, is_told=False)
-        answer = await self.caller.request(node.process, node.hub, "GET", path, query=query, patience_s=ANSWER_S + 4)
+        answer = await self.http.request(node.process, node.hub, "GET", path, query=query, patience_s=ANSWER_S + 4)
         if answer.status in (429, 503):
             raise Lost("sent away")
         if answer.status != 200:
@@ -488,7 +490,7 @@ class Reader(Person):
         reading.begin()
         headers = [(b"last-event-id", cursor.encode())] if cursor is not None else []
         with contextlib.suppress(Lost):
-            stream = await self.caller.stream(
+            stream = await self.http.stream(
                 node.process, node.hub, "GET", path, query="sdk=sim", headers=headers, patience_s=ANSWER_S
             )
             try:

@@ -1,6 +1,8 @@
 """A watchdog: a step of the code under test that never returns ends the run instead of hanging it.
 
-You are in `simulation`. Virtual time stands still while a step runs, so only real time can tell that one will not come
+Layer: simulation.
+
+Virtual time stands still while a step runs, so only real time can tell that one will not come
 to its end. Ticks of two timers are counted, and a step that returns begins the count anew: a few seconds of this
 process's own processor time catch a loop, however busy the machine is; many more seconds of the wall's catch somebody
 who waits for a lock. Counting ticks and not seconds, a machine that was asleep in between is no hang.

@@ -1,6 +1,8 @@
 """One run: a plan drawn from a seed, the places where hubs run, what befalls them, and the end, when all must agree.
 
-You are in `simulation`. A run has three parts: bad conditions, in which everything that can happen to processes, disks
+Layer: simulation.
+
+A run has three parts: bad conditions, in which everything that can happen to processes, disks
 and connections does; calm, in which what was begun comes to its end and every viewer must see all of it within
 `SETTLE_S`; and the farewell, after which nothing of anybody may be left in any hub.
 """

@@ -1,6 +1,8 @@
 """Real processes for tests: servers and producers that are started, killed and started again.
 
-You are in `tests`. Everything listens on loopback, on a port that was free, and is ended by its own process id.
+Layer: tests.
+
+Everything listens on loopback, on a port that was free, and is ended by its own process id.
 """
 
 from __future__ import annotations

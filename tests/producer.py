@@ -2,7 +2,9 @@
 
     python -m tests.producer PORT PREFIX CHANNEL ID SEED TOKENS PER_SECOND
 
-You are in `tests`. It is what a careful agent elsewhere does: it keeps its text until the finish is stored, names the
+Layer: tests.
+
+It is what a careful agent elsewhere does: it keeps its text until the finish is stored, names the
 place of every append (`at`), and goes on from `length` after a gap. It ends when the message is finished.
 """
 

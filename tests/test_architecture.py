@@ -1,6 +1,8 @@
 """The shape of the house: who may import whom, and what the core never does (`docs/architecture.md`).
 
-You are in `tests`. These read the source and run nothing of it. A new folder has to be given its place here.
+Layer: tests.
+
+These read the source and run nothing of it. A new folder has to be given its place here.
 """
 
 from __future__ import annotations

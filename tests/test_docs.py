@@ -1,6 +1,8 @@
 """The documents say what is so: their programs run, their links lead somewhere, and no setting is left out.
 
-You are in `tests`. What examples and pages do is tested in `tests/examples`.
+Layer: tests.
+
+What examples and pages do is tested in `tests/examples`.
 """
 
 from __future__ import annotations

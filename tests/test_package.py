@@ -1,6 +1,8 @@
 """What `import holdfast` gives and loads.
 
-You are in `tests`. Each look is a process of its own, since what this one has loaded says nothing.
+Layer: tests.
+
+Each look is a process of its own, since what this one has loaded says nothing.
 """
 
 from __future__ import annotations

@@ -1,6 +1,8 @@
 """Tests in virtual time: a minute costs what happens in it.
 
-You are in `tests`. `@virtually` runs an async test on a loop whose time jumps, so that leases, graces and time limits
+Layer: tests.
+
+`@virtually` runs an async test on a loop whose time jumps, so that leases, graces and time limits
 are tested as they are, without waiting. Stores that need a thread or a file cannot be used in it.
 """
 

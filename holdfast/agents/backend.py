@@ -1,6 +1,8 @@
 """Where a turn works: what it needs of a hub in this process, or of a client of one elsewhere.
 
-You are in `agents`. The same handler runs in both places; `local` and `holdfast.client` each have a `Backend`.
+Layer: agents.
+
+The same handler runs in both places; `local` and `holdfast.client` each have a `Backend`.
 """
 
 from __future__ import annotations

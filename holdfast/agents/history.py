@@ -1,6 +1,8 @@
 """A conversation as models take it: the path of messages to one, in the shapes of the providers' APIs.
 
-You are in `agents`. Pure functions. Shapes are those of the providers' documentation, `docs/agents.md` shows them.
+Layer: agents.
+
+Pure functions. Shapes are those of the providers' documentation, `docs/agents.md` shows them.
 """
 
 from __future__ import annotations

@@ -1,6 +1,8 @@
 """The ids of answers. They follow from what is answered, so that an answer is found again after a crash.
 
-You are in `agents`. How an id is made is relied on by answers that are stored: it may not change.
+Layer: agents.
+
+How an id is made is relied on by answers that are stored: it may not change.
 """
 
 from __future__ import annotations

@@ -1,6 +1,8 @@
 """Agents in the hub's own process: `@hub.agent("chat:*")`.
 
-You are in `agents`. A `LocalAgent` is a worker of the turn scheduler; `LocalBackend` is the hub as a turn sees it.
+Layer: agents.
+
+A `LocalAgent` is a worker of the turn scheduler; `LocalBackend` is the hub as a turn sees it.
 """
 
 from __future__ import annotations

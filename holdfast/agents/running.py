@@ -1,6 +1,8 @@
 """How a turn runs: the handler in a task, and somebody who listens for a stop.
 
-You are in `agents`. The same in the hub's process and in another one. However a handler ends, its answer is ended, the
+Layer: agents.
+
+The same in the hub's process and in another one. However a handler ends, its answer is ended, the
 turn is ended, and whoever asked for a stop is answered; a traceback stays in the log.
 """
 
@@ -103,7 +105,7 @@ class Running:
         self.message = message
         self.attempt = attempt
         self._agent = agent
-        self._backend = place
+        self._backend = backend
         self._work: asyncio.Task[None] | None = None
         self._is_stopped = False
         self._is_lost = False
@@ -157,7 +159,7 @@ class Running:
 
     async def _work_on(self, watch: Watch, turn: Turn) -> str | None:
         """Run the handler, until it ends or is ended, and see to what it leaves."""
-        place = self._backend
+        backend = self._backend
         turn.progress("thinking")
         self._work = asyncio.ensure_future(self._handle(turn))
         listening = asyncio.ensure_future(self._listen(watch, turn))

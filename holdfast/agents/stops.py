@@ -1,6 +1,8 @@
 """Stops: the `cancel` commands for one piece of work, heard while it runs and answered when it is over.
 
-You are in `agents`. A turn and a streamed response are both stopped so. Whoever writes has two seconds to answer; then
+Layer: agents.
+
+A turn and a streamed response are both stopped so. Whoever writes has two seconds to answer; then
 the server carries the command out (`hub.leases`).
 """
 

@@ -1,6 +1,8 @@
 """A turn: an agent's work on one user message, as its handler sees it.
 
-You are in `agents`. A handler gets a `Turn` and writes its `reply()`. The same in the hub's process and in another one.
+Layer: agents.
+
+A handler gets a `Turn` and writes its `reply()`. The same in the hub's process and in another one.
 Names without an underscore are public.
 """
 
@@ -64,7 +66,7 @@ class Turn:
         self.previous = previous  # what a crashed attempt had written, if anything, and did not complete
         self.name = name  # the agent's: author of its answers, and the member that people see
         self.is_cancelled = False  # has somebody asked it to stop?
-        self._backend = place
+        self._backend = backend
         self._watch = watch
         self._taken_up = taken_up
         self._heard: set[str] = set()  # ids of `steer` commands that were given out

@@ -1,6 +1,8 @@
 """Where the server is, and how we say who we are.
 
-You are in `client`. Tokens travel in a header or an `auth` frame, never in a URL, and are in no error and no log.
+Layer: client.
+
+Tokens travel in a header or an `auth` frame, never in a URL, and are in no error and no log.
 """
 
 from __future__ import annotations

@@ -1,6 +1,8 @@
 """Agents in another process: `@client.agent("chat:*")` runs the same handlers as `@hub.agent`.
 
-You are in `client`. `work` takes the turns, `holdfast.agents` runs them; here is the hub as such a turn sees it. Only
+Layer: client.
+
+`work` takes the turns, `holdfast.agents` runs them; here is the hub as such a turn sees it. Only
 this module of the client needs `holdfast.agents`.
 """
 

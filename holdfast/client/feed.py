@@ -1,6 +1,8 @@
 """A channel followed over any number of sockets: attaching, coming back, pausing.
 
-You are in `client`. A `Feed` sees to it that its consumer gets every batch; what the consumer makes of them (a view, or events
+Layer: client.
+
+A `Feed` sees to it that its consumer gets every batch; what the consumer makes of them (a view, or events
 for a loop) is its own business. There is one feed for each channel on a link.
 """
 

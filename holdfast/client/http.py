@@ -26,9 +26,9 @@ class Http:
     """Asks over HTTP, again while the server is away."""
 
     def __init__(
-        self, door: ServerAccess, *, timing: Timing, random: Random, transport: httpx2.AsyncBaseTransport | None
+        self, access: ServerAccess, *, timing: Timing, random: Random, transport: httpx2.AsyncBaseTransport | None
     ) -> None:
-        self._access = door
+        self._access = access
         self._timing = timing
         self._random = random
         self._transport = transport

@@ -1,6 +1,8 @@
 """A connection and its way back: one WebSocket after another, and the requests that survive them.
 
-You are in `client`. A `Link` keeps one socket open for as long as it runs. Requests go out in the order they were
+Layer: client.
+
+A `Link` keeps one socket open for as long as it runs. Requests go out in the order they were
 asked in; those unanswered when a socket breaks are sent again on the next one, in the same order, where that is safe.
 Whoever has to be there on every socket (a feed, a presence, a writer) is *standing*: told of each one that opens, and
 of its end. Everything happens on one event loop, and answers are told by callbacks, in the order in which they came:
@@ -107,7 +109,7 @@ class _Broken(Exception):
 class Link:
     """One socket after another to the same server."""
 
-    def __init__(self, door: ServerAccess, dial: Dial, *, timing: Timing, random: Random, limits: Limits) -> None:
+    def __init__(self, access: ServerAccess, dial: Dial, *, timing: Timing, random: Random, limits: Limits) -> None:
         self.state = LinkState.CONNECTING
         self.error: HoldfastError | None = None  # why it has stopped
         self.sockets = 0  # opened so far
@@ -116,7 +118,7 @@ class Link:
         self.limits = limits
         self.when_turn: Callable[[dict[str, Any]], None] | None = None
         self.receivers: dict[str, Receiver] = {}  # by channel
-        self._access = door
+        self._access = access
         self._dial = dial
         self._standing: dict[Standing, None] = {}
         self._asked: dict[int, _Asked] = {}

@@ -1,6 +1,8 @@
 """Being seen on a channel, over any number of connections: `async with client.presence("chat:1", {"name": "Ada"})`.
 
-You are in `client`. Members belong to sockets, so each new socket is told again; the server's grace hides the change.
+Layer: client.
+
+Members belong to sockets, so each new socket is told again; the server's grace hides the change.
 """
 
 from __future__ import annotations

@@ -1,6 +1,8 @@
 """What went wrong, as exceptions: what the server refused, and what a client meets by itself.
 
-You are in `client`. The server's codes come back as the classes of `core.errors`, so that code runs unchanged in
+Layer: client.
+
+The server's codes come back as the classes of `core.errors`, so that code runs unchanged in
 process and over the network; a code that is not known here stays readable.
 """
 

@@ -1,6 +1,8 @@
 """Leaving: the signals that ask a process of agents to end, which then does so without breaking its answers off.
 
-You are in `client`. The hub has a hook of its own (`hub.drain`), since servers end in another order: there the signal
+Layer: client.
+
+The hub has a hook of its own (`hub.drain`), since servers end in another order: there the signal
 is passed on to the server, which then ends; here `run` ends first, and then passes it on.
 """
 

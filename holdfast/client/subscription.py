@@ -1,6 +1,8 @@
 """Watching a channel: `async for event in client.subscribe("chat:1")`.
 
-You are in `client`. The twin of the hub's `Subscription`. It may be as slow as it likes: what it does not take is not
+Layer: client.
+
+The twin of the hub's `Subscription`. It may be as slow as it likes: what it does not take is not
 gathered here, but joined by the server.
 """
 

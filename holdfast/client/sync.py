@@ -1,6 +1,8 @@
 """The client for threads and scripts: the same calls, blocking.
 
-You are in `client`. A `SyncClient` runs a `Client` on an event loop of its own in a daemon thread; any thread may use
+Layer: client.
+
+A `SyncClient` runs a `Client` on an event loop of its own in a daemon thread; any thread may use
 it, several at once too.
 """
 

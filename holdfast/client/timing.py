@@ -1,6 +1,8 @@
 """How long things may take, and how long to stay away.
 
-You are in `client`. Values may be changed freely. Tests make them small; nobody else should need to.
+Layer: client.
+
+Values may be changed freely. Tests make them small; nobody else should need to.
 """
 
 from __future__ import annotations

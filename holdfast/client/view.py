@@ -1,6 +1,8 @@
 """A channel as it is now, kept up to date: `client.channel("chat:1")`.
 
-You are in `client`. `core.view.View` does the folding; here are the way back, the watchers, and older pages.
+Layer: client.
+
+`core.view.View` does the folding; here are the way back, the watchers, and older pages.
 """
 
 from __future__ import annotations

@@ -1,6 +1,8 @@
 """Taking turns: work that the server hands out to whoever serves a pattern of channels.
 
-You are in `client`. The low level of agents: who is told of a turn, and how it is kept. What a turn is to a handler
+Layer: client.
+
+The low level of agents: who is told of a turn, and how it is kept. What a turn is to a handler
 (its history, its reply) is built on top of this.
 """
 

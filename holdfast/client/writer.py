@@ -1,6 +1,8 @@
 """A message being written over the network: `async with client.message("chat:1") as message`.
 
-You are in `client`. The twin of the hub's `MessageWriter`: text is accepted at once, and kept until the end of the
+Layer: client.
+
+The twin of the hub's `MessageWriter`: text is accepted at once, and kept until the end of the
 message is stored. Three things make that safe:
 
 - a few requests fly at once, each naming its place (`at`) or itself (`request`), so sending one again is harmless;
@@ -86,7 +88,7 @@ class TakenOver(Struct, frozen=True, kw_only=True):
 class _Part:
     """A part as it will be when everything accepted is stored."""
 
-    __slots__ = ("fields", "is_open", "key", "surrogates", "queued", "text")
+    __slots__ = ("fields", "is_open", "key", "queued", "surrogates", "text")
 
     def __init__(self, part: Part, *, is_open: bool = True) -> None:
         self.key = APPENDABLE.get(part["type"], "")

@@ -1,6 +1,8 @@
 """What a viewer is owed: the events between its cursor and now, joined.
 
-You are in `core`. Nothing is queued for a viewer; what it misses is read from the channel's state when it comes to
+Layer: core.
+
+Nothing is queued for a viewer; what it misses is read from the channel's state when it comes to
 take it. So appends since its cursor arrive as one event each part, a part that was replaced twenty times as its
 last value, and an edited message once, as it is now. The rules stand in `docs/protocol.md`, "Joining".
 """

@@ -1,6 +1,8 @@
 """Cursors: how a client says what it has already seen.
 
-You are in `core`. A cursor is opaque text to clients and doubles as the SSE event id. It may gain further
+Layer: core.
+
+A cursor is opaque text to clients and doubles as the SSE event id. It may gain further
 fields after the serial; what is written today must stay readable.
 
 A long poll's cursor also says where its owner stands in the channel's presence. That has lives and positions as the

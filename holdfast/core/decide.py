@@ -1,6 +1,8 @@
 """The door: the only place that says yes or no.
 
-You are in `core`. `decide` looks at the durable state plus the draft of the running batch and returns the
+Layer: core.
+
+`decide` looks at the durable state plus the draft of the running batch and returns the
 operations to store, or raises a HoldfastError and changes nothing. The order of the checks is part of the
 protocol (`docs/protocol.md`, "Refusals"): deleted, not found, repeated, fenced, finished, the rest.
 """

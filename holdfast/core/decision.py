@@ -1,6 +1,8 @@
 """What a decision looks at and what it says: shared by `decide` and `decide_work`.
 
-You are in `core`. Field names of `Decision` reach the answers of every transport.
+Layer: core.
+
+Field names of `Decision` reach the answers of every transport.
 """
 
 from __future__ import annotations

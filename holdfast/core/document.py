@@ -1,6 +1,8 @@
 """Documents: a message as a store keeps it, and the way back into memory.
 
-You are in `core`. A document is a head (everything but growing text) and segments of text, each with sparse marks
+Layer: core.
+
+A document is a head (everything but growing text) and segments of text, each with sparse marks
 (serial, length). A new document of a message rewrites the head and adds only the text that came since the last
 one, so it costs what changed; after an edit it is `fresh` and replaces all segments. Head fields are stored by
 position: add at the end, with a default.

@@ -1,6 +1,8 @@
 """A draft: the running batch on top of the durable state, and the joining of what it will store.
 
-You are in `core`. Requests of a batch are decided one after another; each must see what the ones before it did,
+Layer: core.
+
+Requests of a batch are decided one after another; each must see what the ones before it did,
 while the state that viewers read stays as durable as it is. A draft forks only messages that are looked at again
 after they changed, so a batch of one append forks nothing. Dropping a draft undoes it.
 """

@@ -1,6 +1,8 @@
 """Everything Holdfast refuses, and how it says so.
 
-You are in `core`. One root, a short tree, and a stable `code` that clients branch on: wording may
+Layer: core.
+
+One root, a short tree, and a stable `code` that clients branch on: wording may
 change freely, codes and statuses may not (`docs/protocol.md` lists them, and a test compares).
 Transports turn these into frames (`problem`), stores turn their driver's exceptions into these.
 """

@@ -1,6 +1,8 @@
 """Events: what a transport tells a client (`docs/protocol.md`, 3).
 
-You are in `core`. The one definition of what clients receive, on every transport. Field names are for ever.
+Layer: core.
+
+The one definition of what clients receive, on every transport. Field names are for ever.
 """
 
 from __future__ import annotations

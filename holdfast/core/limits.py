@@ -1,6 +1,8 @@
 """Every bound on what a peer controls, with its default (`docs/protocol.md`, 11).
 
-You are in `core`. Values may be changed freely; a name is a public setting (`Hub(limits=Limits(...))`).
+Layer: core.
+
+Values may be changed freely; a name is a public setting (`Hub(limits=Limits(...))`).
 """
 
 from __future__ import annotations

@@ -1,6 +1,8 @@
 """Messages, parts, members, commands: the nouns of the wire (`docs/protocol.md`, 2).
 
-You are in `core`. These types are what clients see: field names are for ever, new optional fields are welcome.
+Layer: core.
+
+These types are what clients see: field names are for ever, new optional fields are welcome.
 A part is a plain dict with a `type`: sources, files and data carry whatever the app puts there, and everything
 inside stands as given. `check_part` is the only way in.
 """

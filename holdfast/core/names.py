@@ -1,6 +1,8 @@
 """Which channel names and ids are allowed (`docs/protocol.md`, 2.1).
 
-You are in `core`. The alphabet is part of the protocol: widening it is possible, narrowing it is not.
+Layer: core.
+
+The alphabet is part of the protocol: widening it is possible, narrowing it is not.
 """
 
 from __future__ import annotations

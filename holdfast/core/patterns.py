@@ -1,6 +1,8 @@
 """Channel patterns, for agents, hooks and capabilities alike (`docs/protocol.md`, 10).
 
-You are in `core`. A pattern is a channel's whole name, or ends in `*` after one of `: / .`, or is `*` alone.
+Layer: core.
+
+A pattern is a channel's whole name, or ends in `*` after one of `: / .`, or is `*` alone.
 """
 
 from __future__ import annotations

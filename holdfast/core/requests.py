@@ -1,6 +1,8 @@
 """Requests: what is asked of one message or command, the same on every transport and in process.
 
-You are in `core`. HTTP bodies and WebSocket frames decode into these; `decide` answers them. Unknown fields are
+Layer: core.
+
+HTTP bodies and WebSocket frames decode into these; `decide` answers them. Unknown fields are
 ignored. New optional fields are welcome; names are part of the wire.
 """
 

@@ -1,6 +1,8 @@
 """The fold: what a channel is after its entries.
 
-You are in `core`. `apply_entry` is total: the log is fact, so it never refuses and never raises. It changes the
+Layer: core.
+
+`apply_entry` is total: the log is fact, so it never refuses and never raises. It changes the
 state in place and costs no more than what it changes. `decide` is the place that says yes or no; `owed` reads
 this state to tell a viewer what it misses; `document` turns a message into what stores keep.
 """

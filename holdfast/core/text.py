@@ -1,6 +1,8 @@
 """Text that grows: pieces with the serial that brought each, joined when somebody needs it.
 
-You are in `core`. `Text` is how the fold keeps an appendable part. An append costs its own text, whatever
+Layer: core.
+
+`Text` is how the fold keeps an appendable part. An append costs its own text, whatever
 stands before it; a reader at an old serial gets what it misses by one bisection. Lengths are code points.
 Serials and lengths live in arrays (16 bytes per append), not objects (400 bytes measured for a decoded entry).
 """

@@ -1,6 +1,8 @@
 """A viewer's side: what a client shows after the events it was sent (`docs/protocol.md`, 3.4).
 
-You are in `core`. The Python client, `holdfast tail`, the simulator and the property tests all keep their view with
+Layer: core.
+
+The Python client, `holdfast tail`, the simulator and the property tests all keep their view with
 this; `web/view.js` is its twin, and both pass `tests/vectors/`. A view is always a prefix of the truth and ends
 equal to it, whatever was cut, delayed, repeated or joined.
 """

@@ -1,6 +1,8 @@
 """The diver: a second agent, in a process of its own, that is there to crash.
 
-You are in `demo`. The guide lives in the server's process; the diver works over the network, as an agent on another
+Layer: demo.
+
+The guide lives in the server's process; the diver works over the network, as an agent on another
 machine would. It serves one channel with the guide's own handler, and a message that says `/crash` kills it in
 mid-answer, for real. The server then says that its answer was interrupted, and the guide goes on with it. Otherwise the
 diver leaves when it is done; it ends with the process that started it.

@@ -1,6 +1,8 @@
 """A real model behind the demo's guide, where the environment names one.
 
-You are in `demo`. `OPENAI_API_KEY` with `OPENAI_BASE_URL` (any server that speaks Chat Completions), or
+Layer: demo.
+
+`OPENAI_API_KEY` with `OPENAI_BASE_URL` (any server that speaks Chat Completions), or
 `ANTHROPIC_API_KEY`. A key of OpenAI's alone is not enough: whoever has one in their shell did not ask for it to be used
 here. The SDKs are imported when they are needed, and only here.
 """

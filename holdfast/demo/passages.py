@@ -1,6 +1,8 @@
 """Passages: finding the places in our own documentation that fit a question.
 
-You are in `demo`. All of this is pure but `library()`, which reads the Markdown files: the copy that the
+Layer: demo.
+
+All of this is pure but `library()`, which reads the Markdown files: the copy that the
 heartbeats carries under `holdfast/demo/text`, or else the files of the checkout. Ranking and cutting may change
 freely; running answers notice, because their text changes with it, and say so (see `agent`).
 

@@ -1,6 +1,8 @@
 """A live channel: its durable state in memory, and the feeds that follow it.
 
-You are in `hub`. What is in memory is always durable, so nothing here can show a token that a crash could lose. Only
+Layer: hub.
+
+What is in memory is always durable, so nothing here can show a token that a crash could lose. Only
 the committer moves the state; whatever reads the store into it (`load_*`, `refresh`) does so while no commit of this
 channel is in flight, because a read that races a commit would leave a hole.
 """
@@ -191,7 +193,7 @@ class Channel:
             group.ephemeral_moved()
 
     def ephemeral_since(self, position: int) -> EncodedBatch:
-        """Who came and went since `position` of the presence state, and signals; encoded once for all who come from there."""
+        """Return the presence changes and signals since `position`, encoded once for all subscribers at it."""
         batch = self._ephemeral_batches.get(position)
         if batch is None:
             batch = EncodedBatch(self.name, "", self.presence_state.since(position))

@@ -1,6 +1,8 @@
 """Time and new ids for the hub, both replaceable, so that a simulator can own them.
 
-You are in `hub`. Waiting is asyncio's business (a virtual loop has virtual time); this is the wall clock.
+Layer: hub.
+
+Waiting is asyncio's business (a virtual loop has virtual time); this is the wall clock.
 """
 
 from __future__ import annotations

@@ -1,6 +1,8 @@
 """The committer: decide, store, then tell. The only place where a channel's state moves.
 
-You are in `hub`. Requests wait while a commit runs; then a batch of them, over all channels, is decided on drafts and
+Layer: hub.
+
+Requests wait while a commit runs; then a batch of them, over all channels, is decided on drafts and
 stored in one go, so batches grow with the load and an idle hub adds no latency. Every answer of a batch, also *no* and
 *already done*, is given after its commit, since it may rest on what the commit holds. A failed batch leaves nothing to
 undo: its drafts are dropped.

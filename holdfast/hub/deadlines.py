@@ -1,6 +1,8 @@
 """Deadlines: what is to happen when nothing happens before it.
 
-You are in `hub`. One timer for all; moving a deadline on, which every append of a remote writer does, costs one entry
+Layer: hub.
+
+One timer for all; moving a deadline on, which every append of a remote writer does, costs one entry
 of a dict. Times are of the event loop's clock, so that a wall clock that is set back ends nothing early or late.
 """
 

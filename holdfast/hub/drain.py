@@ -1,6 +1,8 @@
 """Leaving: the signal hook that lets a server end while streams are open.
 
-You are in `hub`. ASGI servers wait for open responses at shutdown and at `--reload`, and tell the app nothing before
+Layer: hub.
+
+ASGI servers wait for open responses at shutdown and at `--reload`, and tell the app nothing before
 (measured on uvicorn and granian alike), so a single open tab would hang them. The hook is chained to the handler that
 was there: viewers leave at once, running answers get their time, then the server's own handler runs. A second signal
 does not wait.

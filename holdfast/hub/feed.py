@@ -1,6 +1,8 @@
 """Feeds: one subscriber's way through a channel, and the ticks that release them together.
 
-You are in `hub`. A feed is a cursor and a wake-up, never a queue: when it is woken it takes everything it is owed as
+Layer: hub.
+
+A feed is a cursor and a wake-up, never a queue: when it is woken it takes everything it is owed as
 one batch, and a slow reader simply comes back later and takes more at once. A batch for the same stretch is made and
 encoded once, and its bytes are shared by all feeds of the channel. Transports rely on `Feed` and `EncodedBatch`.
 """

@@ -1,6 +1,8 @@
 """Hooks: the app's functions that hear of what was stored, `@hub.on("message.finish", "chat:*", name="billing")`.
 
-You are in `hub`. At least once, in order per channel, after it was stored, and never in its way: each hook has a
+Layer: hub.
+
+At least once, in order per channel, after it was stored, and never in its way: each hook has a
 position in each channel, noted in the store, and reads on from there like a viewer that is late. So a hook that was
 away hears of a message's last state, and one that fails tries again while everything else goes on. A new one begins
 where each channel stands when it is first registered: what is older is told by no clock, which may be wrong.

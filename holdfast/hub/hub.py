@@ -1,6 +1,8 @@
 """The running system: channels in memory, the committer, and everything that happens on a timer.
 
-You are in `hub`. `HubCore` is the hub without its transports; `holdfast.Hub` adds the ASGI side. It starts by itself on
+Layer: hub.
+
+`HubCore` is the hub without its transports; `holdfast.Hub` adds the ASGI side. It starts by itself on
 first use, on whatever event loop is running, and begins again when that loop is gone. One TaskGroup owns every task.
 Public names without an underscore are the Python API and are documented in `docs/`.
 """

@@ -1,6 +1,8 @@
 """Who asks: an identity as the server knows it, never as the request claims.
 
-You are in `hub`. Every operation of every transport is checked against an identity: a client id and what it may do, by
+Layer: hub.
+
+Every operation of every transport is checked against an identity: a client id and what it may do, by
 channel pattern. Names of capabilities are part of the protocol (`docs/security.md`); new ones are welcome, none gets
 another meaning. Nothing here knows how an identity was found out: `tokens`, `tickets` and the app's own callback do.
 """

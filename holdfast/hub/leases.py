@@ -1,6 +1,8 @@
-"""the lease monitor: ends what nobody else ends.
+"""The lease monitor: ends what nobody else ends.
 
-You are in `hub`. It looks at every message and command that changed, and sets deadlines: for the lease of a writer
+Layer: hub.
+
+It looks at every message and command that changed, and sets deadlines: for the lease of a writer
 elsewhere, which ends as `interrupted`; for a `cancel` that no writer carries out; for a command that nobody answers.
 Deadlines are this hub's own and are not stored: after a restart a lease begins with one full term, so that a writer
 who comes back in time keeps it. What the lease monitor decides goes through the committer like any request.

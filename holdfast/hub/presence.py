@@ -1,6 +1,8 @@
 """PresenceTracker: who enters and leaves channels, by sockets and by leases.
 
-You are in `hub`. the presence state knows who is here; this knows how long: a member whose last connection is gone leaves after
+Layer: hub.
+
+the presence state knows who is here; this knows how long: a member whose last connection is gone leaves after
 a grace, so that a page refresh does not flicker, and one without a socket is here for as long as a lease says.
 """
 

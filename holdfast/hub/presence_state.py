@@ -1,6 +1,8 @@
 """Who is here, and what is said in passing: presence and signals of one channel.
 
-You are in `hub`. Nothing here is stored. Like the log it is pulled: a feed holds a position, and what changed since
+Layer: hub.
+
+Nothing here is stored. Like the log it is pulled: a feed holds a position, and what changed since
 then is told joined, at most one event a member however often they came and went. What fell out of the bounds is told
 as a whole (`presence.sync`); signals that a reader did not come for in time are lost.
 
@@ -67,8 +69,8 @@ class PresenceState:
         later: Callable[[float, Callable[[], None]], object] | None = None,
     ) -> None:
         self.position = 0
-        # Of what `position` is one: given by whoever first tells it to somebody who may come back with it. A presence_state is
-        # gone with the hub, and when its channel leaves memory.
+        # Random id of this instance; positions of another instance are not comparable. Assigned on first use by
+        # long poll. An instance ends with its hub, or when its channel leaves memory.
         self.life = ""
         self._limits = limits
         self._changed = changed

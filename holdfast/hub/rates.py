@@ -1,6 +1,8 @@
 """Rates and counts of clients: one that does not serve others may ask so much, and no more.
 
-You are in `hub`. Somebody with `append`, `agent` or `admin` writes tokens all day and is bounded in bytes alone
+Layer: hub.
+
+Somebody with `append`, `agent` or `admin` writes tokens all day and is bounded in bytes alone
 (`core.limits`); people and their pages are counted here, by client id, over all of a client's connections. Time is an
 argument of the constructor. What is remembered is bounded: a client that has done nothing for a while is as one that
 was never seen, so forgetting it changes nothing.

@@ -1,6 +1,8 @@
 """Watching a channel in process: `async for event in hub.subscribe("chat:1")`.
 
-You are in `hub`. A subscription is a feed like any transport's: it may be as slow as it likes.
+Layer: hub.
+
+A subscription is a feed like any transport's: it may be as slow as it likes.
 """
 
 from __future__ import annotations

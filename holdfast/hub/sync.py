@@ -1,6 +1,8 @@
 """The hub for threads: the same calls, blocking.
 
-You are in `hub`. For code without an event loop: Celery tasks, Django views, scripts. Calls run on the hub's loop if
+Layer: hub.
+
+For code without an event loop: Celery tasks, Django views, scripts. Calls run on the hub's loop if
 it has one, else on a loop of its own in a daemon thread.
 """
 

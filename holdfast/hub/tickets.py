@@ -1,6 +1,8 @@
 """Tickets: a short, signed leave to open one stream, for EventSource, which can send no token.
 
-You are in `hub`. A ticket stands in a URL, and URLs end up in logs, so a ticket alone opens a stream for a minute only.
+Layer: hub.
+
+A ticket stands in a URL, and URLs end up in logs, so a ticket alone opens a stream for a minute only.
 The stream it opened gives out cursors with a seal; whoever comes back with one is that stream, for as long as the
 identity behind it lives. Tickets are not stored: any process with the key knows them. Safe to change: the fields, since
 a ticket lives as long as a page. Not safe: believing anything of a ticket before its signature.

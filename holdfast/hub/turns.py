@@ -1,6 +1,8 @@
-"""the turn scheduler: which agent works on which message.
+"""The turn scheduler: which agent works on which message.
 
-You are in `hub`. A user message in a channel that agents serve is stored as pending, in the same commit. the turn scheduler
+Layer: hub.
+
+A user message in a channel that agents serve is stored as pending, in the same commit. The turn scheduler
 offers what is pending to the workers that match, by a claim that is stored before the work begins: so exactly one
 process works on a message, and when it dies another takes over. What is pending is known again after any crash, since
 the store answers that; the turn scheduler itself holds nothing that it could not read anew.

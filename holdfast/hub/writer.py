@@ -1,6 +1,8 @@
 """A message being written in this process.
 
-You are in `hub`. `MessageWriter.append` accepts text at once and lets the committer come for it: whatever gathered
+Layer: hub.
+
+`MessageWriter.append` accepts text at once and lets the committer come for it: whatever gathered
 while a commit ran goes into the next one as one append. What was accepted is kept until it is stored, through a
 store that fails for a while. Only documented names of `MessageWriter` are public.
 """
@@ -51,8 +53,8 @@ class MessageWriter:
     """Writes one streaming message. Made by `Hub.message`; used by one task at a time."""
 
     __slots__ = (  # it has more attributes than Python finds fast in a dictionary
-        "_caller",
         "_author",
+        "_caller",
         "_create",
         "_error",
         "_flying",
@@ -70,11 +72,11 @@ class MessageWriter:
         "_live",
         "_longest",
         "_parts",
-        "_surrogates",
         "_pen_part",
         "_queue",
         "_requests",
         "_retry",
+        "_surrogates",
         "_text_parts",
         "_texts",
         "_texts_part",

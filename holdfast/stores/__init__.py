@@ -1,6 +1,8 @@
 """Where logs are kept: the interface (`base`), and stores in memory and in an SQLite file.
 
-You are in `stores`. `open_url` is how the rest of the product comes to a store; the URLs are a public setting.
+Layer: stores.
+
+`open_url` is how the rest of the product comes to a store; the URLs are a public setting.
 """
 
 from __future__ import annotations

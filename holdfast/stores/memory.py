@@ -1,6 +1,8 @@
 """The memory store: the same promises in plain dicts, gone with the process.
 
-You are in `stores`. For tests, and for channels that need not survive. It keeps its content between `close` and
+Layer: stores.
+
+For tests, and for channels that need not survive. It keeps its content between `close` and
 `open`, and several hubs of one event loop may share it, as if it were a server of its own.
 """
 

@@ -1,6 +1,8 @@
 """The SQLite store: one file, one thread, one connection.
 
-You are in `stores`. This is the part that event loops see; it hands everything to a thread (`thread`) that alone
+Layer: stores.
+
+This is the part that event loops see; it hands everything to a thread (`thread`) that alone
 touches the file (`sqlite_engine`, and below it `sqlite_file`, `sqlite_documents` and `sqlite_log`). So commits,
 questions, checkpoints and housekeeping never meet, and a question sees all that was committed before it was asked.
 Questions are rare: the hub keeps live channels in memory.

@@ -1,6 +1,8 @@
 """Sizes of slots, the rows that hold text and are never moved (see `sqlite_file`), and how documents lie in them.
 
-You are in `stores`. The sizes may be changed freely, the form of a body may not: two bytes that say how many of the
+Layer: stores.
+
+The sizes may be changed freely, the form of a body may not: two bytes that say how many of the
 following count, and zeros at the end. (The log's rows have a form of their own.)
 """
 

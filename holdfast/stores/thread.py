@@ -1,6 +1,8 @@
 """One thread that does all of a store's blocking work, one piece after the other.
 
-You are in `stores`. Work is asked for from any event loop and answered there; the thread knows nothing of what it
+Layer: stores.
+
+Work is asked for from any event loop and answered there; the thread knows nothing of what it
 does. An error goes to whoever asked and never ends the thread. After each piece of work, and when none comes for a
 while, it calls `spare(is_idle)`, which may do a little of its own and says after how many seconds it wants to be called
 if nothing else comes: 0 for at once, None for never.

@@ -1,6 +1,8 @@
 """What every store promises: the full meaning of `holdfast.stores.base`.
 
-You are in `testing`. A store's own test file is this class and one fixture:
+Layer: testing.
+
+A store's own test file is this class and one fixture:
 
     class TestMyStore(StoreContract):
         @pytest.fixture

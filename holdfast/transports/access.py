@@ -1,6 +1,8 @@
 """The door: who is let in.
 
-You are in `transports`. Closed by default: any web page can reach a loopback port, and any proxy makes the whole world
+Layer: transports.
+
+Closed by default: any web page can reach a loopback port, and any proxy makes the whole world
 look like loopback. So without a verifier only this machine's own programs and pages come in, and nobody through a
 proxy. With a verifier it alone says who somebody is; here only origins are checked. Every rule is one of
 `docs/protocol.md`, "The door"; loosening one needs a decision record.

@@ -1,6 +1,8 @@
 """The ASGI app: which request goes where, and what the server itself asks of us.
 
-You are in `transports`. Plain requests go through Starlette (routes, CORS, static files); streams, long polls and
+Layer: transports.
+
+Plain requests go through Starlette (routes, CORS, static files); streams, long polls and
 sockets go straight from here to the endpoint that speaks ASGI, since they live long and many. The app works mounted
 anywhere: it looks at the path below `root_path`, starts the hub on first use, and answers `lifespan` if it is asked.
 """

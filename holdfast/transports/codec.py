@@ -1,6 +1,8 @@
 """JSON in and out: how a peer's bytes become requests, and how answers become fields.
 
-You are in `transports`. HTTP and WebSocket share this, so that the same mistake gets the same code on both. Which code
+Layer: transports.
+
+HTTP and WebSocket share this, so that the same mistake gets the same code on both. Which code
 a mistake gets is part of the protocol (`docs/protocol.md`, "Errors"); the wording is not.
 """
 

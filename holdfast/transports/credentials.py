@@ -1,6 +1,8 @@
 """Passports: who is at the other end of a connection that stays, until when, and how that is prolonged.
 
-You are in `transports`. A request is over before anything about its sender changes; a stream or a socket is not. So it
+Layer: transports.
+
+A request is over before anything about its sender changes; a stream or a socket is not. So it
 holds a credentials: the identity, the moment of its end, and the slot that it takes among the client's connections.
 `leave` must be called when the connection is over.
 """

@@ -1,6 +1,8 @@
 """The frames of clients (`docs/protocol.md`, 7.2): what each may say.
 
-You are in `transports`. Names of types and fields are part of the wire; new optional fields are welcome. What frames
+Layer: transports.
+
+Names of types and fields are part of the wire; new optional fields are welcome. What frames
 do is `session`'s.
 """
 

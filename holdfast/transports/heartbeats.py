@@ -1,6 +1,8 @@
 """One timer for all heartbeats of a hub.
 
-You are in `transports`. A timer or a task for each viewer would cost more than the viewer itself; here an idle viewer
+Layer: transports.
+
+A timer or a task for each viewer would cost more than the viewer itself; here an idle viewer
 is one entry in a set. Members with the same period are spread over its seconds, so that a thousand heartbeats are not
 one burst.
 """

@@ -1,6 +1,8 @@
 """HTTP: everything that a client asks and is answered at once.
 
-You are in `transports`. The table at the end is the one of `docs/protocol.md`, "HTTP"; each handler checks the
+Layer: transports.
+
+The table at the end is the one of `docs/protocol.md`, "HTTP"; each handler checks the
 identity, decodes, asks the hub, and says what the answer says. Streams and long polls are routed before this
 (`transports.app`): they outlive their request objects.
 """

@@ -1,6 +1,8 @@
 """Long poll: for networks that let nothing through but requests with answers.
 
-You are in `transports`. One request is one answer: what is missed at once, or the next batch when it comes. A feed
+Layer: transports.
+
+One request is one answer: what is missed at once, or the next batch when it comes. A feed
 lives only as long as the request; the cursor is the same as on every other transport, with one field more: a place in
 the channel's presence, which is not in the log. Between two polls nobody else remembers what the poller was told.
 """
@@ -35,13 +37,13 @@ async def poll(app: Open, scope: Scope, receive: Receive, send: Send, channel: s
     try:
         identity = credentials.identity
         resume_limits = resume_limits_of(hub, identity, channel)
-        since = known_since(past, since_of(scope, query))
+        since = known_since(resume_limits, since_of(scope, query))
         history = allowed_history(identity, channel, query.whole("history", 0, hub.limits.history))
         wait_s = query.whole("wait_s", 0, MAX_WAIT_S)
         woken = asyncio.Event()
         feed = await hub.attach(channel, since, history=history, flush_ms=0, wake=woken.set, has_passing=True)
         try:
-            visit = _Visit(hub, feed, since, past)
+            visit = _Visit(hub, feed, since, resume_limits)
             events = await visit.begin()
             if not events and scope["method"] != "HEAD":
                 patience_s = min(DEFAULT_WAIT_S if wait_s is None else wait_s, credentials.left_s())
@@ -73,7 +75,7 @@ class _Visit:
         self.hub = hub
         self.feed = feed
         self._since = since
-        self._resume_limits = past
+        self._resume_limits = resume_limits
         self._presence_state = feed.channel.presence_state
         self._life = self._presence_state.life = self._presence_state.life or hub.clock.new_epoch()
         self._told = self._told_of(since)  # position in the presence state; None: nothing that counts here

@@ -1,6 +1,8 @@
 """One answer as a stream: `thinking`, `answer`, `done`, for twenty lines of JavaScript or `curl -N`.
 
-You are in `transports`. Whoever reads this stream only adds up text, so no character may come twice: the id of an
+Layer: transports.
+
+Whoever reads this stream only adds up text, so no character may come twice: the id of an
 event is a cursor that also says how much of each part was sent (`d0.12.340`: parts 0 and 1 have 12 and 340 characters
 there, and `done` was sent; `m…`: it was not). Text that is replaced after it was sent is not told here: the channel's
 own stream does that.

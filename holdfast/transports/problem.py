@@ -1,6 +1,8 @@
 """Errors as HTTP says them: `application/problem+json`, with a stable code.
 
-You are in `transports`. `http` and the streaming endpoints both answer with these.
+Layer: transports.
+
+`http` and the streaming endpoints both answer with these.
 """
 
 from __future__ import annotations

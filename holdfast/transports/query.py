@@ -1,6 +1,8 @@
 """Query parameters: numbers within their bounds, or a clear refusal.
 
-You are in `transports`. A cursor is never refused: what is not a cursor is no cursor (`core.cursor`).
+Layer: transports.
+
+A cursor is never refused: what is not a cursor is no cursor (`core.cursor`).
 """
 
 from __future__ import annotations

@@ -1,6 +1,8 @@
 """How far back a viewer may look: a cursor is a wish to be told all that came since, and anybody can write one.
 
-You are in `transports`. Whoever holds `history` may come with any cursor. Whoever may only subscribe is owed what comes
+Layer: transports.
+
+Whoever holds `history` may come with any cursor. Whoever may only subscribe is owed what comes
 from the moment they attached: their cursors are marked, for the client and the channel, and one that is not marked is
 no cursor. How a mark looks may change freely, since cursors are opaque; that nobody else can make one may not.
 """

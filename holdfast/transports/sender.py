@@ -1,6 +1,8 @@
 """Sinks: one connection's way out, one message at a time, never a queue.
 
-You are in `transports`. An owner (an event stream, a socket) writes a message when the sender is not busy, and is told
+Layer: transports.
+
+An owner (an event stream, a socket) writes a message when the sender is not busy, and is told
 when it is free again. What could not be sent meanwhile is not kept here: the owner takes what it is owed when it is
 told, joined. There are two ways of sending, and owners cannot tell them apart:
 

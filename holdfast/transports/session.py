@@ -1,6 +1,8 @@
 """A socket's session: what client frames ask for and which frames are sent, without any I/O.
 
-You are in `transports`. A `Session` is driven by whoever has a connection, a real one (`websocket`) or a simulator's:
+Layer: transports.
+
+A `Session` is driven by whoever has a connection, a real one (`websocket`) or a simulator's:
 
 - call `receive(text, now_s=)` for each frame that comes, while not `is_full`;
 - whenever `wake` was called, and after each frame that could be written, ask `frame_to_send(now_s=)` for the next one,
@@ -346,7 +348,7 @@ class Session:
             return None
         if feed.is_behind:  # what is said in passing comes after what is in the log
             self._ready[attachment] = None
-        past = attachment.past
+        resume_limits = attachment.resume_limits
         frames = (
             batch.frames
             if resume_limits is None or not batch.cursor
@@ -581,11 +583,11 @@ class Session:
         self._begin(partial(self._attach, frame, attachment), 0)
 
     async def _attach(self, frame: AttachFrame, attachment: Attachment) -> None:
-        past = attachment.resume_limits = resume_limits_of(self._hub, self.identity, attachment.channel)
+        resume_limits = attachment.resume_limits = resume_limits_of(self._hub, self.identity, attachment.channel)
         try:
             feed = await self._hub.attach(
                 attachment.channel,
-                known_since(past, parse_cursor(frame.since) if isinstance(frame.since, str) else None),
+                known_since(resume_limits, parse_cursor(frame.since) if isinstance(frame.since, str) else None),
                 history=allowed_history(self.identity, attachment.channel, frame.history),
                 flush_ms=frame.flush_ms,
                 wake=attachment.wake,

@@ -1,6 +1,8 @@
 """A socket's agent, as the turn scheduler knows it: the frames `work`, `turn`, `turn.renew` and `turn.done`.
 
-You are in `transports`. A turn that a socket has is leased: its agent renews it, and when the socket breaks it is
+Layer: transports.
+
+A turn that a socket has is leased: its agent renews it, and when the socket breaks it is
 another's soon.
 """
 

@@ -1,6 +1,8 @@
 """Server-Sent Events: a channel's events as they happen, for EventSource, `curl -N` and our own clients.
 
-You are in `transports`. A stream is a feed with a sender: woken, it takes what it is owed as one batch and writes it.
+Layer: transports.
+
+A stream is a feed with a sender: woken, it takes what it is owed as one batch and writes it.
 Nothing is queued, and an idle stream is a few small objects; so keep requests, headers and closures out of it.
 `docs/protocol.md`, "SSE", is the contract; the framing of events is `hub.feed`'s, since it is shared by all streams.
 """
@@ -62,10 +64,10 @@ class EventStream:
         "_is_ours",
         "_ping",
         "_seal",
-        "feed",
         "credentials",
-        "resume_limits",
+        "feed",
         "ping_s",
+        "resume_limits",
         "sender",
     )
 
@@ -209,7 +211,7 @@ async def _channel_stream(app: Open, scope: Scope, send: Send, channel: str) -> 
         identity = credentials.identity
         identity.check("subscribe", channel)
         resume_limits = resume_limits_of(hub, identity, channel)
-        since = known_since(past, since_of(scope, query))
+        since = known_since(resume_limits, since_of(scope, query))
         history = allowed_history(identity, channel, query.whole("history", 0, hub.limits.history))
         flush_ms = query.whole("flush_ms", 0, 1000)
         ping_s = query.whole("ping_s", 2, HEARTBEAT_S)
@@ -218,7 +220,7 @@ async def _channel_stream(app: Open, scope: Scope, send: Send, channel: str) -> 
             return None
         credentials.sit()
         stream = EventStream(app, send, credentials, is_ours=is_ours, ping_s=ping_s)
-        stream.resume_limits = past
+        stream.resume_limits = resume_limits
         stream.feed = await hub.attach(
             channel, since, history=history, flush_ms=flush_ms, wake=stream.wake, has_passing=True
         )

@@ -1,6 +1,8 @@
 """Tickets over HTTP: a token, shown once in a header, for a stream that can send none.
 
-You are in `transports`. What a ticket is stands in `hub.tickets`; `sse.admit_stream` takes it at the door.
+Layer: transports.
+
+What a ticket is stands in `hub.tickets`; `sse.admit_stream` takes it at the door.
 """
 
 from __future__ import annotations

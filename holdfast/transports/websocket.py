@@ -1,8 +1,10 @@
 """WebSocket: carries frames between an ASGI connection and its session.
 
-You are in `transports`. What frames mean is `session`'s; here are only the handshake, who is at the other end (`auth`),
-the sender, and the end. As few tasks as possible: the ASGI call receives, and writing is driven by whoever has something
-to say.
+Layer: transports.
+
+What frames mean is `session`'s; here are only the handshake, who is at the other end (`auth`),
+the sender, and the end. As few tasks as possible: the ASGI call receives, and writing is driven by the component that has
+data to send.
 """
 
 from __future__ import annotations
@@ -218,8 +220,8 @@ class Socket:
         "_room",
         "_tasks",
         "credentials",
-        "session",
         "sender",
+        "session",
     )
 
     def __init__(self, hub: HubCore, credentials: Credentials, send: Send, frames: Frames) -> None:

@@ -1,6 +1,8 @@
 """What goes wrong in the middle of a benchmark leaves no figure: its row says what happened, and what was seen then.
 
-You are in `tests`. Each benchmark is run small (`tests/bench/small.py`) on the real processes; what goes wrong is real
+Layer: tests.
+
+Each benchmark is run small (`tests/bench/small.py`) on the real processes; what goes wrong is real
 as well: a process is killed, a port is taken, a limit is set, a disk is full.
 """
 

@@ -1,6 +1,8 @@
 """The benchmarks themselves: each runs, small, on real processes; and what is wrong or cannot be measured is said.
 
-You are in `tests`. Nothing here says how fast anything is: these runs are far too short for that.
+Layer: tests.
+
+Nothing here says how fast anything is: these runs are far too short for that.
 """
 
 from __future__ import annotations

@@ -1,6 +1,8 @@
 """One browser tab on the demo page, and what it shows.
 
-You are in `tests`. Chromium's offline switch does not cut open streams, so faults are made at TCP (`FaultProxy`) or by
+Layer: tests.
+
+Chromium's offline switch does not cut open streams, so faults are made at TCP (`FaultProxy`) or by
 ending the server.
 """
 

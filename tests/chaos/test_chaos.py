@@ -1,6 +1,8 @@
 """Real faults with real processes, a little of each; `make chaos` strikes more often and for longer.
 
-You are in `tests`. A failure tells its seed, what differs, what happened before, and where everything is kept.
+Layer: tests.
+
+A failure tells its seed, what differs, what happened before, and where everything is kept.
 """
 
 from __future__ import annotations

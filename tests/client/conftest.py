@@ -1,6 +1,7 @@
 """A hub in memory, and clients at the end of a wire that can be cut.
 
-You are in `tests`.
+Layer: tests.
+
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """A server that says what a test tells it to: for what a real one says rarely, or never.
 
-You are in `tests`.
+Layer: tests.
+
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """The plain calls, against a real hub: what they answer and what they raise.
 
-You are in `tests`.
+Layer: tests.
+
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """The page about the client says what is so.
 
-You are in `tests`.
+Layer: tests.
+
 """
 
 from __future__ import annotations

@@ -1,6 +1,8 @@
 """A real server, a real network in between, and what both do to a message that is being written.
 
-You are in `tests`. Nothing may be lost or doubled: what is stored, and what a viewer shows, is what was appended.
+Layer: tests.
+
+Nothing may be lost or doubled: what is stored, and what a viewer shows, is what was appended.
 """
 
 from __future__ import annotations

@@ -1,6 +1,8 @@
 """The way back: what ends a connection, what is sent again, and when a client gives up.
 
-You are in `tests`. The other side is a script, since a real server says most of this rarely.
+Layer: tests.
+
+The other side is a script, since a real server says most of this rarely.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """Presence, commands, signals and turns, on a real hub, over connections that come and go.
 
-You are in `tests`.
+Layer: tests.
+
 """
 
 from __future__ import annotations

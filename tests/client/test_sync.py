@@ -1,6 +1,7 @@
 """The blocking client: a script's view of a real server.
 
-You are in `tests`.
+Layer: tests.
+
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """Who we are to a server that checks: real tokens, and a real hub that believes those of its secret for a while.
 
-You are in `tests`.
+Layer: tests.
+
 """
 
 from __future__ import annotations

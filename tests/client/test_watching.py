@@ -1,6 +1,7 @@
 """Watching a channel: views and subscriptions, over connections that come and go.
 
-You are in `tests`.
+Layer: tests.
+
 """
 
 from __future__ import annotations

@@ -1,6 +1,8 @@
 """Writing over the network: what a block means, what is refused, and what bounds it.
 
-You are in `tests`. That nothing is lost is a law, in `test_writer_laws`.
+Layer: tests.
+
+That nothing is lost is a law, in `test_writer_laws`.
 """
 
 from __future__ import annotations

@@ -1,6 +1,8 @@
 """The law of writing over a network: whatever is cut, refused or lost, what is stored is what was accepted.
 
-You are in `tests`. The hub is a real one; connections end after a drawn number of frames, the frame that would be the
+Layer: tests.
+
+The hub is a real one; connections end after a drawn number of frames, the frame that would be the
 last is lost, and requests are refused for now as a busy server does.
 """
 

@@ -1,6 +1,8 @@
 """A connection in memory between a client and a real hub, which can be cut between any two frames.
 
-You are in `tests`. No bytes, no ports, no processes: so a law can be tried hundreds of times. What real sockets add is
+Layer: tests.
+
+No bytes, no ports, no processes: so a law can be tried hundreds of times. What real sockets add is
 in `test_faults`.
 """
 

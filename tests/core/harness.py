@@ -1,6 +1,8 @@
 """A harness in front of one channel: requests go in, decisions come out, a batch is stored when the test says so.
 
-You are in `tests`. Where `worlds` draws random channels, this spells out one, request by request.
+Layer: tests.
+
+Where `worlds` draws random channels, this spells out one, request by request.
 """
 
 from __future__ import annotations

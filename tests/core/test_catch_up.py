@@ -1,6 +1,8 @@
 """What a viewer is owed, event by event, in the situations that occur (`docs/protocol.md`, 3.3 and 4).
 
-You are in `tests`. Every batch is written out; the laws in `test_laws` say what holds for all of them.
+Layer: tests.
+
+Every batch is written out; the laws in `test_laws` say what holds for all of them.
 """
 
 from __future__ import annotations

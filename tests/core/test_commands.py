@@ -1,6 +1,8 @@
 """Commands: what is stored, who answers, and what the server carries out (`docs/protocol.md`, commands).
 
-You are in `tests`. A command is answered once; a `cancel` works whether anybody listens or not.
+Layer: tests.
+
+A command is answered once; a `cancel` works whether anybody listens or not.
 """
 
 from __future__ import annotations
@@ -247,7 +249,7 @@ def test_what_an_app_does_to_its_objects_later_does_not_reach_the_log(harness: L
     assert (known.data, known.reply.data) == ({"x": [1]}, {"x": [1]})
 
 
-def presence(count: int) -> list[Caller]:
+def people(count: int) -> list[Caller]:
     return [Caller(id=f"person-{number}", may_write=False) for number in range(count)]
 
 

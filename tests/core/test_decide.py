@@ -1,6 +1,8 @@
 """What is granted and what is refused, one rule at a time (`docs/protocol.md`, 8.2, 8.3 and 11).
 
-You are in `tests`. Refusals are raised; whoever is refused leaves the batch as it was.
+Layer: tests.
+
+Refusals are raised; whoever is refused leaves the batch as it was.
 """
 
 from __future__ import annotations

@@ -1,6 +1,8 @@
 """Documents: a message as a store keeps it, and the way back (`docs/decisions/0001`).
 
-You are in `tests`. `Shelf` (in `worlds`) keeps documents as a store does: the newest head, all segments since the
+Layer: tests.
+
+`Shelf` (in `worlds`) keeps documents as a store does: the newest head, all segments since the
 last fresh document, and the entries since.
 """
 

@@ -1,6 +1,8 @@
 """The laws of the log and the fold, each as a property.
 
-You are in `tests`. A failure that shrinks to something instructive becomes a vector in `tests/vectors/`.
+Layer: tests.
+
+A failure that shrinks to something instructive becomes a vector in `tests/vectors/`.
 """
 
 from __future__ import annotations

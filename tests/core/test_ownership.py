@@ -1,6 +1,8 @@
 """Who may ask what of whose message, as tables (`docs/protocol.md`, 8.3; `docs/security.md`).
 
-You are in `tests`. Capabilities are the transports' business; these are the rules that hold behind them. A column is
+Layer: tests.
+
+Capabilities are the transports' business; these are the rules that hold behind them. A column is
 somebody who asks, a row is a request, a cell is "ok" or the code of the refusal.
 """
 

@@ -1,6 +1,8 @@
 """Half a character is held back until its other half comes: `tests/vectors/surrogates.json`, as in the browser.
 
-You are in `tests`. The writer is the hub's own, and what it sends is what is stored.
+Layer: tests.
+
+The writer is the hub's own, and what it sends is what is stored.
 """
 
 from __future__ import annotations

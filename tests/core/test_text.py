@@ -1,6 +1,8 @@
 """Growing text against a plain string: content, slices, lengths at a serial, forks, and what it costs.
 
-You are in `tests`. Costs are checked as counts and ratios with room to spare, never as a race against the clock.
+Layer: tests.
+
+Costs are checked as counts and ratios with room to spare, never as a race against the clock.
 """
 
 from __future__ import annotations

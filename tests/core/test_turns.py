@@ -1,6 +1,8 @@
 """Turns and leases: who works on a message, who writes, and for how long (`docs/protocol.md`, agents).
 
-You are in `tests`. Claims and leases are entries that no viewer sees: they move the channel's serial and no version.
+Layer: tests.
+
+Claims and leases are entries that no viewer sees: they move the channel's serial and no version.
 """
 
 from __future__ import annotations

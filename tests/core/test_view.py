@@ -1,6 +1,8 @@
 """The viewer's side against the vectors that every client passes (`tests/vectors/README.md`).
 
-You are in `tests`. JavaScript runs the same files.
+Layer: tests.
+
+JavaScript runs the same files.
 """
 
 from __future__ import annotations

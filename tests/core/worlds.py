@@ -1,6 +1,8 @@
 """Random channels for the property tests: requests as clients make them, decided and folded by the real core.
 
-You are in `tests`. A `World` is one channel: its log, its durable state, and every text each part ever had, so that
+Layer: tests.
+
+A `World` is one channel: its log, its durable state, and every text each part ever had, so that
 a test can tell a prefix of the truth from anything else.
 """
 

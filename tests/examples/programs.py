@@ -1,6 +1,8 @@
 """The example programs, loaded and looked at as their users do.
 
-You are in `tests`. An example is loaded from its file, since `examples` is no package; each test gets one of its own,
+Layer: tests.
+
+An example is loaded from its file, since `examples` is no package; each test gets one of its own,
 whose store lies in the test's folder, and which does not wait between tokens.
 """
 

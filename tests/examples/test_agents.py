@@ -1,6 +1,8 @@
 """The examples with agents, an old endpoint, and logins: real servers, real sockets, real processes.
 
-You are in `tests`. What a person sees in the browser is in `test_pages`.
+Layer: tests.
+
+What a person sees in the browser is in `test_pages`.
 """
 
 from __future__ import annotations

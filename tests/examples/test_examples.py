@@ -1,6 +1,8 @@
 """The examples do what they say, under test clients, middleware and prefixes, and under a real server.
 
-You are in `tests`. What a person sees in the browser is in `test_pages`.
+Layer: tests.
+
+What a person sees in the browser is in `test_pages`.
 """
 
 from __future__ import annotations

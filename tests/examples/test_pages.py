@@ -1,6 +1,8 @@
 """The examples' pages, in Chromium: what their docstrings say that one sees.
 
-You are in `tests`. The server runs in the test's own process, so that a test can say how fast an example's model is.
+Layer: tests.
+
+The server runs in the test's own process, so that a test can say how fast an example's model is.
 """
 
 from __future__ import annotations

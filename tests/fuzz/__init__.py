@@ -1,6 +1,8 @@
 """Fuzzing: everything that a peer can send, drawn from a seed, against the real thing.
 
-You are in `tests.fuzz`. `python -m tests.fuzz --seconds 60` runs all targets; `--help` says the rest. An input is plain
+Layer: tests.fuzz.
+
+`python -m tests.fuzz --seconds 60` runs all targets; `--help` says the rest. An input is plain
 JSON (a target says of what form), so that each is a file which anybody can read: `corpus/<target>/` holds those that
 begin a run, and every one that ever found something. `test_fuzz.py` replays the whole corpus and runs a fixed number
 of new inputs of each target.

@@ -1,6 +1,8 @@
 """`python -m tests.fuzz [TARGETS] --seconds 60 --seed 1`: look for inputs that break something.
 
-You are in `tests.fuzz`. Ends with 1 if it found any; each is printed small, and kept in the corpus as a regression. The
+Layer: tests.fuzz.
+
+Ends with 1 if it found any; each is printed small, and kept in the corpus as a regression. The
 seconds are for all targets together, and for new inputs: what is in the corpus is run before. With `--keep` inputs that
 reached new code are kept in the corpus, too.
 """

@@ -1,6 +1,8 @@
 """Which code an input reaches: pairs of lines that follow each other, in the files that peers talk to.
 
-You are in `tests.fuzz`. `sys.settrace` makes a run some ten times slower, so only a share of runs is looked at; it
+Layer: tests.fuzz.
+
+`sys.settrace` makes a run some ten times slower, so only a share of runs is looked at; it
 needs nothing that is not in Python, on every version that we support.
 """
 

@@ -1,6 +1,8 @@
 """The target `cursors`: what a viewer comes back with, on every transport, and whether `resumed` is true.
 
-You are in `tests.fuzz`. A channel has a past: a log that was deleted, then one with every kind of entry. An input is
+Layer: tests.fuzz.
+
+A channel has a past: a log that was deleted, then one with every kind of entry. An input is
 `{steps}`; a step comes with a cursor (`text`, or `at`: the one that was given out at that serial, with `and` behind it)
 by a way (`via`), or writes something more. Whoever comes with a true cursor must end with what is stored; whoever
 does not must get a new start; and nobody is refused.

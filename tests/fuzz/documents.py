@@ -1,6 +1,8 @@
 """The target `documents`: a SQLite file whose rows are damaged, or written by a Holdfast that knows more.
 
-You are in `tests.fuzz`. Nothing here comes from a peer; a disk may do it, a newer version, or somebody with a tool. A
+Layer: tests.fuzz.
+
+Nothing here comes from a peer; a disk may do it, a newer version, or somebody with a tool. A
 file holds messages of every kind. An input is `{edits}`, and an edit is made in one place:
 
 - `document` (its key) and `blob` (0: the head, others: segments), or `log` (a slot): what stands `at` a path, in

@@ -1,6 +1,8 @@
 """The loop: draw an input, run it, keep it if it reached something new, make it small if it found something.
 
-You are in `tests.fuzz`. A run is decided by its target, its seed, the corpus and how many inputs it has: never by the
+Layer: tests.fuzz.
+
+A run is decided by its target, its seed, the corpus and how many inputs it has: never by the
 clock, except where it is told to end after so many seconds (then the inputs are the same, only fewer or more).
 """
 

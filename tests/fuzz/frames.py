@@ -1,6 +1,8 @@
 """The target `frames`: WebSocket messages, in process: every frame of the protocol, in any order and of any form.
 
-You are in `tests.fuzz`. An input is `{setup, query, headers, subprotocols, steps}`; a step is a frame (`json`, or
+Layer: tests.fuzz.
+
+An input is `{setup, query, headers, subprotocols, steps}`; a step is a frame (`json`, or
 `text` as it stands), or `binary`, or `wait_s`, or `stall_s` (the peer takes nothing for so long), or `times` around
 `steps`.
 What a correct peer can count on is checked: each frame is answered once, with its `ref`; events obey the client rules.

@@ -1,6 +1,8 @@
 """The target `identities`: a hub with a verifier, and people who may do some things and not others.
 
-You are in `tests.fuzz`. An input is `{setup, steps}`. A step is a request (as of `requests`), or a `socket` with frames
+Layer: tests.fuzz.
+
+An input is `{setup, steps}`. A step is a request (as of `requests`), or a `socket` with frames
 (as of `frames`, and `{auth, ref}`), or `wait_s`. `as` says who asks: the claims of a token (`sub`, `can`, `exp` in
 seconds from the beginning, `nbf`, `aud`), how it is shown (`by`, `line`), and what was done to it (`sign`, `spoil`).
 `ticket` puts a ticket that was given out into the query, `cursor` one of the cursors, counted from the first.

@@ -1,6 +1,8 @@
 """How inputs are changed: JSON by its structure, text and bytes by what breaks parsers.
 
-You are in `tests.fuzz`. Everything is drawn from the `Random` that is given, and from nothing else, so that a seed says
+Layer: tests.fuzz.
+
+Everything is drawn from the `Random` that is given, and from nothing else, so that a seed says
 it all. Targets bring the words of their own; what stands here is what every parser has to fear.
 """
 

@@ -1,6 +1,8 @@
 """The target `requests`: everything over HTTP, in process. Bodies, headers, queries, paths, streams and polls.
 
-You are in `tests.fuzz`. An input is `{setup, steps}`; a step is a request: `method`, `path` (as in the request line),
+Layer: tests.fuzz.
+
+An input is `{setup, steps}`; a step is a request: `method`, `path` (as in the request line),
 `query`, `headers`, and `json` or `body` (bytes, see `mutate.to_bytes`). `cuts` says in how many pieces the body comes,
 `ends: false` that it never ends, `beside: true` that it goes on while others come, `hold_s` how long it is read,
 `block_s` how slowly. Where a query says `{ticket}` the last ticket that was given out is put in, after `spoil`

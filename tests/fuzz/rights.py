@@ -1,6 +1,8 @@
 """Who may do what, written once more: what a token says, and which operation needs which capability.
 
-You are in `tests.fuzz`. Nothing here asks the product: a token is read, believed and matched with channels by code of
+Layer: tests.fuzz.
+
+Nothing here asks the product: a token is read, believed and matched with channels by code of
 its own, and `needs_of_request` and `needs_of_frame` are a table that `test_fuzz` compares with the one of
 `tests.transports.permissions`, and so with `docs/security.md`. What is said here is what may be granted at most; whose
 a message is comes on top, and is the business of others.

@@ -1,6 +1,8 @@
 """The target `stored`: what stores decode, with bytes changed as no log should ever have them.
 
-You are in `tests.fuzz`. Nothing here comes from a peer; a disk may do it, though. An input is the bytes of an operation
+Layer: tests.fuzz.
+
+Nothing here comes from a peer; a disk may do it, though. An input is the bytes of an operation
 (see `mutate.to_bytes`): it is refused as `msgspec` refuses, or it is an operation that is written and read alike.
 """
 

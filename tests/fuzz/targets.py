@@ -1,6 +1,7 @@
 """All targets, by name, in the order in which they are run.
 
-You are in `tests.fuzz`.
+Layer: tests.fuzz.
+
 """
 
 from __future__ import annotations

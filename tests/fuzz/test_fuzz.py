@@ -19,7 +19,7 @@ import pytest
 from holdfast.core.cursor import Cursor
 from holdfast.core.errors import MethodNotAllowed
 from holdfast.hub import tickets, tokens
-from holdfast.transports import answer, session, sse
+from holdfast.transports import message_stream, session, sse
 from tests.fuzz import mutate
 from tests.fuzz.__main__ import main
 from tests.fuzz.engine import CORPUS, Finding, Target, check, fuzz, read_corpus, shrink, written
@@ -105,8 +105,8 @@ def any_form(text: str | None) -> Cursor | None:
     return Cursor(epoch, int(serial)) if serial.isdecimal() else None
 
 
-def one_too_many(cursor: Cursor | None) -> answer.Told:
-    return answer.Told([1])
+def one_too_many(cursor: Cursor | None) -> message_stream.Told:
+    return message_stream.Told([1])
 
 
 def believe_anything(keys: object, algorithm: str, token: str) -> dict[str, Any]:
@@ -123,7 +123,7 @@ MUTANTS: list[tuple[str, object, str, object, str]] = [
     ("frames", session.Session, "_detach", forget_to_answer, "answers"),
     ("requests", sse.EventStream, "close", stay_in_the_channel, "leak"),
     ("cursors", sse, "parse_cursor", any_form, "resumed"),
-    ("cursors", answer, "told_by", one_too_many, "told"),
+    ("cursors", message_stream, "told_by", one_too_many, "told"),
     ("tokens", tokens, "_claims_by", believe_anything, "forged"),
     ("requests", tickets.Tickets, "_is_signed", sign_everything, "forged"),
 ]

@@ -15,7 +15,7 @@ from holdfast.hub import tickets, tokens
 from holdfast.hub.hub import HubCore
 from holdfast.hub.identity import Identity, Scope
 from holdfast.hub.rates import ConnectionSlot
-from holdfast.transports import answer, credentials, door, http, longpoll, past, session, sse
+from holdfast.transports import access, credentials, http, longpoll, message_stream, resume_limits, session, sse
 from tests.fuzz.engine import check
 from tests.fuzz.identities import Identities
 from tests.fuzz.rights import FREE_FRAMES, needs_of_frame, needs_of_request, rights_in, token_of
@@ -162,10 +162,10 @@ MUTANTS: list[tuple[str, object, str, object]] = [
     ("granted", http, "check_create", forgets_parts),
     ("granted", tickets.Tickets, "_is_sealed", is_always_sealed),
     ("granted", longpoll, "admit_poll", lets_anybody_poll),
-    ("resumed", past.Past, "known", believes_every_cursor),
+    ("resumed", resume_limits.ResumeLimits, "known", believes_every_cursor),
     ("shown", sse, "allowed_history", shows_everything),
     ("shown", longpoll, "allowed_history", shows_everything),
-    ("told", answer, "_is_of", is_of_any_log),
+    ("told", message_stream, "_is_of", is_of_any_log),
     ("outlives", credentials.Credentials, "watch", never_ends),
     ("not narrowed", Identity, "includes", grants_no_less),
     ("other client", credentials.Credentials, "renew", renews_for_anybody),
@@ -175,7 +175,7 @@ MUTANTS: list[tuple[str, object, str, object]] = [
     ("held", tickets.Tickets, "closed", stays),
     ("held", http, "left_s", never_over),
     ("twice", tickets.Tickets, "opened", lets_two_in),
-    ("foreign", door, "check_origin", any_page),
+    ("foreign", access, "check_origin", any_page),
 ]
 
 

@@ -1,6 +1,8 @@
 """The target `tokens`: who somebody claims to be, at the door that lets them in.
 
-You are in `tests.fuzz`. An input is a token in its parts (`header`, `claims`, `sign`: right, wrong, none, or the
+Layer: tests.fuzz.
+
+An input is a token in its parts (`header`, `claims`, `sign`: right, wrong, none, or the
 signature itself), or `raw`, and the line it comes on (`line`: what stands in front). It is refused as unauthenticated,
 or it is signed with the secret, for this audience, not over, and names somebody: the same rules, written once more.
 """

@@ -1,6 +1,8 @@
 """The targets `raw-http` and `raw-socket`: bytes at a real `holdfast serve`, below what libraries send.
 
-You are in `tests.fuzz`. An input of `raw-http` is `{pieces}`, the bytes of a connection; one of `raw-socket` is
+Layer: tests.fuzz.
+
+An input of `raw-http` is `{pieces}`, the bytes of a connection; one of `raw-socket` is
 `{headers, frames}`, where a frame says each of its fields (`fin`, `rsv`, `op`, `mask`, `length`, `payload`, `times`) or
 is `raw`. The server is a process of its own: it may close the connection and may refuse, but not fail, log an error,
 hang, keep the descriptor or spend seconds; and it goes on. What it does cannot be watched line by line.

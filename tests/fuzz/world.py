@@ -1,6 +1,8 @@
 """A hub in virtual time, ASGI by hand, and what must hold whatever a peer sends.
 
-You are in `tests.fuzz`. Every input gets a `World` of its own, so that it alone decides what happens; its clock jumps,
+Layer: tests.fuzz.
+
+Every input gets a `World` of its own, so that it alone decides what happens; its clock jumps,
 so that a poll of a minute costs nothing. The rules here are those of `docs/protocol.md`, read from the page where it
 has a table: no status but those, no code that is not listed, an answer for each request, nothing lost, nothing left.
 """

@@ -1,6 +1,8 @@
 """The running hub against a model: the log that the store really took, folded by the core, is the truth.
 
-You are in `tests`. Hubs, committers, feeds and views are the real ones; the clock is virtual (it jumps to the next
+Layer: tests.
+
+Hubs, committers, feeds and views are the real ones; the clock is virtual (it jumps to the next
 timer, and a loop where everybody waits for ever is a failure), and one seed draws everything: who writes what, when
 the store is slow, refuses, or leaves open whether it stored, when memory is freed, a hub dies, a connection is cut.
 After every complete batch a viewer must show exactly what the log says at its cursor, without a hole. A failure names

@@ -1,6 +1,8 @@
 """Moments that the simulator found: a hub that is closed while it starts, commits of which nobody hears, and the like.
 
-You are in `tests`. Each is one seed's story, told without the rest of its world.
+Layer: tests.
+
+Each is one seed's story, told without the rest of its world.
 """
 
 from __future__ import annotations

@@ -1,6 +1,8 @@
 """Several hubs on one store: what another hub wrote is seen by whoever asks here.
 
-You are in `tests`. The simulator found each of these; the store is the one in memory, said to be shared.
+Layer: tests.
+
+The simulator found each of these; the store is the one in memory, said to be shared.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""the turn scheduler: who gets which turn, when something newer interrupts, and when it is tried no more."""
+"""The turn scheduler: who gets which turn, when something newer interrupts, and when it is tried no more."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from holdfast.core.errors import StoreUnavailable
 from holdfast.core.limits import Limits
 from holdfast.core.model import Message
 from holdfast.core.ops import Claim, Command
-from holdfast.hub import scheduler
+from holdfast.hub import turns
 from holdfast.hub.turns import BROKEN_S, LEASE_S
 from holdfast.stores.base import Committed, CommitUnknown, Conflict, Write
 from holdfast.stores.memory import MemoryStore
@@ -33,18 +33,18 @@ class Worker:
 
     is_local = False
 
-    def __init__(self, name: str = "far", when_busy: scheduler.WhenBusy = "queue") -> None:
+    def __init__(self, name: str = "far", when_busy: turns.WhenBusy = "queue") -> None:
         self.name = name
         self.pattern = "chat:*"
         self.when_busy = when_busy
         self.free = 10
-        self.begun: list[scheduler.Turn] = []
+        self.begun: list[turns.TurnOffer] = []
         self.over: list[tuple[str, str]] = []
 
-    def begin(self, turn: scheduler.Turn) -> None:
+    def begin(self, turn: turns.TurnOffer) -> None:
         self.begun.append(turn)
 
-    def ended(self, turn: scheduler.Turn, state: str) -> None:
+    def ended(self, turn: turns.TurnOffer, state: str) -> None:
         self.over.append((turn.message_id, state))
 
 

@@ -1,6 +1,8 @@
 """When text is stored that only viewers wait for: in time for the end of their window, and no sooner.
 
-You are in `tests`. Time is virtual, so that what is late is late by a number.
+Layer: tests.
+
+Time is virtual, so that what is late is late by a number.
 """
 
 from __future__ import annotations

@@ -1,6 +1,8 @@
 """A strict viewer in process, for the hub's tests.
 
-You are in `tests`. It keeps a `core.view.View`, and a gap is a failure.
+Layer: tests.
+
+It keeps a `core.view.View`, and a gap is a failure.
 """
 
 from __future__ import annotations

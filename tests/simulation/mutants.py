@@ -1,6 +1,8 @@
 """Mistakes that were made, or nearly made, while such systems were built; the simulator must find each.
 
-You are in `tests`. Each function breaks the product in one place, by a monkeypatch, as somebody might who changes that
+Layer: tests.
+
+Each function breaks the product in one place, by a monkeypatch, as somebody might who changes that
 place without knowing why it is as it is. A mistake that becomes impossible goes; a new kind of mistake that slipped
 through everything comes in.
 """
@@ -15,8 +17,8 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
+from holdfast.core import catch_up, decide_work
 from holdfast.core import decide as decisions
-from holdfast.core import decide_work, owed
 from holdfast.core.decide import Decision, decide
 from holdfast.core.draft import Draft
 from holdfast.core.events import (
@@ -37,7 +39,7 @@ from holdfast.core.requests import AppendText
 from holdfast.core.state import ChannelState, MessageState, Tail
 from holdfast.core.text import Text
 from holdfast.hub import channel as channels
-from holdfast.hub import committer, hooks, people
+from holdfast.hub import committer, hooks, presence
 from holdfast.hub.channel import Channel
 from holdfast.hub.committer import Committer
 from holdfast.hub.feed import EncodedBatch, Feed, Group
@@ -47,7 +49,7 @@ from holdfast.hub.leases import LeaseMonitor
 from holdfast.hub.presence_state import PresenceState
 from holdfast.hub.turns import LEASE_S, TurnOffer, TurnScheduler, Worker
 from holdfast.stores.base import Committed, Conflict, Head, Moved, Write
-from holdfast.transports import answer, codec
+from holdfast.transports import codec, message_stream
 from holdfast.transports.frames import DeleteFrame
 from holdfast.transports.http import caller_of
 from holdfast.transports.session import Session
@@ -91,7 +93,7 @@ def count_one_mark_too_many(patch: pytest.MonkeyPatch) -> None:
 
 def count_one_mark_too_many_for_viewers(patch: pytest.MonkeyPatch) -> None:
     """The same where only those who come back are told of it: what is stored is whole."""
-    appends = owed._appends
+    appends = catch_up._appends
 
     def ahead(message_id: str, index: int, text: Text, since: int, ends: list[int]) -> Iterator[MessageAppend]:
         start = text.length_at(since + 1)
@@ -100,14 +102,14 @@ def count_one_mark_too_many_for_viewers(patch: pytest.MonkeyPatch) -> None:
             if rest := event.text[at - event.at :]:
                 yield replace(event, at=at, text=rest)
 
-    patch.setattr(owed, "_appends", ahead)
+    patch.setattr(catch_up, "_appends", ahead)
 
 
 def begin_one_past_the_cursor(patch: pytest.MonkeyPatch) -> None:
     """A cursor names what comes next."""
 
     def off_by_one(state: ChannelState, since: int, *, limit: int) -> list[StoredEvent] | None:
-        return owed.events_since(state, min(since + 1, state.serial), limit=limit)
+        return catch_up.events_since(state, min(since + 1, state.serial), limit=limit)
 
     patch.setattr(channels, "events_since", off_by_one)
 
@@ -205,13 +207,13 @@ def decide_on_arrival(patch: pytest.MonkeyPatch) -> None:
 
 def label_an_update_with_its_own_serial(patch: pytest.MonkeyPatch) -> None:
     """An update is the update's entry, and that has a serial."""
-    message_since = owed._message_since
+    message_since = catch_up._message_since
 
     def labelled(message: MessageState, tail: Tail, since: int) -> Iterator[MessageEvent]:
         for event in message_since(message, tail, since):
             yield replace(event, serial=message.edited) if isinstance(event, MessageUpdate) else event
 
-    patch.setattr(owed, "_message_since", labelled)
+    patch.setattr(catch_up, "_message_since", labelled)
 
 
 def trust_the_wake_up(patch: pytest.MonkeyPatch) -> None:
@@ -336,7 +338,7 @@ def what_waits_is_forgotten_at_a_restart(patch: pytest.MonkeyPatch) -> None:
 
 def the_grace_is_forgotten(patch: pytest.MonkeyPatch) -> None:
     """Whose last connection is gone has left."""
-    patch.setattr(people, "GRACE_S", 0.0)
+    patch.setattr(presence, "GRACE_S", 0.0)
 
 
 def presence_carries_a_cursor(patch: pytest.MonkeyPatch) -> None:
@@ -368,22 +370,22 @@ def nobody_looks_at_the_clock_for_commands(patch: pytest.MonkeyPatch) -> None:
 
 def an_end_comes_without_the_rest(patch: pytest.MonkeyPatch) -> None:
     """Whoever is told that it is over looks at the message anyway."""
-    framed = answer.framed
+    framed = message_stream.framed
 
     def without_text(told: Sequence[tuple[str, str]], status: str | None, cursor: str) -> bytes:
         return framed(told if status is None else [], status, cursor)
 
-    patch.setattr(answer, "framed", without_text)
+    patch.setattr(message_stream, "framed", without_text)
 
 
 def a_stream_says_nothing_of_the_end(patch: pytest.MonkeyPatch) -> None:
     """Nothing more comes, and that is what an end is."""
-    framed = answer.framed
-    patch.setattr(answer, "framed", lambda told, status, cursor: framed(told, None, cursor))
+    framed = message_stream.framed
+    patch.setattr(message_stream, "framed", lambda told, status, cursor: framed(told, None, cursor))
 
 
 def what_passes_waits_for_a_pause_of_the_text(patch: pytest.MonkeyPatch) -> None:
-    """Text comes first; the rest comes when nothing of the log is owed."""
+    """Text comes first; the rest comes when nothing of the log is catch_up."""
     patch.setattr(Feed, "done", lambda self: self._group.moved() if self.is_behind else None)
 
 
@@ -659,7 +661,7 @@ def wait_on_the_spot_for_a_load(patch: pytest.MonkeyPatch) -> None:
 
 
 def whoever_is_behind_is_told_again_at_once(patch: pytest.MonkeyPatch) -> None:
-    """Until all have taken what they are owed."""
+    """Until all have taken what they are catch_up."""
     release = Group._release
 
     def release_all(self: Group) -> None:

@@ -1,6 +1,7 @@
 """What is told of a seed that fails.
 
-You are in `tests`.
+Layer: tests.
+
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """Proof that the simulator sees what it must: every bug of `planted` is found.
 
-You are in `tests`.
+Layer: tests.
+
 """
 
 from __future__ import annotations

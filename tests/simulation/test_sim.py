@@ -1,6 +1,8 @@
 """Hundreds of seeds, each a small world in which everything goes wrong.
 
-You are in `tests`. A seed that fails prints its story and how to run it again; `make sim SEEDS=10000` runs more.
+Layer: tests.
+
+A seed that fails prints its story and how to run it again; `make sim SEEDS=10000` runs more.
 """
 
 from __future__ import annotations

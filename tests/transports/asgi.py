@@ -1,6 +1,7 @@
 """One request to an ASGI app, made by hand: for scopes that no client would send.
 
-You are in `tests`.
+Layer: tests.
+
 """
 
 from __future__ import annotations

@@ -1,6 +1,8 @@
 """Hubs behind real servers and behind none, for every test of this folder.
 
-You are in `tests`. `served` is a hub behind uvicorn on this event loop, once for each way of sending; `http` asks a hub
+Layer: tests.
+
+`served` is a hub behind uvicorn on this event loop, once for each way of sending; `http` asks a hub
 through ASGI alone, which is enough where nothing streams.
 """
 

@@ -1,6 +1,8 @@
 """Who may do what, as data: every operation of every transport, what it needs, and whose message it is about.
 
-You are in `tests`. `test_permissions` runs each cell against the real app on every transport that offers the operation,
+Layer: tests.
+
+`test_permissions` runs each cell against the real app on every transport that offers the operation,
 and compares the tables of `docs/security.md` with what `tables()` makes of this; `python -m
 tests.transports.permissions` writes them there. An operation that is not in here fails a test.
 """

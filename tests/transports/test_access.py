@@ -217,7 +217,7 @@ async def test_a_verifier_may_refuse_in_our_words() -> None:
 
 
 async def test_a_verifier_has_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(door, "VERIFY_TIMEOUT_S", 0.01)
+    monkeypatch.setattr(access, "VERIFY_TIMEOUT_S", 0.01)
 
     async def slow(scope: Any) -> Identity | None:
         await asyncio.Event().wait()

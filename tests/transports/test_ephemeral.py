@@ -1,6 +1,8 @@
 """What is said in passing waits behind no answer: presence and signals beside text that never pauses.
 
-You are in `tests`. Time is virtual. At each look at the channel there is more text, as when a writer elsewhere appends
+Layer: tests.
+
+Time is virtual. At each look at the channel there is more text, as when a writer elsewhere appends
 faster than the flush window.
 """
 

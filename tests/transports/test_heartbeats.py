@@ -1,4 +1,4 @@
-"""the heartbeats: one timer, every member at least once in its period."""
+"""The heartbeats: one timer, every member at least once in its period."""
 
 from __future__ import annotations
 

@@ -59,7 +59,7 @@ CAROL = Caller(id="carol")
 SERVER = Caller(is_server=True)
 
 
-class PresenceTracker:
+class People:
     """An `authenticate`: whoever shows a token that was given out here is who it was given for."""
 
     def __init__(self) -> None:
@@ -97,7 +97,7 @@ class Place:
 
     def __init__(self, hub: Hub, people: People) -> None:
         self.hub = hub
-        self.presence = people
+        self.people = people
         self.token = people.token
 
     async def ask(
@@ -224,7 +224,7 @@ class Wire:
 
 @pytest.fixture
 async def place() -> AsyncIterator[Place]:
-    people = PresenceTracker()
+    people = People()
     hub = new_hub(authenticate=people, client_limits=PLENTY)
     await hub.start()
     yield Place(hub, people)
@@ -953,7 +953,7 @@ async def guarded() -> AsyncIterator[Place]:
     verifier = jwt_verifier(secret=SECRET, audience="chat", leeway_s=0, now_s=lambda: NOW_S)
     hub = new_hub(authenticate=verifier, client_limits=PLENTY, clock=Noon())
     await hub.start()
-    yield Place(hub, PresenceTracker())
+    yield Place(hub, People())
     await hub.close()
 
 

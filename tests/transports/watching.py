@@ -1,6 +1,7 @@
 """What tests of streams share: nasty texts, streams read line by line, and a message written meanwhile.
 
-You are in `tests`.
+Layer: tests.
+
 """
 
 from __future__ import annotations

@@ -1,6 +1,8 @@
 """Sources: `await pipe(message, stream)` writes a model's stream into a message, whatever SDK it is of.
 
-You are in `agents.sources`. A stream is recognised by its shape (`recognise`), each module below understands one kind
+Layer: agents.sources.
+
+A stream is recognised by its shape (`recognise`), each module below understands one kind
 of it and says what it means in five words (`vocabulary`), and `writing` writes them. No SDK is ever imported here.
 What others rely on is `pipe`, `Piped`, `ToolCall`, the two errors and the names of the sources; `docs/sources.md`
 says which events become what.

@@ -1,6 +1,8 @@
 """What an upstream, the model's provider or its SDK, can do to us.
 
-You are in `agents.sources`. Codes are stable. `detail` is public: it holds no word of the provider's but a short code
+Layer: agents.sources.
+
+Codes are stable. `detail` is public: it holds no word of the provider's but a short code
 that looks like one. What the provider said in full stays on the exception that is the cause, for the log.
 """
 

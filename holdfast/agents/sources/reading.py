@@ -1,6 +1,8 @@
 """Reading what a provider sent without trusting it: fields may be missing, of another type, or huge.
 
-You are in `agents.sources`. SDKs build their objects without validation, so a field holds whatever the JSON held.
+Layer: agents.sources.
+
+SDKs build their objects without validation, so a field holds whatever the JSON held.
 """
 
 from __future__ import annotations

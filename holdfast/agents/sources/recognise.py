@@ -1,6 +1,8 @@
 """Which source a stream is of: by the module its class is defined in, else by the shape of its first event.
 
-You are in `agents.sources`. Nothing is imported to find out: whoever has an object of an SDK has the SDK.
+Layer: agents.sources.
+
+Nothing is imported to find out: whoever has an object of an SDK has the SDK.
 """
 
 from __future__ import annotations

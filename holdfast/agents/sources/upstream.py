@@ -1,6 +1,8 @@
 """An open stream: its events one by one, whatever kind of iterator it is, and its end, early or not.
 
-You are in `agents.sources`. Blocking iterators run in a thread of their own, one item ahead at most. A stream that is
+Layer: agents.sources.
+
+Blocking iterators run in a thread of their own, one item ahead at most. A stream that is
 left early is closed at once, and nobody waits long for an SDK to agree: the provider must see it within a second.
 """
 

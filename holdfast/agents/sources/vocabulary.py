@@ -1,6 +1,8 @@
 """What every source says, whatever its SDK calls it: the five changes that `Writing` writes.
 
-You are in `agents.sources`. All of it may change freely; the modules of this folder are its only users.
+Layer: agents.sources.
+
+All of it may change freely; the modules of this folder are its only users.
 """
 
 from __future__ import annotations

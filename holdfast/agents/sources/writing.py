@@ -1,6 +1,8 @@
 """The one loop's hand: writes what sources say through the public methods of a `MessageWriter`.
 
-You are in `agents.sources`. `Piped` and `ToolCall` are public.
+Layer: agents.sources.
+
+`Piped` and `ToolCall` are public.
 """
 
 from __future__ import annotations

@@ -1,6 +1,8 @@
 """A model's provider on loopback: answers over real sockets what a test scripted, and sees who leaves.
 
-You are in `tests`. It knows HTTP/1.1 and nothing of models; `wires` says what each provider's bytes are.
+Layer: tests.
+
+It knows HTTP/1.1 and nothing of models; `wires` says what each provider's bytes are.
 """
 
 from __future__ import annotations

@@ -1,6 +1,8 @@
 """What providers put on the wire: the same answer in each one's own words.
 
-You are in `tests`. Every script is the answer that `ANSWER` describes: thought, text with an emoji whose halves come
+Layer: tests.
+
+Every script is the answer that `ANSWER` describes: thought, text with an emoji whose halves come
 in two events, a tool call whose input comes in three, and what it cost.
 """
 
