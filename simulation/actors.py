@@ -4,7 +4,8 @@ Layer: simulation.
 
 Each behaves as the protocol asks of a good client: it keeps its text until it is stored,
 resends what was not answered, goes back where it was refused for now. So every refusal that is not due to
-the conditions or to another writer's doing is a violation, and so is every answer that was not stored when it was given.
+the conditions or to another writer's doing is a violation, and so is every answer that was not stored
+when it was given.
 """
 
 from __future__ import annotations

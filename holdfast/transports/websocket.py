@@ -3,8 +3,8 @@
 Layer: transports.
 
 What frames mean is `session`'s; here are only the handshake, who is at the other end (`auth`),
-the sender, and the end. As few tasks as possible: the ASGI call receives, and writing is driven by the component that has
-data to send.
+the sender, and the end. As few tasks as possible: the ASGI call receives, and writing is driven by the component
+that has data to send.
 """
 
 from __future__ import annotations

@@ -1,0 +1,191 @@
+"""The language of comments, docstrings, error texts and documents, measured and bounded.
+
+Layer: tests.
+
+The rules are those of a technical writer: name the component that acts, use the field's standard term, and give every
+relative clause a noun. A machine cannot judge prose, but it can count two habits that made ours hard to read:
+indefinite pronouns ("whoever comes late"), and relative clauses without a noun before them ("what is stored").
+`python -m tests.test_language [PATH ...]` prints the figures of each folder and the lines that count most.
+"""
+
+import ast
+import io
+import re
+import sys
+import tokenize
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+FOLDERS = ("holdfast", "simulation", "chaos", "fuzz", "bench", "examples", "tests", "docs")
+MAX_PRONOUNS = 1.5  # per 1,000 words; websockets, starlette, h11, anyio and trio have 0.0 to 1.1
+MAX_HEADLESS = 1.0  # per 1,000 words; the same packages have 0 to 0.5
+
+PRONOUNS = re.compile(r"\b(?:whoever|whatever|nobody|nothing|somebody|anybody|everybody|whom)\b", re.IGNORECASE)
+_BEFORE = r"(?:of|for|to|by|with|from|and|or|but|than|as|in|on|at|about|after|before|is|are|was|only|all|not|also|so|where|also)"
+HEADLESS = re.compile(
+    # "what is stored", "who comes late" at the start of a sentence or clause, or behind a preposition or conjunction
+    r"(?:(?:^|[.;:,(]\s+|[-–—]\s+)|\b" + _BEFORE + r"\s+)(?:who|what)\s+(?!if\b|about\b|to\b)[a-z]+(?!\?)"
+    # "a part that is none", "the answer was no HTTP", but not "there is no"
+    r"|\b(?:is|are|was|were)\s+none\b"
+    r"|(?<!there )(?<!There )\b(?:is|are|was|were)\s+no\s+(?!longer\b|more\b|less\b|fewer\b|later\b|\w*er\b)[a-z]+",
+    re.MULTILINE,
+)
+# Words of a private dialect. Each has a standard term in docs/glossary.md.
+PRIVATE_WORDS = frozenset(
+    "asker desk door ears owed passport pen planted roster seat sink warden weather wheel".split()
+)
+
+
+class Line(NamedTuple):
+    """One line of prose, and where it stands."""
+
+    path: Path
+    number: int
+    text: str
+
+
+def folder_of(path: Path) -> str:
+    """Return the folder that `path` counts for: two levels deep in the package and in the tests."""
+    parts = path.relative_to(ROOT).parts
+    return "/".join(parts[: 2 if parts[0] in ("holdfast", "tests") and len(parts) > 2 else 1])
+
+
+def prose_of(path: Path) -> Iterator[Line]:
+    """Yield the comments, docstrings and error texts of a Python or JavaScript file, or the text of a document."""
+    text = path.read_text()
+    if path.suffix == ".md":
+        yield from _document(path, text)
+    elif path.suffix == ".js":
+        yield from _javascript(path, text)
+    else:
+        yield from _python(path, text)
+
+
+def _document(path: Path, text: str) -> Iterator[Line]:
+    is_code = False
+    for number, line in enumerate(text.splitlines(), 1):
+        if line.lstrip().startswith(("```", "~~~")):
+            is_code = not is_code
+        elif not is_code:
+            yield Line(path, number, re.sub(r"`[^`]*`", "`code`", line))
+
+
+def _javascript(path: Path, text: str) -> Iterator[Line]:
+    for number, line in enumerate(text.splitlines(), 1):
+        if comment := re.search(r"(?:^\s*(?://|/?\*+)|\s//\s)(.*)", line):
+            yield Line(path, number, comment[1].strip())
+
+
+def _python(path: Path, text: str) -> Iterator[Line]:
+    for token in tokenize.generate_tokens(io.StringIO(text).readline):
+        if token.type == tokenize.COMMENT:
+            yield Line(path, token.start[0], token.string.lstrip("#: "))
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            if node.body and isinstance(first := node.body[0], ast.Expr) and isinstance(first.value, ast.Constant):
+                if isinstance(first.value.value, str):
+                    for offset, line in enumerate(first.value.value.splitlines()):
+                        yield Line(path, first.lineno + offset, line.strip())
+        elif isinstance(node, ast.Raise) and node.exc is not None:
+            for part in ast.walk(node.exc):
+                if isinstance(part, ast.Constant) and isinstance(part.value, str) and " " in part.value:
+                    yield Line(path, part.lineno, part.value)
+
+
+def files(*folders: str) -> list[Path]:
+    """Return the files whose prose counts: Python, JavaScript and documents, without vendored code and decisions."""
+    found = [
+        path
+        for folder in folders or FOLDERS
+        for path in ([ROOT / folder] if (ROOT / folder).is_file() else sorted((ROOT / folder).rglob("*")))
+        if path.suffix in (".py", ".js", ".md") and not {"node_modules", "decisions", "vendor"} & set(path.parts)
+    ]
+    return found if folders else [*found, *(ROOT / name for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md"))]
+
+
+class Figures:
+    """What one folder counts: words, and the lines with each habit."""
+
+    def __init__(self) -> None:
+        self.words = 0
+        self.pronouns: list[Line] = []
+        self.headless: list[Line] = []
+
+    def add(self, line: Line) -> None:
+        self.words += len(re.findall(r"[A-Za-z']+", line.text))
+        self.pronouns += [line] * len(PRONOUNS.findall(line.text))
+        self.headless += [line] * len(HEADLESS.findall(line.text))
+
+    def rate(self, lines: list[Line]) -> float:
+        """Return how many of `lines` there are per 1,000 words."""
+        return 1000 * len(lines) / max(self.words, 1)
+
+
+def figures(paths: list[Path]) -> dict[str, Figures]:
+    """Return the figures of each folder that `paths` lie in."""
+    found: dict[str, Figures] = defaultdict(Figures)
+    for path in paths:
+        for line in prose_of(path):
+            found[folder_of(path)].add(line)
+    return found
+
+
+def shown(lines: list[Line], most: int = 15) -> str:
+    """Return the first `most` lines as text, each with its file and number."""
+    return "\n".join(f"{one.path.relative_to(ROOT)}:{one.number}: {one.text[:140]}" for one in lines[:most])
+
+
+def identifiers(path: Path) -> Iterator[tuple[int, str]]:
+    """Yield each name that a Python file uses, with its line."""
+    for token in tokenize.generate_tokens(io.StringIO(path.read_text()).readline):
+        if token.type == tokenize.NAME:
+            yield token.start[0], token.string
+
+
+def words_of(name: str) -> set[str]:
+    """Return the words of an identifier: `_read_seats` and `ReadSeats` hold `read` and `seats`."""
+    return {word.lower() for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])", name)}
+
+
+ALL = figures(files())
+
+
+@pytest.mark.parametrize("folder", sorted(ALL))
+def test_indefinite_pronouns_are_rare(folder: str) -> None:
+    found = ALL[folder]
+    assert found.rate(found.pronouns) <= MAX_PRONOUNS, shown(found.pronouns)
+
+
+@pytest.mark.parametrize("folder", sorted(ALL))
+def test_relative_clauses_have_a_noun(folder: str) -> None:
+    found = ALL[folder]
+    assert found.rate(found.headless) <= MAX_HEADLESS, shown(found.headless)
+
+
+def test_private_words_are_no_identifiers() -> None:
+    used = [
+        f"{path.relative_to(ROOT)}:{number}: {name}"
+        for path in files()
+        if path.suffix == ".py"
+        for number, name in identifiers(path)
+        if PRIVATE_WORDS & words_of(name)
+    ]
+    assert not used, "\n".join(used[:20])
+
+
+def main(paths: list[str]) -> None:
+    """Print the figures of each folder, or of the files given, with the lines that count."""
+    for folder, found in sorted(figures(files(*paths)).items()):
+        rates = f"{found.rate(found.pronouns):6.1f} pronouns {found.rate(found.headless):6.1f} headless"
+        print(f"{folder:24} {found.words:7} words {rates} per 1,000")
+        if paths:
+            print(shown([*found.pronouns, *found.headless], 400))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
