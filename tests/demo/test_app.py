@@ -310,5 +310,5 @@ async def test_the_page_and_its_files_are_served_under_a_strict_policy() -> None
         for name in ("demo/demo.js", "demo/demo.css", "demo/icon.svg"):
             assert f"/holdfast/web/{name}" in page.text
             assert (await here.http.get(f"/holdfast/web/{name}")).status_code == 200
-        for name in ("demo/asking.js", "demo/people.js", "demo/approvals.js", "demo/me.js", "client.js", "view.js"):
+        for name in ("demo/unsent.js", "demo/people.js", "demo/approvals.js", "demo/me.js", "client.js", "view.js"):
             assert (await here.http.get(f"/holdfast/web/{name}")).status_code == 200
