@@ -186,7 +186,7 @@ describe("a connection", () => {
     w.pass(1)
     assert.equal(channel.state, "reconnecting")
     assert.ok(w.socket.isClosed)
-    w.socket.drop() // the old socket's own end comes late, and has no effect
+    w.socket.drop() // the late end of the old socket has no effect
     w.pass(250)
     w.socket.open()
     w.sockets[0].drop()
@@ -656,7 +656,7 @@ describe("a producer", () => {
       channel.append("r", "a\ud83d", 0).catch(() => {})
       channel.append("r", "\ude00", at).catch(() => {})
       channel.append("r", "\ud83d", 2).catch(() => {})
-      channel.append("r", "z", 7).catch(() => {}) // elsewhere: what was held belongs to a place that was left
+      channel.append("r", "z", 7).catch(() => {}) // another offset: the held half is dropped
       await settled()
       assert.deepEqual(sent(w).map(({ at, text }) => [at, text]), [[0, "a"], [1, "\u{1f600}"], [7, "z"]])
     }
@@ -835,7 +835,7 @@ describe("people", () => {
     assert.equal(told, 1)
     assert.deepEqual(channel.getSnapshot().presence, { members: [member("ann", { name: "Ann" }, 2)], count: 1 })
     w.socket.events("c", null, { type: "presence.leave", id: "ann" })
-    assert.deepEqual(channel.getSnapshot().presence.count, 1) // told soon, as every unfinished batch
+    assert.deepEqual(channel.getSnapshot().presence.count, 1) // shown soon, like every unfinished batch
     w.pass(20)
     assert.deepEqual(channel.getSnapshot().presence, { members: [], count: 0 })
     assert.equal(channel.cursor, "e:1")
@@ -873,7 +873,7 @@ describe("people", () => {
     w.pass(250)
     w.socket.open()
     assert.deepEqual(w.socket.sentOf("presence"), [{ channel: "c", data: { name: "Ann" } }])
-    w.socket.drop() // before it was answered
+    w.socket.drop() // before its response
     w.pass(500)
     w.socket.open()
     assert.deepEqual(w.socket.sentOf("presence"), [{ channel: "c", data: { name: "Ann" } }])
@@ -916,7 +916,7 @@ describe("people", () => {
     const put = ["PUT", path, { data: { name: "Ann" }, lease_s: 90 }]
     assert.deepEqual(w.http.requests, [put])
     w.pass(29_000)
-    w.source.receive({ type: "ping" }) // or the stream is given up, which would enter again as well
+    w.source.receive({ type: "ping" }) // else the stream is given up, and the client would enter again too
     assert.equal(w.http.calls.length, 1)
     w.pass(1_000)
     await settled()

@@ -87,5 +87,5 @@ export function* seeds(count) {
 const shapes = () => [Object.prototype, Array.prototype, Map.prototype, Function.prototype].map((one) => Reflect.ownKeys(one).length)
 const SHAPES = JSON.stringify(shapes())
 
-/** Has nobody's input changed what all objects share? */
+/** Return whether the shared prototypes are unchanged by the inputs. */
 export const isUnpolluted = () => JSON.stringify(shapes()) === SHAPES

@@ -182,7 +182,7 @@ class Server {
     return { type: "channel.attached", channel: "c", epoch: String(epoch), serial, resumed, ...more }
   }
 
-  /** The first batch of a viewer that comes with `cursor`. */
+  /** Return the first batch of a viewer that attaches with `cursor`. */
   attach(cursor) {
     const [epoch, since] = (cursor ?? "0:0").split(":").map(Number)
     if (epoch === this.epoch && this.random.chance(0.9)) return [this.attached(true), ...this.catchUp(since)]
@@ -194,7 +194,7 @@ class Server {
     return [this.attached(false, { before, more: page.length < present.length }), ...updates.sort(bySerial)]
   }
 
-  /** All that came after `since`: joined, or entry by entry. */
+  /** Return all events after `since`: joined, or entry by entry. */
   catchUp(since) {
     const events = this.random.chance(0.3) ? this.entries.slice(since) : this.joined(since)
     return structuredClone(events)
@@ -213,7 +213,7 @@ class Server {
     if (edited > since) return [{ type: "message.update", serial: version, message: this.render(message) }]
     const events = message.parts.flatMap((part, index) => this.partsAndAppends(message, part, index, since))
     if (finished > since && takenOver > finished) {
-      // Its end was undone since: the model keeps only the last one, so the message is sent whole.
+      // A takeover has undone its end: the model keeps only the last end, so the message is sent whole.
       return [{ type: "message.update", serial: version, message: this.render(message) }]
     }
     if (takenOver > since) events.push({ type: "message.takeover", serial: takenOver, id })
@@ -227,7 +227,7 @@ class Server {
       events.push(this.partEvent(message, index, part.opened, part.opening))
     }
     if (part.changed > since) events.push(this.partEvent(message, index, part.changed, part.value))
-    // Sometimes from an earlier mark: more than is missing, which viewers drop.
+    // Sometimes from an earlier mark: viewers drop the overlap.
     const mark = this.random.chance(0.3) ? this.random.upTo(since + 1) : since
     let at = lengthAt(part, Math.max(part.changed, mark))
     let sent = Math.max(since, part.changed)
@@ -318,7 +318,7 @@ class Viewer {
     }
   }
 
-  /** Everything arrives, every page is read. */
+  /** Deliver every frame and merge every page. */
   settle() {
     this.take()
     while (this.frames.length) this.receive()

@@ -1,7 +1,8 @@
 /**
  * People: the present people and agents, their activity, and the people who are typing.
  *
- * Members control their own data, so it enters the page as text and is trusted no further. Scripts and tests may rely on `data-member-id`, `data-kind` and `data-state` of the list's items.
+ * Members control their own data, so it enters the page as text and is trusted no further. Scripts and tests may rely
+ * on `data-member-id`, `data-kind` and `data-state` of the list's items.
  * @module
  */
 
