@@ -243,10 +243,10 @@ async def test_a_name_is_text_and_can_be_changed(browser: Browser, conversation:
 
 async def test_the_page_reports_a_missing_agent(browser: Browser, conversation: Conversation) -> None:
     page = await open_page(browser, Conversation(conversation.server, "lobby:1"))
-    await expect(page.locator("#nobody")).to_be_visible()
+    await expect(page.locator("#no-agent")).to_be_visible()
     await page.goto(conversation.url)
     await expect(page.locator('[data-member-id="guide"]')).to_have_attribute("data-state", "listening")
-    await expect(page.locator("#nobody")).to_be_hidden()
+    await expect(page.locator("#no-agent")).to_be_hidden()
 
 
 async def test_reasoning_and_tools_are_shown_apart_from_the_text(page: Page, conversation: Conversation) -> None:

@@ -106,7 +106,7 @@ function byWhom({ author, role }) {
 function renderPeople({ presence: { members }, state }) {
   people.show(members)
   const agents = members.filter(({ kind }) => kind === "agent")
-  at("nobody").hidden = state !== "live" || agents.length > 0
+  at("no-agent").hidden = state !== "live" || agents.length > 0
   at("who").dataset.state = state
   const diver = agents.find(({ data }) => Number.isInteger(data?.pid))
   at("diver").hidden = !diver
