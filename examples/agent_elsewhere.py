@@ -1,6 +1,6 @@
-"""An agent in a process of its own, here or on another machine, known to the server by a token.
+"""An agent in a process of its own, on this or another machine, which authenticates with a token.
 
-The server needs no code. Make a secret, and serve:
+The server needs no code. Create a secret, and serve:
 
     pip install "holdfast[serve,client]"
     openssl rand -base64 48 > chat.secret
@@ -11,12 +11,12 @@ In a second terminal, start the agent; start it once more in a third. Each messa
     export HOLDFAST_TOKEN=$(python examples/agent_elsewhere.py token bot chat.secret)
     python examples/agent_elsewhere.py
 
-In a fourth, ask. Then ask again, and `kill -9` the agent that answers: the other goes on where it ended.
+In a fourth, ask a question. Then ask again, and `kill -9` the answering agent: the other one continues its answer.
 
     export HOLDFAST_TOKEN=$(python examples/agent_elsewhere.py token ann chat.secret)
     python examples/agent_elsewhere.py ask "Why?"
 
-`HOLDFAST_URL` says where the server is, if it is not on http://127.0.0.1:8000.
+`HOLDFAST_URL` is the address of the server, by default http://127.0.0.1:8000.
 """
 
 import asyncio
@@ -45,24 +45,24 @@ client = Client(URL, token=TOKEN)
 async def answer(turn: Turn) -> None:
     print(f"{turn.message.author} asks, attempt {turn.attempt}: {turn.text}", flush=True)
     async with turn.reply() as message:
-        for token in model(turn.text)[message.length :]:  # all of it, or what a process that died had not yet said
+        for token in model(turn.text)[message.length :]:  # the whole answer, or the rest after a crash
             await message.append(token)
             await asyncio.sleep(PACE_S)
 
 
 def model(question: str) -> str:
-    """Stands in for your model."""
+    """Stand in for your model."""
     return f"You asked: {question}\n" + " ".join(str(count) for count in range(1, 121))
 
 
 async def ask(question: str) -> None:
-    """Ask, and print the answer as it comes."""
-    async with Client(URL, token=TOKEN) as asking, asking.channel("chat:1") as view:
-        asked = await asking.create("chat:1", text=question)
+    """Ask a question, and print the answer while it streams."""
+    async with Client(URL, token=TOKEN) as person, person.channel("chat:1") as view:
+        prompt = await person.create("chat:1", text=question)
         shown = 0
         async for _ in view:
             for message in view.messages:
-                if message.reply_to == asked.id:
+                if message.reply_to == prompt.id:
                     print(message.text[shown:], end="", flush=True)
                     shown = len(message.text)
                     if message.status not in ("streaming", "interrupted"):
@@ -71,7 +71,7 @@ async def ask(question: str) -> None:
 
 
 def token(name: str, secret_file: str) -> str:
-    """Your app gives these out, to whom it knows. This one is good for a day."""
+    """Return a token for one day. Your app issues tokens to the users that it has authenticated."""
     claims = {
         "sub": name,
         "aud": "chat",

@@ -1,10 +1,10 @@
-"""An agent in a FastAPI app: people write, it answers, and anyone may stop it. The app needs no endpoint for that.
+"""An agent in a FastAPI app: it answers people, and each of them may stop it. The app needs no endpoint for that.
 
-Run `python examples/agent_fastapi.py`, open http://127.0.0.1:8000 in two windows and ask something. Both show that the
-agent listens, thinks and answers. Press Stop in the other window, or F5 in either. Kill the process in the middle of an
-answer and start it again: that answer is `interrupted`, and the agent begins another by itself.
+Run `python examples/agent_fastapi.py`, open http://127.0.0.1:8000 in two windows and ask a question. Both show that
+the agent listens, thinks and answers. Press Stop in the other window, or F5 in either. Kill the process in the middle
+of an answer and start it again: that answer is `interrupted`, and the agent begins another by itself.
 
-What is finished is copied to a table of the app's own, by a hook: http://127.0.0.1:8000/archive shows it.
+A hook copies finished messages to a table of the app: http://127.0.0.1:8000/archive shows it.
 """
 
 import asyncio
@@ -27,14 +27,14 @@ PACE_S = 0.05
 
 @hub.agent("chat:*", name="bot")
 async def answer(turn: Turn) -> None:
-    """Called once for each new message of a user. A stop is a cancellation, in here and in the model's stream."""
+    """Answer one new user message. A stop cancels this function and the model's stream."""
     history = await turn.history()
     async with turn.reply() as message:
         await message.pipe(model(history))
 
 
 async def model(history: list[dict[str, str]]) -> AsyncIterator[str]:
-    """Stands in for your model: pipe the stream of a real one instead."""
+    """Stand in for your model: pipe the stream of a real one instead."""
     yield f"You asked: {history[-1]['content']}\n"
     for count in range(2, 121):
         await asyncio.sleep(PACE_S)
@@ -43,13 +43,13 @@ async def model(history: list[dict[str, str]]) -> AsyncIterator[str]:
 
 @hub.on(("message.create", "message.update", "message.finish", "message.delete"), "chat:*", name="archive")
 async def archive(event: HookEvent) -> None:
-    """A finish is the end of what was streamed; what people write is created whole."""
+    """Copy a finished message. A streamed answer ends with a finish; a user message is created whole."""
     if event.message is None or event.message.status != "streaming":
         await asyncio.to_thread(copy, event)
 
 
 def copy(event: HookEvent) -> None:
-    """A hook is called at least once, so the same again must change nothing."""
+    """Write the message to the table. A hook is called at least once, so a repeat must have no effect."""
     with closing(sqlite3.connect(ARCHIVE)) as db, db:
         db.execute("CREATE TABLE IF NOT EXISTS messages (id PRIMARY KEY, channel, author, status, text)")
         if (message := event.message) is None:
@@ -88,7 +88,7 @@ PAGE = """<!doctype html>
     const { messages: shown, presence } = channel.getSnapshot()
     messages.replaceChildren(...shown.map(line))
     const members = presence.members.filter(({ kind }) => kind === "agent")
-    agents.textContent = members.map(({ id, data }) => `${id}: ${data?.state}`).join(", ") || "nobody is listening"
+    agents.textContent = members.map(({ id, data }) => `${id}: ${data?.state}`).join(", ") || "no agent is listening"
     running = shown.find(({ status }) => status === "streaming")
     cancel.disabled = !running
   })

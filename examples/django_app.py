@@ -1,8 +1,8 @@
 """Holdfast beside Django, in one file.
 
 Run `python examples/django_app.py` (or `uvicorn examples.django_app:application`), open http://127.0.0.1:8000, ask
-something and press F5 while it answers. `Remark` goes through an ordinary view in a thread, with `hub.sync`; asking
-goes through an async view. Everything below /holdfast is the hub's, everything else is Django's.
+a question and press F5 during the answer. `Remark` goes through an ordinary view in a thread, with `hub.sync`; `Ask`
+goes through an async view. The hub serves all paths below /holdfast, Django serves the others.
 """
 
 import asyncio
@@ -26,19 +26,19 @@ PACE_S = 0.05
 
 @require_POST
 async def ask(request: HttpRequest) -> HttpResponse:
-    asked = await hub.create(CHANNEL, role="user", author="you", text=request.POST["text"])
-    hub.start_task(answer(asked.id))
-    return JsonResponse({"id": asked.id}, status=201)
+    prompt = await hub.create(CHANNEL, role="user", author="you", text=request.POST["text"])
+    hub.start_task(answer(prompt.id))
+    return JsonResponse({"id": prompt.id}, status=201)
 
 
-async def answer(asked: str) -> None:
-    async with hub.message(CHANNEL, role="assistant", author="bot", reply_to=asked) as message:
+async def answer(prompt_id: str) -> None:
+    async with hub.message(CHANNEL, role="assistant", author="bot", reply_to=prompt_id) as message:
         async for token in model():
             await message.append(token)
 
 
 async def model() -> AsyncIterator[str]:
-    """Stands in for your model."""
+    """Stand in for your model."""
     for count in range(1, 121):
         await asyncio.sleep(PACE_S)
         yield f"{count} "

@@ -1,8 +1,8 @@
-"""Two people edit one text, and neither overwrites the other unawares.
+"""Two people edit one text, and neither overwrites the other by accident.
 
 Run `python examples/edit_notice.py`, open http://127.0.0.1:8000/?me=ann and http://127.0.0.1:8000/?me=bob. When Ann
-saves, Bob is told at once, and what he types is left alone. If he saves all the same without having taken up her text,
-his page is refused with `version_conflict`: it had named the version that it began from.
+saves, Bob's page shows a notice at once and keeps his text. If he saves without merging her text, the hub refuses the
+update with `version_conflict`, because his page names the version that it began from.
 """
 
 from collections.abc import AsyncIterator
@@ -20,7 +20,7 @@ hub = Hub("sqlite:///edit-example.db")
 
 @asynccontextmanager
 async def lifespan(app: Starlette) -> AsyncIterator[None]:
-    # With an id of its own, a create may be repeated: the second time it changes nothing.
+    # A create with an explicit id may be repeated: the second call has no effect.
     await hub.create("page:home", id="text", role="system", text="Welcome. Change me.")
     yield
 
@@ -37,16 +37,16 @@ PAGE = """<!doctype html>
   textarea { width: 100%; height: 12rem }
 </style>
 <textarea id="text"></textarea>
-<p><button id="save" disabled>Save</button> <button id="take" hidden>Take up the other text</button></p>
+<p><button id="save" disabled>Save</button> <button id="take" hidden>Load the other text</button></p>
 <p id="notice" role="status"></p>
 <script type="module">
   import { connect } from "./holdfast/web/client.js"
 
-  const me = new URLSearchParams(location.search).get("me") ?? "somebody"
+  const me = new URLSearchParams(location.search).get("me") ?? "guest"
   const channel = connect({ url: "holdfast", client: me }).channel("page:home")
-  let begun // the message that the text on screen was made from
+  let begun // the message that the text on screen began from
 
-  function takeUp(message) {
+  function load(message) {
     begun = message
     text.value = message.parts[0].text
     take.hidden = true
@@ -58,12 +58,12 @@ PAGE = """<!doctype html>
     const message = latest()
     if (!message || message.version === begun?.version) return
     const isTouched = begun && text.value !== begun.parts[0].text
-    if (!isTouched) takeUp(message)
+    if (!isTouched) load(message)
     take.hidden = !isTouched
     notice.textContent = message.meta?.by ? `${message.meta.by} saved version ${message.version}.` : ""
   })
 
-  take.onclick = () => takeUp(latest())
+  take.onclick = () => load(latest())
   save.onclick = async () => {
     const saved = text.value
     try {

@@ -1,8 +1,8 @@
 """A chat in FastAPI whose answers survive refresh.
 
 Run `python examples/fastapi_app.py` (or `uvicorn examples.fastapi_app:app`), open http://127.0.0.1:8000 and ask
-something. While it answers press F5, open the page a second time, or close it and come back: the answer goes on, since
-it belongs to the hub and not to the request that asked for it. After `kill -9` and a new start the text so far is still
+a question. During the answer press F5, open the page a second time, or close it and open it again: the answer
+continues, since it belongs to the hub and not to the request. After `kill -9` and a new start the text so far is still
 there, marked `interrupted`.
 """
 
@@ -28,19 +28,19 @@ class Question(BaseModel):
 
 @app.post("/chats/{chat}/questions", status_code=201)
 async def ask(chat: str, question: Question) -> dict[str, str]:
-    asked = await hub.create(f"chat:{chat}", role="user", author="you", text=question.text)
-    hub.start_task(answer(f"chat:{chat}", asked.id, question.text))
-    return {"id": asked.id}
+    prompt = await hub.create(f"chat:{chat}", role="user", author="you", text=question.text)
+    hub.start_task(answer(f"chat:{chat}", prompt.id, question.text))
+    return {"id": prompt.id}
 
 
-async def answer(channel: str, asked: str, question: str) -> None:
-    async with hub.message(channel, role="assistant", author="bot", reply_to=asked) as message:
+async def answer(channel: str, prompt_id: str, question: str) -> None:
+    async with hub.message(channel, role="assistant", author="bot", reply_to=prompt_id) as message:
         async for token in model(question):
             await message.append(token)
 
 
 async def model(question: str) -> AsyncIterator[str]:
-    """Stands in for your model: replace it by the stream of a real one."""
+    """Stand in for your model: replace it with the stream of a real one."""
     for count in range(1, 121):
         await asyncio.sleep(PACE_S)
         yield f"You asked: {question}\n" if count == 1 else f"{count} "

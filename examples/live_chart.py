@@ -1,8 +1,8 @@
-"""A chart that is drawn from a log, so that a reload has all of it at once.
+"""A chart that a page draws from a log, so that a reload shows all of it at once.
 
 Run `python examples/live_chart.py`, open http://127.0.0.1:8000, watch the line grow, and press F5. The values of a
-minute are one message, whose text gets a line four times a second: storing a value costs that value, a page that comes
-late is sent the text so far as one event, and pages that are there already only what is new.
+minute are one message, whose text gets a line four times a second. Storing a value costs only that value. A page that
+attaches late gets the text so far as one event, and attached pages get only the new lines.
 """
 
 import asyncio
@@ -21,7 +21,7 @@ from holdfast import Hub
 hub = Hub("sqlite:///chart-example.db")
 
 PACE_S = 0.25
-VALUES = 240  # of a message
+VALUES = 240  # in one message
 
 
 async def measure() -> None:

@@ -1,11 +1,12 @@
-"""Who may do what, by the login that your app has already: a session cookie, and channels for each user.
+"""Authorisation by the login that your app already has: a session cookie, and channels for each user.
 
 Run `python examples/login_fastapi.py`, open http://127.0.0.1:8000 and log in as ann; in a private window, as bob. Each
-has notes that the other cannot see, and both share the lobby. The button tries to read another's notes: 403. After
-"Log out" nothing more is answered; a stream that is open at that moment, in another window, say, ends within a minute.
+has notes that the other cannot see, and both share the lobby. The button tries to read the notes of another user:
+403. After "Log out" the hub refuses all requests; a stream that is still open, for example in another window, ends
+within a minute.
 
-The lobby is watched with the browser's own EventSource, by a ticket. The cookie alone would do here; a ticket is for
-pages that have a token instead, since EventSource can send no header.
+The page watches the lobby with the browser's own EventSource and a ticket. The cookie alone would suffice here; tickets
+are for pages that have a token instead, since EventSource can send no header.
 """
 
 import secrets
@@ -22,9 +23,9 @@ from holdfast import Hub, Identity
 READER = frozenset({"subscribe", "history"})
 WRITER = READER | {"publish", "presence", "command"}
 
-sessions: dict[str, tuple[str, float]] = {}  # stands in for your table: the user, and until when
+sessions: dict[str, tuple[str, float]] = {}  # stands in for your table: the user, and the end of the session
 LASTS_S = 3600.0
-RECHECK_S = 60.0  # an open stream or socket ends after this, and comes back if its user is still logged in
+RECHECK_S = 60.0  # an open stream or socket ends after this, and reconnects if its user is still logged in
 
 
 def user_of(session: str | None) -> tuple[str, float] | None:
@@ -33,7 +34,7 @@ def user_of(session: str | None) -> tuple[str, float] | None:
 
 
 async def authenticate(scope: dict[str, Any]) -> Identity | None:
-    """Asked for each request and socket, and over before a stream begins: a database session may be closed by then."""
+    """Identify the user of a request or socket. It returns before a stream begins, so its session may close then."""
     known = user_of(HTTPConnection(scope).cookies.get("session"))
     if known is None:
         return None
@@ -49,15 +50,15 @@ hub.install(app, "/holdfast")
 
 
 class Login(BaseModel):
-    name: str = Field(pattern="^[a-z]{1,20}$")  # it becomes a part of channel names
+    name: str = Field(pattern="^[a-z]{1,20}$")  # channel names contain it
 
 
 @app.post("/login", status_code=204)
 async def login(who: Login, response: Response) -> None:
-    """Takes everybody's word for it: yours asks for a password."""
+    """Log in without a password; your own login checks one."""
     session = secrets.token_urlsafe(32)
     sessions[session] = (who.name, time.time() + LASTS_S)
-    response.set_cookie("session", session, httponly=True, samesite="lax")  # and secure=True, where there is https
+    response.set_cookie("session", session, httponly=True, samesite="lax")  # and secure=True with https
 
 
 @app.post("/logout", status_code=204)
@@ -104,7 +105,7 @@ You are <b id="me">USER</b>. <button id="logout">Log out</button>
 <h2>The lobby</h2>
 <ul id="lobby"></ul>
 <form id="say"><input name="text" required> <button>Say</button></form>
-<button id="pry">Read another's notes</button> <code id="answer"></code>
+<button id="pry">Read another user's notes</button> <code id="answer"></code>
 <script type="module">
   import { connect } from "./holdfast/web/client.js"
 
@@ -130,16 +131,16 @@ You are <b id="me">USER</b>. <button id="logout">Log out</button>
 
   async function watchLobby() {
     const headers = { "Content-Type": "application/json" }
-    const asked = await fetch("holdfast/v1/tickets", { method: "POST", headers, body: '{"channel":"lobby"}' })
-    if (!asked.ok) return // nobody is logged in any more
-    const { ticket } = await asked.json()
+    const response = await fetch("holdfast/v1/tickets", { method: "POST", headers, body: '{"channel":"lobby"}' })
+    if (!response.ok) return // logged out
+    const { ticket } = await response.json()
     const source = new EventSource(`holdfast/v1/channels/lobby/events?history=20&ticket=${ticket}`)
     source.addEventListener("channel.attached", ({ data }) => JSON.parse(data).resumed || lobby.replaceChildren())
     for (const type of ["message.create", "message.update"]) {
       source.addEventListener(type, ({ data }) => lobby.append(line(JSON.parse(data).message)))
     }
     source.addEventListener("bye", () => {
-      source.close() // its minute is over: ask again
+      source.close() // its minute is over: request a new ticket
       setTimeout(watchLobby, 1000)
     })
   }

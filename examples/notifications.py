@@ -1,9 +1,9 @@
-"""Notifications: whoever was away is told what happened meanwhile, once.
+"""Notifications: a page shows the messages that arrived while it was closed, once.
 
-Run `python examples/notifications.py` and open http://127.0.0.1:8000. Send yourself something; then close the page,
-send more with the `curl` line that it shows, and open it again: what came meanwhile is bold. The page keeps what it
-has shown and one cursor in `localStorage`, so that only the difference travels. It needs no client library but the
-browser's own EventSource, and the server no table of what is unread.
+Run `python examples/notifications.py` and open http://127.0.0.1:8000. Send yourself a message; then close the page,
+send more with the `curl` command that it shows, and open it again: the new messages are bold. The page keeps the shown
+messages and one cursor in `localStorage`, so that the server sends only the difference. It needs no client library but
+the browser's own EventSource, and the server needs no table of unread messages.
 """
 
 from starlette.applications import Starlette
@@ -17,7 +17,7 @@ hub = Hub("sqlite:///notifications-example.db")
 
 
 def notify(request: Request) -> Response:
-    """An ordinary function, which Starlette runs in a thread. A Celery task would do the same."""
+    """Store a notification. Starlette runs this ordinary function in a thread; a Celery task would do the same."""
     stored = hub.sync.create("inbox:you", role="system", author="shop", text=request.query_params["text"])
     return JSONResponse({"id": stored.id}, status_code=201)
 
@@ -72,7 +72,7 @@ PAGE = """<!doctype html>
 """
 
 app = Starlette(routes=[Route("/", page), Route("/notify", notify, methods=["POST"])])
-hub.install(app, "/holdfast")  # starts the hub on the app's event loop, before a thread asks it for something
+hub.install(app, "/holdfast")  # starts the hub on the app's event loop, before a thread calls it
 
 if __name__ == "__main__":
     import uvicorn

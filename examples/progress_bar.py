@@ -1,8 +1,8 @@
-"""A progress bar that everybody sees, also whoever comes in the middle.
+"""A progress bar for all viewers, also for those that attach in the middle.
 
 Run `python examples/progress_bar.py`, open http://127.0.0.1:8000 and press the button; then press F5, or open the page
-twice. A job is a message with one `data` part, which is replaced twenty times a second. Nobody is sent values that are
-out of date already: a reader who was away, or is slow, gets the latest one.
+twice. A job is a message with one `data` part, which is replaced twenty times a second. The hub sends no outdated
+value: a viewer that was disconnected, or is slow, gets the latest one.
 """
 
 import asyncio
@@ -23,7 +23,7 @@ PACE_S = 0.05
 async def job() -> None:
     async with hub.message("jobs", role="tool", author="importer") as message:
         for done in range(STEPS + 1):
-            # The first opens part 0, the others replace it.
+            # The first call opens part 0, the others replace it.
             await message.part({"type": "data", "name": "progress", "data": {"done": done, "of": STEPS}}, index=0)
             await asyncio.sleep(PACE_S)
 
@@ -42,7 +42,7 @@ PAGE = """<!doctype html>
 <meta charset="utf-8">
 <title>Progress</title>
 <style>body { max-width: 40rem; margin: 2rem auto; font: 1rem system-ui } progress { width: 100% }</style>
-<button id="begin">Import something</button>
+<button id="begin">Import data</button>
 <div id="jobs"></div>
 <script type="module">
   import { connect } from "./holdfast/web/client.js"

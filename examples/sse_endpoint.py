@@ -1,14 +1,14 @@
-"""An SSE endpoint that you have already, turned over by one line: answers outlive the request that asked for them.
+"""An existing SSE endpoint with one changed line: its answers outlive the request that started them.
 
-Run `python examples/sse_endpoint.py`, open http://127.0.0.1:8000 and ask something. Reload while it answers, or open
-the same address in a second window: the page asks its endpoint again and gets the same answer, not another one.
+Run `python examples/sse_endpoint.py`, open http://127.0.0.1:8000 and ask a question. Reload during the answer, or
+open the same address in a second window: the page calls its endpoint again and gets the same answer, not another one.
 `curl -N` on the addresses that the page shows prints both styles.
 
 Before, each endpoint ended with
 
     return StreamingResponse(answer(prompt), media_type="text/event-stream")
 
-and a reload threw the answer away.
+and a reload discarded the answer.
 """
 
 import asyncio
@@ -31,18 +31,18 @@ PACE_S = 0.05
 
 @contextmanager
 def session() -> Iterator[sqlite3.Connection]:
-    """Stands in for your database session."""
+    """Stand in for your database session."""
     with closing(sqlite3.connect("sse-app.db")) as db, db:
-        db.execute("CREATE TABLE IF NOT EXISTS asked (prompt)")
+        db.execute("CREATE TABLE IF NOT EXISTS prompts (prompt)")
         yield db
 
 
 async def answer(prompt: str) -> AsyncIterator[str]:
-    """Opens a session of its own, since it lives longer than the request. One of `Depends` ends with the response."""
+    """Stream an answer with a database session of its own. A session of `Depends` would end with the response."""
     with session() as db:
-        db.execute("INSERT INTO asked VALUES (?)", [prompt])
+        db.execute("INSERT INTO prompts VALUES (?)", [prompt])
         db.commit()
-        (times,) = db.execute("SELECT count(*) FROM asked WHERE prompt = ?", [prompt]).fetchone()
+        (times,) = db.execute("SELECT count(*) FROM prompts WHERE prompt = ?", [prompt]).fetchone()
         yield f"You asked: {prompt} (asked {times} times so far)\n"
         for count in range(2, 121):  # stands in for your model
             await asyncio.sleep(PACE_S)
@@ -51,19 +51,19 @@ async def answer(prompt: str) -> AsyncIterator[str]:
 
 @app.get("/chat")
 async def chat(prompt: str, id: str) -> Response:
-    """Plain `data:` lines, and `[DONE]`. The function is handed over, not called: the hub calls it once for each id."""
+    """Return plain `data:` lines, and `[DONE]`. Pass the function itself: the hub calls it once for each id."""
     return hub.stream_response("chat:1", partial(answer, prompt), prompt=prompt, reply_id=id, style="data")
 
 
 @app.get("/chat/events")
 async def chat_events(prompt: str, id: str) -> Response:
-    """The same with named events: `thinking`, `answer`, `done`."""
+    """Return the same with named events: `thinking`, `answer`, `done`."""
     return hub.stream_response("chat:1", partial(answer, prompt), prompt=prompt, reply_id=id)
 
 
 @app.exception_handler(HoldfastError)
 async def refused(request: Request, error: HoldfastError) -> Response:
-    """Such as an id that is none: told as the hub itself tells it, and not as a mistake of ours."""
+    """Report a refusal, such as an invalid id, in the hub's own form instead of as a 500."""
     return JSONResponse(error.problem(), error.status, media_type="application/problem+json")
 
 
@@ -87,7 +87,7 @@ PAGE = """<!doctype html>
     source?.close()
     text.textContent = state.textContent = ""
     if (!location.hash) return
-    const query = location.hash.slice(1) // what was asked, and the answer's id: the page has to know no more
+    const query = location.hash.slice(1) // the prompt and the answer's id are all that the page needs
     plain.textContent = `curl -N '${new URL(`chat?${query}`, location.href)}'`
     named.textContent = `curl -N '${new URL(`chat/events?${query}`, location.href)}'`
     source = new EventSource(`chat?${query}`)

@@ -1,10 +1,10 @@
 """One answer on a page without any client library: Starlette, and the browser's own EventSource.
 
-Run `python examples/starlette_app.py`, open http://127.0.0.1:8000 and press the button. The answer's address stands
-behind the `#`, so press F5 while it runs, or send the link to a second window: each gets the text so far at once and
-then what follows. `curl -N` on the same address, shown on the page, prints the bare stream.
+Run `python examples/starlette_app.py`, open http://127.0.0.1:8000 and press the button. The answer's id is behind
+the `#` of the address, so press F5 while it runs, or open the link in a second window: each page gets the text so far
+at once and then the live text. `curl -N` on the address that the page shows prints the raw stream.
 
-The hub is only mounted here: it starts by itself when it is first asked for something.
+The app only mounts the hub: the hub starts by itself on the first request.
 """
 
 import asyncio
@@ -27,7 +27,7 @@ async def begin(request: Request) -> Response:
     await hub.start()
     begun = asyncio.Event()
     hub.start_task(answer(message, begun))
-    await begun.wait()  # from here on the message can be watched
+    await begun.wait()  # the message can be watched now
     return JSONResponse({"id": message.id}, status_code=201)
 
 
@@ -42,7 +42,7 @@ async def answer(message: MessageWriter, begun: asyncio.Event) -> None:
 
 
 async def model() -> AsyncIterator[str]:
-    """Stands in for your model."""
+    """Stand in for your model."""
     for count in range(1, 121):
         await asyncio.sleep(PACE_S)
         yield f"{count} "

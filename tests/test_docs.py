@@ -1,8 +1,8 @@
-"""The documents say what is so: their programs run, their links lead somewhere, and no setting is left out.
+"""The documents match the code: their programs run, their links resolve, and every setting is documented.
 
 Layer: tests.
 
-What examples and pages do is tested in `tests/examples`.
+`tests/examples` tests the behaviour of the examples and pages.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 PYTHON = (ROOT / "docs" / "python.md").read_text()
 PROTOCOL = (ROOT / "docs" / "protocol.md").read_text()
+GLOSSARY = (ROOT / "docs" / "glossary.md").read_text()
 PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
 RECORDS = sorted(path for path in (ROOT / "docs" / "decisions").glob("*.md") if path.name != "README.md")
 
@@ -39,7 +40,7 @@ BEFORE, AFTER, PASTED, AGENT = _BLOCK.findall(README)
 
 
 def section(text: str, heading: str) -> str:
-    """What stands under `heading`, up to the next one that is as high."""
+    """Return the text under `heading`, up to the next heading of the same level."""
     level = heading.split()[0]
     _, _, rest = text.partition(f"\n{heading}\n")
     assert rest, f"there is no {heading!r}"
@@ -47,12 +48,12 @@ def section(text: str, heading: str) -> str:
 
 
 def rows(text: str) -> dict[str, str]:
-    """The tables of `text`: the name in the first column, and the second column."""
+    """Return the rows of the tables in `text`: the name in the first column, and the second column."""
     cells = [line.split("|") for line in text.splitlines() if line.startswith("| `")]
     return {row[1].split("`")[1]: row[2].strip() for row in cells}
 
 
-# What is run ------------------------------------------------------------------------------------------------------
+# Programs ---------------------------------------------------------------------------------------------------------
 
 
 def test_the_readmes_program_runs_when_pasted(tmp_path: Path) -> None:
@@ -67,34 +68,34 @@ def test_the_readmes_program_runs_when_pasted(tmp_path: Path) -> None:
     assert set(types[2:-1]) == {"message.append"}
 
 
-def test_the_readmes_endpoint_before_streams_and_forgets(tmp_path: Path) -> None:
+def test_the_readmes_endpoint_before_streams_one_answer(tmp_path: Path) -> None:
     program = run_program(BEFORE)
     with client_of(program["app"]) as client:
-        told = client.get("/chat", params={"question": "Why?"}).text
-        assert told.startswith('data: "You "\n\ndata: "asked: "\n\n')
+        body = client.get("/chat", params={"question": "Why?"}).text
+        assert body.startswith('data: "You "\n\ndata: "asked: "\n\n')
 
 
-def test_the_readmes_endpoint_after_answers_whoever_watches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_readmes_endpoint_after_answers_every_viewer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     program = run_program(AFTER)
     with client_of(program["app"]) as client:
-        asked = client.post("/chats/1", params={"question": "Why?"}).json()["id"]
+        question_id = client.post("/chats/1", params={"question": "Why?"}).json()["id"]
         view = follow(client, "chat:1", lambda messages: [one.status for one in messages] == ["complete", "complete"])
         question, answer = view.messages()
-        assert (question.id, question.text) == (asked, "Why?")
-        assert (answer.reply_to, answer.text) == (asked, "You asked: Why? This is a long answer. ")
+        assert (question.id, question.text) == (question_id, "Why?")
+        assert (answer.reply_to, answer.text) == (question_id, "You asked: Why? This is a long answer. ")
 
 
-def test_the_readmes_agent_listens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_readmes_agent_is_present_as_listening(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("OPENAI_API_KEY", "not asked")
+    monkeypatch.setenv("OPENAI_API_KEY", "not used")
     with client_of(run_program(AGENT)["app"]) as client:
         members = client.get("/holdfast/v1/channels/chat:1/presence").json()["members"]
         assert [(one["id"], one["data"]) for one in members] == [("assistant", {"state": "listening"})]
 
 
 def run_program(source: str) -> dict[str, Any]:
-    """The names that a program of the README makes; it does not wait between tokens."""
+    """Run a program of the README without its waits between tokens, and return its names."""
     names: dict[str, Any] = {"__name__": "readme"}
     exec(compile(source.replace("asyncio.sleep(0.1)", "asyncio.sleep(0)"), "README.md", "exec"), names)
     return names
@@ -105,7 +106,7 @@ def test_a_program_of_the_python_page_compiles(source: str) -> None:
     compile(source, "python.md", "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
 
 
-# What is complete -------------------------------------------------------------------------------------------------
+# Completeness -----------------------------------------------------------------------------------------------------
 
 
 def commands() -> list[tuple[str, click.Command]]:
@@ -131,7 +132,7 @@ def test_every_limit_is_documented_with_its_default() -> None:
 
 
 def number(shown: str) -> float:
-    """`1,000` or `4 MiB` as a number."""
+    """Return `1,000` or `4 MiB` as a number."""
     digits, _, unit = shown.partition(" ")
     return int(digits.replace(",", "")) * _UNITS.get(unit, 1)
 
@@ -164,52 +165,52 @@ SIGNATURES = [(Hub, *found) for found in _SIGNATURE.findall(PYTHON)] + [
 
 
 @pytest.mark.parametrize(("owner", "method", "documented"), SIGNATURES)
-def test_a_documented_method_takes_what_is_documented(owner: type, method: str, documented: str) -> None:
+def test_a_documented_signature_is_that_of_the_method(owner: type, method: str, documented: str) -> None:
     taken = list(inspect.signature(getattr(owner, method)).parameters)[1:]
     names = [part.partition("=")[0].strip() for part in documented.split(",") if part.strip() not in ("*", "")]
-    # A bare `start_task(coroutine)` names its argument for people.
+    # A call without keyword arguments, such as `start_task(coroutine)`, may name its argument for readers.
     assert len(names) == len(taken)
     if "*" in documented:
         assert names == taken
 
 
-def test_the_methods_that_matter_are_documented() -> None:
+def test_the_main_methods_are_documented() -> None:
     documented = {method for owner, method, _ in SIGNATURES if owner is Hub}
     assert documented >= {"message", "create", "update", "finish", "delete", "read", "history", "subscribe"}
     assert documented >= {"start", "start_task", "drain", "close", "delete_channel"}
 
 
-# What leads somewhere ---------------------------------------------------------------------------------------------
+# Links and names --------------------------------------------------------------------------------------------------
 
 
-def named(path: Path) -> str:
+def shown_path(path: Path) -> str:
     return path.relative_to(ROOT).as_posix()
 
 
 _LINK = re.compile(r"\]\(([^)\s]+)\)")
 
 
-@pytest.mark.parametrize("page", PAGES, ids=named)
-def test_every_link_leads_somewhere(page: Path) -> None:
+@pytest.mark.parametrize("page", PAGES, ids=shown_path)
+def test_every_link_resolves(page: Path) -> None:
     prose = _FENCED.sub("", page.read_text())
     for link in _LINK.findall(prose):
         if "://" in link:
             continue
         target, _, anchor = link.partition("#")
         found = (page.parent / target).resolve() if target else page
-        assert found.exists(), f"{named(page)} links to {link}"
+        assert found.exists(), f"{shown_path(page)} links to {link}"
         if anchor:
-            assert anchor in anchors(found), f"{named(page)} links to {link}"
+            assert anchor in anchors(found), f"{shown_path(page)} links to {link}"
 
 
 def anchors(page: Path) -> set[str]:
-    """The anchors that the headings of a page get on GitHub."""
+    """Return the anchors that GitHub gives to the headings of `page`."""
     headings = re.findall(r"^#+ (.*)$", _FENCED.sub("", page.read_text()), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
-@pytest.mark.parametrize("page", PAGES, ids=named)
-def test_every_make_target_named_exists(page: Path) -> None:
+@pytest.mark.parametrize("page", PAGES, ids=shown_path)
+def test_every_documented_make_target_exists(page: Path) -> None:
     targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
     code = re.findall(r"`make ([a-z]+)`|^make ([a-z]+)$", page.read_text(), re.MULTILINE)
     assert [one or other for one, other in code if (one or other) not in targets] == []
@@ -218,11 +219,73 @@ def test_every_make_target_named_exists(page: Path) -> None:
 _PATH = re.compile(r"`((?:core|stores|hub|transports|testing|web|demo)/[\w/.]+|tests/[\w/.]+)`")
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if page.name != "protocol.md"], ids=named)
-def test_every_file_named_exists(page: Path) -> None:
+@pytest.mark.parametrize("page", [page for page in PAGES if page.name != "protocol.md"], ids=shown_path)
+def test_every_documented_file_exists(page: Path) -> None:
     found = _PATH.findall(page.read_text())
     missing = [path for path in found if not (ROOT / path).exists() and not (ROOT / "holdfast" / path).exists()]
     assert missing == []
+
+
+# Terms ------------------------------------------------------------------------------------------------------------
+
+TERMS = """
+    access control, answer, attach, detach, backpressure, batch, caller, catch-up, channel, command, connection slot,
+    credentials, cursor, document, drain, entry, ephemeral event, epoch, event, fault model, feed, fence, fold,
+    generation, heartbeat, lease, lease monitor, member, message, mutant, offset, operation, park, part, presence,
+    reconnect, recorder, reply, result, resume, sender, serial, shut down, signal, store, subscriber, tail, turn,
+    turn scheduler, viewer, worker
+"""
+TERMS_TABLE, _, REPLACED_TABLE = GLOSSARY.partition("## Words that these terms replace")
+REPLACED = sorted(set(re.findall(r"`([a-z]+)`", REPLACED_TABLE)) - {"leave"})  # a member leaves; a process shuts down
+PROSE_PAGES = [
+    page for page in PAGES if page.parent.name != "decisions" and page.name not in ("glossary.md", "benchmarks.md")
+]
+SOURCES = [path for folder in ("holdfast", "simulation", "chaos", "tests") for path in (ROOT / folder).rglob("*.py")]
+
+
+def glossary() -> list[list[str]]:
+    """Return the rows of the glossary's table of terms: term, definition, where it is specified, names in code."""
+    lines = [line for line in TERMS_TABLE.splitlines() if line.startswith("| ")]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[1:]]
+
+
+def test_the_glossary_defines_each_term_once_in_alphabetical_order() -> None:
+    names = [row[0] for row in glossary()]
+    assert names == sorted(names)
+    defined = [term for name in names for term in name.split(", ")]
+    assert sorted(defined) == sorted(term.strip() for term in TERMS.split(","))
+
+
+@pytest.mark.parametrize("row", glossary(), ids=lambda row: row[0])
+def test_a_term_of_the_glossary_has_a_specification_and_names_in_code(row: list[str]) -> None:
+    _, definition, specified, names = row
+    assert definition.endswith(".")
+    assert _LINK.search(specified)  # the test of links follows it
+    assert names
+    for name in re.findall(r"`([^`]+)`", names):
+        assert is_in_code(name), name
+
+
+def is_in_code(name: str) -> bool:
+    """Return whether `name` is a module of the repository, or whether its last word is a word of the code."""
+    if (ROOT / name.replace(".", "/")).with_suffix(".py").exists() or (ROOT / f"{name.replace('.', '/')}.py").exists():
+        return True
+    word = re.compile(rf"\b{re.escape(name.rpartition('.')[2])}\b")
+    return any(word.search(path.read_text()) for path in SOURCES)
+
+
+def test_the_protocol_defines_terms_of_the_glossary_only() -> None:
+    defined = re.findall(r"^\| \*\*([\w -]+)\*\* \|", section(PROTOCOL, "## 1. Terms"), re.MULTILINE)
+    assert len(defined) == 7
+    assert set(defined) <= {row[0] for row in glossary()}
+
+
+@pytest.mark.parametrize("page", PROSE_PAGES, ids=shown_path)
+def test_a_page_uses_no_word_that_a_term_replaces(page: Path) -> None:
+    text = re.sub(r"<!-- permissions: begin -->.*<!-- permissions: end -->", "", page.read_text(), flags=re.DOTALL)
+    prose = re.sub(r"`[^`]*`", "", _FENCED.sub("", text)).lower()
+    assert len(REPLACED) > 20
+    assert [word for word in REPLACED if re.search(rf"\b{word}\b", prose)] == []
 
 
 # Decisions --------------------------------------------------------------------------------------------------------
@@ -236,7 +299,7 @@ def test_decisions_are_numbered_and_listed() -> None:
         assert f"[{path.name[:4]}]({path.name}) | {title} |" in index
 
 
-@pytest.mark.parametrize("record", RECORDS, ids=named)
+@pytest.mark.parametrize("record", RECORDS, ids=shown_path)
 def test_a_decision_has_its_form_on_one_page(record: Path) -> None:
     lines = record.read_text().splitlines()
     assert re.fullmatch(r"- Date: \d{4}-\d\d-\d\d", lines[2])

@@ -1,11 +1,12 @@
-"""What the demo's agents say: answers from the documentation, at the pace of a model, without one.
+"""The text of the demo's answers: quotations from the documentation, at the pace of a model, without one.
 
-You are in `demo`, in its pure part: nothing here waits. An answer is settled before its first token is sent, by its
-question and by what its meta says (`Settled`): the seed, what people said to it meanwhile and where, and what they
-allowed. That is what lets another process go on with it: it knows how much is stored, makes the same steps and sends
-the rest.
+Layer: demo.
 
-Wording and pace may change freely. An answer that was running meanwhile notices by the fingerprint it began with.
+This is the pure part; it never waits. The question and the answer's meta (`Settled`) determine the whole answer before
+its first token is sent: the seed, the steering of people and its offsets, and their decision. Another process can
+therefore continue an answer: it reads how much is stored, computes the same steps and sends the rest.
+
+Wording and pace may change freely. A running answer detects the change by its fingerprint.
 """
 
 import hashlib
@@ -24,8 +25,8 @@ __all__ = [
     "LONGEST_S",
     "SHORTEST_S",
     "Decision",
-    "Said",
     "Settled",
+    "Steering",
     "Step",
     "asks_to_delete",
     "continue_at",
@@ -36,7 +37,7 @@ __all__ = [
 
 SHORTEST_S = 30.0  # long enough to press F5 a few times, kill the server, and start it again
 LONGEST_S = 75.0
-_ENOUGH_S = (36.0, 46.0)  # no further passage is begun after a time between these
+_ENOUGH_S = (36.0, 46.0)  # no further passage begins after a random time between these
 
 _TOKEN_S = (0.012, 0.028)  # 50 tokens a second, as models of today do
 _THINKING_S = (0.6, 1.2)
@@ -45,48 +46,47 @@ _PAUSES_PER_SENTENCE = 0.1
 
 _OPENING = (
     "I am not a model. I am a small program that looks for the words of your question in this project's own "
-    "documentation and reads out what it finds, at the pace at which a model would write it 🌊\n\n"
+    "documentation and quotes the passages that it finds, at the pace at which a model would write them 🌊\n\n"
 )
-_FOUND = "This is what fits best:\n\n"
+_FOUND = "These passages fit best:\n\n"
 _FOUND_NOTHING = (
-    "Those words stand nowhere in it, so I have no answer. So that you have something to break, this is how "
-    "it begins:\n\n"
+    "The documentation does not contain those words, so I have no answer. To give you an answer to break, here is "
+    "its beginning:\n\n"
 )
-_READING_ON = "Nothing else in it shares a word with your question. I read on where the first of these stands:\n\n"
-_EMPTY = "But there is no documentation here yet, so I have nothing to read, and I shall take my time over it.\n\n"
-# In several scripts, one of them with combining marks, since splitting such text is where naive transports
-# break.
+_READING_ON = "No other passage shares a word with your question. I continue after the first of these:\n\n"
+_EMPTY = "But this installation has no documentation yet, so I have no passage to quote, and I shall take my time.\n\n"
+# Several scripts, one of them with combining marks: naive transports break when they split such text.
 _CLOSING = (
     "That was all from me. (A holdfast is the root that keeps kelp in its place while the water moves around "
     "it: 付着器 · 부착기 · المُثَبِّت · Haftorgan 🧜🏽‍♀️)"
 )
 OTHER_TEXT = (
-    "\n\nI stop here: while I was away the text that I was reading from changed, and what I would say now "
-    "does not go on from what I said then."
+    "\n\nI stop here: the documentation changed while this answer was interrupted, so my text would no longer "
+    "continue the text above."
 )
 
 _MAY_I = (
-    "You want me to delete what was said here before. That cannot be undone, so I ask first. Whoever is here may "
-    "answer, in any window.\n\n"
+    "You want me to delete the messages above. That cannot be undone, so I ask first. Everyone in this chat may "
+    "reply, in any window.\n\n"
 )
 
-# All of it has to fit into the answer's meta, which has 16 KiB.
-LONGEST_SAID = 200  # code points of what somebody said meanwhile; the rest is not heard
-MOST_SAID = 10
-_SAID_ENOUGH_S = 12.0
+# All steering must fit into the answer's meta, which has 16 KiB.
+LONGEST_STEERING = 200  # code points of one steering text; the rest is ignored
+MOST_STEERING = 10
+_STEERING_ENOUGH_S = 12.0
 _ENOUGH = re.compile(r"\b(short|shorter|brief|briefly|enough)\b", re.IGNORECASE)
 _DELETE = re.compile(r"\s*(please,?\s+)?delete\b", re.IGNORECASE)
 
 
 class Step(NamedTuple):
-    """One token of an answer: wait, then append."""
+    """One token of an answer, and the delay before it."""
 
     text: str
     delay_s: float
 
 
-class Said(Struct, frozen=True, kw_only=True):
-    """What somebody said to an answer while it ran: from `at` code points on it takes that up."""
+class Steering(Struct, frozen=True, kw_only=True):
+    """A text that a person sent to a running answer; from offset `at` on the answer takes it up."""
 
     at: int
     text: str
@@ -94,7 +94,7 @@ class Said(Struct, frozen=True, kw_only=True):
 
 
 class Decision(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """Whether the messages `gone` may be deleted; `by` is nobody where nobody answered, or nothing had to be asked."""
+    """Whether the messages `gone` may be deleted. `by` is None if no person replied, or no reply was needed."""
 
     ok: bool
     by: str | None = None
@@ -102,26 +102,26 @@ class Decision(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Settled(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What is settled about an answer. It is the answer's meta, for whoever goes on with it."""
+    """The values that determine an answer. The answer's meta stores them, for a process that continues it."""
 
     seed: int
     fingerprint: str  # of the answer as it began
-    said: list[Said] = []
+    steering: list[Steering] = []
     decision: Decision | None = None
 
     @classmethod
     def of(cls, question_id: str, question: str, source: Library | None = None) -> Self:
-        """What follows from a question: nothing here is drawn, so that asking twice is asking once."""
+        """Return the values that follow from a question, without randomness: a repeated question gives the same."""
         seed = int.from_bytes(hashlib.sha256(question_id.encode()).digest()[:4])
         return cls(seed=seed, fingerprint=_fingerprint(_beginning(question, seed, source)))
 
-    def hear(self, said: Iterable[Said]) -> Self:
-        """The same, and what people said meanwhile."""
-        return replace(self, said=[*self.said, *said][:MOST_SAID])
+    def with_steering(self, steering: Iterable[Steering]) -> Self:
+        """Return a copy that includes further steering."""
+        return replace(self, steering=[*self.steering, *steering][:MOST_STEERING])
 
 
 def asks_to_delete(question: str) -> bool:
-    """Is this what people must agree to first?"""
+    """Return whether people must agree to `question` first."""
     return _DELETE.match(question) is not None
 
 
@@ -129,18 +129,18 @@ def asks_to_delete(question: str) -> bool:
 
 
 def plan(question: str, settled: Settled, source: Library | None = None) -> list[Step]:
-    """All steps of the answer to `question`, as far as they are settled."""
+    """Return all steps of the answer to `question` that `settled` determines."""
     steps = _beginning(question, settled.seed, source)
     if settled.decision is not None:
         steps += _paced(_outcome(settled.decision), random.Random(settled.seed + 1))
-    for number, said in enumerate(settled.said):
+    for number, steering in enumerate(settled.steering):
         chance = random.Random(settled.seed + 2 + number)
-        steps = _cut(steps, said.at) + _turned_to(said, chance, source or library())
+        steps = _first(steps, steering.at) + _steered(steering, chance, source or library())
     return steps
 
 
 def is_as_begun(question: str, settled: Settled, source: Library | None = None) -> bool:
-    """Would the answer begin with the same text today?"""
+    """Return whether the answer would still begin with the same text."""
     return _fingerprint(_beginning(question, settled.seed, source)) == settled.fingerprint
 
 
@@ -151,33 +151,35 @@ def _beginning(question: str, seed: int, source: Library | None) -> list[Step]:
 
 
 def _outcome(decision: Decision) -> str:
-    """What became of a question that people had to agree to."""
+    """Return the text that reports the decision of people."""
     gone = len(decision.gone)
     if decision.ok:
         who = f"{decision.by} said yes. " if decision.by else ""
-        what = f"{gone} message{'s' if gone != 1 else ''} deleted, in every window." if gone else "Nothing was there."
+        what = (
+            f"{gone} message{'s' if gone != 1 else ''} deleted, in every window." if gone else "There was no message."
+        )
         return who + what
-    who = f"{decision.by} said no" if decision.by else "Nobody answered in time"
-    return f"{who}, so everything stays as it is."
+    who = f"{decision.by} said no" if decision.by else "No reply came in time"
+    return f"{who}, so all messages stay."
 
 
-def _turned_to(said: Said, chance: random.Random, source: Library) -> list[Step]:
-    """What the answer goes on with after somebody said something to it."""
-    opening = f"\n\n{said.by} says: {said.text}\n\n"
-    if _ENOUGH.search(said.text):
+def _steered(steering: Steering, chance: random.Random, source: Library) -> list[Step]:
+    """Return the steps with which the answer continues after a steering text."""
+    opening = f"\n\n{steering.by} says: {steering.text}\n\n"
+    if _ENOUGH.search(steering.text):
         return [*_paced(opening, chance), *_paced(_CLOSING, chance)]
-    found = source.search(said.text)
-    opening += "So I turn to that.\n\n" if found else "Nothing I read says anything about that.\n\n"
+    found = source.search(steering.text)
+    opening += "So I turn to that.\n\n" if found else "The documentation does not mention that.\n\n"
     steps: list[Step] = []
     for text in [opening, *_with_headings(found)]:
-        if sum(step.delay_s for step in steps) >= _SAID_ENOUGH_S:
+        if sum(step.delay_s for step in steps) >= _STEERING_ENOUGH_S:
             break
         steps += _paced(text, chance)
     return [*steps, *_paced(_CLOSING, chance)]
 
 
-def _cut(steps: Iterable[Step], length: int) -> list[Step]:
-    """The first `length` code points of `steps`."""
+def _first(steps: Iterable[Step], length: int) -> list[Step]:
+    """Return the first `length` code points of `steps`."""
     kept: list[Step] = []
     for step in steps:
         if length <= 0:
@@ -188,9 +190,9 @@ def _cut(steps: Iterable[Step], length: int) -> list[Step]:
 
 
 def script(question: str, seed: int, source: Library | None = None) -> list[Step]:
-    """The whole answer to `question`, between SHORTEST_S and LONGEST_S, the same whenever it is asked for.
+    """Return the whole answer to `question`, between SHORTEST_S and LONGEST_S long; each call returns the same.
 
-    `source` is where the passages come from, by default the project's documentation.
+    `source` has the passages, by default those of the project's documentation.
     """
     source = source or library()
     chance = random.Random(seed)
@@ -209,7 +211,7 @@ def script(question: str, seed: int, source: Library | None = None) -> list[Step
 
 
 def continue_at(steps: Iterable[Step], length: int) -> list[Step]:
-    """What is left of `steps` when `length` code points of them are stored; the first may be half a token."""
+    """Return the rest of `steps` after `length` stored code points; the first step may be half a token."""
     left: list[Step] = []
     for step in steps:
         if length < len(step.text):
@@ -219,12 +221,12 @@ def continue_at(steps: Iterable[Step], length: int) -> list[Step]:
 
 
 def _fingerprint(steps: Iterable[Step]) -> str:
-    """Tells one answer's text from another's, so that nobody goes on with a text begun otherwise."""
+    """Return a hash of the answer's text, so that a process does not continue an answer with another beginning."""
     return hashlib.sha256("".join(step.text for step in steps).encode()).hexdigest()[:16]
 
 
 def _texts(question: str, source: Library) -> Iterator[str]:
-    """What there is to say, best first, until the listener has had enough."""
+    """Yield the texts of an answer, best first; the caller stops when the answer is long enough."""
     yield _OPENING
     if not source.passages:
         yield _EMPTY
@@ -236,8 +238,8 @@ def _texts(question: str, source: Library) -> Iterator[str]:
         yield _READING_ON
     start = source.passages.index(found[0]) if found else 0
     in_order = source.passages[start:] + source.passages[:start]
-    said = frozenset(found)
-    yield from _with_headings([passage for passage in in_order if passage not in said])
+    quoted = frozenset(found)
+    yield from _with_headings([passage for passage in in_order if passage not in quoted])
 
 
 def _with_headings(passages: Sequence[Passage]) -> Iterator[str]:
@@ -255,22 +257,21 @@ _EMPHASIS = re.compile(r"\*\*(.+?)\*\*|`([^`]+)`")
 
 
 def plain(markdown: str) -> str:
-    """`markdown` as one would read it aloud: the page shows text as it is."""
+    """Return `markdown` as plain text, because the page shows text without rendering it."""
     text = _FENCE.sub("", _RULE_OF_TABLE.sub("", markdown))
     text = _ROW_OF_TABLE.sub(lambda row: row[1].replace(" | ", " · "), text)
     text = _IMAGE_OR_LINK.sub(r"\1", text)
     return _EMPHASIS.sub(lambda found: found[1] or found[2], text).strip()
 
 
-# What a tokenizer might make of a text: a word with the space before it, a run of other marks, or white
-# space.
+# The tokens of a typical tokenizer: a word with the space before it, a run of other marks, or white space.
 _RUN = re.compile(r" ?\w+| ?[^\w\s]+|\s+")
 _LONGEST_TOKEN = 12
 _END_OF_SENTENCE = re.compile(r"[.!?:]\s*|\n+")
 
 
 def _paced(text: str, chance: random.Random) -> Iterator[Step]:
-    """`text` as tokens with their delays, and now and then a pause at the end of a sentence."""
+    """Yield `text` as tokens with their delays, with an occasional pause at the end of a sentence."""
     pause_s = 0.0
     for token in _tokens(text, chance):
         yield Step(token, chance.uniform(*_TOKEN_S) + pause_s)
@@ -288,7 +289,7 @@ def _tokens(text: str, chance: random.Random) -> Iterator[str]:
 
 
 def _token_size(run: str, chance: random.Random) -> int:
-    """How much of `run` the next token takes. Emoji and accents may be torn apart: real models do that."""
+    """Return the length of the next token of `run`. It may split emoji and accents, as real models do."""
     if run.isspace():
         return _LONGEST_TOKEN
     if not run.isascii():
@@ -297,7 +298,7 @@ def _token_size(run: str, chance: random.Random) -> int:
 
 
 def _stretched(steps: list[Step]) -> list[Step]:
-    """`steps`, slowed down where there was too little to say."""
+    """Return `steps`, slowed down if their text is too short for SHORTEST_S."""
     total_s = sum(step.delay_s for step in steps)
     factor = max(1.0, SHORTEST_S / total_s)
     return [step._replace(delay_s=step.delay_s * factor) for step in steps]

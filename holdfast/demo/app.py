@@ -1,11 +1,12 @@
-"""The demo's application: a chat page, the hub behind it with an agent, and two requests of its own.
+"""The demo's application: a chat page, the hub behind it with an agent, and two routes of its own.
 
-You are in `demo`, in the shell: this wires the guide to a hub. Nobody but the page calls `/demo/info` and
-`/demo/diver`, so they may change together. The page's files come from the hub's own `/web`; what people say goes to the
-hub as any client's requests do.
+Layer: demo.
 
-The guide goes on with what a process before this one began: `on_crash="continue"`. A model cannot go on in the middle
-of a sentence, so with one the answer that was begun stays as it is, and another follows.
+This module connects the guide to a hub. Only the page calls `/demo/info` and `/demo/diver`, so they may change together
+with it. The hub's own `/web` serves the page's files, and the page sends messages to the hub like any client.
+
+The guide continues answers of an earlier process: `on_crash="continue"`. A model cannot continue in the middle of a
+sentence, so with a model the interrupted answer stays and another answer follows.
 """
 
 import asyncio
@@ -35,10 +36,10 @@ from holdfast.transports.http import Endpoint, read_body
 __all__ = ["CHANNELS", "build"]
 
 CHANNELS = "demo:*"
-SLOTS = 100  # far fewer than a diver has: messages go to the agent with the most room
+SLOTS = 100  # far fewer than a diver has: the scheduler prefers the agent with the most free slots
 _BODY_BYTES = 1024
 
-# The page loads nothing from elsewhere and runs nothing that stands in a message; this makes browsers insist on it.
+# The page loads no file of another site and runs no code of a message; this header makes browsers enforce both.
 _PAGE_HEADERS = {
     "cache-control": "no-cache",
     "content-security-policy": "default-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
@@ -53,27 +54,27 @@ def build(
     sleep: Sleep = asyncio.sleep,
     environ: Mapping[str, str] = os.environ,
 ) -> Starlette:
-    """The demo on the store at `store_url`; its hub starts and ends with the app's lifespan. Raises LocalError.
+    """Return the demo on the store at `store_url`; its hub starts and ends with the app's lifespan. Raises LocalError.
 
-    `sleep` waits between the tokens of an answer; a model whose key is in `environ` answers instead of the
+    `sleep` waits between the tokens of an answer. If `environ` has the key of a model, the model answers instead of the
     documentation.
     """
-    # No time to finish at the end: the next start goes on with what runs, which is the point of the demo.
+    # Shutdown gives answers no time to finish: the next start continues them, which the demo exists to show.
     hub = Hub(store_url, flush_ms=flush_ms, drain_s=0.0)
     model = model_in(environ)
-    library()  # read before anyone waits for it; an installation without its documentation fails here
+    library()  # read at start-up; an installation without its documentation fails here
     guide = Guide(hub, model, sleep)
     on_crash: OnCrash = "continue" if model is None else "restart"
     hub.agent(CHANNELS, name="guide", when_busy="parallel", on_crash=on_crash, slots=SLOTS)(guide.answer)
-    scheduler = _FrontDesk(Divers(hub), None if model is None else model.name or "the model of OPENAI_BASE_URL")
+    routes = _Routes(Divers(hub), None if model is None else model.name or "the model of OPENAI_BASE_URL")
     app = Starlette(
         routes=[
             Route("/", _endpoint(hub, "GET", _page)),
-            Route("/demo/info", _endpoint(hub, "GET", scheduler.info)),
-            Route("/demo/diver", _endpoint(hub, "POST", scheduler.call_diver)),
+            Route("/demo/info", _endpoint(hub, "GET", routes.info)),
+            Route("/demo/diver", _endpoint(hub, "POST", routes.call_diver)),
         ]
     )
-    app.state.hub = hub  # whoever serves this starts it first, to tell plainly what is wrong with its store
+    app.state.hub = hub  # `holdfast demo` starts it first, to report errors of the store plainly
     hub.install(app, "/holdfast")
     return app
 
@@ -85,25 +86,25 @@ class _CallDiver(msgspec.Struct):
 _call_diver = msgspec.json.Decoder(_CallDiver)
 
 
-class _FrontDesk:
-    """What the page asks beside the hub."""
+class _Routes:
+    """The two routes that the page calls beside those of the hub."""
 
     def __init__(self, divers: Divers, model: str | None) -> None:
         self._divers = divers
         self._model = model
 
     async def info(self, request: Request) -> Response:
-        """`GET /demo/info`: how to kill the server that answers, and who is behind the guide."""
+        """Handle `GET /demo/info`: return the command that kills this server, and the model behind the guide."""
         pid = os.getpid()
         body = {"pid": pid, "kill": f"kill -9 {pid}", "model": self._model}
         return JSONResponse(body, headers={"cache-control": "no-store"})
 
     async def call_diver(self, request: Request) -> Response:
-        """`POST /demo/diver {channel}`: an agent in a process of its own is listening there once this is answered."""
+        """Handle `POST /demo/diver {channel}`: respond when an agent in its own process listens in the channel."""
         channel = check_channel(decode(await read_body(request, _BODY_BYTES), _call_diver).channel)
         if not matches(CHANNELS, channel):
-            raise InvalidName(f"divers go to channels like {CHANNELS} only")
-        # Our own address as the server knows it: what the Host header says is the client's.
+            raise InvalidName(f"the channel of a diver must match {CHANNELS}, got {channel!r}")
+        # The server's own address: the client controls the Host header.
         host, port = request.scope["server"]
         address = f"[{host}]" if ":" in host else host
         pid = await self._divers.start(f"http://{address}:{port}/holdfast", channel)
@@ -118,7 +119,7 @@ async def _page(request: Request) -> Response:
 
 
 def _endpoint(hub: Hub, method: str, handler: Callable[[Request], Awaitable[Response]]) -> Endpoint:
-    """`handler` behind the hub's own door: any web page can reach a loopback port, and may not ask here either."""
+    """Return `handler` behind the hub's access control: any web page can reach a loopback port."""
 
     async def guarded(request: Request) -> Response:
         check_local_only(hub, dict(request.scope))

@@ -1,11 +1,11 @@
-"""The diver: a second agent, in a process of its own, that is there to crash.
+"""The diver: a second agent in a process of its own, which exists to crash.
 
 Layer: demo.
 
-The guide lives in the server's process; the diver works over the network, as an agent on another
-machine would. It serves one channel with the guide's own handler, and a message that says `/crash` kills it in
-mid-answer, for real. The server then says that its answer was interrupted, and the guide goes on with it. Otherwise the
-diver leaves when it is done; it ends with the process that started it.
+The guide runs in the server's process; the diver works over the network, like an agent on another machine. It serves
+one channel with the guide's own handler. A message that contains `/crash` kills its process in the middle of the
+answer. The server then marks the answer as interrupted, and the guide continues it. Otherwise the diver leaves when it
+is idle; it ends with the process that started it.
 
 `python -m holdfast.demo.diver URL CHANNEL` is the process, `Divers` starts it.
 """
@@ -31,10 +31,10 @@ from holdfast.demo.guide import Guide
 __all__ = ["NAME", "Divers"]
 
 NAME = "diver"
-SLOTS = 1_000  # far more than the guide has: messages go to the agent with the most room
+SLOTS = 1_000  # far more than the guide has: the scheduler prefers the agent with the most free slots
 MOST_DIVERS = 4  # at once, in different channels
-IDLE_S = 60.0  # until it leaves where nobody asks it anything …
-LINGER_S = 5.0  # … and after it has answered
+IDLE_S = 60.0  # until it leaves if no message arrives …
+LINGER_S = 5.0  # … and after its last answer
 START_S = 30.0
 CRASH_AT = 60  # code points into its answer
 
@@ -49,12 +49,18 @@ class Divers:
         self._running: dict[str, asyncio.subprocess.Process] = {}
 
     async def start(self, url: str, channel: str) -> int:
-        """Have a diver in `channel`, who reaches the hub at `url`; returns its process id. Raises TooMany, Busy."""
+        """Start a diver in `channel` that connects to `url`, or find the running one; return its process id.
+
+        Raises TooMany, Busy.
+        """
         diver = self._running.get(channel)
         if diver is None or diver.returncode is not None:
             if len(self._running) >= MOST_DIVERS:
-                raise TooMany(f"there are {MOST_DIVERS} divers already", limit=MOST_DIVERS)
-            # It holds the other end of its standard input, and ends when that does: also when we are killed.
+                raise TooMany(
+                    f"at most {MOST_DIVERS} divers may run, and {len(self._running)} do; wait until one leaves",
+                    limit=MOST_DIVERS,
+                )
+            # We hold the other end of its standard input. It ends when that closes, also when we are killed.
             diver = self._running[channel] = await asyncio.create_subprocess_exec(
                 sys.executable, "-m", "holdfast.demo.diver", url, channel, stdin=asyncio.subprocess.PIPE
             )
@@ -63,7 +69,7 @@ class Divers:
             async with asyncio.timeout(START_S):
                 await self._until_listening(channel)
         except TimeoutError:
-            raise Busy("the diver did not come; ask again") from None
+            raise Busy(f"the diver did not start within {START_S:g} s; send the request again") from None
         return diver.pid
 
     async def _keep(self, channel: str, diver: asyncio.subprocess.Process) -> None:
@@ -86,20 +92,20 @@ class Divers:
 
 
 async def _dive(url: str, channel: str) -> None:
-    """Serve `channel` until there is nothing more to do."""
+    """Serve `channel` until the diver is idle."""
     client = Client(url, client_id=NAME)
     working = _Working()
 
     @client.agent(channel, name=NAME, when_busy="parallel", on_crash="continue", slots=SLOTS)
     async def diver(turn: Turn) -> None:
         with working:
-            await Guide(client, None, partial(_sleep, turn), says={"pid": os.getpid()}).answer(turn)
+            await Guide(client, None, partial(_sleep, turn), details={"pid": os.getpid()}).answer(turn)
 
     await _first_of(client.run(), working.until_idle(), _until_input_ends())
 
 
 async def _sleep(turn: Turn, delay_s: float) -> None:
-    """Wait; and die, when it is time to."""
+    """Wait `delay_s`, and kill this process at offset CRASH_AT of a turn that contains `/crash`."""
     await asyncio.sleep(delay_s)
     is_to_crash = turn.attempt == 1 and _CRASH.search(turn.text) is not None
     if is_to_crash and turn.replies and turn.replies[-1].length >= CRASH_AT:
@@ -108,7 +114,7 @@ async def _sleep(turn: Turn, delay_s: float) -> None:
 
 
 class _Working:
-    """How many turns run."""
+    """Counts the running turns."""
 
     def __init__(self) -> None:
         self._turns = 0
@@ -123,7 +129,7 @@ class _Working:
         self._changed.set()
 
     async def until_idle(self) -> None:
-        """Return when nothing came, or nothing more."""
+        """Return when no turn has started for IDLE_S, or for LINGER_S after the last one."""
         patience_s = IDLE_S
         while True:
             self._changed.clear()
@@ -136,7 +142,7 @@ class _Working:
 
 
 async def _until_input_ends() -> None:
-    """Whoever started us holds the other end: without them there is nobody to answer, and nothing to put in order."""
+    """End this process when its parent closes standard input: without a server there is no work and no cleanup."""
     reader = asyncio.StreamReader()
     await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
     await reader.read()
@@ -144,7 +150,7 @@ async def _until_input_ends() -> None:
 
 
 async def _first_of(*jobs: Coroutine[Any, Any, None]) -> None:
-    """Run `jobs` until one returns; the others are cancelled. Raises what it raised."""
+    """Run `jobs` until one returns, and cancel the others. Raises the exception of that job."""
     tasks = [asyncio.ensure_future(job) for job in jobs]
     done, others = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
     for task in others:
@@ -155,5 +161,7 @@ async def _first_of(*jobs: Coroutine[Any, Any, None]) -> None:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches us, too: the server ends, and we with it
+    signal.signal(
+        signal.SIGINT, signal.SIG_IGN
+    )  # Ctrl-C reaches this process too: the server ends, and this process with it
     asyncio.run(_dive(*sys.argv[1:3]))

@@ -1,8 +1,10 @@
 """The guide: the agent that answers in the demo's conversations.
 
-You are in `demo`, in the part that waits. One handler for `hub.agent`: with a model's key it passes the model on,
-without one it reads from the documentation (`agent`). It goes on where a process before it ended, asks people before it
-deletes, and takes up what they say meanwhile. Wording may change freely.
+Layer: demo.
+
+This is the handler for `hub.agent`. With the key of a model it passes the model's stream on; without one it quotes the
+documentation (`agent`). It continues answers of an earlier process, asks people before it deletes, and takes up their
+steering. Wording may change freely.
 """
 
 from __future__ import annotations
@@ -20,11 +22,11 @@ from holdfast.client import Client
 from holdfast.core.errors import Deleted
 from holdfast.core.model import Json
 from holdfast.demo.agent import (
-    LONGEST_SAID,
+    LONGEST_STEERING,
     OTHER_TEXT,
     Decision,
-    Said,
     Settled,
+    Steering,
     Step,
     asks_to_delete,
     continue_at,
@@ -38,15 +40,15 @@ __all__ = ["APPROVE_S", "LONGEST_QUESTION", "Guide", "Sleep", "continued"]
 LONGEST_QUESTION = 2_000  # code points; the page's input box holds no more
 APPROVE_S = 120.0
 MOST_DELETED = 50  # messages at once, when people agree
-MOST_BREAKS = 20  # that are told
+MOST_BREAKS = 20  # that the meta records
 
 Sleep = Callable[[float], Awaitable[object]]  # waits for so many seconds
 
 
 class Guide:
-    """The handler, beside the hub or over the network: `hub` may be a client of it. `model` answers if there is one.
+    """The handler, in the hub's process or over the network: `hub` may be a client. `model` answers if it is given.
 
-    `says` goes with what it tells of itself while it works.
+    `details` is added to the progress that the handler reports.
     """
 
     def __init__(
@@ -55,70 +57,70 @@ class Guide:
         model: Model | None,
         sleep: Sleep = asyncio.sleep,
         *,
-        says: dict[str, Json] | None = None,
+        details: dict[str, Json] | None = None,
     ) -> None:
         self._hub = hub
         self._model = model
         self._sleep = sleep
-        self._says = says or {}
+        self._details = details or {}
 
     async def answer(self, turn: Turn) -> None:
         """Answer one message."""
         if turn.previous is not None and turn.previous.status not in ("streaming", "interrupted"):
-            return  # it was answered; only the end of the turn was not stored
+            return  # the answer is complete; only the end of the turn was not stored
         if self._model is not None and not asks_to_delete(turn.text):
             await talk(turn, self._model)
             return
         question = turn.text[:LONGEST_QUESTION]
         settled = Settled.of(turn.message.id, question)
         async with turn.reply(meta=msgspec.to_builtins(settled)) as message:
-            turn.progress("using a tool", tool="documentation", **self._says)
+            turn.progress("using a tool", tool="documentation", **self._details)
             before = turn.previous
             if before is not None and before.id == message.id:
                 settled = msgspec.convert(before.meta, Settled)
                 await message.update(meta=continued(before.meta, message.length, before.author, turn.name))
-            await self._say(turn, message, question, settled)
+            await self._write_rest(turn, message, question, settled)
 
-    async def _say(self, turn: Turn, message: Writer, question: str, settled: Settled) -> None:
-        """Write what is missing, and what becomes settled meanwhile."""
+    async def _write_rest(self, turn: Turn, message: Writer, question: str, settled: Settled) -> None:
+        """Write the missing text, and the text that steering and decisions add."""
         if not is_as_begun(question, settled):
             await message.append(OTHER_TEXT)
             return
         await self._delete(turn.channel, settled.decision)
         while True:
-            said = await self._write(turn, message, plan(question, settled))
-            if said:
-                settled = settled.hear(said)
+            steering = await self._write(turn, message, plan(question, settled))
+            if steering:
+                settled = settled.with_steering(steering)
             elif asks_to_delete(question) and settled.decision is None:
                 settled = msgspec.structs.replace(settled, decision=await self._decide(turn))
             else:
                 return
-            # Stored before the first word that follows from it, so that whoever goes on says the same.
+            # Stored before the first token that depends on it, so that another process continues with the same text.
             await message.update(meta=msgspec.to_builtins(settled))
             await self._delete(turn.channel, settled.decision)
 
-    async def _write(self, turn: Turn, message: Writer, steps: list[Step]) -> list[Said]:
-        """Write `steps` from where the message stands. Returns early with what people say meanwhile."""
+    async def _write(self, turn: Turn, message: Writer, steps: list[Step]) -> list[Steering]:
+        """Write the rest of `steps` after the stored text. Return early with steering that arrives meanwhile."""
         for number, (text, delay_s) in enumerate(continue_at(steps, message.length)):
             await self._sleep(delay_s)
             if number == 0:
-                turn.progress("answering", **self._says)
+                turn.progress("answering", **self._details)
             steered = await turn.steered()
             if steered:
-                return [_heard(steer, message.length) for steer in steered]
+                return [_steering(steer, message.length) for steer in steered]
             await message.append(text)
         return []
 
     async def _decide(self, turn: Turn) -> Decision:
-        """Ask whoever is here whether what was said before may be deleted."""
+        """Ask the people in the channel whether the earlier messages may be deleted."""
         older = await self._hub.history(turn.channel, before=turn.message.created, limit=MOST_DELETED)
         gone = [message.id for message in older.messages if message.status != "streaming"]
         if not gone:
             return Decision(ok=True)
         question = f"Delete the {len(gone)} messages above?" if len(gone) > 1 else "Delete the message above?"
-        answered = await turn.ask("approve", {"question": question}, timeout_s=APPROVE_S)
-        by = _name(answered.data, answered.by) if answered.error is None else None
-        return Decision(ok=answered.ok, by=by, gone=gone if answered.ok else [])
+        reply = await turn.ask("approve", {"question": question}, timeout_s=APPROVE_S)
+        by = _name(reply.data, reply.by) if reply.error is None else None
+        return Decision(ok=reply.ok, by=by, gone=gone if reply.ok else [])
 
     async def _delete(self, channel: str, decision: Decision | None) -> None:
         for message_id in decision.gone if decision is not None else ():
@@ -127,20 +129,20 @@ class Guide:
 
 
 def continued(meta: dict[str, Json], at: int, by: Json, successor: str) -> dict[str, Json]:
-    """The meta that tells, for the page to show, where one writer was gone and another went on."""
+    """Return the meta that records, for the page, at which offset one writer ended and another continued."""
     known = meta.get("continued")
     breaks = known if isinstance(known, list) else []
     if breaks and isinstance(breaks[-1], dict):
-        by = breaks[-1]["successor"]  # the author is who began; who was gone this time had gone on before
+        by = breaks[-1]["successor"]  # the author wrote the beginning; the last successor ended this time
     return {"continued": [*breaks, {"at": at, "by": by, "successor": successor}][-MOST_BREAKS:]}
 
 
-def _heard(steer: Steer, at: int) -> Said:
+def _steering(steer: Steer, at: int) -> Steering:
     line = " ".join(steer.text.split())
-    return Said(at=at, text=line[:LONGEST_SAID] or "…", by=_name(steer.data, steer.by))
+    return Steering(at=at, text=line[:LONGEST_STEERING] or "…", by=_name(steer.data, steer.by))
 
 
 def _name(data: Json, by: str | None) -> str:
-    """How somebody calls themselves, or else their id."""
+    """Return the name that a person chose, or else their id."""
     name = data.get("name") if isinstance(data, dict) else None
-    return " ".join(name.split())[:40] if isinstance(name, str) and name.strip() else (by or "somebody")
+    return " ".join(name.split())[:40] if isinstance(name, str) and name.strip() else (by or "a person")

@@ -1,10 +1,10 @@
-"""A real model behind the demo's guide, where the environment names one.
+"""A real model behind the demo's guide, if the environment names one.
 
 Layer: demo.
 
-`OPENAI_API_KEY` with `OPENAI_BASE_URL` (any server that speaks Chat Completions), or
-`ANTHROPIC_API_KEY`. A key of OpenAI's alone is not enough: whoever has one in their shell did not ask for it to be used
-here. The SDKs are imported when they are needed, and only here.
+The variables are `OPENAI_API_KEY` with `OPENAI_BASE_URL` (any server that speaks Chat Completions), or
+`ANTHROPIC_API_KEY`. A key of OpenAI alone is not enough: a key in a user's shell may be there for other programs. The
+SDKs are imported on use, and only here.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ _CLAUDE = "claude-haiku-4-5"
 
 
 class Model(Protocol):
-    """Somebody who answers."""
+    """A model that writes answers."""
 
     name: str
     shape: Shape
 
     async def stream(self, conversation: list[dict[str, Json]]) -> object:
-        """The answer as it comes, for `message.pipe`."""
+        """Return the stream of an answer, for `message.pipe`."""
 
 
 class ModelFailed(Exception):
-    """The provider said no, or nothing. `public_reason` is what people see."""
+    """The provider refused the request or sent no answer. People see `public_reason`."""
 
     def __init__(self, error: Exception) -> None:
         super().__init__(str(error))
@@ -45,7 +45,7 @@ class ModelFailed(Exception):
 
 
 def model_in(environ: Mapping[str, str]) -> Model | None:
-    """The model that `environ` names, if any. Raises LocalError where its SDK is not installed."""
+    """Return the model that `environ` names, if any. Raises LocalError if its SDK is not installed."""
     if environ.get("OPENAI_API_KEY") and environ.get("OPENAI_BASE_URL"):
         return OpenAI(environ["OPENAI_API_KEY"], environ["OPENAI_BASE_URL"], environ.get("OPENAI_MODEL", ""))
     if environ.get("ANTHROPIC_API_KEY"):
@@ -55,7 +55,7 @@ def model_in(environ: Mapping[str, str]) -> Model | None:
 
 
 def who_answers(environ: Mapping[str, str]) -> str:
-    """Who answers where `model_in(environ)` chooses, and why, as a line for people. Tells no secret."""
+    """Return a line for people that names the answering model and the reason for it. It contains no secret."""
     if environ.get("OPENAI_API_KEY") and environ.get("OPENAI_BASE_URL"):
         model = environ.get("OPENAI_MODEL") or "the first model"
         return f"{model} of {_host_of(environ['OPENAI_BASE_URL'])} answers: OPENAI_API_KEY and OPENAI_BASE_URL are set."
@@ -64,11 +64,11 @@ def who_answers(environ: Mapping[str, str]) -> str:
     wanted = "OPENAI_API_KEY and OPENAI_BASE_URL, or ANTHROPIC_API_KEY"
     if environ.get("OPENAI_API_KEY"):
         wanted = "OPENAI_BASE_URL beside OPENAI_API_KEY"
-    return f"No model answers, but text from the documentation. For one, set {wanted}."
+    return f"The demo quotes the documentation; no model answers. To use a model, set {wanted}."
 
 
 async def talk(turn: Turn, model: Model) -> None:
-    """Answer with `model`; what people say meanwhile gets a second answer."""
+    """Answer with `model`; steering that arrives meanwhile gets a second answer."""
     conversation = await turn.history(model.shape)
     while True:
         async with turn.reply(meta={"model": model.name or None}) as message:
@@ -89,7 +89,7 @@ async def talk(turn: Turn, model: Model) -> None:
 
 
 class OpenAI:
-    """Any server that speaks Chat Completions."""
+    """A server that speaks Chat Completions."""
 
     shape: Shape = "text"
 
@@ -102,11 +102,13 @@ class OpenAI:
         self._client: Any = AsyncOpenAI(api_key=key, base_url=base_url)
 
     async def stream(self, conversation: list[dict[str, Json]]) -> object:
-        """Of `Model`. Where no model was named, it is the first one that the server has."""
+        """Return the stream of an answer. Without a model's name, use the first model that the server lists."""
         if not self.name:
             listed = await self._client.models.list()
             if not listed.data:
-                raise ModelFailed(LookupError("the server lists no model; name one with OPENAI_MODEL"))
+                raise ModelFailed(
+                    LookupError("the server at OPENAI_BASE_URL lists no model; set OPENAI_MODEL to the name of one")
+                )
             self.name = listed.data[0].id
         return await self._client.chat.completions.create(
             model=self.name,
@@ -117,7 +119,7 @@ class OpenAI:
 
 
 class Anthropic:
-    """Anthropic's Messages."""
+    """The Messages API of Anthropic."""
 
     shape: Shape = "anthropic"
 
@@ -130,14 +132,14 @@ class Anthropic:
         self._client: Any = AsyncAnthropic(api_key=key, base_url=base_url)
 
     async def stream(self, conversation: list[dict[str, Json]]) -> object:
-        """Of `Model`."""
+        """Return the stream of an answer."""
         return await self._client.messages.create(
             model=self.name, system=_INSTRUCTIONS, messages=conversation, max_tokens=_MAX_TOKENS, stream=True
         )
 
 
 def _host_of(url: str) -> str:
-    """What may be told of `url`: the rest may hold a password."""
+    """Return the host of `url`, the only piece that is safe to show: the rest may contain a password."""
     try:
         return urlsplit(url).hostname or "OPENAI_BASE_URL"
     except ValueError:

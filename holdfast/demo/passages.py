@@ -1,13 +1,13 @@
-"""Passages: finding the places in our own documentation that fit a question.
+"""Passages: a search for the paragraphs of this documentation that fit a question.
 
 Layer: demo.
 
-All of this is pure but `library()`, which reads the Markdown files: the copy that the
-heartbeats carries under `holdfast/demo/text`, or else the files of the checkout. Ranking and cutting may change
-freely; running answers notice, because their text changes with it, and say so (see `agent`).
+Only `library()` does I/O. It reads the Markdown files: the copy that the installed package has under
+`holdfast/demo/text`, or else the files of the checkout. Ranking and cutting may change freely; a running answer detects
+the change by its text, and reports it (see `agent`).
 
-Ranking is BM25 over passages that know their headings: old, plain, and honest about what it is. The same
-files and the same question give the same passages in the same order, on every machine.
+Ranking is BM25 over passages with their headings: an old and simple method. The same files and the same question give
+the same passages in the same order, on every machine.
 """
 
 import functools
@@ -26,13 +26,12 @@ __all__ = ["LONGEST_PASSAGE", "Library", "Passage", "cut_into_passages", "librar
 
 LONGEST_PASSAGE = 900  # code points; some 200 tokens, four seconds of an answer
 
-# The constants of BM25 as nearly everybody sets them: how soon repeating a word stops to help, how much
-# length hurts.
+# The usual constants of BM25: how soon the repetition of a word stops to count, and the penalty for length.
 _SATURATION, _LENGTH_PENALTY = 1.2, 0.75
-_HEADING_WEIGHT = 2  # a word in the nearest heading says more about a passage than one word of many inside it
+_HEADING_WEIGHT = 2  # a word of the nearest heading describes a passage better than one word of many in its text
 _SYNONYM_WEIGHT = 0.5
 
-# Words of questions, which say nothing about where the answer stands.
+# Words of questions that do not help to find a passage.
 _QUESTION_WORDS = (
     "a about after all an and any are as at be been but by can could did do does explain for "
     "from get got had happen happened happens has have how i if in into is it its made make "
@@ -57,18 +56,18 @@ _SYNONYMS = (
 
 @dataclass(frozen=True)
 class Passage:
-    """A paragraph, list, table or code block, with where it stands."""
+    """A paragraph, list, table or code block, with its file and its headings."""
 
-    source: str  # the file as a reader would name it, e.g. `docs/protocol.md`
+    source: str  # the path of the file in the repository, e.g. `docs/protocol.md`
     headings: tuple[str, ...]  # from the outermost to the nearest
     text: str  # Markdown, at most LONGEST_PASSAGE
 
 
 class Library:
-    """All passages of some documents, ready to be searched."""
+    """The passages of a set of documents, with an index for search."""
 
     def __init__(self, documents: Mapping[str, str]) -> None:
-        """`documents` maps a source's name to its Markdown; their order is the order of reading."""
+        """Index `documents`, which maps a file name to its Markdown in the order of reading."""
         self.passages: tuple[Passage, ...] = tuple(
             itertools.chain.from_iterable(cut_into_passages(name, text) for name, text in documents.items())
         )
@@ -78,7 +77,7 @@ class Library:
         self._holders = Counter(itertools.chain.from_iterable(self._counts))
 
     def search(self, question: str) -> list[Passage]:
-        """The passages that share words with `question`, best first; of equals the one that stands first."""
+        """Return the passages that share words with `question`, best first; equals keep their order."""
         wanted = _wanted_terms(question)
         scores = [self._score(index, wanted) for index in range(len(self.passages))]
         ranked = sorted(range(len(scores)), key=lambda index: (-scores[index], index))
@@ -101,13 +100,16 @@ class Library:
 
 @functools.cache
 def library() -> Library:
-    """The project's documentation. Read once; LocalError where this installation has none."""
+    """Return the project's documentation, read once. Raises LocalError if this installation has none."""
     package = Path(__file__).parent
     for root in (package / "text", package.parent.parent):
-        # A stray README.md beside an installed package is not ours: only a tree with `docs` counts.
+        # A stray README.md beside an installed package is not this project's: only a tree with `docs` counts.
         if (root / "docs").is_dir():
             return Library(_read_documents(root))
-    raise LocalError(f"no documentation in {package / 'text'}: install holdfast again, or run it from a clone")
+    raise LocalError(
+        f"the demo needs the documentation, and {package / 'text'} has no folder docs: "
+        "install holdfast again, or run it from a clone"
+    )
 
 
 _FIGURES = re.compile(r"<!-- figures: begin -->.*?<!-- figures: end -->", re.DOTALL)
@@ -115,7 +117,7 @@ _FIGURES = re.compile(r"<!-- figures: begin -->.*?<!-- figures: end -->", re.DOT
 
 def _read_documents(root: Path) -> dict[str, str]:
     files = [root / "README.md", *sorted((root / "docs").rglob("*.md"))]
-    # What a benchmark printed is a thousand lines that hold every word there is, and tell nobody anything.
+    # The printed figures of benchmarks are a thousand lines that match every question and answer none.
     return {
         file.relative_to(root).as_posix(): _FIGURES.sub("", file.read_text(encoding="utf-8"))
         for file in files
@@ -127,10 +129,10 @@ def _read_documents(root: Path) -> dict[str, str]:
 
 
 def cut_into_passages(source: str, markdown: str) -> list[Passage]:
-    """`markdown` as passages in order. Headings become context; a block ending in a colon takes the next."""
+    """Return the passages of `markdown` in order, with their headings. A block that ends in a colon takes the next."""
     passages: list[Passage] = []
     for headings, blocks in itertools.groupby(_blocks(markdown), key=lambda block: block[0]):
-        texts = _join_what_belongs([_unwrapped(text) for _, text in blocks if not _is_record_keeping(text)])
+        texts = _join_related([_unwrapped(text) for _, text in blocks if not _is_record_keeping(text)])
         pieces = itertools.chain.from_iterable(map(_cut_to_size, texts))
         passages.extend(Passage(source, headings, piece) for piece in pieces)
     return passages
@@ -141,7 +143,7 @@ _FENCE = re.compile(r"\s*(`{3,}|~{3,})")
 
 
 def _blocks(markdown: str) -> Iterator[tuple[tuple[str, ...], str]]:
-    """Each run of lines between blank lines with its headings; a fenced block is one, blank lines and all."""
+    """Yield each run of lines between blank lines with its headings; a fenced block is one run with its blank lines."""
     headings: list[tuple[int, str]] = []
     lines: list[str] = []
     fence: str | None = None
@@ -175,17 +177,17 @@ def _blocks(markdown: str) -> Iterator[tuple[tuple[str, ...], str]]:
 
 
 _IMAGE = re.compile(r"!\[([^\]]*)\]\([^)]*\)")
-_OWN_LINE = re.compile(r"[-*+] |\d+[.)] |[|>#]")  # what begins a line of its own, wherever the text was wrapped
+_OWN_LINE = re.compile(r"[-*+] |\d+[.)] |[|>#]")  # marks that begin a line of their own in wrapped text
 _HARD_BREAK = ("  ", "\\")
 
 
 def _is_record_keeping(text: str) -> bool:
-    """Is `text` the date and the state of a decision? Nobody wants that read out."""
+    """Return whether `text` is the date and the status of a decision, which no answer needs."""
     return all(line.startswith(("- Date:", "- Status:")) for line in text.split("\n"))
 
 
 def _unwrapped(text: str) -> str:
-    """`text` with its wrapped lines joined and pictures told: easier to read where Markdown is shown raw."""
+    """Return `text` with joined lines and described pictures: easier to read on a page that shows raw Markdown."""
     if _FENCE.match(text) or text.startswith("    "):
         return text
     lines: list[str] = []
@@ -197,11 +199,11 @@ def _unwrapped(text: str) -> str:
     return "\n".join(lines)
 
 
-_TERSE = 80  # code points up to which a block means little without the next one
+_TERSE = 80  # code points; a shorter block means little without the next one
 
 
-def _join_what_belongs(texts: Sequence[str]) -> list[str]:
-    """Blocks joined to the one before that announces them, or is too short to stand alone."""
+def _join_related(texts: Sequence[str]) -> list[str]:
+    """Return `texts` with each block joined to the previous one if that announces it or is too short to stand alone."""
     joined: list[str] = []
     for text in texts:
         before = joined[-1] if joined else ""
@@ -215,11 +217,11 @@ def _join_what_belongs(texts: Sequence[str]) -> list[str]:
 
 _ITEM = re.compile(r"([-*+]|\d+[.)]) ")
 _TABLE_RULE = re.compile(r"\|?[\s:|-]*-[\s:|-]*")
-_TALKATIVE = 160  # code points from which a list item is worth a passage of its own
+_TALKATIVE = 160  # code points; a longer list item is a passage of its own
 
 
 def _cut_to_size(text: str) -> Iterator[str]:
-    """`text` in pieces of at most LONGEST_PASSAGE: lists at items, tables at rows, under their head."""
+    """Yield `text` in pieces of at most LONGEST_PASSAGE: lists split at items, tables at rows, under their head."""
     lines = text.split("\n")
     is_table = len(lines) > 2 and "|" in lines[1] and _TABLE_RULE.fullmatch(lines[1]) is not None
     head = "\n".join(lines[:2]) + "\n" if is_table else ""
@@ -238,7 +240,7 @@ def _cut_to_size(text: str) -> Iterator[str]:
 
 
 def _short_lines(lines: Iterable[str], longest: int) -> Iterator[str]:
-    """`lines`; one longer than `longest` is cut after a sentence, or else anywhere."""
+    """Yield `lines`; split a line longer than `longest` after a sentence, or else anywhere."""
     for line in lines:
         rest = line
         while len(rest) > longest:
@@ -255,13 +257,13 @@ _WORD = re.compile(r"[\u2e80-\u9fff\uac00-\ud7a3\uf900-\ufaff]|[^\W_\u2e80-\u9ff
 
 
 def terms(text: str) -> list[str]:
-    """The words of `text` as they are compared: folded, cut to a stem, without those that say nothing."""
+    """Return the words of `text` in the form for comparison: case-folded stems without stop words."""
     words = _WORD.findall(unicodedata.normalize("NFKC", text).casefold())
     return [_stem(word) for word in words if word not in _STOP_WORDS]
 
 
 def _stem(word: str) -> str:
-    """A cheap stem: enough that `stores`, `stored` and `storing` meet, not enough to be proud of."""
+    """Return a simple stem of `word`: `stores`, `stored` and `storing` have the same."""
     if len(word) < 4 or not word.isascii() or word.endswith("ss"):
         return word
     if word.endswith("ies"):
@@ -290,7 +292,7 @@ _SYNONYM_STEMS = _stemmed(_SYNONYMS)
 
 
 def _wanted_terms(question: str) -> dict[str, float]:
-    """What to look for, with weights; in a fixed order, so that floats add up to the same everywhere."""
+    """Return the terms of a search with weights, in a fixed order, so that floats add up to the same everywhere."""
     wanted = dict.fromkeys(terms(question), 1.0)
     for term in list(wanted):
         for synonym in sorted(_SYNONYM_STEMS.get(term, frozenset())):

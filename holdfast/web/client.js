@@ -1,14 +1,14 @@
 /**
- * The client: connections, their way back, and requests that survive both.
+ * The client: connections that reconnect, and requests that survive a reconnect.
  *
- * The one module here that does I/O; what arrives is folded by `view`. Public is what `connect` and `channel` return:
+ * Only this module does I/O; `view` folds the events that arrive. Public are the results of `connect` and `channel`:
  * on a client `state`, `subscribe`, `channel`, `newId`, `close`; on a channel `getSnapshot`, `subscribe`, `listen`,
- * `state`, `error`, `stats`, `cursor`, `close`, `signal` and the requests. The rest serves the classes of this file and
- * may change.
+ * `state`, `error`, `stats`, `cursor`, `close`, `signal` and the requests. The other members serve the classes of this
+ * file and may change.
  * @module
  */
 
-import { countPoints, Pen } from "./text.js"
+import { countPoints, SurrogateJoiner } from "./text.js"
 import { EVENT_TYPES, remember, View } from "./view.js"
 
 /** @typedef {import("./view.js").Batch} Batch */
@@ -19,8 +19,8 @@ import { EVENT_TYPES, remember, View } from "./view.js"
 /**
  * @typedef {object} Options
  * @property {string} url where the server is mounted; may be relative to the page
- * @property {"auto" | "websocket" | "sse"} [transport] `auto`: WebSocket, and SSE where that cannot be opened
- * @property {string} [client] the client id, for servers without a verifier; beside SSE whoever enters needs it
+ * @property {"auto" | "websocket" | "sse"} [transport] `auto`: WebSocket, with SSE as its fallback
+ * @property {string} [client] the client id, for servers without a verifier; `enter` over SSE needs it
  * @property {AbortSignal} [signal] closes the client
  * @property {typeof globalThis.fetch} [fetch]
  * @property {typeof globalThis.WebSocket} [WebSocket]
@@ -29,38 +29,38 @@ import { EVENT_TYPES, remember, View } from "./view.js"
  * @property {() => number} [random] from 0 up to 1
  */
 /**
- * @typedef {object} Stats what came in on one channel
+ * @typedef {object} Stats the input of one channel
  * @property {number} events
  * @property {number} batches complete ones
  * @property {number} bytes of the frames (WebSocket) or event objects (SSE), in UTF-8
  * @property {number} reconnects how often it became live again
- * @property {number} gaps how often something was lost; each is somebody's bug
- * @property {{ events: number, points: number }} catchUp what the latest first batch carried: events about messages, and
- *   code points of text
+ * @property {number} gaps how often text was lost; each is a bug
+ * @property {{ events: number, points: number }} catchUp the latest first batch: events about messages, and code
+ *   points of text
  */
 /** @typedef {Record<string, unknown> & { id?: string }} Fields */
 /** @typedef {{ frame: Fields & { type: string, ref: number, channel: string, leave?: boolean }, text: string,
- *   resolve: (answer: any) => void, reject: (error: HoldfastError) => void }} Unanswered */
+ *   resolve: (response: any) => void, reject: (error: HoldfastError) => void }} Unanswered */
 
-// Full jitter: a delay is drawn from 0 up to a ceiling that doubles, so that a thousand viewers of a restarted server
-// spread out. The base keeps them all within its 5 s budget; nobody watching a page should wait longer than the cap.
+// Full jitter: each delay is random between 0 and a ceiling that doubles, so that a thousand viewers of a restarted
+// server spread out. The base keeps them all within its 5 s budget; the cap is the longest acceptable wait on a page.
 const BACKOFF_BASE_MS = 500
 const BACKOFF_CAP_MS = 15_000
 const STABLE_MS = 5_000 // a connection that breaks sooner is one more failure
-const OPEN_MS = 10_000 // some proxies swallow an upgrade without an answer; so long may an HTTP answer take, too
+const OPEN_MS = 10_000 // some proxies never respond to an upgrade; the same bound holds for an HTTP response
 const SOCKET_SILENCE_MS = 14_000 // the server pings every 5 s
-const STREAM_PING_S = 10 // EventSource hides heartbeat comments, so we ask for events
+const STREAM_PING_S = 10 // EventSource hides heartbeat comments, so the client requests events
 const STREAM_SILENCE_MS = 25_000
-const SOCKET_TRIES = 3 // where a WebSocket worked before, the server is more likely away than the way blocked
-const NOTIFY_MS = 20 // an unfinished batch is shown this late, so that many small frames cost one rendering
+const SOCKET_TRIES = 3 // if a WebSocket worked before, the server is more likely down than the network blocked
+const NOTIFY_MS = 20 // delay before an unfinished batch is shown, so that many small frames cost one rendering
 const UNANSWERED = 500 // the server stops reading at 1,000 or 4 MiB
 const UNANSWERED_UNITS = 1_000_000 // of UTF-16, at most 3 bytes each; one request may go beyond it
-const PENS = 1_000 // parts written at once by one page
+const JOINERS = 1_000 // parts that one page writes at once
 const PAGE_TRIES = 3
-// Presence beside SSE. Browsers let the timers of a hidden page run once a minute, and its member must not flicker.
+// The presence lease over SSE. Browsers run the timers of a hidden page once a minute, and its member must not flicker.
 const LEASE_S = 90
 const WAKING = ["online", "visibilitychange", "pageshow"]
-// Requests over HTTP; a colon stands for the id. What is not listed is a POST to a message, named as the request is.
+// Requests over HTTP; a colon stands for the id. Any other request is a POST to a message under the name of its type.
 const ROUTES = new Map([
   ["create", "POST messages"],
   ["history", "GET messages"],
@@ -71,12 +71,12 @@ const ROUTES = new Map([
   ["presence", "PUT presence/:"],
   ["signal", "POST signals"],
 ])
-// Codes that may pass: attach again later. With any other the channel is closed.
-const PASSING = ["busy", "draining", "internal", "store_unavailable", "too_many"]
+// Temporary codes: attach again later. Any other code closes the channel.
+const TEMPORARY = ["busy", "draining", "internal", "store_unavailable", "too_many"]
 
 const utf8 = new TextEncoder()
 
-/** What the server or this client refused; `code` is stable, `problem` is all that the server said. */
+/** A refusal by the server or by this client. `code` is stable; `problem` is the server's whole problem. */
 export class HoldfastError extends Error {
   /** @param {string} code @param {Record<string, any>} [problem] */
   constructor(code, problem = {}) {
@@ -85,6 +85,9 @@ export class HoldfastError extends Error {
     this.problem = problem
   }
 }
+
+/** Return an error with `detail`, unless `problem` has its own. @param {string} code @param {string} detail @param {object} [problem] */
+const refusal = (code, detail, problem) => new HoldfastError(code, { detail, ...problem })
 
 /** @param {Options} options */
 export function connect(options) {
@@ -95,7 +98,7 @@ class Observable {
   /** @type {Set<() => void>} */
   #watchers = new Set()
 
-  /** Call `watcher` after every change. @param {() => void} watcher @returns {() => void} ends that */
+  /** Call `watcher` after every change. @param {() => void} watcher @returns {() => void} unsubscribes it */
   subscribe = (watcher) => {
     this.#watchers.add(watcher)
     return () => void this.#watchers.delete(watcher)
@@ -106,8 +109,8 @@ class Observable {
   }
 }
 
-/** A connection and its way back. Whatever ends it, it is opened again, until it is stopped. */
-class Line {
+/** A connection that is opened again after each failure, until it is stopped. */
+class Connection {
   isOpen = false
   attempt = 0
   /** @type {((text: string) => void) | undefined} */
@@ -115,17 +118,17 @@ class Line {
   /** @type {((channel: Channel) => void) | undefined} */
   attach
   #openedAt = 0
-  #heardAt = 0
-  #hangUp = () => {}
-  /** @type {(() => void) | undefined} what the back-off waits for */
-  #again
+  #receivedAt = 0
+  #release = () => {}
+  /** @type {(() => void) | undefined} the call at the end of the back-off */
+  #retry
   /** @type {ReturnType<typeof setTimeout> | undefined} of the back-off or the watchdog */
   #timer
 
   /**
-   * @param {Client} client @param {Channel | null} channel null: all of them
-   * @param {(line: Line) => () => void} dial begins to open it, and returns what lets go of it
-   * @param {number} silence_ms after which it is dead
+   * @param {Client} client @param {Channel | null} channel null: all channels
+   * @param {(connection: Connection) => () => void} dial starts to open it, and returns a function that releases it
+   * @param {number} silence_ms the longest silence of a live connection
    */
   constructor(client, channel, dial, silence_ms) {
     this.client = client
@@ -139,76 +142,76 @@ class Line {
   }
 
   start() {
-    this.#again = undefined
-    this.heard()
+    this.#retry = undefined
+    this.received()
     try {
-      this.#hangUp = this.dial(this)
+      this.#release = this.dial(this)
     } catch {
-      return this.fail() // not allowed here, or not there at all
+      return this.fail() // this page may not open it, or the browser lacks it
     }
     this.#watch()
   }
 
   opened() {
     this.isOpen = true
-    this.#openedAt = this.#heardAt = this.client.now()
+    this.#openedAt = this.#receivedAt = this.client.now()
     this.client.opened(this)
   }
 
-  heard() {
-    this.#heardAt = this.client.now()
+  received() {
+    this.#receivedAt = this.client.now()
   }
 
   /** @param {string} data @param {(frame: any, text: string) => void} receive */
   receive(data, receive) {
-    this.heard()
+    this.received()
     try {
       receive(JSON.parse(data), data)
     } catch (error) {
-      this.fail() // what was in it is lost, so it has to come again
+      this.fail() // the frame is lost, so the server has to send it again
       throw error
     }
   }
 
-  /** @param {number} [least_ms] how long to stay away */
+  /** @param {number} [least_ms] the shortest delay before the reconnect */
   fail(least_ms = 0) {
     const { client, isOpen } = this
     if (isOpen && client.now() - this.#openedAt > STABLE_MS) this.attempt = 0
     this.stop()
-    this.#again = client.broke(this, isOpen)
-    if (this.#again) {
+    this.#retry = client.retryOf(this, isOpen)
+    if (this.#retry) {
       const ceiling_ms = Math.min(BACKOFF_CAP_MS, BACKOFF_BASE_MS * 2 ** this.attempt++)
-      this.#timer = setTimeout(this.#again, least_ms + client.random() * ceiling_ms)
+      this.#timer = setTimeout(this.#retry, least_ms + client.random() * ceiling_ms)
     }
     client.notify()
   }
 
-  /** The page or the network is back: try now, and do not trust a connection that was silent meanwhile. */
+  /** The page or the network is back: reconnect now, and replace a connection that was silent meanwhile. */
   wake() {
-    if (this.isOpen && this.client.now() - this.#heardAt > this.silence_ms / 2) this.fail()
-    if (!this.#again) return
+    if (this.isOpen && this.client.now() - this.#receivedAt > this.silence_ms / 2) this.fail()
+    if (!this.#retry) return
     clearTimeout(this.#timer)
-    this.#again()
+    this.#retry()
   }
 
   stop() {
     this.isOpen = false
-    this.#again = this.send = this.attach = undefined
+    this.#retry = this.send = this.attach = undefined
     clearTimeout(this.#timer)
-    this.#hangUp()
-    for (const channel of this.channels) channel.left()
+    this.#release()
+    for (const channel of this.channels) channel.disconnected()
   }
 
   #watch() {
-    const left_ms = this.#heardAt + (this.isOpen ? this.silence_ms : OPEN_MS) - this.client.now()
+    const left_ms = this.#receivedAt + (this.isOpen ? this.silence_ms : OPEN_MS) - this.client.now()
     if (left_ms > 0) this.#timer = setTimeout(() => this.#watch(), left_ms)
     else this.fail()
   }
 }
 
-/** A WebSocket, for all channels. @param {Line} line */
-function dialSocket(line) {
-  const { client } = line
+/** A WebSocket, for all channels. @param {Connection} connection */
+function dialSocket(connection) {
+  const { client } = connection
   const socket = new client.WebSocket(client.address("/v1/ws").replace(/^http/, "ws"), "holdfast.v1")
   /** @type {Map<unknown, Channel>} by the `ref` of the request that attaches it */
   const attaching = new Map()
@@ -218,35 +221,37 @@ function dialSocket(line) {
   /** @param {any} frame @param {string} text */
   const receive = (frame, text) => {
     const { type, ref, ...rest } = frame
-    if (type === "events") client.channels.get(rest.channel)?.receive(rest, text, line)
-    else if (type === "ping") line.send?.(JSON.stringify({ type: "pong", n: rest.n }))
-    else if (type === "bye") bye = rest // the code of the close that follows says whether to come back
+    if (type === "events") client.channels.get(rest.channel)?.receive(rest, text, connection)
+    else if (type === "ping") connection.send?.(JSON.stringify({ type: "pong", n: rest.n }))
+    else if (type === "bye") bye = rest // the code of the following close decides whether to reconnect
     else if (type === "ok") client.settle(ref, rest)
     else if (type === "error") {
       const error = new HoldfastError(rest.code, rest)
-      attaching.get(ref)?.refused(error, line)
+      attaching.get(ref)?.refused(error, connection)
       client.settle(ref, error)
     }
   }
 
   socket.onopen = () => {
-    line.send = (text) => socket.send(text)
-    line.attach = (channel) => {
+    connection.send = (text) => socket.send(text)
+    connection.attach = (channel) => {
       const ref = client.nextRef()
       attaching.set(ref, channel)
       channel.attaching()
       const { name, limit, cursor } = channel
       socket.send(JSON.stringify({ type: "attach", ref, channel: name, history: limit, since: cursor ?? undefined }))
     }
-    for (const channel of line.channels) line.attach(channel)
+    for (const channel of connection.channels) connection.attach(channel)
     for (const { text } of client.unanswered.values()) socket.send(text)
-    line.opened()
+    connection.opened()
   }
-  socket.onmessage = ({ data }) => line.receive(data, receive)
+  socket.onmessage = ({ data }) => connection.receive(data, receive)
   socket.onclose = ({ code }) => {
-    if (code >= 4300) return client.close(new HoldfastError(bye.reason ?? "refused", bye))
-    if (code >= 4100 && code < 4200) for (const { view } of line.channels) view.cursor = null
-    line.fail(bye.retry_ms)
+    if (code >= 4300) {
+      return client.close(refusal(bye.reason ?? "refused", `${client.base} closed the WebSocket for good with code ${code}`, bye))
+    }
+    if (code >= 4100 && code < 4200) for (const { view } of connection.channels) view.cursor = null
+    connection.fail(bye.retry_ms)
   }
   return () => {
     socket.onopen = socket.onmessage = socket.onclose = null
@@ -254,26 +259,26 @@ function dialSocket(line) {
   }
 }
 
-/** An EventSource, for one channel. It comes back by our back-off: its own has no jitter and may give up for ever. */
-function dialStream(/** @type {Line} */ line) {
-  const { client } = line
-  const channel = /** @type {Channel} */ (line.channel)
+/** An EventSource, for one channel. This client reconnects it: its own back-off has no jitter and may give up for ever. */
+function dialStream(/** @type {Connection} */ connection) {
+  const { client } = connection
+  const channel = /** @type {Channel} */ (connection.channel)
   const { limit, cursor } = channel
   const query = { history: limit, since: cursor, ping_s: STREAM_PING_S }
   const source = new client.EventSource(client.address(`/v1/channels/${encodeURIComponent(channel.name)}/events`, query))
-  const fail = () => line.fail()
+  const fail = () => connection.fail()
   let last = ""
   channel.attaching()
-  source.onopen = () => line.opened()
+  source.onopen = () => connection.opened()
   source.onerror = fail
   source.addEventListener("bye", fail)
-  source.addEventListener("ping", () => line.heard())
+  source.addEventListener("ping", () => connection.received())
   for (const type of EVENT_TYPES) {
     source.addEventListener(type, ({ data, lastEventId }) => {
-      // An event without an id reports the one before it: only a new one is the end of a batch.
+      // An event without an id repeats the previous one: only a new id marks the end of a batch.
       const cursor = lastEventId === last ? undefined : lastEventId
       last = lastEventId
-      line.receive(data, (event) => channel.receive({ cursor, events: [event] }, data, line))
+      connection.receive(data, (event) => channel.receive({ cursor, events: [event] }, data, connection))
     })
   }
   return () => source.close()
@@ -282,16 +287,16 @@ function dialStream(/** @type {Line} */ line) {
 class Client extends Observable {
   /** @type {Map<string, Channel>} */
   channels = new Map()
-  /** @type {Map<unknown, Unanswered>} in the order they were asked, which is the order they are sent in */
+  /** @type {Map<unknown, Unanswered>} in the order of the calls, which is the order of sending */
   unanswered = new Map()
-  /** @type {Line[]} */
-  #lines = []
+  /** @type {Connection[]} */
+  #connections = []
   isSse = false
   #socketWorked = false
   #streamWorked = false
   #units = 0
   #refs = 0
-  #isAsking = false
+  #isSending = false
   #closed = new AbortController()
 
   /** @param {Options} options */
@@ -311,51 +316,58 @@ class Client extends Observable {
     else this.#use(options.transport === "sse", 0)
   }
 
-  /** @returns {State} of the connection; a channel has its own */
+  /** @returns {State} the state of the connection; a channel has its own */
   get state() {
     if (this.#closed.signal.aborted) return "closed"
-    if (this.#lines.length && this.#lines.every(({ isOpen }) => isOpen)) return "live"
+    if (this.#connections.length && this.#connections.every(({ isOpen }) => isOpen)) return "live"
     return this.#socketWorked || this.#streamWorked ? "reconnecting" : "connecting"
   }
 
   /**
-   * Watch a channel; the same object until it is closed.
-   * @param {string} name @param {{ history?: number }} [options] how many messages a new start brings
+   * Watch a channel; each call returns the same object until it is closed.
+   * @param {string} name @param {{ history?: number }} [options] the number of messages of a new start
    */
   channel(name, { history } = {}) {
-    if (this.state === "closed") throw new HoldfastError("closed")
+    if (this.state === "closed") throw this.#isOver()
     let channel = this.channels.get(name)
     if (!channel) {
       channel = new Channel(this, name, history)
       this.channels.set(name, channel)
       if (this.isSse) this.#stream(channel).start()
-      else this.#lines[0]?.attach?.(channel)
+      else this.#connections[0]?.attach?.(channel)
     }
     return channel
   }
 
-  /** A new id for a message, to know it before it is stored. */
+  /** Return a new id for a message that is not stored yet. */
   newId() {
     return [this.now(), this.nextRef(), this.random()].map((part) => part.toString(36).slice(-12)).join("-")
   }
 
-  /** End everything; unanswered requests fail. @param {HoldfastError} [error] why */
+  /** Close all connections; pending requests fail. @param {HoldfastError} [error] the reason */
   close(error) {
     this.#closed.abort()
     for (const channel of this.channels.values()) channel.end(error)
-    for (const line of this.#lines) line.stop()
-    for (const ref of this.unanswered.keys()) this.settle(ref, error ?? new HoldfastError("closed"))
+    for (const connection of this.#connections) connection.stop()
+    for (const ref of this.unanswered.keys()) this.settle(ref, error ?? this.#isOver())
     this.channels.clear()
-    this.#lines = []
+    this.#connections = []
     this.notify()
   }
 
-  // From here on: for the rest of this file.
+  // The members below are internal to this file.
 
-  /** Throws when no request can be taken. */
+  /** Throw if the client accepts no request now. */
   check() {
-    if (this.state === "closed") throw new HoldfastError("closed")
-    if (this.unanswered.size >= UNANSWERED || this.#units >= UNANSWERED_UNITS) throw new HoldfastError("too_many")
+    if (this.state === "closed") throw this.#isOver()
+    const { size } = this.unanswered
+    if (size >= UNANSWERED || this.#units >= UNANSWERED_UNITS) {
+      throw refusal("too_many", `${size} requests with ${this.#units} characters wait for a response: await some of them first`)
+    }
+  }
+
+  #isOver() {
+    return refusal("closed", `the client of ${this.base} is closed: call connect() again`)
   }
 
   nextRef() {
@@ -380,107 +392,107 @@ class Client extends Observable {
       const text = JSON.stringify(frame)
       this.#units += text.length
       this.unanswered.set(ref, { frame, text, resolve, reject })
-      this.#lines[0]?.send?.(text)
-      void this.#ask()
+      this.#connections[0]?.send?.(text)
+      void this.#sendAll()
     })
   }
 
-  /** Ask once: what has to wait is lost. @param {string} type @param {string} channel @param {Fields} fields */
-  pass(type, channel, fields) {
+  /** Send a request once; without a connection it is lost. @param {string} type @param {string} channel @param {Fields} fields */
+  sendOnce(type, channel, fields) {
     const frame = { ...fields, type, ref: this.nextRef(), channel }
-    if (this.isSse) this.#askOne(frame).catch(() => {})
-    else this.#lines[0]?.send?.(JSON.stringify(frame))
+    if (this.isSse) this.#sendOne(frame).catch(() => {})
+    else this.#connections[0]?.send?.(JSON.stringify(frame))
   }
 
-  /** @param {unknown} ref @param {unknown} answer */
-  settle(ref, answer) {
+  /** @param {unknown} ref @param {unknown} response */
+  settle(ref, response) {
     const request = this.unanswered.get(ref)
-    const error = answer instanceof HoldfastError ? answer : null
-    if (!request || error?.code === "draining") return // nothing was done: it is sent again to whoever comes after
+    const error = response instanceof HoldfastError ? response : null
+    if (!request || error?.code === "draining") return // not carried out: the next server gets it again
     this.unanswered.delete(ref)
     this.#units -= request.text.length
     if (error) request.reject(error)
-    else request.resolve(answer)
+    else request.resolve(response)
   }
 
-  /** @param {Line} line */
-  opened(line) {
-    if (line.channel) this.#streamWorked = true
+  /** @param {Connection} connection */
+  opened(connection) {
+    if (connection.channel) this.#streamWorked = true
     else this.#socketWorked = true
-    for (const channel of line.channels) channel.enterAgain()
-    void this.#ask()
+    for (const channel of connection.channels) channel.renewPresence()
+    void this.#sendAll()
     this.notify()
   }
 
-  /** What to do when the back-off is over; nothing when another transport took its place. @param {Line} line @param {boolean} wasOpen */
-  broke(line, wasOpen) {
+  /** Return the call at the end of the back-off; undefined if another transport took over. @param {Connection} connection @param {boolean} wasOpen */
+  retryOf(connection, wasOpen) {
     const isFree = (this.options.transport ?? "auto") === "auto"
-    if (line.channel) {
-      if (isFree && (this.#socketWorked || !this.#streamWorked)) return () => this.#use(false, line.attempt)
-    } else if (isFree && !wasOpen && this.channels.size && (!this.#socketWorked || line.attempt >= SOCKET_TRIES)) {
-      return void this.#use(true, line.attempt)
+    if (connection.channel) {
+      if (isFree && (this.#socketWorked || !this.#streamWorked)) return () => this.#use(false, connection.attempt)
+    } else if (isFree && !wasOpen && this.channels.size && (!this.#socketWorked || connection.attempt >= SOCKET_TRIES)) {
+      return void this.#use(true, connection.attempt)
     }
-    return () => line.start()
+    return () => connection.start()
   }
 
   /** @param {Channel} channel */
   leave(channel) {
     this.channels.delete(channel.name)
-    this.#lines[0]?.send?.(JSON.stringify({ type: "detach", ref: this.nextRef(), channel: channel.name }))
-    for (const line of this.#lines) if (line.channel === channel) line.stop()
-    this.#lines = this.#lines.filter((line) => line.channel !== channel)
+    this.#connections[0]?.send?.(JSON.stringify({ type: "detach", ref: this.nextRef(), channel: channel.name }))
+    for (const connection of this.#connections) if (connection.channel === channel) connection.stop()
+    this.#connections = this.#connections.filter((connection) => connection.channel !== channel)
   }
 
-  /** @param {boolean} isSse @param {number} attempt how many failed before */
+  /** @param {boolean} isSse @param {number} attempt the number of failed attempts */
   #use(isSse, attempt) {
-    for (const line of this.#lines) line.stop()
+    for (const connection of this.#connections) connection.stop()
     this.isSse = isSse
-    this.#lines = []
+    this.#connections = []
     if (isSse) for (const channel of this.channels.values()) this.#stream(channel)
-    else this.#lines.push(new Line(this, null, dialSocket, SOCKET_SILENCE_MS))
-    for (const line of this.#lines) {
-      line.attempt = attempt
-      line.start()
+    else this.#connections.push(new Connection(this, null, dialSocket, SOCKET_SILENCE_MS))
+    for (const connection of this.#connections) {
+      connection.attempt = attempt
+      connection.start()
     }
   }
 
   /** @param {Channel} channel */
   #stream(channel) {
-    const line = new Line(this, channel, dialStream, STREAM_SILENCE_MS)
-    this.#lines.push(line)
-    return line
+    const connection = new Connection(this, channel, dialStream, STREAM_SILENCE_MS)
+    this.#connections.push(connection)
+    return connection
   }
 
   #wake = () => {
-    if (!globalThis.document?.hidden) for (const line of this.#lines) line.wake()
+    if (!globalThis.document?.hidden) for (const connection of this.#connections) connection.wake()
   }
 
-  /** Beside SSE requests go over HTTP, one after another, since appends build on each other. */
-  async #ask() {
-    if (this.#isAsking) return
-    this.#isAsking = true
+  /** With SSE, requests go over HTTP, one after another, since appends depend on each other. */
+  async #sendAll() {
+    if (this.#isSending) return
+    this.#isSending = true
     for (const [ref, { frame }] of this.unanswered) {
       if (!this.isSse) break
-      await this.#askOne(frame).then(
-        (answer) => this.settle(ref, answer),
+      await this.#sendOne(frame).then(
+        (response) => this.settle(ref, response),
         (error) => error instanceof HoldfastError && this.settle(ref, error),
       )
-      // The server or the network is away: again, at the latest, after a while.
+      // The server or the network is down: send it again after a while at the latest.
       if (this.unanswered.has(ref)) {
-        setTimeout(() => this.#ask(), this.random() * OPEN_MS)
+        setTimeout(() => this.#sendAll(), this.random() * OPEN_MS)
         break
       }
     }
-    this.#isAsking = false
+    this.#isSending = false
   }
 
   /** @param {Unanswered["frame"]} frame */
-  async #askOne({ type, channel, ref: _, leave, ...fields }) {
-    const [verb, place] = (ROUTES.get(type) ?? `POST messages/:/${type}`).split(" ")
+  async #sendOne({ type, channel, ref: _, leave, ...fields }) {
+    const [verb, pattern] = (ROUTES.get(type) ?? `POST messages/:/${type}`).split(" ")
     const method = leave ? "DELETE" : verb
     if (type === "presence") Object.assign(fields, { id: this.options.client ?? "anonymous", lease_s: LEASE_S })
-    const path = place.replace(":", () => encodeURIComponent(fields.id ?? ""))
-    if (path !== place) delete fields.id
+    const path = pattern.replace(":", () => encodeURIComponent(fields.id ?? ""))
+    if (path !== pattern) delete fields.id
     const query = method === "GET" ? fields : {}
     const response = await this.fetch(this.address(`/v1/channels/${encodeURIComponent(channel)}/${path}`, query), {
       method,
@@ -489,8 +501,11 @@ class Client extends Observable {
     })
     if (response.ok) return response.status > 201 ? {} : response.json()
     const problem = await response.json().catch(() => ({}))
-    // Without a code it is a proxy's answer, and from 500 on it means that the server is away.
-    if (problem.code || response.status < 500) throw new HoldfastError(problem.code ?? "internal", problem)
+    // A response without a code comes from a proxy; from 500 on it means that the server is down.
+    if (problem.code || response.status < 500) {
+      const detail = `${method} ${response.url || path} got status ${response.status} without a code: is ${this.base} a Holdfast server?`
+      throw refusal(problem.code ?? "internal", detail, problem)
+    }
     throw new Error()
   }
 }
@@ -501,21 +516,21 @@ class Channel extends Observable {
   stats = { events: 0, batches: 0, bytes: 0, reconnects: 0, gaps: 0, catchUp: { events: 0, points: 0 } }
   /** @type {State} `live` when the first batch is complete */
   state = "connecting"
-  /** @type {HoldfastError | null} why it is closed */
+  /** @type {HoldfastError | null} the reason why it is closed */
   error = null
   /** @type {Stats["catchUp"] | null} */
   #arriving = null
   /** @type {Set<(event: WireEvent) => void>} */
   #listeners = new Set()
   /** @type {ReturnType<typeof setTimeout> | undefined} */
-  #soon
+  #notifyTimer
   /** @type {Promise<boolean> | null} */
   #paging = null
-  /** @type {Map<string, Pen>} by message and part */
-  #pens = new Map()
-  /** @type {{ data?: object } | null} as what we are here */
-  #here = null
-  #saying = 0 // so many times it is on its way
+  /** @type {Map<string, SurrogateJoiner>} by message and part */
+  #joiners = new Map()
+  /** @type {{ data?: object } | null} the presence of this client */
+  #presence = null
+  #presenceRequests = 0 // presence requests that wait for a response
   /** @type {ReturnType<typeof setTimeout> | undefined} of the lease */
   #renewal
   /** @type {Snapshot | undefined} */
@@ -533,49 +548,49 @@ class Channel extends Observable {
     return this.view.cursor
   }
 
-  /** What to show: the same object until those who subscribe are told. @type {() => Snapshot} */
+  /** Return the state to show: the same object until the subscribers are notified. @type {() => Snapshot} */
   getSnapshot = () => (this.#shown ??= { ...this.view.getSnapshot(), state: this.state, error: this.error })
 
-  /** Hear what is not kept: signals, and replies to commands. @param {(event: WireEvent) => void} listener @returns {() => void} ends that */
+  /** Receive the events that no snapshot keeps: signals, and replies to commands. @param {(event: WireEvent) => void} listener @returns {() => void} removes it */
   listen(listener) {
     this.#listeners.add(listener)
     return () => void this.#listeners.delete(listener)
   }
 
-  /** Leave the channel. @param {HoldfastError} [error] why */
+  /** Stop watching the channel. @param {HoldfastError} [error] the reason */
   close(error) {
-    if (this.#here) this.leave().catch(() => {})
+    if (this.#presence) this.leave().catch(() => {})
     this.client.leave(this)
     this.end(error)
   }
 
   /**
-   * Store a message: `{role, text or parts, status, meta, parent, reply_to}`; what is left out is as on the wire.
+   * Store a message: `{role, text or parts, status, meta, parent, reply_to}`; omitted fields have the defaults of the wire.
    * @param {Fields & { text?: string, parts?: unknown[], status?: string }} fields
    * @returns {Promise<{ message: import("./view.js").Message, serial: number, generation: number, cursor: string }>}
    */
   async create({ id = this.client.newId(), text, ...fields }) {
     this.client.check()
-    const pen = new Pen(0)
+    const joiner = new SurrogateJoiner(0)
     const isStreaming = fields.status === "streaming"
-    if (text !== undefined) text = pen.write(text).text + (isStreaming ? "" : pen.end().text)
-    if (isStreaming && !fields.parts) this.#keep(`${id} `, pen)
+    if (text !== undefined) text = joiner.write(text).text + (isStreaming ? "" : joiner.end().text)
+    if (isStreaming && !fields.parts) this.#keep(`${id} `, joiner)
     return this.#request("create", { ...fields, id, text })
   }
 
   /**
-   * Add text to a streaming message. `at` is the length of the part in code points; without it, on from the last
-   * piece, as long as none was refused.
+   * Add text to a streaming message. `at` is the length of the part in code points. Without it the text follows the
+   * previous piece, as long as no piece was refused.
    * @param {string} id @param {string} text @param {number} [at] @param {number} [part] by default the last text part
-   * @param {{ generation?: number }} [writer] needed where the message was taken over
-   * @returns {Promise<{ length: number, serial?: number, part?: number }>} no serial: nothing can be sent yet
+   * @param {{ generation?: number }} [writer] required if the message was taken over
+   * @returns {Promise<{ length: number, serial?: number, part?: number }>} no serial: the text waits for its other half
    */
   async append(id, text, at, part, writer) {
     this.client.check()
     const key = `${id} ${part ?? ""}`
-    const pen = this.#pens.get(key) ?? this.#keep(key, new Pen(at ?? NaN))
-    if (at !== undefined) pen.seek(at)
-    const piece = pen.write(text)
+    const joiner = this.#joiners.get(key) ?? this.#keep(key, new SurrogateJoiner(at ?? NaN))
+    if (at !== undefined) joiner.seek(at)
+    const piece = joiner.write(text)
     return piece.text ? this.#request("append", { ...writer, id, part, ...piece }) : { length: piece.at }
   }
 
@@ -587,11 +602,11 @@ class Channel extends Observable {
   async finish(id, status = "complete", fields = {}) {
     this.client.check()
     const requests = []
-    for (const [key, pen] of this.#pens) {
+    for (const [key, joiner] of this.#joiners) {
       const [message, part] = key.split(" ")
       if (message !== id) continue
-      this.#pens.delete(key)
-      const end = { id, part: part ? Number(part) : undefined, generation: fields.generation, ...pen.end() }
+      this.#joiners.delete(key)
+      const end = { id, part: part ? Number(part) : undefined, generation: fields.generation, ...joiner.end() }
       if (end.text) requests.push(this.#request("append", end))
     }
     requests.push(this.#request("finish", { request: this.client.newId(), ...fields, id, status }))
@@ -609,7 +624,7 @@ class Channel extends Observable {
   }
 
   /**
-   * Ask whoever can act (`cancel`, `steer`, or a name of the app's); everybody sees it, and the reply when it comes.
+   * Send a command (`cancel`, `steer`, or a name of the app) to the clients that can carry it out. All viewers see it and its reply.
    * @param {string} name @param {{ target?: string, data?: unknown, expires_s?: number, id?: string }} [fields]
    * @returns {Promise<{ command: import("./view.js").Command, serial: number }>}
    */
@@ -617,57 +632,57 @@ class Channel extends Observable {
     return this.#request("command", { id: this.client.newId(), ...fields, name })
   }
 
-  /** Answer a command; the first answer counts. @param {string} id @param {{ ok?: boolean, data?: unknown, error?: unknown }} [fields] */
+  /** Reply to a command; the first reply counts. @param {string} id @param {{ ok?: boolean, data?: unknown, error?: unknown }} [fields] */
   reply(id, fields) {
     return this.#request("reply", { request: this.client.newId(), ok: true, ...fields, id })
   }
 
-  /** Be seen here, with a little data, until `leave`; also after every return. Again: with other data. @param {object} [data] */
+  /** Become present, with a little data, until `leave`, also after each reconnect. A further call replaces the data. @param {object} [data] */
   enter(data) {
-    this.#here = { data }
-    return this.#present()
+    this.#presence = { data }
+    return this.#sendPresence()
   }
 
   leave() {
-    this.#here = null
-    return this.#present()
+    this.#presence = null
+    return this.#sendPresence()
   }
 
-  /** Tell those who are here now. Never stored, and lost without a connection. @param {string} name @param {unknown} [data] */
+  /** Send a signal to the clients that are connected now. Never stored, and lost without a connection. @param {string} name @param {unknown} [data] */
   signal(name, data) {
-    this.client.pass("signal", this.name, { name, data })
+    this.client.sendOnce("signal", this.name, { name, data })
   }
 
-  /** Bring the next older page into the view. @param {{ limit?: number }} [options] @returns {Promise<boolean>} is there more */
+  /** Add the next older page to the view. @param {{ limit?: number }} [options] @returns {Promise<boolean>} whether older messages remain */
   history({ limit } = {}) {
     return (this.#paging ??= this.#page(limit).finally(() => (this.#paging = null)))
   }
 
-  // From here on: for the rest of this file.
+  // The members below are internal to this file.
 
   attaching() {
     this.#arriving = { events: 0, points: 0 }
   }
 
-  /** The connection is gone, and with it what it had not completed. */
-  left() {
-    this.view.cut()
+  /** The connection has ended; its incomplete batch is void. */
+  disconnected() {
+    this.view.disconnect()
     if (this.state === "live") this.#become("reconnecting")
   }
 
-  /** @param {HoldfastError} error @param {Line} line */
-  refused(error, line) {
-    if (PASSING.includes(error.code)) line.fail()
+  /** @param {HoldfastError} error @param {Connection} connection */
+  refused(error, connection) {
+    if (TEMPORARY.includes(error.code)) connection.fail()
     else this.close(error)
   }
 
-  /** A connection knows those alone who came with it, and a lease ends: say it again, unless that is on its way. */
-  enterAgain() {
-    if (this.#here && !this.#saying) this.#present().catch(() => {})
+  /** Presence ends with its connection or its lease: send it again, unless a request is pending. */
+  renewPresence() {
+    if (this.#presence && !this.#presenceRequests) this.#sendPresence().catch(() => {})
   }
 
-  /** @param {Batch} batch @param {string} text its frame @param {Line} line */
-  receive({ cursor, events }, text, line) {
+  /** @param {Batch} batch @param {string} text its frame @param {Connection} connection */
+  receive({ cursor, events }, text, connection) {
     const { stats } = this
     stats.bytes += utf8.encode(text).length
     stats.events += events.length
@@ -675,11 +690,11 @@ class Channel extends Observable {
     const { isGap, passed } = this.view.apply({ cursor, events })
     if (isGap) {
       stats.gaps++
-      line.fail() // all of it: a gap is always somebody's bug, and the other channels resume at little cost
+      connection.fail() // the whole connection: a gap is always a bug, and the other channels resume at little cost
     } else if (cursor && cursor === this.cursor) {
       stats.batches++
       this.#goLive()
-    } else this.#soon ??= setTimeout(() => this.notify(), NOTIFY_MS)
+    } else this.#notifyTimer ??= setTimeout(() => this.notify(), NOTIFY_MS)
     for (const event of passed) callAll(this.#listeners, event)
   }
 
@@ -691,8 +706,8 @@ class Channel extends Observable {
   }
 
   notify() {
-    clearTimeout(this.#soon)
-    this.#soon = this.#shown = undefined
+    clearTimeout(this.#notifyTimer)
+    this.#notifyTimer = this.#shown = undefined
     super.notify()
   }
 
@@ -714,33 +729,37 @@ class Channel extends Observable {
     return this.client.request(type, this.name, fields)
   }
 
-  async #present() {
+  async #sendPresence() {
     clearTimeout(this.#renewal)
-    this.#saying++
-    await this.#request("presence", this.#here ?? { leave: true }).finally(() => this.#saying--)
+    this.#presenceRequests++
+    await this.#request("presence", this.#presence ?? { leave: true }).finally(() => this.#presenceRequests--)
     clearTimeout(this.#renewal)
-    if (this.client.isSse && this.state !== "closed") this.#renewal = setTimeout(() => this.enterAgain(), LEASE_S * 333)
+    if (this.client.isSse && this.state !== "closed") this.#renewal = setTimeout(() => this.renewPresence(), LEASE_S * 333)
   }
 
   /** @param {number} [limit] */
   async #page(limit) {
     const { view } = this
     for (let tries = 0; view.more; tries++) {
-      if (tries === PAGE_TRIES) throw new HoldfastError("stale")
-      const { life, before } = view
+      const { starts, before } = view
+      if (tries === PAGE_TRIES) {
+        throw refusal("stale", `channel ${this.name} changed during ${tries} requests for its page before ${before}: call history() again`)
+      }
       const page = await this.#request("history", { before, limit })
-      const isTaken = life === view.life && view.merge(page) // else it is of a view that is no more
+      const isMerged = starts === view.starts && view.merge(page) // else the page belongs to a replaced view
       this.notify()
-      if (isTaken) break
+      if (isMerged) break
     }
     return view.more
   }
 
-  /** @param {string} key @param {Pen} pen */
-  #keep(key, pen) {
-    if (isNaN(pen.at)) throw new HoldfastError("invalid_request", { detail: "say where the text goes: at" })
-    remember(this.#pens, key, pen, PENS)
-    return pen
+  /** @param {string} key @param {SurrogateJoiner} joiner */
+  #keep(key, joiner) {
+    if (isNaN(joiner.at)) {
+      throw refusal("invalid_request", `the first append to message ${key.split(" ")[0]} needs at, the length of the part in code points, got undefined`)
+    }
+    remember(this.#joiners, key, joiner, JOINERS)
+    return joiner
   }
 }
 
@@ -752,7 +771,7 @@ function countIn(sum, { type, text = "", message }) {
   for (const part of message?.parts ?? []) sum.points += countPoints(part.text ?? "")
 }
 
-/** One that throws keeps no other from being called. @template T @param {Set<(value: T) => void>} callbacks @param {T} value */
+/** Call each callback; an exception of one does not stop the others. @template T @param {Set<(value: T) => void>} callbacks @param {T} value */
 function callAll(callbacks, value) {
   for (const callback of [...callbacks]) {
     try {

@@ -1,20 +1,20 @@
 /**
  * Text as the wire counts it.
  *
- * Lengths on the wire are Unicode code points, JavaScript's are UTF-16 units, and a pair of units can be torn apart
- * by whoever cuts text into pieces. Pure; knows nothing of channels. `view` and `client` rely on every function here
- * costing no more than the text it is given.
+ * Lengths on the wire are Unicode code points, those of JavaScript are UTF-16 units, and a model can split a pair of
+ * units between two pieces of text. This module is pure and independent of channels. `view` and `client` rely on the
+ * cost of each function: it is proportional to the given text.
  * @module
  */
 
-/** How many code points `text` has. @param {string} text */
+/** Return the number of code points in `text`. @param {string} text */
 export function countPoints(text) {
   let points = text.length
-  for (let i = 0; i < text.length; i++) if ((text.charCodeAt(i) & 0xfc00) === 0xdc00) points-- // the second of a pair
+  for (let i = 0; i < text.length; i++) if ((text.charCodeAt(i) & 0xfc00) === 0xdc00) points-- // the second unit of a pair
   return points
 }
 
-/** `text` without its first `points` code points. @param {string} text @param {number} points */
+/** Return `text` without its first `points` code points. @param {string} text @param {number} points */
 export function dropPoints(text, points) {
   let units = 0
   while (points-- > 0) units += (text.codePointAt(units) ?? 0) > 0xffff ? 2 : 1
@@ -22,41 +22,41 @@ export function dropPoints(text, points) {
 }
 
 /**
- * Writes one part: knows where the next piece goes, and never sends half a character.
+ * The text of one part that is being written, with the offset of the next piece. It never returns half a character.
  *
- * Models split emoji across their deltas. A first half at the end is held back and joined to the next piece; a half
- * that never finds its other half becomes U+FFFD, since on the wire it is refused.
+ * Models split emoji across their deltas. The first half of a pair at the end is held back and joined to the next
+ * piece. A half without its other half becomes U+FFFD, since the server refuses it.
  */
-export class Pen {
-  /** @param {number} at how many code points the part has */
+export class SurrogateJoiner {
+  /** @param {number} at the length of the part in code points */
   constructor(at) {
     this.at = at
     this.held = ""
   }
 
-  /** Go on at `at`. What is held stays when that is where it stands, counted or not. @param {number} at */
+  /** Continue at offset `at`. A held half stays if it belongs there, counted or not. @param {number} at */
   seek(at) {
     if (this.held && (at === this.at || at === this.at + 1)) return
     this.at = at
     this.held = ""
   }
 
-  /** What can be sent now, and where it goes; may be nothing yet. @param {string} piece */
+  /** Return the text to send now, possibly empty, and its offset. @param {string} piece */
   write(piece) {
     const text = this.held + piece
     this.held = (text.charCodeAt(text.length - 1) & 0xfc00) === 0xd800 ? text.slice(-1) : ""
-    return this.#place(text.slice(0, text.length - this.held.length))
+    return this.#complete(text.slice(0, text.length - this.held.length))
   }
 
-  /** What is still owed when nothing more comes. */
+  /** Return the held text at the end of the part. */
   end() {
     const { held } = this
     this.held = ""
-    return this.#place(held)
+    return this.#complete(held)
   }
 
   /** @param {string} halves */
-  #place(halves) {
+  #complete(halves) {
     const text = halves.replace(/\p{Cs}/gu, "\ufffd") // with the u flag only halves without a partner match
     const { at } = this
     this.at += countPoints(text)

@@ -1,8 +1,8 @@
 /**
- * The view: what a viewer of one channel shows, folded from batches of events.
+ * The view: the state that a viewer of one channel shows, folded from batches of events.
  *
  * Pure: no I/O, no clock, no randomness. It follows the client rules of the wire (`docs/protocol.md` 3.4, rules 1 to 7, cited
- * below by number) and passes `tests/vectors/view.json`, as the Python view does. How things are kept inside may
+ * below by number) and passes `tests/vectors/view.json`, as the Python view does. The internal representation may
  * change freely; the form of a snapshot is public. Ids come from other people, so they are keys of Maps only, and
  * objects are copied by spread, which has no setters (`__proto__`).
  * @module
@@ -19,7 +19,7 @@ import { countPoints, dropPoints } from "./text.js"
  */
 /** @typedef {{ id: string, kind: string, data?: Record<string, unknown>, connections: number }} Member */
 /** @typedef {{ id: string, name: string, target?: string, data?: unknown, from?: string, expires_at: number }} Command */
-/** @typedef {{ members: readonly Member[], count: number }} Presence at most 100 members are told by name at the start */
+/** @typedef {{ members: readonly Member[], count: number }} Presence a new start lists at most 100 members */
 /**
  * @typedef {{ type: "channel.attached", channel: string, epoch: string, serial: number, resumed: boolean,
  *   more?: boolean, before?: number, presence?: Presence, commands?: Command[] }} Attached
@@ -44,7 +44,7 @@ import { countPoints, dropPoints } from "./text.js"
 /**
  * @typedef {{ readonly messages: readonly Message[], readonly more: boolean, readonly presence: Presence,
  *   readonly commands: readonly Command[] }} Snapshot
- *   `more`: are there older messages; `commands`: those that are pending
+ *   `more`: whether older messages exist; `commands`: the pending ones
  */
 
 /** The events this view knows; others are ignored (rule 7). */
@@ -57,25 +57,25 @@ export const EVENT_TYPES = [
   "signal",
 ]
 
-// What is remembered of things that are not shown. It only matters while a history page is on its way or a batch
-// comes twice, so the oldest may go; without a bound a page open for weeks would only ever grow.
+// Serials of objects that are not in view. They matter only while a history page is on its way or a batch is repeated,
+// so the oldest may be dropped; without a bound a page that is open for weeks would grow without end.
 const REMEMBERED = 10_000
-const NOBODY = { members: [], count: 0 }
+const EMPTY_PRESENCE = { members: [], count: 0 }
 
 export class View {
   /** @type {string | null} of the last complete batch (rule 5); null asks for a new start */
   cursor = null
-  /** How many times the view began anew; what was asked in one life must not be merged in the next. */
-  life = 0
+  /** The number of new starts. A page that was requested before a new start must not be merged after it. */
+  starts = 0
 
   #fold = new Fold()
   /** @type {WireEvent[] | null} a new start that is not complete yet (rule 6) */
   #aside = null
-  #isLost = true // nothing is believed before the first new start
+  #isLost = true // events are ignored before the first new start
 
   /**
-   * Apply one frame. `isGap`: something was lost, the cursor is forgotten, and all is ignored until a new start: attach
-   * anew, after a back-off (rule 2). `passed`: signals, and replies not known before, for whoever listens.
+   * Apply one frame. `isGap`: an event was lost; the view drops its cursor and ignores all events until a new start, so
+   * attach anew after a back-off (rule 2). `passed`: signals and new replies, for the listeners.
    * @param {Batch} batch @returns {{ isGap: boolean, passed: (Signal | Reply)[] }}
    */
   apply({ cursor, events }) {
@@ -84,8 +84,8 @@ export class View {
     let isGap = false
     for (const event of events) {
       if (event.type === "channel.attached") {
-        this.#aside = event.resumed ? null : [] // a new start that was not complete is over
-        // The cursor of an empty channel (`-:0`) resumes in any log: what a cut batch had shown may be of another.
+        this.#aside = event.resumed ? null : [] // drop an incomplete new start
+        // The cursor of an empty channel (`-:0`) resumes in any log: an incomplete batch may have shown part of another log.
         if (event.resumed && this.cursor?.[0] === "-") this.#fold.forget()
       }
       if (this.#aside) this.#aside.push(event)
@@ -98,7 +98,7 @@ export class View {
       this.#aside = null
       if (!isGap) {
         this.#fold = fold
-        this.life++
+        this.starts++
       }
     }
     if (this.#isLost) this.cursor = null
@@ -106,12 +106,12 @@ export class View {
     return { isGap, passed }
   }
 
-  /** The connection is gone: what it had not completed will come again from the cursor. */
-  cut() {
+  /** The connection has ended: the server sends an incomplete batch again from the cursor. */
+  disconnect() {
     this.#aside = null
   }
 
-  /** Where the next older page is to be asked from (rule 3). */
+  /** The `before` of the request for the next older page (rule 3). */
   get before() {
     return this.#fold.before
   }
@@ -121,43 +121,43 @@ export class View {
   }
 
   /**
-   * Take in a page asked from `before`. False: it is older than what the view knows of one of its messages, which is
-   * not believed (rule 4), and has to be asked again from the same place.
+   * Merge a page that was requested with `before`. Return false if a message of the page is older than the view's
+   * knowledge of it (rule 4): request the page again with the same `before`.
    * @param {Page} page
    */
   merge(page) {
     return this.#fold.merge(page)
   }
 
-  /** What to show now; the same objects for what did not change. @returns {Snapshot} */
+  /** Return the state to show, with the same objects for unchanged values. @returns {Snapshot} */
   getSnapshot() {
     return this.#fold.getSnapshot()
   }
 }
 
-/** Everything that a new start replaces (rule 6). */
+/** The state that a new start replaces (rule 6). */
 class Fold {
   before = 0
   more = false
   /** @type {Map<string, Entry>} */
   entries = new Map()
-  /** @type {Map<string, number>} id → last serial heard of a message that is not in view */
-  heard = new Map()
+  /** @type {Map<string, number>} id → last serial of a message that is not in view */
+  unseen = new Map()
   /** @type {Map<string, number>} id → serial of its end */
   deleted = new Map()
   /** @type {Map<string, Member>} */
   members = new Map()
-  count = 0 // of all members, also those not known by name
+  count = 0 // of all members, also those that are not listed
   /** @type {Map<string, Command>} */
   pending = new Map()
-  /** @type {Map<string, boolean>} id → is it answered */
+  /** @type {Map<string, boolean>} id → whether it has a reply */
   commands = new Map()
   /** @type {{ messages?: readonly Message[], presence?: Presence, commands?: readonly Command[], all?: Snapshot }} */
   shown = {}
 
   /**
-   * False: something was lost before this event.
-   * @param {WireEvent} event @param {(Signal | Reply)[]} passed gets what is not kept
+   * Apply an event. Return false if an event before it was lost.
+   * @param {WireEvent} event @param {(Signal | Reply)[]} passed gets the events that no snapshot keeps
    */
   take(event, passed) {
     switch (event.type) {
@@ -173,7 +173,7 @@ class Fold {
       case "message.finish":
       case "message.takeover":
         this.changed("messages")
-        return this.entries.get(event.id)?.take(event) ?? this.hear(event.id, event.serial)
+        return this.entries.get(event.id)?.take(event) ?? this.rememberSerial(event.id, event.serial)
       case "message.delete":
         this.delete(event.id, event.serial)
         break
@@ -209,19 +209,19 @@ class Fold {
   }
 
   /** @param {Attached} attached */
-  attach({ resumed, before = 0, more = false, presence = NOBODY, commands = [] }) {
+  attach({ resumed, before = 0, more = false, presence = EMPTY_PRESENCE, commands = [] }) {
     if (!resumed) {
       this.before = before
       this.more = more
     }
     this.sync(presence)
-    this.pending = new Map() // those that are not listed are over
+    this.pending = new Map() // commands that are not listed are over
     for (const command of commands) this.open(command)
     this.changed("commands")
   }
 
   forget() {
-    for (const known of [this.entries, this.heard, this.deleted, this.commands]) known.clear()
+    for (const known of [this.entries, this.unseen, this.deleted, this.commands]) known.clear()
     this.changed("messages")
   }
 
@@ -230,7 +230,7 @@ class Fold {
     const { id, created, status } = message
     const known = this.entries.get(id)
     if (known ? serial <= known.version : this.isStale(id, serial)) return // rule 1
-    if (!known && created < this.before && status !== "streaming") this.hear(id, serial) // rule 3
+    if (!known && created < this.before && status !== "streaming") this.rememberSerial(id, serial) // rule 3
     else this.show(message, serial)
   }
 
@@ -248,37 +248,37 @@ class Fold {
     this.changed("messages")
   }
 
-  /** Rule 4: not shown, but no older state of it is to be believed later. @param {string} id @param {number} serial */
-  hear(id, serial) {
-    remember(this.heard, id, Math.max(serial, this.heard.get(id) ?? 0))
+  /** Rule 4: remember the serial of a message outside the view, to refuse older states of it. @param {string} id @param {number} serial */
+  rememberSerial(id, serial) {
+    remember(this.unseen, id, Math.max(serial, this.unseen.get(id) ?? 0))
     return true
   }
 
-  /** Is this an old state of a message that is not in view? @param {string} id @param {number} serial */
+  /** Return whether this is an old state of a message outside the view. @param {string} id @param {number} serial */
   isStale(id, serial) {
-    return serial < (this.heard.get(id) ?? 0) || serial <= (this.deleted.get(id) ?? 0)
+    return serial < (this.unseen.get(id) ?? 0) || serial <= (this.deleted.get(id) ?? 0)
   }
 
   /** @param {Page} page */
   merge({ messages, more }) {
-    let isBelieved = true
+    let isCurrent = true
     for (const message of messages) {
       const { id, version } = message
-      if (this.entries.has(id) || this.deleted.has(id)) continue // the feed knows better
-      if (this.isStale(id, version)) isBelieved = false
+      if (this.entries.has(id) || this.deleted.has(id)) continue // the feed is newer than the page
+      if (this.isStale(id, version)) isCurrent = false
       else this.show(message, version)
     }
-    if (isBelieved) {
+    if (isCurrent) {
       this.before = Math.min(this.before, ...messages.map(({ created }) => created))
       this.more = more
       this.shown.all = undefined
     }
-    return isBelieved
+    return isCurrent
   }
 
   /** @param {Command} command */
   open(command) {
-    if (this.commands.get(command.id)) return // it is answered
+    if (this.commands.get(command.id)) return // it has a reply
     remember(this.commands, command.id, false)
     this.pending.set(command.id, command)
     this.changed("commands")
@@ -297,9 +297,9 @@ class Fold {
     this.changed("presence")
   }
 
-  /** @param {"messages" | "presence" | "commands"} what */
-  changed(what) {
-    this.shown[what] = this.shown.all = undefined
+  /** @param {"messages" | "presence" | "commands"} field */
+  changed(field) {
+    this.shown[field] = this.shown.all = undefined
   }
 
   /** @returns {Snapshot} */
@@ -323,16 +323,16 @@ class Fold {
 class Entry {
   /** @param {Message} message @param {number} serial */
   constructor(message, serial) {
-    this.head = message // what is not a part is kept here
+    this.head = message // all fields but the parts
     this.version = serial
-    this.whole = serial // of the last create or update: the serial of parts that are not there (rule 1)
+    this.whole = serial // of the last create or update: the serial of parts that do not exist (rule 1)
     this.pieces = (message.parts ?? []).map((part) => new Piece(part, serial))
-    /** @type {Message | null} as shown; null when it has to be made anew */
+    /** @type {Message | null} the shown value; null when it must be rebuilt */
     this.shown = message
   }
 
   /**
-   * False: something was lost before this event.
+   * Apply an event. Return false if an event before it was lost.
    * @param {Append | SetPart | Finish | { type: "message.takeover", serial: number }} event
    */
   take(event) {
@@ -344,7 +344,7 @@ class Entry {
     } else {
       if (serial <= this.version) return true // rule 1
       const { reason, meta, ...rest } = this.head
-      // The event carries the whole result, so a reason or meta left out is none.
+      // The event carries the whole result, so an omitted reason or meta is removed.
       if (type === "message.takeover") this.head = { ...rest, status: "streaming", ...(meta && { meta }) }
       else this.head = { ...rest, ...ending(event) }
     }
@@ -355,7 +355,7 @@ class Entry {
 
   /** @param {SetPart} event */
   setPart({ serial, index, part, updated_at }) {
-    if (index > this.pieces.length) return false // parts open in order: the ones before it are missing
+    if (index > this.pieces.length) return false // parts open in order: an earlier one is missing
     this.pieces[index] = new Piece(part, serial)
     this.head = { ...this.head, updated_at }
     return true
@@ -368,26 +368,26 @@ class Entry {
   }
 }
 
-/** One part of a message in view. Appended text is only counted, never the text before it. */
+/** One part of a message in view. An append counts only its own text, never the text before it. */
 class Piece {
   /** @param {Part} part @param {number} serial of its last change */
   constructor(part, serial) {
     this.part = part
     this.serial = serial
-    this.field = part.type === "tool" ? "input" : "text" // appends to a tool part are its input
+    this.field = part.type === "tool" ? "input" : "text" // text that is appended to a tool part is its input
     const text = part[this.field] ?? ""
     const isText = typeof text === "string" && ["text", "reasoning", "tool"].includes(part.type)
     this.text = isText ? text : ""
-    this.points = isText ? countPoints(text) : Infinity // nothing is ever missing in what is no text
+    this.points = isText ? countPoints(text) : Infinity // a part without text has no gaps
   }
 
-  /** Rule 2. False: text before this is missing. @param {Append} event */
+  /** Apply rule 2. Return false if text before this is missing. @param {Append} event */
   append({ serial, at, text }) {
     if (at > this.points) return false
-    const known = this.points - at // so many code points of the text that comes are there already
+    const known = this.points - at // code points of the new text that the part already has
     const points = countPoints(text)
     if (points > known) {
-      this.text += known ? dropPoints(text, known) : text // engines join lazily: this does not copy what stands
+      this.text += known ? dropPoints(text, known) : text // engines join lazily: this does not copy the existing text
       this.points = at + points
     }
     this.serial = serial
@@ -406,7 +406,7 @@ function ending({ status, reason, meta, updated_at }) {
   return { status, updated_at, ...(reason != null && { reason }), ...(meta && { meta }) }
 }
 
-/** Set it, and let the oldest go where there are too many. @template T @param {Map<string, T>} map @param {string} id @param {T} value */
+/** Set an entry, and drop the oldest beyond `limit`. @template T @param {Map<string, T>} map @param {string} id @param {T} value */
 export function remember(map, id, value, limit = REMEMBERED) {
   map.delete(id)
   map.set(id, value)

@@ -1,4 +1,7 @@
-"""One Chromium for the tests of a module: each test opens windows in profiles of their own."""
+"""One Chromium for the tests of a module: each test opens windows in profiles of their own.
+
+Layer: tests.
+"""
 
 from __future__ import annotations
 
@@ -17,8 +20,8 @@ async def browser() -> AsyncIterator[Browser]:
 
 
 @pytest_asyncio.fixture(autouse=True, loop_scope="module")
-async def no_windows_are_left(browser: Browser) -> AsyncIterator[None]:
-    """What one test opened is closed before the next."""
+async def close_windows(browser: Browser) -> AsyncIterator[None]:
+    """Close the windows of each test before the next one."""
     yield
     for context in list(browser.contexts):
         await context.close()

@@ -1,9 +1,8 @@
-"""One browser tab on the demo page, and what it shows.
+"""One browser tab on the demo page.
 
 Layer: tests.
 
-Chromium's offline switch does not cut open streams, so faults are made at TCP (`FaultProxy`) or by
-ending the server.
+Chromium's offline switch does not cut open streams, so tests inject faults at TCP (`FaultProxy`) or end the server.
 """
 
 from __future__ import annotations
@@ -29,9 +28,12 @@ _TEXT = """id => {
 
 @asynccontextmanager
 async def chromium() -> AsyncIterator[Browser]:
-    """A Chromium that may serve several tests; they open windows in profiles of their own."""
+    """Run a Chromium for several tests, which open windows in profiles of their own."""
     path = os.environ.get("HOLDFAST_CHROMIUM") or shutil.which("chromium")
-    assert path is not None, "no Chromium: install Debian's package chromium, or set HOLDFAST_CHROMIUM to one's path"
+    assert path is not None, (
+        "the browser tests need Chromium and found none: "
+        "install the package chromium, or set HOLDFAST_CHROMIUM to its path"
+    )
     async with async_playwright() as playwright:
         browser = await playwright.chromium.launch(executable_path=path, args=list(ARGUMENTS))
         yield browser
@@ -46,13 +48,13 @@ class Tab:
         self.url = url
         self.errors: list[str] = []
         self.first_batch: list[dict[str, Any]] = []  # events of the first batch of the latest WebSocket
-        self.events: list[dict[str, Any]] = []  # all that WebSockets brought
+        self.events: list[dict[str, Any]] = []  # all events of all WebSockets
         page.on("pageerror", lambda error: self.errors.append(str(error)))
         page.on("websocket", self._listen)
 
     @classmethod
     async def open(cls, browser: Browser, port: int, channel: str, transport: str = "ws", name: str = "") -> Tab:
-        """A new tab, in a profile of its own, of the person `name` (by default somebody new)."""
+        """Open a tab, in a profile of its own, for the person `name` (by default a new one)."""
         context = await browser.new_context()
         context.set_default_timeout(TIMEOUT_MS)
         query = f"channel={channel}&transport={transport}" + (f"&as={name}" if name else "")
@@ -65,12 +67,12 @@ class Tab:
         await self.page.reload()
 
     async def text(self, message_id: str) -> str | None:
-        """The text of a message as it stands in the page; None if the message is not there."""
+        """Return the text of a message in the page; None if the page does not have the message."""
         found: str | None = await self.page.evaluate(_TEXT, message_id)
         return found
 
     async def until_length(self, message_id: str, length: int) -> str:
-        """Wait until the message shows at least `length` UTF-16 units; returns its text then."""
+        """Wait until the message shows at least `length` UTF-16 units, and return its text."""
         await self.page.wait_for_function(
             f"([id, length]) => (({_TEXT})(id) ?? '').length >= length", arg=[message_id, length]
         )
@@ -89,16 +91,16 @@ class Tab:
 
         def receive(frame: str | bytes) -> None:
             nonlocal is_complete
-            told = json.loads(frame)
-            if told.get("type") == "events":
-                self.events.extend(told["events"])
-            if told.get("type") == "events" and not is_complete:
-                first.extend(told["events"])
-                is_complete = told.get("cursor") is not None
+            message = json.loads(frame)
+            if message.get("type") == "events":
+                self.events.extend(message["events"])
+            if message.get("type") == "events" and not is_complete:
+                first.extend(message["events"])
+                is_complete = message.get("cursor") is not None
 
         socket.on("framereceived", receive)
 
 
 def units(text: str) -> int:
-    """The length that JavaScript gives `text`."""
+    """Return the length of `text` in JavaScript."""
     return len(text.encode("utf-16-le")) // 2

@@ -1,4 +1,7 @@
-"""Several people and agents in one conversation, each in a browser window: all of them see, stop, steer and allow."""
+"""Several people and agents in one conversation, each in a browser window: each may watch, stop, steer and approve.
+
+Layer: tests.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")  # as the browser
 
 
 async def two_people(browser: Browser, demo: Server, transports: str = "ws sse") -> tuple[Tab, Tab]:
-    """Ada and Bob, who see each other."""
+    """Return the tabs of Ada and Bob, each present in the other."""
     ada_by, bob_by = transports.split()
     ada = await Tab.open(browser, demo.port, "demo:test", ada_by, "Ada")
     bob = await Tab.open(browser, demo.port, "demo:test", bob_by, "Bob")
@@ -29,14 +32,12 @@ async def two_people(browser: Browser, demo: Server, transports: str = "ws sse")
     return ada, bob
 
 
-async def say(tab: Tab, text: str) -> None:
+async def send(tab: Tab, text: str) -> None:
     await tab.page.fill("#question", text)
     await tab.page.press("#question", "Enter")
 
 
-async def test_people_see_each_other_and_what_the_agent_does_and_anybody_stops_it(
-    browser: Browser, demo: Server
-) -> None:
+async def test_people_see_each_other_and_the_agent_and_each_may_stop_it(browser: Browser, demo: Server) -> None:
     ada, bob = await two_people(browser, demo)
     guide = '[data-member-id="guide"]'
     await expect(ada.page.locator(guide)).to_have_attribute("data-state", "listening")
@@ -47,7 +48,7 @@ async def test_people_see_each_other_and_what_the_agent_does_and_anybody_stops_i
     await bob.page.fill("#question", "")
     await expect(ada.page.locator("#typing")).to_have_text("")
 
-    await say(ada, "What is a cursor?")
+    await send(ada, "What is a cursor?")
     question = bob.page.locator('[data-role="user"]')
     await expect(question.locator(".author")).to_have_text("Ada")
     await expect(bob.page.locator(f"{ANSWER} .text")).to_contain_text("I am not a model.")
@@ -70,11 +71,11 @@ async def test_people_see_each_other_and_what_the_agent_does_and_anybody_stops_i
     assert ada.errors + bob.errors == []
 
 
-async def test_a_stop_reaches_a_window_that_is_just_coming_back(browser: Browser, demo: Server) -> None:
+async def test_a_stop_reaches_a_window_that_reconnects(browser: Browser, demo: Server) -> None:
     async with FaultProxy("127.0.0.1", demo.port) as proxy:
         ada, bob = await two_people(browser, demo)
         cyd = await Tab.open(browser, proxy.port, "demo:test", "ws", "Cyd")
-        await say(ada, "What is a cursor?")
+        await send(ada, "What is a cursor?")
         answer = await cyd.page.locator(ANSWER).get_attribute("data-message-id")
         assert answer is not None
         shown = await cyd.until_length(answer, 40)
@@ -91,16 +92,16 @@ async def test_a_stop_reaches_a_window_that_is_just_coming_back(browser: Browser
         assert ada.errors + bob.errors + cyd.errors == []
 
 
-async def test_what_one_asks_for_another_allows(browser: Browser, demo: Server) -> None:
+async def test_one_person_approves_the_request_of_another(browser: Browser, demo: Server) -> None:
     ada, bob = await two_people(browser, demo)
     body = {"id": "old", "role": "assistant", "text": "Old."}
     await asyncio.to_thread(demo.post, f"{demo.hub}/v1/channels/demo:test/messages", body)
     await expect(ada.page.locator('[data-message-id="old"]')).to_be_visible()
-    await say(ada, "Delete what was said")
+    await send(ada, "Delete the messages")
     for tab in (ada, bob):
         await expect(tab.page.locator(".approval p")).to_have_text("Delete the message above?")
         await expect(tab.page.locator('[data-member-id="guide"] .work')).to_have_text("waiting for approval")
-    await ada.page.reload()  # what is asked is stored, as all else
+    await ada.page.reload()  # an approval is stored like every command
     await expect(ada.page.locator(".approval p")).to_have_text("Delete the message above?")
     await bob.page.get_by_role("button", name="Yes").click()
     for tab in (ada, bob):
@@ -111,13 +112,13 @@ async def test_what_one_asks_for_another_allows(browser: Browser, demo: Server) 
     assert ada.errors + bob.errors == []
 
 
-async def test_an_agent_that_crashes_is_seen_to_and_another_goes_on(browser: Browser, demo: Server) -> None:
+async def test_another_agent_continues_visibly_after_a_crash(browser: Browser, demo: Server) -> None:
     ada, bob = await two_people(browser, demo)
-    await say(ada, "/crash What is a lease?")
+    await send(ada, "/crash What is a lease?")
     for tab in (ada, bob):
-        await expect(tab.page.locator("#journal")).to_contain_text("interrupted here: diver crashed. guide goes on")
+        await expect(tab.page.locator("#journal")).to_contain_text("interrupted here: diver crashed. guide continues")
         broken = tab.page.locator(f"{ANSWER} .break")
-        await expect(broken).to_have_attribute("data-words", "interrupted here: diver crashed. guide goes on")
+        await expect(broken).to_have_attribute("data-words", "interrupted here: diver crashed. guide continues")
         await expect(tab.page.locator('[data-member-id="diver"]')).to_have_count(0)
     answer = await ada.page.get_attribute(ANSWER, "data-message-id")
     assert answer is not None
@@ -137,7 +138,7 @@ async def test_an_agent_that_crashes_is_seen_to_and_another_goes_on(browser: Bro
     assert ada.errors + bob.errors == []
 
 
-async def test_a_refresh_makes_no_member_flicker(browser: Browser, demo: Server) -> None:
+async def test_a_member_does_not_flicker_on_refresh(browser: Browser, demo: Server) -> None:
     ada, bob = await two_people(browser, demo, "ws ws")
     await bob.page.evaluate("""() => {
       window.gone = 0
@@ -147,12 +148,12 @@ async def test_a_refresh_makes_no_member_flicker(browser: Browser, demo: Server)
     for _ in range(5):
         await ada.reload()
         await expect(ada.page.locator('[data-member-id="@bob"]')).to_be_visible()
-    # A signal comes after all that was told of Ada before it.
+    # A signal arrives after all earlier events about Ada.
     await ada.page.locator("#question").press_sequentially("Hm")
     await expect(bob.page.locator("#typing")).to_have_text("Ada is typing…")
     assert await bob.page.evaluate("window.gone") == 0
     about_ada = [one["type"] for one in bob.events if one.get("id", one.get("member", {}).get("id")) == "@ada"]
     assert about_ada.count("presence.leave") == 0
-    assert about_ada.count("presence.enter") <= 1  # her first, unless it came with the attach
+    assert about_ada.count("presence.enter") <= 1  # the first one, unless the attach included it
     assert "has left" not in (await bob.page.inner_text("#journal"))
     assert ada.errors + bob.errors == []

@@ -1,4 +1,7 @@
-"""A page in a real browser loses nothing: by reloads, by a bad network, by a server that is killed."""
+"""A page in a real browser loses no text through reloads, network faults and a killed server.
+
+Layer: tests.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +30,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")  # as the browser
 def producing(
     server: Server, folder: Path, message_id: str, seed: int, per_second: int = PER_SECOND
 ) -> Iterator[Process]:
-    """A producer of one message on `demo:test`, in a process of its own."""
+    """Run a producer of one message on `demo:test` in a process of its own."""
     arguments = [str(server.port), server.hub, "demo:test", message_id, str(seed), str(TOKENS), str(per_second)]
     producer = Process(["-m", "tests.producer", *arguments], folder / f"{message_id}.log")
     producer.start()
@@ -38,7 +41,7 @@ def producing(
 
 
 async def check_end(server: Server, producer: Process, tabs: list[Tab], message_id: str, seed: int) -> None:
-    """All pages show what is stored, which is what was sent."""
+    """Assert that all pages show the stored text, and that it equals the sent text."""
     expected = "".join(tokens_of(seed, TOKENS))
     assert await asyncio.to_thread(producer.wait) == 0, producer.output
     for tab in tabs:
@@ -48,9 +51,9 @@ async def check_end(server: Server, producer: Process, tabs: list[Tab], message_
     assert text_of(server.message("demo:test", message_id)) == expected
 
 
-async def test_ten_reloads_at_random_moments_lose_nothing(demo: Server, browser: Browser, tmp_path: Path) -> None:
+async def test_ten_reloads_at_random_moments_lose_no_text(demo: Server, browser: Browser, tmp_path: Path) -> None:
     chosen = random.Random(7)
-    with producing(demo, tmp_path, "m", seed=1, per_second=60) as producer:  # reloads take their time, too
+    with producing(demo, tmp_path, "m", seed=1, per_second=60) as producer:  # slower, since reloads take time too
         reader = await Tab.open(browser, demo.port, "demo:test")
         others = [
             await Tab.open(browser, demo.port, "demo:test", "ws"),
@@ -71,7 +74,7 @@ async def test_ten_reloads_at_random_moments_lose_nothing(demo: Server, browser:
 
 
 @pytest.mark.parametrize("transport", ["ws", "sse"])
-async def test_a_network_that_cuts_stalls_and_throttles_loses_nothing(
+async def test_a_network_that_cuts_stalls_and_throttles_loses_no_text(
     demo: Server, browser: Browser, tmp_path: Path, transport: str
 ) -> None:
     chosen = random.Random(11)
@@ -86,12 +89,12 @@ async def test_a_network_that_cuts_stalls_and_throttles_loses_nothing(
                     proxy.throttle(20_000)
                 elif fault == "stall":
                     proxy.stall()
-                    await asyncio.sleep(0.5)  # the fault itself lasts
+                    await asyncio.sleep(0.5)  # the duration of the fault
                     proxy.resume()
                 else:
                     proxy.refuse()
                     await proxy.cut()
-                    await asyncio.sleep(0.3)  # the fault itself lasts
+                    await asyncio.sleep(0.3)  # the duration of the fault
                     proxy.accept()
                 wanted = min(units(shown) + chosen.randrange(20, 100), 1_200)
                 later = await tab.until_length("m", wanted)
@@ -102,7 +105,7 @@ async def test_a_network_that_cuts_stalls_and_throttles_loses_nothing(
 
 
 @pytest.mark.parametrize("ending", [signal.SIGTERM, signal.SIGKILL])
-async def test_a_restart_of_the_server_loses_nothing(
+async def test_a_restart_of_the_server_loses_no_text(
     demo: Server, browser: Browser, tmp_path: Path, ending: signal.Signals
 ) -> None:
     with producing(demo, tmp_path, "m", seed=3) as producer:
@@ -120,7 +123,7 @@ async def test_a_restart_of_the_server_loses_nothing(
 
 
 @pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGKILL])
-async def test_the_demo_s_own_answer_goes_on_after_its_server_was_ended(
+async def test_the_demo_s_answer_continues_after_a_restart_of_its_server(
     demo: Server, browser: Browser, ending: signal.Signals
 ) -> None:
     tab = await Tab.open(browser, demo.port, "demo:test")

@@ -1,17 +1,17 @@
 /**
- * The parts of the demo page that need no page: who one is, questions on their way, and what is said of what happened.
+ * The modules of the demo page that need no page: identity, unsent questions, and texts.
  */
 
 import assert from "node:assert/strict"
 import { test } from "node:test"
 
-import { Asking } from "../../holdfast/web/demo/asking.js"
+import { UnsentQuestions } from "../../holdfast/web/demo/unsent.js"
 import { idOf, rename, whoAmI } from "../../holdfast/web/demo/me.js"
 import { Typing } from "../../holdfast/web/demo/people.js"
 import { breakOf, caughtUp, counted, nameOf, outcomeOf, pendingOf, questionOf, sized, stateOf, typingOf, workOf } from "../../holdfast/web/demo/words.js"
 
-/** A storage that outlives its page. */
-class Shelf {
+/** A storage that survives its page. */
+class MemoryStorage {
   #kept = new Map()
   getItem = (key) => this.#kept.get(key) ?? null
   setItem = (key, value) => void this.#kept.set(key, value)
@@ -19,81 +19,81 @@ class Shelf {
 
 const full = { getItem: () => null, setItem: () => { throw new Error("QuotaExceededError") } }
 
-// Questions on their way ----------------------------------------------------------------------------------------------
+// Unsent questions ----------------------------------------------------------------------------------------------------
 
-/** An asking, what it told and what it sent. A question that is sent waits in `sent` to be settled. */
-function asking(storage = new Shelf()) {
-  const told = { sent: [], waiting: [], refused: [] }
-  told.asking = new Asking({
+/** Return unsent questions with a record of their calls. A question waits in `sent` until the test settles it. */
+function unsent(storage = new MemoryStorage()) {
+  const seen = { sent: [], waiting: [], refused: [] }
+  seen.questions = new UnsentQuestions({
     channel: "demo:test",
     storage,
-    send: (question) => new Promise((resolve, reject) => told.sent.push({ ...question, resolve, reject })),
-    onChange: (questions) => told.waiting.push(questions.map(({ text }) => text)),
-    onRefused: (question, why) => told.refused.push([question.text, why]),
+    send: (question) => new Promise((resolve, reject) => seen.sent.push({ ...question, resolve, reject })),
+    onChange: (questions) => seen.waiting.push(questions.map(({ text }) => text)),
+    onRefused: (question, why) => seen.refused.push([question.text, why]),
   })
-  return told
+  return seen
 }
 
 const settled = () => new Promise((resolve) => setImmediate(resolve))
 
-test("a question is on its way until it is stored", async () => {
-  const told = asking()
-  told.asking.ask("a")
-  assert.deepEqual(told.waiting, [["a"]])
-  told.sent[0].resolve()
+test("a question is unsent until it is stored", async () => {
+  const seen = unsent()
+  seen.questions.add("a")
+  assert.deepEqual(seen.waiting, [["a"]])
+  seen.sent[0].resolve()
   await settled()
-  assert.deepEqual(told.waiting, [["a"], []])
-  assert.match(told.sent[0].id, /^[\w-]{36}$/)
+  assert.deepEqual(seen.waiting, [["a"], []])
+  assert.match(seen.sent[0].id, /^[\w-]{36}$/)
 })
 
-test("a refusal ends it, and says why", async () => {
-  const told = asking()
-  told.asking.ask("a")
-  told.sent[0].reject(new Error("because"))
+test("a refusal drops the question and reports the reason", async () => {
+  const seen = unsent()
+  seen.questions.add("a")
+  seen.sent[0].reject(new Error("because"))
   await settled()
-  assert.deepEqual(told.waiting, [["a"], []])
-  assert.deepEqual(told.refused, [["a", "because"]])
+  assert.deepEqual(seen.waiting, [["a"], []])
+  assert.deepEqual(seen.refused, [["a", "because"]])
 })
 
-test("questions are stored in the order they were asked", async () => {
-  const told = asking()
-  for (const text of ["a", "b", "c"]) told.asking.ask(text)
-  assert.deepEqual(told.sent.map(({ text }) => text), ["a"])
+test("questions are stored in their order", async () => {
+  const seen = unsent()
+  for (const text of ["a", "b", "c"]) seen.questions.add(text)
+  assert.deepEqual(seen.sent.map(({ text }) => text), ["a"])
   for (const index of [0, 1, 2]) {
-    told.sent[index].resolve()
+    seen.sent[index].resolve()
     await settled()
   }
-  assert.deepEqual(told.sent.map(({ text }) => text), ["a", "b", "c"])
+  assert.deepEqual(seen.sent.map(({ text }) => text), ["a", "b", "c"])
 })
 
-test("a page that was reloaded goes on asking, with the same id", async () => {
-  const shelf = new Shelf()
-  const before = asking(shelf)
-  before.asking.ask("a")
-  const after = asking(shelf)
-  assert.deepEqual(after.asking.waiting.map(({ text }) => text), ["a"])
-  after.asking.start()
+test("a reloaded page sends the question again with the same id", async () => {
+  const shelf = new MemoryStorage()
+  const before = unsent(shelf)
+  before.questions.add("a")
+  const after = unsent(shelf)
+  assert.deepEqual(after.questions.waiting.map(({ text }) => text), ["a"])
+  after.questions.start()
   assert.equal(after.sent[0].id, before.sent[0].id)
   after.sent[0].resolve()
   await settled()
-  assert.deepEqual(asking(shelf).asking.waiting, [])
+  assert.deepEqual(unsent(shelf).questions.waiting, [])
 })
 
-test("what is no list of questions in the storage is none, and a full storage forbids no question", async () => {
+test("an invalid list in the storage counts as empty, and a full storage does not stop a question", async () => {
   for (const kept of ["", "{", "{}", "null", "[1, null, {}]"]) {
-    const shelf = new Shelf()
-    shelf.setItem("holdfast-demo.asking.demo:test", kept)
-    assert.deepEqual(asking(shelf).asking.waiting, [])
+    const shelf = new MemoryStorage()
+    shelf.setItem("holdfast-demo.unsent.demo:test", kept)
+    assert.deepEqual(unsent(shelf).questions.waiting, [])
   }
-  const told = asking(full)
-  told.asking.ask("a")
-  assert.equal(told.sent.length, 1)
+  const seen = unsent(full)
+  seen.questions.add("a")
+  assert.equal(seen.sent.length, 1)
 })
 
-// Who one is ----------------------------------------------------------------------------------------------------------
+// Identity ------------------------------------------------------------------------------------------------------------
 
-test("a window keeps its person, drawn or asked for", () => {
-  const shelf = new Shelf()
+test("a window keeps its person, random or named in the address", () => {
+  const shelf = new MemoryStorage()
   const drawn = whoAmI(null, shelf, () => 0.5)
   assert.deepEqual(drawn, { id: "@otter-55", name: "Otter 55", came: "Otter 55" })
   assert.deepEqual(whoAmI(null, shelf, () => 0), drawn)
@@ -102,8 +102,8 @@ test("a window keeps its person, drawn or asked for", () => {
   assert.deepEqual(whoAmI(null, shelf), ada)
 })
 
-test("a new name leaves the id, also through a reload of the same address", () => {
-  const shelf = new Shelf()
+test("a new name keeps the id, also after a reload of the same address", () => {
+  const shelf = new MemoryStorage()
   const renamed = rename(whoAmI("Ada", shelf), "  Countess\nof   Lovelace ", shelf)
   assert.deepEqual(renamed, { id: "@ada", name: "Countess of Lovelace", came: "Ada" })
   assert.deepEqual(whoAmI("Ada", shelf), renamed)
@@ -111,30 +111,30 @@ test("a new name leaves the id, also through a reload of the same address", () =
   assert.equal(whoAmI("Bob", shelf).id, "@bob")
 })
 
-test("ids are ids whatever the name is, and different names have different ones", () => {
+test("every name has a valid id, and different names have different ids", () => {
   const names = ["Ada", "ada b", "付着器", "🧜🏽‍♀️", "a/b", "__proto__", "é", "x".repeat(500), "=", "-"]
   const ids = names.map(idOf)
   for (const id of ids) assert.match(id, /^@[a-z0-9=-]{1,60}$/)
   assert.equal(new Set(ids).size, names.length)
 })
 
-test("what is kept and is nobody is nobody, and a full storage keeps nobody", () => {
+test("an invalid person in the storage is ignored, and a full storage keeps no person", () => {
   for (const kept of ["", "{", "null", "[]", '{"id": 1}', '{"id": "x", "name": "", "came": "x"}']) {
-    const shelf = new Shelf()
+    const shelf = new MemoryStorage()
     shelf.setItem("holdfast-demo.me", kept)
     assert.equal(whoAmI(null, shelf, () => 0).name, "Crab 10")
   }
   assert.equal(whoAmI("Ada", full).id, "@ada")
 })
 
-test("who types is believed for four seconds, or until they say otherwise", (t) => {
+test("a person counts as typing for four seconds after a signal, or until it ends", (t) => {
   t.mock.timers.enable({ apis: ["setTimeout"] })
   let changes = 0
   const typing = new Typing(() => changes++)
-  typing.hear("@ada", "Ada")
-  typing.hear("@bob", "Bob")
+  typing.add("@ada", "Ada")
+  typing.add("@bob", "Bob")
   t.mock.timers.tick(3_000)
-  typing.hear("@ada", "Ada")
+  typing.add("@ada", "Ada")
   t.mock.timers.tick(1_000)
   assert.deepEqual(typing.names, ["Ada"])
   typing.end("@ada")
@@ -145,7 +145,7 @@ test("who types is believed for four seconds, or until they say otherwise", (t) 
 
 // Words ---------------------------------------------------------------------------------------------------------------
 
-test("a catch-up is told in characters and events", () => {
+test("a catch-up is reported in characters and events", () => {
   const all = { isReload: true, runningPoints: 0 }
   assert.equal(caughtUp({ events: 1, points: 2060 }, all), "caught up: 2,060 characters in one event")
   assert.equal(caughtUp({ events: 4, points: 2060 }, all), "caught up: 2,060 characters in 4 events")
@@ -156,27 +156,27 @@ test("a catch-up is told in characters and events", () => {
   assert.equal(caughtUp({ events: 1, points: 1 }, { isReload: false, runningPoints: 900 }), "caught up: 1 character in one event")
 })
 
-test("where nothing was missed that is said, and an empty conversation says nothing", () => {
+test("a reconnect without missed events is reported, an empty conversation is not", () => {
   assert.equal(caughtUp({ events: 0, points: 0 }, { isReload: true, runningPoints: 0 }), "")
-  assert.equal(caughtUp({ events: 0, points: 0 }, { isReload: false, runningPoints: 9 }), "back: nothing was missed")
+  assert.equal(caughtUp({ events: 0, points: 0 }, { isReload: false, runningPoints: 9 }), "back: no event was missed")
 })
 
-test("counts and sizes read as people write them", () => {
+test("counts and sizes are formatted for people", () => {
   assert.deepEqual([counted(0, "event"), counted(1, "event"), counted(1234, "event")], ["0 events", "1 event", "1,234 events"])
   assert.deepEqual([sized(999), sized(1_000), sized(21_449), sized(999_949), sized(999_950)], ["999 B", "1.0 KB", "21.4 KB", "999.9 KB", "1.0 MB"])
 })
 
-test("who types is told by name, up to three", () => {
+test("typing people are named, up to three", () => {
   const sentences = [[], ["Ada"], ["Ada", "Bo"], ["Ada", "Bo", "Cy"], ["Ada", "Bo", "Cy", "Di"]].map(typingOf)
   assert.deepEqual(sentences, ["", "Ada is typing…", "Ada and Bo are typing…", "Ada, Bo and Cy are typing…", "several people are typing…"])
 })
 
-test("what agents do is told in their own words", () => {
+test("the activity of agents is shown in their own words", () => {
   const states = [{ state: "listening" }, { state: "answering" }, { state: "waiting" }, { state: "using a tool", tool: "search" }, {}, { state: 5 }]
   assert.deepEqual(states.map(workOf), ["listening", "answering…", "waiting for approval", "using a tool: search", "", ""])
 })
 
-test("commands and their ends are told to everybody, with names", () => {
+test("commands and their replies are reported with names", () => {
   const naming = (id) => ({ "@ada": "Ada", guide: "guide" })[id] ?? id
   const command = (name, data) => ({ id: "c", name, from: "@ada", data, expires_at: 1 })
   assert.equal(pendingOf(command("cancel"), naming), "Ada stops the answer…")
@@ -188,21 +188,21 @@ test("commands and their ends are told to everybody, with names", () => {
   assert.equal(questionOf(command("approve", null)), "@ada asks for your approval.")
   assert.equal(outcomeOf(approve, { ok: true, from: "@bob", data: { name: "Bob" } }, naming), "Bob said yes")
   assert.equal(outcomeOf(approve, { ok: false, from: "@ada" }, naming), "Ada said no")
-  assert.equal(outcomeOf(approve, { ok: false, error: { code: "expired" } }, naming), "nobody answered in time")
+  assert.equal(outcomeOf(approve, { ok: false, error: { code: "expired" } }, naming), "no reply came in time")
   assert.equal(outcomeOf(approve, { ok: false, error: { code: "withdrawn" }, from: "guide" }, naming), "")
   assert.equal(outcomeOf(command("steer"), { ok: true, from: "guide" }, naming), "guide takes that up")
   assert.equal(outcomeOf(command("cancel"), { ok: true, from: "guide" }, naming), "")
 })
 
-test("others' data may be anything", () => {
+test("data of other people may have any type", () => {
   assert.equal(nameOf({ id: "@ada", data: { name: 5 } }), "ada")
   assert.equal(nameOf({ id: "@ada", data: { name: "<b>" } }), "<b>")
-  assert.equal(breakOf({ by: {}, successor: null }), "interrupted here:  crashed.  goes on")
+  assert.equal(breakOf({ by: {}, successor: null }), "interrupted here:  crashed.  continues")
   assert.equal(stateOf("failed", { code: 1 }), "failed")
 })
 
-test("a break tells who crashed and who goes on, or of a restart", () => {
-  assert.equal(breakOf({ by: "diver", successor: "guide" }), "interrupted here: diver crashed. guide goes on")
-  assert.equal(breakOf({ by: "guide", successor: "guide" }), "interrupted here, and gone on with after a restart")
+test("a break names the crashed and the continuing writer, or a restart", () => {
+  assert.equal(breakOf({ by: "diver", successor: "guide" }), "interrupted here: diver crashed. guide continues")
+  assert.equal(breakOf({ by: "guide", successor: "guide" }), "interrupted here and continued after a restart")
   assert.equal(stateOf("failed", "AuthenticationError"), "failed: AuthenticationError")
 })

@@ -1,4 +1,7 @@
-"""What agents say: settled before it is said, long enough, and to be gone on with from anywhere."""
+"""The text of the demo's answers: determined in advance, long enough, and continued from every offset.
+
+Layer: tests.
+"""
 
 import json
 import subprocess
@@ -12,11 +15,11 @@ from msgspec.structs import replace
 
 from holdfast.demo.agent import (
     LONGEST_S,
-    MOST_SAID,
+    MOST_STEERING,
     SHORTEST_S,
     Decision,
-    Said,
     Settled,
+    Steering,
     Step,
     asks_to_delete,
     continue_at,
@@ -27,9 +30,9 @@ from holdfast.demo.agent import (
 )
 from holdfast.demo.passages import Library
 
-WORDS = "A lease ends unless its writer renews it. Then the message becomes interrupted, and everybody sees it."
+WORDS = "A lease ends unless its writer renews it. Then the message becomes interrupted, and every viewer sees it."
 GUIDE = Library({"docs/guide.md": "# Guide\n\n" + "\n\n".join(f"## Lease {n}\n\n{WORDS * 4}" for n in range(40))})
-# The slowest text there is: every token is one to three code points.
+# The slowest text: every token is one to three code points.
 EMOJI = Library({"docs/sea.md": "# 🌊\n\n" + "\n\n".join(["🧜🏽‍♀️付着器é" * 80] * 20)})
 SHORT = Library({"README.md": "# Short\n\nA single line."})
 EMPTY = Library({})
@@ -39,7 +42,7 @@ libraries = st.sampled_from([GUIDE, EMOJI, SHORT, EMPTY])
 questions = st.one_of(st.sampled_from(["How does a lease end?", "付着器", "zebra"]), st.text(max_size=100))
 
 
-def said(steps: list[Step]) -> str:
+def text_of(steps: list[Step]) -> str:
     return "".join(step.text for step in steps)
 
 
@@ -83,44 +86,46 @@ def test_tokens_are_as_long_as_those_of_a_model(question: str, seed: int, source
 
 @given(st.data(), seeds, libraries)
 @settings(max_examples=100, deadline=None)
-def test_from_every_cut_the_rest_makes_the_whole(data: st.DataObject, seed: int, source: Library) -> None:
+def test_stored_text_and_the_rest_make_the_whole_answer_at_every_offset(
+    data: st.DataObject, seed: int, source: Library
+) -> None:
     steps = script("How does a lease end?", seed, source)
-    whole = said(steps)
-    cut = data.draw(st.integers(0, len(whole)))
-    rest = continue_at(steps, cut)
-    assert whole[:cut] + said(rest) == whole
+    whole = text_of(steps)
+    offset = data.draw(st.integers(0, len(whole)))
+    rest = continue_at(steps, offset)
+    assert whole[:offset] + text_of(rest) == whole
     assert rest == steps[len(steps) - len(rest) :] or rest[1:] == steps[len(steps) - len(rest) + 1 :]
 
 
 @given(st.data(), seeds)
 @settings(max_examples=50, deadline=None)
-def test_going_on_twice_is_going_on_once(data: st.DataObject, seed: int) -> None:
+def test_continuing_twice_equals_continuing_once(data: st.DataObject, seed: int) -> None:
     steps = script("How does a lease end?", seed, SHORT)
     first = data.draw(st.integers(0, 400))
     second = data.draw(st.integers(0, 400))
     assert continue_at(continue_at(steps, first), second) == continue_at(steps, first + second)
 
 
-def test_nothing_is_left_of_an_answer_that_is_all_stored() -> None:
+def test_a_fully_stored_answer_has_no_steps_left() -> None:
     steps = script("lease", 1, GUIDE)
-    assert continue_at(steps, len(said(steps))) == []
-    assert continue_at(steps, len(said(steps)) + 1) == []
+    assert continue_at(steps, len(text_of(steps))) == []
+    assert continue_at(steps, len(text_of(steps)) + 1) == []
 
 
-def test_it_says_first_that_it_is_not_a_model() -> None:
+def test_an_answer_begins_with_the_statement_that_it_is_not_from_a_model() -> None:
     for source in (GUIDE, SHORT, EMPTY):
-        assert said(script("lease", 1, source)).startswith("I am not a model.")
+        assert text_of(script("lease", 1, source)).startswith("I am not a model.")
 
 
-def test_what_it_says_stands_in_the_documents() -> None:
-    text = said(script("How does a lease end?", 3, GUIDE))
+def test_an_answer_quotes_the_documents_with_their_names() -> None:
+    text = text_of(script("How does a lease end?", 3, GUIDE))
     assert "(docs/guide.md)" in text
     assert WORDS in text
 
 
-def test_it_says_so_when_it_finds_nothing() -> None:
-    assert "Those words stand nowhere in it" in said(script("zebra", 3, GUIDE))
-    assert "Those words stand nowhere in it" not in said(script("lease", 3, GUIDE))
+def test_an_answer_states_that_the_documents_lack_the_words() -> None:
+    assert "The documentation does not contain those words" in text_of(script("zebra", 3, GUIDE))
+    assert "The documentation does not contain those words" not in text_of(script("lease", 3, GUIDE))
 
 
 def test_another_seed_has_another_pace() -> None:
@@ -134,25 +139,25 @@ def test_the_pace_is_that_of_a_model_with_pauses() -> None:
     assert 0.3 <= delays_s[-1] <= 1.6
 
 
-def test_markdown_is_said_as_one_would_read_it_aloud() -> None:
-    table = "| killed | what is stored |\n|---|---|\n| in 9 | `all` of **it** |"
-    assert plain(table) == "killed · what is stored\nin 9 · all of it"
+def test_markdown_becomes_plain_text() -> None:
+    table = "| killed | stored |\n|---|---|\n| in 9 | `all` of **it** |"
+    assert plain(table) == "killed · stored\nin 9 · all of it"
     assert plain("See [the protocol](protocol.md).\n\n```sh\nmake demo\n```") == "See the protocol.\n\nmake demo"
 
 
-# What becomes settled while it is said ------------------------------------------------------------------------
+# Steering and decisions ----------------------------------------------------------------------------------------
 
 
-def test_what_is_settled_follows_from_the_question_alone_and_survives_as_meta() -> None:
+def test_settled_values_follow_from_the_question_alone_and_survive_as_meta() -> None:
     settled = Settled.of("q1", "lease", GUIDE)
     assert settled == Settled.of("q1", "lease", GUIDE)
     assert settled != Settled.of("q2", "lease", GUIDE)
-    whole = replace(settled, said=[Said(at=3, text="shorter", by="Ada")], decision=Decision(ok=False, by="Bob"))
+    whole = replace(settled, steering=[Steering(at=3, text="shorter", by="Ada")], decision=Decision(ok=False, by="Bob"))
     for one in (settled, whole):
         assert msgspec.convert(json.loads(json.dumps(msgspec.to_builtins(one))), Settled) == one
 
 
-def test_an_answer_that_would_begin_otherwise_today_is_known() -> None:
+def test_an_answer_with_another_beginning_is_detected() -> None:
     settled = Settled.of("q1", "lease", GUIDE)
     assert is_as_begun("lease", settled, GUIDE)
     assert not is_as_begun("lease", settled, SHORT)
@@ -161,36 +166,36 @@ def test_an_answer_that_would_begin_otherwise_today_is_known() -> None:
 
 @given(st.lists(st.tuples(st.integers(0, 3_000), st.sampled_from(["shorter", "lease", "zebra", "…"])), max_size=4))
 @settings(max_examples=20, deadline=None)
-def test_what_people_say_changes_nothing_that_was_said_before(heard: list[tuple[int, str]]) -> None:
+def test_steering_keeps_the_text_before_its_offset(texts: list[tuple[int, str]]) -> None:
     settled = Settled.of("q1", "How does a lease end?", GUIDE)
-    for at, text in heard:
-        before = said(plan("How does a lease end?", settled, GUIDE))
+    for at, text in texts:
+        before = text_of(plan("How does a lease end?", settled, GUIDE))
         at = min(at, len(before))
-        settled = settled.hear([Said(at=at, text=text, by="Ada")])
-        after = said(plan("How does a lease end?", settled, GUIDE))
+        settled = settled.with_steering([Steering(at=at, text=text, by="Ada")])
+        after = text_of(plan("How does a lease end?", settled, GUIDE))
         assert after.startswith(f"{before[:at]}\n\nAda says: {text}\n\n")
         assert after.endswith("🧜🏽‍♀️)")
 
 
-def test_whoever_wants_it_short_gets_the_end() -> None:
-    settled = Settled.of("q1", "lease", GUIDE).hear([Said(at=20, text="Be brief!", by="Ada")])
+def test_steering_for_a_short_answer_ends_it() -> None:
+    settled = Settled.of("q1", "lease", GUIDE).with_steering([Steering(at=20, text="Be brief!", by="Ada")])
     steps = continue_at(plan("lease", settled, GUIDE), 20)
     assert duration_s(steps) < 5
-    longer = Settled.of("q1", "lease", GUIDE).hear([Said(at=20, text="And the writer?", by="Ada")])
+    longer = Settled.of("q1", "lease", GUIDE).with_steering([Steering(at=20, text="And the writer?", by="Ada")])
     assert duration_s(continue_at(plan("lease", longer, GUIDE), 20)) > 10
 
 
-def test_too_much_is_not_heard() -> None:
-    settled = Settled.of("q1", "lease", GUIDE).hear(Said(at=n, text="more", by="Ada") for n in range(100))
-    assert len(settled.said) == MOST_SAID
+def test_steering_beyond_the_limit_is_ignored() -> None:
+    settled = Settled.of("q1", "lease", GUIDE).with_steering(Steering(at=n, text="more", by="Ada") for n in range(100))
+    assert len(settled.steering) == MOST_STEERING
 
 
 @pytest.mark.parametrize(
-    ("question", "is_asked_first"),
+    ("question", "needs_approval"),
     [("Delete everything", True), (" please delete this", True), ("How do I delete?", False), ("deleted?", False)],
 )
-def test_deleting_is_asked_first(question: str, is_asked_first: bool) -> None:
-    assert asks_to_delete(question) is is_asked_first
+def test_a_request_to_delete_needs_approval(question: str, needs_approval: bool) -> None:
+    assert asks_to_delete(question) is needs_approval
 
 
 @pytest.mark.parametrize(
@@ -198,12 +203,12 @@ def test_deleting_is_asked_first(question: str, is_asked_first: bool) -> None:
     [
         (Decision(ok=True, by="Bob", gone=["a", "b"]), "Bob said yes. 2 messages deleted, in every window."),
         (Decision(ok=True, by="Bob", gone=["a"]), "Bob said yes. 1 message deleted, in every window."),
-        (Decision(ok=True), "Nothing was there."),
-        (Decision(ok=False, by="Bob"), "Bob said no, so everything stays as it is."),
-        (Decision(ok=False), "Nobody answered in time, so everything stays as it is."),
+        (Decision(ok=True), "There was no message."),
+        (Decision(ok=False, by="Bob"), "Bob said no, so all messages stay."),
+        (Decision(ok=False), "No reply came in time, so all messages stay."),
     ],
 )
-def test_what_became_of_it_is_said(decision: Decision, outcome: str) -> None:
-    asked = Settled.of("q1", "Delete this", GUIDE)
-    before = said(plan("Delete this", asked, GUIDE))
-    assert said(plan("Delete this", replace(asked, decision=decision), GUIDE)) == before + outcome
+def test_an_answer_reports_the_decision(decision: Decision, outcome: str) -> None:
+    settled = Settled.of("q1", "Delete this", GUIDE)
+    before = text_of(plan("Delete this", settled, GUIDE))
+    assert text_of(plan("Delete this", replace(settled, decision=decision), GUIDE)) == before + outcome

@@ -1,6 +1,8 @@
-"""The demo's application: one answer to each message, leaving stops nothing, and a restart loses nothing.
+"""The demo's application: one answer to each message, which neither a lost viewer nor a restart cuts short.
 
-The hub, the store and the ASGI app are real; only the pace of the answer is given.
+Layer: tests.
+
+The hub, the store and the ASGI app are real; only the test controls the pace of the answer.
 """
 
 from __future__ import annotations
@@ -27,31 +29,31 @@ BASE = "http://localhost:8000"
 
 
 class Pace:
-    """A sleep that lets an answer say so many tokens at once, and then waits to be let on."""
+    """A sleep that passes a number of tokens at once, and then blocks until the test resumes it."""
 
     def __init__(self, tokens: int) -> None:
         self.left = tokens
         self.is_waiting = asyncio.Event()
-        self.goes_on = asyncio.Event()
+        self.is_resumed = asyncio.Event()
 
     async def sleep(self, delay_s: float) -> None:
         self.left -= 1
         if self.left < 0:
             self.is_waiting.set()
-            await self.goes_on.wait()
+            await self.is_resumed.wait()
 
-    def let_on(self) -> None:
+    def resume(self) -> None:
         self.left = 100_000
-        self.goes_on.set()
+        self.is_resumed.set()
 
 
 async def at_once(delay_s: float) -> None:
-    """As fast as it goes, with the event loop's other work in between."""
+    """Do not delay; only give way to other tasks of the event loop."""
     await asyncio.sleep(0)
 
 
 class Demo:
-    """A demo that serves, and somebody who talks to it."""
+    """A demo that serves, and an HTTP client that sends messages to it."""
 
     def __init__(self, hub: Hub, http: httpx2.AsyncClient) -> None:
         self.hub = hub
@@ -64,14 +66,14 @@ class Demo:
         return await self.http.post(f"/holdfast/v1/channels/{CHANNEL}/{path}", params={"client": "@ada"}, json=body)
 
     async def messages(self) -> list[dict[str, Any]]:
-        """Oldest first."""
+        """Return the messages, oldest first."""
         page = await self.http.get(f"/holdfast/v1/channels/{CHANNEL}/messages")
         return list(reversed(page.json()["messages"]))
 
     async def answer(self, to: str = "q1", *, status: str = "") -> dict[str, Any]:
-        """The answer to a message, once it has ended, or has `status`; waited for as a viewer would.
+        """Wait like a viewer for the answer to a message, until it has ended or has `status`, and return it.
 
-        After a restart it is `interrupted` for a moment, until the guide goes on.
+        After a restart it is `interrupted` for a moment, until the guide continues it.
         """
         async with asyncio.timeout(20):
             async for _ in self.hub.subscribe(CHANNEL):
@@ -83,8 +85,8 @@ class Demo:
                         return message
         raise AssertionError
 
-    async def asked(self, *, but_not: str = "") -> dict[str, Any]:
-        """The approval that the guide waits for."""
+    async def approval(self, *, but_not: str = "") -> dict[str, Any]:
+        """Return the command `approve` that waits for a reply."""
         async with asyncio.timeout(20):
             async for _ in self.hub.subscribe(CHANNEL):
                 page = await self.http.get(f"/holdfast/v1/channels/{CHANNEL}/poll", params={"history": 0})
@@ -125,7 +127,7 @@ async def test_a_message_is_answered_once() -> None:
         assert [message["role"] for message in await here.messages()] == ["user", "assistant"]
 
 
-async def test_people_are_answered_beside_each_other() -> None:
+async def test_messages_are_answered_in_parallel() -> None:
     async with demo("memory://", Pace(10).sleep) as here:
         await here.ask("q1")
         await here.ask("q2")
@@ -133,7 +135,7 @@ async def test_people_are_answered_beside_each_other() -> None:
             assert (await here.answer(question, status="streaming"))["status"] == "streaming"
 
 
-async def test_a_stopped_answer_stays_as_it_was_and_the_next_one_comes() -> None:
+async def test_a_stopped_answer_keeps_its_text_and_the_next_message_is_answered() -> None:
     pace = Pace(60)
     async with demo("memory://", pace.sleep) as here:
         await here.ask()
@@ -143,26 +145,26 @@ async def test_a_stopped_answer_stays_as_it_was_and_the_next_one_comes() -> None
         assert stopped["status"] == "cancelled"
         assert 0 < len(text_of(stopped)) < 1_000
         assert whole(stopped).startswith(text_of(stopped))
-        pace.let_on()
+        pace.resume()
         await here.ask("q2")
         assert (await here.answer("q2"))["status"] == "complete"
 
 
-async def test_an_answer_takes_up_what_people_say_to_it() -> None:
+async def test_an_answer_takes_up_steering() -> None:
     pace = Pace(60)
     async with demo("memory://", pace.sleep) as here:
         await here.ask()
         await pace.is_waiting.wait()
         body = {"name": "steer", "target": "q1", "data": {"text": "a bit\nshorter", "name": "Ada"}}
         assert (await here.post("commands", body)).status_code == 201
-        pace.let_on()
+        pace.resume()
         answer = await here.answer()
         assert "\n\nAda says: a bit shorter\n\nThat was all from me." in text_of(answer)
         assert text_of(answer) == whole(answer)
         assert len(text_of(answer)) < 1_000
 
 
-def test_who_was_gone_is_who_wrote_last() -> None:
+def test_a_break_names_the_last_writer() -> None:
     once = continued({}, 60, "diver", "guide")
     assert once == {"continued": [{"at": 60, "by": "diver", "successor": "guide"}]}
     twice = continued(once, 90, "diver", "other")["continued"]
@@ -170,7 +172,7 @@ def test_who_was_gone_is_who_wrote_last() -> None:
 
 
 @pytest.mark.parametrize("tokens", [1, 2, 40, 700])
-async def test_after_a_restart_the_answer_goes_on_where_it_was(store: str, tokens: int) -> None:
+async def test_an_answer_continues_at_its_offset_after_a_restart(store: str, tokens: int) -> None:
     pace = Pace(tokens)
     async with demo(store, pace.sleep) as here:
         await here.ask()
@@ -191,7 +193,7 @@ async def test_after_a_restart_the_answer_goes_on_where_it_was(store: str, token
         assert len(await here.messages()) == 2
 
 
-async def test_what_people_said_to_an_answer_survives_a_restart(store: str) -> None:
+async def test_steering_survives_a_restart(store: str) -> None:
     pace = Pace(60)
     async with demo(store, pace.sleep) as here:
         await here.ask()
@@ -199,8 +201,8 @@ async def test_what_people_said_to_an_answer_survives_a_restart(store: str) -> N
         await here.post("commands", {"name": "steer", "target": "q1", "data": {"text": "And a cursor?"}})
         pace.left = 20
         pace.is_waiting.clear()
-        pace.goes_on.set()
-        pace.goes_on = asyncio.Event()
+        pace.is_resumed.set()
+        pace.is_resumed = asyncio.Event()
         await pace.is_waiting.wait()
     async with demo(store) as here:
         answer = await here.answer()
@@ -208,7 +210,9 @@ async def test_what_people_said_to_an_answer_survives_a_restart(store: str) -> N
         assert text_of(answer) == whole(answer)
 
 
-async def test_an_answer_to_a_text_that_changed_meanwhile_says_so(store: str, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_answer_stops_when_the_documentation_changed_in_between(
+    store: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pace = Pace(60)
     async with demo(store, pace.sleep) as here:
         await here.ask()
@@ -219,42 +223,42 @@ async def test_an_answer_to_a_text_that_changed_meanwhile_says_so(store: str, mo
 
 
 @pytest.mark.parametrize("is_allowed", [True, False])
-async def test_nothing_is_deleted_before_somebody_agrees(is_allowed: bool) -> None:
+async def test_messages_are_deleted_only_after_a_person_agrees(is_allowed: bool) -> None:
     async with demo("memory://") as here:
         await here.ask()
         await here.answer()
-        await here.ask("q2", "Delete what was said")
-        asked = await here.asked()
-        assert asked["data"] == {"question": "Delete the 2 messages above?"}
+        await here.ask("q2", "Delete the messages")
+        approval = await here.approval()
+        assert approval["data"] == {"question": "Delete the 2 messages above?"}
         assert len(await here.messages()) == 4
         reply = {"ok": is_allowed, "data": {"name": "Bob"}}
-        assert (await here.post(f"commands/{asked['id']}/reply", reply)).status_code == 200
+        assert (await here.post(f"commands/{approval['id']}/reply", reply)).status_code == 200
         answer = await here.answer("q2")
         assert (f"Bob said {'yes' if is_allowed else 'no'}") in text_of(answer)
         assert len(await here.messages()) == (2 if is_allowed else 4)
-        assert (await here.post(f"commands/{asked['id']}/reply", reply)).json()["code"] == "already_answered"
+        assert (await here.post(f"commands/{approval['id']}/reply", reply)).json()["code"] == "already_answered"
 
 
-async def test_where_nothing_was_said_nobody_is_asked() -> None:
+async def test_an_empty_chat_needs_no_approval_to_delete() -> None:
     async with demo("memory://") as here:
-        await here.ask(text="Delete what was said")
-        assert text_of(await here.answer()).endswith("Nothing was there.")
+        await here.ask(text="Delete the messages")
+        assert text_of(await here.answer()).endswith("There was no message.")
 
 
-async def test_what_was_asked_before_a_restart_is_asked_again(store: str) -> None:
+async def test_an_approval_is_requested_again_after_a_restart(store: str) -> None:
     async with demo(store) as here:
         await here.ask()
         await here.answer()
-        await here.ask("q2", "Delete what was said")
-        first = await here.asked()
+        await here.ask("q2", "Delete the messages")
+        first = await here.approval()
     async with demo(store) as here:
-        second = await here.asked(but_not=first["id"])
+        second = await here.approval(but_not=first["id"])
         await here.post(f"commands/{second['id']}/reply", {"ok": True})
         assert "@ada said yes. 2 messages deleted" in text_of(await here.answer("q2"))
         assert len(await here.messages()) == 2
 
 
-async def test_a_long_message_is_answered_and_its_length_costs_nothing() -> None:
+async def test_a_long_message_is_answered() -> None:
     async with demo("memory://") as here:
         await here.ask(text="🌊" * 100_000)
         assert (await here.answer())["status"] == "complete"
@@ -262,7 +266,7 @@ async def test_a_long_message_is_answered_and_its_length_costs_nothing() -> None
 
 @pytest.mark.parametrize("path", ["/demo/diver", "/", "/demo/info"])
 @pytest.mark.parametrize("headers", [{"host": "evil.example"}, {"origin": "http://evil.example"}])
-async def test_other_pages_and_names_are_kept_out(path: str, headers: dict[str, str]) -> None:
+async def test_foreign_origins_and_hosts_are_refused(path: str, headers: dict[str, str]) -> None:
     async with demo("memory://") as here:
         method = "POST" if path == "/demo/diver" else "GET"
         body = b'{"channel": "demo:test"}' if method == "POST" else None
@@ -280,25 +284,25 @@ async def test_other_pages_and_names_are_kept_out(path: str, headers: dict[str, 
         ({"channel": "demo:" + "a" * 2_000}, 413, "too_large"),
     ],
 )
-async def test_divers_go_to_the_demo_s_channels_only(body: dict[str, str], status: int, code: str) -> None:
+async def test_a_diver_is_refused_outside_the_demo_s_channels(body: dict[str, str], status: int, code: str) -> None:
     async with demo("memory://") as here:
         answer = await here.http.post("/demo/diver", json=body)
         assert (answer.status_code, answer.json()["code"]) == (status, code)
 
 
-async def test_a_form_calls_no_diver() -> None:
+async def test_a_form_cannot_start_a_diver() -> None:
     async with demo("memory://") as here:
         answer = await here.http.post("/demo/diver", content=b"{}", headers={"content-type": "text/plain"})
         assert (answer.status_code, answer.json()["code"]) == (415, "unsupported_media_type")
 
 
-async def test_the_page_says_how_to_kill_this_server_and_who_answers() -> None:
+async def test_info_returns_the_kill_command_and_the_model() -> None:
     async with demo("memory://") as here:
         info = await here.http.get("/demo/info")
         assert info.json() == {"pid": os.getpid(), "kill": f"kill -9 {os.getpid()}", "model": None}
 
 
-async def test_the_page_and_all_it_loads_are_served_and_nothing_else_is_allowed() -> None:
+async def test_the_page_and_its_files_are_served_under_a_strict_policy() -> None:
     async with demo("memory://") as here:
         page = await here.http.get("/")
         assert page.headers["content-type"] == "text/html; charset=utf-8"
@@ -306,5 +310,5 @@ async def test_the_page_and_all_it_loads_are_served_and_nothing_else_is_allowed(
         for name in ("demo/demo.js", "demo/demo.css", "demo/icon.svg"):
             assert f"/holdfast/web/{name}" in page.text
             assert (await here.http.get(f"/holdfast/web/{name}")).status_code == 200
-        for name in ("demo/asking.js", "demo/people.js", "demo/approvals.js", "demo/me.js", "client.js", "view.js"):
+        for name in ("demo/unsent.js", "demo/people.js", "demo/approvals.js", "demo/me.js", "client.js", "view.js"):
             assert (await here.http.get(f"/holdfast/web/{name}")).status_code == 200

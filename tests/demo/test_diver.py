@@ -16,7 +16,7 @@ PATIENCE_S = 20.0
 
 
 def call_diver(demo: Server) -> int:
-    """The process id of the diver of our channel."""
+    """Return the process id of the diver in CHANNEL."""
     status, answer = demo.post("/demo/diver", {"channel": CHANNEL})
     assert status == 200, answer
     pid: int = answer["pid"]
@@ -24,7 +24,7 @@ def call_diver(demo: Server) -> int:
 
 
 def has_ended(pid: int) -> bool:
-    """Wait until a process has ended, whoever's child it is."""
+    """Wait until a process has ended, also one that is not a child of this process."""
     try:
         handle = os.pidfd_open(pid)
     except ProcessLookupError:
@@ -38,7 +38,7 @@ def has_ended(pid: int) -> bool:
 
 
 def follow(demo: Server, is_wanted: Any) -> dict[str, Any]:
-    """The answer in our channel, as soon as it `is_wanted`; waited for as a viewer would."""
+    """Wait like a viewer until the answer in CHANNEL `is_wanted`, and return it."""
     cursor = ""
     for _ in range(2_000):
         _, page = demo.get(f"{demo.hub}/v1/channels/{CHANNEL}/messages")
@@ -57,7 +57,7 @@ def ask(demo: Server, text: str) -> None:
     assert status == 201
 
 
-def test_a_killed_diver_s_answer_is_gone_on_with_by_the_guide(demo: Server) -> None:
+def test_the_guide_continues_the_answer_of_a_killed_diver(demo: Server) -> None:
     pid = call_diver(demo)
     assert call_diver(demo) == pid
     _, here = demo.get(f"{demo.hub}/v1/channels/{CHANNEL}/presence")
@@ -69,8 +69,8 @@ def test_a_killed_diver_s_answer_is_gone_on_with_by_the_guide(demo: Server) -> N
     later = follow(
         demo, lambda message: len(text_of(message)) > message["meta"].get("continued", [{"at": 9e9}])[0]["at"] + 20
     )
-    (gone,) = later["meta"]["continued"]
-    assert (gone["by"], gone["successor"]) == ("diver", "guide")
+    (one,) = later["meta"]["continued"]
+    assert (one["by"], one["successor"]) == ("diver", "guide")
     assert later["id"] == begun["id"]
     assert text_of(later).startswith(text_of(begun))
     assert "Traceback" not in demo.output

@@ -1,4 +1,7 @@
-"""With a key in the environment the guide passes a real SDK's stream on; the provider here is ours, on loopback."""
+"""With a key in the environment the guide passes a real SDK's stream on; the provider is a fake on loopback.
+
+Layer: tests.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +34,7 @@ KEYS = ("OPENAI_API_KEY", "OPENAI_BASE_URL", "OPENAI_MODEL", "ANTHROPIC_API_KEY"
 
 @pytest.fixture(autouse=True)
 def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No SDK finds a key, or a proxy, of whoever runs this."""
+    """Hide the keys and proxies of the environment that runs the tests."""
     for name in (*KEYS, "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
         monkeypatch.delenv(name, raising=False)
         monkeypatch.delenv(name.lower(), raising=False)
@@ -49,7 +52,7 @@ def openai(provider: Provider, **more: str) -> dict[str, str]:
     return {"OPENAI_API_KEY": "sk-none", "OPENAI_BASE_URL": provider.url, "OPENAI_MODEL": "gpt-test", **more}
 
 
-async def test_any_compatible_server_answers(provider: Provider) -> None:
+async def test_a_compatible_server_answers(provider: Provider) -> None:
     provider.will_say([*chat_said("Hello ", "there"), *chat_end()])
     async with demo("memory://", **openai(provider)) as here:
         assert (await here.http.get("/demo/info")).json()["model"] == "gpt-test"
@@ -57,12 +60,12 @@ async def test_any_compatible_server_answers(provider: Provider) -> None:
         answer = await here.answer()
         assert (text_of(answer), answer["status"], answer["author"]) == ("Hello there", "complete", "guide")
         assert answer["meta"] == {"model": "gpt-test", "finish_reason": "stop", "usage": CHAT_USAGE}
-        path, asked = provider.requests[0]
+        path, body = provider.requests[0]
         assert path == "/chat/completions"
-        assert asked["messages"][-1] == {"role": "user", "content": "What happens when I press F5?"}
+        assert body["messages"][-1] == {"role": "user", "content": "What happens when I press F5?"}
 
 
-async def test_a_server_whose_model_was_not_named_answers_with_its_first(provider: Provider) -> None:
+async def test_the_first_listed_model_answers_by_default(provider: Provider) -> None:
     listed = b'{"object": "list", "data": [{"id": "its-own", "object": "model", "created": 1, "owned_by": "x"}]}'
     provider.will_say([listed], [*chat_said("Hi"), *chat_end()])
     async with demo("memory://", **openai(provider, OPENAI_MODEL="")) as here:
@@ -72,7 +75,7 @@ async def test_a_server_whose_model_was_not_named_answers_with_its_first(provide
         assert provider.requests[1][1]["model"] == "its-own"
 
 
-async def test_anthropic_answers_and_its_thoughts_are_kept_apart(provider: Provider) -> None:
+async def test_anthropic_answers_with_reasoning_in_a_part_of_its_own(provider: Provider) -> None:
     provider.will_say(
         [*claude_begin(), *claude_thought(), *claude_said("Hello \ud83d", "\ude00, world"), *claude_end()]
     )
@@ -81,9 +84,9 @@ async def test_anthropic_answers_and_its_thoughts_are_kept_apart(provider: Provi
         answer = await here.answer()
         assert [part["type"] for part in answer["parts"]] == ["reasoning", "text"]
         assert answer["parts"][1]["text"] == TEXT
-        path, asked = provider.requests[0]
+        path, body = provider.requests[0]
         assert path.startswith("/v1/messages")
-        assert asked["messages"] == [
+        assert body["messages"] == [
             {"role": "user", "content": [{"type": "text", "text": "What happens when I press F5?"}]}
         ]
 
@@ -101,24 +104,24 @@ async def test_a_stop_closes_the_model_s_stream(provider: Provider) -> None:
 
 
 class Slow(Provider):
-    """Says the first of what it has to say, and the rest when it may."""
+    """A provider that sends the first piece of its answer, and the rest when the test resumes it."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.may_go_on = asyncio.Event()
+        self.is_resumed = asyncio.Event()
 
     async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         drain = writer.drain
 
         async def drained() -> None:
             await drain()
-            await self.may_go_on.wait()
+            await self.is_resumed.wait()
 
         writer.drain = drained  # type: ignore[method-assign]
         await super()._answer(reader, writer)
 
 
-async def test_what_people_say_meanwhile_gets_a_second_answer() -> None:
+async def test_steering_gets_a_second_answer() -> None:
     provider = Slow()
     await provider.start()
     provider.will_say([*chat_said("Long, ", "longer"), *chat_end()], [*chat_said("Short"), *chat_end()])
@@ -126,7 +129,7 @@ async def test_what_people_say_meanwhile_gets_a_second_answer() -> None:
         await here.ask()
         await here.answer(status="streaming")
         await here.post("commands", {"name": "steer", "target": "q1", "data": {"text": "shorter"}})
-        provider.may_go_on.set()
+        provider.is_resumed.set()
         assert await answers(here, 2) == ["Long, longer", "Short"]
         assert provider.requests[1][1]["messages"][-2:] == [
             {"role": "assistant", "content": "Long, longer"},
@@ -136,7 +139,7 @@ async def test_what_people_say_meanwhile_gets_a_second_answer() -> None:
 
 
 async def answers(here: Demo, count: int) -> list[str]:
-    """The texts of the answers, once so many are complete."""
+    """Return the texts of the answers when `count` of them are complete."""
     async with asyncio.timeout(20):
         async for _ in here.hub.subscribe("demo:test"):
             found = [text_of(one) for one in await here.messages() if one["role"] == "assistant"]
@@ -146,7 +149,9 @@ async def answers(here: Demo, count: int) -> list[str]:
     raise AssertionError
 
 
-async def test_after_a_restart_a_model_begins_anew_and_what_was_said_stays(provider: Provider, tmp_path: Path) -> None:
+async def test_a_model_begins_anew_after_a_restart_and_the_interrupted_text_stays(
+    provider: Provider, tmp_path: Path
+) -> None:
     provider.will_say([*chat_said("Hel"), HOLD], [*chat_said("Hello"), *chat_end()])
     store = f"sqlite:///{tmp_path}/demo.db"
     async with demo(store, **openai(provider)) as here:
@@ -159,7 +164,7 @@ async def test_after_a_restart_a_model_begins_anew_and_what_was_said_stays(provi
         assert found == [("interrupted", "Hel"), ("complete", "Hello")]
 
 
-async def test_a_provider_that_says_no_is_told_by_its_name(provider: Provider) -> None:
+async def test_a_refusal_of_the_provider_is_reported_by_its_class(provider: Provider) -> None:
     provider.status = 401
     provider.will_say([b'{"error": {"message": "secret sk-none", "code": "invalid_api_key"}}'])
     async with demo("memory://", **openai(provider)) as here:
@@ -169,26 +174,26 @@ async def test_a_provider_that_says_no_is_told_by_its_name(provider: Provider) -
         assert "secret" not in str(await here.messages())
 
 
-async def test_deleting_is_asked_first_with_a_model_too(provider: Provider) -> None:
+async def test_a_request_to_delete_is_handled_before_the_model(provider: Provider) -> None:
     async with demo("memory://", **openai(provider)) as here:
         await here.ask(text="Delete this")
-        assert text_of(await here.answer()).endswith("Nothing was there.")
+        assert text_of(await here.answer()).endswith("There was no message.")
         assert provider.requests == []
 
 
-def test_openai_s_key_alone_asks_for_nothing() -> None:
+def test_a_key_of_openai_alone_selects_no_model() -> None:
     assert model_in({"OPENAI_API_KEY": "sk-none"}) is None
     assert model_in({"OPENAI_BASE_URL": "http://127.0.0.1:1"}) is None
     assert model_in({}) is None
 
 
 @pytest.mark.parametrize(
-    ("environ", "said"),
+    ("environ", "text"),
     [
-        ({}, "No model answers, but text from the documentation"),
+        ({}, "The demo quotes the documentation; no model answers"),
         (
             {"OPENAI_API_KEY": "sk-secret"},
-            "No model answers, but text from the documentation. For one, set OPENAI_BASE_URL",
+            "The demo quotes the documentation; no model answers. To use a model, set OPENAI_BASE_URL",
         ),
         (
             {"OPENAI_API_KEY": "sk-secret", "OPENAI_BASE_URL": "https://me:secret@models.example/v1?key=secret"},
@@ -203,20 +208,20 @@ def test_openai_s_key_alone_asks_for_nothing() -> None:
         ({"ANTHROPIC_API_KEY": "sk-secret", "ANTHROPIC_MODEL": "claude-x"}, "claude-x answers"),
     ],
 )
-def test_it_is_said_who_answers_and_no_secret(environ: dict[str, str], said: str) -> None:
+def test_the_line_about_the_model_contains_no_secret(environ: dict[str, str], text: str) -> None:
     line = who_answers(environ)
-    assert said in line
+    assert text in line
     assert "secret" not in line
 
 
-async def test_the_command_says_where_to_go_who_answers_and_what_to_try(tmp_path: Path) -> None:
+async def test_the_command_prints_the_address_the_model_and_what_to_try(tmp_path: Path) -> None:
     with serving("demo", tmp_path) as server:
         async with asyncio.timeout(PATIENCE_S):
             while "Ctrl-C" not in server.output:  # noqa: ASYNC110 - another process writes it
                 await asyncio.sleep(0.02)
         address = f"http://127.0.0.1:{server.port}"
-        for said in (f"Open  {address}  and", f"{address}/?as=", "No model answers", "/crash"):
-            assert said in server.output
+        for text in (f"Open  {address}  and", f"{address}/?as=", "no model answers", "/crash"):
+            assert text in server.output
         assert f"kill -9 {server.running.pid}" in server.output
 
 
@@ -227,7 +232,9 @@ async def test_the_command_says_where_to_go_who_answers_and_what_to_try(tmp_path
         ("anthropic", {"ANTHROPIC_API_KEY": "sk-none"}),
     ],
 )
-def test_a_missing_sdk_is_said_plainly(package: str, environ: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_sdk_is_named_with_its_install_command(
+    package: str, environ: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(LocalError, match=f"pip install {package}"):
         build("memory://", environ=environ)

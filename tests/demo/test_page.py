@@ -1,4 +1,7 @@
-"""The page in a real browser: what people type, scroll, hear and see. That nothing is lost is `tests/browser`'s."""
+"""The page in a real browser: typing, scrolling, screen readers and layout. `tests/browser` covers lost data.
+
+Layer: tests.
+"""
 
 from __future__ import annotations
 
@@ -19,8 +22,8 @@ ANSWER = '[data-role="assistant"]'
 QUESTION = '[data-role="user"]'
 
 
-class Place:
-    """A conversation of a test's own, on a server."""
+class Conversation:
+    """A conversation on a server that belongs to one test."""
 
     def __init__(self, server: Server, channel: str) -> None:
         self.server = server
@@ -28,11 +31,11 @@ class Place:
 
     @property
     def url(self) -> str:
-        """The page."""
+        """The address of the page."""
         return f"http://127.0.0.1:{self.server.port}/?channel={self.channel}"
 
     def message(self, message_id: str) -> dict[str, Any]:
-        """The stored message."""
+        """Return the stored message."""
         return self.server.message(self.channel, message_id)
 
     async def put(self, message_id: str, text: str | None = None, **fields: object) -> None:
@@ -48,36 +51,38 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")  # as the browser
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def browser() -> AsyncIterator[Browser]:
-    """One for all tests here: their windows have profiles of their own."""
+    """One browser for all tests of this module: their windows have profiles of their own."""
     async with chromium() as browser:
         yield browser
 
 
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """One server for the tests that leave it alone: each has a conversation of its own."""
+    """One server for the tests that do not restart it: each has a conversation of its own."""
     with serving("demo", tmp_path_factory.mktemp("demo")) as server:
         yield server
 
 
 @pytest.fixture
-def place(shared: Server, request: pytest.FixtureRequest) -> Place:
-    return Place(shared, f"demo:{hashlib.sha256(request.node.name.encode()).hexdigest()[:16]}")
+def conversation(shared: Server, request: pytest.FixtureRequest) -> Conversation:
+    return Conversation(shared, f"demo:{hashlib.sha256(request.node.name.encode()).hexdigest()[:16]}")
 
 
 @pytest_asyncio.fixture(loop_scope="module")
-async def page(browser: Browser, place: Place) -> AsyncIterator[Page]:
-    """The page of an empty conversation; a script that fails there fails the test."""
-    page = await open_page(browser, place)
+async def page(browser: Browser, conversation: Conversation) -> AsyncIterator[Page]:
+    """The page of an empty conversation; a script error in it fails the test."""
+    page = await open_page(browser, conversation)
     errors: list[str] = []
     page.on("pageerror", lambda error: errors.append(str(error)))
     yield page
     assert errors == []
 
 
-async def open_page(browser: Browser, place: Place, *, width: int = 1280, height: int = 800, name: str = "") -> Page:
+async def open_page(
+    browser: Browser, conversation: Conversation, *, width: int = 1280, height: int = 800, name: str = ""
+) -> Page:
     page = await browser.new_page(viewport={"width": width, "height": height})
-    await page.goto(place.url + (f"&as={name}" if name else ""))
+    await page.goto(conversation.url + (f"&as={name}" if name else ""))
     await expect(page.locator("#connection")).to_have_attribute("data-state", "live")
     return page
 
@@ -88,17 +93,17 @@ async def begin_an_answer(page: Page) -> None:
     await expect(page.locator(ANSWER)).to_have_attribute("data-status", "streaming")
 
 
-async def test_text_is_text_whatever_it_looks_like(page: Page, place: Place) -> None:
+async def test_markup_in_a_message_is_shown_as_text(page: Page, conversation: Conversation) -> None:
     text = (
         '<img src="x" onerror="alert(1)"><script>alert(2)</script> <b>&amp;</b>\r\n  \r \u2028 data: **x** 🧜🏽\u200d♀️'
     )
-    await place.put("m", text)
+    await conversation.put("m", text)
     await expect(page.locator('[data-message-id="m"]')).to_have_attribute("data-status", "complete")
     assert await page.locator('[data-message-id="m"] .text').evaluate("node => node.textContent") == text
     assert await page.locator("#messages :is(img, script, b)").count() == 0
 
 
-async def test_enter_sends_and_shift_enter_begins_a_new_line(page: Page, place: Place) -> None:
+async def test_enter_sends_and_shift_enter_begins_a_new_line(page: Page, conversation: Conversation) -> None:
     await page.locator("#question").press_sequentially("first")
     await page.keyboard.press("Shift+Enter")
     await page.keyboard.type("second")
@@ -107,11 +112,11 @@ async def test_enter_sends_and_shift_enter_begins_a_new_line(page: Page, place: 
     await expect(page.locator("#question")).to_have_value("")
 
 
-@pytest.mark.parametrize("as_told_by", ["isComposing: true", "keyCode: 229"])
-async def test_the_enter_of_an_input_method_sends_nothing(page: Page, as_told_by: str) -> None:
+@pytest.mark.parametrize("composing", ["isComposing: true", "keyCode: 229"])
+async def test_the_enter_of_an_input_method_sends_no_message(page: Page, composing: str) -> None:
     question = page.locator("#question")
     await question.fill("付着器")
-    press = f"new KeyboardEvent('keydown', {{ key: 'Enter', {as_told_by}, bubbles: true }})"
+    press = f"new KeyboardEvent('keydown', {{ key: 'Enter', {composing}, bubbles: true }})"
     await question.evaluate(f"node => node.dispatchEvent({press})")
     assert await page.locator(QUESTION).count() == 0
     await expect(question).to_have_value("付着器")
@@ -125,7 +130,9 @@ async def test_blank_questions_are_not_sent(page: Page) -> None:
     assert await page.locator(QUESTION).count() == 0
 
 
-async def test_it_follows_the_end_until_the_reader_scrolls_up_and_again_when_asked_to(page: Page, place: Place) -> None:
+async def test_the_transcript_follows_the_end_until_the_reader_scrolls_up_and_again_on_request(
+    page: Page, conversation: Conversation
+) -> None:
     transcript, newest = page.locator("#transcript"), page.locator("#newest")
     await page.fill("#question", "line\n" * 60)
     await page.locator("#question").press("Enter")
@@ -134,9 +141,9 @@ async def test_it_follows_the_end_until_the_reader_scrolls_up_and_again_when_ask
     assert await transcript.evaluate(left) <= 1
     await expect(newest).to_be_hidden()
     await transcript.hover()
-    await page.mouse.heartbeats(0, -30)  # less than what counts as being near the end: it is a wish all the same
+    await page.mouse.wheel(0, -30)  # less than the distance that counts as near the end; it still stops the following
     await expect(newest).to_be_visible()
-    await place.put("later", "later\n" * 3)
+    await conversation.put("later", "later\n" * 3)
     await expect(page.locator('[data-message-id="later"]')).to_be_attached()
     assert await transcript.evaluate(left) > 30
     await newest.click()
@@ -144,20 +151,22 @@ async def test_it_follows_the_end_until_the_reader_scrolls_up_and_again_when_ask
     await expect(newest).to_be_hidden()
 
 
-async def test_a_move_up_counts_even_when_text_comes_before_the_browser_tells_of_it(page: Page) -> None:
+async def test_scrolling_up_stops_the_following_even_if_text_arrives_before_the_scroll_event(page: Page) -> None:
     await page.fill("#question", "line\n" * 60)
     await page.locator("#question").press("Enter")
     await expect(page.locator(f"{ANSWER} .text")).to_contain_text("I am not a model.")
-    # The stop button shows the transcript anew at once; the event of scrolling comes with the next frame.
+    # The stop button renders the transcript anew at once; the scroll event comes with the next frame.
     up_and_stop = "node => { node.scrollTop -= 200; document.querySelector('#stop').click() }"
     await page.locator("#transcript").evaluate(up_and_stop)
     await expect(page.locator(ANSWER)).to_have_attribute("data-status", "cancelled")
     await expect(page.locator("#newest")).to_be_visible()
 
 
-async def test_an_answer_can_be_stopped_from_another_window(page: Page, browser: Browser, place: Place) -> None:
+async def test_an_answer_can_be_stopped_from_another_window(
+    page: Page, browser: Browser, conversation: Conversation
+) -> None:
     await begin_an_answer(page)
-    other = await open_page(browser, place)
+    other = await open_page(browser, conversation)
     await other.click("#stop")
     await expect(other.locator(ANSWER)).to_have_attribute("data-status", "cancelled")
     await expect(page.locator(ANSWER)).to_have_attribute("data-status", "cancelled")
@@ -165,13 +174,13 @@ async def test_an_answer_can_be_stopped_from_another_window(page: Page, browser:
     await expect(page.locator(".proof")).to_have_attribute("data-equal", "true")
     answer_id = await page.locator(ANSWER).get_attribute("data-message-id")
     assert answer_id is not None
-    assert await page.locator(f"{ANSWER} .text").text_content() == text_of(place.message(answer_id))
+    assert await page.locator(f"{ANSWER} .text").text_content() == text_of(conversation.message(answer_id))
 
 
-async def test_a_question_asked_while_the_server_is_away_survives_a_reload_and_is_answered(
+async def test_a_question_sent_while_the_server_is_down_survives_a_reload_and_is_answered(
     browser: Browser, demo: Server
 ) -> None:
-    page = await open_page(browser, Place(demo, "demo:test"))
+    page = await open_page(browser, Conversation(demo, "demo:test"))
     await begin_an_answer(page)
     await asyncio.to_thread(demo.end, signal.SIGKILL)
     await expect(page.locator("#connection")).to_have_attribute("data-state", "reconnecting")
@@ -186,20 +195,20 @@ async def test_a_question_asked_while_the_server_is_away_survives_a_reload_and_i
     await expect(page.locator("#count-reloads")).to_have_text("1")
 
 
-async def test_what_was_caught_up_is_told_and_kept_through_reloads(page: Page, place: Place) -> None:
-    await place.put("m", "x" * 2_060)
+async def test_the_journal_lists_catch_ups_and_survives_reloads(page: Page, conversation: Conversation) -> None:
+    await conversation.put("m", "x" * 2_060)
     await page.reload()
     await expect(page.locator("#status")).to_have_text("caught up: 2,060 characters in one event")
     await page.reload()
     await expect(page.locator("#journal li")).to_have_count(2)
     await expect(page.locator("#count-reloads")).to_have_text("2")
-    await expect(page.locator("#kill")).to_have_text(f"kill -9 {place.server.running.pid}")
+    await expect(page.locator("#kill")).to_have_text(f"kill -9 {conversation.server.running.pid}")
 
 
-async def test_screen_readers_hear_of_answers_and_not_of_tokens(page: Page) -> None:
+async def test_screen_readers_announce_answers_and_not_tokens(page: Page) -> None:
     await begin_an_answer(page)
-    heard = page.locator(":is([aria-live=polite], [aria-live=assertive], [role=status], [role=alert])")
-    assert await heard.evaluate_all("nodes => nodes.map(node => node.id)") == ["status"]
+    live = page.locator(":is([aria-live=polite], [aria-live=assertive], [role=status], [role=alert])")
+    assert await live.evaluate_all("nodes => nodes.map(node => node.id)") == ["status"]
     assert await page.locator("#messages").get_attribute("aria-live") == "off"
     await expect(page.locator("#status")).to_have_text("answering…")
     await expect(page.locator(ANSWER)).to_have_attribute("aria-busy", "true")
@@ -208,9 +217,9 @@ async def test_screen_readers_hear_of_answers_and_not_of_tokens(page: Page) -> N
     await expect(page.locator("#status")).to_contain_text("answer cancelled:")
 
 
-async def test_it_fits_a_phone(browser: Browser, place: Place) -> None:
-    await place.put("m", "unbroken" * 100)
-    page = await open_page(browser, place, width=320, height=560)
+async def test_the_page_fits_a_phone(browser: Browser, conversation: Conversation) -> None:
+    await conversation.put("m", "unbroken" * 100)
+    page = await open_page(browser, conversation, width=320, height=560)
     await page.click("#panel summary")
     spare = "node => node.clientWidth - node.scrollWidth"
     assert await page.locator("html").evaluate(spare) == 0
@@ -219,8 +228,8 @@ async def test_it_fits_a_phone(browser: Browser, place: Place) -> None:
     await expect(page.locator("#kill")).to_be_visible()
 
 
-async def test_a_name_is_text_and_can_be_changed(browser: Browser, place: Place) -> None:
-    page = await open_page(browser, place, name="%3Cimg src=x onerror=alert(1)%3E 付")
+async def test_a_name_is_text_and_can_be_changed(browser: Browser, conversation: Conversation) -> None:
+    page = await open_page(browser, conversation, name="%3Cimg src=x onerror=alert(1)%3E 付")
     me = page.locator(".member").first
     await expect(me.locator(".name")).to_have_text("<img src=x onerror=alert(1)> 付 (you)")
     assert await page.locator("#people img").count() == 0
@@ -232,22 +241,22 @@ async def test_a_name_is_text_and_can_be_changed(browser: Browser, place: Place)
     await expect(page.locator(".member")).to_have_count(2)
 
 
-async def test_where_no_agent_is_that_is_said(browser: Browser, place: Place) -> None:
-    page = await open_page(browser, Place(place.server, "lobby:1"))
-    await expect(page.locator("#nobody")).to_be_visible()
-    await page.goto(place.url)
+async def test_the_page_reports_a_missing_agent(browser: Browser, conversation: Conversation) -> None:
+    page = await open_page(browser, Conversation(conversation.server, "lobby:1"))
+    await expect(page.locator("#no-agent")).to_be_visible()
+    await page.goto(conversation.url)
     await expect(page.locator('[data-member-id="guide"]')).to_have_attribute("data-state", "listening")
-    await expect(page.locator("#nobody")).to_be_hidden()
+    await expect(page.locator("#no-agent")).to_be_hidden()
 
 
-async def test_what_a_model_thinks_and_uses_is_kept_apart_from_what_it_says(page: Page, place: Place) -> None:
+async def test_reasoning_and_tools_are_shown_apart_from_the_text(page: Page, conversation: Conversation) -> None:
     parts = [
         {"type": "reasoning", "text": "Hm <b>"},
         {"type": "tool", "call": "c", "name": "search", "input": "{}", "state": "done"},
         {"type": "text", "text": "So."},
         {"type": "data", "name": "d", "data": None},
     ]
-    await place.put("m", parts=parts)
+    await conversation.put("m", parts=parts)
     message = page.locator('[data-message-id="m"]')
     await expect(message.locator(".text")).to_have_text("So.")
     await expect(message.locator(".tool")).to_have_text("search done")
@@ -256,10 +265,10 @@ async def test_what_a_model_thinks_and_uses_is_kept_apart_from_what_it_says(page
     await expect(message.locator(".thought")).to_have_text("Hm <b>")
 
 
-async def test_all_can_be_done_with_the_keyboard(page: Page, place: Place) -> None:
-    await place.put("old", "Old.")
+async def test_the_page_works_with_the_keyboard_alone(page: Page, conversation: Conversation) -> None:
+    await conversation.put("old", "Old.")
     await expect(page.locator('[data-message-id="old"]')).to_be_visible()
-    await page.keyboard.type("Delete what was said")  # the box has the focus from the start
+    await page.keyboard.type("Delete the messages")  # the box has the focus from the start
     await page.keyboard.press("Enter")
     card = page.locator(".approval")
     await expect(card).to_have_attribute("aria-label", "Delete the message above?")
@@ -268,5 +277,5 @@ async def test_all_can_be_done_with_the_keyboard(page: Page, place: Place) -> No
     await expect(card.locator("button").first).to_be_focused()
     await page.keyboard.press("Tab")
     await page.keyboard.press("Enter")
-    await expect(page.locator(f"{ANSWER} .text").last).to_contain_text("said no, so everything stays as it is.")
+    await expect(page.locator(f"{ANSWER} .text").last).to_contain_text("said no, so all messages stay.")
     await expect(card).to_have_count(0)

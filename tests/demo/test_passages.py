@@ -1,4 +1,7 @@
-"""Finding passages: what is cut, what is found, and in which order."""
+"""Passages: how documents are split, which passages a question finds, and in which order.
+
+Layer: tests.
+"""
 
 import pytest
 from hypothesis import given
@@ -61,44 +64,44 @@ def test_a_passage_knows_its_file_and_its_headings() -> None:
     assert {passage.source for passage in passages} == {"docs/guide.md"}
 
 
-def test_a_block_after_a_colon_stays_with_what_announced_it() -> None:
+def test_a_block_after_a_colon_stays_with_the_block_before_it() -> None:
     lease = cut_into_passages("docs/guide.md", GUIDE)[3]
     assert lease.text.startswith("The default term of a lease is fifteen seconds:\n\n```python\n")
     assert lease.text.endswith('    await message.append("# not a heading")\n```')
 
 
-def test_rows_of_a_long_table_keep_its_head() -> None:
+def test_pieces_of_a_long_table_repeat_its_head() -> None:
     rows = [f"| row {number} | {'word ' * 20}|" for number in range(20)]
     passages = cut_into_passages("t.md", "\n".join(["| name | text |", "|---|---|", *rows]))
     assert len(passages) == 3
     assert all(passage.text.startswith("| name | text |\n|---|---|\n| row ") for passage in passages)
 
 
-def test_items_of_a_talkative_list_are_passages_of_their_own() -> None:
+def test_long_list_items_are_passages_of_their_own() -> None:
     items = [f"- item {number} {'word ' * 40}" for number in range(3)]
     assert [passage.text for passage in cut_into_passages("l.md", "\n".join(items))] == items
 
 
-def test_wrapped_lines_are_joined_and_lines_that_mean_something_are_not() -> None:
-    text = "One sentence\n  goes on.\n- An item\n  with more.\n- Another.  \nAfter a hard break."
+def test_wrapped_lines_are_joined_and_list_items_are_not() -> None:
+    text = "One sentence\n  continues.\n- An item\n  with more.\n- Another.  \nAfter a hard break."
     (passage,) = cut_into_passages("w.md", text)
-    assert passage.text == "One sentence goes on.\n- An item with more.\n- Another.  \nAfter a hard break."
+    assert passage.text == "One sentence continues.\n- An item with more.\n- Another.  \nAfter a hard break."
 
 
-def test_pictures_are_told_and_the_date_of_a_decision_is_not() -> None:
+def test_pictures_are_described_and_the_date_of_a_decision_is_dropped() -> None:
     text = "# 7: Chosen\n\n- Date: 2026-11-20\n- Status: accepted\n\n![Two tabs](a.svg) that agree."
     (passage,) = cut_into_passages("d.md", text)
     assert passage.text == "(Picture: Two tabs) that agree."
 
 
-def test_code_is_left_as_it_stands() -> None:
+def test_code_is_unchanged() -> None:
     code = "```js\nfirst\nsecond\n\nthird\n```"
     (passage,) = cut_into_passages("c.md", code)
     assert passage.text == code
 
 
-def test_a_terse_block_is_told_with_the_next_one() -> None:
-    long = "A paragraph that says enough to stand alone, " * 3
+def test_a_short_block_joins_the_next_one() -> None:
+    long = "A paragraph that is long enough to stand alone, " * 3
     texts = [passage.text for passage in cut_into_passages("t.md", f"Briefly.\n\n{long}\n\n{long}")]
     assert texts == [f"Briefly.\n\n{long}", long]
 
@@ -111,7 +114,7 @@ def test_no_passage_is_too_long_or_blank(text: str) -> None:
 
 
 @given(st.lists(st.text(alphabet="abc .漢é🌊", min_size=1, max_size=50), max_size=20))
-def test_cutting_loses_no_word(lines: list[str]) -> None:
+def test_splitting_keeps_every_word(lines: list[str]) -> None:
     passages = cut_into_passages("any.md", "\n".join(lines))
     assert [term for passage in passages for term in terms(passage.text)] == terms("\n".join(lines))
 
@@ -127,7 +130,7 @@ def test_cutting_loses_no_word(lines: list[str]) -> None:
         ("commit logs", "Storage"),
     ],
 )
-def test_the_best_passage_stands_under_the_right_heading(guide: Library, question: str, heading: str) -> None:
+def test_the_best_passage_is_under_the_right_heading(guide: Library, question: str, heading: str) -> None:
     assert guide.search(question)[0].headings[-1] == heading
 
 
@@ -138,7 +141,7 @@ def test_a_passage_without_a_word_of_the_question_is_not_found(guide: Library) -
     assert Library({}).search("lease") == []
 
 
-def test_of_equals_the_first_one_in_the_documents_comes_first() -> None:
+def test_equal_passages_keep_their_order() -> None:
     twins = Library({"a.md": "# A\n\nThe same words.", "b.md": "# A\n\nThe same words."})
     assert [passage.source for passage in twins.search("same words")] == ["a.md", "b.md"]
 
@@ -149,7 +152,7 @@ def test_characters_of_scripts_without_spaces_are_found() -> None:
 
 
 @given(st.text(max_size=200))
-def test_any_question_has_an_answer_and_always_the_same(question: str) -> None:
+def test_a_question_always_finds_the_same_passages(question: str) -> None:
     first = Library({"docs/guide.md": GUIDE}).search(question)
     assert Library({"docs/guide.md": GUIDE}).search(question) == first
 
@@ -163,7 +166,7 @@ def test_any_question_has_an_answer_and_always_the_same(question: str) -> None:
         ("process", "processes"),
     ],
 )
-def test_forms_of_one_word_meet(words: tuple[str, ...]) -> None:
+def test_forms_of_one_word_have_one_stem(words: tuple[str, ...]) -> None:
     assert len({terms(word)[0] for word in words}) == 1
 
 
@@ -173,7 +176,9 @@ def test_the_projects_own_documentation_is_found() -> None:
     assert library() is library()
 
 
-def test_what_a_benchmark_printed_is_not_read_out() -> None:
-    told = [passage for passage in library().passages if passage.source == "docs/benchmarks.md"]
-    assert told
-    assert not any("us_per_delivery" in passage.text or "holdfast serve: CPU per" in passage.text for passage in told)
+def test_printed_figures_of_benchmarks_are_left_out() -> None:
+    passages = [passage for passage in library().passages if passage.source == "docs/benchmarks.md"]
+    assert passages
+    assert not any(
+        "us_per_delivery" in passage.text or "holdfast serve: CPU per" in passage.text for passage in passages
+    )

@@ -1,4 +1,7 @@
-"""What the tests of the examples share: a folder for an example's store."""
+"""Fixtures for the tests of the examples: a folder for the store of each example.
+
+Layer: tests.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,6 @@ from tests.examples.programs import load
 
 @pytest.fixture
 def program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], ModuleType]:
-    """Loads an example by name."""
+    """Load an example by name."""
     monkeypatch.chdir(tmp_path)
     return load

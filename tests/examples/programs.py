@@ -1,9 +1,9 @@
-"""The example programs, loaded and looked at as their users do.
+"""Load the example programs and serve them.
 
 Layer: tests.
 
-An example is loaded from its file, since `examples` is no package; each test gets one of its own,
-whose store lies in the test's folder, and which does not wait between tokens.
+`load` imports an example from its file, since `examples` is not a package. Each test gets a module of its own, whose
+store is in the test's folder and whose model does not wait between tokens.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from holdfast.core.view import View
 from holdfast.serving import address_of, listen, server
 
 FOLDER = Path(__file__).parents[2] / "examples"
-PROCESSES = ("agent_elsewhere",)  # they serve nothing: `test_agents` runs them
+PROCESSES = ("agent_elsewhere",)  # they run no server: `test_agents` starts them
 NAMES = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem not in PROCESSES)
-GUARDED = ("login_fastapi",)  # they let nobody in who is not known
+GUARDED = ("login_fastapi",)  # they refuse unauthenticated callers
 OPEN = [name for name in NAMES if name not in GUARDED]
 
 
 def load(name: str) -> ModuleType:
-    """The program, as if it were imported for the first time."""
+    """Return the program as a newly imported module."""
     forget_django()
     module_name = f"examples.{name}"
     spec = importlib.util.spec_from_file_location(module_name, FOLDER / f"{name}.py")
@@ -50,24 +50,24 @@ def load(name: str) -> ModuleType:
 
 
 def forget_django() -> None:
-    """Django's settings are global, and would refuse a second program."""
+    """Reset the global settings of Django, which would refuse a second program."""
     settings._wrapped = empty
     clear_url_caches()
 
 
 def app_of(program: ModuleType) -> Any:
-    """What a server is told to serve."""
+    """Return the ASGI app of `program`."""
     return program.application if hasattr(program, "application") else program.app
 
 
 def client_of(app: Any, **options: Any) -> TestClient:
-    """A client that comes from this machine, since nobody else is let in."""
+    """Return a client with an address of this machine, since a hub without a verifier refuses others."""
     return TestClient(app, base_url="http://localhost", client=("127.0.0.1", 1), **options)
 
 
 @asynccontextmanager
 async def served(program: ModuleType, pace_s: float = 0.01) -> AsyncIterator[str]:
-    """A program behind a real server, in this process, so that a test can say how fast its model is; its address."""
+    """Serve a program in this process, so that a test sets the pace of its model, and yield its address."""
     program.PACE_S = pace_s  # type: ignore[attr-defined]
     listening = listen("127.0.0.1", 0)
     running = server(app_of(program))
@@ -80,7 +80,7 @@ async def served(program: ModuleType, pace_s: float = 0.01) -> AsyncIterator[str
 
 
 def follow(client: TestClient, channel: str, until: Callable[[list[Message]], bool], *, prefix: str = "") -> View:
-    """Poll `channel` until its view is as wanted."""
+    """Poll `channel` until its messages satisfy `until`, and return the view."""
     view = View()
     for _ in range(1_000):
         query = {"wait_s": "2"} if view.cursor is None else {"wait_s": "2", "since": view.cursor}
@@ -90,4 +90,4 @@ def follow(client: TestClient, channel: str, until: Callable[[list[Message]], bo
         view.receive(Batch(events=known_events(body["events"]), cursor=body["cursor"]))
         if until(view.messages()):
             return view
-    raise AssertionError(f"{channel} never became what was wanted: {view.messages()}")
+    raise AssertionError(f"the messages of {channel} never satisfied the condition, at last: {view.messages()}")

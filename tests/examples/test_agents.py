@@ -1,8 +1,8 @@
-"""The examples with agents, an old endpoint, and logins: real servers, real sockets, real processes.
+"""The examples with agents, an existing SSE endpoint and logins, on real servers, sockets and processes.
 
 Layer: tests.
 
-What a person sees in the browser is in `test_pages`.
+`test_pages` tests their pages in a browser.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ ANSWER = f"You asked: why?\n{NUMBERS}"
 
 
 async def until(view: ChannelView, is_true: Callable[[Message], bool]) -> Message:
-    """The newest message of the channel, once it is as wanted."""
+    """Wait until the newest message of the channel satisfies `is_true`, and return it."""
     async with asyncio.timeout(PATIENCE_S):
         if not view.messages or not is_true(view.messages[-1]):
             async for _ in view:
@@ -48,38 +48,38 @@ def is_over(message: Message) -> bool:
 # The agent in the app --------------------------------------------------------------------------------------------
 
 
-async def test_an_answer_is_copied_to_the_apps_own_table_when_it_is_finished(program: Load) -> None:
+async def test_a_hook_copies_a_finished_answer_to_the_apps_table(program: Load) -> None:
     async with (
         served(program("agent_fastapi"), pace_s=0.0) as address,
         httpx2.AsyncClient(base_url=address) as http,
         Client(f"{address}/holdfast", client_id="ann") as ann,
         ann.channel("chat:1") as view,
     ):
-        asked = await ann.create("chat:1", text="why?")
+        prompt = await ann.create("chat:1", text="why?")
         answer = await until(view, is_over)
-        assert (answer.author, answer.status, answer.text, answer.reply_to) == ("bot", "complete", ANSWER, asked.id)
+        assert (answer.author, answer.status, answer.text, answer.reply_to) == ("bot", "complete", ANSWER, prompt.id)
         rows = await archived(http, 2)
         assert [(row["id"], row["author"], row["status"]) for row in rows] == [
-            (asked.id, "ann", "complete"),
+            (prompt.id, "ann", "complete"),
             (answer.id, "bot", "complete"),
         ]
         assert rows[1]["text"] == ANSWER
-        await ann.delete("chat:1", asked.id)
+        await ann.delete("chat:1", prompt.id)
         assert [row["id"] for row in await archived(http, 1)] == [answer.id]
 
 
 async def archived(http: httpx2.AsyncClient, count: int) -> list[dict[str, str]]:
-    """The rows, once there are so many: a hook is called after the message is stored, not before."""
+    """Wait for `count` rows, and return them: a hook is called some time after the message is stored."""
     async with asyncio.timeout(PATIENCE_S):
         while True:
             answer = await http.get("/archive")
             rows: list[dict[str, str]] = answer.json() if answer.status_code == 200 else []
             if len(rows) == count:
                 return rows
-            await asyncio.sleep(0.02)  # nobody tells what a hook has done
+            await asyncio.sleep(0.02)  # no event reports the work of a hook
 
 
-async def test_a_stop_from_a_second_client_ends_it_for_both(program: Load) -> None:
+async def test_a_stop_from_a_second_client_ends_the_answer_for_both(program: Load) -> None:
     async with (
         served(program("agent_fastapi"), pace_s=0.02) as address,
         Client(f"{address}/holdfast", client_id="ann") as ann,
@@ -96,13 +96,13 @@ async def test_a_stop_from_a_second_client_ends_it_for_both(program: Load) -> No
         assert ANSWER.startswith(seen[0].text)
 
 
-# The agent elsewhere ---------------------------------------------------------------------------------------------
+# The agent in another process ------------------------------------------------------------------------------------
 
 PROGRAM = FOLDER / "agent_elsewhere.py"
 
 
 async def run(*arguments: str, **environ: str) -> tuple[int | None, str, str]:
-    """The program, to its end: exit code and what it printed."""
+    """Run the program to its end, and return its exit code, stdout and stderr."""
     async with started(*arguments, **environ) as process, asyncio.timeout(PATIENCE_S):
         out, err = await process.communicate()
     return process.returncode, out.decode(), err.decode()
@@ -122,7 +122,7 @@ async def started(*arguments: str, **environ: str) -> AsyncIterator[Process]:
 
 
 async def until_seen(url: str, token: str, *, connections: int) -> None:
-    """Wait until an agent with so many connections is seen in the channel."""
+    """Wait until an agent with `connections` connections is present in the channel."""
     async with asyncio.timeout(PATIENCE_S), Client(url, token=token) as ann, ann.channel("chat:1") as view:
         async for _ in view:
             if any(member.kind == "agent" and member.connections == connections for member in view.members):
@@ -136,7 +136,7 @@ def secret(tmp_path: Path) -> Path:
     return path
 
 
-async def test_an_agent_that_is_killed_is_followed_by_another_that_goes_on(
+async def test_another_agent_continues_the_answer_of_a_killed_agent(
     program: Load, tmp_path: Path, secret: Path
 ) -> None:
     token = program("agent_elsewhere").token
@@ -148,33 +148,33 @@ async def test_an_agent_that_is_killed_is_followed_by_another_that_goes_on(
         async with contextlib.AsyncExitStack() as programs:
             first = await programs.enter_async_context(started(**bot))
             second = await programs.enter_async_context(started(**bot))
-            await until_seen(url, ann["HOLDFAST_TOKEN"], connections=2)  # a message from before is for nobody
-            asking = await programs.enter_async_context(started("ask", "why?", **ann))
+            await until_seen(url, ann["HOLDFAST_TOKEN"], connections=2)  # an earlier message waits for no agent
+            person = await programs.enter_async_context(started("ask", "why?", **ann))
             assert first.stdout is not None
             assert second.stdout is not None
-            assert asking.stdout is not None
+            assert person.stdout is not None
             lines = {asyncio.ensure_future(one.stdout.readline()): one for one in (first, second) if one.stdout}
             done, waiting = await asyncio.wait(lines, timeout=PATIENCE_S, return_when=asyncio.FIRST_COMPLETED)
-            (told,) = done
-            assert told.result() == b"ann asks, attempt 1: why?\n"
+            (claimed,) = done
+            assert claimed.result() == b"ann asks, attempt 1: why?\n"
             async with asyncio.timeout(PATIENCE_S):
-                begun = await asking.stdout.readuntil(b" 5 ")
-                lines[told].send_signal(signal.SIGKILL)
+                begun = await person.stdout.readuntil(b" 5 ")
+                lines[claimed].send_signal(signal.SIGKILL)
                 (other,) = waiting
                 assert await other == b"ann asks, attempt 2: why?\n"
-                shown = (begun + await asking.stdout.read()).decode()
+                shown = (begun + await person.stdout.read()).decode()
         text = "You asked: why?\n" + " ".join(str(count) for count in range(1, 121))
         assert shown == f"{text}\n(complete)\n"
 
 
-async def test_who_may_not_is_told_in_one_line_that_holds_no_token(program: Load, tmp_path: Path, secret: Path) -> None:
+async def test_a_refusal_is_one_line_without_the_token(program: Load, tmp_path: Path, secret: Path) -> None:
     other = tmp_path / "other.secret"
     other.write_text("another secret, of at least thirty-two bytes, too")
     token = program("agent_elsewhere").token
     foreign, ann = token("bot", str(other)), token("ann", str(secret))
     with serving("serve", tmp_path, "--jwt-secret-file", str(secret), "--jwt-audience", "chat") as server:
         url = {"HOLDFAST_URL": f"http://127.0.0.1:{server.port}"}
-        told = await asyncio.gather(
+        runs = await asyncio.gather(
             run(**url),
             run(**url, HOLDFAST_TOKEN="garbled-token"),
             run(**url, HOLDFAST_TOKEN=foreign),
@@ -182,8 +182,8 @@ async def test_who_may_not_is_told_in_one_line_that_holds_no_token(program: Load
             run(**url, HOLDFAST_TOKEN=ann),
         )
         log = server.output
-    assert [(code, out) for code, out, _ in told] == [(1, "")] * 5
-    assert [err for _, _, err in told] == [
+    assert [(code, out) for code, out, _ in runs] == [(1, "")] * 5
+    assert [err for _, _, err in runs] == [
         "the server asks for a token, and this client has none: Client(…, token=…)\n",
         "this is no token\n",
         "the token is signed with no key that is known here\n",
@@ -193,24 +193,24 @@ async def test_who_may_not_is_told_in_one_line_that_holds_no_token(program: Load
     assert [one for one in ("garbled-token", foreign, ann) if one in log] == []
 
 
-# The endpoint of old ---------------------------------------------------------------------------------------------
+# The existing endpoint -------------------------------------------------------------------------------------------
 
 ENDPOINT_ANSWER = f"You asked: why? (asked 1 times so far)\n{NUMBERS}"
 
 
 def plain(body: str) -> str:
-    """What an ordinary reader of `data:` lines makes of it."""
+    """Return the text that an ordinary reader of `data:` lines gets."""
     events = [event.splitlines() for event in body.split("\n\n") if event and not event.startswith(":")]
     pieces = ["\n".join(line[6:] for line in lines) for lines in events]
     assert pieces.pop() == "[DONE]"
     return "".join(pieces)
 
 
-async def test_who_leaves_and_asks_again_gets_the_same_answer_whole(program: Load) -> None:
+async def test_a_repeated_request_gets_the_same_whole_answer(program: Load) -> None:
     async with served(program("sse_endpoint")) as address, httpx2.AsyncClient(base_url=address) as http:
         query = {"prompt": "why?", "id": "a1"}
-        async with http.stream("GET", "/chat", params=query) as left:
-            await anext(left.aiter_raw())
+        async with http.stream("GET", "/chat", params=query) as dropped:
+            await anext(dropped.aiter_raw())
         assert plain((await http.get("/chat", params=query)).text) == ENDPOINT_ANSWER
         named = await http.get("/chat/events", params=query)
         assert named.headers["holdfast-message"] == "a1"
@@ -222,7 +222,7 @@ async def test_who_leaves_and_asks_again_gets_the_same_answer_whole(program: Loa
         assert [one["role"] for one in history] == ["assistant", "user", "assistant", "user"]
 
 
-async def test_an_id_that_is_none_is_told_and_no_mistake_of_the_apps(program: Load) -> None:
+async def test_an_invalid_id_is_refused_and_not_a_server_error(program: Load) -> None:
     async with served(program("sse_endpoint")) as address, httpx2.AsyncClient(base_url=address) as http:
         refused = await http.get("/chat", params={"prompt": "why?", "id": "not an id"})
         assert (refused.status_code, refused.json()["code"]) == (400, "invalid_name")
@@ -233,7 +233,7 @@ async def test_an_id_that_is_none_is_told_and_no_mistake_of_the_apps(program: Lo
 LOBBY = "/holdfast/v1/channels/lobby"
 
 
-async def test_a_login_opens_what_is_its_own_and_nothing_else(program: Load) -> None:
+async def test_a_login_opens_only_the_channels_of_its_user(program: Load) -> None:
     async with served(program("login_fastapi")) as address, httpx2.AsyncClient(base_url=address) as http:
         assert (await http.get(f"{LOBBY}/messages")).status_code == 401
         assert (await http.post("/login", json={"name": "ann:x"})).status_code == 422
@@ -245,18 +245,18 @@ async def test_a_login_opens_what_is_its_own_and_nothing_else(program: Load) -> 
         assert (await http.get(notes.format("bob"))).json()["code"] == "forbidden"
         foreign = {"Origin": "https://elsewhere.example"}
         assert (await http.post(f"{LOBBY}/messages", json={"text": "!"}, headers=foreign)).status_code == 403
-        said = await http.post(f"{LOBBY}/messages", json={"text": "Hello", "author": "bob"}, headers=page)
-        assert said.json()["message"]["author"] == "ann"
+        sent = await http.post(f"{LOBBY}/messages", json={"text": "Hello", "author": "bob"}, headers=page)
+        assert sent.json()["message"]["author"] == "ann"
         assert (await http.post("/logout")).status_code == 204
         assert (await http.get(f"{LOBBY}/messages")).status_code == 401
 
 
-async def test_a_ticket_is_enough_to_watch_the_lobby_and_for_nothing_else(program: Load) -> None:
+async def test_a_ticket_allows_only_watching_the_lobby(program: Load) -> None:
     async with served(program("login_fastapi")) as address, httpx2.AsyncClient(base_url=address) as http:
         await http.post("/login", json={"name": "ann"})
         page = {"Origin": address}
-        asked = await http.post("/holdfast/v1/tickets", json={"channel": "lobby"}, headers=page)
-        ticket = {"ticket": asked.json()["ticket"]}
+        response = await http.post("/holdfast/v1/tickets", json={"channel": "lobby"}, headers=page)
+        ticket = {"ticket": response.json()["ticket"]}
         await http.post(f"{LOBBY}/messages", json={"text": "Hello"}, headers=page)
         http.cookies.clear()
         assert (await http.get(f"{LOBBY}/messages", params=ticket)).status_code == 401

@@ -1,8 +1,8 @@
-"""The examples do what they say, under test clients, middleware and prefixes, and under a real server.
+"""The examples behave as documented, under test clients, middleware and prefixes, and under a real server.
 
 Layer: tests.
 
-What a person sees in the browser is in `test_pages`.
+`test_pages` tests their pages in a browser.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from tests.processes import PATIENCE_S, Process, request
 Load = Callable[[str], ModuleType]
 
 NUMBERS = "".join(f"{count} " for count in range(1, 121))
-# Starlette's client calls its sockets' host `testserver` unless it is told the whole address.
+# Without a whole address, Starlette's client uses the host `testserver` for sockets.
 SOCKET = "ws://localhost/deep/down/holdfast/v1/ws"
 ANSWER = "You asked: why?\n" + NUMBERS.removeprefix("1 ")
 
@@ -59,7 +59,7 @@ def test_an_example_serves_its_page_and_its_hub(program: Load, name: str) -> Non
 
 
 @pytest.mark.parametrize("name", OPEN)
-def test_an_example_works_where_no_lifespan_is_run(program: Load, name: str) -> None:
+def test_an_example_works_without_a_lifespan(program: Load, name: str) -> None:
     client = client_of(app_of(program(name)))
     assert client.get("/").text.startswith("<!doctype html>")
     assert client.get("/holdfast/readyz").json() == {"status": "ready"}
@@ -91,15 +91,15 @@ def test_a_fastapi_answer_can_be_followed_to_its_end(program: Load) -> None:
 
 
 class Stamp(BaseHTTPMiddleware):
-    """Ordinary middleware: puts a header on every answer."""
+    """Ordinary middleware that adds a header to every response."""
 
-    async def dispatch(self, asked: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
-        answer = await call_next(asked)
-        answer.headers["x-stamp"] = "seen"
-        return answer
+    async def dispatch(self, request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
+        response = await call_next(request)
+        response.headers["x-stamp"] = "seen"
+        return response
 
 
-def test_ordinary_middleware_changes_nothing(program: Load) -> None:
+def test_an_answer_is_unchanged_by_ordinary_middleware(program: Load) -> None:
     app = CORSMiddleware(
         GZipMiddleware(Stamp(program("fastapi_app").app), minimum_size=1), allow_origins=["https://elsewhere.example"]
     )
@@ -123,8 +123,8 @@ async def test_a_stream_flows_live_through_ordinary_middleware(program: Load, ki
     try:
         async with kind("127.0.0.1", port, "chat:1", prefix="/holdfast") as viewer:
             await viewer.until_attached(PATIENCE_S)
-            asked = await asyncio.to_thread(request, port, "POST", "/chats/1/questions", {"text": "why?"})
-            assert asked[0] == 201
+            response = await asyncio.to_thread(request, port, "POST", "/chats/1/questions", {"text": "why?"})
+            assert response[0] == 201
             await viewer.until(lambda: answer_of(viewer) == len(ANSWER), PATIENCE_S)
             assert len([one for one in viewer.events if one.event["type"] == "message.append"]) > 1
             assert viewer.checker.violations == []
@@ -140,7 +140,7 @@ def test_an_example_lives_under_a_root_path(program: Load, name: str) -> None:
         assert client.get("/deep/down/holdfast/readyz").json() == {"status": "ready"}
         assert client.get("/deep/down/holdfast/web/view.js").status_code == 200
         with client.websocket_connect(SOCKET, subprotocols=["holdfast.v1"]) as socket:
-            socket.send_json({"type": "attach", "ref": 1, "channel": "nobody:here"})
+            socket.send_json({"type": "attach", "ref": 1, "channel": "empty:1"})
             assert socket.receive_json() == {"type": "ok", "ref": 1}
 
 
@@ -167,7 +167,7 @@ def test_one_answer_as_a_stream_ends_after_done(program: Load) -> None:
         assert stream.text.rstrip().splitlines()[-3:-1] == ["event: done", 'data: {"status":"complete"}']
 
 
-def test_django_asks_in_an_async_view_and_remarks_in_a_thread(program: Load) -> None:
+def test_django_answers_from_an_async_view_and_stores_remarks_from_a_thread(program: Load) -> None:
     with client_of(program("django_app").application) as client:
         assert client.post("/remark", data={"text": "Good morning."}).status_code == 201
         assert client.post("/ask", data={"text": "why?"}).status_code == 201
@@ -219,7 +219,7 @@ def test_the_text_to_edit_is_made_once(program: Load) -> None:
 
 @pytest.fixture
 def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """The FastAPI example under uvicorn, not started yet, on a port of its own."""
+    """Return the FastAPI example under uvicorn, not started yet, and its port."""
     monkeypatch.chdir(tmp_path)
     port = free_port()
     arguments = ["-m", "uvicorn", "examples.fastapi_app:app", "--app-dir", str(FOLDER.parent), "--port", str(port)]
@@ -237,7 +237,7 @@ async def test_a_viewer_under_uvicorn_survives_refresh_and_restart(server: tuple
         await viewer.until(lambda: answer_of(viewer) > 40, PATIENCE_S)
         before = answer_of(viewer)
 
-        # Refresh: a page that knows nothing gets all the text so far in one event.
+        # Refresh: a page without state gets all the text so far in one event.
         async with SseViewer("127.0.0.1", port, "chat:1", prefix="/holdfast") as refreshed:
             await refreshed.until_attached()
             updates = [one.event for one in refreshed.events if one.event["type"] == "message.update"]
@@ -256,13 +256,13 @@ async def test_a_viewer_under_uvicorn_survives_refresh_and_restart(server: tuple
         assert len(viewer.checker.text(answer["id"])) >= before
         assert ANSWER.startswith(viewer.checker.text(answer["id"]))
 
-        # The server ends although a stream is open, and has nothing to wait for.
+        # The server ends although a stream is open.
         assert process.end(signal.SIGTERM) in (0, -signal.SIGTERM)
         assert viewer.checker.violations == []
 
 
 def answer_of(viewer: SseViewer | WsViewer) -> int:
-    """How much of the answer is shown."""
+    """Return the length of the shown answer."""
     shown = viewer.checker.messages.values()
     return max((len(one.text) for one in shown if one.fields["role"] == "assistant"), default=0)
 

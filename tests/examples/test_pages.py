@@ -1,8 +1,8 @@
-"""The examples' pages, in Chromium: what their docstrings say that one sees.
+"""The examples' pages in Chromium: each shows the behaviour that its docstring describes.
 
 Layer: tests.
 
-The server runs in the test's own process, so that a test can say how fast an example's model is.
+The server runs in the test's own process, so that a test sets the pace of an example's model.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ expect.set_options(timeout=PATIENCE_MS)
 
 @asynccontextmanager
 async def served(program: ModuleType, browser: Browser, pace_s: float = 0.01) -> AsyncIterator[Page]:
-    """A page of a program that is served; a mistake in the page's script is a failure."""
+    """Serve a program and open its page; a script error in the page fails the test."""
     async with programs.served(program, pace_s) as address, opened(browser, address) as page:
         yield page
 
 
 @asynccontextmanager
 async def opened(browser: Browser, address: str) -> AsyncIterator[Page]:
-    """A page of somebody's own, with cookies of its own."""
+    """Open a page in a profile of its own, with cookies of its own."""
     context = await browser.new_context(base_url=address)
     context.set_default_timeout(PATIENCE_MS)
     page, errors = await context.new_page(), []
@@ -74,7 +74,7 @@ async def test_one_answer_survives_a_reload_without_a_client_library(program: Lo
         assert await page.text_content("#text") == NUMBERS
 
 
-async def test_django_serves_the_same(program: Load, browser: Browser) -> None:
+async def test_a_django_answer_survives_a_reload(program: Load, browser: Browser) -> None:
     async with served(program("django_app"), browser) as page:
         await page.fill("input", "Good morning.")
         await page.click("text=Remark")
@@ -88,7 +88,7 @@ async def test_django_serves_the_same(program: Load, browser: Browser) -> None:
         )
 
 
-async def test_a_progress_bar_goes_on_after_a_reload(program: Load, browser: Browser) -> None:
+async def test_a_progress_bar_continues_after_a_reload(program: Load, browser: Browser) -> None:
     async with served(program("progress_bar"), browser) as page:
         await page.click("#begin")
         await page.wait_for_function("document.querySelector('progress')?.value > 20")
@@ -97,7 +97,7 @@ async def test_a_progress_bar_goes_on_after_a_reload(program: Load, browser: Bro
         await expect(page.locator("label")).to_have_text("200 of 200, complete")
 
 
-async def test_what_came_while_away_is_new_once(program: Load, browser: Browser) -> None:
+async def test_notifications_are_marked_new_once(program: Load, browser: Browser) -> None:
     async with served(program("notifications"), browser) as page:
         await page.click("text=Send")
         await expect(page.locator("li")).to_have_count(1)
@@ -112,7 +112,7 @@ async def test_what_came_while_away_is_new_once(program: Load, browser: Browser)
         await expect(page.locator("li.new")).to_have_count(0)
 
 
-async def test_a_chart_is_whole_after_a_reload(program: Load, browser: Browser) -> None:
+async def test_a_chart_is_complete_after_a_reload(program: Load, browser: Browser) -> None:
     async with served(program("live_chart"), browser) as page:
         await page.wait_for_function("Number(count.textContent) > 30")
         before = int(await text_of(page, "#count"))
@@ -122,7 +122,7 @@ async def test_a_chart_is_whole_after_a_reload(program: Load, browser: Browser) 
         assert len((await page.get_attribute("#line", "points") or "").split()) >= before
 
 
-async def test_who_edits_an_old_version_is_told(program: Load, browser: Browser) -> None:
+async def test_an_edit_of_an_old_version_is_refused_with_a_notice(program: Load, browser: Browser) -> None:
     async with served(program("edit_notice"), browser) as ann:
         bob = await ann.context.new_page()
         await ann.goto("/?me=ann")
@@ -143,7 +143,7 @@ async def test_who_edits_an_old_version_is_told(program: Load, browser: Browser)
         await expect(ann.locator("#text")).to_have_value("Ours.")
 
 
-async def test_an_answer_has_the_address_that_the_page_shows(program: Load, browser: Browser) -> None:
+async def test_the_address_on_the_page_serves_the_answer(program: Load, browser: Browser) -> None:
     async with served(program("starlette_app"), browser, pace_s=0.0) as page:
         await page.click("#ask")
         await expect(page.locator("#state")).to_have_text("complete")
@@ -152,7 +152,7 @@ async def test_an_answer_has_the_address_that_the_page_shows(program: Load, brow
         assert "".join(json.loads(line[6:]) for line in body.splitlines() if line.startswith('data: "')) == NUMBERS
 
 
-async def test_an_agent_is_seen_to_listen_and_stopped_from_another_window(program: Load, browser: Browser) -> None:
+async def test_an_agent_is_shown_and_can_be_stopped_from_another_window(program: Load, browser: Browser) -> None:
     async with served(program("agent_fastapi"), browser, pace_s=0.2) as page:
         await expect(page.locator("#agents")).to_have_text("bot: listening")
         await page.fill("#question", "why?")
@@ -169,7 +169,7 @@ async def test_an_agent_is_seen_to_listen_and_stopped_from_another_window(progra
         assert await text_of(page, "#messages") == await text_of(other, "#messages")
 
 
-async def test_an_endpoint_of_old_gives_a_reloaded_page_the_same_answer(program: Load, browser: Browser) -> None:
+async def test_an_existing_endpoint_gives_a_reloaded_page_the_same_answer(program: Load, browser: Browser) -> None:
     async with served(program("sse_endpoint"), browser, pace_s=0.02) as page:
         await page.fill("#question", "why?")
         await page.click("button")
@@ -183,7 +183,7 @@ async def test_an_endpoint_of_old_gives_a_reloaded_page_the_same_answer(program:
         assert "".join(json.loads(line[6:]) for line in body.splitlines() if line.startswith('data: "')) == answer
 
 
-async def test_each_user_sees_their_own_and_all_the_lobby(program: Load, browser: Browser) -> None:
+async def test_each_user_sees_their_own_notes_and_the_lobby(program: Load, browser: Browser) -> None:
     async with (
         programs.served(program("login_fastapi")) as address,
         opened(browser, address) as ann,

@@ -1,4 +1,4 @@
-/** The client over a network that does what the test says. */
+/** The client over a network that the test controls. */
 import assert from "node:assert/strict"
 import { describe, test } from "node:test"
 
@@ -16,7 +16,7 @@ describe("a channel over WebSocket", () => {
     w.socket.open()
     assert.equal(w.client.state, "live")
     assert.equal(channel.state, "connecting")
-    assert.deepEqual(w.socket.asked("attach"), [{ channel: "c", history: 20 }])
+    assert.deepEqual(w.socket.sentOf("attach"), [{ channel: "c", history: 20 }])
     w.socket.events("c", null, attached(1))
     assert.equal(channel.state, "connecting")
     w.socket.events("c", "e:1", update(message("m", 1, "a")))
@@ -31,26 +31,26 @@ describe("a channel over WebSocket", () => {
     assert.equal(w.client.channel("one"), one)
     goLive(w, "one")
     const two = w.client.channel("two")
-    assert.deepEqual(w.socket.asked("attach"), [{ channel: "one" }, { channel: "two" }])
+    assert.deepEqual(w.socket.sentOf("attach"), [{ channel: "one" }, { channel: "two" }])
     w.socket.events("two", "e:1", attached(1), update(message("m", 1, "two")))
     w.socket.events("one", "e:2", append(2, "m", 1, "b"))
     assert.deepEqual([texts(one), texts(two)], [["ab"], ["two"]])
     one.close()
     assert.equal(one.state, "closed")
-    assert.deepEqual(w.socket.asked("detach"), [{ channel: "one" }])
+    assert.deepEqual(w.socket.sentOf("detach"), [{ channel: "one" }])
     w.socket.events("one", "e:3", append(3, "m", 2, "c"))
     assert.deepEqual(texts(one), ["ab"])
     assert.equal(w.sockets.length, 1)
     assert.notEqual(w.client.channel("one"), one)
   })
 
-  test("that is opened again does not believe what was still on its way to the closed one", (t) => {
+  test("ignores frames of a closed socket after it is opened again", (t) => {
     const w = world(t)
     w.client.channel("c")
     goLive(w)
     w.client.channel("c").close()
     const again = w.client.channel("c")
-    assert.deepEqual(w.socket.asked("attach").at(-1), { channel: "c" })
+    assert.deepEqual(w.socket.sentOf("attach").at(-1), { channel: "c" })
     w.socket.events("c", "e:2", append(2, "m", 1, "b"))
     assert.equal(again.state, "connecting")
     assert.equal(again.cursor, null)
@@ -59,7 +59,7 @@ describe("a channel over WebSocket", () => {
     assert.deepEqual(texts(again), ["ab"])
   })
 
-  test("resumes from its cursor, whatever was cut", (t) => {
+  test("resumes from the cursor of its last complete batch", (t) => {
     const w = world(t)
     const channel = w.client.channel("c")
     goLive(w)
@@ -70,7 +70,7 @@ describe("a channel over WebSocket", () => {
     assert.deepEqual(texts(channel), ["ab"])
     w.pass(250)
     w.socket.open()
-    assert.deepEqual(w.socket.asked("attach"), [{ channel: "c", since: "e:1" }])
+    assert.deepEqual(w.socket.sentOf("attach"), [{ channel: "c", since: "e:1" }])
     w.socket.events("c", "e:3", attached(3, { resumed: true }), append(3, "m", 1, "bc"))
     assert.deepEqual(texts(channel), ["abc"])
     assert.equal(channel.state, "live")
@@ -78,7 +78,7 @@ describe("a channel over WebSocket", () => {
     assert.equal(channel.stats.gaps, 0)
   })
 
-  test("forgets a new start that was cut before it was complete", (t) => {
+  test("drops a new start that broke off before its end", (t) => {
     const w = world(t)
     const channel = w.client.channel("c")
     goLive(w)
@@ -86,7 +86,7 @@ describe("a channel over WebSocket", () => {
     w.socket.drop()
     w.pass(250)
     w.socket.open()
-    assert.deepEqual(w.socket.asked("attach"), [{ channel: "c", since: "e:1" }])
+    assert.deepEqual(w.socket.sentOf("attach"), [{ channel: "c", since: "e:1" }])
     w.socket.events("c", "e:2", attached(2, { resumed: true }), append(2, "m", 1, "b"))
     assert.deepEqual(texts(channel), ["ab"])
   })
@@ -104,7 +104,7 @@ describe("a channel over WebSocket", () => {
     assert.equal(w.sockets.length, 1)
     w.pass(1)
     w.socket.open()
-    assert.deepEqual(w.socket.asked("attach"), [{ channel: "c" }])
+    assert.deepEqual(w.socket.sentOf("attach"), [{ channel: "c" }])
     w.socket.events("c", "e:5", attached(5), update(message("m", 1, "abcdX", { version: 5 })))
     assert.deepEqual(texts(channel), ["abcdX"])
     w.socket.events("c", "e:9", append(9, "m", 9, "Y"))
@@ -115,7 +115,7 @@ describe("a channel over WebSocket", () => {
     assert.equal(w.sockets.length, 3)
   })
 
-  test("is closed with the error when the server refuses it for good; the others go on", (t) => {
+  test("is closed with the error of a permanent refusal; the other channels continue", (t) => {
     const w = world(t)
     const other = w.client.channel("other")
     goLive(w, "other")
@@ -128,7 +128,7 @@ describe("a channel over WebSocket", () => {
     assert.equal(w.client.state, "live")
   })
 
-  test("comes back when it is refused for now", (t) => {
+  test("attaches again after a temporary refusal", (t) => {
     const w = world(t)
     const channel = w.client.channel("c")
     w.socket.open()
@@ -141,7 +141,7 @@ describe("a channel over WebSocket", () => {
 })
 
 describe("a connection", () => {
-  test("comes back with full jitter under a doubling ceiling", (t) => {
+  test("reconnects with full jitter under a doubling ceiling", (t) => {
     const draws = [0.999, 0, 0.5, 0.999, 0.999, 0.999, 0.999, 0.999]
     const waits = [499.5, 0, 1000, 3996, 7992, 14985, 14985, 14985]
     const w = world(t, { transport: "websocket", random: () => draws.shift() ?? 0 })
@@ -155,7 +155,7 @@ describe("a connection", () => {
     }
   })
 
-  test("starts from the base again only after it was stable", (t) => {
+  test("resets its back-off only after it was stable", (t) => {
     const w = world(t)
     w.client.channel("c")
     goLive(w)
@@ -186,7 +186,7 @@ describe("a connection", () => {
     w.pass(1)
     assert.equal(channel.state, "reconnecting")
     assert.ok(w.socket.isClosed)
-    w.socket.drop() // the old socket's own end comes late, and changes nothing
+    w.socket.drop() // the late end of the old socket has no effect
     w.pass(250)
     w.socket.open()
     w.sockets[0].drop()
@@ -205,7 +205,7 @@ describe("a connection", () => {
     assert.equal(w.sockets.length, 2)
   })
 
-  test("stays away as long as bye says, and a little more", (t) => {
+  test("waits for the delay of bye and its own back-off", (t) => {
     const w = world(t)
     w.client.channel("c")
     goLive(w)
@@ -227,11 +227,11 @@ describe("a connection", () => {
       assert.deepEqual(texts(channel), ["a"])
       w.pass(250)
       w.socket.open()
-      assert.deepEqual(w.socket.asked("attach"), [since ? { channel: "c", since } : { channel: "c" }])
+      assert.deepEqual(w.socket.sentOf("attach"), [since ? { channel: "c", since } : { channel: "c" }])
     })
   }
 
-  test("stops after close code 4300, saying why", async (t) => {
+  test("stops after close code 4300 with the reason of the server", async (t) => {
     const w = world(t)
     const channel = w.client.channel("c")
     goLive(w)
@@ -247,7 +247,7 @@ describe("a connection", () => {
     assert.throws(() => w.client.channel("d"), refusal("closed"))
   })
 
-  test("that brings something unreadable is opened again, since what it held is lost", (t) => {
+  test("that receives an unreadable frame is opened again, since the frame is lost", (t) => {
     const w = world(t)
     const channel = w.client.channel("c")
     goLive(w)
@@ -255,10 +255,10 @@ describe("a connection", () => {
     assert.equal(channel.state, "reconnecting")
     w.pass(250)
     w.socket.open()
-    assert.deepEqual(w.socket.asked("attach"), [{ channel: "c", since: "e:1" }])
+    assert.deepEqual(w.socket.sentOf("attach"), [{ channel: "c", since: "e:1" }])
   })
 
-  test("ignores frames and channels it does not know", (t) => {
+  test("ignores unknown frames and channels", (t) => {
     const w = world(t)
     const channel = w.client.channel("c")
     goLive(w)
@@ -282,7 +282,7 @@ describe("a connection", () => {
     })
   }
 
-  test("is not trusted on waking when it was silent, and kept when it was not", (t) => {
+  test("is replaced on waking if it was silent, and kept otherwise", (t) => {
     const w = world(t)
     w.client.channel("c")
     goLive(w)
@@ -304,7 +304,7 @@ describe("a connection", () => {
     assert.equal(w.sockets.length, 2)
   })
 
-  test("does nothing when the page hides", (t) => {
+  test("is kept when the page hides", (t) => {
     const w = world(t)
     globalThis.document = { hidden: true }
     t.after(() => delete globalThis.document)
@@ -315,7 +315,7 @@ describe("a connection", () => {
     assert.equal(w.sockets.length, 1)
   })
 
-  test("ends with the client: nothing is opened, nothing waits, nobody listens", async (t) => {
+  test("ends with the client: no socket, no timer and no listener remains", async (t) => {
     const w = world(t)
     const channel = w.client.channel("c")
     goLive(w)
@@ -344,7 +344,7 @@ describe("a connection", () => {
   })
 })
 
-describe("the other transport", () => {
+describe("the fallback to SSE", () => {
   test("takes over at once where a WebSocket cannot be opened", (t) => {
     const w = world(t, { client: "ann+1" })
     const channel = w.client.channel("chat:1+2", { history: 5 })
@@ -378,7 +378,7 @@ describe("the other transport", () => {
     assert.equal(channel.stats.batches, 2)
   })
 
-  test("comes back by our own back-off, from the cursor", (t) => {
+  test("reconnects by the client's own back-off, from the cursor", (t) => {
     const w = world(t, { transport: "sse" })
     const channel = w.client.channel("c")
     w.source.open()
@@ -412,7 +412,7 @@ describe("the other transport", () => {
     assert.equal(w.sources.length, 2)
   })
 
-  test("comes back after bye, though its stream ended in order", (t) => {
+  test("reconnects after bye, though its stream ended in order", (t) => {
     const w = world(t, { transport: "sse" })
     w.client.channel("c")
     w.source.open()
@@ -472,7 +472,7 @@ describe("the other transport", () => {
     assert.equal(channel.state, "live")
   })
 
-  test("is kept where WebSockets never worked", (t) => {
+  test("is kept if no WebSocket ever worked", (t) => {
     const w = world(t)
     w.client.channel("c")
     w.socket.drop()
@@ -482,7 +482,7 @@ describe("the other transport", () => {
     assert.deepEqual([w.sockets.length, w.sources.length], [1, 2])
   })
 
-  test("waits for three failures where a WebSocket worked, and gives way to it later", (t) => {
+  test("waits for three failures if a WebSocket worked before, and yields to it later", (t) => {
     const w = world(t)
     w.client.channel("c")
     goLive(w)
@@ -502,7 +502,7 @@ describe("the other transport", () => {
     assert.equal(w.sources.length, 1)
   })
 
-  test("is used where there is no WebSocket at all, and never when it was not wanted", (t) => {
+  test("is used in a browser without WebSocket, and never with transport websocket", (t) => {
     const w = world(t, { WebSocket: class { constructor() { throw new Error("SecurityError") } } })
     w.client.channel("c")
     w.pass(250)
@@ -516,15 +516,15 @@ describe("the other transport", () => {
 })
 
 describe("requests over WebSocket", () => {
-  test("are sent as they are asked and answered by ref", async (t) => {
+  test("are sent in the order of the calls and matched by ref", async (t) => {
     const w = world(t)
     const channel = w.client.channel("c")
     goLive(w)
     const first = channel.create({ id: "u1", text: "hi" })
     const second = channel.delete("m")
     await settled()
-    assert.deepEqual(w.socket.asked("create"), [{ channel: "c", id: "u1", text: "hi" }])
-    assert.deepEqual(w.socket.asked("delete"), [{ channel: "c", id: "m" }])
+    assert.deepEqual(w.socket.sentOf("create"), [{ channel: "c", id: "u1", text: "hi" }])
+    assert.deepEqual(w.socket.sentOf("delete"), [{ channel: "c", id: "m" }])
     w.socket.ok("delete")
     w.socket.ok("create", { serial: 2, generation: 1 })
     assert.deepEqual(await first, { serial: 2, generation: 1 })
@@ -556,7 +556,7 @@ describe("requests over WebSocket", () => {
     assert.equal(w.socket.sent.length, 1)
   })
 
-  test("that are asked while there is no connection wait for one", async (t) => {
+  test("without a connection wait for one", async (t) => {
     const w = world(t)
     const channel = w.client.channel("c")
     const request = channel.create({ id: "u1", text: "hi" })
@@ -567,7 +567,7 @@ describe("requests over WebSocket", () => {
     assert.deepEqual(await request, { serial: 1 })
   })
 
-  test("are refused with a code and the numbers that help", async (t) => {
+  test("are refused with a code and its numbers", async (t) => {
     const w = world(t)
     const channel = w.client.channel("c")
     goLive(w)
@@ -577,7 +577,7 @@ describe("requests over WebSocket", () => {
     await assert.rejects(request, (error) => error.code === "gap" && error.problem.length === 1 && error.message === "part 0 has 1")
   })
 
-  test("that meet a draining server are sent to its successor", async (t) => {
+  test("to a draining server are sent again to its successor", async (t) => {
     const w = world(t)
     const channel = w.client.channel("c")
     goLive(w)
@@ -587,7 +587,7 @@ describe("requests over WebSocket", () => {
     w.socket.drop(1012)
     w.pass(250)
     w.socket.open()
-    assert.deepEqual(w.socket.asked("create"), [{ channel: "c", id: "u1", text: "hi" }])
+    assert.deepEqual(w.socket.sentOf("create"), [{ channel: "c", id: "u1", text: "hi" }])
     w.socket.ok("create", { serial: 2 })
     assert.deepEqual(await request, { serial: 2 })
   })
@@ -608,7 +608,7 @@ describe("requests over WebSocket", () => {
     requests.forEach((request) => request.catch(() => {}))
   })
 
-  test("are bounded in size, and an append refused for it has not moved the pen", async (t) => {
+  test("are bounded in size, and a refused append does not move the offset", async (t) => {
     const w = world(t)
     const channel = w.client.channel("c")
     goLive(w)
@@ -619,14 +619,14 @@ describe("requests over WebSocket", () => {
     await big
     channel.append("m", "y").catch(() => {})
     await settled()
-    assert.deepEqual(w.socket.asked("append").at(-1), { channel: "c", id: "m", at: 1_000_002, text: "y" })
+    assert.deepEqual(w.socket.sentOf("append").at(-1), { channel: "c", id: "m", at: 1_000_002, text: "y" })
   })
 })
 
 describe("a producer", () => {
   const sent = (w) => w.socket.sent.slice(1).map(({ type, id, at, text, part }) => ({ type, id, at, text, part }))
 
-  test("goes on from its last piece and never sends half a character", async (t) => {
+  test("continues after its last piece and never sends half a character", async (t) => {
     const w = world(t)
     const channel = w.client.channel("c")
     goLive(w)
@@ -648,7 +648,7 @@ describe("a producer", () => {
     ])
   })
 
-  test("may count the half that was held back, or not", async (t) => {
+  test("may count the held half of a pair, or not", async (t) => {
     for (const at of [1, 2]) {
       const w = world(t)
       const channel = w.client.channel("c")
@@ -656,13 +656,13 @@ describe("a producer", () => {
       channel.append("r", "a\ud83d", 0).catch(() => {})
       channel.append("r", "\ude00", at).catch(() => {})
       channel.append("r", "\ud83d", 2).catch(() => {})
-      channel.append("r", "z", 7).catch(() => {}) // elsewhere: what was held belongs to a place that was left
+      channel.append("r", "z", 7).catch(() => {}) // another offset: the held half is dropped
       await settled()
       assert.deepEqual(sent(w).map(({ at, text }) => [at, text]), [[0, "a"], [1, "\u{1f600}"], [7, "z"]])
     }
   })
 
-  test("forgets its place when the message is finished", async (t) => {
+  test("drops its offset when the message is finished", async (t) => {
     const w = world(t)
     const channel = w.client.channel("c")
     goLive(w)
@@ -671,7 +671,7 @@ describe("a producer", () => {
     await assert.rejects(channel.append("m", "c"), refusal("invalid_request"))
   })
 
-  test("writes the parts of a message side by side", async (t) => {
+  test("writes the parts of a message in parallel", async (t) => {
     const w = world(t)
     const channel = w.client.channel("c")
     goLive(w)
@@ -690,7 +690,7 @@ describe("a producer", () => {
     ])
   })
 
-  test("goes where it is told after a refusal", async (t) => {
+  test("continues at the given offset after a refusal", async (t) => {
     const w = world(t)
     const channel = w.client.channel("c")
     goLive(w)
@@ -703,7 +703,7 @@ describe("a producer", () => {
     assert.deepEqual(sent(w).at(-1), { type: "append", id: "m", at: 1, text: "abc", part: undefined })
   })
 
-  test("must say where the text goes when it was not told yet", async (t) => {
+  test("must give at for the first piece of a part", async (t) => {
     const w = world(t)
     const channel = w.client.channel("c")
     goLive(w)
@@ -712,17 +712,17 @@ describe("a producer", () => {
     assert.deepEqual(sent(w), [])
   })
 
-  test("mends halves in a message that is complete", async (t) => {
+  test("replaces lone halves in a complete message", async (t) => {
     const w = world(t)
     goLive(w)
     w.client.channel("c").create({ id: "u", text: "a\ud83d" }).catch(() => {})
     w.client.channel("c").create({ id: "v", text: "\ud83d" }).catch(() => {})
     await settled()
-    assert.deepEqual(w.socket.asked("create").map(({ text }) => text), ["a\ufffd", "\ufffd"])
+    assert.deepEqual(w.socket.sentOf("create").map(({ text }) => text), ["a\ufffd", "\ufffd"])
   })
 })
 
-describe("requests beside SSE", () => {
+describe("requests with SSE", () => {
   test("go over HTTP, one after another", async (t) => {
     const w = world(t, { transport: "sse" })
     const channel = w.client.channel("chat:1")
@@ -739,7 +739,7 @@ describe("requests beside SSE", () => {
     for (let index = 0; index < 4; index++) await w.http.answer(200, { serial: index })
     await w.http.answer(204)
     const base = "/base/v1/channels/chat%3A1/messages"
-    assert.deepEqual(w.http.asked, [
+    assert.deepEqual(w.http.requests, [
       ["POST", base, { id: "u/1", text: "hi" }],
       ["POST", `${base}/u%2F1/append`, { part: 0, at: 2, text: "b" }],
       ["PATCH", `${base}/m`, { text: "x", request: "r1" }],
@@ -749,7 +749,7 @@ describe("requests beside SSE", () => {
     assert.deepEqual(await Promise.all(requests), [{ serial: 0 }, { serial: 1 }, { serial: 2 }, { serial: 3 }, {}])
   })
 
-  test("are sent again, the same, when the network or the server was away", async (t) => {
+  test("are sent again unchanged when the network or the server was down", async (t) => {
     const w = world(t, { transport: "sse" })
     const request = w.client.channel("c").create({ text: "hi" })
     await settled()
@@ -779,7 +779,7 @@ describe("requests beside SSE", () => {
     assert.equal(w.http.calls.length, 2)
   })
 
-  test("are refused with a code; the next goes on", async (t) => {
+  test("are refused with a code; the next request continues", async (t) => {
     const w = world(t, { transport: "sse" })
     const channel = w.client.channel("c")
     const first = channel.append("m", "x", 9)
@@ -803,7 +803,7 @@ describe("requests beside SSE", () => {
     assert.equal(w.http.calls.length, 1)
   })
 
-  test("go over the socket when that comes back", async (t) => {
+  test("go over the socket when it opens again", async (t) => {
     const w = world(t)
     const channel = w.client.channel("c")
     w.socket.drop()
@@ -814,7 +814,7 @@ describe("requests beside SSE", () => {
     w.source.drop()
     w.pass(250)
     w.socket.open()
-    assert.deepEqual(w.socket.asked("create"), [{ channel: "c", id: "u1", text: "hi" }])
+    assert.deepEqual(w.socket.sentOf("create"), [{ channel: "c", id: "u1", text: "hi" }])
     w.socket.ok("create", { serial: 1 })
     assert.deepEqual(await request, { serial: 1 })
   })
@@ -835,7 +835,7 @@ describe("people", () => {
     assert.equal(told, 1)
     assert.deepEqual(channel.getSnapshot().presence, { members: [member("ann", { name: "Ann" }, 2)], count: 1 })
     w.socket.events("c", null, { type: "presence.leave", id: "ann" })
-    assert.deepEqual(channel.getSnapshot().presence.count, 1) // told soon, as every unfinished batch
+    assert.deepEqual(channel.getSnapshot().presence.count, 1) // shown soon, like every unfinished batch
     w.pass(20)
     assert.deepEqual(channel.getSnapshot().presence, { members: [], count: 0 })
     assert.equal(channel.cursor, "e:1")
@@ -852,7 +852,7 @@ describe("people", () => {
     await entered
     const changed = channel.enter({ name: "Bob" })
     const left = channel.leave()
-    assert.deepEqual(w.socket.asked("presence"), [
+    assert.deepEqual(w.socket.sentOf("presence"), [
       { channel: "c", data: { name: "Ann" } },
       { channel: "c", data: { name: "Bob" } },
       { channel: "c", leave: true },
@@ -862,7 +862,7 @@ describe("people", () => {
     changed.catch(() => {})
   })
 
-  test("enter again by themselves on every new connection, after what was not answered", async (t) => {
+  test("enter again on every new connection, after the unanswered requests", async (t) => {
     const w = world(t)
     const channel = w.client.channel("c")
     goLive(w)
@@ -872,15 +872,15 @@ describe("people", () => {
     w.socket.drop()
     w.pass(250)
     w.socket.open()
-    assert.deepEqual(w.socket.asked("presence"), [{ channel: "c", data: { name: "Ann" } }])
-    w.socket.drop() // before it was answered
+    assert.deepEqual(w.socket.sentOf("presence"), [{ channel: "c", data: { name: "Ann" } }])
+    w.socket.drop() // before its response
     w.pass(500)
     w.socket.open()
-    assert.deepEqual(w.socket.asked("presence"), [{ channel: "c", data: { name: "Ann" } }])
+    assert.deepEqual(w.socket.sentOf("presence"), [{ channel: "c", data: { name: "Ann" } }])
     w.socket.ok("presence")
     await settled()
     w.pass(60_000)
-    assert.equal(w.socket.asked("presence").length, 1) // a socket needs no renewal
+    assert.equal(w.socket.sentOf("presence").length, 1) // a socket needs no renewal
   })
 
   test("do not enter again once they have left or closed the channel", async (t) => {
@@ -896,15 +896,15 @@ describe("people", () => {
     w.socket.ok("presence")
     await left
     two.close()
-    assert.deepEqual(w.socket.asked("presence").slice(2), [{ channel: "one", leave: true }, { channel: "two", leave: true }])
+    assert.deepEqual(w.socket.sentOf("presence").slice(2), [{ channel: "one", leave: true }, { channel: "two", leave: true }])
     w.socket.ok("presence")
     w.socket.drop()
     w.pass(250)
     w.socket.open()
-    assert.deepEqual(w.socket.asked("presence"), [])
+    assert.deepEqual(w.socket.sentOf("presence"), [])
   })
 
-  test("beside SSE hold a lease, renewed at a third, until they leave", async (t) => {
+  test("with SSE hold a lease, renewed at a third, until they leave", async (t) => {
     const w = world(t, { transport: "sse", client: "ann~1" })
     const channel = w.client.channel("chat:1")
     w.source.open()
@@ -914,19 +914,19 @@ describe("people", () => {
     await entered
     const path = "/base/v1/channels/chat%3A1/presence/ann~1"
     const put = ["PUT", path, { data: { name: "Ann" }, lease_s: 90 }]
-    assert.deepEqual(w.http.asked, [put])
+    assert.deepEqual(w.http.requests, [put])
     w.pass(29_000)
-    w.source.receive({ type: "ping" }) // or the stream is given up, which would enter again as well
+    w.source.receive({ type: "ping" }) // else the stream is given up, and the client would enter again too
     assert.equal(w.http.calls.length, 1)
     w.pass(1_000)
     await settled()
     await w.http.answer(204)
-    assert.deepEqual(w.http.asked, [put, put])
+    assert.deepEqual(w.http.requests, [put, put])
     const left = channel.leave()
     await settled()
     await w.http.answer(204)
     await left
-    assert.deepEqual(w.http.asked.at(-1), ["DELETE", path, undefined])
+    assert.deepEqual(w.http.requests.at(-1), ["DELETE", path, undefined])
     assert.deepEqual(w.http.calls.at(-1).query, { sdk: "js", client: "ann~1" })
     w.pass(20_000)
     w.source.receive({ type: "ping" })
@@ -934,7 +934,7 @@ describe("people", () => {
     assert.equal(w.http.calls.length, 3)
   })
 
-  test("beside SSE enter again with a new stream, since the server may be another", async (t) => {
+  test("with SSE enter again with a new stream, since the server may be another", async (t) => {
     const w = world(t, { transport: "sse" })
     const channel = w.client.channel("c")
     w.source.open()
@@ -946,15 +946,15 @@ describe("people", () => {
     w.pass(250)
     w.source.open()
     await settled()
-    assert.deepEqual(w.http.asked.at(-1), ["PUT", "/base/v1/channels/c/presence/anonymous", { lease_s: 90 }])
+    assert.deepEqual(w.http.requests.at(-1), ["PUT", "/base/v1/channels/c/presence/anonymous", { lease_s: 90 }])
     assert.equal(w.http.calls.length, 2)
   })
 
-  test("beside SSE are heard of, and signals too, between two events of a batch", (t) => {
+  test("with SSE are shown, and signals too, between two events of a batch", (t) => {
     const w = world(t, { transport: "sse" })
     const channel = w.client.channel("c")
-    const heard = []
-    channel.listen((event) => heard.push(event.name ?? event.type))
+    const received = []
+    channel.listen((event) => received.push(event.name ?? event.type))
     w.source.open()
     w.source.receive(attached(1), "e:1")
     w.source.receive(enter("ann"))
@@ -964,27 +964,27 @@ describe("people", () => {
     w.source.receive({ type: "presence.leave", id: "cyd" })
     w.pass(20)
     assert.deepEqual(channel.getSnapshot().presence, { members: [member("bob", { name: "Bob" })], count: 6 })
-    assert.deepEqual(heard, ["typing"])
+    assert.deepEqual(received, ["typing"])
     assert.equal(channel.cursor, "e:1")
     assert.equal(channel.stats.batches, 1)
   })
 })
 
 describe("commands and signals", () => {
-  test("are asked over the socket, with ids that make repeats safe", async (t) => {
+  test("go over the socket, with ids that make repeats safe", async (t) => {
     const w = world(t)
     const channel = w.client.channel("c")
     goLive(w)
     const asked = [channel.command("cancel", { target: "m" }), channel.reply("c9", { ok: false, data: { by: "Ann" } }), channel.reply("c8")]
     channel.signal("typing", { on: true })
-    const [cancel] = w.socket.asked("command")
-    const [no, yes] = w.socket.asked("reply")
+    const [cancel] = w.socket.sentOf("command")
+    const [no, yes] = w.socket.sentOf("reply")
     assert.match(cancel.id, /^[\w.-]{6,64}$/)
     assert.match(no.request, /^[\w.-]{6,64}$/)
     assert.deepEqual(cancel, { channel: "c", id: cancel.id, name: "cancel", target: "m" })
     assert.deepEqual(no, { channel: "c", request: no.request, ok: false, data: { by: "Ann" }, id: "c9" })
     assert.deepEqual(yes, { channel: "c", request: yes.request, ok: true, id: "c8" })
-    assert.deepEqual(w.socket.asked("signal"), [{ channel: "c", name: "typing", data: { on: true } }])
+    assert.deepEqual(w.socket.sentOf("signal"), [{ channel: "c", name: "typing", data: { on: true } }])
     w.socket.ok("command", { command: { id: cancel.id }, serial: 4 })
     assert.deepEqual(await asked[0], { command: { id: cancel.id }, serial: 4 })
     w.socket.refuse("reply", "already_answered")
@@ -998,13 +998,13 @@ describe("commands and signals", () => {
     channel.signal("typing")
     const asked = channel.command("steer", { id: "k", target: "m", data: { text: "shorter" } })
     w.socket.open()
-    assert.deepEqual(w.socket.asked("command"), [{ channel: "c", id: "k", target: "m", data: { text: "shorter" }, name: "steer" }])
-    assert.deepEqual(w.socket.asked("signal"), [])
+    assert.deepEqual(w.socket.sentOf("command"), [{ channel: "c", id: "k", target: "m", data: { text: "shorter" }, name: "steer" }])
+    assert.deepEqual(w.socket.sentOf("signal"), [])
     w.socket.ok("command", { serial: 1 })
     await asked
   })
 
-  test("go over HTTP beside SSE; a signal that fails is not sent again", async (t) => {
+  test("go over HTTP with SSE; a failed signal is not sent again", async (t) => {
     const w = world(t, { transport: "sse" })
     const channel = w.client.channel("c")
     const sent = channel.command("cancel", { id: "k", target: "m" })
@@ -1024,7 +1024,7 @@ describe("commands and signals", () => {
     w.http.calls.at(-1).resolve(new Response(null, { status: 202 }))
     w.pass(60_000)
     await settled()
-    assert.deepEqual(w.http.asked, [
+    assert.deepEqual(w.http.requests, [
       ["POST", "/base/v1/channels/c/commands", { id: "k", target: "m", name: "cancel" }],
       ["POST", "/base/v1/channels/c/commands/k%2F1/reply", { request, ok: true }],
       ["POST", "/base/v1/channels/c/signals", { name: "typing", data: 1 }],
@@ -1034,7 +1034,7 @@ describe("commands and signals", () => {
 })
 
 describe("requests between two transports", () => {
-  test("that wait behind a running one go over the socket alone", async (t) => {
+  test("behind a running request go over the socket alone", async (t) => {
     const w = world(t)
     const channel = w.client.channel("c")
     w.socket.drop()
@@ -1045,7 +1045,7 @@ describe("requests between two transports", () => {
     w.socket.open()
     await w.http.answer(201, { serial: 1 })
     assert.equal(w.http.calls.length, 1)
-    assert.deepEqual(w.socket.asked("create").map(({ id }) => id), ["u1", "u2"])
+    assert.deepEqual(w.socket.sentOf("create").map(({ id }) => id), ["u1", "u2"])
     w.socket.ok("create", { serial: 2 })
     assert.deepEqual(await Promise.all(requests), [{ serial: 1 }, { serial: 2 }])
   })
@@ -1076,18 +1076,18 @@ describe("history", () => {
     assert.equal(await second, false)
     assert.equal(channel.getSnapshot().more, false)
     assert.equal(await channel.history(), false)
-    assert.deepEqual(w.socket.asked("history"), [{ channel: "c", before: 10, limit: 2 }, { channel: "c", before: 8 }])
+    assert.deepEqual(w.socket.sentOf("history"), [{ channel: "c", before: 10, limit: 2 }, { channel: "c", before: 8 }])
     assert.equal(channel.cursor, "e:20")
   })
 
-  test("asks a page again that is older than what was heard meanwhile", async (t) => {
+  test("requests a page again that is older than an event received meanwhile", async (t) => {
     const { w, channel } = withOlder(t)
     const request = channel.history()
     w.socket.events("c", "e:21", append(21, "m9", 2, "!"))
     w.socket.ok("history", { messages: [old("m9", 9), old("m8", 8)], more: false, cursor: "e:20" })
     await settled()
     assert.deepEqual(shown(channel), ["m8", "m10"])
-    assert.deepEqual(w.socket.asked("history"), [{ channel: "c", before: 10 }, { channel: "c", before: 10 }])
+    assert.deepEqual(w.socket.sentOf("history"), [{ channel: "c", before: 10 }, { channel: "c", before: 10 }])
     const newer = message("m9", 9, "m9!", { version: 21 })
     w.socket.ok("history", { messages: [newer, old("m8", 8)], more: false, cursor: "e:21" })
     assert.equal(await request, false)
@@ -1103,10 +1103,10 @@ describe("history", () => {
       await settled()
     }
     await rejected
-    assert.equal(w.socket.asked("history").length, 3)
+    assert.equal(w.socket.sentOf("history").length, 3)
   })
 
-  test("does not mix a page of an earlier life into a new start", async (t) => {
+  test("does not merge a page of an earlier start into a new start", async (t) => {
     const { w, channel } = withOlder(t)
     const request = channel.history()
     w.socket.events("c", "f:5", attached(5, { epoch: "f", before: 3, more: true }), update(old("n3", 3)))
@@ -1116,10 +1116,10 @@ describe("history", () => {
     w.socket.ok("history", { messages: [old("n2", 2)], more: false, cursor: "f:5" })
     assert.equal(await request, false)
     assert.deepEqual(shown(channel), ["n2", "n3"])
-    assert.equal(w.socket.asked("history").at(-1).before, 3)
+    assert.equal(w.socket.sentOf("history").at(-1).before, 3)
   })
 
-  test("is asked by GET beside SSE", async (t) => {
+  test("is requested by GET with SSE", async (t) => {
     const w = world(t, { transport: "sse" })
     const channel = w.client.channel("c")
     w.source.open()
@@ -1136,7 +1136,7 @@ describe("history", () => {
 })
 
 describe("an observer", () => {
-  test("is told once for each batch, and for an unfinished one soon", (t) => {
+  test("is notified once for each batch, and soon for an unfinished one", (t) => {
     const w = world(t)
     const channel = w.client.channel("c")
     goLive(w)
@@ -1159,7 +1159,7 @@ describe("an observer", () => {
     assert.equal(told, 3)
   })
 
-  test("gets new objects for what changed only", (t) => {
+  test("gets new objects for changed values only", (t) => {
     const w = world(t)
     const channel = w.client.channel("c")
     w.socket.open()
@@ -1187,7 +1187,7 @@ describe("an observer", () => {
     assert.deepEqual(states, ["connecting", "live", "reconnecting", "closed"])
   })
 
-  test("of the client is told of its connection", (t) => {
+  test("of the client is notified of its connection", (t) => {
     const w = world(t)
     w.client.channel("c")
     const states = []
@@ -1198,7 +1198,7 @@ describe("an observer", () => {
     assert.deepEqual(states, ["live", "reconnecting", "closed"])
   })
 
-  test("that throws keeps nobody from being told", (t) => {
+  test("that throws does not stop the notification of others", (t) => {
     const w = world(t)
     const channel = w.client.channel("c")
     goLive(w)
@@ -1217,7 +1217,7 @@ describe("an observer", () => {
     assert.equal(channel.state, "live")
   })
 
-  test("may close the channel while being told", (t) => {
+  test("may close the channel during its notification", (t) => {
     const w = world(t)
     const channel = w.client.channel("c")
     goLive(w)
@@ -1226,12 +1226,12 @@ describe("an observer", () => {
     assert.equal(channel.state, "closed")
   })
 
-  test("hears signals and replies", (t) => {
+  test("receives signals and replies", (t) => {
     const w = world(t)
     const channel = w.client.channel("c")
     goLive(w)
-    const heard = []
-    const end = channel.listen((event) => heard.push(event))
+    const received = []
+    const end = channel.listen((event) => received.push(event))
     const signal = { type: "signal", name: "typing", from: "ann" }
     const reply = { type: "command.reply", serial: 2, id: "c1", ok: true }
     w.socket.events("c", null, signal)
@@ -1239,12 +1239,12 @@ describe("an observer", () => {
     w.socket.events("c", "e:2", reply)
     end()
     w.socket.events("c", null, signal)
-    assert.deepEqual(heard, [signal, reply])
+    assert.deepEqual(received, [signal, reply])
   })
 })
 
 describe("statistics", () => {
-  test("count what came in", (t) => {
+  test("count events, batches and bytes", (t) => {
     const w = world(t)
     const channel = w.client.channel("c")
     w.socket.open()
@@ -1260,7 +1260,7 @@ describe("statistics", () => {
     assert.equal(channel.stats.bytes, bytes)
   })
 
-  test("tell what a resume carried, over all its frames", (t) => {
+  test("report the size of a resume over all its frames", (t) => {
     const w = world(t)
     const channel = w.client.channel("c")
     goLive(w)
@@ -1270,5 +1270,62 @@ describe("statistics", () => {
     w.socket.events("c", null, attached(9, { resumed: true }), append(8, "m", 1, "b".repeat(400)))
     w.socket.events("c", "e:9", append(9, "m", 401, "😀".repeat(12)))
     assert.deepEqual(channel.stats.catchUp, { events: 2, points: 412 })
+  })
+})
+
+describe("the message of an error", () => {
+  const first = async (promise) => (await promise.then(() => assert.fail("was accepted"), (error) => error)).message
+
+  test("of a closed client names its address and the remedy", async (t) => {
+    const w = world(t)
+    const channel = w.client.channel("c")
+    const request = channel.delete("m")
+    w.client.close()
+    const expected = "the client of http://server.test/base is closed: call connect() again"
+    assert.equal(await first(request), expected)
+    assert.equal(await first(channel.create({ text: "x" })), expected)
+    assert.throws(() => w.client.channel("d"), { message: expected })
+  })
+
+  test("of a connection that the server closes for good names the address and the code", async (t) => {
+    const w = world(t)
+    const request = w.client.channel("c").delete("m")
+    w.socket.open()
+    w.socket.drop(4300)
+    assert.equal(await first(request), "http://server.test/base closed the WebSocket for good with code 4300")
+  })
+
+  test("of too many requests names their number and the remedy", async (t) => {
+    const channel = world(t).client.channel("c")
+    for (let index = 0; index < 500; index++) channel.delete("m").catch(() => {})
+    assert.match(await first(channel.delete("m")), /^500 requests with \d+ characters wait for a response: await some of them first$/)
+  })
+
+  test("of an append without an offset names the message and the missing argument", async (t) => {
+    const channel = world(t).client.channel("c")
+    const expected = "the first append to message m needs at, the length of the part in code points, got undefined"
+    assert.equal(await first(channel.append("m", "x")), expected)
+  })
+
+  test("of a response without a code names the request, the status and the address", async (t) => {
+    const w = world(t, { transport: "sse" })
+    const found = first(w.client.channel("c").delete("m"))
+    await settled()
+    await w.http.answer(404)
+    assert.equal(await found, "DELETE messages/m got status 404 without a code: is http://server.test/base a Holdfast server?")
+  })
+
+  test("of a page that stays outdated names the channel and the remedy", async (t) => {
+    const w = world(t)
+    const channel = w.client.channel("c")
+    w.socket.open()
+    w.socket.events("c", "e:20", attached(20, { more: true, before: 10 }))
+    w.socket.events("c", "e:21", append(21, "m9", 2, "!"))
+    const request = first(channel.history())
+    for (let tries = 0; tries < 3; tries++) {
+      w.socket.ok("history", { messages: [message("m9", 9, "m9", { status: "complete" })], more: false, cursor: "e:20" })
+      await settled()
+    }
+    assert.equal(await request, "channel c changed during 3 requests for its page before 10: call history() again")
   })
 })

@@ -1,4 +1,4 @@
-/** A network that does what a test says: sockets, streams and fetches that wait to be answered. */
+/** A network that a test controls: sockets, streams and fetches that wait for the test. */
 import { mock } from "node:test"
 
 import { connect } from "../../holdfast/web/client.js"
@@ -22,7 +22,7 @@ class FakeSocket {
     this.isClosed = true
   }
 
-  // What the server and the network do.
+  // The actions of the server and the network.
 
   open() {
     this.isOpen = true
@@ -42,8 +42,8 @@ class FakeSocket {
     this.onclose?.({ code, reason: "" })
   }
 
-  /** The requests of one type, without their refs. */
-  asked(type) {
+  /** Return the sent requests of one type, without their refs. */
+  sentOf(type) {
     return this.sent.filter((frame) => frame.type === type).map(({ ref: _, type: __, ...rest }) => rest)
   }
 
@@ -58,7 +58,7 @@ class FakeSocket {
   }
 }
 
-/** As the standard has it: `lastEventId` stays until another comes, and nothing is dispatched once closed. */
+/** An EventSource by the standard: `lastEventId` stays until another arrives, and a closed one dispatches no event. */
 class FakeSource {
   static all = []
   listeners = new Map()
@@ -108,8 +108,8 @@ export class FakeFetch {
       this.calls.push({ ...call, body: body && JSON.parse(body) })
     })
 
-  /** What was asked, as a test likes to read it. */
-  get asked() {
+  /** Return the requests as method, path and body. */
+  get requests() {
     return this.calls.map(({ method, path, body }) => [method, path, body])
   }
 
@@ -124,12 +124,12 @@ export class FakeFetch {
   }
 }
 
-/** Let everything run that is ready to. */
+/** Run all tasks that are ready. */
 export async function settled() {
   for (let turn = 0; turn < 10; turn++) await new Promise((resolve) => setImmediate(resolve))
 }
 
-/** A client in a world of its own. Time stands still but for `pass`. `t`: the test's context. */
+/** Return a client on fakes. Only `pass` moves the time. `t`: the test's context. */
 export function world(t, options = {}) {
   FakeSocket.all = []
   FakeSource.all = []
@@ -179,7 +179,7 @@ export const message = (id, created, text, fields = {}) => ({
 export const update = (value) => ({ type: "message.update", serial: value.version, message: value })
 export const append = (serial, id, at, text, part = 0) => ({ type: "message.append", serial, id, part, at, text })
 
-/** Open the newest socket and bring channel `name` to serial 1 with one streaming message `m` that says "a". */
+/** Open the newest socket and bring channel `name` to serial 1 with one streaming message `m` with the text "a". */
 export function goLive({ socket }, name = "c") {
   socket.open()
   socket.events(name, "e:1", attached(1), update(message("m", 1, "a")))

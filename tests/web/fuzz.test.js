@@ -9,7 +9,7 @@
 import assert from "node:assert/strict"
 import { test } from "node:test"
 
-import { countPoints, dropPoints, Pen } from "../../holdfast/web/text.js"
+import { countPoints, dropPoints, SurrogateJoiner } from "../../holdfast/web/text.js"
 import { EVENT_TYPES, View } from "../../holdfast/web/view.js"
 import { append, attached, message, settled, texts, update, world } from "./fakes.js"
 import { anything, changed, changedText, IDS, isUnpolluted, randomOf, SEED, seeds, TEXTS } from "./fuzzing.js"
@@ -86,7 +86,7 @@ const NEW_START = { cursor: "e:40", events: [attached(40, { epoch: "f" }), updat
 
 /** A view that had anything at all shows what a new start says, and only that. */
 function checkHealed(view) {
-  view.cut()
+  view.disconnect()
   assert.equal(view.apply(structuredClone(NEW_START)).isGap, false)
   assert.deepEqual(view.getSnapshot().messages, [NEW_START.events[1].message])
   assert.equal(view.cursor, "e:40")
@@ -101,7 +101,7 @@ test("a view takes all events of the right form, and every new start heals it", 
     view.apply({ cursor: "e:1", events: [attached(1)] })
     for (let step = 0; step < 12; step++) {
       const choice = random.upTo(10)
-      if (choice === 0) view.cut()
+      if (choice === 0) view.disconnect()
       else if (choice === 1) view.merge(pageOf(random))
       else view.apply(batchOf(random))
       const { messages, presence, commands } = view.getSnapshot()
@@ -144,7 +144,7 @@ test("text is cut and counted as code points, however it is torn", async (t) => 
     assert.equal(countPoints(text.toWellFormed()), [...text.toWellFormed()].length)
     const points = random.upTo(text.length + 3)
     assert.equal(dropPoints(text, points), [...text].slice(points).join(""))
-    const pen = new Pen(0)
+    const pen = new SurrogateJoiner(0)
     let written = ""
     for (let at = 0; at < text.length; ) {
       const until = at + 1 + random.upTo(4)

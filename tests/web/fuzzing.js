@@ -1,10 +1,10 @@
 /**
- * Randomness from a seed, and inputs changed by it: JSON by its structure, text by what breaks parsers.
+ * Randomness from a seed, and inputs that it changes: JSON by its structure, text by characters that break parsers.
  *
  * The same seed draws the same inputs, on every machine.
  */
 
-/** Random from a seed, the same everywhere. */
+/** Return random functions of a seed, the same on every machine. */
 export function randomOf(seed) {
   let state = Math.imul(seed + 1, 0x9e3779b9)
   const random = () => {
@@ -25,7 +25,7 @@ export const TEXTS = ["", "a", "bc", "😀", "\ud83d", "\ude00", "e\u0301", "\u2
 const NUMBERS = [0, 1, -1, 2, 3, 7, 0.5, 2 ** 31, 2 ** 53, 2 ** 53 + 2, 1e308, -1e308]
 const VALUES = [null, true, false, [], {}, [null], { length: 1e9 }, { toString: 1 }, { then: 1 }, { type: [] }, [[[[]]]]]
 
-/** Anything at all. */
+/** Return an arbitrary value. */
 export function anything(random) {
   const kind = random.upTo(5)
   if (kind === 0) return random.of(IDS)
@@ -34,7 +34,7 @@ export function anything(random) {
   return structuredClone(random.of(VALUES))
 }
 
-/** A copy of `value` with one thing in it changed; keys such as `__proto__` become own ones, as JSON makes them. */
+/** Return a copy of `value` with one change; keys such as `__proto__` become own keys, as in parsed JSON. */
 export function changed(random, value) {
   const root = [structuredClone(value)]
   const places = []
@@ -87,5 +87,5 @@ export function* seeds(count) {
 const shapes = () => [Object.prototype, Array.prototype, Map.prototype, Function.prototype].map((one) => Reflect.ownKeys(one).length)
 const SHAPES = JSON.stringify(shapes())
 
-/** Has nobody's input changed what all objects share? */
+/** Return whether the shared prototypes are unchanged by the inputs. */
 export const isUnpolluted = () => JSON.stringify(shapes()) === SHAPES

@@ -1,9 +1,9 @@
 /**
- * Law 5: every viewer that follows the client rules ends with the server's state, whatever was cut, delayed, repeated
- * or joined, and at every moment shows a prefix of each part.
+ * Law 5: every viewer that follows the client rules ends with the server's state, even if frames are lost, delayed,
+ * repeated or joined, and at every moment shows a prefix of each part.
  *
- * The server here is a model of a few pages: a log's messages, and what a cursor is owed, joined as `docs/protocol.md` 3.3 says
- * or entry by entry. A failure prints its seed; `SEED=n` runs that one alone.
+ * The server here is a small model: the messages of a log, and the events that a cursor has missed, joined by the rules
+ * of `docs/protocol.md` 3.3 or entry by entry. A failure prints its seed; `SEED=n` runs that one alone.
  */
 import assert from "node:assert/strict"
 import { test } from "node:test"
@@ -14,7 +14,7 @@ const SEEDS = process.env.SEED ? [Number(process.env.SEED)] : Array.from({ lengt
 const STEPS = 250
 const PIECES = ["a", "bc", " ", "😀", "👍🏽", "e\u0301", "漢字", "\r\n", "👨‍👩‍👧", "x".repeat(30)]
 
-/** Random from a seed, the same everywhere. */
+/** Return random functions of a seed, the same on every machine. */
 function randomOf(seed) {
   let state = (seed + 1) * 0x9e3779b9
   const random = () => {
@@ -33,10 +33,10 @@ function randomOf(seed) {
 const length = (text) => [...text].length
 const from = (text, point) => [...text].slice(point).join("")
 
-/** One channel of the server. Keeps every entry as an event, and every message as it is now. */
+/** One channel of the server. Keeps every entry as an event, and the present state of every message. */
 class Server {
   epoch = 1
-  everWas = new Map() // "id part" → every text that the part had at some time, the newest last in each life
+  everWas = new Map() // "id part" → every text that the part had at some time, the newest last between replacements
 
   constructor(random) {
     this.random = random
@@ -53,7 +53,7 @@ class Server {
     return `${this.epoch}:${this.serial}`
   }
 
-  /** Do something at random. */
+  /** Perform a random action. */
   act() {
     const { random } = this
     if (random.chance(0.004)) {
@@ -158,7 +158,7 @@ class Server {
   }
 
   wasEver(id, index, text) {
-    return (this.everWas.get(`${id} ${index}`) ?? []).some((life) => life.startsWith(text))
+    return (this.everWas.get(`${id} ${index}`) ?? []).some((past) => past.startsWith(text))
   }
 
   render({ id, status, reason, meta, parts, created, version, at }) {
@@ -182,10 +182,10 @@ class Server {
     return { type: "channel.attached", channel: "c", epoch: String(epoch), serial, resumed, ...more }
   }
 
-  /** The first batch of a viewer that comes with `cursor`. */
+  /** Return the first batch of a viewer that attaches with `cursor`. */
   attach(cursor) {
     const [epoch, since] = (cursor ?? "0:0").split(":").map(Number)
-    if (epoch === this.epoch && this.random.chance(0.9)) return [this.attached(true), ...this.owed(since)]
+    if (epoch === this.epoch && this.random.chance(0.9)) return [this.attached(true), ...this.catchUp(since)]
     const present = [...this.messages.values()].filter(({ deleted }) => !deleted).sort((a, b) => b.created - a.created)
     const page = present.slice(0, this.random.upTo(6))
     const shown = present.filter((message) => page.includes(message) || message.status === "streaming")
@@ -194,8 +194,8 @@ class Server {
     return [this.attached(false, { before, more: page.length < present.length }), ...updates.sort(bySerial)]
   }
 
-  /** All that came after `since`: joined, or entry by entry. */
-  owed(since) {
+  /** Return all events after `since`: joined, or entry by entry. */
+  catchUp(since) {
     const events = this.random.chance(0.3) ? this.entries.slice(since) : this.joined(since)
     return structuredClone(events)
   }
@@ -207,13 +207,13 @@ class Server {
 
   joinedOf(message, since) {
     const { id, created, version, deleted, edited, finished = 0, takenOver = 0 } = message
-    // Also when it was created since: the viewer may have seen that before a cut, or on a page of history.
+    // Also if it was created since: the viewer may have seen that before a disconnect, or on a page of history.
     if (deleted) return [{ type: "message.delete", serial: version, id }]
     if (created > since) return [{ type: "message.create", serial: version, message: this.render(message) }]
     if (edited > since) return [{ type: "message.update", serial: version, message: this.render(message) }]
     const events = message.parts.flatMap((part, index) => this.partsAndAppends(message, part, index, since))
     if (finished > since && takenOver > finished) {
-      // Its end was undone since: the model keeps only the last one, so the message is sent whole.
+      // A takeover has undone its end: the model keeps only the last end, so the message is sent whole.
       return [{ type: "message.update", serial: version, message: this.render(message) }]
     }
     if (takenOver > since) events.push({ type: "message.takeover", serial: takenOver, id })
@@ -227,7 +227,7 @@ class Server {
       events.push(this.partEvent(message, index, part.opened, part.opening))
     }
     if (part.changed > since) events.push(this.partEvent(message, index, part.changed, part.value))
-    // Sometimes from an earlier mark: more than is missing, which viewers drop.
+    // Sometimes from an earlier mark: viewers drop the overlap.
     const mark = this.random.chance(0.3) ? this.random.upTo(since + 1) : since
     let at = lengthAt(part, Math.max(part.changed, mark))
     let sent = Math.max(since, part.changed)
@@ -268,15 +268,15 @@ class Viewer {
 
   attach() {
     this.frames = []
-    this.view.cut()
+    this.view.disconnect()
     this.send(this.server.attach(this.view.cursor))
   }
 
-  /** The server sends what is owed now. */
+  /** The server sends the missed events now. */
   take() {
     const [epoch, since] = this.taken.split(":").map(Number)
     if (epoch !== this.server.epoch) this.send(this.server.attach(null))
-    else if (since < this.server.serial) this.send(this.server.owed(since))
+    else if (since < this.server.serial) this.send(this.server.catchUp(since))
   }
 
   send(events) {
@@ -293,13 +293,13 @@ class Viewer {
   }
 
   askPage() {
-    const { life, more, before } = this.view
-    if (more) this.pages.push({ life, before, page: this.server.page(before, 1 + this.random.upTo(4)) })
+    const { starts, more, before } = this.view
+    if (more) this.pages.push({ starts, before, page: this.server.page(before, 1 + this.random.upTo(4)) })
   }
 
   receivePage() {
-    const asked = this.pages.shift()
-    if (asked && asked.life === this.view.life && asked.before === this.view.before) this.view.merge(asked.page)
+    const request = this.pages.shift()
+    if (request?.starts === this.view.starts && request.before === this.view.before) this.view.merge(request.page)
   }
 
   act() {
@@ -318,7 +318,7 @@ class Viewer {
     }
   }
 
-  /** Everything arrives, every page is read. */
+  /** Deliver every frame and merge every page. */
   settle() {
     this.take()
     while (this.frames.length) this.receive()

@@ -1,14 +1,14 @@
-/** The view and the pen against the vectors that Python runs too (`tests/vectors/README.md`). */
+/** The view and the surrogate joiner against the vectors that Python runs too (`tests/vectors/README.md`). */
 import assert from "node:assert/strict"
 import { readFileSync } from "node:fs"
 import { describe, test } from "node:test"
 
-import { countPoints, dropPoints, Pen } from "../../holdfast/web/text.js"
+import { countPoints, dropPoints, SurrogateJoiner } from "../../holdfast/web/text.js"
 import { View } from "../../holdfast/web/view.js"
 
 const read = (name) => JSON.parse(readFileSync(new URL(`../vectors/${name}.json`, import.meta.url), "utf8"))
 
-/** A view, and what the vectors ask about its past. */
+/** A view, with the past events that the vectors check. */
 class Run {
   view = new View()
   gap = false
@@ -21,11 +21,11 @@ class Run {
       this.gap ||= isGap
       this.passed.push(...passed)
     } else if (page) this.ask_again = !this.view.merge(page)
-    else if (cut) this.view.cut()
+    else if (cut) this.view.disconnect()
     else assert.fail("unknown step")
   }
 
-  /** Everything that can be expected, in the form of the vectors. */
+  /** Return every value that a vector can expect, in the form of the vectors. */
   state() {
     const { messages, more, commands, presence } = this.view.getSnapshot()
     const { cursor, before } = this.view
@@ -90,9 +90,9 @@ describe("text", () => {
       assert.equal(view.getSnapshot().messages[0].parts[0].text, text)
       assert.equal(overlapped.getSnapshot().messages[0].parts[0].text, text)
 
-      const pen = new Pen(0)
-      const units = Array.from({ length: text.length }, (_, index) => pen.write(text[index]).text)
-      assert.equal(units.join("") + pen.end().text, text)
+      const joiner = new SurrogateJoiner(0)
+      const units = Array.from({ length: text.length }, (_, index) => joiner.write(text[index]).text)
+      assert.equal(units.join("") + joiner.end().text, text)
     })
   }
 })
@@ -100,10 +100,10 @@ describe("text", () => {
 describe("surrogates", () => {
   for (const { name, at, pieces, sends, end } of read("surrogates")) {
     test(name, () => {
-      const pen = new Pen(at)
+      const joiner = new SurrogateJoiner(at)
       const orNull = (piece) => (piece.text ? piece : null)
-      assert.deepEqual(pieces.map((piece) => orNull(pen.write(piece))), sends)
-      assert.deepEqual(orNull(pen.end()), end)
+      assert.deepEqual(pieces.map((piece) => orNull(joiner.write(piece))), sends)
+      assert.deepEqual(orNull(joiner.end()), end)
     })
   }
 })

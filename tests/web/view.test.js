@@ -1,4 +1,4 @@
-/** What the view costs and forgets; what it shows is the vectors' business. */
+/** The costs and bounds of the view; the vectors test its state. */
 import assert from "node:assert/strict"
 import { test } from "node:test"
 
@@ -21,7 +21,7 @@ test("an append costs its own text, not the text before it", () => {
   assert.equal(view.getSnapshot().messages[0].parts[0].text.length, 1_020_000)
 })
 
-test("what is remembered of things not shown is bounded: the oldest is forgotten", () => {
+test("the serials of messages outside the view are bounded: the oldest is dropped", () => {
   const view = new View()
   const start = { type: "channel.attached", channel: "c", epoch: "e", serial: 1, resumed: false, more: true, before: 9 }
   view.apply({ cursor: "e:1", events: [start] })

@@ -1,7 +1,7 @@
 /**
- * Approvals: what an agent asks people, as a card with two buttons, until somebody has answered, in whichever window.
+ * Approvals: the questions of agents, each as a card with two buttons until a person replies in any window.
  *
- * A card is made once and stays the same element, so that the keyboard's place in it is not lost.
+ * A card is created once and stays the same element, so that it keeps the keyboard focus.
  * @module
  */
 
@@ -13,22 +13,22 @@ export class Approvals {
   /** @type {Map<string, HTMLElement>} by the command's id */
   #cards = new Map()
 
-  /** @param {HTMLElement} place @param {(command: Command, ok: boolean) => Promise<unknown>} onAnswer */
-  constructor(place, onAnswer) {
-    this.place = place
-    this.onAnswer = onAnswer
+  /** @param {HTMLElement} parent @param {(command: Command, ok: boolean) => Promise<unknown>} onReply */
+  constructor(parent, onReply) {
+    this.parent = parent
+    this.onReply = onReply
   }
 
-  /** @param {readonly Command[]} commands those that are pending */
+  /** @param {readonly Command[]} commands the pending ones */
   show(commands) {
-    const asked = commands.filter(({ name }) => name === "approve")
-    const ids = new Set(asked.map(({ id }) => id))
+    const approvals = commands.filter(({ name }) => name === "approve")
+    const ids = new Set(approvals.map(({ id }) => id))
     for (const [id, card] of this.#cards) {
       if (ids.has(id)) continue
       card.remove()
       this.#cards.delete(id)
     }
-    for (const command of asked) if (!this.#cards.has(command.id)) this.#open(command)
+    for (const command of approvals) if (!this.#cards.has(command.id)) this.#open(command)
   }
 
   /** @param {Command} command */
@@ -47,12 +47,12 @@ export class Approvals {
       button.className = "button"
       button.addEventListener("click", async () => {
         for (const one of buttons) one.disabled = true
-        await this.onAnswer(command, button === yes)
-        for (const one of buttons) one.disabled = false // it stands here still: then it was not answered
+        await this.onReply(command, button === yes)
+        for (const one of buttons) one.disabled = false // if the card is still here, the reply failed
       })
     }
     card.append(words, ...buttons)
     this.#cards.set(command.id, card)
-    this.place.append(card)
+    this.parent.append(card)
   }
 }

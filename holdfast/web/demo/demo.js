@@ -1,19 +1,19 @@
 /**
  * The demo page: a conversation of people and agents, to break.
  *
- * Everything durable is the client's and the server's work; this file wires the view to the page, counts, and says
- * what happened. Query parameters: `channel` (default `demo:main`), `transport` (`ws` or `sse`), and `as`, a name.
+ * The client and the server keep all durable state; this file connects the view to the page, counts, and reports
+ * events. Query parameters: `channel` (default `demo:main`), `transport` (`ws` or `sse`), and `as`, a name.
  * @module
  */
 
 import { connect } from "../client.js"
 import { countPoints } from "../text.js"
 import { Approvals } from "./approvals.js"
-import { Asking } from "./asking.js"
 import { Journal } from "./journal.js"
 import { drawName, rename, whoAmI } from "./me.js"
 import { People, Typing, TYPING_AGAIN_MS } from "./people.js"
 import { Transcript } from "./transcript.js"
+import { UnsentQuestions } from "./unsent.js"
 import { breakOf, caughtUp, counted, grouped, nameOf, outcomeOf, pendingOf, sized, typingOf } from "./words.js"
 
 /** @typedef {import("../client.js").Snapshot} Snapshot */
@@ -21,7 +21,7 @@ import { breakOf, caughtUp, counted, grouped, nameOf, outcomeOf, pendingOf, size
 /** @typedef {import("../view.js").Command} Command */
 /** @typedef {import("../view.js").Member} Member */
 
-/** @param {string} id @returns {any} the element, whatever its kind: the page is ours and never without it */
+/** @param {string} id @returns {any} the element, typed loosely: index.html has every id that this file uses */
 const at = (id) => document.getElementById(id)
 
 const parameters = new URLSearchParams(location.search)
@@ -37,17 +37,17 @@ const channel = connect({ url: "/holdfast", transport, client: me.id }).channel(
 const reloads = countReloads()
 const journal = new Journal(at("journal"), at("status"), sessionStorage)
 const transcript = new Transcript(at("transcript"), at("messages"), byWhom, (follows) => (at("newest").hidden = follows))
-const people = new People(at("people"), me.id, (sentence) => journal.say(sentence))
+const people = new People(at("people"), me.id, (sentence) => journal.record(sentence))
 const typing = new Typing(() => setText(at("typing"), typingOf(typing.names)))
-const approvals = new Approvals(at("approvals"), answer)
-const asking = new Asking({
+const approvals = new Approvals(at("approvals"), reply)
+const unsent = new UnsentQuestions({
   channel: channelName,
   storage: sessionStorage,
   send: store,
   onChange: () => render(),
   onRefused({ text }, why) {
     if (!at("question").value) at("question").value = text
-    journal.say(`not asked: ${why}`)
+    journal.record(`the question was not sent: ${why}`)
   },
 })
 
@@ -56,15 +56,15 @@ const known = {
   catchUp: channel.stats.catchUp,
   state: "connecting",
   pid: 0,
-  /** Answers seen while they streamed: when they end, they are compared with what is stored. @type {Set<string>} */
+  /** Answers that were shown while they streamed; at their end they are compared with the stored text. @type {Set<string>} */
   streaming: new Set(),
-  /** How often an answer was gone on with by somebody else. @type {Map<string, number>} */
+  /** The number of breaks of each answer. @type {Map<string, number>} */
   breaks: new Map(),
   /** By id, for when their reply comes. @type {Map<string, Command>} */
   commands: new Map(),
-  /** Names by client id, also of those who have left. @type {Map<string, string>} */
+  /** Names by client id, also of people who have left. @type {Map<string, string>} */
   names: new Map(),
-  /** What this window has asked to stop. @type {Set<string>} */
+  /** The ids that this window has sent a cancel for. @type {Set<string>} */
   stopping: new Set(),
   typedAt: 0,
 }
@@ -75,11 +75,11 @@ function render() {
   const snapshot = channel.getSnapshot()
   const { messages, more, state, presence, commands } = snapshot
   const ids = new Set(messages.map(({ id }) => id))
-  const onTheirWay = asking.waiting.filter(({ id }) => !ids.has(id)).map(asMessage)
+  const notStored = unsent.waiting.filter(({ id }) => !ids.has(id)).map(asMessage)
   for (const member of presence.members) remember(member.id, nameOf(member))
   for (const { author, meta } of messages) if (author && typeof meta?.name === "string") remember(author, meta.name)
-  transcript.show([...messages, ...onTheirWay])
-  at("welcome").hidden = state !== "live" || messages.length + onTheirWay.length > 0
+  transcript.show([...messages, ...notStored])
+  at("welcome").hidden = state !== "live" || messages.length + notStored.length > 0
   at("earlier").hidden = !more
   renderPeople(snapshot)
   approvals.show(commands)
@@ -106,7 +106,7 @@ function byWhom({ author, role }) {
 function renderPeople({ presence: { members }, state }) {
   people.show(members)
   const agents = members.filter(({ kind }) => kind === "agent")
-  at("nobody").hidden = state !== "live" || agents.length > 0
+  at("no-agent").hidden = state !== "live" || agents.length > 0
   at("who").dataset.state = state
   const diver = agents.find(({ data }) => Number.isInteger(data?.pid))
   at("diver").hidden = !diver
@@ -119,23 +119,23 @@ function renderConnection({ state, error }) {
   const words = {
     connecting: "connecting…",
     live: `live${over}`,
-    reconnecting: "away, trying again…",
+    reconnecting: "disconnected, trying again…",
     closed: error ? `closed: ${error.message}` : "closed",
   }
   at("connection").dataset.state = state
   setText(at("connection-text"), words[state])
   if (state === known.state) return
-  if (state === "reconnecting" && known.state === "live") journal.say("connection lost, trying again…")
+  if (state === "reconnecting" && known.state === "live") journal.record("connection lost, trying again…")
   if (state === "live") void renderInfo()
   known.state = state
 }
 
-/** What can be done with what runs. @param {Snapshot} snapshot */
+/** Show the buttons for running answers. @param {Snapshot} snapshot */
 function renderRunning(snapshot) {
   const running = runningIn(snapshot)
   for (const id of known.stopping) if (!running.includes(id)) known.stopping.delete(id)
-  const asked = new Set(snapshot.commands.filter(({ name }) => name === "cancel").map(({ target }) => target))
-  const isStopping = running.length > 0 && running.every((id) => asked.has(id) || known.stopping.has(id))
+  const cancelled = new Set(snapshot.commands.filter(({ name }) => name === "cancel").map(({ target }) => target))
+  const isStopping = running.length > 0 && running.every((id) => cancelled.has(id) || known.stopping.has(id))
   at("stop").hidden = running.length === 0
   at("stop").disabled = isStopping
   setText(at("stop"), isStopping ? "Stopping…" : "Stop")
@@ -153,7 +153,7 @@ function renderCounters() {
   setText(at("summary-counters"), `${counted(reloads, "reload")} · ${counted(events, "event")} · ${sized(bytes)}`)
 }
 
-/** What to type to kill the server (another line after every restart), and who is behind the guide. */
+/** Show the command that kills the server (it changes with every restart) and the model behind the guide. */
 async function renderInfo() {
   try {
     const { pid, kill, model } = await (await fetch("/demo/info")).json()
@@ -162,10 +162,10 @@ async function renderInfo() {
     at("about-guide").hidden = model !== null
     at("about-model").hidden = model === null
     setText(at("model"), model ?? "")
-    if (known.pid && known.pid !== pid) journal.say(`the server is a new process: ${pid}`)
+    if (known.pid && known.pid !== pid) journal.record(`the server is a new process: ${pid}`)
     known.pid = pid
   } catch {
-    // Gone again already: the next time we are live this is asked anew.
+    // The server is down again: the next `live` state repeats this request.
   }
 }
 
@@ -178,7 +178,7 @@ function noticeCatchUp(messages) {
   known.catchUp = catchUp
   const running = messages.find(({ status }) => status === "streaming")
   const sentence = caughtUp(catchUp, { isReload: reconnects === 0, runningPoints: running ? countPoints(textOf(running)) : 0 })
-  if (sentence) journal.say(sentence)
+  if (sentence) journal.record(sentence)
 }
 
 /** @param {readonly Message[]} messages */
@@ -186,10 +186,10 @@ function noticeEnds(messages) {
   for (const message of messages) {
     const { id, status } = message
     if (status === "streaming") {
-      if (!known.streaming.has(id)) journal.tell("answering…")
+      if (!known.streaming.has(id)) journal.announce("answering…")
       known.streaming.add(id)
     } else if (known.streaming.delete(id)) {
-      journal.say(`answer ${status}: ${counted(countPoints(textOf(message)), "character")}`)
+      journal.record(`answer ${status}: ${counted(countPoints(textOf(message)), "character")}`)
       void prove(message)
     }
   }
@@ -198,50 +198,50 @@ function noticeEnds(messages) {
 /** @param {readonly Message[]} messages */
 function noticeBreaks(messages) {
   for (const { id, meta } of messages) {
-    const told = Array.isArray(meta?.continued) ? meta.continued : []
+    const breaks = Array.isArray(meta?.continued) ? meta.continued : []
     const before = known.breaks.get(id)
-    if (told.length && before !== undefined && told.length > before) journal.say(breakOf(told.at(-1)))
-    known.breaks.set(id, told.length)
+    if (breaks.length && before !== undefined && breaks.length > before) journal.record(breakOf(breaks.at(-1)))
+    known.breaks.set(id, breaks.length)
   }
 }
 
-/** @param {readonly Command[]} commands those that are pending */
+/** @param {readonly Command[]} commands the pending ones */
 function noticeCommands(commands) {
   for (const command of commands) {
     if (known.commands.has(command.id)) continue
     known.commands.set(command.id, command)
     if (known.commands.size > KNOWN_COMMANDS) known.commands.delete(known.commands.keys().next().value ?? "")
     const sentence = pendingOf(command, naming)
-    if (sentence) journal.say(sentence)
+    if (sentence) journal.record(sentence)
   }
 }
 
-/** What is not kept: signals, and replies. @param {import("../view.js").WireEvent} event */
-function hear(event) {
+/** Handle the events that no snapshot keeps: signals and replies. @param {import("../view.js").WireEvent} event */
+function handle(event) {
   if (event.type === "command.reply") {
     const command = known.commands.get(event.id)
     const sentence = command && outcomeOf(command, event, naming)
-    if (sentence) journal.say(sentence)
+    if (sentence) journal.record(sentence)
   } else if (event.type === "signal" && event.name === "typing" && event.from && event.from !== me.id) {
-    if (event.data) typing.hear(event.from, naming(event.from))
+    if (event.data) typing.add(event.from, naming(event.from))
     else typing.end(event.from)
   } else if (event.type === "signal" && event.name === "nobody_listening") {
-    journal.say("nobody is listening: the message waits for an agent")
+    journal.record("no agent is listening: the message waits for one")
   }
 }
 
-/** Compare what is shown with what the server has stored, and say so under the message. @param {Message} message */
+/** Compare the shown text with the stored text, and show the result under the message. @param {Message} message */
 async function prove({ id, version }) {
   try {
     const path = `/holdfast/v1/channels/${encodeURIComponent(channelName)}/messages/${encodeURIComponent(id)}`
     const { message } = await (await fetch(path)).json()
     const shown = channel.getSnapshot().messages.find((candidate) => candidate.id === id)
-    if (message.version !== version || shown?.version !== version) return // it was changed since: another comparison's job
+    if (message.version !== version || shown?.version !== version) return // it has changed since: a later comparison covers it
     const isEqual = textOf(message) === transcript.textOf(id)
     const size = counted(countPoints(textOf(message)), "character")
-    transcript.prove(id, isEqual ? `what you see is what is stored: ${size}` : "what you see is not what is stored", isEqual)
+    transcript.prove(id, isEqual ? `the shown text equals the stored text: ${size}` : "the shown text differs from the stored text", isEqual)
   } catch {
-    // The server is away: then there is nothing to compare with.
+    // The server is down: there is no stored text to compare with.
   }
 }
 
@@ -250,58 +250,58 @@ async function prove({ id, version }) {
 /** @param {string} text */
 function ask(text) {
   if (!text.trim()) return
-  asking.ask(text)
+  unsent.add(text)
   transcript.follow()
 }
 
-/** Store a question; one that says `/crash` is for an agent that can. @param {{ id: string, text: string }} question */
+/** Store a question; one with `/crash` needs a diver first. @param {{ id: string, text: string }} question */
 async function store({ id, text }) {
   if (CRASH.test(text)) await callDiver()
   return channel.create({ id, text, meta: { name: me.name } })
 }
 
-/** Have an agent in a process of its own here, before the question is asked that is to kill it. */
+/** Start an agent in a process of its own, before the question that will kill it is stored. */
 async function callDiver() {
-  journal.tell("calling a diver, an agent in a process of its own…")
+  journal.announce("starting a diver, an agent in a process of its own…")
   try {
     const body = JSON.stringify({ channel: channelName })
     const response = await fetch("/demo/diver", { method: "POST", headers: { "Content-Type": "application/json" }, body })
-    if (response.ok) journal.say(`a diver is here, process ${(await response.json()).pid}`)
-    else journal.say(`no diver came: ${(await response.json()).detail}`)
+    if (response.ok) journal.record(`a diver has started, process ${(await response.json()).pid}`)
+    else journal.record(`the diver did not start: ${(await response.json()).detail}`)
   } catch {
-    journal.say("no diver came: the server is away")
+    journal.record("the diver did not start: the server does not respond")
   }
 }
 
-/** Stop everything that runs, for everybody. */
+/** Stop all running answers, for all viewers. */
 async function stopAnswers() {
   const targets = runningIn(channel.getSnapshot()).filter((id) => !known.stopping.has(id))
   for (const id of targets) known.stopping.add(id)
   render()
   await Promise.all(targets.map((target) => channel.command("cancel", { target }))).catch((error) => {
     for (const id of targets) known.stopping.delete(id)
-    journal.say(`not stopped: ${error.message}`)
+    journal.record(`the answer was not stopped: ${error.message}`)
     render()
   })
 }
 
-/** Say something to the answer that runs, instead of asking anew. */
+/** Send the text to the running answer, instead of a new question. */
 async function steer() {
   const text = at("question").value.trim()
   const target = answersIn(channel.getSnapshot().messages).at(-1)?.id
   at("question").focus()
-  if (!text || !target) return journal.tell("write what the answer should take up, then steer")
+  if (!text || !target) return journal.announce("type the text for the answer first, then press Steer")
   clearQuestion()
   await channel.command("steer", { target, data: { text, name: me.name } }).catch((error) => {
     if (!at("question").value) at("question").value = text
-    journal.say(`not steered: ${error.message}`)
+    journal.record(`the text did not reach the answer: ${error.message}`)
   })
 }
 
 /** @param {Command} command @param {boolean} ok */
-function answer({ id }, ok) {
+function reply({ id }, ok) {
   const failed = (/** @type {any} */ error) => {
-    if (error.code !== "already_answered") journal.say(`not answered: ${error.message}`)
+    if (error.code !== "already_answered") journal.record(`the reply was not stored: ${error.message}`)
   }
   return channel.reply(id, { ok, data: { name: me.name } }).catch(failed)
 }
@@ -321,7 +321,7 @@ function clearQuestion() {
 
 /** @param {KeyboardEvent} event */
 function sendOnEnter(event) {
-  // Enter also picks a word in an input method; Safari reports that one only by its old key code.
+  // Enter also selects a word in an input method; Safari reports that key only by its old key code.
   if (event.key !== "Enter" || event.shiftKey || event.isComposing || event.keyCode === 229) return
   event.preventDefault()
   at("composer").requestSubmit()
@@ -331,16 +331,16 @@ function sendOnEnter(event) {
 async function copy(line) {
   try {
     await navigator.clipboard.writeText(line.textContent ?? "")
-    journal.tell("copied")
+    journal.announce("copied")
   } catch {
     getSelection()?.selectAllChildren(line)
-    journal.tell("selected: copy it with the keyboard")
+    journal.announce("the line is selected: copy it with the keyboard")
   }
 }
 
-/** Be seen, and come back as the same after every break. */
+/** Become present, also after every reconnect. */
 function enter() {
-  channel.enter({ name: me.name }).catch((error) => journal.say(`not seen by others: ${error.message}`))
+  channel.enter({ name: me.name }).catch((error) => journal.record(`others do not see you: ${error.message}`))
 }
 
 // Helpers -----------------------------------------------------------------------------------------------------------
@@ -355,7 +355,7 @@ function answersIn(messages) {
   return messages.filter(({ status }) => status === "streaming")
 }
 
-/** What can be stopped: answers that stream, and messages whose answer has not begun. @param {Snapshot} snapshot */
+/** Return the ids that can be stopped: streaming answers, and messages whose answer has not begun. @param {Snapshot} snapshot */
 function runningIn({ messages, presence }) {
   const answered = new Set(messages.map(({ reply_to }) => reply_to))
   const agents = presence.members.filter(({ kind, data }) => kind === "agent" && data?.state !== "listening")
@@ -374,7 +374,7 @@ function naming(id) {
   return id === me.id ? me.name : (known.names.get(id) ?? nameOf({ id }))
 }
 
-/** How often this window was reloaded. */
+/** Count this load if it is a reload, and return the number of reloads of this window. */
 function countReloads() {
   const key = "holdfast-demo.reloads"
   const [navigation] = performance.getEntriesByType("navigation")
@@ -389,7 +389,7 @@ function setText(element, text) {
   if (element.textContent !== text) element.textContent = text
 }
 
-/** This page's address with other parameters. @param {Record<string, string>} changes */
+/** Return this page's address with changed parameters. @param {Record<string, string>} changes */
 function address(changes) {
   const wanted = new URLSearchParams({ ...Object.fromEntries(parameters), ...changes })
   const query = wanted.toString().replaceAll("%3A", ":")
@@ -410,7 +410,7 @@ at("stop").addEventListener("click", stopAnswers)
 at("steer").addEventListener("click", steer)
 at("crash").addEventListener("click", () => ask("/crash What happens to an answer when its agent dies?"))
 at("newest").addEventListener("click", () => transcript.follow())
-at("earlier").addEventListener("click", () => channel.history().catch((error) => journal.say(error.message)))
+at("earlier").addEventListener("click", () => channel.history().catch((error) => journal.record(error.message)))
 at("copy-kill").addEventListener("click", () => copy(at("kill")))
 at("copy-kill-diver").addEventListener("click", () => copy(at("kill-diver")))
 for (const suggestion of at("suggestions").children) {
@@ -431,15 +431,15 @@ at("second-name").textContent = other
 at("over-sse").href = address({ as: other, transport: "sse" })
 at("over-ws").href = address({ as: other, transport: "ws" })
 
-// Beside the conversation when there is room, folded away above it when there is not.
+// On wide screens the panel is beside the conversation; on others it is folded above it.
 const isWide = matchMedia("(min-width: 60rem)")
 const fold = () => (at("panel").open = isWide.matches)
 isWide.addEventListener("change", fold)
 fold()
 if (matchMedia("(pointer: fine)").matches) at("question").focus()
 
-channel.listen(hear)
+channel.listen(handle)
 channel.subscribe(render)
 enter()
-asking.start()
+unsent.start()
 render()

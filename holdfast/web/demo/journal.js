@@ -1,5 +1,5 @@
 /**
- * Journal: what happened to this window, one line each; it outlives reloads, since they are what it tells of.
+ * Journal: the events of this window, one line each. It survives reloads, since it records them.
  * @module
  */
 
@@ -14,7 +14,7 @@ export class Journal {
 
   /**
    * @param {HTMLElement} list
-   * @param {HTMLElement} status a polite live region: what it holds is read out when it changes
+   * @param {HTMLElement} status a polite live region: screen readers announce its changes
    * @param {Pick<Storage, "getItem" | "setItem">} storage
    */
   constructor(list, status, storage) {
@@ -25,22 +25,22 @@ export class Journal {
     this.list.append(...this.#lines.map(asItem))
   }
 
-  /** Tell it, and write it down. @param {string} text */
-  say(text) {
+  /** Announce a line and add it to the journal. @param {string} text */
+  record(text) {
     const line = { at: new Date().toLocaleTimeString([], { hour12: false }), text }
-    this.tell(text)
+    this.announce(text)
     this.#lines = [line, ...this.#lines].slice(0, LINES)
     this.list.prepend(asItem(line))
     while (this.list.childElementCount > LINES) this.list.lastElementChild?.remove()
     try {
       this.storage.setItem(KEY, JSON.stringify(this.#lines))
     } catch {
-      // Storage is full or forbidden: the journal is then only as old as this page.
+      // Storage is full or forbidden: the journal then begins with this page.
     }
   }
 
-  /** Tell it, and no more. @param {string} text */
-  tell(text) {
+  /** Announce a line without recording it. @param {string} text */
+  announce(text) {
     this.status.textContent = text
   }
 }

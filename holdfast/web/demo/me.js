@@ -1,28 +1,28 @@
 /**
- * Me: who the person in front of this window is. Nobody checks it: in the demo everybody is who they say.
+ * Me: the identity of the person at this window. The demo does not verify it.
  *
- * A person's id follows from the name they came with (`?as=Name`, or one that is drawn), so two windows with one name
- * are one person with two windows. They may call themselves otherwise later; the id stays. Pure but for the storage.
+ * A person's id follows from their first name (`?as=Name`, or a random one), so two windows with one name are one person
+ * with two windows. A person may change the name later; the id stays. Pure except for the storage.
  * @module
  */
 
-/** @typedef {{ id: string, name: string, came: string }} Me `came`: the name they came with */
+/** @typedef {{ id: string, name: string, came: string }} Me `came`: the first name */
 
 const KEY = "holdfast-demo.me"
 const LONGEST_NAME = 40
 const NAMES = ["Crab", "Dunlin", "Eider", "Heron", "Limpet", "Otter", "Puffin", "Seal", "Tern", "Urchin", "Whelk"]
 
 /**
- * @param {string | null} wanted the name that the address asks for
+ * @param {string | null} wanted the name in the address
  * @param {Pick<Storage, "getItem" | "setItem">} storage of this window
  * @param {() => number} [random]
  * @returns {Me}
  */
 export function whoAmI(wanted, storage, random = Math.random) {
   const known = readMe(storage.getItem(KEY))
-  const asked = tidy(wanted ?? "")
-  if (known && (!asked || asked === known.came)) return known
-  const name = asked || drawName(random)
+  const requested = tidy(wanted ?? "")
+  if (known && (!requested || requested === known.came)) return known
+  const name = requested || drawName(random)
   return keepMe({ id: idOf(name), name, came: name }, storage)
 }
 
@@ -31,12 +31,12 @@ export function rename(me, name, storage) {
   return keepMe({ ...me, name: tidy(name) || me.came }, storage)
 }
 
-/** A name to come with. @param {() => number} [random] */
+/** Return a random name. @param {() => number} [random] */
 export function drawName(random = Math.random) {
   return `${NAMES[Math.floor(random() * NAMES.length)]} ${10 + Math.floor(random() * 90)}`
 }
 
-/** An id of a client, which holds few characters; `@` keeps people apart from agents. @param {string} name */
+/** Return the client id of a name, in the few allowed characters; `@` distinguishes people from agents. @param {string} name */
 export function idOf(name) {
   const spelled = [...name.toLowerCase().normalize()].map((letter) => {
     if (/[a-z0-9]/.test(letter)) return letter
@@ -56,7 +56,7 @@ function keepMe(me, storage) {
   try {
     storage.setItem(KEY, JSON.stringify(me))
   } catch {
-    // Storage is full or forbidden: then the next page is somebody else.
+    // Storage is full or forbidden: the next page is then another person.
   }
   return me
 }

@@ -1,8 +1,8 @@
 /**
- * People: who is here, agents too, what they do, and who is typing.
+ * People: the present people and agents, their activity, and the people who are typing.
  *
- * What members say of themselves is theirs, so it enters the page as text and is believed no further. Scripts and
- * tests may rely on `data-member-id`, `data-kind` and `data-state` of the list's items.
+ * Members control their own data, so it enters the page as text and is trusted no further. Scripts and tests may rely
+ * on `data-member-id`, `data-kind` and `data-state` of the list's items.
  * @module
  */
 
@@ -10,7 +10,7 @@ import { nameOf, workOf } from "./words.js"
 
 /** @typedef {import("../view.js").Member} Member */
 
-const TYPING_MS = 4_000 // shown for so long after it was last heard of
+const TYPING_MS = 4_000 // shown for this time after the last signal
 export const TYPING_AGAIN_MS = 2_000
 
 /** The list of members, kept equal to a view. */
@@ -25,7 +25,7 @@ export class People {
   /**
    * @param {HTMLElement} list
    * @param {string} myId
-   * @param {(sentence: string) => void} onChange told who came and who left
+   * @param {(sentence: string) => void} onChange gets a sentence when a person enters or leaves
    */
   constructor(list, myId, onChange) {
     this.list = list
@@ -43,12 +43,12 @@ export class People {
       row.element.remove()
       this.#rows.delete(id)
     }
-    sorted(members, this.myId).forEach((member, place) => this.#showOne(member, place))
-    this.#tell(members)
+    sorted(members, this.myId).forEach((member, index) => this.#showOne(member, index))
+    this.#announce(members)
   }
 
-  /** @param {Member} member @param {number} place */
-  #showOne(member, place) {
+  /** @param {Member} member @param {number} index */
+  #showOne(member, index) {
     const { id, kind, data = {}, connections } = member
     const row = this.#rows.get(id) ?? this.#open(id, kind)
     const windows = kind === "user" && connections > 1 ? `in ${connections} windows` : ""
@@ -56,7 +56,7 @@ export class People {
     setText(row.name, id === this.myId ? `${nameOf(member)} (you)` : nameOf(member))
     setText(row.work, work)
     row.element.dataset.state = String(kind === "agent" ? (data.state ?? "") : "here")
-    const there = this.list.children[place] ?? null
+    const there = this.list.children[index] ?? null
     if (there !== row.element) this.list.insertBefore(row.element, there)
   }
 
@@ -75,7 +75,7 @@ export class People {
   }
 
   /** @param {readonly Member[]} members */
-  #tell(members) {
+  #announce(members) {
     const others = members.filter(({ id, kind }) => kind === "user" && id !== this.myId)
     const now = new Map(others.map((member) => [member.id, nameOf(member)]))
     const before = this.#known ?? now
@@ -85,10 +85,10 @@ export class People {
   }
 }
 
-/** Who is typing: heard by signals, and believed for a while. */
+/** The people who are typing, by their signals, each for a limited time. */
 export class Typing {
   /** @type {Map<string, { name: string, timer: ReturnType<typeof setTimeout> }>} */
-  #heard = new Map()
+  #signals = new Map()
 
   /** @param {() => void} onChange */
   constructor(onChange) {
@@ -96,27 +96,27 @@ export class Typing {
   }
 
   get names() {
-    return [...this.#heard.values()].map(({ name }) => name)
+    return [...this.#signals.values()].map(({ name }) => name)
   }
 
   /** @param {string} id @param {string} name */
-  hear(id, name) {
-    clearTimeout(this.#heard.get(id)?.timer)
-    this.#heard.set(id, { name, timer: setTimeout(() => this.end(id), TYPING_MS) })
+  add(id, name) {
+    clearTimeout(this.#signals.get(id)?.timer)
+    this.#signals.set(id, { name, timer: setTimeout(() => this.end(id), TYPING_MS) })
     this.onChange()
   }
 
-  /** They stopped, or what they typed has come. @param {string} id */
+  /** Remove a person who stopped typing or whose text arrived. @param {string} id */
   end(id) {
-    clearTimeout(this.#heard.get(id)?.timer)
-    if (this.#heard.delete(id)) this.onChange()
+    clearTimeout(this.#signals.get(id)?.timer)
+    if (this.#signals.delete(id)) this.onChange()
   }
 }
 
-/** Me first, then the agents, since what they do changes, then the others as they came. @param {readonly Member[]} members @param {string} myId */
+/** Sort members: this person first, then the agents, whose activity changes, then the others in order of arrival. @param {readonly Member[]} members @param {string} myId */
 function sorted(members, myId) {
-  const place = (/** @type {Member} */ { id, kind }) => (id === myId ? 0 : kind === "agent" ? 1 : 2)
-  return [...members].sort((a, b) => place(a) - place(b))
+  const rank = (/** @type {Member} */ { id, kind }) => (id === myId ? 0 : kind === "agent" ? 1 : 2)
+  return [...members].sort((a, b) => rank(a) - rank(b))
 }
 
 /** @param {HTMLElement} element @param {string} text */

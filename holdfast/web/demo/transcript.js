@@ -1,9 +1,9 @@
 /**
  * Transcript: messages as elements, kept equal to a view and touched only where it changed.
  *
- * Text enters the page as text, never as markup. What streams is added to the text node that is there, so that a
- * selection survives and a long answer costs no more than its new words. Tests and scripts may rely on
- * `data-message-id`, `data-role`, `data-status` and on `.text` holding exactly the text of a text part.
+ * Text enters the page as text, never as markup. Streamed text is added to the existing text node, so that a selection
+ * survives and a long answer costs no more than its new words. Tests and scripts may rely on `data-message-id`,
+ * `data-role`, `data-status`, and on `.text`, which holds exactly the text of a text part.
  * @module
  */
 
@@ -12,11 +12,11 @@ import { breakOf, stateOf } from "./words.js"
 /** @typedef {{ type: string, text?: string, name?: unknown, [field: string]: unknown }} Part */
 /**
  * @typedef {{ id: string, role: string, author?: string, status: string, reason?: string, parts?: readonly Part[],
- *   meta?: Readonly<Record<string, unknown>> }} Message any message of a view, or one that is still on its way there
+ *   meta?: Readonly<Record<string, unknown>> }} Message a message of a view, or a question that is not stored yet
  */
-/** @typedef {{ at: number, by?: unknown, successor?: unknown }} Break where one writer was gone and another went on */
+/** @typedef {{ at: number, by?: unknown, successor?: unknown }} Break the offset at which one writer ended and another continued */
 
-const NEAR_PX = 48 // this close to the end counts as being there
+const NEAR_PX = 48 // this close to the end counts as the end
 
 export class Transcript {
   /** @type {Map<string, Row>} ids come from other people, so a Map */
@@ -28,7 +28,7 @@ export class Transcript {
    * @param {HTMLElement} scroller
    * @param {HTMLElement} list
    * @param {(message: Message) => { name: string, isMine: boolean }} byWhom
-   * @param {(follows: boolean) => void} onFollow told when the reader leaves the end or comes back to it
+   * @param {(follows: boolean) => void} onFollow called when the reader leaves the end or returns to it
    */
   constructor(scroller, list, byWhom, onFollow) {
     this.scroller = scroller
@@ -36,7 +36,7 @@ export class Transcript {
     this.byWhom = byWhom
     this.onFollow = onFollow
     scroller.addEventListener("scroll", () => this.#noticeScrolling(), { passive: true })
-    // The soft keyboard, a turned phone and an opened panel change the height without any scrolling.
+    // The soft keyboard, a rotated phone and an opened panel change the height without a scroll event.
     new ResizeObserver(() => this.#stick()).observe(scroller)
   }
 
@@ -49,12 +49,12 @@ export class Transcript {
       this.#rows.delete(id)
     }
     /** @type {Element | null} */
-    let place = this.list.firstElementChild
+    let next = this.list.firstElementChild
     for (const message of messages) {
       const row = this.#row(message)
       row.show(message, this.byWhom(message))
-      if (row.element === place) place = place.nextElementSibling
-      else this.list.insertBefore(row.element, place)
+      if (row.element === next) next = next.nextElementSibling
+      else this.list.insertBefore(row.element, next)
     }
     this.#stick()
   }
@@ -65,7 +65,7 @@ export class Transcript {
     this.#stick()
   }
 
-  /** What is shown of a message, as it stands in the page. @param {string} id */
+  /** Return the text of a message as the page shows it. @param {string} id */
   textOf(id) {
     return this.#rows.get(id)?.text ?? ""
   }
@@ -84,7 +84,7 @@ export class Transcript {
   }
 
   #stick() {
-    this.#noticeScrolling() // its event comes with the next frame, and by then we would have scrolled back
+    this.#noticeScrolling() // its event comes with the next frame, after this method would have scrolled back
     if (this.#follows) this.scroller.scrollTop = this.scroller.scrollHeight
     this.#lastTop = this.scroller.scrollTop
   }
@@ -93,8 +93,8 @@ export class Transcript {
     const { scrollTop, scrollHeight, clientHeight } = this.scroller
     const moved = scrollTop - this.#lastTop
     const left = scrollHeight - clientHeight - scrollTop
-    // Only the reader's own moves count. Being far from the end may just mean that more has come, and a place that
-    // moved up to the very end was pushed there by a page that became shorter.
+    // Only the reader's own moves count. New text alone can increase the distance from the end, and a position that
+    // moved up to the very end was moved by a page that became shorter.
     if (moved < -1 && left > 1) this.#setFollows(false)
     else if (moved > 1 && left <= NEAR_PX) this.#setFollows(true)
     this.#lastTop = scrollTop
@@ -129,7 +129,7 @@ class Row {
     this.element.append(head, this.body)
   }
 
-  /** As it stands in the page, whatever we believe to have put there. */
+  /** The text in the page itself, not the text that this class last set. */
   get text() {
     return this.#blocks.map(({ kind, element }) => (kind === "text" ? element.textContent : "")).join("")
   }
@@ -183,15 +183,15 @@ class Block {
     this.kind = kind
     const isThought = kind === "reasoning"
     this.element = make(isThought ? "details" : "div", ["text", "reasoning", "tool"].includes(kind) ? kind : "other")
-    this.place = this.element
+    this.holder = this.element
     if (isThought) {
       const summary = make("summary", "")
       summary.textContent = "Thoughts"
-      this.place = make("div", "thought")
-      this.element.append(summary, this.place)
+      this.holder = make("div", "thought")
+      this.element.append(summary, this.holder)
     }
-    this.place.dir = "auto"
-    this.tail = this.place.appendChild(document.createTextNode(""))
+    this.holder.dir = "auto"
+    this.tail = this.holder.appendChild(document.createTextNode(""))
   }
 
   /** @param {string} text @param {readonly Break[]} breaks */
@@ -214,11 +214,11 @@ class Block {
       from = one.at
     }
     this.tail = document.createTextNode(points.slice(from).join(""))
-    this.place.replaceChildren(...pieces, this.tail)
+    this.holder.replaceChildren(...pieces, this.tail)
   }
 }
 
-/** A line across the text. It holds no text itself, so that the text stays what was said. @param {string} words */
+/** Return a line across the text. It contains no text itself, so that `.text` stays exact. @param {string} words */
 function mark(words) {
   const line = make("span", "break")
   line.role = "note"
@@ -227,10 +227,10 @@ function mark(words) {
   return line
 }
 
-/** @param {Message["meta"]} meta anybody's, so it may be anything @returns {readonly Break[]} */
+/** @param {Message["meta"]} meta from any client, so of any form @returns {readonly Break[]} */
 function breaksIn(meta) {
-  const told = meta?.continued
-  return Array.isArray(told) ? told.filter((one) => Number.isInteger(one?.at)).sort((a, b) => a.at - b.at) : []
+  const breaks = meta?.continued
+  return Array.isArray(breaks) ? breaks.filter((one) => Number.isInteger(one?.at)).sort((a, b) => a.at - b.at) : []
 }
 
 /** @param {string} tag @param {string} className */

@@ -1,5 +1,5 @@
 /**
- * Words: how the demo says numbers and what happened. Pure; wording may change freely.
+ * Words: the demo's texts for numbers and events. Pure; wording may change freely.
  * @module
  */
 
@@ -29,48 +29,48 @@ export function listed(names) {
   return names.length < 2 ? names.join("") : `${names.slice(0, -1).join(", ")} and ${names.at(-1)}`
 }
 
-/** @param {readonly string[]} names @returns {string} what is said of those who type; empty for none */
+/** @param {readonly string[]} names @returns {string} a sentence about the typing people; empty for none */
 export function typingOf(names) {
   if (names.length === 0) return ""
   return names.length > 3 ? "several people are typing…" : `${listed(names)} ${names.length === 1 ? "is" : "are"} typing…`
 }
 
 /**
- * What the first batch brought, told as a sentence; empty when there is nothing to tell.
+ * Return a sentence about the first batch; empty for an empty conversation.
  * @param {{ events: number, points: number }} catchUp events about messages, and code points of text
  * @param {object} view
- * @param {boolean} view.isReload did this page begin with it; otherwise it came back from a lost connection
+ * @param {boolean} view.isReload whether the page was loaded; otherwise it reconnected
  * @param {number} view.runningPoints length of the answer that is streaming, 0 when none is
  */
 export function caughtUp({ events, points }, { isReload, runningPoints }) {
-  if (events === 0) return isReload ? "" : "back: nothing was missed"
-  // A new start brings every message whole, so the running answer was one event, whatever came beside it.
+  if (events === 0) return isReload ? "" : "back: no event was missed"
+  // A new start brings every message whole, so the running answer was one event.
   if (isReload && runningPoints > 0) return `caught up: ${counted(runningPoints, "character")} in one event`
   return `caught up: ${counted(points, "character")} in ${events === 1 ? "one event" : `${grouped(events)} events`}`
 }
 
-/** How a member calls itself, or else its id. @param {{ id: string, data?: Record<string, unknown> }} member */
+/** Return the name of a member, or else its id. @param {{ id: string, data?: Record<string, unknown> }} member */
 export function nameOf({ id, data }) {
   return text(data?.name) || id.replace(/^@/, "")
 }
 
-/** What an agent does, as it says. @param {Record<string, unknown>} data of the member */
+/** Return the activity of an agent, in its own words. @param {Record<string, unknown>} data of the member */
 export function workOf({ state, tool }) {
   if (state === "waiting") return "waiting for approval"
   if (state === "using a tool") return text(tool) ? `using a tool: ${text(tool)}` : "using a tool"
   return text(state) + (state === "thinking" || state === "answering" ? "…" : "")
 }
 
-/** What an agent asks. @param {Command} command */
+/** Return the question of an agent. @param {Command} command */
 export function questionOf({ data, from }) {
   const question = text(/** @type {{ question?: unknown } | null} */ (data)?.question)
   return question || `${from ?? "An agent"} asks for your approval.`
 }
 
-/** What is pending, told to everybody. @param {Command} command @param {(id: string) => string} naming */
+/** Return a sentence about a pending command, for all viewers. @param {Command} command @param {(id: string) => string} naming */
 export function pendingOf(command, naming) {
   const { name, from, data } = command
-  const who = from ? naming(from) : "somebody"
+  const who = from ? naming(from) : "a person"
   if (name === "approve") return `${who} asks: ${questionOf(command)}`
   if (name === "cancel") return `${who} stops the answer…`
   if (name !== "steer") return ""
@@ -78,22 +78,22 @@ export function pendingOf(command, naming) {
 }
 
 /**
- * How a command ended, for those who saw it asked; empty where there is nothing to tell.
+ * Return a sentence about the reply to a command; empty for a reply without news.
  * @param {Command} command @param {{ ok: boolean, data?: any, error?: any, from?: string }} reply
  * @param {(id: string) => string} naming
  */
 export function outcomeOf({ name }, { ok, data, error, from }, naming) {
   const who = text(data?.name) || (from ? naming(from) : "")
-  if (name === "approve" && !error) return `${who || "somebody"} said ${ok ? "yes" : "no"}`
-  if (name === "approve") return error.code === "withdrawn" ? "" : "nobody answered in time"
-  if (name === "steer") return ok ? `${who || "the agent"} takes that up` : "nobody took that up"
+  if (name === "approve" && !error) return `${who || "a person"} said ${ok ? "yes" : "no"}`
+  if (name === "approve") return error.code === "withdrawn" ? "" : "no reply came in time"
+  if (name === "steer") return ok ? `${who || "the agent"} takes that up` : "no agent took that up"
   return ""
 }
 
-/** Where one writer was gone and another went on. @param {{ by?: unknown, successor?: unknown }} one */
+/** Return a sentence about a break, after which another writer continued. @param {{ by?: unknown, successor?: unknown }} one */
 export function breakOf({ by, successor }) {
-  if (!by || by === successor) return "interrupted here, and gone on with after a restart"
-  return `interrupted here: ${text(by)} crashed. ${text(successor)} goes on`
+  if (!by || by === successor) return "interrupted here and continued after a restart"
+  return `interrupted here: ${text(by)} crashed. ${text(successor)} continues`
 }
 
 /** @type {Record<string, string>} */
@@ -102,17 +102,17 @@ const STATES = {
   streaming: "answering…",
   complete: "",
   cancelled: "stopped",
-  interrupted: "interrupted: whoever wrote this is gone",
+  interrupted: "interrupted: its writer is gone",
   failed: "failed",
 }
 
-/** What stands beside the author's name. @param {string} status @param {unknown} [reason] @returns {string} */
+/** Return the text beside the author's name. @param {string} status @param {unknown} [reason] @returns {string} */
 export function stateOf(status, reason) {
   const state = STATES[status] ?? status
   return status === "failed" && text(reason) ? `${state}: ${text(reason)}` : state
 }
 
-/** Others' data may be anything. @param {unknown} value */
+/** Return `value` if it is text: data of other people may have any type. @param {unknown} value */
 function text(value) {
   return typeof value === "string" ? value : ""
 }

@@ -1,16 +1,16 @@
 /**
- * Asking: questions on their way to the server.
+ * Unsent questions: the questions that the server has not stored yet.
  *
- * The client sends a request again until it is answered, but forgets it with its page. So a question is kept, with its
- * id, until it is stored; a page that was reloaded sends it again, and its id makes it the same question. Storage and
- * sending are passed in; nothing here touches the page.
+ * The client repeats a request until it gets a response, but loses it with its page. This module therefore keeps each
+ * question, with its id, until it is stored. A reloaded page sends it again, and the id makes it the same question.
+ * Storage and sending are arguments; this module does not touch the page.
  * @module
  */
 
 /** @typedef {{ id: string, text: string }} Question */
 
-export class Asking {
-  /** @type {Question[]} oldest first; sent one at a time, so that they are stored in the order they were asked */
+export class UnsentQuestions {
+  /** @type {Question[]} oldest first; sent one at a time, so that they are stored in their order */
   #waiting
   #isSending = false
 
@@ -18,9 +18,9 @@ export class Asking {
    * @param {object} options
    * @param {string} options.channel
    * @param {Pick<Storage, "getItem" | "setItem">} options.storage
-   * @param {(question: Question) => Promise<unknown>} options.send resolves when it is stored, rejects when sending
-   *   again cannot help
-   * @param {(questions: readonly Question[]) => void} options.onChange told what is still on its way
+   * @param {(question: Question) => Promise<unknown>} options.send resolves when it is stored, rejects when a repeat
+   *   would fail too
+   * @param {(questions: readonly Question[]) => void} options.onChange gets the unsent questions
    * @param {(question: Question, why: string) => void} options.onRefused
    */
   constructor({ channel, storage, send, onChange, onRefused }) {
@@ -28,7 +28,7 @@ export class Asking {
     this.send = send
     this.onChange = onChange
     this.onRefused = onRefused
-    this.key = `holdfast-demo.asking.${channel}`
+    this.key = `holdfast-demo.unsent.${channel}`
     this.#waiting = readQuestions(storage.getItem(this.key))
   }
 
@@ -37,13 +37,13 @@ export class Asking {
     return this.#waiting
   }
 
-  /** Go on with what an earlier life of this page began. */
+  /** Send the questions that this page kept before a reload. */
   start() {
     void this.#sendAll()
   }
 
   /** @param {string} text */
-  ask(text) {
+  add(text) {
     this.#keep([...this.#waiting, { id: crypto.randomUUID(), text }])
     void this.#sendAll()
   }
@@ -69,7 +69,7 @@ export class Asking {
     try {
       this.storage.setItem(this.key, JSON.stringify(questions))
     } catch {
-      // Storage is full or forbidden: the question is then only as safe as this page.
+      // Storage is full or forbidden: the question is then lost with this page.
     }
     this.onChange(questions)
   }
