@@ -24,9 +24,10 @@ from urllib.parse import quote
 
 from bench import tokens
 from bench.proc import BenchError
+from bench.reader import LoadResponse
 from bench.viewers import Connection, Latencies, Viewer
 from bench.visits import Visits
-from holdfast.testing.rawviewer import Json, Response, SseSession
+from wirecheck import Json, SseSession
 
 __all__ = ["Connection", "Load"]
 
@@ -196,7 +197,7 @@ class Load:
                 continue
             kind = connection.viewer.kind
             split = _split_events if kind == "sse" else _split_frames
-            response = Response()
+            response = LoadResponse()
             before = rest = b""
             batches: list[tuple[float, str]] = []
             arrivals = iter(connection.history)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from bench.common import Options, Row, Served, Void, served
 from bench.needs import Needs
-from holdfast.testing.rawviewer import SseViewer
+from wirecheck import SseViewer
 
 _CHANNEL = "bench:resume"
 _QUESTION = 'What is a holdfast, and why does "it" hold?'

@@ -5,7 +5,8 @@ from array import array
 from typing import Any
 
 from bench import tokens
-from holdfast.testing.rawviewer import Checker, Json, Session, SseSession, WsSession
+from bench.reader import LoadSseSession, LoadWsSession
+from wirecheck import Checker, Json, Session
 
 __all__ = ["Connection", "Latencies", "Viewer"]
 
@@ -23,8 +24,8 @@ class Viewer:
         since = self.checker.cursor
         observe = self.latencies.observe if self.latencies is not None else None
         if self.kind == "sse":
-            return SseSession(self.checker, since=since, host=host, prefix=prefix, observe=observe)
-        session = WsSession(host=host, prefix=prefix, observe=observe)
+            return LoadSseSession(self.checker, since=since, host=host, prefix=prefix, observe=observe)
+        session = LoadWsSession(host=host, prefix=prefix, observe=observe)
         session.attach(self.checker, since=since)
         return session
 

@@ -15,7 +15,8 @@ from bench.peers.load import OURS
 from bench.peers.system import System
 from bench.peers.viewers import TextChecker, open_session
 from bench.proc import BenchError
-from holdfast.testing.rawviewer import Checker, Session, SseSession, WsSession
+from bench.reader import LoadSseSession, LoadWsSession
+from wirecheck import Checker, Session
 
 __all__ = ["Loaded", "Page", "follow", "load"]
 
@@ -118,8 +119,8 @@ class Page:
             return cast("Session", session)
         since = self._checker.cursor
         if OURS[self.kind] == "sse":
-            return SseSession(self._checker, since=since, host=host)
-        socket_session = WsSession(host=host)
+            return LoadSseSession(self._checker, since=since, host=host)
+        socket_session = LoadWsSession(host=host)
         socket_session.attach(self._checker, since=since)
         return socket_session
 

@@ -18,11 +18,11 @@ from typing import Any
 from holdfast.core.cursor import parse_cursor
 from holdfast.core.events import Batch, known_events
 from holdfast.core.view import View, ViewGap
-from holdfast.testing.rawviewer import SseParser
 from tests.fuzz import mutate
 from tests.fuzz.engine import Finding
 from tests.fuzz.mutate import Json, to_bytes
 from tests.fuzz.world import WATCHED, Exchange, World, as_dict, as_list, as_number, as_text, entry_of, headers_of, pages
+from wirecheck import SseParser
 
 MAX_STEPS = 30
 C = f"/v1/channels/{WATCHED}"

@@ -18,7 +18,6 @@ from contextlib import suppress
 from random import Random
 from typing import Any
 
-from holdfast.testing.rawviewer import Checker
 from tests.fuzz import mutate
 from tests.fuzz.engine import Finding
 from tests.fuzz.mutate import Json, to_bytes
@@ -35,6 +34,7 @@ from tests.fuzz.world import (
     headers_of,
     world_of,
 )
+from wirecheck import Checker
 
 MAX_STEPS = 60
 MAX_TIMES = 300

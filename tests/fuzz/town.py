@@ -15,7 +15,6 @@ from collections.abc import Iterable, MutableMapping
 from typing import Any, NamedTuple
 from urllib.parse import parse_qsl, quote
 
-from holdfast.testing.rawviewer import SseParser
 from tests.fuzz.engine import Finding
 from tests.fuzz.frames import Peer
 from tests.fuzz.mutate import Json, to_bytes
@@ -47,6 +46,7 @@ from tests.fuzz.world import (
     pages,
     path_of,
 )
+from wirecheck import SseParser
 
 MAX_STEPS = 40
 MAX_ENDS_S = 400.0  # so long is waited for an identity to end

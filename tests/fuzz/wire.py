@@ -22,13 +22,15 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from holdfast.testing.rawviewer import Frames, WireError
+from wsproto.events import BytesMessage, CloseConnection, TextMessage
+
 from tests.fuzz import mutate
 from tests.fuzz.engine import Finding
 from tests.fuzz.mutate import Json, to_bytes
 from tests.fuzz.requests import HEADER_LINES, PARTS, PATHS, QUERIES, RAW
 from tests.fuzz.world import PRECIOUS, PRECIOUS_TEXT, as_dict, as_list, as_number, as_text, check_code
 from tests.processes import Server
+from wirecheck import Frames, WireError, encode_frame
 
 QUIET_S = 0.03  # nobody tells when a server has nothing more to say
 END_S = 8.0
@@ -41,7 +43,7 @@ MAX_BYTES = 3_000_000
 SPARE_FILES = 40
 SPARE_RSS_KIB = 300_000
 OWN_WORDS = (b"Invalid HTTP request received.", b"Unsupported upgrade request.")  # of the server below us
-FAILED_CODES = (1005, 1006, 1011, 1015)  # it failed, or may not be sent; others may be the peer's own, given back
+INTERNAL_ERROR = 1011  # a close code; the parser rejects those that may not be sent, and a server may echo others
 TICKS = os.sysconf("SC_CLK_TCK")
 KEY = "dGhlIHNhbXBsZSBub25jZQ=="
 # Text that is not UTF-8, and a close behind it in the same read: uvicorn 0.54 has answered the close when it sees the
@@ -473,47 +475,38 @@ class RawSocket(_Wire):
 
 
 def frame_bytes(frame: dict[str, Any]) -> list[bytes]:
-    """A frame as it is described, whether it may be so or not."""
+    """Return the bytes of a described frame, whether RFC 6455 allows it or not."""
     if "raw" in frame:
         return [to_bytes(frame["raw"])]
     payload = to_bytes(as_text(frame.get("payload"), ""))
-    first = (
-        (0x80 if frame.get("fin", 1) else 0)
-        | (int(as_number(frame.get("rsv"), 0, 7)) << 4)
-        | int(as_number(frame.get("op"), 1, 15))
+    encoded = encode_frame(
+        int(as_number(frame.get("op"), 1, 15)),
+        payload,
+        mask=b"\x11\x22\x33\x44" if frame.get("mask", True) is not None else b"",
+        is_final=bool(frame.get("fin", 1)),
+        reserved_bits=int(as_number(frame.get("rsv"), 0, 7)),
+        length=int(as_number(frame.get("length"), len(payload), 2**63)),
+        is_64_bit=frame.get("wide") == 8,
     )
-    length = int(as_number(frame.get("length"), len(payload), 2**63))
-    mask = b"\x11\x22\x33\x44" if frame.get("mask", True) is not None else b""
-    wide = frame.get("wide")
-    bit = 0x80 if mask else 0
-    if wide != 8 and length < 126:
-        head = struct.pack("!BB", first, bit | length)
-    elif wide != 8 and length < 65_536:
-        head = struct.pack("!BBH", first, bit | 126, length)
-    else:
-        head = struct.pack("!BBQ", first, bit | 127, length)
-    stream = (b"\x11\x22\x33\x44" * (len(payload) // 4 + 1))[: len(payload)] if mask else bytes(len(payload))
-    masked = (int.from_bytes(payload, "big") ^ int.from_bytes(stream, "big")).to_bytes(len(payload), "big")
     times = int(as_number(frame.get("times"), 1, 3_000))
-    return [(head + mask + masked) * max(1, min(times, 4_000_000 // max(1, len(payload))))]
+    return [encoded * max(1, min(times, 4_000_000 // max(1, len(payload))))]
 
 
 def check_frames(received: bytes) -> None:
-    """What the server sends is RFC 6455, and says of no mistake of its own. Raises Finding."""
+    """Check that the server's frames follow RFC 6455 and report no internal error. Raises Finding."""
     try:
-        messages = Frames().receive(received)
+        events = Frames().receive(received)
     except WireError as error:
         raise Finding(f"frames: {error}") from error
-    for opcode, payload in messages:
-        if opcode == 8 and len(payload) >= 2:
-            code = struct.unpack_from("!H", payload)[0]
-            if code in FAILED_CODES:
-                raise Finding(f"close code: {code} {payload[2:]!r}")
-        elif opcode == 1:
-            frame = json.loads(payload)
+    for event in events:
+        if isinstance(event, CloseConnection):
+            if event.code == INTERNAL_ERROR:
+                raise Finding(f"close code: {event.code} {event.reason!r}")
+        elif isinstance(event, TextMessage):
+            frame = json.loads(event.data)
             if frame["type"] == "error":
                 check_code(frame["status"], frame["code"], "a frame")
             elif frame["type"] == "bye" and frame["reason"] == "internal":
                 raise Finding(f"internal: {frame}")
-        elif opcode not in (8, 9, 10):
-            raise Finding(f"frames: opcode {opcode}")
+        elif isinstance(event, BytesMessage):
+            raise Finding("frames: a binary frame")

@@ -25,11 +25,11 @@ from holdfast.core.limits import Limits
 from holdfast.hub.identity import allow_everyone
 from holdfast.hub.rates import Rates
 from holdfast.hub.tokens import jwt_verifier
-from holdfast.testing.rawviewer import Checker, SseParser, WireError
 from simulation.clock import SimClock, Stuck, VirtualLoop
 from tests.fuzz.engine import Finding
 from tests.fuzz.mutate import to_bytes
 from tests.fuzz.rights import AUDIENCE, CAPABILITIES, COOKIE, SECRET, START_S, token_of
+from wirecheck import Checker, SseParser, WireError
 
 PATIENCE_S = 200.0  # of virtual time, for what ends by itself
 HOLD_S = 0.3  # a stream is read for so long: some flush windows

@@ -1,4 +1,4 @@
-"""The raw viewers: parsers cut at every place, the checker against servers that break one rule each, real sockets."""
+"""The wire checker: parsers given split input, the checker against servers that break one rule each, real sockets."""
 
 import asyncio
 import base64
@@ -14,8 +14,10 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from wsproto.events import CloseConnection, Ping, TextMessage
 
-from holdfast.testing.rawviewer import (
+from tests.testing.test_proxy import at_rest
+from wirecheck import (
     Checker,
     Frames,
     Json,
@@ -29,13 +31,12 @@ from holdfast.testing.rawviewer import (
     WsViewer,
     encode_frame,
 )
-from tests.testing.test_proxy import at_rest
 
 
 def pieces(data: bytes, cuts: list[int]) -> list[bytes]:
-    """`data` cut at these places, which may repeat and lie beyond its end."""
-    places = [0, *sorted(min(cut, len(data)) for cut in cuts), len(data)]
-    return [data[start:end] for start, end in itertools.pairwise(places)]
+    """Return `data` split at these positions, which may repeat and may lie beyond its end."""
+    positions = [0, *sorted(min(cut, len(data)) for cut in cuts), len(data)]
+    return [data[start:end] for start, end in itertools.pairwise(positions)]
 
 
 cut_lists = st.lists(st.integers(0, 400), max_size=12)
@@ -70,7 +71,15 @@ def test_a_body_with_a_length_is_complete_at_its_length() -> None:
 
 @pytest.mark.parametrize(
     "body",
-    [b"x\r\n", b"-5\r\nhello\r\n", b"\r\n", b"5\nhello", b"5\r\nhello!\r\n", b"0\r\n\r\n5\r\nhello\r\n", b"1" * 9000],
+    [
+        b"x\r\n",
+        b"-5\r\nhello\r\n",
+        b"\r\n",
+        b"5\nhello\r\n",
+        b"5\r\nhello!\r\n",
+        b"0\r\n\r\n5\r\nhello\r\n",
+        b"1" * 9000,
+    ],
 )
 def test_broken_chunked_framing_is_an_error(body: bytes) -> None:
     with pytest.raises(WireError):
@@ -143,16 +152,17 @@ def server_frame(payload: bytes, opcode: int = 1, first: int = 0x80) -> bytes:
 def test_frames_are_the_same_however_they_are_cut(sizes: list[int], cuts: list[int]) -> None:
     frames = Frames()
     data = b"".join(server_frame(bytes(size)) for size in sizes)
-    assert [m for piece in pieces(data, cuts) for m in frames.receive(piece)] == [(1, bytes(size)) for size in sizes]
+    received = [event for piece in pieces(data, cuts) for event in frames.receive(piece)]
+    assert received == [TextMessage(data="\0" * size) for size in sizes]
 
 
 def test_a_frame_above_64_kib_is_read() -> None:
-    assert Frames().receive(server_frame(bytes(70_000))) == [(1, bytes(70_000))]
+    assert Frames().receive(server_frame(bytes(70_000))) == [TextMessage(data="\0" * 70_000)]
 
 
 def test_fragments_are_joined_and_control_frames_may_stand_between_them() -> None:
     data = server_frame(b"he", 1, first=0) + server_frame(b"hi", 9) + server_frame(b"llo", 0)
-    assert Frames().receive(data) == [(9, b"hi"), (1, b"hello")]
+    assert Frames().receive(data) == [Ping(payload=b"hi"), TextMessage(data="hello")]
 
 
 @pytest.mark.parametrize(
@@ -166,6 +176,8 @@ def test_fragments_are_joined_and_control_frames_may_stand_between_them() -> Non
         b"\x09\x01x",  # a ping in fragments
         b"\x89\x7e\x00\x80" + bytes(128),  # a long ping
         b"\x81\x7e\x00\x05hello",  # a length in a longer form than it needs
+        b"\x81\x02\xff\xfe",  # text that is not UTF-8
+        b"\x88\x02\x00\x00",  # a close code that does not exist
     ],
 )
 def test_broken_frames_are_an_error(data: bytes) -> None:
@@ -183,6 +195,14 @@ def unmask(frame: bytes) -> tuple[int, bytes, int]:
         (size,), start = struct.unpack_from("!Q", frame, 2), 10
     mask, body = frame[start : start + 4], frame[start + 4 : start + 4 + size]
     return frame[0] & 0x0F, bytes(byte ^ mask[i % 4] for i, byte in enumerate(body)), start + 4 + size
+
+
+def test_no_frame_is_sent_after_the_closing_handshake() -> None:
+    frames = Frames()
+    (close,) = frames.receive(server_frame(struct.pack("!H", 1012), 8))
+    assert isinstance(close, CloseConnection)
+    assert unmask(frames.encode(close.response()))[:2] == (8, struct.pack("!H", 1012))
+    assert frames.encode(TextMessage(data="late")) == b""
 
 
 @pytest.mark.parametrize("size", [0, 1, 5, 125, 126, 65_535, 65_536])
