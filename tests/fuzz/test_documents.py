@@ -11,14 +11,14 @@ from typing import Any
 import msgspec
 import pytest
 
+from fuzz.documents import Documents
+from fuzz.engine import check
 from holdfast.app import Hub
 from holdfast.core import document
 from holdfast.core.errors import StoreUnusable
 from holdfast.core.model import Message
 from holdfast.core.state import PartState
 from holdfast.stores import sqlite_documents, sqlite_engine
-from tests.fuzz.documents import Documents
-from tests.fuzz.engine import check
 from tests.stores.files import run_from_outside
 
 decode_head, read, value = document._decode_head, sqlite_documents.Documents.read, PartState.value

@@ -16,17 +16,17 @@ from typing import Any
 import jwt
 import pytest
 
+from fuzz import mutate
+from fuzz.__main__ import main
+from fuzz.engine import CORPUS, Finding, Target, check, fuzz, read_corpus, shrink, written
+from fuzz.requests import Requests, run_step
+from fuzz.targets import TARGETS
+from fuzz.wire import complaint
+from fuzz.world import World, documented_codes
 from holdfast.core.cursor import Cursor
 from holdfast.core.errors import MethodNotAllowed
 from holdfast.hub import tickets, tokens
 from holdfast.transports import message_stream, session, sse
-from tests.fuzz import mutate
-from tests.fuzz.__main__ import main
-from tests.fuzz.engine import CORPUS, Finding, Target, check, fuzz, read_corpus, shrink, written
-from tests.fuzz.requests import Requests, run_step
-from tests.fuzz.targets import TARGETS
-from tests.fuzz.wire import complaint
-from tests.fuzz.world import World, documented_codes
 
 SEED = 1
 RUNS = {
@@ -71,7 +71,7 @@ def test_every_folder_of_the_corpus_is_of_a_target() -> None:
 
 def test_the_same_seed_draws_the_same_inputs() -> None:
     def digests(hash_seed: str) -> str:
-        command = [sys.executable, "-m", "tests.fuzz", "frames", "stored", "--runs", "60", "--seed", "7", "--digest"]
+        command = [sys.executable, "-m", "fuzz", "frames", "stored", "--runs", "60", "--seed", "7", "--digest"]
         environment = {**os.environ, "PYTHONHASHSEED": hash_seed}
         ran = subprocess.run(command, env=environment, check=False, capture_output=True, text=True)
         assert ran.stderr == ""  # what it finds, and so how it ends, is for other tests
@@ -184,7 +184,7 @@ def test_the_command_that_is_told_repeats_the_finding_from_the_corpus_alone(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     monkeypatch.setitem(TARGETS, "picky", Picky)
-    monkeypatch.setattr("tests.fuzz.engine.CORPUS", tmp_path)
+    monkeypatch.setattr("fuzz.engine.CORPUS", tmp_path)
     assert main(["picky", "--runs", "3", "--seed", "1"]) == 1
     told = capsys.readouterr().out
     [kept] = (tmp_path / "picky").iterdir()
@@ -192,7 +192,7 @@ def test_the_command_that_is_told_repeats_the_finding_from_the_corpus_alone(
     name = test_an_input_that_was_kept_finds_nothing.__name__
     assert told.startswith("seed 1\n")
     assert f"again: pytest 'tests/fuzz/test_fuzz.py::{name}[picky-{kept.stem}]'" in told
-    again = re.search(r"again: python -m tests\.fuzz (.*)", told)
+    again = re.search(r"again: python -m fuzz (.*)", told)
     assert again is not None
     assert main(again[1].split()) == 1
     assert "picky: bad: it is" in capsys.readouterr().out
@@ -209,10 +209,10 @@ def test_a_finding_among_the_known_inputs_is_told_with_no_new_ones(
             return ["one", "bad", "three"]
 
     monkeypatch.setitem(TARGETS, "picky", Known)
-    monkeypatch.setattr("tests.fuzz.engine.CORPUS", tmp_path)
+    monkeypatch.setattr("fuzz.engine.CORPUS", tmp_path)
     assert main(["picky", "--runs", "5", "--findings", "1"]) == 1
     told = capsys.readouterr().out
-    assert told.count("again: python -m tests.fuzz picky --runs 0\n") == 1
+    assert told.count("again: python -m fuzz picky --runs 0\n") == 1
     assert re.search(r"picky: 2 known inputs in \d\.\d s, then 0 in 0\.0 s", told)
     report = fuzz(Known(), seed=SEED, runs=5, max_findings=1)
     assert report.known_s == report.spent_s > 0

@@ -9,6 +9,9 @@ from typing import Any
 
 import pytest
 
+from fuzz.engine import check
+from fuzz.identities import Identities
+from fuzz.rights import needs_of_frame, needs_of_request, rights_in, token_of
 from holdfast.core.cursor import Cursor
 from holdfast.core.errors import Unauthenticated
 from holdfast.hub import tickets, tokens
@@ -16,10 +19,7 @@ from holdfast.hub.hub import HubCore
 from holdfast.hub.identity import Identity, Scope
 from holdfast.hub.rates import ConnectionSlot
 from holdfast.transports import access, credentials, http, longpoll, message_stream, resume_limits, session, sse
-from tests.fuzz.engine import check
-from tests.fuzz.identities import Identities
-from tests.fuzz.rights import FREE_FRAMES, needs_of_frame, needs_of_request, rights_in, token_of
-from tests.transports.permissions import OPEN_FRAMES, OPERATIONS, Operation
+from tests.transports.permissions import OPERATIONS, Operation
 
 
 @pytest.fixture(scope="module")
@@ -51,10 +51,6 @@ def test_a_frame_needs_what_the_page_says(one: Operation) -> None:
     needs = needs_of_frame({**HERE, **fields, "type": one.frame})
     assert needs is not None
     assert needs.capabilities == set(one.needs)
-
-
-def test_frames_that_need_nothing_are_those_of_the_page() -> None:
-    assert set(FREE_FRAMES) == set(OPEN_FRAMES)
 
 
 def test_a_token_of_another_is_read_as_none() -> None:

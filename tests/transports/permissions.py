@@ -34,6 +34,7 @@ ANSWER = (
 )
 MEMBER = "the client's own id, or that with `~` and a suffix"
 TURN = "a turn of one's own"
+EVERY_CHANNEL = "of all channels"
 ANY = ""
 
 
@@ -182,7 +183,7 @@ OPERATIONS = (
         refused="invalid_request",
         has_turn=True,
     ),
-    Operation("read `/metrics` from elsewhere", ("admin",), "GET /metrics", whose="of all channels"),
+    Operation("read `/metrics` from elsewhere", ("admin",), "GET /metrics", whose=EVERY_CHANNEL),
 )
 
 # What needs nobody to be known, or no capability.

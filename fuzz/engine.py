@@ -1,6 +1,6 @@
 """The loop: draw an input, run it, keep it if it reached something new, make it small if it found something.
 
-Layer: tests.fuzz.
+Layer: fuzz.
 
 A run is decided by its target, its seed, the corpus and how many inputs it has: never by the
 clock, except where it is told to end after so many seconds (then the inputs are the same, only fewer or more).
@@ -19,9 +19,9 @@ from pathlib import Path
 from random import Random
 from typing import Protocol
 
-from tests.fuzz import mutate
-from tests.fuzz.coverage import Coverage
-from tests.fuzz.mutate import Json
+from fuzz import mutate
+from fuzz.coverage import Coverage
+from fuzz.mutate import Json
 
 CORPUS = Path(__file__).parent / "corpus"
 LOOKED_AT = 4  # one run in so many is watched

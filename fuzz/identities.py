@@ -1,6 +1,6 @@
 """The target `identities`: a hub with a verifier, and people who may do some things and not others.
 
-Layer: tests.fuzz.
+Layer: fuzz.
 
 An input is `{setup, steps}`. A step is a request (as of `requests`), or a `socket` with frames
 (as of `frames`, and `{auth, ref}`), or `wait_s`. `as` says who asks: the claims of a token (`sub`, `can`, `exp` in
@@ -14,13 +14,13 @@ from __future__ import annotations
 
 from random import Random
 
-from tests.fuzz import mutate
-from tests.fuzz.frames import FRAME_WORDS, FRAMES
-from tests.fuzz.mutate import Json
-from tests.fuzz.requests import HEADER_LINES, REQUESTS, SPOILS
-from tests.fuzz.rights import CAPABILITIES
-from tests.fuzz.town import CHANNELS, MAX_STEPS, OWN, READ, Town
-from tests.fuzz.world import World, as_dict, as_list, as_text, world_of
+from fuzz import mutate
+from fuzz.frames import FRAME_WORDS, FRAMES
+from fuzz.mutate import Json
+from fuzz.requests import HEADER_LINES, REQUESTS, SPOILS
+from fuzz.rights import CAPABILITIES
+from fuzz.town import CHANNELS, MAX_STEPS, OWN, READ, Town
+from fuzz.world import World, as_dict, as_list, as_text, world_of
 
 A = "/v1/channels/chat:a"
 PEOPLE: list[dict[str, Json]] = [
@@ -228,20 +228,11 @@ class Identities:
 
     def change(self, draw: Random, old: Json, other: Json) -> Json:
         """A step, who asks, or the order."""
-        new = mutate.copied(old)
-        steps = new["steps"] = [one for one in as_list(as_dict(new).get("steps")) if isinstance(one, dict)][:MAX_STEPS]
-        theirs = [one for one in as_list(as_dict(other).get("steps")) if isinstance(one, dict)]
-        choice = draw.random()
-        if not steps or choice < 0.15:
-            steps.insert(draw.randint(0, len(steps)), self._step(draw))
-        elif choice < 0.3 and theirs:
-            steps.insert(draw.randint(0, len(steps)), mutate.copied(draw.choice(theirs)))
-        elif choice < 0.4:
-            steps.pop(draw.randrange(len(steps)))
-        elif choice < 0.45:
+        new, number = mutate.steps(draw, old, other, self._step, (0.15, 0.3, 0.4), max_steps=MAX_STEPS)
+        if number is not None and number < 0.45:
             new["setup"] = draw.choice(SETUPS)
-        else:
-            self._change_step(draw, steps)
+        elif number is not None:
+            self._change_step(draw, new["steps"])
         return new
 
     def _change_step(self, draw: Random, steps: list[Json]) -> None:

@@ -1,6 +1,6 @@
 """The target `stored`: what stores decode, with bytes changed as no log should ever have them.
 
-Layer: tests.fuzz.
+Layer: fuzz.
 
 Nothing here comes from a peer; a disk may do it, though. An input is the bytes of an operation
 (see `mutate.to_bytes`): it is refused as `msgspec` refuses, or it is an operation that is written and read alike.
@@ -12,6 +12,10 @@ from random import Random
 
 import msgspec
 
+from fuzz import mutate
+from fuzz.engine import Finding
+from fuzz.mutate import Json, to_bytes
+from fuzz.requests import PARTS
 from holdfast.core.names import command_key
 from holdfast.core.ops import (
     Append,
@@ -30,10 +34,6 @@ from holdfast.core.ops import (
     decode_op,
     encode_op,
 )
-from tests.fuzz import mutate
-from tests.fuzz.engine import Finding
-from tests.fuzz.mutate import Json, to_bytes
-from tests.fuzz.requests import PARTS
 
 OPS: list[Op] = [
     Create(id="m1", role="user", author="ada", status="streaming", parts=PARTS, meta={"k": [1, None, "é"]}, parent=None,

@@ -1,6 +1,6 @@
 """The targets `raw-http` and `raw-socket`: bytes at a real `holdfast serve`, below what libraries send.
 
-Layer: tests.fuzz.
+Layer: fuzz.
 
 An input of `raw-http` is `{pieces}`, the bytes of a connection; one of `raw-socket` is
 `{headers, frames}`, where a frame says each of its fields (`fin`, `rsv`, `op`, `mask`, `length`, `payload`, `times`) or
@@ -24,11 +24,11 @@ from typing import Any
 
 from wsproto.events import BytesMessage, CloseConnection, TextMessage
 
-from tests.fuzz import mutate
-from tests.fuzz.engine import Finding
-from tests.fuzz.mutate import Json, to_bytes
-from tests.fuzz.requests import HEADER_LINES, PARTS, PATHS, QUERIES, RAW
-from tests.fuzz.world import PRECIOUS, PRECIOUS_TEXT, as_dict, as_list, as_number, as_text, check_code
+from fuzz import mutate
+from fuzz.engine import Finding
+from fuzz.mutate import Json, to_bytes
+from fuzz.requests import HEADER_LINES, PARTS, PATHS, QUERIES, RAW
+from fuzz.world import PRECIOUS, PRECIOUS_TEXT, as_dict, as_list, as_number, as_text, check_code
 from tests.processes import Server
 from wirecheck import Frames, WireError, encode_frame
 
@@ -40,6 +40,7 @@ LET_GO_S = 75.0
 PROBED_EVERY = 25
 SERVER_CPU_S = 2.0
 MAX_BYTES = 3_000_000
+MAX_FRAMES = 30  # of one input
 SPARE_FILES = 40
 SPARE_RSS_KIB = 300_000
 OWN_WORDS = (b"Invalid HTTP request received.", b"Unsupported upgrade request.")  # of the server below us
@@ -417,18 +418,12 @@ class RawSocket(_Wire):
 
     def change(self, draw: Random, old: Json, other: Json) -> Json:
         """A field of a frame, a frame, or the handshake."""
-        new = mutate.copied(as_dict(old))
-        frames = new["frames"] = [one for one in as_list(new.get("frames")) if isinstance(one, dict)][:30]
-        theirs = [one for one in as_list(as_dict(other).get("frames")) if isinstance(one, dict)]
-        choice = draw.random()
-        if not frames or choice < 0.2:
-            frames.insert(draw.randint(0, len(frames)), self._frame(draw))
-        elif choice < 0.35 and theirs:
-            frames.insert(draw.randint(0, len(frames)), mutate.copied(draw.choice(theirs)))
-        elif choice < 0.4:
+        bounds = (0.2, 0.35, 0.0)
+        new, number = mutate.steps(draw, as_dict(old), other, self._frame, bounds, key="frames", max_steps=MAX_FRAMES)
+        if number is not None and number < 0.4:
             new["headers"] = draw.choices(HEADER_LINES, k=2)
-        else:
-            frame = draw.choice(frames)
+        elif number is not None:
+            frame = draw.choice(new["frames"])
             match draw.randrange(6):
                 case 0:
                     frame["payload"] = mutate.text(draw, as_text(frame.get("payload"), "")[:3_000], RAW)
@@ -464,7 +459,7 @@ class RawSocket(_Wire):
                 "Sec-WebSocket-Version: 13", f"Sec-WebSocket-Key: {KEY}", *lines, "", "",
             ]
         )  # fmt: skip
-        frames = [data for frame in as_list(known.get("frames"))[:30] for data in frame_bytes(as_dict(frame))]
+        frames = [data for frame in as_list(known.get("frames"))[:MAX_FRAMES] for data in frame_bytes(as_dict(frame))]
         close = b"\x88\x82\x00\x00\x00\x00\x03\xe8"
         received = self._exchange(frames, head=to_bytes(head), last=close)
         answer, _, rest = received.partition(b"\r\n\r\n")

@@ -1,6 +1,6 @@
-"""`python -m tests.fuzz [TARGETS] --seconds 60 --seed 1`: look for inputs that break something.
+"""`python -m fuzz [TARGETS] --seconds 60 --seed 1`: look for inputs that break something.
 
-Layer: tests.fuzz.
+Layer: fuzz.
 
 Ends with 1 if it found any; each is printed small, and kept in the corpus as a regression. The
 seconds are for all targets together, and for new inputs: what is in the corpus is run before. With `--keep` inputs that
@@ -15,9 +15,9 @@ import sys
 import time
 from collections.abc import Callable
 
-from tests.fuzz.coverage import Coverage, lines_there_are
-from tests.fuzz.engine import Report, fuzz, save, written
-from tests.fuzz.targets import TARGETS
+from fuzz.coverage import Coverage, lines_there_are
+from fuzz.engine import Report, fuzz, save, written
+from fuzz.targets import TARGETS
 
 REPLAY = "test_an_input_that_was_kept_finds_nothing"
 
@@ -25,7 +25,7 @@ REPLAY = "test_an_input_that_was_kept_finds_nothing"
 def main(arguments: list[str] | None = None) -> int:
     """Run what the arguments name; returns how the process should end."""
     parser = argparse.ArgumentParser(
-        prog="python -m tests.fuzz",
+        prog="python -m fuzz",
         description="Look for inputs that break something.",
         epilog="Ends with 1 if it found any.",
     )
@@ -80,7 +80,7 @@ def tell_of(report: Report, say: Callable[[str], None], *, seed: int, is_kept: b
         say(f"again: pytest 'tests/fuzz/test_fuzz.py::{REPLAY}[{found.target}-{path.stem}]'")
     if report.found:
         # Not by the seed: with what was just kept in the corpus it draws other inputs.
-        say(f"found with seed {seed}; all known inputs again: python -m tests.fuzz {report.target} --runs 0")
+        say(f"found with seed {seed}; all known inputs again: python -m fuzz {report.target} --runs 0")
     if is_kept:
         for given in report.kept:
             if len(written(given)) < 20_000:

@@ -1,6 +1,6 @@
 """The target `frames`: WebSocket messages, in process: every frame of the protocol, in any order and of any form.
 
-Layer: tests.fuzz.
+Layer: fuzz.
 
 An input is `{setup, query, headers, subprotocols, steps}`; a step is a frame (`json`, or
 `text` as it stands), or `binary`, or `wait_s`, or `stall_s` (the peer takes nothing for so long), or `times` around
@@ -18,11 +18,11 @@ from contextlib import suppress
 from random import Random
 from typing import Any
 
-from tests.fuzz import mutate
-from tests.fuzz.engine import Finding
-from tests.fuzz.mutate import Json, to_bytes
-from tests.fuzz.requests import BODIES, HEADER_LINES, PARTS, QUERIES, RAW, SETUPS, STREAMING, WORDS
-from tests.fuzz.world import (
+from fuzz import mutate
+from fuzz.engine import Finding
+from fuzz.mutate import Json, to_bytes
+from fuzz.requests import BODIES, HEADER_LINES, PARTS, QUERIES, RAW, SETUPS, STREAMING, WORDS
+from fuzz.world import (
     PATIENCE_S,
     World,
     as_dict,
@@ -173,21 +173,15 @@ class Frames:
 
     def change(self, draw: Random, old: Json, other: Json) -> Json:
         """One frame of it, their order, or the handshake."""
-        new = mutate.copied(old)
-        steps = new["steps"] = [one for one in as_list(as_dict(new).get("steps")) if isinstance(one, dict)][:MAX_STEPS]
-        theirs = [one for one in as_list(as_dict(other).get("steps")) if isinstance(one, dict)]
-        choice = draw.random()
-        if not steps or choice < 0.2:
-            steps.insert(draw.randint(0, len(steps)), self._step(draw))
-        elif choice < 0.35 and theirs:
-            steps.insert(draw.randint(0, len(steps)), mutate.copied(draw.choice(theirs)))
-        elif choice < 0.4:
-            steps.pop(draw.randrange(len(steps)))
-        elif choice < 0.45:
+        new, number = mutate.steps(draw, old, other, self._step, (0.2, 0.35, 0.4), max_steps=MAX_STEPS)
+        steps = new["steps"]
+        if number is None:
+            return new
+        if number < 0.45:
             at = draw.randrange(len(steps))
             until = at + draw.randint(1, 3)
             steps[at:until] = [{"times": draw.choice((2, 5, 30, 120)), "steps": steps[at:until]}]
-        elif choice < 0.5:
+        elif number < 0.5:
             self._change_handshake(draw, new)
         else:
             step = draw.choice(steps)

@@ -1,6 +1,6 @@
 """The target `tokens`: who somebody claims to be, at the door that lets them in.
 
-Layer: tests.fuzz.
+Layer: fuzz.
 
 An input is a token in its parts (`header`, `claims`, `sign`: right, wrong, none, or the
 signature itself), or `raw`, and the line it comes on (`line`: what stands in front). It is refused as unauthenticated,
@@ -17,13 +17,13 @@ import json
 from random import Random
 from typing import Any
 
+from fuzz import mutate
+from fuzz.engine import Finding
+from fuzz.mutate import Json, to_bytes
+from fuzz.world import as_dict, as_text, blame
 from holdfast.core.errors import Unauthenticated
 from holdfast.hub.identity import Identity
 from holdfast.hub.tokens import jwt_verifier
-from tests.fuzz import mutate
-from tests.fuzz.engine import Finding
-from tests.fuzz.mutate import Json, to_bytes
-from tests.fuzz.world import as_dict, as_text, blame
 
 SECRET = b"a secret of this target, 32 bytes"
 NOW_S = 1_750_000_000

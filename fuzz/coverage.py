@@ -1,6 +1,6 @@
 """Which code an input reaches: pairs of lines that follow each other, in the files that peers talk to.
 
-Layer: tests.fuzz.
+Layer: fuzz.
 
 `sys.settrace` makes a run some ten times slower, so only a share of runs is looked at; it
 needs nothing that is not in Python, on every version that we support.

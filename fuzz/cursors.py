@@ -1,6 +1,6 @@
 """The target `cursors`: what a viewer comes back with, on every transport, and whether `resumed` is true.
 
-Layer: tests.fuzz.
+Layer: fuzz.
 
 A channel has a past: a log that was deleted, then one with every kind of entry. An input is
 `{steps}`; a step comes with a cursor (`text`, or `at`: the one that was given out at that serial, with `and` behind it)
@@ -15,13 +15,13 @@ import re
 from random import Random
 from typing import Any
 
+from fuzz import mutate
+from fuzz.engine import Finding
+from fuzz.mutate import Json, to_bytes
+from fuzz.world import WATCHED, Exchange, World, as_dict, as_list, as_number, as_text, entry_of, headers_of, pages
 from holdfast.core.cursor import parse_cursor
 from holdfast.core.events import Batch, known_events
 from holdfast.core.view import View, ViewGap
-from tests.fuzz import mutate
-from tests.fuzz.engine import Finding
-from tests.fuzz.mutate import Json, to_bytes
-from tests.fuzz.world import WATCHED, Exchange, World, as_dict, as_list, as_number, as_text, entry_of, headers_of, pages
 from wirecheck import SseParser
 
 MAX_STEPS = 30
@@ -85,11 +85,10 @@ class Cursors:
 
     def change(self, draw: Random, old: Json, other: Json) -> Json:
         """One step of it."""
-        new = mutate.copied(old)
-        steps = new["steps"] = [one for one in as_list(as_dict(new).get("steps")) if isinstance(one, dict)][:MAX_STEPS]
-        if not steps or draw.random() < 0.3:
-            steps.insert(draw.randint(0, len(steps)), self._step(draw))
+        new, number = mutate.steps(draw, old, other, self._step, (0.3, 0.0, 0.0), max_steps=MAX_STEPS)
+        if number is None:
             return new
+        steps = new["steps"]
         step = draw.choice(steps)
         match draw.randrange(5):
             case 0:

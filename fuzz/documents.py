@@ -1,6 +1,6 @@
 """The target `documents`: a SQLite file whose rows are damaged, or written by a Holdfast that knows more.
 
-Layer: tests.fuzz.
+Layer: fuzz.
 
 Nothing here comes from a peer; a disk may do it, a newer version, or somebody with a tool. A
 file holds messages of every kind. An input is `{edits}`, and an edit is made in one place:
@@ -30,6 +30,11 @@ from typing import Any, Literal
 
 import msgspec
 
+from fuzz import mutate
+from fuzz.engine import Finding
+from fuzz.mutate import Json, to_bytes
+from fuzz.requests import PARTS
+from fuzz.world import as_dict, as_list, as_text, blame
 from holdfast.app import Hub
 from holdfast.core.document import document, restored
 from holdfast.core.errors import StoreUnavailable, StoreUnusable
@@ -49,11 +54,6 @@ from holdfast.core.state import CommandState, MessageState
 from holdfast.stores.sqlite_engine import Engine
 from holdfast.stores.sqlite_file import SqliteFile
 from holdfast.stores.sqlite_slots import LENGTH_BYTES, pack, unpack
-from tests.fuzz import mutate
-from tests.fuzz.engine import Finding
-from tests.fuzz.mutate import Json, to_bytes
-from tests.fuzz.requests import PARTS
-from tests.fuzz.world import as_dict, as_list, as_text, blame
 
 C = "c"
 MAX_EDITS = 6

@@ -1,6 +1,6 @@
 """The target `requests`: everything over HTTP, in process. Bodies, headers, queries, paths, streams and polls.
 
-Layer: tests.fuzz.
+Layer: fuzz.
 
 An input is `{setup, steps}`; a step is a request: `method`, `path` (as in the request line),
 `query`, `headers`, and `json` or `body` (bytes, see `mutate.to_bytes`). `cuts` says in how many pieces the body comes,
@@ -16,10 +16,10 @@ import re
 from random import Random
 from typing import Any
 
-from tests.fuzz import mutate
-from tests.fuzz.engine import Finding
-from tests.fuzz.mutate import Json, to_bytes
-from tests.fuzz.world import (
+from fuzz import mutate
+from fuzz.engine import Finding
+from fuzz.mutate import Json, to_bytes
+from fuzz.world import (
     HOLD_S,
     Exchange,
     World,
@@ -388,20 +388,11 @@ class Requests:
 
     def change(self, draw: Random, old: Json, other: Json) -> Json:
         """One step of it, or the order of steps."""
-        new = mutate.copied(old)
-        steps = new["steps"] = [one for one in as_list(as_dict(new).get("steps")) if isinstance(one, dict)][:MAX_STEPS]
-        theirs = [one for one in as_list(as_dict(other).get("steps")) if isinstance(one, dict)]
-        choice = draw.random()
-        if not steps or choice < 0.15:
-            steps.insert(draw.randint(0, len(steps)), self._step(draw))
-        elif choice < 0.3 and theirs:
-            steps.insert(draw.randint(0, len(steps)), mutate.copied(draw.choice(theirs)))
-        elif choice < 0.35:
-            steps.pop(draw.randrange(len(steps)))
-        elif choice < 0.4:
+        new, number = mutate.steps(draw, old, other, self._step, (0.15, 0.3, 0.35), max_steps=MAX_STEPS)
+        if number is not None and number < 0.4:
             new["setup"] = draw.choice(SETUPS)
-        else:
-            self._change_step(draw, draw.choice(steps))
+        elif number is not None:
+            self._change_step(draw, draw.choice(new["steps"]))
         return new
 
     def _step(self, draw: Random) -> dict[str, Json]:

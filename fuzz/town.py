@@ -15,16 +15,15 @@ from collections.abc import Iterable, MutableMapping
 from typing import Any, NamedTuple
 from urllib.parse import parse_qsl, quote
 
-from tests.fuzz.engine import Finding
-from tests.fuzz.frames import Peer
-from tests.fuzz.mutate import Json, to_bytes
-from tests.fuzz.requests import spoiled
-from tests.fuzz.rights import (
+from fuzz.engine import Finding
+from fuzz.frames import Peer
+from fuzz.mutate import Json, to_bytes
+from fuzz.requests import spoiled
+from fuzz.rights import (
     AUDIENCE,
     CAPABILITIES,
     COOKIE,
     EVERYWHERE,
-    FREE_FRAMES,
     START_S,
     Needs,
     Rights,
@@ -33,7 +32,7 @@ from tests.fuzz.rights import (
     rights_in,
     token_of,
 )
-from tests.fuzz.world import (
+from fuzz.world import (
     HOLD_S,
     PATIENCE_S,
     Exchange,
@@ -46,6 +45,7 @@ from tests.fuzz.world import (
     pages,
     path_of,
 )
+from tests.transports.permissions import OPEN_FRAMES
 from wirecheck import SseParser
 
 MAX_STEPS = 40
@@ -671,7 +671,7 @@ class Known(Peer):
         if len(asked) != 1 or frame["code"] != "forbidden" or len(asked[0].who) != 1:
             return
         needs, rights = needs_of_frame(asked[0].frame), asked[0].who[0]
-        if asked[0].frame.get("type") in FREE_FRAMES or needs is None or not needs.is_all:
+        if asked[0].frame.get("type") in OPEN_FRAMES or needs is None or not needs.is_all:
             return
         if rights.has_all(needs.capabilities, needs.channel):
             raise Finding(f"refused: {asked[0].frame} of {rights}: {frame}")

@@ -1,6 +1,6 @@
 """How inputs are changed: JSON by its structure, text and bytes by what breaks parsers.
 
-Layer: tests.fuzz.
+Layer: fuzz.
 
 Everything is drawn from the `Random` that is given, and from nothing else, so that a seed says
 it all. Targets bring the words of their own; what stands here is what every parser has to fear.
@@ -9,7 +9,7 @@ it all. Targets bring the words of their own; what stands here is what every par
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from random import Random
 from typing import Any
 
@@ -148,6 +148,41 @@ def value(draw: Random, whole: Json, words: Sequence[Json]) -> Json:
     else:
         holder[key] = scalar(draw, words)
     return root[0]
+
+
+def steps(
+    draw: Random,
+    old: Json,
+    other: Json,
+    new_step: Callable[[Random], Json],
+    bounds: tuple[float, float, float],
+    *,
+    key: str = "steps",
+    max_steps: int,
+) -> tuple[Json, float | None]:
+    """Return a copy of `old`, perhaps with one step inserted, taken from `other`, or removed, and the number drawn.
+
+    Below each of `bounds` the number means one of the three, in this order. It is None if a step has changed;
+    otherwise the caller makes a change of its own by the same number. An input without steps gets a new one.
+    """
+    new = copied(old)
+    steps = new[key] = _dicts(new, key)[:max_steps]
+    theirs = _dicts(other, key)
+    number = draw.random()
+    if not steps or number < bounds[0]:
+        steps.insert(draw.randint(0, len(steps)), new_step(draw))
+    elif number < bounds[1] and theirs:
+        steps.insert(draw.randint(0, len(steps)), copied(draw.choice(theirs)))
+    elif number < bounds[2]:
+        steps.pop(draw.randrange(len(steps)))
+    else:
+        return new, number
+    return new, None
+
+
+def _dicts(whole: Json, key: str) -> list[dict[str, Json]]:
+    items = whole.get(key) if isinstance(whole, dict) else None
+    return [one for one in items if isinstance(one, dict)] if isinstance(items, list) else []
 
 
 def _change_list(draw: Random, old: list[Json], words: Sequence[Json]) -> None:

@@ -1,6 +1,6 @@
 """A hub in virtual time, ASGI by hand, and what must hold whatever a peer sends.
 
-Layer: tests.fuzz.
+Layer: fuzz.
 
 Every input gets a `World` of its own, so that it alone decides what happens; its clock jumps,
 so that a poll of a minute costs nothing. The rules here are those of `docs/protocol.md`, read from the page where it
@@ -20,20 +20,20 @@ from random import Random
 from typing import Any
 from urllib.parse import unquote
 
+from fuzz.engine import Finding
+from fuzz.mutate import to_bytes
+from fuzz.rights import AUDIENCE, CAPABILITIES, COOKIE, SECRET, START_S, token_of
 from holdfast.app import Hub
 from holdfast.core.limits import Limits
 from holdfast.hub.identity import allow_everyone
 from holdfast.hub.rates import Rates
 from holdfast.hub.tokens import jwt_verifier
 from simulation.clock import SimClock, Stuck, VirtualLoop
-from tests.fuzz.engine import Finding
-from tests.fuzz.mutate import to_bytes
-from tests.fuzz.rights import AUDIENCE, CAPABILITIES, COOKIE, SECRET, START_S, token_of
 from wirecheck import Checker, SseParser, WireError
 
 PATIENCE_S = 200.0  # of virtual time, for what ends by itself
 HOLD_S = 0.3  # a stream is read for so long: some flush windows
-PROTOCOL = Path(__file__).parent.parent.parent / "docs" / "protocol.md"
+PROTOCOL = Path(__file__).parent.parent / "docs" / "protocol.md"
 SMALL = Limits(
     request_bytes=8_192,
     append_bytes=2_048,
@@ -448,7 +448,7 @@ class Exchange:
 
 
 class Witness:
-    """Somebody who follows a channel all the time, by rules of its own (`rawviewer.Checker`)."""
+    """Somebody who follows a channel all the time, by rules of its own (`wirecheck.Checker`)."""
 
     def __init__(self, world: World) -> None:
         self._world = world
