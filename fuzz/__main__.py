@@ -1,10 +1,10 @@
-"""`python -m fuzz [TARGETS] --seconds 60 --seed 1`: look for inputs that break something.
+"""`python -m fuzz [TARGETS] --seconds 60 --seed 1`: look for inputs that reveal a bug.
 
 Layer: fuzz.
 
-Ends with 1 if it found any; each is printed small, and kept in the corpus as a regression. The
-seconds are for all targets together, and for new inputs: what is in the corpus is run before. With `--keep` inputs that
-reached new code are kept in the corpus, too.
+Exits with 1 after a finding. Each finding is shrunk, printed, and kept in the corpus as a regression test. The seconds
+are for new inputs of all targets together; the corpus runs before. With `--keep`, inputs that reached new code are kept
+in the corpus too.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ REPLAY = "test_an_input_that_was_kept_finds_nothing"
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run what the arguments name; returns how the process should end."""
+    """Run the targets that the arguments name. Return the exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m fuzz",
         description="Look for inputs that break something.",
@@ -73,13 +73,13 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def tell_of(report: Report, say: Callable[[str], None], *, seed: int, is_kept: bool, coverage: Coverage) -> None:
-    """What a run did and found; each finding becomes a file."""
+    """Print the result of a target's run. Save each finding as a file."""
     for found in report.found:
         path = save(found.target, found.given, prefix="found")
         say(f"--- {found.text[:2_000]}\n{json.dumps(found.given)[:4_000]}\nkept as {path}")
         say(f"again: pytest 'tests/fuzz/test_fuzz.py::{REPLAY}[{found.target}-{path.stem}]'")
     if report.found:
-        # Not by the seed: with what was just kept in the corpus it draws other inputs.
+        # Not by the seed: the corpus now contains the finding, so the same seed draws other inputs.
         say(f"found with seed {seed}; all known inputs again: python -m fuzz {report.target} --runs 0")
     if is_kept:
         for given in report.kept:
@@ -103,7 +103,7 @@ def _nothing(text: str) -> None:
 
 
 def tell_coverage(coverage: Coverage) -> None:
-    """How much of the watched code was reached, by file."""
+    """Print the share of watched lines that were reached, by file."""
     reached = coverage.lines()
     if not reached:
         return

@@ -1,9 +1,9 @@
-"""How inputs are changed: JSON by its structure, text and bytes by what breaks parsers.
+"""Mutations of inputs: of JSON by its structure, of text and bytes by values that break parsers.
 
 Layer: fuzz.
 
-Everything is drawn from the `Random` that is given, and from nothing else, so that a seed says
-it all. Targets bring the words of their own; what stands here is what every parser has to fear.
+Every choice is drawn from the given `Random`, so a seed determines it. Targets pass words of their own; this module has
+the values that are dangerous for every parser.
 """
 
 from __future__ import annotations
@@ -85,11 +85,11 @@ NASTY_NUMBERS = [
     5e-324,
 ]
 NASTY_VALUES: list[Json] = [None, True, False, [], {}, [[]], [{}], {"": None}, {"type": []}, {"type": {}}]
-MAX_TEXT = 20_000  # an input stays small enough to be read, and to be tried often
+MAX_TEXT = 20_000  # an input stays small enough to be read, and to be run often
 
 
 def scalar(draw: Random, words: Sequence[Json]) -> Json:
-    """Something to put anywhere: mostly one of `words`."""
+    """Return a value for any position: mostly one of `words`."""
     kind = draw.random()
     if words and kind < 0.55:
         return draw.choice(words)
@@ -101,7 +101,7 @@ def scalar(draw: Random, words: Sequence[Json]) -> Json:
 
 
 def text(draw: Random, value: str, words: Sequence[Json] = ()) -> str:
-    """`value`, changed in a place or two."""
+    """Return `value`, changed at a few positions."""
     for _ in range(draw.choice((1, 1, 1, 2, 4))):
         at = draw.randint(0, len(value))
         until = min(len(value), at + draw.choice((0, 0, 1, 1, 2, 8)))
@@ -128,7 +128,7 @@ def text(draw: Random, value: str, words: Sequence[Json] = ()) -> str:
 
 
 def value(draw: Random, whole: Json, words: Sequence[Json]) -> Json:
-    """A copy of `whole` with one thing in it changed."""
+    """Return a copy of `whole` with one change."""
     root = [copied(whole)]
     holder, key = draw.choice(places(root))
     old = holder[key]
@@ -217,14 +217,14 @@ def _change_dict(draw: Random, old: dict[str, Json], words: Sequence[Json]) -> N
 
 
 def _wrapped(draw: Random, old: Json) -> Json:
-    """`old`, nested: a few times, or far beyond what anybody takes."""
+    """Return `old`, nested: a few times, or far beyond every limit."""
     for _ in range(draw.choice((1, 1, 2, 7, 62, 63, 64, 65, 66))):
         old = [old] if draw.random() < 0.5 else {"x": old}
     return old
 
 
 def places(root: list[Json]) -> list[tuple[Any, Any]]:
-    """Every place in it: a list or dict, and the key in that."""
+    """Return every position in it: a list or dict, and the key in it."""
     found: list[tuple[Any, Any]] = []
     waiting: list[Any] = [root]
     while waiting:
@@ -237,12 +237,12 @@ def places(root: list[Json]) -> list[tuple[Any, Any]]:
 
 
 def copied(whole: Json) -> Json:
-    """A deep copy. Raises RecursionError for what is nested too deep to be written down."""
+    """Return a deep copy. Raises RecursionError if it is nested too deep to be written down."""
     return json.loads(json.dumps(whole))
 
 
 def to_bytes(written: object) -> bytes:
-    """The bytes that a text of an input stands for: each character up to U+00FF is one byte, others are as in UTF-8."""
+    """Return the bytes for the text of an input: each character up to U+00FF is one byte, others are encoded in UTF-8."""
     if not isinstance(written, str):
         written = json.dumps(written)
     if written.isascii():

@@ -1,11 +1,11 @@
-"""Who may do what, written once more: what a token says, and which operation needs which capability.
+"""Authorisation, implemented independently: the rights in a token, and the capabilities that an operation needs.
 
 Layer: fuzz.
 
-Nothing here asks the product: a token is read, believed and matched with channels by code of
-its own, and `needs_of_request` and `needs_of_frame` are a table that `test_fuzz` compares with the one of
-`tests.transports.permissions`, and so with `docs/security.md`. What is said here is what may be granted at most; whose
-a message is comes on top, and is the business of others.
+This module does not use the product. It decodes and verifies tokens and matches channels by its own code. The needs
+come from the table `tests/transports/permissions.py`, which the permission matrix and `docs/security.md` share. They
+are an upper bound of what may be granted; rules about ownership of messages apply in addition, and other tests check
+them.
 """
 
 from __future__ import annotations
@@ -26,33 +26,33 @@ SECRET = b"a secret of the fuzzer's hubs, long enough"
 AUDIENCE = "chat"
 COOKIE = "token"
 LEEWAY_S = 10.0
-START_S = START_MS / 1000  # what the wall clock says when virtual time begins
-EVERYWHERE = "*"  # instead of a channel: all of them
+START_S = START_MS / 1000  # the wall clock at the beginning of virtual time
+EVERYWHERE = "*"  # in place of a channel: all channels
 _NAME = re.compile(r"[A-Za-z0-9_.:@=+-]{1,64}\Z")
 Json = Any
 
 
 @dataclass(frozen=True)
 class Rights:
-    """Somebody, what they may do by channel pattern, and until when (in virtual time, leeway and all)."""
+    """A caller, its capabilities by channel pattern, and the virtual time at which they end, leeway included."""
 
     sub: str
     grants: tuple[tuple[str, frozenset[str]], ...]
     ends_s: float
 
     def has(self, capability: str, channel: str) -> bool:
-        """May they, on `channel`; on a pattern (or `EVERYWHERE`), on all that it names, by one grant?"""
+        """Return whether one grant has the capability on `channel`, on all of a pattern, or on `EVERYWHERE`."""
         return any(capability in granted and _covers(pattern, channel) for pattern, granted in self.grants)
 
     def has_all(self, capabilities: frozenset[str], channel: str) -> bool:
         return all(self.has(one, channel) for one in capabilities)
 
     def may_see(self, channel: str) -> bool:
-        """May they be shown anything of it?"""
+        """Return whether the caller may see any event of the channel."""
         return self.has("subscribe", channel) or self.has("history", channel)
 
     def narrowed(self, channel: str, capabilities: frozenset[str]) -> Rights:
-        """The same somebody with these rights on one channel, as far as they had them."""
+        """Return the same caller with these capabilities on one channel, as far as it held them."""
         kept = frozenset(one for one in capabilities if self.has(one, channel))
         return Rights(self.sub, ((channel, kept),), self.ends_s)
 
@@ -64,7 +64,7 @@ def _covers(pattern: str, channel: str) -> bool:
 
 
 def rights_in(text: str, now_s: float) -> Rights | None:
-    """What a token grants that is shown at `now_s`; None where it is to be refused."""
+    """Return the rights in a token presented at `now_s`, or None if it must be refused."""
     body, _, signature = text.rpartition(".")
     header_text, _, claims_text = body.partition(".")
     if not text.isascii() or decoded(signature) != hmac.digest(SECRET, body.encode(), hashlib.sha256):
@@ -100,7 +100,7 @@ def _time(value: Json) -> float | None:
 
 
 def _grants(claim: Json, sub: str) -> tuple[tuple[str, frozenset[str]], ...] | None:
-    """Capabilities by pattern; None where one pattern or capability is none: then nothing of it is believed."""
+    """Return capabilities by pattern. If one pattern or capability is invalid, the whole claim is: return None."""
     found = []
     if claim is not None and (not isinstance(claim, dict) or len(claim) > 200):
         return None
@@ -118,13 +118,13 @@ def _grants(claim: Json, sub: str) -> tuple[tuple[str, frozenset[str]], ...] | N
 
 
 def token_of(claims: dict[str, Json]) -> str:
-    """`claims`, signed as they should be."""
+    """Return `claims` as a correctly signed token."""
     body = ".".join(_text(json.dumps(one).encode()) for one in ({"alg": "HS256", "typ": "JWT"}, claims))
     return f"{body}.{_text(hmac.digest(SECRET, body.encode(), hashlib.sha256))}"
 
 
 def decoded(text: str) -> bytes:
-    """URL-safe base64 as lenient readers have it; b"" where it is none."""
+    """Decode URL-safe base64 leniently; b"" if it is invalid."""
     try:
         return base64.urlsafe_b64decode(text.encode() + b"=" * (-len(text) % 4))
     except ValueError:
@@ -135,15 +135,15 @@ def _text(data: bytes) -> str:
     return base64.urlsafe_b64encode(data).rstrip(b"=").decode()
 
 
-# What operations need
+# The needs of operations
 
 
 @dataclass(frozen=True)
 class Needs:
-    """An operation: what it needs, where, and whether those capabilities are all that it needs."""
+    """The needs of an operation on a channel. `is_all`: no other rule applies."""
 
     capabilities: frozenset[str]
-    channel: str  # or a pattern, or EVERYWHERE
+    channel: str  # a channel, a pattern, or EVERYWHERE
     is_all: bool = False
 
 

@@ -1,7 +1,6 @@
-"""All targets, by name, in the order in which they are run.
+"""All targets by name, in the order of a run.
 
 Layer: fuzz.
-
 """
 
 from __future__ import annotations

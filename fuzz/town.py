@@ -1,9 +1,11 @@
-"""A town: a guarded hub, people who come to it, and what must hold of all that they are granted and shown.
+"""A town: a guarded hub, its callers, and the invariants of everything that they are granted and shown.
 
-You are in `tests.fuzz`; `identities` draws who comes and what they ask. Whatever is granted must be granted by
-`rights`, which knows nothing of the product: to a token that is good now, or a ticket for that stream. Nobody is shown
-what they may not see, a cursor counts only for whom it was given to where no history may be seen, nothing outlives an
-identity, nothing is held in the end, and no token is in an error or in the log.
+Layer: fuzz.
+
+`identities` draws the callers and their requests. `rights`, which does not use the product, must allow each grant: by a
+token that is valid now, or by a ticket for that stream. No caller is shown a message that it may not see. Without
+`history`, a cursor counts only for the caller to whom it was issued. No connection outlives its identity, the hub holds
+no resource in the end, and no error or log line contains a token.
 """
 
 from __future__ import annotations
@@ -49,17 +51,17 @@ from tests.transports.permissions import OPEN_FRAMES
 from wirecheck import SseParser
 
 MAX_STEPS = 40
-MAX_ENDS_S = 400.0  # so long is waited for an identity to end
-SLACK_S = 6.0  # a socket's timers are looked at every five seconds
+MAX_ENDS_S = 400.0  # the longest wait for an identity to end
+SLACK_S = 6.0  # a socket checks its timers every five seconds
 TICKET_S = 60.0
 CHANNELS = ("chat:a", "chat:b", "user:ada", "room")
-OWN = ("past", "live")  # messages of the world's own in each of them: one is over, one streams
+OWN = ("past", "live")  # the world's own messages in each channel: one is complete, one streams
 READ = ["subscribe", "history"]
 _SEALED = re.compile(r"([A-Za-z0-9_-]{1,32}:[0-9]+):(k.{22})?(h.{22})?")
 
 
 class Given(NamedTuple):
-    """A cursor that was given out."""
+    """An issued cursor."""
 
     text: str
     sub: str
@@ -68,18 +70,18 @@ class Given(NamedTuple):
 
 
 class Issued:
-    """A ticket that was given out."""
+    """An issued ticket."""
 
     def __init__(self, text: str, channel: str, rights: Rights, at_s: float) -> None:
         self.text = text
         self.channel = channel
         self.rights = rights.narrowed(channel, frozenset(READ))
         self.at_s = at_s
-        self.seals: set[str] = set()  # that its streams' cursors carry
+        self.seals: set[str] = set()  # the marks in its streams' cursors
 
 
 class Seen(NamedTuple):
-    """Something of the world's own that somebody was shown."""
+    """One of the world's own messages, as shown to a caller."""
 
     channel: str
     id: str
@@ -88,7 +90,7 @@ class Seen(NamedTuple):
 
 
 class Visit:
-    """A request, who sent it, and what came of it so far."""
+    """A request, its sender, and its result so far."""
 
     def __init__(
         self, exchange: Exchange, method: str, headers: list[list[bytes]], needs: Needs | None, rights: Rights | None
@@ -98,24 +100,24 @@ class Visit:
         self.headers = headers
         self.needs = needs
         self.rights = rights
-        self.since = ""  # the cursor that it came with
+        self.since = ""  # the cursor of the request
         self.is_by_ticket = False
         self.ticket: Issued | None = None
         self.is_judged = False
         self.is_counted = False
-        self.told = ""  # by the stream of one message
+        self.told = ""  # the text that the stream of one message has sent
         self._parser = SseParser()
         self._read = 0
 
     def events(self) -> list[Any]:
-        """What came of a stream since the last call."""
+        """Return the events of a stream since the last call."""
         body = self.exchange.answer.body
         data, self._read = bytes(body[self._read :]), len(body)
         return self._parser.receive(data)
 
     @property
     def is_granted(self) -> bool:
-        """Did it get what it asked for?"""
+        """Return whether the request succeeded."""
         answer = self.exchange.answer
         if answer.is_stream and answer.body:
             return bool(re.search(rb"event: (channel\.attached|answer|thinking|done)\n", answer.body))
@@ -123,14 +125,14 @@ class Visit:
 
 
 class Town:
-    """A guarded world, with channels that hold something, and all that was given out in it."""
+    """A guarded world whose channels contain messages, with everything that was issued in it."""
 
     def __init__(self, world: World, setup: dict[str, Any]) -> None:
         self.world = world
         self.origins = [one for one in as_list(setup.get("origins")) if isinstance(one, str)]
         self.given: list[Given] = []
         self.seen: list[Seen] = []
-        self.touched: set[str] = set()  # channels whose own messages were changed: then they are news
+        self.touched: set[str] = set()  # channels whose own messages were changed, so that they are new events
         self.emptied: set[str] = set()  # channels that may have been deleted
         self.writes: dict[str, int] = {}
         self.authors: dict[str, set[str]] = {channel: {"root"} for channel in CHANNELS}
@@ -146,7 +148,7 @@ class Town:
         return self.world.loop.time()
 
     async def settle(self) -> None:
-        """Store what belongs to the world."""
+        """Store the world's own messages."""
         for channel in CHANNELS:
             path = f"/v1/channels/{channel}/messages"
             await self.world.expect(201, "POST", path, {"id": "past", "text": hidden(channel, "past")})
@@ -165,10 +167,10 @@ class Town:
         else:
             await self.world.pass_time(as_number(step.get("wait_s"), 1.0, 100.0))
 
-    # Who somebody is
+    # Callers
 
     def token(self, who: object) -> str:
-        """The token that `who` describes."""
+        """Return the token that `who` describes."""
         known = as_dict(who)
         expiry = known.get("exp", 60)
         is_span = isinstance(expiry, int | float) and not isinstance(expiry, bool)
@@ -189,11 +191,11 @@ class Town:
         return text
 
     def _hide(self, *secrets: str) -> None:
-        """From now on these may stand nowhere; short ones stand everywhere."""
+        """Forbid these texts in errors and logs from now on. Short texts occur everywhere, so they are left out."""
         self.secrets.update(one for one in secrets if len(one) >= 20)
 
     def shown_by(self, who: object) -> list[list[str]]:
-        """The header lines that show it."""
+        """Return the header lines that carry its token."""
         known = as_dict(who)
         if not known:
             return []
@@ -202,7 +204,7 @@ class Town:
         return [["Authorization", as_text(known.get("line"), "Bearer ") + self.token(known)]]
 
     def rights_by(self, headers: Iterable[tuple[bytes, bytes]]) -> Rights | None:
-        """Whom header lines make of their sender, at the most."""
+        """Return the rights of the sender of these header lines, as an upper bound."""
         lines = [(bytes(name), bytes(value).decode("latin-1")) for name, value in headers]
         texts = [value for name, value in lines if name == b"authorization"]
         found = [match[1] for text in texts if (match := re.fullmatch(r"\s*bearer\s+(\S.*)", text, re.I | re.S))]
@@ -216,7 +218,7 @@ class Town:
         return next((rights for one in found if (rights := rights_in(one.strip(), self.now_s)) is not None), None)
 
     def is_foreign(self, headers: list[list[bytes]], method: str) -> bool:
-        """Would a browser send this for a page that is not known? `method` is "" for a socket."""
+        """Return whether a browser would send this for an unknown page. `method` is "" for a socket."""
         names = {bytes(name): bytes(value).decode("latin-1") for name, value in reversed(headers)}
         by_cookie = b"cookie" in names and b"authorization" not in names
         if method and (not by_cookie or method in ("GET", "HEAD", "OPTIONS")):
@@ -234,7 +236,7 @@ class Town:
     # Requests
 
     async def _ask(self, step: dict[str, Any]) -> None:
-        method = re.sub(r"[^!-~]", "", as_text(step.get("method"), "GET"))[:60]  # others no server lets through
+        method = re.sub(r"[^!-~]", "", as_text(step.get("method"), "GET"))[:60]  # no server accepts other characters
         path, raw_path = path_of(as_text(step.get("path"), "/"))
         if path.startswith("/web"):
             return
@@ -292,7 +294,7 @@ class Town:
         return self.given[at % len(self.given)].text + as_text(step.get("and"), "")[:50]
 
     def _believed(self, text: str, needs: Needs | None, since: str) -> Issued | None:
-        """The ticket in `text`, if it opens now what is asked for."""
+        """Return the ticket in `text`, if it opens the requested stream now."""
         found = next((one for one in self._tickets if one.text == text), None)
         if found is None or needs is None or needs.channel != found.channel or self.now_s >= found.rights.ends_s:
             return None
@@ -301,7 +303,7 @@ class Town:
         return found if is_back or self.now_s <= found.at_s + TICKET_S else None
 
     def _judge(self, visit: Visit) -> None:
-        """Raises Finding where something was granted that may not be, or a ticket opened nothing that may."""
+        """Check that a success was allowed, and that a valid ticket was not refused. Raises Finding."""
         needs, rights, what = visit.needs, visit.rights, visit.exchange.answer.what
         visit.is_judged = visit.is_granted or visit.exchange.is_done
         if not visit.is_granted:
@@ -322,7 +324,7 @@ class Town:
             self.present_until_s = max(self.present_until_s, rights.ends_s)
 
     def _note_change(self, needs: Needs, what: str, kind: str, rights: Rights | None) -> None:
-        """Note what a granted request may have changed."""
+        """Note what a successful request may have changed."""
         if rights is None or not needs.capabilities & {"publish", "append", "admin"} or kind in ("GET", "HEAD"):
             return
         if any(one in what for one in OWN) or "admin" in needs.capabilities:
@@ -333,7 +335,7 @@ class Town:
         self.authors.setdefault(needs.channel, {"root"}).add(rights.sub)
 
     def _check_not_refused(self, visit: Visit) -> None:
-        """Whoever holds all that is needed is let in, where nothing else counts. Raises Finding."""
+        """Check that a caller with all needed capabilities is not refused, if no other rule applies. Raises Finding."""
         needs, rights, answer = visit.needs, visit.rights, visit.exchange.answer
         if rights is None or needs is None or not needs.capabilities or answer.status not in (401, 403):
             return
@@ -341,10 +343,10 @@ class Town:
         if (answer.status == 401 or may) and self.now_s < rights.ends_s - 1:
             raise Finding(f"refused: {answer.what} of {rights}: {bytes(answer.body[:300])!r}")
 
-    # What came
+    # Responses
 
     def _look(self) -> None:
-        """Take what came of all requests. Raises Finding."""
+        """Take the responses to all requests. Raises Finding."""
         for visit in self._visits:
             answer = visit.exchange.answer
             if not visit.is_judged:
@@ -402,7 +404,9 @@ class Town:
         self.check_resumed((visit.rights,), visit.needs.channel, [visit.since], is_resumed)
 
     def check_resumed(self, who: Iterable[Rights], channel: str, tried: list[str], is_resumed: bool) -> None:
-        """Who may not look back comes back only with what was given to them, and then does. Raises Finding."""
+        """Check that without `history` a caller resumes from a cursor if, and only if, it was issued to it. Raises
+        Finding.
+        """
         rights = list(who)
         if not rights or any(one.has("history", channel) for one in rights):
             return
@@ -417,7 +421,7 @@ class Town:
             raise Finding(f"not resumed: {sorted(subs)} in {channel} from {tried}")
 
     def note_shown(self, data: bytes, by: tuple[Rights, ...], where: str) -> None:
-        """Note what of the world's own stands in what was sent."""
+        """Note which of the world's own messages the sent bytes contain."""
         if b"hidden" in data:
             for channel in CHANNELS:
                 for id in OWN:
@@ -425,7 +429,7 @@ class Town:
                         self.seen.append(Seen(channel, id, by, where))
 
     def check_secrets(self, text: str, where: str) -> None:
-        """Raises Finding where a token or a ticket stands in `text`."""
+        """Check that `text` contains no token and no ticket. Raises Finding."""
         for secret in self.secrets:
             if secret in text and not where.startswith("POST '/v1/tickets'"):
                 raise Finding(f"secret: {secret[:80]!r} in {where}: {text[:300]!r}")
@@ -464,7 +468,7 @@ class Town:
     # The end
 
     async def end(self) -> None:
-        """Wait until every identity is over, and look at what is left. Raises Finding."""
+        """Wait until every identity has ended, and check the hub. Raises Finding."""
         for task, peer in self._peers:
             await asyncio.wait([task], timeout=PATIENCE_S)
             if not task.done():
@@ -516,7 +520,7 @@ class Town:
                 raise Finding(f"shown: {one.id} of {one.channel} to {one.by} by {one.where}")
 
     def _check_told(self) -> None:
-        """The stream of a message tells all of it, or the rest that a cursor of that log names. Raises Finding."""
+        """Check that the stream of a message sends all of it, or its rest after a cursor of that log. Raises Finding."""
         for visit in self._visits:
             channel = visit.needs.channel if visit.needs is not None else ""
             about = re.search(r"/messages/(past|live)/events'", visit.exchange.answer.what)
@@ -539,7 +543,7 @@ class Town:
                         raise Finding(f"changed: {message} in {channel}, by nobody who may")
 
     async def _check_nothing_is_held(self) -> None:
-        """No slot, no ticket's stream, no member, no agent. Raises Finding."""
+        """Check that the hub holds no slot, ticket stream, member or agent. Raises Finding."""
         hub = self.world.hub
         await self.world.pass_time(5.0)
         sockets = hub._asgi._sockets  # type: ignore[attr-defined]  # nobody else tells
@@ -556,7 +560,7 @@ class Town:
 
 
 class Asked(NamedTuple):
-    """A frame, who may have sent it, and when."""
+    """A frame, the callers that may have sent it, and the time."""
 
     frame: dict[str, Any]
     who: list[Rights]
@@ -564,7 +568,7 @@ class Asked(NamedTuple):
 
 
 class Known(Peer):
-    """A socket's other end, whose every answer is judged."""
+    """A peer whose every reply is checked against its rights."""
 
     close_codes = (1012, 4000, 4001, 4002, 4003, 4200, 4201, 4300, 4301)
 
@@ -575,9 +579,9 @@ class Known(Peer):
         rights = town.rights_by((one[0], one[1]) for one in headers)
         self._is_foreign = town.is_foreign(headers, "")
         self._who: list[Rights] = [rights] if rights is not None else []
-        self._before: list[Rights] = []  # who it was until the last `auth`
+        self._before: list[Rights] = []  # the earlier identities, until the reply to the latest `auth`
         self._asked: dict[str, list[Asked]] = {}
-        self._since: dict[str, list[str]] = {}  # cursors that it came with, by channel
+        self._since: dict[str, list[str]] = {}  # the cursors of its attach frames, by channel
         self._must_narrow = False
         self._left_s: float | None = None
 
@@ -620,7 +624,7 @@ class Known(Peer):
         town.note_shown(text.encode(), who, f"a frame {frame['type']}")
 
     def _judge(self, asked: list[Asked], text: str) -> None:
-        """An `ok` came to one of these. Raises Finding."""
+        """Take an `ok` to one of these frames. Raises Finding."""
         if self._is_foreign:
             raise Finding(f"foreign: a socket, {text[:200]}")
         auths = [one for one in asked if one.frame.get("type") == "auth"]
@@ -628,13 +632,13 @@ class Known(Peer):
             self._check_granted(asked, text)
         elif len(asked) == 1:
             self._renewed(asked[0], is_sure=True)
-        else:  # of several with this ref nobody knows which one it is about
+        else:  # several frames have this ref, so the reply may belong to any of them
             for one in auths:
                 if rights_in(as_text(one.frame.get("token"), ""), one.at_s) is not None:
                     self._renewed(one, is_sure=False)
 
     def _check_granted(self, asked: list[Asked], text: str) -> None:
-        """One of these was granted. Raises Finding unless one may be."""
+        """Check that at least one of these frames may be granted. Raises Finding."""
         for one in asked:
             needs = needs_of_frame(one.frame)
             if needs is None:
@@ -655,7 +659,7 @@ class Known(Peer):
             raise Finding(f"other client: {self._who} became {rights}")
         before = self._who
         self._who = [rights] if is_sure else [*self._who, rights]
-        for listed in self._asked.values():  # what is not answered yet may be judged by it
+        for listed in self._asked.values():  # a frame without a reply may be judged by it
             for one in listed:
                 one.who.append(rights)
         lost = [
@@ -677,7 +681,7 @@ class Known(Peer):
             raise Finding(f"refused: {asked[0].frame} of {rights}: {frame}")
 
     def check(self) -> None:
-        """Raises Finding unless all was answered, and nothing outlived who asked for it."""
+        """Check that each frame has a reply, and that no subscription outlives its identity. Raises Finding."""
         super().check()
         if not self.is_accepted or self._stalled_s or self.close_code is not None:
             return
@@ -690,12 +694,12 @@ class Known(Peer):
 
 
 def hidden(channel: str, id: str) -> str:
-    """The text of one of the world's own messages."""
+    """Return the text of one of the world's own messages."""
     return f"hidden {id} of {channel} 5f0c"
 
 
 def _mark(text: str) -> tuple[str, str] | None:
-    """The entry that a cursor names, and the mark of whom it was given to."""
+    """Return the entry that a cursor names, and the mark of the caller to whom it was issued."""
     match = _SEALED.match(text)
     return (match[1], match[3]) if match is not None and match[3] else None
 
@@ -708,13 +712,13 @@ def _json(data: bytes) -> Json:
 
 
 def _decoded(path: str, raw_path: bytes) -> str:
-    """The path with its segments decoded; a slash within one stays as it came."""
+    """Return the path with decoded segments; an encoded slash within one stays encoded."""
     if b"%2f" not in raw_path.lower():
         return path
     return "/".join(path_of(one)[0].replace("/", "%2F") if one else "" for one in raw_path.decode().split("/"))
 
 
 def _last(headers: list[list[bytes]], query: bytes) -> str:
-    """The cursor that a request comes with."""
+    """Return the cursor of a request."""
     said = next((bytes(value).decode("latin-1") for name, value in headers if name == b"last-event-id"), "")
     return said or dict(parse_qsl(query.decode("latin-1"), keep_blank_values=True)).get("since", "")

@@ -1,11 +1,11 @@
-"""The targets `raw-http` and `raw-socket`: bytes at a real `holdfast serve`, below what libraries send.
+"""The targets `raw-http` and `raw-socket`: bytes at a real `holdfast serve`, below the level of client libraries.
 
 Layer: fuzz.
 
-An input of `raw-http` is `{pieces}`, the bytes of a connection; one of `raw-socket` is
-`{headers, frames}`, where a frame says each of its fields (`fin`, `rsv`, `op`, `mask`, `length`, `payload`, `times`) or
-is `raw`. The server is a process of its own: it may close the connection and may refuse, but not fail, log an error,
-hang, keep the descriptor or spend seconds; and it goes on. What it does cannot be watched line by line.
+An input of `raw-http` is `{pieces}`, the bytes of a connection. One of `raw-socket` is `{headers, frames}`, where a
+frame has a value for each field (`fin`, `rsv`, `op`, `mask`, `length`, `payload`, `times`) or is `raw`. The server is a
+process of its own. It may close the connection and may refuse; it must not fail, log an error, hang, keep the
+descriptor or spend seconds, and it must keep working. Its code cannot be traced from here.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ from fuzz.world import PRECIOUS, PRECIOUS_TEXT, as_dict, as_list, as_number, as_
 from tests.processes import Server
 from wirecheck import Frames, WireError, encode_frame
 
-QUIET_S = 0.03  # nobody tells when a server has nothing more to say
+QUIET_S = 0.03  # a server does not signal that it has sent everything
 END_S = 8.0
-# uvicorn reads no further, and so does not see that the peer leaves, while a request waits behind another: a poll then
-# lasts as long as it was asked to, and a stream until its second heartbeat.
+# While a request waits behind another, uvicorn does not read, and so does not notice that the peer leaves. A poll then
+# lasts as long as requested, and a stream until its second heartbeat.
 LET_GO_S = 75.0
 PROBED_EVERY = 25
 SERVER_CPU_S = 2.0
@@ -43,13 +43,13 @@ MAX_BYTES = 3_000_000
 MAX_FRAMES = 30  # of one input
 SPARE_FILES = 40
 SPARE_RSS_KIB = 300_000
-OWN_WORDS = (b"Invalid HTTP request received.", b"Unsupported upgrade request.")  # of the server below us
+OWN_WORDS = (b"Invalid HTTP request received.", b"Unsupported upgrade request.")  # of the server below Holdfast
 INTERNAL_ERROR = 1011  # a close code; the parser rejects those that may not be sent, and a server may echo others
 TICKS = os.sysconf("SC_CLK_TCK")
 KEY = "dGhlIHNhbXBsZSBub25jZQ=="
-# Text that is not UTF-8, and a close behind it in the same read: uvicorn 0.54 has answered the close when it sees the
-# text, and fails to close a second time. It costs the log some lines, and the peer a connection that was over anyway.
-# These lines and no others: what else went wrong near them is not to be taken for it.
+# If text that is not UTF-8 and a close arrive in the same read, uvicorn 0.54 has already sent its close when it sees
+# the text, and fails to close a second time. This costs some log lines, and a connection that was over anyway. The
+# pattern matches these lines exactly, so it hides no other error near them.
 _OF_UVICORN = re.compile(
     rb"Fatal error: protocol\.data_received\(\) call failed\.\nprotocol: .*\ntransport: .*\n"
     rb"Traceback .*\n(?: .*\n)+UnicodeDecodeError: .*\n"
@@ -70,7 +70,7 @@ class Running:
         self._rss_kib = 0
 
     def connect(self) -> socket.socket:
-        """A connection to it."""
+        """Return a new connection to the server."""
         if self._server is None:
             self._start()
         assert self._server is not None
@@ -84,7 +84,7 @@ class Running:
         return self._server.port
 
     def check(self) -> None:
-        """Raises Finding unless it lives and has nothing to complain about; now and then, unless all is well."""
+        """Check that the server lives and has logged no error; probe it now and then, and after each problem."""
         assert self._server is not None
         assert self._folder is not None
         if self._server.running.poll() is not None:
@@ -102,13 +102,13 @@ class Running:
             self._probe()
 
     def cpu_s(self) -> float:
-        """Processor time that it has spent."""
+        """Return the processor time of the server."""
         assert self._server is not None
         fields = Path(f"/proc/{self._server.running.pid}/stat").read_text().rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) / TICKS
 
     def close(self) -> None:
-        """End it."""
+        """Stop the server."""
         if self._server is not None:
             self._server.clean_up()
         if self._folder is not None:
@@ -124,7 +124,7 @@ class Running:
         self._files, self._rss_kib, self._log_read, self._inputs = self._count_files(), self._memory_kib(), 0, 0
 
     def _probe(self) -> None:
-        """A conversation, what was stored before, and what the process holds. Raises Finding."""
+        """Check that a conversation works, stored messages remain, and the process has not grown. Raises Finding."""
         assert self._server is not None
         path = f"/v1/channels/probe-{self._inputs}/messages"
         asked = [
@@ -143,7 +143,7 @@ class Running:
         while self._count_files() > self._files + SPARE_FILES or b"holdfast_feeds 0\n" not in self._metrics():
             if time.monotonic() > deadline_s:
                 raise Finding(f"leak: {self._count_files()} files open, {self._files} at first; {self._metrics()!r}")
-            time.sleep(0.02)  # nobody tells when a server has let go
+            time.sleep(0.02)  # a server does not signal that it has released a connection
         if self._memory_kib() > self._rss_kib + SPARE_RSS_KIB:
             raise Finding(f"memory: {self._memory_kib()} KiB, {self._rss_kib} at first")
 
@@ -162,7 +162,7 @@ class Running:
 
 
 def complaint(log: bytes) -> str | None:
-    """What a server's log complains about; its first word is the last error's name."""
+    """Return the error in a server's log, or None; its first word is the name of the last error."""
     log = _OF_UVICORN.sub(b"", log)
     if not re.search(rb"Traceback|ERROR|CRITICAL|Exception|never retrieved", log):
         return None
@@ -174,20 +174,21 @@ def complaint(log: bytes) -> str | None:
 
 
 class _Wire:
-    """What both targets share."""
+    """The common part of both targets."""
 
-    cpu_s = 10.0  # of this process; the server's own is looked at where it is spent
+    cpu_s = 10.0  # of this process; the server's own time is checked separately
     is_guided = False
 
     def __init__(self) -> None:
         self._running = Running()
 
     def close(self) -> None:
-        """End the server."""
+        """Stop the server."""
         self._running.close()
 
     def _exchange(self, pieces: list[bytes], *, head: bytes = b"", last: bytes = b"") -> bytes:
-        """Send `head` and wait for its answer, send `pieces`, say `last` when it is quiet, and read to the end.
+        """Send `head` and wait for the response, send `pieces`, send `last` once the socket is quiet, and read to the
+        end.
 
         Raises Finding.
         """
@@ -218,7 +219,7 @@ class _Wire:
 
 
 def _send(connection: socket.socket, data: bytes, received: bytearray) -> bool:
-    """Send it, and take meanwhile what comes, as peers do; False when the connection is over."""
+    """Send the data while reading, as peers do. Return False if the connection is over."""
     view = memoryview(data)
     connection.setblocking(False)
     deadline_s = time.monotonic() + END_S
@@ -228,7 +229,7 @@ def _send(connection: socket.socket, data: bytes, received: bytearray) -> bool:
                 view = view[connection.send(view) :]
             except BlockingIOError:
                 if time.monotonic() > deadline_s:
-                    return True  # the server reads no further, which is its right
+                    return True  # the server does not read further, which is allowed
                 if _read(connection, received, 0.01):
                     return False
                 connection.setblocking(False)
@@ -238,7 +239,7 @@ def _send(connection: socket.socket, data: bytes, received: bytearray) -> bool:
 
 
 def _read(connection: socket.socket, received: bytearray, quiet_s: float, *, until: bytes = b"") -> bool:
-    """Read until it is quiet for so long, or `until` has come; True at the end of the connection."""
+    """Read until the socket is quiet for so long or `until` arrives. Return True at the end of the connection."""
     connection.settimeout(quiet_s)
     try:
         while len(received) < MAX_BYTES:
@@ -256,12 +257,12 @@ def _read(connection: socket.socket, received: bytearray, quiet_s: float, *, unt
 
 
 class RawHttp(_Wire):
-    """Bytes where a request should be."""
+    """Bytes in place of a request."""
 
     name = "raw-http"
 
     def seeds(self) -> list[Json]:
-        """Requests as they should be, and the classic ways in which they should not."""
+        """Return correct requests, and the classic faulty ones."""
         get = "GET /v1/channels/c HTTP/1.1\r\nHost: localhost\r\n\r\n"
         post = "POST /v1/channels/c/messages HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
         body = '{"text": "x"}'
@@ -304,7 +305,7 @@ class RawHttp(_Wire):
         return [{"pieces": [one]} for one in found]
 
     def generate(self, draw: Random) -> Json:
-        """A request put together of good and bad pieces."""
+        """Return a request made of good and bad pieces."""
         method = draw.choice(("GET", "GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "BREW", "g\x00t", ""))
         path = draw.choice((*PATHS, "/web/client.js", "/web/../cli.py", "/v1/ws", "/metrics"))
         lines = [f"{method} {path}?{draw.choice(QUERIES)} HTTP/1.1", *draw.choices(_LINES, k=draw.randint(0, 6))]
@@ -314,7 +315,7 @@ class RawHttp(_Wire):
         return {"pieces": [end.join(lines) + end * 2 + draw.choice((*RAW, json.dumps({"parts": PARTS})))]}
 
     def change(self, draw: Random, old: Json, other: Json) -> Json:
-        """A few bytes, a line, or where it is cut."""
+        """Change a few bytes, a line, or the end of a piece."""
         whole = "".join(one for one in as_list(as_dict(old).get("pieces")) if isinstance(one, str))[:200_000]
         theirs = "".join(one for one in as_list(as_dict(other).get("pieces")) if isinstance(one, str))[:200_000]
         match draw.randrange(4):
@@ -330,7 +331,7 @@ class RawHttp(_Wire):
         return {"pieces": [piece for piece in (whole[:cut], whole[cut:]) if piece]}
 
     def run(self, given: Json) -> None:
-        """Raises Finding."""
+        """Send the pieces and check the responses. Raises Finding."""
         received = self._exchange([to_bytes(one) for one in as_list(as_dict(given).get("pieces"))[:20]])
         check_responses(received)
 
@@ -345,7 +346,10 @@ _LINES = [f"{name}: {value}" for name, value in HEADER_LINES] + [
 
 
 def check_responses(received: bytes) -> None:
-    """No answer says that the server failed; a refusal is a problem, or the HTTP server's own. Raises Finding."""
+    """Check that no response reports an internal error, and each refusal is a problem, or the HTTP server's own text.
+
+    Raises Finding.
+    """
     for found in re.finditer(rb"(?:^|(?<=[\n}]))HTTP/1\.1 (\d{3})[^\r\n]*\r\n((?:[^\r\n]+\r\n)*)\r\n", received):
         status, headers = int(found[1]), found[2].lower()
         body = received[found.end() : found.end() + 600]
@@ -367,12 +371,12 @@ def check_responses(received: bytes) -> None:
 
 
 class RawSocket(_Wire):
-    """Bytes where WebSocket frames should be."""
+    """Bytes in place of WebSocket frames."""
 
     name = "raw-socket"
 
     def seeds(self) -> list[Json]:
-        """Frames as they should be, and each way of RFC 6455 in which they may not."""
+        """Return correct frames, and each violation of RFC 6455."""
         attach = '{"type":"attach","ref":1,"channel":"c"}'
         text = {"op": 1, "payload": attach}
         found: list[list[Json]] = [
@@ -413,11 +417,11 @@ class RawSocket(_Wire):
         return [{"headers": [], "frames": frames} for frames in found]
 
     def generate(self, draw: Random) -> Json:
-        """Frames that are mostly in order."""
+        """Return mostly correct frames."""
         return {"headers": [], "frames": [self._frame(draw) for _ in range(draw.randint(1, 5))]}
 
     def change(self, draw: Random, old: Json, other: Json) -> Json:
-        """A field of a frame, a frame, or the handshake."""
+        """Change a field of a frame, a frame, or the handshake."""
         bounds = (0.2, 0.35, 0.0)
         new, number = mutate.steps(draw, as_dict(old), other, self._frame, bounds, key="frames", max_steps=MAX_FRAMES)
         if number is not None and number < 0.4:
@@ -446,7 +450,7 @@ class RawSocket(_Wire):
         return {"op": op, "fin": int(draw.random() < 0.85), "payload": json.dumps(frame) if op == 1 else "xy"}
 
     def run(self, given: Json) -> None:
-        """Raises Finding."""
+        """Send the frames and check the replies. Raises Finding."""
         known = as_dict(given)
         lines = [
             f"{line[0]}: {line[1]}"
