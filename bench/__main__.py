@@ -1,9 +1,9 @@
-"""The budgets, measured: `python -m bench [NAMES] [--quick]`, or `make bench`. The method: `docs/benchmarks.md`.
+"""Measure the budgets: `python -m bench [NAMES] [--quick]`, or `make bench`. The method: `docs/benchmarks.md`.
 
-All in one run, on one machine, and where it can be as a ratio, so that the machine matters little. The server
-under test has one core and the load client another. What is needed is looked at before the first row. A benchmark
-that cannot measure, or whose viewers were shown a wrong byte, fails the run; a budget that is not met is printed as
-such and fails it only with `--strict`, since a noisy machine can do that too.
+All benchmarks run in one go on one machine, where possible as a ratio, so that the machine matters little. The server
+under test has one core and the load client another. Requirements are checked before the first row. A benchmark fails
+the run if it cannot measure, or if a viewer received a wrong byte. A budget that is not met is printed, and fails the
+run only with `--strict`, because a noisy machine can cause it too.
 """
 
 import argparse
@@ -27,7 +27,7 @@ from bench.proc import CLIENT_CORE, SERVER_CORE
 NAMES = (
     "client",
     "fanout",
-    "conversations",  # and what it wrote: storage
+    "conversations",  # and its writes: storage
     "highest",
     "memory",
     "resume",  # and hydration
@@ -39,9 +39,9 @@ NAMES = (
     "soak",
 )
 BENCHMARKS = tuple(name for name in NAMES if importlib.util.find_spec(f"bench.{name}") is not None)
-_LONG = ("soak",)  # not part of a quick look unless it is named
+_LONG = ("soak",)  # left out of a quick run unless it is named
 _SHORTEST_SOAK_S = 10.0  # a slope needs some samples
-_BROKEN_OFF = 130  # what shells say of a program that was ended by Ctrl-C
+_BROKEN_OFF = 130  # the exit code that shells report for a program ended by Ctrl-C
 
 
 def main() -> int:
@@ -80,7 +80,7 @@ def _usual(options: Options) -> list[str]:
 
 
 def _scope(names: list[str], options: Options) -> list[str]:
-    """What a reader has to be told of a run that is not a whole one."""
+    """Return the limits of a partial run, for the reader of its report."""
     said = []
     if options.is_quick:
         said.append("a quick look, with shorter runs and fewer viewers, and no measurement")
@@ -90,7 +90,7 @@ def _scope(names: list[str], options: Options) -> list[str]:
 
 
 def _look_ahead(names: list[str], options: Options) -> list[needs.Problem]:
-    """Say how long it will take and what is missing."""
+    """Print the expected duration and the missing requirements."""
     estimates = {name: seconds for name in names if (seconds := needs.estimate_s(name, options)) is not None}
     each = ", ".join(f"{name} {seconds:.0f}" for name, seconds in estimates.items())
     _say(f"about {sum(estimates.values()) / 60:.0f} minutes; in seconds: {each}")
@@ -104,7 +104,7 @@ def _look_ahead(names: list[str], options: Options) -> list[needs.Problem]:
 
 
 def _run(names: list[str], missing: list[needs.Problem], options: Options, rows: list[Row]) -> str:
-    """Add the rows of all benchmarks to `rows`; returns how long each took."""
+    """Add the rows of all benchmarks to `rows`. Return the duration of each."""
     took_s: dict[str, float] = {}
     for name in names:
         started_s = time.monotonic()
@@ -121,7 +121,7 @@ def _run(names: list[str], missing: list[needs.Problem], options: Options, rows:
 
 
 def _break_off_cleanly() -> None:
-    """Whoever ends the run ends its processes and files with it, once: while they are removed, no signal disturbs."""
+    """Make a signal end the run with its processes and files, once: during the removal, further signals are ignored."""
     signals = [one for one in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if signal.getsignal(one) != signal.SIG_IGN]
 
     def end(_: int, __: FrameType | None) -> None:
@@ -134,7 +134,7 @@ def _break_off_cleanly() -> None:
 
 
 def _say(what: str) -> None:
-    """Tell who waits; the report itself is printed at the end."""
+    """Print progress; the report itself is printed at the end."""
     print(what, file=sys.stderr, flush=True)
 
 
@@ -161,14 +161,14 @@ def _arguments() -> argparse.Namespace:
         parser.error(f"a soak takes {_SHORTEST_SOAK_S:g} s at least")
     if arguments.markdown is not None:
         try:
-            report.check_page(arguments.markdown)  # now, not when all has been measured
+            report.check_page(arguments.markdown)  # before the measurements, not after them
         except (OSError, ValueError) as error:
             parser.error(str(error))
     return arguments
 
 
 def _shown(arguments: list[str]) -> list[str]:
-    """The arguments, without where things are on this machine."""
+    """Return the arguments without paths of this machine."""
     shown = list(arguments)
     for name in ("--dir", "--markdown"):
         if name in shown:

@@ -1,11 +1,12 @@
-"""The load client's reader of HTTP responses and WebSocket frames: the least that finds the payload.
+"""The load client's reader of HTTP responses and WebSocket frames: a minimal parser that finds the payload.
 
 Layer: bench.
 
 The wire checker's own parsers (h11, wsproto) are too slow for a load generator. Measured on one core: to open a
-WebSocket and take its first batch costs 79 µs here and 316 µs with them, and one frame costs 3 µs and 18 µs. In the
-storm a thousand viewers dial within 0.4 s, and the load client's time is part of the result. So this reader trusts the
-framing; tests and `chaos` check it. The peers' viewers use the same reader, so that all systems have the same client.
+WebSocket and take its first batch costs 55 µs with this reader and 316 µs with them, and one frame costs 3 µs and 18
+µs. In the storm a thousand viewers dial within 0.4 s, and the load client's time is part of the result. So this reader
+trusts the framing; tests and `chaos` check it. The peers' viewers use the same reader, so all systems have the same
+client.
 """
 
 import os
@@ -104,7 +105,7 @@ class LoadFrames:
             if length >= 126:
                 start += 2 if length == 126 else 8
                 length = int.from_bytes(buffer[position + 2 : start])
-            if len(buffer) < start + length:  # true as well if the length itself is incomplete
+            if len(buffer) < start + length:  # also true if the length itself is incomplete
                 break
             position = start + length
             if (event := self._event(first & 0x80, first & 0x0F, bytes(buffer[start:position]))) is not None:

@@ -1,14 +1,16 @@
-"""A soak: ten minutes of everything at once (`bench/plan.py`), and nothing grows, and nothing is lost.
+"""A soak: ten minutes of the whole load at once (`bench/plan.py`), without growth and without loss.
 
-The file holds ten thousand conversations before it begins. They fill what is bounded and would else grow all the while:
-SQLite's page cache of 16 MB, and what the store knows of the 10,000 channels that were used last. About fifty
-conversations stream at any time, each in a channel of its own; they begin and end, viewers come, are cut off, resume
-and go, by SSE and WebSocket. The server's memory is read every second; its slope is that of a line fitted to what came
-in the second half. A connection that is over is a cycle of objects (asyncio's transport and uvicorn's protocol hold on
-to themselves, and so to what is ours), and the collector of cycles under `serve` comes only now and then: until it has
-been there a few times memory grows by what is over. When that was stands beside the slope. In the end everybody has
-gone, and what the server held for them must be gone as well: feeds, channels, writers, tasks, threads and open files
-are counted before and after, and so are Python's blocks of memory.
+The file holds ten thousand conversations at the beginning. They fill caches that would otherwise grow during the soak:
+SQLite's page cache of 16 MB, and the store's knowledge of the 10,000 most recently used channels. About fifty
+conversations stream at any time, each in a channel of its own. They begin and end; viewers come, are disconnected,
+resume and go, by SSE and WebSocket. The server's memory is read every second; its slope is that of a line fitted to the
+second half.
+
+A closed connection is a reference cycle (asyncio's transport and uvicorn's protocol refer to each other, and so to our
+objects), and the garbage collector under `serve` runs rarely. Until it has run a few times, memory grows by closed
+connections. The report lists the times of its runs beside the slope. At the end all viewers have gone, and the server
+must have released their resources: feeds, channels, writers, tasks, threads and open files are counted before and
+after, as are Python's memory blocks.
 """
 
 import contextlib
@@ -25,13 +27,13 @@ from bench.tokens import known_text
 
 _LIVE = 50
 _LIMIT_KB_PER_MIN = 512.0
-_JUDGED_S = 300.0  # a shorter soak has a slope, but no verdict: it is still the caches that one sees
+_JUDGED_S = 300.0  # a shorter soak has a slope but no verdict: it would only show the caches
 _WARM_UP = 0.5
 _STEP_S = 1.0
-_OLD = 10_000  # conversations that are there already
+_OLD = 10_000  # conversations in the file before the soak
 _OLD_CHARACTERS = 2_000  # in each
 _IDLE_S = 10.0  # until an idle channel leaves the server's memory
-_AFTER_S = 20.0  # after the last conversation has ended, for viewers to have been shown it
+_AFTER_S = 20.0  # after the end of the last conversation, until viewers must have received it
 _FILL_S = 120.0
 _LET_GO_S = 45.0
 _TIMEOUT_S = 45.0
@@ -54,7 +56,7 @@ def soak(
     idle_s: float = _IDLE_S,
     old: int = _OLD,
 ) -> list[Row]:
-    """The rows. Raises `Void` when a viewer was shown something wrong, or the store holds it."""
+    """Return the rows. Raises `Void` if a viewer received something wrong, or the store holds it."""
     raise_file_limit(live * 10 + 200)
     planned: dict[str, Any] = {"seconds": seconds, "live": live, "lasts_s": lasts_s}
     conversations = plan.conversations(**planned)
@@ -98,26 +100,26 @@ def soak(
 
 
 class _Watch:
-    """What is seen of a soak while it goes on; if it fails, its row says what was seen last.
+    """Observes a running soak; if it fails, its row has the last observations.
 
-    Someone who is not shown a text may have been lost by us, or by a machine that had no time for anybody.
+    A missing text may be a loss, or the effect of an overloaded machine.
     """
 
     def __init__(self, server: Child, load: Child) -> None:
         self._server, self._load = server, load
         self._began_s = time.monotonic()
         self._began = cpu_s(server.pid), cpu_s(load.pid)
-        self.lag_ms: list[float] = []  # of the producers; empty before the first look
-        self.collected_s: list[float] = []  # when the collector of cycles was seen to have looked at what is not young
+        self.lag_ms: list[float] = []  # of the producers; empty before the first reading
+        self.collected_s: list[float] = []  # when the garbage collector was seen to have examined the older generations
         self.seconds = self.server_s = self.client_s = 0.0
 
     def ask(self) -> None:
-        """Ask the server, which answers while others are asked."""
-        with contextlib.suppress(BenchError):  # `look` says what is wrong with it
+        """Request the lateness; the server replies while other processes are queried."""
+        with contextlib.suppress(BenchError):  # `look` reports the error
             self._server.send("lag")
 
     def look(self) -> None:
-        """Take its answer. Raises `BenchError` when producers have failed, and OSError when it has died."""
+        """Take the reply. Raises `BenchError` if a producer has failed, and OSError if the server has died."""
         self.lag_ms = self._server.read(timeout_s=_TIMEOUT_S)["lag_ms"]
         self.server_s, self.client_s = (
             cpu_s(child.pid) - before for child, before in zip((self._server, self._load), self._began, strict=True)
@@ -143,7 +145,7 @@ class _Watch:
 def _visit(
     server: Served, load: Child, watch: _Watch, visit: dict[str, Any]
 ) -> tuple[dict[str, Any], list[tuple[float, int]]]:
-    """Let everybody come and go: what the load client saw in all, and the server's memory while they did."""
+    """Run all visits. Return the load client's counters, and the server's memory over time."""
     samples: list[tuple[float, int]] = []
     started_s, seconds = visit["started_s"], visit["planned"]["seconds"]
     collections = server.child.ask("collections")["collections"]
@@ -154,7 +156,7 @@ def _visit(
             wrong = Void(f"{seen['wrong']} visits went wrong, e.g. {seen['example']}")
             try:
                 watch.look()
-            except (BenchError, OSError) as error:  # it may be why
+            except (BenchError, OSError) as error:  # this may be the cause
                 wrong.add_note(f"and {error}")
             raise wrong
         watch.look()
@@ -171,7 +173,7 @@ def _visit(
 
 
 def slope(samples: list[tuple[float, int]]) -> float:
-    """Bytes a second: of the line that fits best."""
+    """Return bytes per second: the slope of the best-fitting line."""
     return statistics.linear_regression(*zip(*samples, strict=True)).slope
 
 
@@ -207,7 +209,7 @@ def _check_stored(server: Served, conversation: plan.Conversation) -> None:
 
 
 def _settled(server: Served) -> dict[str, Any]:
-    """What a server holds that has answered once and is idle, so that what it opens at first counts as its own."""
+    """Return the resources of a server that has answered once and is idle, so that lazily opened ones count as its own."""
     server.call("GET", "bench:nothing")
     held = _let_go(server, {"channels": 0, "feeds": 0, "writers": 0, "waiting": 0})
     if held["channels"]:
@@ -216,10 +218,10 @@ def _settled(server: Served) -> dict[str, Any]:
 
 
 def _let_go(server: Served, wanted: dict[str, Any]) -> dict[str, Any]:
-    """What is held when it is no more than wanted, or after some time."""
+    """Return the held resources once they are no more than `wanted`, or after a timeout."""
     until_s = time.monotonic() + _LET_GO_S
     while _beyond(wanted, held := server.child.ask("held")) and time.monotonic() < until_s:
-        time.sleep(0.5)  # another process's housekeeping
+        time.sleep(0.5)  # for the housekeeping of the server's process
     last: dict[str, Any] = held
     return last
 

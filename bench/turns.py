@@ -1,9 +1,9 @@
 """A thousand conversations that an agent answers at once, in one process, on SQLite FULL.
 
-The questions are asked at the same moment. Each turn is claimed (stored) before its handler runs, and each answer is
-twenty tokens at twenty a second. Counted are the time from `create()` called to the handler running, and to the first
-token stored, and the CPU of the whole process for each turn. Every answer is read back and compared, and must be there
-once: a run with a missing, doubled or wrong answer is void.
+All questions are created at the same moment. Each turn is claimed (stored) before its handler runs, and each answer has
+twenty tokens at twenty per second. Measured are the time from the call of `create()` to the running handler and to the
+first stored token, and the CPU time of the whole process per turn. Every answer is read back and compared, and must
+exist once: a missing, doubled or wrong answer makes the run void.
 """
 
 import asyncio
@@ -35,7 +35,7 @@ def needs(options: Options) -> Needs:
 
 
 def turns(options: Options, *, conversations: int, rounds: int) -> list[Row]:
-    """The rows. Raises `Void` where an answer is missing, doubled or wrong."""
+    """Return the rows. Raises `Void` if an answer is missing, doubled or wrong."""
     found = []
     for _ in range(rounds):
         with (
@@ -98,7 +98,7 @@ async def _turns(directory: str, conversations: int) -> dict[str, Any]:
     channels = [f"chat:{number}" for number in range(conversations)]
     await asyncio.gather(*(ask(channel) for channel in channels))
     async with asyncio.timeout(_TIMEOUT_S - 10):
-        while (  # noqa: ASYNC110 - nobody sets an event when the last claim has ended
+        while (  # noqa: ASYNC110 - no event is set when the last claim ends
             hub.stats()["turns_running"] or hub.stats()["turns_waiting"] or len(token_ms) < conversations
         ):
             await asyncio.sleep(0.05)

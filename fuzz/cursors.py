@@ -131,7 +131,7 @@ class Cursors:
         World().run(job)
 
     def close(self) -> None:
-        """Do nothing: the target holds no resource."""
+        """No-op: the target holds no resource."""
 
 
 def check_parser(text: str) -> None:
@@ -140,7 +140,7 @@ def check_parser(text: str) -> None:
     if cursor is None:
         return
     if parse_cursor(str(cursor)) != cursor or not text.startswith(f"{cursor.epoch}:{cursor.serial}"):
-        raise Finding(f"parser: {text!r} is {cursor}")
+        raise Finding(f"parser: {text!r} was parsed as {cursor}")
 
 
 class Past:
@@ -197,7 +197,7 @@ class Past:
         info = await self._world.expect(200, "GET", C)
         self.epoch, self.serial = info["epoch"], info["serial"]
         if entry_of(polled["cursor"]) != info["cursor"]:
-            raise Finding(f"behind: a poll stands at {polled['cursor']}, the channel at {info['cursor']}")
+            raise Finding(f"behind: a poll returned the cursor {polled['cursor']}, the channel is at {info['cursor']}")
         self.cursors.append(polled["cursor"])
         self._batches.append((polled["cursor"], polled["events"]))
 
@@ -231,11 +231,11 @@ class Past:
         headers = [["Host", "localhost"]]
         if via in ("header", "both", "poll-header", "answer-header"):
             headers.append(["Last-Event-ID", text])
-            said = headers_of(headers)[-1][1].decode("latin-1")
-            if via == "both" or not said:
-                query += "&since=" + ("x:1" if said else "")
+            sent = headers_of(headers)[-1][1].decode("latin-1")
+            if via == "both" or not sent:
+                query += "&since=" + ("x:1" if sent else "")
         else:
-            said = to_bytes(text).decode("utf-8", "replace")
+            sent = to_bytes(text).decode("utf-8", "replace")
             query += "&since=" + "".join(f"%{one:02X}" for one in to_bytes(text))
         exchange = Exchange(
             self._world,
@@ -247,23 +247,23 @@ class Past:
         exchange.start()
         await exchange.read_for(TAKEN_S)
         await exchange.leave()
-        answer = exchange.answer
-        if answer.status == 204 and via.startswith("answer"):
+        response = exchange.response
+        if response.status == 204 and via.startswith("answer"):
             return
-        if answer.status != 200:
-            raise Finding(f"refused: the cursor {text!r} got {answer.status} {bytes(answer.body[:200])!r}")
+        if response.status != 200:
+            raise Finding(f"refused: the cursor {text!r} got {response.status} {bytes(response.body[:200])!r}")
         if via.startswith("answer"):
-            await self._check_answer(bytes(answer.body), said)
+            await self._check_message_stream(bytes(response.body), sent)
         elif via.startswith("poll"):
-            polled = answer.json()
-            await self._check(said, polled["events"], polled["cursor"], is_poll=True)
+            polled = response.json()
+            await self._check(sent, polled["events"], polled["cursor"], is_poll=True)
         else:
-            events = SseParser().receive(bytes(answer.body))
+            events = SseParser().receive(bytes(response.body))
             cursors = [event.id for event in events if event.id is not None]
             if not cursors:
-                raise Finding(f"no batch: the cursor {text!r} got {bytes(answer.body[:200])!r}")
-            heard = [json.loads(event.data) for event in events if event.event != "ping"]
-            await self._check(said, heard, cursors[-1], is_poll=False)
+                raise Finding(f"no batch: the cursor {text!r} got {bytes(response.body[:200])!r}")
+            received = [json.loads(event.data) for event in events if event.event != "ping"]
+            await self._check(sent, received, cursors[-1], is_poll=False)
 
     def _true_serial(self, text: str) -> int | None:
         """Return the serial of the current log that a cursor names, or None if it is not a cursor of that log."""
@@ -313,19 +313,19 @@ class Past:
         if any(message["status"] == "streaming" for message in stored.values()):
             raise Finding(f"other view: from {text!r}: a streaming message is not shown")
 
-    async def _check_answer(self, body: bytes, text: str) -> None:
+    async def _check_message_stream(self, body: bytes, text: str) -> None:
         """Check that the stream of one message adds up to the message, or to its rest after the cursor."""
-        told = {"answer": "", "thinking": ""}
+        streamed = {"answer": "", "thinking": ""}
         for event in SseParser().receive(body):
-            if event.event in told:
-                told[event.event] += json.loads(event.data)
+            if event.event in streamed:
+                streamed[event.event] += json.loads(event.data)
         message = (await self._world.expect(200, "GET", f"{M}/m1"))["message"]
         for kind, name in (("text", "answer"), ("reasoning", "thinking")):
             whole = "".join(part["text"] for part in message["parts"] if part["type"] == kind)
-            if not whole.endswith(told[name]):
-                raise Finding(f"told: {told} of {message} from {text!r}")
-            if self._true_serial(text) is None and told[name] != whole:
-                raise Finding(f"told: only {told} of {message} from {text!r}, which is no cursor")
+            if not whole.endswith(streamed[name]):
+                raise Finding(f"streamed: {streamed} of {message} from {text!r}")
+            if self._true_serial(text) is None and streamed[name] != whole:
+                raise Finding(f"streamed: only {streamed} of {message} from {text!r}, not a cursor of this log")
 
 
 _QUERIES = ("history=0", "history=1", "flush_ms=0", "history=10&ping_s=2")

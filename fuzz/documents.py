@@ -93,7 +93,7 @@ class Documents:
         # A database in memory cannot have a WAL, so change the two header bytes that request one.
         self._file = path.read_bytes()[:18] + b"\x01\x01" + path.read_bytes()[20:]
         with contextlib.closing(self._copy()) as db:
-            self._places = list(_all_places(db))
+            self._positions = list(_all_positions(db))
             self._truth = _read(InMemory(db))
         assert {"m1", "m2", "m3"} <= self._truth.keys(), "the file does not hold what it should"
 
@@ -101,8 +101,8 @@ class Documents:
         """Return edits of all positions in turn, fields of a newer version, missing and odd rows, and changed bytes."""
         found: list[Json] = [{"edits": []}]
         odd: tuple[Json, ...] = (None, -1, 2**63, "x", [], {"type": []}, "gone", "more")
-        for number, place in enumerate(self._places[::3]):
-            found.append({"edits": [_edit(place, odd[number % len(odd)])]})
+        for number, position in enumerate(self._positions[::3]):
+            found.append({"edits": [_edit(position, odd[number % len(odd)])]})
         found += [{"edits": [{"table": table, "row": row, "gone": True}]} for table in COLUMNS for row in range(2)]
         found += [
             {"edits": [{"table": table, "row": 0, "column": column, "value": value}]}
@@ -143,7 +143,7 @@ class Documents:
         if choice < 0.6:
             kind = draw.random()
             value = "gone" if kind < 0.15 else "more" if kind < 0.25 else mutate.scalar(draw, WORDS)
-            return _edit(draw.choice(self._places), value)
+            return _edit(draw.choice(self._positions), value)
         if choice < 0.8:
             where = draw.choice(("slot", "log"))
             if draw.random() < 0.7:
@@ -174,7 +174,7 @@ class Documents:
                     found = _read(InMemory(db))
             except (StoreUnusable, StoreUnavailable) as error:
                 if edits and all(is_newer(edit) for edit in edits):
-                    raise Finding(f"refused: what a newer version added: {error}") from error
+                    raise Finding(f"refused: a field that a newer version added: {error}") from error
                 return
         if not any(may_differ):
             self._compare(found)
@@ -211,17 +211,17 @@ class InMemory(SqliteFile):
         self.db = db
 
     def open(self) -> None:
-        """Do nothing: the database is open."""
+        """No-op: the database is open."""
 
     def close(self) -> None:
-        """Do nothing: the owner of the connection closes it."""
+        """No-op: the owner of the connection closes it."""
 
     def checkpoint(self, mode: Literal["PASSIVE", "TRUNCATE"]) -> bool:
-        """Do nothing: a database in memory has no WAL."""
+        """No-op: a database in memory has no WAL."""
         return True
 
     def abandon(self) -> None:
-        """Do nothing, like `close`."""
+        """No-op, like `close`."""
 
 
 def _read(file: SqliteFile) -> dict[str, Json]:
@@ -233,7 +233,7 @@ def _read(file: SqliteFile) -> dict[str, Json]:
         raise
     except Exception as error:
         file.abandon()
-        raise Finding(f"raised {blame(error)}: {error!r} when a file is opened") from error
+        raise Finding(f"raised {blame(error)}: {error!r} while a file was opened") from error
     try:
         return _ask(engine)
     except (StoreUnusable, StoreUnavailable, Finding):
@@ -241,7 +241,7 @@ def _read(file: SqliteFile) -> dict[str, Json]:
     except sqlite3.Error as error:
         raise file.unavailable(error) from error  # as the store reports it
     except Exception as error:
-        raise Finding(f"raised {blame(error)}: {error!r} when a file is read") from error
+        raise Finding(f"raised {blame(error)}: {error!r} while a file was read") from error
     finally:
         engine.close()
 
@@ -263,7 +263,7 @@ def _ask(engine: Engine) -> dict[str, Json]:
     return found
 
 
-def _all_places(db: sqlite3.Connection) -> Iterator[dict[str, Json]]:
+def _all_positions(db: sqlite3.Connection) -> Iterator[dict[str, Json]]:
     """Yield every position in the documents and in the log."""
     for key, blob in db.execute("SELECT DISTINCT document, blob FROM pieces ORDER BY document, blob").fetchall():
         for at in _paths(msgspec.msgpack.decode(_blob(db, key, blob)[0])):
@@ -292,7 +292,7 @@ async def _write(path: Path) -> None:
     hub = Hub(f"sqlite:///{path}", hooks_signals=False, drain_s=0.1)
     await hub.start()
     streaming = CreateMessage(role="assistant", text="", status="streaming", lease_s=3_600)
-    asked: list[tuple[str, Any]] = [
+    requests: list[tuple[str, Any]] = [
         ("m1", streaming),
         *(("m1", AppendText(text=LONG)) for _ in range(4)),
         ("m1", PutPart(index=1, part={"type": "reasoning", "text": ""})),
@@ -310,18 +310,18 @@ async def _write(path: Path) -> None:
         (command_key("k2"), SendCommand(name="approve", data="x")),
         (command_key("k2"), ReplyCommand(ok=False, error={"code": "no"})),
     ]
-    for id, request in asked:
+    for id, request in requests:
         await hub.ask(C, id, request, ADA)
     await hub.store.note({"hook/x": b"1"})
     await hub.close()
 
 
-def _edit(place: dict[str, Json], value: Json) -> dict[str, Json]:
+def _edit(position: dict[str, Json], value: Json) -> dict[str, Json]:
     if value == "gone":
-        return {**place, "gone": True}
+        return {**position, "gone": True}
     if value == "more":
-        return {**place, "at": place["at"][:-1], "more": [None, 7, "new"]}
-    return {**place, "value": value}
+        return {**position, "at": position["at"][:-1], "more": [None, 7, "new"]}
+    return {**position, "value": value}
 
 
 def _paths(whole: Any, before: tuple[Json, ...] = ()) -> Iterator[list[Json]]:

@@ -24,7 +24,7 @@ from fuzz.coverage import Coverage
 from fuzz.mutate import Json
 
 CORPUS = Path(__file__).parent / "corpus"
-LOOKED_AT = 4  # one run in this many is traced
+TRACED_EVERY = 4  # one run in this many is traced
 SHRINK_RUNS = 1_000
 RETRIES = 2  # of an input that took too long: the machine may be the cause
 MAX_POOL = 2_000
@@ -127,7 +127,7 @@ def fuzz(
     runs: int | None = None,
     seconds: float | None = None,
     max_findings: int = 5,
-    tell: Callable[[str], None] = lambda line: None,
+    report_line: Callable[[str], None] = lambda line: None,
     coverage: Coverage | None = None,
 ) -> Report:
     """Run the known inputs, and then new ones until `runs` inputs or `seconds` of new inputs are reached."""
@@ -151,7 +151,7 @@ def fuzz(
         given = queue.popleft() if is_known else _next(target, draw, pool)
         digest.update(written(given).encode())
         # Known inputs are traced for the new inputs after them. Without new inputs, measure their time instead.
-        is_watched = target.is_guided and (runs != 0 if is_known else draw.randrange(LOOKED_AT) == 0)
+        is_watched = target.is_guided and (runs != 0 if is_known else draw.randrange(TRACED_EVERY) == 0)
         if is_watched:
             with coverage.watching() as new:
                 text = _run(target, given)  # tracing makes it slow, so its time is not checked
@@ -167,7 +167,7 @@ def fuzz(
             if kind in known:
                 continue
             known.add(kind)
-            tell(f"{target.name}: {text}")
+            report_line(f"{target.name}: {text}")
             smaller = shrink(target, given, kind)
             report.found.append(Found(target.name, text, smaller, given))
     report.spent_s = time.monotonic() - begun_s
@@ -229,8 +229,8 @@ def shrink(target: Target, given: Json, kind: str, *, runs: int = SHRINK_RUNS) -
 def _smaller(given: Json) -> Iterator[Json]:
     """Yield copies of `given` with a piece left out, the largest pieces first."""
     root = [mutate.copied(given)]
-    places = [place for place in mutate.places(root) if place[0] is not root]
-    weighed = sorted(places, key=lambda place: -len(json.dumps(place[0][place[1]])))
+    positions = [position for position in mutate.positions(root) if position[0] is not root]
+    weighed = sorted(positions, key=lambda position: -len(json.dumps(position[0][position[1]])))
     for holder, key in weighed:
         old = holder[key]
         for new in _simpler(old):

@@ -231,7 +231,7 @@ class Frames:
         world_of(known.get("setup")).run(job)
 
     def close(self) -> None:
-        """Do nothing: the target holds no resource."""
+        """No-op: the target holds no resource."""
 
 
 class Peer:
@@ -246,7 +246,7 @@ class Peer:
         self._room.set()
         self._left = asyncio.Event()
         self._sent: list[bytes] = []  # text frames of the app that the peer has accepted
-        self._answers: list[dict[str, Any]] = []
+        self._replies: list[dict[str, Any]] = []
         self._checkers: dict[str, Checker] = {}
         self._attaching: dict[str, tuple[int, str, Any]] = {}  # by ref: its number, channel and cursor
         self._attached_by: dict[str, int] = {}  # the number of the latest attach that has a reply, by channel
@@ -310,14 +310,14 @@ class Peer:
         self._room.set()
         await asyncio.wait([task], timeout=QUIET_S)
         if self._waiting and not task.done():
-            raise Finding(f"deaf: {len(self._waiting)} frames are not taken, {len(self._answers)} were answered")
+            raise Finding(f"unread: {len(self._waiting)} frames are unread, {len(self._replies)} replies were sent")
         self._is_cut = task.done()
         self._left.set()
         _, running = await asyncio.wait([task], timeout=PATIENCE_S)
         if running:
             task.cancel()
             await asyncio.wait([task])
-            raise Finding("hangs: a socket whose peer has left")
+            raise Finding("hangs: the app did not return after the peer left the socket")
         error = task.exception()
         if isinstance(error, Finding):
             raise error
@@ -331,7 +331,7 @@ class Peer:
                 raise Finding(f"viewer {checker.violations[0].kind}: {checker.violations}")
         if not self.is_accepted:
             if self.close_code is None and not self._is_refused:
-                raise Finding("unanswered: a handshake")
+                raise Finding("no response: a handshake")
             return
         if self.close_code is not None:
             if self.close_code not in self.close_codes:
@@ -339,9 +339,9 @@ class Peer:
             return
         if self._is_cut:
             if not self._stalled_s:  # do not wait for a stalled peer, least of all if there is a reason to close
-                raise Finding("cut: a socket, without a close")
+                raise Finding("cut: the app returned without closing the socket")
             return
-        answered = Counter(_key(answer.get("ref")) for answer in self._answers)
+        replied = Counter(_key(reply.get("ref")) for reply in self._replies)
         least, refs = 0, Counter[str]()
         for data in self._sent:
             frame = _read(data)
@@ -349,11 +349,11 @@ class Peer:
                 least += 1
             if frame is not None and frame.get("type") != "pong" and _is_ref(frame.get("ref")):
                 refs[_key(frame["ref"])] += 1
-        if not least <= len(self._answers) <= len(self._sent):
-            raise Finding(f"answers: {len(self._answers)} to {least} frames")
+        if not least <= len(self._replies) <= len(self._sent):
+            raise Finding(f"replies: {len(self._replies)} to {least} frames")
         for ref, count in refs.items():
-            if answered[ref] < count:
-                raise Finding(f"ref: {answered[ref]} answers to {count} frames with the ref {ref}")
+            if replied[ref] < count:
+                raise Finding(f"ref: {replied[ref]} replies to {count} frames with the ref {ref}")
 
     async def _receive(self) -> MutableMapping[str, Any]:
         if not self.is_accepted:
@@ -404,24 +404,24 @@ class Peer:
         frame = json.loads(text)
         match frame["type"]:
             case "ok":
-                self._answers.append(frame)
+                self._replies.append(frame)
                 self._attached(_key(frame["ref"]))
             case "error":
-                self._answers.append(frame)
+                self._replies.append(frame)
                 check_code(frame["status"], frame["code"], "a frame")
             case "events":
                 checker = self._checkers.get(frame["channel"])
                 if checker is not None and self._is_plain:
                     checker.take(frame["events"], frame.get("cursor"))
                 elif self._is_plain:
-                    raise Finding(f"unasked: events of {frame['channel']!r}")
+                    raise Finding(f"not attached: events of {frame['channel']!r}")
             case "bye":
                 if frame["reason"] == "internal":
                     raise Finding(f"internal: {frame}")
             case "ping" | "turn":
                 pass
             case other:
-                raise Finding(f"unknown: a frame {other!r}")
+                raise Finding(f"unknown: a frame of type {other!r}")
 
     def _attached(self, ref: str) -> None:
         number, channel, since = self._attaching.get(ref, (0, "", None))

@@ -151,7 +151,7 @@ class Identities:
     is_guided = True
 
     def seeds(self) -> list[Json]:
-        """Return stories of tickets, cursors and renewals; odd tokens; operations of callers with few or most rights."""
+        """Return stories of tickets, cursors, renewals; odd tokens; operations of callers with few or most rights."""
         found = self._stories()
         for odd in ODD:
             shown = [{**FOLLOW[1], "as": {**ALL, **odd}}, _socket({**ALL, **odd}, EVERY_FRAME[:1])]
@@ -312,7 +312,7 @@ class Identities:
         world_of({**as_dict(known.get("setup")), "is_guarded": True}).run(job)
 
     def close(self) -> None:
-        """Do nothing: the target holds no resource."""
+        """No-op: the target holds no resource."""
 
 
 def _fews_and_mosts() -> list[tuple[Json, Json]]:

@@ -130,7 +130,7 @@ def text(draw: Random, value: str, words: Sequence[Json] = ()) -> str:
 def value(draw: Random, whole: Json, words: Sequence[Json]) -> Json:
     """Return a copy of `whole` with one change."""
     root = [copied(whole)]
-    holder, key = draw.choice(places(root))
+    holder, key = draw.choice(positions(root))
     old = holder[key]
     choice = draw.random()
     if isinstance(old, str) and choice < 0.4:
@@ -223,7 +223,7 @@ def _wrapped(draw: Random, old: Json) -> Json:
     return old
 
 
-def places(root: list[Json]) -> list[tuple[Any, Any]]:
+def positions(root: list[Json]) -> list[tuple[Any, Any]]:
     """Return every position in it: a list or dict, and the key in it."""
     found: list[tuple[Any, Any]] = []
     waiting: list[Any] = [root]
@@ -242,7 +242,7 @@ def copied(whole: Json) -> Json:
 
 
 def to_bytes(written: object) -> bytes:
-    """Return the bytes for the text of an input: each character up to U+00FF is one byte, others are encoded in UTF-8."""
+    """Return the bytes for a text of an input: a character up to U+00FF is one byte, others are encoded in UTF-8."""
     if not isinstance(written, str):
         written = json.dumps(written)
     if written.isascii():

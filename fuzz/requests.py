@@ -447,7 +447,7 @@ class Requests:
         world_of(known.get("setup")).run(job)
 
     def close(self) -> None:
-        """Do nothing: the target holds no resource."""
+        """No-op: the target holds no resource."""
 
 
 async def run_step(world: World, step: dict[str, Any]) -> None:
@@ -465,8 +465,8 @@ async def run_step(world: World, step: dict[str, Any]) -> None:
         await exchange.leave()
         _check_stored_append(exchange, step)
         _check_ticket(exchange, step, world.ticket)
-        if exchange.answer.status == 201 and path == "/v1/tickets":
-            world.ticket = as_text(as_dict(exchange.answer.json()).get("ticket"), "")
+        if exchange.response.status == 201 and path == "/v1/tickets":
+            world.ticket = as_text(as_dict(exchange.response.json()).get("ticket"), "")
 
 
 def _exchange(world: World, step: dict[str, Any], method: str, path: str, raw_path: bytes) -> Exchange:
@@ -475,8 +475,8 @@ def _exchange(world: World, step: dict[str, Any], method: str, path: str, raw_pa
     if step.get("bare") is not True:  # headers that every client sends, unless the input sets them
         headers += [] if b"host" in names else [[b"host", b"localhost"]]
         headers += [] if b"content-type" in names else [[b"content-type", b"application/json"]]
-    asked = as_text(step.get("query"), "")
-    query = to_bytes(asked.replace(TICKET, spoiled(world.ticket, step.get("spoil")))[:20_000])
+    given = as_text(step.get("query"), "")
+    query = to_bytes(given.replace(TICKET, spoiled(world.ticket, step.get("spoil")))[:20_000])
     query = query.replace(b"#", b"").replace(b" ", b"")
     address = step.get("address")
     exchange = Exchange(
@@ -509,22 +509,22 @@ def spoiled(ticket: str, spoil: object) -> str:
 
 def _check_ticket(exchange: Exchange, step: dict[str, Any], ticket: str) -> None:
     """Check that a changed ticket opens no stream. Raises Finding."""
-    asked, spoil = as_text(step.get("query"), ""), as_list(step.get("spoil"))
-    is_alone = asked.startswith(f"ticket={TICKET}") and asked.count("ticket") == 2 and "%" not in asked
+    given, spoil = as_text(step.get("query"), ""), as_list(step.get("spoil"))
+    is_alone = given.startswith(f"ticket={TICKET}") and given.count("ticket") == 2 and "%" not in given
     is_plain = len(spoil) == 3 and isinstance(spoil[2], str) and re.fullmatch("[A-Za-z0-9.]*", spoil[2])
     is_stream = step.get("method") == "GET" and as_text(step.get("path"), "").endswith("/events")
     is_spoiled = is_alone and is_plain and is_stream and spoiled(ticket, spoil) != ticket
-    if is_spoiled and exchange.answer.status == 200:
-        raise Finding(f"forged: a ticket with {spoil} opened {exchange.answer.what}")
+    if is_spoiled and exchange.response.status == 200:
+        raise Finding(f"forged: a ticket with {spoil} opened {exchange.response.what}")
 
 
 def _check_stored_append(exchange: Exchange, step: dict[str, Any]) -> None:
     """Check that the response to an append reports a length of at least the sent text. Raises Finding."""
-    answer, asked = exchange.answer, as_dict(step.get("json"))
+    response, given = exchange.response, as_dict(step.get("json"))
     is_append = step.get("method") == "POST" and as_text(step.get("path"), "").endswith("/append")
-    if answer.status != 200 or not answer.is_over or not is_append or "body" in step:
+    if response.status != 200 or not response.is_over or not is_append or "body" in step:
         return
-    said, at = answer.json(), asked.get("at")
-    least = len(asked["text"]) + (at if isinstance(at, int) else 0)
-    if not isinstance(said, dict) or said["length"] < least:
-        raise Finding(f"append: {asked} was answered {said}")
+    body, at = response.json(), given.get("at")
+    least = len(given["text"]) + (at if isinstance(at, int) else 0)
+    if not isinstance(body, dict) or body["length"] < least:
+        raise Finding(f"append: the response to {given} is {body}")

@@ -88,7 +88,7 @@ class Stored:
         except Exception as error:
             raise Finding(f"raised {type(error).__name__}: {error!r} from {op}") from error
         if encode_op(decode_op(again)) != again:
-            raise Finding(f"not the same: {op}")
+            raise Finding(f"not the same after encoding and decoding: {op}")
 
     def close(self) -> None:
-        """Do nothing: the target holds no resource."""
+        """No-op: the target holds no resource."""

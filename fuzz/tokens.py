@@ -103,7 +103,7 @@ class Tokens:
         except Unauthenticated:
             return
         except Exception as error:
-            raise Finding(f"raised {blame(error)}: {error!r} of {token[:200]!r}") from error
+            raise Finding(f"raised {blame(error)}: {error!r} for {token[:200]!r}") from error
         if identity is not None:
             _check(identity, line.decode("latin-1") + to_bytes(token).decode("latin-1"))
 
@@ -135,7 +135,7 @@ def _check(identity: Identity, text: str) -> None:
     is_for_us = header["alg"] == "HS256" and AUDIENCE in audience
     is_now = (claims.get("nbf") or 0) - LEEWAY_S <= NOW_S < claims["exp"] + LEEWAY_S
     if not (is_for_us and is_now and claims["sub"] == identity.client_id):
-        raise Finding(f"let in: {identity} by {header} {claims}")
+        raise Finding(f"accepted: {identity} by {header} {claims}")
 
 
 def _encoded(value: Json) -> str:

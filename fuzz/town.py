@@ -60,7 +60,7 @@ READ = ["subscribe", "history"]
 _SEALED = re.compile(r"([A-Za-z0-9_-]{1,32}:[0-9]+):(k.{22})?(h.{22})?")
 
 
-class Given(NamedTuple):
+class IssuedCursor(NamedTuple):
     """An issued cursor."""
 
     text: str
@@ -105,23 +105,23 @@ class Visit:
         self.ticket: Issued | None = None
         self.is_judged = False
         self.is_counted = False
-        self.told = ""  # the text that the stream of one message has sent
+        self.streamed = ""  # the text that the stream of one message has sent
         self._parser = SseParser()
         self._read = 0
 
     def events(self) -> list[Any]:
         """Return the events of a stream since the last call."""
-        body = self.exchange.answer.body
+        body = self.exchange.response.body
         data, self._read = bytes(body[self._read :]), len(body)
         return self._parser.receive(data)
 
     @property
     def is_granted(self) -> bool:
         """Return whether the request succeeded."""
-        answer = self.exchange.answer
-        if answer.is_stream and answer.body:
-            return bool(re.search(rb"event: (channel\.attached|answer|thinking|done)\n", answer.body))
-        return 200 <= answer.status < 400
+        response = self.exchange.response
+        if response.is_stream and response.body:
+            return bool(re.search(rb"event: (channel\.attached|answer|thinking|done)\n", response.body))
+        return 200 <= response.status < 400
 
 
 class Town:
@@ -130,7 +130,7 @@ class Town:
     def __init__(self, world: World, setup: dict[str, Any]) -> None:
         self.world = world
         self.origins = [one for one in as_list(setup.get("origins")) if isinstance(one, str)]
-        self.given: list[Given] = []
+        self.cursors: list[IssuedCursor] = []
         self.seen: list[Seen] = []
         self.touched: set[str] = set()  # channels whose own messages were changed, so that they are new events
         self.emptied: set[str] = set()  # channels that may have been deleted
@@ -141,7 +141,7 @@ class Town:
         self._epochs: dict[str, str] = {}
         self._tickets: list[Issued] = []
         self._visits: list[Visit] = []
-        self._peers: list[tuple[asyncio.Task[None], Known]] = []
+        self._peers: list[tuple[asyncio.Task[None], JudgedPeer]] = []
 
     @property
     def now_s(self) -> float:
@@ -158,7 +158,7 @@ class Town:
 
     async def take(self, step: dict[str, Any]) -> None:
         """Carry out a step. Raises Finding."""
-        self._look()
+        self._take_responses()
         self._check_one_stream_of_each_ticket()
         if isinstance(step.get("socket"), list):
             await self._open_socket(step)
@@ -187,14 +187,14 @@ class Town:
         if known.get("sign") == "wrong":
             text = text[:-12] + text[-12:].swapcase()
         text = spoiled(text, known.get("spoil"))
-        self._hide(text, *text.split(".")[1:])
+        self._note_secrets(text, *text.split(".")[1:])
         return text
 
-    def _hide(self, *secrets: str) -> None:
+    def _note_secrets(self, *secrets: str) -> None:
         """Forbid these texts in errors and logs from now on. Short texts occur everywhere, so they are left out."""
         self.secrets.update(one for one in secrets if len(one) >= 20)
 
-    def shown_by(self, who: object) -> list[list[str]]:
+    def header_lines_of(self, who: object) -> list[list[str]]:
         """Return the header lines that carry its token."""
         known = as_dict(who)
         if not known:
@@ -240,7 +240,7 @@ class Town:
         path, raw_path = path_of(as_text(step.get("path"), "/"))
         if path.startswith("/web"):
             return
-        lines = [*as_list(step.get("headers")), *self.shown_by(step.get("as"))]
+        lines = [*as_list(step.get("headers")), *self.header_lines_of(step.get("as"))]
         since = self._cursor(step)
         if since is not None:
             lines.append(["Last-Event-ID", since])
@@ -265,7 +265,7 @@ class Town:
         shown = dict(parse_qsl(data.decode("latin-1"), keep_blank_values=True)).get("ticket")
         if shown is not None and method in ("GET", "HEAD") and path.endswith("/events"):
             visit.is_by_ticket = True
-            visit.ticket = self._believed(shown, needs, _last(headers, b""))
+            visit.ticket = self._valid_ticket(shown, needs, _last(headers, b""))
             visit.rights = visit.ticket.rights if visit.ticket is not None else None
         exchange.start()
         if step.get("beside") is True and len(self._visits) < 40:
@@ -277,9 +277,9 @@ class Town:
         self._judge(visit)
         if exchange.is_done and visit.is_granted and path == "/v1/tickets" and method == "POST":
             assert visit.rights is not None
-            text = as_text(as_dict(exchange.answer.json()).get("ticket"), "")
+            text = as_text(as_dict(exchange.response.json()).get("ticket"), "")
             self._tickets.append(Issued(text, as_dict(_json(body))["channel"], visit.rights, self.now_s))
-            self._hide(text, *text.split("."))
+            self._note_secrets(text, *text.split("."))
         plain = not set(as_dict(step.get("as"))) & {"line", "sign", "spoil", "by"} and not names & {
             b"cookie",
             b"origin",
@@ -289,11 +289,11 @@ class Town:
 
     def _cursor(self, step: dict[str, Any]) -> str | None:
         at = step.get("cursor")
-        if not isinstance(at, int) or not self.given:
+        if not isinstance(at, int) or not self.cursors:
             return None
-        return self.given[at % len(self.given)].text + as_text(step.get("and"), "")[:50]
+        return self.cursors[at % len(self.cursors)].text + as_text(step.get("and"), "")[:50]
 
-    def _believed(self, text: str, needs: Needs | None, since: str) -> Issued | None:
+    def _valid_ticket(self, text: str, needs: Needs | None, since: str) -> Issued | None:
         """Return the ticket in `text`, if it opens the requested stream now."""
         found = next((one for one in self._tickets if one.text == text), None)
         if found is None or needs is None or needs.channel != found.channel or self.now_s >= found.rights.ends_s:
@@ -304,16 +304,16 @@ class Town:
 
     def _judge(self, visit: Visit) -> None:
         """Check that a success was allowed, and that a valid ticket was not refused. Raises Finding."""
-        needs, rights, what = visit.needs, visit.rights, visit.exchange.answer.what
+        needs, rights, what = visit.needs, visit.rights, visit.exchange.response.what
         visit.is_judged = visit.is_granted or visit.exchange.is_done
         if not visit.is_granted:
             may = needs is not None and rights is not None and rights.has_all(needs.capabilities, needs.channel)
-            refusal = re.search(rb'"(unauthenticated|forbidden)"', visit.exchange.answer.body)
+            refusal = re.search(rb'"(unauthenticated|forbidden)"', visit.exchange.response.body)
             if visit.ticket is not None and may and refusal and self.now_s < visit.ticket.rights.ends_s - 1:
-                raise Finding(f"refused: a ticket that is good, at {what}: {visit.exchange.answer.body[:300]!r}")
+                raise Finding(f"refused: a valid ticket, by {what}: {visit.exchange.response.body[:300]!r}")
             return
         if needs is None:
-            raise Finding(f"granted: {what}, which is no operation: {visit.exchange.answer.status}")
+            raise Finding(f"granted: {what}, which is not an operation: {visit.exchange.response.status}")
         if needs.capabilities and (rights is None or not rights.has_all(needs.capabilities, needs.channel)):
             by = "a ticket" if visit.is_by_ticket else "a token"
             raise Finding(f"granted: {what} by {by} needs {sorted(needs.capabilities)}; {rights}")
@@ -336,50 +336,50 @@ class Town:
 
     def _check_not_refused(self, visit: Visit) -> None:
         """Check that a caller with all needed capabilities is not refused, if no other rule applies. Raises Finding."""
-        needs, rights, answer = visit.needs, visit.rights, visit.exchange.answer
-        if rights is None or needs is None or not needs.capabilities or answer.status not in (401, 403):
+        needs, rights, response = visit.needs, visit.rights, visit.exchange.response
+        if rights is None or needs is None or not needs.capabilities or response.status not in (401, 403):
             return
         may = needs.is_all and rights.has_all(needs.capabilities, needs.channel)
-        if (answer.status == 401 or may) and self.now_s < rights.ends_s - 1:
-            raise Finding(f"refused: {answer.what} of {rights}: {bytes(answer.body[:300])!r}")
+        if (response.status == 401 or may) and self.now_s < rights.ends_s - 1:
+            raise Finding(f"refused: {response.what} of {rights}: {bytes(response.body[:300])!r}")
 
     # Responses
 
-    def _look(self) -> None:
+    def _take_responses(self) -> None:
         """Take the responses to all requests. Raises Finding."""
         for visit in self._visits:
-            answer = visit.exchange.answer
+            response = visit.exchange.response
             if not visit.is_judged:
                 self._judge(visit)
             if visit.rights is not None:
-                self.note_shown(bytes(answer.body), (visit.rights,), answer.what)
+                self.note_shown(bytes(response.body), (visit.rights,), response.what)
             elif visit.needs is not None and visit.needs.capabilities:
-                self.note_shown(bytes(answer.body), (), answer.what)
-            if answer.is_stream:
-                self._look_at_stream(visit)
+                self.note_shown(bytes(response.body), (), response.what)
+            if response.is_stream:
+                self._take_stream(visit)
             elif visit.exchange.is_done and not visit.is_counted:
                 visit.is_counted = True
-                if answer.status >= 400:
-                    self.check_secrets(bytes(answer.body).decode(), answer.what)
-                elif answer.status == 200 and "/poll" in answer.what and answer.body:
-                    self._look_at_poll(visit)
+                if response.status >= 400:
+                    self.check_secrets(bytes(response.body).decode(), response.what)
+                elif response.status == 200 and "/poll" in response.what and response.body:
+                    self._take_poll(visit)
 
-    def _look_at_stream(self, visit: Visit) -> None:
-        is_channel = "/messages/" not in visit.exchange.answer.what
+    def _take_stream(self, visit: Visit) -> None:
+        is_channel = "/messages/" not in visit.exchange.response.what
         for event in visit.events():
             if event.event == "channel.attached" and is_channel:
                 self._check_resumed(visit, json.loads(event.data)["resumed"])
             if event.event in ("answer", "thinking") and not is_channel:
-                visit.told += json.loads(event.data)
+                visit.streamed += json.loads(event.data)
             if event.id is not None and visit.rights is not None and visit.needs is not None:
                 self._note_cursor(event.id, visit.rights, visit.needs.channel)
                 match = _SEALED.match(event.id)
                 if visit.ticket is not None and match is not None and match[2]:
                     visit.ticket.seals.add(match[2])
-        self.check_secrets(bytes(visit.exchange.answer.body).decode(), visit.exchange.answer.what)
+        self.check_secrets(bytes(visit.exchange.response.body).decode(), visit.exchange.response.what)
 
-    def _look_at_poll(self, visit: Visit) -> None:
-        polled = visit.exchange.answer.json()
+    def _take_poll(self, visit: Visit) -> None:
+        polled = visit.exchange.response.json()
         events = polled["events"]
         attached = [event for event in events if event["type"] == "channel.attached"]
         is_resumed = attached[0]["resumed"] if attached else True
@@ -388,15 +388,15 @@ class Town:
         assert visit.needs is not None
         self._note_cursor(polled["cursor"], visit.rights, visit.needs.channel)
         kinds = {event["type"] for event in events if event["type"].startswith("presence.")}
-        told = visit.since.partition("@")[2]
-        is_made_up = told != "" and not any(one.text.endswith(f"@{told}") for one in self.given)
+        position = visit.since.partition("@")[2]
+        is_made_up = position != "" and not any(one.text.endswith(f"@{position}") for one in self.cursors)
         is_bound = not visit.rights.has("history", visit.needs.channel) and not attached
         if is_made_up and is_bound and kinds and "presence.sync" not in kinds:
-            raise Finding(f"presence: told of {kinds} from {visit.since!r}")
+            raise Finding(f"presence: {kinds} sent after the forged position {visit.since!r}")
 
     def _note_cursor(self, text: str, rights: Rights, channel: str) -> None:
-        if len(self.given) < 200:
-            self.given.append(Given(text, rights.sub, channel, rights.has("history", channel)))
+        if len(self.cursors) < 200:
+            self.cursors.append(IssuedCursor(text, rights.sub, channel, rights.has("history", channel)))
 
     def _check_resumed(self, visit: Visit, is_resumed: bool) -> None:
         assert visit.rights is not None
@@ -411,7 +411,7 @@ class Town:
         if not rights or any(one.has("history", channel) for one in rights):
             return
         subs = {one.sub for one in rights}
-        own = [one for one in self.given if one.channel == channel and one.sub in subs]
+        own = [one for one in self.cursors if one.channel == channel and one.sub in subs]
         marks = {_mark(one.text) for one in own} - {None}
         if is_resumed and not any(_mark(text) in marks for text in tried):
             raise Finding(f"resumed: {sorted(subs)} in {channel} from {tried}")
@@ -437,10 +437,10 @@ class Town:
     # Sockets
 
     async def _open_socket(self, step: dict[str, Any]) -> None:
-        lines = [*as_list(step.get("headers")), *self.shown_by(step.get("as"))]
+        lines = [*as_list(step.get("headers")), *self.header_lines_of(step.get("as"))]
         known = {"steps": self._rendered(step["socket"]), "headers": lines, "query": step.get("query")}
         known |= {name: step[name] for name in ("subprotocols", "extension") if name in step}
-        peer = Known(self, known, headers_of(lines))
+        peer = JudgedPeer(self, known, headers_of(lines))
         if step.get("beside") is True and len(self._peers) < 8:
             self._peers.append((asyncio.get_running_loop().create_task(peer.talk()), peer))
             await asyncio.sleep(0.05)
@@ -474,19 +474,19 @@ class Town:
             if not task.done():
                 task.cancel()
                 await asyncio.wait([task])
-                raise Finding("hangs: a socket")
+                raise Finding("hangs: a socket that does not end")
             task.result()
             peer.check()
         await asyncio.sleep(1.0)
-        self._look()
+        self._take_responses()
         self._check_one_stream_of_each_ticket()
         await self._until_over()
-        self._look()
+        self._take_responses()
         for visit in self._visits:
             await visit.exchange.leave()
-        self._look()
+        self._take_responses()
         self._check_seen()
-        self._check_told()
+        self._check_streamed()
         await self._check_authors()
         for line in self.world.lines:
             self.check_secrets(line, "the log")
@@ -496,7 +496,7 @@ class Town:
         for ticket in self._tickets:
             running = [one for one in self._visits if one.ticket is ticket and not one.exchange.is_done]
             if len(running) > 1:
-                raise Finding(f"twice: {len(running)} streams of one ticket")
+                raise Finding(f"twice: one ticket has {len(running)} open streams")
 
     async def _until_over(self) -> None:
         running = [one for one in self._visits if not one.exchange.is_done and one.rights is not None]
@@ -507,7 +507,7 @@ class Town:
         for visit in running:
             assert visit.rights is not None
             if self.now_s >= visit.rights.ends_s + SLACK_S and not visit.exchange.is_done:
-                raise Finding(f"outlives: {visit.exchange.answer.what} of {visit.rights} at {self.now_s:.0f} s")
+                raise Finding(f"outlives: {visit.exchange.response.what} of {visit.rights} at {self.now_s:.0f} s")
 
     def _check_seen(self) -> None:
         for one in self.seen:
@@ -519,34 +519,34 @@ class Town:
             if not any(may):
                 raise Finding(f"shown: {one.id} of {one.channel} to {one.by} by {one.where}")
 
-    def _check_told(self) -> None:
-        """Check that the stream of a message sends all of it, or its rest after a cursor of that log. Raises Finding."""
+    def _check_streamed(self) -> None:
+        """Check that a message's stream sends all of it, or its rest after a cursor of that log. Raises Finding."""
         for visit in self._visits:
             channel = visit.needs.channel if visit.needs is not None else ""
-            about = re.search(r"/messages/(past|live)/events'", visit.exchange.answer.what)
-            if about is None or channel in self.touched or not visit.told:
+            about = re.search(r"/messages/(past|live)/events'", visit.exchange.response.what)
+            if about is None or channel in self.touched or not visit.streamed:
                 continue
             whole = hidden(channel, about[1])
-            is_place = re.fullmatch(r"([^:]+):[0-9]+:(k.{22})?[md][0-9]+(\.[0-9]+)*", visit.since)
-            is_rest = is_place is not None and is_place[1] == self._epochs.get(channel)
-            if visit.told != whole and not (is_rest and whole.endswith(visit.told)):
-                raise Finding(f"told: {visit.told!r} of {whole!r} from {visit.since!r}")
+            is_cursor = re.fullmatch(r"([^:]+):[0-9]+:(k.{22})?[md][0-9]+(\.[0-9]+)*", visit.since)
+            is_rest = is_cursor is not None and is_cursor[1] == self._epochs.get(channel)
+            if visit.streamed != whole and not (is_rest and whole.endswith(visit.streamed)):
+                raise Finding(f"streamed: {visit.streamed!r} of {whole!r} from {visit.since!r}")
 
     async def _check_authors(self) -> None:
         for channel in CHANNELS:
             for message in await pages(self.world, channel):
                 if message.get("author", "root") not in self.authors.get(channel, {"root"}):
-                    raise Finding(f"written: by {message['author']} in {channel}, who was granted nothing there")
+                    raise Finding(f"written: by {message['author']} in {channel}, without a grant there")
                 if message["id"] in OWN and channel not in self.touched:
                     parts = [{"type": "text", "text": hidden(channel, message["id"])}]
                     if message["parts"] != parts:
-                        raise Finding(f"changed: {message} in {channel}, by nobody who may")
+                        raise Finding(f"changed: {message} in {channel}, without an allowed request")
 
     async def _check_nothing_is_held(self) -> None:
         """Check that the hub holds no slot, ticket stream, member or agent. Raises Finding."""
         hub = self.world.hub
         await self.world.pass_time(5.0)
-        sockets = hub._asgi._sockets  # type: ignore[attr-defined]  # nobody else tells
+        sockets = hub._asgi._sockets  # type: ignore[attr-defined]  # there is no public counter
         held = {
             "slots": sum(one.connections for one in hub.rates._clients.values()),
             "tickets": len(hub.tickets._open),
@@ -559,7 +559,7 @@ class Town:
             raise Finding(f"held: {held}")
 
 
-class Asked(NamedTuple):
+class SentFrame(NamedTuple):
     """A frame, the callers that may have sent it, and the time."""
 
     frame: dict[str, Any]
@@ -567,7 +567,7 @@ class Asked(NamedTuple):
     at_s: float
 
 
-class Known(Peer):
+class JudgedPeer(Peer):
     """A peer whose every reply is checked against its rights."""
 
     close_codes = (1012, 4000, 4001, 4002, 4003, 4200, 4201, 4300, 4301)
@@ -580,7 +580,7 @@ class Known(Peer):
         self._is_foreign = town.is_foreign(headers, "")
         self._who: list[Rights] = [rights] if rights is not None else []
         self._before: list[Rights] = []  # the earlier identities, until the reply to the latest `auth`
-        self._asked: dict[str, list[Asked]] = {}
+        self._sent_frames: dict[str, list[SentFrame]] = {}
         self._since: dict[str, list[str]] = {}  # the cursors of its attach frames, by channel
         self._must_narrow = False
         self._left_s: float | None = None
@@ -596,8 +596,8 @@ class Known(Peer):
         frame = _json(text.encode(errors="surrogatepass"))
         if not isinstance(frame, dict):
             return
-        asked = Asked(frame, list(self._who), self._town.now_s)
-        self._asked.setdefault(json.dumps(frame.get("ref")), []).append(asked)
+        sent = SentFrame(frame, list(self._who), self._town.now_s)
+        self._sent_frames.setdefault(json.dumps(frame.get("ref")), []).append(sent)
         if frame.get("type") == "attach" and isinstance(frame.get("channel"), str):
             self._since.setdefault(frame["channel"], []).append(as_text(frame.get("since"), ""))
 
@@ -607,8 +607,8 @@ class Known(Peer):
         town = self._town
         who = tuple(self._who)
         if frame["type"] == "ok":
-            self._judge(self._asked.get(json.dumps(frame["ref"]), []), text)
-            who = tuple(rights for asked in self._asked.get(json.dumps(frame["ref"]), []) for rights in asked.who)
+            self._judge(self._sent_frames.get(json.dumps(frame["ref"]), []), text)
+            who = tuple(rights for sent in self._sent_frames.get(json.dumps(frame["ref"]), []) for rights in sent.who)
         elif frame["type"] == "error":
             town.check_secrets(text, "an error frame")
             self._check_not_refused(frame)
@@ -623,23 +623,23 @@ class Known(Peer):
                 town._note_cursor(frame["cursor"], who[0], channel)
         town.note_shown(text.encode(), who, f"a frame {frame['type']}")
 
-    def _judge(self, asked: list[Asked], text: str) -> None:
+    def _judge(self, sent: list[SentFrame], text: str) -> None:
         """Take an `ok` to one of these frames. Raises Finding."""
         if self._is_foreign:
             raise Finding(f"foreign: a socket, {text[:200]}")
-        auths = [one for one in asked if one.frame.get("type") == "auth"]
+        auths = [one for one in sent if one.frame.get("type") == "auth"]
         if not auths:
-            self._check_granted(asked, text)
-        elif len(asked) == 1:
-            self._renewed(asked[0], is_sure=True)
+            self._check_granted(sent, text)
+        elif len(sent) == 1:
+            self._renewed(sent[0], is_sure=True)
         else:  # several frames have this ref, so the reply may belong to any of them
             for one in auths:
                 if rights_in(as_text(one.frame.get("token"), ""), one.at_s) is not None:
                     self._renewed(one, is_sure=False)
 
-    def _check_granted(self, asked: list[Asked], text: str) -> None:
+    def _check_granted(self, sent: list[SentFrame], text: str) -> None:
         """Check that at least one of these frames may be granted. Raises Finding."""
-        for one in asked:
+        for one in sent:
             needs = needs_of_frame(one.frame)
             if needs is None:
                 continue
@@ -647,19 +647,19 @@ class Known(Peer):
                 if one.at_s <= rights.ends_s + 0.1 and rights.has_all(needs.capabilities, needs.channel):
                     self._town._note_change(needs, as_text(one.frame.get("id"), ""), one.frame["type"], rights)
                     return
-        raise Finding(f"granted: {[(one.frame, one.who, one.at_s) for one in asked]} got {text[:300]}")
+        raise Finding(f"granted: {[(one.frame, one.who, one.at_s) for one in sent]} got {text[:300]}")
 
-    def _renewed(self, asked: Asked, *, is_sure: bool) -> None:
-        rights = rights_in(as_text(asked.frame.get("token"), ""), asked.at_s)
+    def _renewed(self, sent: SentFrame, *, is_sure: bool) -> None:
+        rights = rights_in(as_text(sent.frame.get("token"), ""), sent.at_s)
         if rights is None:
-            raise Finding(f"let in: {asked.frame} at {asked.at_s:.1f} s")
+            raise Finding(f"accepted: {sent.frame} at {sent.at_s:.1f} s")
         if any(one.sub != rights.sub for one in self._who):
             if not is_sure:
                 return
             raise Finding(f"other client: {self._who} became {rights}")
         before = self._who
         self._who = [rights] if is_sure else [*self._who, rights]
-        for listed in self._asked.values():  # a frame without a reply may be judged by it
+        for listed in self._sent_frames.values():  # a frame without a reply may be judged by it
             for one in listed:
                 one.who.append(rights)
         lost = [
@@ -671,14 +671,14 @@ class Known(Peer):
         self._must_narrow = self._must_narrow or (is_sure and len(before) == 1 and bool(lost))
 
     def _check_not_refused(self, frame: dict[str, Any]) -> None:
-        asked = self._asked.get(json.dumps(frame["ref"]), [])
-        if len(asked) != 1 or frame["code"] != "forbidden" or len(asked[0].who) != 1:
+        sent = self._sent_frames.get(json.dumps(frame["ref"]), [])
+        if len(sent) != 1 or frame["code"] != "forbidden" or len(sent[0].who) != 1:
             return
-        needs, rights = needs_of_frame(asked[0].frame), asked[0].who[0]
-        if asked[0].frame.get("type") in OPEN_FRAMES or needs is None or not needs.is_all:
+        needs, rights = needs_of_frame(sent[0].frame), sent[0].who[0]
+        if sent[0].frame.get("type") in OPEN_FRAMES or needs is None or not needs.is_all:
             return
         if rights.has_all(needs.capabilities, needs.channel):
-            raise Finding(f"refused: {asked[0].frame} of {rights}: {frame}")
+            raise Finding(f"refused: {sent[0].frame} of {rights}: {frame}")
 
     def check(self) -> None:
         """Check that each frame has a reply, and that no subscription outlives its identity. Raises Finding."""
@@ -720,5 +720,5 @@ def _decoded(path: str, raw_path: bytes) -> str:
 
 def _last(headers: list[list[bytes]], query: bytes) -> str:
     """Return the cursor of a request."""
-    said = next((bytes(value).decode("latin-1") for name, value in headers if name == b"last-event-id"), "")
-    return said or dict(parse_qsl(query.decode("latin-1"), keep_blank_values=True)).get("since", "")
+    last = next((bytes(value).decode("latin-1") for name, value in headers if name == b"last-event-id"), "")
+    return last or dict(parse_qsl(query.decode("latin-1"), keep_blank_values=True)).get("since", "")

@@ -95,8 +95,8 @@ class Running:
             log.seek(self._log_read)
             new = log.read()
         self._log_read += len(new)
-        if (said := complaint(new)) is not None:
-            raise Finding(f"logged {said}")
+        if (error := complaint(new)) is not None:
+            raise Finding(f"logged {error}")
         self._inputs += 1
         if self._inputs % PROBED_EVERY == 0:
             self._probe()
@@ -127,22 +127,22 @@ class Running:
         """Check that a conversation works, stored messages remain, and the process has not grown. Raises Finding."""
         assert self._server is not None
         path = f"/v1/channels/probe-{self._inputs}/messages"
-        asked = [
+        responses = [
             (201, self._server.post(path, {"id": "a", "role": "assistant", "status": "streaming"})),
             (200, self._server.post(f"{path}/a/append", {"text": "häß😀", "at": 0})),
             (200, self._server.post(f"{path}/a/finish", {})),
             (200, self._server.get("/readyz")),
         ]
-        if any(status != expected for expected, (status, _) in asked):
-            raise Finding(f"health: {asked}")
+        if any(status != expected for expected, (status, _) in responses):
+            raise Finding(f"health: {responses}")
         if self._server.message(f"probe-{self._inputs}", "a")["parts"] != [{"type": "text", "text": "häß😀"}]:
-            raise Finding("health: a conversation got another text")
+            raise Finding("health: a conversation has the wrong text")
         if self._server.message(PRECIOUS, "p")["parts"] != [{"type": "text", "text": PRECIOUS_TEXT}]:
-            raise Finding("lost: what was stored before")
+            raise Finding("lost: the messages stored before")
         deadline_s = time.monotonic() + LET_GO_S
         while self._count_files() > self._files + SPARE_FILES or b"holdfast_feeds 0\n" not in self._metrics():
             if time.monotonic() > deadline_s:
-                raise Finding(f"leak: {self._count_files()} files open, {self._files} at first; {self._metrics()!r}")
+                raise Finding(f"leak: {self._count_files()} open files, {self._files} at first; {self._metrics()!r}")
             time.sleep(0.02)  # a server does not signal that it has released a connection
         if self._memory_kib() > self._rss_kib + SPARE_RSS_KIB:
             raise Finding(f"memory: {self._memory_kib()} KiB, {self._rss_kib} at first")
@@ -210,7 +210,7 @@ class _Wire:
             with contextlib.suppress(OSError):
                 connection.shutdown(socket.SHUT_WR)
             if not is_over and not _read(connection, received, END_S):
-                raise Finding(f"hangs: a connection that was closed is kept; it got {bytes(received[-200:])!r}")
+                raise Finding(f"hangs: the server keeps a closed connection; it got {bytes(received[-200:])!r}")
         self._running.check()
         spent_s = self._running.cpu_s() - before_s
         if spent_s > SERVER_CPU_S:
@@ -466,8 +466,8 @@ class RawSocket(_Wire):
         frames = [data for frame in as_list(known.get("frames"))[:MAX_FRAMES] for data in frame_bytes(as_dict(frame))]
         close = b"\x88\x82\x00\x00\x00\x00\x03\xe8"
         received = self._exchange(frames, head=to_bytes(head), last=close)
-        answer, _, rest = received.partition(b"\r\n\r\n")
-        if answer.startswith(b"HTTP/1.1 101"):
+        response, _, rest = received.partition(b"\r\n\r\n")
+        if response.startswith(b"HTTP/1.1 101"):
             check_frames(rest)
         else:
             check_responses(received)

@@ -99,19 +99,19 @@ class Response:
         kind = message["type"]
         if kind == "http.response.start":
             if self.status:
-                raise Finding(f"twice: a second answer to {self.what}")
+                raise Finding(f"twice: a second response to {self.what}")
             self.status = message["status"]
             for name, value in message.get("headers", ()):
                 if re.search(rb"[\r\n\0]", value) or not re.fullmatch(rb"[a-z0-9-]+", name):
-                    raise Finding(f"header: {name!r}: {value!r} in the answer to {self.what}")
+                    raise Finding(f"header: {name!r}: {value!r} in the response to {self.what}")
                 self.headers[name.decode()] = value.decode("latin-1")
         elif kind == "http.response.body":
             if not self.status or self.is_over:
-                raise Finding(f"order: a body where none may be, to {self.what}")
+                raise Finding(f"order: an unexpected body for {self.what}")
             self.body += message.get("body", b"")
             self.is_over = not message.get("more_body", False)
         else:
-            raise Finding(f"order: {kind} to {self.what}")
+            raise Finding(f"order: unexpected {kind} for {self.what}")
 
     @property
     def is_stream(self) -> bool:
@@ -122,19 +122,19 @@ class Response:
         try:
             return json.loads(bytes(self.body).decode())
         except ValueError:
-            raise Finding(f"not JSON: the answer to {self.what}: {bytes(self.body[:80])!r}") from None
+            raise Finding(f"not JSON: the response to {self.what}: {bytes(self.body[:80])!r}") from None
 
     def check(self, *, is_head: bool) -> None:
         """Check that the protocol allows this response. Raises Finding."""
         what = f"{self.what}: {self.status}"
         if not self.status:
-            raise Finding(f"unanswered: {self.what}")
+            raise Finding(f"no response: {self.what}")
         if not self.is_stream:
             if not self.is_over:
                 raise Finding(f"unfinished: {what}")
             length = self.headers.get("content-length")
             if length is not None and int(length) != len(self.body) and not is_head:
-                raise Finding(f"length: {what} says {length} bytes and has {len(self.body)}")
+                raise Finding(f"length: {what} announces {length} bytes and has {len(self.body)}")
             if self.headers.get("cache-control") not in ("no-store", "no-cache"):
                 raise Finding(f"cache: {what}")
         if self.status >= 400:
@@ -155,7 +155,7 @@ class Response:
             raise Finding(f"retry: {what}")
 
 
-class _Heard(logging.Handler):
+class _ErrorLog(logging.Handler):
     """Collects the logged internal errors: the function, the error, and the record's text."""
 
     def __init__(self) -> None:
@@ -172,14 +172,14 @@ class _Heard(logging.Handler):
 
 def blame(error: BaseException | None) -> str:
     """Return the product's innermost function in the traceback. Findings are distinguished by it."""
-    place = "nowhere of ours"
+    function = "code outside Holdfast"
     trace = error.__traceback__ if error is not None else None
     while trace is not None:
         code = trace.tb_frame.f_code
         if "/holdfast/" in code.co_filename and "/testing/" not in code.co_filename:
-            place = f"{Path(code.co_filename).stem}.{code.co_name}"
+            function = f"{Path(code.co_filename).stem}.{code.co_name}"
         trace = trace.tb_next
-    return f"{type(error).__name__} in {place}"
+    return f"{type(error).__name__} in {function}"
 
 
 class World:
@@ -218,17 +218,17 @@ class World:
 
     def run(self, job: Callable[[World], Coroutine[Any, Any, None]]) -> None:
         """Run `job` in this world, and check the state that it leaves. Raises Finding."""
-        heard = _Heard()
+        errors = _ErrorLog()
         logger = logging.getLogger()
         known = [logging.getLogger(name) for name in ("holdfast", "holdfast.hub", "holdfast.transports", "asyncio")]
         before = [(one, one.level, one.propagate) for one in known]
-        logger.addHandler(heard)
+        logger.addHandler(errors)
         for one in known:
             one.propagate = True
         logging.disable(logging.NOTSET if self.is_guarded else logging.WARNING)
         for one in known[:3]:
             one.setLevel(logging.DEBUG if self.is_guarded else one.level)
-        self.lines = heard.lines
+        self.lines = errors.lines
         asyncio.set_event_loop(self.loop)
         found: Finding | None = None
         try:
@@ -240,12 +240,12 @@ class World:
         finally:
             asyncio.set_event_loop(None)
             logging.disable(logging.NOTSET)
-            logger.removeHandler(heard)
+            logger.removeHandler(errors)
             for one, level, propagates in before:
                 one.level, one.propagate = level, propagates
             self.loop.close()
-        if heard.texts:  # more specific than a response of 500
-            raise Finding(f"logged {heard.texts[0]}; {found or ''}")
+        if errors.texts:  # more specific than a response of 500
+            raise Finding(f"logged {errors.texts[0]}; {found or ''}")
         if found is not None:
             raise found
         if self.loop.complaints:
@@ -282,7 +282,7 @@ class World:
             task.cancel()
         if left:
             await asyncio.wait(left)
-            raise Finding(f"left: after its end the hub has {left}")
+            raise Finding(f"left: after shutdown the hub holds {left}")
 
     async def pass_time(self, span_s: float) -> None:
         """Let virtual time pass, with all its timers."""
@@ -290,19 +290,19 @@ class World:
 
     # A well-behaved peer
 
-    async def ask(self, method: str, path: str, body: object = None, query: str = "") -> Response:
+    async def request(self, method: str, path: str, body: object = None, query: str = "") -> Response:
         """Send a correct request."""
         exchange = Exchange(self, method, path, headers=[*JSON, *self.known_by], query=query.encode())
         exchange.pieces = [json.dumps(body).encode()] if body is not None else [b""]
         await exchange.finish()
-        return exchange.answer
+        return exchange.response
 
     async def expect(self, status: int, method: str, path: str, body: object = None, query: str = "") -> Any:
         """Send a correct request, and check that the response has `status`. Raises Finding."""
-        answer = await self.ask(method, path, body, query)
-        if answer.status != status:
-            raise Finding(f"health: {method} {path} {body} got {answer.status} {bytes(answer.body[:200])!r}")
-        return answer.json() if answer.body else None
+        response = await self.request(method, path, body, query)
+        if response.status != status:
+            raise Finding(f"health: {method} {path} {body} got {response.status} {bytes(response.body[:200])!r}")
+        return response.json() if response.body else None
 
     async def _store_something_precious(self) -> None:
         path = f"/v1/channels/{PRECIOUS}/messages"
@@ -328,18 +328,18 @@ class World:
         start = {"id": "a", "role": "assistant", "status": "streaming", "parent": "u"}
         await self.expect(201, "POST", path, start)
         for at, text in ((0, "häß"), (3, "lich 😀")):
-            answer = await self.expect(200, "POST", f"{path}/a/append", {"text": text, "at": at})
-            if answer != {"serial": answer["serial"], "part": 0, "length": at + len(text)}:
-                raise Finding(f"health: an append was answered {answer}")
+            reply = await self.expect(200, "POST", f"{path}/a/append", {"text": text, "at": at})
+            if reply != {"serial": reply["serial"], "part": 0, "length": at + len(text)}:
+                raise Finding(f"health: an append got {reply}")
         await self.expect(200, "POST", f"{path}/a/finish", {})
         message = (await self.expect(200, "GET", f"{path}/a"))["message"]
         if (message["status"], message["parts"]) != ("complete", [{"type": "text", "text": "häßlich 😀"}]):
-            raise Finding(f"health: the answer became {message}")
+            raise Finding(f"health: the message became {message}")
         head = await self.expect(200, "GET", "/v1/channels/probe-5f0c")
         polled = await self.expect(200, "GET", "/v1/channels/probe-5f0c/poll")
         shown = [event["message"]["id"] for event in polled["events"] if event["type"] == "message.update"]
         if (shown, entry_of(polled["cursor"])) != (["u", "a"], head["cursor"]):
-            raise Finding(f"health: a poll shows {polled}, the channel stands at {head}")
+            raise Finding(f"health: a poll shows {polled}, the channel is at {head}")
 
     async def _check_nothing_is_left(self, tasks: int) -> None:
         async with asyncio.timeout(PATIENCE_S):
@@ -367,7 +367,7 @@ class Exchange:
         address: str = "127.0.0.1",
     ) -> None:
         self._world = world
-        self.answer = Response(f"{method} {path[:200]!r} {query[:200]!r}")
+        self.response = Response(f"{method} {path[:200]!r} {query[:200]!r}")
         self.pieces: list[bytes] = [b""]
         self.is_complete = True  # otherwise the body has no end, and the peer leaves in the middle
         self.block_s = 0.0  # how long each write blocks
@@ -394,7 +394,7 @@ class Exchange:
         """Run it from the beginning to the end. Raises Finding."""
         self.start()
         await self.until_over()
-        self.answer.check(is_head=self._is_head)
+        self.response.check(is_head=self._is_head)
 
     def start(self) -> None:
         """Start the request; the response arrives by itself."""
@@ -415,8 +415,8 @@ class Exchange:
         if not self._left.done():
             self._left.set_result(None)
         await self.until_over()
-        if self.answer.status and (self.answer.is_over or self.answer.is_stream):
-            self.answer.check(is_head=self._is_head)
+        if self.response.status and (self.response.is_over or self.response.is_stream):
+            self.response.check(is_head=self._is_head)
 
     async def until_over(self) -> None:
         """Wait until the app has returned. Raises Finding if it raises, or does not return."""
@@ -425,12 +425,12 @@ class Exchange:
         if waiting:
             self._task.cancel()
             await asyncio.wait([self._task])
-            raise Finding(f"hangs: {self.answer.what}")
+            raise Finding(f"hangs: {self.response.what}")
         error = self._task.exception()
         if isinstance(error, Finding):
             raise error
         if error is not None:
-            raise Finding(f"raised {blame(error)}: {error!r} from {self.answer.what}")
+            raise Finding(f"raised {blame(error)}: {error!r} from {self.response.what}")
 
     async def _receive(self) -> MutableMapping[str, Any]:
         if self.pieces:
@@ -444,7 +444,7 @@ class Exchange:
             await asyncio.wait([self._left], timeout=self.block_s)
         if self._left.done():
             raise OSError("the peer has left")  # as ASGI requires since 2.4; some servers return silently instead
-        self.answer.take(message)
+        self.response.take(message)
 
 
 class Witness:
@@ -474,7 +474,7 @@ class Witness:
 
     def look(self) -> None:
         """Take the new events. Raises Finding if no correct server sends them."""
-        body = self._exchange.answer.body
+        body = self._exchange.response.body
         data, self._read = bytes(body[self._read :]), len(body)
         try:
             for event in self._parser.receive(data):
@@ -496,9 +496,9 @@ class Witness:
         head = await self._world.expect(200, "GET", f"/v1/channels/{WATCHED}")
         if self.checker.cursor != head["cursor"]:  # only entries without events may lie between them
             query = f"since={self.checker.cursor}&wait_s=0"
-            owed = (await self._world.expect(200, "GET", f"/v1/channels/{WATCHED}/poll", query=query))["events"]
-            if [event for event in owed if not event["type"].startswith("presence.")]:
-                raise Finding(f"behind: a viewer stands at {self.checker.cursor}, and is owed {owed}")
+            events = (await self._world.expect(200, "GET", f"/v1/channels/{WATCHED}/poll", query=query))["events"]
+            if [event for event in events if not event["type"].startswith("presence.")]:
+                raise Finding(f"behind: a viewer at {self.checker.cursor} has not received {events}")
         shown = set(self.checker.messages)
         for message in stored:
             shown.discard(message["id"])
@@ -506,9 +506,9 @@ class Witness:
             if differences and differences != ["not in view"]:
                 raise Finding(f"other view: of {message['id']}: {differences}")
             if differences and self._exchange_began_empty:
-                raise Finding(f"other view: {message['id']} is stored and was never shown")
+                raise Finding(f"other view: {message['id']} is stored and not in view")
         if shown:
-            raise Finding(f"other view: {sorted(shown)} are shown and not stored")
+            raise Finding(f"other view: {sorted(shown)} are in view and not stored")
         highest = max((message["version"] for message in stored), default=0)
         if highest > head["serial"]:
             raise Finding(f"serial: a message of version {highest} in a channel at {head['serial']}")
@@ -535,9 +535,9 @@ async def pages(world: World, channel: str) -> list[Any]:
         if not page["more"]:
             return found
         if not page["messages"]:
-            raise Finding(f"pages: an empty one, and more after it, {before}")
+            raise Finding(f"pages: an empty page that announces more, {before}")
         before = f"before={created[-1]}"
-    raise Finding("pages: they never end")
+    raise Finding("pages: the list never ends")
 
 
 def as_text(value: object, default: str) -> str:

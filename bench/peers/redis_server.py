@@ -1,4 +1,4 @@
-"""A redis-server of our own: Debian's, on loopback or a socket file, with the append-only file as asked."""
+"""A redis-server of our own: Debian's, on loopback or a socket file, with the requested append-only file."""
 
 import contextlib
 import socket
@@ -18,7 +18,7 @@ Fsync = Literal["always", "everysec"]
 
 @dataclass(frozen=True)
 class RedisServer:
-    pid: int  # of the process that keeps it
+    pid: int  # of the process that started it
     server_pid: int
     port: int
     socket_path: str
@@ -31,9 +31,10 @@ class RedisServer:
 
 @contextlib.contextmanager
 def redis_server(directory: Path, fsync: Fsync, *, port: int | None = None) -> Iterator[RedisServer]:
-    """Start one whose append-only file is in `directory`, to be written to disk as `fsync` says.
+    """Start a server whose append-only file is in `directory`, written to disk as `fsync` says.
 
-    No snapshots and no rewriting of the file: it works for the run alone. Raises `BenchError` when it does not start.
+    Without snapshots and rewriting of the file, so it works for the run alone. Raises `BenchError` if it does not
+    start.
     """
     executable = program("redis-server", "redis-server")
     port = port if port is not None else free_port()
@@ -67,7 +68,7 @@ def redis_server(directory: Path, fsync: Fsync, *, port: int | None = None) -> I
 
 
 def ask_redis(path: str, *words: str) -> str:
-    """One short command; its answer as it came."""
+    """Send one short command. Return its reply as received."""
     with socket.socket(socket.AF_UNIX) as sock:
         sock.settimeout(5)
         try:

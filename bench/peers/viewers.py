@@ -28,7 +28,7 @@ _BROKEN = (WireError, UnicodeDecodeError, msgspec.DecodeError, KeyError, IndexEr
 
 
 class TextChecker:
-    """One channel as one viewer sees it, over as many connections as it takes.
+    """One channel as one viewer sees it, over any number of connections.
 
     It has the attributes that `bench.load` reads from a checker. `batches` counts tokens: Holdfast delivers batches.
     """
@@ -232,7 +232,7 @@ class SocketIo(_Ws):
         self._wanted_pid = self._pid
 
     def _opened(self) -> None:
-        """Do nothing: this viewer is attached after the CONNECT reply, not after the handshake."""
+        """No-op: this viewer is attached after the CONNECT reply, not after the handshake."""
 
     def _take(self, text: str, now_s: float) -> None:
         kind, rest = text[:1], text[1:]

@@ -45,8 +45,8 @@ class Xadd(System):
 
 @contextlib.contextmanager
 def xadd(directory: Path, fsync: Fsync, *, pool: int = _POOL) -> Iterator[Xadd]:
-    """Start it with its append-only file in `directory`. Raises `BenchError` when something is missing."""
-    program("redis-server", "redis-server")  # before anything is fetched
+    """Start it with its append-only file in `directory`. Raises `BenchError` if a program or package is missing."""
+    program("redis-server", "redis-server")  # before any download
     packages = python_packages(*REDIS_CLIENT)
     with (
         redis_server(directory, fsync) as redis,
@@ -58,7 +58,7 @@ def xadd(directory: Path, fsync: Fsync, *, pool: int = _POOL) -> Iterator[Xadd]:
 
 @contextlib.contextmanager
 def _import_path(folder: Path) -> Iterator[None]:
-    """Let children started meanwhile import from `folder`, before all else."""
+    """Let children that start meanwhile import from `folder` first."""
     before = os.environ.get("PYTHONPATH")
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(folder), before)))
     try:

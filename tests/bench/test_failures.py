@@ -61,7 +61,7 @@ def only(rows: list[Row]) -> Row:
 
 
 @pytest.mark.parametrize("name", LOADED)
-def test_a_load_client_that_dies_leaves_no_figure(name: str, options: Options) -> None:
+def test_dead_load_client_gives_no_figure(name: str, options: Options) -> None:
     def kill(children: list[Child]) -> None:
         next(child for child in children if str(child) == "bench.load").kill()
 
@@ -72,7 +72,7 @@ def test_a_load_client_that_dies_leaves_no_figure(name: str, options: Options) -
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_a_server_that_dies_leaves_no_figure(name: str, options: Options) -> None:
+def test_dead_server_gives_no_figure(name: str, options: Options) -> None:
     def kill(children: list[Child]) -> None:
         [child for child in children if str(child) != "bench.load"][-1].kill()
 
@@ -84,9 +84,7 @@ def test_a_server_that_dies_leaves_no_figure(name: str, options: Options) -> Non
 # What cannot be had -------------------------------------------------------------------------------------------------
 
 
-def test_a_port_that_is_taken_when_the_server_is_started_again_leaves_no_figure(
-    options: Options, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_port_taken_at_restart_gives_no_figure(options: Options, monkeypatch: pytest.MonkeyPatch) -> None:
     @contextlib.contextmanager
     def served_beside_another(database: Path, *, port: int = 0) -> Iterator[Served]:
         with contextlib.ExitStack() as stack:
@@ -99,14 +97,14 @@ def test_a_port_that_is_taken_when_the_server_is_started_again_leaves_no_figure(
     assert "Address already in use" in only(small.run("storm", options)).note
 
 
-def test_a_load_client_with_too_few_file_descriptors_is_said(tmp_path: Path) -> None:
+def test_load_client_with_too_few_file_descriptors_is_reported(tmp_path: Path) -> None:
     with served(tmp_path / "bench.db") as server, load_client() as load:
         resource.prlimit(load.pid, resource.RLIMIT_NOFILE, (20, 20))
         with pytest.raises(BenchError, match="Too many open files"):
             load.ask("connect", kind="sse", channels=["bench:1"] * 30, timeout_s=5, **server.address)
 
 
-def test_a_server_with_too_few_file_descriptors_is_said(tmp_path: Path) -> None:
+def test_server_with_too_few_file_descriptors_is_reported(tmp_path: Path) -> None:
     with served(tmp_path / "bench.db") as server, load_client() as load:
         resource.prlimit(server.child.pid, resource.RLIMIT_NOFILE, (30, 30))
         with pytest.raises(BenchError, match=r"\d+ of 40 viewers not attached"):
@@ -128,7 +126,7 @@ SAYS_FULL = ("the disk is full", "No space left on device", "AOF write error")  
         pytest.param("XADD", marks=needs_redis_client),
     ],
 )
-def test_a_disk_that_gets_full_leaves_no_figure(name: str) -> None:
+def test_full_disk_gives_no_figure(name: str) -> None:
     ran = subprocess.run(
         [*NAMESPACE, sys.executable, "-m", "tests.bench.small", name],
         cwd=ROOT,
@@ -144,7 +142,7 @@ def test_a_disk_that_gets_full_leaves_no_figure(name: str) -> None:
 
 
 @needs_mount
-def test_a_disk_that_is_too_small_is_said_before_anything_is_measured(tmp_path: Path) -> None:
+def test_small_disk_is_reported_before_the_first_measurement(tmp_path: Path) -> None:
     script = f"mount -t tmpfs -o size=8m none {tmp_path} && exec {sys.executable} -m bench storm --dir {tmp_path}"
     ran = subprocess.run([*NAMESPACE, "sh", "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert ran.returncode == 1
@@ -156,16 +154,14 @@ def test_a_disk_that_is_too_small_is_said_before_anything_is_measured(tmp_path: 
 
 
 @pytest.mark.parametrize("name", STEADY)
-def test_a_load_client_without_time_left_is_not_measured(
-    name: str, options: Options, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_overloaded_load_client_gives_no_figure(name: str, options: Options, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench.common, "CLIENT_LIMIT", 0.0)
     row = only(small.run(name, options))
     assert (row.what, row.measured) == (name, "not measured")
     assert "of its core: it is what was measured" in row.note
 
 
-def test_a_search_whose_first_try_is_too_much_for_the_load_client_has_its_row_and_fails_the_run(
+def test_search_that_overloads_the_load_client_at_once_has_a_row_and_fails_the_run(
     options: Options, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(bench.common, "CLIENT_LIMIT", 0.0)
@@ -182,9 +178,7 @@ def test_a_search_whose_first_try_is_too_much_for_the_load_client_has_its_row_an
     assert "1 not measured or void" in said
 
 
-def test_a_search_that_a_later_try_breaks_off_tells_the_tries_before_it(
-    options: Options, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_search_that_fails_later_reports_the_earlier_tries(options: Options, monkeypatch: pytest.MonkeyPatch) -> None:
     measure = conversations.measure
 
     def measure_few(options: Options, count: int, **how: Any) -> conversations.Run:
@@ -204,7 +198,7 @@ def test_a_search_that_a_later_try_breaks_off_tells_the_tries_before_it(
 # What was seen at the time ------------------------------------------------------------------------------------------
 
 
-def test_a_void_run_tells_how_late_producers_were_and_what_the_load_client_used() -> None:
+def test_void_run_reports_lateness_and_load_of_its_clients() -> None:
     drained = {"ended": 3, "cpu_s": 1.234, "seconds": 4.0}
     with pytest.raises(Void, match="3 connections were ended") as raised:
         check({"violations": {}}, {"wrong": 0}, drained, lag_ms=[1.0, 20.04, 300.0])
@@ -214,7 +208,7 @@ def test_a_void_run_tells_how_late_producers_were_and_what_the_load_client_used(
 
 
 @pytest.mark.parametrize("name", ["fanout", "conversations", "slow", "storm"])
-def test_a_row_that_is_void_says_what_was_seen(name: str, options: Options, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_void_row_reports_the_observations(name: str, options: Options, monkeypatch: pytest.MonkeyPatch) -> None:
     send = Child.send
 
     def lie(self: Child, do: str, /, **fields: Any) -> None:
@@ -229,7 +223,7 @@ def test_a_row_that_is_void_says_what_was_seen(name: str, options: Options, monk
     assert " ms at worst; the load client used " in row.note
 
 
-def test_a_soak_that_is_void_says_what_was_seen(options: Options, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_void_soak_reports_the_observations(options: Options, monkeypatch: pytest.MonkeyPatch) -> None:
     send = Child.send
 
     def ask_for_longer_texts(self: Child, do: str, /, **fields: Any) -> None:
@@ -245,9 +239,7 @@ def test_a_soak_that_is_void_says_what_was_seen(options: Options, monkeypatch: p
     assert " ms at worst; the load client used " in row.note
 
 
-def test_a_soak_that_is_void_says_that_the_server_was_gone_as_well(
-    options: Options, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_void_soak_reports_a_dead_server_too(options: Options, monkeypatch: pytest.MonkeyPatch) -> None:
     ask = Child.ask
     servers: list[Child] = []
 
@@ -272,11 +264,11 @@ def test_lateness_is_that_of_all_tokens() -> None:
     assert lateness.told_ms() == [101, 199, 200]
 
 
-def test_who_has_made_nothing_is_not_late() -> None:
+def test_producer_without_tokens_is_not_late() -> None:
     assert Lateness().told_ms() == [0, 0, 0]
 
 
-def test_a_producer_that_is_held_up_is_late_until_all_is_stored() -> None:
+def test_delayed_producer_is_late_until_all_tokens_are_stored() -> None:
     lateness = Lateness()
     lateness.made("somebody", 0.001, time.monotonic() + 60)
     lateness.made("somebody else", 0.001, time.monotonic() - 5)

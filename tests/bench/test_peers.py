@@ -181,7 +181,7 @@ def test_a_run_is_void_when_the_server_ends_a_connection() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_page_that_was_sent_less_than_the_answer_is_void(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_page_with_an_incomplete_answer_is_void(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench.peers.reload, "_PATIENCE_S", 1.0)
     liar = Liar(kind)
     saying = threading.Thread(target=liar.say, args=[TOKENS[:-1]])
@@ -245,7 +245,7 @@ def _publish(answer: bytes) -> dict[str, Any]:
     return publish(port=server.port, path="/{channel}", channels=["c"], count=3, tokens_per_s=1000, tells_text=True)
 
 
-def test_published_tokens_are_told_as_they_were_sent() -> None:
+def test_published_tokens_are_reported_as_sent() -> None:
     told = _publish(CREATED)
     assert told["messages"]["c"] == summary(told["texts"]["c"], "m")
     assert len(told["texts"]["c"]) == 15
@@ -257,7 +257,7 @@ def test_a_publisher_that_is_late_still_publishes_each_token_on_its_own() -> Non
     assert server.requests == 50
 
 
-def test_what_came_within_a_window_is_published_as_one() -> None:
+def test_tokens_of_one_window_are_published_together() -> None:
     server = Answering(CREATED)
     told = publish(
         port=server.port, path="/{channel}", channels=["c"], count=6, tokens_per_s=100, window_ms=1000, tells_text=True
@@ -266,12 +266,12 @@ def test_what_came_within_a_window_is_published_as_one() -> None:
     assert server.requests == 1
 
 
-def test_a_publish_that_is_refused_fails_the_run() -> None:
+def test_refused_publish_fails_the_run() -> None:
     with pytest.raises(BenchError, match="403"):
         _publish(b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n")
 
 
-def test_a_publish_that_is_not_answered_fails_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_publish_without_a_response_fails_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench.peers.publisher, "_ANSWERS_S", 0.2)
     with pytest.raises(BenchError, match="3 of 3 publishes were not answered"):
         _publish(b"")
@@ -287,13 +287,13 @@ def taken_port() -> Iterator[int]:
 
 
 @needs_nchan
-def test_nchan_says_that_its_port_is_taken(taken_port: int) -> None:
+def test_nchan_reports_that_its_port_is_taken(taken_port: int) -> None:
     with pytest.raises(BenchError, match=rf"nginx with nchan on port {taken_port} did not start:(?s:.*)in use"):
         nchan(connections=10, port=taken_port).__enter__()
 
 
 @needs_redis
-def test_redis_says_that_its_port_is_taken(taken_port: int, tmp_path: Path) -> None:
+def test_redis_reports_that_its_port_is_taken(taken_port: int, tmp_path: Path) -> None:
     with pytest.raises(BenchError, match=r"redis-server did not start:(?s:.*)in use"):
         redis_server(tmp_path, "always", port=taken_port).__enter__()
 
@@ -302,7 +302,7 @@ TINY = beside.Sizes(shapes=(beside.Shape(2, 2, 100),), rounds=1, seconds=0.2, id
 
 
 @pytest.mark.parametrize("name", ["nchan", "nchan with Redis", "socket.io"])
-def test_a_peer_that_is_missing_fails_the_run_and_says_how_to_get_it(
+def test_missing_peer_fails_the_run_with_an_installation_hint(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shutil, "which", lambda *_, **__: None)
@@ -312,16 +312,14 @@ def test_a_peer_that_is_missing_fails_the_run_and_says_how_to_get_it(
     assert "apt-get install" in missing.note
 
 
-def test_appends_without_redis_fail_and_say_how_to_get_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_appends_without_redis_fail_with_an_installation_hint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "which", lambda *_, **__: None)
     monkeypatch.setattr("bench.peers.xadd.python_packages", lambda *_: tmp_path)
     with pytest.raises(BenchError, match=r"redis-server is missing .*apt-get install redis-server"):
         xadd(tmp_path, "always").__enter__()
 
 
-def test_packages_that_cannot_be_fetched_are_said_and_leave_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_failed_download_is_reported_and_leaves_no_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOLDFAST_BENCH_CACHE", str(tmp_path))
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     with pytest.raises(BenchError, match=r"could not fetch .* redis==0\.0\.nothing"):
@@ -330,7 +328,7 @@ def test_packages_that_cannot_be_fetched_are_said_and_leave_nothing(
 
 
 @pytest.mark.parametrize("module", ["appends", "beside"])
-def test_too_few_descriptors_are_said_before_anything_starts(module: str, tmp_path: Path) -> None:
+def test_too_few_descriptors_are_reported_before_the_start(module: str, tmp_path: Path) -> None:
     code = f"from bench import {module}; from pathlib import Path; list({module}.measure(Path('.'), {module}.FULL))"
     done = subprocess.run(
         [sys.executable, "-c", code],
@@ -393,7 +391,7 @@ def working(tmp_path: Path, systems: dict[str, beside.Start]) -> list[Row]:
     return [row for row in rows if "memory per idle" not in row.what]
 
 
-def test_a_system_that_dies_in_mid_run_has_no_figures_and_the_others_have(tmp_path: Path) -> None:
+def test_system_that_dies_in_mid_run_has_no_figures_but_the_others_do(tmp_path: Path) -> None:
     one = functools.partial(dying, "Holdfast")
     rows = working(tmp_path, {"dying": one, "Holdfast": beside.SYSTEMS["Holdfast"]})
     died = [row for row in rows if row.has_failed]
@@ -426,7 +424,7 @@ def test_a_system_that_dies_under_idle_viewers_has_no_memory(tmp_path: Path) -> 
     assert not lived.has_failed  # it has a system of its own
 
 
-def test_a_load_client_that_dies_beside_others_leaves_no_figure(tmp_path: Path) -> None:
+def test_dead_load_client_beside_peers_gives_no_figure(tmp_path: Path) -> None:
     sizes = dataclasses.replace(TINY, pages=0, idle=(1, 2))
     with in_the_middle("capture", lambda children: children[-1].kill()):
         rows = list(beside.measure(tmp_path, sizes, {"Holdfast": beside.SYSTEMS["Holdfast"]}))
@@ -457,7 +455,7 @@ def test_appends_have_no_figure_when_a_side_dies(victim: str, tmp_path: Path) ->
     assert (row.measured, row.has_failed) == ("not measured", True)
 
 
-def test_what_is_void_beside_others_says_what_was_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_void_row_beside_peers_reports_the_observations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     send = Child.send
 
     def lie(self: Child, do: str, /, **fields: Any) -> None:
@@ -473,9 +471,7 @@ def test_what_is_void_beside_others_says_what_was_seen(tmp_path: Path, monkeypat
     assert all("producers were late by " in row.note and "the load client used " in row.note for row in void)
 
 
-def test_a_load_client_without_time_left_is_not_measured_beside_others(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_overloaded_load_client_beside_peers_gives_no_figure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench.common, "CLIENT_LIMIT", 0.0)
     rows = list(beside.measure(tmp_path, TINY, {"Holdfast": beside.SYSTEMS["Holdfast"]}))
     fan_out = [row for row in rows if row.what.strip().startswith("2 × 2")]
@@ -505,7 +501,7 @@ def test_socket_io_is_measured_and_has_no_late_joiners(tmp_path: Path) -> None:
 
 @needs_redis_client
 @pytest.mark.parametrize("command", [["XTRIM", "bench:a", "MAXLEN", "2"], ["XADD", "bench:a", "*", "t", "again"]])
-def test_appends_are_void_when_redis_holds_other_tokens_than_it_acknowledged(
+def test_appends_are_void_when_redis_stores_other_tokens_than_it_acknowledged(
     command: list[str], tmp_path: Path
 ) -> None:
     with xadd(tmp_path, "always") as system, peer_load() as client:
@@ -516,7 +512,7 @@ def test_appends_are_void_when_redis_holds_other_tokens_than_it_acknowledged(
             appends.verify(system, client, ["bench:a"], sent)
 
 
-def test_appends_are_void_when_we_hold_other_tokens_than_we_acknowledged(tmp_path: Path) -> None:
+def test_appends_are_void_when_holdfast_stores_other_tokens_than_it_acknowledged(tmp_path: Path) -> None:
     with ours(tmp_path / "ours.db") as system, peer_load() as client:
         text = system.grow("bench:a", 5)
         (sent,) = system.child.ask("finish")["messages"].values()
@@ -528,7 +524,7 @@ def test_appends_are_void_when_we_hold_other_tokens_than_we_acknowledged(tmp_pat
 
 
 @pytest.mark.parametrize("end", [Child.close, Child.kill])
-def test_a_server_ends_with_the_process_that_keeps_it(end: Callable[[Child], None]) -> None:
+def test_server_ends_with_its_parent_process(end: Callable[[Child], None]) -> None:
     with Child("bench.peers.run", "keep", "sleep", "600", core=CLIENT_CORE) as keeper:
         server = os.pidfd_open(keeper.read(timeout_s=PATIENCE_S)["pid"])
         end(keeper)

@@ -206,7 +206,7 @@ async def test_several_cuts_are_made_one_after_the_other(upstream, proxy, client
     assert await whole.read(10) == b"0123456789"
 
 
-async def test_a_stall_passes_nothing_and_loses_nothing(upstream, proxy, clients) -> None:
+async def test_stall_passes_no_bytes_and_loses_none(upstream, proxy, clients) -> None:
     client = await clients.connect()
     _, writer = await upstream[0].arrived()
     proxy.stall()
@@ -228,7 +228,7 @@ async def test_a_stall_of_one_direction_leaves_the_other_open(upstream, proxy, c
     assert await client.read(6) == b"answer"
 
 
-async def test_a_stall_holds_back_a_piece_half_sent(upstream, proxy, clients) -> None:
+async def test_stall_holds_back_the_rest_of_a_partly_sent_piece(upstream, proxy, clients) -> None:
     client = await clients.connect()
     client.writer.transport.pause_reading()
     reader, writer = await upstream[0].arrived()
@@ -324,7 +324,7 @@ async def test_a_black_hole_keeps_connections_open_and_hides_even_their_end(upst
     assert await client.ending() == "end"
 
 
-async def test_a_black_hole_swallows_new_connections_until_it_ends(upstream, proxy, clients) -> None:
+async def test_black_hole_delays_new_connections_until_it_ends(upstream, proxy, clients) -> None:
     proxy.black_hole()
     client = await clients.connect()
     client.writer.write(bytes(1 << 20))
@@ -336,7 +336,7 @@ async def test_a_black_hole_swallows_new_connections_until_it_ends(upstream, pro
     assert await client.ending() == "reset"
 
 
-async def test_a_server_that_came_back_on_another_port_is_found(upstream, proxy, clients) -> None:
+async def test_proxy_finds_a_server_that_restarted_on_another_port(upstream, proxy, clients) -> None:
     async with serving() as (other, port):
         proxy.upstream = ("127.0.0.1", port)
         client = await clients.connect()
@@ -364,7 +364,7 @@ async def test_a_reset_by_the_server_reaches_the_client(upstream, proxy, clients
     await until(lambda: proxy.open_connections == 0)
 
 
-async def test_leaving_the_proxy_cuts_what_is_open(upstream) -> None:
+async def test_closing_the_proxy_cuts_open_connections(upstream) -> None:
     async with FaultProxy("127.0.0.1", upstream[1]) as proxy:
         reader, writer = await asyncio.open_connection(proxy.host, proxy.port)
         await upstream[0].arrived()
