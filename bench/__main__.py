@@ -48,12 +48,12 @@ def main() -> int:
     arguments = _arguments()
     options = Options(is_quick=arguments.quick, directory=arguments.dir, soak_s=arguments.soak_s)
     if not {SERVER_CORE, CLIENT_CORE} <= os.sched_getaffinity(0):
-        print(f"cores {SERVER_CORE} and {CLIENT_CORE} are not both ours: server and client would disturb each other")
+        print(f"cores {SERVER_CORE} and {CLIENT_CORE} are not both available: server and client would disturb each other")
         return 1
     names = list(dict.fromkeys(arguments.names)) or _usual(options)
     scope = _scope(names, options)
     if arguments.markdown is not None and scope:
-        _say(f"{arguments.markdown.name} will hold this run alone; {'; '.join(scope)}")
+        _say(f"{arguments.markdown.name} will contain only this run; {'; '.join(scope)}")
     _break_off_cleanly()
     rows: list[Row] = []
     try:
@@ -63,7 +63,7 @@ def main() -> int:
         machine = report.Machine(options.directory)
         took_s = _run(names, missing, options, rows)
     except KeyboardInterrupt:
-        print("\n".join([*report.text(rows), "", "broken off"]))
+        print("\n".join([*report.text(rows), "", "interrupted"]))
         return _BROKEN_OFF
     facts = [*machine.facts(), *scope]
     lines = [*facts, "", *report.text(rows), "", took_s, report.summary(rows, machine.seconds)]
@@ -83,9 +83,9 @@ def _scope(names: list[str], options: Options) -> list[str]:
     """Return the limits of a partial run, for the reader of its report."""
     said = []
     if options.is_quick:
-        said.append("a quick look, with shorter runs and fewer viewers, and no measurement")
+        said.append("a quick check with shorter runs and fewer viewers, not a measurement")
     if others := [name for name in BENCHMARKS if name not in names]:
-        said.append(f"not in this run, and so without figures: {', '.join(others)}")
+        said.append(f"not in this run, so without figures: {', '.join(others)}")
     return said
 
 
@@ -99,7 +99,7 @@ def _look_ahead(names: list[str], options: Options) -> list[needs.Problem]:
         _say(str(problem))
         missing.append(problem)
     if missing:
-        _say("what is left can be measured; the run will have failed in the end")
+        _say("the rest can be measured; the run will fail at the end")
     return missing
 
 
@@ -144,9 +144,9 @@ def _arguments() -> argparse.Namespace:
     )
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"which of {', '.join(BENCHMARKS)}; all by default")
     parser.add_argument(
-        "--quick", action="store_true", help="shorter runs and fewer viewers, and no soak: a look, not a measurement"
+        "--quick", action="store_true", help="shorter runs, fewer viewers and no soak: a check, not a measurement"
     )
-    parser.add_argument("--check", action="store_true", help="say what is missing and how long it takes, and no more")
+    parser.add_argument("--check", action="store_true", help="print missing requirements and the expected duration, and exit")
     parser.add_argument("--strict", action="store_true", help="fail when a budget is not met")
     parser.add_argument("--dir", type=Path, default=Path(tempfile.gettempdir()), help="where databases are made")
     parser.add_argument("--soak-s", type=float, default=600.0, help="how long the soak lasts, in seconds")
@@ -156,7 +156,7 @@ def _arguments() -> argparse.Namespace:
         if name not in BENCHMARKS:
             parser.error(f"there is no benchmark {name!r}")
     if not (arguments.dir.is_dir() and os.access(arguments.dir, os.W_OK)):
-        parser.error(f"{arguments.dir} is no directory that can be written to")
+        parser.error(f"{arguments.dir} is not a writable directory")
     if not arguments.soak_s >= _SHORTEST_SOAK_S:
         parser.error(f"a soak takes {_SHORTEST_SOAK_S:g} s at least")
     if arguments.markdown is not None:

@@ -63,7 +63,7 @@ class _Round(NamedTuple):
         redis = f", {self.redis_us_per_token:.1f} of them Redis's" if self.redis_us_per_token else ""
         return (
             f"{self.tokens_per_s:,.0f} tokens/s, {self.us_per_token:.1f} µs each{redis}; waits p50 "
-            f"{self.wait_ms[0]:.1f} ms, p99 {self.wait_ms[1]:.1f} ms; fewest of a producer {self.fewest:,}"
+            f"{self.wait_ms[0]:.1f} ms, p99 {self.wait_ms[1]:.1f} ms; slowest producer {self.fewest:,} tokens"
         )
 
 
@@ -139,7 +139,7 @@ def _round(system: Appending, client: Child, sizes: Sizes, *, at_once: int, tag:
     done = child.ask("append", seconds=sizes.seconds, at_once=at_once, answer_in_s=sizes.seconds + _TIMEOUT_S)
     used_s, redis_s = system.cpu_s() - used_s, _redis_s(system) - redis_s
     if not system.written_bytes():  # since its start: a short round may change only pages that are already dirty
-        raise BenchError("nothing was written to a disk: choose a directory on one with --dir")
+        raise BenchError("no bytes were written to a disk: choose a directory on a disk with --dir")
     tokens = done["tokens"] - before
     sent = child.ask("finish", answer_in_s=_TIMEOUT_S)["messages"]
     verify(system, client, channels, sent)

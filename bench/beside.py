@@ -169,7 +169,7 @@ def measure(directory: Path, sizes: Sizes, systems: dict[str, Start] = SYSTEMS) 
                 running[name] = stack.enter_context(start(_made(folder, name), most))
             except (BenchError, OSError) as error:
                 yield failed(f"beside {name}", error)
-        yield Row("measured beside one another", f"{len(running)} systems", note=_promises(running.values()))
+        yield Row("systems measured in turn", f"{len(running)} systems", note=_promises(running.values()))
         client = stack.enter_context(peer_load())
         for n, shape in enumerate(sizes.shapes):
             yield from _fan_out(list(running.values()), client, shape, sizes, tag=f"shape-{n}")
@@ -228,7 +228,7 @@ def _round(system: System, kind: str, client: Child, shape: Shape, seconds: floa
     check(decoded, compared, drained, lag_ms=produced["lag_ms"])
     tokens = count * shape.connections
     if decoded["tokens"] != tokens:
-        what = f"{decoded['tokens']:,} tokens were delivered, and {tokens:,} sent, though all texts are right"
+        what = f"{decoded['tokens']:,} tokens were delivered, and {tokens:,} sent, although all texts are correct"
         raise void(what, drained, lag_ms=produced["lag_ms"])
     client.ask("close")
     return _Round(
@@ -287,13 +287,13 @@ def _full(rounds: Sequence[_Round]) -> str:
         return ""
     publisher = max(each.publisher_load for each in rounds)
     beside = f", which it shared with a publisher that used {publisher:.0%}" if publisher else ""
-    return f"{beside}, and which was full: latencies are not the server's alone"
+    return f"{beside}, and which was full: latencies include its waits"
 
 
 def _overrun(rounds: Sequence[_Round]) -> str:
     """Return a note if a system could not keep up: its latencies are then those of a growing queue."""
     overrun_s = statistics.median(each.overrun_s for each in rounds)
-    return f"; it did not keep up: the last token came {overrun_s:.1f} s late" if overrun_s > _OVERRUN_S else ""
+    return f"; it did not keep up: the last token arrived {overrun_s:.1f} s late" if overrun_s > _OVERRUN_S else ""
 
 
 def _idle_row(directory: Path, start: Start, kind: str, sizes: Sizes, name: str) -> Row:
@@ -310,7 +310,7 @@ def _idle_row(directory: Path, start: Start, kind: str, sizes: Sizes, name: str)
                 )
                 resident.append(_settled_rss(system))
             if ended := client.ask("pass", seconds=0)["ended"]:
-                raise BenchError(f"{ended} of {many} viewers were sent away: the others are not what was measured")
+                raise BenchError(f"{ended} of {many} viewers were disconnected: the rest do not give the measured figure")
     except (BenchError, OSError) as error:
         return failed(what, error)
     per_viewer_kb = (resident[1] - resident[0]) / (many - few) / 1000
@@ -326,7 +326,7 @@ def _settled_rss(system: System) -> int:
         before, size = size, system.rss_bytes()
         if abs(size - before) < 64 * 1024:
             return size
-    raise BenchError(f"the memory of {system.name} does not come to rest")
+    raise BenchError(f"the memory of {system.name} does not settle")
 
 
 @contextlib.contextmanager

@@ -91,7 +91,7 @@ class Served:
         finally:
             connection.close()
         if response.status >= 300:
-            raise BenchError(f"{method} {path} was answered with {response.status}: {answer[:500]!r}")
+            raise BenchError(f"{method} {path} got the status {response.status}: {answer[:500]!r}")
         return json.loads(answer)
 
 
@@ -160,7 +160,7 @@ def check(
     `lag_ms` is how late producers were, if known: a void run reports it.
     """
     if decoded["violations"]:
-        what = f"the wire's rules were broken: {decoded['violations']}, first {decoded['first_violation']}"
+        what = f"the protocol was violated: {decoded['violations']}, first {decoded['first_violation']}"
     elif compared["wrong"]:
         what = f"{compared['wrong']} wrong of {compared['compared']} views, e.g. {compared['example']}"
     elif drained["ended"]:
@@ -195,7 +195,7 @@ def client_load(drained: dict[str, Any]) -> float:
     """
     load: float = drained["cpu_s"] / drained["seconds"]
     if load > CLIENT_LIMIT:
-        raise BenchError(f"the load client used {load:.0%} of its core: it is what was measured")
+        raise BenchError(f"the load client used {load:.0%} of its core, so the figure would be that of the load client")
     return load
 
 

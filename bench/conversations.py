@@ -102,7 +102,7 @@ def measure(options: Options, conversations: int, *, seconds: float, is_dated_wh
         check(decoded, compared, drained, lag_ms=produced["lag_ms"])
         expected = count * conversations * _VIEWERS
         if decoded["tokens"] != expected:
-            raise BenchError(f"{decoded['tokens']} of {expected} tokens have a latency, though all texts are right")
+            raise BenchError(f"{decoded['tokens']} of {expected} tokens have a latency, although all texts are correct")
         # Again after the comparison: by now the store has also written its deferred pages.
         at_rest = _Gauges.read(server)
     used_s = after.cpu_s - before.cpu_s
@@ -180,7 +180,7 @@ def _storage(runs: Sequence[_Stored]) -> list[Row]:
     of_limit = [run.of_limit for run in runs]
     of_text = [run.row_bytes / run.text_bytes for run in runs]
     handed = Row(
-        "  bytes of rows handed to the store, of 3 × text + 20 B per commit and message",
+        "  bytes of rows passed to the store, of 3 × text + 20 B per commit and message",
         spread(of_limit, "×"),
         "1 ×",
         max(of_limit) <= 1,
@@ -189,7 +189,7 @@ def _storage(runs: Sequence[_Stored]) -> list[Row]:
     )
     what = "  bytes written to disk per byte streamed"
     if not all(run.written_bytes for run in runs):
-        note = "nothing was written to a disk: choose a directory on one with --dir"
+        note = "no bytes were written to a disk: choose a directory on a disk with --dir"
         return [handed, Row(what, "not measured", note=note, has_failed=True)]
     times = [run.written_bytes / run.text_bytes for run in runs]
     return [handed, Row(what, spread(times, "×"), f"{_DISK_LIMIT} ×", max(times) <= _DISK_LIMIT)]

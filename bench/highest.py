@@ -47,7 +47,7 @@ def search(options: Options, *, first: int, seconds: float, exact: float, limit_
             try:
                 runs.append(conversations.measure(options, count, seconds=seconds, is_dated_when_due=True))
             except (BenchError, OSError) as error:
-                before = [str(run) for run in runs] or ["nothing"]
+                before = [str(run) for run in runs] or ["none"]
                 error.add_note("\n".join([f"in a try of {count} conversations; before it:", *before]))
                 raise
             good.append(runs[-1].latency_ms[1] < limit_ms)

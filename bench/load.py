@@ -178,13 +178,13 @@ class Load:
         wrong: dict[str, list[str]] = {}  # by channel
         for channel, message in stored.items():
             if _digest(_text(message)) != sent[channel]["sha256"]:
-                wrong.setdefault(channel, []).append("what is stored is not what was appended")
+                wrong.setdefault(channel, []).append("the stored text differs from the appended text")
         for connection in self._connections.values():
             channel = connection.checker.channel
             text = connection.checker.text(sent[channel]["id"])
             if _digest(text) != sent[channel]["sha256"]:
                 of = sent[channel]["length"]
-                wrong.setdefault(channel, []).append(f"{len(text)} of {of} characters are shown, or other ones")
+                wrong.setdefault(channel, []).append(f"{len(text)} of {of} characters are shown, or other text")
             elif stored and (differences := connection.checker.differences(stored[channel])):
                 wrong.setdefault(channel, []).extend(differences)
         return {"compared": len(self._connections), "wrong": len(wrong), "example": next(iter(wrong.items()), None)}
@@ -381,7 +381,7 @@ def _stored(port: int, prefix: str, sent: dict[str, Json]) -> dict[str, Json]:
         response = connection.getresponse()
         body = json.loads(response.read())
         if response.status != 200:
-            raise BenchError(f"GET of a message in {channel} was answered with {response.status}: {body}")
+            raise BenchError(f"GET of a message in {channel} got the status {response.status}: {body}")
         stored[channel] = body["message"]
     connection.close()
     return stored

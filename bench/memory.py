@@ -80,7 +80,7 @@ def _round(options: Options, kind: str, few: int, many: int, *, has_own_channels
             )
             sizes.append(_settled_rss(server.child))
         if ended := load.ask("pass", seconds=0)["ended"]:
-            raise BenchError(f"{ended} of {many} viewers were sent away: the others are not what was measured")
+            raise BenchError(f"{ended} of {many} viewers were disconnected: the rest do not give the measured figure")
     return _Round(few, many, (sizes[0], sizes[1]))
 
 
@@ -92,4 +92,4 @@ def _settled_rss(child: Child) -> int:
         before, size = size, rss_bytes(child.pid)
         if abs(size - before) < 64 * 1024:
             return size
-    raise BenchError("the server's memory does not come to rest")
+    raise BenchError("the server's memory does not settle")

@@ -69,7 +69,7 @@ class Child:
         """Send a request; call `read` for its reply."""
         assert self._process.stdin is not None
         if self._is_behind:
-            raise BenchError(f"{self} still owes an answer that did not come in time")
+            raise BenchError(f"{self} has not replied to an earlier request in time")
         try:
             request = json.dumps({"do": do} | fields).encode() + b"\n"
             while request:
@@ -85,7 +85,7 @@ class Child:
             ready, _, _ = select.select([self._process.stdout], [], [], max(0.0, until_s - time.monotonic()))
             if not ready:
                 self._is_behind = True
-                raise BenchError(f"{self} did not answer within {timeout_s} s:\n{self.log_end()}")
+                raise BenchError(f"{self} did not reply within {timeout_s} s:\n{self.log_end()}")
             data = os.read(self._process.stdout.fileno(), 1 << 16)
             if not data:
                 raise BenchError(f"{self} is gone:\n{self.log_end()}")

@@ -76,7 +76,7 @@ def check_page(page: Path) -> None:
     if parts.count(BEGIN) != 1 or parts.count(END) != 1 or parts.index(BEGIN) > parts.index(END):
         raise ValueError(f"{page.name} must have one line {BEGIN} and after it one line {END}")
     if not os.access(page.resolve().parent, os.W_OK):
-        raise ValueError(f"{page.name} is in a folder that cannot be written to")
+        raise ValueError(f"{page.name} is in a folder that is not writable")
 
 
 def write(page: Path, *, command: str, facts: list[str], rows: list[Row], output: list[str]) -> None:
@@ -157,7 +157,7 @@ def _commit() -> str:
         changes = _git("status", "--porcelain", "holdfast", "bench")
     except (OSError, subprocess.SubprocessError):
         return ""
-    return f" at {commit}{' with changes that are not committed' if changes else ''}"
+    return f" at {commit}{' with uncommitted changes' if changes else ''}"
 
 
 def _git(*arguments: str) -> str:

@@ -72,7 +72,7 @@ def slow(
     ]
     most = [max(runs[count][n].most_bytes for count in slow_ones) for n in range(rounds)]
     limit = int(answer * 1.05) + 128 * 1024
-    what = "  bytes such a reader gets in all when it reads on"
+    what = "  bytes in all for such a reader, once it reads on"
     rows.append(Row(what, spread(most, "B"), f"{limit:,} B", max(most) <= limit))
     return rows
 
@@ -124,7 +124,7 @@ def _run(options: Options, kind: str, readers: int, slow: int, answer: int) -> _
         check(decoded, compared, drained, lag_ms=produced["lag_ms"])
         if decoded["tokens"] != count * readers:
             raise BenchError(
-                f"{decoded['tokens']} of {count * readers} tokens have a latency, though all texts are right"
+                f"{decoded['tokens']} of {count * readers} tokens have a latency, although all texts are correct"
             )
     p50, p99, _ = decoded["latency_ms"]
     return _Run(slow, p50, p99, grown, max(decoded["stalled_bytes"], default=0), produced["lag_ms"][1], load_share)

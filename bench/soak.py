@@ -80,14 +80,14 @@ def soak(
         *_memory(samples, seconds, watch.collected_s),
         Row("  conversations, all stored and shown as written", f"{len(conversations):,}", "all", True, seen_by),
         Row(
-            "  held for them when all have gone, beyond what was held before",
-            _beyond(before, after) or "nothing",
-            "nothing",
+            "  resources still held after all have gone, beyond those before",
+            _beyond(before, after) or "none",
+            "none",
             not _beyond(before, after),
             note=f"before {before}, after {after}",
         ),
         Row(
-            "  blocks of memory that Python holds, against before the first of them",
+            "  Python's memory blocks, change from before the first conversation",
             f"{blocks[1] - blocks[0]:+,} ({(blocks[1] - blocks[0]) / blocks[0]:+.1%})",
             raw=(f"{blocks[0]:,} before, {blocks[1]:,} after",),
         ),
@@ -135,9 +135,9 @@ class _Watch:
 
     def __str__(self) -> str:
         if not self.lag_ms:
-            return "nothing had been seen of the producers"
+            return "no observation of the producers yet"
         return (
-            f"seen last: {late(self.lag_ms)}; the load client used {used(self.client_s, self.seconds)}, "
+            f"last observation: {late(self.lag_ms)}; the load client used {used(self.client_s, self.seconds)}, "
             f"the server {used(self.server_s, self.seconds)}"
         )
 
@@ -153,7 +153,7 @@ def _visit(
         watch.ask()
         seen = load.ask("visit", until_s=time.monotonic() + _STEP_S, **visit)
         if seen["wrong"]:
-            wrong = Void(f"{seen['wrong']} visits went wrong, e.g. {seen['example']}")
+            wrong = Void(f"{seen['wrong']} visits failed, e.g. {seen['example']}")
             try:
                 watch.look()
             except (BenchError, OSError) as error:  # this may be the cause
@@ -192,7 +192,7 @@ def _memory(samples: list[tuple[float, int]], seconds: float, collected_s: list[
             f"{kb_per_min:+,.0f} KB/min",
             f"{_LIMIT_KB_PER_MIN:g} KB/min" if is_judged else "",
             kb_per_min <= _LIMIT_KB_PER_MIN if is_judged else None,
-            note=f"{sizes}; the collector of cycles looked at more than the young "
+            note=f"{sizes}; the garbage collector examined older generations "
             + (f"at {collected} s" if collected else "never"),
             raw=(f"MB every {_STEP_S:g} s: " + " ".join(f"{size / 1e6:.1f}" for _, size in samples),),
         )
@@ -204,7 +204,7 @@ def _check_stored(server: Served, conversation: plan.Conversation) -> None:
     text = "".join(part["text"] for part in message["parts"])
     if (message["status"], text) != ("complete", known_text(conversation.seed, conversation.tokens)):
         raise Void(
-            f"{conversation.channel} is stored as {message['status']} with {len(text)} characters, or other ones"
+            f"{conversation.channel} is stored as {message['status']} with {len(text)} characters, or other text"
         )
 
 

@@ -76,7 +76,7 @@ def storm(
             spread([each.live_s for each in times], "s"),
             f"{_LIMIT_S:g} s",
             worst_s <= _LIMIT_S,
-            note="every one resumed from its cursor and was shown the whole text",
+            note="every viewer resumed from its cursor and received the whole text",
             raw=tuple(str(each) for each in times),
         ),
         Row(
@@ -123,9 +123,9 @@ def _check_back(back: dict[str, Any], server: Served, viewers: int) -> None:
     """Raise `Void` unless all have resumed from their cursors while the answer still streamed."""
     status = server.call("GET", f"{_CHANNEL}/messages/{_MESSAGE}")["message"]["status"]
     if back["new_starts"]:
-        what = f"{back['new_starts']} of {viewers} viewers began anew instead of resuming"
+        what = f"{back['new_starts']} of {viewers} viewers got a new start instead of a resume"
     elif status != "streaming":
-        what = f"the answer was {status} when the viewers were back: they did not come back to a stream"
+        what = f"the answer was {status} when the viewers were back, so they did not resume a stream"
     else:
         return
     raise void(what, back, lag_ms=server.child.ask("lag")["lag_ms"])

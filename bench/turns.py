@@ -47,7 +47,7 @@ def turns(options: Options, *, conversations: int, rounds: int) -> list[Row]:
     for one in found:
         if one["wrong"]:
             raise Void(f"turns: {one['wrong']}")
-    what = f"turns: {conversations:,} conversations asked at once, one process, SQLite FULL"
+    what = f"turns: {conversations:,} conversations started at once, one process, SQLite FULL"
     return [
         Row(
             f"{what}: until the handler runs, p50",
@@ -62,9 +62,9 @@ def turns(options: Options, *, conversations: int, rounds: int) -> list[Row]:
         Row("  until the handler runs, p99", spread([one["begun_p99_ms"] for one in found], "ms")),
         Row("  until the first token is stored, p99", spread([one["token_p99_ms"] for one in found], "ms")),
         Row(
-            f"  CPU for each turn of {_TOKENS} tokens, with its question, claim and end",
+            f"  CPU per turn of {_TOKENS} tokens, with its question, claim and end",
             spread([one["cpu_us"] for one in found], "µs"),
-            note=f"{number(conversations * len(found))} answers compared, each there once",
+            note=f"{number(conversations * len(found))} answers compared, each stored once",
         ),
     ]
 
@@ -111,7 +111,7 @@ async def _turns(directory: str, conversations: int) -> dict[str, Any]:
         "token_p50_ms": statistics.median(token_ms),
         "token_p99_ms": _p99(token_ms),
         "cpu_us": cpu_s / conversations * 1e6,
-        "wrong": f"{len(wrong)} conversations, {wrong[0]} among them, have another answer" if wrong else "",
+        "wrong": f"{len(wrong)} conversations, {wrong[0]} among them, have a wrong answer" if wrong else "",
     }
 
 

@@ -109,11 +109,11 @@ class Visits:
         if checker.violations:
             self._wrong.append(f"{conversation.channel}: {checker.violations[0]}")
         elif not text.startswith(shown):
-            self._wrong.append(f"{conversation.channel}: what is shown was not written")
+            self._wrong.append(f"{conversation.channel}: the view has text that was not written")
         elif visitor.visit.leaves_s is None and (shown != text or checker.status(plan.MESSAGE) != "complete"):
             self._wrong.append(f"{conversation.channel}: {len(shown)} of {len(text)} characters are shown at the end")
         elif checker.new_starts > 1 and checker.cursor is not None:
-            self._wrong.append(f"{conversation.channel}: a return was a new start")
+            self._wrong.append(f"{conversation.channel}: a reconnect was a new start")
         self._counts["viewers"] += 1
         self._counts["resumes"] += checker.resumes
         self._counts["batches"] += checker.batches

@@ -109,13 +109,13 @@ class NchanJoined(Nchan):
     name = "nchan, memory, 40 ms of tokens a publish"
     kinds: ClassVar[tuple[str, ...]] = ("nchan-sse",)
     is_for_fan_out_only = True
-    promises = "as nchan, but its publisher gathers tokens for 40 ms: joined as ours, yet for all viewers alike"
+    promises = "as nchan, but its publisher gathers tokens for 40 ms: joined like ours, but equally for all viewers"
     window_ms = 40
 
 
 class NchanRedis(Nchan):
     name = "nchan, Redis AOF always"
-    promises = "a publish is answered when it is in Redis's file on disk; one frame per token; no joined text"
+    promises = "a publish is acknowledged when it is in Redis's file on disk; one frame per token; no joined text"
 
 
 @contextlib.contextmanager

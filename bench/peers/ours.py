@@ -15,7 +15,7 @@ class Ours(System):
     name = "Holdfast, SQLite FULL"
     kinds: ClassVar[tuple[str, ...]] = ("ours-sse", "ours-ws")
     resuming: ClassVar[tuple[str, ...]] = ("ours-sse", "ours-ws")
-    promises = "a token is on disk before anyone is shown it; late joiners get joined text"
+    promises = "a token is on disk before any viewer receives it; late joiners get joined text"
 
     def __init__(self, port: int, child: Child) -> None:
         super().__init__(port, (child.pid,))

@@ -89,7 +89,7 @@ def _page_kinds(system: System) -> list[str]:
 def _load_row(visits: _Visits, tokens: int) -> Row:
     what = f"reload at {tokens:,} tokens, in mid-stream: {visits}"
     if not visits.loads:
-        return Row(what, "cannot be asked", note="it shows a new viewer nothing of what was before")
+        return Row(what, "not applicable", note="it sends no earlier messages to a new viewer")
     return _row(what, visits.loads, len(visits.text.encode()))
 
 

@@ -128,7 +128,7 @@ class _Lanes:
         until_s = time.monotonic() + _ANSWERS_S
         while (answered := sum(lane.answered for lane in self._lanes)) < self._published:
             if time.monotonic() > until_s:
-                raise BenchError(f"{self._published - answered} of {self._published} publishes were not answered")
+                raise BenchError(f"{self._published - answered} of {self._published} publishes got no response")
             self.turn(0.1)
 
     def close(self) -> None:

@@ -105,7 +105,7 @@ class Page:
         self._session = self._socket = None
         if self._checker.violations:
             first = self._checker.violations[0]
-            raise Void(f"a viewer of {self.kind} was sent what may not be: {first.kind}: {first.detail}")
+            raise Void(f"a viewer of {self.kind} received invalid data: {first.kind}: {first.detail}")
 
     def _open(self) -> tuple[Session, socket.socket]:
         assert self._session is not None
@@ -165,4 +165,4 @@ def _read_all(page: Page, text: str, look: Callable[[float], None]) -> None:
             break
     page.leave()
     if page.text != text:
-        raise Void(f"a viewer of {page.kind} shows {len(page.text)} of {len(text)} characters, or other ones")
+        raise Void(f"a viewer of {page.kind} shows {len(page.text)} of {len(text)} characters, or other text")

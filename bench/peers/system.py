@@ -84,7 +84,7 @@ def foreign(what: str, command: list[str], is_ready: Callable[[int], bool]) -> I
             while not is_ready(pid):
                 _check_alive(child, pid)
                 if time.monotonic() > until_s:
-                    raise BenchError(f"it did not answer within {_START_S:.0f} s")
+                    raise BenchError(f"it did not respond within {_START_S:.0f} s")
                 time.sleep(0.05)
         except BenchError as error:
             raise BenchError(f"{what} did not start: {error}") from None

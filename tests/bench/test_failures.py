@@ -158,7 +158,7 @@ def test_overloaded_load_client_gives_no_figure(name: str, options: Options, mon
     monkeypatch.setattr(bench.common, "CLIENT_LIMIT", 0.0)
     row = only(small.run(name, options))
     assert (row.what, row.measured) == (name, "not measured")
-    assert "of its core: it is what was measured" in row.note
+    assert "of its core, so the figure would be that of the load client" in row.note
 
 
 def test_search_that_overloads_the_load_client_at_once_has_a_row_and_fails_the_run(
@@ -173,8 +173,8 @@ def test_search_that_overloads_the_load_client_at_once_has_a_row_and_fails_the_r
     said = capsys.readouterr().out
     (line,) = [line for line in said.splitlines() if line.startswith("highest rate with p99 below 100 ms")]
     assert line.endswith("not measured")
-    assert "of its core: it is what was measured" in said
-    assert "in a try of 2 conversations; before it:\n      nothing" in said
+    assert "of its core, so the figure would be that of the load client" in said
+    assert "in a try of 2 conversations; before it:\n      none" in said
     assert "1 not measured or void" in said
 
 
@@ -183,7 +183,7 @@ def test_search_that_fails_later_reports_the_earlier_tries(options: Options, mon
 
     def measure_few(options: Options, count: int, **how: Any) -> conversations.Run:
         if count > 2:
-            raise BenchError("the load client used 99% of its core: it is what was measured")
+            raise BenchError("the load client used 99% of its core, so the figure would be that of the load client")
         return measure(options, count, **how)
 
     monkeypatch.setattr(conversations, "measure", measure_few)
@@ -234,8 +234,8 @@ def test_void_soak_reports_the_observations(options: Options, monkeypatch: pytes
     monkeypatch.setattr(Child, "send", ask_for_longer_texts)
     row = only(list(attempt("soak", lambda: soak.soak(options, seconds=3.0, live=2, lasts_s=(0.1, 0.2), old=2))))
     assert row.measured == "VOID"
-    assert "what is shown was not written" in row.note
-    assert "\nseen last: producers were late by " in row.note
+    assert "the view has text that was not written" in row.note
+    assert "\nlast observation: producers were late by " in row.note
     assert " ms at worst; the load client used " in row.note
 
 
@@ -254,7 +254,7 @@ def test_void_soak_reports_a_dead_server_too(options: Options, monkeypatch: pyte
     monkeypatch.setattr(Child, "ask", see_a_loss)
     monkeypatch.setattr(soak._Watch, "ask", lambda _: None)  # or it may have answered before it dies
     row = only(small.run("soak", options))
-    assert row.note.startswith("Void: 1 visits went wrong, e.g. a lost token\nand bench.server is gone")
+    assert row.note.startswith("Void: 1 visits failed, e.g. a lost token\nand bench.server is gone")
 
 
 def test_lateness_is_that_of_all_tokens() -> None:

@@ -273,7 +273,7 @@ def test_refused_publish_fails_the_run() -> None:
 
 def test_publish_without_a_response_fails_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench.peers.publisher, "_ANSWERS_S", 0.2)
-    with pytest.raises(BenchError, match="3 of 3 publishes were not answered"):
+    with pytest.raises(BenchError, match="3 of 3 publishes got no response"):
         _publish(b"")
 
 
@@ -476,7 +476,7 @@ def test_overloaded_load_client_beside_peers_gives_no_figure(tmp_path: Path, mon
     rows = list(beside.measure(tmp_path, TINY, {"Holdfast": beside.SYSTEMS["Holdfast"]}))
     fan_out = [row for row in rows if row.what.strip().startswith("2 × 2")]
     assert [row.measured for row in fan_out] == ["not measured"] * 2
-    assert all("of its core: it is what was measured" in row.note for row in fan_out)
+    assert all("of its core, so the figure would be that of the load client" in row.note for row in fan_out)
 
 
 @needs_nchan

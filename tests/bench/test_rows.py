@@ -104,7 +104,7 @@ def test_stored_text_that_was_not_sent_voids_the_run(tmp_path: Path) -> None:
         produced = server.child.ask("produce", channels=["bench:1"], count=5, tokens_per_s=100)
         produced["messages"]["bench:1"]["sha256"] = "0"
         compared = load.ask("compare", sent=produced["messages"], **server.address)
-        assert compared["example"] == ["bench:1", ["what is stored is not what was appended"]]
+        assert compared["example"] == ["bench:1", ["the stored text differs from the appended text"]]
         with pytest.raises(Void, match="1 wrong of 0 views"):
             check({"violations": {}}, compared, {"ended": 0, "cpu_s": 0.0, "seconds": 0.0})
 
@@ -119,7 +119,7 @@ def test_a_soak_with_another_text_is_void(tmp_path: Path) -> None:
         seen: dict[str, Any] = {"example": None, "left": 1}
         while seen["left"] and not seen["example"]:  # somebody who stays sees it at the latest when it has ended
             seen = load.ask("visit", until_s=time.monotonic() + 0.2, **visit)
-        assert seen["example"] == f"{first.channel}: what is shown was not written"
+        assert seen["example"] == f"{first.channel}: the view has text that was not written"
 
 
 def test_texts_of_two_conversations_have_no_token_in_common() -> None:
@@ -206,7 +206,7 @@ def test_viewers_that_do_not_reconnect_are_reported(tmp_path: Path) -> None:
 def test_late_reply_is_not_taken_for_the_next_one(tmp_path: Path) -> None:
     with served(tmp_path / "bench.db") as server:
         produce: dict[str, Any] = {"channels": ["bench:1"], "count": 20, "tokens_per_s": 100}
-        with pytest.raises(BenchError, match=r"did not answer within 0\.01 s"):
+        with pytest.raises(BenchError, match=r"did not reply within 0\.01 s"):
             server.child.ask("produce", answer_in_s=0.01, **produce)
         with pytest.raises(BenchError, match="still owes an answer"):
             server.child.ask("stats")
@@ -314,7 +314,7 @@ def test_interrupted_run_leaves_no_processes_or_files(
         said, _ = run.communicate(timeout=30)
     assert run.returncode == 130
     assert "resume in mid-stream" in said  # what was measured is not lost
-    assert said.endswith("\nbroken off\n")
+    assert said.endswith("\ninterrupted\n")
     for handle in handles.values():
         assert select.select([handle], [], [], 10)[0], "a process is still there"
         os.close(handle)
@@ -462,7 +462,7 @@ def test_page_lists_rows_that_are_not_in_its_run(tmp_path: Path) -> None:
     ran = run_bench("resume", "--quick", "--dir", str(tmp_path), "--markdown", str(path))
     others = ", ".join(name for name in BENCHMARKS if name != "resume")
     for said in (ran.stderr.partition("\n")[0], ran.stdout, path.read_text()):  # first of all, and in the end
-        assert f"not in this run, and so without figures: {others}" in said
+        assert f"not in this run, so without figures: {others}" in said
         assert "a quick look" in said
     assert "| storm |" not in path.read_text()
 
