@@ -48,7 +48,7 @@ def main() -> int:
     arguments = _arguments()
     options = Options(is_quick=arguments.quick, directory=arguments.dir, soak_s=arguments.soak_s)
     if not {SERVER_CORE, CLIENT_CORE} <= os.sched_getaffinity(0):
-        print(f"cores {SERVER_CORE} and {CLIENT_CORE} are not both available: server and client would disturb each other")
+        print(f"cores {SERVER_CORE} and {CLIENT_CORE} are not both available: server and client would share one")
         return 1
     names = list(dict.fromkeys(arguments.names)) or _usual(options)
     scope = _scope(names, options)
@@ -146,7 +146,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument(
         "--quick", action="store_true", help="shorter runs, fewer viewers and no soak: a check, not a measurement"
     )
-    parser.add_argument("--check", action="store_true", help="print missing requirements and the expected duration, and exit")
+    parser.add_argument("--check", action="store_true", help="print missing requirements and durations, and exit")
     parser.add_argument("--strict", action="store_true", help="fail when a budget is not met")
     parser.add_argument("--dir", type=Path, default=Path(tempfile.gettempdir()), help="where databases are made")
     parser.add_argument("--soak-s", type=float, default=600.0, help="how long the soak lasts, in seconds")

@@ -310,7 +310,7 @@ def _idle_row(directory: Path, start: Start, kind: str, sizes: Sizes, name: str)
                 )
                 resident.append(_settled_rss(system))
             if ended := client.ask("pass", seconds=0)["ended"]:
-                raise BenchError(f"{ended} of {many} viewers were disconnected: the rest do not give the measured figure")
+                raise BenchError(f"{ended} of {many} viewers were disconnected: the rest give no figure")
     except (BenchError, OSError) as error:
         return failed(what, error)
     per_viewer_kb = (resident[1] - resident[0]) / (many - few) / 1000

@@ -80,7 +80,7 @@ def _round(options: Options, kind: str, few: int, many: int, *, has_own_channels
             )
             sizes.append(_settled_rss(server.child))
         if ended := load.ask("pass", seconds=0)["ended"]:
-            raise BenchError(f"{ended} of {many} viewers were disconnected: the rest do not give the measured figure")
+            raise BenchError(f"{ended} of {many} viewers were disconnected: the rest give no figure")
     return _Round(few, many, (sizes[0], sizes[1]))
 
 

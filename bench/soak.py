@@ -209,7 +209,7 @@ def _check_stored(server: Served, conversation: plan.Conversation) -> None:
 
 
 def _settled(server: Served) -> dict[str, Any]:
-    """Return the resources of a server that has answered once and is idle, so that lazily opened ones count as its own."""
+    """Return the resources of an idle server after its first reply, so that lazily opened ones count as its own."""
     server.call("GET", "bench:nothing")
     held = _let_go(server, {"channels": 0, "feeds": 0, "writers": 0, "waiting": 0})
     if held["channels"]:

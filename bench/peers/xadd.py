@@ -23,7 +23,7 @@ _POOL = 1_000
 
 class Xadd(System):
     name = "XADD per token"
-    promises = "an XADD is acknowledged when Redis has written it by its AOF setting; every token is replayed separately"
+    promises = "an XADD is acknowledged when Redis has written it by its AOF setting; tokens are replayed separately"
     kinds: ClassVar[tuple[str, ...]] = ("xadd-sse",)
     resuming: ClassVar[tuple[str, ...]] = ("xadd-sse",)
 

@@ -1,9 +1,9 @@
-"""What goes wrong in the middle of a benchmark leaves no figure: its row says what happened, and what was seen then.
+"""A failure within a benchmark leaves no figure: its row has the error, and the observations at that time.
 
 Layer: tests.
 
-Each benchmark is run small (`tests/bench/small.py`) on the real processes; what goes wrong is real
-as well: a process is killed, a port is taken, a limit is set, a disk is full.
+Each benchmark is run small (`tests/bench/small.py`) on the real processes, and the failures are real too: a process is
+killed, a port is taken, a limit is set, a disk is full.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ STEADY = ["client", "fanout", "conversations", "highest", "slow", "storm", "soak
 LOADED = [*STEADY, "memory"]  # by the load client
 ALL = [*LOADED, "resume", "turns"]
 
-# In a namespace of its own even somebody who may not mount anything can; not everywhere.
+# In an own user namespace, an unprivileged user can mount a disk; some systems forbid it.
 NAMESPACE = ["unshare", "--user", "--map-root-user", "--mount"]
 TRY_MOUNT = [*NAMESPACE, "mount", "-t", "tmpfs", "none", "/mnt"]
 can_mount = shutil.which("unshare") is not None and not subprocess.run(TRY_MOUNT, capture_output=True).returncode
@@ -49,7 +49,7 @@ def options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Options:
 
 
 def only(rows: list[Row]) -> Row:
-    """The one row there is, which holds no figure."""
+    """Return the only row, which has no figure."""
     (row,) = rows
     assert row.has_failed
     assert row.measured in ("not measured", "VOID")
@@ -81,7 +81,7 @@ def test_dead_server_gives_no_figure(name: str, options: Options) -> None:
     assert row.what == name
 
 
-# What cannot be had -------------------------------------------------------------------------------------------------
+# Missing resources --------------------------------------------------------------------------------------------------
 
 
 def test_port_taken_at_restart_gives_no_figure(options: Options, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -93,7 +93,7 @@ def test_port_taken_at_restart_gives_no_figure(options: Options, monkeypatch: py
             yield stack.enter_context(served(database, port=port))
 
     monkeypatch.setattr(storm, "served", served_beside_another)
-    monkeypatch.setattr(storm, "_TIMEOUT_S", 2.0)  # whoever listens there now never answers
+    monkeypatch.setattr(storm, "_TIMEOUT_S", 2.0)  # the process that listens there never responds
     assert "Address already in use" in only(small.run("storm", options)).note
 
 
@@ -111,14 +111,14 @@ def test_server_with_too_few_file_descriptors_is_reported(tmp_path: Path) -> Non
             load.ask("connect", kind="sse", channels=["bench:1"] * 40, timeout_s=0.5, **server.address)
 
 
-SAYS_FULL = ("the disk is full", "No space left on device", "AOF write error")  # we, the kernel, Redis
+SAYS_FULL = ("the disk is full", "No space left on device", "AOF write error")  # from Holdfast, the kernel, Redis
 
 
 @needs_mount
 @pytest.mark.parametrize(
     "name",
     [
-        "conversations",  # and so all whose producers are waited for
+        "conversations",  # and all others whose producers are awaited
         "storm",
         "soak",
         "resume",
@@ -150,7 +150,7 @@ def test_small_disk_is_reported_before_the_first_measurement(tmp_path: Path) -> 
     assert ran.stdout.splitlines()[-1].startswith("0 over budget, 1 not measured or void")
 
 
-# A load client without time left ------------------------------------------------------------------------------------
+# An overloaded load client ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", STEADY)
@@ -167,7 +167,7 @@ def test_search_that_overloads_the_load_client_at_once_has_a_row_and_fails_the_r
     monkeypatch.setattr(bench.common, "CLIENT_LIMIT", 0.0)
     monkeypatch.setattr(highest, "_FIRST", 2)
     monkeypatch.setattr(highest, "_QUICK_S", 0.2)
-    monkeypatch.setattr(main, "_break_off_cleanly", lambda: None)  # the signals are pytest's here
+    monkeypatch.setattr(main, "_break_off_cleanly", lambda: None)  # the signal handlers are pytest's here
     monkeypatch.setattr(sys, "argv", ["bench", "highest", "--quick", "--dir", str(options.directory)])
     assert main.main() == 1
     said = capsys.readouterr().out
@@ -195,7 +195,7 @@ def test_search_that_fails_later_reports_the_earlier_tries(options: Options, mon
     assert all(one.startswith("2 conversations: p50 ") for one in before)
 
 
-# What was seen at the time ------------------------------------------------------------------------------------------
+# Observations at the time -------------------------------------------------------------------------------------------
 
 
 def test_void_run_reports_lateness_and_load_of_its_clients() -> None:
@@ -252,7 +252,7 @@ def test_void_soak_reports_a_dead_server_too(options: Options, monkeypatch: pyte
         return {"wrong": 1, "example": "a lost token", "left": 1}
 
     monkeypatch.setattr(Child, "ask", see_a_loss)
-    monkeypatch.setattr(soak._Watch, "ask", lambda _: None)  # or it may have answered before it dies
+    monkeypatch.setattr(soak._Watch, "ask", lambda _: None)  # otherwise it may have replied before it dies
     row = only(small.run("soak", options))
     assert row.note.startswith("Void: 1 visits failed, e.g. a lost token\nand bench.server is gone")
 

@@ -1,6 +1,6 @@
-"""That a benchmark beside peers tells no lies: what is wrong makes it void, and what cannot be measured is said.
+"""A benchmark beside peers is honest: a wrong byte makes it void, and a failed measurement is reported.
 
-Servers that lie are written here, from the wire formats alone; all else is the real thing.
+The lying servers are written here, from the wire formats alone; all else is real.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ needs_socketio = pytest.mark.skipif(
 )
 
 
-# Servers that say what they are told
+# Servers with prescribed responses
 
 
 def _frame(text: str) -> bytes:
@@ -72,7 +72,7 @@ def _frame(text: str) -> bytes:
 _UPGRADED = b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n"
 _STREAM = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nConnection: keep-alive\r\n\r\n: hi\n\n"
 
-HANDSHAKES: dict[str, list[bytes]] = {  # an answer to each thing the viewer says
+HANDSHAKES: dict[str, list[bytes]] = {  # a response to each message of the viewer
     "nchan-sse": [_STREAM],
     "xadd-sse": [_STREAM],
     "nchan-ws": [_UPGRADED],
@@ -89,7 +89,7 @@ MESSAGES: dict[str, Callable[[str, int], bytes]] = {
 
 
 class Liar:
-    """A server for one viewer: it greets as the real one does, and then says what the test makes it say."""
+    """A server for one viewer: it greets as the real one does, and then sends the test's bytes."""
 
     def __init__(self, kind: str) -> None:
         self._listener = socket.create_server(("127.0.0.1", 0))
@@ -119,12 +119,12 @@ class Liar:
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On loopback and with a server that has said all, what has not come after this long does not come."""
+    """Shorten the pauses: on loopback, bytes that have not arrived after this long do not arrive."""
     monkeypatch.setattr(bench.load, "_QUIET_S", 0.05)
 
 
 def _run(kind: str, sent: list[str], said: list[str]) -> None:
-    """A run in which `sent` was published and `said` delivered; raises `Void` if it does not count."""
+    """Run a benchmark in which `sent` was published and `said` delivered. Raises `Void` if it does not count."""
     liar = Liar(kind)
     client = PeerLoad()
     client.connect(kind=kind, port=liar.port, channels=["c"], timeout_s=PATIENCE_S)
@@ -193,7 +193,7 @@ def test_page_with_an_incomplete_answer_is_void(kind: str, monkeypatch: pytest.M
 
 
 def test_a_session_that_socket_io_did_not_recover_is_void(monkeypatch: pytest.MonkeyPatch) -> None:
-    # What was missed is lost then, whether or not the rest comes.
+    # The missed messages are lost, whether or not the rest arrives.
     first = Liar("socketio")
     page = Page(System(first.port, ()), "socketio", "c")
 
@@ -218,7 +218,7 @@ def test_a_session_that_socket_io_did_not_recover_is_void(monkeypatch: pytest.Mo
 
 
 class Answering:
-    """An HTTP server that answers every request with `answer`."""
+    """An HTTP server that sends `answer` to every request."""
 
     def __init__(self, answer: bytes) -> None:
         self._listener = socket.create_server(("127.0.0.1", 0))
@@ -277,7 +277,7 @@ def test_publish_without_a_response_fails_the_run(monkeypatch: pytest.MonkeyPatc
         _publish(b"")
 
 
-# What cannot be measured
+# Missing requirements
 
 
 @pytest.fixture
@@ -370,14 +370,14 @@ def test_nchan_and_holdfast_are_measured_by_the_same_rows(tmp_path: Path) -> Non
 
 @contextlib.contextmanager
 def dying(name: str, folder: Path, connections: int) -> Iterator[System]:
-    """A system whose processes are killed when it has produced half of what it was asked for first."""
+    """Run a system whose processes are killed after half of its first tokens."""
     with beside.SYSTEMS[name](folder, connections) as system:
         whole = system.produce
 
         def half(*, channels: list[str], count: int, tokens_per_s: float) -> Any:
             whole(channels=channels, count=count // 2, tokens_per_s=tokens_per_s)
             for pid in itertools.chain.from_iterable(list(tree(pid)) for pid in system.pids):
-                with contextlib.suppress(ProcessLookupError):  # it went with the one that kept it
+                with contextlib.suppress(ProcessLookupError):  # it ended with its keeper
                     os.kill(pid, signal.SIGKILL)
             return whole(channels=channels, count=count - count // 2, tokens_per_s=tokens_per_s)
 
@@ -386,7 +386,7 @@ def dying(name: str, folder: Path, connections: int) -> Iterator[System]:
 
 
 def working(tmp_path: Path, systems: dict[str, beside.Start]) -> list[Row]:
-    """The rows of systems that have been asked to produce."""
+    """Return the rows of systems that have been asked to produce tokens."""
     _, *rows = beside.measure(tmp_path, dataclasses.replace(TINY, idle=(1, 2)), systems)
     return [row for row in rows if "memory per idle" not in row.what]
 
@@ -421,7 +421,7 @@ def test_a_system_that_dies_under_idle_viewers_has_no_memory(tmp_path: Path) -> 
         rows = list(beside.measure(tmp_path, sizes, {"Holdfast": beside.SYSTEMS["Holdfast"]}))
     died, lived = [row for row in rows if "memory per idle" in row.what]
     assert (died.measured, died.has_failed) == ("not measured", True)
-    assert not lived.has_failed  # it has a system of its own
+    assert not lived.has_failed  # this kind has a system of its own
 
 
 def test_dead_load_client_beside_peers_gives_no_figure(tmp_path: Path) -> None:
@@ -448,7 +448,7 @@ def test_a_peer_whose_port_is_taken_has_no_figures(
 @pytest.mark.parametrize("victim", ["bench.peers.run", "bench.peers.xadd_app", "bench.peers.ours_app"])
 def test_appends_have_no_figure_when_a_side_dies(victim: str, tmp_path: Path) -> None:
     def kill(children: list[Child]) -> None:
-        next(child for child in children if str(child) == victim).kill()  # redis-server goes with the one that keeps it
+        next(child for child in children if str(child) == victim).kill()  # redis-server ends with its keeper
 
     with in_the_middle("append", kill):
         (row,) = attempt("appends", lambda: appends.measure(tmp_path, APPENDS))
@@ -520,7 +520,7 @@ def test_appends_are_void_when_holdfast_stores_other_tokens_than_it_acknowledged
             appends.verify(system, client, ["bench:a"], {"bench:a": summary(text + "12345", sent["id"])})
 
 
-# Nothing is left behind
+# No process is left behind
 
 
 @pytest.mark.parametrize("end", [Child.close, Child.kill])

@@ -1,4 +1,4 @@
-"""The load client's reader finds the same payload as the wire checker's parsers, however the input is split."""
+"""The load client's reader finds the same payload as the wire checker's parsers, for every split of the input."""
 
 import itertools
 import struct

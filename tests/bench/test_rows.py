@@ -1,8 +1,8 @@
-"""The benchmarks themselves: each runs, small, on real processes; and what is wrong or cannot be measured is said.
+"""The benchmarks themselves: each runs, small, on real processes; a wrong byte or a failed measurement is reported.
 
 Layer: tests.
 
-Nothing here says how fast anything is: these runs are far too short for that.
+These tests check no figure about speed: the runs are far too short for that.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def verdicts(rows: list[Row]) -> list[bool | None]:
 
 
 def tampered(kind: str, tamper: Callable[[Batches], None]) -> None:
-    """Have a server send what `tamper` leaves of a right answer to three viewers, and check what they were shown."""
+    """Have a server send a tampered answer to three viewers, and check their views."""
     recorded, sent = client.recording(kind, FRAMES, frames_per_s=200)
     tamper(recorded["channels"][client.CHANNEL]["batches"])
     client.replay(recorded, sent, viewers=3)
@@ -76,7 +76,7 @@ def double(batches: Batches) -> None:
 
 
 def double_at_the_end(batches: Batches) -> None:
-    """As a new append behind what is there, which is right by every rule of the wire."""
+    """Add the last text again as a new append at the end, which the wire's rules allow."""
     at_s, last = batches[-1]
     again = last.replace(f'"serial": {FRAMES}', f'"serial": {FRAMES + 1}').replace(f"e:{FRAMES}", f"e:{FRAMES + 1}")
     batches.append((at_s, again.replace(f'"at": {10 * (FRAMES - 1)}', f'"at": {10 * FRAMES}')))
@@ -117,7 +117,7 @@ def test_a_soak_with_another_text_is_void(tmp_path: Path) -> None:
         server.child.ask("stream", tokens_per_s=100, **told)
         visit = {"port": server.port, "started_s": time.monotonic(), "planned": planned}
         seen: dict[str, Any] = {"example": None, "left": 1}
-        while seen["left"] and not seen["example"]:  # somebody who stays sees it at the latest when it has ended
+        while seen["left"] and not seen["example"]:  # a viewer that stays notices it at the latest after the end
             seen = load.ask("visit", until_s=time.monotonic() + 0.2, **visit)
         assert seen["example"] == f"{first.channel}: the view has text that was not written"
 
@@ -128,11 +128,11 @@ def test_texts_of_two_conversations_have_no_token_in_common() -> None:
     assert known_text(3, 400) == "".join(texts[3])
 
 
-# What cannot be measured is said ------------------------------------------------------------------------------------
+# Failed measurements ------------------------------------------------------------------------------------------------
 
 
 def run_bench(*arguments: str, files: int | None = None, path: str | None = None) -> subprocess.CompletedProcess[str]:
-    """`python -m bench`, with so few open files as it may have, and with programs from `path` alone."""
+    """Run `python -m bench` with a limit of open files, and with programs from `path` alone."""
 
     def limit() -> None:
         if files is not None:
@@ -216,13 +216,13 @@ def test_memory_of_a_dead_server_gives_no_figure() -> None:
     ended = subprocess.Popen([sys.executable, "-c", ""], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert ended.stdout is not None
     assert ended.stdout.read() == b""
-    os.waitid(os.P_PID, ended.pid, os.WEXITED | os.WNOWAIT)  # nobody has asked for its end yet
+    os.waitid(os.P_PID, ended.pid, os.WEXITED | os.WNOWAIT)  # the load client has not waited for it yet
     with pytest.raises(BenchError, match="has ended"):
         rss_bytes(ended.pid)
     ended.communicate()
 
 
-# What is needed is looked at first ----------------------------------------------------------------------------------
+# Requirements are checked first -------------------------------------------------------------------------------------
 
 
 def test_missing_resources_are_reported_before_the_first_measurement(tmp_path: Path) -> None:
@@ -231,7 +231,7 @@ def test_missing_resources_are_reported_before_the_first_measurement(tmp_path: P
     told, measured = (ran.stderr.index(said) for said in ("appends: not measured: XADD per token: ", "resume: "))
     assert told < measured
     assert "redis-server is missing (Debian: apt-get install redis-server)" in ran.stderr
-    assert "resume in mid-stream" in ran.stdout  # what is not missing is measured all the same
+    assert "resume in mid-stream" in ran.stdout  # the rest is measured all the same
     assert "1 not measured or void" in ran.stdout
     assert list(tmp_path.iterdir()) == []
 
@@ -282,7 +282,7 @@ def test_invalid_arguments_are_refused(arguments: list[str]) -> None:
     assert (ran.returncode, ran.stdout) == (2, "")
 
 
-# Nothing is left behind ---------------------------------------------------------------------------------------------
+# No process or file is left behind ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("name", "processes", "end"), [("soak", 3, signal.SIGINT), ("beside", 4, signal.SIGTERM)])
@@ -301,19 +301,19 @@ def test_interrupted_run_leaves_no_processes_or_files(
         text=True,
     ) as run:
         assert run.stderr is not None
-        while not run.stderr.readline().startswith("resume: "):  # what is needed has been looked at, and it measures
+        while not run.stderr.readline().startswith("resume: "):  # the requirements are checked, and it measures
             assert run.poll() is None
         handles: dict[int, int] = {}
         while len(handles) < processes:
             for pid in tree(run.pid):
                 if pid not in handles:
-                    with contextlib.suppress(ProcessLookupError):  # it has come and gone
+                    with contextlib.suppress(ProcessLookupError):  # it has already ended
                         handles[pid] = os.pidfd_open(pid)
             assert run.poll() is None
         run.send_signal(end)
         said, _ = run.communicate(timeout=30)
     assert run.returncode == 130
-    assert "resume in mid-stream" in said  # what was measured is not lost
+    assert "resume in mid-stream" in said  # the finished row is kept
     assert said.endswith("\ninterrupted\n")
     for handle in handles.values():
         assert select.select([handle], [], [], 10)[0], "a process is still there"
@@ -444,7 +444,7 @@ def test_figures_are_written_between_the_marks_of_a_page(tmp_path: Path) -> None
     assert text.endswith(f"\n```\n{report.END}\nafter\n")
     assert "an older run" not in text
     assert str(tmp_path) not in text
-    assert ran.stdout.strip() in text  # the raw output, as it was printed
+    assert ran.stdout.strip() in text  # the raw output, as printed
     (row,) = [line for line in text.splitlines() if line.startswith("| resume in mid-stream |")]
     assert row.endswith("| met |")
 
@@ -461,7 +461,7 @@ def test_page_lists_rows_that_are_not_in_its_run(tmp_path: Path) -> None:
     path = page(tmp_path, f"{report.BEGIN}\n| storm | 1 s |\n{report.END}")
     ran = run_bench("resume", "--quick", "--dir", str(tmp_path), "--markdown", str(path))
     others = ", ".join(name for name in BENCHMARKS if name != "resume")
-    for said in (ran.stderr.partition("\n")[0], ran.stdout, path.read_text()):  # first of all, and in the end
+    for said in (ran.stderr.partition("\n")[0], ran.stdout, path.read_text()):  # at the beginning and at the end
         assert f"not in this run, so without figures: {others}" in said
         assert "a quick look" in said
     assert "| storm |" not in path.read_text()

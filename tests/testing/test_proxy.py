@@ -1,4 +1,4 @@
-"""The proxy against real sockets: each switch does what its name says, and nothing is lost by those that only wait."""
+"""The proxy against real sockets: each switch does what its name says, and a stall loses no bytes."""
 
 import asyncio
 import contextlib
@@ -14,7 +14,7 @@ Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 
 class Upstream:
-    """A server that keeps what its clients send, and with which a test can speak to each of them."""
+    """A server that keeps the bytes of its clients, and through which a test can send to each of them."""
 
     def __init__(self) -> None:
         self.arrivals: asyncio.Queue[Streams] = asyncio.Queue()
@@ -66,7 +66,7 @@ class Client:
             return await self.reader.readexactly(count)
 
     async def ending(self) -> str:
-        """What ends the connection: `reset` or `end`."""
+        """Return how the connection ended: `reset` or `end`."""
         try:
             async with asyncio.timeout(2):
                 await self.reader.read()
@@ -108,7 +108,7 @@ async def until(predicate: Callable[[], bool], timeout_s: float = 2.0) -> None:
 
 
 async def at_rest(look: Callable[[], int], timeout_s: float = 5.0) -> int:
-    """What `look` says when that has moved from zero, and moves no more from one look to the next."""
+    """Return the value of `look` once it has left zero and no longer changes."""
     async with asyncio.timeout(timeout_s):
         before, now = 0, look()
         while now == 0 or now != before:
@@ -233,11 +233,11 @@ async def test_stall_holds_back_the_rest_of_a_partly_sent_piece(upstream, proxy,
     client.writer.transport.pause_reading()
     reader, writer = await upstream[0].arrived()
     writer.write(bytes(4 << 20))
-    before = await at_rest(lambda: proxy.bytes_down)  # no more goes into the client's socket
+    before = await at_rest(lambda: proxy.bytes_down)  # no further bytes fit into the client's socket
     proxy.stall("down")
     client.writer.transport.resume_reading()
-    await client.read(before)  # now there would be room
-    client.writer.write(b"?")  # and with this the proxy hears of it
+    await client.read(before)  # now there is room
+    client.writer.write(b"?")  # and with this byte the proxy notices it
     async with asyncio.timeout(2):
         await reader.readexactly(1)
     assert proxy.bytes_down == before
