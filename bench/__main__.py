@@ -53,8 +53,8 @@ def main() -> int:
     names = list(dict.fromkeys(arguments.names)) or _usual(options)
     scope = _scope(names, options)
     if arguments.markdown is not None and scope:
-        _say(f"{arguments.markdown.name} will contain only this run; {'; '.join(scope)}")
-    _break_off_cleanly()
+        _print_progress(f"{arguments.markdown.name} will contain only this run; {'; '.join(scope)}")
+    _end_cleanly_on_signals()
     rows: list[Row] = []
     try:
         missing = _look_ahead(names, options)
@@ -69,7 +69,7 @@ def main() -> int:
     lines = [*facts, "", *report.text(rows), "", took_s, report.summary(rows, machine.seconds)]
     print("\n".join(lines))
     if arguments.markdown is not None:
-        command = shlex.join(["python", "-m", "bench", *_shown(sys.argv[1:])])
+        command = shlex.join(["python", "-m", "bench", *_without_paths(sys.argv[1:])])
         report.write(arguments.markdown, command=command, facts=facts, rows=rows, output=lines)
     missed = any(row.is_met is False for row in rows)
     return 1 if any(row.has_failed for row in rows) or (arguments.strict and missed) else 0
@@ -81,25 +81,25 @@ def _usual(options: Options) -> list[str]:
 
 def _scope(names: list[str], options: Options) -> list[str]:
     """Return the limits of a partial run, for the reader of its report."""
-    said = []
+    limits = []
     if options.is_quick:
-        said.append("a quick check with shorter runs and fewer viewers, not a measurement")
+        limits.append("a quick check with shorter runs and fewer viewers, not a measurement")
     if others := [name for name in BENCHMARKS if name not in names]:
-        said.append(f"not in this run, so without figures: {', '.join(others)}")
-    return said
+        limits.append(f"not in this run, so without figures: {', '.join(others)}")
+    return limits
 
 
 def _look_ahead(names: list[str], options: Options) -> list[needs.Problem]:
     """Print the expected duration and the missing requirements."""
     estimates = {name: seconds for name in names if (seconds := needs.estimate_s(name, options)) is not None}
     each = ", ".join(f"{name} {seconds:.0f}" for name, seconds in estimates.items())
-    _say(f"about {sum(estimates.values()) / 60:.0f} minutes; in seconds: {each}")
+    _print_progress(f"about {sum(estimates.values()) / 60:.0f} minutes; in seconds: {each}")
     missing = []
     for problem in needs.problems(names, options):
-        _say(str(problem))
+        _print_progress(str(problem))
         missing.append(problem)
     if missing:
-        _say("the rest can be measured; the run will fail at the end")
+        _print_progress("the rest can be measured; the run will fail at the end")
     return missing
 
 
@@ -108,19 +108,19 @@ def _run(names: list[str], missing: list[needs.Problem], options: Options, rows:
     took_s: dict[str, float] = {}
     for name in names:
         started_s = time.monotonic()
-        if whys := [problem.what for problem in missing if problem.benchmark == name and not problem.is_partial]:
-            rows.append(Row(name, "not measured", note="\n".join(whys), has_failed=True))
+        if reasons := [problem.what for problem in missing if problem.benchmark == name and not problem.is_partial]:
+            rows.append(Row(name, "not measured", note="\n".join(reasons), has_failed=True))
         else:
             for row in attempt(name, functools.partial(importlib.import_module(f"bench.{name}").run, options)):
                 rows.append(row)
                 if row.has_failed:
-                    _say(f"{row.what.strip()}: {row.measured}: {row.note}")
+                    _print_progress(f"{row.what.strip()}: {row.measured}: {row.note}")
         took_s[name] = time.monotonic() - started_s
-        _say(f"{name}: {took_s[name]:.0f} s")
+        _print_progress(f"{name}: {took_s[name]:.0f} s")
     return "seconds: " + ", ".join(f"{name} {seconds:.0f}" for name, seconds in took_s.items())
 
 
-def _break_off_cleanly() -> None:
+def _end_cleanly_on_signals() -> None:
     """Make a signal end the run with its processes and files, once: during the removal, further signals are ignored."""
     signals = [one for one in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if signal.getsignal(one) != signal.SIG_IGN]
 
@@ -133,7 +133,7 @@ def _break_off_cleanly() -> None:
         signal.signal(one, end)
 
 
-def _say(what: str) -> None:
+def _print_progress(what: str) -> None:
     """Print progress; the report itself is printed at the end."""
     print(what, file=sys.stderr, flush=True)
 
@@ -167,7 +167,7 @@ def _arguments() -> argparse.Namespace:
     return arguments
 
 
-def _shown(arguments: list[str]) -> list[str]:
+def _without_paths(arguments: list[str]) -> list[str]:
     """Return the arguments without paths of this machine."""
     shown = list(arguments)
     for name in ("--dir", "--markdown"):

@@ -129,19 +129,19 @@ def _alternate(
 def _round(system: Appending, client: Child, sizes: Sizes, *, at_once: int, tag: str, watched: int = 0) -> _Round:
     channels = [f"bench:append-{tag}-{n}" for n in range(sizes.producers)]
     child = system.child
-    child.ask("begin", channels=channels)
+    child.request("begin", channels=channels)
     # Open connections and build lazy objects before the counters start.
-    before = child.ask("append", seconds=sizes.warm_s, at_once=at_once)["tokens"]
+    before = child.request("append", seconds=sizes.warm_s, at_once=at_once)["tokens"]
     if watched:
         viewers: dict[str, Any] = {"kind": system.kinds[0], "port": system.port, "channels": channels[:watched]}
-        client.ask("connect", **viewers, timeout_s=_TIMEOUT_S)
+        client.request("connect", **viewers, timeout_s=_TIMEOUT_S)
     used_s, redis_s = system.cpu_s(), _redis_s(system)
-    done = child.ask("append", seconds=sizes.seconds, at_once=at_once, answer_in_s=sizes.seconds + _TIMEOUT_S)
+    done = child.request("append", seconds=sizes.seconds, at_once=at_once, reply_in_s=sizes.seconds + _TIMEOUT_S)
     used_s, redis_s = system.cpu_s() - used_s, _redis_s(system) - redis_s
     if not system.written_bytes():  # since its start: a short round may change only pages that are already dirty
         raise BenchError("no bytes were written to a disk: choose a directory on a disk with --dir")
     tokens = done["tokens"] - before
-    sent = child.ask("finish", answer_in_s=_TIMEOUT_S)["messages"]
+    sent = child.request("finish", reply_in_s=_TIMEOUT_S)["messages"]
     verify(system, client, channels, sent)
     return _Round(
         tokens_per_s=tokens / done["seconds"],
@@ -161,12 +161,12 @@ def verify(system: Appending, client: Child, channels: list[str], sent: dict[str
 
     A viewer of the capture is still connected, and must show the same text.
     """
-    client.ask("connect", kind=system.kinds[0], port=system.port, channels=channels, timeout_s=_TIMEOUT_S)
-    drained = client.ask("drain", timeout_s=_TIMEOUT_S, answer_in_s=_TIMEOUT_S + 10)
-    decoded = client.ask("decode", answer_in_s=_TIMEOUT_S)
+    client.request("connect", kind=system.kinds[0], port=system.port, channels=channels, timeout_s=_TIMEOUT_S)
+    drained = client.request("drain", timeout_s=_TIMEOUT_S, reply_in_s=_TIMEOUT_S + 10)
+    decoded = client.request("decode", reply_in_s=_TIMEOUT_S)
     stored_at = system.port if isinstance(system, Ours) else None
-    check(decoded, client.ask("compare", sent=sent, port=stored_at, answer_in_s=_TIMEOUT_S), drained)
-    client.ask("close")
+    check(decoded, client.request("compare", sent=sent, port=stored_at, reply_in_s=_TIMEOUT_S), drained)
+    client.request("close")
 
 
 def _ratios(rounds: dict[str, list[_Round]]) -> list[float]:

@@ -14,7 +14,7 @@ import time
 from typing import Any
 from urllib.parse import unquote
 
-from bench.control import answer, serve_requests
+from bench.control import reply, serve_requests
 from holdfast import serving
 
 _SSE_HEAD = (
@@ -130,7 +130,7 @@ async def _main() -> None:
     bare = Bare()
     with serving.listen("127.0.0.1", 0) as listener:  # the same socket options
         async with await asyncio.get_running_loop().create_server(lambda: _Viewer(bare), sock=listener):
-            answer(port=listener.getsockname()[1])
+            reply(port=listener.getsockname()[1])
             await serve_requests({"load": bare.load, "play": bare.play})
 
 

@@ -199,7 +199,7 @@ def _fan_out(systems: Sequence[System], client: Child, shape: Shape, sizes: Size
             except (BenchError, OSError) as error:  # OSError: the system has died, so its CPU time cannot be read
                 without[system, kind] = failed(f"  {shape}: {system.name}, {NAMES[kind]}", error)
                 with contextlib.suppress(BenchError):  # this system may be the dead one
-                    client.ask("close")
+                    client.request("close")
             else:
                 rounds[system, kind].append(one)
     rows = [
@@ -213,24 +213,24 @@ def _fan_out(systems: Sequence[System], client: Child, shape: Shape, sizes: Size
 def _round(system: System, kind: str, client: Child, shape: Shape, seconds: float, *, tag: str) -> _Round:
     channels = [f"bench:{tag}-{n}" for n in range(shape.channels)]
     count = max(1, int(seconds * shape.tokens_per_s))
-    client.ask(
-        "connect", kind=kind, port=system.port, channels=channels * shape.viewers, timeout_s=_TIMEOUT_S, answer_in_s=90
+    client.request(
+        "connect", kind=kind, port=system.port, channels=channels * shape.viewers, timeout_s=_TIMEOUT_S, reply_in_s=90
     )
-    client.ask("capture")
+    client.request("capture")
     before_s, publisher_s = system.cpu_s(), system.client_core_s()
     produced = system.produce(channels=channels, count=count, tokens_per_s=shape.tokens_per_s)
-    drained = client.ask("drain", timeout_s=_TIMEOUT_S, answer_in_s=90)
+    drained = client.request("drain", timeout_s=_TIMEOUT_S, reply_in_s=90)
     used_s = system.cpu_s() - before_s
     publisher_s = system.client_core_s() - publisher_s
-    decoded = client.ask("decode", answer_in_s=90)
+    decoded = client.request("decode", reply_in_s=90)
     stored_at = system.port if isinstance(system, Ours) else None
-    compared = client.ask("compare", sent=produced["messages"], port=stored_at, answer_in_s=90)
+    compared = client.request("compare", sent=produced["messages"], port=stored_at, reply_in_s=90)
     check(decoded, compared, drained, lag_ms=produced["lag_ms"])
     tokens = count * shape.connections
     if decoded["tokens"] != tokens:
         what = f"{decoded['tokens']:,} tokens were delivered, and {tokens:,} sent, although all texts are correct"
         raise void(what, drained, lag_ms=produced["lag_ms"])
-    client.ask("close")
+    client.request("close")
     return _Round(
         us_per_token=used_s / tokens * 1e6,
         overrun_s=drained["seconds"] - count / shape.tokens_per_s,
@@ -305,11 +305,11 @@ def _idle_row(directory: Path, start: Start, kind: str, sizes: Sizes, name: str)
         with _folder(directory) as folder, start(folder, many) as system, peer_load() as client:
             for count in (few, many - few):
                 channels = ["bench:idle"] * count
-                client.ask(
-                    "connect", kind=kind, port=system.port, channels=channels, timeout_s=_TIMEOUT_S, answer_in_s=90
+                client.request(
+                    "connect", kind=kind, port=system.port, channels=channels, timeout_s=_TIMEOUT_S, reply_in_s=90
                 )
                 resident.append(_settled_rss(system))
-            if ended := client.ask("pass", seconds=0)["ended"]:
+            if ended := client.request("pass", seconds=0)["ended"]:
                 raise BenchError(f"{ended} of {many} viewers were disconnected: the rest give no figure")
     except (BenchError, OSError) as error:
         return failed(what, error)

@@ -46,15 +46,15 @@ def replay(recorded: Json, sent: Json, *, viewers: int) -> tuple[Json, Json, flo
     raise_file_limit(viewers + 100)
     with Child("bench.baseline", core=SERVER_CORE) as baseline, load_client() as load:
         port = baseline.read(timeout_s=10)["port"]
-        baseline.ask("load", **recorded)
-        load.ask("connect", kind=recorded["kind"], port=port, channels=[CHANNEL] * viewers, timeout_s=30)
-        load.ask("capture")
+        baseline.request("load", **recorded)
+        load.request("connect", kind=recorded["kind"], port=port, channels=[CHANNEL] * viewers, timeout_s=30)
+        load.request("capture")
         before_s = cpu_s(baseline.pid)
-        baseline.ask("play")
-        drained = load.ask("drain", timeout_s=30)
+        baseline.request("play")
+        drained = load.request("drain", timeout_s=30)
         bare_s = cpu_s(baseline.pid) - before_s
-        decoded = load.ask("decode")
-        check(decoded, load.ask("compare", sent=sent, port=None), drained)
+        decoded = load.request("decode")
+        check(decoded, load.request("compare", sent=sent, port=None), drained)
     return drained, decoded, bare_s
 
 

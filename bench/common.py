@@ -109,8 +109,8 @@ def served(database: Path, *, under: str = "serve", port: int = 0, idle_s: float
         try:
             yield Served(child, **child.read(timeout_s=20))
         except BenchError as error:
-            if said := child.log_end():
-                error.add_note(f"the server said:\n{said}")
+            if text := child.log_end():
+                error.add_note(f"the server text:\n{text}")
             raise
 
 
@@ -144,8 +144,8 @@ def attempt(what: str, measure: Callable[[], Iterable[Row]]) -> Iterator[Row]:
 def failed(what: str, error: Exception) -> Row:
     """Return a row without a figure: the error, and the observations at that time."""
     verdict = "VOID" if isinstance(error, Void) else "not measured"
-    said = "\n".join([f"{type(error).__name__}: {error}", *getattr(error, "__notes__", [])])
-    return Row(what, verdict, note=said, has_failed=True)
+    text = "\n".join([f"{type(error).__name__}: {error}", *getattr(error, "__notes__", [])])
+    return Row(what, verdict, note=text, has_failed=True)
 
 
 def check(

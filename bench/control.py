@@ -6,12 +6,12 @@ import sys
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
-__all__ = ["answer", "serve_requests"]
+__all__ = ["reply", "serve_requests"]
 
 Handlers = Mapping[str, Callable[..., Awaitable[dict[str, Any]]]]
 
 
-def answer(**fields: Any) -> None:
+def reply(**fields: Any) -> None:
     """Write one reply."""
     sys.stdout.write(json.dumps(fields) + "\n")
     sys.stdout.flush()
@@ -26,12 +26,12 @@ async def serve_requests(handlers: Handlers) -> None:
         try:
             fields = await handlers[request.pop("do")](**request)
         except Exception as error:  # the outer edge: the benchmark prints it and reports the row as failed
-            answer(error=_said(error))
+            reply(error=_error_text(error))
         else:
-            answer(**fields)
+            reply(**fields)
 
 
-def _said(error: Exception) -> str:
+def _error_text(error: Exception) -> str:
     """Return the error's text. Of a group, return the first: errors that occur together mostly have the same cause."""
     while isinstance(error, ExceptionGroup):
         error = error.exceptions[0]

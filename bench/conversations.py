@@ -32,7 +32,7 @@ class _Gauges(NamedTuple):
     @classmethod
     def read(cls, server: Served) -> Self:
         pid = server.child.pid
-        return cls(server.child.ask("stats"), disk_write_bytes(pid), cpu_s(pid))
+        return cls(server.child.request("stats"), disk_write_bytes(pid), cpu_s(pid))
 
 
 class Run(NamedTuple):
@@ -83,22 +83,22 @@ def measure(options: Options, conversations: int, *, seconds: float, is_dated_wh
     raise_file_limit(conversations * _VIEWERS + 100)
     channels = [f"bench:{n}" for n in range(conversations)]
     with kept(options) as database, served(database) as server, load_client() as load:
-        load.ask("connect", kind="sse", channels=channels * _VIEWERS, timeout_s=_TIMEOUT_S, **server.address)
-        load.ask("capture")
+        load.request("connect", kind="sse", channels=channels * _VIEWERS, timeout_s=_TIMEOUT_S, **server.address)
+        load.request("capture")
         before = _Gauges.read(server)
         count = int(seconds * TOKENS_PER_S)
-        produced = server.child.ask(
+        produced = server.child.request(
             "produce",
             channels=channels,
             count=count,
             tokens_per_s=TOKENS_PER_S,
             is_dated_when_due=is_dated_when_due,
-            answer_in_s=seconds + 45,
+            reply_in_s=seconds + 45,
         )
-        drained = load.ask("drain", timeout_s=_TIMEOUT_S, last=FINISHED)
+        drained = load.request("drain", timeout_s=_TIMEOUT_S, last=FINISHED)
         after = _Gauges.read(server)
-        decoded = load.ask("decode")
-        compared = load.ask("compare", sent=produced["messages"], **server.address)
+        decoded = load.request("decode")
+        compared = load.request("compare", sent=produced["messages"], **server.address)
         check(decoded, compared, drained, lag_ms=produced["lag_ms"])
         expected = count * conversations * _VIEWERS
         if decoded["tokens"] != expected:

@@ -135,41 +135,41 @@ def _pair(
 ) -> tuple[_Round, _Round]:
     """Run a round of our server, and one of the bare server with the bytes that its viewers received."""
     connect: dict[str, Any] = {"kind": kind, "channels": channels * shape.viewers, "timeout_s": _TIMEOUT_S}
-    load.ask("record")
-    load.ask("connect", **connect, **server.address)
+    load.request("record")
+    load.request("connect", **connect, **server.address)
     count = int(seconds * shape.tokens_per_s)
     produced, used_s, drained = _run(
         server, load, "produce", channels=channels, count=count, tokens_per_s=shape.tokens_per_s
     )
     ours = _checked(load, drained, used_s, produced, server)
-    recording = load.ask("recording")
-    load.ask("close")
+    recording = load.request("recording")
+    load.request("close")
 
-    bare.child.ask("load", **recording)
-    load.ask("connect", **connect, **bare.address)
+    bare.child.request("load", **recording)
+    load.request("connect", **connect, **bare.address)
     _, used_s, drained = _run(bare, load, "play")
     theirs = _checked(load, drained, used_s, produced, None)
-    load.ask("close")
+    load.request("close")
     return ours, theirs
 
 
 def _run(server: Served, load: Child, do: str, **fields: Any) -> tuple[dict[str, Any], float, dict[str, Any]]:
     """Have a server do `do` during a capture. Return its reply, its CPU time, and the load client's result."""
-    load.ask("capture")
+    load.request("capture")
     before_s = cpu_s(server.child.pid)
-    answer = server.child.ask(do, **fields)
-    drained = load.ask("drain", timeout_s=_TIMEOUT_S, last=FINISHED)
-    return answer, cpu_s(server.child.pid) - before_s, drained
+    reply = server.child.request(do, **fields)
+    drained = load.request("drain", timeout_s=_TIMEOUT_S, last=FINISHED)
+    return reply, cpu_s(server.child.pid) - before_s, drained
 
 
 def _checked(
     load: Child, drained: dict[str, Any], used_s: float, produced: dict[str, Any], server: Served | None
 ) -> _Round:
     """Run a round of our server, or, without `server`, of the bare one."""
-    decoded = load.ask("decode")
+    decoded = load.request("decode")
     stored_at = {"port": None} if server is None else server.address
     lag_ms = produced["lag_ms"] if server is not None else None  # the bare server has no producers
-    check(decoded, load.ask("compare", sent=produced["messages"], **stored_at), drained, lag_ms=lag_ms)
+    check(decoded, load.request("compare", sent=produced["messages"], **stored_at), drained, lag_ms=lag_ms)
     return _Round(
         us_per_delivery=used_s / decoded["deliveries"] * 1e6,
         deliveries=decoded["deliveries"],

@@ -34,7 +34,7 @@ class Lateness:
         """Note that the producer has made all its tokens, and all are stored."""
         self._next_s.pop(producer, None)
 
-    def told_ms(self) -> list[float]:
+    def percentiles_ms(self) -> list[float]:
         """Return median, p99 and maximum of all tokens due so far; zeros if there are none."""
         now_s = time.monotonic()
         held_up = [int((now_s - due_s) * _PER_S) for due_s in self._next_s.values() if due_s < now_s]

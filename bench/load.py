@@ -356,10 +356,10 @@ class Load:
             for line in lines:
                 request = json.loads(line)
                 try:
-                    answer = requests[request.pop("do")](**request)
+                    reply = requests[request.pop("do")](**request)
                 except (BenchError, OSError, http.client.HTTPException) as error:
-                    answer = {"error": f"{type(error).__name__}: {error}"}
-                sys.stdout.write(json.dumps(answer) + "\n")
+                    reply = {"error": f"{type(error).__name__}: {error}"}
+                sys.stdout.write(json.dumps(reply) + "\n")
                 sys.stdout.flush()
 
     def _first_violation(self) -> str | None:

@@ -75,11 +75,11 @@ def _round(options: Options, kind: str, few: int, many: int, *, has_own_channels
     with kept(options) as database, served(database) as server, load_client() as load:
         sizes = []
         for more in (channels[:few], channels[few:]):
-            load.ask(
-                "connect", kind=kind, channels=more, timeout_s=_TIMEOUT_S, answer_in_s=_TIMEOUT_S + 5, **server.address
+            load.request(
+                "connect", kind=kind, channels=more, timeout_s=_TIMEOUT_S, reply_in_s=_TIMEOUT_S + 5, **server.address
             )
             sizes.append(_settled_rss(server.child))
-        if ended := load.ask("pass", seconds=0)["ended"]:
+        if ended := load.request("pass", seconds=0)["ended"]:
             raise BenchError(f"{ended} of {many} viewers were disconnected: the rest give no figure")
     return _Round(few, many, (sizes[0], sizes[1]))
 

@@ -75,8 +75,8 @@ def problems(names: Sequence[str], options: Options) -> Iterator[Problem]:
     for name, needs in needed.items():
         for peers, is_partial in ((needs.peers, False), (needs.parts, True)):
             for peer, try_it in peers.items():
-                if said := _failure(try_it, options.directory):
-                    yield Problem(name, f"{peer}: {said}", is_partial)
+                if failure := _failure(try_it, options.directory):
+                    yield Problem(name, f"{peer}: {failure}", is_partial)
 
 
 def _needs(name: str, options: Options) -> Needs:

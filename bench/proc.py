@@ -60,10 +60,10 @@ class Child:
             with contextlib.suppress(ProcessLookupError):  # it has ended already: the first read reports that
                 os.sched_setaffinity(self.pid, {core})
 
-    def ask(self, do: str, /, *, answer_in_s: float = 45.0, **fields: Any) -> Any:
+    def request(self, do: str, /, *, reply_in_s: float = 45.0, **fields: Any) -> Any:
         """Send a request and return its reply. Raises `BenchError` if the request fails or times out."""
         self.send(do, **fields)
-        return self.read(timeout_s=answer_in_s)
+        return self.read(timeout_s=reply_in_s)
 
     def send(self, do: str, /, **fields: Any) -> None:
         """Send a request; call `read` for its reply."""
@@ -91,10 +91,10 @@ class Child:
                 raise BenchError(f"{self} is gone:\n{self.log_end()}")
             self._rest += data
         line, _, self._rest = self._rest.partition(b"\n")
-        answer = json.loads(line)
-        if "error" in answer:
-            raise BenchError(f"{self} failed: {answer['error']}\n{self.log_end()}".rstrip())
-        return answer
+        reply = json.loads(line)
+        if "error" in reply:
+            raise BenchError(f"{self} failed: {reply['error']}\n{self.log_end()}".rstrip())
+        return reply
 
     def close(self, *, timeout_s: float = 10.0) -> None:
         """End the process, first by closing its input."""

@@ -19,7 +19,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any
 
 from bench import plan
-from bench.control import answer, serve_requests
+from bench.control import reply, serve_requests
 from bench.lateness import Lateness
 from bench.proc import BenchError
 from bench.tokens import WIDTH, known_token, token
@@ -125,7 +125,7 @@ class Producers:
         """Return how late producers have been so far: median, p99 and maximum. Fails if a producer has failed."""
         if self._failure is not None:
             raise self._failure
-        return {"lag_ms": self._lateness.told_ms()}
+        return {"lag_ms": self._lateness.percentiles_ms()}
 
     async def collections(self) -> dict[str, Any]:
         """Return how often the garbage collector has examined the older generations so far."""
@@ -154,18 +154,18 @@ class Producers:
         if "seed" not in message.meta:
             return
         seed, count, tokens_per_s = (int(str(message.meta[name])) for name in ("seed", "count", "tokens_per_s"))
-        places = range(message.length // WIDTH, count)
+        numbers = range(message.length // WIDTH, count)
         with self._noting_failure():
-            await self._on_schedule(message, places, time.monotonic(), tokens_per_s, _known(seed))
+            await self._on_schedule(message, numbers, time.monotonic(), tokens_per_s, _known(seed))
             await message.flush()
         self._lateness.ended(message)
 
     async def _converse(self, conversations: list[plan.Conversation], started_s: float) -> None:
         async def one(conversation: plan.Conversation) -> None:
-            starts_s, places = started_s + conversation.starts_s, range(conversation.tokens)
+            starts_s, numbers = started_s + conversation.starts_s, range(conversation.tokens)
             async with self._hub.message(conversation.channel, id=plan.MESSAGE, author="bench") as message:
                 append = _known(conversation.seed)
-                await self._on_schedule(message, places, starts_s, plan.TOKENS_PER_S, append)
+                await self._on_schedule(message, numbers, starts_s, plan.TOKENS_PER_S, append)
             self._lateness.ended(message)
 
         with self._noting_failure():
@@ -183,11 +183,11 @@ class Producers:
             raise
 
     async def _on_schedule(
-        self, message: MessageWriter, places: range, first_s: float, per_s: float, append: "Append"
+        self, message: MessageWriter, numbers: range, first_s: float, per_s: float, append: "Append"
     ) -> None:
         """Append one answer on a fixed schedule. A late producer does not send less; its lateness is noted."""
         made = self._lateness.made
-        for index, n in enumerate(places):
+        for index, n in enumerate(numbers):
             due_s = first_s + index / per_s
             # Without a wait, this loop would block the others.
             await asyncio.sleep(max(0.0, due_s - time.monotonic()))
@@ -274,9 +274,9 @@ async def _main(arguments: argparse.Namespace) -> None:
             start = start_granian if is_mounted else start_server
             port = await stack.enter_async_context(start(hub, arguments.port))
         except (BenchError, ImportError, OSError) as error:
-            answer(error=f"{type(error).__name__}: {error}")
+            reply(error=f"{type(error).__name__}: {error}")
             return
-        answer(port=port, prefix=_MOUNTED_AT if is_mounted else "")
+        reply(port=port, prefix=_MOUNTED_AT if is_mounted else "")
         requests = (
             producers.produce,
             producers.stream,

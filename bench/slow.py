@@ -100,27 +100,27 @@ def _run(options: Options, kind: str, readers: int, slow: int, answer: int) -> _
     raise_file_limit(readers + slow + 100)
     with kept(options) as database, served(database) as server, load_client() as load:
         channels = [_CHANNEL] * (readers + slow)
-        load.ask("connect", kind=kind, channels=channels, timeout_s=_TIMEOUT_S, piece=_PIECE, **server.address)
-        load.ask("capture")
-        load.ask("stall", count=slow)
+        load.request("connect", kind=kind, channels=channels, timeout_s=_TIMEOUT_S, piece=_PIECE, **server.address)
+        load.request("capture")
+        load.request("stall", count=slow)
         before = rss_bytes(server.child.pid)
         count = answer // _PIECE
-        produced = server.child.ask(
+        produced = server.child.request(
             "produce",
             channels=[_CHANNEL],
             count=count,
             tokens_per_s=_PIECES_PER_S,
             piece=_PIECE,
-            answer_in_s=count / _PIECES_PER_S + 30,
+            reply_in_s=count / _PIECES_PER_S + 30,
         )
-        drained = load.ask("drain", timeout_s=_TIMEOUT_S, last=FINISHED)
+        drained = load.request("drain", timeout_s=_TIMEOUT_S, last=FINISHED)
         grown = rss_bytes(server.child.pid) - before
         load_share = client_load(drained)  # before they read on, since each then reads a megabyte at once
         if slow:
-            load.ask("read_on")
-            drained = load.ask("drain", timeout_s=_TIMEOUT_S, last=FINISHED)
-        decoded = load.ask("decode")
-        compared = load.ask("compare", sent=produced["messages"], **server.address)
+            load.request("read_on")
+            drained = load.request("drain", timeout_s=_TIMEOUT_S, last=FINISHED)
+        decoded = load.request("decode")
+        compared = load.request("compare", sent=produced["messages"], **server.address)
         check(decoded, compared, drained, lag_ms=produced["lag_ms"])
         if decoded["tokens"] != count * readers:
             raise BenchError(

@@ -35,7 +35,7 @@ _OLD_CHARACTERS = 2_000  # in each
 _IDLE_S = 10.0  # until an idle channel leaves the server's memory
 _AFTER_S = 20.0  # after the end of the last conversation, until viewers must have received it
 _FILL_S = 120.0
-_LET_GO_S = 45.0
+_RELEASE_S = 45.0
 _TIMEOUT_S = 45.0
 
 
@@ -61,24 +61,24 @@ def soak(
     planned: dict[str, Any] = {"seconds": seconds, "live": live, "lasts_s": lasts_s}
     conversations = plan.conversations(**planned)
     with kept(options) as database, served(database, idle_s=idle_s) as server, load_client() as load:
-        server.child.ask("fill", count=old, characters=_OLD_CHARACTERS, answer_in_s=_FILL_S)
+        server.child.request("fill", count=old, characters=_OLD_CHARACTERS, reply_in_s=_FILL_S)
         before = _settled(server)
-        blocks = [server.child.ask("blocks")["blocks"]]
+        blocks = [server.child.request("blocks")["blocks"]]
         started_s = time.monotonic() + 0.5
-        server.child.ask("soak", started_s=started_s, planned=planned)
+        server.child.request("soak", started_s=started_s, planned=planned)
         with _Watch(server.child, load) as watch:
             visit = {"port": server.port, "started_s": started_s, "planned": planned}
             seen, samples = _visit(server, load, watch, visit)
             client = client_load({"cpu_s": watch.client_s, "seconds": watch.seconds})
-            server.child.ask("soaked")
+            server.child.request("soaked")
             for conversation in conversations:
                 _check_stored(server, conversation)
-            after = _let_go(server, before)
-            blocks.append(server.child.ask("blocks")["blocks"])
-    seen_by = f"{seen['viewers']:,} viewers in {seen['connections']:,} connections, {seen['resumes']:,} resumes"
+            after = _released(server, before)
+            blocks.append(server.child.request("blocks")["blocks"])
+    viewers_note = f"{seen['viewers']:,} viewers in {seen['connections']:,} connections, {seen['resumes']:,} resumes"
     return [
         *_memory(samples, seconds, watch.collected_s),
-        Row("  conversations, all stored and shown as written", f"{len(conversations):,}", "all", True, seen_by),
+        Row("  conversations, all stored and shown as written", f"{len(conversations):,}", "all", True, viewers_note),
         Row(
             "  resources still held after all have gone, beyond those before",
             _beyond(before, after) or "none",
@@ -113,7 +113,7 @@ class _Watch:
         self.collected_s: list[float] = []  # when the garbage collector was seen to have examined the older generations
         self.seconds = self.server_s = self.client_s = 0.0
 
-    def ask(self) -> None:
+    def request(self) -> None:
         """Request the lateness; the server replies while other processes are queried."""
         with contextlib.suppress(BenchError):  # `look` reports the error
             self._server.send("lag")
@@ -148,10 +148,10 @@ def _visit(
     """Run all visits. Return the load client's counters, and the server's memory over time."""
     samples: list[tuple[float, int]] = []
     started_s, seconds = visit["started_s"], visit["planned"]["seconds"]
-    collections = server.child.ask("collections")["collections"]
+    collections = server.child.request("collections")["collections"]
     while True:
-        watch.ask()
-        seen = load.ask("visit", until_s=time.monotonic() + _STEP_S, **visit)
+        watch.request()
+        seen = load.request("visit", until_s=time.monotonic() + _STEP_S, **visit)
         if seen["wrong"]:
             wrong = Void(f"{seen['wrong']} visits failed, e.g. {seen['example']}")
             try:
@@ -163,7 +163,7 @@ def _visit(
         now_s = time.monotonic() - started_s
         if now_s <= seconds:
             samples.append((now_s, rss_bytes(server.child.pid)))
-            collections, before = server.child.ask("collections")["collections"], collections
+            collections, before = server.child.request("collections")["collections"], collections
             if collections != before:
                 watch.collected_s.append(now_s)
         elif not seen["left"]:
@@ -211,16 +211,16 @@ def _check_stored(server: Served, conversation: plan.Conversation) -> None:
 def _settled(server: Served) -> dict[str, Any]:
     """Return the resources of an idle server after its first reply, so that lazily opened ones count as its own."""
     server.call("GET", "bench:nothing")
-    held = _let_go(server, {"channels": 0, "feeds": 0, "writers": 0, "waiting": 0})
+    held = _released(server, {"channels": 0, "feeds": 0, "writers": 0, "waiting": 0})
     if held["channels"]:
-        raise BenchError(f"{held['channels']} idle channels have not left memory in {_LET_GO_S:g} s")
+        raise BenchError(f"{held['channels']} idle channels have not left memory in {_RELEASE_S:g} s")
     return held
 
 
-def _let_go(server: Served, wanted: dict[str, Any]) -> dict[str, Any]:
+def _released(server: Served, wanted: dict[str, Any]) -> dict[str, Any]:
     """Return the held resources once they are no more than `wanted`, or after a timeout."""
-    until_s = time.monotonic() + _LET_GO_S
-    while _beyond(wanted, held := server.child.ask("held")) and time.monotonic() < until_s:
+    until_s = time.monotonic() + _RELEASE_S
+    while _beyond(wanted, held := server.child.request("held")) and time.monotonic() < until_s:
         time.sleep(0.5)  # for the housekeeping of the server's process
     last: dict[str, Any] = held
     return last

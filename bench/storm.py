@@ -93,9 +93,9 @@ def _round(options: Options, kind: str, viewers: int, seed: int, before_s: float
         with served(database) as server:
             port = server.port
             message: dict[str, Any] = {"channel": _CHANNEL, "id": _MESSAGE, "seed": seed, "count": count}
-            server.child.ask("stream", **message, tokens_per_s=_TOKENS_PER_S)
-            load.ask("connect", kind=kind, channels=[_CHANNEL] * viewers, timeout_s=_TIMEOUT_S, **server.address)
-            load.ask("pass", seconds=before_s)
+            server.child.request("stream", **message, tokens_per_s=_TOKENS_PER_S)
+            load.request("connect", kind=kind, channels=[_CHANNEL] * viewers, timeout_s=_TIMEOUT_S, **server.address)
+            load.request("pass", seconds=before_s)
             killed_s = time.monotonic()
             server.child.kill()
             load.send("come_back", within_s=_JITTER_S, timeout_s=_TIMEOUT_S, **server.address)
@@ -103,13 +103,13 @@ def _round(options: Options, kind: str, viewers: int, seed: int, before_s: float
             listening_s = time.monotonic()
             back = load.read(timeout_s=_TIMEOUT_S + 5)
             _check_back(back, server, viewers)
-            load.ask("capture")
-            drained = load.ask("drain", timeout_s=_TIMEOUT_S, last=FINISHED)
-            lag_ms = server.child.ask("lag")["lag_ms"]  # if the producer has failed, that explains short texts
+            load.request("capture")
+            drained = load.request("drain", timeout_s=_TIMEOUT_S, last=FINISHED)
+            lag_ms = server.child.request("lag")["lag_ms"]  # if the producer has failed, that explains short texts
             text = known_text(seed, count)
             sent = {"id": _MESSAGE, "length": count * WIDTH, "sha256": hashlib.sha256(text.encode()).hexdigest()}
-            decoded = load.ask("decode")
-            compared = load.ask("compare", sent={_CHANNEL: sent}, **server.address)
+            decoded = load.request("decode")
+            compared = load.request("compare", sent={_CHANNEL: sent}, **server.address)
             check(decoded, compared, drained, lag_ms=lag_ms)
     return _Round(
         up_s=listening_s - killed_s,
@@ -128,4 +128,4 @@ def _check_back(back: dict[str, Any], server: Served, viewers: int) -> None:
         what = f"the answer was {status} when the viewers were back, so they did not resume a stream"
     else:
         return
-    raise void(what, back, lag_ms=server.child.ask("lag")["lag_ms"])
+    raise void(what, back, lag_ms=server.child.request("lag")["lag_ms"])

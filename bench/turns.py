@@ -42,8 +42,8 @@ def turns(options: Options, *, conversations: int, rounds: int) -> list[Row]:
             tempfile.TemporaryDirectory(dir=options.directory) as directory,
             Child("bench.turns", core=SERVER_CORE) as child,
         ):
-            asked = {"directory": directory, "conversations": conversations}
-            found.append(child.ask("turns", answer_in_s=_TIMEOUT_S, **asked))
+            fields = {"directory": directory, "conversations": conversations}
+            found.append(child.request("turns", reply_in_s=_TIMEOUT_S, **fields))
     for one in found:
         if one["wrong"]:
             raise Void(f"turns: {one['wrong']}")
@@ -91,12 +91,12 @@ async def _turns(directory: str, conversations: int) -> dict[str, Any]:
     await hub.start()
     cpu_s = time.process_time()
 
-    async def ask(channel: str) -> None:
+    async def start(channel: str) -> None:
         asked_s[channel] = time.perf_counter()
         await hub.create(channel, text="?")
 
     channels = [f"chat:{number}" for number in range(conversations)]
-    await asyncio.gather(*(ask(channel) for channel in channels))
+    await asyncio.gather(*(start(channel) for channel in channels))
     async with asyncio.timeout(_TIMEOUT_S - 10):
         while (  # noqa: ASYNC110 - no event is set when the last claim ends
             hub.stats()["turns_running"] or hub.stats()["turns_waiting"] or len(token_ms) < conversations

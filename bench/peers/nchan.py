@@ -79,8 +79,8 @@ class Nchan(System):
 
     @property
     def version(self) -> str:
-        said = subprocess.run([program("nginx", "nginx"), "-v"], capture_output=True, text=True, timeout=10, check=True)
-        return said.stderr.strip().rpartition(" ")[2] + f" with {_package_version()}"
+        ran = subprocess.run([program("nginx", "nginx"), "-v"], capture_output=True, text=True, timeout=10, check=True)
+        return ran.stderr.strip().rpartition(" ")[2] + f" with {_package_version()}"
 
     def client_core_s(self) -> float:
         return cpu_s(self._publisher.pid)
@@ -89,8 +89,8 @@ class Nchan(System):
         wanted: dict[str, Any] = {"channels": channels, "count": count, "tokens_per_s": tokens_per_s}
         wanted["window_ms"] = self.window_ms
         patience_s = 60 + count / tokens_per_s
-        return self._publisher.ask(
-            "publish", answer_in_s=patience_s, port=self.port, path="/publish/{channel}", **wanted
+        return self._publisher.request(
+            "publish", reply_in_s=patience_s, port=self.port, path="/publish/{channel}", **wanted
         )
 
     def grow(self, channel: str, count: int) -> str:
@@ -98,9 +98,9 @@ class Nchan(System):
             "channels": [channel],
             "count": count,
             "tokens_per_s": GROWING_TOKENS_PER_S,
-            "tells_text": True,
+            "returns_texts": True,
         }
-        answered = self._publisher.ask("publish", port=self.port, path="/publish/{channel}", **wanted)
+        answered = self._publisher.request("publish", port=self.port, path="/publish/{channel}", **wanted)
         self._grown[channel] = self._grown.get(channel, "") + answered["texts"][channel]
         return self._grown[channel]
 
@@ -179,8 +179,8 @@ def _package_version() -> str:
     if (query := shutil.which("dpkg-query")) is None:
         return "nchan of unknown version"
     command = [query, "--show", "--showformat=nchan ${Version}", "libnginx-mod-nchan"]
-    said = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
-    return said.stdout if said.returncode == 0 else "nchan of unknown version"
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
+    return ran.stdout if ran.returncode == 0 else "nchan of unknown version"
 
 
 def _is_ours(port: int, nonce: str) -> bool:

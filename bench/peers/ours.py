@@ -23,10 +23,10 @@ class Ours(System):
 
     def produce(self, *, channels: list[str], count: int, tokens_per_s: float) -> Any:
         wanted = {"channels": channels, "count": count, "tokens_per_s": tokens_per_s}
-        return self.child.ask("produce", answer_in_s=60 + count / tokens_per_s, **wanted)
+        return self.child.request("produce", reply_in_s=60 + count / tokens_per_s, **wanted)
 
     def grow(self, channel: str, count: int) -> str:
-        return str(self.child.ask("grow", channel=channel, count=count)["text"])
+        return str(self.child.request("grow", channel=channel, count=count)["text"])
 
     def written_bytes(self) -> int:
         return disk_write_bytes(self.child.pid)

@@ -9,7 +9,7 @@ import sys
 import time
 from typing import Any
 
-from bench.control import answer, serve_requests
+from bench.control import reply, serve_requests
 from bench.peers.summary import Sent, appended, summary
 from bench.server import Producers, start_server
 from holdfast import Hub, MessageWriter
@@ -77,7 +77,7 @@ async def _main(database: str, synchronous: str) -> None:
     hub = Hub(SqliteStore(database, synchronous=synchronous))
     appenders, producers = Appenders(hub), Producers(hub)
     async with start_server(hub) as port:
-        answer(port=port)
+        reply(port=port)
         await serve_requests(
             {
                 "produce": producers.produce,

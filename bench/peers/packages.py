@@ -50,7 +50,7 @@ def python_packages(*wanted: str) -> Path:
 
 def is_fetched(*wanted: str) -> bool:
     """Return whether `wanted` are in the cache, so that no download is needed."""
-    return any(place.name.endswith("_".join(wanted)) for place in cache().glob("*"))
+    return any(path.name.endswith("_".join(wanted)) for path in cache().glob("*"))
 
 
 def cache() -> Path:
@@ -61,9 +61,9 @@ def cache() -> Path:
 
 
 def _fetched(name: str, command: Callable[[str], list[str]]) -> Path:
-    place = cache() / name.replace(" ", "_").replace("/", "_")
-    if place.is_dir():
-        return place
+    path = cache() / name.replace(" ", "_").replace("/", "_")
+    if path.is_dir():
+        return path
     cache().mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=cache(), prefix=".fetching-") as scratch:
         folder = Path(scratch) / "whole"
@@ -77,7 +77,7 @@ def _fetched(name: str, command: Callable[[str], list[str]]) -> Path:
                 f"could not fetch {name}: {(result.stderr + result.stdout)[-1500:].decode(errors='replace')}"
             )
         with contextlib.suppress(OSError):  # another run was faster: its download is as good
-            folder.rename(place)
-    if not place.is_dir():
-        raise BenchError(f"could not put {name} into {place}")
-    return place
+            folder.rename(path)
+    if not path.is_dir():
+        raise BenchError(f"could not put {name} into {path}")
+    return path

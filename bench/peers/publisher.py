@@ -18,7 +18,7 @@ from collections import deque
 from typing import Any
 from urllib.parse import quote
 
-from bench.control import answer
+from bench.control import reply
 from bench.lateness import Lateness
 from bench.peers.summary import summary
 from bench.proc import BenchError
@@ -76,12 +76,12 @@ def publish(
     count: int,
     tokens_per_s: float,
     window_ms: int = 0,
-    tells_text: bool = False,
+    returns_texts: bool = False,
 ) -> dict[str, Any]:
     """Publish `count` tokens to each of `channels`, each at its time; `path` contains `{channel}`.
 
     With `window_ms`, the tokens of a channel are published as one message, so long after the first. Reply when all are
-    acknowledged, with the sent tokens by channel; with `tells_text` also the texts.
+    acknowledged, with the sent tokens by channel; with `returns_texts` also the texts.
     """
     started_s = time.monotonic()
     lanes = _Lanes(port, [path.format(channel=quote(channel)) for channel in channels])
@@ -92,8 +92,8 @@ def publish(
         lanes.close()
     return {
         "messages": {channel: summary(text, "m") for channel, text in zip(channels, texts, strict=True)},
-        "texts": dict(zip(channels, texts, strict=True)) if tells_text else {},
-        "lag_ms": lateness.told_ms(),
+        "texts": dict(zip(channels, texts, strict=True)) if returns_texts else {},
+        "lag_ms": lateness.percentiles_ms(),
         "seconds": time.monotonic() - started_s,
     }
 
@@ -176,9 +176,9 @@ def main() -> None:
             request = json.loads(line)
             assert request.pop("do") == "publish"
             try:
-                answer(**publish(**request))
+                reply(**publish(**request))
             except (BenchError, OSError) as error:
-                answer(error=f"{type(error).__name__}: {error}")
+                reply(error=f"{type(error).__name__}: {error}")
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 
-from bench.control import answer
+from bench.control import reply
 
 _END_S = 8.0  # for a server to end by itself
 _PR_SET_PDEATHSIG = 1  # prctl(2)
@@ -28,7 +28,7 @@ def _keep(command: list[str]) -> int:
         preexec_fn=lambda: libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM),
     )
     handle = os.pidfd_open(program.pid)
-    answer(pid=program.pid)
+    reply(pid=program.pid)
     while True:
         ready, _, _ = select.select([_STDIN, handle], [], [])
         if handle in ready:

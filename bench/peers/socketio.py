@@ -36,16 +36,16 @@ class SocketIo(System):
 
     def produce(self, *, channels: list[str], count: int, tokens_per_s: float) -> Any:
         wanted = {"channels": channels, "count": count, "tokens_per_s": tokens_per_s}
-        return self._child.ask("produce", answer_in_s=60 + count / tokens_per_s, **wanted)
+        return self._child.request("produce", reply_in_s=60 + count / tokens_per_s, **wanted)
 
     def grow(self, channel: str, count: int) -> str:
         wanted: dict[str, Any] = {
             "channels": [channel],
             "count": count,
             "tokens_per_s": GROWING_TOKENS_PER_S,
-            "tells_text": True,
+            "returns_texts": True,
         }
-        self._grown[channel] = self._grown.get(channel, "") + self._child.ask("produce", **wanted)["texts"][channel]
+        self._grown[channel] = self._grown.get(channel, "") + self._child.request("produce", **wanted)["texts"][channel]
         return self._grown[channel]
 
 

@@ -91,8 +91,8 @@ def foreign(what: str, command: list[str], is_ready: Callable[[int], bool]) -> I
         try:
             yield child.pid
         except (BenchError, OSError) as error:
-            if said := child.log_end():
-                error.add_note(f"{what} said:\n{said}")
+            if output := child.log_end():
+                error.add_note(f"{what} printed:\n{output}")
             raise
 
 

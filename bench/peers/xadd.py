@@ -37,7 +37,7 @@ class Xadd(System):
         return f"{self.redis.version}; {', '.join(package.replace('==', ' ') for package in REDIS_CLIENT)}"
 
     def grow(self, channel: str, count: int) -> str:
-        return str(self.child.ask("grow", channel=channel, count=count)["text"])
+        return str(self.child.request("grow", channel=channel, count=count)["text"])
 
     def written_bytes(self) -> int:
         return disk_write_bytes(self.redis.server_pid)

@@ -22,7 +22,7 @@ import uvicorn
 from fastapi import FastAPI, Header
 from fastapi.responses import StreamingResponse
 
-from bench.control import answer, serve_requests
+from bench.control import reply, serve_requests
 from bench.peers.summary import Sent, appended, summary
 
 _READ_COUNT = 1_000  # entries of one XREAD
@@ -158,7 +158,7 @@ async def _main(socket_path: str, pool: int) -> None:
     server = uvicorn.Server(config)
     with socket.create_server(("127.0.0.1", 0), backlog=2048) as listener:
         running = asyncio.create_task(server.serve(sockets=[listener]))
-        answer(port=listener.getsockname()[1], loop=type(asyncio.get_running_loop()).__module__)
+        reply(port=listener.getsockname()[1], loop=type(asyncio.get_running_loop()).__module__)
         await serve_requests(
             {"begin": appenders.begin, "append": appenders.append, "grow": appenders.grow, "finish": appenders.finish}
         )

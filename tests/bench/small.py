@@ -73,7 +73,7 @@ def in_the_middle(moment: str, act: Callable[[list[Child]], None]) -> Iterator[N
     born, send, call = Child.__init__, Child.send, Served.call
     acted: list[str] = []
 
-    def asked(what: str) -> None:
+    def act_at(what: str) -> None:
         if what == moment and not acted:
             acted.append(what)
             act(children)
@@ -84,11 +84,11 @@ def in_the_middle(moment: str, act: Callable[[list[Child]], None]) -> Iterator[N
 
     def spy_send(self: Child, do: str, /, **fields: Any) -> None:
         send(self, do, **fields)
-        asked(do)
+        act_at(do)
 
     def spy_call(self: Served, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
         answer = call(self, method, path, body)
-        asked(path.rpartition("/")[2])
+        act_at(path.rpartition("/")[2])
         return answer
 
     with (
@@ -97,7 +97,7 @@ def in_the_middle(moment: str, act: Callable[[list[Child]], None]) -> Iterator[N
         mock.patch.object(Served, "call", spy_call),
     ):
         yield
-    assert acted, f"{moment!r} was never asked for"
+    assert acted, f"{moment!r} was never requested"
 
 
 def _fill(directory: Path) -> None:

@@ -101,14 +101,14 @@ def test_load_client_with_too_few_file_descriptors_is_reported(tmp_path: Path) -
     with served(tmp_path / "bench.db") as server, load_client() as load:
         resource.prlimit(load.pid, resource.RLIMIT_NOFILE, (20, 20))
         with pytest.raises(BenchError, match="Too many open files"):
-            load.ask("connect", kind="sse", channels=["bench:1"] * 30, timeout_s=5, **server.address)
+            load.request("connect", kind="sse", channels=["bench:1"] * 30, timeout_s=5, **server.address)
 
 
 def test_server_with_too_few_file_descriptors_is_reported(tmp_path: Path) -> None:
     with served(tmp_path / "bench.db") as server, load_client() as load:
         resource.prlimit(server.child.pid, resource.RLIMIT_NOFILE, (30, 30))
         with pytest.raises(BenchError, match=r"\d+ of 40 viewers not attached"):
-            load.ask("connect", kind="sse", channels=["bench:1"] * 40, timeout_s=0.5, **server.address)
+            load.request("connect", kind="sse", channels=["bench:1"] * 40, timeout_s=0.5, **server.address)
 
 
 SAYS_FULL = ("the disk is full", "No space left on device", "AOF write error")  # from Holdfast, the kernel, Redis
@@ -138,7 +138,7 @@ def test_full_disk_gives_no_figure(name: str) -> None:
     verdict = ran.stdout.partition("\n")[0].removeprefix(f"{name}: ").partition(": ")[0]
     assert verdict in ("not measured", "VOID")
     assert ran.stdout.count(f"{name}: ") == 1
-    assert any(said in ran.stdout for said in SAYS_FULL)
+    assert any(printed in ran.stdout for printed in SAYS_FULL)
 
 
 @needs_mount
@@ -167,15 +167,15 @@ def test_search_that_overloads_the_load_client_at_once_has_a_row_and_fails_the_r
     monkeypatch.setattr(bench.common, "CLIENT_LIMIT", 0.0)
     monkeypatch.setattr(highest, "_FIRST", 2)
     monkeypatch.setattr(highest, "_QUICK_S", 0.2)
-    monkeypatch.setattr(main, "_break_off_cleanly", lambda: None)  # the signal handlers are pytest's here
+    monkeypatch.setattr(main, "_end_cleanly_on_signals", lambda: None)  # the signal handlers are pytest's here
     monkeypatch.setattr(sys, "argv", ["bench", "highest", "--quick", "--dir", str(options.directory)])
     assert main.main() == 1
-    said = capsys.readouterr().out
-    (line,) = [line for line in said.splitlines() if line.startswith("highest rate with p99 below 100 ms")]
+    printed = capsys.readouterr().out
+    (line,) = [line for line in printed.splitlines() if line.startswith("highest rate with p99 below 100 ms")]
     assert line.endswith("not measured")
-    assert "of its core, so the figure would be that of the load client" in said
-    assert "in a try of 2 conversations; before it:\n      none" in said
-    assert "1 not measured or void" in said
+    assert "of its core, so the figure would be that of the load client" in printed
+    assert "in a try of 2 conversations; before it:\n      none" in printed
+    assert "1 not measured or void" in printed
 
 
 def test_search_that_fails_later_reports_the_earlier_tries(options: Options, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -226,12 +226,12 @@ def test_void_row_reports_the_observations(name: str, options: Options, monkeypa
 def test_void_soak_reports_the_observations(options: Options, monkeypatch: pytest.MonkeyPatch) -> None:
     send = Child.send
 
-    def ask_for_longer_texts(self: Child, do: str, /, **fields: Any) -> None:
+    def request_longer_texts(self: Child, do: str, /, **fields: Any) -> None:
         if do == "soak":
             fields["planned"] = fields["planned"] | {"lasts_s": (0.8, 0.9)}
         send(self, do, **fields)
 
-    monkeypatch.setattr(Child, "send", ask_for_longer_texts)
+    monkeypatch.setattr(Child, "send", request_longer_texts)
     row = only(list(attempt("soak", lambda: soak.soak(options, seconds=3.0, live=2, lasts_s=(0.1, 0.2), old=2))))
     assert row.measured == "VOID"
     assert "the view has text that was not written" in row.note
@@ -240,19 +240,19 @@ def test_void_soak_reports_the_observations(options: Options, monkeypatch: pytes
 
 
 def test_void_soak_reports_a_dead_server_too(options: Options, monkeypatch: pytest.MonkeyPatch) -> None:
-    ask = Child.ask
+    request = Child.request
     servers: list[Child] = []
 
     def see_a_loss(self: Child, do: str, /, **fields: Any) -> Any:
         if do == "soak":
             servers.append(self)
         if do != "visit":
-            return ask(self, do, **fields)
+            return request(self, do, **fields)
         servers[0].kill()
         return {"wrong": 1, "example": "a lost token", "left": 1}
 
-    monkeypatch.setattr(Child, "ask", see_a_loss)
-    monkeypatch.setattr(soak._Watch, "ask", lambda _: None)  # otherwise it may have replied before it dies
+    monkeypatch.setattr(Child, "request", see_a_loss)
+    monkeypatch.setattr(soak._Watch, "request", lambda _: None)  # otherwise it may have replied before it dies
     row = only(small.run("soak", options))
     assert row.note.startswith("Void: 1 visits failed, e.g. a lost token\nand bench.server is gone")
 
@@ -261,17 +261,17 @@ def test_lateness_is_that_of_all_tokens() -> None:
     lateness = Lateness()
     for late_ms in range(1, 201):
         lateness.made("somebody", late_ms / 1000)
-    assert lateness.told_ms() == [101, 199, 200]
+    assert lateness.percentiles_ms() == [101, 199, 200]
 
 
 def test_producer_without_tokens_is_not_late() -> None:
-    assert Lateness().told_ms() == [0, 0, 0]
+    assert Lateness().percentiles_ms() == [0, 0, 0]
 
 
 def test_delayed_producer_is_late_until_all_tokens_are_stored() -> None:
     lateness = Lateness()
     lateness.made("somebody", 0.001, time.monotonic() + 60)
     lateness.made("somebody else", 0.001, time.monotonic() - 5)
-    assert lateness.told_ms()[2] >= 5000
+    assert lateness.percentiles_ms()[2] >= 5000
     lateness.ended("somebody else")
-    assert lateness.told_ms() == [1, 1, 1]
+    assert lateness.percentiles_ms() == [1, 1, 1]

@@ -35,7 +35,7 @@ from bench.peers.load import PeerLoad, peer_load
 from bench.peers.nchan import nchan, nchan_redis
 from bench.peers.ours import ours
 from bench.peers.publisher import publish
-from bench.peers.redis_server import ask_redis, redis_server
+from bench.peers.redis_server import redis_server, request_redis
 from bench.peers.reload import Page, follow, load
 from bench.peers.socketio import socketio
 from bench.peers.summary import summary
@@ -242,13 +242,13 @@ CREATED = b"HTTP/1.1 201 Created\r\nContent-Length: 0\r\n\r\n"
 
 def _publish(answer: bytes) -> dict[str, Any]:
     server = Answering(answer)
-    return publish(port=server.port, path="/{channel}", channels=["c"], count=3, tokens_per_s=1000, tells_text=True)
+    return publish(port=server.port, path="/{channel}", channels=["c"], count=3, tokens_per_s=1000, returns_texts=True)
 
 
 def test_published_tokens_are_reported_as_sent() -> None:
-    told = _publish(CREATED)
-    assert told["messages"]["c"] == summary(told["texts"]["c"], "m")
-    assert len(told["texts"]["c"]) == 15
+    report = _publish(CREATED)
+    assert report["messages"]["c"] == summary(report["texts"]["c"], "m")
+    assert len(report["texts"]["c"]) == 15
 
 
 def test_a_publisher_that_is_late_still_publishes_each_token_on_its_own() -> None:
@@ -259,10 +259,16 @@ def test_a_publisher_that_is_late_still_publishes_each_token_on_its_own() -> Non
 
 def test_tokens_of_one_window_are_published_together() -> None:
     server = Answering(CREATED)
-    told = publish(
-        port=server.port, path="/{channel}", channels=["c"], count=6, tokens_per_s=100, window_ms=1000, tells_text=True
+    report = publish(
+        port=server.port,
+        path="/{channel}",
+        channels=["c"],
+        count=6,
+        tokens_per_s=100,
+        window_ms=1000,
+        returns_texts=True,
     )
-    assert told["messages"]["c"]["length"] == 30
+    assert report["messages"]["c"]["length"] == 30
     assert server.requests == 1
 
 
@@ -484,12 +490,12 @@ def test_overloaded_load_client_beside_peers_gives_no_figure(tmp_path: Path, mon
 def test_nchan_with_redis_is_measured(tmp_path: Path) -> None:
     with nchan_redis(tmp_path, connections=10) as system, peer_load() as client:
         channels = ["bench:one", "bench:two"]
-        client.ask("connect", kind="nchan-sse", port=system.port, channels=channels, timeout_s=PATIENCE_S)
-        client.ask("capture")
+        client.request("connect", kind="nchan-sse", port=system.port, channels=channels, timeout_s=PATIENCE_S)
+        client.request("capture")
         sent = system.produce(channels=channels, count=20, tokens_per_s=200)["messages"]
-        drained = client.ask("drain", timeout_s=PATIENCE_S)
-        decoded = client.ask("decode")
-        check(decoded, client.ask("compare", sent=sent, port=None), drained)
+        drained = client.request("drain", timeout_s=PATIENCE_S)
+        decoded = client.request("decode")
+        check(decoded, client.request("compare", sent=sent, port=None), drained)
     assert decoded["tokens"] == 40
 
 
@@ -505,9 +511,9 @@ def test_appends_are_void_when_redis_stores_other_tokens_than_it_acknowledged(
     command: list[str], tmp_path: Path
 ) -> None:
     with xadd(tmp_path, "always") as system, peer_load() as client:
-        system.child.ask("grow", channel="bench:a", count=5)
-        assert ask_redis(system.redis.socket_path, *command)
-        sent = system.child.ask("finish")["messages"]
+        system.child.request("grow", channel="bench:a", count=5)
+        assert request_redis(system.redis.socket_path, *command)
+        sent = system.child.request("finish")["messages"]
         with pytest.raises(Void, match="1 wrong of 1 views"):
             appends.verify(system, client, ["bench:a"], sent)
 
@@ -515,7 +521,7 @@ def test_appends_are_void_when_redis_stores_other_tokens_than_it_acknowledged(
 def test_appends_are_void_when_holdfast_stores_other_tokens_than_it_acknowledged(tmp_path: Path) -> None:
     with ours(tmp_path / "ours.db") as system, peer_load() as client:
         text = system.grow("bench:a", 5)
-        (sent,) = system.child.ask("finish")["messages"].values()
+        (sent,) = system.child.request("finish")["messages"].values()
         with pytest.raises(Void, match="1 wrong of 1 views"):
             appends.verify(system, client, ["bench:a"], {"bench:a": summary(text + "12345", sent["id"])})
 

@@ -101,9 +101,9 @@ def test_a_lost_doubled_or_wrong_token_voids_the_run(kind: str, tamper: Callable
 
 def test_stored_text_that_was_not_sent_voids_the_run(tmp_path: Path) -> None:
     with served(tmp_path / "bench.db") as server, load_client() as load:
-        produced = server.child.ask("produce", channels=["bench:1"], count=5, tokens_per_s=100)
+        produced = server.child.request("produce", channels=["bench:1"], count=5, tokens_per_s=100)
         produced["messages"]["bench:1"]["sha256"] = "0"
-        compared = load.ask("compare", sent=produced["messages"], **server.address)
+        compared = load.request("compare", sent=produced["messages"], **server.address)
         assert compared["example"] == ["bench:1", ["the stored text differs from the appended text"]]
         with pytest.raises(Void, match="1 wrong of 0 views"):
             check({"violations": {}}, compared, {"ended": 0, "cpu_s": 0.0, "seconds": 0.0})
@@ -113,12 +113,12 @@ def test_a_soak_with_another_text_is_void(tmp_path: Path) -> None:
     planned = {"seconds": 1.0, "live": 2, "lasts_s": (0.1, 0.2)}
     (first, *_) = plan.conversations(**planned)  # type: ignore[arg-type]
     with served(tmp_path / "bench.db") as server, load_client() as load:
-        told = {"channel": first.channel, "id": plan.MESSAGE, "seed": first.seed + 1, "count": first.tokens}
-        server.child.ask("stream", tokens_per_s=100, **told)
+        fields = {"channel": first.channel, "id": plan.MESSAGE, "seed": first.seed + 1, "count": first.tokens}
+        server.child.request("stream", tokens_per_s=100, **fields)
         visit = {"port": server.port, "started_s": time.monotonic(), "planned": planned}
         seen: dict[str, Any] = {"example": None, "left": 1}
         while seen["left"] and not seen["example"]:  # a viewer that stays notices it at the latest after the end
-            seen = load.ask("visit", until_s=time.monotonic() + 0.2, **visit)
+            seen = load.request("visit", until_s=time.monotonic() + 0.2, **visit)
         assert seen["example"] == f"{first.channel}: the view has text that was not written"
 
 
@@ -179,37 +179,37 @@ def test_dead_server_is_reported(tmp_path: Path) -> None:
     with served(tmp_path / "bench.db") as server, load_client() as load:
         server.child.kill()
         with pytest.raises(BenchError, match="Connection refused"):
-            load.ask("connect", kind="sse", channels=["bench:1"], timeout_s=2, **server.address)
+            load.request("connect", kind="sse", channels=["bench:1"], timeout_s=2, **server.address)
         with pytest.raises(BenchError, match="is gone"):
-            server.child.ask("stats")
+            server.child.request("stats")
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_server_that_dies_under_its_viewers_voids_the_run(kind: str, tmp_path: Path) -> None:
     with served(tmp_path / "bench.db") as server, load_client() as load:
-        load.ask("connect", kind=kind, channels=["bench:1"] * 3, timeout_s=5, **server.address)
-        load.ask("capture")
+        load.request("connect", kind=kind, channels=["bench:1"] * 3, timeout_s=5, **server.address)
+        load.request("capture")
         os.kill(server.child.pid, signal.SIGKILL)
-        drained = load.ask("drain", timeout_s=5)
+        drained = load.request("drain", timeout_s=5)
         with pytest.raises(Void, match="3 connections were ended by the server"):
-            check(load.ask("decode"), {"wrong": 0}, drained)
+            check(load.request("decode"), {"wrong": 0}, drained)
 
 
 def test_viewers_that_do_not_reconnect_are_reported(tmp_path: Path) -> None:
     with served(tmp_path / "bench.db") as server, load_client() as load:
-        load.ask("connect", kind="sse", channels=["bench:1"] * 3, timeout_s=5, **server.address)
+        load.request("connect", kind="sse", channels=["bench:1"] * 3, timeout_s=5, **server.address)
         server.child.kill()
         with pytest.raises(BenchError, match=r"0 viewers are live after 0\.3 s"):
-            load.ask("come_back", within_s=0.1, timeout_s=0.3, **server.address)
+            load.request("come_back", within_s=0.1, timeout_s=0.3, **server.address)
 
 
 def test_late_reply_is_not_taken_for_the_next_one(tmp_path: Path) -> None:
     with served(tmp_path / "bench.db") as server:
         produce: dict[str, Any] = {"channels": ["bench:1"], "count": 20, "tokens_per_s": 100}
         with pytest.raises(BenchError, match=r"did not reply within 0\.01 s"):
-            server.child.ask("produce", answer_in_s=0.01, **produce)
+            server.child.request("produce", reply_in_s=0.01, **produce)
         with pytest.raises(BenchError, match="still owes an answer"):
-            server.child.ask("stats")
+            server.child.request("stats")
 
 
 def test_memory_of_a_dead_server_gives_no_figure() -> None:
@@ -228,8 +228,8 @@ def test_memory_of_a_dead_server_gives_no_figure() -> None:
 def test_missing_resources_are_reported_before_the_first_measurement(tmp_path: Path) -> None:
     ran = run_bench("resume", "appends", "--quick", "--dir", str(tmp_path), path=str(tmp_path))
     assert ran.returncode == 1
-    told, measured = (ran.stderr.index(said) for said in ("appends: not measured: XADD per token: ", "resume: "))
-    assert told < measured
+    reported, measured = (ran.stderr.index(said) for said in ("appends: not measured: XADD per token: ", "resume: "))
+    assert reported < measured
     assert "redis-server is missing (Debian: apt-get install redis-server)" in ran.stderr
     assert "resume in mid-stream" in ran.stdout  # the rest is measured all the same
     assert "1 not measured or void" in ran.stdout
@@ -463,7 +463,7 @@ def test_page_lists_rows_that_are_not_in_its_run(tmp_path: Path) -> None:
     others = ", ".join(name for name in BENCHMARKS if name != "resume")
     for said in (ran.stderr.partition("\n")[0], ran.stdout, path.read_text()):  # at the beginning and at the end
         assert f"not in this run, so without figures: {others}" in said
-        assert "a quick look" in said
+        assert "a quick check" in said
     assert "| storm |" not in path.read_text()
 
 

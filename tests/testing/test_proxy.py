@@ -103,7 +103,7 @@ class Clients:
 
 async def until(predicate: Callable[[], bool], timeout_s: float = 2.0) -> None:
     async with asyncio.timeout(timeout_s):
-        while not predicate():  # noqa: ASYNC110 - the proxy counts and tells nobody
+        while not predicate():  # noqa: ASYNC110 - the proxy counts without a signal
             await asyncio.sleep(0.002)
 
 

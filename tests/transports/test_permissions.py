@@ -715,7 +715,7 @@ async def working(wire: Wire, place: Place, id: str = "u1") -> Json:
 
 async def until_served(place: Place) -> None:
     async with asyncio.timeout(PATIENCE_S):
-        while not place.hub.scheduler.serves(CHANNEL):  # noqa: ASYNC110 - nobody sets an event for it
+        while not place.hub.scheduler.serves(CHANNEL):  # noqa: ASYNC110 - no event is set for it
             await asyncio.sleep(0)
 
 
@@ -764,7 +764,7 @@ async def test_turn_of_a_local_agent_cannot_be_ended_remotely(place: Place) -> N
         assert place.hub.scheduler.stats()["turns_running"] == 1
         done.set()
         async with asyncio.timeout(PATIENCE_S):
-            while place.hub.scheduler.stats()["turns_running"]:  # noqa: ASYNC110 - nobody sets an event for it
+            while place.hub.scheduler.stats()["turns_running"]:  # noqa: ASYNC110 - no event is set for it
                 await asyncio.sleep(0)
 
 
