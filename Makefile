@@ -40,7 +40,7 @@ chaos: $(VENV)/.dev ## real faults with real processes: NAMES=, ROUNDS=, SEED=
 fuzz: $(VENV)/.dev node_modules/.installed ## everything a peer can send, for ten minutes: SECONDS=, SEED=
 	@seed=$(or $(SEED),$$(od -An -N3 -tu4 /dev/urandom | tr -d ' ')); seconds=$(or $(SECONDS),600); \
 	echo "SEED=$$seed, $$seconds seconds: three quarters for the server, the rest for the browser's client"; \
-	$(BIN)/python -m tests.fuzz --seconds $$((seconds * 3 / 4)) --seed $$seed && \
+	$(BIN)/python -m fuzz --seconds $$((seconds * 3 / 4)) --seed $$seed && \
 	SEED=$$seed FUZZ_SECONDS=$$((seconds / 4)) node --test tests/web/fuzz.test.js
 
 $(VENV)/bin/python:

@@ -1,1 +1,1 @@
-"""Benchmarks: `python -m bench`. What is measured, and against which limit, stands in `bench/__main__.py`."""
+"""Benchmarks: `python -m bench`. `bench/__main__.py` lists the measurements, `docs/benchmarks.md` the method."""

@@ -1,9 +1,9 @@
-"""The budgets, measured: `python -m bench [NAMES] [--quick]`, or `make bench`. The method: `docs/benchmarks.md`.
+"""Measure the budgets: `python -m bench [NAMES] [--quick]`, or `make bench`. The method: `docs/benchmarks.md`.
 
-All in one run, on one machine, and where it can be as a ratio, so that the machine matters little. The server
-under test has one core and the load client another. What is needed is looked at before the first row. A benchmark
-that cannot measure, or whose viewers were shown a wrong byte, fails the run; a budget that is not met is printed as
-such and fails it only with `--strict`, since a noisy machine can do that too.
+All benchmarks run in one go on one machine, where possible as a ratio, so that the machine matters little. The server
+under test has one core and the load client another. Requirements are checked before the first row. A benchmark fails
+the run if it cannot measure, or if a viewer received a wrong byte. A budget that is not met is printed, and fails the
+run only with `--strict`, because a noisy machine can cause it too.
 """
 
 import argparse
@@ -27,7 +27,7 @@ from bench.proc import CLIENT_CORE, SERVER_CORE
 NAMES = (
     "client",
     "fanout",
-    "conversations",  # and what it wrote: storage
+    "conversations",  # and its writes: storage
     "highest",
     "memory",
     "resume",  # and hydration
@@ -39,22 +39,22 @@ NAMES = (
     "soak",
 )
 BENCHMARKS = tuple(name for name in NAMES if importlib.util.find_spec(f"bench.{name}") is not None)
-_LONG = ("soak",)  # not part of a quick look unless it is named
+_LONG = ("soak",)  # left out of a quick run unless it is named
 _SHORTEST_SOAK_S = 10.0  # a slope needs some samples
-_BROKEN_OFF = 130  # what shells say of a program that was ended by Ctrl-C
+_BROKEN_OFF = 130  # the exit code that shells report for a program ended by Ctrl-C
 
 
 def main() -> int:
     arguments = _arguments()
     options = Options(is_quick=arguments.quick, directory=arguments.dir, soak_s=arguments.soak_s)
     if not {SERVER_CORE, CLIENT_CORE} <= os.sched_getaffinity(0):
-        print(f"cores {SERVER_CORE} and {CLIENT_CORE} are not both ours: server and client would disturb each other")
+        print(f"cores {SERVER_CORE} and {CLIENT_CORE} are not both available: server and client would share one")
         return 1
     names = list(dict.fromkeys(arguments.names)) or _usual(options)
     scope = _scope(names, options)
     if arguments.markdown is not None and scope:
-        _say(f"{arguments.markdown.name} will hold this run alone; {'; '.join(scope)}")
-    _break_off_cleanly()
+        _print_progress(f"{arguments.markdown.name} will contain only this run; {'; '.join(scope)}")
+    _end_cleanly_on_signals()
     rows: list[Row] = []
     try:
         missing = _look_ahead(names, options)
@@ -63,13 +63,13 @@ def main() -> int:
         machine = report.Machine(options.directory)
         took_s = _run(names, missing, options, rows)
     except KeyboardInterrupt:
-        print("\n".join([*report.text(rows), "", "broken off"]))
+        print("\n".join([*report.text(rows), "", "interrupted"]))
         return _BROKEN_OFF
     facts = [*machine.facts(), *scope]
     lines = [*facts, "", *report.text(rows), "", took_s, report.summary(rows, machine.seconds)]
     print("\n".join(lines))
     if arguments.markdown is not None:
-        command = shlex.join(["python", "-m", "bench", *_shown(sys.argv[1:])])
+        command = shlex.join(["python", "-m", "bench", *_without_paths(sys.argv[1:])])
         report.write(arguments.markdown, command=command, facts=facts, rows=rows, output=lines)
     missed = any(row.is_met is False for row in rows)
     return 1 if any(row.has_failed for row in rows) or (arguments.strict and missed) else 0
@@ -80,48 +80,48 @@ def _usual(options: Options) -> list[str]:
 
 
 def _scope(names: list[str], options: Options) -> list[str]:
-    """What a reader has to be told of a run that is not a whole one."""
-    said = []
+    """Return the limits of a partial run, for the reader of its report."""
+    limits = []
     if options.is_quick:
-        said.append("a quick look, with shorter runs and fewer viewers, and no measurement")
+        limits.append("a quick check with shorter runs and fewer viewers, not a measurement")
     if others := [name for name in BENCHMARKS if name not in names]:
-        said.append(f"not in this run, and so without figures: {', '.join(others)}")
-    return said
+        limits.append(f"not in this run, so without figures: {', '.join(others)}")
+    return limits
 
 
 def _look_ahead(names: list[str], options: Options) -> list[needs.Problem]:
-    """Say how long it will take and what is missing."""
+    """Print the expected duration and the missing requirements."""
     estimates = {name: seconds for name in names if (seconds := needs.estimate_s(name, options)) is not None}
     each = ", ".join(f"{name} {seconds:.0f}" for name, seconds in estimates.items())
-    _say(f"about {sum(estimates.values()) / 60:.0f} minutes; in seconds: {each}")
+    _print_progress(f"about {sum(estimates.values()) / 60:.0f} minutes; in seconds: {each}")
     missing = []
     for problem in needs.problems(names, options):
-        _say(str(problem))
+        _print_progress(str(problem))
         missing.append(problem)
     if missing:
-        _say("what is left can be measured; the run will have failed in the end")
+        _print_progress("the rest can be measured; the run will fail at the end")
     return missing
 
 
 def _run(names: list[str], missing: list[needs.Problem], options: Options, rows: list[Row]) -> str:
-    """Add the rows of all benchmarks to `rows`; returns how long each took."""
+    """Add the rows of all benchmarks to `rows`. Return the duration of each."""
     took_s: dict[str, float] = {}
     for name in names:
         started_s = time.monotonic()
-        if whys := [problem.what for problem in missing if problem.benchmark == name and not problem.is_partial]:
-            rows.append(Row(name, "not measured", note="\n".join(whys), has_failed=True))
+        if reasons := [problem.what for problem in missing if problem.benchmark == name and not problem.is_partial]:
+            rows.append(Row(name, "not measured", note="\n".join(reasons), has_failed=True))
         else:
             for row in attempt(name, functools.partial(importlib.import_module(f"bench.{name}").run, options)):
                 rows.append(row)
                 if row.has_failed:
-                    _say(f"{row.what.strip()}: {row.measured}: {row.note}")
+                    _print_progress(f"{row.what.strip()}: {row.measured}: {row.note}")
         took_s[name] = time.monotonic() - started_s
-        _say(f"{name}: {took_s[name]:.0f} s")
+        _print_progress(f"{name}: {took_s[name]:.0f} s")
     return "seconds: " + ", ".join(f"{name} {seconds:.0f}" for name, seconds in took_s.items())
 
 
-def _break_off_cleanly() -> None:
-    """Whoever ends the run ends its processes and files with it, once: while they are removed, no signal disturbs."""
+def _end_cleanly_on_signals() -> None:
+    """Make a signal end the run with its processes and files, once: during the removal, further signals are ignored."""
     signals = [one for one in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if signal.getsignal(one) != signal.SIG_IGN]
 
     def end(_: int, __: FrameType | None) -> None:
@@ -133,8 +133,8 @@ def _break_off_cleanly() -> None:
         signal.signal(one, end)
 
 
-def _say(what: str) -> None:
-    """Tell who waits; the report itself is printed at the end."""
+def _print_progress(what: str) -> None:
+    """Print progress; the report itself is printed at the end."""
     print(what, file=sys.stderr, flush=True)
 
 
@@ -144,9 +144,9 @@ def _arguments() -> argparse.Namespace:
     )
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"which of {', '.join(BENCHMARKS)}; all by default")
     parser.add_argument(
-        "--quick", action="store_true", help="shorter runs and fewer viewers, and no soak: a look, not a measurement"
+        "--quick", action="store_true", help="shorter runs, fewer viewers and no soak: a check, not a measurement"
     )
-    parser.add_argument("--check", action="store_true", help="say what is missing and how long it takes, and no more")
+    parser.add_argument("--check", action="store_true", help="print missing requirements and durations, and exit")
     parser.add_argument("--strict", action="store_true", help="fail when a budget is not met")
     parser.add_argument("--dir", type=Path, default=Path(tempfile.gettempdir()), help="where databases are made")
     parser.add_argument("--soak-s", type=float, default=600.0, help="how long the soak lasts, in seconds")
@@ -156,19 +156,19 @@ def _arguments() -> argparse.Namespace:
         if name not in BENCHMARKS:
             parser.error(f"there is no benchmark {name!r}")
     if not (arguments.dir.is_dir() and os.access(arguments.dir, os.W_OK)):
-        parser.error(f"{arguments.dir} is no directory that can be written to")
+        parser.error(f"{arguments.dir} is not a writable directory")
     if not arguments.soak_s >= _SHORTEST_SOAK_S:
         parser.error(f"a soak takes {_SHORTEST_SOAK_S:g} s at least")
     if arguments.markdown is not None:
         try:
-            report.check_page(arguments.markdown)  # now, not when all has been measured
+            report.check_page(arguments.markdown)  # before the measurements, not after them
         except (OSError, ValueError) as error:
             parser.error(str(error))
     return arguments
 
 
-def _shown(arguments: list[str]) -> list[str]:
-    """The arguments, without where things are on this machine."""
+def _without_paths(arguments: list[str]) -> list[str]:
+    """Return the arguments without paths of this machine."""
     shown = list(arguments)
     for name in ("--dir", "--markdown"):
         if name in shown:

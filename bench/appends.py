@@ -1,15 +1,15 @@
-"""Durable appends a second beside the usual design: an SSE endpoint that does one Redis XADD per token.
+"""Durable appends per second beside the usual design: an SSE endpoint with one Redis XADD per token.
 
-500 producers at once, in the server's process on both sides; each awaits that its token is stored before it makes the
-next, as whoever shows nothing that could be lost must. SQLite with `synchronous=FULL` against an append-only file with
-`appendfsync always`: both survive a power cut. Beside it, without a budget: 20 tokens at a time, and both sides in the
-setting that may lose the last second or moments (`everysec`, `NORMAL`). Nobody watches while these are counted. That
-favours both: of the usual design each viewer has a Redis connection and is sent every token on its own, and ours puts
-eight times as many rows into a commit while nobody waits to be shown them. So it is measured once more with one viewer.
+On both sides, 500 producers run in the server's process. Each awaits the storage of its token before it makes the next,
+as a producer must if no shown token may be lost. SQLite with `synchronous=FULL` runs against an append-only file with
+`appendfsync always`: both survive a power cut. Two more variants have no budget: 20 tokens at a time, and both sides
+with settings that can lose the last second or moments (`everysec`, `NORMAL`). The main figures have no viewers. This
+favours both sides: in the usual design each viewer has a Redis connection and receives every token separately, and
+without viewers Holdfast puts eight times as many rows into a commit. So the rate is measured once more with one viewer.
 
-Time is that of the whole process tree, redis-server included, all of it on one core. Then every conversation is read
-back through its resume endpoint and compared with what its producer was told is stored; a token more, less or other
-makes the run void. Last, a page of 2,000 tokens is loaded and resumed on both.
+Time is the CPU time of the whole process tree, redis-server included, all on one core. Then every conversation is read
+back through its resume endpoint and compared with the tokens that were acknowledged as stored. A missing, additional or
+changed token makes the run void. At the end, a page of 2,000 tokens is loaded and resumed on both.
 """
 
 import contextlib
@@ -31,9 +31,9 @@ from bench.proc import BenchError, Child, cpu_s, raise_file_limit
 __all__ = ["Sizes", "measure", "run", "verify"]
 
 _LIMIT = 5.0
-_AT_ONCE = 20  # tokens of one wait, in the pipelined variant
+_AT_ONCE = 20  # tokens of one await, in the pipelined variant
 _TIMEOUT_S = 60.0
-_FILES_PER_PRODUCER = 3  # a viewer, a connection to Redis, and some to spare
+_FILES_PER_PRODUCER = 3  # a viewer, a connection to Redis, and one spare
 
 Appending = Ours | Xadd
 
@@ -43,7 +43,7 @@ class Sizes:
     producers: int = 500
     rounds: int = 3
     seconds: float = 4.0
-    warm_s: float = 0.5  # before anything is counted
+    warm_s: float = 0.5  # before the counters start
     pages: int = 10  # loads of the page of 2,000 tokens, of each kind
     page_tokens: int = 2_000
 
@@ -56,14 +56,14 @@ class _Round(NamedTuple):
     tokens_per_s: float
     us_per_token: float
     redis_us_per_token: float
-    wait_ms: list[float]  # for durability: median and p99
-    fewest: int  # tokens of a producer
+    wait_ms: list[float]  # until a token is durable: median and p99
+    fewest: int  # tokens of the slowest producer
 
     def __str__(self) -> str:
         redis = f", {self.redis_us_per_token:.1f} of them Redis's" if self.redis_us_per_token else ""
         return (
             f"{self.tokens_per_s:,.0f} tokens/s, {self.us_per_token:.1f} µs each{redis}; waits p50 "
-            f"{self.wait_ms[0]:.1f} ms, p99 {self.wait_ms[1]:.1f} ms; fewest of a producer {self.fewest:,}"
+            f"{self.wait_ms[0]:.1f} ms, p99 {self.wait_ms[1]:.1f} ms; slowest producer {self.fewest:,} tokens"
         )
 
 
@@ -83,7 +83,7 @@ def needs(options: Options) -> Needs:
 
 
 def _try_xadd(folder: Path) -> None:
-    """Start it once."""
+    """Start it once, to see whether it works."""
     with xadd(folder, "always", pool=1):
         pass
 
@@ -93,7 +93,7 @@ def _files(sizes: Sizes) -> int:
 
 
 def measure(directory: Path, sizes: Sizes) -> Iterator[Row]:
-    """All rows, with databases and Redis's files below `directory`."""
+    """Yield all rows, with databases and Redis's files below `directory`."""
     raise_file_limit(_files(sizes))
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=directory)))
@@ -117,7 +117,7 @@ def measure(directory: Path, sizes: Sizes) -> Iterator[Row]:
 def _alternate(
     systems: dict[str, Appending], client: Child, sizes: Sizes, *, at_once: int, watched: int = 0
 ) -> dict[str, list[_Round]]:
-    """Rounds of all systems by turns, since a noisy machine drifts; `watched` conversations have a viewer."""
+    """Run rounds of all systems in turn, because a noisy machine drifts. `watched` conversations have a viewer."""
     rounds: dict[str, list[_Round]] = {name: [] for name in systems}
     for n in range(sizes.rounds):
         for name, system in systems.items():
@@ -129,19 +129,19 @@ def _alternate(
 def _round(system: Appending, client: Child, sizes: Sizes, *, at_once: int, tag: str, watched: int = 0) -> _Round:
     channels = [f"bench:append-{tag}-{n}" for n in range(sizes.producers)]
     child = system.child
-    child.ask("begin", channels=channels)
-    # Connections are opened, and whatever is made at first use is made, before anything is counted.
-    before = child.ask("append", seconds=sizes.warm_s, at_once=at_once)["tokens"]
+    child.request("begin", channels=channels)
+    # Open connections and build lazy objects before the counters start.
+    before = child.request("append", seconds=sizes.warm_s, at_once=at_once)["tokens"]
     if watched:
         viewers: dict[str, Any] = {"kind": system.kinds[0], "port": system.port, "channels": channels[:watched]}
-        client.ask("connect", **viewers, timeout_s=_TIMEOUT_S)
+        client.request("connect", **viewers, timeout_s=_TIMEOUT_S)
     used_s, redis_s = system.cpu_s(), _redis_s(system)
-    done = child.ask("append", seconds=sizes.seconds, at_once=at_once, answer_in_s=sizes.seconds + _TIMEOUT_S)
+    done = child.request("append", seconds=sizes.seconds, at_once=at_once, reply_in_s=sizes.seconds + _TIMEOUT_S)
     used_s, redis_s = system.cpu_s() - used_s, _redis_s(system) - redis_s
-    if not system.written_bytes():  # since it was started: a short round may change nothing but pages already dirty
-        raise BenchError("nothing was written to a disk: choose a directory on one with --dir")
+    if not system.written_bytes():  # since its start: a short round may change only pages that are already dirty
+        raise BenchError("no bytes were written to a disk: choose a directory on a disk with --dir")
     tokens = done["tokens"] - before
-    sent = child.ask("finish", answer_in_s=_TIMEOUT_S)["messages"]
+    sent = child.request("finish", reply_in_s=_TIMEOUT_S)["messages"]
     verify(system, client, channels, sent)
     return _Round(
         tokens_per_s=tokens / done["seconds"],
@@ -157,16 +157,16 @@ def _redis_s(system: Appending) -> float:
 
 
 def verify(system: Appending, client: Child, channels: list[str], sent: dict[str, object]) -> None:
-    """Read every conversation back from its beginning. Raises `Void` unless it is what was acknowledged.
+    """Read every conversation back from its beginning. Raises `Void` unless it equals the acknowledged tokens.
 
-    Whoever has watched one is still connected, and must show the same.
+    A viewer of the capture is still connected, and must show the same text.
     """
-    client.ask("connect", kind=system.kinds[0], port=system.port, channels=channels, timeout_s=_TIMEOUT_S)
-    drained = client.ask("drain", timeout_s=_TIMEOUT_S, answer_in_s=_TIMEOUT_S + 10)
-    decoded = client.ask("decode", answer_in_s=_TIMEOUT_S)
+    client.request("connect", kind=system.kinds[0], port=system.port, channels=channels, timeout_s=_TIMEOUT_S)
+    drained = client.request("drain", timeout_s=_TIMEOUT_S, reply_in_s=_TIMEOUT_S + 10)
+    decoded = client.request("decode", reply_in_s=_TIMEOUT_S)
     stored_at = system.port if isinstance(system, Ours) else None
-    check(decoded, client.ask("compare", sent=sent, port=stored_at, answer_in_s=_TIMEOUT_S), drained)
-    client.ask("close")
+    check(decoded, client.request("compare", sent=sent, port=stored_at, reply_in_s=_TIMEOUT_S), drained)
+    client.request("close")
 
 
 def _ratios(rounds: dict[str, list[_Round]]) -> list[float]:

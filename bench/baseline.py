@@ -1,9 +1,9 @@
-"""The bare server: the same bytes at the same times, written by asyncio and nothing else.
+"""The bare server: the same bytes at the same times, written by plain asyncio.
 
-Run as a child. It is given what one viewer of each channel got of our server (`Load.recording`): the beginning goes to
-whoever connects, each batch then, as one chunk or frame and when its time has come, to all viewers of its channel by
-`transport.write`. No framework, no log, no state: what it spends is what Python and the kernel cost anybody, and what
-we spend is measured against it.
+Run as a child. It receives the bytes that one viewer of each channel got from our server (`Load.recording`). A new
+connection gets the beginning. Each later batch goes at its time, as one chunk or frame, to all viewers of its channel
+by `transport.write`. There is no framework, no log and no state: its cost is that of Python and the kernel, and our
+cost is measured against it.
 """
 
 import asyncio
@@ -14,7 +14,7 @@ import time
 from typing import Any
 from urllib.parse import unquote
 
-from bench.control import answer, serve_requests
+from bench.control import reply, serve_requests
 from holdfast import serving
 
 _SSE_HEAD = (
@@ -26,11 +26,11 @@ _UPGRADE_HEAD = (
     b"Sec-WebSocket-Accept: %b\r\nSec-WebSocket-Protocol: holdfast.v1\r\n\r\n"
 )
 _WEBSOCKET_GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"  # RFC 6455, 1.3
-_SLEEP_S = 0.002  # what is due within it is written now: a timer for each batch would cost more than the writes
+_SLEEP_S = 0.002  # batches due within this time are written now: a timer for each would cost more than the writes
 
 
 class _Channel:
-    """Its viewers, and what they are to get first."""
+    """The viewers of a channel, and the first bytes for each."""
 
     def __init__(self, kind: str, before: bytes) -> None:
         self.transports: set[asyncio.Transport] = set()
@@ -38,14 +38,14 @@ class _Channel:
 
 
 class Bare:
-    """What is served, by channel."""
+    """The bare server's channels."""
 
     def __init__(self) -> None:
         self.channels: dict[str, _Channel] = {}
         self._batches: list[tuple[float, _Channel, bytes]] = []
 
     async def load(self, *, kind: str, channels: dict[str, Any]) -> dict[str, Any]:
-        """Take a recording: for each channel what came `before`, and its `batches` with their times."""
+        """Take a recording: for each channel the bytes `before`, and its `batches` with their times."""
         self.channels.clear()
         self._batches.clear()
         for name, recording in channels.items():
@@ -57,7 +57,7 @@ class Bare:
         return {}
 
     async def play(self) -> dict[str, Any]:
-        """Write it to all viewers, in its own time."""
+        """Write the recording to all viewers, at its own times."""
         started_s = time.monotonic()
         for at_s, channel, data in self._batches:
             wait_s = started_s + at_s - time.monotonic()
@@ -69,7 +69,7 @@ class Bare:
 
 
 class _Viewer(asyncio.Protocol):
-    """Reads what says which channel is wanted, and nothing after it."""
+    """A connection. Reads the request for a channel, and no further input."""
 
     def __init__(self, bare: Bare) -> None:
         self._bare = bare
@@ -112,7 +112,7 @@ class _Viewer(asyncio.Protocol):
 
 
 def _unmasked(frame: bytes) -> bytes:
-    """The payload of a client's first frame, which is short and comes whole (RFC 6455, 5.2)."""
+    """Return the payload of a client's first frame, which is short and arrives whole (RFC 6455, 5.2)."""
     assert frame[0] == 0x81, "a text frame that is whole"
     length, start = frame[1] & 0x7F, 2
     if length == 126:
@@ -130,7 +130,7 @@ async def _main() -> None:
     bare = Bare()
     with serving.listen("127.0.0.1", 0) as listener:  # the same socket options
         async with await asyncio.get_running_loop().create_server(lambda: _Viewer(bare), sock=listener):
-            answer(port=listener.getsockname()[1])
+            reply(port=listener.getsockname()[1])
             await serve_requests({"load": bare.load, "play": bare.play})
 
 

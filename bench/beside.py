@@ -1,13 +1,13 @@
 """Holdfast beside nchan and Socket.IO: the same tokens, at the same times, to the same viewers.
 
-All run in one go, by turns, on one core; one load client on the other drives all of them and holds every token of
-every viewer against what was sent. What is compared is the server's CPU time per delivered *token*, not per write: who
-joins the tokens of 40 ms writes less often, at the price of showing a token up to 40 ms later; the latencies stand
-beside.
+All systems run in one go, in turn, on one core. One load client on the other core drives all of them and compares every
+token of every viewer with the sent ones. The measure is the server's CPU time per delivered *token*, not per write: a
+system that joins the tokens of 40 ms writes less often, and shows a token up to 40 ms later. The latencies are listed
+too.
 
-What may not be concluded: the peers do not promise what Holdfast does (`System.promises`), so being cheaper or dearer
-than they says what its promises cost, not who is better at theirs. nchan is published to over HTTP by another process,
-whose time is not counted, while producers of Holdfast and Socket.IO, and Holdfast's store, are.
+Do not conclude more than this: the peers do not promise what Holdfast promises (`System.promises`), so a ratio shows
+the cost of the promises, not the quality of a peer. Another process publishes to nchan over HTTP, and its time is not
+counted. The producers of Holdfast and Socket.IO, and Holdfast's store, are counted.
 """
 
 import contextlib
@@ -34,7 +34,7 @@ from bench.proc import BenchError, Child, raise_file_limit
 __all__ = ["Shape", "Sizes", "measure", "run"]
 
 _TIMEOUT_S = 60.0
-_OVERRUN_S = 0.5  # who is later than this at the end did not keep up
+_OVERRUN_S = 0.5  # a system that is later than this at the end did not keep up
 _FILES_TO_SPARE = 400
 
 
@@ -45,7 +45,9 @@ class Shape:
     channels: int
     viewers: int
     tokens_per_s: float
-    has_goal: bool = False  # to come below nchan, by joining tokens: not where they come too slowly to be joined
+    has_goal: bool = (
+        False  # to cost less than nchan, by joining tokens; not where tokens are too far apart to be joined
+    )
 
     @property
     def connections(self) -> int:
@@ -57,7 +59,7 @@ class Shape:
 
 @dataclass(frozen=True, kw_only=True)
 class Sizes:
-    # With a channel for each of a thousand viewers, tokens come more slowly, so that one core can bring them.
+    # With a thousand channels of one viewer each, tokens are further apart, so that one core can deliver them.
     shapes: tuple[Shape, ...] = (
         Shape(1, 1_000, 50, has_goal=True),
         Shape(100, 10, 50, has_goal=True),
@@ -86,7 +88,7 @@ QUICK = Sizes(
 )
 
 Start = Callable[[Path, int], AbstractContextManager[System]]
-"""Starts a system that keeps its files in a folder and serves so many connections."""
+"""Start a system that keeps its files in a folder and serves so many connections."""
 
 SYSTEMS: dict[str, Start] = {
     "Holdfast": lambda folder, _: ours(folder / "beside.db"),
@@ -99,13 +101,15 @@ SYSTEMS: dict[str, Start] = {
 
 class _Round(NamedTuple):
     us_per_token: float
-    overrun_s: float  # from when the last token should have been sent to the last that came
+    overrun_s: float  # from the due time of the last token to the arrival of the last one
     frames_per_token: float
     bytes_per_token: float
     latency_ms: list[float]
     server_load: float
     client_load: float
-    publisher_load: float  # on the load client's core too: whoever publishes over HTTP, whom the others have inside
+    publisher_load: (
+        float  # the publisher over HTTP shares the load client's core; other systems have producers in their process
+    )
     lag_ms: float  # of producers (p99)
 
     def __str__(self) -> str:
@@ -118,7 +122,7 @@ class _Round(NamedTuple):
 
     @property
     def core_load(self) -> float:
-        """Of the load client's core, by all that we started there."""
+        """Return the load of the load client's core, publisher included."""
         return self.client_load + self.publisher_load
 
     def _core(self) -> str:
@@ -130,7 +134,9 @@ def run(options: Options) -> Iterator[Row]:
 
 
 def needs(options: Options) -> Needs:
-    peers = [name for name in SYSTEMS if name not in ("Holdfast", "nchan, joined")]  # which needs what nchan does
+    peers = [
+        name for name in SYSTEMS if name not in ("Holdfast", "nchan, joined")
+    ]  # it needs the same packages as nchan
     return Needs(
         seconds=170 if options.is_quick else 770,
         files=_most(QUICK if options.is_quick else FULL) + _FILES_TO_SPARE,
@@ -141,18 +147,18 @@ def needs(options: Options) -> Needs:
 
 
 def _try(name: str, folder: Path) -> None:
-    """Start a system once."""
+    """Start a system once, to see whether it works."""
     with SYSTEMS[name](folder, 10):
         pass
 
 
 def _most(sizes: Sizes) -> int:
-    """The most viewers at once."""
+    """Return the largest number of concurrent viewers."""
     return max([shape.connections for shape in sizes.shapes] + [sizes.idle[1]])
 
 
 def measure(directory: Path, sizes: Sizes, systems: dict[str, Start] = SYSTEMS) -> Iterator[Row]:
-    """All rows. A system that does not start has a row that says so and has failed; the others are measured."""
+    """Yield all rows. A system that does not start has a failed row with the reason; the others are measured."""
     most = _most(sizes)
     raise_file_limit(most + _FILES_TO_SPARE)
     with contextlib.ExitStack() as stack:
@@ -163,7 +169,7 @@ def measure(directory: Path, sizes: Sizes, systems: dict[str, Start] = SYSTEMS) 
                 running[name] = stack.enter_context(start(_made(folder, name), most))
             except (BenchError, OSError) as error:
                 yield failed(f"beside {name}", error)
-        yield Row("measured beside one another", f"{len(running)} systems", note=_promises(running.values()))
+        yield Row("systems measured in turn", f"{len(running)} systems", note=_promises(running.values()))
         client = stack.enter_context(peer_load())
         for n, shape in enumerate(sizes.shapes):
             yield from _fan_out(list(running.values()), client, shape, sizes, tag=f"shape-{n}")
@@ -181,7 +187,7 @@ def _promises(systems: Iterable[System]) -> str:
 
 
 def _fan_out(systems: Sequence[System], client: Child, shape: Shape, sizes: Sizes, *, tag: str) -> list[Row]:
-    """Rounds of all systems and kinds of viewers by turns. One that is void has a row that says so, and no figure."""
+    """Run rounds of all systems and kinds of viewers in turn. A void round gives a row with the reason, no figure."""
     rounds: dict[tuple[System, str], list[_Round]] = {(system, kind): [] for system in systems for kind in system.kinds}
     without: dict[tuple[System, str], Row] = {}
     for n in range(sizes.rounds):
@@ -190,10 +196,10 @@ def _fan_out(systems: Sequence[System], client: Child, shape: Shape, sizes: Size
                 continue
             try:
                 one = _round(system, kind, client, shape, sizes.seconds, tag=f"{tag}-{kind}-{n}")
-            except (BenchError, OSError) as error:  # OSError: it has died, and so it has no CPU time to be read
+            except (BenchError, OSError) as error:  # OSError: the system has died, so its CPU time cannot be read
                 without[system, kind] = failed(f"  {shape}: {system.name}, {NAMES[kind]}", error)
-                with contextlib.suppress(BenchError):  # it may be the one that has died
-                    client.ask("close")
+                with contextlib.suppress(BenchError):  # this system may be the dead one
+                    client.request("close")
             else:
                 rounds[system, kind].append(one)
     rows = [
@@ -207,24 +213,24 @@ def _fan_out(systems: Sequence[System], client: Child, shape: Shape, sizes: Size
 def _round(system: System, kind: str, client: Child, shape: Shape, seconds: float, *, tag: str) -> _Round:
     channels = [f"bench:{tag}-{n}" for n in range(shape.channels)]
     count = max(1, int(seconds * shape.tokens_per_s))
-    client.ask(
-        "connect", kind=kind, port=system.port, channels=channels * shape.viewers, timeout_s=_TIMEOUT_S, answer_in_s=90
+    client.request(
+        "connect", kind=kind, port=system.port, channels=channels * shape.viewers, timeout_s=_TIMEOUT_S, reply_in_s=90
     )
-    client.ask("capture")
+    client.request("capture")
     before_s, publisher_s = system.cpu_s(), system.client_core_s()
     produced = system.produce(channels=channels, count=count, tokens_per_s=shape.tokens_per_s)
-    drained = client.ask("drain", timeout_s=_TIMEOUT_S, answer_in_s=90)
+    drained = client.request("drain", timeout_s=_TIMEOUT_S, reply_in_s=90)
     used_s = system.cpu_s() - before_s
     publisher_s = system.client_core_s() - publisher_s
-    decoded = client.ask("decode", answer_in_s=90)
+    decoded = client.request("decode", reply_in_s=90)
     stored_at = system.port if isinstance(system, Ours) else None
-    compared = client.ask("compare", sent=produced["messages"], port=stored_at, answer_in_s=90)
+    compared = client.request("compare", sent=produced["messages"], port=stored_at, reply_in_s=90)
     check(decoded, compared, drained, lag_ms=produced["lag_ms"])
     tokens = count * shape.connections
     if decoded["tokens"] != tokens:
-        what = f"{decoded['tokens']:,} tokens were delivered, and {tokens:,} sent, though all texts are right"
+        what = f"{decoded['tokens']:,} tokens were delivered, and {tokens:,} sent, although all texts are correct"
         raise void(what, drained, lag_ms=produced["lag_ms"])
-    client.ask("close")
+    client.request("close")
     return _Round(
         us_per_token=used_s / tokens * 1e6,
         overrun_s=drained["seconds"] - count / shape.tokens_per_s,
@@ -239,7 +245,7 @@ def _round(system: System, kind: str, client: Child, shape: Shape, seconds: floa
 
 
 def _ratio_rows(rounds: dict[tuple[System, str], list[_Round]], shape: Shape) -> list[Row]:
-    """Ours against each peer that has viewers of the same sort."""
+    """Return our ratio to each peer that has viewers of the same kind."""
     mine = {NAMES[kind]: each for (system, kind), each in rounds.items() if isinstance(system, Ours)}
     rows = []
     for (system, kind), theirs in rounds.items():
@@ -275,23 +281,23 @@ def _row(what: str, rounds: Sequence[_Round]) -> Row:
 
 
 def _full(rounds: Sequence[_Round]) -> str:
-    """What has to be said when the load client had to wait for its core: CPU time of the server is still its own."""
+    """Return a note if the load client's core was full. The server's CPU time is still its own."""
     core = statistics.median(each.core_load for each in rounds)
     if core <= CLIENT_LIMIT:
         return ""
     publisher = max(each.publisher_load for each in rounds)
     beside = f", which it shared with a publisher that used {publisher:.0%}" if publisher else ""
-    return f"{beside}, and which was full: latencies are not the server's alone"
+    return f"{beside}, and which was full: latencies include its waits"
 
 
 def _overrun(rounds: Sequence[_Round]) -> str:
-    """What has to be said when a system could not keep up: its latencies are then those of a queue that grew."""
+    """Return a note if a system could not keep up: its latencies are then those of a growing queue."""
     overrun_s = statistics.median(each.overrun_s for each in rounds)
-    return f"; it did not keep up: the last token came {overrun_s:.1f} s late" if overrun_s > _OVERRUN_S else ""
+    return f"; it did not keep up: the last token arrived {overrun_s:.1f} s late" if overrun_s > _OVERRUN_S else ""
 
 
 def _idle_row(directory: Path, start: Start, kind: str, sizes: Sizes, name: str) -> Row:
-    """Memory per idle viewer: the slope between few and many, on a system that has done nothing else."""
+    """Return the row of memory per idle viewer: the slope between few and many, on a system without other work."""
     few, many = sizes.idle
     what = f"memory per idle viewer, all on one channel: {name}"
     resident = []
@@ -299,12 +305,12 @@ def _idle_row(directory: Path, start: Start, kind: str, sizes: Sizes, name: str)
         with _folder(directory) as folder, start(folder, many) as system, peer_load() as client:
             for count in (few, many - few):
                 channels = ["bench:idle"] * count
-                client.ask(
-                    "connect", kind=kind, port=system.port, channels=channels, timeout_s=_TIMEOUT_S, answer_in_s=90
+                client.request(
+                    "connect", kind=kind, port=system.port, channels=channels, timeout_s=_TIMEOUT_S, reply_in_s=90
                 )
                 resident.append(_settled_rss(system))
-            if ended := client.ask("pass", seconds=0)["ended"]:
-                raise BenchError(f"{ended} of {many} viewers were sent away: the others are not what was measured")
+            if ended := client.request("pass", seconds=0)["ended"]:
+                raise BenchError(f"{ended} of {many} viewers were disconnected: the rest give no figure")
     except (BenchError, OSError) as error:
         return failed(what, error)
     per_viewer_kb = (resident[1] - resident[0]) / (many - few) / 1000
@@ -313,14 +319,14 @@ def _idle_row(directory: Path, start: Start, kind: str, sizes: Sizes, name: str)
 
 
 def _settled_rss(system: System) -> int:
-    """Resident memory of the process tree once it no longer changes."""
+    """Return the resident memory of the process tree once it no longer changes."""
     size = system.rss_bytes()
     for _ in range(30):
         time.sleep(0.3)
         before, size = size, system.rss_bytes()
         if abs(size - before) < 64 * 1024:
             return size
-    raise BenchError(f"the memory of {system.name} does not come to rest")
+    raise BenchError(f"the memory of {system.name} does not settle")
 
 
 @contextlib.contextmanager

@@ -1,6 +1,6 @@
-"""What the load client itself costs: a thousand connections to the bare server, 25 frames a second each.
+"""The cost of the load client itself: a thousand connections to the bare server, 25 frames per second each.
 
-Not a benchmark of ours: it shows that the client is not what the others measure. Needs no server of ours.
+Not a benchmark of Holdfast: it shows that the load client does not distort the others. It needs no Holdfast server.
 """
 
 import hashlib
@@ -18,7 +18,7 @@ CHANNEL = "bench:client"
 
 _VIEWERS = 1_000
 _FRAMES_PER_S = 25
-_TEXT = "0123456789"  # in each frame: two tokens, what 40 ms at 50 tokens a second bring
+_TEXT = "0123456789"  # in each frame: two tokens, as in 40 ms at 50 tokens per second
 
 
 def run(options: Options) -> list[Row]:
@@ -42,24 +42,24 @@ def _row(kind: str, name: str, count: int) -> Row:
 
 
 def replay(recorded: Json, sent: Json, *, viewers: int) -> tuple[Json, Json, float]:
-    """Have the bare server play this to so many viewers: `drained`, `decoded`, its CPU. Raises `Void`."""
+    """Play a recording by the bare server to so many viewers. Return `drained`, `decoded`, its CPU. Raises `Void`."""
     raise_file_limit(viewers + 100)
     with Child("bench.baseline", core=SERVER_CORE) as baseline, load_client() as load:
         port = baseline.read(timeout_s=10)["port"]
-        baseline.ask("load", **recorded)
-        load.ask("connect", kind=recorded["kind"], port=port, channels=[CHANNEL] * viewers, timeout_s=30)
-        load.ask("capture")
+        baseline.request("load", **recorded)
+        load.request("connect", kind=recorded["kind"], port=port, channels=[CHANNEL] * viewers, timeout_s=30)
+        load.request("capture")
         before_s = cpu_s(baseline.pid)
-        baseline.ask("play")
-        drained = load.ask("drain", timeout_s=30)
+        baseline.request("play")
+        drained = load.request("drain", timeout_s=30)
         bare_s = cpu_s(baseline.pid) - before_s
-        decoded = load.ask("decode")
-        check(decoded, load.ask("compare", sent=sent, port=None), drained)
+        decoded = load.request("decode")
+        check(decoded, load.request("compare", sent=sent, port=None), drained)
     return drained, decoded, bare_s
 
 
 def recording(kind: str, count: int, frames_per_s: float = _FRAMES_PER_S) -> tuple[Json, Json]:
-    """What a viewer of a message gets that comes in `count` frames, and what was sent, to compare it with."""
+    """Return the bytes for a viewer of a message in `count` frames, and the sent text to compare with."""
     part = {"type": "text", "text": _TEXT}
     message = {"id": "m", "role": "assistant", "status": "streaming", "parts": [part], "created": 1, "version": 1}
     events: list[Json] = [{"type": "message.create", "serial": 1, "message": message}]
@@ -80,7 +80,7 @@ def _event(event: Json, cursor: str) -> str:
 
 
 def _frame(event: Json, cursor: str) -> str:
-    """An unmasked text frame of 126 bytes or more (RFC 6455, 5.2), as latin-1."""
+    """Return an unmasked text frame of 126 bytes or more (RFC 6455, 5.2), as latin-1."""
     payload = json.dumps({"type": "events", "channel": CHANNEL, "cursor": cursor, "events": [event]}).encode()
     assert 126 <= len(payload) < 1 << 16
     return (b"\x81\x7e" + len(payload).to_bytes(2) + payload).decode("latin-1")

@@ -1,4 +1,4 @@
-"""What the benchmarks share: their options, the rows they return, and the processes they start."""
+"""The common part of the benchmarks: their options, the rows that they return, and the processes that they start."""
 
 import contextlib
 import http.client
@@ -37,19 +37,19 @@ __all__ = [
 ]
 
 
-CLIENT_LIMIT = 0.95  # of the load client's core: beyond it, its own time is what is measured
-FINISHED = "message.finish"  # stands in the last that a viewer of one answer gets: how `drain` knows
+CLIENT_LIMIT = 0.95  # of the load client's core: above it, the client's own time distorts the measurement
+FINISHED = "message.finish"  # in the last bytes for each viewer of an answer: `drain` looks for it
 
 
 class Void(BenchError):
-    """A viewer was shown something wrong: whatever else was measured in this run means nothing."""
+    """A viewer received something wrong, so no measurement of this run counts."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
     is_quick: bool
     directory: Path
-    """Where databases are made; must be on a disk, or nothing about disks can be said."""
+    """The options of a run. Databases are made in `directory`, which must be on a disk for figures about disks."""
     soak_s: float = 600.0
 
 
@@ -60,10 +60,10 @@ class Row:
     what: str
     measured: str
     limit: str = ""
-    is_met: bool | None = None  # None: there is no limit
+    is_met: bool | None = None  # None: the row has no limit
     note: str = ""
     has_failed: bool = False  # there is no figure: it could not be measured, or the run is void
-    raw: tuple[str, ...] = ()  # each measurement that the figure was made of
+    raw: tuple[str, ...] = ()  # each measurement behind the figure
 
 
 @dataclass(frozen=True)
@@ -72,15 +72,15 @@ class Served:
 
     child: Child
     port: int
-    prefix: str = ""  # where the hub is mounted
+    prefix: str = ""  # the path below which the hub is mounted
 
     @property
     def address(self) -> dict[str, Any]:
-        """What the load client needs to connect."""
+        """Return the address for the load client."""
         return {"port": self.port, "prefix": self.prefix}
 
     def call(self, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
-        """One HTTP request below `/v1/channels/`; `path` segments must need no quoting but the channel's colon."""
+        """Send one HTTP request below `/v1/channels/`. Only the channel's colon in `path` may need quoting."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)
         try:
             headers = {"Content-Type": "application/json"} if body is not None else {}
@@ -91,16 +91,16 @@ class Served:
         finally:
             connection.close()
         if response.status >= 300:
-            raise BenchError(f"{method} {path} was answered with {response.status}: {answer[:500]!r}")
+            raise BenchError(f"{method} {path} got the status {response.status}: {answer[:500]!r}")
         return json.loads(answer)
 
 
 @contextlib.contextmanager
 def served(database: Path, *, under: str = "serve", port: int = 0, idle_s: float | None = None) -> Iterator[Served]:
-    """The server under test in a process of its own, on the server's core, with `database` as its SQLite file.
+    """Run the server under test in its own process, on the server's core, with `database` as its SQLite file.
 
-    `under` is `serve` or `granian`, `port` a port of one's choice, `idle_s` how long idle channels stay in memory.
-    Raises `BenchError` when it does not start.
+    `under` is `serve` or `granian`, `port` a fixed port, `idle_s` how long idle channels stay in memory. Raises
+    `BenchError` if it does not start.
     """
     arguments = [f"sqlite:///{database.absolute()}", "--under", under, "--port", str(port)]
     if idle_s is not None:
@@ -109,43 +109,43 @@ def served(database: Path, *, under: str = "serve", port: int = 0, idle_s: float
         try:
             yield Served(child, **child.read(timeout_s=20))
         except BenchError as error:
-            if said := child.log_end():
-                error.add_note(f"the server said:\n{said}")
+            if text := child.log_end():
+                error.add_note(f"the server text:\n{text}")
             raise
 
 
 @contextlib.contextmanager
 def kept(options: Options) -> Iterator[Path]:
-    """A database file of its own, and nothing of it left behind."""
+    """Yield the path of a database file, and remove all its files at the end."""
     with tempfile.TemporaryDirectory(dir=options.directory) as directory:
         yield Path(directory) / "bench.db"
 
 
 @contextlib.contextmanager
 def load_client() -> Iterator[Child]:
-    """The load client on its own core."""
+    """Run the load client on its own core."""
     with Child("bench.load", core=CLIENT_CORE) as child:
         yield child
 
 
 def attempt(what: str, measure: Callable[[], Iterable[Row]]) -> Iterator[Row]:
-    """The rows of a measurement, one by one; the last says why there are no more, if it failed: others go on."""
+    """Yield the rows of a measurement. If it fails, the last row has the reason, and other measurements continue."""
     try:
         yield from measure()
     except Void as error:
         yield failed(what, error)
     except (BenchError, OSError, TimeoutError) as error:
         yield failed(what, error)
-    except Exception as error:  # the outer edge: what the others measured is not lost
+    except Exception as error:  # the outer edge: keep the rows of the other measurements
         traceback.print_exc()
         yield failed(what, error)
 
 
 def failed(what: str, error: Exception) -> Row:
-    """The row of what has no figure: why, and what was seen at the time."""
+    """Return a row without a figure: the error, and the observations at that time."""
     verdict = "VOID" if isinstance(error, Void) else "not measured"
-    said = "\n".join([f"{type(error).__name__}: {error}", *getattr(error, "__notes__", [])])
-    return Row(what, verdict, note=said, has_failed=True)
+    text = "\n".join([f"{type(error).__name__}: {error}", *getattr(error, "__notes__", [])])
+    return Row(what, verdict, note=text, has_failed=True)
 
 
 def check(
@@ -155,12 +155,12 @@ def check(
     *,
     lag_ms: Sequence[float] | None = None,
 ) -> None:
-    """Raise `Void` unless every viewer saw everything and nothing else.
+    """Raise `Void` unless every viewer received exactly the sent text.
 
-    `lag_ms` says how late producers were, where it is known: a void run tells it.
+    `lag_ms` is how late producers were, if known: a void run reports it.
     """
     if decoded["violations"]:
-        what = f"the wire's rules were broken: {decoded['violations']}, first {decoded['first_violation']}"
+        what = f"the protocol was violated: {decoded['violations']}, first {decoded['first_violation']}"
     elif compared["wrong"]:
         what = f"{compared['wrong']} wrong of {compared['compared']} views, e.g. {compared['example']}"
     elif drained["ended"]:
@@ -171,7 +171,7 @@ def check(
 
 
 def void(what: str, drained: dict[str, Any], *, lag_ms: Sequence[float] | None = None) -> Void:
-    """A `Void` that tells what was seen at the time: an overloaded machine is no lost token."""
+    """Return a `Void` with the observations at that time, because an overloaded machine is not a lost token."""
     client = f"the load client used {used(drained['cpu_s'], drained['seconds'])}"
     error = Void(what)
     error.add_note("; ".join([*([late(lag_ms)] if lag_ms is not None else []), client]))
@@ -179,28 +179,28 @@ def void(what: str, drained: dict[str, Any], *, lag_ms: Sequence[float] | None =
 
 
 def late(lag_ms: Sequence[float]) -> str:
-    """How late producers were."""
+    """Return how late the producers were, as text."""
     return f"producers were late by {lag_ms[1]:.1f} ms (p99), {lag_ms[2]:.1f} ms at worst"
 
 
 def used(cpu_s: float, seconds: float) -> str:
-    """No share: of a moment, which a run that fails at once may be, it would be none."""
+    """Return the used CPU time as text. Not a share: a run that fails at once may last only a moment."""
     return f"{cpu_s:.2f} s of its core in {seconds:.2f} s"
 
 
 def client_load(drained: dict[str, Any]) -> float:
-    """The share of its core that the load client used in a capture. Raises `BenchError` when that was nearly all.
+    """Return the share of its core that the load client used in a capture. Raises `BenchError` if it was nearly all.
 
-    Means something where the load was steady.
+    The share is meaningful only for a steady load.
     """
     load: float = drained["cpu_s"] / drained["seconds"]
     if load > CLIENT_LIMIT:
-        raise BenchError(f"the load client used {load:.0%} of its core: it is what was measured")
+        raise BenchError(f"the load client used {load:.0%} of its core, so the figure would be that of the load client")
     return load
 
 
 def spread(values: Sequence[float], unit: str = "") -> str:
-    """The median, and from where to where the values go."""
+    """Return the median and the range of the values, as text."""
     median = f"{number(statistics.median(values))} {unit}".rstrip()
     if len(values) == 1:
         return f"{median} (one round)"
@@ -208,10 +208,10 @@ def spread(values: Sequence[float], unit: str = "") -> str:
 
 
 def raw_line(**fields: Any) -> str:
-    """A measurement for the raw output, without digits that mean nothing."""
+    """Return a measurement for the raw output, without insignificant digits."""
     return json.dumps({name: round(value, 4) if isinstance(value, float) else value for name, value in fields.items()})
 
 
 def number(value: float) -> str:
-    """A number with three digits that mean something."""
+    """Return a number with three significant digits."""
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"

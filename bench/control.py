@@ -1,4 +1,4 @@
-"""The other end of `bench.proc.Child`, for children that run an event loop."""
+"""The other end of `bench.proc.Child`, for children with an event loop."""
 
 import asyncio
 import json
@@ -6,13 +6,13 @@ import sys
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
-__all__ = ["answer", "serve_requests"]
+__all__ = ["reply", "serve_requests"]
 
 Handlers = Mapping[str, Callable[..., Awaitable[dict[str, Any]]]]
 
 
-def answer(**fields: Any) -> None:
-    """Write one answer."""
+def reply(**fields: Any) -> None:
+    """Write one reply."""
     sys.stdout.write(json.dumps(fields) + "\n")
     sys.stdout.flush()
 
@@ -25,14 +25,14 @@ async def serve_requests(handlers: Handlers) -> None:
         request = json.loads(line)
         try:
             fields = await handlers[request.pop("do")](**request)
-        except Exception as error:  # the outer edge: the benchmark prints it and counts as not measured
-            answer(error=_said(error))
+        except Exception as error:  # the outer edge: the benchmark prints it and reports the row as failed
+            reply(error=_error_text(error))
         else:
-            answer(**fields)
+            reply(**fields)
 
 
-def _said(error: Exception) -> str:
-    """What it says; of several that failed together, the first of them, since all mostly failed alike."""
+def _error_text(error: Exception) -> str:
+    """Return the error's text. Of a group, return the first: errors that occur together mostly have the same cause."""
     while isinstance(error, ExceptionGroup):
         error = error.exceptions[0]
     return f"{type(error).__name__}: {error}"

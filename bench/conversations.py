@@ -1,8 +1,8 @@
-"""Five hundred conversations at once: is everything delivered, how late, and what does it cost the disk?
+"""Five hundred concurrent conversations: whether every token is delivered, how late, and the cost for the disk.
 
-Every conversation streams 50 tokens a second to two viewers, all of it stored by SQLite with `synchronous=FULL`;
-producers, hub, store and sockets share one core. Each token says when it was appended, so latency is that of each
-token at each viewer. Afterwards every view is held against the stored message and against what was sent.
+Every conversation streams 50 tokens per second to two viewers. SQLite with `synchronous=FULL` stores all of them.
+Producers, hub, store and sockets share one core. Each token carries the time of its append, so the latency is that of
+each token at each viewer. Afterwards every view is compared with the stored message and with the sent text.
 """
 
 import statistics
@@ -23,7 +23,7 @@ _TIMEOUT_S = 30.0
 
 
 class _Gauges(NamedTuple):
-    """What the server and its core have done so far."""
+    """The counters of the server and its core."""
 
     stats: dict[str, int]
     written_bytes: int
@@ -32,11 +32,11 @@ class _Gauges(NamedTuple):
     @classmethod
     def read(cls, server: Served) -> Self:
         pid = server.child.pid
-        return cls(server.child.ask("stats"), disk_write_bytes(pid), cpu_s(pid))
+        return cls(server.child.request("stats"), disk_write_bytes(pid), cpu_s(pid))
 
 
 class Run(NamedTuple):
-    """One run: what came, how late, and what it took."""
+    """One run: the delivered tokens, their latency, and the used resources."""
 
     conversations: int
     tokens: int
@@ -51,7 +51,7 @@ class Run(NamedTuple):
 
     @property
     def text_bytes(self) -> int:
-        """Of what was appended."""
+        """Return the bytes of the appended text."""
         return self.tokens // _VIEWERS * WIDTH
 
     def __str__(self) -> str:
@@ -79,31 +79,31 @@ def needs(options: Options) -> Needs:
 
 
 def measure(options: Options, conversations: int, *, seconds: float, is_dated_when_due: bool = False) -> Run:
-    """One run with so many conversations. Raises `Void`, and `BenchError` when it was too much to end in time."""
+    """Run so many conversations once. Raises `Void`, and `BenchError` if the run could not end in time."""
     raise_file_limit(conversations * _VIEWERS + 100)
     channels = [f"bench:{n}" for n in range(conversations)]
     with kept(options) as database, served(database) as server, load_client() as load:
-        load.ask("connect", kind="sse", channels=channels * _VIEWERS, timeout_s=_TIMEOUT_S, **server.address)
-        load.ask("capture")
+        load.request("connect", kind="sse", channels=channels * _VIEWERS, timeout_s=_TIMEOUT_S, **server.address)
+        load.request("capture")
         before = _Gauges.read(server)
         count = int(seconds * TOKENS_PER_S)
-        produced = server.child.ask(
+        produced = server.child.request(
             "produce",
             channels=channels,
             count=count,
             tokens_per_s=TOKENS_PER_S,
             is_dated_when_due=is_dated_when_due,
-            answer_in_s=seconds + 45,
+            reply_in_s=seconds + 45,
         )
-        drained = load.ask("drain", timeout_s=_TIMEOUT_S, last=FINISHED)
+        drained = load.request("drain", timeout_s=_TIMEOUT_S, last=FINISHED)
         after = _Gauges.read(server)
-        decoded = load.ask("decode")
-        compared = load.ask("compare", sent=produced["messages"], **server.address)
+        decoded = load.request("decode")
+        compared = load.request("compare", sent=produced["messages"], **server.address)
         check(decoded, compared, drained, lag_ms=produced["lag_ms"])
         expected = count * conversations * _VIEWERS
         if decoded["tokens"] != expected:
-            raise BenchError(f"{decoded['tokens']} of {expected} tokens have a latency, though all texts are right")
-        # Once more after the comparison: by now the store has also written back what it had put off.
+            raise BenchError(f"{decoded['tokens']} of {expected} tokens have a latency, although all texts are correct")
+        # Again after the comparison: by now the store has also written its deferred pages.
         at_rest = _Gauges.read(server)
     used_s = after.cpu_s - before.cpu_s
     return Run(
@@ -121,7 +121,7 @@ def measure(options: Options, conversations: int, *, seconds: float, is_dated_wh
 
 
 def rows(runs: Sequence[Run]) -> list[Row]:
-    """The rows of rounds that were all alike, each on a server of its own."""
+    """Return the rows of equal rounds, each on a server of its own."""
     p99 = statistics.median(run.latency_ms[1] for run in runs)
     tokens = sum(run.tokens for run in runs)
     return [
@@ -144,7 +144,7 @@ def _ms(runs: Sequence[Run], of: Callable[[Run], float]) -> str:
 
 
 class _Stored(NamedTuple):
-    """What one run handed to the store, and what reached the disk."""
+    """The bytes that one run passed to the store, and those that reached the disk."""
 
     text_bytes: int
     row_bytes: int
@@ -165,8 +165,8 @@ class _Stored(NamedTuple):
 
     @property
     def of_limit(self) -> float:
-        # An entry is what joining left of a message's ops in one commit: one for each commit and message, and one more
-        # where a part is opened or the message ends.
+        # Joining reduces a message's ops in one commit to one entry: one for each commit and message, plus one where a
+        # part is opened or the message ends.
         return self.row_bytes / (3 * self.text_bytes + 20 * self.entries)
 
     def __str__(self) -> str:
@@ -180,7 +180,7 @@ def _storage(runs: Sequence[_Stored]) -> list[Row]:
     of_limit = [run.of_limit for run in runs]
     of_text = [run.row_bytes / run.text_bytes for run in runs]
     handed = Row(
-        "  bytes of rows handed to the store, of 3 × text + 20 B per commit and message",
+        "  bytes of rows passed to the store, of 3 × text + 20 B per commit and message",
         spread(of_limit, "×"),
         "1 ×",
         max(of_limit) <= 1,
@@ -189,7 +189,7 @@ def _storage(runs: Sequence[_Stored]) -> list[Row]:
     )
     what = "  bytes written to disk per byte streamed"
     if not all(run.written_bytes for run in runs):
-        note = "nothing was written to a disk: choose a directory on one with --dir"
+        note = "no bytes were written to a disk: choose a directory on a disk with --dir"
         return [handed, Row(what, "not measured", note=note, has_failed=True)]
     times = [run.written_bytes / run.text_bytes for run in runs]
     return [handed, Row(what, spread(times, "×"), f"{_DISK_LIMIT} ×", max(times) <= _DISK_LIMIT)]

@@ -1,10 +1,10 @@
 """CPU per delivery, as a ratio to a bare server that writes the same bytes at the same times.
 
-One channel with a thousand viewers, a hundred with ten, a thousand with one; SSE and WebSocket; under `holdfast serve`
-and mounted under granian. Rounds alternate, since a noisy machine drifts: ours, the bare server with what viewers of
-ours just got, then the other server of ours and the bare one with that. A delivery is one batch to one viewer. Our CPU
-is that of the whole process: producers, the store and everything else that it did meanwhile; so with many channels
-the ratio says what a conversation costs, not what a write does.
+The shapes: one channel with a thousand viewers, a hundred with ten, a thousand with one; SSE and WebSocket; under
+`holdfast serve` and mounted under granian. Rounds alternate, because a noisy machine drifts: our server, then the bare
+server with the bytes that our viewers received; then our other server, and the bare one again. A delivery is one batch
+to one viewer. Our CPU time is that of the whole process, with producers, store and all other work. So with many
+channels the ratio shows the cost of a conversation, not of a write.
 """
 
 import contextlib
@@ -56,8 +56,8 @@ class Shape:
         return f"{self.channels:,} × {self.viewers:,}"
 
 
-# With a channel for each viewer tokens come more slowly, so that one core can bring them: 10,000 a second, each stored,
-# and each a delivery.
+# With one channel per viewer, tokens are further apart, so that one core can deliver them: 10,000 per second, each
+# stored, and each a delivery.
 SHAPES = (Shape(1, 1_000, 50, _LIMIT), Shape(100, 10, 50), Shape(1_000, 1, 10))
 
 
@@ -67,7 +67,7 @@ class _Round(NamedTuple):
     bytes: int
     client_load: float
     seconds: float
-    lag_ms: float | None  # of the producers (p99); the bare server has none
+    lag_ms: float | None  # of the producers (p99); None for the bare server
 
 
 def run(options: Options) -> Iterator[Row]:
@@ -111,7 +111,7 @@ def matrix(
     kinds: tuple[str, ...] = ("sse", "websocket"),
     unders: tuple[str, ...] = ("serve", "granian"),
 ) -> Iterator[Row]:
-    """The rows of one shape."""
+    """Return the rows of one shape."""
     raise_file_limit(shape.connections + 100)
     for kind in kinds:
         pairs: dict[str, list[tuple[_Round, _Round]]] = {under: [] for under in unders}
@@ -133,43 +133,43 @@ def matrix(
 def _pair(
     server: Served, bare: Served, load: Child, kind: str, channels: list[str], shape: Shape, seconds: float
 ) -> tuple[_Round, _Round]:
-    """A round of ours, and one of the bare server that writes what viewers got in it."""
+    """Run a round of our server, and one of the bare server with the bytes that its viewers received."""
     connect: dict[str, Any] = {"kind": kind, "channels": channels * shape.viewers, "timeout_s": _TIMEOUT_S}
-    load.ask("record")
-    load.ask("connect", **connect, **server.address)
+    load.request("record")
+    load.request("connect", **connect, **server.address)
     count = int(seconds * shape.tokens_per_s)
     produced, used_s, drained = _run(
         server, load, "produce", channels=channels, count=count, tokens_per_s=shape.tokens_per_s
     )
     ours = _checked(load, drained, used_s, produced, server)
-    recording = load.ask("recording")
-    load.ask("close")
+    recording = load.request("recording")
+    load.request("close")
 
-    bare.child.ask("load", **recording)
-    load.ask("connect", **connect, **bare.address)
+    bare.child.request("load", **recording)
+    load.request("connect", **connect, **bare.address)
     _, used_s, drained = _run(bare, load, "play")
     theirs = _checked(load, drained, used_s, produced, None)
-    load.ask("close")
+    load.request("close")
     return ours, theirs
 
 
 def _run(server: Served, load: Child, do: str, **fields: Any) -> tuple[dict[str, Any], float, dict[str, Any]]:
-    """Have a server do something while the load client captures: its answer, the CPU it used, and what was read."""
-    load.ask("capture")
+    """Have a server do `do` during a capture. Return its reply, its CPU time, and the load client's result."""
+    load.request("capture")
     before_s = cpu_s(server.child.pid)
-    answer = server.child.ask(do, **fields)
-    drained = load.ask("drain", timeout_s=_TIMEOUT_S, last=FINISHED)
-    return answer, cpu_s(server.child.pid) - before_s, drained
+    reply = server.child.request(do, **fields)
+    drained = load.request("drain", timeout_s=_TIMEOUT_S, last=FINISHED)
+    return reply, cpu_s(server.child.pid) - before_s, drained
 
 
 def _checked(
     load: Child, drained: dict[str, Any], used_s: float, produced: dict[str, Any], server: Served | None
 ) -> _Round:
-    """A round of ours, or, without `server`, of the bare one."""
-    decoded = load.ask("decode")
+    """Run a round of our server, or, without `server`, of the bare one."""
+    decoded = load.request("decode")
     stored_at = {"port": None} if server is None else server.address
-    lag_ms = produced["lag_ms"] if server is not None else None  # the bare one has no producers
-    check(decoded, load.ask("compare", sent=produced["messages"], **stored_at), drained, lag_ms=lag_ms)
+    lag_ms = produced["lag_ms"] if server is not None else None  # the bare server has no producers
+    check(decoded, load.request("compare", sent=produced["messages"], **stored_at), drained, lag_ms=lag_ms)
     return _Round(
         us_per_delivery=used_s / decoded["deliveries"] * 1e6,
         deliveries=decoded["deliveries"],

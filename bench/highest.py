@@ -1,9 +1,9 @@
-"""The highest rate: how many conversations of 50 tokens a second one core brings to two viewers each, p99 below 100 ms.
+"""The highest rate that one core delivers: conversations of 50 tokens per second, two viewers each, p99 below 100 ms.
 
-The number of conversations is searched for, each try on a server of its own. Latency counts here from when a token was
-due, not from when it was appended: producers that cannot keep up are late for their viewers, and that ends the
-search. A rate passes when it does so in two of at most three rounds; in all of them everything must come and be right.
-Beyond the rate that is found lies one that was tried and failed.
+The number of conversations is searched, each try on a server of its own. Latency counts here from the due time of a
+token, not from its append: producers that cannot keep up are late for their viewers, and that ends the search. A rate
+passes if it passes in two of at most three rounds. In all rounds every token must arrive and be correct. The next
+higher rate that was tried has failed.
 """
 
 import functools
@@ -17,9 +17,9 @@ from bench.proc import BenchError
 
 _FIRST = 500
 _LASTS_S, _QUICK_S = 8.0, 4.0
-_STEP = 1.3  # from try to try, until there is a rate that passes and one that fails
-_EXACT = 0.05  # of the rate: where the search ends
-_MAJORITY = 2  # of at most three rounds: one that the machine spoilt decides nothing
+_STEP = 1.3  # from try to try, until one rate has passed and one has failed
+_EXACT = 0.05  # of the rate: the precision at which the search ends
+_MAJORITY = 2  # of at most three rounds: one round that the machine disturbed does not decide
 _TRIES = 12
 _ROW = f"highest rate with p99 below {P99_LIMIT_MS} ms, 2 viewers of each conversation, all delivered"
 
@@ -34,10 +34,10 @@ def needs(options: Options) -> Needs:
 
 
 def search(options: Options, *, first: int, seconds: float, exact: float, limit_ms: float = P99_LIMIT_MS) -> list[Row]:
-    """The row of the search, with every try in its raw lines.
+    """Return the row of the search, with every try in its raw lines.
 
-    Raises `Void`, and `BenchError` when nothing passes, or a try cannot be measured: beyond what the load client can
-    read, nobody knows what the server can bring. What was tried before is told then too.
+    Raises `Void`. Raises `BenchError` if no rate passes, or a try cannot be measured: beyond the capacity of the load
+    client, the server's capacity is unknown. The error contains the earlier tries.
     """
     runs: list[conversations.Run] = []
 
@@ -47,7 +47,7 @@ def search(options: Options, *, first: int, seconds: float, exact: float, limit_
             try:
                 runs.append(conversations.measure(options, count, seconds=seconds, is_dated_when_due=True))
             except (BenchError, OSError) as error:
-                before = [str(run) for run in runs] or ["nothing"]
+                before = [str(run) for run in runs] or ["none"]
                 error.add_note("\n".join([f"in a try of {count} conversations; before it:", *before]))
                 raise
             good.append(runs[-1].latency_ms[1] < limit_ms)
@@ -67,7 +67,7 @@ def search(options: Options, *, first: int, seconds: float, exact: float, limit_
 
 
 def highest(passes: Callable[[int], bool], *, first: int, exact: float) -> tuple[int, int]:
-    """The highest number that passes, and the lowest known to fail, at most `exact` (a share) above it."""
+    """Return the highest number that passes, and the lowest known to fail, at most `exact` (a share) above it."""
     best, failed, count = 0, 0, first
     for _ in range(_TRIES):
         if passes(count):

@@ -1,9 +1,9 @@
-"""The load client: thousands of raw viewers in one thread, cheap enough not to be what is measured.
+"""The load client: thousands of viewers in one thread, cheap enough not to distort the measurement.
 
-Run as a child (`bench.proc.Child`) on a core of its own. While a run is being captured each read costs one epoll
-entry, one `recv` and a time stamp; bytes are parsed and checked afterwards, by the same sessions and checkers the
-tests use, each with the time at which it was read. So latency is what a client on this machine sees, and includes
-the time our own thread took to come round to a socket. Outside of a capture bytes are parsed as they come.
+Run as a child (`bench.proc.Child`) on a core of its own. During a capture each read costs one epoll entry, one `recv`
+and a time stamp. Bytes are parsed and checked afterwards, by the sessions and the checker of `wirecheck`, each with the
+time at which it was read. So latency is that of a client on this machine, and includes the time until this thread
+reaches a socket. Outside a capture, bytes are parsed on arrival.
 """
 
 import gc
@@ -24,22 +24,23 @@ from urllib.parse import quote
 
 from bench import tokens
 from bench.proc import BenchError
+from bench.reader import LoadResponse
 from bench.viewers import Connection, Latencies, Viewer
 from bench.visits import Visits
-from holdfast.testing.rawviewer import Json, Response, SseSession
+from wirecheck import Json, SseSession
 
 __all__ = ["Connection", "Load"]
 
 _HOST = "127.0.0.1"
 _READ_BYTES = 32 * 1024
 _WAVE = 100  # connections opened before their first batches are waited for
-_QUIET_S = 0.4  # nothing for this long, many times the flush window: all has come
-_POLL_S = 0.05  # between two looks at whether all have come back
+_QUIET_S = 0.4  # no bytes for this long, many times the flush window: all have arrived
+_POLL_S = 0.05  # between two checks whether all viewers are back
 _STDIN = 0
 
 
 class Load:
-    """What the requests of the benchmark are carried out by; each public method is one."""
+    """Carries out the requests of a benchmark; each public method is one."""
 
     def __init__(self) -> None:
         self._epoll = select.epoll()
@@ -48,8 +49,10 @@ class Load:
         self._captured_s = 0.0
         self._cpu_s = 0.0
         self._ended = 0
-        self._recorded: set[str] | None = None  # channels with a recorded viewer, while there may be more
-        self._stalled: list[tuple[Connection, int]] = []  # with the bytes each had had when it stopped reading
+        self._recorded: set[str] | None = None  # channels with a recorded viewer, while more may connect
+        self._stalled: list[
+            tuple[Connection, int]
+        ] = []  # with the bytes that each had received when it stopped reading
         self._is_stalling = False
         self._prefix = ""
         self._piece = tokens.WIDTH
@@ -73,7 +76,8 @@ class Load:
     ) -> Json:
         """Attach one viewer to each of `channels` (which may repeat) and wait for all first batches.
 
-        `prefix` is where the hub is mounted, `piece` the distance between tokens in the text (`Producers.produce`).
+        `prefix` is the path below which the hub is mounted, `piece` the distance between tokens in the text
+        (`Producers.produce`).
         """
         self._prefix, self._piece = prefix, piece
         started_s = time.monotonic()
@@ -89,12 +93,12 @@ class Load:
         return {"connections": len(self._connections), "seconds": time.monotonic() - started_s}
 
     def record(self) -> Json:
-        """Keep all that the first viewer of each channel to connect from now on gets, for `recording`."""
+        """Record all bytes for the first viewer of each channel that connects from now on, for `recording`."""
         self._recorded = set()
         return {}
 
     def capture(self) -> Json:
-        """From now on only read; parse later."""
+        """Start a capture: only read from now on, and parse later."""
         gc.collect()
         gc.freeze()
         gc.disable()
@@ -106,19 +110,19 @@ class Load:
         return {}
 
     def pass_(self, *, seconds: float) -> Json:
-        """Go on reading for a while; says how many connections have been ended by the server."""
+        """Continue reading for a while. Return how many connections the server has ended."""
         until_s = time.monotonic() + seconds
         while (left_s := until_s - time.monotonic()) > 0:
             self.turn(left_s)
         return {"ended": self._ended}
 
     def drain(self, *, timeout_s: float, last: str | None = None) -> Json:
-        """Read until nothing more comes, and end the capture.
+        """Read until no more bytes arrive, and end the capture.
 
-        With `last` every viewer's last bytes must hold it, unless a connection has ended; those who do not get it in
-        time are told apart by the comparison. Without it, nothing for a while is all there is to go by.
+        With `last`, the last bytes of every viewer must contain it, unless a connection has ended; the comparison finds
+        a viewer that does not get it in time. Without it, a pause is the only sign of the end.
         """
-        if not self._is_capturing:  # else what it took is told since then
+        if not self._is_capturing:  # otherwise the time counts from here
             self._captured_s, self._cpu_s = time.monotonic(), time.process_time()
         until_s = time.monotonic() + timeout_s
         self._last_read_s = time.monotonic()
@@ -133,7 +137,7 @@ class Load:
         return {"seconds": wall_s, "cpu_s": time.process_time() - self._cpu_s, "ended": self._ended}
 
     def stall(self, *, count: int) -> Json:
-        """The `count` viewers that connected last stop reading; their tokens have no latency any more."""
+        """Stop reading at the `count` viewers that connected last; their tokens have no latency from now on."""
         self._is_stalling = True
         for connection in list(self._connections.values())[-count:] if count else []:
             self._epoll.unregister(connection.socket)
@@ -143,14 +147,14 @@ class Load:
         return {}
 
     def read_on(self) -> Json:
-        """Those who stopped reading read again, captured as before; to be followed by `drain`."""
+        """Read again at the stalled viewers, with a capture; call `drain` next."""
         self._is_stalling, self._is_capturing = False, True
         for connection, _ in self._stalled:
             self._epoll.register(connection.socket, select.EPOLLIN)
         return {}
 
     def decode(self) -> Json:
-        """Parse and check all that was captured."""
+        """Parse and check the captured bytes."""
         for connection in self._connections.values():
             connection.decode()
         gc.enable()
@@ -169,26 +173,26 @@ class Load:
         }
 
     def compare(self, *, sent: dict[str, Json], port: int | None, prefix: str = "") -> Json:
-        """Hold what each viewer shows against what was sent and, with `port`, what the server says it stored."""
+        """Compare the text of each viewer with the sent one and, with `port`, with the server's stored message."""
         stored = _stored(port, prefix, sent) if port is not None else {}
         wrong: dict[str, list[str]] = {}  # by channel
         for channel, message in stored.items():
             if _digest(_text(message)) != sent[channel]["sha256"]:
-                wrong.setdefault(channel, []).append("what is stored is not what was appended")
+                wrong.setdefault(channel, []).append("the stored text differs from the appended text")
         for connection in self._connections.values():
             channel = connection.checker.channel
             text = connection.checker.text(sent[channel]["id"])
             if _digest(text) != sent[channel]["sha256"]:
                 of = sent[channel]["length"]
-                wrong.setdefault(channel, []).append(f"{len(text)} of {of} characters are shown, or other ones")
+                wrong.setdefault(channel, []).append(f"{len(text)} of {of} characters are shown, or other text")
             elif stored and (differences := connection.checker.differences(stored[channel])):
                 wrong.setdefault(channel, []).extend(differences)
         return {"compared": len(self._connections), "wrong": len(wrong), "example": next(iter(wrong.items()), None)}
 
     def recording(self) -> Json:
-        """What the recorded viewers got: all that came before the capture, then each batch with its time since.
+        """Return the bytes of the recorded viewers: those before the capture, then each batch with its time since then.
 
-        Bytes are told as latin-1: frames are no UTF-8.
+        Bytes are returned as latin-1, because frames are not UTF-8.
         """
         kind, recordings = "", {}
         for connection in self._connections.values():
@@ -196,7 +200,7 @@ class Load:
                 continue
             kind = connection.viewer.kind
             split = _split_events if kind == "sse" else _split_frames
-            response = Response()
+            response = LoadResponse()
             before = rest = b""
             batches: list[tuple[float, str]] = []
             arrivals = iter(connection.history)
@@ -210,16 +214,16 @@ class Load:
         return {"kind": kind, "channels": recordings}
 
     def come_back(self, *, port: int, within_s: float, timeout_s: float, prefix: str = "") -> Json:
-        """Every connection having been cut, each viewer dials again with its cursor until all are live.
+        """Reconnect every viewer with its cursor after all connections were cut, until all are live.
 
-        It waits up to `within_s` before each try, as a client does that adds jitter. Answers with the times
-        (CLOCK_MONOTONIC) at which the first batch of each was complete, in order, and with how many of those began
-        anew instead of going on, and how much of our core it took.
+        A viewer waits up to `within_s` before each try, as a client with jitter does. Return the times
+        (CLOCK_MONOTONIC) at which the first batch of each was complete, in order, the number of new starts instead of
+        resumes, and the CPU time of this process.
         """
         started_s, cpu_s = time.monotonic(), time.process_time()
         until_s = started_s + timeout_s
         uncut = [(connection, connection.viewer) for connection in self._connections.values() if connection.viewer]
-        due: list[tuple[float, int, Viewer]] = []  # a heap; the number only makes each unlike all others
+        due: list[tuple[float, int, Viewer]] = []  # a heap; the number makes each entry unique
         back: list[Connection] = []
         while uncut or due or any(connection.attached_s is None for connection in back):
             now_s = time.monotonic()
@@ -237,7 +241,7 @@ class Load:
                     back.append(self.dial(viewer, port, prefix))
                 except ConnectionRefusedError:
                     heapq.heappush(due, (now_s + random.uniform(0, within_s), number, viewer))
-                self.turn(0)  # those who are back do not wait for those who dial
+                self.turn(0)  # connected viewers do not wait for those that still dial
             self.turn(min(_POLL_S, max(0.0, due[0][0] - now_s)) if due else _POLL_S)
         self._ended = 0
         return {
@@ -248,7 +252,7 @@ class Load:
         }
 
     def close(self) -> Json:
-        """Close all connections and forget them, and all that was going on with them: a run may end in mid-capture."""
+        """Close all connections and reset the state: a run may end within a capture."""
         for connection in self._connections.values():
             connection.socket.close()
         self._connections.clear()
@@ -260,10 +264,10 @@ class Load:
         gc.enable()
         return {}
 
-    # For those who drive viewers one by one
+    # For callers that drive single viewers
 
     def dial(self, viewer: Viewer, port: int, prefix: str = "") -> Connection:
-        """Connect a viewer, from its cursor if it has one, and ask for its channel. Raises OSError."""
+        """Connect a viewer, from its cursor if it has one, and request its channel. Raises OSError."""
         sock = socket.create_connection((_HOST, port), timeout=10)
         sock.setblocking(False)
         session = viewer.new_session(f"{_HOST}:{port}", prefix)
@@ -276,12 +280,12 @@ class Load:
         return connection
 
     def hang_up(self, connection: Connection) -> None:
-        """Close a connection, whether or not it has been cut."""
+        """Close a connection, whether or not the server has closed it."""
         del self._connections[connection.socket.fileno()]
         connection.socket.close()
         connection.session.receive_end()
 
-    # Inside
+    # Helpers
 
     def _have_all_got(self, last: str | None) -> bool:
         if last is None or self._ended:
@@ -291,12 +295,12 @@ class Load:
         return all(each.has_got(marker) for each in self._connections.values() if id(each) not in waived)
 
     def _open(self, kind: str, port: int, channel: str) -> Connection:
-        """Connect a new viewer; the load client of other systems opens theirs here."""
+        """Connect a new viewer. The load client of the peers overrides it."""
         viewer = Viewer(kind, channel, Latencies(self._latencies, self._piece))
         return self.dial(viewer, port, self._prefix)
 
     def turn(self, timeout_s: float) -> bool:
-        """Read once whatever is readable; true when our standard input is."""
+        """Read once from every readable socket. Return whether standard input is readable."""
         is_asked = False
         for fd, _ in self._epoll.poll(timeout_s, 4096):
             connection = self._connections.get(fd)
@@ -352,10 +356,10 @@ class Load:
             for line in lines:
                 request = json.loads(line)
                 try:
-                    answer = requests[request.pop("do")](**request)
+                    reply = requests[request.pop("do")](**request)
                 except (BenchError, OSError, http.client.HTTPException) as error:
-                    answer = {"error": f"{type(error).__name__}: {error}"}
-                sys.stdout.write(json.dumps(answer) + "\n")
+                    reply = {"error": f"{type(error).__name__}: {error}"}
+                sys.stdout.write(json.dumps(reply) + "\n")
                 sys.stdout.flush()
 
     def _first_violation(self) -> str | None:
@@ -368,7 +372,7 @@ class Load:
 
 
 def _stored(port: int, prefix: str, sent: dict[str, Json]) -> dict[str, Json]:
-    """The messages, by channel, as the server says they are."""
+    """Return the stored messages, by channel, as the server reports them."""
     stored = {}
     connection = http.client.HTTPConnection(_HOST, port, timeout=10)
     for channel, message in sent.items():
@@ -377,7 +381,7 @@ def _stored(port: int, prefix: str, sent: dict[str, Json]) -> dict[str, Json]:
         response = connection.getresponse()
         body = json.loads(response.read())
         if response.status != 200:
-            raise BenchError(f"GET of a message in {channel} was answered with {response.status}: {body}")
+            raise BenchError(f"GET of a message in {channel} got the status {response.status}: {body}")
         stored[channel] = body["message"]
     connection.close()
     return stored
@@ -392,7 +396,7 @@ def _digest(text: str) -> str:
 
 
 def _split_events(payload: bytes) -> tuple[list[bytes], bytes]:
-    """The whole batches at the beginning of `payload`, and the rest: a batch ends with an event that has an id."""
+    """Return the whole batches at the beginning of `payload`, and the rest. The last event of a batch has an id."""
     batches, start, end = [], 0, 0
     while (found := payload.find(b"\n\n", end)) >= 0:
         event, end = payload[end:found], found + 2
@@ -403,7 +407,7 @@ def _split_events(payload: bytes) -> tuple[list[bytes], bytes]:
 
 
 def _split_frames(payload: bytes) -> tuple[list[bytes], bytes]:
-    """The whole frames of a server (which do not mask) at the beginning of `payload`, and the rest."""
+    """Return the whole frames at the beginning of `payload`, and the rest. A server's frames are not masked."""
     frames, start = [], 0
     while len(payload) >= start + 2:
         length, head = payload[start + 1], 2

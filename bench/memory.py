@@ -1,7 +1,7 @@
-"""What an idle viewer costs in the server's memory: the slope between a thousand viewers and five thousand.
+"""The memory of an idle viewer in the server: the slope between one thousand and five thousand viewers.
 
-All on one channel, and each on a channel of its own. A viewer is idle when nothing is written; its connection is open
-and its feed waits. What the kernel holds for a socket is not in it.
+Measured with all on one channel, and with each on a channel of its own. A viewer is idle if its channel has no writes;
+its connection is open and its feed waits. The kernel's memory for a socket is not included.
 """
 
 import statistics
@@ -23,7 +23,7 @@ _TIMEOUT_S = 60.0
 class _Round(NamedTuple):
     few: int
     many: int
-    sizes: tuple[int, int]  # of the server, with few viewers and with many
+    sizes: tuple[int, int]  # of the server, with few and with many viewers
 
     @property
     def per_viewer_kb(self) -> float:
@@ -47,7 +47,7 @@ def needs(options: Options) -> Needs:
 
 
 def memory(options: Options, few: int, many: int, *, rounds: int, has_own_channels: bool) -> list[Row]:
-    """The rows of both transports, each round on a server of its own; with a budget where all share a channel."""
+    """Return the rows of both transports, each round on a server of its own. Only a shared channel has a budget."""
     found: dict[str, list[_Round]] = {kind: [] for kind in _LIMITS_KB}
     for _ in range(rounds):
         for kind, each in found.items():
@@ -75,21 +75,21 @@ def _round(options: Options, kind: str, few: int, many: int, *, has_own_channels
     with kept(options) as database, served(database) as server, load_client() as load:
         sizes = []
         for more in (channels[:few], channels[few:]):
-            load.ask(
-                "connect", kind=kind, channels=more, timeout_s=_TIMEOUT_S, answer_in_s=_TIMEOUT_S + 5, **server.address
+            load.request(
+                "connect", kind=kind, channels=more, timeout_s=_TIMEOUT_S, reply_in_s=_TIMEOUT_S + 5, **server.address
             )
             sizes.append(_settled_rss(server.child))
-        if ended := load.ask("pass", seconds=0)["ended"]:
-            raise BenchError(f"{ended} of {many} viewers were sent away: the others are not what was measured")
+        if ended := load.request("pass", seconds=0)["ended"]:
+            raise BenchError(f"{ended} of {many} viewers were disconnected: the rest give no figure")
     return _Round(few, many, (sizes[0], sizes[1]))
 
 
 def _settled_rss(child: Child) -> int:
-    """Resident memory once it no longer changes."""
+    """Return the resident memory once it no longer changes."""
     size = rss_bytes(child.pid)
     for _ in range(20):
         time.sleep(0.3)
         before, size = size, rss_bytes(child.pid)
         if abs(size - before) < 64 * 1024:
             return size
-    raise BenchError("the server's memory does not come to rest")
+    raise BenchError("the server's memory does not settle")

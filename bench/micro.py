@@ -1,12 +1,12 @@
-"""Small measurements for whoever works on the hub: `python -m bench.micro [appends] [viewers] [--dir D] [--rounds N]`.
+"""Small measurements for development of the hub: `python -m bench.micro [appends] [viewers] [--dir D] [--rounds N]`.
 
-They are no part of `make bench`. What they say is CPU time, or time on a clock that only CPU time and waits move, so
-that two versions can be compared on a machine that others use too: run them by turns, with the other version's folder
-first on PYTHONPATH, and compare medians.
+They are not part of `make bench`. They measure CPU time, or time on a clock that advances only with CPU time and waits,
+so two versions can be compared on a busy machine. Run both versions in turn, with the other version's folder first on
+PYTHONPATH, and compare medians.
 
 - `appends`: durable appends on SQLite FULL, 500 producers that await each token, and 20 at a time.
-- `viewers`: 500 conversations of 50 tokens a second with two viewers each, who are in the process and send nothing; the
-  store is memory, and takes as long as SQLite does. How late tokens are shown, for several sizes of a batch.
+- `viewers`: 500 conversations of 50 tokens per second with two viewers each, in the process and without sockets. The
+  store is in memory and takes as long as SQLite. The result is how late tokens are shown, for several batch sizes.
 """
 
 import argparse
@@ -36,8 +36,8 @@ _CONVERSATIONS = 500
 _VIEWERS = 2
 _TOKENS_PER_S = 50.0
 _SECONDS = 2.0
-_STAMP = 10  # characters of a token that says when it was appended
-# What a delivery and a commit cost besides what is measured here, on the machine of `docs/benchmarks.md`.
+_STAMP = 10  # characters of a token with its append time
+# The further cost of a delivery and of a commit, which is not measured here, on the machine of `docs/benchmarks.md`.
 _SEND_S = 10e-6
 _COMMIT_S = 100e-6
 _ROW_S = 7e-6
@@ -45,7 +45,7 @@ _SYNC_S = 0.002
 
 
 async def appends(directory: Path, at_once: int) -> float:
-    """Microseconds of CPU, of all threads, for each token that was appended and awaited."""
+    """Return the microseconds of CPU, of all threads, for each appended and awaited token."""
     hub = Hub(SqliteStore(directory / "micro.db"))
     await hub.start()
     settle_collector()
@@ -64,7 +64,7 @@ async def appends(directory: Path, at_once: int) -> float:
                 for n in range(_PRODUCERS):
                     group.create_task(one(n))
 
-        await all_grow(5)  # whatever is made at first use is made before anything is counted
+        await all_grow(5)  # build lazy objects before the counters start
         rounds = max(5, _ROUNDS_OF_TOKENS // at_once)
         used_s = time.process_time()
         await all_grow(rounds)
@@ -74,7 +74,7 @@ async def appends(directory: Path, at_once: int) -> float:
 
 
 class CpuClock(selectors.SelectSelector):
-    """A loop's selector and clock. Time is the CPU time that its thread used, and the waits, which it skips."""
+    """A loop's selector and clock. Time is the CPU time of its thread plus its waits, which it skips."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -82,7 +82,7 @@ class CpuClock(selectors.SelectSelector):
         self._skipped_s = 0.0
 
     def spend(self, seconds: float) -> None:
-        """Somebody else has the core for so long."""
+        """Advance the clock as if another process used the core for so long."""
         self._skipped_s += seconds
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
@@ -105,7 +105,7 @@ class CpuLoop(asyncio.SelectorEventLoop):
 
 
 class SlowStore(MemoryStore):
-    """A store in memory that takes what SQLite would: of the core, and of the disk's time."""
+    """A store in memory with SQLite's cost in CPU time and in disk time."""
 
     def __init__(self, clock: CpuClock) -> None:
         super().__init__()
@@ -118,7 +118,7 @@ class SlowStore(MemoryStore):
 
 
 class Viewer:
-    """Takes what it is owed when it is told, and notes how old each token is."""
+    """A viewer that takes its events when it is notified, and notes the age of each token."""
 
     feed: Feed
 
@@ -139,7 +139,7 @@ class Viewer:
 
 
 async def viewers(clock: CpuClock) -> tuple[float, list[float]]:
-    """Microseconds of the loop's CPU for each token, and how late tokens were shown, in order."""
+    """Return the microseconds of the loop's CPU for each token, and how late tokens were shown, sorted."""
     hub = Hub(SlowStore(clock))
     await hub.start()
     settle_collector()

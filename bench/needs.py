@@ -1,7 +1,7 @@
-"""What a run needs, looked at before its first row: a peer that is missing is told at once, not after twenty minutes.
+"""The requirements of a run, checked before its first row: a missing peer is reported at once, not after minutes.
 
-Each benchmark says in `needs(options)` what it needs. What stops a whole benchmark is its row then; where only a part
-of it cannot be measured, the rest is, and the row of that part says so when its turn comes. Either fails the run.
+Each benchmark returns its requirements from `needs(options)`. If a whole benchmark cannot run, its row has the reason.
+If only a part cannot, the rest is measured, and the row of that part has the reason. Both fail the run.
 """
 
 import importlib
@@ -25,26 +25,26 @@ _MB = 1_000_000
 
 @dataclass(frozen=True, kw_only=True)
 class Needs:
-    """What one benchmark needs."""
+    """The requirements of one benchmark."""
 
     seconds: float
     """About how long it takes on the machine of `docs/benchmarks.md`."""
     files: int
-    """Open files that a process may have to have."""
+    """The largest number of open files of one process."""
     disk_mb: int
     """Free space where databases are made; each benchmark removes its own."""
     packages: tuple[str, ...] = SERVER
-    """Python packages without which nothing of it can be measured."""
+    """Python packages without which no part can be measured."""
     parts: Mapping[str, Callable[[Path], None]] = field(default_factory=dict)
-    """What only a part of it needs: tried in a folder of its own, and raises `BenchError` or OSError when it fails."""
+    """The requirements of a part: tried in an own folder. They raise `BenchError` or OSError if they fail."""
     peers: Mapping[str, Callable[[Path], None]] = field(default_factory=dict)
-    """As `parts`, and without it nothing can be measured."""
+    """Like `parts`, but without them no part can be measured."""
     says_what_reaches_the_disk: bool = False
 
 
 @dataclass(frozen=True)
 class Problem:
-    """Why a benchmark cannot be measured here, or a part of it."""
+    """The reason why a benchmark, or a part of it, cannot be measured here."""
 
     benchmark: str
     what: str
@@ -55,7 +55,7 @@ class Problem:
 
 
 def estimate_s(name: str, options: Options) -> float | None:
-    """About how long a benchmark takes; None where it cannot even be asked."""
+    """Return about how long a benchmark takes; None if its requirements cannot even be read."""
     try:
         return _needs(name, options).seconds
     except ImportError:
@@ -63,7 +63,7 @@ def estimate_s(name: str, options: Options) -> float | None:
 
 
 def problems(names: Sequence[str], options: Options) -> Iterator[Problem]:
-    """All that is missing for these benchmarks; what takes no time to see comes first."""
+    """Yield all missing requirements of these benchmarks, those that are quick to check first."""
     needed: dict[str, Needs] = {}
     for name in names:
         try:
@@ -75,8 +75,8 @@ def problems(names: Sequence[str], options: Options) -> Iterator[Problem]:
     for name, needs in needed.items():
         for peers, is_partial in ((needs.peers, False), (needs.parts, True)):
             for peer, try_it in peers.items():
-                if said := _failure(try_it, options.directory):
-                    yield Problem(name, f"{peer}: {said}", is_partial)
+                if failure := _failure(try_it, options.directory):
+                    yield Problem(name, f"{peer}: {failure}", is_partial)
 
 
 def _needs(name: str, options: Options) -> Needs:
@@ -85,7 +85,7 @@ def _needs(name: str, options: Options) -> Needs:
 
 
 def _here(name: str, needs: Needs, directory: Path) -> Iterator[Problem]:
-    """What this machine and this installation do not have."""
+    """Yield the requirements that this machine or this installation does not meet."""
     try:
         check_file_limit(needs.files)
     except BenchError as error:
@@ -110,7 +110,7 @@ def _reaches_a_disk(directory: Path) -> bool:
 
 
 def _failure(try_it: Callable[[Path], None], directory: Path) -> str:
-    """What it says when it fails, on one line."""
+    """Return the error of a failed try on one line."""
     with tempfile.TemporaryDirectory(dir=directory) as folder:
         try:
             try_it(Path(folder))

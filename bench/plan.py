@@ -1,7 +1,7 @@
-"""What happens in a soak, and when: drawn beforehand from a seed, so that server and viewers need not talk about it.
+"""The plan of a soak: all events with their times, drawn from a seed, so server and viewers need not communicate.
 
-Conversations begin at a steady pace, stream for a while and end; viewers come and go, by SSE and WebSocket, are cut
-off, and come back with their cursors. Times are seconds since the soak began.
+Conversations begin at a steady pace, stream for a while and end. Viewers come and go, by SSE and WebSocket, are
+disconnected, and resume with their cursors. Times are seconds since the beginning of the soak.
 """
 
 import random
@@ -11,18 +11,18 @@ __all__ = ["MESSAGE", "Conversation", "Visit", "conversations"]
 
 MESSAGE = "answer"  # the id of each conversation's message
 TOKENS_PER_S = 20
-LASTS_S = (2.0, 20.0)  # from the first token of a conversation to its last, at least and at most
+LASTS_S = (2.0, 20.0)  # from the first token of a conversation to its last: minimum and maximum
 _VIEWERS = (1, 4)
-_AWAY_S = 2.0  # at most, between a cut and the return
+_AWAY_S = 2.0  # maximum time between a cut and the reconnect
 
 
 @dataclass(frozen=True)
 class Visit:
-    """One viewer's stay. `cuts` are the times at which it is cut off, and at which it is back."""
+    """One viewer's stay. `cuts` are pairs of times: of the disconnect and of the reconnect."""
 
     kind: str
     arrives_s: float
-    leaves_s: float | None  # None: it stays until all is shown
+    leaves_s: float | None  # None: it stays until it shows the whole answer
     cuts: tuple[tuple[float, float], ...]
 
 
@@ -43,7 +43,7 @@ class Conversation:
 def conversations(
     *, seconds: float, live: int, lasts_s: tuple[float, float] = LASTS_S, seed: int = 1
 ) -> list[Conversation]:
-    """All that end within `seconds`, of which about `live` stream at any time."""
+    """Return conversations that end within `seconds`, of which about `live` stream at any time."""
     random_ = random.Random(seed)
     found: list[Conversation] = []
     starts_s = 0.0
@@ -56,7 +56,7 @@ def conversations(
 
 
 def _visit(random_: random.Random, starts_s: float, lasts_s: float) -> Visit:
-    """Some come before the first token, some late, some when all has been said; a third leaves early."""
+    """Return a visit: some begin before the first token, some late, some after the end; a third end early."""
     arrives_s = starts_s + random_.uniform(-0.1, 1.1) * lasts_s
     ends_s = max(arrives_s, starts_s + lasts_s)
     leaves_s = random_.uniform(arrives_s, ends_s) if random_.random() < 1 / 3 else None
@@ -68,6 +68,6 @@ def _visit(random_: random.Random, starts_s: float, lasts_s: float) -> Visit:
         back_s = at_s + random_.uniform(0, _AWAY_S)
         cuts.append((at_s, back_s))
         at_s = back_s
-        if at_s > until_s:  # it comes back once more, and finds all that is left
+        if at_s > until_s:  # it reconnects once more, and gets the rest
             break
     return Visit(random_.choice(("sse", "websocket")), max(0.0, arrives_s), leaves_s, tuple(cuts))

@@ -1,7 +1,7 @@
-"""Processes of a benchmark: starting them on a core, talking to them, and what the kernel says they have used.
+"""Processes of a benchmark: starting them on a core, requests to them, and their resource usage by the kernel.
 
-A child is one of our own modules that reads requests from its standard input, one JSON object a line, and writes one
-answer a line; it ends when its input does, so that nothing is left behind when a run is broken off.
+A child is one of our own modules. It reads requests from standard input, one JSON object per line, and writes one reply
+per line. It ends when its input ends, so an interrupted run leaves no process behind.
 """
 
 import contextlib
@@ -38,11 +38,11 @@ _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
 
 class BenchError(Exception):
-    """A benchmark could not measure what it should, and why."""
+    """A benchmark could not take its measurement; the message has the reason."""
 
 
 class Child:
-    """A module of ours running in a process of its own, pinned to `core`."""
+    """One of our modules in a process of its own, pinned to `core`."""
 
     def __init__(self, *arguments: str, core: int) -> None:
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the process
@@ -54,22 +54,22 @@ class Child:
             bufsize=0,
         )
         self._rest = b""
-        self._is_behind = False  # an answer that was waited for in vain may still come, and is not that to the next
+        self._is_behind = False  # a reply that timed out may still arrive; it is not the reply to the next request
         self.pid = self._process.pid
         if core in os.sched_getaffinity(0):
-            with contextlib.suppress(ProcessLookupError):  # it has ended already: the first read says so
+            with contextlib.suppress(ProcessLookupError):  # it has ended already: the first read reports that
                 os.sched_setaffinity(self.pid, {core})
 
-    def ask(self, do: str, /, *, answer_in_s: float = 45.0, **fields: Any) -> Any:
-        """Send a request and return its answer. Raises `BenchError` when it fails, or does not come in time."""
+    def request(self, do: str, /, *, reply_in_s: float = 45.0, **fields: Any) -> Any:
+        """Send a request and return its reply. Raises `BenchError` if the request fails or times out."""
         self.send(do, **fields)
-        return self.read(timeout_s=answer_in_s)
+        return self.read(timeout_s=reply_in_s)
 
     def send(self, do: str, /, **fields: Any) -> None:
-        """Send a request whose answer is to be `read` later."""
+        """Send a request; call `read` for its reply."""
         assert self._process.stdin is not None
         if self._is_behind:
-            raise BenchError(f"{self} still owes an answer that did not come in time")
+            raise BenchError(f"{self} has not replied to an earlier request in time")
         try:
             request = json.dumps({"do": do} | fields).encode() + b"\n"
             while request:
@@ -78,26 +78,26 @@ class Child:
             raise BenchError(f"{self} is gone:\n{self.log_end()}") from None
 
     def read(self, *, timeout_s: float) -> Any:
-        """The next answer. Raises `BenchError` when it is an error, or does not come in time."""
+        """Return the next reply. Raises `BenchError` if it is an error or does not arrive in time."""
         assert self._process.stdout is not None
         until_s = time.monotonic() + timeout_s
         while b"\n" not in self._rest:
             ready, _, _ = select.select([self._process.stdout], [], [], max(0.0, until_s - time.monotonic()))
             if not ready:
                 self._is_behind = True
-                raise BenchError(f"{self} did not answer within {timeout_s} s:\n{self.log_end()}")
+                raise BenchError(f"{self} did not reply within {timeout_s} s:\n{self.log_end()}")
             data = os.read(self._process.stdout.fileno(), 1 << 16)
             if not data:
                 raise BenchError(f"{self} is gone:\n{self.log_end()}")
             self._rest += data
         line, _, self._rest = self._rest.partition(b"\n")
-        answer = json.loads(line)
-        if "error" in answer:
-            raise BenchError(f"{self} failed: {answer['error']}\n{self.log_end()}".rstrip())
-        return answer
+        reply = json.loads(line)
+        if "error" in reply:
+            raise BenchError(f"{self} failed: {reply['error']}\n{self.log_end()}".rstrip())
+        return reply
 
     def close(self, *, timeout_s: float = 10.0) -> None:
-        """End it, first by the end of its input."""
+        """End the process, first by closing its input."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._process.stdin.close()
@@ -109,7 +109,7 @@ class Child:
         self._log.close()
 
     def kill(self) -> None:
-        """`kill -9`, and wait until it is gone."""
+        """Send SIGKILL, and wait for the end of the process."""
         self._process.kill()
         self._process.wait()
 
@@ -117,46 +117,46 @@ class Child:
         return self
 
     def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
-        # Who breaks a run off does not wait for each of us to finish what it was asked.
+        # An interrupted run does not wait for the child to finish its request.
         self.close(timeout_s=10.0 if error is None or isinstance(error, Exception) else 1.0)
 
     def __str__(self) -> str:
         return str(self._process.args[2]) if isinstance(self._process.args, list) else "a child"
 
     def log_end(self) -> str:
-        """The last it wrote to its standard error."""
+        """Return the end of its standard error."""
         self._log.seek(0)
         return self._log.read()[-4000:].decode(errors="replace")
 
 
 def cpu_s(pid: int) -> float:
-    """User and system time of a process and all its living descendants."""
+    """Return the user and system time of a process and all its living descendants."""
     return sum(_own_cpu_s(each) for each in tree(pid))
 
 
 def rss_bytes(pid: int) -> int:
-    """Resident memory of a process and all its living descendants. Raises `BenchError` when it has ended."""
+    """Return the resident memory of a process and all its living descendants. Raises `BenchError` if it has ended."""
     pages = sum(int(_read(f"/proc/{each}/statm").split()[1]) for each in tree(pid))
-    if not pages:  # what is left of one that nobody has waited for
+    if not pages:  # an ended process that its parent has not waited for
         raise BenchError(f"process {pid} has ended")
     return pages * _PAGE_BYTES
 
 
 def disk_write_bytes(pid: int) -> int:
-    """Bytes that a process made the kernel send to the storage layer."""
+    """Return the bytes that a process made the kernel send to the storage layer."""
     fields = dict(line.split(": ") for line in _read(f"/proc/{pid}/io").splitlines())
     return int(fields["write_bytes"])
 
 
 def check_file_limit(count: int) -> None:
-    """Raise `BenchError` when this process may not have `count` open files."""
+    """Raise `BenchError` if this process may not have `count` open files."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft < count and hard != resource.RLIM_INFINITY and hard < count:
         raise BenchError(f"needs {count} open files, and the limit is {hard}: see `ulimit -Hn`")
 
 
 def raise_file_limit(count: int) -> None:
-    """Allow this process and its children `count` open files. Raises `BenchError` when that may not be."""
+    """Allow this process and its children `count` open files. Raises `BenchError` if that is not permitted."""
     check_file_limit(count)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft < count:
@@ -164,7 +164,7 @@ def raise_file_limit(count: int) -> None:
 
 
 def tree(pid: int) -> Iterator[int]:
-    """A process and all its living descendants."""
+    """Yield a process and all its living descendants."""
     yield pid
     with contextlib.suppress(OSError):
         for task in Path(f"/proc/{pid}/task").iterdir():
@@ -173,7 +173,7 @@ def tree(pid: int) -> Iterator[int]:
 
 
 def _own_cpu_s(pid: int) -> float:
-    # What clock_getcpuclockid(3) makes of a process: all its threads, in nanoseconds, where proc(5) has but ticks.
+    # The clock id of clock_getcpuclockid(3) for a process: all its threads, in nanoseconds; proc(5) counts only ticks.
     return time.clock_gettime((~pid << 3) | _CPUCLOCK_SCHED)
 
 

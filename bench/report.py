@@ -1,4 +1,4 @@
-"""What a run says: the machine, the table, and both written into a page, so that no figure is ever typed by hand."""
+"""The report of a run: the machine, the table, and both written into a page, so that no figure is typed by hand."""
 
 import datetime
 import importlib.metadata
@@ -25,7 +25,7 @@ _PACKAGES = ("uvicorn", "httptools", "websockets", "granian", "msgspec")
 
 
 class Machine:
-    """Where the run takes place. Made when it begins, asked when it has ended."""
+    """The machine of a run. Create it at the beginning, and read it at the end."""
 
     def __init__(self, directory: Path) -> None:
         self._started_s = time.monotonic()
@@ -33,11 +33,11 @@ class Machine:
 
     @property
     def seconds(self) -> float:
-        """How long the run has taken."""
+        """Return how long the run has taken."""
         return time.monotonic() - self._started_s
 
     def facts(self) -> list[str]:
-        """One a line."""
+        """Return the facts, one per line."""
         versions = [f"{name} {_version(name)}" for name in _PACKAGES]
         return [
             f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d}, Holdfast {__version__}{_commit()}",
@@ -52,7 +52,7 @@ class Machine:
 
 
 def text(rows: list[Row]) -> list[str]:
-    """The table in lines, each row followed by its note and by what it was made of."""
+    """Return the table in lines; each row is followed by its note and its single measurements."""
     cells = [(row.what, row.measured, row.limit, _VERDICTS[row.is_met]) for row in rows]
     widths = [max(len(cell) for cell in column) for column in zip(*cells, strict=True)] if cells else []
     lines = []
@@ -64,31 +64,31 @@ def text(rows: list[Row]) -> list[str]:
 
 
 def summary(rows: list[Row], seconds: float) -> str:
-    """The last line."""
+    """Return the last line of the report."""
     missed = sum(row.is_met is False for row in rows)
     failures = sum(row.has_failed for row in rows)
     return f"{missed} over budget, {failures} not measured or void, {seconds:.0f} s"
 
 
 def check_page(page: Path) -> None:
-    """Raise ValueError unless `page` has one place for figures; OSError when it cannot be read."""
+    """Raise ValueError unless `page` has one place for figures, and OSError if it cannot be read."""
     parts = _read(page)
     if parts.count(BEGIN) != 1 or parts.count(END) != 1 or parts.index(BEGIN) > parts.index(END):
         raise ValueError(f"{page.name} must have one line {BEGIN} and after it one line {END}")
     if not os.access(page.resolve().parent, os.W_OK):
-        raise ValueError(f"{page.name} is in a folder that cannot be written to")
+        raise ValueError(f"{page.name} is in a folder that is not writable")
 
 
 def write(page: Path, *, command: str, facts: list[str], rows: list[Row], output: list[str]) -> None:
-    """Put a run between the marks of `page`, in place of the one before it; every other byte stays.
+    """Put a run between the marks of `page`, in place of the run before it; every other byte stays.
 
-    The page never holds figures of two runs: what is not in this one is no longer there, and `facts` say so.
+    The page never holds figures of two runs: rows that are not in this run are removed, and `facts` says so.
     """
-    page = page.resolve()  # what a link points to is written, not the link
+    page = page.resolve()  # write to the target of a link, not in place of the link
     check_page(page)
     before, _, rest = _read(page).partition(BEGIN)
     _, _, after = rest.partition(END)
-    raw = "\n".join(output).replace(BEGIN, "(begin)").replace(END, "(end)")  # of which a page has one each
+    raw = "\n".join(output).replace(BEGIN, "(begin)").replace(END, "(end)")  # a page has one of each
     fence = "`" * max(3, 1 + max((len(ticks) for ticks in re.findall("`+", raw)), default=0))
     lines = [
         BEGIN,
@@ -107,7 +107,7 @@ def write(page: Path, *, command: str, facts: list[str], rows: list[Row], output
         fence,
         END,
     ]
-    # Whole or not at all: a page cut short would have lost what a run of three quarters of an hour replaced.
+    # Replace the page atomically: a partly written page would lose the figures of a 45-minute run.
     whole = page.with_name(f".{page.name}.new")
     try:
         whole.write_bytes((before + "\n".join(lines) + after).encode())
@@ -118,7 +118,7 @@ def write(page: Path, *, command: str, facts: list[str], rows: list[Row], output
 
 
 def _read(page: Path) -> str:
-    return page.read_bytes().decode()  # without touching ends of lines
+    return page.read_bytes().decode()  # keep the line ends
 
 
 def _markdown_row(row: Row) -> str:
@@ -151,13 +151,13 @@ def _version(package: str) -> str:
 
 
 def _commit() -> str:
-    """The commit, where there is one, and whether the files differ from it."""
+    """Return the commit, if there is one, and whether the files differ from it."""
     try:
         commit = _git("rev-parse", "--short", "HEAD")
         changes = _git("status", "--porcelain", "holdfast", "bench")
     except (OSError, subprocess.SubprocessError):
         return ""
-    return f" at {commit}{' with changes that are not committed' if changes else ''}"
+    return f" at {commit}{' with uncommitted changes' if changes else ''}"
 
 
 def _git(*arguments: str) -> str:
@@ -165,7 +165,7 @@ def _git(*arguments: str) -> str:
 
 
 def _sync_ms(directory: Path) -> float:
-    """What it costs to have a page on the disk, where the databases are made."""
+    """Return the time to write one page to the disk of the databases."""
     times = []
     with tempfile.TemporaryFile(dir=directory) as file:
         for _ in range(_SYNCS):

@@ -1,7 +1,7 @@
-"""What a refresh and a resume cost in bytes, in the middle of an answer of 8 KB that came in hundreds of appends.
+"""The cost of a refresh and of a resume in bytes, within an answer of 8 KB made of hundreds of appends.
 
-Bytes are what the viewer got after de-chunking, up to the end of its first batch. Each append is a request of its
-own, so that the server cannot have joined before what it is to join here.
+Bytes are counted after de-chunking, up to the end of the first batch. Each append is a request of its own, so the
+server cannot have joined them earlier.
 """
 
 import asyncio
@@ -12,7 +12,7 @@ from pathlib import Path
 
 from bench.common import Options, Row, Served, Void, served
 from bench.needs import Needs
-from holdfast.testing.rawviewer import SseViewer
+from wirecheck import SseViewer
 
 _CHANNEL = "bench:resume"
 _QUESTION = 'What is a holdfast, and why does "it" hold?'
@@ -31,7 +31,7 @@ def needs(_: Options) -> Needs:
 
 
 async def _measure(database: Path) -> list[Row]:
-    # The viewer is never connected while a blocking request is made: this loop has nothing else to do.
+    # The viewer is never connected during a blocking request, because this loop has no other work.
     with served(database) as server:
         server.call("POST", f"{_CHANNEL}/messages", {"id": "question", "role": "user", "text": _QUESTION})
         server.call("POST", f"{_CHANNEL}/messages", {"id": "answer", "role": "assistant", "status": "streaming"})
@@ -72,7 +72,7 @@ class _Answer:
         self._random = random.Random(1)
 
     def grow(self, server: Served, count: int) -> int:
-        """Append about `count` bytes, some words at a time; returns the size of their JSON text."""
+        """Append about `count` bytes, some words at a time. Return the size of their JSON text."""
         added = ""
         while len(added.encode()) < count:
             piece = " ".join(self._random.choices(_WORDS, k=4)) + " "
@@ -84,7 +84,7 @@ class _Answer:
 
 
 async def _first_batch(viewer: SseViewer) -> int:
-    """Attach, from the viewer's cursor if it has one, and leave again; returns the bytes of the first batch."""
+    """Attach, from the viewer's cursor if it has one, and detach. Return the bytes of the first batch."""
     before = viewer.checker.payload_bytes
     async with viewer:
         await viewer.until_attached()

@@ -1,8 +1,8 @@
 """The server under test, with in-process producers that work on request.
 
 Run as a child: `python -m bench.server STORE_URL [--port N] [--under serve|granian] [--idle-s N]`. Under `serve` it
-stands on uvicorn as `holdfast serve` does; under granian it is mounted in a Starlette app, as in somebody's own
-service. Requests come over standard input, so that nothing but viewers touches its port.
+runs on uvicorn as `holdfast serve` does; under granian it is mounted in a Starlette app, as in an application. Requests
+arrive on standard input, so only viewers use its port.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any
 
 from bench import plan
-from bench.control import answer, serve_requests
+from bench.control import reply, serve_requests
 from bench.lateness import Lateness
 from bench.proc import BenchError
 from bench.tokens import WIDTH, known_token, token
@@ -29,8 +29,8 @@ _HOST = "127.0.0.1"
 _MOUNTED_AT = "/holdfast"
 _START_S = 10.0
 _POLL_S = 0.01
-_AT_ONCE = 100  # messages that wait to be stored while there is a fill
-_CONNECTIONS = 20_000  # granian serves no more than its backlog says, at once
+_AT_ONCE = 100  # concurrent messages during a fill
+_CONNECTIONS = 20_000  # granian serves at most as many connections at once as its backlog
 
 
 class Producers:
@@ -39,8 +39,8 @@ class Producers:
     def __init__(self, hub: Hub) -> None:
         self._hub = hub
         self._soak: asyncio.Task[None] | None = None
-        self._lateness = Lateness()  # since work was last asked for
-        self._failure: Exception | None = None  # of somebody whose end is not waited for
+        self._lateness = Lateness()  # since the last request for work
+        self._failure: Exception | None = None  # of a task that no request awaits
         hub.adopt("bench:*")(self._go_on)
 
     async def produce(
@@ -52,10 +52,10 @@ class Producers:
         piece: int = WIDTH,
         is_dated_when_due: bool = False,
     ) -> dict[str, Any]:
-        """Stream one message of `count` tokens into each channel; answers when all are stored.
+        """Stream one message of `count` tokens into each channel; reply when all are stored.
 
-        Each token begins a piece of text of `piece` characters. It says when it was appended, or when it should
-        have been: who is late is then late for the viewers too.
+        Each token begins a piece of text of `piece` characters. It carries its append time, or its due time: with the
+        latter, a late producer counts as latency for its viewers.
         """
         started_s = time.monotonic()
         self._lateness = Lateness()
@@ -75,7 +75,7 @@ class Producers:
             return {"id": message.id, "length": len(text), "sha256": hashlib.sha256(text.encode()).hexdigest()}
 
         async with asyncio.TaskGroup() as group:
-            # Spread over one token's time: real conversations have no common beat.
+            # Spread over one token's time: real conversations are not synchronised.
             tasks = [
                 group.create_task(one(channel, started_s + n / len(channels) / tokens_per_s))
                 for n, channel in enumerate(channels)
@@ -84,7 +84,7 @@ class Producers:
         return {"messages": messages, "seconds": time.monotonic() - started_s} | await self.lag()
 
     async def stream(self, *, channel: str, id: str, seed: int, count: int, tokens_per_s: float) -> dict[str, Any]:
-        """Begin the message with the text of `seed`, which goes on when this process was killed and started again."""
+        """Begin the message with the text of `seed`. A restarted process continues it."""
         meta = {"seed": seed, "count": count, "tokens_per_s": tokens_per_s}
         message = self._hub.message(channel, id=id, role="assistant", author="bench", meta=meta)
 
@@ -98,7 +98,7 @@ class Producers:
     async def fill(self, *, count: int, characters: int) -> dict[str, Any]:
         """Store so many finished conversations of so many characters, each in a channel of its own.
 
-        Their channels leave memory at once: what ten thousand of them took, and left free, would hide a leak.
+        Their channels leave memory at once: the memory of ten thousand channels, once freed, would hide a leak.
         """
         text, limits = "." * characters, self._hub.limits
         for start in range(0, count, _AT_ONCE):
@@ -122,26 +122,26 @@ class Producers:
         return {}
 
     async def lag(self) -> dict[str, Any]:
-        """How late producers have been so far: median, p99 and worst. Fails when one of them has."""
+        """Return how late producers have been so far: median, p99 and maximum. Fails if a producer has failed."""
         if self._failure is not None:
             raise self._failure
-        return {"lag_ms": self._lateness.told_ms()}
+        return {"lag_ms": self._lateness.percentiles_ms()}
 
     async def collections(self) -> dict[str, Any]:
-        """How often the collector of cycles has looked at what is not young any more so far."""
+        """Return how often the garbage collector has examined the older generations so far."""
         return {"collections": sum(older["collections"] for older in gc.get_stats()[1:])}
 
     async def stats(self) -> dict[str, Any]:
-        """The hub's counters."""
+        """Return the hub's counters."""
         return dict(self._hub.stats())
 
     async def blocks(self) -> dict[str, Any]:
-        """How many blocks of memory Python has allocated and not freed: what fragmentation cannot blur."""
+        """Return the number of Python's allocated memory blocks, which does not depend on fragmentation."""
         gc.collect()
         return {"blocks": sys.getallocatedblocks()}
 
     async def held(self) -> dict[str, Any]:
-        """What is held for viewers and conversations, and should be let go of when they are gone."""
+        """Return the resources held for viewers and conversations; they must be released with them."""
         stats = self._hub.stats()
         return {name: stats[name] for name in ("channels", "feeds", "writers", "waiting")} | {
             "tasks": len(asyncio.all_tasks()),
@@ -150,22 +150,22 @@ class Producers:
         }
 
     async def _go_on(self, message: MessageWriter) -> None:
-        """Write what is missing of the message; for one left by a process that was killed, what `meta` says."""
+        """Write the rest of the message. For one of a killed process, `meta` describes the rest."""
         if "seed" not in message.meta:
             return
         seed, count, tokens_per_s = (int(str(message.meta[name])) for name in ("seed", "count", "tokens_per_s"))
-        places = range(message.length // WIDTH, count)
+        numbers = range(message.length // WIDTH, count)
         with self._noting_failure():
-            await self._on_schedule(message, places, time.monotonic(), tokens_per_s, _known(seed))
+            await self._on_schedule(message, numbers, time.monotonic(), tokens_per_s, _known(seed))
             await message.flush()
         self._lateness.ended(message)
 
     async def _converse(self, conversations: list[plan.Conversation], started_s: float) -> None:
         async def one(conversation: plan.Conversation) -> None:
-            starts_s, places = started_s + conversation.starts_s, range(conversation.tokens)
+            starts_s, numbers = started_s + conversation.starts_s, range(conversation.tokens)
             async with self._hub.message(conversation.channel, id=plan.MESSAGE, author="bench") as message:
                 append = _known(conversation.seed)
-                await self._on_schedule(message, places, starts_s, plan.TOKENS_PER_S, append)
+                await self._on_schedule(message, numbers, starts_s, plan.TOKENS_PER_S, append)
             self._lateness.ended(message)
 
         with self._noting_failure():
@@ -183,21 +183,21 @@ class Producers:
             raise
 
     async def _on_schedule(
-        self, message: MessageWriter, places: range, first_s: float, per_s: float, append: "Append"
+        self, message: MessageWriter, numbers: range, first_s: float, per_s: float, append: "Append"
     ) -> None:
-        """One answer on a fixed schedule: who falls behind does not send less, and how far behind is noted."""
+        """Append one answer on a fixed schedule. A late producer does not send less; its lateness is noted."""
         made = self._lateness.made
-        for index, n in enumerate(places):
+        for index, n in enumerate(numbers):
             due_s = first_s + index / per_s
-            # Without a wait this loop would not let others in.
+            # Without a wait, this loop would block the others.
             await asyncio.sleep(max(0.0, due_s - time.monotonic()))
-            # Before `append`, which may wait until long after the next one is due.
+            # Before `append`, which may wait until long after the next token is due.
             made(message, time.monotonic() - due_s, due_s + 1 / per_s)
             await append(message, n, due_s)
 
 
 Append = Callable[[MessageWriter, int, float], Awaitable[None]]
-"""Appends the token of this place, which was due at this time."""
+"""Append the token with this number, which was due at this time."""
 
 
 def _known(seed: int) -> Append:
@@ -209,9 +209,9 @@ def _known(seed: int) -> Append:
 
 @contextlib.asynccontextmanager
 async def start_server(hub: Hub, port: int = 0) -> AsyncIterator[int]:
-    """Serve `hub` on a loopback port (0: a free one), which is yielded. Raises OSError when it is taken.
+    """Serve `hub` on a loopback port (0: a free one), and yield the port. Raises OSError if it is taken.
 
-    As `holdfast serve` does it: socket options, collector settings and HTTP implementation are its own.
+    Socket options, collector settings and HTTP implementation are those of `holdfast serve`.
     """
     hub.drive_by_hand = True
     listening = serving.listen(_HOST, port)
@@ -228,7 +228,7 @@ async def start_server(hub: Hub, port: int = 0) -> AsyncIterator[int]:
 
 @contextlib.asynccontextmanager
 async def start_granian(hub: Hub, port: int = 0) -> AsyncIterator[int]:
-    """As `start_server`, mounted under granian with its own settings, but for the number of connections.
+    """Like `start_server`, but mounted under granian with its default settings, except for the number of connections.
 
     It runs on this process's event loop, so that producers can be in the process; its worker is the usual one.
     """
@@ -238,7 +238,7 @@ async def start_granian(hub: Hub, port: int = 0) -> AsyncIterator[int]:
 
     app = Starlette()
     hub.install(app, _MOUNTED_AT)
-    with serving.listen(_HOST, port) as probe:  # it panics when a port is taken, and cannot be given a socket
+    with serving.listen(_HOST, port) as probe:  # granian panics if a port is taken, and does not accept a socket
         port = probe.getsockname()[1]
     server = Server(
         app, _HOST, port, interface=Interfaces.ASGI, backlog=_CONNECTIONS, backpressure=_CONNECTIONS, log_enabled=False
@@ -249,7 +249,7 @@ async def start_granian(hub: Hub, port: int = 0) -> AsyncIterator[int]:
             while not await _is_listening(port):
                 if running.done():
                     raise BenchError("granian could not start")
-                await asyncio.sleep(_POLL_S)  # it tells nobody when it has started
+                await asyncio.sleep(_POLL_S)  # granian does not signal that it has started
         yield port
     finally:
         server.stop()  # type: ignore[no-untyped-call]
@@ -274,9 +274,9 @@ async def _main(arguments: argparse.Namespace) -> None:
             start = start_granian if is_mounted else start_server
             port = await stack.enter_async_context(start(hub, arguments.port))
         except (BenchError, ImportError, OSError) as error:
-            answer(error=f"{type(error).__name__}: {error}")
+            reply(error=f"{type(error).__name__}: {error}")
             return
-        answer(port=port, prefix=_MOUNTED_AT if is_mounted else "")
+        reply(port=port, prefix=_MOUNTED_AT if is_mounted else "")
         requests = (
             producers.produce,
             producers.stream,

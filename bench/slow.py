@@ -1,8 +1,8 @@
-"""Slow readers: what one, and ten, viewers that do not read cost the two hundred that do, and the server.
+"""Slow readers: the cost of one, and of ten, viewers that do not read, for two hundred that do, and for the server.
 
-An answer of a megabyte streams in ten seconds. The slow ones attach like all others and then read nothing until it
-has ended; then they read on, and what they get then, together with what had gone into the buffers of the kernel, is
-counted. Each number of slow readers has a server of its own, since memory that was once had is not given back.
+An answer of one megabyte streams in ten seconds. The slow viewers attach like all others and then read no bytes until
+it has ended. Then they read on, and the bytes that they get, including those in the kernel's buffers, are counted. Each
+number of slow readers has a server of its own, because Python does not return freed memory.
 """
 
 import functools
@@ -28,7 +28,7 @@ from bench.proc import BenchError, raise_file_limit, rss_bytes
 
 _READERS = 200
 _SLOW = (1, 10)
-_PIECE = 1_000  # characters an append
+_PIECE = 1_000  # characters per append
 _PIECES_PER_S = 100
 _ANSWER = 1_000_000  # characters
 _TIMEOUT_S = 30.0
@@ -40,8 +40,8 @@ class _Run(NamedTuple):
     slow: int
     p50_ms: float
     p99_ms: float
-    grown_bytes: int  # the server's memory, from when all were attached to when all was written
-    most_bytes: int  # that one of the slow ones got
+    grown_bytes: int  # growth of the server's memory, from when all were attached to when all was written
+    most_bytes: int  # for the slow viewer that got the most
     lag_ms: float
     client_load: float
 
@@ -60,7 +60,7 @@ def needs(options: Options) -> Needs:
 def slow(
     options: Options, kind: str, *, readers: int, answer: int, rounds: int, slow_ones: tuple[int, ...] = _SLOW
 ) -> list[Row]:
-    """The rows of one transport. Numbers of slow readers alternate, none among them."""
+    """Return the rows of one transport. The numbers of slow readers alternate, zero included."""
     runs: dict[int, list[_Run]] = {count: [] for count in (0, *slow_ones)}
     for _ in range(rounds):
         for count, each in runs.items():
@@ -72,7 +72,7 @@ def slow(
     ]
     most = [max(runs[count][n].most_bytes for count in slow_ones) for n in range(rounds)]
     limit = int(answer * 1.05) + 128 * 1024
-    what = "  bytes such a reader gets in all when it reads on"
+    what = "  bytes in all for such a reader, once it reads on"
     rows.append(Row(what, spread(most, "B"), f"{limit:,} B", max(most) <= limit))
     return rows
 
@@ -100,31 +100,31 @@ def _run(options: Options, kind: str, readers: int, slow: int, answer: int) -> _
     raise_file_limit(readers + slow + 100)
     with kept(options) as database, served(database) as server, load_client() as load:
         channels = [_CHANNEL] * (readers + slow)
-        load.ask("connect", kind=kind, channels=channels, timeout_s=_TIMEOUT_S, piece=_PIECE, **server.address)
-        load.ask("capture")
-        load.ask("stall", count=slow)
+        load.request("connect", kind=kind, channels=channels, timeout_s=_TIMEOUT_S, piece=_PIECE, **server.address)
+        load.request("capture")
+        load.request("stall", count=slow)
         before = rss_bytes(server.child.pid)
         count = answer // _PIECE
-        produced = server.child.ask(
+        produced = server.child.request(
             "produce",
             channels=[_CHANNEL],
             count=count,
             tokens_per_s=_PIECES_PER_S,
             piece=_PIECE,
-            answer_in_s=count / _PIECES_PER_S + 30,
+            reply_in_s=count / _PIECES_PER_S + 30,
         )
-        drained = load.ask("drain", timeout_s=_TIMEOUT_S, last=FINISHED)
+        drained = load.request("drain", timeout_s=_TIMEOUT_S, last=FINISHED)
         grown = rss_bytes(server.child.pid) - before
-        load_share = client_load(drained)  # before they read on, who read a megabyte each at once
+        load_share = client_load(drained)  # before they read on, since each then reads a megabyte at once
         if slow:
-            load.ask("read_on")
-            drained = load.ask("drain", timeout_s=_TIMEOUT_S, last=FINISHED)
-        decoded = load.ask("decode")
-        compared = load.ask("compare", sent=produced["messages"], **server.address)
+            load.request("read_on")
+            drained = load.request("drain", timeout_s=_TIMEOUT_S, last=FINISHED)
+        decoded = load.request("decode")
+        compared = load.request("compare", sent=produced["messages"], **server.address)
         check(decoded, compared, drained, lag_ms=produced["lag_ms"])
         if decoded["tokens"] != count * readers:
             raise BenchError(
-                f"{decoded['tokens']} of {count * readers} tokens have a latency, though all texts are right"
+                f"{decoded['tokens']} of {count * readers} tokens have a latency, although all texts are correct"
             )
     p50, p99, _ = decoded["latency_ms"]
     return _Run(slow, p50, p99, grown, max(decoded["stalled_bytes"], default=0), produced["lag_ms"][1], load_share)

@@ -1,14 +1,16 @@
-"""A soak: ten minutes of everything at once (`bench/plan.py`), and nothing grows, and nothing is lost.
+"""A soak: ten minutes of the whole load at once (`bench/plan.py`), without growth and without loss.
 
-The file holds ten thousand conversations before it begins. They fill what is bounded and would else grow all the while:
-SQLite's page cache of 16 MB, and what the store knows of the 10,000 channels that were used last. About fifty
-conversations stream at any time, each in a channel of its own; they begin and end, viewers come, are cut off, resume
-and go, by SSE and WebSocket. The server's memory is read every second; its slope is that of a line fitted to what came
-in the second half. A connection that is over is a cycle of objects (asyncio's transport and uvicorn's protocol hold on
-to themselves, and so to what is ours), and the collector of cycles under `serve` comes only now and then: until it has
-been there a few times memory grows by what is over. When that was stands beside the slope. In the end everybody has
-gone, and what the server held for them must be gone as well: feeds, channels, writers, tasks, threads and open files
-are counted before and after, and so are Python's blocks of memory.
+The file holds ten thousand conversations at the beginning. They fill caches that would otherwise grow during the soak:
+SQLite's page cache of 16 MB, and the store's knowledge of the 10,000 most recently used channels. About fifty
+conversations stream at any time, each in a channel of its own. They begin and end; viewers come, are disconnected,
+resume and go, by SSE and WebSocket. The server's memory is read every second; its slope is that of a line fitted to the
+second half.
+
+A closed connection is a reference cycle (asyncio's transport and uvicorn's protocol refer to each other, and so to our
+objects), and the garbage collector under `serve` runs rarely. Until it has run a few times, memory grows by closed
+connections. The report lists the times of its runs beside the slope. At the end all viewers have gone, and the server
+must have released their resources: feeds, channels, writers, tasks, threads and open files are counted before and
+after, as are Python's memory blocks.
 """
 
 import contextlib
@@ -25,15 +27,15 @@ from bench.tokens import known_text
 
 _LIVE = 50
 _LIMIT_KB_PER_MIN = 512.0
-_JUDGED_S = 300.0  # a shorter soak has a slope, but no verdict: it is still the caches that one sees
+_JUDGED_S = 300.0  # a shorter soak has a slope but no verdict: it would only show the caches
 _WARM_UP = 0.5
 _STEP_S = 1.0
-_OLD = 10_000  # conversations that are there already
+_OLD = 10_000  # conversations in the file before the soak
 _OLD_CHARACTERS = 2_000  # in each
 _IDLE_S = 10.0  # until an idle channel leaves the server's memory
-_AFTER_S = 20.0  # after the last conversation has ended, for viewers to have been shown it
+_AFTER_S = 20.0  # after the end of the last conversation, until viewers must have received it
 _FILL_S = 120.0
-_LET_GO_S = 45.0
+_RELEASE_S = 45.0
 _TIMEOUT_S = 45.0
 
 
@@ -54,38 +56,38 @@ def soak(
     idle_s: float = _IDLE_S,
     old: int = _OLD,
 ) -> list[Row]:
-    """The rows. Raises `Void` when a viewer was shown something wrong, or the store holds it."""
+    """Return the rows. Raises `Void` if a viewer received something wrong, or the store holds it."""
     raise_file_limit(live * 10 + 200)
     planned: dict[str, Any] = {"seconds": seconds, "live": live, "lasts_s": lasts_s}
     conversations = plan.conversations(**planned)
     with kept(options) as database, served(database, idle_s=idle_s) as server, load_client() as load:
-        server.child.ask("fill", count=old, characters=_OLD_CHARACTERS, answer_in_s=_FILL_S)
+        server.child.request("fill", count=old, characters=_OLD_CHARACTERS, reply_in_s=_FILL_S)
         before = _settled(server)
-        blocks = [server.child.ask("blocks")["blocks"]]
+        blocks = [server.child.request("blocks")["blocks"]]
         started_s = time.monotonic() + 0.5
-        server.child.ask("soak", started_s=started_s, planned=planned)
+        server.child.request("soak", started_s=started_s, planned=planned)
         with _Watch(server.child, load) as watch:
             visit = {"port": server.port, "started_s": started_s, "planned": planned}
             seen, samples = _visit(server, load, watch, visit)
             client = client_load({"cpu_s": watch.client_s, "seconds": watch.seconds})
-            server.child.ask("soaked")
+            server.child.request("soaked")
             for conversation in conversations:
                 _check_stored(server, conversation)
-            after = _let_go(server, before)
-            blocks.append(server.child.ask("blocks")["blocks"])
-    seen_by = f"{seen['viewers']:,} viewers in {seen['connections']:,} connections, {seen['resumes']:,} resumes"
+            after = _released(server, before)
+            blocks.append(server.child.request("blocks")["blocks"])
+    viewers_note = f"{seen['viewers']:,} viewers in {seen['connections']:,} connections, {seen['resumes']:,} resumes"
     return [
         *_memory(samples, seconds, watch.collected_s),
-        Row("  conversations, all stored and shown as written", f"{len(conversations):,}", "all", True, seen_by),
+        Row("  conversations, all stored and shown as written", f"{len(conversations):,}", "all", True, viewers_note),
         Row(
-            "  held for them when all have gone, beyond what was held before",
-            _beyond(before, after) or "nothing",
-            "nothing",
+            "  resources still held after all have gone, beyond those before",
+            _beyond(before, after) or "none",
+            "none",
             not _beyond(before, after),
             note=f"before {before}, after {after}",
         ),
         Row(
-            "  blocks of memory that Python holds, against before the first of them",
+            "  Python's memory blocks, change from before the first conversation",
             f"{blocks[1] - blocks[0]:+,} ({(blocks[1] - blocks[0]) / blocks[0]:+.1%})",
             raw=(f"{blocks[0]:,} before, {blocks[1]:,} after",),
         ),
@@ -98,26 +100,26 @@ def soak(
 
 
 class _Watch:
-    """What is seen of a soak while it goes on; if it fails, its row says what was seen last.
+    """Observes a running soak; if it fails, its row has the last observations.
 
-    Someone who is not shown a text may have been lost by us, or by a machine that had no time for anybody.
+    A missing text may be a loss, or the effect of an overloaded machine.
     """
 
     def __init__(self, server: Child, load: Child) -> None:
         self._server, self._load = server, load
         self._began_s = time.monotonic()
         self._began = cpu_s(server.pid), cpu_s(load.pid)
-        self.lag_ms: list[float] = []  # of the producers; empty before the first look
-        self.collected_s: list[float] = []  # when the collector of cycles was seen to have looked at what is not young
+        self.lag_ms: list[float] = []  # of the producers; empty before the first reading
+        self.collected_s: list[float] = []  # when the garbage collector was seen to have examined the older generations
         self.seconds = self.server_s = self.client_s = 0.0
 
-    def ask(self) -> None:
-        """Ask the server, which answers while others are asked."""
-        with contextlib.suppress(BenchError):  # `look` says what is wrong with it
+    def request(self) -> None:
+        """Request the lateness; the server replies while other processes are queried."""
+        with contextlib.suppress(BenchError):  # `look` reports the error
             self._server.send("lag")
 
     def look(self) -> None:
-        """Take its answer. Raises `BenchError` when producers have failed, and OSError when it has died."""
+        """Take the reply. Raises `BenchError` if a producer has failed, and OSError if the server has died."""
         self.lag_ms = self._server.read(timeout_s=_TIMEOUT_S)["lag_ms"]
         self.server_s, self.client_s = (
             cpu_s(child.pid) - before for child, before in zip((self._server, self._load), self._began, strict=True)
@@ -133,9 +135,9 @@ class _Watch:
 
     def __str__(self) -> str:
         if not self.lag_ms:
-            return "nothing had been seen of the producers"
+            return "no observation of the producers yet"
         return (
-            f"seen last: {late(self.lag_ms)}; the load client used {used(self.client_s, self.seconds)}, "
+            f"last observation: {late(self.lag_ms)}; the load client used {used(self.client_s, self.seconds)}, "
             f"the server {used(self.server_s, self.seconds)}"
         )
 
@@ -143,25 +145,25 @@ class _Watch:
 def _visit(
     server: Served, load: Child, watch: _Watch, visit: dict[str, Any]
 ) -> tuple[dict[str, Any], list[tuple[float, int]]]:
-    """Let everybody come and go: what the load client saw in all, and the server's memory while they did."""
+    """Run all visits. Return the load client's counters, and the server's memory over time."""
     samples: list[tuple[float, int]] = []
     started_s, seconds = visit["started_s"], visit["planned"]["seconds"]
-    collections = server.child.ask("collections")["collections"]
+    collections = server.child.request("collections")["collections"]
     while True:
-        watch.ask()
-        seen = load.ask("visit", until_s=time.monotonic() + _STEP_S, **visit)
+        watch.request()
+        seen = load.request("visit", until_s=time.monotonic() + _STEP_S, **visit)
         if seen["wrong"]:
-            wrong = Void(f"{seen['wrong']} visits went wrong, e.g. {seen['example']}")
+            wrong = Void(f"{seen['wrong']} visits failed, e.g. {seen['example']}")
             try:
                 watch.look()
-            except (BenchError, OSError) as error:  # it may be why
+            except (BenchError, OSError) as error:  # this may be the cause
                 wrong.add_note(f"and {error}")
             raise wrong
         watch.look()
         now_s = time.monotonic() - started_s
         if now_s <= seconds:
             samples.append((now_s, rss_bytes(server.child.pid)))
-            collections, before = server.child.ask("collections")["collections"], collections
+            collections, before = server.child.request("collections")["collections"], collections
             if collections != before:
                 watch.collected_s.append(now_s)
         elif not seen["left"]:
@@ -171,7 +173,7 @@ def _visit(
 
 
 def slope(samples: list[tuple[float, int]]) -> float:
-    """Bytes a second: of the line that fits best."""
+    """Return bytes per second: the slope of the best-fitting line."""
     return statistics.linear_regression(*zip(*samples, strict=True)).slope
 
 
@@ -190,7 +192,7 @@ def _memory(samples: list[tuple[float, int]], seconds: float, collected_s: list[
             f"{kb_per_min:+,.0f} KB/min",
             f"{_LIMIT_KB_PER_MIN:g} KB/min" if is_judged else "",
             kb_per_min <= _LIMIT_KB_PER_MIN if is_judged else None,
-            note=f"{sizes}; the collector of cycles looked at more than the young "
+            note=f"{sizes}; the garbage collector examined older generations "
             + (f"at {collected} s" if collected else "never"),
             raw=(f"MB every {_STEP_S:g} s: " + " ".join(f"{size / 1e6:.1f}" for _, size in samples),),
         )
@@ -202,24 +204,24 @@ def _check_stored(server: Served, conversation: plan.Conversation) -> None:
     text = "".join(part["text"] for part in message["parts"])
     if (message["status"], text) != ("complete", known_text(conversation.seed, conversation.tokens)):
         raise Void(
-            f"{conversation.channel} is stored as {message['status']} with {len(text)} characters, or other ones"
+            f"{conversation.channel} is stored as {message['status']} with {len(text)} characters, or other text"
         )
 
 
 def _settled(server: Served) -> dict[str, Any]:
-    """What a server holds that has answered once and is idle, so that what it opens at first counts as its own."""
+    """Return the resources of an idle server after its first reply, so that lazily opened ones count as its own."""
     server.call("GET", "bench:nothing")
-    held = _let_go(server, {"channels": 0, "feeds": 0, "writers": 0, "waiting": 0})
+    held = _released(server, {"channels": 0, "feeds": 0, "writers": 0, "waiting": 0})
     if held["channels"]:
-        raise BenchError(f"{held['channels']} idle channels have not left memory in {_LET_GO_S:g} s")
+        raise BenchError(f"{held['channels']} idle channels have not left memory in {_RELEASE_S:g} s")
     return held
 
 
-def _let_go(server: Served, wanted: dict[str, Any]) -> dict[str, Any]:
-    """What is held when it is no more than wanted, or after some time."""
-    until_s = time.monotonic() + _LET_GO_S
-    while _beyond(wanted, held := server.child.ask("held")) and time.monotonic() < until_s:
-        time.sleep(0.5)  # another process's housekeeping
+def _released(server: Served, wanted: dict[str, Any]) -> dict[str, Any]:
+    """Return the held resources once they are no more than `wanted`, or after a timeout."""
+    until_s = time.monotonic() + _RELEASE_S
+    while _beyond(wanted, held := server.child.request("held")) and time.monotonic() < until_s:
+        time.sleep(0.5)  # for the housekeeping of the server's process
     last: dict[str, Any] = held
     return last
 

@@ -1,10 +1,9 @@
-"""A storm: a thousand viewers of an answer that streams, its server killed with `kill -9` and started again.
+"""A storm: a thousand viewers of a streaming answer, whose server is killed with `kill -9` and started again.
 
-Each viewer dials again with its cursor, after up to half a second of jitter as a client does, and as often as it takes
-until the server listens. The agent dies with its server and goes on with its message when it is back (`hub.adopt`).
-The time counts from the kill: it holds the death of the old process, the start of the new one, what it reads back from
-its file, and a thousand resumes. All must resume, and all must have been shown the whole text in the end, which is
-known beforehand.
+Each viewer dials again with its cursor, after up to half a second of jitter as a client does, and repeats until the
+server listens. The agent dies with its server and continues its message after the restart (`hub.adopt`). The time
+counts from the kill: it includes the end of the old process, the start of the new one, reading the file, and a thousand
+resumes. All viewers must resume, and all must have the whole text in the end, which is known beforehand.
 """
 
 import functools
@@ -34,7 +33,7 @@ from bench.tokens import WIDTH, known_text
 _VIEWERS = 1_000
 _LIMIT_S = 5.0
 _JITTER_S = 0.5
-_AFTER_S = _LIMIT_S + 1  # how long the answer streams on after the restart: beyond the last one's return
+_AFTER_S = _LIMIT_S + 1  # how long the answer streams after the restart: beyond the last viewer's return
 _TIMEOUT_S = 30.0
 _CHANNEL, _MESSAGE = "bench:storm", "answer"
 _TOKENS_PER_S = 50
@@ -67,7 +66,7 @@ def needs(options: Options) -> Needs:
 def storm(
     options: Options, kind: str, *, viewers: int, rounds: int, before_s: float = 2.0, after_s: float = _AFTER_S
 ) -> list[Row]:
-    """The rows of one transport. Raises `Void` when a viewer began anew or was shown a wrong text."""
+    """Return the rows of one transport. Raises `Void` if a viewer got a new start or a wrong text."""
     raise_file_limit(viewers + 100)
     times = [_round(options, kind, viewers, seed, before_s, after_s) for seed in range(rounds)]
     worst_s = max(each.live_s for each in times)
@@ -77,7 +76,7 @@ def storm(
             spread([each.live_s for each in times], "s"),
             f"{_LIMIT_S:g} s",
             worst_s <= _LIMIT_S,
-            note="every one resumed from its cursor and was shown the whole text",
+            note="every viewer resumed from its cursor and received the whole text",
             raw=tuple(str(each) for each in times),
         ),
         Row(
@@ -88,15 +87,15 @@ def storm(
 
 
 def _round(options: Options, kind: str, viewers: int, seed: int, before_s: float, after_s: float) -> _Round:
-    """One kill. The load client's own time counts while it dials a thousand times at once, which is a burst."""
+    """Run one kill. The load client's own time counts while it dials a thousand times, which is a burst."""
     count = int((before_s + after_s) * _TOKENS_PER_S)
     with kept(options) as database, load_client() as load:
         with served(database) as server:
             port = server.port
             message: dict[str, Any] = {"channel": _CHANNEL, "id": _MESSAGE, "seed": seed, "count": count}
-            server.child.ask("stream", **message, tokens_per_s=_TOKENS_PER_S)
-            load.ask("connect", kind=kind, channels=[_CHANNEL] * viewers, timeout_s=_TIMEOUT_S, **server.address)
-            load.ask("pass", seconds=before_s)
+            server.child.request("stream", **message, tokens_per_s=_TOKENS_PER_S)
+            load.request("connect", kind=kind, channels=[_CHANNEL] * viewers, timeout_s=_TIMEOUT_S, **server.address)
+            load.request("pass", seconds=before_s)
             killed_s = time.monotonic()
             server.child.kill()
             load.send("come_back", within_s=_JITTER_S, timeout_s=_TIMEOUT_S, **server.address)
@@ -104,13 +103,13 @@ def _round(options: Options, kind: str, viewers: int, seed: int, before_s: float
             listening_s = time.monotonic()
             back = load.read(timeout_s=_TIMEOUT_S + 5)
             _check_back(back, server, viewers)
-            load.ask("capture")
-            drained = load.ask("drain", timeout_s=_TIMEOUT_S, last=FINISHED)
-            lag_ms = server.child.ask("lag")["lag_ms"]  # where the producer has failed, that is why texts are short
+            load.request("capture")
+            drained = load.request("drain", timeout_s=_TIMEOUT_S, last=FINISHED)
+            lag_ms = server.child.request("lag")["lag_ms"]  # if the producer has failed, that explains short texts
             text = known_text(seed, count)
             sent = {"id": _MESSAGE, "length": count * WIDTH, "sha256": hashlib.sha256(text.encode()).hexdigest()}
-            decoded = load.ask("decode")
-            compared = load.ask("compare", sent={_CHANNEL: sent}, **server.address)
+            decoded = load.request("decode")
+            compared = load.request("compare", sent={_CHANNEL: sent}, **server.address)
             check(decoded, compared, drained, lag_ms=lag_ms)
     return _Round(
         up_s=listening_s - killed_s,
@@ -121,12 +120,12 @@ def _round(options: Options, kind: str, viewers: int, seed: int, before_s: float
 
 
 def _check_back(back: dict[str, Any], server: Served, viewers: int) -> None:
-    """Raise `Void` unless all have come back from their cursors, and to an answer that still streamed."""
+    """Raise `Void` unless all have resumed from their cursors while the answer still streamed."""
     status = server.call("GET", f"{_CHANNEL}/messages/{_MESSAGE}")["message"]["status"]
     if back["new_starts"]:
-        what = f"{back['new_starts']} of {viewers} viewers began anew instead of resuming"
+        what = f"{back['new_starts']} of {viewers} viewers got a new start instead of a resume"
     elif status != "streaming":
-        what = f"the answer was {status} when the viewers were back: they did not come back to a stream"
+        what = f"the answer was {status} when the viewers were back, so they did not resume a stream"
     else:
         return
-    raise void(what, back, lag_ms=server.child.ask("lag")["lag_ms"])
+    raise void(what, back, lag_ms=server.child.request("lag")["lag_ms"])

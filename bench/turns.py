@@ -1,9 +1,9 @@
 """A thousand conversations that an agent answers at once, in one process, on SQLite FULL.
 
-The questions are asked at the same moment. Each turn is claimed (stored) before its handler runs, and each answer is
-twenty tokens at twenty a second. Counted are the time from `create()` called to the handler running, and to the first
-token stored, and the CPU of the whole process for each turn. Every answer is read back and compared, and must be there
-once: a run with a missing, doubled or wrong answer is void.
+All questions are created at the same moment. Each turn is claimed (stored) before its handler runs, and each answer has
+twenty tokens at twenty per second. Measured are the time from the call of `create()` to the running handler and to the
+first stored token, and the CPU time of the whole process per turn. Every answer is read back and compared, and must
+exist once: a missing, doubled or wrong answer makes the run void.
 """
 
 import asyncio
@@ -35,19 +35,19 @@ def needs(options: Options) -> Needs:
 
 
 def turns(options: Options, *, conversations: int, rounds: int) -> list[Row]:
-    """The rows. Raises `Void` where an answer is missing, doubled or wrong."""
+    """Return the rows. Raises `Void` if an answer is missing, doubled or wrong."""
     found = []
     for _ in range(rounds):
         with (
             tempfile.TemporaryDirectory(dir=options.directory) as directory,
             Child("bench.turns", core=SERVER_CORE) as child,
         ):
-            asked = {"directory": directory, "conversations": conversations}
-            found.append(child.ask("turns", answer_in_s=_TIMEOUT_S, **asked))
+            fields = {"directory": directory, "conversations": conversations}
+            found.append(child.request("turns", reply_in_s=_TIMEOUT_S, **fields))
     for one in found:
         if one["wrong"]:
             raise Void(f"turns: {one['wrong']}")
-    what = f"turns: {conversations:,} conversations asked at once, one process, SQLite FULL"
+    what = f"turns: {conversations:,} conversations started at once, one process, SQLite FULL"
     return [
         Row(
             f"{what}: until the handler runs, p50",
@@ -62,9 +62,9 @@ def turns(options: Options, *, conversations: int, rounds: int) -> list[Row]:
         Row("  until the handler runs, p99", spread([one["begun_p99_ms"] for one in found], "ms")),
         Row("  until the first token is stored, p99", spread([one["token_p99_ms"] for one in found], "ms")),
         Row(
-            f"  CPU for each turn of {_TOKENS} tokens, with its question, claim and end",
+            f"  CPU per turn of {_TOKENS} tokens, with its question, claim and end",
             spread([one["cpu_us"] for one in found], "µs"),
-            note=f"{number(conversations * len(found))} answers compared, each there once",
+            note=f"{number(conversations * len(found))} answers compared, each stored once",
         ),
     ]
 
@@ -91,14 +91,14 @@ async def _turns(directory: str, conversations: int) -> dict[str, Any]:
     await hub.start()
     cpu_s = time.process_time()
 
-    async def ask(channel: str) -> None:
+    async def start(channel: str) -> None:
         asked_s[channel] = time.perf_counter()
         await hub.create(channel, text="?")
 
     channels = [f"chat:{number}" for number in range(conversations)]
-    await asyncio.gather(*(ask(channel) for channel in channels))
+    await asyncio.gather(*(start(channel) for channel in channels))
     async with asyncio.timeout(_TIMEOUT_S - 10):
-        while (  # noqa: ASYNC110 - nobody sets an event when the last claim has ended
+        while (  # noqa: ASYNC110 - no event is set when the last claim ends
             hub.stats()["turns_running"] or hub.stats()["turns_waiting"] or len(token_ms) < conversations
         ):
             await asyncio.sleep(0.05)
@@ -111,7 +111,7 @@ async def _turns(directory: str, conversations: int) -> dict[str, Any]:
         "token_p50_ms": statistics.median(token_ms),
         "token_p99_ms": _p99(token_ms),
         "cpu_us": cpu_s / conversations * 1e6,
-        "wrong": f"{len(wrong)} conversations, {wrong[0]} among them, have another answer" if wrong else "",
+        "wrong": f"{len(wrong)} conversations, {wrong[0]} among them, have a wrong answer" if wrong else "",
     }
 
 

@@ -1,48 +1,49 @@
-"""Viewers of the load client: who follows a channel, its present connection, and how old its tokens were."""
+"""Viewers of the load client: a viewer, its current connection, and the age of its tokens."""
 
 import socket
 from array import array
 from typing import Any
 
 from bench import tokens
-from holdfast.testing.rawviewer import Checker, Json, Session, SseSession, WsSession
+from bench.reader import LoadSseSession, LoadWsSession
+from wirecheck import Checker, Json, Session
 
 __all__ = ["Connection", "Latencies", "Viewer"]
 
 
 class Viewer:
-    """Somebody who follows a channel, over as many connections as it takes, from cursor to cursor."""
+    """A viewer that follows a channel, over any number of connections, from cursor to cursor."""
 
     def __init__(self, kind: str, channel: str, latencies: "Latencies | None" = None) -> None:
         self.kind = kind
         self.checker = Checker(channel)
-        self.latencies = latencies  # None: its tokens do not tell the time
+        self.latencies = latencies  # None: its tokens have no time stamp
 
     def new_session(self, host: str, prefix: str) -> Session:
-        """The next connection's."""
+        """Return the session for the next connection."""
         since = self.checker.cursor
         observe = self.latencies.observe if self.latencies is not None else None
         if self.kind == "sse":
-            return SseSession(self.checker, since=since, host=host, prefix=prefix, observe=observe)
-        session = WsSession(host=host, prefix=prefix, observe=observe)
+            return LoadSseSession(self.checker, since=since, host=host, prefix=prefix, observe=observe)
+        session = LoadWsSession(host=host, prefix=prefix, observe=observe)
         session.attach(self.checker, since=since)
         return session
 
 
 class Connection:
-    """One connection of a viewer's. `arrivals` holds what was captured: time, bytes, time, bytes …"""
+    """One connection of a viewer. `arrivals` holds the captured data: time, bytes, time, bytes …"""
 
     def __init__(self, sock: socket.socket, session: Session, checker: Checker, viewer: Viewer | None = None) -> None:
         self.socket = sock
         self.session = session
         self.checker = checker
-        self.viewer = viewer  # none where somebody else's session is driven, which cannot come back by itself
+        self.viewer = viewer  # none for a session that is driven from outside; it cannot reconnect by itself
         self.arrivals: list[Any] = []
-        self.history: list[Any] | None = None  # all arrivals since it was opened, if it is recorded
-        self.attached_s: float | None = None  # when its first batch was complete; not known of what was captured
+        self.history: list[Any] | None = None  # all arrivals since the connection was opened, if it is recorded
+        self.attached_s: float | None = None  # when its first batch was complete; unknown during a capture
 
     def take(self, data: bytes, now_s: float) -> None:
-        """Parse and check at once, and answer what has to be answered."""
+        """Parse and check the bytes at once, and send the session's replies."""
         if self.history is not None:
             self.history += (now_s, data)
         self.session.receive(data, now_s=now_s)
@@ -56,11 +57,11 @@ class Connection:
             assert sent == len(data), "a request larger than an empty socket buffer"
 
     def has_got(self, marker: bytes) -> bool:
-        """Whether what was captured last holds `marker`, which two reads may have parted."""
+        """Return whether the bytes captured last contain `marker`, which two reads may have split."""
         return marker in b"".join(self.arrivals[1::2][-2:])
 
     def decode(self) -> None:
-        """Parse and check what was captured."""
+        """Parse and check the captured bytes."""
         arrivals, self.arrivals = iter(self.arrivals), []
         for now_s, data in zip(arrivals, arrivals, strict=True):
             if self.history is not None:
@@ -69,7 +70,7 @@ class Connection:
 
 
 class Latencies:
-    """Notes, for one viewer, how old each token was when it came for the first time."""
+    """Notes, for one viewer, the age of each token at its first arrival."""
 
     def __init__(self, into: "array[float]", piece: int) -> None:
         self._into = into
@@ -77,7 +78,7 @@ class Latencies:
         self._known: dict[str, int] = {}
 
     def stop(self) -> None:
-        """Note nothing any more: this viewer is late because it chose to be."""
+        """Stop noting: this viewer is late on purpose."""
         self._into = array("d")
 
     def observe(self, channel: str, event: Json, at_s: float) -> None:
@@ -86,7 +87,7 @@ class Latencies:
         elif event["type"] == "message.part":
             self._text(event["id"], 0, event["part"].get("text", ""), at_s)
         elif event["type"] in ("message.create", "message.update"):
-            # Its text was not told as an append, but these tokens have arrived all the same.
+            # Its text did not arrive as an append, but these tokens have arrived all the same.
             message = event["message"]
             self._text(message["id"], 0, "".join(part.get("text", "") for part in message.get("parts", [])), at_s)
 

@@ -1,7 +1,7 @@
-"""The viewers of a soak, in the load client: they come, are cut off, come back and go as the plan says.
+"""The viewers of a soak, in the load client: they connect, are disconnected, resume and leave as the plan says.
 
-Each is held against the text of its conversation, which is known beforehand: who leaves early must have been shown a
-beginning of it, who stays all of it. One fact each that is wrong is written down; the run is void then.
+The text of each conversation is known beforehand. A viewer that leaves early must show a beginning of it, a viewer that
+stays all of it. The first wrong fact of each viewer is recorded, and makes the run void.
 """
 
 import heapq
@@ -14,16 +14,16 @@ from typing import Protocol
 from bench import plan
 from bench.tokens import known_text
 from bench.viewers import Connection, Viewer
-from holdfast.testing.rawviewer import Json
+from wirecheck import Json
 
 __all__ = ["Visits"]
 
-_POLL_S = 0.05  # between two looks at whether somebody has been shown all
-_PATIENCE_S = 15.0  # from the end of a conversation until it must have been shown
+_POLL_S = 0.05  # between two checks whether a viewer shows everything
+_PATIENCE_S = 15.0  # from the end of a conversation until viewers must show it
 
 
 class Dialler(Protocol):
-    """What is needed of the load client."""
+    """The methods of the load client that visits use."""
 
     def dial(self, viewer: Viewer, port: int, prefix: str = "") -> Connection: ...
     def hang_up(self, connection: Connection) -> None: ...
@@ -41,18 +41,18 @@ class _Visitor:
 
 
 class Visits:
-    """Everybody's visits. `run` is called again and again, each time for a short while."""
+    """All visits. Call `run` repeatedly, each time for a short while."""
 
     def __init__(self, load: Dialler) -> None:
         self._load = load
-        self._agenda: list[tuple[float, int, Callable[[], None]]] = []  # a heap; the number keeps equals in order
+        self._agenda: list[tuple[float, int, Callable[[], None]]] = []  # a heap; the number keeps equal times in order
         self._numbers = itertools.count()
         self._counts: Counter[str] = Counter()
         self._wrong: list[str] = []
         self._port = 0
 
     def run(self, *, port: int, started_s: float, planned: Json, until_s: float) -> Json:
-        """Go on until `until_s` (CLOCK_MONOTONIC); says what happened so far and how many things are still to do."""
+        """Continue until `until_s` (CLOCK_MONOTONIC). Return the counters so far and the number of pending actions."""
         if not self._port:
             self._port = port
             for conversation in plan.conversations(**planned):
@@ -87,7 +87,7 @@ class Visits:
         self._counts["connections"] += 1
 
     def _cut(self, visitor: _Visitor) -> None:
-        """Close its connection in the middle of whatever it is."""
+        """Close its connection at any point of the stream."""
         if visitor.connection is not None:
             if visitor.connection.session.is_over:
                 self._wrong.append(f"the server ended a connection on {visitor.conversation.channel}")
@@ -95,7 +95,7 @@ class Visits:
             visitor.connection = None
 
     def _stay(self, visitor: _Visitor, until_s: float) -> None:
-        """Leave when all has been shown."""
+        """Leave once everything is shown."""
         now_s = time.monotonic()
         if visitor.viewer.checker.status(plan.MESSAGE) == "complete" or now_s > until_s:
             self._leave(visitor)
@@ -109,11 +109,11 @@ class Visits:
         if checker.violations:
             self._wrong.append(f"{conversation.channel}: {checker.violations[0]}")
         elif not text.startswith(shown):
-            self._wrong.append(f"{conversation.channel}: what is shown was not written")
+            self._wrong.append(f"{conversation.channel}: the view has text that was not written")
         elif visitor.visit.leaves_s is None and (shown != text or checker.status(plan.MESSAGE) != "complete"):
             self._wrong.append(f"{conversation.channel}: {len(shown)} of {len(text)} characters are shown at the end")
         elif checker.new_starts > 1 and checker.cursor is not None:
-            self._wrong.append(f"{conversation.channel}: a return was a new start")
+            self._wrong.append(f"{conversation.channel}: a reconnect was a new start")
         self._counts["viewers"] += 1
         self._counts["resumes"] += checker.resumes
         self._counts["batches"] += checker.batches

@@ -2,7 +2,7 @@
 
 Layer: chaos.
 
-The part of the wire that `rawviewer.Checker` leaves out: presence, commands and their
+The part of the wire that `wirecheck.Checker` leaves out: presence, commands and their
 replies, signals. Pure. A reload forgets who is here and what waits, and not what was told once: that stays true.
 """
 

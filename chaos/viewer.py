@@ -4,7 +4,7 @@
 
 Layer: chaos.
 
-The wire is followed and judged by `holdfast.testing.rawviewer`, which knows nothing of the
+The wire is followed and judged by `wirecheck`, which knows nothing of the
 product. `Shown` adds what only a whole run can tell: that it is the truth (`plan`), and that nothing ever goes away
 again. As a process of its own, a viewer follows until its input ends, and then says what it shows and what was wrong.
 """
@@ -24,7 +24,7 @@ from urllib.parse import quote, urlencode
 from chaos.plan import Planned, first_difference
 from chaos.recorder import Heard
 from chaos.truth import PLANNED, Kind
-from holdfast.testing.rawviewer import Checker, Json, Response, SeenMessage, SseViewer, Violation, WireError, WsViewer
+from wirecheck import Checker, Json, Response, SeenMessage, SseViewer, Violation, WireError, WsViewer
 
 __all__ = ["Shown", "Transport", "Viewer", "Watching"]
 

@@ -1,9 +1,9 @@
-"""The systems that are measured beside Holdfast: one module each, which says how it is started and what it is asked.
+"""The systems that are measured beside Holdfast: one module each, with its start and its requests.
 
 Layer: bench.
 
-`system` holds what all have in common; `ours`, `nchan`, `socketio` and `xadd` are the systems;
-`packages` fetches what is not Debian's; `viewers` are their wire formats for the one load client (`load`).
-A peer that is not there, or does not start, is said and fails the run (`BenchError`): it is never left out in silence.
-Safe to change: how a peer is configured, if it is fairer so; say why beside it.
+`system` holds the common interface; `ours`, `nchan`, `socketio` and `xadd` are the systems; `packages` fetches packages
+that Debian does not have; `viewers` has their wire formats for the one load client (`load`). A peer that is missing or
+does not start is reported and fails the run (`BenchError`): it is never left out silently. Safe to change: the
+configuration of a peer, if that is fairer; write the reason beside it.
 """

@@ -1,7 +1,7 @@
-"""The load client for all systems: `bench.load`, which also knows the peers' wire formats.
+"""The load client for all systems: `bench.load` with the peers' wire formats.
 
-Run as a child. Sockets, epoll, capture and comparison are the very same code for every system; only the session that
-takes bytes apart differs, and that happens after the capture.
+Run as a child. Sockets, epoll, capture and comparison are the same code for every system. Only the session that parses
+the bytes differs, and parsing happens after the capture.
 """
 
 import contextlib
@@ -13,7 +13,7 @@ from typing import cast
 from bench.load import Connection, Load
 from bench.peers.viewers import KINDS, TextChecker, open_session
 from bench.proc import CLIENT_CORE, Child
-from holdfast.testing.rawviewer import Checker, Session
+from wirecheck import Checker, Session
 
 __all__ = ["OURS", "PeerLoad", "peer_load"]
 
@@ -31,7 +31,7 @@ class PeerLoad(Load):
         session = open_session(kind, checker, host=f"{_HOST}:{port}")
         sock = socket.create_connection((_HOST, port), timeout=10)
         sock.setblocking(False)
-        # Both have all that `Load` asks of a checker and a session.
+        # Both have all attributes that `Load` uses.
         connection = Connection(sock, cast("Session", session), cast("Checker", checker))
         self._connections[sock.fileno()] = connection
         self._epoll.register(sock.fileno(), select.EPOLLIN)
@@ -41,7 +41,7 @@ class PeerLoad(Load):
 
 @contextlib.contextmanager
 def peer_load() -> Iterator[Child]:
-    """The load client on its own core."""
+    """Run the load client on its own core."""
     with Child("bench.peers.load", core=CLIENT_CORE) as child:
         yield child
 

@@ -1,8 +1,8 @@
 """nchan: a publish-subscribe module of nginx, in C. Debian's nginx with Debian's module.
 
-One worker, as it gets one core. Channels keep all messages of a run, and who arrives late is sent them from the
-oldest, which is the nearest thing to showing the answer so far; the defaults (10 messages, newest first) could not do
-the work at all. Nothing is logged. Publishing is one POST per token over kept-alive connections.
+One worker, because it gets one core. Channels keep all messages of a run, and a late viewer receives them from the
+oldest: the closest to an answer so far. The defaults (10 messages, newest first) could not do the work at all. Logging
+is off. Publishing is one POST per token over kept-alive connections.
 """
 
 import contextlib
@@ -79,8 +79,8 @@ class Nchan(System):
 
     @property
     def version(self) -> str:
-        said = subprocess.run([program("nginx", "nginx"), "-v"], capture_output=True, text=True, timeout=10, check=True)
-        return said.stderr.strip().rpartition(" ")[2] + f" with {_package_version()}"
+        ran = subprocess.run([program("nginx", "nginx"), "-v"], capture_output=True, text=True, timeout=10, check=True)
+        return ran.stderr.strip().rpartition(" ")[2] + f" with {_package_version()}"
 
     def client_core_s(self) -> float:
         return cpu_s(self._publisher.pid)
@@ -89,8 +89,8 @@ class Nchan(System):
         wanted: dict[str, Any] = {"channels": channels, "count": count, "tokens_per_s": tokens_per_s}
         wanted["window_ms"] = self.window_ms
         patience_s = 60 + count / tokens_per_s
-        return self._publisher.ask(
-            "publish", answer_in_s=patience_s, port=self.port, path="/publish/{channel}", **wanted
+        return self._publisher.request(
+            "publish", reply_in_s=patience_s, port=self.port, path="/publish/{channel}", **wanted
         )
 
     def grow(self, channel: str, count: int) -> str:
@@ -98,9 +98,9 @@ class Nchan(System):
             "channels": [channel],
             "count": count,
             "tokens_per_s": GROWING_TOKENS_PER_S,
-            "tells_text": True,
+            "returns_texts": True,
         }
-        answered = self._publisher.ask("publish", port=self.port, path="/publish/{channel}", **wanted)
+        answered = self._publisher.request("publish", port=self.port, path="/publish/{channel}", **wanted)
         self._grown[channel] = self._grown.get(channel, "") + answered["texts"][channel]
         return self._grown[channel]
 
@@ -109,25 +109,25 @@ class NchanJoined(Nchan):
     name = "nchan, memory, 40 ms of tokens a publish"
     kinds: ClassVar[tuple[str, ...]] = ("nchan-sse",)
     is_for_fan_out_only = True
-    promises = "as nchan, but its publisher gathers tokens for 40 ms: joined as ours, yet for all viewers alike"
+    promises = "as nchan, but its publisher gathers tokens for 40 ms: joined like ours, but equally for all viewers"
     window_ms = 40
 
 
 class NchanRedis(Nchan):
     name = "nchan, Redis AOF always"
-    promises = "a publish is answered when it is in Redis's file on disk; one frame per token; no joined text"
+    promises = "a publish is acknowledged when it is in Redis's file on disk; one frame per token; no joined text"
 
 
 @contextlib.contextmanager
 def nchan(*, connections: int, port: int | None = None, sort: type[Nchan] = Nchan) -> Iterator[Nchan]:
-    """nchan with its memory storage. Raises `BenchError` when it is missing or does not start."""
+    """Run nchan with its memory storage. Raises `BenchError` if it is missing or does not start."""
     with _nginx(connections, port) as (port, keeper), _publisher() as publisher:
         yield sort(port, (keeper,), publisher)
 
 
 @contextlib.contextmanager
 def nchan_redis(directory: Path, *, connections: int) -> Iterator[NchanRedis]:
-    """nchan with its Redis storage, as durable as ours: AOF `always`."""
+    """Run nchan with its Redis storage, as durable as ours: AOF `always`."""
     with (
         redis_server(directory, "always") as redis,
         _nginx(connections, None, redis_port=redis.port) as (port, keeper),
@@ -155,14 +155,14 @@ def _nginx(connections: int, port: int | None, *, redis_port: int | None = None)
                 module=module,
                 user=pwd.getpwuid(os.geteuid()).pw_name,
                 folder=folder,
-                connections=connections + 400,  # the publisher has some too
+                connections=connections + 400,  # some are for the publisher
                 port=port,
                 nonce=nonce,
                 upstream=upstream,
                 storage=storage,
             )
         )
-        # Without -e nginx first opens the log that it was built with, which need not be ours to write.
+        # Without -e, nginx first opens its built-in log path, which we may not be allowed to write.
         command = [executable, "-e", "stderr", "-p", str(folder), "-c", str(config)]
         with foreign(f"nginx with nchan on port {port}", command, lambda _: _is_ours(port, nonce)) as keeper:
             yield port, keeper
@@ -175,16 +175,16 @@ def _publisher() -> Iterator[Child]:
 
 
 def _package_version() -> str:
-    """The module does not say its own version; Debian's packages do."""
+    """Return the version of Debian's packages, because the module does not report its own."""
     if (query := shutil.which("dpkg-query")) is None:
         return "nchan of unknown version"
     command = [query, "--show", "--showformat=nchan ${Version}", "libnginx-mod-nchan"]
-    said = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
-    return said.stdout if said.returncode == 0 else "nchan of unknown version"
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
+    return ran.stdout if ran.returncode == 0 else "nchan of unknown version"
 
 
 def _is_ours(port: int, nonce: str) -> bool:
-    """Whether it is our nginx that answers on this port, and nchan in it does."""
+    """Return whether our nginx answers on this port, with nchan in it."""
     try:
         return _get(port, "/who") == nonce.encode() and _publishes(port)
     except (OSError, http.client.HTTPException):
@@ -192,7 +192,7 @@ def _is_ours(port: int, nonce: str) -> bool:
 
 
 def _publishes(port: int) -> bool:
-    # With Redis behind it nginx is up before its connection there is.
+    # With Redis storage, nginx is ready before its connection to Redis.
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=2)
     try:
         connection.request("POST", f"/publish/{quote('bench:ready')}", b"ready")

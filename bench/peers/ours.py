@@ -15,7 +15,7 @@ class Ours(System):
     name = "Holdfast, SQLite FULL"
     kinds: ClassVar[tuple[str, ...]] = ("ours-sse", "ours-ws")
     resuming: ClassVar[tuple[str, ...]] = ("ours-sse", "ours-ws")
-    promises = "a token is on disk before anyone is shown it; late joiners get joined text"
+    promises = "a token is on disk before any viewer receives it; late joiners get joined text"
 
     def __init__(self, port: int, child: Child) -> None:
         super().__init__(port, (child.pid,))
@@ -23,10 +23,10 @@ class Ours(System):
 
     def produce(self, *, channels: list[str], count: int, tokens_per_s: float) -> Any:
         wanted = {"channels": channels, "count": count, "tokens_per_s": tokens_per_s}
-        return self.child.ask("produce", answer_in_s=60 + count / tokens_per_s, **wanted)
+        return self.child.request("produce", reply_in_s=60 + count / tokens_per_s, **wanted)
 
     def grow(self, channel: str, count: int) -> str:
-        return str(self.child.ask("grow", channel=channel, count=count)["text"])
+        return str(self.child.request("grow", channel=channel, count=count)["text"])
 
     def written_bytes(self) -> int:
         return disk_write_bytes(self.child.pid)

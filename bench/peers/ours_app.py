@@ -1,4 +1,4 @@
-"""Holdfast as it is measured beside the peers: the server of `bench.server`, and producers that wait for durability.
+"""Holdfast beside the peers: the server of `bench.server`, with producers that wait for durability.
 
 Run as a child: `python -m bench.peers.ours_app DATABASE SYNCHRONOUS`.
 """
@@ -9,7 +9,7 @@ import sys
 import time
 from typing import Any
 
-from bench.control import answer, serve_requests
+from bench.control import reply, serve_requests
 from bench.peers.summary import Sent, appended, summary
 from bench.server import Producers, start_server
 from holdfast import Hub, MessageWriter
@@ -17,7 +17,7 @@ from holdfast.stores.sqlite import SqliteStore
 
 
 class Appenders:
-    """Agents in the server's own process, each of which awaits that what it appended is stored."""
+    """Agents in the server's own process. Each awaits the storage of its appends."""
 
     def __init__(self, hub: Hub) -> None:
         self._hub = hub
@@ -34,7 +34,7 @@ class Appenders:
         return {}
 
     async def append(self, *, seconds: float, at_once: int) -> dict[str, Any]:
-        """All open messages grow for so long, each by `at_once` tokens and then a wait until they are stored."""
+        """Grow all open messages for so long, each by `at_once` tokens and then a wait until they are stored."""
         for each in self._sent.values():
             del each.waits_s[:]
         started_s = time.monotonic()
@@ -44,7 +44,7 @@ class Appenders:
         return appended(self._sent.values(), time.monotonic() - started_s)
 
     async def grow(self, *, channel: str, count: int) -> dict[str, Any]:
-        """The open message of `channel` grows by `count` tokens, stored one by one."""
+        """Grow the open message of `channel` by `count` tokens, stored one by one."""
         if channel not in self._writers:
             await self.begin(channels=[channel])
         writer, sent = self._writers[channel], self._sent[channel]
@@ -54,7 +54,7 @@ class Appenders:
         return {"text": sent.text, "id": writer.id}
 
     async def finish(self) -> dict[str, Any]:
-        """End all open messages; returns them as they were sent."""
+        """End all open messages. Return them as they were sent."""
         ids = {channel: writer.id for channel, writer in self._writers.items()}
         await self._open.aclose()
         messages = {channel: summary(self._sent[channel].text, id) for channel, id in ids.items()}
@@ -77,7 +77,7 @@ async def _main(database: str, synchronous: str) -> None:
     hub = Hub(SqliteStore(database, synchronous=synchronous))
     appenders, producers = Appenders(hub), Producers(hub)
     async with start_server(hub) as port:
-        answer(port=port)
+        reply(port=port)
         await serve_requests(
             {
                 "produce": producers.produce,

@@ -1,8 +1,8 @@
-"""Peers' packages, of exact versions, kept apart from Holdfast's own environment in a cache of the benchmarks.
+"""Packages of the peers, of exact versions, kept apart from Holdfast's own environment in a cache of the benchmarks.
 
-They are no dependencies of ours, in development either: whoever never measures beside peers never fetches them. The
-cache is `$HOLDFAST_BENCH_CACHE`, else `holdfast-bench` in the user's cache folder. What is fetched is put in place
-whole by one rename, so that an interrupted or a second run finds all of it or nothing.
+They are not dependencies of Holdfast, not even for development: only a measurement beside peers fetches them. The cache
+is `$HOLDFAST_BENCH_CACHE`, else `holdfast-bench` in the user's cache folder. A download is put in place by one rename,
+so an interrupted or concurrent run finds all of it or none.
 """
 
 import contextlib
@@ -25,7 +25,7 @@ _FETCH_S = 180.0
 
 
 def node_packages(*wanted: str) -> Path:
-    """A folder with a `node_modules` that holds `wanted`. Raises `BenchError` when they cannot be had."""
+    """Return a folder with a `node_modules` that holds `wanted`. Raises `BenchError` if they cannot be fetched."""
     npm = shutil.which("npm")
     if npm is None or shutil.which("node") is None:
         raise BenchError("Node.js with npm is missing (Debian: apt-get install nodejs npm)")
@@ -34,7 +34,7 @@ def node_packages(*wanted: str) -> Path:
 
 
 def python_packages(*wanted: str) -> Path:
-    """A folder for `PYTHONPATH` that holds `wanted`. Raises `BenchError` when they cannot be had."""
+    """Return a folder for `PYTHONPATH` that holds `wanted`. Raises `BenchError` if they cannot be fetched."""
     pip = [
         sys.executable,
         "-m",
@@ -49,21 +49,21 @@ def python_packages(*wanted: str) -> Path:
 
 
 def is_fetched(*wanted: str) -> bool:
-    """Whether `wanted` are in the cache, so that nothing has to come over the network."""
-    return any(place.name.endswith("_".join(wanted)) for place in cache().glob("*"))
+    """Return whether `wanted` are in the cache, so that no download is needed."""
+    return any(path.name.endswith("_".join(wanted)) for path in cache().glob("*"))
 
 
 def cache() -> Path:
-    """Where packages are kept."""
+    """Return the cache folder."""
     if own := os.environ.get("HOLDFAST_BENCH_CACHE"):
         return Path(own)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "holdfast-bench"
 
 
 def _fetched(name: str, command: Callable[[str], list[str]]) -> Path:
-    place = cache() / name.replace(" ", "_").replace("/", "_")
-    if place.is_dir():
-        return place
+    path = cache() / name.replace(" ", "_").replace("/", "_")
+    if path.is_dir():
+        return path
     cache().mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=cache(), prefix=".fetching-") as scratch:
         folder = Path(scratch) / "whole"
@@ -76,8 +76,8 @@ def _fetched(name: str, command: Callable[[str], list[str]]) -> Path:
             raise BenchError(
                 f"could not fetch {name}: {(result.stderr + result.stdout)[-1500:].decode(errors='replace')}"
             )
-        with contextlib.suppress(OSError):  # somebody else was faster: theirs is as good
-            folder.rename(place)
-    if not place.is_dir():
-        raise BenchError(f"could not put {name} into {place}")
-    return place
+        with contextlib.suppress(OSError):  # another run was faster: its download is as good
+            folder.rename(path)
+    if not path.is_dir():
+        raise BenchError(f"could not put {name} into {path}")
+    return path

@@ -1,4 +1,4 @@
-"""Rows of pages that are loaded, or come back, in the middle of an answer, on several systems by turns."""
+"""Rows of pages that are loaded, or that resume, within a streaming answer, on several systems in turn."""
 
 import functools
 import statistics
@@ -23,11 +23,11 @@ class _Visits:
     text: str = ""
     loads: list[Loaded] = field(default_factory=list)
     resumes: list[Loaded] = field(default_factory=list)
-    pages: list[Page] = field(default_factory=list)  # that followed from the beginning, and will come back
-    failed: Row | None = None  # once something has gone wrong there are no figures, and nothing more is asked
+    pages: list[Page] = field(default_factory=list)  # pages that followed from the beginning, and will resume
+    failed: Row | None = None  # after an error there are no figures, and no further requests
 
     def attempt(self, do: Callable[[], None]) -> None:
-        """Do it, unless something has gone wrong before; the others are measured all the same."""
+        """Do it, unless an earlier step has failed; other systems are measured all the same."""
         if self.failed is not None:
             return
         try:
@@ -36,14 +36,14 @@ class _Visits:
             self.failed = failed(f"reload and resume: {self}", error)
 
     def begin(self, *, tokens: int, missed: int, pages: int) -> None:
-        """Let the answer grow, with pages that follow it until `missed` tokens before its end."""
+        """Grow the answer, with pages that follow it until `missed` tokens before its end."""
         if self.kind in self.system.resuming:
             self.pages = [Page(self.system, self.kind, self.channel) for _ in range(pages)]
         follow(self.pages, lambda: self.system.grow(self.channel, tokens - missed))
         self.text = self.system.grow(self.channel, missed)
 
     def visit(self, n: int) -> None:
-        """One page comes back, and one that was never there before is loaded."""
+        """Resume one page, and load a new one."""
         if self.pages:
             self.resumes.append(load(self.pages[n], self.text))
         if self.system.keeps_history:
@@ -65,7 +65,7 @@ NAMES = {
 
 
 def page_rows(systems: Sequence[System], *, tokens: int, rounds: int) -> list[Row]:
-    """An answer grows to `tokens`, of which the last quarter is missed by those who then come back."""
+    """Return the rows. An answer grows to `tokens`; the pages that resume have missed the last quarter."""
     missed = tokens // 4
     all_visits = [_Visits(system, kind, f"bench:page-{kind}") for system in systems for kind in _page_kinds(system)]
     with on_core(CLIENT_CORE):
@@ -89,7 +89,7 @@ def _page_kinds(system: System) -> list[str]:
 def _load_row(visits: _Visits, tokens: int) -> Row:
     what = f"reload at {tokens:,} tokens, in mid-stream: {visits}"
     if not visits.loads:
-        return Row(what, "cannot be asked", note="it shows a new viewer nothing of what was before")
+        return Row(what, "not applicable", note="it sends no earlier messages to a new viewer")
     return _row(what, visits.loads, len(visits.text.encode()))
 
 

@@ -1,11 +1,11 @@
-"""An open-loop publisher over HTTP, for servers that have no producers in their own process.
+"""An open-loop publisher over HTTP, for servers without producers in their own process.
 
-One POST per token or, with a window, one for all tokens that a channel got in it.
+One POST per token or, with a window, one for all tokens of a channel in that window.
 
-Run as a child, on the load client's core, so that its time is nobody's server time: to the peer's advantage, since
-our producers run inside our server. A few connections are kept alive and a channel always uses the same one, so its
-order is kept; a request goes out when its time has come, whether or not the one before was answered (pipelining).
-Every answer must be a 2xx, and all of them must come, or the run is void.
+Run as a child, on the load client's core, so its time does not count as server time. This is to the peer's advantage,
+because our producers run inside our server. A few connections are kept alive, and a channel always uses the same one,
+so its order is kept. A request is sent when it is due, whether or not the one before has a response (pipelining). Every
+response must be a 2xx, and all must arrive, or the run is void.
 """
 
 import json
@@ -18,20 +18,20 @@ from collections import deque
 from typing import Any
 from urllib.parse import quote
 
-from bench.control import answer
+from bench.control import reply
 from bench.lateness import Lateness
 from bench.peers.summary import summary
 from bench.proc import BenchError
 from bench.tokens import token
 
 _HOST = "127.0.0.1"
-_CONNECTIONS = 256  # with 16, publishes that wait for Redis waited for one another: 110 ms instead of a few
-_ANSWERS_S = 15.0  # for what is still unanswered at the end
+_CONNECTIONS = 256  # with 16, publishes that waited for Redis delayed one another: 110 ms instead of a few
+_ANSWERS_S = 15.0  # for missing responses at the end
 _STATUS = b"HTTP/1.1 "
 
 
 class _Lane:
-    """One connection: bytes that wait for room in its socket, and how many answers have come."""
+    """One connection: its bytes that wait for room in the socket, and the number of received responses."""
 
     def __init__(self, port: int) -> None:
         self.socket = socket.create_connection((_HOST, port), timeout=10)
@@ -49,7 +49,7 @@ class _Lane:
         del self.waiting[:sent]
 
     def read(self) -> None:
-        """Count answers. Raises `BenchError` at one that is not a yes."""
+        """Count responses. Raises `BenchError` at a status other than 2xx."""
         try:
             data = self.socket.recv(1 << 16)
         except BlockingIOError:
@@ -57,7 +57,7 @@ class _Lane:
         if not data:
             raise BenchError("the server closed a publisher's connection")
         data = self._rest + data
-        # Neither headers nor bodies of the answers hold these words, so finding them is parsing enough.
+        # Neither headers nor bodies of the responses contain these words, so searching for them is sufficient.
         position = -1
         while (found := data.find(_STATUS, position + 1)) >= 0 and found + len(_STATUS) < len(data):
             if data[found + len(_STATUS)] != ord("2"):
@@ -76,12 +76,12 @@ def publish(
     count: int,
     tokens_per_s: float,
     window_ms: int = 0,
-    tells_text: bool = False,
+    returns_texts: bool = False,
 ) -> dict[str, Any]:
-    """Publish `count` tokens to each of `channels`, each at its time; `path` holds `{channel}`.
+    """Publish `count` tokens to each of `channels`, each at its time; `path` contains `{channel}`.
 
-    With `window_ms`, what a channel got is published so long after the first of it, as one message. Answers when all
-    have been acknowledged, with what was sent by channel; with `tells_text` also the texts.
+    With `window_ms`, the tokens of a channel are published as one message, so long after the first. Reply when all are
+    acknowledged, with the sent tokens by channel; with `returns_texts` also the texts.
     """
     started_s = time.monotonic()
     lanes = _Lanes(port, [path.format(channel=quote(channel)) for channel in channels])
@@ -92,8 +92,8 @@ def publish(
         lanes.close()
     return {
         "messages": {channel: summary(text, "m") for channel, text in zip(channels, texts, strict=True)},
-        "texts": dict(zip(channels, texts, strict=True)) if tells_text else {},
-        "lag_ms": lateness.told_ms(),
+        "texts": dict(zip(channels, texts, strict=True)) if returns_texts else {},
+        "lag_ms": lateness.percentiles_ms(),
         "seconds": time.monotonic() - started_s,
     }
 
@@ -116,11 +116,11 @@ class _Lanes:
         self._published += 1
 
     def turn(self, timeout_s: float) -> None:
-        """Write what is to be written, and read answers for so long."""
+        """Write pending bytes and read responses for so long."""
         for lane in self._lanes:
             if lane.waiting:
                 lane.write()
-        # Not epoll, whose timeouts are whole milliseconds: rounded down it would spin on the load client's core.
+        # Not epoll, whose timeouts are whole milliseconds: rounded down, it would spin on the load client's core.
         for sock in select.select(self._by_socket, (), (), min(timeout_s, 0.1))[0]:
             self._by_socket[sock].read()
 
@@ -128,7 +128,7 @@ class _Lanes:
         until_s = time.monotonic() + _ANSWERS_S
         while (answered := sum(lane.answered for lane in self._lanes)) < self._published:
             if time.monotonic() > until_s:
-                raise BenchError(f"{self._published - answered} of {self._published} publishes were not answered")
+                raise BenchError(f"{self._published - answered} of {self._published} publishes got no response")
             self.turn(0.1)
 
     def close(self) -> None:
@@ -137,13 +137,13 @@ class _Lanes:
 
 
 def _send(lanes: _Lanes, channels: int, count: int, tokens_per_s: float, window_s: float) -> tuple[list[str], Lateness]:
-    """Publish all tokens when they are due; returns the texts, and how late the tokens were."""
+    """Publish all tokens when they are due. Return the texts, and how late the tokens were."""
     sent: list[list[str]] = [[] for _ in range(channels)]
     gathered: list[list[str]] = [[] for _ in range(channels)]
-    closing: deque[tuple[float, int]] = deque()  # when a channel's window ends; all are as long, so this is in order
+    closing: deque[tuple[float, int]] = deque()  # ends of windows, in order: all are equally long
     lateness = Lateness()
     total, due = count * channels, 0
-    period_s = 1 / tokens_per_s / channels  # all channels, spread over one token's time
+    period_s = 1 / tokens_per_s / channels  # the channels are spread over one token's time
     started_s = time.monotonic()
     while due < total or closing:
         now_s = time.monotonic()
@@ -153,7 +153,7 @@ def _send(lanes: _Lanes, channels: int, count: int, tokens_per_s: float, window_
             sent[channel].append(text)
             lateness.made(channel, late_s)
             if not window_s:
-                lanes.publish(channel, text)  # however late it is: one token, one message
+                lanes.publish(channel, text)  # even if it is late: one token, one message
                 continue
             if not gathered[channel]:
                 closing.append((now_s + window_s, channel))
@@ -176,9 +176,9 @@ def main() -> None:
             request = json.loads(line)
             assert request.pop("do") == "publish"
             try:
-                answer(**publish(**request))
+                reply(**publish(**request))
             except (BenchError, OSError) as error:
-                answer(error=f"{type(error).__name__}: {error}")
+                reply(error=f"{type(error).__name__}: {error}")
 
 
 if __name__ == "__main__":

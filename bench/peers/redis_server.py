@@ -1,4 +1,4 @@
-"""A redis-server of our own: Debian's, on loopback or a socket file, with the append-only file as asked."""
+"""A redis-server of our own: Debian's, on loopback or a socket file, with the requested append-only file."""
 
 import contextlib
 import socket
@@ -11,29 +11,30 @@ from bench.peers.system import config_folder, foreign, program
 from bench.proc import BenchError
 from chaos.processes import free_port
 
-__all__ = ["Fsync", "RedisServer", "ask_redis", "redis_server"]
+__all__ = ["Fsync", "RedisServer", "redis_server", "request_redis"]
 
 Fsync = Literal["always", "everysec"]
 
 
 @dataclass(frozen=True)
 class RedisServer:
-    pid: int  # of the process that keeps it
+    pid: int  # of the process that started it
     server_pid: int
     port: int
     socket_path: str
 
     @property
     def version(self) -> str:
-        said = ask_redis(self.socket_path, "INFO", "server")
-        return "redis-server " + said.partition("redis_version:")[2].partition("\r\n")[0]
+        reply = request_redis(self.socket_path, "INFO", "server")
+        return "redis-server " + reply.partition("redis_version:")[2].partition("\r\n")[0]
 
 
 @contextlib.contextmanager
 def redis_server(directory: Path, fsync: Fsync, *, port: int | None = None) -> Iterator[RedisServer]:
-    """Start one whose append-only file is in `directory`, to be written to disk as `fsync` says.
+    """Start a server whose append-only file is in `directory`, written to disk as `fsync` says.
 
-    No snapshots and no rewriting of the file: it works for the run alone. Raises `BenchError` when it does not start.
+    Without snapshots and rewriting of the file, so it works for the run alone. Raises `BenchError` if it does not
+    start.
     """
     executable = program("redis-server", "redis-server")
     port = port if port is not None else free_port()
@@ -57,17 +58,17 @@ def redis_server(directory: Path, fsync: Fsync, *, port: int | None = None) -> I
 
         def is_ready(pid: int) -> bool:
             pids[:] = [pid]
-            return Path(path).exists() and ask_redis(path, "INFO", "server").find(f"process_id:{pid}\r\n") >= 0
+            return Path(path).exists() and request_redis(path, "INFO", "server").find(f"process_id:{pid}\r\n") >= 0
 
         with foreign("redis-server", command, is_ready) as keeper:
             for name, wanted in (("appendonly", "yes"), ("appendfsync", fsync)):
-                if f"\r\n{wanted}\r\n" not in (said := ask_redis(path, "CONFIG", "GET", name)):
-                    raise BenchError(f"redis-server runs with another {name} than {wanted}: {said!r}")
+                if f"\r\n{wanted}\r\n" not in (reply := request_redis(path, "CONFIG", "GET", name)):
+                    raise BenchError(f"redis-server runs with another {name} than {wanted}: {reply!r}")
             yield RedisServer(keeper, pids[0], port, path)
 
 
-def ask_redis(path: str, *words: str) -> str:
-    """One short command; its answer as it came."""
+def request_redis(path: str, *words: str) -> str:
+    """Send one short command. Return its reply as received."""
     with socket.socket(socket.AF_UNIX) as sock:
         sock.settimeout(5)
         try:

@@ -1,8 +1,8 @@
-"""A page that is loaded, and one that comes back, in the middle of an answer: what it is sent, and how soon it has it.
+"""A page that is loaded, and one that resumes, within a streaming answer: the bytes that it receives, and how soon.
 
-One viewer at a time, on a system with nothing else to do. The clock runs from before the connection is opened until the
-bytes arrive with which all of the text is there. What a browser then does with them is not in it: bytes are kept with
-the time at which they came, and parsed after the last of them.
+One viewer at a time, on a system without other work. The clock runs from before the connection is opened until the
+bytes arrive that complete the text. A browser's work is not included: bytes are kept with their arrival time, and
+parsed after the last of them.
 """
 
 import socket
@@ -15,13 +15,14 @@ from bench.peers.load import OURS
 from bench.peers.system import System
 from bench.peers.viewers import TextChecker, open_session
 from bench.proc import BenchError
-from holdfast.testing.rawviewer import Checker, Session, SseSession, WsSession
+from bench.reader import LoadSseSession, LoadWsSession
+from wirecheck import Checker, Session
 
 __all__ = ["Loaded", "Page", "follow", "load"]
 
 _HOST = "127.0.0.1"
-_QUIET_S = 0.15  # nothing for this long: time to look whether all has come
-_PATIENCE_S = 5.0  # with a server that has not sent all
+_QUIET_S = 0.15  # no bytes for this long: check whether the text is complete
+_PATIENCE_S = 5.0  # with a server that has not sent everything
 _TIMEOUT_S = 20.0
 _READ_BYTES = 256 * 1024
 
@@ -29,11 +30,11 @@ _READ_BYTES = 256 * 1024
 class Loaded(NamedTuple):
     seconds: float
     bytes: int  # of bodies and payloads, without framing
-    wire_bytes: int  # as the socket brought them: with heads, chunks' and frames' framing
+    wire_bytes: int  # as read from the socket: with heads, and the framing of chunks and frames
 
 
 class Page:
-    """One viewer of one channel, over as many connections as it makes: each goes on where the one before ended."""
+    """One viewer of one channel, over all its connections: each continues where the one before ended."""
 
     def __init__(self, system: System, kind: str, channel: str) -> None:
         self.kind = kind
@@ -54,14 +55,14 @@ class Page:
         return self._checker.payload_bytes
 
     def connect(self) -> None:
-        """Open a connection and send the request; to be followed by `read`."""
+        """Open a connection and send the request; call `read` next."""
         host = f"{_HOST}:{self._port}"
         self._socket = socket.create_connection((_HOST, self._port), timeout=_TIMEOUT_S)
         self._session = self._new_session(host)
         self._socket.sendall(self._session.bytes_to_send())
 
     def attach(self) -> None:
-        """Read until the server has answered that we are there."""
+        """Read until the server has confirmed the subscription."""
         until_s = time.monotonic() + _TIMEOUT_S
         session, sock = self._open()
         while not session.has_attached:
@@ -71,7 +72,7 @@ class Page:
             self.take(sock.recv(_READ_BYTES), time.monotonic())
 
     def read(self) -> list[tuple[float, bytes]]:
-        """Keep what comes, until nothing more does."""
+        """Read until no more bytes arrive. Return them with their times."""
         until_s = time.monotonic() + _TIMEOUT_S
         _, sock = self._open()
         arrivals: list[tuple[float, bytes]] = []
@@ -87,7 +88,7 @@ class Page:
         raise BenchError(f"the server was still sending to a viewer of {self.kind} after {_TIMEOUT_S:.0f} s")
 
     def take(self, data: bytes, now_s: float) -> None:
-        """Parse, check, and answer what has to be answered."""
+        """Parse and check bytes, and send the session's replies."""
         session, sock = self._open()
         if not data:
             raise BenchError(f"the server ended the connection of a viewer of {self.kind}")
@@ -97,14 +98,14 @@ class Page:
             sock.sendall(reply)
 
     def leave(self) -> None:
-        """Close the connection. Raises `Void` if anything was wrong with what came over it."""
+        """Close the connection. Raises `Void` if it delivered something wrong."""
         session, sock = self._open()
         sock.close()
         session.receive_end()
         self._session = self._socket = None
         if self._checker.violations:
             first = self._checker.violations[0]
-            raise Void(f"a viewer of {self.kind} was sent what may not be: {first.kind}: {first.detail}")
+            raise Void(f"a viewer of {self.kind} received invalid data: {first.kind}: {first.detail}")
 
     def _open(self) -> tuple[Session, socket.socket]:
         assert self._session is not None
@@ -113,19 +114,19 @@ class Page:
 
     def _new_session(self, host: str) -> Session:
         if isinstance(self._checker, TextChecker):
-            # It has all that is asked of a session here.
+            # It has all methods of a session that are used here.
             session = open_session(self.kind, self._checker, host=host, resume=self._checker.position)
             return cast("Session", session)
         since = self._checker.cursor
         if OURS[self.kind] == "sse":
-            return SseSession(self._checker, since=since, host=host)
-        socket_session = WsSession(host=host)
+            return LoadSseSession(self._checker, since=since, host=host)
+        socket_session = LoadWsSession(host=host)
         socket_session.attach(self._checker, since=since)
         return socket_session
 
 
 def load(page: Page, text: str) -> Loaded:
-    """Open the page, wait until it holds `text`, and leave. Raises `Void` unless it comes to hold just that."""
+    """Open the page, wait until it holds `text`, and leave. Raises `Void` unless it ends with exactly that text."""
     before, wire_before, started_s = page.payload_bytes, page.wire_bytes, time.monotonic()
     found: Loaded | None = None
 
@@ -135,7 +136,7 @@ def load(page: Page, text: str) -> Loaded:
             found = Loaded(now_s - started_s, page.payload_bytes - before, page.wire_bytes - wire_before)
 
     page.connect()
-    page.attach()  # what has to be answered is answered at once
+    page.attach()  # replies are sent at once
     look(time.monotonic())
     _read_all(page, text, look)
     assert found is not None, "all of it was read"
@@ -154,7 +155,7 @@ def follow(pages: list[Page], grow: Callable[[], str]) -> str:
 
 
 def _read_all(page: Page, text: str, look: Callable[[float], None]) -> None:
-    """Read until the page holds `text` and nothing more comes, and leave. `look` is told when something came."""
+    """Read until the page holds `text` and no more bytes arrive, and leave. Call `look` after each read."""
     until_s = time.monotonic() + _PATIENCE_S
     while True:
         for now_s, data in page.read():
@@ -164,4 +165,4 @@ def _read_all(page: Page, text: str, look: Callable[[float], None]) -> None:
             break
     page.leave()
     if page.text != text:
-        raise Void(f"a viewer of {page.kind} shows {len(page.text)} of {len(text)} characters, or other ones")
+        raise Void(f"a viewer of {page.kind} shows {len(page.text)} of {len(text)} characters, or other text")

@@ -1,8 +1,8 @@
-"""Runs a program that is not ours as a child of a benchmark: `python -m bench.peers.run become|keep PROGRAM …`.
+"""Runs a foreign program as a child of a benchmark: `python -m bench.peers.run become|keep PROGRAM …`.
 
-`become` replaces this process by the program, which must itself read our requests from standard input and end with
-it. `keep` is for servers that know nothing of us: it starts the program, says its process id, and ends it when
-standard input ends, so that nothing is left behind when a run is broken off; should we be killed, the kernel ends it.
+`become` replaces this process by the program, which must itself read our requests from standard input and end with it.
+`keep` is for other servers: it starts the program, prints its process id, and ends it when standard input ends, so an
+interrupted run leaves no process behind. If this process is killed, the kernel ends the program.
 """
 
 import ctypes
@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 
-from bench.control import answer
+from bench.control import reply
 
 _END_S = 8.0  # for a server to end by itself
 _PR_SET_PDEATHSIG = 1  # prctl(2)
@@ -20,7 +20,7 @@ _STDIN = 0
 
 
 def _keep(command: list[str]) -> int:
-    libc = ctypes.CDLL(None)  # loaded here: between fork and exec as little as possible
+    libc = ctypes.CDLL(None)  # loaded here: as little as possible between fork and exec
     program = subprocess.Popen(
         command,
         stdin=subprocess.DEVNULL,
@@ -28,11 +28,11 @@ def _keep(command: list[str]) -> int:
         preexec_fn=lambda: libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM),
     )
     handle = os.pidfd_open(program.pid)
-    answer(pid=program.pid)
+    reply(pid=program.pid)
     while True:
         ready, _, _ = select.select([_STDIN, handle], [], [])
         if handle in ready:
-            return program.wait() or 1  # nobody asked it to end
+            return program.wait() or 1  # the program ended without a request
         if not os.read(_STDIN, 4096):
             break
     program.terminate()

@@ -1,8 +1,8 @@
-"""Socket.IO on Node.js, from npm, with connection state recovery (its memory adapter) and WebSocket alone.
+"""Socket.IO on Node.js, from npm, with connection state recovery (its memory adapter), over WebSocket only.
 
-Producers run in the server's process, as ours do. What it recovers is a session that it still remembers, for two
-minutes and while the process lives; a viewer that was never there before is shown nothing of the past, which is left
-to the app. So it has no late joiner to be measured.
+Producers run in the server's process, as ours do. It recovers a session that it still remembers, for two minutes and
+while the process lives. A new viewer receives no earlier messages; the application must provide them. So late joiners
+are not measured for it.
 """
 
 import contextlib
@@ -36,22 +36,22 @@ class SocketIo(System):
 
     def produce(self, *, channels: list[str], count: int, tokens_per_s: float) -> Any:
         wanted = {"channels": channels, "count": count, "tokens_per_s": tokens_per_s}
-        return self._child.ask("produce", answer_in_s=60 + count / tokens_per_s, **wanted)
+        return self._child.request("produce", reply_in_s=60 + count / tokens_per_s, **wanted)
 
     def grow(self, channel: str, count: int) -> str:
         wanted: dict[str, Any] = {
             "channels": [channel],
             "count": count,
             "tokens_per_s": GROWING_TOKENS_PER_S,
-            "tells_text": True,
+            "returns_texts": True,
         }
-        self._grown[channel] = self._grown.get(channel, "") + self._child.ask("produce", **wanted)["texts"][channel]
+        self._grown[channel] = self._grown.get(channel, "") + self._child.request("produce", **wanted)["texts"][channel]
         return self._grown[channel]
 
 
 @contextlib.contextmanager
 def socketio() -> Iterator[SocketIo]:
-    """Start it on a port of its own choice. Raises `BenchError` when it is missing or does not start."""
+    """Start it on a port of its own choice. Raises `BenchError` if it is missing or does not start."""
     node = program("node", "nodejs npm")
     packages = node_packages(*SOCKET_IO)
     script = Path(__file__).with_name("socketio_server.mjs")

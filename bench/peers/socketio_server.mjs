@@ -1,7 +1,7 @@
 // A Socket.IO server as its documentation sets it up, with connection state recovery, and producers in its process.
 //
-// Run by `bench.peers.socketio` with the folder whose node_modules holds socket.io. Requests come over standard input,
-// one JSON object a line, one answer a line; it ends when its input does.
+// `bench.peers.socketio` runs it with the folder whose node_modules contains socket.io. It reads requests from standard
+// input, one JSON object per line, writes one reply per line, and ends when its input ends.
 import { createHash } from 'node:crypto'
 import { createServer } from 'node:http'
 import { createRequire } from 'node:module'
@@ -26,11 +26,11 @@ const CYCLE_US = 36n ** 5n
 const token = () => ((process.hrtime.bigint() / 1000n) % CYCLE_US).toString(36).padStart(5, '0')
 
 const summary = text => ({ id: 'm', length: text.length, sha256: createHash('sha256').update(text).digest('hex') })
-const answer = fields => process.stdout.write(JSON.stringify(fields) + '\n')
+const reply = fields => process.stdout.write(JSON.stringify(fields) + '\n')
 const now = () => Number(process.hrtime.bigint()) / 1e9
 
-/** Each token at its time, late or not, spread over the channels as all other producers here are. */
-function produce({ channels, count, tokens_per_s: rate, tells_text: tellsText = false }) {
+/** Send each token at its time, late or not, spread over the channels like all producers of the benchmarks. */
+function produce({ channels, count, tokens_per_s: rate, returns_texts: returnsTexts = false }) {
   const sent = channels.map(() => [])
   const lags = []
   const total = count * channels.length
@@ -51,7 +51,7 @@ function produce({ channels, count, tokens_per_s: rate, tells_text: tellsText = 
       if (due < total) return void setTimeout(step, Math.max(0, (started + due * period - now()) * 1000))
       lags.sort((a, b) => a - b)
       const messages = Object.fromEntries(channels.map((channel, n) => [channel, summary(sent[n].join(''))]))
-      const texts = tellsText ? Object.fromEntries(channels.map((channel, n) => [channel, sent[n].join('')])) : {}
+      const texts = returnsTexts ? Object.fromEntries(channels.map((channel, n) => [channel, sent[n].join('')])) : {}
       const share = part => lags[Math.floor(lags.length * part)] * 1000
       resolve({ messages, texts, lag_ms: [share(0.5), share(0.99), lags.at(-1) * 1000], seconds: now() - started })
     }
@@ -61,13 +61,13 @@ function produce({ channels, count, tokens_per_s: rate, tells_text: tellsText = 
 
 const requests = { produce }
 
-http.listen(0, '127.0.0.1', 4096, () => answer({ port: http.address().port, version, node: process.version }))
+http.listen(0, '127.0.0.1', 4096, () => reply({ port: http.address().port, version, node: process.version }))
 for await (const line of createInterface({ input: process.stdin })) {
   const { do: name, ...fields } = JSON.parse(line)
   try {
-    answer(await requests[name](fields))
+    reply(await requests[name](fields))
   } catch (error) {
-    answer({ error: String(error) })
+    reply({ error: String(error) })
   }
 }
 process.exit(0)

@@ -1,4 +1,4 @@
-"""What producers of all systems report of their work, in one form."""
+"""The report of a producer about its work, in one form for all systems."""
 
 import hashlib
 from array import array
@@ -14,9 +14,9 @@ _TOKENS = [known_token(0, n) for n in range(1 << 16)]
 
 
 class Sent:
-    """What one producer has sent, and how long each of its waits took.
+    """The tokens that one producer has sent, and the duration of each of its waits.
 
-    Its text is its own, and known beforehand: to make and to keep tokens would be work that is measured with the rest.
+    Each producer has its own text, known beforehand: making and keeping tokens would add to the measured work.
     """
 
     def __init__(self, producer: int) -> None:
@@ -25,28 +25,28 @@ class Sent:
         self._first = producer * _STEP
 
     def next(self) -> str:
-        """The next token, which is sent now."""
+        """Return the next token, which is sent now."""
         token = _TOKENS[(self._first + self.tokens) % len(_TOKENS)]
         self.tokens += 1
         return token
 
     @property
     def text(self) -> str:
-        """All of it."""
+        """Return the whole text."""
         return "".join(_TOKENS[(self._first + n) % len(_TOKENS)] for n in range(self.tokens))
 
 
 def summary(text: str, message_id: str) -> dict[str, Any]:
-    """What was sent to one channel, as the load client compares it."""
+    """Return the text sent to one channel, in the form that the load client compares."""
     return {"id": message_id, "length": len(text), "sha256": hashlib.sha256(text.encode()).hexdigest()}
 
 
 def appended(sent: Collection[Sent], seconds: float) -> dict[str, Any]:
-    """What a closed loop of appends has done in all."""
+    """Return the totals of a closed loop of appends."""
     ordered = sorted(wait for each in sent for wait in each.waits_s)
     return {
         "tokens": sum(each.tokens for each in sent),
         "seconds": seconds,
         "wait_ms": [ordered[int(len(ordered) * share)] * 1000 for share in (0.5, 0.99)] if ordered else [],
-        "fewest": min(each.tokens for each in sent),  # of a producer: was everybody served?
+        "fewest": min(each.tokens for each in sent),  # of one producer: shows whether all were served
     }

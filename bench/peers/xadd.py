@@ -23,7 +23,7 @@ _POOL = 1_000
 
 class Xadd(System):
     name = "XADD per token"
-    promises = "an XADD is answered when Redis has written it as its AOF says; every token is replayed on its own"
+    promises = "an XADD is acknowledged when Redis has written it by its AOF setting; tokens are replayed separately"
     kinds: ClassVar[tuple[str, ...]] = ("xadd-sse",)
     resuming: ClassVar[tuple[str, ...]] = ("xadd-sse",)
 
@@ -37,7 +37,7 @@ class Xadd(System):
         return f"{self.redis.version}; {', '.join(package.replace('==', ' ') for package in REDIS_CLIENT)}"
 
     def grow(self, channel: str, count: int) -> str:
-        return str(self.child.ask("grow", channel=channel, count=count)["text"])
+        return str(self.child.request("grow", channel=channel, count=count)["text"])
 
     def written_bytes(self) -> int:
         return disk_write_bytes(self.redis.server_pid)
@@ -45,8 +45,8 @@ class Xadd(System):
 
 @contextlib.contextmanager
 def xadd(directory: Path, fsync: Fsync, *, pool: int = _POOL) -> Iterator[Xadd]:
-    """Start it with its append-only file in `directory`. Raises `BenchError` when something is missing."""
-    program("redis-server", "redis-server")  # before anything is fetched
+    """Start it with its append-only file in `directory`. Raises `BenchError` if a program or package is missing."""
+    program("redis-server", "redis-server")  # before any download
     packages = python_packages(*REDIS_CLIENT)
     with (
         redis_server(directory, fsync) as redis,
@@ -58,7 +58,7 @@ def xadd(directory: Path, fsync: Fsync, *, pool: int = _POOL) -> Iterator[Xadd]:
 
 @contextlib.contextmanager
 def _import_path(folder: Path) -> Iterator[None]:
-    """Let children started meanwhile import from `folder`, before all else."""
+    """Let children that start meanwhile import from `folder` first."""
     before = os.environ.get("PYTHONPATH")
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(folder), before)))
     try:

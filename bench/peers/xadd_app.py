@@ -1,11 +1,12 @@
 """The usual design, written as good teams write it: an SSE endpoint over a Redis stream, one XADD per token.
 
-FastAPI under uvicorn with httptools and uvloop; redis-py's asyncio client with hiredis over a socket file, with a pool
-of connections for commands and another for viewers, of whom each holds one while it waits in XREAD BLOCK. A viewer
-that comes back sends Last-Event-ID and is sent all entries after it; one that is new, all of them. What one XREAD
-returned is written as one piece. A stream is not trimmed and does not expire in a run.
+FastAPI under uvicorn with httptools and uvloop; redis-py's asyncio client with hiredis over a socket file. One pool of
+connections is for commands and another for viewers, each of which holds one while it waits in XREAD BLOCK. A viewer
+that reconnects sends Last-Event-ID and receives all entries after it; a new one receives all. The result of one XREAD
+is written as one piece. A stream is not trimmed and does not expire in a run.
 
-Run as a child: `python -m bench.peers.xadd_app SOCKET_PATH POOL`. Not a server of ours: nothing here imports holdfast.
+Run as a child: `python -m bench.peers.xadd_app SOCKET_PATH POOL`. It is not our server: it imports no module of
+holdfast.
 """
 
 import asyncio
@@ -21,11 +22,11 @@ import uvicorn
 from fastapi import FastAPI, Header
 from fastapi.responses import StreamingResponse
 
-from bench.control import answer, serve_requests
+from bench.control import reply, serve_requests
 from bench.peers.summary import Sent, appended, summary
 
 _READ_COUNT = 1_000  # entries of one XREAD
-_BLOCK_MS = 15_000  # then a comment, as heartbeat
+_BLOCK_MS = 15_000  # then a comment is sent as heartbeat
 _VIEWERS = 2_000  # connections that may wait at once
 _TEXT, _DONE = b"t", b"done"
 
@@ -34,13 +35,13 @@ class Streams:
     """Conversations as Redis streams: a token is an entry, and its id is the event's."""
 
     def __init__(self, socket_path: str, pool: int) -> None:
-        # By name, since redis-py is fetched for the benchmark alone and type checkers do not see it: hence Any.
+        # By name, because redis-py is fetched for the benchmark alone and type checkers do not see it: hence Any.
         client: Any = importlib.import_module("redis.asyncio")
         self._redis: Any = client.Redis(connection_pool=_pool(client, socket_path, pool))
         self._following: Any = client.Redis(connection_pool=_pool(client, socket_path, _VIEWERS))
 
     async def append(self, channel: str, text: str) -> None:
-        """Store one token; when this returns, Redis has it as durably as it is set."""
+        """Store one token; when this returns, Redis has it as durably as it is configured."""
         await self._redis.xadd(channel, {_TEXT: text})
 
     async def append_all(self, channel: str, texts: list[str]) -> None:
@@ -54,7 +55,7 @@ class Streams:
         await self._redis.xadd(channel, {_DONE: b"1"})
 
     async def follow(self, channel: str, after: str) -> AsyncIterator[bytes]:
-        """All that comes after the entry `after`, as server-sent events, to the end of the answer."""
+        """Yield all tokens after the entry `after`, as server-sent events, to the end of the answer."""
         last: bytes | str = after
         yield b"retry: 1000\n\n"
         while True:
@@ -83,7 +84,7 @@ def _pool(client: Any, socket_path: str, size: int) -> Any:
 
 
 class Appenders:
-    """Agents in the server's own process, each of which awaits that what it appended is stored."""
+    """Agents in the server's own process. Each awaits the storage of its appends."""
 
     def __init__(self, streams: Streams) -> None:
         self._streams = streams
@@ -94,7 +95,7 @@ class Appenders:
         return {}
 
     async def append(self, *, seconds: float, at_once: int) -> dict[str, Any]:
-        """All streams grow for so long, each by `at_once` tokens and then a wait until they are stored."""
+        """Grow all streams for so long, each by `at_once` tokens and then a wait until they are stored."""
         for each in self._sent.values():
             del each.waits_s[:]
         started_s = time.monotonic()
@@ -104,7 +105,7 @@ class Appenders:
         return appended(self._sent.values(), time.monotonic() - started_s)
 
     async def grow(self, *, channel: str, count: int) -> dict[str, Any]:
-        """The stream of `channel` grows by `count` tokens, stored one by one."""
+        """Grow the stream of `channel` by `count` tokens, stored one by one."""
         sent = self._sent.setdefault(channel, Sent(len(self._sent)))
         for _ in range(count):
             await self._streams.append(channel, sent.next())
@@ -157,7 +158,7 @@ async def _main(socket_path: str, pool: int) -> None:
     server = uvicorn.Server(config)
     with socket.create_server(("127.0.0.1", 0), backlog=2048) as listener:
         running = asyncio.create_task(server.serve(sockets=[listener]))
-        answer(port=listener.getsockname()[1], loop=type(asyncio.get_running_loop()).__module__)
+        reply(port=listener.getsockname()[1], loop=type(asyncio.get_running_loop()).__module__)
         await serve_requests(
             {"begin": appenders.begin, "append": appenders.append, "grow": appenders.grow, "finish": appenders.finish}
         )

@@ -1,7 +1,8 @@
-"""What we ship for tests: the contract of stores, and a proxy that breaks connections.
+"""Tools for the tests of applications and stores: the contract of stores, and a proxy that breaks connections.
 
-You are in `testing`; nothing in the product imports it. Names are looked up when they are asked for, so that the
-proxy can be used where pytest is not installed.
+Layer: testing.
+
+No module of the product imports it. Names are looked up on first use, so the proxy works without pytest.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = ["FaultProxy", "StoreContract"]
 
-if "pytest" in sys.modules:  # before anything imports it, so that a failure of the contract shows the values
+if "pytest" in sys.modules:  # before the first import, so that a failed assertion of the contract shows its values
     sys.modules["pytest"].register_assert_rewrite("holdfast.testing.contract")
 
 

@@ -1,4 +1,4 @@
-"""What every store promises: the full meaning of `holdfast.stores.base`.
+"""The contract of stores: the full meaning of `holdfast.stores.base`.
 
 Layer: testing.
 
@@ -12,7 +12,7 @@ A store's own test file is this class and one fixture:
             yield store
             await store.close()
 
-Each test is one promise. Messages, documents and entries are made by the real core, through `Chat`.
+Each test is one promise. The real core makes the messages, documents and entries, through `Chat`.
 """
 
 from __future__ import annotations
@@ -58,49 +58,49 @@ from holdfast.stores.base import NOTHING, Committed, Conflict, Head, Store, Writ
 LIMITS = Limits()
 SERVER = Caller(id="server", writer=Writer(by="server", node="n1"), is_server=True)
 MINUTE_MS = 60_000
-PAGE = 1_000_000  # bytes: more than a test's messages have
+PAGE = 1_000_000  # bytes: more than the messages of a test have
 
 Step = tuple[str, Request]
 
 
 def create(message_id: str, text: str | None = None, *, streaming: bool = False, **meta: Json) -> Step:
-    """A new message; streaming ones have no text yet unless it is given."""
+    """Return a step that creates a message. A streaming one has no text unless `text` is given."""
     status = "streaming" if streaming else "complete"
     return message_id, CreateMessage(text=text, status=status, meta=meta)  # type: ignore[arg-type]
 
 
 def append(message_id: str, text: str, *, part: int | None = None) -> Step:
-    """More text."""
+    """Return a step that appends text."""
     return message_id, AppendText(text=text, part=part)
 
 
 def put_part(message_id: str, index: int, part: dict[str, Json]) -> Step:
-    """A part opened or replaced."""
+    """Return a step that opens or replaces a part."""
     return message_id, PutPart(index=index, part=part)
 
 
 def edit(message_id: str, text: str) -> Step:
-    """Other text."""
+    """Return a step that replaces the text."""
     return message_id, UpdateMessage(text=text)
 
 
 def finish(message_id: str) -> Step:
-    """The end of a streaming message."""
+    """Return a step that finishes a streaming message."""
     return message_id, FinishMessage()
 
 
 def delete(message_id: str) -> Step:
-    """The message goes."""
+    """Return a step that deletes the message."""
     return message_id, DeleteMessage()
 
 
 class Chat:
-    """A channel as a hub keeps it: what it knows, and what it hands to the store."""
+    """A channel as a hub keeps it: its state, and the writes that it passes to the store."""
 
     def __init__(self, store: Store, channel: str = "c", epoch: str = "e1", *, is_served: bool = False) -> None:
         self.store = store
         self.epoch = epoch
-        self.is_served = is_served  # do agents answer here?
+        self.is_served = is_served  # do agents work on this channel?
         self.state = ChannelState(channel)
 
     @property
@@ -112,7 +112,7 @@ class Chat:
         return Head(self.state.epoch, self.state.serial)
 
     def write(self, *steps: Step, documents: Iterable[str] = ()) -> Write:
-        """The write for `steps`; new messages and `documents` get a document. What is refused leaves no trace."""
+        """Return the write for `steps`; new messages and `documents` get a document. A refused step adds no entry."""
         draft = Draft(self.state)
         for message_id, request in steps:
             try:
@@ -134,7 +134,7 @@ class Chat:
         )
 
     async def do(self, *steps: Step, documents: Iterable[str] = ()) -> Committed | Conflict:
-        """Store `steps` in one commit, and take them in if it was stored."""
+        """Store `steps` in one commit, and apply them if it was stored."""
         write = self.write(*steps, documents=documents)
         (answer,) = await self.store.commit([write])
         if isinstance(answer, Committed):
@@ -147,7 +147,7 @@ class Chat:
             assert isinstance(await self.do(step), Committed)
 
     def take(self, write: Write) -> None:
-        """`write` is stored: the channel is now as it is after it."""
+        """Apply a stored write to the channel's state."""
         for entry in write.entries:
             self.state.epoch = write.epoch
             apply_entry(self.state, entry)
@@ -156,7 +156,7 @@ class Chat:
                 mark_documented(self.state.messages[one.id], one.version)
 
     async def write_documents(self, due: Iterable[tuple[str, str]]) -> None:
-        """Write the documents that `tidy` asks for, those of this channel."""
+        """Write the documents that `tidy` requests, if they belong to this channel."""
         await self.do(documents=[message_id for channel, message_id in due if channel == self.channel])
 
 
@@ -164,7 +164,7 @@ _DECIDING: dict[str, Json] = {"caller": SERVER, "now_ms": 1_000, "limits": LIMIT
 
 
 def _in_generation(draft: Draft, message_id: str, request: Request) -> Request:
-    """`request` with the generation that its message, or the turn of it, has by now."""
+    """Return `request` with the current generation of its message, or of the message's turn."""
     message = draft.message(message_id)
     if message is None:
         return request
@@ -176,7 +176,7 @@ def _in_generation(draft: Draft, message_id: str, request: Request) -> Request:
 
 
 def known(message: MessageState) -> dict[str, Json]:
-    """All that a message state says, but for what depends on how it was kept."""
+    """Return all facts of a message's state that do not depend on how it was stored."""
     return {
         "message": message.message(),
         "digest": message.digest,
@@ -194,23 +194,23 @@ def known(message: MessageState) -> dict[str, Json]:
 
 
 def known_command(command: CommandState) -> dict[str, Json]:
-    """All that a command says."""
+    """Return all facts of a command's state."""
     return {name: getattr(command, name) for name in CommandState.__slots__}
 
 
 async def messages_of(store: Store, channel: str, *ids: str) -> list[MessageState]:
-    """The messages `ids`, read from the store."""
+    """Return the messages `ids`, read from the store."""
     _, stored = await store.messages(channel, ids)
     return [restore(stored[message_id]) for message_id in ids if message_id in stored]
 
 
 async def texts(store: Store, channel: str, *ids: str) -> list[str]:
-    """What the messages `ids` say, read from the store."""
+    """Return the texts of the messages `ids`, read from the store."""
     return [message.message().text for message in await messages_of(store, channel, *ids)]
 
 
 class StoreContract:
-    """What every store promises. Subclass it and supply the `store` fixture: an open, empty store."""
+    """The promises of every store. Subclass it and supply the `store` fixture: an open, empty store."""
 
     pytestmark = pytest.mark.asyncio
 
@@ -233,7 +233,7 @@ class StoreContract:
         (message,) = await messages_of(store, "c", "m1")
         assert known(message) == known(chat.state.messages["m1"])
 
-    async def test_serials_go_on_from_commit_to_commit(self, store: Store) -> None:
+    async def test_serials_continue_from_commit_to_commit(self, store: Store) -> None:
         chat = Chat(store)
         await chat.do(create("m1", "a", streaming=True))
         assert await chat.do(append("m1", "b"), put_part("m1", 1, {"type": "text", "text": "c"})) == Committed(3)
@@ -252,7 +252,7 @@ class StoreContract:
         await Chat(store).do(create("m1", "one"), create("m2", "two"))
         assert await late.do(create("m3", "three")) == Conflict(Head("e1", 2))
 
-    async def test_a_write_that_expects_too_much_conflicts(self, store: Store) -> None:
+    async def test_a_write_that_expects_a_later_serial_conflicts(self, store: Store) -> None:
         chat = Chat(store)
         chat.state.epoch, chat.state.serial = "e1", 5
         assert await chat.do(create("m1", "one")) == Conflict(NOTHING)
@@ -263,7 +263,7 @@ class StoreContract:
         chat.state.epoch = "e2"
         assert await chat.do(create("m2", "two")) == Conflict(Head("e1", 1))
 
-    async def test_a_write_that_conflicts_leaves_nothing(self, store: Store) -> None:
+    async def test_a_write_that_conflicts_stores_no_entry(self, store: Store) -> None:
         late = Chat(store)
         await Chat(store).do(create("m1", "one"))
         await late.do(create("m1", "other"), create("m2", "two"))
@@ -278,7 +278,7 @@ class StoreContract:
         assert await texts(store, "a", "m1", "m2") == ["one"]
         assert await texts(store, "b", "m3") == ["three"]
 
-    async def test_the_answers_stand_in_the_order_of_the_writes(self, store: Store) -> None:
+    async def test_results_are_in_the_order_of_the_writes(self, store: Store) -> None:
         chats = [Chat(store, f"c{number}") for number in range(4)]
         writes = [
             chat.write(*(create(f"m{entry}", "x") for entry in range(count)))
@@ -286,12 +286,12 @@ class StoreContract:
         ]
         assert await store.commit(writes) == [Committed(1), Committed(2), Committed(3), Committed(4)]
 
-    async def test_a_commit_of_nothing_changes_nothing(self, store: Store) -> None:
+    async def test_an_empty_commit_changes_no_channel(self, store: Store) -> None:
         assert await store.commit([]) == []
         assert await store.commit([Write(channel="c", epoch="e1", expected=0)]) == [Committed(0)]
         assert await store.head("c") == NOTHING
 
-    async def test_the_same_id_may_stand_in_two_channels(self, store: Store) -> None:
+    async def test_two_channels_may_use_the_same_id(self, store: Store) -> None:
         one, two = Chat(store, "a"), Chat(store, "b")
         await one.do(create("m", "in a", streaming=True))
         await two.do(create("m", "in b", streaming=True))
@@ -301,7 +301,7 @@ class StoreContract:
 
     # -- documents and entries ----------------------------------------------------------------------------------
 
-    async def test_entries_after_the_document_are_given_back_in_order(self, store: Store) -> None:
+    async def test_entries_after_the_document_are_returned_in_order(self, store: Store) -> None:
         chat = Chat(store)
         await chat.do_each(
             create("m1", streaming=True),
@@ -315,7 +315,7 @@ class StoreContract:
         assert [entry.serial for entry in stored["m1"].entries] == [2, 3, 4, 5, 6]
         assert known(restore(stored["m1"])) == known(chat.state.messages["m1"])
 
-    async def test_every_kind_of_operation_comes_back_as_it_was(self, store: Store) -> None:
+    async def test_every_kind_of_operation_is_read_back_unchanged(self, store: Store) -> None:
         chat = Chat(store)
         await chat.do(create("m1", "a", streaming=True, title="t"))
         await chat.do_each(
@@ -334,7 +334,7 @@ class StoreContract:
         assert known(restore(stored["m1"])) == known(chat.state.messages["m1"])
         assert write.documents[0].is_deleted
 
-    async def test_entries_covered_by_a_document_are_not_given_back(self, store: Store) -> None:
+    async def test_entries_covered_by_a_document_are_not_returned(self, store: Store) -> None:
         chat = Chat(store)
         await chat.do(create("m1", "a", streaming=True), create("m2", "x", streaming=True))
         await chat.do_each(append("m1", "b"), append("m2", "y"))
@@ -381,7 +381,7 @@ class StoreContract:
         assert await texts(store, "c", "m1") == ["abc"]
         assert await store.head("c") == Head("e1", 3)
 
-    async def test_a_write_without_entries_moves_nothing(self, store: Store) -> None:
+    async def test_a_write_without_entries_keeps_the_serial(self, store: Store) -> None:
         chat = Chat(store)
         await chat.do(create("m1", "a", streaming=True))
         await chat.do(append("m1", "b"))
@@ -415,7 +415,7 @@ class StoreContract:
         assert stored["m1"].segments == []
         assert restore(stored["m1"]).deleted
 
-    async def test_marks_come_back_with_their_segments(self, store: Store) -> None:
+    async def test_marks_are_read_back_with_their_segments(self, store: Store) -> None:
         chat = Chat(store)
         await chat.do(create("m1", streaming=True))
         for number in range(40):
@@ -427,7 +427,7 @@ class StoreContract:
         lengths = [text.length_at(serial) for serial in range(42)]
         assert all(0 <= true.length_at(serial) - length < 600 for serial, length in enumerate(lengths))
 
-    async def test_text_larger_than_a_page_comes_back(self, store: Store) -> None:
+    async def test_text_larger_than_a_page_is_read_back(self, store: Store) -> None:
         chat = Chat(store)
         large = "".join(f"{number} é🙂 " for number in range(30_000))
         await chat.do(create("m1", large, streaming=True))
@@ -438,14 +438,14 @@ class StoreContract:
         await chat.do(documents=["m1"])
         assert known((await messages_of(store, "c", "m1"))[0]) == known(chat.state.messages["m1"])
 
-    async def test_many_appends_of_one_message_come_back(self, store: Store) -> None:
+    async def test_many_appends_of_one_message_are_read_back(self, store: Store) -> None:
         chat = Chat(store)
         await chat.do(create("m1", streaming=True), create("m2", streaming=True))
         for number in range(150):
             await chat.do(append("m1", f"{number} "), append("m2", "."))
         assert await texts(store, "c", "m1", "m2") == ["".join(f"{number} " for number in range(150)), "." * 150]
 
-    # -- questions ----------------------------------------------------------------------------------------------
+    # -- queries ------------------------------------------------------------------------------------------------
 
     async def test_changes_are_the_messages_changed_after_a_serial(self, store: Store) -> None:
         chat = Chat(store)
@@ -455,7 +455,7 @@ class StoreContract:
         assert changes.newest == "m3"
         assert sorted(stored.id for stored in changes.messages or ()) == ["m1", "m3"]
 
-    async def test_changes_tell_of_deleted_messages(self, store: Store) -> None:
+    async def test_changes_include_deleted_messages(self, store: Store) -> None:
         chat = Chat(store)
         await chat.do_each(create("m1", "a"), create("m2", "b"), delete("m2"))
         changes = await store.changes("c", after=2, limit=10)
@@ -465,12 +465,12 @@ class StoreContract:
         assert (await store.changes("c", after=2, limit=10)).newest == "m2"
         assert [stored.id for stored in (await store.changes("c", after=2, limit=10)).messages or ()] == ["m2"]
 
-    async def test_changes_after_the_head_are_none(self, store: Store) -> None:
+    async def test_there_are_no_changes_after_the_head(self, store: Store) -> None:
         chat = Chat(store)
         await chat.do(create("m1", "a"))
         assert (await store.changes("c", after=1, limit=10)).messages == []
 
-    async def test_more_changes_than_asked_for_are_not_told(self, store: Store) -> None:
+    async def test_changes_beyond_the_limit_are_not_listed(self, store: Store) -> None:
         chat = Chat(store)
         await chat.do(create("m1", streaming=True), create("m2", streaming=True), create("m3", "c"))
         await chat.do(append("m1", "a"), append("m2", "b"))
@@ -479,7 +479,7 @@ class StoreContract:
         assert len((await store.changes("c", after=0, limit=3)).messages or ()) == 3
         assert (await store.changes("c", after=5, limit=0)).messages == []
 
-    async def test_messages_are_those_that_exist(self, store: Store) -> None:
+    async def test_messages_returns_only_existing_messages(self, store: Store) -> None:
         chat = Chat(store)
         await chat.do(create("m1", "a"), create("m2", "b"))
         head, stored = await store.messages("c", ["m2", "nobody", "m1"])
@@ -495,7 +495,7 @@ class StoreContract:
         assert not page.more
         assert restore(page.messages[2]).message().text == "a!"
 
-    async def test_a_page_ends_at_its_limit_and_says_so(self, store: Store) -> None:
+    async def test_a_page_ends_at_its_limit_and_announces_more(self, store: Store) -> None:
         chat = Chat(store)
         await chat.do(*(create(f"m{number}", "x") for number in range(1, 6)))
         page = await store.page("c", before=None, limit=2, limit_bytes=PAGE)
@@ -514,7 +514,7 @@ class StoreContract:
             page = await store.page("c", before=before, limit=2, limit_bytes=PAGE)
             assert (page.messages, page.more) == ([], False)
 
-    async def test_a_page_ends_at_its_bytes(self, store: Store) -> None:
+    async def test_a_page_ends_at_its_limit_of_bytes(self, store: Store) -> None:
         chat = Chat(store)
         await chat.do(*(create(f"m{number}", "x" * 100) for number in range(1, 6)))
         page = await store.page("c", before=None, limit=10, limit_bytes=250)
@@ -533,7 +533,7 @@ class StoreContract:
         page = await store.page("c", before=None, limit=2, limit_bytes=PAGE)
         assert ([stored.id for stored in page.messages], page.more) == (["m4", "m2"], False)
 
-    async def test_open_messages_are_those_whose_document_says_so(self, store: Store) -> None:
+    async def test_open_documents_are_those_marked_as_open(self, store: Store) -> None:
         one, two = Chat(store, "a"), Chat(store, "b")
         await one.do(create("m1", "x", streaming=True), create("m2", "y", streaming=True), create("m3", "z"))
         await two.do(create("m4", "v", streaming=True))
@@ -546,20 +546,20 @@ class StoreContract:
 
     # -- notes ---------------------------------------------------------------------------------------------------
 
-    async def test_notes_are_kept_and_found_by_their_beginning(self, store: Store) -> None:
+    async def test_notes_are_stored_and_found_by_prefix(self, store: Store) -> None:
         await store.note({"hook/a": b"1", "hook/b": b"2", "other": b"3"})
         await store.note({"hook/a": b"4", "hook/b": None})
         assert await store.notes("hook/") == {"hook/a": b"4"}
         assert await store.notes("nothing") == {}
 
-    async def test_the_beginning_of_a_note_is_taken_letter_by_letter(self, store: Store) -> None:
+    async def test_the_prefix_of_a_note_is_matched_literally(self, store: Store) -> None:
         names = ["a%b", "a_b", "aXb", "A%b", "a*b", "a[x]", "ä", "a"]
         await store.note(dict.fromkeys(names, b"x"))
         assert sorted(await store.notes("")) == sorted(names)
         for prefix in ("a%", "a_", "A", "a*", "a[", "ä"):
             assert sorted(await store.notes(prefix)) == sorted(one for one in names if one.startswith(prefix))
 
-    async def test_notes_are_all_kept_or_none_and_forgetting_an_unknown_one_is_nothing(self, store: Store) -> None:
+    async def test_notes_are_stored_atomically_and_deleting_an_unknown_one_is_allowed(self, store: Store) -> None:
         await store.note({})
         await store.note({"gone": None})
         await store.note({f"n{number:03d}": bytes([number]) * 1_000 for number in range(200)})
@@ -568,7 +568,7 @@ class StoreContract:
         await store.note({f"n{number:03d}": None for number in range(1, 200)})
         assert await store.notes("") == {"n000": b"\x00" * 1_000}
 
-    async def test_notes_are_of_no_channel(self, store: Store) -> None:
+    async def test_notes_belong_to_no_channel(self, store: Store) -> None:
         await Chat(store).do(create("m1", "a"))
         await store.note({"c": b"x"})
         assert (await store.moved(None)).channels in (None, {"c": Head("e1", 1)})
@@ -577,7 +577,7 @@ class StoreContract:
 
     # -- channels ------------------------------------------------------------------------------------------------
 
-    async def test_channels_are_named_in_order_page_by_page(self, store: Store) -> None:
+    async def test_channels_are_listed_in_order_page_by_page(self, store: Store) -> None:
         for name in ("b", "a", "c:2", "c:1", "B"):
             await Chat(store, name).do(create("m1", "x"))
         await Chat(store, "gone").do(create("m1", "x"))
@@ -611,7 +611,7 @@ class StoreContract:
         assert changes.messages is not None
         assert sorted(one.id for one in changes.messages) == ["!c1", "!c2"]
 
-    async def test_an_answer_after_the_document_of_its_command_comes_back_with_it(self, store: Store) -> None:
+    async def test_a_reply_after_the_document_of_its_command_is_read_back(self, store: Store) -> None:
         chat = Chat(store)
         await chat.do(("!c1", SendCommand(name="approve")), ("!c2", SendCommand(name="approve")))
         await chat.do(("!c1", ReplyCommand(ok=False, error={"code": "no"}, request="r")))
@@ -620,7 +620,7 @@ class StoreContract:
         assert [one.is_open for one in map(restore_command, found.values())].count(True) == 1
         assert known_command(restore_command(found["!c1"])) == known_command(chat.state.commands["!c1"])
 
-    async def test_commands_count_among_what_changed(self, store: Store) -> None:
+    async def test_changes_include_commands(self, store: Store) -> None:
         chat = Chat(store)
         await chat.do(create("m1", "a"), ("!c1", SendCommand(name="x")), ("!c2", SendCommand(name="y")))
         assert (await store.changes("c", after=0, limit=2)).messages is None
@@ -646,7 +646,7 @@ class StoreContract:
         assert (await store.page("c", before=None, limit=10, limit_bytes=PAGE)) == (Head("e1", 1), [], False)
         assert (await store.changes("c", after=0, limit=10)).newest is None
 
-    async def test_commands_end_no_page_and_take_no_place_on_one(self, store: Store) -> None:
+    async def test_commands_do_not_count_on_a_page(self, store: Store) -> None:
         chat = Chat(store)
         for number in range(4):
             await chat.do(create(f"m{number}", "x" * 100), (f"!c{number}", SendCommand(name="x", data="y" * 500)))
@@ -655,7 +655,7 @@ class StoreContract:
         page = await store.page("c", before=5, limit=2, limit_bytes=1_000)
         assert ([one.id for one in page.messages], page.more) == (["m1", "m0"], False)
 
-    async def test_commands_go_with_their_channel(self, store: Store) -> None:
+    async def test_commands_are_deleted_with_their_channel(self, store: Store) -> None:
         chat = Chat(store)
         await chat.do(create("m1", "a"), ("!c1", SendCommand(name="x")), ("!c2", SendCommand(name="y")))
         await chat.do(("!c2", ReplyCommand()), documents=["!c2"])
@@ -664,7 +664,7 @@ class StoreContract:
         assert await store.open_channels() == []
         assert await Chat(store, epoch="e2").do(("!c1", SendCommand(name="z"))) == Committed(1)
 
-    async def test_tidy_asks_for_documents_of_commands_too(self, store: Store) -> None:
+    async def test_tidy_requests_documents_of_commands_too(self, store: Store) -> None:
         chat = Chat(store)
         await store.tidy(0)
         await chat.do(("!c1", SendCommand(name="x")))
@@ -689,7 +689,7 @@ class StoreContract:
         await chat.do(("m1", EndTurn(generation=1)), documents=["m1"])
         assert await store.open_documents("c") == []
 
-    async def test_claims_and_leases_after_a_document_come_back_with_it(self, store: Store) -> None:
+    async def test_claims_and_leases_after_a_document_are_read_back(self, store: Store) -> None:
         chat = Chat(store, is_served=True)
         await chat.do(create("m1", "question"), create("m2", streaming=True))
         await chat.do(append("m2", "a"))
@@ -704,7 +704,7 @@ class StoreContract:
             assert known(message) == known(chat.state.messages[message.id])
 
     async def test_a_claim_is_a_change(self, store: Store) -> None:
-        """No viewer sees it, but another hub must."""
+        """Check that a claim is a change: viewers get no event, but another hub must read it."""
         chat = Chat(store, is_served=True)
         await chat.do(create("m1", "question"), create("m2", "question"))
         await chat.do(("m1", ClaimTurn(generation=0)))
@@ -715,14 +715,14 @@ class StoreContract:
             assert [one.id for one in changes.messages] == ["m1"]
             assert (changes.head, changes.newest) == (Head("e1", 3), "m2")
 
-    async def test_a_claim_moves_no_message_on_its_page(self, store: Store) -> None:
+    async def test_a_claim_keeps_the_order_of_a_page(self, store: Store) -> None:
         chat = Chat(store, is_served=True)
         await chat.do(create("m1", "question"), create("m2", "question"))
         await chat.do(("m1", ClaimTurn(generation=0)), documents=["m1"])
         page = await store.page("c", before=None, limit=10, limit_bytes=PAGE)
         assert [(one.id, restore(one).version) for one in page.messages] == [("m2", 2), ("m1", 1)]
 
-    async def test_what_waits_is_known_after_closing_and_opening(self, store: Store) -> None:
+    async def test_waiting_messages_are_known_after_closing_and_opening(self, store: Store) -> None:
         chat = Chat(store, is_served=True)
         await chat.do(create("m1", "question"), create("m2", "question"), create("m3", streaming=True))
         await chat.do(("!c1", SendCommand(name="approve")), ("!c2", SendCommand(name="cancel", target="m3")))
@@ -740,14 +740,14 @@ class StoreContract:
                 assert known(one) == known(chat.state.messages[key])
         assert await store.notes("served/") == {"served/c": b""}
 
-    # -- what moved ---------------------------------------------------------------------------------------------
+    # -- changed channels ---------------------------------------------------------------------------------------
 
-    async def test_nothing_moved_since_a_token_just_given_out(self, store: Store) -> None:
+    async def test_no_channel_changed_since_a_fresh_token(self, store: Store) -> None:
         await Chat(store).do(create("m1", "a"))
         token = (await store.moved(None)).token
         assert not (await store.moved(token)).channels
 
-    async def test_channels_that_moved_since_a_token_are_named_with_their_heads(self, store: Store) -> None:
+    async def test_channels_changed_since_a_token_are_listed_with_their_heads(self, store: Store) -> None:
         one, two, three = Chat(store, "a"), Chat(store, "b"), Chat(store, "d")
         await one.do(create("m1", "x"))
         await two.do(create("m2", "y"))
@@ -759,13 +759,13 @@ class StoreContract:
         assert moved.channels == {"b": Head("e1", 3), "d": Head("e1", 1)}
         assert not (await store.moved(moved.token)).channels
 
-    async def test_a_deleted_channel_moved(self, store: Store) -> None:
+    async def test_a_deleted_channel_is_listed_as_changed(self, store: Store) -> None:
         await Chat(store).do(create("m1", "x"))
         token = (await store.moved(None)).token
         await store.delete_channel("c", used_up=[], until_ms=0)
         assert (await store.moved(token)).channels == {"c": NOTHING}
 
-    async def test_a_token_of_another_life_promises_nothing_and_brings_a_new_one(self, store: Store) -> None:
+    async def test_an_unknown_token_gives_a_new_one_without_a_promise(self, store: Store) -> None:
         await Chat(store).do(create("m1", "x"))
         for token in (None, "", "somebody:5", "0"):
             moved = await store.moved(token)
@@ -797,7 +797,7 @@ class StoreContract:
         assert await store.head("c") == Head("e2", 1)
         assert await texts(store, "c", "m1") == ["new"]
 
-    async def test_writers_of_the_old_epoch_do_not_reach_the_new_one(self, store: Store) -> None:
+    async def test_writers_of_the_old_epoch_conflict_with_the_new_one(self, store: Store) -> None:
         old = Chat(store)
         await old.do(create("m1", "a", streaming=True))
         await store.delete_channel("c", used_up=[], until_ms=0)
@@ -825,7 +825,7 @@ class StoreContract:
 
     # -- housekeeping -------------------------------------------------------------------------------------------
 
-    async def test_tidy_asks_for_documents_of_messages_whose_entries_are_a_minute_old(self, store: Store) -> None:
+    async def test_tidy_requests_documents_of_messages_whose_entries_are_a_minute_old(self, store: Store) -> None:
         chat = Chat(store)
         await store.tidy(0)
         await chat.do(create("m1", streaming=True), create("m2", streaming=True), create("m3", "c"))
@@ -835,7 +835,7 @@ class StoreContract:
         await chat.write_documents([("c", "m1")])
         assert await store.tidy(2 * MINUTE_MS) == []
 
-    async def test_the_age_of_entries_begins_anew_after_a_document(self, store: Store) -> None:
+    async def test_a_document_restarts_the_age_of_entries(self, store: Store) -> None:
         chat = Chat(store)
         await store.tidy(0)
         await chat.do(create("m1", streaming=True))
@@ -846,12 +846,12 @@ class StoreContract:
         assert await store.tidy(MINUTE_MS) == []
         assert await store.tidy(40_000 + MINUTE_MS) == [("c", "m1")]
 
-    async def test_tidy_asks_for_the_document_of_a_deleted_message(self, store: Store) -> None:
+    async def test_tidy_requests_the_document_of_a_deleted_message(self, store: Store) -> None:
         chat = Chat(store)
         await chat.do_each(create("m1", "a"), delete("m1"))
         assert await store.tidy(0) == [("c", "m1")]
 
-    async def test_tidy_changes_nothing_that_can_be_read(self, store: Store) -> None:
+    async def test_tidy_keeps_the_readable_state(self, store: Store) -> None:
         chat = Chat(store)
         await chat.do_each(create("m1", streaming=True), append("m1", "a"), create("m2", "b"), append("m1", "c"))
         for now_ms in (0, MINUTE_MS, 10 * MINUTE_MS):
@@ -859,7 +859,7 @@ class StoreContract:
         assert await texts(store, "c", "m1", "m2") == ["ac", "b"]
         assert await store.head("c") == Head("e1", 4)
 
-    async def test_closing_and_opening_keeps_all(self, store: Store) -> None:
+    async def test_closing_and_opening_keeps_the_whole_state(self, store: Store) -> None:
         chat, gone = Chat(store), Chat(store, "gone")
         await chat.do(create("m1", "a", streaming=True, title="t"), create("m2", "b"), create("m3", "c"))
         await chat.do_each(append("m1", "d"), delete("m3"), append("m1", "e"))
@@ -904,7 +904,7 @@ class StoreContract:
         ],
     )
     @given(st.data())
-    async def test_what_a_store_gives_back_is_the_fold_of_all_entries(self, store: Store, data: st.DataObject) -> None:
+    async def test_a_store_returns_the_fold_of_all_entries(self, store: Store, data: st.DataObject) -> None:
         channel = f"law-{next(_numbers)}"
         chat = Chat(store, channel, is_served=True)
         await chat.do(create("m1", "a", streaming=True), create("m2", streaming=True))
@@ -934,7 +934,7 @@ _update = st.builds(UpdateMessage, text=st.one_of(st.none(), _texts), meta=st.ju
 
 
 def _weighted(*choices: tuple[int, st.SearchStrategy[Json]]) -> st.SearchStrategy[Json]:
-    """Draws each strategy as often as its weight says; `one_of` takes a strategy named twice for one."""
+    """Draw each strategy as often as its weight says; `one_of` ignores a strategy that is listed twice."""
     which = [strategy for weight, strategy in choices for _ in range(weight)]
     return st.integers(0, len(which) - 1).flatmap(which.__getitem__)
 
@@ -964,7 +964,7 @@ _steps = _weighted((5, st.tuples(_ids, _requests)), (1, st.tuples(_command_ids, 
 class _Commit(Struct, frozen=True):
     steps: list[Step]
     documents: list[str]
-    is_late: bool  # somebody else comes with the same, too late
+    is_late: bool  # another writer sends the same write too late
 
 
 class _Tidy(Struct, frozen=True):
@@ -1028,7 +1028,7 @@ async def _do(chat: Chat, act: _Act) -> None:
 
 
 async def _check(chat: Chat) -> None:
-    """What the store says is what folding all entries gave."""
+    """Check that the store returns the fold of all entries."""
     store, state = chat.store, chat.state
     head = chat.head if state.serial else NOTHING
     changes = await store.changes(chat.channel, after=0, limit=100)
@@ -1051,7 +1051,7 @@ async def _check(chat: Chat) -> None:
 
 
 def _check_marks(read: MessageState, true: MessageState, serial: int) -> None:
-    """Marks may be fewer than they were, but never promise a viewer text that it has not seen."""
+    """Check that no mark promises a viewer text that it has not seen. Marks may be fewer than before."""
     for part, truth in zip(read.parts, true.parts, strict=True):
         if isinstance(part.text, Text) and isinstance(truth.text, Text):
             for seen in range(serial + 1):

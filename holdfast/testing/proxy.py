@@ -1,11 +1,12 @@
-"""A TCP proxy that does to a connection what networks do: cut, stall, slow down, vanish, refuse.
+"""A TCP proxy that breaks connections as networks do: it cuts, stalls, throttles, drops and refuses them.
 
-You are in `testing`: tools for tests, which nothing in the product imports. The proxy knows nothing of HTTP or
-of Holdfast; it moves bytes between two sockets and every switch works at any moment, on connections that are
-open and on those still to come. It holds at most one piece of at most 16 KiB per connection and direction, and its
-sockets' own buffers are small, so that what it holds up is felt by the sender instead of vanishing into a queue.
-Safe to change: sizes and everything private. Not safe: what a switch means, since tests all over the suite
-say with it which fault they mean.
+Layer: testing.
+
+No module of the product imports it. The proxy does not parse HTTP or Holdfast's protocol: it moves bytes between two
+sockets. Every switch works at any moment, on open connections and on later ones. The proxy holds at most one piece of
+at most 16 KiB per connection and direction, and its sockets' own buffers are small. So a stall is backpressure for the
+sender, not growth of a queue. Safe to change: sizes and everything private. Not safe: the meaning of a switch, because
+tests throughout the suite name their faults by these switches.
 """
 
 import asyncio
@@ -29,14 +30,14 @@ _BUFFER_BYTES = 16 * 1024
 _SEGMENT_BYTES = 1400
 _CONNECT_TIMEOUT_S = 5.0
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
-_PACES_PER_S = 20  # a throttled direction moves a twentieth of a second's worth at a time
+_PACES_PER_S = 20  # a throttled direction moves the bytes of a twentieth of a second at a time
 
 
 class FaultProxy:
-    """A proxy on a free loopback port in front of `upstream`, which may be set anew at any time.
+    """A proxy on a free loopback port in front of `upstream`, which may be changed at any time.
 
-    Use it as an async context manager; leaving it cuts what is still open. A connection that cannot be made
-    upstream (the server is down) is cut, as it would be without a proxy in between.
+    Use it as an async context manager; its exit cuts open connections. If the server is down, the proxy cuts the
+    client's connection, as the client would see without a proxy.
     """
 
     def __init__(self, host: str, port: int) -> None:
@@ -59,8 +60,8 @@ class FaultProxy:
         return len(self._links)
 
     async def __aenter__(self) -> Self:
-        # Bound for as long as the proxy lives and never listening: the port stays ours while we refuse, and the
-        # kernel answers a connect with a reset.
+        # Bound for the life of the proxy and never listening: the port stays reserved while connections are refused,
+        # and the kernel answers a connect with a reset.
         self._placeholder = _tcp_socket()
         self._placeholder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         self._placeholder.bind((self.host, 0))
@@ -90,7 +91,7 @@ class FaultProxy:
         self._listener = None
 
     def accept(self) -> None:
-        """Take new connections again, on the same port."""
+        """Accept new connections again, on the same port."""
         if self._listener is not None:
             return
         self._listener = _tcp_socket()
@@ -102,14 +103,14 @@ class FaultProxy:
     # Open connections
 
     async def cut(self) -> None:
-        """Reset (RST) all open connections, to both sides. They are gone when this returns."""
+        """Reset (RST) all open connections, to both sides. They are closed when this returns."""
         links = list(self._links)
         for link in links:
             link.cut()
         await asyncio.gather(*(link.ended() for link in links))
 
     async def close(self) -> None:
-        """End all open connections in the orderly way (FIN to both sides), wherever in a frame they are."""
+        """Close all open connections in the orderly way (FIN to both sides), at any point within a frame."""
         links = list(self._links)
         for link in links:
             link.close()
@@ -118,9 +119,9 @@ class FaultProxy:
     def cut_after(self, *counts: int, direction: Direction = "down") -> None:
         """Cut the connection that carries the n-th byte from now on, just after that byte.
 
-        With several counts the next begins when the one before has cut. The bytes are counted over all connections;
-        those before the cut have been handed to the kernel, and a reset throws away what its reader left unread
-        for long. Called again it replaces what is left; without counts it ends.
+        With several counts, the next begins after the cut of the one before. Bytes are counted over all connections.
+        Those before the cut have been passed to the kernel; a reset discards bytes that their reader left unread for
+        long. A second call replaces the remaining counts; without counts it cancels them.
         """
         assert all(count > 0 for count in counts), counts
         for way in self._ways(direction):
@@ -129,12 +130,12 @@ class FaultProxy:
     # What passes
 
     def stall(self, direction: Direction = "both") -> None:
-        """Let nothing pass until `resume()`. Connections are still accepted, and connected upstream."""
+        """Pass no bytes until `resume()`. Connections are still accepted, and connected upstream."""
         for way in self._ways(direction):
             way.open.clear()
 
     def resume(self, direction: Direction = "both") -> None:
-        """End a stall, with nothing lost; in both directions also a black hole: what it swallowed is cut."""
+        """End a stall without loss. For both directions, also end a black hole, and cut its connections."""
         if direction == "both":
             self._is_black_hole = False
             for link in self._holes:
@@ -143,21 +144,21 @@ class FaultProxy:
             way.open.set()
 
     def throttle(self, bytes_per_s: int | None, direction: Direction = "both") -> None:
-        """Let each connection carry at most `bytes_per_s` in each direction; `None` ends it."""
+        """Limit each connection to `bytes_per_s` in each direction; `None` removes the limit."""
         assert bytes_per_s is None or bytes_per_s > 0
         for way in self._ways(direction):
             way.bytes_per_s = bytes_per_s
 
     def black_hole(self) -> None:
-        """The network is gone and nobody is told, until `resume()`.
+        """Simulate a vanished network, without a signal to either side, until `resume()`.
 
-        Open connections stay open and pass nothing, not even their end. New ones are accepted, and what they
-        send is swallowed; upstream never hears of them.
+        Open connections stay open and pass no bytes, not even their end. New ones are accepted, and their bytes are
+        dropped; the server does not see them.
         """
         self._is_black_hole = True
         self.stall()
 
-    # Inside
+    # Helpers
 
     def _ways(self, direction: Direction) -> "list[_Way]":
         return {"up": [self._up], "down": [self._down], "both": [self._up, self._down]}[direction]
@@ -188,7 +189,7 @@ class FaultProxy:
 
 
 class _Way:
-    """One direction, of all connections: what the switches have set."""
+    """One direction of all connections, with its switches."""
 
     def __init__(self, count: Callable[[int], None]) -> None:
         self.open = asyncio.Event()
@@ -203,11 +204,11 @@ class _Way:
         return max(1, min(_PIECE_BYTES, self.bytes_per_s // _PACES_PER_S))
 
     def limit(self, size: int) -> int:
-        """How many of `size` bytes may go before the next cut."""
+        """Return how many of `size` bytes may pass before the next cut."""
         return min(size, self.cuts[0]) if self.cuts else size
 
     def passed(self, size: int) -> bool:
-        """Count what has gone; true when the connection that carried it is to be cut."""
+        """Count passed bytes. Return whether the connection that carried them is to be cut."""
         self.count(size)
         if not self.cuts:
             return False
@@ -219,11 +220,11 @@ class _Way:
 
 
 class _Cut(Exception):
-    """Ends a link by a reset."""
+    """Ends a link with a reset."""
 
 
 class _Link:
-    """One connection from a client, and the one we made for it upstream."""
+    """One connection from a client, and the proxy's connection upstream for it."""
 
     def __init__(self, client: socket.socket, up: _Way, down: _Way) -> None:
         self._client = client
@@ -234,9 +235,9 @@ class _Link:
         self._task: asyncio.Task[None] | None = None
 
     def start(self, upstream: tuple[str, int] | None, when_ended: "Callable[[_Link], None]") -> None:
-        """Begin to carry; without `upstream` to swallow. Every other call needs this one first."""
+        """Start to carry bytes; without `upstream`, drop them. Every other call needs this one first."""
         self._task = asyncio.get_running_loop().create_task(self._run(upstream))
-        # Not in a `finally` of the task: one that is cancelled before its first step has none.
+        # Not in a `finally` of the task: a task that is cancelled before its first step does not run it.
         self._task.add_done_callback(lambda _: self._release())
         self._task.add_done_callback(lambda _: when_ended(self))
 
@@ -260,7 +261,7 @@ class _Link:
                 await self._carry(upstream)
             self._is_orderly = True
         except* (OSError, TimeoutError, _Cut):
-            pass  # either side broke it off, or we did: both sides are told by a reset
+            pass  # one side, or the proxy, has ended it: a reset informs both sides
 
     async def _carry(self, upstream: tuple[str, int]) -> None:
         self._server = _tcp_socket()
@@ -277,11 +278,11 @@ class _Link:
 
 
 async def _pump(source: socket.socket, sink: socket.socket, way: _Way) -> None:
-    """Carry what comes from `source` to `sink` until it ends, then end that direction too."""
+    """Carry bytes from `source` to `sink` until the end, then end that direction too."""
     loop = asyncio.get_running_loop()
     free_at_s = loop.time()
     while True:
-        # The switch is asked again after each wait: it may have been thrown meanwhile.
+        # Check the switch again after each wait: it may have changed meanwhile.
         await _readable(source)
         if not way.open.is_set():
             await way.open.wait()
@@ -345,7 +346,7 @@ def _wake(ready: "asyncio.Future[None]") -> None:
 
 def _end(sock: socket.socket, *, is_orderly: bool) -> None:
     if is_orderly:
-        # Closing with unread bytes resets; a FIN sent before that still reaches the peer first.
+        # Closing with unread bytes sends a reset; a FIN sent before still reaches the peer first.
         with contextlib.suppress(OSError):
             sock.shutdown(socket.SHUT_WR)
     else:
@@ -354,7 +355,7 @@ def _end(sock: socket.socket, *, is_orderly: bool) -> None:
 
 
 def _tcp_socket() -> socket.socket:
-    """A non-blocking socket with small buffers; a listening one hands them down to what it accepts."""
+    """Return a non-blocking socket with small buffers; accepted connections inherit them."""
     sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     sock.setblocking(False)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _BUFFER_BYTES)

@@ -1,7 +1,7 @@
-"""Each benchmark, small, and the moment in the middle of it at which a test lets something go wrong.
+"""Each benchmark in small, and the moment within it at which a test injects a failure.
 
-Run as a program it is one of them in a directory whose disk gets full then: `python -m tests.bench.small NAME`, in a
-user and mount namespace of its own (`unshare --user --map-root-user --mount`), where it may mount that disk.
+As a program, it runs one of them in a directory whose disk fills up: `python -m tests.bench.small NAME`, in a user and
+mount namespace of its own (`unshare --user --map-root-user --mount`), where it may mount that disk.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ MOMENTS = {
     "XADD": "append",
     "soak": "visit",
 }
-"""What is asked for, of a child or by HTTP, when a benchmark comes to the middle of its work."""
+"""The request to a child, or by HTTP, that marks the middle of a benchmark."""
 APPENDS = appends.Sizes(producers=4, rounds=1, seconds=0.2, warm_s=0.05, pages=1, page_tokens=40)
 _DISK_MB = 8
 
 
 def run(name: str, options: Options) -> list[Row]:
-    """The rows of a benchmark of a second or two."""
+    """Return the rows of a benchmark of a second or two."""
     runs: dict[str, Callable[[], Any]] = {
         "client": lambda: client.run(options),
         "fanout": lambda: fanout.matrix(options, fanout.Shape(1, 2, 50), rounds=1, seconds=0.2, unders=("serve",)),
@@ -60,7 +60,7 @@ def run(name: str, options: Options) -> list[Row]:
 
 
 def _appends_to_redis(directory: Path) -> Iterator[Row]:
-    """What the usual design does in `appends`, by itself."""
+    """Run the usual design of `appends` alone."""
     with xadd(directory, "always") as system, peer_load() as load:
         one = appends._round(system, load, APPENDS, at_once=1, tag="small")
         yield Row("XADD", str(one))
@@ -68,12 +68,12 @@ def _appends_to_redis(directory: Path) -> Iterator[Row]:
 
 @contextlib.contextmanager
 def in_the_middle(moment: str, act: Callable[[list[Child]], None]) -> Iterator[None]:
-    """Let `act`, which is given all children in the order of their birth, happen at this moment of a benchmark."""
+    """Call `act` at this moment of a benchmark, with all children in the order of their start."""
     children: list[Child] = []
     born, send, call = Child.__init__, Child.send, Served.call
     acted: list[str] = []
 
-    def asked(what: str) -> None:
+    def act_at(what: str) -> None:
         if what == moment and not acted:
             acted.append(what)
             act(children)
@@ -84,11 +84,11 @@ def in_the_middle(moment: str, act: Callable[[list[Child]], None]) -> Iterator[N
 
     def spy_send(self: Child, do: str, /, **fields: Any) -> None:
         send(self, do, **fields)
-        asked(do)
+        act_at(do)
 
     def spy_call(self: Served, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
         answer = call(self, method, path, body)
-        asked(path.rpartition("/")[2])
+        act_at(path.rpartition("/")[2])
         return answer
 
     with (
@@ -97,11 +97,11 @@ def in_the_middle(moment: str, act: Callable[[list[Child]], None]) -> Iterator[N
         mock.patch.object(Served, "call", spy_call),
     ):
         yield
-    assert acted, f"{moment!r} was never asked for"
+    assert acted, f"{moment!r} was never requested"
 
 
 def _fill(directory: Path) -> None:
-    """Leave nothing free on the disk of `directory`."""
+    """Fill the disk of `directory` completely."""
     with (directory / "all-that-was-free").open("wb", buffering=0) as file, contextlib.suppress(OSError):
         while True:
             file.write(bytes(4096))
@@ -111,7 +111,7 @@ def _main(name: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
         subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={_DISK_MB}m", "none", folder], check=True)
         with in_the_middle(MOMENTS[name], lambda _: _fill(Path(folder))):
-            storm._TIMEOUT_S = 3.0  # nobody is sent what could not be stored
+            storm._TIMEOUT_S = 3.0  # no viewer receives a token that could not be stored
             for row in run(name, Options(is_quick=True, directory=Path(folder))):
                 print(f"{row.what}: {row.measured}: {row.note}")
         subprocess.run(["umount", "--lazy", folder], check=True)

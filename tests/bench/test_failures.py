@@ -1,9 +1,9 @@
-"""What goes wrong in the middle of a benchmark leaves no figure: its row says what happened, and what was seen then.
+"""A failure within a benchmark leaves no figure: its row has the error, and the observations at that time.
 
 Layer: tests.
 
-Each benchmark is run small (`tests/bench/small.py`) on the real processes; what goes wrong is real
-as well: a process is killed, a port is taken, a limit is set, a disk is full.
+Each benchmark is run small (`tests/bench/small.py`) on the real processes, and the failures are real too: a process is
+killed, a port is taken, a limit is set, a disk is full.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ STEADY = ["client", "fanout", "conversations", "highest", "slow", "storm", "soak
 LOADED = [*STEADY, "memory"]  # by the load client
 ALL = [*LOADED, "resume", "turns"]
 
-# In a namespace of its own even somebody who may not mount anything can; not everywhere.
+# In an own user namespace, an unprivileged user can mount a disk; some systems forbid it.
 NAMESPACE = ["unshare", "--user", "--map-root-user", "--mount"]
 TRY_MOUNT = [*NAMESPACE, "mount", "-t", "tmpfs", "none", "/mnt"]
 can_mount = shutil.which("unshare") is not None and not subprocess.run(TRY_MOUNT, capture_output=True).returncode
@@ -49,7 +49,7 @@ def options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Options:
 
 
 def only(rows: list[Row]) -> Row:
-    """The one row there is, which holds no figure."""
+    """Return the only row, which has no figure."""
     (row,) = rows
     assert row.has_failed
     assert row.measured in ("not measured", "VOID")
@@ -61,7 +61,7 @@ def only(rows: list[Row]) -> Row:
 
 
 @pytest.mark.parametrize("name", LOADED)
-def test_a_load_client_that_dies_leaves_no_figure(name: str, options: Options) -> None:
+def test_dead_load_client_gives_no_figure(name: str, options: Options) -> None:
     def kill(children: list[Child]) -> None:
         next(child for child in children if str(child) == "bench.load").kill()
 
@@ -72,7 +72,7 @@ def test_a_load_client_that_dies_leaves_no_figure(name: str, options: Options) -
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_a_server_that_dies_leaves_no_figure(name: str, options: Options) -> None:
+def test_dead_server_gives_no_figure(name: str, options: Options) -> None:
     def kill(children: list[Child]) -> None:
         [child for child in children if str(child) != "bench.load"][-1].kill()
 
@@ -81,12 +81,10 @@ def test_a_server_that_dies_leaves_no_figure(name: str, options: Options) -> Non
     assert row.what == name
 
 
-# What cannot be had -------------------------------------------------------------------------------------------------
+# Missing resources --------------------------------------------------------------------------------------------------
 
 
-def test_a_port_that_is_taken_when_the_server_is_started_again_leaves_no_figure(
-    options: Options, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_port_taken_at_restart_gives_no_figure(options: Options, monkeypatch: pytest.MonkeyPatch) -> None:
     @contextlib.contextmanager
     def served_beside_another(database: Path, *, port: int = 0) -> Iterator[Served]:
         with contextlib.ExitStack() as stack:
@@ -95,32 +93,32 @@ def test_a_port_that_is_taken_when_the_server_is_started_again_leaves_no_figure(
             yield stack.enter_context(served(database, port=port))
 
     monkeypatch.setattr(storm, "served", served_beside_another)
-    monkeypatch.setattr(storm, "_TIMEOUT_S", 2.0)  # whoever listens there now never answers
+    monkeypatch.setattr(storm, "_TIMEOUT_S", 2.0)  # the process that listens there never responds
     assert "Address already in use" in only(small.run("storm", options)).note
 
 
-def test_a_load_client_with_too_few_file_descriptors_is_said(tmp_path: Path) -> None:
+def test_load_client_with_too_few_file_descriptors_is_reported(tmp_path: Path) -> None:
     with served(tmp_path / "bench.db") as server, load_client() as load:
         resource.prlimit(load.pid, resource.RLIMIT_NOFILE, (20, 20))
         with pytest.raises(BenchError, match="Too many open files"):
-            load.ask("connect", kind="sse", channels=["bench:1"] * 30, timeout_s=5, **server.address)
+            load.request("connect", kind="sse", channels=["bench:1"] * 30, timeout_s=5, **server.address)
 
 
-def test_a_server_with_too_few_file_descriptors_is_said(tmp_path: Path) -> None:
+def test_server_with_too_few_file_descriptors_is_reported(tmp_path: Path) -> None:
     with served(tmp_path / "bench.db") as server, load_client() as load:
         resource.prlimit(server.child.pid, resource.RLIMIT_NOFILE, (30, 30))
         with pytest.raises(BenchError, match=r"\d+ of 40 viewers not attached"):
-            load.ask("connect", kind="sse", channels=["bench:1"] * 40, timeout_s=0.5, **server.address)
+            load.request("connect", kind="sse", channels=["bench:1"] * 40, timeout_s=0.5, **server.address)
 
 
-SAYS_FULL = ("the disk is full", "No space left on device", "AOF write error")  # we, the kernel, Redis
+SAYS_FULL = ("the disk is full", "No space left on device", "AOF write error")  # from Holdfast, the kernel, Redis
 
 
 @needs_mount
 @pytest.mark.parametrize(
     "name",
     [
-        "conversations",  # and so all whose producers are waited for
+        "conversations",  # and all others whose producers are awaited
         "storm",
         "soak",
         "resume",
@@ -128,7 +126,7 @@ SAYS_FULL = ("the disk is full", "No space left on device", "AOF write error")  
         pytest.param("XADD", marks=needs_redis_client),
     ],
 )
-def test_a_disk_that_gets_full_leaves_no_figure(name: str) -> None:
+def test_full_disk_gives_no_figure(name: str) -> None:
     ran = subprocess.run(
         [*NAMESPACE, sys.executable, "-m", "tests.bench.small", name],
         cwd=ROOT,
@@ -140,11 +138,11 @@ def test_a_disk_that_gets_full_leaves_no_figure(name: str) -> None:
     verdict = ran.stdout.partition("\n")[0].removeprefix(f"{name}: ").partition(": ")[0]
     assert verdict in ("not measured", "VOID")
     assert ran.stdout.count(f"{name}: ") == 1
-    assert any(said in ran.stdout for said in SAYS_FULL)
+    assert any(printed in ran.stdout for printed in SAYS_FULL)
 
 
 @needs_mount
-def test_a_disk_that_is_too_small_is_said_before_anything_is_measured(tmp_path: Path) -> None:
+def test_small_disk_is_reported_before_the_first_measurement(tmp_path: Path) -> None:
     script = f"mount -t tmpfs -o size=8m none {tmp_path} && exec {sys.executable} -m bench storm --dir {tmp_path}"
     ran = subprocess.run([*NAMESPACE, "sh", "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert ran.returncode == 1
@@ -152,44 +150,40 @@ def test_a_disk_that_is_too_small_is_said_before_anything_is_measured(tmp_path: 
     assert ran.stdout.splitlines()[-1].startswith("0 over budget, 1 not measured or void")
 
 
-# A load client without time left ------------------------------------------------------------------------------------
+# An overloaded load client ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", STEADY)
-def test_a_load_client_without_time_left_is_not_measured(
-    name: str, options: Options, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_overloaded_load_client_gives_no_figure(name: str, options: Options, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench.common, "CLIENT_LIMIT", 0.0)
     row = only(small.run(name, options))
     assert (row.what, row.measured) == (name, "not measured")
-    assert "of its core: it is what was measured" in row.note
+    assert "of its core, so the figure would be that of the load client" in row.note
 
 
-def test_a_search_whose_first_try_is_too_much_for_the_load_client_has_its_row_and_fails_the_run(
+def test_search_that_overloads_the_load_client_at_once_has_a_row_and_fails_the_run(
     options: Options, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(bench.common, "CLIENT_LIMIT", 0.0)
     monkeypatch.setattr(highest, "_FIRST", 2)
     monkeypatch.setattr(highest, "_QUICK_S", 0.2)
-    monkeypatch.setattr(main, "_break_off_cleanly", lambda: None)  # the signals are pytest's here
+    monkeypatch.setattr(main, "_end_cleanly_on_signals", lambda: None)  # the signal handlers are pytest's here
     monkeypatch.setattr(sys, "argv", ["bench", "highest", "--quick", "--dir", str(options.directory)])
     assert main.main() == 1
-    said = capsys.readouterr().out
-    (line,) = [line for line in said.splitlines() if line.startswith("highest rate with p99 below 100 ms")]
+    printed = capsys.readouterr().out
+    (line,) = [line for line in printed.splitlines() if line.startswith("highest rate with p99 below 100 ms")]
     assert line.endswith("not measured")
-    assert "of its core: it is what was measured" in said
-    assert "in a try of 2 conversations; before it:\n      nothing" in said
-    assert "1 not measured or void" in said
+    assert "of its core, so the figure would be that of the load client" in printed
+    assert "in a try of 2 conversations; before it:\n      none" in printed
+    assert "1 not measured or void" in printed
 
 
-def test_a_search_that_a_later_try_breaks_off_tells_the_tries_before_it(
-    options: Options, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_search_that_fails_later_reports_the_earlier_tries(options: Options, monkeypatch: pytest.MonkeyPatch) -> None:
     measure = conversations.measure
 
     def measure_few(options: Options, count: int, **how: Any) -> conversations.Run:
         if count > 2:
-            raise BenchError("the load client used 99% of its core: it is what was measured")
+            raise BenchError("the load client used 99% of its core, so the figure would be that of the load client")
         return measure(options, count, **how)
 
     monkeypatch.setattr(conversations, "measure", measure_few)
@@ -201,10 +195,10 @@ def test_a_search_that_a_later_try_breaks_off_tells_the_tries_before_it(
     assert all(one.startswith("2 conversations: p50 ") for one in before)
 
 
-# What was seen at the time ------------------------------------------------------------------------------------------
+# Observations at the time -------------------------------------------------------------------------------------------
 
 
-def test_a_void_run_tells_how_late_producers_were_and_what_the_load_client_used() -> None:
+def test_void_run_reports_lateness_and_load_of_its_clients() -> None:
     drained = {"ended": 3, "cpu_s": 1.234, "seconds": 4.0}
     with pytest.raises(Void, match="3 connections were ended") as raised:
         check({"violations": {}}, {"wrong": 0}, drained, lag_ms=[1.0, 20.04, 300.0])
@@ -214,7 +208,7 @@ def test_a_void_run_tells_how_late_producers_were_and_what_the_load_client_used(
 
 
 @pytest.mark.parametrize("name", ["fanout", "conversations", "slow", "storm"])
-def test_a_row_that_is_void_says_what_was_seen(name: str, options: Options, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_void_row_reports_the_observations(name: str, options: Options, monkeypatch: pytest.MonkeyPatch) -> None:
     send = Child.send
 
     def lie(self: Child, do: str, /, **fields: Any) -> None:
@@ -229,57 +223,55 @@ def test_a_row_that_is_void_says_what_was_seen(name: str, options: Options, monk
     assert " ms at worst; the load client used " in row.note
 
 
-def test_a_soak_that_is_void_says_what_was_seen(options: Options, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_void_soak_reports_the_observations(options: Options, monkeypatch: pytest.MonkeyPatch) -> None:
     send = Child.send
 
-    def ask_for_longer_texts(self: Child, do: str, /, **fields: Any) -> None:
+    def request_longer_texts(self: Child, do: str, /, **fields: Any) -> None:
         if do == "soak":
             fields["planned"] = fields["planned"] | {"lasts_s": (0.8, 0.9)}
         send(self, do, **fields)
 
-    monkeypatch.setattr(Child, "send", ask_for_longer_texts)
+    monkeypatch.setattr(Child, "send", request_longer_texts)
     row = only(list(attempt("soak", lambda: soak.soak(options, seconds=3.0, live=2, lasts_s=(0.1, 0.2), old=2))))
     assert row.measured == "VOID"
-    assert "what is shown was not written" in row.note
-    assert "\nseen last: producers were late by " in row.note
+    assert "the view has text that was not written" in row.note
+    assert "\nlast observation: producers were late by " in row.note
     assert " ms at worst; the load client used " in row.note
 
 
-def test_a_soak_that_is_void_says_that_the_server_was_gone_as_well(
-    options: Options, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    ask = Child.ask
+def test_void_soak_reports_a_dead_server_too(options: Options, monkeypatch: pytest.MonkeyPatch) -> None:
+    request = Child.request
     servers: list[Child] = []
 
     def see_a_loss(self: Child, do: str, /, **fields: Any) -> Any:
         if do == "soak":
             servers.append(self)
         if do != "visit":
-            return ask(self, do, **fields)
+            return request(self, do, **fields)
         servers[0].kill()
         return {"wrong": 1, "example": "a lost token", "left": 1}
 
-    monkeypatch.setattr(Child, "ask", see_a_loss)
-    monkeypatch.setattr(soak._Watch, "ask", lambda _: None)  # or it may have answered before it dies
+    monkeypatch.setattr(Child, "request", see_a_loss)
+    monkeypatch.setattr(soak._Watch, "request", lambda _: None)  # otherwise it may have replied before it dies
     row = only(small.run("soak", options))
-    assert row.note.startswith("Void: 1 visits went wrong, e.g. a lost token\nand bench.server is gone")
+    assert row.note.startswith("Void: 1 visits failed, e.g. a lost token\nand bench.server is gone")
 
 
 def test_lateness_is_that_of_all_tokens() -> None:
     lateness = Lateness()
     for late_ms in range(1, 201):
         lateness.made("somebody", late_ms / 1000)
-    assert lateness.told_ms() == [101, 199, 200]
+    assert lateness.percentiles_ms() == [101, 199, 200]
 
 
-def test_who_has_made_nothing_is_not_late() -> None:
-    assert Lateness().told_ms() == [0, 0, 0]
+def test_producer_without_tokens_is_not_late() -> None:
+    assert Lateness().percentiles_ms() == [0, 0, 0]
 
 
-def test_a_producer_that_is_held_up_is_late_until_all_is_stored() -> None:
+def test_delayed_producer_is_late_until_all_tokens_are_stored() -> None:
     lateness = Lateness()
     lateness.made("somebody", 0.001, time.monotonic() + 60)
     lateness.made("somebody else", 0.001, time.monotonic() - 5)
-    assert lateness.told_ms()[2] >= 5000
+    assert lateness.percentiles_ms()[2] >= 5000
     lateness.ended("somebody else")
-    assert lateness.told_ms() == [1, 1, 1]
+    assert lateness.percentiles_ms() == [1, 1, 1]

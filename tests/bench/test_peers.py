@@ -1,6 +1,6 @@
-"""That a benchmark beside peers tells no lies: what is wrong makes it void, and what cannot be measured is said.
+"""A benchmark beside peers is honest: a wrong byte makes it void, and a failed measurement is reported.
 
-Servers that lie are written here, from the wire formats alone; all else is the real thing.
+The lying servers are written here, from the wire formats alone; all else is real.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from bench.peers.load import PeerLoad, peer_load
 from bench.peers.nchan import nchan, nchan_redis
 from bench.peers.ours import ours
 from bench.peers.publisher import publish
-from bench.peers.redis_server import ask_redis, redis_server
+from bench.peers.redis_server import redis_server, request_redis
 from bench.peers.reload import Page, follow, load
 from bench.peers.socketio import socketio
 from bench.peers.summary import summary
@@ -60,7 +60,7 @@ needs_socketio = pytest.mark.skipif(
 )
 
 
-# Servers that say what they are told
+# Servers with prescribed responses
 
 
 def _frame(text: str) -> bytes:
@@ -72,7 +72,7 @@ def _frame(text: str) -> bytes:
 _UPGRADED = b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n"
 _STREAM = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nConnection: keep-alive\r\n\r\n: hi\n\n"
 
-HANDSHAKES: dict[str, list[bytes]] = {  # an answer to each thing the viewer says
+HANDSHAKES: dict[str, list[bytes]] = {  # a response to each message of the viewer
     "nchan-sse": [_STREAM],
     "xadd-sse": [_STREAM],
     "nchan-ws": [_UPGRADED],
@@ -89,7 +89,7 @@ MESSAGES: dict[str, Callable[[str, int], bytes]] = {
 
 
 class Liar:
-    """A server for one viewer: it greets as the real one does, and then says what the test makes it say."""
+    """A server for one viewer: it greets as the real one does, and then sends the test's bytes."""
 
     def __init__(self, kind: str) -> None:
         self._listener = socket.create_server(("127.0.0.1", 0))
@@ -119,12 +119,12 @@ class Liar:
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On loopback and with a server that has said all, what has not come after this long does not come."""
+    """Shorten the pauses: on loopback, bytes that have not arrived after this long do not arrive."""
     monkeypatch.setattr(bench.load, "_QUIET_S", 0.05)
 
 
 def _run(kind: str, sent: list[str], said: list[str]) -> None:
-    """A run in which `sent` was published and `said` delivered; raises `Void` if it does not count."""
+    """Run a benchmark in which `sent` was published and `said` delivered. Raises `Void` if it does not count."""
     liar = Liar(kind)
     client = PeerLoad()
     client.connect(kind=kind, port=liar.port, channels=["c"], timeout_s=PATIENCE_S)
@@ -181,7 +181,7 @@ def test_a_run_is_void_when_the_server_ends_a_connection() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_page_that_was_sent_less_than_the_answer_is_void(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_page_with_an_incomplete_answer_is_void(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench.peers.reload, "_PATIENCE_S", 1.0)
     liar = Liar(kind)
     saying = threading.Thread(target=liar.say, args=[TOKENS[:-1]])
@@ -193,7 +193,7 @@ def test_a_page_that_was_sent_less_than_the_answer_is_void(kind: str, monkeypatc
 
 
 def test_a_session_that_socket_io_did_not_recover_is_void(monkeypatch: pytest.MonkeyPatch) -> None:
-    # What was missed is lost then, whether or not the rest comes.
+    # The missed messages are lost, whether or not the rest arrives.
     first = Liar("socketio")
     page = Page(System(first.port, ()), "socketio", "c")
 
@@ -218,7 +218,7 @@ def test_a_session_that_socket_io_did_not_recover_is_void(monkeypatch: pytest.Mo
 
 
 class Answering:
-    """An HTTP server that answers every request with `answer`."""
+    """An HTTP server that sends `answer` to every request."""
 
     def __init__(self, answer: bytes) -> None:
         self._listener = socket.create_server(("127.0.0.1", 0))
@@ -242,13 +242,13 @@ CREATED = b"HTTP/1.1 201 Created\r\nContent-Length: 0\r\n\r\n"
 
 def _publish(answer: bytes) -> dict[str, Any]:
     server = Answering(answer)
-    return publish(port=server.port, path="/{channel}", channels=["c"], count=3, tokens_per_s=1000, tells_text=True)
+    return publish(port=server.port, path="/{channel}", channels=["c"], count=3, tokens_per_s=1000, returns_texts=True)
 
 
-def test_published_tokens_are_told_as_they_were_sent() -> None:
-    told = _publish(CREATED)
-    assert told["messages"]["c"] == summary(told["texts"]["c"], "m")
-    assert len(told["texts"]["c"]) == 15
+def test_published_tokens_are_reported_as_sent() -> None:
+    report = _publish(CREATED)
+    assert report["messages"]["c"] == summary(report["texts"]["c"], "m")
+    assert len(report["texts"]["c"]) == 15
 
 
 def test_a_publisher_that_is_late_still_publishes_each_token_on_its_own() -> None:
@@ -257,27 +257,33 @@ def test_a_publisher_that_is_late_still_publishes_each_token_on_its_own() -> Non
     assert server.requests == 50
 
 
-def test_what_came_within_a_window_is_published_as_one() -> None:
+def test_tokens_of_one_window_are_published_together() -> None:
     server = Answering(CREATED)
-    told = publish(
-        port=server.port, path="/{channel}", channels=["c"], count=6, tokens_per_s=100, window_ms=1000, tells_text=True
+    report = publish(
+        port=server.port,
+        path="/{channel}",
+        channels=["c"],
+        count=6,
+        tokens_per_s=100,
+        window_ms=1000,
+        returns_texts=True,
     )
-    assert told["messages"]["c"]["length"] == 30
+    assert report["messages"]["c"]["length"] == 30
     assert server.requests == 1
 
 
-def test_a_publish_that_is_refused_fails_the_run() -> None:
+def test_refused_publish_fails_the_run() -> None:
     with pytest.raises(BenchError, match="403"):
         _publish(b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n")
 
 
-def test_a_publish_that_is_not_answered_fails_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_publish_without_a_response_fails_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench.peers.publisher, "_ANSWERS_S", 0.2)
-    with pytest.raises(BenchError, match="3 of 3 publishes were not answered"):
+    with pytest.raises(BenchError, match="3 of 3 publishes got no response"):
         _publish(b"")
 
 
-# What cannot be measured
+# Missing requirements
 
 
 @pytest.fixture
@@ -287,13 +293,13 @@ def taken_port() -> Iterator[int]:
 
 
 @needs_nchan
-def test_nchan_says_that_its_port_is_taken(taken_port: int) -> None:
+def test_nchan_reports_that_its_port_is_taken(taken_port: int) -> None:
     with pytest.raises(BenchError, match=rf"nginx with nchan on port {taken_port} did not start:(?s:.*)in use"):
         nchan(connections=10, port=taken_port).__enter__()
 
 
 @needs_redis
-def test_redis_says_that_its_port_is_taken(taken_port: int, tmp_path: Path) -> None:
+def test_redis_reports_that_its_port_is_taken(taken_port: int, tmp_path: Path) -> None:
     with pytest.raises(BenchError, match=r"redis-server did not start:(?s:.*)in use"):
         redis_server(tmp_path, "always", port=taken_port).__enter__()
 
@@ -302,7 +308,7 @@ TINY = beside.Sizes(shapes=(beside.Shape(2, 2, 100),), rounds=1, seconds=0.2, id
 
 
 @pytest.mark.parametrize("name", ["nchan", "nchan with Redis", "socket.io"])
-def test_a_peer_that_is_missing_fails_the_run_and_says_how_to_get_it(
+def test_missing_peer_fails_the_run_with_an_installation_hint(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shutil, "which", lambda *_, **__: None)
@@ -312,16 +318,14 @@ def test_a_peer_that_is_missing_fails_the_run_and_says_how_to_get_it(
     assert "apt-get install" in missing.note
 
 
-def test_appends_without_redis_fail_and_say_how_to_get_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_appends_without_redis_fail_with_an_installation_hint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "which", lambda *_, **__: None)
     monkeypatch.setattr("bench.peers.xadd.python_packages", lambda *_: tmp_path)
     with pytest.raises(BenchError, match=r"redis-server is missing .*apt-get install redis-server"):
         xadd(tmp_path, "always").__enter__()
 
 
-def test_packages_that_cannot_be_fetched_are_said_and_leave_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_failed_download_is_reported_and_leaves_no_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOLDFAST_BENCH_CACHE", str(tmp_path))
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     with pytest.raises(BenchError, match=r"could not fetch .* redis==0\.0\.nothing"):
@@ -330,7 +334,7 @@ def test_packages_that_cannot_be_fetched_are_said_and_leave_nothing(
 
 
 @pytest.mark.parametrize("module", ["appends", "beside"])
-def test_too_few_descriptors_are_said_before_anything_starts(module: str, tmp_path: Path) -> None:
+def test_too_few_descriptors_are_reported_before_the_start(module: str, tmp_path: Path) -> None:
     code = f"from bench import {module}; from pathlib import Path; list({module}.measure(Path('.'), {module}.FULL))"
     done = subprocess.run(
         [sys.executable, "-c", code],
@@ -372,14 +376,14 @@ def test_nchan_and_holdfast_are_measured_by_the_same_rows(tmp_path: Path) -> Non
 
 @contextlib.contextmanager
 def dying(name: str, folder: Path, connections: int) -> Iterator[System]:
-    """A system whose processes are killed when it has produced half of what it was asked for first."""
+    """Run a system whose processes are killed after half of its first tokens."""
     with beside.SYSTEMS[name](folder, connections) as system:
         whole = system.produce
 
         def half(*, channels: list[str], count: int, tokens_per_s: float) -> Any:
             whole(channels=channels, count=count // 2, tokens_per_s=tokens_per_s)
             for pid in itertools.chain.from_iterable(list(tree(pid)) for pid in system.pids):
-                with contextlib.suppress(ProcessLookupError):  # it went with the one that kept it
+                with contextlib.suppress(ProcessLookupError):  # it ended with its keeper
                     os.kill(pid, signal.SIGKILL)
             return whole(channels=channels, count=count - count // 2, tokens_per_s=tokens_per_s)
 
@@ -388,12 +392,12 @@ def dying(name: str, folder: Path, connections: int) -> Iterator[System]:
 
 
 def working(tmp_path: Path, systems: dict[str, beside.Start]) -> list[Row]:
-    """The rows of systems that have been asked to produce."""
+    """Return the rows of systems that have been asked to produce tokens."""
     _, *rows = beside.measure(tmp_path, dataclasses.replace(TINY, idle=(1, 2)), systems)
     return [row for row in rows if "memory per idle" not in row.what]
 
 
-def test_a_system_that_dies_in_mid_run_has_no_figures_and_the_others_have(tmp_path: Path) -> None:
+def test_system_that_dies_in_mid_run_has_no_figures_but_the_others_do(tmp_path: Path) -> None:
     one = functools.partial(dying, "Holdfast")
     rows = working(tmp_path, {"dying": one, "Holdfast": beside.SYSTEMS["Holdfast"]})
     died = [row for row in rows if row.has_failed]
@@ -423,10 +427,10 @@ def test_a_system_that_dies_under_idle_viewers_has_no_memory(tmp_path: Path) -> 
         rows = list(beside.measure(tmp_path, sizes, {"Holdfast": beside.SYSTEMS["Holdfast"]}))
     died, lived = [row for row in rows if "memory per idle" in row.what]
     assert (died.measured, died.has_failed) == ("not measured", True)
-    assert not lived.has_failed  # it has a system of its own
+    assert not lived.has_failed  # this kind has a system of its own
 
 
-def test_a_load_client_that_dies_beside_others_leaves_no_figure(tmp_path: Path) -> None:
+def test_dead_load_client_beside_peers_gives_no_figure(tmp_path: Path) -> None:
     sizes = dataclasses.replace(TINY, pages=0, idle=(1, 2))
     with in_the_middle("capture", lambda children: children[-1].kill()):
         rows = list(beside.measure(tmp_path, sizes, {"Holdfast": beside.SYSTEMS["Holdfast"]}))
@@ -450,14 +454,14 @@ def test_a_peer_whose_port_is_taken_has_no_figures(
 @pytest.mark.parametrize("victim", ["bench.peers.run", "bench.peers.xadd_app", "bench.peers.ours_app"])
 def test_appends_have_no_figure_when_a_side_dies(victim: str, tmp_path: Path) -> None:
     def kill(children: list[Child]) -> None:
-        next(child for child in children if str(child) == victim).kill()  # redis-server goes with the one that keeps it
+        next(child for child in children if str(child) == victim).kill()  # redis-server ends with its keeper
 
     with in_the_middle("append", kill):
         (row,) = attempt("appends", lambda: appends.measure(tmp_path, APPENDS))
     assert (row.measured, row.has_failed) == ("not measured", True)
 
 
-def test_what_is_void_beside_others_says_what_was_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_void_row_beside_peers_reports_the_observations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     send = Child.send
 
     def lie(self: Child, do: str, /, **fields: Any) -> None:
@@ -473,14 +477,12 @@ def test_what_is_void_beside_others_says_what_was_seen(tmp_path: Path, monkeypat
     assert all("producers were late by " in row.note and "the load client used " in row.note for row in void)
 
 
-def test_a_load_client_without_time_left_is_not_measured_beside_others(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_overloaded_load_client_beside_peers_gives_no_figure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench.common, "CLIENT_LIMIT", 0.0)
     rows = list(beside.measure(tmp_path, TINY, {"Holdfast": beside.SYSTEMS["Holdfast"]}))
     fan_out = [row for row in rows if row.what.strip().startswith("2 × 2")]
     assert [row.measured for row in fan_out] == ["not measured"] * 2
-    assert all("of its core: it is what was measured" in row.note for row in fan_out)
+    assert all("of its core, so the figure would be that of the load client" in row.note for row in fan_out)
 
 
 @needs_nchan
@@ -488,12 +490,12 @@ def test_a_load_client_without_time_left_is_not_measured_beside_others(
 def test_nchan_with_redis_is_measured(tmp_path: Path) -> None:
     with nchan_redis(tmp_path, connections=10) as system, peer_load() as client:
         channels = ["bench:one", "bench:two"]
-        client.ask("connect", kind="nchan-sse", port=system.port, channels=channels, timeout_s=PATIENCE_S)
-        client.ask("capture")
+        client.request("connect", kind="nchan-sse", port=system.port, channels=channels, timeout_s=PATIENCE_S)
+        client.request("capture")
         sent = system.produce(channels=channels, count=20, tokens_per_s=200)["messages"]
-        drained = client.ask("drain", timeout_s=PATIENCE_S)
-        decoded = client.ask("decode")
-        check(decoded, client.ask("compare", sent=sent, port=None), drained)
+        drained = client.request("drain", timeout_s=PATIENCE_S)
+        decoded = client.request("decode")
+        check(decoded, client.request("compare", sent=sent, port=None), drained)
     assert decoded["tokens"] == 40
 
 
@@ -505,30 +507,30 @@ def test_socket_io_is_measured_and_has_no_late_joiners(tmp_path: Path) -> None:
 
 @needs_redis_client
 @pytest.mark.parametrize("command", [["XTRIM", "bench:a", "MAXLEN", "2"], ["XADD", "bench:a", "*", "t", "again"]])
-def test_appends_are_void_when_redis_holds_other_tokens_than_it_acknowledged(
+def test_appends_are_void_when_redis_stores_other_tokens_than_it_acknowledged(
     command: list[str], tmp_path: Path
 ) -> None:
     with xadd(tmp_path, "always") as system, peer_load() as client:
-        system.child.ask("grow", channel="bench:a", count=5)
-        assert ask_redis(system.redis.socket_path, *command)
-        sent = system.child.ask("finish")["messages"]
+        system.child.request("grow", channel="bench:a", count=5)
+        assert request_redis(system.redis.socket_path, *command)
+        sent = system.child.request("finish")["messages"]
         with pytest.raises(Void, match="1 wrong of 1 views"):
             appends.verify(system, client, ["bench:a"], sent)
 
 
-def test_appends_are_void_when_we_hold_other_tokens_than_we_acknowledged(tmp_path: Path) -> None:
+def test_appends_are_void_when_holdfast_stores_other_tokens_than_it_acknowledged(tmp_path: Path) -> None:
     with ours(tmp_path / "ours.db") as system, peer_load() as client:
         text = system.grow("bench:a", 5)
-        (sent,) = system.child.ask("finish")["messages"].values()
+        (sent,) = system.child.request("finish")["messages"].values()
         with pytest.raises(Void, match="1 wrong of 1 views"):
             appends.verify(system, client, ["bench:a"], {"bench:a": summary(text + "12345", sent["id"])})
 
 
-# Nothing is left behind
+# No process is left behind
 
 
 @pytest.mark.parametrize("end", [Child.close, Child.kill])
-def test_a_server_ends_with_the_process_that_keeps_it(end: Callable[[Child], None]) -> None:
+def test_server_ends_with_its_parent_process(end: Callable[[Child], None]) -> None:
     with Child("bench.peers.run", "keep", "sleep", "600", core=CLIENT_CORE) as keeper:
         server = os.pidfd_open(keeper.read(timeout_s=PATIENCE_S)["pid"])
         end(keeper)

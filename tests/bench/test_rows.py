@@ -1,8 +1,8 @@
-"""The benchmarks themselves: each runs, small, on real processes; and what is wrong or cannot be measured is said.
+"""The benchmarks themselves: each runs, small, on real processes; a wrong byte or a failed measurement is reported.
 
 Layer: tests.
 
-Nothing here says how fast anything is: these runs are far too short for that.
+These tests check no figure about speed: the runs are far too short for that.
 """
 
 from __future__ import annotations
@@ -52,14 +52,14 @@ def verdicts(rows: list[Row]) -> list[bool | None]:
 
 
 def tampered(kind: str, tamper: Callable[[Batches], None]) -> None:
-    """Have a server send what `tamper` leaves of a right answer to three viewers, and check what they were shown."""
+    """Have a server send a tampered answer to three viewers, and check their views."""
     recorded, sent = client.recording(kind, FRAMES, frames_per_s=200)
     tamper(recorded["channels"][client.CHANNEL]["batches"])
     client.replay(recorded, sent, viewers=3)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_right_answer_is_not_void(kind: str) -> None:
+def test_correct_text_is_not_void(kind: str) -> None:
     tampered(kind, lambda batches: None)
 
 
@@ -76,7 +76,7 @@ def double(batches: Batches) -> None:
 
 
 def double_at_the_end(batches: Batches) -> None:
-    """As a new append behind what is there, which is right by every rule of the wire."""
+    """Add the last text again as a new append at the end, which the wire's rules allow."""
     at_s, last = batches[-1]
     again = last.replace(f'"serial": {FRAMES}', f'"serial": {FRAMES + 1}').replace(f"e:{FRAMES}", f"e:{FRAMES + 1}")
     batches.append((at_s, again.replace(f'"at": {10 * (FRAMES - 1)}', f'"at": {10 * FRAMES}')))
@@ -99,12 +99,12 @@ def test_a_lost_doubled_or_wrong_token_voids_the_run(kind: str, tamper: Callable
         tampered(kind, tamper)
 
 
-def test_what_is_stored_and_was_not_sent_voids_the_run(tmp_path: Path) -> None:
+def test_stored_text_that_was_not_sent_voids_the_run(tmp_path: Path) -> None:
     with served(tmp_path / "bench.db") as server, load_client() as load:
-        produced = server.child.ask("produce", channels=["bench:1"], count=5, tokens_per_s=100)
+        produced = server.child.request("produce", channels=["bench:1"], count=5, tokens_per_s=100)
         produced["messages"]["bench:1"]["sha256"] = "0"
-        compared = load.ask("compare", sent=produced["messages"], **server.address)
-        assert compared["example"] == ["bench:1", ["what is stored is not what was appended"]]
+        compared = load.request("compare", sent=produced["messages"], **server.address)
+        assert compared["example"] == ["bench:1", ["the stored text differs from the appended text"]]
         with pytest.raises(Void, match="1 wrong of 0 views"):
             check({"violations": {}}, compared, {"ended": 0, "cpu_s": 0.0, "seconds": 0.0})
 
@@ -113,13 +113,13 @@ def test_a_soak_with_another_text_is_void(tmp_path: Path) -> None:
     planned = {"seconds": 1.0, "live": 2, "lasts_s": (0.1, 0.2)}
     (first, *_) = plan.conversations(**planned)  # type: ignore[arg-type]
     with served(tmp_path / "bench.db") as server, load_client() as load:
-        told = {"channel": first.channel, "id": plan.MESSAGE, "seed": first.seed + 1, "count": first.tokens}
-        server.child.ask("stream", tokens_per_s=100, **told)
+        fields = {"channel": first.channel, "id": plan.MESSAGE, "seed": first.seed + 1, "count": first.tokens}
+        server.child.request("stream", tokens_per_s=100, **fields)
         visit = {"port": server.port, "started_s": time.monotonic(), "planned": planned}
         seen: dict[str, Any] = {"example": None, "left": 1}
-        while seen["left"] and not seen["example"]:  # somebody who stays sees it at the latest when it has ended
-            seen = load.ask("visit", until_s=time.monotonic() + 0.2, **visit)
-        assert seen["example"] == f"{first.channel}: what is shown was not written"
+        while seen["left"] and not seen["example"]:  # a viewer that stays notices it at the latest after the end
+            seen = load.request("visit", until_s=time.monotonic() + 0.2, **visit)
+        assert seen["example"] == f"{first.channel}: the view has text that was not written"
 
 
 def test_texts_of_two_conversations_have_no_token_in_common() -> None:
@@ -128,11 +128,11 @@ def test_texts_of_two_conversations_have_no_token_in_common() -> None:
     assert known_text(3, 400) == "".join(texts[3])
 
 
-# What cannot be measured is said ------------------------------------------------------------------------------------
+# Failed measurements ------------------------------------------------------------------------------------------------
 
 
 def run_bench(*arguments: str, files: int | None = None, path: str | None = None) -> subprocess.CompletedProcess[str]:
-    """`python -m bench`, with so few open files as it may have, and with programs from `path` alone."""
+    """Run `python -m bench` with a limit of open files, and with programs from `path` alone."""
 
     def limit() -> None:
         if files is not None:
@@ -150,7 +150,7 @@ def run_bench(*arguments: str, files: int | None = None, path: str | None = None
 
 
 @pytest.mark.parametrize("name", BENCHMARKS)
-def test_too_few_file_descriptors_are_said_and_fail_the_run(name: str) -> None:
+def test_too_few_file_descriptors_are_reported_and_fail_the_run(name: str) -> None:
     ran = run_bench(name, "--quick", files=90)
     assert ran.returncode == 1
     (line,) = [line for line in ran.stdout.splitlines() if line.startswith(name)]
@@ -160,7 +160,7 @@ def test_too_few_file_descriptors_are_said_and_fail_the_run(name: str) -> None:
 
 
 @pytest.mark.parametrize("under", ["serve", "granian"])
-def test_a_taken_port_is_said(under: str, tmp_path: Path) -> None:
+def test_taken_port_is_reported(under: str, tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with (
@@ -170,73 +170,73 @@ def test_a_taken_port_is_said(under: str, tmp_path: Path) -> None:
             pass
 
 
-def test_a_store_that_cannot_be_opened_is_said(tmp_path: Path) -> None:
+def test_store_that_cannot_be_opened_is_reported(tmp_path: Path) -> None:
     with pytest.raises(BenchError, match="could not start"), served(tmp_path / "no" / "such" / "folder" / "bench.db"):
         pass
 
 
-def test_a_dead_server_is_said(tmp_path: Path) -> None:
+def test_dead_server_is_reported(tmp_path: Path) -> None:
     with served(tmp_path / "bench.db") as server, load_client() as load:
         server.child.kill()
         with pytest.raises(BenchError, match="Connection refused"):
-            load.ask("connect", kind="sse", channels=["bench:1"], timeout_s=2, **server.address)
+            load.request("connect", kind="sse", channels=["bench:1"], timeout_s=2, **server.address)
         with pytest.raises(BenchError, match="is gone"):
-            server.child.ask("stats")
+            server.child.request("stats")
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_server_that_dies_under_its_viewers_voids_the_run(kind: str, tmp_path: Path) -> None:
     with served(tmp_path / "bench.db") as server, load_client() as load:
-        load.ask("connect", kind=kind, channels=["bench:1"] * 3, timeout_s=5, **server.address)
-        load.ask("capture")
+        load.request("connect", kind=kind, channels=["bench:1"] * 3, timeout_s=5, **server.address)
+        load.request("capture")
         os.kill(server.child.pid, signal.SIGKILL)
-        drained = load.ask("drain", timeout_s=5)
+        drained = load.request("drain", timeout_s=5)
         with pytest.raises(Void, match="3 connections were ended by the server"):
-            check(load.ask("decode"), {"wrong": 0}, drained)
+            check(load.request("decode"), {"wrong": 0}, drained)
 
 
-def test_viewers_that_do_not_get_back_are_said(tmp_path: Path) -> None:
+def test_viewers_that_do_not_reconnect_are_reported(tmp_path: Path) -> None:
     with served(tmp_path / "bench.db") as server, load_client() as load:
-        load.ask("connect", kind="sse", channels=["bench:1"] * 3, timeout_s=5, **server.address)
+        load.request("connect", kind="sse", channels=["bench:1"] * 3, timeout_s=5, **server.address)
         server.child.kill()
         with pytest.raises(BenchError, match=r"0 viewers are live after 0\.3 s"):
-            load.ask("come_back", within_s=0.1, timeout_s=0.3, **server.address)
+            load.request("come_back", within_s=0.1, timeout_s=0.3, **server.address)
 
 
-def test_an_answer_that_comes_late_is_not_taken_for_the_next_one(tmp_path: Path) -> None:
+def test_late_reply_is_not_taken_for_the_next_one(tmp_path: Path) -> None:
     with served(tmp_path / "bench.db") as server:
         produce: dict[str, Any] = {"channels": ["bench:1"], "count": 20, "tokens_per_s": 100}
-        with pytest.raises(BenchError, match=r"did not answer within 0\.01 s"):
-            server.child.ask("produce", answer_in_s=0.01, **produce)
-        with pytest.raises(BenchError, match="still owes an answer"):
-            server.child.ask("stats")
+        with pytest.raises(BenchError, match=r"did not reply within 0\.01 s"):
+            server.child.request("produce", reply_in_s=0.01, **produce)
+        with pytest.raises(BenchError, match="has not replied to an earlier request"):
+            server.child.request("stats")
 
 
-def test_the_memory_of_a_server_that_has_died_is_no_figure() -> None:
+def test_memory_of_a_dead_server_gives_no_figure() -> None:
     ended = subprocess.Popen([sys.executable, "-c", ""], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert ended.stdout is not None
     assert ended.stdout.read() == b""
-    os.waitid(os.P_PID, ended.pid, os.WEXITED | os.WNOWAIT)  # nobody has asked for its end yet
+    os.waitid(os.P_PID, ended.pid, os.WEXITED | os.WNOWAIT)  # the load client has not waited for it yet
     with pytest.raises(BenchError, match="has ended"):
         rss_bytes(ended.pid)
     ended.communicate()
 
 
-# What is needed is looked at first ----------------------------------------------------------------------------------
+# Requirements are checked first -------------------------------------------------------------------------------------
 
 
-def test_what_is_missing_is_told_before_anything_is_measured(tmp_path: Path) -> None:
+def test_missing_resources_are_reported_before_the_first_measurement(tmp_path: Path) -> None:
     ran = run_bench("resume", "appends", "--quick", "--dir", str(tmp_path), path=str(tmp_path))
     assert ran.returncode == 1
-    told, measured = (ran.stderr.index(said) for said in ("appends: not measured: XADD per token: ", "resume: "))
-    assert told < measured
+    reported, measured = (ran.stderr.index(said) for said in ("appends: not measured: XADD per token: ", "resume: "))
+    assert reported < measured
     assert "redis-server is missing (Debian: apt-get install redis-server)" in ran.stderr
-    assert "resume in mid-stream" in ran.stdout  # what is not missing is measured all the same
+    assert "resume in mid-stream" in ran.stdout  # the rest is measured all the same
     assert "1 not measured or void" in ran.stdout
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_check_measures_nothing(tmp_path: Path) -> None:
+def test_check_takes_no_measurement(tmp_path: Path) -> None:
     ran = run_bench("resume", "--check")
     assert (ran.returncode, ran.stdout) == (0, "")
     assert "about 0 minutes; in seconds: resume " in ran.stderr
@@ -245,14 +245,14 @@ def test_a_check_measures_nothing(tmp_path: Path) -> None:
     assert "beside, in part: not measured: socket.io: node is missing" in ran.stderr
 
 
-def test_a_disk_that_is_too_full_is_said(options: Options, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_full_disk_is_reported(options: Options, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = shutil.disk_usage(options.directory)._replace(free=20_000_000)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
     (problem,) = needs.problems(["storm"], options)
     assert str(problem) == f"storm: not measured: needs 50 MB in {options.directory}, and 20 are free: see --dir"
 
 
-def test_a_directory_in_memory_is_said_where_the_disk_is_measured(options: Options) -> None:
+def test_directory_in_memory_is_reported_for_disk_rows(options: Options) -> None:
     in_memory = Options(is_quick=True, directory=Path("/dev/shm"))
     found = list(needs.problems(["conversations", "storm"], in_memory))
     assert [(problem.benchmark, problem.is_partial) for problem in found] == [("conversations", True)]
@@ -260,7 +260,7 @@ def test_a_directory_in_memory_is_said_where_the_disk_is_measured(options: Optio
     assert list(needs.problems(["conversations"], options)) == []
 
 
-def test_a_server_that_is_not_installed_is_said(options: Options, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_server_is_reported(options: Options, monkeypatch: pytest.MonkeyPatch) -> None:
     found = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "granian" else found(name))
     (problem,) = needs.problems(["fanout"], options)
@@ -277,16 +277,16 @@ def test_a_whole_run_is_planned_to_take_less_than_fifty_minutes(tmp_path: Path) 
 
 
 @pytest.mark.parametrize("arguments", [["--dir", "/nowhere"], ["--soak-s", "1"], ["--soak-s", "nan"], ["nothing"]])
-def test_arguments_that_cannot_be_meant_are_refused(arguments: list[str]) -> None:
+def test_invalid_arguments_are_refused(arguments: list[str]) -> None:
     ran = run_bench(*arguments)
     assert (ran.returncode, ran.stdout) == (2, "")
 
 
-# Nothing is left behind ---------------------------------------------------------------------------------------------
+# No process or file is left behind ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("name", "processes", "end"), [("soak", 3, signal.SIGINT), ("beside", 4, signal.SIGTERM)])
-def test_a_run_that_is_broken_off_leaves_no_processes_and_files(
+def test_interrupted_run_leaves_no_processes_or_files(
     name: str, processes: int, end: signal.Signals, tmp_path: Path
 ) -> None:
     folders = [tmp_path / "databases", tmp_path / "configuration"]
@@ -301,27 +301,27 @@ def test_a_run_that_is_broken_off_leaves_no_processes_and_files(
         text=True,
     ) as run:
         assert run.stderr is not None
-        while not run.stderr.readline().startswith("resume: "):  # what is needed has been looked at, and it measures
+        while not run.stderr.readline().startswith("resume: "):  # the requirements are checked, and it measures
             assert run.poll() is None
         handles: dict[int, int] = {}
         while len(handles) < processes:
             for pid in tree(run.pid):
                 if pid not in handles:
-                    with contextlib.suppress(ProcessLookupError):  # it has come and gone
+                    with contextlib.suppress(ProcessLookupError):  # it has already ended
                         handles[pid] = os.pidfd_open(pid)
             assert run.poll() is None
         run.send_signal(end)
         said, _ = run.communicate(timeout=30)
     assert run.returncode == 130
-    assert "resume in mid-stream" in said  # what was measured is not lost
-    assert said.endswith("\nbroken off\n")
+    assert "resume in mid-stream" in said  # the finished row is kept
+    assert said.endswith("\ninterrupted\n")
     for handle in handles.values():
         assert select.select([handle], [], [], 10)[0], "a process is still there"
         os.close(handle)
     assert [list(folder.iterdir()) for folder in folders] == [[], []]
 
 
-def test_what_was_measured_before_a_failure_stays() -> None:
+def test_rows_before_a_failure_are_kept() -> None:
     def run() -> Iterator[Row]:
         yield Row("first", "1 ms")
         raise Void("a token was lost")
@@ -341,14 +341,14 @@ def test_what_was_measured_before_a_failure_stays() -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("under", ["serve", "granian"])
-def test_fan_out(kind: str, under: str, options: Options) -> None:
+def test_fanout_rows_have_figures(kind: str, under: str, options: Options) -> None:
     shape = fanout.Shape(2, 3, 50, limit=1e6)
     rows = list(fanout.matrix(options, shape, rounds=1, seconds=0.3, kinds=(kind,), unders=(under,)))
     assert verdicts(rows) == [True if (kind, under) == ("sse", "serve") else None, None]
     assert len(rows[0].raw) == 1
 
 
-def test_conversations(options: Options) -> None:
+def test_conversation_rows_have_figures(options: Options) -> None:
     runs = [conversations.measure(options, 10, seconds=0.4) for _ in range(2)]
     for run in runs:
         assert run.tokens == 10 * 20 * 2
@@ -371,24 +371,24 @@ def test_the_search_ends_between_a_rate_that_passes_and_one_that_fails() -> None
     assert len(tried) <= 8
 
 
-def test_a_search_downwards() -> None:
+def test_search_can_go_downwards() -> None:
     best, failed = highest.highest(lambda count: count <= 101, first=500, exact=0.05)
     assert best <= 101 < failed <= best * 1.05
 
 
-def test_a_search_without_an_end_has_no_figure() -> None:
+def test_search_without_a_failing_rate_has_no_figure() -> None:
     with pytest.raises(BenchError, match="did not end"):
         highest.highest(lambda count: True, first=500, exact=0.05)
     with pytest.raises(BenchError, match="no rate passes"):
         highest.highest(lambda count: False, first=10, exact=0.05)
 
 
-def test_the_highest_rate_of_one_try(options: Options) -> None:
+def test_highest_rate_of_one_try_has_a_figure(options: Options) -> None:
     with pytest.raises(BenchError, match="no rate passes"):
         highest.search(options, first=1, seconds=0.3, exact=0.05, limit_ms=0.001)
 
 
-def test_memory(options: Options) -> None:
+def test_memory_rows_have_figures(options: Options) -> None:
     rows = memory.memory(options, 10, 40, rounds=2, has_own_channels=True)
     assert verdicts(rows) == [None, None]
     assert [len(row.raw) for row in rows] == [2, 2]
@@ -396,24 +396,24 @@ def test_memory(options: Options) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_storm(kind: str, options: Options) -> None:
+def test_storm_rows_have_figures(kind: str, options: Options) -> None:
     rows = storm.storm(options, kind, viewers=20, rounds=1, before_s=0.3, after_s=2.5)
     assert verdicts(rows) == [True, None]
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_slow_readers(kind: str, options: Options) -> None:
+def test_slow_reader_rows_have_figures(kind: str, options: Options) -> None:
     rows = slow.slow(options, kind, readers=5, answer=20_000, rounds=2, slow_ones=(2,))
     assert verdicts(rows) == [None, None, True]
     assert [len(row.raw) for row in rows] == [2, 2, 0]
 
 
-def test_a_soak(options: Options) -> None:
+def test_soak_rows_have_figures(options: Options) -> None:
     rows = soak.soak(options, seconds=6.0, live=5, lasts_s=(0.2, 1.0), idle_s=0.5, old=20)
     assert verdicts(rows) == [None, True, True, None, None]
 
 
-def test_the_slope_is_that_of_the_line() -> None:
+def test_slope_is_that_of_the_fitted_line() -> None:
     assert soak.slope([(0.0, 100), (1.0, 110), (2.0, 120), (3.0, 130)]) == pytest.approx(10)
 
 
@@ -435,7 +435,7 @@ def page(tmp_path: Path, text: str) -> Path:
     return path
 
 
-def test_a_run_is_written_between_the_marks_of_a_page(tmp_path: Path) -> None:
+def test_figures_are_written_between_the_marks_of_a_page(tmp_path: Path) -> None:
     path = page(tmp_path, f"before\n{report.BEGIN}\nan older run\n{report.END}\nafter\n")
     ran = run_bench("resume", "--quick", "--dir", str(tmp_path), "--markdown", str(path))
     assert ran.returncode == 0, ran.stdout + ran.stderr
@@ -444,30 +444,30 @@ def test_a_run_is_written_between_the_marks_of_a_page(tmp_path: Path) -> None:
     assert text.endswith(f"\n```\n{report.END}\nafter\n")
     assert "an older run" not in text
     assert str(tmp_path) not in text
-    assert ran.stdout.strip() in text  # the raw output, as it was printed
+    assert ran.stdout.strip() in text  # the raw output, as printed
     (row,) = [line for line in text.splitlines() if line.startswith("| resume in mid-stream |")]
     assert row.endswith("| met |")
 
 
 @pytest.mark.parametrize("text", ["no marks", f"{report.BEGIN}", f"{report.END} {report.BEGIN}", f"{report.BEGIN}" * 2])
-def test_a_page_without_a_place_for_figures_is_refused_before_the_run(tmp_path: Path, text: str) -> None:
+def test_page_without_marks_is_refused_before_the_run(tmp_path: Path, text: str) -> None:
     ran = run_bench("resume", "--markdown", str(page(tmp_path, text)))
     assert ran.returncode == 2
     assert "must have one line" in ran.stderr
     assert ran.stdout == ""
 
 
-def test_a_page_says_what_is_not_in_its_run(tmp_path: Path) -> None:
+def test_page_lists_rows_that_are_not_in_its_run(tmp_path: Path) -> None:
     path = page(tmp_path, f"{report.BEGIN}\n| storm | 1 s |\n{report.END}")
     ran = run_bench("resume", "--quick", "--dir", str(tmp_path), "--markdown", str(path))
     others = ", ".join(name for name in BENCHMARKS if name != "resume")
-    for said in (ran.stderr.partition("\n")[0], ran.stdout, path.read_text()):  # first of all, and in the end
-        assert f"not in this run, and so without figures: {others}" in said
-        assert "a quick look" in said
+    for said in (ran.stderr.partition("\n")[0], ran.stdout, path.read_text()):  # at the beginning and at the end
+        assert f"not in this run, so without figures: {others}" in said
+        assert "a quick check" in said
     assert "| storm |" not in path.read_text()
 
 
-def test_nothing_but_the_figures_of_a_page_is_touched(tmp_path: Path) -> None:
+def test_only_the_figures_of_a_page_are_replaced(tmp_path: Path) -> None:
     path = tmp_path / "page.md"
     path.write_bytes(f"é\r\nbefore \n{report.BEGIN}old{report.END}\r\nafter".encode())
     for _ in range(2):

@@ -7,7 +7,7 @@ from typing import Any
 from chaos.plan import Append, Plan, Put, first_difference
 from chaos.truth import Truth
 from chaos.viewer import Shown
-from holdfast.testing.rawviewer import Checker
+from wirecheck import Checker
 
 SEED = 3
 

@@ -29,9 +29,9 @@ from chaos.processes import free_port
 from holdfast.core.model import Message
 from holdfast.serving import listen
 from holdfast.serving import server as uvicorn_server
-from holdfast.testing.rawviewer import SseViewer, WsViewer
 from tests.examples.programs import FOLDER, NAMES, OPEN, app_of, client_of, follow, forget_django
 from tests.processes import PATIENCE_S, Process, request
+from wirecheck import SseViewer, WsViewer
 
 Load = Callable[[str], ModuleType]
 

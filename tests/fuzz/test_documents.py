@@ -1,4 +1,4 @@
-"""The target `documents` would notice if damage were passed on, or text were lost without a word."""
+"""The target `documents` finds damage that reaches a viewer, and text that is lost without an error."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from typing import Any
 import msgspec
 import pytest
 
+from fuzz.documents import Documents
+from fuzz.engine import check
 from holdfast.app import Hub
 from holdfast.core import document
 from holdfast.core.errors import StoreUnusable
 from holdfast.core.model import Message
 from holdfast.core.state import PartState
 from holdfast.stores import sqlite_documents, sqlite_engine
-from tests.fuzz.documents import Documents
-from tests.fuzz.engine import check
 from tests.stores.files import run_from_outside
 
 decode_head, read, value = document._decode_head, sqlite_documents.Documents.read, PartState.value
@@ -60,7 +60,7 @@ def target() -> Iterator[Documents]:
 
 
 @pytest.mark.parametrize(("kind", "place", "name", "mistake"), MUTANTS, ids=[one[0] for one in MUTANTS])
-def test_a_mistake_is_found(
+def test_mutant_is_found(
     monkeypatch: pytest.MonkeyPatch, target: Documents, kind: str, place: object, name: str, mistake: object
 ) -> None:
     whole: dict[str, Any] = {"edits": []}
@@ -96,13 +96,13 @@ class Damaged:
         await self._hub.close()
 
 
-def told(outcomes: list[Message | BaseException]) -> list[str]:
-    """What each was told: the code of an error, or `ok`."""
+def outcomes_of(outcomes: list[Message | BaseException]) -> list[str]:
+    """Return the outcome of each request: the code of its error, or `ok`."""
     return [str(getattr(one, "code", repr(one))) if isinstance(one, BaseException) else "ok" for one in outcomes]
 
 
-async def test_a_damaged_message_is_unusable_and_keeps_nobody_waiting(tmp_path: Path) -> None:
+async def test_damaged_message_is_unusable_and_blocks_no_other_message(tmp_path: Path) -> None:
     async with Damaged(tmp_path / "chat.db") as hub, asyncio.timeout(2.0):
         damaged = await asyncio.gather(hub.update("c", "m1", text="x"), return_exceptions=True)
         others = await asyncio.gather(hub.update("c", "m2", text="x"), return_exceptions=True)
-        assert (told([*damaged]), told([*others])) == (["store_unusable"], ["ok"])
+        assert (outcomes_of([*damaged]), outcomes_of([*others])) == (["store_unusable"], ["ok"])

@@ -1,4 +1,4 @@
-"""What a minute of fuzzing finds: nothing. And what it would find, if there were something."""
+"""A short run of each target finds no bug, and finds each planted one."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from typing import Any
 import jwt
 import pytest
 
+from fuzz import mutate
+from fuzz.__main__ import main
+from fuzz.engine import CORPUS, Finding, Target, check, fuzz, read_corpus, shrink, written
+from fuzz.requests import Requests, run_step
+from fuzz.targets import TARGETS
+from fuzz.wire import complaint
+from fuzz.world import World, documented_codes
 from holdfast.core.cursor import Cursor
 from holdfast.core.errors import MethodNotAllowed
 from holdfast.hub import tickets, tokens
 from holdfast.transports import message_stream, session, sse
-from tests.fuzz import mutate
-from tests.fuzz.__main__ import main
-from tests.fuzz.engine import CORPUS, Finding, Target, check, fuzz, read_corpus, shrink, written
-from tests.fuzz.requests import Requests, run_step
-from tests.fuzz.targets import TARGETS
-from tests.fuzz.wire import complaint
-from tests.fuzz.world import World, documented_codes
 
 SEED = 1
 RUNS = {
@@ -46,7 +46,7 @@ KEPT = [(target, name) for target in TARGETS for name, _ in read_corpus(target)]
 
 @pytest.fixture(scope="module")
 def targets() -> Iterator[dict[str, Target]]:
-    """One of each: a server is started once."""
+    """Yield one target of each kind, so that a server is started once."""
     made = {name: make() for name, make in TARGETS.items()}
     yield made
     for target in made.values():
@@ -54,27 +54,27 @@ def targets() -> Iterator[dict[str, Target]]:
 
 
 @pytest.mark.parametrize(("target", "name"), KEPT)
-def test_an_input_that_was_kept_finds_nothing(targets: dict[str, Target], target: str, name: str) -> None:
+def test_corpus_input_finds_no_bug(targets: dict[str, Target], target: str, name: str) -> None:
     given = dict(read_corpus(target))[name]
     assert check(targets[target], given) is None
 
 
 @pytest.mark.parametrize("target", TARGETS)
-def test_new_inputs_find_nothing(targets: dict[str, Target], target: str) -> None:
+def test_new_inputs_find_no_bug(targets: dict[str, Target], target: str) -> None:
     report = fuzz(targets[target], seed=SEED, runs=RUNS[target], max_findings=1)
     assert [(found.text, written(found.given)) for found in report.found] == []
 
 
-def test_every_folder_of_the_corpus_is_of_a_target() -> None:
+def test_each_folder_of_the_corpus_belongs_to_a_target() -> None:
     assert {path.name for path in CORPUS.iterdir() if path.is_dir()} <= TARGETS.keys()
 
 
 def test_the_same_seed_draws_the_same_inputs() -> None:
     def digests(hash_seed: str) -> str:
-        command = [sys.executable, "-m", "tests.fuzz", "frames", "stored", "--runs", "60", "--seed", "7", "--digest"]
+        command = [sys.executable, "-m", "fuzz", "frames", "stored", "--runs", "60", "--seed", "7", "--digest"]
         environment = {**os.environ, "PYTHONHASHSEED": hash_seed}
         ran = subprocess.run(command, env=environment, check=False, capture_output=True, text=True)
-        assert ran.stderr == ""  # what it finds, and so how it ends, is for other tests
+        assert ran.stderr == ""  # other tests check the findings, and with them the exit code
         return ran.stdout
 
     first = digests("1")
@@ -89,10 +89,10 @@ def test_the_table_of_errors_is_read_from_the_protocol() -> None:
     assert {"busy", "draining"} <= codes[503]
 
 
-# What it would find
+# Mutants
 
 
-def forget_to_answer(self: Any, frame: Any) -> None:
+def forget_to_reply(self: Any, frame: Any) -> None:
     self._leave(frame.channel)
 
 
@@ -120,17 +120,17 @@ def sign_everything(self: Any, kind: str, text: str, signature: str) -> bool:
 
 MUTANTS: list[tuple[str, object, str, object, str]] = [
     ("requests", MethodNotAllowed, "code", "not_this_way", "undocumented"),
-    ("frames", session.Session, "_detach", forget_to_answer, "answers"),
+    ("frames", session.Session, "_detach", forget_to_reply, "replies"),
     ("requests", sse.EventStream, "close", stay_in_the_channel, "leak"),
     ("cursors", sse, "parse_cursor", any_form, "resumed"),
-    ("cursors", message_stream, "told_by", one_too_many, "told"),
+    ("cursors", message_stream, "told_by", one_too_many, "streamed"),
     ("tokens", tokens, "_claims_by", believe_anything, "forged"),
     ("requests", tickets.Tickets, "_is_signed", sign_everything, "forged"),
 ]
 
 
 @pytest.mark.parametrize(("target", "place", "name", "mistake", "kind"), MUTANTS, ids=[one[2] for one in MUTANTS])
-def test_a_planted_mistake_is_found(
+def test_mutant_is_found(
     monkeypatch: pytest.MonkeyPatch, target: str, place: object, name: str, mistake: object, kind: str
 ) -> None:
     monkeypatch.setattr(place, name, mistake)
@@ -142,7 +142,7 @@ def test_a_planted_mistake_is_found(
 
 
 class Picky:
-    """A target that minds one thing."""
+    """A target with one rule."""
 
     name = "picky"
     cpu_s = 1.0
@@ -165,7 +165,7 @@ class Picky:
         pass
 
 
-def test_a_finding_is_made_small() -> None:
+def test_finding_is_shrunk() -> None:
     given = Picky().generate(Random(1))
     assert written(shrink(Picky(), given, "bad")).strip() in ('"bad"', '[\n "bad"\n]')
 
@@ -180,19 +180,19 @@ def test_the_seconds_count_from_the_first_new_input() -> None:
     assert fuzz(Known(), seed=SEED, seconds=0.01).runs > 3
 
 
-def test_the_command_that_is_told_repeats_the_finding_from_the_corpus_alone(
+def test_printed_command_repeats_the_finding_from_the_corpus_alone(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     monkeypatch.setitem(TARGETS, "picky", Picky)
-    monkeypatch.setattr("tests.fuzz.engine.CORPUS", tmp_path)
+    monkeypatch.setattr("fuzz.engine.CORPUS", tmp_path)
     assert main(["picky", "--runs", "3", "--seed", "1"]) == 1
-    told = capsys.readouterr().out
+    printed = capsys.readouterr().out
     [kept] = (tmp_path / "picky").iterdir()
     assert json.loads(kept.read_text()) in ("bad", ["bad"])
-    name = test_an_input_that_was_kept_finds_nothing.__name__
-    assert told.startswith("seed 1\n")
-    assert f"again: pytest 'tests/fuzz/test_fuzz.py::{name}[picky-{kept.stem}]'" in told
-    again = re.search(r"again: python -m tests\.fuzz (.*)", told)
+    name = test_corpus_input_finds_no_bug.__name__
+    assert printed.startswith("seed 1\n")
+    assert f"again: pytest 'tests/fuzz/test_fuzz.py::{name}[picky-{kept.stem}]'" in printed
+    again = re.search(r"again: python -m fuzz (.*)", printed)
     assert again is not None
     assert main(again[1].split()) == 1
     assert "picky: bad: it is" in capsys.readouterr().out
@@ -201,7 +201,7 @@ def test_the_command_that_is_told_repeats_the_finding_from_the_corpus_alone(
     assert main(again[1].split()) == 0
 
 
-def test_a_finding_among_the_known_inputs_is_told_with_no_new_ones(
+def test_finding_among_the_known_inputs_is_printed_without_new_ones(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     class Known(Picky):
@@ -209,16 +209,16 @@ def test_a_finding_among_the_known_inputs_is_told_with_no_new_ones(
             return ["one", "bad", "three"]
 
     monkeypatch.setitem(TARGETS, "picky", Known)
-    monkeypatch.setattr("tests.fuzz.engine.CORPUS", tmp_path)
+    monkeypatch.setattr("fuzz.engine.CORPUS", tmp_path)
     assert main(["picky", "--runs", "5", "--findings", "1"]) == 1
-    told = capsys.readouterr().out
-    assert told.count("again: python -m tests.fuzz picky --runs 0\n") == 1
-    assert re.search(r"picky: 2 known inputs in \d\.\d s, then 0 in 0\.0 s", told)
+    printed = capsys.readouterr().out
+    assert printed.count("again: python -m fuzz picky --runs 0\n") == 1
+    assert re.search(r"picky: 2 known inputs in \d\.\d s, then 0 in 0\.0 s", printed)
     report = fuzz(Known(), seed=SEED, runs=5, max_findings=1)
     assert report.known_s == report.spent_s > 0
 
 
-def test_known_inputs_that_are_run_alone_may_not_cost_too_much() -> None:
+def test_known_input_that_costs_too_much_is_a_finding() -> None:
     class Slow(Picky):
         cpu_s = 0.0
         is_guided = True
@@ -245,7 +245,7 @@ def test_an_input_that_costs_too_much_is_a_finding() -> None:
     assert text.startswith("slow")
 
 
-def test_a_hub_that_lives_through_many_inputs_holds_no_more() -> None:
+def test_hub_does_not_grow_over_many_inputs() -> None:
     inputs = [given for given in Requests().seeds() if "setup" in given][:40]
     counts: list[int] = []
 
@@ -261,7 +261,7 @@ def test_a_hub_that_lives_through_many_inputs_holds_no_more() -> None:
             counts.append(world.hub.stats()["channels"])
 
     World().run(job)
-    assert counts == [1, 1, 1]  # the one that is followed all the time
+    assert counts == [1, 1, 1]  # the channel that has a viewer all the time
 
 
 # A server's log
@@ -282,7 +282,7 @@ OF_UVICORN = f"{FATAL}{UNDECODED}{DURING}{CLOSED}"
 OURS = f"{TRACEBACK}KeyError: 'ours'\n"
 
 
-def test_what_uvicorn_is_known_to_log_is_no_finding(targets: dict[str, Target]) -> None:
+def test_known_log_lines_of_uvicorn_are_not_a_finding(targets: dict[str, Target]) -> None:
     text, close = "\x81\x81\x00\x00\x00\x00\xff", "\x88\x82\x00\x00\x00\x00\x03\xe8"
     assert check(targets["raw-socket"], {"headers": [], "frames": [{"raw": text + close}]}) is None
     assert complaint(f"INFO:     connection open\n{OF_UVICORN}{OF_UVICORN}".encode()) is None
@@ -299,7 +299,7 @@ def test_what_uvicorn_is_known_to_log_is_no_finding(targets: dict[str, Target]) 
         f"{OF_UVICORN}{OURS}",
     ],
 )
-def test_an_error_beside_what_uvicorn_is_known_to_log_is_a_finding(log: str) -> None:
+def test_error_beside_known_log_lines_of_uvicorn_is_a_finding(log: str) -> None:
     said = complaint(log.encode())
     assert said is not None
     assert "KeyError: 'ours'" in said

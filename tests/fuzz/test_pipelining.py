@@ -1,4 +1,4 @@
-"""A request behind a stream on the same connection: the server below tells only the last one that the peer has left."""
+"""A request behind a stream on the same connection: uvicorn reports only to the last one that the peer has left."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ BEHIND = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"
 
 
 @pytest.mark.parametrize("by_hand", [False, True], ids=["task", "hand"])
-async def test_a_stream_with_a_request_behind_it_leaves_the_channel_when_its_peer_has_left(by_hand: bool) -> None:
+async def test_stream_with_a_pipelined_request_detaches_when_its_peer_leaves(by_hand: bool) -> None:
     hub = new_hub()
     hub.drive_by_hand = by_hand
     async with serving(hub) as served:
@@ -25,4 +25,4 @@ async def test_a_stream_with_a_request_behind_it_leaves_the_channel_when_its_pee
         async with asyncio.timeout(PATIENCE_S):
             while hub.stats()["feeds"]:
                 hub._asgi.heartbeats.tick()  # type: ignore[attr-defined]  # a second of heartbeats
-                await asyncio.sleep(0.005)  # for the network, which tells nobody
+                await asyncio.sleep(0.005)  # for the network, which gives no signal

@@ -1,4 +1,4 @@
-"""What uvicorn does that ASGI does not say, and what it must not cost us."""
+"""Behaviour of uvicorn beyond ASGI, and its cost for Holdfast."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SCOPE: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("by_hand", [False, True], ids=["task", "hand"])
-async def test_a_socket_that_the_server_closed_by_itself_is_over_and_no_error(by_hand: bool) -> None:
+async def test_socket_closed_by_uvicorn_ends_without_an_error(by_hand: bool) -> None:
     hub = new_hub()
     hub.drive_by_hand = by_hand
     frames = [{"type": "websocket.connect"}, {"type": "websocket.receive", "text": '{"type":"detach","ref":1}'}]

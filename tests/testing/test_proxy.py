@@ -1,4 +1,4 @@
-"""The proxy against real sockets: each switch does what its name says, and nothing is lost by those that only wait."""
+"""The proxy against real sockets: each switch does what its name says, and a stall loses no bytes."""
 
 import asyncio
 import contextlib
@@ -14,7 +14,7 @@ Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 
 class Upstream:
-    """A server that keeps what its clients send, and with which a test can speak to each of them."""
+    """A server that keeps the bytes of its clients, and through which a test can send to each of them."""
 
     def __init__(self) -> None:
         self.arrivals: asyncio.Queue[Streams] = asyncio.Queue()
@@ -66,7 +66,7 @@ class Client:
             return await self.reader.readexactly(count)
 
     async def ending(self) -> str:
-        """What ends the connection: `reset` or `end`."""
+        """Return how the connection ended: `reset` or `end`."""
         try:
             async with asyncio.timeout(2):
                 await self.reader.read()
@@ -103,12 +103,12 @@ class Clients:
 
 async def until(predicate: Callable[[], bool], timeout_s: float = 2.0) -> None:
     async with asyncio.timeout(timeout_s):
-        while not predicate():  # noqa: ASYNC110 - the proxy counts and tells nobody
+        while not predicate():  # noqa: ASYNC110 - the proxy counts without a signal
             await asyncio.sleep(0.002)
 
 
 async def at_rest(look: Callable[[], int], timeout_s: float = 5.0) -> int:
-    """What `look` says when that has moved from zero, and moves no more from one look to the next."""
+    """Return the value of `look` once it has left zero and no longer changes."""
     async with asyncio.timeout(timeout_s):
         before, now = 0, look()
         while now == 0 or now != before:
@@ -206,7 +206,7 @@ async def test_several_cuts_are_made_one_after_the_other(upstream, proxy, client
     assert await whole.read(10) == b"0123456789"
 
 
-async def test_a_stall_passes_nothing_and_loses_nothing(upstream, proxy, clients) -> None:
+async def test_stall_passes_no_bytes_and_loses_none(upstream, proxy, clients) -> None:
     client = await clients.connect()
     _, writer = await upstream[0].arrived()
     proxy.stall()
@@ -228,16 +228,16 @@ async def test_a_stall_of_one_direction_leaves_the_other_open(upstream, proxy, c
     assert await client.read(6) == b"answer"
 
 
-async def test_a_stall_holds_back_a_piece_half_sent(upstream, proxy, clients) -> None:
+async def test_stall_holds_back_the_rest_of_a_partly_sent_piece(upstream, proxy, clients) -> None:
     client = await clients.connect()
     client.writer.transport.pause_reading()
     reader, writer = await upstream[0].arrived()
     writer.write(bytes(4 << 20))
-    before = await at_rest(lambda: proxy.bytes_down)  # no more goes into the client's socket
+    before = await at_rest(lambda: proxy.bytes_down)  # no further bytes fit into the client's socket
     proxy.stall("down")
     client.writer.transport.resume_reading()
-    await client.read(before)  # now there would be room
-    client.writer.write(b"?")  # and with this the proxy hears of it
+    await client.read(before)  # now there is room
+    client.writer.write(b"?")  # and with this byte the proxy notices it
     async with asyncio.timeout(2):
         await reader.readexactly(1)
     assert proxy.bytes_down == before
@@ -324,7 +324,7 @@ async def test_a_black_hole_keeps_connections_open_and_hides_even_their_end(upst
     assert await client.ending() == "end"
 
 
-async def test_a_black_hole_swallows_new_connections_until_it_ends(upstream, proxy, clients) -> None:
+async def test_black_hole_delays_new_connections_until_it_ends(upstream, proxy, clients) -> None:
     proxy.black_hole()
     client = await clients.connect()
     client.writer.write(bytes(1 << 20))
@@ -336,7 +336,7 @@ async def test_a_black_hole_swallows_new_connections_until_it_ends(upstream, pro
     assert await client.ending() == "reset"
 
 
-async def test_a_server_that_came_back_on_another_port_is_found(upstream, proxy, clients) -> None:
+async def test_proxy_finds_a_server_that_restarted_on_another_port(upstream, proxy, clients) -> None:
     async with serving() as (other, port):
         proxy.upstream = ("127.0.0.1", port)
         client = await clients.connect()
@@ -364,7 +364,7 @@ async def test_a_reset_by_the_server_reaches_the_client(upstream, proxy, clients
     await until(lambda: proxy.open_connections == 0)
 
 
-async def test_leaving_the_proxy_cuts_what_is_open(upstream) -> None:
+async def test_closing_the_proxy_cuts_open_connections(upstream) -> None:
     async with FaultProxy("127.0.0.1", upstream[1]) as proxy:
         reader, writer = await asyncio.open_connection(proxy.host, proxy.port)
         await upstream[0].arrived()

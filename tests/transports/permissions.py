@@ -1,10 +1,10 @@
-"""Who may do what, as data: every operation of every transport, what it needs, and whose message it is about.
+"""The permissions as data: every operation of every transport, its needs, and the rule about ownership.
 
 Layer: tests.
 
-`test_permissions` runs each cell against the real app on every transport that offers the operation,
-and compares the tables of `docs/security.md` with what `tables()` makes of this; `python -m
-tests.transports.permissions` writes them there. An operation that is not in here fails a test.
+`test_permissions` runs each cell against the real app on every transport that offers the operation, and compares the
+tables of `docs/security.md` with the result of `tables()`; `python -m tests.transports.permissions` writes them there.
+An operation that is missing here fails a test. The fuzzers judge by the same table (`fuzz.rights`).
 """
 
 from __future__ import annotations
@@ -23,34 +23,36 @@ _M = _C + "/messages/{id}"
 _TOOL = {"type": "tool", "call": "c1", "name": "search", "input": "{}"}
 _TEXT = {"type": "text", "text": "other"}
 
-# Whose rules, as the page says them.
-WRITER = "its writer: who began it, or took it over"
-OWN = "one's own; with `admin` anybody's"
-LEFT = "anybody's that was interrupted; with `admin` one that streams"
-KNOWN = "a target one may read, or began"
+# Rules about ownership, in the words of the page.
+WRITER = "its writer: the client that created it, or took it over"
+OWN = "own messages; with `admin` all"
+LEFT = "every interrupted message; with `admin` also a streaming one"
+KNOWN = "a target that the caller may read, or created"
 ANSWER = (
-    "of what one may read, or asked; to `cancel` and `steer` as whoever is at work on the target (writes it with "
-    "`append`, has its turn, or writes all that answers it), with `admin`, or, where there is no target, with `append`"
+    "commands that the caller may read, or sent; to `cancel` and `steer` only as the worker of the target (its writer "
+    "with `append`, the holder of its turn, or the writer of all its answers), with `admin`, or, if the command has no "
+    "target, with `append`"
 )
 MEMBER = "the client's own id, or that with `~` and a suffix"
-TURN = "a turn of one's own"
+TURN = "the caller's own turn"
+EVERY_CHANNEL = "all channels"
 ANY = ""
 
 
 class Operation(NamedTuple):
-    """Something that a client can ask for. `about` is the thing of the test's world that it is done to."""
+    """An operation that a client can request. `about` names its target in the test's world."""
 
     name: str
-    needs: tuple[str, ...]  # each of them, on the channel
+    needs: tuple[str, ...]  # all of these, on the channel
     http: str | None = None  # method and path
-    body: Json | None = None  # of HTTP, and the fields of the frame unless those are named
+    body: Json | None = None  # the body of HTTP; also the fields of the frame, unless `fields` is set
     frame: str | None = None
     fields: Json | None = None
     whose: str = ANY
     about: str = ""
-    refused: str = "forbidden"  # where a capability is missing
-    has_turn: bool = False  # the socket asked for work before, and got a turn
-    also: tuple[str, ...] = ()  # needed, too, where the message is such; judged after whose it is
+    refused: str = "forbidden"  # the code if a capability is missing
+    has_turn: bool = False  # the socket requested work before, and has a turn
+    also: tuple[str, ...] = ()  # further needs of such a message, checked after ownership
 
 
 OPERATIONS = (
@@ -111,13 +113,13 @@ OPERATIONS = (
     Operation("delete", ("publish",), f"DELETE {_M}", None, "delete", None, OWN, "done"),
     Operation("read a message", ("history",), f"GET {_M}", about="done"),
     Operation("read pages", ("history",), f"GET {_C}/messages", frame="history"),
-    Operation("ask where a channel stands", ("history",), f"GET {_C}"),
+    Operation("read a channel's position", ("history",), f"GET {_C}"),
     Operation("delete a channel", ("admin",), f"DELETE {_C}"),
     Operation("follow a channel: SSE, `attach`", ("subscribe",), f"GET {_C}/events", frame="attach"),
     Operation("… long poll", ("subscribe",), f"GET {_C}/poll"),
     Operation("follow one answer", ("subscribe", "history"), f"GET {_M}/events", about="done"),
     Operation("get a ticket", ("subscribe",), "POST /v1/tickets", {"channel": "{channel}"}),
-    Operation("see who is here", ("subscribe",), f"GET {_C}/presence"),
+    Operation("read presence", ("subscribe",), f"GET {_C}/presence"),
     Operation(
         "be present", ("presence",), f"PUT {_C}/presence/{{id}}", {}, "presence", {"member": "{id}"}, MEMBER, "me"
     ),
@@ -143,14 +145,14 @@ OPERATIONS = (
         "growing",
     ),
     Operation(
-        "answer a command", ("command",), f"POST {_C}/commands/{{id}}/reply", {}, "reply", None, ANSWER, "command"
+        "reply to a command", ("command",), f"POST {_C}/commands/{{id}}/reply", {}, "reply", None, ANSWER, "command"
     ),
     Operation(
         "take turns",
         ("agent", "subscribe", "append"),
         frame="work",
         fields={"pattern": "{channel}"},
-        whose="all that the pattern names",
+        whose="all channels of the pattern",
     ),
     Operation(
         "renew a turn",
@@ -182,35 +184,35 @@ OPERATIONS = (
         refused="invalid_request",
         has_turn=True,
     ),
-    Operation("read `/metrics` from elsewhere", ("admin",), "GET /metrics", whose="of all channels"),
+    Operation("read `/metrics` from another host", ("admin",), "GET /metrics", whose=EVERY_CHANNEL),
 )
 
-# What needs nobody to be known, or no capability.
+# Requests and frames that need no identity, or no capability.
 OPEN_PATHS = ("/healthz", "/readyz")
 OPEN_FRAMES = ("auth", "detach", "pong")
 
-# Who asks, where they hold all that the operation needs.
+# Callers, each with all capabilities that the operation needs.
 CALLERS = {
-    "owner": "began it",
-    "reader": "may read here",
+    "owner": "created it",
+    "reader": "may read the channel",
     "admin": "may read, and holds `admin`",
-    "stranger": "may neither read here nor began it",
-    "blind": "began it, and may not read here",
+    "stranger": "may not read, and did not create it",
+    "blind": "created it, but may not read",
 }
 
-# What the message is.
+# States of the message.
 STATES = {
     "growing": "streams",
     "done": "is complete",
     "interrupted": "was interrupted",
-    "taken": "streams, taken over by somebody else",
+    "taken": "streams, taken over by another client",
     "local": "streams, written by the app in the owner's name",
-    "app": "is the app's own",
+    "app": "belongs to the app",
     "deleted": "was deleted",
-    "never": "never was",
+    "never": "never existed",
 }
 
-# Rows are operations and who asks, columns are what the message is; a cell is `ok` or the code of the refusal.
+# Rows are operations and callers, columns are states; a cell is `ok` or the code of the refusal.
 OWNERSHIP = """
 operation          caller    growing    done       interrupted taken      local      app        deleted   never
 append text        owner    ok         finished   finished    fenced     not_writer not_writer deleted   not_found
@@ -262,7 +264,7 @@ send a command     blind    ok         ok         ok          ok         ok     
 
 
 class Cell(NamedTuple):
-    """What somebody is answered."""
+    """The outcome of an operation for one caller and state."""
 
     operation: str
     caller: str
@@ -271,7 +273,7 @@ class Cell(NamedTuple):
 
 
 def cells() -> Iterator[Cell]:
-    """Every cell of `OWNERSHIP`."""
+    """Yield every cell of `OWNERSHIP`."""
     for name, caller, outcomes in _rows():
         for state, outcome in zip(STATES, outcomes, strict=True):
             yield Cell(name, caller, state, outcome)
@@ -287,7 +289,7 @@ def _rows() -> Iterator[tuple[str, str, list[str]]]:
 
 
 def operation(name: str) -> Operation:
-    """The operation of that name."""
+    """Return the operation of that name."""
     return next(one for one in OPERATIONS if one.name == name)
 
 
@@ -295,17 +297,17 @@ def operation(name: str) -> Operation:
 
 
 def tables() -> str:
-    """The tables of `docs/security.md`."""
+    """Return the tables of `docs/security.md`."""
     return f"{_needs_table()}\n{_ownership_table()}"
 
 
 def shown(path: str) -> str:
-    """A method and path as the page writes them."""
+    """Return a method and path as the page writes them."""
     return path.replace(_M, "{m}").replace(_C, "{c}").replace("/parts/0", "/parts/{n}")
 
 
 def _needs_table() -> str:
-    lines = ["| operation | HTTP | frame | needs | of whose |", "|---|---|---|---|---|"]
+    lines = ["| operation | HTTP | frame | needs | on which targets |", "|---|---|---|---|---|"]
     for one in OPERATIONS:
         path = f"`{shown(one.http)}`" if one.http is not None else ""
         frame = f"`{one.frame}`" if one.frame is not None else ""
@@ -315,7 +317,7 @@ def _needs_table() -> str:
 
 
 def _ownership_table() -> str:
-    """Operations that are answered alike share a row, and who is answered alike shares one, too."""
+    """Return the table. Operations with equal outcomes share a row."""
     grouped: dict[tuple[str, ...], dict[str, list[str]]] = {}
     answers: dict[str, dict[str, tuple[str, ...]]] = {}
     for name, caller, outcomes in _rows():
@@ -324,20 +326,20 @@ def _ownership_table() -> str:
         for caller, outcome in by_caller.items():
             grouped.setdefault(outcome, {}).setdefault(caller, []).append(name)
     lines = [
-        f"| who | asks to | {' | '.join(STATES.values())} |",
+        f"| caller | operation | {' | '.join(STATES.values())} |",
         f"|---|---|{'---|' * len(STATES)}",
     ]
     for caller, who in CALLERS.items():
         for outcome, callers in grouped.items():
             if caller in callers:
                 names = ", ".join(one if one[0] != "…" else f"change {one[2:]}" for one in callers[caller])
-                told = " | ".join("yes" if one == "ok" else f"`{one}`" for one in outcome)
-                lines.append(f"| {who} | {names} | {told} |")
+                shown_outcomes = " | ".join("yes" if one == "ok" else f"`{one}`" for one in outcome)
+                lines.append(f"| {who} | {names} | {shown_outcomes} |")
     return "\n".join(lines) + "\n"
 
 
 def page_with(text: str) -> str:
-    """The page with `text` between its marks."""
+    """Return the page with `text` between its marks."""
     page = PAGE.read_text()
     before, _, rest = page.partition(BEGIN + "\n")
     _, _, after = rest.partition(END)

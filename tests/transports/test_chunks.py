@@ -18,10 +18,10 @@ from websockets.protocol import State
 
 from holdfast.core.events import MessageAppend
 from holdfast.hub.feed import EncodedBatch
-from holdfast.testing.rawviewer import SseViewer, WsViewer
 from holdfast.transports.chunks import MAX_BYTES, OPEN, Chunks, Frames, cycle_of, socket_of
 from tests.transports.conftest import Served, new_hub, serving
 from tests.transports.watching import write
+from wirecheck import SseViewer, WsViewer
 
 
 @pytest.fixture

@@ -31,7 +31,6 @@ from holdfast.hub.rates import ClientLimits, Rates
 from holdfast.hub.tickets import Tickets
 from holdfast.hub.tokens import jwt_verifier
 from holdfast.serving import check_guarded
-from holdfast.testing.rawviewer import SseViewer
 from holdfast.transports import websocket
 from tests import processes
 from tests.transports.asgi import ask
@@ -39,6 +38,7 @@ from tests.transports.conftest import PATIENCE_S, Served, new_hub, serving
 from tests.transports.test_sse import heartbeats
 from tests.transports.test_websocket import Peer, dialled
 from tests.transports.watching import Stream, stored
+from wirecheck import SseViewer
 
 SECRET = "a secret that only tests know, of at least thirty-two bytes"
 EVENTS = "/v1/channels/chat:1/events"

@@ -21,10 +21,10 @@ from starlette.testclient import TestClient, WebSocketDenialResponse
 
 from holdfast.app import Hub
 from holdfast.core.errors import StoreUnusable
-from holdfast.testing.rawviewer import SseViewer, WsViewer
 from tests.transports.conftest import Served, asking, new_hub, serving
 from tests.transports.test_sse import drained
 from tests.transports.watching import Stream, write
+from wirecheck import SseViewer, WsViewer
 
 LOCAL: dict[str, Any] = {"base_url": "http://localhost", "client": ("127.0.0.1", 1)}
 

@@ -1,7 +1,7 @@
-"""Every operation by every transport, with and without what it needs, on one's own and on others' (docs/security.md).
+"""Every operation on every transport, with and without its needs, on own and on foreign messages (docs/security.md).
 
-The table is `permissions`. What is refused is refused with the same words whether the thing is there or not. Below the
-table: what somebody who is known would try in order to read, write, speak or work as somebody else.
+The table is `permissions`. A refusal has the same words whether or not the target exists. The tests below the table try
+to read, write, signal or work as another caller.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ SERVER = Caller(is_server=True)
 
 
 class People:
-    """An `authenticate`: whoever shows a token that was given out here is who it was given for."""
+    """An authenticator: each issued token names its caller."""
 
     def __init__(self) -> None:
         self.known: dict[str, Identity] = {}
@@ -73,14 +73,14 @@ class People:
         return self.known.get(token)
 
     def token(self, client_id: str | None = "ann", *capabilities: str, on: str = "*") -> str:
-        """A token of somebody who may do this."""
+        """Return a token of a caller with these capabilities."""
         token = f"token-{len(self.known)}"
         self.known[token] = Identity(client_id=client_id, grants={on: frozenset(capabilities)})
         return token
 
 
 class Response(NamedTuple):
-    """What came back: a status, the code of a refusal or "ok", and what it said."""
+    """A response: a status, the code of a refusal or "ok", and its content."""
 
     status: int
     code: str
@@ -88,12 +88,12 @@ class Response(NamedTuple):
 
     @property
     def problem(self) -> str:
-        """A refusal without what only its transport says."""
+        """Return a refusal without the details of its transport."""
         return json.dumps({name: value for name, value in self.said.items() if name not in ("ref", "type")})
 
 
 class Place:
-    """A hub that believes `People`, and what is in it."""
+    """A hub with the authenticator `People`, and its content."""
 
     def __init__(self, hub: Hub, people: People) -> None:
         self.hub = hub
@@ -103,7 +103,7 @@ class Place:
     async def ask(
         self, method: str, path: str, body: Any = None, *, token: str | None = None, **headers: str
     ) -> Response:
-        """One HTTP request from elsewhere, without a network; of a stream that begins, its first batch."""
+        """Send one HTTP request from a remote address, without a network. Return the first batch of a stream."""
         path, _, query = path.partition("?")
         left = asyncio.Event()
         sent: list[Any] = []
@@ -148,7 +148,7 @@ class Place:
 
     @asynccontextmanager
     async def socket(self, token: str | None, **headers: str) -> AsyncIterator[Wire]:
-        """A socket of the real app, without a network."""
+        """Open a socket of the real app, without a network."""
         wire = Wire()
         lines = {"host": "chat.example", **headers, **({"authorization": f"Bearer {token}"} if token else {})}
         scope: Json = {
@@ -176,8 +176,8 @@ class Wire:
 
     def __init__(self) -> None:
         self.frames: list[Json] = []
-        self.refused: Json | None = None  # of a socket that was not accepted
-        self.code: int | None = None  # with which it was closed
+        self.refused: Json | None = None  # the response of a socket that was not accepted
+        self.code: int | None = None  # its close code
         self._inbox: asyncio.Queue[Any] = asyncio.Queue()
         self._inbox.put_nowait({"type": "websocket.connect"})
         self._came = asyncio.Event()
@@ -199,7 +199,7 @@ class Wire:
         self._inbox.put_nowait({"type": "websocket.disconnect", "code": 1000})
 
     async def until(self, is_true: Any) -> Any:
-        """Wait until it is so; gives what it gives."""
+        """Wait until `is_true()` is true. Return its value."""
         async with asyncio.timeout(PATIENCE_S):
             while not (found := is_true()):
                 self._came.clear()
@@ -207,12 +207,12 @@ class Wire:
         return found
 
     async def frame(self, is_it: Any) -> Json:
-        """The first frame of which it is true."""
+        """Return the first matching frame."""
         found: Json = await self.until(lambda: next((frame for frame in self.frames if is_it(frame)), None))
         return found
 
     async def ask(self, type: str, **fields: Any) -> Response:
-        """Send a frame, and wait for its answer."""
+        """Send a frame, and wait for its reply."""
         self._refs += 1
         ref = f"r{self._refs}"
         self._inbox.put_nowait({"type": "websocket.receive", "text": json.dumps({"type": type, "ref": ref, **fields})})
@@ -231,11 +231,11 @@ async def place() -> AsyncIterator[Place]:
     await hub.close()
 
 
-# What is in a place
+# The content of a place
 
 
 async def put(hub: Hub, state: str, id: str, channel: str = CHANNEL) -> None:
-    """A message of ann's called `id`, in that state."""
+    """Store a message of ann's with this id, in this state."""
     growing = CreateMessage(role="assistant", status="streaming", text="text", lease_s=3600)
     match state:
         case "growing":
@@ -264,7 +264,7 @@ async def put(hub: Hub, state: str, id: str, channel: str = CHANNEL) -> None:
 
 
 def filled(value: Any, channel: str, id: str) -> Any:
-    """`value` with its places filled in."""
+    """Return `value` with its placeholders filled in."""
     if isinstance(value, str):
         return value.replace("{channel}", channel).replace("{id}", id)
     if isinstance(value, dict):
@@ -299,7 +299,7 @@ async def by_frame(wire: Wire, one: Operation, channel: str, id: str, **more: An
 
 
 def insufficient(place: Place, one: Operation) -> Iterable[str]:
-    """Tokens that do not do for the operation."""
+    """Yield tokens that are insufficient for the operation."""
     yield place.token("ann")
     for needed in one.needs:
         yield place.token("ann", *(CAPABILITIES - {needed}))
@@ -310,12 +310,14 @@ def insufficient(place: Place, one: Operation) -> Iterable[str]:
         yield place.token("ann", "admin")
 
 
-# Of what is there, of what is not, of what was, in a channel that is there and in one that is not.
+# Targets that exist, never existed, or were deleted, in a channel that exists and in one that does not.
 SOMEWHERE = ((CHANNEL, "m1"), (CHANNEL, "none"), (CHANNEL, "gone"), ("chat:none", "none"))
 
 
 @pytest.mark.parametrize("one", [one for one in OPERATIONS if one.http is not None], ids=lambda one: one.name)
-async def test_what_is_not_granted_is_refused_over_http_and_tells_nothing(place: Place, one: Operation) -> None:
+async def test_missing_capability_is_refused_over_http_and_reveals_no_state(
+    place: Place, one: Operation
+) -> None:
     await put(place.hub, one.about, "m1")
     await put(place.hub, "deleted", "gone")
     before = (await place.hub.info(CHANNEL)).serial
@@ -331,7 +333,9 @@ async def test_what_is_not_granted_is_refused_over_http_and_tells_nothing(place:
 
 
 @pytest.mark.parametrize("one", [one for one in OPERATIONS if one.frame is not None], ids=lambda one: one.name)
-async def test_what_is_not_granted_is_refused_on_a_socket_and_tells_nothing(place: Place, one: Operation) -> None:
+async def test_missing_capability_is_refused_on_a_socket_and_reveals_no_state(
+    place: Place, one: Operation
+) -> None:
     await put(place.hub, one.about if not one.has_turn else "done", "m1")
     await put(place.hub, "deleted", "gone")
     before = (await place.hub.info(CHANNEL)).serial
@@ -348,7 +352,7 @@ async def test_what_is_not_granted_is_refused_on_a_socket_and_tells_nothing(plac
 
 
 @pytest.mark.parametrize("one", [one for one in OPERATIONS if one.http is not None], ids=lambda one: one.name)
-async def test_exactly_what_is_needed_is_enough_over_http(place: Place, one: Operation) -> None:
+async def test_needed_capabilities_are_sufficient_over_http(place: Place, one: Operation) -> None:
     id = "ann" if one.about == "me" else "m1"
     await put(place.hub, one.about, id)
     answer = await by_http(place, one, place.token("ann", *one.needs), CHANNEL, id)
@@ -358,7 +362,7 @@ async def test_exactly_what_is_needed_is_enough_over_http(place: Place, one: Ope
 @pytest.mark.parametrize(
     "one", [one for one in OPERATIONS if one.frame is not None and not one.has_turn], ids=lambda one: one.name
 )
-async def test_exactly_what_is_needed_is_enough_on_a_socket(place: Place, one: Operation) -> None:
+async def test_needed_capabilities_are_sufficient_on_a_socket(place: Place, one: Operation) -> None:
     id = "ann" if one.about == "me" else "m1"
     await put(place.hub, one.about, id)
     token = place.token("ann", *one.needs, on=CHANNEL)
@@ -367,7 +371,7 @@ async def test_exactly_what_is_needed_is_enough_on_a_socket(place: Place, one: O
 
 
 @pytest.mark.parametrize("one", [one for one in OPERATIONS if one.http is not None], ids=lambda one: one.name)
-async def test_head_is_judged_as_get_and_options_says_nothing(place: Place, one: Operation) -> None:
+async def test_head_is_authorised_as_get_and_options_reveals_no_state(place: Place, one: Operation) -> None:
     assert one.http is not None
     method, path = filled(one.http, CHANNEL, "m1").split(" ")
     asked = await place.ask("OPTIONS", path)
@@ -390,11 +394,11 @@ def pattern_of(path: str) -> str:
     return path.replace("/parts/0", "/parts/{n}")
 
 
-def test_the_page_holds_the_tables() -> None:
+def test_security_page_contains_the_tables() -> None:
     assert PAGE.read_text() == page_with(tables())
 
 
-# Whose message it is
+# Ownership
 
 HELD = {"owner": (*READ, "append"), "reader": READ, "admin": (*READ, "admin"), "stranger": (), "blind": ("append",)}
 NAMES = {"owner": "ann", "reader": "bob", "admin": "root", "stranger": "eve", "blind": "ann"}
@@ -403,7 +407,7 @@ OWNERSHIP = list(cells())
 
 @pytest.mark.parametrize("state", STATES)
 @pytest.mark.parametrize("name", dict.fromkeys(cell.operation for cell in OWNERSHIP))
-async def test_whose_it_is_is_judged_alike_by_every_transport(place: Place, name: str, state: str) -> None:
+async def test_ownership_is_the_same_on_every_transport(place: Place, name: str, state: str) -> None:
     one = operation(name)
     found, expected, told = {}, {}, set()
     for cell in (cell for cell in OWNERSHIP if (cell.operation, cell.state) == (name, state)):
@@ -420,7 +424,7 @@ async def test_whose_it_is_is_judged_alike_by_every_transport(place: Place, name
                 told.add((cell.caller, answer.problem.replace(id, "ID")))
                 assert answer.status == HTTP_STATUS[answer.code]
     assert found == expected
-    # HTTP and the socket say the same of it, word for word.
+    # HTTP and the socket must send the same words.
     assert len(told) == len({cell.caller for cell in OWNERSHIP if refuses(cell, name, state)})
 
 
@@ -439,7 +443,7 @@ HTTP_STATUS = statuses(HoldfastError)
 
 
 @pytest.mark.parametrize("name", dict.fromkeys(cell.operation for cell in OWNERSHIP))
-async def test_who_may_neither_read_nor_began_it_is_told_the_same_of_all(place: Place, name: str) -> None:
+async def test_stranger_gets_the_same_refusal_for_every_message(place: Place, name: str) -> None:
     one = operation(name)
     token = place.token("eve", *one.needs, *one.also)
     told = set()
@@ -454,7 +458,7 @@ async def test_who_may_neither_read_nor_began_it_is_told_the_same_of_all(place: 
     assert len(told) == 1
 
 
-# In another's name
+# Impersonation
 
 ROOT = {"author": "root", "from": "root", "by": "root", "client_id": "root", "sub": "root", "id_": "root"}
 FORGED: Json = {**ROOT, "writer": {"by": "root", "node": "n"}, "node": "n", "created": 1, "version": 7, "caller": ROOT}
@@ -463,7 +467,7 @@ FORGED["capabilities"] = sorted(CAPABILITIES)
 
 
 @pytest.mark.parametrize("name", ["append text", "finish", "renew the lease", "change", "send a command", "take over"])
-async def test_what_a_request_says_of_its_sender_is_not_looked_at(place: Place, name: str) -> None:
+async def test_sender_fields_of_a_request_are_ignored(place: Place, name: str) -> None:
     one = operation(name)
     said = {(cell.caller, cell.state): cell.outcome for cell in OWNERSHIP if cell.operation == name}
     for caller in ("reader", "stranger", "owner"):
@@ -477,7 +481,7 @@ async def test_what_a_request_says_of_its_sender_is_not_looked_at(place: Place, 
             assert over_http.code == framed.code == said[caller, state]
 
 
-async def test_who_wrote_and_who_sent_is_said_by_the_server(place: Place) -> None:
+async def test_server_sets_author_and_sender(place: Place) -> None:
     await put(place.hub, "growing", "m1")
     token = place.token("bob", *READ, "publish", "command", "presence")
     async with place.socket(token) as wire, place.socket(place.token("eve", "subscribe")) as watcher:
@@ -503,7 +507,7 @@ async def test_who_wrote_and_who_sent_is_said_by_the_server(place: Place) -> Non
 
 
 def told(wire: Wire, kind: str) -> list[Json]:
-    """The events of a kind that a socket was sent."""
+    """Return the events of a kind that a socket has received."""
     batches = [frame["events"] for frame in wire.frames if frame["type"] == "events"]
     return [event for batch in batches for event in batch if event["type"] == kind]
 
@@ -519,7 +523,7 @@ def told(wire: Wire, kind: str) -> list[Json]:
         {"parts": [{"type": "text", "text": "x"}, {"type": "source", "url": "x"}]},
     ],
 )
-async def test_nobody_speaks_as_the_assistant_without_append(place: Place, body: Json) -> None:
+async def test_assistant_message_needs_append(place: Place, body: Json) -> None:
     body = {"text": "x", **body} if "parts" not in body else body
     token = place.token("ann", *(CAPABILITIES - {"append"}))
     answer = await place.ask("POST", f"/v1/channels/{CHANNEL}/messages", body, token=token)
@@ -529,9 +533,9 @@ async def test_nobody_speaks_as_the_assistant_without_append(place: Place, body:
     assert (await place.hub.info(CHANNEL)).serial == 0
 
 
-async def test_what_streams_is_changed_by_nobody_without_append(place: Place) -> None:
+async def test_streaming_message_cannot_be_changed_without_append(place: Place) -> None:
     await put(place.hub, "growing", "m1")
-    token = place.token("ann", *READ, "publish")  # of a device of the writer's that may not write
+    token = place.token("ann", *READ, "publish")  # of a device of the writer without `append`
     answer = await place.ask(
         "PATCH", f"/v1/channels/{CHANNEL}/messages/m1", {"text": "x", "generation": 1}, token=token
     )
@@ -541,7 +545,7 @@ async def test_what_streams_is_changed_by_nobody_without_append(place: Place) ->
     assert (await place.hub.read(CHANNEL, "m1"))[0].text == "text"
 
 
-async def test_the_nameless_touch_what_one_of_them_streams_with_append_only(place: Place) -> None:
+async def test_anonymous_client_changes_a_streaming_message_only_with_append(place: Place) -> None:
     writer, device = place.token(None, "publish", "append"), place.token(None, "publish", *READ)
     async with place.socket(writer) as wire, place.socket(device) as other:
         await wire.ask("create", channel=CHANNEL, id="m1", role="assistant", status="streaming", text="text")
@@ -549,7 +553,7 @@ async def test_the_nameless_touch_what_one_of_them_streams_with_append_only(plac
         assert (await other.ask("delete", channel=CHANNEL, id="m1")).code == "forbidden"
         assert (await wire.ask("append", channel=CHANNEL, id="m1", text="!")).code == "ok"
         assert (await wire.ask("finish", channel=CHANNEL, id="m1")).code == "ok"
-        for one in (wire, other):  # what is over is nobody's
+        for one in (wire, other):  # a message of a closed anonymous connection has no owner
             assert (await one.ask("update", channel=CHANNEL, id="m1", text="x")).code in ("forbidden", "not_found")
     await put(place.hub, "app", "m2")
     async with place.socket(writer) as wire:
@@ -582,7 +586,7 @@ async def test_a_member_is_the_client_itself(place: Place, member: str, code: st
 
 
 @pytest.mark.parametrize("client_id", ["ann~phone", "~", "a b", "", "."])
-async def test_no_client_has_an_id_that_another_could_have_as_a_member(place: Place, client_id: str) -> None:
+async def test_client_id_cannot_equal_the_member_id_of_another_client(place: Place, client_id: str) -> None:
     token = place.token(client_id, *CAPABILITIES)
     assert (await place.ask("GET", f"/v1/channels/{CHANNEL}", token=token)).code == "invalid_name"
     assert (await place.ask("GET", f"/v1/channels/{CHANNEL}/events", token=token)).code == "invalid_name"
@@ -593,7 +597,7 @@ async def test_no_client_has_an_id_that_another_could_have_as_a_member(place: Pl
         await wire.until(lambda: wire.code is not None)
 
 
-# Replies, and what was answered to others
+# Replies, and results of other callers
 
 
 @pytest.mark.parametrize(
@@ -602,7 +606,7 @@ async def test_no_client_has_an_id_that_another_could_have_as_a_member(place: Pl
         ("bob", READ, "approve", "ok"),
         ("bob", READ, "cancel", "forbidden"),
         ("bob", READ, "steer", "forbidden"),
-        ("bob", (*READ, "append"), "cancel", "forbidden"),  # somebody else's to stop
+        ("bob", (*READ, "append"), "cancel", "forbidden"),  # another caller's message
         ("bob", (*READ, "append", "agent"), "steer", "forbidden"),
         ("root", (*READ, "admin"), "cancel", "ok"),
         ("root", (*READ, "admin"), "steer", "ok"),
@@ -610,15 +614,15 @@ async def test_no_client_has_an_id_that_another_could_have_as_a_member(place: Pl
         ("eve", (), "approve", "not_found"),
         ("eve", ("append",), "steer", "not_found"),
         ("eve", (), "never was", "not_found"),
-        ("sam", (), "approve", "ok"),  # who asked
+        ("sam", (), "approve", "ok"),  # the sender of the command
         ("sam", (), "steer", "forbidden"),
         ("sam", ("append",), "cancel", "forbidden"),
-        ("ann", ("append",), "cancel", "ok"),  # who writes the target, and may not even read
+        ("ann", ("append",), "cancel", "ok"),  # the writer of the target, without the right to read
         ("ann", ("append",), "steer", "ok"),
-        ("ann", READ, "cancel", "forbidden"),  # on a device of the writer's that may not write
+        ("ann", READ, "cancel", "forbidden"),  # on a device of the writer without `append`
     ],
 )
-async def test_a_command_is_answered_by_whoever_may(
+async def test_reply_to_a_command_needs_the_right_to_reply(
     place: Place, who: str, held: tuple[str, ...], command: str, code: str
 ) -> None:
     for way in ("http", "frame"):
@@ -632,7 +636,7 @@ async def test_a_command_is_answered_by_whoever_may(
     assert (over_http.code, framed.code) == (code, code)
 
 
-async def test_a_stop_that_a_stranger_says_was_carried_out_is_carried_out(place: Place) -> None:
+async def test_cancel_takes_effect_although_a_stranger_replies_to_it(place: Place) -> None:
     await put(place.hub, "growing", "m1")
     await place.hub.command(CHANNEL, "cancel", target="m1", by="sam", id="q")
     async with place.socket(place.token("bob", *(CAPABILITIES - {"admin"}))) as wire:
@@ -641,7 +645,7 @@ async def test_a_stop_that_a_stranger_says_was_carried_out_is_carried_out(place:
     assert (await place.hub.read(CHANNEL, "m1"))[0].status == "cancelled"
 
 
-async def test_whoever_has_a_turn_answers_for_it_and_another_agent_does_not(place: Place) -> None:
+async def test_only_the_agent_with_the_turn_replies_for_it(place: Place) -> None:
     token, other = place.token("bot", *TO_WORK, "command"), place.token("bot2", *TO_WORK, "command")
     async with place.socket(token) as bot, place.socket(other) as eve:
         await working(bot, place)
@@ -653,7 +657,7 @@ async def test_whoever_has_a_turn_answers_for_it_and_another_agent_does_not(plac
 
 
 @pytest.mark.parametrize("missing", TO_WORK)
-async def test_who_could_not_carry_a_turn_out_is_given_none(place: Place, missing: str) -> None:
+async def test_agent_without_the_needed_capabilities_gets_no_turn(place: Place, missing: str) -> None:
     async with place.socket(place.token("bot", *(CAPABILITIES - {missing}))) as wire:
         refused = await wire.ask("work", pattern=CHANNEL)
         assert (refused.status, refused.code) == (403, "forbidden")
@@ -661,7 +665,7 @@ async def test_who_could_not_carry_a_turn_out_is_given_none(place: Place, missin
     assert place.hub.scheduler.stats()["agents"] == 0
 
 
-async def test_what_was_answered_to_one_is_no_answer_to_another(place: Place) -> None:
+async def test_stored_result_of_one_caller_is_not_returned_to_another(place: Place) -> None:
     await put(place.hub, "interrupted", "m1")
     await place.hub.command(CHANNEL, "approve", id="q", by="ann")
     first = place.token("bob", *READ, "append", "command", "publish")
@@ -685,7 +689,7 @@ async def test_what_was_answered_to_one_is_no_answer_to_another(place: Place) ->
             assert (await eve.ask(type, channel=CHANNEL, id="same", **fields)).code == "id_conflict"
 
 
-async def test_an_id_that_is_taken_says_no_more_to_whoever_cannot_read(place: Place) -> None:
+async def test_taken_id_reveals_no_more_to_a_caller_without_read_access(place: Place) -> None:
     for state in STATES:
         await put(place.hub, state, f"m-{state}")
     token = place.token("eve", "publish")
@@ -702,7 +706,7 @@ async def test_an_id_that_is_taken_says_no_more_to_whoever_cannot_read(place: Pl
 
 
 async def working(wire: Wire, place: Place, id: str = "u1") -> Json:
-    """A turn that the socket has."""
+    """Return a turn that the socket has received."""
     assert (await wire.ask("work", pattern=CHANNEL)).code == "ok"
     await until_served(place)
     await put(place.hub, "done", id)
@@ -711,12 +715,12 @@ async def working(wire: Wire, place: Place, id: str = "u1") -> Json:
 
 async def until_served(place: Place) -> None:
     async with asyncio.timeout(PATIENCE_S):
-        while not place.hub.scheduler.serves(CHANNEL):  # noqa: ASYNC110 - nobody sets an event for it
+        while not place.hub.scheduler.serves(CHANNEL):  # noqa: ASYNC110 - no event is set for it
             await asyncio.sleep(0)
 
 
 @pytest.mark.parametrize("held", [(), READ, ("publish", "command", "admin", *READ)])
-async def test_a_turn_is_renewed_and_ended_by_whoever_has_it(place: Place, held: tuple[str, ...]) -> None:
+async def test_turn_is_renewed_and_ended_only_by_its_agent(place: Place, held: tuple[str, ...]) -> None:
     async with (
         place.socket(place.token("bot", *TO_WORK)) as bot,
         place.socket(place.token("eve", *TO_WORK, *held)) as eve,
@@ -733,7 +737,7 @@ async def test_a_turn_is_renewed_and_ended_by_whoever_has_it(place: Place, held:
             ]
             assert {refused.code for refused in refusals} == {"fenced"}
             assert len({refused.problem for refused in refusals}) == 1
-        await put(place.hub, "done", "u2")  # waits, since one turn runs at a time
+        await put(place.hub, "done", "u2")  # it waits, because one turn runs at a time
         for message in ("u1", "u2", "m1", "none"):
             assert (await eve.ask("turn.take", channel=CHANNEL, message=message)).said["taken"] is False
         assert (await bot.ask("turn.renew", **about)).code == "ok"
@@ -743,7 +747,7 @@ async def test_a_turn_is_renewed_and_ended_by_whoever_has_it(place: Place, held:
         assert (await eve.ask("turn.done", **about)).code == "fenced"
 
 
-async def test_a_turn_of_an_agent_in_this_process_is_not_ended_from_elsewhere(place: Place) -> None:
+async def test_turn_of_a_local_agent_cannot_be_ended_remotely(place: Place) -> None:
     begun, done = asyncio.Event(), asyncio.Event()
 
     async def assistant(turn: Any) -> None:
@@ -752,7 +756,7 @@ async def test_a_turn_of_an_agent_in_this_process_is_not_ended_from_elsewhere(pl
 
     place.hub.agent(CHANNEL, name="assistant")(assistant)
     await put(place.hub, "done", "u1")
-    async with place.socket(place.token("assistant", *CAPABILITIES)) as wire:  # of the same name, of all names
+    async with place.socket(place.token("assistant", *CAPABILITIES)) as wire:  # with the same name and all capabilities
         await begun.wait()
         assert (await wire.ask("work", pattern=CHANNEL)).code == "ok"
         for type in ("turn.renew", "turn.done"):
@@ -760,12 +764,12 @@ async def test_a_turn_of_an_agent_in_this_process_is_not_ended_from_elsewhere(pl
         assert place.hub.scheduler.stats()["turns_running"] == 1
         done.set()
         async with asyncio.timeout(PATIENCE_S):
-            while place.hub.scheduler.stats()["turns_running"]:  # noqa: ASYNC110 - nobody sets an event for it
+            while place.hub.scheduler.stats()["turns_running"]:  # noqa: ASYNC110 - no event is set for it
                 await asyncio.sleep(0)
 
 
 @pytest.mark.parametrize("pattern", ["*", "chat:*", "chat:1:*", "chat:10", "chat:", "chat:2", "chat:1*", "**", ""])
-async def test_work_is_given_for_no_more_than_was_granted(place: Place, pattern: str) -> None:
+async def test_work_is_assigned_only_within_the_granted_pattern(place: Place, pattern: str) -> None:
     async with place.socket(place.token("bot", *TO_WORK, on="chat:1")) as wire:
         assert (await wire.ask("work", pattern=pattern)).code in ("forbidden", "invalid_request")
     assert place.hub.scheduler.stats()["agents"] == 0
@@ -783,11 +787,11 @@ async def test_any_number_of_sockets_may_work_as_one_agent(place: Place) -> None
         await worker.__aexit__(None, None, None)
 
 
-# Looking back
+# History
 
 
 def batch(text: bytes) -> tuple[list[Json], str]:
-    """The events of a stream's or poll's first answer, and its cursor."""
+    """Return the events of a stream's or poll's first response, and its cursor."""
     if text.startswith(b"{"):
         said = json.loads(text)
         return said["events"], said["cursor"]
@@ -799,7 +803,7 @@ def batch(text: bytes) -> tuple[list[Json], str]:
 async def looked(
     place: Place, token: str, way: str, since: str | None, channel: str = CHANNEL
 ) -> tuple[list[Json], str]:
-    """What a viewer is shown that comes with a cursor."""
+    """Return the events for a viewer that resumes from a cursor."""
     if way == "attach":
         async with place.socket(token) as wire:
             await wire.ask("attach", channel=channel, since=since)
@@ -814,7 +818,7 @@ WAYS = ("events", "poll", "attach")
 
 
 @pytest.mark.parametrize("way", WAYS)
-async def test_who_may_only_subscribe_sees_nothing_of_the_past_by_any_cursor(place: Place, way: str) -> None:
+async def test_subscriber_without_history_sees_no_past_with_any_cursor(place: Place, way: str) -> None:
     await place.hub.create(CHANNEL, id="m1", text="secret")
     await place.hub.create("chat:2", id="m1", text="x")
     token, other = place.token("eve", "subscribe"), place.token("bob", "subscribe")
@@ -825,7 +829,7 @@ async def test_who_may_only_subscribe_sees_nothing_of_the_past_by_any_cursor(pla
     _, empty = await looked(place, token, way, None, "chat:empty")  # its cursor resumes in any log
     _, own = await looked(place, token, way, None)
     _, plain = await looked(place, reader, way, None)
-    of_log, at, of_presence = own.partition("@")  # which a poll's has, with a mark of its own
+    of_log, at, of_presence = own.partition("@")  # a poll's cursor has one, with a mark of its own
     mark, cut = of_log.split(":", 2)[2], f"{of_log[:-1]}{at}{of_presence}"
     await place.hub.create(CHANNEL, id="m2", text="secret too")
     forged = [f"{epoch}:0", f"{epoch}:0:{mark}", f"-:0:{mark}", "-:0", "-:0:h", f"{epoch}:0:hhh", plain]
@@ -833,13 +837,13 @@ async def test_who_may_only_subscribe_sees_nothing_of_the_past_by_any_cursor(pla
         events, _ = await looked(place, token, way, since)
         attached, *rest = events
         assert (attached["type"], attached["resumed"]) == ("channel.attached", False)
-        assert {event["type"] for event in rest} <= {"presence.sync"}  # who is here now is nothing of the past
+        assert {event["type"] for event in rest} <= {"presence.sync"}  # presence is not part of the past
 
 
 @pytest.mark.parametrize("way", WAYS)
-async def test_who_may_only_subscribe_misses_nothing_from_the_moment_of_attaching(place: Place, way: str) -> None:
+async def test_subscriber_without_history_misses_no_event_after_attaching(place: Place, way: str) -> None:
     token = place.token("eve", "subscribe")
-    for since in (None, (await looked(place, token, "poll", None))[1]):  # with a past, and without any
+    for since in (None, (await looked(place, token, "poll", None))[1]):  # with and without a past
         _, cursor = await looked(place, token, way, since)
         for number, again in enumerate((way, *WAYS)):  # the cursor of one transport is valid on the others
             await place.hub.create(CHANNEL, text=f"new {number}")
@@ -849,7 +853,7 @@ async def test_who_may_only_subscribe_misses_nothing_from_the_moment_of_attachin
             assert all(event["resumed"] for event in events if event["type"] == "channel.attached")
 
 
-async def test_a_live_stream_of_who_may_only_subscribe_marks_each_cursor(place: Place) -> None:
+async def test_live_stream_without_history_marks_each_cursor(place: Place) -> None:
     async with place.socket(place.token("eve", "subscribe")) as wire:
         await wire.ask("attach", channel=CHANNEL, flush_ms=0)
         for number in range(3):
@@ -868,7 +872,7 @@ async def ticket_of(place: Place, *capabilities: str, channel: str = CHANNEL) ->
     return str(json.loads(answer.said)["ticket"])
 
 
-async def test_a_ticket_is_for_the_streams_of_its_channel_and_nothing_else(place: Place) -> None:
+async def test_ticket_opens_only_the_streams_of_its_channel(place: Place) -> None:
     await put(place.hub, "done", "m1")
     ticket = await ticket_of(place, *CAPABILITIES)
     for one in OPERATIONS:
@@ -892,7 +896,7 @@ async def test_a_ticket_is_for_the_streams_of_its_channel_and_nothing_else(place
         await wire.until(lambda: wire.code == 4201)
 
 
-async def test_a_ticket_passes_on_no_more_than_its_owner_may(place: Place) -> None:
+async def test_ticket_grants_no_more_than_its_owner_has(place: Place) -> None:
     await put(place.hub, "done", "m1")
     ticket = await ticket_of(place, "subscribe", "publish", "admin")
     for since in ("", "&since=-:0"):
@@ -906,7 +910,7 @@ async def test_a_ticket_passes_on_no_more_than_its_owner_may(place: Place) -> No
     assert [event["type"] for event in events] == ["channel.attached", "message.create"]
 
 
-async def test_what_is_said_in_passing_reaches_the_stream_of_a_ticket_whole(place: Place) -> None:
+async def test_ephemeral_events_reach_the_stream_of_a_ticket_complete(place: Place) -> None:
     ticket = await ticket_of(place, "subscribe")
     async with serving(place.hub) as served:
         stream = await Stream.open(served, f"/v1/channels/{CHANNEL}/events?ticket={ticket}")
@@ -949,7 +953,7 @@ BAD_TOKENS = {
 
 @pytest.fixture
 async def guarded() -> AsyncIterator[Place]:
-    """A place whose hub believes signed tokens."""
+    """Yield a place whose hub verifies signed tokens."""
     verifier = jwt_verifier(secret=SECRET, audience="chat", leeway_s=0, now_s=lambda: NOW_S)
     hub = new_hub(authenticate=verifier, client_limits=PLENTY, clock=Noon())
     await hub.start()
@@ -963,7 +967,7 @@ class Noon(Clock):
 
 
 @pytest.mark.parametrize("kind", BAD_TOKENS)
-async def test_a_token_that_cannot_be_believed_opens_nothing(guarded: Place, kind: str) -> None:
+async def test_invalid_token_is_refused_everywhere(guarded: Place, kind: str) -> None:
     token = BAD_TOKENS[kind]
     await put(guarded.hub, "done", "m1")
     for one in OPERATIONS:
@@ -977,13 +981,13 @@ async def test_a_token_that_cannot_be_believed_opens_nothing(guarded: Place, kin
     async with guarded.socket(None) as wire:
         assert (await wire.ask("auth", token=token)).code == "unauthenticated"
         await wire.until(lambda: wire.code == 4201)
-    async with guarded.socket(signed()) as wire:  # nor does it change what is open
+    async with guarded.socket(signed()) as wire:  # and it does not change open connections
         assert (await wire.ask("auth", token=token)).code == "unauthenticated"
         assert (await wire.ask("history", channel=CHANNEL)).code == "ok"
     assert (await guarded.hub.info(CHANNEL)).serial == 1
 
 
-async def test_a_good_token_opens_the_same(guarded: Place) -> None:
+async def test_valid_token_is_accepted_everywhere(guarded: Place) -> None:
     await put(guarded.hub, "done", "m1")
     assert (await guarded.ask("GET", f"/v1/channels/{CHANNEL}/messages/m1", token=signed())).status == 200
     async with guarded.socket(None) as wire:
@@ -991,11 +995,11 @@ async def test_a_good_token_opens_the_same(guarded: Place) -> None:
         assert (await wire.ask("auth", token=signed(sub="root"))).code == "forbidden"
 
 
-# What is no request
+# Invalid requests
 
 
 @pytest.mark.parametrize("kind", [[], {}, None, 5, True, ["tool"]])
-async def test_a_part_whose_type_is_no_text_is_refused_and_ends_nothing(place: Place, kind: object) -> None:
+async def test_part_with_an_invalid_type_is_refused_and_keeps_the_connection(place: Place, kind: object) -> None:
     token = place.token("ann", *READ, "publish")
     await put(place.hub, "done", "m1")
     body = {"parts": [{"type": kind, "text": "x"}]}

@@ -19,7 +19,7 @@ import httpx2
 import pytest
 
 from chaos.processes import free_port
-from holdfast.testing.rawviewer import SseViewer, WsViewer
+from wirecheck import SseViewer, WsViewer
 
 APP = """
 import asyncio

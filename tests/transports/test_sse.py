@@ -12,12 +12,12 @@ import pytest
 
 from holdfast.core.errors import StoreUnavailable
 from holdfast.hub.channel import Channel
-from holdfast.testing.rawviewer import SseViewer, WsViewer
 from holdfast.transports import app
 from holdfast.transports.app import App
 from holdfast.transports.chunks import socket_of
 from tests.transports.conftest import PATIENCE_S, Served
 from tests.transports.watching import NASTY, Stream, stored, write
+from wirecheck import SseViewer, WsViewer
 
 EVENTS = "/v1/channels/c/events"
 

@@ -20,11 +20,11 @@ from holdfast.core.errors import StoreUnavailable
 from holdfast.core.limits import Limits
 from holdfast.hub.channel import Channel
 from holdfast.testing.proxy import FaultProxy
-from holdfast.testing.rawviewer import WsViewer, encode_frame
 from holdfast.transports.app import App
 from tests.transports.conftest import PATIENCE_S, Served, new_hub, serving
 from tests.transports.test_sse import heartbeats, is_complete, pass_seconds
 from tests.transports.watching import NASTY, stored, write
+from wirecheck import WsViewer, encode_frame
 
 Json = dict[str, Any]
 

@@ -15,8 +15,8 @@ from typing import Any, Self
 import msgspec
 
 from holdfast.app import Hub
-from holdfast.testing.rawviewer import Response, SseEvent, SseParser
 from tests.transports.conftest import PATIENCE_S, Served
+from wirecheck import Response, SseEvent, SseParser
 
 VECTORS = json.loads((Path(__file__).parent.parent / "vectors" / "text.json").read_text())
 NASTY = [

@@ -1,10 +1,10 @@
 /**
- * Whatever comes over the wire: the view and the client neither hang nor lose their way, and what comes right after is
- * shown right.
+ * Arbitrary input over the wire: the view and the client neither hang nor keep a wrong state, and the correct input
+ * after it is shown correctly.
  *
- * Two kinds of input. Of the right form but hostile (ids like `__proto__`, half characters, huge numbers, types and
- * fields that nobody knows): nothing may throw. Of any form: what throws is one frame lost, and the client comes back
- * for it. The seeds are the same each time, unless `SEED` names the first; a failure prints how to run its own alone.
+ * There are two kinds of input. Hostile input of the right form (ids like `__proto__`, lone surrogates, huge numbers,
+ * unknown types and fields) may not make the client throw. Input of any other form may cost one frame, and the client
+ * reconnects for it. The seeds are fixed, unless `SEED` names the first. A failure prints the command for its own seed.
  */
 import assert from "node:assert/strict"
 import { test } from "node:test"
@@ -14,7 +14,7 @@ import { EVENT_TYPES, View } from "../../holdfast/web/view.js"
 import { append, attached, message, settled, texts, update, world } from "./fakes.js"
 import { anything, changed, changedText, IDS, isUnpolluted, randomOf, SEED, seeds, TEXTS } from "./fuzzing.js"
 
-const MAX_MS = 2_000 // for one input; a hundredth of it would do
+const MAX_MS = 2_000 // for one input; normally a hundredth of it is sufficient
 const PARTS = [
   { type: "text", text: "ab😀" },
   { type: "reasoning", text: "" },
@@ -23,7 +23,7 @@ const PARTS = [
   { type: "song", text: "la" },
 ]
 
-/** Run `job` for each seed; say how many there were, or how to run the one that fails again. */
+/** Run `job` for each seed. Report the number of seeds, or the command that repeats a failing one. */
 async function each(t, count, job) {
   let tried = 0
   for (const seed of seeds(count)) {
@@ -43,7 +43,7 @@ async function each(t, count, job) {
   return tried
 }
 
-/** An event of the right form, about anything. */
+/** Return an event of the right form, about any message. */
 function eventOf(random) {
   const serial = random.upTo(30)
   const id = random.of(IDS)
@@ -84,7 +84,7 @@ const pageOf = (random) => ({
 
 const NEW_START = { cursor: "e:40", events: [attached(40, { epoch: "f" }), update(message("m", 1, "right", { version: 40 }))] }
 
-/** A view that had anything at all shows what a new start says, and only that. */
+/** Check that a view, after arbitrary events, shows exactly the messages of a new start. */
 function checkHealed(view) {
   view.disconnect()
   assert.equal(view.apply(structuredClone(NEW_START)).isGap, false)
@@ -94,7 +94,7 @@ function checkHealed(view) {
   assert.equal(view.getSnapshot().messages[0].parts[0].text, "right on")
 }
 
-test("a view takes all events of the right form, and every new start heals it", async (t) => {
+test("a view accepts all events of the right form, and every new start repairs it", async (t) => {
   let shown = 0
   const tried = await each(t, 1_500, (random) => {
     const view = new View()
@@ -112,10 +112,10 @@ test("a view takes all events of the right form, and every new start heals it", 
     }
     checkHealed(view)
   })
-  assert.ok(shown > 1_000 || tried === 1) // it was about something
+  assert.ok(shown > 1_000 || tried === 1) // the events were about real messages
 })
 
-test("a view that was given anything at all is healed by a new start", async (t) => {
+test("a new start repairs a view after arbitrary input", async (t) => {
   let thrown = 0
   const tried = await each(t, 2_500, (random) => {
     const view = new View()
@@ -130,7 +130,7 @@ test("a view that was given anything at all is healed by a new start", async (t)
       } catch (error) {
         assert.ok(error instanceof TypeError || error instanceof RangeError, error)
         thrown++
-        break // a client does not go on with it: it comes back
+        break // a client does not continue with it: it reconnects
       }
     }
     checkHealed(view)
@@ -138,7 +138,7 @@ test("a view that was given anything at all is healed by a new start", async (t)
   assert.ok(thrown > 100 || tried === 1)
 })
 
-test("text is cut and counted as code points, however it is torn", async (t) => {
+test("text is split and counted in code points, however its pieces are divided", async (t) => {
   await each(t, 2_000, (random) => {
     const text = Array.from({ length: random.upTo(12) }, () => random.of(TEXTS.slice(0, 10))).join("")
     assert.equal(countPoints(text.toWellFormed()), [...text.toWellFormed()].length)
@@ -160,7 +160,7 @@ test("text is cut and counted as code points, however it is torn", async (t) => 
 
 // The client --------------------------------------------------------------------------------------------------------
 
-/** Frames of a server, in any order; `ref` may be anybody's. */
+/** Return frames of a server, in any order; `ref` may belong to any request. */
 function frameOf(random) {
   const ref = random.chance(0.7) ? random.upTo(6) : anything(random)
   const batch = batchOf(random)
@@ -175,7 +175,7 @@ function frameOf(random) {
   ])
 }
 
-/** The client tries again within its longest back-off. */
+/** Check that the client reconnects within its longest back-off. */
 function untilItTries(w, isOver) {
   for (let waited = 0; isOver(); waited++) {
     assert.ok(waited < 100, "it does not come back")
@@ -183,7 +183,7 @@ function untilItTries(w, isOver) {
   }
 }
 
-/** The newest socket, open; a new one if that is over. */
+/** Return the newest socket, open; a new one if that is closed. */
 function openSocket(w) {
   untilItTries(w, () => w.socket.isClosed)
   if (!w.socket.isOpen) w.socket.open()
@@ -191,7 +191,7 @@ function openSocket(w) {
 }
 
 for (const isWild of [false, true]) {
-  test(`a client on a socket ${isWild ? "given anything at all comes back" : "takes all frames of the right form"}`, async (t) => {
+  test(`a client on a socket ${isWild ? "with arbitrary input reconnects" : "accepts all frames of the right form"}`, async (t) => {
     let thrown = 0
     const tried = await each(t, isWild ? 500 : 400, async (random) => {
       const w = world(t, { transport: "websocket" })
@@ -205,7 +205,7 @@ for (const isWild of [false, true]) {
       for (const one of asked) one.catch((error) => errors.push(error))
       for (let step = 0; step < 8 && channel.state !== "closed"; step++) {
         let given = JSON.stringify(frameOf(random))
-        const isBelieved = given.startsWith('{"type":"bye"') // when to come back is for the server to say
+        const isBelieved = given.startsWith('{"type":"bye"') // the server sets the time of the reconnect
         if (isWild && !isBelieved && random.chance(0.6)) given = JSON.stringify(changed(random, JSON.parse(given)))
         else if (isWild && !isBelieved) given = changedText(random, given)
         const before = openSocket(w)
@@ -234,7 +234,7 @@ for (const isWild of [false, true]) {
   })
 }
 
-test("a client on a stream that was given anything at all ends with what is true", async (t) => {
+test("a client on a stream with arbitrary input ends with the true state", async (t) => {
   let thrown = 0
   const tried = await each(t, 400, (random) => {
     const w = world(t, { transport: "sse" })
@@ -269,7 +269,7 @@ test("a client on a stream that was given anything at all ends with what is true
   assert.ok(thrown > 50 || tried === 1)
 })
 
-test("requests over HTTP are answered, refused or asked again, whatever comes back", async (t) => {
+test("requests over HTTP resolve, reject or are repeated after arbitrary responses", async (t) => {
   await each(t, 250, async (random) => {
     const w = world(t, { transport: "sse" })
     const channel = w.client.channel("c")

@@ -1,11 +1,11 @@
-"""The target `cursors`: what a viewer comes back with, on every transport, and whether `resumed` is true.
+"""The target `cursors`: cursors of every kind on every transport, to test that `resumed` is never wrong.
 
-Layer: tests.fuzz.
+Layer: fuzz.
 
-A channel has a past: a log that was deleted, then one with every kind of entry. An input is
-`{steps}`; a step comes with a cursor (`text`, or `at`: the one that was given out at that serial, with `and` behind it)
-by a way (`via`), or writes something more. Whoever comes with a true cursor must end with what is stored; whoever
-does not must get a new start; and nobody is refused.
+A channel has a past: a deleted log, then a log with every kind of entry. An input is `{steps}`. A step sends a cursor
+over one transport (`via`), or writes another entry. The cursor is a `text`, or the one issued `at` a serial with `and`
+appended. A viewer with a true cursor must end with the stored messages; a viewer with any other must get a new start;
+no viewer may be refused.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ import re
 from random import Random
 from typing import Any
 
+from fuzz import mutate
+from fuzz.engine import Finding
+from fuzz.mutate import Json, to_bytes
+from fuzz.world import WATCHED, Exchange, World, as_dict, as_list, as_number, as_text, entry_of, headers_of, pages
 from holdfast.core.cursor import parse_cursor
 from holdfast.core.events import Batch, known_events
 from holdfast.core.view import View, ViewGap
-from holdfast.testing.rawviewer import SseParser
-from tests.fuzz import mutate
-from tests.fuzz.engine import Finding
-from tests.fuzz.mutate import Json, to_bytes
-from tests.fuzz.world import WATCHED, Exchange, World, as_dict, as_list, as_number, as_text, entry_of, headers_of, pages
+from wirecheck import SseParser
 
 MAX_STEPS = 30
 C = f"/v1/channels/{WATCHED}"
@@ -65,14 +65,14 @@ TAKEN_S = 0.5
 
 
 class Cursors:
-    """Comes and goes with all sorts of cursors."""
+    """Connects and resumes with true and false cursors."""
 
     name = "cursors"
     cpu_s = 3.0
     is_guided = True
 
     def seeds(self) -> list[Json]:
-        """Every text by every way; every serial of the past by every way, before and after more is written."""
+        """Return every text over every transport, and every serial of the past, before and after another write."""
         found: list[Json] = [{"steps": [{"via": via, "text": text} for text in TEXTS]} for via in VIA]
         at = [{"via": via, "at": serial} for serial in range(15) for via in VIA]
         found += [{"steps": at[start : start + 15]} for start in range(0, len(at), 15)]
@@ -80,16 +80,15 @@ class Cursors:
         return found
 
     def generate(self, draw: Random) -> Json:
-        """A new input."""
+        """Return a new input."""
         return {"steps": [self._step(draw) for _ in range(draw.randint(1, 6))]}
 
     def change(self, draw: Random, old: Json, other: Json) -> Json:
-        """One step of it."""
-        new = mutate.copied(old)
-        steps = new["steps"] = [one for one in as_list(as_dict(new).get("steps")) if isinstance(one, dict)][:MAX_STEPS]
-        if not steps or draw.random() < 0.3:
-            steps.insert(draw.randint(0, len(steps)), self._step(draw))
+        """Change one step."""
+        new, number = mutate.steps(draw, old, other, self._step, (0.3, 0.0, 0.0), max_steps=MAX_STEPS)
+        if number is None:
             return new
+        steps = new["steps"]
         step = draw.choice(steps)
         match draw.randrange(5):
             case 0:
@@ -118,7 +117,7 @@ class Cursors:
         return {"via": via, "text": draw.choice(TEXTS)}
 
     def run(self, given: Json) -> None:
-        """Raises Finding."""
+        """Run the steps. Raises Finding."""
         known = as_dict(given)
         texts = [one["text"] for one in as_list(known.get("steps")) if isinstance(as_dict(one).get("text"), str)]
         for text in texts:
@@ -132,33 +131,33 @@ class Cursors:
         World().run(job)
 
     def close(self) -> None:
-        """Nothing is held."""
+        """No-op: the target holds no resource."""
 
 
 def check_parser(text: str) -> None:
-    """Parsed and written again it is the same cursor, or it is none. Raises Finding."""
+    """Check that a parsed cursor is written as it was read. Raises Finding."""
     cursor = parse_cursor(text)
     if cursor is None:
         return
     if parse_cursor(str(cursor)) != cursor or not text.startswith(f"{cursor.epoch}:{cursor.serial}"):
-        raise Finding(f"parser: {text!r} is {cursor}")
+        raise Finding(f"parser: {text!r} was parsed as {cursor}")
 
 
 class Past:
-    """A channel, what was said of it serial by serial, and what is true now."""
+    """A channel, its events serial by serial, and its true messages now."""
 
     def __init__(self, world: World) -> None:
         self._world = world
-        self.old = ""  # the epoch of the log that is gone
+        self.old = ""  # the epoch of the deleted log
         self.epoch = ""
         self.serial = 0
-        self.cursors: list[str] = []  # that were given out, in order
-        self._batches: list[tuple[str, list[Any]]] = []  # of the present log, entry by entry
+        self.cursors: list[str] = []  # all issued cursors, in order
+        self._batches: list[tuple[str, list[Any]]] = []  # of the current log, entry by entry
         self._written = 0
 
     @classmethod
     async def lived(cls, world: World) -> Past:
-        """A past with a log that is gone, and every kind of entry since."""
+        """Return a past with a deleted log, and every kind of entry since then."""
         past = cls(world)
         for id in ("o1", "o2", "o3"):
             await world.expect(201, "POST", M, {"id": id, "text": "old"})
@@ -183,7 +182,7 @@ class Past:
         return past
 
     async def take(self, step: dict[str, Any]) -> None:
-        """Write, or come back. Raises Finding."""
+        """Write an entry, or resume. Raises Finding."""
         if "write" in step:
             for _ in range(int(as_number(step["write"], 1, 9))):
                 self._written += 1
@@ -198,12 +197,12 @@ class Past:
         info = await self._world.expect(200, "GET", C)
         self.epoch, self.serial = info["epoch"], info["serial"]
         if entry_of(polled["cursor"]) != info["cursor"]:
-            raise Finding(f"behind: a poll stands at {polled['cursor']}, the channel at {info['cursor']}")
+            raise Finding(f"behind: a poll returned the cursor {polled['cursor']}, the channel is at {info['cursor']}")
         self.cursors.append(polled["cursor"])
         self._batches.append((polled["cursor"], polled["events"]))
 
     def _view_at(self, serial: int) -> View:
-        """What a viewer showed who had seen so much."""
+        """Return the view of a viewer that has seen the log up to `serial`."""
         view = View()
         view.receive(Batch(events=known_events([self._attached()]), cursor="-:0"))
         for cursor, events in self._batches:
@@ -232,11 +231,11 @@ class Past:
         headers = [["Host", "localhost"]]
         if via in ("header", "both", "poll-header", "answer-header"):
             headers.append(["Last-Event-ID", text])
-            said = headers_of(headers)[-1][1].decode("latin-1")
-            if via == "both" or not said:
-                query += "&since=" + ("x:1" if said else "")
+            sent = headers_of(headers)[-1][1].decode("latin-1")
+            if via == "both" or not sent:
+                query += "&since=" + ("x:1" if sent else "")
         else:
-            said = to_bytes(text).decode("utf-8", "replace")
+            sent = to_bytes(text).decode("utf-8", "replace")
             query += "&since=" + "".join(f"%{one:02X}" for one in to_bytes(text))
         exchange = Exchange(
             self._world,
@@ -248,26 +247,26 @@ class Past:
         exchange.start()
         await exchange.read_for(TAKEN_S)
         await exchange.leave()
-        answer = exchange.answer
-        if answer.status == 204 and via.startswith("answer"):
+        response = exchange.response
+        if response.status == 204 and via.startswith("answer"):
             return
-        if answer.status != 200:
-            raise Finding(f"refused: the cursor {text!r} got {answer.status} {bytes(answer.body[:200])!r}")
+        if response.status != 200:
+            raise Finding(f"refused: the cursor {text!r} got {response.status} {bytes(response.body[:200])!r}")
         if via.startswith("answer"):
-            await self._check_answer(bytes(answer.body), said)
+            await self._check_message_stream(bytes(response.body), sent)
         elif via.startswith("poll"):
-            polled = answer.json()
-            await self._check(said, polled["events"], polled["cursor"], is_poll=True)
+            polled = response.json()
+            await self._check(sent, polled["events"], polled["cursor"], is_poll=True)
         else:
-            events = SseParser().receive(bytes(answer.body))
+            events = SseParser().receive(bytes(response.body))
             cursors = [event.id for event in events if event.id is not None]
             if not cursors:
-                raise Finding(f"no batch: the cursor {text!r} got {bytes(answer.body[:200])!r}")
-            heard = [json.loads(event.data) for event in events if event.event != "ping"]
-            await self._check(said, heard, cursors[-1], is_poll=False)
+                raise Finding(f"no batch: the cursor {text!r} got {bytes(response.body[:200])!r}")
+            received = [json.loads(event.data) for event in events if event.event != "ping"]
+            await self._check(sent, received, cursors[-1], is_poll=False)
 
     def _true_serial(self, text: str) -> int | None:
-        """What somebody with this cursor has seen of the present log; None if it is not a cursor of it."""
+        """Return the serial of the current log that a cursor names, or None if it is not a cursor of that log."""
         found = re.fullmatch(r"([A-Za-z0-9_-]{1,32}):(0|[1-9][0-9]{0,15})(:[!-~]{0,300})?", text)
         if found is None:
             return None
@@ -277,7 +276,10 @@ class Past:
         return serial if epoch == self.epoch and serial <= self.serial else None
 
     async def _check(self, text: str, events: list[Any], cursor: str, *, is_poll: bool) -> None:
-        """`resumed` is true only where it is, and either way the viewer ends with what is stored. Raises Finding."""
+        """Check that `resumed` is true only for a true cursor, and that the viewer ends with the stored messages.
+
+        Raises Finding.
+        """
         attached = [event for event in events if event["type"] == "channel.attached"]
         is_resumed = attached[0]["resumed"] if attached else is_poll
         seen = self._true_serial(text)
@@ -311,19 +313,19 @@ class Past:
         if any(message["status"] == "streaming" for message in stored.values()):
             raise Finding(f"other view: from {text!r}: a streaming message is not shown")
 
-    async def _check_answer(self, body: bytes, text: str) -> None:
-        """What the stream of one message tells adds up to the message, or to the rest that the cursor names."""
-        told = {"answer": "", "thinking": ""}
+    async def _check_message_stream(self, body: bytes, text: str) -> None:
+        """Check that the stream of one message adds up to the message, or to its rest after the cursor."""
+        streamed = {"answer": "", "thinking": ""}
         for event in SseParser().receive(body):
-            if event.event in told:
-                told[event.event] += json.loads(event.data)
+            if event.event in streamed:
+                streamed[event.event] += json.loads(event.data)
         message = (await self._world.expect(200, "GET", f"{M}/m1"))["message"]
         for kind, name in (("text", "answer"), ("reasoning", "thinking")):
             whole = "".join(part["text"] for part in message["parts"] if part["type"] == kind)
-            if not whole.endswith(told[name]):
-                raise Finding(f"told: {told} of {message} from {text!r}")
-            if self._true_serial(text) is None and told[name] != whole:
-                raise Finding(f"told: only {told} of {message} from {text!r}, which is no cursor")
+            if not whole.endswith(streamed[name]):
+                raise Finding(f"streamed: {streamed} of {message} from {text!r}")
+            if self._true_serial(text) is None and streamed[name] != whole:
+                raise Finding(f"streamed: only {streamed} of {message} from {text!r}, not a cursor of this log")
 
 
 _QUERIES = ("history=0", "history=1", "flush_ms=0", "history=10&ping_s=2")

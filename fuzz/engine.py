@@ -1,9 +1,9 @@
-"""The loop: draw an input, run it, keep it if it reached something new, make it small if it found something.
+"""The fuzzing loop: draw an input, run it, keep it if it reached new code, shrink it if it found a bug.
 
-Layer: tests.fuzz.
+Layer: fuzz.
 
-A run is decided by its target, its seed, the corpus and how many inputs it has: never by the
-clock, except where it is told to end after so many seconds (then the inputs are the same, only fewer or more).
+The target, the seed, the corpus and the number of inputs determine a run. The clock does not, except for a limit in
+seconds: it changes only how many of the same inputs are run.
 """
 
 from __future__ import annotations
@@ -19,52 +19,52 @@ from pathlib import Path
 from random import Random
 from typing import Protocol
 
-from tests.fuzz import mutate
-from tests.fuzz.coverage import Coverage
-from tests.fuzz.mutate import Json
+from fuzz import mutate
+from fuzz.coverage import Coverage
+from fuzz.mutate import Json
 
 CORPUS = Path(__file__).parent / "corpus"
-LOOKED_AT = 4  # one run in so many is watched
+TRACED_EVERY = 4  # one run in this many is traced
 SHRINK_RUNS = 1_000
-RETRIES = 2  # of an input that took too long: the machine may have been at fault
+RETRIES = 2  # of an input that took too long: the machine may be the cause
 MAX_POOL = 2_000
 
 
 class Finding(Exception):
-    """The product did what it may never do. Its text is what a reader sees; the first word says of which kind."""
+    """The product broke an invariant. The text is for a reader; its first word is the kind."""
 
     @property
     def kind(self) -> str:
-        """What a smaller input must still find."""
+        """Return the kind: a smaller input must still find the same."""
         return str(self).partition(":")[0]
 
 
 class Target(Protocol):
-    """Something that takes inputs."""
+    """A consumer of inputs."""
 
     name: str
     cpu_s: float  # more processor time than this for one input is a finding
-    is_guided: bool  # does it run in this process, where coverage can be seen?
+    is_guided: bool  # does it run in this process, so that coverage can be traced?
 
     def seeds(self) -> list[Json]:
-        """Inputs to begin with."""
+        """Return the inputs of the first round."""
 
     def generate(self, draw: Random) -> Json:
-        """A new input."""
+        """Return a new input."""
 
     def change(self, draw: Random, old: Json, other: Json) -> Json:
-        """A changed copy of `old`, perhaps with something of `other`."""
+        """Return a changed copy of `old`, perhaps with a piece of `other`."""
 
     def run(self, given: Json) -> None:
-        """Raises Finding."""
+        """Run one input. Raises Finding."""
 
     def close(self) -> None:
-        """Let go of what was started."""
+        """Release all resources."""
 
 
 @dataclass
 class Found:
-    """A finding, and the smallest input that is known for it."""
+    """A finding, with the smallest known input for it."""
 
     target: str
     text: str
@@ -74,12 +74,12 @@ class Found:
 
 @dataclass
 class Report:
-    """What a run did."""
+    """The result of a run."""
 
     target: str
     runs: int = 0
-    known: int = 0  # of them, which were known: the first
-    known_s: float = 0.0  # which took so long
+    known: int = 0  # the first of them, which the seeds and the corpus contain
+    known_s: float = 0.0  # the time that those took
     spent_s: float = 0.0
     cpu_s: float = 0.0
     kept: list[Json] = field(default_factory=list)
@@ -88,18 +88,18 @@ class Report:
 
 
 def written(given: Json) -> str:
-    """An input as its file holds it: ASCII, so that half characters and bytes survive every editor."""
+    """Return an input as its file holds it: in ASCII, so that lone surrogates and bytes survive every editor."""
     return json.dumps(given, indent=1, sort_keys=True) + "\n"
 
 
 def read_corpus(target: str) -> Iterator[tuple[str, Json]]:
-    """The inputs that are kept for a target, by file name."""
+    """Yield the kept inputs of a target, by file name."""
     for path in sorted((CORPUS / target).glob("*.json")):
         yield path.stem, json.loads(path.read_text())
 
 
 def save(target: str, given: Json, *, prefix: str) -> Path:
-    """Keep an input under a name that its content gives it."""
+    """Keep an input under a name made from its content."""
     data = written(given)
     path = CORPUS / target / f"{prefix}-{hashlib.sha256(data.encode()).hexdigest()[:10]}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -108,7 +108,7 @@ def save(target: str, given: Json, *, prefix: str) -> Path:
 
 
 def check(target: Target, given: Json) -> str | None:
-    """Run one input; what it found."""
+    """Run one input. Return the text of its finding, or None."""
     for _ in range(1 + RETRIES):
         begun_s = time.process_time()
         text = _run(target, given)
@@ -127,10 +127,10 @@ def fuzz(
     runs: int | None = None,
     seconds: float | None = None,
     max_findings: int = 5,
-    tell: Callable[[str], None] = lambda line: None,
+    report_line: Callable[[str], None] = lambda line: None,
     coverage: Coverage | None = None,
 ) -> Report:
-    """Run what is known, and then new inputs, until there were `runs` of them or `seconds` have passed with them."""
+    """Run the known inputs, and then new ones until `runs` inputs or `seconds` of new inputs are reached."""
     assert runs is not None or seconds is not None
     draw = Random(f"{target.name} {seed}")
     coverage = coverage if coverage is not None else Coverage()
@@ -139,7 +139,7 @@ def fuzz(
     digest = hashlib.sha256()
     begun_s, begun_cpu_s = time.monotonic(), time.process_time()
     known: set[str] = set()
-    queue = deque(pool)  # what is known goes first: new inputs are compared with what it reaches
+    queue = deque(pool)  # known inputs run first, because new inputs are compared with their coverage
     while len(report.found) < max_findings:
         is_known = bool(queue)
         if report.runs == report.known:
@@ -150,11 +150,11 @@ def fuzz(
             break
         given = queue.popleft() if is_known else _next(target, draw, pool)
         digest.update(written(given).encode())
-        # What is known is watched for those that come after it: for none, the clock is looked at instead.
-        is_watched = target.is_guided and (runs != 0 if is_known else draw.randrange(LOOKED_AT) == 0)
+        # Known inputs are traced for the new inputs after them. Without new inputs, measure their time instead.
+        is_watched = target.is_guided and (runs != 0 if is_known else draw.randrange(TRACED_EVERY) == 0)
         if is_watched:
             with coverage.watching() as new:
-                text = _run(target, given)  # slow for a reason, so nobody looks at the clock
+                text = _run(target, given)  # tracing makes it slow, so its time is not checked
             if new and text is None and not is_known and len(pool) < MAX_POOL:
                 report.kept.append(given)
                 pool.append(given)
@@ -167,7 +167,7 @@ def fuzz(
             if kind in known:
                 continue
             known.add(kind)
-            tell(f"{target.name}: {text}")
+            report_line(f"{target.name}: {text}")
             smaller = shrink(target, given, kind)
             report.found.append(Found(target.name, text, smaller, given))
     report.spent_s = time.monotonic() - begun_s
@@ -193,13 +193,13 @@ def _run(target: Target, given: Json) -> str | None:
 def _next(target: Target, draw: Random, pool: list[Json]) -> Json:
     if not pool or draw.random() < 0.15:
         return target.generate(draw)
-    # Late ones are those that reached something new: they are looked at more often.
+    # The later inputs in the pool reached new code, so they are drawn more often.
     index = len(pool) - 1 - int(len(pool) * draw.random() ** 1.5)
     given = pool[max(0, index)]
     try:
         for _ in range(draw.choice((1, 1, 2, 3, 6))):
             given = target.change(draw, given, draw.choice(pool))
-    except RecursionError:  # nested in one another so often that it cannot be written down
+    except RecursionError:  # nested too deep to be written down
         return target.generate(draw)
     return given
 
@@ -209,7 +209,7 @@ def _kind(text: str) -> str:
 
 
 def shrink(target: Target, given: Json, kind: str, *, runs: int = SHRINK_RUNS) -> Json:
-    """The smallest input that still finds the same kind of thing, within so many runs."""
+    """Return the smallest input that still finds the same kind, within `runs` attempts."""
     left = runs
     is_smaller = True
     while is_smaller and left > 0:
@@ -227,10 +227,10 @@ def shrink(target: Target, given: Json, kind: str, *, runs: int = SHRINK_RUNS) -
 
 
 def _smaller(given: Json) -> Iterator[Json]:
-    """Copies of `given` with something left out: the largest pieces first."""
+    """Yield copies of `given` with a piece left out, the largest pieces first."""
     root = [mutate.copied(given)]
-    places = [place for place in mutate.places(root) if place[0] is not root]
-    weighed = sorted(places, key=lambda place: -len(json.dumps(place[0][place[1]])))
+    positions = [position for position in mutate.positions(root) if position[0] is not root]
+    weighed = sorted(positions, key=lambda position: -len(json.dumps(position[0][position[1]])))
     for holder, key in weighed:
         old = holder[key]
         for new in _simpler(old):

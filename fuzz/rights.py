@@ -1,11 +1,11 @@
-"""Who may do what, written once more: what a token says, and which operation needs which capability.
+"""Authorisation, implemented independently: the rights in a token, and the capabilities that an operation needs.
 
-Layer: tests.fuzz.
+Layer: fuzz.
 
-Nothing here asks the product: a token is read, believed and matched with channels by code of
-its own, and `needs_of_request` and `needs_of_frame` are a table that `test_fuzz` compares with the one of
-`tests.transports.permissions`, and so with `docs/security.md`. What is said here is what may be granted at most; whose
-a message is comes on top, and is the business of others.
+This module does not use the product. It decodes and verifies tokens and matches channels by its own code. The needs
+come from the table `tests/transports/permissions.py`, which the permission matrix and `docs/security.md` share. They
+are an upper bound of what may be granted; rules about ownership of messages apply in addition, and other tests check
+them.
 """
 
 from __future__ import annotations
@@ -19,39 +19,40 @@ from dataclasses import dataclass
 from typing import Any
 
 from simulation.clock import START_MS
+from tests.transports.permissions import ANY, EVERY_CHANNEL, OPEN_FRAMES, OPEN_PATHS, OPERATIONS, Operation
 
 CAPABILITIES = ("subscribe", "history", "publish", "append", "presence", "command", "agent", "admin")
 SECRET = b"a secret of the fuzzer's hubs, long enough"
 AUDIENCE = "chat"
 COOKIE = "token"
 LEEWAY_S = 10.0
-START_S = START_MS / 1000  # what the wall clock says when virtual time begins
-EVERYWHERE = "*"  # instead of a channel: all of them
+START_S = START_MS / 1000  # the wall clock at the beginning of virtual time
+EVERYWHERE = "*"  # in place of a channel: all channels
 _NAME = re.compile(r"[A-Za-z0-9_.:@=+-]{1,64}\Z")
 Json = Any
 
 
 @dataclass(frozen=True)
 class Rights:
-    """Somebody, what they may do by channel pattern, and until when (in virtual time, leeway and all)."""
+    """A caller, its capabilities by channel pattern, and the virtual time at which they end, leeway included."""
 
     sub: str
     grants: tuple[tuple[str, frozenset[str]], ...]
     ends_s: float
 
     def has(self, capability: str, channel: str) -> bool:
-        """May they, on `channel`; on a pattern (or `EVERYWHERE`), on all that it names, by one grant?"""
+        """Return whether one grant has the capability on `channel`, on all of a pattern, or on `EVERYWHERE`."""
         return any(capability in granted and _covers(pattern, channel) for pattern, granted in self.grants)
 
     def has_all(self, capabilities: frozenset[str], channel: str) -> bool:
         return all(self.has(one, channel) for one in capabilities)
 
     def may_see(self, channel: str) -> bool:
-        """May they be shown anything of it?"""
+        """Return whether the caller may see any event of the channel."""
         return self.has("subscribe", channel) or self.has("history", channel)
 
     def narrowed(self, channel: str, capabilities: frozenset[str]) -> Rights:
-        """The same somebody with these rights on one channel, as far as they had them."""
+        """Return the same caller with these capabilities on one channel, as far as it held them."""
         kept = frozenset(one for one in capabilities if self.has(one, channel))
         return Rights(self.sub, ((channel, kept),), self.ends_s)
 
@@ -63,7 +64,7 @@ def _covers(pattern: str, channel: str) -> bool:
 
 
 def rights_in(text: str, now_s: float) -> Rights | None:
-    """What a token grants that is shown at `now_s`; None where it is to be refused."""
+    """Return the rights in a token presented at `now_s`, or None if it must be refused."""
     body, _, signature = text.rpartition(".")
     header_text, _, claims_text = body.partition(".")
     if not text.isascii() or decoded(signature) != hmac.digest(SECRET, body.encode(), hashlib.sha256):
@@ -99,7 +100,7 @@ def _time(value: Json) -> float | None:
 
 
 def _grants(claim: Json, sub: str) -> tuple[tuple[str, frozenset[str]], ...] | None:
-    """Capabilities by pattern; None where one pattern or capability is none: then nothing of it is believed."""
+    """Return capabilities by pattern. If one pattern or capability is invalid, the whole claim is: return None."""
     found = []
     if claim is not None and (not isinstance(claim, dict) or len(claim) > 200):
         return None
@@ -117,13 +118,13 @@ def _grants(claim: Json, sub: str) -> tuple[tuple[str, frozenset[str]], ...] | N
 
 
 def token_of(claims: dict[str, Json]) -> str:
-    """`claims`, signed as they should be."""
+    """Return `claims` as a correctly signed token."""
     body = ".".join(_text(json.dumps(one).encode()) for one in ({"alg": "HS256", "typ": "JWT"}, claims))
     return f"{body}.{_text(hmac.digest(SECRET, body.encode(), hashlib.sha256))}"
 
 
 def decoded(text: str) -> bytes:
-    """URL-safe base64 as lenient readers have it; b"" where it is none."""
+    """Decode URL-safe base64 leniently; b"" if it is invalid."""
     try:
         return base64.urlsafe_b64decode(text.encode() + b"=" * (-len(text) % 4))
     except ValueError:
@@ -134,107 +135,68 @@ def _text(data: bytes) -> str:
     return base64.urlsafe_b64encode(data).rstrip(b"=").decode()
 
 
-# What operations need
+# The needs of operations
 
 
 @dataclass(frozen=True)
 class Needs:
-    """An operation: what it needs, where, and whether those capabilities are all that it needs."""
+    """The needs of an operation on a channel. `is_all`: no other rule applies."""
 
     capabilities: frozenset[str]
-    channel: str  # or a pattern, or EVERYWHERE
+    channel: str  # a channel, a pattern, or EVERYWHERE
     is_all: bool = False
 
 
-_CHANNEL = re.compile(r"/v1/channels/([^/]+)(/.*)?\Z", re.S)
-# By method and what follows the channel. HEAD is judged as GET. With a star: what is asked is anybody's to ask.
-_HTTP: tuple[tuple[str, str, str], ...] = (
-    ("GET", "", "history *"),
-    ("DELETE", "", "admin *"),
-    ("GET", "/messages", "history *"),
-    ("POST", "/messages", "publish *"),
-    ("GET", "/messages/[^/]+", "history *"),
-    ("PATCH", "/messages/[^/]+", "publish"),
-    ("DELETE", "/messages/[^/]+", "publish"),
-    ("POST", "/messages/[^/]+/(append|finish|lease|takeover)", "append"),
-    ("PUT", "/messages/[^/]+/parts/[^/]+", "append"),
-    ("GET", "/messages/[^/]+/events", "subscribe history *"),
-    ("GET", "/events", "subscribe *"),
-    ("GET", "/poll", "subscribe *"),
-    ("POST", "/commands", "command"),
-    ("POST", "/commands/[^/]+/reply", "command"),
-    ("GET", "/presence", "subscribe *"),
-    ("PUT", "/presence/[^/]+", "presence"),
-    ("DELETE", "/presence/[^/]+", "presence"),
-    ("POST", "/signals", "presence"),
-)
-_FRAMES = {
-    "attach": "subscribe *",
-    "history": "history *",
-    "create": "publish *",
-    "append": "append",
-    "part": "append",
-    "finish": "append",
-    "lease": "append",
-    "takeover": "append",
-    "update": "publish",
-    "delete": "publish",
-    "command": "command",
-    "reply": "command",
-    "presence": "presence",
-    "signal": "presence",
-    "turn.renew": "agent",
-    "turn.take": "agent",
-    "turn.done": "agent",
-}
-FREE_FRAMES = ("auth", "detach", "pong")  # `auth` is judged by what it shows
-NOTHING = frozenset[str]()
+def _route(http: str) -> tuple[str, re.Pattern[str]]:
+    """Return the method of an operation and a pattern of its path. The pattern's only group is the channel."""
+    method, path = http.split(" ")
+    path = path.replace("/parts/0", "/parts/[^/]+").replace("{id}", "[^/]+").replace("{channel}", "([^/]+)")
+    return method, re.compile(path)
+
+
+# The table lists variants of an operation after it, so the reversed order keeps the operation itself.
+_ROUTES = {_route(one.http): one for one in reversed(OPERATIONS) if one.http is not None}
+_FRAMES = {one.frame: one for one in reversed(OPERATIONS) if one.frame is not None}
+_NONE = frozenset[str]()
 
 
 def needs_of_request(method: str, path: str, body: Json, *, is_here: bool = True) -> Needs | None:
-    """What a request needs to succeed; None: nobody succeeds with it. `path` is decoded, `is_here`: on loopback."""
+    """Return the needs of a request, or None if it can never succeed.
+
+    `path` is decoded. `is_here` means that the request comes from loopback.
+    """
     method = "GET" if method == "HEAD" else method
-    if method == "OPTIONS" or path in ("/healthz", "/readyz") or path.startswith("/web"):
-        return Needs(NOTHING, EVERYWHERE)
-    if path == "/metrics":
-        return Needs(NOTHING if is_here else frozenset({"admin"}), EVERYWHERE)
-    if path == "/v1/tickets" and method == "POST":
-        channel = body.get("channel") if isinstance(body, dict) else None
-        return Needs(frozenset({"subscribe"}), channel, is_all=True) if isinstance(channel, str) else None
-    found = _CHANNEL.match(path)
-    if found is None:
-        return None
-    rest = found[2] or ""
-    for known, pattern, needed in _HTTP:
-        if known == method and re.fullmatch(pattern, rest):
-            return _needs(needed, found[1], body, is_create=rest == "/messages" and method == "POST")
+    if method == "OPTIONS" or path in OPEN_PATHS or path.startswith("/web") or (path == "/metrics" and is_here):
+        return Needs(_NONE, EVERYWHERE)
+    for (known, pattern), operation in _ROUTES.items():
+        if known != method or (found := pattern.fullmatch(path)) is None:
+            continue
+        if operation.whose == EVERY_CHANNEL:
+            return Needs(frozenset(operation.needs), EVERYWHERE)
+        channel = found[1] if found.groups() else body.get("channel") if isinstance(body, dict) else None
+        return _needs(operation, channel, body) if isinstance(channel, str) else None
     return None
 
 
 def needs_of_frame(frame: dict[str, Json]) -> Needs | None:
-    """What a frame needs to be answered with `ok`; None where nobody is answered so."""
+    """Return the needs of a frame, or None if its reply can never be `ok`."""
     kind = frame.get("type")
-    if kind in FREE_FRAMES:
-        return Needs(NOTHING, EVERYWHERE)
-    if kind == "work":
-        pattern = frame.get("pattern")
-        if frame.get("slots") == 0:
-            return Needs(NOTHING, EVERYWHERE)
-        needed = frozenset({"agent", "subscribe", "append"})
-        return Needs(needed, pattern) if isinstance(pattern, str) else None
-    if not isinstance(kind, str) or kind not in _FRAMES or not isinstance(frame.get("channel"), str):
+    if kind in OPEN_FRAMES or (kind == "work" and frame.get("slots") == 0):
+        return Needs(_NONE, EVERYWHERE)
+    if not isinstance(kind, str) or kind not in _FRAMES:
         return None
-    return _needs(_FRAMES[kind], frame["channel"], frame, is_create=kind == "create")
+    channel = frame.get("pattern" if kind == "work" else "channel")
+    return _needs(_FRAMES[kind], channel, frame) if isinstance(channel, str) else None
 
 
-def _needs(needed: str, channel: str, body: Json, *, is_create: bool) -> Needs:
-    names = needed.split()
-    capabilities = frozenset(names) - {"*"}
+def _needs(operation: Operation, channel: str, body: Json) -> Needs:
+    capabilities = frozenset(operation.needs)
     fields = body if isinstance(body, dict) else {}
     parts = fields.get("parts")
     kinds = [one.get("type") for one in parts if isinstance(one, dict)] if isinstance(parts, list) else []
     if "publish" in capabilities and ("tool" in kinds or "source" in kinds):
         capabilities |= {"append"}
+    is_create = operation.frame == "create"
     if is_create and (fields.get("role", "user") != "user" or fields.get("status", "complete") == "streaming"):
         capabilities |= {"append"}
-    return Needs(capabilities, channel, is_all="*" in names)
+    return Needs(capabilities, channel, is_all=operation.whose == ANY)

@@ -1,19 +1,19 @@
-"""The target `documents`: a SQLite file whose rows are damaged, or written by a Holdfast that knows more.
+"""The target `documents`: a SQLite file with damaged rows, or with rows of a newer Holdfast.
 
-Layer: tests.fuzz.
+Layer: fuzz.
 
-Nothing here comes from a peer; a disk may do it, a newer version, or somebody with a tool. A
-file holds messages of every kind. An input is `{edits}`, and an edit is made in one place:
+No peer sends such input; a failing disk, a newer version or a manual edit can produce it. A file holds messages of
+every kind. An input is `{edits}`, and each edit changes one position:
 
-- `document` (its key) and `blob` (0: the head, others: segments), or `log` (a slot): what stands `at` a path, in
-  MessagePack and in what that holds, becomes `value`, is `gone`, or gets `more` at its end;
-- `slot` or `log`, with `flip` (`[at, xor]`), `cut` (so many bytes fewer count), or `body`;
+- `document` (its key) and `blob` (0: the head, others: segments), or `log` (a slot): the item `at` a path, in
+  MessagePack and in nested MessagePack, becomes `value`, is `gone`, or gets `more` at its end;
+- `slot` or `log`, with `flip` (`[at, xor]`), `cut` (the length shrinks by so many bytes), or `body`;
 - `table` and `row` (counted from 0): a `column` becomes `value`, or the row is `gone`.
 
-Then the file is opened (in memory, where the edit is of no table that opening looks at) and everything in it is read,
-as a hub does. It is refused as unusable, or what comes back is
-whole: it can be shown, and stored again. Where the damage can be told (text that is too short, segments that do not
-join, appends beyond the end), what comes back is what was stored; and fields that a newer version added change nothing.
+Then the file is opened (in memory, if opening does not read the edited table), and everything in it is read as a hub
+reads it. Either the store refuses the file as unusable, or the restored messages are whole: they can be shown and
+stored again. If the damage is detectable (text too short, segments that do not join, appends beyond the end), the
+restored messages equal the original ones. Fields that a newer version added change no message.
 """
 
 from __future__ import annotations
@@ -30,6 +30,11 @@ from typing import Any, Literal
 
 import msgspec
 
+from fuzz import mutate
+from fuzz.engine import Finding
+from fuzz.mutate import Json, to_bytes
+from fuzz.requests import PARTS
+from fuzz.world import as_dict, as_list, as_text, blame
 from holdfast.app import Hub
 from holdfast.core.document import document, restored
 from holdfast.core.errors import StoreUnavailable, StoreUnusable
@@ -49,11 +54,6 @@ from holdfast.core.state import CommandState, MessageState
 from holdfast.stores.sqlite_engine import Engine
 from holdfast.stores.sqlite_file import SqliteFile
 from holdfast.stores.sqlite_slots import LENGTH_BYTES, pack, unpack
-from tests.fuzz import mutate
-from tests.fuzz.engine import Finding
-from tests.fuzz.mutate import Json, to_bytes
-from tests.fuzz.requests import PARTS
-from tests.fuzz.world import as_dict, as_list, as_text, blame
 
 C = "c"
 MAX_EDITS = 6
@@ -74,12 +74,12 @@ WORDS: list[Json] = [
     {"type": "text"}, {"type": []}, {"text": "x"}, [1, 2], [[0, 0, "x", [1, 1]]], -1, 0, 1, 2, 2**63, 2**64 - 1, None,
     "", 1.5, True, [], {},
 ]  # fmt: skip
-OPENED = ("channels", "life")  # tables that opening a file looks at
-HEAD_PARTS = 21  # where a head keeps its parts; by position, so it stays there
+OPENED = ("channels", "life")  # tables that are read when a file is opened
+HEAD_PARTS = 21  # the index of the parts in a head; heads are decoded by position, so it is fixed
 
 
 class Documents:
-    """Opens files that are not as they were left."""
+    """Opens files that were changed since they were closed."""
 
     name = "documents"
     cpu_s = 3.0
@@ -90,19 +90,19 @@ class Documents:
         path = Path(self._folder.name) / "whole.db"
         with contextlib.closing(asyncio.new_event_loop()) as loop:
             loop.run_until_complete(_write(path))
-        # A database in memory can have no WAL; what says so are two bytes.
+        # A database in memory cannot have a WAL, so change the two header bytes that request one.
         self._file = path.read_bytes()[:18] + b"\x01\x01" + path.read_bytes()[20:]
         with contextlib.closing(self._copy()) as db:
-            self._places = list(_all_places(db))
+            self._positions = list(_all_positions(db))
             self._truth = _read(InMemory(db))
         assert {"m1", "m2", "m3"} <= self._truth.keys(), "the file does not hold what it should"
 
     def seeds(self) -> list[Json]:
-        """Places in turn with a wrong thing each; what a newer version adds; rows that are gone or odd; bytes."""
+        """Return edits of all positions in turn, fields of a newer version, missing and odd rows, and changed bytes."""
         found: list[Json] = [{"edits": []}]
         odd: tuple[Json, ...] = (None, -1, 2**63, "x", [], {"type": []}, "gone", "more")
-        for number, place in enumerate(self._places[::3]):
-            found.append({"edits": [_edit(place, odd[number % len(odd)])]})
+        for number, position in enumerate(self._positions[::3]):
+            found.append({"edits": [_edit(position, odd[number % len(odd)])]})
         found += [{"edits": [{"table": table, "row": row, "gone": True}]} for table in COLUMNS for row in range(2)]
         found += [
             {"edits": [{"table": table, "row": 0, "column": column, "value": value}]}
@@ -121,11 +121,11 @@ class Documents:
         return found
 
     def generate(self, draw: Random) -> Json:
-        """A new input."""
+        """Return a new input."""
         return {"edits": [self._new_edit(draw) for _ in range(draw.choice((1, 1, 1, 2, 3)))]}
 
     def change(self, draw: Random, old: Json, other: Json) -> Json:
-        """Another value, another place, or one more."""
+        """Change a value or a position, or add an edit."""
         new = mutate.copied(as_dict(old))
         edits = new["edits"] = [one for one in as_list(new.get("edits")) if isinstance(one, dict)][:MAX_EDITS]
         if not edits or draw.random() < 0.4:
@@ -143,7 +143,7 @@ class Documents:
         if choice < 0.6:
             kind = draw.random()
             value = "gone" if kind < 0.15 else "more" if kind < 0.25 else mutate.scalar(draw, WORDS)
-            return _edit(draw.choice(self._places), value)
+            return _edit(draw.choice(self._positions), value)
         if choice < 0.8:
             where = draw.choice(("slot", "log"))
             if draw.random() < 0.7:
@@ -156,9 +156,9 @@ class Documents:
         return {**edit, "column": draw.choice(COLUMNS[table]), "value": mutate.scalar(draw, WORDS)}
 
     def run(self, given: Json) -> None:
-        """Raises Finding."""
+        """Edit a copy of the file, open it and read it. Raises Finding."""
         edits = [as_dict(one) for one in as_list(as_dict(given).get("edits"))[:MAX_EDITS]]
-        logging.disable(logging.WARNING)  # of a file that was copied, and of one that cannot be closed cleanly
+        logging.disable(logging.WARNING)  # for example about a copied file, or one that cannot be closed cleanly
         try:
             self._run(edits)
         finally:
@@ -174,7 +174,7 @@ class Documents:
                     found = _read(InMemory(db))
             except (StoreUnusable, StoreUnavailable) as error:
                 if edits and all(is_newer(edit) for edit in edits):
-                    raise Finding(f"refused: what a newer version added: {error}") from error
+                    raise Finding(f"refused: a field that a newer version added: {error}") from error
                 return
         if not any(may_differ):
             self._compare(found)
@@ -204,28 +204,28 @@ class Documents:
 
 
 class InMemory(SqliteFile):
-    """A file that is open already, and in memory."""
+    """A database in memory, already open."""
 
     def __init__(self, db: sqlite3.Connection) -> None:
         super().__init__(Path("memory.db"), synchronous="full", busy_s=0, lock_wait_s=0)
         self.db = db
 
     def open(self) -> None:
-        """It is."""
+        """No-op: the database is open."""
 
     def close(self) -> None:
-        """Whoever opened it does that."""
+        """No-op: the owner of the connection closes it."""
 
     def checkpoint(self, mode: Literal["PASSIVE", "TRUNCATE"]) -> bool:
-        """There is no WAL."""
+        """No-op: a database in memory has no WAL."""
         return True
 
     def abandon(self) -> None:
-        """As `close`."""
+        """No-op, like `close`."""
 
 
 def _read(file: SqliteFile) -> dict[str, Json]:
-    """All that a hub would learn from a file, by id. Raises Finding, StoreUnusable, StoreUnavailable."""
+    """Return everything that a hub reads from a file, by id. Raises Finding, StoreUnusable, StoreUnavailable."""
     engine = Engine(file)
     try:
         engine.open()
@@ -233,21 +233,21 @@ def _read(file: SqliteFile) -> dict[str, Json]:
         raise
     except Exception as error:
         file.abandon()
-        raise Finding(f"raised {blame(error)}: {error!r} when a file is opened") from error
+        raise Finding(f"raised {blame(error)}: {error!r} while a file was opened") from error
     try:
         return _ask(engine)
     except (StoreUnusable, StoreUnavailable, Finding):
         raise
     except sqlite3.Error as error:
-        raise file.unavailable(error) from error  # as the store says it
+        raise file.unavailable(error) from error  # as the store reports it
     except Exception as error:
-        raise Finding(f"raised {blame(error)}: {error!r} when a file is read") from error
+        raise Finding(f"raised {blame(error)}: {error!r} while a file was read") from error
     finally:
         engine.close()
 
 
 def _ask(engine: Engine) -> dict[str, Json]:
-    for name in engine.open_channels():  # as at a start
+    for name in engine.open_channels():  # as a hub does at start-up
         for one in restored(engine.open_documents(name)):
             shown(one)
     engine.notes("")
@@ -263,8 +263,8 @@ def _ask(engine: Engine) -> dict[str, Json]:
     return found
 
 
-def _all_places(db: sqlite3.Connection) -> Iterator[dict[str, Json]]:
-    """Every place in the documents and in the log."""
+def _all_positions(db: sqlite3.Connection) -> Iterator[dict[str, Json]]:
+    """Yield every position in the documents and in the log."""
     for key, blob in db.execute("SELECT DISTINCT document, blob FROM pieces ORDER BY document, blob").fetchall():
         for at in _paths(msgspec.msgpack.decode(_blob(db, key, blob)[0])):
             yield {"document": key, "blob": blob, "at": at}
@@ -275,7 +275,7 @@ def _all_places(db: sqlite3.Connection) -> Iterator[dict[str, Json]]:
 
 
 def shown(one: MessageState | CommandState) -> Json:
-    """What people see of it. It is stored and restored on the way, and comes back the same. Raises Finding."""
+    """Return the visible form of a message or command. Store and restore it, and compare. Raises Finding."""
     is_command = isinstance(one, CommandState)
     seen = encode_json(one.command() if isinstance(one, CommandState) else one.message())
     again = document(one.fork())
@@ -288,11 +288,11 @@ def shown(one: MessageState | CommandState) -> Json:
 
 
 async def _write(path: Path) -> None:
-    """A file with messages of every kind, some of them with entries that no document covers."""
+    """Write a file with messages of every kind, some with entries that no document contains."""
     hub = Hub(f"sqlite:///{path}", hooks_signals=False, drain_s=0.1)
     await hub.start()
     streaming = CreateMessage(role="assistant", text="", status="streaming", lease_s=3_600)
-    asked: list[tuple[str, Any]] = [
+    requests: list[tuple[str, Any]] = [
         ("m1", streaming),
         *(("m1", AppendText(text=LONG)) for _ in range(4)),
         ("m1", PutPart(index=1, part={"type": "reasoning", "text": ""})),
@@ -310,22 +310,22 @@ async def _write(path: Path) -> None:
         (command_key("k2"), SendCommand(name="approve", data="x")),
         (command_key("k2"), ReplyCommand(ok=False, error={"code": "no"})),
     ]
-    for id, request in asked:
+    for id, request in requests:
         await hub.ask(C, id, request, ADA)
     await hub.store.note({"hook/x": b"1"})
     await hub.close()
 
 
-def _edit(place: dict[str, Json], value: Json) -> dict[str, Json]:
+def _edit(position: dict[str, Json], value: Json) -> dict[str, Json]:
     if value == "gone":
-        return {**place, "gone": True}
+        return {**position, "gone": True}
     if value == "more":
-        return {**place, "at": place["at"][:-1], "more": [None, 7, "new"]}
-    return {**place, "value": value}
+        return {**position, "at": position["at"][:-1], "more": [None, 7, "new"]}
+    return {**position, "value": value}
 
 
 def _paths(whole: Any, before: tuple[Json, ...] = ()) -> Iterator[list[Json]]:
-    """The paths to everything in a decoded value, into bytes that hold MessagePack as well."""
+    """Yield the path of each item in a decoded value, and of each item in nested MessagePack."""
     if isinstance(whole, bytes) and len(whole) > 16:
         with contextlib.suppress(msgspec.DecodeError):
             whole = msgspec.msgpack.decode(whole)
@@ -339,8 +339,8 @@ def _paths(whole: Any, before: tuple[Json, ...] = ()) -> Iterator[list[Json]]:
 
 
 def change(db: sqlite3.Connection, edit: dict[str, Any]) -> bool:
-    """Make an edit where it can be made. May what is read be something else now, and nobody could tell?"""
-    with contextlib.suppress(sqlite3.Error, OverflowError, UnicodeEncodeError):  # a row that no tool could write
+    """Make an edit if its position exists. Return whether it may change the restored messages undetectably."""
+    with contextlib.suppress(sqlite3.Error, OverflowError, UnicodeEncodeError):  # a row that no tool can write
         if "document" in edit and "at" in edit:
             return _change_blob(db, edit)
         if "log" in edit and "at" in edit:
@@ -353,7 +353,7 @@ def change(db: sqlite3.Connection, edit: dict[str, Any]) -> bool:
 
 
 def is_newer(edit: dict[str, Any]) -> bool:
-    """Is this what a newer version may write: a head, a part's head or a segment with more fields at its end?"""
+    """Return whether a newer version may write this: a head, a part's head or a segment with more fields at its end."""
     at, blob = edit.get("at"), edit.get("blob")
     if not isinstance(edit.get("more"), list) or not isinstance(at, list) or edit.get("gone") is True:
         return False
@@ -368,7 +368,7 @@ def _change_blob(db: sqlite3.Connection, edit: dict[str, Any]) -> bool:
     before, after = _edited(data, edit)
     if after == data or not slots:
         return False
-    # All of it in its first slot: a slot may be larger than any that we make.
+    # All entries in the first slot: a slot may be larger than any that Holdfast writes.
     db.execute("UPDATE texts SET body = ? WHERE id = ?", (pack(after, len(after) + LENGTH_BYTES), slots[0]))
     db.execute("DELETE FROM pieces WHERE document = ? AND blob = ? AND chunk > 0", (key, blob))
     at = as_list(edit["at"])
@@ -378,7 +378,7 @@ def _change_blob(db: sqlite3.Connection, edit: dict[str, Any]) -> bool:
         return True
     if len(at) == 2 and at[1] == 2:
         return isinstance(edit.get("value"), str) and len(edit["value"]) == len(before)
-    return bool(edit.get("gone") is True and len(at) == 1)  # the last text of a part may be gone without a trace
+    return bool(edit.get("gone") is True and len(at) == 1)  # the last text of a part can disappear without a trace
 
 
 def _change_log(db: sqlite3.Connection, edit: dict[str, Any]) -> bool:
@@ -393,7 +393,7 @@ def _change_log(db: sqlite3.Connection, edit: dict[str, Any]) -> bool:
 
 
 def _is_place_of_append(items: Any, at: list[Any], before: Json) -> bool:
-    """Is this where an append began? In a log each begins where its part ended."""
+    """Return whether this is the offset of an append. In a log, each append begins at the end of its part."""
     if len(at) != 2 or not isinstance(before, int) or not isinstance(at[0], int) or not isinstance(items[at[0]], list):
         return False
     return isinstance(items[at[0]][-1], str) and at[1] == len(items[at[0]]) - 2
@@ -450,7 +450,7 @@ def _blob(db: sqlite3.Connection, key: Json, blob: Json) -> tuple[bytes, list[in
 
 
 def _edited(data: bytes, edit: dict[str, Any]) -> tuple[Any, bytes]:
-    """What stood in the place before, and the bytes with it changed; the same where there is no such place."""
+    """Return the old item at the position, and the changed bytes; the same bytes if the position does not exist."""
     try:
         root = [msgspec.msgpack.decode(data)]
         before = _at(root, [0, *as_list(edit["at"])], edit)
@@ -479,7 +479,7 @@ def _at(holder: Any, path: list[Any], edit: dict[str, Any]) -> Any:
 
 
 def _value(value: Json) -> Json:
-    """A value of an input as MessagePack may hold it: half characters as the bytes that they would be."""
+    """Return an input's value as MessagePack can hold it: lone surrogates become their bytes."""
     return msgspec.Raw(_raw(value)) if isinstance(value, str) and not _is_text(value) else value
 
 

@@ -1,10 +1,11 @@
-"""The target `tokens`: who somebody claims to be, at the door that lets them in.
+"""The target `tokens`: the verification of a caller's token.
 
-Layer: tests.fuzz.
+Layer: fuzz.
 
-An input is a token in its parts (`header`, `claims`, `sign`: right, wrong, none, or the
-signature itself), or `raw`, and the line it comes on (`line`: what stands in front). It is refused as unauthenticated,
-or it is signed with the secret, for this audience, not over, and names somebody: the same rules, written once more.
+An input is a token in its parts (`header`, `claims`, `sign`: right, wrong, none, or the signature itself), or `raw`,
+and the header line that carries it (`line`: the text before the token). Either it is refused as unauthenticated, or it
+is signed with the secret, for this audience, not expired, and has a subject. `_check` implements these rules
+independently.
 """
 
 from __future__ import annotations
@@ -17,13 +18,13 @@ import json
 from random import Random
 from typing import Any
 
+from fuzz import mutate
+from fuzz.engine import Finding
+from fuzz.mutate import Json, to_bytes
+from fuzz.world import as_dict, as_text, blame
 from holdfast.core.errors import Unauthenticated
 from holdfast.hub.identity import Identity
 from holdfast.hub.tokens import jwt_verifier
-from tests.fuzz import mutate
-from tests.fuzz.engine import Finding
-from tests.fuzz.mutate import Json, to_bytes
-from tests.fuzz.world import as_dict, as_text, blame
 
 SECRET = b"a secret of this target, 32 bytes"
 NOW_S = 1_750_000_000
@@ -43,7 +44,7 @@ LINES = ["Bearer ", "bearer ", "Bearer  ", "Basic ", "", "Bearer", "Bearer\t", "
 
 
 class Tokens:
-    """Shows tokens to a verifier."""
+    """Presents tokens to a verifier."""
 
     name = "tokens"
     cpu_s = 1.0
@@ -56,7 +57,7 @@ class Tokens:
         self._loop = asyncio.new_event_loop()
 
     def seeds(self) -> list[Json]:
-        """A good one, ones that are wrong in one thing, and what is none."""
+        """Return a valid token, tokens with one fault, and texts that are not tokens."""
         good = {"header": HEADER, "claims": CLAIMS, "sign": "right"}
         found: list[Json] = [good, {**good, "sign": "wrong"}, {**good, "sign": "none"}, {**good, "cookie": True}]
         found += [{**good, "claims": {**CLAIMS, name: word}} for name in CLAIMS for word in WORDS]
@@ -67,11 +68,11 @@ class Tokens:
         return found
 
     def generate(self, draw: Random) -> Json:
-        """A new input."""
+        """Return a new input."""
         return {"header": HEADER, "claims": mutate.value(draw, CLAIMS, WORDS), "sign": "right"}
 
     def change(self, draw: Random, old: Json, other: Json) -> Json:
-        """A part of it."""
+        """Change a part of the token."""
         new = mutate.copied(as_dict(old))
         match draw.randrange(7):
             case 0:
@@ -91,7 +92,7 @@ class Tokens:
         return new
 
     def run(self, given: Json) -> None:
-        """Raises Finding."""
+        """Verify the token. Raises Finding."""
         known = as_dict(given)
         token = self._token(known)
         line = b"token=" if known.get("cookie") is True else to_bytes(as_text(known.get("line"), "Bearer "))
@@ -102,12 +103,12 @@ class Tokens:
         except Unauthenticated:
             return
         except Exception as error:
-            raise Finding(f"raised {blame(error)}: {error!r} of {token[:200]!r}") from error
+            raise Finding(f"raised {blame(error)}: {error!r} for {token[:200]!r}") from error
         if identity is not None:
             _check(identity, line.decode("latin-1") + to_bytes(token).decode("latin-1"))
 
     def close(self) -> None:
-        """Let go of the loop."""
+        """Close the event loop."""
         self._loop.close()
 
     def _token(self, known: dict[str, Any]) -> str:
@@ -124,7 +125,7 @@ class Tokens:
 
 
 def _check(identity: Identity, text: str) -> None:
-    """Whoever was let in has a token that is as it should be. Raises Finding."""
+    """Check that an accepted token satisfies all rules. Raises Finding."""
     token = text.rpartition(" ")[2].rpartition("token=")[2].partition(";")[0].strip()
     body, _, signature = token.rpartition(".")
     if signature.rstrip("=") != _base64(hmac.digest(SECRET, body.encode("latin-1"), hashlib.sha256)):
@@ -134,7 +135,7 @@ def _check(identity: Identity, text: str) -> None:
     is_for_us = header["alg"] == "HS256" and AUDIENCE in audience
     is_now = (claims.get("nbf") or 0) - LEEWAY_S <= NOW_S < claims["exp"] + LEEWAY_S
     if not (is_for_us and is_now and claims["sub"] == identity.client_id):
-        raise Finding(f"let in: {identity} by {header} {claims}")
+        raise Finding(f"accepted: {identity} by {header} {claims}")
 
 
 def _encoded(value: Json) -> str:

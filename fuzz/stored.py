@@ -1,9 +1,9 @@
-"""The target `stored`: what stores decode, with bytes changed as no log should ever have them.
+"""The target `stored`: the store's decoder of operations, with changed bytes.
 
-Layer: tests.fuzz.
+Layer: fuzz.
 
-Nothing here comes from a peer; a disk may do it, though. An input is the bytes of an operation
-(see `mutate.to_bytes`): it is refused as `msgspec` refuses, or it is an operation that is written and read alike.
+No peer sends such input, but a failing disk can produce it. An input is the bytes of an operation (see
+`mutate.to_bytes`). Either `msgspec` refuses it, or the decoded operation survives encoding and decoding.
 """
 
 from __future__ import annotations
@@ -12,6 +12,10 @@ from random import Random
 
 import msgspec
 
+from fuzz import mutate
+from fuzz.engine import Finding
+from fuzz.mutate import Json, to_bytes
+from fuzz.requests import PARTS
 from holdfast.core.names import command_key
 from holdfast.core.ops import (
     Append,
@@ -30,10 +34,6 @@ from holdfast.core.ops import (
     decode_op,
     encode_op,
 )
-from tests.fuzz import mutate
-from tests.fuzz.engine import Finding
-from tests.fuzz.mutate import Json, to_bytes
-from tests.fuzz.requests import PARTS
 
 OPS: list[Op] = [
     Create(id="m1", role="user", author="ada", status="streaming", parts=PARTS, meta={"k": [1, None, "é"]}, parent=None,
@@ -62,20 +62,20 @@ class Stored:
     is_guided = True
 
     def seeds(self) -> list[Json]:
-        """Every operation."""
+        """Return every operation."""
         return [encode_op(op).decode("latin-1") for op in OPS]
 
     def generate(self, draw: Random) -> Json:
-        """Bytes without sense."""
+        """Return random bytes."""
         return draw.randbytes(draw.randint(0, 40)).decode("latin-1")
 
     def change(self, draw: Random, old: Json, other: Json) -> Json:
-        """A byte or two."""
+        """Change a few bytes."""
         text = old if isinstance(old, str) else ""
         return to_bytes(mutate.text(draw, text, [other if isinstance(other, str) else ""])).decode("latin-1")
 
     def run(self, given: Json) -> None:
-        """Raises Finding."""
+        """Decode the bytes and encode the operation again. Raises Finding."""
         data = to_bytes(given)
         try:
             op = decode_op(data)
@@ -88,7 +88,7 @@ class Stored:
         except Exception as error:
             raise Finding(f"raised {type(error).__name__}: {error!r} from {op}") from error
         if encode_op(decode_op(again)) != again:
-            raise Finding(f"not the same: {op}")
+            raise Finding(f"not the same after encoding and decoding: {op}")
 
     def close(self) -> None:
-        """Nothing is held."""
+        """No-op: the target holds no resource."""

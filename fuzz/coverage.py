@@ -1,9 +1,9 @@
-"""Which code an input reaches: pairs of lines that follow each other, in the files that peers talk to.
+"""Code coverage of an input: pairs of lines that follow each other, in the files that handle a peer's input.
 
-Layer: tests.fuzz.
+Layer: fuzz.
 
-`sys.settrace` makes a run some ten times slower, so only a share of runs is looked at; it
-needs nothing that is not in Python, on every version that we support.
+`sys.settrace` makes a run about ten times slower, so only a share of runs is traced. In return it is part of Python, in
+every supported version.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 
 import holdfast
 
-# Folders and files below the package: what peers talk to, what knows them, and what reads what is stored.
+# Folders and files of the package: those that handle a peer's input, the identity code, and the store decoders.
 WATCHED = (
     "core/",
     "transports/",
@@ -35,7 +35,7 @@ _LINE_BITS = 12
 
 
 class Coverage:
-    """What was reached so far; `watching` says what one run added."""
+    """All coverage so far. `watching` returns the pairs that one run added."""
 
     def __init__(self) -> None:
         self.pairs: set[int] = set()
@@ -44,7 +44,7 @@ class Coverage:
 
     @contextmanager
     def watching(self) -> Iterator[set[int]]:
-        """The pairs that are new in this block; there once the block has ended."""
+        """Trace the block. The yielded set holds its new pairs once the block has ended."""
         reached: set[int] = set()
         new: set[int] = set()
         before = sys.gettrace()
@@ -57,7 +57,7 @@ class Coverage:
             self.pairs |= new
 
     def lines(self) -> dict[str, set[int]]:
-        """The lines that were reached, by file below the package."""
+        """Return the reached lines, by file of the package."""
         names = {number: name for name, number in self._files.items()}
         found: dict[str, set[int]] = {}
         for pair in self.pairs:
@@ -65,7 +65,7 @@ class Coverage:
             found.setdefault(name, set()).add(pair & ((1 << _LINE_BITS) - 1))
         return found
 
-    def _tracer(self, reached: set[int]) -> Any:  # as sys.settrace takes it
+    def _tracer(self, reached: set[int]) -> Any:  # with the signature that sys.settrace expects
         codes, number_of = self._codes, self._number_of
 
         def called(frame: FrameType, event: str, argument: Any) -> Any:
@@ -98,7 +98,7 @@ class Coverage:
 
 
 def lines_there_are() -> dict[str, set[int]]:
-    """All lines with code in functions of the watched folders, by file below the package."""
+    """Return all lines with code in functions of the watched folders, by file of the package."""
     found: dict[str, set[int]] = {}
     for path in sorted(_ROOT.rglob("*.py")):
         name = path.relative_to(_ROOT).as_posix()
@@ -110,7 +110,7 @@ def lines_there_are() -> dict[str, set[int]]:
             code = waiting.pop()
             inner = [one for one in code.co_consts if isinstance(one, CodeType)]
             waiting += inner
-            is_class = not code.co_flags & 2  # a class body runs at import, which no input does
+            is_class = not code.co_flags & 2  # a class body runs at import, and no input imports
             if not is_class:
                 lines |= {line for _, _, line in code.co_lines() if line and line != code.co_firstlineno}
         found[name] = lines

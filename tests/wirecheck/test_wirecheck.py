@@ -1,4 +1,4 @@
-"""The raw viewers: parsers cut at every place, the checker against servers that break one rule each, real sockets."""
+"""The wire checker: parsers given split input, the checker against servers that break one rule each, real sockets."""
 
 import asyncio
 import base64
@@ -14,8 +14,10 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from wsproto.events import CloseConnection, Ping, TextMessage
 
-from holdfast.testing.rawviewer import (
+from tests.testing.test_proxy import at_rest
+from wirecheck import (
     Checker,
     Frames,
     Json,
@@ -29,13 +31,12 @@ from holdfast.testing.rawviewer import (
     WsViewer,
     encode_frame,
 )
-from tests.testing.test_proxy import at_rest
 
 
 def pieces(data: bytes, cuts: list[int]) -> list[bytes]:
-    """`data` cut at these places, which may repeat and lie beyond its end."""
-    places = [0, *sorted(min(cut, len(data)) for cut in cuts), len(data)]
-    return [data[start:end] for start, end in itertools.pairwise(places)]
+    """Return `data` split at these positions, which may repeat and may lie beyond its end."""
+    positions = [0, *sorted(min(cut, len(data)) for cut in cuts), len(data)]
+    return [data[start:end] for start, end in itertools.pairwise(positions)]
 
 
 cut_lists = st.lists(st.integers(0, 400), max_size=12)
@@ -47,7 +48,7 @@ HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding
 
 
 @given(st.lists(st.binary(min_size=1, max_size=40), max_size=6), cut_lists)
-def test_a_chunked_body_is_the_same_however_it_is_cut(chunks: list[bytes], cuts: list[int]) -> None:
+def test_chunked_body_does_not_depend_on_how_it_is_split(chunks: list[bytes], cuts: list[int]) -> None:
     body = b"".join(b"%x\r\n%b\r\n" % (len(chunk), chunk) for chunk in chunks) + b"0\r\n\r\n"
     response = Response()
     payload = b"".join(response.receive(piece) for piece in pieces(HEAD + body, cuts))
@@ -70,7 +71,15 @@ def test_a_body_with_a_length_is_complete_at_its_length() -> None:
 
 @pytest.mark.parametrize(
     "body",
-    [b"x\r\n", b"-5\r\nhello\r\n", b"\r\n", b"5\nhello", b"5\r\nhello!\r\n", b"0\r\n\r\n5\r\nhello\r\n", b"1" * 9000],
+    [
+        b"x\r\n",
+        b"-5\r\nhello\r\n",
+        b"\r\n",
+        b"5\nhello\r\n",
+        b"5\r\nhello!\r\n",
+        b"0\r\n\r\n5\r\nhello\r\n",
+        b"1" * 9000,
+    ],
 )
 def test_broken_chunked_framing_is_an_error(body: bytes) -> None:
     with pytest.raises(WireError):
@@ -97,7 +106,7 @@ STREAM_EVENTS = [
 
 
 @given(cut_lists, st.sampled_from([b"\n", b"\r\n", b"\r"]))
-def test_events_are_the_same_however_they_are_cut_and_their_lines_end(cuts: list[int], end: bytes) -> None:
+def test_events_do_not_depend_on_splits_or_line_ends(cuts: list[int], end: bytes) -> None:
     parser = SseParser()
     stream = STREAM.replace(b"\n", end)
     assert [event for piece in pieces(stream, cuts) for event in parser.receive(piece)] == STREAM_EVENTS
@@ -114,7 +123,7 @@ def test_an_event_without_data_is_dropped_and_counted() -> None:
     assert parser.without_data == 1
 
 
-def test_an_event_is_not_there_before_its_empty_line() -> None:
+def test_event_is_complete_only_at_its_empty_line() -> None:
     parser = SseParser()
     assert parser.receive(b"data: 1\n") == []
     assert not parser.is_between_events
@@ -140,19 +149,20 @@ def server_frame(payload: bytes, opcode: int = 1, first: int = 0x80) -> bytes:
 
 
 @given(st.lists(st.sampled_from([0, 5, 125, 126, 300]), max_size=5), cut_lists)
-def test_frames_are_the_same_however_they_are_cut(sizes: list[int], cuts: list[int]) -> None:
+def test_frames_do_not_depend_on_how_they_are_split(sizes: list[int], cuts: list[int]) -> None:
     frames = Frames()
     data = b"".join(server_frame(bytes(size)) for size in sizes)
-    assert [m for piece in pieces(data, cuts) for m in frames.receive(piece)] == [(1, bytes(size)) for size in sizes]
+    received = [event for piece in pieces(data, cuts) for event in frames.receive(piece)]
+    assert received == [TextMessage(data="\0" * size) for size in sizes]
 
 
 def test_a_frame_above_64_kib_is_read() -> None:
-    assert Frames().receive(server_frame(bytes(70_000))) == [(1, bytes(70_000))]
+    assert Frames().receive(server_frame(bytes(70_000))) == [TextMessage(data="\0" * 70_000)]
 
 
 def test_fragments_are_joined_and_control_frames_may_stand_between_them() -> None:
     data = server_frame(b"he", 1, first=0) + server_frame(b"hi", 9) + server_frame(b"llo", 0)
-    assert Frames().receive(data) == [(9, b"hi"), (1, b"hello")]
+    assert Frames().receive(data) == [Ping(payload=b"hi"), TextMessage(data="hello")]
 
 
 @pytest.mark.parametrize(
@@ -161,11 +171,13 @@ def test_fragments_are_joined_and_control_frames_may_stand_between_them() -> Non
         b"\x81\x85mask.....",  # masked
         b"\xc1\x01x",  # an extension's bit
         b"\x83\x01x",  # an unknown opcode
-        b"\x80\x01x",  # nothing to continue
+        b"\x80\x01x",  # no message to continue
         b"\x01\x01x\x81\x01y",  # a beginning inside a message
         b"\x09\x01x",  # a ping in fragments
         b"\x89\x7e\x00\x80" + bytes(128),  # a long ping
         b"\x81\x7e\x00\x05hello",  # a length in a longer form than it needs
+        b"\x81\x02\xff\xfe",  # text that is not UTF-8
+        b"\x88\x02\x00\x00",  # a close code that does not exist
     ],
 )
 def test_broken_frames_are_an_error(data: bytes) -> None:
@@ -174,7 +186,7 @@ def test_broken_frames_are_an_error(data: bytes) -> None:
 
 
 def unmask(frame: bytes) -> tuple[int, bytes, int]:
-    """Opcode, payload and whole length of one masked frame, by the book and byte by byte."""
+    """Return opcode, payload and whole length of one masked frame, decoded byte by byte as RFC 6455 describes it."""
     assert frame[1] & 0x80, "a client must mask"
     size, start = frame[1] & 0x7F, 2
     if size == 126:
@@ -185,14 +197,22 @@ def unmask(frame: bytes) -> tuple[int, bytes, int]:
     return frame[0] & 0x0F, bytes(byte ^ mask[i % 4] for i, byte in enumerate(body)), start + 4 + size
 
 
+def test_no_frame_is_sent_after_the_closing_handshake() -> None:
+    frames = Frames()
+    (close,) = frames.receive(server_frame(struct.pack("!H", 1012), 8))
+    assert isinstance(close, CloseConnection)
+    assert unmask(frames.encode(close.response()))[:2] == (8, struct.pack("!H", 1012))
+    assert frames.encode(TextMessage(data="late")) == b""
+
+
 @pytest.mark.parametrize("size", [0, 1, 5, 125, 126, 65_535, 65_536])
-def test_a_frame_of_the_client_is_masked_and_comes_out_again(size: int) -> None:
+def test_client_frame_is_masked_and_decodes_to_its_payload(size: int) -> None:
     payload = bytes(i % 251 for i in range(size))
     frame = encode_frame(1, payload, mask=b"\x00\x11\x22\x33")
     assert unmask(frame) == (1, payload, len(frame))
 
 
-# The checker: what a correct server may send
+# The checker: events of a correct server
 
 
 def attached(serial: int, *, resumed: bool = False, epoch: str = "e", channel: str = "c", **more: Any) -> Json:
@@ -270,7 +290,7 @@ def test_two_parts_may_stream_at_once() -> None:
     checker = checked(
         START,
         ([opening(3, 1, reasoning)], "e:3"),
-        ([append(7, 3, "lo")], None),  # cut here: the piece of part 1 at 6 comes again, after the higher serial
+        ([append(7, 3, "lo")], None),  # cut here: the text of part 1 at serial 6 is sent again, after the higher serial
         since=None,
     )
     checker.end()
@@ -295,7 +315,7 @@ def test_a_new_start_replaces_the_view_only_when_it_is_complete() -> None:
     assert (checker.violations, sorted(checker.messages)) == ([], ["n", "o"])
 
 
-def test_a_cut_new_start_is_forgotten() -> None:
+def test_incomplete_new_start_is_dropped() -> None:
     checker = checked(START, ([attached(9, epoch="f"), update(8, "New", id="n", created=8)], None))
     checker.end()
     checker.begin(checker.cursor)
@@ -303,7 +323,7 @@ def test_a_cut_new_start_is_forgotten() -> None:
     assert (checker.violations, checker.text("m"), checker.cursor) == ([], "Hello", "e:4")
 
 
-def test_what_came_before_a_cut_may_come_again() -> None:
+def test_events_of_a_cut_batch_may_be_sent_again() -> None:
     checker = checked(START, ([append(4, 3, "lo"), finish(5)], None))
     checker.end()
     checker.begin(checker.cursor)
@@ -311,7 +331,7 @@ def test_what_came_before_a_cut_may_come_again() -> None:
     assert (checker.violations, checker.text("m"), checker.status("m")) == ([], "Hello", "complete")
 
 
-def test_an_empty_channel_gets_its_epoch_by_a_resume() -> None:
+def test_resume_gives_an_empty_channel_its_epoch() -> None:
     checker = checked(
         ([attached(0, epoch="-")], "-:0"),
         ([attached(1, resumed=True), create(1, "Hi")], "e:1"),
@@ -319,7 +339,7 @@ def test_an_empty_channel_gets_its_epoch_by_a_resume() -> None:
     assert (checker.violations, checker.text("m"), checker.cursor) == ([], "Hi", "e:1")
 
 
-def test_a_deleted_message_leaves_and_stays_away() -> None:
+def test_deleted_message_leaves_the_view_for_good() -> None:
     checker = checked(START, ([delete(5)], "e:5"))
     assert (checker.violations, checker.messages) == ([], {})
 
@@ -345,12 +365,12 @@ def test_presence_signals_and_unknown_types_change_nothing() -> None:
     assert (checker.violations, checker.text("m")) == ([], "Hello")
 
 
-def test_a_view_from_somebody_elses_cursor_may_miss_what_was_shown_there() -> None:
+def test_view_from_another_clients_cursor_may_miss_earlier_messages() -> None:
     checker = checked(([attached(4, resumed=True), append(4, 3, "lo")], "e:4"), since="e:2")
     assert (checker.violations, checker.messages) == ([], {})
 
 
-# The checker: what no correct server sends
+# The checker: events that no correct server sends
 
 
 @pytest.mark.parametrize(
@@ -380,11 +400,11 @@ def test_a_view_from_somebody_elses_cursor_may_miss_what_was_shown_there() -> No
         ([attached(1, resumed=True)], "e:2", "resumed"),
     ],
 )
-def test_a_server_that_breaks_a_rule_is_found_out(events: list[Json], cursor: str, kind: str) -> None:
+def test_broken_rule_is_a_violation(events: list[Json], cursor: str, kind: str) -> None:
     assert kinds(checked(START, (events, cursor))) == [kind]
 
 
-def test_a_resume_with_a_hole_is_found_out_and_the_cursor_is_forgotten() -> None:
+def test_resume_with_a_hole_is_a_violation_and_drops_the_cursor() -> None:
     checker = checked(START)
     checker.end()
     checker.begin(checker.cursor)
@@ -397,25 +417,25 @@ def test_a_new_start_heals_a_hole() -> None:
     assert (kinds(checker), checker.cursor, checker.text("m")) == (["hole"], "e:9", "Hello!")
 
 
-def test_a_resume_that_nobody_asked_for_is_found_out() -> None:
+def test_resume_without_a_cursor_is_a_violation() -> None:
     assert kinds(checked(([attached(2, resumed=True)], "e:2"))) == ["resumed"]
 
 
-def test_events_before_channel_attached_are_found_out() -> None:
+def test_event_before_channel_attached_is_a_violation() -> None:
     assert "unattached" in kinds(checked(([update(2, "Hel")], "e:2")))
 
 
-def test_a_cursor_in_the_middle_of_the_first_batch_is_found_out() -> None:
+def test_cursor_within_the_first_batch_is_a_violation() -> None:
     checker = checked(([attached(4), update(2, "Hel")], "e:2"), ([update(4, "x", id="n", created=3)], "e:4"))
     assert kinds(checker) == ["cursor"]
 
 
-def test_the_last_cursor_of_a_batch_on_its_first_event_is_found_out() -> None:
+def test_final_cursor_on_the_first_event_of_a_batch_is_a_violation() -> None:
     checker = checked(START, ([append(4, 3, "lo")], "e:5"), ([finish(5)], "e:5"))
     assert kinds(checker) == ["serial"]
 
 
-def test_a_message_that_differs_from_the_stored_one_is_told_by_field() -> None:
+def test_differences_are_listed_by_field() -> None:
     checker = checked(START)
     assert checker.differences(message("Hel", created=1, version=2)) == []
     assert checker.differences(message("Help", created=1, version=2, status="failed")) == [
@@ -480,7 +500,7 @@ def test_payload_is_counted_without_its_framing() -> None:
         (SSE_HEAD + b"zz\r\n", "protocol"),
     ],
 )
-def test_a_stream_that_breaks_a_rule_is_found_out(data: bytes, kind: str) -> None:
+def test_stream_that_breaks_a_rule_is_a_violation(data: bytes, kind: str) -> None:
     assert kind in kinds(sse_session(data).checker)
 
 
@@ -499,7 +519,7 @@ def test_a_refusal_is_kept_with_its_body() -> None:
     )
 
 
-def test_a_websocket_answered_with_another_key_is_found_out() -> None:
+def test_handshake_with_another_key_is_a_violation() -> None:
     session = WsSession()
     checker = Checker("c")
     session.attach(checker)
@@ -514,7 +534,7 @@ Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter, str, dict[str, str
 
 @contextlib.asynccontextmanager
 async def wire_server(serve: Serve) -> AsyncIterator[int]:
-    """A server on a free port that reads one request head and leaves the rest to `serve`."""
+    """Run a server on a free port. It reads one request head and calls `serve`."""
     writers = []
 
     async def take(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -531,14 +551,14 @@ async def wire_server(serve: Serve) -> AsyncIterator[int]:
             writer.transport.abort()
 
 
-async def test_an_sse_viewer_follows_cuts_and_goes_on_from_its_cursor() -> None:
+async def test_sse_viewer_resumes_from_its_cursor_after_a_cut() -> None:
     asked = []
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, path: str, headers: Json) -> None:
         asked.append((path, headers["Host"], headers.get("Last-Event-ID")))
         if len(asked) == 1:
             writer.write(SSE_HEAD + chunk(sse((attached(2), None), (update(2, "Hel"), "e:2"))))
-            writer.write(b"999\r\nevent: message.append\ndata: {")  # broken off in the middle of an event
+            writer.write(b"999\r\nevent: message.append\ndata: {")  # cut within an event
             await writer.drain()
             writer.close()
         else:
@@ -559,7 +579,7 @@ async def test_an_sse_viewer_follows_cuts_and_goes_on_from_its_cursor() -> None:
     ]
 
 
-async def test_an_sse_viewer_can_come_back_as_an_eventsource_does() -> None:
+async def test_sse_viewer_can_reconnect_as_an_eventsource_does() -> None:
     asked = []
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, path: str, headers: Json) -> None:
@@ -577,7 +597,7 @@ async def test_an_sse_viewer_can_come_back_as_an_eventsource_does() -> None:
     assert asked == [(path, None), (path, "e:2")]
 
 
-async def test_a_stalled_viewer_pushes_back_and_loses_nothing() -> None:
+async def test_stalled_viewer_exerts_backpressure_and_loses_no_text() -> None:
     text = "x" * (1 << 20)
     writers = []
 
@@ -603,7 +623,7 @@ async def test_a_stalled_viewer_pushes_back_and_loses_nothing() -> None:
         assert viewer.checker.violations == []
 
 
-async def test_what_a_viewer_waits_for_in_vain_is_told_with_what_it_saw() -> None:
+async def test_timeout_of_a_viewer_reports_its_view() -> None:
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, path: str, headers: Json) -> None:
         writer.write(SSE_HEAD + chunk(sse((attached(2), None), (update(2, "Hel"), "e:2"))))
 
@@ -621,7 +641,7 @@ async def test_a_viewer_without_a_server_fails_at_once() -> None:
 
 
 class WsPeer:
-    """The server's side of one WebSocket, as plain as it gets."""
+    """The server's side of one WebSocket, without a library."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader = reader
@@ -715,7 +735,7 @@ async def test_a_websocket_session_carries_many_channels() -> None:
         assert viewer.checker.violations == other.violations == []
 
 
-async def test_a_websocket_that_sends_binary_is_found_out() -> None:
+async def test_binary_frame_is_a_violation() -> None:
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, path: str, headers: Json) -> None:
         peer = WsPeer(reader, writer)
         peer.accept(headers)

@@ -1,12 +1,12 @@
-"""The target `requests`: everything over HTTP, in process. Bodies, headers, queries, paths, streams and polls.
+"""The target `requests`: all of HTTP, in process: bodies, headers, queries, paths, streams and polls.
 
-Layer: tests.fuzz.
+Layer: fuzz.
 
-An input is `{setup, steps}`; a step is a request: `method`, `path` (as in the request line),
-`query`, `headers`, and `json` or `body` (bytes, see `mutate.to_bytes`). `cuts` says in how many pieces the body comes,
-`ends: false` that it never ends, `beside: true` that it goes on while others come, `hold_s` how long it is read,
-`block_s` how slowly. Where a query says `{ticket}` the last ticket that was given out is put in, after `spoil`
-(`[at, gone, new]`: at a place so many characters go, and others come) was done to it.
+An input is `{setup, steps}`. A step is a request: `method`, `path` (as in the request line), `query`, `headers`, and
+`json` or `body` (bytes, see `mutate.to_bytes`). `cuts` is the number of pieces of the body; with `ends: false` it never
+ends. With `beside: true` the request continues during the next ones. `hold_s` is how long a stream is read, `block_s`
+how long each write blocks. `{ticket}` in a query stands for the latest issued ticket, changed by `spoil` (`[at, gone,
+new]`: at an offset, so many characters are replaced by others).
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ import re
 from random import Random
 from typing import Any
 
-from tests.fuzz import mutate
-from tests.fuzz.engine import Finding
-from tests.fuzz.mutate import Json, to_bytes
-from tests.fuzz.world import (
+from fuzz import mutate
+from fuzz.engine import Finding
+from fuzz.mutate import Json, to_bytes
+from fuzz.world import (
     HOLD_S,
     Exchange,
     World,
@@ -357,14 +357,14 @@ SETUPS: list[dict[str, Json]] = [
 
 
 class Requests:
-    """Sends requests to a hub of their own, one after another or beside each other."""
+    """Sends requests to a hub of their own, one after another or concurrently."""
 
     name = "requests"
     cpu_s = 3.0
     is_guided = True
 
     def seeds(self) -> list[Json]:
-        """Every request once, alone and after a message began; one conversation; every bad thing once."""
+        """Return every request, alone and after a message has begun; one conversation; every bad value once."""
         begun = {"method": "POST", "path": M, "json": STREAMING}
         found: list[Json] = [{"setup": {}, "steps": REQUESTS}, {"setup": {"by_hand": True}, "steps": REQUESTS}]
         found += [{"setup": {}, "steps": [begun, one, one]} for one in REQUESTS]
@@ -378,7 +378,7 @@ class Requests:
         return found
 
     def generate(self, draw: Random) -> Json:
-        """A new input."""
+        """Return a new input."""
         steps = [self._step(draw) for _ in range(draw.randint(1, 8))]
         if draw.random() < 0.3:
             steps[:0] = [TICKETS, {**draw.choice(REQUESTS), "query": f"ticket={TICKET}", "spoil": draw.choice(SPOILS)}]
@@ -387,21 +387,12 @@ class Requests:
         return {"setup": draw.choice(SETUPS), "steps": steps}
 
     def change(self, draw: Random, old: Json, other: Json) -> Json:
-        """One step of it, or the order of steps."""
-        new = mutate.copied(old)
-        steps = new["steps"] = [one for one in as_list(as_dict(new).get("steps")) if isinstance(one, dict)][:MAX_STEPS]
-        theirs = [one for one in as_list(as_dict(other).get("steps")) if isinstance(one, dict)]
-        choice = draw.random()
-        if not steps or choice < 0.15:
-            steps.insert(draw.randint(0, len(steps)), self._step(draw))
-        elif choice < 0.3 and theirs:
-            steps.insert(draw.randint(0, len(steps)), mutate.copied(draw.choice(theirs)))
-        elif choice < 0.35:
-            steps.pop(draw.randrange(len(steps)))
-        elif choice < 0.4:
+        """Change one step, or the order of steps."""
+        new, number = mutate.steps(draw, old, other, self._step, (0.15, 0.3, 0.35), max_steps=MAX_STEPS)
+        if number is not None and number < 0.4:
             new["setup"] = draw.choice(SETUPS)
-        else:
-            self._change_step(draw, draw.choice(steps))
+        elif number is not None:
+            self._change_step(draw, draw.choice(new["steps"]))
         return new
 
     def _step(self, draw: Random) -> dict[str, Json]:
@@ -446,7 +437,7 @@ class Requests:
                 step["json"] = mutate.value(draw, step.get("json", draw.choice(list(BODIES.values()))), WORDS)
 
     def run(self, given: Json) -> None:
-        """Raises Finding."""
+        """Send the requests. Raises Finding."""
         known = as_dict(given)
 
         async def job(world: World) -> None:
@@ -456,14 +447,14 @@ class Requests:
         world_of(known.get("setup")).run(job)
 
     def close(self) -> None:
-        """Nothing is held."""
+        """No-op: the target holds no resource."""
 
 
 async def run_step(world: World, step: dict[str, Any]) -> None:
-    """Send one request and check its answer. Raises Finding."""
+    """Send one request and check its response. Raises Finding."""
     method = as_text(step.get("method"), "GET")[:60]
     path, raw_path = path_of(as_text(step.get("path"), "/"))
-    if not path.startswith("/web"):  # files need threads, which virtual time has none of; `wire` asks for them
+    if not path.startswith("/web"):  # files need threads, and virtual time has none; `wire` requests them
         exchange = _exchange(world, step, method, path, raw_path)
         exchange.start()
         if step.get("beside") is True and len(world.open) < 20:
@@ -474,18 +465,18 @@ async def run_step(world: World, step: dict[str, Any]) -> None:
         await exchange.leave()
         _check_stored_append(exchange, step)
         _check_ticket(exchange, step, world.ticket)
-        if exchange.answer.status == 201 and path == "/v1/tickets":
-            world.ticket = as_text(as_dict(exchange.answer.json()).get("ticket"), "")
+        if exchange.response.status == 201 and path == "/v1/tickets":
+            world.ticket = as_text(as_dict(exchange.response.json()).get("ticket"), "")
 
 
 def _exchange(world: World, step: dict[str, Any], method: str, path: str, raw_path: bytes) -> Exchange:
     headers = headers_of(step.get("headers"))
     names = {bytes(name) for name, _ in headers}
-    if step.get("bare") is not True:  # what every client sends, where the input does not say otherwise
+    if step.get("bare") is not True:  # headers that every client sends, unless the input sets them
         headers += [] if b"host" in names else [[b"host", b"localhost"]]
         headers += [] if b"content-type" in names else [[b"content-type", b"application/json"]]
-    asked = as_text(step.get("query"), "")
-    query = to_bytes(asked.replace(TICKET, spoiled(world.ticket, step.get("spoil")))[:20_000])
+    given = as_text(step.get("query"), "")
+    query = to_bytes(given.replace(TICKET, spoiled(world.ticket, step.get("spoil")))[:20_000])
     query = query.replace(b"#", b"").replace(b" ", b"")
     address = step.get("address")
     exchange = Exchange(
@@ -507,7 +498,7 @@ def _exchange(world: World, step: dict[str, Any], method: str, path: str, raw_pa
 
 
 def spoiled(ticket: str, spoil: object) -> str:
-    """The ticket with a piece of it replaced."""
+    """Return the ticket with a piece of it replaced."""
     match spoil:
         case [int(at), int(gone), str(new)]:
             at = at % (len(ticket) + 1)
@@ -517,23 +508,23 @@ def spoiled(ticket: str, spoil: object) -> str:
 
 
 def _check_ticket(exchange: Exchange, step: dict[str, Any], ticket: str) -> None:
-    """A ticket that is not as it was given out opens nothing. Raises Finding."""
-    asked, spoil = as_text(step.get("query"), ""), as_list(step.get("spoil"))
-    is_alone = asked.startswith(f"ticket={TICKET}") and asked.count("ticket") == 2 and "%" not in asked
+    """Check that a changed ticket opens no stream. Raises Finding."""
+    given, spoil = as_text(step.get("query"), ""), as_list(step.get("spoil"))
+    is_alone = given.startswith(f"ticket={TICKET}") and given.count("ticket") == 2 and "%" not in given
     is_plain = len(spoil) == 3 and isinstance(spoil[2], str) and re.fullmatch("[A-Za-z0-9.]*", spoil[2])
     is_stream = step.get("method") == "GET" and as_text(step.get("path"), "").endswith("/events")
     is_spoiled = is_alone and is_plain and is_stream and spoiled(ticket, spoil) != ticket
-    if is_spoiled and exchange.answer.status == 200:
-        raise Finding(f"forged: a ticket with {spoil} opened {exchange.answer.what}")
+    if is_spoiled and exchange.response.status == 200:
+        raise Finding(f"forged: a ticket with {spoil} opened {exchange.response.what}")
 
 
 def _check_stored_append(exchange: Exchange, step: dict[str, Any]) -> None:
-    """An append that was accepted says how long the part is now: at least as long as what was sent."""
-    answer, asked = exchange.answer, as_dict(step.get("json"))
+    """Check that the response to an append reports a length of at least the sent text. Raises Finding."""
+    response, given = exchange.response, as_dict(step.get("json"))
     is_append = step.get("method") == "POST" and as_text(step.get("path"), "").endswith("/append")
-    if answer.status != 200 or not answer.is_over or not is_append or "body" in step:
+    if response.status != 200 or not response.is_over or not is_append or "body" in step:
         return
-    said, at = answer.json(), asked.get("at")
-    least = len(asked["text"]) + (at if isinstance(at, int) else 0)
-    if not isinstance(said, dict) or said["length"] < least:
-        raise Finding(f"append: {asked} was answered {said}")
+    body, at = response.json(), given.get("at")
+    least = len(given["text"]) + (at if isinstance(at, int) else 0)
+    if not isinstance(body, dict) or body["length"] < least:
+        raise Finding(f"append: the response to {given} is {body}")

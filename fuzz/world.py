@@ -1,10 +1,10 @@
-"""A hub in virtual time, ASGI by hand, and what must hold whatever a peer sends.
+"""A hub in virtual time, ASGI by hand, and the invariants that hold for every input of a peer.
 
-Layer: tests.fuzz.
+Layer: fuzz.
 
-Every input gets a `World` of its own, so that it alone decides what happens; its clock jumps,
-so that a poll of a minute costs nothing. The rules here are those of `docs/protocol.md`, read from the page where it
-has a table: no status but those, no code that is not listed, an answer for each request, nothing lost, nothing left.
+Each input gets its own `World`, so it alone determines the result. The clock of a world jumps, so a poll of one minute
+costs no time. The rules are those of `docs/protocol.md`, read from the page where it has a table: only documented
+statuses and codes, a response to each request, no lost message, no leaked resource.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ from random import Random
 from typing import Any
 from urllib.parse import unquote
 
+from fuzz.engine import Finding
+from fuzz.mutate import to_bytes
+from fuzz.rights import AUDIENCE, CAPABILITIES, COOKIE, SECRET, START_S, token_of
 from holdfast.app import Hub
 from holdfast.core.limits import Limits
 from holdfast.hub.identity import allow_everyone
 from holdfast.hub.rates import Rates
 from holdfast.hub.tokens import jwt_verifier
-from holdfast.testing.rawviewer import Checker, SseParser, WireError
 from simulation.clock import SimClock, Stuck, VirtualLoop
-from tests.fuzz.engine import Finding
-from tests.fuzz.mutate import to_bytes
-from tests.fuzz.rights import AUDIENCE, CAPABILITIES, COOKIE, SECRET, START_S, token_of
+from wirecheck import Checker, SseParser, WireError
 
-PATIENCE_S = 200.0  # of virtual time, for what ends by itself
-HOLD_S = 0.3  # a stream is read for so long: some flush windows
-PROTOCOL = Path(__file__).parent.parent.parent / "docs" / "protocol.md"
+PATIENCE_S = 200.0  # of virtual time, for requests that end by themselves
+HOLD_S = 0.3  # how long a stream is read: some flush windows
+PROTOCOL = Path(__file__).parent.parent / "docs" / "protocol.md"
 SMALL = Limits(
     request_bytes=8_192,
     append_bytes=2_048,
@@ -52,21 +52,21 @@ SMALL = Limits(
     channel_bytes=10_000,
 )
 LIMITS = {"small": SMALL, "default": Limits()}
-PRECIOUS = "precious-5f0c"  # a channel whose name no input knows
+PRECIOUS = "precious-5f0c"  # a channel whose name no input contains
 PRECIOUS_TEXT = "stored before, häßlich 😀"
-WATCHED = "c"  # a channel that is followed from the beginning to the end
+WATCHED = "c"  # a channel with a viewer from the beginning to the end
 JSON = [[b"host", b"localhost"], [b"content-type", b"application/json"]]
 ROOT = {"sub": "root", "aud": AUDIENCE, "exp": START_S + 10**8, "holdfast": {"*": list(CAPABILITIES)}}
 
 
 @cache
 def entry_of(cursor: str) -> str:
-    """The entry that a cursor names, without what a transport adds."""
+    """Return the entry that a cursor names, without a transport's additions."""
     return ":".join(cursor.split(":")[:2])
 
 
 def documented_codes() -> dict[int, frozenset[str]]:
-    """The codes of each status, as section 9 of the protocol lists them."""
+    """Return the codes of each status, as section 9 of the protocol lists them."""
     section = PROTOCOL.read_text().split("\n## 9. ")[1].split("\n## ")[0]
     codes: dict[int, set[str]] = {}
     for statuses, listed in re.findall(r"^\| ([0-9, ]+) \| (.*) \|$", section, re.M):
@@ -77,7 +77,7 @@ def documented_codes() -> dict[int, frozenset[str]]:
 
 
 def check_code(status: object, code: object, where: str) -> None:
-    """Raises Finding unless `code` is documented for `status`, and no mistake of ours."""
+    """Check that `code` is documented for `status`, and is not an internal error. Raises Finding."""
     if code in ("internal", "store_unusable", "misuse"):
         raise Finding(f"internal: {where}")
     if not isinstance(status, int) or code not in documented_codes().get(status, ()):
@@ -85,7 +85,7 @@ def check_code(status: object, code: object, where: str) -> None:
 
 
 class Response:
-    """What an ASGI app said to one request, checked while it comes."""
+    """An ASGI app's response to one request, checked while it arrives."""
 
     def __init__(self, what: str) -> None:
         self.what = what
@@ -95,46 +95,46 @@ class Response:
         self.is_over = False
 
     def take(self, message: MutableMapping[str, Any]) -> None:
-        """Raises Finding for what no server could send on."""
+        """Take one ASGI message. Raises Finding if no server can send it on."""
         kind = message["type"]
         if kind == "http.response.start":
             if self.status:
-                raise Finding(f"twice: a second answer to {self.what}")
+                raise Finding(f"twice: a second response to {self.what}")
             self.status = message["status"]
             for name, value in message.get("headers", ()):
                 if re.search(rb"[\r\n\0]", value) or not re.fullmatch(rb"[a-z0-9-]+", name):
-                    raise Finding(f"header: {name!r}: {value!r} in the answer to {self.what}")
+                    raise Finding(f"header: {name!r}: {value!r} in the response to {self.what}")
                 self.headers[name.decode()] = value.decode("latin-1")
         elif kind == "http.response.body":
             if not self.status or self.is_over:
-                raise Finding(f"order: a body where none may be, to {self.what}")
+                raise Finding(f"order: an unexpected body for {self.what}")
             self.body += message.get("body", b"")
             self.is_over = not message.get("more_body", False)
         else:
-            raise Finding(f"order: {kind} to {self.what}")
+            raise Finding(f"order: unexpected {kind} for {self.what}")
 
     @property
     def is_stream(self) -> bool:
         return self.headers.get("content-type", "").startswith("text/event-stream")
 
     def json(self) -> Any:
-        """The body. Raises Finding if it is no JSON."""
+        """Return the decoded body. Raises Finding if it is not JSON."""
         try:
             return json.loads(bytes(self.body).decode())
         except ValueError:
-            raise Finding(f"not JSON: the answer to {self.what}: {bytes(self.body[:80])!r}") from None
+            raise Finding(f"not JSON: the response to {self.what}: {bytes(self.body[:80])!r}") from None
 
     def check(self, *, is_head: bool) -> None:
-        """Raises Finding unless this is an answer that the protocol knows."""
+        """Check that the protocol allows this response. Raises Finding."""
         what = f"{self.what}: {self.status}"
         if not self.status:
-            raise Finding(f"unanswered: {self.what}")
+            raise Finding(f"no response: {self.what}")
         if not self.is_stream:
             if not self.is_over:
                 raise Finding(f"unfinished: {what}")
             length = self.headers.get("content-length")
             if length is not None and int(length) != len(self.body) and not is_head:
-                raise Finding(f"length: {what} says {length} bytes and has {len(self.body)}")
+                raise Finding(f"length: {what} announces {length} bytes and has {len(self.body)}")
             if self.headers.get("cache-control") not in ("no-store", "no-cache"):
                 raise Finding(f"cache: {what}")
         if self.status >= 400:
@@ -155,13 +155,13 @@ class Response:
             raise Finding(f"retry: {what}")
 
 
-class _Heard(logging.Handler):
-    """What was logged as a mistake of ours: where it happened, what it was, and the record's own words."""
+class _ErrorLog(logging.Handler):
+    """Collects the logged internal errors: the function, the error, and the record's text."""
 
     def __init__(self) -> None:
         super().__init__(logging.DEBUG)
         self.texts: list[str] = []
-        self.lines: list[str] = []  # all that came, of whatever level
+        self.lines: list[str] = []  # all log lines, of every level
 
     def emit(self, record: logging.LogRecord) -> None:
         error = record.exc_info[1] if record.exc_info else None
@@ -171,19 +171,19 @@ class _Heard(logging.Handler):
 
 
 def blame(error: BaseException | None) -> str:
-    """Which function of ours an error came through last: by this findings are told apart."""
-    place = "nowhere of ours"
+    """Return the product's innermost function in the traceback. Findings are distinguished by it."""
+    function = "code outside Holdfast"
     trace = error.__traceback__ if error is not None else None
     while trace is not None:
         code = trace.tb_frame.f_code
         if "/holdfast/" in code.co_filename and "/testing/" not in code.co_filename:
-            place = f"{Path(code.co_filename).stem}.{code.co_name}"
+            function = f"{Path(code.co_filename).stem}.{code.co_name}"
         trace = trace.tb_next
-    return f"{type(error).__name__} in {place}"
+    return f"{type(error).__name__} in {function}"
 
 
 class World:
-    """A hub, and whoever talks to it."""
+    """A hub and its peers."""
 
     def __init__(
         self,
@@ -210,25 +210,25 @@ class World:
         self.hub.rates = Rates(now_s=self.loop.time)
         self.hub.drive_by_hand = by_hand
         self.is_guarded = is_guarded
-        # How those who watch over this world say who they are.
+        # The identity of the world's own viewers.
         self.known_by = [[b"authorization", f"Bearer {token_of(ROOT)}".encode()]] if is_guarded else []
-        self.lines: list[str] = []  # all that was logged; of every level where the world is guarded
-        self.ticket = ""  # the last one that was given out
-        self.open: list[Exchange] = []  # what goes on beside the requests that come after it
+        self.lines: list[str] = []  # all log lines; of every level if the world is guarded
+        self.ticket = ""  # the latest issued ticket
+        self.open: list[Exchange] = []  # exchanges that continue during later requests
 
     def run(self, job: Callable[[World], Coroutine[Any, Any, None]]) -> None:
-        """Run `job` in this world, and check what it leaves behind. Raises Finding."""
-        heard = _Heard()
+        """Run `job` in this world, and check the state that it leaves. Raises Finding."""
+        errors = _ErrorLog()
         logger = logging.getLogger()
         known = [logging.getLogger(name) for name in ("holdfast", "holdfast.hub", "holdfast.transports", "asyncio")]
         before = [(one, one.level, one.propagate) for one in known]
-        logger.addHandler(heard)
+        logger.addHandler(errors)
         for one in known:
             one.propagate = True
         logging.disable(logging.NOTSET if self.is_guarded else logging.WARNING)
         for one in known[:3]:
             one.setLevel(logging.DEBUG if self.is_guarded else one.level)
-        self.lines = heard.lines
+        self.lines = errors.lines
         asyncio.set_event_loop(self.loop)
         found: Finding | None = None
         try:
@@ -240,12 +240,12 @@ class World:
         finally:
             asyncio.set_event_loop(None)
             logging.disable(logging.NOTSET)
-            logger.removeHandler(heard)
+            logger.removeHandler(errors)
             for one, level, propagates in before:
                 one.level, one.propagate = level, propagates
             self.loop.close()
-        if heard.texts:  # says more than that the answer was a 500
-            raise Finding(f"logged {heard.texts[0]}; {found or ''}")
+        if errors.texts:  # more specific than a response of 500
+            raise Finding(f"logged {errors.texts[0]}; {found or ''}")
         if found is not None:
             raise found
         if self.loop.complaints:
@@ -266,7 +266,7 @@ class World:
             await self._converse()
             await self._check_precious()
             await witness.leave()
-            await self._check_nothing_is_left(tasks - 1)  # the witness's own
+            await self._check_nothing_is_left(tasks - 1)  # minus the witness's own task
         finally:
             await self._end()
 
@@ -282,27 +282,27 @@ class World:
             task.cancel()
         if left:
             await asyncio.wait(left)
-            raise Finding(f"left: after its end the hub has {left}")
+            raise Finding(f"left: after shutdown the hub holds {left}")
 
     async def pass_time(self, span_s: float) -> None:
-        """Let virtual time pass, with all that happens in it."""
+        """Let virtual time pass, with all its timers."""
         await asyncio.sleep(span_s)
 
-    # What a well-behaved peer does
+    # A well-behaved peer
 
-    async def ask(self, method: str, path: str, body: object = None, query: str = "") -> Response:
-        """A request that nothing is wrong with."""
+    async def request(self, method: str, path: str, body: object = None, query: str = "") -> Response:
+        """Send a correct request."""
         exchange = Exchange(self, method, path, headers=[*JSON, *self.known_by], query=query.encode())
         exchange.pieces = [json.dumps(body).encode()] if body is not None else [b""]
         await exchange.finish()
-        return exchange.answer
+        return exchange.response
 
     async def expect(self, status: int, method: str, path: str, body: object = None, query: str = "") -> Any:
-        """The same; raises Finding unless it is answered with `status`."""
-        answer = await self.ask(method, path, body, query)
-        if answer.status != status:
-            raise Finding(f"health: {method} {path} {body} got {answer.status} {bytes(answer.body[:200])!r}")
-        return answer.json() if answer.body else None
+        """Send a correct request, and check that the response has `status`. Raises Finding."""
+        response = await self.request(method, path, body, query)
+        if response.status != status:
+            raise Finding(f"health: {method} {path} {body} got {response.status} {bytes(response.body[:200])!r}")
+        return response.json() if response.body else None
 
     async def _store_something_precious(self) -> None:
         path = f"/v1/channels/{PRECIOUS}/messages"
@@ -315,35 +315,35 @@ class World:
         found = [(one["id"], one["parts"]) for one in page["messages"]]
         status = page["messages"][0]["status"] if found else ""
         parts = [{"type": "text", "text": PRECIOUS_TEXT}]
-        serial = 2 if asyncio.get_running_loop().time() < 3_600 else 3  # then its lease has lapsed
+        serial = 2 if asyncio.get_running_loop().time() < 3_600 else 3  # by then its lease has expired
         expected = "streaming" if serial == 2 else "interrupted"
         if found != [("s", parts), ("p", parts)] or status != expected or not page["cursor"].endswith(f":{serial}"):
             raise Finding(f"lost: {page}")
 
     async def _converse(self) -> None:
-        """A conversation as it should be: the hub is as healthy as before."""
+        """Hold a correct conversation: the hub is as healthy as before."""
         path = "/v1/channels/probe-5f0c/messages"
         await self.expect(200, "GET", "/readyz")
         await self.expect(201, "POST", path, {"id": "u", "text": "hello?"})
         start = {"id": "a", "role": "assistant", "status": "streaming", "parent": "u"}
         await self.expect(201, "POST", path, start)
         for at, text in ((0, "häß"), (3, "lich 😀")):
-            answer = await self.expect(200, "POST", f"{path}/a/append", {"text": text, "at": at})
-            if answer != {"serial": answer["serial"], "part": 0, "length": at + len(text)}:
-                raise Finding(f"health: an append was answered {answer}")
+            reply = await self.expect(200, "POST", f"{path}/a/append", {"text": text, "at": at})
+            if reply != {"serial": reply["serial"], "part": 0, "length": at + len(text)}:
+                raise Finding(f"health: an append got {reply}")
         await self.expect(200, "POST", f"{path}/a/finish", {})
         message = (await self.expect(200, "GET", f"{path}/a"))["message"]
         if (message["status"], message["parts"]) != ("complete", [{"type": "text", "text": "häßlich 😀"}]):
-            raise Finding(f"health: the answer became {message}")
+            raise Finding(f"health: the message became {message}")
         head = await self.expect(200, "GET", "/v1/channels/probe-5f0c")
         polled = await self.expect(200, "GET", "/v1/channels/probe-5f0c/poll")
         shown = [event["message"]["id"] for event in polled["events"] if event["type"] == "message.update"]
         if (shown, entry_of(polled["cursor"])) != (["u", "a"], head["cursor"]):
-            raise Finding(f"health: a poll shows {polled}, the channel stands at {head}")
+            raise Finding(f"health: a poll shows {polled}, the channel is at {head}")
 
     async def _check_nothing_is_left(self, tasks: int) -> None:
         async with asyncio.timeout(PATIENCE_S):
-            for _ in range(20):  # housekeeping needs no more than a few turns
+            for _ in range(20):  # housekeeping needs only a few turns
                 stats = self.hub.stats()
                 if len(asyncio.all_tasks()) <= tasks and not stats["feeds"] and not stats["waiting"]:
                     return
@@ -353,7 +353,7 @@ class World:
 
 
 class Exchange:
-    """One request to the app, by hand: for scopes and timing that no client has."""
+    """One request to the app, by hand: for scopes and timing that no client produces."""
 
     def __init__(
         self,
@@ -367,10 +367,10 @@ class Exchange:
         address: str = "127.0.0.1",
     ) -> None:
         self._world = world
-        self.answer = Response(f"{method} {path[:200]!r} {query[:200]!r}")
+        self.response = Response(f"{method} {path[:200]!r} {query[:200]!r}")
         self.pieces: list[bytes] = [b""]
-        self.is_complete = True  # else the body has no end, and the peer leaves in the middle
-        self.block_s = 0.0  # how long each write takes
+        self.is_complete = True  # otherwise the body has no end, and the peer leaves in the middle
+        self.block_s = 0.0  # how long each write blocks
         self._left: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._is_head = method == "HEAD"
         self._scope = {
@@ -391,46 +391,46 @@ class Exchange:
         self._task: asyncio.Task[None] | None = None
 
     async def finish(self) -> None:
-        """From the beginning to the end. Raises Finding."""
+        """Run it from the beginning to the end. Raises Finding."""
         self.start()
         await self.until_over()
-        self.answer.check(is_head=self._is_head)
+        self.response.check(is_head=self._is_head)
 
     def start(self) -> None:
-        """Begin; the answer comes by itself."""
+        """Start the request; the response arrives by itself."""
         self._task = asyncio.get_running_loop().create_task(self._world.hub(self._scope, self._receive, self._send))
 
     @property
     def is_done(self) -> bool:
-        """Has the app returned?"""
+        """Return whether the app has returned."""
         return self._task is not None and self._task.done()
 
     async def read_for(self, hold_s: float) -> None:
-        """Let it go on for so long, or until it ends."""
+        """Let it continue for so long, or until it ends."""
         assert self._task is not None
         await asyncio.wait([self._task], timeout=hold_s)
 
     async def leave(self) -> None:
-        """The peer closes the connection."""
+        """Close the connection as the peer does."""
         if not self._left.done():
             self._left.set_result(None)
         await self.until_over()
-        if self.answer.status and (self.answer.is_over or self.answer.is_stream):
-            self.answer.check(is_head=self._is_head)
+        if self.response.status and (self.response.is_over or self.response.is_stream):
+            self.response.check(is_head=self._is_head)
 
     async def until_over(self) -> None:
-        """Wait until the app has returned. Raises Finding where it raises, or never does."""
+        """Wait until the app has returned. Raises Finding if it raises, or does not return."""
         assert self._task is not None
         _, waiting = await asyncio.wait([self._task], timeout=PATIENCE_S)
         if waiting:
             self._task.cancel()
             await asyncio.wait([self._task])
-            raise Finding(f"hangs: {self.answer.what}")
+            raise Finding(f"hangs: {self.response.what}")
         error = self._task.exception()
         if isinstance(error, Finding):
             raise error
         if error is not None:
-            raise Finding(f"raised {blame(error)}: {error!r} from {self.answer.what}")
+            raise Finding(f"raised {blame(error)}: {error!r} from {self.response.what}")
 
     async def _receive(self) -> MutableMapping[str, Any]:
         if self.pieces:
@@ -443,12 +443,12 @@ class Exchange:
         if self.block_s:
             await asyncio.wait([self._left], timeout=self.block_s)
         if self._left.done():
-            raise OSError("the peer has left")  # as ASGI has it since 2.4; some servers say nothing instead
-        self.answer.take(message)
+            raise OSError("the peer has left")  # as ASGI requires since 2.4; some servers return silently instead
+        self.response.take(message)
 
 
 class Witness:
-    """Somebody who follows a channel all the time, by rules of its own (`rawviewer.Checker`)."""
+    """A viewer that follows a channel all the time and checks it independently (`wirecheck.Checker`)."""
 
     def __init__(self, world: World) -> None:
         self._world = world
@@ -473,8 +473,8 @@ class Witness:
         self.look()
 
     def look(self) -> None:
-        """Take what has come. Raises Finding for what no correct server sends."""
-        body = self._exchange.answer.body
+        """Take the new events. Raises Finding if no correct server sends them."""
+        body = self._exchange.response.body
         data, self._read = bytes(body[self._read :]), len(body)
         try:
             for event in self._parser.receive(data):
@@ -490,15 +490,15 @@ class Witness:
             raise Finding(f"viewer {self.checker.violations[0].kind}: {self.checker.violations}")
 
     async def check(self) -> None:
-        """Compare what is shown with what is stored. Raises Finding."""
+        """Compare the view with the stored messages. Raises Finding."""
         self.look()
         stored = await pages(self._world, WATCHED)
         head = await self._world.expect(200, "GET", f"/v1/channels/{WATCHED}")
-        if self.checker.cursor != head["cursor"]:  # entries that no viewer is told of may lie between, and no others
+        if self.checker.cursor != head["cursor"]:  # only entries without events may lie between them
             query = f"since={self.checker.cursor}&wait_s=0"
-            owed = (await self._world.expect(200, "GET", f"/v1/channels/{WATCHED}/poll", query=query))["events"]
-            if [event for event in owed if not event["type"].startswith("presence.")]:
-                raise Finding(f"behind: a viewer stands at {self.checker.cursor}, and is owed {owed}")
+            events = (await self._world.expect(200, "GET", f"/v1/channels/{WATCHED}/poll", query=query))["events"]
+            if [event for event in events if not event["type"].startswith("presence.")]:
+                raise Finding(f"behind: a viewer at {self.checker.cursor} has not received {events}")
         shown = set(self.checker.messages)
         for message in stored:
             shown.discard(message["id"])
@@ -506,16 +506,16 @@ class Witness:
             if differences and differences != ["not in view"]:
                 raise Finding(f"other view: of {message['id']}: {differences}")
             if differences and self._exchange_began_empty:
-                raise Finding(f"other view: {message['id']} is stored and was never shown")
+                raise Finding(f"other view: {message['id']} is stored and not in view")
         if shown:
-            raise Finding(f"other view: {sorted(shown)} are shown and not stored")
+            raise Finding(f"other view: {sorted(shown)} are in view and not stored")
         highest = max((message["version"] for message in stored), default=0)
         if highest > head["serial"]:
             raise Finding(f"serial: a message of version {highest} in a channel at {head['serial']}")
 
     @property
     def _exchange_began_empty(self) -> bool:
-        return self.checker.new_starts <= 1  # later ones show only the newest
+        return self.checker.new_starts <= 1  # later ones show only the newest messages
 
     async def leave(self) -> None:
         """Close the connection."""
@@ -523,7 +523,7 @@ class Witness:
 
 
 async def pages(world: World, channel: str) -> list[Any]:
-    """All messages of a channel, newest first, page by page. Raises Finding where pages overlap or never end."""
+    """Return all messages of a channel, newest first. Raises Finding if pages overlap or never end."""
     found: list[Any] = []
     before = ""
     for _ in range(2_000):
@@ -535,48 +535,48 @@ async def pages(world: World, channel: str) -> list[Any]:
         if not page["more"]:
             return found
         if not page["messages"]:
-            raise Finding(f"pages: an empty one, and more after it, {before}")
+            raise Finding(f"pages: an empty page that announces more, {before}")
         before = f"before={created[-1]}"
-    raise Finding("pages: they never end")
+    raise Finding("pages: the list never ends")
 
 
 def as_text(value: object, default: str) -> str:
-    """A field of an input as text; inputs are changed at random, so it may be anything."""
+    """Return a field of an input as text. Mutation can give it any type."""
     if value is None:
         return default
     return value if isinstance(value, str) else json.dumps(value)
 
 
 def as_number(value: object, default: float, most: float) -> float:
-    """A field of an input as a number from 0 to `most`."""
+    """Return a field of an input as a number from 0 to `most`."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return default
     return float(min(max(value, 0), most))
 
 
 def as_list(value: object) -> list[Any]:
-    """A field of an input as a list."""
+    """Return a field of an input as a list."""
     return value if isinstance(value, list) else []
 
 
 def as_dict(value: object) -> dict[str, Any]:
-    """A field of an input as an object."""
+    """Return a field of an input as an object."""
     return value if isinstance(value, dict) else {}
 
 
 def headers_of(listed: object) -> list[list[bytes]]:
-    """Header lines of an input, as a server hands them over: names in lower case, no line breaks, no NUL."""
+    """Return header lines of an input as a server passes them: names in lower case, no line breaks, no NUL."""
     found = []
     for line in as_list(listed):
         if isinstance(line, list) and len(line) == 2:
             name, value = (re.sub(rb"[\r\n\0]", b"", to_bytes(one)) for one in line)
-            if re.fullmatch(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+", name):  # RFC 9110, 5.1: others no server lets through
+            if re.fullmatch(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+", name):  # RFC 9110, 5.1: no server accepts other names
                 found.append([name.lower(), value.strip(b" \t")])
     return found
 
 
 def world_of(setup: object) -> World:
-    """The world that an input asks for."""
+    """Return the world that an input describes."""
     known = as_dict(setup)
     origins = tuple(one for one in as_list(known.get("origins")) if isinstance(one, str))
     return World(
@@ -589,7 +589,9 @@ def world_of(setup: object) -> World:
 
 
 def path_of(raw: str) -> tuple[str, bytes]:
-    """Path and raw path as uvicorn makes them of what stands in the request line."""
-    data = re.sub(rb"[\x00-\x20\x7f?#]", b"", to_bytes(raw))  # of these no server makes a path; percent-encoded it does
+    """Return path and raw path as uvicorn makes them from the request line."""
+    data = re.sub(
+        rb"[\x00-\x20\x7f?#]", b"", to_bytes(raw)
+    )  # no server accepts these in a path; percent-encoded they are possible
     ascii_only = "".join(chr(one) if one < 128 else f"%{one:02X}" for one in data)
     return unquote(ascii_only) or "/", ascii_only.encode()

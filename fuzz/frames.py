@@ -1,11 +1,10 @@
 """The target `frames`: WebSocket messages, in process: every frame of the protocol, in any order and of any form.
 
-Layer: tests.fuzz.
+Layer: fuzz.
 
-An input is `{setup, query, headers, subprotocols, steps}`; a step is a frame (`json`, or
-`text` as it stands), or `binary`, or `wait_s`, or `stall_s` (the peer takes nothing for so long), or `times` around
-`steps`.
-What a correct peer can count on is checked: each frame is answered once, with its `ref`; events obey the client rules.
+An input is `{setup, query, headers, subprotocols, steps}`. A step is a frame (`json`, or literal `text`), or `binary`,
+or `wait_s`, or `stall_s` (the peer reads no bytes for so long), or `times` around `steps`. The target checks the
+guarantees of a correct peer: each frame gets one reply with its `ref`, and events obey the client rules.
 """
 
 from __future__ import annotations
@@ -18,12 +17,11 @@ from contextlib import suppress
 from random import Random
 from typing import Any
 
-from holdfast.testing.rawviewer import Checker
-from tests.fuzz import mutate
-from tests.fuzz.engine import Finding
-from tests.fuzz.mutate import Json, to_bytes
-from tests.fuzz.requests import BODIES, HEADER_LINES, PARTS, QUERIES, RAW, SETUPS, STREAMING, WORDS
-from tests.fuzz.world import (
+from fuzz import mutate
+from fuzz.engine import Finding
+from fuzz.mutate import Json, to_bytes
+from fuzz.requests import BODIES, HEADER_LINES, PARTS, QUERIES, RAW, SETUPS, STREAMING, WORDS
+from fuzz.world import (
     PATIENCE_S,
     World,
     as_dict,
@@ -35,6 +33,7 @@ from tests.fuzz.world import (
     headers_of,
     world_of,
 )
+from wirecheck import Checker
 
 MAX_STEPS = 60
 MAX_TIMES = 300
@@ -140,14 +139,14 @@ FRAME_WORDS: list[Json] = [
 
 
 class Frames:
-    """Talks over a socket that is none."""
+    """Sends frames over an ASGI socket without a network."""
 
     name = "frames"
     cpu_s = 3.0
     is_guided = True
 
     def seeds(self) -> list[Json]:
-        """Every frame, alone and together, on both ways of sending; storms; every bad text."""
+        """Return every frame, alone and together, by both ways of sending; storms of frames; every bad text."""
         steps = [{"json": {**frame, "ref": ref}} for ref, frame in enumerate(FRAMES)]
         found: list[Json] = [{"setup": {}, "steps": steps}, {"setup": {"by_hand": True}, "steps": steps}]
         begun = {"json": {"type": "create", "ref": "a", "channel": "c", **STREAMING}}
@@ -161,7 +160,7 @@ class Frames:
         return found
 
     def generate(self, draw: Random) -> Json:
-        """A new input."""
+        """Return a new input."""
         new: dict[str, Json] = {"setup": draw.choice(SETUPS), "steps": []}
         new["steps"] = [self._step(draw) for _ in range(draw.randint(1, 12))]
         if draw.random() < 0.7:
@@ -172,22 +171,16 @@ class Frames:
         return new
 
     def change(self, draw: Random, old: Json, other: Json) -> Json:
-        """One frame of it, their order, or the handshake."""
-        new = mutate.copied(old)
-        steps = new["steps"] = [one for one in as_list(as_dict(new).get("steps")) if isinstance(one, dict)][:MAX_STEPS]
-        theirs = [one for one in as_list(as_dict(other).get("steps")) if isinstance(one, dict)]
-        choice = draw.random()
-        if not steps or choice < 0.2:
-            steps.insert(draw.randint(0, len(steps)), self._step(draw))
-        elif choice < 0.35 and theirs:
-            steps.insert(draw.randint(0, len(steps)), mutate.copied(draw.choice(theirs)))
-        elif choice < 0.4:
-            steps.pop(draw.randrange(len(steps)))
-        elif choice < 0.45:
+        """Change one frame, their order, or the handshake."""
+        new, number = mutate.steps(draw, old, other, self._step, (0.2, 0.35, 0.4), max_steps=MAX_STEPS)
+        steps = new["steps"]
+        if number is None:
+            return new
+        if number < 0.45:
             at = draw.randrange(len(steps))
             until = at + draw.randint(1, 3)
             steps[at:until] = [{"times": draw.choice((2, 5, 30, 120)), "steps": steps[at:until]}]
-        elif choice < 0.5:
+        elif number < 0.5:
             self._change_handshake(draw, new)
         else:
             step = draw.choice(steps)
@@ -227,7 +220,7 @@ class Frames:
         return {"json": frame}
 
     def run(self, given: Json) -> None:
-        """Raises Finding."""
+        """Send the frames and check the replies. Raises Finding."""
         known = as_dict(given)
 
         async def job(world: World) -> None:
@@ -238,26 +231,26 @@ class Frames:
         world_of(known.get("setup")).run(job)
 
     def close(self) -> None:
-        """Nothing is held."""
+        """No-op: the target holds no resource."""
 
 
 class Peer:
-    """One socket's other end."""
+    """The peer's end of one socket."""
 
     close_codes: tuple[int, ...] = CLOSE_CODES
 
     def __init__(self, world: World, known: dict[str, Any]) -> None:
         self._world = world
-        self._waiting: deque[dict[str, Any]] = deque()  # what `receive` gives next; an empty one is a pause
+        self._waiting: deque[dict[str, Any]] = deque()  # the next messages of `receive`; an empty one is a pause
         self._room = asyncio.Event()
         self._room.set()
         self._left = asyncio.Event()
-        self._sent: list[bytes] = []  # text frames that the app has taken
-        self._answers: list[dict[str, Any]] = []
+        self._sent: list[bytes] = []  # text frames of the app that the peer has accepted
+        self._replies: list[dict[str, Any]] = []
         self._checkers: dict[str, Checker] = {}
         self._attaching: dict[str, tuple[int, str, Any]] = {}  # by ref: its number, channel and cursor
-        self._attached_by: dict[str, int] = {}  # the number of the attach that was answered last, by channel
-        self._is_plain = True  # no ref twice, so that it is known which attach an answer is to
+        self._attached_by: dict[str, int] = {}  # the number of the latest attach that has a reply, by channel
+        self._is_plain = True  # no ref occurs twice, so each reply belongs to one known attach
         self._refs: set[str] = set()
         self.is_accepted = False
         self.close_code: int | None = None
@@ -299,7 +292,7 @@ class Peer:
             elif "json" in step:
                 self._waiting.append({"type": "websocket.receive", "text": json.dumps(step["json"])})
             elif "text" in step:
-                # Servers decode UTF-8 strictly, so no half characters come; escaped ones do.
+                # Servers decode UTF-8 strictly, so no lone surrogates arrive; escaped ones do.
                 text = to_bytes(step["text"]).decode("utf-8", "replace")
                 self._waiting.append({"type": "websocket.receive", "text": text})
             elif "binary" in step:
@@ -308,7 +301,7 @@ class Peer:
                 self._waiting.append({name: step.get(name) for name in ("wait_s", "stall_s")})
 
     async def talk(self) -> None:
-        """Say all there is to say, wait until it is quiet, and leave. Raises Finding."""
+        """Send all frames, wait until the socket is quiet, and leave. Raises Finding."""
         task = asyncio.get_running_loop().create_task(self._world.hub(self._scope, self._receive, self._send))
         for _ in range(2_000):
             if task.done() or not self._waiting:
@@ -317,14 +310,14 @@ class Peer:
         self._room.set()
         await asyncio.wait([task], timeout=QUIET_S)
         if self._waiting and not task.done():
-            raise Finding(f"deaf: {len(self._waiting)} frames are not taken, {len(self._answers)} were answered")
+            raise Finding(f"unread: {len(self._waiting)} frames are unread, {len(self._replies)} replies were sent")
         self._is_cut = task.done()
         self._left.set()
         _, running = await asyncio.wait([task], timeout=PATIENCE_S)
         if running:
             task.cancel()
             await asyncio.wait([task])
-            raise Finding("hangs: a socket whose peer has left")
+            raise Finding("hangs: the app did not return after the peer left the socket")
         error = task.exception()
         if isinstance(error, Finding):
             raise error
@@ -332,23 +325,23 @@ class Peer:
             raise Finding(f"raised {blame(error)}: {error!r} from a socket")
 
     def check(self) -> None:
-        """Raises Finding unless all that was asked was answered."""
+        """Check that each request has a reply. Raises Finding."""
         for checker in self._checkers.values():
             if checker.violations:
                 raise Finding(f"viewer {checker.violations[0].kind}: {checker.violations}")
         if not self.is_accepted:
             if self.close_code is None and not self._is_refused:
-                raise Finding("unanswered: a handshake")
+                raise Finding("no response: a handshake")
             return
         if self.close_code is not None:
             if self.close_code not in self.close_codes:
                 raise Finding(f"close code: {self.close_code}")
             return
         if self._is_cut:
-            if not self._stalled_s:  # who takes nothing is not waited for, least of all when there is a reason to close
-                raise Finding("cut: a socket, without a close")
+            if not self._stalled_s:  # do not wait for a stalled peer, least of all if there is a reason to close
+                raise Finding("cut: the app returned without closing the socket")
             return
-        answered = Counter(_key(answer.get("ref")) for answer in self._answers)
+        replied = Counter(_key(reply.get("ref")) for reply in self._replies)
         least, refs = 0, Counter[str]()
         for data in self._sent:
             frame = _read(data)
@@ -356,11 +349,11 @@ class Peer:
                 least += 1
             if frame is not None and frame.get("type") != "pong" and _is_ref(frame.get("ref")):
                 refs[_key(frame["ref"])] += 1
-        if not least <= len(self._answers) <= len(self._sent):
-            raise Finding(f"answers: {len(self._answers)} to {least} frames")
+        if not least <= len(self._replies) <= len(self._sent):
+            raise Finding(f"replies: {len(self._replies)} to {least} frames")
         for ref, count in refs.items():
-            if answered[ref] < count:
-                raise Finding(f"ref: {answered[ref]} answers to {count} frames with the ref {ref}")
+            if replied[ref] < count:
+                raise Finding(f"ref: {replied[ref]} replies to {count} frames with the ref {ref}")
 
     async def _receive(self) -> MutableMapping[str, Any]:
         if not self.is_accepted:
@@ -411,35 +404,35 @@ class Peer:
         frame = json.loads(text)
         match frame["type"]:
             case "ok":
-                self._answers.append(frame)
+                self._replies.append(frame)
                 self._attached(_key(frame["ref"]))
             case "error":
-                self._answers.append(frame)
+                self._replies.append(frame)
                 check_code(frame["status"], frame["code"], "a frame")
             case "events":
                 checker = self._checkers.get(frame["channel"])
                 if checker is not None and self._is_plain:
                     checker.take(frame["events"], frame.get("cursor"))
                 elif self._is_plain:
-                    raise Finding(f"unasked: events of {frame['channel']!r}")
+                    raise Finding(f"not attached: events of {frame['channel']!r}")
             case "bye":
                 if frame["reason"] == "internal":
                     raise Finding(f"internal: {frame}")
             case "ping" | "turn":
                 pass
             case other:
-                raise Finding(f"unknown: a frame {other!r}")
+                raise Finding(f"unknown: a frame of type {other!r}")
 
     def _attached(self, ref: str) -> None:
         number, channel, since = self._attaching.get(ref, (0, "", None))
-        if number > self._attached_by.get(channel, 0):  # else an attach that another one has overtaken
+        if number > self._attached_by.get(channel, 0):  # otherwise a later attach has overtaken this one
             self._attached_by[channel] = number
             checker = self._checkers[channel] = Checker(channel)
             checker.begin(since if isinstance(since, str) and _is_cursor(since) else None)
 
 
 def _code_of(status: int) -> str:
-    """Any code of this status that a handshake may be refused with."""
+    """Return one code of this status with which a handshake may be refused."""
     known = {400: "invalid_request", 401: "unauthenticated", 403: "forbidden", 404: "not_found", 503: "busy"}
     return known.get(status, "internal")
 
@@ -458,7 +451,7 @@ def _read(data: bytes) -> dict[str, Any] | None:
 
 
 def _is_ref(ref: object) -> bool:
-    """A ref as 7.2 has it, which the answer repeats."""
+    """Return whether `ref` is valid by section 7.2, so that the reply repeats it."""
     if isinstance(ref, bool):
         return False
     if isinstance(ref, int):

@@ -1,26 +1,26 @@
-"""The target `identities`: a hub with a verifier, and people who may do some things and not others.
+"""The target `identities`: a hub with a verifier, and callers with limited rights.
 
-Layer: tests.fuzz.
+Layer: fuzz.
 
-An input is `{setup, steps}`. A step is a request (as of `requests`), or a `socket` with frames
-(as of `frames`, and `{auth, ref}`), or `wait_s`. `as` says who asks: the claims of a token (`sub`, `can`, `exp` in
-seconds from the beginning, `nbf`, `aud`), how it is shown (`by`, `line`), and what was done to it (`sign`, `spoil`).
-`ticket` puts a ticket that was given out into the query, `cursor` one of the cursors, counted from the first.
+An input is `{setup, steps}`. A step is a request (as in `requests`), or a `socket` with frames (as in `frames`, and
+`{auth, ref}`), or `wait_s`. `as` is the caller: the claims of a token (`sub`, `can`, `exp` in seconds from the
+beginning, `nbf`, `aud`), how it is presented (`by`, `line`), and how it is damaged (`sign`, `spoil`). `ticket` puts an
+issued ticket into the query, `cursor` an issued cursor, counted from the first.
 
-What must hold is `town`'s.
+`town` has the invariants.
 """
 
 from __future__ import annotations
 
 from random import Random
 
-from tests.fuzz import mutate
-from tests.fuzz.frames import FRAME_WORDS, FRAMES
-from tests.fuzz.mutate import Json
-from tests.fuzz.requests import HEADER_LINES, REQUESTS, SPOILS
-from tests.fuzz.rights import CAPABILITIES
-from tests.fuzz.town import CHANNELS, MAX_STEPS, OWN, READ, Town
-from tests.fuzz.world import World, as_dict, as_list, as_text, world_of
+from fuzz import mutate
+from fuzz.frames import FRAME_WORDS, FRAMES
+from fuzz.mutate import Json
+from fuzz.requests import HEADER_LINES, REQUESTS, SPOILS
+from fuzz.rights import CAPABILITIES
+from fuzz.town import CHANNELS, MAX_STEPS, OWN, READ, Town
+from fuzz.world import World, as_dict, as_list, as_text, world_of
 
 A = "/v1/channels/chat:a"
 PEOPLE: list[dict[str, Json]] = [
@@ -103,7 +103,7 @@ FOLLOW: list[dict[str, Json]] = [
 
 
 def _here(step: dict[str, Json], channel: str = "chat:a") -> dict[str, Json]:
-    """A request of `requests`, in a channel of this world."""
+    """Return a request of `requests`, moved to a channel of this world."""
     body = as_dict(step.get("json"))
     moved = {**step, "path": as_text(step["path"], "").replace("/channels/c", f"/channels/{channel}")}
     return {**moved, "json": {**body, "channel": channel}} if "channel" in body else moved
@@ -144,14 +144,14 @@ EVERY_FRAME = [{"json": {**frame, "ref": ref}} for ref, frame in enumerate(SOCKE
 
 
 class Identities:
-    """PresenceTracker come to a hub that knows them."""
+    """Callers with different rights use a hub that verifies their tokens."""
 
     name = "identities"
     cpu_s = 4.0
     is_guided = True
 
     def seeds(self) -> list[Json]:
-        """Tickets, cursors and renewals; odd tokens; some operations for whoever holds little or much."""
+        """Return stories of tickets, cursors, renewals; odd tokens; operations of callers with few or most rights."""
         found = self._stories()
         for odd in ODD:
             shown = [{**FOLLOW[1], "as": {**ALL, **odd}}, _socket({**ALL, **odd}, EVERY_FRAME[:1])]
@@ -163,7 +163,7 @@ class Identities:
         return found
 
     def matrix(self) -> list[Json]:
-        """All operations for whoever holds one capability, and for whoever holds all but one."""
+        """Return all operations for a caller with only one capability, and for a caller with all but one."""
         steps = [{**step, "beside": False, "hold_s": 0.05} for step in HTTP]
         return [
             _input([*({**step, "as": who} for step in steps), _socket(who, EVERY_FRAME)])
@@ -219,7 +219,7 @@ class Identities:
         return [_input(steps) for steps in stories]
 
     def generate(self, draw: Random) -> Json:
-        """A new input."""
+        """Return a new input."""
         steps = [self._step(draw) for _ in range(draw.randint(1, 7))]
         if draw.random() < 0.4:
             who = self._who(draw)
@@ -227,21 +227,12 @@ class Identities:
         return {"setup": draw.choice(SETUPS), "steps": steps}
 
     def change(self, draw: Random, old: Json, other: Json) -> Json:
-        """A step, who asks, or the order."""
-        new = mutate.copied(old)
-        steps = new["steps"] = [one for one in as_list(as_dict(new).get("steps")) if isinstance(one, dict)][:MAX_STEPS]
-        theirs = [one for one in as_list(as_dict(other).get("steps")) if isinstance(one, dict)]
-        choice = draw.random()
-        if not steps or choice < 0.15:
-            steps.insert(draw.randint(0, len(steps)), self._step(draw))
-        elif choice < 0.3 and theirs:
-            steps.insert(draw.randint(0, len(steps)), mutate.copied(draw.choice(theirs)))
-        elif choice < 0.4:
-            steps.pop(draw.randrange(len(steps)))
-        elif choice < 0.45:
+        """Change a step, its caller, or the order."""
+        new, number = mutate.steps(draw, old, other, self._step, (0.15, 0.3, 0.4), max_steps=MAX_STEPS)
+        if number is not None and number < 0.45:
             new["setup"] = draw.choice(SETUPS)
-        else:
-            self._change_step(draw, steps)
+        elif number is not None:
+            self._change_step(draw, new["steps"])
         return new
 
     def _change_step(self, draw: Random, steps: list[Json]) -> None:
@@ -308,7 +299,7 @@ class Identities:
         return {"json": frame}
 
     def run(self, given: Json) -> None:
-        """Raises Finding."""
+        """Carry out the steps. Raises Finding."""
         known = as_dict(given)
 
         async def job(world: World) -> None:
@@ -321,11 +312,11 @@ class Identities:
         world_of({**as_dict(known.get("setup")), "is_guarded": True}).run(job)
 
     def close(self) -> None:
-        """Nothing is held."""
+        """No-op: the target holds no resource."""
 
 
 def _fews_and_mosts() -> list[tuple[Json, Json]]:
-    """For each capability: somebody who holds it alone, and somebody who holds all others."""
+    """Return, for each capability, a caller that holds only it, and a caller that holds all others."""
     return [
         (
             {"sub": "few", "can": {"chat:*": [one]}},

@@ -1,15 +1,15 @@
-"""How inputs are changed: JSON by its structure, text and bytes by what breaks parsers.
+"""Mutations of inputs: of JSON by its structure, of text and bytes by values that break parsers.
 
-Layer: tests.fuzz.
+Layer: fuzz.
 
-Everything is drawn from the `Random` that is given, and from nothing else, so that a seed says
-it all. Targets bring the words of their own; what stands here is what every parser has to fear.
+Every choice is drawn from the given `Random`, so a seed determines it. Targets pass words of their own; this module has
+the values that are dangerous for every parser.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from random import Random
 from typing import Any
 
@@ -85,11 +85,11 @@ NASTY_NUMBERS = [
     5e-324,
 ]
 NASTY_VALUES: list[Json] = [None, True, False, [], {}, [[]], [{}], {"": None}, {"type": []}, {"type": {}}]
-MAX_TEXT = 20_000  # an input stays small enough to be read, and to be tried often
+MAX_TEXT = 20_000  # an input stays small enough to be read, and to be run often
 
 
 def scalar(draw: Random, words: Sequence[Json]) -> Json:
-    """Something to put anywhere: mostly one of `words`."""
+    """Return a value for any position: mostly one of `words`."""
     kind = draw.random()
     if words and kind < 0.55:
         return draw.choice(words)
@@ -101,7 +101,7 @@ def scalar(draw: Random, words: Sequence[Json]) -> Json:
 
 
 def text(draw: Random, value: str, words: Sequence[Json] = ()) -> str:
-    """`value`, changed in a place or two."""
+    """Return `value`, changed at a few positions."""
     for _ in range(draw.choice((1, 1, 1, 2, 4))):
         at = draw.randint(0, len(value))
         until = min(len(value), at + draw.choice((0, 0, 1, 1, 2, 8)))
@@ -128,9 +128,9 @@ def text(draw: Random, value: str, words: Sequence[Json] = ()) -> str:
 
 
 def value(draw: Random, whole: Json, words: Sequence[Json]) -> Json:
-    """A copy of `whole` with one thing in it changed."""
+    """Return a copy of `whole` with one change."""
     root = [copied(whole)]
-    holder, key = draw.choice(places(root))
+    holder, key = draw.choice(positions(root))
     old = holder[key]
     choice = draw.random()
     if isinstance(old, str) and choice < 0.4:
@@ -148,6 +148,41 @@ def value(draw: Random, whole: Json, words: Sequence[Json]) -> Json:
     else:
         holder[key] = scalar(draw, words)
     return root[0]
+
+
+def steps(
+    draw: Random,
+    old: Json,
+    other: Json,
+    new_step: Callable[[Random], Json],
+    bounds: tuple[float, float, float],
+    *,
+    key: str = "steps",
+    max_steps: int,
+) -> tuple[Json, float | None]:
+    """Return a copy of `old`, perhaps with one step inserted, taken from `other`, or removed, and the number drawn.
+
+    Below each of `bounds` the number means one of the three, in this order. It is None if a step has changed;
+    otherwise the caller makes a change of its own by the same number. An input without steps gets a new one.
+    """
+    new = copied(old)
+    steps = new[key] = _dicts(new, key)[:max_steps]
+    theirs = _dicts(other, key)
+    number = draw.random()
+    if not steps or number < bounds[0]:
+        steps.insert(draw.randint(0, len(steps)), new_step(draw))
+    elif number < bounds[1] and theirs:
+        steps.insert(draw.randint(0, len(steps)), copied(draw.choice(theirs)))
+    elif number < bounds[2]:
+        steps.pop(draw.randrange(len(steps)))
+    else:
+        return new, number
+    return new, None
+
+
+def _dicts(whole: Json, key: str) -> list[dict[str, Json]]:
+    items = whole.get(key) if isinstance(whole, dict) else None
+    return [one for one in items if isinstance(one, dict)] if isinstance(items, list) else []
 
 
 def _change_list(draw: Random, old: list[Json], words: Sequence[Json]) -> None:
@@ -182,14 +217,14 @@ def _change_dict(draw: Random, old: dict[str, Json], words: Sequence[Json]) -> N
 
 
 def _wrapped(draw: Random, old: Json) -> Json:
-    """`old`, nested: a few times, or far beyond what anybody takes."""
+    """Return `old`, nested: a few times, or far beyond every limit."""
     for _ in range(draw.choice((1, 1, 2, 7, 62, 63, 64, 65, 66))):
         old = [old] if draw.random() < 0.5 else {"x": old}
     return old
 
 
-def places(root: list[Json]) -> list[tuple[Any, Any]]:
-    """Every place in it: a list or dict, and the key in that."""
+def positions(root: list[Json]) -> list[tuple[Any, Any]]:
+    """Return every position in it: a list or dict, and the key in it."""
     found: list[tuple[Any, Any]] = []
     waiting: list[Any] = [root]
     while waiting:
@@ -202,12 +237,12 @@ def places(root: list[Json]) -> list[tuple[Any, Any]]:
 
 
 def copied(whole: Json) -> Json:
-    """A deep copy. Raises RecursionError for what is nested too deep to be written down."""
+    """Return a deep copy. Raises RecursionError if it is nested too deep to be written down."""
     return json.loads(json.dumps(whole))
 
 
 def to_bytes(written: object) -> bytes:
-    """The bytes that a text of an input stands for: each character up to U+00FF is one byte, others are as in UTF-8."""
+    """Return the bytes for a text of an input: a character up to U+00FF is one byte, others are encoded in UTF-8."""
     if not isinstance(written, str):
         written = json.dumps(written)
     if written.isascii():

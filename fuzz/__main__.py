@@ -1,10 +1,10 @@
-"""`python -m tests.fuzz [TARGETS] --seconds 60 --seed 1`: look for inputs that break something.
+"""`python -m fuzz [TARGETS] --seconds 60 --seed 1`: look for inputs that reveal a bug.
 
-Layer: tests.fuzz.
+Layer: fuzz.
 
-Ends with 1 if it found any; each is printed small, and kept in the corpus as a regression. The
-seconds are for all targets together, and for new inputs: what is in the corpus is run before. With `--keep` inputs that
-reached new code are kept in the corpus, too.
+Exits with 1 after a finding. Each finding is shrunk, printed, and kept in the corpus as a regression test. The seconds
+are for new inputs of all targets together; the corpus runs before. With `--keep`, inputs that reached new code are kept
+in the corpus too.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ import sys
 import time
 from collections.abc import Callable
 
-from tests.fuzz.coverage import Coverage, lines_there_are
-from tests.fuzz.engine import Report, fuzz, save, written
-from tests.fuzz.targets import TARGETS
+from fuzz.coverage import Coverage, lines_there_are
+from fuzz.engine import Report, fuzz, save, written
+from fuzz.targets import TARGETS
 
-REPLAY = "test_an_input_that_was_kept_finds_nothing"
+REPLAY = "test_corpus_input_finds_no_bug"
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run what the arguments name; returns how the process should end."""
+    """Run the targets that the arguments name. Return the exit code."""
     parser = argparse.ArgumentParser(
-        prog="python -m tests.fuzz",
+        prog="python -m fuzz",
         description="Look for inputs that break something.",
         epilog="Ends with 1 if it found any.",
     )
@@ -44,8 +44,8 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error(f"there is no target {', '.join(sorted(unknown))}")
     names = chosen.targets or list(TARGETS)
     seed = chosen.seed if chosen.seed is not None else time.time_ns() % 1_000_000
-    say = _nothing if chosen.digest else _line
-    say(f"seed {seed}")
+    write_line = _ignore if chosen.digest else _write_line
+    write_line(f"seed {seed}")
     coverage = Coverage()
     reports = []
     for name in names:
@@ -57,7 +57,7 @@ def main(arguments: list[str] | None = None) -> int:
                 runs=chosen.runs,
                 seconds=None if chosen.runs is not None else chosen.seconds / len(names),
                 max_findings=chosen.findings,
-                tell=say,
+                report_line=write_line,
                 coverage=coverage,
             )
         finally:
@@ -66,27 +66,29 @@ def main(arguments: list[str] | None = None) -> int:
         if chosen.digest:
             print(f"{name} {report.digest}")
         else:
-            tell_of(report, say, seed=seed, is_kept=chosen.keep, coverage=coverage)
+            print_report(report, write_line, seed=seed, is_kept=chosen.keep, coverage=coverage)
     if not chosen.digest:
-        tell_coverage(coverage)
+        print_coverage(coverage)
     return 1 if any(report.found for report in reports) else 0
 
 
-def tell_of(report: Report, say: Callable[[str], None], *, seed: int, is_kept: bool, coverage: Coverage) -> None:
-    """What a run did and found; each finding becomes a file."""
+def print_report(
+    report: Report, write_line: Callable[[str], None], *, seed: int, is_kept: bool, coverage: Coverage
+) -> None:
+    """Print the result of a target's run. Save each finding as a file."""
     for found in report.found:
         path = save(found.target, found.given, prefix="found")
-        say(f"--- {found.text[:2_000]}\n{json.dumps(found.given)[:4_000]}\nkept as {path}")
-        say(f"again: pytest 'tests/fuzz/test_fuzz.py::{REPLAY}[{found.target}-{path.stem}]'")
+        write_line(f"--- {found.text[:2_000]}\n{json.dumps(found.given)[:4_000]}\nkept as {path}")
+        write_line(f"again: pytest 'tests/fuzz/test_fuzz.py::{REPLAY}[{found.target}-{path.stem}]'")
     if report.found:
-        # Not by the seed: with what was just kept in the corpus it draws other inputs.
-        say(f"found with seed {seed}; all known inputs again: python -m tests.fuzz {report.target} --runs 0")
+        # Not by the seed: the corpus now contains the finding, so the same seed draws other inputs.
+        write_line(f"found with seed {seed}; all known inputs again: python -m fuzz {report.target} --runs 0")
     if is_kept:
         for given in report.kept:
             if len(written(given)) < 20_000:
                 save(report.target, given, prefix="new")
     rate = report.runs / max(report.spent_s, 1e-9)
-    say(
+    write_line(
         f"{report.target}: {report.known} known inputs in {report.known_s:.1f} s, then {report.runs - report.known} in "
         f"{report.spent_s - report.known_s:.1f} s ({rate:.0f}/s, {report.cpu_s:.1f} s of processor time in all), "
         f"{len(report.kept)} reached new code, {len(coverage.pairs)} pairs of lines so far, "
@@ -94,16 +96,16 @@ def tell_of(report: Report, say: Callable[[str], None], *, seed: int, is_kept: b
     )
 
 
-def _line(text: str) -> None:
+def _write_line(text: str) -> None:
     print(text.encode(errors="backslashreplace").decode(), flush=True)
 
 
-def _nothing(text: str) -> None:
+def _ignore(text: str) -> None:
     pass
 
 
-def tell_coverage(coverage: Coverage) -> None:
-    """How much of the watched code was reached, by file."""
+def print_coverage(coverage: Coverage) -> None:
+    """Print the share of watched lines that were reached, by file."""
     reached = coverage.lines()
     if not reached:
         return

@@ -1,9 +1,11 @@
-"""A town: a guarded hub, people who come to it, and what must hold of all that they are granted and shown.
+"""A town: a guarded hub, its callers, and the invariants of everything that they are granted and shown.
 
-You are in `tests.fuzz`; `identities` draws who comes and what they ask. Whatever is granted must be granted by
-`rights`, which knows nothing of the product: to a token that is good now, or a ticket for that stream. Nobody is shown
-what they may not see, a cursor counts only for whom it was given to where no history may be seen, nothing outlives an
-identity, nothing is held in the end, and no token is in an error or in the log.
+Layer: fuzz.
+
+`identities` draws the callers and their requests. `rights`, which does not use the product, must allow each grant: by a
+token that is valid now, or by a ticket for that stream. No caller is shown a message that it may not see. Without
+`history`, a cursor counts only for the caller to whom it was issued. No connection outlives its identity, the hub holds
+no resource in the end, and no error or log line contains a token.
 """
 
 from __future__ import annotations
@@ -15,17 +17,15 @@ from collections.abc import Iterable, MutableMapping
 from typing import Any, NamedTuple
 from urllib.parse import parse_qsl, quote
 
-from holdfast.testing.rawviewer import SseParser
-from tests.fuzz.engine import Finding
-from tests.fuzz.frames import Peer
-from tests.fuzz.mutate import Json, to_bytes
-from tests.fuzz.requests import spoiled
-from tests.fuzz.rights import (
+from fuzz.engine import Finding
+from fuzz.frames import Peer
+from fuzz.mutate import Json, to_bytes
+from fuzz.requests import spoiled
+from fuzz.rights import (
     AUDIENCE,
     CAPABILITIES,
     COOKIE,
     EVERYWHERE,
-    FREE_FRAMES,
     START_S,
     Needs,
     Rights,
@@ -34,7 +34,7 @@ from tests.fuzz.rights import (
     rights_in,
     token_of,
 )
-from tests.fuzz.world import (
+from fuzz.world import (
     HOLD_S,
     PATIENCE_S,
     Exchange,
@@ -47,19 +47,21 @@ from tests.fuzz.world import (
     pages,
     path_of,
 )
+from tests.transports.permissions import OPEN_FRAMES
+from wirecheck import SseParser
 
 MAX_STEPS = 40
-MAX_ENDS_S = 400.0  # so long is waited for an identity to end
-SLACK_S = 6.0  # a socket's timers are looked at every five seconds
+MAX_ENDS_S = 400.0  # the longest wait for an identity to end
+SLACK_S = 6.0  # a socket checks its timers every five seconds
 TICKET_S = 60.0
 CHANNELS = ("chat:a", "chat:b", "user:ada", "room")
-OWN = ("past", "live")  # messages of the world's own in each of them: one is over, one streams
+OWN = ("past", "live")  # the world's own messages in each channel: one is complete, one streams
 READ = ["subscribe", "history"]
 _SEALED = re.compile(r"([A-Za-z0-9_-]{1,32}:[0-9]+):(k.{22})?(h.{22})?")
 
 
-class Given(NamedTuple):
-    """A cursor that was given out."""
+class IssuedCursor(NamedTuple):
+    """An issued cursor."""
 
     text: str
     sub: str
@@ -68,18 +70,18 @@ class Given(NamedTuple):
 
 
 class Issued:
-    """A ticket that was given out."""
+    """An issued ticket."""
 
     def __init__(self, text: str, channel: str, rights: Rights, at_s: float) -> None:
         self.text = text
         self.channel = channel
         self.rights = rights.narrowed(channel, frozenset(READ))
         self.at_s = at_s
-        self.seals: set[str] = set()  # that its streams' cursors carry
+        self.seals: set[str] = set()  # the marks in its streams' cursors
 
 
 class Seen(NamedTuple):
-    """Something of the world's own that somebody was shown."""
+    """One of the world's own messages, as shown to a caller."""
 
     channel: str
     id: str
@@ -88,7 +90,7 @@ class Seen(NamedTuple):
 
 
 class Visit:
-    """A request, who sent it, and what came of it so far."""
+    """A request, its sender, and its result so far."""
 
     def __init__(
         self, exchange: Exchange, method: str, headers: list[list[bytes]], needs: Needs | None, rights: Rights | None
@@ -98,39 +100,39 @@ class Visit:
         self.headers = headers
         self.needs = needs
         self.rights = rights
-        self.since = ""  # the cursor that it came with
+        self.since = ""  # the cursor of the request
         self.is_by_ticket = False
         self.ticket: Issued | None = None
         self.is_judged = False
         self.is_counted = False
-        self.told = ""  # by the stream of one message
+        self.streamed = ""  # the text that the stream of one message has sent
         self._parser = SseParser()
         self._read = 0
 
     def events(self) -> list[Any]:
-        """What came of a stream since the last call."""
-        body = self.exchange.answer.body
+        """Return the events of a stream since the last call."""
+        body = self.exchange.response.body
         data, self._read = bytes(body[self._read :]), len(body)
         return self._parser.receive(data)
 
     @property
     def is_granted(self) -> bool:
-        """Did it get what it asked for?"""
-        answer = self.exchange.answer
-        if answer.is_stream and answer.body:
-            return bool(re.search(rb"event: (channel\.attached|answer|thinking|done)\n", answer.body))
-        return 200 <= answer.status < 400
+        """Return whether the request succeeded."""
+        response = self.exchange.response
+        if response.is_stream and response.body:
+            return bool(re.search(rb"event: (channel\.attached|answer|thinking|done)\n", response.body))
+        return 200 <= response.status < 400
 
 
 class Town:
-    """A guarded world, with channels that hold something, and all that was given out in it."""
+    """A guarded world whose channels contain messages, with everything that was issued in it."""
 
     def __init__(self, world: World, setup: dict[str, Any]) -> None:
         self.world = world
         self.origins = [one for one in as_list(setup.get("origins")) if isinstance(one, str)]
-        self.given: list[Given] = []
+        self.cursors: list[IssuedCursor] = []
         self.seen: list[Seen] = []
-        self.touched: set[str] = set()  # channels whose own messages were changed: then they are news
+        self.touched: set[str] = set()  # channels whose own messages were changed, so that they are new events
         self.emptied: set[str] = set()  # channels that may have been deleted
         self.writes: dict[str, int] = {}
         self.authors: dict[str, set[str]] = {channel: {"root"} for channel in CHANNELS}
@@ -139,14 +141,14 @@ class Town:
         self._epochs: dict[str, str] = {}
         self._tickets: list[Issued] = []
         self._visits: list[Visit] = []
-        self._peers: list[tuple[asyncio.Task[None], Known]] = []
+        self._peers: list[tuple[asyncio.Task[None], JudgedPeer]] = []
 
     @property
     def now_s(self) -> float:
         return self.world.loop.time()
 
     async def settle(self) -> None:
-        """Store what belongs to the world."""
+        """Store the world's own messages."""
         for channel in CHANNELS:
             path = f"/v1/channels/{channel}/messages"
             await self.world.expect(201, "POST", path, {"id": "past", "text": hidden(channel, "past")})
@@ -156,7 +158,7 @@ class Town:
 
     async def take(self, step: dict[str, Any]) -> None:
         """Carry out a step. Raises Finding."""
-        self._look()
+        self._take_responses()
         self._check_one_stream_of_each_ticket()
         if isinstance(step.get("socket"), list):
             await self._open_socket(step)
@@ -165,10 +167,10 @@ class Town:
         else:
             await self.world.pass_time(as_number(step.get("wait_s"), 1.0, 100.0))
 
-    # Who somebody is
+    # Callers
 
     def token(self, who: object) -> str:
-        """The token that `who` describes."""
+        """Return the token that `who` describes."""
         known = as_dict(who)
         expiry = known.get("exp", 60)
         is_span = isinstance(expiry, int | float) and not isinstance(expiry, bool)
@@ -185,15 +187,15 @@ class Town:
         if known.get("sign") == "wrong":
             text = text[:-12] + text[-12:].swapcase()
         text = spoiled(text, known.get("spoil"))
-        self._hide(text, *text.split(".")[1:])
+        self._note_secrets(text, *text.split(".")[1:])
         return text
 
-    def _hide(self, *secrets: str) -> None:
-        """From now on these may stand nowhere; short ones stand everywhere."""
+    def _note_secrets(self, *secrets: str) -> None:
+        """Forbid these texts in errors and logs from now on. Short texts occur everywhere, so they are left out."""
         self.secrets.update(one for one in secrets if len(one) >= 20)
 
-    def shown_by(self, who: object) -> list[list[str]]:
-        """The header lines that show it."""
+    def header_lines_of(self, who: object) -> list[list[str]]:
+        """Return the header lines that carry its token."""
         known = as_dict(who)
         if not known:
             return []
@@ -202,7 +204,7 @@ class Town:
         return [["Authorization", as_text(known.get("line"), "Bearer ") + self.token(known)]]
 
     def rights_by(self, headers: Iterable[tuple[bytes, bytes]]) -> Rights | None:
-        """Whom header lines make of their sender, at the most."""
+        """Return the rights of the sender of these header lines, as an upper bound."""
         lines = [(bytes(name), bytes(value).decode("latin-1")) for name, value in headers]
         texts = [value for name, value in lines if name == b"authorization"]
         found = [match[1] for text in texts if (match := re.fullmatch(r"\s*bearer\s+(\S.*)", text, re.I | re.S))]
@@ -216,7 +218,7 @@ class Town:
         return next((rights for one in found if (rights := rights_in(one.strip(), self.now_s)) is not None), None)
 
     def is_foreign(self, headers: list[list[bytes]], method: str) -> bool:
-        """Would a browser send this for a page that is not known? `method` is "" for a socket."""
+        """Return whether a browser would send this for an unknown page. `method` is "" for a socket."""
         names = {bytes(name): bytes(value).decode("latin-1") for name, value in reversed(headers)}
         by_cookie = b"cookie" in names and b"authorization" not in names
         if method and (not by_cookie or method in ("GET", "HEAD", "OPTIONS")):
@@ -234,11 +236,11 @@ class Town:
     # Requests
 
     async def _ask(self, step: dict[str, Any]) -> None:
-        method = re.sub(r"[^!-~]", "", as_text(step.get("method"), "GET"))[:60]  # others no server lets through
+        method = re.sub(r"[^!-~]", "", as_text(step.get("method"), "GET"))[:60]  # no server accepts other characters
         path, raw_path = path_of(as_text(step.get("path"), "/"))
         if path.startswith("/web"):
             return
-        lines = [*as_list(step.get("headers")), *self.shown_by(step.get("as"))]
+        lines = [*as_list(step.get("headers")), *self.header_lines_of(step.get("as"))]
         since = self._cursor(step)
         if since is not None:
             lines.append(["Last-Event-ID", since])
@@ -263,7 +265,7 @@ class Town:
         shown = dict(parse_qsl(data.decode("latin-1"), keep_blank_values=True)).get("ticket")
         if shown is not None and method in ("GET", "HEAD") and path.endswith("/events"):
             visit.is_by_ticket = True
-            visit.ticket = self._believed(shown, needs, _last(headers, b""))
+            visit.ticket = self._valid_ticket(shown, needs, _last(headers, b""))
             visit.rights = visit.ticket.rights if visit.ticket is not None else None
         exchange.start()
         if step.get("beside") is True and len(self._visits) < 40:
@@ -275,9 +277,9 @@ class Town:
         self._judge(visit)
         if exchange.is_done and visit.is_granted and path == "/v1/tickets" and method == "POST":
             assert visit.rights is not None
-            text = as_text(as_dict(exchange.answer.json()).get("ticket"), "")
+            text = as_text(as_dict(exchange.response.json()).get("ticket"), "")
             self._tickets.append(Issued(text, as_dict(_json(body))["channel"], visit.rights, self.now_s))
-            self._hide(text, *text.split("."))
+            self._note_secrets(text, *text.split("."))
         plain = not set(as_dict(step.get("as"))) & {"line", "sign", "spoil", "by"} and not names & {
             b"cookie",
             b"origin",
@@ -287,12 +289,12 @@ class Town:
 
     def _cursor(self, step: dict[str, Any]) -> str | None:
         at = step.get("cursor")
-        if not isinstance(at, int) or not self.given:
+        if not isinstance(at, int) or not self.cursors:
             return None
-        return self.given[at % len(self.given)].text + as_text(step.get("and"), "")[:50]
+        return self.cursors[at % len(self.cursors)].text + as_text(step.get("and"), "")[:50]
 
-    def _believed(self, text: str, needs: Needs | None, since: str) -> Issued | None:
-        """The ticket in `text`, if it opens now what is asked for."""
+    def _valid_ticket(self, text: str, needs: Needs | None, since: str) -> Issued | None:
+        """Return the ticket in `text`, if it opens the requested stream now."""
         found = next((one for one in self._tickets if one.text == text), None)
         if found is None or needs is None or needs.channel != found.channel or self.now_s >= found.rights.ends_s:
             return None
@@ -301,17 +303,17 @@ class Town:
         return found if is_back or self.now_s <= found.at_s + TICKET_S else None
 
     def _judge(self, visit: Visit) -> None:
-        """Raises Finding where something was granted that may not be, or a ticket opened nothing that may."""
-        needs, rights, what = visit.needs, visit.rights, visit.exchange.answer.what
+        """Check that a success was allowed, and that a valid ticket was not refused. Raises Finding."""
+        needs, rights, what = visit.needs, visit.rights, visit.exchange.response.what
         visit.is_judged = visit.is_granted or visit.exchange.is_done
         if not visit.is_granted:
             may = needs is not None and rights is not None and rights.has_all(needs.capabilities, needs.channel)
-            refusal = re.search(rb'"(unauthenticated|forbidden)"', visit.exchange.answer.body)
+            refusal = re.search(rb'"(unauthenticated|forbidden)"', visit.exchange.response.body)
             if visit.ticket is not None and may and refusal and self.now_s < visit.ticket.rights.ends_s - 1:
-                raise Finding(f"refused: a ticket that is good, at {what}: {visit.exchange.answer.body[:300]!r}")
+                raise Finding(f"refused: a valid ticket, by {what}: {visit.exchange.response.body[:300]!r}")
             return
         if needs is None:
-            raise Finding(f"granted: {what}, which is no operation: {visit.exchange.answer.status}")
+            raise Finding(f"granted: {what}, which is not an operation: {visit.exchange.response.status}")
         if needs.capabilities and (rights is None or not rights.has_all(needs.capabilities, needs.channel)):
             by = "a ticket" if visit.is_by_ticket else "a token"
             raise Finding(f"granted: {what} by {by} needs {sorted(needs.capabilities)}; {rights}")
@@ -322,7 +324,7 @@ class Town:
             self.present_until_s = max(self.present_until_s, rights.ends_s)
 
     def _note_change(self, needs: Needs, what: str, kind: str, rights: Rights | None) -> None:
-        """Note what a granted request may have changed."""
+        """Note what a successful request may have changed."""
         if rights is None or not needs.capabilities & {"publish", "append", "admin"} or kind in ("GET", "HEAD"):
             return
         if any(one in what for one in OWN) or "admin" in needs.capabilities:
@@ -333,51 +335,51 @@ class Town:
         self.authors.setdefault(needs.channel, {"root"}).add(rights.sub)
 
     def _check_not_refused(self, visit: Visit) -> None:
-        """Whoever holds all that is needed is let in, where nothing else counts. Raises Finding."""
-        needs, rights, answer = visit.needs, visit.rights, visit.exchange.answer
-        if rights is None or needs is None or not needs.capabilities or answer.status not in (401, 403):
+        """Check that a caller with all needed capabilities is not refused, if no other rule applies. Raises Finding."""
+        needs, rights, response = visit.needs, visit.rights, visit.exchange.response
+        if rights is None or needs is None or not needs.capabilities or response.status not in (401, 403):
             return
         may = needs.is_all and rights.has_all(needs.capabilities, needs.channel)
-        if (answer.status == 401 or may) and self.now_s < rights.ends_s - 1:
-            raise Finding(f"refused: {answer.what} of {rights}: {bytes(answer.body[:300])!r}")
+        if (response.status == 401 or may) and self.now_s < rights.ends_s - 1:
+            raise Finding(f"refused: {response.what} of {rights}: {bytes(response.body[:300])!r}")
 
-    # What came
+    # Responses
 
-    def _look(self) -> None:
-        """Take what came of all requests. Raises Finding."""
+    def _take_responses(self) -> None:
+        """Take the responses to all requests. Raises Finding."""
         for visit in self._visits:
-            answer = visit.exchange.answer
+            response = visit.exchange.response
             if not visit.is_judged:
                 self._judge(visit)
             if visit.rights is not None:
-                self.note_shown(bytes(answer.body), (visit.rights,), answer.what)
+                self.note_shown(bytes(response.body), (visit.rights,), response.what)
             elif visit.needs is not None and visit.needs.capabilities:
-                self.note_shown(bytes(answer.body), (), answer.what)
-            if answer.is_stream:
-                self._look_at_stream(visit)
+                self.note_shown(bytes(response.body), (), response.what)
+            if response.is_stream:
+                self._take_stream(visit)
             elif visit.exchange.is_done and not visit.is_counted:
                 visit.is_counted = True
-                if answer.status >= 400:
-                    self.check_secrets(bytes(answer.body).decode(), answer.what)
-                elif answer.status == 200 and "/poll" in answer.what and answer.body:
-                    self._look_at_poll(visit)
+                if response.status >= 400:
+                    self.check_secrets(bytes(response.body).decode(), response.what)
+                elif response.status == 200 and "/poll" in response.what and response.body:
+                    self._take_poll(visit)
 
-    def _look_at_stream(self, visit: Visit) -> None:
-        is_channel = "/messages/" not in visit.exchange.answer.what
+    def _take_stream(self, visit: Visit) -> None:
+        is_channel = "/messages/" not in visit.exchange.response.what
         for event in visit.events():
             if event.event == "channel.attached" and is_channel:
                 self._check_resumed(visit, json.loads(event.data)["resumed"])
             if event.event in ("answer", "thinking") and not is_channel:
-                visit.told += json.loads(event.data)
+                visit.streamed += json.loads(event.data)
             if event.id is not None and visit.rights is not None and visit.needs is not None:
                 self._note_cursor(event.id, visit.rights, visit.needs.channel)
                 match = _SEALED.match(event.id)
                 if visit.ticket is not None and match is not None and match[2]:
                     visit.ticket.seals.add(match[2])
-        self.check_secrets(bytes(visit.exchange.answer.body).decode(), visit.exchange.answer.what)
+        self.check_secrets(bytes(visit.exchange.response.body).decode(), visit.exchange.response.what)
 
-    def _look_at_poll(self, visit: Visit) -> None:
-        polled = visit.exchange.answer.json()
+    def _take_poll(self, visit: Visit) -> None:
+        polled = visit.exchange.response.json()
         events = polled["events"]
         attached = [event for event in events if event["type"] == "channel.attached"]
         is_resumed = attached[0]["resumed"] if attached else True
@@ -386,15 +388,15 @@ class Town:
         assert visit.needs is not None
         self._note_cursor(polled["cursor"], visit.rights, visit.needs.channel)
         kinds = {event["type"] for event in events if event["type"].startswith("presence.")}
-        told = visit.since.partition("@")[2]
-        is_made_up = told != "" and not any(one.text.endswith(f"@{told}") for one in self.given)
+        position = visit.since.partition("@")[2]
+        is_made_up = position != "" and not any(one.text.endswith(f"@{position}") for one in self.cursors)
         is_bound = not visit.rights.has("history", visit.needs.channel) and not attached
         if is_made_up and is_bound and kinds and "presence.sync" not in kinds:
-            raise Finding(f"presence: told of {kinds} from {visit.since!r}")
+            raise Finding(f"presence: {kinds} sent after the forged position {visit.since!r}")
 
     def _note_cursor(self, text: str, rights: Rights, channel: str) -> None:
-        if len(self.given) < 200:
-            self.given.append(Given(text, rights.sub, channel, rights.has("history", channel)))
+        if len(self.cursors) < 200:
+            self.cursors.append(IssuedCursor(text, rights.sub, channel, rights.has("history", channel)))
 
     def _check_resumed(self, visit: Visit, is_resumed: bool) -> None:
         assert visit.rights is not None
@@ -402,12 +404,14 @@ class Town:
         self.check_resumed((visit.rights,), visit.needs.channel, [visit.since], is_resumed)
 
     def check_resumed(self, who: Iterable[Rights], channel: str, tried: list[str], is_resumed: bool) -> None:
-        """Who may not look back comes back only with what was given to them, and then does. Raises Finding."""
+        """Check that without `history` a caller resumes from a cursor if, and only if, it was issued to it. Raises
+        Finding.
+        """
         rights = list(who)
         if not rights or any(one.has("history", channel) for one in rights):
             return
         subs = {one.sub for one in rights}
-        own = [one for one in self.given if one.channel == channel and one.sub in subs]
+        own = [one for one in self.cursors if one.channel == channel and one.sub in subs]
         marks = {_mark(one.text) for one in own} - {None}
         if is_resumed and not any(_mark(text) in marks for text in tried):
             raise Finding(f"resumed: {sorted(subs)} in {channel} from {tried}")
@@ -417,7 +421,7 @@ class Town:
             raise Finding(f"not resumed: {sorted(subs)} in {channel} from {tried}")
 
     def note_shown(self, data: bytes, by: tuple[Rights, ...], where: str) -> None:
-        """Note what of the world's own stands in what was sent."""
+        """Note which of the world's own messages the sent bytes contain."""
         if b"hidden" in data:
             for channel in CHANNELS:
                 for id in OWN:
@@ -425,7 +429,7 @@ class Town:
                         self.seen.append(Seen(channel, id, by, where))
 
     def check_secrets(self, text: str, where: str) -> None:
-        """Raises Finding where a token or a ticket stands in `text`."""
+        """Check that `text` contains no token and no ticket. Raises Finding."""
         for secret in self.secrets:
             if secret in text and not where.startswith("POST '/v1/tickets'"):
                 raise Finding(f"secret: {secret[:80]!r} in {where}: {text[:300]!r}")
@@ -433,10 +437,10 @@ class Town:
     # Sockets
 
     async def _open_socket(self, step: dict[str, Any]) -> None:
-        lines = [*as_list(step.get("headers")), *self.shown_by(step.get("as"))]
+        lines = [*as_list(step.get("headers")), *self.header_lines_of(step.get("as"))]
         known = {"steps": self._rendered(step["socket"]), "headers": lines, "query": step.get("query")}
         known |= {name: step[name] for name in ("subprotocols", "extension") if name in step}
-        peer = Known(self, known, headers_of(lines))
+        peer = JudgedPeer(self, known, headers_of(lines))
         if step.get("beside") is True and len(self._peers) < 8:
             self._peers.append((asyncio.get_running_loop().create_task(peer.talk()), peer))
             await asyncio.sleep(0.05)
@@ -464,25 +468,25 @@ class Town:
     # The end
 
     async def end(self) -> None:
-        """Wait until every identity is over, and look at what is left. Raises Finding."""
+        """Wait until every identity has ended, and check the hub. Raises Finding."""
         for task, peer in self._peers:
             await asyncio.wait([task], timeout=PATIENCE_S)
             if not task.done():
                 task.cancel()
                 await asyncio.wait([task])
-                raise Finding("hangs: a socket")
+                raise Finding("hangs: a socket that does not end")
             task.result()
             peer.check()
         await asyncio.sleep(1.0)
-        self._look()
+        self._take_responses()
         self._check_one_stream_of_each_ticket()
         await self._until_over()
-        self._look()
+        self._take_responses()
         for visit in self._visits:
             await visit.exchange.leave()
-        self._look()
+        self._take_responses()
         self._check_seen()
-        self._check_told()
+        self._check_streamed()
         await self._check_authors()
         for line in self.world.lines:
             self.check_secrets(line, "the log")
@@ -492,7 +496,7 @@ class Town:
         for ticket in self._tickets:
             running = [one for one in self._visits if one.ticket is ticket and not one.exchange.is_done]
             if len(running) > 1:
-                raise Finding(f"twice: {len(running)} streams of one ticket")
+                raise Finding(f"twice: one ticket has {len(running)} open streams")
 
     async def _until_over(self) -> None:
         running = [one for one in self._visits if not one.exchange.is_done and one.rights is not None]
@@ -503,7 +507,7 @@ class Town:
         for visit in running:
             assert visit.rights is not None
             if self.now_s >= visit.rights.ends_s + SLACK_S and not visit.exchange.is_done:
-                raise Finding(f"outlives: {visit.exchange.answer.what} of {visit.rights} at {self.now_s:.0f} s")
+                raise Finding(f"outlives: {visit.exchange.response.what} of {visit.rights} at {self.now_s:.0f} s")
 
     def _check_seen(self) -> None:
         for one in self.seen:
@@ -515,34 +519,34 @@ class Town:
             if not any(may):
                 raise Finding(f"shown: {one.id} of {one.channel} to {one.by} by {one.where}")
 
-    def _check_told(self) -> None:
-        """The stream of a message tells all of it, or the rest that a cursor of that log names. Raises Finding."""
+    def _check_streamed(self) -> None:
+        """Check that a message's stream sends all of it, or its rest after a cursor of that log. Raises Finding."""
         for visit in self._visits:
             channel = visit.needs.channel if visit.needs is not None else ""
-            about = re.search(r"/messages/(past|live)/events'", visit.exchange.answer.what)
-            if about is None or channel in self.touched or not visit.told:
+            about = re.search(r"/messages/(past|live)/events'", visit.exchange.response.what)
+            if about is None or channel in self.touched or not visit.streamed:
                 continue
             whole = hidden(channel, about[1])
-            is_place = re.fullmatch(r"([^:]+):[0-9]+:(k.{22})?[md][0-9]+(\.[0-9]+)*", visit.since)
-            is_rest = is_place is not None and is_place[1] == self._epochs.get(channel)
-            if visit.told != whole and not (is_rest and whole.endswith(visit.told)):
-                raise Finding(f"told: {visit.told!r} of {whole!r} from {visit.since!r}")
+            is_cursor = re.fullmatch(r"([^:]+):[0-9]+:(k.{22})?[md][0-9]+(\.[0-9]+)*", visit.since)
+            is_rest = is_cursor is not None and is_cursor[1] == self._epochs.get(channel)
+            if visit.streamed != whole and not (is_rest and whole.endswith(visit.streamed)):
+                raise Finding(f"streamed: {visit.streamed!r} of {whole!r} from {visit.since!r}")
 
     async def _check_authors(self) -> None:
         for channel in CHANNELS:
             for message in await pages(self.world, channel):
                 if message.get("author", "root") not in self.authors.get(channel, {"root"}):
-                    raise Finding(f"written: by {message['author']} in {channel}, who was granted nothing there")
+                    raise Finding(f"written: by {message['author']} in {channel}, without a grant there")
                 if message["id"] in OWN and channel not in self.touched:
                     parts = [{"type": "text", "text": hidden(channel, message["id"])}]
                     if message["parts"] != parts:
-                        raise Finding(f"changed: {message} in {channel}, by nobody who may")
+                        raise Finding(f"changed: {message} in {channel}, without an allowed request")
 
     async def _check_nothing_is_held(self) -> None:
-        """No slot, no ticket's stream, no member, no agent. Raises Finding."""
+        """Check that the hub holds no slot, ticket stream, member or agent. Raises Finding."""
         hub = self.world.hub
         await self.world.pass_time(5.0)
-        sockets = hub._asgi._sockets  # type: ignore[attr-defined]  # nobody else tells
+        sockets = hub._asgi._sockets  # type: ignore[attr-defined]  # there is no public counter
         held = {
             "slots": sum(one.connections for one in hub.rates._clients.values()),
             "tickets": len(hub.tickets._open),
@@ -555,16 +559,16 @@ class Town:
             raise Finding(f"held: {held}")
 
 
-class Asked(NamedTuple):
-    """A frame, who may have sent it, and when."""
+class SentFrame(NamedTuple):
+    """A frame, the callers that may have sent it, and the time."""
 
     frame: dict[str, Any]
     who: list[Rights]
     at_s: float
 
 
-class Known(Peer):
-    """A socket's other end, whose every answer is judged."""
+class JudgedPeer(Peer):
+    """A peer whose every reply is checked against its rights."""
 
     close_codes = (1012, 4000, 4001, 4002, 4003, 4200, 4201, 4300, 4301)
 
@@ -575,9 +579,9 @@ class Known(Peer):
         rights = town.rights_by((one[0], one[1]) for one in headers)
         self._is_foreign = town.is_foreign(headers, "")
         self._who: list[Rights] = [rights] if rights is not None else []
-        self._before: list[Rights] = []  # who it was until the last `auth`
-        self._asked: dict[str, list[Asked]] = {}
-        self._since: dict[str, list[str]] = {}  # cursors that it came with, by channel
+        self._before: list[Rights] = []  # the earlier identities, until the reply to the latest `auth`
+        self._sent_frames: dict[str, list[SentFrame]] = {}
+        self._since: dict[str, list[str]] = {}  # the cursors of its attach frames, by channel
         self._must_narrow = False
         self._left_s: float | None = None
 
@@ -592,8 +596,8 @@ class Known(Peer):
         frame = _json(text.encode(errors="surrogatepass"))
         if not isinstance(frame, dict):
             return
-        asked = Asked(frame, list(self._who), self._town.now_s)
-        self._asked.setdefault(json.dumps(frame.get("ref")), []).append(asked)
+        sent = SentFrame(frame, list(self._who), self._town.now_s)
+        self._sent_frames.setdefault(json.dumps(frame.get("ref")), []).append(sent)
         if frame.get("type") == "attach" and isinstance(frame.get("channel"), str):
             self._since.setdefault(frame["channel"], []).append(as_text(frame.get("since"), ""))
 
@@ -603,8 +607,8 @@ class Known(Peer):
         town = self._town
         who = tuple(self._who)
         if frame["type"] == "ok":
-            self._judge(self._asked.get(json.dumps(frame["ref"]), []), text)
-            who = tuple(rights for asked in self._asked.get(json.dumps(frame["ref"]), []) for rights in asked.who)
+            self._judge(self._sent_frames.get(json.dumps(frame["ref"]), []), text)
+            who = tuple(rights for sent in self._sent_frames.get(json.dumps(frame["ref"]), []) for rights in sent.who)
         elif frame["type"] == "error":
             town.check_secrets(text, "an error frame")
             self._check_not_refused(frame)
@@ -619,23 +623,23 @@ class Known(Peer):
                 town._note_cursor(frame["cursor"], who[0], channel)
         town.note_shown(text.encode(), who, f"a frame {frame['type']}")
 
-    def _judge(self, asked: list[Asked], text: str) -> None:
-        """An `ok` came to one of these. Raises Finding."""
+    def _judge(self, sent: list[SentFrame], text: str) -> None:
+        """Take an `ok` to one of these frames. Raises Finding."""
         if self._is_foreign:
             raise Finding(f"foreign: a socket, {text[:200]}")
-        auths = [one for one in asked if one.frame.get("type") == "auth"]
+        auths = [one for one in sent if one.frame.get("type") == "auth"]
         if not auths:
-            self._check_granted(asked, text)
-        elif len(asked) == 1:
-            self._renewed(asked[0], is_sure=True)
-        else:  # of several with this ref nobody knows which one it is about
+            self._check_granted(sent, text)
+        elif len(sent) == 1:
+            self._renewed(sent[0], is_sure=True)
+        else:  # several frames have this ref, so the reply may belong to any of them
             for one in auths:
                 if rights_in(as_text(one.frame.get("token"), ""), one.at_s) is not None:
                     self._renewed(one, is_sure=False)
 
-    def _check_granted(self, asked: list[Asked], text: str) -> None:
-        """One of these was granted. Raises Finding unless one may be."""
-        for one in asked:
+    def _check_granted(self, sent: list[SentFrame], text: str) -> None:
+        """Check that at least one of these frames may be granted. Raises Finding."""
+        for one in sent:
             needs = needs_of_frame(one.frame)
             if needs is None:
                 continue
@@ -643,19 +647,19 @@ class Known(Peer):
                 if one.at_s <= rights.ends_s + 0.1 and rights.has_all(needs.capabilities, needs.channel):
                     self._town._note_change(needs, as_text(one.frame.get("id"), ""), one.frame["type"], rights)
                     return
-        raise Finding(f"granted: {[(one.frame, one.who, one.at_s) for one in asked]} got {text[:300]}")
+        raise Finding(f"granted: {[(one.frame, one.who, one.at_s) for one in sent]} got {text[:300]}")
 
-    def _renewed(self, asked: Asked, *, is_sure: bool) -> None:
-        rights = rights_in(as_text(asked.frame.get("token"), ""), asked.at_s)
+    def _renewed(self, sent: SentFrame, *, is_sure: bool) -> None:
+        rights = rights_in(as_text(sent.frame.get("token"), ""), sent.at_s)
         if rights is None:
-            raise Finding(f"let in: {asked.frame} at {asked.at_s:.1f} s")
+            raise Finding(f"accepted: {sent.frame} at {sent.at_s:.1f} s")
         if any(one.sub != rights.sub for one in self._who):
             if not is_sure:
                 return
             raise Finding(f"other client: {self._who} became {rights}")
         before = self._who
         self._who = [rights] if is_sure else [*self._who, rights]
-        for listed in self._asked.values():  # what is not answered yet may be judged by it
+        for listed in self._sent_frames.values():  # a frame without a reply may be judged by it
             for one in listed:
                 one.who.append(rights)
         lost = [
@@ -667,17 +671,17 @@ class Known(Peer):
         self._must_narrow = self._must_narrow or (is_sure and len(before) == 1 and bool(lost))
 
     def _check_not_refused(self, frame: dict[str, Any]) -> None:
-        asked = self._asked.get(json.dumps(frame["ref"]), [])
-        if len(asked) != 1 or frame["code"] != "forbidden" or len(asked[0].who) != 1:
+        sent = self._sent_frames.get(json.dumps(frame["ref"]), [])
+        if len(sent) != 1 or frame["code"] != "forbidden" or len(sent[0].who) != 1:
             return
-        needs, rights = needs_of_frame(asked[0].frame), asked[0].who[0]
-        if asked[0].frame.get("type") in FREE_FRAMES or needs is None or not needs.is_all:
+        needs, rights = needs_of_frame(sent[0].frame), sent[0].who[0]
+        if sent[0].frame.get("type") in OPEN_FRAMES or needs is None or not needs.is_all:
             return
         if rights.has_all(needs.capabilities, needs.channel):
-            raise Finding(f"refused: {asked[0].frame} of {rights}: {frame}")
+            raise Finding(f"refused: {sent[0].frame} of {rights}: {frame}")
 
     def check(self) -> None:
-        """Raises Finding unless all was answered, and nothing outlived who asked for it."""
+        """Check that each frame has a reply, and that no subscription outlives its identity. Raises Finding."""
         super().check()
         if not self.is_accepted or self._stalled_s or self.close_code is not None:
             return
@@ -690,12 +694,12 @@ class Known(Peer):
 
 
 def hidden(channel: str, id: str) -> str:
-    """The text of one of the world's own messages."""
+    """Return the text of one of the world's own messages."""
     return f"hidden {id} of {channel} 5f0c"
 
 
 def _mark(text: str) -> tuple[str, str] | None:
-    """The entry that a cursor names, and the mark of whom it was given to."""
+    """Return the entry that a cursor names, and the mark of the caller to whom it was issued."""
     match = _SEALED.match(text)
     return (match[1], match[3]) if match is not None and match[3] else None
 
@@ -708,13 +712,13 @@ def _json(data: bytes) -> Json:
 
 
 def _decoded(path: str, raw_path: bytes) -> str:
-    """The path with its segments decoded; a slash within one stays as it came."""
+    """Return the path with decoded segments; an encoded slash within one stays encoded."""
     if b"%2f" not in raw_path.lower():
         return path
     return "/".join(path_of(one)[0].replace("/", "%2F") if one else "" for one in raw_path.decode().split("/"))
 
 
 def _last(headers: list[list[bytes]], query: bytes) -> str:
-    """The cursor that a request comes with."""
-    said = next((bytes(value).decode("latin-1") for name, value in headers if name == b"last-event-id"), "")
-    return said or dict(parse_qsl(query.decode("latin-1"), keep_blank_values=True)).get("since", "")
+    """Return the cursor of a request."""
+    last = next((bytes(value).decode("latin-1") for name, value in headers if name == b"last-event-id"), "")
+    return last or dict(parse_qsl(query.decode("latin-1"), keep_blank_values=True)).get("since", "")

@@ -1,0 +1,20 @@
+"""Fuzzing: every input that a peer can send, drawn from a seed, run against the real hub or server.
+
+Layer: fuzz.
+
+`python -m fuzz --seconds 60` runs all targets; `--help` lists the options. An input is plain JSON in the target's own
+form, so each is a readable file. `corpus/<target>/` holds the inputs that begin a run and every input that ever found a
+bug. `tests/fuzz/test_fuzz.py` replays the whole corpus and runs a fixed number of new inputs per target.
+
+- `engine`: draws and runs inputs, keeps those that reach new code, shrinks findings; `mutate`: changes inputs;
+  `coverage`: records which pairs of lines follow each other in the code that handles a peer's input.
+- `world`: a hub in virtual time, ASGI by hand, and the invariants of each response and of the hub after each input.
+- targets: `requests` (HTTP, streams, polls), `frames` (WebSocket messages), `identities` (both, at a hub with a
+  verifier: tokens, tickets, renewals, marked cursors), `cursors`, `tokens`, `stored` (operations as stores decode
+  them), `documents` (a SQLite file with damaged rows); `wire` has two more, which send raw bytes to a real `holdfast
+  serve`.
+- `town`: the guarded hub of `identities` and its invariants; `rights`: an independent implementation of tokens, and the
+  needs of operations from the table `tests/transports/permissions.py`.
+
+`tests/web/fuzz.test.js` fuzzes the browser client.
+"""

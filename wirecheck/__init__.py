@@ -1,0 +1,38 @@
+"""The wire checker: what an independent client sees on the wire, and each violation of the protocol.
+
+Layer: wirecheck.
+
+Tests, `chaos`, `fuzz` and `bench` use it; the product does not import it, and the wheel does not contain it. It uses no
+SDK and no part of the product. Four layers, each usable by itself:
+
+- `parsers`: HTTP by h11, WebSocket frames by wsproto, and an own parser of event streams;
+- `checker`: follows the client rules of `docs/protocol.md` and notes each violation;
+- `sessions`: a parser and a checker for one connection, without I/O;
+- `viewers`: sessions on real sockets, for asyncio.
+"""
+
+from wirecheck.checker import Checker, Json, SeenMessage, SeenPart, Violation
+from wirecheck.parsers import Frames, Response, SseEvent, SseParser, WireError, encode_frame, get_request
+from wirecheck.sessions import Session, SseSession, WsSession
+from wirecheck.viewers import Received, SseViewer, WsViewer
+
+__all__ = [
+    "Checker",
+    "Frames",
+    "Json",
+    "Received",
+    "Response",
+    "SeenMessage",
+    "SeenPart",
+    "Session",
+    "SseEvent",
+    "SseParser",
+    "SseSession",
+    "SseViewer",
+    "Violation",
+    "WireError",
+    "WsSession",
+    "WsViewer",
+    "encode_frame",
+    "get_request",
+]

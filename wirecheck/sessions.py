@@ -1,0 +1,320 @@
+"""Sessions: one connection without its socket, from bytes to a `Checker`.
+
+Layer: wirecheck.
+
+A session joins the parsers and a checker and does no I/O, so both asyncio (`wirecheck.viewers`) and an epoll loop with
+thousands of connections (`bench.load`) can drive it.
+"""
+
+import base64
+import os
+from collections.abc import Callable
+from typing import Any, ClassVar, Protocol
+from urllib.parse import quote, urlencode
+
+import msgspec
+from wsproto.events import BytesMessage, CloseConnection, Event, Ping, Pong, TextMessage
+from wsproto.utilities import generate_accept_token
+
+from wirecheck.checker import Checker, Json
+from wirecheck.parsers import Frames, Response, SseEvent, SseParser, WireError, get_request
+
+__all__ = ["Observe", "Session", "SseSession", "WsSession"]
+
+Observe = Callable[[str, Json, float], None]
+"""Called with channel, event and the time at which its bytes were read, before the checker takes the event."""
+
+_SUBPROTOCOL = "holdfast.v1"
+_BROKEN = (WireError, UnicodeDecodeError, msgspec.DecodeError, KeyError, TypeError)
+
+
+class ResponseParser(Protocol):
+    """The interface of `Response`: `bench` supplies a faster parser."""
+
+    status: int
+    headers: dict[str, str]
+    is_complete: bool
+
+    def __init__(self, *, is_upgrade: bool = False) -> None: ...
+    def receive(self, data: bytes) -> bytes: ...
+
+
+class FrameParser(Protocol):
+    """The interface of `Frames`: `bench` supplies a faster parser."""
+
+    def receive(self, data: bytes) -> list[Event]: ...
+    def encode(self, event: TextMessage | BytesMessage | Ping | Pong | CloseConnection) -> bytes: ...
+
+
+class Session(Protocol):
+    """One connection without its socket. Call `bytes_to_send` first and after each `receive`, and send its result."""
+
+    def bytes_to_send(self) -> bytes: ...
+    def receive(self, data: bytes, *, now_s: float) -> None: ...
+    def receive_end(self) -> None: ...
+    @property
+    def has_attached(self) -> bool: ...
+    @property
+    def is_over(self) -> bool: ...
+
+
+class SseSession:
+    """One GET of a channel's event stream."""
+
+    new_response: ClassVar[type[ResponseParser]] = Response
+
+    def __init__(
+        self,
+        checker: Checker,
+        *,
+        since: str | None = None,
+        last_event_id: str | None = None,
+        query: dict[str, str] | None = None,
+        headers: dict[str, str] | None = None,
+        host: str = "127.0.0.1",
+        prefix: str = "",
+        observe: Observe | None = None,
+    ) -> None:
+        self.checker = checker
+        self.response = self.new_response()
+        self.parser = SseParser()
+        self.pings = 0
+        self.bye: Any = None
+        self.body = b""  # of a response that is not a stream
+        self.is_over = False
+        self._has_events = False
+        self._observe = observe
+        parameters = ({"since": since} if since is not None else {}) | (query or {})
+        path = f"{prefix}/v1/channels/{quote(checker.channel, safe='')}/events"
+        request_headers = {"Host": host, "Accept": "text/event-stream"}
+        if last_event_id is not None:
+            request_headers["Last-Event-ID"] = last_event_id
+        target = path + ("?" + urlencode(parameters) if parameters else "")
+        self._to_send = get_request(target, request_headers | (headers or {}))
+        checker.begin(last_event_id if last_event_id is not None else since)
+
+    @property
+    def has_attached(self) -> bool:
+        return self.checker.has_attached
+
+    def bytes_to_send(self) -> bytes:
+        data, self._to_send = self._to_send, b""
+        return data
+
+    def receive(self, data: bytes, *, now_s: float) -> None:
+        """Take bytes that were read at `now_s`. Bytes after `is_over` are ignored."""
+        if self.is_over:
+            return
+        is_first = not self.response.status
+        try:
+            payload = self.response.receive(data)
+            if is_first and self.response.status:
+                self._check_head()
+            if self.response.status != 200:
+                self.body += payload
+            else:
+                self.checker.payload_bytes += len(payload)
+                for event in self.parser.receive(payload):
+                    self._take(event, now_s)
+        except _BROKEN as error:
+            self.checker.violate("protocol", repr(error))
+            self._end()
+            return
+        if self.response.is_complete:
+            if self.response.status == 200 and self.bye is None:
+                self.checker.violate("ended", "the body ended with a last chunk, but without a bye")
+            self._end()
+
+    def receive_end(self) -> None:
+        """Note that the connection was closed or cut."""
+        if not self.is_over:
+            self._end()
+
+    def _end(self) -> None:
+        self.is_over = True
+        self.checker.end()
+
+    def _check_head(self) -> None:
+        headers = self.response.headers
+        if self.response.status != 200:
+            return
+        expected = {
+            "content-type": ("text/event-stream", "text/event-stream; charset=utf-8"),
+            "cache-control": ("no-cache, no-transform",),
+            "x-accel-buffering": ("no",),
+            "content-encoding": ("",),
+        }
+        for name, allowed in expected.items():
+            if headers.get(name, "").lower() not in allowed:
+                self.checker.violate("header", f"{name}: {headers.get(name)!r}")
+
+    def _take(self, event: SseEvent, now_s: float) -> None:
+        if not self._has_events and event.event != "bye":
+            self._has_events = True
+            if self.parser.retry_ms is None or not 1000 <= self.parser.retry_ms <= 3000:
+                self.checker.violate(
+                    "retry", f"retry before the first event must be 1000 to 3000 ms, got {self.parser.retry_ms}"
+                )
+        if self.parser.without_data:
+            self.checker.violate("protocol", "an event without data: browsers drop it")
+            self.parser.without_data = 0
+        decoded = msgspec.json.decode(event.data)
+        if event.event == "ping":
+            self.pings += 1
+        elif event.event == "bye":
+            self.bye = decoded
+        else:
+            if decoded["type"] != event.event:
+                self.checker.violate("protocol", f"event {event.event!r} contains the type {decoded['type']!r}")
+            if self._observe is not None:
+                self._observe(self.checker.channel, decoded, now_s)
+            self.checker.take([decoded], event.id)
+            return
+        if event.id is not None:
+            self.checker.violate("cursor", f"an id on {event.event}")
+
+
+class WsSession:
+    """One WebSocket with any number of channels, each with its own checker."""
+
+    new_response: ClassVar[type[ResponseParser]] = Response
+    new_frames: ClassVar[type[FrameParser]] = Frames
+
+    def __init__(
+        self,
+        *,
+        host: str = "127.0.0.1",
+        prefix: str = "",
+        query: dict[str, str] | None = None,
+        headers: dict[str, str] | None = None,
+        observe: Observe | None = None,
+    ) -> None:
+        self.checkers: dict[str, Checker] = {}
+        self.response = self.new_response(is_upgrade=True)
+        self.replies: list[Json] = []  # `ok` and `error`, in the order of arrival
+        self.bye: Json | None = None
+        self.close_code: int | None = None
+        self.body = b""  # of a response that is not an upgrade
+        self.is_over = False
+        self._frames = self.new_frames()
+        self._observe = observe
+        self._key = base64.b64encode(os.urandom(16))
+        self._refs = 0
+        self._queued: list[Json] = []  # frames to send after the handshake
+        upgrade = {
+            "Host": host,
+            "Connection": "Upgrade",
+            "Upgrade": "websocket",
+            "Sec-WebSocket-Version": "13",
+            "Sec-WebSocket-Key": self._key.decode(),
+            "Sec-WebSocket-Protocol": _SUBPROTOCOL,
+        }
+        path = f"{prefix}/v1/ws" + ("?" + urlencode(query) if query else "")
+        self._to_send = get_request(path, upgrade | (headers or {}))
+
+    @property
+    def has_attached(self) -> bool:
+        return bool(self.checkers) and all(checker.has_attached for checker in self.checkers.values())
+
+    def attach(self, checker: Checker, *, since: str | None = None, **fields: Any) -> int:
+        """Request a channel; `fields` go into the frame. The next `bytes_to_send` returns its bytes."""
+        self.checkers[checker.channel] = checker
+        checker.begin(since)
+        if since is not None:
+            fields["since"] = since
+        return self.request("attach", channel=checker.channel, **fields)
+
+    def request(self, type: str, /, **fields: Any) -> int:
+        """Queue a frame of this type with a new `ref`. Return the `ref`."""
+        self._refs += 1
+        frame = {"type": type, "ref": self._refs} | fields
+        if self.response.status == 101:
+            self._send(frame)
+        else:
+            self._queued.append(frame)
+        return self._refs
+
+    def bytes_to_send(self) -> bytes:
+        data, self._to_send = self._to_send, b""
+        return data
+
+    def receive(self, data: bytes, *, now_s: float) -> None:
+        """Take bytes that were read at `now_s`. Bytes after `is_over` are ignored."""
+        if self.is_over:
+            return
+        try:
+            self._receive(data, now_s)
+        except _BROKEN as error:
+            self._violate("protocol", repr(error))
+            self.receive_end()
+
+    def receive_end(self) -> None:
+        """Note that the connection was closed or cut."""
+        self.is_over = True
+        for checker in self.checkers.values():
+            checker.end()
+
+    def _receive(self, data: bytes, now_s: float) -> None:
+        if self.response.status != 101:
+            data = self.response.receive(data)
+            if not self.response.status:
+                return
+            if self.response.status != 101:
+                self.body += data
+                self.is_over = self.response.is_complete
+                return
+            self._check_handshake()
+            for frame in self._queued:
+                self._send(frame)
+            self._queued.clear()
+        for event in self._frames.receive(data):
+            if not self.is_over:  # ignore frames after a close
+                self._take(event, now_s)
+
+    def _check_handshake(self) -> None:
+        headers = self.response.headers
+        if headers.get("sec-websocket-accept", "").encode() != generate_accept_token(self._key):
+            raise WireError("sec-websocket-accept does not match the key of the request")
+        if headers.get("sec-websocket-protocol") != _SUBPROTOCOL:
+            raise WireError(f"subprotocol must be {_SUBPROTOCOL!r}, got {headers.get('sec-websocket-protocol')!r}")
+        if "sec-websocket-extensions" in headers:
+            raise WireError(f"an extension that the client did not request: {headers['sec-websocket-extensions']!r}")
+
+    def _take(self, event: Event, now_s: float) -> None:
+        if isinstance(event, Ping):
+            self._to_send += self._frames.encode(event.response())
+        elif isinstance(event, CloseConnection):
+            self.close_code = int(event.code)
+            self._to_send += self._frames.encode(event.response())
+            self.receive_end()
+        elif isinstance(event, TextMessage):
+            frame = msgspec.json.decode(event.data)
+            if frame["type"] == "events":
+                size = len(event.data) if event.data.isascii() else len(event.data.encode())
+                self._take_batch(frame, size, now_s)
+            elif frame["type"] in ("ok", "error"):
+                self.replies.append(frame)
+            elif frame["type"] == "ping":
+                self._send({"type": "pong", "n": frame["n"]})
+            elif frame["type"] == "bye":
+                self.bye = frame
+        elif isinstance(event, BytesMessage):
+            raise WireError("a binary frame")
+
+    def _take_batch(self, frame: Json, size: int, now_s: float) -> None:
+        checker = self.checkers.get(frame["channel"])
+        if checker is None:
+            return self._violate("channel", f"events of {frame['channel']!r}, to which this connection is not attached")
+        checker.payload_bytes += size
+        if self._observe is not None:
+            for event in frame["events"]:
+                self._observe(checker.channel, event, now_s)
+        checker.take(frame["events"], frame.get("cursor"))
+        return None
+
+    def _send(self, frame: Json) -> None:
+        self._to_send += self._frames.encode(TextMessage(data=msgspec.json.encode(frame).decode()))
+
+    def _violate(self, kind: str, detail: str) -> None:
+        for checker in self.checkers.values():
+            checker.violate(kind, detail)
