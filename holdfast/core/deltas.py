@@ -122,8 +122,9 @@ class MessageProgress:
 
     __slots__ = ("_id", "_inputs", "_kinds", "_lengths", "_was_finished", "is_broken", "status")
 
-    def __init__(self, message_id: str, sent: Sent = Sent()) -> None:
+    def __init__(self, message_id: str, sent: Sent | None = None) -> None:
         self._id = message_id
+        sent = sent or Sent()
         self._lengths = list(sent.lengths)  # never shrinks: a removed part keeps its length
         self._kinds: list[str] = []  # the types of the parts that the message has now
         self._inputs: dict[int, int] = {}  # lengths of the inputs of tool parts

@@ -117,9 +117,7 @@ def test_deltas_folded_give_the_message(world_batches: list[list[Asked]], data: 
             message = fold(message, deltas)
             assert not progress.is_broken
             assert shown(message) == shown(now)
-            assert progress.status == (
-                "deleted" if now is None else now.status if now.status != "streaming" else None
-            )
+            assert progress.status == ("deleted" if now is None else now.status if now.status != "streaming" else None)
             readers[message_id] = (progress, message, world.state.serial)
 
 
@@ -136,7 +134,9 @@ def test_tool_input_is_added_to_and_sent_whole_on_resume() -> None:
     tool = {"type": "tool", "call": "c", "name": "f", "input": "{"}
     progress = MessageProgress("m")
     progress.begin(streaming(tool))
-    assert progress.receive([MessageAppend(serial=2, id="m", part=0, at=0, text="{}")]) == [TextAdded(0, "tool", 1, "}")]
+    assert progress.receive([MessageAppend(serial=2, id="m", part=0, at=0, text="{}")]) == [
+        TextAdded(0, "tool", 1, "}")
+    ]
     assert progress.sent() == Sent([0], False)
     again = MessageProgress("m", progress.sent())
     assert again.begin(streaming({**tool, "input": "{}"})) == [PartReplaced(0, {**tool, "input": "{}"}, 0)]

@@ -37,6 +37,10 @@ TURN = "a turn of one's own"
 ANY = ""
 
 
+# The capabilities of a worker.
+TO_WORK = ("agent", "subscribe", "append")
+
+
 class Operation(NamedTuple):
     """Something that a client can ask for. `about` is the thing of the test's world that it is done to."""
 

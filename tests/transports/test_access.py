@@ -125,7 +125,7 @@ async def test_the_refusal_says_what_to_set(closed: Hub) -> None:
     detail = json.loads(sent[1]["body"])["detail"]
     assert "authenticate" in detail
     assert "allow_everyone" in detail
-    assert "not on loopback" in detail
+    assert "not a loopback address" in detail
 
 
 async def test_an_origin_that_was_named_comes_in_and_a_star_names_none() -> None:

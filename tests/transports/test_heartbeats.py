@@ -47,7 +47,7 @@ async def test_who_left_is_not_called_and_an_empty_wheel_stands_still() -> None:
     heartbeats.remove(heart, heartbeats.add(heart, 2))
     assert len(heartbeats) == 0
     for _ in range(4):
-        heartbeats._turn()
+        heartbeats._run_tick()
     assert heart.beats == 0
     assert heartbeats._timer is None
     heartbeats.add(heart, 2)

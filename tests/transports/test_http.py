@@ -433,7 +433,7 @@ async def test_an_error_of_ours_says_nothing_of_itself(caplog: pytest.LogCapture
         answer = await http.get(MESSAGES)
         assert refused(answer) == (500, "internal")
         assert "NoneType" not in answer.text
-        assert "a request failed" in caplog.text
+        assert "an HTTP request failed" in caplog.text
         hub.attach = None  # type: ignore[method-assign, assignment]
         for path in ("/v1/channels/c/events", "/v1/channels/c/poll"):
             assert refused(await http.get(path)) == (500, "internal")

@@ -32,7 +32,7 @@ from holdfast.hub.tickets import Tickets
 from holdfast.hub.tokens import jwt_verifier
 from holdfast.serving import check_guarded
 from holdfast.testing.rawviewer import SseViewer
-from holdfast.transports import websocket
+from holdfast.transports import close_codes, websocket
 from tests import processes
 from tests.transports.asgi import ask
 from tests.transports.conftest import PATIENCE_S, Served, new_hub, serving
@@ -279,7 +279,7 @@ async def test_a_binary_first_frame_breaks_the_protocol(served: Verified) -> Non
 
 
 async def test_who_says_nothing_is_sent_away(served: Verified, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(websocket, "INTRODUCTION_S", 0.05)
+    monkeypatch.setattr(websocket, "AUTH_TIMEOUT_S", 0.05)
     async with dialled(served) as peer:
         assert await closed_with(peer) == (4201, "unauthenticated")
 
@@ -295,11 +295,11 @@ async def test_who_has_not_said_yet_is_told_when_the_hub_leaves(served: Verified
 
 def unknown(served: Served) -> int:
     app: Any = served.hub._asgi
-    return len(app._sockets._unknown)
+    return len(app._sockets._unauthenticated)
 
 
 async def test_the_unknown_are_bounded(served: Verified, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(websocket, "MAX_UNKNOWN", 1)
+    monkeypatch.setattr(websocket, "MAX_UNAUTHENTICATED", 1)
     async with dialled(served) as waiting:
         await served.until(lambda: unknown(served) == 1)
         with pytest.raises(InvalidStatus) as refused:
@@ -823,7 +823,7 @@ def test_every_capability_claim_argument_option_and_close_code_is_documented() -
     options = {one.split()[0] for one in first_cells("The command")}
     assert options == {one for param in main.commands["serve"].params for one in param.opts if is_about_identity(one)}
     codes = set(re.findall(r"^\| (4\d+) \|", SECURITY, re.MULTILINE))
-    ours = {websocket.CROWDED, websocket.NARROWED, websocket.EXPIRED, websocket.UNKNOWN}
+    ours = {close_codes.CROWDED, close_codes.NARROWED, close_codes.EXPIRED, close_codes.UNAUTHENTICATED}
     assert codes == {str(code) for code in ours}
 
 

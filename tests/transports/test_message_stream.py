@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from holdfast.core.cursor import parse_cursor
-from holdfast.transports.message_stream import Told, place, told_by
+from holdfast.core.deltas import Sent
+from holdfast.transports.framing import sent_by, sent_field
 from tests.transports.conftest import Served
 from tests.transports.test_sse import drained, pass_seconds
 from tests.transports.watching import NASTY, Stream, write
@@ -219,11 +220,11 @@ async def test_a_slow_reader_gets_the_end_too(served: Served) -> None:
 
 @given(st.lists(st.integers(0, 9_999_999), max_size=256), st.booleans())
 def test_what_was_told_is_read_back(lengths: list[int], is_done: bool) -> None:
-    extra = place(lengths, is_done=is_done)
+    extra = sent_field(lengths, is_finished=is_done)
     cursor = parse_cursor(f"epoch:5:{extra}")
     assert cursor is not None
-    told = told_by(cursor)
-    assert told.is_done is is_done
+    told = sent_by(cursor)
+    assert told.is_finished is is_done
     assert len(told.lengths) == len(lengths)
     left_out = list(told.lengths).count(2**53)
     assert list(told.lengths)[left_out:] == lengths[left_out:]
@@ -232,4 +233,4 @@ def test_what_was_told_is_read_back(lengths: list[int], is_done: bool) -> None:
 
 @pytest.mark.parametrize("extra", ["", "p7", "m", "m0.", "m0.x", "m0.-1", "m0.1.", "x0.1", "m9999"])
 def test_what_is_no_place_tells_nothing(extra: str) -> None:
-    assert told_by(parse_cursor(f"epoch:5:{extra}")) == Told()
+    assert sent_by(parse_cursor(f"epoch:5:{extra}")) == Sent()

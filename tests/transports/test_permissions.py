@@ -30,8 +30,8 @@ from holdfast.hub.clock import Clock
 from holdfast.hub.identity import CAPABILITIES, Identity
 from holdfast.hub.rates import ClientLimits
 from holdfast.hub.tokens import jwt_verifier
-from holdfast.transports import frames, http
-from holdfast.transports.session import TO_WORK
+from holdfast.transports import http
+from holdfast.transports.operations import frame_decoder
 from tests.transports.conftest import PATIENCE_S, new_hub, serving
 from tests.transports.permissions import (
     OPEN_FRAMES,
@@ -39,6 +39,7 @@ from tests.transports.permissions import (
     OPERATIONS,
     PAGE,
     STATES,
+    TO_WORK,
     Cell,
     Operation,
     cells,
@@ -380,9 +381,9 @@ async def test_head_is_judged_as_get_and_options_says_nothing(place: Place, one:
 def test_every_path_and_every_frame_is_in_the_table() -> None:
     named = {(one.http.split(" ")[0], pattern_of(one.http.split(" ")[1])) for one in OPERATIONS if one.http}
     offered = {(method, path) for path, methods in http.CALLS.items() for method in methods}
-    offered |= {("GET", path) for path in (*http.STREAMS, *http.PLAIN) if path not in OPEN_PATHS}
+    offered |= {("GET", path) for path in (*http.STREAMS, *http.OPEN) if path not in OPEN_PATHS}
     assert named == offered
-    types = {one.__struct_config__.tag for one in get_args(frames.decoder.type)} | {"auth"}
+    types = {one.__struct_config__.tag for one in get_args(frame_decoder.type)} | {"auth"}
     assert {one.frame for one in OPERATIONS if one.frame} | set(OPEN_FRAMES) == types
 
 

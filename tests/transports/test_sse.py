@@ -396,7 +396,7 @@ async def test_an_event_source_is_asked_to_wait_longer_where_what_it_is_owed_can
     assert await stream.until_over() is False
     assert [(event.event, event.data) for event in stream.events] == [("bye", b'"internal"')]
     assert 15_000 <= (stream.parser.retry_ms or 0) <= 45_000
-    assert "a stream is broken off" in caplog.text
+    assert "an event stream is broken off" in caplog.text
 
 
 async def test_an_event_source_is_asked_to_wait_longer_where_the_store_is_gone(

@@ -14,9 +14,10 @@ from holdfast.agents.turn import Turn
 from holdfast.core.model import Message
 from holdfast.hub.identity import CAPABILITIES, Identity
 from holdfast.stores.memory import MemoryStore
+from holdfast.transports.close_codes import SILENT
 from holdfast.transports.credentials import Credentials
 from holdfast.transports.heartbeats import Heartbeats
-from holdfast.transports.session import SILENT, Session
+from holdfast.transports.session import Session
 from holdfast.transports.websocket import Sockets
 from tests.virtual import virtual_clock, virtually
 
