@@ -64,7 +64,7 @@ class Printer:
 
 
 class _Notices(logging.Handler):
-    """Prints one line for each outage. The client logs the first failure of an outage as a warning, the others lower."""
+    """Prints one line for each outage: the client logs only the first failure of an outage as a warning."""
 
     def __init__(self, url: str, notices: TextIO) -> None:
         super().__init__(logging.WARNING)

@@ -34,7 +34,7 @@ from holdfast.core.model import APPENDABLE, Json, Message, Part
 
 # Parts whose text is counted in `Sent.lengths`. A tool's input is sent again, whole, to a reader that resumes.
 COUNTED = frozenset(("text", "reasoning"))
-ALL_SENT = 2**53  # the length of a part of which the reader has all the text, whatever its length
+ALL_SENT = 2**53  # the length of a part of which the reader has the whole text
 
 
 class Sent(NamedTuple):
@@ -137,7 +137,7 @@ class MessageProgress:
         return Sent(self._lengths, self.status is not None)
 
     def begin(self, message: Message) -> list[Delta]:
-        """Return the deltas from what the reader was sent to `message`."""
+        """Return the deltas that bring the reader to `message`."""
         before, known = self._was_finished, len(self._lengths)
         deltas: list[Delta] = []
         if known > len(message.parts):  # a part was removed meanwhile

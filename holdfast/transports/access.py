@@ -1,4 +1,4 @@
-"""Access control: who may do what, decided in one place for all transports.
+"""Access control: the one place that decides, for all transports, whether a request may proceed.
 
 Layer: transports.
 

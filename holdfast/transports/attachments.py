@@ -141,7 +141,7 @@ class Attachments:
             self._session.released()
 
     def next_frame(self) -> str | None:
-        """Return the next frame of events; None if there is none for now."""
+        """Return the next frame of events; None if no channel has missed events."""
         if self._rest is not None:
             frame = next(self._rest[1], None)
             if frame is not None:

@@ -97,7 +97,7 @@ class Credentials:
             self._hub.rates.request(self._identity, peer_of(self._scope))
 
     def leave(self) -> None:
-        """Give back the connection slot and stop the timer. A second call does nothing."""
+        """Give back the connection slot and stop the timer. A second call has no effect."""
         self._on_expiry = None
         self._set_timer()
         if self._slot is not None:

@@ -52,7 +52,7 @@ class Framer(Protocol):
     """Turns deltas into the bytes of one wire format. An instance belongs to one reader."""
 
     def frame(self, deltas: Sequence[Delta], status: str | None, position: Position) -> bytes:
-        """Return the bytes for `deltas`, empty if there are none. `status` is set once the message has ended."""
+        """Return the bytes for `deltas`; they may be empty. `status` is set once the message has ended."""
 
 
 class NamedEvents:
@@ -142,7 +142,7 @@ def sent_field(lengths: Sequence[int], *, is_finished: bool) -> str:
 
 
 def sent_by(cursor: Cursor | None) -> Sent:
-    """Return what the reader with `cursor` was sent; nothing, if the cursor is not of a stream of one message."""
+    """Return how much the reader with `cursor` was sent: no text, for a cursor of another kind of stream."""
     found = _SENT.match(split_seal(cursor.extra)[1]) if cursor is not None else None
     if found is None:
         return Sent()

@@ -82,7 +82,7 @@ class MessageStream(EventStream):
         await super().run(receive)
 
     def close(self) -> None:
-        """Detach from the channel, and give back the connection slot. A second call does nothing."""
+        """Detach from the channel, and give back the connection slot. A second call has no effect."""
         if self._later_feed is not None:
             self._later_feed.close()
             self._later_feed = None

@@ -68,7 +68,7 @@ class Operation(NamedTuple):
     needs: tuple[str, ...] = ()
     method: str = ""  # of HTTP; empty for an operation of sockets alone
     path: str = ""
-    request: type[Struct] | None = None  # what the hub is given
+    request: type[Struct] | None = None  # the request that the hub receives
     frame: type[Struct] | None = None  # of a WebSocket; None for an operation of HTTP alone
     status: int = 200  # of success; 201 means: 200 for a repeat
     kind: Kind = "call"

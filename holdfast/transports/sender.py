@@ -74,7 +74,7 @@ class Sender:
     def end(self, last: Message | None = None, *, patience_s: float = FAREWELL_S) -> None:
         """Let `carry` return once `last`, or the message being sent, is sent; at the latest after `patience_s` seconds.
 
-        With `last` the sender must not be busy. A second call does nothing.
+        With `last` the sender must not be busy. A second call has no effect.
         """
         raise NotImplementedError
 

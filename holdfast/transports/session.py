@@ -204,7 +204,7 @@ class Session:
     # Out
 
     def frame_to_send(self, *, now_s: float) -> str | None:
-        """Return the next frame, to be written now; None if there is none for now."""
+        """Return the next frame, to be written at once; None if no frame is due."""
         if self._replies:
             reply = self._replies.popleft()
             self._reply_bytes -= len(reply)

@@ -168,7 +168,7 @@ class SocketWorkers:
             self._hub.scheduler.register(worker)
 
     def find(self, frame: TurnRenewFrame | TurnTakeFrame | TurnDoneFrame) -> SocketWorker:
-        """Return the worker that a frame about a turn is meant for. Raises InvalidRequest if there is none."""
+        """Return the worker that a frame about a turn is meant for. Raises InvalidRequest if no worker fits."""
         fitting = [one for one in (self._workers or {}).values() if matches(one.pattern, frame.channel)]
         for worker in fitting:
             if worker.has(frame.channel, None if isinstance(frame, TurnTakeFrame) else frame.message):

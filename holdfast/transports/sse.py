@@ -113,7 +113,7 @@ class EventStream:
                 await asyncio.wait([self._catching_up])
 
     def close(self) -> None:
-        """Detach from the channel, and give back the connection slot. A second call does nothing."""
+        """Detach from the channel, and give back the connection slot. A second call has no effect."""
         self.credentials.leave()
         if self.feed is not None:
             self.feed.close()

@@ -767,7 +767,7 @@ def test_serve_believes_tokens_and_keeps_them_out_of_its_log(tmp_path: Path, sec
         (["--jwt-secret-file", "{short}", "--jwt-audience", "chat"], "32 bytes"),
         (["--jwt-secret-file", "{none}", "--jwt-audience", "chat"], "does not exist"),
         (["--jwks", "http://issuer.example/keys", "--jwt-audience", "chat"], "https"),
-        (["--allow-everyone", "--jwt-secret-file", "{secret}"], "--allow-everyone looks at no token"),
+        (["--allow-everyone", "--jwt-secret-file", "{secret}"], "--allow-everyone verifies no token"),
         (["--allowed-origin", "https://app.example/"], "origin"),
         (["--allowed-origin", "app.example"], "origin"),
         (["--app", "x:y", "--jwks", "https://issuer.example/keys", "--jwt-audience", "chat"], "--app brings"),
