@@ -316,7 +316,7 @@ SOMEWHERE = ((CHANNEL, "m1"), (CHANNEL, "none"), (CHANNEL, "gone"), ("chat:none"
 
 
 @pytest.mark.parametrize("one", [one for one in OPERATIONS if one.http is not None], ids=lambda one: one.name)
-async def test_what_is_not_granted_is_refused_over_http_and_tells_nothing(place: Place, one: Operation) -> None:
+async def test_missing_capability_is_refused_over_http_without_details(place: Place, one: Operation) -> None:
     await put(place.hub, one.about, "m1")
     await put(place.hub, "deleted", "gone")
     before = (await place.hub.info(CHANNEL)).serial
@@ -332,7 +332,7 @@ async def test_what_is_not_granted_is_refused_over_http_and_tells_nothing(place:
 
 
 @pytest.mark.parametrize("one", [one for one in OPERATIONS if one.frame is not None], ids=lambda one: one.name)
-async def test_what_is_not_granted_is_refused_on_a_socket_and_tells_nothing(place: Place, one: Operation) -> None:
+async def test_missing_capability_is_refused_on_a_socket_without_details(place: Place, one: Operation) -> None:
     await put(place.hub, one.about if not one.has_turn else "done", "m1")
     await put(place.hub, "deleted", "gone")
     before = (await place.hub.info(CHANNEL)).serial
@@ -349,7 +349,7 @@ async def test_what_is_not_granted_is_refused_on_a_socket_and_tells_nothing(plac
 
 
 @pytest.mark.parametrize("one", [one for one in OPERATIONS if one.http is not None], ids=lambda one: one.name)
-async def test_exactly_what_is_needed_is_enough_over_http(place: Place, one: Operation) -> None:
+async def test_needed_capabilities_suffice_over_http(place: Place, one: Operation) -> None:
     id = "ann" if one.about == "me" else "m1"
     await put(place.hub, one.about, id)
     answer = await by_http(place, one, place.token("ann", *one.needs), CHANNEL, id)
@@ -359,7 +359,7 @@ async def test_exactly_what_is_needed_is_enough_over_http(place: Place, one: Ope
 @pytest.mark.parametrize(
     "one", [one for one in OPERATIONS if one.frame is not None and not one.has_turn], ids=lambda one: one.name
 )
-async def test_exactly_what_is_needed_is_enough_on_a_socket(place: Place, one: Operation) -> None:
+async def test_needed_capabilities_suffice_on_a_socket(place: Place, one: Operation) -> None:
     id = "ann" if one.about == "me" else "m1"
     await put(place.hub, one.about, id)
     token = place.token("ann", *one.needs, on=CHANNEL)
@@ -368,7 +368,7 @@ async def test_exactly_what_is_needed_is_enough_on_a_socket(place: Place, one: O
 
 
 @pytest.mark.parametrize("one", [one for one in OPERATIONS if one.http is not None], ids=lambda one: one.name)
-async def test_head_is_judged_as_get_and_options_says_nothing(place: Place, one: Operation) -> None:
+async def test_head_is_checked_as_get_and_options_reveals_no_data(place: Place, one: Operation) -> None:
     assert one.http is not None
     method, path = filled(one.http, CHANNEL, "m1").split(" ")
     asked = await place.ask("OPTIONS", path)
@@ -404,7 +404,7 @@ OWNERSHIP = list(cells())
 
 @pytest.mark.parametrize("state", STATES)
 @pytest.mark.parametrize("name", dict.fromkeys(cell.operation for cell in OWNERSHIP))
-async def test_whose_it_is_is_judged_alike_by_every_transport(place: Place, name: str, state: str) -> None:
+async def test_ownership_is_checked_alike_on_every_transport(place: Place, name: str, state: str) -> None:
     one = operation(name)
     found, expected, told = {}, {}, set()
     for cell in (cell for cell in OWNERSHIP if (cell.operation, cell.state) == (name, state)):
@@ -440,7 +440,7 @@ HTTP_STATUS = statuses(HoldfastError)
 
 
 @pytest.mark.parametrize("name", dict.fromkeys(cell.operation for cell in OWNERSHIP))
-async def test_who_may_neither_read_nor_began_it_is_told_the_same_of_all(place: Place, name: str) -> None:
+async def test_stranger_gets_the_same_refusal_for_every_message(place: Place, name: str) -> None:
     one = operation(name)
     token = place.token("eve", *one.needs, *one.also)
     told = set()
@@ -464,7 +464,7 @@ FORGED["capabilities"] = sorted(CAPABILITIES)
 
 
 @pytest.mark.parametrize("name", ["append text", "finish", "renew the lease", "change", "send a command", "take over"])
-async def test_what_a_request_says_of_its_sender_is_not_looked_at(place: Place, name: str) -> None:
+async def test_sender_fields_of_a_request_are_ignored(place: Place, name: str) -> None:
     one = operation(name)
     said = {(cell.caller, cell.state): cell.outcome for cell in OWNERSHIP if cell.operation == name}
     for caller in ("reader", "stranger", "owner"):
@@ -478,7 +478,7 @@ async def test_what_a_request_says_of_its_sender_is_not_looked_at(place: Place, 
             assert over_http.code == framed.code == said[caller, state]
 
 
-async def test_who_wrote_and_who_sent_is_said_by_the_server(place: Place) -> None:
+async def test_author_and_sender_are_set_by_the_server(place: Place) -> None:
     await put(place.hub, "growing", "m1")
     token = place.token("bob", *READ, "publish", "command", "presence")
     async with place.socket(token) as wire, place.socket(place.token("eve", "subscribe")) as watcher:
@@ -520,7 +520,7 @@ def told(wire: Wire, kind: str) -> list[Json]:
         {"parts": [{"type": "text", "text": "x"}, {"type": "source", "url": "x"}]},
     ],
 )
-async def test_nobody_speaks_as_the_assistant_without_append(place: Place, body: Json) -> None:
+async def test_assistant_role_needs_append(place: Place, body: Json) -> None:
     body = {"text": "x", **body} if "parts" not in body else body
     token = place.token("ann", *(CAPABILITIES - {"append"}))
     answer = await place.ask("POST", f"/v1/channels/{CHANNEL}/messages", body, token=token)
@@ -530,7 +530,7 @@ async def test_nobody_speaks_as_the_assistant_without_append(place: Place, body:
     assert (await place.hub.info(CHANNEL)).serial == 0
 
 
-async def test_what_streams_is_changed_by_nobody_without_append(place: Place) -> None:
+async def test_changing_a_streaming_message_needs_append(place: Place) -> None:
     await put(place.hub, "growing", "m1")
     token = place.token("ann", *READ, "publish")  # of a device of the writer's that may not write
     answer = await place.ask(
@@ -542,7 +542,7 @@ async def test_what_streams_is_changed_by_nobody_without_append(place: Place) ->
     assert (await place.hub.read(CHANNEL, "m1"))[0].text == "text"
 
 
-async def test_the_nameless_touch_what_one_of_them_streams_with_append_only(place: Place) -> None:
+async def test_anonymous_clients_change_each_others_streaming_messages_only_with_append(place: Place) -> None:
     writer, device = place.token(None, "publish", "append"), place.token(None, "publish", *READ)
     async with place.socket(writer) as wire, place.socket(device) as other:
         await wire.ask("create", channel=CHANNEL, id="m1", role="assistant", status="streaming", text="text")
@@ -571,7 +571,7 @@ async def test_the_nameless_touch_what_one_of_them_streams_with_append_only(plac
         ("~ann", "forbidden"),
     ],
 )
-async def test_a_member_is_the_client_itself(place: Place, member: str, code: str) -> None:
+async def test_member_id_is_the_clients_own(place: Place, member: str, code: str) -> None:
     token = place.token("ann", "presence", *TO_WORK)
     path = f"/v1/channels/{CHANNEL}/presence/{member}"
     assert (await place.ask("PUT", path, {}, token=token)).code == code
@@ -583,7 +583,7 @@ async def test_a_member_is_the_client_itself(place: Place, member: str, code: st
 
 
 @pytest.mark.parametrize("client_id", ["ann~phone", "~", "a b", "", "."])
-async def test_no_client_has_an_id_that_another_could_have_as_a_member(place: Place, client_id: str) -> None:
+async def test_client_id_cannot_be_a_member_id_of_another_client(place: Place, client_id: str) -> None:
     token = place.token(client_id, *CAPABILITIES)
     assert (await place.ask("GET", f"/v1/channels/{CHANNEL}", token=token)).code == "invalid_name"
     assert (await place.ask("GET", f"/v1/channels/{CHANNEL}/events", token=token)).code == "invalid_name"
@@ -619,7 +619,7 @@ async def test_no_client_has_an_id_that_another_could_have_as_a_member(place: Pl
         ("ann", READ, "cancel", "forbidden"),  # on a device of the writer's that may not write
     ],
 )
-async def test_a_command_is_answered_by_whoever_may(
+async def test_command_is_answered_only_by_permitted_callers(
     place: Place, who: str, held: tuple[str, ...], command: str, code: str
 ) -> None:
     for way in ("http", "frame"):
@@ -633,7 +633,7 @@ async def test_a_command_is_answered_by_whoever_may(
     assert (over_http.code, framed.code) == (code, code)
 
 
-async def test_a_stop_that_a_stranger_says_was_carried_out_is_carried_out(place: Place) -> None:
+async def test_cancel_is_carried_out_despite_a_strangers_reply(place: Place) -> None:
     await put(place.hub, "growing", "m1")
     await place.hub.command(CHANNEL, "cancel", target="m1", by="sam", id="q")
     async with place.socket(place.token("bob", *(CAPABILITIES - {"admin"}))) as wire:
@@ -642,7 +642,7 @@ async def test_a_stop_that_a_stranger_says_was_carried_out_is_carried_out(place:
     assert (await place.hub.read(CHANNEL, "m1"))[0].status == "cancelled"
 
 
-async def test_whoever_has_a_turn_answers_for_it_and_another_agent_does_not(place: Place) -> None:
+async def test_only_the_agent_with_the_turn_replies_to_its_commands(place: Place) -> None:
     token, other = place.token("bot", *TO_WORK, "command"), place.token("bot2", *TO_WORK, "command")
     async with place.socket(token) as bot, place.socket(other) as eve:
         await working(bot, place)
@@ -654,7 +654,7 @@ async def test_whoever_has_a_turn_answers_for_it_and_another_agent_does_not(plac
 
 
 @pytest.mark.parametrize("missing", TO_WORK)
-async def test_who_could_not_carry_a_turn_out_is_given_none(place: Place, missing: str) -> None:
+async def test_agent_without_the_needed_capabilities_gets_no_turn(place: Place, missing: str) -> None:
     async with place.socket(place.token("bot", *(CAPABILITIES - {missing}))) as wire:
         refused = await wire.ask("work", pattern=CHANNEL)
         assert (refused.status, refused.code) == (403, "forbidden")
@@ -662,7 +662,7 @@ async def test_who_could_not_carry_a_turn_out_is_given_none(place: Place, missin
     assert place.hub.scheduler.stats()["agents"] == 0
 
 
-async def test_what_was_answered_to_one_is_no_answer_to_another(place: Place) -> None:
+async def test_repeated_request_of_another_client_does_not_get_the_result(place: Place) -> None:
     await put(place.hub, "interrupted", "m1")
     await place.hub.command(CHANNEL, "approve", id="q", by="ann")
     first = place.token("bob", *READ, "append", "command", "publish")
@@ -686,7 +686,7 @@ async def test_what_was_answered_to_one_is_no_answer_to_another(place: Place) ->
             assert (await eve.ask(type, channel=CHANNEL, id="same", **fields)).code == "id_conflict"
 
 
-async def test_an_id_that_is_taken_says_no_more_to_whoever_cannot_read(place: Place) -> None:
+async def test_id_conflict_reveals_no_content_to_a_caller_without_read_access(place: Place) -> None:
     for state in STATES:
         await put(place.hub, state, f"m-{state}")
     token = place.token("eve", "publish")
@@ -717,7 +717,7 @@ async def until_served(place: Place) -> None:
 
 
 @pytest.mark.parametrize("held", [(), READ, ("publish", "command", "admin", *READ)])
-async def test_a_turn_is_renewed_and_ended_by_whoever_has_it(place: Place, held: tuple[str, ...]) -> None:
+async def test_turn_is_renewed_and_ended_only_by_its_worker(place: Place, held: tuple[str, ...]) -> None:
     async with (
         place.socket(place.token("bot", *TO_WORK)) as bot,
         place.socket(place.token("eve", *TO_WORK, *held)) as eve,
@@ -744,7 +744,7 @@ async def test_a_turn_is_renewed_and_ended_by_whoever_has_it(place: Place, held:
         assert (await eve.ask("turn.done", **about)).code == "fenced"
 
 
-async def test_a_turn_of_an_agent_in_this_process_is_not_ended_from_elsewhere(place: Place) -> None:
+async def test_turn_of_a_local_agent_cannot_be_ended_by_a_socket(place: Place) -> None:
     begun, done = asyncio.Event(), asyncio.Event()
 
     async def assistant(turn: Any) -> None:
@@ -815,7 +815,7 @@ WAYS = ("events", "poll", "attach")
 
 
 @pytest.mark.parametrize("way", WAYS)
-async def test_who_may_only_subscribe_sees_nothing_of_the_past_by_any_cursor(place: Place, way: str) -> None:
+async def test_client_without_history_gets_no_past_events_by_any_cursor(place: Place, way: str) -> None:
     await place.hub.create(CHANNEL, id="m1", text="secret")
     await place.hub.create("chat:2", id="m1", text="x")
     token, other = place.token("eve", "subscribe"), place.token("bob", "subscribe")
@@ -838,7 +838,7 @@ async def test_who_may_only_subscribe_sees_nothing_of_the_past_by_any_cursor(pla
 
 
 @pytest.mark.parametrize("way", WAYS)
-async def test_who_may_only_subscribe_misses_nothing_from_the_moment_of_attaching(place: Place, way: str) -> None:
+async def test_client_without_history_misses_no_event_after_attaching(place: Place, way: str) -> None:
     token = place.token("eve", "subscribe")
     for since in (None, (await looked(place, token, "poll", None))[1]):  # with a past, and without any
         _, cursor = await looked(place, token, way, since)
@@ -850,7 +850,7 @@ async def test_who_may_only_subscribe_misses_nothing_from_the_moment_of_attachin
             assert all(event["resumed"] for event in events if event["type"] == "channel.attached")
 
 
-async def test_a_live_stream_of_who_may_only_subscribe_marks_each_cursor(place: Place) -> None:
+async def test_stream_of_a_client_without_history_marks_each_cursor(place: Place) -> None:
     async with place.socket(place.token("eve", "subscribe")) as wire:
         await wire.ask("attach", channel=CHANNEL, flush_ms=0)
         for number in range(3):
@@ -907,7 +907,7 @@ async def test_a_ticket_passes_on_no_more_than_its_owner_may(place: Place) -> No
     assert [event["type"] for event in events] == ["channel.attached", "message.create"]
 
 
-async def test_what_is_said_in_passing_reaches_the_stream_of_a_ticket_whole(place: Place) -> None:
+async def test_ephemeral_events_reach_the_stream_of_a_ticket(place: Place) -> None:
     ticket = await ticket_of(place, "subscribe")
     async with serving(place.hub) as served:
         stream = await Stream.open(served, f"/v1/channels/{CHANNEL}/events?ticket={ticket}")
@@ -964,7 +964,7 @@ class Noon(Clock):
 
 
 @pytest.mark.parametrize("kind", BAD_TOKENS)
-async def test_a_token_that_cannot_be_believed_opens_nothing(guarded: Place, kind: str) -> None:
+async def test_invalid_tokens_are_refused_everywhere(guarded: Place, kind: str) -> None:
     token = BAD_TOKENS[kind]
     await put(guarded.hub, "done", "m1")
     for one in OPERATIONS:
@@ -984,7 +984,7 @@ async def test_a_token_that_cannot_be_believed_opens_nothing(guarded: Place, kin
     assert (await guarded.hub.info(CHANNEL)).serial == 1
 
 
-async def test_a_good_token_opens_the_same(guarded: Place) -> None:
+async def test_valid_token_is_accepted_where_invalid_ones_are_refused(guarded: Place) -> None:
     await put(guarded.hub, "done", "m1")
     assert (await guarded.ask("GET", f"/v1/channels/{CHANNEL}/messages/m1", token=signed())).status == 200
     async with guarded.socket(None) as wire:
@@ -996,7 +996,7 @@ async def test_a_good_token_opens_the_same(guarded: Place) -> None:
 
 
 @pytest.mark.parametrize("kind", [[], {}, None, 5, True, ["tool"]])
-async def test_a_part_whose_type_is_no_text_is_refused_and_ends_nothing(place: Place, kind: object) -> None:
+async def test_part_with_an_invalid_type_is_refused_and_the_socket_stays_open(place: Place, kind: object) -> None:
     token = place.token("ann", *READ, "publish")
     await put(place.hub, "done", "m1")
     body = {"parts": [{"type": kind, "text": "x"}]}

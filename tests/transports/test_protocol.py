@@ -68,7 +68,7 @@ def test_the_document_states_the_status_of_success() -> None:
                 assert answer.startswith(str(one.status)), request
 
 
-def test_the_table_of_operations_is_the_document_s() -> None:
+def test_table_of_operations_equals_the_document() -> None:
     assert table().strip() in section("8.6")
 
 
