@@ -550,7 +550,7 @@ class Town:
         held = {
             "slots": sum(one.connections for one in hub.rates._clients.values()),
             "tickets": len(hub.tickets._open),
-            "sockets": len(sockets) + len(sockets._unknown),
+            "sockets": len(sockets) + len(sockets._unauthenticated),
             "agents": hub.stats()["agents"],
         }
         if self.now_s >= self.present_until_s + SLACK_S:

@@ -26,7 +26,7 @@ from holdfast.hub import HubCore
 from holdfast.hub.patterns import check_pattern
 from holdfast.hub.turns import WhenBusy
 from holdfast.response import Answering, StreamResponse, Style, check_style
-from holdfast.transports.app import asgi
+from holdfast.transports.app import App, asgi
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -118,13 +118,13 @@ class Hub(HubCore):
             answering.start()
             return answering
 
-        return StreamResponse(begin, self, channel, message_id, style=style, path=self.path, headers=headers)
+        return StreamResponse(begin, self._asgi, channel, message_id, style=style, path=self.path, headers=headers)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await self._asgi(scope, receive, send)
 
     @cached_property
-    def _asgi(self) -> AsgiApp:
+    def _asgi(self) -> App:
         return asgi(self)
 
     def install(self, app: Any, path: str) -> None:

@@ -1,7 +1,7 @@
 """The `holdfast` command: serve, demo, tail.
 
-You are at the very top: everything may be imported here, and nothing imports this. Errors that people can do
-something about are one line and exit 1; a traceback means a mistake of ours.
+Layer: cli, the highest: this module may import all others. An error that a user can act on is one line and exit
+status 1; a traceback means a bug of Holdfast.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ LOG_LEVELS = ("critical", "error", "warning", "info", "debug")
 
 
 class _Group(click.Group):
-    """Commands whose own errors are told plainly."""
+    """Commands whose HoldfastErrors are printed as one line."""
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -44,7 +44,9 @@ def main() -> None:
 
 
 @main.command()
-@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; others need a verifier.")
+@click.option(
+    "--host", default="127.0.0.1", show_default=True, help="Address to listen on; others than loopback need a verifier."
+)
 @click.option("--port", default=DEFAULT_PORT, show_default=True, type=click.IntRange(0, 65535))
 @click.option("--store", default=None, help="memory:// or sqlite:////absolute/path  [default: sqlite:///holdfast.db]")
 @click.option(
@@ -60,13 +62,23 @@ def main() -> None:
     "secret_files",
     multiple=True,
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="Believe tokens signed with the secret in this file; several for rotation.",
+    help="Accept tokens signed with the secret in this file; repeatable, for rotation.",
 )
-@click.option("--jwks", default=None, metavar="URL", help="Believe tokens signed with a key that is published there.")
-@click.option("--jwt-audience", "audiences", multiple=True, metavar="NAME", help="Whom tokens must be for.")
-@click.option("--jwt-issuer", "issuers", multiple=True, metavar="NAME", help="Whom tokens must be from.")
-@click.option("--allowed-origin", "origins", multiple=True, metavar="ORIGIN", help="Whose pages may ask; repeatable.")
-@click.option("--allow-everyone", is_flag=True, help="Let everybody in, with every capability, unverified.")
+@click.option("--jwks", default=None, metavar="URL", help="Accept tokens signed with a key published at this URL.")
+@click.option(
+    "--jwt-audience", "audiences", multiple=True, metavar="NAME", help="Audience that tokens must name; repeatable."
+)
+@click.option(
+    "--jwt-issuer", "issuers", multiple=True, metavar="NAME", help="Issuer that tokens must name; repeatable."
+)
+@click.option(
+    "--allowed-origin",
+    "origins",
+    multiple=True,
+    metavar="ORIGIN",
+    help="Origin whose pages may send requests; repeatable.",
+)
+@click.option("--allow-everyone", is_flag=True, help="Accept every caller, unverified, with every capability.")
 @click.option("--log-level", default="info", show_default=True, type=click.Choice(LOG_LEVELS))
 def serve(
     host: str,
@@ -83,7 +95,7 @@ def serve(
     allow_everyone: bool,
     log_level: str,
 ) -> None:
-    """Serve a hub: on this machine, or, with a verifier, to others."""
+    """Serve a hub: on this machine or, with a verifier, to other machines."""
     from holdfast.app import Hub
 
     verifier = _verifier(secret_files, jwks, audiences, issuers, allow_everyone=allow_everyone)
@@ -91,8 +103,8 @@ def serve(
         is_ours = (store, flush_ms, drain_s) != (None, None, None) or origins or secret_files or jwks
         if is_ours:
             raise LocalError(
-                "--app brings its own hub: --store, --flush-ms, --drain-s, --allowed-origin and what verifies tokens "
-                "belong there"
+                "--app brings its own hub: set --store, --flush-ms, --drain-s, --allowed-origin and the options for "
+                "tokens there"
             )
         app = _load(target)
         if not allow_everyone:
@@ -105,10 +117,10 @@ def serve(
         app = Hub(_checked(store or "sqlite:///holdfast.db"), allowed_origins=_origins(origins), **known)
         check_guarded(host, app)
     if allow_everyone and not is_loopback(host):
-        click.echo(f"Everybody who reaches {host} may read, write and delete everything.", err=True)
+        click.echo(f"Every machine that reaches {host} may read, write and delete every channel.", err=True)
     hub = app if isinstance(app, Hub) else None
     if hub is not None:
-        hub.drive_by_hand = True  # no middleware of anybody's stands between us and the server
+        hub.drive_by_hand = True  # no middleware stands between the hub and the server
     listening = _listen(host, port)
     _run(app, hub, listening, log_level, lambda: click.echo(f"Holdfast {__version__} serves {address_of(listening)}"))
 
@@ -118,14 +130,14 @@ def serve(
 @click.option("--port", default=DEFAULT_PORT, show_default=True, type=click.IntRange(0, 65535))
 @click.option("--store", default="sqlite:///holdfast-demo.db", show_default=True, help="Where the chat is kept.")
 def demo(host: str, port: int, store: str) -> None:
-    """A chat page that survives whatever you do to it."""
+    """A chat page that survives reloads, crashes and a killed server."""
     from holdfast.demo.app import build
     from holdfast.demo.model import who_answers
 
     check_loopback(host)
     listening = _listen(host, port, tries=PORT_TRIES)
 
-    def tell() -> None:
+    def print_start() -> None:
         address = address_of(listening)
         if listening.getsockname()[1] != port:
             click.echo(f"Port {port} is taken; this is the next free one.")
@@ -140,21 +152,21 @@ def demo(host: str, port: int, store: str) -> None:
         click.echo("  Then run the same command again. (Ctrl-C does as well.)\n")
 
     app = build(_checked(store))
-    _run(app, app.state.hub, listening, "warning", tell)
+    _run(app, app.state.hub, listening, "warning", print_start)
 
 
 @main.command()
 @click.argument("channel")
 @click.option("--url", default=f"http://127.0.0.1:{DEFAULT_PORT}", show_default=True, help="Where the hub is served.")
 @click.option("--history", default=10, show_default=True, type=click.IntRange(0, 200), help="Messages to begin with.")
-@click.option("--since", default=None, help="A cursor to go on from.")
+@click.option("--since", default=None, help="A cursor to resume from.")
 def tail(channel: str, url: str, history: int, since: str | None) -> None:
-    """Follow CHANNEL in the terminal; comes back by itself."""
+    """Follow CHANNEL in the terminal; reconnects by itself."""
     from holdfast.tail import follow
 
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise LocalError(f"{url} is no http address")
+        raise LocalError(f"--url must be like http://host:8000, got {url!r}")
     try:
         follow(url, channel, since=since, history=history, out=sys.stdout, notices=sys.stderr)
     except KeyboardInterrupt:
@@ -169,25 +181,25 @@ def _verifier(
     *,
     allow_everyone: bool,
 ) -> Authenticate | None:
-    """Who says who asks, if anything was said about it. Raises LocalError where that does not fit together."""
+    """Build the authenticator from the options, if any were given. Raises LocalError for options that conflict."""
     if allow_everyone:
         if secret_files or jwks or audiences or issuers:
-            raise LocalError("--allow-everyone looks at no token: leave it out, or the options about tokens")
+            raise LocalError("--allow-everyone verifies no token: leave it out, or leave out the options for tokens")
         return identity.allow_everyone
     if not secret_files and jwks is None:
         if audiences or issuers:
             raise LocalError("--jwt-audience and --jwt-issuer need --jwt-secret-file or --jwks")
         return None
     if not audiences:
-        raise LocalError("tokens are for somebody: name whom with --jwt-audience")
-    from holdfast.hub.tokens import jwt_verifier  # takes a while to import
+        raise LocalError("verifying tokens needs an audience: name it with --jwt-audience")
+    from holdfast.hub.tokens import jwt_verifier  # slow to import
 
     secrets = [_secret(path) for path in secret_files]
     return jwt_verifier(secret=secrets, jwks_url=jwks, audience=audiences, issuer=issuers or None)
 
 
 def _secret(path: Path) -> bytes:
-    """The secret in a file, without the line end that editors leave there."""
+    """Return the secret in a file, without the line end that editors add."""
     try:
         return path.read_bytes().rstrip(b"\r\n")
     except OSError as error:
@@ -195,13 +207,13 @@ def _secret(path: Path) -> bytes:
 
 
 def _origins(origins: tuple[str, ...]) -> tuple[str, ...]:
-    """The origins as browsers write them. Raises LocalError where one would never match."""
+    """Return the origins in the form of browsers. Raises LocalError for one that would never match."""
     for origin in origins:
         parts = urlsplit(origin)
         is_origin = parts.scheme in ("http", "https") and parts.netloc and origin == f"{parts.scheme}://{parts.netloc}"
         if origin != "*" and not is_origin:
             raise LocalError(
-                f"--allowed-origin {origin}: an origin is https://host, with a port if it has one, no path"
+                f"--allowed-origin must be like https://host or https://host:8443, without a path, got {origin!r}"
             )
     return origins
 
@@ -214,28 +226,28 @@ def _listen(host: str, port: int, *, tries: int = 1) -> Any:
 
 
 def _run(app: Any, hub: Any, listening: Any, log_level: str, started: Any) -> None:
-    with contextlib.suppress(KeyboardInterrupt):  # the signal has done its work
+    with contextlib.suppress(KeyboardInterrupt):  # the server has handled the signal
         if not run(app, hub, listening, started=started, log_level=log_level):
             sys.exit(1)
 
 
 def _checked(store: str) -> str:
-    """`store`, in the form that messages and files agree on."""
+    """Return the URL of a store; raises LocalError for an unknown scheme."""
     if not store.startswith(("memory:", "sqlite:")):
-        raise LocalError(f"{store} is no store: use memory:// or sqlite:////absolute/path")
+        raise LocalError(f"--store must be memory:// or sqlite:////absolute/path, got {store!r}")
     return store
 
 
 def _load(target: str) -> Any:
-    """The object that MODULE:NAME names. Raises LocalError, also for what goes wrong inside of the module."""
+    """Return the object that MODULE:NAME names. Raises LocalError, also for an exception inside the module."""
     module, _, name = target.partition(":")
     if not module:
-        raise LocalError(f"--app {target}: write MODULE:NAME, for example --app chat:hub")
+        raise LocalError(f"--app must be MODULE:NAME, for example --app chat:hub, got {target!r}")
     sys.path.insert(0, "")
     try:
         app = getattr(importlib.import_module(module), name or "hub")
     except Exception as error:
         raise LocalError(f"--app {target}: {type(error).__name__}: {error}") from error
     if not callable(app):
-        raise LocalError(f"--app {target}: that is no ASGI app but a {type(app).__name__}")
+        raise LocalError(f"--app {target} must name an ASGI app, got an object of type {type(app).__name__}")
     return app

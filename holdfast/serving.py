@@ -1,7 +1,8 @@
-"""Running a hub as a process of its own: what `holdfast serve` and `holdfast demo` share.
+"""Runs a hub as a process of its own, for `holdfast serve` and `holdfast demo`.
 
-You are at the top, beside `cli`. Here uvicorn gets the settings that were measured; inside somebody else's server the
-library leaves all of this alone.
+Layer: serving, beside `cli`.
+
+Here uvicorn gets the settings that were measured. Inside the server of another app the library changes none of them.
 """
 
 from __future__ import annotations
@@ -29,21 +30,21 @@ from holdfast.hub.drain import SIGNALS
 if TYPE_CHECKING:
     import uvicorn
 
-# A stopped reader swallows 0.6-2.9 MB of stale frames in the kernel without it (measured).
+# Without it the kernel buffers 0.6-2.9 MB of stale frames for a stalled reader (measured).
 NOTSENT_LOWAT_BYTES = 16 * 1024
 BACKLOG = 2048
 PORT_TRIES = 50
 STARTED_POLL_S = 0.01
-# The end, once the hub has drained: for requests that are being answered or are still coming in; then their connections
-# are cut, and what goes on behind them is cancelled a second later.
+# After the hub has drained: time for requests in progress. Then their connections are aborted, and a second later their
+# tasks are cancelled.
 ANSWERS_S = 2.0
 CANCEL_S = 3
-DRAIN_S = 5.0  # of hubs that are not known: the default of `Hub`
-FORCE_S = 10.0  # and beyond the hub's `drain_s` in all, by which the process has ended, whatever goes on in it
+DRAIN_S = 5.0  # of hubs that cannot be found in the app: the default of `Hub`
+FORCE_S = 10.0  # beyond the hub's `drain_s`; then the process ends even if code in it blocks
 
 
 def is_loopback(host: str) -> bool:
-    """Is `host` this machine's own address?"""
+    """Return whether `host` is a loopback address of this machine."""
     try:
         return host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -51,14 +52,14 @@ def is_loopback(host: str) -> bool:
 
 
 def check_loopback(host: str) -> str:
-    """Return `host`; raises LocalError unless it is this machine's own: nobody else is let in."""
+    """Return `host`; raises LocalError unless it is a loopback address: other machines are refused."""
     if not is_loopback(host):
-        raise LocalError(f"{host} is not a loopback address: this serves 127.0.0.1, ::1 or localhost only")
+        raise LocalError(f"{host} is not a loopback address: use --host 127.0.0.1, ::1 or localhost")
     return host
 
 
 def check_guarded(host: str, app: Any) -> str:
-    """Return `host`; raises LocalError where others than this machine would meet a hub that cannot tell who asks."""
+    """Return `host`; raises LocalError if other machines could reach a hub that has no verifier."""
     if is_loopback(host):
         return host
     hubs = hubs_in(app)
@@ -66,13 +67,13 @@ def check_guarded(host: str, app: Any) -> str:
         return host
     found = "the hub has no verifier" if hubs else "no hub was found in this app"
     raise LocalError(
-        f"{host} is not a loopback address, and {found}. Say who may come in: --jwt-secret-file or --jwks, with "
-        "--jwt-audience, or Hub(authenticate=...) behind --app. --allow-everyone lets everybody in, as everybody."
+        f"{host} is not a loopback address, and {found}. Verify callers with --jwt-secret-file or --jwks and "
+        "--jwt-audience, or with Hub(authenticate=...) behind --app. --allow-everyone accepts every caller, unverified."
     )
 
 
 def hubs_in(app: Any) -> list[HubCore]:
-    """The hubs that `app` is, or has mounted, as far as its routes tell."""
+    """Return the hubs that `app` is, or has mounted, as far as its routes show."""
     if isinstance(app, HubCore):
         return [app]
     routes = getattr(app, "routes", None)  # of Starlette, FastAPI and their mounts
@@ -82,10 +83,10 @@ def hubs_in(app: Any) -> list[HubCore]:
 
 
 def listen(host: str, port: int, *, tries: int = 1) -> socket.socket:
-    """A listening socket on the first free port of `port`, `port + 1` … Raises OSError when none is free."""
+    """Return a socket that listens on the first free port of `port`, `port + 1` … Raises OSError if all are taken."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     for candidate in range(port, port + tries):
-        # Naming TCP makes asyncio switch Nagle's algorithm off; without it a round trip costs 40 ms.
+        # With TCP named, asyncio switches Nagle's algorithm off; otherwise a round trip costs 40 ms.
         listening = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if hasattr(socket, "TCP_NOTSENT_LOWAT"):
@@ -99,22 +100,22 @@ def listen(host: str, port: int, *, tries: int = 1) -> socket.socket:
                 raise
         else:
             return listening
-    raise LocalError("no port to try")
+    raise LocalError(f"tries must be at least 1, got {tries}")
 
 
 def address_of(listening: socket.socket) -> str:
-    """The URL that a listening socket is reached at."""
+    """Return the URL of a listening socket."""
     host, port = listening.getsockname()[:2]
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-class _Unsaid(logging.Filter):
-    """What the server would log and should not.
+class _LogFilter(logging.Filter):
+    """Drops records of the server that do not belong in a log.
 
-    Breaking a stream off is how a viewer learns that it is not complete; the server calls that an error. And it names
-    the whole URL of each WebSocket, whose query may hold what is not for a log; when it debugs, it also shows what goes
-    over each (`< ` and `> `), which is headers, tokens, and people's messages. And for text that is not UTF-8 it fills
-    the log with a traceback, though the peer who sent it is told so (1007).
+    A stream that is broken off shows its viewer that it is not complete, but the server logs an error. The server logs
+    the whole URL of each WebSocket, with a query that may hold secrets. At the level DEBUG it logs each frame (`< ` and
+    `> `): headers, tokens and messages of users. And for text that is not UTF-8 it logs a traceback, although the peer
+    is notified (1007).
     """
 
     def filter(self, record: logging.LogRecord) -> bool:
@@ -125,76 +126,77 @@ class _Unsaid(logging.Filter):
 
 
 def server(app: Any, *, limits: Limits | None = None, log_level: str = "warning") -> uvicorn.Server:
-    """A server for `app`, to be run on sockets of `listen`. Raises LocalError where uvicorn is not installed."""
+    """Return a server for `app`, to be run on sockets of `listen`. Raises LocalError if uvicorn is not installed."""
     try:
         import uvicorn
     except ImportError:
-        raise LocalError("this needs uvicorn: pip install 'holdfast[serve]'") from None
+        raise LocalError("this command needs uvicorn: pip install 'holdfast[serve]'") from None
 
     class Server(uvicorn.Server):
         async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-            """Wait for those who are being answered, but not for peers that do not read, or send no more."""
-            asyncio.get_running_loop().call_later(ANSWERS_S, _cut_off, self)
+            """Wait for requests in progress, but not for peers that do not read their response or finish their body."""
+            asyncio.get_running_loop().call_later(ANSWERS_S, _abort_connections, self)
             await super().shutdown(sockets)
 
-    logging.getLogger("uvicorn.error").addFilter(_Unsaid())
+    logging.getLogger("uvicorn.error").addFilter(_LogFilter())
     config = uvicorn.Config(
         app,
-        loop="asyncio",  # the time goes to the kernel: uvloop gained nothing (measured)
+        loop="asyncio",  # the time is spent in the kernel: uvloop was not faster (measured)
         http="httptools",
         ws="auto",
         ws_max_size=(limits or Limits()).request_bytes + 64 * 1024,
-        ws_ping_interval=None,  # our own pings say who is there
-        ws_per_message_deflate=False,  # costs memory per socket, and joined text compresses little
+        ws_ping_interval=None,  # the protocol has pings of its own
+        ws_per_message_deflate=False,  # compression costs memory per socket, and joined text compresses little
         lifespan="on",
         access_log=False,  # URLs carry cursors and names
         log_level=log_level,
         server_header=False,
-        proxy_headers=False,  # nobody is let in by what a header says; and it costs a coroutine a viewer
+        proxy_headers=False,  # a header must not decide who is admitted; and it costs a coroutine per viewer
         timeout_graceful_shutdown=CANCEL_S,
     )
     return Server(config)
 
 
-def _cut_off(running: uvicorn.Server) -> None:
+def _abort_connections(running: uvicorn.Server) -> None:
     for connection in list(running.server_state.connections):
         connection.transport.abort()
 
 
 async def start(running: uvicorn.Server, listening: socket.socket) -> asyncio.Task[None]:
-    """Serve on `listening`; returns when it serves, or has failed to, with the task that ends when the server does."""
+    """Serve on `listening`. Returns once the server has started or failed, with the task that ends with the server."""
     serving = asyncio.ensure_future(_serve(running, listening))
     while not (running.started or serving.done()):  # noqa: ASYNC110
-        await asyncio.sleep(STARTED_POLL_S)  # the server tells nobody when it has started
+        await asyncio.sleep(STARTED_POLL_S)  # the server has no notification for its start
     settle_collector()
     return serving
 
 
 def settle_collector() -> None:
-    """Let Python's collector of cycles look at little, and seldom: else it takes about 7 % of a busy core (measured).
+    """Make Python's cyclic garbage collector run seldom, on few objects: else it takes 7 % of a busy core (measured).
 
-    What exists now lives as long as the process: it need not be looked at again. A connection that is over is a cycle
-    (asyncio's transports and uvicorn's protocols are), and a conversation with two viewers leaves some 300 objects
-    of them: what was young when it ended goes after some 60 such conversations, most else after 200, all after 600.
+    The objects that exist now live as long as the process, so they are frozen. A closed connection is a cycle
+    (asyncio's transports and uvicorn's protocols are), and a conversation with two viewers leaves some 300 such
+    objects. Those that were young at its end are freed after some 60 such conversations, most of the others after 200,
+    all after 600.
     """
     gc.collect()
     gc.freeze()
-    gc.collect()  # Python looks at everything when it has grown by a quarter: of what is not frozen, from here on
+    gc.collect()  # a full collection runs when the objects that are not frozen have grown by a quarter from here
     gc.set_threshold(20_000, 2, 2)
 
 
 async def _serve(running: uvicorn.Server, listening: socket.socket) -> None:
-    # An app that cannot start ends the process from within a task, which asyncio would report at length.
+    # If the app cannot start, uvicorn exits from within a task, and asyncio would print a long report.
     with contextlib.suppress(SystemExit):
         await running.serve(sockets=[listening])
 
 
 class _LastResort:
-    """Ends the process `bound_s` after the first signal, where it has not ended by then.
+    """Ends the process `bound_s` after the first signal, if it has not ended by then.
 
-    What is left to hold it up is code that blocks the event loop, or will not be cancelled; nobody can ask that to
-    stop. Nothing that was stored is lost by it. faulthandler's timer needs neither the loop nor Python's lock, and
-    tells where everybody was.
+    Only code that blocks the event loop, or ignores cancellation, can hold the process up so long, and no request can
+    stop such code. No stored entry is lost. faulthandler's timer needs neither the loop nor Python's lock, and prints
+    the stacks of all threads.
     """
 
     def __init__(self, bound_s: float, last: Callable[[int, FrameType | None], None]) -> None:
@@ -204,14 +206,16 @@ class _LastResort:
         self._is_passing_on = False
 
     def install(self) -> None:
-        """Be told of signals before everybody who is told of them now."""
+        """Handle signals before the present handlers, and then call those."""
         for number in SIGNALS:
             before = signal.getsignal(number)
             if callable(before):
                 signal.signal(number, partial(self._hit, before))
 
     def _hit(self, before: Callable[[int, FrameType | None], Any], number: int, frame: FrameType | None) -> None:
-        if self._is_passing_on:  # a hub that started anew has hooked on after us, and was before us already
+        if (
+            self._is_passing_on
+        ):  # a hub that restarted has installed its handler after ours, and ours has called it already
             self._last(number, frame)
             return
         if not self._is_hit and sys.__stderr__ is not None:
@@ -233,10 +237,10 @@ def run(
     force_s: float = FORCE_S,
     **options: Any,
 ) -> bool:
-    """Serve `app` until a signal ends it; False if it could not start. `started` is called when it serves.
+    """Serve `app` until a signal ends it; return False if it could not start. `started` is called once it serves.
 
-    `hub` is the one behind `app`, if it is known: what is wrong with its store is raised, before anything is served.
-    The process ends within the hub's `drain_s` and `force_s` seconds after the signal, with whatever is left.
+    `hub` is the hub behind `app`, if it is known: an error of its store is raised before the first request is served.
+    The process ends within the hub's `drain_s` plus `force_s` seconds after the signal, even with work in progress.
     """
     running = server(app, **options)
     drain_s = max((one.drain_s for one in hubs_in(app)), default=hub.drain_s if hub is not None else DRAIN_S)

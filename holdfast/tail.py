@@ -1,34 +1,34 @@
 """`holdfast tail`: a channel in the terminal.
 
-You are at the top, beside `cli`. It keeps a `core.view.View` like any other viewer and prints what is new in it, so
-a connection that breaks costs nothing and doubles nothing.
+Layer: tail, beside `cli`.
+
+It follows the channel with the Python client and keeps a `core.view.View`, as any other viewer does, and prints the
+difference after each batch. So after a broken connection no text is missing and none is printed twice.
 """
 
 from __future__ import annotations
 
-import json
+import asyncio
+import logging
 import random
-import time
 from collections.abc import Callable
+from contextlib import aclosing
 from typing import TextIO
-from urllib.parse import urlsplit, urlunsplit
 
+from holdfast.client import Client
+from holdfast.client.timing import Timing
 from holdfast.core.errors import HoldfastError, LocalError
-from holdfast.core.events import Batch, known_events
 from holdfast.core.model import Message
 from holdfast.core.names import check_channel
 from holdfast.core.view import View, ViewGap
 
-BACKOFF_S, BACKOFF_MAX_S = 0.25, 15.0
-SILENCE_S = 14.0  # a server pings every five seconds
-
 
 class Refused(HoldfastError):
-    """The server said no, and coming back will not change that."""
+    """The server refused the request, and would refuse it again."""
 
 
 class Printer:
-    """Prints what is new in a view since it was last asked."""
+    """Prints the difference of a view since the last call of `show`."""
 
     def __init__(self, write: Callable[[str], object]) -> None:
         self._write = write
@@ -37,23 +37,23 @@ class Printer:
         self._current: str | None = None
 
     def show(self, view: View) -> None:
-        """Print the difference."""
+        """Print the text and the ends that are new in `view`."""
         for message in view.messages():
             text, before = message.text, self._printed.get(message.id)
             if before is None or not text.startswith(before):
-                self._head(message, "" if before is None else " (edited)")
+                self._begin(message, "" if before is None else " (edited)")
                 before = ""
             elif text != before and self._current != message.id:
-                self._head(message, " (goes on)")
+                self._begin(message, " (goes on)")
             self._write(text[len(before) :])
             self._printed[message.id] = text
             self._end(message)
 
-    def _head(self, message: Message, note: str) -> None:
+    def _begin(self, message: Message, note: str) -> None:
         if self._current is not None:
             self._write("\n\n")
-        who = message.role if message.author is None else f"{message.role} {message.author}"
-        self._write(f"── {who}{note}\n")
+        author = message.role if message.author is None else f"{message.role} {message.author}"
+        self._write(f"── {author}{note}\n")
         self._current = message.id
 
     def _end(self, message: Message) -> None:
@@ -61,6 +61,19 @@ class Printer:
         self._status[message.id] = message.status
         if before == "streaming" and message.status not in ("streaming", "complete"):
             self._write(f"\n[{message.status}{': ' + message.reason if message.reason else ''}]")
+
+
+class _Notices(logging.Handler):
+    """Prints one line for each outage: the client logs only the first failure of an outage as a warning."""
+
+    def __init__(self, url: str, notices: TextIO) -> None:
+        super().__init__(logging.WARNING)
+        self._url = url
+        self._notices = notices
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print the line."""
+        print(f"(no answer from {self._url}, trying again)", file=self._notices, flush=True)
 
 
 def follow(
@@ -74,55 +87,35 @@ def follow(
 ) -> None:
     """Print `channel` to `out` as it happens, until interrupted. Raises Refused, LocalError."""
     check_channel(channel)
+    logger, handler = logging.getLogger("holdfast.client"), _Notices(url, notices)
+    does_propagate, logger.propagate = logger.propagate, False
+    logger.addHandler(handler)
+    try:
+        asyncio.run(_follow(url, channel, since, history, out))
+    except LocalError:
+        raise
+    except HoldfastError as error:
+        raise Refused(f"{error.code}: {error.detail}") from None
+    finally:
+        logger.removeHandler(handler)
+        logger.propagate = does_propagate
+
+
+async def _follow(url: str, channel: str, since: str | None, history: int, out: TextIO) -> None:
     view, printer = View(), Printer(out.write)
     view.cursor = since
-    failures = 0
-    while True:
-        try:
-            for batch in _batches(url, channel, view.cursor, history):
-                failures = 0
-                view.receive(batch)
-                if batch.cursor is not None or view.cursor is not None:
-                    printer.show(view)
-                    out.flush()
-        except (OSError, EOFError, ViewGap, ValueError):
-            view.cut()
-        if failures == 0:
-            print(f"(no answer from {url}, trying again)", file=notices, flush=True)
-        failures += 1
-        time.sleep(random.uniform(0, min(BACKOFF_MAX_S, BACKOFF_S * 2 ** min(failures, 10))))
-
-
-def _batches(url: str, channel: str, since: str | None, history: int):  # type: ignore[no-untyped-def]
-    """The batches of one connection. Ends with OSError or EOFError."""
-    try:
-        from websockets.exceptions import ConnectionClosed, InvalidStatus
-        from websockets.sync.client import connect
-    except ImportError:
-        raise LocalError("this needs websockets: pip install 'holdfast[serve]'") from None
-
-    try:
-        with connect(_socket_url(url), subprotocols=["holdfast.v1"], max_size=None, compression=None) as socket:  # type: ignore[list-item]
-            socket.send(
-                json.dumps({"type": "attach", "ref": 1, "channel": channel, "since": since, "history": history})
-            )
-            while True:
-                frame = json.loads(socket.recv(timeout=SILENCE_S))
-                if frame["type"] == "events":
-                    yield Batch(events=known_events(frame["events"]), cursor=frame.get("cursor"))
-                elif frame["type"] == "error":
-                    raise Refused(f"{frame.get('code')}: {frame.get('detail', '')}")
-    except InvalidStatus as error:
-        if error.response.status_code in (401, 403):
-            raise Refused(f"the server refused: {error.response.body!r}") from None
-        raise EOFError from None
-    except ConnectionClosed as error:
-        if error.rcvd is not None and error.rcvd.code >= 4300:
-            raise Refused(f"the server closed: {error.rcvd.code} {error.rcvd.reason}") from None
-        raise EOFError from None
-
-
-def _socket_url(url: str) -> str:
-    parts = urlsplit(url)
-    scheme = "wss" if parts.scheme == "https" else "ws"
-    return urlunsplit((scheme, parts.netloc, parts.path.rstrip("/") + "/v1/ws", "", ""))
+    timing, gaps = Timing(), 0
+    async with Client(url, timing=timing) as client:
+        while True:
+            try:
+                async with aclosing(client.subscribe(channel, since=view.cursor, history=history).batches()) as batches:
+                    async for batch in batches:
+                        view.receive(batch)
+                        gaps = 0
+                        if view.cursor is not None:
+                            printer.show(view)
+                            out.flush()
+            except ViewGap:  # events are missing: begin anew without a cursor, after a back-off
+                view.cut()
+                gaps += 1
+                await asyncio.sleep(timing.backoff(gaps, random.Random()))

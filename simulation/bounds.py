@@ -165,20 +165,23 @@ class Bounds:
             # A turn is given without having been asked for, and a farewell said.
             self._at_most("answers are owed by a socket", unanswered, self._hub.limits.socket_requests + turns + 2)
             yield socket, HELD, {"_tasks": session._unanswered + len(session._attachments) + HELD}
-            yield session, HELD, self._bounds_of_session(session, unanswered)
+            yield session, HELD, {"_replies": unanswered}
             yield socket.sender, HELD, {}
-            for attachment in session._attachments.values():
+            yield session._attachments, HELD, self._bounds_of_attachments(session)
+            for attachment in session._attachments:
                 yield attachment, HELD, {}
+            if session._holdings is not None:
+                yield session._holdings, HELD, {"_present": self._hub.limits.socket_channels}
+            if session._workers is not None:
+                yield session._workers, HELD, {}
         for slot in app.heartbeats._slots.values():
             for member in slot:
                 yield member, HELD, {}
                 if (sender := getattr(member, "sender", None)) is not None:
                     yield sender, HELD, {}
 
-    def _bounds_of_session(self, session: Session, unanswered: int) -> dict[str, int]:
-        channels = self._hub.limits.socket_channels
-        attached = len(session._attachments)
-        return {"_replies": unanswered, "_attachments": channels, "_ready": attached, "_present": channels}
+    def _bounds_of_attachments(self, session: Session) -> dict[str, int]:
+        return {"_by_channel": self._hub.limits.socket_channels, "_ready": len(session._attachments)}
 
     def _at_most(self, what: str, count: int, limit: int) -> None:
         if count > limit:

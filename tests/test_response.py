@@ -73,7 +73,7 @@ async def first_bytes(response: httpx2.Response) -> bytes:
     return await anext(response.aiter_raw())
 
 
-async def test_the_caller_gets_the_stream_and_is_told_where_it_is() -> None:
+async def test_caller_gets_the_stream_and_its_location() -> None:
     source = Source()
     source.gate.set()
     async with served_app(source) as served:
@@ -103,7 +103,7 @@ async def test_plain_data_ends_with_done() -> None:
         )
 
 
-async def test_a_caller_who_leaves_stops_nothing_and_the_session_lives_as_long_as_the_stream() -> None:
+async def test_disconnected_caller_does_not_stop_the_answer() -> None:
     source = Source()
     async with served_app(source) as served:
         async with served.http.stream("POST", "/chat?prompt=hi") as response:
@@ -131,7 +131,7 @@ async def test_the_same_answer_again_is_joined_not_repeated() -> None:
         assert len((await served.hub.history("chat:1")).messages) == 2
 
 
-async def test_anybody_may_stop_it_and_the_source_is_closed() -> None:
+async def test_cancel_command_stops_the_answer_and_closes_the_source() -> None:
     source = Source()
     async with served_app(source) as served:
         async with served.http.stream("POST", "/chat?prompt=hi") as response:
@@ -149,7 +149,7 @@ async def test_anybody_may_stop_it_and_the_source_is_closed() -> None:
         assert (message.status, message.text) == ("cancelled", "with session: ")
 
 
-async def test_where_it_is_so_wished_it_ends_when_nobody_looks() -> None:
+async def test_answer_is_cancelled_after_its_last_viewer() -> None:
     source = Source()
     async with served_app(source, cancel_after_s=0.2) as served:
         async with served.http.stream("POST", "/chat?prompt=hi") as response:
@@ -166,7 +166,7 @@ async def test_where_it_is_so_wished_it_ends_when_nobody_looks() -> None:
         assert (await served.hub.read("chat:1", "r"))[0].status == "cancelled"
 
 
-async def test_a_source_that_raises_leaves_failed() -> None:
+async def test_source_that_raises_ends_the_answer_as_failed() -> None:
     hub = new_hub()
 
     async def broken() -> AsyncIterator[str]:
@@ -187,7 +187,7 @@ def ids(text: str) -> list[str]:
 
 
 @pytest.mark.parametrize("style", ["events", "data"])
-async def test_an_event_source_that_comes_back_gets_what_it_misses_and_nothing_twice(style: str) -> None:
+async def test_eventsource_that_reconnects_gets_exactly_the_missed_text(style: str) -> None:
     source = Source()
     event_source = {"accept": "text/event-stream"}
     async with served_app(source, style=style) as served:
@@ -205,7 +205,7 @@ async def test_an_event_source_that_comes_back_gets_what_it_misses_and_nothing_t
         assert "with session" in (await served.http.post("/chat?prompt=hi", headers=strange)).text
 
 
-async def test_plain_data_says_failed_beside_done() -> None:
+async def test_plain_data_sends_failed_before_done() -> None:
     hub = new_hub()
 
     async def broken() -> AsyncIterator[str]:
@@ -220,7 +220,7 @@ async def test_plain_data_says_failed_beside_done() -> None:
         assert told == "data: half\n\nevent: failed\ndata: \n\ndata: [DONE]\n\n"
 
 
-async def test_where_it_ends_as_soon_as_nobody_looks_a_caller_who_reads_gets_all_of_it() -> None:
+async def test_reading_caller_counts_as_a_viewer() -> None:
     hub = new_hub()
 
     async def source() -> AsyncIterator[str]:

@@ -1,7 +1,7 @@
 """How events travel: HTTP, SSE, long poll, WebSocket, and the ASGI app that holds them together.
 
-You are in `transports`: the shell around the hub. Everything here may wait, and nothing here decides: requests go to
-the hub, what comes back is written down as `docs/protocol.md` says.
+Layer: transports, the shell around the hub. Code here may wait, but it decides on no message: it checks access, passes
+requests to the hub, and encodes results and events in the form of `docs/protocol.md`.
 """
 
 from holdfast.transports.app import asgi

@@ -1,11 +1,14 @@
-"""The door: who is let in.
+"""Access control: the one place that decides, for all transports, whether a request may proceed.
 
 Layer: transports.
 
-Closed by default: any web page can reach a loopback port, and any proxy makes the whole world
-look like loopback. So without a verifier only this machine's own programs and pages come in, and nobody through a
-proxy. With a verifier it alone says who somebody is; here only origins are checked. Every rule is one of
-`docs/protocol.md`, "The door"; loosening one needs a decision record.
+Two questions are answered here. Who sends a request: the app's verifier says so, or, without one, the request must come
+plainly from this machine. May this caller do it: origins, tickets, capabilities (`operations`), rates, and the rules
+that look into a request, such as roles. Whose message a request is about is decided later, by `core.decide`.
+
+Closed by default: any web page can reach a loopback port, and any proxy makes the whole world look like loopback. So
+without a verifier only programs and pages of this machine are accepted, and no request that came through a proxy. Every
+rule is part of `docs/protocol.md`, section 10; loosening one needs a decision record.
 """
 
 from __future__ import annotations
@@ -18,19 +21,29 @@ from ipaddress import ip_address
 from typing import Any
 from urllib.parse import urlsplit
 
-from holdfast.core.errors import Busy, Forbidden, HoldfastError, InvalidName, NoVerifier, Unauthenticated
-from holdfast.core.names import check_id
+from msgspec.structs import replace
+
+from holdfast.core.cursor import parse_cursor
+from holdfast.core.errors import Busy, Draining, Forbidden, HoldfastError, InvalidName, NoVerifier, Unauthenticated
+from holdfast.core.model import Part
+from holdfast.core.names import check_channel, check_id
+from holdfast.core.requests import Caller, CreateMessage, UpdateMessage
+from holdfast.hub.committer import Result
 from holdfast.hub.hub import HubCore
 from holdfast.hub.identity import Expired, Identity, Scope, claimed_identity
+from holdfast.hub.presence import check_member, check_signal
+from holdfast.hub.tickets import Ticket
 from holdfast.transports.codec import unexpected
+from holdfast.transports.operations import BY_NAME, Operation
+from holdfast.transports.query import Query
 
 logger = logging.getLogger("holdfast.transports")
 
-VERIFY_TIMEOUT_S = 10.0  # for the app's verifier; it may ask a database, and somebody waits
+VERIFY_TIMEOUT_S = 10.0  # for the app's verifier, which may query a database while the caller waits
 HOSTS = ("localhost", "127.0.0.1", "::1")
-MAX_TOKEN_BYTES = 8 * 1024  # of a token in a frame; in headers the server has its own bound
+MAX_TOKEN_BYTES = 8 * 1024  # of a token in a frame; the server itself bounds headers
 SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
-_WHO = (b"authorization", b"cookie")
+_CREDENTIAL_HEADERS = (b"authorization", b"cookie")
 _FORWARDING = frozenset(
     (
         b"forwarded",
@@ -47,27 +60,37 @@ _FORWARDING = frozenset(
         b"fly-client-ip",
     )
 )
-_OPEN_IT = "Set Hub(authenticate=...) to say who may come in, or authenticate=allow_everyone to let everybody in."
+_REMEDY = "Set Hub(authenticate=...) to verify callers, or authenticate=allow_everyone to accept every caller."
+# Parts that only writers create: a tool call or a source that a user typed would look like the agent's.
+_WRITER_PARTS = ("tool", "source")
+
+
+# Who sends a request
 
 
 def check_local_only(hub: HubCore, scope: Scope) -> None:
-    """Raises NoVerifier where there is no verifier and the peer is not plainly on this machine."""
+    """Raise NoVerifier if the hub has no verifier and the request does not plainly come from this machine."""
     if hub.authenticate is None:
         reason = not_local(scope, hub.allowed_origins)
         if reason:
-            raise NoVerifier(f"This hub has no verifier and so answers only on its own machine: {reason}. {_OPEN_IT}")
+            raise NoVerifier(
+                f"This hub has no verifier and answers only requests of its own machine: {reason}. {_REMEDY}"
+            )
 
 
 async def identify(hub: HubCore, scope: Scope) -> Identity:
-    """Who asks; the door was passed before. Raises Unauthenticated, Forbidden, InvalidName, TooMany, Busy."""
+    """Return the identity behind a request that has passed `check_local_only`.
+
+    Raises Unauthenticated, Forbidden, InvalidName, TooMany, Busy.
+    """
     identity = await known_identity(hub, scope)
     if identity is None:
-        raise Unauthenticated("nobody is known behind this request")
+        raise Unauthenticated("the request carries no credentials that this hub accepts")
     return identity
 
 
 async def known_identity(hub: HubCore, scope: Scope) -> Identity | None:
-    """As `identify`; None where the request says nothing of who asks, or nothing that the app knows."""
+    """Do as `identify`, but return None for a request without credentials, or with credentials unknown to the app."""
     verify = hub.authenticate
     if verify is None:
         claimed = claimed_identity(scope)
@@ -82,56 +105,62 @@ async def known_identity(hub: HubCore, scope: Scope) -> Identity | None:
 
 
 async def identity_by_token(hub: HubCore, scope: Scope, token: str) -> Identity:
-    """Whom `token` names, that a socket of `scope` sent. Raises Unauthenticated, Expired, Busy, InvalidName.
+    """Return the identity that `token`, sent by a socket of `scope`, stands for.
 
-    A verifier with a method `verify_token` is asked so; any other gets the socket's scope with the token as its
-    `Authorization`, and without the cookies: it is the token that is to be judged.
+    A verifier with a method `verify_token` is called with the token. Any other verifier is called with the socket's
+    scope, the token as its `Authorization`, and without the cookies: only the token counts. Raises Unauthenticated,
+    Expired, Busy, InvalidName.
     """
     verify = hub.authenticate
     if verify is None:
-        raise Unauthenticated("this hub knows no tokens")
+        raise Unauthenticated("this hub has no verifier and accepts no tokens")
     if not token.isascii() or not token.isprintable() or len(token) > MAX_TOKEN_BYTES:
-        raise Unauthenticated("this is no token")
+        raise Unauthenticated(f"a token is printable ASCII text of at most {MAX_TOKEN_BYTES} characters")
     by_token: Callable[[str], Awaitable[Identity | None]] | None = getattr(verify, "verify_token", None)
     if by_token is not None:
         identity = await _verified(partial(by_token, token))
     else:
-        others = [(name, value) for name, value in scope["headers"] if name.lower() not in _WHO]
+        others = [(name, value) for name, value in scope["headers"] if name.lower() not in _CREDENTIAL_HEADERS]
         headers = [*others, (b"authorization", b"Bearer " + token.encode())]
         identity = await _verified(partial(verify, {**scope, "headers": headers}))
     if identity is None:
-        raise Unauthenticated("nobody is known behind this token")
+        raise Unauthenticated("the hub's verifier does not accept this token")
     check_identity(hub, identity)
     return identity
 
 
 def check_identity(hub: HubCore, identity: Identity) -> None:
-    """Raises InvalidName, or Expired where it is over already."""
+    """Raise InvalidName for an invalid client id, and Expired for an identity that has expired already."""
     if identity.client_id is not None and "~" in check_id(identity.client_id, "a client id"):
-        raise InvalidName("a client id has no ~: it sets the suffix apart by which a client's members differ")
+        raise InvalidName(
+            f"client id {identity.client_id!r} contains ~, which separates a client id from the suffix of a member"
+        )
     if identity.is_expired(hub.clock.now_ms()):
-        raise Expired("this identity has expired")
+        raise Expired("the identity behind this request has expired")
 
 
-async def _verified(ask: Callable[[], Awaitable[Identity | None]]) -> Identity | None:
-    """What a verifier says. Raises what it raises of ours; whatever else goes wrong there is not told."""
+async def _verified(verify: Callable[[], Awaitable[Identity | None]]) -> Identity | None:
+    """Return the verifier's result. A HoldfastError passes; any other exception is logged and not sent to the peer."""
     try:
         async with asyncio.timeout(VERIFY_TIMEOUT_S):
-            return await ask()
+            return await verify()
     except HoldfastError:
         raise
     except TimeoutError:
-        raise Busy("it could not be found out in time who asks") from None
+        raise Busy(f"authentication timed out after {VERIFY_TIMEOUT_S:.0f} s") from None
     except Exception:
         logger.exception("the verifier failed")
         raise unexpected() from None
 
 
-def is_by_cookie(hub: HubCore, scope: Scope) -> bool:
-    """May it be a cookie that says who asks, which a browser sends unasked, whichever page wants the request?
+# From where
 
-    An `Authorization` header says no: a foreign page can add none without being allowed to. So does a verifier that
-    reads no cookies (`reads_cookies`); of the app's own we do not know.
+
+def is_by_cookie(hub: HubCore, scope: Scope) -> bool:
+    """Return whether a cookie may identify the caller: a browser adds cookies to the requests of any page.
+
+    With an `Authorization` header it does not: a foreign page can only add one with permission. Nor with a verifier
+    that reads no cookies (`reads_cookies`); an app's own verifier is assumed to read them.
     """
     if not getattr(hub.authenticate, "reads_cookies", True):
         return False
@@ -139,75 +168,181 @@ def is_by_cookie(hub: HubCore, scope: Scope) -> bool:
 
 
 def check_origin(scope: Scope, allowed: Sequence[str], *, is_by_cookie: bool) -> None:
-    """Raises Forbidden where a foreign page asks for what a browser would do for it unasked.
+    """Raise Forbidden if a foreign page sends a request that a browser sends without permission.
 
-    That is a WebSocket, which no CORS guards, and a change carried by cookies. The latter has to come from a page that
-    is known, and where nothing says which page it was, from none: browsers name the origin of every change.
+    These are WebSockets, which CORS does not guard, and changes carried by cookies. A change carried by cookies must
+    come from a known page. One without an `Origin` is refused too, because browsers name the origin of every change.
     """
     is_socket = scope["type"] == "websocket"
     if not is_socket and (not is_by_cookie or scope["method"] in SAFE_METHODS):
         return
     origins = [value.decode("latin-1") for name, value in scope["headers"] if name.lower() == b"origin"]
-    # A star lets everybody's pages ask, but not with the cookies of whoever looks at them.
+    # A star accepts the requests of every page, but not with the cookies of the user who looks at the page.
     named = [one for one in allowed if one != "*"] if is_by_cookie else allowed
     for origin in origins:
         if not is_allowed_origin(scope, origin, named):
-            raise Forbidden(f"the origin {origin[:200]!r} is not one of the hub's allowed_origins")
+            raise Forbidden(f"the origin {origin[:200]!r} is not among the hub's allowed_origins")
     if is_by_cookie and not origins and header(scope, b"sec-fetch-site") != "same-origin":
-        raise Forbidden("with a cookie, a change needs an Origin that is known; without one, use a token")
+        raise Forbidden("a change with a cookie needs a known Origin; to send none, authenticate with a token")
 
 
 def is_allowed_origin(scope: Scope, origin: str, allowed: Sequence[str]) -> bool:
-    """Is `origin` the host that was asked, or one that was allowed?"""
+    """Return whether `origin` is the host of this request, or an allowed origin."""
     return "*" in allowed or origin in allowed or is_same_host(scope, origin)
 
 
 def is_same_host(scope: Scope, origin: str) -> bool:
-    """Does `origin` name the host and port that this request was sent to?"""
+    """Return whether `origin` names the host and port that this request was sent to."""
     host = header(scope, b"host")
     if host is None:
         return False
     try:
-        page, asked = urlsplit(origin), urlsplit(f"//{host}")
+        page, requested = urlsplit(origin), urlsplit(f"//{host}")
         default = {"http": 80, "https": 443}.get(page.scheme)
         if default is None or not page.hostname:
             return False
-        # What we are asked over may be plain where a proxy does the encryption; the other way round it is foreign.
+        # Behind a proxy that does the encryption our own scheme is plain; a plain page of an encrypted host is foreign.
         if page.scheme == "http" and scope.get("scheme") in ("https", "wss"):
             return False
-        return (page.hostname, page.port or default) == (asked.hostname, asked.port or default)
+        return (page.hostname, page.port or default) == (requested.hostname, requested.port or default)
     except ValueError:
         return False
 
 
 def not_local(scope: Scope, allowed: Sequence[str] = ()) -> str | None:
-    """Why this request is not plainly from a program or page of this machine; None if it is.
+    """Return why this request does not plainly come from a program or page of this machine; None if it does.
 
-    Origins in `allowed` were named by whoever runs the hub; `*` names none.
+    The operator of the hub has listed the origins in `allowed`; `*` allows none here.
     """
     client = scope.get("client")
     if not client or not _is_loopback(client[0]):
-        return "the peer is not on loopback"
+        return "the peer's address is not a loopback address"
     hosts = [value for name, value in scope["headers"] if name.lower() == b"host"]
     if len(hosts) != 1 or _host_name(hosts[0].decode("latin-1")) not in HOSTS:
-        return "the Host is not localhost"
+        return "the Host header is not localhost, 127.0.0.1 or [::1]"
     forwarding = _forwarding_header(scope["headers"])
     if forwarding:
-        return f"the header {forwarding} says that a proxy stands between"
+        return f"the header {forwarding} shows that a proxy forwarded the request"
     origins = [value.decode("latin-1") for name, value in scope["headers"] if name.lower() == b"origin"]
     if any(origin not in allowed and not is_same_host(scope, origin) for origin in origins):
-        return "the Origin is another one"
+        return "the Origin is another host and is not in allowed_origins"
     return None
 
 
+# What they may do
+
+
+def check_operation(identity: Identity, operation: Operation, channel: str) -> None:
+    """Raise Forbidden unless `identity` holds every capability that `operation` needs on `channel`."""
+    for capability in operation.needs:
+        identity.check(capability, channel)
+
+
+def check_create(request: CreateMessage, identity: Identity, channel: str) -> None:
+    """Raise Forbidden if creating this message needs `append` besides `publish`, and `identity` lacks it."""
+    if request.role != "user" or request.status == "streaming" or _has_writer_parts(request.parts):
+        identity.check("append", channel)
+
+
+def check_update(request: UpdateMessage, identity: Identity, channel: str) -> None:
+    """Raise Forbidden if the new parts of the message need `append` besides `publish`, and `identity` lacks it."""
+    if _has_writer_parts(request.parts):
+        identity.check("append", channel)
+
+
+def _has_writer_parts(parts: list[Part] | None) -> bool:
+    return any(part.get("type") in _WRITER_PARTS for part in parts or ())  # of any type: parts are not validated yet
+
+
+def check_work(identity: Identity, pattern: str) -> None:
+    """Raise Forbidden unless `identity` may take turns of all channels that `pattern` covers."""
+    for capability in BY_NAME["work"].needs:
+        identity.check_pattern(capability, pattern)
+
+
+async def check_metrics(hub: HubCore, scope: Scope) -> None:
+    """Raise Forbidden unless the request comes from this machine, or its caller is `admin` of all channels."""
+    if not_local(scope) and not all(map((await identify(hub, scope)).has_everywhere, BY_NAME["metrics"].needs)):
+        raise Forbidden("/metrics needs a request from loopback, not through a proxy, or `admin` of all channels")
+
+
+def member_of(identity: Identity, member: str | None) -> str:
+    """Return the id of a member of this client, by default the client id. Raises Forbidden, InvalidName."""
+    return check_member(member or identity.client_id or "anonymous", identity.client_id)
+
+
+def count_signal(hub: HubCore, identity: Identity, name: str) -> None:
+    """Count a signal of this client. Raises TooMany, and Forbidden for a name that only the server uses."""
+    hub.rates.signal(identity)
+    check_signal(name)
+
+
+def caller_of(hub: HubCore, identity: Identity, channel: str) -> Caller:
+    """Return `identity` as the caller of a request for `channel`, with the rate of new channels applied."""
+    caller = identity.caller(channel)
+    return caller if hub.rates.may_begin(identity) else replace(caller, may_begin=False)
+
+
+def count_new_channel(hub: HubCore, identity: Identity, result: Result) -> None:
+    """Count a channel of this client if the stored request was its first entry."""
+    if result.created and result.serial == 1:
+        hub.rates.began(identity)
+
+
+# Who may follow a channel
+
+
+async def check_serving(hub: HubCore) -> None:
+    """Start the hub, and raise Draining if it shuts down: a draining hub refuses before any other check."""
+    await hub.start()
+    if hub.is_draining:
+        raise Draining("this server is shutting down; connect to another server, or to this one after its restart")
+
+
+async def admit_stream(
+    hub: HubCore, scope: Scope, query: Query, channel: str, operation: Operation
+) -> tuple[Identity, Ticket | None]:
+    """Return the identity for a stream of `channel`, by a ticket (returned too) or as for every request.
+
+    Raises Draining, InvalidName, Unauthenticated, Expired, Forbidden and the errors of `identify`.
+    """
+    await check_serving(hub)
+    text = query.text("ticket")
+    ticket: Ticket | None = None
+    if text is None:
+        identity = await identify(hub, scope)
+        check_channel(channel)
+    else:
+        ticket = hub.tickets.read(text, check_channel(channel), parse_cursor(header(scope, b"last-event-id")))
+        identity = ticket.identity()
+    check_operation(identity, operation, channel)
+    return identity, ticket
+
+
+async def admit_poll(hub: HubCore, scope: Scope, channel: str) -> Identity:
+    """Return the identity for a long poll of `channel`. Tickets do not count: a client that polls can send a header."""
+    await check_serving(hub)
+    identity = await identify(hub, scope)
+    check_operation(identity, BY_NAME["poll"], check_channel(channel))
+    return identity
+
+
+def allowed_history(identity: Identity, channel: str, requested: int | None) -> int | None:
+    """Return how many finished messages a new start shows: none to a caller without `history`."""
+    return requested if identity.has("history", channel) else 0
+
+
+# Headers and addresses
+
+
 def peer_of(scope: Scope) -> str:
-    """The address of the peer, as the server sees it."""
+    """Return the address of the peer, as the server sees it."""
     client = scope.get("client")
     return str(client[0]) if client else ""
 
 
 def header(scope: Scope, name: bytes) -> str | None:
-    """The first header `name` (lower case), or None."""
+    """Return the first header `name` (lower case), or None."""
     for known, value in scope["headers"]:
         if known.lower() == name:
             text: str = value.decode("latin-1")
@@ -227,7 +362,7 @@ def _is_loopback(address: Any) -> bool:
 def _host_name(host: str) -> str | None:
     try:
         split = urlsplit(f"//{host}")
-        split.port  # noqa: B018 - raises where it is no number
+        split.port  # noqa: B018 - raises if it is not a number
     except ValueError:
         return None
     if split.path or split.query or split.fragment or "@" in host:

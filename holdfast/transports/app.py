@@ -1,10 +1,10 @@
-"""The ASGI app: which request goes where, and what the server itself asks of us.
+"""The ASGI app: routes each request to its endpoint, and serves the lifespan protocol.
 
 Layer: transports.
 
-Plain requests go through Starlette (routes, CORS, static files); streams, long polls and
-sockets go straight from here to the endpoint that speaks ASGI, since they live long and many. The app works mounted
-anywhere: it looks at the path below `root_path`, starts the hub on first use, and answers `lifespan` if it is asked.
+Plain requests go through Starlette (routes, CORS, static files). Streams, long polls and sockets are many and live
+long, so they go from here straight to endpoints that use ASGI themselves. The app works mounted anywhere: it reads the
+path below `root_path`, starts the hub on first use, and serves `lifespan` if the server sends it.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-from collections.abc import MutableMapping
+from collections.abc import Awaitable, Callable, MutableMapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
@@ -30,34 +30,46 @@ from holdfast.hub.hub import HubCore
 from holdfast.hub.identity import Scope
 from holdfast.transports.access import check_local_only, header
 from holdfast.transports.chunks import Chunks, cycle_of, socket_of
+from holdfast.transports.close_codes import MISUSED
 from holdfast.transports.codec import unexpected
 from holdfast.transports.heartbeats import Heartbeats
 from holdfast.transports.http import no_such_path, problem_response, routes
 from holdfast.transports.longpoll import poll
 from holdfast.transports.message_stream import message_events
+from holdfast.transports.operations import OPERATIONS
 from holdfast.transports.problem import Headers, problem_messages
-from holdfast.transports.sender import LAST_WORDS_S
+from holdfast.transports.sender import FAREWELL_S
 from holdfast.transports.sse import channel_events, is_started
 from holdfast.transports.websocket import Sockets
 
 logger = logging.getLogger("holdfast.transports")
 
-SHUTDOWN_S = 1.0  # for viewers, when the hub leaves; those who do not read get less (`sender.LAST_WORDS_S`)
-# For a peer to take what was written before its stream or socket ended. Servers wait for that for ever.
+SHUTDOWN_S = 1.0  # for all viewers, when the hub drains; a peer that does not read gets `sender.FAREWELL_S`
+# For a peer to take the bytes written before its stream or socket ended. Servers wait for that for ever.
 UNREAD_S = 10.0
 WEB = Path(__file__).parent.parent / "web"
 _METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
 _REQUEST_HEADERS = ("Authorization", "Cache-Control", "Content-Type", "Holdfast-Client", "Last-Event-ID")
-_STREAM = re.compile(r"/v1/channels/([^/]+)/(?:(events)|(poll)|messages/([^/]+)/events)\Z")
+_ENDPOINTS: dict[str, Callable[..., Awaitable[None]]] = {
+    "events": channel_events,
+    "poll": poll,
+    "message_events": message_events,
+}
+# One alternative for each stream, as a named group; inside it an unnamed group for each name in the path.
+_STREAM = re.compile(
+    "|".join(
+        f"(?P<{one.name}>{re.sub('{[a-z]+}', '([^/]+)', one.path)})\\Z" for one in OPERATIONS if one.kind == "stream"
+    )
+)
 
 
-def asgi(hub: HubCore) -> ASGIApp:
-    """The ASGI app of `hub`. One app for each hub: it holds the timers of its viewers."""
+def asgi(hub: HubCore) -> App:
+    """Return the ASGI app of `hub`. There is one for each hub: it holds the timers of its viewers."""
     return App(hub)
 
 
 class App:
-    """Everything that the hub says over ASGI."""
+    """The hub as an ASGI app: all requests, streams and sockets of one hub."""
 
     def __init__(self, hub: HubCore) -> None:
         self.hub = hub
@@ -68,7 +80,7 @@ class App:
         hub.on_drain(self._drain)
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
-        known = cast("Scope", scope)  # what servers hand over is a dict
+        known = cast("Scope", scope)  # servers pass a dict
         match scope["type"]:
             case "http":
                 await self._http(known, receive, send)
@@ -78,7 +90,7 @@ class App:
                 await self._lifespan(receive, send)
 
     def cors(self, scope: Scope) -> Headers:
-        """The CORS headers of an answer that Starlette's middleware does not see."""
+        """Return the CORS headers of a response that Starlette's middleware does not see."""
         origins = self.hub.allowed_origins
         origin = header(scope, b"origin")
         if not origins or origin is None:
@@ -95,11 +107,11 @@ class App:
 
     def _drain(self) -> None:
         self._sockets.drain()
-        # The hub waits for its tasks before it hands the signal on, so what viewers are told last is on its way before
-        # the server closes what is open.
-        self.hub.start_task(self._until_all_left())
+        # The hub waits for its tasks before it passes the signal on, so the last events to viewers are sent before the
+        # server closes its connections.
+        self.hub.start_task(self._until_all_disconnected())
 
-    async def _until_all_left(self) -> None:
+    async def _until_all_disconnected(self) -> None:
         with suppress(TimeoutError):
             async with asyncio.timeout(SHUTDOWN_S):
                 await self.heartbeats.until_empty()
@@ -112,25 +124,21 @@ class App:
             if stream is None or scope["method"] not in ("GET", "HEAD"):
                 await self._plain({**scope, "path": path, "root_path": ""}, receive, send)
                 return
-            channel, is_events, is_poll, message_id = stream.groups()
-            if is_events:
-                await channel_events(self, scope, receive, send, channel)
-            elif is_poll:
-                await poll(self, scope, receive, send, channel)
-            else:
-                await message_events(self, scope, receive, send, channel, message_id)
+            assert stream.lastgroup is not None
+            _, *names = [group for group in stream.groups() if group is not None]
+            await _ENDPOINTS[stream.lastgroup](self, scope, receive, send, *names)
         except HoldfastError as error:
-            await _answer(error, self.cors(scope), send)
+            await _send_problem(error, self.cors(scope), send)
         except Exception as error:
             if isinstance(error, OSError) and not isinstance(error, TimeoutError):
-                return  # how servers say, since ASGI 2.4, that the peer has left while it was answered
+                return  # since ASGI 2.4 servers raise it when the peer has disconnected
             if is_started(scope):
-                raise  # the server breaks the stream off, and logs why
-            logger.exception("a request failed")
-            await _answer(unexpected(), self.cors(scope), send)
+                raise  # the server breaks the stream off and logs the error
+            logger.exception("an HTTP request failed")
+            await _send_problem(unexpected(), self.cors(scope), send)
         finally:
             if is_started(scope):
-                self._cut_unread(receive)
+                self._abort_if_unread(receive)
 
     async def _websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
         await receive()  # websocket.connect
@@ -143,26 +151,26 @@ class App:
             await _refuse(scope, error, send)
             return
         except Exception:
-            logger.exception("a socket could not be let in")
+            logger.exception("a WebSocket could not be admitted")
             await _refuse(scope, unexpected(), send)
             return
         try:
             await self._sockets.serve(credentials, scope, receive, send)
         finally:
-            self._cut_unread(receive)
+            self._abort_if_unread(receive)
 
-    def _cut_unread(self, receive: Any) -> None:
-        """A stream or socket has ended: cut the connection of a peer that does not read the rest, where we know it.
+    def _abort_if_unread(self, receive: Any) -> None:
+        """Abort the connection of an ended stream or socket whose peer does not read the rest, if we know it.
 
-        Servers close when all is sent. A reader who has stopped would hold its connection, and a server that leaves,
-        for ever.
+        Servers close a connection when all bytes are sent. A reader that has stalled would hold its connection, and a
+        server that shuts down, for ever.
         """
-        connection = cycle_of(receive) or socket_of(receive)  # which less middleware wraps than `send`
+        connection = cycle_of(receive) or socket_of(receive)  # less middleware wraps `receive` than `send`
         if connection is None or getattr(connection, "response_complete", False):
-            return  # an answer that is complete may be read for as long as it takes
+            return  # reading a complete response may take as long as it takes
         if connection.transport.get_write_buffer_size():
-            patience_s = LAST_WORDS_S if self.hub.is_draining else UNREAD_S
-            asyncio.get_running_loop().call_later(patience_s, _abort_unread, connection.transport)
+            timeout_s = FAREWELL_S if self.hub.is_draining else UNREAD_S
+            asyncio.get_running_loop().call_later(timeout_s, _abort_unread, connection.transport)
 
     async def _lifespan(self, receive: Receive, send: Send) -> None:
         await receive()  # lifespan.startup
@@ -178,21 +186,21 @@ class App:
 
 
 def path_below(scope: Scope) -> str:
-    """The path below where we are mounted. An encoded slash stays encoded: it must not cut a name in two."""
+    """Return the path below the mount point. An encoded slash stays encoded: it must not split a name."""
     path: str = scope["path"]
     root: str = scope.get("root_path", "").rstrip("/")
     raw: bytes = scope.get("raw_path") or b""
     if b"%2f" in raw.lower():
         segments = raw.partition(b"?")[0].split(b"/")
         path = "/".join(unquote_to_bytes(one).decode(errors="replace").replace("/", "%2F") for one in segments)
-    path = path.replace("\n", "%0A")  # or it would be lost at the end: Starlette's routes end in `$`
+    path = path.replace("\n", "%0A")  # Starlette's routes end in `$`, which ignores a newline at the end
     if root and path.startswith(root) and path[len(root) : len(root) + 1] in ("", "/"):
         return path[len(root) :] or "/"
     return path
 
 
 class _Web(StaticFiles):
-    """The browser's files. They change with the server, so a browser asks before it uses an old one."""
+    """The browser's files. They change with the server, so a browser must revalidate its copies."""
 
     async def get_response(self, path: str, scope: Any) -> Response:
         response = await super().get_response(path, scope)
@@ -204,7 +212,7 @@ def _plain_app(hub: HubCore) -> ASGIApp:
     known: list[BaseRoute] = [*routes(hub)]
     if WEB.is_dir():
         known.append(Mount("/web", _Web(directory=WEB)))
-    app: ASGIApp = _problems(Router(known, redirect_slashes=False, default=_nothing))
+    app: ASGIApp = _problems(Router(known, redirect_slashes=False, default=_not_found))
     origins = hub.allowed_origins
     if origins:
         app = CORSMiddleware(
@@ -223,12 +231,12 @@ def _abort_unread(transport: asyncio.WriteTransport) -> None:
         transport.abort()
 
 
-async def _nothing(scope: Any, receive: Any, send: Any) -> None:
+async def _not_found(scope: Any, receive: Any, send: Any) -> None:
     await problem_response(no_such_path())(scope, receive, send)
 
 
 def _problems(app: ASGIApp) -> ASGIApp:
-    """`app`, with what static files raise said as problems."""
+    """Return `app` with the exceptions of static files turned into problem responses."""
 
     async def wrapped(scope: Any, receive: Any, send: Any) -> None:
         try:
@@ -236,7 +244,7 @@ def _problems(app: ASGIApp) -> ASGIApp:
         except HTTPException as error:
             known: HoldfastError = no_such_path()
             if error.status_code == 405:
-                known = MethodNotAllowed("only GET and HEAD are for files", allow=["GET", "HEAD"])
+                known = MethodNotAllowed("a file has only GET and HEAD", allow=["GET", "HEAD"])
             elif error.status_code != 404:
                 logger.warning("a file could not be served: %s", error)
             await problem_response(known)(scope, receive, send)
@@ -244,16 +252,16 @@ def _problems(app: ASGIApp) -> ASGIApp:
     return wrapped
 
 
-async def _answer(error: HoldfastError, headers: Headers, send: Send) -> None:
-    with suppress(OSError):  # the peer has left
+async def _send_problem(error: HoldfastError, headers: Headers, send: Send) -> None:
+    with suppress(OSError):  # the peer has disconnected
         for message in problem_messages(error, headers):
             await send(message)
 
 
 async def _refuse(scope: Scope, error: HoldfastError, send: Send) -> None:
-    """Refuse a socket before it is accepted: with our problem where the server can, else with a plain 403."""
+    """Refuse a socket before it is accepted: with our problem if the server supports that, else with a plain 403."""
     if "websocket.http.response" in (scope.get("extensions") or {}):
         for message in problem_messages(error, prefix="websocket.http.response"):
             await send(message)
     else:
-        await send({"type": "websocket.close", "code": 4300, "reason": error.code})
+        await send({"type": "websocket.close", "code": MISUSED, "reason": error.code})

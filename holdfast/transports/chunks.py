@@ -1,13 +1,12 @@
-"""One chunk, or one WebSocket frame, for all viewers, straight to the socket, under our own `serve`.
+"""Frames a batch once for all viewers and writes it straight to their transports, under our own `serve`.
 
 Layer: transports.
 
-With a thousand viewers of one channel the server's `send` frames the same bytes a thousand
-times, each in a coroutine of its own: 1.1 of 9.2 µs a delivery by SSE, 2 of 20 by WebSocket (measured). So where the
-server is uvicorn with httptools or websockets, and nobody stands between it and us, a batch is framed once and every
-viewer's transport gets the same bytes object. What this needs to know of uvicorn stands here and nowhere else; whenever
-anything is not as expected, the batch goes through `send` as everywhere. `tests/transports/test_chunks.py` says whether
-the installed uvicorn is as expected.
+With a thousand viewers of one channel the server's `send` frames the same bytes a thousand times, each in a coroutine
+of its own: 1.1 of 9.2 µs a delivery by SSE, 2 of 20 by WebSocket (measured). So if the server is uvicorn with httptools
+or websockets, and no middleware stands between it and us, a batch is framed once and every viewer's transport gets the
+same bytes object. All knowledge of uvicorn's internals is in this module; if uvicorn differs from it, the batch goes
+through `send` as everywhere. `tests/transports/test_chunks.py` shows whether the installed uvicorn is as expected.
 """
 
 from __future__ import annotations
@@ -19,13 +18,13 @@ from starlette.types import Send
 
 from holdfast.hub.feed import EncodedBatch
 
-# Larger ones are few, and keeping the last of them alive would cost more than framing them again.
+# Larger batches are few, and keeping the last one alive would cost more than framing it again.
 MAX_BYTES = 64 * 1024
-OPEN = 1  # of the states of a WebSocket, as `websockets` counts them
+OPEN = 1  # the state of an open WebSocket, as `websockets` counts them
 
 
 class Chunks:
-    """The chunk of the batch that was asked for last: viewers of a channel come for the same one in a row."""
+    """Caches the chunk of the last batch: the viewers of a channel take the same batch in a row."""
 
     __slots__ = ("_batch", "_chunk")
 
@@ -34,7 +33,7 @@ class Chunks:
         self._chunk = b""
 
     def of(self, batch: EncodedBatch) -> bytes | None:
-        """The batch as a chunk of HTTP/1.1, or None when it is too large to be worth it."""
+        """Return the batch as a chunk of HTTP/1.1, or None if it is too large to be worth it."""
         if batch is not self._batch:
             body = batch.sse
             if len(body) > MAX_BYTES:
@@ -45,10 +44,10 @@ class Chunks:
 
 
 def cycle_of(send: Send) -> Any:
-    """uvicorn's response cycle, if `send` is its own and no middleware's; else None."""
+    """Return uvicorn's response cycle, if `send` is its own and not a middleware's; else None."""
     module = sys.modules.get("uvicorn.protocols.http.httptools_impl")
     cycle: Any = getattr(send, "__self__", None)
-    # `Any`: uvicorn need not be installed, and these attributes are no interface of its.
+    # `Any`: uvicorn need not be installed, and these attributes are not part of its interface.
     kind: Any = getattr(module, "RequestResponseCycle", None)
     if kind is None or type(cycle) is not kind:
         return None
@@ -57,7 +56,7 @@ def cycle_of(send: Send) -> Any:
 
 
 def can_write(cycle: Any) -> bool:
-    """Would `send` hand a chunk to the transport right away, as it is?"""
+    """Return whether `send` would pass a chunk to the transport at once and unchanged."""
     return bool(
         cycle.chunked_encoding
         and not cycle.flow.write_paused
@@ -67,7 +66,7 @@ def can_write(cycle: Any) -> bool:
 
 
 class Frames:
-    """As `Chunks`: the WebSocket frame of the text that was asked for last."""
+    """Caches the WebSocket frame of the last text, as `Chunks` does for batches."""
 
     __slots__ = ("_frame", "_text")
 
@@ -76,7 +75,7 @@ class Frames:
         self._frame = b"\x81\x00"
 
     def of(self, text: str) -> bytes | None:
-        """`text` as one unmasked frame, or None when it is too large to be worth it."""
+        """Return `text` as one unmasked frame, or None if it is too large to be worth it."""
         if text is not self._text:
             if len(text) > MAX_BYTES:
                 return None
@@ -93,7 +92,7 @@ class Frames:
 
 
 def socket_of(send: Send) -> Any:
-    """uvicorn's WebSocket protocol, if `send` is its own and no middleware's; else None."""
+    """Return uvicorn's WebSocket protocol, if `send` is its own and not a middleware's; else None."""
     module = sys.modules.get("uvicorn.protocols.websockets.websockets_sansio_impl")
     protocol: Any = getattr(send, "__self__", None)
     kind: Any = getattr(module, "WebSocketsSansIOProtocol", None)
@@ -107,7 +106,7 @@ def socket_of(send: Send) -> Any:
 
 
 def can_frame(protocol: Any) -> bool:
-    """Would `send` hand a text frame to the transport right away, as it is?"""
+    """Return whether `send` would pass a text frame to the transport at once and unchanged."""
     return bool(
         protocol.handshake_complete
         and protocol.writable.is_set()

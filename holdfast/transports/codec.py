@@ -1,9 +1,9 @@
-"""JSON in and out: how a peer's bytes become requests, and how answers become fields.
+"""JSON in and out: a peer's bytes become requests, and results become fields.
 
 Layer: transports.
 
-HTTP and WebSocket share this, so that the same mistake gets the same code on both. Which code
-a mistake gets is part of the protocol (`docs/protocol.md`, "Errors"); the wording is not.
+HTTP and WebSocket share this, so that the same mistake gets the same code on both. The code of a mistake is part of the
+protocol (`docs/protocol.md`, "Errors"); the wording is not.
 """
 
 from __future__ import annotations
@@ -54,32 +54,32 @@ T = TypeVar("T")
 
 
 def decode(data: bytes, decoder: msgspec.json.Decoder[T]) -> T:
-    """What `data` says. Raises InvalidRequest, or InvalidText where text is none."""
+    """Return the decoded `data`. Raises InvalidRequest, and InvalidText for text that is not valid Unicode."""
     try:
         return decoder.decode(data)
     except msgspec.ValidationError as error:
         raise InvalidRequest(str(error)) from None
     except RecursionError:
-        raise InvalidRequest("the JSON is nested too deep") from None
+        raise InvalidRequest("the JSON is nested too deeply to be decoded") from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         _refuse(data, error)
 
 
 def _refuse(data: bytes, error: Exception) -> NoReturn:
-    """Say why `data` is no JSON that we take. Half a surrogate pair looks like anything but that to the decoder."""
+    """Raise the reason why `data` is not accepted. The decoder's own error hides half a surrogate pair."""
     if not data.strip():
-        raise InvalidRequest("the body is empty; where nothing is to be said it is {}") from None
+        raise InvalidRequest("the body is empty: send {} for a request without fields") from None
     try:
         text = data.decode()
     except UnicodeDecodeError:
-        raise InvalidText("the JSON is not UTF-8") from None
+        raise InvalidText("the JSON is not encoded in UTF-8") from None
     if "\\ud" in text.lower() and _holds_lone_surrogates(text):
-        raise InvalidText("text holds a lone surrogate: hold it back and join it to the next piece") from None
+        raise InvalidText("the text contains a lone surrogate: hold it back and join it to the next piece") from None
     raise InvalidRequest(str(error)) from None
 
 
 def _holds_lone_surrogates(text: str) -> bool:
-    """Is `text` JSON but for a lone surrogate? The standard library's decoder lets those through."""
+    """Return whether a lone surrogate is all that is wrong with `text`. The standard library's decoder accepts it."""
     try:
         value = json.loads(text, parse_constant=_no_constant)
         json.dumps(value, ensure_ascii=False).encode()
@@ -91,91 +91,95 @@ def _holds_lone_surrogates(text: str) -> bool:
 
 
 def _no_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no JSON")
+    raise ValueError(f"{name} is not valid JSON")
 
 
-def answer_fields(request: Request, answer: Result) -> dict[str, Any]:
-    """What the answer to `request` says, the same on HTTP and WebSocket. Raises Deleted."""
-    fields = _fields(request, answer)
-    return _unread(request, fields) if answer.is_blind else fields
+def result_fields(request: Request, result: Result) -> dict[str, Any]:
+    """Return the fields of the response to `request`, the same on HTTP and WebSocket. Raises Deleted."""
+    fields = _fields(request, result)
+    return _hide_channel(request, fields) if result.is_blind else fields
 
 
-def _fields(request: Request, answer: Result) -> dict[str, Any]:
+def _fields(request: Request, result: Result) -> dict[str, Any]:
     match request:
         case CreateMessage():
             return {
-                "message": _message(answer),
-                "serial": answer.serial,
-                "generation": answer.generation,
-                "cursor": answer.cursor,
+                "message": _message(result),
+                "serial": result.serial,
+                "generation": result.generation,
+                "cursor": result.cursor,
             }
         case AppendText():
-            return {"serial": answer.serial, "part": answer.part, "length": answer.length}
+            return {"serial": result.serial, "part": result.part, "length": result.length}
         case UpdateMessage():
-            return {"message": _message(answer), "serial": answer.serial}
+            return {"message": _message(result), "serial": result.serial}
         case PutPart() | FinishMessage():
-            return {"serial": answer.serial}
+            return {"serial": result.serial}
         case TakeOver():
-            return {"serial": answer.serial, "generation": answer.generation, "lengths": answer.lengths}
+            return {"serial": result.serial, "generation": result.generation, "lengths": result.lengths}
         case RenewLease():
-            return {"serial": answer.serial, "lease_s": request.lease_s}
+            return {"serial": result.serial, "lease_s": request.lease_s}
         case SendCommand():
-            reply = {"reply": answer.reply} if answer.reply is not None else {}
-            return {"command": answer.command, "serial": answer.serial, **reply}
+            reply = {"reply": result.reply} if result.reply is not None else {}
+            return {"command": result.command, "serial": result.serial, **reply}
         case ReplyCommand() | SettleCommand():
-            return {"serial": answer.serial}
+            return {"serial": result.serial}
         case ClaimTurn() | EndTurn():
-            return {"serial": answer.serial, "generation": answer.generation}
+            return {"serial": result.serial, "generation": result.generation}
         case DeleteMessage():
             return {}
 
 
-def _unread(request: Request, fields: dict[str, Any]) -> dict[str, Any]:
-    """`fields` for whoever may not read the channel: they tell nothing of what else is in it, nor how much.
+def _hide_channel(request: Request, fields: dict[str, Any]) -> dict[str, Any]:
+    """Return `fields` for a caller that may not read the channel: without a hint at its other content.
 
-    Serials are 0. A `version` beside a `created` still says whether the message has changed, and a cursor its epoch:
-    who writes without reading needs both.
+    Serials are 0. A `version` beside a `created` still shows whether the message has changed, and a cursor still shows
+    its epoch: a caller that writes without reading needs both.
     """
-    told = {name: 0 if name == "serial" else value for name, value in fields.items()}
+    shown = {name: 0 if name == "serial" else value for name, value in fields.items()}
     message, reply = fields.get("message"), fields.get("reply")
     if isinstance(message, Message):
         parent = request.parent if isinstance(request, CreateMessage) else None
-        told["message"] = replace(
+        shown["message"] = replace(
             message,
-            parent=message.reply_to if parent is UNSET else parent,  # as it was sent, or follows from that
+            parent=message.reply_to
+            if parent is UNSET
+            else parent,  # as the caller sent it, or as it follows from `reply_to`
             created=0,
             version=int(message.version != message.created),
         )
     if isinstance(reply, CommandReply):
-        told["reply"] = replace(reply, serial=0)
+        shown["reply"] = replace(reply, serial=0)
     if "cursor" in fields:
         cursor = parse_cursor(fields["cursor"])
-        told["cursor"] = str(Cursor(cursor.epoch if cursor is not None else NO_EPOCH, 0))
-    return told
+        shown["cursor"] = str(Cursor(cursor.epoch if cursor is not None else NO_EPOCH, 0))
+    return shown
 
 
-def _message(answer: Result) -> object:
-    if answer.message is None:
-        raise Deleted("the message was deleted meanwhile")
-    return answer.message
+def _message(result: Result) -> object:
+    if result.message is None:
+        raise Deleted("the message was deleted while the request was carried out")
+    return result.message
 
 
 def unexpected() -> HoldfastError:
-    """What a peer is told of a mistake of ours; the log has the rest."""
-    return HoldfastError("something went wrong in the server; its log says what")
+    """Return the error that a peer gets for a bug of the server; the log has the rest."""
+    return HoldfastError("the server failed to carry out the request; its log has the reason")
 
 
 def for_peers(error: HoldfastError) -> HoldfastError:
-    """`error` as a peer may see it; the log has the rest.
+    """Return `error` in the form that a peer may see; the log has the rest.
 
-    What our own caller did wrong is an internal error to everybody else, and where a store lies is nobody's business.
+    A mistake of the app in this process is an internal error to peers. Store paths are not exposed to clients.
     """
     if isinstance(error, LocalError):
-        logger.error("a request could not be carried out: %s", error)
+        logger.error("a request failed because of a mistake in this process: %s", error)
         return HoldfastError(error.detail)
     if isinstance(error, StoreUnavailable | StoreInUse | StoreUnusable):
-        logger.warning("the store: %s", error)
+        logger.warning("a request failed because of the store: %s", error)
         if isinstance(error, CommitUnknown):
-            return StoreUnavailable("it is not known whether this was stored; asking again tells")
-        return type(error)("the store cannot be used for now; nothing was stored" if error.retry else "")
+            return StoreUnavailable(
+                "the server does not know whether the request was stored; send it again to find out"
+            )
+        return type(error)("the store is not available now; nothing of the request was stored" if error.retry else "")
     return error

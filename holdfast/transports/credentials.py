@@ -1,10 +1,9 @@
-"""Passports: who is at the other end of a connection that stays, until when, and how that is prolonged.
+"""Credentials: the identity behind a long connection, when it expires, and how a token renews it.
 
 Layer: transports.
 
-A request is over before anything about its sender changes; a stream or a socket is not. So it
-holds a credentials: the identity, the moment of its end, and the slot that it takes among the client's connections.
-`leave` must be called when the connection is over.
+A plain request ends before anything about its caller changes; a stream or a socket does not. So it holds credentials:
+the identity, the time of its expiry, and the connection slot that it takes. Call `leave` when the connection ends.
 """
 
 from __future__ import annotations
@@ -19,117 +18,120 @@ from holdfast.hub.rates import ConnectionSlot
 from holdfast.hub.tickets import Ticket
 from holdfast.transports.access import identity_by_token, peer_of
 
-# Beyond this a timer is wound again: loops count in floats, and none sleeps for longer than a day.
+# A timer beyond this is set in steps: event loops count in floats, and none sleeps for longer than a day.
 _MAX_TIMER_S = 12 * 3600.0
 
 
 class Credentials:
-    """Who is at the other end. Used from the hub's event loop; only `renew` waits."""
+    """The identity behind one connection; None until an `auth` frame. Used from the hub's loop; only `renew` waits."""
 
-    __slots__ = ("_hub", "_identity", "_over", "_scope", "_slot", "_timer", "ticket")
+    __slots__ = ("_hub", "_identity", "_on_expiry", "_scope", "_slot", "_timer", "ticket")
 
     def __init__(self, hub: HubCore, scope: Scope, identity: Identity | None, *, ticket: Ticket | None = None) -> None:
         self._hub = hub
         self._scope = scope
         self._identity = identity
         self._slot: ConnectionSlot | None = None
-        self._over: Callable[[], None] | None = None
+        self._on_expiry: Callable[[], None] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self.ticket = ticket
 
     @property
     def identity(self) -> Identity:
-        """Who it is. Raises Unauthenticated where nobody has said so yet."""
+        """The identity. Raises Unauthenticated before it is known."""
         if self._identity is None:
-            raise Unauthenticated("nobody is known at the other end; the first frame is `auth`")
+            raise Unauthenticated("this socket is not authenticated: its first frame must be `auth`, with a token")
         return self._identity
 
     @property
     def is_known(self) -> bool:
-        """Is it known who this is?"""
+        """Whether the identity is known."""
         return self._identity is not None
 
     @property
     def is_expired(self) -> bool:
-        """Is the identity over?"""
+        """Whether the identity has expired."""
         identity = self._identity
-        # Every frame of a socket asks this, and most identities of servers have no end.
+        # This runs for every frame of a socket, and most identities of servers never expire.
         return identity is not None and identity.expires_at_ms is not None and identity.is_expired(self._now_ms())
 
     @property
     def is_renewable(self) -> bool:
-        """Is there a verifier that a token could be shown to?"""
+        """Whether the hub has a verifier, which a new token can be sent to."""
         return self._hub.authenticate is not None
 
     def left_s(self) -> float:
-        """For how many seconds it is still good."""
+        """Return the seconds until the identity expires."""
         return float("inf") if self._identity is None else left_s(self._hub, self._identity)
 
     def _now_ms(self) -> int:
         return self._hub.clock.now_ms()
 
     async def renew(self, token: str) -> Identity:
-        """Show a token: the first one says who this is, later ones must be of the same client.
+        """Verify a token. The first one sets the identity; later ones must be of the same client.
 
-        Raises Unauthenticated, Expired, Forbidden, Busy, and TooMany where the client has no slot left; then all is as
-        it was before.
+        Raises Unauthenticated, Expired, Forbidden, Busy, and TooMany if the client has no connection slot left. After
+        an error the credentials are as before.
         """
         identity = await identity_by_token(self._hub, self._scope, token)
         if self._identity is not None and identity.client_id != self._identity.client_id:
-            raise Forbidden("a connection is renewed by the client that opened it; for another one, open another")
+            raise Forbidden(
+                f"the token is of client {identity.client_id!r}, but client {self._identity.client_id!r} opened this "
+                "connection; open another connection for another client"
+            )
         if self._identity is None:
             self._slot = self._slot or self._take_slot(identity)
         self._identity = identity
-        self._wind()
+        self._set_timer()
         return identity
 
-    # What it takes
+    # Rates
 
-    def sit(self) -> None:
-        """Take a slot among the client's connections. Raises TooMany."""
+    def take_slot(self) -> None:
+        """Take a connection slot of the client. Raises TooMany."""
         self._slot = self._take_slot(self.identity)
 
     def count_request(self) -> None:
-        """A frame came. Raises TooMany."""
+        """Count a frame of the client. Raises TooMany."""
         if self._hub.authenticate is not None and self._identity is not None:
             self._hub.rates.request(self._identity, peer_of(self._scope))
 
     def leave(self) -> None:
-        """The connection is over. A second call does nothing."""
-        self._over = None
-        self._wind()
+        """Give back the connection slot and stop the timer. A second call has no effect."""
+        self._on_expiry = None
+        self._set_timer()
         if self._slot is not None:
             self._slot.leave()
             self._slot = None
 
     def _take_slot(self, identity: Identity) -> ConnectionSlot:
-        # Without a verifier everybody is this machine's own, and what a ticket says of them bounds nobody.
+        # Without a verifier every caller is on this machine and unbounded, also one with a ticket.
         return self._hub.rates.connect(identity, peer_of(self._scope)) if self.is_renewable else ConnectionSlot(None)
 
-    # Its end
+    # Expiry
 
-    def watch(self, over: Callable[[], None]) -> None:
-        """Call `over` when the identity has expired, unless it was renewed before."""
-        self._over = over
-        self._wind()
+    def watch(self, on_expiry: Callable[[], None]) -> None:
+        """Call `on_expiry` when the identity has expired, unless a token renews it before."""
+        self._on_expiry = on_expiry
+        self._set_timer()
 
-    def _wind(self) -> None:
+    def _set_timer(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        if self._over is None or self._identity is None or self._identity.expires_at_ms is None:
+        if self._on_expiry is None or self._identity is None or self._identity.expires_at_ms is None:
             return
-        self._timer = asyncio.get_running_loop().call_later(min(self.left_s(), _MAX_TIMER_S), self._ring)
+        self._timer = asyncio.get_running_loop().call_later(min(self.left_s(), _MAX_TIMER_S), self._check_expiry)
 
-    def _ring(self) -> None:
-        if self._over is not None and self.is_expired:
-            self._over()
+    def _check_expiry(self) -> None:
+        if self._on_expiry is not None and self.is_expired:
+            self._on_expiry()
         else:
-            self._wind()  # a little early, or wound for as long as it goes
+            self._set_timer()  # the timer came a little early, or it was only one step
 
 
 def left_s(hub: HubCore, identity: Identity) -> float:
-    """For how many seconds `identity` is still good."""
+    """Return the seconds until `identity` expires."""
     if identity.expires_at_ms is None:
         return float("inf")
     return max(0.0, (identity.expires_at_ms - hub.clock.now_ms()) / 1000)

@@ -1,16 +1,15 @@
-"""The frames of clients (`docs/protocol.md`, 7.2): what each may say.
+"""The frames of clients and their fields (`docs/protocol.md`, 7.2).
 
 Layer: transports.
 
-Names of types and fields are part of the wire; new optional fields are welcome. What frames
-do is `session`'s.
+Names of types and fields are part of the wire; new optional fields are welcome. `operations` lists the frames with the
+capabilities they need, and `session` carries them out.
 """
 
 from __future__ import annotations
 
 from typing import Annotated, Literal
 
-import msgspec
 from msgspec import Meta, Struct
 
 from holdfast.core.model import Json, Part
@@ -36,7 +35,7 @@ Ref = Annotated[str, Meta(max_length=64)] | Annotated[int, Meta(ge=-(2**53), le=
 class AttachFrame(Struct, frozen=True, kw_only=True, tag_field="type", tag="attach"):
     ref: Ref
     channel: str
-    since: Json = None  # what is not a cursor is no cursor
+    since: Json = None  # an invalid cursor is treated as no cursor
     history: Annotated[int, Meta(ge=0, le=2**53)] | None = None
     flush_ms: Annotated[int, Meta(ge=0, le=1000)] | None = None
 
@@ -122,7 +121,7 @@ class ReplyFrame(ReplyCommand, frozen=True, kw_only=True, tag_field="type", tag=
 class PresenceFrame(Struct, frozen=True, kw_only=True, tag_field="type", tag="presence"):
     ref: Ref
     channel: str
-    member: str | None = None  # the client's own id, unless it says which of its
+    member: str | None = None  # by default the client's own id
     data: dict[str, Json] | None = None
     leave: bool = False
 
@@ -135,9 +134,9 @@ class SignalFrame(SendSignal, frozen=True, kw_only=True, tag_field="type", tag="
 class WorkFrame(Struct, frozen=True, kw_only=True, tag_field="type", tag="work"):
     ref: Ref
     pattern: str
-    slots: Annotated[int, Meta(ge=0, le=1_000)] = 1  # 0: no more
+    slots: Annotated[int, Meta(ge=0, le=1_000)] = 1  # 0: take no more turns
     when_busy: WhenBusy = "queue"
-    name: str | None = None  # how it is seen; the client's own id, or that with a suffix
+    name: str | None = None  # of the agent as a member: the client's id, with or without a suffix
 
 
 class TurnRenewFrame(Struct, frozen=True, kw_only=True, tag_field="type", tag="turn.renew"):
@@ -145,14 +144,14 @@ class TurnRenewFrame(Struct, frozen=True, kw_only=True, tag_field="type", tag="t
     channel: str
     message: str
     generation: Generation
-    state: dict[str, Json] | None = None  # what the agent does now, for those who look on
+    state: dict[str, Json] | None = None  # the agent's present state, for viewers
 
 
 class TurnTakeFrame(Struct, frozen=True, kw_only=True, tag_field="type", tag="turn.take"):
     ref: Ref
     channel: str
     message: str
-    turn: str | None = None  # the message of the turn that takes it in: so a repeat is known again
+    turn: str | None = None  # the message of the turn that takes it in; makes a repeat recognisable
 
 
 class TurnDoneFrame(Struct, frozen=True, kw_only=True, tag_field="type", tag="turn.done"):
@@ -163,7 +162,8 @@ class TurnDoneFrame(Struct, frozen=True, kw_only=True, tag_field="type", tag="tu
     state: Literal["done", "cancelled"] = "done"
 
 
-Asking = (
+# Frames of requests: each is decided on and stored, and answered when it has been stored.
+RequestFrame = (
     CreateFrame
     | AppendFrame
     | PartFrame
@@ -175,13 +175,10 @@ Asking = (
     | CommandFrame
     | ReplyFrame
 )
-OfWork = WorkFrame | TurnRenewFrame | TurnTakeFrame | TurnDoneFrame
-decoder = msgspec.json.Decoder(
-    AttachFrame | DetachFrame | HistoryFrame | PongFrame | PresenceFrame | SignalFrame | OfWork | Asking
-)
 
-# The capability that a request needs, by its kind; `publish` where it is none of these.
-NEEDED: dict[type, str] = {
-    **dict.fromkeys((AppendFrame, PartFrame, FinishFrame, LeaseFrame, TakeOverFrame), "append"),
-    **dict.fromkeys((CommandFrame, ReplyFrame), "command"),
-}
+
+class AuthFrame(Struct, frozen=True, kw_only=True, tag_field="type", tag="auth"):
+    """A token: the first frame of a socket whose caller is not known yet, and later ones that renew."""
+
+    ref: Ref
+    token: str

@@ -1,10 +1,10 @@
-"""HTTP: everything that a client asks and is answered at once.
+"""HTTP requests that are answered at once.
 
 Layer: transports.
 
-The table at the end is the one of `docs/protocol.md`, "HTTP"; each handler checks the
-identity, decodes, asks the hub, and says what the answer says. Streams and long polls are routed before this
-(`transports.app`): they outlive their request objects.
+The router is made of the table of operations (`operations`); here is one handler for each operation. A handler runs
+after the identity and the capabilities were checked: it decodes the body, submits a request to the hub, and encodes the
+result. `transports.app` routes streams and long polls before this module, because they outlive their request objects.
 """
 
 from __future__ import annotations
@@ -12,10 +12,9 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Iterable
-from typing import Any, TypeVar
+from typing import Any
 
 import msgspec
-from msgspec.structs import replace
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -23,7 +22,6 @@ from starlette.types import Receive, Scope, Send
 
 from holdfast.core.errors import (
     Draining,
-    Forbidden,
     HoldfastError,
     InvalidRequest,
     MethodNotAllowed,
@@ -35,244 +33,171 @@ from holdfast.core.errors import (
 from holdfast.core.model import Part
 from holdfast.core.names import check_channel, check_id, command_key
 from holdfast.core.requests import (
-    AppendText,
-    Caller,
     CreateMessage,
     DeleteMessage,
     EnterChannel,
-    FinishMessage,
     PutPart,
-    RenewLease,
     ReplyCommand,
     SendCommand,
     SendSignal,
-    TakeOver,
     UpdateMessage,
 )
-from holdfast.core.requests import Request as Asked
-from holdfast.hub.committer import Result
+from holdfast.core.requests import Request as HubRequest
 from holdfast.hub.hub import HubCore
 from holdfast.hub.identity import Identity
-from holdfast.hub.presence import check_member, check_signal
-from holdfast.transports.access import identify, not_local
-from holdfast.transports.codec import answer_fields, decode, for_peers, unexpected
+from holdfast.transports.access import (
+    caller_of,
+    check_create,
+    check_metrics,
+    check_operation,
+    check_update,
+    count_new_channel,
+    count_signal,
+    identify,
+    member_of,
+)
+from holdfast.transports.codec import decode, for_peers, result_fields, unexpected
 from holdfast.transports.credentials import left_s
+from holdfast.transports.operations import BY_NAME, OPERATIONS, Operation
 from holdfast.transports.problem import problem_body, problem_headers
 from holdfast.transports.query import Query, whole
-from holdfast.transports.tickets import create_ticket
+from holdfast.transports.tickets import CreateTicket, TicketIssued
 
 logger = logging.getLogger("holdfast.transports")
 
 BODY_TIMEOUT_S = 60.0  # for a whole body of at most a megabyte
 READY_TIMEOUT_S = 5.0  # probes give up after seconds, too
-MAX_NUMBER = 2**53  # what a browser's numbers hold
+MAX_NUMBER = 2**53  # the largest integer that a browser's numbers hold
 _NO_STORE = {"cache-control": "no-store"}
-T = TypeVar("T")
-
-_create = msgspec.json.Decoder(CreateMessage)
-_append = msgspec.json.Decoder(AppendText)
-_part = msgspec.json.Decoder(dict[str, Any])  # a part; the core checks it
-_update = msgspec.json.Decoder(UpdateMessage)
-_finish = msgspec.json.Decoder(FinishMessage)
-_lease = msgspec.json.Decoder(RenewLease)
-_take_over = msgspec.json.Decoder(TakeOver)
-_command = msgspec.json.Decoder(SendCommand)
-_reply = msgspec.json.Decoder(ReplyCommand)
-_presence = msgspec.json.Decoder(EnterChannel)
-_signal = msgspec.json.Decoder(SendSignal)
 
 
 class Call:
-    """One request, with who asks and what its path names."""
+    """One request to one operation, with the identity of its caller and the names in its path."""
 
-    def __init__(self, hub: HubCore, request: Request, identity: Identity) -> None:
-        """Raises InvalidName. `channel` and `id` are empty where the path names none."""
+    def __init__(self, hub: HubCore, operation: Operation, request: Request, identity: Identity) -> None:
+        """Raises InvalidName, Forbidden. `channel` and `id` are empty if the path has none."""
         self.hub = hub
+        self.operation = operation
         self.request = request
         self.identity = identity
         self.channel = check_channel(request.path_params["channel"]) if "channel" in request.path_params else ""
-        message_id = request.path_params.get("id")  # of a message, or of a command
+        message_id = request.path_params.get("id")  # of a message, a command or a member
         self.id = check_id(message_id) if message_id is not None else ""
-
-    def check(self, capability: str) -> None:
-        """Raises Forbidden unless the identity may do this on the channel."""
-        self.identity.check(capability, self.channel)
+        if self.channel:
+            check_operation(identity, operation, self.channel)
 
     def query(self) -> Query:
-        """The query of the request. Raises InvalidRequest."""
+        """Return the query of the request. Raises InvalidRequest."""
         return Query(self.request.scope)
 
-    async def body(self, decoder: msgspec.json.Decoder[T]) -> T:
-        """The decoded body. Raises TooLarge as soon as it passes the limit, InvalidRequest, InvalidText."""
-        return decode(await read_body(self.request, self.hub.limits.request_bytes), decoder)
+    async def body(self) -> Any:
+        """Return the decoded body. Raises TooLarge as soon as it passes the limit, InvalidRequest, InvalidText."""
+        return decode(await read_body(self.request, self.hub.limits.request_bytes), _BODIES[self.operation.name])
 
-    async def ask(self, message_id: str, asked: Asked, *, status: int = 200) -> Response:
-        """Ask the hub and say what it answered."""
-        answer = await self.hub.ask(self.channel, message_id, asked, caller_of(self.hub, self.identity, self.channel))
-        note_answer(self.hub, self.identity, answer)
-        return _json(answer_fields(asked, answer), status=_status(asked, answer, status))
+    async def submit(self, key: str, request: HubRequest) -> Response:
+        """Submit a request to the hub and return its result as a response."""
+        caller = caller_of(self.hub, self.identity, self.channel)
+        result = await self.hub.ask(self.channel, key, request, caller)
+        count_new_channel(self.hub, self.identity, result)
+        status = self.operation.status if self.operation.status != 201 or result.created else 200
+        return _json(result_fields(request, result), status=status)
 
-
-def caller_of(hub: HubCore, identity: Identity, channel: str) -> Caller:
-    """`identity` as the one who asks something of `channel`."""
-    caller = identity.caller(channel)
-    return caller if hub.rates.may_begin(identity) else replace(caller, may_begin=False)
-
-
-def note_answer(hub: HubCore, identity: Identity, answer: Result) -> None:
-    """Count the channel that began with what was stored, if one did."""
-    if answer.created and answer.serial == 1:
-        hub.rates.began(identity)
-
-
-def _status(asked: Asked, answer: Result, status: int) -> int:
-    return 201 if isinstance(asked, CreateMessage | SendCommand) and answer.created else status
+    def empty(self) -> Response:
+        """Return a response without a body, with the operation's status."""
+        return Response(status_code=self.operation.status, headers=_NO_STORE)
 
 
 Handler = Callable[[Call], Awaitable[Response]]
 
 
 async def create(call: Call) -> Response:
-    """`POST …/messages`."""
-    call.check("publish")
-    asked = await call.body(_create)
-    check_create(asked, call.identity, call.channel)
-    return await call.ask(call.hub.new_id() if asked.id is None else check_id(asked.id), asked)
-
-
-def check_create(asked: CreateMessage, identity: Identity, channel: str) -> None:
-    """Raises Forbidden where creating this message takes more than `publish`."""
-    if asked.role != "user" or asked.status == "streaming" or _is_of_writers(asked.parts):
-        identity.check("append", channel)
-
-
-def check_update(asked: UpdateMessage, identity: Identity, channel: str) -> None:
-    """Raises Forbidden where what the message is to hold takes more than `publish`."""
-    if _is_of_writers(asked.parts):
-        identity.check("append", channel)
-
-
-def _is_of_writers(parts: list[Part] | None) -> bool:
-    """Are there parts that nobody may put into a message by hand?"""
-    return any(part.get("type") in ("tool", "source") for part in parts or ())  # of any type: it is not checked yet
-
-
-async def append(call: Call) -> Response:
-    """`POST …/append`."""
-    call.check("append")
-    asked = await call.body(_append)
-    return await call.ask(call.id, asked)
-
-
-async def put_part(call: Call) -> Response:
-    """`PUT …/parts/{n}`: the body is the part itself, the rest stands in the query."""
-    call.check("append")
-    index = whole(call.request.path_params["n"], "the number of a part", 0, MAX_NUMBER)
-    query = call.query()
-    generation = query.whole("generation", 1, MAX_NUMBER)
-    part: Part = await call.body(_part)
-    asked = PutPart(index=index, part=part, generation=generation, request=query.text("request"))
-    return await call.ask(call.id, asked)
+    """Create a message."""
+    request: CreateMessage = await call.body()
+    check_create(request, call.identity, call.channel)
+    return await call.submit(call.hub.new_id() if request.id is None else check_id(request.id), request)
 
 
 async def update(call: Call) -> Response:
-    """`PATCH …/messages/{id}`."""
-    call.check("publish")
-    asked = await call.body(_update)
-    check_update(asked, call.identity, call.channel)
-    return await call.ask(call.id, asked)
+    """Change a message."""
+    request: UpdateMessage = await call.body()
+    check_update(request, call.identity, call.channel)
+    return await call.submit(call.id, request)
 
 
-async def finish(call: Call) -> Response:
-    """`POST …/finish`."""
-    call.check("append")
-    asked = await call.body(_finish)
-    return await call.ask(call.id, asked)
+async def change(call: Call) -> Response:
+    """Carry out an operation on a message whose body is the request: append, finish, lease, takeover."""
+    return await call.submit(call.id, await call.body())
 
 
-async def lease(call: Call) -> Response:
-    """`POST …/lease`."""
-    call.check("append")
-    asked = await call.body(_lease)
-    return await call.ask(call.id, asked)
+async def put_part(call: Call) -> Response:
+    """Put a part: the body is the part itself, the other fields stand in the query."""
+    index = whole(call.request.path_params["n"], "the number of a part", 0, MAX_NUMBER)
+    query = call.query()
+    generation = query.whole("generation", 1, MAX_NUMBER)
+    part: Part = await call.body()
+    request = PutPart(index=index, part=part, generation=generation, request=query.text("request"))
+    return await call.submit(call.id, request)
 
 
-async def take_over(call: Call) -> Response:
-    """`POST …/takeover`."""
-    call.check("append")
-    asked = await call.body(_take_over)
-    return await call.ask(call.id, asked)
+async def delete(call: Call) -> Response:
+    """Delete a message."""
+    await call.hub.ask(call.channel, call.id, DeleteMessage(), call.identity.caller(call.channel))
+    return call.empty()
 
 
 async def send_command(call: Call) -> Response:
-    """`POST …/commands`."""
-    call.check("command")
-    asked = await call.body(_command)
-    command_id = call.hub.new_id() if asked.id is None else check_id(asked.id)
-    return await call.ask(command_key(command_id), asked)
+    """Send a command."""
+    request: SendCommand = await call.body()
+    command_id = call.hub.new_id() if request.id is None else check_id(request.id)
+    return await call.submit(command_key(command_id), request)
 
 
 async def reply_command(call: Call) -> Response:
-    """`POST …/commands/{id}/reply`."""
-    call.check("command")
-    asked = await call.body(_reply)
-    return await call.ask(command_key(call.id), asked)
+    """Reply to a command."""
+    request: ReplyCommand = await call.body()
+    return await call.submit(command_key(call.id), request)
 
 
 async def enter(call: Call) -> Response:
-    """`PUT …/presence/{id}`: here without a socket, for as long as the lease."""
-    call.check("presence")
-    member_id = check_member(call.id, call.identity.client_id)
-    asked = await call.body(_presence)
+    """Make a member present without a socket, for the term of its lease."""
+    member_id = member_of(call.identity, call.id)
+    request: EnterChannel = await call.body()
     await call.hub.start()
-    # A socket is closed when its identity ends; a lease has nobody else to end it.
-    lease_s = min(asked.lease_s, left_s(call.hub, call.identity))
-    call.hub.presence.lease(call.channel, member_id, asked.data, lease_s)
-    return Response(status_code=204, headers=_NO_STORE)
+    # A socket closes when its identity expires. A lease of presence has to end by itself.
+    lease_s = min(request.lease_s, left_s(call.hub, call.identity))
+    call.hub.presence.lease(call.channel, member_id, request.data, lease_s)
+    return call.empty()
 
 
 async def leave(call: Call) -> Response:
-    """`DELETE …/presence/{id}`."""
-    call.check("presence")
-    member_id = check_member(call.id, call.identity.client_id)
+    """End the presence of a member that has a lease."""
+    member_id = member_of(call.identity, call.id)
     await call.hub.start()
     call.hub.presence.end_lease(call.channel, member_id)
-    return Response(status_code=204, headers=_NO_STORE)
+    return call.empty()
 
 
 async def members(call: Call) -> Response:
-    """`GET …/presence`."""
-    call.check("subscribe")
+    """Return the present members."""
     return _json(await call.hub.members(call.channel))
 
 
 async def signal(call: Call) -> Response:
-    """`POST …/signals`."""
-    call.check("presence")
-    asked = await call.body(_signal)
-    call.hub.rates.signal(call.identity)
-    check_signal(asked.name)
-    await call.hub.signal(call.channel, asked.name, asked.data, by=call.identity.client_id)
-    return Response(status_code=202, headers=_NO_STORE)
-
-
-async def delete(call: Call) -> Response:
-    """`DELETE …/messages/{id}`."""
-    call.check("publish")
-    await call.hub.ask(call.channel, call.id, DeleteMessage(), call.identity.caller(call.channel))
-    return Response(status_code=204, headers=_NO_STORE)
+    """Send a signal to the present viewers."""
+    request: SendSignal = await call.body()
+    count_signal(call.hub, call.identity, request.name)
+    await call.hub.signal(call.channel, request.name, request.data, by=call.identity.client_id)
+    return call.empty()
 
 
 async def read(call: Call) -> Response:
-    """`GET …/messages/{id}`."""
-    call.check("history")
+    """Return a message and the cursor to follow it from."""
     message, cursor = await call.hub.read(call.channel, call.id)
     return _json({"message": message, "cursor": cursor})
 
 
 async def page(call: Call) -> Response:
-    """`GET …/messages`."""
-    call.check("history")
+    """Return a page of messages."""
     query = call.query()
     limits = call.hub.limits
     before = query.whole("before", 0, MAX_NUMBER)
@@ -282,26 +207,34 @@ async def page(call: Call) -> Response:
 
 
 async def read_channel(call: Call) -> Response:
-    """`GET /v1/channels/{channel}`."""
-    call.check("history")
+    """Return the epoch, serial and cursor of a channel."""
     return _json(await call.hub.info(call.channel))
 
 
 async def delete_channel(call: Call) -> Response:
-    """`DELETE /v1/channels/{channel}`."""
-    call.check("admin")
+    """Delete a channel."""
     await call.hub.delete_channel(call.channel)
-    return Response(status_code=204, headers=_NO_STORE)
+    return call.empty()
+
+
+async def create_ticket(call: Call) -> Response:
+    """Issue a ticket. Raises Forbidden unless the caller may subscribe to the channel."""
+    request: CreateTicket = await call.body()
+    ticket = call.hub.tickets.issue(call.identity, check_channel(request.channel))
+    return _json(TicketIssued(ticket=ticket), status=call.operation.status)
 
 
 async def read_body(request: Request, limit_bytes: int) -> bytes:
-    """The body, counted while it comes. Raises UnsupportedMediaType, TooLarge, InvalidRequest when it never ends.
+    """Return the body, counted while it comes.
 
-    What a refused peer still sends is left to the server, which throws it away.
+    Raises UnsupportedMediaType, TooLarge, and InvalidRequest for a body that does not end in time. The server throws
+    away the bytes that a refused peer still sends.
     """
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media_type != "application/json":
-        raise UnsupportedMediaType("the body must be JSON, with Content-Type: application/json")
+        raise UnsupportedMediaType(
+            f"the body must be JSON, with Content-Type: application/json, not {media_type[:100]!r}"
+        )
     if int(_digits(request.headers.get("content-length"))) > limit_bytes:
         raise _too_large(limit_bytes)
     pieces: list[bytes] = []
@@ -314,7 +247,7 @@ async def read_body(request: Request, limit_bytes: int) -> bytes:
                     raise _too_large(limit_bytes)
                 pieces.append(piece)
     except TimeoutError:
-        raise InvalidRequest(f"the body did not come within {BODY_TIMEOUT_S:.0f} s") from None
+        raise InvalidRequest(f"the body did not end within {BODY_TIMEOUT_S:.0f} s") from None
     return b"".join(pieces)
 
 
@@ -332,124 +265,139 @@ def _json(value: object, *, status: int = 200) -> Response:
 
 
 def problem_response(error: HoldfastError) -> Response:
-    """`error` as an answer."""
+    """Return `error` as a response."""
     error = for_peers(error)
     return Response(problem_body(error), status_code=error.status, headers=problem_headers(error))
 
 
-# What anybody may see
+# Requests of callers that need not be known
 
-Plain = Callable[[HubCore, Request], Awaitable[Response]]
+OpenHandler = Callable[[HubCore, Request], Awaitable[Response]]
 
 
 async def health(hub: HubCore, request: Request) -> Response:
-    """`/healthz`: the process lives and answers."""
+    """Confirm that the process answers."""
     return _json({"status": "ok"})
 
 
 async def ready(hub: HubCore, request: Request) -> Response:
-    """`/readyz`: the store answers and requests are welcome. Raises Draining, StoreUnavailable, …"""
+    """Confirm that the store answers and the hub accepts requests. Raises Draining, StoreUnavailable, …"""
     await hub.start()
     if hub.is_draining:
-        raise Draining("the server is leaving")
+        raise Draining("this server is shutting down")
     try:
         async with asyncio.timeout(READY_TIMEOUT_S):
             await hub.info("readyz")  # any channel, whether it exists or not
     except TimeoutError:
-        raise StoreUnavailable("the store did not answer in time") from None
+        raise StoreUnavailable(f"the store did not answer within {READY_TIMEOUT_S:.0f} s") from None
     return _json({"status": "ready"})
 
 
 async def metrics(hub: HubCore, request: Request) -> Response:
-    """`/metrics`, in Prometheus' text form; on loopback and not through a proxy, or for `admin` of all channels."""
-    scope = dict(request.scope)
-    if not_local(scope) and not (await identify(hub, scope)).has_everywhere("admin"):
-        raise Forbidden("/metrics answers on loopback, and elsewhere to whoever is `admin` of all channels")
+    """Return the counters in Prometheus' text form."""
+    await check_metrics(hub, dict(request.scope))
     lines = [f"holdfast_{name} {value}\n" for name, value in sorted(hub.stats().items())]
     return Response("".join(lines), media_type="text/plain; version=0.0.4; charset=utf-8", headers=_NO_STORE)
 
 
-_MESSAGE = "/v1/channels/{channel}/messages/{id}"
-CALLS: dict[str, dict[str, Handler]] = {
-    "/v1/channels/{channel}": {"GET": read_channel, "DELETE": delete_channel},
-    "/v1/channels/{channel}/messages": {"GET": page, "POST": create},
-    _MESSAGE: {"GET": read, "PATCH": update, "DELETE": delete},
-    f"{_MESSAGE}/append": {"POST": append},
-    f"{_MESSAGE}/parts/{{n}}": {"PUT": put_part},
-    f"{_MESSAGE}/finish": {"POST": finish},
-    f"{_MESSAGE}/lease": {"POST": lease},
-    f"{_MESSAGE}/takeover": {"POST": take_over},
-    "/v1/channels/{channel}/commands": {"POST": send_command},
-    "/v1/channels/{channel}/commands/{id}/reply": {"POST": reply_command},
-    "/v1/channels/{channel}/presence": {"GET": members},
-    "/v1/channels/{channel}/presence/{id}": {"PUT": enter, "DELETE": leave},
-    "/v1/channels/{channel}/signals": {"POST": signal},
-    "/v1/tickets": {"POST": create_ticket},
+_HANDLERS: dict[str, Handler] = {
+    "create": create,
+    "append": change,
+    "part": put_part,
+    "update": update,
+    "finish": change,
+    "lease": change,
+    "takeover": change,
+    "delete": delete,
+    "read": read,
+    "history": page,
+    "command": send_command,
+    "reply": reply_command,
+    "members": members,
+    "enter": enter,
+    "leave": leave,
+    "signal": signal,
+    "read_channel": read_channel,
+    "delete_channel": delete_channel,
+    "ticket": create_ticket,
 }
-PLAIN: dict[str, Plain] = {"/healthz": health, "/readyz": ready, "/metrics": metrics}
-# GET is answered before this, by `transports.app`; what comes here has another method.
-STREAMS = ("/v1/channels/{channel}/events", "/v1/channels/{channel}/poll", f"{_MESSAGE}/events")
+_OPEN_HANDLERS: dict[str, OpenHandler] = {"health": health, "ready": ready, "metrics": metrics}
+
+# Bodies that are the request itself; of a part only the value is one, which the core checks.
+_BODIES: dict[str, msgspec.json.Decoder[Any]] = {
+    one.name: msgspec.json.Decoder(one.request) for one in OPERATIONS if one.request is not None
+}
+_BODIES |= {"part": msgspec.json.Decoder(dict[str, Any]), "ticket": msgspec.json.Decoder(CreateTicket)}
+
+# The operations of each path, by method.
+CALLS: dict[str, dict[str, Operation]] = {}
+for _one in OPERATIONS:
+    if _one.path and _one.kind == "call":
+        CALLS.setdefault(_one.path, {})[_one.method] = _one
+OPEN = tuple(one.path for one in OPERATIONS if one.kind == "open")
+# `transports.app` serves GET of these; here their other methods are refused.
+STREAMS = tuple(one.path for one in OPERATIONS if one.kind == "stream")
 
 
 class Endpoint:
-    """What answers one path: an ASGI app, so that every method comes here and every error becomes a problem."""
+    """One path: an ASGI app, so that every method arrives here and every error becomes a problem response."""
 
-    def __init__(self, methods: Iterable[str], answer: Callable[[Request], Awaitable[Response]]) -> None:
+    def __init__(self, methods: Iterable[str], respond: Callable[[Request], Awaitable[Response]]) -> None:
         self._methods = [*methods, *(["HEAD"] if "GET" in methods else []), "OPTIONS"]
-        self._answer = answer
+        self._respond = respond
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope, receive)
         try:
-            response = await self._respond(request)
+            response = await self._response(request)
         except ClientDisconnect:
-            return  # nobody is left to answer
+            return  # there is no peer left to answer
         except HoldfastError as error:
             response = problem_response(error)
         except Exception:
-            logger.exception("a request failed")
+            logger.exception("an HTTP request failed")
             response = problem_response(unexpected())
         await response(scope, receive, send)
 
-    async def _respond(self, request: Request) -> Response:
+    async def _response(self, request: Request) -> Response:
         method = request.method
         if method not in self._methods:
             allow = self._methods
-            raise MethodNotAllowed(f"{method[:20]} is not for this path, but {', '.join(allow)}", allow=allow)
+            raise MethodNotAllowed(f"this path has no {method[:20]}, only {', '.join(allow)}", allow=allow)
         if method == "OPTIONS":
             return Response(status_code=204, headers={**_NO_STORE, "allow": ", ".join(self._methods)})
-        return await self._answer(request)
+        return await self._respond(request)
 
 
 def routes(hub: HubCore) -> list[Route]:
-    """The routes of everything that is answered at once."""
+    """Return the routes of all operations that are answered at once."""
     return [
-        *(Route(path, _calls(hub, handlers)) for path, handlers in CALLS.items()),
-        *(Route(path, _plain(hub, handler)) for path, handler in PLAIN.items()),
+        *(Route(path, _calls(hub, operations)) for path, operations in CALLS.items()),
+        *(Route(BY_NAME[name].path, _open(hub, handler)) for name, handler in _OPEN_HANDLERS.items()),
         *(Route(path, Endpoint(["GET"], _not_here)) for path in STREAMS),
     ]
 
 
-def _calls(hub: HubCore, handlers: dict[str, Handler]) -> Endpoint:
-    async def answer(request: Request) -> Response:
+def _calls(hub: HubCore, operations: dict[str, Operation]) -> Endpoint:
+    async def respond(request: Request) -> Response:
         identity = await identify(hub, dict(request.scope))
-        method = "GET" if request.method == "HEAD" else request.method
-        return await handlers[method](Call(hub, request, identity))
+        operation = operations["GET" if request.method == "HEAD" else request.method]
+        return await _HANDLERS[operation.name](Call(hub, operation, request, identity))
 
-    return Endpoint(handlers, answer)
+    return Endpoint(operations, respond)
 
 
-def _plain(hub: HubCore, handler: Plain) -> Endpoint:
-    async def answer(request: Request) -> Response:
+def _open(hub: HubCore, handler: OpenHandler) -> Endpoint:
+    async def respond(request: Request) -> Response:
         return await handler(hub, request)
 
-    return Endpoint(["GET"], answer)
+    return Endpoint(["GET"], respond)
 
 
 async def _not_here(request: Request) -> Response:
-    raise AssertionError("streams are answered by transports.app")
+    raise AssertionError("transports.app serves streams")
 
 
 def no_such_path() -> NotFound:
-    """The error of a path that is none of ours."""
-    return NotFound("there is nothing at this path")
+    """Return the error of an unknown path."""
+    return NotFound("the server has no such path")

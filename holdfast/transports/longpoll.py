@@ -1,10 +1,10 @@
-"""Long poll: for networks that let nothing through but requests with answers.
+"""Long poll: for networks that pass only requests with complete responses.
 
 Layer: transports.
 
-One request is one answer: what is missed at once, or the next batch when it comes. A feed
-lives only as long as the request; the cursor is the same as on every other transport, with one field more: a place in
-the channel's presence, which is not in the log. Between two polls nobody else remembers what the poller was told.
+Each request gets one response: the missed events at once, or the next batch when it comes. A feed lives only as long as
+the request. The cursor is the same as on every other transport, with one more field: a position in the channel's
+presence, which is not in the log. Between two polls the server does not remember what it sent to the client.
 """
 
 from __future__ import annotations
@@ -15,27 +15,27 @@ from starlette.types import Receive, Send
 
 from holdfast.core.cursor import Cursor
 from holdfast.core.events import ChannelAttached, PresenceSync, Signal, encode_json
-from holdfast.core.names import check_channel
 from holdfast.hub.feed import Behind, EncodedBatch, Feed
 from holdfast.hub.hub import HubCore
 from holdfast.hub.identity import Expired, Scope
-from holdfast.transports.access import identify
+from holdfast.transports.access import admit_poll, allowed_history
 from holdfast.transports.credentials import Credentials
 from holdfast.transports.query import Query
 from holdfast.transports.resume_limits import ResumeLimits, known_since, resume_limits_of
-from holdfast.transports.sse import Open, allowed_history, check_serving, since_of
+from holdfast.transports.sse import Open, since_of
 
-MAX_WAIT_S = 60  # networks cut what is silent for longer
+MAX_WAIT_S = 60  # networks cut connections that are silent for longer
 DEFAULT_WAIT_S = 25
 
 
 async def poll(app: Open, scope: Scope, receive: Receive, send: Send, channel: str) -> None:
-    """`GET /v1/channels/{channel}/poll`. Raises what HTTP is to answer, before anything was sent."""
+    """Serve `GET /v1/channels/{channel}/poll`. Raises the error of the response, before the response has started."""
     hub = app.hub
     query = Query(scope)
-    credentials = await admit_poll(hub, scope, channel)
+    identity = await admit_poll(hub, scope, channel)
+    credentials = Credentials(hub, scope, identity)
+    credentials.take_slot()
     try:
-        identity = credentials.identity
         resume_limits = resume_limits_of(hub, identity, channel)
         since = known_since(resume_limits, since_of(scope, query))
         history = allowed_history(identity, channel, query.whole("history", 0, hub.limits.history))
@@ -43,33 +43,24 @@ async def poll(app: Open, scope: Scope, receive: Receive, send: Send, channel: s
         woken = asyncio.Event()
         feed = await hub.attach(channel, since, history=history, flush_ms=0, wake=woken.set, has_passing=True)
         try:
-            visit = _Visit(hub, feed, since, resume_limits)
-            events = await visit.begin()
+            this_poll = _Poll(hub, feed, since, resume_limits)
+            events = await this_poll.begin()
             if not events and scope["method"] != "HEAD":
-                patience_s = min(DEFAULT_WAIT_S if wait_s is None else wait_s, credentials.left_s())
-                awaited = await _await_events(visit, woken, receive, credentials, patience_s)
+                timeout_s = min(DEFAULT_WAIT_S if wait_s is None else wait_s, credentials.left_s())
+                awaited = await _await_events(this_poll, woken, receive, credentials, timeout_s)
                 if awaited is None:
                     return
                 events = awaited
-            cursor = visit.cursor(is_told=bool(events))
+            cursor = this_poll.cursor(has_events=bool(events))
         finally:
             feed.close()
     finally:
         credentials.leave()
-    await _answer(app, scope, send, cursor, events)
+    await _send_response(app, scope, send, cursor, events)
 
 
-async def admit_poll(hub: HubCore, scope: Scope, channel: str) -> Credentials:
-    """Who polls, with a seat. No ticket is for this: whoever polls can send a header."""
-    await check_serving(hub)
-    credentials = Credentials(hub, scope, await identify(hub, scope))
-    credentials.identity.check("subscribe", check_channel(channel))
-    credentials.sit()
-    return credentials
-
-
-class _Visit:
-    """What one poll is owed: of the log by its feed, of presence by the place in its cursor."""
+class _Poll:
+    """The missed events of one poll: those of the log from its feed, those of presence from its cursor's position."""
 
     def __init__(self, hub: HubCore, feed: Feed, since: Cursor | None, resume_limits: ResumeLimits | None) -> None:
         self.hub = hub
@@ -77,42 +68,42 @@ class _Visit:
         self._since = since
         self._resume_limits = resume_limits
         self._presence_state = feed.channel.presence_state
-        self._life = self._presence_state.life = self._presence_state.life or hub.clock.new_epoch()
-        self._told = self._told_of(since)  # position in the presence state; None: nothing that counts here
+        self._epoch = self._presence_state.life = self._presence_state.life or hub.clock.new_epoch()
+        self._known = self._known_position(since)  # in the presence state; None if the cursor has no valid one
 
     async def begin(self) -> list[bytes]:
-        """What was missed since the last poll. Raises StoreUnavailable."""
+        """Return the events since the last poll, as JSON. Raises StoreUnavailable."""
         batch = await self._take()
         assert batch is not None
         attached, since = batch.events[0], self._since
         assert isinstance(attached, ChannelAttached)
         if since is None or not attached.resumed or since.epoch != attached.epoch:
-            return batch.raw  # which says who is here
-        # The first event only says that all is as the client knows it.
+            return batch.raw  # its first event has the present members
+        # The first event only confirms the client's view.
         return batch.raw[1:] + self._missed_presence()
 
     async def more(self) -> list[bytes]:
-        """What came since the last call. Raises StoreUnavailable."""
+        """Return the events since the last call. Raises StoreUnavailable."""
         events: list[bytes] = []
-        while (batch := await self._take()) is not None:  # first of the log, then of what is said in passing
+        while (batch := await self._take()) is not None:  # first events of the log, then ephemeral ones
             events += batch.raw
         return events
 
-    def cursor(self, *, is_told: bool) -> str:
-        """Where the client stands now. To be called right after `begin` or `more`: the presence state moves on.
+    def cursor(self, *, has_events: bool) -> str:
+        """Return the client's new cursor. Call it right after `begin` or `more`, before the presence state changes.
 
-        Whoever was told nothing keeps their place: what made no event until now (somebody came, and left) makes none.
+        If no event was delivered, keep the client's previous position: a member that came and left makes no event.
         """
-        position = self._presence_state.position if is_told or self._told is None else self._told
-        cursor, place = self.feed.cursor, Cursor(self._life, position)
+        position = self._presence_state.position if has_events or self._known is None else self._known
+        cursor, presence = self.feed.cursor, Cursor(self._epoch, position)
         if self._resume_limits is not None:
             cursor = cursor._replace(extra=self._resume_limits.mark(str(cursor)))
-            # Marked, too: between two positions one could look for who has left before one came.
-            place = place._replace(extra=self._resume_limits.mark(str(place)))
-        return str(cursor.with_presence(place))
+            # Marked, too: with other positions a client could look for members that left before it attached.
+            presence = presence._replace(extra=self._resume_limits.mark(str(presence)))
+        return str(cursor.with_presence(presence))
 
     async def _take(self) -> EncodedBatch | None:
-        """What the feed is owed, asking the store where it must."""
+        """Return the feed's next batch; reads the store if the feed is behind."""
         while True:
             try:
                 return self.feed.take()
@@ -120,64 +111,69 @@ class _Visit:
                 await self.feed.catch_up()
 
     def _missed_presence(self) -> list[bytes]:
-        """Who came and went between two polls; who is here, where nobody knows what the client was told.
+        """Return the presence events between two polls; all present members if the client's position is not known.
 
-        Signals of that time are for those who were there.
+        Signals are left out: they are for the viewers of their time.
         """
-        if self._told is None:
+        if self._known is None:
             now = self._presence_state.presence()
             return [encode_json(PresenceSync(members=now.members, count=now.count))]
-        return [encode_json(event) for event in self._presence_state.since(self._told) if not isinstance(event, Signal)]
+        return [
+            encode_json(event) for event in self._presence_state.since(self._known) if not isinstance(event, Signal)
+        ]
 
-    def _told_of(self, since: Cursor | None) -> int | None:
-        place = known_since(self._resume_limits, since.presence if since is not None else None)
-        if place is None or place.epoch != self._life or place.serial > self._presence_state.position:
+    def _known_position(self, since: Cursor | None) -> int | None:
+        presence = known_since(self._resume_limits, since.presence if since is not None else None)
+        if presence is None or presence.epoch != self._epoch or presence.serial > self._presence_state.position:
             return None
-        return place.serial
+        return presence.serial
 
 
 async def _await_events(
-    visit: _Visit, woken: asyncio.Event, receive: Receive, credentials: Credentials, patience_s: float
+    this_poll: _Poll, woken: asyncio.Event, receive: Receive, credentials: Credentials, timeout_s: float
 ) -> list[bytes] | None:
-    """What comes within `patience_s`; None if the peer has left meanwhile. Raises Expired, StoreUnavailable.
+    """Return the events of the next `timeout_s` seconds; None if the peer disconnects.
 
-    Not every wake-up brings something: who came and left within a moment is told to nobody.
+    Not every wake-up brings an event: a member that came and left within a moment makes none. Raises Expired,
+    StoreUnavailable.
     """
-    hub, loop = visit.hub, asyncio.get_running_loop()
-    over_s = loop.time() + patience_s
-    leaving = loop.create_task(_until_left(receive))
-    leaving.add_done_callback(lambda _: woken.set())
+    hub, loop = this_poll.hub, asyncio.get_running_loop()
+    deadline_s = loop.time() + timeout_s
+    disconnected = loop.create_task(_until_disconnected(receive))
+    disconnected.add_done_callback(lambda _: woken.set())
     events: list[bytes] = []
     is_over = False
     try:
         while not (events or is_over or hub.is_draining):
             woken.clear()
-            if leaving.done():
+            if disconnected.done():
                 return None
             try:
-                async with asyncio.timeout_at(over_s):
+                async with asyncio.timeout_at(deadline_s):
                     await woken.wait()
             except TimeoutError:
                 is_over = True
-            if leaving.done():
+            if disconnected.done():
                 return None
-            if visit.feed.is_behind and not hub.is_draining:
-                await asyncio.sleep(hub.flush_ms / 1000)  # one flush window: for more than a first token
+            if this_poll.feed.is_behind and not hub.is_draining:
+                await asyncio.sleep(
+                    hub.flush_ms / 1000
+                )  # one flush window, so that the response has more than a first token
             if credentials.is_expired:
-                raise Expired("this identity has expired while the request waited")
-            events = await visit.more()
+                raise Expired("the identity expired while the poll waited for events")
+            events = await this_poll.more()
     finally:
-        leaving.cancel()
-        await asyncio.gather(leaving, return_exceptions=True)
+        disconnected.cancel()
+        await asyncio.gather(disconnected, return_exceptions=True)
     return events
 
 
-async def _until_left(receive: Receive) -> None:
+async def _until_disconnected(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
 
 
-async def _answer(app: Open, scope: Scope, send: Send, cursor: str, events: list[bytes]) -> None:
+async def _send_response(app: Open, scope: Scope, send: Send, cursor: str, events: list[bytes]) -> None:
     body = b'{"cursor":%b,"events":[%b]}' % (encode_json(cursor), b",".join(events))
     headers = [
         (b"content-type", b"application/json"),

@@ -1,8 +1,8 @@
-"""Errors as HTTP says them: `application/problem+json`, with a stable code.
+"""Errors as HTTP responses: `application/problem+json`, with a stable code.
 
 Layer: transports.
 
-`http` and the streaming endpoints both answer with these.
+`http`, the streaming endpoints and refused WebSockets use these.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ Headers = list[tuple[bytes, bytes]]
 
 
 def retry_after_s() -> int:
-    """After how many seconds to come back: drawn, so that those who were refused together do not come together."""
+    """Return a random delay in seconds, so that clients refused together do not return together."""
     return random.randint(1, 3)
 
 
 def problem_headers(error: HoldfastError) -> dict[str, str]:
-    """The headers that go with `error`."""
+    """Return the headers of a response that carries `error`."""
     headers = {"content-type": "application/problem+json", "cache-control": "no-store"}
     if error.status in (429, 503):
         headers["retry-after"] = str(retry_after_s())
@@ -36,14 +36,14 @@ def problem_headers(error: HoldfastError) -> dict[str, str]:
 
 
 def problem_body(error: HoldfastError) -> bytes:
-    """The problem object as JSON."""
+    """Return the problem object of `error` as JSON."""
     return msgspec.json.encode(error.problem())
 
 
 def problem_messages(
     error: HoldfastError, more: Headers | None = None, *, prefix: str = "http.response"
 ) -> tuple[Message, Message]:
-    """The two ASGI messages of an answer that says `error`; `prefix` for a WebSocket that was not accepted."""
+    """Return the two ASGI messages of a response with `error`; `prefix` is another one for a refused WebSocket."""
     error = for_peers(error)
     body = problem_body(error)
     headers = [(name.encode(), value.encode()) for name, value in problem_headers(error).items()]

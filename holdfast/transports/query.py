@@ -1,8 +1,8 @@
-"""Query parameters: numbers within their bounds, or a clear refusal.
+"""Query parameters: whole numbers within their bounds, or a refusal.
 
 Layer: transports.
 
-A cursor is never refused: what is not a cursor is no cursor (`core.cursor`).
+A cursor is never refused: an invalid cursor is treated as no cursor (`core.cursor`).
 """
 
 from __future__ import annotations
@@ -15,26 +15,26 @@ from urllib.parse import parse_qsl
 from holdfast.core.errors import InvalidRequest
 
 _WHOLE = re.compile(r"[0-9]{1,16}\Z")
-_MAX_FIELDS = 50  # we know seven
+_MAX_FIELDS = 50  # the protocol has seven
 
 
 class Query:
-    """The query of a request; of a name that stands twice the last one counts."""
+    """The query of a request. Of a repeated name the last value counts."""
 
     def __init__(self, scope: Mapping[str, Any]) -> None:
-        """Raises InvalidRequest when there is too much of it."""
+        """Raises InvalidRequest for a query with too many fields."""
         text = scope.get("query_string", b"").decode("latin-1")
         try:
             self._fields = dict(parse_qsl(text, keep_blank_values=True, max_num_fields=_MAX_FIELDS)) if text else {}
         except ValueError as error:
-            raise InvalidRequest(f"the query: {error}") from None
+            raise InvalidRequest(f"the query has more than {_MAX_FIELDS} fields: {error}") from None
 
     def text(self, name: str) -> str | None:
-        """The field as it stands, or None."""
+        """Return the field as text, or None."""
         return self._fields.get(name)
 
     def whole(self, name: str, low: int, high: int) -> int | None:
-        """The field as a whole number, or None when it is not there. Raises InvalidRequest out of `low` to `high`."""
+        """Return the field as a whole number, None if it is missing. Raises InvalidRequest outside `low` to `high`."""
         text = self._fields.get(name)
         if text is None:
             return None
@@ -42,7 +42,7 @@ class Query:
 
 
 def whole(text: str, name: str, low: int, high: int) -> int:
-    """`text` as a whole number. Raises InvalidRequest unless it is one from `low` to `high`."""
+    """Return `text` as a whole number. Raises InvalidRequest unless it is one from `low` to `high`."""
     if not _WHOLE.match(text) or not low <= int(text) <= high:
-        raise InvalidRequest(f"{name} is a whole number from {low} to {high}")
+        raise InvalidRequest(f"{name} must be a whole number from {low} to {high}, got {text[:50]!r}")
     return int(text)

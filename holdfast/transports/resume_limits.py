@@ -1,10 +1,10 @@
-"""How far back a viewer may look: a cursor is a wish to be told all that came since, and anybody can write one.
+"""Restricts how far back a client without `history` may resume: cursors are client input and can be forged.
 
 Layer: transports.
 
-Whoever holds `history` may come with any cursor. Whoever may only subscribe is owed what comes
-from the moment they attached: their cursors are marked, for the client and the channel, and one that is not marked is
-no cursor. How a mark looks may change freely, since cursors are opaque; that nobody else can make one may not.
+A client with `history` may resume from any cursor. A client that may only subscribe is sent the events from its first
+attach on: its cursors carry a mark for the client and the channel, and a cursor without that mark is treated as none.
+The form of a mark may change freely, since cursors are opaque. That only the server can make a mark must not change.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from holdfast.hub.tickets import Tickets
 
 
 class ResumeLimits:
-    """What a viewer of one channel may come back to, who may not look at what was before."""
+    """The cursors that one client without `history` may resume from, on one channel."""
 
     __slots__ = ("_channel", "_client_id", "_tickets")
 
@@ -26,25 +26,25 @@ class ResumeLimits:
         self._channel = channel
 
     def known(self, cursor: Cursor | None) -> Cursor | None:
-        """`cursor` if it was given to this client, else none."""
+        """Return `cursor` if the server gave it to this client, else None."""
         if cursor is None or not self._tickets.is_marked(cursor, self._client_id, self._channel):
             return None
         return cursor
 
     def mark(self, text: str) -> str:
-        """What the cursor `text` carries when it is given out."""
+        """Return the mark that the cursor `text` carries when it is sent to the client."""
         cursor = parse_cursor(text)
-        assert cursor is not None  # it is one of ours
+        assert cursor is not None  # the server wrote it
         return self._tickets.mark(cursor, self._client_id, self._channel)
 
 
 def resume_limits_of(hub: HubCore, identity: Identity, channel: str) -> ResumeLimits | None:
-    """What `identity` may come back to; None where it may look at everything."""
+    """Return the resume limits of `identity`; None if it may read the whole history."""
     if identity.has("history", channel):
         return None
     return ResumeLimits(hub.tickets, identity.client_id, channel)
 
 
 def known_since(resume_limits: ResumeLimits | None, cursor: Cursor | None) -> Cursor | None:
-    """The cursor that a viewer may continue after, of the one that it came with."""
+    """Return the cursor that a viewer may resume from, given the cursor that it sent."""
     return cursor if resume_limits is None else resume_limits.known(cursor)

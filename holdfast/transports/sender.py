@@ -1,14 +1,14 @@
-"""Sinks: one connection's way out, one message at a time, never a queue.
+"""Senders: each writes the messages of one connection, one at a time, without a queue.
 
 Layer: transports.
 
-An owner (an event stream, a socket) writes a message when the sender is not busy, and is told
-when it is free again. What could not be sent meanwhile is not kept here: the owner takes what it is owed when it is
-told, joined. There are two ways of sending, and owners cannot tell them apart:
+An owner (an event stream, a socket) writes a message when the sender is not busy, and is notified when the sender is
+free again. The sender keeps no messages meanwhile: when it is free, the owner takes the missed events, joined. There
+are two ways of sending, and owners cannot tell them apart:
 
-- `TaskSender`, for anybody's app: an ordinary task awaits `send`, since middleware may need a current task.
-- `DirectSender`, under our own `serve`: the coroutine `send(message)` is driven by hand, and only when it blocks does a
-  task finish it. That saves 2 µs a delivery and a task a viewer (measured on the prototype).
+- `TaskSender`, inside an app of any kind: an ordinary task awaits `send`, since middleware may need a current task.
+- `DirectSender`, under our own `serve`: the coroutine `send(message)` is driven by hand, and a task finishes it only
+  when it blocks. That saves 2 µs a delivery and a task a viewer (measured on the prototype).
 
 Safe to change: how a sender waits. Not safe: calling `send` while another call of it is blocked.
 """
@@ -25,29 +25,29 @@ from starlette.types import Message, Receive, Send
 from holdfast.hub.feed import EncodedBatch
 from holdfast.transports.chunks import Chunks, Frames, can_frame, can_write, cycle_of, socket_of
 
-# A peer that takes nothing for so long will not come back to this connection. Browsers freeze hidden pages for
-# minutes, and a frozen page costs us no more than its socket.
+# A peer that reads no bytes for so long will not use this connection again. Browsers freeze hidden pages for minutes,
+# and a frozen page costs us no more than its socket.
 SEND_TIMEOUT_S = 300.0
-# What is written last before the end (a farewell) gets so long; the server waits meanwhile. granian sends no close
-# while it waits for a frame, so there it is what every socket's end takes.
-LAST_WORDS_S = 0.5
+# For the last message before the end (a farewell); the server waits meanwhile. granian sends no close while it waits
+# for a frame, so with granian the end of every socket takes so long.
+FAREWELL_S = 0.5
 
 
 class Owner(Protocol):
-    """Whoever writes to a sender."""
+    """An object that writes to a sender."""
 
     def freed(self) -> None:
-        """A write that had blocked is through, or, on a `TaskSender`, any write."""
+        """React to the end of a write that had blocked or, on a `TaskSender`, of any write."""
 
     def received(self, message: Message) -> bool:
-        """Something came from the peer; False when there is nothing more to expect."""
+        """Take a message from the peer; return False if the peer will send no other."""
 
     async def until_room(self) -> None:
-        """Wait until more may be received."""
+        """Wait until the owner can take another message."""
 
 
 class Sender:
-    """What both ways of sending have in common. The ASGI call waits in `carry` until either side has ended."""
+    """The common part of both ways of sending. The ASGI call waits in `carry` until either side has ended."""
 
     __slots__ = ("_cycle", "_owner", "_send", "error", "is_busy", "is_over")
 
@@ -55,12 +55,12 @@ class Sender:
         self._send = send
         self._owner = owner
         self._cycle = cycle_of(send)
-        self.is_busy = False  # then nothing may be written
-        self.is_over = False  # then nothing will be written any more
-        self.error: BaseException | None = None  # what the server, or middleware, raised at a write
+        self.is_busy = False  # while True, no message may be written
+        self.is_over = False  # once True, no message will be written any more
+        self.error: BaseException | None = None  # raised by the server, or by middleware, at a write
 
     def write(self, message: Message) -> None:
-        """Send `message`; the sender must be neither busy nor over, and may be busy afterwards."""
+        """Send `message`. The sender must be neither busy nor over, and may be busy afterwards."""
         raise NotImplementedError
 
     def write_batch(self, batch: EncodedBatch, chunks: Chunks) -> None:
@@ -71,26 +71,29 @@ class Sender:
         """Send a WebSocket frame, as `write` would."""
         self.write({"type": "websocket.send", "text": text})
 
-    def end(self, last: Message | None = None, *, patience_s: float = LAST_WORDS_S) -> None:
-        """Let `carry` return once `last` is sent, or what is being sent; at the latest in about `patience_s` seconds.
+    def end(self, last: Message | None = None, *, patience_s: float = FAREWELL_S) -> None:
+        """Let `carry` return once `last`, or the message being sent, is sent; at the latest after `patience_s` seconds.
 
-        With `last` the sender must not be busy. A second call does nothing.
+        With `last` the sender must not be busy. A second call has no effect.
         """
         raise NotImplementedError
 
     async def carry(self, receive: Receive) -> None:
-        """Hold the connection until the peer has left or `end` was called. Raises what sending raised."""
+        """Hold the connection until the peer disconnects or `end` is called. Raises the error that sending raised."""
         raise NotImplementedError
 
     def _is_lost(self) -> bool:
-        """Is the connection gone, without a word? uvicorn tells only the request that it has read last, so a stream
-        with another request behind it would stay for ever."""
+        """Return whether the connection is gone without a notice.
+
+        uvicorn notifies only the request that it has read last, so a stream with another request behind it would stay
+        for ever.
+        """
         return self._cycle is not None and bool(self._cycle.transport.is_closing())
 
     def _fail(self, error: Exception) -> None:
-        """Sending failed. An OSError is how servers say that the peer has left; anything else is raised by `carry`.
+        """Note why sending failed. Servers raise OSError when the peer has disconnected; `carry` raises other errors.
 
-        uvicorn says it otherwise where it closed a socket by itself, because the peer broke the protocol.
+        uvicorn raises RuntimeError instead after it has closed a socket by itself because of a protocol error.
         """
         is_closed = isinstance(error, RuntimeError) and "after sending 'websocket.close'" in str(error)
         if not (is_closed or isinstance(error, OSError | TimeoutError)):
@@ -102,16 +105,16 @@ class Sender:
 
 
 class TaskSender(Sender):
-    """Sends from the ASGI call itself; a second task watches for what the peer sends."""
+    """Sends from the ASGI call itself; a second task receives the peer's messages."""
 
-    __slots__ = ("_message", "_news", "_patience", "_patience_s")
+    __slots__ = ("_changed", "_message", "_timeout", "_timeout_s")
 
     def __init__(self, send: Send, owner: Owner) -> None:
         super().__init__(send, owner)
         self._message: Message | None = None
-        self._news: asyncio.Future[None] | None = None
-        self._patience: asyncio.Timeout | None = None  # of the write that goes on now
-        self._patience_s = SEND_TIMEOUT_S
+        self._changed: asyncio.Future[None] | None = None
+        self._timeout: asyncio.Timeout | None = None  # of the present write
+        self._timeout_s = SEND_TIMEOUT_S
 
     def write(self, message: Message) -> None:
         assert not self.is_busy
@@ -120,18 +123,18 @@ class TaskSender(Sender):
             return
         self.is_busy = True
         self._message = message
-        self._tell()
+        self._notify()
 
-    def end(self, last: Message | None = None, *, patience_s: float = LAST_WORDS_S) -> None:
+    def end(self, last: Message | None = None, *, patience_s: float = FAREWELL_S) -> None:
         if self.is_over:
             return
         if last is not None:
             self.write(last)
         self.is_over = True
-        self._patience_s = patience_s
-        self._tell()
-        if self._patience is not None and not self._patience.expired():
-            self._patience.reschedule(asyncio.get_running_loop().time() + patience_s)
+        self._timeout_s = patience_s
+        self._notify()
+        if self._timeout is not None and not self._timeout.expired():
+            self._timeout.reschedule(asyncio.get_running_loop().time() + patience_s)
 
     async def carry(self, receive: Receive) -> None:
         watching = asyncio.get_running_loop().create_task(self._watch(receive))
@@ -149,8 +152,8 @@ class TaskSender(Sender):
             if message is None:
                 if self.is_over:
                     return
-                self._news = asyncio.get_running_loop().create_future()
-                await self._news
+                self._changed = asyncio.get_running_loop().create_future()
+                await self._changed
                 continue
             self._message = None
             if not await self._is_sent(message):
@@ -160,15 +163,15 @@ class TaskSender(Sender):
                 self._owner.freed()
 
     async def _is_sent(self, message: Message) -> bool:
-        """Send `message`; False if the connection is over."""
+        """Send `message`; return False if the connection is over."""
         try:
-            async with asyncio.timeout(self._patience_s) as self._patience:
+            async with asyncio.timeout(self._timeout_s) as self._timeout:
                 await self._send(message)
         except Exception as error:
             self._fail(error)
             return False
         finally:
-            self._patience = None
+            self._timeout = None
         return True
 
     async def _watch(self, receive: Receive) -> None:
@@ -180,28 +183,28 @@ class TaskSender(Sender):
             self._fail(error)
         self.end()
 
-    def _tell(self) -> None:
-        if self._news is not None and not self._news.done():
-            self._news.set_result(None)
+    def _notify(self) -> None:
+        if self._changed is not None and not self._changed.done():
+            self._changed.set_result(None)
 
 
 class DirectSender(Sender):
-    """Drives `send` by hand; the ASGI call itself watches for what the peer sends."""
+    """Drives `send` by hand; the ASGI call itself receives the peer's messages."""
 
-    __slots__ = ("_call", "_finishing", "_is_cut", "_socket")
+    __slots__ = ("_call", "_finishing", "_is_aborted", "_socket")
 
     def __init__(self, send: Send, owner: Owner) -> None:
         super().__init__(send, owner)
         self._send: Callable[[Message], Coroutine[Any, None, None]] = send  # type: ignore[assignment]  # uvicorn's is
         self._call: asyncio.Task[Any] | None = None  # the ASGI call, while it waits in `carry`
         self._finishing: asyncio.Task[None] | None = None
-        self._is_cut = False  # `carry` returns, whatever is still blocked
+        self._is_aborted = False  # `carry` returns although a write is still blocked
         self._socket = socket_of(send)
 
     def write(self, message: Message) -> None:
         assert not self.is_busy
         if self._is_lost():
-            self._cut()
+            self._abort()
             return
         sending = self._send(message)
         try:
@@ -210,7 +213,7 @@ class DirectSender(Sender):
             return
         except Exception as error:
             self._fail(error)
-            self._cut()
+            self._abort()
             return
         self.is_busy = True
         self._finishing = asyncio.get_running_loop().create_task(self._finish(sending, blocked))
@@ -231,27 +234,27 @@ class DirectSender(Sender):
         else:
             socket.transport.write(frame)
 
-    def end(self, last: Message | None = None, *, patience_s: float = LAST_WORDS_S) -> None:
+    def end(self, last: Message | None = None, *, patience_s: float = FAREWELL_S) -> None:
         if self.is_over:
             return
         if last is not None:
             self.write(last)
         self.is_over = True
         if self.is_busy and last is not None:
-            asyncio.get_running_loop().call_later(patience_s, self._cut)
+            asyncio.get_running_loop().call_later(patience_s, self._abort)
         else:
-            self._cut()
+            self._abort()
 
     async def carry(self, receive: Receive) -> None:
         call = self._call = asyncio.current_task()
         assert call is not None
         owner = self._owner
         try:
-            while not self._is_cut and owner.received(await receive()):
+            while not self._is_aborted and owner.received(await receive()):
                 await owner.until_room()
         except asyncio.CancelledError:
-            # Ours, if `_cut` asked for it and nobody else did: the same way out as that of asyncio.timeout.
-            if not self._is_cut or call.uncancel():
+            # Ours if `_abort` requested it and no other code did: `asyncio.timeout` decides in the same way.
+            if not self._is_aborted or call.uncancel():
                 raise
         finally:
             self.is_over = True
@@ -261,35 +264,35 @@ class DirectSender(Sender):
                 await asyncio.wait([self._finishing])
         self._check()
 
-    def _cut(self) -> None:
+    def _abort(self) -> None:
         self.is_over = True
-        if not self._is_cut:
-            self._is_cut = True
+        if not self._is_aborted:
+            self._is_aborted = True
             if self._call is not None:
                 self._call.cancel()
 
     async def _finish(self, sending: Coroutine[Any, None, None], blocked: Any) -> None:
         try:
             async with asyncio.timeout(SEND_TIMEOUT_S):
-                await _go_on(sending, blocked)
+                await _drive(sending, blocked)
         except Exception as error:
             self._fail(error)
-            self._cut()
+            self._abort()
             return
         finally:
             self._finishing = None
         self.is_busy = False
         if self.is_over:
-            self._cut()
+            self._abort()
         else:
             self._owner.freed()
 
 
 @types.coroutine
-def _go_on(sending: Coroutine[Any, None, None], blocked: Any) -> Generator[Any, Any, None]:
+def _drive(sending: Coroutine[Any, None, None], blocked: Any) -> Generator[Any, Any, None]:
     """Await the rest of a coroutine that was driven by hand until it yielded `blocked`.
 
-    `yield from` would begin by resuming it, but the future it waits for has to reach the task first.
+    `yield from` would resume the coroutine first, but the future that it waits for has to reach the task before.
     """
     while True:
         try:

@@ -1,26 +1,35 @@
-"""A socket's agent, as the turn scheduler knows it: the frames `work`, `turn`, `turn.renew` and `turn.done`.
+"""The agents of a socket, as the turn scheduler's workers: the frames `work`, `turn`, `turn.renew` and `turn.done`.
 
 Layer: transports.
 
-A turn that a socket has is leased: its agent renews it, and when the socket breaks it is
-another's soon.
+A turn of a socket is leased: its agent renews it. When the socket breaks, the scheduler soon gives the turn to another
+worker.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
+from typing import TYPE_CHECKING, Any
 
-from holdfast.core.errors import Fenced, HoldfastError
-from holdfast.core.model import check_json
+from holdfast.core.errors import Fenced, HoldfastError, InvalidRequest, TooMany
+from holdfast.core.model import Json, check_json
 from holdfast.core.names import check_channel, check_id
+from holdfast.core.patterns import RULE, is_pattern, matches
 from holdfast.hub.committer import Done, Result
 from holdfast.hub.hub import HubCore
 from holdfast.hub.turns import LEASE_S, TurnOffer, WhenBusy
-from holdfast.transports.frames import TurnDoneFrame, TurnRenewFrame
+from holdfast.transports.access import check_work, member_of
+from holdfast.transports.frames import TurnDoneFrame, TurnRenewFrame, TurnTakeFrame, WorkFrame
+
+if TYPE_CHECKING:
+    from holdfast.hub.identity import Identity
+
+MAX_PATTERNS = 20
+MAX_PATTERN_CHARACTERS = 201  # a channel's name, and a star
 
 
 class SocketWorker:
-    """A socket's agent, as the turn scheduler knows it."""
+    """One agent of a socket, which takes the turns of one pattern."""
 
     is_local = False
 
@@ -40,30 +49,32 @@ class SocketWorker:
         self._give = give
         self._hub = hub
         self.turns: set[TurnOffer] = set()
-        self.is_listed = True  # may turns be given to it?
+        self.is_listed = True  # whether the scheduler may give it turns
 
     def take_over(self, other: SocketWorker) -> None:
-        """Go on with the turns of the worker that this one replaces."""
+        """Continue the turns of the worker that this one replaces."""
         self.turns |= other.turns
         self.free -= len(other.turns)
 
     def has(self, channel: str, message_id: str | None) -> bool:
-        """Has it this turn, or with None one in that channel?"""
+        """Return whether it has this turn or, with None, any turn in the channel."""
         return any(turn.channel == channel and message_id in (None, turn.message_id) for turn in self.turns)
 
     def begin(self, turn: TurnOffer) -> None:
+        """Of `Worker`: send the turn to the agent."""
         self.turns.add(turn)
         self._give(self, turn)
 
     def ended(self, turn: TurnOffer, state: str) -> None:
-        self._over(turn)
+        """Of `Worker`: free the slot of a turn that ended elsewhere."""
+        self._free(turn)
 
     def renew(self, frame: TurnRenewFrame) -> None:
-        """The agent is still at it. Raises Fenced where the turn is over or another's."""
+        """Renew the lease of a turn. Raises Fenced if the turn is over or another worker has it."""
         turn = self._turn(frame)
         if not self._hub.scheduler.renew(self, turn):
-            raise _not_ours()
-        if not self.has(turn.channel, turn.message_id):  # of the socket before: it takes a slot here
+            raise _not_its_turn()
+        if not self.has(turn.channel, turn.message_id):  # a turn of the previous socket: it takes a slot here
             self.turns.add(turn)
             self.free -= 1
         if frame.state is not None:
@@ -71,25 +82,25 @@ class SocketWorker:
             self._hub.scheduler.said(frame.channel, self.name, frame.state)
 
     def end(self, frame: TurnDoneFrame, done: Done) -> None:
-        """The agent is done."""
+        """End a turn, and call `done` with the result."""
         turn = self._turn(frame)
 
-        def answered(answer: Result | HoldfastError) -> None:
-            if isinstance(answer, HoldfastError) and not answer.retry:
-                answer = _not_ours()  # whose it is instead, or that there is none, is nobody's business
-            done(answer)
+        def ended(result: Result | HoldfastError) -> None:
+            if isinstance(result, HoldfastError) and not result.retry:
+                result = _not_its_turn()  # other workers' turns are not exposed
+            done(result)
 
-        self._hub.scheduler.end(self, turn, frame.state, answered)
-        self._over(turn)
+        self._hub.scheduler.end(self, turn, frame.state, ended)
+        self._free(turn)
 
     def works_in(self, channel: str) -> bool:
-        """Has it a turn there?"""
+        """Return whether it has a turn in `channel`."""
         return any(turn.channel == channel for turn in self.turns)
 
     def _turn(self, frame: TurnRenewFrame | TurnDoneFrame) -> TurnOffer:
         return TurnOffer(check_channel(frame.channel), check_id(frame.message), frame.generation, LEASE_S)
 
-    def _over(self, turn: TurnOffer) -> None:
+    def _free(self, turn: TurnOffer) -> None:
         known = next((one for one in self.turns if one[:3] == turn[:3]), None)
         if known is not None:
             self.turns.discard(known)
@@ -98,5 +109,91 @@ class SocketWorker:
                 self._hub.scheduler.said(turn.channel, self.name, {"state": "listening"})
 
 
-def _not_ours() -> Fenced:
-    return Fenced("this turn is over, or another's")
+def _not_its_turn() -> Fenced:
+    return Fenced("the turn of this message is over, or another worker has it")
+
+
+class SocketWorkers:
+    """All workers of one socket, by pattern and name."""
+
+    __slots__ = ("_give", "_hub", "_start_task", "_workers")
+
+    def __init__(
+        self,
+        hub: HubCore,
+        give: Callable[[SocketWorker, TurnOffer], None],
+        start_task: Callable[[Coroutine[Any, Any, None]], object],
+    ) -> None:
+        self._hub = hub
+        self._give = give
+        self._start_task = start_task
+        self._workers: dict[tuple[str, str], SocketWorker] | None = None  # made on first use
+
+    def __bool__(self) -> bool:
+        return bool(self._workers)
+
+    def work(self, frame: WorkFrame, identity: Identity) -> None:
+        """Register a worker, replace it, or with `slots=0` end it. Raises Forbidden, InvalidRequest, TooMany."""
+        if self._workers is None:
+            self._workers = {}
+        name, pattern = member_of(identity, frame.name), frame.pattern
+        known = self._workers.get((pattern, name))
+        if known is not None:
+            self._hub.scheduler.unregister(known)
+        if not frame.slots:  # it takes no more turns, and keeps the turns that it has
+            if known is not None:
+                known.is_listed = False
+                if not known.turns:
+                    del self._workers[pattern, name]
+            return
+        if not is_pattern(pattern) or len(pattern) > MAX_PATTERN_CHARACTERS:
+            raise InvalidRequest(f"pattern {pattern[:MAX_PATTERN_CHARACTERS]!r} is invalid: {RULE}")
+        check_work(identity, pattern)
+        if known is None and len(self._workers) >= MAX_PATTERNS:
+            raise TooMany(f"a socket works on at most {MAX_PATTERNS} patterns", limit=MAX_PATTERNS)
+        worker = SocketWorker(self._give, self._hub, name, pattern, frame.slots, frame.when_busy)
+        if known is not None:
+            worker.take_over(known)
+            self._hub.scheduler.hand_over(known, worker)
+        self._workers[pattern, name] = worker
+        self._start_task(self._register(worker))
+
+    async def _register(self, worker: SocketWorker) -> None:
+        """Register in a task of its own, so that the reply is sent before the first turn."""
+        if (
+            self._workers is not None
+            and self._workers.get((worker.pattern, worker.name)) is worker
+            and worker.is_listed
+        ):
+            self._hub.scheduler.register(worker)
+
+    def find(self, frame: TurnRenewFrame | TurnTakeFrame | TurnDoneFrame) -> SocketWorker:
+        """Return the worker that a frame about a turn is meant for. Raises InvalidRequest if no worker fits."""
+        fitting = [one for one in (self._workers or {}).values() if matches(one.pattern, frame.channel)]
+        for worker in fitting:
+            if worker.has(frame.channel, None if isinstance(frame, TurnTakeFrame) else frame.message):
+                return worker
+        if fitting:  # a turn of the previous socket: its claim names the worker
+            by = self._hub.scheduler.claimed_by(frame.channel, frame.message)
+            return next((worker for worker in fitting if worker.name == by), fitting[0])
+        # The same text for every channel: whether the channel exists must not show.
+        raise InvalidRequest("this socket takes no turns in that channel: send `work` with a pattern for it first")
+
+    def renew(self, frame: TurnRenewFrame) -> dict[str, Json]:
+        """Renew the lease of a turn, and return the fields of the reply."""
+        self.find(frame).renew(frame)
+        return {"lease_s": LEASE_S}
+
+    async def take(self, frame: TurnTakeFrame) -> bool:
+        """Take a waiting message into a turn that runs; return whether that worked."""
+        worker = self.find(frame)
+        channel, message_id = check_channel(frame.channel), check_id(frame.message)
+        turn = check_id(frame.turn) if frame.turn is not None else None
+        return worker.works_in(channel) and await self._hub.take_waiting(channel, message_id, worker.name, turn=turn)
+
+    def release(self) -> None:
+        """Unregister all workers: the socket is gone."""
+        workers, self._workers = self._workers or {}, None
+        if self._hub.is_running:
+            for worker in workers.values():
+                self._hub.scheduler.unregister(worker, is_broken=True)

@@ -2,9 +2,9 @@
 
 Layer: transports.
 
-What frames mean is `session`'s; here are only the handshake, who is at the other end (`auth`),
-the sender, and the end. As few tasks as possible: the ASGI call receives, and writing is driven by the component
-that has data to send.
+`session` carries out frames. This module has the handshake, the authentication by `auth` frames, the sender and the
+end of a socket. It uses as few tasks as possible: the ASGI call receives, and the component that has data to send
+drives the writing.
 """
 
 from __future__ import annotations
@@ -17,104 +17,96 @@ from functools import partial
 from typing import Any
 
 import msgspec
-from msgspec import Struct
 from starlette.types import Message, Receive, Send
 
 from holdfast.core.errors import Busy, HoldfastError, InvalidRequest, TooMany, Unauthenticated
 from holdfast.core.events import encode_json
 from holdfast.hub.hub import HubCore
 from holdfast.hub.identity import Scope
-from holdfast.transports.access import header, known_identity
+from holdfast.transports.access import check_serving, header, known_identity
 from holdfast.transports.chunks import Frames
-from holdfast.transports.codec import for_peers
-from holdfast.transports.credentials import Credentials
-from holdfast.transports.frames import Ref
-from holdfast.transports.heartbeats import Heartbeats
-from holdfast.transports.sender import LAST_WORDS_S, DirectSender, Sender, TaskSender
-from holdfast.transports.session import (
+from holdfast.transports.close_codes import (
+    CROWDED,
     DRAINED,
+    EXPIRED,
     FAILED,
     FRAME_TOO_LARGE,
     MISUSED,
-    PING_S,
-    Session,
-    ref_in,
+    NARROWED,
+    UNAUTHENTICATED,
 )
-from holdfast.transports.sse import RETRY_MS, check_serving
+from holdfast.transports.codec import for_peers
+from holdfast.transports.credentials import Credentials
+from holdfast.transports.frames import AuthFrame
+from holdfast.transports.heartbeats import Heartbeats
+from holdfast.transports.sender import FAREWELL_S, DirectSender, Sender, TaskSender
+from holdfast.transports.session import PING_S, Session, ref_in
+from holdfast.transports.sse import RETRY_MS
 
 SUBPROTOCOL = "holdfast.v1"
 
-INTRODUCTION_S = 5.0  # for the first frame, where nothing at the upgrade said who asks
+AUTH_TIMEOUT_S = 5.0  # for the first frame of a socket whose upgrade request had no credentials
 AUTH_BYTES = 8 * 1024  # of a frame with a token
-MAX_UNKNOWN = 1_000  # sockets whose peers have not said who they are; they cost little, and for seconds only
+MAX_UNAUTHENTICATED = 1_000  # sockets that wait for their `auth`; they cost little, and for seconds only
 
-# Close codes (`docs/protocol.md`, "Close codes"): from 4200 on, a client gets a new token first.
-CROWDED = 4002
-NARROWED = 4003
-EXPIRED = 4200
-UNKNOWN = 4201
-
-
-class _Auth(Struct, frozen=True, kw_only=True, tag_field="type", tag="auth"):
-    ref: Ref
-    token: str
-
-
-_auth = msgspec.json.Decoder(_Auth)
+_auth = msgspec.json.Decoder(AuthFrame)
 
 
 class Sockets:
-    """All sockets of a hub: lets them in, and sends them away when the hub leaves."""
+    """All sockets of a hub: admits them, and closes them when the hub drains."""
 
     def __init__(self, hub: HubCore, heartbeats: Heartbeats) -> None:
         self._hub = hub
         self._heartbeats = heartbeats
         self._frames = Frames()
         self._open: set[Socket] = set()
-        self._unknown: set[Introduction] = set()
+        self._unauthenticated: set[Authentication] = set()
 
     def __len__(self) -> int:
         return len(self._open)
 
     async def admit(self, scope: Scope) -> Credentials:
-        """Who asks for a socket; it may yet have to say so. Raises Draining, Unauthenticated, Forbidden, TooMany, …"""
+        """Return the credentials of a new socket, which may still have to send `auth`.
+
+        Raises Draining, InvalidRequest, Unauthenticated, Forbidden, TooMany, Busy.
+        """
         await check_serving(self._hub)
         offered = scope.get("subprotocols", ())
         if offered and SUBPROTOCOL not in offered:
-            raise InvalidRequest(f"the subprotocol is {SUBPROTOCOL}")
+            raise InvalidRequest(f"the subprotocol must be {SUBPROTOCOL}, got {', '.join(offered)[:100]!r}")
         identity = await known_identity(self._hub, scope)
         credentials = Credentials(self._hub, scope, identity)
         if identity is not None:
-            credentials.sit()
+            credentials.take_slot()
         elif header(scope, b"authorization") is not None:
-            raise Unauthenticated("nobody is known behind this request")
-        elif len(self._unknown) >= MAX_UNKNOWN:
-            raise Busy("too many sockets have not said yet who is there")
+            raise Unauthenticated("the hub's verifier does not accept the credentials of this request")
+        elif len(self._unauthenticated) >= MAX_UNAUTHENTICATED:
+            raise Busy(f"too many unauthenticated connections (limit {MAX_UNAUTHENTICATED})")
         return credentials
 
     async def serve(self, credentials: Credentials, scope: Scope, receive: Receive, send: Send) -> None:
         """Accept the socket and carry it to its end."""
         try:
             await send({"type": "websocket.accept", "subprotocol": SUBPROTOCOL if scope.get("subprotocols") else None})
-            if credentials.is_known or await self._is_introduced(credentials, receive, send):
+            if credentials.is_known or await self._is_authenticated(credentials, receive, send):
                 await self._carry(credentials, receive, send)
         finally:
             credentials.leave()
 
-    async def _is_introduced(self, credentials: Credentials, receive: Receive, send: Send) -> bool:
-        introduction = Introduction(self._hub, credentials, receive, send)
-        self._unknown.add(introduction)
+    async def _is_authenticated(self, credentials: Credentials, receive: Receive, send: Send) -> bool:
+        authentication = Authentication(self._hub, credentials, receive, send)
+        self._unauthenticated.add(authentication)
         try:
-            return await introduction.is_made()
+            return await authentication.has_succeeded()
         finally:
-            self._unknown.discard(introduction)
+            self._unauthenticated.discard(authentication)
 
     async def _carry(self, credentials: Credentials, receive: Receive, send: Send) -> None:
         socket = Socket(self._hub, credentials, send, self._frames)
         self._open.add(socket)
         slot = self._heartbeats.add(socket, int(PING_S))
         try:
-            if self._hub.is_draining:  # it began while we accepted
+            if self._hub.is_draining:  # the hub began to drain during the accept
                 socket.session.drain()
             await socket.sender.carry(receive)
         finally:
@@ -123,43 +115,43 @@ class Sockets:
             self._heartbeats.remove(socket, slot)
 
     def drain(self) -> None:
-        """Send all away: the hub leaves. (A socket without a channel has no feed that would tell it.)"""
+        """Close all sockets because the hub drains. A socket without a channel has no feed that would notify it."""
         for socket in tuple(self._open):
             socket.session.drain()
-        for introduction in tuple(self._unknown):
-            introduction.give_up()
+        for authentication in tuple(self._unauthenticated):
+            authentication.give_up()
 
 
-class Introduction:
-    """A socket whose peer has yet to say who is there, with its first frame."""
+class Authentication:
+    """The wait of an accepted socket for its first frame, `auth`."""
 
     def __init__(self, hub: HubCore, credentials: Credentials, receive: Receive, send: Send) -> None:
         self._hub = hub
         self._credentials = credentials
         self._receive = receive
         self._send = send
-        self._patience: asyncio.Timeout | None = None
+        self._timeout: asyncio.Timeout | None = None
 
-    async def is_made(self) -> bool:
-        """Wait for `auth`, and say whether it was good; if it was not, the socket is closed."""
-        with contextlib.suppress(OSError):  # the peer has left
+    async def has_succeeded(self) -> bool:
+        """Wait for `auth` and return whether it was accepted; if not, close the socket."""
+        with contextlib.suppress(OSError):  # the peer has disconnected
             try:
-                async with asyncio.timeout(INTRODUCTION_S) as self._patience:
+                async with asyncio.timeout(AUTH_TIMEOUT_S) as self._timeout:
                     message = await self._receive()
             except TimeoutError:
-                await self._close(DRAINED if self._hub.is_draining else UNKNOWN)
+                await self._close(DRAINED if self._hub.is_draining else UNAUTHENTICATED)
                 return False
             finally:
-                self._patience = None
-            return message["type"] == "websocket.receive" and await self._is_good(message.get("text"))
+                self._timeout = None
+            return message["type"] == "websocket.receive" and await self._is_accepted(message.get("text"))
         return False
 
     def give_up(self) -> None:
-        """The hub leaves: wait no longer."""
-        if self._patience is not None and not self._patience.expired():
-            self._patience.reschedule(asyncio.get_running_loop().time())
+        """Stop waiting, because the hub drains."""
+        if self._timeout is not None and not self._timeout.expired():
+            self._timeout.reschedule(asyncio.get_running_loop().time())
 
-    async def _is_good(self, text: str | None) -> bool:
+    async def _is_accepted(self, text: str | None) -> bool:
         if text is None:
             await self._close(MISUSED)
             return False
@@ -169,37 +161,37 @@ class Introduction:
         auth = _auth_in(text)
         try:
             if auth is None:
-                raise Unauthenticated("nobody is known here yet: the first frame is `auth`, with a token")
+                raise Unauthenticated("this socket is not authenticated: its first frame must be `auth`, with a token")
             await self._credentials.renew(auth.token)
         except HoldfastError as error:
             refusal = {**for_peers(error).problem(), "type": "error", "ref": ref_in(text.encode(errors="replace"))}
-            await self._tell(refusal)
-            await self._close(_CODES.get(type(error), UNKNOWN), error.code)
+            await self._send_frame(refusal)
+            await self._close(_CODES.get(type(error), UNAUTHENTICATED), error.code)
             return False
-        await self._tell({"type": "ok", "ref": auth.ref})
+        await self._send_frame({"type": "ok", "ref": auth.ref})
         return True
 
-    async def _tell(self, frame: dict[str, Any]) -> None:
+    async def _send_frame(self, frame: dict[str, Any]) -> None:
         await self._send({"type": "websocket.send", "text": encode_json(frame).decode()})
 
     async def _close(self, code: int, reason: str | None = None) -> None:
         reason = reason or _REASONS[code]
         retry = {"retry_ms": random.randint(*RETRY_MS)} if code == DRAINED else {}
-        await self._tell({"type": "bye", "reason": reason, **retry})
+        await self._send_frame({"type": "bye", "reason": reason, **retry})
         await self._send({"type": "websocket.close", "code": code, "reason": reason})
 
 
 _REASONS = {
     DRAINED: "draining",
-    UNKNOWN: "unauthenticated",
+    UNAUTHENTICATED: "unauthenticated",
     MISUSED: "invalid_request",
     FRAME_TOO_LARGE: "too_large",
 }
 _CODES: dict[type[HoldfastError], int] = {TooMany: CROWDED, Busy: FAILED, HoldfastError: FAILED}
 
 
-def _auth_in(text: str) -> _Auth | None:
-    """The `auth` frame in `text`, if it is one."""
+def _auth_in(text: str) -> AuthFrame | None:
+    """Return the `auth` frame in `text`, or None for any other frame."""
     if '"auth"' not in text or len(text) > AUTH_BYTES:
         return None
     try:
@@ -209,7 +201,7 @@ def _auth_in(text: str) -> _Auth | None:
 
 
 class Socket:
-    """One connection: a session and the sender its frames go to."""
+    """One connection: a session, and the sender of its frames."""
 
     __slots__ = (
         "_frames",
@@ -247,18 +239,18 @@ class Socket:
     # For the sender
 
     def received(self, message: Message) -> bool:
-        """A frame came, or the peer has left."""
+        """Pass a frame to the session; return False if the peer has disconnected."""
         if message["type"] != "websocket.receive":
             return False
         text = message.get("text")
         if text is None:
             self.session.receive_binary()
-        elif self.session.closing is None and self._is_welcome(text):
+        elif self.session.closing is None and self._is_for_session(text):
             self.session.receive(text, now_s=self._loop.time())
         return True
 
     async def until_room(self) -> None:
-        """Wait until enough has been answered, and the answers have been taken."""
+        """Wait until enough requests are answered and their replies sent."""
         while self.session.is_full and not self.sender.is_over:
             self._room = self._loop.create_future()
             try:
@@ -267,22 +259,22 @@ class Socket:
                 self._room = None
 
     def freed(self) -> None:
-        """The sender is free again."""
+        """Send the next frames: the sender is free again."""
         self._pump()
 
     # For the heartbeats
 
     def send_heartbeat(self) -> None:
-        """Every few seconds: a ping may be due, or the peer is silent for too long."""
+        """Send a ping if one is due, and close the socket of a peer that is silent for too long."""
         self.session.check_silence(now_s=self._loop.time())
-        if self.credentials.is_expired:  # a machine that slept has slept through its timers, too
+        if self.credentials.is_expired:  # the timers of a suspended machine do not run
             self._expire()
         self._pump()
 
-    # Who is there
+    # Authentication
 
-    def _is_welcome(self, text: str) -> bool:
-        """Is this frame the session's to answer? One too many is refused here, and `auth` is about the credentials."""
+    def _is_for_session(self, text: str) -> bool:
+        """Return whether the session handles this frame. Frames beyond the rate and `auth` frames are handled here."""
         credentials, session = self.credentials, self.session
         auth = _auth_in(text) if credentials.is_renewable else None
         if auth is None and credentials.is_expired:
@@ -291,7 +283,7 @@ class Socket:
         try:
             credentials.count_request()
             if auth is not None and self._is_renewing:
-                raise TooMany("a token is being verified already")
+                raise TooMany("the previous `auth` frame of this socket is still being verified")
         except TooMany as error:
             session.refuse(auth.ref if auth is not None else ref_in(text.encode(errors="replace")), error)
             return False
@@ -301,7 +293,7 @@ class Socket:
         self._start_task(self._renew(auth))
         return False
 
-    async def _renew(self, auth: _Auth) -> None:
+    async def _renew(self, auth: AuthFrame) -> None:
         session = self.session
         before = self.credentials.identity
         try:
@@ -314,24 +306,24 @@ class Socket:
         session.identity = identity
         session.reply({"type": "ok", "ref": auth.ref})
         if session.closing is None and not identity.includes(before):
-            # It watches, is present, or works, by what it may do no more: each is asked for and judged anew.
+            # It may be attached, present or at work by a capability that it lost: the client requests each anew.
             session.end(NARROWED, "forbidden")
 
     def _expire(self) -> None:
-        """The identity is over: what comes now is for somebody who shows a new token."""
+        """Close the socket of an identity that has expired: later events need a new token."""
         if self.session.closing is None:
             self.session.end(EXPIRED, "unauthenticated")
 
     # For the session
 
     def _wake(self) -> None:
-        """There is something to send. Answers come in bursts, so they are sent together, after the burst."""
+        """Send soon. Replies come in bursts, so they are sent together, after the burst."""
         if not self._is_due:
             self._is_due = True
             self._loop.call_soon(self._pump)
 
     def _released(self) -> None:
-        """A channel moved: its tick has waited for what belongs together, so nothing more is waited for."""
+        """Send now: a channel's tick has collected the events that belong together already."""
         if not self._is_due:
             self._pump()
 
@@ -346,10 +338,10 @@ class Socket:
         if self._tasks is not None:
             self._tasks.discard(task)
             if not self._tasks:
-                self._tasks = None  # an idle socket has nothing that it does not need
+                self._tasks = None  # an idle socket keeps no empty set
 
     def _pump(self) -> None:
-        """Write while there is something to write and the peer takes it."""
+        """Write frames while there are some and the peer reads them."""
         self._is_due = False
         sender, session = self.sender, self.session
         now_s = self._loop.time()
@@ -363,13 +355,13 @@ class Socket:
             else:
                 break
         if session.closing is not None and not sender.is_over and not self._is_closing:
-            self._is_closing = True  # a peer that does not read is not waited for
-            self._loop.call_later(LAST_WORDS_S, partial(sender.end, patience_s=0))
+            self._is_closing = True  # do not wait for a peer that does not read
+            self._loop.call_later(FAREWELL_S, partial(sender.end, patience_s=0))
         if self._room is not None and not self._room.done() and (not session.is_full or sender.is_over):
             self._room.set_result(None)
 
     async def close(self) -> None:
-        """The connection is over: leave the channels, and wait for what still runs."""
+        """Close the session, and wait for the tasks of the socket: the connection is over."""
         self.session.close()
         tasks = tuple(self._tasks or ())
         for task in tasks:

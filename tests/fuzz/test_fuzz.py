@@ -24,6 +24,7 @@ from fuzz.targets import TARGETS
 from fuzz.wire import complaint
 from fuzz.world import World, documented_codes
 from holdfast.core.cursor import Cursor
+from holdfast.core.deltas import Sent
 from holdfast.core.errors import MethodNotAllowed
 from holdfast.hub import tickets, tokens
 from holdfast.transports import message_stream, session, sse
@@ -93,7 +94,7 @@ def test_the_table_of_errors_is_read_from_the_protocol() -> None:
 
 
 def forget_to_reply(self: Any, frame: Any) -> None:
-    self._leave(frame.channel)
+    self._attachments.leave(frame.channel)
 
 
 def stay_in_the_channel(self: Any) -> None:
@@ -105,8 +106,8 @@ def any_form(text: str | None) -> Cursor | None:
     return Cursor(epoch, int(serial)) if serial.isdecimal() else None
 
 
-def one_too_many(cursor: Cursor | None) -> message_stream.Told:
-    return message_stream.Told([1])
+def one_too_many(cursor: Cursor | None) -> Sent:
+    return Sent([1])
 
 
 def believe_anything(keys: object, algorithm: str, token: str) -> dict[str, Any]:
@@ -123,7 +124,7 @@ MUTANTS: list[tuple[str, object, str, object, str]] = [
     ("frames", session.Session, "_detach", forget_to_reply, "replies"),
     ("requests", sse.EventStream, "close", stay_in_the_channel, "leak"),
     ("cursors", sse, "parse_cursor", any_form, "resumed"),
-    ("cursors", message_stream, "told_by", one_too_many, "streamed"),
+    ("cursors", message_stream, "sent_by", one_too_many, "streamed"),
     ("tokens", tokens, "_claims_by", believe_anything, "forged"),
     ("requests", tickets.Tickets, "_is_signed", sign_everything, "forged"),
 ]

@@ -88,8 +88,8 @@ def forgets_parts(asked: Any, identity: Identity, channel: str) -> None:
     pass
 
 
-async def lets_anybody_poll(hub: HubCore, scope: Scope, channel: str) -> credentials.Credentials:
-    return credentials.Credentials(hub, scope, await access.identify(hub, scope))
+async def lets_anybody_poll(hub: HubCore, scope: Scope, channel: str) -> Identity:
+    return await access.identify(hub, scope)
 
 
 def believes_every_cursor(self: Any, cursor: Cursor | None) -> Cursor | None:
@@ -119,7 +119,7 @@ def grants_no_less(self: Identity, other: Identity) -> bool:
 async def renews_for_anybody(self: credentials.Credentials, token: str) -> Identity:
     identity = await access.identity_by_token(self._hub, self._scope, token)
     self._identity = identity
-    self._wind()
+    self._set_timer()
     return identity
 
 

@@ -151,10 +151,10 @@ def test_the_longest_names_fit(tickets: Tickets) -> None:
 
 
 def test_a_cursor_with_a_seal_and_the_longest_place_is_a_cursor(tickets: Tickets) -> None:
-    from holdfast.transports.message_stream import place
+    from holdfast.transports.framing import sent_field
 
     seal = tickets.seal(tickets.read(tickets.issue(ADA, "chat:1"), "chat:1", None))
-    told = place([10**7] * 256, is_done=False)
+    told = sent_field([10**7] * 256, is_finished=False)
     cursor = parse_cursor(f"e:5:{seal}{told}")
     assert cursor is not None
     assert split_seal(cursor.extra) == (seal, told)

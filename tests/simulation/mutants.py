@@ -20,6 +20,7 @@ from msgspec.structs import replace
 from holdfast.core import catch_up, decide_work
 from holdfast.core import decide as decisions
 from holdfast.core.decide import Decision, decide
+from holdfast.core.deltas import Delta
 from holdfast.core.draft import Draft
 from holdfast.core.events import (
     ChannelAttached,
@@ -49,9 +50,9 @@ from holdfast.hub.leases import LeaseMonitor
 from holdfast.hub.presence_state import PresenceState
 from holdfast.hub.turns import LEASE_S, TurnOffer, TurnScheduler, Worker
 from holdfast.stores.base import Committed, Conflict, Head, Moved, Write
-from holdfast.transports import codec, message_stream
+from holdfast.transports import codec, framing
+from holdfast.transports.access import caller_of
 from holdfast.transports.frames import DeleteFrame
-from holdfast.transports.http import caller_of
 from holdfast.transports.session import Session
 from simulation import watchdog
 from simulation.actors import Insider, Remote, Steady
@@ -370,18 +371,24 @@ def nobody_looks_at_the_clock_for_commands(patch: pytest.MonkeyPatch) -> None:
 
 def an_end_comes_without_the_rest(patch: pytest.MonkeyPatch) -> None:
     """Whoever is told that it is over looks at the message anyway."""
-    framed = message_stream.framed
+    frame = framing.NamedEvents.frame
 
-    def without_text(told: Sequence[tuple[str, str]], status: str | None, cursor: str) -> bytes:
-        return framed(told if status is None else [], status, cursor)
+    def without_text(
+        self: framing.NamedEvents, deltas: Sequence[Delta], status: str | None, position: framing.Position
+    ) -> bytes:
+        return frame(self, deltas if status is None else [], status, position)
 
-    patch.setattr(message_stream, "framed", without_text)
+    patch.setattr(framing.NamedEvents, "frame", without_text)
 
 
 def a_stream_says_nothing_of_the_end(patch: pytest.MonkeyPatch) -> None:
     """Nothing more comes, and that is what an end is."""
-    framed = message_stream.framed
-    patch.setattr(message_stream, "framed", lambda told, status, cursor: framed(told, None, cursor))
+    frame = framing.NamedEvents.frame
+    patch.setattr(
+        framing.NamedEvents,
+        "frame",
+        lambda self, deltas, status, position: frame(self, deltas, None, position),
+    )
 
 
 def what_passes_waits_for_a_pause_of_the_text(patch: pytest.MonkeyPatch) -> None:
@@ -539,7 +546,7 @@ def a_page_over_a_socket_is_the_last(patch: pytest.MonkeyPatch) -> None:
 
 def a_delete_is_answered_at_once(patch: pytest.MonkeyPatch) -> None:
     """It will be gone in a moment."""
-    ask = Session._ask
+    request = Session._request
 
     def at_once(self: Session, frame: Any, size: int) -> None:
         if isinstance(frame, DeleteFrame):
@@ -547,9 +554,9 @@ def a_delete_is_answered_at_once(patch: pytest.MonkeyPatch) -> None:
             self._hub.submit(frame.channel, frame.id, frame, caller, lambda answered: None)
             self.reply({"type": "ok", "ref": frame.ref})
         else:
-            ask(self, frame, size)
+            request(self, frame, size)
 
-    patch.setattr(Session, "_ask", at_once)
+    patch.setattr(Session, "_request", at_once)
 
 
 def whoever_asks_has_what_waits(patch: pytest.MonkeyPatch) -> None:

@@ -39,6 +39,10 @@ EVERY_CHANNEL = "all channels"
 ANY = ""
 
 
+# The capabilities of a worker.
+TO_WORK = ("agent", "subscribe", "append")
+
+
 class Operation(NamedTuple):
     """An operation that a client can request. `about` names its target in the test's world."""
 

@@ -88,7 +88,7 @@ INSIDE: list[tuple[str, dict[str, Any]]] = [
 
 
 @pytest.mark.parametrize(("why", "how"), OUTSIDE, ids=[why for why, _ in OUTSIDE])
-async def test_without_a_verifier_nobody_else_comes_in(closed: Hub, why: str, how: dict[str, Any]) -> None:
+async def test_hub_without_verifier_refuses_requests_from_elsewhere(closed: Hub, why: str, how: dict[str, Any]) -> None:
     mounted = Starlette(routes=[Mount("/deep/holdfast", closed)])
     for path in PATHS:
         assert await ask(closed, path, **how) == (403, "no_verifier")
@@ -103,7 +103,9 @@ async def test_without_a_verifier_nobody_else_comes_in(closed: Hub, why: str, ho
 
 
 @pytest.mark.parametrize(("why", "how"), INSIDE, ids=[why for why, _ in INSIDE])
-async def test_without_a_verifier_this_machine_comes_in(closed: Hub, why: str, how: dict[str, Any]) -> None:
+async def test_hub_without_verifier_accepts_requests_of_this_machine(
+    closed: Hub, why: str, how: dict[str, Any]
+) -> None:
     mounted = Starlette(routes=[Mount("/holdfast", closed)])
     assert (await ask(closed, **how))[0] == 200
     assert (await ask(mounted, "/holdfast/v1/channels/c", **how))[0] == 200
@@ -111,7 +113,7 @@ async def test_without_a_verifier_this_machine_comes_in(closed: Hub, why: str, h
     assert (await ask(mounted, "/holdfast/v1/ws", kind="websocket", **how))[0] == 101
 
 
-async def test_the_refusal_says_what_to_set(closed: Hub) -> None:
+async def test_refusal_without_verifier_names_the_setting(closed: Hub) -> None:
     sent: list[Any] = []
 
     async def send(message: Any) -> None:
@@ -125,10 +127,10 @@ async def test_the_refusal_says_what_to_set(closed: Hub) -> None:
     detail = json.loads(sent[1]["body"])["detail"]
     assert "authenticate" in detail
     assert "allow_everyone" in detail
-    assert "not on loopback" in detail
+    assert "not a loopback address" in detail
 
 
-async def test_an_origin_that_was_named_comes_in_and_a_star_names_none() -> None:
+async def test_allowed_origin_is_accepted_without_verifier_and_a_star_is_not() -> None:
     page: Headers = [*HERE, (b"origin", b"http://localhost:5173")]
     named, star = new_hub(allowed_origins=["http://localhost:5173"]), new_hub(allowed_origins=["*"])
     for hub, status in ((named, 200), (star, 403)):
@@ -154,7 +156,7 @@ AWAY: dict[str, Any] = {"client": ("192.0.2.1", 5), "headers": [(b"host", b"chat
 SOCKET: dict[str, Any] = {**AWAY, "path": "/v1/ws", "kind": "websocket", "extensions": {"websocket.http.response": {}}}
 
 
-async def test_everyone_comes_in_where_everyone_is_let_in() -> None:
+async def test_allow_everyone_accepts_requests_from_elsewhere() -> None:
     assert (await with_verifier(allow_everyone, AWAY))[0] == 200
     assert (await with_verifier(allow_everyone, SOCKET))[0] == 101
 
@@ -173,20 +175,20 @@ async def nobody(scope: Any) -> Identity | None:
         "/v1/channels/c/messages/m/events",
     ],
 )
-async def test_nobody_known_is_401(path: str) -> None:
+async def test_request_without_credentials_is_401(path: str) -> None:
     assert await with_verifier(nobody, {**AWAY, "path": path}) == (401, "unauthenticated")
 
 
-async def test_who_shows_something_that_nobody_knows_gets_no_socket() -> None:
+async def test_socket_with_unknown_credentials_is_refused() -> None:
     shown = {**SOCKET, "headers": [*AWAY["headers"], (b"authorization", b"Bearer bad")]}
     assert await with_verifier(nobody, shown) == (401, "unauthenticated")
 
 
-async def test_who_shows_nothing_gets_a_socket_to_say_who_it_is() -> None:
+async def test_socket_without_credentials_is_accepted_to_authenticate() -> None:
     assert (await with_verifier(nobody, SOCKET))[0] == 101
 
 
-async def test_a_verifier_is_asked_with_the_request_and_its_word_counts() -> None:
+async def test_verifier_receives_the_request_and_decides() -> None:
     async def verify(scope: Any) -> Identity | None:
         token = dict(scope["headers"]).get(b"authorization")
         return Identity(client_id="ada") if token == b"Bearer good" else None
@@ -201,7 +203,7 @@ async def test_a_verifier_is_asked_with_the_request_and_its_word_counts() -> Non
     await hub.close()
 
 
-async def test_a_verifier_that_fails_lets_nobody_in_and_says_nothing(caplog: pytest.LogCaptureFixture) -> None:
+async def test_failing_verifier_refuses_without_details(caplog: pytest.LogCaptureFixture) -> None:
     async def broken(scope: Any) -> Identity | None:
         raise ZeroDivisionError("secret")
 
@@ -209,14 +211,14 @@ async def test_a_verifier_that_fails_lets_nobody_in_and_says_nothing(caplog: pyt
     assert "the verifier failed" in caplog.text
 
 
-async def test_a_verifier_may_refuse_in_our_words() -> None:
+async def test_verifier_may_raise_our_errors() -> None:
     async def refusing(scope: Any) -> Identity | None:
         raise Forbidden("not you")
 
     assert await with_verifier(refusing, AWAY) == (403, "forbidden")
 
 
-async def test_a_verifier_has_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_verifier_times_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(access, "VERIFY_TIMEOUT_S", 0.01)
 
     async def slow(scope: Any) -> Identity | None:
@@ -327,7 +329,7 @@ async def test_foreign_pages_change_nothing_with_cookies(headers: Headers, statu
     assert answer == ((204, b"") if status == 204 else (403, "forbidden"))
 
 
-async def test_a_star_lets_nobody_use_cookies() -> None:
+async def test_star_origin_does_not_allow_cookies() -> None:
     for headers, status in (([OURS, FOREIGN], 204), ([OURS, FOREIGN, COOKIE], 403)):
         how = {**AWAY, "method": "DELETE", "headers": headers}
         assert (await with_verifier(allow_everyone, how, allowed_origins=["*"]))[0] == status
@@ -339,7 +341,7 @@ async def test_reading_with_cookies_is_left_to_cors() -> None:
     assert (await with_verifier(allow_everyone, {**AWAY, "headers": [OURS, FOREIGN, COOKIE]}))[0] == 200
 
 
-async def test_a_verifier_that_reads_no_cookies_is_not_misled_by_any() -> None:
+async def test_cookies_do_not_count_for_a_verifier_that_reads_none() -> None:
     class Verifier:
         reads_cookies = False
 
@@ -356,7 +358,7 @@ async def test_a_page_without_encryption_is_foreign_to_a_server_with_it() -> Non
         assert access.is_same_host({**page, **({"scheme": scheme} if scheme else {})}, "http://chat.example") is is_same
 
 
-async def test_an_identity_that_has_ended_is_nobodys() -> None:
+async def test_expired_identity_is_401() -> None:
     async def over(scope: Any) -> Identity | None:
         return Identity(client_id="ada", expires_at_ms=1)
 

@@ -63,7 +63,7 @@ BODIES = [
 
 
 @pytest.mark.parametrize(("body", "code"), BODIES, ids=[repr(body[:40]) for body, _ in BODIES])
-async def test_bodies_that_are_no_message_are_refused(plain_http: httpx2.AsyncClient, body: bytes, code: str) -> None:
+async def test_invalid_message_bodies_are_refused(plain_http: httpx2.AsyncClient, body: bytes, code: str) -> None:
     answer = await plain_http.post(MESSAGES, content=body, headers=JSON)
     assert refused(answer) == (413 if code == "too_large" else 400, code)
     assert (await plain_http.get(MESSAGES)).json()["messages"] == []
@@ -74,7 +74,7 @@ NUMBERS = ["-1", "1.5", "1.0", "1e3", "1e999", "9007199254740993", "9" * 30, '"1
 
 @pytest.mark.parametrize("number", NUMBERS)
 @pytest.mark.parametrize("field", ["at", "part", "generation"])
-async def test_numbers_that_are_no_place_are_refused(plain_http: httpx2.AsyncClient, field: str, number: str) -> None:
+async def test_invalid_offsets_are_refused(plain_http: httpx2.AsyncClient, field: str, number: str) -> None:
     await stream(plain_http)
     body = f'{{"text": "x", "{field}": {number}}}'.encode()
     answer = await plain_http.post(f"{M1}/append", content=body, headers=JSON)
@@ -109,7 +109,7 @@ async def test_a_lone_surrogate_in_an_append_is_told_from_broken_json(plain_http
         ("POST", f"{M1}/finish"),
     ],
 )
-async def test_what_changes_something_must_be_json(
+async def test_body_of_a_change_must_be_json(
     plain_http: httpx2.AsyncClient, method: str, path: str, media_type: str | None
 ) -> None:
     headers = {} if media_type is None else {"content-type": media_type}
@@ -117,7 +117,7 @@ async def test_what_changes_something_must_be_json(
     assert refused(answer) == (415, "unsupported_media_type")
 
 
-async def test_a_charset_beside_the_media_type_is_no_matter(plain_http: httpx2.AsyncClient) -> None:
+async def test_charset_of_the_media_type_is_ignored(plain_http: httpx2.AsyncClient) -> None:
     headers = {"content-type": "Application/JSON; charset=utf-8"}
     assert (await plain_http.post(MESSAGES, content=b"{}", headers=headers)).status_code == 201
 
@@ -249,7 +249,7 @@ async def test_a_body_is_refused_when_it_passes_its_limit_not_when_it_was_read()
     await hub.close()
 
 
-async def test_a_body_that_says_it_is_too_large_is_not_read_at_all() -> None:
+async def test_body_with_a_too_large_content_length_is_not_read() -> None:
     hub = new_hub(limits=Limits(request_bytes=10))
     async with asking(hub) as http:
         assert refused(await http.post(MESSAGES, json={"text": "too long"})) == (413, "too_large")
@@ -257,7 +257,7 @@ async def test_a_body_that_says_it_is_too_large_is_not_read_at_all() -> None:
     await hub.close()
 
 
-async def test_a_body_that_never_ends_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_body_that_never_ends_times_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(http_module, "BODY_TIMEOUT_S", 0.01)
     hub = new_hub()
 
@@ -287,7 +287,7 @@ async def test_a_body_that_never_ends_is_given_up(monkeypatch: pytest.MonkeyPatc
     await hub.close()
 
 
-async def test_a_peer_that_leaves_in_its_body_leaves_nothing_behind() -> None:
+async def test_peer_that_disconnects_during_its_body_leaves_no_tasks() -> None:
     hub = new_hub()
     messages: list[dict[str, Any]] = [
         {"type": "http.request", "body": b'{"text":', "more_body": True},
@@ -344,7 +344,7 @@ async def test_a_large_body_that_is_sent_whole_gets_its_answer(served: Served) -
     assert (await served.http.get(MESSAGES)).status_code == 200
 
 
-async def test_a_server_survives_what_is_no_http_at_all(served: Served) -> None:
+async def test_server_survives_bytes_that_are_not_http(served: Served) -> None:
     for garbage in (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc", b"GET\r\n\r\n", b"GET / HTTP/9.9\r\n\r\n"):
         reader, writer = await served.connect()
         writer.write(garbage)

@@ -11,7 +11,7 @@ from tests.virtual import virtual_clock, virtually
 
 
 @virtually
-async def test_an_answer_that_grows_while_its_stream_begins_is_told_in_order() -> None:
+async def test_answer_that_grows_during_an_attach_arrives_in_order() -> None:
     hub = Hub("memory://", authenticate=allow_everyone, hooks_signals=False, clock=virtual_clock())
     await hub.start()
     bodies: list[bytes] = []

@@ -62,7 +62,7 @@ async def test_batches_do_not_go_through_the_servers_send(by_hand: Served, sent:
     assert not [body for body in sent if b"event: " in body]
 
 
-async def test_where_uvicorn_is_not_as_expected_they_do(
+async def test_batches_go_through_send_if_uvicorn_differs(
     by_hand: Served, sent: list[bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("holdfast.transports.sender.cycle_of", lambda send: None)
@@ -70,12 +70,12 @@ async def test_where_uvicorn_is_not_as_expected_they_do(
     assert [body for body in sent if b"event: message.append" in body]
 
 
-async def test_a_cycle_without_what_is_needed_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_cycle_without_the_needed_attributes_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     cycle: Any = RequestResponseCycle.__new__(RequestResponseCycle)
     assert cycle_of(cycle.send) is None
 
 
-async def test_middleware_that_looks_at_what_is_sent_is_not_passed_by(sent: list[bytes]) -> None:
+async def test_middleware_that_wraps_send_is_not_bypassed(sent: list[bytes]) -> None:
     hub = new_hub()
     hub.drive_by_hand = True
     middleware = [Middleware(GZipMiddleware, minimum_size=1)]
@@ -84,7 +84,7 @@ async def test_middleware_that_looks_at_what_is_sent_is_not_passed_by(sent: list
     assert [body for body in sent if b"event: message.append" in body]
 
 
-async def test_another_server_protocol_gets_them_through_send() -> None:
+async def test_batches_go_through_send_with_another_server_protocol() -> None:
     hub = new_hub()
     hub.drive_by_hand = True
     async with serving(hub, http="h11") as served:
@@ -153,7 +153,7 @@ async def test_frames_do_not_go_through_the_servers_send(by_hand: Served, sent_f
     assert len([text for text in sent_frames if "events" in text and len(text) <= MAX_BYTES]) <= 1
 
 
-async def test_where_uvicorns_socket_is_not_as_expected_they_do(
+async def test_frames_go_through_send_if_uvicorns_socket_differs(
     by_hand: Served, sent_frames: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("holdfast.transports.sender.socket_of", lambda send: None)
@@ -163,7 +163,7 @@ async def test_where_uvicorns_socket_is_not_as_expected_they_do(
 
 @pytest.mark.parametrize("length", [0, 1, 125, 126, 1_000, MAX_BYTES])
 @pytest.mark.parametrize("letter", ["a", "é", "日"])
-def test_a_frame_is_as_the_servers_own(letter: str, length: int) -> None:
+def test_frame_equals_the_servers_own_frame(letter: str, length: int) -> None:
     text = letter * length
     assert Frames().of(text) == Frame(OP_TEXT, text.encode()).serialize(mask=False)
 
@@ -177,10 +177,10 @@ def test_a_text_is_framed_once() -> None:
     assert frames.of(one) == first
 
 
-def test_a_socket_without_what_is_needed_is_none() -> None:
+def test_socket_without_the_needed_attributes_is_not_used() -> None:
     protocol: Any = WebSocketsSansIOProtocol.__new__(WebSocketsSansIOProtocol)
     assert socket_of(protocol.send) is None
 
 
-def test_open_is_what_websockets_calls_so() -> None:
+def test_open_equals_the_state_of_websockets() -> None:
     assert State.OPEN == OPEN

@@ -56,7 +56,7 @@ async def heard_in_process(hub: Hub, heard: asyncio.Queue[str]) -> None:
 
 @pytest.mark.parametrize("way", ["SSE by hand", "SSE by task", "in process"])
 @virtually
-async def test_a_signal_waits_behind_no_answer(way: str) -> None:
+async def test_signal_does_not_wait_for_a_long_answer(way: str) -> None:
     hub = Hub("memory://", hooks_signals=False, drain_s=0.0, clock=virtual_clock())
     hub.drive_by_hand = way == "SSE by hand"
     await hub.start()

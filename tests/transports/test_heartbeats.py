@@ -18,7 +18,7 @@ class Heart:
         self.beats += 1
 
 
-async def test_every_member_is_called_once_in_each_of_its_periods() -> None:
+async def test_every_target_is_called_once_per_period() -> None:
     heartbeats = Heartbeats()
     quick, slow = [Heart() for _ in range(7)], [Heart() for _ in range(40)]
     for heart in quick:
@@ -31,7 +31,7 @@ async def test_every_member_is_called_once_in_each_of_its_periods() -> None:
     assert {heart.beats for heart in slow} == {2}
 
 
-async def test_members_are_spread_over_the_seconds_of_their_period() -> None:
+async def test_targets_are_spread_over_the_seconds_of_their_period() -> None:
     heartbeats = Heartbeats()
     hearts = [Heart() for _ in range(1_500)]
     for heart in hearts:
@@ -41,20 +41,20 @@ async def test_members_are_spread_over_the_seconds_of_their_period() -> None:
         assert sum(heart.beats for heart in hearts) == 100 * second
 
 
-async def test_who_left_is_not_called_and_an_empty_wheel_stands_still() -> None:
+async def test_removed_target_is_not_called_and_empty_heartbeats_have_no_timer() -> None:
     heartbeats = Heartbeats()
     heart = Heart()
     heartbeats.remove(heart, heartbeats.add(heart, 2))
     assert len(heartbeats) == 0
     for _ in range(4):
-        heartbeats._turn()
+        heartbeats._run_tick()
     assert heart.beats == 0
     assert heartbeats._timer is None
     heartbeats.add(heart, 2)
     assert heartbeats._timer is not None
 
 
-async def test_whoever_waits_for_the_last_to_leave_is_told() -> None:
+async def test_until_empty_returns_after_the_last_removal() -> None:
     heartbeats = Heartbeats()
     hearts = [Heart() for _ in range(3)]
     slots = [heartbeats.add(heart, 15) for heart in hearts]
@@ -68,7 +68,7 @@ async def test_whoever_waits_for_the_last_to_leave_is_told() -> None:
         await heartbeats.until_empty()
 
 
-async def test_a_heartbeat_that_fails_stops_nobody_elses(caplog: pytest.LogCaptureFixture) -> None:
+async def test_failing_heartbeat_does_not_stop_the_others(caplog: pytest.LogCaptureFixture) -> None:
     class Broken(Heart):
         def send_heartbeat(self) -> None:
             raise ZeroDivisionError
@@ -83,7 +83,7 @@ async def test_a_heartbeat_that_fails_stops_nobody_elses(caplog: pytest.LogCaptu
     assert "a heartbeat failed" in caplog.text
 
 
-def test_a_wheel_begins_anew_on_another_loop() -> None:
+def test_heartbeats_start_anew_on_another_loop() -> None:
     heartbeats = Heartbeats()
     first, second = Heart(), Heart()
 

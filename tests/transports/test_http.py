@@ -46,7 +46,7 @@ def refused(answer: httpx2.Response) -> tuple[int, str]:
 # Create
 
 
-async def test_create_answers_201_with_the_message_and_where_it_stands(http: httpx2.AsyncClient) -> None:
+async def test_create_answers_201_with_the_message_and_its_cursor(http: httpx2.AsyncClient) -> None:
     answer = await http.post(f"{MESSAGES}?client=ada", json={"id": "m1", "text": "hello", "meta": {"a": 1, "b": None}})
     assert answer.status_code == 201
     made = answer.json()
@@ -113,7 +113,7 @@ async def test_a_resent_append_is_success_and_changes_nothing(http: httpx2.Async
     assert (await http.get(M1)).json()["message"]["parts"] == [{"type": "text", "text": "once"}]
 
 
-async def test_a_gap_says_where_to_go_on(http: httpx2.AsyncClient) -> None:
+async def test_gap_carries_the_length_of_the_part(http: httpx2.AsyncClient) -> None:
     await stream(http)
     await http.post(f"{M1}/append", json={"text": "12345"})
     answer = await http.post(f"{M1}/append", json={"text": "later", "at": 9})
@@ -121,7 +121,7 @@ async def test_a_gap_says_where_to_go_on(http: httpx2.AsyncClient) -> None:
     assert answer.json()["length"] == 5
 
 
-async def test_other_text_at_the_same_place_is_a_mismatch(http: httpx2.AsyncClient) -> None:
+async def test_other_text_at_the_same_offset_is_a_mismatch(http: httpx2.AsyncClient) -> None:
     await stream(http)
     await http.post(f"{M1}/append", json={"text": "this"})
     assert refused(await http.post(f"{M1}/append", json={"text": "that", "at": 0})) == (409, "mismatch")
@@ -135,7 +135,9 @@ async def test_other_text_at_the_same_place_is_a_mismatch(http: httpx2.AsyncClie
         ({"text": "x" * (256 * 1024 + 1)}, "too_large", 413),
     ],
 )
-async def test_appends_that_cannot_be(http: httpx2.AsyncClient, body: dict[str, Any], code: str, status: int) -> None:
+async def test_appends_to_missing_messages_and_parts_are_refused(
+    http: httpx2.AsyncClient, body: dict[str, Any], code: str, status: int
+) -> None:
     await stream(http)
     await http.post(f"{M1}/append", json={"text": "so far"})
     assert refused(await http.post(f"{M1}/append", json=body)) == (status, code)
@@ -202,7 +204,7 @@ async def test_an_update_of_another_version_is_refused_with_the_present_one(http
     assert answer.json()["version"] == 2
 
 
-async def test_a_streaming_message_is_its_writers(http: httpx2.AsyncClient) -> None:
+async def test_streaming_message_is_changed_only_by_its_writer(http: httpx2.AsyncClient) -> None:
     await stream(http)
     assert refused(await http.patch(M1, json={"text": "mine"})) == (409, "streaming")
     assert (await http.patch(M1, json={"text": "mine", "generation": 1})).status_code == 200
@@ -256,7 +258,7 @@ async def test_a_message_is_read_with_the_cursor_to_follow_it_from(http: httpx2.
     assert answer.headers["cache-control"] == "no-store"
 
 
-async def test_a_page_is_newest_first_and_goes_on_from_before(http: httpx2.AsyncClient) -> None:
+async def test_page_is_newest_first_and_continues_from_before(http: httpx2.AsyncClient) -> None:
     for number in range(5):
         await create(http, f"m{number}", text=str(number))
     first = (await http.get(f"{MESSAGES}?limit=2")).json()
@@ -273,7 +275,7 @@ async def test_an_unknown_channel_is_an_empty_one(http: httpx2.AsyncClient) -> N
     assert answer.json() == {"channel": "chat:1", "epoch": "-", "serial": 0, "cursor": "-:0"}
 
 
-async def test_a_channel_says_where_it_stands_and_can_be_emptied(http: httpx2.AsyncClient) -> None:
+async def test_channel_reports_its_serial_and_can_be_deleted(http: httpx2.AsyncClient) -> None:
     made = await create(http, text="x")
     epoch = made["cursor"].partition(":")[0]
     known = (await http.get("/v1/channels/chat:1")).json()
@@ -358,9 +360,7 @@ async def test_paths_that_do_not_exist_are_404(plain_http: httpx2.AsyncClient, p
         ("POST", "/web/view.js", "GET, HEAD"),
     ],
 )
-async def test_methods_that_are_not_for_a_path_are_405(
-    plain_http: httpx2.AsyncClient, method: str, path: str, allow: str
-) -> None:
+async def test_unsupported_methods_are_405(plain_http: httpx2.AsyncClient, method: str, path: str, allow: str) -> None:
     answer = await plain_http.request(method, path)
     assert answer.status_code == 405
     assert answer.headers["allow"] == allow
@@ -395,7 +395,7 @@ async def test_health_readiness_and_metrics_answer(http: httpx2.AsyncClient) -> 
     assert "holdfast_entries 1\n" in metrics.text
 
 
-async def test_a_hub_that_leaves_is_not_ready(hub: Hub, http: httpx2.AsyncClient) -> None:
+async def test_draining_hub_is_not_ready(hub: Hub, http: httpx2.AsyncClient) -> None:
     await hub.start()
     await hub.drain()
     answer = await http.get("/readyz")
@@ -419,21 +419,21 @@ async def test_a_hub_whose_store_does_not_answer_is_not_ready(
         assert refused(await plain_http.get("/readyz")) == (503, "store_unavailable")
 
 
-async def test_the_browsers_files_are_served_and_asked_for_again(plain_http: httpx2.AsyncClient) -> None:
+async def test_browser_files_are_served_with_no_cache(plain_http: httpx2.AsyncClient) -> None:
     answer = await plain_http.get("/web/view.js")
     assert answer.headers["content-type"].startswith("text/javascript")
     assert answer.headers["cache-control"] == "no-cache"
     assert (await plain_http.get("/web/view.js", headers={"if-none-match": answer.headers["etag"]})).status_code == 304
 
 
-async def test_an_error_of_ours_says_nothing_of_itself(caplog: pytest.LogCaptureFixture) -> None:
+async def test_internal_error_carries_no_details(caplog: pytest.LogCaptureFixture) -> None:
     hub = new_hub()
     async with asking(hub) as http:
         hub.page = None  # type: ignore[method-assign, assignment]  # as good a mistake as any
         answer = await http.get(MESSAGES)
         assert refused(answer) == (500, "internal")
         assert "NoneType" not in answer.text
-        assert "a request failed" in caplog.text
+        assert "an HTTP request failed" in caplog.text
         hub.attach = None  # type: ignore[method-assign, assignment]
         for path in ("/v1/channels/c/events", "/v1/channels/c/poll"):
             assert refused(await http.get(path)) == (500, "internal")
@@ -466,7 +466,7 @@ async def test_an_allowed_origin_may_read_every_answer(path: str) -> None:
     await hub.close()
 
 
-async def test_a_preflight_is_answered_without_asking_who_it_is() -> None:
+async def test_preflight_needs_no_identity() -> None:
     async def nobody(scope: object) -> None:
         raise AssertionError("a preflight carries no credentials")
 
@@ -488,7 +488,7 @@ async def test_a_preflight_is_answered_without_asking_who_it_is() -> None:
 # Presence and signals
 
 
-async def test_a_client_takes_neither_all_memory_nor_all_places_of_a_channel() -> None:
+async def test_presence_leases_of_one_client_are_bounded() -> None:
     async def authenticate(scope: Scope) -> Identity:
         return Identity(client_id=dict(scope["headers"])[b"client"].decode(), capabilities=frozenset({"presence"}))
 
@@ -522,7 +522,7 @@ async def test_a_client_takes_neither_all_memory_nor_all_places_of_a_channel() -
     await hub.close()
 
 
-def test_a_lease_ends_with_the_identity() -> None:
+def test_presence_lease_ends_with_the_identity() -> None:
     @virtually
     async def run() -> None:
         left_ms = 10_000
@@ -554,7 +554,7 @@ def test_a_lease_ends_with_the_identity() -> None:
     run()
 
 
-async def test_the_servers_own_signal_is_nobody_elses(hub: Hub, http: httpx2.AsyncClient) -> None:
+async def test_client_may_not_send_the_servers_signal(hub: Hub, http: httpx2.AsyncClient) -> None:
     await hub.start()
     answer = await http.post("/v1/channels/c/signals", json={"name": "nobody_listening", "data": {"message": "m1"}})
     assert refused(answer) == (403, "forbidden")

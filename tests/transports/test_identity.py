@@ -31,7 +31,7 @@ from holdfast.hub.rates import ClientLimits, Rates
 from holdfast.hub.tickets import Tickets
 from holdfast.hub.tokens import jwt_verifier
 from holdfast.serving import check_guarded
-from holdfast.transports import websocket
+from holdfast.transports import close_codes, websocket
 from tests import processes
 from tests.transports.asgi import ask
 from tests.transports.conftest import PATIENCE_S, Served, new_hub, serving
@@ -116,7 +116,7 @@ def header(token: str) -> dict[str, str]:
 # Streams that end with their identity
 
 
-async def test_an_eventsource_whose_identity_ends_is_told_and_broken_off(served: Verified) -> None:
+async def test_eventsource_gets_bye_when_its_identity_expires(served: Verified) -> None:
     stream = await Stream.open(served, EVENTS, **served.bearer(*READER, left_s=0.4))
     assert (await stream.until_event("bye")).data == b'"unauthenticated"'
     assert not await stream.until_over()
@@ -125,7 +125,7 @@ async def test_an_eventsource_whose_identity_ends_is_told_and_broken_off(served:
     await served.until(lambda: served.hub.stats()["feeds"] == 0)
 
 
-async def test_a_client_of_ours_whose_identity_ends_is_broken_off_and_then_refused(served: Verified) -> None:
+async def test_own_client_is_broken_off_when_its_identity_expires(served: Verified) -> None:
     token = served.token(*READER, left_s=0.4)
     stream = await Stream.open(served, EVENTS, Holdfast_Client="test", **header(token))
     assert not await stream.until_over()
@@ -134,7 +134,7 @@ async def test_a_client_of_ours_whose_identity_ends_is_broken_off_and_then_refus
     assert stream.response.status == 401
 
 
-async def test_an_eventsource_with_a_token_that_has_ended_is_told_so_and_may_come_back(served: Verified) -> None:
+async def test_eventsource_with_an_expired_token_gets_bye_with_200(served: Verified) -> None:
     stream = await Stream.open(served, EVENTS, **served.bearer(*READER, left_s=-5))
     assert stream.response.status == 200
     assert (await stream.until_event("bye")).data == b'"unauthenticated"'
@@ -158,7 +158,7 @@ async def test_the_stream_of_one_answer_ends_with_the_identity_too(served: Verif
         assert not await stream.until_over()
 
 
-async def test_a_machine_that_slept_through_its_timers_ends_the_stream_at_its_heartbeat(served: Verified) -> None:
+async def test_expired_stream_of_a_suspended_machine_ends_at_its_heartbeat(served: Verified) -> None:
     stream = await Stream.open(served, f"{EVENTS}?ping_s=2", **served.bearer(*READER, left_s=600))
     await stream.until_event("channel.attached")
     served.watch.ahead_ms = 600_000
@@ -167,7 +167,7 @@ async def test_a_machine_that_slept_through_its_timers_ends_the_stream_at_its_he
     assert (await stream.until_event("bye")).data == b'"unauthenticated"'
 
 
-async def test_a_poll_that_waits_is_refused_when_the_identity_ends(served: Verified) -> None:
+async def test_waiting_poll_is_refused_when_its_identity_expires(served: Verified) -> None:
     headers = served.bearer(*READER, left_s=0.4)
     first = await served.http.get("/v1/channels/chat:1/poll", headers=headers)
     path = f"/v1/channels/chat:1/poll?wait_s=60&since={first.json()['cursor']}"
@@ -217,7 +217,7 @@ async def test_a_bad_token_at_the_upgrade_is_refused(served: Verified) -> None:
         assert refused.value.response.status_code == 401
 
 
-async def test_a_cookie_at_the_upgrade_counts_from_a_page_of_ours_alone(served: Verified) -> None:
+async def test_cookie_at_the_upgrade_needs_an_allowed_origin(served: Verified) -> None:
     cookie = {"Cookie": f"session={served.token()}"}
     async with dialled(served, additional_headers=cookie, origin=f"http://localhost:{served.port}") as peer:
         assert (await peer.ask("attach", channel="chat:1"))["type"] == "ok"
@@ -228,7 +228,7 @@ async def test_a_cookie_at_the_upgrade_counts_from_a_page_of_ours_alone(served: 
         assert refused.value.response.status_code == 403
 
 
-async def test_the_first_frame_says_who_it_is(served: Verified) -> None:
+async def test_first_frame_authenticates_the_socket(served: Verified) -> None:
     async with dialled(served) as peer:
         assert await peer.ask("auth", token=served.token()) == {"type": "ok", "ref": 101}
         created = await peer.ask("create", channel="chat:1", id="m1", text="hello")
@@ -250,7 +250,7 @@ async def test_the_first_frame_says_who_it_is(served: Verified) -> None:
         {"ref": 1},
     ],
 )
-async def test_nothing_else_is_answered_before(served: Verified, frame: dict[str, Any]) -> None:
+async def test_unauthenticated_socket_is_closed_after_any_other_frame(served: Verified, frame: dict[str, Any]) -> None:
     async with dialled(served) as peer:
         await peer.socket.send(json.dumps(frame))
         refused = await peer.receive()
@@ -260,7 +260,7 @@ async def test_nothing_else_is_answered_before(served: Verified, frame: dict[str
 
 
 @pytest.mark.parametrize("text", ["", "x", "[]", "null", '{"type":"auth"', "5"])
-async def test_garbage_as_a_first_frame_ends_the_socket(served: Verified, text: str) -> None:
+async def test_invalid_first_frame_closes_the_socket(served: Verified, text: str) -> None:
     async with dialled(served) as peer:
         await peer.socket.send(text)
         assert await closed_with(peer) == (4201, "unauthenticated")
@@ -272,19 +272,19 @@ async def test_a_first_frame_has_at_most_8_kib(served: Verified) -> None:
         assert await closed_with(peer) == (4301, "too_large")
 
 
-async def test_a_binary_first_frame_breaks_the_protocol(served: Verified) -> None:
+async def test_binary_first_frame_closes_the_socket(served: Verified) -> None:
     async with dialled(served) as peer:
         await peer.socket.send(b"\x00")
         assert await closed_with(peer) == (4300, "invalid_request")
 
 
-async def test_who_says_nothing_is_sent_away(served: Verified, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(websocket, "INTRODUCTION_S", 0.05)
+async def test_silent_unauthenticated_socket_is_closed(served: Verified, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(websocket, "AUTH_TIMEOUT_S", 0.05)
     async with dialled(served) as peer:
         assert await closed_with(peer) == (4201, "unauthenticated")
 
 
-async def test_who_has_not_said_yet_is_told_when_the_hub_leaves(served: Verified) -> None:
+async def test_unauthenticated_socket_gets_bye_when_the_hub_drains(served: Verified) -> None:
     async with dialled(served) as peer:
         await served.until(lambda: unknown(served) == 1)
         await served.hub.drain()
@@ -295,11 +295,11 @@ async def test_who_has_not_said_yet_is_told_when_the_hub_leaves(served: Verified
 
 def unknown(served: Served) -> int:
     app: Any = served.hub._asgi
-    return len(app._sockets._unknown)
+    return len(app._sockets._unauthenticated)
 
 
-async def test_the_unknown_are_bounded(served: Verified, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(websocket, "MAX_UNKNOWN", 1)
+async def test_unauthenticated_sockets_are_bounded(served: Verified, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(websocket, "MAX_UNAUTHENTICATED", 1)
     async with dialled(served) as waiting:
         await served.until(lambda: unknown(served) == 1)
         with pytest.raises(InvalidStatus) as refused:
@@ -319,7 +319,7 @@ async def test_a_socket_whose_identity_ends_is_closed_with_renew(served: Verifie
     await served.until(lambda: served.hub.stats()["feeds"] == 0)
 
 
-async def test_a_token_that_was_shown_in_time_prolongs_the_socket(served: Verified) -> None:
+async def test_token_sent_in_time_renews_the_socket(served: Verified) -> None:
     async with dialled(served, additional_headers=served.bearer(left_s=60)) as peer:
         assert (await peer.ask("attach", channel="chat:1"))["type"] == "ok"
         assert (await peer.ask("auth", token=served.token(left_s=600)))["type"] == "ok"
@@ -331,7 +331,7 @@ async def test_a_token_that_was_shown_in_time_prolongs_the_socket(served: Verifi
     assert (await served.hub.info("chat:1")).serial == 1
 
 
-async def test_a_renewal_is_of_the_same_client(served: Verified) -> None:
+async def test_renewal_must_be_of_the_same_client(served: Verified) -> None:
     async with dialled(served, additional_headers=served.bearer()) as peer:
         assert (await peer.ask("auth", token=served.token(sub="eve")))["code"] == "forbidden"
         assert (await peer.ask("auth", token="garbage"))["code"] == "unauthenticated"
@@ -347,7 +347,7 @@ async def test_a_renewal_may_grant_more(served: Verified) -> None:
         assert (await peer.ask("create", channel="chat:1", text="x"))["type"] == "ok"
 
 
-async def test_a_renewal_that_grants_less_ends_what_it_grants_no_more(served: Verified) -> None:
+async def test_renewal_that_grants_less_closes_the_socket(served: Verified) -> None:
     async with dialled(served, additional_headers=served.bearer()) as peer:
         assert (await peer.ask("attach", channel="chat:1"))["type"] == "ok"
         assert (await peer.ask("auth", token=served.token("publish")))["type"] == "ok"
@@ -355,7 +355,7 @@ async def test_a_renewal_that_grants_less_ends_what_it_grants_no_more(served: Ve
     await served.until(lambda: served.hub.stats()["feeds"] == 0)
 
 
-async def test_a_callback_of_the_apps_own_judges_the_token_of_a_frame() -> None:
+async def test_apps_own_verifier_receives_the_token_of_a_frame() -> None:
     seen: list[dict[bytes, bytes]] = []
 
     async def authenticate(scope: Any) -> Identity | None:
@@ -375,7 +375,7 @@ async def test_a_callback_of_the_apps_own_judges_the_token_of_a_frame() -> None:
     assert all(b"cookie" not in headers for headers in seen[1:])
 
 
-async def test_a_verifier_that_cannot_say_now_asks_to_come_back() -> None:
+async def test_unavailable_verifier_closes_the_socket_for_a_retry() -> None:
     async def authenticate(scope: Any) -> Identity | None:
         if not any(name == b"authorization" for name, _ in scope["headers"]):
             return None
@@ -397,7 +397,7 @@ async def test_a_ticket_opens_a_stream_where_no_header_can_be_sent(served: Verif
     stream.close()
 
 
-async def test_a_viewer_with_a_ticket_comes_back_as_often_as_it_likes(served: Verified) -> None:
+async def test_viewer_with_a_ticket_resumes_repeatedly(served: Verified) -> None:
     query = {"ticket": await served.ticket(), "flush_ms": "0"}
     async with (
         SseViewer(served.host, served.port, "chat:1", query=query, uses_last_event_id=True) as viewer,
@@ -494,12 +494,12 @@ async def test_a_ticket_is_for_its_channel_and_for_streams_alone(served: Verifie
 
 
 @pytest.mark.parametrize("ticket", ["", "x", "a.b", "%00", "A" * 3000])
-async def test_garbage_is_no_ticket_although_the_token_is_good(served: Verified, ticket: str) -> None:
+async def test_invalid_ticket_is_refused_despite_a_valid_token(served: Verified, ticket: str) -> None:
     stream = await Stream.open(served, f"{EVENTS}?ticket={ticket}", **served.bearer())
     assert stream.response.status == 401
 
 
-async def test_who_may_not_subscribe_or_asks_wrongly_gets_no_ticket(served: Verified) -> None:
+async def test_ticket_needs_subscribe_and_a_valid_body(served: Verified) -> None:
     good = served.bearer()
     for body, headers, expected in (
         ({"channel": "other"}, good, (403, "forbidden")),
@@ -551,7 +551,7 @@ def still(served: Served, **limits: int) -> None:
     served.hub.rates = Rates(ClientLimits(**limits), now_s=lambda: 0.0)
 
 
-async def test_a_client_that_asks_too_often_is_refused_for_a_while(served: Verified) -> None:
+async def test_client_above_its_request_rate_is_refused(served: Verified) -> None:
     still(served, client_requests=2)
     headers = served.bearer()
     for _ in range(4):
@@ -566,7 +566,7 @@ async def test_a_client_that_asks_too_often_is_refused_for_a_while(served: Verif
             assert (await served.http.get("/v1/channels/chat:1", headers=headers)).status_code == 200
 
 
-async def test_frames_of_a_socket_are_requests_too(served: Verified) -> None:
+async def test_frames_count_as_requests(served: Verified) -> None:
     still(served, client_requests=3)
     async with dialled(served, additional_headers=served.bearer()) as peer:
         for _ in range(5):  # the upgrade was the first of six
@@ -576,7 +576,7 @@ async def test_frames_of_a_socket_are_requests_too(served: Verified) -> None:
     assert (await served.hub.info("chat:1")).serial == 0
 
 
-async def test_a_client_has_so_many_connections_over_all_transports(served: Verified) -> None:
+async def test_connections_of_a_client_are_bounded_over_all_transports(served: Verified) -> None:
     still(served, client_connections=2)
     headers = served.bearer()
     stream = await Stream.open(served, EVENTS, **headers)
@@ -614,7 +614,7 @@ def can_connect(served: Verified) -> bool:
     return True
 
 
-async def test_seats_are_given_back_whatever_happens(served: Verified) -> None:
+async def test_connection_slots_are_given_back_after_every_outcome(served: Verified) -> None:
     still(served, client_connections=1)
     headers = served.bearer(*READER)
     for path in (
@@ -663,7 +663,7 @@ async def test_a_grant_holds_on_every_transport_and_nowhere_else(served: Verifie
             assert (await peer.ask(type, channel="chat:2"))["code"] == "forbidden"
 
 
-async def test_a_refusal_does_not_tell_what_exists(served: Verified) -> None:
+async def test_refusal_does_not_reveal_what_exists(served: Verified) -> None:
     await served.hub.create("secret", id="m1", text="x")
     headers = served.bearer()
     told = {
@@ -695,7 +695,7 @@ def found_in(text: str, *secrets: str) -> list[str]:
     return [piece for secret in secrets for piece in secret.split(".") if len(piece) > 20 and piece in text]
 
 
-async def test_what_breaks_in_a_verifier_is_not_told() -> None:
+async def test_exception_in_a_verifier_is_not_sent() -> None:
     class Broken:
         async def __call__(self, scope: Any) -> Identity | None:
             return None
@@ -711,7 +711,7 @@ async def test_what_breaks_in_a_verifier_is_not_told() -> None:
         assert await closed_with(peer) == (4000, "internal")
 
 
-async def test_a_name_that_is_no_id_opens_nothing() -> None:
+async def test_identity_with_an_invalid_client_id_is_refused() -> None:
     async def authenticate(scope: Any) -> Identity | None:
         return Identity(client_id="a b")
 
@@ -732,7 +732,7 @@ def secret_file(tmp_path: Path) -> Path:
     return path
 
 
-def test_serve_believes_tokens_and_keeps_them_out_of_its_log(tmp_path: Path, secret_file: Path) -> None:
+def test_serve_verifies_tokens_and_keeps_them_out_of_its_log(tmp_path: Path, secret_file: Path) -> None:
     watch = Watch()
     options = ["--jwt-secret-file", str(secret_file), "--jwt-audience", "chat", "--log-level", "debug"]
     claims = {"sub": "ada", "aud": "chat", "exp": watch.now_s() + 60, "holdfast": {"*": list(PERSON)}}
@@ -767,13 +767,13 @@ def test_serve_believes_tokens_and_keeps_them_out_of_its_log(tmp_path: Path, sec
         (["--jwt-secret-file", "{short}", "--jwt-audience", "chat"], "32 bytes"),
         (["--jwt-secret-file", "{none}", "--jwt-audience", "chat"], "does not exist"),
         (["--jwks", "http://issuer.example/keys", "--jwt-audience", "chat"], "https"),
-        (["--allow-everyone", "--jwt-secret-file", "{secret}"], "--allow-everyone looks at no token"),
+        (["--allow-everyone", "--jwt-secret-file", "{secret}"], "--allow-everyone verifies no token"),
         (["--allowed-origin", "https://app.example/"], "origin"),
         (["--allowed-origin", "app.example"], "origin"),
         (["--app", "x:y", "--jwks", "https://issuer.example/keys", "--jwt-audience", "chat"], "--app brings"),
     ],
 )
-def test_serve_says_what_does_not_go_together(tmp_path: Path, secret_file: Path, options: list[str], said: str) -> None:
+def test_serve_refuses_conflicting_options(tmp_path: Path, secret_file: Path, options: list[str], said: str) -> None:
     (tmp_path / "short").write_text("short")
     paths = {"secret": secret_file, "short": tmp_path / "short", "none": tmp_path / "none"}
     given = [option.format(**paths) for option in options]
@@ -786,7 +786,7 @@ def test_serve_says_what_does_not_go_together(tmp_path: Path, secret_file: Path,
     assert SECRET not in ran.output
 
 
-def test_other_addresses_are_for_hubs_that_know_who_asks() -> None:
+def test_non_loopback_address_needs_a_verifier() -> None:
     closed, guarded = new_hub(), new_hub(authenticate=jwt_verifier(secret=SECRET, audience="chat"))
     inner = Starlette(routes=[Mount("/deep", app=Starlette(routes=[Mount("/hub", app=guarded)]))])
     leaky = Starlette(routes=[Mount("/hub", app=guarded), Mount("/other", app=closed)])
@@ -812,7 +812,7 @@ def first_cells(heading: str) -> set[str]:
 
 
 @pytest.mark.parametrize("source", re.findall(r"^```python\n(.*?)^```$", SECURITY, re.MULTILINE | re.DOTALL))
-def test_a_program_of_the_page_compiles(source: str) -> None:
+def test_programs_of_the_security_page_compile(source: str) -> None:
     compile(source, "security.md", "exec")
 
 
@@ -823,7 +823,7 @@ def test_every_capability_claim_argument_option_and_close_code_is_documented() -
     options = {one.split()[0] for one in first_cells("The command")}
     assert options == {one for param in main.commands["serve"].params for one in param.opts if is_about_identity(one)}
     codes = set(re.findall(r"^\| (4\d+) \|", SECURITY, re.MULTILINE))
-    ours = {websocket.CROWDED, websocket.NARROWED, websocket.EXPIRED, websocket.UNKNOWN}
+    ours = {close_codes.CROWDED, close_codes.NARROWED, close_codes.EXPIRED, close_codes.UNAUTHENTICATED}
     assert codes == {str(code) for code in ours}
 
 
@@ -831,7 +831,7 @@ def is_about_identity(option: str) -> bool:
     return option.startswith(("--jw", "--allow"))
 
 
-async def test_a_client_begins_so_many_channels_an_hour_and_writes_on_in_those_it_has(served: Verified) -> None:
+async def test_new_channels_of_a_client_are_bounded_per_hour(served: Verified) -> None:
     still(served, client_channels=2)
     headers = served.bearer()
     for channel, status in (("chat:1", 201), ("chat:2", 201), ("chat:3", 429), ("chat:1", 201)):

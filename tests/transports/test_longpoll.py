@@ -67,7 +67,7 @@ async def waiting(served: Served, since: str, wait_s: int = 60) -> asyncio.Task[
     return task
 
 
-async def test_without_a_cursor_it_answers_at_once_with_a_new_start(served: Served) -> None:
+async def test_poll_without_a_cursor_returns_a_new_start(served: Served) -> None:
     await served.hub.create("c", id="m1", text="one")
     answer = await poll(served)
     assert kinds(answer) == ["channel.attached", "message.update"]
@@ -75,7 +75,7 @@ async def test_without_a_cursor_it_answers_at_once_with_a_new_start(served: Serv
     assert of_log(answer["cursor"]) == (await served.hub.info("c")).cursor
 
 
-async def test_behind_it_answers_at_once_with_what_was_missed_and_nothing_else(served: Served) -> None:
+async def test_poll_behind_the_tail_returns_exactly_the_missed_events(served: Served) -> None:
     await served.hub.create("c", id="m1", text="one")
     cursor = (await poll(served))["cursor"]
     await served.hub.create("c", id="m2", text="two")
@@ -83,7 +83,7 @@ async def test_behind_it_answers_at_once_with_what_was_missed_and_nothing_else(s
     assert kinds(answer) == ["message.create"]
 
 
-async def test_at_the_tail_it_waits_until_something_comes(served: Served) -> None:
+async def test_poll_at_the_tail_waits_for_an_event(served: Served) -> None:
     await served.hub.create("c", id="m1", text="one")
     cursor = (await poll(served))["cursor"]
     task = await waiting(served, cursor)
@@ -107,14 +107,14 @@ async def test_a_flush_window_gathers_more_than_the_first_token(served: Served) 
     assert [event["text"] for event in answer["events"]] == [" more" * 5]
 
 
-async def test_at_the_time_out_there_is_nothing_and_the_cursor_stays(served: Served) -> None:
+async def test_poll_that_times_out_returns_no_events_and_the_same_cursor(served: Served) -> None:
     await served.hub.create("c", id="m1", text="one")
     cursor = (await poll(served))["cursor"]
     for wait_s in (0, 1):
         assert await poll(served, cursor, wait_s=wait_s) == {"cursor": cursor, "events": []}
 
 
-async def test_an_empty_channel_is_told_its_epoch_when_it_has_one(served: Served) -> None:
+async def test_poll_of_an_empty_channel_learns_its_epoch(served: Served) -> None:
     first = await poll(served)
     assert (of_log(first["cursor"]), kinds(first)) == ("-:0", ["channel.attached"])
     assert await poll(served, first["cursor"], wait_s=0) == {"cursor": first["cursor"], "events": []}
@@ -135,7 +135,7 @@ async def test_a_foreign_epoch_is_a_new_start(served: Served) -> None:
     assert answer["events"][0]["resumed"] is False
 
 
-async def test_a_deleted_channel_begins_anew(served: Served) -> None:
+async def test_deleted_channel_begins_a_new_epoch(served: Served) -> None:
     await served.hub.create("c", id="m1", text="one")
     task = await waiting(served, (await poll(served))["cursor"])
     await served.hub.delete_channel("c")
@@ -151,7 +151,7 @@ async def test_history_bounds_a_new_start(served: Served) -> None:
     assert [event["message"]["id"] for event in answer["events"][1:]] == ["m3", "m4"]
 
 
-async def test_a_view_fed_by_polls_shows_text_that_breaks_naive_code_as_it_is(served: Served) -> None:
+async def test_view_fed_by_polls_shows_difficult_text_unchanged(served: Served) -> None:
     served.hub.flush_ms = 0
     view = View()
 
@@ -166,7 +166,7 @@ async def test_a_view_fed_by_polls_shows_text_that_breaks_naive_code_as_it_is(se
     assert {id: view.text(id) for id in texts} == texts
 
 
-async def test_a_peer_that_leaves_while_it_waits_leaves_nothing_behind(served: Served) -> None:
+async def test_disconnected_waiting_poll_leaves_no_feed(served: Served) -> None:
     await served.hub.create("c", id="m1", text="one")
     cursor = (await poll(served))["cursor"]
     _, writer = await served.connect()
@@ -176,7 +176,7 @@ async def test_a_peer_that_leaves_while_it_waits_leaves_nothing_behind(served: S
     await served.until(lambda: served.hub.stats()["feeds"] == 0)
 
 
-async def test_a_hub_that_leaves_answers_those_who_wait_and_refuses_the_next(served: Served) -> None:
+async def test_draining_hub_answers_waiting_polls_and_refuses_new_ones(served: Served) -> None:
     await served.hub.create("c", id="m1", text="one")
     cursor = (await poll(served))["cursor"]
     task = await waiting(served, cursor)
@@ -191,7 +191,7 @@ async def test_a_hub_that_leaves_answers_those_who_wait_and_refuses_the_next(ser
 # Presence
 
 
-async def test_a_first_poll_is_told_who_is_here_and_the_next_one_waits(served: Served) -> None:
+async def test_first_poll_gets_the_present_members_and_the_next_one_waits(served: Served) -> None:
     await served.hub.start()
     served.hub.presence.enter("c", "ann", "tab", {"name": "Ann"})
     first = await poll(served)
@@ -202,7 +202,7 @@ async def test_a_first_poll_is_told_who_is_here_and_the_next_one_waits(served: S
     assert await poll(served, first["cursor"], wait_s=0) == {"cursor": first["cursor"], "events": []}
 
 
-async def test_who_came_changed_and_left_between_two_polls_is_told_at_once(served: Served) -> None:
+async def test_presence_changes_between_two_polls_are_sent_at_once(served: Served) -> None:
     await served.hub.create("c", id="m1", text="one")
     first = await poll(served)
     people = served.hub.presence
@@ -224,7 +224,7 @@ async def test_who_came_changed_and_left_between_two_polls_is_told_at_once(serve
     assert kinds(await poll(served, first["cursor"])) == ["presence.enter"]  # bob: of ann there is nothing to tell
 
 
-async def test_text_and_presence_that_were_missed_come_together(served: Served) -> None:
+async def test_missed_text_and_presence_come_in_one_response(served: Served) -> None:
     first = await poll(served)
     await served.hub.create("c", id="m1", text="one")
     served.hub.presence.enter("c", "ann", "tab", {})
@@ -239,7 +239,7 @@ async def test_text_and_presence_that_were_missed_come_together(served: Served) 
     assert (await poll(served, third["cursor"], wait_s=0))["events"] == []
 
 
-async def test_who_comes_wakes_a_poll_that_waits(served: Served) -> None:
+async def test_entering_member_wakes_a_waiting_poll(served: Served) -> None:
     await served.hub.create("c", id="m1", text="one")
     cursor = (await poll(served))["cursor"]
     task = await waiting(served, cursor)
@@ -252,7 +252,7 @@ async def test_who_comes_wakes_a_poll_that_waits(served: Served) -> None:
     assert await poll(served, answer["cursor"], wait_s=0) == {"cursor": answer["cursor"], "events": []}
 
 
-async def test_who_comes_and_leaves_at_once_wakes_nobody(served: Served) -> None:
+async def test_member_that_enters_and_leaves_at_once_makes_no_event(served: Served) -> None:
     cursor = (await poll(served))["cursor"]
     begun_s = asyncio.get_running_loop().time()
     task = await waiting(served, cursor, wait_s=1)
@@ -262,7 +262,7 @@ async def test_who_comes_and_leaves_at_once_wakes_nobody(served: Served) -> None
     assert asyncio.get_running_loop().time() - begun_s > 0.9
 
 
-async def test_a_signal_is_told_to_the_poll_that_waits_and_lost_between_polls(served: Served) -> None:
+async def test_signal_reaches_a_waiting_poll_and_is_lost_between_polls(served: Served) -> None:
     cursor = (await poll(served))["cursor"]
     await served.hub.signal("c", "typing", {"is": "early"}, by="ann")
     assert await poll(served, cursor, wait_s=0) == {"cursor": cursor, "events": []}
@@ -274,7 +274,7 @@ async def test_a_signal_is_told_to_the_poll_that_waits_and_lost_between_polls(se
     assert await poll(served, answer["cursor"], wait_s=0) == {"cursor": answer["cursor"], "events": []}
 
 
-async def test_whoever_fell_out_of_what_is_remembered_is_told_who_is_here(
+async def test_poll_with_a_too_old_presence_position_gets_all_members(
     served: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(presence_state, "KEPT_LEFT", 2)
@@ -290,7 +290,7 @@ async def test_whoever_fell_out_of_what_is_remembered_is_told_who_is_here(
     assert (await poll(served, answer["cursor"], wait_s=0))["events"] == []
 
 
-async def test_a_hub_that_was_restarted_between_two_polls_tells_who_is_here_now(tmp_path: Path) -> None:
+async def test_poll_after_a_restart_gets_all_members(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path}/hub.db"
     view = View()
     async with serving(new_hub(url)) as served:
@@ -311,7 +311,7 @@ async def test_a_hub_that_was_restarted_between_two_polls_tells_who_is_here_now(
         assert (await poll(served, view.cursor, wait_s=0))["events"] == []
 
 
-async def test_a_channel_that_left_memory_between_two_polls_tells_who_is_here_now(tmp_path: Path) -> None:
+async def test_poll_after_the_channel_left_memory_gets_all_members(tmp_path: Path) -> None:
     async with serving(new_hub(f"sqlite:///{tmp_path}/hub.db", limits=Limits(channel_idle_s=-1))) as served:
         await served.hub.create("c", id="m1", text="one")
         cursor = (await poll(served))["cursor"]
@@ -344,7 +344,7 @@ async def test_a_channel_that_left_memory_between_two_polls_tells_who_is_here_no
         ":" + "@" * 300,
     ],
 )
-async def test_a_place_that_is_none_means_that_nothing_was_told(served: Served, field: str) -> None:
+async def test_invalid_presence_position_is_treated_as_none(served: Served, field: str) -> None:
     await served.hub.create("c", id="m1", text="one")
     served.hub.presence.enter("c", "ann", "tab", {})
     cursor = (await poll(served))["cursor"]
@@ -354,7 +354,7 @@ async def test_a_place_that_is_none_means_that_nothing_was_told(served: Served, 
     assert answer["cursor"] == cursor
 
 
-async def test_a_polls_cursor_is_good_on_other_transports_and_theirs_for_polls(served: Served) -> None:
+async def test_cursors_are_valid_between_polls_and_other_transports(served: Served) -> None:
     await served.hub.create("c", id="m1", text="one")
     cursor = (await poll(served))["cursor"]
     await served.hub.create("c", id="m2", text="two")
@@ -373,7 +373,7 @@ async def test_a_polls_cursor_is_good_on_other_transports_and_theirs_for_polls(s
 
 
 @pytest.mark.parametrize("seed", range(5))
-async def test_a_view_fed_by_polls_shows_whoever_is_here(
+async def test_view_fed_by_polls_shows_the_present_members(
     served: Served, seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(presence_state, "KEPT_LEFT", 3)
@@ -407,7 +407,7 @@ async def subscriber(scope: Scope) -> Identity:
     return Identity(client_id=name, capabilities=frozenset({"subscribe"}))
 
 
-async def test_without_history_a_place_counts_for_whom_it_was_given_to(served: Served) -> None:
+async def test_presence_position_counts_only_for_its_client_without_history(served: Served) -> None:
     served.hub.authenticate = subscriber
     await served.hub.create("c", id="m1", text="one")
     people = served.hub.presence
@@ -434,7 +434,7 @@ async def test_without_history_a_place_counts_for_whom_it_was_given_to(served: S
     assert (attached["type"], attached["resumed"]) == ("channel.attached", False)
 
 
-async def test_a_cursor_without_history_and_with_a_place_is_good_on_a_stream(served: Served) -> None:
+async def test_marked_poll_cursor_is_valid_on_a_stream(served: Served) -> None:
     served.hub.authenticate = subscriber
     await served.hub.create("c", id="m1", text="one")
     cursor = (await poll(served, name="ada"))["cursor"]

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from holdfast.core.cursor import parse_cursor
-from holdfast.transports.message_stream import Told, place, told_by
+from holdfast.core.deltas import Sent
+from holdfast.transports.framing import sent_by, sent_field
 from tests.transports.conftest import Served
 from tests.transports.test_sse import drained, pass_seconds
 from tests.transports.watching import NASTY, Stream, write
@@ -30,7 +31,7 @@ def done(stream: Stream) -> list[Any]:
     return [json.loads(event.data) for event in stream.events if event.event == "done"]
 
 
-async def test_a_finished_message_is_told_at_once_and_ends_the_stream_as_complete(served: Served) -> None:
+async def test_finished_message_is_sent_at_once_and_completes_the_stream(served: Served) -> None:
     text = await write(served.hub, "c", ["one ", "two"])
     stream = await Stream.open(served, EVENTS)
     assert await stream.until_over() is True
@@ -61,7 +62,7 @@ async def append(served: Served, text: str, part: int = 0) -> None:
     await change(served, "POST", "/m1/append", {"text": text, "part": part})
 
 
-async def test_thinking_and_answer_are_told_apart_as_they_come(served: Served) -> None:
+async def test_thinking_and_answer_are_separate_events(served: Served) -> None:
     await begin(served)
     stream = await Stream.open(served, f"{EVENTS}?flush_ms=0")
     await change(served, "PUT", "/m1/parts/0", {"type": "reasoning", "text": "Let me see."})
@@ -78,7 +79,7 @@ async def test_thinking_and_answer_are_told_apart_as_they_come(served: Served) -
     assert {event.event for event in stream.events} == {"thinking", "answer", "done"}
 
 
-async def test_a_stream_that_was_cut_goes_on_with_the_very_next_character(served: Served) -> None:
+async def test_broken_stream_resumes_with_the_next_character(served: Served) -> None:
     await begin(served)
     await change(served, "PUT", "/m1/parts/0", {"type": "reasoning", "text": "hm"})
     await change(served, "PUT", "/m1/parts/1", {"type": "text", "text": "One, "})
@@ -101,7 +102,7 @@ async def test_a_stream_that_was_cut_goes_on_with_the_very_next_character(served
     assert added_up(third) == "three, four"
 
 
-async def test_it_goes_on_exactly_also_after_everything_left_memory(served: Served) -> None:
+async def test_message_stream_resumes_exactly_after_memory_was_freed(served: Served) -> None:
     await begin(served)
     for number in range(50):
         await append(served, f"{number} ") if number else await change(served, "POST", "/m1/append", {"text": "0 "})
@@ -117,7 +118,7 @@ async def test_it_goes_on_exactly_also_after_everything_left_memory(served: Serv
 
 
 @pytest.mark.parametrize("cursor", ["nonsense", "foreign:3:m0.2", "{epoch}:1", "{epoch}:1:presence"])
-async def test_any_other_cursor_begins_with_the_first_character(served: Served, cursor: str) -> None:
+async def test_cursor_of_another_stream_begins_with_the_first_character(served: Served, cursor: str) -> None:
     await write(served.hub, "c", ["text"])
     epoch = (await served.hub.info("c")).epoch
     stream = await Stream.open(served, EVENTS, Last_Event_ID=cursor.format(epoch=epoch))
@@ -125,7 +126,7 @@ async def test_any_other_cursor_begins_with_the_first_character(served: Served, 
     assert added_up(stream) == "text"
 
 
-async def test_its_id_is_a_cursor_for_the_channels_own_stream(served: Served) -> None:
+async def test_id_of_a_message_stream_is_valid_on_the_channel_stream(served: Served) -> None:
     await write(served.hub, "c", ["text"])
     stream = await Stream.open(served, EVENTS)
     await stream.until_over()
@@ -133,7 +134,7 @@ async def test_its_id_is_a_cursor_for_the_channels_own_stream(served: Served) ->
     assert json.loads((await channel.until_event("channel.attached")).data)["resumed"] is True
 
 
-async def test_a_message_that_goes_on_after_done_is_told_from_there(served: Served) -> None:
+async def test_message_taken_over_after_done_continues_from_there(served: Served) -> None:
     """A takeover by the server: what it interrupted at its restart streams again."""
     from holdfast.core.requests import Caller, FinishMessage, TakeOver
 
@@ -151,7 +152,7 @@ async def test_a_message_that_goes_on_after_done_is_told_from_there(served: Serv
     assert added_up(first) + added_up(second) == "half whole"
 
 
-async def test_a_message_that_is_deleted_is_done(served: Served) -> None:
+async def test_deleted_message_ends_with_done(served: Served) -> None:
     await begin(served)
     stream = await Stream.open(served, EVENTS)
     await served.http.delete("/v1/channels/c/messages/m1")
@@ -171,7 +172,7 @@ async def test_a_deleted_channel_breaks_the_stream_off(served: Served) -> None:
     assert done(stream) == []
 
 
-async def test_text_that_breaks_naive_code_adds_up(served: Served) -> None:
+async def test_difficult_text_adds_up(served: Served) -> None:
     for id, pieces in NASTY:
         await change(served, "POST", "", {"id": id, "role": "assistant", "status": "streaming"})
         stream = await Stream.open(served, f"/v1/channels/c/messages/{id}/events?flush_ms=0")
@@ -182,7 +183,7 @@ async def test_text_that_breaks_naive_code_adds_up(served: Served) -> None:
         assert added_up(stream) == "".join(pieces)
 
 
-async def test_other_messages_of_the_channel_are_not_told(served: Served) -> None:
+async def test_other_messages_of_the_channel_are_not_sent(served: Served) -> None:
     await begin(served)
     stream = await Stream.open(served, f"{EVENTS}?flush_ms=0")
     await served.hub.create("c", id="m2", text="not this")
@@ -191,7 +192,7 @@ async def test_other_messages_of_the_channel_are_not_told(served: Served) -> Non
     assert added_up(stream) == "this"
 
 
-async def test_it_is_pinged_and_broken_off_as_every_stream(served: Served) -> None:
+async def test_message_stream_has_pings_and_is_broken_off_like_others(served: Served) -> None:
     await begin(served)
     stream = await Stream.open(served, f"{EVENTS}?ping_s=2")
     await stream.until(lambda: stream.parser.retry_ms is not None)
@@ -201,7 +202,7 @@ async def test_it_is_pinged_and_broken_off_as_every_stream(served: Served) -> No
     assert [(event.event, event.data) for event in stream.events[1:]] == [("bye", b'"draining"')]
 
 
-async def test_a_slow_reader_gets_the_end_too(served: Served) -> None:
+async def test_slow_reader_of_a_message_gets_the_end(served: Served) -> None:
     answer = "".join(f"{number:06} " for number in range(200_000))
     await begin(served)
     reader, writer = await served.connect()
@@ -218,12 +219,12 @@ async def test_a_slow_reader_gets_the_end_too(served: Served) -> None:
 
 
 @given(st.lists(st.integers(0, 9_999_999), max_size=256), st.booleans())
-def test_what_was_told_is_read_back(lengths: list[int], is_done: bool) -> None:
-    extra = place(lengths, is_done=is_done)
+def test_sent_lengths_are_read_back_from_the_cursor(lengths: list[int], is_done: bool) -> None:
+    extra = sent_field(lengths, is_finished=is_done)
     cursor = parse_cursor(f"epoch:5:{extra}")
     assert cursor is not None
-    told = told_by(cursor)
-    assert told.is_done is is_done
+    told = sent_by(cursor)
+    assert told.is_finished is is_done
     assert len(told.lengths) == len(lengths)
     left_out = list(told.lengths).count(2**53)
     assert list(told.lengths)[left_out:] == lengths[left_out:]
@@ -231,5 +232,5 @@ def test_what_was_told_is_read_back(lengths: list[int], is_done: bool) -> None:
 
 
 @pytest.mark.parametrize("extra", ["", "p7", "m", "m0.", "m0.x", "m0.-1", "m0.1.", "x0.1", "m9999"])
-def test_what_is_no_place_tells_nothing(extra: str) -> None:
-    assert told_by(parse_cursor(f"epoch:5:{extra}")) == Told()
+def test_invalid_sent_field_means_no_text_was_sent(extra: str) -> None:
+    assert sent_by(parse_cursor(f"epoch:5:{extra}")) == Sent()

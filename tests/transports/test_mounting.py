@@ -66,7 +66,7 @@ async def mounted(request: pytest.FixtureRequest) -> AsyncIterator[Served]:
 PREFIX = "/deep/holdfast"
 
 
-async def test_requests_find_their_way_below_the_mount(mounted: Served) -> None:
+async def test_requests_are_routed_below_the_mount(mounted: Served) -> None:
     messages = f"{PREFIX}/v1/channels/c/messages"
     assert (await mounted.http.post(messages, json={"id": "a+b", "text": "x"})).status_code == 201
     for path in (f"{messages}/a+b", f"{messages}/a%2Bb", f"{PREFIX}/v1/channels/c/poll", f"{PREFIX}/web/view.js"):
@@ -91,20 +91,20 @@ async def test_streams_and_sockets_work_below_the_mount_and_under_middleware(mou
             assert viewer.checker.violations == []
 
 
-async def test_a_viewer_who_leaves_is_noticed_through_middleware(mounted: Served) -> None:
+async def test_disconnected_viewer_is_noticed_through_middleware(mounted: Served) -> None:
     async with SseViewer(mounted.host, mounted.port, "c", prefix=PREFIX) as stream:
         await stream.until_attached()
     await mounted.until(lambda: mounted.hub.stats()["feeds"] == 0)
 
 
-async def test_the_end_waits_for_no_stream_under_middleware(mounted: Served) -> None:
+async def test_shutdown_does_not_wait_for_streams_under_middleware(mounted: Served) -> None:
     stream = await Stream.open(mounted, f"{PREFIX}/v1/channels/c/events")
     await stream.until_event("channel.attached")
     await drained(mounted, stream)
     assert stream.events[-1].event == "bye"
 
 
-async def test_one_message_ends_as_complete_under_middleware(mounted: Served) -> None:
+async def test_message_stream_completes_under_middleware(mounted: Served) -> None:
     await write(mounted.hub, "c", ["text"])
     stream = await Stream.open(mounted, f"{PREFIX}/v1/channels/c/messages/m1/events")
     assert await stream.until_over() is True
@@ -245,7 +245,7 @@ def test_a_test_client_may_leave_a_stream_in_the_middle(with_lifespan: bool) -> 
             client.__exit__(None, None, None)
 
 
-def test_a_test_client_as_it_comes_meets_the_closed_door() -> None:
+def test_default_test_client_is_refused() -> None:
     client = TestClient(fastapi_app(new_hub()))
     assert client.get("/holdfast/v1/channels/c").json()["code"] == "no_verifier"
     with pytest.raises(WebSocketDenialResponse), client.websocket_connect("/holdfast/v1/ws"):

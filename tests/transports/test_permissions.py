@@ -30,8 +30,8 @@ from holdfast.hub.clock import Clock
 from holdfast.hub.identity import CAPABILITIES, Identity
 from holdfast.hub.rates import ClientLimits
 from holdfast.hub.tokens import jwt_verifier
-from holdfast.transports import frames, http
-from holdfast.transports.session import TO_WORK
+from holdfast.transports import http
+from holdfast.transports.operations import frame_decoder
 from tests.transports.conftest import PATIENCE_S, new_hub, serving
 from tests.transports.permissions import (
     OPEN_FRAMES,
@@ -39,6 +39,7 @@ from tests.transports.permissions import (
     OPERATIONS,
     PAGE,
     STATES,
+    TO_WORK,
     Cell,
     Operation,
     cells,
@@ -384,9 +385,9 @@ async def test_head_is_authorised_as_get_and_options_reveals_no_state(place: Pla
 def test_every_path_and_every_frame_is_in_the_table() -> None:
     named = {(one.http.split(" ")[0], pattern_of(one.http.split(" ")[1])) for one in OPERATIONS if one.http}
     offered = {(method, path) for path, methods in http.CALLS.items() for method in methods}
-    offered |= {("GET", path) for path in (*http.STREAMS, *http.PLAIN) if path not in OPEN_PATHS}
+    offered |= {("GET", path) for path in (*http.STREAMS, *http.OPEN) if path not in OPEN_PATHS}
     assert named == offered
-    types = {one.__struct_config__.tag for one in get_args(frames.decoder.type)} | {"auth"}
+    types = {one.__struct_config__.tag for one in get_args(frame_decoder.type)} | {"auth"}
     assert {one.frame for one in OPERATIONS if one.frame} | set(OPEN_FRAMES) == types
 
 
@@ -574,7 +575,7 @@ async def test_anonymous_client_changes_a_streaming_message_only_with_append(pla
         ("~ann", "forbidden"),
     ],
 )
-async def test_a_member_is_the_client_itself(place: Place, member: str, code: str) -> None:
+async def test_member_id_is_the_clients_own(place: Place, member: str, code: str) -> None:
     token = place.token("ann", "presence", *TO_WORK)
     path = f"/v1/channels/{CHANNEL}/presence/{member}"
     assert (await place.ask("PUT", path, {}, token=token)).code == code

@@ -9,8 +9,8 @@ from pathlib import Path
 from holdfast.core import errors, events
 from holdfast.core.errors import HoldfastError
 from holdfast.core.limits import KIB, MIB, Limits
-from holdfast.transports import frames, session
-from holdfast.transports.http import CALLS, PLAIN
+from holdfast.transports import close_codes
+from holdfast.transports.operations import OPERATIONS, table
 
 TEXT = (Path(__file__).parents[2] / "docs" / "protocol.md").read_text()
 
@@ -49,9 +49,27 @@ def test_every_route_is_documented_and_every_documented_request_is_a_route() -> 
         found = re.match(r"`(\w+) ([^?`]+)", request)
         assert found is not None, request
         documented.add((found[1], found[2].replace("{m}", message)))
-    known = {(method, path) for path, methods in CALLS.items() for method in methods}
-    known |= {("GET", path) for path in PLAIN} | {("GET", "/web/…")}
-    assert documented == known
+    known = {(one.method, one.path) for one in OPERATIONS if one.method and one.kind != "stream"}
+    assert documented == known | {("GET", "/web/…")}
+
+
+def test_every_stream_has_a_section() -> None:
+    titles = re.findall(r"^#+ [\d.]+ .*`GET ([^?`]+)", TEXT, re.MULTILINE)
+    assert {one.path for one in OPERATIONS if one.kind == "stream"} <= set(titles)
+
+
+def test_the_document_states_the_status_of_success() -> None:
+    for request, _, answer in rows(section("8.1")):
+        found = re.match(r"`(\w+) ([^?`]+)", request)
+        assert found is not None, request
+        path = found[2].replace("{m}", "/v1/channels/{channel}/messages/{id}")
+        for one in OPERATIONS:
+            if (one.method, one.path) == (found[1], path) and one.status != 200:
+                assert answer.startswith(str(one.status)), request
+
+
+def test_table_of_operations_equals_the_document() -> None:
+    assert table().strip() in section("8.6")
 
 
 def test_every_event_is_documented_with_its_fields() -> None:
@@ -67,22 +85,13 @@ def test_every_event_is_documented_with_its_fields() -> None:
 
 def test_every_frame_of_a_client_is_documented() -> None:
     documented = {name for names, *_ in rows(section("7.2")) for name in re.findall(r"`([\w.]+)`", names)}
-    known = (
-        frames.AttachFrame,
-        frames.DetachFrame,
-        frames.HistoryFrame,
-        frames.PongFrame,
-        frames.PresenceFrame,
-        frames.SignalFrame,
-        *frames.OfWork.__args__,
-        *frames.Asking.__args__,
-    )
-    assert documented == {one.__struct_config__.tag for one in known}
+    assert documented == {one.frame_type for one in OPERATIONS if one.frame is not None}
 
 
 def test_every_close_code_is_documented() -> None:
     documented = {code for code, *_ in rows(section("7.5"))}
-    ours = {session.DRAINED, session.FAILED, session.SILENT, session.MISUSED, session.FRAME_TOO_LARGE}
+    ours = {code for name, code in vars(close_codes).items() if name.isupper()}
+    assert len(ours) == 9
     assert {str(code) for code in ours} <= documented
 
 

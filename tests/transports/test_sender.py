@@ -56,7 +56,7 @@ async def carried(sender: Sender, peer: Peer) -> None:
         await sender.carry(peer.receive)
 
 
-async def test_messages_go_out_one_after_the_other_however_long_each_takes(make: Make) -> None:
+async def test_messages_are_sent_one_after_another(make: Make) -> None:
     sent: list[str] = []
     sending = 0
 
@@ -79,7 +79,7 @@ async def test_messages_go_out_one_after_the_other_however_long_each_takes(make:
     assert sent == texts
 
 
-async def test_a_write_that_blocks_is_finished_by_the_loop_that_it_waits_on(make: Make) -> None:
+async def test_blocked_write_is_finished_by_its_loop(make: Make) -> None:
     gate = asyncio.Event()
     sent: list[str] = []
 
@@ -101,7 +101,7 @@ async def test_a_write_that_blocks_is_finished_by_the_loop_that_it_waits_on(make
     assert sent == ["late"]
 
 
-async def test_a_blocked_write_that_is_broken_off_runs_its_own_way_out(make: Make) -> None:
+async def test_aborted_blocked_write_runs_its_cleanup(make: Make) -> None:
     trace: list[str] = []
 
     async def send(message: Any) -> None:
@@ -125,7 +125,7 @@ async def test_a_blocked_write_that_is_broken_off_runs_its_own_way_out(make: Mak
     assert trace == ["cancelled", "finally"]
 
 
-async def test_a_peer_that_is_gone_ends_it_quietly(make: Make) -> None:
+async def test_disconnected_peer_ends_the_sender_without_an_error(make: Make) -> None:
     async def send(message: Any) -> None:
         raise ConnectionResetError
 
@@ -136,7 +136,7 @@ async def test_a_peer_that_is_gone_ends_it_quietly(make: Make) -> None:
     assert sender.is_over
 
 
-async def test_a_peer_that_goes_while_a_write_is_blocked_ends_it_quietly(make: Make) -> None:
+async def test_peer_that_disconnects_during_a_blocked_write_ends_the_sender(make: Make) -> None:
     async def send(message: Any) -> None:
         await asyncio.sleep(0)
         raise ConnectionResetError
@@ -149,7 +149,7 @@ async def test_a_peer_that_goes_while_a_write_is_blocked_ends_it_quietly(make: M
     await carrying
 
 
-async def test_what_else_sending_raises_is_raised_by_the_asgi_call(make: Make) -> None:
+async def test_other_errors_of_sending_are_raised_by_the_asgi_call(make: Make) -> None:
     async def send(message: Any) -> None:
         await asyncio.sleep(0)
         raise ZeroDivisionError
@@ -161,7 +161,7 @@ async def test_what_else_sending_raises_is_raised_by_the_asgi_call(make: Make) -
         await carried(sender, peer)
 
 
-async def test_what_receiving_raises_is_raised_by_the_asgi_call(make: Make) -> None:
+async def test_errors_of_receiving_are_raised_by_the_asgi_call(make: Make) -> None:
     async def send(message: Any) -> None: ...
 
     async def receive() -> Any:
@@ -173,7 +173,7 @@ async def test_what_receiving_raises_is_raised_by_the_asgi_call(make: Make) -> N
         await sender.carry(receive)
 
 
-async def test_the_end_comes_at_once_and_what_was_written_before_it_goes_out(make: Make) -> None:
+async def test_end_is_immediate_and_earlier_writes_are_sent(make: Make) -> None:
     sent: list[str] = []
 
     async def send(message: Any) -> None:
@@ -203,7 +203,7 @@ async def test_a_real_cancellation_is_not_mistaken_for_the_end(make: Make) -> No
         await carrying
 
 
-async def test_a_peer_that_takes_nothing_is_cut_off(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_peer_that_does_not_read_times_out(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sink_module, "SEND_TIMEOUT_S", 0.01)
 
     async def send(message: Any) -> None:
@@ -215,7 +215,7 @@ async def test_a_peer_that_takes_nothing_is_cut_off(make: Make, monkeypatch: pyt
     await carried(sender, peer)
 
 
-async def test_no_task_and_no_callback_where_sending_does_not_block() -> None:
+async def test_sending_that_does_not_block_makes_no_task() -> None:
     async def send(message: Any) -> None: ...
 
     peer = Peer(*"abc")

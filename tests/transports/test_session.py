@@ -67,7 +67,7 @@ async def own_hub() -> AsyncIterator[Hub]:
     await hub.close()
 
 
-async def test_nothing_is_taken_from_a_feed_before_there_is_room_for_it(own_hub: Hub) -> None:
+async def test_no_batch_is_taken_from_a_feed_before_it_can_be_sent(own_hub: Hub) -> None:
     line = Line(own_hub)
     line.tell("attach", channel="c")
     assert await line.frame() == {"type": "ok", "ref": 1}
@@ -78,7 +78,7 @@ async def test_nothing_is_taken_from_a_feed_before_there_is_room_for_it(own_hub:
     assert line.take() is None
 
 
-async def test_waiting_channels_take_turns_and_each_takes_all_it_is_owed(own_hub: Hub) -> None:
+async def test_waiting_channels_alternate_and_each_sends_all_missed_events(own_hub: Hub) -> None:
     line = Line(own_hub)
     for channel in ("a", "b", "c"):
         line.tell("attach", channel=channel, flush_ms=0)
@@ -94,7 +94,7 @@ async def test_waiting_channels_take_turns_and_each_takes_all_it_is_owed(own_hub
     assert line.take() is None
 
 
-async def test_answers_go_before_events(own_hub: Hub) -> None:
+async def test_replies_go_before_events(own_hub: Hub) -> None:
     line = Line(own_hub)
     line.tell("attach", channel="c", flush_ms=0)
     await line.frame()
@@ -105,7 +105,7 @@ async def test_answers_go_before_events(own_hub: Hub) -> None:
     assert (await line.frame())["type"] == "events"
 
 
-async def test_a_socket_is_full_while_too_many_answers_are_not_taken(own_hub: Hub) -> None:
+async def test_socket_is_full_while_too_many_replies_are_unsent(own_hub: Hub) -> None:
     line = Line(own_hub)
     for ref in range(10):
         assert not line.session.is_full
@@ -115,7 +115,7 @@ async def test_a_socket_is_full_while_too_many_answers_are_not_taken(own_hub: Hu
     assert not line.session.is_full
 
 
-async def test_a_socket_is_full_while_too_many_requests_are_not_answered(own_hub: Hub) -> None:
+async def test_socket_is_full_while_too_many_requests_are_unanswered(own_hub: Hub) -> None:
     line = Line(own_hub)
     line.tell("create", channel="c", id="m1", role="assistant", status="streaming")
     await line.frame()
@@ -127,7 +127,7 @@ async def test_a_socket_is_full_while_too_many_requests_are_not_answered(own_hub
     assert not line.session.is_full
 
 
-async def test_a_socket_is_full_while_its_requests_or_answers_weigh_too_much(own_hub: Hub) -> None:
+async def test_socket_is_full_while_its_requests_or_replies_are_too_large(own_hub: Hub) -> None:
     line = Line(own_hub)
     line.tell("create", channel="c", id="m1", text="x" * 90_000)
     assert line.session.is_full  # the request and what its answer may weigh
@@ -162,7 +162,7 @@ async def test_a_timer_of_five_seconds_that_is_not_quite_regular_skips_no_ping(o
         assert line.take() == {"type": "ping", "n": turn}
 
 
-async def test_after_goodbye_nothing_is_heard_and_nothing_is_owed(own_hub: Hub) -> None:
+async def test_closed_session_takes_and_sends_no_frames(own_hub: Hub) -> None:
     line = Line(own_hub)
     line.tell("attach", channel="c")
     await line.frame()
@@ -181,7 +181,7 @@ async def test_after_goodbye_nothing_is_heard_and_nothing_is_owed(own_hub: Hub) 
 
 
 @pytest.mark.parametrize("is_live", [False, True])
-async def test_what_cannot_be_sent_ends_the_session_instead_of_being_passed_over(own_hub: Hub, is_live: bool) -> None:
+async def test_events_that_cannot_be_encoded_end_the_session(own_hub: Hub, is_live: bool) -> None:
     await own_hub.create("c", id="m1", text="x")
     line = Line(own_hub)
     if not is_live:  # who is here rides in the first batch
@@ -225,7 +225,7 @@ async def test_every_frame_needs_its_capability(own_hub: Hub, capability: str, f
     assert (await line.frame())["code"] == "forbidden"
 
 
-async def test_the_servers_own_signal_is_nobody_elses(own_hub: Hub) -> None:
+async def test_client_may_not_send_the_servers_signal(own_hub: Hub) -> None:
     for client in ("ada", None):  # what comes from nobody would else be the server's word
         line = Line(own_hub, Identity(client_id=client))
         line.tell("signal", channel="c", name="nobody_listening", data={"message": "m1"})

@@ -294,7 +294,7 @@ async def end(server: Running, within_s: float) -> None:
     ],
     ids=["serve", "serve-mounted", "uvicorn", "uvicorn-mounted"],
 )
-async def test_a_server_does_not_wait_for_a_viewer_who_does_not_read(
+async def test_shutdown_does_not_wait_for_a_stalled_viewer(
     tmp_path: Path, command: list[str], app: str, prefix: str, kind: str
 ) -> None:
     async with running(tmp_path, command, app) as server:
@@ -305,7 +305,7 @@ async def test_a_server_does_not_wait_for_a_viewer_who_does_not_read(
         assert "Traceback" not in server.output
 
 
-async def test_serve_does_not_wait_for_an_answer_that_nobody_reads(tmp_path: Path) -> None:
+async def test_serve_does_not_wait_for_an_unread_response(tmp_path: Path) -> None:
     async with running(tmp_path, SERVE, "served:hub") as server:
         await server.answer("/healthz")
         await fill(server, "")
@@ -316,7 +316,7 @@ async def test_serve_does_not_wait_for_an_answer_that_nobody_reads(tmp_path: Pat
         assert "Traceback" not in server.output
 
 
-async def test_serve_does_not_wait_for_a_request_that_does_not_go_on(tmp_path: Path) -> None:
+async def test_serve_does_not_wait_for_an_unfinished_request(tmp_path: Path) -> None:
     async with running(tmp_path, SERVE, "served:hub") as server:
         await server.answer("/healthz")
         with await connected(server) as peer:
@@ -360,7 +360,7 @@ async def ended(folder: Path, how: str) -> tuple[int | None, str]:
 
 
 @pytest.mark.parametrize("how", ["blocks", "is deaf"])
-async def test_serve_is_ended_by_force_where_nothing_else_helps(tmp_path: Path, how: str) -> None:
+async def test_serve_is_ended_by_force_if_its_loop_is_blocked(tmp_path: Path, how: str) -> None:
     code, errors = await ended(tmp_path, how)
     assert code == 1, errors
     assert "most recent call first" in errors  # it says where everybody was

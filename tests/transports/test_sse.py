@@ -70,7 +70,7 @@ async def test_a_stream_begins_with_retry_then_the_channel_with_one_cursor_at_th
     stream.close()
 
 
-async def test_the_retry_is_drawn_for_each_connection(served: Served) -> None:
+async def test_retry_is_random_for_each_connection(served: Served) -> None:
     drawn = set()
     for _ in range(8):
         stream = await Stream.open(served, EVENTS)
@@ -80,7 +80,7 @@ async def test_the_retry_is_drawn_for_each_connection(served: Served) -> None:
     assert len(drawn) > 1
 
 
-async def test_a_viewer_in_mid_answer_gets_all_text_in_one_event_and_then_the_stream(served: Served) -> None:
+async def test_viewer_that_attaches_during_an_answer_gets_all_text_in_one_event(served: Served) -> None:
     async with served.hub.message("c", id="m1") as message:
         for _ in range(300):
             await message.append("token ")
@@ -97,7 +97,7 @@ async def test_a_viewer_in_mid_answer_gets_all_text_in_one_event_and_then_the_st
             assert viewer.checker.violations == []
 
 
-async def test_text_that_breaks_naive_code_arrives_as_it_is(served: Served) -> None:
+async def test_difficult_text_arrives_unchanged(served: Served) -> None:
     async with watching(served, query={"flush_ms": "0"}) as live:
         await live.until_attached()
         texts = {id: await write(served.hub, "c", pieces, id=id) for id, pieces in NASTY}
@@ -113,7 +113,7 @@ async def test_text_that_breaks_naive_code_arrives_as_it_is(served: Served) -> N
 # Coming back
 
 
-async def test_a_cursor_brings_what_was_missed_and_nothing_else(served: Served) -> None:
+async def test_resume_brings_exactly_the_missed_events(served: Served) -> None:
     await served.hub.create("c", id="m1", text="seen")
     async with watching(served) as viewer:
         await viewer.until_attached()
@@ -148,7 +148,7 @@ async def test_a_foreign_cursor_is_a_new_start_and_no_error(served: Served, curs
     stream.close()
 
 
-async def test_a_cursor_above_the_head_is_of_another_life(served: Served) -> None:
+async def test_cursor_above_the_head_is_a_new_start(served: Served) -> None:
     await served.hub.create("c", id="m1", text="one")
     epoch = (await served.hub.info("c")).epoch
     stream = await Stream.open(served, f"{EVENTS}?since={epoch}:7")
@@ -156,7 +156,7 @@ async def test_a_cursor_above_the_head_is_of_another_life(served: Served) -> Non
     stream.close()
 
 
-async def test_an_empty_channel_resumes_to_whatever_comes(served: Served) -> None:
+async def test_cursor_of_an_empty_channel_resumes_in_any_epoch(served: Served) -> None:
     async with watching(served) as viewer:
         await viewer.until_attached()
         assert viewer.checker.cursor == "-:0"
@@ -168,7 +168,7 @@ async def test_an_empty_channel_resumes_to_whatever_comes(served: Served) -> Non
         assert viewer.checker.violations == []
 
 
-async def test_a_deleted_channel_begins_anew_under_its_viewers(served: Served) -> None:
+async def test_viewers_of_a_deleted_channel_get_a_new_start(served: Served) -> None:
     await served.hub.create("c", id="m1", text="old")
     async with watching(served) as viewer:
         await viewer.until_attached()
@@ -222,7 +222,7 @@ async def test_two_streams_at_once_each_get_everything(served: Served) -> None:
 
 
 @pytest.mark.parametrize("transport", [SseViewer, WsViewer])
-async def test_what_a_stalled_reader_left_unread_is_let_go_when_their_stream_has_ended(
+async def test_unread_bytes_of_an_ended_stream_are_freed(
     served: Served, transport: type[SseViewer | WsViewer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(app, "UNREAD_S", 0.05)
@@ -273,7 +273,7 @@ async def test_a_heartbeat_is_a_comment_every_fifteen_seconds_at_most(served: Se
     stream.close()
 
 
-async def test_a_heartbeat_is_an_event_for_who_asks_for_it(served: Served) -> None:
+async def test_heartbeat_is_an_event_with_ping_s(served: Served) -> None:
     stream = await Stream.open(served, f"{EVENTS}?ping_s=2")
     await stream.until_event("channel.attached")
     await pass_seconds(served, 4)
@@ -282,7 +282,7 @@ async def test_a_heartbeat_is_an_event_for_who_asks_for_it(served: Served) -> No
     stream.close()
 
 
-async def test_a_viewer_who_leaves_leaves_nothing_behind(served: Served) -> None:
+async def test_disconnected_viewer_leaves_no_feed(served: Served) -> None:
     async with watching(served) as viewer:
         await viewer.until_attached()
         assert served.hub.stats()["feeds"] == 1
@@ -290,7 +290,7 @@ async def test_a_viewer_who_leaves_leaves_nothing_behind(served: Served) -> None
     await served.until(lambda: served.hub.stats()["feeds"] == 0 and len(heartbeats(served)) == 0)
 
 
-async def test_a_viewer_who_is_cut_off_in_mid_write_leaves_nothing_behind(served: Served) -> None:
+async def test_viewer_aborted_during_a_write_leaves_no_feed(served: Served) -> None:
     async with watching(served, receive_buffer_bytes=16 * 1024) as viewer:
         await viewer.until_attached()
         viewer.stall()
@@ -301,9 +301,7 @@ async def test_a_viewer_who_is_cut_off_in_mid_write_leaves_nothing_behind(served
     assert (await served.http.get("/healthz")).status_code == 200
 
 
-async def test_a_reader_who_takes_nothing_for_too_long_is_cut_off(
-    served: Served, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_reader_that_stalls_too_long_is_aborted(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("holdfast.transports.sender.SEND_TIMEOUT_S", 0.05)
     async with watching(served, receive_buffer_bytes=16 * 1024) as viewer:
         await viewer.until_attached()
@@ -344,7 +342,7 @@ async def drained(served: Served, stream: Stream) -> bool:
         return await stream.until_over()
 
 
-async def test_an_event_source_is_told_when_to_come_back_and_broken_off(served: Served) -> None:
+async def test_eventsource_of_a_draining_hub_gets_bye_and_retry(served: Served) -> None:
     stream = await Stream.open(served, EVENTS)
     await stream.until_event("channel.attached")
     assert await drained(served, stream) is False
@@ -353,14 +351,14 @@ async def test_an_event_source_is_told_when_to_come_back_and_broken_off(served: 
 
 
 @pytest.mark.parametrize("said", [{"path": f"{EVENTS}?sdk=js"}, {"path": EVENTS, "Holdfast_Client": "py/1"}])
-async def test_our_clients_are_broken_off_without_a_word(served: Served, said: dict[str, str]) -> None:
+async def test_own_clients_are_broken_off_without_bye(served: Served, said: dict[str, str]) -> None:
     stream = await Stream.open(served, **said)
     await stream.until_event("channel.attached")
     assert await drained(served, stream) is False
     assert len(stream.events) == 1
 
 
-async def test_a_stalled_reader_does_not_hold_up_the_end(served: Served) -> None:
+async def test_stalled_reader_does_not_delay_shutdown(served: Served) -> None:
     async with watching(served, receive_buffer_bytes=16 * 1024) as viewer:
         await viewer.until_attached()
         viewer.stall()
@@ -373,7 +371,7 @@ async def test_a_stalled_reader_does_not_hold_up_the_end(served: Served) -> None
         await viewer.until(lambda: viewer.is_over)
 
 
-async def test_a_hub_that_leaves_refuses_new_streams_before_anything_else(served: Served) -> None:
+async def test_draining_hub_refuses_new_streams_before_other_checks(served: Served) -> None:
     await served.hub.start()
     await served.hub.drain()
     path = f"{EVENTS}?history=7"
@@ -387,7 +385,7 @@ async def test_a_hub_that_leaves_refuses_new_streams_before_anything_else(served
     assert answer.headers["retry-after"] in ("1", "2", "3")
 
 
-async def test_an_event_source_is_asked_to_wait_longer_where_what_it_is_owed_cannot_be_sent(
+async def test_eventsource_gets_a_long_retry_if_its_events_cannot_be_encoded(
     served: Served, caplog: pytest.LogCaptureFixture
 ) -> None:
     await served.hub.create("c", id="m1", text="x")
@@ -396,10 +394,10 @@ async def test_an_event_source_is_asked_to_wait_longer_where_what_it_is_owed_can
     assert await stream.until_over() is False
     assert [(event.event, event.data) for event in stream.events] == [("bye", b'"internal"')]
     assert 15_000 <= (stream.parser.retry_ms or 0) <= 45_000
-    assert "a stream is broken off" in caplog.text
+    assert "an event stream is broken off" in caplog.text
 
 
-async def test_an_event_source_is_asked_to_wait_longer_where_the_store_is_gone(
+async def test_eventsource_gets_a_long_retry_if_the_store_is_unavailable(
     served: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def gone(*args: object, **options: object) -> None:
@@ -413,13 +411,13 @@ async def test_an_event_source_is_asked_to_wait_longer_where_the_store_is_gone(
     assert (await served.http.get(f"{EVENTS}?sdk=js")).status_code == 503
 
 
-async def test_an_error_that_would_come_again_has_its_status_also_for_an_event_source(served: Served) -> None:
+async def test_permanent_error_has_its_status_for_an_eventsource_too(served: Served) -> None:
     stream = await Stream.open(served, "/v1/channels/a%20b/events")
     await stream.until_over()
     assert (stream.response.status, json.loads(stream.body)["code"]) == (400, "invalid_name")
 
 
-async def test_the_end_of_a_server_waits_for_no_stream(served: Served, caplog: pytest.LogCaptureFixture) -> None:
+async def test_shutdown_does_not_wait_for_streams(served: Served, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.WARNING)
     streams = [await Stream.open(served, EVENTS) for _ in range(20)]
     for stream in streams:

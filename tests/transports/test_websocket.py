@@ -154,7 +154,7 @@ async def test_an_attach_is_answered_and_then_brings_the_channel_up_to_date(serv
         assert second["cursor"] == (await served.hub.info("c")).cursor
 
 
-async def test_a_viewer_in_mid_answer_gets_all_text_in_one_event_and_then_the_stream(served: Served) -> None:
+async def test_viewer_that_attaches_during_an_answer_gets_all_text_in_one_event(served: Served) -> None:
     async with served.hub.message("c", id="m1") as message:
         for _ in range(300):
             await message.append("token ")
@@ -169,7 +169,7 @@ async def test_a_viewer_in_mid_answer_gets_all_text_in_one_event_and_then_the_st
             assert viewer.checker.violations == []
 
 
-async def test_text_that_breaks_naive_code_arrives_as_it_is(served: Served) -> None:
+async def test_difficult_text_arrives_unchanged(served: Served) -> None:
     async with watching(served, attach_fields={"flush_ms": 0}) as live:
         await live.until_attached()
         texts = {id: await write(served.hub, "c", pieces, id=id) for id, pieces in NASTY}
@@ -179,7 +179,7 @@ async def test_text_that_breaks_naive_code_arrives_as_it_is(served: Served) -> N
         assert live.checker.violations == []
 
 
-async def test_text_that_breaks_naive_code_is_taken_as_it_is(served: Served) -> None:
+async def test_difficult_text_is_stored_unchanged(served: Served) -> None:
     async with dialled(served) as peer:
         for id, pieces in NASTY:
             await peer.ask("create", channel="c", id=id, role="assistant", status="streaming")
@@ -192,7 +192,7 @@ async def test_text_that_breaks_naive_code_is_taken_as_it_is(served: Served) -> 
             assert (await served.hub.read("c", id))[0].text == "".join(pieces)
 
 
-async def test_a_cursor_brings_what_was_missed_whichever_transport_gave_it(served: Served) -> None:
+async def test_cursor_of_any_transport_brings_the_missed_events(served: Served) -> None:
     await served.hub.create("c", id="m1", text="one")
     cursor = (await served.http.get("/v1/channels/c/poll")).json()["cursor"]
     await served.hub.create("c", id="m2", text="two")
@@ -207,7 +207,7 @@ async def test_a_cursor_brings_what_was_missed_whichever_transport_gave_it(serve
 
 
 @pytest.mark.parametrize("since", ["foreign:1", "nonsense", "", 7, None, ["a"], {"a": 1}, 1.5])
-async def test_what_is_no_cursor_is_a_new_start(served: Served, since: object) -> None:
+async def test_invalid_cursor_is_a_new_start(served: Served, since: object) -> None:
     await served.hub.create("c", id="m1", text="one")
     async with dialled(served) as peer:
         await peer.send("attach", channel="c", since=since)
@@ -393,7 +393,9 @@ BAD_FRAMES = [
 
 
 @pytest.mark.parametrize(("frame", "code", "ref"), BAD_FRAMES, ids=[frame[:60] for frame, _, _ in BAD_FRAMES])
-async def test_a_bad_frame_is_answered_and_ends_nothing(served: Served, frame: str, code: str, ref: object) -> None:
+async def test_invalid_frame_is_answered_and_the_socket_stays_open(
+    served: Served, frame: str, code: str, ref: object
+) -> None:
     async with dialled(served) as peer:
         await peer.socket.send(frame)
         reply = await peer.receive()
@@ -401,7 +403,7 @@ async def test_a_bad_frame_is_answered_and_ends_nothing(served: Served, frame: s
         assert (await peer.ask("attach", channel="c"))["type"] == "ok"
 
 
-async def test_a_binary_frame_is_the_end(served: Served) -> None:
+async def test_binary_frame_closes_the_socket(served: Served) -> None:
     async with dialled(served) as peer:
         await peer.ask("attach", channel="c")
         await peer.socket.send(b'{"type": "detach", "ref": 1, "channel": "c"}')
@@ -415,7 +417,7 @@ async def test_a_fragmented_frame_is_one_frame(served: Served) -> None:
         assert (await peer.receive())["ref"] == "parts"
 
 
-async def test_a_frame_larger_than_a_request_may_be_is_the_end(served: Served) -> None:
+async def test_too_large_frame_closes_the_socket(served: Served) -> None:
     async with dialled(served) as peer:
         await peer.socket.send(json.dumps({"type": "create", "ref": 1, "channel": "c", "text": "x" * 1024 * 1024}))
         code, bye = await peer.closed()
@@ -440,7 +442,7 @@ async def test_a_frame_larger_than_the_server_takes_is_refused_by_the_server() -
         encode_frame(0x9, b"x" * 126, mask=b"mask"),  # a ping that is too long
     ],
 )
-async def test_a_server_survives_what_is_no_websocket(served: Served, data: bytes) -> None:
+async def test_server_survives_invalid_websocket_bytes(served: Served, data: bytes) -> None:
     reader, writer = await served.connect()
     key = "dGhlIHNhbXBsZSBub25jZQ=="
     writer.write(
@@ -458,7 +460,7 @@ async def test_a_server_survives_what_is_no_websocket(served: Served, data: byte
 # Bounds
 
 
-async def test_a_socket_has_its_number_of_channels() -> None:
+async def test_channels_of_a_socket_are_bounded() -> None:
     hub = new_hub(limits=Limits(socket_channels=3))
     async with serving(hub) as served, dialled(served) as peer:
         for number in range(3):
@@ -485,7 +487,7 @@ async def test_all_requests_are_answered_also_where_few_may_be_outstanding(
             assert (await peer.reply(ref))["type"] == "ok"
 
 
-async def test_a_peer_that_asks_and_never_reads_is_not_read_any_further(served: Served) -> None:
+async def test_server_stops_reading_from_a_peer_that_does_not_read(served: Served) -> None:
     await served.hub.create("c", id="m1", text="x" * 500_000)
     asked = encode_frame(0x1, b'{"type":"history","ref":1,"channel":"c"}', mask=b"mask") * 2_000
     reader, writer = await served.connect()
@@ -556,7 +558,7 @@ async def test_a_ping_comes_every_five_seconds_and_need_not_be_answered(served: 
         assert len([frame for frame in peer.frames if frame["type"] == "ping"]) == 1
 
 
-async def test_a_peer_that_vanishes_leaves_nothing_behind(served: Served) -> None:
+async def test_vanished_peer_leaves_no_feed(served: Served) -> None:
     async with FaultProxy("127.0.0.1", served.port) as proxy:
         viewer = WsViewer(proxy.host, proxy.port, "c")
         async with viewer:
@@ -579,7 +581,7 @@ async def test_a_peer_that_leaves_in_mid_request_leaves_its_requests_stored(serv
     assert set((await served.hub.read("c", "m1"))[0].text) <= {"x"}
 
 
-async def test_a_store_that_fails_a_catch_up_sends_the_socket_away_to_come_back(
+async def test_store_failure_during_catch_up_closes_the_socket_for_a_retry(
     served: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def gone(self: Channel, history: int) -> None:
@@ -609,7 +611,7 @@ async def test_an_attach_that_fails_is_answered(served: Served, monkeypatch: pyt
 
 
 @pytest.mark.parametrize("is_attached", [True, False])
-async def test_a_hub_that_leaves_says_bye_and_when_to_come_back(served: Served, is_attached: bool) -> None:
+async def test_draining_hub_sends_bye_with_retry(served: Served, is_attached: bool) -> None:
     async with dialled(served) as peer:
         await peer.ask("attach" if is_attached else "detach", channel="c")
         async with asyncio.timeout(2):
@@ -619,7 +621,7 @@ async def test_a_hub_that_leaves_says_bye_and_when_to_come_back(served: Served, 
         assert 1000 <= bye["retry_ms"] <= 3000
 
 
-async def test_a_hub_that_leaves_lets_nobody_in(served: Served) -> None:
+async def test_draining_hub_refuses_new_sockets(served: Served) -> None:
     await served.hub.start()
     await served.hub.drain()
     with pytest.raises(InvalidStatus) as refused:
@@ -629,7 +631,7 @@ async def test_a_hub_that_leaves_lets_nobody_in(served: Served) -> None:
     assert refused.value.response.headers["retry-after"] in ("1", "2", "3")
 
 
-async def test_a_stalled_reader_does_not_hold_up_the_end(served: Served) -> None:
+async def test_stalled_reader_does_not_delay_shutdown(served: Served) -> None:
     async with watching(served, receive_buffer_bytes=16 * 1024) as viewer:
         await viewer.until_attached()
         viewer.stall()
@@ -642,7 +644,7 @@ async def test_a_stalled_reader_does_not_hold_up_the_end(served: Served) -> None
         await viewer.until(lambda: viewer.is_over)
 
 
-async def test_an_app_keeps_no_socket_that_is_gone(served: Served) -> None:
+async def test_app_does_not_keep_closed_sockets(served: Served) -> None:
     app = served.hub._asgi
     assert isinstance(app, App)
     async with dialled(served) as peer:

@@ -14,9 +14,10 @@ from holdfast.agents.turn import Turn
 from holdfast.core.model import Message
 from holdfast.hub.identity import CAPABILITIES, Identity
 from holdfast.stores.memory import MemoryStore
+from holdfast.transports.close_codes import SILENT
 from holdfast.transports.credentials import Credentials
 from holdfast.transports.heartbeats import Heartbeats
-from holdfast.transports.session import SILENT, Session
+from holdfast.transports.session import Session
 from holdfast.transports.websocket import Sockets
 from tests.virtual import virtual_clock, virtually
 
@@ -203,9 +204,7 @@ class Clogged:
 @pytest.mark.parametrize("is_by_hand", [False, True], ids=["task", "hand"])
 @pytest.mark.parametrize("holding", ["presence", "lease", "turn"])
 @virtually
-async def test_a_silent_peer_that_holds_something_is_dropped_with_unread_text_in_front(
-    holding: str, is_by_hand: bool
-) -> None:
+async def test_silent_peer_with_a_lease_is_closed_despite_unread_text(holding: str, is_by_hand: bool) -> None:
     hub = new_hub()
     hub.drive_by_hand = is_by_hand
     await hub.start()
@@ -232,7 +231,7 @@ async def test_a_silent_peer_that_holds_something_is_dropped_with_unread_text_in
 
 
 @virtually
-async def test_who_holds_nothing_need_not_answer_pings() -> None:
+async def test_peer_without_leases_need_not_answer_pings() -> None:
     hub = new_hub()
     await hub.start()
     line = Line(hub)
@@ -245,7 +244,7 @@ async def test_who_holds_nothing_need_not_answer_pings() -> None:
 
 
 @virtually
-async def test_leaving_signals_and_members_of_others() -> None:
+async def test_presence_frames_leave_signal_and_refuse_members_of_others() -> None:
     hub = new_hub()
     await hub.start()
     line, watcher = Line(hub), Line(hub, "bob")
@@ -327,7 +326,7 @@ async def test_a_stop_from_a_second_device_while_a_third_comes_back() -> None:
 
 
 @virtually
-async def test_a_reader_cannot_answer_what_is_asked_of_writers() -> None:
+async def test_reader_may_not_reply_to_a_command_for_writers() -> None:
     hub = new_hub()
     await hub.start()
     writer = Line(hub, "bot")
@@ -346,7 +345,7 @@ async def test_a_reader_cannot_answer_what_is_asked_of_writers() -> None:
 
 
 @virtually
-async def test_an_agent_elsewhere_is_seen_gets_turns_and_ends_them() -> None:
+async def test_agent_on_a_socket_is_present_and_takes_turns() -> None:
     hub = new_hub()
     await hub.start()
     person, agent = Line(hub, "ann"), Line(hub, "bot")
@@ -374,7 +373,7 @@ async def test_an_agent_elsewhere_is_seen_gets_turns_and_ends_them() -> None:
 
 
 @virtually
-async def test_two_agents_and_one_message_are_one_turn() -> None:
+async def test_message_is_one_turn_for_two_agents() -> None:
     hub = new_hub()
     await hub.start()
     agents = [Line(hub, f"bot{number}") for number in range(5)]
@@ -398,7 +397,7 @@ async def test_two_agents_and_one_message_are_one_turn() -> None:
 
 
 @virtually
-async def test_an_agent_that_dies_loses_its_turn_to_another_and_a_blip_loses_nothing() -> None:
+async def test_agent_that_dies_loses_its_turn_and_a_reconnect_keeps_it() -> None:
     hub = new_hub()
     await hub.start()
     one, person = Line(hub, "bot1"), Line(hub, "ann")
@@ -429,7 +428,7 @@ async def test_an_agent_that_dies_loses_its_turn_to_another_and_a_blip_loses_not
 
 
 @virtually
-async def test_two_agents_of_one_pattern_on_one_socket_are_two() -> None:
+async def test_two_agents_of_one_pattern_share_a_socket() -> None:
     hub = new_hub()
     await hub.start()
     agent, person = Line(hub, "bot"), Line(hub, "ann")
@@ -454,7 +453,7 @@ async def test_two_agents_of_one_pattern_on_one_socket_are_two() -> None:
 
 
 @virtually
-async def test_an_agent_that_asks_for_work_again_has_its_turns_and_no_more_slots_for_it() -> None:
+async def test_repeated_work_frame_keeps_turns_and_slots() -> None:
     hub = new_hub()
     await hub.start()
     agent, person = Line(hub, "bot"), Line(hub, "ann")
@@ -478,7 +477,7 @@ async def test_an_agent_that_asks_for_work_again_has_its_turns_and_no_more_slots
 
 
 @virtually
-async def test_a_turn_that_is_brought_from_the_socket_before_takes_a_slot() -> None:
+async def test_turn_of_the_previous_socket_takes_a_slot() -> None:
     hub = new_hub()
     await hub.start()
     agent, person = Line(hub, "bot"), Line(hub, "ann")
@@ -502,7 +501,7 @@ async def test_a_turn_that_is_brought_from_the_socket_before_takes_a_slot() -> N
 
 
 @virtually
-async def test_an_agent_that_wants_no_more_turns_ends_those_it_has() -> None:
+async def test_agent_with_zero_slots_ends_its_turns() -> None:
     hub = new_hub()
     await hub.start()
     agent, person = Line(hub, "bot"), Line(hub, "ann")
@@ -524,7 +523,7 @@ async def test_an_agent_that_wants_no_more_turns_ends_those_it_has() -> None:
 
 
 @virtually
-async def test_a_turn_elsewhere_survives_a_restart_of_the_hub() -> None:
+async def test_turn_of_a_socket_survives_a_restart_of_the_hub() -> None:
     store = MemoryStore()
     hub = new_hub(store)
     await hub.start()
@@ -567,7 +566,7 @@ async def test_work_needs_the_capability_on_all_of_the_pattern() -> None:
 
 
 @virtually
-async def test_local_and_distant_agents_share_the_work() -> None:
+async def test_local_agents_and_agents_on_sockets_share_the_work() -> None:
     hub = new_hub()
     await hub.start()
     answered: list[str] = []
@@ -591,7 +590,7 @@ async def test_local_and_distant_agents_share_the_work() -> None:
 
 
 @virtually
-async def test_a_turn_that_lapsed_while_nobody_was_there_is_given_as_soon_as_somebody_is() -> None:
+async def test_lapsed_turn_goes_to_the_next_worker() -> None:
     hub = new_hub()
     await hub.start()
     agent, person = Line(hub, "bot"), Line(hub, "ann")
@@ -613,7 +612,7 @@ async def test_a_turn_that_lapsed_while_nobody_was_there_is_given_as_soon_as_som
 
 
 @virtually
-async def test_a_worker_that_is_asked_for_anew_is_offered_what_it_has_room_for() -> None:
+async def test_repeated_work_frame_gets_turns_for_its_free_slots() -> None:
     hub = new_hub()
     await hub.start()
     line = Line(hub, "bot")
@@ -653,7 +652,7 @@ async def test_a_worker_that_is_asked_for_anew_is_offered_what_it_has_room_for()
 
 
 @virtually
-async def test_whoever_may_not_read_learns_of_nothing_else_in_the_channel() -> None:
+async def test_caller_without_read_access_learns_no_serials() -> None:
     hub = new_hub()
     may = frozenset({"publish", "append", "command"})
     told = []
@@ -695,7 +694,7 @@ async def test_whoever_may_not_read_learns_of_nothing_else_in_the_channel() -> N
 
 
 @virtually
-async def test_whoever_may_read_is_told_where_a_message_stands() -> None:
+async def test_caller_with_read_access_gets_serials() -> None:
     hub = new_hub()
     await hub.create("chat:1", id="first", text="x")
     line = Line(hub, "ann", capabilities=frozenset({"publish", "history"}))

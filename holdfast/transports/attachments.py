@@ -1,0 +1,205 @@
+"""The channels that one socket is attached to, and the frames of events that it is to be sent next.
+
+Layer: transports.
+
+Attachments whose feeds have missed events wait in `_ready`, in the order they were woken; each takes all its missed
+events in its turn. No event is taken from a feed before the socket can send it, so a slow socket costs no memory.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from holdfast.core.cursor import parse_cursor
+from holdfast.core.errors import HoldfastError, InvalidRequest, TooMany
+from holdfast.core.names import check_channel
+from holdfast.hub.feed import Behind, Feed
+from holdfast.hub.hub import HubCore
+from holdfast.transports.access import allowed_history, check_operation
+from holdfast.transports.close_codes import FAILED
+from holdfast.transports.frames import AttachFrame, DetachFrame
+from holdfast.transports.operations import BY_NAME
+from holdfast.transports.resume_limits import ResumeLimits, known_since, resume_limits_of
+
+if TYPE_CHECKING:
+    from holdfast.transports.session import Session
+
+logger = logging.getLogger("holdfast.transports")
+
+
+class Attachment:
+    """A channel that a socket is attached to, or is attaching to."""
+
+    __slots__ = ("_attachments", "channel", "feed", "is_catching_up", "resume_limits")
+
+    def __init__(self, attachments: Attachments, channel: str) -> None:
+        self._attachments = attachments
+        self.channel = channel
+        self.feed: Feed | None = None  # None until the hub has attached it, and after `close`
+        self.is_catching_up = False
+        self.resume_limits: ResumeLimits | None = None  # of a viewer without the capability `history`
+
+    def wake(self) -> None:
+        """Queue this attachment: its channel has new events, or the hub drains."""
+        self._attachments.feed_woken(self)
+
+    def close(self) -> None:
+        """Detach from the channel."""
+        if self.feed is not None:
+            self.feed.close()
+            self.feed = None
+
+
+class Attachments:
+    """All attachments of one session. Every method is called from the hub's event loop."""
+
+    __slots__ = ("_by_channel", "_hub", "_ready", "_rest", "_session")
+
+    def __init__(self, hub: HubCore, session: Session) -> None:
+        self._hub = hub
+        self._session = session
+        self._by_channel: dict[str, Attachment] = {}
+        self._ready: dict[Attachment, None] = {}  # attachments with missed events, in the order they were woken
+        self._rest: tuple[Attachment, Iterator[str]] | None = None  # of a batch that takes several frames
+
+    def __len__(self) -> int:
+        return len(self._by_channel)
+
+    def __iter__(self) -> Iterator[Attachment]:
+        return iter(self._by_channel.values())
+
+    def begin(self, frame: AttachFrame) -> Attachment:
+        """Return a new attachment in place of the channel's old one. Raises Forbidden, InvalidRequest, TooMany, …"""
+        channel = check_channel(frame.channel)
+        check_operation(self._session.identity, BY_NAME["events"], channel)
+        limits = self._hub.limits
+        if frame.history is not None and frame.history > limits.history:
+            raise InvalidRequest(f"history must be a whole number from 0 to {limits.history}, got {frame.history}")
+        if channel not in self._by_channel and len(self._by_channel) >= limits.socket_channels:
+            limit = limits.socket_channels
+            raise TooMany(f"a socket is attached to at most {limit} channels", limit=limit)
+        self.leave(channel)
+        attachment = self._by_channel[channel] = Attachment(self, channel)
+        return attachment
+
+    async def attach(self, frame: AttachFrame, attachment: Attachment) -> None:
+        """Attach to the hub's channel and reply."""
+        session, channel = self._session, attachment.channel
+        resume_limits = attachment.resume_limits = resume_limits_of(self._hub, session.identity, channel)
+        try:
+            feed = await self._hub.attach(
+                channel,
+                known_since(resume_limits, parse_cursor(frame.since) if isinstance(frame.since, str) else None),
+                history=allowed_history(session.identity, channel, frame.history),
+                flush_ms=frame.flush_ms,
+                wake=attachment.wake,
+                has_passing=True,
+            )
+        except Exception as error:
+            if self._by_channel.get(channel) is attachment:
+                del self._by_channel[channel]
+            session.reply_failed(frame.ref, error)
+            return
+        session.reply({"type": "ok", "ref": frame.ref})
+        if self._by_channel.get(channel) is attachment:
+            attachment.feed = feed
+            self.feed_woken(attachment)
+        else:  # the client has attached anew, or detached, meanwhile
+            feed.close()
+
+    def detach(self, frame: DetachFrame) -> None:
+        """Detach and reply."""
+        self.leave(frame.channel)
+        self._session.reply({"type": "ok", "ref": frame.ref})
+
+    def leave(self, channel: str) -> None:
+        """Detach from a channel, if the socket is attached to it."""
+        attachment = self._by_channel.pop(channel, None)
+        if attachment is None:
+            return
+        attachment.close()
+        self._ready.pop(attachment, None)
+        if self._rest is not None and self._rest[0] is attachment:
+            self._rest = None
+
+    def close(self) -> None:
+        """Detach from all channels."""
+        for attachment in self._by_channel.values():
+            attachment.close()
+        self._by_channel.clear()
+        self._ready.clear()
+        self._rest = None
+
+    def feed_woken(self, attachment: Attachment) -> None:
+        """Queue an attachment whose channel has new events, or close the session if the hub drains."""
+        if self._hub.is_draining:
+            self._session.drain()
+        elif attachment.feed is not None and not attachment.is_catching_up:
+            self._ready[attachment] = None
+            self._session.released()
+
+    def next_frame(self) -> str | None:
+        """Return the next frame of events; None if no channel has missed events."""
+        if self._rest is not None:
+            frame = next(self._rest[1], None)
+            if frame is not None:
+                return frame
+            self._rest = None
+        while self._ready:
+            attachment = next(iter(self._ready))
+            del self._ready[attachment]
+            frame = self._take(attachment)
+            if frame is not None:
+                return frame
+        return None
+
+    def _take(self, attachment: Attachment) -> str | None:
+        """Return the first frame of all events that a feed has missed.
+
+        A feed stands behind the taken events. So if they cannot be framed the session ends: going on would skip them.
+        """
+        feed = attachment.feed
+        if feed is None:
+            return None
+        try:
+            return self._first_frame(attachment, feed)
+        except Behind:
+            attachment.is_catching_up = True
+            self._session.start_task(self._catch_up(attachment, feed))
+        except Exception:
+            logger.exception("the events of channel %s cannot be sent to a socket", attachment.channel)
+            self._session.end(FAILED, "internal")
+        return None
+
+    def _first_frame(self, attachment: Attachment, feed: Feed) -> str | None:
+        batch = feed.take()
+        if batch is None:
+            return None
+        if feed.is_behind:  # ephemeral events come after those of the log
+            self._ready[attachment] = None
+        resume_limits = attachment.resume_limits
+        frames = (
+            batch.frames
+            if resume_limits is None or not batch.cursor
+            else batch.frames_with(resume_limits.mark(batch.cursor))
+        )
+        if len(frames) > 1:
+            rest = iter(frames)
+            self._rest = (attachment, rest)
+            return next(rest)
+        return frames[0]
+
+    async def _catch_up(self, attachment: Attachment, feed: Feed) -> None:
+        try:
+            await feed.catch_up()
+        except HoldfastError as error:
+            logger.warning("a channel of a socket cannot be read: %s", error)
+            self._session.end(FAILED, error.code)
+        except Exception:
+            logger.exception("a channel of a socket cannot be read")
+            self._session.end(FAILED, "internal")
+        else:
+            attachment.is_catching_up = False
+            self.feed_woken(attachment)

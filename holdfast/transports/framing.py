@@ -1,0 +1,152 @@
+"""Framers: the deltas of one message as the bytes of a wire format, and the cursor that lets a reader resume.
+
+Layer: transports.
+
+`core.deltas` says what is new for a reader; a framer says how it looks on the wire. A new wire format is a new class
+with the method of `Framer`. The bytes of the two formats here are public (`docs/protocol.md`, 5.3; `docs/agents.md`).
+
+The id of an event is a cursor of the channel with a field of ours: how much of each part the reader was sent
+(`m0.12.340`: it has 12 code points of part 0 and 340 of part 1; with `d` instead of `m` it was sent the end, too).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple, Protocol
+
+from msgspec import Struct
+
+from holdfast.core.cursor import Cursor
+from holdfast.core.deltas import (
+    ALL_SENT,
+    COUNTED,
+    Delta,
+    MessageReplaced,
+    PartOpened,
+    PartReplaced,
+    Sent,
+    TextAdded,
+)
+from holdfast.core.events import encode_json
+from holdfast.core.model import Part
+from holdfast.hub.tickets import split_seal
+
+_SENT = re.compile(r"([md])([0-9]{1,3})((?:\.[0-9]{1,8})*)\Z")
+_SENT_CHARACTERS = 270  # of the 300 of a cursor's extra field: a ticket's stream adds its seal
+
+
+class Position(NamedTuple):
+    """The position that a frame brings its reader to: the channel's cursor, a ticket's seal, and the sent text."""
+
+    cursor: str
+    seal: str
+    sent: Sent
+
+    def id(self, *, is_finished: bool) -> str:
+        """Return the cursor that `sent_by` reads back. `is_finished` says whether it follows the end."""
+        return f"{self.cursor}:{self.seal}{sent_field(self.sent.lengths, is_finished=is_finished)}"
+
+
+class Framer(Protocol):
+    """Turns deltas into the bytes of one wire format. An instance belongs to one reader."""
+
+    def frame(self, deltas: Sequence[Delta], status: str | None, position: Position) -> bytes:
+        """Return the bytes for `deltas`; they may be empty. `status` is set once the message has ended."""
+
+
+class NamedEvents:
+    """Server-Sent Events named `thinking`, `answer` and `done` (`docs/protocol.md`, 5.3)."""
+
+    def frame(self, deltas: Sequence[Delta], status: str | None, position: Position) -> bytes:
+        """Of `Framer`. Only the last event has an id, since the id covers all of them."""
+        events = [b"event: " + _EVENTS[kind] + b"\ndata: " + encode_json(text) for kind, text in added_texts(deltas)]
+        if status is not None:
+            events.append(b"event: done\ndata: " + encode_json(_Done(status)))
+        if not events:
+            return b""
+        id = position.id(is_finished=position.sent.is_finished)
+        return b"\n\n".join(events) + b"\nid: " + id.encode() + b"\n\n"
+
+
+class PlainData:
+    """Unnamed Server-Sent Events with the text of the answer, and `[DONE]` at the end."""
+
+    def __init__(self, *, has_ids: bool) -> None:
+        self._has_ids = has_ids  # only an EventSource has a use for ids
+
+    def frame(self, deltas: Sequence[Delta], status: str | None, position: Position) -> bytes:
+        """Of `Framer`. The text and the end have ids of their own: the connection may break between them."""
+        events: list[str] = []
+        text = "".join(text for kind, text in added_texts(deltas) if kind == "text")
+        if text:
+            events.append(_data(text) + self._id(position, is_finished=False))
+        if status not in ("complete", None):
+            # For clients that listen for the event; other clients see an empty piece of text.
+            events.append(f"event: {status}\ndata: \n")
+        if status is not None:
+            events.append("data: [DONE]\n" + self._id(position, is_finished=True))
+        return "".join(f"{event}\n" for event in events).encode()
+
+    def _id(self, position: Position, *, is_finished: bool) -> str:
+        return f"id: {position.id(is_finished=is_finished)}\n" if self._has_ids else ""
+
+
+_EVENTS = {"text": b"answer", "reasoning": b"thinking"}
+
+
+class _Done(Struct):
+    status: str
+
+
+def added_texts(deltas: Sequence[Delta]) -> Iterator[tuple[str, str]]:
+    """Yield part type and new text, for formats whose readers only add up text.
+
+    A replaced text is sent from the length on that the reader has, because such a reader cannot take text back.
+    """
+    for delta in deltas:
+        match delta:
+            case TextAdded(kind=kind, text=text) if kind in COUNTED:
+                yield kind, text
+            case PartOpened(part=part, sent=sent) | PartReplaced(part=part, sent=sent):
+                yield from _rest(part, sent)
+            case MessageReplaced(message=message, sent=lengths):
+                for index, part in enumerate(message.parts):
+                    yield from _rest(part, lengths[index] if index < len(lengths) else 0)
+
+
+def _rest(part: Part, sent: int) -> Iterator[tuple[str, str]]:
+    kind = part["type"]
+    if kind in COUNTED and (rest := part["text"][sent:]):
+        yield kind, rest
+
+
+def _data(text: str) -> str:
+    """Return `text` as the data of one event: by the rules of SSE each line is a field of its own."""
+    lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
+    return "".join(f"data: {line}\n" for line in lines)
+
+
+def sent_field(lengths: Sequence[int], *, is_finished: bool) -> str:
+    """Return the cursor's extra field for `lengths`; the last ones, if there is no room for all."""
+    pieces: list[str] = []
+    room = _SENT_CHARACTERS
+    for length in reversed(lengths):
+        piece = f".{length}"
+        room -= len(piece)
+        if room < 0:
+            break
+        pieces.append(piece)
+    first = len(lengths) - len(pieces)
+    return f"{'d' if is_finished else 'm'}{first}" + "".join(reversed(pieces))
+
+
+def sent_by(cursor: Cursor | None) -> Sent:
+    """Return how much the reader with `cursor` was sent: no text, for a cursor of another kind of stream."""
+    found = _SENT.match(split_seal(cursor.extra)[1]) if cursor is not None else None
+    if found is None:
+        return Sent()
+    kind, first, lengths = found.groups()
+    # There was no room for the parts before `first`. They do not grow any more.
+    whole = [ALL_SENT] * int(first)
+    return Sent([*whole, *(int(length) for length in lengths.split(".")[1:])], kind == "d")

@@ -1,0 +1,92 @@
+"""The presence and the leases of messages that a socket holds for as long as it is open.
+
+Layer: transports.
+
+An open socket is a sign of life for its members and its messages. When it breaks, members leave after a grace, and
+leases end sooner than their term (`docs/protocol.md`, 8.2).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+
+from holdfast.core.errors import TooMany
+from holdfast.core.model import Json
+from holdfast.core.requests import (
+    AppendText,
+    CreateMessage,
+    DeleteMessage,
+    FinishMessage,
+    PutPart,
+    RenewLease,
+    Request,
+    TakeOver,
+)
+from holdfast.hub.hub import HubCore
+
+MAX_WRITTEN = 1_000  # messages whose leases end sooner when the socket breaks
+
+
+class Holdings:
+    """The members and the messages that live by one socket. The sets are made on first use: most sockets only view."""
+
+    __slots__ = ("_hub", "_is_broken", "_present", "_socket", "_written")
+
+    def __init__(self, hub: HubCore, socket: Hashable, *, is_broken: bool) -> None:
+        """`socket` identifies the connection to the hub. `is_broken` says that it is gone already."""
+        self._hub = hub
+        self._socket = socket
+        self._is_broken = is_broken
+        self._present: set[tuple[str, str]] | None = None  # channel and member
+        self._written: dict[tuple[str, str], None] | None = None  # channel and message
+
+    def __bool__(self) -> bool:
+        return bool(self._present or self._written)
+
+    def enter(self, channel: str, member: str, data: dict[str, Json] | None) -> None:
+        """Make `member` present by this socket. Raises TooMany and the errors of `PresenceTracker.enter`."""
+        key = (channel, member)
+        if self._present is None:
+            self._present = set()
+        limit = self._hub.limits.socket_channels
+        if key not in self._present and len(self._present) >= limit:
+            raise TooMany(f"a socket is present as at most {limit} members", limit=limit)
+        self._hub.presence.enter(channel, member, self._socket, data)
+        self._present.add(key)
+
+    def leave(self, channel: str, member: str) -> None:
+        """End the presence of `member` by this socket, if it has any, without a grace."""
+        if self._present is not None and (channel, member) in self._present:
+            self._present.discard((channel, member))
+            self._hub.presence.leave(channel, member, self._socket, is_final=True)
+
+    def note_request(self, channel: str, message_id: str, request: Request) -> None:
+        """Note a stored request: from now on the socket is a sign of life for the message's writer, or no longer."""
+        key = (channel, message_id)
+        if isinstance(request, FinishMessage | DeleteMessage):
+            if self._written is not None:
+                self._written.pop(key, None)
+        elif isinstance(request, AppendText | PutPart | RenewLease | TakeOver) or (
+            isinstance(request, CreateMessage) and request.status == "streaming"
+        ):
+            self._hub.leases.held(channel, message_id, self._socket)
+            if self._is_broken:  # the request was under way when the socket broke
+                self._hub.leases.broken(channel, message_id, self._socket, is_late=True)
+                return
+            if self._written is None:
+                self._written = {}
+            self._written[key] = None
+            if len(self._written) > MAX_WRITTEN:
+                del self._written[next(iter(self._written))]
+
+    def release(self) -> None:
+        """Give up all presence and leases: the socket is gone."""
+        self._is_broken = True
+        present, self._present = self._present or (), None
+        written, self._written = self._written or (), None
+        if not (present or written) or not self._hub.is_running:
+            return
+        for channel, member in present:
+            self._hub.presence.leave(channel, member, self._socket)
+        for channel, message_id in written:
+            self._hub.leases.broken(channel, message_id, self._socket)

@@ -1,0 +1,138 @@
+"""The table of operations: the requests and frames of clients, the capabilities they need, and the status of success.
+
+Layer: transports.
+
+The HTTP router (`http`, `app`), the frame decoder (`session`) and the table in `docs/protocol.md`, 8.6, are made of
+this one table, and `access` reads the capabilities from it. Methods, paths, frame types, capabilities and statuses are
+part of the protocol. `tests/transports/permissions.py` states the capabilities a second time, on purpose: it is the
+oracle. `python -m holdfast.transports.operations` prints the table as the document has it.
+"""
+
+from __future__ import annotations
+
+from functools import reduce
+from operator import or_
+from typing import Any, Literal, NamedTuple
+
+import msgspec
+from msgspec import Struct
+
+from holdfast.core.requests import (
+    AppendText,
+    CreateMessage,
+    DeleteMessage,
+    EnterChannel,
+    FinishMessage,
+    PutPart,
+    RenewLease,
+    ReplyCommand,
+    SendCommand,
+    SendSignal,
+    TakeOver,
+    UpdateMessage,
+)
+from holdfast.transports.frames import (
+    AppendFrame,
+    AttachFrame,
+    CommandFrame,
+    CreateFrame,
+    DeleteFrame,
+    DetachFrame,
+    FinishFrame,
+    HistoryFrame,
+    LeaseFrame,
+    PartFrame,
+    PongFrame,
+    PresenceFrame,
+    ReplyFrame,
+    SignalFrame,
+    TakeOverFrame,
+    TurnDoneFrame,
+    TurnRenewFrame,
+    TurnTakeFrame,
+    UpdateFrame,
+    WorkFrame,
+)
+
+CHANNEL = "/v1/channels/{channel}"
+MESSAGE = CHANNEL + "/messages/{id}"
+
+# How HTTP answers: at once, as a stream or long poll, or at once to a caller that need not be known.
+Kind = Literal["call", "stream", "open"]
+
+
+class Operation(NamedTuple):
+    """One thing that a client can request. `needs` are capabilities on the channel, or on the frame's pattern."""
+
+    name: str
+    needs: tuple[str, ...] = ()
+    method: str = ""  # of HTTP; empty for an operation of sockets alone
+    path: str = ""
+    request: type[Struct] | None = None  # the request that the hub receives
+    frame: type[Struct] | None = None  # of a WebSocket; None for an operation of HTTP alone
+    status: int = 200  # of success; 201 means: 200 for a repeat
+    kind: Kind = "call"
+
+    @property
+    def frame_type(self) -> str:
+        """The `type` of the frame; empty where there is no frame."""
+        return str(self.frame.__struct_config__.tag) if self.frame is not None else ""
+
+
+OPERATIONS = (
+    Operation("history", ("history",), "GET", f"{CHANNEL}/messages", frame=HistoryFrame),
+    Operation("create", ("publish",), "POST", f"{CHANNEL}/messages", CreateMessage, CreateFrame, 201),
+    Operation("read", ("history",), "GET", MESSAGE),
+    Operation("append", ("append",), "POST", f"{MESSAGE}/append", AppendText, AppendFrame),
+    Operation("part", ("append",), "PUT", f"{MESSAGE}/parts/{{n}}", PutPart, PartFrame),
+    Operation("update", ("publish",), "PATCH", MESSAGE, UpdateMessage, UpdateFrame),
+    Operation("finish", ("append",), "POST", f"{MESSAGE}/finish", FinishMessage, FinishFrame),
+    Operation("lease", ("append",), "POST", f"{MESSAGE}/lease", RenewLease, LeaseFrame),
+    Operation("takeover", ("append",), "POST", f"{MESSAGE}/takeover", TakeOver, TakeOverFrame),
+    Operation("delete", ("publish",), "DELETE", MESSAGE, DeleteMessage, DeleteFrame, 204),
+    Operation("command", ("command",), "POST", f"{CHANNEL}/commands", SendCommand, CommandFrame, 201),
+    Operation("reply", ("command",), "POST", f"{CHANNEL}/commands/{{id}}/reply", ReplyCommand, ReplyFrame),
+    Operation("members", ("subscribe",), "GET", f"{CHANNEL}/presence"),
+    Operation("enter", ("presence",), "PUT", f"{CHANNEL}/presence/{{id}}", EnterChannel, PresenceFrame, 204),
+    Operation("leave", ("presence",), "DELETE", f"{CHANNEL}/presence/{{id}}", None, PresenceFrame, 204),
+    Operation("signal", ("presence",), "POST", f"{CHANNEL}/signals", SendSignal, SignalFrame, 202),
+    Operation("read_channel", ("history",), "GET", CHANNEL),
+    Operation("delete_channel", ("admin",), "DELETE", CHANNEL, status=204),
+    Operation("ticket", ("subscribe",), "POST", "/v1/tickets", status=201),
+    Operation("events", ("subscribe",), "GET", f"{CHANNEL}/events", frame=AttachFrame, kind="stream"),
+    Operation("poll", ("subscribe",), "GET", f"{CHANNEL}/poll", kind="stream"),
+    Operation("message_events", ("subscribe", "history"), "GET", f"{MESSAGE}/events", kind="stream"),
+    Operation("detach", frame=DetachFrame),
+    # A worker that can take turns but neither follow nor answer them would take them from workers that can.
+    Operation("work", ("agent", "subscribe", "append"), frame=WorkFrame),
+    # These three are accepted only from a worker of the socket, and its `work` frame was checked for `agent`.
+    Operation("renew_turn", ("agent",), frame=TurnRenewFrame),
+    Operation("take_turn", ("agent",), frame=TurnTakeFrame),
+    Operation("end_turn", ("agent",), frame=TurnDoneFrame),
+    Operation("pong", frame=PongFrame),
+    Operation("health", (), "GET", "/healthz", kind="open"),
+    Operation("ready", (), "GET", "/readyz", kind="open"),
+    # `admin` of all channels, and only for a request from elsewhere (`access.check_metrics`).
+    Operation("metrics", ("admin",), "GET", "/metrics", kind="open"),
+)
+
+BY_NAME = {one.name: one for one in OPERATIONS}
+BY_FRAME = {one.frame: one for one in OPERATIONS if one.frame is not None}
+
+# Every frame but `auth`, which is about the connection itself (`websocket`).
+frame_decoder: msgspec.json.Decoder[Any] = msgspec.json.Decoder(reduce(or_, BY_FRAME))
+
+
+def table() -> str:
+    """Return the table of `docs/protocol.md`, 8.6."""
+    lines = ["| request | frame | needs | success |", "|---|---|---|---|"]
+    for one in OPERATIONS:
+        request = f"`{one.method} {one.path}`" if one.method else ""
+        frame = f"`{one.frame_type}`" if one.frame is not None else ""
+        needs = ", ".join(f"`{capability}`" for capability in one.needs)
+        lines.append(f"| {request} | {frame} | {needs} | {one.status if one.method else ''} |")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    print(table(), end="")

@@ -1,0 +1,104 @@
+"""`holdfast tail` prints a channel as it happens, through outages, and ends when the server refuses.
+
+Layer: tests.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import threading
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+from holdfast.tail import Refused, follow
+from tests.transports.conftest import PATIENCE_S, Served, new_hub, serving
+
+
+class Stopped(Exception):
+    """The test has seen enough."""
+
+
+class Screen(io.StringIO):
+    """Collects the printed text; a write after `stop` raises, which ends `follow`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.is_stopped = threading.Event()
+
+    def write(self, text: str) -> int:
+        if self.is_stopped.is_set():
+            raise Stopped
+        return super().write(text)
+
+
+@pytest.fixture
+async def served() -> AsyncIterator[Served]:
+    async with serving(new_hub()) as one:
+        yield one
+
+
+def tail(served: Served, screen: Screen, notices: Any, **options: Any) -> asyncio.Task[None]:
+    """Run `follow` in a thread, because it runs an event loop of its own."""
+    url = f"http://{served.host}:{served.port}"
+    arguments = {"since": None, "history": 10, **options}
+    return asyncio.ensure_future(asyncio.to_thread(follow, url, "c", out=screen, notices=notices, **arguments))
+
+
+async def stop(served: Served, screen: Screen, running: asyncio.Task[None]) -> None:
+    screen.is_stopped.set()
+    await served.hub.create("c", role="user", text="stop")
+    with pytest.raises(Stopped):
+        await asyncio.wait_for(running, PATIENCE_S)
+
+
+async def test_tail_prints_messages_as_they_grow(served: Served) -> None:
+    screen, notices = Screen(), io.StringIO()
+    await served.hub.create("c", role="user", author="ann", text="Why?")
+    running = tail(served, screen, notices)
+    async with served.hub.message("c", author="bot") as message:
+        await message.append("Because ")
+        await served.until(lambda: "Because " in screen.getvalue())
+        await message.append("it is.")
+    await served.until(lambda: screen.getvalue().endswith("it is."))
+    assert screen.getvalue() == "── user ann\nWhy?\n\n── assistant bot\nBecause it is."
+    assert notices.getvalue() == ""
+    await stop(served, screen, running)
+
+
+async def test_tail_resumes_after_a_given_cursor(served: Served) -> None:
+    await served.hub.create("c", role="user", author="ann", text="old")
+    since = str((await served.hub.info("c")).cursor)
+    screen = Screen()
+    running = tail(served, screen, io.StringIO(), since=since)
+    await served.until(lambda: served.hub.channel("c").feeds)
+    await served.hub.create("c", role="user", author="ann", text="new")
+    await served.until(lambda: screen.getvalue().endswith("new"))
+    assert screen.getvalue() == "── user ann\nnew"
+    await stop(served, screen, running)
+
+
+async def test_tail_prints_one_notice_for_an_outage(served: Served) -> None:
+    screen, notices = Screen(), io.StringIO()
+    await served.hub.create("c", role="user", author="ann", text="one")
+    running = tail(served, screen, notices)
+    await served.until(lambda: screen.getvalue().endswith("one"))
+    for socket in tuple(served.hub._asgi._sockets._open):
+        socket.session.end(4000, "internal")
+    await served.until(lambda: notices.getvalue())
+    await served.hub.create("c", role="user", author="ann", text="two")
+    await served.until(lambda: screen.getvalue().endswith("two"))
+    assert screen.getvalue() == "── user ann\none\n\n── user ann\ntwo"
+    assert notices.getvalue() == f"(no answer from http://{served.host}:{served.port}, trying again)\n"
+    await stop(served, screen, running)
+
+
+async def test_tail_ends_when_the_server_refuses() -> None:
+    async def accepts_none(scope: Any) -> None:
+        return None
+
+    async with serving(new_hub(authenticate=accepts_none)) as served:
+        with pytest.raises(Refused, match=r"^unauthenticated: "):
+            await asyncio.wait_for(tail(served, Screen(), io.StringIO()), PATIENCE_S)
