@@ -74,7 +74,7 @@ class LogHarness:
         )
         serials = [self.draft.add(op) for op in decision.ops]
         if serials:
-            decision = replace(decision, serial=serials[decision.told])
+            decision = replace(decision, serial=serials[decision.result_op])
         if not self.batches:
             self.commit()
         return decision

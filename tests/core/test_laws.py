@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from holdfast.core.catch_up import events_since, new_start, newest_messages, resumed
 from holdfast.core.cursor import EMPTY, NO_EPOCH
-from holdfast.core.decide import decide, grow
+from holdfast.core.decide import decide, plain_append
 from holdfast.core.draft import Draft
 from holdfast.core.errors import HoldfastError
 from holdfast.core.events import Batch, CommandReply, CommandSent, decode_event, encode_json
@@ -354,7 +354,7 @@ def test_the_short_way_for_text_says_what_the_long_one_says_or_nothing(
     )
     limits = data.draw(st.sampled_from((LIMITS, TIGHT)))
     writer = Caller(id="w", writer=Writer(by="w", node="n"), is_app=True)
-    short = grow(world.state, key, request, limits)
+    short = plain_append(world.state, key, request, limits)
     try:
         ops = decide(Draft(world.state), key, request, caller=writer, now_ms=0, limits=limits).ops
     except HoldfastError:

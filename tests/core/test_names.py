@@ -56,7 +56,7 @@ def test_an_id_has_up_to_64_characters() -> None:
 
 
 def test_the_error_says_which_id_is_meant() -> None:
-    with pytest.raises(InvalidName, match="parent is"):
+    with pytest.raises(InvalidName, match="parent must be .*, got 'a b'"):
         check_id("a b", "parent")
 
 

@@ -352,7 +352,7 @@ def test_who_cannot_read_is_told_the_same_of_what_is_there_deleted_and_never_was
         for request in (AppendText(text="x"), UpdateMessage(), FinishMessage(), TakeOver(), DeleteMessage()):
             with pytest.raises(NotFound) as refusal:
                 harness.ask(message_id, request, EVE)
-            assert refusal.value.problem() == NotFound(f"there is no message {message_id!r}").problem()
+            assert refusal.value.problem() == NotFound(f"message {message_id!r} does not exist").problem()
 
 
 def test_who_cannot_read_learns_that_its_own_message_is_gone() -> None:

@@ -244,15 +244,15 @@ def a_lapse_ignores_the_generation(patch: pytest.MonkeyPatch) -> None:
 
 def the_short_way_looks_at_no_length(patch: pytest.MonkeyPatch) -> None:
     """Who writes in this process knows where its text goes."""
-    grow = committer.grow
+    plain_append = committer.plain_append
 
     def anywhere(state: ChannelState, key: str, request: AppendText, limits: Limits) -> Append | None:
         message = state.messages.get(key)
         if message is not None and request.part is not None and request.part < len(message.parts):
             request = replace(request, at=message.parts[request.part].length)
-        return grow(state, key, request, limits)
+        return plain_append(state, key, request, limits)
 
-    patch.setattr(committer, "grow", anywhere)
+    patch.setattr(committer, "plain_append", anywhere)
 
 
 def a_takeover_fences_nobody(patch: pytest.MonkeyPatch) -> None:
