@@ -13,9 +13,7 @@ sentence with a subject (`tests/test_errors.py` raises each class and checks thi
 
 from __future__ import annotations
 
-import re
 from typing import Any, ClassVar
-from urllib.parse import urlsplit
 
 SHOWN_CHARACTERS = 72  # of a value in a message; an id of 64 characters fits with its quotes
 
@@ -251,18 +249,15 @@ def shown(value: object, limit: int = SHOWN_CHARACTERS) -> str:
     return f"{text[:head]}...{text[head + 3 - limit :]}"
 
 
-_PASSWORD = re.compile(r"//[^/]*@")
-
-
 def shown_url(url: str) -> str:
     """Return `url` as a message shows it: bounded, without user, password, query and fragment."""
-    try:
-        parts = urlsplit(url)
-    except ValueError:  # not a URL
-        return shown(_PASSWORD.sub("//...@", url.partition("?")[0]))
-    place = parts.netloc.rpartition("@")[2]
-    has_netloc = f"{parts.scheme}://" == url[: len(parts.scheme) + 3].lower()
-    return shown(f"{parts.scheme}://{place}{parts.path}" if has_netloc else f"{parts.scheme}:{parts.path}".lstrip(":"))
+    scheme, separator, rest = url.partition("://")
+    if not separator:
+        scheme, rest = "", url
+    if not rest.startswith("/"):  # up to the last @, since a password may hold any other character unescaped
+        rest = rest.rpartition("@")[2]
+    rest = rest.partition("?")[0].partition("#")[0]
+    return shown(f"{scheme}{separator}{rest}")
 
 
 def public_reason(error: BaseException) -> str | None:
