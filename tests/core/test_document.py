@@ -21,11 +21,11 @@ from holdfast.core.document import (
     Segment,
     Stored,
     document,
-    grave,
     mark_documented,
     restore,
     restore_command,
     restored,
+    used_up_head,
 )
 from holdfast.core.draft import Draft
 from holdfast.core.errors import AlreadyAnswered, Deleted, Fenced, IdConflict
@@ -527,9 +527,9 @@ def test_a_create_without_word_of_agents_is_read() -> None:
     assert op == harness.log[0].op
 
 
-def test_a_grave_is_a_deleted_message() -> None:
+def test_used_up_id_is_a_deleted_message() -> None:
     harness = LogHarness()
-    harness.state.insert([restore(Stored(id="m", head=grave("m"), segments=[], entries=[]))])
+    harness.state.insert([restore(Stored(id="m", head=used_up_head("m"), segments=[], entries=[]))])
     assert harness.known("m").deleted
     with pytest.raises(Deleted):
         harness.create("m", text="again")

@@ -55,8 +55,8 @@ def test_an_id_has_up_to_64_characters() -> None:
         check_id("x" * 65)
 
 
-def test_the_error_says_which_id_is_meant() -> None:
-    with pytest.raises(InvalidName, match="parent must be .*, got 'a b'"):
+def test_error_of_an_id_names_the_field() -> None:
+    with pytest.raises(InvalidName, match=r"parent must be .*, got 'a b'"):
         check_id("a b", "parent")
 
 

@@ -140,7 +140,7 @@ def test_text_that_breaks_naive_code_is_shown_whole_piece_by_piece_and_overlappi
 
 def test_a_gap_says_where_it_was_and_is_counted() -> None:
     view = view_of("abc")
-    with pytest.raises(ViewGap, match="'m' has 3, an append came for 4"):
+    with pytest.raises(ViewGap, match="message 'm' has 3 characters, an append came for offset 4"):
         view.receive(Batch(events=[MessageAppend(serial=2, id="m", part=0, at=4, text="x")], cursor="e:2"))
     assert (view.gaps, view.cursor, view.text("m")) == (1, None, "abc")
 

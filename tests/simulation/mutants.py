@@ -117,7 +117,7 @@ def begin_one_past_the_cursor(patch: pytest.MonkeyPatch) -> None:
 def join_across_an_edit(patch: pytest.MonkeyPatch) -> None:
     """Appends of one part become one, whatever happened to the part in between."""
 
-    def place(self: Draft, op: Op) -> int:
+    def add_or_join(self: Draft, op: Op) -> int:
         joinable = self._joinable.setdefault(op.id, {})
         if isinstance(op, Append):
             known = joinable.setdefault(op.part, len(self.ops))
@@ -131,7 +131,7 @@ def join_across_an_edit(patch: pytest.MonkeyPatch) -> None:
         self.ops.append(op)
         return len(self.ops) - 1
 
-    patch.setattr(Draft, "_place", place)
+    patch.setattr(Draft, "_add_or_join", add_or_join)
 
 
 def answer_before_the_commit(patch: pytest.MonkeyPatch) -> None:

@@ -26,7 +26,7 @@ async def opened(path: Path, **settings: Any) -> AsyncIterator[SqliteStore]:
 
 async def run_on_thread(store: SqliteStore, sql: str) -> list[tuple[Any, ...]]:
     """Run a statement on the store's own connection."""
-    return await store._ask(lambda engine: engine._file.db.execute(sql).fetchall())
+    return await store._run(lambda engine: engine._file.db.execute(sql).fetchall())
 
 
 def run_from_outside(path: Path, sql: str, *arguments: object) -> list[tuple[Any, ...]]:

@@ -228,9 +228,9 @@ async def test_a_foreign_reader_holds_nobody_up(path: Path) -> None:
             other.execute("BEGIN")
             other.execute("SELECT count(*) FROM documents").fetchone()
             await chat.do(append("m1", "a"))
-            assert not await store._ask(lambda engine: engine._file.checkpoint("TRUNCATE"))
+            assert not await store._run(lambda engine: engine._file.checkpoint("TRUNCATE"))
             other.execute("COMMIT")
-        assert await store._ask(lambda engine: engine._file.checkpoint("TRUNCATE"))
+        assert await store._run(lambda engine: engine._file.checkpoint("TRUNCATE"))
         assert wal(path).stat().st_size == 0
         assert await texts(store, "c", "m1") == ["a"]
 
@@ -244,9 +244,9 @@ async def test_a_commit_that_takes_too_long_is_unknown_and_may_still_happen(
             other.execute("BEGIN IMMEDIATE")
             with monkeypatch.context() as patched:
                 patched.setattr(sqlite, "TIMEOUT_S", 0.05)
-                with pytest.raises(CommitUnknown, match="did not answer"):
+                with pytest.raises(CommitUnknown, match="did not respond"):
                     await chat.do(create("m1", "a"))
-                with pytest.raises(StoreUnavailable, match="did not answer"):
+                with pytest.raises(StoreUnavailable, match="did not respond"):
                     await store.head("c")
             other.execute("ROLLBACK")
         assert await store.head("c") == Head("e1", 1)

@@ -179,7 +179,7 @@ async def test_a_backup_put_back_begins_new_epochs_once(
     restore(path, backup)
     new = await epoch(path)
     assert new != "e1"
-    assert "new epochs for all channels, since it is a backup put back" in caplog.text
+    assert "begins new epochs for all channels: the file is a restored backup" in caplog.text
     assert await epoch(path) == new
 
 

@@ -102,7 +102,7 @@ async def test_text_replaced_by_an_edit_is_gone_from_the_documents(store: Sqlite
     chat = Chat(store)
     await chat.do(create("m1", "SECRET" * 1_000))
     await chat.do(edit("m1", "harmless"), documents=["m1"])
-    await store._ask(lambda engine: engine._file.checkpoint("TRUNCATE"))
+    await store._run(lambda engine: engine._file.checkpoint("TRUNCATE"))
     assert b"SECRET" not in on_disk(path)
 
 

@@ -86,14 +86,14 @@ async def test_a_newer_schema_is_refused_with_both_versions(path: Path) -> None:
 async def test_a_database_of_something_else_is_refused_and_left_alone(path: Path) -> None:
     run_from_outside(path, "CREATE TABLE orders (id INTEGER)")
     before = read(path)
-    with pytest.raises(StoreUnusable, match="a database of something else"):
+    with pytest.raises(StoreUnusable, match="a database of another program"):
         await SqliteStore(path).open()
     assert read(path) == before
 
 
 async def test_a_file_that_is_no_database_is_refused_and_left_alone(path: Path) -> None:
     write(path, b"Dear diary, " * 1_000)
-    with pytest.raises(StoreUnusable, match="this is no database"):
+    with pytest.raises(StoreUnusable, match="the file is not a database"):
         await SqliteStore(path).open()
     assert read(path) == b"Dear diary, " * 1_000
 
@@ -149,7 +149,7 @@ async def test_a_directory_is_no_file(tmp_path: Path) -> None:
 
 
 def test_settings_that_make_no_sense_are_refused(path: Path) -> None:
-    with pytest.raises(LocalError, match="synchronous is one of normal, full, extra; not 'off'"):
+    with pytest.raises(LocalError, match="synchronous must be 'normal', 'full' or 'extra', got 'off'"):
         SqliteStore(path, synchronous="off")
     with pytest.raises(LocalError, match="for a store in memory use memory://"):
         SqliteStore(":memory:")
@@ -158,7 +158,7 @@ def test_settings_that_make_no_sense_are_refused(path: Path) -> None:
 @pytest.mark.parametrize(("setting", "level"), [("normal", 1), ("full", 2), ("extra", 3)])
 async def test_synchronous_is_set_as_asked_for(path: Path, setting: str, level: int) -> None:
     async with opened(path, synchronous=setting) as store:
-        assert await store._ask(lambda engine: engine._file.db.execute("PRAGMA synchronous").fetchone()) == (level,)
+        assert await store._run(lambda engine: engine._file.db.execute("PRAGMA synchronous").fetchone()) == (level,)
 
 
 # -- files that may not be written -------------------------------------------------------------------------------
