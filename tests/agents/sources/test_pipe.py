@@ -79,7 +79,10 @@ async def test_the_apps_own_error_passes_unchanged(hub: Hub) -> None:
 async def test_what_is_no_text_among_text_is_malformed(hub: Hub) -> None:
     mixed: Any = ["Hello", 5]
     stored, error = await broken(hub, mixed, UpstreamError)
-    assert (stored.text, error.detail) == ("Hello", "the model's provider sent something malformed: a int among text")
+    assert (stored.text, error.detail) == (
+        "Hello",
+        "the model's provider sent malformed data: an iterator of text yielded a value of type int",
+    )
 
 
 @pytest.mark.parametrize("stream", [5, None, object(), [5], [{}], [object()], [b"x"]], ids=range(7))
