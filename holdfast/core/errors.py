@@ -233,8 +233,10 @@ def shown(value: object, limit: int = SHOWN_CHARACTERS) -> str:
 
     Never raises and never reads more of `value` than it shows: a peer chooses many of these values.
     """
-    if isinstance(value, str | bytes | bytearray) and len(value) > 2 * limit:
-        value = value[:limit] + value[-limit:]  # both ends of it are shown, the middle is cut anyway
+    if isinstance(value, str) and len(value) > 2 * limit:
+        value = value[:limit] + value[-limit:]  # only its ends are shown, so the middle needs no repr
+    elif isinstance(value, bytes | bytearray | memoryview):
+        return f"{len(value)} bytes"
     elif isinstance(value, list | tuple | dict | set | frozenset) and value:
         return f"an object of {len(value)} keys" if isinstance(value, dict) else f"a list of {len(value)} items"
     try:
