@@ -219,8 +219,11 @@ async def busy(place: Place) -> None:
 
 
 async def draining(place: Place) -> None:
-    await place.hub.close()
-    await place.hub.create(C, text="x")
+    await place.begin()
+    await place.hub.drain()
+    async with asking(place.hub) as http:
+        response = await http.get("/readyz")
+        raise error_of(response.json())
 
 
 async def many_commands(place: Place) -> None:
