@@ -1,4 +1,4 @@
-"""Which store a URL names."""
+"""The stores that URLs name."""
 
 from pathlib import Path
 
