@@ -1,5 +1,7 @@
-"""What the protocol means: plain data and pure functions.
+"""The protocol's rules as plain data and pure functions.
 
-Nothing in here waits, opens anything, asks for the time or draws a random number; a test proves it.
-Everybody else in the package builds on this folder, and this folder on nobody.
+Layer: core.
+
+The code here never waits, opens files, reads the clock or draws a random number; a test proves it.
+All other folders of the package may import this one, and this one imports none of them.
 """

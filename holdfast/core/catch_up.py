@@ -1,10 +1,10 @@
-"""What a viewer is owed: the events between its cursor and now, joined.
+"""Catch-up: computes the events between a viewer's cursor and now, joined.
 
 Layer: core.
 
-Nothing is queued for a viewer; what it misses is read from the channel's state when it comes to
-take it. So appends since its cursor arrive as one event each part, a part that was replaced twenty times as its
-last value, and an edited message once, as it is now. The rules stand in `docs/protocol.md`, "Joining".
+No event is queued for a viewer: a feed reads the missed events from the channel's state when the viewer can take
+them. So appends since its cursor arrive as one event per part, a part that was replaced twenty times as its
+last value, and an edited message once, as it is now. `docs/protocol.md`, "Joining", has the rules.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ from holdfast.core.text import Text
 
 
 def events_since(state: ChannelState, since: int, *, limit: int) -> list[StoredEvent] | None:
-    """Everything after serial `since`, in order of serial; None if more than `limit` messages or commands changed.
+    """Return all events after serial `since`, in serial order; None if more than `limit` messages or commands changed.
 
-    The caller has seen to it that `state` is complete since then (`state.complete_since <= since`).
+    The caller ensures that `state` is complete since then (`state.complete_since <= since`).
     """
     assert since >= state.complete_since
     events: list[StoredEvent] = []
@@ -53,9 +53,9 @@ def events_since(state: ChannelState, since: int, *, limit: int) -> list[StoredE
 
 
 def newest_messages(state: ChannelState, history: int, limits: Limits) -> tuple[list[MessageState], bool] | None:
-    """The newest `history` messages, newest first, and whether there are older ones; None if not all are in memory.
+    """Return the newest `history` messages, newest first, and whether older ones exist; None if not all are in memory.
 
-    Together at most `limits.history_bytes` of finished ones, but at least the newest.
+    The finished ones have at most `limits.history_bytes` together; the newest message is always included.
     """
     present = (message for message in state.messages.values() if not message.deleted)
     newest = sorted(present, key=lambda message: message.created, reverse=True)
@@ -63,7 +63,7 @@ def newest_messages(state: ChannelState, history: int, limits: Limits) -> tuple[
     size = 0
     for message in newest:
         if message.created < state.history_from:
-            break  # between it and the page there may be others
+            break  # the store may hold others between it and the page
         if len(page) >= history:
             return page, True
         size += 0 if message.is_streaming else message.size_bytes
@@ -75,7 +75,7 @@ def newest_messages(state: ChannelState, history: int, limits: Limits) -> tuple[
 
 
 def new_start(state: ChannelState, page: list[MessageState], more: bool) -> tuple[ChannelAttached, list[MessageUpdate]]:
-    """The events of a view that starts anew with the messages of `page` and every streaming one."""
+    """Return the events of a new start: the messages of `page` and all streaming ones."""
     shown = {message.id: message for message in page}
     shown.update((message.id, message) for message in state.messages.values() if message.is_streaming)
     attached = ChannelAttached(
@@ -93,7 +93,7 @@ def new_start(state: ChannelState, page: list[MessageState], more: bool) -> tupl
 
 
 def resumed(state: ChannelState) -> ChannelAttached:
-    """The event that says that all that was missed follows."""
+    """Return the event that precedes the missed events of a resumed view."""
     return ChannelAttached(
         channel=state.channel,
         epoch=state.epoch,
@@ -104,7 +104,7 @@ def resumed(state: ChannelState) -> ChannelAttached:
 
 
 def reply_to(command: CommandState) -> CommandReply | None:
-    """The event that tells of the command's reply, once there is one."""
+    """Return the event for the command's reply, or None while it waits for one."""
     reply = command.reply
     if reply is None:
         return None
@@ -138,7 +138,7 @@ def _message_since(message: MessageState, tail: Tail, since: int) -> Iterator[Me
 
 
 def _changes(message: MessageState, tail: Tail, since: int) -> Iterator[MessageEvent]:
-    """The events of a message that was neither created nor edited since."""
+    """Yield the events of a message that was neither created nor edited after `since`."""
     ends = sorted(end for end in (message.finished, message.taken_over) if end > since)
     for index, part in enumerate(message.parts):
         if part.changed > since:
@@ -160,7 +160,7 @@ def _changes(message: MessageState, tail: Tail, since: int) -> Iterator[MessageE
 
 
 def _part_events(message: MessageState, tail: Tail, since: int, index: int, part: PartState) -> Iterator[MessageEvent]:
-    """The event that opens a part, in its place since parts open in order, and its last value."""
+    """Yield the event that opened a part, since parts open in order, and the event with its last value."""
     if since < part.opened < part.changed:
         opening = tail.ops[part.opened]
         assert isinstance(opening, SetPart)
@@ -170,7 +170,7 @@ def _part_events(message: MessageState, tail: Tail, since: int, index: int, part
 
 
 def _appends(message_id: str, index: int, text: Text, since: int, ends: list[int]) -> Iterator[MessageAppend]:
-    """The text after `since` as one append, but never across a finish or takeover (`ends`)."""
+    """Yield the text after `since` as one append, but never across a finish or takeover (`ends`)."""
     at = text.length_at(since)
     for until in [*(end - 1 for end in ends), text.mark_serials[-1]]:
         length, serial = text.length_at(until), text.last_serial(until)

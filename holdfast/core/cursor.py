@@ -1,12 +1,13 @@
-"""Cursors: how a client says what it has already seen.
+"""Cursors: name the last entry that a client has seen.
 
 Layer: core.
 
 A cursor is opaque text to clients and doubles as the SSE event id. It may gain further
-fields after the serial; what is written today must stay readable.
+fields after the serial; cursors of today must stay readable.
 
-A long poll's cursor also says where its owner stands in the channel's presence. That has lives and positions as the
-log has, so it is a cursor of its own, at the end, after an `@`: `epoch:serial:…@life:position`. No other field has one.
+A long poll's cursor also holds its client's position in the channel's presence. Presence has lives and positions as the
+log has epochs and serials, so this position is a cursor of its own, at the end, after an `@`:
+`epoch:serial:…@life:position`. No other field contains an `@`.
 """
 
 from __future__ import annotations
@@ -16,12 +17,12 @@ from typing import NamedTuple
 
 NO_EPOCH = "-"
 _PRESENCE = "@"
-# 2**53: browsers keep serials as doubles, and nothing we ever wrote is above it.
+# At most 16 digits: browsers keep serials as doubles, exact up to 2**53, and we never wrote a higher one.
 _FORM = re.compile(r"([A-Za-z0-9_-]{1,32}):(0|[1-9][0-9]{0,15})(?::([\x21-\x7e]{0,300}))?\Z")
 
 
 class Cursor(NamedTuple):
-    """The last entry seen: `serial` of the log's life `epoch`."""
+    """The last entry that a client has seen: its `serial`, in the log's `epoch`."""
 
     epoch: str
     serial: int
@@ -33,19 +34,19 @@ class Cursor(NamedTuple):
 
     @property
     def presence(self) -> Cursor | None:
-        """What its owner has been told of the channel's presence; None where it does not say, or nonsense."""
+        """Return the client's position in the channel's presence; None if the cursor holds none, or an invalid one."""
         return parse_cursor(self.extra.partition(_PRESENCE)[2])
 
-    def with_presence(self, told: Cursor) -> Cursor:
-        """The same cursor of somebody who has been told of presence up to `told`."""
-        return self._replace(extra=f"{self.extra.partition(_PRESENCE)[0]}{_PRESENCE}{told}")
+    def with_presence(self, position: Cursor) -> Cursor:
+        """Return this cursor with `position` as the client's position in the channel's presence."""
+        return self._replace(extra=f"{self.extra.partition(_PRESENCE)[0]}{_PRESENCE}{position}")
 
 
 EMPTY = Cursor(NO_EPOCH, 0)
 
 
 def parse_cursor(text: str | None) -> Cursor | None:
-    """Return the cursor in `text`, or None: what is not a cursor is no cursor, never an error."""
+    """Return the cursor in `text`, or None: an invalid cursor counts as no cursor and is never an error."""
     found = _FORM.match(text) if text else None
     if not found:
         return None

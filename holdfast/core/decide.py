@@ -1,9 +1,9 @@
-"""The door: the only place that says yes or no.
+"""Decisions: whether a request becomes operations, or is refused. No other module accepts or refuses requests.
 
 Layer: core.
 
-`decide` looks at the durable state plus the draft of the running batch and returns the
-operations to store, or raises a HoldfastError and changes nothing. The order of the checks is part of the
+`decide` reads the durable state plus the draft of the running batch. It returns the operations to store, or raises a
+HoldfastError and leaves the state unchanged. The order of the checks is part of the
 protocol (`docs/protocol.md`, "Refusals"): deleted, not found, repeated, fenced, finished, the rest.
 """
 
@@ -34,9 +34,10 @@ from holdfast.core.errors import (
     TooLarge,
     TooMany,
     VersionConflict,
+    shown,
 )
 from holdfast.core.limits import Limits
-from holdfast.core.model import ROLES, STATUSES, Json, Part, check_json, check_part, check_text, plain
+from holdfast.core.model import ROLES, STATUSES, Json, Part, check_json, check_part, check_text, lone_surrogate, plain
 from holdfast.core.names import check_id, is_id
 from holdfast.core.ops import Append, Create, Delete, Finish, Lease, SetPart, Takeover, Update, Writer, digest
 from holdfast.core.requests import (
@@ -61,9 +62,9 @@ from holdfast.core.state import ChannelState, MessageState, PartState, part_byte
 
 
 def needs(key: str, request: Request) -> tuple[str, ...]:
-    """The messages and commands that must be in memory before `request` about `key` can be decided."""
+    """Return the ids of the messages and commands that must be in memory before `request` about `key` is decided."""
     target = request.target if isinstance(request, SendCommand) else None
-    return (key, target) if target is not None and is_id(target) else (key,)  # what is no id will be refused
+    return (key, target) if target is not None and is_id(target) else (key,)  # `decide` refuses an invalid id
 
 
 def decide(
@@ -76,11 +77,11 @@ def decide(
     limits: Limits,
     is_served: bool = False,
 ) -> Decision:
-    """Decide `request` about the message or command `key`. Raises a HoldfastError that says why not.
+    """Return the decision on `request` about the message or command `key`. Raises a HoldfastError if it is refused.
 
-    `is_served`: agents answer in this channel, so that a new user message waits for one.
+    `is_served`: agents serve this channel, so a new user message waits for an agent.
     """
-    if not isinstance(request, AppendText):  # which nearly all are
+    if not isinstance(request, AppendText):  # hot path: nearly all requests are appends
         match request:
             case CreateMessage():
                 return _create(state, key, request, caller, now_ms, limits, is_served)
@@ -91,34 +92,36 @@ def decide(
             case SettleCommand():
                 return settle_command(state, key, request, now_ms)
     message = state.message(key)
-    if message is None or (not caller.may_read and not _is_of(message, caller)):
-        raise NotFound(f"there is no message {key!r}")
+    if message is None or (not caller.may_read and not _is_author_or_writer(message, caller)):
+        raise NotFound(f"message {shown(key)} does not exist")
     if message.deleted:
         if isinstance(request, DeleteMessage):
             return Decision(serial=message.version)
-        raise Deleted(f"message {key!r} was deleted")
-    return _about(message, request, caller, now_ms, limits)
+        raise Deleted(f"message {shown(key)} was deleted")
+    return _decide_existing(message, request, caller, now_ms, limits)
 
 
-def _about(message: MessageState, request: AboutMessages, caller: Caller, now_ms: int, limits: Limits) -> Decision:
-    """Decide `request` about a message that is there."""
+def _decide_existing(
+    message: MessageState, request: AboutMessages, caller: Caller, now_ms: int, limits: Limits
+) -> Decision:
+    """Decide `request` about an existing message."""
     match request:
         case AppendText():
             _check_writer(message, caller, request.generation)
             return _append(message, request, limits, now_ms)
         case PutPart():
             _check_writer(message, caller, request.generation)
-            return _repeated(message, request.request) or _put_part(message, request, limits, now_ms)
+            return _earlier_decision(message, request.request) or _put_part(message, request, limits, now_ms)
         case UpdateMessage():
             _check_may_change(message, caller)
-            return _repeated(message, request.request) or _update(message, request, caller, limits, now_ms)
+            return _earlier_decision(message, request.request) or _update(message, request, caller, limits, now_ms)
         case FinishMessage():
             _check_writer(message, caller, request.generation)
-            return _repeated(message, request.request) or _finish(message, request, caller, limits, now_ms)
+            return _earlier_decision(message, request.request) or _finish(message, request, caller, limits, now_ms)
         case TakeOver():
             is_ours = caller.is_app or caller.is_server or _is_writer(message, caller)
-            # What somebody else was answered to an id of theirs is no answer to us.
-            known = _repeated(message, request.request) if is_ours else None
+            # A request id is the writer's own: the result of another writer's request with the same id is not ours.
+            known = _earlier_decision(message, request.request) if is_ours else None
             return known or _take_over(message, request, caller)
         case RenewLease():
             _check_writer(message, caller, request.generation)
@@ -135,34 +138,44 @@ def _about(message: MessageState, request: AboutMessages, caller: Caller, now_ms
 
 
 def _check_writer(message: MessageState, caller: Caller, generation: int | None) -> None:
-    """Raises NotWriter unless `caller` is the identity that created the message or took it over.
+    """Raise NotWriter unless `caller` created the message or took it over.
 
-    Whoever created it and lost it to another one goes on to be told so (`fenced`), unless it claims to be that one.
+    An author whose message another writer took over passes, so that the generation check refuses it with `fenced`,
+    unless it presents the current generation.
     """
     if caller.is_app or caller.is_server or _is_writer(message, caller):
         return
-    if _is_author(message, caller) and not _is_present(message, generation):
+    if _is_author(message, caller) and not _is_current(message, generation):
         return
-    raise NotWriter(f"message {message.id!r} is written by somebody else")
+    raise NotWriter(f"message {message.id!r} belongs to another writer than {_name(caller)}; take it over to write it")
 
 
 def _check_may_change(message: MessageState, caller: Caller) -> None:
-    """Raises Forbidden where `caller` may not edit or delete the message: it is somebody else's."""
+    """Raise Forbidden if `caller` may not edit or delete the message because it belongs to another author."""
     if caller.is_admin or caller.is_app or caller.is_server:
         return
-    # The nameless are not told apart, nor from the app: only what one of them is writing is theirs, if they may write.
-    # And who could not have written it has but the name of an agent: a person may be called `assistant`, too.
-    is_theirs = caller.may_write or message.role == "user"
-    if _is_of(message, caller) and is_theirs and (caller.id is not None or (message.is_streaming and caller.may_write)):
+    # Anonymous callers cannot be distinguished from each other, nor from the app: such a caller owns a message only
+    # while it streams, and only with the right to write. A caller without that right cannot have written an
+    # assistant's message, even if its id equals the author's: a person may be called `assistant`, too.
+    is_plausible = caller.may_write or message.role == "user"
+    is_known = caller.id is not None or (message.is_streaming and caller.may_write)
+    if is_plausible and is_known and _is_author_or_writer(message, caller):
         return
-    raise Forbidden(f"message {message.id!r} is somebody else's; changing it needs the capability 'admin'")
+    raise Forbidden(
+        f"message {message.id!r} belongs to another author than {_name(caller)}; "
+        "changing it needs the capability 'admin'"
+    )
+
+
+def _name(caller: Caller) -> str:
+    return "an anonymous caller" if caller.id is None else f"caller {shown(caller.id)}"
 
 
 def _is_writer(message: MessageState, caller: Caller) -> bool:
     writer = message.writer
     if writer is None:
         return _is_author(message, caller)
-    if caller.writer is not None:  # two of one name in this process, or in two
+    if caller.writer is not None:  # two writers with one name, in this process or in two
         return writer.by == caller.id
     return writer.node is None and writer.by == caller.id
 
@@ -171,8 +184,11 @@ def _is_author(message: MessageState, caller: Caller) -> bool:
     return caller.id is not None and message.author == caller.id
 
 
-def _is_of(message: MessageState, caller: Caller) -> bool:
-    """Did `caller` begin the message, or go on with it? Nobody's messages are not those of the nameless."""
+def _is_author_or_writer(message: MessageState, caller: Caller) -> bool:
+    """Return whether `caller` created the message or writes it now.
+
+    Messages without an author do not belong to anonymous clients.
+    """
     return _is_author(message, caller) or _is_writer(message, caller)
 
 
@@ -189,19 +205,19 @@ def _create(
     fingerprint = _fingerprint(request, caller)
     known = state.message(message_id)
     if known is not None:
-        # Whoever neither reads nor wrote it learns of an id only that it cannot be theirs.
+        # Callers that neither read nor wrote the message only learn that the id is taken.
         if known.deleted and (caller.may_read or _is_author(known, caller)):
-            raise Deleted(f"message {message_id!r} was deleted; its id is not used again")
+            raise Deleted(f"message {message_id!r} was deleted; its id cannot be used again, choose another one")
         if known.deleted or known.digest != fingerprint:
-            raise IdConflict(f"message {message_id!r} exists and was created with other content")
+            raise IdConflict(f"message {message_id!r} exists and was created with other content; choose another id")
         return Decision(serial=known.created, generation=1)
     check_may_begin(state, caller)
     if request.status == "interrupted":
-        raise ForbiddenStatus("interrupted is the server's to give")
+        raise ForbiddenStatus("status 'interrupted' is set by the server only; create the message as 'streaming'")
     if request.status not in ("complete", "streaming"):
-        raise InvalidRequest("a message is created complete or streaming")
+        raise InvalidRequest(f"status of a new message must be 'complete' or 'streaming', got {shown(request.status)}")
     if request.role not in ROLES:
-        raise InvalidRequest("a role is user, assistant, system or tool")
+        raise InvalidRequest(f"role must be 'user', 'assistant', 'system' or 'tool', got {shown(request.role)}")
     parts = _parts(request.text, request.parts, limits) or []
     is_pending = is_served and request.role == "user" and request.status == "complete" and not caller.brings_answer
     if is_pending:
@@ -224,14 +240,19 @@ def _create(
 
 
 def _check_room_for_pending(state: Decidable, limits: Limits) -> None:
-    """Raises TooMany where so much waits for an agent already: all of it is kept in memory until one takes it."""
+    """Raise TooMany if too many messages wait for an agent: all of them stay in memory until an agent takes them."""
     pending = state.pending()
-    if len(pending) >= limits.pending_messages:
-        limit = limits.pending_messages
-        raise TooMany(f"{limit} messages wait for an agent in this channel already", limit=limit)
-    if sum(one.size_bytes for one in pending) >= limits.pending_bytes:
-        limit = limits.pending_bytes
-        raise TooMany(f"{limit} bytes of messages wait for an agent in this channel already", limit=limit)
+    if len(pending) >= (limit := limits.pending_messages):
+        raise TooMany(
+            f"the channel has {len(pending)} messages that wait for an agent, the limit is {limit}; try again later",
+            limit=limit,
+        )
+    if (size_bytes := sum(one.size_bytes for one in pending)) >= (limit := limits.pending_bytes):
+        raise TooMany(
+            f"the channel has {size_bytes} bytes of messages that wait for an agent, the limit is {limit}; "
+            "try again later",
+            limit=limit,
+        )
 
 
 def _fingerprint(request: CreateMessage, caller: Caller) -> bytes:
@@ -247,10 +268,10 @@ def _fingerprint(request: CreateMessage, caller: Caller) -> bytes:
             parent,
             request.reply_to,
         )
-    except UnicodeEncodeError:
-        raise InvalidText("the message holds a lone surrogate") from None
+    except UnicodeEncodeError as error:
+        raise InvalidText(f"the message holds {lone_surrogate(error)}") from None
     except (TypeError, ValueError, OverflowError, RecursionError) as error:
-        raise InvalidRequest(f"the message is not JSON: {error}") from None
+        raise InvalidRequest(f"the message is not JSON-serialisable: {error}") from None
 
 
 def _parent(state: Decidable, request: CreateMessage) -> str | None:
@@ -263,18 +284,19 @@ def _writer(caller: Caller, lease_s: float) -> Writer:
     return caller.writer or Writer(by=caller.id, lease_ms=int(lease_s * 1000))
 
 
-def grow(state: ChannelState, key: str, request: AppendText, limits: Limits) -> Append | None:
-    """What `decide` stores for text in its place by a writer in this process, which nearly all text is.
+def plain_append(state: ChannelState, key: str, request: AppendText, limits: Limits) -> Append | None:
+    """Return the operation for text that a writer of this process appends at the end of its part, else None.
 
-    None: `decide` has to look, and may say no. A shortcut, and no second opinion: it never says what `decide` does not.
+    Nearly all text arrives so. This is a fast path: it must return exactly what `decide` would store, or None, and
+    then the caller asks `decide`, which may also refuse.
     """
     message, index, text = state.messages.get(key), request.part, request.text
     if message is None or message.status != "streaming" or message.deleted:
         return None
     if message.generation != request.generation or index is None or not 0 <= index < len(message.parts):
         return None
-    grown = message.parts[index].text
-    if grown is None or grown.length != request.at or not text:
+    known = message.parts[index].text
+    if known is None or known.length != request.at or not text:
         return None
     try:
         size = len(text) if text.isascii() else len(text.encode())
@@ -282,22 +304,25 @@ def grow(state: ChannelState, key: str, request: AppendText, limits: Limits) -> 
         return None
     if size > limits.append_bytes or message.size_bytes + size > limits.message_bytes:
         return None
-    return Append(id=key, part=index, at=grown.length, text=text)
+    return Append(id=key, part=index, at=known.length, text=text)
 
 
 def _append(message: MessageState, request: AppendText, limits: Limits, now_ms: int) -> Decision:
-    """Every token of every answer comes through here: what is as it nearly always is, is asked without a call."""
+    """Decide an append. Hot path: each token of each answer comes here, so the common case is checked inline."""
     at, index, text = request.at, request.part, request.text
     _check_count(at, "at")
     _check_count(index, "part")
     _check_generation(message, request.generation)
     size = len(text) if text.isascii() else utf8_len(check_text(text))
     if size > limits.append_bytes:
-        raise TooLarge(f"the text has {size} bytes, the limit is {limits.append_bytes}", limit=limits.append_bytes)
+        raise TooLarge(
+            f"the text has {size} bytes, the limit is {limits.append_bytes}; append it in several pieces",
+            limit=limits.append_bytes,
+        )
     if index is None:
         index = message.last_text_part
         if index is None:
-            return _open_with(message, request, text, size, limits, now_ms)
+            return _open_text_part(message, request, text, size, limits, now_ms)
     if index >= len(message.parts):
         _check_streaming(message)
         raise NoPart(
@@ -307,9 +332,12 @@ def _append(message: MessageState, request: AppendText, limits: Limits, now_ms: 
     part = message.parts[index]
     if part.text is None:
         _check_streaming(message)
-        raise NotText(f"part {index} of message {message.id!r} is of type {part.fields['type']}")
+        raise NotText(
+            f"part {index} of message {message.id!r} is of type {shown(part.fields['type'])}, "
+            "text can be appended to 'text', 'reasoning' and 'tool' only"
+        )
     length = part.text.length
-    new = text if at is None or at == length else _beyond(message, part, index, at, text)
+    new = text if at is None or at == length else _text_after_overlap(message, part, index, at, text)
     if not new:
         return Decision(serial=message.version, part=index, length=length)
     _check_streaming(message)
@@ -318,30 +346,34 @@ def _append(message: MessageState, request: AppendText, limits: Limits, now_ms: 
     return Decision(ops=(op,), part=index, length=length + len(new))
 
 
-def _beyond(message: MessageState, part: PartState, index: int, at: int, text: str) -> str:
-    """What of `text`, which begins at `at`, is not in `part` yet; raises Gap or Mismatch."""
+def _text_after_overlap(message: MessageState, part: PartState, index: int, at: int, text: str) -> str:
+    """Return the end of `text`, which begins at offset `at`, that `part` does not hold yet; raises Gap or Mismatch."""
     assert part.text is not None
     length = part.length
     if at > length:
         _check_streaming(message)
         raise Gap(
-            f"part {index} of message {message.id!r} has {length} characters, the append was for {at}",
+            f"part {index} of message {message.id!r} has {length} characters, the append was for offset {at}",
             length=length,
         )
     overlap = min(length - at, len(text))
     if overlap and part.text.slice(at, at + overlap) != text[:overlap]:
         _check_streaming(message)
-        raise Mismatch(f"other text stands at {at} in part {index} of message {message.id!r}", length=length)
+        raise Mismatch(
+            f"part {index} of message {message.id!r} has {length} characters, "
+            f"and those at offset {at} differ from the append",
+            length=length,
+        )
     return text[overlap:]
 
 
-def _open_with(
+def _open_text_part(
     message: MessageState, request: AppendText, text: str, size: int, limits: Limits, now_ms: int
 ) -> Decision:
-    """An append to a message without a text part opens one, as an entry of its own."""
+    """Decide an append to a message without a text part: it opens one, as an entry of its own."""
     _check_streaming(message)
     if request.at:
-        raise Gap(f"message {message.id!r} has no text yet, the append was for {request.at}", length=0)
+        raise Gap(f"message {message.id!r} has no text yet, the append was for offset {request.at}", length=0)
     index = len(message.parts)
     if not text:
         return Decision(serial=message.version, part=index, length=0)
@@ -357,7 +389,10 @@ def _put_part(message: MessageState, request: PutPart, limits: Limits, now_ms: i
     _check_streaming(message)
     count = len(message.parts)
     if request.index > count:
-        raise NoPart(f"message {message.id!r} has {count} parts, next is {count}", parts=count)
+        raise NoPart(
+            f"message {message.id!r} has {count} parts, the request was for part {request.index}; the next is {count}",
+            parts=count,
+        )
     _check_part_count(request.index + 1, limits)
     part = check_part(request.part, limits)
     replaced = part_bytes(message.parts[request.index].value()) if request.index < count else 0
@@ -368,15 +403,23 @@ def _put_part(message: MessageState, request: PutPart, limits: Limits, now_ms: i
 
 def _update(message: MessageState, request: UpdateMessage, caller: Caller, limits: Limits, now_ms: int) -> Decision:
     if message.is_streaming and request.generation is None:
-        raise StillStreaming(f"message {message.id!r} is being written; only its writer may change it")
+        raise StillStreaming(
+            f"message {message.id!r} is streaming in generation {message.generation}; "
+            "only its writer may update it, with that generation"
+        )
     if message.is_streaming:
         _check_writer(message, caller, request.generation)
         if not (caller.may_write or caller.is_app or caller.is_server):
-            raise Forbidden(f"message {message.id!r} is being written, which takes the capability 'append'")
+            raise Forbidden(
+                f"message {message.id!r} is streaming, and {_name(caller)} lacks the capability 'append' to update it"
+            )
     if request.generation is not None:
         _check_generation(message, request.generation)
     if request.if_version is not None and request.if_version != message.version:
-        raise VersionConflict(f"message {message.id!r} is at version {message.version}", version=message.version)
+        raise VersionConflict(
+            f"message {message.id!r} is at version {message.version}, the request was for version {request.if_version}",
+            version=message.version,
+        )
     parts = _parts(request.text, request.parts, limits)
     meta = _merged(message.meta, request.meta, limits)
     op = Update(id=message.id, parts=parts, meta=meta, at_ms=now_ms, request=_request(request.request))
@@ -386,7 +429,9 @@ def _update(message: MessageState, request: UpdateMessage, caller: Caller, limit
 def _finish(message: MessageState, request: FinishMessage, caller: Caller, limits: Limits, now_ms: int) -> Decision:
     _check_generation(message, request.generation)
     if request.status == "interrupted" and not caller.is_server:
-        raise ForbiddenStatus("interrupted is the server's to give")
+        raise ForbiddenStatus(
+            "status 'interrupted' is set by the server only; finish with 'complete', 'cancelled' or 'failed'"
+        )
     check_finish(request, limits)
     if message.status == request.status:
         return Decision(serial=message.finished or message.created)
@@ -403,9 +448,11 @@ def _finish(message: MessageState, request: FinishMessage, caller: Caller, limit
 
 
 def check_finish(request: FinishMessage, limits: Limits) -> None:
-    """Raises InvalidRequest, InvalidText or TooLarge for what no message can be finished with."""
+    """Raise InvalidRequest, InvalidText or TooLarge if `request` cannot finish any message."""
     if request.status == "streaming" or request.status not in STATUSES:
-        raise InvalidRequest("a finish is complete, cancelled or failed")
+        raise InvalidRequest(
+            f"status of a finish must be 'complete', 'cancelled' or 'failed', got {shown(request.status)}"
+        )
     if request.reason is not None:
         check_json(request.reason, limits.data_bytes, "reason", depth=1)
     _merged({}, request.meta, limits)
@@ -413,11 +460,14 @@ def check_finish(request: FinishMessage, limits: Limits) -> None:
 
 def _take_over(message: MessageState, request: TakeOver, caller: Caller) -> Decision:
     if request.generation is not None and request.generation != message.generation:
-        raise Fenced(f"message {message.id!r} is in generation {message.generation}", generation=message.generation)
+        raise _fenced(message, request.generation)
     if message.status == "streaming" and not (caller.is_server or caller.is_admin):
-        raise StillStreaming(f"message {message.id!r} is being written")
+        raise StillStreaming(
+            f"message {message.id!r} is streaming in generation {message.generation}; "
+            "a takeover is possible once it is 'interrupted'"
+        )
     if message.status not in ("streaming", "interrupted"):
-        raise Finished(f"message {message.id!r} is {message.status}")
+        raise Finished(f"message {message.id!r} is {message.status!r}; only an 'interrupted' one can be taken over")
     generation = message.generation + 1
     op = Takeover(
         id=message.id,
@@ -437,11 +487,11 @@ def _renew(message: MessageState, request: RenewLease) -> Decision:
     return Decision(ops=(Lease(id=message.id, lease_ms=lease_ms),))
 
 
-def _repeated(message: MessageState, request: str | None) -> Decision | None:
-    """The first answer, where this request was carried out already."""
+def _earlier_decision(message: MessageState, request: str | None) -> Decision | None:
+    """Return the decision of the request with id `request` if it was carried out already, else None."""
     if request is None:
         return None
-    for known, serial, generation in reversed(message.requests):  # of two who chose the same id, the later one writes
+    for known, serial, generation in reversed(message.requests):  # if two writers chose one id, the later one writes
         if known == request:
             lengths = [part.length for part in message.parts]
             return Decision(serial=serial, generation=generation, lengths=lengths)
@@ -453,44 +503,55 @@ def _request(request: str | None) -> str | None:
 
 
 def _check_generation(message: MessageState, generation: int | None) -> None:
-    if message.generation == (1 if generation is None else generation):  # as `_is_present`
+    if message.generation == (1 if generation is None else generation):  # as `_is_current`
         return
-    raise Fenced(
-        f"message {message.id!r} is in generation {message.generation}, the request was not",
+    raise _fenced(message, generation)
+
+
+def _fenced(message: MessageState, generation: int | None) -> Fenced:
+    """Return the error for a request of `generation`, which is not the message's current one."""
+    given = "1 (the default)" if generation is None else str(generation)
+    problem = "stale" if (generation or 1) < message.generation else "unknown"
+    return Fenced(
+        f"generation {given} of message {message.id!r} is {problem}, the current one is {message.generation}",
         generation=message.generation,
     )
 
 
-def _is_present(message: MessageState, generation: int | None) -> bool:
-    """Does a request of `generation` come from whoever may write now? Left out, it is the first."""
+def _is_current(message: MessageState, generation: int | None) -> bool:
+    """Return whether `generation`, by default the first, is the one that may write now."""
     return message.generation == (1 if generation is None else generation)
 
 
 def _check_streaming(message: MessageState) -> None:
     if message.status != "streaming":
-        raise Finished(f"message {message.id!r} is {message.status}")
+        raise Finished(f"message {message.id!r} is {message.status!r}; only a 'streaming' one can be written")
 
 
 def _check_count(number: int | None, what: str) -> None:
-    """Transports refuse such numbers by type; this is for requests made in process."""
+    """Raise InvalidRequest for a negative `number` of a request made in process; transports refuse it by type."""
     if number is not None and number < 0:
-        raise InvalidRequest(f"{what} is counted from 0")
+        raise InvalidRequest(f"{what} must be 0 or more, got {number}")
 
 
 def _check_size(message: MessageState, more_bytes: int, limits: Limits) -> None:
-    if message.size_bytes + more_bytes > limits.message_bytes:
-        raise TooLarge(f"message {message.id!r} would pass {limits.message_bytes} bytes", limit=limits.message_bytes)
+    size = message.size_bytes + more_bytes
+    if size > limits.message_bytes:
+        raise TooLarge(
+            f"message {message.id!r} would have {size} bytes, the limit is {limits.message_bytes}",
+            limit=limits.message_bytes,
+        )
 
 
 def _check_part_count(count: int, limits: Limits) -> None:
     if count > limits.parts:
-        raise TooLarge(f"a message has at most {limits.parts} parts", limit=limits.parts)
+        raise TooLarge(f"the message would have {count} parts, the limit is {limits.parts}", limit=limits.parts)
 
 
 def _parts(text: str | None, parts: list[Part] | None, limits: Limits) -> list[Part] | None:
-    """The parts that a create or update asks for; None where it asks for none."""
+    """Return the parts that a create or update names, checked; None if it names neither text nor parts."""
     if text is not None and parts is not None:
-        raise InvalidRequest("give text or parts, not both")
+        raise InvalidRequest(f"the request has both the text {shown(text)} and {len(parts)} parts; send one of them")
     if text is not None:
         parts = [{"type": "text", "text": text}]
     if parts is None:
@@ -502,9 +563,9 @@ def _parts(text: str | None, parts: list[Part] | None, limits: Limits) -> list[P
 
 
 def _merged(old: dict[str, Json], new: dict[str, Json], limits: Limits) -> dict[str, Json]:
-    """`new` merged into `old` at the top level; null removes a key."""
+    """Return `new` merged into `old` at the top level; null removes a key."""
     if not isinstance(new, dict):
-        raise InvalidRequest("meta is an object")
+        raise InvalidRequest(f"meta must be an object, got {shown(new)}")
     if not new:
         return old
     merged = {name: value for name, value in {**old, **new}.items() if value is not None}

@@ -70,7 +70,7 @@ def send_command(
     if request.name == "cancel" and target is not None and _is_only_waiting(state, target):
         assert target.claim is not None
         ops = (command, _cancelled(target, target.claim, now_ms), _reply(key, ok=True))
-        return Decision(ops=ops, told=0)  # as a repeat is told: the reply is an event of its own
+        return Decision(ops=ops, result_op=0)  # as a repeat is told: the reply is an event of its own
     if not (caller.is_server or caller.is_app):
         _check_room(state, request, caller, limits)
     return Decision(ops=(command,))

@@ -1,8 +1,8 @@
-"""What a decision looks at and what it says: shared by `decide` and `decide_work`.
+"""The input and output of a decision, shared by `decide` and `decide_work`.
 
 Layer: core.
 
-Field names of `Decision` reach the answers of every transport.
+Field names of `Decision` reach the results on every transport.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from holdfast.core.state import CommandState, MessageState
 
 
 class Decidable(Protocol):
-    """What a decision may look at: a draft on top of a channel's state."""
+    """The part of a draft, on top of a channel's state, that a decision may read."""
 
     @property
     def newest(self) -> str | None: ...
@@ -37,11 +37,11 @@ class Decidable(Protocol):
 
 
 class Decision(Struct, frozen=True, kw_only=True):
-    """What to store, and what the answer says besides its serial."""
+    """The operations to store for a request, and the fields of its result besides the serial."""
 
     ops: tuple[Op, ...] = ()
-    told: int = -1  # which of `ops` it is whose serial is answered
-    serial: int = 0  # of what stood already, where there is nothing to store
+    result_op: int = -1  # index in `ops` of the operation whose serial the result carries
+    serial: int = 0  # of the earlier entry, if `ops` is empty because the request changes nothing
     generation: int | None = None
     part: int | None = None
     length: int | None = None

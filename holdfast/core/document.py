@@ -1,10 +1,10 @@
-"""Documents: a message as a store keeps it, and the way back into memory.
+"""Documents: the form in which a store keeps a message, and the way back into memory.
 
 Layer: core.
 
-A document is a head (everything but growing text) and segments of text, each with sparse marks
-(serial, length). A new document of a message rewrites the head and adds only the text that came since the last
-one, so it costs what changed; after an edit it is `fresh` and replaces all segments. Head fields are stored by
+A document is a head (all fields but growing text) and segments of text, each with sparse marks
+(serial, length). A new document of a message rewrites the head and adds only the text since the last
+one, so its cost is that of the change; after an edit it is `fresh` and replaces all segments. Head fields are stored by
 position: add at the end, with a default.
 """
 
@@ -33,10 +33,10 @@ from holdfast.core.text import MARK_BYTES, Text, TextFork
 
 
 class Segment(Struct, frozen=True, array_like=True):
-    """A stretch of a part's text. `marks` alternate serial and length, both counted from the mark before."""
+    """A stretch of a part's text. `marks` alternate serial and length, both relative to the mark before."""
 
     part: int
-    at: int  # code points before it
+    at: int  # its offset in the part's text
     text: str
     marks: list[int]
 
@@ -50,7 +50,7 @@ class PartHead(Struct, frozen=True, array_like=True):
 
 
 class MessageHead(Struct, frozen=True, array_like=True, kw_only=True):
-    """Everything of a message but its growing text."""
+    """All fields of a message but its growing text."""
 
     role: str
     author: str | None
@@ -79,7 +79,7 @@ class MessageHead(Struct, frozen=True, array_like=True, kw_only=True):
 
 
 class CommandHead(Struct, frozen=True, array_like=True, kw_only=True):
-    """A command, with its reply where it has one."""
+    """A command, with its reply if it has one."""
 
     command: Command
     created: int
@@ -88,12 +88,12 @@ class CommandHead(Struct, frozen=True, array_like=True, kw_only=True):
 
 
 class Document(Struct, frozen=True, kw_only=True):
-    """What a store is given: `head` is opaque to it, the other fields are what it indexes."""
+    """The input of a store: it keeps `head` as opaque bytes and indexes the other fields."""
 
     id: str
-    created: int  # where it stands in the history of its channel; 0: in none, it is a command
-    version: int  # everything of the message up to this serial is in the document
-    is_open: bool  # somebody is at work on it, or waited for
+    created: int  # its position in the history of its channel; 0: a command, which is in no history
+    version: int  # the document holds all changes to the message up to this serial
+    is_open: bool  # the message streams or waits for an agent; the command waits for its reply
     is_deleted: bool
     size_bytes: int
     head: bytes
@@ -102,7 +102,7 @@ class Document(Struct, frozen=True, kw_only=True):
 
 
 class Stored(Struct, frozen=True, kw_only=True):
-    """What a store gives back: a document with all its segments in order, and the entries since."""
+    """The output of a store: a document with all its segments in order, and the entries after it."""
 
     id: str
     head: bytes
@@ -110,7 +110,7 @@ class Stored(Struct, frozen=True, kw_only=True):
     entries: list[Entry]
 
 
-# What reading raises where a store gives back something that nobody has written. ValueError is text that is not UTF-8.
+# The errors that decoding raises if a store returns damaged data. ValueError: text that is not UTF-8.
 DAMAGE = (
     msgspec.DecodeError,
     ValueError,
@@ -127,10 +127,10 @@ _decode_command = msgspec.msgpack.Decoder(CommandHead).decode
 
 
 def document(message: MessageState | CommandState) -> Document:
-    """The document to store for `message` as it is now. The caller notes it with `mark_documented` once stored."""
+    """Return the document to store for `message` as it is now. Once it is stored, call `mark_documented`."""
     if isinstance(message, CommandState):
         return _command_document(message)
-    # Deleted text must leave the store too, though nothing of it is in the new document.
+    # Deleted text must leave the store too, so the document of a deleted message replaces all segments.
     fresh = message.deleted or message.documented < message.shaped or not message.documented
     since = 0 if fresh else message.documented
     segments = []
@@ -190,7 +190,7 @@ def mark_documented(message: MessageState, version: int) -> None:
 
 
 def restore(stored: Stored) -> MessageState:
-    """The message that `stored` holds. Raises StoreUnusable where it is damaged."""
+    """Return the message in `stored`. Raises StoreUnusable if it is damaged."""
     try:
         return _restored_message(stored)
     except DAMAGE as error:
@@ -198,7 +198,7 @@ def restore(stored: Stored) -> MessageState:
 
 
 def restore_command(stored: Stored) -> CommandState:
-    """The command that `stored` holds. Raises StoreUnusable where it is damaged."""
+    """Return the command in `stored`. Raises StoreUnusable if it is damaged."""
     try:
         return _restored_command(stored)
     except DAMAGE as error:
@@ -216,18 +216,18 @@ def _restored_message(stored: Stored) -> MessageState:
     for segment in stored.segments:
         part = message.parts[segment.part] if 0 <= segment.part < len(message.parts) else None
         if part is None or not isinstance(part.text, Text) or not _joins(part.text, segment):
-            raise _damaged(stored, f"text at {segment.at} of part {segment.part} does not belong there")
+            raise _damaged(stored, f"text at offset {segment.at} of part {segment.part} does not fit there")
         message.size_bytes += utf8_len(_extend(part.text, segment))
     mark_documented(message, head.last or head.version)
     for entry in stored.entries:
         if type(entry.op) is Append and not _follows(message, entry.op, entry.serial):
-            raise _damaged(stored, f"entry {entry.serial} does not begin where its part ends")
+            raise _damaged(stored, f"entry {entry.serial} does not begin at the end of its part")
         apply_op(message, entry.op, entry.serial)
     return message
 
 
 def _follows(message: MessageState, op: Append, serial: int) -> bool:
-    """Does `op` begin where its part ends, as each did when it was stored? (Or is it in the document already?)"""
+    """Return whether `op` begins at the end of its part, as it did when it was stored, or is in the document."""
     if serial <= message.last:
         return True
     part = message.parts[op.part] if 0 <= op.part < len(message.parts) else None
@@ -235,11 +235,11 @@ def _follows(message: MessageState, op: Append, serial: int) -> bool:
 
 
 def _joins(text: Text, segment: Segment) -> bool:
-    """Does a segment begin within what is there, repeat no other text, and do its marks cover all of its own?"""
+    """Return whether a segment begins within `text`, agrees with the overlap, and its marks cover all of its text."""
     if not 0 <= segment.at <= text.length or sum(segment.marks[1::2]) != len(segment.text):
         return False
-    again = text.length - segment.at
-    return not again or text.slice(segment.at, segment.at + len(segment.text)) == segment.text[:again]
+    overlap = text.length - segment.at
+    return not overlap or text.slice(segment.at, segment.at + len(segment.text)) == segment.text[:overlap]
 
 
 def _restored_command(stored: Stored) -> CommandState:
@@ -251,12 +251,12 @@ def _restored_command(stored: Stored) -> CommandState:
     return command
 
 
-def grave(message_id: str) -> bytes:
-    """The head of a message that is gone with its channel: all that is known is that its id is used up."""
-    return _encode_head(_head(_grave(message_id)))
+def used_up_head(message_id: str) -> bytes:
+    """Return the head of a message that was deleted with its channel: its id is used up, no other field is known."""
+    return _encode_head(_head(_used_up_message(message_id)))
 
 
-def _grave(message_id: str) -> MessageState:
+def _used_up_message(message_id: str) -> MessageState:
     message = MessageState(
         Create(
             id=message_id,
@@ -282,7 +282,7 @@ def _segment(index: int, text: Text | TextFork, start: int) -> Segment:
     pending: tuple[int, int] | None = None
     for serial, length in text.marks_after(start):
         pending = (serial, length)
-        # Characters first: a stretch is never shorter in JSON than in characters, so most marks cost no encoding.
+        # Characters first: a stretch is never shorter in JSON than in characters, so most marks need no encoding.
         if length - length_before >= MARK_BYTES or _json_len(text, length_before, length) >= MARK_BYTES:
             marks += (serial - serial_before, length - length_before)
             serial_before, length_before, pending = serial, length, None
@@ -292,13 +292,13 @@ def _segment(index: int, text: Text | TextFork, start: int) -> Segment:
 
 
 def _json_len(text: Text | TextFork, start: int, end: int) -> int:
-    if (end - start) * 6 < MARK_BYTES:  # no character is longer than \u1234 in JSON, or than 4 bytes in UTF-8
+    if (end - start) * 6 < MARK_BYTES:  # a character takes at most 6 bytes in JSON (\u1234), at most 4 in UTF-8
         return 0
     return len(msgspec.json.encode(text.slice(start, end))) - 2
 
 
 def _extend(text: Text, segment: Segment) -> str:
-    """Add a segment's text where it belongs, and all its marks; returns what was new of it."""
+    """Add a segment's text, and all its marks, to `text`; returns the part of it that was new."""
     new = segment.text[max(0, text.length - segment.at) :]
     serial, length = 0, segment.at
     before = text.length
@@ -381,5 +381,5 @@ def _part_from(head: PartHead) -> PartState:
 
 
 def restored(stored: Iterable[Stored]) -> list[MessageState | CommandState]:
-    """All of `stored`, as messages and commands."""
+    """Return all of `stored`, as messages and commands."""
     return [restore_command(one) if one.id.startswith(COMMAND_MARK) else restore(one) for one in stored]

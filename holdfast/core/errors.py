@@ -1,27 +1,33 @@
-"""Everything Holdfast refuses, and how it says so.
+"""The errors that Holdfast raises on purpose, with their codes and HTTP statuses.
 
 Layer: core.
 
 One root, a short tree, and a stable `code` that clients branch on: wording may
 change freely, codes and statuses may not (`docs/protocol.md` lists them, and a test compares).
 Transports turn these into frames (`problem`), stores turn their driver's exceptions into these.
+
+Each message names the thing, the offending value, the expected value, and the remedy if one exists, and it reads as a
+sentence with a subject (`tests/test_errors.py` raises each class and checks this). Messages show a value through
+`shown` and a URL through `shown_url`; they never show a token, a ticket, a cookie or a password.
 """
 
 from __future__ import annotations
 
 from typing import Any, ClassVar
 
+SHOWN_CHARACTERS = 72  # of a value in a message; an id of 64 characters fits with its quotes
+
 
 class HoldfastError(Exception):
-    """Base of everything this package raises on purpose.
+    """Base of all errors that this package raises on purpose.
 
-    `details` are the numbers that help a client go on (`length`, `parts`, `version`, `generation`,
+    `details` are the numbers that help a client to continue (`length`, `parts`, `version`, `generation`,
     `limit`); they travel with the error on every transport.
     """
 
     code: ClassVar[str] = "internal"  # stable: clients branch on it
     status: ClassVar[int] = 500  # how HTTP transports report it
-    ends_as: ClassVar[str] = "failed"  # how a message ends whose writing this ended
+    ends_as: ClassVar[str] = "failed"  # final status of a message whose writing this error ended
     retry: ClassVar[bool] = False  # may the same request succeed later, unchanged?
     title: ClassVar[str] = "Internal error"
 
@@ -31,7 +37,7 @@ class HoldfastError(Exception):
         self.details = details
 
     def problem(self) -> dict[str, Any]:
-        """The error as an RFC 9457 problem object, with our `code` and the numbers that help."""
+        """Return the error as an RFC 9457 problem object, with our `code` and the `details`."""
         return {
             "type": f"urn:holdfast:error:{self.code}",
             "title": self.title,
@@ -43,103 +49,103 @@ class HoldfastError(Exception):
 
 
 class InvalidRequest(HoldfastError):
-    """The request is not of the form the protocol asks for."""
+    """The request does not have the form that the protocol requires."""
 
     code, status, title = "invalid_request", 400, "Invalid request"
 
 
 class InvalidText(HoldfastError):
-    """Text holds half a surrogate pair, which is no character and cannot be UTF-8."""
+    """Text holds half a surrogate pair, which is not a character and has no UTF-8 form."""
 
     code, status, title = "invalid_text", 400, "Invalid text"
 
 
 class InvalidName(HoldfastError):
-    """A channel name or an id is outside the rules."""
+    """A channel name or an id breaks the naming rules."""
 
     code, status, title = "invalid_name", 400, "Invalid name"
 
 
 class Unauthenticated(HoldfastError):
-    """Nobody is known behind this request."""
+    """The request carries no valid credentials, so its caller is unknown."""
 
     code, status, title = "unauthenticated", 401, "Unauthenticated"
 
 
 class Forbidden(HoldfastError):
-    """The identity does not hold the capability that this operation needs."""
+    """The caller lacks the capability that this operation needs."""
 
     code, status, title = "forbidden", 403, "Forbidden"
 
 
 class NotWriter(HoldfastError):
-    """The message is written by somebody else."""
+    """The message belongs to another writer."""
 
     code, status, title = "not_writer", 403, "Not the writer"
 
 
 class ForbiddenStatus(HoldfastError):
-    """The status is the server's alone to give (`interrupted`)."""
+    """Only the server may set this status (`interrupted`)."""
 
     code, status, title = "forbidden_status", 403, "Forbidden status"
 
 
 class NoVerifier(HoldfastError):
-    """Nobody is let in from elsewhere until the hub is told how to tell who they are."""
+    """The hub has no authenticator, so it accepts only clients of this machine."""
 
     code, status, title = "no_verifier", 403, "No verifier"
 
 
 class NotFound(HoldfastError):
-    """There is no such message or path."""
+    """The message, command or path does not exist."""
 
     code, status, title = "not_found", 404, "Not found"
 
 
 class MethodNotAllowed(HoldfastError):
-    """The path exists, but not for this method."""
+    """The path exists, but does not support this method."""
 
     code, status, title = "method_not_allowed", 405, "Method not allowed"
 
 
 class Deleted(HoldfastError):
-    """The message was deleted. For a writer this means: stop; it is no mistake of its own."""
+    """The message was deleted. A writer must stop; it made no mistake."""
 
     code, status, title = "deleted", 410, "Deleted"
 
 
 class UnsupportedMediaType(HoldfastError):
-    """A body that changes something must be `application/json`."""
+    """The body of a request that changes state is not `application/json`."""
 
     code, status, title = "unsupported_media_type", 415, "Unsupported media type"
 
 
 class Gap(HoldfastError):
-    """Text was sent for a place beyond the end of its part; `length` says where to go on."""
+    """The append's offset lies beyond the end of the part; `length` is the offset to continue from."""
 
     code, status, title = "gap", 409, "Gap"
 
 
 class Mismatch(HoldfastError):
-    """Other text already stands at this place; `length` is the part's."""
+    """The part holds other text at the append's offset; `length` is the part's length."""
 
     code, status, title = "mismatch", 409, "Mismatch"
 
 
 class Finished(HoldfastError):
-    """The message is not streaming any more."""
+    """The message, or the turn of a message, has ended."""
 
     code, status, title = "finished", 409, "Finished"
 
 
 class Fenced(HoldfastError):
-    """Somebody took the message over; `generation` is the one that may write now."""
+    """Another writer took the message over; `generation` is the current one, which alone may write."""
 
     code, status, title = "fenced", 409, "Fenced"
 
 
 class StillStreaming(HoldfastError):
-    """The message is being written; only its writer may change it."""
+    """The message is streaming; only its writer may change it."""
 
     code, status, title = "streaming", 409, "Still streaming"
 
@@ -151,78 +157,112 @@ class IdConflict(HoldfastError):
 
 
 class VersionConflict(HoldfastError):
-    """The message is not at the version that the request names; `version` is the present one."""
+    """The message is not at the version that the request names; `version` is the current one."""
 
     code, status, title = "version_conflict", 409, "Version conflict"
 
 
 class AlreadyAnswered(HoldfastError):
-    """The command has its reply."""
+    """The command already has its reply."""
 
     code, status, title = "already_answered", 409, "Already answered"
 
 
 class NoPart(HoldfastError):
-    """The message has no such part; `parts` is how many it has."""
+    """The message has no such part; `parts` is the number of its parts."""
 
     code, status, title = "no_part", 409, "No such part"
 
 
 class NotText(HoldfastError):
-    """Text cannot be appended to a part of this type."""
+    """The part's type does not accept appended text."""
 
     code, status, title = "not_text", 409, "Not a text part"
 
 
 class TooLarge(HoldfastError):
-    """Something is over its limit; `limit` is the number."""
+    """A size exceeds its limit; `limit` is that limit."""
 
     code, status, title = "too_large", 413, "Too large"
 
 
 class TooMany(HoldfastError):
-    """A rate or a count is over its limit."""
+    """A rate or a count exceeds its limit."""
 
     code, status, retry, title = "too_many", 429, True, "Too many"
 
 
 class Busy(HoldfastError):
-    """More is waiting to be stored than the hub will hold. Nothing was stored; try again."""
+    """The hub's queue of requests to store is full. The request was not stored; try again."""
 
     code, status, retry, title = "busy", 503, True, "Busy"
 
 
 class StoreUnavailable(HoldfastError):
-    """The store could not write (disk full, read-only, gone). Nothing was stored; try again."""
+    """The store could not write (disk full, read-only, gone). The request was not stored; try again."""
 
     code, status, retry, title = "store_unavailable", 503, True, "Store unavailable"
 
 
 class Draining(HoldfastError):
-    """The server is leaving and takes no new work; another one, or it restarted, will."""
+    """The server is shutting down and takes no new work; another server, or this one after its restart, will."""
 
     code, status, retry, title = "draining", 503, True, "Draining"
 
 
 class StoreInUse(HoldfastError):
-    """Another process holds the store's file."""
+    """Another process has the store's file open."""
 
     code, status, title = "store_in_use", 503, "Store in use"
 
 
 class StoreUnusable(HoldfastError):
-    """The file is no store of ours, of a newer schema, or damaged. Trying again will not help."""
+    """The file is damaged, of a newer schema, or not a Holdfast store. A retry will not help."""
 
     code, status, title = "store_unusable", 500, "Store unusable"
 
 
 class LocalError(HoldfastError):
-    """Our caller asked this object for the impossible, for example to append after the end."""
+    """The calling code used an object in a way that cannot work, for example appended after the end."""
 
     code, title = "misuse", "Misuse"
 
 
+def shown(value: object, limit: int = SHOWN_CHARACTERS) -> str:
+    """Return `value` as a message shows it: its `repr`, cut in the middle to at most `limit` characters.
+
+    Never raises and never reads more of `value` than it shows: a peer chooses many of these values.
+    """
+    if isinstance(value, str) and len(value) > 2 * limit:
+        value = value[:limit] + value[-limit:]  # only its ends are shown, so the middle needs no repr
+    elif isinstance(value, bytes | bytearray | memoryview):
+        return f"{len(value)} bytes"
+    elif isinstance(value, list | tuple | dict | set | frozenset) and value:
+        return f"an object of {len(value)} keys" if isinstance(value, dict) else f"a list of {len(value)} items"
+    try:
+        text = repr(value)
+    except Exception:  # of a foreign class
+        text = f"<{type(value).__name__}>"
+    if not text.isascii():
+        text = text.encode("utf-8", "backslashreplace").decode()  # a foreign `__repr__` may return half a pair
+    if len(text) <= limit:
+        return text
+    head = (limit - 3) * 2 // 3
+    return f"{text[:head]}...{text[head + 3 - limit :]}"
+
+
+def shown_url(url: str) -> str:
+    """Return `url` as a message shows it: bounded, without user, password, query and fragment."""
+    scheme, separator, rest = url.partition("://")
+    if not separator:
+        scheme, rest = "", url
+    if not rest.startswith("/"):  # up to the last @, since a password may hold any other character unescaped
+        rest = rest.rpartition("@")[2]
+    rest = rest.partition("?")[0].partition("#")[0]
+    return shown(f"{scheme}{separator}{rest}")
+
+
 def public_reason(error: BaseException) -> str | None:
-    """What `error` lets be told of itself: its `public_reason`, as text that can be stored, at most 200 characters."""
+    """Return the `public_reason` that `error` carries, as text that can be stored, at most 200 characters."""
     reason = getattr(error, "public_reason", None)
     return reason[:200].encode("utf-8", "replace").decode() if isinstance(reason, str) else None

@@ -1,8 +1,8 @@
-"""Events: what a transport tells a client (`docs/protocol.md`, 3).
+"""Events: the messages that a transport sends to a client (`docs/protocol.md`, 3).
 
 Layer: core.
 
-The one definition of what clients receive, on every transport. Field names are for ever.
+This module is the one definition of events, on every transport. Field names never change.
 """
 
 from __future__ import annotations
@@ -16,45 +16,45 @@ from holdfast.core.model import Command, Json, Member, Message, Part
 
 
 class Event(Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="type"):
-    """Base of all events; `type` stands in every one of them."""
+    """Base of all events; each has the field `type`."""
 
 
 class Presence(Struct, frozen=True, kw_only=True):
-    """Who is here, as `channel.attached` tells it: at most 100 members, and how many there are."""
+    """The present members in `channel.attached`: at most 100, and the number of all."""
 
     members: list[Member]
     count: int
 
 
 class ChannelAttached(Event, frozen=True, kw_only=True, tag="channel.attached"):
-    """The start of a view, or, when `resumed`, its continuation."""
+    """The start of a view, or, if `resumed`, its continuation."""
 
     channel: str
     epoch: str
     serial: int
     resumed: bool
-    more: bool | None = None  # are there older messages? on a new start only
+    more: bool | None = None  # older messages exist; on a new start only
     before: int | None = None  # page back from here; on a new start only
     presence: Presence | None = None
     commands: list[Command] = []
 
 
 class MessageCreate(Event, frozen=True, kw_only=True, tag="message.create"):
-    """A message that was not there; whole, as it is at the end of its batch."""
+    """A new message; whole, as it is at the end of its batch."""
 
     serial: int
     message: Message
 
 
 class MessageUpdate(Event, frozen=True, kw_only=True, tag="message.update"):
-    """A message, whole; `serial` is the version it holds."""
+    """A whole message; `serial` is its version."""
 
     serial: int
     message: Message
 
 
 class MessageAppend(Event, frozen=True, kw_only=True, tag="message.append"):
-    """More text for a part that has `at` code points."""
+    """More text for a part that has `at` code points so far."""
 
     serial: int
     id: str
@@ -64,7 +64,7 @@ class MessageAppend(Event, frozen=True, kw_only=True, tag="message.append"):
 
 
 class MessagePart(Event, frozen=True, kw_only=True, tag="message.part"):
-    """A part opened, or its new value."""
+    """A new part, or the new value of a part."""
 
     serial: int
     id: str
@@ -74,7 +74,7 @@ class MessagePart(Event, frozen=True, kw_only=True, tag="message.part"):
 
 
 class MessageFinish(Event, frozen=True, kw_only=True, tag="message.finish"):
-    """The end of a message's writing, with the meta it ended with."""
+    """The end of a message's writing, with its final meta."""
 
     serial: int
     id: str
@@ -92,21 +92,21 @@ class MessageTakeover(Event, frozen=True, kw_only=True, tag="message.takeover"):
 
 
 class MessageDelete(Event, frozen=True, kw_only=True, tag="message.delete"):
-    """The message is gone."""
+    """The message was deleted."""
 
     serial: int
     id: str
 
 
 class CommandSent(Event, frozen=True, kw_only=True, tag="command"):
-    """Somebody asks whoever can act for something."""
+    """A command was sent to the workers and writers of the channel."""
 
     serial: int
     command: Command
 
 
 class CommandReply(Event, frozen=True, kw_only=True, tag="command.reply"):
-    """The one answer to a command."""
+    """The one reply to a command."""
 
     serial: int
     id: str
@@ -117,32 +117,32 @@ class CommandReply(Event, frozen=True, kw_only=True, tag="command.reply"):
 
 
 class PresenceEnter(Event, frozen=True, kw_only=True, tag="presence.enter"):
-    """Somebody is here."""
+    """A member entered the channel."""
 
     member: Member
 
 
 class PresenceUpdate(Event, frozen=True, kw_only=True, tag="presence.update"):
-    """Somebody who is here is so now."""
+    """A present member changed its data."""
 
     member: Member
 
 
 class PresenceLeave(Event, frozen=True, kw_only=True, tag="presence.leave"):
-    """Somebody has left."""
+    """A member left the channel."""
 
     id: str
 
 
 class PresenceSync(Event, frozen=True, kw_only=True, tag="presence.sync"):
-    """Who is here: at most 100 members, and how many there are. Replaces what was known."""
+    """The present members: at most 100, and the number of all. Replaces the members known before."""
 
     members: list[Member]
-    count: int | None = None  # where not all are named
+    count: int | None = None  # if `members` does not list all
 
 
 class Signal(Event, frozen=True, kw_only=True, tag="signal"):
-    """Something for those who are here now; never stored, and lost where a reader is slow."""
+    """A signal to the present viewers; never stored, and dropped if a reader is slow."""
 
     name: str
     data: Json = None
@@ -179,7 +179,7 @@ decode_event = msgspec.json.Decoder(ServerEvent).decode
 
 
 def known_events(events: list[Any]) -> list[ServerEvent]:
-    """The events of a decoded frame whose type is known here; others are ignored, as the protocol asks."""
+    """Return the events of a decoded frame whose type is known here; the protocol requires clients to ignore others."""
     known = []
     for event in events:
         try:

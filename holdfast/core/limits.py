@@ -1,4 +1,4 @@
-"""Every bound on what a peer controls, with its default (`docs/protocol.md`, 11).
+"""Limits: all bounds on data that a peer controls, with their defaults (`docs/protocol.md`, 11).
 
 Layer: core.
 
@@ -23,21 +23,21 @@ class Limits:
     parts: int = 256
     meta_bytes: int = 16 * KIB
     data_bytes: int = 4 * KIB  # of a member or a signal
-    open_commands: int = 100  # that wait for an answer, per channel; a quarter of them from one sender
-    pending_messages: int = 1_000  # that wait for an agent, per channel
-    pending_bytes: int = 8 * MIB  # of those; when it is reached, no more are taken
-    members: int = 10_000  # of a channel, at once
+    open_commands: int = 100  # waiting for a reply, per channel; a quarter of them from one sender
+    pending_messages: int = 1_000  # waiting for an agent, per channel
+    pending_bytes: int = 8 * MIB  # of pending messages; further ones are refused
+    members: int = 10_000  # present in a channel at the same time
     depth: int = 64  # of nested JSON
     socket_channels: int = 100
     socket_requests: int = 1_000  # unanswered, per WebSocket
     socket_request_bytes: int = 4 * MIB
-    waiting_requests: int = 10_000  # in the hub, not yet stored
+    waiting_requests: int = 10_000  # in the hub, not stored yet
     waiting_bytes: int = 64 * MIB
-    writer_bytes: int = 1 * MIB  # accepted from one in-process writer and not yet stored; then `append` waits
+    writer_bytes: int = 1 * MIB  # accepted from one in-process writer and not stored yet; then `append` waits
     history: int = 200  # messages in a page
     history_bytes: int = 2 * MIB
     default_history: int = 50
-    catch_up_messages: int = 200  # more changed messages than this are a new start
-    channel_idle_s: float = 60.0  # a channel that nobody watches or writes leaves memory after this long
-    channel_bytes: int = 16 * MIB  # of a live channel in memory; finished messages beyond it leave
-    memory_bytes: int = 256 * MIB  # of all channels in memory; beyond it idle ones leave at once
+    catch_up_messages: int = 200  # more changed messages than this cause a new start
+    channel_idle_s: float = 60.0  # a channel without viewers and writers leaves memory after this long
+    channel_bytes: int = 16 * MIB  # of a live channel in memory; finished messages beyond it leave memory
+    memory_bytes: int = 256 * MIB  # of all channels in memory; beyond it idle channels leave memory at once

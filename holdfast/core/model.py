@@ -2,9 +2,9 @@
 
 Layer: core.
 
-These types are what clients see: field names are for ever, new optional fields are welcome.
-A part is a plain dict with a `type`: sources, files and data carry whatever the app puts there, and everything
-inside stands as given. `check_part` is the only way in.
+Clients receive these types: field names never change, new optional fields are welcome.
+A part is a plain dict with a `type`: sources, files and data carry the app's own fields, which are kept as given.
+Each part passes `check_part` before it is stored.
 """
 
 from __future__ import annotations
@@ -14,22 +14,22 @@ from typing import Any, Literal, get_args
 import msgspec
 from msgspec import Struct
 
-from holdfast.core.errors import InvalidRequest, InvalidText, TooLarge
+from holdfast.core.errors import InvalidRequest, InvalidText, TooLarge, shown
 from holdfast.core.limits import Limits
 
-Json = Any  # what JSON can say; free-form by design wherever this stands
+Json = Any  # any JSON value; free-form by design in each place that uses this
 Part = dict[str, Json]
 Role = Literal["user", "assistant", "system", "tool"]
 Status = Literal["streaming", "complete", "cancelled", "interrupted", "failed"]
 ROLES = get_args(Role)
 STATUSES = get_args(Status)
 
-# The key that appended text goes to, by part type; other parts cannot be appended to.
+# The key that appended text goes to, by part type; other types accept no appended text.
 APPENDABLE = {"text": "text", "reasoning": "text", "tool": "input"}
 
 
 class Message(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What folding the operations of one id yields. `created` and `version` are serials, times are ms since 1970."""
+    """The result of folding the operations of one id. `created` and `version` are serials, times are ms since 1970."""
 
     id: str
     role: str
@@ -47,12 +47,12 @@ class Message(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     @property
     def text(self) -> str:
-        """The text of all text parts, joined."""
+        """Return the text of all text parts, joined."""
         return "".join(part["text"] for part in self.parts if part["type"] == "text")
 
 
 class Member(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """Someone who is here now: a person or an agent."""
+    """A member of a channel's presence: a person or an agent that is here now."""
 
     id: str
     kind: Literal["user", "agent"]
@@ -61,7 +61,7 @@ class Member(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Command(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """A stored request to whoever can act."""
+    """A stored request to the workers and writers of a channel."""
 
     id: str
     name: str
@@ -97,26 +97,28 @@ _FREE = ("source", "file")
 
 
 def check_part(part: object, limits: Limits) -> Part:
-    """Return `part` in the form that is stored; raises InvalidRequest, InvalidText or TooLarge."""
+    """Return `part` in its stored form; raises InvalidRequest, InvalidText or TooLarge."""
     if not isinstance(part, dict):
-        raise InvalidRequest("a part is an object with a type")
-    check_json(part, limits.message_bytes, "a part", depth=limits.depth)
+        raise InvalidRequest(f"part must be an object with a type, got {shown(part)}")
+    check_json(part, limits.message_bytes, "part", depth=limits.depth)
     kind = part.get("type")
     if isinstance(kind, str) and kind in _FIXED:
         return _fixed_part(part, _FIXED[kind])
     if kind in _FREE:
         return plain(part)
-    raise InvalidRequest("a part's type is one of text, reasoning, tool, source, file, data")
+    raise InvalidRequest(
+        f"part type must be 'text', 'reasoning', 'tool', 'source', 'file' or 'data', got {shown(kind)}"
+    )
 
 
 def _fixed_part(part: dict[str, Json], kind: type[Struct]) -> Part:
     try:
         known = msgspec.convert(part, kind)
     except msgspec.ValidationError as error:
-        raise InvalidRequest(f"part: {error}") from None
+        raise InvalidRequest(f"part of type {shown(part['type'])} is invalid: {_lower(error)}") from None
     fields = plain(known)
     if fields["type"] == "tool":
-        fields.setdefault("input", "")  # appendable text always stands
+        fields.setdefault("input", "")  # a part that accepts appends always has its text
     return fields
 
 
@@ -126,45 +128,64 @@ def check_text(text: str) -> str:
         return text
     try:
         text.encode()
-    except UnicodeEncodeError:
-        raise InvalidText("text holds a lone surrogate: hold it back and join it to the next piece") from None
+    except UnicodeEncodeError as error:
+        raise InvalidText(f"the text holds {lone_surrogate(error)}") from None
     return text
+
+
+def lone_surrogate(error: UnicodeEncodeError) -> str:
+    """Return the words for the half of a surrogate pair that `error` found, with the remedy."""
+    half = error.object[error.start : error.start + 1]
+    return f"the lone surrogate {half!r} at offset {error.start}; hold it back and join it to the next piece"
+
+
+def _lower(error: Exception) -> str:
+    """Return the text of a msgspec error as the rest of a sentence."""
+    text = str(error)
+    return f"{text[:1].lower()}{text[1:]}"
 
 
 def check_json(value: Json, limit_bytes: int, what: str, *, depth: int) -> int:
     """Return the size in bytes of `value` as JSON; raises InvalidRequest, InvalidText or TooLarge."""
-    _check_shape(value, what, depth)
+    try:
+        _check_shape(value, what, depth)
+    except _NestedTooDeep:
+        raise InvalidRequest(f"{what} is nested deeper than {depth} levels, which is the limit") from None
     try:
         size = len(msgspec.json.encode(value))
     except (TypeError, ValueError, OverflowError, RecursionError) as error:
         if isinstance(error, UnicodeEncodeError):
-            raise InvalidText(f"{what} holds a lone surrogate") from None
-        raise InvalidRequest(f"{what} is not JSON: {error}") from None
+            raise InvalidText(f"{what} holds {lone_surrogate(error)}") from None
+        raise InvalidRequest(f"{what} is not JSON-serialisable: {error}") from None
     if size > limit_bytes:
-        raise TooLarge(f"{what} has {size} bytes, the limit is {limit_bytes}", limit=limit_bytes)
+        raise TooLarge(f"{what} has {size} bytes as JSON, the limit is {limit_bytes}", limit=limit_bytes)
     return size
 
 
 def plain(value: Struct | dict[str, Json]) -> dict[str, Json]:
-    """A deep copy in JSON's own types: what an app does to its objects later must not reach the log."""
+    """Return a deep copy in JSON's own types, because an app may change its objects later, and the log must not."""
     copy: dict[str, Json] = msgspec.to_builtins(value)
     return copy
 
 
+class _NestedTooDeep(Exception):
+    """A value has more levels than its limit. `check_json`, which knows the limit, raises the public error."""
+
+
 def _check_shape(value: Json, what: str, depth: int) -> None:
-    """Refuse what JSON, or a browser reading it, could not carry: deep nesting, non-finite and huge numbers."""
+    """Raise InvalidRequest for values that JSON, or a browser, cannot carry: deep nesting, NaN, huge numbers."""
     if depth < 0:
-        raise InvalidRequest(f"{what} is nested too deep")
+        raise _NestedTooDeep
     if isinstance(value, dict):
         for key, inner in value.items():
             if not isinstance(key, str):
-                raise InvalidRequest(f"{what} has a key that is not text")
+                raise InvalidRequest(f"{what} has the key {shown(key)}, keys must be text")
             _check_shape(inner, what, depth - 1)
     elif isinstance(value, list | tuple):
         for inner in value:
             _check_shape(inner, what, depth - 1)
     elif isinstance(value, float):
         if value != value or value in (float("inf"), float("-inf")):
-            raise InvalidRequest(f"{what} has a number that is not finite")
+            raise InvalidRequest(f"{what} has the number {value}, numbers must be finite")
     elif isinstance(value, int) and not -(2**63) <= value < 2**63:
-        raise InvalidRequest(f"{what} has an integer beyond 64 bits")
+        raise InvalidRequest(f"{what} has an integer of {value.bit_length()} bits, the limit is 64 bits with the sign")

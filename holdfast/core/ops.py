@@ -1,12 +1,14 @@
-"""Operations: the entries of a channel's log.
+"""Operations: the changes that the entries of a channel's log hold.
 
-You are in `core`: plain data. This module is the one definition of what stores keep.
+Layer: core.
+
+This module is the one definition of the data that stores keep.
 Safe to change: wording, new fields with defaults at the end. Not safe: renaming or reordering a field, or giving
 an old tag a new meaning, because old logs must decode for ever. A reader that meets an unknown tag refuses the file
 (`StoreUnusable`): it is newer than the code.
 
-An entry belongs to a message or to a command. Stores keep both alike, by the id in the operation; a command's has a
-mark that no message's can have.
+An entry belongs to a message or to a command. Stores keep both alike, by the id in the operation; a command's id has a
+mark that no message id can have.
 """
 
 from __future__ import annotations
@@ -20,21 +22,21 @@ from holdfast.core.model import Json, Part
 
 
 class Writer(Struct, frozen=True, array_like=True):
-    """Who may append to a streaming message."""
+    """The identity that may append to a streaming message."""
 
-    by: str | None = None  # the identity
-    node: str | None = None  # the random id of its process, if it lives in a hub's own; then it dies with it
-    lease_ms: int = 0  # the term of a remote writer's lease; 0 for one that lives in a hub's process
+    by: str | None = None  # the client id
+    node: str | None = None  # the random id of the hub's process if the writer lives there; it dies with that process
+    lease_ms: int = 0  # the term of a remote writer's lease; 0 for a writer in a hub's process
 
 
 class BaseOp(Struct, frozen=True, kw_only=True, array_like=True):
-    """What every operation has: the id of its message, unique in the channel."""
+    """Base of all operations: the id of the message or command, unique in the channel."""
 
     id: str
 
 
 class Create(BaseOp, frozen=True, kw_only=True, array_like=True, tag=1):
-    """A new message; `digest` is of the fields as sent, so that a repeat is told from a conflict."""
+    """A new message; `digest` is of the fields as sent, and distinguishes a repeat from a conflict."""
 
     role: str
     author: str | None
@@ -46,11 +48,11 @@ class Create(BaseOp, frozen=True, kw_only=True, array_like=True, tag=1):
     at_ms: int
     digest: bytes
     writer: Writer | None = None
-    is_pending: bool = False  # it waits for an agent's turn
+    is_pending: bool = False  # the message waits for an agent's turn
 
 
 class Append(BaseOp, frozen=True, kw_only=True, array_like=True, tag=2, gc=False):
-    """More text for a part that had `at` code points."""
+    """More text for a part that had `at` code points before."""
 
     part: int
     at: int
@@ -67,7 +69,7 @@ class SetPart(BaseOp, frozen=True, kw_only=True, array_like=True, tag=3):
 
 
 class Update(BaseOp, frozen=True, kw_only=True, array_like=True, tag=4):
-    """New parts (None: as they are) and the whole resulting meta."""
+    """New parts (None: unchanged) and the whole resulting meta."""
 
     parts: list[Part] | None
     meta: dict[str, Json]
@@ -86,7 +88,7 @@ class Finish(BaseOp, frozen=True, kw_only=True, array_like=True, tag=5):
 
 
 class Takeover(BaseOp, frozen=True, kw_only=True, array_like=True, tag=6):
-    """Another writer goes on with the message; the one before it is fenced off."""
+    """Another writer continues the message; the earlier writer is fenced off."""
 
     generation: int
     writer: Writer
@@ -94,24 +96,24 @@ class Takeover(BaseOp, frozen=True, kw_only=True, array_like=True, tag=6):
 
 
 class Delete(BaseOp, frozen=True, kw_only=True, array_like=True, tag=7):
-    """The message is gone; its id is never used again in this channel."""
+    """The message is deleted; its id is never used again in this channel."""
 
 
 class Claim(BaseOp, frozen=True, kw_only=True, array_like=True, tag=8):
-    """An agent takes the turn that a message waits for, or the turn ends. Viewers see nothing of it."""
+    """An agent takes the turn that a message waits for, or the turn ends. Viewers get no event for it."""
 
     state: str  # taken, done or cancelled
-    generation: int  # counts the attempts: a claim of an earlier one is over
+    generation: int  # counts the attempts: a claim of an earlier attempt is over
     by: str | None = None
     node: str | None = None  # as in `Writer`
     lease_ms: int = 0  # as in `Writer`
     at_ms: int = 0
-    within: str | None = None  # the message whose turn has taken this one in, …
-    within_generation: int = 0  # … and its attempt
+    within: str | None = None  # the message whose turn includes this one …
+    within_generation: int = 0  # … and the attempt of that turn
 
 
 class Command(BaseOp, frozen=True, kw_only=True, array_like=True, tag=9):
-    """A request to whoever can act; its `id` has the mark."""
+    """A request to the workers and writers of the channel; its `id` has the mark."""
 
     name: str
     target: str | None
@@ -123,7 +125,7 @@ class Command(BaseOp, frozen=True, kw_only=True, array_like=True, tag=9):
 
 
 class Reply(BaseOp, frozen=True, kw_only=True, array_like=True, tag=10):
-    """The answer to a command; its `id` is the command's, with the mark."""
+    """The reply to a command; its `id` is the command's, with the mark."""
 
     ok: bool
     data: Json
@@ -133,7 +135,7 @@ class Reply(BaseOp, frozen=True, kw_only=True, array_like=True, tag=10):
 
 
 class Lease(BaseOp, frozen=True, kw_only=True, array_like=True, tag=11):
-    """The writer's lease has another term from now on. Viewers see nothing of it."""
+    """The writer's lease has another term from now on. Viewers get no event for it."""
 
     lease_ms: int
 
@@ -142,7 +144,7 @@ Op = Create | Append | SetPart | Update | Finish | Takeover | Delete | Claim | C
 
 
 class Entry(Struct, frozen=True, array_like=True, gc=False):
-    """An operation once stored, with its place in the channel."""
+    """A stored operation with its serial, its position in the channel."""
 
     serial: int
     op: Op
@@ -153,19 +155,19 @@ _decode_op = msgspec.msgpack.Decoder(Op).decode
 
 
 def encode_op(op: Op) -> bytes:
-    """`op` in the compact binary form (MessagePack, fields by position) that stores keep."""
+    """Return `op` in the compact binary form (MessagePack, fields by position) that stores keep."""
     return _encode_op(op)
 
 
 def decode_op(data: bytes) -> Op:
-    """The operation in `data`; raises msgspec.DecodeError or msgspec.ValidationError."""
+    """Return the operation in `data`; raises msgspec.DecodeError or msgspec.ValidationError."""
     try:
         op: Op = _decode_op(data)
-    except UnicodeDecodeError as error:  # which msgspec lets through as it is
-        raise msgspec.DecodeError(f"text that is not UTF-8: {error}") from None
+    except UnicodeDecodeError as error:  # msgspec does not translate it
+        raise msgspec.DecodeError(f"the operation's text is not UTF-8: {error}") from None
     return op
 
 
 def digest(*fields: Json) -> bytes:
-    """A fingerprint of fields as sent: equal for equal JSON, whatever the order of its keys."""
+    """Return a fingerprint of fields as sent: equal for equal JSON, regardless of the order of its keys."""
     return hashlib.blake2b(msgspec.json.encode(fields, order="deterministic"), digest_size=16).digest()

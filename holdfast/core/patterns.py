@@ -2,22 +2,22 @@
 
 Layer: core.
 
-A pattern is a channel's whole name, or ends in `*` after one of `: / .`, or is `*` alone.
+A pattern is a whole channel name, or ends in `*` after one of `: / .`, or is `*` alone.
 """
 
 from __future__ import annotations
 
-RULE = "a star stands only at the end, alone or after one of : / ."
+RULE = "a star is allowed only at the end, alone or after one of : / ."
 
 
 def is_pattern(text: str) -> bool:
-    """Is `text` a pattern?"""
+    """Return whether `text` is a valid pattern."""
     stem = text.removesuffix("*")
     return "*" not in stem and (stem == text or not stem or stem[-1] in ":/.")
 
 
 def matches(pattern: str, channel: str) -> bool:
-    """Does `channel` fall under `pattern`?"""
+    """Return whether `pattern` covers `channel`."""
     if pattern.endswith("*"):
         return channel.startswith(pattern[:-1])
     return channel == pattern

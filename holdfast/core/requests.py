@@ -1,8 +1,8 @@
-"""Requests: what is asked of one message or command, the same on every transport and in process.
+"""Requests about one message or command, the same on every transport and in process.
 
 Layer: core.
 
-HTTP bodies and WebSocket frames decode into these; `decide` answers them. Unknown fields are
+HTTP bodies and WebSocket frames decode into these; `decide` accepts or refuses them. Unknown fields are
 ignored. New optional fields are welcome; names are part of the wire.
 """
 
@@ -15,7 +15,7 @@ from msgspec import UNSET, Meta, Struct, UnsetType
 from holdfast.core.model import Json, Part, Role, Status
 from holdfast.core.ops import Writer
 
-# Browsers keep numbers as doubles: what is above 2**53 did not arrive as it was sent.
+# Browsers keep numbers as doubles: an integer above 2**53 did not arrive as it was sent.
 Count = Annotated[int, Meta(ge=0, le=2**53)]
 Generation = Annotated[int, Meta(ge=1, le=2**53)]
 LeaseSeconds = Annotated[float, Meta(ge=5, le=3600)]
@@ -23,7 +23,7 @@ ExpirySeconds = Annotated[float, Meta(ge=1, le=24 * 3600)]
 
 
 class CreateMessage(Struct, frozen=True, kw_only=True):
-    """`POST …/messages`. `parent` left out follows `reply_to` or the newest message; null follows none."""
+    """`POST …/messages`. Without `parent` the message follows `reply_to` or the newest message; with null, none."""
 
     id: str | None = None
     role: Role = "user"
@@ -37,7 +37,7 @@ class CreateMessage(Struct, frozen=True, kw_only=True):
 
 
 class AppendText(Struct, frozen=True, kw_only=True, gc=False):
-    """`POST …/append`. Without `at` the text goes to the end, and sending it again is not safe."""
+    """`POST …/append`. Without `at` the text goes to the end, and a repeat is not safe."""
 
     text: str
     at: Count | None = None
@@ -55,7 +55,7 @@ class PutPart(Struct, frozen=True, kw_only=True):
 
 
 class UpdateMessage(Struct, frozen=True, kw_only=True):
-    """`PATCH …/messages/{id}`: `meta` is merged at the top level, null removes a key."""
+    """`PATCH …/messages/{id}`: merges `meta` at the top level, null removes a key."""
 
     text: str | None = None
     parts: list[Part] | None = None
@@ -66,7 +66,7 @@ class UpdateMessage(Struct, frozen=True, kw_only=True):
 
 
 class FinishMessage(Struct, frozen=True, kw_only=True):
-    """`POST …/finish`. `interrupted` is the server's alone."""
+    """`POST …/finish`. Only the server may send `interrupted`."""
 
     status: Status = "complete"
     reason: str | None = None
@@ -76,7 +76,7 @@ class FinishMessage(Struct, frozen=True, kw_only=True):
 
 
 class TakeOver(Struct, frozen=True, kw_only=True):
-    """`POST …/takeover`: go on where another writer ended. With `generation`, only as the successor of that one."""
+    """`POST …/takeover`: continue where another writer ended. With `generation`, only as its direct successor."""
 
     lease_s: LeaseSeconds = 15.0
     generation: Generation | None = None
@@ -88,14 +88,14 @@ class DeleteMessage(Struct, frozen=True, kw_only=True):
 
 
 class RenewLease(Struct, frozen=True, kw_only=True):
-    """`POST …/lease`: the writer is still there; its lease begins anew, with this term."""
+    """`POST …/lease`: the writer is alive; its lease begins anew, with this term."""
 
     lease_s: LeaseSeconds = 15.0
     generation: Generation | None = None
 
 
 class SendCommand(Struct, frozen=True, kw_only=True):
-    """`POST …/commands`. Nobody answers within `expires_s`: the server does."""
+    """`POST …/commands`. Without a reply within `expires_s` the server replies."""
 
     name: str
     id: str | None = None
@@ -105,7 +105,7 @@ class SendCommand(Struct, frozen=True, kw_only=True):
 
 
 class ReplyCommand(Struct, frozen=True, kw_only=True):
-    """`POST …/commands/{id}/reply`: the first one counts."""
+    """`POST …/commands/{id}/reply`: the first reply counts."""
 
     ok: bool = True
     data: Json = None
@@ -114,38 +114,38 @@ class ReplyCommand(Struct, frozen=True, kw_only=True):
 
 
 class ClaimTurn(Struct, frozen=True, kw_only=True):
-    """Take the turn that a message waits for, as the successor of attempt `generation` (0: nobody's). The server's."""
+    """Take the turn that a message waits for, after attempt `generation` (0: it is the first). Sent by the server."""
 
     generation: int
     lease_s: float = 0.0
-    within: str | None = None  # for a turn that runs already: that of this message, …
-    within_generation: int = 0  # … at this attempt
+    within: str | None = None  # the message whose running turn takes in this one …
+    within_generation: int = 0  # … and the attempt of that turn
 
 
 class EndTurn(Struct, frozen=True, kw_only=True):
-    """The turn is over. With `failure`, an id, because no attempt came to an end: an answer says so. The server's."""
+    """End a turn. With `failure`, because no attempt completed, a failed answer is created. Sent by the server."""
 
     generation: Generation
     state: Literal["done", "cancelled"] = "done"
-    failure: str | None = None  # the id of that answer, which nobody else has
+    failure: str | None = None  # the id of that answer; no other message has it
 
 
 class SettleCommand(Struct, frozen=True, kw_only=True):
-    """Nobody has answered: carry a `cancel` out, or, where it `is_expired`, say so. The server's."""
+    """Settle a command without a reply: carry out a `cancel`, or reply that it `is_expired`. Sent by the server."""
 
     is_expired: bool = False
-    expires_ms: int | None = None  # of the one that is meant: its id may be used again in a later life
+    expires_ms: int | None = None  # of the meant command: after a channel's deletion its id may be used again
 
 
 class EnterChannel(Struct, frozen=True, kw_only=True):
-    """`PUT …/presence/{member}`: somebody is here, with a little data (None: as it was). Never stored."""
+    """`PUT …/presence/{member}`: a member is present, with a little data (None: unchanged). Never stored."""
 
     data: dict[str, Json] | None = None
     lease_s: LeaseSeconds = 30.0
 
 
 class SendSignal(Struct, frozen=True, kw_only=True):
-    """`POST …/signals`: for those who are here now. Never stored."""
+    """`POST …/signals`: a signal to the present viewers. Never stored."""
 
     name: str
     data: Json = None
@@ -159,17 +159,17 @@ Request = CreateMessage | AboutMessages | AboutCommands
 
 
 class Caller(Struct, frozen=True, kw_only=True):
-    """Who asks, as the server knows it; never taken from the request."""
+    """The identity behind a request, as the server knows it; never taken from the request."""
 
     id: str | None = None  # the client id; becomes author and writer
     writer: Writer | None = None  # the writer this caller would be
-    is_admin: bool = False  # may change and delete what others wrote
-    may_read: bool = True  # may know what exists
-    may_begin: bool = True  # may ask for what begins a channel: clients begin so many an hour
-    may_write: bool = True  # holds `append`: may answer what is asked of writers
-    brings_answer: bool = False  # a user message of theirs waits for no agent
-    is_app: bool = False  # somebody in this process: what they may do is the app's business
-    is_server: bool = False  # the hub itself: may interrupt, and take over what still streams
+    is_admin: bool = False  # may change and delete other authors' messages
+    may_read: bool = True  # may learn which messages exist
+    may_begin: bool = True  # may create the first entry of a channel: clients may begin a limited number per hour
+    may_write: bool = True  # holds `append`: may reply to commands for writers
+    brings_answer: bool = False  # the caller answers its user messages itself: they wait for no agent
+    is_app: bool = False  # code of this process: the app decides its rights
+    is_server: bool = False  # the hub itself: may interrupt, and take over streaming messages
 
 
-SERVER = Caller(is_server=True)  # where it asks in nobody's name
+SERVER = Caller(is_server=True)  # for requests of the hub itself

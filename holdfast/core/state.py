@@ -1,10 +1,10 @@
-"""The fold: what a channel is after its entries.
+"""The fold: computes the state of a channel from its entries.
 
 Layer: core.
 
 `apply_entry` is total: the log is fact, so it never refuses and never raises. It changes the
-state in place and costs no more than what it changes. `decide` is the place that says yes or no; `owed` reads
-this state to tell a viewer what it misses; `document` turns a message into what stores keep.
+state in place and costs no more than the change itself. `decide` accepts or refuses requests; `catch_up` reads
+this state to compute a viewer's missed events; `document` turns a message into the form that stores keep.
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ from holdfast.core.text import Text, TextFork
 
 TAIL_ENTRIES = 1_000
 TAIL_BYTES = 1024 * 1024
-KEPT_COMMANDS = 1_000  # answered ones in memory
-COMMAND_COST = 1_500  # bytes of memory, about; what a command carries is bounded
-KEPT_REQUESTS = 16  # per message, for repeats of requests that carry an id (`docs/protocol.md`, 8.2)
+KEPT_COMMANDS = 1_000  # commands with a reply that stay in memory
+COMMAND_COST = 1_500  # bytes of memory, about; a command's data is bounded
+KEPT_REQUESTS = 16  # per message, to recognise repeats of requests with an id (`docs/protocol.md`, 8.2)
 
 
 class PartState:
-    """One part: its fields, and its text where it has one that grows."""
+    """The state of one part: its fields, and its growing text if its type has one."""
 
     __slots__ = ("changed", "fields", "key", "opened", "text")
 
@@ -60,7 +60,7 @@ class PartState:
             self.text = Text(part.get(self.key, ""), changed)
 
     def fork(self) -> PartState:
-        """A copy that can be changed without changing this one."""
+        """Return a copy; changes to it leave this part as it is."""
         copy = PartState.__new__(PartState)
         copy.key, copy.opened, copy.changed, copy.fields = self.key, self.opened, self.changed, self.fields
         copy.text = TextFork(self.text) if self.text is not None else None
@@ -68,11 +68,11 @@ class PartState:
 
     @property
     def length(self) -> int:
-        """Code points of the text that grows; 0 where there is none."""
+        """Return the length of the growing text in code points; 0 for a part without one."""
         return self.text.length if self.text is not None else 0
 
     def value(self, until: int | None = None) -> Part:
-        """The part as clients see it; with `until`, with only that many code points of its text."""
+        """Return the part as clients see it; with `until`, only that many code points of its text."""
         if self.text is None:
             return self.fields
         text = str(self.text) if until is None else self.text.slice(0, until)
@@ -80,15 +80,15 @@ class PartState:
 
 
 class ClaimState(NamedTuple):
-    """How a message's turn stands: it waits for an agent, has one, or is over."""
+    """The state of a message's turn: waiting for an agent, taken by one, or over."""
 
     state: str  # pending, taken, done or cancelled
-    generation: int = 0  # of the last attempt; 0: none yet
+    generation: int = 0  # of the last attempt; 0 before the first
     by: str | None = None
     node: str | None = None
     lease_ms: int = 0
-    within: str | None = None  # the message whose turn has taken this one in: it ends with that turn, …
-    within_generation: int = 0  # … of that attempt; where that comes to no end, it waits again
+    within: str | None = None  # the message whose turn includes this one: both turns end together …
+    within_generation: int = 0  # … in this attempt of that turn; if it is lost, this message waits again
 
     @property
     def is_open(self) -> bool:
@@ -96,7 +96,7 @@ class ClaimState(NamedTuple):
 
 
 class MessageState:
-    """One message as the fold keeps it."""
+    """The state of one message: the fold of its entries."""
 
     __slots__ = (
         "author",
@@ -139,7 +139,7 @@ class MessageState:
         self.parent = op.parent
         self.reply_to = op.reply_to
         self.created = self.version = serial
-        self.last = serial  # serial of the last entry of any kind; `version` counts what viewers see
+        self.last = serial  # serial of the last entry of any kind; `version` is that of the last visible change
         self.created_at = self.updated_at = op.at_ms
         self.digest = op.digest
         self.writer = op.writer
@@ -147,16 +147,16 @@ class MessageState:
         self.claim = ClaimState("pending") if op.is_pending else None
         self.deleted = False
         self.edited = serial  # serial of the last create or update
-        self.shaped = serial  # serial of the last entry that a viewer cannot make up for with missing text alone
+        self.shaped = serial  # serial of the last create, update or part: missing text alone does not make up for it
         self.finished = 0  # serial of the last finish …
         self.finished_as: tuple[str, str | None] = ("", None)  # … and its status and reason
         self.taken_over = 0  # serial of the last takeover
         self.requests: deque[tuple[str, int, int]] = deque(maxlen=KEPT_REQUESTS)  # id, serial, generation
         self.parts: list[PartState] = []
         self.size_bytes = 0  # of all text and fields, in UTF-8
-        self.documented = 0  # version that the store's document holds
+        self.documented = 0  # version of the store's document
         self.set_parts(op.parts, serial)
-        self.undocumented_bytes = self.size_bytes  # of text and fields since then
+        self.undocumented_bytes = self.size_bytes  # of text and fields since that document
 
     def set_parts(self, parts: list[Part], serial: int) -> None:
         """Replace all parts."""
@@ -164,7 +164,7 @@ class MessageState:
         self.size_bytes = sum(part_bytes(part) for part in parts)
 
     def fork(self) -> MessageState:
-        """A copy that can be changed without changing this one; costs the head, not the text."""
+        """Return a copy; changes to it leave this message as it is. Copies the head, not the text."""
         copy = MessageState.__new__(MessageState)
         for name in MessageState.__slots__:
             setattr(copy, name, getattr(self, name))
@@ -178,24 +178,24 @@ class MessageState:
 
     @property
     def is_open(self) -> bool:
-        """Is somebody at work on it, or waited for?"""
+        """Return whether the message streams, or its turn is waiting or taken."""
         return self.is_streaming or (self.claim is not None and self.claim.is_open and not self.deleted)
 
     @property
     def is_pending(self) -> bool:
-        """Does it wait for an agent to take its turn?"""
+        """Return whether the message waits for an agent to take its turn."""
         return self.claim is not None and self.claim.state == "pending" and not self.deleted
 
     @property
     def last_text_part(self) -> int | None:
-        """The index of the last text part, where an append without a part goes."""
+        """Return the index of the last text part, the target of an append that names no part."""
         for index in range(len(self.parts) - 1, -1, -1):
             if self.parts[index].fields["type"] == "text":
                 return index
         return None
 
     def message(self) -> Message:
-        """The message as clients see it."""
+        """Return the message as clients see it."""
         return Message(
             id=self.id,
             role=self.role,
@@ -213,13 +213,13 @@ class MessageState:
         )
 
     def cost_bytes(self) -> int:
-        """About how much memory this takes."""
+        """Return an estimate of the memory that this uses."""
         texts = sum(part.text.cost_bytes() for part in self.parts if isinstance(part.text, Text))
         return 1_000 + self.size_bytes + texts
 
 
 class CommandState:
-    """One command as the fold keeps it."""
+    """The state of one command: the fold of its entries."""
 
     __slots__ = (
         "answered",
@@ -249,7 +249,7 @@ class CommandState:
         self.answered = 0  # serial of the reply
 
     def fork(self) -> CommandState:
-        """A copy that can be changed without changing this one."""
+        """Return a copy; changes to it leave this command as it is."""
         copy = CommandState.__new__(CommandState)
         for name in CommandState.__slots__:
             setattr(copy, name, getattr(self, name))
@@ -257,16 +257,16 @@ class CommandState:
 
     @property
     def version(self) -> int:
-        """The serial of its last entry."""
+        """Return the serial of the command's last entry."""
         return self.answered or self.created
 
     @property
     def is_open(self) -> bool:
-        """Is an answer waited for?"""
+        """Return whether the command still waits for its reply."""
         return self.reply is None
 
     def command(self) -> model.Command:
-        """The command as clients see it."""
+        """Return the command as clients see it."""
         return model.Command(
             id=command_id(self.id),
             name=self.name,
@@ -278,29 +278,28 @@ class CommandState:
 
 
 class Tail:
-    """A channel's newest `part` operations, so that a viewer in reach gets each part in its place.
+    """A channel's newest `part` operations, from which a viewer whose cursor is recent gets each part in order.
 
-    Other entries need no tail: appended text is found by its serial in the message, and the rest of a message
-    is in its state.
+    Other entries need no tail: the message's text is indexed by serial, and the message's state holds the rest.
     """
 
     __slots__ = ("_bytes", "_sizes", "floor", "ops")
 
     def __init__(self, floor: int) -> None:
-        self.floor = floor  # every part operation above this serial is here
+        self.floor = floor  # the tail holds all part operations above this serial
         self.ops: OrderedDict[int, SetPart] = OrderedDict()  # by serial
         self._sizes: deque[int] = deque()
         self._bytes = 0
 
     def restart(self, floor: int) -> None:
-        """Begin anew: what happened up to `floor` was not seen entry by entry."""
+        """Empty the tail: the entries up to `floor` were read from the store as state, not one by one."""
         self.floor = floor
         self.ops.clear()
         self._sizes.clear()
         self._bytes = 0
 
     def add(self, serial: int, op: SetPart) -> None:
-        """Keep `op`, and forget the oldest beyond the bounds."""
+        """Keep `op`, and drop the oldest operations beyond the bounds."""
         self.ops[serial] = op
         self._sizes.append(part_bytes(op.part) + 200)
         self._bytes += self._sizes[-1]
@@ -310,21 +309,21 @@ class Tail:
 
 
 class ChannelState:
-    """What is in memory of one channel: its streaming and lately touched messages, ordered by last change."""
+    """The state of one channel in memory: its streaming and recently changed messages, ordered by last change."""
 
     def __init__(self, channel: str, epoch: str = NO_EPOCH, serial: int = 0, floor: int = 0) -> None:
         self.channel = channel
         self.epoch = epoch
         self.serial = serial
-        self.floor = floor  # cursors below it are of a history that is no longer kept
+        self.floor = floor  # cursors below it belong to a history that is no longer kept
         self.newest: str | None = None  # id of the message created last, deleted or not
         self.complete_since = serial  # every message changed after this serial is in `messages`
-        self.history_from = serial + 1  # every message created at or after this serial is in `messages`, …
-        self.has_older = serial > 0  # … and there may be older ones that are not …
-        self.is_history_cut = False  # … because together they were too many bytes
+        self.history_from = serial + 1  # every message created at or after this serial is in `messages` …
+        self.has_older = serial > 0  # … and the store may have older ones …
+        self.is_history_cut = False  # … that were not loaded because the page was full in bytes
         self.messages: OrderedDict[str, MessageState] = OrderedDict()
-        self.pending: dict[str, None] = {}  # those of them that wait for an agent: all that do
-        self.commands: OrderedDict[str, CommandState] = OrderedDict()  # all that are open, ordered by last change
+        self.pending: dict[str, None] = {}  # ids of all messages of the channel that wait for an agent
+        self.commands: OrderedDict[str, CommandState] = OrderedDict()  # ordered by last change; all open ones are here
         self.tail = Tail(serial)
 
     @property
@@ -338,11 +337,11 @@ class ChannelState:
         return self.commands.get(key)
 
     def knows(self, key: str) -> bool:
-        """Is the message or command in memory?"""
+        """Return whether the message or command is in memory."""
         return key in self.messages or key in self.commands
 
     def insert(self, found: Iterable[MessageState | CommandState]) -> None:
-        """Take in what was read from the store, keeping the order by last change."""
+        """Add messages and commands that were read from the store, in the order of last change."""
         messages, commands = dict(self.messages), dict(self.commands)
         for one in found:
             if isinstance(one, CommandState):
@@ -354,22 +353,22 @@ class ChannelState:
         self.commands = OrderedDict(sorted(commands.items(), key=lambda item: item[1].version))
 
     def note_pending(self, message: MessageState) -> None:
-        """`message` waits for an agent from now on, or does not."""
+        """Update the index of pending messages for `message`."""
         if message.is_pending:
             self.pending[message.id] = None
         else:
             self.pending.pop(message.id, None)
 
     def pending_commands(self) -> list[CommandState]:
-        """Those that wait for an answer, oldest first."""
+        """Return the commands that wait for a reply, oldest first."""
         return sorted((one for one in self.commands.values() if one.is_open), key=lambda one: one.created)
 
     def cost_bytes(self) -> int:
-        """About how much memory this takes."""
+        """Return an estimate of the memory that this uses."""
         return sum(message.cost_bytes() for message in self.messages.values()) + COMMAND_COST * len(self.commands)
 
     def trim(self, keep_bytes: int) -> None:
-        """Forget finished messages that did not change for longest, until the rest costs about `keep_bytes`."""
+        """Drop the finished messages that are unchanged for longest, until the rest uses about `keep_bytes`."""
         cost = self.cost_bytes()
         for command in list(self.commands.values()):
             if cost <= keep_bytes and len(self.commands) <= KEPT_COMMANDS:
@@ -390,14 +389,14 @@ class ChannelState:
             self.has_older, self.is_history_cut = True, False
 
     def changed_since(self, serial: int) -> Iterator[MessageState]:
-        """Messages in memory that changed after `serial`, latest change first."""
+        """Yield messages in memory that changed after `serial`, latest change first."""
         for message in reversed(self.messages.values()):
             if message.version <= serial:
                 return
             yield message
 
     def commands_since(self, serial: int) -> Iterator[CommandState]:
-        """Commands in memory that were sent or answered after `serial`, latest first."""
+        """Yield commands in memory that were sent or replied to after `serial`, latest first."""
         for command in reversed(self.commands.values()):
             if command.version <= serial:
                 return
@@ -405,12 +404,12 @@ class ChannelState:
 
 
 def apply_entry(state: ChannelState, entry: Entry) -> None:
-    """Apply `entry` to `state`. Never raises: the log is already fact. One at or below its serial changes nothing."""
+    """Apply `entry` to `state`. Never raises: the log is already fact. An entry at or below its serial is ignored."""
     serial, op = entry.serial, entry.op
     if serial <= state.serial:
         return
     state.serial = serial
-    if type(op) is Append:  # first, since nearly all are
+    if type(op) is Append:  # first, since nearly all entries are appends
         message = state.messages.get(op.id)
         if message is None:
             state.complete_since = serial
@@ -424,7 +423,7 @@ def apply_entry(state: ChannelState, entry: Entry) -> None:
         return
     known = state.messages.get(op.id)
     changed = apply_op(known, op, serial)
-    if changed is None:  # it is not in memory: whoever has not seen this entry must ask the store
+    if changed is None:  # not in memory: viewers with an older cursor need the store
         state.complete_since = serial
         return
     if known is None:
@@ -450,7 +449,7 @@ def _apply_to_command(state: ChannelState, op: Command | Reply, serial: int) -> 
 
 
 def apply_op(message: MessageState | None, op: Op, serial: int) -> MessageState | None:
-    """Return `message`, changed in place by `op`; a new one for a create; None where there is none to change."""
+    """Return `message`, changed in place by `op`; a new message for a create; None if there is no message to change."""
     if message is None:
         return MessageState(op, serial) if isinstance(op, Create) else None
     if serial > message.last:
@@ -459,7 +458,7 @@ def apply_op(message: MessageState | None, op: Op, serial: int) -> MessageState 
 
 
 def apply_to_command(command: CommandState | None, op: Op, serial: int) -> CommandState | None:
-    """As `apply_op`, of a command. The first reply counts."""
+    """Do as `apply_op`, for a command. The first reply counts."""
     if command is None:
         return CommandState(op, serial) if isinstance(op, Command) else None
     if isinstance(op, Reply) and command.reply is None:
@@ -468,10 +467,10 @@ def apply_to_command(command: CommandState | None, op: Op, serial: int) -> Comma
 
 
 def change(message: MessageState, op: Op, serial: int) -> None:
-    """Change `message` by `op`, whose serial is new to it."""
+    """Change `message` by `op`, whose serial must be new to it."""
     if message.deleted:
         return
-    if isinstance(op, Append):  # first, since nearly all are
+    if isinstance(op, Append):  # first, since nearly all operations are appends
         _append(message, op, serial)
         return
     if serial > message.last:
@@ -506,7 +505,7 @@ def change(message: MessageState, op: Op, serial: int) -> None:
                 message.claim = message.claim._replace(state="cancelled")
             message.parts, message.meta, message.size_bytes = [], {}, 0
         case Create() | Command() | Reply():
-            pass  # decided once: a second create cannot be in a log, nor a command with a message's id
+            pass  # `decide` excludes these: a log holds no second create and no command with a message's id
         case _:
             assert_never(op)
 
@@ -559,12 +558,15 @@ def _remember_request(message: MessageState, request: str | None, serial: int) -
 
 
 def utf8_len(text: str) -> int:
-    """Bytes of `text` in UTF-8."""
+    """Return the length of `text` in bytes of UTF-8."""
     return len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))
 
 
 def part_bytes(part: Part) -> int:
-    """Bytes of a part: of its text, and of its other fields as JSON, so that it gives back exactly what it took."""
+    """Return the size of a part: its text, plus its other fields as JSON.
+
+    The size does not depend on how the text came, so removing a part subtracts exactly the bytes that it added.
+    """
     key = APPENDABLE.get(part["type"])
     if key is None:
         return len(msgspec.json.encode(part))

@@ -1,10 +1,10 @@
-"""A viewer's side: what a client shows after the events it was sent (`docs/protocol.md`, 3.4).
+"""Views: compute the content that a client shows from the events it receives (`docs/protocol.md`, 3.4).
 
 Layer: core.
 
 The Python client, `holdfast tail`, the simulator and the property tests all keep their view with
 this; `web/view.js` is its twin, and both pass `tests/vectors/`. A view is always a prefix of the truth and ends
-equal to it, whatever was cut, delayed, repeated or joined.
+equal to it, even if batches are interrupted, delayed, repeated or joined.
 """
 
 from __future__ import annotations
@@ -43,15 +43,15 @@ from holdfast.core.text import Text
 
 _Known = TypeVar("_Known", bound=int)
 
-# What is remembered of messages that are not shown and of commands. It matters while a page of history is on its way
-# or a batch comes twice, so the oldest may go; without a bound a view that is open for weeks would only ever grow.
+# Number of remembered serials, of messages that are not shown and of commands. They matter while a page of history is
+# under way or a batch is repeated, so the oldest may go; without a bound a view that is open for weeks would only grow.
 REMEMBERED = 10_000
 
 
 class ViewGap(Exception):
-    """An append lies beyond what the view has: something was lost. Attach anew, after a back-off, without a cursor.
+    """An append begins beyond the view's text: events were lost. Attach anew, after a back-off, without a cursor.
 
-    Until that new start the view ignores what comes, and has no cursor.
+    Until that new start the view ignores all events and has no cursor.
     """
 
 
@@ -76,7 +76,7 @@ class _Shown:
     def __init__(self, message: Message, serial: int) -> None:
         self.head = message
         self.version = serial
-        self.base = serial  # of the last create or update: what a part that is not there yet starts from
+        self.base = serial  # of the last create or update: newer part events may open a part
         self.parts = [_Part(part, serial) for part in message.parts]
 
     def message(self) -> Message:
@@ -84,7 +84,7 @@ class _Shown:
 
 
 class _Here:
-    """The members of a channel: those known by name, and how many there are in all."""
+    """The members of a channel: those known by name, and the number of all."""
 
     __slots__ = ("count", "members")
 
@@ -112,7 +112,7 @@ class _Here:
 
 
 class _Commands:
-    """The commands that are pending, and what is remembered of all."""
+    """The pending commands, and for each known command whether it has a reply."""
 
     __slots__ = ("_is_answered", "pending")
 
@@ -121,7 +121,7 @@ class _Commands:
         self._is_answered: dict[str, bool] = {}
 
     def sync(self, pending: Iterable[Command]) -> None:
-        """An attach lists all that are pending; others are over."""
+        """Replace the pending commands by those of an attach, which lists them all."""
         self.pending = {}
         for command in pending:
             self._open(command)
@@ -130,8 +130,8 @@ class _Commands:
         if command.id not in self._is_answered:
             self._open(command)
 
-    def answer(self, command_id: str) -> bool:
-        """False: it was answered before."""
+    def reply(self, command_id: str) -> bool:
+        """Note the reply to a command; returns False if it had one before."""
         if self._is_answered.get(command_id):
             return False
         _remember(self._is_answered, command_id, True)
@@ -145,11 +145,11 @@ class _Commands:
 
 
 class View:
-    """One channel as a client shows it: messages, members and pending commands; and the cursor to come back with."""
+    """One channel as a client shows it: messages, members and pending commands, and the cursor to resume from."""
 
     def __init__(self) -> None:
         self.cursor: str | None = None
-        self.passed: list[CommandReply | Signal] = []  # what the last `receive` brought and no view keeps
+        self.passed: list[CommandReply | Signal] = []  # events of the last `receive` that a view does not keep
         self.gaps = 0
         self.more = False
         self.before: int | None = None
@@ -158,36 +158,36 @@ class View:
         self._deleted: dict[str, int] = {}
         self._here = _Here()
         self._commands = _Commands()
-        self._aside: View | None = None  # a new start that is not complete yet
+        self._incoming: View | None = None  # a new start that is not complete yet
         self._is_lost = False  # after a gap, until a new start
 
     def messages(self) -> list[Message]:
-        """What is shown, in order."""
+        """Return the messages in view, in order."""
         shown = sorted(self._shown.values(), key=lambda one: one.head.created)
         return [one.message() for one in shown]
 
     def text(self, message_id: str) -> str:
-        """The text of a message's text parts; empty if it is not in view."""
+        """Return the text of a message's text parts; empty if it is not in view."""
         shown = self._shown.get(message_id)
         return "" if shown is None else shown.message().text
 
     def members(self) -> list[Member]:
-        """Those who are here and known by name, in the order they became known."""
+        """Return the present members that are known by name, in the order they became known."""
         return list(self._here.members.values())
 
     @property
     def count(self) -> int:
-        """How many are here, also those not known by name."""
+        """Return the number of present members, including those not known by name."""
         return self._here.count
 
     def commands(self) -> list[Command]:
-        """The commands that are pending, in the order they became known."""
+        """Return the pending commands, in the order they became known."""
         return list(self._commands.pending.values())
 
     def receive(self, batch: Batch) -> None:
-        """Apply a batch, or a piece of one (no cursor). Raises ViewGap when something was lost before it.
+        """Apply a batch, or a piece of one (no cursor). Raises ViewGap if events before it were lost.
 
-        Then, also after a gap, `passed` holds the signals and the replies not known before, for whoever listens.
+        Then, also after a gap, `passed` holds the batch's signals and its new replies, for the app's callbacks.
         """
         self.passed = []
         try:
@@ -196,60 +196,60 @@ class View:
         except ViewGap:
             self.gaps += 1
             self.cursor = None
-            if self._aside is not None:
-                self.passed += self._aside.passed  # the next new start does not bring them again
-            self._aside = None
+            if self._incoming is not None:
+                self.passed += self._incoming.passed  # the next new start does not repeat them
+            self._incoming = None
             self._is_lost = True
             raise
         if batch.cursor is not None:
-            if self._aside is not None:
-                self._replace(self._aside)
+            if self._incoming is not None:
+                self._replace(self._incoming)
             if not self._is_lost:
                 self.cursor = batch.cursor
 
     def cut(self) -> None:
-        """The connection is gone: a new start that was not complete is forgotten."""
-        self._aside = None
+        """Drop a new start that is not complete, because its connection is gone."""
+        self._incoming = None
 
     def receive_page(self, page: Page) -> bool:
-        """Take in a page of history that was asked for from `before`.
+        """Add a page of history that was requested from `before`.
 
-        False: it is older than what is known of one of its messages. Ask again from `before`, which stays.
+        Returns False if the view has newer events of one of its messages. Request it again from `before`, which stays.
         """
-        is_believed = True
+        is_current = True
         for message in page.messages:
             if message.id in self._shown or message.id in self._deleted:
                 continue
             if message.version < self._seen.get(message.id, 0):
-                is_believed = False
+                is_current = False
             else:
                 self._shown[message.id] = _Shown(message, message.version)
-        if is_believed:
+        if is_current:
             self.before = min((message.created for message in page.messages), default=self.before)
             self.more = page.more
-        return is_believed
+        return is_current
 
     def _receive(self, event: ServerEvent) -> None:
         if isinstance(event, ChannelAttached):
             self._attach(event)
             return
-        if self._aside is not None:
-            self._aside._apply(event)
+        if self._incoming is not None:
+            self._incoming._apply(event)
         elif not self._is_lost:
             self._apply(event)
 
     def _attach(self, event: ChannelAttached) -> None:
-        self._aside = None
+        self._incoming = None
         view = self
         if not event.resumed:
-            view = self._aside = View()
+            view = self._incoming = View()
             view.more = bool(event.more)
             view.before = event.before
         elif self._is_lost:
             return
-        elif f"{self.cursor}:".startswith(f"{EMPTY}:"):  # fields of a transport's own may follow
-            # The cursor of an empty channel names no epoch, so it resumes in any. What a batch that was cut has shown
-            # since then may be of a log that is gone; all of this one follows.
+        elif f"{self.cursor}:".startswith(f"{EMPTY}:"):  # a transport's own fields may follow
+            # The cursor of an empty channel names no epoch, so it resumes in any. The view may show an interrupted
+            # batch of a log that no longer exists; the whole log of this epoch follows.
             self._shown, self._seen, self._deleted = {}, {}, {}
             self._commands = _Commands()
         presence = event.presence
@@ -257,7 +257,7 @@ class View:
         view._commands.sync(event.commands)
 
     def _replace(self, other: View) -> None:
-        self._aside, self._is_lost = None, False
+        self._incoming, self._is_lost = None, False
         self.more, self.before = other.more, other.before
         self._shown, self._seen, self._deleted = other._shown, other._seen, other._deleted
         self._here, self._commands = other._here, other._commands
@@ -283,7 +283,7 @@ class View:
             case CommandSent():
                 self._commands.add(event.command)
             case CommandReply():
-                if self._commands.answer(event.id):
+                if self._commands.reply(event.id):
                     self.passed.append(event)
             case Signal():
                 self.passed.append(event)
@@ -311,12 +311,17 @@ class View:
         if event.part >= len(shown.parts):
             if event.serial <= shown.base:
                 return
-            raise ViewGap(f"part {event.part} of message {event.id!r} was never opened")
+            raise ViewGap(
+                f"message {event.id!r} has {len(shown.parts)} parts, an append came for part {event.part}; attach anew"
+            )
         part = shown.parts[event.part]
         if event.serial <= part.serial or part.text is None:
             return
         if event.at > part.text.length:
-            raise ViewGap(f"part {event.part} of {event.id!r} has {part.text.length}, an append came for {event.at}")
+            raise ViewGap(
+                f"part {event.part} of message {event.id!r} has {part.text.length} characters, "
+                f"an append came for offset {event.at}; attach anew"
+            )
         part.text.append(event.text[part.text.length - event.at :], event.serial)
         part.serial = event.serial
         shown.version = max(shown.version, event.serial)
@@ -331,7 +336,7 @@ class View:
         if event.serial <= serial:
             return
         if event.index > count:
-            raise ViewGap(f"part {event.index} of message {event.id!r} came before part {count}")
+            raise ViewGap(f"message {event.id!r} has {count} parts, part {event.index} came; attach anew")
         shown.parts[event.index : event.index + 1] = [_Part(event.part, event.serial)]
         shown.version = max(shown.version, event.serial)
         shown.head = replace(shown.head, updated_at=event.updated_at)
@@ -359,7 +364,7 @@ class View:
 
 
 def _remember(known: dict[str, _Known], one: str, value: _Known) -> None:
-    """Keep the highest value heard of an id; the one not heard of for longest goes where there are too many."""
+    """Keep the highest value received for an id; beyond the bound, drop the id whose last event is oldest."""
     known[one] = max(value, known.pop(one, value))
     if len(known) > REMEMBERED:
         del known[next(iter(known))]

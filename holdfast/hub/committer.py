@@ -21,7 +21,7 @@ from msgspec.structs import replace
 
 from holdfast.core.catch_up import reply_to
 from holdfast.core.cursor import NO_EPOCH
-from holdfast.core.decide import decide, grow, needs
+from holdfast.core.decide import decide, needs, plain_append
 from holdfast.core.decision import Decision
 from holdfast.core.document import Document, document
 from holdfast.core.draft import Draft
@@ -165,7 +165,7 @@ class Decided(Struct, gc=False):
     asks: Sequence[Ask]
     outcomes: Sequence[Outcome] = ()
     refusal: HoldfastError | None = None  # the last outcome, if it is one: what came after it was not decided
-    grown: Entry | None = None  # in place of outcomes, where it was decided by `grow`: the entry
+    grown: Entry | None = None  # in place of outcomes, where it was decided by `plain_append`: the entry
 
     @property
     def granted(self) -> Sequence[Ask]:
@@ -353,7 +353,7 @@ class Committer:
         request, state = ask.request, channel.state
         if type(request) is not AppendText or not ask.caller.is_app:
             return None
-        op = grow(state, ask.key, request, self._limits)
+        op = plain_append(state, ask.key, request, self._limits)
         if op is None or state.messages[op.id].undocumented_bytes + len(op.text) > DOCUMENT_BYTES:
             return None
         return Entry(state.serial + 1, op)
@@ -382,7 +382,7 @@ class Committer:
             logger.exception("a request about %r could not be decided", ask.key)
             return HoldfastError("the request could not be decided")
         serials = [draft.add(op) for op in decision.ops]
-        serial = serials[decision.told] if serials else decision.serial
+        serial = serials[decision.result_op] if serials else decision.serial
         if isinstance(request, AppendText) and request.at is None and decision.length is not None:
             # Decided once, kept for ever: after an unclear commit the same text must not be added again.
             ask.request = replace(request, at=decision.length - len(request.text))

@@ -1,24 +1,24 @@
-"""Where logs are kept: the interface (`base`), and stores in memory and in an SQLite file.
+"""Stores keep the logs: the interface (`base`), and implementations in memory and in an SQLite file.
 
 Layer: stores.
 
-`open_url` is how the rest of the product comes to a store; the URLs are a public setting.
+The rest of the product creates stores with `open_url`; the URLs are a public setting.
 """
 
 from __future__ import annotations
 
 from urllib.parse import parse_qsl, unquote, urlsplit
 
-from holdfast.core.errors import LocalError
+from holdfast.core.errors import LocalError, shown, shown_url
 from holdfast.stores.base import Store
 
 __all__ = ["open_url"]
 
-_KNOWN = "known are memory://, sqlite:///relative/path.db and sqlite:////absolute/path.db?synchronous=full"
+_FORMS = "memory://, sqlite:///relative/path.db or sqlite:////absolute/path.db?synchronous=full"
 
 
 def open_url(url: str) -> Store:
-    """The store that `url` names, not yet opened. Raises LocalError for what names none.
+    """Return the store that `url` names, not yet opened. Raises LocalError if it names none.
 
     `memory://`, or `sqlite:///` and a path (relative; with one more slash absolute; special characters may be
     percent-encoded), with `?synchronous=full` (the default), `normal` or `extra`.
@@ -27,19 +27,25 @@ def open_url(url: str) -> Store:
     options = dict(parse_qsl(query, keep_blank_values=True))
     if scheme == "memory":
         if host or path or options or fragment:
-            raise LocalError(f"{url!r}: a store in memory has no name and no options; write memory://")
+            raise LocalError(
+                f"store URL {shown_url(url)} has a name or options, a memory store has neither; use memory://"
+            )
         from holdfast.stores.memory import MemoryStore
 
         return MemoryStore()
     if scheme != "sqlite":
-        raise LocalError(f"{url!r} names no store; {_KNOWN}")
+        raise LocalError(f"store URL must be {_FORMS}, got {shown_url(url)}")
     if host:
-        raise LocalError(f"{url!r}: an SQLite file is on this machine; write sqlite:///{host}{path}")
+        place = shown(f"sqlite:///{host.rpartition('@')[2]}{path}").strip("'")
+        raise LocalError(f"store URL {shown_url(url)} names a host, an SQLite file is on this machine; use {place}")
     if not path.strip("/") or path.endswith("/") or fragment:
-        raise LocalError(f"{url!r} names no file; {_KNOWN}")
+        raise LocalError(f"store URL {shown_url(url)} does not name a file; use {_FORMS}")
     unknown = set(options) - {"synchronous"}
     if unknown:
-        raise LocalError(f"{url!r}: an SQLite store has no option {sorted(unknown)[0]!r}, only synchronous")
+        option = shown(sorted(unknown)[0])
+        raise LocalError(
+            f"store URL {shown_url(url)} has the unknown option {option}; an SQLite store has synchronous only"
+        )
     from holdfast.stores.sqlite import SqliteStore
 
     return SqliteStore(unquote(path.removeprefix("/")), synchronous=options.get("synchronous", "full"))

@@ -1,12 +1,13 @@
-"""What the hub asks of a store; its comments are promises.
+"""The interface between the hub and a store; its docstrings are promises.
 
-You are in `stores`: where logs are kept. A store does one thing atomically: take entries of a channel if the channel
-still stands at the serial and epoch that the caller saw. The rules of the protocol are in `core`, not here.
+Layer: stores.
+
+A store does one thing atomically: it appends entries to a channel if the channel is still at the serial and epoch
+that the caller saw. The rules of the protocol are in `core`, not here.
 `holdfast.testing.StoreContract` is the full meaning of this page; every store passes it.
 
-Entries are kept until the next document of their message, and no longer: what a store gives back for a message is
-always its last document plus the entries after it. An entry whose message gets a document in the same write need
-not be kept at all.
+A store keeps entries until the next document of their message, and no longer: it returns a message as its last
+document plus the entries after it. It need not keep an entry whose message gets a document in the same write.
 """
 
 from __future__ import annotations
@@ -22,22 +23,22 @@ from holdfast.core.ops import Entry
 
 
 class Head(NamedTuple):
-    """Where a channel stands; `("-", 0, 0)` when it is empty."""
+    """The epoch and last serial of a channel; `("-", 0, 0)` when it is empty."""
 
     epoch: str
     serial: int
-    floor: int = 0  # cursors below it are of a history no longer kept
+    floor: int = 0  # cursors below it belong to a history that is no longer kept
 
 
 NOTHING = Head("-", 0, 0)
 
 
 class Write(Struct, frozen=True, kw_only=True, gc=False):
-    """Entries and documents of one channel, to be stored together or not at all.
+    """Entries and documents of one channel that a store must keep together or not at all.
 
-    `entries` carry the serials `expected + 1`, `expected + 2` … An empty channel (`expected` 0) is born with
-    `epoch`; otherwise `epoch` must be the one it has. A write without entries only brings documents.
-    Every message's first entry comes with a document.
+    `entries` carry the serials `expected + 1`, `expected + 2` … An empty channel (`expected` 0) begins with
+    `epoch`; otherwise `epoch` must equal the channel's. A write without entries brings documents only.
+    The first entry of each message comes with a document.
     """
 
     channel: str
@@ -48,19 +49,19 @@ class Write(Struct, frozen=True, kw_only=True, gc=False):
 
 
 class Committed(NamedTuple):
-    """The write is stored, as durably as the store is set."""
+    """The write is stored, as durably as the store is configured."""
 
     serial: int
 
 
 class Conflict(NamedTuple):
-    """Nothing of the write is stored: the channel stands at `head`."""
+    """The write was refused as a whole, because the channel is at `head`."""
 
     head: Head
 
 
 class Changes(NamedTuple):
-    """The messages that changed after a serial; None when there are more than the caller asked for."""
+    """The messages that changed after a serial; `messages` is None if there are more than the caller's limit."""
 
     head: Head
     newest: str | None  # id of the message created last, deleted or not
@@ -68,7 +69,7 @@ class Changes(NamedTuple):
 
 
 class StoredPage(NamedTuple):
-    """Messages, newest first by `created`, deleted ones left out; `more`: there are older ones."""
+    """Messages, newest first by `created`, without deleted ones; `more`: older messages exist."""
 
     head: Head
     messages: list[Stored]
@@ -76,83 +77,86 @@ class StoredPage(NamedTuple):
 
 
 class Moved(NamedTuple):
-    """Heads of the channels that moved since a token; `channels` is None when the store cannot tell (all may have)."""
+    """Heads of the channels that moved since a token; `channels` is None if the store cannot tell (all may have)."""
 
     token: str
     channels: Mapping[str, Head] | None
 
 
 class CommitUnknown(StoreUnavailable):
-    """It is not known whether the writes were stored. Read the channels anew before deciding again."""
+    """The store does not know whether it stored the writes. Read the channels again before the next decision."""
 
 
 class Store(Protocol):
-    """Keeps logs. One instance belongs to one event loop, between `open` and `close`.
+    """A place that keeps logs. One instance belongs to one event loop, between `open` and `close`.
 
-    Any method may raise StoreUnavailable: nothing was changed, later it may work, and then it does without
-    being reopened. `commit` may also raise CommitUnknown.
+    Any method may raise StoreUnavailable: the call changed no data, a later call may work, and the store need not be
+    reopened for that. `commit` may also raise CommitUnknown.
     """
 
     name: str  # "memory", "sqlite": for logs and statistics
-    is_exclusive: bool  # no other process can have it open: in-process writers of others are dead
+    is_exclusive: bool  # no other process can have it open: in-process writers of other processes are dead
 
     async def open(self) -> None:
-        """Make ready. Raises StoreInUse, StoreUnusable or StoreUnavailable, saying what to do."""
+        """Prepare the store for use. Raises StoreInUse, StoreUnusable or StoreUnavailable, with the remedy."""
 
     async def close(self) -> None:
-        """Finish what was begun and let go of everything. A second call does nothing."""
+        """Finish the work in progress and release all resources. A second call does nothing."""
 
     async def commit(self, writes: Sequence[Write]) -> list[Committed | Conflict]:
-        """Store all writes that do not conflict, atomically together; one answer per write, in order.
+        """Store all writes that do not conflict, in one transaction; returns one result per write, in order.
 
-        When this returns, what is Committed is durable and every later read sees it. At most one write per channel.
+        When this returns, each Committed write is durable and every later read sees it. At most one write per channel.
         """
 
     async def head(self, channel: str) -> Head:
-        """Where `channel` stands now."""
+        """Return the current head of `channel`."""
 
     async def changes(self, channel: str, *, after: int, limit: int) -> Changes:
-        """The messages and commands of `channel` whose last entry is above serial `after`, deleted ones too."""
+        """Return the messages and commands of `channel` whose last entry is above serial `after`, deleted ones too."""
 
     async def messages(self, channel: str, ids: Sequence[str]) -> tuple[Head, dict[str, Stored]]:
-        """Those of the messages and commands `ids` that exist, deleted ones too, and what a deleted channel used up."""
+        """Return those of the messages and commands `ids` that exist, deleted or used up by a deleted channel too."""
 
     async def page(self, channel: str, *, before: int | None, limit: int, limit_bytes: int) -> StoredPage:
-        """Up to `limit` messages (no commands) created before serial `before`, of `limit_bytes` but at least one.
+        """Return up to `limit` messages (no commands) created before serial `before`, at most `limit_bytes`.
 
-        Bytes are counted as the documents say; entries since then come on top.
+        At least one message is returned if one exists. Sizes are those of the documents; later entries are not counted.
         """
 
     async def open_channels(self) -> list[str]:
-        """The channels that have open messages or commands."""
+        """Return the channels that have open messages or commands."""
 
     async def open_documents(self, channel: str) -> list[Stored]:
-        """The messages and commands of `channel` whose document is open: they stream, or wait for somebody."""
+        """Return the messages and commands of `channel` with an open document: they stream, or wait for an agent."""
 
     async def moved(self, token: str | None) -> Moved:
-        """What moved since `token` was given out; with None, or a token of another life, None or all there is."""
+        """Return the channels that moved since `token` was issued.
+
+        With None, or a token of another opening of the store, `channels` is None or names all channels.
+        """
 
     async def delete_channel(self, channel: str, *, used_up: Sequence[str], until_ms: int) -> Head:
-        """Empty `channel`, epoch and all; returns the head it had. Its text is gone from disk within a minute.
+        """Empty `channel` and forget its epoch; returns the head it had. Its text leaves the disk within a minute.
 
-        Until `until_ms`, `messages` still knows the ids `used_up`, as deleted.
+        Until `until_ms`, `messages` still returns the ids `used_up`, as deleted.
         """
 
     async def channels(self, *, after: str | None, limit: int) -> list[str]:
-        """Names of channels that are not empty, in order, `after` one of them; at most `limit`."""
+        """Return the names of at most `limit` channels that are not empty, in order, beginning after name `after`."""
 
     async def notes(self, prefix: str) -> dict[str, bytes]:
-        """What the hub noted under names that begin with `prefix`."""
+        """Return the hub's notes under names that begin with `prefix`."""
 
     async def note(self, values: Mapping[str, bytes | None]) -> None:
-        """Keep small values for the hub, as durably as entries, all or none; None forgets one."""
+        """Keep small values for the hub, as durably as entries, all or none; None deletes a note."""
 
     async def tidy(self, now_ms: int) -> list[tuple[str, str]]:
-        """Housekeeping, called every few seconds: give back space, write back what waits.
+        """Do housekeeping: free space and finish pending deletions. The hub calls this every few seconds.
 
         Returns (channel, message id) of messages that should get a document because the entries they pin
         are almost a minute old, outweigh 64 MiB, share rows with deleted text, or delete the message.
         """
 
     def stats(self) -> dict[str, int]:
-        """Counters: `commits`, `row_bytes` (of all rows handed to the database) and what else is worth knowing."""
+        """Return counters: `commits`, `row_bytes` (of all rows handed to the database) and those of the store's own."""

@@ -1,4 +1,4 @@
-"""The memory store: the same promises in plain dicts, gone with the process.
+"""The memory store: keeps the promises of `Store` in plain dicts, for the life of the process.
 
 Layer: stores.
 
@@ -11,7 +11,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
 
-from holdfast.core.document import Document, Segment, Stored, grave
+from holdfast.core.document import Document, Segment, Stored, used_up_head
 from holdfast.core.ops import Append, Delete, Entry
 from holdfast.stores.base import (
     NOTHING,
@@ -24,12 +24,12 @@ from holdfast.stores.base import (
     Write,
 )
 
-OLD_MS = 45_000  # as the SQLite store: a minute with room for those who call `tidy` every few seconds
+OLD_MS = 45_000  # as in the SQLite store: a minute, minus room for hubs that call `tidy` only every few seconds
 MAX_ENTRY_BYTES = 64 * 1024 * 1024
 
 
 class _Message:
-    """A message as it is kept: its last document, all its segments, the entries beyond."""
+    """A stored message: its last document, all its segments, and the entries after the document."""
 
     def __init__(self, document: Document) -> None:
         self.document = document
@@ -80,15 +80,15 @@ class _Channel:
 
 
 class MemoryStore:
-    """Keeps logs in memory."""
+    """A store in memory. Data lives as long as the instance."""
 
     name = "memory"
     is_exclusive = True
 
     def __init__(self) -> None:
         self._channels: dict[str, _Channel] = {}
-        self._graves: dict[tuple[str, str], int] = {}
-        self._moves: dict[str, int] = {}  # channel → the count when it moved last
+        self._used_up: dict[tuple[str, str], int] = {}  # (channel, message id) of deleted channels → until when, in ms
+        self._moves: dict[str, int] = {}  # channel → the count when it last moved
         self._life = secrets.token_hex(4)
         self._count = 0
         self._now_ms: int | None = None
@@ -100,13 +100,13 @@ class MemoryStore:
         """`Store.open`."""
 
     async def close(self) -> None:
-        """`Store.close`. What is kept stays."""
+        """`Store.close`. The content stays."""
 
     async def commit(self, writes: Sequence[Write]) -> list[Committed | Conflict]:
         """`Store.commit`."""
-        answers = [self._commit(write) for write in writes]
-        self._commits += any(isinstance(answer, Committed) for answer in answers)
-        return answers
+        results = [self._commit(write) for write in writes]
+        self._commits += any(isinstance(result, Committed) for result in results)
+        return results
 
     async def head(self, channel: str) -> Head:
         """`Store.head`."""
@@ -128,8 +128,8 @@ class MemoryStore:
         for message_id in ids:
             if known is not None and message_id in known.messages:
                 found[message_id] = known.messages[message_id].stored()
-            elif (channel, message_id) in self._graves:
-                found[message_id] = Stored(id=message_id, head=grave(message_id), segments=[], entries=[])
+            elif (channel, message_id) in self._used_up:
+                found[message_id] = Stored(id=message_id, head=used_up_head(message_id), segments=[], entries=[])
         return self._head(channel), found
 
     async def page(self, channel: str, *, before: int | None, limit: int, limit_bytes: int) -> StoredPage:
@@ -172,7 +172,7 @@ class MemoryStore:
     async def delete_channel(self, channel: str, *, used_up: Sequence[str], until_ms: int) -> Head:
         """`Store.delete_channel`."""
         head = self._head(channel)
-        self._graves |= {(channel, message_id): until_ms for message_id in used_up}
+        self._used_up |= {(channel, message_id): until_ms for message_id in used_up}
         if self._channels.pop(channel, None) is not None:
             self._note_move(channel)
         return head
@@ -195,7 +195,7 @@ class MemoryStore:
     async def tidy(self, now_ms: int) -> list[tuple[str, str]]:
         """`Store.tidy`."""
         self._now_ms = now_ms
-        self._graves = {place: until_ms for place, until_ms in self._graves.items() if until_ms > now_ms}
+        self._used_up = {key: until_ms for key, until_ms in self._used_up.items() if until_ms > now_ms}
         waiting = [
             (channel, message)
             for channel, known in self._channels.items()

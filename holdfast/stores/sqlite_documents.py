@@ -1,8 +1,10 @@
-"""Documents: messages as they are kept in the SQLite file.
+"""Documents: how the SQLite file keeps messages.
 
-You are in `stores`, on the store's thread. A row in `documents` holds what is looked for; a document's bytes are
-blobs, cut into chunks that lie in slots (`sqlite_file`): blob 0 is its head, which each write replaces, in its place
-where it fits; each later blob is the segments of one write. Slots that are given back are filled with zeros at once.
+Layer: stores. This code runs on the store's thread.
+
+A row in `documents` holds the indexed fields; a document's bytes are
+blobs, cut into chunks that lie in slots (`sqlite_file`). Blob 0 is the head, which each write replaces, in the same
+slot if it fits; each later blob holds the segments of one write. Freed slots are filled with zeros at once.
 """
 
 from __future__ import annotations
@@ -19,14 +21,14 @@ from holdfast.core.errors import StoreUnusable
 from holdfast.stores.sqlite_slots import LENGTH_BYTES, MAX_DATA, larger_rooms, pack, room_for, unpack
 
 HEAD = 0  # the number of its blob
-INTEGER_BYTES = 8  # how a number in a row counts among the bytes handed over
+INTEGER_BYTES = 8  # what a number in a row adds to the count of bytes written
 
 _encode_segments = msgspec.msgpack.Encoder().encode
 _decode_segments = msgspec.msgpack.Decoder(list[Segment]).decode
 
 
 class Found(NamedTuple):
-    """A document's place."""
+    """The indexed fields of one document."""
 
     key: int
     id: str
@@ -38,7 +40,7 @@ _FOUND = "SELECT id, message, version, size_bytes FROM documents "
 
 
 class Documents:
-    """Reads and writes documents inside the transaction of its caller."""
+    """The documents in the file. Methods run inside the transaction of their caller."""
 
     def __init__(self, db: sqlite3.Connection) -> None:
         self._db = db
@@ -49,11 +51,11 @@ class Documents:
         self._next_slot = (highest or 0) + 1
 
     def skip_keys(self, highest: int) -> None:
-        """Give out only keys above `highest`: stale rows of the log name documents that are gone."""
+        """Assign only keys above `highest`: stale rows of the log name documents that no longer exist."""
         self._next_key = max(self._next_key, highest + 1)
 
     def new_key(self) -> int:
-        """The key of a document still to be written; never given twice."""
+        """Return a new key for a document that will be written; each key is returned once."""
         self._next_key += 1
         return self._next_key - 1
 
@@ -85,7 +87,7 @@ class Documents:
             self._put(key, last + 1, _encode_segments(document.segments))
 
     def remove(self, channel: int, limit: int) -> bool:
-        """Remove up to `limit` documents of `channel`; False when there was none."""
+        """Remove up to `limit` documents of `channel`; returns False if it had none."""
         keys = self._db.execute("SELECT id FROM documents WHERE channel = ? LIMIT ?", (channel, limit)).fetchall()
         for (key,) in keys:
             self._free(key, from_blob=HEAD)
@@ -95,12 +97,12 @@ class Documents:
     # -- reading -------------------------------------------------------------------------------------------------
 
     def find(self, channel: int, message_id: str) -> Found | None:
-        """The document of a message."""
+        """Return the document of a message, or None."""
         row = self._db.execute(_FOUND + "WHERE channel = ? AND message = ?", (channel, message_id)).fetchone()
         return Found(*row) if row else None
 
     def by_key(self, key: int) -> tuple[Found, int] | None:
-        """The document with this key, and the number of its channel."""
+        """Return the document with this key and the number of its channel, or None."""
         row = self._db.execute(_FOUND + "WHERE id = ?", (key,)).fetchone()
         if row is None:
             return None
@@ -108,12 +110,12 @@ class Documents:
         return Found(*row), channel
 
     def changed(self, channel: int, after: int, limit: int) -> list[Found]:
-        """Up to `limit` documents whose version is above `after`."""
+        """Return up to `limit` documents whose version is above `after`."""
         rows = self._db.execute(_FOUND + "WHERE channel = ? AND version > ? LIMIT ?", (channel, after, limit))
         return [Found(*row) for row in rows]
 
     def newest_first(self, channel: int, before: int) -> Generator[Found]:
-        """The documents created before `before` and not deleted; read as far as it is asked for."""
+        """Yield the documents created before `before` and not deleted; rows are read on demand."""
         rows = self._db.execute(
             _FOUND + "WHERE channel = ? AND deleted = 0 AND created BETWEEN 1 AND ? ORDER BY created DESC",
             (channel, before - 1),
@@ -123,7 +125,7 @@ class Documents:
                 yield Found(*row)
 
     def newest(self, channel: int) -> str | None:
-        """The id of the message created last, deleted or not."""
+        """Return the id of the message created last, deleted or not."""
         latest = [
             self._db.execute(
                 "SELECT created, message FROM documents WHERE channel = ? AND deleted = ? AND created > 0"
@@ -135,12 +137,12 @@ class Documents:
         return max((row for row in latest if row), default=(0, None))[1]
 
     def top(self, channel: int) -> int:
-        """The highest version of any document."""
+        """Return the highest version of the channel's documents."""
         (version,) = self._db.execute("SELECT max(version) FROM documents WHERE channel = ?", (channel,)).fetchone()
         return version or 0
 
     def open_channels(self) -> list[str]:
-        """Names of the channels with open documents."""
+        """Return the names of the channels with open documents."""
         rows = self._db.execute(
             "SELECT DISTINCT channels.name FROM documents JOIN channels ON channels.id = documents.channel"
             " WHERE open = 1 AND channels.name IS NOT NULL ORDER BY channels.name"
@@ -148,16 +150,16 @@ class Documents:
         return [name for (name,) in rows]
 
     def open(self, channel: int) -> dict[int, str]:
-        """The open documents of a channel: keys and ids."""
+        """Return the keys and ids of a channel's open documents."""
         rows = self._db.execute(
             "SELECT id, message FROM documents WHERE open = 1 AND channel = ? ORDER BY id", (channel,)
         )
         return dict(rows.fetchall())
 
     def read(self, key: int) -> tuple[bytes, list[Segment]]:
-        """The head and the segments of a document. Raises StoreUnusable."""
+        """Return the head and the segments of a document. Raises StoreUnusable if it is damaged."""
         rows = self._db.execute(
-            # A slot that is not there is damage, and no chunk less.
+            # LEFT JOIN, because a missing slot is damage and must not shorten the document.
             "SELECT blob, body FROM pieces LEFT JOIN texts ON texts.id = slot WHERE document = ? ORDER BY blob, chunk",
             (key,),
         )
@@ -176,7 +178,7 @@ class Documents:
     # -- slots ---------------------------------------------------------------------------------------------------
 
     def _head_room(self, document: Document) -> int:
-        """Heads of open messages grow: a reason, an id of a request, another part."""
+        """Return the room for a head: that of an open message will grow by a reason, a request id or another part."""
         size = len(document.head)
         return size + size // 4 + 32 if document.is_open else size
 
@@ -196,7 +198,7 @@ class Documents:
         self._put(key, HEAD, document.head, self._head_room(document))
 
     def _put(self, key: int, blob: int, data: bytes, room_bytes: int = 0) -> None:
-        """Write `data` as a blob; a last chunk gets room up to `room_bytes`."""
+        """Write `data` as a blob; its last chunk gets room up to `room_bytes`."""
         for chunk, start in enumerate(range(0, len(data), MAX_DATA)):
             piece = data[start : start + MAX_DATA]
             slot = self._write(piece, room_for(LENGTH_BYTES + max(len(piece), room_bytes - start)))
@@ -220,7 +222,7 @@ class Documents:
         return int(slot)
 
     def _free(self, key: int, *, from_blob: int, to_blob: int = 2**62) -> None:
-        """Fill the slots of some blobs with zeros, for others to use."""
+        """Fill the slots of some blobs with zeros and free them."""
         which = (key, from_blob, to_blob)
         slots = "(SELECT slot FROM pieces WHERE document = ? AND blob BETWEEN ? AND ?)"
         self._db.execute(f"INSERT INTO free SELECT length(body), id FROM texts WHERE id IN {slots}", which)

@@ -1,8 +1,9 @@
-"""What the SQLite store does, without threads: commits, questions, housekeeping.
+"""The engine of the SQLite store, without threads: commits, reads, housekeeping.
 
-You are in `stores`, on the store's thread; nothing here may be called from elsewhere, except `stats`. What is kept in
-memory (channels, the log's pins) is what the file says, and changes only after a commit; so a failed transaction
-leaves nothing to mend.
+Layer: stores. This code runs on the store's thread; other threads may call `stats` only.
+
+The state in memory (channels, the log's pins) mirrors the file and changes only after a commit. So a failed
+transaction needs no repair.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal
 
-from holdfast.core.document import DAMAGE, Document, Stored, grave
+from holdfast.core.document import DAMAGE, Document, Stored, used_up_head
 from holdfast.core.errors import StoreUnavailable, StoreUnusable
 from holdfast.stores.base import (
     NOTHING,
@@ -29,22 +30,22 @@ from holdfast.stores.base import (
 )
 from holdfast.stores.sqlite_documents import INTEGER_BYTES, Documents
 from holdfast.stores.sqlite_file import SqliteFile
-from holdfast.stores.sqlite_log import CommitLog, Placed, Tracked
+from holdfast.stores.sqlite_log import CommitLog, LogEntry, Tracked
 
 logger = logging.getLogger("holdfast.stores")
 
-MAX_CHANNELS = 10_000  # known in memory; beyond it half of those that pin nothing go
-# Documents are asked for before a minute is over, so that what shares rows with deleted text is gone by then,
-# though `tidy` comes only every few seconds.
+MAX_CHANNELS = 10_000  # in memory; above this, half of those without pinned log rows are dropped
+# Documents are requested before a minute is over, so that rows shared with deleted text are free by then,
+# though the hub calls `tidy` only every few seconds.
 OLD_MS = 45_000
 MAX_LOG_BYTES = 64 * 1024 * 1024
-IDLE_LOG_BYTES = 1024 * 1024  # a log that needs nothing of what it holds keeps so much for the next
-# The WAL is moved into the file beyond about so many pages (4 MiB). Moving it later made the file no better
-# (disk bytes within 3 % at four times that), and the WAL is what a start has to read.
+IDLE_LOG_BYTES = 1024 * 1024  # a log without needed rows keeps this much space for the next entries
+# Beyond about this many pages (4 MiB) the WAL is moved into the file. Moving it later did not help
+# (disk bytes within 3 % at four times that), and a start has to read the whole WAL.
 CHECKPOINT_PAGES = 1_024
 COMMIT_PAGES = 3  # a commit's share besides its bytes, roughly
 DOCUMENT_PAGES = 8
-IDLE_S = 1.0  # then the WAL is emptied, and what it said of deleted text is gone
+IDLE_S = 1.0  # without work for this long the WAL is emptied, and with it deleted text
 RETRY_S = 5.0  # after housekeeping failed
 # Housekeeping between two commits takes a step of a few milliseconds at most.
 STEP_SLOTS = 128
@@ -53,7 +54,7 @@ TIDY_S = 0.1
 
 
 class Channel:
-    """A channel as the thread knows it."""
+    """The state of one channel on the store's thread."""
 
     __slots__ = ("epoch", "floor", "id", "moved", "name", "serial", "tracked", "used")
 
@@ -64,8 +65,8 @@ class Channel:
         self.floor = floor
         self.serial = serial
         self.tracked: dict[str, Tracked] = {}  # messages that stream or have entries without a document, by id
-        self.moved = 0  # the commit that moved it last, since the start
-        self.used = 0  # the last commit when somebody asked for it, but for those that moved it
+        self.moved = 0  # the last commit, since the start, that moved it
+        self.used = 0  # the last commit at the time of the last access, commits to the channel not counted
 
     @property
     def head(self) -> Head:
@@ -73,7 +74,7 @@ class Channel:
 
 
 class _Plan:
-    """A write that brings documents, taken apart."""
+    """The documents of one write, with the tracked message of each."""
 
     __slots__ = ("channel", "documents", "is_born", "new")
 
@@ -85,17 +86,17 @@ class _Plan:
 
 
 class Engine:
-    """The store, on its thread."""
+    """The SQLite store's work. All methods but `stats` run on the store's thread."""
 
     def __init__(self, file: SqliteFile) -> None:
         self._file = file
-        self._life = secrets.token_hex(4)  # of this opening: tokens of another one mean nothing
+        self._life = secrets.token_hex(4)  # of this opening: tokens of another opening are invalid
         self._is_open = False
 
     # -- life --------------------------------------------------------------------------------------------------
 
     def open(self) -> None:
-        """Open the file and learn what is in it. Raises StoreInUse, StoreUnusable or StoreUnavailable."""
+        """Open the file and read its state. Raises StoreInUse, StoreUnusable or StoreUnavailable."""
         self._file.open()
         try:
             self._load()
@@ -111,11 +112,14 @@ class Engine:
         self._is_open = True
 
     def _damaged(self, error: Exception) -> StoreUnusable:
-        return StoreUnusable(f"{self._file.path}: the file is damaged ({type(error).__name__}); restore a backup")
+        return StoreUnusable(
+            f"store file {self._file.path} cannot be read: "
+            f"the file is damaged ({type(error).__name__}); restore a backup"
+        )
 
     @contextlib.contextmanager
     def _reading(self) -> Iterator[None]:
-        """Rows that nobody has written are damage, and no mistake of ours. Raises StoreUnusable."""
+        """Report rows of an impossible form as damage of the file: raises StoreUnusable."""
         try:
             yield
         except DAMAGE as error:
@@ -126,7 +130,7 @@ class Engine:
         self._channels: dict[str, Channel] = {}
         self._max_channels = MAX_CHANNELS
         self._deleted_at: dict[str, int] = {}  # channel → the commit that deleted it
-        self._forgotten = 0  # moves up to this commit are not all known any more
+        self._forgotten = 0  # moves up to this commit are no longer all known
         self._commits = 0
         self._documents_written = 0
         self._checkpoints = 0
@@ -145,13 +149,13 @@ class Engine:
             channel.serial = max(channel.serial, tracked.last)
         (number,) = db.execute("SELECT max(id) FROM channels").fetchone()
         self._next_channel = (number or 0) + 1
-        # Channels that were deleted, and whose documents are still to go.
+        # Deleted channels whose documents are not removed yet.
         self._deleted = [number for (number,) in db.execute("SELECT id FROM channels WHERE name IS NULL")]
-        self._is_wipe_due = True  # text may have been deleted just before the last end
+        self._is_wipe_due = True  # text may have been deleted just before the last process ended
         self._is_wiping = False
 
     def close(self) -> None:
-        """Finish what was begun, leave the file whole, let go of it."""
+        """Finish pending housekeeping, within a second, and close the file cleanly."""
         self._is_open = False
         with contextlib.suppress(sqlite3.Error, StoreUnavailable):
             deadline_s = time.monotonic() + 1.0
@@ -165,29 +169,29 @@ class Engine:
     def commit(self, writes: Sequence[Write]) -> list[Committed | Conflict]:
         """`Store.commit`."""
         assert len({write.channel for write in writes}) == len(writes)
-        answers: list[Committed | Conflict] = []
+        results: list[Committed | Conflict] = []
         plans: list[_Plan] = []
-        entries: list[Placed] = []
+        entries: list[LogEntry] = []
         heads: list[tuple[Channel, int]] = []
         for write in writes:
             channel = self._channels.get(write.channel) or self._channel(write.channel)
-            made = write.entries
+            new = write.entries
             if channel is None:
                 fits = write.expected == 0
             else:
                 fits = write.expected == channel.serial and write.epoch == channel.epoch
-                if fits and len(made) == 1 and not write.documents:  # as nearly always: some text
-                    tracked = channel.tracked.get(made[0].op.id)
+                if fits and len(new) == 1 and not write.documents:  # hot path: nearly all writes are one append
+                    tracked = channel.tracked.get(new[0].op.id)
                     if tracked is not None:
-                        entries.append((tracked, made[0].serial, made[0].op))
-                        heads.append((channel, made[0].serial))
-                        answers.append(Committed(made[0].serial))
+                        entries.append((tracked, new[0].serial, new[0].op))
+                        heads.append((channel, new[0].serial))
+                        results.append(Committed(new[0].serial))
                         continue
             if not fits:
-                answers.append(Conflict(channel.head if channel is not None else NOTHING))
+                results.append(Conflict(channel.head if channel is not None else NOTHING))
                 continue
             serial = write.expected + len(write.entries)
-            answers.append(Committed(serial))
+            results.append(Committed(serial))
             if channel is None:
                 if not write.entries:
                     continue
@@ -196,12 +200,12 @@ class Engine:
                 plans.append(self._plan(write, channel, is_born=True))
             elif write.documents:
                 plans.append(self._plan(write, channel, is_born=False))
-            self._place(write, channel, plans[-1] if write.documents else None, entries)
+            self._collect_entries(write, channel, plans[-1] if write.documents else None, entries)
             if write.entries:
                 heads.append((channel, serial))
         if plans or entries:
-            self._carry_out(plans, entries, heads)
-        return answers
+            self._store(plans, entries, heads)
+        return results
 
     def _plan(self, write: Write, channel: Channel, *, is_born: bool) -> _Plan:
         plan = _Plan(channel, is_born)
@@ -214,7 +218,7 @@ class Engine:
                 plan.documents.append((tracked, document))
         return plan
 
-    def _place(self, write: Write, channel: Channel, plan: _Plan | None, entries: list[Placed]) -> None:
+    def _collect_entries(self, write: Write, channel: Channel, plan: _Plan | None, entries: list[LogEntry]) -> None:
         """Add to `entries` those of `write` that no document of its `plan` covers."""
         known = channel.tracked
         covered = {document.id: document.version for _, document in plan.documents} if plan is not None else None
@@ -230,7 +234,7 @@ class Engine:
             entries.append((tracked, entry.serial, op))
 
     def _tracked(self, channel: Channel, message_id: str) -> Tracked | None:
-        """What is known of a message that has a document."""
+        """Return the tracked state of a message that has a document, else None."""
         tracked = channel.tracked.get(message_id)
         if tracked is None:
             found = self._documents.find(channel.id, message_id)
@@ -238,7 +242,7 @@ class Engine:
                 tracked = channel.tracked[message_id] = Tracked(channel.name, found.key, found.id, found.version)
         return tracked
 
-    def _carry_out(self, plans: list[_Plan], entries: list[Placed], heads: list[tuple[Channel, int]]) -> None:
+    def _store(self, plans: list[_Plan], entries: list[LogEntry], heads: list[tuple[Channel, int]]) -> None:
         rows = self._log.rows(entries)
         handed = -self._documents.row_bytes
         with self._file.transaction() as db:
@@ -255,7 +259,7 @@ class Engine:
             channel.moved = self._commits
 
     def _write_plan(self, db: sqlite3.Connection, plan: _Plan) -> int:
-        """Write what is not for the log; returns the bytes handed over besides the documents'."""
+        """Write the rows outside the log; returns the bytes handed to the database besides those of documents."""
         channel = plan.channel
         handed = 0
         if plan.is_born:
@@ -296,8 +300,8 @@ class Engine:
         with self._file.transaction() as db:
             if channel is not None:
                 db.execute("UPDATE channels SET name = NULL WHERE id = ?", (channel.id,))
-            graves = [(name, message_id, until_ms) for message_id in used_up]
-            db.executemany("REPLACE INTO graves VALUES (?, ?, ?)", graves)
+            rows = [(name, message_id, until_ms) for message_id in used_up]
+            db.executemany("REPLACE INTO graves VALUES (?, ?, ?)", rows)
         self._note_written(sum(2 * INTEGER_BYTES + len(name) + len(message_id) for message_id in used_up))
         if channel is None:
             return NOTHING
@@ -320,7 +324,7 @@ class Engine:
             db.executemany("REPLACE INTO notes VALUES (?, ?)", kept)
         self._note_written(sum(len(name) + len(value) for name, value in kept))
 
-    # -- questions ---------------------------------------------------------------------------------------------
+    # -- reads -------------------------------------------------------------------------------------------------
 
     def head(self, name: str) -> Head:
         """`Store.head`."""
@@ -354,7 +358,7 @@ class Engine:
             known = {stored.id: stored for stored in self._stored({one.key: one.id for one in found})}
         for message_id in ids:
             if message_id not in known and self._is_used_up(name, message_id):
-                known[message_id] = Stored(id=message_id, head=grave(message_id), segments=[], entries=[])
+                known[message_id] = Stored(id=message_id, head=used_up_head(message_id), segments=[], entries=[])
         return self.head(name), known
 
     def page(self, name: str, before: int | None, limit: int, limit_bytes: int) -> StoredPage:
@@ -417,7 +421,7 @@ class Engine:
         return Moved(now, moved)
 
     def _stored(self, documents: dict[int, str]) -> list[Stored]:
-        """The documents with these keys and ids, with their entries, in the order given."""
+        """Return the documents with these keys and ids, with their entries, in the order of `documents`."""
         entries = self._log.entries(self._file.db, documents)
         stored = []
         for key, message_id in documents.items():
@@ -444,9 +448,9 @@ class Engine:
         return channel
 
     def _forget_channels(self) -> None:
-        """Forget the half that was not asked for lately, but for channels that pin rows of the log.
+        """Drop the least recently used half of the channels from memory, except those that pin rows of the log.
 
-        Not in the middle of a commit, which holds on to the channels it found.
+        Never called within a commit, which keeps references to its channels.
         """
         by_use = sorted(self._channels.values(), key=lambda channel: max(channel.used, channel.moved))
         kept = 0
@@ -471,14 +475,14 @@ class Engine:
     def tidy(self, now_ms: int) -> list[tuple[str, str]]:
         """`Store.tidy`."""
         due = list(self._log.due(now_ms, old_ms=OLD_MS, limit_bytes=MAX_LOG_BYTES))
-        self._forget_graves(now_ms)
+        self._free_used_up_ids(now_ms)
         self._start_wipe()
         deadline_s = time.monotonic() + TIDY_S
         while self._step() and time.monotonic() < deadline_s:
             pass
         return [(tracked.channel, tracked.id) for tracked in due]
 
-    def _forget_graves(self, now_ms: int) -> None:
+    def _free_used_up_ids(self, now_ms: int) -> None:
         over = self._file.db.execute("SELECT 1 FROM graves WHERE until_ms <= ? LIMIT 1", (now_ms,)).fetchone()
         if over is not None:
             with self._file.transaction() as db:
@@ -486,7 +490,7 @@ class Engine:
             self._note_pages(COMMIT_PAGES)
 
     def spare(self, is_idle: bool) -> float | None:
-        """A step of housekeeping after each piece of work; returns after how many seconds the next is wanted."""
+        """Do a step of housekeeping after each call; returns the seconds after which to do the next, None for never."""
         if not self._is_open:
             return None
         if len(self._channels) > self._max_channels:
@@ -500,19 +504,21 @@ class Engine:
             if self._wal_pages >= CHECKPOINT_PAGES or (is_idle and not self._is_wal_empty):
                 self._checkpoint("TRUNCATE" if is_idle else "PASSIVE")
         except (sqlite3.Error, StoreUnavailable) as error:
-            logger.warning("%s: housekeeping will try again: %s", self._file.path, error)
+            logger.warning(
+                "housekeeping of store file %s failed, next try in %.0f s: %s", self._file.path, RETRY_S, error
+            )
             self._retry_at_s = now_s + RETRY_S
             return RETRY_S
         return None if self._is_wal_empty else IDLE_S
 
     def _step(self) -> bool:
-        """Do a little of what is due; False if there is nothing to do for now."""
+        """Do one step of the due housekeeping; returns False if none is due."""
         log = self._log
         if self._deleted:
             self._sweep(self._deleted[-1])
         elif not log.live_rows and log.slot_bytes > IDLE_LOG_BYTES:
             with self._file.transaction() as db:
-                db.execute("DELETE FROM log")  # all at once: this moves no rows, and zeroes their pages
+                db.execute("DELETE FROM log")  # all rows at once: this moves none, and zeroes their pages
             self._log = CommitLog(log.now_ms)
             self._note_pages(log.slot_bytes // 4096)
         elif self._is_wiping and log.can_wipe:
@@ -525,12 +531,12 @@ class Engine:
                 if self._checkpoint("TRUNCATE"):
                     self._is_wiping = False
                 else:
-                    self._truncate_at_s = time.monotonic() + IDLE_S  # a foreign reader is in the way
+                    self._truncate_at_s = time.monotonic() + IDLE_S  # a foreign reader blocks it
             return False
         return True
 
     def _sweep(self, channel: int) -> None:
-        """Remove some of what is left of a deleted channel."""
+        """Remove some of the remaining documents of a deleted channel."""
         with self._file.transaction() as db:
             is_over = not self._documents.remove(channel, STEP_DOCUMENTS)
             if is_over:
@@ -540,14 +546,14 @@ class Engine:
         self._note_pages(STEP_DOCUMENTS * DOCUMENT_PAGES)
 
     def _start_wipe(self) -> None:
-        """See to it that what the log holds of deleted text goes as soon as it can."""
+        """Schedule the removal of deleted text from the log, if text was deleted."""
         if self._is_wipe_due:
             self._is_wipe_due = False
             self._is_wiping = True
             self._log.start_wipe()
 
     def _checkpoint(self, mode: Literal["PASSIVE", "TRUNCATE"]) -> bool:
-        self._wal_pages = 0  # also if a reader is in the way: the next try is as far away
+        self._wal_pages = 0  # also if a reader blocks it: the next try is as far away
         is_done = self._file.checkpoint(mode)
         self._is_wal_empty = is_done and mode == "TRUNCATE"
         self._checkpoints += 1

@@ -1,29 +1,33 @@
-"""The SQLite file: its lock, its schema, and what is known about the life it had before.
+"""The SQLite file: its lock, its schema, and the checks that its history is the one we left.
 
-You are in `stores`, on the store's thread. What is here decides whether a file may be opened, and whether the
-serials of its channels still mean what they meant (epochs). Pragmas may be tuned; the tables may only be changed
+Layer: stores. This code runs on the store's thread.
+
+This module decides whether a file may be opened, and whether the
+serials of its channels still have their old meaning (epochs). Pragmas may be tuned; the tables may only be changed
 together with `SCHEMA`, and a file with a higher number is refused.
 
-A backup put back in place may have the inode of what it replaces. So at each opening and each clean close a new
-nonce is written both into the database and into the lock file, which is no part of a backup of the database: a
-database whose nonce the lock file does not name is not the one that was here last, and its channels begin new epochs.
-The lock file is told both nonces, then the database takes the new one, then the lock file forgets the old one, each
-on the disk before the next. So wherever that ends, the lock file names the database's nonce; and no entry is stored
-before the old one is forgotten. A lock file that was removed, or emptied, names none: a database that has a nonce
-then begins new epochs, which costs viewers a new start and nothing else. One without (from before there were nonces)
-keeps its epochs if its inode is the same. A backup of the running database that is put back after that very process
-was killed is not noticed, nor is one that brings its lock file along; removing the lock file tells of both.
+A restored backup may have the inode of the file that it replaces. So each opening and each clean close writes a new
+nonce both into the database and into the lock file, which a backup of the database does not contain. A
+database whose nonce the lock file does not name is not the last one used here, and its channels begin new epochs.
+The lock file first gets both nonces, then the database takes the new one, then the lock file drops the old one; each
+step is on the disk before the next. So after a crash at any point the lock file names the database's nonce; and no
+entry is stored before the old nonce is dropped. A removed or emptied lock file names no nonce: a database with a nonce
+then begins new epochs, whose only cost is that viewers start anew. A database without one (from before there were
+nonces) keeps its epochs if its inode is the same. Two cases go unnoticed: a backup of the running database, restored
+after that very process was killed, and a backup restored together with its lock file. Removing the lock file before
+the start makes both noticed.
 
-Text must be gone when it is deleted, and `secure_delete` alone does not do that. SQLite zeroes what it frees, but
-when it spreads rows anew over neighbouring pages it leaves copies in their gaps: with 3.40, one deleted text in a
-thousand could still be read in the file. So the rows that hold text, those of `log` and `texts`, are *slots*: added
-at the end of their table, of one size for ever, overwritten in place, never deleted one by one. Such rows are never
-moved. All other tables hold numbers, names and ids only.
+Deleted text must leave the file, and `secure_delete` alone does not ensure that. SQLite zeroes the space that it
+frees, but when it redistributes rows over neighbouring pages it leaves copies in their gaps: with 3.40, one deleted
+text in a thousand could still be read in the file. So the rows that hold text, those of `log` and `texts`, are
+*slots*: added at the end of their table, of one size for ever, overwritten in place, never deleted one by one. SQLite
+never moves such rows. All other tables hold numbers, names and ids only.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import logging
 import os
@@ -47,17 +51,17 @@ APPLICATION_ID = 0x486F6C64  # "Hold"
 SCHEMA = 2
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 LOCK_POLL_S = 0.05
-LOCK_BYTES = 4096  # more than is ever in it
-NO_NONCE = "-"  # what a database or a lock file has in which no nonce was written
+LOCK_BYTES = 4096  # more than a lock file ever holds
+NO_NONCE = "-"  # stands for the nonce of a database or lock file without one
 
 _TABLES = (
-    # What the process that has the file open left behind for the next one. One row. `inode` is the file's inode
-    # number and, after a space, the nonce. It is here, not in a note: nothing else is written on this page, so a `-wal`
-    # that was left beside a backup put back does not give it the nonce of what it replaced.
+    # One row, with which the next process checks the state that the last one left. `inode` is the file's inode
+    # number and, after a space, the nonce. It is here, not in a note: no other data is on this page, so a `-wal`
+    # that was left beside a restored backup does not give it the nonce of the file that it replaced.
     """CREATE TABLE life (
         one INTEGER PRIMARY KEY, boot TEXT NOT NULL, inode TEXT NOT NULL, synchronous TEXT NOT NULL,
         clean INTEGER NOT NULL)""",
-    # A channel that was deleted has no name until its documents are gone.
+    # A deleted channel has no name, and its row stays until its documents are removed.
     """CREATE TABLE channels (
         id INTEGER PRIMARY KEY, name TEXT UNIQUE, epoch TEXT NOT NULL, floor INTEGER NOT NULL)""",
     """CREATE TABLE documents (
@@ -68,7 +72,7 @@ _TABLES = (
     "CREATE INDEX documents_version ON documents (channel, version)",
     "CREATE INDEX documents_created ON documents (channel, deleted, created)",
     "CREATE INDEX documents_open ON documents (channel) WHERE open = 1",
-    # Where a document's bytes are: blob 0 is its head, each later one the segments of one write.
+    # The slots of a document: blob 0 is its head, each later blob the segments of one write.
     """CREATE TABLE pieces (
         document INTEGER NOT NULL, blob INTEGER NOT NULL, chunk INTEGER NOT NULL, slot INTEGER NOT NULL,
         PRIMARY KEY (document, blob, chunk)) WITHOUT ROWID""",
@@ -80,7 +84,7 @@ _TABLES = (
         channel TEXT NOT NULL, message TEXT NOT NULL, until_ms INTEGER NOT NULL,
         PRIMARY KEY (channel, message)) WITHOUT ROWID""",
     "CREATE INDEX graves_until ON graves (until_ms)",
-    # What the hub remembers besides: small values under names of its own.
+    # The hub's notes: small values under names of its own.
     "CREATE TABLE notes (name TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID",
     f"PRAGMA application_id = {APPLICATION_ID}",
     f"PRAGMA user_version = {SCHEMA}",
@@ -96,10 +100,10 @@ _STEPS = {
 
 
 class SqliteFile:
-    """The file, while it is open: one connection, used by one thread for everything, and the lock on it.
+    """The file, while it is open: its one connection, which one thread uses for all work, and the lock on it.
 
-    One connection, so that no write can meet a checkpoint: before 3.51.3 SQLite may corrupt a WAL file when those of
-    two connections do (sqlite.org/wal.html, "the WAL-reset bug").
+    There is one connection so that no write can overlap a checkpoint: before 3.51.3 SQLite may corrupt a WAL file when
+    a write and a checkpoint of two connections overlap (sqlite.org/wal.html, "the WAL-reset bug").
     """
 
     db: sqlite3.Connection
@@ -128,18 +132,20 @@ class SqliteFile:
         self._lock.give_up.set()
 
     def close(self) -> None:
-        """Leave the file whole, and say so in it."""
+        """Close the file cleanly, and record this in it."""
         try:
             if hasattr(self, "db"):
                 self._end_life()
                 self.checkpoint("TRUNCATE")
         except (sqlite3.Error, StoreUnavailable) as error:
-            logger.warning("%s could not be closed cleanly, the next start will mend it: %s", self.path, error)
+            logger.warning(
+                "store file %s could not be closed cleanly; the next start will repair it: %s", self.path, error
+            )
         finally:
             self.abandon()
 
     def abandon(self) -> None:
-        """Let go of connection and lock, whatever their state."""
+        """Release connection and lock in any state."""
         try:
             if hasattr(self, "db"):
                 with contextlib.suppress(sqlite3.Error):
@@ -150,7 +156,7 @@ class SqliteFile:
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
-        """All of what is done inside, or nothing. Raises sqlite3.Error, or CommitUnknown."""
+        """Run the block in one transaction, all or nothing. Raises sqlite3.Error, or CommitUnknown."""
         self.db.execute("BEGIN IMMEDIATE")
         try:
             yield self.db
@@ -162,13 +168,13 @@ class SqliteFile:
         except sqlite3.Error as error:
             self._roll_back()
             if _code(error) == sqlite3.SQLITE_IOERR and error.sqlite_errorcode != sqlite3.SQLITE_IOERR_WRITE:
-                # All may be in the WAL though it could not be synced: after a crash it might count.
-                raise CommitUnknown(f"{self.path}: {_explain(error)}") from error
+                # The WAL may hold the whole transaction though it could not be synced: after a crash it might count.
+                raise CommitUnknown(f"commit to store file {self.path} is in doubt: {_explain(error)}") from error
             raise
 
     def checkpoint(self, mode: Literal["PASSIVE", "TRUNCATE"]) -> bool:
-        """Move what the WAL holds into the file, with TRUNCATE leave an empty WAL; False if a reader is in the way."""
-        self.db.execute("PRAGMA busy_timeout = 0")  # a foreign reader must not hold up writers
+        """Move the WAL into the file, and with TRUNCATE empty the WAL; returns False if a reader blocks it."""
+        self.db.execute("PRAGMA busy_timeout = 0")  # a foreign reader must not block writers
         try:
             busy, frames, moved = self.db.execute(f"PRAGMA wal_checkpoint({mode})").fetchone()
         finally:
@@ -176,14 +182,14 @@ class SqliteFile:
         return not busy and bool(frames == moved)
 
     def refusal(self, error: sqlite3.Error) -> StoreUnusable | StoreUnavailable:
-        """What to tell when the file could not be opened."""
+        """Return our error for a file that could not be opened."""
         if _code(error) in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT):
-            return StoreUnusable(f"{self.path}: {_explain(error)}")
+            return StoreUnusable(f"store file {self.path} cannot be used: {_explain(error)}")
         return self.unavailable(error)
 
     def unavailable(self, error: sqlite3.Error) -> StoreUnavailable:
-        """What to tell when something failed and was undone."""
-        return StoreUnavailable(f"{self.path}: {_explain(error)}")
+        """Return our error for an operation that failed and was undone."""
+        return StoreUnavailable(f"store file {self.path} is not available: {_explain(error)}")
 
     def _connect(self) -> None:
         self.db = db = sqlite3.connect(self.path, isolation_level=None, timeout=self._busy_ms / 1000)
@@ -191,10 +197,12 @@ class SqliteFile:
         db.execute("PRAGMA page_size = 4096")
         db.execute("PRAGMA auto_vacuum = NONE")
         if db.execute("PRAGMA journal_mode = WAL").fetchone()[0] != "wal":
-            raise StoreUnusable(f"{self.path}: this file system cannot hold a WAL database; use a local disk")
+            raise StoreUnusable(
+                f"store file {self.path} is on a file system that does not support a WAL database; use a local disk"
+            )
         db.execute("PRAGMA wal_autocheckpoint = 0")  # inside COMMIT it would cost up to 20 ms; see `checkpoint`
-        db.execute("PRAGMA synchronous = FULL")  # for what is written here; the setting comes after it
-        db.execute("PRAGMA fullfsync = ON")  # macOS: what is synced is on the disk, not in its cache
+        db.execute("PRAGMA synchronous = FULL")  # for the writes of this method; the configured value follows
+        db.execute("PRAGMA fullfsync = ON")  # macOS: synced data is on the disk, not in its cache
         db.execute("PRAGMA secure_delete = ON")
         db.execute("PRAGMA temp_store = MEMORY")
         db.execute("PRAGMA cache_size = -16000")
@@ -207,29 +215,32 @@ class SqliteFile:
         db.execute(f"PRAGMA synchronous = {self._synchronous}")
 
     def _check_ours(self) -> bool:
-        """True if the file is empty; raises StoreUnusable if it is somebody else's, or too new."""
+        """Return whether the file is empty; raises StoreUnusable if another program made it, or it is too new."""
         (application,) = self.db.execute("PRAGMA application_id").fetchone()
         (schema,) = self.db.execute("PRAGMA user_version").fetchone()
         (tables,) = self.db.execute("SELECT count(*) FROM sqlite_master").fetchone()
         if application == APPLICATION_ID and schema > SCHEMA:
             raise StoreUnusable(
-                f"{self.path} was written by a newer Holdfast: it has schema {schema}, this one knows up to {SCHEMA}. "
-                "Upgrade Holdfast, or give it another file"
+                f"store file {self.path} was written by a newer Holdfast: it has schema {schema}, "
+                f"this one knows up to {SCHEMA}. Upgrade Holdfast, or give it another file"
             )
         if application != APPLICATION_ID and (application or schema or tables):
-            raise StoreUnusable(f"{self.path} is a database of something else; give Holdfast a file of its own")
+            raise StoreUnusable(
+                f"store file {self.path} is a database of another program (application id {application}); "
+                "give Holdfast a file of its own"
+            )
         return bool(application != APPLICATION_ID)
 
     def _steps(self) -> list[str]:
-        """What brings an older file to the present schema."""
+        """Return the statements that bring an older file to the current schema."""
         (schema,) = self.db.execute("PRAGMA user_version").fetchone()
         steps = [statement for one in range(schema, SCHEMA) for statement in _STEPS[one]]
         return [*steps, f"PRAGMA user_version = {SCHEMA}"] if steps else []
 
     def _begin_life(self) -> str:
-        """Begin new epochs where the history behind a serial could be another one. Returns the database's new nonce.
+        """Begin new epochs if the history behind a serial may have changed. Returns the database's new nonce.
 
-        To be called in a transaction; once that is committed, the lock file is to keep this nonce alone.
+        The caller is in a transaction; once that is committed, it makes the lock file keep this nonce alone.
         """
         boot, inode, nonce = _boot_id(), str(os.stat(self.path).st_ino), _new_nonce()
         known = [nonce]
@@ -239,24 +250,26 @@ class SqliteFile:
             inode_before, nonce_before = _inode_and_nonce(file_before)
             reason = None
             if inode_before != inode:
-                reason = "it is a copy"
+                reason = "the file is a copy"
             elif nonce_before not in self._lock.nonces:
-                reason = "it is a backup put back, or its lock file was removed"
+                reason = "the file is a restored backup, or its lock file was removed"
             elif synchronous_before == "normal" and not was_clean and (boot_before != boot or not boot):
-                reason = "the machine went down while it was open with synchronous=normal"
+                reason = "the machine went down while the file was open with synchronous=normal"
             if reason is not None:
-                logger.warning("%s: new epochs for all channels, since %s", self.path, reason)
+                logger.warning("store file %s begins new epochs for all channels: %s", self.path, reason)
                 self.db.execute("UPDATE channels SET epoch = lower(hex(randomblob(4)))")
-            if nonce_before in self._lock.nonces:  # else a crash before the commit would make it known
+            if nonce_before in self._lock.nonces:  # else a crash before the commit would make it a known nonce
                 known = [nonce_before, nonce]
         if self._synchronous == "normal":
-            logger.warning("%s: synchronous=normal, a power cut may take the last moments", self.path)
+            logger.warning(
+                "store file %s is open with synchronous=normal: a power cut may lose the last moments", self.path
+            )
         self._lock.keep_nonces(*known)
         self.db.execute("REPLACE INTO life VALUES (1, ?, ?, ?, 0)", (boot, f"{inode} {nonce}", self._synchronous))
         return nonce
 
     def _end_life(self) -> None:
-        """Say that the file was left whole, under a new nonce: a backup taken while it was open has the old one."""
+        """Record a clean end, under a new nonce: a backup taken while the file was open has the old one."""
         nonce = _new_nonce()
         self.db.execute("PRAGMA synchronous = FULL")
         with self.transaction() as db:
@@ -267,7 +280,7 @@ class SqliteFile:
         self._lock.keep_nonces(nonce)
 
     def _roll_back(self) -> None:
-        if self.db.in_transaction:  # some errors have already undone it
+        if self.db.in_transaction:  # SQLite has already rolled back after some errors
             with contextlib.suppress(sqlite3.Error):
                 self.db.execute("ROLLBACK")
 
@@ -275,7 +288,8 @@ class SqliteFile:
 class FileLock:
     """An exclusive lock for the life of a process, in a file that is never deleted.
 
-    Its first line says who holds it, or held it last; the second which nonces the database may have.
+    The file's first line names the process that holds or last held the lock; the second lists the nonces that the
+    database may have.
     """
 
     def __init__(self, path: Path) -> None:
@@ -292,31 +306,31 @@ class FileLock:
             while not _locked(handle):
                 if time.monotonic() >= deadline_s or self.give_up.wait(LOCK_POLL_S):
                     raise StoreInUse(
-                        f"{what} is in use by {self._holder()}. Stop it, or give each its own file; "
+                        f"store file {what} is in use by {self._holder()}. Stop it, or give each process its own file; "
                         "with several workers or an overlapping reload, let one process have the store"
                     )
             self.nonces = _read_nonces(handle)
             self._write(handle)
         except OSError as error:
             os.close(handle)
-            raise StoreUnavailable(f"{self._path}: {error.strerror}") from error
+            raise self._unwritable(error) from error
         except BaseException:
             os.close(handle)
             raise
         self._handle = handle
 
     def keep_nonces(self, *nonces: str) -> None:
-        """Put these in the place of those before; they are on the disk after it. Raises StoreUnavailable."""
+        """Replace the nonces in the file; they are on the disk when this returns. Raises StoreUnavailable."""
         assert self._handle is not None
         self.nonces = nonces
         try:
             self._write(self._handle)
             os.fsync(self._handle)
         except OSError as error:
-            raise StoreUnavailable(f"{self._path}: {error.strerror}") from error
+            raise self._unwritable(error) from error
 
     def release(self) -> None:
-        """Let others have it. A second call does nothing."""
+        """Release the lock. A second call does nothing."""
         if self._handle is not None:
             os.close(self._handle)
             self._handle = None
@@ -325,18 +339,22 @@ class FileLock:
         try:
             return os.open(self._path, os.O_RDWR | os.O_CREAT, 0o644)
         except FileNotFoundError as error:
-            raise StoreUnavailable(f"{what}: there is no directory {self._path.parent}; create it") from error
-        except OSError as error:
             raise StoreUnavailable(
-                f"{what}: its lock {self._path} cannot be written ({error.strerror}); "
-                "the directory and the files in it must be writable for this user"
+                f"store file {what} cannot be created: there is no directory {self._path.parent}; create it"
             ) from error
+        except OSError as error:
+            raise self._unwritable(error) from error
+
+    def _unwritable(self, error: OSError) -> StoreUnavailable:
+        is_of_disk = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO)
+        advice = "check the disk" if is_of_disk else "the directory and the files in it must be writable for this user"
+        return StoreUnavailable(f"lock file {self._path} cannot be written ({error.strerror}); {advice}")
 
     def _write(self, handle: int) -> None:
-        # Over what is there, and cut off after it: at no moment is the file without nonces.
-        said = f"process {os.getpid()} ({_command()})\n{_NONCES}{' '.join(self.nonces)}\n".encode()
-        os.pwrite(handle, said, 0)
-        os.ftruncate(handle, len(said))
+        # Overwrite first and truncate after: so the file has nonces at each moment.
+        content = f"process {os.getpid()} ({_command()})\n{_NONCES}{' '.join(self.nonces)}\n".encode()
+        os.pwrite(handle, content, 0)
+        os.ftruncate(handle, len(content))
 
     def _holder(self) -> str:
         try:
@@ -350,7 +368,7 @@ _NONCES = "nonces "
 
 def _read_nonces(handle: int) -> tuple[str, ...]:
     for line in os.pread(handle, LOCK_BYTES, 0).decode(errors="replace").splitlines():
-        if line.startswith(_NONCES):  # the first such line: a process that was killed may have left more after it
+        if line.startswith(_NONCES):  # the first such line: a killed process may have left more after it
             return tuple(line.removeprefix(_NONCES).split())
     return (NO_NONCE,)
 
@@ -378,7 +396,7 @@ def _command() -> str:
 
 
 def _boot_id() -> str:
-    """What changes when the machine starts anew; "" where it cannot be known."""
+    """Return an id that changes when the machine reboots; "" if the system does not provide one."""
     try:
         return BOOT_ID.read_text().strip()
     except OSError:
@@ -386,7 +404,7 @@ def _boot_id() -> str:
 
 
 def _code(error: sqlite3.Error) -> int:
-    """SQLite's primary error code."""
+    """Return SQLite's primary error code."""
     return getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
 
 
@@ -394,10 +412,10 @@ _ADVICE = {
     sqlite3.SQLITE_FULL: "the disk is full; free some space",
     sqlite3.SQLITE_READONLY: "it cannot be written; file and directory must be writable for this user",
     sqlite3.SQLITE_CANTOPEN: "it cannot be opened; is it a file, and file and directory writable for this user?",
-    sqlite3.SQLITE_IOERR: "reading or writing failed; look at the disk and the limits on file sizes",
-    sqlite3.SQLITE_BUSY: "another process writes to this database; end it, Holdfast's file is for Holdfast alone",
-    sqlite3.SQLITE_NOTADB: "this is no database; give another file, or move this one away",
-    sqlite3.SQLITE_CORRUPT: "the file is damaged; restore a backup, or move it away to begin anew",
+    sqlite3.SQLITE_IOERR: "reading or writing failed; check the disk and the limits on file sizes",
+    sqlite3.SQLITE_BUSY: "another process writes to this database; stop it, Holdfast's file is for Holdfast alone",
+    sqlite3.SQLITE_NOTADB: "the file is not a database; name another file, or move this one away",
+    sqlite3.SQLITE_CORRUPT: "the file is damaged; restore a backup, or move it away to start with an empty store",
 }
 
 

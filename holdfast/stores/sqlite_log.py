@@ -1,15 +1,17 @@
 """The commit log: entries that no document covers yet, one row per commit for the entries of all channels.
 
-You are in `stores`, on the store's thread. One row per entry wrote 850 bytes to disk per streamed byte at 500 busy
-conversations, one row per commit 72, and overwriting rows no longer needed is less again. A row is a slot
+Layer: stores. This code runs on the store's thread.
+
+One row per entry wrote 850 bytes to disk per streamed byte at 500 busy
+conversations, one row per commit 72, and overwriting rows that are no longer needed is less again. A row is a slot
 (`sqlite_file`) with a list of items in MessagePack: `[document, serial, at, text]` for an append to part 0,
 `[document, serial, part, at, text]` to another one, `[document, serial, n, bytes]` for the n-th piece of another
-operation. What does not fit into one slot goes into more, and an append into several items with the same serial. The
-rest of a slot is one element that is no item. A slot of zeros holds nothing.
+operation. A commit that does not fit into one slot uses more, and a long append becomes several items with one serial.
+One filler element, which is not an item, fills the rest of a slot. A slot of zeros is empty.
 
-Which slots are needed is known in memory only: a slot is pinned by each message that has entries in it above its
-document's version. One without pins is free to be overwritten; its old items mean nothing, since their documents
-cover them. So a commit writes one row and changes nothing else.
+Only memory knows which slots are needed: each message pins the slots that hold entries above its
+document's version. A slot without pins is free to be overwritten; its old items have no effect, since their documents
+cover them. So a commit writes one row and changes no other.
 """
 
 from __future__ import annotations
@@ -37,13 +39,13 @@ PIECE_BYTES = 4_000
 Item = list[Any]  # as decoded: see the module's docstring
 
 _SERIAL = itemgetter(1)
-_PLACE = itemgetter(-2)  # of an item among those of one operation
+_PIECE = itemgetter(-2)  # orders the items of one operation: an append's offset, or the number of a piece
 _encode = msgspec.msgpack.Encoder().encode
 _decode_items = msgspec.msgpack.Decoder(list[Any]).decode
 
 
 class Tracked:
-    """A message as the log knows it: how far its document goes, and the entries beyond."""
+    """A message in the log: the version of its document, and the slots with its later entries."""
 
     __slots__ = ("channel", "id", "is_deleted", "key", "serials", "since_ms", "slots", "version")
 
@@ -59,23 +61,23 @@ class Tracked:
 
     @property
     def last(self) -> int:
-        """The serial of its last entry beyond the document, or 0."""
+        """Return the serial of its last entry after the document, or 0."""
         return self.serials[-1] if self.serials else 0
 
 
-Placed = tuple[Tracked, int, Op]  # an entry for the log: its message, its serial, its operation
+LogEntry = tuple[Tracked, int, Op]  # an entry for the log: its message, its serial, its operation
 
 
 class Row(NamedTuple):
-    """A row to be written: its items, and the entry of each."""
+    """A row to write: its items, and the entry of each."""
 
     items: list[bytes]
     size: int
-    entries: list[Placed]
+    entries: list[LogEntry]
 
 
 class CommitLog:
-    """The slots of the log and what pins them. Its memory changes only after a commit: see `written`."""
+    """The slots of the log and their pins. This state changes only after a commit: see `written`."""
 
     def __init__(self, now_ms: int | None = None) -> None:
         self.pinned: dict[int, Tracked] = {}  # messages that pin slots, by key
@@ -86,10 +88,10 @@ class CommitLog:
         # By slot number, which begins at 1:
         self._rooms = array("H", [0])
         self._pins = array("L", [0])
-        self._stamps = array("Q", [0])  # the commit that wrote it; 0 when it holds nothing
+        self._stamps = array("Q", [0])  # the commit that wrote it; 0 if it is empty
         self._stamp = 0
         self._free: dict[int, list[int]] = {}  # by room
-        # Wiping: what was written up to the stamp is to go, once it is free.
+        # Wiping: slots written up to this stamp are overwritten once they are free.
         self._wipe_stamp = 0
         self._wipe_list: list[int] = []
         self._wipe_waits = 0  # slots still pinned
@@ -101,15 +103,15 @@ class CommitLog:
     # -- writing -------------------------------------------------------------------------------------------------
 
     @staticmethod
-    def rows(entries: Iterable[Placed]) -> list[Row]:
-        """The rows for `entries`, as few as they fit into."""
+    def rows(entries: Iterable[LogEntry]) -> list[Row]:
+        """Return the rows for `entries`, as few as possible."""
         rows = []
         items: list[bytes] = []
-        owners: list[Placed] = []
+        owners: list[LogEntry] = []
         size = 0
         for entry in entries:
             tracked, serial, op = entry
-            if type(op) is Append and not op.part and len(op.text) <= PIECE_CHARACTERS:  # as nearly always
+            if type(op) is Append and not op.part and len(op.text) <= PIECE_CHARACTERS:  # the common case
                 pieces: Iterable[bytes] = (_encode((tracked.key, serial, op.at, op.text)),)
             else:
                 pieces = _items(tracked, serial, op)
@@ -125,9 +127,9 @@ class CommitLog:
         return rows
 
     def write(self, db: sqlite3.Connection, rows: Sequence[Row]) -> tuple[list[int], int]:
-        """Write `rows`; returns their slots and the bytes handed over. Counts only after `written`."""
+        """Write `rows`; returns their slots and the bytes handed to the database. Call `written` after the commit."""
         slots: list[int] = []
-        taken: dict[int, int] = {}  # room → how many of its free slots
+        taken: dict[int, int] = {}  # room → number of its free slots that are taken
         new = len(self._rooms)
         handed = 0
         for row in rows:
@@ -145,7 +147,7 @@ class CommitLog:
         return slots, handed
 
     def written(self, rows: Sequence[Row], slots: Sequence[int]) -> None:
-        """Note that `rows` are committed in `slots`; the next thing after `write`, before any `release`."""
+        """Note that `rows` are committed in `slots`. Call this directly after `write`, before any `release`."""
         self._stamp += 1
         for row, slot in zip(rows, slots, strict=True):
             if slot == len(self._rooms):
@@ -160,12 +162,12 @@ class CommitLog:
                     tracked.is_deleted = True
 
     def release(self, tracked: Tracked, version: int) -> None:
-        """Note that the committed document of `tracked` covers all of it up to `version`."""
+        """Note that the committed document of `tracked` covers its entries up to `version`."""
         count = bisect_right(tracked.serials, version)
         for slot in tracked.slots[:count]:
             self._pins[slot] -= 1
             if not self._pins[slot]:
-                self._let_go(slot)
+                self._free_slot(slot)
         del tracked.serials[:count], tracked.slots[:count]
         if not tracked.slots:
             self.pinned.pop(tracked.key, None)
@@ -174,7 +176,7 @@ class CommitLog:
     # -- reading -------------------------------------------------------------------------------------------------
 
     def entries(self, db: sqlite3.Connection, keys: Iterable[int]) -> dict[int, list[Entry]]:
-        """The entries beyond the documents `keys`, in order; each row is read once."""
+        """Return the entries after the documents `keys`, in order; each row is read once."""
         try:
             return self._read_entries(db, keys)
         except DAMAGE as error:
@@ -192,9 +194,9 @@ class CommitLog:
         return {key: _entries(wanted[key], items) for key, items in found.items()}
 
     def load(self, db: sqlite3.Connection, find: Callable[[int], Tracked | None]) -> int:
-        """Learn from the rows what they pin; `find` tells of the document with a key.
+        """Derive the pins from the rows; `find` returns the tracked state of the document with a key.
 
-        Returns the highest key in any of them. Raises StoreUnusable.
+        Returns the highest key in the rows. Raises StoreUnusable if they are damaged.
         """
         try:
             return self._load(db, find)
@@ -229,10 +231,10 @@ class CommitLog:
                 self._free.setdefault(self._rooms[slot], []).append(slot)
         return max(known, default=0)
 
-    # -- giving back ---------------------------------------------------------------------------------------------
+    # -- freeing -------------------------------------------------------------------------------------------------
 
     def start_wipe(self) -> None:
-        """All that is in the log by now may hold deleted text: let it go as soon as it is not needed."""
+        """Schedule all current rows for overwriting once they are not needed: each may hold deleted text."""
         self._wipe_stamp = self._stamp
         dirty = [slot for slot in range(1, len(self._rooms)) if self._stamps[slot]]
         self._wipe_list = [slot for slot in dirty if not self._pins[slot]]
@@ -240,7 +242,7 @@ class CommitLog:
 
     @property
     def is_wiped(self) -> bool:
-        """Nothing is left of what the log held at `start_wipe`."""
+        """Return whether all rows that the log held at `start_wipe` are overwritten."""
         return not self._wipe_list and not self._wipe_waits
 
     @property
@@ -248,7 +250,7 @@ class CommitLog:
         return bool(self._wipe_list)
 
     def wipe(self, db: sqlite3.Connection, limit: int) -> Callable[[], None]:
-        """Overwrite up to `limit` slots with zeros; call what it returns after the commit."""
+        """Overwrite up to `limit` slots with zeros; the caller calls the returned function after the commit."""
         taken = self._wipe_list[-limit:]
         dirty = [slot for slot in taken if not self._pins[slot] and 0 < self._stamps[slot] <= self._wipe_stamp]
         db.executemany("UPDATE log SET body = zeroblob(?) WHERE id = ?", [(self._rooms[slot], slot) for slot in dirty])
@@ -261,7 +263,7 @@ class CommitLog:
         return wiped
 
     def due(self, now_ms: int, *, old_ms: int, limit_bytes: int) -> Iterator[Tracked]:
-        """The messages that hold the log up: deleted, for `old_ms`, or all of them if more than `limit_bytes` live."""
+        """Yield the messages that need a document: deleted, pinning for `old_ms`, or all if over `limit_bytes` live."""
         self._keep_ages(now_ms)
         self.now_ms = now_ms
         is_heavy = self.live_bytes > limit_bytes
@@ -272,7 +274,7 @@ class CommitLog:
                 yield tracked
 
     def _keep_ages(self, now_ms: int) -> None:
-        """A clock that was set back makes nothing younger, or what is due in a minute would come after an hour."""
+        """Keep the ages of pins when the clock was set back: else a wipe due in a minute could come after an hour."""
         set_back_ms = 0 if self.now_ms is None else self.now_ms - now_ms
         if set_back_ms > 0:
             for tracked in self.pinned.values():
@@ -288,7 +290,7 @@ class CommitLog:
         self.slot_bytes += room
 
     def _find_free(self, wanted: int, taken: dict[int, int]) -> int | None:
-        """A free slot: the last one of its room that is not `taken`, which it then is."""
+        """Return a free slot, the last of its room that is not `taken`, and count it as taken; None if none fits."""
         for room in (wanted, *larger_rooms(wanted)):
             free = self._free.get(room, ())
             count = taken.get(room, 0)
@@ -311,7 +313,7 @@ class CommitLog:
             self.live_bytes += self._rooms[slot]
         self._pins[slot] += 1
 
-    def _let_go(self, slot: int) -> None:
+    def _free_slot(self, slot: int) -> None:
         room = self._rooms[slot]
         self._free.setdefault(room, []).append(slot)
         self.live_rows -= 1
@@ -324,27 +326,27 @@ class CommitLog:
 def _items(tracked: Tracked, serial: int, op: Op) -> Iterable[bytes]:
     key = tracked.key
     if type(op) is Append:
-        place = (key, serial, op.part) if op.part else (key, serial)
-        item = _encode((*place, op.at, op.text))
+        prefix = (key, serial, op.part) if op.part else (key, serial)
+        item = _encode((*prefix, op.at, op.text))
         if len(item) <= MAX_ITEM_BYTES:
             return (item,)
         return [
-            _encode((*place, op.at + start, op.text[start : start + PIECE_CHARACTERS]))
+            _encode((*prefix, op.at + start, op.text[start : start + PIECE_CHARACTERS]))
             for start in range(0, len(op.text), PIECE_CHARACTERS)
         ]
-    data = encode_op(replace(op, id=""))  # the document knows the id
+    data = encode_op(replace(op, id=""))  # the document has the id
     return [
         _encode((key, serial, number, data[start : start + PIECE_BYTES]))
         for number, start in enumerate(range(0, len(data), PIECE_BYTES))
     ]
 
 
-def _row(items: list[bytes], entries: list[Placed]) -> Row:
+def _row(items: list[bytes], entries: list[LogEntry]) -> Row:
     return Row(items, sum(map(len, items)) + (1 if len(items) <= SHORT_LIST else 3), entries)
 
 
 def _body(row: Row, room: int) -> bytes:
-    """The list of a row's items, filled up to `room` bytes."""
+    """Return the list of a row's items, filled up to `room` bytes."""
     spare = room - row.size
     count = len(row.items) + (spare > 0)
     head = bytes((0x90 | count,)) if len(row.items) <= SHORT_LIST else b"\xdc" + count.to_bytes(2)
@@ -352,7 +354,7 @@ def _body(row: Row, room: int) -> bytes:
 
 
 def _filler(size: int) -> bytes:
-    """One element of `size` bytes."""
+    """Return one element of `size` bytes."""
     if size < 2:
         return bytes(size)  # a zero
     if size < 258:
@@ -377,22 +379,22 @@ def _damaged(error: Exception) -> StoreUnusable:
 
 
 def _entries(tracked: Tracked, items: list[Item]) -> list[Entry]:
-    """The entries beyond the document of `tracked`, in order."""
+    """Return the entries after the document of `tracked`, in order."""
     items.sort(key=_SERIAL)  # slots are not in the order of serials
     entries: list[Entry] = []
-    place, count = 0, len(items)
-    while place < count:
-        item = items[place]
+    start, count = 0, len(items)
+    while start < count:
+        item = items[start]
         serial = item[1]
-        end = place + 1
+        end = start + 1
         while end < count and items[end][1] == serial:
             end += 1
         if serial > tracked.version:
-            # After a start there may be half a million: most are appends of one item, and take the short way.
-            is_short = end == place + 1 and type(item[-1]) is str
-            op = _append(tracked.id, item) if is_short else _operation(tracked.id, items[place:end])
+            # A start may read half a million entries: most are appends of one item and take the fast path.
+            is_short = end == start + 1 and type(item[-1]) is str
+            op = _append(tracked.id, item) if is_short else _operation(tracked.id, items[start:end])
             entries.append(Entry(serial, op))
-        place = end
+        start = end
     return entries
 
 
@@ -401,14 +403,15 @@ def _append(message_id: str, item: Item) -> Append:
 
 
 def _operation(message_id: str, items: list[Item]) -> Op:
-    """The operation whose items these are, in any order. Raises StoreUnusable."""
-    items.sort(key=_PLACE)
+    """Return the operation that `items`, in any order, hold. Raises StoreUnusable."""
+    items.sort(key=_PIECE)
     if type(items[0][-1]) is str:
         return replace(_append(message_id, items[0]), text="".join([item[-1] for item in items]))
     try:
         op = decode_op(b"".join([item[-1] for item in items]))
     except msgspec.DecodeError as error:
         raise StoreUnusable(
-            f"the log holds an operation that this Holdfast does not know ({error}); it was written by a newer one"
+            f"the log holds an operation that this Holdfast does not know ({error}), written by a newer one; "
+            "upgrade Holdfast"
         ) from error
     return replace(op, id=message_id)

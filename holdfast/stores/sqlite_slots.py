@@ -1,36 +1,36 @@
-"""Sizes of slots, the rows that hold text and are never moved (see `sqlite_file`), and how documents lie in them.
+"""Slots: the rows that hold text and are never moved (see `sqlite_file`); their sizes, and the form of a document's.
 
 Layer: stores.
 
-The sizes may be changed freely, the form of a body may not: two bytes that say how many of the
-following count, and zeros at the end. (The log's rows have a form of their own.)
+The sizes may be changed freely, the form of a body may not: two bytes with the length of the
+data, the data, and zeros up to the end. (The log's rows have a form of their own.)
 """
 
 from __future__ import annotations
 
-# The largest row that SQLite keeps whole in a leaf of 4,096 bytes is 4,057: a slot is never spread over pages.
+# The largest row that SQLite keeps whole in a leaf of 4,096 bytes is 4,057: a slot never spans pages.
 MAX_ROOM = 4_048
 LENGTH_BYTES = 2
 MAX_DATA = MAX_ROOM - LENGTH_BYTES
 
 
 def room_for(size: int) -> int:
-    """The room of a new slot for `size` bytes: a sixteenth more at most, and of few sizes, so that freed ones fit."""
+    """Return the room of a new slot for `size` bytes: at most a sixteenth more, and of few sizes, to ease reuse."""
     step = 1 << max(0, size.bit_length() - 5)
     return min(MAX_ROOM, -(-size // step) * step)
 
 
 def larger_rooms(room: int) -> tuple[int, int]:
-    """The next two rooms above `room`, for when no slot of that size is free."""
+    """Return the next two sizes above `room`, for use when no slot of that size is free."""
     next_room = room_for(room + 1)
     return next_room, room_for(next_room + 1)
 
 
 def pack(data: bytes, room: int) -> bytes:
-    """`data` as the body of a slot of `room` bytes."""
+    """Return `data` as the body of a slot of `room` bytes."""
     return (len(data).to_bytes(LENGTH_BYTES) + data).ljust(room, b"\0")
 
 
 def unpack(body: bytes) -> bytes:
-    """What was packed."""
+    """Return the data in `body`: the inverse of `pack`."""
     return body[LENGTH_BYTES : LENGTH_BYTES + int.from_bytes(body[:LENGTH_BYTES])]

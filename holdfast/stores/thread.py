@@ -1,11 +1,11 @@
-"""One thread that does all of a store's blocking work, one piece after the other.
+"""A thread that does all blocking work of one store, one call after the other.
 
 Layer: stores.
 
-Work is asked for from any event loop and answered there; the thread knows nothing of what it
-does. An error goes to whoever asked and never ends the thread. After each piece of work, and when none comes for a
-while, it calls `spare(is_idle)`, which may do a little of its own and says after how many seconds it wants to be called
-if nothing else comes: 0 for at once, None for never.
+Any event loop may submit a call and receives its result there; the thread is independent of the calls' meaning. An
+error goes to the caller and never ends the thread. After each call, and when no call comes for a
+while, the thread calls `spare(is_idle)`, which may do a little housekeeping. It returns the seconds after which to call
+it again if no other call comes: 0 for at once, None for never.
 """
 
 from __future__ import annotations
@@ -25,11 +25,14 @@ T = TypeVar("T")
 logger = logging.getLogger("holdfast.stores")
 
 RETRY_S = 1.0  # after `spare` failed
-END_S = 1.0  # for a thread that has answered for the last time, to be gone: microseconds
+END_S = 1.0  # to end after the last result; takes microseconds
 
 
 class Late(Exception):
-    """The answer did not come in time. If the work `is_begun` it may yet be done; otherwise it never will be."""
+    """The result did not come in time. A call that `is_begun` may still finish; any other call will never run."""
+
+    def __str__(self) -> str:
+        return f"the call did not end in time and was {'running' if self.is_begun else 'not begun'}"
 
     def __init__(self, *, is_begun: bool) -> None:
         super().__init__()
@@ -37,29 +40,29 @@ class Late(Exception):
 
 
 class StoreThread:
-    """A thread and its queue. It is a daemon, so that a forgotten store does not keep a process alive."""
+    """A thread and its queue of calls. The thread is a daemon, so a store left open does not keep a process alive."""
 
     def __init__(self, name: str, spare: Callable[[bool], float | None]) -> None:
         self._spare = spare
         self._queue: queue.SimpleQueue[_Work[Any] | None] = queue.SimpleQueue()
         self._is_stopping = False
-        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._thread = threading.Thread(target=self._main, name=name, daemon=True)
         self._thread.start()
 
-    async def ask(self, call: Callable[[], T], *, timeout_s: float) -> T:
-        """Return what `call` returns on the thread, or raise what it raises; raises Late after `timeout_s`.
+    async def run(self, call: Callable[[], T], *, timeout_s: float) -> T:
+        """Run `call` on the thread and return its result, or raise its error; raises Late after `timeout_s`.
 
-        A call that nobody waits for any more when its turn comes is left out.
+        The thread skips a call whose caller has stopped waiting.
         """
         if self._is_stopping:
-            raise LocalError("the store was closed")
+            raise LocalError(f"store thread {self._thread.name!r} is closed; open the store again to use it")
         loop = asyncio.get_running_loop()
-        answer: asyncio.Future[T] = loop.create_future()
-        work = _Work(call, loop, answer)
+        result: asyncio.Future[T] = loop.create_future()
+        work = _Work(call, loop, result)
         self._queue.put(work)
         try:
             async with asyncio.timeout(timeout_s):
-                return await answer
+                return await result
         except TimeoutError:
             work.is_dropped = True
             raise Late(is_begun=work.is_begun) from None
@@ -67,26 +70,26 @@ class StoreThread:
             work.is_dropped = True
 
     async def finish(self, last: Callable[[], object], *, timeout_s: float) -> None:
-        """Let the thread do what was asked so far, then `last`, and end; raises what `last` raises, or Late.
+        """Run the queued calls, then `last`, and end the thread; raises the error of `last`, or Late.
 
-        The thread does so also when nobody waits any more.
+        The thread does so even if the caller stops waiting.
         """
         loop = asyncio.get_running_loop()
-        answer: asyncio.Future[object] = loop.create_future()
-        self._put_last(_Work(last, loop, answer))
+        result: asyncio.Future[object] = loop.create_future()
+        self._put_last(_Work(last, loop, result))
         try:
             async with asyncio.timeout(timeout_s):
-                await answer
+                await result
         except TimeoutError:
             raise Late(is_begun=True) from None
         self._thread.join(END_S)
 
     def stop(self, last: Callable[[], object]) -> None:
-        """As `finish`, without waiting and from any thread."""
+        """Do as `finish`, without waiting and from any thread."""
         self._put_last(_Work(last, None, None))
 
     def join(self, timeout_s: float) -> None:
-        """Block until the thread has ended, or `timeout_s` is over."""
+        """Block until the thread has ended, or for `timeout_s`."""
         self._thread.join(timeout_s)
 
     def _put_last(self, work: _Work[Any]) -> None:
@@ -95,7 +98,7 @@ class StoreThread:
             self._queue.put(work)
             self._queue.put(None)
 
-    def _run(self) -> None:
+    def _main(self) -> None:
         wait_s: float | None = None
         while True:
             try:
@@ -106,7 +109,7 @@ class StoreThread:
             if work is None:
                 return
             work.run()
-            del work  # or it would keep what was asked and answered alive until more comes
+            del work  # else it would keep the call and its result alive until the next call
             wait_s = self._do_spare(is_idle=False)
 
     def _do_spare(self, *, is_idle: bool) -> float | None:
@@ -118,22 +121,22 @@ class StoreThread:
 
 
 class _Work(Generic[T]):
-    """A call, and the future that its answer goes to, if anybody waits for one."""
+    """A queued call, and the future for its result if a caller waits for it."""
 
-    __slots__ = ("_answer", "_call", "_loop", "is_begun", "is_dropped")
+    __slots__ = ("_call", "_loop", "_result", "is_begun", "is_dropped")
 
     def __init__(
-        self, call: Callable[[], T], loop: asyncio.AbstractEventLoop | None, answer: asyncio.Future[T] | None
+        self, call: Callable[[], T], loop: asyncio.AbstractEventLoop | None, result: asyncio.Future[T] | None
     ) -> None:
         self._call = call
         self._loop = loop
-        self._answer = answer
+        self._result = result
         self.is_begun = False
         self.is_dropped = False
 
     def run(self) -> None:
-        # Here "begun" is said before "dropped" is read, in `ask` the other way round: so work of which the caller
-        # was told that it is not begun is never done.
+        # This method writes `is_begun` before it reads `is_dropped`; `StoreThread.run` does it the other way round.
+        # So a call that was reported as not begun never runs.
         self.is_begun = True
         if self.is_dropped:
             return
@@ -144,16 +147,16 @@ class _Work(Generic[T]):
         except BaseException as raised:
             error = raised
         if self._loop is not None:
-            with contextlib.suppress(RuntimeError):  # the loop was closed: nobody waits
+            with contextlib.suppress(RuntimeError):  # the loop is closed, so no caller waits
                 self._loop.call_soon_threadsafe(self._settle, result, error)
         elif error is not None:
             logger.error("the last work of a store failed", exc_info=error)
 
     def _settle(self, result: Any, error: BaseException | None) -> None:
-        assert self._answer is not None
-        if self._answer.done():
-            return  # the caller went away
+        assert self._result is not None
+        if self._result.done():
+            return  # the caller has stopped waiting
         if error is not None:
-            self._answer.set_exception(error)
+            self._result.set_exception(error)
         else:
-            self._answer.set_result(result)
+            self._result.set_result(result)

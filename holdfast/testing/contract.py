@@ -28,7 +28,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from holdfast.core.decide import decide
-from holdfast.core.document import document, grave, mark_documented, restore, restore_command, restored
+from holdfast.core.document import document, mark_documented, restore, restore_command, restored, used_up_head
 from holdfast.core.draft import Draft
 from holdfast.core.errors import HoldfastError
 from holdfast.core.limits import Limits
@@ -811,7 +811,7 @@ class StoreContract:
         head, stored = await store.messages("c", ["m1", "m2"])
         assert head == NOTHING
         assert list(stored) == ["m1"]
-        assert stored["m1"].head == grave("m1")
+        assert stored["m1"].head == used_up_head("m1")
         assert restore(stored["m1"]).deleted
         assert await store.messages("d", ["m1"]) == (NOTHING, {})
 

@@ -1,8 +1,8 @@
-"""A harness in front of one channel: requests go in, decisions come out, a batch is stored when the test says so.
+"""A harness for one channel: a test sends requests, reads decisions, and stores the batch when it wants to.
 
 Layer: tests.
 
-Where `worlds` draws random channels, this spells out one, request by request.
+`worlds` draws random channels; this harness builds one request by request.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ AGENT = Caller(
 
 
 class LogHarness:
-    """One channel. `ask` decides on the running batch; `commit` stores it; with `batches=False` each ask is one."""
+    """One channel. `ask` decides on the running batch, `commit` stores it; with `batches=False` each is a batch."""
 
     def __init__(self, limits: Limits | None = None, *, batches: bool = False) -> None:
         self.limits = limits or Limits()
@@ -59,7 +59,7 @@ class LogHarness:
         self.draft = Draft(self.state)
         self.log: list[Entry] = []
         self.now_ms = 1_000
-        self.is_served = False  # do agents answer here?
+        self.is_served = False  # agents serve this channel
 
     def ask(self, message_id: str, request: Request, caller: Caller = ANN) -> Decision:
         """Decide; a decision that stores something gets the serial of its last operation, unless it names another."""
@@ -74,7 +74,7 @@ class LogHarness:
         )
         serials = [self.draft.add(op) for op in decision.ops]
         if serials:
-            decision = replace(decision, serial=serials[decision.told])
+            decision = replace(decision, serial=serials[decision.result_op])
         if not self.batches:
             self.commit()
         return decision
@@ -91,23 +91,23 @@ class LogHarness:
         return entries
 
     def known(self, message_id: str) -> MessageState:
-        """A message as it is stored."""
+        """Return a message as it is stored."""
         known = self.state.message(message_id)
         assert known is not None
         return known
 
     def known_command(self, command_id: str) -> CommandState:
-        """A command as it is stored."""
+        """Return a command as it is stored."""
         known = self.state.command(command_key(command_id))
         assert known is not None
         return known
 
     def message(self, message_id: str) -> Message:
-        """A message as it is stored, as clients see it."""
+        """Return a stored message as clients see it."""
         return self.known(message_id).message()
 
     def text(self, message_id: str) -> str:
-        """The text of a stored message."""
+        """Return the text of a stored message."""
         return self.message(message_id).text
 
     # -- requests ----------------------------------------------------------------------------------------------
@@ -134,7 +134,7 @@ class LogHarness:
         return self.ask(message_id, FinishMessage(status=status, **fields), caller)
 
     def interrupt(self, message_id: str) -> Decision:
-        """The server's word that the writer died."""
+        """Interrupt the message as the server does after its writer died."""
         return self.finish(message_id, "interrupted", caller=SERVER, generation=self.known(message_id).generation)
 
     def take_over(self, message_id: str, *, caller: Caller = BOB, **fields: Any) -> Decision:
@@ -156,7 +156,7 @@ class LogHarness:
         return self.ask(command_key(command_id), ReplyCommand(**fields), caller)
 
     def settle(self, command_id: str, *, is_expired: bool = False) -> Decision:
-        """The server's word on a command that nobody answered."""
+        """Settle a command without a reply, as the server does."""
         return self.ask(command_key(command_id), SettleCommand(is_expired=is_expired), SERVER)
 
     def claim(self, message_id: str, generation: int = 0, *, caller: Caller = AGENT, lease_s: float = 0.0) -> Decision:
@@ -172,7 +172,7 @@ def text_part(text: str = "") -> dict[str, Any]:
 
 
 def tool_part(text: str = "") -> dict[str, Any]:
-    """A tool part with `text` as its input."""
+    """Return a tool part with `text` as its input."""
     return {"type": "tool", "call": "call-1", "name": "search", "input": text}
 
 

@@ -1,8 +1,8 @@
-"""What a viewer is owed, event by event, in the situations that occur (`docs/protocol.md`, 3.3 and 4).
+"""Catch-up, event by event, in the situations that occur (`docs/protocol.md`, 3.3 and 4).
 
 Layer: tests.
 
-Every batch is written out; the laws in `test_laws` say what holds for all of them.
+Every batch is written out; the laws in `test_laws` hold for all of them.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def catch_up_events(harness: LogHarness, since: int) -> list[StoredEvent]:
 
 
 def from_store(harness: LogHarness) -> LogHarness:
-    """A harness of another process, which read the channel from a store: coarse marks, no tail."""
+    """Return a harness of another process, which read the channel from a store: coarse marks, no tail."""
     shelf, other = Shelf(), LogHarness()
     for entry in harness.log:
         shelf.add(entry)
@@ -69,7 +69,7 @@ def from_store(harness: LogHarness) -> LogHarness:
 # -- text ------------------------------------------------------------------------------------------------------
 
 
-def test_nothing_is_owed_to_who_has_seen_all(harness: LogHarness) -> None:
+def test_subscriber_at_the_end_gets_no_catch_up(harness: LogHarness) -> None:
     harness.stream("m", "a")
     assert catch_up_events(harness, 1) == []
 
@@ -107,7 +107,7 @@ def test_two_messages_that_stream_are_one_event_each(harness: LogHarness) -> Non
     ]
 
 
-def test_text_that_was_sent_twice_is_owed_once(harness: LogHarness) -> None:
+def test_repeated_text_is_caught_up_once(harness: LogHarness) -> None:
     harness.stream("m", "")
     harness.append("m", "abc", at=0)
     harness.append("m", "abc", at=0)
@@ -138,7 +138,7 @@ def test_a_part_replaced_twenty_times_is_one_event(harness: LogHarness) -> None:
     ]
 
 
-def test_a_part_opened_and_replaced_is_opened_in_its_place(harness: LogHarness) -> None:
+def test_opened_and_replaced_part_is_opened_in_order(harness: LogHarness) -> None:
     harness.stream("m", "")
     harness.part("m", 1, data_part(1))
     harness.part("m", 2, data_part("other"))
@@ -156,7 +156,7 @@ def test_a_part_opened_and_replaced_is_opened_in_its_place(harness: LogHarness) 
     ]
 
 
-def test_a_replaced_part_takes_the_place_of_the_text_before_it(harness: LogHarness) -> None:
+def test_replaced_part_supersedes_its_earlier_text(harness: LogHarness) -> None:
     harness.stream("m", "")
     harness.append("m", "gone")
     harness.part("m", 0, text_part("new"))
@@ -191,7 +191,7 @@ def test_an_edited_message_is_whole_with_its_version_as_serial(harness: LogHarne
     ]
 
 
-def test_an_edited_message_brings_nothing_else_of_it(harness: LogHarness) -> None:
+def test_edited_message_is_one_event(harness: LogHarness) -> None:
     harness.stream("m", "a")
     harness.append("m", "b")
     harness.update("m", meta={"x": 1}, generation=1)
@@ -250,7 +250,7 @@ def test_text_is_split_at_a_finish_and_a_takeover(harness: LogHarness) -> None:
     assert catch_up_events(harness, 6) == [MessageAppend(serial=7, id="m", part=0, at=9, text="ter")]
 
 
-def test_of_several_ends_the_last_ones_are_owed(harness: LogHarness) -> None:
+def test_catch_up_has_the_last_of_several_ends(harness: LogHarness) -> None:
     harness.stream("m", "")
     harness.append("m", "1")
     harness.interrupt("m")
@@ -264,7 +264,7 @@ def test_of_several_ends_the_last_ones_are_owed(harness: LogHarness) -> None:
     ]
 
 
-def test_a_takeover_of_what_streamed_is_one_event(harness: LogHarness) -> None:
+def test_takeover_of_a_streaming_message_is_one_event(harness: LogHarness) -> None:
     harness.stream("m", "a")
     harness.take_over("m", caller=ADMIN)
     harness.append("m", "b", generation=2, caller=ADMIN)
@@ -277,7 +277,7 @@ def test_a_takeover_of_what_streamed_is_one_event(harness: LogHarness) -> None:
 # -- beyond the tail, and too much -----------------------------------------------------------------------------
 
 
-def test_whoever_the_tail_outran_gets_a_reshaped_message_whole(harness: LogHarness) -> None:
+def test_cursor_older_than_the_tail_gets_a_reshaped_message_whole(harness: LogHarness) -> None:
     harness.stream("m", parts=[data_part(0), text_part()])
     harness.stream("n", "")
     for number in range(TAIL_ENTRIES + 1):
@@ -297,7 +297,7 @@ def test_the_tail_is_bounded_in_bytes_too(harness: LogHarness) -> None:
     assert [type(event) for event in catch_up_events(harness, 4)] == [MessagePart]
 
 
-def test_from_the_store_text_is_still_one_append_and_a_reshaped_message_whole(harness: LogHarness) -> None:
+def test_restored_text_is_one_append_and_a_reshaped_message_is_whole(harness: LogHarness) -> None:
     harness.stream("m", "")
     harness.stream("n", "")
     for _ in range(100):
@@ -309,7 +309,7 @@ def test_from_the_store_text_is_still_one_append_and_a_reshaped_message_whole(ha
     assert append == MessageAppend(serial=102, id="m", part=0, at=260, text=("0123456789" * 100)[260:])
 
 
-def test_an_entry_about_a_message_that_is_not_in_memory_is_not_passed_over_in_silence(harness: LogHarness) -> None:
+def test_entry_of_a_message_outside_memory_marks_the_state_incomplete(harness: LogHarness) -> None:
     harness.create("m", text="a")
     harness.create("n", text="b")
     harness.state.trim(0)
@@ -320,7 +320,7 @@ def test_an_entry_about_a_message_that_is_not_in_memory_is_not_passed_over_in_si
         catch_up_events(harness, 2)
 
 
-def test_more_changed_messages_than_the_limit_are_none(harness: LogHarness) -> None:
+def test_more_changed_messages_than_the_limit_yield_no_catch_up(harness: LogHarness) -> None:
     for number in range(5):
         harness.create(f"m{number}", text="x")
     assert events_since(harness.state, 1, limit=3) is None
@@ -331,7 +331,7 @@ def test_more_changed_messages_than_the_limit_are_none(harness: LogHarness) -> N
 # -- commands --------------------------------------------------------------------------------------------------
 
 
-def test_a_command_and_its_reply_stand_in_their_places(harness: LogHarness) -> None:
+def test_command_and_reply_are_in_serial_order(harness: LogHarness) -> None:
     harness.stream("m", "")
     harness.command("c", "steer", target="m", data={"x": 1}, caller=BOB)
     harness.append("m", "a")
@@ -347,7 +347,7 @@ def test_a_command_and_its_reply_stand_in_their_places(harness: LogHarness) -> N
     assert catch_up_events(harness, 4) == [MessageAppend(serial=5, id="m", part=0, at=1, text="b")]
 
 
-def test_a_cancel_that_is_carried_out_is_told_with_the_end_it_made(harness: LogHarness) -> None:
+def test_carried_out_cancel_comes_with_the_finish_it_caused(harness: LogHarness) -> None:
     harness.stream("m", "")
     harness.cancel("c", "m")
     harness.settle("c")
@@ -357,7 +357,7 @@ def test_a_cancel_that_is_carried_out_is_told_with_the_end_it_made(harness: LogH
     ]
 
 
-def test_an_old_command_answered_now_is_owed_before_a_newer_one_that_waits(harness: LogHarness) -> None:
+def test_late_reply_to_an_old_command_precedes_a_newer_pending_command(harness: LogHarness) -> None:
     for name in ("c1", "c2", "c3"):
         harness.command(name, "approve")
     harness.reply("c1")
@@ -365,7 +365,7 @@ def test_an_old_command_answered_now_is_owed_before_a_newer_one_that_waits(harne
     assert [event.serial for event in catch_up_events(harness, 1)] == [2, 3, 4]
 
 
-def test_more_commands_than_the_limit_are_none(harness: LogHarness) -> None:
+def test_more_commands_than_the_limit_yield_no_catch_up(harness: LogHarness) -> None:
     for number in range(3):
         harness.command(f"c{number}", "approve")
     assert events_since(harness.state, 0, limit=2) is None
@@ -373,7 +373,7 @@ def test_more_commands_than_the_limit_are_none(harness: LogHarness) -> None:
 
 
 @pytest.mark.parametrize("is_new", [True, False])
-def test_whoever_attaches_is_told_which_commands_wait_oldest_first(harness: LogHarness, is_new: bool) -> None:
+def test_attach_lists_pending_commands_oldest_first(harness: LogHarness, is_new: bool) -> None:
     for name in ("c1", "c2", "c3"):
         harness.command(name, "approve")
     harness.create("m", text="x")
@@ -382,13 +382,13 @@ def test_whoever_attaches_is_told_which_commands_wait_oldest_first(harness: LogH
     assert [command.id for command in attached.commands] == ["c1", "c3"]
 
 
-def test_an_attach_without_commands_says_nothing_of_them(harness: LogHarness) -> None:
+def test_attach_without_pending_commands_omits_the_field(harness: LogHarness) -> None:
     harness.command("c", "approve")
     harness.reply("c")
     assert b"commands" not in encode_json(resumed(harness.state))
 
 
-def test_from_the_store_commands_are_owed_as_they_were(harness: LogHarness) -> None:
+def test_restored_commands_are_caught_up_as_before(harness: LogHarness) -> None:
     for name in ("c1", "c2"):
         harness.command(name, "approve")
     harness.create("m", text="x")
@@ -399,7 +399,7 @@ def test_from_the_store_commands_are_owed_as_they_were(harness: LogHarness) -> N
     assert resumed(other.state) == resumed(harness.state)
 
 
-def test_an_answer_to_a_command_that_is_not_in_memory_is_not_passed_over_in_silence(harness: LogHarness) -> None:
+def test_reply_to_a_command_outside_memory_marks_the_state_incomplete(harness: LogHarness) -> None:
     harness.command("c", "approve")
     harness.reply("c")
     state = ChannelState("c", "e1", 1)
@@ -407,7 +407,7 @@ def test_an_answer_to_a_command_that_is_not_in_memory_is_not_passed_over_in_sile
     assert (state.serial, state.complete_since) == (2, 2)
 
 
-def test_a_command_that_leaves_memory_takes_with_it_what_could_be_told_without_asking(harness: LogHarness) -> None:
+def test_command_that_leaves_memory_marks_the_state_incomplete(harness: LogHarness) -> None:
     harness.command("c", "approve")
     harness.create("m", text="x")
     harness.reply("c")
@@ -422,7 +422,7 @@ def test_a_command_that_leaves_memory_takes_with_it_what_could_be_told_without_a
 
 
 def begin(harness: LogHarness, history: int, limits: Limits = LIMITS) -> tuple[list[str], bool | None, int | None]:
-    """The ids of a new start in their order, and its `more` and `before`."""
+    """Return the ids of a new start in their order, and its `more` and `before`."""
     page = newest_messages(harness.state, history, limits)
     assert page is not None
     attached, updates = new_start(harness.state, *page)
@@ -433,7 +433,7 @@ def begin(harness: LogHarness, history: int, limits: Limits = LIMITS) -> tuple[l
 
 
 def conversation(harness: LogHarness) -> None:
-    """m1 … m6 at serials 1 … 6: m2 streams, m4 is deleted at 7, m1 edited at 8."""
+    """Build m1 … m6 at serials 1 … 6: m2 streams, m4 is deleted at 7, m1 edited at 8."""
     harness.create("m1", text="1")
     harness.stream("m2", "2")
     for number in (3, 4, 5, 6):
@@ -456,14 +456,14 @@ def test_without_history_a_new_start_shows_only_what_streams(harness: LogHarness
     assert begin(harness, 0) == (["m2"], True, 9)
 
 
-def test_a_new_start_of_an_empty_channel(harness: LogHarness) -> None:
+def test_new_start_of_an_empty_channel_has_no_messages(harness: LogHarness) -> None:
     page = newest_messages(harness.state, 50, LIMITS)
     assert page == ([], False)
     attached = ChannelAttached(channel="c", epoch="-", serial=0, resumed=False, more=False, before=1)
     assert new_start(harness.state, *page) == (attached, [])
 
 
-def test_a_new_start_of_a_channel_where_all_is_deleted(harness: LogHarness) -> None:
+def test_new_start_omits_deleted_messages(harness: LogHarness) -> None:
     harness.create("m", text="x")
     harness.delete("m")
     assert begin(harness, 50) == ([], False, 3)
@@ -483,13 +483,13 @@ def test_a_new_start_is_bounded_in_bytes_of_finished_messages_but_shows_the_newe
 
 
 def part_of(harness: LogHarness, *, history_from: int, is_history_cut: bool = False) -> LogHarness:
-    """A harness whose memory holds what was created since, and what streams or was asked for."""
+    """Return `harness` as if only messages created since `history_from`, and streaming ones, were in memory."""
     state = harness.state
     state.history_from, state.has_older, state.is_history_cut = history_from, True, is_history_cut
     return harness
 
 
-def test_what_is_not_in_memory_has_to_be_read_first(harness: LogHarness) -> None:
+def test_page_outside_memory_requires_a_store_read(harness: LogHarness) -> None:
     for number in range(6):
         harness.create(f"m{number}", text="x")
     del harness.state.messages["m0"], harness.state.messages["m1"]
@@ -499,7 +499,7 @@ def test_what_is_not_in_memory_has_to_be_read_first(harness: LogHarness) -> None
 
 
 @pytest.mark.parametrize("history", [0, 1, 2, 4])
-def test_an_older_message_in_memory_does_not_hide_that_the_page_is_whole(harness: LogHarness, history: int) -> None:
+def test_page_is_whole_despite_an_older_message_in_memory(harness: LogHarness, history: int) -> None:
     harness.stream("old", "streams since long ago")
     for number in range(6):
         harness.create(f"m{number}", text="x")
@@ -510,7 +510,7 @@ def test_an_older_message_in_memory_does_not_hide_that_the_page_is_whole(harness
     assert newest_messages(harness.state, 5, LIMITS) is None
 
 
-def test_a_page_that_was_cut_by_its_bytes_is_whole(harness: LogHarness) -> None:
+def test_page_cut_at_its_byte_limit_is_whole(harness: LogHarness) -> None:
     harness.stream("old", "streams since long ago")
     for number in range(4):
         harness.create(f"m{number}", text="x")
@@ -535,7 +535,7 @@ MISSING = 1_200  # bytes of JSON text
 
 
 def answer(text: str, *, tokens: int) -> tuple[LogHarness, str, int]:
-    """An 8 KB answer in mid-stream, in pieces of so many characters; what is missing of it, and since when."""
+    """Build an 8 KB answer in mid-stream from pieces of one size; returns the missing text and the serial before it."""
     harness = LogHarness()
     harness.create("u", text="question")
     harness.stream("m", reply_to="u", meta={"model": "none", "seed": 7})
@@ -601,7 +601,7 @@ def test_documents_written_on_the_way_keep_their_marks() -> None:
 
 
 def from_log(harness: LogHarness, source: LogHarness, number: int) -> None:
-    """Let `harness` take in one entry of another's log."""
+    """Apply one entry of another harness's log to `harness`."""
     apply_entry(harness.state, source.log[number])
 
 
@@ -614,7 +614,7 @@ def test_a_hydration_costs_the_text_and_500_bytes() -> None:
     assert len(batch.sse) <= 1.05 * json_bytes(harness.text("m")) + 500
 
 
-def test_the_id_stands_on_the_last_event_of_a_batch_only(harness: LogHarness) -> None:
+def test_only_the_last_event_of_a_batch_has_an_id(harness: LogHarness) -> None:
     harness.stream("m", parts=[text_part(), text_part()])
     harness.append("m", "a", part=0)
     harness.append("m", "b\n\r\u2028", part=1)
@@ -640,7 +640,7 @@ def one_of_each() -> list[Event]:
     return [resumed(harness.state), *catch_up_events(harness, 0)]
 
 
-def test_marking_a_document_does_not_change_what_is_owed(harness: LogHarness) -> None:
+def test_marking_a_document_does_not_change_the_catch_up(harness: LogHarness) -> None:
     harness.stream("m", "")
     harness.append("m", "a")
     before = catch_up_events(harness, 1)

@@ -1,4 +1,4 @@
-"""What is a cursor and what is none (`docs/protocol.md`, 2.2). You are in `tests`."""
+"""Valid and invalid cursors (`docs/protocol.md`, 2.2)."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ALPHABET = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-"
         ("e1:17:", Cursor("e1", 17)),
     ],
 )
-def test_a_cursor_is_an_epoch_a_serial_and_perhaps_more(text: str, cursor: Cursor) -> None:
+def test_cursor_has_an_epoch_a_serial_and_optional_fields(text: str, cursor: Cursor) -> None:
     assert parse_cursor(text) == cursor
 
 
@@ -49,7 +49,7 @@ def test_a_cursor_is_an_epoch_a_serial_and_perhaps_more(text: str, cursor: Curso
         "e 1:1",
         "é:1",
         "e1:١",  # a digit elsewhere
-        "e1:12345678901234567",  # longer than anything we ever wrote
+        "e1:12345678901234567",  # longer than any that we ever wrote
         "x" * 33 + ":1",
         "e1:1:" + "x" * 301,
         "e1:1:é",
@@ -59,24 +59,24 @@ def test_a_cursor_is_an_epoch_a_serial_and_perhaps_more(text: str, cursor: Curso
         "e1:1\x00",
     ],
 )
-def test_what_is_not_a_cursor_is_no_cursor(text: str | None) -> None:
+def test_invalid_cursor_is_parsed_as_none(text: str | None) -> None:
     assert parse_cursor(text) is None
 
 
 @given(st.text(ALPHABET, min_size=1, max_size=32), st.integers(0, 2**53), st.text("abc:/=+!~", max_size=20))
-def test_a_cursor_that_was_written_is_read_again(epoch: str, serial: int, extra: str) -> None:
+def test_written_cursor_is_parsed_back(epoch: str, serial: int, extra: str) -> None:
     cursor = Cursor(epoch, serial, extra)
     assert parse_cursor(str(cursor)) == cursor
 
 
 @given(st.one_of(st.text(max_size=40), st.text("e1:-0 \n", max_size=9)))
-def test_whatever_comes_is_a_cursor_or_none_and_never_an_error(text: str) -> None:
+def test_parsing_any_text_never_raises(text: str) -> None:
     cursor = parse_cursor(text)
     assert cursor is None or str(cursor) == text.removesuffix(":") or str(cursor) == text
 
 
 @given(st.integers(0, 2**53), st.text("abc:/=+!~", max_size=20), st.integers(0, 2**53), st.text("h9_-", max_size=23))
-def test_a_place_in_presence_rides_behind_all_other_fields(serial: int, extra: str, place: int, mark: str) -> None:
+def test_presence_position_is_the_last_field_of_a_cursor(serial: int, extra: str, place: int, mark: str) -> None:
     told = Cursor("life", place, mark)
     cursor = Cursor("e1", serial, extra).with_presence(told)
     assert cursor.presence == told
@@ -86,9 +86,9 @@ def test_a_place_in_presence_rides_behind_all_other_fields(serial: int, extra: s
 
 
 @pytest.mark.parametrize("extra", ["", "@", "p4", "life:3", "@life", "@life:", "@life:x", "@:3", "@@life:3", "m0.5"])
-def test_what_is_no_place_in_presence_is_none(extra: str) -> None:
+def test_invalid_presence_position_is_none(extra: str) -> None:
     assert Cursor("e1", 1, extra).presence is None
 
 
-def test_the_cursor_of_an_empty_channel() -> None:
+def test_cursor_of_an_empty_channel_names_no_epoch() -> None:
     assert str(EMPTY) == "-:0"

@@ -1,8 +1,8 @@
-"""What is granted and what is refused, one rule at a time (`docs/protocol.md`, 8.2, 8.3 and 11).
+"""Granted and refused requests, one rule at a time (`docs/protocol.md`, 8.2, 8.3 and 11).
 
 Layer: tests.
 
-Refusals are raised; whoever is refused leaves the batch as it was.
+Refusals are raised; a refused request leaves the batch as it was.
 """
 
 from __future__ import annotations
@@ -50,13 +50,13 @@ HALF = "\ud83d"  # of a surrogate pair
 
 @pytest.fixture
 def harness() -> LogHarness:
-    """Every ask is a batch of its own."""
+    """A harness in which every request is a batch of its own."""
     return LogHarness()
 
 
 @pytest.fixture
 def batch() -> LogHarness:
-    """All asks are one batch, until `commit`."""
+    """A harness in which all requests are one batch, until `commit`."""
     return LogHarness(batches=True)
 
 
@@ -127,7 +127,7 @@ def test_a_create_of_another_author_is_a_conflict(harness: LogHarness) -> None:
         harness.create("m", text="hi", caller=BOB)
 
 
-def test_the_order_of_keys_makes_no_other_content(harness: LogHarness) -> None:
+def test_key_order_does_not_change_the_content(harness: LogHarness) -> None:
     harness.create(
         "m", meta={"a": 1, "b": {"x": 1, "y": 2}}, parts=[{"type": "data", "name": "n", "data": {"p": 1, "q": 2}}]
     )
@@ -136,7 +136,7 @@ def test_the_order_of_keys_makes_no_other_content(harness: LogHarness) -> None:
     assert again.ops == ()
 
 
-def test_the_lease_of_a_create_makes_no_other_content(harness: LogHarness) -> None:
+def test_lease_does_not_change_the_content(harness: LogHarness) -> None:
     harness.stream("m", lease_s=15)
     assert harness.stream("m", lease_s=30).ops == ()
 
@@ -164,17 +164,17 @@ def test_a_message_is_created_complete_or_streaming(harness: LogHarness, status:
         harness.create("m", status=status)
 
 
-def test_interrupted_is_the_server_s_to_give_at_a_create(harness: LogHarness) -> None:
+def test_only_the_server_creates_as_interrupted(harness: LogHarness) -> None:
     with pytest.raises(ForbiddenStatus):
         harness.create("m", status="interrupted")
 
 
-def test_a_role_is_one_of_four(harness: LogHarness) -> None:
+def test_unknown_role_is_refused(harness: LogHarness) -> None:
     with pytest.raises(InvalidRequest):
         harness.create("m", role="robot")
 
 
-def test_a_create_gives_text_or_parts(harness: LogHarness) -> None:
+def test_create_with_text_and_parts_is_refused(harness: LogHarness) -> None:
     with pytest.raises(InvalidRequest):
         harness.create("m", text="hi", parts=[text_part("hi")])
 
@@ -192,14 +192,14 @@ def test_the_parent_is_the_newest_message_by_default(harness: LogHarness) -> Non
     assert [harness.message(one).parent for one in ("one", "two", "three")] == [None, "one", "two"]
 
 
-def test_the_parent_of_an_answer_is_what_it_answers(harness: LogHarness) -> None:
+def test_parent_of_an_answer_is_the_message_it_replies_to(harness: LogHarness) -> None:
     harness.create("one", text="1")
     harness.create("two", text="2")
     harness.stream("answer", reply_to="one")
     assert (harness.message("answer").parent, harness.message("answer").reply_to) == ("one", "one")
 
 
-def test_a_parent_given_stands_and_null_is_none(harness: LogHarness) -> None:
+def test_explicit_parent_is_kept_and_null_means_none(harness: LogHarness) -> None:
     harness.create("one", text="1")
     harness.create("two", text="2", parent="elsewhere")
     harness.create("three", text="3", parent=None)
@@ -255,7 +255,7 @@ def test_an_overlap_is_compared_and_dropped(harness: LogHarness) -> None:
     assert (answer.length, harness.text("m")) == (11, "hello world")
 
 
-def test_text_that_stands_there_already_is_success(harness: LogHarness) -> None:
+def test_repeated_text_is_success(harness: LogHarness) -> None:
     harness.stream("m", "hello")
     harness.append("m", " world", at=5)
     again = harness.append("m", " world", at=5)
@@ -271,7 +271,7 @@ def test_text_wholly_contained_is_success_even_after_the_end(harness: LogHarness
 
 
 @pytest.mark.parametrize(("text", "at"), [("x", 0), ("help", 0), ("loX", 4), ("hello?", 0)])
-def test_other_text_at_the_same_place_is_a_mismatch(harness: LogHarness, text: str, at: int) -> None:
+def test_other_text_at_the_same_offset_is_a_mismatch(harness: LogHarness, text: str, at: int) -> None:
     harness.stream("m", "hello world")
     with pytest.raises(Mismatch) as refusal:
         harness.append("m", text, at=at)
@@ -334,7 +334,7 @@ def test_appends_to_a_reasoning_part_need_its_index(harness: LogHarness) -> None
     assert harness.message("m").parts == [{"type": "reasoning", "text": "hm"}, text_part("so")]
 
 
-def test_a_part_that_is_not_there_is_refused_with_how_many_there_are(harness: LogHarness) -> None:
+def test_missing_part_is_refused_with_the_number_of_parts(harness: LogHarness) -> None:
     harness.stream("m", parts=[text_part(), tool_part()])
     with pytest.raises(NoPart) as refusal:
         harness.append("m", "x", part=2)
@@ -342,13 +342,13 @@ def test_a_part_that_is_not_there_is_refused_with_how_many_there_are(harness: Lo
 
 
 @pytest.mark.parametrize("part", [{"type": "source", "url": "u"}, {"type": "file"}, data_part("x")])
-def test_text_goes_to_text_only(harness: LogHarness, part: dict[str, Any]) -> None:
+def test_append_to_a_part_without_text_is_refused(harness: LogHarness, part: dict[str, Any]) -> None:
     harness.stream("m", parts=[part])
     with pytest.raises(NotText):
         harness.append("m", "x", part=0)
 
 
-def test_numbers_below_0_are_no_parts(harness: LogHarness) -> None:
+def test_negative_part_index_is_refused(harness: LogHarness) -> None:
     harness.stream("m", "x")
     with pytest.raises(InvalidRequest):
         harness.append("m", "x", part=-1)
@@ -356,7 +356,7 @@ def test_numbers_below_0_are_no_parts(harness: LogHarness) -> None:
         harness.part("m", -1, text_part())
 
 
-def test_a_place_below_0_is_no_place(harness: LogHarness) -> None:
+def test_negative_offset_is_refused(harness: LogHarness) -> None:
     harness.stream("m", "x")
     with pytest.raises(InvalidRequest):
         harness.append("m", "x", at=-1)
@@ -428,7 +428,7 @@ def test_if_version_refuses_when_the_message_has_changed_since(harness: LogHarne
     assert refusal.value.details == {"version": 2}
 
 
-def test_an_update_gives_text_or_parts(harness: LogHarness) -> None:
+def test_update_with_text_and_parts_is_refused(harness: LogHarness) -> None:
     harness.create("m", text="a")
     with pytest.raises(InvalidRequest):
         harness.update("m", text="b", parts=[text_part("b")])
@@ -455,7 +455,7 @@ def test_a_finish_with_the_status_it_has_is_success_with_the_first_serial(harnes
     assert (again.ops, again.serial) == ((), 2)
 
 
-def test_a_finish_of_what_was_created_complete_is_success(harness: LogHarness) -> None:
+def test_finish_of_a_message_created_complete_is_success(harness: LogHarness) -> None:
     harness.create("m", text="a")
     assert (harness.finish("m").ops, harness.finish("m").serial) == ((), 1)
 
@@ -467,7 +467,7 @@ def test_a_finish_with_another_status_is_refused(harness: LogHarness) -> None:
         harness.finish("m", "complete")
 
 
-def test_interrupted_is_the_server_s_to_give(harness: LogHarness) -> None:
+def test_only_the_server_finishes_as_interrupted(harness: LogHarness) -> None:
     harness.stream("m")
     with pytest.raises(ForbiddenStatus):
         harness.finish("m", "interrupted")
@@ -476,7 +476,7 @@ def test_interrupted_is_the_server_s_to_give(harness: LogHarness) -> None:
 
 
 @pytest.mark.parametrize("status", ["streaming", "bogus", ""])
-def test_a_finish_is_an_end(harness: LogHarness, status: str) -> None:
+def test_finish_with_a_status_that_is_not_an_end_is_refused(harness: LogHarness, status: str) -> None:
     harness.stream("m")
     with pytest.raises(InvalidRequest):
         harness.finish("m", status)
@@ -625,7 +625,7 @@ def test_finished_is_reported_before_what_else_is_wrong(harness: LogHarness, req
         harness.ask("m", request_)
 
 
-def test_a_repeat_is_answered_before_fenced_and_finished(harness: LogHarness) -> None:
+def test_repeat_takes_precedence_over_fenced_and_finished(harness: LogHarness) -> None:
     harness.stream("m")
     first = harness.part("m", 0, text_part("x"), request="r")
     harness.interrupt("m")
@@ -662,7 +662,7 @@ def test_a_repeated_takeover_gets_its_generation_and_the_lengths_as_they_are_now
     assert (again.serial, again.generation, again.lengths, again.ops) == (3, 2, [5], ())
 
 
-def test_a_repeat_gets_the_generation_it_was_answered_in(harness: LogHarness) -> None:
+def test_repeat_gets_the_generation_of_the_first_result(harness: LogHarness) -> None:
     harness.stream("m")
     harness.part("m", 0, text_part("x"), request="r")
     harness.interrupt("m")
@@ -728,7 +728,7 @@ def test_the_text_of_an_append_is_bounded_in_bytes() -> None:
     assert refusal.value.details == {"limit": 8}
 
 
-def test_a_message_is_bounded_in_bytes_whatever_it_grows_by() -> None:
+def test_message_is_bounded_in_bytes_for_each_kind_of_change() -> None:
     harness = LogHarness(Limits(message_bytes=1_000))
     harness.stream("m", "a" * 400)
     harness.append("m", "é" * 200)
@@ -744,7 +744,7 @@ def test_a_message_is_bounded_in_bytes_whatever_it_grows_by() -> None:
         assert refusal.value.details == {"limit": 1_000}
 
 
-def test_a_part_may_take_the_place_of_one_as_large() -> None:
+def test_part_may_replace_one_of_the_same_size() -> None:
     harness = LogHarness(Limits(message_bytes=1_000))
     harness.stream("m", "a" * 900)
     harness.part("m", 0, text_part("b" * 950))
@@ -763,7 +763,7 @@ def test_a_batch_counts_towards_the_size_of_a_message() -> None:
 
 
 @pytest.mark.parametrize("part", [tool_part(), {"type": "reasoning", "text": ""}, text_part()])
-def test_replacing_a_part_gives_back_what_it_took_and_not_more(part: dict[str, Any]) -> None:
+def test_replaced_part_frees_exactly_its_size(part: dict[str, Any]) -> None:
     harness = LogHarness()
     harness.stream("m", parts=[part])
     before = harness.known("m").size_bytes
@@ -773,7 +773,7 @@ def test_replacing_a_part_gives_back_what_it_took_and_not_more(part: dict[str, A
         assert harness.known("m").size_bytes == before
 
 
-def test_a_message_has_at_most_so_many_parts() -> None:
+def test_number_of_parts_is_bounded() -> None:
     harness = LogHarness(Limits(parts=2))
     harness.stream("m", parts=[data_part(), data_part()])
     for open_another in (
@@ -813,7 +813,7 @@ def nested(depth: int) -> list[Any]:
     [nested(65), nested(100_000), 2**63, -(2**63) - 1, 2**200, float("nan"), float("inf"), -float("inf"), {1: 2}],
     ids=["65 deep", "very deep", "2**63", "below -2**63", "2**200", "nan", "inf", "-inf", "a key of number"],
 )
-def test_what_json_cannot_carry_is_refused(harness: LogHarness, bad: object) -> None:
+def test_value_that_json_cannot_carry_is_refused(harness: LogHarness, bad: object) -> None:
     harness.stream("m")
     asks: list[tuple[str, Request]] = [
         ("n", CreateMessage(meta={"x": bad})),
@@ -831,13 +831,13 @@ def test_what_json_cannot_carry_is_refused(harness: LogHarness, bad: object) -> 
     assert len(harness.log) == 1
 
 
-def test_numbers_at_the_edge_are_carried(harness: LogHarness) -> None:
+def test_extreme_numbers_are_kept(harness: LogHarness) -> None:
     numbers = [2**63 - 1, -(2**63), 1e308, 5e-324, -0.0, 0, True]
     harness.create("m", meta={"n": numbers}, parts=[data_part(numbers)])
     assert (harness.message("m").meta["n"], harness.message("m").parts[0]["data"]) == (numbers, numbers)
 
 
-def test_half_a_surrogate_pair_is_refused_wherever_it_stands(harness: LogHarness) -> None:
+def test_half_a_surrogate_pair_is_refused_in_each_field(harness: LogHarness) -> None:
     harness.stream("m", "")
     asks: list[tuple[str, Request]] = [
         ("n", CreateMessage(text=HALF)),
@@ -866,13 +866,13 @@ def test_a_whole_pair_is_text(harness: LogHarness) -> None:
     assert harness.append("m", "\U0001f642").length == 1
 
 
-def test_a_reason_is_short(harness: LogHarness) -> None:
+def test_length_of_a_reason_is_bounded(harness: LogHarness) -> None:
     harness.stream("m")
     with pytest.raises(TooLarge):
         harness.finish("m", "failed", reason="x" * 5_000)
 
 
-def test_what_an_app_does_to_its_objects_later_does_not_reach_the_log(harness: LogHarness) -> None:
+def test_later_changes_to_an_apps_objects_do_not_reach_the_log(harness: LogHarness) -> None:
     meta: dict[str, Any] = {"x": {"y": 1}}
     part: dict[str, Any] = {"type": "source", "tags": ["a"]}
     bar: dict[str, Any] = {"type": "data", "name": "bar", "data": {"done": 1}}
@@ -906,7 +906,7 @@ def test_a_batch_sees_its_own_effects(batch: LogHarness) -> None:
     assert batch.known("m").deleted
 
 
-def test_what_readers_see_stays_as_it_is_until_the_commit(batch: LogHarness) -> None:
+def test_readers_see_no_change_before_the_commit(batch: LogHarness) -> None:
     batch.stream("m", "stored")
     batch.commit()
     batch.append("m", " not stored")
@@ -914,7 +914,7 @@ def test_what_readers_see_stays_as_it_is_until_the_commit(batch: LogHarness) -> 
     assert (batch.text("m"), batch.message("m").meta) == ("stored", {})
 
 
-def test_a_draft_that_is_dropped_leaves_nothing(batch: LogHarness) -> None:
+def test_dropped_draft_leaves_no_trace(batch: LogHarness) -> None:
     batch.stream("m", "stored")
     batch.commit()
     batch.append("m", "!")
@@ -1022,6 +1022,6 @@ def test_a_refused_request_adds_nothing(batch: LogHarness, message_id: str, requ
     assert batch.state.newest == "m"
 
 
-def test_caller_is_told_apart_by_id_alone(harness: LogHarness) -> None:
+def test_callers_are_distinguished_by_id_alone(harness: LogHarness) -> None:
     harness.create("m", text="hi")
     assert harness.create("m", text="hi", caller=Caller(id=ANN.id, is_server=True)).ops == ()

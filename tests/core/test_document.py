@@ -21,11 +21,11 @@ from holdfast.core.document import (
     Segment,
     Stored,
     document,
-    grave,
     mark_documented,
     restore,
     restore_command,
     restored,
+    used_up_head,
 )
 from holdfast.core.draft import Draft
 from holdfast.core.errors import AlreadyAnswered, Deleted, Fenced, IdConflict
@@ -52,7 +52,7 @@ REMOTE = Caller(id="agent", is_server=True)  # the harness of a hub, for a worke
 
 
 def stored(message: MessageState) -> Stored:
-    """The message's document, through bytes and back, with nothing before it."""
+    """Return the message's document, through bytes and back, without earlier segments."""
     message.documented = 0
     kept = document(message)
     segments = msgspec.msgpack.decode(msgspec.msgpack.encode(kept.segments), type=list[Segment])
@@ -60,7 +60,7 @@ def stored(message: MessageState) -> Stored:
 
 
 def full() -> LogHarness:
-    """A message with one of everything."""
+    """Build a message with a part of each type."""
     harness = LogHarness()
     harness.stream(
         "m", parts=[text_part("é中🙂"), tool_part("{"), data_part({"x": None}), text_part()], meta={"a": {"b": 1}}
@@ -84,7 +84,7 @@ def test_a_document_holds_all_of_a_message() -> None:
     assert back.undocumented_bytes == 0
 
 
-def test_a_document_says_what_a_store_looks_for() -> None:
+def test_document_has_the_fields_that_a_store_indexes() -> None:
     harness = LogHarness()
     harness.create("first", text="x")
     harness.stream("m", "hello")
@@ -107,7 +107,7 @@ def test_decisions_are_the_same_on_a_restored_message() -> None:
 
 
 @pytest.mark.parametrize("part", [text_part(), tool_part(), {"type": "reasoning", "text": ""}, data_part("x" * 50)])
-def test_a_restored_message_weighs_what_it_weighed(part: dict[str, Any]) -> None:
+def test_restored_message_has_its_earlier_size(part: dict[str, Any]) -> None:
     harness = LogHarness()
     harness.stream("m", parts=[part])
     if part["type"] != "data":
@@ -128,7 +128,7 @@ def test_a_document_after_the_first_brings_only_the_text_since_then() -> None:
     assert everything(shelf.restore("m")) == everything(harness.known("m"))
 
 
-def test_a_document_of_what_only_ended_brings_no_text() -> None:
+def test_document_after_a_mere_finish_has_no_text() -> None:
     harness = LogHarness()
     harness.stream("m", "text")
     mark_documented(harness.known("m"), document(harness.known("m")).version)
@@ -162,7 +162,7 @@ def test_a_document_after_an_edit_is_fresh(edit: str) -> None:
     assert not document(harness.known("m")).fresh
 
 
-def test_the_document_of_a_deleted_message_lets_go_of_its_text() -> None:
+def test_document_of_a_deleted_message_drops_its_text() -> None:
     harness, shelf = LogHarness(), Shelf()
     harness.stream("m", "secret", meta={"a": "secret"})
     shelf.put_document_of(harness.known("m"))
@@ -203,7 +203,7 @@ def test_segments_that_overlap_are_one_text() -> None:
     harness.append("m", "abc")
     early = document(harness.known("m"))
     harness.append("m", "def")
-    late = document(harness.known("m"))  # nobody noted that the early one is stored
+    late = document(harness.known("m"))  # `mark_documented` was not called for the early one
     back = restore(Stored(id="m", head=late.head, segments=early.segments + late.segments, entries=[]))
     assert everything(back) == everything(harness.known("m"))
 
@@ -252,7 +252,7 @@ def test_a_restored_text_ends_with_an_exact_mark() -> None:
     assert (text.length_at(11), text.length_at(10)) == (10, 0)
 
 
-def test_a_document_from_a_draft_is_what_the_commit_makes_of_it() -> None:
+def test_document_of_a_draft_equals_that_after_the_commit() -> None:
     harness = LogHarness(batches=True)
     harness.stream("m", parts=[text_part("a"), tool_part("{")])
     harness.append("m", "b")
@@ -276,7 +276,7 @@ def test_a_document_from_a_draft_is_what_the_commit_makes_of_it() -> None:
 
 @given(batches, st.data())
 def test_documents_from_drafts_restore_what_was_stored(world_batches: list[list[Asked]], data: st.DataObject) -> None:
-    """As the committer does it: decide a batch, make documents from its draft, store both, apply."""
+    """Do as the committer: decide a batch, make documents from its draft, store both, apply."""
     world, shelf = World(), Shelf()
     for batch in world_batches:
         world.now_ms += 1
@@ -302,7 +302,7 @@ def test_documents_from_drafts_restore_what_was_stored(world_batches: list[list[
 
 
 def served() -> LogHarness:
-    """A channel that agents serve, with a question that waits."""
+    """Build a channel that agents serve, with a waiting user message."""
     harness = LogHarness()
     harness.is_served = True
     harness.create("q", text="question")
@@ -358,7 +358,7 @@ def test_a_claim_or_lease_that_the_document_covers_changes_nothing() -> None:
     assert everything(back) == everything(harness.known("m"))
 
 
-def test_text_that_came_before_a_claim_s_document_is_not_brought_again() -> None:
+def test_document_after_a_claim_does_not_repeat_text() -> None:
     harness, shelf = LogHarness(), Shelf()
     harness.stream("m", "one")
     shelf.put_document_of(harness.known("m"))
@@ -405,7 +405,7 @@ def test_a_document_holds_all_of_a_command(is_answered: bool) -> None:
     assert kept.size_bytes == len(kept.head)
 
 
-def test_a_reply_after_the_document_is_applied_and_one_within_it_is_not_again() -> None:
+def test_only_a_reply_after_the_document_is_applied() -> None:
     harness = commanded("c", is_answered=False)
     kept = document(harness.known_command("c"))
     harness.reply("c", data=1)
@@ -427,14 +427,14 @@ def test_decisions_about_a_command_are_the_same_when_it_was_restored() -> None:
         harness.command("c", "steer", target="m")
 
 
-def test_messages_and_commands_come_back_each_as_what_they_are() -> None:
+def test_messages_and_commands_are_restored_as_their_kind() -> None:
     harness = commanded("m", is_answered=False)  # of the same id as the message
     documents = [document(harness.known("m")), document(harness.known_command("m"))]
     back = restored(Stored(id=one.id, head=one.head, segments=one.segments, entries=[]) for one in documents)
     assert [type(one) for one in back] == [MessageState, CommandState]
 
 
-def test_the_commands_of_a_draft_are_what_the_commit_makes_of_them() -> None:
+def test_commands_of_a_draft_equal_those_after_the_commit() -> None:
     harness = LogHarness(batches=True)
     harness.stream("m", "")
     harness.command("c1", "steer", target="m")
@@ -448,7 +448,7 @@ def test_the_commands_of_a_draft_are_what_the_commit_makes_of_them() -> None:
     harness.settle("c2")
     assert list(harness.draft.reshaped) == ["!c2", "!c3", "!c1", "m"]
     documents = [document(one) for key in harness.draft.reshaped if (one := harness.draft.thing(key)) is not None]
-    assert harness.known_command("c1").is_open  # what readers see stays as it is until the commit
+    assert harness.known_command("c1").is_open  # readers see no change before the commit
     entries = harness.commit()
     assert [(entry.serial, entry.op.id) for entry in entries] == [
         (3, "!c2"),
@@ -468,7 +468,7 @@ def test_the_commands_of_a_draft_are_what_the_commit_makes_of_them() -> None:
     assert (harness.text("m"), harness.message("m").status) == ("ab", "cancelled")
 
 
-# -- what was written before -----------------------------------------------------------------------------------
+# -- documents of earlier versions -----------------------------------------------------------------------------
 
 OLD = [  # as the first version wrote it, by position; `last` and `claim` came later
     "assistant",
@@ -512,13 +512,13 @@ def test_a_head_without_turns_is_read() -> None:
     assert back.writer == Writer(by="ann", node=None, lease_ms=60_000)
 
 
-def test_today_s_heads_are_those_of_then_and_two_fields_more() -> None:
+def test_current_heads_extend_the_old_ones_by_two_fields() -> None:
     head = msgspec.msgpack.decode(stored(full().known("m")).head)
     assert len(head) == len(OLD) + 2
     assert head[len(OLD) :] == [full().state.serial, None]
 
 
-def test_a_create_without_word_of_agents_is_read() -> None:
+def test_old_create_without_agent_fields_is_read() -> None:
     harness = LogHarness()
     harness.create("q", text="question")
     fields = msgspec.msgpack.decode(encode_op(harness.log[0].op))
@@ -527,9 +527,9 @@ def test_a_create_without_word_of_agents_is_read() -> None:
     assert op == harness.log[0].op
 
 
-def test_a_grave_is_a_deleted_message() -> None:
+def test_used_up_id_is_a_deleted_message() -> None:
     harness = LogHarness()
-    harness.state.insert([restore(Stored(id="m", head=grave("m"), segments=[], entries=[]))])
+    harness.state.insert([restore(Stored(id="m", head=used_up_head("m"), segments=[], entries=[]))])
     assert harness.known("m").deleted
     with pytest.raises(Deleted):
         harness.create("m", text="again")
@@ -538,7 +538,7 @@ def test_a_grave_is_a_deleted_message() -> None:
     assert list(harness.state.changed_since(0)) == []
 
 
-def test_a_fold_goes_on_where_the_document_ended() -> None:
+def test_fold_continues_after_the_document() -> None:
     harness = full()
     cut = ChannelState("c", "e1", 3)
     first = LogHarness()

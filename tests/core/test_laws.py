@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from holdfast.core.catch_up import events_since, new_start, newest_messages, resumed
 from holdfast.core.cursor import EMPTY, NO_EPOCH
-from holdfast.core.decide import decide, grow
+from holdfast.core.decide import decide, plain_append
 from holdfast.core.draft import Draft
 from holdfast.core.errors import HoldfastError
 from holdfast.core.events import Batch, CommandReply, CommandSent, decode_event, encode_json
@@ -114,7 +114,7 @@ def test_applying_an_entry_or_a_run_of_them_again_changes_nothing(
 
 
 @given(batches)
-def test_claims_and_leases_change_no_version_and_are_no_event_and_all_else_is_one(
+def test_every_entry_but_claims_and_leases_is_one_event(
     world_batches: list[list[Asked]],
 ) -> None:
     world = World()
@@ -137,7 +137,7 @@ def test_claims_and_leases_change_no_version_and_are_no_event_and_all_else_is_on
 
 
 @given(batches, st.data())
-def test_what_is_owed_since_any_serial_stands_in_order_and_says_each_thing_once(
+def test_catch_up_since_any_serial_is_ordered_and_has_each_change_once(
     world_batches: list[list[Asked]], data: st.DataObject
 ) -> None:
     world = World()
@@ -191,7 +191,7 @@ class Watched:
                 self.shelf.put_document_of(command)
 
     def restart(self) -> None:
-        """Everything in memory is gone; what comes back has coarse marks and no tail."""
+        """Drop all memory; restored state has coarse marks and no tail."""
         old = self.world.state
         state = ChannelState("c", old.epoch, old.serial)
         state.newest = old.newest
@@ -200,7 +200,7 @@ class Watched:
         self.world.state = self.state = state
 
     def load(self) -> None:
-        """Bring back what had left memory."""
+        """Restore state that had left memory."""
         state = self.state
         state.insert(one for one in self.shelf.restore_all() if not state.knows(one.id))
         state.complete_since, state.history_from, state.has_older = 0, 1, False
@@ -239,7 +239,7 @@ class Watched:
 
 
 class Viewer:
-    """A view, what was sent to it, and the answers it heard."""
+    """A view, the batches that it received, and the replies among them."""
 
     def __init__(self) -> None:
         self.view = View()
@@ -248,12 +248,12 @@ class Viewer:
 
     def receive(self, batch: Batch) -> None:
         if self.view.cursor == str(EMPTY):
-            self.heard.clear()  # what an empty channel is followed by is told anew: it may be another life's
+            self.heard.clear()  # the channel was empty, so a new start follows: its log may be of another epoch
         self.view.receive(batch)
         self.heard += [one for one in self.view.passed if isinstance(one, CommandReply)]
 
     def check_heard(self, world: World, since: int | None) -> None:
-        """Each answer was heard once, as it is, and none was missed since `since`; None: it was a new start."""
+        """Check that each reply since `since` came once and unchanged; None: it was a new start."""
         replies = world.replies()
         assert len({one.id for one in self.heard}) == len(self.heard), "heard twice"
         assert all(one in replies for one in self.heard)
@@ -286,7 +286,7 @@ def test_every_viewer_ends_with_the_server_s_state_and_always_shows_a_prefix(
 
 
 def serial_of(view: View) -> int:
-    """The last serial that a view has seen."""
+    """Return the last serial that a view has seen."""
     assert view.cursor is not None
     return int(view.cursor.split(":")[1])
 
@@ -297,7 +297,7 @@ def _take(watched: Watched, viewer: Viewer, limit: int) -> None:
     batch = watched.batch_for(viewer.view, limit)
     is_new = not batch.events[0].resumed  # type: ignore[union-attr]
     if is_new:
-        viewer.sent.clear()  # a new start is a new connection's or ends what was before it: nothing older follows
+        viewer.sent.clear()  # a new start ends the earlier view, so no older batch follows it
     viewer.sent.append(batch)
     viewer.receive(batch)
     watched.check(viewer.view, is_complete=True, is_new=is_new)
@@ -305,7 +305,7 @@ def _take(watched: Watched, viewer: Viewer, limit: int) -> None:
 
 
 def _show(watched: Watched, viewer: Viewer, data: st.DataObject) -> None:
-    """One visit of a viewer: nothing, a batch, a batch cut short, or an old one again."""
+    """One visit of a viewer: no batch, a batch, an interrupted batch, or an old one again."""
     match data.draw(st.sampled_from(("nothing", "whole", "whole", "cut", "again"))):
         case "whole":
             _take(watched, viewer, data.draw(st.sampled_from((1, LIMIT))))
@@ -319,7 +319,7 @@ def _show(watched: Watched, viewer: Viewer, data: st.DataObject) -> None:
         case "again" if viewer.sent:
             old = data.draw(st.sampled_from(viewer.sent))
             attached = old.events[0]
-            # A new start again would be one, and so would be the word that the channel is empty.
+            # A second new start would be one too, and so would the notice that the channel is empty.
             if attached.resumed and attached.epoch != NO_EPOCH:  # type: ignore[union-attr]
                 viewer.receive(Batch(events=old.events))
                 watched.check(viewer.view, is_complete=False)
@@ -334,7 +334,7 @@ texts_of_any_kind = st.text(st.sampled_from("ab é中🙂\ud800"), max_size=5)
 
 @settings(max_examples=400)
 @given(batches, st.data())
-def test_the_short_way_for_text_says_what_the_long_one_says_or_nothing(
+def test_fast_path_for_appends_returns_the_decision_or_none(
     world_batches: list[list[Asked]], data: st.DataObject
 ) -> None:
     world = World()
@@ -354,7 +354,7 @@ def test_the_short_way_for_text_says_what_the_long_one_says_or_nothing(
     )
     limits = data.draw(st.sampled_from((LIMITS, TIGHT)))
     writer = Caller(id="w", writer=Writer(by="w", node="n"), is_app=True)
-    short = grow(world.state, key, request, limits)
+    short = plain_append(world.state, key, request, limits)
     try:
         ops = decide(Draft(world.state), key, request, caller=writer, now_ms=0, limits=limits).ops
     except HoldfastError:

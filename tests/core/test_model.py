@@ -1,4 +1,4 @@
-"""Parts and JSON as they come in and go out (`docs/protocol.md`, 2.3 and 2.4). You are in `tests`."""
+"""Checks of parts and JSON, and their wire form (`docs/protocol.md`, 2.3 and 2.4)."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ LIMITS = Limits()
         {"type": "file", "name": "a.png", "url": "u", "media_type": "image/png"},
     ],
 )
-def test_a_part_of_the_right_form_stands_as_given(part: dict[str, Any]) -> None:
+def test_valid_part_is_kept_as_given(part: dict[str, Any]) -> None:
     assert check_part(part, LIMITS) == part
 
 
@@ -79,7 +79,7 @@ def test_a_part_is_filled_in_and_unknown_fields_are_ignored(part: dict[str, Any]
         {"type": "file", "data": object()},
     ],
 )
-def test_a_part_of_another_form_is_refused(part: object) -> None:
+def test_invalid_part_is_refused(part: object) -> None:
     with pytest.raises(InvalidRequest):
         check_part(part, LIMITS)
 
@@ -98,7 +98,7 @@ def test_a_part_is_bounded_in_depth_before_anything_else() -> None:
 
 
 @pytest.mark.parametrize("text", ["", "plain", "é中🙂", "\x00", "\ufffd\uffff\u2028", "e\u0301"])
-def test_text_is_whatever_utf8_can_carry(text: str) -> None:
+def test_text_may_hold_all_of_utf8(text: str) -> None:
     assert check_text(text) == text
 
 
@@ -106,25 +106,25 @@ HALVES = ("\ud83d", "\ude42", "a\ud83d", "\ud83db", "\ude42\ud83d", "é\udfff")
 
 
 @pytest.mark.parametrize("text", HALVES)
-def test_half_a_surrogate_pair_is_no_text(text: str) -> None:
+def test_half_a_surrogate_pair_is_refused_as_text(text: str) -> None:
     with pytest.raises(InvalidText):
         check_text(text)
 
 
 @pytest.mark.parametrize("value", [None, True, 0, -1, 1.5, "x", [], {}, [[{"a": [None]}]], 2**63 - 1, -(2**63)])
-def test_json_is_what_json_can_say_and_its_size_is_told(value: object) -> None:
+def test_check_json_returns_the_size_of_a_json_value(value: object) -> None:
     assert check_json(value, 1_000, "it", depth=8) == len(encode_json(value))
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), 2**63, -(2**63) - 1, {1: 2}, object()])
-def test_other_values_are_no_json(value: object) -> None:
+def test_value_outside_json_is_refused(value: object) -> None:
     for nested in (value, [value], {"x": value}):
         with pytest.raises(InvalidRequest, match="it "):
             check_json(nested, 1_000, "it", depth=8)
 
 
 @pytest.mark.parametrize("value", ["\ud83d", ["\ud83d"], {"x": "\ud83d"}, {"\ud83d": 1}])
-def test_json_holds_no_half_of_a_surrogate_pair(value: object) -> None:
+def test_half_a_surrogate_pair_is_refused_in_json(value: object) -> None:
     with pytest.raises(InvalidText):
         check_json(value, 1_000, "it", depth=8)
 
@@ -151,13 +151,13 @@ def message(**fields: Any) -> Message:
     return Message(**{**base, "updated_at": 0, **fields})
 
 
-def test_our_own_fields_are_left_out_when_they_are_null_or_empty_and_numbers_stand() -> None:
+def test_null_and_empty_fields_are_omitted_and_numbers_are_kept() -> None:
     assert encode_json(message()) == (
         b'{"id":"m","role":"user","status":"complete","created":1,"version":1,"created_at":0,"updated_at":0}'
     )
 
 
-def test_what_an_app_puts_into_a_message_stands_as_given() -> None:
+def test_fields_of_an_app_are_kept_as_given() -> None:
     part = {"type": "source", "x": None, "y": [], "z": {}, "b": False, "n": 0}
     given = message(parts=[{"type": "text", "text": ""}, part], meta={"x": None, "y": []})
     assert encode_json(given).endswith(
@@ -196,5 +196,5 @@ def test_what_an_app_puts_into_a_message_stands_as_given() -> None:
         ),
     ],
 )
-def test_the_wire_has_these_names_and_leaves_out_what_is_nothing(event: object, json: str) -> None:
+def test_wire_form_has_these_names_and_omits_empty_fields(event: object, json: str) -> None:
     assert encode_json(event).decode() == json

@@ -1,4 +1,4 @@
-"""Names of channels and ids (`docs/protocol.md`, 2.1). You are in `tests`."""
+"""Names of channels and ids (`docs/protocol.md`, 2.1)."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_other_names_are_refused(check: Callable[[object], str], name: str) -> N
 
 @pytest.mark.parametrize("name", [None, 7, b"a", ["a"], {"a": 1}])
 @pytest.mark.parametrize("check", [check_channel, check_id])
-def test_what_is_no_text_is_no_name(check: Callable[[object], str], name: object) -> None:
+def test_value_of_another_type_is_not_a_name(check: Callable[[object], str], name: object) -> None:
     with pytest.raises(InvalidName):
         check(name)
 
@@ -55,8 +55,8 @@ def test_an_id_has_up_to_64_characters() -> None:
         check_id("x" * 65)
 
 
-def test_the_error_says_which_id_is_meant() -> None:
-    with pytest.raises(InvalidName, match="parent is"):
+def test_error_of_an_id_names_the_field() -> None:
+    with pytest.raises(InvalidName, match=r"parent must be .*, got 'a b'"):
         check_id("a b", "parent")
 
 

@@ -1,9 +1,9 @@
-"""Who may ask what of whose message, as tables (`docs/protocol.md`, 8.3; `docs/security.md`).
+"""The rights of each caller on each message, as tables (`docs/protocol.md`, 8.3; `docs/security.md`).
 
 Layer: tests.
 
-Capabilities are the transports' business; these are the rules that hold behind them. A column is
-somebody who asks, a row is a request, a cell is "ok" or the code of the refusal.
+Transports check capabilities; these are the rules behind them. A column is
+a caller, a row is a request, a cell is "ok" or the code of the refusal.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from holdfast.core.requests import (
 from tests.core.harness import ADMIN, ANN, APP, BOB, NAMELESS, LogHarness, text_part
 
 HUB = Caller(is_server=True)
-EVE = Caller(id="eve", may_read=False)  # cannot know what exists
+EVE = Caller(id="eve", may_read=False)  # may not learn which messages exist
 
 WHO = {
     "owner": ANN,
@@ -100,7 +100,7 @@ takeover     ok         ok          ok          ok         ok         ok        
 delete       ok         forbidden   ok          ok         ok         forbidden   not_found  ok
 """
 
-# Whoever was taken over is told so, also where it is not the same identity: it is a writer that must stop.
+# A writer that lost the message gets `fenced`, also if its identity is another one: it must stop.
 TAKEN_OVER_BY_CAROL = """
              owner      other       admin       app        server     nameless    blind      blind_owner
 append       fenced     not_writer  not_writer  fenced     fenced     not_writer  not_found  fenced
@@ -134,7 +134,7 @@ update       forbidden   ok          ok         ok         forbidden   not_found
 delete       forbidden   ok          ok         ok         forbidden   not_found
 """
 
-# The nameless are not told apart: what one of them is writing, another may write on with.
+# Anonymous callers cannot be distinguished: one may write another's streaming message.
 NAMELESS_STREAMING = """
              other       admin       app        server     nameless
 append       not_writer  not_writer  ok         ok         ok
@@ -150,7 +150,7 @@ update       forbidden   ok          ok         ok         forbidden
 delete       forbidden   ok          ok         ok         forbidden
 """
 
-# Written by a process of the app in the name of ann: the person ann is not its writer.
+# A process of the app writes in the name of ann: the person ann is not its writer.
 IN_PROCESS = """
              owner      other       admin       app        server     nameless    blind
 append       not_writer not_writer  not_writer  ok         ok         not_writer  not_found
@@ -229,7 +229,7 @@ def never_was(harness: LogHarness) -> None:
 
 
 def cells(table: str) -> list[tuple[str, str, str]]:
-    """Row, column and content of every cell."""
+    """Yield row, column and content of every cell."""
     head, *rows = (line.split() for line in table.strip().splitlines())
     return [(row[0], who, cell) for row in rows for who, cell in zip(head, row[1:], strict=True)]
 
@@ -256,7 +256,7 @@ def all_cells() -> list[object]:
 
 
 @pytest.mark.parametrize(("prepare", "row", "who", "cell"), all_cells())
-def test_a_request_is_granted_or_refused_as_the_table_says(
+def test_request_is_granted_or_refused_as_in_the_table(
     prepare: Callable[[LogHarness], None], row: str, who: str, cell: str
 ) -> None:
     harness = LogHarness()
@@ -274,13 +274,13 @@ def outcome(harness: LogHarness, request: Request, caller: Caller) -> str:
     return "ok"
 
 
-def test_whoever_took_a_message_over_writes_it_and_nobody_else_in_its_generation() -> None:
+def test_only_the_new_writer_writes_in_its_generation() -> None:
     harness = LogHarness()
     taken_over_by_carol(harness)
     carol = Caller(id="carol")
     harness.append("m", "!", generation=2, caller=carol)
     harness.renew("m", 60, generation=2, caller=carol)
-    for caller in (ANN, BOB, ADMIN):  # also not whoever began it
+    for caller in (ANN, BOB, ADMIN):  # not even the author
         with pytest.raises(NotWriter):
             harness.append("m", "?", generation=2, caller=caller)
     with pytest.raises(NotWriter):
@@ -289,7 +289,7 @@ def test_whoever_took_a_message_over_writes_it_and_nobody_else_in_its_generation
     assert harness.text("m") == "text!"
 
 
-def test_whoever_took_a_message_over_may_edit_it_when_it_is_done() -> None:
+def test_new_writer_may_edit_the_finished_message() -> None:
     harness = LogHarness()
     taken_over_by_carol(harness)
     carol = Caller(id="carol")
@@ -301,7 +301,7 @@ def test_whoever_took_a_message_over_may_edit_it_when_it_is_done() -> None:
     assert harness.text("m") == "ann's"
 
 
-def test_an_admin_takes_over_what_streams_and_writes_on() -> None:
+def test_admin_takes_over_a_streaming_message_and_writes_it() -> None:
     harness = LogHarness()
     harness.stream("m", "text")
     answer = harness.take_over("m", caller=ADMIN, lease_s=20)
@@ -313,7 +313,7 @@ def test_an_admin_takes_over_what_streams_and_writes_on() -> None:
     assert harness.text("m") == "text more"
 
 
-def test_an_admin_takes_over_nothing_that_has_ended_well() -> None:
+def test_admin_cannot_take_over_a_completed_message() -> None:
     harness = LogHarness()
     harness.stream("m", "text")
     harness.finish("m")
@@ -321,7 +321,7 @@ def test_an_admin_takes_over_nothing_that_has_ended_well() -> None:
         harness.take_over("m", caller=ADMIN)
 
 
-def test_a_name_tells_two_writers_in_one_process_apart() -> None:
+def test_two_writers_in_one_process_are_distinguished_by_name() -> None:
     harness = LogHarness()
     one, two = (Caller(id=name, writer=Writer(by=name, node="here")) for name in ("one", "two"))
     harness.stream("m", caller=one)
@@ -331,7 +331,7 @@ def test_a_name_tells_two_writers_in_one_process_apart() -> None:
 
 
 @pytest.mark.parametrize("asked", [UpdateMessage(text="forged"), DeleteMessage()])
-def test_a_person_who_is_called_like_an_agent_does_not_own_its_answers(asked: Request) -> None:
+def test_person_with_an_agents_name_does_not_own_its_answers(asked: Request) -> None:
     harness = LogHarness()
     agent = Caller(id="assistant", writer=Writer(by="assistant", node="here"), is_app=True)
     harness.create("answer", role="assistant", text="so it is", caller=agent)
@@ -339,11 +339,11 @@ def test_a_person_who_is_called_like_an_agent_does_not_own_its_answers(asked: Re
     with pytest.raises(Forbidden):
         harness.ask("answer", asked, namesake)
     assert harness.text("answer") == "so it is"
-    harness.create("question", role="user", text="is it so?", caller=namesake)  # what people write stays theirs
+    harness.create("question", role="user", text="is it so?", caller=namesake)  # messages of people stay their own
     harness.ask("question", asked, namesake)
 
 
-def test_who_cannot_read_is_told_the_same_of_what_is_there_deleted_and_never_was() -> None:
+def test_caller_without_read_access_cannot_tell_existing_deleted_and_absent_messages_apart() -> None:
     harness = LogHarness()
     harness.stream("there")
     harness.create("gone", text="x")
@@ -352,10 +352,10 @@ def test_who_cannot_read_is_told_the_same_of_what_is_there_deleted_and_never_was
         for request in (AppendText(text="x"), UpdateMessage(), FinishMessage(), TakeOver(), DeleteMessage()):
             with pytest.raises(NotFound) as refusal:
                 harness.ask(message_id, request, EVE)
-            assert refusal.value.problem() == NotFound(f"there is no message {message_id!r}").problem()
+            assert refusal.value.problem() == NotFound(f"message {message_id!r} does not exist").problem()
 
 
-def test_who_cannot_read_learns_that_its_own_message_is_gone() -> None:
+def test_caller_without_read_access_learns_that_its_own_message_was_deleted() -> None:
     harness = LogHarness()
     harness.stream("m", caller=EVE)
     harness.append("m", "x", caller=EVE)

@@ -1,8 +1,8 @@
-"""Half a character is held back until its other half comes: `tests/vectors/surrogates.json`, as in the browser.
+"""A writer holds half a character back until its other half comes: `tests/vectors/surrogates.json`, as in the browser.
 
 Layer: tests.
 
-The writer is the hub's own, and what it sends is what is stored.
+The writer is the hub's own, and its requests are stored.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ VECTORS = json.loads((Path(__file__).parent.parent / "vectors" / "surrogates.jso
 
 
 class Stored:
-    """What of a message is new since the last look."""
+    """Return the text that a message gained since the last call."""
 
     def __init__(self, hub: Hub, at: int) -> None:
         self._hub = hub
@@ -32,7 +32,7 @@ class Stored:
 
 
 @pytest.mark.parametrize("vector", VECTORS, ids=[vector["name"] for vector in VECTORS])
-async def test_a_writer_sends_what_the_vector_says(vector: dict[str, Any]) -> None:
+async def test_writer_sends_the_text_of_the_vector(vector: dict[str, Any]) -> None:
     hub = Hub("memory://", hooks_signals=False)
     stored = Stored(hub, vector["at"])
     async with hub.message("c", id="m1") as message:

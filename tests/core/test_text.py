@@ -1,4 +1,4 @@
-"""Growing text against a plain string: content, slices, lengths at a serial, forks, and what it costs.
+"""Growing text against a plain string: content, slices, lengths at a serial, forks, and costs.
 
 Layer: tests.
 
@@ -24,7 +24,7 @@ places = st.integers(0, 200)
 
 
 class Plain:
-    """What a `Text` must be equal to: a string, and its length after each append."""
+    """The reference for a `Text`: a string, and its length after each append."""
 
     def __init__(self) -> None:
         self.text = ""
@@ -85,7 +85,7 @@ def test_a_fork_is_the_text_with_its_own_additions_and_leaves_the_text_alone(
 
 
 @given(pieces, real_pieces, places)
-def test_the_marks_of_a_fork_are_those_of_a_text_that_grew_so(
+def test_fork_has_the_marks_of_an_equally_grown_text(
     appended: list[tuple[str, int]], more: list[str], start: int
 ) -> None:
     base, whole, plain = Text("", 0), Text("", 0), Plain()
@@ -98,7 +98,7 @@ def test_the_marks_of_a_fork_are_those_of_a_text_that_grew_so(
 
 
 @given(pieces, places)
-def test_marks_after_a_length_are_those_beyond_it(appended: list[tuple[str, int]], start: int) -> None:
+def test_marks_after_a_length_lie_beyond_it(appended: list[tuple[str, int]], start: int) -> None:
     text, plain = Text(), Plain()
     for piece, step in appended:
         plain.grow([text], piece, step)
@@ -122,7 +122,7 @@ def test_two_appends_of_one_serial_are_one_mark() -> None:
     assert list(text.marks_after(0)) == [(2, 4)]
 
 
-def test_the_last_serial_is_that_of_the_last_mark_not_above() -> None:
+def test_last_serial_is_that_of_the_last_mark_up_to_it() -> None:
     text = Text("a", 3)
     text.append("b", 5)
     assert [text.last_serial(until) for until in (2, 3, 4, 5, 9)] == [0, 3, 3, 5, 5]
@@ -153,7 +153,7 @@ def test_two_hundred_thousand_single_characters_stay_small() -> None:
 
 
 def cpu_s(appends: int) -> float:
-    """CPU seconds of so many appends of one character, with a reader of the last ones after every hundredth."""
+    """Return the CPU seconds of many appends of one character, with a reader of the end after every hundredth."""
     text = Text()
     started_s = time.process_time()
     for serial in range(1, appends + 1):
@@ -163,10 +163,10 @@ def cpu_s(appends: int) -> float:
     return time.process_time() - started_s
 
 
-def test_an_append_costs_the_same_whatever_stands_before_it() -> None:
+def test_cost_of_an_append_is_independent_of_the_text_before_it() -> None:
     few = min(cpu_s(20_000) for _ in range(3))
     many = min(cpu_s(200_000) for _ in range(2))
-    assert many < 10 * few * 4  # quadratic would be a hundred times
+    assert many < 10 * few * 4  # quadratic cost would be a hundred times
 
 
 def test_a_slice_of_the_end_does_not_read_the_beginning() -> None:

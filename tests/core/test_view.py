@@ -1,4 +1,4 @@
-"""The viewer's side against the vectors that every client passes (`tests/vectors/README.md`).
+"""The view against the vectors that every client passes (`tests/vectors/README.md`).
 
 Layer: tests.
 
@@ -44,7 +44,7 @@ def vectors(name: str) -> list[Any]:
 
 
 class Run:
-    """A view, and what the vectors ask about its past."""
+    """A view, and its history as the vectors check it."""
 
     def __init__(self) -> None:
         self.view = View()
@@ -93,7 +93,7 @@ def test_a_view_shows_what_the_vector_expects(vector: Vector) -> None:
 
 
 def view_of(text: str) -> View:
-    """A view of one message with one text part."""
+    """Return a view of one message with one text part."""
     view = View()
     attached = ChannelAttached(channel="c", epoch="e", serial=1, resumed=False, more=False, before=1)
     message = Message(
@@ -111,7 +111,7 @@ def view_of(text: str) -> View:
 
 
 @pytest.mark.parametrize("vector", vectors("text"))
-def test_text_is_counted_and_carried_as_the_vector_says(vector: Vector) -> None:
+def test_text_has_the_length_and_encoding_of_the_vector(vector: Vector) -> None:
     text, pieces = vector["text"], vector["pieces"]
     assert "".join(piece["text"] for piece in pieces) == text
     assert (len(text), len(text.encode())) == (vector["code_points"], vector["utf8_bytes"])
@@ -125,7 +125,7 @@ def test_text_is_counted_and_carried_as_the_vector_says(vector: Vector) -> None:
 
 
 @pytest.mark.parametrize("vector", vectors("text"))
-def test_text_that_breaks_naive_code_is_shown_whole_piece_by_piece_and_overlapping(vector: Vector) -> None:
+def test_view_joins_pieces_and_overlaps_of_difficult_text(vector: Vector) -> None:
     exact, overlapping = view_of(""), view_of("")
     text, serial = vector["text"], 1
     for piece in vector["pieces"]:
@@ -138,14 +138,14 @@ def test_text_that_breaks_naive_code_is_shown_whole_piece_by_piece_and_overlappi
     assert exact.text("m") == overlapping.text("m") == text
 
 
-def test_a_gap_says_where_it_was_and_is_counted() -> None:
+def test_gap_names_its_part_and_is_counted() -> None:
     view = view_of("abc")
-    with pytest.raises(ViewGap, match="'m' has 3, an append came for 4"):
+    with pytest.raises(ViewGap, match="message 'm' has 3 characters, an append came for offset 4"):
         view.receive(Batch(events=[MessageAppend(serial=2, id="m", part=0, at=4, text="x")], cursor="e:2"))
     assert (view.gaps, view.cursor, view.text("m")) == (1, None, "abc")
 
 
-def test_what_a_cut_batch_showed_of_a_log_that_is_gone_does_not_stay() -> None:
+def test_view_drops_an_interrupted_batch_of_an_earlier_epoch() -> None:
     def attached(epoch: str, serial: int, *, resumed: bool = True) -> ChannelAttached:
         return ChannelAttached(channel="c", epoch=epoch, serial=serial, resumed=resumed)
 
@@ -164,7 +164,7 @@ def test_what_a_cut_batch_showed_of_a_log_that_is_gone_does_not_stay() -> None:
         assert [one.id for one in view.messages()] == (["n"] if cursor == "e2:1" else [])
 
 
-def test_commands_of_a_log_that_is_gone_are_forgotten() -> None:
+def test_view_drops_commands_of_an_earlier_epoch() -> None:
     def attached(epoch: str, serial: int, *, resumed: bool = True) -> ChannelAttached:
         return ChannelAttached(channel="c", epoch=epoch, serial=serial, resumed=resumed)
 
@@ -180,7 +180,7 @@ def test_commands_of_a_log_that_is_gone_are_forgotten() -> None:
     assert (view.passed, view.commands()) == ([reply], [])
 
 
-def test_passed_is_of_the_last_batch_only() -> None:
+def test_passed_holds_events_of_the_last_batch_only() -> None:
     view, signal = view_of(""), Signal(name="typing")
     view.receive(Batch(events=[signal]))
     assert view.passed == [signal]
@@ -192,7 +192,7 @@ def test_a_message_that_is_not_shown_has_no_text() -> None:
     assert view_of("abc").text("n") == ""
 
 
-def test_what_is_remembered_of_messages_out_of_view_is_bounded() -> None:
+def test_memory_of_messages_out_of_view_is_bounded() -> None:
     view = view_of("")
     for number in range(30_000):
         append = MessageAppend(serial=2 + number, id=f"n{number}", part=0, at=0, text="x")
@@ -200,7 +200,7 @@ def test_what_is_remembered_of_messages_out_of_view_is_bounded() -> None:
     assert len(view._seen) <= 10_000
 
 
-def test_what_is_remembered_of_commands_is_bounded() -> None:
+def test_memory_of_commands_is_bounded() -> None:
     view = view_of("")
     for number in range(30_000):
         reply = CommandReply(serial=2 + number, id=f"c{number}", ok=True)

@@ -3,7 +3,7 @@
 Layer: tests.
 
 A `World` is one channel: its log, its durable state, and every text each part ever had, so that
-a test can tell a prefix of the truth from anything else.
+a test can distinguish a prefix of the truth from other text.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from holdfast.core.requests import (
 from holdfast.core.state import ChannelState, CommandState, MessageState, apply_entry
 
 IDS = ("m1", "m2", "m3")
-COMMANDS = ("!k1", "!k2", "!k3", "!k4")  # a command is over with its answer, so that there must be some
+COMMANDS = ("!k1", "!k2", "!k3", "!k4")  # a command ends with its reply, so the worlds need several
 LIMITS = Limits(open_commands=3)
 SERVER = Caller(id="s", is_server=True)
 
@@ -58,19 +58,19 @@ words = st.sampled_from((None, 1))
 
 @dataclass(frozen=True)
 class Asked:
-    """A request, before it is known which generation and length the message has."""
+    """A request, before the generation and length of its message are known."""
 
     message_id: str  # or the key of a command
     request: Request
 
 
 def weighted(*strategies: st.SearchStrategy[Request]) -> st.SearchStrategy[Request]:
-    """One of `strategies`; one that stands there twice is drawn twice as often (`one_of` drops repeats)."""
+    """Draw one of `strategies`; one that is listed twice is drawn twice as often (`one_of` drops repeats)."""
     return st.integers(0, len(strategies) - 1).flatmap(lambda place: strategies[place])
 
 
 def asked(message_ids: st.SearchStrategy[str]) -> st.SearchStrategy[Asked]:
-    """One request; appends are by far the most frequent, as in life."""
+    """Draw one request; appends are by far the most frequent, as in production."""
     append = st.builds(AppendText, text=texts, part=st.sampled_from((None, 0, 0, 1, 2)))
     create = st.builds(
         CreateMessage,
@@ -92,7 +92,7 @@ def asked(message_ids: st.SearchStrategy[str]) -> st.SearchStrategy[Asked]:
         weighted(st.builds(ClaimTurn, generation=st.just(0)), st.builds(EndTurn, generation=st.just(1))),
         st.builds(RenewLease, lease_s=st.sampled_from((15.0, 30.0))),
     )
-    # Deleting ends an id for good: keep it rare, or little else happens.
+    # Deleting ends an id for good: keep it rare, or other requests find no message.
     likely = requests.flatmap(
         lambda one: st.just(one) if not isinstance(one, DeleteMessage) else weighted(st.just(one), append, append)
     )
@@ -101,7 +101,7 @@ def asked(message_ids: st.SearchStrategy[str]) -> st.SearchStrategy[Asked]:
 
 
 def about_commands(message_ids: st.SearchStrategy[str]) -> st.SearchStrategy[Asked]:
-    """A command, an answer to one, or the server's word on it."""
+    """Draw a command, a reply to one, or its settlement by the server."""
     name = st.sampled_from(("cancel", "steer", "approve"))
     requests = weighted(
         st.builds(SendCommand, name=name, target=message_ids, data=words),
@@ -120,13 +120,15 @@ class World:
     """One channel and its history."""
 
     state: ChannelState = field(default_factory=lambda: ChannelState("c"))
-    truth: ChannelState = field(default_factory=lambda: ChannelState("c"))  # the fold of the log, whatever else happens
+    truth: ChannelState = field(
+        default_factory=lambda: ChannelState("c")
+    )  # the fold of the log, independent of the state under test
     log: list[Entry] = field(default_factory=list)
     had: dict[tuple[str, int], list[str]] = field(default_factory=dict)  # every text a part had, in order
     now_ms: int = 0
 
     def commit(self, batch: list[Asked]) -> list[Entry]:
-        """Decide and apply one batch; what is refused leaves no trace."""
+        """Decide and apply one batch; a refused request leaves no trace."""
         draft = Draft(self.state)
         self.now_ms += 1
         for one in batch:
@@ -142,7 +144,7 @@ class World:
         return entries
 
     def decide(self, draft: Draft, one: Asked) -> HoldfastError | None:
-        """Add to `draft` what `one` is granted; the refusal otherwise."""
+        """Add the operations of `one` to `draft`; returns the refusal if there is one."""
         request = begun(draft, one)
         if not is_command(one.message_id):
             request = current(draft.message(one.message_id), request)
@@ -157,19 +159,19 @@ class World:
         return None
 
     def messages(self) -> dict[str, Message]:
-        """What is there, as clients should see it."""
+        """Return the messages that clients should see."""
         return {one.id: one.message() for one in self.truth.messages.values() if not one.deleted}
 
     def commands(self) -> dict[str, Command]:
-        """All commands there ever were, as clients should see them."""
+        """Return all commands since the beginning, as clients should see them."""
         return {one.id[1:]: one.command() for one in self.truth.commands.values()}
 
     def pending(self) -> dict[str, Command]:
-        """Those that wait for an answer."""
+        """Return the commands that wait for a reply."""
         return {one.id[1:]: one.command() for one in self.truth.pending_commands()}
 
     def replies(self) -> list[CommandReply]:
-        """All answers, as clients should hear them, in order."""
+        """Return all replies, as clients should receive them, in order."""
         replies = [
             CommandReply(
                 serial=one.answered,
@@ -194,7 +196,7 @@ class World:
 
 
 def begun(draft: Draft, one: Asked) -> Request:
-    """What is asked; of a message or command that is not there yet, that it begins. (Else most would be refused.)"""
+    """Return the drawn request, or the one that creates its missing message or command. (Else most are refused.)"""
     is_there = draft.thing(one.message_id) is not None
     match one.request:
         case CreateMessage() | SendCommand():
@@ -209,7 +211,7 @@ def begun(draft: Draft, one: Asked) -> Request:
 
 
 def current(message: MessageState | None, request: Request) -> Request:
-    """`request` with the generation that the message or its turn has, where it needs one."""
+    """Return `request` with the current generation of the message or its turn, if it needs one."""
     if message is None or isinstance(request, CreateMessage | DeleteMessage):
         return request
     attempt = message.claim.generation if message.claim is not None else 0
@@ -234,7 +236,7 @@ def current(message: MessageState | None, request: Request) -> Request:
 
 
 def fold(entries: list[Entry], state: ChannelState | None = None) -> ChannelState:
-    """The state after `entries`."""
+    """Return the state after `entries`."""
     folded = state if state is not None else ChannelState("c")
     for entry in entries:
         apply_entry(folded, entry)
@@ -242,25 +244,25 @@ def fold(entries: list[Entry], state: ChannelState | None = None) -> ChannelStat
 
 
 def everything(state: ChannelState) -> dict[str, object]:
-    """All there is to know of a state's messages and commands, but for how finely their marks are kept."""
+    """Return all fields of a state's messages and commands, except the marks of their texts."""
     messages = {one.id: everything_of_message(one) for one in state.messages.values()}
     return {**messages, **{one.id: everything_of_command(one) for one in state.commands.values()}}
 
 
 def everything_of_message(message: MessageState) -> dict[str, object]:
-    """All that a message holds, but for how finely its marks are kept, and what is documented."""
+    """Return all fields of a message, except the marks of its texts and the state of its document."""
     left_out = ("parts", "documented", "undocumented_bytes")
     fields = {name: getattr(message, name) for name in MessageState.__slots__ if name not in left_out}
     return {**fields, "parts": [(part.value(), part.opened, part.changed, part.length) for part in message.parts]}
 
 
 def everything_of_command(command: CommandState) -> dict[str, object]:
-    """All that a command holds."""
+    """Return all fields of a command."""
     return {name: getattr(command, name) for name in CommandState.__slots__}
 
 
 def thing(state: ChannelState, key: str) -> MessageState | CommandState:
-    """The message or command `key`."""
+    """Return the message or command `key`."""
     found = state.message(key) or state.command(key)
     assert found is not None
     return found
@@ -274,7 +276,7 @@ class Shelf:
         self.entries: dict[str, list[Entry]] = {}
 
     def put(self, kept: Document) -> None:
-        """Keep a document, and let go of the entries it covers."""
+        """Keep a document, and drop the entries that it covers."""
         _, segments, _ = self.documents.get(kept.id, (b"", [], 0))
         segments = kept.segments if kept.fresh else segments + kept.segments
         self.documents[kept.id] = (kept.head, segments, kept.version)
@@ -292,22 +294,22 @@ class Shelf:
         self.entries.setdefault(entry.op.id, []).append(entry)
 
     def stored(self, key: str) -> Stored:
-        """What is kept of a message or command."""
+        """Return the stored form of a message or command."""
         head, segments, version = self.documents[key]
         entries = [one for one in self.entries.get(key, []) if one.serial > version]
         return Stored(id=key, head=head, segments=segments, entries=entries)
 
     def restore(self, message_id: str) -> MessageState:
-        """The message from what is kept."""
+        """Return the message restored from its stored form."""
         (one,) = restored([self.stored(message_id)])
         assert isinstance(one, MessageState)
         return one
 
     def restore_all(self) -> list[MessageState | CommandState]:
-        """Everything from what is kept."""
+        """Return all messages and commands, restored."""
         return restored(self.stored(key) for key in self.documents)
 
 
 def is_command(key: str) -> bool:
-    """Is this the key of a command?"""
+    """Return whether this is the key of a command."""
     return key.startswith(COMMAND_MARK)

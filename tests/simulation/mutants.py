@@ -118,7 +118,7 @@ def begin_one_past_the_cursor(patch: pytest.MonkeyPatch) -> None:
 def join_across_an_edit(patch: pytest.MonkeyPatch) -> None:
     """Appends of one part become one, whatever happened to the part in between."""
 
-    def place(self: Draft, op: Op) -> int:
+    def add_or_join(self: Draft, op: Op) -> int:
         joinable = self._joinable.setdefault(op.id, {})
         if isinstance(op, Append):
             known = joinable.setdefault(op.part, len(self.ops))
@@ -132,7 +132,7 @@ def join_across_an_edit(patch: pytest.MonkeyPatch) -> None:
         self.ops.append(op)
         return len(self.ops) - 1
 
-    patch.setattr(Draft, "_place", place)
+    patch.setattr(Draft, "_add_or_join", add_or_join)
 
 
 def answer_before_the_commit(patch: pytest.MonkeyPatch) -> None:
@@ -245,15 +245,15 @@ def a_lapse_ignores_the_generation(patch: pytest.MonkeyPatch) -> None:
 
 def the_short_way_looks_at_no_length(patch: pytest.MonkeyPatch) -> None:
     """Who writes in this process knows where its text goes."""
-    grow = committer.grow
+    plain_append = committer.plain_append
 
     def anywhere(state: ChannelState, key: str, request: AppendText, limits: Limits) -> Append | None:
         message = state.messages.get(key)
         if message is not None and request.part is not None and request.part < len(message.parts):
             request = replace(request, at=message.parts[request.part].length)
-        return grow(state, key, request, limits)
+        return plain_append(state, key, request, limits)
 
-    patch.setattr(committer, "grow", anywhere)
+    patch.setattr(committer, "plain_append", anywhere)
 
 
 def a_takeover_fences_nobody(patch: pytest.MonkeyPatch) -> None:

@@ -1,8 +1,8 @@
 """A process that opens a store, writes one entry and closes it, but kills itself at one point of it.
 
-`python -m tests.stores.dying FILE WRITE MOMENT`: it dies before or after (MOMENT) the lock file is told nonces for the
-WRITE-th time. At the first and second it is opening the store, at the third and fourth it closes it. It says
-"stored" once its entry is.
+`python -m tests.stores.dying FILE WRITE MOMENT`: it dies before or after (MOMENT) the lock file gets nonces for the
+WRITE-th time. The first and second time it is opening the store, the third and fourth it is closing it. It prints
+"stored" once its entry is stored.
 """
 
 import asyncio

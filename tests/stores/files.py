@@ -1,4 +1,4 @@
-"""SQLite stores in files, and looking into those files from outside."""
+"""SQLite stores in files, and helpers that read those files from outside."""
 
 import asyncio
 import contextlib
@@ -15,7 +15,7 @@ PATIENCE_S = 20.0
 
 @contextlib.asynccontextmanager
 async def opened(path: Path, **settings: Any) -> AsyncIterator[SqliteStore]:
-    """The store in `path`, open."""
+    """Open the store in `path`."""
     store = SqliteStore(path, **settings)
     await store.open()
     try:
@@ -26,7 +26,7 @@ async def opened(path: Path, **settings: Any) -> AsyncIterator[SqliteStore]:
 
 async def run_on_thread(store: SqliteStore, sql: str) -> list[tuple[Any, ...]]:
     """Run a statement on the store's own connection."""
-    return await store._ask(lambda engine: engine._file.db.execute(sql).fetchall())
+    return await store._run(lambda engine: engine._file.db.execute(sql).fetchall())
 
 
 def run_from_outside(path: Path, sql: str, *arguments: object) -> list[tuple[Any, ...]]:
@@ -36,7 +36,7 @@ def run_from_outside(path: Path, sql: str, *arguments: object) -> list[tuple[Any
 
 
 def on_disk(path: Path) -> bytes:
-    """Everything that stands in the files of a store."""
+    """Return the content of all files of a store."""
     return b"".join(file.read_bytes() for file in sorted(path.parent.iterdir()))
 
 

@@ -1,4 +1,4 @@
-"""The SQLite store keeps every promise, on any event loop, and when the disk does not play along."""
+"""The SQLite store keeps every promise, on any event loop, and with a failing disk."""
 
 import asyncio
 import resource
@@ -54,7 +54,7 @@ async def test_close_leaves_no_thread_and_no_wal(path: Path) -> None:
     assert sorted(file.name for file in path.parent.iterdir()) == ["chat.db", "chat.db.lock"]
 
 
-def test_a_store_goes_on_on_another_event_loop(path: Path) -> None:
+def test_store_continues_on_another_event_loop(path: Path) -> None:
     store = SqliteStore(path)
     chat = Chat(store)
 
@@ -84,7 +84,7 @@ asyncio.run(main())
 """
 
 
-def test_a_process_that_forgets_to_close_ends_and_leaves_the_file_whole(path: Path) -> None:
+def test_process_that_does_not_close_ends_with_a_clean_file(path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", FORGETFUL, str(path)], capture_output=True, text=True, timeout=PATIENCE_S
     )
@@ -93,12 +93,12 @@ def test_a_process_that_forgets_to_close_ends_and_leaves_the_file_whole(path: Pa
     assert run_from_outside(path, "SELECT clean FROM life") == [(1,)]
 
 
-async def test_a_store_that_is_not_open_says_so(path: Path) -> None:
+async def test_store_that_is_not_open_raises_misuse(path: Path) -> None:
     with pytest.raises(LocalError, match="not open"):
         await SqliteStore(path).head("c")
 
 
-async def test_the_thread_outlives_a_mistake_of_its_caller(store: SqliteStore) -> None:
+async def test_thread_survives_an_error_of_its_caller(store: SqliteStore) -> None:
     chat = Chat(store)
     write = replace(chat.write(create("m1", "a")), documents=())
     with pytest.raises(ValueError, match="the first entry of message 'm1' came without a document"):
@@ -107,7 +107,7 @@ async def test_the_thread_outlives_a_mistake_of_its_caller(store: SqliteStore) -
     assert await chat.do(create("m1", "a")) == Committed(1)
 
 
-async def test_a_document_that_cannot_be_encoded_leaves_nothing(store: SqliteStore) -> None:
+async def test_document_that_cannot_be_encoded_leaves_no_trace(store: SqliteStore) -> None:
     chat = Chat(store)
     good = chat.write(create("m1", "a"))
     half = replace(good.documents[0], segments=[Segment(part=0, at=0, text="\ud83d", marks=[1, 1])])
@@ -152,7 +152,7 @@ async def test_many_channels_leave_memory_and_come_back(path: Path, monkeypatch:
 # -- trouble -----------------------------------------------------------------------------------------------------
 
 
-async def test_a_full_disk_refuses_commits_and_is_over_when_there_is_room(store: SqliteStore) -> None:
+async def test_commits_fail_on_a_full_disk_and_work_again_with_space(store: SqliteStore) -> None:
     chat = Chat(store)
     await chat.do_each(create("m1", "kept ", streaming=True), append("m1", "too"))
     ((pages,),) = await run_on_thread(store, "PRAGMA page_count")
@@ -195,7 +195,7 @@ async def test_a_write_that_fails_in_the_system_is_undone_and_works_later(path: 
         assert await texts(store, "c", "m1") == ["x" * 9_000 * (stored - 1) + "!"]
 
 
-async def test_a_failed_commit_leaves_nothing_of_any_channel(store: SqliteStore) -> None:
+async def test_failed_commit_changes_no_channel(store: SqliteStore) -> None:
     one, two = Chat(store, "a"), Chat(store, "b")
     await one.do(create("m1", "x", streaming=True))
     ((pages,),) = await run_on_thread(store, "PRAGMA page_count")
@@ -210,7 +210,7 @@ async def test_a_failed_commit_leaves_nothing_of_any_channel(store: SqliteStore)
     assert await texts(store, "b", "m2") == ["z" * 50_000]
 
 
-async def test_a_foreign_writer_is_waited_for_and_then_named(store: SqliteStore, path: Path) -> None:
+async def test_commit_waits_for_a_foreign_writer_and_then_reports_it(store: SqliteStore, path: Path) -> None:
     chat = Chat(store)
     with closing(sqlite3.connect(path, isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
@@ -220,7 +220,7 @@ async def test_a_foreign_writer_is_waited_for_and_then_named(store: SqliteStore,
     assert await chat.do(create("m1", "a")) == Committed(1)
 
 
-async def test_a_foreign_reader_holds_nobody_up(path: Path) -> None:
+async def test_foreign_reader_does_not_block_commits(path: Path) -> None:
     async with opened(path, busy_s=PATIENCE_S) as store, asyncio.timeout(PATIENCE_S / 2):
         chat = Chat(store)
         await chat.do(create("m1", streaming=True))
@@ -228,9 +228,9 @@ async def test_a_foreign_reader_holds_nobody_up(path: Path) -> None:
             other.execute("BEGIN")
             other.execute("SELECT count(*) FROM documents").fetchone()
             await chat.do(append("m1", "a"))
-            assert not await store._ask(lambda engine: engine._file.checkpoint("TRUNCATE"))
+            assert not await store._run(lambda engine: engine._file.checkpoint("TRUNCATE"))
             other.execute("COMMIT")
-        assert await store._ask(lambda engine: engine._file.checkpoint("TRUNCATE"))
+        assert await store._run(lambda engine: engine._file.checkpoint("TRUNCATE"))
         assert wal(path).stat().st_size == 0
         assert await texts(store, "c", "m1") == ["a"]
 
@@ -244,9 +244,9 @@ async def test_a_commit_that_takes_too_long_is_unknown_and_may_still_happen(
             other.execute("BEGIN IMMEDIATE")
             with monkeypatch.context() as patched:
                 patched.setattr(sqlite, "TIMEOUT_S", 0.05)
-                with pytest.raises(CommitUnknown, match="did not answer"):
+                with pytest.raises(CommitUnknown, match="did not respond"):
                     await chat.do(create("m1", "a"))
-                with pytest.raises(StoreUnavailable, match="did not answer"):
+                with pytest.raises(StoreUnavailable, match="did not respond"):
                     await store.head("c")
             other.execute("ROLLBACK")
         assert await store.head("c") == Head("e1", 1)

@@ -1,4 +1,4 @@
-"""What the SQLite store is given to write, and keeps, per byte of text."""
+"""The bytes that the SQLite store writes and keeps, per byte of text."""
 
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -20,7 +20,7 @@ async def store(tmp_path: Path) -> AsyncIterator[SqliteStore]:
 
 
 class Answers:
-    """Messages that stream side by side, one in each channel, each batch in one commit."""
+    """Stream messages side by side, one in each channel, each batch in one commit."""
 
     def __init__(self, store: SqliteStore, count: int) -> None:
         self.store = store
@@ -77,7 +77,7 @@ async def test_the_log_does_not_grow_while_messages_get_documents(store: SqliteS
     assert sizes[-1][1] == sizes[7][1] < 2 * 61
 
 
-async def test_a_slot_is_used_again_for_a_somewhat_shorter_row(store: SqliteStore) -> None:
+async def test_slot_is_reused_for_a_slightly_shorter_row(store: SqliteStore) -> None:
     chat = Chat(store)
     await chat.do(create("m1", "x" * 1_000, streaming=True))
     for _ in range(20):
@@ -115,7 +115,7 @@ async def test_an_endless_message_pins_no_more_than_a_minute_of_the_log(store: S
     assert rows[-1] == rows[-4]
 
 
-async def test_a_message_id_never_stands_in_the_log(store: SqliteStore) -> None:
+async def test_log_holds_no_message_id(store: SqliteStore) -> None:
     answers = Answers(store, 1)
     await answers.begin()
     await answers.stream(3)

@@ -1,4 +1,4 @@
-"""What is left in the file after the process, or the machine, went down at the worst moment."""
+"""The content of the file after the process, or the machine, went down at the worst moment."""
 
 import asyncio
 import random
@@ -38,14 +38,14 @@ def write_and_be_killed(path: Path, commits: int, *, synchronous: str = "full") 
 
 
 def words(serial: int) -> list[str]:
-    """What the messages of `writing` say when the channel is at `serial`."""
+    """Return the texts of `writing` when the channel is at `serial`."""
     return [
         "".join(f"{number} " for number in range(4, serial + 1) if number % 3 == index)
         for index in range(len(MESSAGES))
     ]
 
 
-async def test_what_was_acknowledged_survives_kill_9(path: Path) -> None:
+async def test_committed_entries_survive_kill_9(path: Path) -> None:
     for commits in (20, 35, 50):
         acknowledged = await asyncio.to_thread(write_and_be_killed, path, commits)
         async with opened(path) as store:
@@ -55,8 +55,8 @@ async def test_what_was_acknowledged_survives_kill_9(path: Path) -> None:
             assert await texts(store, "c", *MESSAGES) == words(head.serial)
 
 
-async def test_a_wal_cut_anywhere_gives_back_a_whole_prefix(path: Path, tmp_path: Path) -> None:
-    after: dict[int, dict[str, str]] = {0: {}}  # what was there at each serial
+async def test_wal_cut_at_any_byte_restores_a_whole_prefix(path: Path, tmp_path: Path) -> None:
+    after: dict[int, dict[str, str]] = {0: {}}  # the texts at each serial
     async with opened(path) as store:
         chat = Chat(store)
         for serial in range(1, 60):
@@ -121,7 +121,7 @@ async def test_all_channels_of_a_copied_file_begin_a_new_epoch_once(path: Path) 
         assert await store.head("a") == Head("e1", 1)
 
 
-# -- backups put back in place ---------------------------------------------------------------------------------------
+# -- restored backups --------------------------------------------------------------------------------------------------
 
 
 def lock(path: Path) -> Path:
@@ -139,7 +139,7 @@ def put_back(path: Path, backup: bytes) -> None:
 def put_back_anew(path: Path, backup: bytes) -> None:
     """Remove the file and write `backup` under its name, with the inode of the file that was removed.
 
-    A file system may well give it anew, but need not; so the number in the database is set to the one that was given.
+    A file system may reuse the inode, but need not; so the number in the database is set to the new one.
     """
     path.unlink()
     wal(path).unlink(missing_ok=True)
@@ -148,7 +148,7 @@ def put_back_anew(path: Path, backup: bytes) -> None:
 
 
 def without_nonces(path: Path) -> None:
-    """Leave database and lock file as they were before there were nonces."""
+    """Leave database and lock file as they were before nonces existed."""
     run_from_outside(path, "UPDATE life SET inode = ?", str(path.stat().st_ino))
     lock(path).write_text("process 1 (older)\n")
 
@@ -160,7 +160,7 @@ async def epoch(path: Path) -> str:
 
 @pytest.fixture
 async def backup(path: Path) -> bytes:
-    """What was in the closed file when channel "c" stood at e1:1."""
+    """The content of the closed file when channel "c" was at e1:1."""
     async with opened(path) as store:
         await Chat(store).do(create("m1", "x"))
     return read(path)
@@ -172,18 +172,18 @@ async def write_more(path: Path, channel: str = "other") -> None:
 
 
 @pytest.mark.parametrize("restore", [put_back, put_back_anew])
-async def test_a_backup_put_back_begins_new_epochs_once(
+async def test_restored_backup_begins_new_epochs_once(
     path: Path, backup: bytes, restore: Callable[[Path, bytes], None], caplog: pytest.LogCaptureFixture
 ) -> None:
     await write_more(path)
     restore(path, backup)
     new = await epoch(path)
     assert new != "e1"
-    assert "new epochs for all channels, since it is a backup put back" in caplog.text
+    assert "begins new epochs for all channels: the file is a restored backup" in caplog.text
     assert await epoch(path) == new
 
 
-async def test_a_backup_with_its_wal_put_back_begins_new_epochs(path: Path, backup: bytes) -> None:
+async def test_backup_restored_with_its_wal_begins_new_epochs(path: Path, backup: bytes) -> None:
     async with opened(path) as store:
         await Chat(store, "other").do(create("m1", "x"))
         kept, frames = read(path), read(wal(path))
@@ -196,7 +196,7 @@ async def test_a_backup_with_its_wal_put_back_begins_new_epochs(path: Path, back
         assert (await store.head("c")).epoch != "e1"
 
 
-async def test_a_backup_put_back_beside_the_wal_of_a_killed_process_begins_new_epochs(path: Path) -> None:
+async def test_backup_restored_beside_the_wal_of_a_killed_process_begins_new_epochs(path: Path) -> None:
     await asyncio.to_thread(write_and_be_killed, path, 5)
     assert await epoch(path) == "e1"
     kept = read(path)
@@ -212,7 +212,7 @@ async def test_a_restart_keeps_epochs(path: Path, backup: bytes) -> None:
         assert await epoch(path) == "e1"
 
 
-async def test_a_backup_of_what_was_there_last_keeps_epochs(path: Path, backup: bytes) -> None:
+async def test_backup_of_the_last_state_keeps_epochs(path: Path, backup: bytes) -> None:
     put_back(path, backup)
     assert await epoch(path) == "e1"
 
@@ -229,7 +229,7 @@ async def test_a_lock_file_that_was_lost_begins_new_epochs_once(path: Path, back
     assert await epoch(path) == new
 
 
-async def test_a_file_from_before_there_were_nonces_keeps_epochs_and_is_given_one(path: Path, backup: bytes) -> None:
+async def test_old_file_without_a_nonce_keeps_epochs_and_gets_one(path: Path, backup: bytes) -> None:
     without_nonces(path)
     old = read(path)
     assert await epoch(path) == "e1"
@@ -241,7 +241,7 @@ MOMENTS = [(write, moment) for write in (1, 2, 3, 4) for moment in ("before", "a
 
 
 def open_and_die(path: Path, write: int, moment: str) -> bool:
-    """Let a process be killed at that point of opening or closing; True if it had stored something."""
+    """Run a process that is killed at that point of opening or closing; returns whether it had stored an entry."""
     arguments = [sys.executable, "-m", "tests.stores.dying", str(path), str(write), moment]
     done = subprocess.run(arguments, capture_output=True, text=True, timeout=PATIENCE_S)
     assert done.returncode == -signal.SIGKILL, done.stderr
@@ -271,7 +271,7 @@ async def test_kill_9_at_the_first_opening_with_nonces_keeps_epochs(path: Path, 
 
 
 @pytest.mark.parametrize("restore", [put_back, lambda path, _: lock(path).unlink()], ids=["put_back", "no_lock"])
-async def test_kill_9_does_not_hide_that_a_backup_was_put_back(
+async def test_kill_9_does_not_hide_a_restored_backup(
     path: Path, backup: bytes, restore: Callable[[Path, bytes], None]
 ) -> None:
     await write_more(path)

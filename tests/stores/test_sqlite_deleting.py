@@ -26,12 +26,12 @@ def path(tmp_path: Path) -> Path:
 @pytest.fixture
 async def store(path: Path) -> AsyncIterator[SqliteStore]:
     async with opened(path) as store:
-        await store.tidy(0)  # what is done after each start is over
+        await store.tidy(0)  # the housekeeping after a start is over
         yield store
 
 
 async def tidy_for_a_minute(store: SqliteStore, *chats: Chat) -> None:
-    """What the hub does within a minute."""
+    """Do the hub's housekeeping of a minute."""
     for now_ms in (0, MINUTE_MS, MINUTE_MS + 5_000):
         due = await store.tidy(now_ms)
         for chat in chats:
@@ -81,7 +81,7 @@ async def test_text_of_a_deleted_channel_is_gone_within_a_minute(store: SqliteSt
     assert await texts(store, "other", "m1") == ["x" * 60]
 
 
-async def test_text_deleted_just_before_a_crash_goes_after_it(path: Path, tmp_path: Path) -> None:
+async def test_text_deleted_just_before_a_crash_is_removed_after_it(path: Path, tmp_path: Path) -> None:
     async with opened(path) as store:
         chat = Chat(store)
         await chat.do(create("m1", "SECRET", streaming=True), create("m2", streaming=True))
@@ -102,7 +102,7 @@ async def test_text_replaced_by_an_edit_is_gone_from_the_documents(store: Sqlite
     chat = Chat(store)
     await chat.do(create("m1", "SECRET" * 1_000))
     await chat.do(edit("m1", "harmless"), documents=["m1"])
-    await store._ask(lambda engine: engine._file.checkpoint("TRUNCATE"))
+    await store._run(lambda engine: engine._file.checkpoint("TRUNCATE"))
     assert b"SECRET" not in on_disk(path)
 
 
@@ -178,7 +178,7 @@ async def test_stale_rows_of_a_deleted_channel_never_reach_a_later_message(path:
         assert await texts(store, "other", "m1") == ["y"]
 
 
-async def test_the_room_of_deleted_messages_is_used_again(store: SqliteStore, path: Path) -> None:
+async def test_space_of_deleted_messages_is_reused(store: SqliteStore, path: Path) -> None:
     async def fill_and_empty(channel: str) -> int:
         await Chat(store, channel).do(*(create(f"m{number}", "x" * 50 * number) for number in range(100)))
         await store.delete_channel(channel, used_up=[], until_ms=0)
@@ -190,7 +190,7 @@ async def test_the_room_of_deleted_messages_is_used_again(store: SqliteStore, pa
     assert [await fill_and_empty(f"c{number}") for number in range(1, 6)] == [first] * 5
 
 
-async def test_a_large_deleted_channel_goes_in_steps_between_commits(
+async def test_large_deleted_channel_is_removed_in_steps_between_commits(
     store: SqliteStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sqlite_engine, "TIDY_S", 0)
@@ -204,7 +204,7 @@ async def test_a_large_deleted_channel_goes_in_steps_between_commits(
     assert await run_on_thread(store, "SELECT count(*) FROM channels") == [(1,)]
 
 
-async def test_a_log_that_has_grown_large_is_emptied_when_nothing_needs_it(store: SqliteStore, path: Path) -> None:
+async def test_large_log_without_needed_rows_is_emptied(store: SqliteStore, path: Path) -> None:
     chat = Chat(store)
     await chat.do(create("m1", streaming=True))
     for _ in range(40):

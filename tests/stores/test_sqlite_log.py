@@ -1,4 +1,4 @@
-"""How entries lie in a row of the log."""
+"""The form of entries in a row of the log."""
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -15,7 +15,7 @@ def rows_of(ops: list[Op]) -> list[Row]:
 
 
 def read_back(rows: list[Row], spare: int = 0) -> list[Op]:
-    """The operations in `rows`, each in a slot with `spare` bytes too many, read in the wrong order."""
+    """Return the operations in `rows`, each in a slot with `spare` bytes too many, read in the wrong order."""
     bodies = [_body(row, min(MAX_ROOM, room_for(row.size) + spare)) for row in rows]
     items = [item for body in reversed(bodies) for item in _read_items(body, 1)]
     return [entry.op for entry in _entries(TRACKED, items)]
@@ -27,7 +27,7 @@ appends = st.builds(
 
 
 @given(st.lists(appends, min_size=1, max_size=60), st.integers(0, 400))
-def test_what_is_written_is_read_whatever_the_slot_has_to_spare(ops: list[Op], spare: int) -> None:
+def test_written_row_is_read_back_from_a_slot_of_any_size(ops: list[Op], spare: int) -> None:
     assert read_back(rows_of(ops), spare) == ops
 
 
@@ -51,5 +51,5 @@ def test_an_append_costs_at_most_20_bytes_besides_its_text() -> None:
     assert room_for(row.size) <= 100 * (20 + len(op.text))
 
 
-def test_a_slot_of_zeros_holds_nothing() -> None:
+def test_slot_of_zeros_is_empty() -> None:
     assert _read_items(bytes(40), 1) == []

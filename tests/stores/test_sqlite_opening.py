@@ -1,4 +1,4 @@
-"""Which files the SQLite store opens, and what it says of those it does not."""
+"""The files that the SQLite store opens, and its errors for those that it refuses."""
 
 import asyncio
 import os
@@ -29,14 +29,14 @@ async def store(path: Path) -> AsyncIterator[SqliteStore]:
         yield store
 
 
-async def test_a_second_store_on_the_file_is_refused_and_told_by_whom(store: SqliteStore, path: Path) -> None:
+async def test_second_store_on_the_file_is_refused_with_the_holder(store: SqliteStore, path: Path) -> None:
     program = Path(sys.argv[0]).name
     with pytest.raises(StoreInUse, match=rf"chat\.db is in use by process {os.getpid()} \({program}\)\. Stop it"):
         await SqliteStore(path, lock_wait_s=0.05).open()
     assert await store.head("c") == Head("-", 0)
 
 
-async def test_a_second_store_waits_for_the_first_to_leave(path: Path) -> None:
+async def test_second_store_waits_for_the_first_to_close(path: Path) -> None:
     first, second = SqliteStore(path), SqliteStore(path, lock_wait_s=PATIENCE_S)
     await first.open()
     opening = asyncio.create_task(second.open())
@@ -53,7 +53,7 @@ async def test_every_path_to_the_file_has_the_same_lock(store: SqliteStore, path
         await SqliteStore(path.with_name("link.db"), lock_wait_s=0).open()
 
 
-async def test_an_open_that_is_cancelled_lets_go_of_everything(path: Path) -> None:
+async def test_cancelled_open_releases_lock_and_thread(path: Path) -> None:
     async with opened(path) as store:
         opening = asyncio.create_task(SqliteStore(path, lock_wait_s=PATIENCE_S).open())
         await store.head("c")
@@ -83,22 +83,22 @@ async def test_a_newer_schema_is_refused_with_both_versions(path: Path) -> None:
         await SqliteStore(path).open()
 
 
-async def test_a_database_of_something_else_is_refused_and_left_alone(path: Path) -> None:
+async def test_database_of_another_program_is_refused_and_unchanged(path: Path) -> None:
     run_from_outside(path, "CREATE TABLE orders (id INTEGER)")
     before = read(path)
-    with pytest.raises(StoreUnusable, match="a database of something else"):
+    with pytest.raises(StoreUnusable, match="a database of another program"):
         await SqliteStore(path).open()
     assert read(path) == before
 
 
-async def test_a_file_that_is_no_database_is_refused_and_left_alone(path: Path) -> None:
+async def test_file_that_is_not_a_database_is_refused_and_unchanged(path: Path) -> None:
     write(path, b"Dear diary, " * 1_000)
-    with pytest.raises(StoreUnusable, match="this is no database"):
+    with pytest.raises(StoreUnusable, match="the file is not a database"):
         await SqliteStore(path).open()
     assert read(path) == b"Dear diary, " * 1_000
 
 
-async def test_an_empty_file_is_taken(path: Path) -> None:
+async def test_empty_file_becomes_a_store(path: Path) -> None:
     write(path, b"")
     async with opened(path) as store:
         assert await Chat(store).do(create("m1", "a")) == Committed(1)
@@ -143,22 +143,22 @@ async def test_a_missing_directory_is_named(tmp_path: Path) -> None:
         await SqliteStore(tmp_path / "nowhere" / "chat.db").open()
 
 
-async def test_a_directory_is_no_file(tmp_path: Path) -> None:
+async def test_directory_is_refused_as_a_file(tmp_path: Path) -> None:
     with pytest.raises(StoreUnavailable, match="it cannot be opened; is it a file"):
         await SqliteStore(tmp_path).open()
 
 
-def test_settings_that_make_no_sense_are_refused(path: Path) -> None:
-    with pytest.raises(LocalError, match="synchronous is one of normal, full, extra; not 'off'"):
+def test_invalid_settings_are_refused(path: Path) -> None:
+    with pytest.raises(LocalError, match="synchronous must be 'normal', 'full' or 'extra', got 'off'"):
         SqliteStore(path, synchronous="off")
     with pytest.raises(LocalError, match="for a store in memory use memory://"):
         SqliteStore(":memory:")
 
 
 @pytest.mark.parametrize(("setting", "level"), [("normal", 1), ("full", 2), ("extra", 3)])
-async def test_synchronous_is_set_as_asked_for(path: Path, setting: str, level: int) -> None:
+async def test_synchronous_is_set_as_configured(path: Path, setting: str, level: int) -> None:
     async with opened(path, synchronous=setting) as store:
-        assert await store._ask(lambda engine: engine._file.db.execute("PRAGMA synchronous").fetchone()) == (level,)
+        assert await store._run(lambda engine: engine._file.db.execute("PRAGMA synchronous").fetchone()) == (level,)
 
 
 # -- files that may not be written -------------------------------------------------------------------------------
@@ -178,7 +178,7 @@ except StoreUnavailable as error:
 
 @pytest.fixture
 def shared() -> Iterator[Path]:
-    """A file in a directory that other users may enter."""
+    """Return a file in a directory that other users may enter."""
     with tempfile.TemporaryDirectory() as folder:
         Path(folder).chmod(0o755)
         yield Path(folder) / "chat.db"
@@ -186,7 +186,7 @@ def shared() -> Iterator[Path]:
 
 
 def open_as_somebody(path: Path) -> str:
-    """What is said to a user who is not root."""
+    """Return the error that a user who is not root gets."""
     done = subprocess.run(
         [sys.executable, "-c", SAY_WHY, str(path)], capture_output=True, text=True, timeout=PATIENCE_S
     )

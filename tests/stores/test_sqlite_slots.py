@@ -1,4 +1,4 @@
-"""How bytes lie in slots."""
+"""The form of bytes in slots."""
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -10,12 +10,12 @@ sizes = st.integers(1, MAX_ROOM)
 
 
 @given(sizes)
-def test_a_room_is_large_enough_and_hardly_larger(size: int) -> None:
+def test_room_fits_with_little_spare(size: int) -> None:
     assert size <= room_for(size) <= min(MAX_ROOM, size + size // 16)
 
 
 @given(sizes)
-def test_what_fills_a_room_gets_the_same_room(size: int) -> None:
+def test_size_of_a_room_gets_the_same_room(size: int) -> None:
     assert room_for(room_for(size)) == room_for(size)
 
 
@@ -27,7 +27,7 @@ def test_larger_rooms_are_the_next_classes(size: int) -> None:
 
 
 @given(st.binary(max_size=MAX_DATA), st.integers(0, 100))
-def test_what_is_packed_is_unpacked(data: bytes, spare: int) -> None:
+def test_packed_data_is_unpacked(data: bytes, spare: int) -> None:
     room = min(MAX_ROOM, room_for(LENGTH_BYTES + len(data)) + spare)
     body = pack(data, room)
     assert len(body) == room

@@ -1,4 +1,4 @@
-"""The thread that does a store's work: in order, and whatever happens."""
+"""The store's thread: runs calls in order, also after errors and timeouts."""
 
 import asyncio
 import threading
@@ -31,53 +31,53 @@ async def test_work_is_done_in_order_on_one_thread(thread: StoreThread) -> None:
         return number
 
     answers = await asyncio.gather(
-        *(thread.ask(lambda number=number: work(number), timeout_s=5) for number in range(5))
+        *(thread.run(lambda number=number: work(number), timeout_s=5) for number in range(5))
     )
     assert answers == [0, 1, 2, 3, 4]
     assert done == [(number, "test-thread") for number in range(5)]
 
 
-async def test_an_error_goes_to_its_caller_and_the_thread_goes_on(thread: StoreThread) -> None:
+async def test_error_goes_to_its_caller_and_the_thread_continues(thread: StoreThread) -> None:
     def fail() -> None:
         raise ZeroDivisionError("on purpose")
 
     with pytest.raises(ZeroDivisionError, match="on purpose"):
-        await thread.ask(fail, timeout_s=5)
-    assert await thread.ask(lambda: 7, timeout_s=5) == 7
+        await thread.run(fail, timeout_s=5)
+    assert await thread.run(lambda: 7, timeout_s=5) == 7
 
 
-async def test_what_begins_too_late_is_never_done(thread: StoreThread) -> None:
+async def test_call_that_timed_out_in_the_queue_never_runs(thread: StoreThread) -> None:
     held, done = threading.Event(), []
-    holding = asyncio.create_task(thread.ask(held.wait, timeout_s=5))
+    holding = asyncio.create_task(thread.run(held.wait, timeout_s=5))
     await asyncio.sleep(0)
     with pytest.raises(Late) as late:
-        await thread.ask(lambda: done.append(1), timeout_s=0.01)
+        await thread.run(lambda: done.append(1), timeout_s=0.01)
     assert not late.value.is_begun
     held.set()
     assert await holding
-    assert await thread.ask(lambda: list(done), timeout_s=5) == []
+    assert await thread.run(lambda: list(done), timeout_s=5) == []
 
 
-async def test_what_has_begun_is_said_to_have_begun(thread: StoreThread) -> None:
+async def test_late_call_that_runs_is_reported_as_begun(thread: StoreThread) -> None:
     held = threading.Event()
     with pytest.raises(Late) as late:
-        await thread.ask(held.wait, timeout_s=0.05)
+        await thread.run(held.wait, timeout_s=0.05)
     assert late.value.is_begun
     held.set()
 
 
-async def test_nothing_is_asked_of_a_worker_that_has_stopped() -> None:
+async def test_stopped_thread_refuses_calls() -> None:
     thread = StoreThread("test-thread", nothing)
     await thread.finish(lambda: None, timeout_s=5)
     with pytest.raises(LocalError):
-        await thread.ask(lambda: None, timeout_s=5)
+        await thread.run(lambda: None, timeout_s=5)
     assert "test-thread" not in [thread.name for thread in threading.enumerate()]
 
 
-async def test_the_last_work_is_done_though_nobody_waits() -> None:
+async def test_last_call_runs_without_a_waiting_caller() -> None:
     thread = StoreThread("test-thread", nothing)
     held, ended = threading.Event(), threading.Event()
-    holding = asyncio.create_task(thread.ask(held.wait, timeout_s=5))
+    holding = asyncio.create_task(thread.run(held.wait, timeout_s=5))
     finishing = asyncio.create_task(thread.finish(ended.set, timeout_s=5))
     await asyncio.sleep(0)
     finishing.cancel()
@@ -86,7 +86,7 @@ async def test_the_last_work_is_done_though_nobody_waits() -> None:
     assert await asyncio.to_thread(ended.wait, 5)
 
 
-async def test_spare_work_that_fails_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_failed_housekeeping_is_retried(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(worker_module, "RETRY_S", 0.01)
     calls, over = [], threading.Event()
 
@@ -98,7 +98,7 @@ async def test_spare_work_that_fails_is_tried_again(monkeypatch: pytest.MonkeyPa
         return None
 
     thread = StoreThread("test-thread", spare)
-    await thread.ask(lambda: None, timeout_s=5)
+    await thread.run(lambda: None, timeout_s=5)
     assert await asyncio.to_thread(over.wait, 5)
     assert calls == [False, True]
     await thread.finish(lambda: None, timeout_s=5)

@@ -1,4 +1,4 @@
-"""Which store a URL names."""
+"""The stores that URLs name."""
 
 from pathlib import Path
 
@@ -32,24 +32,41 @@ def test_memory_is_a_store_of_its_own_each_time() -> None:
 
 
 @pytest.mark.parametrize(
-    ("url", "says"),
+    ("url", "expected"),
     [
-        ("", "names no store"),
-        ("chat.db", "names no store; known are memory://"),
-        ("redis://localhost", "names no store"),
-        ("sqlite:", "names no file"),
-        ("sqlite:///", "names no file"),
-        ("sqlite:////", "names no file"),
-        ("sqlite:///folder/", "names no file"),
-        ("sqlite:///chat.db#top", "names no file"),
-        ("sqlite://chat.db", "write sqlite:///chat.db"),
-        ("sqlite:///chat.db?mode=ro", "no option 'mode', only synchronous"),
-        ("sqlite:///chat.db?synchronous=off", "synchronous is one of normal, full, extra"),
+        ("", "store URL must be memory://, .* got ''"),
+        ("chat.db", "store URL must be memory://, .* got 'chat.db'"),
+        ("redis://localhost", "store URL must be memory://, .* got 'redis://localhost'"),
+        ("sqlite:", "'sqlite:' does not name a file"),
+        ("sqlite:///", "'sqlite:///' does not name a file"),
+        ("sqlite:////", "'sqlite:////' does not name a file"),
+        ("sqlite:///folder/", "'sqlite:///folder/' does not name a file"),
+        ("sqlite:///chat.db#top", "'sqlite:///chat.db' does not name a file"),
+        ("sqlite://chat.db", "use sqlite:///chat.db"),
+        ("sqlite:///chat.db?mode=ro", "unknown option 'mode'; an SQLite store has synchronous only"),
+        ("sqlite:///chat.db?synchronous=off", "synchronous must be 'normal', 'full' or 'extra', got 'off'"),
         ("sqlite:///:memory:", "for a store in memory use memory://"),
-        ("memory://name", "write memory://"),
-        ("memory://?synchronous=full", "write memory://"),
+        ("memory://name", "use memory://"),
+        ("memory://?synchronous=full", "use memory://"),
     ],
 )
-def test_a_url_that_names_no_store_is_refused_with_what_to_write(url: str, says: str) -> None:
-    with pytest.raises(LocalError, match=says):
+def test_url_without_a_store_is_refused_with_the_remedy(url: str, expected: str) -> None:
+    with pytest.raises(LocalError, match=expected):
         open_url(url)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgres://user:geheim@db/holdfast",
+        "postgres://user:ge/heim?x=geheim@db/holdfast",
+        "postgres://db/holdfast?password=geheim",
+        "sqlite://user:geheim@chat.db",
+        "sqlite:///?password=geheim",
+        "memory://user:geheim@here",
+    ],
+)
+def test_refused_url_is_shown_without_its_password(url: str) -> None:
+    with pytest.raises(LocalError) as refused:
+        open_url(url)
+    assert "heim" not in str(refused.value)

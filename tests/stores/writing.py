@@ -1,4 +1,4 @@
-"""A process that commits as fast as it can and says what was acknowledged, for tests that kill it.
+"""A process that commits as fast as it can and prints each committed serial, for tests that kill it.
 
 `python -m tests.stores.writing FILE SYNCHRONOUS BOOT_ID_FILE`: three messages of channel "c" grow by the serial of
 each append. After each commit its serial is printed. It never ends by itself.
@@ -19,7 +19,7 @@ MESSAGES = ("m0", "m1", "m2")
 
 
 async def continued(store: SqliteStore) -> Chat:
-    """The channel as the store has it; begun where there is none."""
+    """Return the channel as the store has it; create it if it is missing."""
     chat = Chat(store)
     changes = await store.changes("c", after=0, limit=10)
     if changes.head.serial == 0:

@@ -1,11 +1,11 @@
-"""Sources: `await pipe(message, stream)` writes a model's stream into a message, whatever SDK it is of.
+"""Sources: `await pipe(message, stream)` writes a model's stream, of any known SDK, into a message.
 
 Layer: agents.sources.
 
-A stream is recognised by its shape (`recognise`), each module below understands one kind
-of it and says what it means in five words (`vocabulary`), and `writing` writes them. No SDK is ever imported here.
-What others rely on is `pipe`, `Piped`, `ToolCall`, the two errors and the names of the sources; `docs/sources.md`
-says which events become what.
+`recognise` finds the kind of a stream by its shape. Each module below understands one kind and translates its events
+into five edits (`vocabulary`), and `writing` writes them. No SDK is ever imported here.
+Public are `pipe`, `Piped`, `ToolCall`, the two errors and the names of the sources; `docs/sources.md`
+lists the result of each event.
 """
 
 from __future__ import annotations
@@ -17,22 +17,22 @@ from holdfast.agents.sources.text import PlainText
 from holdfast.agents.sources.upstream import Upstream
 from holdfast.agents.sources.vocabulary import Source
 from holdfast.agents.sources.writing import Piped, ToolCall, Writing
-from holdfast.core.errors import HoldfastError, LocalError
+from holdfast.core.errors import HoldfastError, LocalError, shown
 
 __all__ = ["SOURCES", "Piped", "ToolCall", "UpstreamEnded", "UpstreamError", "pipe"]
 
 
 async def pipe(writer: Writer, stream: object, *, source: str | None = None) -> Piped:
-    """Write all of `stream` into the message of `writer`; returns what it came to.
+    """Write all of `stream` into the message of `writer`; returns a summary of the written content.
 
-    `stream` is what an SDK gives for a streamed call, awaited or not, entered or not, async or blocking; or an
-    iterator of text. `source` names its kind where its shape does not (`SOURCES`). The message is not finished.
-    Raises UpstreamEnded when the stream ended before the provider said so, UpstreamError when the provider reported
-    an error or sent nonsense, LocalError for what is no stream, and what the writer raises. However it ends, the
+    `stream` is the result of an SDK's streamed call, awaited or not, entered or not, async or blocking; or an
+    iterator of text. `source` names its kind if its shape does not (`SOURCES`). The message is not finished.
+    Raises UpstreamEnded if the stream ended before the provider's own end, UpstreamError if the provider reported
+    an error or sent malformed data, LocalError if `stream` is not a stream, and the writer's errors. In each case the
     stream is closed before this returns; the app's own exceptions (of its tools, its generators) pass unchanged.
     """
     if source is not None and source not in SOURCES:
-        raise LocalError(f"{source!r} is no source; there are {', '.join(SOURCES)}")
+        raise LocalError(f"source must be one of {', '.join(SOURCES)}, got {shown(source)}")
     writing = Writing(writer)
     upstream = Upstream(stream)
     chosen = SOURCES[source]() if source is not None else by_stream(stream)
@@ -45,12 +45,12 @@ async def pipe(writer: Writer, stream: object, *, source: str | None = None) -> 
                 chosen = by_first_event(event)
             await _write(writing, chosen, event)
         if chosen is not None:
-            for said in chosen.end():
-                await writing.write(said)
+            for edit in chosen.end():
+                await writing.write(edit)
         await upstream.finish()
     except BaseException as error:
-        await upstream.leave(error, chosen.stop if chosen is not None else None)
-        await writing.leave()
+        await upstream.close(error, chosen.stop if chosen is not None else None)
+        await writing.write_meta_after_error()
         ours = (chosen or PlainText()).translate(error)
         if ours is not None:
             raise ours from error
@@ -61,10 +61,10 @@ async def pipe(writer: Writer, stream: object, *, source: str | None = None) -> 
 
 async def _write(writing: Writing, source: Source, event: object) -> None:
     try:
-        for said in source.take(event):
-            await writing.write(said)
+        for edit in source.take(event):
+            await writing.write(edit)
     except HoldfastError:
         raise
     except (AttributeError, TypeError, ValueError, LookupError, RecursionError) as error:
-        # What nobody foresaw of what providers send is their error, not the end of this process's patience.
-        raise malformed("an event of another shape") from error
+        # Report unexpected provider data as an upstream error.
+        raise malformed(f"an event of type {type(event).__name__} has an unexpected shape") from error

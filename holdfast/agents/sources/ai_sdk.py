@@ -10,15 +10,15 @@
 | `tool-output-available` that is preliminary | the output so far |
 | `source-url`, `source-document` | source |
 | `file`, `reasoning-file` | file |
-| `data-<name>` | data, replaced by a later one of the same name and `id`; nothing when it is `transient` |
-| `message-metadata`, and `messageMetadata` of `start` and `finish` | `meta.usage`, `meta.model` where they are there |
-| `reset-step` | the parts since the last `start-step` do not stand: each becomes an empty text |
+| `data-<name>` | data, replaced by a later one of the same name and `id`; ignored if it is `transient` |
+| `message-metadata`, and `messageMetadata` of `start` and `finish` | `meta.usage`, `meta.model` if present |
+| `reset-step` | the parts since the last `start-step` are withdrawn: each becomes an empty text |
 | `finish` | `meta.finish_reason`; the end |
 | `abort` | UpstreamEnded |
 | `error` | UpstreamError |
-| `tool-approval-request`, `tool-approval-response` | nothing: the tool stays `called` until its output comes |
-| `steering-message`, `custom` | nothing: a user's message that the model was given, and a provider's own |
-| `start-step`, `finish-step`, `text-end`, `reasoning-end`, `[DONE]` and others | nothing |
+| `tool-approval-request`, `tool-approval-response` | ignored: the tool stays `called` until its output comes |
+| `steering-message`, `custom` | ignored: a user's message to the model, and a provider's own chunk |
+| `start-step`, `finish-step`, `text-end`, `reasoning-end`, `[DONE]` and others | ignored |
 
 A model's stream that breaks off inside the AI SDK without an error ends there with the finish reason `other`.
 """
@@ -37,9 +37,9 @@ from holdfast.agents.sources.vocabulary import (
     ERROR,
     Change,
     Drop,
+    Edit,
     Meta,
     Open,
-    Said,
     Source,
     Text,
     free,
@@ -56,9 +56,9 @@ USAGE = {
 }
 OLDER_USAGE = {"cached_tokens": "cachedInputTokens", "reasoning_tokens": "reasoningTokens"}  # up to version 6
 FINISH = {"content-filter": "content_filter", "tool-calls": "tool_calls"}
-# One of these begins every stream that is recognised by its first chunk.
+# Every stream that is recognised by its first chunk begins with one of these.
 STARTS = ("start", "start-step", "text-start", "reasoning-start", "tool-input-start", "message-metadata", "error")
-_LINE_LIMIT = 8 * 1024 * 1024  # characters of one event: what a message can hold
+_LINE_LIMIT = 8 * 1024 * 1024  # characters of one event: the limit of a message
 
 
 class AISDK(Source):
@@ -70,48 +70,52 @@ class AISDK(Source):
         self._decode = codecs.getincrementaldecoder("utf-8")("replace").decode
         self._streamed: set[str] = set()  # calls whose input streamed
         self._made = 0
-        self._last: dict[Hashable, int] = {}  # the text that was begun last under an id: steps use ids again
+        self._last: dict[Hashable, int] = {}  # the last text with an id: steps reuse ids
         self._opened: set[Hashable] = set()  # keys of parts
         self._step: list[Hashable] = []  # those since the step began
 
-    def take(self, event: object) -> Iterator[Said]:
+    def take(self, event: object) -> Iterator[Edit]:
         if isinstance(event, bytes | bytearray | memoryview):
             event = self._decode(bytes(event))
         if not isinstance(event, str):
-            yield from self._said(event)
+            yield from self._edits(event)
             return
         for line in self._lines(event):
             if (chunk := chunk_of(line)) is not None:
-                yield from self._said(chunk)
+                yield from self._edits(chunk)
 
-    def end(self) -> Iterator[Said]:
+    def end(self) -> Iterator[Edit]:
         if self._line and (chunk := chunk_of(self._line)) is not None:
-            yield from self._said(chunk)
+            yield from self._edits(chunk)
         if not self._is_ended:
             raise UpstreamEnded("the stream ended without a finish chunk")
 
     def _lines(self, piece: str) -> Iterator[str]:
-        """Whole lines. An iterator of lines has no line ends, and bytes may be cut anywhere: JSON says which it is."""
+        """Yield whole lines.
+
+        An iterator of lines has no line ends, and an iterator of bytes may split a line anywhere. A line that is whole
+        JSON distinguishes the two.
+        """
         *whole, self._line = (self._line + piece).split("\n")
         yield from whole
         if len(self._line) > _LINE_LIMIT:
-            raise malformed("an event without an end")
+            raise malformed(f"an event is longer than {_LINE_LIMIT} characters")
         if self._line.endswith(("}", "[DONE]")) and is_whole(self._line):
             line, self._line = self._line, ""
             yield line
         elif self._line and "\n" not in piece and not "data:".startswith(self._line[:5]):
             self._line = ""  # a comment or a field of another name, as a line of its own
 
-    def _said(self, chunk: object) -> Iterator[Said]:
-        """What `chunk` means, keeping in mind which parts its step has opened."""
-        for said in self._chunk(chunk):
-            key = _opens(said)
+    def _edits(self, chunk: object) -> Iterator[Edit]:
+        """Yield the edits for `chunk`, and record which parts its step has opened."""
+        for edit in self._chunk(chunk):
+            key = _opens(edit)
             if key is not None and key not in self._opened:
                 self._opened.add(key)
                 self._step.append(key)
-            yield said
+            yield edit
 
-    def _chunk(self, chunk: object) -> Iterator[Said]:
+    def _chunk(self, chunk: object) -> Iterator[Edit]:
         kind = word(chunk, "type") or ""
         match kind:
             case "text-start" | "reasoning-start":
@@ -156,7 +160,7 @@ class AISDK(Source):
                     (kind, known or self._made), {"type": "data", "name": name, "data": plain(get(chunk, "data"))}
                 )
 
-    def _tool(self, kind: str, chunk: object) -> Iterator[Said]:
+    def _tool(self, kind: str, chunk: object) -> Iterator[Edit]:
         call = word(chunk, "toolCallId")
         if call is None:
             return
@@ -183,22 +187,22 @@ class AISDK(Source):
             case "tool-output-denied":
                 yield Change(key, {"state": ERROR, "output": "denied"})
 
-    def _reset(self) -> Iterator[Said]:
+    def _reset(self) -> Iterator[Edit]:
         for key in self._step:
             self._opened.discard(key)
             yield Drop(key)
         self._step.clear()
         self._streamed.clear()  # calls of earlier steps have their input
 
-    def _metadata(self, about: object) -> Iterator[Said]:
+    def _metadata(self, about: object) -> Iterator[Edit]:
         usage = get(about, "usage") or get(about, "totalUsage")
         found = {**(counts(usage, OLDER_USAGE) or {}), **(counts(usage, USAGE) or {})}
         yield Meta(model=word(about, "model") or word(about, "modelId"), usage=found or None)
 
 
-def _opens(said: Said) -> Hashable | None:
-    """The key of the part that `said` may open."""
-    match said:
+def _opens(edit: Edit) -> Hashable | None:
+    """Return the key of the part that `edit` may open."""
+    match edit:
         case Open(key) | Change(key, {"type": _}):
             return key
         case Text(key, text) if text:
@@ -207,7 +211,7 @@ def _opens(said: Said) -> Hashable | None:
 
 
 def is_whole(line: str) -> bool:
-    """Is this a whole `data:` line?"""
+    """Return whether this is a whole `data:` line."""
     try:
         return chunk_of(line) is not None or line.endswith("[DONE]")
     except Exception:
@@ -215,7 +219,7 @@ def is_whole(line: str) -> bool:
 
 
 def chunk_of(line: str) -> object | None:
-    """The chunk in a line of server-sent events; None when it holds none. Raises UpstreamError when it is no JSON."""
+    """Return the chunk in a line of server-sent events, or None. Raises UpstreamError for invalid JSON."""
     name, colon, value = line.rstrip("\r").partition(":")
     value = value.removeprefix(" ")
     if not colon or name != "data" or not value or value == "[DONE]":
@@ -223,5 +227,5 @@ def chunk_of(line: str) -> object | None:
     try:
         chunk: object = json.loads(value)
     except (ValueError, RecursionError) as error:
-        raise malformed("an event that is no JSON") from error
+        raise malformed("an event is not valid JSON") from error
     return chunk

@@ -12,8 +12,8 @@
 | `message_delta` | `meta.finish_reason`, `meta.usage` |
 | `message_stop` | the end |
 | `error` | UpstreamError |
-| the helper's own events (`text`, `thinking`, `input_json`, …) | nothing: they repeat |
-| `signature_delta`, `redacted_thinking`, `ping` | nothing: they are for the provider alone |
+| the helper's own events (`text`, `thinking`, `input_json`, …) | ignored: they repeat others |
+| `signature_delta`, `redacted_thinking`, `ping` | ignored: they are for the provider alone |
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from collections.abc import Iterator
 
 from holdfast.agents.sources.errors import UpstreamEnded, malformed, reported
 from holdfast.agents.sources.reading import LINE_CHARACTERS, as_json, counts, get, index, needed, plain, text, word
-from holdfast.agents.sources.vocabulary import CALLED, DONE, ERROR, Change, Meta, Open, Said, Source, Text, free, tool
+from holdfast.agents.sources.vocabulary import CALLED, DONE, ERROR, Change, Edit, Meta, Open, Source, Text, free, tool
+from holdfast.core.errors import shown
 from holdfast.core.model import Json
 
 USAGE = {
@@ -48,9 +49,9 @@ class Anthropic(Source):
     def __init__(self) -> None:
         self._is_ended = False
         self._calls: dict[int, tuple[str, str]] = {}  # by the index of the block: the call, the block's type
-        self._said: set[int] = set()  # tools with a streamed input
+        self._streamed: set[int] = set()  # tools with a streamed input
 
-    def take(self, event: object) -> Iterator[Said]:
+    def take(self, event: object) -> Iterator[Edit]:
         match get(event, "type"):
             case "message_start":
                 message = get(event, "message")
@@ -70,43 +71,43 @@ class Anthropic(Source):
             case "error":
                 raise reported(get(get(event, "error"), "type"))
 
-    def end(self) -> Iterator[Said]:
+    def end(self) -> Iterator[Edit]:
         if not self._is_ended:
             raise UpstreamEnded("the stream ended without message_stop")
         return iter(())
 
-    def _start(self, place: int, block: object) -> Iterator[Said]:
+    def _start(self, position: int, block: object) -> Iterator[Edit]:
         kind = word(block, "type") or ""
         if kind == "text":
-            yield Open(place, {"type": "text"})
-            yield Text(place, text(block, "text"))
+            yield Open(position, {"type": "text"})
+            yield Text(position, text(block, "text"))
         elif kind == "thinking":
-            yield Open(place, {"type": "reasoning"})
-            yield Text(place, text(block, "thinking"), "reasoning")
+            yield Open(position, {"type": "reasoning"})
+            yield Text(position, text(block, "thinking"), "reasoning")
         elif kind in _TOOLS:
             call = needed(block, "id")
-            self._calls[place] = (call, kind)
+            self._calls[position] = (call, kind)
             yield Open(("call", call), tool(call, needed(block, "name")))
-            if given := get(block, "input"):  # not streamed, but there at once
-                self._said.add(place)
+            if given := get(block, "input"):  # whole at once, not streamed
+                self._streamed.add(position)
                 yield Text(("call", call), as_json(given), "tool")
         elif kind.endswith("_tool_result"):
             content = get(block, "content")
             failed = get(block, "is_error") is True or (word(content, "type") or "").endswith("_error")
-            output = _shown(plain(content))
+            output = _without_encrypted(plain(content))
             yield Change(("call", needed(block, "tool_use_id")), {"output": output, "state": ERROR if failed else DONE})
 
-    def _delta(self, place: int, delta: object) -> Iterator[Said]:
+    def _delta(self, position: int, delta: object) -> Iterator[Edit]:
         match get(delta, "type"):
             case "text_delta":
-                yield Text(place, text(delta, "text"))
+                yield Text(position, text(delta, "text"))
             case "thinking_delta":
-                yield Text(place, text(delta, "thinking"), "reasoning")
+                yield Text(position, text(delta, "thinking"), "reasoning")
             case "input_json_delta":
-                if place not in self._calls:
-                    raise malformed("input of a tool that was not called")
-                self._said.add(place)
-                yield Text(("call", self._calls[place][0]), text(delta, "partial_json"), "tool")
+                if position not in self._calls:
+                    raise malformed(f"block {shown(position)} has tool input, but is not a tool call")
+                self._streamed.add(position)
+                yield Text(("call", self._calls[position][0]), text(delta, "partial_json"), "tool")
             case "citations_delta":
                 cited = get(delta, "citation")
                 title = word(cited, "title") or word(cited, "document_title")
@@ -115,16 +116,16 @@ class Anthropic(Source):
                 elif title:
                     yield Open(("source", title), free("source", title=title))
 
-    def _stop(self, place: int) -> Iterator[Said]:
-        call, kind = self._calls.get(place, ("", ""))
+    def _stop(self, position: int) -> Iterator[Edit]:
+        call, kind = self._calls.get(position, ("", ""))
         if kind == "tool_use":
             yield Change(("call", call), {"state": CALLED})
 
 
-def _shown(output: Json) -> Json:
-    """Without what only the provider can read."""
+def _without_encrypted(output: Json) -> Json:
+    """Return `output` without the fields that only the provider can read."""
     if isinstance(output, list):
-        return [_shown(one) for one in output]
+        return [_without_encrypted(one) for one in output]
     if isinstance(output, dict):
-        return {name: _shown(value) for name, value in output.items() if not name.startswith("encrypted_")}
+        return {name: _without_encrypted(value) for name, value in output.items() if not name.startswith("encrypted_")}
     return output

@@ -1,9 +1,10 @@
-"""What an upstream, the model's provider or its SDK, can do to us.
+"""Errors of an upstream: the model's provider, or its SDK.
 
 Layer: agents.sources.
 
-Codes are stable. `detail` is public: it holds no word of the provider's but a short code
-that looks like one. What the provider said in full stays on the exception that is the cause, for the log.
+Codes are stable. `detail` is public: of the provider's own words it holds at most a short
+error code. So these messages show fields and types, never values of the provider. The provider's full message stays on
+the exception that is the cause, for the log.
 """
 
 from __future__ import annotations
@@ -13,41 +14,41 @@ from collections.abc import Iterator
 
 from holdfast.core.errors import HoldfastError
 
-# A code as providers give them: `overloaded_error`, `RESOURCE_EXHAUSTED`. No digits, so that no key or id passes.
+# The form of a provider's code: `overloaded_error`, `RESOURCE_EXHAUSTED`. No digits, so that no key or id passes.
 _CODE = re.compile(r"[A-Za-z]+(?:[_.-][A-Za-z]+)*")
 _CODE_CHARACTERS = 64
-_CAUSES = 8  # how far a chain of causes is followed
+_CAUSES = 8  # at most so many exceptions of a chain of causes are read
 
-# Whose classes and whose code are the upstream's. `json` is there for those who read server-sent events with it.
+# The packages whose classes and code count as upstream. `json`, because SDKs decode server-sent events with it.
 SDKS = (
     *("openai", "anthropic", "google", "agents", "pydantic_ai", "pydantic_graph", "pydantic", "pydantic_core", "jiter"),
     *("langchain", "langchain_core", "langchain_openai", "langchain_anthropic", "langchain_google_genai", "langgraph"),
     *("httpx", "httpx2", "httpcore", "httpcore2", "h11", "h2", "aiohttp", "requests", "urllib3", "json"),
 )
-# Names that SDKs and HTTP clients give to "the line broke"; httpx's and httpx2's tree hangs below TransportError.
+# The classes of SDKs and HTTP clients for a broken connection; TransportError is the base of httpx's and httpx2's.
 _LOST = ("APIConnectionError", "TransportError", "ClientConnectionError", "ClientPayloadError", "ProtocolError")
 
 
 class UpstreamError(HoldfastError):
-    """The model's provider reported an error, or sent what cannot be understood. The message ends as `failed`."""
+    """The model's provider reported an error or sent malformed data. The message ends as `failed`."""
 
     code, status, title = "upstream_error", 502, "Upstream error"
 
 
 class UpstreamEnded(HoldfastError):
-    """The stream ended before the provider said that it had: a crash upstream. The message ends as `interrupted`."""
+    """The stream ended before the provider's own end: a crash upstream. The message ends as `interrupted`."""
 
     code, status, title = "upstream_ended", 502, "Upstream ended"
     ends_as = "interrupted"
 
 
 def malformed(what: str) -> UpstreamError:
-    """The error for an event that is not as its provider documents it; `what` is ours, never the provider's."""
-    return UpstreamError(f"the model's provider sent something malformed: {what}")
+    """Return the error for an event that differs from its provider's documentation; `what` holds our words only."""
+    return UpstreamError(f"the model's provider sent malformed data: {what}")
 
 
 def reported(*codes: object) -> UpstreamError:
-    """The error for an error that the provider reported; the first of `codes` that looks like one is named."""
+    """Return the error for an error that the provider reported; it names the first of `codes` that has their form."""
     for code in codes:
         if isinstance(code, str) and len(code) <= _CODE_CHARACTERS and _CODE.fullmatch(code):
             return UpstreamError(f"the model's provider reported an error: {code}", reason=code)
@@ -55,9 +56,9 @@ def reported(*codes: object) -> UpstreamError:
 
 
 def translated(error: BaseException, *, is_of_sdk: bool) -> HoldfastError | None:
-    """What an exception that came out of a stream means; None when it is not the upstream's but the app's own.
+    """Return our error for an exception that a stream raised; None if it is the app's own.
 
-    `is_of_sdk`: the stream is of an SDK, so that also what its code raises without a class of its own counts.
+    `is_of_sdk`: the stream is an SDK's, so exceptions that its code raises count even if their class is not its own.
     """
     if isinstance(error, HoldfastError) or not isinstance(error, Exception):
         return None
@@ -87,7 +88,7 @@ def _is_of_sdk(error: BaseException) -> bool:
 
 
 def _is_raised_by_sdk(error: BaseException) -> bool:
-    """Was it the SDK's code that raised, not a tool of the app that it called?"""
+    """Return whether the SDK's code raised `error`, rather than one of the app's tools that it called."""
     frame = error.__traceback__
     while frame is not None and frame.tb_next is not None:
         frame = frame.tb_next
@@ -101,9 +102,9 @@ def _is_lost(error: BaseException) -> bool:
 
 
 def _codes(error: BaseException) -> Iterator[object]:
-    """Where SDKs keep a short code: on the exception, or in the body it carries."""
+    """Yield the values of the fields in which SDKs keep a short code: on the exception, or in its body."""
     body = getattr(error, "body", None) or getattr(error, "details", None)
-    for place in (body.get("error") if isinstance(body, dict) else None, body):
-        if isinstance(place, dict):
-            yield from (place.get(name) for name in ("type", "code", "status"))
+    for fields in (body.get("error") if isinstance(body, dict) else None, body):
+        if isinstance(fields, dict):
+            yield from (fields.get(name) for name in ("type", "code", "status"))
     yield from (getattr(error, name, None) for name in ("type", "code", "status"))

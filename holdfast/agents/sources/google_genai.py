@@ -20,7 +20,7 @@ from collections.abc import Iterator
 
 from holdfast.agents.sources.errors import UpstreamEnded, malformed
 from holdfast.agents.sources.reading import LINE_CHARACTERS, as_json, counts, get, items, plain, text, word
-from holdfast.agents.sources.vocabulary import CALLED, DONE, ERROR, Change, Meta, Open, Said, Source, Text, free, tool
+from holdfast.agents.sources.vocabulary import CALLED, DONE, ERROR, Change, Edit, Meta, Open, Source, Text, free, tool
 
 USAGE = {
     "input_tokens": "prompt_token_count",
@@ -40,18 +40,18 @@ class GoogleGenAI(Source):
 
     def __init__(self) -> None:
         self._is_ended = False
-        self._kind = ""  # of the text that streams now, and …
-        self._number = 0  # … its number: neighbouring pieces of one kind are one part
+        self._kind = ""  # of the text that streams now
+        self._number = 0  # of that text: neighbouring pieces of one kind are one part
         self._calls: list[tuple[str, str]] = []  # names and calls that wait for a response
         self._made = 0
 
-    def take(self, event: object) -> Iterator[Said]:
+    def take(self, event: object) -> Iterator[Edit]:
         usage = counts(get(event, "usage_metadata"), USAGE)
         yield Meta(model=word(event, "model_version"), usage=usage, of=word(event, "response_id"))
         for content in items(event, "automatic_function_calling_history"):
             for part in items(content, "parts"):
                 if response := get(part, "function_response"):
-                    yield from self._answer(response)
+                    yield from self._output(response)
         for candidate in list(items(event, "candidates"))[:1]:
             for part in items(get(candidate, "content"), "parts"):
                 self._is_ended = False
@@ -62,17 +62,17 @@ class GoogleGenAI(Source):
         if blocked := word(get(event, "prompt_feedback"), "block_reason"):
             yield from self._end(blocked)
 
-    def end(self) -> Iterator[Said]:
+    def end(self) -> Iterator[Edit]:
         if not self._is_ended:
             raise UpstreamEnded("the stream ended without a finish reason")
         return iter(())
 
-    def _end(self, reason: str) -> Iterator[Said]:
+    def _end(self, reason: str) -> Iterator[Edit]:
         self._is_ended = True
         finish = FINISH.get(reason, reason.lower())
         yield Meta(finish_reason="tool_calls" if finish == "stop" and self._calls else finish)
 
-    def _part(self, part: object) -> Iterator[Said]:
+    def _part(self, part: object) -> Iterator[Edit]:
         if more := text(part, "text"):
             kind = "reasoning" if get(part, "thought") is True else "text"
             if kind != self._kind:
@@ -87,7 +87,7 @@ class GoogleGenAI(Source):
             arguments = as_json(get(call, "args") or {})
             yield Open(("call", given), tool(given, name, input=arguments, state=CALLED))
         elif response := get(part, "function_response"):
-            yield from self._answer(response)
+            yield from self._output(response)
         elif code := get(part, "executable_code"):
             self._made += 1
             run = f"code_{self._made}"
@@ -105,7 +105,7 @@ class GoogleGenAI(Source):
             return
         self._kind = ""
 
-    def _answer(self, response: object) -> Iterator[Said]:
+    def _output(self, response: object) -> Iterator[Edit]:
         key = self._take_call(word(response, "name") or "", word(response, "id"))
         if key is not None:
             output = plain(get(response, "response"))
@@ -119,13 +119,13 @@ class GoogleGenAI(Source):
                 return key
         return None
 
-    def _file(self, media_type: str | None, url: str | None) -> Said:
+    def _file(self, media_type: str | None, url: str | None) -> Edit:
         if url is None:
-            raise malformed("a file that is nowhere")
+            raise malformed("a file has neither data nor URI")
         self._made += 1
         return Open(("file", self._made), free("file", media_type=media_type, url=url))
 
-    def _sources(self, grounding: object) -> Iterator[Said]:
+    def _sources(self, grounding: object) -> Iterator[Edit]:
         for chunk in items(grounding, "grounding_chunks"):
             web = get(chunk, "web")
             if url := word(web, "uri", LINE_CHARACTERS):
@@ -137,5 +137,5 @@ def _data_url(blob: object) -> str:
     if isinstance(data, bytes):
         data = base64.b64encode(data).decode()
     if not isinstance(data, str):
-        raise malformed("a file without data")
+        raise malformed(f"field 'data' of a file must be bytes or text, got {type(data).__name__}")
     return f"data:{word(blob, 'mime_type') or ''};base64,{data}"

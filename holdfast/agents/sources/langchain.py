@@ -11,11 +11,11 @@
 | `ToolMessage` | the output of that tool: `done`, or `error` |
 | `on_chat_model_stream`, `on_chat_model_end` | what their chunk or message does |
 | `on_tool_end` | the output of its tool |
-| other events | nothing |
+| other events | ignored |
 | the end, with every message ended | the end |
 
-A model whose package tells no `model_provider` ends with the chunk that LangChain marks as the last: LangChain marks
-one also when the line broke quietly, so a crash of such a provider cannot be told from its end.
+A model whose package sets no `model_provider` ends with the chunk that LangChain marks as the last. LangChain marks
+one also if the connection broke without an error, so a crash of such a provider looks like its end.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from collections.abc import Hashable, Iterator, Mapping
 
 from holdfast.agents.sources.errors import UpstreamEnded
 from holdfast.agents.sources.reading import LINE_CHARACTERS, as_json, counts, get, items, plain, text, word
-from holdfast.agents.sources.vocabulary import CALLED, DONE, ERROR, Change, Meta, Open, Said, Source, Text, free, tool
+from holdfast.agents.sources.vocabulary import CALLED, DONE, ERROR, Change, Edit, Meta, Open, Source, Text, free, tool
 from holdfast.core.model import Part
 
 USAGE = {
@@ -52,7 +52,7 @@ class _Open:
     def __init__(self, number: int) -> None:
         self.number = number  # several messages may follow each other under one name
         self.has_provider = False
-        self.kind = ""  # of the text that streams, where blocks have no index
+        self.kind = ""  # of the text that streams, if blocks have no index
         self.run = 0  # its number
         self.calls: dict[Hashable, str] = {}
         self.usage: dict[str, int] = {}
@@ -65,22 +65,22 @@ class LangChain(Source):
         self._open: dict[Hashable, _Open] = {}
         self._closed: dict[Hashable, _Open] = {}
         self._made = 0
-        self._has_ended = False  # at least one message did
-        self._written: set[object] = set()  # ids of messages and runs that need not be written as a whole
+        self._has_ended = False  # at least one message has ended
+        self._written: set[object] = set()  # ids of messages and runs whose chunks were written: skip the whole message
 
-    def take(self, event: object) -> Iterator[Said]:
+    def take(self, event: object) -> Iterator[Edit]:
         if isinstance(event, Mapping):
             yield from self._event(event)
         else:
             yield from self.message(event, None)
 
-    def end(self) -> Iterator[Said]:
+    def end(self) -> Iterator[Edit]:
         if self._open or not self._has_ended:
             raise UpstreamEnded("the stream ended without a finish reason")
         return iter(())
 
-    def message(self, message: object, where: Hashable) -> Iterator[Said]:
-        """A message or a chunk of one; chunks that come from the same place are of one message."""
+    def message(self, message: object, where: Hashable) -> Iterator[Edit]:
+        """Yield the edits for a message or a chunk of one; chunks with the same `where` belong to one message."""
         kind = get(message, "type")
         if kind == "AIMessageChunk":
             self._written.add(get(message, "id"))
@@ -91,7 +91,7 @@ class LangChain(Source):
             state = ERROR if get(message, "status") == "error" else DONE
             yield Change(("call", call), {"output": plain(get(message, "content")), "state": state})
 
-    def _event(self, event: Mapping[str, object]) -> Iterator[Said]:
+    def _event(self, event: Mapping[str, object]) -> Iterator[Edit]:
         run, data = event.get("run_id"), event.get("data")
         where = run if isinstance(run, str) else None
         match event.get("event"):
@@ -107,10 +107,10 @@ class LangChain(Source):
             case "on_tool_end":
                 yield from self.message(get(data, "output"), where)
 
-    def _chunk(self, message: object, where: Hashable, *, is_whole: bool = False) -> Iterator[Said]:
+    def _chunk(self, message: object, where: Hashable, *, is_whole: bool = False) -> Iterator[Edit]:
         blocks = list(items(message, "content_blocks"))
         if where not in self._open and where in self._closed and not blocks:
-            yield from self._usage(self._closed[where], message)  # told in a chunk of its own, after the reason
+            yield from self._usage(self._closed[where], message)  # usage in a chunk of its own, after the reason
             return
         if where not in self._open:
             self._made += 1
@@ -126,14 +126,14 @@ class LangChain(Source):
         if (reason := _reason(message)) or is_last:
             yield from self._close(where, reason)
 
-    def _usage(self, state: _Open, message: object) -> Iterator[Said]:
+    def _usage(self, state: _Open, message: object) -> Iterator[Edit]:
         usage = counts(get(message, "usage_metadata"), USAGE)
         for name, value in (usage or {}).items():  # chunks of usage add up
             state.usage[name] = state.usage.get(name, 0) + value
         if usage:
             yield Meta(usage=dict(state.usage), of=state.number)
 
-    def _close(self, where: Hashable, reason: str | None) -> Iterator[Said]:
+    def _close(self, where: Hashable, reason: str | None) -> Iterator[Edit]:
         state = self._closed[where] = self._open.pop(where)
         self._has_ended = True
         finish = _FINISH.get(reason, reason) if reason else None
@@ -142,7 +142,7 @@ class LangChain(Source):
                 yield Change(("call", call), {"state": CALLED})
         yield Meta(finish_reason="tool_calls" if state.calls and finish in ("stop", None) else finish)
 
-    def _block(self, state: _Open, block: object) -> Iterator[Said]:
+    def _block(self, state: _Open, block: object) -> Iterator[Edit]:
         kind = word(block, "type") or ""
         match kind:
             case "text" | "reasoning":
@@ -163,16 +163,16 @@ class LangChain(Source):
                 if (part := _file(block)) is not None:
                     yield Open(("file", self._made), part)
 
-    def _text_key(self, state: _Open, kind: str, place: object) -> Hashable:
-        if isinstance(place, int | str):
-            return (state.number, kind, place)
+    def _text_key(self, state: _Open, kind: str, position: object) -> Hashable:
+        if isinstance(position, int | str):
+            return (state.number, kind, position)
         if kind != state.kind:
             state.kind, state.run = kind, state.run + 1
         return (state.number, state.run)
 
-    def _call(self, state: _Open, block: object) -> Iterator[Said]:
-        place, given, name = get(block, "index"), word(block, "id"), word(block, "name")
-        key = place if isinstance(place, int | str) else None
+    def _call(self, state: _Open, block: object) -> Iterator[Edit]:
+        position, given, name = get(block, "index"), word(block, "id"), word(block, "name")
+        key = position if isinstance(position, int | str) else None
         call = state.calls.get(key)
         if given is not None and (call is None or (key is None and given != call)):
             call = state.calls[key if key is not None else given] = given

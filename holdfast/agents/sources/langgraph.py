@@ -2,8 +2,8 @@
 
 | event | becomes |
 |---|---|
-| a message or a chunk with its metadata, in every form that modes and subgraphs give it | as of `langchain` |
-| `updates`, `custom`, `values` and the other modes | nothing |
+| a message or a chunk with its metadata, in every form that modes and subgraphs give it | as for `langchain` |
+| `updates`, `custom`, `values` and the other modes | ignored |
 | the end, with every message ended | the end |
 """
 
@@ -14,7 +14,7 @@ from collections.abc import Hashable, Iterator, Mapping
 from holdfast.agents.sources.errors import UpstreamEnded
 from holdfast.agents.sources.langchain import LangChain
 from holdfast.agents.sources.reading import get, word
-from holdfast.agents.sources.vocabulary import Said
+from holdfast.agents.sources.vocabulary import Edit
 
 _MESSAGES = "messages"
 
@@ -22,25 +22,25 @@ _MESSAGES = "messages"
 class LangGraph(LangChain):
     name = "langgraph"
 
-    def take(self, event: object) -> Iterator[Said]:
+    def take(self, event: object) -> Iterator[Edit]:
         found = _message_of(event)
         if found is not None:
             message, about = found
-            yield from self.message(message, _place(about))
+            yield from self.message(message, _origin(about))
 
-    def end(self) -> Iterator[Said]:
+    def end(self) -> Iterator[Edit]:
         if self._open:
             raise UpstreamEnded("a model's message ended without a finish reason")
         return iter(())
 
 
-def _place(about: Mapping[str, object]) -> Hashable:
-    """Which run of which node, and which model call in it, a message comes from."""
+def _origin(about: Mapping[str, object]) -> Hashable:
+    """Return the run of the node, and the model call in it, that a message comes from."""
     return (word(about, "langgraph_checkpoint_ns") or word(about, "langgraph_node"), word(about, "ls_run_id"))
 
 
 def _message_of(event: object) -> tuple[object, Mapping[str, object]] | None:
-    """The message and its metadata in what a graph streams; None when it is of another mode."""
+    """Return the message and its metadata from an item of a graph's stream; None for an item of another mode."""
     if isinstance(event, Mapping):
         event = event.get("data") if event.get("type") == _MESSAGES else None
     for _ in range(3):  # a namespace around a mode around the pair

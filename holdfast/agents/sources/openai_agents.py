@@ -2,13 +2,13 @@
 
 | event | becomes |
 |---|---|
-| `raw_response_event` | what its event becomes as of `openai-responses`, of all responses of the run |
+| `raw_response_event` | as for its event in `openai-responses`, for all responses of the run |
 | `run_item_stream_event` `tool_output`, `handoff_occured` | the output of that tool, `done` |
-| `agent_updated_stream_event`, other items | nothing: they repeat |
+| `agent_updated_stream_event`, other items | ignored: they repeat others |
 | the end of the run, with every response ended | the end |
-| a complaint of the SDK while a response is open | UpstreamEnded |
+| an error of the SDK while a response is open | UpstreamEnded |
 
-Pipe the result itself: a run that is left early is cancelled through it, and so ends at once.
+Pipe the result itself: an early end then cancels the run through it, so the run ends at once.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from collections.abc import Iterator
 from holdfast.agents.sources.errors import UpstreamEnded, UpstreamError
 from holdfast.agents.sources.openai_responses import OpenAIResponses
 from holdfast.agents.sources.reading import get, plain, word
-from holdfast.agents.sources.vocabulary import DONE, Change, Said, Source
+from holdfast.agents.sources.vocabulary import DONE, Change, Edit, Source
 from holdfast.core.errors import HoldfastError
 
-_ANSWERED = ("tool_output", "handoff_occured", "handoff_occurred")
+_OUTPUTS = ("tool_output", "handoff_occured", "handoff_occurred")
 
 
 class OpenAIAgents(Source):
@@ -34,24 +34,24 @@ class OpenAIAgents(Source):
         events = getattr(stream, "stream_events", None)
         return events() if callable(events) else stream
 
-    def take(self, event: object) -> Iterator[Said]:
+    def take(self, event: object) -> Iterator[Edit]:
         match get(event, "type"):
             case "raw_response_event":
                 yield from self._responses.take(get(event, "data"))
-            case "run_item_stream_event" if get(event, "name") in _ANSWERED:
+            case "run_item_stream_event" if get(event, "name") in _OUTPUTS:
                 item = get(event, "item")
                 raw = get(item, "raw_item")
                 output = get(item, "output")
                 if call := word(raw, "call_id"):
-                    answer = plain(output if output is not None else get(raw, "output"))
-                    yield Change(("call", call), {"output": answer, "state": DONE})
+                    value = plain(output if output is not None else get(raw, "output"))
+                    yield Change(("call", call), {"output": value, "state": DONE})
 
-    def end(self) -> Iterator[Said]:
+    def end(self) -> Iterator[Edit]:
         return self._responses.end()
 
     def translate(self, error: BaseException) -> HoldfastError | None:
         ours = super().translate(error)
-        # A response that breaks off is a ModelBehaviorError here; what the provider reports came as an event before.
+        # The SDK raises ModelBehaviorError for a response that breaks off; errors of the provider come as events.
         if isinstance(ours, UpstreamError) and self._responses.is_open and type(error).__name__ == "ModelBehaviorError":
             return UpstreamEnded("the model's response ended in the middle")
         return ours

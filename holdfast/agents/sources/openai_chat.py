@@ -8,8 +8,8 @@
 | `.annotations[].url_citation` | source |
 | `choices[0].finish_reason` | `meta.finish_reason`; tools are `called`; the end |
 | `usage`, `model` | `meta.usage`, `meta.model` |
-| helper event `chunk` | what its chunk does; the other helper events repeat it |
-| an `error` in place of a chunk | UpstreamError |
+| helper event `chunk` | as for its chunk; the other helper events repeat it |
+| an `error` in position of a chunk | UpstreamError |
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from collections.abc import Hashable, Iterator
 
 from holdfast.agents.sources.errors import UpstreamEnded, reported
 from holdfast.agents.sources.reading import LINE_CHARACTERS, counts, get, index, items, text, word
-from holdfast.agents.sources.vocabulary import CALLED, Change, Meta, Open, Said, Source, Text, free, tool
+from holdfast.agents.sources.vocabulary import CALLED, Change, Edit, Meta, Open, Source, Text, free, tool
 
 USAGE = {
     "input_tokens": "prompt_tokens",
@@ -36,7 +36,7 @@ class OpenAIChat(Source):
         self._is_ended = False
         self._calls: dict[Hashable, str] = {}  # by the provider's index: the newest call there
 
-    def take(self, event: object) -> Iterator[Said]:
+    def take(self, event: object) -> Iterator[Edit]:
         if get(event, "type") == "chunk":
             event = get(event, "chunk")
         if (error := get(event, "error")) is not None:
@@ -48,12 +48,12 @@ class OpenAIChat(Source):
             if index(choice, "index") == 0:
                 yield from self._choice(choice)
 
-    def end(self) -> Iterator[Said]:
+    def end(self) -> Iterator[Edit]:
         if not self._is_ended:
             raise UpstreamEnded("the stream ended without a finish reason")
         return iter(())
 
-    def _choice(self, choice: object) -> Iterator[Said]:
+    def _choice(self, choice: object) -> Iterator[Edit]:
         delta = get(choice, "delta")
         yield Text("reasoning", text(delta, "reasoning_content") or text(delta, "reasoning"), "reasoning")
         yield Text("text", text(delta, "content"))
@@ -71,14 +71,14 @@ class OpenAIChat(Source):
                     yield Change(("call", call_id), {"state": CALLED})
             yield Meta(finish_reason="tool_calls" if reason == "function_call" else reason)
 
-    def _call(self, call: object) -> Iterator[Said]:
-        place = index(call, "index")
+    def _call(self, call: object) -> Iterator[Edit]:
+        position = index(call, "index")
         called = get(call, "function") or get(call, "custom")
         given = word(call, "id")
-        # Some servers number every call 0 and tell them apart by their ids only.
-        if place not in self._calls or (given is not None and given != self._calls[place]):
-            if place in self._calls:
-                yield Change(("call", self._calls[place]), {"state": CALLED})
-            self._calls[place] = given or f"call_{place}"
-            yield Open(("call", self._calls[place]), tool(self._calls[place], word(called, "name") or ""))
-        yield Text(("call", self._calls[place]), text(called, "arguments") or text(called, "input"))
+        # Some servers give every call the index 0 and distinguish calls by id only.
+        if position not in self._calls or (given is not None and given != self._calls[position]):
+            if position in self._calls:
+                yield Change(("call", self._calls[position]), {"state": CALLED})
+            self._calls[position] = given or f"call_{position}"
+            yield Open(("call", self._calls[position]), tool(self._calls[position], word(called, "name") or ""))
+        yield Text(("call", self._calls[position]), text(called, "arguments") or text(called, "input"))

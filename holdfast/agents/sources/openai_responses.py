@@ -4,14 +4,14 @@
 |---|---|
 | `created`, `in_progress` | `meta.model` |
 | `output_item.added` of a `function_call`, `custom_tool_call`, `mcp_call` | tool: call, name |
-| `output_item.added` of another `…_call` (`web_search_call`, …), which the provider runs | tool named so |
+| `output_item.added` of another `…_call` (`web_search_call`, …), which the provider runs | tool of that name |
 | `content_part.added`, `output_text.delta`, `refusal.delta` | text |
 | `reasoning_summary_part.added`, `reasoning_summary_text.delta`, `reasoning_text.delta` | reasoning |
 | `function_call_arguments.delta`, `custom_tool_call_input.delta` | a tool's input |
 | `mcp_call_arguments.delta`, `code_interpreter_call_code.delta` | the input of a tool that the provider runs |
-| the same with `.done`, `output_text.done` | the whole, where no delta came before |
+| the same with `.done`, `output_text.done` | the whole, if no delta came before |
 | `output_text.annotation.added` | source |
-| `output_item.done` of a call | the tool is `called`; or `done` or `error`, with its output, when the provider ran it |
+| `output_item.done` of a call | the tool is `called`; or `done` or `error`, with its output, if the provider ran it |
 | `output_item.done` of an `image_generation_call` | file |
 | `completed`, `incomplete` | `meta.usage`, `meta.finish_reason`; the end |
 | `failed`, and `error` | UpstreamError |
@@ -33,7 +33,7 @@ from holdfast.agents.sources.reading import (
     text,
     word,
 )
-from holdfast.agents.sources.vocabulary import CALLED, DONE, ERROR, Change, Meta, Open, Said, Source, Text, free, tool
+from holdfast.agents.sources.vocabulary import CALLED, DONE, ERROR, Change, Edit, Meta, Open, Source, Text, free, tool
 from holdfast.core.model import Json, Part
 
 USAGE = {
@@ -44,7 +44,7 @@ USAGE = {
     "reasoning_tokens": "output_tokens_details.reasoning_tokens",
 }
 FINISH = {"max_output_tokens": "length", "content_filter": "content_filter"}
-_CALLS = ("function_call", "custom_tool_call")  # the app answers these
+_CALLS = ("function_call", "custom_tool_call")  # the app writes the output of these
 _DELTAS = ("function_call_arguments", "custom_tool_call_input", "mcp_call_arguments", "code_interpreter_call_code")
 _WHOLE = ("arguments", "input", "code")
 _OUTPUTS = ("output", "results", "outputs")
@@ -54,14 +54,14 @@ class OpenAIResponses(Source):
     name = "openai-responses"
 
     def __init__(self) -> None:
-        self.is_open = False  # has a response begun and not ended?
+        self.is_open = False  # a response has begun and not ended
         self._is_ended = False
-        self._turn = 0  # of an agent's several responses; their ids are not always theirs alone
+        self._turn = 0  # of an agent's several responses; their item ids are not always unique
         self._calls: dict[Hashable, str] = {}  # tool calls by their item
-        self._said: set[Hashable] = set()  # which parts had a delta
+        self._streamed: set[Hashable] = set()  # parts with a delta
         self._has_calls = False
 
-    def take(self, event: object) -> Iterator[Said]:
+    def take(self, event: object) -> Iterator[Edit]:
         kind = get(event, "type")
         if not isinstance(kind, str):
             return
@@ -96,12 +96,12 @@ class OpenAIResponses(Source):
             case _:
                 yield from self._input(event, what)
 
-    def end(self) -> Iterator[Said]:
+    def end(self) -> Iterator[Edit]:
         if not self._is_ended:
             raise UpstreamEnded("the stream ended without response.completed")
         return iter(())
 
-    def _begin(self, response: object) -> Iterator[Said]:
+    def _begin(self, response: object) -> Iterator[Edit]:
         if not self.is_open:
             self.is_open, self._is_ended, self._has_calls = True, False, False
         yield Meta(model=word(response, "model"))
@@ -117,14 +117,14 @@ class OpenAIResponses(Source):
         return (self._turn, index(event, "output_index"), "summary", index(event, "summary_index"))
 
     def _delta(self, key: Hashable, more: str, kind: str = "text") -> Text:
-        self._said.add(key)
+        self._streamed.add(key)
         return Text(key, more, kind)
 
-    def _rest(self, key: Hashable, whole: str) -> Iterator[Said]:
-        if key not in self._said:
+    def _rest(self, key: Hashable, whole: str) -> Iterator[Edit]:
+        if key not in self._streamed:
             yield self._delta(key, whole)
 
-    def _input(self, event: object, what: str) -> Iterator[Said]:
+    def _input(self, event: object, what: str) -> Iterator[Edit]:
         name, _, end = what.rpartition(".")
         if name not in _DELTAS:
             return
@@ -133,14 +133,14 @@ class OpenAIResponses(Source):
         elif end == "done":
             yield from self._rest(self._item(event), next(filter(None, (text(event, one) for one in _WHOLE)), ""))
 
-    def _content_added(self, event: object, part: object) -> Iterator[Said]:
+    def _content_added(self, event: object, part: object) -> Iterator[Edit]:
         match get(part, "type"):
             case "output_text" | "refusal":
                 yield Open(self._content(event), {"type": "text"})
             case "reasoning_text":
                 yield Open(self._content(event), {"type": "reasoning"})
 
-    def _item_added(self, event: object, item: object) -> Iterator[Said]:
+    def _item_added(self, event: object, item: object) -> Iterator[Edit]:
         kind = word(item, "type") or ""
         if kind in _CALLS:
             self._has_calls = True
@@ -153,11 +153,11 @@ class OpenAIResponses(Source):
         self._calls[self._turn, index(event, "output_index")] = call
         yield Open(("call", call), tool(call, name))
 
-    def _item_done(self, event: object, item: object) -> Iterator[Said]:
+    def _item_done(self, event: object, item: object) -> Iterator[Edit]:
         kind = word(item, "type") or ""
         if not kind.endswith("_call"):
             return
-        yield from self._item_added(event, item)  # for those who were not announced
+        yield from self._item_added(event, item)  # for items without an `added` event
         key = self._item(event)
         given = next(filter(None, (text(item, name) for name in _WHOLE)), "")
         action = get(item, "action") or get(item, "queries")
@@ -171,9 +171,9 @@ class OpenAIResponses(Source):
             if get(item, "status") != "incomplete":
                 yield Change(key, {"state": CALLED})
         else:
-            yield Change(key, _answer(item))
+            yield Change(key, _output(item))
 
-    def _annotation(self, note: object) -> Iterator[Said]:
+    def _annotation(self, note: object) -> Iterator[Edit]:
         match get(note, "type"):
             case "url_citation":
                 if url := word(note, "url", LINE_CHARACTERS):
@@ -183,7 +183,7 @@ class OpenAIResponses(Source):
                     title = word(note, "filename")
                     yield Open(("source", file), free("source", file_id=file, title=title))
 
-    def _end(self, response: object, *, is_complete: bool) -> Iterator[Said]:
+    def _end(self, response: object, *, is_complete: bool) -> Iterator[Edit]:
         self.is_open, self._is_ended = False, True
         if is_complete:
             reason = "tool_calls" if self._has_calls else "stop"
@@ -195,8 +195,8 @@ class OpenAIResponses(Source):
         self._turn += 1
 
 
-def _answer(item: object) -> dict[str, Json]:
-    """How a call that the provider ran came out."""
+def _output(item: object) -> dict[str, Json]:
+    """Return the fields for the outcome of a call that the provider ran."""
     if get(item, "error") is not None or get(item, "status") == "failed":
         return {"state": ERROR, "output": plain(get(item, "error"))}
     output = next((found for name in _OUTPUTS if (found := get(item, name)) is not None), None)

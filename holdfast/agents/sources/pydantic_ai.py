@@ -8,10 +8,10 @@
 | `function_tool_result`, `output_tool_result`, a native tool's return | its output: `done`, or `error` |
 | `part_start` of a file part | file |
 | `agent_run_result`, or the result of a run | `meta.usage`, `meta.finish_reason`, `meta.model`; the end |
-| a response as a whole (all that `run_stream()` has: each longer than the last) | what is new in it |
+| a whole response (`run_stream()` has only these: each longer than the last) | its new content |
 | a response of a provider without a finish reason | UpstreamEnded |
 
-`run_stream()` shows the answer and the tools that ran before it; `run_stream_events()` shows all as it happens.
+`run_stream()` yields the answer and the tools that ran before it; `run_stream_events()` yields all events live.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from holdfast.agents.sources.reading import (
     text,
     word,
 )
-from holdfast.agents.sources.vocabulary import CALLED, DONE, ERROR, Change, Meta, Open, Said, Source, Text, free, tool
+from holdfast.agents.sources.vocabulary import CALLED, DONE, ERROR, Change, Edit, Meta, Open, Source, Text, free, tool
 
 USAGE = {
     "input_tokens": "input_tokens",
@@ -43,7 +43,7 @@ USAGE = {
     "reasoning_tokens": "details.reasoning_tokens",
 }
 _FINISH = {"tool_call": "tool_calls"}
-_UNTOLD = ("xai",)  # providers whose models keep no details of their reasons
+_WITHOUT_DETAILS = ("xai",)  # providers for which the SDK keeps no `provider_details`
 _KINDS = {"text": "text", "thinking": "reasoning"}
 _CALLS = ("tool-call", "builtin-tool-call", "native-tool-call")
 _RETURNS = ("tool-return", "builtin-tool-return", "native-tool-return", "retry-prompt")
@@ -55,9 +55,9 @@ class PydanticAI(Source):
 
     def __init__(self) -> None:
         self._is_ended = False
-        self._is_counted = False  # is the usage known response by response, and not to be added once more?
+        self._is_counted = False  # usage came with each response, so the run's total must not be added
         self._response = 0
-        self._started: set[int] = set()  # parts of the present response
+        self._started: set[int] = set()  # parts of the current response
         self._calls: dict[Hashable, str] = {}  # tool calls by response and part
         self._lengths: dict[Hashable, int] = {}  # of text written, by key
 
@@ -71,7 +71,7 @@ class PydanticAI(Source):
             return _of_node(stream)
         return stream
 
-    def take(self, event: object) -> Iterator[Said]:
+    def take(self, event: object) -> Iterator[Edit]:
         match get(event, "event_kind"):
             case "part_start":
                 yield from self._start(index(event, "index"), get(event, "part"))
@@ -93,19 +93,19 @@ class PydanticAI(Source):
             case None if type(event).__name__ == "AgentRunResult":
                 yield from self._result(event)
 
-    def end(self) -> Iterator[Said]:
+    def end(self) -> Iterator[Edit]:
         if not self._is_ended:
             raise UpstreamEnded("the run ended without its result")
         return iter(())
 
-    def _start(self, place: int, part: object) -> Iterator[Said]:
-        if place == 0 and 0 in self._started:
+    def _start(self, position: int, part: object) -> Iterator[Edit]:
+        if position == 0 and 0 in self._started:
             self._next_response()
-        self._started.add(place)
-        yield from self._part((self._response, place), part)
+        self._started.add(position)
+        yield from self._part((self._response, position), part)
 
-    def _part(self, key: Hashable, part: object) -> Iterator[Said]:
-        """A part as it is now: what is new of its text."""
+    def _part(self, key: Hashable, part: object) -> Iterator[Edit]:
+        """Yield the edits for a part in its current form: the new end of its text."""
         kind = word(part, "part_kind") or ""
         if kind in _KINDS:
             yield Open(key, {"type": _KINDS[kind]})
@@ -122,13 +122,13 @@ class PydanticAI(Source):
             if url := get(content, "data_uri"):
                 yield Open(key, free("file", media_type=word(content, "media_type"), url=plain(url)))
 
-    def _more(self, key: Hashable, whole: str) -> Iterator[Said]:
+    def _more(self, key: Hashable, whole: str) -> Iterator[Edit]:
         written = self._lengths.get(key, 0)
         if len(whole) > written:
             self._lengths[key] = len(whole)
             yield Text(key, whole[written:])
 
-    def _delta(self, key: Hashable, delta: object) -> Iterator[Said]:
+    def _delta(self, key: Hashable, delta: object) -> Iterator[Edit]:
         kind = word(delta, "part_delta_kind")
         if kind == "tool_call":
             more = _arguments(get(delta, "args_delta"))
@@ -138,17 +138,17 @@ class PydanticAI(Source):
         self._lengths[key] = self._lengths.get(key, 0) + len(more)
         yield Text(key, more, "reasoning" if kind == "thinking" else "tool" if kind == "tool_call" else "text")
 
-    def _called(self, key: Hashable) -> Iterator[Said]:
+    def _called(self, key: Hashable) -> Iterator[Edit]:
         if key in self._calls:
             yield Change(("call", self._calls[key]), {"state": CALLED})
 
-    def _call(self, part: object, state: str) -> Iterator[Said]:
+    def _call(self, part: object, state: str) -> Iterator[Edit]:
         call = needed(part, "tool_call_id")
         yield Open(("call", call), tool(call, word(part, "tool_name") or ""))
         yield from self._more(("call", call), _arguments(get(part, "args")))
         yield Change(("call", call), {"state": state})
 
-    def _return(self, part: object) -> Iterator[Said]:
+    def _return(self, part: object) -> Iterator[Edit]:
         call = word(part, "tool_call_id")
         kind = word(part, "part_kind")
         if call is not None and kind in _RETURNS:
@@ -156,28 +156,28 @@ class PydanticAI(Source):
             state = ERROR if has_failed or get(part, "outcome") in ("failed", "denied") else DONE
             yield Change(("call", call), {"output": plain(get(part, "content")), "state": state})
 
-    def _whole(self, response: object) -> Iterator[Said]:
-        """A response as it is now. The one before it of the same stream was its beginning."""
-        for place, part in enumerate(items(response, "parts")):
-            self._started.add(place)
-            yield from self._part((self._response, place), part)
+    def _whole(self, response: object) -> Iterator[Edit]:
+        """Yield the edits for a response in its current form: an earlier one of the same stream was its beginning."""
+        for position, part in enumerate(items(response, "parts")):
+            self._started.add(position)
+            yield from self._part((self._response, position), part)
         state = get(response, "state")
         if state in ("complete", "interrupted", "suspended"):
-            for place in self._started:
-                yield from self._called((self._response, place))
+            for position in self._started:
+                yield from self._called((self._response, position))
             usage = counts(get(response, "usage"), USAGE)
             self._is_counted = self._is_counted or usage is not None
             yield from self._finish(response, usage)
             self._next_response()
 
-    def _result(self, result: object) -> Iterator[Said]:
+    def _result(self, result: object) -> Iterator[Edit]:
         usage = get(result, "usage")
-        usage = usage() if inspect.ismethod(usage) else usage  # a method once, a property now
+        usage = usage() if inspect.ismethod(usage) else usage  # a method in older versions, a property now
         if not self._is_counted:
             yield Meta(usage=counts(usage, USAGE), of="run")
         yield from self._finish(get(result, "response"), None)
 
-    def _finish(self, response: object, usage: dict[str, int] | None) -> Iterator[Said]:
+    def _finish(self, response: object, usage: dict[str, int] | None) -> Iterator[Edit]:
         reason = word(response, "finish_reason")
         if get(response, "state") == "interrupted" or _has_broken_off(response, reason):
             raise UpstreamEnded("the model's response ended without a finish reason")
@@ -193,14 +193,16 @@ class PydanticAI(Source):
 
 
 def _has_broken_off(response: object, reason: str | None) -> bool:
-    """Did the provider never say why it ended? A model that is no provider's need not say.
+    """Return whether the provider sent no finish reason. A model without a provider need not send one.
 
-    For Chat Completions the SDK invents a reason where none came; what came stands among the provider's details.
+    For Chat Completions the SDK invents a missing reason; the provider's own is in `provider_details`.
     """
     if word(response, "provider_url", LINE_CHARACTERS) is None:
         return False
-    is_told = get(get(response, "provider_details"), "finish_reason") is not None
-    is_invented = reason in ("stop", "tool_call") and not is_told and word(response, "provider_name") not in _UNTOLD
+    is_reported = get(get(response, "provider_details"), "finish_reason") is not None
+    is_invented = (
+        reason in ("stop", "tool_call") and not is_reported and word(response, "provider_name") not in _WITHOUT_DETAILS
+    )
     return reason is None or is_invented
 
 
@@ -210,18 +212,18 @@ def _arguments(args: object) -> str:
     return as_json(args)
 
 
-# What the SDK has more than events for. `Any`: these are objects of a package that need not be installed.
+# Streams that yield more than events. `Any`: these are objects of a package that need not be installed.
 
 
 async def _of_node(stream: Any) -> AsyncIterator[object]:
-    """A model request's events, then the response as a whole, which knows why it ended."""
+    """Yield a model request's events, then the whole response, which has the finish reason."""
     async for event in stream:
         yield event
     yield stream.response
 
 
 async def _of_run(run: Any) -> AsyncIterator[object]:
-    """All events of `agent.iter()`: of each model request, and of each round of tools."""
+    """Yield all events of `agent.iter()`: those of each model request, and of each round of tools."""
     async for node in run:
         stream = getattr(node, "stream", None)
         if not callable(stream):
@@ -238,7 +240,7 @@ async def _of_run(run: Any) -> AsyncIterator[object]:
 
 
 async def _of_result(result: Any) -> AsyncIterator[object]:
-    """The tools that ran before the answer, then the answer as it grows."""
+    """Yield the tools that ran before the answer, then the answer as it grows."""
     for message in result.new_messages():
         yield message
     async for response in result.stream_response(debounce_by=None):

@@ -1,8 +1,8 @@
-"""Which source a stream is of: by the module its class is defined in, else by the shape of its first event.
+"""Recognises the source of a stream by the module of its class, else by the shape of its first event.
 
 Layer: agents.sources.
 
-Nothing is imported to find out: whoever has an object of an SDK has the SDK.
+This needs no import of an SDK: a stream of an SDK proves that the SDK is installed.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _KINDS: tuple[type[Source], ...] = (
 )
 SOURCES: dict[str, type[Source]] = {kind.name: kind for kind in _KINDS}
 
-# By the package that a stream's class, or the function behind a generator, is defined in. The first that fits.
+# By the package that defines a stream's class, or a generator's function. The first match counts.
 _BY_MODULE: tuple[tuple[str, type[Source]], ...] = (
     ("openai.lib.streaming.responses", OpenAIResponses),
     ("openai.lib.streaming.chat", OpenAIChat),
@@ -46,7 +46,7 @@ _AGENTS = ("raw_response_event", "run_item_stream_event", "agent_updated_stream_
 
 
 def by_stream(stream: object) -> Source | None:
-    """The source of `stream`, if its class says so. A stream of text that an SDK makes of its own is text."""
+    """Return the source of `stream` if its class names one. A stream of text that an SDK derives is plain text."""
     for module in _modules(stream):
         for package, kind in _BY_MODULE:
             if module == package or module.startswith(f"{package}."):
@@ -55,10 +55,13 @@ def by_stream(stream: object) -> Source | None:
 
 
 def by_first_event(event: object) -> Source:
-    """The source whose events look like `event`. Raises LocalError when there is none."""
+    """Return the source whose events have the shape of `event`. Raises LocalError if no source has."""
     kind = _kind_of(event)
     if kind is None:
-        raise LocalError(f"no source is known for a stream of {type(event).__name__}; `source=` names one")
+        raise LocalError(
+            f"stream of {type(event).__name__} items is not of a known source; name it, source= is one of "
+            f"{', '.join(SOURCES)}"
+        )
     return kind()
 
 
@@ -70,7 +73,7 @@ def _modules(stream: object) -> Iterator[str]:
     else:
         yield from (kind.__module__ for kind in type(stream).__mro__)
         return
-    # Generators of text that SDKs offer beside their events (`text_stream`, `stream_text`) yield plain text.
+    # The SDKs' generators of text (`text_stream`, `stream_text`) yield plain text, not events.
     if frame is not None and "text" not in code.co_name:
         yield str(frame.f_globals.get("__name__", ""))
 
@@ -101,7 +104,7 @@ def _kind_of(event: object) -> type[Source] | None:
 
 
 def _kind_of_line(event: str | bytes | bytearray | memoryview) -> type[Source] | None:
-    """Text is text, unless it is the first event of a stream that we know the chunks of."""
+    """Return PlainText for text, unless it is the first event of a known stream of lines."""
     line = event if isinstance(event, str) else bytes(event).decode("utf-8", "replace")
     try:
         chunk = chunk_of(line.lstrip("\n").partition("\n")[0])

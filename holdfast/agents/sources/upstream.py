@@ -1,9 +1,9 @@
-"""An open stream: its events one by one, whatever kind of iterator it is, and its end, early or not.
+"""Reads an open stream event by event, async or blocking, and closes it, also early.
 
 Layer: agents.sources.
 
-Blocking iterators run in a thread of their own, one item ahead at most. A stream that is
-left early is closed at once, and nobody waits long for an SDK to agree: the provider must see it within a second.
+Blocking iterators run in a thread of their own, one item ahead at most. A stream that is no longer needed is closed at
+once, and an SDK gets little time for that: the provider must see the end within a second.
 """
 
 from __future__ import annotations
@@ -23,23 +23,23 @@ from holdfast.core.errors import LocalError
 
 logger = logging.getLogger("holdfast.agents")
 
-CLOSE_S = 0.5  # how long one way of closing a stream that is left early may take
-BREAK_S = 0.02  # how often a thread that reads is looked for
+CLOSE_S = 0.5  # time limit for each step of closing a stream early
+BREAK_S = 0.02  # interval between attempts to break a thread's read
 _HTTP_CLIENTS = ("httpcore", "httpcore2", "urllib3", "http")
 
 _END = object()
 
 
 class Upstream:
-    """What was given to `pipe`: a stream, something awaitable that gives one, or a context manager around one."""
+    """The argument of `pipe`: a stream, an awaitable that returns one, or a context manager around one."""
 
     def __init__(self, given: object) -> None:
         self.stream = given
-        self._manager: Any = None  # of any SDK: what was entered and has to be left
+        self._manager: Any = None  # of any SDK: the context manager that was entered and must be exited
         self._iterator: AsyncIterator[object] | None = None
 
     async def open(self) -> None:
-        """Await and enter what has to be. Raises what the SDK raises."""
+        """Await the stream and enter its context manager as needed. Raises the SDK's errors."""
         if inspect.isawaitable(self.stream):
             self.stream = await self.stream
         if _is_iterable(self.stream):
@@ -54,26 +54,28 @@ class Upstream:
             self._manager = manager
 
     def events(self, events: object) -> AsyncIterator[object]:
-        """`events`, which is the stream or comes of it, as an async iterator."""
+        """Return `events`, which is the stream or made from it, as an async iterator."""
         if hasattr(events, "__aiter__"):
             self._iterator = aiter(events)
         elif hasattr(events, "__iter__"):
             self._iterator = Threaded(events)
         else:
-            raise LocalError(f"a {type(events).__name__} is no stream that can be piped")
+            raise LocalError(
+                f"stream must be an iterator, an awaitable or a context manager of one, got {type(events).__name__}"
+            )
         return self._iterator
 
     async def finish(self) -> None:
-        """Leave a stream that ended by itself. Raises what the SDK raises."""
+        """Close a stream that ended by itself. Raises the SDK's errors."""
         if self._manager is not None:
             manager, self._manager = self._manager, None
             await manager.__aexit__(None, None, None)
-        await self.leave(None, None)
+        await self.close(None, None)
 
-    async def leave(self, error: BaseException | None, stop: Callable[[object], Awaitable[None]] | None) -> None:
-        """Close whatever is open, at once; `stop` first. Cancelling the caller again does not keep it from that.
+    async def close(self, error: BaseException | None, stop: Callable[[object], Awaitable[None]] | None) -> None:
+        """Close all that is open, at once, after `stop`. A second cancellation of the caller does not prevent that.
 
-        All of it in the task that opened it: the SDKs' managers hold scopes that belong to a task.
+        This runs in the task that opened the stream: the SDKs' managers hold scopes that belong to a task.
         """
         task = asyncio.current_task()
         assert task is not None
@@ -93,14 +95,14 @@ class Upstream:
 
 
 class Threaded:
-    """A blocking iterator as an async one. Its thread makes one item while the one before is being written."""
+    """A blocking iterator as an async one. Its thread produces one item while the previous one is written."""
 
-    def __init__(self, items: Any) -> None:  # any iterable: the thread finds out what it gives
+    def __init__(self, items: Any) -> None:  # any iterable of any items
         self._items = items
         self._loop = asyncio.get_running_loop()
         self._made: asyncio.Queue[tuple[object, BaseException | None]] = asyncio.Queue()  # the semaphore bounds it
         self._room = threading.Semaphore(1)
-        self._is_left = False
+        self._is_closed = False
         self._thread: threading.Thread | None = None
         self._ended = self._loop.create_future()
 
@@ -110,7 +112,7 @@ class Threaded:
     async def __anext__(self) -> object:
         if self._thread is None:
             context = contextvars.copy_context()
-            # A daemon: a provider that never answers must not keep the process from ending.
+            # A daemon: a provider that never responds must not prevent the process from ending.
             self._thread = threading.Thread(target=context.run, args=(self._run,), name="holdfast-pipe", daemon=True)
             self._thread.start()
         item, error = await self._made.get()
@@ -123,14 +125,14 @@ class Threaded:
 
     async def aclose(self) -> None:
         """Stop the thread: break the connection it reads from, so that the read ends."""
-        self._is_left = True
+        self._is_closed = True
         self._room.release()
         if self._thread is None or self._ended.done():
             return
         with suppress(TimeoutError):
             async with asyncio.timeout(CLOSE_S):
                 while not self._ended.done():
-                    _break_read(self._thread)  # again, since it may only be about to read
+                    _break_read(self._thread)  # repeated, because the thread may be just before its read
                     await asyncio.wait((self._ended,), timeout=BREAK_S)
 
     def _run(self) -> None:
@@ -140,9 +142,9 @@ class Threaded:
             iterator = iter(self._items)
             while True:
                 self._room.acquire()
-                if self._is_left:
+                if self._is_closed:
                     break
-                self._tell(next(iterator), None)
+                self._put(next(iterator), None)
         except StopIteration:
             pass
         except BaseException as met:
@@ -154,12 +156,12 @@ class Threaded:
                 if callable(close):
                     with suppress(Exception):
                         close()
-            self._tell(_END, error)
+            self._put(_END, error)
             with suppress(RuntimeError):
                 self._loop.call_soon_threadsafe(self._set_ended)
 
-    def _tell(self, item: object, error: BaseException | None) -> None:
-        with suppress(RuntimeError):  # the loop is gone, and with it whoever would have listened
+    def _put(self, item: object, error: BaseException | None) -> None:
+        with suppress(RuntimeError):  # the loop is closed, and with it the reader
             self._loop.call_soon_threadsafe(self._made.put_nowait, (item, error))
 
     def _set_ended(self) -> None:
@@ -185,7 +187,7 @@ def _is_iterable(stream: object) -> bool:
 
 
 async def _called(close: Callable[[], object]) -> None:
-    """Call `close`, in a thread when it is not a coroutine's: it may block."""
+    """Call `close`, in a thread if it is not a coroutine function: it may block."""
     if inspect.iscoroutinefunction(close) or inspect.isbuiltin(close):
         result = close()
     else:
@@ -195,7 +197,7 @@ async def _called(close: Callable[[], object]) -> None:
 
 
 async def _quietly(closing: Awaitable[object]) -> None:
-    """Closing is best effort, and brief: what it meets changes nothing about how the stream ended."""
+    """Await `closing` for a short time and drop its errors: they do not change how the stream ended."""
     try:
         async with asyncio.timeout(CLOSE_S):
             await closing
@@ -204,10 +206,10 @@ async def _quietly(closing: Awaitable[object]) -> None:
 
 
 def _break_read(thread: threading.Thread) -> None:
-    """Shut the socket that an HTTP client reads from in `thread`: closing it would not wake the read.
+    """Shut down the socket that an HTTP client reads from in `thread`: closing it would not wake the read.
 
-    It is found on the thread's stack, since a blocking generator shows nobody the response behind it. Sockets that no
-    HTTP client reads from (the app's database, in a generator of its own) are left alone.
+    The socket is found on the thread's stack, because a blocking generator does not expose the response behind it.
+    Other sockets (of the app's database, in a generator of its own) are left alone.
     """
     frame = sys._current_frames().get(thread.ident or 0)
     found: socket.socket | None = None

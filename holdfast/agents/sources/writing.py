@@ -1,4 +1,4 @@
-"""The one loop's hand: writes what sources say through the public methods of a `MessageWriter`.
+"""Writes the sources' edits through the public methods of a `MessageWriter`.
 
 Layer: agents.sources.
 
@@ -16,19 +16,19 @@ from weakref import WeakKeyDictionary
 from holdfast.agents.backend import Writer
 from holdfast.agents.sources.errors import malformed
 from holdfast.agents.sources.reading import whole
-from holdfast.agents.sources.vocabulary import CALLED, Change, Drop, Meta, Open, Said, Text
+from holdfast.agents.sources.vocabulary import CALLED, Change, Drop, Edit, Meta, Open, Text
 from holdfast.core.errors import HoldfastError, InvalidRequest, InvalidText
 from holdfast.core.model import Json, Part
 
 logger = logging.getLogger("holdfast.agents")
 
-# What earlier streams of one message used: a handler that goes on with tools pipes several into one.
+# The usage of earlier streams of one message: a handler that continues after tools pipes several streams into one.
 _used: WeakKeyDictionary[Writer, dict[str, int]] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True, slots=True)
 class ToolCall:
-    """A call that waits for the handler: answer it with `message.part({...}, index=call.part)`."""
+    """A call that waits for the handler: write its output with `message.part({...}, index=call.part)`."""
 
     call: str
     name: str
@@ -37,13 +37,13 @@ class ToolCall:
 
     @property
     def arguments(self) -> Json:
-        """The input as JSON; raises ValueError when the model wrote none. An empty input is an empty object."""
+        """Return the input decoded from JSON; raises ValueError if it is invalid. An empty input is an empty object."""
         return json.loads(self.input) if self.input.strip() else {}
 
 
 @dataclass(frozen=True, slots=True)
 class Piped:
-    """What a stream came to. `tool_calls` are those that nobody has answered yet."""
+    """The summary of a stream. `tool_calls` are those that wait for their output."""
 
     text: str
     finish_reason: str | None = None
@@ -69,7 +69,7 @@ class _Slot:
 
 
 class Writing:
-    """Writes one stream into one message, and knows what it came to."""
+    """The writing of one stream into one message, and the stream's summary so far."""
 
     def __init__(self, writer: Writer) -> None:
         self._writer = writer
@@ -78,25 +78,25 @@ class Writing:
         self._finish_reason: str | None = None
         self._usage: dict[Hashable, dict[str, int]] = {}
 
-    async def write(self, said: Said) -> None:
-        """Raises what the writer raises, and UpstreamError for what it refuses as no part at all."""
+    async def write(self, edit: Edit) -> None:
+        """Write one edit. Raises the writer's errors, and UpstreamError for a part that the writer calls invalid."""
         try:
-            match said:
+            match edit:
                 case Text():
-                    await self._text(said)
+                    await self._text(edit)
                 case Open():
-                    await self._open(said.key, said.part)
+                    await self._open(edit.key, edit.part)
                 case Change():
-                    await self._change(said.key, said.fields)
+                    await self._change(edit.key, edit.fields)
                 case Drop():
-                    await self._drop(said.key)
+                    await self._drop(edit.key)
                 case Meta():
-                    self._keep(said)
+                    self._keep(edit)
         except (InvalidRequest, InvalidText) as error:
-            raise malformed("a part that is none") from error
+            raise malformed(f"a part is not valid ({error.code})") from error
 
     async def write_meta(self) -> None:
-        """Tell the message what is known: the model, why it ended, what was used."""
+        """Write the known model, finish reason and usage to the message's meta."""
         usage = self._total()
         before = _used.get(self._writer)
         if before is None:
@@ -108,14 +108,15 @@ class Writing:
             await self._writer.update(meta=meta)
         _used[self._writer] = both
 
-    async def leave(self) -> None:
-        """Tell what is known although the stream did not end well; a message that has ended is left as it is."""
+    async def write_meta_after_error(self) -> None:
+        """Write the known meta after a failed stream; a message that has ended stays as it is."""
         try:
             await self.write_meta()
         except HoldfastError as error:
-            logger.debug("what message %r used could not be told: %s", self._writer.id, error.code)
+            logger.debug("usage of message %r could not be stored: %s", self._writer.id, error.code)
 
     def piped(self) -> Piped:
+        """Return the summary of the stream so far."""
         slots = self._slots.values()
         return Piped(
             text="".join(slot.text for slot in slots if slot.part["type"] == "text"),
@@ -129,14 +130,14 @@ class Writing:
             model=self._model,
         )
 
-    async def _text(self, said: Text) -> None:
-        slot = self._slots.get(said.key)
-        if not said.text:
+    async def _text(self, edit: Text) -> None:
+        slot = self._slots.get(edit.key)
+        if not edit.text:
             return
         if slot is None:
-            slot = await self._open(said.key, {"type": said.kind})
-        slot.pieces.append(said.text)
-        await self._writer.append(said.text, part=slot.index)
+            slot = await self._open(edit.key, {"type": edit.kind})
+        slot.pieces.append(edit.text)
+        await self._writer.append(edit.text, part=slot.index)
 
     async def _open(self, key: Hashable, part: Part) -> _Slot:
         slot = self._slots.get(key)
@@ -163,11 +164,11 @@ class Writing:
         if slot is not None:
             await self._writer.part({"type": "text", "text": ""}, index=slot.index)
 
-    def _keep(self, said: Meta) -> None:
-        self._model = said.model or self._model
-        self._finish_reason = said.finish_reason or self._finish_reason
-        if said.usage:
-            self._usage[said.of] = {**self._usage.get(said.of, {}), **said.usage}
+    def _keep(self, meta: Meta) -> None:
+        self._model = meta.model or self._model
+        self._finish_reason = meta.finish_reason or self._finish_reason
+        if meta.usage:
+            self._usage[meta.of] = {**self._usage.get(meta.of, {}), **meta.usage}
 
     def _total(self) -> dict[str, int]:
         return _added(list(self._usage.values()))

@@ -1,4 +1,4 @@
-"""A hub in memory and a provider on loopback; no SDK reaches, or tells anything to, anybody else."""
+"""A hub in memory and a provider on loopback; no SDK connects, or reports anything, to another host."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""A model's provider on loopback: answers over real sockets what a test scripted, and sees who leaves.
+"""A model's provider on loopback: sends scripted responses over real sockets, and sees clients disconnect.
 
 Layer: tests.
 
-It knows HTTP/1.1 and nothing of models; `wires` says what each provider's bytes are.
+It speaks HTTP/1.1 only; `wires` has the bytes of each provider.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from contextlib import suppress
 from typing import Any
 
 CUT = "cut"  # break the connection in the middle of the body
-HOLD = "hold"  # say nothing more, until the client leaves
+HOLD = "hold"  # send no more bytes, until the client disconnects
 
 Step = bytes | str
 
@@ -25,8 +25,8 @@ class Provider:
     def __init__(self) -> None:
         self.scripts: list[Sequence[Step]] = []
         self.requests: list[tuple[str, Any]] = []
-        self.is_held = asyncio.Event()  # somebody has all that there is to have before a `HOLD`
-        self.is_left = asyncio.Event()  # and has gone away
+        self.is_held = asyncio.Event()  # a client has received all bytes before a `HOLD`
+        self.is_left = asyncio.Event()  # and has disconnected
         self.status = 200
         self.url = ""
         self._server: asyncio.Server | None = None

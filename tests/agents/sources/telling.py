@@ -1,4 +1,4 @@
-"""What the tests of this folder ask: what came of piping a stream, and whether leaving it was seen."""
+"""Helpers of this folder: pipe a stream, check the result, and check that the provider saw an early end."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from holdfast.core.model import Message
 from tests.agents.sources.provider import Provider
 
 PATIENCE_S = 5
-SEEN_WITHIN_S = 1.0  # a stop is seen by the provider
+SEEN_WITHIN_S = 1.0  # a provider sees a stop
 
 
 async def told(hub: Hub, stream: object, *, source: str | None = None) -> tuple[Message, Piped]:
-    """The message as stored, and what `pipe` returned."""
+    """Return the stored message, and the result of `pipe`."""
     async with asyncio.timeout(PATIENCE_S):
         async with hub.message("chat:1") as message:
             piped = await pipe(message, stream, source=source)
@@ -28,7 +28,7 @@ async def told(hub: Hub, stream: object, *, source: str | None = None) -> tuple[
 
 
 async def broken(hub: Hub, stream: object, error: type[Exception], *, source: str | None = None) -> tuple[Message, Any]:
-    """The message as stored, and the error of this type that `pipe` raised."""
+    """Return the stored message, and the error of this type that `pipe` raised."""
     async with asyncio.timeout(PATIENCE_S):
         with pytest.raises(error) as raised:
             async with hub.message("chat:1") as message:
@@ -39,14 +39,14 @@ async def broken(hub: Hub, stream: object, error: type[Exception], *, source: st
 
 
 async def ended(hub: Hub, stream: object) -> str:
-    """The text that stands after a crash upstream."""
+    """Return the text of the message after a crash upstream."""
     stored, _ = await broken(hub, stream, UpstreamEnded)
     assert (stored.status, stored.reason) == ("interrupted", "upstream_ended")
     return stored.text
 
 
 async def failed(hub: Hub, stream: object) -> tuple[str, str]:
-    """The text that stands after an error upstream, and the public words for it."""
+    """Return the text of the message after an error upstream, and the public words for it."""
     stored, error = await broken(hub, stream, UpstreamError)
     assert (stored.status, stored.reason) == ("failed", "upstream_error")
     return stored.text, error.detail

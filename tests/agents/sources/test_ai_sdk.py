@@ -43,7 +43,7 @@ ANSWER = [*START, *THOUGHT, *SAID, *CALLED, *FINISH]
 
 
 def lines_of(chunks: Iterable[object]) -> list[str]:
-    """As an HTTP client's lines are: without line ends, the empty ones too, and a comment to keep alive."""
+    """Yield lines as an HTTP client does: without line ends, with the empty ones, and with a comment as heartbeat."""
     return [": ping", *(line for chunk in chunks for line in (f"data: {json.dumps(chunk)}", "")), "data: [DONE]", ""]
 
 
@@ -58,7 +58,7 @@ async def test_chunks_become_parts_in_order(hub: Hub) -> None:
     assert piped.tool_calls[0].arguments == {"city": "Oslo"}
 
 
-async def test_lines_are_as_good(hub: Hub) -> None:
+async def test_lines_become_the_same_parts(hub: Hub) -> None:
     stored, _ = await told(hub, lines_of(ANSWER)[1:])
     assert stored.parts == PARTS
     stored, _ = await told(hub, lines_of(ANSWER), source="ai-sdk")
@@ -73,7 +73,7 @@ async def test_bytes_may_be_cut_anywhere(hub: Hub, size: int) -> None:
     assert stored.parts == PARTS
 
 
-async def test_other_parts_and_outputs(hub: Hub) -> None:
+async def test_other_parts_and_outputs_are_written(hub: Hub) -> None:
     chunks = [
         *START,
         *CALLED,
@@ -106,13 +106,13 @@ async def bytes_of(url: str) -> AsyncIterator[bytes]:
             yield piece
 
 
-async def test_a_stream_over_http(hub: Hub, provider: Provider) -> None:
+async def test_stream_over_http_is_written(hub: Hub, provider: Provider) -> None:
     provider.will_say([sse(chunk) for chunk in ANSWER])
     stored, _ = await told(hub, bytes_of(provider.url), source="ai-sdk")
     assert (stored.text, stored.parts[2]["input"]) == (TEXT, INPUT)
 
 
-async def test_leaving_is_seen_upstream(hub: Hub, provider: Provider) -> None:
+async def test_provider_sees_the_early_end(hub: Hub, provider: Provider) -> None:
     provider.will_say([*(sse(chunk) for chunk in [*START, *SAID]), HOLD])
     assert (await left(hub, provider, bytes_of(provider.url))).text == TEXT
 
@@ -146,7 +146,7 @@ GARBAGE = [
 
 
 @pytest.mark.parametrize("garbage", GARBAGE)
-async def test_garbage_fails_or_is_passed_over(hub: Hub, garbage: object) -> None:
+async def test_malformed_events_fail_or_are_ignored(hub: Hub, garbage: object) -> None:
     _, error = await broken(hub, [garbage], HoldfastError, source="ai-sdk")
     assert error.code in ("upstream_error", "upstream_ended")
 
@@ -162,6 +162,6 @@ async def test_garbage_fails_or_is_passed_over(hub: Hub, garbage: object) -> Non
         },
     ],
 )
-async def test_usage_as_each_version_tells_it(hub: Hub, usage: dict[str, Any]) -> None:
+async def test_usage_of_each_version_is_read(hub: Hub, usage: dict[str, Any]) -> None:
     _, piped = await told(hub, [*START, {"type": "finish", "messageMetadata": {"usage": usage}}])
     assert piped.usage == {"input_tokens": 9, "cached_tokens": 4, "reasoning_tokens": 2}

@@ -1,4 +1,4 @@
-"""The npm package `ai`, run in Node.js: what its streams hold comes over HTTP, as from somebody's chat route."""
+"""The npm package `ai`, run in Node.js: its streams come over HTTP, as from an app's chat route."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ VERSION = "7.0.173"
 
 
 class App:
-    """The process of the app: where it is, and what it prints."""
+    """The process of the app: its address, and its output."""
 
     def __init__(self, url: str, says: IO[str]) -> None:
         self.url = url
         self.says = says
 
     async def lines(self, case: str) -> AsyncIterator[str]:
-        """The answer of a case, by lines."""
+        """Return the response of a case, by lines."""
         async with (
             httpx2.AsyncClient(trust_env=False) as client,
             client.stream("GET", f"{self.url}/{case}") as response,
@@ -41,7 +41,7 @@ class App:
                 yield line
 
     async def pieces(self, case: str) -> AsyncIterator[bytes]:
-        """The answer of a case, as its bytes arrive."""
+        """Return the response of a case, as its bytes arrive."""
         async with (
             httpx2.AsyncClient(trust_env=False) as client,
             client.stream("GET", f"{self.url}/{case}") as response,
@@ -66,14 +66,14 @@ def app() -> Iterator[App]:
     process.stdout.close()
 
 
-def test_it_is_the_version_that_is_written_down() -> None:
+def test_package_has_the_documented_version() -> None:
     installed = json.loads((ROOT / "node_modules" / "ai" / "package.json").read_text())
     asked = json.loads((ROOT / "package.json").read_text())
     assert installed["version"] == asked["devDependencies"]["ai"] == VERSION
     assert f"| `ai` (npm) | {VERSION} |" in (ROOT / "docs" / "sources.md").read_text()
 
 
-def test_every_chunk_that_the_package_knows_is_written_down() -> None:
+def test_every_chunk_type_of_the_package_is_documented() -> None:
     schema = (ROOT / "node_modules/ai/src/ui-message-stream/ui-message-chunks.ts").read_text()
     known = set(re.findall(r"^ {8}type: z\.literal\('([a-z-]+)'\)", schema, re.MULTILINE))
     assert len(known) > 20
@@ -119,12 +119,12 @@ async def test_two_steps_with_a_tool_become_parts_in_order(hub: Hub, app: App, i
     assert piped.tool_calls == []
 
 
-async def test_a_stream_of_its_lines_is_known_by_itself(hub: Hub, app: App) -> None:
+async def test_stream_of_lines_is_recognised(hub: Hub, app: App) -> None:
     stored, _ = await told(hub, app.lines("answer"))
     assert stored.parts == ANSWER
 
 
-async def test_calls_that_failed_were_refused_or_wait(hub: Hub, app: App) -> None:
+async def test_failed_denied_and_waiting_calls_have_their_states(hub: Hub, app: App) -> None:
     stored, piped = await told(hub, app.lines("tools"))
     broken, invalid, slow, asks, browser = stored.parts
     assert (broken["state"], broken["output"]) == ("error", "Error: no such city")
@@ -145,7 +145,7 @@ async def test_a_preliminary_output_is_not_the_end_of_its_call(hub: Hub, app: Ap
     assert [call.call for call in piped.tool_calls] == ["c1"]
 
 
-async def test_what_an_app_writes_beside_its_model(hub: Hub, app: App) -> None:
+async def test_parts_that_an_app_adds_are_kept(hub: Hub, app: App) -> None:
     stored, _ = await told(hub, app.lines("data"), source="ai-sdk")
     assert stored.parts == [
         {"type": "data", "name": "progress", "data": {"done": 2}},
@@ -154,8 +154,8 @@ async def test_what_an_app_writes_beside_its_model(hub: Hub, app: App) -> None:
     assert stored.meta["finish_reason"] == "length"
 
 
-async def test_a_step_that_is_begun_again_leaves_nothing(hub: Hub, app: App) -> None:
-    """Its texts have the ids of those before it."""
+async def test_restarted_step_withdraws_its_parts(hub: Hub, app: App) -> None:
+    """Its texts reuse the ids of earlier ones."""
     stored, piped = await told(hub, app.lines("reset"))
     assert (stored.status, stored.text, piped.text) == ("complete", "Kept. Again.", "Kept. Again.")
     texts = [{"type": "text", "text": text} for text in ("Kept. ", "", "", "Again.")]
@@ -172,12 +172,12 @@ async def test_an_end_without_a_finish_was_a_crash(hub: Hub, app: App, case: str
 
 
 async def test_a_model_that_breaks_off_inside_the_sdk_ends_with_the_sdks_own_word(hub: Hub, app: App) -> None:
-    """It writes a finish all the same: from outside it cannot be told from an end. `docs/sources.md` says so."""
+    """It sends a finish all the same, so it looks like a normal end; `docs/sources.md` documents this."""
     stored, piped = await told(hub, app.lines("quiet"))
     assert (stored.status, stored.text, piped.finish_reason, piped.usage) == ("complete", "Half.", "other", {})
 
 
-async def test_leaving_is_seen_by_the_app(hub: Hub, app: App) -> None:
+async def test_app_sees_the_early_end(hub: Hub, app: App) -> None:
     message = hub.message("chat:1")
 
     async def answer() -> None:

@@ -48,7 +48,7 @@ async def test_a_message_becomes_parts_in_order(hub: Hub, provider: Provider, cl
     assert (piped.text, piped.tool_calls) == (TEXT, [ToolCall("call_1", "weather", INPUT, 2)])
 
 
-async def test_the_helper_repeats_nothing(hub: Hub, provider: Provider, client: AsyncAnthropic) -> None:
+async def test_helper_events_are_not_written_twice(hub: Hub, provider: Provider, client: AsyncAnthropic) -> None:
     provider.will_say(claude_answer())
     stored, _ = await told(hub, client.messages.stream(**ASK))
     assert stored.parts == PARTS
@@ -128,14 +128,16 @@ async def test_an_error_event_fails_with_public_words(
 
 
 @pytest.mark.parametrize("is_helper", [False, True])
-async def test_leaving_is_seen_upstream(hub: Hub, provider: Provider, client: AsyncAnthropic, is_helper: bool) -> None:
+async def test_provider_sees_the_early_end(
+    hub: Hub, provider: Provider, client: AsyncAnthropic, is_helper: bool
+) -> None:
     provider.will_say([*claude_begin(), *claude_said("Hello", place=0), HOLD])
     stream = client.messages.stream(**ASK) if is_helper else client.messages.create(**ASK, stream=True)
     assert (await left(hub, provider, stream)).text == "Hello"
 
 
 @pytest.mark.parametrize("is_helper", [False, True])
-async def test_leaving_a_blocking_stream_is_seen_upstream(
+async def test_provider_sees_the_early_end_of_a_blocking_stream(
     hub: Hub, provider: Provider, blocking: Anthropic, is_helper: bool
 ) -> None:
     provider.will_say([*claude_begin(), *claude_said("Hello", place=0), HOLD])
@@ -161,7 +163,7 @@ GARBAGE = [
 
 @pytest.mark.parametrize("garbage", GARBAGE)
 @pytest.mark.parametrize("is_helper", [False, True])
-async def test_garbage_fails_or_is_passed_over(
+async def test_malformed_events_fail_or_are_ignored(
     hub: Hub, provider: Provider, client: AsyncAnthropic, garbage: bytes, is_helper: bool
 ) -> None:
     provider.will_say([*claude_begin(), garbage])

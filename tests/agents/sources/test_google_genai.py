@@ -102,12 +102,12 @@ async def test_an_error_among_chunks_fails_with_public_words(
     assert (text, words) == ("Hello", "the model's provider reported an error: UNAVAILABLE")
 
 
-async def test_leaving_is_seen_upstream(hub: Hub, provider: Provider, client: genai.Client) -> None:
+async def test_provider_sees_the_early_end(hub: Hub, provider: Provider, client: genai.Client) -> None:
     provider.will_say([gemini({"text": "Hello"}), HOLD])
     assert (await left(hub, provider, await client.aio.models.generate_content_stream(**ASK))).text == "Hello"
 
 
-async def test_an_emoji_in_halves(hub: Hub, provider: Provider, client: genai.Client) -> None:
+async def test_halves_of_an_emoji_are_joined(hub: Hub, provider: Provider, client: genai.Client) -> None:
     provider.will_say([gemini({"text": FIRST}), gemini({"text": SECOND}, finish="STOP")])
     stored, _ = await told(hub, await client.aio.models.generate_content_stream(**ASK))
     assert stored.text == TEXT
@@ -125,7 +125,7 @@ GARBAGE = [
 
 
 @pytest.mark.parametrize("garbage", GARBAGE)
-async def test_garbage_fails_or_is_passed_over(
+async def test_malformed_events_fail_or_are_ignored(
     hub: Hub, provider: Provider, client: genai.Client, garbage: bytes
 ) -> None:
     provider.will_say([gemini({"text": "Hello"}), garbage])
@@ -134,7 +134,9 @@ async def test_garbage_fails_or_is_passed_over(
     assert stored.text == "Hello"
 
 
-async def test_leaving_a_blocking_stream_is_seen_upstream(hub: Hub, provider: Provider, client: genai.Client) -> None:
+async def test_provider_sees_the_early_end_of_a_blocking_stream(
+    hub: Hub, provider: Provider, client: genai.Client
+) -> None:
     provider.will_say([gemini({"text": "Hello"}), HOLD])
     stream = await asyncio.to_thread(lambda: client.models.generate_content_stream(**ASK))
     assert (await left(hub, provider, stream)).text == "Hello"

@@ -72,7 +72,7 @@ async def test_a_blocking_model_runs_in_a_thread(hub: Hub, provider: Provider, m
     assert stored.parts == PARTS[1:]
 
 
-async def test_the_events_of_a_model_are_as_good(hub: Hub, provider: Provider, model: ChatOpenAI) -> None:
+async def test_events_of_a_model_become_the_same_parts(hub: Hub, provider: Provider, model: ChatOpenAI) -> None:
     provider.will_say(chat_answer(halves=False, thought=False))
     stored, piped = await told(hub, model.astream_events("Hi", version="v2"))
     assert (stored.parts, piped.usage) == (PARTS[1:], CHAT_USAGE)
@@ -84,7 +84,7 @@ async def test_a_model_of_the_apps_own_ends_with_its_last_chunk(hub: Hub) -> Non
     assert (stored.status, stored.text) == ("complete", "Hello world")
 
 
-async def test_usage_that_comes_after_the_reason_opens_no_other_message(hub: Hub) -> None:
+async def test_usage_after_the_finish_reason_opens_no_message(hub: Hub) -> None:
     about = {"model_provider": "other"}
     usage = UsageMetadata(input_tokens=3, output_tokens=2, total_tokens=5)
     chunks = [
@@ -111,12 +111,14 @@ async def test_an_error_event_fails_with_public_words(hub: Hub, provider: Provid
 
 
 @pytest.mark.parametrize("way", ["astream", "astream_events", "stream"])
-async def test_leaving_a_model_is_seen_upstream(hub: Hub, provider: Provider, model: ChatOpenAI, way: str) -> None:
+async def test_provider_sees_the_early_end_of_a_model(
+    hub: Hub, provider: Provider, model: ChatOpenAI, way: str
+) -> None:
     provider.will_say([*chat_said("Hello"), HOLD])
     assert (await left(hub, provider, getattr(model, way)("Hi"))).text == "Hello"
 
 
-async def test_garbage_fails(hub: Hub, provider: Provider, model: ChatOpenAI) -> None:
+async def test_malformed_events_fail(hub: Hub, provider: Provider, model: ChatOpenAI) -> None:
     provider.will_say([b"data: {broken\n\n"])
     _, error = await broken(hub, model.astream("Hi"), HoldfastError)
     assert error.code == "upstream_error"
@@ -126,7 +128,7 @@ async def test_garbage_fails(hub: Hub, provider: Provider, model: ChatOpenAI) ->
 
 
 def graph_of(model: BaseChatModel) -> Any:
-    """A model, a tool for what it calls, and the model again."""
+    """A model, a tool for its calls, and the model again."""
 
     async def ask(state: MessagesState) -> dict[str, Any]:
         return {"messages": [await model.ainvoke(state["messages"])]}
@@ -171,14 +173,14 @@ async def test_a_graph_with_a_tool_becomes_parts_in_order(
     assert piped.usage == {name: 2 * count for name, count in CHAT_USAGE.items()}
 
 
-async def test_the_events_of_a_graph_are_as_good(hub: Hub, provider: Provider, model: ChatOpenAI) -> None:
+async def test_events_of_a_graph_become_the_same_parts(hub: Hub, provider: Provider, model: ChatOpenAI) -> None:
     provider.will_say([*chat_called(), *chat_end("tool_calls")], [*chat_said("Rain in ", "Oslo"), *chat_end()])
     stored, _ = await told(hub, graph_of(model).astream_events(ASK, version="v2"))
     assert (stored.parts[0]["input"], stored.text) == (INPUT, "Rain in Oslo")
 
 
 @pytest.mark.parametrize("mode", ["updates", "values", "custom"])
-async def test_a_graph_of_other_modes_says_nothing(hub: Hub, mode: str) -> None:
+async def test_other_modes_of_a_graph_are_ignored(hub: Hub, mode: str) -> None:
     model = GenericFakeChatModel(messages=iter([AIMessage("Hello")]))
     stored, _ = await told(hub, graph_of(model).astream(ASK, stream_mode=mode))
     assert (stored.status, stored.parts) == ("complete", [])
@@ -203,7 +205,7 @@ async def test_the_apps_own_error_passes_unchanged(hub: Hub, provider: Provider)
     assert stored.status == "failed"
 
 
-async def test_leaving_a_graph_is_seen_upstream(hub: Hub, provider: Provider, model: ChatOpenAI) -> None:
+async def test_provider_sees_the_early_end_of_a_graph(hub: Hub, provider: Provider, model: ChatOpenAI) -> None:
     provider.will_say([*chat_said("Hello"), HOLD])
     assert (await left(hub, provider, graph_of(model).astream(ASK, stream_mode="messages"))).text == "Hello"
 

@@ -71,7 +71,7 @@ async def test_the_helper_of_responses_is_entered(hub: Hub, provider: Provider, 
     assert (stored.text, piped.finish_reason) == ("Hello world", "stop")
 
 
-async def test_a_helper_that_is_entered_already_is_as_good(hub: Hub, provider: Provider, client: AsyncOpenAI) -> None:
+async def test_entered_helper_becomes_the_same_parts(hub: Hub, provider: Provider, client: AsyncOpenAI) -> None:
     provider.will_say(responses_answer())
     async with client.responses.stream(**ASK) as stream:
         stored, _ = await told(hub, stream)
@@ -86,9 +86,7 @@ async def test_a_blocking_response_runs_in_a_thread(hub: Hub, provider: Provider
     assert stored.parts == PARTS
 
 
-async def test_two_parts_that_stream_in_turn_go_where_they_belong(
-    hub: Hub, provider: Provider, client: AsyncOpenAI
-) -> None:
+async def test_interleaved_parts_get_their_own_text(hub: Hub, provider: Provider, client: AsyncOpenAI) -> None:
     wire = Responses()
     thought, said, called = wire.thought(), wire.said(1, ("Hello", " world")), wire.called()
     mixed = [thought[0], thought[1], said[0], said[1], called[0]]
@@ -98,9 +96,7 @@ async def test_two_parts_that_stream_in_turn_go_where_they_belong(
     assert stored.parts == [PARTS[0], {"type": "text", "text": "Hello world"}, PARTS[2]]
 
 
-async def test_a_tool_that_the_provider_runs_is_done_and_waits_for_nobody(
-    hub: Hub, provider: Provider, client: AsyncOpenAI
-) -> None:
+async def test_tool_that_the_provider_runs_is_done(hub: Hub, provider: Provider, client: AsyncOpenAI) -> None:
     wire = Responses()
     item = {"id": "ws_1", "type": "web_search_call", "status": "in_progress"}
     action = {"type": "search", "query": "Oslo", "queries": ["Oslo"]}
@@ -172,7 +168,7 @@ async def test_a_request_that_is_refused_is_an_upstream_error(
 
 
 @pytest.mark.parametrize("is_helper", [False, True])
-async def test_leaving_a_response_is_seen_upstream(
+async def test_provider_sees_the_early_end_of_a_response(
     hub: Hub, provider: Provider, client: AsyncOpenAI, is_helper: bool
 ) -> None:
     wire = Responses()
@@ -182,7 +178,7 @@ async def test_leaving_a_response_is_seen_upstream(
 
 
 @pytest.mark.parametrize("is_helper", [False, True])
-async def test_leaving_a_blocking_response_is_seen_upstream(
+async def test_provider_sees_the_early_end_of_a_blocking_response(
     hub: Hub, provider: Provider, blocking: OpenAI, is_helper: bool
 ) -> None:
     wire = Responses()
@@ -207,7 +203,9 @@ async def test_a_completion_becomes_parts_in_order(hub: Hub, provider: Provider,
     assert piped.tool_calls == [ToolCall(call="call_1", name="weather", input=INPUT, part=2)]
 
 
-async def test_the_helper_of_completions_repeats_nothing(hub: Hub, provider: Provider, client: AsyncOpenAI) -> None:
+async def test_helper_events_of_completions_are_not_written_twice(
+    hub: Hub, provider: Provider, client: AsyncOpenAI
+) -> None:
     provider.will_say([*chat_said("Hello ", "world"), *chat_end()])
     stored, piped = await told(hub, client.chat.completions.stream(**CHAT))
     assert (stored.text, piped.finish_reason, piped.usage) == ("Hello world", "stop", CHAT_USAGE)
@@ -222,7 +220,7 @@ async def test_blocking_completions_run_in_a_thread(hub: Hub, provider: Provider
     assert stored.parts == PARTS
 
 
-async def test_calls_that_only_their_ids_tell_apart_are_two(hub: Hub, provider: Provider, client: AsyncOpenAI) -> None:
+async def test_calls_with_one_index_and_two_ids_are_two(hub: Hub, provider: Provider, client: AsyncOpenAI) -> None:
     def call(name: str) -> bytes:
         function = {"name": name, "arguments": "{}"}
         return chat({"tool_calls": [{"index": 0, "id": f"call_{name}", "type": "function", "function": function}]})
@@ -249,14 +247,14 @@ async def test_an_error_among_chunks_fails_with_public_words(hub: Hub, provider:
     assert (text, words) == ("Hello", "the model's provider reported an error: server_error")
 
 
-async def test_leaving_a_completion_is_seen_upstream(
+async def test_provider_sees_the_early_end_of_a_completion(
     hub: Hub, provider: Provider, client: AsyncOpenAI, blocking: OpenAI
 ) -> None:
     provider.will_say([*chat_said("Hello"), HOLD])
     assert (await left(hub, provider, client.chat.completions.create(**CHAT, stream=True))).text == "Hello"
 
 
-async def test_what_was_used_is_told_of_a_crash_too(hub: Hub, provider: Provider, client: AsyncOpenAI) -> None:
+async def test_usage_is_stored_after_a_crash_too(hub: Hub, provider: Provider, client: AsyncOpenAI) -> None:
     usage = {"prompt_tokens": 11, "completion_tokens": 7, "total_tokens": 18}
     provider.will_say([*chat_said("Hello"), chat(None, usage=usage), CUT])
     stream = await client.chat.completions.create(**CHAT, stream=True)
@@ -277,7 +275,7 @@ GARBAGE = [
 
 @pytest.mark.parametrize("garbage", GARBAGE)
 @pytest.mark.parametrize("is_chat", [False, True])
-async def test_garbage_fails_or_is_passed_over(
+async def test_malformed_events_fail_or_are_ignored(
     hub: Hub, provider: Provider, client: AsyncOpenAI, garbage: bytes, is_chat: bool
 ) -> None:
     provider.will_say([garbage])
@@ -291,7 +289,7 @@ async def test_garbage_fails_or_is_passed_over(
     assert stored.text == ""
 
 
-async def test_events_that_nobody_knows_are_passed_over(hub: Hub, provider: Provider, client: AsyncOpenAI) -> None:
+async def test_unknown_events_are_ignored(hub: Hub, provider: Provider, client: AsyncOpenAI) -> None:
     wire = Responses()
     odd = wire.event("response.tomorrow.delta", delta={"x": [1]})
     provider.will_say([*wire.begin(), odd, *wire.said(0, (FIRST, SECOND)), odd, *wire.completed()])

@@ -73,7 +73,7 @@ async def test_a_run_with_a_tool_becomes_parts_in_order(hub: Hub, provider: Prov
     assert (piped.finish_reason, piped.tool_calls) == ("stop", [])
 
 
-async def test_the_events_of_a_run_are_as_good(hub: Hub, provider: Provider, agent: Agent[Any]) -> None:
+async def test_events_of_a_run_become_the_same_parts(hub: Hub, provider: Provider, agent: Agent[Any]) -> None:
     provider.will_say(answered("Hello \ud83d", "\ude00, world"))
     stored, _ = await told(hub, Runner.run_streamed(agent, "Hi").stream_events())
     assert stored.text == TEXT
@@ -116,13 +116,13 @@ async def test_a_run_with_too_many_turns_fails(hub: Hub, provider: Provider, age
     assert words.startswith("the model's provider reported an error")
 
 
-async def test_leaving_a_run_is_seen_upstream(hub: Hub, provider: Provider, agent: Agent[Any]) -> None:
+async def test_provider_sees_the_early_end_of_a_run(hub: Hub, provider: Provider, agent: Agent[Any]) -> None:
     wire = Responses()
     provider.will_say([*wire.begin(), *wire.said(0, ("Hello",)), HOLD])
     assert (await left(hub, provider, Runner.run_streamed(agent, "Hi"))).text == "Hello"
 
 
-async def test_a_run_that_is_given_up_is_left_upstream(hub: Hub, provider: Provider, agent: Agent[Any]) -> None:
+async def test_cancelled_run_ends_at_the_provider(hub: Hub, provider: Provider, agent: Agent[Any]) -> None:
     wire = Responses()
     where = {"item_id": "msg_1", "output_index": 0, "content_index": 0}
     odd = wire.event("response.output_text.delta", **where, delta=5, logprobs=[])
@@ -133,7 +133,7 @@ async def test_a_run_that_is_given_up_is_left_upstream(hub: Hub, provider: Provi
         await provider.is_left.wait()
 
 
-async def test_garbage_fails(hub: Hub, provider: Provider, agent: Agent[Any]) -> None:
+async def test_malformed_events_fail(hub: Hub, provider: Provider, agent: Agent[Any]) -> None:
     provider.will_say([b"data: {broken\n\n"])
     _, error = await broken(hub, Runner.run_streamed(agent, "Hi"), HoldfastError)
     assert error.code == "upstream_error"

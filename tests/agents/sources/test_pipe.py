@@ -1,4 +1,4 @@
-"""`pipe` itself: plain text, what it recognises, how it leaves, and what it makes of bad input."""
+"""`pipe` itself: plain text, recognition, early ends, and bad input."""
 
 from __future__ import annotations
 
@@ -46,13 +46,13 @@ async def words(*pieces: str, error: Exception | None = None) -> AsyncIterator[s
 # Plain text -------------------------------------------------------------------------------------------------------
 
 
-async def test_text_is_text(hub: Hub) -> None:
+async def test_text_becomes_a_text_part(hub: Hub) -> None:
     stored, piped = await told(hub, words("Hello \ud83d", "\ude00, ", "", "world"))
     assert (stored.parts, stored.meta) == ([{"type": "text", "text": "Hello 😀, world"}], {})
     assert (piped.text, piped.finish_reason, piped.tool_calls) == ("Hello 😀, world", None, [])
 
 
-async def test_nothing_is_nothing(hub: Hub) -> None:
+async def test_empty_stream_becomes_an_empty_message(hub: Hub) -> None:
     stored, piped = await told(hub, words())
     assert (stored.status, stored.parts, piped.text) == ("complete", [], "")
 
@@ -62,7 +62,7 @@ async def test_text_that_looks_like_an_event_stays_text(hub: Hub) -> None:
     assert stored.text == 'data: {"a": 1}\ndata: more'
 
 
-async def test_text_goes_on_after_what_is_there(hub: Hub) -> None:
+async def test_text_continues_after_existing_parts(hub: Hub) -> None:
     async with hub.message("chat:1") as message:
         await message.append("First. ")
         await pipe(message, words("Second."))
@@ -76,18 +76,21 @@ async def test_the_apps_own_error_passes_unchanged(hub: Hub) -> None:
         assert (met, stored.text) == (error, "Hello")
 
 
-async def test_what_is_no_text_among_text_is_malformed(hub: Hub) -> None:
+async def test_other_value_in_an_iterator_of_text_is_malformed(hub: Hub) -> None:
     mixed: Any = ["Hello", 5]
     stored, error = await broken(hub, mixed, UpstreamError)
-    assert (stored.text, error.detail) == ("Hello", "the model's provider sent something malformed: a int among text")
+    assert (stored.text, error.detail) == (
+        "Hello",
+        "the model's provider sent malformed data: an iterator of text yielded a value of type int",
+    )
 
 
 @pytest.mark.parametrize("stream", [5, None, object(), [5], [{}], [object()], [b"x"]], ids=range(7))
-async def test_what_is_no_stream_is_misuse(hub: Hub, stream: object) -> None:
+async def test_value_that_is_not_a_stream_is_misuse(hub: Hub, stream: object) -> None:
     await broken(hub, stream, LocalError)
 
 
-async def test_a_source_that_is_none_is_misuse(hub: Hub) -> None:
+async def test_unknown_source_is_misuse(hub: Hub) -> None:
     _, error = await broken(hub, words("x"), LocalError, source="telepathy")
     assert "openai-chat" in error.detail
 
@@ -144,10 +147,10 @@ async def test_a_blocking_iterator_is_one_item_ahead_at_most(hub: Hub) -> None:
         message.append = slowly  # type: ignore[method-assign]
         await pipe(message, items())
     assert len(made) == 200
-    assert most <= 3  # one that is being written, one that waits, one that is being made
+    assert most <= 3  # one being written, one waiting, one being produced
 
 
-async def test_a_blocking_iterator_is_closed_in_its_thread_when_it_is_left(hub: Hub) -> None:
+async def test_blocking_iterator_is_closed_early_in_its_thread(hub: Hub) -> None:
     gate, closed = threading.Event(), threading.Event()
     loop = asyncio.get_running_loop()
     waiting = asyncio.Event()
@@ -178,7 +181,7 @@ async def test_a_blocking_iterator_is_closed_in_its_thread_when_it_is_left(hub: 
 
 
 class Endless:
-    """Text without end, which knows whether it was closed."""
+    """Text without end, which records whether it was closed."""
 
     def __init__(self) -> None:
         self.is_closed = False
@@ -194,7 +197,7 @@ class Endless:
         self.is_closed = True
 
 
-async def test_a_message_that_somebody_finished_closes_the_stream(hub: Hub) -> None:
+async def test_message_finished_elsewhere_closes_the_stream(hub: Hub) -> None:
     stream = Endless()
     with pytest.raises(Finished):
         async with hub.message("chat:1") as message, asyncio.timeout(PATIENCE_S):
@@ -217,7 +220,7 @@ async def test_a_message_that_is_too_long_closes_the_stream(hub: Hub) -> None:
 
 @pytest.mark.parametrize("is_blocking", [False, True])
 @pytest.mark.parametrize("error", [None, ZeroDivisionError()])
-async def test_a_context_manager_is_entered_and_left_with_what_happened(
+async def test_context_manager_is_entered_and_exited_with_the_outcome(
     hub: Hub, is_blocking: bool, error: Exception | None
 ) -> None:
     seen: list[object] = []
@@ -246,7 +249,7 @@ async def test_a_context_manager_is_entered_and_left_with_what_happened(
 
 
 class Stubborn(Endless):
-    """Says nothing, and does not let itself be closed."""
+    """A stream that yields no item and does not close when asked."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -262,7 +265,7 @@ class Stubborn(Endless):
         await asyncio.Event().wait()
 
 
-async def test_a_stream_that_does_not_let_itself_be_closed_is_left(hub: Hub) -> None:
+async def test_stream_that_does_not_close_is_abandoned(hub: Hub) -> None:
     stream = Stubborn()
 
     async def answer() -> None:
@@ -318,7 +321,7 @@ EVENTS = st.recursive(_VALUES | _TYPES, _things, max_leaves=12)
 @pytest.mark.parametrize("name", SOURCES)
 @settings(max_examples=EXAMPLES)
 @given(events=st.lists(EVENTS, min_size=1, max_size=6))
-def test_no_event_whatever_gets_out_as_another_error_than_ours(name: str, events: list[Any]) -> None:
+def test_random_events_raise_only_our_errors(name: str, events: list[Any]) -> None:
     async def run() -> None:
         hub = Hub("memory://", hooks_signals=False, drain_s=0.2)
         try:
@@ -344,7 +347,7 @@ async def test_huge_fields_are_cut_or_refused(hub: Hub) -> None:
 
 
 @pytest.mark.parametrize("code", ["sk-proj-123", "Bearer abc", "x" * 65, "a b", "", 5, None, {"a": 1}])
-def test_only_what_looks_like_a_code_is_told(code: object) -> None:
+def test_only_a_short_code_of_the_provider_is_public(code: object) -> None:
     assert reported(code).detail == "the model's provider reported an error"
 
 
@@ -353,7 +356,7 @@ def test_the_errors_have_stable_codes(error: type[HoldfastError], code: str) -> 
     assert (error.code, error.status, error.retry) == (code, 502, False)
 
 
-# What is written about it -----------------------------------------------------------------------------------------
+# The documentation ------------------------------------------------------------------------------------------------
 
 
 def rows(text: str) -> list[str]:
@@ -369,7 +372,7 @@ def test_the_table_of_a_source_is_its_docstring(name: str) -> None:
     assert rows(section.partition("\n#")[0]) == rows(module.__doc__)
 
 
-def test_nothing_of_an_sdk_is_imported() -> None:
+def test_no_sdk_is_imported() -> None:
     ran = subprocess.run([sys.executable, "-c", IMPORTS], capture_output=True, text=True, timeout=30, check=True)
     assert ran.stdout == "[]\n"
     named = {

@@ -1,4 +1,4 @@
-"""`pydantic-ai`: the ways it has to stream a run, over OpenAI's wire, and a model of its own."""
+"""`pydantic-ai`: its ways to stream a run, over OpenAI's wire, and a model of its own."""
 
 from __future__ import annotations
 
@@ -144,13 +144,15 @@ async def test_an_error_event_fails_with_public_words(
 
 
 @ALL_WAYS
-async def test_leaving_a_run_is_seen_upstream(hub: Hub, provider: Provider, agent: Agent[None, str], way: str) -> None:
+async def test_provider_sees_the_early_end_of_a_run(
+    hub: Hub, provider: Provider, agent: Agent[None, str], way: str
+) -> None:
     provider.will_say([*chat_said("Hello"), HOLD])
     assert (await left(hub, provider, run(agent, way))).text == "Hello"
 
 
 @ALL_WAYS
-async def test_garbage_fails(hub: Hub, provider: Provider, agent: Agent[None, str], way: str) -> None:
+async def test_malformed_events_fail(hub: Hub, provider: Provider, agent: Agent[None, str], way: str) -> None:
     provider.will_say([b"data: {broken\n\n"])
     _, error = await broken(hub, run(agent, way), HoldfastError)
     assert error.code == "upstream_error"

@@ -29,7 +29,7 @@ async def answer_in(view: ChannelView, status: str) -> Message:
     raise AssertionError("the view has ended")
 
 
-async def test_a_stop_from_another_device_ends_it_for_all_and_closes_the_models_stream(provider: Provider) -> None:
+async def test_stop_from_another_device_ends_the_answer_and_closes_the_stream(provider: Provider) -> None:
     hub = memory_hub()
     model = AsyncOpenAI(base_url=f"{provider.url}/v1", api_key="sk-none", max_retries=0)
     provider.will_say([*chat_said("Hel", "lo"), HOLD])
@@ -52,7 +52,7 @@ async def test_a_stop_from_another_device_ends_it_for_all_and_closes_the_models_
             assert (await answer_in(view, "streaming")).reply_to == asked.id
         await provider.is_held.wait()
 
-        wires[2].cut()  # it comes back by itself
+        wires[2].cut()  # it reconnects by itself
         await clients[1].command("chat:1", "cancel", target=asked.id)
         async with asyncio.timeout(CLOSED_S):
             await provider.is_left.wait()

@@ -1,9 +1,9 @@
-"""What providers put on the wire: the same answer in each one's own words.
+"""The bytes of each provider for the same answer.
 
 Layer: tests.
 
-Every script is the answer that `ANSWER` describes: thought, text with an emoji whose halves come
-in two events, a tool call whose input comes in three, and what it cost.
+Every script is the answer that `ANSWER` describes: reasoning, text with an emoji whose halves come
+in two events, a tool call whose input comes in three, and its usage.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ PARTS = [{"type": "reasoning", "text": THOUGHT}, {"type": "text", "text": TEXT},
 
 
 def sse(data: object, event: str | None = None) -> bytes:
-    """One server-sent event; escapes keep halves of surrogate pairs what they are."""
+    """Return one server-sent event; escapes keep halves of surrogate pairs unchanged."""
     name = f"event: {event}\n" if event else ""
     return f"{name}data: {data if isinstance(data, str) else json.dumps(data)}\n\n".encode()
 

@@ -1,0 +1,546 @@
+"""Every error class, raised through its public path: the message shows the value and reads as a sentence.
+
+Layer: tests.
+
+The rule for a sentence is simple enough to check: the message begins with its subject (a noun phrase, so no leading
+verb and no indefinite pronoun), and a finite verb follows. A new error class needs a case here: the last test
+enumerates the classes. The wording of a message may change freely, as long as it keeps the value.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import io
+import pkgutil
+import re
+import sqlite3
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import closing, suppress
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+import holdfast
+from holdfast import Hub, Identity
+from holdfast.agents.sources import UpstreamEnded, UpstreamError, pipe
+from holdfast.client import Client, Timing
+from holdfast.client.problems import UnknownProblem, Unreachable, error_of, read_answer
+from holdfast.core import errors
+from holdfast.core.errors import HoldfastError, LocalError, shown, shown_url
+from holdfast.core.events import Batch, MessageAppend, MessageCreate, Page
+from holdfast.core.limits import Limits
+from holdfast.core.model import Message, check_json, check_part
+from holdfast.core.names import check_channel, check_id
+from holdfast.core.requests import (
+    AppendText,
+    Caller,
+    CreateMessage,
+    DeleteMessage,
+    FinishMessage,
+    PutPart,
+    Request,
+    SendCommand,
+    TakeOver,
+    UpdateMessage,
+)
+from holdfast.core.view import View, ViewGap
+from holdfast.hub.identity import Expired
+from holdfast.stores import open_url, sqlite
+from holdfast.stores.base import CommitUnknown
+from holdfast.stores.sqlite import SqliteStore
+from holdfast.tail import Refused, follow
+from tests.transports.conftest import asking, new_hub, serving
+
+APP = Caller(is_app=True)
+SERVER = Caller(is_server=True)
+ANN = Caller(id="ann")
+BOB = Caller(id="bob")
+SMALL = Limits(
+    append_bytes=10, message_bytes=2_000, meta_bytes=20, parts=2, depth=8, open_commands=1, history_bytes=10_000
+)
+C, M = "chat:1", "m1"
+QUICK = Timing(open_s=0.05, answer_s=0.05, request_s=0.1, backoff_s=0.001, backoff_cap_s=0.002, leave_s=0.1)
+
+Provoke = Callable[["Place"], Awaitable[object]]
+
+
+# The rule ---------------------------------------------------------------------------------------------------------
+
+# Verbs, with which a message would begin without naming a thing, and pronouns, which name none.
+LEADING_VERBS = """
+add append are ask attach await be bring call cannot check could did do does draw enter expected failed find get
+give got has have invalid is keep make may missing must name need needs open pass put raise read refused
+register send set stop take tell try use wait was were write wrote
+"""
+PRONOUNS = """
+anybody everybody he it nobody nothing she somebody something they what whatever who whoever whom
+"""
+NO_SUBJECT = frozenset((LEADING_VERBS + PRONOUNS).split())
+FINITE_VERB = re.compile(
+    r"\b(?:is|are|was|were|has|have|had|does|do|did|must|may|can|cannot|could|would|will|needs|holds|names|belongs|begins|"
+    r"yielded|came|reported|sent|ended|broke|refused|failed|lacks|requires|differ|closed|serves|hears|wait|waits|runs|"
+    r"blocks|fetched|grants)\b"
+)
+
+
+def problem_with(text: str) -> str | None:
+    """Return why `text` does not read as a sentence with a subject, or None."""
+    first = re.match(r"[\"'`]?([\w.:/~@-]+)", text)
+    if first is None:
+        return "it does not begin with a word"
+    if first[1].lower() in NO_SUBJECT:
+        return f"it begins with {first[1]!r}, which is not a subject"
+    if not FINITE_VERB.search(text, first.end()):
+        return "no finite verb follows the subject"
+    if len(text) > 600 or not text.isprintable():
+        return "it is too long or not printable"
+    return None
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["on_crash must be 'interrupt', got 'retry'", "part 0 of message 'm1' has 812 characters", "'x' is no source"],
+)
+def test_sentence_with_a_subject_passes_the_rule(text: str) -> None:
+    assert problem_with(text) is None
+
+
+@pytest.mark.parametrize(
+    "text", ["", "must be above 0", "give text or parts", "nobody is known here", "invalid part", "the disk full"]
+)
+def test_text_without_a_subject_or_a_verb_breaks_the_rule(text: str) -> None:
+    assert problem_with(text) is not None
+
+
+# The cases --------------------------------------------------------------------------------------------------------
+
+
+class Place:
+    """A hub with one streaming message `m1` of `ann`, and a folder for files."""
+
+    def __init__(self, hub: Hub, folder: Path) -> None:
+        self.hub = hub
+        self.folder = folder
+
+    async def ask(self, request: Request, caller: Caller = ANN, message_id: str = M) -> object:
+        return await self.hub.ask(C, message_id, request, caller)
+
+    async def begin(self, **fields: Any) -> None:
+        fields = {"role": "assistant", "status": "streaming", "text": "abc", **fields}
+        await self.ask(CreateMessage(**fields))
+
+
+class Case(NamedTuple):
+    """One way to an error: its class, the values that its message must show, and the code that raises it."""
+
+    error: type[Exception]
+    values: tuple[object, ...]
+    provoke: Provoke
+
+
+def asked(
+    error: type[HoldfastError], values: tuple[object, ...], request: Request, caller: Caller = ANN, **create: Any
+) -> Case:
+    """Return the case of a request about the message `m1` in process."""
+
+    async def provoke(place: Place) -> None:
+        await place.begin(**create)
+        await place.ask(request, caller)
+
+    return Case(error, values, provoke)
+
+
+def after(
+    error: type[HoldfastError], values: tuple[object, ...], first: Request, request: Request, caller: Caller = ANN
+) -> Case:
+    """Return the case of a request that is refused because `first` came before it."""
+
+    async def provoke(place: Place) -> None:
+        await place.begin()
+        await place.ask(first, SERVER)
+        await place.ask(request, caller)
+
+    return Case(error, values, provoke)
+
+
+def pending(case: Case) -> Any:
+    """Return `case` for a message that does not follow the rule yet; remove the mark together with that message."""
+    return pytest.param(
+        case, marks=pytest.mark.xfail(strict=False, reason="the message is not reworded yet"), id=_name(case)
+    )
+
+
+def _name(case: Case) -> str:
+    return case.error.__name__
+
+
+def called(error: type[Exception], values: tuple[object, ...], call: Callable[[], object]) -> Case:
+    """Return the case of a plain call."""
+
+    async def provoke(_: Place) -> None:
+        call()
+
+    return Case(error, values, provoke)
+
+
+def over_http(error: type[HoldfastError], values: tuple[object, ...], method: str, path: str, **options: Any) -> Case:
+    """Return the case of an HTTP request to the ASGI app; the problem comes back as the client's exception."""
+    hub_options = options.pop("hub", {})
+    address = options.pop("address", "127.0.0.1")
+
+    async def provoke(place: Place) -> None:
+        hub = new_hub(**hub_options)
+        try:
+            async with asking(hub, client=address) as http:
+                response = await http.request(method, path, **options)
+                raise error_of(response.json())
+        finally:
+            await hub.close()
+
+    return Case(error, values, provoke)
+
+
+async def nobody(scope: Any) -> Identity | None:
+    return None
+
+
+async def expired(scope: Any) -> Identity | None:
+    return Identity(client_id="ann", expires_at_ms=1)
+
+
+async def busy(place: Place) -> None:
+    hub = new_hub(limits=Limits(waiting_requests=0))
+    try:
+        await hub.create(C, text="x")
+    finally:
+        await hub.close()
+
+
+async def draining(place: Place) -> None:
+    await place.begin()
+    await place.hub.drain()
+    async with asking(place.hub) as http:
+        response = await http.get("/readyz")
+        raise error_of(response.json())
+
+
+async def many_commands(place: Place) -> None:
+    await place.begin()
+    for number in range(3):
+        await place.hub.ask(C, f"!k{number}", SendCommand(name="approve"), BOB)
+
+
+async def replied_twice(place: Place) -> None:
+    await place.begin()
+    sent = await place.hub.command(C, "approve")
+    await place.hub.reply(C, sent.id, ok=True)
+    await place.hub.reply(C, sent.id, ok=False)
+
+
+async def store_missing(place: Place) -> None:
+    await SqliteStore(place.folder / "nowhere" / "chat.db").open()
+
+
+async def store_in_use(place: Place) -> None:
+    first = SqliteStore(place.folder / "chat.db")
+    await first.open()
+    try:
+        await SqliteStore(place.folder / "chat.db", lock_wait_s=0).open()
+    finally:
+        await first.close()
+
+
+async def store_unusable(place: Place) -> None:
+    (place.folder / "chat.db").write_bytes(b"not a database at all " * 500)
+    await SqliteStore(place.folder / "chat.db").open()
+
+
+async def store_not_open(place: Place) -> None:
+    await SqliteStore(place.folder / "chat.db").head(C)
+
+
+async def commit_in_doubt(place: Place) -> None:
+    store = SqliteStore(place.folder / "chat.db", busy_s=10)
+    await store.open()
+    patch = pytest.MonkeyPatch()
+    try:
+        with closing(sqlite3.connect(place.folder / "chat.db", isolation_level=None)) as other:
+            other.execute("BEGIN IMMEDIATE")
+            patch.setattr(sqlite, "TIMEOUT_S", 0.05)
+            try:
+                await store.note({"name": b"value"})
+            finally:
+                patch.undo()
+                other.execute("ROLLBACK")
+    finally:
+        await store.close()
+
+
+async def unreachable(place: Place) -> None:
+    async def no_route(url: str, headers: dict[str, str]) -> Any:
+        raise OSError("no route to host")
+
+    async with Client("http://nowhere.example/", timing=QUICK, timeout_s=0.1, dial=no_route) as client:
+        await client.create(C, text="x")
+
+
+async def refused_tail(place: Place) -> None:
+    hub = new_hub(authenticate=nobody)
+    async with serving(hub) as served:
+        await asyncio.to_thread(
+            lambda: follow(
+                f"http://127.0.0.1:{served.port}", C, since=None, history=1, out=io.StringIO(), notices=io.StringIO()
+            )
+        )
+
+
+def piped(*items: object, source: str | None = None) -> Provoke:
+    async def provoke(place: Place) -> None:
+        async with place.hub.message(C) as message:
+            await pipe(message, iter(items), source=source)
+
+    return provoke
+
+
+def gap_in_view() -> None:
+    view = View()
+    message = Message(
+        id=M, role="assistant", status="streaming", parts=[], created=1, version=1, created_at=1, updated_at=1
+    )
+    view.receive(Batch(events=[MessageCreate(serial=1, message=message)]))
+    view.receive(Batch(events=[MessageAppend(serial=2, id=M, part=3, at=0, text="x")]))
+
+
+def nested(depth: int) -> list[Any]:
+    return [nested(depth - 1)] if depth else []
+
+
+def agent(**options: Any) -> Callable[[], object]:
+    async def handler(turn: Any) -> None: ...
+
+    return lambda: new_hub().agent("chat:*", **options)(handler)
+
+
+LONG = "x" * 5_000
+FILE = {"type": "file"}
+ROBOT = {"role": "robot", "text": "x"}
+CASES: list[Any] = [  # each a Case, or `pending` of one
+    # in process: the core
+    asked(errors.InvalidRequest, ("robot", "'assistant'"), CreateMessage(role="user"), role="robot"),
+    asked(errors.InvalidRequest, ("failed", "'complete'"), CreateMessage(), status="failed"),
+    asked(errors.InvalidRequest, ("done", "'complete'"), FinishMessage(status="done")),
+    asked(errors.InvalidRequest, ("-3", "at"), AppendText(text="x", at=-3)),
+    asked(errors.InvalidRequest, ("hi", "1 parts"), UpdateMessage(text="hi", parts=[{}], generation=1)),
+    asked(errors.InvalidRequest, ("'image'", "'text'"), PutPart(index=1, part={"type": "image"})),
+    asked(errors.InvalidRequest, ("'text'", "$.text"), PutPart(index=1, part={"type": "text", "text": 5})),
+    asked(errors.InvalidRequest, ("inf",), PutPart(index=1, part={"type": "source", "x": float("inf")})),
+    asked(errors.InvalidRequest, ("8 levels",), PutPart(index=1, part={"type": "source", "x": nested(20)})),
+    asked(errors.InvalidRequest, ("'no'",), UpdateMessage(meta="no", generation=1)),
+    asked(errors.InvalidText, (r"\ud83d", "offset 2"), AppendText(text="ab\ud83d", at=3)),
+    asked(errors.InvalidText, (r"\ud83d",), CreateMessage(), text="ab\ud83d"),
+    called(errors.InvalidName, ("'a b'",), lambda: check_channel("a b")),
+    called(errors.InvalidName, ("'a b'", "parent"), lambda: check_id("a b", "parent")),
+    called(errors.InvalidName, ("xxx...xxx",), lambda: check_id(LONG)),
+    called(
+        errors.InvalidRequest, ("meta", "'x'"), lambda: check_json({1: "x", "x": {2: 1}}, 100, "meta of 'x'", depth=4)
+    ),
+    called(errors.TooLarge, ("5002", "100"), lambda: check_json(LONG, 100, "meta", depth=4)),
+    called(errors.InvalidRequest, ("'image'",), lambda: check_part({"type": "image"}, SMALL)),
+    asked(errors.Forbidden, ("'m1'", "'bob'", "'admin'"), DeleteMessage(), BOB),
+    asked(errors.Forbidden, ("'m1'", "anonymous", "'admin'"), DeleteMessage(), Caller()),
+    asked(errors.NotWriter, ("'m1'", "'bob'"), AppendText(text="x"), BOB),
+    asked(errors.ForbiddenStatus, ("'interrupted'", "'failed'"), FinishMessage(status="interrupted")),
+    asked(errors.ForbiddenStatus, ("'interrupted'", "'streaming'"), CreateMessage(), status="interrupted"),
+    Case(errors.NotFound, ("'m2'",), lambda place: place.ask(AppendText(text="x"), ANN, "m2")),
+    after(errors.Deleted, ("'m1'",), DeleteMessage(), AppendText(text="x")),
+    asked(errors.Gap, ("part 0", "'m1'", "3", "840"), AppendText(text="x", at=840)),
+    asked(errors.Gap, ("'m1'", "840"), AppendText(text="x", at=840), text=None),
+    asked(errors.Mismatch, ("part 0", "'m1'", "3", "offset 1"), AppendText(text="xyz", at=1)),
+    after(errors.Finished, ("'m1'", "'complete'"), FinishMessage(), AppendText(text="x")),
+    after(errors.Finished, ("'m1'", "'complete'"), FinishMessage(), TakeOver()),
+    after(errors.Fenced, ("1 (the default)", "'m1'", "2", "stale"), TakeOver(), AppendText(text="x")),
+    after(errors.Fenced, ("generation 1", "'m1'", "2", "stale"), TakeOver(), AppendText(text="x", generation=1)),
+    asked(errors.Fenced, ("7", "'m1'", "1"), AppendText(text="x", generation=7)),
+    asked(errors.Fenced, ("7", "'m1'", "1"), TakeOver(generation=7), APP),
+    asked(errors.StillStreaming, ("'m1'", "1"), UpdateMessage(text="x")),
+    asked(errors.StillStreaming, ("'m1'", "1"), TakeOver()),
+    asked(errors.IdConflict, ("'m1'",), CreateMessage(text="other")),
+    after(errors.VersionConflict, ("'m1'", "2", "7"), FinishMessage(), UpdateMessage(text="x", if_version=7)),
+    asked(errors.NoPart, ("'m1'", "1 parts", "part 5"), AppendText(text="x", part=5)),
+    asked(errors.NoPart, ("'m1'", "1 parts", "part 5"), PutPart(index=5, part={"type": "text"})),
+    asked(
+        errors.NotText, ("part 0", "'m1'", "'file'"), AppendText(text="x", part=0), text=None, parts=[{"type": "file"}]
+    ),
+    asked(errors.TooLarge, ("11", "10"), AppendText(text="x" * 11)),
+    asked(errors.TooLarge, ("meta", "20"), UpdateMessage(meta={"a": "x" * 30}, generation=1)),
+    asked(errors.TooLarge, ("3 parts", "2"), UpdateMessage(parts=[{"type": "text"}] * 3, generation=1)),
+    asked(errors.TooLarge, ("'m1'", "2000"), PutPart(index=1, part={"type": "source", "x": "x" * 1_960})),
+    Case(errors.TooMany, ("1",), many_commands),
+    Case(errors.AlreadyAnswered, ("command",), replied_twice),
+    called(ViewGap, ("'m1'", "part 3", "0 parts"), gap_in_view),
+    # over HTTP, and the end of a hub
+    pending(over_http(errors.InvalidRequest, ("robot",), "POST", "/v1/channels/c/messages", json=ROBOT)),
+    over_http(errors.NotFound, (), "GET", "/v1/channels/c/messages/m2"),
+    over_http(errors.NotFound, (), "GET", "/v1/nowhere"),
+    over_http(errors.MethodNotAllowed, ("PATCH", "POST"), "PATCH", "/v1/channels/c/messages"),
+    over_http(
+        errors.UnsupportedMediaType,
+        ("application/json",),
+        "POST",
+        "/v1/channels/c/messages",
+        content=b"x",
+        headers={"content-type": "text/plain"},
+    ),
+    over_http(errors.NoVerifier, (), "GET", "/v1/channels/c/messages/m1", address="192.0.2.1"),
+    pending(over_http(errors.Unauthenticated, (), "GET", "/v1/channels/c/messages/m1", hub={"authenticate": nobody})),
+    pending(Case(errors.Busy, ("0",), busy)),
+    Case(errors.Draining, (), draining),
+    # the stores
+    Case(errors.StoreUnavailable, ("nowhere",), store_missing),
+    Case(errors.StoreInUse, ("chat.db", "process"), store_in_use),
+    Case(errors.StoreUnusable, ("chat.db", "SQLITE_NOTADB"), store_unusable),
+    Case(CommitUnknown, ("chat.db", "s;"), commit_in_doubt),
+    Case(LocalError, ("chat.db", "open()"), store_not_open),
+    called(LocalError, ("redis://localhost", "memory://"), lambda: open_url("redis://localhost")),
+    called(LocalError, ("'mode'",), lambda: open_url("sqlite:///chat.db?mode=ro")),
+    called(LocalError, ("'off'", "'full'"), lambda: SqliteStore("chat.db", synchronous="off")),
+    called(LocalError, ("':memory:'",), lambda: SqliteStore(":memory:")),
+    # the sources
+    Case(LocalError, ("'clippy'", "openai-chat"), piped(source="clippy")),
+    Case(LocalError, ("object",), piped(object())),
+    Case(UpstreamError, ("int", "text"), piped("a", 5)),
+    Case(
+        UpstreamError, ("'delta'", "int"), piped({"type": "text-start", "id": "1"}, {"type": "text-delta", "delta": 5})
+    ),
+    Case(UpstreamError, ("overloaded_error",), piped({"error": {"type": "overloaded_error"}}, source="openai-chat")),
+    Case(UpstreamEnded, ("finish",), piped({"choices": []}, source="openai-chat")),
+    # the client
+    Case(Unreachable, ("nowhere.example",), unreachable),
+    called(HoldfastError, ("messages", "int"), lambda: read_answer({"messages": 5}, Page)),
+    pending(called(LocalError, ("ftp",), lambda: Client("ftp://nowhere"))),
+    pending(
+        called(LocalError, ("token_provider",), lambda: Client("http://nowhere", token="t", token_provider=nobody))
+    ),
+    Case(Refused, ("unauthenticated",), refused_tail),
+    # arguments
+    pending(called(LocalError, ("on_crash", "'retry'"), agent(on_crash="retry"))),
+    pending(called(LocalError, ("timeout_s", "-1"), agent(timeout_s=-1))),
+    called(LocalError, ("'chat:*x'",), lambda: new_hub().agent("chat:*x")),
+]
+
+
+def _raise(error: BaseException) -> None:
+    raise error
+
+
+CASES += [
+    called(
+        UnknownProblem,
+        ("the pot", "teapot"),
+        lambda: _raise(error_of({"code": "teapot", "status": 418, "detail": "the pot 'p1' is a teapot"})),
+    ),
+    Case(
+        Expired,
+        (),
+        lambda place: over_http(
+            Expired, (), "GET", "/v1/channels/c/messages/m1", hub={"authenticate": expired}
+        ).provoke(place),
+    ),
+]
+
+
+@pytest.fixture
+async def place(tmp_path: Path) -> AsyncIterator[Place]:
+    hub = new_hub(limits=SMALL)
+    yield Place(hub, tmp_path)
+    await hub.close()
+
+
+@pytest.mark.parametrize("case", CASES, ids=_name)
+async def test_message_of_an_error_shows_the_value_in_a_sentence(case: Case, place: Place) -> None:
+    raised = await _raised(case, place)
+    assert isinstance(raised, case.error) or (case.error is Expired and isinstance(raised, errors.Unauthenticated))
+    text = str(raised)
+    assert problem_with(text) is None, f"{text!r}: {problem_with(text)}"
+    assert [value for value in case.values if str(value) not in text] == [], text
+
+
+async def _raised(case: Case, place: Place) -> Exception:
+    async with asyncio.timeout(20):
+        try:
+            await case.provoke(place)
+        except Exception as error:
+            return error
+    raise AssertionError("the call raised no error")
+
+
+def _classes(base: type[HoldfastError]) -> Iterator[type[HoldfastError]]:
+    yield base
+    for one in base.__subclasses__():
+        if one.__module__.partition(".")[0] == "holdfast":
+            yield from _classes(one)
+
+
+def _cases() -> Iterator[Case]:
+    for one in CASES:
+        yield one if isinstance(one, Case) else one.values[0]
+
+
+def test_every_error_class_has_a_case() -> None:
+    for module in pkgutil.walk_packages(holdfast.__path__, "holdfast."):
+        if not module.name.startswith(("holdfast.__main__", "holdfast.demo")):
+            with suppress(ImportError):  # of an optional dependency
+                importlib.import_module(module.name)
+    assert set(_classes(HoldfastError)) - {case.error for case in _cases()} == set()
+
+
+# Values in messages -----------------------------------------------------------------------------------------------
+
+
+class Strange:
+    def __repr__(self) -> str:
+        raise ValueError
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ("retry", "'retry'"),
+        (None, "None"),
+        (5, "5"),
+        ([1, 2], "a list of 2 items"),
+        ({"a": 1}, "an object of 1 keys"),
+        (b"secret", "6 bytes"),
+        ("\ud83d", r"'\ud83d'"),
+        (Strange(), "<Strange>"),
+    ],
+)
+def test_value_is_shown_by_its_repr(value: object, expected: str) -> None:
+    assert shown(value) == expected
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["x" * 10_000, "\n" * 10_000, "👋" * 10_000, 10**4_000, 10**10_000],
+    ids=["text", "line ends", "emoji", "large number", "number beyond repr"],
+)
+def test_shown_value_is_bounded(value: object) -> None:
+    text = shown(value, 60)
+    assert len(text) <= 60
+    assert text.isprintable()
+
+
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        ("https://host/path", "'https://host/path'"),
+        ("sqlite:////data/a@b.db?synchronous=off", "'sqlite:////data/a@b.db'"),
+        ("postgres://ann:geheim@db:5432/chat?password=geheim#geheim", "'postgres://db:5432/chat'"),
+        ("postgres://ann:ge/he?i#m@db/chat", "'postgres://db/chat'"),
+        ("ann:geheim@db", "'db'"),
+    ],
+)
+def test_url_is_shown_without_credentials_and_query(url: str, expected: str) -> None:
+    assert shown_url(url) == expected
