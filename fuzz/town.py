@@ -546,7 +546,7 @@ class Town:
         """Check that the hub holds no slot, ticket stream, member or agent. Raises Finding."""
         hub = self.world.hub
         await self.world.pass_time(5.0)
-        sockets = hub._asgi._sockets  # type: ignore[attr-defined]  # there is no public counter
+        sockets = hub._asgi._sockets  # there is no public counter
         held = {
             "slots": sum(one.connections for one in hub.rates._clients.values()),
             "tickets": len(hub.tickets._open),

@@ -26,7 +26,10 @@ MAX_PRONOUNS = 1.5  # per 1,000 words; websockets, starlette, h11, anyio and tri
 MAX_HEADLESS = 1.0  # per 1,000 words; the same packages have 0 to 0.5
 
 PRONOUNS = re.compile(r"\b(?:whoever|whatever|nobody|nothing|somebody|anybody|everybody|whom)\b", re.IGNORECASE)
-_BEFORE = r"(?:of|for|to|by|with|from|and|or|but|than|as|in|on|at|about|after|before|is|are|was|only|all|not|also|so|where|also)"
+_BEFORE = (
+    r"(?:of|for|to|by|with|from|and|or|but|than|as|in|on|at|about|after|before"
+    r"|is|are|was|only|all|not|also|so|where)"
+)
 HEADLESS = re.compile(
     # "what is stored", "who comes late" at the start of a sentence or clause, or behind a preposition or conjunction
     r"(?:(?:^|[.;:,(]\s+|[-–—]\s+)|\b" + _BEFORE + r"\s+)(?:who|what)\s+(?!if\b|about\b|to\b)[a-z]+(?!\?)"
@@ -36,9 +39,8 @@ HEADLESS = re.compile(
     re.MULTILINE,
 )
 # Words of a private dialect. Each has a standard term in docs/glossary.md.
-PRIVATE_WORDS = frozenset(
-    "asker desk door ears owed passport pen planted roster seat sink warden weather wheel".split()
-)
+PRIVATE_WORDS = {"asker", "desk", "door", "ears", "owed", "passport", "pen", "planted", "roster", "seat", "sink"}
+PRIVATE_WORDS |= {"warden", "weather", "wheel"}
 
 
 class Line(NamedTuple):
@@ -87,10 +89,8 @@ def _python(path: Path, text: str) -> Iterator[Line]:
             yield Line(path, token.start[0], token.string.lstrip("#: "))
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            if node.body and isinstance(first := node.body[0], ast.Expr) and isinstance(first.value, ast.Constant):
-                if isinstance(first.value.value, str):
-                    for offset, line in enumerate(first.value.value.splitlines()):
-                        yield Line(path, first.lineno + offset, line.strip())
+            for offset, line in enumerate((ast.get_docstring(node, clean=False) or "").splitlines()):
+                yield Line(path, node.body[0].lineno + offset, line.strip())
         elif isinstance(node, ast.Raise) and node.exc is not None:
             for part in ast.walk(node.exc):
                 if isinstance(part, ast.Constant) and isinstance(part.value, str) and " " in part.value:

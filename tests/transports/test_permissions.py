@@ -316,9 +316,7 @@ SOMEWHERE = ((CHANNEL, "m1"), (CHANNEL, "none"), (CHANNEL, "gone"), ("chat:none"
 
 
 @pytest.mark.parametrize("one", [one for one in OPERATIONS if one.http is not None], ids=lambda one: one.name)
-async def test_missing_capability_is_refused_over_http_and_reveals_no_state(
-    place: Place, one: Operation
-) -> None:
+async def test_missing_capability_is_refused_over_http_and_reveals_no_state(place: Place, one: Operation) -> None:
     await put(place.hub, one.about, "m1")
     await put(place.hub, "deleted", "gone")
     before = (await place.hub.info(CHANNEL)).serial
@@ -334,9 +332,7 @@ async def test_missing_capability_is_refused_over_http_and_reveals_no_state(
 
 
 @pytest.mark.parametrize("one", [one for one in OPERATIONS if one.frame is not None], ids=lambda one: one.name)
-async def test_missing_capability_is_refused_on_a_socket_and_reveals_no_state(
-    place: Place, one: Operation
-) -> None:
+async def test_missing_capability_is_refused_on_a_socket_and_reveals_no_state(place: Place, one: Operation) -> None:
     await put(place.hub, one.about if not one.has_turn else "done", "m1")
     await put(place.hub, "deleted", "gone")
     before = (await place.hub.info(CHANNEL)).serial
