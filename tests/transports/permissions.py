@@ -1,10 +1,10 @@
-"""Who may do what, as data: every operation of every transport, what it needs, and whose message it is about.
+"""The permissions as data: every operation of every transport, the capabilities it needs, and the message it is about.
 
 Layer: tests.
 
 `test_permissions` runs each cell against the real app on every transport that offers the operation,
-and compares the tables of `docs/security.md` with what `tables()` makes of this; `python -m
-tests.transports.permissions` writes them there. An operation that is not in here fails a test.
+and compares the tables of `docs/security.md` with the result of `tables()`; `python -m
+tests.transports.permissions` writes them there. An operation that is missing here fails a test.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ TO_WORK = ("agent", "subscribe", "append")
 
 
 class Operation(NamedTuple):
-    """Something that a client can ask for. `about` is the thing of the test's world that it is done to."""
+    """Something that a client can request. `about` is the object of the test's world that it changes or reads."""
 
     name: str
     needs: tuple[str, ...]  # each of them, on the channel
@@ -189,11 +189,11 @@ OPERATIONS = (
     Operation("read `/metrics` from elsewhere", ("admin",), "GET /metrics", whose="of all channels"),
 )
 
-# What needs nobody to be known, or no capability.
+# Paths that need no identity, and frames that need no capability.
 OPEN_PATHS = ("/healthz", "/readyz")
 OPEN_FRAMES = ("auth", "detach", "pong")
 
-# Who asks, where they hold all that the operation needs.
+# The callers, each with all capabilities that the operation needs.
 CALLERS = {
     "owner": "began it",
     "reader": "may read here",
@@ -202,7 +202,7 @@ CALLERS = {
     "blind": "began it, and may not read here",
 }
 
-# What the message is.
+# The states of the message.
 STATES = {
     "growing": "streams",
     "done": "is complete",
@@ -214,7 +214,7 @@ STATES = {
     "never": "never was",
 }
 
-# Rows are operations and who asks, columns are what the message is; a cell is `ok` or the code of the refusal.
+# Rows are operations and callers, columns are states of the message; a cell is `ok` or the code of the refusal.
 OWNERSHIP = """
 operation          caller    growing    done       interrupted taken      local      app        deleted   never
 append text        owner    ok         finished   finished    fenced     not_writer not_writer deleted   not_found
@@ -266,7 +266,7 @@ send a command     blind    ok         ok         ok          ok         ok     
 
 
 class Cell(NamedTuple):
-    """What somebody is answered."""
+    """The reply to one caller."""
 
     operation: str
     caller: str
@@ -319,7 +319,7 @@ def _needs_table() -> str:
 
 
 def _ownership_table() -> str:
-    """Operations that are answered alike share a row, and who is answered alike shares one, too."""
+    """Operations with the same replies share a row, and so do callers."""
     grouped: dict[tuple[str, ...], dict[str, list[str]]] = {}
     answers: dict[str, dict[str, tuple[str, ...]]] = {}
     for name, caller, outcomes in _rows():
@@ -341,7 +341,7 @@ def _ownership_table() -> str:
 
 
 def page_with(text: str) -> str:
-    """The page with `text` between its marks."""
+    """Return the page with `text` between its marks."""
     page = PAGE.read_text()
     before, _, rest = page.partition(BEGIN + "\n")
     _, _, after = rest.partition(END)

@@ -1,7 +1,7 @@
 """Every operation by every transport, with and without what it needs, on one's own and on others' (docs/security.md).
 
-The table is `permissions`. What is refused is refused with the same words whether the thing is there or not. Below the
-table: what somebody who is known would try in order to read, write, speak or work as somebody else.
+The table is `permissions`. A refusal has the same words whether the object exists or not. The tests below the table try
+the attacks of a known client that wants to read, write, speak or work as another client.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ SERVER = Caller(is_server=True)
 
 
 class People:
-    """An `authenticate`: whoever shows a token that was given out here is who it was given for."""
+    """An `authenticate` that knows the tokens it gave out."""
 
     def __init__(self) -> None:
         self.known: dict[str, Identity] = {}
@@ -74,14 +74,14 @@ class People:
         return self.known.get(token)
 
     def token(self, client_id: str | None = "ann", *capabilities: str, on: str = "*") -> str:
-        """A token of somebody who may do this."""
+        """Return a token with these capabilities."""
         token = f"token-{len(self.known)}"
         self.known[token] = Identity(client_id=client_id, grants={on: frozenset(capabilities)})
         return token
 
 
 class Response(NamedTuple):
-    """What came back: a status, the code of a refusal or "ok", and what it said."""
+    """A response: a status, the code of a refusal or "ok", and the body."""
 
     status: int
     code: str
@@ -89,12 +89,12 @@ class Response(NamedTuple):
 
     @property
     def problem(self) -> str:
-        """A refusal without what only its transport says."""
+        """Return a refusal without the fields that only its transport has."""
         return json.dumps({name: value for name, value in self.said.items() if name not in ("ref", "type")})
 
 
 class Place:
-    """A hub that believes `People`, and what is in it."""
+    """A hub that verifies callers with `People`, and its content."""
 
     def __init__(self, hub: Hub, people: People) -> None:
         self.hub = hub
@@ -200,7 +200,7 @@ class Wire:
         self._inbox.put_nowait({"type": "websocket.disconnect", "code": 1000})
 
     async def until(self, is_true: Any) -> Any:
-        """Wait until it is so; gives what it gives."""
+        """Wait until the result is true, and return it."""
         async with asyncio.timeout(PATIENCE_S):
             while not (found := is_true()):
                 self._came.clear()
@@ -208,7 +208,7 @@ class Wire:
         return found
 
     async def frame(self, is_it: Any) -> Json:
-        """The first frame of which it is true."""
+        """Return the first frame for which the condition holds."""
         found: Json = await self.until(lambda: next((frame for frame in self.frames if is_it(frame)), None))
         return found
 
@@ -232,7 +232,7 @@ async def place() -> AsyncIterator[Place]:
     await hub.close()
 
 
-# What is in a place
+# The objects of a place
 
 
 async def put(hub: Hub, state: str, id: str, channel: str = CHANNEL) -> None:
@@ -300,7 +300,7 @@ async def by_frame(wire: Wire, one: Operation, channel: str, id: str, **more: An
 
 
 def insufficient(place: Place, one: Operation) -> Iterable[str]:
-    """Tokens that do not do for the operation."""
+    """Tokens that do not suffice for the operation."""
     yield place.token("ann")
     for needed in one.needs:
         yield place.token("ann", *(CAPABILITIES - {needed}))
@@ -311,7 +311,7 @@ def insufficient(place: Place, one: Operation) -> Iterable[str]:
         yield place.token("ann", "admin")
 
 
-# Of what is there, of what is not, of what was, in a channel that is there and in one that is not.
+# For existing, missing and deleted objects, in an existing channel and in a missing one.
 SOMEWHERE = ((CHANNEL, "m1"), (CHANNEL, "none"), (CHANNEL, "gone"), ("chat:none", "none"))
 
 
@@ -395,7 +395,7 @@ def test_the_page_holds_the_tables() -> None:
     assert PAGE.read_text() == page_with(tables())
 
 
-# Whose message it is
+# Ownership of messages
 
 HELD = {"owner": (*READ, "append"), "reader": READ, "admin": (*READ, "admin"), "stranger": (), "blind": ("append",)}
 NAMES = {"owner": "ann", "reader": "bob", "admin": "root", "stranger": "eve", "blind": "ann"}
@@ -421,7 +421,7 @@ async def test_ownership_is_checked_alike_on_every_transport(place: Place, name:
                 told.add((cell.caller, answer.problem.replace(id, "ID")))
                 assert answer.status == HTTP_STATUS[answer.code]
     assert found == expected
-    # HTTP and the socket say the same of it, word for word.
+    # HTTP and the socket send the same refusal, word for word.
     assert len(told) == len({cell.caller for cell in OWNERSHIP if refuses(cell, name, state)})
 
 
@@ -455,7 +455,7 @@ async def test_stranger_gets_the_same_refusal_for_every_message(place: Place, na
     assert len(told) == 1
 
 
-# In another's name
+# Requests in another client's name
 
 ROOT = {"author": "root", "from": "root", "by": "root", "client_id": "root", "sub": "root", "id_": "root"}
 FORGED: Json = {**ROOT, "writer": {"by": "root", "node": "n"}, "node": "n", "created": 1, "version": 7, "caller": ROOT}
@@ -504,7 +504,7 @@ async def test_author_and_sender_are_set_by_the_server(place: Place) -> None:
 
 
 def told(wire: Wire, kind: str) -> list[Json]:
-    """The events of a kind that a socket was sent."""
+    """Return the events of a type that a socket was sent."""
     batches = [frame["events"] for frame in wire.frames if frame["type"] == "events"]
     return [event for batch in batches for event in batch if event["type"] == kind]
 
@@ -532,7 +532,7 @@ async def test_assistant_role_needs_append(place: Place, body: Json) -> None:
 
 async def test_changing_a_streaming_message_needs_append(place: Place) -> None:
     await put(place.hub, "growing", "m1")
-    token = place.token("ann", *READ, "publish")  # of a device of the writer's that may not write
+    token = place.token("ann", *READ, "publish")  # of a device of the writer that may not write
     answer = await place.ask(
         "PATCH", f"/v1/channels/{CHANNEL}/messages/m1", {"text": "x", "generation": 1}, token=token
     )
@@ -550,7 +550,7 @@ async def test_anonymous_clients_change_each_others_streaming_messages_only_with
         assert (await other.ask("delete", channel=CHANNEL, id="m1")).code == "forbidden"
         assert (await wire.ask("append", channel=CHANNEL, id="m1", text="!")).code == "ok"
         assert (await wire.ask("finish", channel=CHANNEL, id="m1")).code == "ok"
-        for one in (wire, other):  # what is over is nobody's
+        for one in (wire, other):  # a finished message without an author has no owner
             assert (await one.ask("update", channel=CHANNEL, id="m1", text="x")).code in ("forbidden", "not_found")
     await put(place.hub, "app", "m2")
     async with place.socket(writer) as wire:
@@ -594,7 +594,7 @@ async def test_client_id_cannot_be_a_member_id_of_another_client(place: Place, c
         await wire.until(lambda: wire.code is not None)
 
 
-# Replies, and what was answered to others
+# Replies, and the results of other clients
 
 
 @pytest.mark.parametrize(
@@ -603,7 +603,7 @@ async def test_client_id_cannot_be_a_member_id_of_another_client(place: Place, c
         ("bob", READ, "approve", "ok"),
         ("bob", READ, "cancel", "forbidden"),
         ("bob", READ, "steer", "forbidden"),
-        ("bob", (*READ, "append"), "cancel", "forbidden"),  # somebody else's to stop
+        ("bob", (*READ, "append"), "cancel", "forbidden"),  # another client's to stop
         ("bob", (*READ, "append", "agent"), "steer", "forbidden"),
         ("root", (*READ, "admin"), "cancel", "ok"),
         ("root", (*READ, "admin"), "steer", "ok"),
@@ -611,10 +611,10 @@ async def test_client_id_cannot_be_a_member_id_of_another_client(place: Place, c
         ("eve", (), "approve", "not_found"),
         ("eve", ("append",), "steer", "not_found"),
         ("eve", (), "never was", "not_found"),
-        ("sam", (), "approve", "ok"),  # who asked
+        ("sam", (), "approve", "ok"),  # the sender of the command
         ("sam", (), "steer", "forbidden"),
         ("sam", ("append",), "cancel", "forbidden"),
-        ("ann", ("append",), "cancel", "ok"),  # who writes the target, and may not even read
+        ("ann", ("append",), "cancel", "ok"),  # the writer of the target, without read access
         ("ann", ("append",), "steer", "ok"),
         ("ann", READ, "cancel", "forbidden"),  # on a device of the writer's that may not write
     ],
@@ -712,7 +712,7 @@ async def working(wire: Wire, place: Place, id: str = "u1") -> Json:
 
 async def until_served(place: Place) -> None:
     async with asyncio.timeout(PATIENCE_S):
-        while not place.hub.scheduler.serves(CHANNEL):  # noqa: ASYNC110 - nobody sets an event for it
+        while not place.hub.scheduler.serves(CHANNEL):  # noqa: ASYNC110 - no event is set for it
             await asyncio.sleep(0)
 
 
@@ -761,7 +761,7 @@ async def test_turn_of_a_local_agent_cannot_be_ended_by_a_socket(place: Place) -
         assert place.hub.scheduler.stats()["turns_running"] == 1
         done.set()
         async with asyncio.timeout(PATIENCE_S):
-            while place.hub.scheduler.stats()["turns_running"]:  # noqa: ASYNC110 - nobody sets an event for it
+            while place.hub.scheduler.stats()["turns_running"]:  # noqa: ASYNC110 - no event is set for it
                 await asyncio.sleep(0)
 
 
@@ -784,7 +784,7 @@ async def test_any_number_of_sockets_may_work_as_one_agent(place: Place) -> None
         await worker.__aexit__(None, None, None)
 
 
-# Looking back
+# Resuming without history
 
 
 def batch(text: bytes) -> tuple[list[Json], str]:
@@ -800,7 +800,7 @@ def batch(text: bytes) -> tuple[list[Json], str]:
 async def looked(
     place: Place, token: str, way: str, since: str | None, channel: str = CHANNEL
 ) -> tuple[list[Json], str]:
-    """What a viewer is shown that comes with a cursor."""
+    """Return the events for a viewer that resumes from a cursor."""
     if way == "attach":
         async with place.socket(token) as wire:
             await wire.ask("attach", channel=channel, since=since)
@@ -826,7 +826,7 @@ async def test_client_without_history_gets_no_past_events_by_any_cursor(place: P
     _, empty = await looked(place, token, way, None, "chat:empty")  # its cursor resumes in any log
     _, own = await looked(place, token, way, None)
     _, plain = await looked(place, reader, way, None)
-    of_log, at, of_presence = own.partition("@")  # which a poll's has, with a mark of its own
+    of_log, at, of_presence = own.partition("@")  # which a poll's cursor has, with a mark of its own
     mark, cut = of_log.split(":", 2)[2], f"{of_log[:-1]}{at}{of_presence}"
     await place.hub.create(CHANNEL, id="m2", text="secret too")
     forged = [f"{epoch}:0", f"{epoch}:0:{mark}", f"-:0:{mark}", "-:0", "-:0:h", f"{epoch}:0:hhh", plain]
@@ -834,7 +834,7 @@ async def test_client_without_history_gets_no_past_events_by_any_cursor(place: P
         events, _ = await looked(place, token, way, since)
         attached, *rest = events
         assert (attached["type"], attached["resumed"]) == ("channel.attached", False)
-        assert {event["type"] for event in rest} <= {"presence.sync"}  # who is here now is nothing of the past
+        assert {event["type"] for event in rest} <= {"presence.sync"}  # present members are not history
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -950,7 +950,7 @@ BAD_TOKENS = {
 
 @pytest.fixture
 async def guarded() -> AsyncIterator[Place]:
-    """A place whose hub believes signed tokens."""
+    """A place whose hub verifies signed tokens."""
     verifier = jwt_verifier(secret=SECRET, audience="chat", leeway_s=0, now_s=lambda: NOW_S)
     hub = new_hub(authenticate=verifier, client_limits=PLENTY, clock=Noon())
     await hub.start()
@@ -992,7 +992,7 @@ async def test_valid_token_is_accepted_where_invalid_ones_are_refused(guarded: P
         assert (await wire.ask("auth", token=signed(sub="root"))).code == "forbidden"
 
 
-# What is no request
+# Invalid requests
 
 
 @pytest.mark.parametrize("kind", [[], {}, None, 5, True, ["tool"]])
