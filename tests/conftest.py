@@ -1,6 +1,6 @@
-"""What all tests share.
+"""Fixtures and settings of all tests.
 
-You are in `tests`, which mirrors the package. Tests never sleep to wait for something; they await it.
+Layer: tests, which mirror the package. Tests never sleep to wait for something; they await it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from playwright.async_api import Browser, async_playwright
 
 from tests.processes import Server, serving
 
-# One machine is slow, another slower: time says nothing about a property. `HYPOTHESIS_PROFILE=long` looks harder.
+# Machines differ in speed: time is not a property of the code. `HYPOTHESIS_PROFILE=long` looks harder.
 settings.register_profile("default", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("long", parent=settings.get_profile("default"), max_examples=5_000)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))

@@ -1,11 +1,11 @@
-"""A producer in a process of its own: writes one message over HTTP, and sends again whatever was not acknowledged.
+"""A producer in a process of its own: writes one message over HTTP, and sends unacknowledged requests again.
 
     python -m tests.producer PORT PREFIX CHANNEL ID SEED TOKENS PER_SECOND
 
 Layer: tests.
 
-It is what a careful agent elsewhere does: it keeps its text until the finish is stored, names the
-place of every append (`at`), and goes on from `length` after a gap. It ends when the message is finished.
+It behaves as a careful agent elsewhere: it keeps its text until the finish is stored, names the
+offset of every append (`at`), and continues from `length` after a gap. It ends when the message is finished.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import sys
 import time
 from typing import Any
 
-# Everything that breaks naive code, in the middle of ordinary words.
+# Text that breaks naive code, between ordinary words.
 ORDINARY = ["the ", "quick ", "brown ", "fox ", "jumps ", "over "]
 NASTY = [
     "🙂",
@@ -46,7 +46,7 @@ def tokens_of(seed: int, count: int) -> list[str]:
 
 
 class Producer:
-    """One message, written whatever happens to the server."""
+    """One message, written through outages of the server."""
 
     def __init__(self, port: int, prefix: str, channel: str, message_id: str) -> None:
         self._port = port
@@ -55,7 +55,7 @@ class Producer:
         self._connection: http.client.HTTPConnection | None = None
 
     def send(self, path: str, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
-        """The server's answer, however often it takes."""
+        """Return the server's response, after as many tries as needed."""
         deadline_s = time.monotonic() + GIVE_UP_S
         while True:
             try:

@@ -1,4 +1,4 @@
-"""What reaches a viewer is little more than the text it misses, measured on real sockets.
+"""A viewer receives little more than the text it has missed, measured on real sockets.
 
 Bytes are bodies and payloads after de-chunking. "JSON text" is the text as a JSON string, without its quotes.
 """
@@ -62,7 +62,7 @@ def json_bytes(text: str) -> int:
 
 
 async def first_batch_bytes(viewer: SseViewer | WsViewer) -> int:
-    """What the viewer's first batch cost; it leaves again."""
+    """Return the bytes of the viewer's first batch; the viewer disconnects."""
     before = viewer.checker.payload_bytes
     await viewer.reconnect()
     await viewer.until_attached()

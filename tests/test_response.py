@@ -13,7 +13,7 @@ from fastapi import Depends, FastAPI, Response
 from holdfast import Hub
 from tests.transports.conftest import Served, new_hub, serving
 
-TENANT: contextvars.ContextVar[str] = contextvars.ContextVar("tenant", default="nobody")
+TENANT: contextvars.ContextVar[str] = contextvars.ContextVar("tenant", default="none")
 
 
 class Source:
@@ -158,7 +158,7 @@ async def test_answer_is_cancelled_after_its_last_viewer() -> None:
             batches = watching.batches()
             await anext(batches)
         await served.until(lambda: len(served.hub.channel("chat:1").feeds) == 1)
-        assert (await served.hub.read("chat:1", "r"))[0].status == "streaming"  # somebody looks
+        assert (await served.hub.read("chat:1", "r"))[0].status == "streaming"  # there is a viewer
         await batches.aclose()
         async with asyncio.timeout(5):
             await source.is_closed.wait()

@@ -1,4 +1,4 @@
-"""Tests in virtual time: a minute costs what happens in it.
+"""Tests in virtual time: a minute takes only the time of its events.
 
 Layer: tests.
 
@@ -18,7 +18,7 @@ from simulation.clock import SimClock, VirtualLoop
 
 
 def virtually(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
-    """`test` as a plain test in virtual time; what asyncio complains of fails it."""
+    """Return `test` as a plain test in virtual time; a complaint of asyncio fails it."""
 
     @functools.wraps(test)
     def run(*args: Any, **kwargs: Any) -> None:
@@ -29,7 +29,7 @@ def virtually(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., N
             left = asyncio.all_tasks(loop)
             for task in left:
                 task.cancel()
-            if left:  # only where the test failed, or closes nothing
+            if left:  # only if the test failed, or closes no hub
                 loop.run_until_complete(asyncio.wait(left))
             loop.close()
         assert loop.complaints == []
@@ -38,7 +38,7 @@ def virtually(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., N
 
 
 def virtual_clock() -> SimClock | None:
-    """A hub's clock that goes with the loop; None where the loop is a real one."""
+    """Return a hub's clock that follows the loop; None for a real loop."""
     try:
         loop = asyncio.get_running_loop()
     except RuntimeError:

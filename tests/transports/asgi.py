@@ -28,7 +28,7 @@ async def ask(
     extensions: Any = None,
     query: bytes = b"",
 ) -> tuple[int, Any]:
-    """Status and problem of one request, or of a socket that is not accepted; (101, None) of one that is."""
+    """Return status and problem of one request or refused socket; (101, None) for an accepted socket."""
     sent: list[Any] = []
     is_socket = kind == "websocket"
     waiting: list[dict[str, Any]] = [{"type": "http.request", "body": body}]

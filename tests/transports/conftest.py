@@ -1,9 +1,9 @@
-"""Hubs behind real servers and behind none, for every test of this folder.
+"""Hubs behind real servers and without a server, for every test of this folder.
 
 Layer: tests.
 
-`served` is a hub behind uvicorn on this event loop, once for each way of sending; `http` asks a hub
-through ASGI alone, which is enough where nothing streams.
+`served` is a hub behind uvicorn on this event loop, once for each way of sending; `http` sends requests to a hub
+through ASGI alone, which is enough for tests without streams.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ PATIENCE_S = 10.0
 
 
 class Served:
-    """A hub, where it listens, and a client for plain requests."""
+    """A hub, its address, and a client for plain requests."""
 
     def __init__(self, hub: Hub, port: int, http: httpx2.AsyncClient) -> None:
         self.hub = hub
@@ -35,9 +35,9 @@ class Served:
         self._writers: list[asyncio.StreamWriter] = []
 
     async def until(self, is_true: Any) -> None:
-        """Wait until the hub has come so far; for what nobody tells, such as a feed that has left."""
+        """Wait until a condition holds that has no event, such as a closed feed."""
         async with asyncio.timeout(PATIENCE_S):
-            while not is_true():  # noqa: ASYNC110 - nobody sets an event for what is looked at here
+            while not is_true():  # noqa: ASYNC110 - no event is set for these conditions
                 await asyncio.sleep(0.005)
 
     async def connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
@@ -54,7 +54,7 @@ class Served:
 
 @asynccontextmanager
 async def listening(app: Any, **options: Any) -> AsyncIterator[int]:
-    """uvicorn on this event loop; gives the port. Its end must not wait for what the app has not ended."""
+    """uvicorn on this event loop; gives the port. Its end must not wait for tasks that the app has not ended."""
     listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, 16 * 1024)  # as `holdfast serve` sets it
     listener.bind(("127.0.0.1", 0))
@@ -66,14 +66,14 @@ async def listening(app: Any, **options: Any) -> AsyncIterator[int]:
     try:
         yield listener.getsockname()[1]
     finally:
-        # What the server does at its own shutdown, without its sleeps.
+        # The steps of the server's own shutdown, without its sleeps.
         for one in server.servers:
             one.close()
         state = server.server_state
         for connection in list(state.connections):
             connection.shutdown()
         async with asyncio.timeout(PATIENCE_S):
-            while state.connections or state.tasks:  # noqa: ASYNC110 - nobody sets an event for it
+            while state.connections or state.tasks:  # noqa: ASYNC110 - no event is set for it
                 await asyncio.sleep(0.002)
             await server.lifespan.shutdown()
 
@@ -92,7 +92,7 @@ async def serving(hub: Hub, app: Any = None, **options: Any) -> AsyncIterator[Se
 
 
 def new_hub(url: str = "memory://", **options: Any) -> Hub:
-    """A hub that leaves signals alone and leaves fast."""
+    """Return a hub that installs no signal handlers and shuts down fast."""
     return Hub(url, hooks_signals=False, drain_s=0.2, **options)
 
 
@@ -107,14 +107,14 @@ async def served(request: pytest.FixtureRequest) -> AsyncIterator[Served]:
 
 @pytest.fixture(params=["memory", "sqlite"])
 async def hub(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Hub]:
-    """A hub behind no server, once for each store."""
+    """A hub without a server, once for each store."""
     hub = new_hub("memory://" if request.param == "memory" else f"sqlite:///{tmp_path}/hub.db")
     yield hub
     await hub.close()
 
 
 def asking(app: Any, *, client: str = "127.0.0.1", base_url: str = "http://localhost") -> httpx2.AsyncClient:
-    """A client that asks `app` without a network, as if from the address `client`."""
+    """Return a client that sends requests to `app` without a network, as if from the address `client`."""
     return httpx2.AsyncClient(transport=httpx2.ASGITransport(app, client=(client, 1)), base_url=base_url)
 
 
@@ -127,7 +127,7 @@ async def http(hub: Hub) -> AsyncIterator[httpx2.AsyncClient]:
 
 @pytest.fixture
 async def plain_http() -> AsyncIterator[httpx2.AsyncClient]:
-    """Plain requests where the store makes no difference."""
+    """Plain requests for tests that do not depend on the store."""
     hub = new_hub()
     async with asking(hub) as client:
         yield client

@@ -1,4 +1,4 @@
-"""The door (docs/protocol.md, 10): closed without a verifier, mounted or not, for every kind of request."""
+"""Access control (docs/protocol.md, 10): closed without a verifier, mounted or not, for every kind of request."""
 
 from __future__ import annotations
 
@@ -301,7 +301,7 @@ async def test_foreign_pages_open_no_sockets(headers: Headers, status: int) -> N
 
 CHANGES: list[tuple[Headers, int]] = [
     ([OURS], 204),
-    ([OURS, FOREIGN], 204),  # without a cookie there is nothing that a browser would add
+    ([OURS, FOREIGN], 204),  # without a cookie a browser adds no credentials
     ([OURS, FOREIGN, COOKIE], 403),
     ([OURS, FOREIGN, COOKIE, TOKEN], 204),  # CORS has to let a foreign page add this one
     ([OURS, COOKIE], 403),

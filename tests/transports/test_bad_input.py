@@ -1,4 +1,4 @@
-"""What bad input gets over HTTP: a clear error with a stable code, nothing stored, and a healthy server after it."""
+"""Bad input over HTTP gets a clear error with a stable code, stores no entry, and leaves a healthy server."""
 
 from __future__ import annotations
 
@@ -206,7 +206,7 @@ async def test_a_cursor_is_never_refused(plain_http: httpx2.AsyncClient, cursor:
 
 
 class Chunks:
-    """A body that comes in chunks, and knows how much of it was taken."""
+    """A body that is sent in chunks and counts the chunks that were read."""
 
     def __init__(self, chunk: bytes, count: int) -> None:
         self._chunk = chunk
@@ -298,7 +298,7 @@ async def test_peer_that_disconnects_during_its_body_leaves_no_tasks() -> None:
         return messages.pop(0)
 
     async def send(message: Any) -> None:
-        raise AssertionError("nobody is there to answer")
+        raise AssertionError("no peer is left to answer")
 
     scope = {
         "type": "http",
@@ -313,7 +313,7 @@ async def test_peer_that_disconnects_during_its_body_leaves_no_tasks() -> None:
 
 
 async def raw(served: Served, request: bytes, *chunks: bytes) -> bytes:
-    """What a server answers to these bytes; the connection is closed then."""
+    """Return the response of a server to these bytes, after which the connection closes."""
     reader, writer = await served.connect()
     try:
         writer.write(request)

@@ -1,4 +1,4 @@
-"""What comes while a stream begins: its head is still on the way to a slow peer."""
+"""Events that arrive while a stream begins, with its head still on the way to a slow peer."""
 
 from __future__ import annotations
 

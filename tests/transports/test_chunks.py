@@ -1,4 +1,4 @@
-"""One chunk for all viewers: is the installed uvicorn as `transports.chunks` expects, and what if it is not."""
+"""One chunk for all viewers: with the installed uvicorn, and with one that `transports.chunks` does not know."""
 
 from __future__ import annotations
 
@@ -149,7 +149,7 @@ async def watched_by_socket(served: Served, prefix: str = "") -> None:
 
 async def test_frames_do_not_go_through_the_servers_send(by_hand: Served, sent_frames: list[str]) -> None:
     await watched_by_socket(by_hand)
-    # One may: a peer that has not read yet is told through `send`, which waits for it.
+    # One may: a batch for a peer that has not read yet goes through `send`, which waits for the peer.
     assert len([text for text in sent_frames if "events" in text and len(text) <= MAX_BYTES]) <= 1
 
 

@@ -1,8 +1,8 @@
-"""What is said in passing waits behind no answer: presence and signals beside text that never pauses.
+"""Ephemeral events do not wait for an answer: presence and signals beside text that never pauses.
 
 Layer: tests.
 
-Time is virtual. At each look at the channel there is more text, as when a writer elsewhere appends
+Time is virtual. Each read of the channel finds more text, as when a writer elsewhere appends
 faster than the flush window.
 """
 

@@ -1,4 +1,4 @@
-"""Whatever a peer sends: no internal error, one answer for each request, and a server that goes on."""
+"""Random input causes no internal error, gets one reply for each request, and leaves the server running."""
 
 from __future__ import annotations
 
@@ -144,7 +144,7 @@ def test_no_request_is_an_internal_error(sent: list[tuple[str, str, dict[str, st
             await http.post("/v1/channels/c/messages", json={"id": "m1", "role": "assistant", "status": "streaming"})
             for method, path, query, body in sent:
                 if path.endswith("/events"):
-                    continue  # no end, and no body that could be wrong
+                    continue  # it has no end, and its body cannot be wrong
                 answer = await http.request(
                     method,
                     path,

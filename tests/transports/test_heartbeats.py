@@ -1,4 +1,4 @@
-"""The heartbeats: one timer, every member at least once in its period."""
+"""The heartbeats: one timer, which calls every target at least once in its period."""
 
 from __future__ import annotations
 

@@ -135,7 +135,7 @@ async def test_other_text_at_the_same_offset_is_a_mismatch(http: httpx2.AsyncCli
         ({"text": "x" * (256 * 1024 + 1)}, "too_large", 413),
     ],
 )
-async def test_appends_to_missing_messages_and_parts_are_refused(
+async def test_invalid_appends_are_refused(
     http: httpx2.AsyncClient, body: dict[str, Any], code: str, status: int
 ) -> None:
     await stream(http)
@@ -515,7 +515,7 @@ async def test_presence_leases_of_one_client_are_bounded() -> None:
 
         @hub.agent("chat:*")
         async def bot(turn: Turn) -> None:
-            raise AssertionError("nobody has asked anything")
+            raise AssertionError("no request has arrived")
 
         await asyncio.sleep(0)
         assert (await hub.members("chat:1")).members[0].id == "bot"

@@ -1,4 +1,4 @@
-"""Who may do what, on connections that stay: tokens that end, are renewed, tickets, rates (docs/security.md)."""
+"""Permissions on long connections: expiring tokens, renewals, tickets, rates (docs/security.md)."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ PERSON = (*READER, "publish", "presence", "command")
 
 
 class Watch(Clock):
-    """The wall clock, which the test may set on."""
+    """The wall clock, which the test may advance."""
 
     ahead_ms = 0
 
@@ -59,7 +59,7 @@ class Watch(Clock):
 
 
 class Verified(Served):
-    """A served hub that believes tokens."""
+    """A served hub that verifies tokens."""
 
     watch: Watch
 
@@ -101,7 +101,7 @@ def verifying_hub(watch: Watch, url: str = "memory://", **options: Any) -> Hub:
 
 @pytest.fixture(params=["task", "hand"])
 async def served(request: pytest.FixtureRequest) -> AsyncIterator[Verified]:
-    """A hub that believes tokens, behind a server, once for each way of sending."""
+    """A hub that verifies tokens, behind a server, once for each way of sending."""
     watch = Watch()
     hub = verifying_hub(watch)
     hub.drive_by_hand = request.param == "hand"
@@ -531,7 +531,7 @@ async def test_a_ticket_outlives_the_server_where_the_verifier_has_a_secret(tmp_
         attached = await again.until_event("channel.attached")
         assert json.loads(attached.data)["resumed"] is True
         again.close()
-        after.hub.tickets = Tickets(now_ms=watch.now_ms)  # as where there is only a public key
+        after.hub.tickets = Tickets(now_ms=watch.now_ms)  # as with a verifier that has only a public key
         assert (await Stream.open(after, path, Last_Event_ID=cursor)).response.status == 401
 
 
@@ -547,7 +547,7 @@ async def test_on_this_machine_without_a_verifier_tickets_work_too() -> None:
 
 
 def still(served: Served, **limits: int) -> None:
-    """Counts on a clock that stands still."""
+    """Rates on a clock that stands still."""
     served.hub.rates = Rates(ClientLimits(**limits), now_s=lambda: 0.0)
 
 
@@ -605,7 +605,7 @@ async def test_connections_of_a_client_are_bounded_over_all_transports(served: V
 
 
 def can_connect(served: Verified) -> bool:
-    """Has the client a slot again?"""
+    """Return whether the client has a free connection slot."""
     identity = Identity(client_id="ada", grants={})
     try:
         served.hub.rates.connect(identity).leave()
@@ -691,7 +691,7 @@ async def test_tokens_and_tickets_are_in_no_log(served: Verified, caplog: pytest
 
 
 def found_in(text: str, *secrets: str) -> list[str]:
-    """The pieces of `secrets` that stand in `text`."""
+    """Return the pieces of `secrets` that occur in `text`."""
     return [piece for secret in secrets for piece in secret.split(".") if len(piece) > 20 and piece in text]
 
 

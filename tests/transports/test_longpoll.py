@@ -41,12 +41,12 @@ def kinds(answer: dict[str, Any]) -> list[str]:
 
 
 def of_log(cursor: str) -> str:
-    """The part of a poll's cursor that says where it is in the log."""
+    """Return the part of a poll's cursor with the position in the log."""
     return cursor.partition(":@")[0]
 
 
 def of_presence(cursor: str) -> Cursor:
-    """The part of a poll's cursor that says where it is in the channel's presence."""
+    """Return the part of a poll's cursor with the position in the channel's presence."""
     known = parse_cursor(cursor)
     assert known is not None
     assert known.presence is not None
@@ -54,14 +54,14 @@ def of_presence(cursor: str) -> Cursor:
 
 
 def received(view: View, answer: dict[str, Any]) -> None:
-    """Let the view take what a poll brought."""
-    # decoded again from its own bytes: what is compared is the wire, not a test's JSON
+    """Apply the events of a poll to the view."""
+    # decoded again from its own bytes: the test compares the wire, not its own JSON
     events = [decode_event(httpx2.Response(200, json=event).content) for event in answer["events"]]
     view.receive(Batch(events=events, cursor=answer["cursor"]))
 
 
 async def waiting(served: Served, since: str, wait_s: int = 60) -> asyncio.Task[dict[str, Any]]:
-    """A poll that the server is known to wait with."""
+    """Start a poll and wait until the server waits with it."""
     task = asyncio.create_task(poll(served, since, wait_s=wait_s))
     await served.until(lambda: served.hub.stats()["feeds"] == 1)
     return task
@@ -221,7 +221,7 @@ async def test_presence_changes_between_two_polls_are_sent_at_once(served: Serve
     assert third["events"][0]["member"]["data"] == {"mood": "curious"}
     assert third["events"][1]["id"] == "ann"
     assert await poll(served, third["cursor"], wait_s=0) == {"cursor": third["cursor"], "events": []}
-    assert kinds(await poll(served, first["cursor"])) == ["presence.enter"]  # bob: of ann there is nothing to tell
+    assert kinds(await poll(served, first["cursor"])) == ["presence.enter"]  # only bob: ann made no event
 
 
 async def test_missed_text_and_presence_come_in_one_response(served: Served) -> None:
@@ -229,7 +229,7 @@ async def test_missed_text_and_presence_come_in_one_response(served: Served) -> 
     await served.hub.create("c", id="m1", text="one")
     served.hub.presence.enter("c", "ann", "tab", {})
     second = await poll(served, first["cursor"])
-    assert kinds(second) == ["channel.attached", "message.create"]  # where the first says who is here
+    assert kinds(second) == ["channel.attached", "message.create"]  # because the first has the present members
     assert second["events"][0]["presence"]["count"] == 1
     await served.hub.create("c", id="m2", text="two")
     served.hub.presence.enter("c", "bob", "tab", {})
@@ -301,7 +301,7 @@ async def test_poll_after_a_restart_gets_all_members(tmp_path: Path) -> None:
         assert [member.id for member in view.members()] == ["ann", "bob"]
     async with serving(new_hub(url)) as served:
         await served.hub.create("c", id="m2", text="two")
-        for member in ("bob", "cem"):  # as many changes as before: positions of two lives look alike
+        for member in ("bob", "cem"):  # as many changes as before, so that positions of two epochs look alike
             served.hub.presence.enter("c", member, "tab", {})
         answer = await poll(served, view.cursor)
         assert kinds(answer) == ["message.create", "presence.sync"]
@@ -335,7 +335,7 @@ async def test_poll_after_the_channel_left_memory_gets_all_members(tmp_path: Pat
         ":@{life}:-1",
         ":@{life}:01",
         ":@{life}:9007199254740993",
-        ":@{life}:2",  # ahead of where the channel is
+        ":@{life}:2",  # ahead of the channel's position
         ":@other:1",
         ":@-:0",
         ":@@{life}:1",
@@ -402,7 +402,7 @@ async def test_view_fed_by_polls_shows_the_present_members(
 
 
 async def subscriber(scope: Scope) -> Identity:
-    """Whoever the request names, who may subscribe and no more."""
+    """Return the client that the request names, with the capability `subscribe` alone."""
     name = header(scope, b"x-name") or "nobody"
     return Identity(client_id=name, capabilities=frozenset({"subscribe"}))
 
@@ -424,13 +424,13 @@ async def test_presence_position_counts_only_for_its_client_without_history(serv
 
     place = of_presence(cursor)
     log = cursor.partition("@")[0]
-    earlier = place._replace(serial=2)  # from where `early` would be told to have left
+    earlier = place._replace(serial=2)  # a position before `early` left
     for forged in (earlier, earlier._replace(extra=""), place._replace(extra=""), place._replace(extra="h" * 23)):
         answer = await poll(served, f"{log}@{forged}", "ada")
         assert kinds(answer) == ["message.create", "presence.sync"]
     theirs = of_presence((await poll(served, name="eve"))["cursor"])
     assert kinds(await poll(served, f"{log}@{theirs}", "ada")) == ["message.create", "presence.sync"]
-    attached = (await poll(served, cursor, "eve"))["events"][0]  # the whole of it is nothing to somebody else
+    attached = (await poll(served, cursor, "eve"))["events"][0]  # the whole cursor is invalid for another client
     assert (attached["type"], attached["resumed"]) == ("channel.attached", False)
 
 

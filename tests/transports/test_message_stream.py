@@ -1,4 +1,4 @@
-"""One message as a stream (docs/protocol.md, 5.3): what a client adds up is the text, wherever it was cut."""
+"""One message as a stream (docs/protocol.md, 5.3): the added-up text is the message, wherever the stream broke."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ async def test_message_stream_resumes_exactly_after_memory_was_freed(served: Ser
     await first.until(lambda: added_up(first).endswith("49 "))
     first.close()
     await append(served, "50")
-    await served.hub.close()  # the next request starts it again, with nothing in memory
+    await served.hub.close()  # the next request starts the hub again, with empty memory
     second = await Stream.open(served, EVENTS, Last_Event_ID=last_id(first))
     await second.until_event("answer")
     assert added_up(first) + added_up(second) == "".join(f"{number} " for number in range(50)) + "50"
@@ -135,7 +135,7 @@ async def test_id_of_a_message_stream_is_valid_on_the_channel_stream(served: Ser
 
 
 async def test_message_taken_over_after_done_continues_from_there(served: Served) -> None:
-    """A takeover by the server: what it interrupted at its restart streams again."""
+    """A takeover by the server: a message that its restart interrupted streams again."""
     from holdfast.core.requests import Caller, FinishMessage, TakeOver
 
     await begin(served)
@@ -215,7 +215,7 @@ async def test_slow_reader_of_a_message_gets_the_end(served: Served) -> None:
     assert added_up(stream) == answer
 
 
-# The place in a cursor
+# The sent lengths in a cursor
 
 
 @given(st.lists(st.integers(0, 9_999_999), max_size=256), st.booleans())

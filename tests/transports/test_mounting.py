@@ -1,4 +1,4 @@
-"""The app inside other people's: mounted, under their middleware, with and without a lifespan, under test clients."""
+"""The app inside another app: mounted, under their middleware, with and without a lifespan, under test clients."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ MIDDLEWARE = {
 
 @pytest.fixture(params=list(MIDDLEWARE))
 async def mounted(request: pytest.FixtureRequest) -> AsyncIterator[Served]:
-    """A hub at /deep/holdfast of somebody's app."""
+    """A hub at /deep/holdfast of another app."""
     hub = new_hub()
     app = Starlette(
         routes=[Mount("/deep", Starlette(routes=[Mount("/holdfast", hub)]))], middleware=MIDDLEWARE[request.param]
@@ -149,7 +149,7 @@ async def test_a_store_that_cannot_be_opened_stops_the_server_with_the_reason(mo
     hub = new_hub()
 
     async def unusable() -> None:
-        raise StoreUnusable("the file is no store of ours")
+        raise StoreUnusable("the file is not a Holdfast store")
 
     monkeypatch.setattr(hub.store, "open", unusable)
     said: list[Any] = []
@@ -161,7 +161,7 @@ async def test_a_store_that_cannot_be_opened_stops_the_server_with_the_reason(mo
         said.append(message)
 
     await hub({"type": "lifespan"}, receive, send)
-    assert said == [{"type": "lifespan.startup.failed", "message": "the file is no store of ours"}]
+    assert said == [{"type": "lifespan.startup.failed", "message": "the file is not a Holdfast store"}]
     async with asking(hub) as http:
         for path in ("/readyz", "/v1/channels/c/poll", "/v1/channels/c/messages"):
             answer = await http.get(path)

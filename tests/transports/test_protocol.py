@@ -1,4 +1,4 @@
-"""`docs/protocol.md` says what the code does: codes, routes, frames, limits."""
+"""`docs/protocol.md` agrees with the code: codes, operations, routes, frames, limits."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def classes(base: type[HoldfastError] = HoldfastError) -> Iterator[type[Holdfast
 
 def test_the_table_of_errors_is_that_of_the_classes() -> None:
     documented = {code: int(status) for status, codes in rows(section("9")) for code in re.findall(r"`(\w+)`", codes)}
-    # What our own caller does wrong is never on the wire.
+    # Mistakes of the caller in this process are never on the wire.
     ours = [one for one in classes() if one.__module__ == errors.__name__ and not issubclass(one, errors.LocalError)]
     assert documented == {one.code: one.status for one in ours}
 

@@ -1,4 +1,4 @@
-"""Sinks: one message at a time, both ways of sending, whatever `send` does."""
+"""Senders: one message at a time, in both ways of sending, however `send` behaves."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Make = Callable[[Callable[[Any], Awaitable[None]], Any], Sender]
 
 
 class Peer:
-    """An owner with a list of what to write, and a `receive` that waits for the peer to leave."""
+    """An owner with a list of messages to write, and a `receive` that waits until the peer disconnects."""
 
     def __init__(self, *texts: str) -> None:
         self.texts = list(texts)

@@ -1,4 +1,4 @@
-"""A socket's session without a socket: what it asks for, what it has to send, and when it wants no more."""
+"""A socket's session without a socket: its requests, the frames it sends, and when it is full."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.transports.conftest import PATIENCE_S, new_hub
 
 
 class Line:
-    """Both ends of a connection that is no connection: nothing is taken from the session unless asked for."""
+    """Both ends of a connection without a network: a frame leaves the session only when the test takes it."""
 
     def __init__(self, hub: Hub, identity: Identity | None = None) -> None:
         self.now_s = 0.0
@@ -45,7 +45,7 @@ class Line:
         return json.loads(frame) if frame is not None else None
 
     async def frame(self) -> dict[str, Any]:
-        """The next frame, when there is one."""
+        """Return the next frame, or None."""
         async with asyncio.timeout(PATIENCE_S):
             while (frame := self.take()) is None:
                 self.woken.clear()
@@ -53,7 +53,7 @@ class Line:
         return frame
 
     async def rest(self) -> None:
-        """Until nothing runs any more."""
+        """Wait until no task runs any more."""
         while self.tasks:
             await asyncio.wait(self.tasks)
         await asyncio.sleep(0)
@@ -130,7 +130,7 @@ async def test_socket_is_full_while_too_many_requests_are_unanswered(own_hub: Hu
 async def test_socket_is_full_while_its_requests_or_replies_are_too_large(own_hub: Hub) -> None:
     line = Line(own_hub)
     line.tell("create", channel="c", id="m1", text="x" * 90_000)
-    assert line.session.is_full  # the request and what its answer may weigh
+    assert line.session.is_full  # the request and the weight of its reply
     await line.frame()
     assert not line.session.is_full
     line.tell("history", channel="c")
@@ -139,7 +139,7 @@ async def test_socket_is_full_while_its_requests_or_replies_are_too_large(own_hu
     assert not line.session.is_full
     line.tell("history", channel="c")
     await line.rest()
-    assert line.session.is_full  # two pages of 90 kB that nobody has taken
+    assert line.session.is_full  # two pages of 90 kB that were not sent
     line.take()
     assert not line.session.is_full
 
@@ -184,7 +184,7 @@ async def test_closed_session_takes_and_sends_no_frames(own_hub: Hub) -> None:
 async def test_events_that_cannot_be_encoded_end_the_session(own_hub: Hub, is_live: bool) -> None:
     await own_hub.create("c", id="m1", text="x")
     line = Line(own_hub)
-    if not is_live:  # who is here rides in the first batch
+    if not is_live:  # the first batch has the present members
         own_hub.channel("c").presence_state.enter("bot", "agent", 0, {"tool": object()})
     line.tell("attach", channel="c", flush_ms=0)
     assert (await line.frame())["type"] == "ok"
@@ -226,7 +226,7 @@ async def test_every_frame_needs_its_capability(own_hub: Hub, capability: str, f
 
 
 async def test_client_may_not_send_the_servers_signal(own_hub: Hub) -> None:
-    for client in ("ada", None):  # what comes from nobody would else be the server's word
+    for client in ("ada", None):  # a signal without a sender would look like the server's
         line = Line(own_hub, Identity(client_id=client))
         line.tell("signal", channel="c", name="nobody_listening", data={"message": "m1"})
         assert (await line.frame())["code"] == "forbidden"

@@ -1,4 +1,4 @@
-"""Real servers that are told to end while streams are open: they end at once, and viewers know that it was no end.
+"""Real servers that shut down while streams are open: they end at once, and viewers see an incomplete stream.
 
 Servers wait for open responses (measured: for ever), so every one of these would hang without the hub's signal hook.
 """
@@ -60,7 +60,7 @@ async def deaf(turn):
 app = Starlette(routes=[Route("/pid", pid), Mount("/mounted", hub)])
 """
 START_S = 20.0  # an interpreter and a server on a busy machine
-END_S = 4.0  # what is looked for is an end at all: a hang is a hang for ever
+END_S = 4.0  # the test looks for any end: a hang lasts for ever
 
 SERVERS = {
     "uvicorn": ["-m", "uvicorn", "--app-dir", ".", "--port", "{port}"],
@@ -70,7 +70,7 @@ SERVERS = {
 
 
 SERVE = ["-m", "holdfast", "serve", "--port", "{port}", "--app"]
-DRAINED_S = 0.5 + 5.0  # `drain_s` of the app above, and what docs/python.md says comes on top of it
+DRAINED_S = 0.5 + 5.0  # `drain_s` of the app above, and the time that docs/python.md adds to it
 
 FORCED = """
 import asyncio, os, signal, sys, time
@@ -218,11 +218,11 @@ async def test_a_reload_does_not_hang_on_an_open_stream(tmp_path: Path) -> None:
         assert after.isdigit()
 
 
-# Whoever holds it up
+# Peers and handlers that delay shutdown
 
 
 async def stalled(server: Running, prefix: str, kind: str) -> socket.socket:
-    """A viewer of channel `c` who is attached and reads no more."""
+    """A viewer of channel `c` that is attached and stalls."""
     reader = await connected(server)
     loop = asyncio.get_running_loop()
     if kind == "sse":
@@ -247,7 +247,7 @@ async def stalled(server: Running, prefix: str, kind: str) -> socket.socket:
 async def connected(server: Running) -> socket.socket:
     peer = socket.socket()
     peer.setblocking(False)
-    peer.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)  # so that little is taken for somebody who reads nothing
+    peer.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)  # so that the kernel buffers little for a stalled peer
     await asyncio.get_running_loop().sock_connect(peer, ("127.0.0.1", server.port))
     return peer
 
@@ -272,7 +272,7 @@ async def post(server: Running, path: str, body: object) -> None:
 
 
 async def fill(server: Running, prefix: str, megabytes: int = 8) -> None:
-    """More than the kernel keeps for somebody who does not read."""
+    """More than the kernel buffers for a stalled peer."""
     for _ in range(megabytes * 2):
         await post(server, f"{prefix}/v1/channels/c/messages", {"text": "x" * 500_000})
 
@@ -328,7 +328,7 @@ async def test_serve_does_not_wait_for_an_unfinished_request(tmp_path: Path) -> 
                 "Expect: 100-continue",
                 body=b'{"text":',
             )
-            await read_until(peer, b"100 Continue")  # the request is in our hands
+            await read_until(peer, b"100 Continue")  # the app has the request
             await end(server, DRAINED_S)
         assert "Traceback" not in server.output
 
@@ -345,7 +345,7 @@ async def test_serve_does_not_wait_for_a_handler_that_hangs(tmp_path: Path, agen
 
 
 async def ended(folder: Path, how: str) -> tuple[int | None, str]:
-    """The exit code of the program above, and what it said."""
+    """Return the exit code and the output of the program above."""
     script = folder / "forced.py"
     script.write_text(FORCED)
     process = await asyncio.create_subprocess_exec(sys.executable, script, how, stderr=asyncio.subprocess.PIPE)
@@ -360,10 +360,10 @@ async def ended(folder: Path, how: str) -> tuple[int | None, str]:
 
 
 @pytest.mark.parametrize("how", ["blocks", "is deaf"])
-async def test_serve_is_ended_by_force_if_its_loop_is_blocked(tmp_path: Path, how: str) -> None:
+async def test_serve_is_ended_by_force_if_code_blocks_or_ignores_cancellation(tmp_path: Path, how: str) -> None:
     code, errors = await ended(tmp_path, how)
     assert code == 1, errors
-    assert "most recent call first" in errors  # it says where everybody was
+    assert "most recent call first" in errors  # it prints the stacks of all threads
 
 
 async def test_a_hub_that_started_anew_ends_its_server_as_before(tmp_path: Path) -> None:

@@ -33,7 +33,7 @@ def heartbeats(served: Served) -> Any:
 
 
 async def pass_seconds(served: Served, count: int) -> None:
-    """Let the heartbeats turn as if seconds had passed."""
+    """Run the heartbeats as if seconds had passed."""
     for _ in range(count):
         heartbeats(served).tick()
         for _ in range(5):  # a task has to send what the tick wrote
@@ -110,7 +110,7 @@ async def test_difficult_text_arrives_unchanged(served: Served) -> None:
                 assert viewer.checker.violations == []
 
 
-# Coming back
+# Resuming
 
 
 async def test_resume_brings_exactly_the_missed_events(served: Served) -> None:
@@ -197,7 +197,7 @@ async def test_a_percent_encoded_channel_is_the_channel(served: Served) -> None:
         stream.close()
 
 
-# Many, slow, silent, gone
+# Many, slow, silent and disconnected viewers
 
 
 async def test_two_streams_at_once_each_get_everything(served: Served) -> None:
@@ -235,7 +235,9 @@ async def test_unread_bytes_of_an_ended_stream_are_freed(
             await served.hub.create("c", text="x" * 1_000_000)
             await asyncio.sleep(0)
         one.sender.end()
-        await served.until(lambda: not connection.transport.get_write_buffer_size())  # though nobody has read it
+        await served.until(
+            lambda: not connection.transport.get_write_buffer_size()
+        )  # although the peer has not read it
 
 
 async def test_a_stalled_reader_skips_ahead_and_loses_nothing(served: Served) -> None:
@@ -332,11 +334,11 @@ async def test_a_store_that_fails_a_catch_up_breaks_the_stream_off(
     stream.close()
 
 
-# Leaving
+# Shutdown
 
 
 async def drained(served: Served, stream: Stream) -> bool:
-    """Drain the hub; did the stream end as complete?"""
+    """Drain the hub; return whether the stream completed."""
     async with asyncio.timeout(2):
         await served.hub.drain()
         return await stream.until_over()

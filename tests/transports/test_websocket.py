@@ -30,7 +30,7 @@ Json = dict[str, Any]
 
 
 class Peer:
-    """A WebSocket client that keeps what came, by kind."""
+    """A WebSocket client that keeps the received frames, by type."""
 
     def __init__(self, socket: ClientConnection) -> None:
         self.socket = socket
@@ -70,7 +70,7 @@ class Peer:
             await self.receive()
 
     async def closed(self) -> tuple[int, Json]:
-        """Read to the end: the close code, and what `bye` said."""
+        """Read to the end; return the close code and the `bye` frame."""
         try:
             while True:
                 await self.receive()
@@ -79,7 +79,7 @@ class Peer:
             return code, next((frame for frame in self.frames if frame["type"] == "bye"), {})
 
     def events(self, channel: str = "c") -> list[Json]:
-        """All events that came of a channel."""
+        """Return all received events of a channel."""
         return [
             event
             for frame in self.frames
@@ -135,7 +135,7 @@ async def test_a_socket_is_refused_with_our_problem(
 
 
 async def test_compression_is_not_offered_by_us(served: Served) -> None:
-    # What a server option decides is not ours to test; the frames are the same.
+    # The option belongs to the server and is not tested; the frames are the same.
     async with dialled(served) as peer:
         assert peer.socket.protocol.extensions == []
 
@@ -202,7 +202,7 @@ async def test_cursor_of_any_transport_brings_the_missed_events(served: Served) 
         assert [event["type"] for event in batch["events"]] == ["channel.attached", "message.create"]
         assert batch["events"][0]["resumed"] is True
     answer = await served.http.get("/v1/channels/c/poll", params={"since": batch["cursor"], "wait_s": 0})
-    # Nothing of the log: only who is here, which the cursor of a socket does not say.
+    # No events of the log, only the present members, which the cursor of a socket does not cover.
     assert {event["type"] for event in answer.json()["events"]} <= {"presence.sync"}
 
 
@@ -353,7 +353,7 @@ async def test_a_ref_is_text_or_a_whole_number(served: Served) -> None:
             assert (reply["type"], reply["code"], reply["ref"]) == ("error", "invalid_request", said)
 
 
-# What bad input gets
+# Bad input
 
 BAD_FRAMES = [
     ("", "invalid_request", None),
@@ -508,7 +508,7 @@ async def test_server_stops_reading_from_a_peer_that_does_not_read(served: Serve
 
         served.hub.page = counted  # type: ignore[method-assign]
         await served.until(lambda: pages > 3)
-        # The socket is stalled now: what was answered stands in the way of what was not.
+        # The socket is stalled now: unsent replies delay later requests.
         for _ in range(20):
             await served.http.get("/healthz")
         assert pages < 60
@@ -525,7 +525,7 @@ async def test_too_much_waiting_in_the_hub_is_busy_and_nothing_is_lost() -> None
         assert len(stored_text) == sum(reply["type"] == "ok" for reply in replies)
 
 
-# Slow, silent, gone
+# Slow, silent and vanished peers
 
 
 async def test_a_stalled_reader_skips_ahead_and_loses_nothing(served: Served) -> None:
@@ -553,7 +553,7 @@ async def test_a_ping_comes_every_five_seconds_and_need_not_be_answered(served: 
         await pass_seconds(served, 5)
         assert await peer.receive() == {"type": "ping", "n": 1}
         await peer.socket.send('{"type": "pong", "n": 1}')
-        await pass_seconds(served, 5)  # but the session's own clock says that it is not yet time
+        await pass_seconds(served, 5)  # but by the session's own clock no ping is due
         assert (await peer.ask("detach", channel="c"))["type"] == "ok"
         assert len([frame for frame in peer.frames if frame["type"] == "ping"]) == 1
 
@@ -564,7 +564,7 @@ async def test_vanished_peer_leaves_no_feed(served: Served) -> None:
         async with viewer:
             await viewer.until_attached()
             proxy.black_hole()
-            for number in range(5):  # a half-open socket takes what fits, and holds up nobody else
+            for number in range(5):  # a half-open socket takes the frames that fit, and does not delay other sockets
                 await served.hub.create("c", id=f"m{number}", text="x" * 1_000)
             assert (await served.http.get("/healthz")).status_code == 200
             await proxy.cut()
@@ -607,7 +607,7 @@ async def test_an_attach_that_fails_is_answered(served: Served, monkeypatch: pyt
         assert (await peer.ask("attach", channel="c"))["type"] == "ok"
 
 
-# Leaving
+# Shutdown
 
 
 @pytest.mark.parametrize("is_attached", [True, False])

@@ -29,7 +29,7 @@ def new_hub(store: Any = "memory://") -> Hub:
 
 
 class Line:
-    """A socket without a network: frames are taken as soon as there are any, and pings are answered."""
+    """A socket without a network: it takes frames at once and answers pings."""
 
     def __init__(self, hub: Hub, client: str = "ann", *, capabilities: frozenset[str] = CAPABILITIES) -> None:
         self.frames: list[Json] = []
@@ -174,7 +174,7 @@ async def test_a_network_that_vanished_is_noticed_within_twenty_seconds() -> Non
 
 
 class Clogged:
-    """A peer that sends what it is told to, and from then on reads nothing and says nothing."""
+    """A peer that sends the frames of the test, and then neither reads nor sends."""
 
     def __init__(self, hub: Hub) -> None:
         self.closed: int | None = None
@@ -244,7 +244,7 @@ async def test_peer_without_leases_need_not_answer_pings() -> None:
 
 
 @virtually
-async def test_presence_frames_leave_signal_and_refuse_members_of_others() -> None:
+async def test_presence_and_signals_refuse_members_of_others_and_large_data() -> None:
     hub = new_hub()
     await hub.start()
     line, watcher = Line(hub), Line(hub, "bob")
@@ -441,7 +441,7 @@ async def test_two_agents_of_one_pattern_share_a_socket() -> None:
     await asyncio.sleep(1)
     turns = [frame for frame in agent.frames if frame["type"] == "turn"]
     assert sorted((turn["name"], turn["pattern"]) for turn in turns) == [("bot~one", "chat:*"), ("bot~two", "chat:*")]
-    for turn in turns:  # each is known by its message, not by who is first
+    for turn in turns:  # a turn is identified by its message, not by its order
         about = {"channel": turn["channel"], "message": turn["message"]["id"], "generation": 1}
         assert (await agent.ask("turn.renew", **about))["type"] == "ok"
         assert (await agent.ask("turn.done", **about))["type"] == "ok"
@@ -648,7 +648,7 @@ async def test_repeated_work_frame_gets_turns_for_its_free_slots() -> None:
     await hub.close()
 
 
-# Who may not read
+# Callers without read access
 
 
 @virtually

@@ -1,4 +1,4 @@
-"""What tests of streams share: nasty texts, streams read line by line, and a message written meanwhile.
+"""Shared by tests of streams: difficult texts, streams read line by line, and a message that grows meanwhile.
 
 Layer: tests.
 
@@ -26,7 +26,7 @@ NASTY = [
 
 
 class Stream:
-    """A GET of an event stream, as bytes: for what a viewer with rules would hide."""
+    """A GET of an event stream, as bytes: for details that a viewer with rules would hide."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.response = Response()
@@ -39,7 +39,7 @@ class Stream:
 
     @classmethod
     async def open(cls, served: Served, path: str, **headers: str) -> Self:
-        """Ask, and wait for the head of the answer."""
+        """Send the request, and wait for the head of the response."""
         reader, writer = await served.connect()
         lines = [f"GET {path} HTTP/1.1", "Host: localhost"]
         lines += [f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]
@@ -49,7 +49,7 @@ class Stream:
         return stream
 
     async def until(self, is_true: Any) -> None:
-        """Read until it is so."""
+        """Read until the condition holds."""
         async with asyncio.timeout(PATIENCE_S):
             while not is_true():
                 assert not self.is_over, f"the stream ended: {self.response.status} {self.body[-500:]!r}"
@@ -66,12 +66,12 @@ class Stream:
         return next(event for event in self.events if event.event == kind)
 
     async def until_over(self) -> bool:
-        """Read to the end; was it complete, as HTTP sees it?"""
+        """Read to the end; return whether the HTTP response was complete."""
         await self.until(lambda: self.is_over)
         return self.response.is_complete
 
     def close(self) -> None:
-        """Leave."""
+        """Disconnect."""
         self._writer.close()
 
 
