@@ -3,8 +3,8 @@
 Layer: hub, above `keys`.
 
 A verifier is an `authenticate` for a hub: it reads a token from a request's header, or from a configured cookie, never
-from a URL, and returns an identity or refuses. `docs/security.md` describes the claims; no claim that
-is required may become optional. No error, log line or repr contains a token or a signing key: a refusal states the reason only.
+from a URL, and returns an identity or refuses. `docs/security.md` describes the claims; no claim that is required may
+become optional. No error, log line or repr contains a token or a signing key: a refusal states the reason only.
 """
 
 from __future__ import annotations
@@ -50,9 +50,9 @@ def jwt_verifier(
     """Return an `authenticate` for `Hub` that accepts tokens signed with one of these keys; give several to rotate.
 
     `secret` is shared with the signer (HS256 from 32 bytes on, HS384 from 48, HS512 from 64); `public_key` is PEM, a
-    JWK or a JWK set; `jwks_url` is the address at which the issuer publishes its keys. `algorithms` restricts their use.
-    A token must name one of `audience`, and one of `issuer` if given. `cookie` is the name of a cookie that may carry
-    the token. Raises LocalError for arguments that would refuse every token.
+    JWK or a JWK set; `jwks_url` is the address at which the issuer publishes its keys. `algorithms` restricts their
+    use. A token must name one of `audience`, and one of `issuer` if given. `cookie` is the name of a cookie that may
+    carry the token. Raises LocalError for arguments that would refuse every token.
     """
     keys = [secret_key(one) for one in _listed(secret, str | bytes)]
     keys += [key for one in _listed(public_key, str | bytes | dict) for key in public_keys(one)]
