@@ -1,9 +1,9 @@
-"""Deadlines: what is to happen when nothing happens before it.
+"""Deadlines: actions that run at a time unless they are moved or dropped before.
 
 Layer: hub.
 
-One timer for all; moving a deadline on, which every append of a remote writer does, costs one entry
-of a dict. Times are of the event loop's clock, so that a wall clock that is set back ends nothing early or late.
+All deadlines share one timer. Each append of a remote writer moves a deadline, which costs one entry of a dict. Times
+are those of the event loop's clock, so that a wall clock that is set back makes no deadline early or late.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from collections.abc import Callable, Hashable
 
 logger = logging.getLogger("holdfast.hub")
 
-KEPT_DROPPED = 1_000  # entries of the heap that were dropped, beside as many as there are
-AWAY_S = 3.0  # a timer that comes so late says that nobody could be heard meanwhile; everybody gets as long again
+KEPT_DROPPED = 1_000  # dropped entries that the heap may hold, beside one for each live deadline
+AWAY_S = 3.0  # a timer that fires this late means that the process was suspended: extend all deadlines by it
 
 
 class Deadlines:
-    """Deadlines by key. An action is called once, when its deadline has passed and was neither moved nor dropped."""
+    """Deadlines by key. Each action runs once, when its deadline has passed and was neither moved nor dropped."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
@@ -37,25 +37,25 @@ class Deadlines:
         return len(self._due)
 
     def set(self, key: Hashable, due_s: float, action: Callable[[], None]) -> None:
-        """Call `action` at `due_s`, instead of what `key` had."""
+        """Call `action` at `due_s`; replaces the deadline of `key`."""
         known = self._due.get(key)
         self._due[key] = (due_s, action)
-        if known is None or due_s < known[0]:  # one that moved on is looked at again when the old one is due
+        if known is None or due_s < known[0]:  # a later one is pushed when the old one is due
             self._push(due_s, key)
 
     def drop(self, key: Hashable) -> None:
-        """Forget `key`, if it is there."""
+        """Drop the deadline of `key`, if there is one."""
         self._due.pop(key, None)
 
     def close(self) -> None:
-        """Nothing happens any more."""
+        """Drop all deadlines and stop the timer."""
         self._is_over = True
         self._due.clear()
         if self._timer is not None:
             self._timer.cancel()
 
     def _push(self, due_s: float, key: Hashable) -> None:
-        if len(self._heap) > 2 * len(self._due) + KEPT_DROPPED:  # most of it was dropped long ago
+        if len(self._heap) > 2 * len(self._due) + KEPT_DROPPED:  # most entries were dropped
             self._heap = [(due, self._next(), known) for known, (due, _) in self._due.items() if known != key]
             heapq.heapify(self._heap)
         number = self._next()
@@ -74,7 +74,7 @@ class Deadlines:
         self._timer = None
         now_s = self._loop.time()
         if self._heap and now_s - self._heap[0][0] > AWAY_S:
-            self._hear_first(now_s)
+            self._extend_overdue(now_s)
         while self._heap and self._heap[0][0] <= now_s:
             _, _, key = heapq.heappop(self._heap)
             known = self._due.get(key)
@@ -87,12 +87,12 @@ class Deadlines:
             del self._due[key]
             try:
                 action()
-            except Exception:  # one thing's end must not keep another's from coming
+            except Exception:  # a failed action must not hold up other deadlines
                 logger.exception("a deadline's action failed")
         self._arm()
 
-    def _hear_first(self, now_s: float) -> None:
-        """This process was stopped or suspended: what others sent meanwhile waits in the sockets, and is read first."""
+    def _extend_overdue(self, now_s: float) -> None:
+        """Extend the overdue deadlines: the process was suspended, and unread requests may renew them."""
         for key, (due_s, action) in self._due.items():
             if due_s <= now_s:
                 self._due[key] = (now_s + AWAY_S, action)

@@ -824,7 +824,7 @@ class HubCore:
         """More than text came in `channel`."""
         runtime = self._runtime
         if runtime is not None and runtime.leases is not None and runtime.scheduler is not None:
-            runtime.leases.look(channel, keys)
+            runtime.leases.inspect(channel, keys)
             runtime.scheduler.look(channel, keys)
             self._hooks.changed(channel)
 
@@ -839,12 +839,12 @@ class HubCore:
         for channel in await self.store.open_channels():  # one at a time: together they may be more than memory holds
             for stored in await self.store.open_documents(channel):
                 if stored.id.startswith(COMMAND_MARK):
-                    self.leases.look_at_command(channel, stored.id, restore_command(stored))
+                    self.leases.inspect_command(channel, stored.id, restore_command(stored))
                 else:
                     await self._recover_message(channel, restore(stored))
 
     async def _recover_message(self, channel: str, message: MessageState) -> None:
-        self.leases.look_at_writer(channel, message.id, message)
+        self.leases.inspect_writer(channel, message.id, message)
         self.scheduler.look_at(channel, message.id, message)
         writer = message.writer
         if not message.is_streaming or writer is None or writer.node in (None, self.node):

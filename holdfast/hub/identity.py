@@ -2,9 +2,10 @@
 
 Layer: hub.
 
-Every operation of every transport is checked against an identity: a client id and what it may do, by
-channel pattern. Names of capabilities are part of the protocol (`docs/security.md`); new ones are welcome, none gets
-another meaning. Nothing here knows how an identity was found out: `tokens`, `tickets` and the app's own callback do.
+Each operation of each transport is checked against an identity: a client id and its capabilities by channel pattern.
+The names of capabilities are part of the protocol (`docs/security.md`): new ones may be added, and none changes its
+meaning.
+`tokens`, `tickets` and the app's own callback authenticate a caller and make its identity.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from urllib.parse import parse_qs
 from msgspec import Struct
 from msgspec.structs import force_setattr
 
-from holdfast.core.errors import Forbidden, LocalError, Unauthenticated
+from holdfast.core.errors import Forbidden, LocalError, Unauthenticated, shown
 from holdfast.core.names import check_id
 from holdfast.core.requests import Caller
 from holdfast.hub.patterns import check_pattern, matches
@@ -24,7 +25,7 @@ from holdfast.hub.patterns import check_pattern, matches
 CAPABILITIES = frozenset(
     ("subscribe", "history", "publish", "append", "presence", "command", "agent", "admin"),
 )
-# Whoever holds one of these serves others, and is trusted with more than a person can type.
+# A client with one of these serves others, and may send more than a person can type.
 TRUSTED = frozenset(("append", "agent", "admin"))
 EVERYWHERE = "*"
 _SUB = "{sub}"
@@ -35,15 +36,15 @@ Authenticate = Callable[[Scope], Awaitable["Identity | None"]]
 
 
 class Expired(Unauthenticated):
-    """Somebody was known behind this, and it is over: with a new token it goes on."""
+    """The identity behind a request has ended; a new token continues it."""
 
 
 class Identity(Struct, frozen=True, kw_only=True):
-    """Somebody, what they may do, and until when.
+    """A client id, its capabilities, and when they end.
 
     `grants` are capabilities by channel pattern; `{sub}` in a pattern is the client id. Without `grants` the
-    `capabilities` (all, if none are named) hold on every channel. Raises LocalError where a pattern or a capability is
-    none, InvalidName where `{sub}` would be filled in by what is no id.
+    `capabilities` (by default all) hold on every channel. Raises LocalError for an invalid pattern or an unknown
+    capability, InvalidName if `{sub}` would be filled with an invalid id.
     """
 
     client_id: str | None = None
@@ -60,11 +61,11 @@ class Identity(Struct, frozen=True, kw_only=True):
             name = fill_pattern(pattern, self.client_id)
             filled[name] = filled.get(name, frozenset()) | check_capabilities(capabilities, pattern)
         force_setattr(self, "grants", filled)
-        # What is granted by pattern is not granted everywhere, whatever the default says.
+        # Grants by pattern replace the default, which would hold everywhere.
         force_setattr(self, "capabilities", filled.get(EVERYWHERE, frozenset()))
 
     def has(self, capability: str, channel: str) -> bool:
-        """Is `capability` granted on `channel`?"""
+        """Return whether `capability` is granted on `channel`."""
         if capability in self.capabilities:
             return True
         grants = self.grants
@@ -73,36 +74,38 @@ class Identity(Struct, frozen=True, kw_only=True):
         return any(capability in granted and matches(pattern, channel) for pattern, granted in grants.items())
 
     def has_everywhere(self, capability: str) -> bool:
-        """Is `capability` granted on all channels?"""
+        """Return whether `capability` is granted on all channels."""
         return capability in self.capabilities
 
     def check(self, capability: str, channel: str) -> None:
-        """Raises Forbidden unless this identity holds `capability` on `channel`."""
+        """Raise Forbidden unless this identity holds `capability` on `channel`."""
         if not self.has(capability, channel):
-            raise Forbidden(f"this needs the capability {capability!r}")
+            raise Forbidden(f"this request needs the capability {capability!r}")
 
     def has_pattern(self, capability: str, pattern: str) -> bool:
-        """Is `capability` granted, by one grant, on every channel that falls under `pattern`?"""
+        """Return whether one grant gives `capability` on every channel that matches `pattern`."""
         if capability in self.capabilities:
             return True
         grants = self.grants or {}
-        # What falls under a pattern begins as it does, so a grant that has its stem has them all.
+        # Channels that match a pattern begin with its stem, so a grant that covers the stem covers them all.
         return any(
             capability in granted and (known == pattern or matches(known, pattern)) for known, granted in grants.items()
         )
 
     def check_pattern(self, capability: str, pattern: str) -> None:
-        """Raises Forbidden unless this identity holds `capability` on every channel that `pattern` names."""
+        """Raise Forbidden unless this identity holds `capability` on every channel that matches `pattern`."""
         if not self.has_pattern(capability, pattern):
-            raise Forbidden(f"this needs the capability {capability!r} on all that the pattern names")
+            raise Forbidden(
+                f"this request needs the capability {capability!r} on all channels of the pattern {shown(pattern)}"
+            )
 
     def includes(self, other: Identity) -> bool:
-        """Is everything granted that `other` is granted?"""
+        """Return whether this identity holds every grant of `other`."""
         granted = {EVERYWHERE: other.capabilities, **(other.grants or {})}
         return all(self.has_pattern(one, pattern) for pattern, names in granted.items() for one in names)
 
     def caller(self, channel: str | None = None) -> Caller:
-        """This identity as the one who asks something of `channel`; of no channel, with what it may do on all."""
+        """Return the caller of a request on `channel`; with None, its rights are those on all channels."""
         has = self.has_everywhere if channel is None else _on(self, channel)
         return Caller(
             id=self.client_id,
@@ -113,12 +116,12 @@ class Identity(Struct, frozen=True, kw_only=True):
 
     @property
     def is_trusted(self) -> bool:
-        """Does it serve others, so that no rates are counted? One such capability, wherever it holds, says so."""
+        """Return whether the client serves others, so that its rates are not counted. One such capability is enough."""
         granted = self.capabilities.union(*(self.grants or {}).values())
         return not granted.isdisjoint(TRUSTED)
 
     def is_expired(self, now_ms: int) -> bool:
-        """Is it over?"""
+        """Return whether the identity has ended."""
         return self.expires_at_ms is not None and now_ms >= self.expires_at_ms
 
 
@@ -127,37 +130,38 @@ def _on(identity: Identity, channel: str) -> Callable[[str], bool]:
 
 
 def check_capabilities(names: Iterable[str], pattern: str) -> frozenset[str]:
-    """Return `names` as a set; raises LocalError where one is no capability. A newer one must not be half believed."""
+    """Return `names` as a set. Raises LocalError for an unknown one: a newer capability must not be half granted."""
     granted = frozenset(names)
     unknown = sorted(str(name)[:50] for name in granted - CAPABILITIES)
     if unknown:
         raise LocalError(
-            f"{', '.join(map(repr, unknown))} on {pattern!r}: no such capability; there are "
+            f"grant of {', '.join(map(repr, unknown))} on {pattern!r}: no such capability; there are "
             f"{', '.join(sorted(CAPABILITIES))}"
         )
     return granted
 
 
 def fill_pattern(pattern: str, client_id: str | None) -> str:
-    """`pattern` with `{sub}` filled in. Raises LocalError where it is no pattern, InvalidName where the id is none.
+    """Return `pattern` with `{sub}` filled in. Raises LocalError for an invalid pattern, InvalidName for an invalid id.
 
-    A star directly after `{sub}` is refused, as after any other letter: an id may end in what a star may follow.
+    A star directly after `{sub}` is refused, as after any other letter: an id may end in a character that a star may
+    follow.
     """
     check_pattern(pattern.replace(_SUB, "x"))
     rest = pattern.replace(_SUB, "")
     if "{" in rest or "}" in rest:
-        raise LocalError(f"pattern {pattern!r}: only {_SUB} is filled in")
+        raise LocalError(f"pattern {pattern!r} holds braces other than {_SUB}; only {_SUB} is filled in")
     if _SUB not in pattern:
         return pattern
     return pattern.replace(_SUB, check_id(client_id, "a client id"))
 
 
 def claimed_identity(scope: Scope) -> Identity:
-    """The identity of a peer that is let in unverified: `?client=`, else anonymous."""
+    """Return the identity of an unverified peer: `?client=`, else `anonymous`."""
     claimed = parse_qs(scope.get("query_string", b"").decode("latin-1")).get("client", ["anonymous"])[0]
     return Identity(client_id=claimed[:64] or "anonymous")
 
 
 async def allow_everyone(scope: Scope) -> Identity:
-    """An `authenticate` that lets everybody in with every capability: for tests, and for networks you trust."""
+    """Give every caller every capability, unverified: an `authenticate` for tests and for trusted networks."""
     return claimed_identity(scope)

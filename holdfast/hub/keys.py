@@ -1,8 +1,10 @@
-"""Keys that tokens are verified with: each bound to the algorithms that it may be used for, and no others.
+"""Keys that verify tokens, each bound to its algorithms.
 
-You are in `hub`, below `tokens`. That binding is what makes an algorithm confused with another one impossible: a public
-key is never a secret of HMAC, whatever a token's header says, and `none` is no algorithm of any key. Safe to change:
-how keys are fetched and kept. Not safe: a key that verifies what its type does not say.
+Layer: hub, below `tokens`.
+
+The binding makes algorithm confusion impossible: a public key never serves as an HMAC secret, whichever algorithm a
+token's header names, and no key has the algorithm `none`. Safe to change: how keys are fetched and kept. Not safe: a
+key that verifies an algorithm of another type.
 """
 
 from __future__ import annotations
@@ -21,11 +23,11 @@ from urllib.parse import urljoin, urlsplit
 import jwt
 from jwt.algorithms import HMACAlgorithm, get_default_algorithms
 
-from holdfast.core.errors import Busy, LocalError
+from holdfast.core.errors import Busy, LocalError, shown, shown_url
 
 logger = logging.getLogger("holdfast.hub")
 
-# By the length a secret must have: as long as what the hash gives (RFC 7518, 3.2).
+# The least length of a secret: that of the hash (RFC 7518, 3.2).
 HMAC_BYTES = {"HS256": 32, "HS384": 48, "HS512": 64}
 RSA_ALGORITHMS = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512")
 CURVE_ALGORITHMS = {"secp256r1": "ES256", "secp384r1": "ES384", "secp521r1": "ES512"}
@@ -34,15 +36,15 @@ MIN_RSA_BITS = 2048
 
 MAX_KEYS = 100  # in a set; issuers have two or three
 MAX_SET_BYTES = 256 * 1024
-FETCH_TIMEOUT_S = 5.0  # for all of it; somebody waits at the door, who waits for ten
-FRESH_S = 600.0  # then the set is fetched anew: a key that was taken back is believed no longer than this
-STALE_S = 3600.0  # so long an issuer that cannot be reached is believed; then nobody comes in
-COOLDOWN_S = 30.0  # between two fetches, however many tokens name keys that nobody knows
+FETCH_TIMEOUT_S = 5.0  # for the whole fetch; access control waits 10 s for a verifier
+FRESH_S = 600.0  # then the set is fetched again: a revoked key is accepted no longer than this
+STALE_S = 3600.0  # the keys of an unreachable issuer are accepted this long; then every token is refused
+COOLDOWN_S = 30.0  # between two fetches, also if many tokens name unknown keys
 _MAX_REDIRECTS = 3
 
 
 class Key(NamedTuple):
-    """One key, its name if it has one, and what it may verify."""
+    """One key, its `kid` if it has one, and the algorithms that it may verify."""
 
     kid: str | None
     algorithms: frozenset[str]
@@ -53,20 +55,22 @@ class Key(NamedTuple):
 
 
 def secret_key(secret: str | bytes) -> Key:
-    """A key of a shared secret. Raises LocalError where it is too short, or is a public key by mistake."""
+    """Return the key of a shared secret. Raises LocalError if it is too short, or is a public key by mistake."""
     material = secret.encode() if isinstance(secret, str) else secret
     if len(material) < min(HMAC_BYTES.values()):
-        raise LocalError("a secret for tokens has at least 32 bytes; make one with: openssl rand -base64 48")
+        raise LocalError(
+            f"secret has {len(material)} bytes, expected at least 32 bytes; make one with: openssl rand -base64 48"
+        )
     try:
         HMACAlgorithm(HMACAlgorithm.SHA256).prepare_key(material)
     except jwt.PyJWTError:
-        # Who has the public key, which is everybody, could sign with it.
-        raise LocalError("this is a key and no secret: give it as public_key") from None
+        # Everyone has the public key, and could sign tokens with it.
+        raise LocalError("secret holds a public key; pass it as public_key instead") from None
     return Key(None, frozenset(name for name, size in HMAC_BYTES.items() if len(material) >= size), material)
 
 
 def public_keys(given: str | bytes | dict[str, Any]) -> list[Key]:
-    """The keys of a PEM, a JWK or a JWK set. Raises LocalError where there is none that could verify a token."""
+    """Return the keys of a PEM, a JWK or a JWK set. Raises LocalError if none of them could verify a token."""
     check_cryptography()
     if isinstance(given, str | bytes):
         text = given.decode(errors="replace") if isinstance(given, bytes) else given
@@ -76,31 +80,31 @@ def public_keys(given: str | bytes | dict[str, Any]) -> list[Key]:
             return [_pem_key(text)]
     found = keys_of_set(given if "keys" in given else {"keys": [given]})
     if not found:
-        raise LocalError("there is no public key in this that could verify a token")
+        raise LocalError("public_key holds no public key that could verify a token; give PEM, a JWK or a JWK set")
     return found
 
 
 def keys_of_set(given: Any) -> list[Key]:
-    """The usable keys of a JWK set; others are left out, as RFC 7517 asks. Raises LocalError where it is no set."""
+    """Return the usable keys of a JWK set; leaves out others (RFC 7517, 5). Raises LocalError for another object."""
     listed = given.get("keys") if isinstance(given, dict) else None
     if not isinstance(listed, list) or len(listed) > MAX_KEYS:
-        raise LocalError(f"a JWK set is an object with a list of at most {MAX_KEYS} keys")
+        raise LocalError(f"JWK set must be an object with a list of at most {MAX_KEYS} keys")
     return [key for one in listed if (key := _jwk_key(one)) is not None]
 
 
 def check_cryptography() -> None:
-    """Raises LocalError unless public keys can be used."""
+    """Raise LocalError unless the library for public keys is installed."""
     if "RS256" not in get_default_algorithms():
-        raise LocalError("tokens signed with public keys need: pip install 'holdfast[jwt]'")
+        raise LocalError("public keys need the cryptography library: pip install 'holdfast[jwt]'")
 
 
 def _json(text: str) -> dict[str, Any]:
     try:
         value = json.loads(text)
     except (ValueError, RecursionError):
-        raise LocalError("this begins like a JWK and is no JSON") from None
+        raise LocalError("public_key begins like a JWK but is not valid JSON") from None
     if not isinstance(value, dict):
-        raise LocalError("a JWK is an object")
+        raise LocalError(f"public_key must be a JWK object, got {shown(value)}")
     return value
 
 
@@ -109,19 +113,23 @@ def _pem_key(text: str) -> Key:
     from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
     if "PRIVATE KEY" in text:
-        raise LocalError("this is a private key; to verify tokens, give the public one, and keep this one away")
+        raise LocalError(
+            "public_key holds a private key; give the public key, and keep the private one off this server"
+        )
     try:
         material = load_pem_public_key(text.encode())
     except (ValueError, TypeError, UnsupportedAlgorithm):
-        raise LocalError("this is no public key in PEM form (-----BEGIN PUBLIC KEY-----)") from None
+        raise LocalError("public_key is not in PEM form (-----BEGIN PUBLIC KEY-----)") from None
     algorithms = _algorithms_of(material)
     if not algorithms:
-        raise LocalError("this key is of no use: RSA has at least 2048 bits, curves are P-256, P-384, P-521 or Ed25519")
+        raise LocalError(
+            "public_key has an unsupported type; use RSA with at least 2048 bits, P-256, P-384, P-521 or Ed25519"
+        )
     return Key(None, algorithms, material)
 
 
 def _jwk_key(one: Any) -> Key | None:
-    """The key of a JWK; None if it is not for verifying, is no public one, or is of a kind that we do not know."""
+    """Return the key of a JWK; None if it is not for verifying, is not public, or has an unknown type."""
     if not isinstance(one, dict) or "d" in one or one.get("use", "sig") != "sig":
         return None
     purposes = one.get("key_ops", ["verify"])
@@ -129,7 +137,7 @@ def _jwk_key(one: Any) -> Key | None:
     if not isinstance(purposes, list) or "verify" not in purposes or not isinstance(kid, str | None):
         return None
     reader = {"RSA": "RS256", "EC": "ES256", "OKP": "EdDSA"}.get(str(one.get("kty")))
-    if reader is None:  # also "oct": a secret has no place among public keys
+    if reader is None:  # also "oct": a secret does not belong among public keys
         return None
     try:
         material: Any = get_default_algorithms()[reader].from_jwk(one)
@@ -142,7 +150,7 @@ def _jwk_key(one: Any) -> Key | None:
 
 
 def _algorithms_of(material: Any) -> frozenset[str]:
-    """What a public key may verify, by its type alone."""
+    """Return the algorithms of a public key, by its type alone."""
     from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519, rsa
 
     match material:
@@ -157,18 +165,18 @@ def _algorithms_of(material: Any) -> frozenset[str]:
 
 
 class KeySet:
-    """The keys that an issuer publishes at a URL, fetched when they are needed and kept for a while.
+    """The keys that an issuer publishes at a URL, fetched on demand and kept for `FRESH_S`.
 
-    One fetch at a time, in a thread, at most one each `COOLDOWN_S`. Used from one event loop at a time.
+    It runs one fetch at a time, in a thread, at most one each `COOLDOWN_S`. Used from one event loop at a time.
     """
 
     def __init__(self, url: str, *, monotonic_s: Callable[[], float] = time.monotonic) -> None:
-        """Raises LocalError unless the URL is https, or of this machine."""
+        """Raise LocalError unless the URL is https, or http on this machine."""
         check_cryptography()
         parts = urlsplit(url)
         is_here = parts.hostname in ("localhost", "127.0.0.1", "::1")
         if not parts.hostname or not (parts.scheme == "https" or (parts.scheme == "http" and is_here)):
-            raise LocalError("keys are fetched over https; http is for this machine only")
+            raise LocalError(f"jwks_url must be an https URL (http only on this machine), got {shown_url(url)}")
         self.url = url
         self._monotonic_s = monotonic_s
         self._keys: list[Key] = []
@@ -177,15 +185,15 @@ class KeySet:
         self._fetching: asyncio.Task[None] | None = None
 
     async def keys(self, kid: str | None) -> Sequence[Key]:
-        """The keys that may have signed a token that names `kid`. Raises Busy where none are known for now."""
+        """Return the keys that may have signed a token that names `kid`. Raises Busy if the set is unavailable."""
         if self._age_s() > FRESH_S:
             fetching = self._fetch()
             if fetching is not None and self._age_s() > STALE_S:
-                await asyncio.shield(fetching)  # others wait for it, too
+                await asyncio.shield(fetching)  # concurrent callers wait for the same fetch
         if self._age_s() > STALE_S:
-            raise Busy("the keys that tokens are verified with cannot be fetched for now")
+            raise Busy(f"keys at {shown_url(self.url)} cannot be fetched at present; try again")
         found = self._named(kid)
-        if not found and kid is not None and (fetching := self._fetch()) is not None:  # the issuer may have a new one
+        if not found and kid is not None and (fetching := self._fetch()) is not None:  # the issuer may have a new key
             await asyncio.shield(fetching)
             found = self._named(kid)
         return found
@@ -197,7 +205,7 @@ class KeySet:
         return float("inf") if self._fetched_at_s is None else self._monotonic_s() - self._fetched_at_s
 
     def _fetch(self) -> asyncio.Task[None] | None:
-        """The fetch that goes on, or a new one; None where it is too soon. It never raises."""
+        """Return the running fetch, or start one; None during the cooldown. The task never raises."""
         loop = asyncio.get_running_loop()
         if self._fetching is None or self._fetching.done() or self._fetching.get_loop() is not loop:
             now_s = self._monotonic_s()
@@ -211,21 +219,15 @@ class KeySet:
         try:
             self._keys = await asyncio.to_thread(fetch_set, self.url)
         except LocalError as error:
-            logger.warning("the keys at %s are not to be had: %s", _shown(self.url), error)
+            logger.warning("keys at %s cannot be used: %s", shown_url(self.url), error)
         except Exception as error:
-            logger.warning("the keys at %s cannot be fetched: %s", _shown(self.url), type(error).__name__)
+            logger.warning("keys at %s cannot be fetched: %s", shown_url(self.url), type(error).__name__)
         else:
             self._fetched_at_s = self._monotonic_s()
 
 
-def _shown(url: str) -> str:
-    """`url` without what may be secret in it."""
-    parts = urlsplit(url)
-    return f"{parts.scheme}://{parts.hostname}{parts.path}"
-
-
 def fetch_set(url: str) -> list[Key]:
-    """Fetch a JWK set; blocks. Raises LocalError where what comes is none, OSError where nothing comes in time."""
+    """Fetch a JWK set; blocks. Raises LocalError for an unusable response, OSError if none arrives in time."""
     deadline_s = time.monotonic() + FETCH_TIMEOUT_S
     request = urllib.request.Request(url, headers={"Accept": "application/jwk-set+json, application/json"})
     opener = urllib.request.OpenerDirector()
@@ -237,42 +239,42 @@ def fetch_set(url: str) -> list[Key]:
         urllib.request.HTTPErrorProcessor,
         _SameHost,
     ):
-        opener.add_handler(handler())  # no file:, ftp: or data:, which the usual opener knows
+        opener.add_handler(handler())  # excludes file:, ftp: and data:, which the default opener accepts
     try:
-        with opener.open(request, timeout=FETCH_TIMEOUT_S) as answer:
-            body = _read(answer, deadline_s)
+        with opener.open(request, timeout=FETCH_TIMEOUT_S) as response:
+            body = _read(response, deadline_s)
     except urllib.error.HTTPError as error:
         error.close()
-        raise LocalError(f"the answer was {error.code}") from None
+        raise LocalError(f"JWKS endpoint responded with status {error.code}") from None
     except HTTPException:
-        raise LocalError("the answer was no HTTP") from None
+        raise LocalError("JWKS endpoint returned no HTTP") from None
     try:
         return keys_of_set(json.loads(body))
     except (ValueError, RecursionError):
-        raise LocalError("the answer was no JSON") from None
+        raise LocalError("JWKS endpoint returned no JSON") from None
 
 
-def _read(answer: Any, deadline_s: float) -> bytes:
-    """The body, as long as it keeps within its bounds: a server that sends a byte a second holds nobody up."""
+def _read(response: Any, deadline_s: float) -> bytes:
+    """Read the body within its bounds of bytes and time, also from a server that sends one byte a second."""
     body = b""
-    while piece := answer.read1(64 * 1024):
+    while piece := response.read1(64 * 1024):
         body += piece
         if len(body) > MAX_SET_BYTES:
-            raise LocalError(f"a JWK set has at most {MAX_SET_BYTES} bytes")
+            raise LocalError(f"JWK set is larger than expected: it may have at most {MAX_SET_BYTES} bytes")
         if time.monotonic() > deadline_s:
             raise TimeoutError
     return body
 
 
 class _SameHost(urllib.request.HTTPRedirectHandler):
-    """Follows redirects within one origin only: elsewhere somebody else would say who is believed."""
+    """Follows redirects within one origin only: another origin must not decide which tokens are accepted."""
 
     max_redirections = _MAX_REDIRECTS
 
     def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
-        """The request to go on with. Raises LocalError."""
+        """Return the request to the new address. Raises LocalError."""
         if _origin(urljoin(req.full_url, newurl)) != _origin(req.full_url):
-            raise LocalError("the answer was a redirect to another host")
+            raise LocalError(f"JWKS endpoint redirected to another origin, {shown_url(newurl)}")
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 

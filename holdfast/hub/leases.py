@@ -1,11 +1,11 @@
-"""The lease monitor: ends what nobody else ends.
+"""Expire writer leases, unanswered commands, and cancels that no writer carries out.
 
 Layer: hub.
 
-It looks at every message and command that changed, and sets deadlines: for the lease of a writer
-elsewhere, which ends as `interrupted`; for a `cancel` that no writer carries out; for a command that nobody answers.
-Deadlines are this hub's own and are not stored: after a restart a lease begins with one full term, so that a writer
-who comes back in time keeps it. What the lease monitor decides goes through the committer like any request.
+The lease monitor inspects each message and command that changed, and sets deadlines: for the lease of a remote
+writer, whose message ends as `interrupted`; for a `cancel` that no writer carries out; for a command without a reply.
+Deadlines belong to this hub and are not stored: after a restart a lease begins with one full term, so that a writer
+that reconnects in time keeps it. The lease monitor's requests go through the committer like all others.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from holdfast.hub.deadlines import Deadlines
 
 logger = logging.getLogger("holdfast.hub")
 
-CANCEL_S = 2.0  # for whoever writes to carry out a `cancel`
+CANCEL_S = 2.0  # for the writer to carry out a `cancel`
 BROKEN_S = 3.0  # what is left of a lease when its holder's socket breaks
 RETRY_S = 1.0  # after a store that failed
 
@@ -35,14 +35,14 @@ Submit = Callable[[str, str, Request, Caller, Done], None]
 
 
 class _Holder(NamedTuple):
-    """By what the writer of a message was heard of last."""
+    """The connection on which the writer of a message was last seen."""
 
-    line: Hashable  # its socket
-    is_last: bool  # and by nothing else since
+    connection: Hashable
+    is_last: bool  # the writer used no other connection since
 
 
 class LeaseMonitor:
-    """Watches over leases and commands. `submit` is the hub's."""
+    """Holds the deadlines of the leases and commands of one hub, whose `submit` carries out the requests."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, clock: Clock, deadlines: Deadlines, submit: Submit) -> None:
         self._loop = loop
@@ -50,59 +50,59 @@ class LeaseMonitor:
         self._deadlines = deadlines
         self._submit = submit
         self._leases: dict[tuple[str, str], tuple[int, float]] = {}  # generation and term in seconds
-        self._holders: dict[tuple[str, str], _Holder] = {}  # by what their writers were heard of, where that is known
+        self._holders: dict[tuple[str, str], _Holder] = {}  # where the last connection is known
 
-    def look(self, channel: Channel, keys: Iterable[str] | None) -> None:
-        """The messages and commands `keys` of `channel` changed; with None, any may have."""
+    def inspect(self, channel: Channel, keys: Iterable[str] | None) -> None:
+        """Update the deadlines of the messages and commands `keys` of `channel`; None means all."""
         state = channel.state
         if keys is None:
             keys = [*state.messages, *(command.id for command in state.pending_commands())]
         for key in keys:
             if key.startswith(COMMAND_MARK):
-                self.look_at_command(channel.name, key, state.command(key))
+                self.inspect_command(channel.name, key, state.command(key))
             else:
-                self.look_at_writer(channel.name, key, state.message(key))
+                self.inspect_writer(channel.name, key, state.message(key))
 
-    def look_at_writer(self, channel: str, key: str, message: MessageState | None) -> None:
-        """See to the lease of the message `key`, which may be gone."""
-        place = (channel, key)
+    def inspect_writer(self, channel: str, key: str, message: MessageState | None) -> None:
+        """Begin, change or drop the lease of the message `key`; None if the message no longer exists."""
+        message_key = (channel, key)
         writer = message.writer if message is not None and message.is_streaming else None
         if message is None or writer is None or writer.node is not None or not writer.lease_ms:
-            if self._leases.pop(place, None) is not None:
-                self._deadlines.drop(("lease", *place))
-                self._holders.pop(place, None)
+            if self._leases.pop(message_key, None) is not None:
+                self._deadlines.drop(("lease", *message_key))
+                self._holders.pop(message_key, None)
             return
-        lease, known = (message.generation, writer.lease_ms / 1000), self._leases.get(place)
+        lease, known = (message.generation, writer.lease_ms / 1000), self._leases.get(message_key)
         if known != lease:
-            self._leases[place] = lease
+            self._leases[message_key] = lease
             if lease[0] > 1 and (known is None or known[0] != lease[0]):
-                self._holders[place] = _Holder(None, False)  # whoever wrote before has no say in it
+                self._holders[message_key] = _Holder(None, False)  # the previous writer no longer counts
             self.renew(channel, key)
 
     def renew(self, channel: str, key: str) -> None:
-        """The writer of `key` was heard of: its lease, if it has one, begins anew."""
+        """Begin the lease of the message `key` anew, if it has one: its writer sent a request."""
         lease = self._leases.get((channel, key))
         if lease is not None:
-            self._deadlines.drop(("again", channel, key, FinishMessage))  # of an end that came in its way
+            self._deadlines.drop(("again", channel, key, FinishMessage))  # of an end that the store refused
             self._end_lease_in(channel, key, lease[1])
             if (channel, key) in self._holders:
                 self._holders[channel, key] = self._holders[channel, key]._replace(is_last=False)
 
-    def held(self, channel: str, key: str, line: Hashable) -> None:
-        """It was by the socket `line` that the writer of `key` was heard of."""
+    def held(self, channel: str, key: str, connection: Hashable) -> None:
+        """Record that the last request of the writer of `key` came over `connection`."""
         if (channel, key) in self._leases:
-            self._holders[channel, key] = _Holder(line, True)
+            self._holders[channel, key] = _Holder(connection, True)
 
-    def broken(self, channel: str, key: str, line: Hashable, *, is_late: bool = False) -> None:
-        """The socket `line` of the writer of `key` broke: a blip does not interrupt, and a crash shows soon.
+    def broken(self, channel: str, key: str, connection: Hashable, *, is_late: bool = False) -> None:
+        """Shorten the lease of the writer of `key`, whose `connection` broke, so that a crash shows soon.
 
-        Not where the writer was heard of by something else since: then it is there. `is_late`: the socket had broken
-        already when this last request of its was carried out.
+        The lease stays if the writer has used another connection since. `is_late`: the connection had broken before
+        this request was carried out.
         """
         lease, holder = self._leases.get((channel, key)), self._holders.get((channel, key))
         if lease is None:
             return
-        if holder is None or (holder.line is line and (holder.is_last or is_late)):
+        if holder is None or (holder.connection is connection and (holder.is_last or is_late)):
             self._end_lease_in(channel, key, min(lease[1], BROKEN_S))
 
     def _end_lease_in(self, channel: str, key: str, term_s: float) -> None:
@@ -112,20 +112,24 @@ class LeaseMonitor:
         lease = self._leases.get((channel, key))
         if lease is not None:
             end = FinishMessage(status="interrupted", reason="writer_gone", generation=lease[0])
-            self._ask(
-                channel, key, end, partial(self._lapse, channel, key), over=partial(self._over, channel, key, lease)
+            self._submit_as_server(
+                channel,
+                key,
+                end,
+                partial(self._lapse, channel, key),
+                finished=partial(self._lease_ended, channel, key, lease),
             )
 
-    def _over(self, channel: str, key: str, lease: tuple[int, float]) -> None:
-        """The lease has ended, also where it was somebody else who ended the message."""
+    def _lease_ended(self, channel: str, key: str, lease: tuple[int, float]) -> None:
+        """Forget the lease: its message has ended, by this request or by another one."""
         if self._leases.get((channel, key)) == lease:
             del self._leases[channel, key]
             self._holders.pop((channel, key), None)
 
-    def look_at_command(self, channel: str, key: str, command: CommandState | None) -> None:
-        """See to the end of the command `key`, which may be gone."""
+    def inspect_command(self, channel: str, key: str, command: CommandState | None) -> None:
+        """Set or drop the deadlines of the command `key`; None if the command no longer exists."""
         if command is None:
-            return  # if it was answered where it was not in memory, or its channel is gone, its end finds nothing to do
+            return  # a deadline that is still set finds the command answered or gone, and does no harm
         expires_ms = command.expires_ms
         cancel, expiry = ("cancel", channel, key, expires_ms), ("expiry", channel, key, expires_ms)
         if not command.is_open:
@@ -141,25 +145,25 @@ class LeaseMonitor:
 
     def _settle(self, channel: str, key: str, expires_ms: int, is_expired: bool) -> None:
         again = partial(self._settle, channel, key, expires_ms, is_expired)
-        self._ask(channel, key, SettleCommand(is_expired=is_expired, expires_ms=expires_ms), again)
+        self._submit_as_server(channel, key, SettleCommand(is_expired=is_expired, expires_ms=expires_ms), again)
 
-    def _ask(
+    def _submit_as_server(
         self,
         channel: str,
         key: str,
         request: Request,
         again: Callable[[], None],
-        over: Callable[[], None] = lambda: None,
+        finished: Callable[[], None] = lambda: None,
     ) -> None:
-        """Have `request` carried out as the server's; where the store fails, again later, else it is `over`."""
+        """Submit `request` as the server. Call `again` later if the store fails, else `finished`."""
 
-        def done(answer: Result | HoldfastError) -> None:
-            if isinstance(answer, HoldfastError) and answer.retry:
+        def done(result: Result | HoldfastError) -> None:
+            if isinstance(result, HoldfastError) and result.retry:
                 self._deadlines.set(("again", channel, key, type(request)), self._loop.time() + RETRY_S, again)
                 return
-            if isinstance(answer, HoldfastError):
-                logger.debug("%s of %s needed no end: %s", key, channel, answer)
-            over()
+            if isinstance(result, HoldfastError):
+                logger.debug("%s of channel %s was not ended: %s", key, channel, result)
+            finished()
 
         try:
             self._submit(channel, key, request, SERVER, done)

@@ -1,14 +1,15 @@
-"""Who is here, and what is said in passing: presence and signals of one channel.
+"""Presence and signals of one channel.
 
 Layer: hub.
 
-Nothing here is stored. Like the log it is pulled: a feed holds a position, and what changed since
-then is told joined, at most one event a member however often they came and went. What fell out of the bounds is told
-as a whole (`presence.sync`); signals that a reader did not come for in time are lost.
+Presence and signals are ephemeral: they are not stored. Like the log they are pulled: a feed holds a position and gets
+the changes since then joined, at most one event for each member. A feed that is behind the kept changes gets all
+members at once (`presence.sync`); it loses the signals that are no longer kept.
 
-Where there is a crowd (more members than are told by name, or fewer who come and go all the time), people are told as a
-whole, at most once a second: what a thousand of them do would else be thousands of events for each of a thousand
-viewers. The agents among them are still told one by one: they are few, and what they do is what people watch.
+A crowd is a channel with more members than are listed by name, or with people who constantly come and go. Changes of
+people in a crowd are sent as one `presence.sync`, at most once a second: otherwise a thousand members would cause
+thousands of events for each of a thousand viewers. Changes of agents are still sent one by one: agents are few, and
+viewers follow their state.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from typing import Literal
 
 from msgspec import Struct
 
-from holdfast.core.errors import Forbidden, TooMany
+from holdfast.core.errors import Forbidden, TooMany, shown
 from holdfast.core.events import (
     EphemeralEvent,
     Presence,
@@ -36,19 +37,19 @@ from holdfast.core.model import Json, Member
 from holdfast.core.names import client_of
 
 Kind = Literal["user", "agent"]
-NAMED = 100  # members that are told by name; of the rest only the count
-CROWD_S = 1.0  # a crowd is told once in so long
-CROWD_MOVES = 4  # so many who come and go in that time are no crowd yet, …
-CROWD_MEMBERS = 20  # … and so few are none however often they do
-OWN_MEMBERS = 100  # of one client, in one channel: its id, and that with `~` and suffixes
-KEPT_LEFT = 1_000  # times that somebody left, so that it can be told
+NAMED = 100  # members listed by name; the others are only counted
+CROWD_S = 1.0  # least time between two `presence.sync` of a crowd
+CROWD_MOVES = 4  # more people who enter or leave in that time make a crowd, …
+CROWD_MEMBERS = 20  # … unless the channel has no more members than this
+OWN_MEMBERS = 100  # of one client in one channel: its id, and its id with `~` and suffixes
+KEPT_LEFT = 1_000  # leaves that feeds can still be sent one by one
 KEPT_SIGNALS = 256
 KEPT_SIGNAL_BYTES = 64 * 1024
-MAX_CONNECTIONS = 100  # of one person; of an agent there may be as many as there are sockets
+MAX_CONNECTIONS = 100  # of one person; the sockets bound those of an agent
 
 
-class _Here(Struct):
-    """A member, and since when."""
+class _Member(Struct):
+    """A member, with the position at which it entered."""
 
     kind: Kind
     data: dict[str, Json]
@@ -57,9 +58,9 @@ class _Here(Struct):
 
 
 class PresenceState:
-    """The members of a channel. `changed` is called when there is something to tell; leases are its owner's business.
+    """The members and recent signals of a channel. It calls `changed` after each change; its owner handles leases.
 
-    `later(seconds, callback)` is the loop's `call_later`.
+    `position` rises with each change. `later(seconds, callback)` is the loop's `call_later`.
     """
 
     def __init__(
@@ -75,17 +76,19 @@ class PresenceState:
         self._limits = limits
         self._changed = changed
         self._later = later or _call_later
-        self._members: dict[str, _Here] = {}
-        self._people = 0  # of the members, those who are no agents
-        self._owned: Counter[str] = Counter()  # client → how many of these are theirs
+        self._members: dict[str, _Member] = {}
+        self._people = 0  # members that are not agents
+        self._owned: Counter[str] = Counter()  # client → its number of members
         self._is_crowd = False
-        self._is_held = False  # has a crowd done what it was not told of yet?
-        self._is_timed = False  # does a second run that says when it may be?
-        self._moves = 0  # how many people came and went in it
+        self._is_held = False  # a crowd has changes that were not sent yet
+        self._is_timed = False  # the time until the next `presence.sync` runs
+        self._moves = 0  # people who entered or left in that time
         self._changes: OrderedDict[str, int] = OrderedDict()  # member → position of the last change
-        self._stays: defaultdict[str, list[tuple[int, int]]] = defaultdict(list)  # member → when they came and left
-        self._left: deque[str] = deque()  # the members of these stays, in the order in which they left
-        self._floor = 0  # who has seen less is told all
+        self._stays: defaultdict[str, list[tuple[int, int]]] = defaultdict(
+            list
+        )  # member → positions of enter and leave
+        self._left: deque[str] = deque()  # the members of these stays, in order of leaving
+        self._floor = 0  # a feed below it gets all members
         self._signals: deque[tuple[int, Signal, int]] = deque()
         self._signal_bytes = 0
 
@@ -93,19 +96,19 @@ class PresenceState:
         return len(self._members)
 
     def close(self) -> None:
-        """Tell of no change any more, and hold on to nobody who was told."""
-        self._changed = _nobody
+        """Stop notifying and drop the callback reference."""
+        self._changed = _ignore
 
     @property
     def has_people(self) -> bool:
-        """Is anybody here who came by themselves? (An agent is everywhere.)"""
+        """Return whether a person is present. (Agents are members of each channel of their pattern.)"""
         return self._people > 0
 
     def enter(self, member_id: str, kind: Kind, connection: Hashable, data: dict[str, Json] | None = None) -> None:
-        """`member_id` is here by `connection`; `data` replaces what was known, None leaves it.
+        """Enter `member_id` by `connection`; `data` replaces the member's data, None keeps it.
 
-        Raises TooMany, and Forbidden where a person would be one with an agent. An agent is never one too many: what
-        people take up of a channel must not hide who answers in it.
+        Raises TooMany, and Forbidden if a person would enter under an agent's id. Agents are not limited: a full
+        channel must not hide the agent that answers in it.
         """
         here = self._members.get(member_id)
         if here is None:
@@ -113,29 +116,36 @@ class PresenceState:
                 self._check_room(member_id)
                 self._people += 1
                 self._owned[client_of(member_id)] += 1
-            here = self._members[member_id] = _Here(kind, data or {}, 0, {connection: None})
+            here = self._members[member_id] = _Member(kind, data or {}, 0, {connection: None})
             self._note(member_id, kind, is_move=True)
             here.entered = self.position
             return
         if here.kind != kind:
-            if kind == "user":  # or anybody of that name could say what the agent does
-                raise Forbidden(f"{member_id!r} is an agent here")
-            here.kind, here.connections = kind, {}  # nor does a person of that name keep it here when it is gone
+            if kind == "user":  # a person must not change the state that an agent shows
+                raise Forbidden(f"member id {shown(member_id)} is an agent's in this channel; enter under another id")
+            here.kind, here.connections = kind, {}  # a person's connection must not keep the agent present
             self._forget_person(member_id)
         is_new = connection not in here.connections
         if is_new and kind == "user" and len(here.connections) >= MAX_CONNECTIONS:
-            raise TooMany(f"a member has at most {MAX_CONNECTIONS} connections", limit=MAX_CONNECTIONS)
+            raise TooMany(
+                f"member {shown(member_id)} has {MAX_CONNECTIONS} connections, which is the limit",
+                limit=MAX_CONNECTIONS,
+            )
         here.connections[connection] = None
         if is_new or (data is not None and data != here.data):
             here.data = here.data if data is None else data
             self._note(member_id, kind)
 
     def _check_room(self, member_id: str) -> None:
-        """Raises TooMany where there is no room for one more person, or for one more of that client."""
-        if self._people >= self._limits.members:
-            raise TooMany(f"a channel has at most {self._limits.members} members", limit=self._limits.members)
+        """Raise TooMany if the channel, or the client of `member_id`, has as many members as it may."""
+        limit = self._limits.members
+        if self._people >= limit:
+            raise TooMany(f"channel has {self._people} members, the limit is {limit}", limit=limit)
         if self._owned[client_of(member_id)] >= OWN_MEMBERS:
-            raise TooMany(f"a client is at most {OWN_MEMBERS} members of a channel", limit=OWN_MEMBERS)
+            raise TooMany(
+                f"client {shown(client_of(member_id))} has {OWN_MEMBERS} members in this channel, which is the limit",
+                limit=OWN_MEMBERS,
+            )
 
     def _forget_person(self, member_id: str) -> None:
         client = client_of(member_id)
@@ -145,14 +155,14 @@ class PresenceState:
             del self._owned[client]
 
     def update(self, member_id: str, data: dict[str, Json]) -> None:
-        """New data of somebody who is here; of somebody who is not, nothing."""
+        """Set the data of a member; does nothing if it is not present."""
         here = self._members.get(member_id)
         if here is not None and here.data != data:
             here.data = data
             self._note(member_id, here.kind)
 
     def disconnect(self, member_id: str, connection: Hashable) -> bool:
-        """One connection of a member is gone. True if it was the last: after a grace, `remove` follows."""
+        """Remove one connection of a member. Return True if it was the last; the caller then calls `remove` later."""
         here = self._members.get(member_id)
         if here is None or connection not in here.connections:
             return False
@@ -162,7 +172,7 @@ class PresenceState:
         return not here.connections
 
     def remove(self, member_id: str) -> None:
-        """The member leaves, unless they are connected again."""
+        """Remove a member, unless it has a connection again."""
         here = self._members.get(member_id)
         if here is None or here.connections:
             return
@@ -172,7 +182,7 @@ class PresenceState:
         self._note(member_id, here.kind, entered=here.entered, is_move=True)
 
     def signal(self, signal: Signal) -> None:
-        """Say something to those who are here now."""
+        """Send a signal to the current feeds."""
         size = len(encode_json(signal))
         self.position += 1
         self._signals.append((self.position, signal, size))
@@ -182,20 +192,20 @@ class PresenceState:
         self._changed()
 
     def member(self, member_id: str) -> Member | None:
-        """Somebody who is here."""
+        """Return a member, or None if it is not present."""
         here = self._members.get(member_id)
         if here is None:
             return None
         return Member(id=member_id, kind=here.kind, data=here.data, connections=max(1, len(here.connections)))
 
     def presence(self) -> Presence:
-        """Who is here: agents and the first comers by name, and how many."""
+        """Return the members: agents first, then in order of entry, at most `NAMED`, with the count of all."""
         agents_first = sorted(self._members, key=lambda one: self._members[one].kind)
         named = [self.member(one) for one in agents_first[:NAMED]]
         return Presence(members=[one for one in named if one is not None], count=len(self._members))
 
     def since(self, position: int) -> list[EphemeralEvent]:
-        """What changed since `position`, joined."""
+        """Return the changes since `position`, joined, and the signals."""
         events: list[EphemeralEvent] = []
         if position < self._floor:
             now = self.presence()
@@ -220,7 +230,7 @@ class PresenceState:
         return PresenceUpdate(member=member)
 
     def _was_here(self, member_id: str, position: int) -> bool:
-        """Was it told up to `position` that the member is here? They may have left and come back since, and left."""
+        """Return whether a feed at `position` shows the member. It may have left, returned, and left again since."""
         return any(entered <= position < left for entered, left in self._stays.get(member_id, ()))
 
     def _forget_stay(self, member_id: str) -> None:
@@ -232,10 +242,10 @@ class PresenceState:
             if member_id not in self._members:
                 self._changes.pop(member_id, None)
 
-    # What is told when
+    # Notifying
 
     def _note(self, member_id: str, kind: Kind, *, entered: int | None = None, is_move: bool = False) -> None:
-        """Something is new of a member: tell it, or hold it back. `entered`: they left, and were here since then."""
+        """Record a change of a member, and notify now or later. `entered`: the member left, and had entered there."""
         if is_move and kind == "user" and len(self._members) > CROWD_MEMBERS:
             self._moves += 1
             self._run_second()
@@ -243,7 +253,7 @@ class PresenceState:
         if self._is_crowd and kind == "user":
             self._is_held = True
             if not self._is_timed:
-                self._tell_crowd()
+                self._sync_crowd()
             return
         self.position += 1
         self._changes[member_id] = self.position
@@ -268,22 +278,22 @@ class PresenceState:
         self._is_crowd = self._is_crowd and self._is_crowded()
         self._moves = 0
         if self._is_held:
-            self._tell_crowd()
+            self._sync_crowd()
 
-    def _tell_crowd(self) -> None:
-        """Tell everybody who is here; what comes within the next second is held back."""
+    def _sync_crowd(self) -> None:
+        """Send all members to all feeds; hold back the changes of the next second."""
         self._is_held = False
         self._run_second()
         self.position += 1
-        self._floor = self.position  # whoever has seen less is told all, so nobody's way here need be known
+        self._floor = self.position  # every feed gets all members, so the kept changes are not needed
         self._changes.clear()
         self._stays.clear()
         self._left.clear()
         self._changed()
 
 
-def _nobody() -> None:
-    """Whom a closed presence_state tells."""
+def _ignore() -> None:
+    """Do nothing: the callback after `close`."""
 
 
 def _call_later(delay_s: float, callback: Callable[[], None]) -> object:

@@ -1,11 +1,11 @@
-"""Rates and counts of clients: one that does not serve others may ask so much, and no more.
+"""Rates and counts that bound a client without a serving capability.
 
 Layer: hub.
 
-Somebody with `append`, `agent` or `admin` writes tokens all day and is bounded in bytes alone
-(`core.limits`); people and their pages are counted here, by client id, over all of a client's connections. Time is an
-argument of the constructor. What is remembered is bounded: a client that has done nothing for a while is as one that
-was never seen, so forgetting it changes nothing.
+A client with `append`, `agent` or `admin` writes tokens all day and is bounded in bytes alone (`core.limits`). Other
+clients, which are people and their pages, are counted here by client id over all their connections. Time is an argument
+of the constructor. The number of counted clients is bounded: a client that was idle for a while counts like a new one,
+so forgetting it changes no decision.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from holdfast.core.errors import TooMany
+from holdfast.core.errors import TooMany, shown
 from holdfast.hub.identity import Identity
 
-MAX_CLIENTS = 100_000  # remembered at once; about 500 bytes each
+MAX_CLIENTS = 100_000  # counted at once; about 500 bytes each
 HOUR_S = 3600.0
 
 
@@ -27,13 +27,13 @@ class ClientLimits:
     """What one client with neither `append`, `agent` nor `admin` may do."""
 
     client_connections: int = 20  # streams, polls and sockets, open at once
-    client_requests: int = 50  # a second; twice as many at once, which is what a socket's channels need to come back
+    client_requests: int = 50  # a second; twice as many at once, which a socket's channels need to attach again
     client_signals: int = 20  # a second
-    client_channels: int = 1_000  # begun in an hour
+    client_channels: int = 1_000  # created in an hour
 
 
 class _Bucket:
-    """So many at once, and so many a second again."""
+    """A token bucket: `level` refills it, `take` takes one token."""
 
     __slots__ = ("_at_s", "_level")
 
@@ -42,18 +42,18 @@ class _Bucket:
         self._at_s = now_s
 
     def level(self, size: float, per_s: float, now_s: float) -> float:
-        """How many may be taken now."""
+        """Refill the bucket and return how many tokens it holds."""
         self._level = min(size, self._level + max(0.0, now_s - self._at_s) * per_s)
         self._at_s = now_s
         return self._level
 
     def take(self) -> None:
-        """Take one; `level` was asked before."""
+        """Take one token. Call `level` first."""
         self._level -= 1
 
 
 class _Client:
-    """What one client has done of late."""
+    """The counts of one client."""
 
     __slots__ = ("channels", "connections", "requests", "signals")
 
@@ -65,7 +65,7 @@ class _Client:
 
 
 class ConnectionSlot:
-    """One connection among those that a client may have; `leave` gives it back."""
+    """One of the connections that a client may hold; `leave` gives it back."""
 
     __slots__ = ("_client",)
 
@@ -73,35 +73,37 @@ class ConnectionSlot:
         self._client = client
 
     def leave(self) -> None:
-        """Give the slot back. A second call does nothing."""
+        """Give the slot back. A second call has no effect."""
         if self._client is not None:
             self._client.connections -= 1
             self._client = None
 
 
 class Rates:
-    """Counts what clients do. `request`, `signal` and `connect` raise TooMany, and count nothing then."""
+    """Counts the requests, signals, connections and new channels of clients. A call that raises TooMany counts none."""
 
     def __init__(self, limits: ClientLimits | None = None, *, now_s: Callable[[], float] = time.monotonic) -> None:
         self.limits = limits or ClientLimits()
         self._now_s = now_s
-        self._clients: OrderedDict[str, _Client] = OrderedDict()  # whoever was seen last stands last
+        self._clients: OrderedDict[str, _Client] = OrderedDict()  # the latest active client is last
 
     def __len__(self) -> int:
         return len(self._clients)
 
     def request(self, identity: Identity, peer: str = "") -> None:
-        """A request, or a frame of a socket, came. `peer` is the address, by which those without an id are known."""
+        """Count a request, or a frame of a socket. `peer` is the address, which identifies a client without an id."""
         client = self._client(identity, peer)
         if client is None:
             return
         limit = self.limits.client_requests
         if client.requests.level(2 * limit, limit, self._now_s()) < 1:
-            raise TooMany(f"a client may ask {limit} times a second", limit=limit)
+            raise TooMany(
+                f"client {_name(identity, peer)} has sent {limit} requests in a second, which is the limit", limit=limit
+            )
         client.requests.take()
 
     def signal(self, identity: Identity, peer: str = "") -> None:
-        """A signal is to be told."""
+        """Count a signal."""
         client = self._client(identity, peer)
         if client is None:
             return
@@ -109,11 +111,13 @@ class Rates:
         if client.signals is None:
             client.signals = _Bucket(limit, now_s)
         if client.signals.level(limit, limit, now_s) < 1:
-            raise TooMany(f"a client may signal {limit} times a second", limit=limit)
+            raise TooMany(
+                f"client {_name(identity, peer)} has sent {limit} signals in a second, which is the limit", limit=limit
+            )
         client.signals.take()
 
     def may_begin(self, identity: Identity, peer: str = "") -> bool:
-        """May a channel begin with what is asked? Counts nothing: it may not come to that. Never raises."""
+        """Return whether the client may create one more channel. It counts none, since the request may still fail."""
         client = self._client(identity, peer)
         if client is None or client.channels is None:
             return True
@@ -121,7 +125,7 @@ class Rates:
         return client.channels.level(limit, limit / HOUR_S, self._now_s()) >= 1
 
     def began(self, identity: Identity, peer: str = "") -> None:
-        """A channel has begun: the first entry of its life is stored. Never raises: it is fact."""
+        """Count a new channel, whose first entry is stored. Never raises: the entry is already fact."""
         client = self._client(identity, peer)
         if client is None:
             return
@@ -132,21 +136,23 @@ class Rates:
         client.channels.take()
 
     def connect(self, identity: Identity, peer: str = "") -> ConnectionSlot:
-        """A stream, a poll or a socket begins; it must leave its slot at its end."""
+        """Return a slot for a stream, poll or socket; its owner must call `leave` at the end."""
         client = self._client(identity, peer)
         if client is None:
             return ConnectionSlot(None)
         limit = self.limits.client_connections
         if client.connections >= limit:
-            raise TooMany(f"a client has at most {limit} connections", limit=limit)
+            raise TooMany(
+                f"client {_name(identity, peer)} has {limit} open connections, which is the limit", limit=limit
+            )
         client.connections += 1
         return ConnectionSlot(client)
 
     def _client(self, identity: Identity, peer: str) -> _Client | None:
-        """The client behind `identity`; None if it is not counted."""
+        """Return the counts of the client behind `identity`; None if it is not counted."""
         if identity.is_trusted:
             return None
-        # An id has no slash, so no client can take an address for its name.
+        # An id has no slash, so no client can use an address as its name.
         name = identity.client_id if identity.client_id is not None else f"/{peer}"
         client = self._clients.get(name)
         if client is None:
@@ -157,8 +163,13 @@ class Rates:
         return client
 
     def _make_room(self) -> None:
-        """Forget whoever was not seen for longest. One that is connected is not forgotten: its slots are counted."""
+        """Forget the client that was idle longest. A connected client is kept: its slots are counted."""
         for _ in range(len(self._clients) - MAX_CLIENTS + 1):
             name, client = self._clients.popitem(last=False)
             if client.connections:
                 self._clients[name] = client
+
+
+def _name(identity: Identity, peer: str) -> str:
+    """Return the name of a client for messages: its id, or its address."""
+    return shown(identity.client_id if identity.client_id is not None else peer)

@@ -605,7 +605,7 @@ async def test_an_issuer_that_is_away_is_believed_for_an_hour_and_then_nobody_co
     time.now_s += 3599
     assert (await fetching.verify_token(named("one"))).client_id == "ada"
     await settled(fetching)
-    assert "the answer was 500" in caplog.text
+    assert "responded with status 500" in caplog.text
     time.now_s += 32
     with pytest.raises(Busy):
         await fetching.verify_token(named("one"))
@@ -682,7 +682,7 @@ async def test_an_issuer_that_is_not_there_is_named_in_the_log_without_what_its_
     found = KeySet("http://user:password@127.0.0.1:9/keys?key=hidden", monotonic_s=time)
     with pytest.raises(Busy):
         await found.keys("one")
-    assert "http://127.0.0.1/keys cannot be fetched" in caplog.text
+    assert "keys at 'http://127.0.0.1:9/keys' cannot be fetched" in caplog.text
     assert "password" not in caplog.text
     assert "hidden" not in caplog.text
 
