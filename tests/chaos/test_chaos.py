@@ -71,7 +71,7 @@ def test_the_command_that_a_failure_tells_plays_the_same_again(
     monkeypatch.setattr("chaos.__main__.run", play)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     assert main(["kill", "--seed", "7", "--rounds", "3", *size]) == 1
-    again = re.search(r"-- again: python -m holdfast\.testing\.chaos (.*)", capsys.readouterr().out)
+    again = re.search(r"-- again: python -m chaos (.*)", capsys.readouterr().out)
     assert again is not None
     assert main(again[1].split()) == 1
     assert played == [("kill", 7, Scale.small(3) if size else Scale(3))] * 2

@@ -441,13 +441,13 @@ def a_create_says_to_go_on_from_later(patch: pytest.MonkeyPatch) -> None:
 
 def a_repeat_gets_the_newest_serial(patch: pytest.MonkeyPatch) -> None:
     """It is stored, and this is how far the message is."""
-    repeated = decisions._repeated
+    repeated = decisions._earlier_decision
 
     def newest(message: MessageState, request: str | None) -> Decision | None:
         known = repeated(message, request)
         return replace(known, serial=message.version) if known is not None else None
 
-    patch.setattr(decisions, "_repeated", newest)
+    patch.setattr(decisions, "_earlier_decision", newest)
 
 
 # -- hooks -----------------------------------------------------------------------------------------------------------

@@ -91,7 +91,7 @@ def test_a_run_that_hangs_tells_its_story_and_hangs_again(monkeypatch: pytest.Mo
     monkeypatch.setattr(watchdog, "BUSY_TICK_S", 0.1)  # no step of a whole hub takes half a second
     first, second = World(0).run(), World(0).run()
     assert "does not come to its end" in str(first.violation)
-    assert any("planted.py" in line and "while not channel.is_ready" in line for line in first.lines)
+    assert any("mutants.py" in line and "while not channel.is_ready" in line for line in first.lines)
     assert (str(first.violation), first.digest) == (str(second.violation), second.digest)
 
 
