@@ -23,7 +23,7 @@ class Heard:
         self.members: dict[str, Json] = {}
         self.pending: dict[str, Json] = {}  # commands that wait for an answer
         self.commands: dict[str, Json] = {}  # all that were ever told
-        self.owed: set[str] = set()  # commands whose answer has to be told yet: a new start leaves others out
+        self.missing: set[str] = set()  # commands whose answer has to be told yet: a new start leaves others out
         self.replies: dict[str, Json] = {}
         self.signals: list[Json] = []
         self.left: list[str] = []  # who was said to leave
@@ -53,13 +53,13 @@ class Heard:
         """This is the answer to a command: the one that counts, wherever and however often it is told."""
         self._same(self.replies, reply["id"], reply, "reply")
         self.pending.pop(reply["id"], None)
-        self.owed.discard(reply["id"])
+        self.missing.discard(reply["id"])
 
     def forget(self) -> None:
         """The page is loaded anew."""
         self.members.clear()
         self.pending.clear()
-        self.owed.clear()
+        self.missing.clear()
 
     def differences(self, members: Iterable[str]) -> list[str]:
         """How who is shown differs from who is here, and whether something seems to wait still."""
@@ -68,14 +68,14 @@ class Heard:
             *(f"{id} is shown, and is not here" for id in sorted(self.members.keys() - expected)),
             *(f"{id} is here, and is not shown" for id in sorted(expected - self.members.keys())),
             *(f"command {id} seems to wait for its answer" for id in sorted(self.pending)),
-            *(f"command {id} was told of, and its answer never" for id in sorted(self.owed - self.pending.keys())),
+            *(f"command {id} was told of, and its answer never" for id in sorted(self.missing - self.pending.keys())),
         ]
 
     def _attached(self, event: Json) -> None:
         self._here((event.get("presence") or {}).get("members", []))
         self.pending = {}
         if not event["resumed"]:
-            self.owed.clear()
+            self.missing.clear()
         for command in event.get("commands", []):
             self._command(command)
 
@@ -86,7 +86,7 @@ class Heard:
         self._same(self.commands, command["id"], command, "command")
         if command["id"] not in self.replies:
             self.pending[command["id"]] = command
-            self.owed.add(command["id"])
+            self.missing.add(command["id"])
 
     def _same(self, known: dict[str, Json], id: str, told: Json, what: str) -> None:
         before = known.setdefault(id, told)

@@ -387,7 +387,7 @@ def check_writers(life: Life, node: str) -> None:
             raise Violation(f"{life.channel}: {message.id} streams still, though its writer died with {writer.node}")
 
 
-def roster_of(hub: HubCore, channel: str) -> Presence:
+def members_of(hub: HubCore, channel: str) -> Presence:
     """Who is in `channel`, as `hub` knows it."""
     runtime = hub._runtime
     live = runtime.channels.get(channel) if runtime is not None and not runtime.is_over else None

@@ -86,11 +86,11 @@ class HookRecorder:
 
     def __init__(self, world: World, plans: Iterable[HookPlan]) -> None:
         self._world = world
-        self._ears = [Ear(plan, world.truth) for plan in plans]
+        self._recorder = [Ear(plan, world.truth) for plan in plans]
 
     def register(self, hub: Hub, process: Process, draw: Random) -> None:
         """A life of the hub begins, with these hooks from its start or from some time later."""
-        for ear in self._ears:
+        for ear in self._recorder:
             if draw.random() < ear.plan.late_chance:
                 started = asyncio.Event()
                 hub.on_start(started.set)
@@ -101,17 +101,17 @@ class HookRecorder:
 
     def stored(self, values: Mapping[str, bytes | None]) -> None:
         """The store took notes. Raises Violation."""
-        for ear in self._ears:
+        for ear in self._recorder:
             ear.noted(values)
 
     def power_was_lost(self, notes: Mapping[str, bytes]) -> None:
         """Only `notes` are left."""
-        for ear in self._ears:
+        for ear in self._recorder:
             ear.recalled(notes)
 
     def missing(self, channels: Iterable[str]) -> list[str]:
         """What is due to hooks, and was never told to its end."""
-        return [one for ear in self._ears for one in ear.missing(channels)]
+        return [one for ear in self._recorder for one in ear.missing(channels)]
 
     async def _register_late(
         self, hub: Hub, process: Process, ear: Ear, started: asyncio.Event, after_s: float

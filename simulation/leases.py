@@ -2,7 +2,7 @@
 
 Layer: simulation.
 
-What a pen writes says which generation wrote it and where it belongs (`truth.marks`), so that
+What an attempt writes says which generation wrote it and where it belongs (`truth.marks`), so that
 the truth sees at once whose text was stored. Whoever knows of a takeover and is not refused has found a mistake.
 """
 
@@ -45,34 +45,34 @@ class Leaser(Author):
         await self.write(self.draw.choice(self.world.channels))
 
     async def write(self, channel: str) -> None:
-        pen = Pen(self, channel, self.new_id(), self.name, 1)
+        attempt = WriteAttempt(self, channel, self.new_id(), self.name, 1)
         try:
-            await pen.begin()
-            await pen.write(self.draw.randrange(1, 8))
-            await self._end(pen)
+            await attempt.begin()
+            await attempt.write(self.draw.randrange(1, 8))
+            await self._end(attempt)
         except Refused as refused:
-            self.world.trace.add(f"{self.name} has to leave {pen.message_id}: {refused.code}")
+            self.world.trace.add(f"{self.name} has to leave {attempt.message_id}: {refused.code}")
         finally:
-            pen.leave()
+            attempt.leave()
 
-    async def _end(self, pen: Pen) -> None:
+    async def _end(self, attempt: WriteAttempt) -> None:
         match self.draw.choice(("finish", "vanish", "vanish", "hole", "silent", "fenced", "fenced")):
             case "finish":
-                await pen.finish(self.draw.choice(("complete", "failed")))
+                await attempt.finish(self.draw.choice(("complete", "failed")))
                 return
             case "vanish":
-                pen.leave()
+                attempt.leave()
             case "hole":
-                pen.vanish()
+                attempt.vanish()
             case "silent":
-                await pen.rest(pen.term_s * 1.5)
+                await attempt.rest(attempt.term_s * 1.5)
             case "fenced":
-                await self._fence(pen)
+                await self._fence(attempt)
                 return
         if self.draw.random() < 0.6:
-            await self._succeed(pen)
+            await self._succeed(attempt)
 
-    async def _succeed(self, before: Pen) -> Pen:
+    async def _succeed(self, before: WriteAttempt) -> WriteAttempt:
         """Somebody else waits until the message is interrupted, and goes on."""
         begun_s = self.world.loop.time()
         path = f"/v1/channels/{before.channel}/messages/{before.message_id}"
@@ -88,38 +88,40 @@ class Leaser(Author):
             await self.pause(0.5, 2.0)
         return await self._take_over(before)
 
-    async def _take_over(self, before: Pen) -> Pen:
-        pen = Pen(self, before.channel, before.message_id, self.draw.choice(self.others), before.generation + 1)
-        pen.begun = before.begun
+    async def _take_over(self, before: WriteAttempt) -> WriteAttempt:
+        attempt = WriteAttempt(
+            self, before.channel, before.message_id, self.draw.choice(self.others), before.generation + 1
+        )
+        attempt.begun = before.begun
         try:
-            await pen.take_over()
-            await pen.rest(self.draw.choice((0.0, pen.term_s / 2)))
-            await pen.write(self.draw.randrange(4))
+            await attempt.take_over()
+            await attempt.rest(self.draw.choice((0.0, attempt.term_s / 2)))
+            await attempt.write(self.draw.randrange(4))
             if self.draw.random() < 0.7:
-                await pen.finish("complete")
+                await attempt.finish("complete")
         finally:
-            pen.leave()
-        return pen
+            attempt.leave()
+        return attempt
 
-    async def _fence(self, pen: Pen) -> None:
+    async def _fence(self, attempt: WriteAttempt) -> None:
         """Somebody else takes over, and the one before goes on all the same: it must be refused."""
-        await pen.rest(self.draw.choice((0.0, 0.0, pen.term_s + 1.0)))
-        successor = await self._take_over(pen)  # everybody is `admin` here, so it need not be interrupted
-        if self.is_excused(pen.channel, pen.begun):
+        await attempt.rest(self.draw.choice((0.0, 0.0, attempt.term_s + 1.0)))
+        successor = await self._take_over(attempt)  # everybody is `admin` here, so it need not be interrupted
+        if self.is_excused(attempt.channel, attempt.begun):
             return
-        for deed in (partial(pen.append, 1), pen.renew, partial(pen.finish, "complete")):
+        for deed in (partial(attempt.append, 1), attempt.renew, partial(attempt.finish, "complete")):
             try:
                 await deed()
             except Refused:
                 continue
-            if not self.is_excused(pen.channel, pen.begun):
+            if not self.is_excused(attempt.channel, attempt.begun):
                 raise Violation(
-                    f"{self.name} of generation {pen.generation} was let in to {pen.message_id} after a takeover by "
+                    f"{self.name} of generation {attempt.generation} wrote to {attempt.message_id} after a takeover by "
                     f"generation {successor.generation}"
                 )
 
 
-class Pen:
+class WriteAttempt:
     """One generation's hand on a message. Asks until it is answered, over a socket or over HTTP."""
 
     def __init__(self, author: Leaser, channel: str, message_id: str, name: str, generation: int) -> None:

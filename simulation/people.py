@@ -16,7 +16,7 @@ from holdfast.core.names import command_key
 from holdfast.hub import presence_state
 from holdfast.hub.presence import GRACE_S
 from simulation.actors import AWAY_STATUS, Author, Person, Reply, asks_by_socket
-from simulation.checks import Eye, roster_of
+from simulation.checks import Eye, members_of
 from simulation.clock import Process
 from simulation.line import ANSWER_S, Line
 from simulation.network import Lost
@@ -97,7 +97,7 @@ class Member(Person):
 
         def is_shown(eye: Eye, process: Process) -> bool:
             node = next(node for node in self.world.nodes if node.process is process)
-            here = [one for one in roster_of(node.hub, self.channel).members if one.id == self.name]
+            here = [one for one in members_of(node.hub, self.channel).members if one.id == self.name]
             is_latest = self._changes == change and any(one.data == data for one in here)
             return not is_latest or any(one.data == data for one in eye.view.members() if one.id == self.name)
 

@@ -32,7 +32,7 @@ from simulation.checks import (
     check_refusal,
     check_serial,
     decoded_events,
-    roster_of,
+    members_of,
 )
 from simulation.clock import Process
 from simulation.line import ANSWER_S, SILENCE_S, Frame
@@ -79,7 +79,7 @@ class Viewer(Person):
 
     def _shows_who_is_at(self, node: Node) -> bool:
         for channel, eye in self.eyes.items():
-            here = roster_of(node.hub, channel)
+            here = members_of(node.hub, channel)
             members = sorted(eye.view.members(), key=lambda one: one.id)
             if members != sorted(here.members, key=lambda one: one.id) or eye.view.count != here.count:
                 return False

@@ -28,7 +28,7 @@ from holdfast.hub.subscription import take
 from holdfast.hub.writer import MessageWriter
 from simulation.actors import Author, Careless, Editor, Insider, Person, Piper, Remote, Steady
 from simulation.bounds import Bounds
-from simulation.checks import check_empty, check_nobody_is_forgotten, check_writers, roster_of
+from simulation.checks import check_empty, check_nobody_is_forgotten, check_writers, members_of
 from simulation.clock import Process, SimClock, Stuck, VirtualLoop
 from simulation.faults import FaultModel
 from simulation.hooks import HookPlan, HookRecorder, is_expected
@@ -613,7 +613,7 @@ class World:
         agents |= {worker.name for worker in workers if worker.is_connected}
         for node in self.nodes:
             for channel in self.channels:
-                here = {(member.kind, member.id) for member in roster_of(node.hub, channel).members}
+                here = {(member.kind, member.id) for member in members_of(node.hub, channel).members}
                 people = {("user", one.name) for one in members if one.node is node and one.channel == channel}
                 # A channel that is not in memory shows its agents to whoever comes.
                 if {one for one in here if one[0] == "user"} != people:

@@ -72,11 +72,11 @@ class MessageWriter:
         "_live",
         "_longest",
         "_parts",
-        "_pen_part",
         "_queue",
         "_requests",
         "_retry",
         "_surrogates",
+        "_surrogates_part",
         "_text_parts",
         "_texts",
         "_texts_part",
@@ -112,7 +112,7 @@ class MessageWriter:
         self._is_unopened = False  # the text part opens with the first text that is stored
         self._parts = 0
         self._surrogates = SurrogateJoiner()
-        self._pen_part = 0  # the part whose text the surrogates holds half a character of
+        self._surrogates_part = 0  # the part whose text the surrogates holds half a character of
         self._queue: deque[Request] = deque()  # accepted and not yet in flight
         self._texts: list[str] = []  # text that gathers for the queue's last append
         self._texts_part = 0
@@ -376,15 +376,15 @@ class MessageWriter:
 
     def _join_halves(self, text: str, index: int) -> str:
         """`text` with what was held back before it, less half a surrogate pair at its end."""
-        if self._pen_part != index:
+        if self._surrogates_part != index:
             self._let_go_of_held()
-            self._pen_part = index
+            self._surrogates_part = index
         return self._surrogates.write(text)
 
     def _let_go_of_held(self) -> None:
         """The other half never came."""
         if rest := self._surrogates.end():
-            self._accept(rest, self._pen_part)
+            self._accept(rest, self._surrogates_part)
 
     def _accept(self, text: str, index: int) -> None:
         if self._texts and self._texts_part != index:

@@ -277,8 +277,8 @@ class _Link:
                 _end(sock, is_orderly=self._is_orderly)
 
 
-async def _pump(source: socket.socket, sink: socket.socket, way: _Way) -> None:
-    """Carry bytes from `source` to `sink` until the end, then end that direction too."""
+async def _pump(source: socket.socket, target: socket.socket, way: _Way) -> None:
+    """Carry bytes from `source` to `target` until the end, then end that direction too."""
     loop = asyncio.get_running_loop()
     free_at_s = loop.time()
     while True:
@@ -293,19 +293,19 @@ async def _pump(source: socket.socket, sink: socket.socket, way: _Way) -> None:
         if way.bytes_per_s is not None:
             free_at_s = max(free_at_s, loop.time()) + len(data) / way.bytes_per_s
             await asyncio.sleep(free_at_s - loop.time())
-        await _send(sink, data, way)
-    sink.shutdown(socket.SHUT_WR)
+        await _send(target, data, way)
+    target.shutdown(socket.SHUT_WR)
 
 
-async def _send(sink: socket.socket, data: bytes, way: _Way) -> None:
+async def _send(target: socket.socket, data: bytes, way: _Way) -> None:
     rest = memoryview(data)
     while rest:
-        await _writable(sink)
+        await _writable(target)
         if not way.open.is_set():
             await way.open.wait()
             continue
         try:
-            sent = sink.send(rest[: way.limit(len(rest))])
+            sent = target.send(rest[: way.limit(len(rest))])
         except BlockingIOError:
             continue
         rest = rest[sent:]

@@ -347,7 +347,7 @@ def test_a_member_is_the_client_or_one_of_its_own() -> None:
 
 
 def test_whoever_comes_and_goes_again_and_again_is_told_as_what_they_are_to_the_viewer() -> None:
-    presence_state = new_roster()
+    presence_state = new_state()
     presence_state.enter("ann", "user", 0)
     here = presence_state.position
     presence_state.disconnect("ann", 0)
@@ -368,7 +368,7 @@ def test_from_every_position_a_view_is_brought_up_to_date(
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("holdfast.hub.presence_state.KEPT_LEFT", kept)
-        presence_state, views = new_roster(), [(0, View()), (0, View()), (0, View())]
+        presence_state, views = new_state(), [(0, View()), (0, View()), (0, View())]
         for member_id, is_coming in steps:
             if is_coming:
                 presence_state.enter(member_id, "user", 0)
@@ -432,12 +432,12 @@ def test_what_a_crowd_holds_back_brings_every_view_up_to_date_in_the_end(
             assert views[place][1].count == len(presence_state)
 
 
-def new_roster() -> PresenceState:
+def new_state() -> PresenceState:
     return PresenceState(Limits(), lambda: None, lambda _, callback: None)
 
 
 def test_who_fell_out_of_what_is_kept_is_told_all_anew() -> None:
-    presence_state = new_roster()
+    presence_state = new_state()
     presence_state.enter("stays", "user", 0)
     for number in range(KEPT_LEFT + 10):
         presence_state.enter(f"m{number}", "user", 0)
@@ -450,7 +450,7 @@ def test_who_fell_out_of_what_is_kept_is_told_all_anew() -> None:
 
 
 def test_a_flood_of_signals_keeps_only_the_newest() -> None:
-    presence_state = new_roster()
+    presence_state = new_state()
     for number in range(1000):
         presence_state.signal(Signal(name="n", data=number))
     told = presence_state.since(0)
@@ -459,7 +459,7 @@ def test_a_flood_of_signals_keeps_only_the_newest() -> None:
 
 
 def test_agents_come_first_among_those_named() -> None:
-    presence_state = new_roster()
+    presence_state = new_state()
     for number in range(200):
         presence_state.enter(f"m{number:03}", "user", 0)
     presence_state.enter("bot", "agent", 0, {"state": "listening"})
@@ -468,7 +468,7 @@ def test_agents_come_first_among_those_named() -> None:
 
 
 def test_a_person_of_an_agents_name_is_neither_the_agent_nor_keeps_it_here() -> None:
-    presence_state = new_roster()
+    presence_state = new_state()
     presence_state.enter("assistant", "user", "tab", {"state": "I am the agent"})
     presence_state.enter("assistant", "agent", "worker", {"state": "listening"})
     assert presence_state.presence().members[0].data == {"state": "listening"}

@@ -93,7 +93,7 @@ def test_asking_whether_a_channel_may_begin_counts_nothing(counted: Rates) -> No
         assert counted.may_begin(ADA)
 
 
-def test_twenty_connections_and_a_seat_that_was_left_is_free(counted: Rates) -> None:
+def test_twenty_connections_and_a_slot_that_was_given_back_is_free(counted: Rates) -> None:
     slots = [counted.connect(ADA) for _ in range(20)]
     with pytest.raises(TooMany):
         counted.connect(ADA)

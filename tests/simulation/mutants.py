@@ -606,7 +606,7 @@ def a_feed_keeps_what_it_has_told(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(channels, "Feed", Hoarder)
 
 
-def a_socket_is_read_however_much_it_is_owed(patch: pytest.MonkeyPatch) -> None:
+def a_socket_is_read_however_far_it_is_behind(patch: pytest.MonkeyPatch) -> None:
     """What it asks will be answered soon."""
     patch.setattr(Session, "is_full", property(lambda self: False))
 
@@ -727,7 +727,7 @@ MUTANTS: dict[Mutant, str] = {
     a_stream_says_nothing_of_the_end: "was not told of the end|was not told within|still do not see all: .*reader",
     nobody_looks_at_the_clock_for_commands: "was not carried out|has expired",
     a_feed_keeps_what_it_has_told: "things are in Hoarder.told",
-    a_socket_is_read_however_much_it_is_owed: "answers are owed by a socket",
+    a_socket_is_read_however_far_it_is_behind: "answers are owed by a socket",
     an_idle_channel_stays: "channels are left",
     what_is_over_stays: "are kept after a trim|nobody trims it",
     every_batch_is_kept: "encoded batches are kept",
@@ -788,7 +788,7 @@ SHOWN_BY: dict[Mutant, int] = {
     a_hook_that_was_away_begins_where_the_channel_stands: 11,
     a_hook_forgets_what_moved_while_it_was_told: 16,
     a_hook_goes_by_the_serial_alone: 112,
-    a_socket_is_read_however_much_it_is_owed: 15,
+    a_socket_is_read_however_far_it_is_behind: 15,
     what_is_over_stays: 8,
     signals_pile_up: 44,
 }

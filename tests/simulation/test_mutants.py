@@ -33,14 +33,14 @@ WELL_KNOWN = {
 }
 
 
-def test_the_well_known_mistakes_are_planted() -> None:
+def test_the_well_known_mistakes_have_mutants() -> None:
     assert len(WELL_KNOWN) == 10
     assert set(WELL_KNOWN.values()) <= {mutant.__name__ for mutant in MUTANTS}
 
 
 @pytest.mark.filterwarnings("ignore")  # what a broken hub leaves lying about says nothing of a whole one
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.__name__)
-def test_every_planted_bug_is_found(mutant: Mutant, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_mutant_is_found(mutant: Mutant, monkeypatch: pytest.MonkeyPatch) -> None:
     """By what it does: a run that fails in another way, and one that fails without it, too, is no proof."""
     seen: list[str] = []
     with monkeypatch.context() as patch:

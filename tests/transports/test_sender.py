@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from holdfast.transports import sender as sink_module
+from holdfast.transports import sender as sender_module
 from holdfast.transports.sender import DirectSender, Sender, TaskSender
 from tests.transports.conftest import PATIENCE_S
 
@@ -204,7 +204,7 @@ async def test_a_real_cancellation_is_not_mistaken_for_the_end(make: Make) -> No
 
 
 async def test_peer_that_does_not_read_times_out(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sink_module, "SEND_TIMEOUT_S", 0.01)
+    monkeypatch.setattr(sender_module, "SEND_TIMEOUT_S", 0.01)
 
     async def send(message: Any) -> None:
         await asyncio.Event().wait()
