@@ -1,7 +1,7 @@
 """Holdfast: a durable realtime transport for AI conversations.
 
-Public is what `__all__` names; type checkers and editors see ordinary imports. Each is imported when it is first asked
-for, since every import of `holdfast.client` comes by here, and whoever only runs a client needs no server.
+The names in `__all__` are public; type checkers and editors see ordinary imports. Each name is imported on first use:
+every import of `holdfast.client` passes through this module, and a process that only runs a client needs no server.
 """
 
 from typing import TYPE_CHECKING
@@ -32,7 +32,7 @@ __all__ = [
     "allow_everyone",
 ]
 
-if not TYPE_CHECKING:  # to a type checker a module with a `__getattr__` has every name there is
+if not TYPE_CHECKING:  # for a type checker, a module with a `__getattr__` has every name
     _HOMES = {
         "HoldfastError": "holdfast.core.errors",
         "HookEvent": "holdfast.hub.hooks",

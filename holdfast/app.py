@@ -1,7 +1,9 @@
-"""The hub as an ASGI application: what users import as `holdfast.Hub`.
+"""The hub as an ASGI application, which users import as `holdfast.Hub`.
 
-You are at the top, beside `cli`: here the hub meets its transports. `Hub(...)` can be mounted anywhere ASGI apps can;
-`install` and `wrap` also tie its life to the host's.
+Layer: top, beside `cli`.
+
+This module joins the hub and its transports. `Hub(...)` can be mounted like any ASGI app; `install` and `wrap` also tie
+its lifespan to that of the host.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from holdfast.agents.local import LocalAgent
 from holdfast.agents.running import Agent, Handler, check_agent
 from holdfast.agents.turn import OnCrash
 from holdfast.agents.writer import AgentWriter
-from holdfast.core.errors import IdConflict, LocalError
+from holdfast.core.errors import IdConflict, LocalError, shown
 from holdfast.core.model import Json
 from holdfast.core.names import check_channel, check_id
 from holdfast.core.requests import CreateMessage
@@ -35,10 +37,10 @@ AsgiApp = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 
 class Hub(HubCore):
-    """Durable channels, over HTTP, SSE, WebSocket and long poll: `app.mount("/holdfast", Hub("sqlite:///chat.db"))`."""
+    """Durable channels over HTTP, SSE, WebSocket and long poll: `app.mount("/holdfast", Hub("sqlite:///chat.db"))`."""
 
     writer_class = AgentWriter
-    path = ""  # where it is mounted; `install` and `wrap` set it
+    path = ""  # the path of the mount; `install` and `wrap` set it
 
     def agent(
         self,
@@ -52,16 +54,16 @@ class Hub(HubCore):
     ) -> Callable[[Handler], Handler]:
         """Run a handler for each new user message in channels that match `pattern`: `@hub.agent("chat:*")`.
 
-        `name` (by default the function's) is the author of its answers and the member that people see. `when_busy`
-        says what a message does that comes while the channel has a turn: `queue` waits for its end, `interrupt`
-        cancels it, `parallel` runs beside it. `on_crash` says what happens to a turn whose process died: `restart`
-        runs the handler again (what was written stays, as `interrupted`), `continue` runs it with the answer that was
-        begun, to go on with, `interrupt` leaves it at that. A turn takes at most `timeout_s` seconds, and at most
-        `slots` run at once.
+        `name` (by default the function's) is the author of its answers, and the member that people see. `when_busy`
+        decides about a message that arrives while the channel has a turn: `queue` waits for the turn's end, `interrupt`
+        cancels it, `parallel` runs beside it. `on_crash` decides about a turn whose process died: `restart` runs the
+        handler again (the written text stays, as `interrupted`), `continue` runs it with the interrupted answer, which
+        it continues, `interrupt` ends the turn. A turn takes at most `timeout_s` seconds, and at most `slots` run at
+        once.
         """
 
         if not isinstance(pattern, str):
-            raise LocalError('an agent serves a pattern of channels: @hub.agent("chat:*")')
+            raise LocalError(f'pattern must be a string, as in @hub.agent("chat:*"), got {shown(pattern)}')
         check_pattern(pattern)
 
         def register(handler: Handler) -> Handler:
@@ -86,15 +88,16 @@ class Hub(HubCore):
         headers: Mapping[str, str] | None = None,
         cancel_after_s: float | None = None,
     ) -> StreamResponse:
-        """For an endpoint that streams an answer: the caller gets the stream, and it outlives the request.
+        """Return the response of an endpoint that streams an answer; the answer outlives the request.
 
-        `source` is a function that makes the stream (better, since what it opens then lives as long as the stream and
-        not as long as the request), or the stream: of text, or of a model's SDK, as `pipe` takes it. It is written to
-        message `reply_id` of `channel`, after the user's `prompt` where one is given, by a task of the hub's with the
-        caller's context variables. `style` is `events` (named events `thinking`, `answer`, `done`) or `data` (plain
-        `data:` and `[DONE]`). Headers `Holdfast-Channel`, `Holdfast-Message` and `Location` say where a reloaded page
-        finds it. A caller who leaves stops nothing; with `cancel_after_s` it is cancelled when nobody, there or on the
-        channel, has watched for so long. The same `reply_id` again gives the answer that is there, or on its way.
+        `source` is the stream, of text or of a model's SDK as `pipe` accepts it, or a function that returns one. A
+        function is better: the resources it opens then live as long as the stream, not as long as the request. A task
+        of the hub, with the caller's context variables, writes the stream to message `reply_id` of `channel`, after the
+        user's `prompt` if given. `style` is `events` (named events `thinking`, `answer`, `done`) or `data` (plain
+        `data:` and `[DONE]`). The headers `Holdfast-Channel`, `Holdfast-Message` and `Location` tell a reloaded page
+        where to find the answer. A disconnected reader does not stop the answer; with `cancel_after_s` it is cancelled
+        after that time without any reader, of this response or of the channel. A repeat with the same `reply_id` joins
+        the existing answer.
         """
         check_style(style)
         message_id = self.new_id() if reply_id is None else check_id(reply_id)
@@ -106,7 +109,9 @@ class Hub(HubCore):
             if prompt is not None:
                 request = CreateMessage(role="user", text=prompt)
                 caller = replace(self.caller(prompt_by), brings_answer=True)
-                asked = reply_id_of(message_id, 0)  # the same for the same answer, so that a repeat adds no prompt
+                asked = reply_id_of(
+                    message_id, 0
+                )  # the same id for the same answer, so that a repeat adds no second prompt
                 await self.ask(channel, asked, request, caller)
             writer = self.message(channel, id=message_id, author=author, meta=meta, reply_to=asked)
             assert isinstance(writer, AgentWriter)
@@ -128,7 +133,7 @@ class Hub(HubCore):
         return asgi(self)
 
     def install(self, app: Any, path: str) -> None:
-        """Mount the hub in a Starlette or FastAPI app at `path`, and start and close it with the app's lifespan."""
+        """Mount the hub in a Starlette or FastAPI app at `path`; it starts and closes with the app's lifespan."""
         app.mount(path, self)
         self.path = path.rstrip("/")
         before = app.router.lifespan_context
@@ -145,9 +150,9 @@ class Hub(HubCore):
         app.router.lifespan_context = lifespan
 
     def wrap(self, app: AsgiApp, path: str) -> AsgiApp:
-        """An ASGI app that serves the hub under `path`, and `app` elsewhere. For Django: `get_asgi_application()`.
+        """Return an ASGI app that serves the hub under `path`, and elsewhere `app`: Django's `get_asgi_application()`.
 
-        The lifespan is the hub's: Django has none.
+        The hub handles the lifespan: Django has none.
         """
         prefix = self.path = path.rstrip("/")
 

@@ -20,7 +20,7 @@ from holdfast.core.errors import Deleted, Fenced, Finished
 from holdfast.core.events import CommandReply, Page
 from holdfast.core.model import Command, Json, Message, check_json, plain
 from holdfast.core.names import command_key
-from holdfast.hub.committer import answered_later
+from holdfast.hub.committer import result_later
 from holdfast.hub.turns import TurnOffer, WhenBusy
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ class LocalAgent:
             await patiently(lambda: self._end_once(turn, state))
 
     async def _end_once(self, turn: TurnOffer, state: Literal["done", "cancelled"]) -> None:
-        ended, done = answered_later()
+        ended, done = result_later()
         self._hub.scheduler.end(self, turn, state, done)
         await ended
 

@@ -2,9 +2,9 @@
 
 Layer: hub.
 
-What is in memory is always durable, so nothing here can show a token that a crash could lose. Only
-the committer moves the state; whatever reads the store into it (`load_*`, `refresh`) does so while no commit of this
-channel is in flight, because a read that races a commit would leave a hole.
+The state in memory is always durable, so a channel cannot show a token that a crash could lose. Only the committer
+moves the state. The methods that read the store into it (`load_*`, `refresh`) run while no commit of this channel is in
+flight, because a read that races a commit would leave a hole.
 """
 
 from __future__ import annotations
@@ -31,16 +31,18 @@ from holdfast.stores.base import Head, Store
 if TYPE_CHECKING:
     from holdfast.hub.committer import Item
 
-# Batches kept for others who come for the same, by channel. A batch exists in up to three forms.
+# Text of batches kept for other feeds at the same cursor, per channel. A batch exists in up to three forms.
 MAX_CACHED_BATCHES = 64
 MAX_CACHED_BYTES = 2 * 1024 * 1024
-Observe = Callable[["Channel", "Iterable[str] | None"], None]  # with the messages and commands that changed, or None
-PATIENCE_S = 0.04  # so long at most is text not stored because nobody would be shown it; the default window
+Observe = Callable[
+    ["Channel", "Iterable[str] | None"], None
+]  # receives the ids of the changed messages and commands, or None
+PATIENCE_S = 0.04  # longest time to delay a commit that only viewers wait for; the default window
 KEPT_ABSENT = 10_000  # ids known not to exist, so that a new message asks the store at most once
 
 
 class Channel:
-    """One channel in memory."""
+    """One channel in memory. Its state is durable, and only the committer moves it."""
 
     def __init__(
         self, name: str, store: Store, limits: Limits, ticks: Ticks, *, now_s: float, observe: Observe
@@ -48,38 +50,42 @@ class Channel:
         self.name = name
         self.state = ChannelState(name)
         self.parked: deque[Item] = deque()  # requests that wait for a load, in order
-        self.is_stale = False  # the store holds, or may hold, more than the state; nothing is decided on it
-        self.conflicts = 0  # commits in a row after which that was so
+        self.is_stale = False  # the store may hold more than the state, so requests must wait
+        self.conflicts = 0  # successive commits that ended so
         self.used_s = now_s
         self.presence_state = PresenceState(limits, self._ephemeral_moved)
-        self.listeners: dict[Callable[[], None], None] = {}  # called when more than text has come
+        self.listeners: dict[Callable[[], None], None] = {}  # called after entries other than appends
         self._observe = observe
         self._store = store
         self._limits = limits
         self._ticks = ticks
-        self.is_loaded = False  # is it known where the channel stands, whatever is being read now?
+        self.is_loaded = False  # the head is known, also while a read is in progress
         self._absent: set[str] = set()
         self._groups: dict[int, Group] = {}
         self.watchers = 0  # feeds that follow it
-        self.live_batches: dict[int, EncodedBatch] = {}  # by the serial they follow; of the present serial only, …
-        self._first_batches: dict[tuple[str, int], EncodedBatch] = {}  # … as are those that views begin with
+        self.live_batches: dict[
+            int, EncodedBatch
+        ] = {}  # by the serial they follow; valid for the current serial only, …
+        self._first_batches: dict[tuple[str, int], EncodedBatch] = {}  # … as are the batches of new starts
         self.cached_bytes = 0  # of text in both
         self._ephemeral_batches: dict[int, EncodedBatch] = {}  # by the position of the presence state that they follow
         self._loading = asyncio.Lock()
         self._loaders = 0
-        # Pending while a commit of this channel is in flight, which the committer says: no loads until it is done.
+        # Pending while a commit of this channel is in flight (set by the committer): no loads until it is done.
         self.commit_over: asyncio.Future[None] | None = None
-        self.trim_bytes: int | None = None  # what a trim that had to wait shall leave, before anything is decided
+        self.trim_bytes: int | None = (
+            None  # the bytes that a delayed trim shall leave; it runs before the next decision
+        )
 
     # -- for the committer -------------------------------------------------------------------------------------
 
     @property
     def is_ready(self) -> bool:
-        """May requests be decided on the state now?"""
+        """Return whether requests can be decided on the state now."""
         return self.is_loaded and not self._loaders and not self.is_stale
 
     def is_ready_for(self, ids: Iterable[str]) -> bool:
-        """May requests about `ids` be decided now, or must they wait until the store was asked?"""
+        """Return whether requests about `ids` can be decided now, without reading the store first."""
         if self.parked or not self.is_ready:
             return False
         messages = self.state.messages
@@ -89,12 +95,12 @@ class Channel:
         return True
 
     def missing(self, ids: Iterable[str]) -> list[str]:
-        """Those of `ids` that the store must be asked for before a decision."""
+        """Return those of `ids` that must be read from the store before a decision."""
         messages, commands, absent = self.state.messages, self.state.commands, self._absent
         return [one for one in ids if one not in messages and one not in commands and one not in absent]
 
     def trim(self, keep_bytes: int) -> None:
-        """Let finished messages leave memory beyond `keep_bytes`; while a commit runs, once it is over."""
+        """Drop finished messages from memory beyond `keep_bytes`; if a commit runs, after it."""
         if self.commit_over is None:
             self.trim_bytes = None
             self.state.trim(keep_bytes)
@@ -102,11 +108,11 @@ class Channel:
             self.trim_bytes = keep_bytes
 
     def committed(self, epoch: str, entries: Sequence[Entry], documents: Sequence[Document]) -> None:
-        """`entries` and `documents` are durable: they become the state, and the feeds are told."""
+        """Apply `entries` and `documents`, which are durable, and wake the feeds."""
         state = self.state
-        if len(entries) == 1 and type(entries[0].op) is Append and not documents:  # as nearly always
+        if len(entries) == 1 and type(entries[0].op) is Append and not documents:  # the common case
             apply_entry(state, entries[0])
-            if self._groups:  # else nobody has ever looked on, and no batch is kept
+            if self._groups:  # else the channel had no subscriber yet, and keeps no batch
                 self.moved()
             return
         if state.serial == 0 and entries:
@@ -127,7 +133,7 @@ class Channel:
             self._changed(shaped)
 
     def _changed(self, keys: Iterable[str] | None) -> None:
-        """More than text has come: for the messages and commands `keys`, or nobody knows for which."""
+        """Notify listeners of changes other than appends. `keys` are the affected ids; None means unknown."""
         self._observe(self, keys)
         for listener in tuple(self.listeners):
             listener()
@@ -143,9 +149,9 @@ class Channel:
         wake: Callable[[], None],
         has_passing: bool = False,
     ) -> Feed:
-        """A new feed; `wake` is called on a tick whenever there is something for it to take.
+        """Return a new feed; a tick calls `wake` whenever there are events to take.
 
-        With `has_passing` it is told who comes and goes, and signals, in batches without a cursor.
+        With `has_passing` the feed also gets presence and signals, in batches without a cursor.
         """
         window = flush_class(flush_ms)
         group = self._groups.setdefault(window, Group(self._ticks, window))
@@ -156,23 +162,23 @@ class Channel:
 
     @property
     def feeds(self) -> list[Feed]:
-        """Everybody who follows this channel."""
+        """Return the feeds of this channel."""
         return [feed for group in self._groups.values() for feed in group]
 
     @property
     def is_idle(self) -> bool:
-        """Does nobody watch or write it?"""
+        """Return whether the channel has no subscriber, no writer and no pending work."""
         is_wanted = self.listeners or self.presence_state.has_people or self.watchers
         return not (self.parked or self._loaders or self.commit_over or is_wanted)
 
     def close(self) -> None:
-        """It leaves memory: at once, and not when the collector of cycles comes by."""
+        """Break reference cycles so that the channel is freed at once, without waiting for the garbage collector."""
         self.presence_state.close()
 
     def call_in_time(self, callback: Callable[[], None], *, lead_s: float) -> bool:
-        """Call `callback` `lead_s` before anybody is shown what is stored now; False if that is now, or if nobody is.
+        """Schedule `callback` `lead_s` before the next flush. False if a flush is due now or there are no viewers.
 
-        Until then it makes no difference to any viewer whether more is stored.
+        Until then no viewer sees a difference if more text is stored.
         """
         over_s = min([group.over_s for group in self._groups.values() if len(group)], default=0.0)
         now_s = asyncio.get_running_loop().time()
@@ -181,7 +187,7 @@ class Channel:
         return self._ticks.call_before(min(over_s, now_s + PATIENCE_S), lead_s, callback)
 
     def moved(self) -> None:
-        """The durable serial moved: let the feeds come and take."""
+        """Wake the feeds: the durable serial has moved."""
         self.forget_batches()
         for group in self._groups.values():
             group.moved()
@@ -202,15 +208,15 @@ class Channel:
         return batch
 
     def forget_batches(self) -> None:
-        """Keep no batch for others who might come for the same."""
+        """Drop the batches that are kept for other feeds at the same cursor."""
         self.live_batches.clear()
         self._first_batches.clear()
         self.cached_bytes = 0
 
     def batch_since(self, since: int, *, attach: bool) -> EncodedBatch | None:
-        """Everything after serial `since`; with `attach`, `channel.attached` first. None: too many messages changed.
+        """Return the events after serial `since`; with `attach`, `channel.attached` first. None: too many changes.
 
-        Raises Behind when not all of it is in memory.
+        Raises Behind if a message that it needs is not in memory.
         """
         known = self._first_batches.get(("resume", since)) if attach else self.live_batches.get(since)
         if known is not None:
@@ -228,7 +234,7 @@ class Channel:
         return batch
 
     def new_start(self, history: int) -> EncodedBatch:
-        """A view from nothing: the newest `history` messages and all that stream. Raises Behind as `batch_since`."""
+        """Return a new start: the newest `history` messages and all streaming ones. Raises Behind as `batch_since`."""
         known = self._first_batches.get(("new", history))
         if known is not None:
             return known
@@ -249,7 +255,7 @@ class Channel:
         return batch
 
     def _keep(self, batch: EncodedBatch) -> None:
-        """Make room for `batch`: every reader may come from another cursor, and memory is bounded."""
+        """Keep `batch` for other feeds within the bound of memory: each feed may have another cursor."""
         size = batch.text_bytes
         is_full = len(self.live_batches) + len(self._first_batches) >= MAX_CACHED_BATCHES
         if is_full or self.cached_bytes + size > MAX_CACHED_BYTES:
@@ -259,14 +265,14 @@ class Channel:
     # -- reading the store -------------------------------------------------------------------------------------
 
     async def load(self) -> None:
-        """See to it that the channel is in memory at all."""
+        """Load the head of the channel, unless it is known."""
         if not self.is_loaded:
             async with self._exclusive():
                 if not self.is_loaded:
                     await self._reload()
 
     async def load_messages(self, ids: Sequence[str]) -> None:
-        """Bring the messages `ids` into memory, as far as they exist."""
+        """Load the messages `ids`, as far as they exist."""
         await self.load()
         async with self._exclusive():
             while wanted := self.missing(ids):
@@ -279,7 +285,7 @@ class Channel:
                 self._absent.update(one for one in wanted if one not in found)
 
     async def load_since(self, since: int) -> bool:
-        """Bring every message into memory that changed after `since`. False: too many; begin anew."""
+        """Load every message that changed after `since`. False: too many changed; make a new start."""
         await self.load()
         async with self._exclusive():
             limit = self._limits.catch_up_messages
@@ -294,7 +300,7 @@ class Channel:
             return True
 
     async def load_history(self, history: int) -> None:
-        """Bring the newest `history` messages into memory."""
+        """Load the newest `history` messages."""
         await self.load()
         async with self._exclusive():
             limits = self._limits
@@ -312,14 +318,14 @@ class Channel:
                 state.history_from = min(state.history_from, oldest if page.more else 1)
 
     async def refresh(self) -> None:
-        """Take in what others wrote, or what an unclear commit left. Raises StoreUnavailable."""
+        """Read entries of other hubs, or of a commit with an unknown outcome. Raises StoreUnavailable."""
         await self.load()
         async with self._exclusive():
             await self._follow(await self._store.head(self.name))
             self.is_stale = False
 
     async def delete(self, until_ms: int) -> None:
-        """Empty the channel; its next entry begins a new epoch. The ids that stream now stay used up `until_ms`."""
+        """Empty the channel; its next entry begins a new epoch. Ids of streaming messages stay used up `until_ms`."""
         await self.load()
         async with self._exclusive():
             await self._follow(await self._store.head(self.name))
@@ -329,12 +335,12 @@ class Channel:
         self.moved()
 
     async def _is_at(self, head: Head) -> bool:
-        """Is the state at `head`, with which something was read? If not, follow, and read it again: it may be old."""
+        """Return whether the state is at `head`, the head of a read. If not, follow; the caller then reads again."""
         await self._follow(head)
         return (head.epoch, head.serial) == (self.state.epoch, self.state.serial)
 
     async def _follow(self, head: Head) -> None:
-        """Bring the state to the store's head, if it is not there."""
+        """Bring the state to the head of the store."""
         state = self.state
         if (head.epoch, head.serial) == (state.epoch, state.serial):
             return
@@ -356,12 +362,12 @@ class Channel:
         while True:
             changes = await self._store.changes(self.name, after=0, limit=0)
             opened = await self._store.open_documents(self.name)
-            # Two questions are one moment only if nobody else wrote between them.
+            # The two reads are consistent only if no other process wrote in between.
             if self._store.is_exclusive or await self._store.head(self.name) == changes.head:
                 break
         state = ChannelState(self.name, changes.head.epoch, changes.head.serial, changes.head.floor)
         state.newest = changes.newest
-        if state.serial:  # an empty channel looks the same before and after a life between the two questions
+        if state.serial:  # an empty channel looks the same if a whole epoch passed between the two reads
             state.insert(restored(opened))
         self.state = state
         self._absent.clear()
@@ -369,14 +375,14 @@ class Channel:
         self._changed(None)
 
     def _insert(self, found: Iterable[MessageState | CommandState]) -> None:
-        """Take in what the store gave; what is in memory already is as new, and has finer marks."""
+        """Insert messages that the store returned. Messages in memory are as new and have finer marks, so they stay."""
         fresh = [one for one in found if not self.state.knows(one.id)]
         if fresh:
             self.state.insert(fresh)
 
     @asynccontextmanager
     async def _exclusive(self) -> AsyncIterator[None]:
-        """Nothing of this channel is in flight, and nothing begins, until this ends."""
+        """Hold off commits of this channel, after the running one, until the block ends."""
         self._loaders += 1
         try:
             async with self._loading:

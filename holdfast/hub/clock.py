@@ -2,7 +2,7 @@
 
 Layer: hub.
 
-Waiting is asyncio's business (a virtual loop has virtual time); this is the wall clock.
+asyncio provides waiting (a virtual loop has virtual time); this module provides the wall clock.
 """
 
 from __future__ import annotations
@@ -14,24 +14,24 @@ from holdfast.core.names import base32
 
 
 class Clock:
-    """The wall clock, and the ids that carry it."""
+    """The wall clock, and ids that contain its time."""
 
     def __init__(self) -> None:
         self._last_ms = 0
         self._count = 0
 
     def now_ms(self) -> int:
-        """Milliseconds since 1970."""
+        """Return the time in milliseconds since 1970."""
         return time.time_ns() // 1_000_000
 
     def random_bits(self, bits: int) -> int:
-        """A random number of `bits` bits."""
+        """Return a random number of `bits` bits."""
         return secrets.randbits(bits)
 
     def new_id(self) -> str:
-        """A new id of 18 characters: it sorts by time, within a millisecond by a counter; the rest is random.
+        """Return a new id of 18 characters: it sorts by time, within a millisecond by a counter; the rest is random.
 
-        A clock that is set back does not make ids go back.
+        Ids keep rising if the clock is set back.
         """
         now_ms = self.now_ms()
         if now_ms > self._last_ms:
@@ -43,5 +43,5 @@ class Clock:
         return base32(self._last_ms, 10) + base32(self._count, 3) + base32(self.random_bits(25), 5)
 
     def new_epoch(self) -> str:
-        """A name for a new life of a log: random, so that two lives never share one."""
+        """Return the name of a new epoch: random, so that two epochs never share one."""
         return base32(self.random_bits(40), 8)

@@ -1,11 +1,11 @@
-"""The committer: decide, store, then tell. The only place where a channel's state moves.
+"""The committer: decide, store, then respond. The only place where the state of a channel moves.
 
 Layer: hub.
 
-Requests wait while a commit runs; then a batch of them, over all channels, is decided on drafts and
-stored in one go, so batches grow with the load and an idle hub adds no latency. Every answer of a batch, also *no* and
-*already done*, is given after its commit, since it may rest on what the commit holds. A failed batch leaves nothing to
-undo: its drafts are dropped.
+Requests wait while a commit runs. Then the committer decides a batch of them, over all channels, on drafts, and stores
+it in one transaction. So batches grow with the load, and an idle hub adds no latency. The committer returns every
+result of a batch, also refusals and repeats, after the commit, since a result may depend on entries of that commit. A
+failed batch needs no undo: the committer drops its drafts.
 """
 
 from __future__ import annotations
@@ -40,38 +40,38 @@ logger = logging.getLogger("holdfast.hub")
 # Small batches give the best tail: at 500 conversations of 50 tokens a second with two viewers each the p99 was 75 ms
 # with 64 rows, 84 with 128 and 106 with 256 (two runs each of `bench.micro`, 1 to 8 ms apart).
 MAX_ROWS = 64
-# Where nobody looks on there is no tail, and larger commits are cheaper: a token that is awaited takes 12.3 µs of CPU
-# with 64 rows, 10.4 with 128 and 8.9 with 512. Who comes meanwhile, and is looked at, waits some 4 ms at the most.
+# With no subscribers there is no tail latency to protect, and larger commits are cheaper: an awaited token takes
+# 12.3 µs of CPU with 64 rows, 10.4 with 128 and 8.9 with 512. A watched channel that queues meanwhile waits 4 ms more.
 UNSEEN_TIMES = 8
 MAX_ITEMS = 1_024  # joined appends make few rows of many requests; this bounds the work between two commits
-# Text since the last document; beyond it the message gets one, so that a restart reads little.
+# Text since the last document; beyond it the message gets a new document, so that a restart reads little.
 DOCUMENT_BYTES = 64 * 1024
-SPARE_S = 0.001  # what has to be stored by then is begun twice as long before as it took lately, and this
-STORE_TIMEOUT_S = 30.0  # a store that says nothing for so long may or may not have stored
+SPARE_S = 0.001  # margin, beside twice the recent duration of a commit, for entries that are due at a time
+STORE_TIMEOUT_S = 30.0  # after this silence it is unknown whether the store has stored
 MAX_CONFLICTS = 100
 
 
 class Result(Struct, frozen=True, kw_only=True):
-    """What a request got; durable when it is given."""
+    """The outcome of a request; durable when it is returned."""
 
     serial: int
     cursor: str
-    created: bool  # False: it stood already, nothing was stored for this request
+    created: bool  # False: a repeat, which stored no entry
     message: Message | None = None  # of a create or update
     command: Command | None = None  # of a command sent
-    reply: CommandReply | None = None  # to one that was sent before
+    reply: CommandReply | None = None  # of a command that was sent before
     generation: int | None = None
     part: int | None = None
     length: int | None = None  # of the part, in code points
     lengths: list[int] | None = None  # of all parts
-    is_blind: bool = False  # whoever asked may not read the channel, and is told so much less
+    is_blind: bool = False  # the caller may not read the channel, so the result has fewer fields
 
 
 Done = Callable[[Result | HoldfastError], None]
 
 
-def answered_later() -> tuple[asyncio.Future[Result], Done]:
-    """A future, and what settles it if somebody still waits for it."""
+def result_later() -> tuple[asyncio.Future[Result], Done]:
+    """Return a future, and the callback that settles it unless it was cancelled."""
     answered: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
 
     def done(answer: Result | HoldfastError) -> None:
@@ -91,24 +91,24 @@ class Ask(Struct, gc=False):
     key: str
     request: Request
     caller: Caller
-    is_unclear: bool = False  # was it granted before, and nobody knows whether that was stored?
+    is_unclear: bool = False  # accepted before, by a commit whose outcome is unknown
 
 
 class Item(Protocol):
-    """Something that waits for the committer: requests of one channel that are answered together."""
+    """Requests of one channel that the committer decides and returns together."""
 
     channel: str
     size_bytes: int
-    ids: tuple[str, ...]  # of the messages and commands that must be in memory before this can be decided
+    ids: tuple[str, ...]  # of the messages and commands that must be in memory for the decision
 
     def asks(self) -> Sequence[Ask]:
-        """The requests, in order; asked once for each time the item is decided."""
+        """Return the requests in order. The committer calls this once for each decision."""
 
     def answered(self, decided: Decided) -> None:
-        """What became of the last `asks`, after their commit."""
+        """Receive the outcomes of the last `asks`, after their commit."""
 
     def failed(self, error: HoldfastError) -> None:
-        """Nothing was stored."""
+        """Receive the error of a commit that stored no entry."""
 
 
 class Waiting:
@@ -134,7 +134,7 @@ class Waiting:
 
 
 class DocumentDue:
-    """Wish for a document of a message whose entries the store would like to let go."""
+    """A request to write the document of a message whose entries the store wants to release."""
 
     __slots__ = ("channel", "ids", "message_id", "size_bytes")
 
@@ -151,29 +151,29 @@ class DocumentDue:
         pass
 
     def failed(self, error: HoldfastError) -> None:
-        pass  # the store will say so again
+        pass  # the store will request it again
 
 
 Outcome = tuple[Decision, int] | HoldfastError  # with the serial of the last operation
 
 
 class Decided(Struct, gc=False):
-    """What was decided of an item: an outcome for each request, up to the first refusal."""
+    """The decisions on an item: an outcome for each request, up to the first refusal."""
 
     channel: Channel
     item: Item
     asks: Sequence[Ask]
     outcomes: Sequence[Outcome] = ()
-    refusal: HoldfastError | None = None  # the last outcome, if it is one: what came after it was not decided
-    grown: Entry | None = None  # in place of outcomes, where it was decided by `plain_append`: the entry
+    refusal: HoldfastError | None = None  # the last outcome, if it is a refusal; later requests were not decided
+    grown: Entry | None = None  # replaces the outcomes if `plain_append` decided: the entry
 
     @property
     def granted(self) -> Sequence[Ask]:
-        """Those that were not refused."""
+        """Return the accepted requests' decisions."""
         return self.asks if self.refusal is None else self.asks[:-1]
 
     def answer(self) -> Result | HoldfastError:
-        """The answer to the first request, to be asked for once it is stored. Who needs none is not made one."""
+        """Return the result of the first request; call it after the commit. Built lazily: most items need none."""
         if self.grown is not None:
             op = self.grown.op
             assert type(op) is Append
@@ -184,28 +184,28 @@ class Decided(Struct, gc=False):
 
 
 class _Unclear(NamedTuple):
-    """A write of which nobody knows whether it was stored: where the channel stands if it was, and what was decided."""
+    """A write whose outcome is unknown: the head of the channel if it was stored, and the decisions."""
 
     epoch: str
     serial: int
     decided: list[Decided]
 
 
-class _Cut(Struct):
-    """A batch: what was decided, on one draft per channel."""
+class _Batch(Struct):
+    """The decisions of one commit, with one draft for each channel."""
 
     drafts: dict[Channel, Draft]
-    alone: dict[Channel, Entry]  # in place of a draft where the one thing to store is some text
+    alone: dict[Channel, Entry]  # replaces a draft if the only entry is an append
     decided: list[Decided]
-    due: dict[Channel, list[str]]  # documents wished for
-    since_s: float | None  # when the oldest of it began to wait, or earlier
+    due: dict[Channel, list[str]]  # documents that the store requested
+    since_s: float | None  # when its oldest item was queued, or earlier
 
     def channels(self) -> list[Channel]:
-        """Those that it is about."""
+        """Return the channels of the batch."""
         return [*self.drafts, *self.alone]
 
     def draft(self, channel: Channel) -> Draft:
-        """The draft of `channel`, with what it gets already."""
+        """Return the draft of `channel`, which holds its entries so far."""
         draft = self.drafts.get(channel)
         if draft is None:
             draft = self.drafts[channel] = Draft(channel.state)
@@ -216,7 +216,7 @@ class _Cut(Struct):
 
 
 class Committer:
-    """Takes requests one batch at a time from waiting to stored."""
+    """Decides and stores queued requests, one batch at a time. A request is decided on durable state only."""
 
     def __init__(
         self,
@@ -230,9 +230,10 @@ class Committer:
         is_served: Callable[[str], bool],
         accepted: Callable[[Channel, str], None],
     ) -> None:
-        """`channels` are in memory, and `channel` brings another one there.
+        """Commit for `channels`, those in memory; `channel` brings another one there.
 
-        `is_served`: do agents answer in this channel? `accepted` is told of what remote writers had accepted.
+        `is_served` returns whether agents serve a channel. The committer calls `accepted` with the accepted requests of
+        remote writers.
         """
         self._is_served = is_served
         self._accepted = accepted
@@ -246,22 +247,26 @@ class Committer:
         self.waiting = 0  # items in the queue or parked
         self._waiting_bytes = 0
         self._wake = asyncio.Event()
-        self._since_s: float | None = None  # when the oldest in the queue came, or earlier
-        self._took_s = 0.0  # from waiting to stored, on average of late
-        self._parking: set[Channel] = set()  # those with parked items
+        self._since_s: float | None = None  # when the oldest item was queued, or earlier
+        self._took_s = 0.0  # recent average time from queued to stored
+        self._parking: set[Channel] = set()  # channels with parked items
         self._unclear: dict[Channel, _Unclear] = {}
-        self._cut_now: _Cut | None = None
+        self._cut_now: _Batch | None = None
         self._is_over = False
         self.commits = 0
         self.entries = 0
 
     def submit(self, item: Item) -> None:
-        """Let `item` wait for the next batch. Raises Busy when too much waits already, Draining after the end."""
+        """Queue `item` for the next batch. Raises Busy if the queue is full, Draining after the end."""
         if self._is_over:
-            raise Draining("the hub has stopped")
+            raise Draining("hub is closed; start it again, or reconnect to another one")
         limits = self._limits
         if self.waiting >= limits.waiting_requests or self._waiting_bytes + item.size_bytes > limits.waiting_bytes:
-            raise Busy("too much is waiting to be stored", limit=limits.waiting_requests)
+            raise Busy(
+                f"hub has {self.waiting} requests waiting to be stored, the limit is {limits.waiting_requests}; "
+                "try again",
+                limit=limits.waiting_requests,
+            )
         self.waiting += 1
         self._waiting_bytes += item.size_bytes
         self._queue.append(item)
@@ -270,19 +275,19 @@ class Committer:
         self._wake.set()
 
     def call_in_time(self, channel: Channel, callback: Callable[[], None]) -> bool:
-        """Call `callback` when it is time to submit what only viewers of `channel` wait for; False: it is now.
+        """Schedule `callback` for when text that only viewers of `channel` wait for is due. False if that is now.
 
-        Storing more often than they are shown something is of use to nobody; and who is slow has to begin early.
+        Committing more often than viewers flush gains nothing; a slow store must start earlier.
         """
         return channel.call_in_time(callback, lead_s=2 * self._took_s + SPARE_S)
 
     async def run(self) -> None:
-        """Store what waits, until cancelled at the hub's end; what waits then is told so."""
+        """Store queued items until cancelled at the hub's end; then fail the remaining ones."""
         try:
             while True:
                 await self._wake.wait()
                 while self._queue:
-                    self._cut_now = self._cut()
+                    self._cut_now = self._assemble()
                     await self._commit(self._cut_now)
                     self._cut_now = None
                 self._wake.clear()
@@ -290,7 +295,7 @@ class Committer:
             self._end()
 
     def _end(self) -> None:
-        """Nobody waits for an answer that will not come."""
+        """Fail everything still queued or in flight."""
         self._is_over = True
         items = [decided.item for decided in self._cut_now.decided] if self._cut_now is not None else []
         items += _drained(self._queue)
@@ -301,16 +306,16 @@ class Committer:
 
     # -- deciding ----------------------------------------------------------------------------------------------
 
-    def _cut(self) -> _Cut:
-        """Decide a batch of what waits. No await: what is decided sees one moment."""
-        cut = _Cut({}, {}, [], {}, self._since_s)
+    def _assemble(self) -> _Batch:
+        """Decide a batch of queued items. It never awaits, so all decisions see the same state."""
+        batch = _Batch({}, {}, [], {}, self._since_s)
         rows, limit = 0, UNSEEN_TIMES * MAX_ROWS
         now_ms, now_s = self._clock.now_ms(), asyncio.get_running_loop().time()
-        while self._queue and rows < limit and len(cut.decided) < MAX_ITEMS:
+        while self._queue and rows < limit and len(batch.decided) < MAX_ITEMS:
             item = self._queue.popleft()
             channel = self._channels.get(item.channel) or self._channel(item.channel)
             channel.used_s = now_s
-            is_first = channel not in cut.drafts and channel not in cut.alone
+            is_first = channel not in batch.drafts and channel not in batch.alone
             if is_first and channel.trim_bytes is not None:
                 channel.trim(channel.trim_bytes)
             if not channel.is_ready_for(item.ids):
@@ -323,32 +328,32 @@ class Committer:
                 limit = MAX_ROWS
             entry = self._grow(channel, asks) if is_first and len(asks) == 1 else None
             if entry is not None:
-                cut.alone[channel] = entry
-                cut.decided.append(Decided(channel, item, asks, grown=entry))
+                batch.alone[channel] = entry
+                batch.decided.append(Decided(channel, item, asks, grown=entry))
                 rows += 1
                 continue
-            draft = cut.draft(channel)
+            draft = batch.draft(channel)
             before = len(draft.ops)
-            cut.decided.append(self._decide_item(channel, draft, item, asks, now_ms))
+            batch.decided.append(self._decide_item(channel, draft, item, asks, now_ms))
             if type(item) is DocumentDue:
-                cut.due.setdefault(channel, []).append(item.message_id)
+                batch.due.setdefault(channel, []).append(item.message_id)
             rows += len(draft.ops) - before
         if not self._queue:
             self._since_s = None
-        return cut
+        return batch
 
     def _asks(self, item: Item) -> Sequence[Ask] | None:
-        """What `item` asks; None: it asks nonsense, and was told so."""
+        """Return the requests of `item`, or None if it raised and was failed."""
         try:
             return item.asks()
-        except Exception:  # a mistake in one writer must not take everybody else down
-            logger.exception("what waits for channel %s cannot be asked", item.channel)
+        except Exception:  # a bug in one writer must not fail the others
+            logger.exception("requests for channel %s could not be read", item.channel)
             self._let_go(item)
             item.failed(HoldfastError("the request could not be made"))
             return None
 
     def _grow(self, channel: Channel, asks: Sequence[Ask]) -> Entry | None:
-        """The entry for what is asked first of `channel`, if that is text for a message that grows and no more."""
+        """Return the entry of the first request for `channel` if it is a plain append, else None."""
         (ask,) = asks
         request, state = ask.request, channel.state
         if type(request) is not AppendText or not ask.caller.is_app:
@@ -359,7 +364,7 @@ class Committer:
         return Entry(state.serial + 1, op)
 
     def _decide_item(self, channel: Channel, draft: Draft, item: Item, asks: Sequence[Ask], now_ms: int) -> Decided:
-        """Decide what `item` asks, up to the first refusal: what comes after it rests on it."""
+        """Decide the requests of `item`, up to the first refusal: later ones depend on it."""
         outcomes: list[Outcome] = []
         for ask in asks:
             outcomes.append(self._decide(channel, draft, ask, now_ms))
@@ -378,25 +383,26 @@ class Committer:
             )
         except HoldfastError as error:
             return error
-        except Exception:  # a mistake of ours must not take everybody else's requests down
+        except Exception:  # a bug of ours must not fail other requests
             logger.exception("a request about %r could not be decided", ask.key)
             return HoldfastError("the request could not be decided")
         serials = [draft.add(op) for op in decision.ops]
         serial = serials[decision.result_op] if serials else decision.serial
         if isinstance(request, AppendText) and request.at is None and decision.length is not None:
-            # Decided once, kept for ever: after an unclear commit the same text must not be added again.
+            # The request keeps its first offset: after a commit with an unknown outcome the text must not be added
+            # twice.
             ask.request = replace(request, at=decision.length - len(request.text))
         return decision, serial
 
     def _park(self, channel: Channel, item: Item) -> None:
-        """Let `item`, and what comes after it for its channel, wait until the store was asked."""
+        """Park `item`, and later items of its channel, until the store has been read."""
         channel.parked.append(item)
         self._parking.add(channel)
         if len(channel.parked) == 1:
             self._spawn(self._load_for(channel))
 
     async def _load_for(self, channel: Channel) -> None:
-        """Bring into memory what the parked items need, then let them queue again, first and in order."""
+        """Load the messages that the parked items need, then queue the items again, first and in order."""
         try:
             async with asyncio.timeout(STORE_TIMEOUT_S):
                 await channel.load()
@@ -405,11 +411,12 @@ class Committer:
                     if channel.is_stale:
                         await channel.refresh()
                     await channel.load_messages([one for item in channel.parked for one in item.ids])
-                    # More may have been parked meanwhile, of an unclear commit that is answered below.
+                    # More items may have been parked meanwhile, by a commit with an unknown outcome that is resolved
+                    # below.
                     ids = [one for item in channel.parked for one in item.ids]
                     is_read = not channel.is_stale and not channel.missing(ids)
-                self._answer_unclear(channel)  # with the messages in memory: an answer may hold one
-        except Exception as error:  # whatever it is: who waits here is asked by nobody else
+                self._resolve_unclear(channel)  # with the messages in memory: a result may hold one
+        except Exception as error:  # any error: no other component would fail the parked items
             logger.warning("channel %s could not be read: %r", channel.name, error)
             refused = error if isinstance(error, HoldfastError) else StoreUnavailable("the store did not answer")
             if self._unclear.pop(channel, None) is not None:
@@ -425,29 +432,29 @@ class Committer:
 
     # -- storing -----------------------------------------------------------------------------------------------
 
-    async def _commit(self, cut: _Cut) -> None:
-        writes = self._writes(cut)
+    async def _commit(self, batch: _Batch) -> None:
+        writes = self._writes(batch)
         over = asyncio.get_running_loop().create_future()
-        channels = cut.channels()
+        channels = batch.channels()
         for channel in channels:
             channel.commit_over = over
         try:
             if not writes:
-                await asyncio.sleep(0)  # nothing to wait for, but others want the loop
+                await asyncio.sleep(0)  # no entry to store, but other tasks need the loop
             results = await self._store_all([write for _, write in writes]) if writes else []
         except CommitUnknown as error:
             logger.warning("it is not known whether a commit was stored: %s", error)
-            self._note_unclear(cut, writes)
-            self._answer(cut, unclear=[decided.channel for decided in cut.decided])
+            self._note_unclear(batch, writes)
+            self._answer(batch, unclear=[decided.channel for decided in batch.decided])
             return
         except StoreUnavailable as error:
-            self._fail(cut, error)
+            self._fail(batch, error)
             return
         finally:
             for channel in channels:
                 channel.commit_over = None
             over.set_result(None)
-            self._note_took(cut)
+            self._note_took(batch)
         conflicted = []
         for (channel, write), result in zip(writes, results, strict=True):
             if isinstance(result, Committed):
@@ -456,23 +463,23 @@ class Committer:
                 conflicted.append(channel)
         self.commits += bool(writes)
         self.entries += sum(len(write.entries) for _, write in writes)
-        self._answer(cut, unclear=conflicted)
+        self._answer(batch, unclear=conflicted)
 
-    def _note_took(self, cut: _Cut) -> None:
-        """Learn how long it takes from waiting to stored: quickly where it takes longer, slowly where it does not."""
-        if cut.since_s is not None:
-            more_s = asyncio.get_running_loop().time() - cut.since_s - self._took_s
+    def _note_took(self, batch: _Batch) -> None:
+        """Update the average time from queued to stored: fast upwards, slowly downwards."""
+        if batch.since_s is not None:
+            more_s = asyncio.get_running_loop().time() - batch.since_s - self._took_s
             self._took_s += more_s * (0.5 if more_s > 0 else 0.1)
 
-    def _note_unclear(self, cut: _Cut, writes: Sequence[tuple[Channel, Write]]) -> None:
-        """Remember where the channels will stand if the writes were stored. Where only we write, that tells."""
+    def _note_unclear(self, batch: _Batch, writes: Sequence[tuple[Channel, Write]]) -> None:
+        """Remember the heads of the channels if the writes were stored. With one writing hub, the head tells."""
         if self._store.is_exclusive:
             for channel, write in writes:
-                decided = [one for one in cut.decided if one.channel is channel]
+                decided = [one for one in batch.decided if one.channel is channel]
                 self._unclear[channel] = _Unclear(write.epoch, write.expected + len(write.entries), decided)
 
-    def _answer_unclear(self, channel: Channel) -> None:
-        """After the channel was read anew: if the unclear write had been stored, its requests are carried out."""
+    def _resolve_unclear(self, channel: Channel) -> None:
+        """Return the results of a write with an unknown outcome if the store, now read again, holds it."""
         unclear = self._unclear.pop(channel, None)
         if unclear is None or (channel.state.epoch, channel.state.serial) != (unclear.epoch, unclear.serial):
             return
@@ -482,29 +489,29 @@ class Committer:
                 self._answer_item(decided)
 
     async def _store_all(self, writes: list[Write]) -> list[Committed | Conflict]:
-        """Store `writes`. Raises StoreUnavailable if nothing was stored, CommitUnknown if nobody knows."""
+        """Store `writes`. Raises StoreUnavailable if none was stored, CommitUnknown if that is unknown."""
         try:
             async with asyncio.timeout(STORE_TIMEOUT_S):
                 return await self._store.commit(writes)
         except StoreUnavailable:
             raise
         except TimeoutError:
-            raise CommitUnknown("the store did not answer in time") from None
+            raise CommitUnknown(f"store did not respond within {STORE_TIMEOUT_S:g} s") from None
         except Exception as error:
             logger.exception("the store failed in a way it should not")
-            raise CommitUnknown("the store failed") from error
+            raise CommitUnknown(f"store failed with {type(error).__name__}") from error
 
-    def _writes(self, cut: _Cut) -> list[tuple[Channel, Write]]:
+    def _writes(self, batch: _Batch) -> list[tuple[Channel, Write]]:
         writes = [
             (
                 channel,
                 Write(channel=channel.name, epoch=channel.state.epoch, expected=entry.serial - 1, entries=(entry,)),
             )
-            for channel, entry in cut.alone.items()
+            for channel, entry in batch.alone.items()
         ]
-        for channel, draft in cut.drafts.items():
-            documents = _documents(draft, cut.due.get(channel, ()))
-            # Where others write too, an answer without an entry rests on a state that may be old: an empty write asks.
+        for channel, draft in batch.drafts.items():
+            documents = _documents(draft, batch.due.get(channel, ()))
+            # On a shared store, a result without an entry may rest on old state: an empty write checks the head.
             if draft.ops or documents or not self._store.is_exclusive:
                 state = channel.state
                 epoch = self._clock.new_epoch() if state.epoch == NO_EPOCH else state.epoch
@@ -518,14 +525,14 @@ class Committer:
                 writes.append((channel, write))
         return writes
 
-    def _answer(self, cut: _Cut, *, unclear: Iterable[Channel]) -> None:
-        """Result what was decided; the requests of `unclear` channels are decided again once those were read anew."""
+    def _answer(self, batch: _Batch, *, unclear: Iterable[Channel]) -> None:
+        """Return the results. Requests of `unclear` channels are decided again after those channels were read."""
         again = dict.fromkeys(unclear)
         for channel in again:
             channel.is_stale = True
             channel.conflicts += 1
         first: dict[Channel, list[Item]] = {channel: [] for channel in again}
-        for decided in cut.decided:
+        for decided in batch.decided:
             if decided.channel not in again:
                 decided.channel.conflicts = 0
                 self._answer_item(decided)
@@ -537,7 +544,7 @@ class Committer:
                 self._let_go(decided.item)
                 decided.item.failed(Busy("others write to this channel faster than it can be read"))
         for channel, items in first.items():
-            channel.parked.extendleft(reversed(items))  # before what was parked while they were decided
+            channel.parked.extendleft(reversed(items))  # before items that were parked meanwhile
             self._parking.add(channel)
         for channel in again:
             self._spawn(self._load_for(channel))
@@ -545,16 +552,16 @@ class Committer:
     def _answer_item(self, decided: Decided) -> None:
         item = decided.item
         self._let_go(item)
-        if decided.grown is None:  # else a writer of this process
+        if decided.grown is None:  # `plain_append` serves writers of this process only
             for ask in decided.granted:
                 caller = ask.caller
                 if caller.writer is None and not caller.is_server:
                     self._accepted(decided.channel, ask.key)
         item.answered(decided)
 
-    def _fail(self, cut: _Cut, error: StoreUnavailable) -> None:
+    def _fail(self, batch: _Batch, error: StoreUnavailable) -> None:
         logger.warning("a commit failed, nothing of it is stored: %s", error)
-        for decided in cut.decided:
+        for decided in batch.decided:
             self._let_go(decided.item)
             decided.item.failed(error)
 
@@ -564,14 +571,14 @@ class Committer:
 
 
 def _documents(draft: Draft, due: Iterable[str]) -> Sequence[Document]:
-    """The documents that go with a batch: of what more than grew, of what grew much, and of those wished for."""
+    """Return the documents of a batch: of messages with other entries than appends, with much text, or requested."""
     messages = draft.base.messages
     grown = []
     for message_id, length in draft.grown.items():
         known = messages.get(message_id)
         if known is not None and known.undocumented_bytes + length > DOCUMENT_BYTES:
             grown.append(message_id)
-    if not (draft.reshaped or grown or due):  # as nearly always
+    if not (draft.reshaped or grown or due):  # the common case
         return ()
     things = [draft.thing(key) for key in dict.fromkeys((*draft.reshaped, *grown, *due))]
     return [document(thing) for thing in things if thing is not None]
@@ -587,7 +594,7 @@ def _answer(channel: Channel, ask: Ask, decision: Decision, serial: int) -> Resu
     elif isinstance(ask.request, CreateMessage | UpdateMessage):
         known = channel.state.message(ask.key)
         message = known.message() if known is not None and not known.deleted else None
-        # Not new, and ours all the same: an unclear commit had stored it in truth.
+        # Not created now, but by the same request: a commit with an unknown outcome had stored it.
         is_new = is_new or (ask.is_unclear and known is not None and known.writer == ask.caller.writer)
     return Result(
         serial=serial,

@@ -1,11 +1,10 @@
-"""Leaving: the signal hook that lets a server end while streams are open.
+"""The signal hook that lets a server shut down while streams are open.
 
 Layer: hub.
 
-ASGI servers wait for open responses at shutdown and at `--reload`, and tell the app nothing before
-(measured on uvicorn and granian alike), so a single open tab would hang them. The hook is chained to the handler that
-was there: viewers leave at once, running answers get their time, then the server's own handler runs. A second signal
-does not wait.
+ASGI servers wait for open responses at shutdown and at `--reload`, and do not notify the app before (measured on
+uvicorn and granian), so a single open tab would hang them. The hook is chained to the previous handler: it disconnects
+viewers at once, gives running answers their time, then calls the server's own handler. A second signal does not wait.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class SignalHook:
-    """Runs `drain` on the loop at the first signal, then the handlers that were there before."""
+    """Runs `drain` on the loop at the first signal, then the previous handlers."""
 
     def __init__(self, drain: Callable[[], Awaitable[None]]) -> None:
         self._drain = drain
@@ -34,21 +33,21 @@ class SignalHook:
         self._is_hit = False
 
     def install(self) -> None:
-        """Hook the signals, also again after somebody else did; outside the main thread Python has none."""
+        """Hook the signals, again if another component has hooked them since. Only the main thread can."""
         if threading.current_thread() is not threading.main_thread():
             return
         self._loop = asyncio.get_running_loop()
         self._is_hit = False
         for number in SIGNALS:
             before = signal.getsignal(number)
-            # None: a handler that Python does not know; ignored ones stay so. Neither can be chained to.
+            # None is a handler outside Python. Neither it nor SIG_IGN can be chained to; ignored signals stay ignored.
             if before is None or before in (signal.SIG_IGN, self._hit):
                 continue
             self._before[number] = before
             signal.signal(number, self._hit)
 
     def remove(self) -> None:
-        """Put the handlers back that were there, unless somebody hooked on after us."""
+        """Restore the previous handlers, unless another component has hooked the signals since."""
         if threading.current_thread() is not threading.main_thread():
             return
         for number, before in self._before.items():

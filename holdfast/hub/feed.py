@@ -1,10 +1,10 @@
-"""Feeds: one subscriber's way through a channel, and the ticks that release them together.
+"""Feeds: the position of one subscriber in a channel, and the ticks that release feeds together.
 
 Layer: hub.
 
-A feed is a cursor and a wake-up, never a queue: when it is woken it takes everything it is owed as
-one batch, and a slow reader simply comes back later and takes more at once. A batch for the same stretch is made and
-encoded once, and its bytes are shared by all feeds of the channel. Transports rely on `Feed` and `EncodedBatch`.
+A feed is a cursor and a wake-up, never a queue: when it is woken it takes all missed events as one batch. A slow reader
+takes later, and gets more at once. A batch for the same cursor is made and encoded once, and all feeds of the channel
+share its bytes. Transports rely on `Feed` and `EncodedBatch`.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ logger = logging.getLogger("holdfast.hub")
 
 # Classes of flush windows: feeds of one class are released on one tick, so that their batches are the same bytes.
 FLUSH_CLASSES_MS = (0, 20, 40, 100, 250, 500, 1000)
-# Feeds released in one turn of the loop: about a millisecond of work, so that a large channel holds nobody up.
+# Feeds released in one turn of the loop: about a millisecond of work, so that a large channel delays no other one.
 SLICE_FEEDS = 100
-EPHEMERAL_S = 0.1  # within which comings, goings and signals are told together
+EPHEMERAL_S = 0.1  # presence changes and signals within this time are sent together
 FRAME_BYTES = 256 * 1024  # of a WebSocket frame, as far as whole events allow
 
 
 def flush_class(flush_ms: int) -> int:
-    """The class that a wish of `flush_ms` milliseconds falls into: the nearest that is not shorter."""
+    """Return the flush class of `flush_ms` milliseconds: the shortest that is not below it."""
     return next((known for known in FLUSH_CLASSES_MS if known >= flush_ms), FLUSH_CLASSES_MS[-1])
 
 
@@ -42,12 +42,12 @@ class Behind(Exception):
 
 
 class EncodedBatch:
-    """Events that belong together, in the forms that transports send. Each form is made once, when first asked for."""
+    """The events of one batch, in the forms that transports send. Each form is made once, on first use."""
 
     __slots__ = ("_body", "_frames", "_raw", "_sse", "channel", "cursor", "events")
 
     def __init__(self, channel: str, cursor: str, events: Sequence[ServerEvent]) -> None:
-        """`cursor` is empty for what is not in the log."""
+        """Hold `events`; `cursor` is empty for ephemeral events."""
         self.channel = channel
         self.cursor = cursor
         self.events = events
@@ -58,19 +58,19 @@ class EncodedBatch:
 
     @property
     def text_bytes(self) -> int:
-        """About how much text it holds, without encoding it."""
+        """Return about how many bytes of text the batch holds, without encoding it."""
         return sum(_text_length(event) for event in self.events)
 
     @property
     def raw(self) -> list[bytes]:
-        """Each event as JSON."""
+        """Return each event as JSON."""
         if self._raw is None:
             self._raw = [encode_json(event) for event in self.events]
         return self._raw
 
     @property
     def sse(self) -> bytes:
-        """All events as Server-Sent Events; the id, which is the cursor, on the last one only."""
+        """Return the batch as Server-Sent Events; only the last one carries the cursor as its id."""
         if self._sse is None:
             pieces: list[bytes] = []
             for event, data in zip(self.events, self.raw, strict=True):
@@ -82,14 +82,14 @@ class EncodedBatch:
 
     @property
     def body(self) -> dict[str, Any]:
-        """`sse` as the ASGI message that sends it; shared, so not to be changed."""
+        """Return the ASGI message that sends `sse`; it is shared, so callers must not change it."""
         if self._body is None:
             self._body = {"type": "http.response.body", "body": self.sse, "more_body": True}
         return self._body
 
     @property
     def frames(self) -> tuple[str, ...]:
-        """The batch as WebSocket frames; only the last carries the cursor."""
+        """Return the batch as WebSocket frames; only the last one carries the cursor."""
         if self._frames is None:
             opening = f'{{"type":"events","channel":{encode_json(self.channel).decode()},'
             groups = list(_groups(self.raw))
@@ -103,10 +103,10 @@ class EncodedBatch:
         return self._frames
 
     def frames_with(self, extra: str) -> tuple[str, ...]:
-        """`frames` with `extra` in the cursor: for one viewer alone, so not kept."""
+        """Return `frames` with `extra` in the cursor. They are for one viewer, so they are not kept."""
         cursor = f'"cursor":"{self.cursor}'
         *first, last = self.frames
-        return (*first, last.replace(cursor, f"{cursor}:{extra}", 1))  # before it stands the channel's name alone
+        return (*first, last.replace(cursor, f"{cursor}:{extra}", 1))  # only the channel's name precedes it
 
 
 def _type_of(event: ServerEvent) -> bytes:
@@ -123,7 +123,7 @@ def _text_length(event: ServerEvent) -> int:
 
 
 def _groups(raw: Sequence[bytes]) -> Iterator[str]:
-    """The events, joined by commas, in groups of about a frame; an event is never cut."""
+    """Return the events, joined by commas, in groups of about one frame; an event is never split."""
     group: list[bytes] = []
     size = 0
     for data in raw:
@@ -136,9 +136,9 @@ def _groups(raw: Sequence[bytes]) -> Iterator[str]:
 
 
 class Feed:
-    """One subscriber's way through a channel. Holds a position, never entries, so a slow reader costs nothing."""
+    """One subscriber's position in a channel. It holds no entries, so a slow reader uses no memory."""
 
-    __slots__ = ("_attached", "_epoch", "_group", "_history", "_passed", "_serial", "channel", "wake")
+    __slots__ = ("_attached", "_ephemeral_position", "_epoch", "_group", "_history", "_serial", "channel", "wake")
 
     def __init__(
         self,
@@ -151,98 +151,100 @@ class Feed:
         has_passing: bool = False,
     ) -> None:
         self.channel = channel
-        self.wake = wake  # called on a tick when there is something to take
+        self.wake = wake  # called on a tick when there are events to take
         self._history = history
         self._group = group
-        self._attached = False  # has it been told where it starts?
-        self._epoch: str | None = since.epoch if since is not None else None  # None: a new start is owed
+        self._attached = False  # `channel.attached` was taken
+        self._epoch: str | None = since.epoch if since is not None else None  # None: a new start is due
         self._serial = since.serial if since is not None else 0
-        self._passed = -1 if has_passing else None  # position in what is said in passing; None: it is not for us
+        self._ephemeral_position = (
+            -1 if has_passing else None
+        )  # position in the ephemeral events; None: not subscribed to them
 
     @property
     def cursor(self) -> Cursor:
-        """The last entry this feed has taken."""
+        """Return the cursor of the last entry that this feed has taken."""
         return Cursor(self._epoch or NO_EPOCH, self._serial)
 
     @property
     def is_behind(self) -> bool:
-        """Is something owed?"""
+        """Return whether there are events to take."""
         state = self.channel.state
         if not self._attached or self._serial != state.serial or self._epoch != state.epoch:
             return True
-        return self._passed is not None and self._passed != self.channel.presence_state.position
+        return self._ephemeral_position is not None and self._ephemeral_position != self.channel.presence_state.position
 
     def take(self) -> EncodedBatch | None:
-        """Everything owed now, as one batch, or None. Raises Behind when the store must be asked first."""
+        """Take all missed events as one batch, or None. Raises Behind if the store must be read first."""
         channel = self.channel
         state = channel.state
         if self._attached and self._epoch == state.epoch:
             if self._serial == state.serial:
                 return self._take_ephemeral()
-            # What another feed took from here is the common case, and the one that a thousand viewers pay for.
+            # Hot path: another feed has taken the batch from this cursor, as with a thousand viewers of one channel.
             known = channel.live_batches.get(self._serial)
             if known is not None:
                 self._serial = state.serial
                 return known if known.events else self._take_ephemeral()
         if self._is_continued():
             batch = channel.batch_since(self._serial, attach=not self._attached or self._epoch == NO_EPOCH)
-            if batch is None:  # more changed than one catches up with
-                self._epoch = None  # said before it is tried: `catch_up` must bring what a new start needs
+            if batch is None:  # more messages changed than a catch-up may hold
+                self._epoch = None  # set before the attempt: `catch_up` must load the messages of a new start
                 batch = channel.new_start(self._history)
         else:
             batch = channel.new_start(self._history)
-        if not self._attached and self._passed is not None:
-            self._passed = channel.presence_state.position  # who is here rides in channel.attached
+        if not self._attached and self._ephemeral_position is not None:
+            self._ephemeral_position = channel.presence_state.position  # `channel.attached` carries presence
         self._attached = True
         self._epoch, self._serial = state.epoch, state.serial
         return batch if batch.events else self._take_ephemeral()
 
     def _take_ephemeral(self) -> EncodedBatch | None:
-        """What was said in passing; only when nothing of the log is owed."""
+        """Take the ephemeral events; only when the feed has caught up with the log."""
         presence_state = self.channel.presence_state
-        if self._passed is None or self._passed == presence_state.position:
+        if self._ephemeral_position is None or self._ephemeral_position == presence_state.position:
             return None
-        batch = self.channel.ephemeral_since(self._passed)
-        self._passed = presence_state.position
+        batch = self.channel.ephemeral_since(self._ephemeral_position)
+        self._ephemeral_position = presence_state.position
         return batch if batch.events else None
 
     async def catch_up(self) -> None:
-        """Bring into memory what `take` needs. Raises StoreUnavailable."""
+        """Load the messages that `take` needs. Raises StoreUnavailable."""
         if self._is_continued() and await self.channel.load_since(self._serial):
             return
         self._epoch = None
         await self.channel.load_history(self._history)
 
     def done(self) -> None:
-        """The way to the reader is free again: what is owed comes with the next tick.
+        """Note that the reader is free again; the next tick wakes this feed if it has missed events.
 
-        What was said in passing comes at once, if it is all that is owed: it waits for no window. Else, behind an
-        answer that has grown at each look, it would wait for as long as the answer lasts.
+        If only ephemeral events are due, wake it at once, without waiting for the flush window. Otherwise they would
+        wait behind a growing answer until that answer ends.
         """
         channel = self.channel
-        state, passed = channel.state, self._passed
+        state, passed = channel.state, self._ephemeral_position
         if not self._attached or self._serial != state.serial or self._epoch != state.epoch:
             self._group.moved()
         elif passed is not None and passed != channel.presence_state.position:
             asyncio.get_running_loop().call_soon(self.wake)
 
     def close(self) -> None:
-        """Leave the channel. A second call does nothing."""
+        """Detach from the channel. A second call has no effect."""
         if self._group.remove(self):
             self.channel.watchers -= 1
 
     def _is_continued(self) -> bool:
-        """Does this feed's position belong to the channel's present life, so that what follows can be told?"""
+        """Return whether the feed's cursor is of the channel's current epoch, so that it can resume."""
         state = self.channel.state
         if self._epoch is None:
             return False
         if (self._epoch, self._serial) == EMPTY[:2]:
-            return state.floor == 0  # an empty channel resumes to whatever comes
+            return state.floor == 0  # the cursor of an empty channel resumes to any next entry
         return self._epoch == state.epoch and state.floor <= self._serial <= state.serial
 
 
 class Ticks:
-    """The timers of all flush windows, on a grid of a few milliseconds, so that one serves many channels."""
+    """The timers of all flush windows, on a grid of a few milliseconds, so that one timer serves many channels."""
 
     GRID_S = 0.004
 
@@ -272,21 +274,21 @@ class Ticks:
         for callback in self._due.pop(point):
             try:
                 callback()
-            except Exception:  # one channel's viewers must not keep another's waiting
+            except Exception:  # an error in one channel must not delay the viewers of another
                 logger.exception("a release of viewers failed")
 
 
 class Group:
-    """The feeds of one channel and flush class, released together: at most one batch a window, the first at once."""
+    """The feeds of one channel and flush class. They are released together, once per window; the first time at once."""
 
-    __slots__ = ("_feeds", "_is_due", "_is_passing_due", "_last_s", "_ticks", "_window_s")
+    __slots__ = ("_feeds", "_is_due", "_is_ephemeral_due", "_last_s", "_ticks", "_window_s")
 
     def __init__(self, ticks: Ticks, flush_ms: int) -> None:
         self._ticks = ticks
         self._window_s = flush_ms / 1000
         self._feeds: dict[Feed, None] = {}
-        self._is_due = False  # is a release on its way?
-        self._is_passing_due = False  # is one for what is said in passing? It uses up no window
+        self._is_due = False  # a release is scheduled
+        self._is_ephemeral_due = False  # a release of ephemeral events is scheduled; it uses up no window
         self._last_s = -self._window_s  # the first release is at once
 
     def __len__(self) -> int:
@@ -299,18 +301,18 @@ class Group:
         self._feeds[feed] = None
 
     def remove(self, feed: Feed) -> bool:
-        """Release `feed` no more; False: it was not here."""
+        """Remove `feed`. False if it was not in this group."""
         is_here = feed in self._feeds
         self._feeds.pop(feed, None)
         return is_here
 
     @property
     def over_s(self) -> float:
-        """When its window is over (of the loop's clock): what comes before is released a little after, then at once."""
+        """Return when the window ends, in the loop's time: earlier changes are released then, later ones at once."""
         return self._last_s + self._window_s
 
     def moved(self) -> None:
-        """The channel moved: release the feeds when their window is over, at once after a pause."""
+        """Schedule the release of the feeds: at the end of their window, or at once after a pause."""
         if self._is_due or not self._feeds:
             return
         self._is_due = True
@@ -322,13 +324,13 @@ class Group:
             self._ticks.call_at(due_s, self._release)
 
     def ephemeral_moved(self) -> None:
-        """Somebody came, left or signalled: tell the feeds a little later, together with what else happens."""
-        if not self._is_passing_due and self._feeds:
-            self._is_passing_due = True
+        """Schedule the release of ephemeral events a little later, so that several go out together."""
+        if not self._is_ephemeral_due and self._feeds:
+            self._is_ephemeral_due = True
             self._ticks.call_at(asyncio.get_running_loop().time() + EPHEMERAL_S, self._release_ephemeral)
 
     def _release_ephemeral(self) -> None:
-        self._is_passing_due = False
+        self._is_ephemeral_due = False
         self._wake_feeds()
 
     def _release(self) -> None:

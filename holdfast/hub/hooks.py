@@ -1,11 +1,11 @@
-"""Hooks: the app's functions that hear of what was stored, `@hub.on("message.finish", "chat:*", name="billing")`.
+"""Hooks: functions of the app that receive stored entries, `@hub.on("message.finish", "chat:*", name="billing")`.
 
 Layer: hub.
 
-At least once, in order per channel, after it was stored, and never in its way: each hook has a
-position in each channel, noted in the store, and reads on from there like a viewer that is late. So a hook that was
-away hears of a message's last state, and one that fails tries again while everything else goes on. A new one begins
-where each channel stands when it is first registered: what is older is told by no clock, which may be wrong.
+A hook is called at least once for each entry, in order per channel, after the commit, and it never delays the log. Each
+hook has a position in each channel, kept in the store, and reads on from there like a viewer that is behind. So a hook
+that was down receives a message's latest state, and a hook that fails is retried while everything else continues. A new
+hook begins at each channel's head at its first registration: the wall clock, which may be wrong, decides nothing.
 """
 
 from __future__ import annotations
@@ -38,17 +38,17 @@ KINDS = get_args(HookKind)
 FIRST_RETRY_S = 1.0
 LAST_RETRY_S = 60.0
 TIMEOUT_S = 60.0  # of one call
-EVERYTHING = 2**53  # messages of one channel that a hook catches up with: a bound would leave it behind for good
-SCAN_PAGE = 500  # channels that are looked at in one step after a start
-MAX_RUNNING = 100  # channels that one hook is called for at the same time
+EVERYTHING = 2**53  # messages of one channel in a catch-up: with a bound, a hook could never catch up
+SCAN_PAGE = 500  # channels in one step of the scan after a start
+MAX_RUNNING = 100  # channels for which one hook runs at once
 
 
 class HookEvent(Struct, frozen=True, kw_only=True):
-    """What a hook is told. `message` and `command` are as they are by now, not as they were at `serial`."""
+    """The argument of a hook. `message` and `command` are as they are now, not as they were at `serial`."""
 
     type: str
     channel: str
-    serial: int  # of the entry; with the channel and its epoch it tells a repeat
+    serial: int  # of the entry; with channel and epoch it identifies a repeat
     epoch: str
     id: str  # of the message or command
     message: Message | None = None  # None when it was deleted
@@ -60,16 +60,18 @@ HookHandler = Callable[[HookEvent], Awaitable[None]]
 
 
 class Hook:
-    """One registered function. Its name is that of its position: keep it when the code moves."""
+    """One registered function. Its name identifies its stored position: keep the name when the code moves."""
 
     def __init__(self, name: str, kinds: tuple[str, ...], pattern: str, handler: HookHandler) -> None:
         check_id(name, "a hook's name")
         unknown = [kind for kind in kinds if kind not in KINDS]
         if unknown or not kinds:
-            raise LocalError(f"a hook hears of {', '.join(KINDS)}; not of {', '.join(map(str, unknown)) or 'nothing'}")
+            raise LocalError(
+                f"hook kinds must be among {', '.join(KINDS)}, got {', '.join(map(str, unknown)) or 'none'}"
+            )
         if inspect.isroutine(handler) and not inspect.iscoroutinefunction(handler):
-            # Refused here, since it would be called before anybody could see what it is, and then again and again.
-            raise LocalError(f"a hook is an async function; {name!r} is none")
+            # Refused here: otherwise the first call would fail later, out of sight, and be retried for ever.
+            raise LocalError(f"hook {name!r} must be an async function; define it with `async def`")
         self.name = name
         self.kinds = frozenset(kinds)
         self.pattern = check_pattern(pattern)
@@ -77,23 +79,23 @@ class Hook:
 
 
 class HookRunner:
-    """Calls one hook, channel by channel."""
+    """Calls one hook for each channel in order, and keeps its positions."""
 
     def __init__(self, hub: HubCore, hook: Hook, live: Mapping[str, ChannelState]) -> None:
-        """`live`: the channels in memory."""
+        """Run `hook`; `live` holds the channels in memory."""
         self._hub = hub
         self._hook = hook
         self._positions: dict[str, tuple[str, int]] = {}  # epoch and serial, by channel
         self._is_ready = False
-        # Channels as they stood before they moved, or at the latest when they came into memory: until the positions
-        # are known. A new hook begins there, and not where such a channel stands when its turn comes.
+        # Heads of channels before they moved, or when they were loaded, until the positions are known. A new hook
+        # begins there, not at the later head that such a channel has when the hook reads it.
         self._early = {name: (head.epoch, head.serial) for name, head in live.items()}
         self._running: set[str] = set()
-        self._again: set[str] = set()  # moved while they were being told
+        self._again: set[str] = set()  # moved while the hook was called
         self._room = asyncio.Semaphore(MAX_RUNNING)
 
     async def start(self) -> None:
-        """Read the positions, then look for what was stored and never told."""
+        """Read the positions, then scan for entries that the hook has not received."""
         wait_s = FIRST_RETRY_S
         while True:
             try:
@@ -113,7 +115,7 @@ class HookRunner:
             await self._scan()
 
     async def _recall(self) -> bool:
-        """Read the positions. True if the hook is new: it begins where each channel stands."""
+        """Read the positions. Return True if the hook is new; then it begins at each channel's head."""
         store, name = self._hub.store, self._hook.name
         notes = await store.notes(f"hook/{name}/")
         self._positions = {key.removeprefix(f"hook/{name}/"): _position(value) for key, value in notes.items()}
@@ -126,7 +128,7 @@ class HookRunner:
             found: dict[str, tuple[str, int]] = {}
             for channel in fresh:
                 head = await store.head(channel)
-                found[channel] = self._early.get(channel, (head.epoch, head.serial))  # as it is after that
+                found[channel] = self._early.get(channel, (head.epoch, head.serial))  # the head after the registration
             await store.note({f"hook/{name}/{channel}": _noted(*at) for channel, at in found.items()})
             self._positions |= found
             after = page[-1]
@@ -134,7 +136,7 @@ class HookRunner:
         return True
 
     async def _scan(self) -> None:
-        """Look for channels that moved, or were deleted, while the hook was away."""
+        """Find channels that moved, or were deleted, while the hook was down."""
         store = self._hub.store
         after: str | None = None
         gone = set(self._positions)
@@ -150,14 +152,14 @@ class HookRunner:
             self.moved(channel)
 
     def changed(self, channel: Channel) -> None:
-        """`channel` has something new, perhaps, or has come into memory: so it was seen before anything is new."""
+        """Note the head of `channel`, which was loaded or may have moved, and call the hook for new entries."""
         if self._is_ready:
             self.moved(channel.name)
         elif channel.name not in self._early:
             self._early[channel.name] = (channel.state.epoch, channel.state.serial)
 
     def moved(self, channel: str) -> None:
-        """The same, by its name."""
+        """Call the hook for new entries of the channel with this name."""
         if not matches(self._hook.pattern, channel):
             return
         if channel in self._running:
@@ -167,7 +169,7 @@ class HookRunner:
         self._hub.start_background(self._follow(channel))
 
     async def _follow(self, channel: str) -> None:
-        """Tell what `channel` has, until there is no more."""
+        """Call the hook for the entries of `channel` until it has caught up."""
         wait_s = FIRST_RETRY_S
         try:
             while True:
@@ -187,7 +189,7 @@ class HookRunner:
             self._running.discard(channel)
 
     def _log(self, channel: str, error: Exception, wait_s: float) -> None:
-        """The traceback once, however long it goes on."""
+        """Log the traceback once, also if the failures continue."""
         trace = error if wait_s == FIRST_RETRY_S else None
         kind = type(error).__name__
         told = "hook %r failed for %s (%s); it is tried again in %.0f s"
@@ -203,7 +205,7 @@ class HookRunner:
             await self._forget(channel)
             return
         if head.epoch != epoch:
-            serial = 0  # another life of the channel
+            serial = 0  # another epoch of the channel
         changes = await store.changes(channel, after=serial, limit=EVERYTHING)
         head = changes.head
         events = [
@@ -219,7 +221,7 @@ class HookRunner:
         await self._note(channel, head.epoch, head.serial)
 
     def _events(self, channel: str, epoch: str, one: MessageState | CommandState, since: int) -> list[HookEvent]:
-        """What happened to a message or command after serial `since`."""
+        """Return the events of a message or command after serial `since`."""
         if isinstance(one, CommandState):
             return _of_command(channel, epoch, one, since)
         happened: list[tuple[str, int]] = []
@@ -245,7 +247,7 @@ class HookRunner:
         self._positions[channel] = (epoch, serial)
 
     async def _forget(self, channel: str) -> None:
-        """The channel was deleted: its next life is told from its beginning, with a position or without."""
+        """Drop the position of a deleted channel: the hook receives its next epoch from the beginning."""
         if channel in self._positions:
             await self._hub.store.note({f"hook/{self._hook.name}/{channel}": None})
             del self._positions[channel]
@@ -284,7 +286,7 @@ def _position(value: bytes) -> tuple[str, int]:
 
 
 class Hooks:
-    """All hooks of a hub."""
+    """The hooks of one hub, each with its runner."""
 
     def __init__(self, hub: HubCore) -> None:
         self._hub = hub
@@ -292,31 +294,31 @@ class Hooks:
         self._runners: list[HookRunner] = []
 
     def add(self, hook: Hook) -> None:
-        """Register `hook`. Raises LocalError where its name is taken: two would share a position."""
+        """Register `hook`. Raises LocalError if its name is taken: two hooks would share a position."""
         if hook.name in self._hooks:
-            raise LocalError(f"there is a hook {hook.name!r} already; give each a name of its own")
+            raise LocalError(f"hook name {hook.name!r} is taken already; give each hook its own name")
         self._hooks[hook.name] = hook
         if self._hub.has_recovered:
             self._begin(hook)
 
     def start(self) -> None:
-        """The hub has started."""
+        """Start the runners: the hub has started."""
         self._runners.clear()
         for hook in self._hooks.values():
             self._begin(hook)
 
     def stop(self) -> None:
-        """The hub ends: what it still reads is told in its next life. A call that began now nobody would cancel."""
+        """Stop at the hub's end. Pending entries are delivered after the restart: no call could be cancelled now."""
         self._runners.clear()
 
     def changed(self, channel: Channel) -> None:
-        """More than text came in `channel`."""
+        """Notify the hooks of entries other than appends in `channel`."""
         for runner in self._runners:
             runner.changed(channel)
 
     def _begin(self, hook: Hook) -> None:
         live = self._hub._live().channels
-        # One that is only being loaded tells where it stands when it is.
+        # A channel that is being loaded is noted when its head is known.
         known = {name: one.state for name, one in live.items() if one.is_loaded}
         runner = HookRunner(self._hub, hook, known)
         self._runners.append(runner)

@@ -1,9 +1,9 @@
-"""The running system: channels in memory, the committer, and everything that happens on a timer.
+"""The running hub: channels in memory, the committer, and all timers.
 
 Layer: hub.
 
-`HubCore` is the hub without its transports; `holdfast.Hub` adds the ASGI side. It starts by itself on
-first use, on whatever event loop is running, and begins again when that loop is gone. One TaskGroup owns every task.
+`HubCore` is the hub without its transports; `holdfast.Hub` adds the ASGI side. It starts by itself on first use, on the
+running event loop, and starts again on another loop after that one ended. One TaskGroup owns every task.
 Public names without an underscore are the Python API and are documented in `docs/`.
 """
 
@@ -54,7 +54,7 @@ from holdfast.core.requests import (
 from holdfast.core.state import MessageState, utf8_len
 from holdfast.hub.channel import Channel
 from holdfast.hub.clock import Clock
-from holdfast.hub.committer import Ask, Committer, DocumentDue, Done, Item, Result, Waiting, answered_later
+from holdfast.hub.committer import Ask, Committer, DocumentDue, Done, Item, Result, Waiting, result_later
 from holdfast.hub.deadlines import Deadlines
 from holdfast.hub.drain import SignalHook
 from holdfast.hub.feed import Feed, Ticks
@@ -75,15 +75,15 @@ from holdfast.stores.base import Store
 logger = logging.getLogger("holdfast.hub")
 
 TIDY_S = 5.0  # between two rounds of housekeeping
-USED_UP_MS = 24 * 3600 * 1000  # how long the ids of messages that streamed in a deleted channel stay used up
-LEFT_S = 1.0  # until it is looked whether the end of a message that was left is stored, and between two tries
-SHUTDOWN_S = 2.0  # for cancelled tasks to put down what they hold
+USED_UP_MS = 24 * 3600 * 1000  # how long ids of messages that streamed in a deleted channel stay used up
+LEFT_S = 1.0  # before checking that the end of an abandoned message is stored, and between two tries
+SHUTDOWN_S = 2.0  # for cancelled tasks to clean up
 
 Adopter = Callable[[MessageWriter], Coroutine[Any, Any, None]]
 
 
 class ChannelInfo(Struct, frozen=True, kw_only=True):
-    """Where a channel stands."""
+    """The head of a channel."""
 
     channel: str
     epoch: str
@@ -92,7 +92,7 @@ class ChannelInfo(Struct, frozen=True, kw_only=True):
 
 
 class _Runtime:
-    """What lives on one event loop."""
+    """The parts of a hub that live on one event loop."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
@@ -104,7 +104,7 @@ class _Runtime:
         self.writers: dict[tuple[str, str], MessageWriter] = {}
         self.background: set[asyncio.Task[Any]] = set()  # tasks that are cancelled at the end
         self.jobs: set[asyncio.Task[Any]] = set()  # tasks of the app, given time when the hub drains
-        self.quieter = asyncio.Event()  # set whenever a job or a writer ends
+        self.quieter = asyncio.Event()  # set when a job or a writer ends
         self.tasks: asyncio.TaskGroup | None = None
         self.committer: Committer | None = None
         self.deadlines = Deadlines(loop)
@@ -115,7 +115,7 @@ class _Runtime:
         self.main: asyncio.Task[None] | None = None
 
     def job_ended(self, job: asyncio.Task[Any]) -> None:
-        """A task of the app's is over."""
+        """Forget a job of the app, which has ended."""
         self.jobs.discard(job)
         self.quieter.set()
 
@@ -124,11 +124,11 @@ class HubCore:
     """Durable channels: create, append, watch. `store` is a URL or an unopened store.
 
     `flush_ms` is the default flush window of viewers, `drain_s` how long running answers may go on when the
-    process is asked to end, `hooks_signals=False` leaves the signals alone (then call `drain` yourself).
-    `ticket_keys` sign tickets, so that they outlive the process; the verifier may have some, too.
+    process receives a signal to end; `hooks_signals=False` installs no signal handlers (then call `drain` yourself).
+    `ticket_keys` sign tickets, so that tickets outlive the process; the verifier may provide keys, too.
     """
 
-    writer_class: type[MessageWriter] = MessageWriter  # `holdfast.agents` has one that knows more
+    writer_class: type[MessageWriter] = MessageWriter  # `holdfast.agents` has one with more methods
 
     def __init__(
         self,
@@ -153,9 +153,9 @@ class HubCore:
         self.clock = clock or Clock()
         self.rates = Rates(client_limits)
         self.tickets = Tickets(ticket_keys or getattr(authenticate, "ticket_keys", ()), now_ms=self.clock.now_ms)
-        self.node = ""  # this life of the hub, as writers' leases name it; a new one with each start
+        self.node = ""  # names this run of the hub in writers' leases; new at each start
         self.is_draining = False
-        self.drive_by_hand = False  # may streaming responses drive `send` themselves? `serve` sets it
+        self.drive_by_hand = False  # streaming responses may drive `send` themselves; `serve` sets it
         self._on_start: list[Callable[[], None]] = []
         self._hooks = Hooks(self)
         self._adopters: list[tuple[str, Adopter]] = []
@@ -166,12 +166,12 @@ class HubCore:
     # -- life --------------------------------------------------------------------------------------------------
 
     async def start(self) -> None:
-        """Open the store and serve; done by itself on first use. Raises StoreInUse, StoreUnusable, StoreUnavailable."""
+        """Open the store and serve; called on first use. Raises StoreInUse, StoreUnusable, StoreUnavailable."""
         loop = asyncio.get_running_loop()
         while (runtime := self._runtime) is not None and runtime.loop is not loop:
-            if not await self.sync.gave_back(runtime.loop) and runtime.loop.is_running():
-                raise LocalError("this hub runs on another thread's event loop; use hub.sync, or a hub of your own")
-            await self.store.close()  # if its loop went away without a word
+            if not await self.sync.release_loop(runtime.loop) and runtime.loop.is_running():
+                raise LocalError("hub runs on the event loop of another thread; use hub.sync, or create another hub")
+            await self.store.close()  # if its event loop ended without `close`
             if self._runtime is runtime:
                 self._runtime = None
         if runtime is None or runtime.is_over:
@@ -182,15 +182,15 @@ class HubCore:
         await asyncio.shield(runtime.ready)
 
     async def drain(self) -> None:
-        """Leave gracefully: viewers go at once, running answers get `drain_s` seconds, then what runs is cancelled.
+        """Shut down gracefully: disconnect viewers, give running answers `drain_s` seconds, then cancel the rest.
 
-        Messages that are cancelled so stay `streaming` in the store; the next start hands them on or interrupts them.
+        Messages that are cancelled so stay `streaming` in the store; the next start adopts or interrupts them.
         """
         runtime = self._runtime
         if runtime is None or runtime.is_over:
             return
         if not runtime.ready.done():
-            await asyncio.wait([runtime.ready])  # what is still starting can only be ended when it has
+            await asyncio.wait([runtime.ready])  # a start in progress must complete before it can be ended
         if runtime.ready.exception() is not None:
             return
         if runtime.draining is None:
@@ -198,7 +198,7 @@ class HubCore:
         await asyncio.shield(runtime.draining)
 
     async def close(self) -> None:
-        """Drain, store what is accepted, and let go of the store. A second call does nothing."""
+        """Drain, store all accepted requests, and close the store. A second call has no effect."""
         runtime = self._runtime
         if runtime is None or runtime.is_over or runtime.loop is not asyncio.get_running_loop():
             return
@@ -209,31 +209,32 @@ class HubCore:
 
     @property
     def is_running(self) -> bool:
-        """Has it started, and not ended?"""
+        """Return whether the hub has started and not ended."""
         runtime = self._runtime
         return runtime is not None and not runtime.is_over and runtime.scheduler is not None
 
     @property
     def has_recovered(self) -> bool:
-        """Does it serve, so that what is registered now begins at once, and not with the rest at the (next) start?"""
+        """Return whether the hub serves. Then a registration takes effect at once, else at the next start."""
         runtime = self._runtime
         return runtime is not None and not runtime.is_over and runtime.ready.done() and not runtime.stop.is_set()
 
     @property
     def loop(self) -> asyncio.AbstractEventLoop | None:
-        """The event loop this hub runs on now, if it does."""
+        """Return the event loop on which the hub runs, or None."""
         runtime = self._runtime
         return runtime.loop if runtime is not None and not runtime.is_over and runtime.loop.is_running() else None
 
     def hook_signals(self) -> None:
-        """Drain at SIGTERM and SIGINT, then let the handlers run that were there. Done at the start of the hub; to be
-        done again by a server that sets its own handlers later.
+        """Drain at SIGTERM and SIGINT, then call the previous handlers.
+
+        The hub calls this at its start; a server that installs its own handlers later must call it again.
         """
         if self._hook is not None:
             self._hook.install()
 
     def on_drain(self, callback: Callable[[], None]) -> Callable[[], None]:
-        """Call `callback` when draining begins; returns what takes it back."""
+        """Call `callback` when draining begins. Return a function that removes it."""
         self._on_drain[callback] = None
         return lambda: self._on_drain.pop(callback, None)
 
@@ -244,7 +245,7 @@ class HubCore:
             callback()
 
     def start_task(self, job: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
-        """Run `job` as a task of the hub's: it outlives the request that began it, and is given time to drain."""
+        """Run `job` as a task of the hub: it outlives the request that started it; a drain gives it time to finish."""
         task = self._spawn(job)
         runtime = self._live()
         runtime.jobs.add(task)
@@ -252,7 +253,7 @@ class HubCore:
         return task
 
     def start_background(self, job: Coroutine[Any, Any, Any]) -> None:
-        """Run `job` beside the hub; at its end it is not waited for, but cancelled."""
+        """Run `job` until the hub ends, which cancels it without waiting for its end."""
         task = self._spawn(job)
         runtime = self._live()
         runtime.background.add(task)
@@ -261,10 +262,11 @@ class HubCore:
     def on(
         self, kinds: HookKind | tuple[HookKind, ...], pattern: str, *, name: str
     ) -> Callable[[HookHandler], HookHandler]:
-        """Call a function for what was stored in channels that match `pattern`: `@hub.on("message.finish", "chat:*")`.
+        """Call a function for entries stored in channels that match `pattern`: `@hub.on("message.finish", "chat:*")`.
 
-        At least once each, in order per channel, with retries, also for what was stored while the hub was away; not
-        for what is older than the hook. `name` is that of the position that is kept: two hooks never share one.
+        The hub calls it at least once for each entry, in order per channel, with retries, also for entries stored while
+        the hub was down, but not for entries older than the hook. `name` names the stored position; each hook needs its
+        own.
         """
 
         def register(handler: HookHandler) -> HookHandler:
@@ -274,10 +276,10 @@ class HubCore:
         return register
 
     def adopt(self, pattern: str) -> Callable[[Adopter], Adopter]:
-        """Go on with messages whose writer died with its process, on channels that match `pattern`.
+        """Register a function that continues messages whose writer died with its process, on matching channels.
 
-        The function gets a `MessageWriter` that stands where the other one ended (`length`, `meta`); returning
-        completes the message. Without one such messages become `interrupted`. Both happen before anyone is served.
+        The function gets a `MessageWriter` at the end of the stored text (`length`, `meta`); the message is complete
+        when it returns. Messages without such a function become `interrupted`. Both happen before the hub serves.
         """
 
         def register(adopter: Adopter) -> Adopter:
@@ -300,10 +302,10 @@ class HubCore:
         parent: str | UnsetType | None = UNSET,
         reply_to: str | None = None,
     ) -> MessageWriter:
-        """A new message to be written: `async with hub.message("chat:1") as m: await m.append("…")`.
+        """Return a writer of a new message: `async with hub.message("chat:1") as m: await m.append("…")`.
 
-        Leaving the block completes it; an exception leaves it `failed`, cancellation `cancelled`, each with the text
-        so far. Entering raises IdConflict when there is such a message already.
+        The end of the block completes the message; an exception makes it `failed`, cancellation `cancelled`, each with
+        the text so far. Entering raises IdConflict if the message exists already.
         """
         create = CreateMessage(
             role=role,  # type: ignore[arg-type]  # checked with the request
@@ -328,7 +330,7 @@ class HubCore:
         parent: str | UnsetType | None = UNSET,
         reply_to: str | None = None,
     ) -> Message:
-        """Store a whole message; returns it. With an `id` of your own it may be repeated. Raises IdConflict."""
+        """Store a whole message and return it. With your own `id` the call is safe to repeat. Raises IdConflict."""
         request = CreateMessage(
             role=role,  # type: ignore[arg-type]
             text=text,
@@ -350,7 +352,7 @@ class HubCore:
         meta: dict[str, Json] | None = None,
         if_version: int | None = None,
     ) -> Message:
-        """Change a finished message; returns it. `meta` is merged, None removes a key. Raises VersionConflict, …"""
+        """Change a finished message and return it. `meta` is merged; None removes a key. Raises VersionConflict, …"""
         request = UpdateMessage(text=text, parts=parts, meta=meta or {}, if_version=if_version)
         return _present(await self.ask(channel, message_id, request, self.caller(None)))
 
@@ -363,7 +365,7 @@ class HubCore:
         reason: str | None = None,
         meta: dict[str, Json] | None = None,
     ) -> None:
-        """End a streaming message, whoever writes it: the writer's next append is refused with Finished."""
+        """End a streaming message of any writer: the writer's next append is refused with Finished."""
         known = await self._message(channel, message_id)
         request = FinishMessage(
             status=status,  # type: ignore[arg-type]
@@ -374,16 +376,16 @@ class HubCore:
         await self.ask(channel, message_id, request, self.caller(None))
 
     async def take_over(self, channel: str, message_id: str, *, author: str | None = None) -> MessageWriter:
-        """Go on with an interrupted message: a writer that stands where the other one ended, which is fenced off.
+        """Return a writer that continues an interrupted message; the previous writer is fenced.
 
-        Raises StillStreaming, Finished, NotFound, Deleted. It is entered like one of `message`.
+        Enter it like a writer of `message`. Raises StillStreaming, Finished, NotFound, Deleted.
         """
         known = await self._message(channel, message_id)
         request = TakeOver(generation=known.generation, request=self.new_id())
         try:
             answer = await self.ask(channel, message_id, request, self.caller(author))
         except (StoreUnavailable, asyncio.CancelledError):
-            # It may have been stored, and nobody would write then. What is in memory does not know of it yet.
+            # The takeover may have been stored, and the message would have no writer. The state does not show it yet.
             self.start_background(self._end_left(channel, message_id, known.generation + 1))
             raise
         writer = self.writer_class(self, check_channel(channel), message_id, create=None, author=author)
@@ -397,11 +399,11 @@ class HubCore:
         return writer
 
     async def delete(self, channel: str, message_id: str) -> None:
-        """Delete a message; its text is gone from the store within a minute, its id is not used again."""
+        """Delete a message. Its text leaves the store within a minute; its id cannot be used again."""
         await self.ask(channel, message_id, DeleteMessage(), self.caller(None))
 
     async def delete_channel(self, channel: str) -> None:
-        """Empty a channel. Its viewers begin anew, and its next message begins a new epoch."""
+        """Empty a channel. Its viewers get a new start, and its next message begins a new epoch."""
         await self.start()
         await self.channel(check_channel(channel)).delete(self.clock.now_ms() + USED_UP_MS)
 
@@ -416,9 +418,9 @@ class HubCore:
         by: str | None = None,
         expires_s: float = 300.0,
     ) -> Command:
-        """Ask whoever can act: `cancel`, `steer`, `approve`, or a name of your own. Stored, and seen by all devices.
+        """Send a command: `cancel`, `steer`, `approve`, or a name of your own. It is stored, and all devices see it.
 
-        `target` is an answer, or the message it answers. Raises NotFound, Finished (nothing to cancel), TooMany, …
+        `target` is an answer, or the message it answers. Raises NotFound, Finished (no running answer), TooMany, …
         """
         key = command_key(self._id(id))
         request = SendCommand(name=name, target=target, data=data, expires_s=expires_s)
@@ -437,60 +439,60 @@ class HubCore:
         error: Json = None,
         by: str | None = None,
     ) -> None:
-        """Result a command. Raises AlreadyAnswered where somebody was faster, NotFound."""
+        """Reply to a command. Raises AlreadyAnswered if it has a reply, NotFound."""
         key = command_key(check_id(command_id))
         await self.start()
         request = ReplyCommand(ok=ok, data=data, error=error)
         await self._ask(check_channel(channel), key, request, self.caller(by))
 
     async def signal(self, channel: str, name: str, data: Json = None, *, by: str | None = None) -> None:
-        """Tell those who watch `channel` now; never stored. Raises TooLarge."""
+        """Send a signal to the current subscribers of `channel`; it is never stored. Raises TooLarge."""
         await self.start()
         self.presence.signal(check_channel(channel), name, data, by)
 
     async def members(self, channel: str) -> Presence:
-        """Who is here: at most 100 by name, and how many."""
+        """Return the members of `channel`, at most 100, and the count of all."""
         await self.start()
         return self.presence.present(check_channel(channel))
 
     # -- reading -----------------------------------------------------------------------------------------------
 
     async def history(self, channel: str, *, before: int | None = None, limit: int = 50) -> Page:
-        """The newest messages created before serial `before`, newest first; at most `limit` (200) or 2 MiB."""
+        """Return the newest messages created before serial `before`, newest first; at most `limit` (200) or 2 MiB."""
         return await self.page(channel, before=before, limit=limit)
 
     async def read(self, channel: str, message_id: str) -> tuple[Message, str]:
-        """A message, and the cursor from which to follow it. Raises NotFound, Deleted."""
+        """Return a message, and the cursor from which to follow it. Raises NotFound, Deleted."""
         known = await self._message(channel, message_id)
         return _own(known.message()), str(self.channel(channel).state.cursor)
 
     def subscribe(
         self, channel: str, *, since: str | None = None, history: int | None = None, flush_ms: int | None = None
     ) -> Subscription:
-        """The events of a channel as they happen: `async for event in hub.subscribe("chat:1")`.
+        """Return the live events of a channel: `async for event in hub.subscribe("chat:1")`.
 
-        Without `since` (a cursor) it begins with the newest `history` messages; `.cursor` is where to go on later.
+        Without `since` (a cursor) it begins with the newest `history` messages; resume later from its `.cursor`.
         """
         return Subscription(self, check_channel(channel), since, history, flush_ms)
 
     @cached_property
     def sync(self) -> SyncHub:
-        """The same calls for threads, blocking."""
+        """Return the blocking twin of these calls, for threads."""
         return SyncHub(self)
 
     # -- for transports ----------------------------------------------------------------------------------------
 
     def new_id(self) -> str:
-        """A new id; ids sort by time."""
+        """Return a new id; ids sort by time."""
         return self.clock.new_id()
 
     async def ask(self, channel: str, message_id: str, request: Request, caller: Caller) -> Result:
-        """Have `request` decided and stored. Raises what was decided against it; what is returned is durable."""
+        """Submit `request` and return its result, which is durable. Raises the refusal."""
         await self.start()
         return await self._ask(check_channel(channel), check_key(message_id), request, caller)
 
     def submit(self, channel: str, message_id: str, request: Request, caller: Caller, done: Done) -> None:
-        """As `ask`, without waiting: `done` is called with the answer or the error. The hub must have started.
+        """Submit `request` and call `done` with the result or the error. The hub must have started.
 
         Requests of one channel are decided in the order they were submitted. Raises Busy, InvalidName.
         """
@@ -499,42 +501,42 @@ class HubCore:
 
     @property
     def presence(self) -> PresenceTracker:
-        """Who is where. The hub must have started."""
+        """Return the presence tracker. The hub must have started."""
         people = self._live().presence
         assert people is not None
         return people
 
     @property
     def scheduler(self) -> TurnScheduler:
-        """Who works on what. The hub must have started."""
+        """Return the turn scheduler. The hub must have started."""
         scheduler = self._live().scheduler
         assert scheduler is not None
         return scheduler
 
     @property
     def leases(self) -> LeaseMonitor:
-        """What ends by itself. The hub must have started."""
+        """Return the lease monitor. The hub must have started."""
         leases = self._live().leases
         assert leases is not None
         return leases
 
     def queue(self, item: Item) -> None:
-        """Let `item` wait for the next commit. Raises Busy."""
+        """Queue `item` for the next commit. Raises Busy."""
         committer = self._live().committer
         assert committer is not None
         committer.submit(item)
 
     def call_in_time(self, channel: Channel, callback: Callable[[], None]) -> bool:
-        """Call `callback` when it is time to queue what only viewers of `channel` wait for; False: it is now."""
+        """Schedule `callback` for when text that only viewers of `channel` wait for is due. False if that is now."""
         committer = self._runtime.committer if self._runtime is not None else None
         return committer is not None and committer.call_in_time(channel, callback)
 
     async def take_waiting(self, channel: str, message_id: str, by: str, *, turn: str | None = None) -> bool:
-        """Take a user message that waits into a turn of agent `by` that runs already, so that it gets none of its own.
+        """Take a waiting user message into a running turn of agent `by`, so that it gets no turn of its own.
 
-        It is over when that turn is; where that is lost, as with its process, it waits again. `turn` is the message
-        that the turn is about; with it this may be repeated, without it is of the turn that came last. False: somebody
-        else has it, it waits for nobody, or there is no such turn.
+        The message is over when that turn is; if the turn is lost, for example with its process, the message waits
+        again. `turn` is the message of the turn; with it the call is safe to repeat, without it the newest turn counts.
+        Return False if another turn has the message, if it does not wait, or if there is no such turn.
         """
         try:
             known = await self._message(channel, message_id)
@@ -569,20 +571,20 @@ class HubCore:
         wake: Callable[[], None],
         has_passing: bool = False,
     ) -> Feed:
-        """A feed of `channel` that continues after `since`, or begins anew. Raises Draining, StoreUnavailable.
+        """Return a feed that resumes after `since`, or makes a new start. Raises Draining, StoreUnavailable.
 
-        With `has_passing` it also takes who comes and goes, and signals.
+        With `has_passing` it also takes presence and signals.
         """
         await self.start()
         if self.is_draining:
-            raise Draining("the server is leaving")
+            raise Draining("hub is shutting down; retry with the cursor")
         live = await self._fresh(channel)
         wanted = self.limits.default_history if history is None else min(history, self.limits.history)
         window_ms = self.flush_ms if flush_ms is None else flush_ms
         return live.attach(since, history=wanted, flush_ms=window_ms, wake=wake, has_passing=has_passing)
 
     async def page(self, channel: str, *, before: int | None, limit: int) -> Page:
-        """As `history`."""
+        """Return a page as `history` does."""
         await self.start()
         limits = self.limits
         page = await self.store.page(
@@ -595,14 +597,14 @@ class HubCore:
         return Page(messages=messages, more=page.more, cursor=str(Cursor(page.head.epoch, page.head.serial)))
 
     async def info(self, channel: str) -> ChannelInfo:
-        """Where `channel` stands."""
+        """Return the head of `channel`."""
         await self.start()
         head = await self.store.head(check_channel(channel))
         cursor = str(Cursor(head.epoch, head.serial))
         return ChannelInfo(channel=channel, epoch=head.epoch, serial=head.serial, cursor=cursor)
 
     def channel(self, name: str) -> Channel:
-        """The live channel `name`, not necessarily loaded."""
+        """Return the live channel `name`, which may not be loaded."""
         runtime = self._live()
         now_s = runtime.loop.time()
         channel = runtime.channels.get(name)
@@ -616,7 +618,7 @@ class HubCore:
         return channel
 
     def stats(self) -> dict[str, int]:
-        """Counters of the hub, and of its store with `store_` before them."""
+        """Return the counters of the hub, and those of its store with the prefix `store_`."""
         runtime = self._runtime
         counts = {f"store_{name}": value for name, value in self.store.stats().items()}
         if runtime is not None and runtime.committer is not None:
@@ -635,7 +637,7 @@ class HubCore:
         return counts
 
     def free_memory(self) -> None:
-        """Let idle channels leave memory, and keep live ones within their bound; done by itself every few seconds."""
+        """Drop idle channels from memory and trim live ones to their bound; the hub does so every few seconds."""
         runtime, limits = self._live(), self.limits
         now_s = runtime.loop.time()
         total = 0
@@ -652,36 +654,36 @@ class HubCore:
     # -- for writers -------------------------------------------------------------------------------------------
 
     def register_writer(self, writer: MessageWriter) -> None:
-        """`writer` begins. Raises IdConflict when another one in this process writes the same message."""
+        """Register `writer`. Raises IdConflict if another one in this process writes the same message."""
         writers = self._live().writers
         if writers.setdefault((writer.channel, writer.id), writer) is not writer:
-            raise IdConflict(f"message {writer.id!r} is being written already")
+            raise IdConflict(f"message {writer.id!r} has a writer in this process already; use another id")
 
     def unregister_writer(self, writer: MessageWriter) -> None:
-        """`writer` has ended."""
+        """Forget `writer`, which has ended."""
         if self._runtime is not None:
             self._runtime.writers.pop((writer.channel, writer.id), None)
             self._runtime.quieter.set()
             self._left(writer.channel, writer.id, writer.generation)
 
     def _left(self, channel: str, message_id: str, generation: int) -> None:
-        """Nobody here writes the message any more. If its end could not be stored, that is seen to."""
+        """Note that the message has no writer here any more, and check later that its end is stored."""
         if self.is_draining or not self.is_running:
             return
         live = self._live().channels.get(channel)
         known = live.state.message(message_id) if live is not None else None
         if known is None or self._is_left(known, channel, generation):
-            with contextlib.suppress(RuntimeError):  # the hub ends in this moment: its next start sees to it
+            with contextlib.suppress(RuntimeError):  # the hub is ending: its next start recovers the message
                 self.start_background(self._end_left(channel, message_id, generation))
 
     def _is_left(self, message: MessageState, channel: str, generation: int) -> bool:
-        """Does the message stream, though its writer was in this process and is gone?"""
+        """Return whether the message still streams although its writer in this process has gone."""
         is_ours = message.writer is not None and message.writer.node == self.node
         is_written = (channel, message.id) in self._live().writers
         return message.is_streaming and is_ours and message.generation == generation and not is_written
 
     async def _end_left(self, channel: str, message_id: str, generation: int) -> None:
-        """Interrupt a message that was left without an end, once the store takes it: nobody else would ever."""
+        """Retry until the abandoned message is stored as interrupted; no other component will finish it."""
         end = FinishMessage(status="interrupted", reason="writer_gone", generation=generation)
         while True:
             await asyncio.sleep(LEFT_S)
@@ -694,7 +696,7 @@ class HubCore:
                     return
 
     def caller(self, author: str | None) -> Caller:
-        """Somebody in this process."""
+        """Return a caller in this process."""
         return Caller(id=author, writer=Writer(by=author, node=self.node), is_app=True)
 
     # -- inside ------------------------------------------------------------------------------------------------
@@ -702,32 +704,32 @@ class HubCore:
     def _live(self) -> _Runtime:
         runtime = self._runtime
         if runtime is not None and runtime.is_over and self.is_draining:
-            raise Draining("the hub has stopped")
+            raise Draining("hub is closed; start it again, or reconnect to another one")
         if runtime is None or runtime.is_over:
-            raise LocalError("the hub is not running; await hub.start() first")
-        if runtime.committer is None:  # a socket may outlive a hub that was closed and is wanted again
-            raise Busy("the hub is still starting")
+            raise LocalError("hub is not running; await hub.start() first")
+        if runtime.committer is None:  # a socket may outlive a hub that was closed and is starting again
+            raise Busy("hub is starting; retry")
         return runtime
 
     def _spawn(self, job: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
-        """A task of the hub's group; what it raises is logged, and ends nobody else."""
+        """Start a task in the hub's group; an exception in it is logged, and ends no other task."""
         guarded = _guarded(job)
         try:
             tasks = self._live().tasks
             assert tasks is not None
             task = tasks.create_task(guarded)
-        except BaseException:  # the hub has ended, or is about to: leave no coroutine that nobody awaits
+        except BaseException:  # the hub has ended, or is ending: leave no coroutine without an awaiter
             guarded.close()
             job.close()
             raise
-        task.add_done_callback(lambda _: job.close())  # nor one of a task that is cancelled before it began
+        task.add_done_callback(lambda _: job.close())  # nor one of a task that is cancelled before it starts
         return task
 
     def _id(self, message_id: str | None) -> str:
         return check_id(message_id) if message_id is not None else self.new_id()
 
     async def _ask(self, channel: str, message_id: str, request: Request, caller: Caller) -> Result:
-        answered, done = answered_later()
+        answered, done = result_later()
         self.queue(Waiting(channel, Ask(message_id, request, caller), done, _size_of(request)))
         return await answered
 
@@ -737,13 +739,13 @@ class HubCore:
         await live.load_messages([check_id(message_id)])
         known = live.state.message(message_id)
         if known is None:
-            raise NotFound(f"there is no message {message_id!r}")
+            raise NotFound(f"message {message_id!r} does not exist")
         if known.deleted:
             raise Deleted(f"message {message_id!r} was deleted")
         return known
 
     async def _fresh(self, channel: str) -> Channel:
-        """The live channel, loaded; where others write too, with what they wrote by now. Raises StoreUnavailable."""
+        """Return the channel, loaded; on a shared store, up to the store's head. Raises StoreUnavailable."""
         live = self.channel(check_channel(channel))
         await live.load()
         if live.is_stale or not self.store.is_exclusive:
@@ -751,7 +753,7 @@ class HubCore:
         return live
 
     async def _run(self, runtime: _Runtime) -> None:
-        """The hub's life on one loop."""
+        """Run the hub on this event loop until it ends."""
         try:
             await self.store.open()
             async with asyncio.TaskGroup() as tasks:
@@ -793,7 +795,7 @@ class HubCore:
             await self.store.close()
 
     def _staff(self, runtime: _Runtime) -> None:
-        """Everybody who works in the hub."""
+        """Create the services of the hub (committer, lease monitor, turn scheduler, presence, hooks)."""
         loop, deadlines = runtime.loop, runtime.deadlines
         runtime.leases = LeaseMonitor(loop, self.clock, deadlines, self.submit)
         runtime.presence = PresenceTracker(loop, deadlines, self.limits, self.channel)
@@ -821,7 +823,7 @@ class HubCore:
         )
 
     def _changed(self, channel: Channel, keys: Iterable[str] | None) -> None:
-        """More than text came in `channel`."""
+        """Notify the services of entries other than appends in `channel`."""
         runtime = self._runtime
         if runtime is not None and runtime.leases is not None and runtime.scheduler is not None:
             runtime.leases.inspect(channel, keys)
@@ -829,10 +831,10 @@ class HubCore:
             self._hooks.changed(channel)
 
     async def _recover(self) -> None:
-        """What was open at the last end, before anyone is served.
+        """Recover the open messages and commands of the previous run, before the hub serves.
 
-        Messages whose writers died with their process are handed on, or it is said that they were interrupted; writers
-        elsewhere get one full lease; commands and turns wait on.
+        Messages whose writers died with their process are adopted or interrupted; remote writers get one full lease;
+        commands and turns continue to wait.
         """
         if not self.store.is_exclusive:
             return
@@ -853,10 +855,10 @@ class HubCore:
         server = Caller(id=writer.by, writer=Writer(by=writer.by, node=self.node), is_server=True)
         if adopter is None:
             end = FinishMessage(status="interrupted", generation=message.generation)
-            with contextlib.suppress(Finished, Fenced, Deleted, NotFound):  # an overdue `cancel` was faster
+            with contextlib.suppress(Finished, Fenced, Deleted, NotFound):  # an overdue `cancel` has ended it
                 await self._ask(channel, message.id, end, server)
             return
-        # With an id of its own: after an unclear commit it is known again, not fenced off by itself.
+        # With a request id: if the outcome of a commit is unknown, the repeat is recognised, not fenced by the first.
         succeed = TakeOver(generation=message.generation, request=self.new_id())
         try:
             answer = await self._ask(channel, message.id, succeed, server)
@@ -867,7 +869,7 @@ class HubCore:
         self.start_task(_go_on(adopter, successor))
 
     async def _tidy(self, runtime: _Runtime) -> None:
-        """Housekeeping, every few seconds: the store's, memory's, and a look at what others wrote."""
+        """Run the housekeeping of store and memory every few seconds, and follow other hubs on a shared store."""
         token: str | None = None
         while True:
             await asyncio.sleep(TIDY_S)
@@ -880,17 +882,17 @@ class HubCore:
                 for name, channel_state in list(runtime.channels.items()):
                     head = None if moved.channels is None else moved.channels.get(name)
                     state = channel_state.state
-                    # Not "above": a channel that was deleted elsewhere has gone back to nothing.
+                    # Not "above": the head of a channel that another hub deleted has gone back to zero.
                     if moved.channels is None or (head is not None and head[:2] != (state.epoch, state.serial)):
                         await channel_state.refresh()
                 token = moved.token
             except HoldfastError as error:
                 logger.warning("housekeeping will try again: %s", error)
-            except Exception:  # of a store that is not ours, say: nobody's answer ends for it
+            except Exception:  # for example a third-party store: housekeeping errors must not affect running messages
                 logger.exception("housekeeping failed, and will try again")
 
     def _send_away(self, runtime: _Runtime) -> None:
-        """Viewers come back to the next life of the hub, or to another one."""
+        """Disconnect all viewers; they reconnect to the next run of the hub, or to another one."""
         for callback in list(self._on_drain):
             callback()
         for channel in runtime.channels.values():
@@ -913,7 +915,7 @@ class HubCore:
             job.cancel()
         if jobs:
             await asyncio.wait(jobs, timeout=SHUTDOWN_S)
-        for writer in list(runtime.writers.values()):  # of the app's own tasks: what they wrote so far is stored
+        for writer in list(runtime.writers.values()):  # of the app's own tasks: store their text so far
             try:
                 async with asyncio.timeout(SHUTDOWN_S):
                     await writer.flush()
@@ -922,13 +924,13 @@ class HubCore:
 
 
 async def _go_on(adopter: Adopter, writer: MessageWriter) -> None:
-    with contextlib.suppress(Finished, Fenced, Deleted):  # somebody stopped it
+    with contextlib.suppress(Finished, Fenced, Deleted):  # a client stopped it
         async with writer:
             await adopter(writer)
 
 
 async def _guarded(job: Coroutine[Any, Any, Any]) -> Any:
-    """`job`; the outer edge of a task that nobody waits for."""
+    """Run `job` and log its exceptions: the outer edge of a task that no other one awaits."""
     try:
         return await job
     except HoldfastError as error:
@@ -939,17 +941,17 @@ async def _guarded(job: Coroutine[Any, Any, Any]) -> Any:
 
 def _present(answer: Result) -> Message:
     if answer.message is None:
-        raise Deleted("the message was deleted meanwhile")
+        raise Deleted("message was deleted meanwhile")
     return _own(answer.message)
 
 
 def _own(message: Message) -> Message:
-    """`message` for the app, which may change what it gets without changing what is stored."""
+    """Return a copy of `message` for the app, which may change it without changing the state."""
     return replace(message, meta=plain(message.meta), parts=[plain(part) for part in message.parts])
 
 
 def _size_of(request: Request) -> int:
-    """About how many bytes a waiting request holds."""
+    """Return about how many bytes a waiting request holds."""
     size = 200
     text = getattr(request, "text", None)
     if isinstance(text, str):
@@ -960,5 +962,5 @@ def _size_of(request: Request) -> int:
             try:
                 size += len(encode_json(value))
             except (TypeError, ValueError, OverflowError, RecursionError):
-                continue  # it will be refused
+                continue  # the decision will refuse it
     return size

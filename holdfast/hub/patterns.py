@@ -1,4 +1,4 @@
-"""Patterns of channels, as the app gives them to a hub. You are in `hub`; what they mean is `core.patterns`."""
+"""Patterns of channels, as the app passes them to a hub. Layer: hub; `core.patterns` defines their meaning."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ __all__ = ["check_pattern", "matches"]
 
 
 def check_pattern(pattern: str) -> str:
-    """Return `pattern`; raises LocalError unless it is one."""
+    """Return `pattern`. Raises LocalError unless it is valid."""
     if not is_pattern(pattern):
-        raise LocalError(f"pattern {pattern!r}: {RULE}")
+        raise LocalError(f"pattern {pattern!r} is not valid: {RULE}")
     return pattern

@@ -155,7 +155,7 @@ class PresenceState:
             del self._owned[client]
 
     def update(self, member_id: str, data: dict[str, Json]) -> None:
-        """Set the data of a member; does nothing if it is not present."""
+        """Set the data of a member, if it is present."""
         here = self._members.get(member_id)
         if here is not None and here.data != data:
             here.data = data

@@ -1,8 +1,8 @@
-"""Watching a channel in process: `async for event in hub.subscribe("chat:1")`.
+"""Subscriptions in process: `async for event in hub.subscribe("chat:1")`.
 
 Layer: hub.
 
-A subscription is a feed like any transport's: it may be as slow as it likes.
+A subscription is a feed like that of a transport: a slow reader uses no memory.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ if TYPE_CHECKING:
 
 
 class Subscription:
-    """The events of a channel, from where one was, without end. Ends with Draining when the hub does."""
+    """The events of a channel, from a cursor on. It raises Draining when the hub shuts down."""
 
     def __init__(
         self, hub: HubCore, channel: str, since: str | None, history: int | None, flush_ms: int | None
     ) -> None:
         self.channel = channel
-        self.cursor: str | None = since  # to come back with: of the last complete batch that was handed out
+        self.cursor: str | None = since  # of the last complete batch that was yielded; resume with it
         self._hub = hub
         self._history = history
         self._flush_ms = flush_ms
@@ -39,7 +39,7 @@ class Subscription:
                 yield event
 
     async def batches(self) -> AsyncGenerator[Batch, None]:
-        """The same in batches, each with its cursor, as `core.view.View` takes them."""
+        """Yield the events in batches, each with its cursor, as `core.view.View` takes them."""
         feed = await self._hub.attach(
             self.channel,
             parse_cursor(self.cursor),
@@ -52,7 +52,7 @@ class Subscription:
             while True:
                 self._woken.clear()
                 if self._hub.is_draining:
-                    raise Draining("the hub is leaving; come back with the cursor")
+                    raise Draining("hub is shutting down; retry with the cursor")
                 batch = await take(feed)
                 if batch is None:
                     await self._woken.wait()
@@ -67,7 +67,7 @@ class Subscription:
 
 
 async def take(feed: Feed) -> Batch | None:
-    """What `feed` is owed, asking the store where it must."""
+    """Take the missed events of `feed`, reading the store if needed."""
     while True:
         try:
             batch = feed.take()

@@ -1,9 +1,9 @@
-"""The hub for threads: the same calls, blocking.
+"""The hub for threads: blocking twins of its calls.
 
 Layer: hub.
 
 For code without an event loop: Celery tasks, Django views, scripts. Calls run on the hub's loop if
-it has one, else on a loop of its own in a daemon thread.
+it has one, else on a separate loop in a daemon thread.
 """
 
 from __future__ import annotations
@@ -23,43 +23,43 @@ if TYPE_CHECKING:
     from holdfast.hub.hub import HubCore
 
 T = TypeVar("T")
-TIMEOUT_S = 60.0  # for one call; a store that fails gives up long before
+TIMEOUT_S = 60.0  # for one call; a failing store gives up long before
 
 
 class SyncHub:
-    """Blocking twin of the hub's main calls; made by `Hub.sync`. Any thread but the hub's own may use it."""
+    """Blocking twin of the hub's main calls; made by `Hub.sync`. Threads other than the hub's own may use it."""
 
     def __init__(self, hub: HubCore) -> None:
         self._hub = hub
         self._own: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
-        self._left: asyncio.AbstractEventLoop | None = None  # the loop that was given up last
+        self._left: asyncio.AbstractEventLoop | None = None  # the loop that was closed last
         self._has_left = threading.Event()
         self._lock = threading.Lock()
 
     def create(self, channel: str, **fields: Any) -> Message:
-        """As `Hub.create`."""
+        """Do as `Hub.create`."""
         return self._run(self._hub.create(channel, **fields))
 
     def update(self, channel: str, message_id: str, **fields: Any) -> Message:
-        """As `Hub.update`."""
+        """Do as `Hub.update`."""
         return self._run(self._hub.update(channel, message_id, **fields))
 
     def finish(self, channel: str, message_id: str, **fields: Any) -> None:
-        """As `Hub.finish`."""
+        """Do as `Hub.finish`."""
         self._run(self._hub.finish(channel, message_id, **fields))
 
     def delete(self, channel: str, message_id: str) -> None:
-        """As `Hub.delete`."""
+        """Do as `Hub.delete`."""
         self._run(self._hub.delete(channel, message_id))
 
     def history(self, channel: str, **fields: Any) -> Page:
-        """As `Hub.history`."""
+        """Do as `Hub.history`."""
         return self._run(self._hub.history(channel, **fields))
 
     @contextmanager
     def message(self, channel: str, **fields: Any) -> Iterator[SyncWriter]:
-        """As `Hub.message`: `with hub.sync.message("chat:1") as m: m.append("…")`."""
+        """Do as `Hub.message`: `with hub.sync.message("chat:1") as m: m.append("…")`."""
         writer = self._run(self._open(channel, fields))
         try:
             yield SyncWriter(self, writer)
@@ -69,7 +69,7 @@ class SyncHub:
         self._run(writer.__aexit__(None, None, None))
 
     def close(self) -> None:
-        """Close the hub, if it runs on a loop of this object's own."""
+        """Close the hub, if it runs on this object's loop."""
         with self._lock:
             loop, self._own = self._own, None
         if loop is not None and self._thread is not None:
@@ -78,8 +78,8 @@ class SyncHub:
             self._thread.join(TIMEOUT_S)
             loop.close()
 
-    async def gave_back(self, loop: asyncio.AbstractEventLoop) -> bool:
-        """Close the hub on `loop` if that is this object's own, so that another loop can have it. For the hub."""
+    async def release_loop(self, loop: asyncio.AbstractEventLoop) -> bool:
+        """Close the hub on `loop` if that is this object's loop, so that another loop can run it. For the hub."""
         if loop is self._own:
             self._left, self._has_left = loop, threading.Event()
             await asyncio.to_thread(self.close)
@@ -95,14 +95,14 @@ class SyncHub:
         loop = self._loop()
         if loop is _running_loop():
             call.close()
-            raise LocalError("hub.sync blocks: on the event loop, await the hub itself")
+            raise LocalError("hub.sync blocks the event loop; await the methods of the hub itself there")
         future = asyncio.run_coroutine_threadsafe(call, loop)
         try:
             return future.result(TIMEOUT_S)
         except TimeoutError:
             if not future.cancel():
-                raise  # it was the call itself that raised
-            raise StoreUnavailable(f"the hub did not answer within {TIMEOUT_S:.0f} s") from None
+                raise  # the call itself raised
+            raise StoreUnavailable(f"hub did not respond within {TIMEOUT_S:.0f} s") from None
 
     def _loop(self) -> asyncio.AbstractEventLoop:
         with self._lock:
@@ -127,27 +127,27 @@ class SyncWriter:
 
     @property
     def length(self) -> int:
-        """As `MessageWriter.length`."""
+        """Do as `MessageWriter.length`."""
         return self._writer.length
 
     def append(self, text: str, *, part: int | None = None) -> None:
-        """As `MessageWriter.append`."""
+        """Do as `MessageWriter.append`."""
         self._hub._run(self._writer.append(text, part=part))
 
     def part(self, part: Part, *, index: int | None = None) -> int:
-        """As `MessageWriter.part`."""
+        """Do as `MessageWriter.part`."""
         return self._hub._run(self._writer.part(part, index=index))
 
     def update(self, *, meta: dict[str, Json]) -> None:
-        """As `MessageWriter.update`."""
+        """Do as `MessageWriter.update`."""
         self._hub._run(self._writer.update(meta=meta))
 
     def flush(self) -> None:
-        """As `MessageWriter.flush`."""
+        """Do as `MessageWriter.flush`."""
         self._hub._run(self._writer.flush())
 
     def finish(self, status: str = "complete", *, reason: str | None = None) -> None:
-        """As `MessageWriter.finish`."""
+        """Do as `MessageWriter.finish`."""
         self._hub._run(self._writer.finish(status, reason=reason))
 
 

@@ -2,9 +2,9 @@
 
 Layer: hub.
 
-`MessageWriter.append` accepts text at once and lets the committer come for it: whatever gathered
-while a commit ran goes into the next one as one append. What was accepted is kept until it is stored, through a
-store that fails for a while. Only documented names of `MessageWriter` are public.
+`MessageWriter.append` accepts text at once, and the committer collects it: text that gathered while a commit ran goes
+into the next one as one append. The writer keeps accepted requests until they are stored, also while the store fails.
+Only documented names of `MessageWriter` are public.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from holdfast.core.model import Json, Message, Part, check_json, check_part, pla
 from holdfast.core.requests import AppendText, Caller, CreateMessage, FinishMessage, PutPart, Request, UpdateMessage
 from holdfast.core.state import KEPT_REQUESTS, part_bytes, utf8_len
 from holdfast.core.surrogates import SurrogateJoiner
-from holdfast.hub.committer import Ask, Decided, Result, answered_later
+from holdfast.hub.committer import Ask, Decided, Result, result_later
 
 if TYPE_CHECKING:
     from holdfast.hub.channel import Channel
@@ -45,26 +45,26 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("holdfast.hub")
 
-RETRY_S = 0.25  # after a store failed: a full disk is not emptied faster
-PATIENCE_S = 10.0  # how long `append`, `flush` and the end of the block bear a store that fails
+RETRY_S = 0.25  # after the store failed: a full disk is not emptied faster
+PATIENCE_S = 10.0  # how long `append`, `flush` and the end of the block wait for a failing store
 
 
 class MessageWriter:
     """Writes one streaming message. Made by `Hub.message`; used by one task at a time."""
 
-    __slots__ = (  # it has more attributes than Python finds fast in a dictionary
+    __slots__ = (  # with this many attributes, slots are faster than a dictionary
         "_author",
         "_caller",
         "_create",
         "_error",
-        "_flying",
-        "_flying_bytes",
         "_furthest",
         "_hub",
+        "_in_flight",
+        "_in_flight_bytes",
+        "_is_delayed",
         "_is_interrupting",
         "_is_open",
         "_is_over",
-        "_is_resting",
         "_is_unopened",
         "_is_waiting",
         "_last_text",
@@ -91,7 +91,7 @@ class MessageWriter:
         "unstored_bytes",
     )
 
-    size_bytes = 0  # of an item waiting in the hub: what is accepted here is bounded here
+    size_bytes = 0  # in the committer's queue: the writer bounds its accepted text itself
 
     def __init__(
         self, hub: HubCore, channel: str, message_id: str, *, create: CreateMessage | None, author: str | None
@@ -104,31 +104,31 @@ class MessageWriter:
         self._create = create
         self._author = author
         self._caller: Caller = hub.caller(author)
-        self._longest = hub.limits.append_bytes // 4  # of an append, in characters, which have at most four bytes
+        self._longest = hub.limits.append_bytes // 4  # of an append in characters of at most four bytes
         self._furthest = hub.limits.writer_bytes
-        self._lengths: dict[int, int] = {}  # accepted code points, by part
-        self._text_parts: set[int] = set()  # an append without a part goes to the last of them …
-        self._last_text = -1  # … which is this one; -1: there is none
+        self._lengths: dict[int, int] = {}  # accepted code points by part
+        self._text_parts: set[int] = set()  # an append without a part goes to the last one, …
+        self._last_text = -1  # … which is this; -1 without a text part
         self._is_unopened = False  # the text part opens with the first text that is stored
         self._parts = 0
         self._surrogates = SurrogateJoiner()
-        self._surrogates_part = 0  # the part whose text the surrogates holds half a character of
+        self._surrogates_part = 0  # the part that a held half of a surrogate pair belongs to
         self._queue: deque[Request] = deque()  # accepted and not yet in flight
-        self._texts: list[str] = []  # text that gathers for the queue's last append
+        self._texts: list[str] = []  # text that gathers for the last append of the queue
         self._texts_part = 0
-        self._flying: list[Ask] = []  # decided or about to be; kept until answered
-        self.unstored_bytes = 0  # accepted and not answered …
-        self._flying_bytes = 0  # … of which the committer has so many
-        self._is_waiting = False  # does the committer have us?
-        self._is_resting = False  # shall we go to it when viewers can be shown more?
-        self._live: Channel | None = None  # the channel that our last batch was for; nobody watches one that is gone
-        self._error: HoldfastError | None = None  # of the store's no: the next call raises it
-        self._trouble: HoldfastError | None = None  # of a store that fails for now
+        self._in_flight: list[Ask] = []  # decided or about to be; kept until their results
+        self.unstored_bytes = 0  # accepted, without a result yet …
+        self._in_flight_bytes = 0  # … of which the committer has these
+        self._is_waiting = False  # queued at the committer
+        self._is_delayed = False  # to be queued in time for the next flush of viewers
+        self._live: Channel | None = None  # the channel of the last batch; one that left memory has no viewers
+        self._error: HoldfastError | None = None  # a refusal, which the next call raises
+        self._trouble: HoldfastError | None = None  # of a store that fails at present
         self._waiters: list[asyncio.Future[None]] = []
         self._requests = 0
         self._is_open = False
         self._is_over = False
-        self._is_interrupting = False  # is the finish to come the server's, after a crash upstream?
+        self._is_interrupting = False  # the coming finish is the server's, after an upstream crash
         self.cancelled_as: tuple[str, str | None] = ("cancelled", None)  # status and reason, when the task is cancelled
         self._retry: asyncio.TimerHandle | None = None
 
@@ -136,27 +136,27 @@ class MessageWriter:
 
     @property
     def is_over(self) -> bool:
-        """Has it ended?"""
+        """Return whether the message has ended."""
         return self._is_over
 
     @property
     def length(self) -> int:
-        """Code points accepted in the text part that `append` goes to; 0 while there is none."""
+        """Return the accepted code points of the text part that `append` goes to; 0 without one."""
         gathered = sum(map(len, self._texts)) if self._texts_part == self._last_text else 0
         return self._lengths.get(self._last_text, 0) + gathered
 
     async def append(self, text: str, *, part: int | None = None) -> None:
         """Add `text` to the message's last text part, or to part `part`; a first text part opens by itself.
 
-        Returns when the text is accepted: at once, but for a writer that is ahead of its store by more than
-        `Limits.writer_bytes`. Raises what an earlier append met: Finished (somebody stopped the message), Fenced,
-        Deleted, TooLarge, StoreUnavailable; LocalError after the end. Half a surrogate pair at the end of `text`
-        is held back and joined to the next piece.
+        Returns when the text is accepted: at once, unless the writer is ahead of its store by more than
+        `Limits.writer_bytes`. Raises the refusal of an earlier append: Finished (a client stopped the message), Fenced,
+        Deleted, TooLarge, StoreUnavailable; LocalError after the end. Half a surrogate pair at the end of `text` is
+        held back and joined to the next piece.
         """
         if self._is_over or not self._is_open or self._error is not None:
             self._check_open()
         if not isinstance(text, str):
-            raise InvalidRequest(f"text is a str, this is {type(text).__name__}")
+            raise InvalidRequest(f"text must be a str, got {type(text).__name__}")
         index = self._last_text if part is None and self._last_text >= 0 else self._part_for_text(part)
         whole = text if text.isascii() and not self._surrogates.held else self._join_halves(text, index)
         for piece in (whole,) if len(whole) <= self._longest else _pieces(whole, self._longest):
@@ -166,47 +166,47 @@ class MessageWriter:
                 await self._not_too_far_ahead()
 
     async def part(self, part: Part, *, index: int | None = None) -> int:
-        """Open a part (without `index`) or replace one; returns its index. Accepted as `append` is."""
+        """Open a part (without `index`) or replace one. Return its index. It is accepted as `append` is."""
         self._check_open()
         part = check_part(part, self._hub.limits)
-        self._let_go_of_held()
-        place = self._parts if index is None else index
+        self._accept_held()
+        position = self._parts if index is None else index
         size = part_bytes(part)
-        self._put(PutPart(index=place, part=part, generation=self.generation, request=self._new_request()), size)
-        self._parts = max(self._parts, place + 1)
+        self._put(PutPart(index=position, part=part, generation=self.generation, request=self._new_request()), size)
+        self._parts = max(self._parts, position + 1)
         text = part.get("text", part.get("input"))
-        self._lengths[place] = len(text) if isinstance(text, str) else 0
+        self._lengths[position] = len(text) if isinstance(text, str) else 0
         if part.get("type") == "text":
-            self._text_parts.add(place)
+            self._text_parts.add(position)
         else:
-            self._text_parts.discard(place)
+            self._text_parts.discard(position)
         self._last_text = max(self._text_parts, default=-1)
         await self._not_too_far_ahead()
-        return place
+        return position
 
     async def update(self, *, meta: dict[str, Json]) -> None:
-        """Merge `meta` into the message's meta; null removes a key. Accepted as `append` is."""
+        """Merge `meta` into the message's meta; None removes a key. It is accepted as `append` is."""
         self._check_open()
         size = check_json(meta, self._hub.limits.meta_bytes, "meta", depth=self._hub.limits.depth)
         self._put(UpdateMessage(meta=meta, generation=self.generation, request=self._new_request()), size)
         await self._not_too_far_ahead()
 
     async def flush(self) -> None:
-        """Wait until all that was accepted is stored. Raises as `append`."""
+        """Wait until all accepted requests are stored. Raises as `append`."""
         until_s: float | None = None
-        while self._texts or self._flying or self._queue:
+        while self._texts or self._in_flight or self._queue:
             waiter = self._waiter()
-            if self._trouble is None and until_s is None:  # as nearly always, and so without one more coroutine
+            if self._trouble is None and until_s is None:  # the common case, without another coroutine
                 await waiter
             else:
-                until_s = await self._bear(waiter, until_s)
+                until_s = await self._wait_for_store(waiter, until_s)
         if self._error is not None:
             raise self._error
 
     async def finish(
         self, status: str = "complete", *, reason: str | None = None, meta: dict[str, Json] | None = None
     ) -> None:
-        """End the message (`complete`, `cancelled` or `failed`) and wait until all of it is stored."""
+        """End the message (`complete`, `cancelled` or `failed`) and wait until it is stored whole."""
         self._check_open()
         end = FinishMessage(
             status=status,  # type: ignore[arg-type]
@@ -216,15 +216,15 @@ class MessageWriter:
             request=self._new_request(),
         )
         check_finish(end, self._hub.limits)
-        self._let_go_of_held()
+        self._accept_held()
         self._put(end, 0)
         self._is_over = True
         await self.flush()
 
     async def open(self) -> Self:
-        """Store the message's beginning, so that its `id` can be told before a task goes on with `async with message`.
+        """Store the beginning of the message, so that its `id` can be sent before a task enters `async with message`.
 
-        Entering the block does it by itself. A message that is opened must be entered, or it streams for ever.
+        Entering the block calls this. A message that is opened must be entered, or it streams for ever.
         """
         if self._is_open:
             return self
@@ -239,7 +239,7 @@ class MessageWriter:
             answer = await self._created(self._create)
             if not answer.created:
                 raise IdConflict(f"message {self.id!r} exists already")
-            if answer.message is None:  # created, but before that was known somebody was faster
+            if answer.message is None:  # created, and deleted before its result arrived
                 raise Deleted(f"message {self.id!r} was deleted")
         except BaseException:
             self._hub.unregister_writer(self)
@@ -248,8 +248,8 @@ class MessageWriter:
         return self
 
     async def _created(self, create: CreateMessage) -> Result:
-        """Store the beginning. Cancelled in the middle of it, the message is ended as cancelled, if it was begun."""
-        creating, done = answered_later()
+        """Store the beginning. If cancelled meanwhile, end the message as cancelled if it was created."""
+        creating, done = result_later()
         self._hub.submit(self.channel, self.id, create, self._caller, done)
         try:
             return await asyncio.shield(creating)
@@ -257,7 +257,9 @@ class MessageWriter:
             await asyncio.wait([creating], timeout=PATIENCE_S)
             if creating.done() and creating.exception() is None and creating.result().created:
                 end = FinishMessage(status="cancelled", generation=1)
-                with contextlib.suppress(HoldfastError):  # a hub that leaves: the next start sees to it
+                with contextlib.suppress(
+                    HoldfastError
+                ):  # the hub is shutting down: its next start recovers the message
                     await self._hub.ask(self.channel, self.id, end, self._caller)
             raise
 
@@ -271,10 +273,10 @@ class MessageWriter:
             if kind is None and not self._is_over and self._error is None:
                 await self.finish()
             elif error is not None and not self._is_over and self._error is None:
-                await self._leave(*self._end_for(error))
+                await self._finish_early(*self._end_for(error))
         finally:
             self._is_over = True
-            await self._end_what_was_refused()
+            await self._finish_after_refusal()
             self._hub.unregister_writer(self)
         if kind is None:
             self._raise_error()
@@ -282,47 +284,47 @@ class MessageWriter:
     # -- for the committer -------------------------------------------------------------------------------------
 
     def asks(self) -> Sequence[Ask]:
-        """All that is accepted; the text that gathered becomes one append.
+        """Return the requests in flight and all accepted ones; the gathered text becomes one append.
 
-        What replaces a part waits until the text before it is stored: these are asked again as a whole when nobody
-        knows whether they were, and text for a part that is another by now would be refused.
+        A request that replaces a part waits until earlier text of that part is stored. After a commit with an unknown
+        outcome all of them are decided again, and text for a part that was replaced would be refused.
         """
         self._gather()
-        if len(self._queue) == 1 and not self._flying and not self._is_interrupting:  # as nearly always
+        if len(self._queue) == 1 and not self._in_flight and not self._is_interrupting:  # the common case
             ask = Ask(self.id, self._queue.popleft(), self._caller)
-            self._flying.append(ask)
-            self._flying_bytes = self.unstored_bytes
+            self._in_flight.append(ask)
+            self._in_flight_bytes = self.unstored_bytes
             return (ask,)
-        grown = {ask.request.part for ask in self._flying if isinstance(ask.request, AppendText)}
-        # A message remembers so many requests by their ids.
-        while self._queue and len(self._flying) < KEPT_REQUESTS:
+        grown = {ask.request.part for ask in self._in_flight if isinstance(ask.request, AppendText)}
+        # A message remembers this many requests by their ids.
+        while self._queue and len(self._in_flight) < KEPT_REQUESTS:
             request = self._queue[0]
             if isinstance(request, AppendText):
                 grown.add(request.part)
             elif isinstance(request, PutPart) and not grown.isdisjoint((request.index, None)):
                 break
-            self._take_off()
-        self._flying_bytes = 0 if self._queue else self.unstored_bytes
-        return tuple(self._flying)
+            self._take_first()
+        self._in_flight_bytes = 0 if self._queue else self.unstored_bytes
+        return tuple(self._in_flight)
 
-    def _take_off(self) -> None:
-        """The first request that is accepted is about to be decided."""
+    def _take_first(self) -> None:
+        """Move the first queued request to those in flight."""
         request, caller = self._queue.popleft(), self._caller
         if self._is_interrupting and isinstance(request, FinishMessage):
             caller = replace(caller, is_server=True)
-        self._flying.append(Ask(self.id, request, caller))
+        self._in_flight.append(Ask(self.id, request, caller))
 
     def answered(self, decided: Decided) -> None:
         self._live = decided.channel
-        flying = self._flying
-        del flying[: len(decided.asks)]
-        self.unstored_bytes -= self._flying_bytes
-        self._flying_bytes = 0
+        in_flight = self._in_flight
+        del in_flight[: len(decided.asks)]
+        self.unstored_bytes -= self._in_flight_bytes
+        self._in_flight_bytes = 0
         self._trouble = None
         self._is_waiting = False
         if decided.refusal is not None:
             self._refuse(decided.refusal)
-        if self._queue or flying or (self._texts and self._waiters):
+        if self._queue or in_flight or (self._texts and self._waiters):
             self._submit()
         elif self._texts:
             self._submit_in_time()
@@ -330,7 +332,7 @@ class MessageWriter:
             self._wake_waiters()
 
     def failed(self, error: HoldfastError) -> None:
-        """The store is in trouble: keep everything and come again. A hub that has stopped is the end."""
+        """Keep all requests and retry later, since the store failed. If the hub has stopped, refuse them."""
         self._is_waiting = False
         if isinstance(error, Draining) or not error.retry:
             self._refuse(error)
@@ -345,12 +347,12 @@ class MessageWriter:
     # -- inside ------------------------------------------------------------------------------------------------
 
     def name(self, message_id: str) -> None:
-        """Give the message that is to be written its id."""
+        """Set the id of the message to write."""
         self.id = message_id
         self.ids: tuple[str, ...] = (message_id,)
 
     def take_up(self, message: Message, generation: int) -> None:
-        """Begin where the message stands: at its start, or where another writer ended. For the hub."""
+        """Continue at the end of `message`, which may hold text of another writer. For the hub."""
         self.meta = plain(message.meta)
         self.generation = generation
         self._parts = len(message.parts)
@@ -365,7 +367,9 @@ class MessageWriter:
     def _part_for_text(self, part: int | None) -> int:
         if part is not None:
             if part >= self._parts:
-                raise LocalError(f"message {self.id!r} has {self._parts} parts; open part {part} first")
+                raise LocalError(
+                    f"message {self.id!r} has {self._parts} parts, got the index {part}; open that part first"
+                )
             return part
         if self._last_text < 0:
             self._text_parts.add(self._parts)
@@ -375,14 +379,14 @@ class MessageWriter:
         return self._last_text
 
     def _join_halves(self, text: str, index: int) -> str:
-        """`text` with what was held back before it, less half a surrogate pair at its end."""
+        """Return `text` after the held half of a pair, and hold back half a pair at its end."""
         if self._surrogates_part != index:
-            self._let_go_of_held()
+            self._accept_held()
             self._surrogates_part = index
         return self._surrogates.write(text)
 
-    def _let_go_of_held(self) -> None:
-        """The other half never came."""
+    def _accept_held(self) -> None:
+        """Accept the held half of a surrogate pair, whose other half never came."""
         if rest := self._surrogates.end():
             self._accept(rest, self._surrogates_part)
 
@@ -396,12 +400,12 @@ class MessageWriter:
             self._submit_in_time()
 
     def _new_request(self) -> str:
-        """An id by which the message knows a request again that is decided twice; no other writer's."""
+        """Return a request id, unique to this writer, by which the message recognises a repeat."""
         self._requests += 1
         return f"{self._hub.node[-5:]}{self.generation}.{self._requests}"
 
     def _put(self, request: Request, size: int) -> None:
-        """Accept a request that is no append."""
+        """Accept a request other than an append."""
         self._gather()
         self._queue.append(request)
         self.unstored_bytes += size
@@ -410,11 +414,11 @@ class MessageWriter:
     async def _not_too_far_ahead(self) -> None:
         until_s: float | None = None
         while self.unstored_bytes > self._furthest:
-            until_s = await self._bear(self._waiter(), until_s)
+            until_s = await self._wait_for_store(self._waiter(), until_s)
             self._raise_error()
 
     def _gather(self) -> None:
-        """Make one append of the text that gathered."""
+        """Queue the gathered text as one append."""
         texts = self._texts
         if not texts:
             return
@@ -422,7 +426,7 @@ class MessageWriter:
         texts.clear()
         at = self._lengths.get(self._texts_part, 0)
         self._lengths[self._texts_part] = at + len(text)
-        if len(text) <= self._longest and not self._is_unopened:  # as nearly always
+        if len(text) <= self._longest and not self._is_unopened:  # the common case
             request = AppendText(text=text, at=at, part=self._texts_part, generation=self.generation)
             self._queue.append(request)
             return
@@ -433,22 +437,22 @@ class MessageWriter:
             at += len(piece)
 
     def _submit_in_time(self) -> None:
-        """There is more text, and nobody waits for it but viewers: let it be stored by the end of their window."""
-        if self._is_resting:
+        """Submit text that only viewers wait for, so that it is stored by the end of their flush window."""
+        if self._is_delayed:
             return
         live = self._live
-        if live is not None and live.watchers and self._hub.call_in_time(live, self._rested):
-            self._is_resting = True
+        if live is not None and live.watchers and self._hub.call_in_time(live, self._delay_ended):
+            self._is_delayed = True
         else:
             self._submit()
 
-    def _rested(self) -> None:
-        self._is_resting = False
-        if self._texts or self._flying or self._queue:
+    def _delay_ended(self) -> None:
+        self._is_delayed = False
+        if self._texts or self._in_flight or self._queue:
             self._submit()
 
     def _submit(self) -> None:
-        """Tell the committer that something waits here."""
+        """Queue this writer at the committer."""
         self._retry = None
         if not self._is_waiting and self._error is None:
             self._is_waiting = True
@@ -461,24 +465,24 @@ class MessageWriter:
         self._error = error
         self._queue.clear()
         self._texts.clear()
-        self._flying.clear()
+        self._in_flight.clear()
 
     def _waiter(self) -> asyncio.Future[None]:
-        """A future that is done when something was stored or has failed. Raises a refusal."""
+        """Return a future that is done after the next commit or failure. Raises a refusal."""
         if self._error is not None:
             raise self._error
         waiter = asyncio.get_running_loop().create_future()
         self._waiters.append(waiter)
-        if self._is_resting and self._trouble is None:  # else it comes again by itself, a little later
+        if self._is_delayed and self._trouble is None:  # otherwise a retry is scheduled
             self._submit()
         return waiter
 
-    async def _bear(self, waiter: asyncio.Future[None], until_s: float | None) -> float | None:
-        """Wait for `waiter`; while the store fails until `until_s` at the most, then raises StoreUnavailable.
+    async def _wait_for_store(self, waiter: asyncio.Future[None], until_s: float | None) -> float | None:
+        """Wait for `waiter`. While the store fails, wait until `until_s` at most, then raise StoreUnavailable.
 
-        Returns until when to bear it if it goes on so.
+        Return the deadline for further waits while the store fails.
         """
-        if self._trouble is None:  # a timeout costs more than all the rest of a flush
+        if self._trouble is None:  # a timeout costs more than the rest of a flush
             await waiter
             return None
         until_s = until_s or asyncio.get_running_loop().time() + PATIENCE_S
@@ -486,7 +490,7 @@ class MessageWriter:
             async with asyncio.timeout_at(until_s):
                 await waiter
         except TimeoutError:
-            detail = self._trouble.detail if self._trouble is not None else "the store did not answer"
+            detail = self._trouble.detail if self._trouble is not None else "store did not respond"
             raise StoreUnavailable(detail) from None
         return until_s
 
@@ -502,13 +506,13 @@ class MessageWriter:
 
     def _check_open(self) -> None:
         if self._is_over:
-            raise LocalError(f"message {self.id!r} has ended; nothing can be added")
+            raise LocalError(f"message {self.id!r} has ended; no text can be added")
         if not self._is_open:
             raise LocalError(f"message {self.id!r} is not begun: use `async with`")
         self._raise_error()
 
-    async def _end_what_was_refused(self) -> None:
-        """Something of this message was refused and it streams still: it has failed, with the text so far."""
+    async def _finish_after_refusal(self) -> None:
+        """Finish a message as failed, with the text so far, if a request was refused while it streams."""
         error = self._error
         if error is None or isinstance(error, Finished | Fenced | Deleted | NotFound | Draining | LocalError):
             return
@@ -520,7 +524,7 @@ class MessageWriter:
             logger.warning("message %r of %s could not be ended as failed: %r", self.id, self.channel, trouble)
 
     def _end_for(self, error: BaseException) -> tuple[str, str | None]:
-        """Status and public reason of a message whose block `error` ended. The traceback is for the log."""
+        """Return status and public reason of a message whose block `error` ended. The traceback goes to the log."""
         if isinstance(error, asyncio.CancelledError | GeneratorExit):
             return self.cancelled_as
         if isinstance(error, HoldfastError):
@@ -528,13 +532,13 @@ class MessageWriter:
             return error.ends_as, error.code
         return "failed", public_reason(error)
 
-    async def _leave(self, status: str, reason: str | None) -> None:
-        """The block ended early: store what was accepted, and say how it ended.
+    async def _finish_early(self, status: str, reason: str | None) -> None:
+        """Store the accepted requests and finish the message: its block ended early.
 
-        A hub that drains leaves the message as it is: whoever comes next goes on with it or interrupts it.
+        A draining hub leaves the message open: the next start adopts or interrupts it.
         """
         ending = asyncio.ensure_future(self.flush() if self._hub.is_draining else self.finish(status, reason=reason))
-        ending.add_done_callback(_heard)
+        ending.add_done_callback(_retrieve_exception)
         try:
             async with asyncio.timeout(PATIENCE_S):
                 await asyncio.shield(ending)
@@ -543,13 +547,13 @@ class MessageWriter:
 
 
 def _pieces(text: str, limit: int) -> Iterable[str]:
-    """`text` in pieces of at most `limit` characters."""
+    """Return `text` in pieces of at most `limit` characters."""
     if len(text) <= limit:
         return (text,) if text else ()
     return [text[start : start + limit] for start in range(0, len(text), limit)]
 
 
-def _heard(ending: asyncio.Future[None]) -> None:
-    """Take what `ending` met, also when nobody waited so long."""
+def _retrieve_exception(ending: asyncio.Future[None]) -> None:
+    """Retrieve the exception of `ending`, also if its waiter gave up."""
     if not ending.cancelled():
         ending.exception()
