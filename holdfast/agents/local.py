@@ -76,7 +76,7 @@ class LocalAgent:
             self._running.pop(key, None)
             if not self._hub.is_draining and self._hub.is_running:
                 if not any(channel == turn.channel for channel, _ in self._running):
-                    self._hub.scheduler.said(turn.channel, self.name, {"state": "listening"})
+                    self._hub.scheduler.set_state(turn.channel, self.name, {"state": "listening"})
                 self._hub.scheduler.freed(self)
 
     async def _end(self, turn: TurnOffer, state: Literal["done", "cancelled"]) -> None:
@@ -150,7 +150,7 @@ class LocalBackend:
         """Of `Backend`."""
         limits = self._hub.limits
         check_json(data, limits.data_bytes, "what an agent says", depth=limits.depth)  # it goes to all who look on
-        self._hub.scheduler.said(channel, name, plain(data))
+        self._hub.scheduler.set_state(channel, name, plain(data))
 
 
 class LocalWatch:

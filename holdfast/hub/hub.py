@@ -827,7 +827,7 @@ class HubCore:
         runtime = self._runtime
         if runtime is not None and runtime.leases is not None and runtime.scheduler is not None:
             runtime.leases.inspect(channel, keys)
-            runtime.scheduler.look(channel, keys)
+            runtime.scheduler.inspect(channel, keys)
             self._hooks.changed(channel)
 
     async def _recover(self) -> None:
@@ -847,7 +847,7 @@ class HubCore:
 
     async def _recover_message(self, channel: str, message: MessageState) -> None:
         self.leases.inspect_writer(channel, message.id, message)
-        self.scheduler.look_at(channel, message.id, message)
+        self.scheduler.inspect_message(channel, message.id, message)
         writer = message.writer
         if not message.is_streaming or writer is None or writer.node in (None, self.node):
             return

@@ -1,13 +1,13 @@
-"""The turn scheduler: which agent works on which message.
+"""The turn scheduler: it assigns user messages to agents.
 
 Layer: hub.
 
-A user message in a channel that agents serve is stored as pending, in the same commit. The turn scheduler
-offers what is pending to the workers that match, by a claim that is stored before the work begins: so exactly one
-process works on a message, and when it dies another takes over. What is pending is known again after any crash, since
-the store answers that; the turn scheduler itself holds nothing that it could not read anew.
+A user message in a channel that agents serve is stored as pending, in the same commit. The turn scheduler offers
+pending messages to matching workers, by a claim that is stored before the work begins. So exactly one process works on
+a message, and when it dies another takes over. Pending messages are found again after any crash, since they are in the
+store; the turn scheduler holds no state that it could not read again.
 
-A worker is an agent in this process (`holdfast.agents`) or a socket that asked for work (`transports.session`).
+A worker is an agent in this process (`holdfast.agents`) or a socket that sent `work` (`transports.session`).
 """
 
 from __future__ import annotations
@@ -38,56 +38,56 @@ from holdfast.stores.base import Store
 logger = logging.getLogger("holdfast.hub")
 
 WhenBusy = Literal["queue", "interrupt", "parallel"]
-LEASE_S = 15.0  # of a turn that a worker elsewhere has; it renews at a third
-UNHEARD_S = 120.0  # longer than it may be unclear whether a claim was stored
-NOBODY_S = 5.0  # a message that nobody takes for so long: whoever looks on is told
+LEASE_S = 15.0  # of a remote worker's turn; the worker renews it at a third
+UNHEARD_S = 120.0  # longer than the outcome of a claim may be unknown
+UNCLAIMED_S = 5.0  # after this long unclaimed, viewers get a `nobody_listening` signal
 REMEMBERED_PATTERNS = 1_000
-REMEMBERED_MS = 24 * 3600 * 1000  # after an agent was there last, messages wait for it so long
-NOTED_MS = 3600 * 1000  # between two notes that it is still there
-PATTERN_NOTE = "served/"  # notes of patterns that are served, so that a message waits for an agent that is away
+REMEMBERED_MS = 24 * 3600 * 1000  # messages wait this long after the last agent of their pattern was present
+NOTED_MS = 3600 * 1000  # between two notes that a pattern is still served
+PATTERN_NOTE = "served/"  # notes of served patterns, so that messages wait for an absent agent
 
 
 class TurnOffer(NamedTuple):
-    """A turn that a worker has."""
+    """A turn that the scheduler offers to a worker, and its attempt."""
 
     channel: str
     message_id: str
     generation: int
-    lease_s: float | None  # None: it lives in this process, and needs no renewal
+    lease_s: float | None  # None: the worker lives in this process and needs no renewal
 
 
 class Worker(Protocol):
-    """Somebody who works on messages; known by being the same object."""
+    """A component that carries out turns; identified by the object itself."""
 
     def __hash__(self) -> int: ...
 
     name: str  # the member that people see, and the identity of the claim
     pattern: str
     when_busy: WhenBusy
-    is_local: bool  # lives and dies with this process
-    free: int  # turns it would take now
+    is_local: bool  # in this process
+    free: int  # turns that it can take now
 
     def begin(self, turn: TurnOffer) -> None:
-        """The turn is yours. Called after it was stored."""
+        """Begin `turn`, which belongs to this worker. Called after the claim was stored."""
 
     def ended(self, turn: TurnOffer, state: str) -> None:
-        """The turn is over (`done`, `cancelled`) or another's (`lost`), without your saying so."""
+        """Note that the turn is over (`done`, `cancelled`) or belongs to another worker (`lost`)."""
 
 
 class _Work:
-    """What a channel has for agents."""
+    """The waiting and running turns of one channel."""
 
     __slots__ = ("claiming", "interrupted", "running", "unheard", "waiting")
 
     def __init__(self) -> None:
-        self.waiting: dict[str, tuple[int, int]] = {}  # message → its `created`, and the attempts so far
+        self.waiting: dict[str, tuple[int, int]] = {}  # message → its `created`, and its attempts so far
         self.claiming: set[str] = set()
-        self.interrupted: set[str] = set()  # for which a newer one came
+        self.interrupted: set[str] = set()  # turns that a newer message interrupted
         self.running: dict[str, tuple[ClaimState, Worker | None]] = {}
-        self.unheard: dict[str, Worker] = {}  # message → who had its turn, and was not heard of
+        self.unheard: dict[str, Worker] = {}  # message → the last worker of its turn, whose connection may be dead
 
     def held_by(self, message_id: str) -> list[str]:
-        """The messages that the turn of `message_id` has taken in."""
+        """Return the messages that the turn of `message_id` has taken in."""
         return [one for one, (claim, _) in self.running.items() if claim.within == message_id]
 
     @property
@@ -96,7 +96,7 @@ class _Work:
 
 
 class TurnScheduler:
-    """Offers turns to workers. Every method is called on the hub's loop."""
+    """Assigns turns to workers. A stored claim precedes each assignment. All methods run on the hub's loop."""
 
     def __init__(
         self,
@@ -121,14 +121,14 @@ class TurnScheduler:
         self._find = find  # one of them
         self._spawn = spawn
         self._workers: dict[Worker, None] = {}
-        self._patterns: dict[str, int] = {}  # served now or lately, and when that was noted: messages there wait
+        self._patterns: dict[str, int] = {}  # served now or recently → when that was noted; messages there wait
         self._work: dict[str, _Work] = {}
         self._is_over = False
 
     # -- workers -----------------------------------------------------------------------------------------------
 
     def register(self, worker: Worker) -> None:
-        """`worker` takes turns from now on, and is seen in every channel it serves."""
+        """Assign turns to `worker` from now on, and make it a member of each channel that it serves."""
         self._workers[worker] = None
         self._remember(worker.pattern)
         for channel in self._live():
@@ -136,45 +136,45 @@ class TurnScheduler:
         self.offer_all()
 
     def unregister(self, worker: Worker, *, is_broken: bool = False) -> None:
-        """`worker` takes no more turns. With `is_broken` those it has are another's soon, unless they are renewed."""
+        """Assign no more turns to `worker`. With `is_broken` its turns lapse soon, unless they are renewed."""
         if self._workers.pop(worker, worker) is worker and not is_broken:
             return
         for channel in self._live():
             if matches(worker.pattern, channel.name) and channel.presence_state.disconnect(worker.name, worker):
-                if is_broken:  # a blip does not flicker
+                if is_broken:  # a short disconnection must not flicker
                     leave = partial(channel.presence_state.remove, worker.name)
                     self._deadlines.set(("agent", channel.name, worker.name), self._loop.time() + BROKEN_S, leave)
                 else:
                     channel.presence_state.remove(worker.name)
         for name, work in list(self._work.items()):
             for message_id, (claim, taker) in list(work.running.items()):
-                if taker is worker and is_broken:  # one that takes no more still has those
+                if taker is worker and is_broken:  # a worker that only takes no more turns keeps the ones it has
                     work.running[message_id] = (claim, None)
                     if not worker.is_local:
                         self._lapse_in(name, message_id, claim, BROKEN_S)
 
     def hand_over(self, worker: Worker, heir: Worker) -> None:
-        """What turns `worker` has are those of `heir`, which is the same agent asked for anew."""
+        """Pass the turns of `worker` to `heir`, a new registration of the same agent."""
         for work in self._work.values():
             for message_id, (claim, taker) in work.running.items():
                 if taker is worker:
                     work.running[message_id] = (claim, heir)
 
     def serves(self, channel: str) -> bool:
-        """Do agents answer in `channel`, now or when they are back?"""
+        """Return whether agents serve `channel`, now or after they reconnect."""
         return any(matches(pattern, channel) for pattern in self._patterns)
 
     def has_agent(self, channel: str) -> bool:
-        """Is there an agent for `channel` now?"""
+        """Return whether an agent for `channel` is present."""
         return any(matches(worker.pattern, channel) for worker in self._workers)
 
     def loaded(self, channel: Channel) -> None:
-        """`channel` is in memory from now on: its agents are seen there."""
+        """Make the agents of `channel`, which was loaded, members of it."""
         for worker in self._workers:
             _show(worker, channel)
 
     def stats(self) -> dict[str, int]:
-        """Counters."""
+        """Return the counters of waiting and running turns and of workers."""
         return {
             "agents": len(self._workers),
             "turns_waiting": sum(len(work.waiting) for work in self._work.values()),
@@ -184,18 +184,18 @@ class TurnScheduler:
         }
 
     def close(self) -> None:
-        """No more turns: the hub leaves."""
+        """Assign no more turns: the hub is shutting down."""
         self._is_over = True
 
-    # -- what is to be done ------------------------------------------------------------------------------------
+    # -- pending turns -----------------------------------------------------------------------------------------
 
     async def recall(self) -> None:
-        """Read which patterns were served before this start."""
+        """Read the patterns that were served before this start."""
         for name, value in (await self._store.notes(PATTERN_NOTE)).items():
             self._patterns[name.removeprefix(PATTERN_NOTE)] = json.loads(value)
 
     def tidy(self) -> None:
-        """Every few seconds: note what is served, and forget what is not any more."""
+        """Note the served patterns, and forget the expired ones. The hub calls this every few seconds."""
         for worker in self._workers:
             self._remember(worker.pattern)
         oldest_ms = self._clock.now_ms() - REMEMBERED_MS
@@ -203,8 +203,8 @@ class TurnScheduler:
             del self._patterns[pattern]
             self._spawn(self._store.note({PATTERN_NOTE + pattern: None}))
 
-    def look(self, channel: Channel, keys: Iterable[str] | None) -> None:
-        """The messages `keys` of `channel` changed; with None, any may have."""
+    def inspect(self, channel: Channel, keys: Iterable[str] | None) -> None:
+        """Update the turns of the messages `keys` of `channel`; None means all."""
         state = channel.state
         known = self._work.get(channel.name)
         if keys is None:
@@ -213,12 +213,12 @@ class TurnScheduler:
         is_changed = False
         for key in keys:
             if not key.startswith(COMMAND_MARK):
-                is_changed |= self.look_at(channel.name, key, state.message(key))
+                is_changed |= self.inspect_message(channel.name, key, state.message(key))
         if is_changed:
             self._offer(channel.name)
 
-    def look_at(self, channel: str, key: str, message: MessageState | None) -> bool:
-        """See to the turn of the message `key`; True if something is to be done."""
+    def inspect_message(self, channel: str, key: str, message: MessageState | None) -> bool:
+        """Update the turn of the message `key`. Return True if it should be offered."""
         claim = message.claim if message is not None else None
         work = self._work.get(channel)
         if claim is None and work is None:
@@ -226,37 +226,40 @@ class TurnScheduler:
         if work is None:
             work = self._work[channel] = _Work()
         if message is None or claim is None or message.deleted or not claim.is_open:
-            return self._over(channel, work, key, claim)
-        if claim.state == "pending" or self._is_orphan(work, key, claim):
+            return self._drop(channel, work, key, claim)
+        if claim.state == "pending" or self._is_orphaned(work, key, claim):
             if key in work.claiming:
                 return False
             is_known = key in work.waiting
-            work.waiting[key] = (message.created, claim.generation)  # who gave up a claim may have it stored since
+            work.waiting[key] = (
+                message.created,
+                claim.generation,
+            )  # a claim that its caller gave up may be stored since
             if not is_known:
-                self._expect_somebody(channel, key)
+                self._watch_unclaimed(channel, key)
             return not is_known
         if key in work.waiting and work.waiting[key][1] == claim.generation:
-            return False  # whoever took it is gone, and nobody else has it yet
+            return False  # its worker is gone, and no other one has it yet
         running = work.running.get(key)
         if running is None or running[0].generation != claim.generation:
             work.running[key] = (claim, None)
             work.waiting.pop(key, None)
-            if claim.within is not None:  # when all that changed has been looked at
+            if claim.within is not None:  # after all changed messages were inspected
                 self._deadlines.set(("turn", channel, key), self._loop.time(), partial(self._check_held, channel, key))
             elif claim.lease_ms:
                 self._lapse_in(channel, key, claim, claim.lease_ms / 1000)
-            elif claim.node == self._node:  # until its worker begins
+            elif claim.node == self._node:  # until its worker has begun
                 self._lapse_in(channel, key, claim, BROKEN_S)
         return False
 
-    def _is_orphan(self, work: _Work, key: str, claim: ClaimState) -> bool:
-        """Did its worker die with another process, or was it stored as ours when we had given up waiting for that?"""
+    def _is_orphaned(self, work: _Work, key: str, claim: ClaimState) -> bool:
+        """Return whether the turn has no worker: it died with its process, or its claim was stored after we gave up."""
         if claim.node == self._node:
             return key not in work.claiming and key not in work.running
         return claim.node is not None and self._store.is_exclusive
 
-    def _over(self, channel: str, work: _Work, key: str, claim: ClaimState | None) -> bool:
-        """The turn of `key` waits for nobody and nobody is at work on it."""
+    def _drop(self, channel: str, work: _Work, key: str, claim: ClaimState | None) -> bool:
+        """Forget the turn of `key`: it neither waits nor runs."""
         running = work.running.pop(key, None)
         work.interrupted.discard(key)
         work.unheard.pop(key, None)
@@ -274,7 +277,7 @@ class TurnScheduler:
         return was_known
 
     def offer_all(self) -> None:
-        """Workers have room: see what waits."""
+        """Offer waiting turns of all channels, since a worker has free slots."""
         for channel in list(self._work):
             self._offer(channel)
 
@@ -296,17 +299,17 @@ class TurnScheduler:
                 newest = max(work.waiting, key=lambda one: work.waiting[one])
                 self._interrupt_all_but(channel, work, newest)
                 if is_busy or message_id != newest:
-                    continue  # it is offered again when what runs is over
+                    continue  # it is offered again when the running turn is over
             del work.waiting[message_id]
             work.claiming.add(message_id)
             worker.free -= 1
             self._claim(channel, message_id, place, worker)
 
     def _give_up(self, channel: str, work: _Work) -> None:
-        """End turns that had all their attempts: what kills its worker would do so for ever, one after another.
+        """End turns that have used all attempts: a turn that kills its worker would otherwise kill one after another.
 
-        Only where somebody would get them: until then nobody is harmed. So none ends before the hub has recovered,
-        which has a say in what the last attempt left.
+        Only a turn that would be offered now is ended. So no turn ends before the hub has recovered, which decides
+        about the answer of the last attempt.
         """
         if not self.has_agent(channel):
             return
@@ -317,7 +320,7 @@ class TurnScheduler:
                 self._end_given_up(channel, message_id, place)
 
     def _end_given_up(self, channel: str, message_id: str, place: tuple[int, int]) -> None:
-        """Store that the turn is over, with an answer that says so: one decision, so that it is said once."""
+        """Store the end of the turn and a failed answer in one decision, so that the answer is created once."""
 
         def done(answer: Result | HoldfastError) -> None:
             work = self._work.get(channel)
@@ -337,15 +340,16 @@ class TurnScheduler:
             done(error)
 
     def _worker_for(self, channel: str, unheard: Worker | None) -> Worker | None:
-        """Who has most room; `unheard`, whose socket may be about to be found dead, only where nobody else is."""
+        """Return the worker with the most free slots; `unheard`, which may be dead, only as a last resort."""
         fitting = [one for one in self._workers if one.free > 0 and matches(one.pattern, channel)]
         return max(fitting, key=lambda one: (one is not unheard, one.free), default=None)
 
     @contextmanager
     def taking(self, channel: str, message_id: str, within: str, attempt: int) -> Iterator[None]:
-        """Somebody claims `message_id` for a turn that runs already: meanwhile it is offered to nobody.
+        """Hold back the offer of `message_id` while a running turn claims it.
 
-        Where that does not come to an answer, and is stored all the same, the turn has not heard of it.
+        If the claim's outcome is unknown but it was committed, the running turn does not know that it owns this
+        message.
         """
         work = self._work.setdefault(channel, _Work())
         work.waiting.pop(message_id, None)
@@ -361,7 +365,7 @@ class TurnScheduler:
             work.claiming.discard(message_id)
             self._look_again(channel)
             self._tidy(channel)
-            self._offer(channel)  # what waited behind it, if the turn ended meanwhile
+            self._offer(channel)  # messages that waited behind it, if the turn ended meanwhile
 
     def _claim(self, channel: str, message_id: str, place: tuple[int, int], worker: Worker) -> None:
         writer = Writer(by=worker.name, node=self._node) if worker.is_local else None
@@ -393,7 +397,7 @@ class TurnScheduler:
             self._loop.call_soon(self._offer, channel)
 
     def _wait_again(self, channel: str, message_id: str, place: tuple[int, int]) -> None:
-        """It could not be stored who has the turn: it waits as before, unless it has moved on meanwhile."""
+        """Return the turn to the waiting ones after its claim failed, unless it has changed meanwhile."""
         work = self._work.setdefault(channel, _Work())
         if message_id not in work.running and message_id not in work.claiming:
             work.waiting.setdefault(message_id, place)
@@ -403,16 +407,16 @@ class TurnScheduler:
     def _look_again(self, channel: str) -> None:
         live = self._find(channel)
         if live is not None:
-            self.look(live, None)
+            self.inspect(live, None)
 
     def _claimed(self, worker: Worker, turn: TurnOffer) -> None:
         work = self._work.setdefault(turn.channel, _Work())
         self._deadlines.drop(("nobody", turn.channel, turn.message_id))
         known = work.running.get(turn.message_id)
         if known is None or known[0].generation != turn.generation or worker not in self._workers:
-            # It was ended in the same moment, or the worker is gone: then its lease lapses.
+            # The turn was ended at the same time, or the worker is gone and the lease lapses.
             self._loop.call_soon(self.freed, worker)
-            self._loop.call_soon(self._offer, turn.channel)  # what waited behind it
+            self._loop.call_soon(self._offer, turn.channel)  # messages that waited behind it
             if known is None:
                 self._look_again(turn.channel)
             if known is not None and worker not in self._workers:
@@ -429,28 +433,28 @@ class TurnScheduler:
         if work is not None and work.is_empty:
             del self._work[channel]
 
-    # -- turns that are had ------------------------------------------------------------------------------------
+    # -- running turns -----------------------------------------------------------------------------------------
 
     def renew(self, worker: Worker, turn: TurnOffer) -> bool:
-        """A worker elsewhere is still at it. False: the turn is not its own any more."""
+        """Renew the lease of a remote worker's turn. Return False if the turn does not belong to it any more."""
         running = self._running(turn.channel, turn.message_id, turn.generation)
         if running is None:
             return False
         claim, _ = running
         if claim.node is not None or claim.by != worker.name or claim.within is not None:
-            return False  # of another agent: whoever comes back does so by its name
+            return False  # of another agent: a reconnecting worker has the same name
         self._work[turn.channel].running[turn.message_id] = (claim, worker)
         self._lapse_in(turn.channel, turn.message_id, claim, (claim.lease_ms or LEASE_S * 1000) / 1000)
         return True
 
     def claimed_by(self, channel: str, message_id: str) -> str | None:
-        """The name of the agent that has the turn of `message_id`, if one has."""
+        """Return the name of the agent that has the turn of `message_id`, or None."""
         work = self._work.get(channel)
         running = work.running.get(message_id) if work is not None else None
         return running[0].by if running is not None else None
 
     def turn_of(self, channel: str, name: str, message_id: str | None) -> tuple[str, int, ClaimState] | None:
-        """The turn of `message_id` that agent `name` has, its attempt and claim; with None, the one that came last."""
+        """Return the turn of `message_id` of agent `name`, its attempt and claim; with None, the newest turn."""
         work = self._work.get(channel)
         if work is None:
             return None
@@ -462,7 +466,7 @@ class TurnScheduler:
         return own[-1] if own else None
 
     def _check_held(self, channel: str, message_id: str) -> None:
-        """A turn had taken `message_id` in: it is over with that turn, and waits again where that is lost."""
+        """Resolve `message_id`, which a turn had taken in: it ends with that turn, or waits again if that is lost."""
         work = self._work.get(channel)
         running = work.running.get(message_id) if work is not None else None
         live = self._find(channel)
@@ -472,21 +476,21 @@ class TurnScheduler:
         claim = running[0]
         held = live.state.message(message_id) if live is not None else None
         host = live.state.message(within) if live is not None else None
-        # A channel that is not in memory is read anew when its turn ends.
+        # A channel outside memory is loaded again when its turn ends.
         is_over = live is not None and (host is None or host.deleted or host.claim is None or not host.claim.is_open)
         if ("unheard", channel, message_id, within, claim.within_generation) in self._deadlines:
             self._lapse(channel, message_id, claim.generation)
         elif not is_over:
             if self._running(channel, within, claim.within_generation) is None:
                 self._lapse(channel, message_id, claim.generation)
-        elif host is not None and held is not None and host.last < held.last:  # it was over before
+        elif host is not None and held is not None and host.last < held.last:  # the turn was over before
             self._lapse(channel, message_id, claim.generation)
         else:
             is_done = host is not None and host.claim is not None and host.claim.state == "done"
             self._end_held(channel, message_id, claim.generation, "done" if is_done else "cancelled")
 
     def is_held(self, channel: str, message_id: str, within: str, attempt: int) -> bool:
-        """Has that attempt at the turn of `within` taken `message_id` in?"""
+        """Return whether that attempt at the turn of `within` has taken `message_id` in."""
         work = self._work.get(channel)
         running = work.running.get(message_id) if work is not None else None
         return running is not None and (running[0].within, running[0].within_generation) == (within, attempt)
@@ -503,7 +507,7 @@ class TurnScheduler:
             done(error)
 
     def end(self, worker: Worker, turn: TurnOffer, state: Literal["done", "cancelled"], done: Done) -> None:
-        """The worker's work on `turn` is over: store that, and offer what waits. `done` gets the answer."""
+        """Store the end of `turn`, then offer waiting messages. `done` gets the result."""
         caller = Caller(id=worker.name, is_server=worker.is_local)
 
         self._forget_worker(worker, turn)
@@ -514,29 +518,29 @@ class TurnScheduler:
             done(error)
 
     def freed(self, worker: Worker) -> None:
-        """The worker has room for one more.
+        """Offer waiting turns: the worker has one more free slot.
 
-        Where it had room already, nothing waits for it to have more: whatever else makes something wait no longer (a
-        turn or a claim that is over, a message that comes) offers what waits in that channel itself.
+        If it had a free slot before, no turn waits for a slot: all other changes that release a waiting turn (the end
+        of a turn or claim, a new message) offer the turns of their channel themselves.
         """
         worker.free += 1
         if worker.free == 1:
             self.offer_all()
 
-    def said(self, channel: str, worker_name: str, data: dict[str, object]) -> None:
-        """What an agent does in `channel` now, for those who look on."""
+    def set_state(self, channel: str, worker_name: str, data: dict[str, object]) -> None:
+        """Set the state that an agent shows in `channel`."""
         live = self._find(channel)
         if live is not None:
             live.presence_state.update(worker_name, data)
 
     def _forget_worker(self, worker: Worker, turn: TurnOffer) -> None:
-        """Whoever ends a turn need not be told that it ended."""
+        """Do not notify the worker that ended the turn itself."""
         running = self._running(turn.channel, turn.message_id, turn.generation)
         if running is not None and running[1] is worker:
             self._work[turn.channel].running[turn.message_id] = (running[0], None)
 
     def _running(self, channel: str, message_id: str, generation: int) -> tuple[ClaimState, Worker | None] | None:
-        """The claim of a turn, and who works on it where that is known; None where that attempt is over."""
+        """Return the claim of a turn and its worker, if known; None if that attempt is over."""
         work = self._work.get(channel)
         running = work.running.get(message_id) if work is not None else None
         return running if running is not None and running[0].generation == generation else None
@@ -549,7 +553,7 @@ class TurnScheduler:
         )
 
     def _lapse(self, channel: str, message_id: str, generation: int) -> None:
-        """The worker of a turn is gone: another takes over."""
+        """Offer the turn again: its worker is gone."""
         running = self._running(channel, message_id, generation)
         if running is None:
             return
@@ -564,7 +568,7 @@ class TurnScheduler:
         work.waiting[message_id] = (message.created if message is not None else 0, generation)
         for held in work.held_by(message_id):
             self._check_held(channel, held)
-        self._expect_somebody(channel, message_id)
+        self._watch_unclaimed(channel, message_id)
         self._offer(channel)
 
     def _interrupt_all_but(self, channel: str, work: _Work, newest: str) -> None:
@@ -575,7 +579,7 @@ class TurnScheduler:
                 self._interrupt(channel, message_id, command_key(self._clock.new_id()))
 
     def _interrupt(self, channel: str, message_id: str, key: str) -> None:
-        """Something newer is wanted: the turn of `message_id` is cancelled, as if somebody had asked for it."""
+        """Cancel the turn of `message_id`, as a `cancel` would: a newer message interrupts it."""
 
         def done(answer: Result | HoldfastError) -> None:
             if isinstance(answer, HoldfastError) and answer.retry:
@@ -590,12 +594,12 @@ class TurnScheduler:
         except HoldfastError as error:
             done(error)
 
-    def _expect_somebody(self, channel: str, message_id: str) -> None:
-        """The message waits from now on: whoever looks on is told when nobody takes it."""
-        nobody_came = partial(self._nobody_came, channel, message_id)
-        self._deadlines.set(("nobody", channel, message_id), self._loop.time() + NOBODY_S, nobody_came)
+    def _watch_unclaimed(self, channel: str, message_id: str) -> None:
+        """Schedule the `nobody_listening` signal for a message that waits from now on."""
+        nobody_came = partial(self._signal_unclaimed, channel, message_id)
+        self._deadlines.set(("nobody", channel, message_id), self._loop.time() + UNCLAIMED_S, nobody_came)
 
-    def _nobody_came(self, channel: str, message_id: str) -> None:
+    def _signal_unclaimed(self, channel: str, message_id: str) -> None:
         work = self._work.get(channel)
         live = self._find(channel)
         if work is not None and message_id in work.waiting and live is not None and not self.has_agent(channel):
@@ -614,7 +618,7 @@ class TurnScheduler:
 
 
 def _show(worker: Worker, channel: Channel) -> None:
-    """Let `worker` be seen in `channel` if it serves it. In a crowd it is not seen, and works all the same."""
+    """Make `worker` a member of `channel` if it serves it. In a full channel it works without being a member."""
     if matches(worker.pattern, channel.name):
         with suppress(TooMany):
             channel.presence_state.enter(worker.name, "agent", worker, {"state": "listening"})

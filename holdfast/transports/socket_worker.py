@@ -79,7 +79,7 @@ class SocketWorker:
             self.free -= 1
         if frame.state is not None:
             check_json(frame.state, self._hub.limits.data_bytes, "a state", depth=self._hub.limits.depth)
-            self._hub.scheduler.said(frame.channel, self.name, frame.state)
+            self._hub.scheduler.set_state(frame.channel, self.name, frame.state)
 
     def end(self, frame: TurnDoneFrame, done: Done) -> None:
         """End a turn, and call `done` with the result."""
@@ -106,7 +106,7 @@ class SocketWorker:
             self.turns.discard(known)
             self._hub.scheduler.freed(self)
             if not any(one.channel == turn.channel for one in self.turns):
-                self._hub.scheduler.said(turn.channel, self.name, {"state": "listening"})
+                self._hub.scheduler.set_state(turn.channel, self.name, {"state": "listening"})
 
 
 def _not_its_turn() -> Fenced:

@@ -340,7 +340,7 @@ def test_what_cannot_be_registered_is_refused() -> None:
     listen(hub, name="h")
     with pytest.raises(LocalError, match="already"):
         listen(hub, name="h")
-    with pytest.raises(LocalError, match="hears of"):
+    with pytest.raises(LocalError, match="hook kinds must be among"):
         listen(hub, "message.append", name="i")
     with pytest.raises(LocalError, match="pattern"):
         listen(hub, pattern="a*b", name="j")

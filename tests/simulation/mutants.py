@@ -231,16 +231,16 @@ def trust_the_wake_up(patch: pytest.MonkeyPatch) -> None:
 
 def a_lapse_ignores_the_generation(patch: pytest.MonkeyPatch) -> None:
     """A message has a lease; who holds it makes no difference to when it ends."""
-    look_at_writer = LeaseMonitor.look_at_writer
+    inspect_writer = LeaseMonitor.inspect_writer
 
     def look(self: LeaseMonitor, channel: str, key: str, message: MessageState | None) -> None:
         known = self._leases.get((channel, key))
         if known is not None and message is not None and message.is_streaming:
             self._leases[channel, key] = (message.generation, known[1])
         else:
-            look_at_writer(self, channel, key, message)
+            inspect_writer(self, channel, key, message)
 
-    patch.setattr(LeaseMonitor, "look_at_writer", look)
+    patch.setattr(LeaseMonitor, "inspect_writer", look)
 
 
 def the_short_way_looks_at_no_length(patch: pytest.MonkeyPatch) -> None:
@@ -324,7 +324,7 @@ def a_turn_begins_before_its_claim_is_stored(patch: pytest.MonkeyPatch) -> None:
 
 def what_waits_is_forgotten_at_a_restart(patch: pytest.MonkeyPatch) -> None:
     """Agents are told of what comes; what came before them somebody else will have answered."""
-    look, look_at = TurnScheduler.look, TurnScheduler.look_at
+    look, look_at = TurnScheduler.inspect, TurnScheduler.inspect_message
 
     def look_at_what_is_new(self: TurnScheduler, channel: Channel, keys: Any) -> None:
         if keys is not None:
@@ -333,8 +333,8 @@ def what_waits_is_forgotten_at_a_restart(patch: pytest.MonkeyPatch) -> None:
     def look_at_nothing_yet(self: TurnScheduler, channel: str, key: str, message: MessageState | None) -> bool:
         return bool(self._workers) and look_at(self, channel, key, message)
 
-    patch.setattr(TurnScheduler, "look", look_at_what_is_new)
-    patch.setattr(TurnScheduler, "look_at", look_at_nothing_yet)
+    patch.setattr(TurnScheduler, "inspect", look_at_what_is_new)
+    patch.setattr(TurnScheduler, "inspect_message", look_at_nothing_yet)
 
 
 def the_grace_is_forgotten(patch: pytest.MonkeyPatch) -> None:
@@ -363,7 +363,7 @@ def a_leave_is_told_to_nobody(patch: pytest.MonkeyPatch) -> None:
 
 def nobody_looks_at_the_clock_for_commands(patch: pytest.MonkeyPatch) -> None:
     """Who asks will see for themselves that nobody answers."""
-    patch.setattr(LeaseMonitor, "look_at_command", lambda self, channel, key, command: None)
+    patch.setattr(LeaseMonitor, "inspect_command", lambda self, channel, key, command: None)
 
 
 # -- one answer as a stream, cursors, and what is said in passing -----------------------------------------------------
