@@ -8,7 +8,8 @@ message as it is and then the channel's events, and yields the deltas that bring
 (`tests/core/test_deltas.py`). New kinds of deltas are welcome: framers leave out the kinds that they do not know.
 
 The progress holds lengths and no text, so a reader costs the same for every length of the message. It therefore cannot
-tell a text that grew from a text that was replaced: a whole message that arrives later is always `MessageReplaced`.
+tell a text that grew from a text that was replaced, nor a part from one of another type: a whole message that arrives
+later is always `MessageReplaced`.
 """
 
 from __future__ import annotations

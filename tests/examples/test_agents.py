@@ -188,7 +188,7 @@ async def test_a_refusal_is_one_line_without_the_token(program: Load, tmp_path: 
         "this is no token\n",
         "the token is signed with no key that is known here\n",
         "the token is signed with no key that is known here\n",
-        "this needs the capability 'agent' on all that the pattern names\n",
+        "this needs the capability 'agent' on all channels of the pattern\n",
     ]
     assert [one for one in ("garbled-token", foreign, ann) if one in log] == []
 
