@@ -185,9 +185,9 @@ async def test_a_refusal_is_one_line_without_the_token(program: Load, tmp_path: 
     assert [(code, out) for code, out, _ in runs] == [(1, "")] * 5
     assert [err for _, _, err in runs] == [
         "the server asks for a token, and this client has none: Client(…, token=…)\n",
-        "this is no token\n",
-        "the token is signed with no key that is known here\n",
-        "the token is signed with no key that is known here\n",
+        "token is malformed: it must be a signed JWT\n",
+        "token signature matches no key of this server\n",
+        "token signature matches no key of this server\n",
         "this needs the capability 'agent' on all channels of the pattern\n",
     ]
     assert [one for one in ("garbled-token", foreign, ann) if one in log] == []
