@@ -22,8 +22,8 @@ from holdfast.core.requests import SERVER, Caller, FinishMessage, Request, Settl
 from holdfast.core.state import CommandState, MessageState
 from holdfast.hub.channel import Channel
 from holdfast.hub.clock import Clock
-from holdfast.hub.committer import Done, Result
 from holdfast.hub.deadlines import Deadlines
+from holdfast.hub.results import Done, Result
 
 logger = logging.getLogger("holdfast.hub")
 
