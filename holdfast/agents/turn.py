@@ -22,7 +22,7 @@ from holdfast.core.model import Command, Json, Message
 
 logger = logging.getLogger("holdfast.agents")
 
-GRACE_S = 5.0  # for the server to say that nobody answered in time
+GRACE_S = 5.0  # extra time for the server to report that a command expired
 
 OnCrash = Literal["interrupt", "restart", "continue"]
 
@@ -41,7 +41,7 @@ class Answered(NamedTuple):
 
     ok: bool
     data: Json
-    error: Json  # `{"code": "expired"}` where nobody answered in time
+    error: Json  # `{"code": "expired"}` if no reply arrived in time
     by: str | None
 
 
