@@ -660,7 +660,7 @@ def test_worker_of_the_turn_may_reply(served: LogHarness, name: str) -> None:
 def test_client_that_starts_an_answer_of_its_own_may_not_reply_for_another_writer(
     served: LogHarness, is_taken: bool
 ) -> None:
-    """Otherwise a client could start an answer, reply that all answers stopped, and keep the server from stopping them."""
+    """Otherwise such a client could reply that all answers stopped, and keep the server from stopping them."""
     if is_taken:
         served.claim("q", caller=REMOTE, lease_s=15)
     else:
