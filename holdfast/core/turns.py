@@ -62,7 +62,3 @@ def commands_table() -> str:
 def rules_of(name: str) -> CommandRules:
     """Return the rules of the command `name`. A command of the app's own has those of `approve`."""
     return BUILT_IN_COMMANDS.get(name) or APPROVE._replace(name=name)
-
-
-if __name__ == "__main__":
-    print(commands_table(), end="")
