@@ -107,7 +107,7 @@ class Hub(HubCore):
         existing answer.
         """
         check_style(style, end_frame)
-        message_id = self.new_id() if reply_id is None else check_id(reply_id)
+        message_id = self.clock.new_id() if reply_id is None else check_id(reply_id)
         check_channel(channel)
 
         async def begin() -> Answering | None:

@@ -389,20 +389,18 @@ def check_writers(life: Life, node: str) -> None:
 
 def members_of(hub: HubCore, channel: str) -> Presence:
     """Who is in `channel`, as `hub` knows it."""
-    runtime = hub._runtime
-    live = runtime.channels.get(channel) if runtime is not None and not runtime.is_over else None
+    live = hub.runtime.channels.get(channel) if hub.is_running else None
     return live.presence_state.presence() if live is not None else Presence(members=[], count=0)
 
 
 def check_nobody_is_forgotten(life: Life, hub: HubCore, abandoned: Container[tuple[str, str]]) -> None:
     """No message streams for ever: when all have ended, none is left whose writer here has ended, too."""
-    runtime = hub._runtime
     for message in life.messages(life.serial):
         _, writer = life.writers[message.id][-1]
-        if message.status != "streaming" or writer is None or writer.node != hub.node or runtime is None:
+        if message.status != "streaming" or writer is None or writer.node != hub.node or not hub.is_running:
             continue
         place = (life.channel, message.id)
-        if place not in runtime.writers and place not in abandoned:
+        if place not in hub.runtime.writers and place not in abandoned:
             raise Violation(f"{life.channel}: {message.id} streams for ever: its writer has left")
 
 
@@ -412,9 +410,9 @@ def check_empty(hub: Hub, who: str) -> None:
     if isinstance(app, App):
         _at_most(who, "sockets are left", len(app._sockets), 0)
         _at_most(who, "heartbeats are left", len(app.heartbeats), 0)
-    runtime = hub._runtime
-    if runtime is None or runtime.is_over or runtime.committer is None:
+    if not hub.is_running:
         return
+    runtime = hub.runtime
     for name in ("channels", "feeds", "writers", "waiting", "members", "turns_running", "turns_waiting"):
         _at_most(who, f"{name} are left", hub.stats()[name], 0)
     _at_most(who, "channels are remembered as parking", len(runtime.committer._loader.parked), 0)

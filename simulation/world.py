@@ -24,6 +24,7 @@ from holdfast.app import Hub
 from holdfast.core.cursor import Cursor
 from holdfast.core.errors import HoldfastError
 from holdfast.core.limits import Limits
+from holdfast.hub.housekeeping import free_memory
 from holdfast.hub.subscription import take
 from holdfast.hub.writer import MessageWriter
 from simulation.actors import Author, Careless, Editor, Insider, Person, Piper, Remote, Steady
@@ -693,9 +694,9 @@ class World:
 
 
 def _free_memory(node: Node) -> None:
-    if node.hub.loop is not None:
+    if node.hub.is_running:
         with contextlib.suppress(HoldfastError):
-            node.hub.free_memory()
+            free_memory(node.hub.runtime)
             node.bounds.trimmed()
 
 
@@ -704,9 +705,8 @@ def _nothing() -> None:
 
 
 def _truncate_tails(hub: Hub) -> None:
-    runtime = hub._runtime
-    if runtime is not None:
-        for channel in runtime.channels.values():
+    if hub.is_running:
+        for channel in hub.runtime.channels.values():
             channel.state.tail.restart(channel.state.serial)
 
 

@@ -49,7 +49,7 @@ class LocalAgent:
         """The hub has started: take turns."""
         self.free = self.slots
         self._running.clear()
-        self._hub.scheduler.register(self)
+        self._hub.runtime.scheduler.register(self)
 
     def begin(self, turn: TurnOffer) -> None:
         """Of `Worker`."""
@@ -76,8 +76,8 @@ class LocalAgent:
             self._running.pop(key, None)
             if not self._hub.is_draining and self._hub.is_running:
                 if not any(channel == turn.channel for channel, _ in self._running):
-                    self._hub.scheduler.set_state(turn.channel, self.name, {"state": "listening"})
-                self._hub.scheduler.freed(self)
+                    self._hub.runtime.scheduler.set_state(turn.channel, self.name, {"state": "listening"})
+                self._hub.runtime.scheduler.freed(self)
 
     async def _end(self, turn: TurnOffer, state: Literal["done", "cancelled"]) -> None:
         """Say that the turn is over, until that is stored: a turn without an end would keep its channel busy."""
@@ -86,7 +86,7 @@ class LocalAgent:
 
     async def _end_once(self, turn: TurnOffer, state: Literal["done", "cancelled"]) -> None:
         ended, done = result_later()
-        self._hub.scheduler.end(self, turn, state, done)
+        self._hub.runtime.scheduler.end(self, turn, state, done)
         await ended
 
 
@@ -128,7 +128,7 @@ class LocalBackend:
 
     async def page(self, channel: str, *, before: int | None, limit: int) -> Page:
         """Of `Backend`."""
-        return await self._hub.page(channel, before=before, limit=limit)
+        return await self._hub.history(channel, before=before, limit=limit)
 
     async def command(self, channel: str, name: str, *, target: str, data: Json, by: str, expires_s: float) -> Command:
         """Of `Backend`."""
@@ -150,7 +150,7 @@ class LocalBackend:
         """Of `Backend`."""
         limits = self._hub.limits
         check_json(data, limits.data_bytes, "what an agent says", depth=limits.depth)  # it goes to all who look on
-        self._hub.scheduler.set_state(channel, name, plain(data))
+        self._hub.runtime.scheduler.set_state(channel, name, plain(data))
 
 
 class LocalWatch:

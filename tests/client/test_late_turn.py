@@ -107,7 +107,7 @@ async def test_a_cut_soon_after_an_outage_costs_no_turn(seed: int) -> None:
             wire.cut()
             await asyncio.sleep(4)
             is_away = False
-            await becomes(lambda: hub.scheduler.stats()["agents"] == 1)
+            await becomes(lambda: hub.runtime.scheduler.stats()["agents"] == 1)
             await hub.create("chat:1", text="?")
             await asyncio.sleep(2)
             wire.cut()

@@ -66,6 +66,7 @@ from holdfast.hub import HubCore, MessageWriter
 from holdfast.hub.batches import Behind, EncodedBatch
 from holdfast.hub.clock import Clock
 from holdfast.hub.feed import Feed
+from holdfast.hub.housekeeping import free_memory
 from holdfast.hub.pending import DocumentDue
 from holdfast.hub.results import Result
 from holdfast.hub.turns import TurnOffer, WhenBusy
@@ -245,12 +246,12 @@ class Mortal(HubCore):
     async def die(self) -> None:
         """As by `kill -9`: nothing is put away."""
         self.is_dead = True
-        assert self._runtime is not None
-        assert self._runtime.main is not None
-        if self._runtime.scheduler is not None:
-            self._runtime.scheduler.close()  # the dead offer nothing
-        self._runtime.main.cancel()
-        await asyncio.wait([self._runtime.main])
+        run = self._life._run
+        assert run is not None
+        if self.is_running:
+            self.runtime.scheduler.close()  # the dead offer nothing
+        run.main.cancel()
+        await asyncio.wait([run.main])
 
 
 class Helper:
@@ -281,11 +282,11 @@ class Helper:
         try:
             while isinstance(answer, COME_BACK):
                 answered = asyncio.get_running_loop().create_future()
-                self._hub.scheduler.end(self, turn, "done", _into(answered))
+                self._hub.runtime.scheduler.end(self, turn, "done", _into(answered))
                 answer = await answered
                 await asyncio.sleep(0.1)
             assert isinstance(answer, Result | Fenced | Deleted | Finished)
-            self._hub.scheduler.freed(self)
+            self._hub.runtime.scheduler.freed(self)
         except (LocalError, Draining):
             assert self._hub not in self._world.hubs or self._world.is_over, "its hub lives"
 
@@ -621,11 +622,11 @@ class World:
             try:
                 match self.rng.randrange(5):
                     case 0 | 1:
-                        hub.free_memory()
+                        free_memory(hub.runtime)
                     case 2:
                         known = list(hub.channel(channel).state.messages)
                         if known:
-                            hub.queue(DocumentDue(channel, self.rng.choice(known)))
+                            hub.runtime.committer.submit(DocumentDue(channel, self.rng.choice(known)))
                     case 3:
                         await hub.channel(channel).refresh()
                     case _:
@@ -656,7 +657,7 @@ class World:
                 await asyncio.sleep(0.1)
         # A local turn has no lease: what a store keeps of it after its hub gave up waiting is nobody's until a start.
         for is_local in (False, True) if self.store.is_exclusive else (False,):
-            hub.scheduler.register(Helper(self, hub, f"helper{is_local:d}", is_local=is_local))
+            hub.runtime.scheduler.register(Helper(self, hub, f"helper{is_local:d}", is_local=is_local))
 
     async def open_now(self) -> list[MessageState | CommandState]:
         """Everything that is open, past the store's faults."""
@@ -906,11 +907,11 @@ async def test_a_new_start_shows_what_streams_since_long_ago_and_the_newest_page
 async def test_a_message_that_left_memory_is_known_again() -> None:
     async with scripted(channel_bytes=1) as (hub, _):
         await hub.create("c", id="m", text="x")
-        hub.free_memory()
+        free_memory(hub.runtime)
         assert hub.channel("c").state.message("m") is None
         with pytest.raises(IdConflict):
             await hub.create("c", id="m", text="other")
-        hub.free_memory()
+        free_memory(hub.runtime)
         assert (await hub.update("c", "m", text="y")).text == "y"
 
 
@@ -920,7 +921,7 @@ async def test_memory_is_not_freed_under_a_commit() -> None:
         store.gate = asyncio.Event()
         update = asyncio.create_task(hub.update("c", "m", text="y"))
         await store.committing.wait()
-        hub.free_memory()
+        free_memory(hub.runtime)
         store.gate.set()
         assert (await update).text == "y"
 
@@ -1015,7 +1016,7 @@ async def test_a_command_is_stored_once_and_answered_once_whatever_becomes_of_it
 async def test_a_turn_is_claimed_once_and_by_us_though_the_commit_was_unclear(act: str) -> None:
     async with scripted() as (hub, store):
         await hub.start()
-        hub.scheduler._patterns["c"] = 0  # agents answer here, and none is here
+        hub.runtime.scheduler._patterns["c"] = 0  # agents answer here, and none is here
         await hub.create("c", id="q", text="question")
         us = Caller(id="agent", writer=Writer(by="agent", node=hub.node), is_server=True)
         store.script = [act]
@@ -1030,7 +1031,7 @@ async def test_a_turn_is_claimed_once_and_by_us_though_the_commit_was_unclear(ac
 async def test_claims_and_leases_wake_viewers_for_nothing() -> None:
     async with scripted() as (hub, _):
         await hub.start()
-        hub.scheduler._patterns["c"] = 0
+        hub.runtime.scheduler._patterns["c"] = 0
         await hub.create("c", id="q", text="question")
         await hub.ask("c", "m", CreateMessage(status="streaming", text=""), ANN)
         feeds = [await hub.attach("c", None, history=50, wake=lambda: None) for _ in range(2)]
@@ -1063,11 +1064,11 @@ async def test_an_answer_that_left_memory_is_known_again() -> None:
     async with scripted(channel_bytes=1) as (hub, _):
         await hub.command("c", "approve", id="a")
         await hub.reply("c", "a", data="yes")
-        hub.free_memory()
+        free_memory(hub.runtime)
         assert hub.channel("c").state.command("!a") is None
         with pytest.raises(AlreadyAnswered):
             await hub.reply("c", "a", data="no")
-        hub.free_memory()
+        free_memory(hub.runtime)
         assert (await hub.command("c", "approve", id="a")).id == "a"
         with pytest.raises(IdConflict):
             await hub.command("c", "steer", id="a")

@@ -49,6 +49,7 @@ from holdfast.hub.feed import Feed
 from holdfast.hub.hooks import HookEvent, HookRunner
 from holdfast.hub.hub import HubCore
 from holdfast.hub.leases import LeaseMonitor
+from holdfast.hub.lifecycle import Lifecycle
 from holdfast.hub.loading import Loader
 from holdfast.hub.presence_state import PresenceState
 from holdfast.hub.ticks import Group
@@ -407,14 +408,14 @@ def signals_are_told_to_nobody(patch: pytest.MonkeyPatch) -> None:
 
 def a_page_says_to_go_on_from_later(patch: pytest.MonkeyPatch) -> None:
     """Whoever reads a page wants what comes after it."""
-    page = HubCore.page
+    history = HubCore.history
 
     async def ahead(self: HubCore, *about: Any, **more: Any) -> Any:
-        known = await page(self, *about, **more)
+        known = await history(self, *about, **more)
         epoch, _, serial = known.cursor.partition(":")
         return replace(known, cursor=f"{epoch}:{int(serial) + 1}")
 
-    patch.setattr(HubCore, "page", ahead)
+    patch.setattr(HubCore, "history", ahead)
 
 
 def a_message_says_to_go_on_from_later(patch: pytest.MonkeyPatch) -> None:
@@ -493,7 +494,7 @@ def a_hook_that_was_away_begins_where_the_channel_stands(patch: pytest.MonkeyPat
     """What was before its process is no business of a hook's."""
 
     async def scan_nothing(self: HookRunner) -> None:
-        store = self._hub.store
+        store = self._store
         for channel in await store.channels(after=None, limit=hooks.SCAN_PAGE):
             head = await store.head(channel)
             await self._note(channel, head.epoch, head.serial)
@@ -503,7 +504,7 @@ def a_hook_that_was_away_begins_where_the_channel_stands(patch: pytest.MonkeyPat
 
 def what_is_registered_in_a_recovery_begins_at_once(patch: pytest.MonkeyPatch) -> None:
     """The hub is there already; and when it has recovered everything begins."""
-    patch.setattr(HubCore, "has_recovered", HubCore.is_running)
+    patch.setattr(Lifecycle, "has_recovered", Lifecycle.is_running)
 
 
 def a_hook_forgets_what_moved_while_it_was_told(patch: pytest.MonkeyPatch) -> None:
@@ -522,7 +523,7 @@ def a_hook_goes_by_the_serial_alone(patch: pytest.MonkeyPatch) -> None:
     tell = HookRunner._tell
 
     async def in_any_life(self: HookRunner, channel: str) -> None:
-        head = await self._hub.store.head(channel)
+        head = await self._store.head(channel)
         if head.serial and channel in self._positions:
             self._positions[channel] = (head.epoch, self._positions[channel][1])
         await tell(self, channel)

@@ -150,8 +150,7 @@ async def test_a_hub_at_rest_holds_nothing_unbounded(hub: Hub, bounds: Bounds) -
 async def test_deadlines_that_were_dropped_leave_the_heap(
     hub: Hub, bounds: Bounds, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert hub._runtime is not None
-    deadlines = hub._runtime.deadlines
+    deadlines = hub.runtime.deadlines
 
     def come_and_go() -> None:
         for number in range(3_000):
