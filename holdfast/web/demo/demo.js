@@ -120,6 +120,7 @@ function renderConnection({ state, error }) {
     connecting: "connecting…",
     live: `live${over}`,
     reconnecting: "disconnected, trying again…",
+    suspended: "suspended",
     closed: error ? `closed: ${error.message}` : "closed",
   }
   at("connection").dataset.state = state
