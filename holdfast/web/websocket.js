@@ -76,7 +76,8 @@ function dial(connection, token) {
       if (ref === auth && auth !== undefined) {
         auth = undefined
         client.token.accepted()
-        if (typeof rest.expires_s === "number" && typeof client.token.source === "function") renewLater(rest.expires_s * 1000)
+        const left_s = rest.you?.expires_s
+        if (typeof left_s === "number" && typeof client.token.source === "function") renewLater(left_s * 1000)
         if (!connection.isOpen) begin()
       }
       attaching.get(ref)?.attached(rest.you)
