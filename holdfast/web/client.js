@@ -11,7 +11,6 @@ import { Channel } from "./channel.js"
 import { Connection } from "./connection.js"
 import { HoldfastError, isTemporary, Observable, refusal } from "./errors.js"
 import { POLL } from "./poll.js"
-import { diagnose } from "./probe.js"
 import { Requests } from "./requests.js"
 import { STREAM } from "./stream.js"
 import { Token } from "./token.js"
@@ -256,17 +255,20 @@ export class Client extends Observable {
     this.#id = id
   }
 
-  /** The server does not accept the token. Return whether this closed the client. @param {boolean} isExpired */
-  tokenRefused(isExpired) {
-    if (this.token.refused(isExpired)) return false
+  /** The server does not accept `token`. Return whether this closed the client. @param {string | undefined} token @param {boolean} isExpired */
+  tokenRefused(token, isExpired) {
+    if (this.token.refused(token, isExpired)) return false
     const remedy = this.token.source === undefined ? "pass `token` to connect()" : "check the token that the app gives to connect()"
     this.close(refusal("unauthenticated", `${this.base} does not accept the identity of this client: ${remedy}`))
     return true
   }
 
-  /** The server has refused a stream or a poll, or the network has. @param {Connection} connection @param {any} error */
-  refusedStream(connection, error) {
-    if (error?.code === "unauthenticated") return void (this.tokenRefused(false) || connection.fail())
+  /**
+   * The server has refused a stream or a poll, or the network has.
+   * @param {Connection} connection @param {any} error @param {string | undefined} token
+   */
+  refusedStream(connection, error, token) {
+    if (error?.code === "unauthenticated") return void (this.tokenRefused(token, false) || connection.fail())
     if (error instanceof HoldfastError && error.code !== "not_holdfast") return connection.channel?.refused(error, connection)
     connection.fail(0, error)
   }
@@ -365,6 +367,7 @@ export class Client extends Observable {
   async #probe() {
     if (this.#worked.size || this.#isProbing || this.#error) return
     this.#isProbing = true
+    const { diagnose } = await import("./probe.js") // few pages ever need it
     const error = await diagnose(this.base, this.fetch)
     this.#isProbing = false
     if (error && !this.#worked.size && this.state !== "closed") this.#explain(error)

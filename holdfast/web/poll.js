@@ -42,6 +42,6 @@ function dial(connection, token) {
     }
   }
 
-  read().catch((error) => stop.signal.aborted || client.refusedStream(connection, error))
+  read().catch((error) => stop.signal.aborted || client.refusedStream(connection, error, token))
   return () => stop.abort()
 }

@@ -9,6 +9,7 @@
 import { refusal } from "./errors.js"
 
 const PROBE_MS = 3_000
+const REPORT_MS = 50 // the browser reports a violation in a later task
 
 /**
  * Return the error that explains the failure, or null if the server responds as it should.
@@ -35,7 +36,7 @@ export async function diagnose(base, fetch) {
     return refusal("not_holdfast", `${base} responds (status ${response.status}), but not as a Holdfast server: is it mounted at another path?`)
   } catch {
     const isThere = await fetch(address, { mode: "no-cors", signal: AbortSignal.timeout(PROBE_MS) }).then(() => true, () => false)
-    await Promise.resolve() // the browser reports a violation in a task of its own
+    if (globalThis.document) await new Promise((resolve) => setTimeout(resolve, REPORT_MS))
     if (directive) {
       return refusal("blocked_by_csp", `the page's Content-Security-Policy blocks ${base}: add ${new URL(base).origin} to ${directive}`)
     }

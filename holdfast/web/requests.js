@@ -77,9 +77,9 @@ export class Requests {
       if (!this.client.isHttp) break
       await this.sendOne(frame).then(
         (response) => this.settle(ref, response),
-        (error) => error instanceof HoldfastError && !this.#isRepeated(error) && this.settle(ref, error),
+        (error) => error instanceof HoldfastError && this.settle(ref, error),
       )
-      // The server or the network is down, or the token has to be renewed: send it again after a while at the latest.
+      // The server or the network is down: send it again after a while at the latest.
       if (this.pending.has(ref)) {
         setTimeout(() => this.sendAll(), this.client.random() * OPEN_MS)
         break
@@ -88,9 +88,10 @@ export class Requests {
     this.#isSending = false
   }
 
-  /** Send a request over HTTP. @param {Frame} frame @returns {Promise<any>} */
-  async sendOne({ type, channel, ref: _, leave, ...fields }) {
+  /** Send a request over HTTP, again if its token had to be replaced. @param {Frame} frame @returns {Promise<any>} */
+  async sendOne(frame) {
     const { client } = this
+    const { type, channel, ref: _, leave, ...fields } = frame
     const [verb, pattern] = (ROUTES.get(type) ?? `POST messages/:/${type}`).split(" ")
     if (type === "presence") Object.assign(fields, { id: client.id ?? "anonymous", lease_s: LEASE_S })
     const name = pattern.replace(":", () => encodeURIComponent(fields.id ?? ""))
@@ -106,12 +107,9 @@ export class Requests {
       signal: AbortSignal.any([client.closing, AbortSignal.timeout(OPEN_MS)]),
     })
     if (response.ok) return response.status > 201 ? {} : response.json()
-    throw await client.problemOf(response)
-  }
-
-  /** Return whether the request is sent again with another token. @param {HoldfastError} error */
-  #isRepeated(error) {
-    const { client } = this
-    return error.code === "unauthenticated" && client.token.source !== undefined && !client.tokenRefused(false)
+    const error = await client.problemOf(response)
+    const isForToken = error instanceof HoldfastError && error.code === "unauthenticated" && client.token.source !== undefined
+    if (isForToken && !client.tokenRefused(token, false)) return this.sendOne(frame)
+    throw error
   }
 }

@@ -33,7 +33,7 @@ function dial(connection, token) {
     if (stop.signal.aborted) return // by an event before this one
     if (type === "" || type === "ping") connection.received()
     else if (type === "bye") {
-      if (data !== '"unauthenticated"' || !client.tokenRefused(true)) connection.fail()
+      if (data !== '"unauthenticated"' || !client.tokenRefused(token, true)) connection.fail()
     } else {
       connection.receive(data, (event) => {
         if (type === "you") channel.attached(event)
@@ -64,7 +64,7 @@ function dial(connection, token) {
   }
 
   read().catch((error) => {
-    if (!stop.signal.aborted) client.refusedStream(connection, error)
+    if (!stop.signal.aborted) client.refusedStream(connection, error, token)
     else if (error.name !== "AbortError") (globalThis.reportError ?? console.error)(error) // of an unreadable event
   })
   return () => {

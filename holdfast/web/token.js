@@ -40,10 +40,12 @@ export class Token {
   }
 
   /**
-   * The server does not accept the token (any more). Return whether another attempt makes sense.
-   * @param {boolean} isExpired
+   * The server does not accept `token` (any more). Return whether another attempt makes sense. Several requests may
+   * have sent the same token: once it is replaced, a further refusal of it says nothing new.
+   * @param {string | undefined} token @param {boolean} isExpired
    */
-  refused(isExpired) {
+  refused(token, isExpired) {
+    if (typeof this.source === "function" && token !== this.#current) return true
     if (isExpired && this.#wasAccepted) this.#refusals = 0
     else this.#refusals++
     this.#wasAccepted = false

@@ -37,6 +37,7 @@ function dial(connection, token) {
   /** @param {string} value */
   const authenticate = (value) => {
     auth = client.nextRef()
+    token = value
     send({ type: "auth", ref: auth, token: value })
   }
 
@@ -95,19 +96,21 @@ function dial(connection, token) {
     if (token === undefined) begin()
     else authenticate(token)
   }
+  // A policy of the page blocks a socket with this event alone; after the handshake the close code says more.
+  socket.onerror = () => connection.isReached || connection.fail()
   socket.onmessage = ({ data }) => connection.receive(data, receive)
   socket.onclose = ({ code }) => {
     if (code >= 4300) {
       return client.close(refusal(bye.reason ?? "refused", `${client.base} closed the WebSocket for good with code ${code}`, bye))
     }
-    if (code >= 4200 && client.tokenRefused(code === EXPIRED)) return
+    if (code >= 4200 && client.tokenRefused(token, code === EXPIRED)) return
     if (code >= 4100 && code < 4200) for (const { view } of connection.channels) view.cursor = null
     connection.fail(bye.retry_ms)
   }
   return () => {
     clearTimeout(renewal)
     renewal = undefined
-    socket.onopen = socket.onmessage = socket.onclose = null
+    socket.onopen = socket.onmessage = socket.onerror = socket.onclose = null
     socket.close()
   }
 }

@@ -168,18 +168,20 @@ describe("the diagnosis", () => {
   const PAGE = { protocol: "http:", origin: "http://localhost:5173", href: "http://localhost:5173/" }
 
   /** Return a client whose first connection has failed, and the warnings of the console. */
-  function failed(t, options = {}) {
+  async function failed(t, options = {}) {
     const warn = t.mock.method(console, "warn", () => {})
     globalThis.location = PAGE
     t.after(() => delete globalThis.location)
     const w = world(t, { transport: "websocket", ...options })
     w.client.channel("c")
     w.socket.drop()
+    await import("../../holdfast/web/probe.js") // as the client does
+    await settled()
     return { w, warnings: () => warn.mock.calls.map(({ arguments: [text] }) => text) }
   }
 
   test("of a wrong path is not_holdfast", async (t) => {
-    const { w, warnings } = failed(t)
+    const { w, warnings } = await failed(t)
     await w.http.probed(404, { detail: "Not Found" })
     assert.equal(w.client.status.error.code, "not_holdfast")
     assert.equal(w.client.status.state, "connecting")
@@ -189,7 +191,7 @@ describe("the diagnosis", () => {
   })
 
   test("of a foreign origin names the setting and this page's origin", async (t) => {
-    const { w } = failed(t)
+    const { w } = await failed(t)
     await w.http.probed()
     assert.equal(w.http.probes.at(-1).mode, "no-cors")
     await w.http.probed(200, {})
@@ -198,7 +200,7 @@ describe("the diagnosis", () => {
   })
 
   test("of a port without a server is unreachable, and the client keeps trying", async (t) => {
-    const { w } = failed(t)
+    const { w } = await failed(t)
     await w.http.probed()
     await w.http.probed()
     const { error, retryAt } = w.client.status
@@ -211,7 +213,7 @@ describe("the diagnosis", () => {
   })
 
   test("of an http server on an https page is mixed_content", async (t) => {
-    const { w } = failed(t)
+    const { w } = await failed(t)
     w.client.close()
     globalThis.location = { ...PAGE, protocol: "https:" }
     const secure = world(t, { transport: "websocket" })
@@ -223,14 +225,14 @@ describe("the diagnosis", () => {
   })
 
   test("finds no error if the server responds as it should, and is made once", async (t) => {
-    const { w, warnings } = failed(t)
+    const { w, warnings } = await failed(t)
     await w.http.probed(200, { server: "holdfast", protocol: 1 })
     assert.equal(w.client.status.error, null)
     assert.deepEqual(warnings(), [])
   })
 
   test("is not made after a connection has worked", async (t) => {
-    const { w } = failed(t)
+    const { w } = await failed(t)
     await w.http.probed(200, { server: "holdfast", protocol: 1 })
     w.pass(250)
     w.socket.open()
@@ -241,7 +243,7 @@ describe("the diagnosis", () => {
   })
 
   test("by the server's refusal of a stream has the server's code and words", async (t) => {
-    const { w } = failed(t, { transport: "auto" })
+    const { w } = await failed(t, { transport: "auto" })
     await w.source.refuse(403, { code: "no_verifier", detail: "This hub has no verifier" })
     assert.equal(w.client.channels.size, 0)
   })
