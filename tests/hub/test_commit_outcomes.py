@@ -31,8 +31,9 @@ from holdfast.core.requests import (
     TakeOver,
 )
 from holdfast.hub import HubCore, MessageWriter
-from holdfast.hub.committer import Result
-from holdfast.hub.feed import Behind, EncodedBatch, Feed
+from holdfast.hub.batches import Behind, EncodedBatch
+from holdfast.hub.feed import Feed
+from holdfast.hub.results import Result
 from holdfast.stores.base import Committed, CommitUnknown, Conflict, Write
 from holdfast.stores.memory import MemoryStore
 

@@ -42,13 +42,18 @@ from holdfast.core.state import ChannelState, MessageState, Tail
 from holdfast.core.text import Text
 from holdfast.hub import channel as channels
 from holdfast.hub import committer, hooks, presence
+from holdfast.hub import hub as hubs
+from holdfast.hub.batches import BatchCache, EncodedBatch
 from holdfast.hub.channel import Channel
-from holdfast.hub.committer import Committer, Decided, Waiting
-from holdfast.hub.feed import EncodedBatch, Feed, Group
+from holdfast.hub.committer import Committer
+from holdfast.hub.feed import Feed
 from holdfast.hub.hooks import HookEvent, HookRunner
 from holdfast.hub.hub import HubCore
 from holdfast.hub.leases import LeaseMonitor
+from holdfast.hub.loading import Loader
+from holdfast.hub.pending import Decided, Waiting
 from holdfast.hub.presence_state import PresenceState
+from holdfast.hub.ticks import Group
 from holdfast.hub.turns import LEASE_S, TurnOffer, TurnScheduler, Worker
 from holdfast.stores.base import Committed, CommitUnknown, Conflict, Head, Moved, Write
 from holdfast.transports import codec, framing
@@ -144,7 +149,7 @@ def answer_before_the_commit(patch: pytest.MonkeyPatch) -> None:
         appends = [one for one in cut.decided if all(isinstance(ask.request, AppendText) for ask in one.asks)]
         rest = [one for one in cut.decided if one not in appends]
         cut.decided = appends
-        self._answer(cut, unclear=())
+        self._return_all(cut, (), {})
         cut.decided = rest
         await commit(self, cut)
 
@@ -232,7 +237,7 @@ def trust_the_wake_up(patch: pytest.MonkeyPatch) -> None:
 
 def an_unknown_outcome_is_never_resolved(patch: pytest.MonkeyPatch) -> None:
     """The requests of the commit are decided again; the store shows which of them it holds."""
-    patch.setattr(Committer, "_note_unclear", lambda self, batch, writes: None)
+    patch.setattr(Committer, "_unclear", lambda self, batch, writes: {})
 
 
 def an_append_gets_a_new_offset_after_an_unknown_outcome(patch: pytest.MonkeyPatch) -> None:
@@ -242,15 +247,14 @@ def an_append_gets_a_new_offset_after_an_unknown_outcome(patch: pytest.MonkeyPat
 
 def requests_change_their_order_after_an_unknown_outcome(patch: pytest.MonkeyPatch) -> None:
     """Each request of the commit is decided again; their order is a detail."""
-    answer = Committer._answer
+    return_all = Committer._return_all
 
-    def reversed_order(self: Committer, batch: Any, *, unclear: Iterable[Channel]) -> None:
-        again = list(unclear)
+    def reversed_order(self: Committer, batch: Any, again: Iterable[Channel], unclear: Any) -> None:
         if again:
             batch.decided.reverse()
-        answer(self, batch, unclear=again)
+        return_all(self, batch, again, unclear)
 
-    patch.setattr(Committer, "_answer", reversed_order)
+    patch.setattr(Committer, "_return_all", reversed_order)
 
 
 def a_silent_store_has_stored_no_entry(patch: pytest.MonkeyPatch) -> None:
@@ -268,22 +272,22 @@ def a_silent_store_has_stored_no_entry(patch: pytest.MonkeyPatch) -> None:
 
 def a_conflict_is_ignored(patch: pytest.MonkeyPatch) -> None:
     """The channel is read again, so its next request is decided on the new state."""
-    answer = Committer._answer
+    return_all = Committer._return_all
 
-    def answer_all(self: Committer, batch: Any, *, unclear: Iterable[Channel]) -> None:
-        for channel in unclear:
+    def as_decided(self: Committer, batch: Any, again: Iterable[Channel], unclear: Any) -> None:
+        for channel in again:
             channel.is_stale = True
-        answer(self, batch, unclear=())
+        return_all(self, batch, (), {})
 
-    patch.setattr(Committer, "_answer", answer_all)
+    patch.setattr(Committer, "_return_all", as_decided)
 
 
 def a_result_is_sent_twice(patch: pytest.MonkeyPatch) -> None:
     """A second copy of a result does no harm."""
 
     def twice(self: Waiting, decided: Decided) -> None:
-        self._done(decided.answer())
-        self._done(decided.answer())
+        self._done(decided.result())
+        self._done(decided.result())
 
     patch.setattr(Waiting, "answered", twice)
 
@@ -312,7 +316,7 @@ def a_recovery_that_failed_is_not_repeated(patch: pytest.MonkeyPatch) -> None:
 
 def a_message_that_left_memory_does_not_exist(patch: pytest.MonkeyPatch) -> None:
     """The state in memory is complete."""
-    patch.setattr(Channel, "is_ready_for", lambda self, ids: not self.parked and self.is_ready)
+    patch.setattr(Channel, "is_ready_for", lambda self, ids: self.is_ready)
 
 
 def an_absent_id_stays_absent(patch: pytest.MonkeyPatch) -> None:
@@ -749,7 +753,7 @@ def a_feed_keeps_what_it_has_told(patch: pytest.MonkeyPatch) -> None:
                 self.told: list[EncodedBatch] = [*getattr(self, "told", []), batch]
             return batch
 
-    patch.setattr(channels, "Feed", Hoarder)
+    patch.setattr(hubs, "Feed", Hoarder)
 
 
 def a_socket_is_read_however_far_it_is_behind(patch: pytest.MonkeyPatch) -> None:
@@ -770,10 +774,10 @@ def what_is_over_stays(patch: pytest.MonkeyPatch) -> None:
 def every_batch_is_kept(patch: pytest.MonkeyPatch) -> None:
     """Another reader may come from the same cursor."""
 
-    def keep(self: Channel, batch: EncodedBatch) -> None:
-        self.cached_bytes += batch.text_bytes
+    def make_room(self: BatchCache, batch: EncodedBatch) -> None:
+        self.text_bytes += batch.text_bytes
 
-    patch.setattr(Channel, "_keep", keep)
+    patch.setattr(BatchCache, "_make_room", make_room)
 
 
 def signals_pile_up(patch: pytest.MonkeyPatch) -> None:
@@ -802,14 +806,14 @@ def part_operations_pile_up(patch: pytest.MonkeyPatch) -> None:
 
 def wait_on_the_spot_for_a_load(patch: pytest.MonkeyPatch) -> None:
     """It takes but a moment."""
-    park = Committer._park
+    park = Loader.park
 
-    def wait(self: Committer, channel: Channel, item: Any) -> None:
+    def wait(self: Loader, channel: Channel, item: Any) -> None:
         park(self, channel, item)
         while not channel.is_ready:
             pass
 
-    patch.setattr(Committer, "_park", wait)
+    patch.setattr(Loader, "park", wait)
     patch.setattr(watchdog, "BUSY_TICK_S", 0.1)  # nobody wants to wait for seconds
 
 
