@@ -34,9 +34,7 @@ class Process:
 
     def start(self) -> None:
         with self._log.open("ab") as log:
-            self._process = subprocess.Popen(
-                self._arguments, stdout=log, stderr=subprocess.STDOUT, env={**os.environ}
-            )
+            self._process = subprocess.Popen(self._arguments, stdout=log, stderr=subprocess.STDOUT, env={**os.environ})
 
     @property
     def running(self) -> subprocess.Popen[bytes]:

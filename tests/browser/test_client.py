@@ -221,7 +221,8 @@ async def test_missing_capability_is_forbidden_and_closes_the_channel(browser: B
     async with app_with(verified()) as port:
         window = await page_at(browser, port)
         await window.evaluate(
-            _FOLLOW, [f"http://localhost:{port}/holdfast/web/client.js", {"url": "/holdfast", "token": token()}, "other:1"]
+            _FOLLOW,
+            [f"http://localhost:{port}/holdfast/web/client.js", {"url": "/holdfast", "token": token()}, "other:1"],
         )
         await window.wait_for_function("() => window.channel.error", timeout=FIRST_WORDS_S * 1000)
         assert await window.evaluate("window.channel.error.code") == "forbidden"
