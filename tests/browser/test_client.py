@@ -12,6 +12,7 @@ import asyncio
 import shutil
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +80,7 @@ async def until_shown(window: Page, text: str) -> list[str]:
     """Wait until the page shows `text`; return all texts that it has shown, each a prefix of the next."""
     await window.wait_for_function("text => window.shown.at(-1) === text", arg=text)
     shown: list[str] = await window.evaluate("window.shown")
-    assert all(later.startswith(earlier) for earlier, later in zip(shown, shown[1:], strict=False)), shown
+    assert all(later.startswith(earlier) for earlier, later in pairwise(shown)), shown
     return shown
 
 
@@ -242,7 +243,8 @@ http {{
       proxy_pass http://127.0.0.1:{upstream}; proxy_http_version 1.1; proxy_set_header Host $host:{port};
       proxy_set_header Connection ""; proxy_set_header X-Forwarded-For "";
       # Compression without a flush is the usual way in which a proxy holds a stream back.
-      proxy_ignore_headers X-Accel-Buffering; gzip {gzip}; gzip_types text/event-stream; gzip_min_length 0; gzip_proxied any;
+      proxy_ignore_headers X-Accel-Buffering; gzip {gzip}; gzip_types text/event-stream;
+      gzip_min_length 0; gzip_proxied any;
     }}
   }}
 }}
