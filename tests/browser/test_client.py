@@ -40,11 +40,13 @@ _FOLLOW = """async ([module, options, name]) => {
   const { connect } = await import(module)
   const shown = (window.shown = [])
   const calls = (window.calls = [])
-  if (options.tokens) options.token = (why) => (calls.push(why), options.tokens[Math.min(calls.length, options.tokens.length) - 1])
+  const { tokens } = options
+  if (tokens) options.token = (why) => tokens[Math.min(calls.push(why), tokens.length) - 1]
   const client = (window.client = connect(options))
   const channel = (window.channel = client.channel(name))
   const show = () => {
-    const text = channel.getSnapshot().messages.map(({ parts }) => (parts ?? []).map(({ text }) => text).join("")).join("|")
+    const texts = channel.getSnapshot().messages.map(({ parts = [] }) => parts.map(({ text }) => text).join(""))
+    const text = texts.join("|")
     if (text !== shown.at(-1)) shown.push(text)
   }
   channel.subscribe(show)
