@@ -74,6 +74,7 @@ from holdfast.hub.tickets import Tickets
 from holdfast.hub.ticks import Ticks
 from holdfast.hub.turns import TurnScheduler
 from holdfast.hub.writer import MessageWriter
+from holdfast.hub.wsgi import warn_of_runserver
 from holdfast.stores.base import Store
 
 logger = logging.getLogger("holdfast.hub")
@@ -152,6 +153,7 @@ class HubCore:
         check_settings(
             authenticate=authenticate, limits=limits, client_limits=client_limits, flush_ms=flush_ms, drain_s=drain_s
         )
+        warn_of_runserver()
         self.store: Store = check_store(store)
         self.authenticate = authenticate
         self.allowed_origins = tuple(allowed_origins)
