@@ -19,15 +19,13 @@ from msgspec.structs import replace
 
 from holdfast.core.cursor import Cursor
 from holdfast.core.document import restore
-from holdfast.core.errors import Deleted, Draining, Fenced, Finished, NotFound, StoreUnavailable
+from holdfast.core.errors import Deleted, Draining, StoreUnavailable
 from holdfast.core.events import Page, Presence
 from holdfast.core.limits import Limits
 from holdfast.core.model import Command, Json, Message, Part, plain
 from holdfast.core.names import check_channel, check_id, check_key, command_key
-from holdfast.core.ops import Writer
 from holdfast.core.requests import (
     Caller,
-    ClaimTurn,
     CreateMessage,
     DeleteMessage,
     FinishMessage,
@@ -49,13 +47,14 @@ from holdfast.hub.rates import ClientLimits, Rates
 from holdfast.hub.recovery import Adopter, recover
 from holdfast.hub.results import Done, Result
 from holdfast.hub.runtime import Runtime
+from holdfast.hub.settings import check_job, check_settings, check_store
 from holdfast.hub.subscription import Subscription
 from holdfast.hub.sync import SyncHub
 from holdfast.hub.taking import take_waiting
 from holdfast.hub.tickets import Tickets
 from holdfast.hub.writer import MessageWriter
 from holdfast.hub.writers import Writers
-from holdfast.stores import open_url
+from holdfast.hub.wsgi import warn_of_runserver
 from holdfast.stores.base import Store
 
 USED_UP_MS = 24 * 3600 * 1000  # how long ids of messages that streamed in a deleted channel stay used up
@@ -94,7 +93,11 @@ class HubCore:
         client_limits: ClientLimits | None = None,
         ticket_keys: Sequence[bytes] = (),
     ) -> None:
-        self.store: Store = open_url(store) if isinstance(store, str) else store
+        check_settings(
+            authenticate=authenticate, limits=limits, client_limits=client_limits, flush_ms=flush_ms, drain_s=drain_s
+        )
+        warn_of_runserver()
+        self.store: Store = check_store(store)
         self.authenticate = authenticate
         self.allowed_origins = tuple(allowed_origins)
         self.limits = limits or Limits()
@@ -176,6 +179,7 @@ class HubCore:
 
     def start_task(self, job: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         """Run `job` as a task of the hub: it outlives the request that started it; a drain gives it time to finish."""
+        check_job(job)
         return self.runtime.tasks.start_job(job)
 
     def start_background(self, job: Coroutine[Any, Any, Any]) -> None:
