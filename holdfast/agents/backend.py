@@ -19,10 +19,14 @@ from holdfast.core.model import Command, Json, Message, Part
 class Writer(Protocol):
     """A message being written, as `MessageWriter` is."""
 
-    id: str
-    meta: dict[str, Json]
     cancelled_as: tuple[str, str | None]
     spare_id: Callable[[], str] | None  # makes another id where something else stands under ours; None: that is raised
+
+    @property
+    def id(self) -> str: ...
+
+    @property
+    def meta(self) -> dict[str, Json]: ...
 
     @property
     def is_begun(self) -> bool: ...

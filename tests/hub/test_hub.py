@@ -513,7 +513,7 @@ async def test_an_opened_message_is_stored_before_its_block_begins(hub: HubCore)
 async def test_a_writer_far_ahead_of_its_store_waits(hub: HubCore) -> None:
     async with hub.message("chat:1") as message:
         for number in range(40):
-            await message.part({"type": "data", "name": "bar", "data": "x" * 100_000 + str(number)}, index=0)
+            await message.part({"type": "data", "name": "bar", "data": "x" * 100_000 + str(number)})
             assert message.unstored_bytes < 2 * hub.limits.writer_bytes
 
 
