@@ -22,7 +22,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from holdfast.core.decide import check_finish
-from holdfast.core.errors import HoldfastError, InvalidRequest, LocalError, NotText, shown
+from holdfast.core.errors import HoldfastError, InvalidRequest, LocalError, NotText, public_reason, shown
 from holdfast.core.limits import Limits
 from holdfast.core.model import APPENDABLE, Json, Message, Part, check_json, check_part, plain
 from holdfast.core.requests import AppendText, FinishMessage, PutPart, UpdateMessage
@@ -250,10 +250,14 @@ class Outgoing:
     # -- requests ----------------------------------------------------------------------------------------------
 
     def requests_to_send(self, max_bytes: int) -> list[OutgoingRequest]:
-        """Put requests in flight, about `max_bytes` in all but at least one. Return those that were not before."""
+        """Put requests in flight, about `max_bytes` in all but at least one. Return all in flight, in order."""
         queue, in_flight = self._queue, self.in_flight
-        first = len(in_flight)
-        room_bytes = max_bytes - sum([one.size_bytes for one in in_flight]) if first else max_bytes
+        if not in_flight and not queue:  # the common case: text alone
+            self._gather()
+            if len(queue) == 1:
+                in_flight.append(queue.popleft())
+                return in_flight
+        room_bytes = max_bytes - sum([one.size_bytes for one in in_flight])
         while queue or self._texts:
             if in_flight and (room_bytes <= 0 or len(in_flight) >= self.max_in_flight):
                 break
@@ -264,14 +268,16 @@ class Outgoing:
             one = queue.popleft()
             room_bytes -= one.size_bytes
             in_flight.append(one)
-        return in_flight[first:]
+        return in_flight
 
     def stored(self, count: int) -> None:
         """Forget the first `count` requests in flight, which are stored."""
         in_flight = self.in_flight
-        for one in in_flight[:count]:
-            self.unstored_bytes -= one.size_bytes
-        del in_flight[:count]
+        if count == 1:  # the common case
+            self.unstored_bytes -= in_flight.pop(0).size_bytes
+        else:
+            self.unstored_bytes -= sum([one.size_bytes for one in in_flight[:count]])
+            del in_flight[:count]
         if self.state is ENDING and not in_flight and not self._queue:
             self.state = ENDED
 
@@ -359,13 +365,22 @@ class Outgoing:
             return
         text = texts[0] if len(texts) == 1 else "".join(texts)
         texts.clear()
-        self._queue_text(self._texts_part, text)
+        index = self._texts_part
+        part = self._parts[index]
+        length = len(text)
+        if part.is_open and length <= self._piece and text.isascii():  # the common case
+            request = AppendText(text=text, at=part.length, part=index, generation=self.generation)
+            self._queue.append(OutgoingRequest(request, length))
+            part.length += length
+        else:
+            self._queue_text(index, text)
 
     def _queue_text(self, index: int, text: str) -> None:
         """Queue `text` for the end of part `index`, and open the part if it is only reserved."""
         part = self._parts[index]
-        for piece in (text,) if len(text) <= self._piece else self._pieces(text):
-            size = len(piece) if piece.isascii() else utf8_len(piece)
+        for start in range(0, len(text), self._piece):
+            piece = text[start : start + self._piece]
+            size = utf8_len(piece)
             if part.is_open:
                 request = AppendText(text=piece, at=part.length, part=index, generation=self.generation)
                 self._queue.append(OutgoingRequest(request, size))
@@ -378,9 +393,6 @@ class Outgoing:
         """Queue the request that opens the text part `index` with `text`: an append to a message without one."""
         request = AppendText(text=text, at=0, generation=self.generation)
         self._queue.append(OutgoingRequest(request, size))
-
-    def _pieces(self, text: str) -> list[str]:
-        return [text[start : start + self._piece] for start in range(0, len(text), self._piece)]
 
     # -- other requests ----------------------------------------------------------------------------------------
 
@@ -404,6 +416,54 @@ class Outgoing:
 
     def _merge(self, meta: dict[str, Json]) -> None:
         self.meta = {key: value for key, value in {**self.meta, **meta}.items() if value is not None}
+
+
+class OutgoingProperties:
+    """The properties of a message that both writers show."""
+
+    __slots__ = ("_outgoing",)
+
+    _outgoing: Outgoing
+
+    @property
+    def id(self) -> str:
+        """Return the id of the message."""
+        return self._outgoing.id
+
+    @property
+    def generation(self) -> int:
+        """Return the number of this writer among the writers of the message."""
+        return self._outgoing.generation
+
+    @property
+    def error(self) -> HoldfastError | None:
+        """Return the refusal of a request, which the next call raises."""
+        return self._outgoing.error
+
+    @property
+    def meta(self) -> dict[str, Json]:
+        """Return the message's meta after all accepted updates."""
+        return self._outgoing.meta
+
+    @property
+    def is_over(self) -> bool:
+        """Return whether the end of the message was accepted, or a request refused."""
+        return self._outgoing.is_over
+
+    @property
+    def length(self) -> int:
+        """Return the accepted code points of the text part that `append` goes to; 0 without one."""
+        return self._outgoing.length
+
+    @property
+    def unstored_bytes(self) -> int:
+        """Return the size of the accepted content that is not stored."""
+        return self._outgoing.unstored_bytes
+
+
+def end_for(error: BaseException) -> tuple[str, str | None]:
+    """Return status and public reason of a message whose block `error` ended. The traceback goes to the log."""
+    return (error.ends_as, error.code) if isinstance(error, HoldfastError) else ("failed", public_reason(error))
 
 
 def part_of(request: WriterRequest) -> int | None:

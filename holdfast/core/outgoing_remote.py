@@ -90,8 +90,11 @@ class RemoteOutgoing(Outgoing):
     # -- responses ---------------------------------------------------------------------------------------------
 
     def requests_to_send(self, max_bytes: int) -> list[OutgoingRequest]:
-        """Put requests in flight, as `Outgoing`; none while there is trouble."""
-        return super().requests_to_send(max_bytes) if self.trouble is None else []
+        """Put requests in flight, as `Outgoing`, but none while there is trouble. Return those that were not before."""
+        if self.trouble is not None:
+            return []
+        before = len(self.in_flight)
+        return super().requests_to_send(max_bytes)[before:]
 
     def request_stored(self, one: OutgoingRequest) -> None:
         """Note that `one`, which was in flight, is stored."""
@@ -180,15 +183,16 @@ class RemoteOutgoing(Outgoing):
             value = kept.value(length)
             self._put_part(index, value, part_bytes(value), is_replacing=stored is not None)
         part.length = length
-        super()._queue_text(index, kept.text.slice(length))
+        self._queue_text(index, kept.text.slice(length))
 
     def _set_part(self, index: int, part: Part, *, is_open: bool = True) -> None:
         super()._set_part(index, part, is_open=is_open)
         self._kept[index : index + 1] = [KeptPart(part)]
 
-    def _queue_text(self, index: int, text: str) -> None:
-        self._kept[index].text.append(text, 0)
-        super()._queue_text(index, text)
+    def _gather(self) -> None:
+        if self._texts:
+            self._kept[self._texts_part].text.append("".join(self._texts), 0)
+        super()._gather()
 
     def _open_text_part(self, index: int, text: str, size: int) -> None:
         """Queue the request that opens the text part `index`. It names the part: others may be opened before it."""

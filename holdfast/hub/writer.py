@@ -28,10 +28,9 @@ from holdfast.core.errors import (
     LocalError,
     NotFound,
     StoreUnavailable,
-    public_reason,
 )
 from holdfast.core.model import Json, Message, Part
-from holdfast.core.outgoing import NEW, Outgoing, WriterRequest
+from holdfast.core.outgoing import NEW, OPEN, Outgoing, OutgoingProperties, WriterRequest, end_for
 from holdfast.core.requests import Caller, CreateMessage, FinishMessage
 from holdfast.hub.committer import Ask, Decided, Result, result_later
 
@@ -45,7 +44,7 @@ RETRY_S = 0.25  # after the store failed: a full disk is not emptied faster
 PATIENCE_S = 10.0  # how long `append`, `flush` and the end of the block wait for a failing store
 
 
-class MessageWriter:
+class MessageWriter(OutgoingProperties):
     """Writes one streaming message. Made by `Hub.message`; used by one task at a time."""
 
     __slots__ = (  # with this many attributes, slots are faster than a dictionary
@@ -57,7 +56,6 @@ class MessageWriter:
         "_is_waiting",
         "_live",
         "_max_bytes",
-        "_outgoing",
         "_retry",
         "_trouble",
         "_waiters",
@@ -89,36 +87,6 @@ class MessageWriter:
         self._retry: asyncio.TimerHandle | None = None
 
     # -- public ------------------------------------------------------------------------------------------------
-
-    @property
-    def id(self) -> str:
-        """Return the id of the message."""
-        return self._outgoing.id
-
-    @property
-    def generation(self) -> int:
-        """Return the number of this writer among the writers of the message."""
-        return self._outgoing.generation
-
-    @property
-    def meta(self) -> dict[str, Json]:
-        """Return the message's meta after all accepted updates."""
-        return self._outgoing.meta
-
-    @property
-    def is_over(self) -> bool:
-        """Return whether the message has ended, or a request was refused."""
-        return self._outgoing.is_over
-
-    @property
-    def length(self) -> int:
-        """Return the accepted code points of the text part that `append` goes to; 0 without one."""
-        return self._outgoing.length
-
-    @property
-    def unstored_bytes(self) -> int:
-        """Return the size of all accepted requests that are not stored."""
-        return self._outgoing.unstored_bytes
 
     async def append(self, text: str, *, part: int | None = None) -> None:
         """Add `text` to the message's last text part, or to part `part`; a first text part opens by itself.
@@ -158,7 +126,8 @@ class MessageWriter:
                 await waiter
             else:
                 until_s = await self._wait_for_store(waiter, until_s)
-        outgoing.raise_error()
+        if outgoing.error is not None:
+            raise outgoing.error
 
     async def finish(
         self, status: str = "complete", *, reason: str | None = None, meta: dict[str, Json] | None = None
@@ -235,11 +204,10 @@ class MessageWriter:
     def asks(self) -> Sequence[Ask]:
         """Return the requests in flight, to which all that can be sent now are added."""
         outgoing = self._outgoing
-        outgoing.requests_to_send(self._max_bytes)
-        in_flight = outgoing.in_flight
-        if len(in_flight) == 1:  # the common case
-            return (self._ask(in_flight[0].request),)
-        return [self._ask(one.request) for one in in_flight]
+        sent = outgoing.requests_to_send(self._max_bytes)
+        if len(sent) == 1 and outgoing.state is OPEN:  # the common case
+            return (Ask(outgoing.id, sent[0].request, self._caller),)
+        return [self._ask(one.request) for one in sent]
 
     def answered(self, decided: Decided) -> None:
         self._live = decided.channel
@@ -369,20 +337,13 @@ class MessageWriter:
         except (HoldfastError, TimeoutError) as trouble:
             logger.warning("message %r of %s could not be ended as failed: %r", self.id, self.channel, trouble)
 
-    def _end_for(self, error: BaseException) -> tuple[str, str | None]:
-        """Return status and public reason of a message whose block `error` ended. The traceback goes to the log."""
-        if isinstance(error, asyncio.CancelledError | GeneratorExit):
-            return self.cancelled_as
-        if isinstance(error, HoldfastError):
-            return error.ends_as, error.code
-        return "failed", public_reason(error)
-
     async def _finish_early(self, error: BaseException) -> None:
         """Store the accepted requests and finish the message: `error` ended its block early.
 
         A draining hub leaves the message open: the next start adopts or interrupts it.
         """
-        status, reason = self._end_for(error)
+        is_cancelled = isinstance(error, asyncio.CancelledError | GeneratorExit)
+        status, reason = self.cancelled_as if is_cancelled else end_for(error)
         try:
             if not self._hub.is_draining:
                 self._outgoing.accept_end(status, reason=reason, is_server=True)
