@@ -131,11 +131,11 @@ class RemoteWriter(OutgoingProperties):
         await self._accepted()
         return position
 
-    async def pipe(self, stream: object, *, source: str | None = None) -> Piped:
+    async def pipe(self, stream: object, *, source: str | None = None, text_field: str | None = None) -> Piped:
         """Write a model's stream into this message; see `holdfast.agents.sources.pipe`."""
         from holdfast.agents.sources import pipe  # clients that only watch do not need the sources
 
-        return await pipe(self, stream, source=source)
+        return await pipe(self, stream, source=source, text_field=text_field)
 
     async def update(self, *, meta: dict[str, Json]) -> None:
         """Merge `meta` into the message's meta; None removes a key. It is accepted as `append` is."""

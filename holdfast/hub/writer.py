@@ -12,9 +12,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from msgspec.structs import replace
 
@@ -32,7 +32,8 @@ from holdfast.core.errors import (
 from holdfast.core.model import Json, Message, Part
 from holdfast.core.outgoing import NEW, OPEN, Outgoing, OutgoingProperties, WriterRequest, end_for
 from holdfast.core.requests import Caller, CreateMessage, FinishMessage
-from holdfast.hub.committer import Ask, Decided, Result, result_later
+from holdfast.hub.pending import Ask, Decided
+from holdfast.hub.results import Result, result_later
 
 if TYPE_CHECKING:
     from holdfast.hub.channel import Channel
@@ -49,6 +50,8 @@ class MessageWriter(OutgoingProperties):
 
     __slots__ = (  # with this many attributes, slots are faster than a dictionary
         "_author",
+        "_awaited",
+        "_called",
         "_caller",
         "_create",
         "_hub",
@@ -84,18 +87,25 @@ class MessageWriter(OutgoingProperties):
         self._live: Channel | None = None  # the channel of the last batch; one that left memory has no viewers
         self._trouble: HoldfastError | None = None  # of a store that fails at present
         self._waiters: list[asyncio.Future[None]] = []
+        self._called = 0  # calls of `append` …
+        self._awaited = 0  # … and how many of them were awaited
         self._retry: asyncio.TimerHandle | None = None
 
     # -- public ------------------------------------------------------------------------------------------------
 
-    async def append(self, text: str, *, part: int | None = None) -> None:
+    def append(self, text: str, *, part: int | None = None) -> Coroutine[Any, Any, None]:
         """Add `text` to the message's last text part, or to part `part`; a first text part opens by itself.
 
         Returns when the text is accepted: at once, unless the writer is ahead of its store by more than
         `Limits.writer_bytes`. Raises the refusal of an earlier append: Finished (a client stopped the message), Fenced,
         Deleted, TooLarge, StoreUnavailable; LocalError after the end. Half a surrogate pair at the end of `text` is
-        held back and joined to the next piece.
+        held back and joined to the next piece. The block fails if a call was not awaited: its text would be missing.
         """
+        self._called += 1
+        return self._append(text, part)
+
+    async def _append(self, text: str, part: int | None) -> None:
+        self._awaited += 1
         outgoing = self._outgoing
         outgoing.accept_text(text, part)
         if not self._is_waiting:
@@ -133,6 +143,8 @@ class MessageWriter(OutgoingProperties):
         self, status: str = "complete", *, reason: str | None = None, meta: dict[str, Json] | None = None
     ) -> None:
         """End the message (`complete`, `cancelled` or `failed`) and wait until it is stored whole."""
+        if not self._outgoing.is_over and (misuse := self._not_awaited()) is not None:
+            raise misuse
         self._outgoing.accept_end(status, reason=reason, meta=meta)
         self._submit()
         await self.flush()
@@ -183,19 +195,35 @@ class MessageWriter(OutgoingProperties):
     async def __aenter__(self) -> Self:
         return await self.open()
 
+    if not TYPE_CHECKING:  # a type checker reports the missing methods by itself
+
+        def __enter__(self):
+            raise LocalError(
+                "hub.message needs `async with hub.message(...) as message`; in a thread, use "
+                "`with hub.sync.message(...) as message`"
+            )
+
+        def __exit__(self, *error):
+            raise AssertionError("the block was never entered")
+
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        misuse: LocalError | None = None
         try:
             if not self._outgoing.is_over:
-                if error is None:
-                    await self.finish()
-                else:
+                if error is not None:
                     await self._finish_early(error)
+                elif (misuse := self._not_awaited()) is not None:
+                    await self._finish_early(misuse)
+                else:
+                    await self.finish()
         finally:
             self._outgoing.close()
             await self._finish_after_refusal()
             self._hub.unregister_writer(self)
+        if misuse is not None:
+            raise misuse
         if kind is None:
             self._outgoing.raise_error()
 
@@ -324,6 +352,18 @@ class MessageWriter(OutgoingProperties):
                 waiter.set_result(None)
 
     # -- the end of the block ----------------------------------------------------------------------------------
+
+    def _not_awaited(self) -> LocalError | None:
+        """Return an error if the text of a call of `append` is missing, because the call was not awaited."""
+        missing = self._called - self._awaited
+        if missing <= 0:
+            return None
+        self._awaited = self._called
+        times = "once" if missing == 1 else f"{missing} times"
+        return LocalError(
+            f"append to message {self.id!r} was called {times} without await, so its text is missing; "
+            "write `await message.append(text)`"
+        )
 
     async def _finish_after_refusal(self) -> None:
         """Finish a message as failed, with the text so far, if a request was refused while it streams."""
