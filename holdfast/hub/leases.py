@@ -23,8 +23,8 @@ from holdfast.core.state import CommandState, MessageState
 from holdfast.core.turns import rules_of
 from holdfast.hub.channel import Channel
 from holdfast.hub.clock import Clock
-from holdfast.hub.committer import Done, Result
 from holdfast.hub.deadlines import Deadlines
+from holdfast.hub.results import Done, Result
 
 logger = logging.getLogger("holdfast.hub")
 

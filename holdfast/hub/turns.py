@@ -30,10 +30,10 @@ from holdfast.core.state import ClaimState, MessageState
 from holdfast.core.turns import CANCEL
 from holdfast.hub.channel import Channel
 from holdfast.hub.clock import Clock
-from holdfast.hub.committer import Done, Result
 from holdfast.hub.deadlines import Deadlines
 from holdfast.hub.leases import BROKEN_S, RETRY_S, Submit
 from holdfast.hub.patterns import matches
+from holdfast.hub.results import Done, Result
 from holdfast.stores.base import Store
 
 logger = logging.getLogger("holdfast.hub")

@@ -37,7 +37,8 @@ from holdfast.core.model import Json, Message, Part, check_json, check_part, pla
 from holdfast.core.requests import AppendText, Caller, CreateMessage, FinishMessage, PutPart, Request, UpdateMessage
 from holdfast.core.state import KEPT_REQUESTS, part_bytes, utf8_len
 from holdfast.core.surrogates import SurrogateJoiner
-from holdfast.hub.committer import Ask, Decided, Result, result_later
+from holdfast.hub.pending import Ask, Decided
+from holdfast.hub.results import Result, result_later
 
 if TYPE_CHECKING:
     from holdfast.hub.channel import Channel

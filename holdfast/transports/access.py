@@ -28,10 +28,10 @@ from holdfast.core.errors import Busy, Draining, Forbidden, HoldfastError, Inval
 from holdfast.core.model import Part
 from holdfast.core.names import check_channel, check_id
 from holdfast.core.requests import Caller, CreateMessage, UpdateMessage
-from holdfast.hub.committer import Result
 from holdfast.hub.hub import HubCore
 from holdfast.hub.identity import Expired, Identity, Scope, claimed_identity
 from holdfast.hub.presence import check_member, check_signal
+from holdfast.hub.results import Result
 from holdfast.hub.tickets import Ticket
 from holdfast.transports.codec import unexpected
 from holdfast.transports.operations import BY_NAME, Operation

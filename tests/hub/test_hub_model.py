@@ -63,9 +63,11 @@ from holdfast.core.requests import (
 from holdfast.core.state import ChannelState, CommandState, MessageState, apply_entry
 from holdfast.core.view import View
 from holdfast.hub import HubCore, MessageWriter
+from holdfast.hub.batches import Behind, EncodedBatch
 from holdfast.hub.clock import Clock
-from holdfast.hub.committer import DocumentDue, Result
-from holdfast.hub.feed import Behind, EncodedBatch, Feed
+from holdfast.hub.feed import Feed
+from holdfast.hub.pending import DocumentDue
+from holdfast.hub.results import Result
 from holdfast.hub.turns import TurnOffer, WhenBusy
 from holdfast.stores.base import Committed, CommitUnknown, Conflict, Write
 from holdfast.stores.memory import MemoryStore

@@ -41,13 +41,17 @@ from holdfast.core.state import ChannelState, MessageState, Tail
 from holdfast.core.text import Text
 from holdfast.hub import channel as channels
 from holdfast.hub import committer, hooks, presence
+from holdfast.hub import hub as hubs
+from holdfast.hub.batches import BatchCache, EncodedBatch
 from holdfast.hub.channel import Channel
 from holdfast.hub.committer import Committer
-from holdfast.hub.feed import EncodedBatch, Feed, Group
+from holdfast.hub.feed import Feed
 from holdfast.hub.hooks import HookEvent, HookRunner
 from holdfast.hub.hub import HubCore
 from holdfast.hub.leases import LeaseMonitor
+from holdfast.hub.loading import Loader
 from holdfast.hub.presence_state import PresenceState
+from holdfast.hub.ticks import Group
 from holdfast.hub.turns import LEASE_S, TurnOffer, TurnScheduler, Worker
 from holdfast.stores.base import Committed, Conflict, Head, Moved, Write
 from holdfast.transports import codec, framing
@@ -143,7 +147,7 @@ def answer_before_the_commit(patch: pytest.MonkeyPatch) -> None:
         appends = [one for one in cut.decided if all(isinstance(ask.request, AppendText) for ask in one.asks)]
         rest = [one for one in cut.decided if one not in appends]
         cut.decided = appends
-        self._answer(cut, unclear=())
+        self._return_all(cut, (), {})
         cut.decided = rest
         await commit(self, cut)
 
@@ -603,7 +607,7 @@ def a_feed_keeps_what_it_has_told(patch: pytest.MonkeyPatch) -> None:
                 self.told: list[EncodedBatch] = [*getattr(self, "told", []), batch]
             return batch
 
-    patch.setattr(channels, "Feed", Hoarder)
+    patch.setattr(hubs, "Feed", Hoarder)
 
 
 def a_socket_is_read_however_far_it_is_behind(patch: pytest.MonkeyPatch) -> None:
@@ -624,10 +628,10 @@ def what_is_over_stays(patch: pytest.MonkeyPatch) -> None:
 def every_batch_is_kept(patch: pytest.MonkeyPatch) -> None:
     """Another reader may come from the same cursor."""
 
-    def keep(self: Channel, batch: EncodedBatch) -> None:
-        self.cached_bytes += batch.text_bytes
+    def make_room(self: BatchCache, batch: EncodedBatch) -> None:
+        self.text_bytes += batch.text_bytes
 
-    patch.setattr(Channel, "_keep", keep)
+    patch.setattr(BatchCache, "_make_room", make_room)
 
 
 def signals_pile_up(patch: pytest.MonkeyPatch) -> None:
@@ -656,14 +660,14 @@ def part_operations_pile_up(patch: pytest.MonkeyPatch) -> None:
 
 def wait_on_the_spot_for_a_load(patch: pytest.MonkeyPatch) -> None:
     """It takes but a moment."""
-    park = Committer._park
+    park = Loader.park
 
-    def wait(self: Committer, channel: Channel, item: Any) -> None:
+    def wait(self: Loader, channel: Channel, item: Any) -> None:
         park(self, channel, item)
         while not channel.is_ready:
             pass
 
-    patch.setattr(Committer, "_park", wait)
+    patch.setattr(Loader, "park", wait)
     patch.setattr(watchdog, "BUSY_TICK_S", 0.1)  # nobody wants to wait for seconds
 
 
