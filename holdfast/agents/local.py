@@ -21,7 +21,7 @@ from holdfast.core.events import CommandReply, Page
 from holdfast.core.model import Command, Json, Message, check_json, plain
 from holdfast.core.names import command_key
 from holdfast.hub.results import result_later
-from holdfast.hub.turns import TurnOffer, WhenBusy
+from holdfast.hub.workers import AssignedTurn, WhenBusy
 
 if TYPE_CHECKING:
     from holdfast.hub.hub import HubCore
@@ -51,17 +51,17 @@ class LocalAgent:
         self._running.clear()
         self._hub.scheduler.register(self)
 
-    def begin(self, turn: TurnOffer) -> None:
+    def begin(self, turn: AssignedTurn) -> None:
         """Of `Worker`."""
         self._hub.start_task(self._run(turn))
 
-    def ended(self, turn: TurnOffer, state: str) -> None:
+    def ended(self, turn: AssignedTurn, state: str) -> None:
         """Of `Worker`."""
         running = self._running.get((turn.channel, turn.message_id))
         if running is not None and running.attempt == turn.generation:
             running.stop(is_lost=state == "lost")
 
-    async def _run(self, turn: TurnOffer) -> None:
+    async def _run(self, turn: AssignedTurn) -> None:
         backend = LocalBackend(self._hub)
         key = (turn.channel, turn.message_id)
         try:
@@ -79,12 +79,12 @@ class LocalAgent:
                     self._hub.scheduler.set_state(turn.channel, self.name, {"state": "listening"})
                 self._hub.scheduler.freed(self)
 
-    async def _end(self, turn: TurnOffer, state: Literal["done", "cancelled"]) -> None:
+    async def _end(self, turn: AssignedTurn, state: Literal["done", "cancelled"]) -> None:
         """Say that the turn is over, until that is stored: a turn without an end would keep its channel busy."""
         with contextlib.suppress(Finished, Fenced, Deleted):
             await patiently(lambda: self._end_once(turn, state))
 
-    async def _end_once(self, turn: TurnOffer, state: Literal["done", "cancelled"]) -> None:
+    async def _end_once(self, turn: AssignedTurn, state: Literal["done", "cancelled"]) -> None:
         ended, done = result_later()
         self._hub.scheduler.end(self, turn, state, done)
         await ended

@@ -23,6 +23,7 @@ W = TypeVar("W")  # a worker; the state machine passes it on
 class Phase(Enum):
     """The phase of an open turn, as one hub knows it."""
 
+    NEW = "the hub has not observed the message yet"
     WAITING = "no worker has the turn"
     CLAIMING = "the committer has a claim of this hub"
     DELAYED = "the claim failed, and is sent again in a second"
@@ -34,6 +35,7 @@ class Phase(Enum):
 class TurnEvent(Enum):
     """The cause of a transition."""
 
+    PENDING = "the log shows no attempt, or one whose process is gone"
     CLAIM = "the hub sends a claim"
     TAKEN = "an attempt is stored"
     TAKEN_IN = "the claim of another turn is stored"
@@ -46,9 +48,10 @@ class TurnEvent(Enum):
 
 
 TRANSITIONS: dict[Phase, dict[TurnEvent, Phase]] = {
+    Phase.NEW: {TurnEvent.PENDING: Phase.WAITING, TurnEvent.TAKEN: Phase.RUNNING, TurnEvent.TAKEN_IN: Phase.HELD},
     Phase.WAITING: {
         TurnEvent.CLAIM: Phase.CLAIMING,
-        TurnEvent.TAKEN: Phase.RUNNING,  # by another hub, or before this hub started
+        TurnEvent.TAKEN: Phase.RUNNING,  # by another hub, or by a claim whose outcome was unknown
         TurnEvent.TAKEN_IN: Phase.HELD,
         TurnEvent.ENDED: Phase.OVER,
     },
@@ -68,6 +71,14 @@ TRANSITIONS: dict[Phase, dict[TurnEvent, Phase]] = {
     },
     Phase.OVER: {},
 }
+
+
+class Left(NamedTuple, Generic[W]):
+    """The phase that a turn has left, with its attempt, and the worker that does not have the turn any more."""
+
+    phase: Phase
+    attempt: int
+    worker: W | None
 
 
 class TurnState(Generic[W]):
@@ -93,7 +104,7 @@ class TurnState(Generic[W]):
 
     def __init__(self, message_id: str) -> None:
         self.message_id = message_id
-        self.phase = Phase.WAITING
+        self.phase = Phase.NEW
         self.created = 0  # serial of the message
         self.attempt = 0  # the running or last attempt; 0 before the first
         self.claim: ClaimState | None = None  # as the log shows it; None if the message is gone
@@ -121,72 +132,95 @@ class TurnState(Generic[W]):
         """Return whether the log shows the turn open, and no attempt after the last known one."""
         return self.claim is not None and self.claim.is_open and self.claim.generation == self.attempt
 
-    def observe(self, message: MessageState | None, *, is_orphan: bool) -> None:
+    def observe(self, message: MessageState | None, *, is_orphan: bool) -> Left[W] | None:
         """Note the turn as the log shows it, and follow the log unless a claim is under way.
 
-        `is_orphan`: only a process that knows the worker of this claim could carry it out, and this hub is that
-        process or has replaced it. Unless the turn runs here, it waits again.
+        `is_orphan`: only the process that stored this claim can carry it out, and it is this process or one that is
+        gone. Unless the turn runs here, it waits again. Like `resolve`, `due` and `lose`, return the phase that the
+        turn has left, or None if it has not moved.
         """
+        left = self._leave()
         self.claim = None if message is None or message.deleted else message.claim
         if message is not None:
             self.created = message.created
         self._is_orphan = is_orphan
         self._follow()
+        return self._moved(left)
 
     def send_claim(self) -> None:
-        """Note that a claim was sent. It must be resolved."""
+        """Note that a claim was sent. Its outcome must be resolved."""
         if self.phase is Phase.DELAYED:
             self._move(TurnEvent.DUE)
         if self.phase is Phase.WAITING:
             self._move(TurnEvent.CLAIM)
         self._requests += 1
 
-    def resolve(self, event: TurnEvent, attempt: int | None = None) -> None:
+    def resolve(self, event: TurnEvent, attempt: int | None = None) -> Left[W] | None:
         """Note the outcome of a claim: `TAKEN` with its attempt, `TAKEN_IN`, `REFUSED`, `FAILED` or `ENDED`."""
         self._requests -= 1
         is_stored = event not in (TurnEvent.REFUSED, TurnEvent.FAILED)
         if self.phase is not Phase.CLAIMING or (self._requests and not is_stored):
-            return
-        if event is TurnEvent.TAKEN_IN and (self.claim is None or self.claim.within is None):
-            event = TurnEvent.REFUSED
+            return None
+        left = self._leave()
+        if event is TurnEvent.TAKEN_IN:
+            if self.claim is None or self.claim.within is None:  # it has ended since
+                event = TurnEvent.REFUSED
+            else:
+                attempt = self.claim.generation
         self._move(event)
         if attempt is not None:
             self.attempt = attempt
-        elif event is TurnEvent.TAKEN_IN and self.claim is not None:
-            self.attempt = self.claim.generation
         self._follow()
+        return self._moved(left)
 
-    def due(self) -> None:
+    def due(self) -> Left[W] | None:
         """Note that the delay after a failed claim is over."""
-        if self.phase is Phase.DELAYED:
-            self._move(TurnEvent.DUE)
-            self._follow()
+        if self.phase is not Phase.DELAYED:
+            return None
+        left = self._leave()
+        self._move(TurnEvent.DUE)
+        self._follow()
+        return self._moved(left)
 
-    def lose(self, event: TurnEvent = TurnEvent.LOST) -> None:
-        """Let the turn wait again: its worker is gone, or the attempt that holds it."""
+    def lose(self, event: TurnEvent = TurnEvent.LOST) -> Left[W] | None:
+        """Let the turn wait again: its worker is gone, or the attempt that holds the message."""
+        left = self._leave()
+        self._lose(event)
+        return self._moved(left)
+
+    def _lose(self, event: TurnEvent) -> None:
         self._move(event)
         self.suspect = self.worker or self.suspect
         self.worker = self.unheard = None
 
     def _follow(self) -> None:
         """Move as the log shows."""
-        if self.phase not in (Phase.WAITING, Phase.RUNNING, Phase.HELD):
-            return
         claim = self.claim
+        if self.phase in (Phase.CLAIMING, Phase.DELAYED, Phase.OVER):
+            return
         if claim is None or not claim.is_open:
             self._move(TurnEvent.ENDED)
             self.worker = None
             return
-        if self.is_taken and (claim.state != "taken" or claim.generation != self.attempt):
-            self.lose()
-        if self.phase is Phase.WAITING:
-            is_new = claim.state == "taken" and claim.generation != self.attempt and not self._is_orphan
-            self.attempt = claim.generation
-            if is_new:
-                self._move(TurnEvent.TAKEN if claim.within is None else TurnEvent.TAKEN_IN)
+        if self.is_taken:
+            if claim.state == "taken" and claim.generation == self.attempt:
+                return
+            self._lose(TurnEvent.LOST)
+        is_new = claim.state == "taken" and claim.generation != self.attempt and not self._is_orphan
+        self.attempt = claim.generation
+        if is_new:
+            self._move(TurnEvent.TAKEN if claim.within is None else TurnEvent.TAKEN_IN)
+        elif self.phase is Phase.NEW:
+            self._move(TurnEvent.PENDING)
 
     def _move(self, event: TurnEvent) -> None:
         self.phase = TRANSITIONS[self.phase][event]
+
+    def _leave(self) -> Left[W]:
+        return Left(self.phase, self.attempt, self.worker)
+
+    def _moved(self, left: Left[W]) -> Left[W] | None:
+        return None if (left.phase, left.attempt) == (self.phase, self.attempt) else left
 
 
 class ChannelTurns(Generic[W]):
@@ -275,11 +309,12 @@ def fate_of_held(turn: TurnState[W], turns: ChannelTurns[W], state: ChannelState
 
 def drawing() -> str:
     """Return the drawing of `docs/architecture.md`: `TRANSITIONS` as a Mermaid state diagram."""
-    lines = ["stateDiagram-v2", "    [*] --> WAITING"]
+    lines = ["stateDiagram-v2"]
     for phase, row in TRANSITIONS.items():
+        source = "[*]" if phase is Phase.NEW else phase.name
         for target in Phase:
             if events := [event.name.lower() for event, to in row.items() if to is target]:
-                lines.append(f"    {phase.name} --> {target.name}: {', '.join(events)}")
+                lines.append(f"    {source} --> {target.name}: {', '.join(events)}")
     return "\n".join([*lines, "    OVER --> [*]"]) + "\n"
 
 

@@ -68,7 +68,7 @@ from holdfast.hub.clock import Clock
 from holdfast.hub.feed import Feed
 from holdfast.hub.pending import DocumentDue
 from holdfast.hub.results import Result
-from holdfast.hub.turns import TurnOffer, WhenBusy
+from holdfast.hub.workers import AssignedTurn, WhenBusy
 from holdfast.stores.base import Committed, CommitUnknown, Conflict, Write
 from holdfast.stores.memory import MemoryStore
 
@@ -266,16 +266,16 @@ class Helper:
         self._world = world
         self._hub = hub
 
-    def begin(self, turn: TurnOffer) -> None:
+    def begin(self, turn: AssignedTurn) -> None:
         attempts = self._world.attempts.setdefault((turn.channel, turn.message_id), [0])
         assert turn.generation > attempts[-1], "two at work on one message"
         attempts.append(turn.generation)
         self._world.at_work.add(asyncio.create_task(self._work(turn)))
 
-    def ended(self, turn: TurnOffer, state: str) -> None:
+    def ended(self, turn: AssignedTurn, state: str) -> None:
         """It hears of that when it says that it is done."""
 
-    async def _work(self, turn: TurnOffer) -> None:
+    async def _work(self, turn: AssignedTurn) -> None:
         await self._world.pause(2.0)
         answer: Result | HoldfastError = Busy()
         try:
@@ -1015,7 +1015,7 @@ async def test_a_command_is_stored_once_and_answered_once_whatever_becomes_of_it
 async def test_a_turn_is_claimed_once_and_by_us_though_the_commit_was_unclear(act: str) -> None:
     async with scripted() as (hub, store):
         await hub.start()
-        hub.scheduler._patterns["c"] = 0  # agents answer here, and none is here
+        hub.scheduler.workers._patterns["c"] = 0  # agents answer here, and none is here
         await hub.create("c", id="q", text="question")
         us = Caller(id="agent", writer=Writer(by="agent", node=hub.node), is_server=True)
         store.script = [act]
@@ -1030,7 +1030,7 @@ async def test_a_turn_is_claimed_once_and_by_us_though_the_commit_was_unclear(ac
 async def test_claims_and_leases_wake_viewers_for_nothing() -> None:
     async with scripted() as (hub, _):
         await hub.start()
-        hub.scheduler._patterns["c"] = 0
+        hub.scheduler.workers._patterns["c"] = 0
         await hub.create("c", id="q", text="question")
         await hub.ask("c", "m", CreateMessage(status="streaming", text=""), ANN)
         feeds = [await hub.attach("c", None, history=50, wake=lambda: None) for _ in range(2)]
