@@ -67,6 +67,7 @@ from holdfast.hub.pending import DocumentDue, Item, Waiting
 from holdfast.hub.presence import PresenceTracker
 from holdfast.hub.rates import ClientLimits, Rates
 from holdfast.hub.results import Done, Result, result_later
+from holdfast.hub.settings import check_job, check_settings, check_store
 from holdfast.hub.subscription import Subscription
 from holdfast.hub.sync import SyncHub
 from holdfast.hub.tickets import Tickets
@@ -74,7 +75,7 @@ from holdfast.hub.ticks import Ticks
 from holdfast.hub.turns import TurnScheduler
 from holdfast.hub.workers import WorkerPool
 from holdfast.hub.writer import MessageWriter
-from holdfast.stores import open_url
+from holdfast.hub.wsgi import warn_of_runserver
 from holdfast.stores.base import Store
 
 logger = logging.getLogger("holdfast.hub")
@@ -150,7 +151,11 @@ class HubCore:
         client_limits: ClientLimits | None = None,
         ticket_keys: Sequence[bytes] = (),
     ) -> None:
-        self.store: Store = open_url(store) if isinstance(store, str) else store
+        check_settings(
+            authenticate=authenticate, limits=limits, client_limits=client_limits, flush_ms=flush_ms, drain_s=drain_s
+        )
+        warn_of_runserver()
+        self.store: Store = check_store(store)
         self.authenticate = authenticate
         self.allowed_origins = tuple(allowed_origins)
         self.limits = limits or Limits()
@@ -252,6 +257,7 @@ class HubCore:
 
     def start_task(self, job: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         """Run `job` as a task of the hub: it outlives the request that started it; a drain gives it time to finish."""
+        check_job(job)
         task = self._spawn(job)
         runtime = self._live()
         runtime.jobs.add(task)
