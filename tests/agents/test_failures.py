@@ -55,7 +55,7 @@ def questions(hub: Hub) -> list[str]:
     ids=["half a surrogate pair", "not JSON", "too large"],
 )
 @virtually
-async def test_state_that_cannot_be_sent_is_refused_and_the_turn_continues(value: Any, refusal: type[HoldfastError]) -> None:
+async def test_state_that_cannot_be_sent_is_refused(value: Any, refusal: type[HoldfastError]) -> None:
     hub = new_hub()
     refused: list[Exception] = []
 

@@ -147,7 +147,7 @@ def test_anthropic_gets_no_text_of_white_space() -> None:
     ]
 
 
-async def create(hub: Hub, id: str, parent: str | None, *, role: str | None = None, reply_to: str | None = None) -> None:
+async def ask(hub: Hub, id: str, parent: str | None, *, role: str | None = None, reply_to: str | None = None) -> None:
     """Create a message: a question of ann's or an answer, by its id."""
     role = role or ("user" if id.startswith("Q") else "assistant")
     await hub.create("x:1", id=id, role=role, text=id, parent=parent, reply_to=reply_to)
@@ -162,9 +162,9 @@ async def path(hub: Hub, id: str) -> list[str]:
 @virtually
 async def test_user_message_in_reply_to_a_question_is_not_its_answer() -> None:
     hub = new_hub()
-    await create(hub, "Q1", None)
-    await create(hub, "Q1b", "Q1", reply_to="Q1")
-    await create(hub, "Q2", "Q1b")
+    await ask(hub, "Q1", None)
+    await ask(hub, "Q1b", "Q1", reply_to="Q1")
+    await ask(hub, "Q2", "Q1b")
     assert await path(hub, "Q1b") == ["Q1"]
     assert await path(hub, "Q2") == ["Q1", "Q1b"]
     await hub.close()
@@ -172,13 +172,13 @@ async def test_user_message_in_reply_to_a_question_is_not_its_answer() -> None:
 
 async def branched(hub: Hub, answer: str) -> None:
     """Create two questions after A1, each with its answer, one of them deleted; Q3 follows the deleted one."""
-    await create(hub, "Q1", None)
-    await create(hub, "A1", "Q1", reply_to="Q1")
-    await create(hub, "Q2b", "A1")
-    await create(hub, answer, "Q2b", role="assistant", reply_to="Q2b")
-    await create(hub, "Q2a", "A1")
-    await create(hub, "A2a", "Q2a", reply_to="Q2a")
-    await create(hub, "Q3", answer)
+    await ask(hub, "Q1", None)
+    await ask(hub, "A1", "Q1", reply_to="Q1")
+    await ask(hub, "Q2b", "A1")
+    await ask(hub, answer, "Q2b", role="assistant", reply_to="Q2b")
+    await ask(hub, "Q2a", "A1")
+    await ask(hub, "A2a", "Q2a", reply_to="Q2a")
+    await ask(hub, "Q3", answer)
     await hub.delete("x:1", answer)
 
 
@@ -202,14 +202,14 @@ async def test_history_does_not_lead_from_a_deleted_message_into_another_branch(
 async def test_history_without_branches_skips_a_deleted_message() -> None:
     """Two answers to one question begin no branch, and neither does a question sent while an answer streams."""
     hub = new_hub()
-    await create(hub, "Q1", None)
-    await create(hub, "A1", "Q1", reply_to="Q1")
-    await create(hub, "A1b", "Q1", reply_to="Q1")
-    await create(hub, "Q2", "A1b")
-    await create(hub, "Q3", "Q2")
-    await create(hub, "A2", "Q2", reply_to="Q2")
-    await create(hub, "Q4", "A2")
-    await create(hub, "Q5", "Q4")
+    await ask(hub, "Q1", None)
+    await ask(hub, "A1", "Q1", reply_to="Q1")
+    await ask(hub, "A1b", "Q1", reply_to="Q1")
+    await ask(hub, "Q2", "A1b")
+    await ask(hub, "Q3", "Q2")
+    await ask(hub, "A2", "Q2", reply_to="Q2")
+    await ask(hub, "Q4", "A2")
+    await ask(hub, "Q5", "Q4")
     await hub.delete("x:1", "Q4")
     assert await path(hub, "Q5") == ["Q1", "A1b", "Q2", "A2"]
     await hub.close()

@@ -131,4 +131,4 @@ def test_the_command_tells_the_story_of_a_failure(
     told = capsys.readouterr().out
     assert "VIOLATION" in told
     assert "again: python -m simulation --start 1 --seeds 1" in told
-    assert "1 seeds from 0: 1 failed [0]" in told
+    assert "1 seeds from 1: 1 failed [1]" in told
