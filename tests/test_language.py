@@ -156,7 +156,7 @@ def words_of(name: str) -> set[str]:
 UNFINISHED = {"chaos", "simulation", "holdfast", "tests"} | {
     f"{root}/{folder}"
     for root in ("holdfast", "tests")
-    for folder in ("agents", "chaos", "client", "core", "fuzz", "hub", "simulation")
+    for folder in ("agents", "chaos", "client", "fuzz", "hub", "simulation")
 }
 ALL = figures(files())
 

@@ -19,10 +19,11 @@ from holdfast.agents.ids import reply_id, spare_id
 from holdfast.core.errors import AlreadyAnswered, HoldfastError, LocalError
 from holdfast.core.events import CommandReply
 from holdfast.core.model import Command, Json, Message
+from holdfast.core.turns import STEER
 
 logger = logging.getLogger("holdfast.agents")
 
-GRACE_S = 5.0  # for the server to say that nobody answered in time
+GRACE_S = 5.0  # extra time for the server to report that a command expired
 
 OnCrash = Literal["interrupt", "restart", "continue"]
 
@@ -41,7 +42,7 @@ class Answered(NamedTuple):
 
     ok: bool
     data: Json
-    error: Json  # `{"code": "expired"}` where nobody answered in time
+    error: Json  # `{"code": "expired"}` if no reply arrived in time
     by: str | None
 
 
@@ -126,7 +127,7 @@ class Turn:
         """
         arrived: list[Steer] = []
         for command in self._watch.commands():
-            is_ours = command.name == "steer" and command.target in self.targets
+            is_ours = command.name == STEER.name and command.target in self.targets
             if is_ours and command.id not in self._heard and await self._accept(command):
                 arrived.append(Steer(_text_in(command.data), command.data, None, command.from_))
         for message in self._watch.waiting():

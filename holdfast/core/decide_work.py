@@ -1,8 +1,8 @@
 """Decisions about commands and turns.
 
-You are in `core`; `decide` calls this. A command is stored, answered once, and the first reply counts. A turn is the
-work on one user message: its claim says whether it waits for an agent, has one, or is over, and counts the attempts,
-so that exactly one process works on it and one that lost it is told so.
+Layer: core; `decide` calls this module. A command is stored, and the first reply to it counts. A turn is the work on
+one user message. Its claim says whether the turn waits for an agent, runs, or is over, and counts the attempts, so that
+exactly one process works on it, and a process that lost the turn gets `fenced`.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from holdfast.core.names import COMMAND_MARK, check_id, command_id, is_own_name
 from holdfast.core.ops import Claim, Command, Create, Finish, Op, Reply, Writer, digest
 from holdfast.core.requests import Caller, ClaimTurn, EndTurn, ReplyCommand, SendCommand, SettleCommand
 from holdfast.core.state import ClaimState, CommandState, MessageState
+from holdfast.core.turns import Replier, rules_of
 
-TO_WRITERS = ("cancel", "steer")  # for whoever is at work on their target
-LONGEST_S = 24 * 3600  # that a command waits
-OPEN_CANCELS = 16  # of one target; the server carries out the first
-ATTEMPTS = 5  # at one message, whether its worker died, was restarted or was not heard of; then its turn has failed
-CRASHED = "crashed"  # why the answer of a turn has failed at which every attempt died
+LONGEST_S = 24 * 3600  # longest time that a command waits for its reply
+OPEN_CANCELS = 16  # most unanswered cancels of one target; the server carries out the first
+ATTEMPTS = 5  # at one message, however they ended (crash, restart, lost lease); then the turn fails
+CRASHED = "crashed"  # the reason in the failed answer of a turn whose every attempt ended without an answer
 
 
 # -- commands --------------------------------------------------------------------------------------------------
@@ -42,19 +42,19 @@ CRASHED = "crashed"  # why the answer of a turn has failed at which every attemp
 def send_command(
     state: Decidable, key: str, request: SendCommand, caller: Caller, now_ms: int, limits: Limits
 ) -> Decision:
-    """Store a command; a `cancel` of a turn that nobody has taken is carried out at once."""
-    assert key.startswith(COMMAND_MARK)  # without it, what is stored would be read as a message
+    """Store a command. If it is a `cancel` of a turn that waits for a worker, carry it out in the same batch."""
+    assert key.startswith(COMMAND_MARK)  # without the mark, the stored command would be read as a message
     check_id(command_id(key), "a command's id")
     check_id(request.name, "a command's name")
     fingerprint = _fingerprint(request, caller)
     known = state.command(key)
     if known is not None:
         if known.digest != fingerprint:
-            raise IdConflict(f"command {command_id(key)!r} exists and was sent with other content")
+            raise IdConflict(f"command id {command_id(key)!r} was used before with other content; use a new id")
         return Decision(serial=known.created)
     check_may_begin(state, caller)
     if not 0 < request.expires_s <= LONGEST_S:
-        raise InvalidRequest("a command waits for an answer for at most a day")
+        raise InvalidRequest(f"expires_s must be above 0 and at most {LONGEST_S}, got {request.expires_s}")
     data = _data(request.data, limits)
     target = _target(state, request, caller)
     command = Command(
@@ -67,30 +67,30 @@ def send_command(
         expires_ms=now_ms + int(request.expires_s * 1000),
         digest=fingerprint,
     )
-    if request.name == "cancel" and target is not None and _is_only_waiting(state, target):
+    if rules_of(request.name).stops and target is not None and _is_only_waiting(state, target):
         assert target.claim is not None
         ops = (command, _cancelled(target, target.claim, now_ms), _reply(key, ok=True))
-        return Decision(ops=ops, result_op=0)  # as a repeat is told: the reply is an event of its own
+        return Decision(ops=ops, result_op=0)  # the serial of the command, as a repeated request gets it
     if not (caller.is_server or caller.is_app):
         _check_room(state, request, caller, limits)
     return Decision(ops=(command,))
 
 
 def check_may_begin(state: Decidable, caller: Caller) -> None:
-    """Raises TooMany where this would begin a channel and `caller` may not."""
+    """Raise TooMany if the request would create a channel and `caller` has created too many."""
     if not caller.may_begin and state.is_empty:
-        raise TooMany("this would begin a channel, and this client has begun too many of late")
+        raise TooMany("the channel does not exist, and this client has created too many channels within the last hour")
 
 
 def _check_room(state: Decidable, request: SendCommand, caller: Caller, limits: Limits) -> None:
-    """Raises TooMany where so many commands wait for an answer already.
+    """Raise TooMany if too many commands wait for a reply.
 
-    A `cancel` stands apart: whatever else waits, and however long, people can stop what is being written. It needs no
-    other bound, since it has a target that is being worked on, and is answered within seconds.
+    A `cancel` has a count of its own, so that people can stop an answer while many other commands wait. It needs no
+    bound per sender: its target is being worked on, and the server replies within seconds.
     """
-    is_cancel = request.name == "cancel"
-    alike = [one for one in state.open_commands() if (one.name == "cancel") is is_cancel]
-    if is_cancel:
+    stops = rules_of(request.name).stops
+    alike = [one for one in state.open_commands() if rules_of(one.name).stops is stops]
+    if stops:
         _check_count(sum(one.target == request.target for one in alike), OPEN_CANCELS, "cancels of that target")
         return
     _check_count(len(alike), limits.open_commands, "commands")
@@ -101,11 +101,13 @@ def _check_room(state: Decidable, request: SendCommand, caller: Caller, limits: 
 
 def _check_count(count: int, limit: int, what: str) -> None:
     if count >= limit:
-        raise TooMany(f"{limit} {what} wait for an answer already", limit=limit)
+        raise TooMany(
+            f"{limit} {what} wait for a reply, which is the limit; send it again when one has its reply", limit=limit
+        )
 
 
 def reply_command(state: Decidable, key: str, request: ReplyCommand, caller: Caller, limits: Limits) -> Decision:
-    """The answer of whoever could act. The first one counts."""
+    """Store the reply to a command. The first reply counts; a later one is refused."""
     command = _command(state, key)
     if command.reply is not None and _is_repeat(command.reply, request, caller):
         return Decision(serial=command.answered)
@@ -113,10 +115,11 @@ def reply_command(state: Decidable, key: str, request: ReplyCommand, caller: Cal
     is_at_work = _is_at_work_on(state, command.target, caller)
     if not (caller.may_read or is_senders or is_at_work):
         raise _unknown(key)
-    if command.name in TO_WRITERS and not (is_at_work or caller.is_admin or caller.is_app or caller.is_server):
+    is_trusted = is_at_work or caller.is_admin or caller.is_app or caller.is_server
+    if rules_of(command.name).replier is Replier.WORKER and not is_trusted:
         _check_is_asked(command, caller)
     if command.reply is not None:
-        raise AlreadyAnswered(f"command {command_id(key)!r} has its reply")
+        raise AlreadyAnswered(f"command {command_id(key)!r} has a reply; the first reply counts")
     reply = Reply(
         id=key,
         ok=request.ok,
@@ -129,27 +132,28 @@ def reply_command(state: Decidable, key: str, request: ReplyCommand, caller: Cal
 
 
 def _is_repeat(reply: Reply, request: ReplyCommand, caller: Caller) -> bool:
-    """Is this the reply that counted, sent again? Whoever it was may be at work no more."""
+    """Return whether the request repeats the stored reply. Its sender may have finished its work since."""
     return reply.by == caller.id and request.request is not None and reply.request == request.request
 
 
 def _check_is_asked(command: CommandState, caller: Caller) -> None:
-    """Raises Forbidden where a `cancel` or `steer` is not for `caller`, who is not at work on its target.
+    """Raise Forbidden if `caller`, which does not work on the target, may not reply to this `cancel` or `steer`.
 
-    The server carries out no `cancel` that has its reply, so a stranger's would keep an answer from being stopped. What
-    names no target is for anybody who writes.
+    The server does not carry out a `cancel` that has a reply, so a reply by another client would keep the answer
+    running. Any client that may write replies to a command without a target.
     """
     if command.target is not None:
-        raise Forbidden(f"{command.name} is answered by whoever is at work on its target")
+        raise Forbidden(f"only the agent that works on message {command.target!r} may reply to this {command.name}")
     if not caller.may_write:
-        raise Forbidden(f"{command.name} is answered by those who write")
+        raise Forbidden(f"a reply to a {command.name} without a target needs the capability to write")
 
 
 def _is_at_work_on(state: Decidable, target_id: str | None, caller: Caller) -> bool:
-    """Does `caller`, from elsewhere, write the message, or have its turn, or write all that answers it?
+    """Return whether `caller`, in another process, writes the message, has its turn, or writes all answers to it.
 
-    All, and where nobody has the turn: else whoever begins an answer of their own could say that the others' have been
-    stopped. What is being worked on is always in memory; of what is over and is not, nobody is at work.
+    All answers, and only while no worker has the turn: otherwise a client that starts an answer of its own could claim
+    that the other answers have been stopped. Messages that are being worked on are always in memory; a message that is
+    not in memory is finished.
     """
     target = state.message(target_id) if target_id is not None else None
     if target is None or target.deleted:
@@ -173,24 +177,26 @@ def _has_turn(message: MessageState, caller: Caller) -> bool:
 
 
 def settle_command(state: Decidable, key: str, request: SettleCommand, now_ms: int) -> Decision:
-    """The server's answer, where nobody else gave one: a `cancel` is carried out, what is too old has expired."""
+    """Give the server's reply to a command without one: carry out a `cancel`, and expire a command that is too old."""
     command = _command(state, key)
     if command.reply is not None:
         return Decision(serial=command.answered)
     if request.expires_ms not in (None, command.expires_ms):
         return Decision(serial=command.created)
-    if command.name == "cancel" and command.target is not None:
+    if rules_of(command.name).stops and command.target is not None:
         ops = _carry_out(state, command.target, now_ms)
         if ops:
             return Decision(ops=(*ops, _reply(key, ok=True)))
-        return Decision(ops=(_reply(key, ok=False, error=_error(Finished("nothing is being written any more"))),))
+        return Decision(
+            ops=(_reply(key, ok=False, error=_error(Finished("the answer ended before the cancel was carried out"))),)
+        )
     if request.is_expired:
-        return Decision(ops=(_reply(key, ok=False, error={"code": "expired", "detail": "nobody answered in time"}),))
+        return Decision(ops=(_reply(key, ok=False, error={"code": "expired", "detail": "no reply arrived in time"}),))
     return Decision(serial=command.created)
 
 
 def _carry_out(state: Decidable, target: str, now_ms: int) -> list[Op]:
-    """End what `target` names: an answer, or all answers to a user message, and the turn."""
+    """Return the operations that end an answer, or all answers to a user message, and the turn."""
     ops: list[Op] = []
     turns = {target}
     for message in state.streaming():
@@ -206,24 +212,28 @@ def _carry_out(state: Decidable, target: str, now_ms: int) -> list[Op]:
 
 
 def _target(state: Decidable, request: SendCommand, caller: Caller) -> MessageState | None:
-    """The message that a command names. Raises NotFound, Deleted, and Finished where there is nothing to cancel."""
+    """Return the message that a command names. Raise NotFound, Deleted, or Finished if no answer to it is running."""
     if request.target is None:
-        if request.name == "cancel":
-            raise InvalidRequest("a cancel names its target: an answer, or the message it answers")
+        if rules_of(request.name).needs_target:
+            raise InvalidRequest(
+                f"a {request.name} needs `target`: the id of an answer, or of the user message that it answers"
+            )
         return None
     check_id(request.target, "target")
     target = state.message(request.target)
-    if target is None or not (caller.may_read or _is_of(target, caller)):  # nor may it learn what exists
+    if target is None or not (
+        caller.may_read or _is_of(target, caller)
+    ):  # a caller without read access must not learn which messages exist
         raise NotFound(f"there is no message {request.target!r}")
     if target.deleted:
         raise Deleted(f"message {request.target!r} was deleted")
-    if request.name == "cancel" and not _is_at_work(state, target):
-        raise Finished(f"nothing is being written for message {request.target!r}")
+    if rules_of(request.name).stops and not _is_at_work(state, target):
+        raise Finished(f"message {request.target!r} has no running answer to cancel")
     return target
 
 
 def _is_of(message: MessageState, caller: Caller) -> bool:
-    """Did `caller` begin the message, or go on with it?"""
+    """Return whether `caller` created the message or is its current writer."""
     writer = message.writer
     return caller.id is not None and (message.author == caller.id or (writer is not None and writer.by == caller.id))
 
@@ -233,7 +243,7 @@ def _is_at_work(state: Decidable, target: MessageState) -> bool:
 
 
 def _is_only_waiting(state: Decidable, target: MessageState) -> bool:
-    """Does nobody work on it, so that nobody else need be asked to stop?"""
+    """Return whether the turn waits for a worker and has no answer, so that no process has to stop first."""
     return target.is_pending and not _has_answers(state, target)
 
 
@@ -280,12 +290,17 @@ def _fingerprint(request: SendCommand, caller: Caller) -> bytes:
 
 
 def claim_turn(message: MessageState, request: ClaimTurn, caller: Caller, now_ms: int) -> Decision:
-    """Take the turn of `message`, as the successor of attempt `request.generation`."""
+    """Claim the turn of `message` as the attempt after `request.generation`."""
     claim = _open_claim(message)
     if claim.generation != request.generation:
         if caller.writer is not None and claim == _claim_of(caller, request):
-            return Decision(serial=message.last, generation=claim.generation)  # it was ours, in truth
-        raise Fenced(f"attempt {claim.generation} of this turn is at work", generation=claim.generation)
+            return Decision(
+                serial=message.last, generation=claim.generation
+            )  # an earlier claim by this caller was stored, although its result was lost
+        raise Fenced(
+            f"stale attempt {request.generation} of the turn of message {message.id!r}, current is {claim.generation}",
+            generation=claim.generation,
+        )
     taken = _claim_of(caller, request)
     op = Claim(
         id=message.id,
@@ -302,23 +317,26 @@ def claim_turn(message: MessageState, request: ClaimTurn, caller: Caller, now_ms
 
 
 def end_turn(message: MessageState, request: EndTurn, caller: Caller, now_ms: int) -> Decision:
-    """The turn of `message` is over; only the attempt that is at work says so."""
+    """End the turn of `message`. Only the running attempt may do this."""
     claim = message.claim
     is_ours = caller.is_app or caller.is_server or (claim is not None and claim.node is None and claim.by == caller.id)
     if claim is not None and is_ours and (claim.state, claim.generation) == (request.state, request.generation):
         return Decision(serial=message.last, generation=claim.generation)
     claim = _open_claim(message)
     if claim.generation != request.generation:
-        raise Fenced(f"attempt {claim.generation} of this turn is at work", generation=claim.generation)
+        raise Fenced(
+            f"stale attempt {request.generation} of the turn of message {message.id!r}, current is {claim.generation}",
+            generation=claim.generation,
+        )
     if not is_ours:
-        raise NotWriter("somebody else has this turn")
+        raise NotWriter(f"another worker has the turn of message {message.id!r}")
     failed = _failed(message, claim, request.failure, now_ms) if request.failure is not None else ()
     op = Claim(id=message.id, state=request.state, generation=claim.generation, by=claim.by, at_ms=now_ms)
     return Decision(ops=(*failed, op), generation=claim.generation)
 
 
 def _failed(message: MessageState, claim: ClaimState, answer_id: str, now_ms: int) -> tuple[Op, ...]:
-    """An empty answer that has failed. What the attempts had begun ends by itself, as `interrupted`."""
+    """Return the operations of an empty, failed answer. Answers that the attempts had started end as `interrupted`."""
     answer = Create(
         id=check_id(answer_id),
         role="assistant",
@@ -344,7 +362,7 @@ def _claim_of(caller: Caller, request: ClaimTurn) -> ClaimState:
 
 def _open_claim(message: MessageState) -> ClaimState:
     if message.claim is None:
-        raise Finished(f"message {message.id!r} waits for no agent")
+        raise Finished(f"message {message.id!r} has no turn: no agent serves its channel")
     if not message.claim.is_open:
         raise Finished(f"the turn of message {message.id!r} is {message.claim.state}")
     return message.claim

@@ -1,22 +1,22 @@
-"""Text that comes in pieces cut anywhere, also within a character of two UTF-16 halves.
+"""Join surrogate pairs in text that arrives in pieces.
 
-You are in `core`: both writers use it, the hub's and the client's. Model providers split an emoji between two
-deltas; on the wire half a pair is refused.
+Layer: core; the writers of the hub and of the client use it. Model providers split an emoji, two UTF-16 halves, between
+two deltas. The wire refuses half a pair.
 """
 
 from __future__ import annotations
 
 
 class SurrogateJoiner:
-    """Joins halves of surrogate pairs over the pieces of one text."""
+    """Joins the halves of surrogate pairs across the pieces of one text."""
 
     __slots__ = ("held",)
 
     def __init__(self) -> None:
-        self.held = ""  # a leading half, until its other half comes
+        self.held = ""  # a high surrogate that waits for its low surrogate
 
     def write(self, text: str) -> str:
-        """What of `held` and `text` is whole; a leading half at its end is held back, other halves become U+FFFD."""
+        """Return `held` plus `text`. A high surrogate at the end is held back; other lone halves become U+FFFD."""
         if text.isascii() and not self.held:
             return text
         text, self.held = self.held + text, ""
@@ -25,12 +25,12 @@ class SurrogateJoiner:
         return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
 
     def end(self) -> str:
-        """What to write for a half whose other half never came."""
+        """Return U+FFFD if a high surrogate is still held, else an empty text."""
         held, self.held = self.held, ""
         return "\ufffd" if held else ""
 
 
 def whole_text(text: str) -> str:
-    """`text` with its halves joined; what stays half becomes U+FFFD."""
+    """Return `text` with surrogate pairs joined and lone halves replaced by U+FFFD."""
     surrogates = SurrogateJoiner()
     return surrogates.write(text) + surrogates.end()

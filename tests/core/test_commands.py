@@ -1,8 +1,8 @@
-"""Commands: what is stored, who answers, and what the server carries out (`docs/protocol.md`, commands).
+"""Stored commands, the clients that may reply, and the commands that the server carries out (`docs/protocol.md`).
 
 Layer: tests.
 
-A command is answered once; a `cancel` works whether anybody listens or not.
+A command has one reply. A `cancel` works even if no agent is connected.
 """
 
 from __future__ import annotations
@@ -36,25 +36,25 @@ from tests.core.harness import ADMIN, AGENT, ANN, APP, BOB, NAMELESS, PERSON, SE
 
 HALF = "\ud83d"  # of a surrogate pair
 EVE = Caller(id="eve", may_read=False)
-REMOTE = Caller(id="far", is_server=True)  # the harness of a hub, for an agent elsewhere called so
+REMOTE = Caller(id="far", is_server=True)  # the hub acts for an agent in another process, named "far"
 FAR = Caller(id="far")
 
 
 @pytest.fixture
 def harness() -> LogHarness:
-    """Every ask is a batch of its own."""
+    """Return a harness where each request is a batch of its own."""
     return LogHarness()
 
 
 @pytest.fixture
 def batch() -> LogHarness:
-    """All asks are one batch, until `commit`."""
+    """Return a harness that collects requests in one batch until `commit`."""
     return LogHarness(batches=True)
 
 
 @pytest.fixture
 def served() -> LogHarness:
-    """A channel that agents serve, with a question that waits."""
+    """Return a channel with agents and a user message whose turn waits."""
     harness = LogHarness()
     harness.is_served = True
     harness.create("q", text="question")
@@ -76,7 +76,7 @@ def test_a_command_is_stored_as_it_was_sent(harness: LogHarness) -> None:
     )
 
 
-def test_a_command_needs_no_target_unless_it_is_a_cancel(harness: LogHarness) -> None:
+def test_only_a_cancel_needs_a_target(harness: LogHarness) -> None:
     harness.command("c", "approve")
     with pytest.raises(InvalidRequest):
         harness.cancel("c2", None)
@@ -88,14 +88,14 @@ def test_messages_and_commands_may_have_the_same_id(harness: LogHarness) -> None
     assert (harness.text("x"), harness.known_command("x").name) == ("a message", "mine")
 
 
-def test_the_same_command_again_is_success_with_its_first_serial(harness: LogHarness) -> None:
+def test_repeated_command_returns_its_first_serial(harness: LogHarness) -> None:
     harness.stream("m")
     first = harness.command("c", "steer", target="m", data={"a": 1, "b": 2})
     again = harness.command("c", "steer", target="m", data={"b": 2, "a": 1}, expires_s=5)
     assert (first.serial, again.serial, again.ops) == (2, 2, ())
 
 
-def test_the_same_command_again_is_success_when_it_could_not_be_sent_any_more() -> None:
+def test_repeated_command_succeeds_although_a_new_one_would_be_refused() -> None:
     harness = LogHarness(Limits(open_commands=1))
     harness.stream("m")
     harness.cancel("c", "m")
@@ -119,7 +119,7 @@ def test_another_command_with_the_same_id_is_a_conflict(harness: LogHarness, oth
 
 
 @pytest.mark.parametrize("bad", ["", "a/b", "a b", "x" * 65, ".", "..", "é", "a\n", "!c", HALF])
-def test_names_ids_and_targets_outside_the_rules_are_refused(harness: LogHarness, bad: str) -> None:
+def test_invalid_name_id_or_target_of_a_command_is_refused(harness: LogHarness, bad: str) -> None:
     harness.stream("m")
     for send in (
         lambda: harness.command("c", bad),
@@ -133,11 +133,11 @@ def test_names_ids_and_targets_outside_the_rules_are_refused(harness: LogHarness
 
 
 @pytest.mark.parametrize("bad", ["", "a b", "x" * 65, HALF, "!c"])
-def test_the_store_is_not_asked_for_a_target_that_can_be_none(bad: str) -> None:
+def test_store_does_not_read_an_invalid_target(bad: str) -> None:
     assert needs("!c", SendCommand(name="cancel", target=bad)) == ("!c",)
 
 
-def test_a_command_and_its_target_are_needed_and_nothing_else() -> None:
+def test_decision_about_a_command_reads_the_command_and_its_target() -> None:
     assert needs("!c", SendCommand(name="cancel", target="m")) == ("!c", "m")
     assert needs("!c", SendCommand(name="approve")) == ("!c",)
     assert needs("!c", ReplyCommand()) == ("!c",)
@@ -145,7 +145,7 @@ def test_a_command_and_its_target_are_needed_and_nothing_else() -> None:
 
 
 @pytest.mark.parametrize("name", ["cancel", "steer"])
-def test_a_target_that_never_was_or_was_deleted_is_said_to_be_so(harness: LogHarness, name: str) -> None:
+def test_command_for_a_missing_or_deleted_target_is_refused(harness: LogHarness, name: str) -> None:
     harness.stream("gone")
     harness.delete("gone")
     with pytest.raises(NotFound):
@@ -154,7 +154,7 @@ def test_a_target_that_never_was_or_was_deleted_is_said_to_be_so(harness: LogHar
         harness.command("c", name, target="gone")
 
 
-def test_who_cannot_read_does_not_learn_which_targets_exist(harness: LogHarness) -> None:
+def test_sender_without_read_access_does_not_learn_which_targets_exist(harness: LogHarness) -> None:
     harness.stream("gone")
     harness.delete("gone")
     harness.create("done", text="x")
@@ -164,7 +164,7 @@ def test_who_cannot_read_does_not_learn_which_targets_exist(harness: LogHarness)
         assert refusal.value.problem() == NotFound(f"there is no message {target!r}").problem()
 
 
-def test_what_is_over_may_be_steered_but_not_cancelled(harness: LogHarness) -> None:
+def test_finished_answer_may_be_steered_but_not_cancelled(harness: LogHarness) -> None:
     harness.stream("m")
     harness.finish("m")
     harness.command("c1", "steer", target="m")
@@ -173,7 +173,7 @@ def test_what_is_over_may_be_steered_but_not_cancelled(harness: LogHarness) -> N
 
 
 @pytest.mark.parametrize("expires_s", [0, -1, float("nan"), float("inf"), 24 * 3600 + 1])
-def test_a_command_waits_for_more_than_no_time_and_at_most_a_day(harness: LogHarness, expires_s: float) -> None:
+def test_command_expires_after_at_most_a_day(harness: LogHarness, expires_s: float) -> None:
     with pytest.raises(InvalidRequest):
         harness.command("c", "approve", expires_s=expires_s)
 
@@ -204,7 +204,7 @@ def nested(depth: int) -> list[Any]:
     [nested(65), nested(100_000), 2**63, float("nan"), float("inf"), {1: 2}, object()],
     ids=["65 deep", "very deep", "2**63", "nan", "inf", "a key of number", "an object"],
 )
-def test_data_that_json_cannot_carry_is_refused(harness: LogHarness, bad: object) -> None:
+def test_command_data_that_json_cannot_represent_is_refused(harness: LogHarness, bad: object) -> None:
     harness.command("c", "mine")
     for send in (
         lambda: harness.command("d", "mine", data={"x": bad}),
@@ -216,7 +216,7 @@ def test_data_that_json_cannot_carry_is_refused(harness: LogHarness, bad: object
     assert len(harness.log) == 1
 
 
-def test_half_a_surrogate_pair_is_refused_wherever_it_stands(harness: LogHarness) -> None:
+def test_lone_surrogate_in_a_command_is_refused(harness: LogHarness) -> None:
     harness.command("c", "mine")
     for send in (
         lambda: harness.command("d", "mine", data=HALF),
@@ -230,7 +230,7 @@ def test_half_a_surrogate_pair_is_refused_wherever_it_stands(harness: LogHarness
 
 
 @pytest.mark.parametrize("data", [None, False, 0, "", [], {}, {"x": None}, "text", 1.5])
-def test_data_stands_as_given(harness: LogHarness, data: object) -> None:
+def test_command_data_is_stored_unchanged(harness: LogHarness, data: object) -> None:
     harness.command("c", "mine", data=data)
     harness.reply("c", data=data)
     known = harness.known_command("c")
@@ -239,7 +239,7 @@ def test_data_stands_as_given(harness: LogHarness, data: object) -> None:
     assert type(known.data) is type(data)
 
 
-def test_what_an_app_does_to_its_objects_later_does_not_reach_the_log(harness: LogHarness) -> None:
+def test_log_keeps_a_copy_of_the_data_of_a_command(harness: LogHarness) -> None:
     data: dict[str, Any] = {"x": [1]}
     harness.command("c", "mine", data=data)
     harness.reply("c", data=data)
@@ -253,7 +253,7 @@ def people(count: int) -> list[Caller]:
     return [Caller(id=f"person-{number}", may_write=False) for number in range(count)]
 
 
-def test_so_many_commands_may_wait_and_no_more() -> None:
+def test_number_of_waiting_commands_is_bounded() -> None:
     harness = LogHarness(Limits(open_commands=2))
     first, second, third = people(3)
     harness.command("c1", caller=first)
@@ -265,7 +265,7 @@ def test_so_many_commands_may_wait_and_no_more() -> None:
     harness.command("c3", caller=third)
 
 
-def test_commands_of_the_same_batch_count() -> None:
+def test_commands_of_the_same_batch_count_towards_the_bound() -> None:
     batch = LogHarness(Limits(open_commands=2), batches=True)
     first, second, third = people(3)
     batch.command("c1", caller=first)
@@ -278,7 +278,7 @@ def test_commands_of_the_same_batch_count() -> None:
     assert [one.id for one in batch.state.pending_commands()] == ["!c1", "!c3"]
 
 
-def test_one_sender_has_a_quarter_of_the_room(harness: LogHarness) -> None:
+def test_one_sender_may_have_a_quarter_of_the_waiting_commands(harness: LogHarness) -> None:
     for number in range(25):
         harness.command(f"c{number}", caller=PERSON)
     with pytest.raises(TooMany) as refusal:
@@ -289,7 +289,7 @@ def test_one_sender_has_a_quarter_of_the_room(harness: LogHarness) -> None:
     harness.command("again", caller=PERSON)
 
 
-def test_a_cancel_has_room_whatever_else_waits() -> None:
+def test_cancel_is_accepted_while_other_commands_fill_the_bound() -> None:
     harness = LogHarness(Limits(open_commands=1))
     harness.stream("m")
     harness.command("c", caller=PERSON)
@@ -299,10 +299,10 @@ def test_a_cancel_has_room_whatever_else_waits() -> None:
     harness.cancel("stop-2", "m", caller=BOB)
     assert len(harness.state.pending_commands()) == 3
     harness.reply("c")
-    harness.command("c2", caller=PERSON)  # nor do those that were asked to stop leave no room for others
+    harness.command("c2", caller=PERSON)  # cancels that wait do not count towards the bound of other commands
 
 
-def test_so_many_cancels_of_one_target_may_wait(harness: LogHarness) -> None:
+def test_number_of_waiting_cancels_of_one_target_is_bounded(harness: LogHarness) -> None:
     harness.stream("m")
     harness.stream("n")
     for number in range(16):
@@ -314,7 +314,7 @@ def test_so_many_cancels_of_one_target_may_wait(harness: LogHarness) -> None:
 
 
 @pytest.mark.parametrize("caller", [SERVER, APP], ids=["server", "app"])
-def test_the_server_and_the_app_have_always_room(caller: Caller) -> None:
+def test_bound_does_not_apply_to_the_server_and_the_app(caller: Caller) -> None:
     harness = LogHarness(Limits(open_commands=1))
     harness.stream("m")
     harness.command("c1", caller=PERSON)
@@ -323,21 +323,21 @@ def test_the_server_and_the_app_have_always_room(caller: Caller) -> None:
         harness.command(f"ask-{number}", caller=caller)
 
 
-def test_a_command_begins_no_channel_for_whoever_began_too_many() -> None:
+def test_command_of_a_client_that_created_too_many_channels_creates_no_channel() -> None:
     late = Caller(id="eve", may_begin=False)
     harness = LogHarness()
     with pytest.raises(TooMany):
         harness.command("c", caller=late)
     assert harness.log == []
     harness.command("c", caller=BOB)
-    harness.command("c2", caller=late)  # the channel has begun
+    harness.command("c2", caller=late)  # the channel exists now
     harness.create("m", text="x", caller=late)
     batch = LogHarness(batches=True)
     batch.command("c", caller=BOB)
     batch.command("c2", caller=late)
 
 
-def test_a_command_that_waits_for_nobody_is_not_one_too_many() -> None:
+def test_cancel_that_is_carried_out_at_once_does_not_count_towards_the_bound() -> None:
     harness = LogHarness(Limits(open_commands=1))
     harness.is_served = True
     harness.create("q", text="question")
@@ -348,7 +348,7 @@ def test_a_command_that_waits_for_nobody_is_not_one_too_many() -> None:
 # -- cancel ----------------------------------------------------------------------------------------------------
 
 
-def test_a_cancel_of_a_turn_that_nobody_took_is_one_decision(served: LogHarness) -> None:
+def test_cancel_of_a_waiting_turn_is_carried_out_in_one_decision(served: LogHarness) -> None:
     answer = served.cancel("c", "q", caller=BOB)
     command, claim, reply = answer.ops
     assert answer.serial == served.known_command("c").created == served.cancel("c", "q", caller=BOB).serial
@@ -376,7 +376,7 @@ def test_a_turn_is_cancelled_once_in_a_batch(batch: LogHarness) -> None:
     assert len(batch.commit()) == 4
 
 
-def test_a_cancel_of_a_turn_that_somebody_has_waits_for_an_answer(served: LogHarness) -> None:
+def test_cancel_of_a_running_turn_waits_for_its_worker(served: LogHarness) -> None:
     served.claim("q")
     assert [type(op) for op in served.cancel("c", "q").ops] == [Command]
     assert served.known("q").is_open
@@ -391,13 +391,13 @@ def test_a_cancel_of_an_answer_waits_for_its_writer(harness: LogHarness) -> None
     assert not harness.known_command("c").is_open
 
 
-def test_a_cancel_of_a_question_that_no_agent_serves_waits_for_its_answer_s_writer(harness: LogHarness) -> None:
+def test_cancel_of_a_user_message_without_a_turn_waits_for_the_writer_of_its_answer(harness: LogHarness) -> None:
     harness.create("q", text="question")
     harness.stream("a", reply_to="q")
     assert [type(op) for op in harness.cancel("c", "q").ops] == [Command]
 
 
-def test_a_cancel_of_a_question_without_an_answer_is_of_nothing(harness: LogHarness) -> None:
+def test_cancel_of_a_user_message_without_turn_and_answer_is_refused(harness: LogHarness) -> None:
     harness.create("q", text="question")
     harness.stream("a", reply_to="q")
     harness.finish("a")
@@ -405,7 +405,7 @@ def test_a_cancel_of_a_question_without_an_answer_is_of_nothing(harness: LogHarn
         harness.cancel("c", "q")
 
 
-def test_a_cancel_of_a_question_that_waits_but_is_answered_all_the_same_stops_the_answer_too(
+def test_cancel_of_a_waiting_turn_stops_an_answer_by_another_writer(
     served: LogHarness,
 ) -> None:
     served.stream("a", "text", reply_to="q")
@@ -419,7 +419,7 @@ def test_a_cancel_of_a_question_that_waits_but_is_answered_all_the_same_stops_th
 def test_an_answer_begun_in_the_same_batch_is_seen(batch: LogHarness) -> None:
     batch.create("q", text="question")
     batch.stream("a", "text", reply_to="q")
-    batch.append("a", "text", at=0)  # looked at, and nothing new of it
+    batch.append("a", "text", at=0)  # the draft reads the message and finds no change
     batch.cancel("c1", "q")
     batch.cancel("c2", "q")
     batch.cancel("c3", "a")
@@ -428,7 +428,7 @@ def test_an_answer_begun_in_the_same_batch_is_seen(batch: LogHarness) -> None:
     assert batch.message("a").status == "cancelled"
 
 
-def test_two_may_cancel_the_same(harness: LogHarness) -> None:
+def test_two_clients_may_cancel_the_same_answer(harness: LogHarness) -> None:
     harness.stream("m")
     harness.cancel("c1", "m", caller=ANN)
     harness.cancel("c2", "m", caller=BOB)
@@ -443,7 +443,7 @@ def test_two_may_cancel_the_same(harness: LogHarness) -> None:
 # -- settling --------------------------------------------------------------------------------------------------
 
 
-def test_the_server_carries_a_cancel_out_whoever_writes(harness: LogHarness) -> None:
+def test_server_carries_out_a_cancel_of_any_writer(harness: LogHarness) -> None:
     harness.stream("m", "half an ans", meta={"model": "x"})
     harness.stream("n", "another")
     harness.cancel("c", "m", caller=BOB)
@@ -473,7 +473,7 @@ def test_the_server_ends_all_answers_and_the_turn(served: LogHarness) -> None:
     assert served.known("q").claim == ClaimState("cancelled", 1, "agent")
 
 
-def test_with_an_answer_the_turn_it_is_of_is_cancelled(served: LogHarness) -> None:
+def test_cancel_of_an_answer_cancels_its_turn(served: LogHarness) -> None:
     served.claim("q")
     served.stream("a", reply_to="q")
     served.cancel("c", "a")
@@ -497,7 +497,7 @@ def test_a_turn_that_was_taken_over_is_cancelled_in_its_last_attempt(served: Log
     assert claim == Claim(id="q", state="cancelled", generation=2, by="agent", at_ms=1_000)
 
 
-def test_an_answer_of_a_later_generation_is_cancelled_like_any(harness: LogHarness) -> None:
+def test_cancel_ends_an_answer_after_a_takeover(harness: LogHarness) -> None:
     harness.stream("m")
     harness.cancel("c", "m")
     harness.interrupt("m")
@@ -507,7 +507,7 @@ def test_an_answer_of_a_later_generation_is_cancelled_like_any(harness: LogHarne
 
 
 @pytest.mark.parametrize("end", ["finish", "interrupt", "delete"])
-def test_a_cancel_that_came_too_late_is_answered_so(harness: LogHarness, end: str) -> None:
+def test_cancel_that_came_too_late_gets_the_reply_finished(harness: LogHarness, end: str) -> None:
     harness.stream("m")
     harness.cancel("c", "m")
     getattr(harness, end)("m")
@@ -517,7 +517,7 @@ def test_a_cancel_that_came_too_late_is_answered_so(harness: LogHarness, end: st
 
 
 @pytest.mark.parametrize("is_expired", [False, True])
-def test_what_somebody_answered_is_not_settled_again(harness: LogHarness, is_expired: bool) -> None:
+def test_command_with_a_reply_is_not_settled_again(harness: LogHarness, is_expired: bool) -> None:
     harness.stream("m")
     harness.cancel("c", "m")
     harness.reply("c", ok=False, error="not now")
@@ -534,7 +534,7 @@ def test_a_cancel_is_carried_out_also_when_it_expires_first(harness: LogHarness)
 
 
 @pytest.mark.parametrize("name", ["steer", "approve", "mine"])
-def test_what_nobody_answered_in_time_has_expired(harness: LogHarness, name: str) -> None:
+def test_command_without_a_reply_expires(harness: LogHarness, name: str) -> None:
     harness.stream("m")
     harness.command("c", name, target="m")
     assert harness.settle("c").ops == ()
@@ -547,7 +547,7 @@ def test_what_nobody_answered_in_time_has_expired(harness: LogHarness, name: str
         harness.reply("c")
 
 
-def test_a_command_that_never_was_is_not_settled(harness: LogHarness) -> None:
+def test_unknown_command_is_not_settled(harness: LogHarness) -> None:
     with pytest.raises(NotFound):
         harness.settle("c")
 
@@ -586,7 +586,7 @@ def test_the_same_reply_again_is_success_with_its_first_serial(harness: LogHarne
 
 
 @pytest.mark.parametrize("bad", ["", "a b", "x" * 65, HALF])
-def test_a_reply_s_request_id_is_an_id(harness: LogHarness, bad: str) -> None:
+def test_invalid_request_id_of_a_reply_is_refused(harness: LogHarness, bad: str) -> None:
     harness.command("c", "approve")
     with pytest.raises(InvalidName):
         harness.reply("c", request=bad)
@@ -597,7 +597,9 @@ STRANGERS = [BOB, replace(BOB, may_write=False), PERSON, replace(ANN, may_write=
 
 @pytest.mark.parametrize("caller", STRANGERS)
 @pytest.mark.parametrize("name", ["cancel", "steer"])
-def test_what_is_asked_of_writers_is_answered_by_no_stranger(harness: LogHarness, name: str, caller: Caller) -> None:
+def test_reply_to_a_cancel_or_steer_by_another_client_is_refused(
+    harness: LogHarness, name: str, caller: Caller
+) -> None:
     harness.stream("m")
     harness.command("c", name, target="m", caller=PERSON)
     with pytest.raises(Forbidden):
@@ -607,16 +609,14 @@ def test_what_is_asked_of_writers_is_answered_by_no_stranger(harness: LogHarness
 
 @pytest.mark.parametrize("caller", [ANN, APP, replace(APP, may_write=False), SERVER, ADMIN])
 @pytest.mark.parametrize("name", ["cancel", "steer"])
-def test_what_is_asked_of_writers_is_answered_by_the_writer_the_app_and_admins(
-    harness: LogHarness, name: str, caller: Caller
-) -> None:
+def test_writer_app_and_admin_may_reply_to_a_cancel_or_steer(harness: LogHarness, name: str, caller: Caller) -> None:
     harness.stream("m")
     harness.command("c", name, target="m", caller=PERSON)
     harness.reply("c", caller=caller)
     assert not harness.known_command("c").is_open
 
 
-def test_a_writer_answers_also_when_the_question_was_named_and_when_it_has_just_ended(harness: LogHarness) -> None:
+def test_writer_may_reply_for_the_user_message_and_after_its_answer_ended(harness: LogHarness) -> None:
     harness.create("q", text="question", caller=PERSON)
     harness.stream("a", reply_to="q")
     harness.cancel("c1", "q", caller=PERSON)
@@ -627,7 +627,7 @@ def test_a_writer_answers_also_when_the_question_was_named_and_when_it_has_just_
     assert list(harness.state.pending_commands()) == []
 
 
-def test_whoever_took_an_answer_over_answers_for_it_and_the_writer_before_does_not(harness: LogHarness) -> None:
+def test_only_the_newest_writer_of_an_answer_may_reply(harness: LogHarness) -> None:
     harness.stream("m")
     harness.interrupt("m")
     harness.take_over("m", caller=BOB)
@@ -637,7 +637,7 @@ def test_whoever_took_an_answer_over_answers_for_it_and_the_writer_before_does_n
     harness.reply("c", caller=BOB)
 
 
-def test_what_a_writer_in_process_writes_is_answered_for_by_nobody_of_its_name_elsewhere(harness: LogHarness) -> None:
+def test_client_with_the_name_of_a_writer_in_the_process_may_not_reply(harness: LogHarness) -> None:
     harness.stream("m", caller=APP)
     harness.cancel("c", "m", caller=PERSON)
     with pytest.raises(Forbidden):
@@ -646,7 +646,7 @@ def test_what_a_writer_in_process_writes_is_answered_for_by_nobody_of_its_name_e
 
 
 @pytest.mark.parametrize("name", ["cancel", "steer"])
-def test_whoever_has_the_turn_answers_for_it(served: LogHarness, name: str) -> None:
+def test_worker_of_the_turn_may_reply(served: LogHarness, name: str) -> None:
     served.claim("q", caller=REMOTE, lease_s=15)
     served.command("c", name, target="q", caller=PERSON)
     for stranger in (replace(FAR, id="farther"), replace(FAR, id="fa"), PERSON):
@@ -657,8 +657,10 @@ def test_whoever_has_the_turn_answers_for_it(served: LogHarness, name: str) -> N
 
 
 @pytest.mark.parametrize("is_taken", [False, True])
-def test_nobody_is_at_work_by_beginning_an_answer_beside_somebody_s(served: LogHarness, is_taken: bool) -> None:
-    """Else a stranger could begin one, say that all is stopped, and the server would stop nothing."""
+def test_client_that_starts_an_answer_of_its_own_may_not_reply_for_another_writer(
+    served: LogHarness, is_taken: bool
+) -> None:
+    """Otherwise such a client could reply that all answers stopped, and keep the server from stopping them."""
     if is_taken:
         served.claim("q", caller=REMOTE, lease_s=15)
     else:
@@ -671,7 +673,7 @@ def test_nobody_is_at_work_by_beginning_an_answer_beside_somebody_s(served: LogH
     assert {one.id for one in served.state.messages.values() if one.is_streaming} == set()
 
 
-def test_the_turn_of_a_question_is_not_the_answer_that_somebody_else_writes(served: LogHarness) -> None:
+def test_worker_of_a_turn_may_not_reply_for_an_answer_by_another_writer(served: LogHarness) -> None:
     served.claim("q", caller=REMOTE, lease_s=15)
     served.stream("a", reply_to="q", caller=BOB)
     served.cancel("c", "a", caller=PERSON)
@@ -687,7 +689,7 @@ def test_an_agent_of_several_names_answers_for_each_of_them(served: LogHarness) 
 
 
 @pytest.mark.parametrize("end", ["done", "taken by another"])
-def test_whoever_has_the_turn_no_more_does_not_answer_for_it(served: LogHarness, end: str) -> None:
+def test_worker_that_lost_the_turn_may_not_reply(served: LogHarness, end: str) -> None:
     served.claim("q", caller=REMOTE, lease_s=15)
     served.command("c", "steer", target="q", caller=PERSON)
     if end == "done":
@@ -698,7 +700,7 @@ def test_whoever_has_the_turn_no_more_does_not_answer_for_it(served: LogHarness,
         served.reply("c", caller=FAR)
 
 
-def test_a_reply_sent_again_by_whoever_is_at_work_no_more_is_success(served: LogHarness) -> None:
+def test_repeated_reply_succeeds_after_its_sender_lost_the_turn(served: LogHarness) -> None:
     served.claim("q", caller=REMOTE, lease_s=15)
     served.command("c", "steer", target="q", caller=PERSON)
     first = served.reply("c", caller=FAR, request="r")
@@ -706,7 +708,7 @@ def test_a_reply_sent_again_by_whoever_is_at_work_no_more_is_success(served: Log
     assert served.reply("c", caller=FAR, request="r").serial == first.serial
 
 
-def test_what_is_asked_of_no_message_is_for_those_who_write(harness: LogHarness) -> None:
+def test_reply_to_a_steer_without_a_target_needs_write_access(harness: LogHarness) -> None:
     harness.command("c", "steer", caller=PERSON)
     with pytest.raises(Forbidden):
         harness.reply("c", caller=PERSON)
@@ -714,13 +716,13 @@ def test_what_is_asked_of_no_message_is_for_those_who_write(harness: LogHarness)
 
 
 @pytest.mark.parametrize("name", ["approve", "mine"])
-def test_what_is_asked_of_people_is_answered_by_anyone(harness: LogHarness, name: str) -> None:
+def test_any_client_may_reply_to_other_commands(harness: LogHarness, name: str) -> None:
     harness.command("c", name, caller=AGENT)
     harness.reply("c", caller=PERSON)
     assert not harness.known_command("c").is_open
 
 
-def test_who_cannot_read_does_not_learn_which_commands_there_are(harness: LogHarness) -> None:
+def test_client_without_read_access_does_not_learn_which_commands_exist(harness: LogHarness) -> None:
     harness.command("open", "approve")
     harness.command("done", "approve")
     harness.reply("done")
@@ -731,13 +733,13 @@ def test_who_cannot_read_does_not_learn_which_commands_there_are(harness: LogHar
     assert harness.known_command("open").is_open
 
 
-def test_who_cannot_read_may_take_its_own_command_back(harness: LogHarness) -> None:
+def test_sender_without_read_access_may_reply_to_its_own_command(harness: LogHarness) -> None:
     harness.command("c", "approve", caller=EVE)
     harness.reply("c", ok=False, caller=EVE)
     assert not harness.known_command("c").is_open
 
 
-def test_a_command_that_never_was_has_no_reply(harness: LogHarness) -> None:
+def test_reply_to_an_unknown_command_is_refused(harness: LogHarness) -> None:
     with pytest.raises(NotFound):
         harness.reply("c")
 

@@ -127,7 +127,7 @@ delete       ok         ok          ok          ok         ok         ok        
 claim        deleted    deleted     deleted     deleted    deleted    deleted     not_found  deleted
 """
 
-NOBODY_S = """
+WITHOUT_AUTHOR = """
              other       admin       app        server     nameless    blind
 append       not_writer  not_writer  finished   finished   not_writer  not_found
 update       forbidden   ok          ok         ok         forbidden   not_found
@@ -135,7 +135,7 @@ delete       forbidden   ok          ok         ok         forbidden   not_found
 """
 
 # Anonymous callers cannot be distinguished: one may write another's streaming message.
-NAMELESS_STREAMING = """
+ANONYMOUS_STREAMING = """
              other       admin       app        server     nameless
 append       not_writer  not_writer  ok         ok         ok
 finish       not_writer  not_writer  ok         ok         ok
@@ -143,7 +143,7 @@ update_in_1  forbidden   not_writer  ok         ok         ok
 delete       forbidden   ok          ok         ok         ok
 """
 
-NAMELESS_DONE = """
+ANONYMOUS_DONE = """
              other       admin       app        server     nameless
 finish       not_writer  not_writer  ok         ok         ok
 update       forbidden   ok          ok         ok         forbidden
@@ -167,7 +167,7 @@ TAKEN_TURN = """
 end          not_writer  ok          not_writer  ok         ok         not_writer  not_found
 """
 
-NEVER_WAS = """
+UNKNOWN_MESSAGE = """
              owner      other       admin       app        server     nameless    blind
 append       not_found  not_found   not_found   not_found  not_found  not_found   not_found
 update       not_found  not_found   not_found   not_found  not_found  not_found   not_found
@@ -241,12 +241,12 @@ def all_cells() -> list[object]:
         (interrupted, INTERRUPTED),
         (taken_over_by_carol, TAKEN_OVER_BY_CAROL),
         (deleted, DELETED),
-        (nobody_s, NOBODY_S),
-        (nameless_streaming, NAMELESS_STREAMING),
-        (nameless_done, NAMELESS_DONE),
+        (nobody_s, WITHOUT_AUTHOR),
+        (nameless_streaming, ANONYMOUS_STREAMING),
+        (nameless_done, ANONYMOUS_DONE),
         (in_process, IN_PROCESS),
         (taken_turn, TAKEN_TURN),
-        (never_was, NEVER_WAS),
+        (never_was, UNKNOWN_MESSAGE),
     ]
     return [
         pytest.param(prepare, row, who, cell, id=f"{prepare.__name__}-{row}-{who}")

@@ -1,4 +1,4 @@
-"""Turns and leases: who works on a message, who writes, and for how long (`docs/protocol.md`, agents).
+"""Turns and leases: the worker of a message, its writer, and the duration of both (`docs/protocol.md`, agents).
 
 Layer: tests.
 
@@ -21,13 +21,13 @@ from holdfast.core.state import ChannelState, ClaimState, apply_entry
 from tests.core.harness import AGENT, ANN, APP, BOB, LogHarness
 from tests.core.worlds import fold
 
-REMOTE = Caller(id="agent", is_server=True)  # the harness of a hub, for a worker elsewhere
+REMOTE = Caller(id="agent", is_server=True)  # the hub acts for a worker in another process
 OTHER_NODE = replace(AGENT, writer=Writer(by="agent", node="there"))
 
 
 @pytest.fixture
 def served() -> LogHarness:
-    """A channel that agents serve, with a question that waits."""
+    """Return a channel with agents and a user message whose turn waits."""
     harness = LogHarness()
     harness.is_served = True
     harness.create("q", text="question")
@@ -40,7 +40,7 @@ def claim_of(harness: LogHarness, message_id: str = "q") -> ClaimState:
     return claim
 
 
-# -- what waits ------------------------------------------------------------------------------------------------
+# -- waiting turns ---------------------------------------------------------------------------------------------
 
 
 def test_a_question_waits_where_agents_serve(served: LogHarness) -> None:
@@ -59,7 +59,7 @@ def test_only_whole_messages_of_users_wait(served: LogHarness, fields: dict[str,
     assert served.known("m").claim is None
 
 
-def test_nothing_waits_where_nobody_serves() -> None:
+def test_message_in_a_channel_without_agents_gets_no_turn() -> None:
     harness = LogHarness()
     harness.create("q", text="question")
     assert (harness.known("q").claim, harness.known("q").is_open) == (None, False)
@@ -67,14 +67,14 @@ def test_nothing_waits_where_nobody_serves() -> None:
         harness.claim("q")
 
 
-def test_a_create_that_is_repeated_waits_as_it_did_at_first(served: LogHarness) -> None:
+def test_repeated_create_keeps_its_turn(served: LogHarness) -> None:
     served.is_served = False
     assert served.create("q", text="question").ops == ()
     assert claim_of(served).state == "pending"
 
 
 @pytest.mark.parametrize("batches", [False, True], ids=["stored", "in one batch"])
-def test_so_many_questions_may_wait_and_no_more(batches: bool) -> None:
+def test_number_of_waiting_turns_is_bounded(batches: bool) -> None:
     harness = LogHarness(Limits(pending_messages=2), batches=batches)
     harness.is_served = True
     harness.create("q1", text="x")
@@ -82,8 +82,8 @@ def test_so_many_questions_may_wait_and_no_more(batches: bool) -> None:
     with pytest.raises(TooMany) as refusal:
         harness.create("q3", text="x")
     assert (refusal.value.details, refusal.value.retry, refusal.value.status) == ({"limit": 2}, True, 429)
-    assert harness.create("q1", text="x").ops == ()  # a repeat is none more
-    harness.create("answer", role="assistant", text="x")  # nor is what waits for nobody
+    assert harness.create("q1", text="x").ops == ()  # a repeated request does not count again
+    harness.create("answer", role="assistant", text="x")  # a message without a turn does not count
     harness.create("brought", text="x", caller=replace(ANN, brings_answer=True))
     harness.claim("q1")
     harness.create("q3", text="x")
@@ -93,19 +93,19 @@ def test_so_many_questions_may_wait_and_no_more(batches: bool) -> None:
     harness.create("q4", text="x")
 
 
-def test_so_much_may_wait_and_no_more() -> None:
+def test_bytes_of_waiting_messages_are_bounded() -> None:
     harness = LogHarness(Limits(pending_bytes=100))
     harness.is_served = True
-    harness.create("q1", text="x" * 60)  # and 15 of its part
+    harness.create("q1", text="x" * 60)  # plus 15 bytes for its part
     harness.create("q2", text="x" * 10)
     with pytest.raises(TooMany) as refusal:
         harness.create("q3", text="x")
     assert refusal.value.details == {"limit": 100}
     harness.cancel("c", "q1")
-    harness.create("q3", text="x" * 1_000)  # one message that fits into no room is not kept waiting for it
+    harness.create("q3", text="x" * 1_000)  # a single message above the bound is accepted
 
 
-def test_what_waits_is_known_again_when_it_is_read_from_the_store(served: LogHarness) -> None:
+def test_waiting_turns_are_restored_from_the_store(served: LogHarness) -> None:
     served.create("other", text="x")
     served.claim("other")
     found = [served.known("q"), served.known("other")]
@@ -117,7 +117,7 @@ def test_what_waits_is_known_again_when_it_is_read_from_the_store(served: LogHar
     assert not read.pending
 
 
-def test_a_message_is_of_one_content_whether_agents_serve_or_not(served: LogHarness) -> None:
+def test_digest_of_a_message_does_not_depend_on_agents(served: LogHarness) -> None:
     served.is_served = False
     served.create("p", text="question")
     served.is_served = True
@@ -128,7 +128,7 @@ def test_a_message_is_of_one_content_whether_agents_serve_or_not(served: LogHarn
 # -- claims ----------------------------------------------------------------------------------------------------
 
 
-def test_a_claim_takes_what_waits(served: LogHarness) -> None:
+def test_claim_takes_a_waiting_turn(served: LogHarness) -> None:
     answer = served.claim("q", caller=REMOTE, lease_s=15)
     taken = Claim(id="q", state="taken", generation=1, by="agent", node=None, lease_ms=15_000, at_ms=1_000)
     assert (answer.ops, answer.generation, answer.serial) == ((taken,), 1, 2)
@@ -158,7 +158,7 @@ def test_of_two_claims_in_a_batch_one_wins() -> None:
     assert len(batch.commit()) == 2
 
 
-def test_a_claim_is_the_successor_s_of_the_attempt_it_names(served: LogHarness) -> None:
+def test_claim_names_the_attempt_before_it(served: LogHarness) -> None:
     served.claim("q", caller=AGENT)
     answer = served.claim("q", 1, caller=REMOTE, lease_s=20)
     assert answer.generation == 2
@@ -168,13 +168,13 @@ def test_a_claim_is_the_successor_s_of_the_attempt_it_names(served: LogHarness) 
     assert served.claim("q", 2, caller=AGENT).generation == 3
 
 
-def test_a_claim_of_an_attempt_still_to_come_is_fenced(served: LogHarness) -> None:
+def test_claim_that_names_a_later_attempt_is_fenced(served: LogHarness) -> None:
     with pytest.raises(Fenced) as refusal:
         served.claim("q", 1)
     assert refusal.value.details == {"generation": 0}
 
 
-def test_a_claim_that_was_stored_and_nobody_knew_is_ours_all_the_same(served: LogHarness) -> None:
+def test_repeated_claim_succeeds_if_its_result_was_lost(served: LogHarness) -> None:
     served.claim("q", caller=AGENT)
     served.create("between", text="x")
     again = served.claim("q", caller=AGENT)
@@ -182,20 +182,20 @@ def test_a_claim_that_was_stored_and_nobody_knew_is_ours_all_the_same(served: Lo
 
 
 @pytest.mark.parametrize("caller", [OTHER_NODE, REMOTE, replace(AGENT, id="other")])
-def test_a_claim_of_the_same_name_elsewhere_is_another_s(served: LogHarness, caller: Caller) -> None:
+def test_claim_by_another_process_with_the_same_name_is_fenced(served: LogHarness, caller: Caller) -> None:
     served.claim("q", caller=AGENT)
     with pytest.raises(Fenced):
         served.claim("q", caller=caller)
 
 
-def test_two_workers_elsewhere_of_one_name_are_not_one(served: LogHarness) -> None:
+def test_two_remote_workers_with_one_name_are_distinct(served: LogHarness) -> None:
     served.claim("q", caller=REMOTE, lease_s=15)
     with pytest.raises(Fenced):
         served.claim("q", caller=REMOTE, lease_s=15)
 
 
 @pytest.mark.parametrize("state", ["done", "cancelled"])
-def test_a_turn_that_is_over_is_not_taken(served: LogHarness, state: str) -> None:
+def test_finished_turn_cannot_be_claimed(served: LogHarness, state: str) -> None:
     served.claim("q")
     served.end("q", 1, state)
     for generation in (0, 1):
@@ -206,7 +206,7 @@ def test_a_turn_that_is_over_is_not_taken(served: LogHarness, state: str) -> Non
 # -- ends ------------------------------------------------------------------------------------------------------
 
 
-def test_a_turn_ends_as_its_worker_says(served: LogHarness) -> None:
+def test_worker_ends_its_turn(served: LogHarness) -> None:
     served.claim("q", caller=REMOTE, lease_s=15)
     answer = served.end("q", 1, caller=REMOTE)
     assert answer.ops == (Claim(id="q", state="done", generation=1, by="agent", at_ms=1_000),)
@@ -214,7 +214,7 @@ def test_a_turn_ends_as_its_worker_says(served: LogHarness) -> None:
     assert not served.known("q").is_open
 
 
-def test_an_end_said_twice_is_success_with_its_serial(served: LogHarness) -> None:
+def test_repeated_end_returns_the_serial_of_the_first(served: LogHarness) -> None:
     served.claim("q")
     served.end("q", 1)
     again = served.end("q", 1)
@@ -229,7 +229,7 @@ def test_a_turn_that_is_done_is_not_cancelled_afterwards(served: LogHarness) -> 
     assert claim_of(served).state == "done"
 
 
-def test_whoever_lost_a_turn_does_not_end_it(served: LogHarness) -> None:
+def test_worker_that_lost_a_turn_does_not_end_it(served: LogHarness) -> None:
     served.claim("q", caller=AGENT)
     served.claim("q", 1, caller=REMOTE, lease_s=15)
     with pytest.raises(Fenced) as refusal:
@@ -238,7 +238,7 @@ def test_whoever_lost_a_turn_does_not_end_it(served: LogHarness) -> None:
     served.end("q", 2, caller=REMOTE)
 
 
-def test_whoever_never_had_a_turn_does_not_end_it(served: LogHarness) -> None:
+def test_worker_that_never_had_a_turn_does_not_end_it(served: LogHarness) -> None:
     with pytest.raises(Fenced):
         served.end("q", 1)
     served.claim("q")
@@ -253,7 +253,7 @@ def test_the_app_may_end_a_turn(served: LogHarness) -> None:
     assert claim_of(served).state == "cancelled"
 
 
-def test_a_turn_goes_with_its_message(served: LogHarness) -> None:
+def test_deleted_message_has_no_turn(served: LogHarness) -> None:
     served.claim("q")
     served.delete("q")
     assert claim_of(served).state == "cancelled"
@@ -264,12 +264,12 @@ def test_a_turn_goes_with_its_message(served: LogHarness) -> None:
         served.end("q", 1)
 
 
-def test_a_turn_of_a_message_that_never_was_is_not_found() -> None:
+def test_turn_of_an_unknown_message_is_not_found() -> None:
     with pytest.raises(NotFound):
         LogHarness().claim("q")
 
 
-def test_a_turn_that_no_attempt_brought_to_an_end_leaves_an_answer_that_has_failed(served: LogHarness) -> None:
+def test_turn_whose_every_attempt_crashed_gets_a_failed_answer(served: LogHarness) -> None:
     served.claim("q", caller=REMOTE, lease_s=15)
     served.now_ms = 2_000
     given_up = EndTurn(generation=1, failure="sorry")
@@ -285,7 +285,7 @@ def test_a_turn_that_no_attempt_brought_to_an_end_leaves_an_answer_that_has_fail
         served.claim("q", 1)
 
 
-def test_a_turn_that_another_attempt_has_is_not_given_up(served: LogHarness) -> None:
+def test_turn_with_a_newer_attempt_does_not_fail(served: LogHarness) -> None:
     served.claim("q", caller=REMOTE, lease_s=15)
     served.claim("q", 1, caller=AGENT)
     with pytest.raises(Fenced):
@@ -345,7 +345,7 @@ def test_a_writer_in_process_has_no_lease_to_renew() -> None:
     assert harness.known("m").writer == Writer(by="app", node="here", lease_ms=0)
 
 
-def test_what_has_ended_is_not_renewed() -> None:
+def test_lease_of_a_finished_answer_is_not_renewed() -> None:
     harness = LogHarness()
     harness.stream("m")
     harness.interrupt("m")
@@ -353,7 +353,7 @@ def test_what_has_ended_is_not_renewed() -> None:
         harness.renew("m", 15)
 
 
-def test_whoever_was_taken_over_renews_nothing() -> None:
+def test_writer_that_was_taken_over_cannot_renew() -> None:
     harness = LogHarness()
     harness.stream("m")
     harness.interrupt("m")
@@ -374,10 +374,10 @@ def test_a_takeover_brings_its_own_term() -> None:
     assert harness.known("m").writer == Writer(by="bob", node=None, lease_ms=20_000)
 
 
-# -- what viewers see of it ------------------------------------------------------------------------------------
+# -- the turns that viewers see ---------------------------------------------------------------------------------
 
 
-def test_claims_and_leases_move_the_serial_and_change_nothing_that_is_seen(served: LogHarness) -> None:
+def test_claims_and_leases_move_the_serial_without_visible_change(served: LogHarness) -> None:
     served.stream("m", "text")
     before = {one: served.message(one) for one in ("q", "m")}
     served.now_ms = 9_000
@@ -391,7 +391,7 @@ def test_claims_and_leases_move_the_serial_and_change_nothing_that_is_seen(serve
         assert events_since(served.state, since, limit=200) == []
 
 
-def test_a_claim_does_not_count_towards_what_one_catches_up_with() -> None:
+def test_claim_is_no_missed_change_in_a_catch_up() -> None:
     harness = LogHarness()
     harness.is_served = True
     for number in range(5):
@@ -403,7 +403,7 @@ def test_a_claim_does_not_count_towards_what_one_catches_up_with() -> None:
 
 
 def test_a_claim_does_not_hide_what_changed_before_it(served: LogHarness) -> None:
-    """Changes are looked for from the newest back; a claim is no change that ends the search, nor begins it."""
+    """The search for missed changes goes back from the newest entry; a claim neither ends nor starts it."""
     served.create("m", text="x")
     served.update("q", text="y")
     served.claim("q")
@@ -415,7 +415,7 @@ def test_a_claim_does_not_hide_what_changed_before_it(served: LogHarness) -> Non
     assert [one.id for one in served.state.changed_since(5)] == []
 
 
-def test_what_is_open_stays_in_memory_and_leaves_when_it_is_over(served: LogHarness) -> None:
+def test_message_with_an_open_turn_stays_in_memory_until_it_ends(served: LogHarness) -> None:
     served.claim("q")
     served.command("c", "approve")
     served.state.trim(0)
@@ -424,10 +424,10 @@ def test_what_is_open_stays_in_memory_and_leaves_when_it_is_over(served: LogHarn
     served.reply("c")
     served.state.trim(0)
     assert (list(served.state.messages), list(served.state.commands)) == ([], [])
-    assert served.state.complete_since == 5  # the reply's serial: whoever has seen that missed nothing
+    assert served.state.complete_since == 5  # the reply's serial: a viewer that has seen it missed no change
 
 
-def test_a_claim_of_what_is_not_in_memory_is_not_passed_over_in_silence(served: LogHarness) -> None:
+def test_claim_for_a_message_that_is_not_in_memory_fails_an_assertion(served: LogHarness) -> None:
     state = ChannelState("c", "e1", 1)
     apply_entry(state, served.log[0])
     served.claim("q")
