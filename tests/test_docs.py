@@ -285,7 +285,9 @@ def test_a_page_uses_no_word_that_a_term_replaces(page: Path) -> None:
 
 
 def test_decisions_are_numbered_and_listed() -> None:
-    assert [path.name[:5] for path in RECORDS] == [f"{number:04}-" for number in range(1, len(RECORDS) + 1)]
+    numbers = [path.name[:4] for path in RECORDS]  # a number that a record does not use yet is a gap
+    assert all(number.isdigit() for number in numbers)
+    assert len(numbers) == len(set(numbers))
     index = (ROOT / "docs" / "decisions" / "README.md").read_text()
     for path in RECORDS:
         title = path.read_text().splitlines()[0].removeprefix(f"# {path.name[:4]}: ")

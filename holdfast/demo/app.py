@@ -122,7 +122,7 @@ def _endpoint(hub: Hub, method: str, handler: Callable[[Request], Awaitable[Resp
     """Return `handler` behind the hub's access control: any web page can reach a loopback port."""
 
     async def guarded(request: Request) -> Response:
-        await check_peer(hub, dict(request.scope), request.receive)
+        await check_peer(hub, dict(request.scope))
         return await handler(request)
 
     return Endpoint([method], guarded)

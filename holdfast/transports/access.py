@@ -19,7 +19,6 @@ from collections.abc import Awaitable, Callable, Iterable
 from functools import partial
 
 from msgspec.structs import replace
-from starlette.types import Receive
 
 from holdfast.core.cursor import parse_cursor
 from holdfast.core.errors import (
@@ -45,6 +44,7 @@ from holdfast.transports.codec import unexpected
 from holdfast.transports.operations import BY_NAME, Operation
 from holdfast.transports.query import Query
 from holdfast.transports.refusals import refusals
+from holdfast.transports.server_connection import mark_known
 from holdfast.transports.socket_owner import foreign_owner
 
 logger = logging.getLogger("holdfast.transports")
@@ -107,7 +107,7 @@ _WRITER_PARTS = ("tool", "source")
 # Who sends a request
 
 
-async def check_peer(hub: HubCore, scope: Scope, receive: Receive) -> None:
+async def check_peer(hub: HubCore, scope: Scope) -> None:
     """Raise NoVerifier if the hub has no verifier and the request does not plainly come from its machine and user.
 
     Raises Forbidden for a name that is not this machine's where the hub accepts every caller on loopback, and Busy if
@@ -116,7 +116,7 @@ async def check_peer(hub: HubCore, scope: Scope, receive: Receive) -> None:
     try:
         if hub.authenticate is None:
             _check_own_machine(hub, scope)
-            reason = await foreign_owner(scope, receive)
+            reason = await foreign_owner(scope)
             if reason is not None:
                 raise _not_ours(reason)
         elif hub.requires_own_host:
@@ -143,11 +143,13 @@ async def known_identity(hub: HubCore, scope: Scope) -> Identity | None:
     if verify is None:
         claimed = claimed_identity(scope)
         check_id(claimed.client_id, "a client id")
+        mark_known(scope)
         return claimed
     check_origin(hub, scope)
     identity = await _verified(partial(verify, scope))
     if identity is not None:
         check_identity(hub, identity)
+        mark_known(scope)
         hub.rates.request(identity, peer_of(scope))
     return identity
 
@@ -439,6 +441,7 @@ async def admit_stream(
     else:
         ticket = hub.tickets.read(text, check_channel(channel), parse_cursor(header(scope, b"last-event-id")))
         identity = ticket.identity()
+        mark_known(scope)
     check_operation(identity, operation, channel)
     return identity, ticket
 

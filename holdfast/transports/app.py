@@ -122,7 +122,7 @@ class App:
         stream = _STREAM.match(path)
         try:
             if not path.startswith(WEB_PATH):  # public code, with which a refused page shows its reason
-                await check_peer(self.hub, scope, receive)
+                await check_peer(self.hub, scope)
             if stream is None or scope["method"] not in ("GET", "HEAD"):
                 await self._plain({**scope, "path": path, "root_path": ""}, receive, send)
                 return
@@ -145,7 +145,7 @@ class App:
     async def _websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
         await receive()  # websocket.connect
         try:
-            await check_peer(self.hub, scope, receive)
+            await check_peer(self.hub, scope)
             if path_below(scope) != "/v1/ws":
                 raise no_such_path()
             credentials = await self._sockets.admit(scope)

@@ -23,11 +23,11 @@ import sys
 from collections.abc import Callable, Iterator
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Any, NamedTuple
-from weakref import WeakKeyDictionary
+from weakref import WeakSet
 
 from holdfast.core.errors import Busy
 from holdfast.hub.identity import Scope
-from holdfast.transports.chunks import cycle_of, socket_of
+from holdfast.transports.server_connection import connection_of
 
 Address = IPv4Address | IPv6Address
 
@@ -67,25 +67,24 @@ class Pair(NamedTuple):
 Source = Callable[[Pair], Owner | None]
 
 
-async def foreign_owner(scope: Scope, receive: Any) -> str | None:
+async def foreign_owner(scope: Scope) -> str | None:
     """Return why the peer's socket does not belong to this process's user or to root; None if it does.
 
     None too where the system or the server does not tell. Raises Busy if descriptors or memory are short.
     """
     if not sys.platform.startswith("linux"):
         return None
-    connection = cycle_of(receive) or socket_of(receive)
-    transport = getattr(connection, "transport", None)
-    if transport is not None and transport in _owned:
+    connection = connection_of(scope)
+    if connection is not None and connection in _owned:
         return None
     reason = await _look_up(scope)
-    if reason is None and transport is not None:
-        _owned[transport] = True
+    if reason is None and connection is not None:
+        _owned.add(connection)
     return reason
 
 
-# The connections whose peers were looked up, where the server shows which request came over which connection.
-_owned: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()
+# The connections with no objection to their peers, where the server shows which request came over which connection.
+_owned: WeakSet[Any] = WeakSet()
 # The sources of this system, once they are known.
 _sources: dict[Source, bool] = {}
 

@@ -828,7 +828,7 @@ def test_every_capability_claim_argument_option_and_close_code_is_documented() -
 
 
 def is_about_identity(option: str) -> bool:
-    return option.startswith(("--jw", "--allow"))
+    return option.startswith(("--jw", "--allow", "--public"))
 
 
 async def test_new_channels_of_a_client_are_bounded_per_hour(served: Verified) -> None:

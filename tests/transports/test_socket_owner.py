@@ -11,12 +11,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import httpx2
 import pytest
 
+from holdfast import serving
 from holdfast.core.errors import Busy
 from holdfast.transports import socket_owner
 from holdfast.transports.socket_owner import Owner, Pair, by_netlink, by_table, foreign_owner, objection, pair_of
-from tests.transports.conftest import Served
+from tests.transports.conftest import new_hub
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="other systems tell no owner")
 
@@ -129,7 +131,7 @@ def test_objection_names_both_accounts() -> None:
 )
 async def test_server_that_tells_no_addresses_leaves_it_to_the_other_rules(scope: dict[str, Any]) -> None:
     assert pair_of(scope) is None
-    assert await foreign_owner(scope, None) is None
+    assert await foreign_owner(scope) is None
 
 
 @pytest.mark.parametrize(("client", "server"), [(HERE, "0.0.0.0"), (MAPPED, "::"), (MAPPED, MAPPED)])
@@ -151,9 +153,9 @@ async def test_table_is_read_where_netlink_is_missing(fresh: dict[Any, bool], mo
     monkeypatch.setattr(socket_owner, "_SOCK_DIAG", 31)  # a netlink family that does not exist
     with connected() as (peer, server):
         scope = {"client": server.getpeername(), "server": server.getsockname()}
-        assert await foreign_owner(scope, None) is None
+        assert await foreign_owner(scope) is None
         peer.close()
-        reason = await foreign_owner(scope, None)
+        reason = await foreign_owner(scope)
         assert reason == "the peer's socket is closed already, or not of this machine, so its user is unknown"
     assert fresh == {by_netlink: False, by_table: True}
 
@@ -166,7 +168,7 @@ async def test_without_both_sources_the_other_rules_stand_alone(
     with connected() as (peer, server):
         scope = {"client": server.getpeername(), "server": server.getsockname()}
         peer.close()
-        assert await foreign_owner(scope, None) is None
+        assert await foreign_owner(scope) is None
     assert fresh == {by_netlink: False, by_table: False}
 
 
@@ -184,21 +186,30 @@ async def test_shortage_of_descriptors_lets_no_stranger_in(
 
         monkeypatch.setattr(socket, "socket", short)
         with pytest.raises(Busy, match="Too many open files"):
-            await foreign_owner(scope, None)
+            await foreign_owner(scope)
         monkeypatch.setattr(socket, "socket", real)
-        assert await foreign_owner(scope, None) is None  # the shortage is not remembered
+        assert await foreign_owner(scope) is None  # the shortage is not remembered
 
 
-async def test_a_connection_is_looked_up_once(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    looked_up: list[Pair] = []
+async def test_a_connection_of_serve_is_looked_up_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    looked_up: list[Any] = []
     real = socket_owner._look_up
 
     async def counted(scope: Any) -> str | None:
-        looked_up.append(pair_of(scope))
+        looked_up.append(scope["client"])
         return await real(scope)
 
     monkeypatch.setattr(socket_owner, "_look_up", counted)
-    for _ in range(5):
-        assert (await served.http.get("/v1/channels/c")).status_code == 200
-    assert len(looked_up) == 1
-    assert len(socket_owner._owned) >= 1
+    monkeypatch.setattr(serving, "settle_collector", lambda: None)  # which is for a process of its own
+    hub = new_hub()
+    running, listening = serving.server(hub), serving.listen(HERE, 0)
+    task = await serving.start(running, listening)
+    try:
+        async with httpx2.AsyncClient(base_url=serving.address_of(listening), trust_env=False) as http:
+            for _ in range(5):
+                assert (await http.get("/v1/channels/c")).status_code == 200
+            assert len(looked_up) == 1
+            assert (await http.get("/v1/channels/c", headers={"Via": "1.1 proxy"})).status_code == 403
+    finally:
+        running.should_exit = True
+        await task
