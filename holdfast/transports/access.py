@@ -17,6 +17,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Iterable
 from functools import partial
+from typing import Any
 
 from msgspec.structs import replace
 
@@ -413,6 +414,19 @@ def count_new_channel(hub: HubCore, identity: Identity, result: Result) -> None:
     """Count a channel of this client if the stored request was its first entry."""
     if result.created and result.serial == 1:
         hub.rates.began(identity)
+
+
+def describe_caller(hub: HubCore, identity: Identity, channel: str | None = None) -> dict[str, Any]:
+    """Return what a client learns about itself: its id, its capabilities on `channel`, and when its identity expires.
+
+    `expires_s` counts from now: the clocks of clients are often wrong.
+    """
+    about: dict[str, Any] = {} if identity.client_id is None else {"id": identity.client_id}
+    if channel is not None:
+        about["can"] = identity.capabilities_on(channel)
+    if identity.expires_at_ms is not None:
+        about["expires_s"] = max(0, identity.expires_at_ms - hub.clock.now_ms()) / 1000
+    return about
 
 
 # Who may follow a channel

@@ -36,7 +36,7 @@ from holdfast.transports.heartbeats import Heartbeats
 from holdfast.transports.http import no_such_path, problem_response, routes
 from holdfast.transports.longpoll import poll
 from holdfast.transports.message_stream import message_events
-from holdfast.transports.operations import OPERATIONS
+from holdfast.transports.operations import BY_NAME, OPERATIONS
 from holdfast.transports.problem import Headers, problem_messages
 from holdfast.transports.sender import FAREWELL_S
 from holdfast.transports.sse import channel_events, is_started
@@ -121,7 +121,7 @@ class App:
         path = path_below(scope)
         stream = _STREAM.match(path)
         try:
-            if not path.startswith(WEB_PATH):  # public code, with which a refused page shows its reason
+            if not _is_public(path):
                 await check_peer(self.hub, scope)
             if stream is None or scope["method"] not in ("GET", "HEAD"):
                 await self._plain({**scope, "path": path, "root_path": ""}, receive, send)
@@ -185,6 +185,11 @@ class App:
         await receive()  # lifespan.shutdown
         await self.hub.close()
         await send({"type": "lifespan.shutdown.complete"})
+
+
+def _is_public(path: str) -> bool:
+    """Return whether every peer may request `path`: the page modules, and a client's question what is wrong."""
+    return path.startswith(WEB_PATH) or path == BY_NAME["version"].path
 
 
 def path_below(scope: Scope) -> str:

@@ -170,7 +170,7 @@ class Authentication:
             await self._send_frame(refusal)
             await self._close(_CODES.get(type(error), UNAUTHENTICATED), error.code)
             return False
-        await self._send_frame({"type": "ok", "ref": auth.ref})
+        await self._send_frame({"type": "ok", "ref": auth.ref, "you": self._credentials.describe()})
         return True
 
     async def _send_frame(self, frame: dict[str, Any]) -> None:
@@ -306,7 +306,7 @@ class Socket:
         finally:
             self._is_renewing = False
         session.identity = identity
-        session.reply({"type": "ok", "ref": auth.ref})
+        session.reply({"type": "ok", "ref": auth.ref, "you": self.credentials.describe()})
         if session.closing is None and not identity.includes(before):
             # It may be attached, present or at work by a capability that it lost: the client requests each anew.
             session.end(NARROWED, "forbidden")

@@ -14,6 +14,7 @@ from typing import Any
 import httpx2
 import pytest
 
+from chaos.processes import free_port
 from holdfast import serving
 from holdfast.core.errors import Busy
 from holdfast.transports import socket_owner
@@ -34,6 +35,8 @@ def connected(family: int = socket.AF_INET, host: str = HERE, to: str | None = N
     with socket.socket(family) as listening, socket.socket(socket.AF_INET6 if to else family) as peer:
         listening.bind((host, 0))
         listening.listen(1)
+        if to is None:
+            peer.bind((host, free_port()))  # which the system gives to no other peer meanwhile
         peer.connect((to or host, listening.getsockname()[1]))
         server, _ = listening.accept()
         with server:
