@@ -56,6 +56,7 @@ from holdfast.hub.channel import Channel
 from holdfast.hub.clock import Clock
 from holdfast.hub.committer import Committer
 from holdfast.hub.deadlines import Deadlines
+from holdfast.hub.development import exception_reason
 from holdfast.hub.drain import SignalHook
 from holdfast.hub.feed import Feed
 from holdfast.hub.hooks import Hook, HookHandler, HookKind, Hooks
@@ -132,7 +133,8 @@ class HubCore:
 
     `flush_ms` is the default flush window of viewers, `drain_s` how long running answers may go on when the
     process receives a signal to end; `hooks_signals=False` installs no signal handlers (then call `drain` yourself).
-    `ticket_keys` sign tickets, so that tickets outlive the process; the verifier may provide keys, too.
+    `ticket_keys` sign tickets, so that tickets outlive the process; the verifier may provide keys, too. `debug` names
+    exceptions in the reasons of failed messages; by default a hub without a verifier does so, without their text.
     """
 
     writer_class: type[MessageWriter] = MessageWriter  # `holdfast.agents` has one with more methods
@@ -150,9 +152,15 @@ class HubCore:
         hooks_signals: bool = True,
         client_limits: ClientLimits | None = None,
         ticket_keys: Sequence[bytes] = (),
+        debug: bool | None = None,
     ) -> None:
         check_settings(
-            authenticate=authenticate, limits=limits, client_limits=client_limits, flush_ms=flush_ms, drain_s=drain_s
+            authenticate=authenticate,
+            limits=limits,
+            client_limits=client_limits,
+            flush_ms=flush_ms,
+            drain_s=drain_s,
+            debug=debug,
         )
         warn_of_runserver()
         self.store: Store = check_store(store)
@@ -161,6 +169,7 @@ class HubCore:
         self.limits = limits or Limits()
         self.flush_ms = flush_ms
         self.drain_s = drain_s
+        self.debug = debug
         self.clock = clock or Clock()
         self.rates = Rates(client_limits)
         self.tickets = Tickets(ticket_keys or getattr(authenticate, "ticket_keys", ()), now_ms=self.clock.now_ms)
@@ -671,6 +680,11 @@ class HubCore:
         writers = self._live().writers
         if writers.setdefault((writer.channel, writer.id), writer) is not writer:
             raise IdConflict(f"message {writer.id!r} has a writer in this process already; use another id")
+
+    def reason_of(self, error: BaseException) -> str | None:
+        """Return the reason of a message that `error` ended: the exception's name in development, else None."""
+        is_development = self.authenticate is None if self.debug is None else self.debug
+        return exception_reason(error, has_text=bool(self.debug)) if is_development else None
 
     def unregister_writer(self, writer: MessageWriter) -> None:
         """Forget `writer`, which has ended."""
