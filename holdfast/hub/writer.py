@@ -382,8 +382,11 @@ class MessageWriter(OutgoingProperties):
 
         A draining hub leaves the message open: the next start adopts or interrupts it.
         """
-        is_cancelled = isinstance(error, asyncio.CancelledError | GeneratorExit)
-        status, reason = self.cancelled_as if is_cancelled else end_for(error)
+        if isinstance(error, asyncio.CancelledError | GeneratorExit):
+            status, reason = self.cancelled_as
+        else:
+            status, reason = end_for(error)
+            reason = reason or self._hub.reason_of(error)
         try:
             if not self._hub.is_draining:
                 self._outgoing.accept_end(status, reason=reason, is_server=True)
