@@ -80,6 +80,9 @@ class Backend(Protocol):
     def is_shutting_down(self) -> bool:
         """Return whether the process is about to end. Then turns are left for the next process."""
 
+    def reason_of(self, error: BaseException) -> str | None:
+        """Return the reason of a turn that `error` ended: the exception's name in development, else None."""
+
     def write(
         self,
         channel: str,

@@ -574,7 +574,7 @@ class MessageWriter:
         if isinstance(error, HoldfastError):
             self._is_interrupting = error.ends_as == "interrupted"
             return error.ends_as, error.code
-        return "failed", public_reason(error)
+        return "failed", public_reason(error) or self._hub.reason_of(error)
 
     async def _finish_early(self, status: str, reason: str | None) -> None:
         """Store the accepted requests and finish the message: its block ended early.
