@@ -23,7 +23,7 @@ async def keep_house(runtime: Runtime) -> None:
     while True:
         await asyncio.sleep(TIDY_S)
         free_memory(runtime)
-        runtime.scheduler.tidy()
+        runtime.scheduler.workers.tidy()
         try:
             await _tidy_store(runtime)
             token = await _follow_others(runtime, token)

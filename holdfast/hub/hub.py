@@ -37,11 +37,13 @@ from holdfast.core.requests import (
 )
 from holdfast.hub.channel import Channel
 from holdfast.hub.clock import Clock
+from holdfast.hub.development import exception_reason
 from holdfast.hub.drain import SignalHook
 from holdfast.hub.feed import Feed
 from holdfast.hub.hooks import Hook, HookHandler, HookKind
 from holdfast.hub.identity import Authenticate
 from holdfast.hub.lifecycle import Lifecycle
+from holdfast.hub.origins import check_allowed_origins, check_public_origin
 from holdfast.hub.patterns import check_pattern
 from holdfast.hub.rates import ClientLimits, Rates
 from holdfast.hub.recovery import Adopter, recover
@@ -74,7 +76,9 @@ class HubCore:
 
     `flush_ms` is the default flush window of viewers, `drain_s` how long running answers may go on when the
     process receives a signal to end; `hooks_signals=False` installs no signal handlers (then call `drain` yourself).
-    `ticket_keys` sign tickets, so that tickets outlive the process; the verifier may provide keys, too.
+    Pages of `allowed_origins` may send requests; `public_origin` is the address of this server's own pages behind TLS.
+    `ticket_keys` sign tickets, so that tickets outlive the process; the verifier may provide keys, too. `debug` names
+    exceptions in the reasons of failed messages; by default a hub without a verifier does so, without their text.
     """
 
     writer_class: type[MessageWriter] = MessageWriter  # `holdfast.agents` has one with more methods
@@ -85,6 +89,7 @@ class HubCore:
         *,
         authenticate: Authenticate | None = None,
         allowed_origins: tuple[str, ...] | list[str] = (),
+        public_origin: str | None = None,
         limits: Limits | None = None,
         flush_ms: int = 40,
         drain_s: float = 5.0,
@@ -92,20 +97,29 @@ class HubCore:
         hooks_signals: bool = True,
         client_limits: ClientLimits | None = None,
         ticket_keys: Sequence[bytes] = (),
+        debug: bool | None = None,
     ) -> None:
         check_settings(
-            authenticate=authenticate, limits=limits, client_limits=client_limits, flush_ms=flush_ms, drain_s=drain_s
+            authenticate=authenticate,
+            limits=limits,
+            client_limits=client_limits,
+            flush_ms=flush_ms,
+            drain_s=drain_s,
+            debug=debug,
         )
         warn_of_runserver()
         self.store: Store = check_store(store)
         self.authenticate = authenticate
-        self.allowed_origins = tuple(allowed_origins)
+        self.allowed_origins = check_allowed_origins(allowed_origins)
+        self.public_origin = check_public_origin(public_origin)
         self.limits = limits or Limits()
         self.flush_ms = flush_ms
         self.drain_s = drain_s
+        self.debug = debug
         self.clock = clock or Clock()
         self.rates = Rates(client_limits)
         self.tickets = Tickets(ticket_keys or getattr(authenticate, "ticket_keys", ()), now_ms=self.clock.now_ms)
+        self.requires_own_host = False  # with a verifier too; `serve --allow-everyone` sets it on loopback
         self.drive_by_hand = False  # streaming responses may drive `send` themselves; `serve` sets it
         self.sync = SyncHub(self)  # the blocking twin of the main calls, for threads
         self._adopters: list[tuple[str, Adopter]] = []
@@ -113,11 +127,11 @@ class HubCore:
             self.store,
             self.limits,
             self.clock,
-            recover=self._recover,
+            recover=lambda runtime: recover(runtime, self._adopters, partial(self._writers.new, create=None)),
             release_loop=self.sync.release_loop,
             signals=SignalHook(self.drain) if hooks_signals else None,
         )
-        self._writers = Writers(self._life, self.limits, self.writer_class)
+        self._writers = Writers(self._life, self.limits, self.writer_class, self.reason_of)
 
     # -- life --------------------------------------------------------------------------------------------------
 
@@ -479,13 +493,15 @@ class HubCore:
         """Return a caller in this process."""
         return self._writers.caller(author)
 
+    def reason_of(self, error: BaseException) -> str | None:
+        """Return the reason of a message that `error` ended: the exception's name in development, else None."""
+        is_development = self.authenticate is None if self.debug is None else self.debug
+        return exception_reason(error, has_text=bool(self.debug)) if is_development else None
+
     # -- inside ------------------------------------------------------------------------------------------------
 
     def _id(self, message_id: str | None) -> str:
         return check_id(message_id) if message_id is not None else self.clock.new_id()
-
-    async def _recover(self, runtime: Runtime) -> None:
-        await recover(runtime, self._adopters, partial(self._writers.new, create=None))
 
 
 def _present(result: Result) -> Message:

@@ -184,7 +184,7 @@ class Lifecycle:
 
     async def _serve_open(self, run: Run, runtime: Runtime, group: asyncio.TaskGroup) -> None:
         """Recover and serve: the store is open, and the services are built."""
-        await runtime.scheduler.recall()
+        await runtime.scheduler.workers.recall()
         workers = [group.create_task(runtime.committer.run())]
         await self._recover(runtime)
         for callback in self._start_callbacks:

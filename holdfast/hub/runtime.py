@@ -29,6 +29,7 @@ from holdfast.hub.results import Done, Result, result_later
 from holdfast.hub.tasks import Tasks
 from holdfast.hub.ticks import Ticks
 from holdfast.hub.turns import TurnScheduler
+from holdfast.hub.workers import WorkerPool
 from holdfast.hub.writer_hub import OpenWriter
 from holdfast.stores.base import Store
 
@@ -51,16 +52,23 @@ class Runtime:
         self.hooks = Hooks(store, self.tasks.start_background)
         self.leases = LeaseMonitor(self.loop, clock, self.deadlines, self.submit)
         self.presence = PresenceTracker(self.loop, self.deadlines, limits, self.channel)
-        self.scheduler = TurnScheduler(
+        workers = WorkerPool(
             self.loop,
             clock,
             self.deadlines,
             store=store,
-            node=node,
-            submit=self.submit,
             live=lambda: list(self.channels.values()),
-            find=self.channels.get,
             spawn=self.tasks.spawn,
+        )
+        self.scheduler = TurnScheduler(
+            self.loop,
+            clock,
+            self.deadlines,
+            workers,
+            node=node,
+            is_exclusive=store.is_exclusive,
+            submit=self.submit,
+            find=self.channels.get,
         )
         self.committer = Committer(
             store,
@@ -70,7 +78,7 @@ class Runtime:
             self.channel,
             self.tasks.spawn,
             self.pace,
-            is_served=self.scheduler.serves,
+            is_served=workers.serves,
             accepted=lambda channel, key: self.leases.renew(channel.name, key),
         )
 
@@ -82,7 +90,7 @@ class Runtime:
             channel = self.channels[name] = Channel(
                 name, self.store, self.limits, self.ticks, now_s=now_s, observe=self._changed
             )
-            self.scheduler.loaded(channel)
+            self.scheduler.workers.loaded(channel)
         channel.used_s = now_s
         return channel
 

@@ -21,8 +21,14 @@ class OpenWriter(Protocol):
     """A writer of a message that streams, as the hub sees it."""
 
     channel: str
-    id: str
-    generation: int
+
+    @property
+    def id(self) -> str:
+        """Return the id of the message."""
+
+    @property
+    def generation(self) -> int:
+        """Return the generation of this writer."""
 
     async def flush(self) -> None:
         """Store the accepted text."""
@@ -32,6 +38,7 @@ class WriterHub(Protocol):
     """The part of the hub that a writer uses. All methods but `start` and `caller` need a hub that runs."""
 
     limits: Limits
+    reason_of: Callable[[BaseException], str | None]  # of a message that an exception ended
 
     @property
     def node(self) -> str:

@@ -30,8 +30,15 @@ ABANDONED_S = 1.0  # before checking that the end of an abandoned message is sto
 class Writers:
     """Makes and registers the writers of a hub. Implements `WriterHub`."""
 
-    def __init__(self, life: Lifecycle, limits: Limits, writer_class: type[MessageWriter]) -> None:
+    def __init__(
+        self,
+        life: Lifecycle,
+        limits: Limits,
+        writer_class: type[MessageWriter],
+        reason_of: Callable[[BaseException], str | None],
+    ) -> None:
         self.limits = limits
+        self.reason_of = reason_of  # of a message that an exception ended
         self._life = life
         self._writer_class = writer_class
 

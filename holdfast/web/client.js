@@ -10,6 +10,7 @@
 import { Channel } from "./channel.js"
 import { Connection } from "./connection.js"
 import { HoldfastError, isTemporary, Observable, refusal } from "./errors.js"
+import { Outbox } from "./outbox.js"
 import { POLL } from "./poll.js"
 import { Requests } from "./requests.js"
 import { STREAM } from "./stream.js"
@@ -32,6 +33,7 @@ import { WEBSOCKET } from "./websocket.js"
  * @property {string} url where the server is mounted; may be relative to the page
  * @property {import("./token.js").TokenSource} [token] a bearer token, or a callback that returns one; `why` is `start`,
  *   `expired` or `refused`
+ * @property {string} [identity] whose page this is: unsent messages survive the tab, and belong to this identity only
  * @property {"auto" | Transport["name"]} [transport] `auto`: WebSocket, then SSE, then long poll
  * @property {string} [client] the client id, for servers without a verifier; `enter` over HTTP needs it
  * @property {AbortSignal} [signal] closes the client
@@ -80,6 +82,7 @@ export class Client extends Observable {
     this.options = options
     this.base = new URL(options.url, globalThis.location?.href).href.replace(/\/+$/, "")
     this.token = new Token(options.token)
+    this.outbox = new Outbox(this, options.identity)
     this.fetch = options.fetch ?? ((...request) => fetch(...request))
     this.WebSocket = options.WebSocket ?? globalThis.WebSocket
     this.now = options.now ?? (() => performance.now())
@@ -253,6 +256,7 @@ export class Client extends Observable {
   /** The server has confirmed the id of this client. @param {string | undefined} id */
   identified(id) {
     this.#id = id
+    this.outbox.claim()
   }
 
   /** The server does not accept `token`. Return whether this closed the client. @param {string | undefined} token @param {boolean} isExpired */
