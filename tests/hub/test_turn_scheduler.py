@@ -92,7 +92,7 @@ async def test_message_that_arrives_while_another_is_claimed_interrupts_it() -> 
     hub = new_hub(Slow())
     await hub.start()
     worker = Worker(when_busy="interrupt")
-    hub.scheduler.register(worker)
+    hub.runtime.scheduler.register(worker)
 
     async def later() -> None:
         await asyncio.sleep(0.025)  # decided in one batch with the claim of the first message
