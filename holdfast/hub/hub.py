@@ -62,6 +62,7 @@ from holdfast.hub.feed import Feed
 from holdfast.hub.hooks import Hook, HookHandler, HookKind, Hooks
 from holdfast.hub.identity import Authenticate
 from holdfast.hub.leases import LeaseMonitor
+from holdfast.hub.origins import check_allowed_origins, check_public_origin
 from holdfast.hub.pace import Pace
 from holdfast.hub.patterns import check_pattern, matches
 from holdfast.hub.pending import DocumentDue, Item, Waiting
@@ -133,6 +134,7 @@ class HubCore:
 
     `flush_ms` is the default flush window of viewers, `drain_s` how long running answers may go on when the
     process receives a signal to end; `hooks_signals=False` installs no signal handlers (then call `drain` yourself).
+    Pages of `allowed_origins` may send requests; `public_origin` is the address of this server's own pages behind TLS.
     `ticket_keys` sign tickets, so that tickets outlive the process; the verifier may provide keys, too. `debug` names
     exceptions in the reasons of failed messages; by default a hub without a verifier does so, without their text.
     """
@@ -145,6 +147,7 @@ class HubCore:
         *,
         authenticate: Authenticate | None = None,
         allowed_origins: tuple[str, ...] | list[str] = (),
+        public_origin: str | None = None,
         limits: Limits | None = None,
         flush_ms: int = 40,
         drain_s: float = 5.0,
@@ -165,7 +168,8 @@ class HubCore:
         warn_of_runserver()
         self.store: Store = check_store(store)
         self.authenticate = authenticate
-        self.allowed_origins = tuple(allowed_origins)
+        self.allowed_origins = check_allowed_origins(allowed_origins)
+        self.public_origin = check_public_origin(public_origin)
         self.limits = limits or Limits()
         self.flush_ms = flush_ms
         self.drain_s = drain_s
@@ -175,6 +179,7 @@ class HubCore:
         self.tickets = Tickets(ticket_keys or getattr(authenticate, "ticket_keys", ()), now_ms=self.clock.now_ms)
         self.node = ""  # names this run of the hub in writers' leases; new at each start
         self.is_draining = False
+        self.requires_own_host = False  # with a verifier too; `serve --allow-everyone` sets it on loopback
         self.drive_by_hand = False  # streaming responses may drive `send` themselves; `serve` sets it
         self._on_start: list[Callable[[], None]] = []
         self._hooks = Hooks(self)
