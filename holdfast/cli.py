@@ -78,6 +78,12 @@ def main() -> None:
     metavar="ORIGIN",
     help="Origin whose pages may send requests; repeatable.",
 )
+@click.option(
+    "--public-origin",
+    default=None,
+    metavar="ORIGIN",
+    help="Origin of this server's own pages, behind a proxy with TLS.",
+)
 @click.option("--allow-everyone", is_flag=True, help="Accept every caller, unverified, with every capability.")
 @click.option(
     "--trust-proxy",
@@ -99,6 +105,7 @@ def serve(
     audiences: tuple[str, ...],
     issuers: tuple[str, ...],
     origins: tuple[str, ...],
+    public_origin: str | None,
     allow_everyone: bool,
     proxies: tuple[str, ...],
     log_level: str,
@@ -108,11 +115,11 @@ def serve(
 
     verifier = _verifier(secret_files, jwks, audiences, issuers, allow_everyone=allow_everyone)
     if target is not None:
-        is_ours = (store, flush_ms, drain_s) != (None, None, None) or origins or secret_files or jwks
+        is_ours = (store, flush_ms, drain_s, public_origin) != (None,) * 4 or origins or secret_files or jwks
         if is_ours:
             raise LocalError(
-                "--app brings its own hub: set --store, --flush-ms, --drain-s, --allowed-origin and the options for "
-                "tokens there"
+                "--app brings its own hub: set --store, --flush-ms, --drain-s, --allowed-origin, --public-origin and "
+                "the options for tokens there"
             )
         app = _load(target)
         if not allow_everyone:
@@ -121,11 +128,15 @@ def serve(
             one.authenticate = one.authenticate or verifier
     else:
         settings: dict[str, Any] = {"flush_ms": flush_ms, "drain_s": drain_s, "authenticate": verifier}
+        settings |= {"allowed_origins": origins, "public_origin": public_origin}
         known = {name: value for name, value in settings.items() if value is not None}
-        app = Hub(_checked(store or "sqlite:///holdfast.db"), allowed_origins=_origins(origins), **known)
+        app = Hub(_checked(store or "sqlite:///holdfast.db"), **known)
         check_guarded(host, app)
     if allow_everyone and not is_loopback(host):
         click.echo(f"Every machine that reaches {host} may read, write and delete every channel.", err=True)
+    elif allow_everyone:
+        for one in hubs_in(app):  # else any web page could let a name of its own point at this machine
+            one.requires_own_host = True
     hub = app if isinstance(app, Hub) else None
     if hub is not None:
         hub.drive_by_hand = True  # no middleware stands between the hub and the server
@@ -217,18 +228,6 @@ def _secret(path: Path) -> bytes:
         return path.read_bytes().rstrip(b"\r\n")
     except OSError as error:
         raise LocalError(f"--jwt-secret-file {path}: {error.strerror}") from None
-
-
-def _origins(origins: tuple[str, ...]) -> tuple[str, ...]:
-    """Return the origins in the form of browsers. Raises LocalError for one that would never match."""
-    for origin in origins:
-        parts = urlsplit(origin)
-        is_origin = parts.scheme in ("http", "https") and parts.netloc and origin == f"{parts.scheme}://{parts.netloc}"
-        if origin != "*" and not is_origin:
-            raise LocalError(
-                f"--allowed-origin must be like https://host or https://host:8443, without a path, got {origin!r}"
-            )
-    return origins
 
 
 def _listen(host: str, port: int, *, tries: int = 1) -> Any:

@@ -135,6 +135,10 @@ class RemoteBackend:
         self._agents = agents
         self._turn = turn
 
+    def reason_of(self, error: BaseException) -> str | None:
+        """Of `Backend`. A client does not know whether its server is one of development."""
+        return None
+
     def write(
         self,
         channel: str,
@@ -183,7 +187,7 @@ class RemoteBackend:
         """Of `Backend`."""
         return await self._client.take_waiting(channel, message_id, turn=turn)
 
-    def say(self, channel: str, name: str, data: dict[str, Json]) -> None:
+    def show_state(self, channel: str, name: str, data: dict[str, Json]) -> None:
         """Of `Backend`."""
         self._turn.tell(data)
 

@@ -56,11 +56,13 @@ from holdfast.hub.channel import Channel
 from holdfast.hub.clock import Clock
 from holdfast.hub.committer import Committer
 from holdfast.hub.deadlines import Deadlines
+from holdfast.hub.development import exception_reason
 from holdfast.hub.drain import SignalHook
 from holdfast.hub.feed import Feed
 from holdfast.hub.hooks import Hook, HookHandler, HookKind, Hooks
 from holdfast.hub.identity import Authenticate
 from holdfast.hub.leases import LeaseMonitor
+from holdfast.hub.origins import check_allowed_origins, check_public_origin
 from holdfast.hub.pace import Pace
 from holdfast.hub.patterns import check_pattern, matches
 from holdfast.hub.pending import DocumentDue, Item, Waiting
@@ -73,6 +75,7 @@ from holdfast.hub.sync import SyncHub
 from holdfast.hub.tickets import Tickets
 from holdfast.hub.ticks import Ticks
 from holdfast.hub.turns import TurnScheduler
+from holdfast.hub.workers import WorkerPool
 from holdfast.hub.writer import MessageWriter
 from holdfast.hub.wsgi import warn_of_runserver
 from holdfast.stores.base import Store
@@ -131,7 +134,9 @@ class HubCore:
 
     `flush_ms` is the default flush window of viewers, `drain_s` how long running answers may go on when the
     process receives a signal to end; `hooks_signals=False` installs no signal handlers (then call `drain` yourself).
-    `ticket_keys` sign tickets, so that tickets outlive the process; the verifier may provide keys, too.
+    Pages of `allowed_origins` may send requests; `public_origin` is the address of this server's own pages behind TLS.
+    `ticket_keys` sign tickets, so that tickets outlive the process; the verifier may provide keys, too. `debug` names
+    exceptions in the reasons of failed messages; by default a hub without a verifier does so, without their text.
     """
 
     writer_class: type[MessageWriter] = MessageWriter  # `holdfast.agents` has one with more methods
@@ -142,6 +147,7 @@ class HubCore:
         *,
         authenticate: Authenticate | None = None,
         allowed_origins: tuple[str, ...] | list[str] = (),
+        public_origin: str | None = None,
         limits: Limits | None = None,
         flush_ms: int = 40,
         drain_s: float = 5.0,
@@ -149,22 +155,31 @@ class HubCore:
         hooks_signals: bool = True,
         client_limits: ClientLimits | None = None,
         ticket_keys: Sequence[bytes] = (),
+        debug: bool | None = None,
     ) -> None:
         check_settings(
-            authenticate=authenticate, limits=limits, client_limits=client_limits, flush_ms=flush_ms, drain_s=drain_s
+            authenticate=authenticate,
+            limits=limits,
+            client_limits=client_limits,
+            flush_ms=flush_ms,
+            drain_s=drain_s,
+            debug=debug,
         )
         warn_of_runserver()
         self.store: Store = check_store(store)
         self.authenticate = authenticate
-        self.allowed_origins = tuple(allowed_origins)
+        self.allowed_origins = check_allowed_origins(allowed_origins)
+        self.public_origin = check_public_origin(public_origin)
         self.limits = limits or Limits()
         self.flush_ms = flush_ms
         self.drain_s = drain_s
+        self.debug = debug
         self.clock = clock or Clock()
         self.rates = Rates(client_limits)
         self.tickets = Tickets(ticket_keys or getattr(authenticate, "ticket_keys", ()), now_ms=self.clock.now_ms)
         self.node = ""  # names this run of the hub in writers' leases; new at each start
         self.is_draining = False
+        self.requires_own_host = False  # with a verifier too; `serve --allow-everyone` sets it on loopback
         self.drive_by_hand = False  # streaming responses may drive `send` themselves; `serve` sets it
         self._on_start: list[Callable[[], None]] = []
         self._hooks = Hooks(self)
@@ -623,7 +638,7 @@ class HubCore:
                 name, self.store, self.limits, runtime.ticks, now_s=now_s, observe=self._changed
             )
             if runtime.scheduler is not None:
-                runtime.scheduler.loaded(channel)
+                runtime.scheduler.workers.loaded(channel)
         channel.used_s = now_s
         return channel
 
@@ -670,6 +685,11 @@ class HubCore:
         writers = self._live().writers
         if writers.setdefault((writer.channel, writer.id), writer) is not writer:
             raise IdConflict(f"message {writer.id!r} has a writer in this process already; use another id")
+
+    def reason_of(self, error: BaseException) -> str | None:
+        """Return the reason of a message that `error` ended: the exception's name in development, else None."""
+        is_development = self.authenticate is None if self.debug is None else self.debug
+        return exception_reason(error, has_text=bool(self.debug)) if is_development else None
 
     def unregister_writer(self, writer: MessageWriter) -> None:
         """Forget `writer`, which has ended."""
@@ -773,7 +793,7 @@ class HubCore:
                 self._staff(runtime)
                 assert runtime.committer is not None
                 assert runtime.scheduler is not None
-                await runtime.scheduler.recall()
+                await runtime.scheduler.workers.recall()
                 workers = [tasks.create_task(runtime.committer.run())]
                 await self._recover()
                 for callback in self._on_start:
@@ -811,18 +831,25 @@ class HubCore:
         loop, deadlines = runtime.loop, runtime.deadlines
         runtime.leases = LeaseMonitor(loop, self.clock, deadlines, self.submit)
         runtime.presence = PresenceTracker(loop, deadlines, self.limits, self.channel)
-        runtime.scheduler = TurnScheduler(
+        workers = WorkerPool(
             loop,
             self.clock,
             deadlines,
             store=self.store,
-            node=self.node,
-            submit=self.submit,
             live=lambda: list(runtime.channels.values()),
-            find=runtime.channels.get,
             spawn=self._spawn,
         )
-        leases, scheduler = runtime.leases, runtime.scheduler
+        runtime.scheduler = TurnScheduler(
+            loop,
+            self.clock,
+            deadlines,
+            workers,
+            node=self.node,
+            is_exclusive=self.store.is_exclusive,
+            submit=self.submit,
+            find=runtime.channels.get,
+        )
+        leases = runtime.leases
         runtime.committer = Committer(
             self.store,
             self.limits,
@@ -831,7 +858,7 @@ class HubCore:
             self.channel,
             self._spawn,
             runtime.pace,
-            is_served=scheduler.serves,
+            is_served=workers.serves,
             accepted=lambda channel, key: leases.renew(channel.name, key),
         )
 
@@ -887,7 +914,7 @@ class HubCore:
         while True:
             await asyncio.sleep(TIDY_S)
             self.free_memory()
-            self.scheduler.tidy()
+            self.scheduler.workers.tidy()
             try:
                 for channel, message_id in await self.store.tidy(self.clock.now_ms()):
                     self.queue(DocumentDue(channel, message_id))
