@@ -177,7 +177,9 @@ class TurnScheduler:
         if turn.phase is Phase.RUNNING:
             self._turns[channel].put(turn)  # the last one: a worker that names no turn means this one
         if turn.phase is Phase.OVER:
-            self._forget(channel, turn)
+            self._turns[channel].drop(turn)
+            if not self._turns[channel]:
+                del self._turns[channel]
         if left.worker is not None:
             is_over = turn.phase in (Phase.ENDING, Phase.OVER)
             state = turn.claim.state if is_over and turn.claim is not None else "cancelled" if is_over else "lost"
@@ -211,12 +213,6 @@ class TurnScheduler:
             case _:
                 self._deadlines.drop(key)
 
-    def _forget(self, channel: str, turn: Turn) -> None:
-        turns = self._turns[channel]
-        turns.drop(turn)
-        if not turns:
-            del self._turns[channel]
-
     def _turn(self, channel: str, message_id: str) -> Turn | None:
         turns = self._turns.get(channel)
         return turns.get(message_id) if turns is not None else None
@@ -248,7 +244,9 @@ class TurnScheduler:
             if is_busy and worker.when_busy == "queue":
                 return
             if worker.when_busy == "interrupt":
-                self._interrupt_all_but(channel, turns, waiting[-1])
+                for older in turns.to_interrupt(waiting[-1]):
+                    older.is_interrupted = True
+                    self._interrupt(channel, older.message_id, command_key(self._clock.new_id()))
                 if is_busy or turn is not waiting[-1]:
                     continue  # it is offered again when the running turn is over
             turn.send_claim()
@@ -358,8 +356,10 @@ class TurnScheduler:
 
     def renew(self, worker: Worker, assigned: AssignedTurn) -> bool:
         """Renew the lease of a remote worker's turn. Return False if the turn does not belong to it any more."""
-        turn = self._running(assigned)
-        if turn is None or turn.claim is None or turn.claim.node is not None or turn.claim.by != worker.name:
+        turn = self._turn(assigned.channel, assigned.message_id)
+        if turn is None or turn.phase is not Phase.RUNNING or turn.attempt != assigned.generation:
+            return False
+        if turn.claim is None or turn.claim.node is not None or turn.claim.by != worker.name:
             return False  # of another agent: a reconnecting worker has the same name
         turn.begin(worker)
         self._lapse_in(assigned.channel, turn, (turn.claim.lease_ms or LEASE_S * 1000) / 1000)
@@ -391,12 +391,6 @@ class TurnScheduler:
         self._request(assigned.channel, assigned.message_id, request, caller, done)
         if turn is not None and is_own:  # after the request: it must not end the turn that may follow
             self._handler_ended(assigned.channel, turn)
-
-    def _running(self, assigned: AssignedTurn) -> Turn | None:
-        """Return the turn if that attempt runs."""
-        turn = self._turn(assigned.channel, assigned.message_id)
-        is_running = turn is not None and turn.phase is Phase.RUNNING and turn.attempt == assigned.generation
-        return turn if is_running else None
 
     def _check_held(self, channel: str, turn: Turn) -> None:
         """Resolve a turn that another one had taken in: it ends with that turn, or waits again if that is lost."""
@@ -433,11 +427,6 @@ class TurnScheduler:
         """Offer the turn again: its worker is gone, or the attempt that held it."""
         self._moved(channel, turn, turn.lose(event))
         self._offer(channel)
-
-    def _interrupt_all_but(self, channel: str, turns: Turns, newest: Turn) -> None:
-        for turn in turns.to_interrupt(newest):
-            turn.is_interrupted = True
-            self._interrupt(channel, turn.message_id, command_key(self._clock.new_id()))
 
     def _interrupt(self, channel: str, message_id: str, key: str) -> None:
         """Cancel the turn of `message_id`, as a `cancel` would: a newer message interrupts it."""

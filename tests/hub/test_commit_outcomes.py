@@ -8,13 +8,22 @@ Each test scripts the outcomes of the next commits. The simulator draws the same
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
 import pytest
 
 from holdfast.core.cursor import parse_cursor
-from holdfast.core.errors import AlreadyAnswered, Fenced, IdConflict, InvalidName, InvalidText, StoreUnavailable
+from holdfast.core.errors import (
+    AlreadyAnswered,
+    Draining,
+    Fenced,
+    IdConflict,
+    InvalidName,
+    InvalidText,
+    StoreUnavailable,
+)
 from holdfast.core.events import ChannelAttached, MessageUpdate
 from holdfast.core.limits import Limits
 from holdfast.core.ops import Writer
@@ -260,6 +269,31 @@ async def test_turn_is_claimed_once_and_by_this_hub_for_each_outcome_of_the_comm
         store.script = [act]
         await hub.ask("c", "q", EndTurn(generation=1), agent)
         assert (await hub.info("c")).serial == 3
+
+
+class Hanging(MemoryStore):
+    """A store whose commits do not return."""
+
+    async def commit(self, writes: Sequence[Write]) -> list[Committed | Conflict]:
+        await asyncio.sleep(1_000)
+        return await super().commit(writes)
+
+
+async def test_opening_that_is_cancelled_twice_leaves_no_complaint_when_the_hub_stops() -> None:
+    complaints: list[str] = []
+    asyncio.get_running_loop().set_exception_handler(lambda loop, context: complaints.append(context["message"]))
+    hub = HubCore(Hanging(), hooks_signals=False, drain_s=0.0)
+    await hub.start()
+    opening = asyncio.create_task(hub.message("c").open())
+    for _ in range(2):
+        await asyncio.sleep(0.01)
+        opening.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await opening
+    await hub.close()
+    del opening
+    gc.collect()
+    assert complaints == []
 
 
 async def test_claims_and_leases_send_no_event_to_viewers() -> None:
