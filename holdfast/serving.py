@@ -143,7 +143,7 @@ def server(app: Any, *, limits: Limits | None = None, log_level: str = "warning"
         app,
         loop="asyncio",  # the time is spent in the kernel: uvloop was not faster (measured)
         http="httptools",
-        ws="auto",
+        ws="websockets-sansio",  # `auto` takes an older implementation in some releases
         ws_max_size=(limits or Limits()).request_bytes + 64 * 1024,
         ws_ping_interval=None,  # the protocol has pings of its own
         ws_per_message_deflate=False,  # compression costs memory per socket, and joined text compresses little
