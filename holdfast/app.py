@@ -29,6 +29,7 @@ from holdfast.hub.patterns import check_pattern
 from holdfast.hub.turns import WhenBusy
 from holdfast.response import Answering, StreamResponse, Style, check_style
 from holdfast.transports.app import App, asgi
+from holdfast.transports.framing import EndFrame
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -84,22 +85,28 @@ class Hub(HubCore):
         reply_id: str | None = None,
         author: str | None = "assistant",
         style: Style = "events",
+        end_frame: EndFrame | None = None,
+        text_field: str | None = None,
         meta: dict[str, Json] | None = None,
         headers: Mapping[str, str] | None = None,
         cancel_after_s: float | None = None,
     ) -> StreamResponse:
         """Return the response of an endpoint that streams an answer; the answer outlives the request.
 
-        `source` is the stream, of text or of a model's SDK as `pipe` accepts it, or a function that returns one. A
-        function is better: the resources it opens then live as long as the stream, not as long as the request. A task
-        of the hub, with the caller's context variables, writes the stream to message `reply_id` of `channel`, after the
-        user's `prompt` if given. `style` is `events` (named events `thinking`, `answer`, `done`) or `data` (plain
-        `data:` and `[DONE]`). The headers `Holdfast-Channel`, `Holdfast-Message` and `Location` tell a reloaded page
-        where to find the answer. A disconnected reader does not stop the answer; with `cancel_after_s` it is cancelled
-        after that time without any reader, of this response or of the channel. A repeat with the same `reply_id` joins
-        the existing answer.
+        `source` is the stream, of text, of server-sent events with text, or of a model's SDK as `pipe` accepts it, or a
+        function that returns one. A function is better: the resources it opens then live as long as the stream, not as
+        long as the request. `text_field` names the field with the text in JSON objects of server-sent events. A task of
+        the hub, with the caller's context variables, writes the stream to message `reply_id` of `channel`, after the
+        user's `prompt` if given.
+
+        `style` is `events` (named events `thinking`, `answer`, `done`), `data` (plain `data:` and `[DONE]`), or a
+        function that returns the frame of a text; `end_frame` then follows a complete answer, or is a function of the
+        answer's status. The headers `Holdfast-Channel`, `Holdfast-Message` and `Location` tell a reloaded page where to
+        find the answer. A disconnected reader does not stop the answer; with `cancel_after_s` it is cancelled after
+        that time without any reader, of this response or of the channel. A repeat with the same `reply_id` joins the
+        existing answer.
         """
-        check_style(style)
+        check_style(style, end_frame)
         message_id = self.new_id() if reply_id is None else check_id(reply_id)
         check_channel(channel)
 
@@ -119,11 +126,21 @@ class Hub(HubCore):
                 await writer.open()
             except IdConflict:
                 return None
-            answering = Answering(self, writer, source, asked, cancel_after_s)
+            answering = Answering(self, writer, source, asked, text_field=text_field, cancel_after_s=cancel_after_s)
             answering.start()
             return answering
 
-        return StreamResponse(begin, self._asgi, channel, message_id, style=style, path=self.path, headers=headers)
+        return StreamResponse(
+            begin,
+            self._asgi,
+            channel,
+            message_id,
+            is_repeatable=reply_id is not None,
+            style=style,
+            end_frame=end_frame,
+            path=self.path,
+            headers=headers,
+        )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await self._asgi(scope, receive, send)

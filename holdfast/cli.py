@@ -19,8 +19,8 @@ import click
 from holdfast._version import __version__
 from holdfast.core.errors import HoldfastError, LocalError
 from holdfast.hub import identity
-from holdfast.hub.feed import FLUSH_CLASSES_MS
 from holdfast.hub.identity import Authenticate
+from holdfast.hub.ticks import FLUSH_CLASSES_MS
 from holdfast.serving import PORT_TRIES, address_of, check_guarded, check_loopback, hubs_in, is_loopback, listen, run
 
 DEFAULT_PORT = 8000

@@ -23,17 +23,17 @@ from holdfast.agents.local import LocalWatch
 from holdfast.agents.stops import answer_stops, until_stopped
 from holdfast.agents.writer import AgentWriter
 from holdfast.core.cursor import parse_cursor
-from holdfast.core.errors import HoldfastError, LocalError
+from holdfast.core.errors import HoldfastError, LocalError, shown
 from holdfast.hub.hub import HubCore
 from holdfast.transports.credentials import Credentials
-from holdfast.transports.framing import Framer, NamedEvents, PlainData
+from holdfast.transports.framing import EndFrame, Framer, NamedEvents, OwnFrames, PlainData, sent_by
 from holdfast.transports.message_stream import MessageStream, resume_point
 from holdfast.transports.sender import TaskSender
 from holdfast.transports.sse import Open
 
 logger = logging.getLogger("holdfast.agents")
 
-Style = Literal["events", "data"]
+Style = Literal["events", "data"] | Callable[[str], str | bytes]
 VIEWERS_POLL_S = 1.0  # how often an answer that ends without viewers checks for them
 
 
@@ -41,11 +41,19 @@ class Answering:
     """An answer in progress: the task that writes it, and the commands that stop it."""
 
     def __init__(
-        self, hub: HubCore, writer: AgentWriter, source: object, prompt_id: str | None, cancel_after_s: float | None
+        self,
+        hub: HubCore,
+        writer: AgentWriter,
+        source: object,
+        prompt_id: str | None,
+        *,
+        text_field: str | None,
+        cancel_after_s: float | None,
     ) -> None:
         self._hub = hub
         self._writer = writer
         self._source = source
+        self._text_field = text_field
         self._targets = {writer.id} if prompt_id is None else {writer.id, prompt_id}
         self._cancel_after_s = cancel_after_s
         self._readers = 0
@@ -90,7 +98,7 @@ class Answering:
                 stream = self._source() if callable(self._source) else self._source
                 if inspect.isawaitable(stream):
                     stream = await stream
-                await message.pipe(stream)
+                await message.pipe(stream, text_field=self._text_field)
         except HoldfastError as error:
             logger.warning("the answer %s ended early: %s", self._writer.id, error)
         except Exception:
@@ -127,11 +135,15 @@ class StreamResponse(Response):
         channel: str,
         message_id: str,
         *,
+        is_repeatable: bool,
         style: Style,
+        end_frame: EndFrame | None,
         path: str,
         headers: Mapping[str, str] | None,
     ) -> None:
         super().__init__(status_code=200)
+        self._is_repeatable = is_repeatable  # the same request joins the same answer
+        self._end_frame = end_frame
         self._begin = begin  # awaited when the response is sent: its errors reach the app
         self._app = app
         self._channel = channel
@@ -152,11 +164,15 @@ class StreamResponse(Response):
             self.headers[name] = value
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        answering: Answering | None = await self._begin()  # None: the answer exists, and this is one more reader
         hub = self._app.hub
-        message, cursor = await hub.read(self._channel, self._message_id)
         requested = Headers(scope=scope)
-        sent = resume_point(parse_cursor(requested.get("last-event-id", "")), cursor)
+        since = parse_cursor(requested.get("last-event-id", ""))
+        if not self._is_repeatable and sent_by(since).is_finished:
+            await Response(status_code=204)(scope, receive, send)  # stops an EventSource, which would ask again
+            return
+        answering: Answering | None = await self._begin()  # None: the answer exists, and this is one more reader
+        message, cursor = await hub.read(self._channel, self._message_id)
+        sent = resume_point(since if answering is None else None, cursor)  # a new answer was sent to no reader
         if sent.is_finished and message.status != "streaming":
             await Response(status_code=204)(scope, receive, send)  # stops an EventSource
             return
@@ -186,13 +202,23 @@ class StreamResponse(Response):
         if self._style == "events":
             return NamedEvents()
         # An EventSource reconnects by itself and resumes by id. Other readers of plain data get the data alone.
-        return PlainData(has_ids="text/event-stream" in requested.get("accept", ""))
+        has_ids = "text/event-stream" in requested.get("accept", "")
+        if self._style == "data":
+            return PlainData(has_ids=has_ids)
+        return OwnFrames(self._style, self._end_frame, has_ids=has_ids)
 
 
-def check_style(style: str) -> Style:
-    """Return `style`; raises LocalError."""
-    if style == "events":
-        return "events"
-    if style == "data":
-        return "data"
-    raise LocalError(f"style must be 'events' or 'data', got {style!r}")
+def check_style(style: object, end_frame: object) -> None:
+    """Raise LocalError unless `style` is a style, and `end_frame` is left out or fits it."""
+    if not callable(style) and style not in ("events", "data"):
+        raise LocalError(
+            f"style must be 'events', 'data', or a function that returns the frame of a text, got {shown(style)}"
+        )
+    if inspect.iscoroutinefunction(style):
+        raise LocalError(
+            "style must be an ordinary function of the text, got an async one: write `def`, not `async def`"
+        )
+    if end_frame is not None and not callable(style):
+        raise LocalError(f"end_frame belongs to a style that is a function; style {style!r} has its own end")
+    if end_frame is not None and not callable(end_frame) and not isinstance(end_frame, str | bytes):
+        raise LocalError(f"end_frame must be a str, bytes, or a function of the status, got {shown(end_frame)}")

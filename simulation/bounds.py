@@ -18,6 +18,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 
 from holdfast.core import state as states
+from holdfast.hub import batches
 from holdfast.hub import channel as channels
 from holdfast.hub import presence_state as rosters
 from holdfast.hub.channel import Channel
@@ -92,8 +93,8 @@ class Bounds:
 
     def _look_at_channel(self, channel: Channel) -> None:
         name, presence_state, tail = channel.name, channel.presence_state, channel.state.tail
-        batches = len(channel._first_batches) + len(channel.live_batches)
-        self._at_most(f"encoded batches are kept for {name}", batches, channels.MAX_CACHED_BATCHES)
+        kept = len(channel.batches.first) + len(channel.batches.live)
+        self._at_most(f"encoded batches are kept for {name}", kept, batches.MAX_CACHED_BATCHES)
         self._at_most(f"bytes of part operations are kept of {name}", tail._bytes, states.TAIL_BYTES)
         self._at_most(f"bytes of signals are kept of {name}", presence_state._signal_bytes, rosters.KEPT_SIGNAL_BYTES)
         if not self._has_too_much(channel):
@@ -120,6 +121,9 @@ class Bounds:
         yield self._hub, SPARE, {}
         yield runtime, SPARE, {}
         yield committer, SPARE, {"_queue": waiting}
+        yield committer._loader, SPARE, {}
+        for parked in committer._loader.parked.values():
+            self._at_most("requests are parked", len(parked), waiting)
         yield runtime.deadlines, SPARE, {"_heap": 2 * len(runtime.deadlines) + DROPPED + 1}
         yield runtime.ticks, SPARE, {}
         yield leases, SPARE, {"_holders": len(leases._leases)}
@@ -129,16 +133,15 @@ class Bounds:
         for runner in self._hub._hooks._runners:
             yield runner, SPARE, {}
         for channel in runtime.channels.values():
-            yield from self._parts_of_channel(channel, waiting)
+            yield from self._parts_of_channel(channel)
         app = vars(self._hub).get("_asgi")  # made at the first request
         if isinstance(app, App):
             yield from self._parts_of_app(app, sum(len(work.running) for work in scheduler._work.values()))
 
-    def _parts_of_channel(self, channel: Channel, waiting: int) -> Iterator[Part]:
+    def _parts_of_channel(self, channel: Channel) -> Iterator[Part]:
         state, presence_state = channel.state, channel.presence_state
-        batches = channels.MAX_CACHED_BATCHES
-        absent = channels.KEPT_ABSENT + 1_000
-        yield channel, SPARE, {"parked": waiting, "_ephemeral_batches": batches, "_absent": absent}
+        yield channel, SPARE, {"_absent": channels.KEPT_ABSENT + 1_000}
+        yield channel.batches, batches.MAX_CACHED_BATCHES, {}
         yield state, SPARE, {"messages": 1_000_000, "commands": 1_000_000}  # by their bytes
         yield state.tail, SPARE, {"ops": states.TAIL_ENTRIES, "_sizes": len(state.tail.ops)}
         members = {

@@ -417,9 +417,9 @@ def check_empty(hub: Hub, who: str) -> None:
         return
     for name in ("channels", "feeds", "writers", "waiting", "members", "turns_running", "turns_waiting"):
         _at_most(who, f"{name} are left", hub.stats()[name], 0)
-    _at_most(who, "channels are remembered as parking", len(runtime.committer._parking), 0)
+    _at_most(who, "channels are remembered as parking", len(runtime.committer._loader.parked), 0)
     _at_most(who, "bytes wait", runtime.committer._waiting_bytes, 0)
-    _at_most(who, "unclear commits are remembered", len(runtime.committer._unclear), 0)
+    _at_most(who, "unclear commits are remembered", len(runtime.committer._loader._unclear), 0)
     _at_most(who, "ticks are due", len(runtime.ticks._due), 0)
 
 

@@ -16,7 +16,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from holdfast.core.ops import Claim, Command, Create, Delete, Entry, Finish, Lease, Reply, Takeover, Writer
-from holdfast.hub.leases import BROKEN_S, CANCEL_S
+from holdfast.core.turns import CANCEL_S
+from holdfast.hub.leases import BROKEN_S
 from holdfast.hub.presence import GRACE_S
 from holdfast.stores.base import Write
 from simulation.clock import START_MS, Process, VirtualLoop

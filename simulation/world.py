@@ -63,11 +63,11 @@ SIZES: tuple[tuple[str, str, tuple[int, ...]], ...] = (
     ("holdfast.hub.committer", "DOCUMENT_BYTES", (30, 300, 64 * 1024)),
     ("holdfast.hub.committer", "MAX_ROWS", (1, 3, 128)),
     ("holdfast.hub.committer", "MAX_ITEMS", (2, 1_024)),
-    ("holdfast.hub.feed", "FRAME_BYTES", (100, 1_000, 256 * 1024)),
-    ("holdfast.hub.feed", "SLICE_FEEDS", (1, 100)),
+    ("holdfast.hub.batches", "FRAME_BYTES", (100, 1_000, 256 * 1024)),
+    ("holdfast.hub.ticks", "SLICE_FEEDS", (1, 100)),
     ("holdfast.hub.presence_state", "KEPT_SIGNALS", (2, 256)),
     ("holdfast.hub.presence_state", "KEPT_LEFT", (1, 1_000)),
-    ("holdfast.hub.channel", "MAX_CACHED_BATCHES", (2, 64)),
+    ("holdfast.hub.batches", "MAX_CACHED_BATCHES", (2, 64)),
     ("holdfast.core.state", "KEPT_COMMANDS", (1, 1_000)),
 )
 FAULTS = (

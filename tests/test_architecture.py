@@ -46,6 +46,7 @@ CORE_MAY_USE = {
     "collections",
     "collections.abc",
     "dataclasses",
+    "enum",
     "hashlib",
     "msgspec",
     "msgspec.structs",

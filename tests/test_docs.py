@@ -36,7 +36,7 @@ RECORDS = sorted(path for path in (ROOT / "docs" / "decisions").glob("*.md") if 
 _BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _FENCED = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
 _UNITS = {"MiB": 1024 * 1024, "KiB": 1024}
-BEFORE, AFTER, PASTED, AGENT = _BLOCK.findall(README)
+BEFORE, AFTER, ENDPOINT, PASTED, AGENT = _BLOCK.findall(README)
 
 
 def section(text: str, heading: str) -> str:
@@ -68,16 +68,9 @@ def test_the_readmes_program_runs_when_pasted(tmp_path: Path) -> None:
     assert set(types[2:-1]) == {"message.append"}
 
 
-def test_the_readmes_endpoint_before_streams_one_answer(tmp_path: Path) -> None:
-    program = run_program(BEFORE)
-    with client_of(program["app"]) as client:
-        body = client.get("/chat", params={"question": "Why?"}).text
-        assert body.startswith('data: "You "\n\ndata: "asked: "\n\n')
-
-
-def test_the_readmes_endpoint_after_answers_every_viewer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_readmes_endpoint_answers_every_viewer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    program = run_program(AFTER)
+    program = run_program(ENDPOINT)
     with client_of(program["app"]) as client:
         question_id = client.post("/chats/1", params={"question": "Why?"}).json()["id"]
         view = follow(client, "chat:1", lambda messages: [one.status for one in messages] == ["complete", "complete"])

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextvars
+import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Annotated, Any
@@ -11,6 +12,7 @@ import pytest
 from fastapi import Depends, FastAPI, Response
 
 from holdfast import Hub
+from holdfast.core.errors import LocalError
 from tests.transports.conftest import Served, new_hub, serving
 
 TENANT: contextvars.ContextVar[str] = contextvars.ContextVar("tenant", default="none")
@@ -240,3 +242,113 @@ async def test_reading_caller_counts_as_a_viewer() -> None:
         assert "2 " in answered.text
         assert answered.text.endswith("data: [DONE]\n\n")
         assert "cancelled" not in answered.text
+
+
+def json_frame(text: str) -> str:
+    return f"data: {json.dumps({'token': text})}\n\n"
+
+
+async def response_of(stream: object, accept: str = "*/*", **options: Any) -> tuple[str, Any]:
+    """Return the body of the response with `stream`, and the stored answer."""
+    hub = new_hub()
+    app = FastAPI()
+    hub.install(app, "/holdfast")
+    app.add_api_route("/chat", lambda: hub.stream_response("chat:1", stream, reply_id="r", **options))
+    async with serving(hub, app) as served:
+        body = (await served.http.get("/chat", headers={"accept": accept})).text
+        return body, (await hub.read("chat:1", "r"))[0]
+
+
+async def framed() -> AsyncIterator[str]:
+    for word in ("You ", "asked"):
+        yield f"data: {json.dumps(word)}\n\n"
+
+
+async def test_a_stream_of_frames_is_stored_as_text() -> None:
+    body, message = await response_of(framed, style="data")
+    assert (message.text, message.status) == ("You asked", "complete")
+    assert body.replace("\n\ndata: asked", "asked") == "data: You asked\n\ndata: [DONE]\n\n"
+
+
+async def test_frames_of_objects_need_the_name_of_their_text() -> None:
+    async def objects() -> AsyncIterator[str]:
+        yield json_frame("You ")
+        yield json_frame("asked")
+
+    _, message = await response_of(objects, text_field="token")
+    assert (message.text, message.status) == ("You asked", "complete")
+    _, message = await response_of(objects)
+    assert (message.text, message.status, message.reason) == ("", "failed", "misuse")
+
+
+def texts_of(body: str) -> str:
+    return "".join(json.loads(line[6:])["token"] for line in body.splitlines() if line.startswith("data: {"))
+
+
+async def test_style_may_be_a_function_of_the_text() -> None:
+    body, _ = await response_of(framed, style=json_frame, end_frame="data: [DONE]\n\n")
+    assert texts_of(body) == "You asked"
+    assert body.endswith("}\n\ndata: [DONE]\n\n")
+    assert "id:" not in body
+
+
+async def test_frames_of_an_eventsource_have_ids() -> None:
+    body, _ = await response_of(framed, "text/event-stream", style=json_frame)
+    assert texts_of(body) == "You asked"
+    assert body.splitlines()[-2].startswith("id: ")
+    assert len(ids(body)) == body.count("data:") + 1  # the last is that of the end
+
+
+async def test_style_of_another_format_is_sent_as_it_is() -> None:
+    body, _ = await response_of(
+        framed,
+        "text/event-stream",
+        style=lambda text: text.encode(),
+        headers={"content-type": "text/plain"},
+        end_frame=lambda status: f"({status})",
+    )
+    assert body == "You asked(complete)"
+
+
+async def test_end_frame_follows_only_a_complete_answer() -> None:
+    async def broken() -> AsyncIterator[str]:
+        yield "half"
+        raise RuntimeError("secret")
+
+    body, _ = await response_of(broken, style=json_frame, end_frame="data: [DONE]\n\n")
+    assert body == json_frame("half")
+    body, _ = await response_of(broken, style=json_frame, end_frame=lambda status: f"event: {status}\ndata:\n\n")
+    assert body == json_frame("half") + "event: failed\ndata:\n\n"
+
+
+async def async_style(text: str) -> str:
+    return text
+
+
+@pytest.mark.parametrize(
+    ("options", "detail"),
+    [
+        ({"style": "sse"}, "style must be 'events', 'data', or a function"),
+        ({"style": async_style}, "style must be an ordinary function"),
+        ({"end_frame": "x"}, "end_frame belongs to a style that is a function"),
+        ({"style": json_frame, "end_frame": 5}, "end_frame must be a str"),
+    ],
+)
+def test_a_style_that_cannot_work_is_refused_at_once(options: dict[str, Any], detail: str) -> None:
+    with pytest.raises(LocalError, match=detail):
+        new_hub().stream_response("chat:1", framed, **options)
+
+
+async def test_an_eventsource_does_not_begin_a_second_answer_after_the_end() -> None:
+    hub = new_hub()
+    app = FastAPI()
+    hub.install(app, "/holdfast")
+    app.add_api_route("/chat", lambda: hub.stream_response("chat:1", framed, style=json_frame))
+    async with serving(hub, app) as served:
+        event_source = {"accept": "text/event-stream"}
+        body = (await served.http.get("/chat", headers=event_source)).text
+        after_the_end = {**event_source, "last-event-id": ids(body)[-1]}
+        assert (await served.http.get("/chat", headers=after_the_end)).status_code == 204
+        within = {**event_source, "last-event-id": ids(body)[0]}  # the answer is a new one, and sent whole
+        assert texts_of((await served.http.get("/chat", headers=within)).text) == "You asked"
+        assert len((await hub.history("chat:1")).messages) == 2

@@ -20,7 +20,7 @@ from holdfast.core.errors import Deleted, Fenced, Finished
 from holdfast.core.events import CommandReply, Page
 from holdfast.core.model import Command, Json, Message, check_json, plain
 from holdfast.core.names import command_key
-from holdfast.hub.committer import result_later
+from holdfast.hub.results import result_later
 from holdfast.hub.turns import TurnOffer, WhenBusy
 
 if TYPE_CHECKING:

@@ -35,6 +35,7 @@ from holdfast.core.errors import (
 )
 from holdfast.core.model import Json, Message
 from holdfast.core.names import check_id
+from holdfast.core.turns import Replier, rules_of
 
 logger = logging.getLogger("holdfast.agents")
 
@@ -274,7 +275,7 @@ class Running:
         return [
             one.id
             for one in watch.commands()
-            if one.from_ in authors and one.target in targets and one.name not in ("cancel", "steer")
+            if one.from_ in authors and one.target in targets and rules_of(one.name).replier is Replier.READER
         ]
 
     async def _withdraw(self, questions: Iterable[str]) -> None:

@@ -14,13 +14,14 @@ from collections.abc import Awaitable, Callable, Set
 from holdfast.agents.backend import Watch
 from holdfast.core.errors import HoldfastError
 from holdfast.core.model import Command
+from holdfast.core.turns import rules_of
 
 Targets = Callable[[], Set[str]]  # what a command may name; a turn's grow with its answers
 
 
 def stops(watch: Watch, targets: Targets) -> list[Command]:
     """The `cancel`s that wait for an answer."""
-    return [one for one in watch.commands() if one.name == "cancel" and one.target in targets()]
+    return [one for one in watch.commands() if rules_of(one.name).stops and one.target in targets()]
 
 
 async def until_stopped(watch: Watch, targets: Targets) -> None:

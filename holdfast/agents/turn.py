@@ -19,6 +19,7 @@ from holdfast.agents.ids import reply_id, spare_id
 from holdfast.core.errors import AlreadyAnswered, HoldfastError, LocalError
 from holdfast.core.events import CommandReply
 from holdfast.core.model import Command, Json, Message
+from holdfast.core.turns import STEER
 
 logger = logging.getLogger("holdfast.agents")
 
@@ -126,7 +127,7 @@ class Turn:
         """
         arrived: list[Steer] = []
         for command in self._watch.commands():
-            is_ours = command.name == "steer" and command.target in self.targets
+            is_ours = command.name == STEER.name and command.target in self.targets
             if is_ours and command.id not in self._heard and await self._accept(command):
                 arrived.append(Steer(_text_in(command.data), command.data, None, command.from_))
         for message in self._watch.waiting():

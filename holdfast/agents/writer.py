@@ -20,9 +20,9 @@ class AgentWriter(MessageWriter):
     is_begun = False  # is its beginning stored?
     spare_id: Callable[[], str] | None = None
 
-    async def pipe(self, stream: object, *, source: str | None = None) -> Piped:
+    async def pipe(self, stream: object, *, source: str | None = None, text_field: str | None = None) -> Piped:
         """Write all of a model's stream into this message; see `holdfast.agents.sources.pipe`."""
-        return await pipe(self, stream, source=source)
+        return await pipe(self, stream, source=source, text_field=text_field)
 
     async def open(self) -> Self:
         """See `MessageWriter.open`."""

@@ -231,11 +231,11 @@ class RemoteWriter:
         await self._not_too_far_ahead()
         return place
 
-    async def pipe(self, stream: object, *, source: str | None = None) -> Piped:
+    async def pipe(self, stream: object, *, source: str | None = None, text_field: str | None = None) -> Piped:
         """Write all of a model's stream into this message; see `holdfast.agents.sources.pipe`."""
         from holdfast.agents.sources import pipe  # who only watches needs no sources
 
-        return await pipe(self, stream, source=source)
+        return await pipe(self, stream, source=source, text_field=text_field)
 
     async def update(self, *, meta: dict[str, Json]) -> None:
         """Merge `meta` into the message's meta; None removes a key. Accepted as `append` is."""

@@ -28,8 +28,8 @@ from holdfast.core.names import COMMAND_MARK, check_id, command_id, is_own_name
 from holdfast.core.ops import Claim, Command, Create, Finish, Op, Reply, Writer, digest
 from holdfast.core.requests import Caller, ClaimTurn, EndTurn, ReplyCommand, SendCommand, SettleCommand
 from holdfast.core.state import ClaimState, CommandState, MessageState
+from holdfast.core.turns import Replier, rules_of
 
-TO_WRITERS = ("cancel", "steer")  # only the agent that works on their target replies
 LONGEST_S = 24 * 3600  # longest time that a command waits for its reply
 OPEN_CANCELS = 16  # most unanswered cancels of one target; the server carries out the first
 ATTEMPTS = 5  # at one message, however they ended (crash, restart, lost lease); then the turn fails
@@ -67,7 +67,7 @@ def send_command(
         expires_ms=now_ms + int(request.expires_s * 1000),
         digest=fingerprint,
     )
-    if request.name == "cancel" and target is not None and _is_only_waiting(state, target):
+    if rules_of(request.name).stops and target is not None and _is_only_waiting(state, target):
         assert target.claim is not None
         ops = (command, _cancelled(target, target.claim, now_ms), _reply(key, ok=True))
         return Decision(ops=ops, result_op=0)  # the serial of the command, as a repeated request gets it
@@ -88,9 +88,9 @@ def _check_room(state: Decidable, request: SendCommand, caller: Caller, limits: 
     A `cancel` has a count of its own, so that people can stop an answer while many other commands wait. It needs no
     bound per sender: its target is being worked on, and the server replies within seconds.
     """
-    is_cancel = request.name == "cancel"
-    alike = [one for one in state.open_commands() if (one.name == "cancel") is is_cancel]
-    if is_cancel:
+    stops = rules_of(request.name).stops
+    alike = [one for one in state.open_commands() if rules_of(one.name).stops is stops]
+    if stops:
         _check_count(sum(one.target == request.target for one in alike), OPEN_CANCELS, "cancels of that target")
         return
     _check_count(len(alike), limits.open_commands, "commands")
@@ -115,7 +115,8 @@ def reply_command(state: Decidable, key: str, request: ReplyCommand, caller: Cal
     is_at_work = _is_at_work_on(state, command.target, caller)
     if not (caller.may_read or is_senders or is_at_work):
         raise _unknown(key)
-    if command.name in TO_WRITERS and not (is_at_work or caller.is_admin or caller.is_app or caller.is_server):
+    is_trusted = is_at_work or caller.is_admin or caller.is_app or caller.is_server
+    if rules_of(command.name).replier is Replier.WORKER and not is_trusted:
         _check_is_asked(command, caller)
     if command.reply is not None:
         raise AlreadyAnswered(f"command {command_id(key)!r} has a reply; the first reply counts")
@@ -182,7 +183,7 @@ def settle_command(state: Decidable, key: str, request: SettleCommand, now_ms: i
         return Decision(serial=command.answered)
     if request.expires_ms not in (None, command.expires_ms):
         return Decision(serial=command.created)
-    if command.name == "cancel" and command.target is not None:
+    if rules_of(command.name).stops and command.target is not None:
         ops = _carry_out(state, command.target, now_ms)
         if ops:
             return Decision(ops=(*ops, _reply(key, ok=True)))
@@ -213,8 +214,10 @@ def _carry_out(state: Decidable, target: str, now_ms: int) -> list[Op]:
 def _target(state: Decidable, request: SendCommand, caller: Caller) -> MessageState | None:
     """Return the message that a command names. Raise NotFound, Deleted, or Finished if no answer to it is running."""
     if request.target is None:
-        if request.name == "cancel":
-            raise InvalidRequest("a cancel needs `target`: the id of an answer, or of the user message that it answers")
+        if rules_of(request.name).needs_target:
+            raise InvalidRequest(
+                f"a {request.name} needs `target`: the id of an answer, or of the user message that it answers"
+            )
         return None
     check_id(request.target, "target")
     target = state.message(request.target)
@@ -224,7 +227,7 @@ def _target(state: Decidable, request: SendCommand, caller: Caller) -> MessageSt
         raise NotFound(f"there is no message {request.target!r}")
     if target.deleted:
         raise Deleted(f"message {request.target!r} was deleted")
-    if request.name == "cancel" and not _is_at_work(state, target):
+    if rules_of(request.name).stops and not _is_at_work(state, target):
         raise Finished(f"message {request.target!r} has no running answer to cancel")
     return target
 

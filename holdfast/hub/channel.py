@@ -10,34 +10,24 @@ flight, because a read that races a commit would leave a hole.
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
 from holdfast.core.catch_up import events_since, new_start, newest_messages, resumed
-from holdfast.core.cursor import Cursor
 from holdfast.core.document import Document, mark_documented, restored
 from holdfast.core.events import ChannelAttached, ServerEvent
 from holdfast.core.limits import Limits
 from holdfast.core.ops import Append, Entry
 from holdfast.core.state import ChannelState, CommandState, MessageState, apply_entry
-from holdfast.hub.feed import Behind, EncodedBatch, Feed, Group, Ticks, flush_class
+from holdfast.hub.batches import BatchCache, Behind, EncodedBatch
 from holdfast.hub.presence_state import PresenceState
+from holdfast.hub.ticks import Group, Ticks, Woken, flush_class
 from holdfast.stores.base import Head, Store
 
-if TYPE_CHECKING:
-    from holdfast.hub.committer import Item
-
-# Text of batches kept for other feeds at the same cursor, per channel. A batch exists in up to three forms.
-MAX_CACHED_BATCHES = 64
-MAX_CACHED_BYTES = 2 * 1024 * 1024
-Observe = Callable[
-    ["Channel", "Iterable[str] | None"], None
-]  # receives the ids of the changed messages and commands, or None
-PATIENCE_S = 0.04  # longest time to delay a commit that only viewers wait for; the default window
+# Receives the ids of the changed messages and commands, or None.
+Observe = Callable[["Channel", "Iterable[str] | None"], None]
 KEPT_ABSENT = 10_000  # ids known not to exist, so that a new message asks the store at most once
 
 
@@ -49,7 +39,6 @@ class Channel:
     ) -> None:
         self.name = name
         self.state = ChannelState(name)
-        self.parked: deque[Item] = deque()  # requests that wait for a load, in order
         self.is_stale = False  # the store may hold more than the state, so requests must wait
         self.conflicts = 0  # successive commits that ended so
         self.used_s = now_s
@@ -63,19 +52,12 @@ class Channel:
         self._absent: set[str] = set()
         self._groups: dict[int, Group] = {}
         self.watchers = 0  # feeds that follow it
-        self.live_batches: dict[
-            int, EncodedBatch
-        ] = {}  # by the serial they follow; valid for the current serial only, …
-        self._first_batches: dict[tuple[str, int], EncodedBatch] = {}  # … as are the batches of new starts
-        self.cached_bytes = 0  # of text in both
-        self._ephemeral_batches: dict[int, EncodedBatch] = {}  # by the position of the presence state that they follow
+        self.batches = BatchCache()
         self._loading = asyncio.Lock()
         self._loaders = 0
         # Pending while a commit of this channel is in flight (set by the committer): no loads until it is done.
         self.commit_over: asyncio.Future[None] | None = None
-        self.trim_bytes: int | None = (
-            None  # the bytes that a delayed trim shall leave; it runs before the next decision
-        )
+        self.trim_bytes: int | None = None  # what a delayed trim shall leave; it runs before the next decision
 
     # -- for the committer -------------------------------------------------------------------------------------
 
@@ -86,7 +68,7 @@ class Channel:
 
     def is_ready_for(self, ids: Iterable[str]) -> bool:
         """Return whether requests about `ids` can be decided now, without reading the store first."""
-        if self.parked or not self.is_ready:
+        if not self.is_ready:
             return False
         messages = self.state.messages
         for one in ids:
@@ -140,28 +122,21 @@ class Channel:
 
     # -- for feeds ---------------------------------------------------------------------------------------------
 
-    def attach(
-        self,
-        since: Cursor | None,
-        *,
-        history: int,
-        flush_ms: int,
-        wake: Callable[[], None],
-        has_passing: bool = False,
-    ) -> Feed:
-        """Return a new feed; a tick calls `wake` whenever there are events to take.
-
-        With `has_passing` the feed also gets presence and signals, in batches without a cursor.
-        """
+    def add_feed(self, feed: Woken, flush_ms: int) -> Group:
+        """Wake `feed` from now on, and return the group that it is woken with."""
         window = flush_class(flush_ms)
         group = self._groups.setdefault(window, Group(self._ticks, window))
-        feed = Feed(self, since, history=history, group=group, wake=wake, has_passing=has_passing)
         group.add(feed)
         self.watchers += 1
-        return feed
+        return group
+
+    def remove_feed(self, feed: Woken, group: Group) -> None:
+        """Wake `feed` no more. A second call has no effect."""
+        if group.remove(feed):
+            self.watchers -= 1
 
     @property
-    def feeds(self) -> list[Feed]:
+    def feeds(self) -> list[Woken]:
         """Return the feeds of this channel."""
         return [feed for group in self._groups.values() for feed in group]
 
@@ -169,56 +144,41 @@ class Channel:
     def is_idle(self) -> bool:
         """Return whether the channel has no subscriber, no writer and no pending work."""
         is_wanted = self.listeners or self.presence_state.has_people or self.watchers
-        return not (self.parked or self._loaders or self.commit_over or is_wanted)
+        return not (self._loaders or self.commit_over or is_wanted)
 
     def close(self) -> None:
         """Break reference cycles so that the channel is freed at once, without waiting for the garbage collector."""
         self.presence_state.close()
 
-    def call_in_time(self, callback: Callable[[], None], *, lead_s: float) -> bool:
-        """Schedule `callback` `lead_s` before the next flush. False if a flush is due now or there are no viewers.
-
-        Until then no viewer sees a difference if more text is stored.
-        """
-        over_s = min([group.over_s for group in self._groups.values() if len(group)], default=0.0)
-        now_s = asyncio.get_running_loop().time()
-        if over_s <= now_s:
-            return False
-        return self._ticks.call_before(min(over_s, now_s + PATIENCE_S), lead_s, callback)
+    @property
+    def flush_s(self) -> float:
+        """Return when the first flush window ends, in the loop's time; a time in the past without viewers."""
+        return min([group.over_s for group in self._groups.values() if len(group)], default=0.0)
 
     def moved(self) -> None:
         """Wake the feeds: the durable serial has moved."""
-        self.forget_batches()
+        self.batches.forget()
         for group in self._groups.values():
             group.moved()
 
     def _ephemeral_moved(self) -> None:
-        self._first_batches.clear()
-        self._ephemeral_batches.clear()
+        self.batches.forget_presence()
         for group in self._groups.values():
             group.ephemeral_moved()
 
     def ephemeral_since(self, position: int) -> EncodedBatch:
         """Return the presence changes and signals since `position`, encoded once for all subscribers at it."""
-        batch = self._ephemeral_batches.get(position)
-        if batch is None:
-            batch = EncodedBatch(self.name, "", self.presence_state.since(position))
-            if len(self._ephemeral_batches) < MAX_CACHED_BATCHES:
-                self._ephemeral_batches[position] = batch
-        return batch
-
-    def forget_batches(self) -> None:
-        """Drop the batches that are kept for other feeds at the same cursor."""
-        self.live_batches.clear()
-        self._first_batches.clear()
-        self.cached_bytes = 0
+        known = self.batches.ephemeral.get(position)
+        if known is not None:
+            return known
+        return self.batches.keep_ephemeral(position, EncodedBatch(self.name, "", self.presence_state.since(position)))
 
     def batch_since(self, since: int, *, attach: bool) -> EncodedBatch | None:
         """Return the events after serial `since`; with `attach`, `channel.attached` first. None: too many changes.
 
         Raises Behind if a message that it needs is not in memory.
         """
-        known = self._first_batches.get(("resume", since)) if attach else self.live_batches.get(since)
+        known = self.batches.first.get(("resume", since)) if attach else self.batches.live.get(since)
         if known is not None:
             return known
         if since < self.state.complete_since:
@@ -228,14 +188,11 @@ class Channel:
             return None
         if attach:
             return self._first_batch(("resume", since), resumed(self.state), events)
-        batch = EncodedBatch(self.name, str(self.state.cursor), events)
-        self._keep(batch)
-        self.live_batches[since] = batch
-        return batch
+        return self.batches.keep_live(since, EncodedBatch(self.name, str(self.state.cursor), events))
 
     def new_start(self, history: int) -> EncodedBatch:
         """Return a new start: the newest `history` messages and all streaming ones. Raises Behind as `batch_since`."""
-        known = self._first_batches.get(("new", history))
+        known = self.batches.first.get(("new", history))
         if known is not None:
             return known
         page = newest_messages(self.state, history, self._limits)
@@ -249,18 +206,7 @@ class Channel:
     ) -> EncodedBatch:
         if len(self.presence_state):
             attached = replace(attached, presence=self.presence_state.presence())
-        batch = EncodedBatch(self.name, str(self.state.cursor), [attached, *rest])
-        self._keep(batch)
-        self._first_batches[key] = batch
-        return batch
-
-    def _keep(self, batch: EncodedBatch) -> None:
-        """Keep `batch` for other feeds within the bound of memory: each feed may have another cursor."""
-        size = batch.text_bytes
-        is_full = len(self.live_batches) + len(self._first_batches) >= MAX_CACHED_BATCHES
-        if is_full or self.cached_bytes + size > MAX_CACHED_BYTES:
-            self.forget_batches()
-        self.cached_bytes += size
+        return self.batches.keep_first(key, EncodedBatch(self.name, str(self.state.cursor), [attached, *rest]))
 
     # -- reading the store -------------------------------------------------------------------------------------
 

@@ -14,25 +14,23 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
-from typing import NamedTuple, Protocol
 
 from msgspec import Struct
 from msgspec.structs import replace
 
-from holdfast.core.catch_up import reply_to
 from holdfast.core.cursor import NO_EPOCH
-from holdfast.core.decide import decide, needs, plain_append
-from holdfast.core.decision import Decision
+from holdfast.core.decide import decide, plain_append
 from holdfast.core.document import Document, document
 from holdfast.core.draft import Draft
 from holdfast.core.errors import Busy, Draining, HoldfastError, StoreUnavailable
-from holdfast.core.events import CommandReply
 from holdfast.core.limits import Limits
-from holdfast.core.model import Command, Message
-from holdfast.core.ops import Append, Entry
-from holdfast.core.requests import AppendText, Caller, CreateMessage, Request, SendCommand, UpdateMessage
+from holdfast.core.ops import Entry
+from holdfast.core.requests import AppendText, CreateMessage
 from holdfast.hub.channel import Channel
 from holdfast.hub.clock import Clock
+from holdfast.hub.loading import Loader, Unclear
+from holdfast.hub.pace import Pace
+from holdfast.hub.pending import Ask, Decided, DocumentDue, Item, Outcome
 from holdfast.stores.base import Committed, CommitUnknown, Conflict, Store, Write
 
 logger = logging.getLogger("holdfast.hub")
@@ -46,149 +44,8 @@ UNSEEN_TIMES = 8
 MAX_ITEMS = 1_024  # joined appends make few rows of many requests; this bounds the work between two commits
 # Text since the last document; beyond it the message gets a new document, so that a restart reads little.
 DOCUMENT_BYTES = 64 * 1024
-SPARE_S = 0.001  # margin, beside twice the recent duration of a commit, for entries that are due at a time
 STORE_TIMEOUT_S = 30.0  # after this silence it is unknown whether the store has stored
 MAX_CONFLICTS = 100
-
-
-class Result(Struct, frozen=True, kw_only=True):
-    """The outcome of a request; durable when it is returned."""
-
-    serial: int
-    cursor: str
-    created: bool  # False: a repeat, which stored no entry
-    message: Message | None = None  # of a create or update
-    command: Command | None = None  # of a command sent
-    reply: CommandReply | None = None  # of a command that was sent before
-    generation: int | None = None
-    part: int | None = None
-    length: int | None = None  # of the part, in code points
-    lengths: list[int] | None = None  # of all parts
-    is_blind: bool = False  # the caller may not read the channel, so the result has fewer fields
-
-
-Done = Callable[[Result | HoldfastError], None]
-
-
-def result_later() -> tuple[asyncio.Future[Result], Done]:
-    """Return a future, and the callback that settles it unless it was cancelled."""
-    answered: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
-
-    def done(answer: Result | HoldfastError) -> None:
-        if answered.done():
-            return
-        if isinstance(answer, HoldfastError):
-            answered.set_exception(answer)
-        else:
-            answered.set_result(answer)
-
-    return answered, done
-
-
-class Ask(Struct, gc=False):
-    """One request about one message or command. `request` gains the `at` of its first decision, and keeps it."""
-
-    key: str
-    request: Request
-    caller: Caller
-    is_unclear: bool = False  # accepted before, by a commit whose outcome is unknown
-
-
-class Item(Protocol):
-    """Requests of one channel that the committer decides and returns together."""
-
-    channel: str
-    size_bytes: int
-    ids: tuple[str, ...]  # of the messages and commands that must be in memory for the decision
-
-    def asks(self) -> Sequence[Ask]:
-        """Return the requests in order. The committer calls this once for each decision."""
-
-    def answered(self, decided: Decided) -> None:
-        """Receive the outcomes of the last `asks`, after their commit."""
-
-    def failed(self, error: HoldfastError) -> None:
-        """Receive the error of a commit that stored no entry."""
-
-
-class Waiting:
-    """One request with a callback."""
-
-    __slots__ = ("_ask", "_done", "channel", "ids", "size_bytes")
-
-    def __init__(self, channel: str, ask: Ask, done: Done, size_bytes: int) -> None:
-        self.channel = channel
-        self.size_bytes = size_bytes
-        self.ids = needs(ask.key, ask.request)
-        self._ask = ask
-        self._done = done
-
-    def asks(self) -> Sequence[Ask]:
-        return (self._ask,)
-
-    def answered(self, decided: Decided) -> None:
-        self._done(decided.answer())
-
-    def failed(self, error: HoldfastError) -> None:
-        self._done(error)
-
-
-class DocumentDue:
-    """A request to write the document of a message whose entries the store wants to release."""
-
-    __slots__ = ("channel", "ids", "message_id", "size_bytes")
-
-    def __init__(self, channel: str, message_id: str) -> None:
-        self.channel = channel
-        self.message_id = message_id
-        self.ids: tuple[str, ...] = (message_id,)
-        self.size_bytes = 0
-
-    def asks(self) -> Sequence[Ask]:
-        return ()
-
-    def answered(self, decided: Decided) -> None:
-        pass
-
-    def failed(self, error: HoldfastError) -> None:
-        pass  # the store will request it again
-
-
-Outcome = tuple[Decision, int] | HoldfastError  # with the serial of the last operation
-
-
-class Decided(Struct, gc=False):
-    """The decisions on an item: an outcome for each request, up to the first refusal."""
-
-    channel: Channel
-    item: Item
-    asks: Sequence[Ask]
-    outcomes: Sequence[Outcome] = ()
-    refusal: HoldfastError | None = None  # the last outcome, if it is a refusal; later requests were not decided
-    grown: Entry | None = None  # replaces the outcomes if `plain_append` decided: the entry
-
-    @property
-    def granted(self) -> Sequence[Ask]:
-        """Return the accepted requests' decisions."""
-        return self.asks if self.refusal is None else self.asks[:-1]
-
-    def answer(self) -> Result | HoldfastError:
-        """Return the result of the first request; call it after the commit. Built lazily: most items need none."""
-        if self.grown is not None:
-            op = self.grown.op
-            assert type(op) is Append
-            decision = Decision(ops=(op,), part=op.part, length=op.at + len(op.text))
-            return _answer(self.channel, self.asks[0], decision, self.grown.serial)
-        outcome = self.outcomes[0]
-        return outcome if isinstance(outcome, HoldfastError) else _answer(self.channel, self.asks[0], *outcome)
-
-
-class _Unclear(NamedTuple):
-    """A write whose outcome is unknown: the head of the channel if it was stored, and the decisions."""
-
-    epoch: str
-    serial: int
-    decided: list[Decided]
 
 
 class _Batch(Struct):
@@ -226,6 +83,7 @@ class Committer:
         channels: Mapping[str, Channel],
         channel: Callable[[str], Channel],
         spawn: Callable[[Coroutine[None, None, None]], object],
+        pace: Pace,
         *,
         is_served: Callable[[str], bool],
         accepted: Callable[[Channel, str], None],
@@ -242,15 +100,13 @@ class Committer:
         self._clock = clock
         self._channels = channels
         self._channel = channel
-        self._spawn = spawn
+        self._pace = pace
+        self._loader = Loader(spawn, queue_first=self._queue_first, stored=self._return, fail=self._fail)
         self._queue: deque[Item] = deque()
         self.waiting = 0  # items in the queue or parked
         self._waiting_bytes = 0
         self._wake = asyncio.Event()
         self._since_s: float | None = None  # when the oldest item was queued, or earlier
-        self._took_s = 0.0  # recent average time from queued to stored
-        self._parking: set[Channel] = set()  # channels with parked items
-        self._unclear: dict[Channel, _Unclear] = {}
         self._cut_now: _Batch | None = None
         self._is_over = False
         self.commits = 0
@@ -274,12 +130,9 @@ class Committer:
             self._since_s = asyncio.get_running_loop().time()
         self._wake.set()
 
-    def call_in_time(self, channel: Channel, callback: Callable[[], None]) -> bool:
-        """Schedule `callback` for when text that only viewers of `channel` wait for is due. False if that is now.
-
-        Committing more often than viewers flush gains nothing; a slow store must start earlier.
-        """
-        return channel.call_in_time(callback, lead_s=2 * self._took_s + SPARE_S)
+    def is_parked(self, channel: Channel) -> bool:
+        """Return whether requests of `channel` wait until the store has been read."""
+        return channel in self._loader.parked
 
     async def run(self) -> None:
         """Store queued items until cancelled at the hub's end; then fail the remaining ones."""
@@ -298,9 +151,8 @@ class Committer:
         """Fail everything still queued or in flight."""
         self._is_over = True
         items = [decided.item for decided in self._cut_now.decided] if self._cut_now is not None else []
-        items += _drained(self._queue)
-        for channel in self._parking:
-            items += _drained(channel.parked)
+        items += [*self._queue, *self._loader.drain()]
+        self._queue.clear()
         for item in items:
             item.failed(Draining("the hub has stopped; it is not known whether this was stored"))
 
@@ -311,6 +163,7 @@ class Committer:
         batch = _Batch({}, {}, [], {}, self._since_s)
         rows, limit = 0, UNSEEN_TIMES * MAX_ROWS
         now_ms, now_s = self._clock.now_ms(), asyncio.get_running_loop().time()
+        parked = self._loader.parked
         while self._queue and rows < limit and len(batch.decided) < MAX_ITEMS:
             item = self._queue.popleft()
             channel = self._channels.get(item.channel) or self._channel(item.channel)
@@ -318,8 +171,8 @@ class Committer:
             is_first = channel not in batch.drafts and channel not in batch.alone
             if is_first and channel.trim_bytes is not None:
                 channel.trim(channel.trim_bytes)
-            if not channel.is_ready_for(item.ids):
-                self._park(channel, item)
+            if channel in parked or not channel.is_ready_for(item.ids):
+                self._loader.park(channel, item)
                 continue
             asks = self._asks(item)
             if asks is None:
@@ -348,8 +201,7 @@ class Committer:
             return item.asks()
         except Exception:  # a bug in one writer must not fail the others
             logger.exception("requests for channel %s could not be read", item.channel)
-            self._let_go(item)
-            item.failed(HoldfastError("the request could not be made"))
+            self._fail(item, HoldfastError("the request could not be made"))
             return None
 
     def _grow(self, channel: Channel, asks: Sequence[Ask]) -> Entry | None:
@@ -394,42 +246,6 @@ class Committer:
             ask.request = replace(request, at=decision.length - len(request.text))
         return decision, serial
 
-    def _park(self, channel: Channel, item: Item) -> None:
-        """Park `item`, and later items of its channel, until the store has been read."""
-        channel.parked.append(item)
-        self._parking.add(channel)
-        if len(channel.parked) == 1:
-            self._spawn(self._load_for(channel))
-
-    async def _load_for(self, channel: Channel) -> None:
-        """Load the messages that the parked items need, then queue the items again, first and in order."""
-        try:
-            async with asyncio.timeout(STORE_TIMEOUT_S):
-                await channel.load()
-                is_read = False
-                while not is_read:
-                    if channel.is_stale:
-                        await channel.refresh()
-                    await channel.load_messages([one for item in channel.parked for one in item.ids])
-                    # More items may have been parked meanwhile, by a commit with an unknown outcome that is resolved
-                    # below.
-                    ids = [one for item in channel.parked for one in item.ids]
-                    is_read = not channel.is_stale and not channel.missing(ids)
-                self._resolve_unclear(channel)  # with the messages in memory: a result may hold one
-        except Exception as error:  # any error: no other component would fail the parked items
-            logger.warning("channel %s could not be read: %r", channel.name, error)
-            refused = error if isinstance(error, HoldfastError) else StoreUnavailable("the store did not answer")
-            if self._unclear.pop(channel, None) is not None:
-                refused = CommitUnknown("it is not known whether this was stored")
-            self._parking.discard(channel)
-            for item in _drained(channel.parked):
-                self._let_go(item)
-                item.failed(refused)
-            return
-        self._parking.discard(channel)
-        self._queue.extendleft(reversed(_drained(channel.parked)))
-        self._wake.set()
-
     # -- storing -----------------------------------------------------------------------------------------------
 
     async def _commit(self, batch: _Batch) -> None:
@@ -444,17 +260,20 @@ class Committer:
             results = await self._store_all([write for _, write in writes]) if writes else []
         except CommitUnknown as error:
             logger.warning("it is not known whether a commit was stored: %s", error)
-            self._note_unclear(batch, writes)
-            self._answer(batch, unclear=[decided.channel for decided in batch.decided])
+            again = [decided.channel for decided in batch.decided]
+            self._return_all(batch, again, self._unclear(batch, writes))
             return
         except StoreUnavailable as error:
-            self._fail(batch, error)
+            logger.warning("a commit failed, nothing of it is stored: %s", error)
+            for decided in batch.decided:
+                self._fail(decided.item, error)
             return
         finally:
             for channel in channels:
                 channel.commit_over = None
             over.set_result(None)
-            self._note_took(batch)
+            if batch.since_s is not None:
+                self._pace.took(asyncio.get_running_loop().time() - batch.since_s)
         conflicted = []
         for (channel, write), result in zip(writes, results, strict=True):
             if isinstance(result, Committed):
@@ -463,30 +282,15 @@ class Committer:
                 conflicted.append(channel)
         self.commits += bool(writes)
         self.entries += sum(len(write.entries) for _, write in writes)
-        self._answer(batch, unclear=conflicted)
+        self._return_all(batch, conflicted, {})
 
-    def _note_took(self, batch: _Batch) -> None:
-        """Update the average time from queued to stored: fast upwards, slowly downwards."""
-        if batch.since_s is not None:
-            more_s = asyncio.get_running_loop().time() - batch.since_s - self._took_s
-            self._took_s += more_s * (0.5 if more_s > 0 else 0.1)
-
-    def _note_unclear(self, batch: _Batch, writes: Sequence[tuple[Channel, Write]]) -> None:
-        """Remember the heads of the channels if the writes were stored. With one writing hub, the head tells."""
-        if self._store.is_exclusive:
-            for channel, write in writes:
-                decided = [one for one in batch.decided if one.channel is channel]
-                self._unclear[channel] = _Unclear(write.epoch, write.expected + len(write.entries), decided)
-
-    def _resolve_unclear(self, channel: Channel) -> None:
-        """Return the results of a write with an unknown outcome if the store, now read again, holds it."""
-        unclear = self._unclear.pop(channel, None)
-        if unclear is None or (channel.state.epoch, channel.state.serial) != (unclear.epoch, unclear.serial):
-            return
-        for decided in unclear.decided:
-            if decided.item in channel.parked:
-                channel.parked.remove(decided.item)
-                self._answer_item(decided)
+    def _unclear(self, batch: _Batch, writes: Sequence[tuple[Channel, Write]]) -> dict[Channel, Unclear]:
+        """Return the heads that the channels have if the writes were stored. With one writing hub, the head tells."""
+        if not self._store.is_exclusive:
+            return {}
+        heads = {channel: (write.epoch, write.expected + len(write.entries)) for channel, write in writes}
+        decided = {channel: [one for one in batch.decided if one.channel is channel] for channel in heads}
+        return {channel: Unclear(*head, decided[channel]) for channel, head in heads.items()}
 
     async def _store_all(self, writes: list[Write]) -> list[Committed | Conflict]:
         """Store `writes`. Raises StoreUnavailable if none was stored, CommitUnknown if that is unknown."""
@@ -525,31 +329,31 @@ class Committer:
                 writes.append((channel, write))
         return writes
 
-    def _answer(self, batch: _Batch, *, unclear: Iterable[Channel]) -> None:
-        """Return the results. Requests of `unclear` channels are decided again after those channels were read."""
-        again = dict.fromkeys(unclear)
-        for channel in again:
+    def _return_all(self, batch: _Batch, again: Iterable[Channel], unclear: Mapping[Channel, Unclear]) -> None:
+        """Return the results. Requests of the channels `again` are decided again after those channels were read.
+
+        Of these, the writes in `unclear` may be stored.
+        """
+        parked: dict[Channel, list[Item]] = {channel: [] for channel in again}
+        for channel in parked:
             channel.is_stale = True
             channel.conflicts += 1
-        first: dict[Channel, list[Item]] = {channel: [] for channel in again}
         for decided in batch.decided:
-            if decided.channel not in again:
-                decided.channel.conflicts = 0
-                self._answer_item(decided)
-            elif decided.channel.conflicts <= MAX_CONFLICTS:
+            channel = decided.channel
+            if channel not in parked:
+                channel.conflicts = 0
+                self._return(decided)
+            elif channel.conflicts <= MAX_CONFLICTS:
                 for ask in decided.granted:
                     ask.is_unclear = True
-                first[decided.channel].append(decided.item)
+                parked[channel].append(decided.item)
             else:
-                self._let_go(decided.item)
-                decided.item.failed(Busy("others write to this channel faster than it can be read"))
-        for channel, items in first.items():
-            channel.parked.extendleft(reversed(items))  # before items that were parked meanwhile
-            self._parking.add(channel)
-        for channel in again:
-            self._spawn(self._load_for(channel))
+                self._fail(decided.item, Busy("others write to this channel faster than it can be read"))
+        if parked:
+            self._loader.park_again(parked, unclear)
 
-    def _answer_item(self, decided: Decided) -> None:
+    def _return(self, decided: Decided) -> None:
+        """Return the results of one item, which are durable."""
         item = decided.item
         self._let_go(item)
         if decided.grown is None:  # `plain_append` serves writers of this process only
@@ -559,15 +363,18 @@ class Committer:
                     self._accepted(decided.channel, ask.key)
         item.answered(decided)
 
-    def _fail(self, batch: _Batch, error: StoreUnavailable) -> None:
-        logger.warning("a commit failed, nothing of it is stored: %s", error)
-        for decided in batch.decided:
-            self._let_go(decided.item)
-            decided.item.failed(error)
+    def _fail(self, item: Item, error: HoldfastError) -> None:
+        self._let_go(item)
+        item.failed(error)
 
     def _let_go(self, item: Item) -> None:
         self.waiting -= 1
         self._waiting_bytes -= item.size_bytes
+
+    def _queue_first(self, items: Iterable[Item]) -> None:
+        """Queue `items`, which were parked, before all others."""
+        self._queue.extendleft(reversed(tuple(items)))
+        self._wake.set()
 
 
 def _documents(draft: Draft, due: Iterable[str]) -> Sequence[Document]:
@@ -582,36 +389,3 @@ def _documents(draft: Draft, due: Iterable[str]) -> Sequence[Document]:
         return ()
     things = [draft.thing(key) for key in dict.fromkeys((*draft.reshaped, *grown, *due))]
     return [document(thing) for thing in things if thing is not None]
-
-
-def _answer(channel: Channel, ask: Ask, decision: Decision, serial: int) -> Result:
-    message, command, reply = None, None, None
-    is_new = bool(decision.ops)
-    if isinstance(ask.request, SendCommand):
-        sent = channel.state.command(ask.key)
-        command = sent.command() if sent is not None else None
-        reply = reply_to(sent) if sent is not None else None
-    elif isinstance(ask.request, CreateMessage | UpdateMessage):
-        known = channel.state.message(ask.key)
-        message = known.message() if known is not None and not known.deleted else None
-        # Not created now, but by the same request: a commit with an unknown outcome had stored it.
-        is_new = is_new or (ask.is_unclear and known is not None and known.writer == ask.caller.writer)
-    return Result(
-        serial=serial,
-        cursor=str(channel.state.cursor),
-        created=is_new,
-        message=message,
-        command=command,
-        reply=reply,
-        generation=decision.generation,
-        part=decision.part,
-        length=decision.length,
-        lengths=decision.lengths,
-        is_blind=not ask.caller.may_read,
-    )
-
-
-def _drained(items: deque[Item]) -> list[Item]:
-    drained = list(items)
-    items.clear()
-    return drained

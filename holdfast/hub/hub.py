@@ -33,7 +33,7 @@ from holdfast.core.errors import (
     NotFound,
     StoreUnavailable,
 )
-from holdfast.core.events import Page, Presence, encode_json
+from holdfast.core.events import Page, Presence
 from holdfast.core.limits import Limits
 from holdfast.core.model import Command, Json, Message, Part, plain
 from holdfast.core.names import COMMAND_MARK, check_channel, check_id, check_key, command_key
@@ -51,25 +51,29 @@ from holdfast.core.requests import (
     TakeOver,
     UpdateMessage,
 )
-from holdfast.core.state import MessageState, utf8_len
+from holdfast.core.state import MessageState
 from holdfast.hub.channel import Channel
 from holdfast.hub.clock import Clock
-from holdfast.hub.committer import Ask, Committer, DocumentDue, Done, Item, Result, Waiting, result_later
+from holdfast.hub.committer import Committer
 from holdfast.hub.deadlines import Deadlines
 from holdfast.hub.drain import SignalHook
-from holdfast.hub.feed import Feed, Ticks
+from holdfast.hub.feed import Feed
 from holdfast.hub.hooks import Hook, HookHandler, HookKind, Hooks
 from holdfast.hub.identity import Authenticate
 from holdfast.hub.leases import LeaseMonitor
+from holdfast.hub.pace import Pace
 from holdfast.hub.patterns import check_pattern, matches
+from holdfast.hub.pending import DocumentDue, Item, Waiting
 from holdfast.hub.presence import PresenceTracker
 from holdfast.hub.rates import ClientLimits, Rates
+from holdfast.hub.results import Done, Result, result_later
+from holdfast.hub.settings import check_job, check_settings, check_store
 from holdfast.hub.subscription import Subscription
 from holdfast.hub.sync import SyncHub
 from holdfast.hub.tickets import Tickets
+from holdfast.hub.ticks import Ticks
 from holdfast.hub.turns import TurnScheduler
 from holdfast.hub.writer import MessageWriter
-from holdfast.stores import open_url
 from holdfast.stores.base import Store
 
 logger = logging.getLogger("holdfast.hub")
@@ -101,6 +105,7 @@ class _Runtime:
         self.is_over = False
         self.channels: dict[str, Channel] = {}
         self.ticks = Ticks()
+        self.pace = Pace(self.ticks)
         self.writers: dict[tuple[str, str], MessageWriter] = {}
         self.background: set[asyncio.Task[Any]] = set()  # tasks that are cancelled at the end
         self.jobs: set[asyncio.Task[Any]] = set()  # tasks of the app, given time when the hub drains
@@ -144,7 +149,10 @@ class HubCore:
         client_limits: ClientLimits | None = None,
         ticket_keys: Sequence[bytes] = (),
     ) -> None:
-        self.store: Store = open_url(store) if isinstance(store, str) else store
+        check_settings(
+            authenticate=authenticate, limits=limits, client_limits=client_limits, flush_ms=flush_ms, drain_s=drain_s
+        )
+        self.store: Store = check_store(store)
         self.authenticate = authenticate
         self.allowed_origins = tuple(allowed_origins)
         self.limits = limits or Limits()
@@ -246,6 +254,7 @@ class HubCore:
 
     def start_task(self, job: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         """Run `job` as a task of the hub: it outlives the request that started it; a drain gives it time to finish."""
+        check_job(job)
         task = self._spawn(job)
         runtime = self._live()
         runtime.jobs.add(task)
@@ -496,8 +505,8 @@ class HubCore:
 
         Requests of one channel are decided in the order they were submitted. Raises Busy, InvalidName.
         """
-        ask = Ask(check_key(message_id), request, caller)
-        self.queue(Waiting(check_channel(channel), ask, done, _size_of(request)))
+        key = check_key(message_id)
+        self.queue(Waiting(check_channel(channel), key, request, caller, done))
 
     @property
     def presence(self) -> PresenceTracker:
@@ -528,8 +537,7 @@ class HubCore:
 
     def call_in_time(self, channel: Channel, callback: Callable[[], None]) -> bool:
         """Schedule `callback` for when text that only viewers of `channel` wait for is due. False if that is now."""
-        committer = self._runtime.committer if self._runtime is not None else None
-        return committer is not None and committer.call_in_time(channel, callback)
+        return self._runtime is not None and self._runtime.pace.call_in_time(channel, callback)
 
     async def take_waiting(self, channel: str, message_id: str, by: str, *, turn: str | None = None) -> bool:
         """Take a waiting user message into a running turn of agent `by`, so that it gets no turn of its own.
@@ -581,7 +589,7 @@ class HubCore:
         live = await self._fresh(channel)
         wanted = self.limits.default_history if history is None else min(history, self.limits.history)
         window_ms = self.flush_ms if flush_ms is None else flush_ms
-        return live.attach(since, history=wanted, flush_ms=window_ms, wake=wake, has_passing=has_passing)
+        return Feed(live, since, history=wanted, flush_ms=window_ms, wake=wake, has_passing=has_passing)
 
     async def page(self, channel: str, *, before: int | None, limit: int) -> Page:
         """Return a page as `history` does."""
@@ -639,13 +647,15 @@ class HubCore:
     def free_memory(self) -> None:
         """Drop idle channels from memory and trim live ones to their bound; the hub does so every few seconds."""
         runtime, limits = self._live(), self.limits
+        committer = runtime.committer
         now_s = runtime.loop.time()
         total = 0
         for name, channel in sorted(runtime.channels.items(), key=lambda item: -item[1].used_s):
-            if channel.is_idle and (now_s - channel.used_s > limits.channel_idle_s or total > limits.memory_bytes):
+            is_idle = channel.is_idle and not (committer is not None and committer.is_parked(channel))
+            if is_idle and (now_s - channel.used_s > limits.channel_idle_s or total > limits.memory_bytes):
                 runtime.channels.pop(name).close()
                 continue
-            channel.forget_batches()
+            channel.batches.forget()
             cost = channel.state.cost_bytes()
             if cost > limits.channel_bytes:
                 channel.trim(limits.channel_bytes)
@@ -730,7 +740,7 @@ class HubCore:
 
     async def _ask(self, channel: str, message_id: str, request: Request, caller: Caller) -> Result:
         answered, done = result_later()
-        self.queue(Waiting(channel, Ask(message_id, request, caller), done, _size_of(request)))
+        self.queue(Waiting(channel, message_id, request, caller, done))
         return await answered
 
     async def _message(self, channel: str, message_id: str) -> MessageState:
@@ -818,6 +828,7 @@ class HubCore:
             runtime.channels,
             self.channel,
             self._spawn,
+            runtime.pace,
             is_served=scheduler.serves,
             accepted=lambda channel, key: leases.renew(channel.name, key),
         )
@@ -948,19 +959,3 @@ def _present(answer: Result) -> Message:
 def _own(message: Message) -> Message:
     """Return a copy of `message` for the app, which may change it without changing the state."""
     return replace(message, meta=plain(message.meta), parts=[plain(part) for part in message.parts])
-
-
-def _size_of(request: Request) -> int:
-    """Return about how many bytes a waiting request holds."""
-    size = 200
-    text = getattr(request, "text", None)
-    if isinstance(text, str):
-        size += utf8_len(text)
-    for name in ("parts", "part", "meta", "data", "error"):
-        value = getattr(request, name, None)
-        if value and not isinstance(value, int):
-            try:
-                size += len(encode_json(value))
-            except (TypeError, ValueError, OverflowError, RecursionError):
-                continue  # the decision will refuse it
-    return size

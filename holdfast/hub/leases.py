@@ -20,14 +20,14 @@ from holdfast.core.errors import HoldfastError
 from holdfast.core.names import COMMAND_MARK
 from holdfast.core.requests import SERVER, Caller, FinishMessage, Request, SettleCommand
 from holdfast.core.state import CommandState, MessageState
+from holdfast.core.turns import rules_of
 from holdfast.hub.channel import Channel
 from holdfast.hub.clock import Clock
-from holdfast.hub.committer import Done, Result
 from holdfast.hub.deadlines import Deadlines
+from holdfast.hub.results import Done, Result
 
 logger = logging.getLogger("holdfast.hub")
 
-CANCEL_S = 2.0  # for the writer to carry out a `cancel`
 BROKEN_S = 3.0  # what is left of a lease when its holder's socket breaks
 RETRY_S = 1.0  # after a store that failed
 
@@ -140,8 +140,9 @@ class LeaseMonitor:
         if expiry not in self._deadlines:
             left_s = max(0.0, min((command.expires_ms - now_ms) / 1000, 24 * 3600))
             self._deadlines.set(expiry, now_s + left_s, partial(self._settle, channel, key, expires_ms, True))
-        if command.name == "cancel" and cancel not in self._deadlines:
-            self._deadlines.set(cancel, now_s + CANCEL_S, partial(self._settle, channel, key, expires_ms, False))
+        after_s = rules_of(command.name).after_s
+        if after_s is not None and cancel not in self._deadlines:
+            self._deadlines.set(cancel, now_s + after_s, partial(self._settle, channel, key, expires_ms, False))
 
     def _settle(self, channel: str, key: str, expires_ms: int, is_expired: bool) -> None:
         again = partial(self._settle, channel, key, expires_ms, is_expired)

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 from holdfast.core.cursor import parse_cursor
 from holdfast.core.errors import Draining
 from holdfast.core.events import Batch, ServerEvent
-from holdfast.hub.feed import Behind, Feed
+from holdfast.hub.batches import Behind
+from holdfast.hub.feed import Feed
 
 if TYPE_CHECKING:
     from holdfast.hub.hub import HubCore

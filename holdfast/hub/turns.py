@@ -27,12 +27,13 @@ from holdfast.core.names import COMMAND_MARK, command_key
 from holdfast.core.ops import Writer
 from holdfast.core.requests import SERVER, Caller, ClaimTurn, EndTurn, SendCommand
 from holdfast.core.state import ClaimState, MessageState
+from holdfast.core.turns import CANCEL
 from holdfast.hub.channel import Channel
 from holdfast.hub.clock import Clock
-from holdfast.hub.committer import Done, Result
 from holdfast.hub.deadlines import Deadlines
 from holdfast.hub.leases import BROKEN_S, RETRY_S, Submit
 from holdfast.hub.patterns import matches
+from holdfast.hub.results import Done, Result
 from holdfast.stores.base import Store
 
 logger = logging.getLogger("holdfast.hub")
@@ -589,7 +590,7 @@ class TurnScheduler:
                 logger.debug("message %s of %s needed no interruption: %s", message_id, channel, answer)
 
         try:
-            command = SendCommand(name="cancel", target=message_id, data={"reason": "interrupted"})
+            command = SendCommand(name=CANCEL.name, target=message_id, data={"reason": "interrupted"})
             self._submit(channel, key, command, SERVER, done)
         except HoldfastError as error:
             done(error)

@@ -13,9 +13,9 @@ import asyncio
 import contextlib
 import logging
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Coroutine, Iterable, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from msgspec.structs import replace
 
@@ -37,7 +37,8 @@ from holdfast.core.model import Json, Message, Part, check_json, check_part, pla
 from holdfast.core.requests import AppendText, Caller, CreateMessage, FinishMessage, PutPart, Request, UpdateMessage
 from holdfast.core.state import KEPT_REQUESTS, part_bytes, utf8_len
 from holdfast.core.surrogates import SurrogateJoiner
-from holdfast.hub.committer import Ask, Decided, Result, result_later
+from holdfast.hub.pending import Ask, Decided
+from holdfast.hub.results import Result, result_later
 
 if TYPE_CHECKING:
     from holdfast.hub.channel import Channel
@@ -54,6 +55,8 @@ class MessageWriter:
 
     __slots__ = (  # with this many attributes, slots are faster than a dictionary
         "_author",
+        "_awaited",
+        "_called",
         "_caller",
         "_create",
         "_error",
@@ -125,6 +128,8 @@ class MessageWriter:
         self._error: HoldfastError | None = None  # a refusal, which the next call raises
         self._trouble: HoldfastError | None = None  # of a store that fails at present
         self._waiters: list[asyncio.Future[None]] = []
+        self._called = 0  # calls of `append` …
+        self._awaited = 0  # … and how many of them were awaited
         self._requests = 0
         self._is_open = False
         self._is_over = False
@@ -145,23 +150,33 @@ class MessageWriter:
         gathered = sum(map(len, self._texts)) if self._texts_part == self._last_text else 0
         return self._lengths.get(self._last_text, 0) + gathered
 
-    async def append(self, text: str, *, part: int | None = None) -> None:
+    def append(self, text: str, *, part: int | None = None) -> Coroutine[Any, Any, None]:
         """Add `text` to the message's last text part, or to part `part`; a first text part opens by itself.
 
         Returns when the text is accepted: at once, unless the writer is ahead of its store by more than
         `Limits.writer_bytes`. Raises the refusal of an earlier append: Finished (a client stopped the message), Fenced,
         Deleted, TooLarge, StoreUnavailable; LocalError after the end. Half a surrogate pair at the end of `text` is
-        held back and joined to the next piece.
+        held back and joined to the next piece. The block fails if a call was not awaited: its text would be missing.
         """
+        self._called += 1
+        return self._append(text, part)
+
+    async def _append(self, text: str, part: int | None) -> None:
+        self._awaited += 1
         if self._is_over or not self._is_open or self._error is not None:
             self._check_open()
         if not isinstance(text, str):
             raise InvalidRequest(f"text must be a str, got {type(text).__name__}")
         index = self._last_text if part is None and self._last_text >= 0 else self._part_for_text(part)
         whole = text if text.isascii() and not self._surrogates.held else self._join_halves(text, index)
-        for piece in (whole,) if len(whole) <= self._longest else _pieces(whole, self._longest):
-            if piece:
-                self._accept(piece, index)
+        if len(whole) <= self._longest:  # the common case
+            if whole:
+                self._accept(whole, index)
+            if self.unstored_bytes > self._furthest:
+                await self._not_too_far_ahead()
+            return
+        for piece in _pieces(whole, self._longest):
+            self._accept(piece, index)
             if self.unstored_bytes > self._furthest:
                 await self._not_too_far_ahead()
 
@@ -208,6 +223,8 @@ class MessageWriter:
     ) -> None:
         """End the message (`complete`, `cancelled` or `failed`) and wait until it is stored whole."""
         self._check_open()
+        if (misuse := self._not_awaited()) is not None:
+            raise misuse
         end = FinishMessage(
             status=status,  # type: ignore[arg-type]
             reason=reason,
@@ -266,18 +283,33 @@ class MessageWriter:
     async def __aenter__(self) -> Self:
         return await self.open()
 
+    if not TYPE_CHECKING:  # a type checker reports the missing methods by itself
+
+        def __enter__(self):
+            raise LocalError(
+                "hub.message needs `async with hub.message(...) as message`; in a thread, use "
+                "`with hub.sync.message(...) as message`"
+            )
+
+        def __exit__(self, *error):
+            raise AssertionError("the block was never entered")
+
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        misuse: LocalError | None = None
         try:
             if kind is None and not self._is_over and self._error is None:
-                await self.finish()
+                misuse = self._not_awaited()
+                await (self.finish() if misuse is None else self._finish_early("failed", misuse.code))
             elif error is not None and not self._is_over and self._error is None:
                 await self._finish_early(*self._end_for(error))
         finally:
             self._is_over = True
             await self._finish_after_refusal()
             self._hub.unregister_writer(self)
+        if misuse is not None:
+            raise misuse
         if kind is None:
             self._raise_error()
 
@@ -503,6 +535,18 @@ class MessageWriter:
     def _raise_error(self) -> None:
         if self._error is not None:
             raise self._error
+
+    def _not_awaited(self) -> LocalError | None:
+        """Return an error if the text of a call of `append` is missing, because the call was not awaited."""
+        missing = self._called - self._awaited
+        if missing <= 0:
+            return None
+        self._awaited = self._called
+        times = "once" if missing == 1 else f"{missing} times"
+        return LocalError(
+            f"append to message {self.id!r} was called {times} without await, so its text is missing; "
+            "write `await message.append(text)`"
+        )
 
     def _check_open(self) -> None:
         if self._is_over:

@@ -28,10 +28,10 @@ from holdfast.core.errors import Busy, Draining, Forbidden, HoldfastError, Inval
 from holdfast.core.model import Part
 from holdfast.core.names import check_channel, check_id
 from holdfast.core.requests import Caller, CreateMessage, UpdateMessage
-from holdfast.hub.committer import Result
 from holdfast.hub.hub import HubCore
 from holdfast.hub.identity import Expired, Identity, Scope, claimed_identity
 from holdfast.hub.presence import check_member, check_signal
+from holdfast.hub.results import Result
 from holdfast.hub.tickets import Ticket
 from holdfast.transports.codec import unexpected
 from holdfast.transports.operations import BY_NAME, Operation
@@ -143,7 +143,7 @@ async def _verified(verify: Callable[[], Awaitable[Identity | None]]) -> Identit
     """Return the verifier's result. A HoldfastError passes; any other exception is logged and not sent to the peer."""
     try:
         async with asyncio.timeout(VERIFY_TIMEOUT_S):
-            return await verify()
+            return _checked(await _awaitable(verify()))
     except HoldfastError:
         raise
     except TimeoutError:
@@ -151,6 +151,18 @@ async def _verified(verify: Callable[[], Awaitable[Identity | None]]) -> Identit
     except Exception:
         logger.exception("the verifier failed")
         raise unexpected() from None
+
+
+def _awaitable(result: object) -> Awaitable[object]:
+    if not isinstance(result, Awaitable):
+        raise TypeError(f"authenticate must be an async function, it returned a value of type {type(result).__name__}")
+    return result
+
+
+def _checked(identity: object) -> Identity | None:
+    if identity is not None and not isinstance(identity, Identity):
+        raise TypeError(f"authenticate must return an Identity or None, got a value of type {type(identity).__name__}")
+    return identity
 
 
 # From where

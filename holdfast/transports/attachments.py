@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 from holdfast.core.cursor import parse_cursor
 from holdfast.core.errors import HoldfastError, InvalidRequest, TooMany
 from holdfast.core.names import check_channel
-from holdfast.hub.feed import Behind, Feed
+from holdfast.hub.batches import Behind
+from holdfast.hub.feed import Feed
 from holdfast.hub.hub import HubCore
 from holdfast.transports.access import allowed_history, check_operation
 from holdfast.transports.close_codes import FAILED

@@ -16,7 +16,7 @@ from typing import Any
 
 from starlette.types import Send
 
-from holdfast.hub.feed import EncodedBatch
+from holdfast.hub.batches import EncodedBatch
 
 # Larger batches are few, and keeping the last one alive would cost more than framing it again.
 MAX_BYTES = 64 * 1024

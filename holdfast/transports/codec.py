@@ -45,7 +45,7 @@ from holdfast.core.requests import (
     TakeOver,
     UpdateMessage,
 )
-from holdfast.hub.committer import Result
+from holdfast.hub.results import Result
 from holdfast.stores.base import CommitUnknown
 
 logger = logging.getLogger("holdfast.transports")

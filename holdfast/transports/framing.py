@@ -12,7 +12,7 @@ The id of an event is a cursor of the channel with a field of ours: how much of 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple, Protocol
 
 from msgspec import Struct
@@ -28,6 +28,7 @@ from holdfast.core.deltas import (
     Sent,
     TextAdded,
 )
+from holdfast.core.errors import LocalError, shown
 from holdfast.core.events import encode_json
 from holdfast.core.model import Part
 from holdfast.hub.tickets import split_seal
@@ -90,6 +91,47 @@ class PlainData:
 
     def _id(self, position: Position, *, is_finished: bool) -> str:
         return f"id: {position.id(is_finished=is_finished)}\n" if self._has_ids else ""
+
+
+class OwnFrames:
+    """The frames of an existing endpoint: `make_frame(text)` for the answer's text, `end_frame` at its end."""
+
+    def __init__(self, make_frame: Callable[[str], str | bytes], end_frame: EndFrame | None, *, has_ids: bool) -> None:
+        self._make_frame = make_frame
+        self._end_frame = end_frame
+        self._has_ids = has_ids  # only an EventSource has a use for ids
+
+    def frame(self, deltas: Sequence[Delta], status: str | None, position: Position) -> bytes:
+        """Of `Framer`. The text is that of several tokens if the reader is slower than the model."""
+        frames: list[bytes] = []
+        text = "".join(text for kind, text in added_texts(deltas) if kind == "text")
+        if text:
+            frames.append(self._with_id(_bytes_of(self._make_frame(text)), position, is_finished=False))
+        if status is not None:
+            frames.append(self._with_id(self._end(status), position, is_finished=True))
+        return b"".join(frames)
+
+    def _end(self, status: str) -> bytes:
+        if callable(self._end_frame):
+            return _bytes_of(self._end_frame(status))
+        return _bytes_of(self._end_frame) if self._end_frame is not None and status == "complete" else b""
+
+    def _with_id(self, frame: bytes, position: Position, *, is_finished: bool) -> bytes:
+        """Return `frame` with its id, which lets an EventSource resume. An id alone changes the position only."""
+        if not self._has_ids or not (frame.endswith(b"\n\n") or (is_finished and not frame)):
+            return frame
+        return frame.removesuffix(b"\n") + b"id: " + position.id(is_finished=is_finished).encode() + b"\n\n"
+
+
+EndFrame = str | bytes | Callable[[str], str | bytes]
+
+
+def _bytes_of(frame: object) -> bytes:
+    if isinstance(frame, str):
+        return frame.encode()
+    if isinstance(frame, bytes):
+        return frame
+    raise LocalError(f"style must return a frame as str or bytes, as end_frame must, got {shown(frame)}")
 
 
 _EVENTS = {"text": b"answer", "reasoning": b"thinking"}

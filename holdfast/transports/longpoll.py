@@ -15,7 +15,8 @@ from starlette.types import Receive, Send
 
 from holdfast.core.cursor import Cursor
 from holdfast.core.events import ChannelAttached, PresenceSync, Signal, encode_json
-from holdfast.hub.feed import Behind, EncodedBatch, Feed
+from holdfast.hub.batches import Behind, EncodedBatch
+from holdfast.hub.feed import Feed
 from holdfast.hub.hub import HubCore
 from holdfast.hub.identity import Expired, Scope
 from holdfast.transports.access import admit_poll, allowed_history

@@ -19,7 +19,8 @@ from holdfast.core.deltas import Delta, MessageProgress, Sent
 from holdfast.core.errors import HoldfastError
 from holdfast.core.model import Message
 from holdfast.core.names import check_id
-from holdfast.hub.feed import EncodedBatch, Feed
+from holdfast.hub.batches import EncodedBatch
+from holdfast.hub.feed import Feed
 from holdfast.hub.identity import Scope
 from holdfast.transports import problem
 from holdfast.transports.access import admit_stream

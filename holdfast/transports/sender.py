@@ -22,7 +22,7 @@ from typing import Any, Protocol
 
 from starlette.types import Message, Receive, Send
 
-from holdfast.hub.feed import EncodedBatch
+from holdfast.hub.batches import EncodedBatch
 from holdfast.transports.chunks import Chunks, Frames, can_frame, can_write, cycle_of, socket_of
 
 # A peer that reads no bytes for so long will not use this connection again. Browsers freeze hidden pages for minutes,

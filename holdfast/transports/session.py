@@ -34,9 +34,9 @@ from holdfast.core.limits import KIB
 from holdfast.core.model import Json
 from holdfast.core.names import check_channel, check_id, command_key
 from holdfast.core.requests import PutPart, Request
-from holdfast.hub.committer import Result
 from holdfast.hub.hub import HubCore
 from holdfast.hub.identity import Identity
+from holdfast.hub.results import Result
 from holdfast.hub.turns import TurnOffer
 from holdfast.transports.access import (
     caller_of,

@@ -15,8 +15,8 @@ from holdfast.core.errors import Fenced, HoldfastError, InvalidRequest, TooMany
 from holdfast.core.model import Json, check_json
 from holdfast.core.names import check_channel, check_id
 from holdfast.core.patterns import RULE, is_pattern, matches
-from holdfast.hub.committer import Done, Result
 from holdfast.hub.hub import HubCore
+from holdfast.hub.results import Done, Result
 from holdfast.hub.turns import LEASE_S, TurnOffer, WhenBusy
 from holdfast.transports.access import check_work, member_of
 from holdfast.transports.frames import TurnDoneFrame, TurnRenewFrame, TurnTakeFrame, WorkFrame

@@ -18,7 +18,8 @@ from starlette.types import Message, Receive, Send
 
 from holdfast.core.cursor import Cursor, parse_cursor
 from holdfast.core.errors import Draining, HoldfastError, StoreUnavailable, TooMany
-from holdfast.hub.feed import Behind, EncodedBatch, Feed
+from holdfast.hub.batches import Behind, EncodedBatch
+from holdfast.hub.feed import Feed
 from holdfast.hub.hub import HubCore
 from holdfast.hub.identity import Expired, Scope
 from holdfast.transports.access import admit_stream, allowed_history, header

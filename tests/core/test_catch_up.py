@@ -32,7 +32,7 @@ from holdfast.core.limits import Limits
 from holdfast.core.model import Command
 from holdfast.core.ops import Entry, Update
 from holdfast.core.state import TAIL_ENTRIES, ChannelState, apply_entry
-from holdfast.hub.feed import EncodedBatch
+from holdfast.hub.batches import EncodedBatch
 from tests.core.harness import ADMIN, BOB, LogHarness, data_part, text_part, tool_part
 from tests.core.worlds import Shelf
 

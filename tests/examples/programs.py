@@ -69,8 +69,15 @@ def client_of(app: Any, **options: Any) -> TestClient:
 async def served(program: ModuleType, pace_s: float = 0.01) -> AsyncIterator[str]:
     """Serve a program in this process, so that a test sets the pace of its model, and yield its address."""
     program.PACE_S = pace_s  # type: ignore[attr-defined]
+    async with served_app(app_of(program)) as address:
+        yield address
+
+
+@asynccontextmanager
+async def served_app(app: Any) -> AsyncIterator[str]:
+    """Serve an app in this process, and yield its address."""
     listening = listen("127.0.0.1", 0)
-    running = server(app_of(program))
+    running = server(app)
     serving = asyncio.create_task(running.serve(sockets=[listening]))
     try:
         yield address_of(listening)

@@ -584,9 +584,9 @@ async def test_readers_from_ever_other_cursors_do_not_fill_memory(hub: HubCore) 
         live = hub.channel("chat:1")
         for since in range(1, live.state.serial):
             live.batch_since(since, attach=True)
-        assert live.cached_bytes <= 2 * 1024 * 1024
+        assert live.batches.text_bytes <= 2 * 1024 * 1024
         hub.free_memory()
-        assert live.cached_bytes == 0
+        assert live.batches.text_bytes == 0
 
 
 async def test_what_waits_is_bounded_by_the_bytes_of_all_its_fields() -> None:

@@ -20,8 +20,9 @@ from holdfast.core.requests import (
     SendCommand,
     TakeOver,
 )
+from holdfast.core.turns import CANCEL_S
 from holdfast.hub import HubCore
-from holdfast.hub.leases import BROKEN_S, CANCEL_S
+from holdfast.hub.leases import BROKEN_S
 from holdfast.stores.memory import MemoryStore
 from tests.virtual import virtual_clock, virtually
 

@@ -18,7 +18,7 @@ from holdfast.core.errors import Busy, Deleted, Draining, Finished, HoldfastErro
 from holdfast.core.ops import Takeover
 from holdfast.core.requests import SERVER, Caller, CreateMessage, DeleteMessage, FinishMessage
 from holdfast.hub import HubCore
-from holdfast.hub.committer import Committer
+from holdfast.hub.pace import Pace
 from holdfast.hub.writer import MessageWriter
 from holdfast.stores.base import Committed, CommitUnknown, Conflict, Head, Write
 from holdfast.stores.memory import MemoryStore
@@ -300,7 +300,7 @@ async def test_a_mistake_that_ends_the_hubs_life_sends_its_viewers_away(
 
     watching = asyncio.ensure_future(watch())
     await hub.create("c", text="hello")
-    monkeypatch.setattr(Committer, "_note_took", lambda *_: 1 / 0)
+    monkeypatch.setattr(Pace, "took", lambda *_: 1 / 0)
     with pytest.raises((Draining, HoldfastError)):
         await hub.create("c", text="unlucky")
     monkeypatch.undo()

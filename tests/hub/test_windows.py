@@ -13,8 +13,9 @@ from itertools import pairwise
 
 from holdfast.core.events import MessageAppend, MessagePart
 from holdfast.hub import HubCore
-from holdfast.hub.channel import PATIENCE_S
-from holdfast.hub.feed import Feed, Ticks
+from holdfast.hub.feed import Feed
+from holdfast.hub.pace import PATIENCE_S
+from holdfast.hub.ticks import Ticks
 from holdfast.stores.base import Committed, Conflict, Write
 from holdfast.stores.memory import MemoryStore
 from tests.virtual import virtual_clock, virtually

@@ -10,7 +10,7 @@ through everything comes in.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -22,6 +22,7 @@ from holdfast.core import decide as decisions
 from holdfast.core.decide import Decision, decide
 from holdfast.core.deltas import Delta
 from holdfast.core.draft import Draft
+from holdfast.core.errors import StoreUnavailable
 from holdfast.core.events import (
     ChannelAttached,
     EphemeralEvent,
@@ -41,21 +42,26 @@ from holdfast.core.state import ChannelState, MessageState, Tail
 from holdfast.core.text import Text
 from holdfast.hub import channel as channels
 from holdfast.hub import committer, hooks, presence
+from holdfast.hub import hub as hubs
+from holdfast.hub.batches import BatchCache, EncodedBatch
 from holdfast.hub.channel import Channel
 from holdfast.hub.committer import Committer
-from holdfast.hub.feed import EncodedBatch, Feed, Group
+from holdfast.hub.feed import Feed
 from holdfast.hub.hooks import HookEvent, HookRunner
 from holdfast.hub.hub import HubCore
 from holdfast.hub.leases import LeaseMonitor
+from holdfast.hub.loading import Loader
+from holdfast.hub.pending import Decided, Waiting
 from holdfast.hub.presence_state import PresenceState
+from holdfast.hub.ticks import Group
 from holdfast.hub.turns import LEASE_S, TurnOffer, TurnScheduler, Worker
-from holdfast.stores.base import Committed, Conflict, Head, Moved, Write
+from holdfast.stores.base import Committed, CommitUnknown, Conflict, Head, Moved, Write
 from holdfast.transports import codec, framing
 from holdfast.transports.access import caller_of
 from holdfast.transports.frames import DeleteFrame
 from holdfast.transports.session import Session
 from simulation import watchdog
-from simulation.actors import Insider, Remote, Steady
+from simulation.actors import Careless, Insider, Remote, Steady
 from simulation.leases import Leaser
 from simulation.people import Partner
 from simulation.store import StoreLine
@@ -143,7 +149,7 @@ def answer_before_the_commit(patch: pytest.MonkeyPatch) -> None:
         appends = [one for one in cut.decided if all(isinstance(ask.request, AppendText) for ask in one.asks)]
         rest = [one for one in cut.decided if one not in appends]
         cut.decided = appends
-        self._answer(cut, unclear=())
+        self._return_all(cut, (), {})
         cut.decided = rest
         await commit(self, cut)
 
@@ -224,6 +230,150 @@ def trust_the_wake_up(patch: pytest.MonkeyPatch) -> None:
         return Moved("nothing", {})
 
     patch.setattr(StoreLine, "moved", moved)
+
+
+# -- commits whose outcome is unknown, recovery and memory -----------------------------------------------------------
+
+
+def an_unknown_outcome_is_never_resolved(patch: pytest.MonkeyPatch) -> None:
+    """The requests of the commit are decided again; the store shows which of them it holds."""
+    patch.setattr(Committer, "_unclear", lambda self, batch, writes: {})
+
+
+def an_append_gets_a_new_offset_after_an_unknown_outcome(patch: pytest.MonkeyPatch) -> None:
+    """A request is immutable, so its offset is decided each time."""
+    patch.setattr(committer, "replace", lambda request, **about: request)
+
+
+def requests_change_their_order_after_an_unknown_outcome(patch: pytest.MonkeyPatch) -> None:
+    """Each request of the commit is decided again; their order is a detail."""
+    return_all = Committer._return_all
+
+    def reversed_order(self: Committer, batch: Any, again: Iterable[Channel], unclear: Any) -> None:
+        if again:
+            batch.decided.reverse()
+        return_all(self, batch, again, unclear)
+
+    patch.setattr(Committer, "_return_all", reversed_order)
+
+
+def a_silent_store_has_stored_no_entry(patch: pytest.MonkeyPatch) -> None:
+    """A commit without a result has failed."""
+    store_all = Committer._store_all
+
+    async def refused(self: Committer, writes: list[Write]) -> list[Committed | Conflict]:
+        try:
+            return await store_all(self, writes)
+        except CommitUnknown as error:
+            raise StoreUnavailable("the store stored no entry") from error
+
+    patch.setattr(Committer, "_store_all", refused)
+
+
+def a_conflict_is_ignored(patch: pytest.MonkeyPatch) -> None:
+    """The channel is read again, so its next request is decided on the new state."""
+    return_all = Committer._return_all
+
+    def as_decided(self: Committer, batch: Any, again: Iterable[Channel], unclear: Any) -> None:
+        for channel in again:
+            channel.is_stale = True
+        return_all(self, batch, (), {})
+
+    patch.setattr(Committer, "_return_all", as_decided)
+
+
+def a_result_is_sent_twice(patch: pytest.MonkeyPatch) -> None:
+    """A second copy of a result does no harm."""
+
+    def twice(self: Waiting, decided: Decided) -> None:
+        self._done(decided.result())
+        self._done(decided.result())
+
+    patch.setattr(Waiting, "answered", twice)
+
+
+def messages_of_a_dead_process_are_not_recovered(patch: pytest.MonkeyPatch) -> None:
+    """Another writer takes the message over when it is needed."""
+
+    async def skip(self: HubCore, channel: str, message: MessageState) -> None:
+        pass
+
+    patch.setattr(HubCore, "_recover_message", skip)
+
+
+def a_recovery_that_failed_is_not_repeated(patch: pytest.MonkeyPatch) -> None:
+    """A hub recovers once, at its first start."""
+    recover = HubCore._recover
+    begun: set[HubCore] = set()
+
+    async def once(self: HubCore) -> None:
+        if self not in begun:
+            begun.add(self)
+            await recover(self)
+
+    patch.setattr(HubCore, "_recover", once)
+
+
+def a_message_that_left_memory_does_not_exist(patch: pytest.MonkeyPatch) -> None:
+    """The state in memory is complete."""
+    patch.setattr(Channel, "is_ready_for", lambda self, ids: self.is_ready)
+
+
+def an_absent_id_stays_absent(patch: pytest.MonkeyPatch) -> None:
+    """The store was asked for this id before."""
+
+    class Sticky(set[str]):
+        def clear(self) -> None:
+            pass
+
+        def discard(self, element: str) -> None:
+            pass
+
+    load = Channel.load
+
+    async def load_sticky(self: Channel) -> None:
+        if not isinstance(self._absent, Sticky):
+            self._absent = Sticky(self._absent)
+        await load(self)
+
+    patch.setattr(Channel, "load", load_sticky)
+
+
+def a_channel_leaves_memory_during_a_commit(patch: pytest.MonkeyPatch) -> None:
+    """A channel without subscribers and members is idle."""
+    patch.setattr(
+        Channel,
+        "is_idle",
+        property(lambda self: not (self.listeners or self.presence_state.has_people or self.watchers)),
+    )
+
+
+def a_new_start_holds_the_page_alone(patch: pytest.MonkeyPatch) -> None:
+    """A viewer that wants an older streaming message asks for history."""
+    new_start = catch_up.new_start
+
+    def page_alone(
+        state: ChannelState, page: list[MessageState], more: bool
+    ) -> tuple[ChannelAttached, list[MessageUpdate]]:
+        attached, updates = new_start(state, page, more)
+        ids = {message.id for message in page}
+        return attached, [event for event in updates if event.message.id in ids]
+
+    patch.setattr(channels, "new_start", page_alone)
+
+
+def messages_in_memory_are_a_page(patch: pytest.MonkeyPatch) -> None:
+    """The newest messages in memory are the newest messages."""
+    newest_messages = catch_up.newest_messages
+
+    def without_holes(state: ChannelState, history: int, limits: Limits) -> tuple[list[MessageState], bool] | None:
+        known, state.history_from = state.history_from, 0
+        try:
+            return newest_messages(state, history, limits)
+        finally:
+            state.history_from = known
+
+    patch.setattr(channels, "newest_messages", without_holes)
 
 
 # -- leases, presence, commands and turns ----------------------------------------------------------------------------
@@ -603,7 +753,7 @@ def a_feed_keeps_what_it_has_told(patch: pytest.MonkeyPatch) -> None:
                 self.told: list[EncodedBatch] = [*getattr(self, "told", []), batch]
             return batch
 
-    patch.setattr(channels, "Feed", Hoarder)
+    patch.setattr(hubs, "Feed", Hoarder)
 
 
 def a_socket_is_read_however_far_it_is_behind(patch: pytest.MonkeyPatch) -> None:
@@ -624,10 +774,10 @@ def what_is_over_stays(patch: pytest.MonkeyPatch) -> None:
 def every_batch_is_kept(patch: pytest.MonkeyPatch) -> None:
     """Another reader may come from the same cursor."""
 
-    def keep(self: Channel, batch: EncodedBatch) -> None:
-        self.cached_bytes += batch.text_bytes
+    def make_room(self: BatchCache, batch: EncodedBatch) -> None:
+        self.text_bytes += batch.text_bytes
 
-    patch.setattr(Channel, "_keep", keep)
+    patch.setattr(BatchCache, "_make_room", make_room)
 
 
 def signals_pile_up(patch: pytest.MonkeyPatch) -> None:
@@ -656,14 +806,14 @@ def part_operations_pile_up(patch: pytest.MonkeyPatch) -> None:
 
 def wait_on_the_spot_for_a_load(patch: pytest.MonkeyPatch) -> None:
     """It takes but a moment."""
-    park = Committer._park
+    park = Loader.park
 
-    def wait(self: Committer, channel: Channel, item: Any) -> None:
+    def wait(self: Loader, channel: Channel, item: Any) -> None:
         park(self, channel, item)
         while not channel.is_ready:
             pass
 
-    patch.setattr(Committer, "_park", wait)
+    patch.setattr(Loader, "park", wait)
     patch.setattr(watchdog, "BUSY_TICK_S", 0.1)  # nobody wants to wait for seconds
 
 
@@ -693,6 +843,19 @@ MUTANTS: dict[Mutant, str] = {
     decide_on_arrival: "was refused with",
     label_an_update_with_its_own_serial: "but of version",
     trust_the_wake_up: "still do not see all",
+    an_unknown_outcome_is_never_resolved: "was refused with (mismatch|gap)",
+    an_append_gets_a_new_offset_after_an_unknown_outcome: "wrote to",
+    requests_change_their_order_after_an_unknown_outcome: "was refused with (mismatch|gap|not_found|no_part)",
+    a_silent_store_has_stored_no_entry: "streams for ever",
+    a_conflict_is_ignored: "before it was stored|wrote to|was acknowledged as",
+    a_result_is_sent_twice: "given a second time|was told .*'ref'",
+    messages_of_a_dead_process_are_not_recovered: "though its writer died",
+    a_recovery_that_failed_is_not_repeated: "though its writer died",
+    a_message_that_left_memory_does_not_exist: "refused.* with not_found|refused: .*not_found|could not .*not_found",
+    an_absent_id_stays_absent: "created twice|was refused with not_found|was answered 404",
+    a_channel_leaves_memory_during_a_commit: "still do not see all|the first event is not",
+    a_new_start_holds_the_page_alone: "lacks the streaming",
+    messages_in_memory_are_a_page: "it does not show",
     a_lapse_ignores_the_generation: "though its holder was heard of|streams still",
     the_short_way_looks_at_no_length: "wrote to",
     a_takeover_fences_nobody: "after a takeover",
@@ -739,6 +902,11 @@ MUTANTS: dict[Mutant, str] = {
 
 # What a world must have for a mistake to matter at all: those without it are not run.
 NEEDS: dict[Mutant, Callable[[Plan], object]] = {
+    an_unknown_outcome_is_never_resolved: lambda plan: plan.is_exclusive and Careless in plan.authors,
+    an_append_gets_a_new_offset_after_an_unknown_outcome: lambda plan: Careless in plan.authors,
+    a_silent_store_has_stored_no_entry: lambda plan: plan.fault_model.unknown_chance and Insider in plan.authors,
+    messages_of_a_dead_process_are_not_recovered: lambda plan: plan.is_exclusive,
+    a_recovery_that_failed_is_not_repeated: lambda plan: plan.is_exclusive and plan.fault_model.down_chance,
     a_lapse_ignores_the_generation: lambda plan: Leaser in plan.authors,
     a_renewal_after_a_broken_socket_does_not_count: lambda plan: Leaser in plan.authors,
     the_short_way_looks_at_no_length: lambda plan: Insider in plan.authors,
@@ -765,6 +933,14 @@ NEEDS: dict[Mutant, Callable[[Plan], object]] = {
 
 # Seeds that show what others before them do not, so that they are tried first. One that no longer does costs time only.
 SHOWN_BY: dict[Mutant, int] = {
+    an_unknown_outcome_is_never_resolved: 31,
+    an_append_gets_a_new_offset_after_an_unknown_outcome: 62,
+    requests_change_their_order_after_an_unknown_outcome: 31,
+    a_silent_store_has_stored_no_entry: 174,
+    a_recovery_that_failed_is_not_repeated: 262,
+    a_message_that_left_memory_does_not_exist: 20,
+    a_channel_leaves_memory_during_a_commit: 65,
+    messages_in_memory_are_a_page: 9,
     join_across_an_edit: 31,
     reload_beside_a_commit: 23,
     decide_on_arrival: 9,

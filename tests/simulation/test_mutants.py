@@ -16,7 +16,7 @@ from simulation.world import Plan
 from tests.simulation.mutants import MUTANTS, NEEDS, SHOWN_BY, Mutant
 from tests.simulation.story import story
 
-FOUND_WITHIN = 250  # seeds, within which every planted bug must show itself
+FOUND_WITHIN = 300  # seeds, within which every planted bug must show itself
 
 # The ten of which everybody who builds such a system makes one.
 WELL_KNOWN = {

@@ -211,6 +211,25 @@ async def test_failing_verifier_refuses_without_details(caplog: pytest.LogCaptur
     assert "the verifier failed" in caplog.text
 
 
+@pytest.mark.parametrize(
+    ("verify", "logged"),
+    [
+        (lambda scope: Identity(), "authenticate must be an async function, it returned a value of type Identity"),
+        (lambda scope: returned("ada"), "authenticate must return an Identity or None, got a value of type str"),
+    ],
+    ids=["not async", "no identity"],
+)
+async def test_verifier_of_the_wrong_kind_is_logged_with_the_remedy(
+    verify: Any, logged: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert await with_verifier(verify, AWAY) == (500, "internal")
+    assert logged in caplog.text
+
+
+async def returned(value: Any) -> Any:
+    return value
+
+
 async def test_verifier_may_raise_our_errors() -> None:
     async def refusing(scope: Any) -> Identity | None:
         raise Forbidden("not you")

@@ -17,7 +17,7 @@ from websockets.frames import Frame, Opcode
 from websockets.protocol import State
 
 from holdfast.core.events import MessageAppend
-from holdfast.hub.feed import EncodedBatch
+from holdfast.hub.batches import EncodedBatch
 from holdfast.transports.chunks import MAX_BYTES, OPEN, Chunks, Frames, cycle_of, socket_of
 from tests.transports.conftest import Served, new_hub, serving
 from tests.transports.watching import write

@@ -9,6 +9,7 @@ from pathlib import Path
 from holdfast.core import errors, events
 from holdfast.core.errors import HoldfastError
 from holdfast.core.limits import KIB, MIB, Limits
+from holdfast.core.turns import commands_table
 from holdfast.transports import close_codes
 from holdfast.transports.operations import OPERATIONS, table
 
@@ -70,6 +71,10 @@ def test_the_document_states_the_status_of_success() -> None:
 
 def test_table_of_operations_equals_the_document() -> None:
     assert table().strip() in section("8.6")
+
+
+def test_table_of_commands_equals_the_document() -> None:
+    assert commands_table().strip() in section("8.2")
 
 
 def test_every_event_is_documented_with_its_fields() -> None:

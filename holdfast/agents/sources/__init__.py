@@ -13,6 +13,7 @@ from __future__ import annotations
 from holdfast.agents.backend import Writer
 from holdfast.agents.sources.errors import UpstreamEnded, UpstreamError, malformed
 from holdfast.agents.sources.recognise import SOURCES, by_first_event, by_stream
+from holdfast.agents.sources.sse_text import SSEText
 from holdfast.agents.sources.text import PlainText
 from holdfast.agents.sources.upstream import Upstream
 from holdfast.agents.sources.vocabulary import Source
@@ -22,20 +23,20 @@ from holdfast.core.errors import HoldfastError, LocalError, shown
 __all__ = ["SOURCES", "Piped", "ToolCall", "UpstreamEnded", "UpstreamError", "pipe"]
 
 
-async def pipe(writer: Writer, stream: object, *, source: str | None = None) -> Piped:
+async def pipe(writer: Writer, stream: object, *, source: str | None = None, text_field: str | None = None) -> Piped:
     """Write all of `stream` into the message of `writer`; returns a summary of the written content.
 
     `stream` is the result of an SDK's streamed call, awaited or not, entered or not, async or blocking; or an
-    iterator of text. `source` names its kind if its shape does not (`SOURCES`). The message is not finished.
-    Raises UpstreamEnded if the stream ended before the provider's own end, UpstreamError if the provider reported
-    an error or sent malformed data, LocalError if `stream` is not a stream, and the writer's errors. In each case the
-    stream is closed before this returns; the app's own exceptions (of its tools, its generators) pass unchanged.
+    iterator of text. `source` names its kind if its shape does not (`SOURCES`); `text_field` names the field with the
+    text in the JSON objects of server-sent events (`a.0.b` is a field of an item of a field). The message is not
+    finished. Raises UpstreamEnded if the stream ended before the provider's own end, UpstreamError if the provider
+    reported an error or sent malformed data, LocalError if `stream` is not a stream, and the writer's errors. In each
+    case the stream is closed before this returns; the app's own exceptions (of its tools, its generators) pass
+    unchanged.
     """
-    if source is not None and source not in SOURCES:
-        raise LocalError(f"source must be one of {', '.join(SOURCES)}, got {shown(source)}")
     writing = Writing(writer)
     upstream = Upstream(stream)
-    chosen = SOURCES[source]() if source is not None else by_stream(stream)
+    chosen = _named(source, text_field) or by_stream(stream)
     try:
         await upstream.open()
         chosen = chosen or by_stream(upstream.stream)
@@ -57,6 +58,19 @@ async def pipe(writer: Writer, stream: object, *, source: str | None = None) -> 
         raise
     await writing.write_meta()
     return writing.piped()
+
+
+def _named(source: str | None, text_field: str | None) -> Source | None:
+    """Return the source that the caller names, or None. Raises LocalError."""
+    if source is not None and source not in SOURCES:
+        raise LocalError(f"source must be one of {', '.join(SOURCES)}, got {shown(source)}")
+    if text_field is None:
+        return SOURCES[source]() if source is not None else None
+    if source not in (None, SSEText.name):
+        raise LocalError(f"text_field is for server-sent events; with source={source!r} leave it out")
+    if not isinstance(text_field, str) or not text_field:
+        raise LocalError(f'text_field must be the name of a field, such as "text", got {shown(text_field)}')
+    return SSEText(text_field)
 
 
 async def _write(writing: Writing, source: Source, event: object) -> None:

@@ -20,6 +20,7 @@ from holdfast.agents.sources.openai_chat import OpenAIChat
 from holdfast.agents.sources.openai_responses import OpenAIResponses
 from holdfast.agents.sources.pydantic_ai import PydanticAI
 from holdfast.agents.sources.reading import get
+from holdfast.agents.sources.sse_text import SSEText, begins_frames, is_frame_object
 from holdfast.agents.sources.text import PlainText
 from holdfast.agents.sources.vocabulary import Source
 from holdfast.core.errors import HoldfastError, LocalError
@@ -27,6 +28,7 @@ from holdfast.core.errors import HoldfastError, LocalError
 _KINDS: tuple[type[Source], ...] = (
     *(PlainText, OpenAIResponses, OpenAIChat, Anthropic, GoogleGenAI),
     *(OpenAIAgents, PydanticAI, LangChain, LangGraph, AISDK),
+    SSEText,
 )
 SOURCES: dict[str, type[Source]] = {kind.name: kind for kind in _KINDS}
 
@@ -57,6 +59,8 @@ def by_stream(stream: object) -> Source | None:
 def by_first_event(event: object) -> Source:
     """Return the source whose events have the shape of `event`. Raises LocalError if no source has."""
     kind = _kind_of(event)
+    if kind is SSEText:
+        return SSEText(is_certain=not isinstance(event, str))
     if kind is None:
         raise LocalError(
             f"stream of {type(event).__name__} items is not of a known source; name it, source= is one of "
@@ -83,6 +87,8 @@ def _kind_of(event: object) -> type[Source] | None:
         return _kind_of_line(event)
     if isinstance(event, tuple):
         return LangGraph
+    if is_frame_object(event):
+        return SSEText
     if get(event, "event_kind") is not None or get(event, "kind") == "response":
         return PydanticAI
     name = get(event, "type")
@@ -112,4 +118,6 @@ def _kind_of_line(event: str | bytes | bytearray | memoryview) -> type[Source] |
         chunk = None
     if isinstance(chunk, Mapping) and chunk.get("type") in STARTS:
         return AISDK
+    if begins_frames(line):
+        return SSEText
     return PlainText if isinstance(event, str) else None

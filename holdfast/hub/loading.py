@@ -1,0 +1,120 @@
+"""Loading: items wait here, in order, while the store is read for their channel.
+
+Layer: hub.
+
+The committer parks an item if its channel, or a message that its decision needs, is not in memory. Later items of the
+same channel are parked behind it; items of other channels proceed. After a commit with an unknown outcome the loader
+reads the channel again, and returns the results of the items that the store turns out to hold.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+from holdfast.core.errors import HoldfastError, StoreUnavailable
+from holdfast.hub.channel import Channel
+from holdfast.hub.pending import Decided, Item
+from holdfast.stores.base import CommitUnknown
+
+logger = logging.getLogger("holdfast.hub")
+
+READ_TIMEOUT_S = 30.0  # then the parked items fail
+
+
+class Unclear(NamedTuple):
+    """A write whose outcome is unknown: the head of the channel if it was stored, and the decisions."""
+
+    epoch: str
+    serial: int
+    decided: list[Decided]
+
+
+class Loader:
+    """Holds the parked items of all channels, and reads the store for them."""
+
+    def __init__(
+        self,
+        spawn: Callable[[Coroutine[None, None, None]], object],
+        *,
+        queue_first: Callable[[Iterable[Item]], None],
+        stored: Callable[[Decided], None],
+        fail: Callable[[Item, HoldfastError], None],
+    ) -> None:
+        """Return items to the committer: `queue_first` takes those that can be decided now, in order.
+
+        `stored` takes decisions that the store turns out to hold, `fail` the items whose channel could not be read.
+        """
+        self._spawn = spawn
+        self._queue_first = queue_first
+        self._stored = stored
+        self._fail = fail
+        self.parked: dict[Channel, deque[Item]] = {}  # only the loader changes it
+        self._unclear: dict[Channel, Unclear] = {}
+
+    def park(self, channel: Channel, item: Item) -> None:
+        """Park `item`, and later items of its channel, until the store has been read."""
+        parked = self.parked.setdefault(channel, deque())
+        parked.append(item)
+        if len(parked) == 1:
+            self._spawn(self._load(channel))
+
+    def park_again(self, items: Mapping[Channel, Sequence[Item]], unclear: Mapping[Channel, Unclear]) -> None:
+        """Park items that may not be stored before all others of their channels, which are read anew.
+
+        `unclear` are the channels whose store may hold the items all the same.
+        """
+        self._unclear.update(unclear)
+        for channel, again in items.items():
+            self.parked.setdefault(channel, deque()).extendleft(reversed(again))
+        for channel in items:
+            self._spawn(self._load(channel))
+
+    def drain(self) -> list[Item]:
+        """Remove and return all parked items."""
+        items = [item for parked in self.parked.values() for item in parked]
+        self.parked.clear()
+        self._unclear.clear()
+        return items
+
+    async def _load(self, channel: Channel) -> None:
+        """Load the messages that the parked items need, then queue the items again, first and in order."""
+        try:
+            async with asyncio.timeout(READ_TIMEOUT_S):
+                await channel.load()
+                is_read = False
+                while not is_read:
+                    if channel.is_stale:
+                        await channel.refresh()
+                    await channel.load_messages(self._ids(channel))
+                    # More items may have been parked meanwhile, by a commit with an unknown outcome that is resolved
+                    # below.
+                    is_read = not channel.is_stale and not channel.missing(self._ids(channel))
+                self._resolve_unclear(channel)  # with the messages in memory: a result may hold one
+        except Exception as error:  # any error: no other component would fail the parked items
+            logger.warning("channel %s could not be read: %r", channel.name, error)
+            refused = error if isinstance(error, HoldfastError) else StoreUnavailable("the store did not answer")
+            if self._unclear.pop(channel, None) is not None:
+                refused = CommitUnknown("it is not known whether this was stored")
+            for item in self.parked.pop(channel, ()):
+                self._fail(item, refused)
+            return
+        self._queue_first(self.parked.pop(channel, ()))
+
+    def _ids(self, channel: Channel) -> list[str]:
+        """Return the ids that the parked items of `channel` need in memory."""
+        return [one for item in self.parked.get(channel, ()) for one in item.ids]
+
+    def _resolve_unclear(self, channel: Channel) -> None:
+        """Return the results of a write with an unknown outcome if the store, now read again, holds it."""
+        unclear = self._unclear.pop(channel, None)
+        if unclear is None or (channel.state.epoch, channel.state.serial) != (unclear.epoch, unclear.serial):
+            return
+        parked = self.parked[channel]
+        for decided in unclear.decided:
+            if decided.item in parked:
+                parked.remove(decided.item)
+                self._stored(decided)

@@ -1,0 +1,167 @@
+"""Items that wait for the committer: requests, with the component that receives their results.
+
+Layer: hub.
+
+An item holds requests of one channel that the committer decides in order and stores together. `Waiting` is one request
+with a callback, `MessageWriter` all accepted text of one writer. `Decided` holds the decisions on an item until their
+commit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from msgspec import Struct
+
+from holdfast.core.catch_up import reply_to
+from holdfast.core.decide import needs
+from holdfast.core.decision import Decision
+from holdfast.core.errors import HoldfastError
+from holdfast.core.events import encode_json
+from holdfast.core.ops import Append, Entry
+from holdfast.core.requests import Caller, CreateMessage, Request, SendCommand, UpdateMessage
+from holdfast.core.state import utf8_len
+from holdfast.hub.channel import Channel
+from holdfast.hub.results import Done, Result
+
+
+class Ask(Struct, gc=False):
+    """One request about one message or command. `request` gains the `at` of its first decision, and keeps it."""
+
+    key: str
+    request: Request
+    caller: Caller
+    is_unclear: bool = False  # accepted before, by a commit whose outcome is unknown
+
+
+class Item(Protocol):
+    """Requests of one channel that the committer decides and returns together."""
+
+    channel: str
+    size_bytes: int
+    ids: tuple[str, ...]  # of the messages and commands that must be in memory for the decision
+
+    def asks(self) -> Sequence[Ask]:
+        """Return the requests in order. The committer calls this once for each decision."""
+
+    def answered(self, decided: Decided) -> None:
+        """Receive the outcomes of the last `asks`, after their commit."""
+
+    def failed(self, error: HoldfastError) -> None:
+        """Receive the error of a commit that stored no entry."""
+
+
+class Waiting:
+    """One request; `done` receives its result or error."""
+
+    __slots__ = ("_ask", "_done", "channel", "ids", "size_bytes")
+
+    def __init__(self, channel: str, key: str, request: Request, caller: Caller, done: Done) -> None:
+        self.channel = channel
+        self.size_bytes = _size_of(request)
+        self.ids = needs(key, request)
+        self._ask = Ask(key, request, caller)
+        self._done = done
+
+    def asks(self) -> Sequence[Ask]:
+        return (self._ask,)
+
+    def answered(self, decided: Decided) -> None:
+        self._done(decided.result())
+
+    def failed(self, error: HoldfastError) -> None:
+        self._done(error)
+
+
+class DocumentDue:
+    """A request to write the document of a message whose entries the store wants to release."""
+
+    __slots__ = ("channel", "ids", "message_id", "size_bytes")
+
+    def __init__(self, channel: str, message_id: str) -> None:
+        self.channel = channel
+        self.message_id = message_id
+        self.ids: tuple[str, ...] = (message_id,)
+        self.size_bytes = 0
+
+    def asks(self) -> Sequence[Ask]:
+        return ()
+
+    def answered(self, decided: Decided) -> None:
+        pass
+
+    def failed(self, error: HoldfastError) -> None:
+        pass  # the store will request it again
+
+
+Outcome = tuple[Decision, int] | HoldfastError  # with the serial of the last operation
+
+
+class Decided(Struct, gc=False):
+    """The decisions on an item: an outcome for each request, up to the first refusal."""
+
+    channel: Channel
+    item: Item
+    asks: Sequence[Ask]
+    outcomes: Sequence[Outcome] = ()
+    refusal: HoldfastError | None = None  # the last outcome, if it is a refusal; later requests were not decided
+    grown: Entry | None = None  # replaces the outcomes if `plain_append` decided: the entry
+
+    @property
+    def granted(self) -> Sequence[Ask]:
+        """Return the accepted requests' decisions."""
+        return self.asks if self.refusal is None else self.asks[:-1]
+
+    def result(self) -> Result | HoldfastError:
+        """Return the result of the first request; call it after the commit. Built lazily: most items need none."""
+        if self.grown is not None:
+            op = self.grown.op
+            assert type(op) is Append
+            decision = Decision(ops=(op,), part=op.part, length=op.at + len(op.text))
+            return _result(self.channel, self.asks[0], decision, self.grown.serial)
+        outcome = self.outcomes[0]
+        return outcome if isinstance(outcome, HoldfastError) else _result(self.channel, self.asks[0], *outcome)
+
+
+def _result(channel: Channel, ask: Ask, decision: Decision, serial: int) -> Result:
+    message, command, reply = None, None, None
+    is_new = bool(decision.ops)
+    if isinstance(ask.request, SendCommand):
+        sent = channel.state.command(ask.key)
+        command = sent.command() if sent is not None else None
+        reply = reply_to(sent) if sent is not None else None
+    elif isinstance(ask.request, CreateMessage | UpdateMessage):
+        known = channel.state.message(ask.key)
+        message = known.message() if known is not None and not known.deleted else None
+        # Not created now, but by the same request: a commit with an unknown outcome had stored it.
+        is_new = is_new or (ask.is_unclear and known is not None and known.writer == ask.caller.writer)
+    return Result(
+        serial=serial,
+        cursor=str(channel.state.cursor),
+        created=is_new,
+        message=message,
+        command=command,
+        reply=reply,
+        generation=decision.generation,
+        part=decision.part,
+        length=decision.length,
+        lengths=decision.lengths,
+        is_blind=not ask.caller.may_read,
+    )
+
+
+def _size_of(request: Request) -> int:
+    """Return about how many bytes a waiting request holds."""
+    size = 200
+    text = getattr(request, "text", None)
+    if isinstance(text, str):
+        size += utf8_len(text)
+    for name in ("parts", "part", "meta", "data", "error"):
+        value = getattr(request, name, None)
+        if value and not isinstance(value, int):
+            try:
+                size += len(encode_json(value))
+            except (TypeError, ValueError, OverflowError, RecursionError):
+                continue  # the decision will refuse it
+    return size

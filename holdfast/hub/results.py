@@ -1,0 +1,49 @@
+"""The outcome of a request, and how it reaches the component that submitted the request.
+
+Layer: hub.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from msgspec import Struct
+
+from holdfast.core.errors import HoldfastError
+from holdfast.core.events import CommandReply
+from holdfast.core.model import Command, Message
+
+
+class Result(Struct, frozen=True, kw_only=True):
+    """The outcome of a request; durable when it is returned."""
+
+    serial: int
+    cursor: str
+    created: bool  # False: a repeat, which stored no entry
+    message: Message | None = None  # of a create or update
+    command: Command | None = None  # of a command sent
+    reply: CommandReply | None = None  # of a command that was sent before
+    generation: int | None = None
+    part: int | None = None
+    length: int | None = None  # of the part, in code points
+    lengths: list[int] | None = None  # of all parts
+    is_blind: bool = False  # the caller may not read the channel, so the result has fewer fields
+
+
+Done = Callable[[Result | HoldfastError], None]
+
+
+def result_later() -> tuple[asyncio.Future[Result], Done]:
+    """Return a future, and the callback that settles it unless it was cancelled."""
+    answered: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
+
+    def done(answer: Result | HoldfastError) -> None:
+        if answered.done():
+            return
+        if isinstance(answer, HoldfastError):
+            answered.set_exception(answer)
+        else:
+            answered.set_result(answer)
+
+    return answered, done

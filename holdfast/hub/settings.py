@@ -1,0 +1,101 @@
+"""Checks of the settings of a hub and of the arguments of its calls: a mistake is reported where it was made.
+
+Layer: hub.
+
+Wording may change freely. A new setting gets its check here.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Coroutine
+from os import PathLike, fspath
+
+from holdfast.core.errors import LocalError, shown
+from holdfast.core.limits import Limits
+from holdfast.hub.rates import ClientLimits
+from holdfast.stores import open_url
+from holdfast.stores.base import Store
+
+
+def check_store(store: object) -> Store:
+    """Return the store that `store` names, or is. Raises LocalError."""
+    if isinstance(store, str):
+        return open_url(store)
+    if isinstance(store, PathLike):
+        path = fspath(store)
+        raise LocalError(f"store must be a URL, got the path {shown(path)}; use Hub(f'sqlite:///{{path}}')")
+    if isinstance(store, type) or not callable(getattr(store, "open_documents", None)):
+        raise LocalError(
+            f"store must be a URL such as 'sqlite:///chat.db' or 'memory://', or a store object, got {shown(store)}"
+        )
+    return store  # type: ignore[return-value]  # the rest of the interface is the author's promise
+
+
+def check_settings(
+    *, authenticate: object, limits: object, client_limits: object, flush_ms: object, drain_s: object
+) -> None:
+    """Raise LocalError for a setting that cannot work."""
+    check_authenticate(authenticate)
+    if limits is not None and not isinstance(limits, Limits):
+        raise LocalError(f"limits must be a Limits, as Limits(parts=100) is, got {shown(limits)}")
+    if client_limits is not None and not isinstance(client_limits, ClientLimits):
+        raise LocalError(
+            f"client_limits must be a ClientLimits, as ClientLimits(client_requests=10) is, got {shown(client_limits)}"
+        )
+    if not isinstance(flush_ms, int) or isinstance(flush_ms, bool) or flush_ms < 0:
+        raise LocalError(f"flush_ms must be a whole number of milliseconds, 0 or more, got {shown(flush_ms)}")
+    check_seconds(drain_s, "drain_s")
+
+
+def check_seconds(value: object, name: str) -> None:
+    """Raise LocalError unless `value` is a number of seconds."""
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value < math.inf:
+        raise LocalError(f"{name} must be a number of seconds, 0 or more, got {shown(value)}")
+
+
+def check_authenticate(authenticate: object) -> None:
+    """Raise LocalError unless `authenticate` is None, or may return an awaitable."""
+    if authenticate is None or _may_be_async(authenticate):
+        return
+    if isinstance(authenticate, type) or not callable(authenticate):
+        raise LocalError(
+            "authenticate must be an async function of the scope, allow_everyone, or a verifier such as "
+            f"jwt_verifier(...), got {shown(authenticate)}"
+        )
+    name = getattr(authenticate, "__name__", "authenticate")
+    raise LocalError(
+        f"authenticate must be an async function, got the ordinary function {shown(name)}; "
+        f"write `async def {name}(scope)`"
+    )
+
+
+def check_job(job: object) -> None:
+    """Raise LocalError unless `job` is a coroutine."""
+    if isinstance(job, Coroutine):
+        return
+    name = getattr(job, "__name__", "answer")
+    if inspect.isasyncgen(job) or inspect.isgenerator(job):
+        raise LocalError(
+            f"start_task takes a coroutine, got the generator {shown(name)}; iterate it in an `async def` function, "
+            "for example with `await message.pipe(generator)`"
+        )
+    if callable(job):
+        raise LocalError(
+            f"start_task takes a coroutine, got the function {shown(name)}; call it: start_task({name}(...))"
+        )
+    raise LocalError(f"start_task takes a coroutine, the result of an `async def` function, got {shown(job)}")
+
+
+def _may_be_async(function: object) -> bool:
+    """Return whether `function` is async, or of a kind that may return an awaitable without being async itself."""
+    if isinstance(function, type) or not callable(function):
+        return False
+    call = inspect.unwrap(function)
+    if not inspect.isroutine(call) and inspect.isfunction(type(call).__call__):
+        call = type(call).__call__
+    if inspect.iscoroutinefunction(call) or not (inspect.isfunction(call) or inspect.ismethod(call)):
+        return True
+    returned = str(getattr(call, "__annotations__", {}).get("return", ""))
+    return call.__name__ == "<lambda>" or "Awaitable" in returned or "Coroutine" in returned

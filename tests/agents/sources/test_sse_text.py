@@ -1,0 +1,186 @@
+"""Frames of server-sent events that hold text: unpacked, or refused with the remedy.
+
+Layer: tests.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Iterable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from holdfast import Hub
+from holdfast.agents.sources import UpstreamError, pipe
+from holdfast.agents.sources.sse_text import SSEText
+from holdfast.agents.sources.vocabulary import Text
+from holdfast.core.errors import LocalError
+from tests.agents.sources.telling import broken, told
+
+TOKENS = ["You ", "asked:\n", '"why?" ', "🙂 "]
+WHOLE = "".join(TOKENS)
+
+
+def frames(tokens: Iterable[object], event: str = "") -> list[str]:
+    """Return the frames of an endpoint with JSON data."""
+    name = f"event: {event}\n" if event else ""
+    return [f"{name}data: {json.dumps(token)}\n\n" for token in tokens]
+
+
+async def one_by_one(items: Iterable[object]) -> AsyncIterator[object]:
+    for item in items:
+        yield item
+
+
+def server_sent_event(**fields: Any) -> object:
+    """Return an object such as those of sse-starlette and FastAPI."""
+    return type("ServerSentEvent", (SimpleNamespace,), {})(**fields)
+
+
+STREAMS: dict[str, list[Any]] = {
+    "frames": frames(TOKENS),
+    "frames with an end": [*frames(TOKENS), "data: [DONE]\n\n"],
+    "named frames": [*frames(TOKENS, "token"), "event: done\ndata: {}\n\n"],
+    "frames with CRLF": [frame.replace("\n", "\r\n") for frame in frames(TOKENS)],
+    "frames with a comment, an id and a delay": [
+        ": hi\n\n",
+        "retry: 1000\n\n",
+        *(f"id: 7\n{one}" for one in frames(TOKENS)),
+    ],
+    "pings between frames": [frames(TOKENS)[0], "event: ping\ndata: 2026\n\n", *frames(TOKENS[1:])],
+    "bytes": [frame.encode() for frame in frames(TOKENS)],
+    "bytes cut anywhere": [bytes([one]) for one in "".join(frames(TOKENS)).encode()],
+    "an event and its data apart": [piece for token in TOKENS for piece in ("event: token\n", *frames([token]))],
+    "lines without ends": "".join(frames(TOKENS)).split("\n"),
+    "no blank line at the end": [*frames(TOKENS[:-1]), frames(TOKENS[-1:])[0].rstrip()],
+    "dicts": [{"event": "token", "data": json.dumps(token)} for token in TOKENS],
+    "dicts of raw text": [{"data": token} for token in TOKENS],
+    "objects of sse-starlette": [server_sent_event(data=token, event=None) for token in TOKENS],
+}
+
+
+@pytest.mark.parametrize("name", STREAMS)
+async def test_frames_of_text_are_unpacked(hub: Hub, name: str) -> None:
+    source = "sse" if name == "bytes cut anywhere" else None
+    stored, piped = await told(hub, one_by_one(STREAMS[name]), source=source)
+    assert (stored.status, stored.parts, piped.text) == ("complete", [{"type": "text", "text": WHOLE}], WHOLE)
+
+
+async def test_frames_of_raw_text_are_unpacked(hub: Hub) -> None:
+    stored, _ = await told(hub, ["data: You \n\n", "data: 42\n\n", "data: one\ndata: two\n\n", "data: [DONE]\n\n"])
+    assert stored.text == "You 42one\ntwo"
+
+
+async def test_reasoning_events_become_reasoning(hub: Hub) -> None:
+    stored, _ = await told(hub, [*frames(["hm"], "thinking"), *frames(["yes"], "answer")])
+    assert stored.parts == [{"type": "reasoning", "text": "hm"}, {"type": "text", "text": "yes"}]
+
+
+async def test_frames_after_the_end_are_ignored(hub: Hub) -> None:
+    stored, _ = await told(hub, [*frames(["a"]), "data: [DONE]\n\n", *frames(["b"])])
+    assert stored.text == "a"
+
+
+@pytest.mark.parametrize(
+    ("field", "objects"),
+    [
+        ("text", [{"text": token, "n": 1} for token in TOKENS]),
+        ("text", [{"start": True}, *({"text": token} for token in TOKENS), {"text": None}]),
+        ("delta.text", [{"delta": {"text": token}} for token in TOKENS]),
+        ("choices.0.delta.content", [{"choices": [{"delta": {"content": token}}]} for token in TOKENS]),
+    ],
+)
+async def test_text_field_names_the_text_of_objects(hub: Hub, field: str, objects: list[object]) -> None:
+    async with hub.message("chat:1") as message:
+        await message.pipe(frames(objects), text_field=field)  # type: ignore[attr-defined]
+    assert (await hub.read("chat:1", message.id))[0].text == WHOLE
+
+
+async def failure(hub: Hub, stream: list[Any], text_field: str | None = None) -> str:
+    """Return the words of the error with which `pipe` refuses the stream."""
+    with pytest.raises(LocalError) as raised:
+        async with hub.message("chat:1") as message:
+            await pipe(message, stream, text_field=text_field)
+    assert (await hub.read("chat:1", message.id))[0].status == "failed"
+    return raised.value.detail
+
+
+async def test_objects_without_a_text_field_are_refused_with_the_remedy(hub: Hub) -> None:
+    assert await failure(hub, frames([{"token": "a", "n": 1}])) == (
+        "server-sent event holds a JSON object with the keys 'token', 'n'; name the one that holds the text, as in "
+        "text_field='token', or yield the text itself, and let style= of stream_response make the frames"
+    )
+
+
+async def test_a_text_field_that_no_object_has_is_refused(hub: Hub) -> None:
+    detail = await failure(hub, frames([{"token": "a"}, {"token": "b"}]), "text")
+    assert detail == "text_field 'text' is in no object of the stream; the first has the keys 'token'"
+
+
+async def test_a_text_field_that_holds_no_text_is_refused(hub: Hub) -> None:
+    assert "it names a list" in await failure(hub, frames([{"token": ["a"]}]), "token")
+
+
+async def test_an_event_of_another_name_is_refused_with_the_remedy(hub: Hub) -> None:
+    assert (await failure(hub, frames(["x"], "weather"))).startswith("server-sent event has the name 'weather'")
+
+
+@pytest.mark.parametrize("field", ["", 5])
+async def test_text_field_must_be_a_name(hub: Hub, field: Any) -> None:
+    assert "text_field must be the name of a field" in await failure(hub, frames(["x"]), field)
+
+
+async def test_text_field_belongs_to_server_sent_events(hub: Hub) -> None:
+    with pytest.raises(LocalError, match="leave it out"):
+        async with hub.message("chat:1") as message:
+            await pipe(message, ["x"], source="text", text_field="a")
+
+
+@pytest.mark.parametrize(
+    "last",
+    ['event: error\ndata: {"code": "overloaded"}\n\n', 'data: {"error": {"code": "overloaded"}}\n\n'],
+)
+async def test_a_reported_error_fails_the_message(hub: Hub, last: str) -> None:
+    stored, error = await broken(hub, [*frames(["half"]), last], UpstreamError)
+    assert (stored.text, error.detail) == ("half", "the model's provider reported an error: overloaded")
+
+
+@pytest.mark.parametrize("last", ["data: half a\n\n", "data: 5\n\n", "Hello\n\n"])
+async def test_a_frame_unlike_the_first_is_malformed(hub: Hub, last: str) -> None:
+    stored, error = await broken(hub, [*frames(["half"]), last], UpstreamError)
+    assert stored.text == "half"
+    assert "server-sent event" in error.detail
+
+
+@pytest.mark.parametrize(
+    "items",
+    [
+        ["data: 1\n", "other: 2\n", "\n"],
+        ["data:", " the word", " has five letters"],
+        ["data: 1\n", "data: 2\n"],
+        ["id: 7\nname: x\n\n"],
+        [": a colon begins this line"],
+        ["", "data: x\n\n"],
+    ],
+)
+async def test_text_that_begins_like_a_field_stays_text(hub: Hub, items: list[str]) -> None:
+    stored, _ = await told(hub, items)
+    assert stored.text == "".join(items)
+
+
+@given(
+    st.lists(st.sampled_from(["data:", "data: x", "\n", "\n\n", "", "id: 1\n", ": c\n", "word", "\r\n"]), min_size=1)
+)
+def test_every_text_is_either_frames_or_kept_whole(items: list[str]) -> None:
+    source = SSEText(is_certain=False)
+    try:
+        edits = [edit for item in items for edit in source.take(item)]
+        edits += source.end()
+    except UpstreamError:
+        return  # a whole frame, and then a line that is not a field
+    written = "".join(edit.text for edit in edits if isinstance(edit, Text))
+    assert written == "".join(items) or "\n\n" in "\n".join([*items, ""]).replace("\r", "")

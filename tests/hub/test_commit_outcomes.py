@@ -1,0 +1,323 @@
+"""Commits that fail, conflict or leave their outcome unknown, and memory that is freed at a bad moment.
+
+Layer: tests.
+
+Each test scripts the outcomes of the next commits. The simulator draws the same faults at random.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+
+import pytest
+
+from holdfast.core.cursor import parse_cursor
+from holdfast.core.errors import AlreadyAnswered, Fenced, IdConflict, InvalidName, InvalidText, StoreUnavailable
+from holdfast.core.events import ChannelAttached, MessageUpdate
+from holdfast.core.limits import Limits
+from holdfast.core.ops import Writer
+from holdfast.core.requests import (
+    AppendText,
+    Caller,
+    ClaimTurn,
+    CreateMessage,
+    EndTurn,
+    FinishMessage,
+    RenewLease,
+    ReplyCommand,
+    Request,
+    TakeOver,
+)
+from holdfast.hub import HubCore, MessageWriter
+from holdfast.hub.batches import Behind, EncodedBatch
+from holdfast.hub.feed import Feed
+from holdfast.hub.results import Result
+from holdfast.stores.base import Committed, CommitUnknown, Conflict, Write
+from holdfast.stores.memory import MemoryStore
+
+ANN = Caller(id="ann")
+SERVER = Caller(id="ann", is_server=True)
+
+
+class ScriptedStore(MemoryStore):
+    """A store in memory whose next commits follow `script`.
+
+    "ok" stores, "no" refuses, "lost" and "kept" leave the outcome unknown: not stored, and stored.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.script: list[str] = []
+        self.gate: asyncio.Event | None = None  # a commit waits until it is set
+        self.is_committing = asyncio.Event()  # set once a commit waits
+
+    async def commit(self, writes: Sequence[Write]) -> list[Committed | Conflict]:
+        if self.gate is not None:
+            self.is_committing.set()
+            await self.gate.wait()
+        act = self.script.pop(0) if self.script else "ok"
+        if act == "no":
+            raise StoreUnavailable("the script refuses the commit")
+        if act == "lost":
+            raise CommitUnknown("the script loses the commit")
+        results = await super().commit(writes)
+        if act == "kept":
+            raise CommitUnknown("the script loses the outcome")
+        return results
+
+
+@asynccontextmanager
+async def scripted(**limits: int) -> AsyncIterator[tuple[HubCore, ScriptedStore]]:
+    """Yield a hub on a scripted store."""
+    store = ScriptedStore()
+    hub = HubCore(store, hooks_signals=False, drain_s=0.1, limits=Limits(**limits))
+    try:
+        yield hub, store
+    finally:
+        await hub.close()
+
+
+async def kill(hub: HubCore) -> None:
+    """End the hub's task as `kill -9` would: it finishes and stores no pending work."""
+    assert hub._runtime is not None
+    assert hub._runtime.main is not None
+    hub._runtime.main.cancel()
+    await asyncio.wait([hub._runtime.main])
+
+
+async def ask_together(hub: HubCore, *asks: tuple[str, Request]) -> list[Result | BaseException]:
+    """Return the results of requests that one batch decides."""
+    return await asyncio.gather(*(hub.ask("c", one, request, ANN) for one, request in asks), return_exceptions=True)
+
+
+async def take(feed: Feed) -> EncodedBatch:
+    """Return the next batch of `feed`, which may have to read the store once or twice."""
+    for _ in range(3):
+        try:
+            batch = feed.take()
+            assert batch is not None
+            return batch
+        except Behind:
+            await feed.catch_up()
+    raise AssertionError("the feed reads the store again and again")
+
+
+def messages_of_new_start(batch: EncodedBatch) -> list[str]:
+    """Return the ids of the messages with which a view starts anew."""
+    attached, *shown = batch.events
+    assert isinstance(attached, ChannelAttached)
+    assert not attached.resumed
+    return [event.message.id for event in shown if isinstance(event, MessageUpdate)]
+
+
+async def texts(hub: HubCore, message_id: str) -> list[str]:
+    return [part["text"] for part in (await hub.read("c", message_id))[0].parts]
+
+
+async def test_viewer_far_behind_starts_anew_though_the_hub_must_read_the_page_first() -> None:
+    async with scripted(catch_up_messages=3) as (hub, _):
+        for number in range(10):
+            await hub.create("c", id=f"m{number}", text="x")
+        cursor = (await hub.info("c")).cursor
+        await hub.close()
+        feed = await hub.attach("c", parse_cursor(cursor), history=2, wake=lambda: None)
+        for number in range(4):
+            await hub.delete("c", f"m{number}")
+        assert messages_of_new_start(await take(feed)) == ["m8", "m9"]
+
+
+async def test_new_start_holds_an_old_streaming_message_and_the_newest_page() -> None:
+    async with scripted() as (hub, _):
+        await hub.ask("c", "old", CreateMessage(status="streaming"), ANN)
+        for number in range(5):
+            await hub.create("c", id=f"m{number}", text="x")
+        await hub.close()
+        feed = await hub.attach("c", None, history=2, wake=lambda: None)
+        assert messages_of_new_start(await take(feed)) == ["old", "m3", "m4"]
+
+
+async def test_message_that_left_memory_is_read_again() -> None:
+    async with scripted(channel_bytes=1) as (hub, _):
+        await hub.create("c", id="m", text="x")
+        hub.free_memory()
+        assert hub.channel("c").state.message("m") is None
+        with pytest.raises(IdConflict):
+            await hub.create("c", id="m", text="other")
+        hub.free_memory()
+        assert (await hub.update("c", "m", text="y")).text == "y"
+
+
+async def test_memory_is_freed_after_the_running_commit() -> None:
+    async with scripted(channel_bytes=1) as (hub, store):
+        await hub.create("c", id="m", text="x")
+        store.gate = asyncio.Event()
+        update = asyncio.create_task(hub.update("c", "m", text="y"))
+        await store.is_committing.wait()
+        hub.free_memory()
+        store.gate.set()
+        assert (await update).text == "y"
+
+
+async def test_requests_keep_their_order_if_the_outcome_of_their_commit_is_unknown() -> None:
+    """The second request needs a message that must be read first, so it holds up the third."""
+    async with scripted() as (hub, store):
+        await hub.ask("c", "m", CreateMessage(text="", status="streaming"), ANN)
+        store.script = ["lost"]
+        create = CreateMessage(text="x")
+        results = await ask_together(hub, ("m", AppendText(text="1")), ("n", create), ("m", AppendText(text="2")))
+        assert [isinstance(result, Result) for result in results] == [True, True, True]
+        assert await texts(hub, "m") == ["12"]
+
+
+@pytest.mark.parametrize("act", ["lost", "kept"])
+async def test_text_without_a_part_keeps_the_place_of_its_first_decision(act: str) -> None:
+    async with scripted() as (hub, store), hub.message("c", id="m") as message:
+        store.script = [act]
+        await message.append("x")
+        await message.part({"type": "text", "text": ""})
+        await message.append("y")
+        await message.flush()
+        assert await texts(hub, "m") == ["x", "y"]
+
+
+@pytest.mark.parametrize("act", ["lost", "kept"])
+async def test_update_with_a_version_is_carried_out_once_if_its_outcome_is_unknown(act: str) -> None:
+    async with scripted() as (hub, store):
+        await hub.create("c", id="m", text="a")
+        store.script = [act]
+        assert (await hub.update("c", "m", text="b", if_version=1)).version == 2
+
+
+@pytest.mark.parametrize("act", ["lost", "kept"])
+async def test_takeover_is_carried_out_once_if_its_outcome_is_unknown(act: str) -> None:
+    async with scripted() as (hub, store):
+        await hub.ask("c", "m", CreateMessage(status="streaming"), ANN)
+        await hub.ask("c", "m", FinishMessage(status="interrupted"), SERVER)
+        store.script = [act]
+        assert (await hub.ask("c", "m", TakeOver(generation=1), ANN)).generation == 2
+
+
+@pytest.mark.parametrize("act", ["lost", "kept"])
+async def test_parts_before_an_end_are_stored_if_the_outcome_of_the_end_is_unknown(act: str) -> None:
+    async with scripted() as (hub, store):
+        async with hub.message("c", id="m") as message:
+            store.script = [act]
+            await message.append("text")
+            await message.part({"type": "text", "text": "part"})
+        assert await texts(hub, "m") == ["text", "part"]
+
+
+@pytest.mark.parametrize("act", ["lost", "kept"])
+async def test_started_hub_adopts_a_message_if_the_outcome_of_its_takeover_is_unknown(act: str) -> None:
+    async with scripted() as (hub, store):
+        await hub.message("c", id="m").__aenter__()
+        await kill(hub)
+        successor = HubCore(store, hooks_signals=False, drain_s=0.1)
+        ended = asyncio.Event()
+
+        @successor.adopt("*")
+        async def continue_message(writer: MessageWriter) -> None:
+            await writer.append("more")
+            ended.set()
+
+        store.script = [act]
+        await successor.start()
+        await ended.wait()
+        await successor.close()
+        assert await texts(successor, "m") == ["more"]
+        await successor.close()
+
+
+@pytest.mark.parametrize("act", ["ok", "lost", "kept"])
+async def test_command_and_its_reply_are_stored_once_for_each_outcome_of_their_commits(act: str) -> None:
+    async with scripted() as (hub, store):
+        await hub.create("c", id="m", text="x")
+        store.script = [act]
+        command = await hub.command("c", "approve", id="a", target="m", data={"x": 1}, by="ann")
+        assert (command.id, command.data, command.from_) == ("a", {"x": 1}, "ann")
+        store.script = [act]
+        reply = ReplyCommand(data="yes", request="r")
+        first = await hub.ask("c", "!a", reply, ANN)
+        assert (await hub.ask("c", "!a", reply, ANN)).serial == first.serial
+        with pytest.raises(AlreadyAnswered):
+            await hub.reply("c", "a")
+        assert (await hub.info("c")).serial == first.serial == 3
+
+
+@pytest.mark.parametrize("act", ["ok", "lost", "kept"])
+async def test_turn_is_claimed_once_and_by_this_hub_for_each_outcome_of_the_commit(act: str) -> None:
+    async with scripted() as (hub, store):
+        await hub.start()
+        hub.scheduler._patterns["c"] = 0  # agents serve this channel, and none is connected
+        await hub.create("c", id="q", text="question")
+        agent = Caller(id="agent", writer=Writer(by="agent", node=hub.node), is_server=True)
+        store.script = [act]
+        assert (await hub.ask("c", "q", ClaimTurn(generation=0), agent)).generation == 1
+        with pytest.raises(Fenced):
+            await hub.ask("c", "q", ClaimTurn(generation=0), SERVER)
+        store.script = [act]
+        await hub.ask("c", "q", EndTurn(generation=1), agent)
+        assert (await hub.info("c")).serial == 3
+
+
+async def test_claims_and_leases_send_no_event_to_viewers() -> None:
+    async with scripted() as (hub, _):
+        await hub.start()
+        hub.scheduler._patterns["c"] = 0
+        await hub.create("c", id="q", text="question")
+        await hub.ask("c", "m", CreateMessage(status="streaming", text=""), ANN)
+        feeds = [await hub.attach("c", None, history=50, wake=lambda: None) for _ in range(2)]
+        for feed in feeds:
+            await take(feed)
+        await hub.ask("c", "q", ClaimTurn(generation=0, lease_s=15), SERVER)
+        await hub.ask("c", "m", RenewLease(lease_s=60), ANN)
+        for feed in feeds:
+            assert feed.is_behind
+            assert feed.take() is None
+            assert (feed.is_behind, feed.cursor.serial) == (False, 4)
+        await hub.ask("c", "m", AppendText(text="a"), ANN)
+        batch = await take(feeds[0])
+        assert ([event.serial for event in batch.events], batch.cursor[-2:]) == ([5], ":5")
+        resumed = await hub.attach("c", parse_cursor(batch.cursor[:-2] + ":2"), wake=lambda: None)
+        attached, append = (await take(resumed)).events
+        assert isinstance(attached, ChannelAttached)
+        assert (attached.resumed, attached.serial, append.serial) == (True, 5, 5)
+
+
+@pytest.mark.parametrize("target", ["\ud83d", "a b", "!a", ""])
+async def test_command_with_an_invalid_target_is_refused_and_delays_no_other_request(target: str) -> None:
+    async with scripted() as (hub, _):
+        with pytest.raises((InvalidName, InvalidText)):
+            await hub.command("c", "steer", target=target)
+        assert (await hub.create("c", id="m", text="x")).text == "x"
+
+
+async def test_reply_that_left_memory_is_read_again() -> None:
+    async with scripted(channel_bytes=1) as (hub, _):
+        await hub.command("c", "approve", id="a")
+        await hub.reply("c", "a", data="yes")
+        hub.free_memory()
+        assert hub.channel("c").state.command("!a") is None
+        with pytest.raises(AlreadyAnswered):
+            await hub.reply("c", "a", data="no")
+        hub.free_memory()
+        assert (await hub.command("c", "approve", id="a")).id == "a"
+        with pytest.raises(IdConflict):
+            await hub.command("c", "steer", id="a")
+
+
+async def test_start_after_a_failed_start_recovers_the_remaining_messages() -> None:
+    async with scripted() as (hub, store):
+        for number in range(2):
+            await hub.message("c", id=f"m{number}").__aenter__()
+        await kill(hub)
+        successor = HubCore(store, hooks_signals=False, drain_s=0.1)
+        store.script = ["ok", "no"]
+        with pytest.raises(StoreUnavailable):
+            await successor.start()
+        await successor.start()
+        messages = (await successor.history("c")).messages
+        assert [one.status for one in messages] == ["interrupted", "interrupted"]
+        await successor.close()

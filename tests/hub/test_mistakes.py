@@ -1,0 +1,187 @@
+"""Ordinary mistakes in calls of the hub: each is refused where it is made, with the remedy.
+
+Layer: tests.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Coroutine, Iterator
+from functools import partial, wraps
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from holdfast import Hub, Identity, allow_everyone
+from holdfast.core.errors import LocalError
+
+# Settings ---------------------------------------------------------------------------------------------------------
+
+
+def sync_authenticate(scope: Any) -> Identity:
+    return Identity()
+
+
+async def async_authenticate(scope: Any) -> Identity:
+    return Identity()
+
+
+class SyncVerifier:
+    def __call__(self, scope: Any) -> Identity:
+        return Identity()
+
+
+class AsyncVerifier:
+    async def __call__(self, scope: Any) -> Identity:
+        return Identity()
+
+
+@pytest.mark.parametrize(
+    ("settings", "detail"),
+    [
+        (
+            {"store": None},
+            "store must be a URL such as 'sqlite:///chat.db' or 'memory://', or a store object, got None",
+        ),
+        ({"store": Path("chat.db")}, "store must be a URL, got the path 'chat.db'; use Hub(f'sqlite:///{path}')"),
+        ({"authenticate": "jwt"}, "authenticate must be an async function of the scope"),
+        ({"authenticate": SyncVerifier}, "authenticate must be an async function of the scope"),
+        ({"authenticate": sync_authenticate}, "write `async def sync_authenticate(scope)`"),
+        ({"authenticate": SyncVerifier()}, "authenticate must be an async function"),
+        ({"drain_s": -1}, "drain_s must be a number of seconds, 0 or more, got -1"),
+        ({"drain_s": float("nan")}, "drain_s must be a number of seconds"),
+        ({"drain_s": "5"}, "drain_s must be a number of seconds"),
+        ({"flush_ms": -1}, "flush_ms must be a whole number of milliseconds, 0 or more, got -1"),
+        ({"flush_ms": 0.5}, "flush_ms must be a whole number of milliseconds"),
+        ({"limits": {"parts": 5}}, "limits must be a Limits"),
+        ({"client_limits": 5}, "client_limits must be a ClientLimits"),
+    ],
+)
+def test_a_setting_that_cannot_work_is_refused_when_the_hub_is_made(settings: dict[str, Any], detail: str) -> None:
+    with pytest.raises(LocalError) as raised:
+        Hub(**{"store": "memory://", **settings})
+    assert detail in raised.value.detail
+
+
+def returns_awaitable(scope: Any) -> Awaitable[Identity]:
+    return async_authenticate(scope)
+
+
+@wraps(async_authenticate)
+def decorated(scope: Any) -> Any:
+    return async_authenticate(scope)
+
+
+@pytest.mark.parametrize(
+    "authenticate",
+    [
+        None,
+        allow_everyone,
+        async_authenticate,
+        AsyncVerifier(),
+        AsyncVerifier().__call__,
+        partial(async_authenticate),
+        lambda scope: async_authenticate(scope),
+        returns_awaitable,
+        decorated,
+    ],
+    ids=range(9),
+)
+def test_every_kind_of_async_authenticate_is_accepted(authenticate: Any) -> None:
+    Hub("memory://", authenticate=authenticate)
+
+
+# Tasks ------------------------------------------------------------------------------------------------------------
+
+
+async def answer() -> None:
+    pass
+
+
+async def words() -> AsyncIterator[str]:
+    yield "word"
+
+
+def letters() -> Iterator[str]:
+    yield "a"
+
+
+@pytest.mark.parametrize(
+    ("job", "detail"),
+    [
+        (words(), "got the generator 'words'; iterate it in an `async def` function"),
+        (letters(), "got the generator 'letters'"),
+        (answer, "got the function 'answer'; call it: start_task(answer(...))"),
+        (words, "got the function 'words'"),
+        (None, "start_task takes a coroutine, the result of an `async def` function, got None"),
+    ],
+    ids=range(5),
+)
+async def test_start_task_takes_coroutines_only(job: Any, detail: str) -> None:
+    hub = Hub("memory://", hooks_signals=False)
+    await hub.start()
+    with pytest.raises(LocalError) as raised:
+        hub.start_task(job)
+    assert detail in raised.value.detail
+    await hub.close()
+
+
+# Writers ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_message_in_a_plain_with_is_refused_with_the_remedy() -> None:
+    hub: Any = Hub("memory://")
+    with pytest.raises(LocalError, match="needs `async with"), hub.message("chat:1"):
+        pass
+
+
+def forget(append: Coroutine[Any, Any, None]) -> None:
+    """Drop an append without awaiting it, and without Python's own warning."""
+    append.close()
+
+
+@pytest.mark.parametrize(("count", "times"), [(1, "once"), (2, "2 times")])
+async def test_an_append_without_await_fails_the_block(count: int, times: str) -> None:
+    hub = Hub("memory://", hooks_signals=False)
+    with pytest.raises(LocalError) as raised:
+        async with hub.message("chat:1", id="m") as message:
+            await message.append("one ")
+            for _ in range(count):
+                forget(message.append("two "))
+    assert raised.value.detail == (
+        f"append to message 'm' was called {times} without await, so its text is missing; "
+        "write `await message.append(text)`"
+    )
+    stored, _ = await hub.read("chat:1", "m")
+    assert (stored.status, stored.reason, stored.text) == ("failed", "misuse", "one ")
+    await hub.close()
+
+
+async def test_finish_reports_an_append_without_await() -> None:
+    hub = Hub("memory://", hooks_signals=False)
+    with pytest.raises(LocalError, match="without await"):
+        async with hub.message("chat:1", id="m") as message:
+            forget(message.append("one"))
+            await message.finish()
+    assert (await hub.read("chat:1", "m"))[0].status == "failed"
+    await hub.close()
+
+
+async def test_an_error_in_the_block_is_not_replaced() -> None:
+    hub = Hub("memory://", hooks_signals=False)
+    with pytest.raises(ZeroDivisionError):
+        async with hub.message("chat:1") as message:
+            forget(message.append("one"))
+            raise ZeroDivisionError
+    await hub.close()
+
+
+async def test_appends_may_be_awaited_in_any_way() -> None:
+    hub = Hub("memory://", hooks_signals=False)
+    async with hub.message("chat:1", id="m") as message:
+        await asyncio.gather(message.append("a"), message.append("b"))
+        await asyncio.create_task(message.append("c"))
+        await asyncio.wait_for(message.append("d"), 5)
+    assert (await hub.read("chat:1", "m"))[0].text == "abcd"
+    await hub.close()
