@@ -26,10 +26,11 @@ from holdfast.core.names import check_channel, check_id
 from holdfast.core.requests import CreateMessage
 from holdfast.hub import HubCore
 from holdfast.hub.patterns import check_pattern
-from holdfast.hub.turns import WhenBusy
+from holdfast.hub.workers import WhenBusy
 from holdfast.response import Answering, StreamResponse, Style, check_style
 from holdfast.transports.app import App, asgi
 from holdfast.transports.framing import EndFrame
+from holdfast.transports.mounting import check_asgi, check_path, mount
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -150,9 +151,12 @@ class Hub(HubCore):
         return asgi(self)
 
     def install(self, app: Any, path: str) -> None:
-        """Mount the hub in a Starlette or FastAPI app at `path`; it starts and closes with the app's lifespan."""
-        app.mount(path, self)
-        self.path = path.rstrip("/")
+        """Mount the hub in a Starlette or FastAPI app at `path`; it starts and closes with the app's lifespan.
+
+        The hub stands before an earlier route that would hide it, such as static files at `/`.
+        """
+        self.path = check_path(path)
+        mount(app, self.path, self)
         before = app.router.lifespan_context
 
         @asynccontextmanager
@@ -171,7 +175,8 @@ class Hub(HubCore):
 
         The hub handles the lifespan: Django has none.
         """
-        prefix = self.path = path.rstrip("/")
+        check_asgi(app)
+        prefix = self.path = check_path(path)
 
         async def wrapped(scope: Scope, receive: Receive, send: Send) -> None:
             if scope["type"] == "lifespan":

@@ -20,7 +20,7 @@ from holdfast.agents.ids import reply_id
 from holdfast.agents.turn import OnCrash, Turn
 from holdfast.core.errors import HoldfastError
 from holdfast.core.ops import Claim
-from holdfast.hub.turns import WhenBusy
+from holdfast.hub.workers import WhenBusy
 from simulation.actors import AWAY_STATUS, Person, gist
 from simulation.clock import Process
 from simulation.line import Frame, Line

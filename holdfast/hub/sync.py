@@ -18,6 +18,7 @@ from holdfast.core.errors import LocalError, StoreUnavailable
 from holdfast.core.events import Page
 from holdfast.core.model import Json, Message, Part
 from holdfast.hub.writer import MessageWriter
+from holdfast.hub.wsgi import check_not_wsgi
 
 if TYPE_CHECKING:
     from holdfast.hub.hub import HubCore
@@ -92,10 +93,13 @@ class SyncHub:
         return await self._hub.message(channel, **fields).open()
 
     def _run(self, call: Coroutine[Any, Any, T]) -> T:
-        loop = self._loop()
-        if loop is _running_loop():
+        try:
+            loop = self._loop()
+            if loop is _running_loop():
+                raise LocalError("hub.sync blocks the event loop; await the methods of the hub itself there")
+        except LocalError:
             call.close()
-            raise LocalError("hub.sync blocks the event loop; await the methods of the hub itself there")
+            raise
         future = asyncio.run_coroutine_threadsafe(call, loop)
         try:
             return future.result(TIMEOUT_S)
@@ -107,8 +111,9 @@ class SyncHub:
     def _loop(self) -> asyncio.AbstractEventLoop:
         with self._lock:
             running = self._hub.loop
-            if running is not None:
+            if running is not None and running is not self._own:
                 return running
+            check_not_wsgi()
             if self._own is None:
                 self._own = asyncio.new_event_loop()
                 self._thread = threading.Thread(target=self._own.run_forever, name="holdfast-sync", daemon=True)

@@ -54,7 +54,8 @@ from holdfast.hub.loading import Loader
 from holdfast.hub.pending import Decided, Waiting
 from holdfast.hub.presence_state import PresenceState
 from holdfast.hub.ticks import Group
-from holdfast.hub.turns import LEASE_S, TurnOffer, TurnScheduler, Worker
+from holdfast.hub.turns import LEASE_S, Turn, TurnScheduler
+from holdfast.hub.workers import AssignedTurn, Worker
 from holdfast.stores.base import Committed, CommitUnknown, Conflict, Head, Moved, Write
 from holdfast.transports import codec, framing
 from holdfast.transports.access import caller_of
@@ -452,9 +453,9 @@ def a_cancel_ends_the_newest_answer(patch: pytest.MonkeyPatch) -> None:
 def a_turn_is_renewed_in_vain(patch: pytest.MonkeyPatch) -> None:
     """A turn has fifteen seconds; who needs more says so, and is told that this is fine."""
 
-    def renew(self: TurnScheduler, worker: Worker, turn: TurnOffer) -> bool:
-        work = self._work.get(turn.channel)
-        return work is not None and turn.message_id in work.running
+    def renew(self: TurnScheduler, worker: Worker, turn: AssignedTurn) -> bool:
+        known = self._turn(turn.channel, turn.message_id)
+        return known is not None and known.is_taken
 
     patch.setattr(TurnScheduler, "renew", renew)
 
@@ -463,11 +464,10 @@ def a_turn_begins_before_its_claim_is_stored(patch: pytest.MonkeyPatch) -> None:
     """It will be ours, so why wait?"""
     claim = TurnScheduler._claim
 
-    def eager(self: TurnScheduler, channel: str, message_id: str, place: Any, worker: Worker) -> None:
-        attempts = place if isinstance(place, int) else place[1]
+    def eager(self: TurnScheduler, channel: str, turn: Turn, worker: Worker) -> None:
         if not worker.is_local:
-            worker.begin(TurnOffer(channel, message_id, attempts + 1, LEASE_S))
-        claim(self, channel, message_id, place, worker)
+            worker.begin(AssignedTurn(channel, turn.message_id, turn.attempt + 1, LEASE_S))
+        claim(self, channel, turn, worker)
 
     patch.setattr(TurnScheduler, "_claim", eager)
 
@@ -481,7 +481,7 @@ def what_waits_is_forgotten_at_a_restart(patch: pytest.MonkeyPatch) -> None:
             look(self, channel, keys)
 
     def look_at_nothing_yet(self: TurnScheduler, channel: str, key: str, message: MessageState | None) -> bool:
-        return bool(self._workers) and look_at(self, channel, key, message)
+        return bool(self.workers) and look_at(self, channel, key, message)
 
     patch.setattr(TurnScheduler, "inspect", look_at_what_is_new)
     patch.setattr(TurnScheduler, "inspect_message", look_at_nothing_yet)
@@ -733,9 +733,9 @@ def an_agent_takes_all_that_waits(patch: pytest.MonkeyPatch) -> None:
     """Slots are for those elsewhere."""
     claim = TurnScheduler._claim
 
-    def uncounted(self: TurnScheduler, channel: str, message_id: str, place: tuple[int, int], worker: Worker) -> None:
+    def uncounted(self: TurnScheduler, channel: str, turn: Turn, worker: Worker) -> None:
         worker.free += worker.is_local
-        claim(self, channel, message_id, place, worker)
+        claim(self, channel, turn, worker)
 
     patch.setattr(TurnScheduler, "_claim", uncounted)
 

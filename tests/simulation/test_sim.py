@@ -106,7 +106,7 @@ def test_a_seed_does_the_same_in_every_process() -> None:
 @pytest.mark.filterwarnings("ignore")
 def test_a_seed_that_fails_fails_again_in_the_same_way(monkeypatch: pytest.MonkeyPatch) -> None:
     deliver_before_the_commit(monkeypatch)
-    first, second = World(0).run(), World(0).run()
+    first, second = World(1).run(), World(1).run()
     assert first.violation is not None
     assert (str(first.violation), first.digest) == (str(second.violation), second.digest)
 
@@ -127,8 +127,8 @@ def test_the_command_tells_the_story_of_a_failure(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     deliver_before_the_commit(monkeypatch)
-    assert main(["--seeds", "5", "--failures", "1"]) == 1
+    assert main(["--seeds", "5", "--start", "1", "--failures", "1"]) == 1
     told = capsys.readouterr().out
     assert "VIOLATION" in told
-    assert "again: python -m simulation --start 0 --seeds 1" in told
-    assert "1 seeds from 0: 1 failed [0]" in told
+    assert "again: python -m simulation --start 1 --seeds 1" in told
+    assert "1 seeds from 1: 1 failed [1]" in told

@@ -58,9 +58,7 @@ async def listening(app: Any, **options: Any) -> AsyncIterator[int]:
     listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, 16 * 1024)  # as `holdfast serve` sets it
     listener.bind(("127.0.0.1", 0))
-    config = uvicorn.Config(
-        app, **{"log_config": None, "access_log": False, "http": "httptools", "ws": "websockets-sansio", **options}
-    )
+    config = uvicorn.Config(app, **{"log_config": None, "access_log": False, "http": "httptools", **options})
     config.load()
     server = uvicorn.Server(config)
     server.lifespan = config.lifespan_class(config)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, cast
 
 import pytest
+from django.core.asgi import get_asgi_application
+from django.core.handlers.wsgi import WSGIHandler
 from fastapi import FastAPI
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
@@ -16,11 +18,13 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.middleware.gzip import GZipMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Mount
+from starlette.routing import BaseRoute, Mount, Route, WebSocketRoute
+from starlette.staticfiles import StaticFiles
 from starlette.testclient import TestClient, WebSocketDenialResponse
 
 from holdfast.app import Hub
-from holdfast.core.errors import StoreUnusable
+from holdfast.core.errors import LocalError, StoreUnusable
+from holdfast.hub.identity import CAPABILITIES
 from tests.transports.conftest import Served, asking, new_hub, serving
 from tests.transports.test_sse import drained
 from tests.transports.watching import Stream, write
@@ -127,6 +131,60 @@ async def test_a_root_path_that_only_looks_like_the_path_is_left_alone() -> None
     await hub.close()
 
 
+# Mistakes of the app that mounts the hub
+
+
+async def page(request: Request) -> Response:
+    return Response("page")
+
+
+@pytest.mark.parametrize(
+    "route",
+    [
+        Mount("/", StaticFiles(directory=".")),
+        Mount("/", Starlette(routes=[Route("/{path:path}", page)])),
+        Route("/{path:path}", page),
+        WebSocketRoute("/{path:path}", page),
+    ],
+    ids=["static files", "mount", "route", "websocket route"],
+)
+@pytest.mark.parametrize("kind", [Starlette, FastAPI])
+async def test_install_puts_the_hub_before_a_route_that_would_hide_it(
+    route: BaseRoute, kind: type[Starlette], caplog: pytest.LogCaptureFixture
+) -> None:
+    hub, app = new_hub(), kind()
+    app.router.routes += [Route("/", page), Route("/holdfast/own", page), route]
+    with caplog.at_level("INFO"):
+        hub.install(app, "/holdfast/")
+    assert "which would have hidden it" in caplog.text
+    async with serving(hub, app) as served:
+        assert (await served.http.get("/holdfast/readyz")).status_code == 200
+        async with WsViewer(served.host, served.port, "c", prefix="/holdfast") as socket:
+            await socket.until_attached()
+        assert (await served.http.get("/holdfast/own")).text == "page"  # routes that hide less stay before the hub
+
+
+async def test_install_leaves_other_routes_in_their_order(caplog: pytest.LogCaptureFixture) -> None:
+    hub, app = new_hub(), Starlette(routes=[Route("/", page), Mount("/static", StaticFiles(directory="."))])
+    with caplog.at_level("INFO"):
+        hub.install(app, "/holdfast")
+    assert [getattr(route, "path", "") for route in app.routes] == ["/", "/static", "/holdfast"]
+    assert caplog.text == ""
+
+
+def test_install_and_wrap_refuse_other_apps_with_the_remedy() -> None:
+    hub, anything = new_hub(), cast("Any", object())
+    with pytest.raises(LocalError, match=r"hub.install takes a Starlette or FastAPI app.* hub.wrap\(app, path\)"):
+        hub.install(get_asgi_application, "/holdfast")
+    with pytest.raises(LocalError, match=r"hub\.wrap takes an ASGI app"):
+        hub.wrap(anything, "/holdfast")
+    with pytest.raises(LocalError, match=r"got the WSGI app .*get_asgi_application\(\) and an ASGI server"):
+        hub.wrap(cast("Any", WSGIHandler.__new__(WSGIHandler)), "/holdfast")
+    for path in ("holdfast", "", None):
+        with pytest.raises(LocalError, match="path of the hub must begin with a slash"):
+            hub.install(Starlette(), cast("Any", path))
+
+
 # Lifespan
 
 
@@ -218,7 +276,11 @@ def test_test_clients_work_with_and_without_with(make: Callable[[Hub], Any], wit
         with client.websocket_connect("ws://localhost/holdfast/v1/ws", subprotocols=["holdfast.v1"]) as socket:
             assert socket.accepted_subprotocol == "holdfast.v1"
             socket.send_json({"type": "attach", "ref": 1, "channel": "c"})
-            assert socket.receive_json() == {"type": "ok", "ref": 1}
+            assert socket.receive_json() == {
+                "type": "ok",
+                "ref": 1,
+                "you": {"id": "anonymous", "can": sorted(CAPABILITIES)},
+            }
             assert [event["type"] for event in socket.receive_json()["events"]] == [
                 "channel.attached",
                 "message.update",

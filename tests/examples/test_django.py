@@ -1,0 +1,161 @@
+"""Django's servers with a hub: `runserver` over WSGI is reported with the remedy, an ASGI server works.
+
+Layer: tests.
+
+The project is one file, as small as Django permits, and runs in a process of its own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from chaos.processes import free_port
+from tests.processes import PATIENCE_S, Process, request
+
+PROJECT = """\
+import sys
+
+from django.conf import settings
+from django.core.asgi import get_asgi_application
+from django.core.management import execute_from_command_line
+from django.http import HttpRequest, HttpResponse
+from django.urls import path
+from django.views.decorators.csrf import csrf_exempt
+
+from holdfast import Hub
+
+settings.configure(DEBUG=True, ROOT_URLCONF=__name__, ALLOWED_HOSTS=["*"], SECRET_KEY="x")
+hub = Hub("sqlite:///mysite.db")
+
+
+@csrf_exempt
+def say(request: HttpRequest) -> HttpResponse:
+    return HttpResponse(hub.sync.create("chat:1", text="hello").id, status=201)
+
+
+urlpatterns = [path("say", say), path("", lambda request: HttpResponse("ready"))]
+application = hub.wrap(get_asgi_application(), "/holdfast")
+
+if __name__ == "__main__":
+    execute_from_command_line(sys.argv)
+"""
+
+
+@contextlib.contextmanager
+def running(folder: Path, *arguments: str, port: int) -> Iterator[Process]:
+    """Run a server of the project until the block ends."""
+    process = Process(list(arguments), folder / "server.log")
+    try:
+        process.start()
+        deadline_s = time.monotonic() + PATIENCE_S
+        while True:
+            assert time.monotonic() < deadline_s, process.output
+            assert process.running.poll() is None, process.output
+            with contextlib.suppress(OSError, http.client.HTTPException):
+                if request(port, "GET", "/")[0] == 200:
+                    break
+            time.sleep(0.05)  # between two tries to connect to a process that is starting
+        yield process
+    finally:
+        process.clean_up()
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (tmp_path / "mysite.py").write_text(PROJECT)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{Path(__file__).parents[2]}")
+    return tmp_path
+
+
+def test_runserver_over_wsgi_is_reported_with_the_remedy(project: Path) -> None:
+    port = free_port()
+    with running(project, "mysite.py", "runserver", "--noreload", f"127.0.0.1:{port}", port=port) as process:
+        assert "no page can reach the hub: Django's runserver serves WSGI" in process.output
+        status, page = request(port, "POST", "/say", {})
+        assert status == 500
+        assert "hub cannot be reached: Django serves this request over WSGI, and the hub needs ASGI" in page
+        assert "uvicorn mysite.asgi:application" in process.output
+    assert not (project / "mysite.db").exists()
+
+
+LOGIN = """\
+import asyncio, sys
+
+import django
+from django.conf import settings
+from django.core.asgi import get_asgi_application
+from django.core.management import call_command
+
+settings.configure(
+    ROOT_URLCONF=__name__,
+    ALLOWED_HOSTS=["*"],
+    SECRET_KEY="x",
+    INSTALLED_APPS=["django.contrib.contenttypes", "django.contrib.auth", "django.contrib.sessions"],
+    DATABASES={"default": {"ENGINE": "django.db.backends.sqlite3", "NAME": "django.db"}},
+)
+urlpatterns = []
+django.setup()
+call_command("migrate", verbosity=0)
+
+from django.contrib.auth import get_user_model
+from django.test import Client
+from holdfast import Hub
+from page import authenticate
+
+ann, _ = get_user_model().objects.get_or_create(username="ann")
+client = Client()
+client.force_login(ann)
+hub = Hub("memory://", authenticate=authenticate)
+application = hub.wrap(get_asgi_application(), "/holdfast")
+
+
+async def status(path, cookie):
+    sent = []
+    headers = [(b"host", b"localhost"), (b"cookie", cookie.encode())]
+    scope = {"type": "http", "method": "GET", "path": path, "query_string": b"", "headers": headers}
+    waiting = asyncio.Event()
+    async def receive(): await waiting.wait()
+    async def send(message): sent.append(message)
+    await application(scope, receive, send)
+    return sent[0]["status"]
+
+
+async def main():
+    known = f"{settings.SESSION_COOKIE_NAME}={client.cookies[settings.SESSION_COOKIE_NAME].value}"
+    path = "/holdfast/v1/channels/chat:{}:notes/messages"
+    for number, cookie in ((ann.pk, known), (ann.pk + 1, known), (ann.pk, "sessionid=other"), (ann.pk, "")):
+        print(await status(path.format(number), cookie))
+
+
+asyncio.run(main())
+"""
+
+
+def test_the_verifier_of_the_security_page_reads_djangos_session(project: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "security.md").read_text()
+    (verifier,) = re.findall(r"^```python\n(from django.conf.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    (project / "page.py").write_text(verifier)
+    (project / "login.py").write_text(LOGIN)
+    ran = subprocess.run([sys.executable, "login.py"], capture_output=True, text=True, timeout=60)
+    assert ran.stdout.split() == ["200", "403", "401", "401"], ran.stderr
+
+
+def test_an_asgi_server_serves_the_hub_and_ordinary_views(project: Path) -> None:
+    port = free_port()
+    arguments = ["-m", "uvicorn", "mysite:application", "--port", str(port), "--lifespan", "on"]
+    with running(project, *arguments, port=port) as process:
+        status, message_id = request(port, "POST", "/say", {})
+        assert status == 201, process.output
+        status, page = request(port, "GET", "/holdfast/v1/channels/chat:1/messages")
+        assert (status, [one["id"] for one in page["messages"]]) == (200, [message_id])
+        assert "no page can reach the hub" not in process.output

@@ -1,0 +1,122 @@
+"""The security page's table about other apps is true, and its program guards endpoints and hub with one function.
+
+Layer: tests.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fastapi import Depends, FastAPI, HTTPException
+from starlette.applications import Starlette
+from starlette.exceptions import WebSocketException
+from starlette.middleware.base import BaseHTTPMiddleware
+from starlette.requests import HTTPConnection, Request
+from starlette.responses import PlainTextResponse, Response
+from starlette.testclient import TestClient
+from starlette.websockets import WebSocketDisconnect
+
+from holdfast import Hub, allow_everyone
+from tests.examples.programs import client_of
+
+PAGE = (Path(__file__).parents[2] / "docs" / "security.md").read_text()
+_, _, SECTION = PAGE.partition("\n## In another app\n")
+PROGRAM = re.findall(r"^```python\n(.*?)^```$", SECTION, re.MULTILINE | re.DOTALL)[0]
+CHANNEL = "/holdfast/v1/channels/chat:ann:notes/messages"
+
+
+class Guard:
+    """An ASGI middleware that refuses every request and socket."""
+
+    def __init__(self, app: Any) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "lifespan":
+            await self.app(scope, receive, send)
+        elif scope["type"] == "http":
+            await PlainTextResponse("no", 403)(scope, receive, send)
+        else:
+            await send({"type": "websocket.close", "code": 4000})
+
+
+async def refuse(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
+    return PlainTextResponse("no", 403)
+
+
+async def refusing(connection: HTTPConnection) -> None:
+    raise HTTPException(403) if connection.scope["type"] == "http" else WebSocketException(4000)
+
+
+def with_dependencies(hub: Hub) -> Any:
+    app = FastAPI(dependencies=[Depends(refusing)])
+    hub.install(app, "/holdfast")
+    return app
+
+
+def with_http_middleware(hub: Hub) -> Any:
+    app = FastAPI()
+    app.add_middleware(BaseHTTPMiddleware, dispatch=refuse)
+    hub.install(app, "/holdfast")
+    return app
+
+
+def with_asgi_middleware(hub: Hub) -> Any:
+    app = FastAPI()
+    app.add_middleware(Guard)
+    hub.install(app, "/holdfast")
+    return app
+
+
+def inside_wrap(hub: Hub) -> Any:
+    app = Starlette()
+    app.add_middleware(Guard)
+    return hub.wrap(app, "/holdfast")
+
+
+def around_wrap(hub: Hub) -> Any:
+    return Guard(hub.wrap(Starlette(), "/holdfast"))
+
+
+@pytest.mark.parametrize(
+    ("make", "covers_requests", "covers_sockets"),
+    [
+        (with_dependencies, False, False),
+        (with_http_middleware, True, False),
+        (with_asgi_middleware, True, True),
+        (inside_wrap, False, False),
+        (around_wrap, True, True),
+    ],
+)
+def test_the_parts_of_another_app_cover_the_hub_as_the_table_states(
+    make: Callable[[Hub], Any], covers_requests: bool, covers_sockets: bool
+) -> None:
+    with client_of(make(Hub("memory://", authenticate=allow_everyone))) as client:
+        assert (client.get(CHANNEL).status_code == 403) is covers_requests
+        assert is_socket_refused(client) is covers_sockets
+
+
+def is_socket_refused(client: TestClient) -> bool:
+    try:
+        with client.websocket_connect("ws://localhost/holdfast/v1/ws", subprotocols=["holdfast.v1"]):
+            return False
+    except WebSocketDisconnect:
+        return True
+
+
+def test_one_function_guards_the_endpoints_and_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    program: dict[str, Any] = {"__name__": "page"}
+    exec(compile(PROGRAM, "security.md", "exec"), program)
+    program["app"].add_api_route("/mine", lambda: "mine")
+    with client_of(program["app"]) as client:
+        for path in ("/mine", CHANNEL):
+            assert client.get(path).status_code == 401
+        client.cookies.set("session", "a-secret-session-id")
+        for path in ("/mine", CHANNEL):
+            assert client.get(path).status_code == 200
+        assert client.get(CHANNEL.replace("ann:", "bob:")).status_code == 403
