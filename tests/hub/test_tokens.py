@@ -240,7 +240,7 @@ async def test_a_token_that_nobody_known_has_signed_is_refused(why: str, token: 
             await one.verify_token(token)
 
 
-@pytest.mark.parametrize("secret", [pem(RSA), pem(RSA).strip(), json.dumps(jwk(RSA))])
+@pytest.mark.parametrize("secret", [pem(RSA), pem(RSA).strip(), json.dumps(jwk(RSA))], ids=["pem", "stripped", "jwk"])
 async def test_a_public_key_is_no_secret(secret: str) -> None:
     # Whoever has the public key, which is everybody, signs with it as if it were a secret.
     for header in ({"alg": "HS256"}, {"alg": "HS256", "kid": "a"}):
