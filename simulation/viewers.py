@@ -380,7 +380,7 @@ class EventParser:
             yield Batch(events=[decode_event(fields["data"])], cursor=fields.get("id"))
 
     def blocks(self, data: bytes) -> Iterator[dict[str, str]]:
-        """The fields of each event that is complete now, but for pings and farewells."""
+        """The fields of each complete event of the channel: without pings, the farewell, and the client's identity."""
         self._rest += data
         while b"\n\n" in self._rest:
             block, _, self._rest = self._rest.partition(b"\n\n")
@@ -388,7 +388,7 @@ class EventParser:
             kind = fields.get("event")
             if kind == "bye":
                 self.is_farewell = True
-            elif kind not in (None, "ping"):
+            elif kind not in (None, "ping", "you"):
                 yield fields
 
     @staticmethod

@@ -101,6 +101,10 @@ class LocalBackend:
         """Return whether the hub drains."""
         return self._hub.is_draining
 
+    def reason_of(self, error: BaseException) -> str | None:
+        """Of `Backend`."""
+        return self._hub.reason_of(error)
+
     def write(
         self,
         channel: str,

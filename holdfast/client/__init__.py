@@ -8,11 +8,12 @@ from holdfast.client.client import Client
 from holdfast.client.presence import Presence
 from holdfast.client.problems import UnknownProblem, Unreachable
 from holdfast.client.subscription import Subscription
-from holdfast.client.sync import SyncClient, SyncWriter
+from holdfast.client.sync import SyncClient
 from holdfast.client.timing import Timing
 from holdfast.client.view import Change, ChannelView
 from holdfast.client.work import ClaimedTurn
 from holdfast.client.writer import RemoteWriter
+from holdfast.portal import SyncWriter
 
 __all__ = [
     "Change",

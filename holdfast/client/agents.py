@@ -135,6 +135,10 @@ class RemoteBackend:
         self._agents = agents
         self._turn = turn
 
+    def reason_of(self, error: BaseException) -> str | None:
+        """Of `Backend`. A client does not know whether its server is one of development."""
+        return None
+
     def write(
         self,
         channel: str,

@@ -54,7 +54,8 @@ class Feed:
         self._consumer = consumer
         self._when_closed = when_closed
         self._fields = {"history": history, "flush_ms": flush_ms}
-        self._is_attached = False
+        self._is_attached = False  # its batches are those of the newest attach
+        self._is_requested = False  # this connection has sent an attach, and no detach since
         self._is_paused = False
         self._life = 0  # counts attaches: what belongs to an earlier one is ignored
         self._failures = 0
@@ -98,7 +99,7 @@ class Feed:
             self._attach()
 
     def broken(self) -> None:
-        self._is_attached = False
+        self._is_attached = self._is_requested = False
         self._life += 1
         self._cancel_again()
         self._consumer.cut()
@@ -122,6 +123,7 @@ class Feed:
     def _attach(self) -> None:
         self._cancel_again()
         self._life += 1
+        self._is_attached, self._is_requested = False, True
         life = self._life
         fields: dict[str, Any] = {name: value for name, value in self._fields.items() if value is not None}
         if self._consumer.cursor is not None:
@@ -136,6 +138,7 @@ class Feed:
     def _answered(self, life: int, answer: Result) -> None:
         if life != self._life or isinstance(answer, Unreachable):
             return
+        self._is_requested = not isinstance(answer, HoldfastError)
         if not isinstance(answer, HoldfastError):
             self._is_attached = True
         elif answer.retry or answer.status >= 500:
@@ -159,8 +162,8 @@ class Feed:
     def _leave(self) -> None:
         self._cancel_again()
         self._life += 1
-        if self._is_attached:
-            self._is_attached = False
+        if self._is_requested:
+            self._is_attached = self._is_requested = False
             self.link.begin("detach", {"channel": self.channel}, _take, is_repeatable=False)
 
     def _cancel_again(self) -> None:

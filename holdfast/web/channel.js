@@ -7,6 +7,7 @@
 
 import { HoldfastError, callAll, isTemporary, Observable, refusal } from "./errors.js"
 import { LEASE_S } from "./requests.js"
+import { shownMessage, unsentMessage } from "./snapshot.js"
 import { countPoints, SurrogateJoiner } from "./text.js"
 import { remember, View } from "./view.js"
 
@@ -17,7 +18,13 @@ import { remember, View } from "./view.js"
 /** @typedef {import("./requests.js").Fields} Fields */
 /** @typedef {import("./client.js").State} State */
 /** @typedef {{ id?: string, can: readonly string[] }} You the id of this client, and its capabilities on the channel */
-/** @typedef {ViewSnapshot & { readonly state: State, readonly error: HoldfastError | null, readonly you: You | null }} Snapshot */
+/** @typedef {import("./snapshot.js").Message} Message */
+/**
+ * @typedef {Omit<ViewSnapshot, "messages"> & { readonly messages: readonly Message[], readonly streaming: readonly Message[],
+ *   readonly hasOlder: boolean, readonly state: State, readonly error: HoldfastError | null, readonly you: You | null,
+ *   readonly status: import("./client.js").Status, readonly lastCatchUp: Stats["catchUp"] | null }} Snapshot
+ *   `messages` ends with the messages that are being sent; `streaming` are those that are being written
+ */
 /**
  * @typedef {object} Stats the input of one channel
  * @property {number} events
@@ -57,11 +64,16 @@ export class Channel extends Observable {
   #joiners = new Map()
   /** @type {{ data?: object } | null} the presence of this client */
   #presence = null
+  /** @type {Map<string, Promise<Message>>} of the messages that are being sent */
+  #deliveries = new Map()
+  #hasSentOld = false
   #presenceRequests = 0 // presence requests that wait for a response
   /** @type {ReturnType<typeof setTimeout> | undefined} of the lease */
   #renewal
   /** @type {Snapshot | undefined} */
   #shown
+  /** @type {readonly Message[]} */
+  #messages = []
 
   /** @param {import("./client.js").Client} client @param {string} name @param {number} [limit] */
   constructor(client, name, limit) {
@@ -76,7 +88,7 @@ export class Channel extends Observable {
   }
 
   /** Return the state to show: the same object until the subscribers are notified. @type {() => Snapshot} */
-  getSnapshot = () => (this.#shown ??= { ...this.view.getSnapshot(), state: this.state, error: this.error, you: this.you })
+  getSnapshot = () => (this.#shown ??= this.#snapshot())
 
   /** Receive the events that no snapshot keeps: signals, and replies to commands. @param {(event: WireEvent) => void} listener @returns {() => void} removes it */
   listen(listener) {
@@ -89,6 +101,33 @@ export class Channel extends Observable {
     if (this.#presence) this.leave().catch(() => {})
     this.client.leave(this)
     this.end(error)
+  }
+
+  /**
+   * Send a person's message. It is in the snapshot at once, with `local.state` `sending`, and in the browser's storage, so
+   * that it is sent once, also after a reload. Resolves when the server has stored it. Rejects when the server refuses
+   * it: then it stays, with `local.state` `refused` and its error, until `retry` or `discard`.
+   * @param {string | (import("./outbox.js").Draft & { id?: string })} message @returns {Promise<Message>}
+   */
+  async send(message) {
+    const { id = this.client.newId(), ...draft } = typeof message === "string" ? { text: message } : message
+    this.client.check()
+    this.client.outbox.add(this.name, id, draft)
+    this.notify()
+    return this.#deliver(id)
+  }
+
+  /** Send a refused message again. @param {string} id @returns {Promise<Message>} */
+  retry(id) {
+    this.client.outbox.clear(id)
+    this.notify()
+    return this.#deliver(id)
+  }
+
+  /** Remove a message that was refused, or that is not sent yet. @param {string} id */
+  discard(id) {
+    this.client.outbox.remove(id)
+    this.notify()
   }
 
   /**
@@ -194,9 +233,13 @@ export class Channel extends Observable {
   /** The server has attached this client. @param {(You & { expires_s?: number }) | undefined} you */
   attached(you) {
     this.client.token.accepted()
-    if (!you) return
-    this.you = { id: you.id, can: you.can }
-    this.client.identified(you.id)
+    if (you) {
+      this.you = { id: you.id, can: you.can }
+      this.client.identified(you.id)
+    }
+    // What an earlier page of this person has not sent. Before this the owner of the entries could be another person.
+    if (!this.#hasSentOld) for (const { id, error } of this.client.outbox.of(this.name)) if (!error) this.#deliver(id).catch(() => {})
+    this.#hasSentOld = true
   }
 
   /** The connection has ended; its incomplete batch is void. */
@@ -231,6 +274,7 @@ export class Channel extends Observable {
       this.#goLive()
     } else this.#notifyTimer ??= setTimeout(() => this.notify(), NOTIFY_MS)
     for (const event of passed) callAll(this.#listeners, event)
+    for (const { id, stored } of this.client.outbox.of(this.name)) if (stored && this.view.knows(id)) this.client.outbox.remove(id)
   }
 
   /** @param {HoldfastError} [error] */
@@ -257,6 +301,43 @@ export class Channel extends Observable {
     this.stats.catchUp = this.#arriving ?? this.stats.catchUp
     this.#arriving = null
     this.#become("live")
+  }
+
+  /** @returns {Snapshot} */
+  #snapshot() {
+    const { view, client, state, error, you, stats } = this
+    const known = view.getSnapshot()
+    const unsent = client.outbox.of(this.name).filter(({ id }) => !view.knows(id))
+    const messages = [...known.messages.map(shownMessage), ...unsent.map(unsentMessage)]
+    const isSame = messages.length === this.#messages.length && messages.every((message, index) => message === this.#messages[index])
+    if (!isSame) this.#messages = messages
+    return {
+      ...known,
+      messages: this.#messages,
+      streaming: this.#messages.filter(({ status }) => status === "streaming"),
+      hasOlder: known.more,
+      state,
+      error,
+      you,
+      status: { ...client.status, state, error: error ?? client.status.error },
+      lastCatchUp: stats.batches ? stats.catchUp : null,
+    }
+  }
+
+  /** Send the messages of the outbox one after another, so that they keep their order. @param {string} id */
+  #deliver(id) {
+    const running = this.#deliveries.get(id)
+    if (running) return running // two calls for one message
+    const earlier = [...this.#deliveries.values()].at(-1)?.catch(() => {})
+    const delivery = Promise.resolve(earlier)
+      .then(() => this.client.outbox.deliver(this, id))
+      .then(shownMessage)
+      .finally(() => {
+        this.#deliveries.delete(id)
+        this.notify()
+      })
+    this.#deliveries.set(id, delivery)
+    return delivery
   }
 
   /** @param {string} type @param {Fields} fields @returns {Promise<any>} */

@@ -19,7 +19,7 @@ export const refusal = (code, detail, problem) => new HoldfastError(code, { deta
 // Temporary codes: attach again later. Any other code closes the channel.
 const TEMPORARY = ["busy", "draining", "internal", "store_unavailable", "too_many"]
 
-/** Return whether a later attempt may succeed. @param {HoldfastError} error */
+/** Return whether a later attempt may succeed. @param {{ code: string }} error */
 export const isTemporary = (error) => TEMPORARY.includes(error.code)
 
 /** An object whose watchers are called after every change. */

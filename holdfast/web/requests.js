@@ -74,7 +74,7 @@ export class Requests {
     if (this.#isSending) return
     this.#isSending = true
     for (const [ref, { frame }] of this.pending) {
-      if (!this.client.isHttp) break
+      if (!this.client.isHttp || this.client.state === "suspended") break
       await this.sendOne(frame).then(
         (response) => this.settle(ref, response),
         (error) => error instanceof HoldfastError && this.settle(ref, error),

@@ -101,6 +101,11 @@ export class View {
     this.#aside = null
   }
 
+  /** Return whether the view has a message, or knows that it was deleted. @param {string} id */
+  knows(id) {
+    return this.#fold.entries.has(id) || this.#fold.deleted.has(id)
+  }
+
   /** The `before` of the request for the next older page (rule 3). */
   get before() {
     return this.#fold.before

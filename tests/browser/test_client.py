@@ -108,9 +108,9 @@ def verified(clock: Clock | None = None, **options: Any) -> Hub:
     return new_hub(authenticate=verify, clock=clock, **options)
 
 
-def token(left_s: float = 600, *, ahead_s: float = 0, secret: str = SECRET) -> str:
+def token(left_s: float = 600, *, ahead_s: float = 0, secret: str = SECRET, sub: str = "ada") -> str:
     claims = {
-        "sub": "ada",
+        "sub": sub,
         "aud": "chat",
         "exp": Clock().now_ms() / 1000 + ahead_s + left_s,
         "holdfast": {"chat:*": ["subscribe", "history", "publish"]},
@@ -163,6 +163,43 @@ async def test_token_that_is_refused_twice_ends_as_unauthenticated(browser: Brow
         assert await error_code(window) == "unauthenticated"
         assert await window.evaluate("window.client.status.state") == "closed"
         assert await window.evaluate("window.calls.length") == 2
+
+
+# Sending
+
+
+@pytest.mark.parametrize("transport", ["websocket", "sse", "poll"])
+async def test_message_that_is_sent_in_the_task_of_a_reload_is_stored_once(browser: Browser, transport: str) -> None:
+    hub = verified()
+    async with app_with(hub) as port:
+        window = await page_at(browser, port)
+        await follow(window, port, token=token(), transport=transport)
+        await window.wait_for_function("() => window.channel.state === 'live'")
+        async with window.expect_navigation():
+            await window.evaluate("void window.channel.send('hello').catch(() => {}); location.reload()")
+        await follow(window, port, token=token(), transport=transport)
+        await until_shown(window, "hello")
+        await window.wait_for_function("() => window.channel.getSnapshot().messages.every(({ local }) => !local)")
+        page = await hub.history("chat:1")
+        assert [one.text for one in page.messages] == ["hello"]
+        await window.evaluate("window.client.close()")
+
+
+async def test_message_of_one_person_is_not_shown_to_the_next_in_the_same_tab(browser: Browser) -> None:
+    hub = verified()
+    async with app_with(hub) as port:
+        window = await page_at(browser, port)
+        await follow(window, port, token=token(), transport="sse")
+        await window.wait_for_function("() => window.channel.state === 'live'")
+        await window.evaluate("window.client.suspend(); void window.channel.send('a secret of ada').catch(() => {})")
+        await window.reload()
+        await follow(window, port, token=token(sub="bob"), transport="sse")
+        await window.wait_for_function("() => window.channel.getSnapshot().you?.id === 'bob'")
+        assert "a secret of ada" not in (
+            await window.evaluate("window.channel.getSnapshot().messages.map((m) => m.text)")
+        )
+        assert (await hub.history("chat:1")).messages == []
+        await window.evaluate("window.client.close()")
 
 
 # Errors, each with its name within five seconds

@@ -164,6 +164,18 @@ describe("suspend", () => {
   })
 })
 
+test("a suspended client sends no request over HTTP either", async (t) => {
+  const w = world(t, { transport: "sse" })
+  const channel = w.client.channel("c")
+  w.client.suspend()
+  channel.delete("m").catch(() => {})
+  await settled()
+  assert.equal(w.http.calls.length, 0)
+  w.client.resume()
+  await w.source.open()
+  assert.equal(w.http.calls.length, 1)
+})
+
 describe("the diagnosis", () => {
   const PAGE = { protocol: "http:", origin: "http://localhost:5173", href: "http://localhost:5173/" }
 
