@@ -1,6 +1,7 @@
 """The files that the SQLite store opens, and its errors for those that it refuses."""
 
 import asyncio
+import os
 import subprocess
 import sys
 import tempfile
