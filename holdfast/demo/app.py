@@ -138,6 +138,8 @@ def _endpoint(hub: Hub, method: str, handler: Callable[[Request], Awaitable[Resp
 
     async def guarded(request: Request) -> Response:
         await check_peer(hub, dict(request.scope))
-        return await handler(request)
+        response = await handler(request)
+        response.headers["x-content-type-options"] = "nosniff"
+        return response
 
     return Endpoint([method], guarded)

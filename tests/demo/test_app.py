@@ -325,4 +325,5 @@ async def test_every_file_of_the_page_has_a_content_security_policy() -> None:
             assert "frame-ancestors 'none'" in response.headers["content-security-policy"]
             assert response.headers.get_list("x-content-type-options") == ["nosniff"]
         for path in ("/demo/info", "/holdfast/web/client.js"):
-            assert (await here.http.get(path)).status_code == 200
+            response = await here.http.get(path)
+            assert (response.status_code, response.headers.get("x-content-type-options")) == (200, "nosniff")
