@@ -6,7 +6,7 @@ Public is what this module gives, and is documented in `docs/client.md`; the mod
 
 from holdfast.client.client import Client
 from holdfast.client.presence import Presence
-from holdfast.client.problems import UnknownProblem, Unreachable
+from holdfast.client.problems import NotHoldfast, UnknownProblem, Unreachable
 from holdfast.client.subscription import Subscription
 from holdfast.client.sync import SyncClient
 from holdfast.client.timing import Timing
@@ -20,6 +20,7 @@ __all__ = [
     "ChannelView",
     "ClaimedTurn",
     "Client",
+    "NotHoldfast",
     "Presence",
     "RemoteWriter",
     "Subscription",

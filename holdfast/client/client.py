@@ -76,8 +76,8 @@ class Client:
     """A hub somewhere else. `async with Client("https://host/holdfast", token=…) as client`.
 
     It connects in the background, comes back by itself, and sends again what was not answered; so a call takes as long
-    as that takes, at most `timeout_s`, and then raises Unreachable. Whatever the server refuses is raised as the same
-    HoldfastError that the hub raises in process.
+    as that takes, at most `timeout_s`, and then raises Unreachable; before the first connection at most `connect_s`.
+    Each refusal of the server is raised as the same HoldfastError that the hub raises in process.
     """
 
     def __init__(
@@ -88,6 +88,7 @@ class Client:
         token_provider: TokenProvider | None = None,
         client_id: str | None = None,
         timeout_s: float = 30.0,
+        connect_s: float = 5.0,
         limits: Limits | None = None,
         timing: Timing | None = None,
         random: Random | None = None,
@@ -97,7 +98,7 @@ class Client:
     ) -> None:
         self._access = ServerAccess(url, token=token, token_provider=token_provider, client_id=client_id, now=now)
         self._limits = limits or Limits()
-        self._timing = timing or Timing(request_s=timeout_s)
+        self._timing = timing or Timing(request_s=timeout_s, connect_s=connect_s)
         self._random = random or system.SystemRandom()
         self._now = now
         self._dial = dial or websocket_dial(frame_bytes=FRAME_FACTOR * self._limits.message_bytes)

@@ -24,7 +24,7 @@ import msgspec
 
 from holdfast.client.access import ServerAccess
 from holdfast.client.dial import Closed, Dial, Refusal, Socket
-from holdfast.client.problems import Unreachable, error_of
+from holdfast.client.problems import NotHoldfast, Unreachable, error_of
 from holdfast.client.timing import Timing
 from holdfast.core.errors import (
     Draining,
@@ -126,6 +126,7 @@ class Link:
         self._refs = 0
         self._out: deque[str] = deque()
         self._has_out = asyncio.Event()
+        self._first = asyncio.Event()  # the first socket has opened, or there will be none
         self._room = asyncio.Event()
         self._heard_at_s = 0.0
         self._bye: dict[str, Any] = {}
@@ -150,6 +151,7 @@ class Link:
             async with asyncio.timeout(patience_s):
                 await self._until_room()
                 asked = self.begin(kind, fields, partial(_settle, answer), is_repeatable=is_repeatable)
+                await self._until_connected(answer)
                 return await answer
         except TimeoutError:
             raise self.unreachable(f"{kind!r} was not answered within {patience_s:.0f} s") from None
@@ -179,6 +181,25 @@ class Link:
         if self.is_live:
             self._send(asked)
         return asked
+
+    async def until_connected(self) -> None:
+        """Wait for the first connection. Raises Unreachable after `connect_s`; returns if the link has stopped."""
+        await self._until_connected()
+
+    async def _until_connected(self, answer: asyncio.Future[dict[str, Any]] | None = None) -> None:
+        if self.sockets or self.state is LinkState.STOPPED:
+            return
+        first = asyncio.ensure_future(self._first.wait())
+        waiting: list[asyncio.Future[Any]] = [first, *([answer] if answer is not None else [])]
+        try:
+            done, _ = await asyncio.wait(waiting, timeout=self.timing.connect_s, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            first.cancel()
+        if not done:
+            raise Unreachable(
+                f"no connection to {self._access.address} within {self.timing.connect_s:g} s "
+                f"({self._why or 'no response'}): is the server running there, and is the port right?"
+            )
 
     def unreachable(self, what: str) -> Unreachable:
         """The error of something that took too long, with what is known of the reason."""
@@ -315,6 +336,7 @@ class Link:
     def _opened(self) -> None:
         self.state = LinkState.LIVE
         self.sockets += 1
+        self._first.set()
         self._heard_at_s = asyncio.get_running_loop().time()
         self._bye = {}
         self._refused_tokens = 0
@@ -344,6 +366,7 @@ class Link:
         for one in tuple(self._standing):
             self._tell_stopped(one, error)
         self._room.set()
+        self._first.set()
 
     def _tell_stopped(self, one: Standing, error: HoldfastError) -> None:
         if one in self._standing:
@@ -441,11 +464,13 @@ class Link:
         return _Broken(str(refusal), error=error)
 
     def _plain_refusal(self, status: int) -> HoldfastError:
-        detail = (
-            f"{self._access.address} answered {status} to a WebSocket, and not as a Holdfast server does: is it at "
-            "another path, or served without WebSockets (uvicorn needs the package websockets for them)?"
+        if status == 401:
+            return error_of({"code": "unauthenticated", "detail": f"{self._access.address} requires a login"})
+        return NotHoldfast(
+            f"{self._access.address} answered {status} to a WebSocket, and not as a Holdfast server does: is the hub "
+            "at another port or path, such as /holdfast, or served without WebSockets (uvicorn needs the package "
+            "websockets)?"
         )
-        return error_of({"code": "unauthenticated" if status == 401 else "refused", "status": status, "detail": detail})
 
 
 def encode(frame: dict[str, Any], limits: Limits) -> str:

@@ -15,6 +15,7 @@ from random import Random
 class Timing:
     """All waits of a client, in seconds."""
 
+    connect_s: float = 5.0  # for the first connection of all: longer, and the address is probably wrong
     open_s: float = 10.0  # some proxies swallow an upgrade without an answer
     silence_s: float = 14.0  # the server pings every 5 s
     answer_s: float = 20.0  # a connection that brings no answer for so long is broken, whatever else it brings

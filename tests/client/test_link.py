@@ -327,7 +327,7 @@ async def test_what_may_pass_is_tried_again(script: Script, refusal: Refusal | O
         (Refusal(403, {"code": "forbidden"}, 0.0), "forbidden"),
         (Refusal(403, {"code": "no_verifier"}, 0.0), "no_verifier"),
         (Refusal(400, {"code": "invalid_name"}, 0.0), "invalid_name"),
-        (Refusal(404, {}, 0.0), "refused"),
+        (Refusal(404, {}, 0.0), "not_holdfast"),
         (Refusal(401, {}, 0.0), "unauthenticated"),
     ],
 )
