@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 
@@ -85,7 +86,13 @@ def test_late_call_is_cancelled_and_its_own_timeout_is_not_late(portal: Portal) 
 def test_interrupted_call_is_cancelled(portal: Portal) -> None:
     was_cancelled = threading.Event()
 
+    def is_waiting() -> bool:
+        """Return whether the main thread waits for the call; before that it could not cancel it."""
+        return sys._current_frames()[threading.main_thread().ident or 0].f_code.co_name == "wait"
+
     async def hang() -> None:
+        while not is_waiting():  # noqa: ASYNC110 - a thread sets no event before it blocks
+            await asyncio.sleep(0)
         os.kill(os.getpid(), signal.SIGINT)
         try:
             await asyncio.Event().wait()

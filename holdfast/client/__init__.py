@@ -1,7 +1,7 @@
 """The remote client: `pip install "holdfast[client]"`.
 
-You are in `client`, which needs `core` only: it knows the protocol (`docs/protocol.md`) and nothing of how a hub works.
-Public is what this module gives, and is documented in `docs/client.md`; the modules below may change.
+Layer: client. It needs `core` and `portal` only: it knows the protocol (`docs/protocol.md`), but not the hub.
+The names of this module are public, and `docs/client.md` documents them; the modules below may change.
 """
 
 from holdfast.client.client import Client
