@@ -466,7 +466,8 @@ class Link:
     def _plain_refusal(self, status: int) -> HoldfastError:
         detail = (
             f"{self._access.address} responded {status} to a WebSocket, unlike a Holdfast server; is the hub at "
-            "another port or path, such as /holdfast, or served without WebSockets (uvicorn needs the package websockets)?"
+            "another port or path, such as /holdfast, or served without WebSockets (uvicorn needs the package "
+            "websockets)?"
         )
         return Unauthenticated(detail) if status == 401 else NotHoldfast(detail)
 
