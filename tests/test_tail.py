@@ -154,3 +154,21 @@ async def test_calls_over_http_name_a_wrong_path(served: Served) -> None:
             await client.read("c", "m")
         with pytest.raises(NotHoldfast, match="another port or path"):
             await client.create("c", text="x")
+
+
+async def test_control_characters_do_not_reach_the_terminal(served: Served) -> None:
+    screen, notices = Screen(), io.StringIO()
+    controls = "".join(map(chr, [*range(0x20), 0x7F, *range(0x80, 0xA0)]))
+    running = tail(served, screen, notices)
+    async with served.hub.message("c", author="evil\x1b]0;title\x07") as message:
+        await message.append(f"begin{controls}")
+        await served.until(lambda: "begin" in screen.getvalue())
+        await message.append("\x1b[2Jend\t.\n")
+        await message.finish("failed", reason="because\n\x9b31m")
+    await served.until(lambda: "[failed" in screen.getvalue())
+    await stop(served, screen, running)
+    shown = screen.getvalue()
+    assert [one for one in controls if one in shown] == ["\t", "\n"]
+    assert "── assistant evil\ufffd]0;title\ufffd\n" in shown
+    assert "\ufffd[2Jend\t.\n" in shown
+    assert "[failed: because\ufffd\ufffd31m]" in shown
