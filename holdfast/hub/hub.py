@@ -70,6 +70,7 @@ from holdfast.hub.presence import PresenceTracker
 from holdfast.hub.rates import ClientLimits, Rates
 from holdfast.hub.results import Done, Result, result_later
 from holdfast.hub.settings import check_job, check_settings, check_store
+from holdfast.hub.store_owner import close_store, interactive_namespace, open_store
 from holdfast.hub.subscription import Subscription
 from holdfast.hub.sync import SyncHub
 from holdfast.hub.tickets import Tickets
@@ -187,6 +188,7 @@ class HubCore:
         self._on_drain: dict[Callable[[], None], None] = {}
         self._runtime: _Runtime | None = None
         self._hook = SignalHook(self.drain) if hooks_signals else None
+        self._made_in = interactive_namespace()
 
     # -- life --------------------------------------------------------------------------------------------------
 
@@ -196,7 +198,7 @@ class HubCore:
         while (runtime := self._runtime) is not None and runtime.loop is not loop:
             if not await self.sync.release_loop(runtime.loop) and runtime.loop.is_running():
                 raise LocalError("hub runs on the event loop of another thread; use hub.sync, or create another hub")
-            await self.store.close()  # if its event loop ended without `close`
+            await close_store(self)  # if its event loop ended without `close`
             if self._runtime is runtime:
                 self._runtime = None
         if runtime is None or runtime.is_over:
@@ -249,6 +251,14 @@ class HubCore:
         """Return the event loop on which the hub runs, or None."""
         runtime = self._runtime
         return runtime.loop if runtime is not None and not runtime.is_over and runtime.loop.is_running() else None
+
+    def is_out_of_reach(self) -> bool:
+        """Return whether a later cell of a notebook may take the store: no name leads to this hub, and it is idle."""
+        runtime, names = self._runtime, self._made_in
+        if runtime is None or names is None or any(value is self for value in list(names.values())):
+            return False
+        is_watched = any(channel.feeds for channel in runtime.channels.values())
+        return not (is_watched or runtime.jobs or runtime.writers)
 
     def hook_signals(self) -> None:
         """Drain at SIGTERM and SIGINT, then call the previous handlers.
@@ -787,7 +797,7 @@ class HubCore:
     async def _run(self, runtime: _Runtime) -> None:
         """Run the hub on this event loop until it ends."""
         try:
-            await self.store.open()
+            await open_store(self)
             async with asyncio.TaskGroup() as tasks:
                 runtime.tasks = tasks
                 self._staff(runtime)
@@ -824,7 +834,7 @@ class HubCore:
             runtime.deadlines.close()
             if self._hook is not None:
                 self._hook.remove()
-            await self.store.close()
+            await close_store(self)
 
     def _staff(self, runtime: _Runtime) -> None:
         """Create the services of the hub (committer, lease monitor, turn scheduler, presence, hooks)."""
