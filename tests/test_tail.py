@@ -102,3 +102,21 @@ async def test_tail_ends_when_the_server_refuses() -> None:
     async with serving(new_hub(authenticate=accepts_none)) as served:
         with pytest.raises(Refused, match=r"^unauthenticated: "):
             await asyncio.wait_for(tail(served, Screen(), io.StringIO()), PATIENCE_S)
+
+
+async def test_control_characters_do_not_reach_the_terminal(served: Served) -> None:
+    screen, notices = Screen(), io.StringIO()
+    controls = "".join(map(chr, [*range(0x20), 0x7F, *range(0x80, 0xA0)]))
+    running = tail(served, screen, notices)
+    async with served.hub.message("c", author="evil\x1b]0;title\x07") as message:
+        await message.append(f"begin{controls}")
+        await served.until(lambda: "begin" in screen.getvalue())
+        await message.append("\x1b[2Jend\t.\n")
+        await message.finish("failed", reason="because\n\x9b31m")
+    await served.until(lambda: "[failed" in screen.getvalue())
+    await stop(served, screen, running)
+    shown = screen.getvalue()
+    assert [one for one in controls if one in shown] == ["\t", "\n"]
+    assert "── assistant evil\ufffd]0;title\ufffd\n" in shown
+    assert "\ufffd[2Jend\t.\n" in shown
+    assert "[failed: because\ufffd\ufffd31m]" in shown
