@@ -89,6 +89,7 @@ def follow(
     history: int,
     out: TextIO,
     notices: TextIO,
+    timing: Timing | None = None,
 ) -> None:
     """Print `channel` to `out` as it happens, until interrupted. Raises Refused, LocalError."""
     check_channel(channel)
@@ -96,7 +97,7 @@ def follow(
     does_propagate, logger.propagate = logger.propagate, False
     logger.addHandler(handler)
     try:
-        asyncio.run(_follow(url, channel, since, history, out))
+        asyncio.run(_follow(url, channel, since, history, out, timing or Timing()))
     except LocalError:
         raise
     except HoldfastError as error:
@@ -106,10 +107,10 @@ def follow(
         logger.propagate = does_propagate
 
 
-async def _follow(url: str, channel: str, since: str | None, history: int, out: TextIO) -> None:
+async def _follow(url: str, channel: str, since: str | None, history: int, out: TextIO, timing: Timing) -> None:
     view, printer = View(), Printer(out.write)
     view.cursor = since
-    timing, gaps = Timing(), 0
+    gaps = 0
     async with Client(url, timing=timing) as client:
         while True:
             try:
