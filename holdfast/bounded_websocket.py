@@ -21,7 +21,7 @@ from websockets.frames import Frame
 from websockets.http11 import Request
 
 from holdfast.bounded_http import refusal
-from holdfast.connections import Connection, Connections
+from holdfast.connections import LARGE_BYTES, Connection, Connections
 from holdfast.core.errors import InvalidRequest
 from holdfast.transports.server_connection import EXTENSION
 
@@ -46,8 +46,10 @@ class BoundedWebSocketProtocol(WebSocketsSansIOProtocol, asyncio.BufferedProtoco
         self._book = book
         self._connection = connection
         connection.owner = self
+        self._extensions: dict[str, dict[object, object]] = {}  # of the scope, once there is one
         self._unread = b""  # read, and not parsed yet
         self._is_known = False
+        self._is_head_large = False
         self._is_expected = False  # to introduce itself in its first frame
         self._is_accepted = False
         self._is_write_paused = False
@@ -67,7 +69,9 @@ class BoundedWebSocketProtocol(WebSocketsSansIOProtocol, asyncio.BufferedProtoco
         self._connection.close()
         self._unread = b""
         super().connection_lost(exc)
-        self.conn.parser.close()  # a generator that refers to its own object, which would live until a collection
+        # The object would live on by these references until a garbage collection.
+        self.conn.parser.close()
+        self._extensions.clear()
 
     def expire(self) -> None:
         """End the connection: its peer has not introduced itself in time."""
@@ -89,13 +93,16 @@ class BoundedWebSocketProtocol(WebSocketsSansIOProtocol, asyncio.BufferedProtoco
         """Keep the bounds on unknown peers beyond the handshake."""
         self._is_expected = True
         self._connection.wait(timeout_s)
+        if self._is_head_large:
+            self._connection.grow()
 
     # The handshake
 
     def handle_connect(self, event: Request) -> None:
         super().handle_connect(event)
         if not self.close_sent:
-            self.scope["extensions"][EXTENSION] = {"connection": self}
+            self._extensions = self.scope["extensions"]
+            self._extensions[EXTENSION] = {"connection": self}
             if self._connection.is_from_proxy and self.client is not None:
                 proxy = self.client[0]
                 client = self._book.proxies.client_of(proxy, self.scope["headers"])
@@ -130,6 +137,7 @@ class BoundedWebSocketProtocol(WebSocketsSansIOProtocol, asyncio.BufferedProtoco
             self.transport.pause_reading()
             self.loop.call_soon(self._go_on)
         elif not self.handshake_initiated:
+            self._is_head_large = len(data) > LARGE_BYTES
             self._parse(data)
             if not self.handshake_initiated:  # websockets refuses without a sign
                 self._refuse_handshake()

@@ -85,6 +85,13 @@ def main() -> None:
     help="Origin of this server's own pages, behind a proxy with TLS.",
 )
 @click.option("--allow-everyone", is_flag=True, help="Accept every caller, unverified, with every capability.")
+@click.option(
+    "--trust-proxy",
+    "proxies",
+    multiple=True,
+    metavar="ADDRESSES",
+    help="Address or network of a proxy whose X-Forwarded-For names the client; repeatable, or separated by commas.",
+)
 @click.option("--log-level", default="info", show_default=True, type=click.Choice(LOG_LEVELS))
 def serve(
     host: str,
@@ -100,6 +107,7 @@ def serve(
     origins: tuple[str, ...],
     public_origin: str | None,
     allow_everyone: bool,
+    proxies: tuple[str, ...],
     log_level: str,
 ) -> None:
     """Serve a hub: on this machine or, with a verifier, to other machines."""
@@ -122,7 +130,7 @@ def serve(
         settings: dict[str, Any] = {"flush_ms": flush_ms, "drain_s": drain_s, "authenticate": verifier}
         settings |= {"allowed_origins": origins, "public_origin": public_origin}
         known = {name: value for name, value in settings.items() if value is not None}
-        app = Hub(_checked(store or "sqlite:///holdfast.db"), **known)
+        app = Hub(store or "sqlite:///holdfast.db", **known)
         check_guarded(host, app)
     if allow_everyone and not is_loopback(host):
         click.echo(f"Every machine that reaches {host} may read, write and delete every channel.", err=True)
@@ -133,7 +141,12 @@ def serve(
     if hub is not None:
         hub.drive_by_hand = True  # no middleware stands between the hub and the server
     listening = _listen(host, port)
-    _run(app, hub, listening, log_level, lambda: click.echo(f"Holdfast {__version__} serves {address_of(listening)}"))
+    addresses = [one for text in proxies for one in text.split(",")]
+
+    def print_start() -> None:
+        click.echo(f"Holdfast {__version__} serves {address_of(listening)}")
+
+    _run(app, hub, listening, print_start, log_level=log_level, proxies=addresses)
 
 
 @main.command()
@@ -162,8 +175,8 @@ def demo(host: str, port: int, store: str) -> None:
         click.echo(f"      kill -9 {os.getpid()}\n")
         click.echo("  Then run the same command again. (Ctrl-C does as well.)\n")
 
-    app = build(_checked(store))
-    _run(app, app.state.hub, listening, "warning", print_start)
+    app = build(store)
+    _run(app, app.state.hub, listening, print_start, log_level="warning")
 
 
 @main.command()
@@ -224,17 +237,10 @@ def _listen(host: str, port: int, *, tries: int = 1) -> Any:
         raise LocalError(f"cannot listen on {host} port {port}: {error.strerror}; try --port") from None
 
 
-def _run(app: Any, hub: Any, listening: Any, log_level: str, started: Any) -> None:
+def _run(app: Any, hub: Any, listening: Any, started: Any, **options: Any) -> None:
     with contextlib.suppress(KeyboardInterrupt):  # the server has handled the signal
-        if not run(app, hub, listening, started=started, log_level=log_level):
+        if not run(app, hub, listening, started=started, **options):
             sys.exit(1)
-
-
-def _checked(store: str) -> str:
-    """Return the URL of a store; raises LocalError for an unknown scheme."""
-    if not store.startswith(("memory:", "sqlite:")):
-        raise LocalError(f"--store must be memory:// or sqlite:////absolute/path, got {store!r}")
-    return store
 
 
 def _load(target: str) -> Any:

@@ -77,7 +77,7 @@ class LocalAgent:
             if not self._hub.is_draining and self._hub.is_running:
                 if not any(channel == turn.channel for channel, _ in self._running):
                     self._hub.runtime.scheduler.set_state(turn.channel, self.name, {"state": "listening"})
-                self._hub.runtime.scheduler.freed(self)
+                self._hub.runtime.scheduler.left(self, turn)
 
     async def _end(self, turn: AssignedTurn, state: Literal["done", "cancelled"]) -> None:
         """Store the end of the turn; retry while the store fails. A turn without an end keeps its channel busy."""

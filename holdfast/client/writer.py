@@ -196,7 +196,7 @@ class RemoteWriter(OutgoingProperties):
         self._outgoing.epoch = _epoch_of(cursor)
         self._outgoing.open()
         self._lease.begin(generation)
-        self._link.stand(self, since=sockets)
+        self._link.add_listener(self, since=sockets)
 
     async def _created_or_ended(self, create: dict[str, Any]) -> dict[str, Any]:
         """Send the create and return the response. If cancelled meanwhile, end the message if it was created."""
@@ -423,7 +423,7 @@ class RemoteWriter(OutgoingProperties):
             logger.warning("message %r of %s could not be ended as failed: %r", self.id, self.channel, trouble)
 
     def _close(self) -> None:
-        self._link.step_down(self)
+        self._link.remove_listener(self)
         self._reads += 1
         self._cancel_timer()
         self._lease.end()

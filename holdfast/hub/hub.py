@@ -50,6 +50,7 @@ from holdfast.hub.recovery import Adopter, recover
 from holdfast.hub.results import Done, Result
 from holdfast.hub.runtime import Runtime
 from holdfast.hub.settings import check_job, check_settings, check_store
+from holdfast.hub.store_owner import names_of_cell
 from holdfast.hub.subscription import Subscription
 from holdfast.hub.sync import SyncHub
 from holdfast.hub.taking import take_waiting
@@ -123,12 +124,15 @@ class HubCore:
         self.drive_by_hand = False  # streaming responses may drive `send` themselves; `serve` sets it
         self.sync = SyncHub(self)  # the blocking twin of the main calls, for threads
         self._adopters: list[tuple[str, Adopter]] = []
+        names = names_of_cell()
         self._life = Lifecycle(
             self.store,
             self.limits,
             self.clock,
             recover=lambda runtime: recover(runtime, self._adopters, partial(self._writers.new, create=None)),
             release_loop=self.sync.release_loop,
+            close=self.close,
+            is_named=lambda: names is None or any(value is self for value in list(names.values())),
             signals=SignalHook(self.drain) if hooks_signals else None,
         )
         self._writers = Writers(self._life, self.limits, self.writer_class, self.reason_of)

@@ -21,6 +21,7 @@ from holdfast.hub.drain import SignalHook
 from holdfast.hub.hooks import Hook
 from holdfast.hub.housekeeping import keep_house
 from holdfast.hub.runtime import Runtime
+from holdfast.hub.store_owner import StoreOwner
 from holdfast.stores.base import Store
 
 logger = logging.getLogger("holdfast.hub")
@@ -51,16 +52,21 @@ class Lifecycle:
         *,
         recover: Callable[[Runtime], Awaitable[None]],
         release_loop: Callable[[asyncio.AbstractEventLoop], Awaitable[bool]],
+        close: Callable[[], Awaitable[None]],
+        is_named: Callable[[], bool],
         signals: SignalHook | None,
     ) -> None:
         """Run a hub on `store`. `recover` handles what the previous run left, before the hub serves.
 
-        `release_loop` ends a run on another loop if it can, and returns whether that loop was its own.
+        `release_loop` ends a run on another loop if it can, and returns whether that loop was its own. `close` closes
+        the hub. `is_named` returns whether the app can still reach the hub, as far as that is known.
         """
         self.node = ""  # names this run of the hub in writers' leases; new at each start
         self.is_draining = False
         self.drain_callbacks: dict[Callable[[], None], None] = {}
         self._store = store
+        self._owner = StoreOwner(store, close, self._is_out_of_reach)
+        self._is_named = is_named
         self._limits = limits
         self._clock = clock
         self._recover = recover
@@ -115,7 +121,7 @@ class Lifecycle:
         while (run := self._run) is not None and run.loop is not loop:
             if not await self._release_loop(run.loop) and run.loop.is_running():
                 raise LocalError("hub runs on the event loop of another thread; use hub.sync, or create another hub")
-            await self._store.close()  # if its event loop ended without `close`
+            await self._owner.close_store()  # if its event loop ended without `close`
             if self._run is run:
                 self._run = None
                 self._runtime = None
@@ -156,7 +162,7 @@ class Lifecycle:
         """Serve on this event loop until `run.stop` is set."""
         runtime: Runtime | None = None
         try:
-            await self._store.open()
+            await self._owner.open_store()
             async with asyncio.TaskGroup() as group:
                 runtime = self._runtime = Runtime(self._store, self._limits, self._clock, self.node, group)
                 await self._serve_open(run, runtime, group)
@@ -180,7 +186,7 @@ class Lifecycle:
                 self._runtime = None
             if self._signals is not None:
                 self._signals.remove()
-            await self._store.close()
+            await self._owner.close_store()
 
     async def _serve_open(self, run: Run, runtime: Runtime, group: asyncio.TaskGroup) -> None:
         """Recover and serve: the store is open, and the services are built."""
@@ -229,6 +235,14 @@ class Lifecycle:
         for callback in list(self.drain_callbacks):
             callback()
         runtime.wake_feeds()
+
+    def _is_out_of_reach(self) -> bool:
+        """Return whether a later cell of a notebook may take the store: no name leads to this hub, and it is idle."""
+        runtime = self._runtime
+        if runtime is None or self._is_named():
+            return False
+        is_watched = any(channel.watchers for channel in runtime.channels.values())
+        return not (is_watched or runtime.tasks.jobs or runtime.writers)
 
     def _no_runtime(self) -> HoldfastError:
         """Return the reason why there are no services now."""

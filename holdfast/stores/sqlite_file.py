@@ -42,6 +42,7 @@ from typing import Literal
 
 from holdfast.core.errors import StoreInUse, StoreUnavailable, StoreUnusable
 from holdfast.stores.base import CommitUnknown
+from holdfast.stores.lock_holder import holder_of, note_held, note_released
 
 logger = logging.getLogger("holdfast.stores")
 
@@ -50,6 +51,7 @@ Synchronous = Literal["normal", "full", "extra"]
 APPLICATION_ID = 0x486F6C64  # "Hold"
 SCHEMA = 2
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+FILE_MODE = 0o600  # of new files: conversations are for the user of the server alone
 LOCK_POLL_S = 0.05
 LOCK_BYTES = 4096  # more than a lock file ever holds
 NO_NONCE = "-"  # stands for the nonce of a database or lock file without one
@@ -117,6 +119,8 @@ class SqliteFile:
 
     def open(self) -> None:
         """Take the lock and open the file. Raises StoreInUse, StoreUnusable or StoreUnavailable."""
+        if self.path.exists() and not self.path.is_file():
+            raise StoreUnavailable(f"store file {self.path} is a directory or a device; name a file")
         self._lock.take(self.path, wait_s=self._lock_wait_s)
         try:
             self._connect()
@@ -192,6 +196,9 @@ class SqliteFile:
         return StoreUnavailable(f"store file {self.path} is not available: {_explain(error)}")
 
     def _connect(self) -> None:
+        with contextlib.suppress(OSError):  # SQLite then gives the reason
+            # SQLite creates `-wal` and `-shm` with the mode of the database. An existing file keeps its mode.
+            os.close(os.open(self.path, os.O_RDWR | os.O_CREAT, FILE_MODE))
         self.db = db = sqlite3.connect(self.path, isolation_level=None, timeout=self._busy_ms / 1000)
         is_new = self._check_ours()
         db.execute("PRAGMA page_size = 4096")
@@ -304,11 +311,10 @@ class FileLock:
         handle = self._open(what)
         try:
             while not _locked(handle):
-                if time.monotonic() >= deadline_s or self.give_up.wait(LOCK_POLL_S):
-                    raise StoreInUse(
-                        f"store file {what} is in use by {self._holder()}. Stop it, or give each process its own file; "
-                        "with several workers or an overlapping reload, let one process have the store"
-                    )
+                holder = holder_of(self._path)
+                if holder.is_sibling or time.monotonic() >= deadline_s or self.give_up.wait(LOCK_POLL_S):
+                    detail = f"store file {what} is in use by {holder.name}: {holder.remedy()}"
+                    raise StoreInUse(detail, holder=holder.name, remedy=holder.remedy())
             self.nonces = _read_nonces(handle)
             self._write(handle)
         except OSError as error:
@@ -318,6 +324,7 @@ class FileLock:
             os.close(handle)
             raise
         self._handle = handle
+        note_held(self._path)
 
     def keep_nonces(self, *nonces: str) -> None:
         """Replace the nonces in the file; they are on the disk when this returns. Raises StoreUnavailable."""
@@ -332,12 +339,13 @@ class FileLock:
     def release(self) -> None:
         """Release the lock. A second call does nothing."""
         if self._handle is not None:
+            note_released(self._path)
             os.close(self._handle)
             self._handle = None
 
     def _open(self, what: Path) -> int:
         try:
-            return os.open(self._path, os.O_RDWR | os.O_CREAT, 0o644)
+            return os.open(self._path, os.O_RDWR | os.O_CREAT, FILE_MODE)
         except FileNotFoundError as error:
             raise StoreUnavailable(
                 f"store file {what} cannot be created: there is no directory {self._path.parent}; create it"
@@ -355,12 +363,6 @@ class FileLock:
         content = f"process {os.getpid()} ({_command()})\n{_NONCES}{' '.join(self.nonces)}\n".encode()
         os.pwrite(handle, content, 0)
         os.ftruncate(handle, len(content))
-
-    def _holder(self) -> str:
-        try:
-            return self._path.read_text(errors="replace").partition("\n")[0].strip()[:200] or "another process"
-        except OSError:
-            return "another process"
 
 
 _NONCES = "nonces "

@@ -2,14 +2,16 @@
 
 Layer: tests.
 
-`python -m tests.attacks.attacker NAME OPTIONS` runs one attack on a port of this machine and prints a report as JSON.
-The options are a JSON object with `port`, `seconds` and those of the attack.
+`python -m tests.attacks.attacker NAME OPTIONS` runs one attack on a port of this machine. It prints `under way` once
+the attack has begun, and a report as JSON at its end. The options are a JSON object with `port`, `seconds` and those of
+the attack.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
+import selectors
 import socket
 import sys
 import time
@@ -28,6 +30,11 @@ def connect(port: int, address: str = "127.0.0.1", timeout_s: float = 5.0) -> so
     one.bind((address, 0))
     one.connect(("127.0.0.1", port))
     return one
+
+
+def begun() -> None:
+    """Report that the attack is under way."""
+    print("under way", flush=True)
 
 
 def pour(one: socket.socket, piece: bytes, until_s: float) -> int:
@@ -62,6 +69,7 @@ def again(attempt: Callable[[float], tuple[int, bytes]], seconds: float) -> Repo
     """Attack on one connection after another for `seconds`; `attempt` returns the bytes sent and received."""
     until_s = time.monotonic() + seconds
     sent, connections, first = 0, 0, b""
+    begun()
     while time.monotonic() < until_s:
         count, received = attempt(until_s)
         sent += count
@@ -90,13 +98,136 @@ def pipelined(port: int, seconds: float, total: int, path: str = "/healthz", bea
     with connect(port) as one:
         until_s = time.monotonic() + seconds
         sent = 0
+        begun()
         while time.monotonic() < until_s and sent < total * len(request):
             more = pour(one, request * 2_000, min(until_s, time.monotonic() + 0.5))
             sent += more
         return {"sent": sent, "requests": sent // len(request)}
 
 
-ATTACKS: dict[str, Callable[..., Report]] = {"endless_head": endless_head, "pipelined": pipelined}
+def crowd(
+    port: int,
+    seconds: float,
+    total: int,
+    addresses: int = 1,
+    begin: str = "",
+    filler: int = 0,
+    socket_frames: str = "",
+    first_address: int = 2,
+) -> Report:
+    """Open many connections and hold them, each with `begin` and `filler` more bytes, or as a WebSocket.
+
+    `socket_frames` are the bytes after the handshake, in hexadecimal. The connections come from as many loopback
+    addresses. The report has the number that is left at the end, and when the server ended the last one.
+    """
+    began_s = time.monotonic()
+    head = begin.encode() + b"x" * filler
+    waiting = selectors.DefaultSelector()
+    open_now, opened, refused = 0, 0, 0
+    until_s = began_s + seconds
+    last_end_s = 0.0
+
+    def look(timeout_s: float) -> None:
+        nonlocal open_now, last_end_s
+        for key, _ in waiting.select(timeout_s):
+            one = key.fileobj
+            assert isinstance(one, socket.socket)
+            try:
+                data = one.recv(65536)
+            except BlockingIOError:
+                continue
+            except OSError:
+                data = b""
+            if key.data["handshake"] and data.startswith(b"HTTP/1.1 101") and socket_frames:
+                key.data["handshake"] = False
+                with contextlib.suppress(OSError):
+                    one.send(bytes.fromhex(socket_frames))
+            if not data:
+                waiting.unregister(one)
+                one.close()
+                open_now -= 1
+                last_end_s = time.monotonic() - began_s
+
+    while time.monotonic() < until_s and (opened < total or open_now):
+        for _ in range(20 if opened < total else 0):
+            address = f"127.0.{first_address}.{1 + opened % addresses}"
+            try:
+                one = connect(port, address)
+                one.sendall(head)
+            except OSError:
+                refused += 1
+            else:
+                one.setblocking(False)
+                waiting.register(one, selectors.EVENT_READ, {"handshake": bool(socket_frames)})
+                open_now += 1
+            opened += 1
+            if opened == total:
+                begun()
+        look(0.0 if opened < total else 0.2)
+    return {"opened": opened, "refused": refused, "left": open_now, "last_end_s": round(last_end_s, 1)}
+
+
+HANDSHAKE = (
+    "GET /v1/ws HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+    "Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n"
+)
+
+
+def frames(
+    port: int, seconds: float, first: str, piece: str, bearer: str = "", reads: bool = False, times: int = 1_000
+) -> Report:
+    """Send frames on one socket after another: `first`, then `piece` again and again, both in hexadecimal.
+
+    With `reads` the responses are read. The report has the last close code.
+    """
+    authorization = f"Authorization: Bearer {bearer}\r\n" if bearer else ""
+    flood = bytes.fromhex(piece) * times
+
+    def attempt(until_s: float) -> tuple[int, bytes]:
+        with connect(port) as one:
+            received = bytearray()
+            try:
+                one.sendall(f"{HANDSHAKE}{authorization}\r\n".encode())
+                one.recv(4096)
+                one.sendall(bytes.fromhex(first))
+            except OSError:
+                return 0, b""
+            sent = 0
+            while time.monotonic() < until_s:
+                before = sent
+                sent += pour(one, flood, min(until_s, time.monotonic() + 0.1))
+                one.setblocking(False)
+                try:
+                    # Without `reads` only a look ahead: the bytes stay unread.
+                    data = one.recv(1 << 20, 0 if reads else socket.MSG_PEEK)
+                except BlockingIOError:
+                    continue
+                except OSError:
+                    break
+                received[:] = data[-4096:] or received
+                if not data or (sent == before and b"\x88" in data[-200:]):
+                    break
+            return sent, bytes(received) + read_all(one, 0.3)[-4096:]
+
+    codes: dict[str, int] = {}
+
+    def noted(until_s: float) -> tuple[int, bytes]:
+        sent, received = attempt(until_s)
+        at = max(received.rfind(b"\x88" + bytes((size,))) for size in range(2, 126))
+        if at >= 0:
+            code = str(int.from_bytes(received[at + 2 : at + 4]))
+            codes[code] = codes.get(code, 0) + 1
+        return sent, b""
+
+    return {**again(noted, seconds), "codes": codes}
+
+
+ATTACKS: dict[str, Callable[..., Report]] = {
+    "endless_head": endless_head,
+    "pipelined": pipelined,
+    "crowd": crowd,
+    "frames": frames,
+}
 
 if __name__ == "__main__":
     print(json.dumps(ATTACKS[sys.argv[1]](**json.loads(sys.argv[2]))))

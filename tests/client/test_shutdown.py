@@ -1,4 +1,4 @@
-"""An agent's process that is asked to end: its answers get their time, and what it lets go of is another's."""
+"""The shutdown of a process with agents: answers get time to complete, and another worker takes over the others."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ AT_ONCE_S = 5.0  # an interpreter ends in this time on a busy machine
 
 @contextlib.asynccontextmanager
 async def at_work(drain_s: float) -> AsyncIterator[tuple[Hub, Served, Process, str]]:
-    """A served hub, and the process of an agent that has begun an answer: to the message of that id."""
+    """Yield a hub, its server, the process of an agent that has begun an answer, and the id of the user message."""
     hub = new_hub()
     async with serving(hub) as served, agent_process(served, "first", "restart", drain_s) as process:
         await served.until(lambda: hub.runtime.scheduler.workers.has_agent("chat:1"))
@@ -36,7 +36,7 @@ async def at_work(drain_s: float) -> AsyncIterator[tuple[Hub, Served, Process, s
         yield hub, served, process, asked.id
 
 
-async def test_a_process_that_is_told_to_end_finishes_its_answer_and_takes_no_other() -> None:
+async def test_process_finishes_its_answer_after_a_signal_and_takes_no_other() -> None:
     async with at_work(drain_s=30.0) as (hub, served, process, asked), asyncio.timeout(20):
         process.send_signal(signal.SIGTERM)
         await served.until(lambda: not hub.runtime.scheduler.workers.has_agent("chat:1"))
@@ -50,7 +50,7 @@ async def test_a_process_that_is_told_to_end_finishes_its_answer_and_takes_no_ot
         assert (stats["turns_waiting"], stats["turns_running"]) == (1, 0)
 
 
-async def test_what_does_not_end_in_time_is_left_for_another() -> None:
+async def test_answer_that_does_not_end_in_time_is_left_for_another_worker() -> None:
     async with at_work(drain_s=0.2) as (hub, served, process, _), asyncio.timeout(20):
         begun_s = time.monotonic()
         process.send_signal(signal.SIGTERM)
@@ -74,9 +74,7 @@ async def test_a_second_signal_does_not_wait() -> None:
 
 
 @pytest.mark.parametrize("is_cut", [False, True])
-async def test_draining_ends_when_the_turns_are_over_whatever_the_connection_does(
-    hub: Hub, wire: Wire, is_cut: bool
-) -> None:
+async def test_draining_ends_with_its_turns_also_if_the_connection_breaks(hub: Hub, wire: Wire, is_cut: bool) -> None:
     begun, go_on = asyncio.Event(), asyncio.Event()
     turns: list[str] = []
     client = client_of(wire, client_id="bot")
@@ -132,30 +130,30 @@ async def test_draining_without_a_turn_or_a_connection_ends_at_once(hub: Hub, wi
 
 
 @pytest.fixture
-def heard() -> Iterator[list[str]]:
-    """What an app's own handler of SIGTERM hears."""
-    said: list[str] = []
-    before = signal.signal(signal.SIGTERM, lambda number, frame: said.append("app"))
-    yield said
+def received() -> Iterator[list[str]]:
+    """Yield the list of signals that the app's own handler of SIGTERM has received."""
+    received: list[str] = []
+    before = signal.signal(signal.SIGTERM, lambda number, frame: received.append("app"))
+    yield received
     signal.signal(signal.SIGTERM, before)
 
 
-async def test_a_signal_is_passed_on_to_the_apps_own_handler_when_all_is_done(heard: list[str]) -> None:
+async def test_signal_is_passed_on_to_the_apps_handler_at_the_end(received: list[str]) -> None:
     told, again = asyncio.Event(), asyncio.Event()
     with Signals(first=told.set, again=again.set):
         signal.raise_signal(signal.SIGTERM)
         await told.wait()
-        assert heard == []
+        assert received == []
         signal.raise_signal(signal.SIGTERM)
         await again.wait()
-        assert heard == []
+        assert received == []
         signal.raise_signal(signal.SIGTERM)  # a third is not ours
-        assert heard == ["app"]
-    assert heard == ["app", "app"]
+        assert received == ["app"]
+    assert received == ["app", "app"]
 
 
-async def test_nothing_is_passed_on_where_nothing_was_heard(heard: list[str]) -> None:
-    with Signals(first=heard.clear, again=heard.clear):
+async def test_no_signal_is_passed_on_without_a_received_one(received: list[str]) -> None:
+    with Signals(first=received.clear, again=received.clear):
         pass
     signal.raise_signal(signal.SIGTERM)
-    assert heard == ["app"]
+    assert received == ["app"]

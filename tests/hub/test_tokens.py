@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import hmac
 import json
 import logging
 import threading
@@ -22,10 +23,12 @@ from cryptography.hazmat.primitives.serialization import (
     PublicFormat,
 )
 
-from holdfast.core.errors import Busy, LocalError, Unauthenticated
+from holdfast.core.cursor import Cursor
+from holdfast.core.errors import Busy, LocalError, Unauthenticated, shown
 from holdfast.hub import keys
 from holdfast.hub.identity import Expired, Identity
 from holdfast.hub.keys import KeySet, fetch_set, keys_of_set
+from holdfast.hub.tickets import Tickets
 from holdfast.hub.tokens import JwtVerifier, jwt_verifier
 
 NOW_S = 1_700_000_000
@@ -239,7 +242,7 @@ async def test_a_token_that_nobody_known_has_signed_is_refused(why: str, token: 
             await one.verify_token(token)
 
 
-@pytest.mark.parametrize("secret", [pem(RSA), pem(RSA).strip(), json.dumps(jwk(RSA))])
+@pytest.mark.parametrize("secret", [pem(RSA), pem(RSA).strip(), json.dumps(jwk(RSA))], ids=["pem", "stripped", "jwk"])
 async def test_a_public_key_is_no_secret(secret: str) -> None:
     # Whoever has the public key, which is everybody, signs with it as if it were a secret.
     for header in ({"alg": "HS256"}, {"alg": "HS256", "kid": "a"}):
@@ -352,6 +355,26 @@ async def test_garbage_is_no_token(number: int) -> None:
             await one.verify_token(GARBAGE[number])
 
 
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"crit": ["b64"], "b64": True},
+        {"crit": ["urn:example:step-up"], "urn:example:step-up": 1},
+        {"crit": []},
+        {"crit": 5},
+    ],
+)
+async def test_critical_extensions_are_refused_and_named(headers: dict[str, Any]) -> None:
+    body = ".".join(
+        base64.urlsafe_b64encode(json.dumps(one).encode()).rstrip(b"=").decode()
+        for one in ({"alg": "HS256", "typ": "JWT", **headers}, claims())
+    )
+    signature = base64.urlsafe_b64encode(hmac.digest(SECRET.encode(), body.encode(), "sha256")).rstrip(b"=").decode()
+    with pytest.raises(Unauthenticated, match="this server knows no critical extension") as refused:
+        await verifier().verify_token(f"{body}.{signature}")
+    assert f"header crit, got {shown(headers['crit'])}:" in str(refused.value)
+
+
 @pytest.mark.parametrize("wrong", WRONG_CLAIMS, ids=lambda wrong: str(wrong)[:40])
 async def test_claims_of_the_wrong_kind_are_refused(wrong: dict[str, Any]) -> None:
     good = {name: value for name, value in {**claims(), **wrong}.items() if value is not None}
@@ -448,6 +471,29 @@ def test_the_keys_of_tickets_come_from_the_secrets_and_are_not_the_secrets() -> 
     assert len({*found, SECRET.encode(), OTHER_SECRET.encode()}) == 4
     assert verifier(secret=SECRET).ticket_keys == found[:1]
     assert verifier(public_key=pem(RSA)).ticket_keys == []
+
+
+@pytest.mark.parametrize(
+    "other", [{"audience": "other"}, {"audience": ["chat", "other"]}, {"issuer": "https://issuer.example"}]
+)
+def test_tickets_and_marks_are_not_valid_for_another_audience_or_issuer(other: dict[str, Any]) -> None:
+    mine, theirs = (Tickets(verifier(secret=SECRET, **how).ticket_keys, now_ms=lambda: 0) for how in ({}, other))
+    reader = Identity(client_id="ada", capabilities=frozenset({"subscribe"}))
+    ticket = mine.issue(reader, "chat:1")
+    assert mine.read(ticket, "chat:1", None).client_id == "ada"
+    with pytest.raises(Unauthenticated, match="not signed with a key of this server"):
+        theirs.read(ticket, "chat:1", None)
+    cursor = Cursor("e1", 7)
+    marked = cursor._replace(extra=mine.mark(cursor, "ada", "chat:1"))
+    assert mine.is_marked(marked, "ada", "chat:1")
+    assert not theirs.is_marked(marked, "ada", "chat:1")
+
+
+def test_ticket_keys_do_not_depend_on_the_order_of_the_names() -> None:
+    there, back = (
+        verifier(secret=SECRET, audience=names, issuer=names).ticket_keys for names in (["a", "b"], ["b", "a"])
+    )
+    assert there == back
 
 
 # Keys that are fetched

@@ -41,7 +41,7 @@ from holdfast.core.requests import AppendText
 from holdfast.core.state import ChannelState, MessageState, Tail
 from holdfast.core.text import Text
 from holdfast.hub import channel as channels
-from holdfast.hub import committer, hooks, presence
+from holdfast.hub import committer, hooks, presence, recovery
 from holdfast.hub import hub as hubs
 from holdfast.hub.batches import BatchCache, EncodedBatch
 from holdfast.hub.channel import Channel
@@ -54,6 +54,7 @@ from holdfast.hub.lifecycle import Lifecycle
 from holdfast.hub.loading import Loader
 from holdfast.hub.pending import Decided, Waiting
 from holdfast.hub.presence_state import PresenceState
+from holdfast.hub.runtime import Runtime
 from holdfast.hub.ticks import Group
 from holdfast.hub.turns import LEASE_S, Turn, TurnScheduler
 from holdfast.hub.workers import AssignedTurn, Worker
@@ -297,23 +298,23 @@ def a_result_is_sent_twice(patch: pytest.MonkeyPatch) -> None:
 def messages_of_a_dead_process_are_not_recovered(patch: pytest.MonkeyPatch) -> None:
     """Another writer takes the message over when it is needed."""
 
-    async def skip(self: HubCore, channel: str, message: MessageState) -> None:
+    async def skip(*about: Any) -> None:
         pass
 
-    patch.setattr(HubCore, "_recover_message", skip)
+    patch.setattr(recovery, "_end_or_adopt", skip)
 
 
 def a_recovery_that_failed_is_not_repeated(patch: pytest.MonkeyPatch) -> None:
     """A hub recovers once, at its first start."""
-    recover = HubCore._recover
-    begun: set[HubCore] = set()
+    recover = hubs.recover
+    begun: list[Any] = []  # the adopters of each hub, which are one list
 
-    async def once(self: HubCore) -> None:
-        if self not in begun:
-            begun.add(self)
-            await recover(self)
+    async def once(runtime: Runtime, adopters: Any, new_writer: Any) -> None:
+        if not any(adopters is one for one in begun):
+            begun.append(adopters)
+            await recover(runtime, adopters, new_writer)
 
-    patch.setattr(HubCore, "_recover", once)
+    patch.setattr(hubs, "recover", once)
 
 
 def a_message_that_left_memory_does_not_exist(patch: pytest.MonkeyPatch) -> None:
