@@ -92,7 +92,7 @@ class BoundedWebSocketProtocol(WebSocketsSansIOProtocol, asyncio.BufferedProtoco
     def expect_introduction(self, timeout_s: float) -> None:
         """Keep the bounds on unknown peers beyond the handshake."""
         self._is_expected = True
-        self._connection.wait(timeout_s)
+        self._connection.wait(timeout_s, may_burst=False)  # its buffers hold more than a head does
         if self._is_head_large:
             self._connection.grow()
 

@@ -36,7 +36,10 @@ MAX_LARGE = 50
 LARGE_BYTES = 8 * 1024
 OWN_DESCRIPTORS = 64  # of the store, the listening socket, the event loop and the application
 MAX_DESCRIPTORS = 1_048_576  # a higher soft limit serves no purpose, and some systems allow a billion
-CHANCE_S = 1.0  # for a new connection, before the number of its address counts against it
+# A thousand viewers reconnect at once after a restart, and their requests lie in the kernel until the loop has read
+# them. So a connection is not ended for its number before it had this time, up to a number that is ended at once.
+CHANCE_S = 2.0
+MAX_BURST = 1_200
 SWEEP_S = 1.0
 NOTICE_S = 10.0  # between two log lines about connections that were ended
 # After so many waiting connections have ended, their memory goes back to the system, at most once in `TRIM_S` seconds.
@@ -67,6 +70,7 @@ class Connection:
         "is_from_proxy",
         "is_large",
         "is_waiting",
+        "may_burst",
         "owner",
         "since_s",
     )
@@ -77,14 +81,18 @@ class Connection:
         self.owner: Owner | None = owner  # None after `close`: the two refer to each other
         self.is_from_proxy = is_from_proxy
         self.is_waiting = False
+        self.may_burst = True
         self.is_large = False
         self.is_evicted = False
         self.since_s = 0.0
         self.deadline_s = 0.0
 
-    def wait(self, timeout_s: float) -> None:
-        """Count the connection as waiting, for at most `timeout_s` seconds. Call it again for a new deadline."""
-        self._book.wait(self, timeout_s)
+    def wait(self, timeout_s: float, *, may_burst: bool = True) -> None:
+        """Count the connection as waiting, for at most `timeout_s` seconds. Call it again for a new deadline.
+
+        With `may_burst` it may exceed the limits for a moment, as one of many that reconnect at once.
+        """
+        self._book.wait(self, timeout_s, may_burst=may_burst)
 
     def grow(self) -> None:
         """Note that the server holds more than `LARGE_BYTES` for this waiting connection."""
@@ -144,19 +152,24 @@ class Connections:
         self.open += 1
         return Connection(self, address_group(peer), owner, is_from_proxy=self.proxies.includes(peer))
 
-    def wait(self, one: Connection, timeout_s: float) -> None:
+    def wait(self, one: Connection, timeout_s: float, *, may_burst: bool) -> None:
         """Do as `Connection.wait`."""
         loop = asyncio.get_running_loop()
         now_s = loop.time()
         one.deadline_s = now_s + timeout_s
-        if one.is_waiting:
+        if one.is_waiting and one.may_burst == may_burst:
             return
+        one.proceed()
+        one.may_burst = may_burst
         one.since_s = now_s
-        of_address = self._by_address.get(one.address)
-        if of_address is not None and len(of_address) >= self.max_waiting_of_address:
-            self._evict(next(iter(of_address)), f"{one.address} kept {len(of_address)} connections waiting")
+        of_address = self._by_address.get(one.address, {})
+        oldest = next(iter(of_address), None)
+        had_chance = oldest is not None and oldest.since_s <= now_s - CHANCE_S
+        is_burst_over = not may_burst or self.waiting >= min(MAX_BURST, self.max_open // 2)
+        if oldest is not None and len(of_address) >= self.max_waiting_of_address and (had_chance or is_burst_over):
+            self._evict(oldest, f"{one.address} kept {len(of_address)} connections waiting")
         elif self.waiting >= self.max_waiting:
-            self._evict_oldest(f"{self.waiting} connections were waiting")
+            self._evict_oldest(f"{self.waiting} connections were waiting", is_forced=is_burst_over)
         one.is_waiting = True
         self.waiting += 1
         self._by_address.setdefault(one.address, {})[one] = None
@@ -198,17 +211,19 @@ class Connections:
         """Count a connection that its protocol ends because of `reason`, for the next line of the log."""
         self._note_end(reason)
 
-    def _evict_oldest(self, reason: str) -> None:
+    def _evict_oldest(self, reason: str, *, is_forced: bool = True) -> None:
         """End the oldest waiting connection of the address that has most of them.
 
         Many clients of one address may connect in one moment. So addresses count whose oldest connection had a chance
-        to send something. Finding one takes 50 µs with a thousand addresses, less than to accept a connection.
+        to send something. If no address has one, the oldest of all goes if `is_forced`, else no connection. Finding one takes 50 µs with a thousand addresses, less than to accept a connection.
         """
         chance_s = asyncio.get_running_loop().time() - CHANCE_S
         oldest = [(next(iter(group)), len(group)) for group in self._by_address.values()]
         had_chance = [(count, one) for one, count in oldest if one.since_s <= chance_s]
         if had_chance:
             victim = max(had_chance, key=lambda found: found[0])[1]
+        elif not is_forced:
+            return
         else:
             victim = min((one for one, _ in oldest), key=lambda one: one.since_s)
         self._evict(victim, reason)
@@ -226,6 +241,19 @@ class Connections:
         if self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(SWEEP_S, self._sweep)
 
+    def _end_burst(self, chance_s: float) -> None:
+        """End the connections beyond the limits that had their chance, the oldest first."""
+        for address, group in list(self._by_address.items()):
+            for one in list(group)[: max(0, len(group) - self.max_waiting_of_address)]:
+                if one.since_s <= chance_s:
+                    self._evict(one, f"{address} kept more than {self.max_waiting_of_address} connections waiting")
+        excess = self.waiting - self.max_waiting
+        if excess > 0:
+            everyone = sorted((one for group in self._by_address.values() for one in group), key=lambda one: one.since_s)
+            for one in everyone[:excess]:
+                if one.since_s <= chance_s:
+                    self._evict(one, f"more than {self.max_waiting} connections were waiting")
+
     def _sweep(self) -> None:
         """End the connections whose deadline has passed; report; give memory back."""
         loop = asyncio.get_running_loop()
@@ -234,6 +262,7 @@ class Connections:
         for one in overdue:
             if one.owner is not None:
                 one.owner.expire()
+        self._end_burst(now_s - CHANCE_S)
         if self._ended and now_s >= self._notice_due_s:
             logger.warning("ended %d connections of unknown peers; the last one because %s", self._ended, self._reason)
             self._ended, self._notice_due_s = 0, now_s + NOTICE_S

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from holdfast.connections import Connection, Connections, TrustedProxies, address_group
+from holdfast.connections import MAX_BURST, Connection, Connections, TrustedProxies, address_group
 from holdfast.core.errors import LocalError
 
 
@@ -35,8 +35,27 @@ def waiting(book: Connections, *addresses: str) -> list[Peer]:
 
 async def test_oldest_connection_of_a_full_address_is_evicted() -> None:
     book = Connections(max_open=1_000, max_waiting_of_address=2)
-    one, first, second, third = waiting(book, "192.0.2.1", "192.0.2.2", "192.0.2.2", "192.0.2.2")
-    assert [peer.is_evicted for peer in (one, first, second, third)] == [False, True, False, False]
+    one, first, second = waiting(book, "192.0.2.1", "192.0.2.2", "192.0.2.2")
+    for peer in (one, first, second):
+        peer.connection.since_s -= 5
+    waiting(book, "192.0.2.2")
+    assert [peer.is_evicted for peer in (one, first, second)] == [False, True, False]
+
+
+async def test_clients_that_reconnect_in_one_moment_are_not_ended_for_their_number() -> None:
+    book = Connections(max_open=5_000)
+    viewers = waiting(book, *["192.0.2.2"] * MAX_BURST)
+    assert not any(peer.is_evicted for peer in viewers)
+    waiting(book, "192.0.2.2")
+    assert [peer.is_evicted for peer in viewers[:2]] == [True, False]
+
+
+async def test_socket_of_an_unknown_peer_counts_at_once() -> None:
+    book = Connections(max_open=5_000, max_waiting_of_address=2)
+    peers = [Peer(book, "192.0.2.2") for _ in range(3)]
+    for peer in peers:
+        peer.connection.wait(10, may_burst=False)
+    assert [peer.is_evicted for peer in peers] == [True, False, False]
 
 
 async def test_connection_that_proceeds_is_counted_no_longer() -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from tests.attacks.attacker import HANDSHAKE
 from tests.attacks.scene import MIB, PERSON, Scene, introduces_itself, run, token
-from tests.attacks.test_connections import IN_ALL, OF_ADDRESS, SPARE
+from tests.attacks.test_connections import BURST, SPARE
 from wirecheck import encode_frame
 
 MASK = b"\0\0\0\0"
@@ -44,7 +44,7 @@ async def test_unknown_sockets_take_little_memory_and_give_it_back(attacked: Sce
     outcome = await run(attacked, "crowd", beside=others, **options)
     outcome.check(64 * MIB)
     assert outcome.beside == 20
-    assert outcome.descriptors < (OF_ADDRESS if addresses == 1 else IN_ALL) + SPARE, outcome
+    assert outcome.descriptors < BURST + SPARE, outcome
     assert outcome.report["left"] == 0, outcome
     assert await attacked.until_memory_is_back(outcome.before_bytes) < 30
 
