@@ -61,10 +61,10 @@ from holdfast.transports.access import caller_of
 from holdfast.transports.frames import DeleteFrame
 from holdfast.transports.session import Session
 from simulation import watchdog
-from simulation.actors import Careless, Insider, Remote, Steady
-from simulation.leases import Leaser
-from simulation.people import Partner
-from simulation.store import StoreLine
+from simulation.actors import BlindWriter, LocalWriter, HttpWriter, SteadyWriter
+from simulation.leases import LeaseWriter
+from simulation.people import Commander
+from simulation.store import StoreClient
 from simulation.viewers import SocketViewer
 from simulation.world import Plan
 
@@ -188,7 +188,7 @@ def move_the_cursor_with_every_event(patch: pytest.MonkeyPatch) -> None:
 
 
 def reload_beside_a_commit(patch: pytest.MonkeyPatch) -> None:
-    """Reading the store does no harm, whatever else goes on; what was read is what there is."""
+    """MessageStreamOracle the store does no harm, whatever else goes on; what was read is what there is."""
 
     @asynccontextmanager
     async def exclusive(self: Channel) -> AsyncIterator[None]:
@@ -203,7 +203,7 @@ def reload_beside_a_commit(patch: pytest.MonkeyPatch) -> None:
 
 
 def decide_on_arrival(patch: pytest.MonkeyPatch) -> None:
-    """The durable state is the truth, so it is what requests are decided on, each as it comes."""
+    """The durable state is the stored, so it is what requests are decided on, each as it comes."""
 
     def early(state: Any, message_id: str, request: Any, **about: Any) -> Decision:
         base = state.base if isinstance(state, Draft) else state
@@ -226,10 +226,10 @@ def label_an_update_with_its_own_serial(patch: pytest.MonkeyPatch) -> None:
 def trust_the_wake_up(patch: pytest.MonkeyPatch) -> None:
     """Somebody will say so if another hub has written."""
 
-    async def moved(self: StoreLine, token: str | None) -> Moved:
+    async def moved(self: StoreClient, token: str | None) -> Moved:
         return Moved("nothing", {})
 
-    patch.setattr(StoreLine, "moved", moved)
+    patch.setattr(StoreClient, "moved", moved)
 
 
 # -- commits whose outcome is unknown, recovery and memory -----------------------------------------------------------
@@ -902,16 +902,16 @@ MUTANTS: dict[Mutant, str] = {
 
 # What a world must have for a mistake to matter at all: those without it are not run.
 NEEDS: dict[Mutant, Callable[[Plan], object]] = {
-    an_unknown_outcome_is_never_resolved: lambda plan: plan.is_exclusive and Careless in plan.authors,
-    an_append_gets_a_new_offset_after_an_unknown_outcome: lambda plan: Careless in plan.authors,
-    a_silent_store_has_stored_no_entry: lambda plan: plan.fault_model.unknown_chance and Insider in plan.authors,
+    an_unknown_outcome_is_never_resolved: lambda plan: plan.is_exclusive and BlindWriter in plan.authors,
+    an_append_gets_a_new_offset_after_an_unknown_outcome: lambda plan: BlindWriter in plan.authors,
+    a_silent_store_has_stored_no_entry: lambda plan: plan.fault_model.unknown_chance and LocalWriter in plan.authors,
     messages_of_a_dead_process_are_not_recovered: lambda plan: plan.is_exclusive,
     a_recovery_that_failed_is_not_repeated: lambda plan: plan.is_exclusive and plan.fault_model.down_chance,
-    a_lapse_ignores_the_generation: lambda plan: Leaser in plan.authors,
-    a_renewal_after_a_broken_socket_does_not_count: lambda plan: Leaser in plan.authors,
-    the_short_way_looks_at_no_length: lambda plan: Insider in plan.authors,
-    a_takeover_fences_nobody: lambda plan: Leaser in plan.authors,
-    a_second_reply_is_let_in: lambda plan: Partner in plan.authors,
+    a_lapse_ignores_the_generation: lambda plan: LeaseWriter in plan.authors,
+    a_renewal_after_a_broken_socket_does_not_count: lambda plan: LeaseWriter in plan.authors,
+    the_short_way_looks_at_no_length: lambda plan: LocalWriter in plan.authors,
+    a_takeover_fences_nobody: lambda plan: LeaseWriter in plan.authors,
+    a_second_reply_is_let_in: lambda plan: Commander in plan.authors,
     a_turn_is_renewed_in_vain: lambda plan: plan.workers,
     whoever_asks_has_what_waits: lambda plan: plan.workers and plan.asks_by_socket,
     whoever_wants_no_more_gets_what_waits: lambda plan: plan.workers and plan.asks_by_socket,
@@ -919,11 +919,11 @@ NEEDS: dict[Mutant, Callable[[Plan], object]] = {
     a_channel_that_was_left_is_told_of_still: lambda plan: plan.asks_by_socket and SocketViewer in plan.viewers,
     a_page_over_a_socket_is_the_last: lambda plan: plan.asks_by_socket and SocketViewer in plan.viewers,
     a_delete_is_answered_at_once: lambda plan: plan.asks_by_socket and "delete" in plan.edits,
-    join_across_an_edit: lambda plan: Insider in plan.authors,
-    a_repeat_gets_the_newest_serial: lambda plan: Remote in plan.authors,
+    join_across_an_edit: lambda plan: LocalWriter in plan.authors,
+    a_repeat_gets_the_newest_serial: lambda plan: HttpWriter in plan.authors,
     the_grace_is_forgotten: lambda plan: plan.members,
     signals_pile_up: lambda plan: plan.members,
-    what_passes_waits_for_a_pause_of_the_text: lambda plan: Steady in plan.authors,
+    what_passes_waits_for_a_pause_of_the_text: lambda plan: SteadyWriter in plan.authors,
     trust_the_wake_up: lambda plan: plan.hubs > 1,
     a_hook_that_was_away_begins_where_the_channel_stands: lambda plan: plan.hooks,
     a_hook_is_told_message_by_message: lambda plan: plan.hooks,

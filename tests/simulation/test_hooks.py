@@ -13,10 +13,10 @@ from holdfast.hub.hooks import KINDS, HookEvent
 from holdfast.stores.base import Write
 from simulation.clock import Process, VirtualLoop
 from simulation.faults import FaultModel
-from simulation.hooks import Ear, HookPlan, is_expected
+from simulation.hooks import HookOracle, HookPlan, is_expected
 from simulation.store import SimStore
 from simulation.trace import Trace, Violation
-from simulation.truth import Truth
+from simulation.stored import StoredLogs
 from tests.simulation.test_parts import create
 
 PROCESS = Process("A1")
@@ -30,20 +30,20 @@ class Scene:
     """A hook, and a channel in which a message was created (1), finished (2), and a second one created (3)."""
 
     def __init__(self) -> None:
-        self.truth = Truth(is_exclusive=True)
-        self.ear = Ear(PLAN, self.truth)
+        self.stored = StoredLogs(is_exclusive=True)
+        self.ear = HookOracle(PLAN, self.stored)
         self.ear.begins()
         self.ear.noted({"hook-registered/h": b"1"})
         self.store(create("m"), END, create("n"))
 
     def store(self, *ops: Op, epoch: str = "e1") -> None:
-        at = self.truth.head("c").serial
+        at = self.stored.head("c").serial
         entries = [Entry(serial, op) for serial, op in enumerate(ops, at + 1)]
-        self.truth.applied(Write(channel="c", epoch=epoch, expected=at, entries=entries))
+        self.stored.apply(Write(channel="c", epoch=epoch, expected=at, entries=entries))
 
     def event(self, kind: str, serial: int, message_id: str, epoch: str = "e1") -> HookEvent:
-        life = self.truth.life("c", epoch)
-        message = life.now(message_id) if life is not None else None
+        log = self.stored.epoch("c", epoch)
+        message = log.now(message_id) if log is not None else None
         return HookEvent(type=kind, channel="c", serial=serial, epoch=epoch, id=message_id, message=message)
 
     def tell(self, kind: str, serial: int, message_id: str, epoch: str = "e1") -> None:
@@ -77,7 +77,7 @@ def test_a_late_one_is_told_what_is_left(scene: Scene) -> None:
 
 
 def test_what_was_there_before_the_hook_is_not_due(scene: Scene) -> None:
-    ear = Ear(PLAN, scene.truth)
+    ear = HookOracle(PLAN, scene.stored)
     assert ear.missing(["c"]) == ["h is not registered"]
     ear.begins()
     ear.noted({"hook-registered/h": b"1"})
@@ -88,11 +88,11 @@ def test_what_was_there_before_the_hook_is_not_due(scene: Scene) -> None:
 
 def test_the_next_life_of_a_channel_is_told_from_its_beginning(scene: Scene) -> None:
     scene.tell("message.create", 3, "n")
-    scene.truth.channel_deleted("c", ["n"])
+    scene.stored.delete_channel("c", ["n"])
     scene.store(create("m"), epoch="e2")
     assert scene.ear.missing(["c"]) == ["h c 1 message.create m"]
     scene.tell("message.create", 1, "m", "e2")
-    with pytest.raises(Violation, match="after the next life"):
+    with pytest.raises(Violation, match="after the next log"):
         scene.ear.hears(scene.event("message.create", 1, "m"), PROCESS)
 
 
@@ -116,7 +116,7 @@ def test_after_a_kill_it_is_told_again_what_was_not_noted(scene: Scene) -> None:
 Tells = Callable[[Scene], HookEvent]
 LIES: dict[str, Tells] = {
     "of what was not stored": lambda scene: scene.event("message.create", 4, "o"),
-    "of a life that never was": lambda scene: scene.event("message.create", 1, "m", "e9"),
+    "of a log that never was": lambda scene: scene.event("message.create", 1, "m", "e9"),
     "of another kind": lambda scene: scene.event("message.update", 1, "m"),
     "of another message": lambda scene: scene.event("message.create", 1, "n"),
     "of one that is not there": lambda scene: replace(scene.event("message.create", 1, "m"), message=None),
@@ -124,7 +124,7 @@ LIES: dict[str, Tells] = {
         scene.event("message.create", 3, "n"), message=scene.event("message.create", 1, "m").message
     ),
     "of one as it was before": lambda scene: replace(
-        scene.event("message.finish", 2, "m"), message=scene.truth.head("c").at("m", 1)
+        scene.event("message.finish", 2, "m"), message=scene.stored.head("c").at("m", 1)
     ),
 }
 
@@ -150,8 +150,8 @@ def test_a_position_that_goes_back_is_a_violation(scene: Scene) -> None:
 
 def test_what_a_power_cut_took_of_its_notes_it_may_be_told_again() -> None:
     loop = VirtualLoop()
-    truth = Truth(is_exclusive=True)
-    store = SimStore(loop, FaultModel(), truth, Trace(loop), is_exclusive=True)
+    stored = StoredLogs(is_exclusive=True)
+    store = SimStore(loop, FaultModel(), stored, Trace(loop), is_exclusive=True)
     store.note({"hook/h/c": b"e1:1"})
     store.sync()
     store.note({"hook/h/c": b"e1:2", "hook-registered/h": b"1"})

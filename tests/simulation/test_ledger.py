@@ -1,4 +1,4 @@
-"""What the ledger says is early or late, and what it must not say: each was once said of a hub that was right."""
+"""What the promises says is early or late, and what it must not say: each was once said of a hub that was right."""
 
 from __future__ import annotations
 
@@ -12,51 +12,51 @@ from holdfast.core.limits import Limits
 from holdfast.core.names import command_key
 from holdfast.core.ops import Claim, Command, Create, Entry, Finish, Op, Reply, Writer
 from holdfast.stores.base import Head, Write
-from simulation.checks import Eye
+from oracle.responses import ViewOracle
 from simulation.clock import START_MS, Process, VirtualLoop
 from simulation.faults import FaultModel
-from simulation.ledger import Ledger
+from oracle.promises import Promises
 from simulation.network import Connection, Network
 from simulation.trace import Trace, Violation
-from simulation.truth import Truth
+from simulation.stored import StoredLogs
 
 PLACE = ("c", "m")
 
 
 class Scene:
-    """A ledger, and what it is told."""
+    """A promises, and what it is told."""
 
     def __init__(self) -> None:
         self.loop = VirtualLoop()
-        self.truth = Truth(is_exclusive=True)
-        self.ledger = Ledger(self.loop, self.truth, is_exclusive=True, live_node=lambda: "n")
-        self.ledger.well_s = 0.0
-        self._net = Network(self.loop, FaultModel(), self.truth, Trace(self.loop))
+        self.stored = StoredLogs(is_exclusive=True)
+        self.promises = Promises(self.loop, self.stored, is_exclusive=True, live_node=lambda: "n")
+        self.promises.healthy_s = 0.0
+        self._net = Network(self.loop, FaultModel(), self.stored, Trace(self.loop))
         self._serial = 0
 
     def store(self, *ops: Op, epoch: str = "e1") -> None:
         entries = [Entry(self._serial + count, op) for count, op in enumerate(ops, 1)]
         write = Write(channel="c", epoch=epoch, expected=self._serial, entries=entries, documents=[])
         self._serial += len(ops)
-        self.truth.applied(write)
-        self.ledger.stored(write)
+        self.stored.apply(write)
+        self.promises.apply(write)
 
     def delete_channel(self) -> None:
-        self.truth.channel_deleted("c", [])
-        self.ledger.forget(["c"])
+        self.stored.delete_channel("c", [])
+        self.promises.forget(["c"])
         self._serial = 0
 
     def lose_power(self, kept: int) -> None:
-        self.truth.power_was_lost("c", Head("e1", kept), "e2")
-        self.ledger.power_was_lost(["c"])
+        self.stored.lose_power("c", Head("e1", kept), "e2")
+        self.promises.lose_power(["c"])
         self._serial = kept
 
     def line(self, process: Process) -> Connection:
         return Connection(self._net, process, Random(1))
 
-    def eye(self) -> Eye:
+    def oracle(self) -> ViewOracle:
         trace = self._net.trace
-        return Eye("viewer", "c", self.truth, trace, Limits(), ledger=self.ledger, now_s=self.loop.time)
+        return ViewOracle("viewer", "c", self.stored, trace, Limits(), promises=self.promises, now_s=self.loop.time)
 
     def at(self, now_s: float) -> None:
         self.loop._now_s = now_s
@@ -91,9 +91,9 @@ def write_on(scene: Scene, line: Connection, *, is_answered: bool) -> None:
     """A writer begins on `line`, at 10 s; it breaks at 11 s."""
     scene.at(10.0)
     scene.store(created())
-    scene.ledger.tried(PLACE, line)
+    scene.promises.note_request(PLACE, line)
     if is_answered:
-        scene.ledger.answered(PLACE, line)
+        scene.promises.note_response(PLACE, line)
     scene.at(11.0)
     line.ended_s = 11.0
 
@@ -101,31 +101,31 @@ def write_on(scene: Scene, line: Connection, *, is_answered: bool) -> None:
 def test_a_broken_socket_that_was_answered_leaves_three_seconds(scene: Scene) -> None:
     write_on(scene, scene.line(Process("A1")), is_answered=True)
     scene.at(18.0)
-    scene.ledger.look()
+    scene.promises.check_due()
     scene.at(20.0)
     with pytest.raises(Violation, match="streams still"):
-        scene.ledger.look()
+        scene.promises.check_due()
 
 
 def test_one_on_which_nothing_was_acknowledged_leaves_the_whole_term(scene: Scene) -> None:
     write_on(scene, scene.line(Process("A1")), is_answered=False)
     scene.at(29.0)
-    scene.ledger.look()
+    scene.promises.check_due()
     scene.at(31.0)
     with pytest.raises(Violation, match="streams still"):
-        scene.ledger.look()
+        scene.promises.check_due()
 
 
 def test_one_that_ended_with_its_hub_leaves_the_whole_term_to_the_next(scene: Scene) -> None:
     process = Process("A1")
     write_on(scene, scene.line(process), is_answered=True)
     process.is_alive = False
-    scene.ledger.booted()  # in the same moment
+    scene.promises.note_boot()  # in the same moment
     scene.at(29.0)
-    scene.ledger.look()
+    scene.promises.check_due()
     scene.at(32.0)
     with pytest.raises(Violation, match="streams still"):
-        scene.ledger.look()
+        scene.promises.check_due()
 
 
 def taken() -> Claim:
@@ -139,19 +139,19 @@ def ask(scene: Scene, epoch: str) -> None:
 def test_an_attempt_is_given_once_in_each_life_of_a_channel(scene: Scene) -> None:
     line = scene.line(Process("A1"))
     ask(scene, "e1")
-    stamp = scene.truth.stamp
+    stamp = scene.stored.stamp
     scene.delete_channel()
-    scene.ledger.given(PLACE, 1, stamp, line)  # which was on its way then
+    scene.promises.note_offer(PLACE, 1, stamp, line)  # which was on its way then
     ask(scene, "e2")
-    scene.ledger.given(PLACE, 1, scene.truth.stamp, line)
+    scene.promises.note_offer(PLACE, 1, scene.stored.stamp, line)
     with pytest.raises(Violation, match="a second time"):
-        scene.ledger.given(PLACE, 1, scene.truth.stamp, line)
+        scene.promises.note_offer(PLACE, 1, scene.stored.stamp, line)
 
 
 def test_an_attempt_is_not_given_before_it_is_stored(scene: Scene) -> None:
     scene.store(created(role="user", status="complete", is_pending=True))
     with pytest.raises(Violation, match="before that was stored"):
-        scene.ledger.given(PLACE, 1, scene.truth.stamp, scene.line(Process("A1")))
+        scene.promises.note_offer(PLACE, 1, scene.stored.stamp, scene.line(Process("A1")))
 
 
 def hear_of_a_leave(scene: Scene, *, begun_s: float, back_s: float) -> None:
@@ -159,19 +159,19 @@ def hear_of_a_leave(scene: Scene, *, begun_s: float, back_s: float) -> None:
     scene.store(created())
     member, process = ("c", "bob"), Process("A1")
     first = scene.line(process)
-    scene.ledger.entered(member, first)
+    scene.promises.note_entered(member, first)
     first.ended_s = 10.0
-    eye = scene.eye()
+    oracle = scene.oracle()
     scene.at(begun_s)
-    eye.begin(None)
-    scene.at(back_s)  # of which the ledger hears, whatever came first
-    scene.ledger.entered(member, scene.line(process))
+    oracle.begin(None)
+    scene.at(back_s)  # of which the promises hears, whatever came first
+    scene.promises.note_entered(member, scene.line(process))
     scene.at(30.0)
     attached = ChannelAttached(channel="c", epoch="e1", serial=1, resumed=False, more=False, before=1)
-    message = scene.truth.head("c").at("m", 1)
+    message = scene.stored.head("c").at("m", 1)
     assert message is not None
-    eye.receive(Batch(events=[attached, MessageCreate(serial=1, message=message)], cursor="e1:1"), scene.truth.stamp)
-    eye.receive(Batch(events=[PresenceLeave(id="bob")], cursor=None), scene.truth.stamp)
+    oracle.receive(Batch(events=[attached, MessageCreate(serial=1, message=message)], cursor="e1:1"), scene.stored.stamp)
+    oracle.receive(Batch(events=[PresenceLeave(id="bob")], cursor=None), scene.stored.stamp)
 
 
 def test_a_leave_of_long_ago_may_be_told_late(scene: Scene) -> None:
@@ -190,36 +190,36 @@ def test_nobody_is_said_to_have_left_who_was_back_before_the_viewer_came(scene: 
 
 def test_a_goodbye_may_be_heard_late_by_a_hub_that_was_held_up(scene: Scene) -> None:
     member, line = ("c", "bob"), scene.line(Process("A1"))
-    scene.ledger.entered(member, line)
+    scene.promises.note_entered(member, line)
     scene.at(10.0)
-    scene.ledger.left(member, line=line)
+    scene.promises.note_left(member, line=line)
     scene.at(20.0)
     line.ended_s = 20.0
-    scene.ledger.check_leave(member, 20.0)
+    scene.promises.check_leave(member, 20.0)
     scene.at(22.0)
-    scene.ledger.entered(member, scene.line(Process("A1")))
+    scene.promises.note_entered(member, scene.line(Process("A1")))
     scene.at(24.0)
     with pytest.raises(Violation, match="said to have left"):
-        scene.ledger.check_leave(member, 24.0)
+        scene.promises.check_leave(member, 24.0)
 
 
-# What a power cut leaves has to end in time, too: the ledger goes back with the truth.
+# What a power cut leaves has to end in time, too: the promises goes back with the stored.
 
 
 def test_a_turn_that_was_taken_and_kept_is_waited_for(scene: Scene) -> None:
     ask(scene, "e1")
     scene.store(Claim(id="m", generation=1, state="done"))
-    assert not scene.ledger.is_busy
+    assert not scene.promises.is_busy
     scene.lose_power(2)
-    assert scene.ledger.is_busy
+    assert scene.promises.is_busy
     scene.store(Claim(id="m", generation=1, state="done"), epoch="e2")
-    assert not scene.ledger.is_busy
+    assert not scene.promises.is_busy
 
 
 def test_a_turn_that_was_lost_is_not_waited_for(scene: Scene) -> None:
     ask(scene, "e1")
     scene.lose_power(0)
-    assert not scene.ledger.is_busy
+    assert not scene.promises.is_busy
 
 
 def test_a_lease_whose_end_was_lost_ends_once_more(scene: Scene) -> None:
@@ -228,10 +228,10 @@ def test_a_lease_whose_end_was_lost_ends_once_more(scene: Scene) -> None:
     scene.store(Finish(id="m", status="complete", reason=None, meta=None, at_ms=1, request=None))
     scene.lose_power(1)
     scene.at(29.0)
-    scene.ledger.look()
+    scene.promises.check_due()
     scene.at(31.0)
     with pytest.raises(Violation, match="streams still"):
-        scene.ledger.look()
+        scene.promises.check_due()
 
 
 def test_a_command_whose_answer_was_lost_expires_once_more(scene: Scene) -> None:
@@ -253,7 +253,7 @@ def test_a_command_whose_answer_was_lost_expires_once_more(scene: Scene) -> None
     scene.store(Reply(id=key, ok=True, data=None, error=None, by="bob"))
     scene.lose_power(1)
     scene.at(34.0)
-    scene.ledger.look()
+    scene.promises.check_due()
     scene.at(36.0)
     with pytest.raises(Violation, match="which has expired"):
-        scene.ledger.look()
+        scene.promises.check_due()

@@ -1,4 +1,4 @@
-"""The simulator's own parts: time, processes, connections, the store, the truth, and a view's judge."""
+"""The simulator's own parts: time, processes, connections, the store, the stored, and a view's judge."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from holdfast.core.limits import Limits
 from holdfast.core.ops import Append, Claim, Create, Delete, Entry, Finish, Op, Reply, Takeover, Writer
 from holdfast.core.state import ChannelState
 from holdfast.stores.base import Committed, CommitUnknown, Conflict, Head, StoreUnavailable, Write
-from simulation.checks import Eye
+from oracle.responses import ViewOracle
 from simulation.clock import Process, Stuck, VirtualLoop
 from simulation.faults import FaultModel
 from simulation.network import Pipe
-from simulation.store import SimStore, StoreLine
+from simulation.store import SimStore, StoreClient
 from simulation.trace import Trace, Violation
-from simulation.truth import GENERATION, Truth, marks
+from simulation.stored import GENERATION, StoredLogs, marks
 
 HOUR_S = 3600.0
 
@@ -208,19 +208,19 @@ def test_a_sender_waits_while_too_much_is_under_way(loop: VirtualLoop) -> None:
     assert loop.run_until_complete(main()) == [True, False]
 
 
-# The store, and the truth
+# The store, and the stored
 
 
 class Disk:
     """A store and what is true of it."""
 
     def __init__(self, loop: VirtualLoop, *, is_exclusive: bool = True, **fault_model: object) -> None:
-        self.truth = Truth(is_exclusive=is_exclusive)
+        self.stored = StoredLogs(is_exclusive=is_exclusive)
         self.trace = Trace(loop)
         self.fault_model = FaultModel(**fault_model)  # type: ignore[arg-type]
-        self.store = SimStore(loop, self.fault_model, self.truth, self.trace, is_exclusive=is_exclusive)
+        self.store = SimStore(loop, self.fault_model, self.stored, self.trace, is_exclusive=is_exclusive)
 
-    def line(self) -> StoreLine:
+    def line(self) -> StoreClient:
         return self.store.connect(Process("p"), Random(1))
 
 
@@ -258,7 +258,7 @@ def test_what_the_store_takes_is_true_before_anybody_is_answered(loop: VirtualLo
     async def main() -> tuple[int, list[Committed | Conflict]]:
         call = loop.create_task(disk.line().commit([FIRST]))
         await asyncio.sleep(0.999)
-        return disk.truth.head("c").serial, await call
+        return disk.stored.head("c").serial, await call
 
     assert loop.run_until_complete(main()) == (1, [Committed(1)])
 
@@ -270,7 +270,7 @@ def test_an_unclear_commit_is_stored_or_not(loop: VirtualLoop, seed: int) -> Non
     with pytest.raises(CommitUnknown):
         loop.run_until_complete(line.commit([FIRST]))
     head = loop.run_until_complete(line.head("c"))
-    assert head.serial == disk.truth.head("c").serial
+    assert head.serial == disk.stored.head("c").serial
     assert disk.trace.violation is None
 
 
@@ -278,7 +278,7 @@ def test_a_store_that_is_down_stores_nothing(loop: VirtualLoop) -> None:
     disk = Disk(loop, down_chance=1.0)
     with pytest.raises(StoreUnavailable):
         loop.run_until_complete(disk.line().commit([FIRST]))
-    assert disk.truth.head("c").serial == 0
+    assert disk.stored.head("c").serial == 0
 
 
 def test_what_was_on_its_way_to_an_embedded_store_is_done_or_lost_with_its_process(loop: VirtualLoop) -> None:
@@ -291,9 +291,9 @@ def test_what_was_on_its_way_to_an_embedded_store_is_done_or_lost_with_its_proce
         await asyncio.sleep(0)
         process.is_alive, process.is_held = False, True
         line.process_died()
-        serial = disk.truth.head("c").serial
+        serial = disk.stored.head("c").serial
         await asyncio.sleep(HOUR_S)
-        assert disk.truth.head("c").serial == serial
+        assert disk.stored.head("c").serial == serial
 
     loop.run_until_complete(main())
 
@@ -305,11 +305,11 @@ def test_a_power_cut_takes_what_was_not_synced_and_begins_a_new_epoch(loop: Virt
     disk.store.sync()
     disk.store.commit("p", [write(state, create("n"))])
     disk.store.power_cut()
-    life = disk.truth.head("c")
-    assert (life.epoch, life.serial) == ("cut1", 1)
+    log = disk.stored.head("c")
+    assert (log.epoch, log.serial) == ("cut1", 1)
     assert loop.run_until_complete(disk.line().head("c")) == Head("cut1", 1)
-    assert [message.id for message in life.messages(1)] == ["m"]
-    assert disk.truth.was_disturbed("c", 1)
+    assert [message.id for message in log.messages(1)] == ["m"]
+    assert disk.stored.has_changed_epoch("c", 1)
 
 
 BEFORE: tuple[Op, ...] = (create("m"), create("done", streaming=False))
@@ -336,16 +336,16 @@ BEFORE: tuple[Op, ...] = (create("m"), create("done", streaming=False))
     ids=lambda op: f"{type(op).__name__}-{op.id}",
 )
 def test_an_entry_that_no_rule_lets_through_is_a_violation(op: Op) -> None:
-    truth = Truth(is_exclusive=True)
+    stored = StoredLogs(is_exclusive=True)
     entries = [Entry(serial, one) for serial, one in enumerate((*BEFORE, op), 1)]
     with pytest.raises(Violation):
-        truth.applied(Write(channel="c", epoch="e1", expected=0, entries=entries))
+        stored.apply(Write(channel="c", epoch="e1", expected=0, entries=entries))
 
 
 def test_a_hole_in_the_serials_is_a_violation() -> None:
-    truth = Truth(is_exclusive=True)
+    stored = StoredLogs(is_exclusive=True)
     with pytest.raises(Violation):
-        truth.applied(Write(channel="c", epoch="e1", expected=0, entries=[Entry(2, create("m"))]))
+        stored.apply(Write(channel="c", epoch="e1", expected=0, entries=[Entry(2, create("m"))]))
 
 
 def test_a_stored_document_that_is_not_the_fold_is_a_violation(loop: VirtualLoop) -> None:
@@ -360,14 +360,14 @@ def test_a_stored_document_that_is_not_the_fold_is_a_violation(loop: VirtualLoop
 
 
 @pytest.fixture
-def eye(loop: VirtualLoop) -> Eye:
+def oracle(loop: VirtualLoop) -> ViewOracle:
     """Somebody who watches a channel in which "hi", " you" and "!" were written."""
     disk = Disk(loop)
     disk.store.commit("p", [FIRST])
     for serial, (at, text) in enumerate(((2, " you"), (6, "!")), 1):
         entry = Entry(serial + 1, Append(id="m", part=0, at=at, text=text))
         disk.store.commit("p", [Write(channel="c", epoch="e1", expected=serial, entries=[entry])])
-    return Eye("ann", "c", disk.truth, disk.trace, Limits())
+    return ViewOracle("ann", "c", disk.stored, disk.trace, Limits())
 
 
 def attached(serial: int, *, resumed: bool = False) -> ChannelAttached:
@@ -375,8 +375,8 @@ def attached(serial: int, *, resumed: bool = False) -> ChannelAttached:
     return ChannelAttached(channel="c", epoch="e1", serial=serial, resumed=resumed, more=more, before=before)
 
 
-def whole(eye: Eye, serial: int) -> MessageUpdate:
-    message = eye._truth.head("c").at("m", serial)
+def whole(oracle: ViewOracle, serial: int) -> MessageUpdate:
+    message = oracle._stored.head("c").at("m", serial)
     assert message is not None
     return MessageUpdate(serial=serial, message=message)
 
@@ -385,32 +385,32 @@ def more(serial: int, at: int, text: str) -> MessageAppend:
     return MessageAppend(serial=serial, id="m", part=0, at=at, text=text)
 
 
-def test_a_view_that_shows_what_is_true_is_fine(eye: Eye) -> None:
-    eye.begin(None)
-    eye.receive(Batch(events=[attached(1), whole(eye, 1)], cursor="e1:1"), 3)
-    eye.receive(Batch(events=[more(3, 2, " you!")], cursor="e1:3"), 3)
-    assert eye.is_settled
+def test_a_view_that_shows_what_is_true_is_fine(oracle: ViewOracle) -> None:
+    oracle.begin(None)
+    oracle.receive(Batch(events=[attached(1), whole(oracle, 1)], cursor="e1:1"), 3)
+    oracle.receive(Batch(events=[more(3, 2, " you!")], cursor="e1:3"), 3)
+    assert oracle.is_settled
 
 
-Tells = Callable[[Eye], Batch]
+Tells = Callable[[ViewOracle], Batch]
 LIES: dict[str, Tells] = {
-    "not attached": lambda eye: Batch(events=[whole(eye, 1)], cursor="e1:1"),
-    "an entry too many": lambda eye: Batch(events=[attached(4), whole(eye, 3)], cursor="e1:4"),
-    "another epoch": lambda eye: Batch(events=[attached(3), whole(eye, 3)], cursor="e2:3"),
-    "too little text": lambda eye: Batch(events=[attached(3), whole(eye, 2)], cursor="e1:3"),
-    "a wrong label": lambda eye: Batch(
-        events=[attached(3), MessageUpdate(serial=2, message=whole(eye, 3).message)], cursor="e1:3"
+    "not attached": lambda oracle: Batch(events=[whole(oracle, 1)], cursor="e1:1"),
+    "an entry too many": lambda oracle: Batch(events=[attached(4), whole(oracle, 3)], cursor="e1:4"),
+    "another epoch": lambda oracle: Batch(events=[attached(3), whole(oracle, 3)], cursor="e2:3"),
+    "too little text": lambda oracle: Batch(events=[attached(3), whole(oracle, 2)], cursor="e1:3"),
+    "a wrong label": lambda oracle: Batch(
+        events=[attached(3), MessageUpdate(serial=2, message=whole(oracle, 3).message)], cursor="e1:3"
     ),
-    "no message": lambda eye: Batch(events=[attached(3)], cursor="e1:3"),
-    "resumed from nothing": lambda eye: Batch(events=[attached(3, resumed=True), whole(eye, 3)], cursor="e1:3"),
+    "no message": lambda oracle: Batch(events=[attached(3)], cursor="e1:3"),
+    "resumed from nothing": lambda oracle: Batch(events=[attached(3, resumed=True), whole(oracle, 3)], cursor="e1:3"),
 }
 
 
 @pytest.mark.parametrize("tells", LIES.values(), ids=LIES)
-def test_a_first_batch_that_is_not_true_is_a_violation(eye: Eye, tells: Tells) -> None:
-    eye.begin(None)
+def test_a_first_batch_that_is_not_true_is_a_violation(oracle: ViewOracle, tells: Tells) -> None:
+    oracle.begin(None)
     with pytest.raises(Violation):
-        eye.receive(tells(eye), 3)
+        oracle.receive(tells(oracle), 3)
 
 
 @pytest.mark.parametrize(
@@ -423,32 +423,32 @@ def test_a_first_batch_that_is_not_true_is_a_violation(eye: Eye, tells: Tells) -
     ],
     ids=["a gap", "other text", "not the text it had", "less than the cursor says"],
 )
-def test_a_batch_that_does_not_continue_the_view_is_a_violation(eye: Eye, batch: Batch) -> None:
-    eye.begin(None)
-    eye.receive(Batch(events=[attached(1), whole(eye, 1)], cursor="e1:1"), 3)
+def test_a_batch_that_does_not_continue_the_view_is_a_violation(oracle: ViewOracle, batch: Batch) -> None:
+    oracle.begin(None)
+    oracle.receive(Batch(events=[attached(1), whole(oracle, 1)], cursor="e1:1"), 3)
     with pytest.raises(Violation):
-        eye.receive(batch, 3)
-        eye.receive(Batch(events=[], cursor="e1:3"), 3)
+        oracle.receive(batch, 3)
+        oracle.receive(Batch(events=[], cursor="e1:3"), 3)
 
 
-def test_what_was_sent_before_it_was_stored_is_a_violation_also_when_it_is_stored_by_now(eye: Eye) -> None:
-    eye.begin(None)
+def test_what_was_sent_before_it_was_stored_is_a_violation_also_when_it_is_stored_by_now(oracle: ViewOracle) -> None:
+    oracle.begin(None)
     with pytest.raises(Violation, match="before it was stored"):
-        eye.receive(Batch(events=[attached(3), whole(eye, 3)], cursor="e1:3"), 2)
+        oracle.receive(Batch(events=[attached(3), whole(oracle, 3)], cursor="e1:3"), 2)
 
 
-def test_going_back_is_a_violation_also_for_a_page_that_was_loaded_anew(eye: Eye) -> None:
-    eye.begin(None)
-    eye.receive(Batch(events=[attached(3), whole(eye, 3)], cursor="e1:3"), 3)
-    eye.reload()
-    eye.begin(None)
+def test_going_back_is_a_violation_also_for_a_page_that_was_loaded_anew(oracle: ViewOracle) -> None:
+    oracle.begin(None)
+    oracle.receive(Batch(events=[attached(3), whole(oracle, 3)], cursor="e1:3"), 3)
+    oracle.reload()
+    oracle.begin(None)
     with pytest.raises(Violation, match="back to"):
-        eye.receive(Batch(events=[attached(2), whole(eye, 2)], cursor="e1:2"), 3)
+        oracle.receive(Batch(events=[attached(2), whole(oracle, 2)], cursor="e1:2"), 3)
 
 
-def test_a_new_start_where_little_was_missed_is_a_violation(eye: Eye) -> None:
-    eye.begin(None)
-    eye.receive(Batch(events=[attached(1), whole(eye, 1)], cursor="e1:1"), 3)
-    eye.begin("e1:1")
+def test_a_new_start_where_little_was_missed_is_a_violation(oracle: ViewOracle) -> None:
+    oracle.begin(None)
+    oracle.receive(Batch(events=[attached(1), whole(oracle, 1)], cursor="e1:1"), 3)
+    oracle.begin("e1:1")
     with pytest.raises(Violation, match="needless"):
-        eye.receive(Batch(events=[attached(3), whole(eye, 3)], cursor="e1:3"), 3)
+        oracle.receive(Batch(events=[attached(3), whole(oracle, 3)], cursor="e1:3"), 3)

@@ -43,7 +43,7 @@ FALSE_ALARMS = (
 FOUND = (
     60031,  # the stream of one answer said its end, and it had been taken over in the same batch
     820092,
-    900466,  # a command whose id was used again in the channel's next life
+    900466,  # a command whose id was used again in the channel's next log
 )
 
 

@@ -1,4 +1,4 @@
-"""What keeps an eye on a run: nothing in it may go on for ever, or grow for ever."""
+"""What keeps an oracle on a run: nothing in it may go on for ever, or grow for ever."""
 
 from __future__ import annotations
 
