@@ -26,7 +26,7 @@ from holdfast.core.names import check_channel, check_id
 from holdfast.core.requests import CreateMessage
 from holdfast.hub import HubCore
 from holdfast.hub.patterns import check_pattern
-from holdfast.hub.turns import WhenBusy
+from holdfast.hub.workers import WhenBusy
 from holdfast.response import Answering, StreamResponse, Style, check_style
 from holdfast.transports.app import App, asgi
 from holdfast.transports.framing import EndFrame

@@ -20,7 +20,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from holdfast.agents.local import LocalWatch
-from holdfast.agents.stops import answer_stops, until_stopped
+from holdfast.agents.stops import reply_to_stops, until_stopped
 from holdfast.agents.writer import AgentWriter
 from holdfast.core.cursor import parse_cursor
 from holdfast.core.errors import HoldfastError, LocalError, shown
@@ -74,7 +74,7 @@ class Answering:
         watch = LocalWatch(self._hub, self._writer.channel)
         try:
             await self._write_until_stopped(watch)
-            await answer_stops(watch, lambda: self._targets, self._reply_to_stop)
+            await reply_to_stops(watch, lambda: self._targets, self._reply_to_stop)
         finally:
             watch.close()
 

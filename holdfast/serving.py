@@ -17,11 +17,12 @@ import logging
 import signal
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
+from holdfast.connections import OWN_DESCRIPTORS, Connections, TrustedProxies, raise_descriptor_limit
 from holdfast.core.errors import LocalError
 from holdfast.core.limits import Limits
 from holdfast.hub import HubCore
@@ -32,7 +33,9 @@ if TYPE_CHECKING:
 
 # Without it the kernel buffers 0.6-2.9 MB of stale frames for a stalled reader (measured).
 NOTSENT_LOWAT_BYTES = 16 * 1024
-BACKLOG = 2048
+BACKLOG = 2048  # connections that the kernel holds until they are accepted
+# asyncio accepts so many before it reads from one of them. With all of a burst, silent peers could not be told apart.
+ACCEPTED_AT_ONCE = 64
 PORT_TRIES = 50
 STARTED_POLL_S = 0.01
 # After the hub has drained: time for requests in progress. Then their connections are aborted, and a second later their
@@ -125,12 +128,24 @@ class _LogFilter(logging.Filter):
         )
 
 
-def server(app: Any, *, limits: Limits | None = None, log_level: str = "warning") -> uvicorn.Server:
-    """Return a server for `app`, to be run on sockets of `listen`. Raises LocalError if uvicorn is not installed."""
+def server(
+    app: Any, *, limits: Limits | None = None, log_level: str = "warning", proxies: Iterable[str] = ()
+) -> uvicorn.Server:
+    """Return a server for `app`, to be run on sockets of `listen`.
+
+    `proxies` are the addresses whose `X-Forwarded-For` names the client. Raises LocalError for any other text, and if
+    uvicorn is not installed.
+    """
     try:
         import uvicorn
-    except ImportError:
-        raise LocalError("this command needs uvicorn: pip install 'holdfast[serve]'") from None
+
+        from holdfast.bounded_http import BoundedHttpProtocol
+        from holdfast.bounded_websocket import BoundedWebSocketProtocol
+    except ImportError as error:
+        raise LocalError(f"this command needs {error.name}: pip install 'holdfast[serve]'") from None
+    book = Connections(
+        max_open=max(OWN_DESCRIPTORS, raise_descriptor_limit() - OWN_DESCRIPTORS), proxies=TrustedProxies(proxies)
+    )
 
     class Server(uvicorn.Server):
         async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
@@ -142,8 +157,9 @@ def server(app: Any, *, limits: Limits | None = None, log_level: str = "warning"
     config = uvicorn.Config(
         app,
         loop="asyncio",  # the time is spent in the kernel: uvloop was not faster (measured)
-        http="httptools",
-        ws="auto",
+        http=cast("Any", partial(BoundedHttpProtocol, book)),
+        ws=BoundedWebSocketProtocol,
+        backlog=ACCEPTED_AT_ONCE,
         ws_max_size=(limits or Limits()).request_bytes + 64 * 1024,
         ws_ping_interval=None,  # the protocol has pings of its own
         ws_per_message_deflate=False,  # compression costs memory per socket, and joined text compresses little
@@ -167,6 +183,8 @@ async def start(running: uvicorn.Server, listening: socket.socket) -> asyncio.Ta
     serving = asyncio.ensure_future(_serve(running, listening))
     while not (running.started or serving.done()):  # noqa: ASYNC110
         await asyncio.sleep(STARTED_POLL_S)  # the server has no notification for its start
+    if running.started:
+        listening.listen(BACKLOG)  # asyncio has set the kernel's number to its own
     settle_collector()
     return serving
 

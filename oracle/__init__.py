@@ -7,11 +7,11 @@ wheel does not contain them. The rules of the wire itself belong to `wirecheck`.
 
 - `log`: all that a store has taken, folded a second time in the plainest way;
 - `responses`: responses to requests, compared with the log at the moment when they were sent;
-- `views`: what one viewer shows over all its connections, compared with the log or with a plan;
+- `views`: the view of one viewer over all its connections, compared with the log or with a plan;
 - `message_streams`: the stream of one message, compared with the log;
 - `hooks`: the calls of one hook, compared with the log;
-- `promises`: leases, turns, commands and presence over time: what may end when, and what must have ended;
+- `promises`: the ends of leases, turns, commands and presence: neither early nor late;
 - `plans`, `scripts`: texts that each process of a run knows in advance;
-- `acknowledged`: what producers were told is stored, compared with the messages that the server has;
-- `questions`: what the answers to a question, and the replies to its commands, may be.
+- `acknowledged`: the messages that producers know to be stored, compared with those of the server;
+- `questions`: the possible answers to a question, and replies to its commands.
 """

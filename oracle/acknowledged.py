@@ -1,4 +1,4 @@
-"""Acknowledged: the messages that producers were told are stored, and what follows from that.
+"""Acknowledged: the messages that producers know to be stored.
 
 Layer: oracle.
 

@@ -1,4 +1,4 @@
-"""Message streams: what one reader receives on the stream of one message.
+"""Message streams: the text and the end that a reader receives on the stream of one message.
 
 Layer: oracle.
 

@@ -1,4 +1,4 @@
-"""Promises: what may end when, and what must have ended: leases, turns, commands and presence.
+"""Promises: leases, turns, commands and presence end in time, neither early nor late.
 
 Layer: oracle.
 

@@ -1,4 +1,4 @@
-"""Questions: what the answers to a question, and the replies to its commands, may be.
+"""Questions: the possible answers to a question, and replies to its commands.
 
 Layer: oracle.
 

@@ -1,4 +1,4 @@
-"""Views: what one viewer shows of a channel, over all its connections.
+"""Views: the messages that one viewer shows of a channel, over all its connections.
 
 Layer: oracle.
 

@@ -11,8 +11,8 @@ module here may depend on the order of a set, on an address, or on real time.
 - `store`: a store that is slow, fails, leaves outcomes unknown, and loses power;
 - `actors`: the clients: `writers`, `local_writers`, `lease_writers`, `editor`, `members`, `viewers`, and `agents`;
 - `hooks`: functions of the app that the hub calls;
-- `bounds`, `leftovers`: what a hub may hold during a run, and after it; `watchdog`: a step that never ends;
-- `plan`: what a seed draws; `node`: a machine that runs a hub; `world`: the run.
+- `bounds`, `leftovers`: the most that a hub may hold during a run, and after it; `watchdog`: a step that never ends;
+- `plan`: the draws of a seed; `node`: a machine that runs a hub; `world`: the run.
 
 The oracles (package `oracle`) judge all that clients receive, and `trace` keeps the events for the report of a failure.
 """

@@ -44,7 +44,7 @@ def main(arguments: list[str] | None = None) -> int:
         seeds, events, virtual_s = seeds + 1, events + report.events, virtual_s + report.virtual_s
         if report.violation is not None:
             failed.append(seed)
-            show(report, chosen.lines)
+            print(f"--- seed {report.seed} (digest {report.digest}) ---\n{report.describe(chosen.lines)}\n", flush=True)
     spent_s = time.monotonic() - begun_s
     print(
         f"{seeds} seeds from {chosen.start}: {len(failed)} failed{f' {failed}' if failed else ''}; {events} events, "
@@ -61,15 +61,6 @@ def run_named(seed: int) -> Report:
 
 def _run(seed: int) -> Report:
     return World(seed).run()
-
-
-def show(report: Report, lines: int) -> None:
-    """Print the report of a failed run."""
-    print(f"--- seed {report.seed} (digest {report.digest}) ---")
-    for line in report.lines[-lines:]:
-        print(line)
-    print(f"seed {report.seed}: {report.violation}")
-    print(f"again: python -m simulation --start {report.seed} --seeds 1\n", flush=True)
 
 
 if __name__ == "__main__":

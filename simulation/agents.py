@@ -20,7 +20,7 @@ from holdfast.agents.ids import reply_id
 from holdfast.agents.turn import OnCrash, Turn
 from holdfast.core.errors import HoldfastError
 from holdfast.core.ops import Claim
-from holdfast.hub.turns import WhenBusy
+from holdfast.hub.workers import WhenBusy
 from oracle.log import marks
 from oracle.violation import Violation
 from simulation.actors import RETRY_STATUS, Actor, summary

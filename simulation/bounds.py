@@ -128,15 +128,17 @@ class Bounds:
         yield runtime.ticks, SPARE, {}
         yield leases, SPARE, {"_holders": len(leases._leases)}
         yield scheduler, SPARE, {}
-        for work in scheduler._work.values():
-            yield work, SPARE, {}
+        yield scheduler.workers, SPARE, {}
+        for turns in scheduler._turns.values():
+            yield turns, SPARE, {}
         for runner in self._hub._hooks._runners:
             yield runner, SPARE, {}
         for channel in runtime.channels.values():
             yield from self._parts_of_channel(channel)
         app = vars(self._hub).get("_asgi")  # created at the first request
         if isinstance(app, App):
-            yield from self._parts_of_app(app, sum(len(work.running) for work in scheduler._work.values()))
+            running = sum(turn.is_taken for turns in scheduler._turns.values() for turn in turns)
+            yield from self._parts_of_app(app, running)
 
     def _parts_of_channel(self, channel: Channel) -> Iterator[Part]:
         state, presence_state = channel.state, channel.presence_state

@@ -105,7 +105,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
         self._tasks_made = 0
         self.set_task_factory(self._new_task)
         self.steps = 0
-        self.complaints: list[str] = []  # what asyncio has reported, for example exceptions that were never retrieved
+        self.complaints: list[str] = []  # reports of asyncio, for example exceptions that were never retrieved
         self._now_s = 0.0
         self._due: deque[_Step | _Timer] = deque()
         self._timers: list[tuple[float, int, _Timer]] = []
@@ -164,7 +164,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
         return _Task(self._tasks_made, coro, loop=loop, **options)
 
     def _run_once(self) -> None:
-        """Run the due steps; if there are none, jump to the next deadline. `run_forever` repeats this."""
+        """Run the due steps; otherwise jump to the next deadline. `run_forever` repeats this."""
         if not self._due:
             self._jump()
         for _ in range(len(self._due)):

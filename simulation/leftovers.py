@@ -1,4 +1,4 @@
-"""Leftovers: what a hub may still hold, and which messages may still stream, at the end of a run.
+"""Leftovers: at the end of a run, hubs must be empty, and no message of a dead writer may stream.
 
 Layer: simulation.
 """

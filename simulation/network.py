@@ -54,7 +54,7 @@ class Pipe(Generic[T]):
     """One direction of a connection."""
 
     def __init__(self, loop: VirtualLoop, fault_model: FaultModel, draw: Random) -> None:
-        self.is_over = False  # nothing arrives any more
+        self.is_over = False  # no item arrives any more
         self.is_hole = False
         self._loop = loop
         self._fault_model = fault_model

@@ -27,7 +27,7 @@ OnFrame = Callable[[Frame, int], None]
 
 
 def request_frame(method: str, path: str, body: object) -> Frame | None:
-    """Return the frame that equals an HTTP request with this JSON object, or None if there is none."""
+    """Return the frame that equals an HTTP request with this JSON object, or None if no frame does."""
     channel, *about = path.removeprefix("/v1/channels/").split("/")
     fields = body if isinstance(body, dict) else {}
     match method, about:
@@ -49,7 +49,7 @@ def _ignore(frame: Frame, stamp: int) -> None:
 
 
 class ClientSocket:
-    """One socket. `on_frame` receives each frame that is no response, with the stamp of the log when it was sent."""
+    """One socket. `on_frame` receives all frames but responses, with the stamp of the log when it was sent."""
 
     def __init__(self, actor: Actor, stream: Stream, on_frame: OnFrame) -> None:
         self.connection: Connection = stream.connection

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 Json = dict[str, Any]
 PING_S = 5
 SILENT_STREAM_S = 3 * PING_S
+UNSTORED = ("bye", "ping", "you")  # events of a stream without a channel event
 
 
 class Viewer(Actor):
@@ -357,7 +358,7 @@ class StreamViewer(Viewer):
                     return
                 for event in parser.receive(data.data):
                     has_bye = has_bye or event.event == "bye"
-                    if event.event not in ("bye", "ping"):
+                    if event.event not in UNSTORED:
                         self.receive(channel, [json.loads(event.data)], event.id, data.stamp)
                 await self.read_on()
         finally:
@@ -494,7 +495,7 @@ class MessageReader(Actor):
                     if not data.data:
                         return
                     for event in parser.receive(data.data):
-                        if event.event not in ("bye", "ping"):
+                        if event.event not in UNSTORED:
                             reading.receive(event, data.stamp)
             finally:
                 stream.close()

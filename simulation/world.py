@@ -63,6 +63,13 @@ class Report:
     virtual_s: float
     lines: list[str]  # the last events
 
+    def describe(self, lines: int = 100, *, is_as_drawn: bool = True) -> str:
+        """Return the last events, the violation, and the command that repeats the run, if the plan is the drawn one."""
+        again = (
+            f"again: python -m simulation --start {self.seed} --seeds 1" if is_as_drawn else "again: only by this test"
+        )
+        return "\n".join((*self.lines[-lines:], f"seed {self.seed}: {self.violation}", again))
+
 
 class World:
     """All hubs, actors and faults of one seed, and the oracles that judge them."""

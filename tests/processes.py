@@ -27,16 +27,14 @@ PATIENCE_S = 20.0
 class Process:
     """A process of ours; its output goes to a file, to be read when something went wrong."""
 
-    def __init__(self, arguments: list[str], log: Path) -> None:
-        self._arguments = arguments
+    def __init__(self, arguments: list[str], log: Path, *, program: str = sys.executable) -> None:
+        self._arguments = [program, *arguments]
         self._log = log
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
         with self._log.open("ab") as log:
-            self._process = subprocess.Popen(
-                [sys.executable, *self._arguments], stdout=log, stderr=subprocess.STDOUT, env={**os.environ}
-            )
+            self._process = subprocess.Popen(self._arguments, stdout=log, stderr=subprocess.STDOUT, env={**os.environ})
 
     @property
     def running(self) -> subprocess.Popen[bytes]:

@@ -30,7 +30,10 @@ STOREYS = (
     ("response",),
     ("app",),
     ("__init__",),
-    ("demo", "serving", "tail"),
+    ("demo", "connections", "tail"),
+    ("bounded_http",),
+    ("bounded_websocket",),
+    ("serving",),
     ("cli",),
     ("__main__",),
 )

@@ -80,6 +80,7 @@ class SseSession:
         self.parser = SseParser()
         self.pings = 0
         self.bye: Any = None
+        self.you: Any = None  # the caller as the server knows it; only for clients that identify themselves
         self.body = b""  # of a response that is not a stream
         self.is_over = False
         self._has_events = False
@@ -163,6 +164,10 @@ class SseSession:
             self.pings += 1
         elif event.event == "bye":
             self.bye = decoded
+        elif event.event == "you":
+            self.you = decoded
+            if self.checker.has_attached:
+                self.checker.violate("you", "event: you after the first batch")
         else:
             if decoded["type"] != event.event:
                 self.checker.violate("protocol", f"event {event.event!r} contains the type {decoded['type']!r}")

@@ -1,4 +1,4 @@
-"""Agents: what works on a channel beside people, and where its words come from.
+"""Agents: handlers that answer user messages, and the streams of model SDKs that they write.
 
-You are in `agents`, above `hub`. `sources` turns the streams of model SDKs into parts of a message.
+Layer: agents, above `hub`. `sources` turns the streams of model SDKs into parts of a message.
 """

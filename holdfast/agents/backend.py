@@ -1,4 +1,4 @@
-"""Where a turn works: what it needs of a hub in this process, or of a client of one elsewhere.
+"""The operations that a turn needs of its hub, in this process or in another one.
 
 Layer: agents.
 
@@ -17,12 +17,12 @@ from holdfast.core.model import Command, Json, Message, Part
 
 
 class Writer(Protocol):
-    """A message being written, as `MessageWriter` is."""
+    """A message that is being written; `MessageWriter` has these methods."""
 
     id: str
     meta: dict[str, Json]
     cancelled_as: tuple[str, str | None]
-    spare_id: Callable[[], str] | None  # makes another id where something else stands under ours; None: that is raised
+    spare_id: Callable[[], str] | None  # returns another id if the id is taken; None: the error is raised
 
     @property
     def is_begun(self) -> bool: ...
@@ -55,30 +55,30 @@ class Writer(Protocol):
 
 
 class Watch(Protocol):
-    """A look at a channel while a turn runs."""
+    """The state of a channel, followed while a turn runs."""
 
     def commands(self) -> list[Command]:
-        """Those that wait for an answer."""
+        """Return the commands that wait for a reply."""
 
     async def reply_to(self, command: Command) -> CommandReply:
-        """Wait for the answer to a command that was sent since this look began."""
+        """Wait for the reply to a command that was sent since this watch began, and return it."""
 
     def waiting(self) -> list[Message]:
-        """User messages that wait for an agent."""
+        """Return the user messages that wait for an agent."""
 
     async def changed(self) -> None:
-        """Return when something may be another than at the last look."""
+        """Return when the channel may have changed since the last call."""
 
     def close(self) -> None:
-        """Look no more."""
+        """Follow the channel no longer."""
 
 
 class Backend(Protocol):
-    """What a turn needs."""
+    """The hub, as a turn uses it."""
 
     @property
     def is_shutting_down(self) -> bool:
-        """Is the process about to end? Then turns are left for the next one."""
+        """Return whether the process is about to end. Then turns are left for the next process."""
 
     def write(
         self,
@@ -90,35 +90,35 @@ class Backend(Protocol):
         parent: str | None,
         meta: dict[str, Json],
     ) -> Writer:
-        """A new answer, to be entered; after `parent`, or else after what it answers."""
+        """Return the writer of a new answer, for `async with`. It follows `parent`, else `reply_to`."""
 
     async def take_over(self, channel: str, message_id: str, *, author: str) -> Writer:
-        """An interrupted answer, to be entered and gone on with."""
+        """Take over an interrupted answer, and return its writer, for `async with`."""
 
     async def read(self, channel: str, message_id: str) -> tuple[Message, str]:
-        """A message, and the cursor to follow it from. Raises NotFound, Deleted."""
+        """Return a message, and the cursor to follow it from. Raises NotFound, Deleted."""
 
     async def page(self, channel: str, *, before: int | None, limit: int) -> Page:
-        """Messages, newest first."""
+        """Return a page of messages, newest first."""
 
     async def command(self, channel: str, name: str, *, target: str, data: Json, by: str, expires_s: float) -> Command:
-        """Send a command."""
+        """Send a command, and return it."""
 
     async def reply(self, channel: str, command_id: str, *, ok: bool, data: Json, error: Json, by: str) -> None:
-        """Result a command."""
+        """Reply to a command."""
 
     async def watch(self, channel: str) -> Watch:
-        """Look at a channel from now on."""
+        """Follow a channel from now on."""
 
     async def take_waiting(self, channel: str, message_id: str, *, by: str, turn: str) -> bool:
-        """Take a user message that waits into the turn of message `turn`; False if somebody else has it."""
+        """Take a waiting user message into the turn of message `turn`. Return False if another turn has it."""
 
-    def say(self, channel: str, name: str, data: dict[str, Json]) -> None:
-        """What the agent does now, for those who look on."""
+    def show_state(self, channel: str, name: str, data: dict[str, Json]) -> None:
+        """Show viewers the state of the agent. Never stored."""
 
 
 async def find(backend: Backend, channel: str, message_id: str) -> Message | None:
-    """A message, if it is there."""
+    """Return a message, or None if it does not exist."""
     try:
         message, _ = await backend.read(channel, message_id)
     except (NotFound, Deleted):

@@ -1,8 +1,8 @@
-"""A conversation as models take it: the path of messages to one, in the shapes of the providers' APIs.
+"""The conversation that leads to a message, in the shapes of the providers' APIs.
 
 Layer: agents.
 
-Pure functions. Shapes are those of the providers' documentation, `docs/agents.md` shows them.
+Pure functions. The shapes are those of the providers' documentation; `docs/agents.md` shows them.
 """
 
 from __future__ import annotations
@@ -19,10 +19,12 @@ Shape = Literal["text", "openai", "responses", "anthropic"]
 
 
 def path_to(message: Message, older: Iterable[Message]) -> list[Message]:
-    """What leads to `message`, oldest first: its parents, each user message with its newest answer if none is named.
+    """Return the messages that lead to `message`, oldest first.
 
-    A parent that is not among `older` (deleted, or too far back) is passed over. Where there are branches, and nobody
-    knows in which of them it stood, the path begins after it: better too little than what was said in another.
+    The path follows the parents. A user message whose parent is a user message comes with that one's newest answer. A
+    parent that is not among `older` (deleted, or too far back) is skipped. If the conversation has branches and the
+    branch of the missing parent is unknown, the path begins after it: a message is better missing than from another
+    branch.
     """
     everything = sorted(older, key=lambda one: -one.created)
     newest_first = [one for one in everything if one.created < message.created]
@@ -34,7 +36,7 @@ def path_to(message: Message, older: Iterable[Message]) -> list[Message]:
         if before is None:
             return path[::-1]
         if at.role == "user" and before.role == "user":
-            path += _newest_answer(before, everything)  # also one that came after the next question was asked
+            path += _newest_answer(before, everything)  # also if it was written after the next question
         path.append(before)
         at = before
 
@@ -54,7 +56,7 @@ def _parent(message: Message, known: dict[str, Message], newest_first: Sequence[
 
 
 def _has_branches(messages: Iterable[Message]) -> bool:
-    """Was anything asked twice, or gone on from two answers to it? An answer that nothing follows is no branch."""
+    """Return whether a question was asked twice, or two answers were continued. The last answer begins no branch."""
     messages = list(messages)
     parents = {one.parent for one in messages}
     followed = [(one.parent, one.role) for one in messages if one.role == "user" or one.id in parents]
@@ -69,9 +71,9 @@ def _newest_answer(asked: Message, newest_first: Sequence[Message]) -> list[Mess
 
 
 def as_turns(messages: Sequence[Message], shape: Shape) -> list[dict[str, Json]]:
-    """`messages` in the form that a provider's API takes. Raises LocalError for a shape that there is not."""
+    """Return `messages` in the form that a provider's API takes. Raises LocalError for an unknown shape."""
     if shape not in get_args(Shape):
-        raise LocalError(f"a history has the shape {', '.join(get_args(Shape))}; not {shape}")
+        raise LocalError(f"shape must be one of {', '.join(get_args(Shape))}, got {shape!r}")
     match shape:
         case "text":
             return [{"role": one.role, "content": one.text} for one in messages if one.text and one.role != "tool"]
@@ -84,18 +86,20 @@ def as_turns(messages: Sequence[Message], shape: Shape) -> list[dict[str, Json]]
 
 
 class _Step(NamedTuple):
-    """What was said, and the calls that followed it. A model that worked in rounds has one for each of them."""
+    """A text and the tool calls after it. An answer of a model that worked in rounds has one step for each round."""
 
     text: str
     calls: list[Part]
 
 
 def _steps(message: Message) -> Iterator[_Step]:
-    """The texts and calls of `message`, in its order. A call without its result is refused by the APIs: left out."""
+    """Yield the texts and calls of `message`, in order, without calls that have no result: the APIs refuse those."""
     text, calls = "", list[Part]()
     for part in message.parts:
         if part["type"] == "tool" and "output" in part:
-            text = text if text.strip() else ""  # models put line ends around calls, which Anthropic refuses as text
+            text = (
+                text if text.strip() else ""
+            )  # models put line ends around calls, and Anthropic refuses those as text
             calls.append(part)
         elif part["type"] == "text" and message.role != "tool":
             if calls and part["text"].strip():
@@ -141,7 +145,7 @@ def _responses(message: Message) -> Iterator[dict[str, Json]]:
 
 def _anthropic(message: Message) -> Iterator[dict[str, Json]]:
     for text, calls in _steps(message) if message.role != "system" else ():
-        if text.strip():  # others are refused
+        if text.strip():  # Anthropic refuses empty text
             yield {"role": message.role, "content": [{"type": "text", "text": text}]}
         if calls:
             yield {"role": "assistant", "content": [_tool_use(part) for part in calls]}
@@ -159,7 +163,7 @@ def _tool_use(part: Part) -> dict[str, Json]:
 
 
 def _alternating(turns: list[dict[str, Json]]) -> list[dict[str, Json]]:
-    """Neighbours of one role become one; the first is a user's."""
+    """Return `turns` with neighbours of one role joined, from the first one of a user on."""
     joined: list[dict[str, Json]] = []
     for turn in turns:
         if joined and joined[-1]["role"] == turn["role"]:

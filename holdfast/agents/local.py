@@ -21,7 +21,7 @@ from holdfast.core.events import CommandReply, Page
 from holdfast.core.model import Command, Json, Message, check_json, plain
 from holdfast.core.names import command_key
 from holdfast.hub.results import result_later
-from holdfast.hub.turns import TurnOffer, WhenBusy
+from holdfast.hub.workers import AssignedTurn, WhenBusy
 
 if TYPE_CHECKING:
     from holdfast.hub.hub import HubCore
@@ -30,7 +30,7 @@ logger = logging.getLogger("holdfast.agents")
 
 
 class LocalAgent:
-    """An agent in this process, as the turn scheduler knows it."""
+    """A worker that runs an agent's handler in this process."""
 
     is_local = True
 
@@ -46,22 +46,22 @@ class LocalAgent:
         self._running: dict[tuple[str, str], Running] = {}
 
     def start(self) -> None:
-        """The hub has started: take turns."""
+        """Take turns: the hub has started."""
         self.free = self.slots
         self._running.clear()
         self._hub.scheduler.register(self)
 
-    def begin(self, turn: TurnOffer) -> None:
-        """Of `Worker`."""
+    def begin(self, turn: AssignedTurn) -> None:
+        """See `Worker`."""
         self._hub.start_task(self._run(turn))
 
-    def ended(self, turn: TurnOffer, state: str) -> None:
-        """Of `Worker`."""
+    def ended(self, turn: AssignedTurn, state: str) -> None:
+        """See `Worker`."""
         running = self._running.get((turn.channel, turn.message_id))
         if running is not None and running.attempt == turn.generation:
             running.stop(is_lost=state == "lost")
 
-    async def _run(self, turn: TurnOffer) -> None:
+    async def _run(self, turn: AssignedTurn) -> None:
         backend = LocalBackend(self._hub)
         key = (turn.channel, turn.message_id)
         try:
@@ -79,26 +79,26 @@ class LocalAgent:
                     self._hub.scheduler.set_state(turn.channel, self.name, {"state": "listening"})
                 self._hub.scheduler.freed(self)
 
-    async def _end(self, turn: TurnOffer, state: Literal["done", "cancelled"]) -> None:
-        """Say that the turn is over, until that is stored: a turn without an end would keep its channel busy."""
+    async def _end(self, turn: AssignedTurn, state: Literal["done", "cancelled"]) -> None:
+        """Store the end of the turn; retry while the store fails. A turn without an end keeps its channel busy."""
         with contextlib.suppress(Finished, Fenced, Deleted):
             await patiently(lambda: self._end_once(turn, state))
 
-    async def _end_once(self, turn: TurnOffer, state: Literal["done", "cancelled"]) -> None:
+    async def _end_once(self, turn: AssignedTurn, state: Literal["done", "cancelled"]) -> None:
         ended, done = result_later()
         self._hub.scheduler.end(self, turn, state, done)
         await ended
 
 
 class LocalBackend:
-    """The hub, as a turn sees it."""
+    """The hub in this process, as the backend of a turn."""
 
     def __init__(self, hub: HubCore) -> None:
         self._hub = hub
 
     @property
     def is_shutting_down(self) -> bool:
-        """Of `Backend`."""
+        """Return whether the hub drains."""
         return self._hub.is_draining
 
     def write(
@@ -111,7 +111,7 @@ class LocalBackend:
         parent: str | None,
         meta: dict[str, Json],
     ) -> Writer:
-        """Of `Backend`."""
+        """See `Backend`."""
         return _agent_writer(
             self._hub.message(
                 channel, id=message_id, author=author, reply_to=reply_to, meta=meta, parent=parent or reply_to
@@ -119,42 +119,42 @@ class LocalBackend:
         )
 
     async def take_over(self, channel: str, message_id: str, *, author: str) -> Writer:
-        """Of `Backend`."""
+        """See `Backend`."""
         return _agent_writer(await self._hub.take_over(channel, message_id, author=author))
 
     async def read(self, channel: str, message_id: str) -> tuple[Message, str]:
-        """Of `Backend`."""
+        """See `Backend`."""
         return await self._hub.read(channel, message_id)
 
     async def page(self, channel: str, *, before: int | None, limit: int) -> Page:
-        """Of `Backend`."""
+        """See `Backend`."""
         return await self._hub.page(channel, before=before, limit=limit)
 
     async def command(self, channel: str, name: str, *, target: str, data: Json, by: str, expires_s: float) -> Command:
-        """Of `Backend`."""
+        """See `Backend`."""
         return await self._hub.command(channel, name, target=target, data=data, by=by, expires_s=expires_s)
 
     async def reply(self, channel: str, command_id: str, *, ok: bool, data: Json, error: Json, by: str) -> None:
-        """Of `Backend`."""
+        """See `Backend`."""
         await self._hub.reply(channel, command_id, ok=ok, data=data, error=error, by=by)
 
     async def watch(self, channel: str) -> Watch:
-        """Of `Backend`."""
+        """See `Backend`."""
         return LocalWatch(self._hub, channel)
 
     async def take_waiting(self, channel: str, message_id: str, *, by: str, turn: str) -> bool:
-        """Of `Backend`."""
+        """See `Backend`."""
         return await self._hub.take_waiting(channel, message_id, by, turn=turn)
 
-    def say(self, channel: str, name: str, data: dict[str, Json]) -> None:
-        """Of `Backend`."""
+    def show_state(self, channel: str, name: str, data: dict[str, Json]) -> None:
+        """See `Backend`."""
         limits = self._hub.limits
-        check_json(data, limits.data_bytes, "what an agent says", depth=limits.depth)  # it goes to all who look on
+        check_json(data, limits.data_bytes, "an agent's state", depth=limits.depth)  # it is sent to all viewers
         self._hub.scheduler.set_state(channel, name, plain(data))
 
 
 class LocalWatch:
-    """A channel's state in memory, and a wake-up."""
+    """A channel's state in memory, with a wake-up after each change."""
 
     def __init__(self, hub: HubCore, channel: str) -> None:
         self._channel = hub.channel(channel)
@@ -162,14 +162,14 @@ class LocalWatch:
         self._channel.listeners[self._woken.set] = None
 
     def commands(self) -> list[Command]:
-        """Of `Watch`."""
+        """See `Watch`."""
         return [one.command() for one in self._channel.state.pending_commands()]
 
     async def reply_to(self, command: Command) -> CommandReply:
-        """Of `Watch`."""
+        """See `Watch`."""
         key = command_key(command.id)
         while True:
-            if self._channel.state.command(key) is None:  # answered, and let go of before we looked
+            if self._channel.state.command(key) is None:  # it has its reply, and has left memory
                 await patiently(lambda: self._channel.load_messages([key]))
             known = self._channel.state.command(key)
             if known is not None and (reply := reply_to(known)) is not None:
@@ -177,21 +177,21 @@ class LocalWatch:
             await self.changed()
 
     def waiting(self) -> list[Message]:
-        """Of `Watch`."""
+        """See `Watch`."""
         state = self._channel.state
         found = [state.messages[message_id] for message_id in state.pending]
         return [one.message() for one in sorted(found, key=lambda one: one.created)]
 
     async def changed(self) -> None:
-        """Of `Watch`."""
+        """See `Watch`."""
         await self._woken.wait()
         self._woken.clear()
 
     def close(self) -> None:
-        """Of `Watch`."""
+        """See `Watch`."""
         self._channel.listeners.pop(self._woken.set, None)
 
 
 def _agent_writer(writer: object) -> Writer:
-    assert isinstance(writer, AgentWriter)  # the hub that has agents makes such
+    assert isinstance(writer, AgentWriter)  # `Hub` makes writers of this class
     return writer

@@ -1,9 +1,9 @@
-"""How a turn runs: the handler in a task, and somebody who listens for a stop.
+"""Runs a turn: the handler in one task, and a second task that waits for a stop.
 
 Layer: agents.
 
-The same in the hub's process and in another one. However a handler ends, its answer is ended, the
-turn is ended, and whoever asked for a stop is answered; a traceback stays in the log.
+It is the same in the hub's process and in another one. However a handler ends, its answers and its turn end, and each
+client that sent a stop gets its reply. A traceback stays in the log.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import NamedTuple, TypeVar
 
 from holdfast.agents.backend import Backend, Watch, Writer, find
 from holdfast.agents.ids import ANSWERS, reply_id, reply_ids
-from holdfast.agents.stops import answer_stops, until_stopped
+from holdfast.agents.stops import reply_to_stops, until_stopped
 from holdfast.agents.turn import OnCrash, Turn
 from holdfast.core.decide_work import CRASHED
 from holdfast.core.errors import (
@@ -39,18 +39,18 @@ from holdfast.core.turns import Replier, rules_of
 
 logger = logging.getLogger("holdfast.agents")
 
-PATIENCE_S = 30.0  # for an earlier attempt's answer to be interrupted, before it is gone on with
-RETRY_S = 1.0  # after a store that failed
-SHUTDOWN_S = 10.0  # for a handler that was cancelled to put down what it holds
+PATIENCE_S = 30.0  # for the answer of an earlier attempt to be interrupted, before this attempt continues it
+RETRY_S = 1.0  # after the store failed
+SHUTDOWN_S = 10.0  # for a cancelled handler to clean up
 
-WITHDRAWN: Json = {"code": "withdrawn", "detail": "whoever asked does not wait for the answer any more"}
+WITHDRAWN: Json = {"code": "withdrawn", "detail": "the agent no longer waits for the reply"}
 
 T = TypeVar("T")
 Handler = Callable[[Turn], Awaitable[None]]
 
 
 class Agent(NamedTuple):
-    """A handler, and how it is to be run."""
+    """A handler, and its settings."""
 
     handler: Handler
     name: str
@@ -59,47 +59,50 @@ class Agent(NamedTuple):
 
 
 async def patiently(call: Callable[[], Awaitable[T]]) -> T:
-    """What `call` gives; where the store fails, asked again until it does not. Raises what will not pass."""
+    """Return the result of `call`; repeat it while the store fails. Raises errors that a retry would not cure."""
     while True:
         try:
             return await call()
         except HoldfastError as error:
             if not error.retry or isinstance(error, Draining):
                 raise
-            logger.warning("an agent will try again: %s", error)
+            logger.warning("an agent tries again in %g s: %s", RETRY_S, error)
         await asyncio.sleep(RETRY_S)
 
 
 def check_agent(agent: Agent) -> Agent:
-    """Return `agent`; raises LocalError or InvalidName where it cannot be run."""
+    """Return `agent`. Raises LocalError or InvalidName for a setting that is not valid."""
     if inspect.isroutine(agent.handler) and not inspect.iscoroutinefunction(agent.handler):
-        raise LocalError(f"an agent's handler is an async function; {agent.name!r} is none")
+        shown = getattr(agent.handler, "__name__", repr(agent.handler))
+        raise LocalError(
+            f"the handler of agent {agent.name!r} must be an async function, got {shown!r}; use `async def`"
+        )
     check_id(agent.name, "an agent's name")
     if agent.on_crash not in ("interrupt", "restart", "continue"):
-        raise LocalError("on_crash is interrupt, restart or continue")
+        raise LocalError(f"on_crash must be 'interrupt', 'restart' or 'continue', got {agent.on_crash!r}")
     if not agent.timeout_s > 0:
-        raise LocalError("timeout_s is above 0")
+        raise LocalError(f"timeout_s must be above 0, got {agent.timeout_s!r}")
     return agent
 
 
 def check_work(when_busy: str, slots: int) -> None:
-    """Raises LocalError where turns cannot be taken so."""
+    """Raise LocalError for settings that are not valid."""
     if when_busy not in ("queue", "interrupt", "parallel"):
-        raise LocalError("when_busy is queue, interrupt or parallel")
+        raise LocalError(f"when_busy must be 'queue', 'interrupt' or 'parallel', got {when_busy!r}")
     if slots < 1:
-        raise LocalError("an agent has at least one slot")
+        raise LocalError(f"slots must be at least 1, got {slots!r}")
 
 
 class _Left(NamedTuple):
-    """What the attempt before this one left."""
+    """The answer that an earlier attempt left."""
 
     answer: Message | None = None
-    writer: Writer | None = None  # that goes on with it
-    is_over: bool = False  # was it whole, or stopped by somebody? Then only the turn's end is missing
+    writer: Writer | None = None  # continues it
+    is_over: bool = False  # it is complete or cancelled, and only the turn's end is missing
 
 
 class Running:
-    """One turn of `agent`, from its claim to its end. `run` is the whole of it; `stop` may come from outside."""
+    """One turn of `agent`, from its claim to its end. `run` does it; `stop` ends it early."""
 
     def __init__(self, agent: Agent, backend: Backend, channel: str, message: Message, attempt: int) -> None:
         self.channel = channel
@@ -113,11 +116,11 @@ class Running:
         self._is_late = False
         self._is_shutting_down = False
         self._failure: str | None = None  # public reason
-        self._ending = asyncio.Event()  # the handler was asked to end
+        self._ending = asyncio.Event()  # set when the handler must end
         self._turn: Turn | None = None
 
     def stop(self, *, is_lost: bool = False) -> None:
-        """End the handler: somebody said so, or, with `is_lost`, another has the turn now."""
+        """End the handler: the turn was cancelled or, with `is_lost`, another worker has it now."""
         self._is_stopped = True
         self._is_lost = self._is_lost or is_lost
         self._ending.set()
@@ -129,7 +132,7 @@ class Running:
             self._work.cancel()
 
     async def run(self) -> str | None:
-        """Do the turn. Returns how it ended, `done` or `cancelled`, or None when it is left for somebody else."""
+        """Do the turn. Return its end, `done` or `cancelled`, or None if another worker does it."""
         watch = await self._backend.watch(self.channel)
         try:
             return await self._run(watch)
@@ -154,12 +157,12 @@ class Running:
             return "cancelled" if left.answer is not None and left.answer.status == "cancelled" else "done"
         if self.attempt > 1 and self._agent.on_crash == "interrupt":
             if left.answer is None:
-                await self._say_failed(turn, CRASHED)
+                await self._store_failed_answer(turn, CRASHED)
             return "done"
         return await self._work_on(watch, turn)
 
     async def _work_on(self, watch: Watch, turn: Turn) -> str | None:
-        """Run the handler, until it ends or is ended, and see to what it leaves."""
+        """Run the handler until it ends or is stopped; then end its answers, withdraw its questions, reply to stops."""
         backend = self._backend
         turn.progress("thinking")
         self._work = asyncio.ensure_future(self._handle(turn))
@@ -169,9 +172,9 @@ class Running:
             if self._is_stopped:
                 self._work.cancel()
             await asyncio.wait([self._work, ending], return_when=asyncio.FIRST_COMPLETED)
-            if not self._work.done():  # a handler that does not let itself be cancelled holds nobody up for ever
+            if not self._work.done():  # wait a bounded time for a handler that ignores its cancellation
                 await asyncio.wait([self._work], timeout=SHUTDOWN_S)
-        except asyncio.CancelledError:  # the process is leaving, which is nobody's wish that the answer ends
+        except asyncio.CancelledError:  # the process shuts down: the answer is interrupted, not cancelled
             for reply in turn.replies:
                 reply.cancelled_as = ("interrupted", None)
             self._is_shutting_down = True
@@ -183,28 +186,29 @@ class Running:
             ending.cancel()
             await asyncio.wait([listening, ending])
         if self._is_lost or (backend.is_shutting_down and self._work.cancelled()):
-            return None  # another has it, or will
-        await self._withdraw(turn.asked)
+            return None  # another worker has the turn, or will get it
+        await self._withdraw(turn.open_questions)
         if self._is_late:
-            self._failure = self._failure or "timeout"  # of one who did not let itself be cancelled, too
+            self._failure = self._failure or "timeout"  # also if the handler ignored its cancellation
         if self._failure is not None:
-            await self._say_failed(turn, self._failure)
+            await self._store_failed_answer(turn, self._failure)
         await self._end_what_is_open(turn)
-        await answer_stops(watch, lambda: turn.targets, self._answer_stop)
+        await reply_to_stops(watch, lambda: turn.targets, self._reply_to_stop)
         return "cancelled" if self._is_stopped else "done"
 
     async def _handle(self, turn: Turn) -> None:
-        """The handler, and why it failed."""
+        """Run the handler, and note the public reason of its failure."""
         limit = asyncio.get_running_loop().call_later(self._agent.timeout_s, self._time_out, turn)
         try:
             await self._agent.handler(turn)
         except asyncio.CancelledError as error:
             if self._is_late:
-                logger.warning("turn of %s in %s took too long", self.message.id, self.channel)
+                timeout_s = self._agent.timeout_s
+                logger.warning("turn of %s in %s took more than %g s", self.message.id, self.channel, timeout_s)
                 self._failure = "timeout"
             elif self._is_stopped or self._is_shutting_down or self._backend.is_shutting_down:
                 raise
-            else:  # not ours: something that the handler waited for was cancelled
+            else:  # a task that the handler awaited was cancelled by other code
                 logger.error("turn of %s in %s failed", self.message.id, self.channel, exc_info=error)
                 self._failure = "error"
         except HoldfastError as error:
@@ -226,13 +230,10 @@ class Running:
         if self._work is not None:
             self._work.cancel()
 
-    async def _say_failed(self, turn: Turn, reason: str) -> None:
-        """A turn that failed before it began an answer, or while it did: people see at least that.
+    async def _store_failed_answer(self, turn: Turn, reason: str) -> None:
+        """Store a failed answer, so that people see the failure, unless the handler has begun an answer."""
 
-        An answer that was begun says itself how it ended.
-        """
-
-        async def say() -> None:
+        async def store() -> None:
             if self._is_lost or (turn.replies and turn.replies[-1].is_begun):
                 return
             turn.replies = turn.begun
@@ -240,12 +241,12 @@ class Running:
                 await message.finish("failed", reason=reason)
 
         try:
-            await patiently(say)
+            await patiently(store)
         except HoldfastError as error:
-            logger.warning("the failure of a turn could not be said: %s", error)
+            logger.warning("the failure of a turn was not stored: %s", error)
 
     async def _end_what_is_open(self, turn: Turn) -> None:
-        """Answers that were opened, or taken over for the handler, and neither finished nor left."""
+        """Finish the answers that the handler has opened and not finished, and an answer that it did not take up."""
         taken_up = turn.take_unused()
         if taken_up is not None:
             with contextlib.suppress(HoldfastError):
@@ -254,22 +255,22 @@ class Running:
         for reply in turn.begun:
             with contextlib.suppress(HoldfastError):
                 if reply.is_over:
-                    await reply.flush()  # its end may be under way still: nobody is told of it before it is stored
+                    await reply.flush()  # the end of the turn follows only after the end of the answer is stored
                 else:
                     reason = "timeout" if self._is_late else None
                     await reply.finish("cancelled" if self._is_stopped else "failed", reason=reason)
 
     async def _listen(self, watch: Watch, turn: Turn) -> None:
-        """Stop the handler when somebody asks for it."""
+        """Stop the handler when a client cancels the turn."""
         await until_stopped(watch, lambda: turn.targets)
         self.stop()
 
-    async def _answer_stop(self, command_id: str) -> None:
+    async def _reply_to_stop(self, command_id: str) -> None:
         by = self._agent.name
         await self._backend.reply(self.channel, command_id, ok=self._is_stopped, data=None, error=None, by=by)
 
     def _questions_left(self, watch: Watch, answer: Message | None) -> list[str]:
-        """What earlier attempts asked people, and nobody waits for any more."""
+        """Return the ids of open questions of earlier attempts."""
         authors = {self._agent.name, answer.author if answer is not None else None} - {None}
         targets = {self.message.id, *reply_ids(self.message.id, self.attempt - 1)}
         return [
@@ -279,15 +280,15 @@ class Running:
         ]
 
     async def _withdraw(self, questions: Iterable[str]) -> None:
-        """Result questions that nobody waits for."""
+        """Reply to the agent's own questions that they are withdrawn."""
         for command_id in tuple(questions):
             try:
                 async with asyncio.timeout(SHUTDOWN_S):
                     await self._withdraw_one(command_id)
             except AlreadyAnswered:
                 pass
-            except (HoldfastError, TimeoutError) as error:  # it will expire
-                logger.warning("a question in %s could not be withdrawn: %r", self.channel, error)
+            except (HoldfastError, TimeoutError) as error:  # the question expires later
+                logger.warning("a question in %s was not withdrawn: %r", self.channel, error)
 
     async def _withdraw_one(self, command_id: str) -> None:
         by = self._agent.name
@@ -296,7 +297,7 @@ class Running:
         )
 
     async def _after_crash(self, watch: Watch) -> _Left:
-        """What the attempt before this one left, and with `continue` the writer that goes on with it."""
+        """Return the answer of the attempt before this one and, with `continue`, a writer that continues it."""
         for attempt in range(self.attempt - 1, 0, -1):
             answers = await self._answers_of(attempt)
             if not answers:
@@ -310,28 +311,28 @@ class Running:
         return _Left()
 
     async def _answers_of(self, attempt: int) -> list[Message]:
-        """What an earlier attempt wrote; nothing where we may not read."""
+        """Return the answers of an earlier attempt; none if the agent may not read them."""
         answers: list[Message] = []
         for number in range(ANSWERS):
             try:
                 one = await find(self._backend, self.channel, reply_id(self.message.id, attempt, number))
             except Forbidden as error:
-                logger.warning("an agent may not read what it wrote before a crash: %s", error)
+                logger.warning("an agent may not read its answers from before a crash: %s", error)
                 break
-            if one is None or one.reply_to != self.message.id or one.role == "user":  # nothing, or somebody else's
+            if one is None or one.reply_to != self.message.id or one.role == "user":  # not an answer of this turn
                 break
             answers.append(one)
         return answers
 
     async def _go_on(self, watch: Watch, previous: Message) -> _Left:
-        """Take the earlier attempt's answer over, once its lease has ended."""
+        """Take over the answer of an earlier attempt once its lease has ended."""
         writer = await self._taken_over(watch, previous)
         if writer is None:
             return _Left(previous)
-        try:  # from here on it is ours, whatever happens: nobody else would end it
+        try:  # from here on this attempt must end the answer, also after an error
             return _Left(await patiently(lambda: find(self._backend, self.channel, previous.id)), writer)
         except HoldfastError as error:
-            logger.warning("an answer that is gone on with could not be read: %s", error)
+            logger.warning("an answer that was taken over could not be read: %s", error)
             return _Left(previous, writer)
 
     async def _taken_over(self, watch: Watch, previous: Message) -> Writer | None:
@@ -342,6 +343,6 @@ class Running:
                         return await self._backend.take_over(self.channel, previous.id, author=self._agent.name)
                     except StillStreaming:
                         await watch.changed()
-                    except (Finished, Fenced, Deleted, NotFound):  # somebody else has ended it, or goes on with it
+                    except (Finished, Fenced, Deleted, NotFound):  # another client has ended it or continues it
                         return None
         return None

@@ -1,9 +1,8 @@
-"""Stops: the `cancel` commands for one piece of work, heard while it runs and answered when it is over.
+"""The `cancel` commands for a turn or a streamed response: they stop it, and get their reply when it has ended.
 
 Layer: agents.
 
-A turn and a streamed response are both stopped so. Whoever writes has two seconds to answer; then
-the server carries the command out (`hub.leases`).
+The process that does the work has two seconds to reply; then the server carries the command out (`hub.leases`).
 """
 
 from __future__ import annotations
@@ -16,22 +15,22 @@ from holdfast.core.errors import HoldfastError
 from holdfast.core.model import Command
 from holdfast.core.turns import rules_of
 
-Targets = Callable[[], Set[str]]  # what a command may name; a turn's grow with its answers
+Targets = Callable[[], Set[str]]  # the ids that a command may name; a turn gets more with each answer
 
 
 def stops(watch: Watch, targets: Targets) -> list[Command]:
-    """The `cancel`s that wait for an answer."""
+    """Return the commands that stop one of `targets` and wait for a reply."""
     return [one for one in watch.commands() if rules_of(one.name).stops and one.target in targets()]
 
 
 async def until_stopped(watch: Watch, targets: Targets) -> None:
-    """Return when somebody has asked for a stop."""
+    """Return when a client has sent a command that stops one of `targets`."""
     while not stops(watch, targets):
         await watch.changed()
 
 
-async def answer_stops(watch: Watch, targets: Targets, reply: Callable[[str], Awaitable[None]]) -> None:
-    """Result them all with `reply`, which takes a command's id."""
+async def reply_to_stops(watch: Watch, targets: Targets, reply: Callable[[str], Awaitable[None]]) -> None:
+    """Call `reply` with the id of each command that waits."""
     for command in stops(watch, targets):
-        with contextlib.suppress(HoldfastError):  # somebody was faster
+        with contextlib.suppress(HoldfastError):  # another client has replied
             await reply(command.id)

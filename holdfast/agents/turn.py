@@ -38,7 +38,7 @@ class Steer(NamedTuple):
 
 
 class Answered(NamedTuple):
-    """What came back of `Turn.ask`."""
+    """The result of `Turn.ask`."""
 
     ok: bool
     data: Json
@@ -47,7 +47,7 @@ class Answered(NamedTuple):
 
 
 class Turn:
-    """One user message to be answered."""
+    """The work on one user message, as a handler sees it."""
 
     def __init__(
         self,
@@ -64,38 +64,38 @@ class Turn:
         self.channel = channel
         self.message = message  # the user message
         self.attempt = attempt  # 1, or more after a crash
-        self.previous = previous  # what a crashed attempt had written, if anything, and did not complete
-        self.name = name  # the agent's: author of its answers, and the member that people see
-        self.is_cancelled = False  # has somebody asked it to stop?
+        self.previous = previous  # the unfinished answer of an attempt that crashed
+        self.name = name  # of the agent: the author of its answers, and the member that people see
+        self.is_cancelled = False  # whether a client has stopped it
         self._backend = backend
         self._watch = watch
         self._taken_up = taken_up
-        self._heard: set[str] = set()  # ids of `steer` commands that were given out
-        self._others: set[str] = set()  # ids of messages that are not for us to take in
+        self._accepted: set[str] = set()  # ids of `steer` commands that `steered` has returned
+        self._others: set[str] = set()  # ids of messages that this turn has tried to take in
         self.replies: list[Writer] = []
-        self.asked: set[str] = set()  # ids of questions whose answer was not heard yet
+        self.open_questions: set[str] = set()  # ids of questions without a reply so far
 
     @property
     def text(self) -> str:
-        """The text of the user message."""
+        """Return the text of the user message."""
         return self.message.text
 
     async def history(self, shape: Shape = "text", *, limit: int = 200) -> list[dict[str, Json]]:
-        """The conversation up to and with this message, oldest first, in the shape that a model's API takes.
+        """Return the conversation up to this message, oldest first, in the shape that a model's API takes.
 
-        `text`: `{"role", "content"}`, for OpenAI's Chat Completions and Responses and most others. `openai`: as Chat
-        Completions takes them, with tool calls and their results. `responses`: as items of OpenAI's Responses.
-        `anthropic`: for Anthropic's Messages, without system messages (give those as `system`) and with turns that
-        alternate. At most `limit` messages. Of branches it is the path that leads to this message.
+        `text`: `{"role", "content"}`, for OpenAI's Chat Completions and Responses and most others. `openai`: for Chat
+        Completions, with tool calls and their results. `responses`: items of OpenAI's Responses. `anthropic`: for
+        Anthropic's Messages, with alternating turns and without system messages (pass those as `system`). At most
+        `limit` messages. If the conversation has branches, it is the one that leads to this message.
         """
         page = await self._backend.page(self.channel, before=None, limit=min(limit, 200))
         return as_turns([*path_to(self.message, page.messages), self.message], shape)
 
     def reply(self, *, meta: dict[str, Json] | None = None) -> Writer:
-        """The answer, to be entered: `async with turn.reply() as message: …`. A second call makes a second message.
+        """Return the writer of an answer: `async with turn.reply() as message: …`. A second call begins another one.
 
-        After a crash, with `on_crash="continue"`, the first call gives the answer that was begun (`previous`), to go
-        on with: it stands at its `length`.
+        After a crash, with `on_crash="continue"`, the first call returns the unfinished answer (`previous`), which
+        continues at its `length`.
         """
         writer = self.take_unused()
         if writer is None:
@@ -109,77 +109,78 @@ class Turn:
                 meta=meta or {},
             )
             writer.spare_id = spare_id
-        if not self.is_cancelled:  # nobody has asked for a stop, so what cancels the block is a fault of the handler's
+        if not self.is_cancelled:  # without a stop, a cancellation of the block comes from the handler
             writer.cancelled_as = ("failed", "error")
         self.replies.append(writer)
         self.progress("answering")
         return writer
 
     def progress(self, state: str, **data: Json) -> None:
-        """Say what you do, for those who look on: `thinking`, `answering`, `using a tool`. Never stored."""
-        self._backend.say(self.channel, self.name, {"state": state, "message": self.message.id, **data})
+        """Show viewers the state of the agent: `thinking`, `answering`, `using a tool`. Never stored."""
+        self._backend.show_state(self.channel, self.name, {"state": state, "message": self.message.id, **data})
 
     async def steered(self) -> list[Steer]:
-        """What arrived for this turn since the last call; it gets no turn of its own.
+        """Return the input that arrived for this turn since the last call; it gets no turn of its own.
 
-        First `steer` commands that name this message or its answer (they are answered by this), then further user
+        First the `steer` commands that name this message or its answer (this call replies to them), then further user
         messages, each oldest first.
         """
         arrived: list[Steer] = []
         for command in self._watch.commands():
             is_ours = command.name == STEER.name and command.target in self.targets
-            if is_ours and command.id not in self._heard and await self._accept(command):
+            if is_ours and command.id not in self._accepted and await self._accept(command):
                 arrived.append(Steer(_text_in(command.data), command.data, None, command.from_))
         for message in self._watch.waiting():
             if message.id == self.message.id or message.id in self._others:
                 continue
-            self._others.add(message.id)  # elsewhere it is a request each time
+            self._others.add(message.id)  # in another process each try is a request
             if await self._backend.take_waiting(self.channel, message.id, by=self.name, turn=self.message.id):
                 arrived.append(Steer(message.text, None, message, message.author))
         return arrived
 
     async def _accept(self, command: Command) -> bool:
-        """Result a `steer`; False if it was answered already, as by its end. What goes wrong harms no turn."""
-        self._heard.add(command.id)
+        """Reply to a `steer`. Return False if it has its reply, for example because it expired. Log other errors."""
+        self._accepted.add(command.id)
         try:
             await self._backend.reply(self.channel, command.id, ok=True, data=None, error=None, by=self.name)
         except AlreadyAnswered:
             return False
         except HoldfastError as error:
-            logger.warning("a steer in %s could not be answered: %s", self.channel, error.detail)
+            logger.warning("the reply to a steer in channel %s was not stored: %s", self.channel, error.detail)
         return True
 
     async def ask(self, name: str, data: Json = None, *, timeout_s: float = 300.0) -> Answered:
-        """Ask the people in the channel (`approve`, say) and wait for the first answer, at most `timeout_s` seconds.
+        """Ask the people in the channel, for example to `approve`, and return the first reply.
 
-        The question is a command: stored, seen on all devices, and answered once. The answer of nobody is `ok=False`
-        with the error `expired`. A question that is open when the turn ends is withdrawn.
+        The question is a command: it is stored, all devices show it, and the first reply counts. Without a reply within
+        `timeout_s` seconds the result is `ok=False` with the error `expired`. A question that is open at the end of the
+        turn is withdrawn.
         """
         if not 1 <= timeout_s <= 24 * 3600:
-            raise LocalError("timeout_s is from a second to a day")
+            raise LocalError(f"timeout_s must be from 1 to 86,400 seconds, got {timeout_s!r}")
         begun = self.begun
         target = begun[-1].id if begun else self.message.id
         if begun:
-            await begun[-1].flush()  # people see what they are asked about
+            await begun[-1].flush()  # people see the text that the question is about
         command = await self._backend.command(
             self.channel, name, target=target, data=data, by=self.name, expires_s=timeout_s
         )
-        self.asked.add(command.id)
+        self.open_questions.add(command.id)
         self.progress("waiting", command=command.id)
         reply = await self._reply_to(command, timeout_s + GRACE_S)
-        self.asked.discard(command.id)
+        self.open_questions.discard(command.id)
         if reply is None:
-            return Answered(False, None, {"code": "expired", "detail": "no answer was heard of"}, None)
+            return Answered(False, None, {"code": "expired", "detail": "no reply arrived in time"}, None)
         self.progress("answering" if begun else "thinking")
         return _answered(reply)
 
     def take_unused(self) -> Writer | None:
-        """The answer that was taken over after a crash, if nobody has asked for it yet."""
+        """Take the answer that was taken over after a crash, unless `reply` has returned it."""
         writer, self._taken_up = self._taken_up, None
         return writer
 
     async def _reply_to(self, command: Command, timeout_s: float) -> CommandReply | None:
-        """The reply; None where none was heard of in time: we may have been away for so long."""
+        """Return the reply, or None if it did not arrive in time: this process may have been disconnected."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout_s):
                 return await self._watch.reply_to(command)
@@ -187,12 +188,12 @@ class Turn:
 
     @property
     def begun(self) -> list[Writer]:
-        """The answers that are stored, if only their beginnings. Others were not entered, or could not be stored."""
+        """Return the answers that are stored. Others were not opened, or the store failed."""
         return [reply for reply in self.replies if reply.is_begun]
 
     @property
     def targets(self) -> set[str]:
-        """What a command to this turn names: the user message, or one of its answers."""
+        """Return the ids that a command to this turn may name: of the user message and of its answers."""
         return {self.message.id, *(reply.id for reply in self.replies)}
 
 
@@ -201,7 +202,7 @@ def _answered(reply: CommandReply) -> Answered:
 
 
 def _text_in(data: Json) -> str:
-    """The text of a `steer`: its data, or what that calls `text`."""
+    """Return the text of a `steer`: its data, or the field `text` of its data."""
     if isinstance(data, dict):
         data = data.get("text")
     return data if isinstance(data, str) else ""

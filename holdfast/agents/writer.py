@@ -1,6 +1,6 @@
-"""A message writer that takes whole streams: what `hub.message` and `turn.reply` give.
+"""The message writer that `hub.message` and `turn.reply` return: it also writes whole streams of models.
 
-You are in `agents`, since `hub` knows nothing of models.
+Layer: agents; `hub` does not know models.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from holdfast.hub.writer import MessageWriter
 
 
 class AgentWriter(MessageWriter):
-    """A `MessageWriter` with `pipe`; as a turn's answer it begins even where its id is taken."""
+    """A `MessageWriter` with `pipe`. As the answer of a turn it uses another id if its own is taken."""
 
-    is_begun = False  # is its beginning stored?
+    is_begun = False  # whether its creation is stored
     spare_id: Callable[[], str] | None = None
 
     async def pipe(self, stream: object, *, source: str | None = None, text_field: str | None = None) -> Piped:

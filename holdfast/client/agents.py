@@ -183,7 +183,7 @@ class RemoteBackend:
         """Of `Backend`."""
         return await self._client.take_waiting(channel, message_id, turn=turn)
 
-    def say(self, channel: str, name: str, data: dict[str, Json]) -> None:
+    def show_state(self, channel: str, name: str, data: dict[str, Json]) -> None:
         """Of `Backend`."""
         self._turn.tell(data)
 

@@ -1,15 +1,322 @@
-"""The rules of the built-in commands, as a table.
+"""The turn of a user message as a state machine, and the rules of the built-in commands.
 
-Layer: core. `docs/protocol.md` prints `BUILT_IN_COMMANDS`, and a test compares both. Safe to change: a row, together
-with the document. The decisions, the lease monitor and the agents read the table.
+Layer: core. The turn scheduler (`holdfast.hub.turns`) drives the turns of its hub and sets their timers. Two tables are
+printed in the documents, and tests compare both: `TRANSITIONS` is the drawing in `docs/architecture.md`,
+`BUILT_IN_COMMANDS` the table in `docs/protocol.md`. Safe to change: a row, together with its document.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from enum import Enum
-from typing import NamedTuple
+from typing import Generic, NamedTuple, TypeVar
+
+from holdfast.core.state import ChannelState, ClaimState, MessageState
 
 CANCEL_S = 2.0  # for the client at work to carry out a `cancel`
+
+W = TypeVar("W")  # a worker; the state machine passes it on
+
+# -- turns -----------------------------------------------------------------------------------------------------
+
+
+class Phase(Enum):
+    """The phase of an open turn, as one hub knows it."""
+
+    NEW = "the hub has not observed the message yet"
+    WAITING = "no worker has the turn"
+    CLAIMING = "the committer has a claim of this hub"
+    DELAYED = "the claim failed, and is sent again in a second"
+    RUNNING = "the claim of an attempt is stored"
+    HELD = "the turn of another message has taken this message in"
+    OVER = "the turn is done or cancelled, or its message is gone"
+
+
+class TurnEvent(Enum):
+    """The cause of a transition."""
+
+    PENDING = "the log shows no attempt, or one whose process is gone"
+    CLAIM = "the hub sends a claim"
+    TAKEN = "an attempt is stored"
+    TAKEN_IN = "the claim of another turn is stored"
+    REFUSED = "the log holds another claim, or the outcome is unknown"
+    FAILED = "the store failed"
+    DUE = "the delay is over"
+    LOST = "the worker, or the attempt that holds the message, is gone"
+    UNHEARD = "the turn that took the message in has no result of its request"
+    ENDED = "the end of the turn is stored"
+
+
+TRANSITIONS: dict[Phase, dict[TurnEvent, Phase]] = {
+    Phase.NEW: {TurnEvent.PENDING: Phase.WAITING, TurnEvent.TAKEN: Phase.RUNNING, TurnEvent.TAKEN_IN: Phase.HELD},
+    Phase.WAITING: {
+        TurnEvent.CLAIM: Phase.CLAIMING,
+        TurnEvent.TAKEN: Phase.RUNNING,  # by another hub, or by a claim whose outcome was unknown
+        TurnEvent.TAKEN_IN: Phase.HELD,
+        TurnEvent.ENDED: Phase.OVER,
+    },
+    Phase.CLAIMING: {
+        TurnEvent.TAKEN: Phase.RUNNING,
+        TurnEvent.TAKEN_IN: Phase.HELD,
+        TurnEvent.REFUSED: Phase.WAITING,
+        TurnEvent.FAILED: Phase.DELAYED,
+        TurnEvent.ENDED: Phase.OVER,  # its last attempt was lost, and the hub gave it up
+    },
+    Phase.DELAYED: {TurnEvent.DUE: Phase.WAITING},
+    Phase.RUNNING: {TurnEvent.LOST: Phase.WAITING, TurnEvent.ENDED: Phase.OVER},
+    Phase.HELD: {
+        TurnEvent.LOST: Phase.WAITING,
+        TurnEvent.UNHEARD: Phase.WAITING,
+        TurnEvent.ENDED: Phase.OVER,
+    },
+    Phase.OVER: {},
+}
+
+
+class Left(NamedTuple, Generic[W]):
+    """The phase that a turn has left, with its attempt, and the worker that does not have the turn any more."""
+
+    phase: Phase
+    attempt: int
+    worker: W | None
+
+
+class TurnState(Generic[W]):
+    """The open turn of one message. Its methods move it along `TRANSITIONS`, and are the only ones to do so.
+
+    The log decides: call `observe` with each change of the message. While a claim of this hub is under way or delayed,
+    the turn stays as it is, and follows the log afterwards (`resolve`, `due`).
+    """
+
+    __slots__ = (
+        "_is_orphan",
+        "_requests",
+        "attempt",
+        "claim",
+        "created",
+        "is_interrupted",
+        "message_id",
+        "phase",
+        "suspect",
+        "unheard",
+        "worker",
+    )
+
+    def __init__(self, message_id: str) -> None:
+        self.message_id = message_id
+        self.phase = Phase.NEW
+        self.created = 0  # serial of the message
+        self.attempt = 0  # the running or last attempt; 0 before the first
+        self.claim: ClaimState | None = None  # as the log shows it; None if the message is gone
+        self.worker: W | None = None  # carries the attempt out; None if this hub does not know it
+        self.suspect: W | None = None  # the worker that lost the turn: its connection may be dead
+        self.is_interrupted = False  # a newer message has cancelled it
+        self.unheard: tuple[str, int] | None = None  # the turn and attempt with an unknown outcome of taking it in
+        self._is_orphan = False
+        self._requests = 0  # claims under way
+
+    @property
+    def is_taken(self) -> bool:
+        """Return whether an attempt has the turn, its own or that of another turn."""
+        return self.phase in (Phase.RUNNING, Phase.HELD)
+
+    @property
+    def host(self) -> tuple[str, int] | None:
+        """Return the turn, and its attempt, that the message is held by."""
+        if self.phase is not Phase.HELD or self.claim is None or self.claim.within is None:
+            return None
+        return self.claim.within, self.claim.within_generation
+
+    @property
+    def is_unchanged(self) -> bool:
+        """Return whether the log shows the turn open, and no attempt after the last known one."""
+        return self.claim is not None and self.claim.is_open and self.claim.generation == self.attempt
+
+    def observe(self, message: MessageState | None, *, is_orphan: bool) -> Left[W] | None:
+        """Note the turn as the log shows it, and follow the log unless a claim is under way.
+
+        `is_orphan`: only the process that stored this claim can carry it out, and it is this process or one that is
+        gone. Unless the turn runs here, it waits again. Like `resolve`, `due` and `lose`, return the phase that the
+        turn has left, or None if it has not moved.
+        """
+        left = self._leave()
+        self.claim = None if message is None or message.deleted else message.claim
+        if message is not None:
+            self.created = message.created
+        self._is_orphan = is_orphan
+        self._follow()
+        return self._moved(left)
+
+    def send_claim(self) -> None:
+        """Note that a claim was sent. Its outcome must be resolved."""
+        if self.phase is Phase.DELAYED:
+            self._move(TurnEvent.DUE)
+        if self.phase is Phase.WAITING:
+            self._move(TurnEvent.CLAIM)
+        self._requests += 1
+
+    def resolve(self, event: TurnEvent, attempt: int | None = None) -> Left[W] | None:
+        """Note the outcome of a claim: `TAKEN` with its attempt, `TAKEN_IN`, `REFUSED`, `FAILED` or `ENDED`."""
+        self._requests -= 1
+        is_stored = event not in (TurnEvent.REFUSED, TurnEvent.FAILED)
+        if self.phase is not Phase.CLAIMING or (self._requests and not is_stored):
+            return None
+        left = self._leave()
+        if event is TurnEvent.TAKEN_IN:
+            if self.claim is None or self.claim.within is None:  # it has ended since
+                event = TurnEvent.REFUSED
+            else:
+                attempt = self.claim.generation
+        self._move(event)
+        if attempt is not None:
+            self.attempt = attempt
+        self._follow()
+        return self._moved(left)
+
+    def due(self) -> Left[W] | None:
+        """Note that the delay after a failed claim is over."""
+        if self.phase is not Phase.DELAYED:
+            return None
+        left = self._leave()
+        self._move(TurnEvent.DUE)
+        self._follow()
+        return self._moved(left)
+
+    def lose(self, event: TurnEvent = TurnEvent.LOST) -> Left[W] | None:
+        """Let the turn wait again: its worker is gone, or the attempt that holds the message."""
+        left = self._leave()
+        self._lose(event)
+        return self._moved(left)
+
+    def _lose(self, event: TurnEvent) -> None:
+        self._move(event)
+        self.suspect = self.worker or self.suspect
+        self.worker = self.unheard = None
+
+    def _follow(self) -> None:
+        """Move as the log shows."""
+        claim = self.claim
+        if self.phase in (Phase.CLAIMING, Phase.DELAYED, Phase.OVER):
+            return
+        if claim is None or not claim.is_open:
+            self._move(TurnEvent.ENDED)
+            self.worker = None
+            return
+        if self.is_taken:
+            if claim.state == "taken" and claim.generation == self.attempt:
+                return
+            self._lose(TurnEvent.LOST)
+        is_new = claim.state == "taken" and claim.generation != self.attempt and not self._is_orphan
+        self.attempt = claim.generation
+        if is_new:
+            self._move(TurnEvent.TAKEN if claim.within is None else TurnEvent.TAKEN_IN)
+        elif self.phase is Phase.NEW:
+            self._move(TurnEvent.PENDING)
+
+    def _move(self, event: TurnEvent) -> None:
+        self.phase = TRANSITIONS[self.phase][event]
+
+    def _leave(self) -> Left[W]:
+        return Left(self.phase, self.attempt, self.worker)
+
+    def _moved(self, left: Left[W]) -> Left[W] | None:
+        return None if (left.phase, left.attempt) == (self.phase, self.attempt) else left
+
+
+class ChannelTurns(Generic[W]):
+    """The open turns of one channel."""
+
+    __slots__ = ("_turns",)
+
+    def __init__(self) -> None:
+        self._turns: dict[str, TurnState[W]] = {}  # the turn that was taken last is the last one
+
+    def __iter__(self) -> Iterator[TurnState[W]]:
+        return iter(tuple(self._turns.values()))
+
+    def __len__(self) -> int:
+        return len(self._turns)
+
+    def get(self, message_id: str) -> TurnState[W] | None:
+        """Return the open turn of a message."""
+        return self._turns.get(message_id)
+
+    def put(self, turn: TurnState[W]) -> None:
+        """Add `turn`, or make it the last one."""
+        self._turns.pop(turn.message_id, None)
+        self._turns[turn.message_id] = turn
+
+    def drop(self, turn: TurnState[W]) -> None:
+        """Forget `turn`, which is over."""
+        self._turns.pop(turn.message_id, None)
+
+    @property
+    def is_busy(self) -> bool:
+        """Return whether a turn runs, or is about to."""
+        return any(turn.is_taken or turn.phase is Phase.CLAIMING for turn in self._turns.values())
+
+    def waiting(self) -> list[TurnState[W]]:
+        """Return the waiting turns, oldest message first."""
+        waiting = [turn for turn in self._turns.values() if turn.phase is Phase.WAITING]
+        return sorted(waiting, key=lambda turn: (turn.created, turn.attempt))
+
+    def to_interrupt(self, newest: TurnState[W]) -> list[TurnState[W]]:
+        """Return the turns that the message of `newest` interrupts."""
+        older = [turn for turn in self if turn.phase is Phase.RUNNING] + self.waiting()
+        return [turn for turn in older if turn is not newest and not turn.is_interrupted]
+
+    def held_by(self, message_id: str) -> list[TurnState[W]]:
+        """Return the turns of the messages that the turn of `message_id` has taken in."""
+        return [turn for turn in self._turns.values() if turn.host is not None and turn.host[0] == message_id]
+
+    def newest_of(self, name: str, message_id: str | None) -> TurnState[W] | None:
+        """Return the running turn of agent `name` that was taken last; with `message_id` only that one."""
+        for turn in reversed(self._turns.values()):
+            is_own = turn.phase is Phase.RUNNING and turn.claim is not None and turn.claim.by == name
+            if is_own and message_id in (None, turn.message_id):
+                return turn
+        return None
+
+
+class HeldFate(Enum):
+    """The effect of the turn that holds a message on the held turn."""
+
+    HELD = "that attempt runs"
+    LOST = "that attempt is lost, or had ended before"
+    UNHEARD = "that attempt does not know that it has the message"
+    DONE = "that turn is done"
+    CANCELLED = "that turn was cancelled, or its message is gone"
+
+
+def fate_of_held(turn: TurnState[W], turns: ChannelTurns[W], state: ChannelState | None) -> HeldFate:
+    """Return the fate of `turn`, which is held. `state` is the channel's, None while it is not in memory."""
+    assert turn.host is not None
+    message_id, attempt = turn.host
+    if turn.unheard == turn.host:
+        return HeldFate.UNHEARD
+    host = state.message(message_id) if state is not None else None
+    is_open = host is not None and host.claim is not None and host.claim.is_open and not host.deleted
+    if state is None or is_open:  # outside memory: the channel is loaded again when the turn ends
+        running = turns.get(message_id)
+        is_running = running is not None and running.is_taken and running.attempt == attempt
+        return HeldFate.HELD if is_running else HeldFate.LOST
+    held = state.message(turn.message_id)
+    if host is not None and held is not None and host.last < held.last:  # the turn was over before the claim
+        return HeldFate.LOST
+    is_done = host is not None and host.claim is not None and host.claim.state == "done"
+    return HeldFate.DONE if is_done else HeldFate.CANCELLED
+
+
+def drawing() -> str:
+    """Return the drawing of `docs/architecture.md`: `TRANSITIONS` as a Mermaid state diagram."""
+    lines = ["stateDiagram-v2"]
+    for phase, row in TRANSITIONS.items():
+        source = "[*]" if phase is Phase.NEW else phase.name
+        for target in Phase:
+            if events := [event.name.lower() for event, to in row.items() if to is target]:
+                lines.append(f"    {source} --> {target.name}: {', '.join(events)}")
+    return "\n".join([*lines, "    OVER --> [*]"]) + "\n"
+
 
 # -- commands --------------------------------------------------------------------------------------------------
 

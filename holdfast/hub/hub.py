@@ -73,6 +73,7 @@ from holdfast.hub.sync import SyncHub
 from holdfast.hub.tickets import Tickets
 from holdfast.hub.ticks import Ticks
 from holdfast.hub.turns import TurnScheduler
+from holdfast.hub.workers import WorkerPool
 from holdfast.hub.writer import MessageWriter
 from holdfast.hub.wsgi import warn_of_runserver
 from holdfast.stores.base import Store
@@ -623,7 +624,7 @@ class HubCore:
                 name, self.store, self.limits, runtime.ticks, now_s=now_s, observe=self._changed
             )
             if runtime.scheduler is not None:
-                runtime.scheduler.loaded(channel)
+                runtime.scheduler.workers.loaded(channel)
         channel.used_s = now_s
         return channel
 
@@ -773,7 +774,7 @@ class HubCore:
                 self._staff(runtime)
                 assert runtime.committer is not None
                 assert runtime.scheduler is not None
-                await runtime.scheduler.recall()
+                await runtime.scheduler.workers.recall()
                 workers = [tasks.create_task(runtime.committer.run())]
                 await self._recover()
                 for callback in self._on_start:
@@ -811,18 +812,25 @@ class HubCore:
         loop, deadlines = runtime.loop, runtime.deadlines
         runtime.leases = LeaseMonitor(loop, self.clock, deadlines, self.submit)
         runtime.presence = PresenceTracker(loop, deadlines, self.limits, self.channel)
-        runtime.scheduler = TurnScheduler(
+        workers = WorkerPool(
             loop,
             self.clock,
             deadlines,
             store=self.store,
-            node=self.node,
-            submit=self.submit,
             live=lambda: list(runtime.channels.values()),
-            find=runtime.channels.get,
             spawn=self._spawn,
         )
-        leases, scheduler = runtime.leases, runtime.scheduler
+        runtime.scheduler = TurnScheduler(
+            loop,
+            self.clock,
+            deadlines,
+            workers,
+            node=self.node,
+            is_exclusive=self.store.is_exclusive,
+            submit=self.submit,
+            find=runtime.channels.get,
+        )
+        leases = runtime.leases
         runtime.committer = Committer(
             self.store,
             self.limits,
@@ -831,7 +839,7 @@ class HubCore:
             self.channel,
             self._spawn,
             runtime.pace,
-            is_served=scheduler.serves,
+            is_served=workers.serves,
             accepted=lambda channel, key: leases.renew(channel.name, key),
         )
 
@@ -887,7 +895,7 @@ class HubCore:
         while True:
             await asyncio.sleep(TIDY_S)
             self.free_memory()
-            self.scheduler.tidy()
+            self.scheduler.workers.tidy()
             try:
                 for channel, message_id in await self.store.tidy(self.clock.now_ms()):
                     self.queue(DocumentDue(channel, message_id))

@@ -77,6 +77,10 @@ class Identity(Struct, frozen=True, kw_only=True):
         """Return whether `capability` is granted on all channels."""
         return capability in self.capabilities
 
+    def capabilities_on(self, channel: str) -> list[str]:
+        """Return the capabilities that are granted on `channel`, in alphabetical order."""
+        return [one for one in sorted(CAPABILITIES) if self.has(one, channel)]
+
     def check(self, capability: str, channel: str) -> None:
         """Raise Forbidden unless this identity holds `capability` on `channel`."""
         if not self.has(capability, channel):

@@ -7,93 +7,41 @@ pending messages to matching workers, by a claim that is stored before the work 
 a message, and when it dies another takes over. Pending messages are found again after any crash, since they are in the
 store; the turn scheduler holds no state that it could not read again.
 
-A worker is an agent in this process (`holdfast.agents`) or a socket that sent `work` (`transports.session`).
+The phases of a turn are those of `holdfast.core.turns`; `docs/architecture.md` draws them. The scheduler moves each
+turn with what the log shows and with the outcomes of its own requests, and sets a timer for the phase that it enters.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import partial
-from typing import Literal, NamedTuple, Protocol
+from typing import Literal
 
 from holdfast.core.decide_work import ATTEMPTS
-from holdfast.core.errors import HoldfastError, TooMany
+from holdfast.core.errors import HoldfastError
 from holdfast.core.events import Signal
 from holdfast.core.names import COMMAND_MARK, command_key
 from holdfast.core.ops import Writer
-from holdfast.core.requests import SERVER, Caller, ClaimTurn, EndTurn, SendCommand
+from holdfast.core.requests import SERVER, Caller, ClaimTurn, EndTurn, Request, SendCommand
 from holdfast.core.state import ClaimState, MessageState
-from holdfast.core.turns import CANCEL
+from holdfast.core.turns import CANCEL, ChannelTurns, HeldFate, Left, Phase, TurnEvent, TurnState, fate_of_held
 from holdfast.hub.channel import Channel
 from holdfast.hub.clock import Clock
 from holdfast.hub.deadlines import Deadlines
 from holdfast.hub.leases import BROKEN_S, RETRY_S, Submit
-from holdfast.hub.patterns import matches
 from holdfast.hub.results import Done, Result
-from holdfast.stores.base import Store
+from holdfast.hub.workers import AssignedTurn, Worker, WorkerPool
 
 logger = logging.getLogger("holdfast.hub")
 
-WhenBusy = Literal["queue", "interrupt", "parallel"]
 LEASE_S = 15.0  # of a remote worker's turn; the worker renews it at a third
-UNHEARD_S = 120.0  # longer than the outcome of a claim may be unknown
 UNCLAIMED_S = 5.0  # after this long unclaimed, viewers get a `nobody_listening` signal
-REMEMBERED_PATTERNS = 1_000
-REMEMBERED_MS = 24 * 3600 * 1000  # messages wait this long after the last agent of their pattern was present
-NOTED_MS = 3600 * 1000  # between two notes that a pattern is still served
-PATTERN_NOTE = "served/"  # notes of served patterns, so that messages wait for an absent agent
 
-
-class TurnOffer(NamedTuple):
-    """A turn that the scheduler offers to a worker, and its attempt."""
-
-    channel: str
-    message_id: str
-    generation: int
-    lease_s: float | None  # None: the worker lives in this process and needs no renewal
-
-
-class Worker(Protocol):
-    """A component that carries out turns; identified by the object itself."""
-
-    def __hash__(self) -> int: ...
-
-    name: str  # the member that people see, and the identity of the claim
-    pattern: str
-    when_busy: WhenBusy
-    is_local: bool  # in this process
-    free: int  # turns that it can take now
-
-    def begin(self, turn: TurnOffer) -> None:
-        """Begin `turn`, which belongs to this worker. Called after the claim was stored."""
-
-    def ended(self, turn: TurnOffer, state: str) -> None:
-        """Note that the turn is over (`done`, `cancelled`) or belongs to another worker (`lost`)."""
-
-
-class _Work:
-    """The waiting and running turns of one channel."""
-
-    __slots__ = ("claiming", "interrupted", "running", "unheard", "waiting")
-
-    def __init__(self) -> None:
-        self.waiting: dict[str, tuple[int, int]] = {}  # message → its `created`, and its attempts so far
-        self.claiming: set[str] = set()
-        self.interrupted: set[str] = set()  # turns that a newer message interrupted
-        self.running: dict[str, tuple[ClaimState, Worker | None]] = {}
-        self.unheard: dict[str, Worker] = {}  # message → the last worker of its turn, whose connection may be dead
-
-    def held_by(self, message_id: str) -> list[str]:
-        """Return the messages that the turn of `message_id` has taken in."""
-        return [one for one, (claim, _) in self.running.items() if claim.within == message_id]
-
-    @property
-    def is_empty(self) -> bool:
-        return not (self.waiting or self.claiming or self.running)
+Turn = TurnState[Worker]
+Turns = ChannelTurns[Worker]
 
 
 class TurnScheduler:
@@ -104,419 +52,46 @@ class TurnScheduler:
         loop: asyncio.AbstractEventLoop,
         clock: Clock,
         deadlines: Deadlines,
+        workers: WorkerPool,
         *,
-        store: Store,
         node: str,
+        is_exclusive: bool,
         submit: Submit,
-        live: Callable[[], Iterable[Channel]],
         find: Callable[[str], Channel | None],
-        spawn: Callable[..., object],
     ) -> None:
         self._loop = loop
         self._clock = clock
         self._deadlines = deadlines
-        self._store = store
+        self.workers = workers
         self._node = node
+        self._is_exclusive = is_exclusive  # no other hub uses the store
         self._submit = submit
-        self._live = live  # the channels in memory
-        self._find = find  # one of them
-        self._spawn = spawn
-        self._workers: dict[Worker, None] = {}
-        self._patterns: dict[str, int] = {}  # served now or recently → when that was noted; messages there wait
-        self._work: dict[str, _Work] = {}
+        self._find = find  # a channel in memory
+        self._turns: dict[str, Turns] = {}
         self._is_over = False
 
     # -- workers -----------------------------------------------------------------------------------------------
 
     def register(self, worker: Worker) -> None:
         """Assign turns to `worker` from now on, and make it a member of each channel that it serves."""
-        self._workers[worker] = None
-        self._remember(worker.pattern)
-        for channel in self._live():
-            _show(worker, channel)
+        self.workers.add(worker)
         self.offer_all()
 
     def unregister(self, worker: Worker, *, is_broken: bool = False) -> None:
         """Assign no more turns to `worker`. With `is_broken` its turns lapse soon, unless they are renewed."""
-        if self._workers.pop(worker, worker) is worker and not is_broken:
+        if not self.workers.remove(worker) and not is_broken:
             return
-        for channel in self._live():
-            if matches(worker.pattern, channel.name) and channel.presence_state.disconnect(worker.name, worker):
-                if is_broken:  # a short disconnection must not flicker
-                    leave = partial(channel.presence_state.remove, worker.name)
-                    self._deadlines.set(("agent", channel.name, worker.name), self._loop.time() + BROKEN_S, leave)
-                else:
-                    channel.presence_state.remove(worker.name)
-        for name, work in list(self._work.items()):
-            for message_id, (claim, taker) in list(work.running.items()):
-                if taker is worker and is_broken:  # a worker that only takes no more turns keeps the ones it has
-                    work.running[message_id] = (claim, None)
-                    if not worker.is_local:
-                        self._lapse_in(name, message_id, claim, BROKEN_S)
+        self.workers.hide(worker, is_broken=is_broken)
+        if is_broken:  # a worker that only takes no more turns keeps the turns that it has
+            for channel, turn in self._turns_of(worker):
+                turn.worker = None
+                if not worker.is_local:
+                    self._lapse_in(channel, turn, BROKEN_S)
 
     def hand_over(self, worker: Worker, heir: Worker) -> None:
         """Pass the turns of `worker` to `heir`, a new registration of the same agent."""
-        for work in self._work.values():
-            for message_id, (claim, taker) in work.running.items():
-                if taker is worker:
-                    work.running[message_id] = (claim, heir)
-
-    def serves(self, channel: str) -> bool:
-        """Return whether agents serve `channel`, now or after they reconnect."""
-        return any(matches(pattern, channel) for pattern in self._patterns)
-
-    def has_agent(self, channel: str) -> bool:
-        """Return whether an agent for `channel` is present."""
-        return any(matches(worker.pattern, channel) for worker in self._workers)
-
-    def loaded(self, channel: Channel) -> None:
-        """Make the agents of `channel`, which was loaded, members of it."""
-        for worker in self._workers:
-            _show(worker, channel)
-
-    def stats(self) -> dict[str, int]:
-        """Return the counters of waiting and running turns and of workers."""
-        return {
-            "agents": len(self._workers),
-            "turns_waiting": sum(len(work.waiting) for work in self._work.values()),
-            "turns_running": sum(
-                claim.within is None for work in self._work.values() for claim, _ in work.running.values()
-            ),
-        }
-
-    def close(self) -> None:
-        """Assign no more turns: the hub is shutting down."""
-        self._is_over = True
-
-    # -- pending turns -----------------------------------------------------------------------------------------
-
-    async def recall(self) -> None:
-        """Read the patterns that were served before this start."""
-        for name, value in (await self._store.notes(PATTERN_NOTE)).items():
-            self._patterns[name.removeprefix(PATTERN_NOTE)] = json.loads(value)
-
-    def tidy(self) -> None:
-        """Note the served patterns, and forget the expired ones. The hub calls this every few seconds."""
-        for worker in self._workers:
-            self._remember(worker.pattern)
-        oldest_ms = self._clock.now_ms() - REMEMBERED_MS
-        for pattern in [pattern for pattern, noted_ms in self._patterns.items() if noted_ms < oldest_ms]:
-            del self._patterns[pattern]
-            self._spawn(self._store.note({PATTERN_NOTE + pattern: None}))
-
-    def inspect(self, channel: Channel, keys: Iterable[str] | None) -> None:
-        """Update the turns of the messages `keys` of `channel`; None means all."""
-        state = channel.state
-        known = self._work.get(channel.name)
-        if keys is None:
-            keys = {*state.messages, *(known.waiting if known is not None else ())}
-            keys |= set(known.running) if known is not None else set()
-        is_changed = False
-        for key in keys:
-            if not key.startswith(COMMAND_MARK):
-                is_changed |= self.inspect_message(channel.name, key, state.message(key))
-        if is_changed:
-            self._offer(channel.name)
-
-    def inspect_message(self, channel: str, key: str, message: MessageState | None) -> bool:
-        """Update the turn of the message `key`. Return True if it should be offered."""
-        claim = message.claim if message is not None else None
-        work = self._work.get(channel)
-        if claim is None and work is None:
-            return False
-        if work is None:
-            work = self._work[channel] = _Work()
-        if message is None or claim is None or message.deleted or not claim.is_open:
-            return self._drop(channel, work, key, claim)
-        if claim.state == "pending" or self._is_orphaned(work, key, claim):
-            if key in work.claiming:
-                return False
-            is_known = key in work.waiting
-            work.waiting[key] = (
-                message.created,
-                claim.generation,
-            )  # a claim that its caller gave up may be stored since
-            if not is_known:
-                self._watch_unclaimed(channel, key)
-            return not is_known
-        if key in work.waiting and work.waiting[key][1] == claim.generation:
-            return False  # its worker is gone, and no other one has it yet
-        running = work.running.get(key)
-        if running is None or running[0].generation != claim.generation:
-            work.running[key] = (claim, None)
-            work.waiting.pop(key, None)
-            if claim.within is not None:  # after all changed messages were inspected
-                self._deadlines.set(("turn", channel, key), self._loop.time(), partial(self._check_held, channel, key))
-            elif claim.lease_ms:
-                self._lapse_in(channel, key, claim, claim.lease_ms / 1000)
-            elif claim.node == self._node:  # until its worker has begun
-                self._lapse_in(channel, key, claim, BROKEN_S)
-        return False
-
-    def _is_orphaned(self, work: _Work, key: str, claim: ClaimState) -> bool:
-        """Return whether the turn has no worker: it died with its process, or its claim was stored after we gave up."""
-        if claim.node == self._node:
-            return key not in work.claiming and key not in work.running
-        return claim.node is not None and self._store.is_exclusive
-
-    def _drop(self, channel: str, work: _Work, key: str, claim: ClaimState | None) -> bool:
-        """Forget the turn of `key`: it neither waits nor runs."""
-        running = work.running.pop(key, None)
-        work.interrupted.discard(key)
-        work.unheard.pop(key, None)
-        was_known = work.waiting.pop(key, None) is not None or running is not None
-        self._deadlines.drop(("turn", channel, key))
-        self._deadlines.drop(("nobody", channel, key))
-        if running is not None and running[1] is not None:
-            turn = TurnOffer(channel, key, running[0].generation, None)
-            running[1].ended(turn, claim.state if claim is not None else "cancelled")
-        if running is not None:
-            for held in work.held_by(key):
-                self._check_held(channel, held)
-        if work.is_empty:
-            del self._work[channel]
-        return was_known
-
-    def offer_all(self) -> None:
-        """Offer waiting turns of all channels, since a worker has free slots."""
-        for channel in list(self._work):
-            self._offer(channel)
-
-    def _offer(self, channel: str) -> None:
-        work = self._work.get(channel)
-        if work is None or not work.waiting or self._is_over:
-            return
-        self._give_up(channel, work)
-        for message_id, place in sorted(work.waiting.items(), key=lambda item: item[1]):
-            worker = self._worker_for(channel, work.unheard.get(message_id))
-            if worker is None:
-                return
-            if message_id not in work.waiting:
-                continue
-            is_busy = bool(work.running or work.claiming)
-            if is_busy and worker.when_busy == "queue":
-                return
-            if worker.when_busy == "interrupt":
-                newest = max(work.waiting, key=lambda one: work.waiting[one])
-                self._interrupt_all_but(channel, work, newest)
-                if is_busy or message_id != newest:
-                    continue  # it is offered again when the running turn is over
-            del work.waiting[message_id]
-            work.claiming.add(message_id)
-            worker.free -= 1
-            self._claim(channel, message_id, place, worker)
-
-    def _give_up(self, channel: str, work: _Work) -> None:
-        """End turns that have used all attempts: a turn that kills its worker would otherwise kill one after another.
-
-        Only a turn that would be offered now is ended. So no turn ends before the hub has recovered, which decides
-        about the answer of the last attempt.
-        """
-        if not self.has_agent(channel):
-            return
-        for message_id, place in list(work.waiting.items()):
-            if place[1] >= ATTEMPTS:
-                del work.waiting[message_id]
-                work.claiming.add(message_id)
-                self._end_given_up(channel, message_id, place)
-
-    def _end_given_up(self, channel: str, message_id: str, place: tuple[int, int]) -> None:
-        """Store the end of the turn and a failed answer in one decision, so that the answer is created once."""
-
-        def done(answer: Result | HoldfastError) -> None:
-            work = self._work.get(channel)
-            if work is not None:
-                work.claiming.discard(message_id)
-            if isinstance(answer, HoldfastError):
-                self._not_claimed(channel, message_id, place, answer)
-                return
-            logger.warning("message %s of %s is given up after %d attempts", message_id, channel, place[1])
-            self._tidy(channel)
-            self._offer(channel)
-
-        try:
-            request = EndTurn(generation=place[1], failure=self._clock.new_id())
-            self._submit(channel, message_id, request, SERVER, done)
-        except HoldfastError as error:
-            done(error)
-
-    def _worker_for(self, channel: str, unheard: Worker | None) -> Worker | None:
-        """Return the worker with the most free slots; `unheard`, which may be dead, only as a last resort."""
-        fitting = [one for one in self._workers if one.free > 0 and matches(one.pattern, channel)]
-        return max(fitting, key=lambda one: (one is not unheard, one.free), default=None)
-
-    @contextmanager
-    def taking(self, channel: str, message_id: str, within: str, attempt: int) -> Iterator[None]:
-        """Hold back the offer of `message_id` while a running turn claims it.
-
-        If the claim's outcome is unknown but it was committed, the running turn does not know that it owns this
-        message.
-        """
-        work = self._work.setdefault(channel, _Work())
-        work.waiting.pop(message_id, None)
-        work.claiming.add(message_id)
-        try:
-            yield
-        except BaseException:
-            unheard = ("unheard", channel, message_id, within, attempt)
-            self._deadlines.set(unheard, self._loop.time() + UNHEARD_S, lambda: None)
-            self._check_held(channel, message_id)
-            raise
-        finally:
-            work.claiming.discard(message_id)
-            self._look_again(channel)
-            self._tidy(channel)
-            self._offer(channel)  # messages that waited behind it, if the turn ended meanwhile
-
-    def _claim(self, channel: str, message_id: str, place: tuple[int, int], worker: Worker) -> None:
-        writer = Writer(by=worker.name, node=self._node) if worker.is_local else None
-        caller = Caller(id=worker.name, writer=writer, is_server=True)
-        lease_s = 0.0 if worker.is_local else LEASE_S
-
-        def done(answer: Result | HoldfastError) -> None:
-            work = self._work.get(channel)
-            if work is not None:
-                work.claiming.discard(message_id)
-            if isinstance(answer, HoldfastError):
-                self._loop.call_soon(self.freed, worker)
-                self._not_claimed(channel, message_id, place, answer)
-                return
-            assert answer.generation is not None
-            self._claimed(worker, TurnOffer(channel, message_id, answer.generation, lease_s or None))
-
-        try:
-            self._submit(channel, message_id, ClaimTurn(generation=place[1], lease_s=lease_s), caller, done)
-        except HoldfastError as error:
-            done(error)
-
-    def _not_claimed(self, channel: str, message_id: str, place: tuple[int, int], error: HoldfastError) -> None:
-        if error.retry:
-            again = partial(self._wait_again, channel, message_id, place)
-            self._deadlines.set(("claim", channel, message_id), self._loop.time() + RETRY_S, again)
-        else:
-            logger.debug("message %s of %s was not for us: %s", message_id, channel, error)
-            self._loop.call_soon(self._offer, channel)
-
-    def _wait_again(self, channel: str, message_id: str, place: tuple[int, int]) -> None:
-        """Return the turn to the waiting ones after its claim failed, unless it has changed meanwhile."""
-        work = self._work.setdefault(channel, _Work())
-        if message_id not in work.running and message_id not in work.claiming:
-            work.waiting.setdefault(message_id, place)
-        self._look_again(channel)
-        self._offer(channel)
-
-    def _look_again(self, channel: str) -> None:
-        live = self._find(channel)
-        if live is not None:
-            self.inspect(live, None)
-
-    def _claimed(self, worker: Worker, turn: TurnOffer) -> None:
-        work = self._work.setdefault(turn.channel, _Work())
-        self._deadlines.drop(("nobody", turn.channel, turn.message_id))
-        known = work.running.get(turn.message_id)
-        if known is None or known[0].generation != turn.generation or worker not in self._workers:
-            # The turn was ended at the same time, or the worker is gone and the lease lapses.
-            self._loop.call_soon(self.freed, worker)
-            self._loop.call_soon(self._offer, turn.channel)  # messages that waited behind it
-            if known is None:
-                self._look_again(turn.channel)
-            if known is not None and worker not in self._workers:
-                self._lapse_in(turn.channel, turn.message_id, known[0], 0.0)
-            self._tidy(turn.channel)
-            return
-        work.running[turn.message_id] = (known[0], worker)
-        if worker.is_local:
-            self._deadlines.drop(("turn", turn.channel, turn.message_id))
-        worker.begin(turn)
-
-    def _tidy(self, channel: str) -> None:
-        work = self._work.get(channel)
-        if work is not None and work.is_empty:
-            del self._work[channel]
-
-    # -- running turns -----------------------------------------------------------------------------------------
-
-    def renew(self, worker: Worker, turn: TurnOffer) -> bool:
-        """Renew the lease of a remote worker's turn. Return False if the turn does not belong to it any more."""
-        running = self._running(turn.channel, turn.message_id, turn.generation)
-        if running is None:
-            return False
-        claim, _ = running
-        if claim.node is not None or claim.by != worker.name or claim.within is not None:
-            return False  # of another agent: a reconnecting worker has the same name
-        self._work[turn.channel].running[turn.message_id] = (claim, worker)
-        self._lapse_in(turn.channel, turn.message_id, claim, (claim.lease_ms or LEASE_S * 1000) / 1000)
-        return True
-
-    def claimed_by(self, channel: str, message_id: str) -> str | None:
-        """Return the name of the agent that has the turn of `message_id`, or None."""
-        work = self._work.get(channel)
-        running = work.running.get(message_id) if work is not None else None
-        return running[0].by if running is not None else None
-
-    def turn_of(self, channel: str, name: str, message_id: str | None) -> tuple[str, int, ClaimState] | None:
-        """Return the turn of `message_id` of agent `name`, its attempt and claim; with None, the newest turn."""
-        work = self._work.get(channel)
-        if work is None:
-            return None
-        own = [
-            (one, claim.generation, claim)
-            for one, (claim, _) in work.running.items()
-            if claim.by == name and claim.within is None and message_id in (None, one)
-        ]
-        return own[-1] if own else None
-
-    def _check_held(self, channel: str, message_id: str) -> None:
-        """Resolve `message_id`, which a turn had taken in: it ends with that turn, or waits again if that is lost."""
-        work = self._work.get(channel)
-        running = work.running.get(message_id) if work is not None else None
-        live = self._find(channel)
-        within = running[0].within if running is not None else None
-        if running is None or within is None:
-            return
-        claim = running[0]
-        held = live.state.message(message_id) if live is not None else None
-        host = live.state.message(within) if live is not None else None
-        # A channel outside memory is loaded again when its turn ends.
-        is_over = live is not None and (host is None or host.deleted or host.claim is None or not host.claim.is_open)
-        if ("unheard", channel, message_id, within, claim.within_generation) in self._deadlines:
-            self._lapse(channel, message_id, claim.generation)
-        elif not is_over:
-            if self._running(channel, within, claim.within_generation) is None:
-                self._lapse(channel, message_id, claim.generation)
-        elif host is not None and held is not None and host.last < held.last:  # the turn was over before
-            self._lapse(channel, message_id, claim.generation)
-        else:
-            is_done = host is not None and host.claim is not None and host.claim.state == "done"
-            self._end_held(channel, message_id, claim.generation, "done" if is_done else "cancelled")
-
-    def is_held(self, channel: str, message_id: str, within: str, attempt: int) -> bool:
-        """Return whether that attempt at the turn of `within` has taken `message_id` in."""
-        work = self._work.get(channel)
-        running = work.running.get(message_id) if work is not None else None
-        return running is not None and (running[0].within, running[0].within_generation) == (within, attempt)
-
-    def _end_held(self, channel: str, message_id: str, generation: int, state: Literal["done", "cancelled"]) -> None:
-        def done(answer: Result | HoldfastError) -> None:
-            if isinstance(answer, HoldfastError) and answer.retry:
-                again = partial(self._check_held, channel, message_id)
-                self._deadlines.set(("turn", channel, message_id), self._loop.time() + RETRY_S, again)
-
-        try:
-            self._submit(channel, message_id, EndTurn(generation=generation, state=state), SERVER, done)
-        except HoldfastError as error:
-            done(error)
-
-    def end(self, worker: Worker, turn: TurnOffer, state: Literal["done", "cancelled"], done: Done) -> None:
-        """Store the end of `turn`, then offer waiting messages. `done` gets the result."""
-        caller = Caller(id=worker.name, is_server=worker.is_local)
-
-        self._forget_worker(worker, turn)
-        try:
-            request = EndTurn(generation=turn.generation, state=state)
-            self._submit(turn.channel, turn.message_id, request, caller, done)
-        except HoldfastError as error:
-            done(error)
+        for _, turn in self._turns_of(worker):
+            turn.worker = heir
 
     def freed(self, worker: Worker) -> None:
         """Offer waiting turns: the worker has one more free slot.
@@ -534,50 +109,317 @@ class TurnScheduler:
         if live is not None:
             live.presence_state.update(worker_name, data)
 
-    def _forget_worker(self, worker: Worker, turn: TurnOffer) -> None:
-        """Do not notify the worker that ended the turn itself."""
-        running = self._running(turn.channel, turn.message_id, turn.generation)
-        if running is not None and running[1] is worker:
-            self._work[turn.channel].running[turn.message_id] = (running[0], None)
+    def stats(self) -> dict[str, int]:
+        """Return the counters of waiting and running turns and of workers."""
+        phases = [turn.phase for turns in self._turns.values() for turn in turns]
+        return {
+            "agents": len(self.workers),
+            "turns_waiting": phases.count(Phase.WAITING) + phases.count(Phase.DELAYED),
+            "turns_running": phases.count(Phase.RUNNING),
+        }
 
-    def _running(self, channel: str, message_id: str, generation: int) -> tuple[ClaimState, Worker | None] | None:
-        """Return the claim of a turn and its worker, if known; None if that attempt is over."""
-        work = self._work.get(channel)
-        running = work.running.get(message_id) if work is not None else None
-        return running if running is not None and running[0].generation == generation else None
+    def close(self) -> None:
+        """Assign no more turns: the hub is shutting down."""
+        self._is_over = True
 
-    def _lapse_in(self, channel: str, message_id: str, claim: ClaimState, term_s: float) -> None:
-        self._deadlines.set(
-            ("turn", channel, message_id),
-            self._loop.time() + term_s,
-            partial(self._lapse, channel, message_id, claim.generation),
-        )
+    def _turns_of(self, worker: Worker) -> list[tuple[str, Turn]]:
+        return [(name, turn) for name, turns in self._turns.items() for turn in turns if turn.worker is worker]
 
-    def _lapse(self, channel: str, message_id: str, generation: int) -> None:
-        """Offer the turn again: its worker is gone."""
-        running = self._running(channel, message_id, generation)
-        if running is None:
-            return
-        work = self._work[channel]
-        del work.running[message_id]
-        if running[1] is not None:
-            work.unheard[message_id] = running[1]
-            running[1].ended(TurnOffer(channel, message_id, generation, None), "lost")
-        self._deadlines.drop(("turn", channel, message_id))
+    # -- the log -----------------------------------------------------------------------------------------------
+
+    def inspect(self, channel: Channel, keys: Iterable[str] | None) -> None:
+        """Update the turns of the messages `keys` of `channel`; None means all."""
+        state = channel.state
+        if keys is None:
+            keys = {*state.messages, *(turn.message_id for turn in self._turns.get(channel.name, ()))}
+        is_changed = False
+        for key in keys:
+            if not key.startswith(COMMAND_MARK):
+                is_changed |= self.inspect_message(channel.name, key, state.message(key))
+        if is_changed:
+            self._offer(channel.name)
+
+    def inspect_message(self, channel: str, key: str, message: MessageState | None) -> bool:
+        """Update the turn of the message `key`. Return True if the turns of the channel should be offered."""
+        claim = message.claim if message is not None and not message.deleted else None
+        turn = self._turn(channel, key)
+        if turn is None:
+            if claim is None or not claim.is_open:
+                return False
+            turn = Turn(key)
+            self._turns.setdefault(channel, Turns()).put(turn)
+        node = claim.node if claim is not None else None
+        is_orphan = node is not None and (node == self._node or self._is_exclusive)
+        return self._moved(channel, turn, turn.observe(message, is_orphan=is_orphan))
+
+    def _look_again(self, channel: str) -> None:
         live = self._find(channel)
-        message = live.state.message(message_id) if live is not None else None
-        work.waiting[message_id] = (message.created if message is not None else 0, generation)
-        for held in work.held_by(message_id):
-            self._check_held(channel, held)
-        self._watch_unclaimed(channel, message_id)
+        if live is not None:
+            self.inspect(live, None)
+
+    def _moved(self, channel: str, turn: Turn, left: Left[Worker] | None) -> bool:
+        """Act on the phase that `turn` has entered. Return True if the turns of the channel should be offered."""
+        if left is None:
+            return False
+        self._set_timers(channel, turn, left.phase)
+        if turn.phase is Phase.RUNNING:
+            self._turns[channel].put(turn)  # the last one: a worker that names no turn means this one
+        if turn.phase is Phase.OVER:
+            self._forget(channel, turn)
+        if left.worker is not None:
+            is_over = turn.phase is Phase.OVER
+            state = turn.claim.state if is_over and turn.claim is not None else "cancelled" if is_over else "lost"
+            left.worker.ended(AssignedTurn(channel, turn.message_id, left.attempt, None), state)
+        if left.phase is Phase.RUNNING:
+            for held in self._turns.get(channel, Turns()).held_by(turn.message_id):
+                self._check_held(channel, held)
+        return turn.phase in (Phase.WAITING, Phase.OVER)
+
+    def _set_timers(self, channel: str, turn: Turn, left: Phase) -> None:
+        key, unclaimed, now_s = (
+            ("turn", channel, turn.message_id),
+            ("unclaimed", channel, turn.message_id),
+            self._loop.time(),
+        )
+        if turn.phase is Phase.WAITING:
+            if left in (Phase.NEW, Phase.RUNNING, Phase.HELD):
+                self._deadlines.set(unclaimed, now_s + UNCLAIMED_S, partial(self._signal_unclaimed, channel, turn))
+        elif turn.phase is not Phase.DELAYED:
+            self._deadlines.drop(unclaimed)
+        match turn.phase:
+            case Phase.DELAYED:
+                self._deadlines.set(key, now_s + RETRY_S, partial(self._try_again, channel, turn))
+            case Phase.RUNNING if turn.claim is not None and turn.claim.lease_ms:
+                self._lapse_in(channel, turn, turn.claim.lease_ms / 1000)
+            case Phase.HELD:  # after all changed messages were inspected
+                self._deadlines.set(key, now_s, partial(self._check_held, channel, turn))
+            case _:
+                self._deadlines.drop(key)
+
+    def _forget(self, channel: str, turn: Turn) -> None:
+        turns = self._turns[channel]
+        turns.drop(turn)
+        if not turns:
+            del self._turns[channel]
+
+    def _turn(self, channel: str, message_id: str) -> Turn | None:
+        turns = self._turns.get(channel)
+        return turns.get(message_id) if turns is not None else None
+
+    def _signal_unclaimed(self, channel: str, turn: Turn) -> None:
+        live = self._find(channel)
+        if turn.phase is Phase.WAITING and live is not None and not self.workers.has_agent(channel):
+            live.presence_state.signal(Signal(name="nobody_listening", data={"message": turn.message_id}))
+
+    # -- claims ------------------------------------------------------------------------------------------------
+
+    def offer_all(self) -> None:
+        """Offer waiting turns of all channels, since a worker has free slots."""
+        for channel in list(self._turns):
+            self._offer(channel)
+
+    def _offer(self, channel: str) -> None:
+        turns = self._turns.get(channel)
+        if turns is None or self._is_over:
+            return
+        waiting = [turn for turn in turns.waiting() if not self._give_up(channel, turn)]
+        for turn in waiting:
+            worker = self.workers.best_for(channel, turn.suspect)
+            if worker is None:
+                return
+            if turn.phase is not Phase.WAITING:
+                continue
+            is_busy = turns.is_busy
+            if is_busy and worker.when_busy == "queue":
+                return
+            if worker.when_busy == "interrupt":
+                self._interrupt_all_but(channel, turns, waiting[-1])
+                if is_busy or turn is not waiting[-1]:
+                    continue  # it is offered again when the running turn is over
+            turn.send_claim()
+            worker.free -= 1
+            self._claim(channel, turn, worker)
+
+    def _give_up(self, channel: str, turn: Turn) -> bool:
+        """End a turn that has used all attempts: otherwise it could kill one worker after another.
+
+        Only a turn that would be offered now is ended. So no turn ends before the hub has recovered, which decides
+        about the answer of the last attempt. The request stores the end of the turn and a failed answer in one
+        decision, so that the answer is created once.
+        """
+        if turn.attempt < ATTEMPTS or not self.workers.has_agent(channel):
+            return False
+
+        def done(answer: Result | HoldfastError) -> None:
+            if isinstance(answer, HoldfastError):
+                self._not_claimed(channel, turn, answer)
+                return
+            logger.warning("message %s of %s is given up after %d attempts", turn.message_id, channel, turn.attempt)
+            self._moved(channel, turn, turn.resolve(TurnEvent.ENDED))
+            self._offer(channel)
+
+        turn.send_claim()
+        request = EndTurn(generation=turn.attempt, failure=self._clock.new_id())
+        self._request(channel, turn.message_id, request, SERVER, done)
+        return True
+
+    @contextmanager
+    def taking(self, channel: str, message_id: str, within: str, attempt: int) -> Iterator[None]:
+        """Hold back the offer of `message_id` while a running turn claims it.
+
+        If the claim's outcome is unknown but it was committed, the running turn does not know that it owns this
+        message.
+        """
+        live = self._find(channel)
+        if live is not None:
+            self.inspect_message(channel, message_id, live.state.message(message_id))
+        turn = self._turn(channel, message_id)
+        if turn is None or turn.is_taken:  # the claim will be refused
+            yield
+            return
+        turn.send_claim()
+        event = TurnEvent.REFUSED
+        try:
+            yield
+            event = TurnEvent.TAKEN_IN
+        finally:
+            turn.unheard = (within, attempt) if event is TurnEvent.REFUSED else None
+            self._moved(channel, turn, turn.resolve(event))
+            self._check_held(channel, turn)
+            self._look_again(channel)
+            self._offer(channel)  # messages that waited behind it, if the turn ended meanwhile
+
+    def _claim(self, channel: str, turn: Turn, worker: Worker) -> None:
+        writer = Writer(by=worker.name, node=self._node) if worker.is_local else None
+        caller = Caller(id=worker.name, writer=writer, is_server=True)
+        lease_s = 0.0 if worker.is_local else LEASE_S
+
+        def done(answer: Result | HoldfastError) -> None:
+            if isinstance(answer, HoldfastError):
+                self._loop.call_soon(self.freed, worker)
+                self._not_claimed(channel, turn, answer)
+                return
+            assert answer.generation is not None
+            self._claimed(worker, turn, AssignedTurn(channel, turn.message_id, answer.generation, lease_s or None))
+
+        self._request(channel, turn.message_id, ClaimTurn(generation=turn.attempt, lease_s=lease_s), caller, done)
+
+    def _not_claimed(self, channel: str, turn: Turn, error: HoldfastError) -> None:
+        # A refusal that the log does not explain would follow again, if the claim was sent again at once.
+        event = TurnEvent.FAILED if error.retry or turn.is_unchanged else TurnEvent.REFUSED
+        self._moved(channel, turn, turn.resolve(event))
+        if not error.retry:
+            logger.debug("message %s of %s was not for us: %s", turn.message_id, channel, error)
+            self._loop.call_soon(self._offer, channel)
+
+    def _try_again(self, channel: str, turn: Turn) -> None:
+        """Let the turn wait again after its claim failed, unless it has changed meanwhile."""
+        self._moved(channel, turn, turn.due())
+        self._look_again(channel)
         self._offer(channel)
 
-    def _interrupt_all_but(self, channel: str, work: _Work, newest: str) -> None:
-        own = [one for one, (claim, _) in work.running.items() if claim.within is None]
-        for message_id in [*own, *work.waiting]:
-            if message_id != newest and message_id not in work.interrupted:
-                work.interrupted.add(message_id)
-                self._interrupt(channel, message_id, command_key(self._clock.new_id()))
+    def _claimed(self, worker: Worker, turn: Turn, assigned: AssignedTurn) -> None:
+        self._moved(assigned.channel, turn, turn.resolve(TurnEvent.TAKEN, assigned.generation))
+        is_ours = turn.phase is Phase.RUNNING and turn.attempt == assigned.generation
+        if is_ours and worker in self.workers:
+            turn.worker = worker
+            worker.begin(assigned)
+            if worker.when_busy == "interrupt":  # a newer message may be stored with the claim
+                self._offer(assigned.channel)
+            return
+        # The turn was ended at the same time, or the worker is gone and the lease lapses.
+        self._loop.call_soon(self.freed, worker)
+        self._loop.call_soon(self._offer, assigned.channel)  # messages that waited behind it
+        if is_ours:
+            self._lapse_in(assigned.channel, turn, 0.0)
+
+    def _request(self, channel: str, key: str, request: Request, caller: Caller, done: Done) -> None:
+        try:
+            self._submit(channel, key, request, caller, done)
+        except HoldfastError as error:
+            done(error)
+
+    # -- running turns -----------------------------------------------------------------------------------------
+
+    def renew(self, worker: Worker, assigned: AssignedTurn) -> bool:
+        """Renew the lease of a remote worker's turn. Return False if the turn does not belong to it any more."""
+        turn = self._running(assigned)
+        if turn is None or turn.claim is None or turn.claim.node is not None or turn.claim.by != worker.name:
+            return False  # of another agent: a reconnecting worker has the same name
+        turn.worker = worker
+        self._lapse_in(assigned.channel, turn, (turn.claim.lease_ms or LEASE_S * 1000) / 1000)
+        return True
+
+    def claimed_by(self, channel: str, message_id: str) -> str | None:
+        """Return the name of the agent that has the turn of `message_id`, or None."""
+        turn = self._turn(channel, message_id)
+        return turn.claim.by if turn is not None and turn.is_taken and turn.claim is not None else None
+
+    def turn_of(self, channel: str, name: str, message_id: str | None) -> tuple[str, int, ClaimState] | None:
+        """Return the turn of `message_id` of agent `name`, its attempt and claim; with None, the newest turn."""
+        turn = self._turns.get(channel, Turns()).newest_of(name, message_id)
+        return (turn.message_id, turn.attempt, turn.claim) if turn is not None and turn.claim is not None else None
+
+    def is_held(self, channel: str, message_id: str, within: str, attempt: int) -> bool:
+        """Return whether that attempt at the turn of `within` has taken `message_id` in."""
+        turn = self._turn(channel, message_id)
+        return turn is not None and turn.host == (within, attempt)
+
+    def end(self, worker: Worker, assigned: AssignedTurn, state: Literal["done", "cancelled"], done: Done) -> None:
+        """Store the end of a turn, then offer waiting messages. `done` gets the result."""
+        turn = self._running(assigned)
+        if turn is not None and turn.worker is worker:
+            turn.worker = None  # the worker that ends the turn needs no notification
+        caller = Caller(id=worker.name, is_server=worker.is_local)
+        request = EndTurn(generation=assigned.generation, state=state)
+        self._request(assigned.channel, assigned.message_id, request, caller, done)
+
+    def _running(self, assigned: AssignedTurn) -> Turn | None:
+        """Return the turn if that attempt runs."""
+        turn = self._turn(assigned.channel, assigned.message_id)
+        is_running = turn is not None and turn.phase is Phase.RUNNING and turn.attempt == assigned.generation
+        return turn if is_running else None
+
+    def _check_held(self, channel: str, turn: Turn) -> None:
+        """Resolve a turn that another one had taken in: it ends with that turn, or waits again if that is lost."""
+        if turn.host is None:
+            return
+        live = self._find(channel)
+        match fate_of_held(turn, self._turns[channel], live.state if live is not None else None):
+            case HeldFate.LOST:
+                self._lose(channel, turn)
+            case HeldFate.UNHEARD:
+                self._lose(channel, turn, TurnEvent.UNHEARD)
+            case HeldFate.DONE:
+                self._end_held(channel, turn, "done")
+            case HeldFate.CANCELLED:
+                self._end_held(channel, turn, "cancelled")
+
+    def _end_held(self, channel: str, turn: Turn, state: Literal["done", "cancelled"]) -> None:
+        def done(answer: Result | HoldfastError) -> None:
+            if isinstance(answer, HoldfastError) and answer.retry:
+                again = partial(self._check_held, channel, turn)
+                self._deadlines.set(("turn", channel, turn.message_id), self._loop.time() + RETRY_S, again)
+
+        self._request(channel, turn.message_id, EndTurn(generation=turn.attempt, state=state), SERVER, done)
+
+    def _lapse_in(self, channel: str, turn: Turn, term_s: float) -> None:
+        lapse = partial(self._lapse, channel, turn, turn.attempt)
+        self._deadlines.set(("turn", channel, turn.message_id), self._loop.time() + term_s, lapse)
+
+    def _lapse(self, channel: str, turn: Turn, attempt: int) -> None:
+        if turn.phase is Phase.RUNNING and turn.attempt == attempt:
+            self._lose(channel, turn)
+
+    def _lose(self, channel: str, turn: Turn, event: TurnEvent = TurnEvent.LOST) -> None:
+        """Offer the turn again: its worker is gone, or the attempt that held it."""
+        self._moved(channel, turn, turn.lose(event))
+        self._offer(channel)
+
+    def _interrupt_all_but(self, channel: str, turns: Turns, newest: Turn) -> None:
+        for turn in turns.to_interrupt(newest):
+            turn.is_interrupted = True
+            self._interrupt(channel, turn.message_id, command_key(self._clock.new_id()))
 
     def _interrupt(self, channel: str, message_id: str, key: str) -> None:
         """Cancel the turn of `message_id`, as a `cancel` would: a newer message interrupts it."""
@@ -589,37 +431,5 @@ class TurnScheduler:
             elif isinstance(answer, HoldfastError):
                 logger.debug("message %s of %s needed no interruption: %s", message_id, channel, answer)
 
-        try:
-            command = SendCommand(name=CANCEL.name, target=message_id, data={"reason": "interrupted"})
-            self._submit(channel, key, command, SERVER, done)
-        except HoldfastError as error:
-            done(error)
-
-    def _watch_unclaimed(self, channel: str, message_id: str) -> None:
-        """Schedule the `nobody_listening` signal for a message that waits from now on."""
-        nobody_came = partial(self._signal_unclaimed, channel, message_id)
-        self._deadlines.set(("nobody", channel, message_id), self._loop.time() + UNCLAIMED_S, nobody_came)
-
-    def _signal_unclaimed(self, channel: str, message_id: str) -> None:
-        work = self._work.get(channel)
-        live = self._find(channel)
-        if work is not None and message_id in work.waiting and live is not None and not self.has_agent(channel):
-            live.presence_state.signal(Signal(name="nobody_listening", data={"message": message_id}))
-
-    def _remember(self, pattern: str) -> None:
-        now_ms = self._clock.now_ms()
-        noted_ms = self._patterns.get(pattern)
-        if noted_ms is not None and 0 <= now_ms - noted_ms < NOTED_MS:
-            return
-        if noted_ms is None and len(self._patterns) >= REMEMBERED_PATTERNS:
-            logger.warning("agents serve more than %d patterns; %r is not remembered", REMEMBERED_PATTERNS, pattern)
-            return
-        self._patterns[pattern] = now_ms
-        self._spawn(self._store.note({PATTERN_NOTE + pattern: json.dumps(now_ms).encode()}))
-
-
-def _show(worker: Worker, channel: Channel) -> None:
-    """Make `worker` a member of `channel` if it serves it. In a full channel it works without being a member."""
-    if matches(worker.pattern, channel.name):
-        with suppress(TooMany):
-            channel.presence_state.enter(worker.name, "agent", worker, {"state": "listening"})
+        command = SendCommand(name=CANCEL.name, target=message_id, data={"reason": "interrupted"})
+        self._request(channel, key, command, SERVER, done)

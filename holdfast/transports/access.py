@@ -36,6 +36,7 @@ from holdfast.hub.tickets import Ticket
 from holdfast.transports.codec import unexpected
 from holdfast.transports.operations import BY_NAME, Operation
 from holdfast.transports.query import Query
+from holdfast.transports.server_connection import mark_known
 
 logger = logging.getLogger("holdfast.transports")
 
@@ -95,11 +96,13 @@ async def known_identity(hub: HubCore, scope: Scope) -> Identity | None:
     if verify is None:
         claimed = claimed_identity(scope)
         check_id(claimed.client_id, "a client id")
+        mark_known(scope)
         return claimed
     check_origin(scope, hub.allowed_origins, is_by_cookie=is_by_cookie(hub, scope))
     identity = await _verified(partial(verify, scope))
     if identity is not None:
         check_identity(hub, identity)
+        mark_known(scope)
         hub.rates.request(identity, peer_of(scope))
     return identity
 
@@ -301,6 +304,19 @@ def count_new_channel(hub: HubCore, identity: Identity, result: Result) -> None:
         hub.rates.began(identity)
 
 
+def describe_caller(hub: HubCore, identity: Identity, channel: str | None = None) -> dict[str, Any]:
+    """Return what a client learns about itself: its id, its capabilities on `channel`, and when its identity expires.
+
+    `expires_s` counts from now: the clocks of clients are often wrong.
+    """
+    about: dict[str, Any] = {} if identity.client_id is None else {"id": identity.client_id}
+    if channel is not None:
+        about["can"] = identity.capabilities_on(channel)
+    if identity.expires_at_ms is not None:
+        about["expires_s"] = max(0, identity.expires_at_ms - hub.clock.now_ms()) / 1000
+    return about
+
+
 # Who may follow a channel
 
 
@@ -327,6 +343,7 @@ async def admit_stream(
     else:
         ticket = hub.tickets.read(text, check_channel(channel), parse_cursor(header(scope, b"last-event-id")))
         identity = ticket.identity()
+        mark_known(scope)
     check_operation(identity, operation, channel)
     return identity, ticket
 

@@ -36,7 +36,7 @@ from holdfast.transports.heartbeats import Heartbeats
 from holdfast.transports.http import no_such_path, problem_response, routes
 from holdfast.transports.longpoll import poll
 from holdfast.transports.message_stream import message_events
-from holdfast.transports.operations import OPERATIONS
+from holdfast.transports.operations import BY_NAME, OPERATIONS
 from holdfast.transports.problem import Headers, problem_messages
 from holdfast.transports.sender import FAREWELL_S
 from holdfast.transports.sse import channel_events, is_started
@@ -120,7 +120,8 @@ class App:
         path = path_below(scope)
         stream = _STREAM.match(path)
         try:
-            check_local_only(self.hub, scope)
+            if path != BY_NAME["version"].path:  # a client that cannot connect asks there what is wrong
+                check_local_only(self.hub, scope)
             if stream is None or scope["method"] not in ("GET", "HEAD"):
                 await self._plain({**scope, "path": path, "root_path": ""}, receive, send)
                 return

@@ -18,7 +18,7 @@ from holdfast.core.names import check_channel
 from holdfast.hub.batches import Behind
 from holdfast.hub.feed import Feed
 from holdfast.hub.hub import HubCore
-from holdfast.transports.access import allowed_history, check_operation
+from holdfast.transports.access import allowed_history, check_operation, describe_caller
 from holdfast.transports.close_codes import FAILED
 from holdfast.transports.frames import AttachFrame, DetachFrame
 from holdfast.transports.operations import BY_NAME
@@ -103,7 +103,7 @@ class Attachments:
                 del self._by_channel[channel]
             session.reply_failed(frame.ref, error)
             return
-        session.reply({"type": "ok", "ref": frame.ref})
+        session.reply({"type": "ok", "ref": frame.ref, "you": describe_caller(self._hub, session.identity, channel)})
         if self._by_channel.get(channel) is attachment:
             attachment.feed = feed
             self.feed_woken(attachment)

@@ -96,7 +96,7 @@ def socket_of(send: Send) -> Any:
     module = sys.modules.get("uvicorn.protocols.websockets.websockets_sansio_impl")
     protocol: Any = getattr(send, "__self__", None)
     kind: Any = getattr(module, "WebSocketsSansIOProtocol", None)
-    if kind is None or type(protocol) is not kind:
+    if kind is None or not isinstance(protocol, kind) or type(protocol).send is not kind.send:
         return None
     expected = ("transport", "writable", "disconnected", "handshake_complete", "close_sent", "initial_response", "conn")
     conn = getattr(protocol, "conn", None)

@@ -10,13 +10,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from typing import Any
 
 from holdfast.core.errors import Forbidden, Unauthenticated
 from holdfast.hub.hub import HubCore
 from holdfast.hub.identity import Identity, Scope
 from holdfast.hub.rates import ConnectionSlot
 from holdfast.hub.tickets import Ticket
-from holdfast.transports.access import identity_by_token, peer_of
+from holdfast.transports.access import describe_caller, identity_by_token, peer_of
+from holdfast.transports.server_connection import mark_known
 
 # A timer beyond this is set in steps: event loops count in floats, and none sleeps for longer than a day.
 _MAX_TIMER_S = 12 * 3600.0
@@ -81,9 +83,14 @@ class Credentials:
             )
         if self._identity is None:
             self._slot = self._slot or self._take_slot(identity)
+            mark_known(self._scope)
         self._identity = identity
         self._set_timer()
         return identity
+
+    def describe(self) -> dict[str, Any]:
+        """Return the client's id, if it has one, and the seconds until the identity expires."""
+        return describe_caller(self._hub, self.identity)
 
     # Rates
 

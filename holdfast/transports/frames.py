@@ -27,7 +27,7 @@ from holdfast.core.requests import (
     TakeOver,
     UpdateMessage,
 )
-from holdfast.hub.turns import WhenBusy
+from holdfast.hub.workers import WhenBusy
 
 Ref = Annotated[str, Meta(max_length=64)] | Annotated[int, Meta(ge=-(2**53), le=2**53)]
 

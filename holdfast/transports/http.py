@@ -275,6 +275,11 @@ def problem_response(error: HoldfastError) -> Response:
 OpenHandler = Callable[[HubCore, Request], Awaitable[Response]]
 
 
+async def version(hub: HubCore, request: Request) -> Response:
+    """Tell a client that a Holdfast server answers here, and which version of the protocol it speaks."""
+    return _json({"server": "holdfast", "protocol": 1})
+
+
 async def health(hub: HubCore, request: Request) -> Response:
     """Confirm that the process answers."""
     return _json({"status": "ok"})
@@ -321,7 +326,7 @@ _HANDLERS: dict[str, Handler] = {
     "delete_channel": delete_channel,
     "ticket": create_ticket,
 }
-_OPEN_HANDLERS: dict[str, OpenHandler] = {"health": health, "ready": ready, "metrics": metrics}
+_OPEN_HANDLERS: dict[str, OpenHandler] = {"version": version, "health": health, "ready": ready, "metrics": metrics}
 
 # Bodies that are the request itself; of a part only the value is one, which the core checks.
 _BODIES: dict[str, msgspec.json.Decoder[Any]] = {

@@ -10,6 +10,7 @@ presence, which is not in the log. Between two polls the server does not remembe
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 from starlette.types import Receive, Send
 
@@ -19,11 +20,11 @@ from holdfast.hub.batches import Behind, EncodedBatch
 from holdfast.hub.feed import Feed
 from holdfast.hub.hub import HubCore
 from holdfast.hub.identity import Expired, Scope
-from holdfast.transports.access import admit_poll, allowed_history
+from holdfast.transports.access import admit_poll, allowed_history, describe_caller
 from holdfast.transports.credentials import Credentials
 from holdfast.transports.query import Query
 from holdfast.transports.resume_limits import ResumeLimits, known_since, resume_limits_of
-from holdfast.transports.sse import Open, since_of
+from holdfast.transports.sse import Open, is_own_client, since_of
 
 MAX_WAIT_S = 60  # networks cut connections that are silent for longer
 DEFAULT_WAIT_S = 25
@@ -57,7 +58,8 @@ async def poll(app: Open, scope: Scope, receive: Receive, send: Send, channel: s
             feed.close()
     finally:
         credentials.leave()
-    await _send_response(app, scope, send, cursor, events)
+    about = describe_caller(hub, identity, channel) if is_own_client(scope, query) else None
+    await _send_response(app, scope, send, cursor, events, about)
 
 
 class _Poll:
@@ -174,8 +176,11 @@ async def _until_disconnected(receive: Receive) -> None:
         pass
 
 
-async def _send_response(app: Open, scope: Scope, send: Send, cursor: str, events: list[bytes]) -> None:
-    body = b'{"cursor":%b,"events":[%b]}' % (encode_json(cursor), b",".join(events))
+async def _send_response(
+    app: Open, scope: Scope, send: Send, cursor: str, events: list[bytes], about: dict[str, Any] | None
+) -> None:
+    you = b"" if about is None else b'"you":%b,' % encode_json(about)
+    body = b'{%b"cursor":%b,"events":[%b]}' % (you, encode_json(cursor), b",".join(events))
     headers = [
         (b"content-type", b"application/json"),
         (b"cache-control", b"no-store"),

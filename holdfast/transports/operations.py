@@ -110,6 +110,7 @@ OPERATIONS = (
     Operation("take_turn", ("agent",), frame=TurnTakeFrame),
     Operation("end_turn", ("agent",), frame=TurnDoneFrame),
     Operation("pong", frame=PongFrame),
+    Operation("version", (), "GET", "/v1", kind="open"),
     Operation("health", (), "GET", "/healthz", kind="open"),
     Operation("ready", (), "GET", "/readyz", kind="open"),
     # `admin` of all channels, and only for a request from elsewhere (`access.check_metrics`).

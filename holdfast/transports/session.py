@@ -37,7 +37,7 @@ from holdfast.core.requests import PutPart, Request
 from holdfast.hub.hub import HubCore
 from holdfast.hub.identity import Identity
 from holdfast.hub.results import Result
-from holdfast.hub.turns import TurnOffer
+from holdfast.hub.workers import AssignedTurn
 from holdfast.transports.access import (
     caller_of,
     check_create,
@@ -380,7 +380,7 @@ class Session:
 
     # Replies
 
-    def give_turn(self, worker: SocketWorker, turn: TurnOffer) -> None:
+    def give_turn(self, worker: SocketWorker, turn: AssignedTurn) -> None:
         """Send a turn to an agent of this socket."""
         message = self._hub.channel(turn.channel).state.message(turn.message_id)
         if message is None or self.closing is not None:

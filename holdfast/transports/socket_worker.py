@@ -17,7 +17,8 @@ from holdfast.core.names import check_channel, check_id
 from holdfast.core.patterns import RULE, is_pattern, matches
 from holdfast.hub.hub import HubCore
 from holdfast.hub.results import Done, Result
-from holdfast.hub.turns import LEASE_S, TurnOffer, WhenBusy
+from holdfast.hub.turns import LEASE_S
+from holdfast.hub.workers import AssignedTurn, WhenBusy
 from holdfast.transports.access import check_work, member_of
 from holdfast.transports.frames import TurnDoneFrame, TurnRenewFrame, TurnTakeFrame, WorkFrame
 
@@ -35,7 +36,7 @@ class SocketWorker:
 
     def __init__(
         self,
-        give: Callable[[SocketWorker, TurnOffer], None],
+        give: Callable[[SocketWorker, AssignedTurn], None],
         hub: HubCore,
         name: str,
         pattern: str,
@@ -48,7 +49,7 @@ class SocketWorker:
         self.free = slots
         self._give = give
         self._hub = hub
-        self.turns: set[TurnOffer] = set()
+        self.turns: set[AssignedTurn] = set()
         self.is_listed = True  # whether the scheduler may give it turns
 
     def take_over(self, other: SocketWorker) -> None:
@@ -60,12 +61,12 @@ class SocketWorker:
         """Return whether it has this turn or, with None, any turn in the channel."""
         return any(turn.channel == channel and message_id in (None, turn.message_id) for turn in self.turns)
 
-    def begin(self, turn: TurnOffer) -> None:
+    def begin(self, turn: AssignedTurn) -> None:
         """Of `Worker`: send the turn to the agent."""
         self.turns.add(turn)
         self._give(self, turn)
 
-    def ended(self, turn: TurnOffer, state: str) -> None:
+    def ended(self, turn: AssignedTurn, state: str) -> None:
         """Of `Worker`: free the slot of a turn that ended elsewhere."""
         self._free(turn)
 
@@ -97,10 +98,10 @@ class SocketWorker:
         """Return whether it has a turn in `channel`."""
         return any(turn.channel == channel for turn in self.turns)
 
-    def _turn(self, frame: TurnRenewFrame | TurnDoneFrame) -> TurnOffer:
-        return TurnOffer(check_channel(frame.channel), check_id(frame.message), frame.generation, LEASE_S)
+    def _turn(self, frame: TurnRenewFrame | TurnDoneFrame) -> AssignedTurn:
+        return AssignedTurn(check_channel(frame.channel), check_id(frame.message), frame.generation, LEASE_S)
 
-    def _free(self, turn: TurnOffer) -> None:
+    def _free(self, turn: AssignedTurn) -> None:
         known = next((one for one in self.turns if one[:3] == turn[:3]), None)
         if known is not None:
             self.turns.discard(known)
@@ -121,7 +122,7 @@ class SocketWorkers:
     def __init__(
         self,
         hub: HubCore,
-        give: Callable[[SocketWorker, TurnOffer], None],
+        give: Callable[[SocketWorker, AssignedTurn], None],
         start_task: Callable[[Coroutine[Any, Any, None]], object],
     ) -> None:
         self._hub = hub

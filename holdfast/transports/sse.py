@@ -18,11 +18,12 @@ from starlette.types import Message, Receive, Send
 
 from holdfast.core.cursor import Cursor, parse_cursor
 from holdfast.core.errors import Draining, HoldfastError, StoreUnavailable, TooMany
+from holdfast.core.events import encode_json
 from holdfast.hub.batches import Behind, EncodedBatch
 from holdfast.hub.feed import Feed
 from holdfast.hub.hub import HubCore
 from holdfast.hub.identity import Expired, Scope
-from holdfast.transports.access import admit_stream, allowed_history, header
+from holdfast.transports.access import admit_stream, allowed_history, describe_caller, header
 from holdfast.transports.chunks import Chunks
 from holdfast.transports.codec import unexpected
 from holdfast.transports.credentials import Credentials
@@ -62,11 +63,11 @@ class EventStream:
     __slots__ = (
         "_app",
         "_catching_up",
-        "_is_own_client",
         "_ping",
         "_seal",
         "credentials",
         "feed",
+        "is_own_client",
         "ping_s",
         "resume_limits",
         "sender",
@@ -83,7 +84,7 @@ class EventStream:
         sender_class: type[Sender] | None = None,
     ) -> None:
         self._app = app
-        self._is_own_client = is_own_client
+        self.is_own_client = is_own_client
         self.credentials = credentials
         self._seal = seal_of(app.hub, credentials)
         self._ping = _COMMENT if ping_s is None else _PING
@@ -195,7 +196,7 @@ class EventStream:
         """Break the stream off. An EventSource is sent when to reconnect; our clients have their own back-off."""
         if self.sender.is_over:
             return
-        has_farewell = not self.sender.is_busy and not self._is_own_client
+        has_farewell = not self.sender.is_busy and not self.is_own_client
         last = {"type": "http.response.body", "body": farewell(why), "more_body": True} if has_farewell else None
         self.sender.end(last)
 
@@ -206,7 +207,11 @@ async def channel_events(app: Open, scope: Scope, receive: Receive, send: Send, 
     if stream is None:
         return
     try:
-        await start_stream(app, scope, send)
+        # The batches of a channel are the same bytes for all its viewers, so the caller is described beside them. An
+        # EventSource gets no such event: it learns its identity elsewhere.
+        identity = stream.credentials.identity
+        about = encode_json({"type": "you", **describe_caller(app.hub, identity, channel)})
+        await start_stream(app, scope, send, b"event: you\ndata: %b\n\n" % about if stream.is_own_client else b"")
         await stream.run(receive)
     finally:
         stream.close()
@@ -264,11 +269,11 @@ def sealed(batch: EncodedBatch, extra: str) -> bytes:
     return b"%b:%b\n\n" % (batch.sse.removesuffix(b"\n\n"), extra.encode())
 
 
-async def start_stream(app: Open, scope: Scope, send: Send) -> None:
-    """Send the head of a stream, and the delay after which an EventSource reconnects by itself."""
+async def start_stream(app: Open, scope: Scope, send: Send, first: bytes = b"") -> None:
+    """Send the head of a stream, the delay after which an EventSource reconnects by itself, and `first`."""
     scope[_STARTED] = True
     await send({"type": "http.response.start", "status": 200, "headers": [*_stream_headers(), *app.cors(scope)]})
-    await send({"type": "http.response.body", "body": _retry(RETRY_MS), "more_body": True})
+    await send({"type": "http.response.body", "body": _retry(RETRY_MS) + first, "more_body": True})
 
 
 def is_started(scope: Scope) -> bool:

@@ -40,6 +40,7 @@ from holdfast.transports.credentials import Credentials
 from holdfast.transports.frames import AuthFrame
 from holdfast.transports.heartbeats import Heartbeats
 from holdfast.transports.sender import FAREWELL_S, DirectSender, Sender, TaskSender
+from holdfast.transports.server_connection import expect_introduction
 from holdfast.transports.session import PING_S, Session, ref_in
 from holdfast.transports.sse import RETRY_MS
 
@@ -47,7 +48,8 @@ SUBPROTOCOL = "holdfast.v1"
 
 AUTH_TIMEOUT_S = 5.0  # for the first frame of a socket whose upgrade request had no credentials
 AUTH_BYTES = 8 * 1024  # of a frame with a token
-MAX_UNAUTHENTICATED = 1_000  # sockets that wait for their `auth`; they cost little, and for seconds only
+# Sockets that wait for their `auth`; they cost little, and for seconds only. `holdfast serve` counts them by address.
+MAX_UNAUTHENTICATED = 1_000
 
 _auth = msgspec.json.Decoder(AuthFrame)
 
@@ -80,7 +82,7 @@ class Sockets:
             credentials.take_slot()
         elif header(scope, b"authorization") is not None:
             raise Unauthenticated("the hub's verifier does not accept the credentials of this request")
-        elif len(self._unauthenticated) >= MAX_UNAUTHENTICATED:
+        elif not expect_introduction(scope, 2 * AUTH_TIMEOUT_S) and len(self._unauthenticated) >= MAX_UNAUTHENTICATED:
             raise Busy(f"too many unauthenticated connections (limit {MAX_UNAUTHENTICATED})")
         return credentials
 
@@ -168,7 +170,7 @@ class Authentication:
             await self._send_frame(refusal)
             await self._close(_CODES.get(type(error), UNAUTHENTICATED), error.code)
             return False
-        await self._send_frame({"type": "ok", "ref": auth.ref})
+        await self._send_frame({"type": "ok", "ref": auth.ref, "you": self._credentials.describe()})
         return True
 
     async def _send_frame(self, frame: dict[str, Any]) -> None:
@@ -304,7 +306,7 @@ class Socket:
         finally:
             self._is_renewing = False
         session.identity = identity
-        session.reply({"type": "ok", "ref": auth.ref})
+        session.reply({"type": "ok", "ref": auth.ref, "you": self.credentials.describe()})
         if session.closing is None and not identity.includes(before):
             # It may be attached, present or at work by a capability that it lost: the client requests each anew.
             session.end(NARROWED, "forbidden")

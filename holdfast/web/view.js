@@ -47,16 +47,6 @@ import { countPoints, dropPoints } from "./text.js"
  *   `more`: whether older messages exist; `commands`: the pending ones
  */
 
-/** The events this view knows; others are ignored (rule 7). */
-export const EVENT_TYPES = [
-  "channel.attached",
-  ...["create", "update", "append", "part", "finish", "takeover", "delete"].map((name) => `message.${name}`),
-  "command",
-  "command.reply",
-  ...["enter", "update", "leave", "sync"].map((name) => `presence.${name}`),
-  "signal",
-]
-
 // Serials of objects that are not in view. They matter only while a history page is on its way or a batch is repeated,
 // so the oldest may be dropped; without a bound a page that is open for weeks would grow without end.
 const REMEMBERED = 10_000
@@ -109,6 +99,11 @@ export class View {
   /** The connection has ended: the server sends an incomplete batch again from the cursor. */
   disconnect() {
     this.#aside = null
+  }
+
+  /** Return whether the view has a message, or knows that it was deleted. @param {string} id */
+  knows(id) {
+    return this.#fold.entries.has(id) || this.#fold.deleted.has(id)
   }
 
   /** The `before` of the request for the next older page (rule 3). */

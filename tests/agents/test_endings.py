@@ -1,4 +1,4 @@
-"""How turns end that end badly: cancelled in mid-opening, deaf to cancellation, cancelled by themselves."""
+"""Turns that end early: cancelled while an answer is opened, ignoring a cancellation, cancelled by their own code."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Slow(MemoryStore):
 
 
 async def endings(hub: Hub) -> list[tuple[str, str, str | None]]:
-    """Text, status and reason of the answers."""
+    """Return the text, the status and the reason of each answer."""
     return [(one.text, one.status, one.reason) for one in await messages(hub) if one.role == "assistant"]
 
 
@@ -44,13 +44,13 @@ async def test_an_answer_that_is_stopped_while_it_is_opened_ends_cancelled() -> 
         nonlocal is_entered
         begun.set()
         await asyncio.sleep(0.05)  # the command is being stored
-        async with turn.reply():  # and this waits for that
+        async with turn.reply():  # this create waits for the same commit
             is_entered = True
 
     asked = await hub.create("chat:1", text="?")
     await begun.wait()
     await hub.command("chat:1", "cancel", target=asked.id)
-    await asyncio.sleep(1.5)  # before the server would do it
+    await asyncio.sleep(1.5)  # before the server carries out the cancel
     assert (await endings(hub), is_entered) == ([("", "cancelled", None)], False)
     assert hub.scheduler.stats()["turns_running"] == 0
     await hub.close()
@@ -69,14 +69,14 @@ async def test_a_message_whose_opening_is_cancelled_streams_no_longer() -> None:
 
 
 @virtually
-async def test_a_message_that_was_left_while_the_store_was_down_is_ended_when_it_is_back() -> None:
-    """Its end could not be stored when its opening was cancelled, and whoever wrote it has gone."""
+async def test_abandoned_message_is_ended_when_the_store_recovers() -> None:
+    """The opening was cancelled, the store failed for its end, and its writer has ended since."""
     store = Slow()
     hub = new_hub(store)
     opening = asyncio.ensure_future(hub.message("chat:1").open())
     await asyncio.sleep(0.05)
     opening.cancel()
-    await asyncio.sleep(0.1)  # the beginning is stored, and its end on its way
+    await asyncio.sleep(0.1)  # its creation is stored, and its end is being stored
     store.is_down = True
     await asyncio.wait([opening])
     await asyncio.sleep(30)
@@ -88,7 +88,7 @@ async def test_a_message_that_was_left_while_the_store_was_down_is_ended_when_it
 
 
 @virtually
-async def test_a_handler_that_swallows_cancellation_keeps_its_slot_for_a_while_only() -> None:
+async def test_handler_that_ignores_its_cancellation_keeps_its_slot_for_ten_seconds() -> None:
     hub = new_hub()
     begun: list[tuple[str, float]] = []
     release = asyncio.Event()
@@ -122,8 +122,8 @@ async def test_a_handler_that_swallows_cancellation_keeps_its_slot_for_a_while_o
 
 @pytest.mark.parametrize("has_begun", [False, True])
 @virtually
-async def test_a_cancellation_that_nobody_asked_for_is_a_failure(has_begun: bool) -> None:
-    """Such as of a task that the handler waited for, and that somebody else has cancelled."""
+async def test_cancellation_by_the_handlers_own_code_is_a_failure(has_begun: bool) -> None:
+    """For example other code cancels a task that the handler awaits."""
     hub = new_hub()
 
     async def wait_for_a_task() -> None:

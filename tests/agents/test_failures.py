@@ -1,4 +1,4 @@
-"""What goes wrong around a turn: what it says, how its answer is opened, what a crash leaves of it."""
+"""Failures around a turn: states that cannot be sent, answers that cannot be opened, and crashes."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.virtual import virtual_clock, virtually
 
 
 class Refusing(MemoryStore):
-    """A store that fails for commits in which an operation of the kind `refuses` is."""
+    """A store that fails for commits with an operation of the type `refuses`."""
 
     refuses: Any = ()
     times = 1
@@ -50,12 +50,12 @@ def questions(hub: Hub) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("said", "refusal"),
+    ("value", "refusal"),
     [("half an emoji \ud83d", InvalidText), (object(), InvalidRequest), ("x" * 20_000_000, TooLarge)],
-    ids=["half a surrogate pair", "no JSON", "too much"],
+    ids=["half a surrogate pair", "not JSON", "too large"],
 )
 @virtually
-async def test_what_an_agent_cannot_say_is_its_own_trouble(said: Any, refusal: type[HoldfastError]) -> None:
+async def test_state_that_cannot_be_sent_is_refused(value: Any, refusal: type[HoldfastError]) -> None:
     hub = new_hub()
     refused: list[Exception] = []
 
@@ -63,7 +63,7 @@ async def test_what_an_agent_cannot_say_is_its_own_trouble(said: Any, refusal: t
     async def bot(turn: Turn) -> None:
         async with turn.reply() as message:
             try:
-                turn.progress("using a tool", tool=said)
+                turn.progress("using a tool", tool=value)
             except HoldfastError as error:
                 refused.append(error)
             await message.append("whole")
@@ -76,7 +76,7 @@ async def test_what_an_agent_cannot_say_is_its_own_trouble(said: Any, refusal: t
 
 
 @virtually
-async def test_what_an_agent_said_is_not_changed_by_what_it_does_to_its_objects_later() -> None:
+async def test_state_of_an_agent_is_a_copy_of_its_objects() -> None:
     hub = new_hub()
     seen: list[Any] = []
 
@@ -98,7 +98,7 @@ async def test_what_an_agent_said_is_not_changed_by_what_it_does_to_its_objects_
 
 @pytest.mark.parametrize("times", [1, 20])
 @virtually
-async def test_an_answer_whose_beginning_could_not_be_stored_says_so_when_the_store_is_back(times: int) -> None:
+async def test_answer_that_could_not_be_opened_is_failed_when_the_store_recovers(times: int) -> None:
     store = Refusing()
     hub = new_hub(store)
 
@@ -116,7 +116,7 @@ async def test_an_answer_whose_beginning_could_not_be_stored_says_so_when_the_st
 
 
 @virtually
-async def test_a_second_answer_that_cannot_begin_is_said_to_have_failed() -> None:
+async def test_second_answer_that_cannot_be_opened_is_failed() -> None:
     store = Refusing()
     hub = new_hub(store)
 
@@ -135,7 +135,7 @@ async def test_a_second_answer_that_cannot_begin_is_said_to_have_failed() -> Non
 
 
 @virtually
-async def test_a_reply_that_is_not_entered_is_said_to_have_failed() -> None:
+async def test_append_to_a_reply_that_is_not_opened_fails_as_misuse() -> None:
     hub = new_hub()
 
     @hub.agent("chat:*")
@@ -151,7 +151,7 @@ async def test_a_reply_that_is_not_entered_is_said_to_have_failed() -> None:
 
 @pytest.mark.parametrize("is_deleted", [False, True])
 @virtually
-async def test_an_answer_whose_id_somebody_took_is_written_under_another(is_deleted: bool) -> None:
+async def test_answer_whose_id_is_taken_gets_another_id(is_deleted: bool) -> None:
     hub = new_hub()
 
     @hub.agent("chat:*")
@@ -172,7 +172,7 @@ async def test_an_answer_whose_id_somebody_took_is_written_under_another(is_dele
 
 
 @virtually
-async def test_a_time_limit_is_told_where_the_handler_does_not_let_itself_be_cancelled() -> None:
+async def test_answer_of_a_handler_that_ignores_its_time_limit_is_failed_with_timeout() -> None:
     hub = new_hub()
     release = asyncio.Event()
 
@@ -228,7 +228,7 @@ async def test_a_question_is_withdrawn_when_its_turn_ends(end: str) -> None:
 
 @pytest.mark.parametrize("has_reply", [True, False])
 @virtually
-async def test_what_a_process_asked_that_died_is_withdrawn_and_nothing_else(has_reply: bool) -> None:
+async def test_questions_of_a_process_that_died_are_withdrawn_and_no_other_commands(has_reply: bool) -> None:
     store = MemoryStore()
     first = new_hub(store)
 
@@ -283,7 +283,7 @@ async def test_with_interrupt_a_turn_that_crashed_before_its_answer_is_not_run_a
 
 
 @virtually
-async def test_an_answer_that_was_taken_over_and_could_not_be_read_is_gone_on_with(
+async def test_answer_that_was_taken_over_is_continued_although_it_could_not_be_read(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     store = MemoryStore()
@@ -323,7 +323,7 @@ async def test_an_answer_that_was_taken_over_and_could_not_be_read_is_gone_on_wi
 @pytest.mark.parametrize("is_stopped", [False, True])
 @virtually
 async def test_an_answer_that_had_ended_before_the_crash_is_the_answer(on_crash: Any, is_stopped: bool) -> None:
-    """The process died after its answer was stored, and before the end of its turn was."""
+    """The process died between the end of its answer and the end of its turn."""
     store = Refusing()
     store.refuses, store.times = is_end_of_a_turn, 1000
     first = new_hub(store)
@@ -376,7 +376,7 @@ async def test_a_turn_that_crashed_in_its_second_answer_is_run_again() -> None:
 
 
 class Pausing(MemoryStore):
-    """A store that takes a moment."""
+    """A store whose commits take a moment."""
 
     async def commit(self, writes: Sequence[Write]) -> list[Committed | Conflict]:
         await asyncio.sleep(0.01)
@@ -384,14 +384,14 @@ class Pausing(MemoryStore):
 
 
 @virtually
-async def test_an_answer_that_has_left_memory_before_its_agent_looked_is_heard() -> None:
+async def test_reply_that_has_left_memory_reaches_the_agent() -> None:
     limits = Limits(channel_bytes=2_000)
     hub = Hub(Pausing(), hooks_signals=False, drain_s=0, clock=virtual_clock(), limits=limits)
-    heard: list[bool] = []
+    replies: list[bool] = []
 
     @hub.agent("c")
     async def bot(turn: Turn) -> None:
-        heard.append((await turn.ask("approve", timeout_s=30.0)).ok)
+        replies.append((await turn.ask("approve", timeout_s=30.0)).ok)
 
     await hub.create("c", id="old", text="x" * 5_000)  # more than is kept in memory
     await asyncio.sleep(1)
@@ -401,5 +401,5 @@ async def test_an_answer_that_has_left_memory_before_its_agent_looked_is_heard()
     hub.free_memory()
     await asyncio.gather(replying, hub.create("c", text="somebody else writes"))
     await asyncio.sleep(5)
-    assert heard[:1] == [True]
+    assert replies[:1] == [True]
     await hub.close()

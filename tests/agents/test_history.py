@@ -1,4 +1,4 @@
-"""A conversation as models take it: which messages, and in each the order of what was said and called."""
+"""The conversation as models take it: the choice of messages, and the order of texts and calls in each."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.virtual import virtually
 
 
 @virtually
-async def test_an_earlier_question_stands_with_its_answer_though_that_came_later() -> None:
+async def test_earlier_question_is_followed_by_its_answer_although_that_was_written_later() -> None:
     hub = new_hub()
     seen: list[Any] = []
 
@@ -67,7 +67,7 @@ WORKED = message(
 )
 
 
-def test_openai_has_what_was_said_before_a_call_with_it_and_what_came_after_it_after_its_result() -> None:
+def test_openai_puts_text_before_a_call_with_it_and_later_text_after_its_result() -> None:
     def asked(name: str) -> dict[str, Any]:
         return {"id": name, "type": "function", "function": {"name": f"do_{name}", "arguments": '{"x": 1}'}}
 
@@ -82,7 +82,7 @@ def test_openai_has_what_was_said_before_a_call_with_it_and_what_came_after_it_a
     ]
 
 
-def test_responses_has_each_thing_in_its_place() -> None:
+def test_responses_keeps_texts_and_calls_in_order() -> None:
     def done(name: str, output: str = "done") -> list[dict[str, Any]]:
         return [
             {"type": "function_call", "call_id": name, "name": f"do_{name}", "arguments": '{"x": 1}'},
@@ -100,7 +100,7 @@ def test_responses_has_each_thing_in_its_place() -> None:
     ]
 
 
-def test_anthropic_has_the_results_of_a_round_in_the_turn_after_it() -> None:
+def test_anthropic_puts_the_results_of_a_round_into_the_next_turn() -> None:
     def used(name: str) -> dict[str, Any]:
         return {"type": "tool_use", "id": name, "name": f"do_{name}", "input": {"x": 1}}
 
@@ -119,12 +119,12 @@ def test_anthropic_has_the_results_of_a_round_in_the_turn_after_it() -> None:
 
 
 @pytest.mark.parametrize("shape", ["openai", "responses", "anthropic"])
-def test_a_line_end_before_a_call_is_no_text(shape: Any) -> None:
+def test_line_end_before_a_call_is_left_out(shape: Any) -> None:
     turns = as_turns([ASKED, message("assistant", text("\n\n"), call("a"))], shape)
     assert "\\n" not in str(turns)
 
 
-def test_a_person_who_called_something_said_the_text_themselves() -> None:
+def test_text_of_a_user_message_with_calls_keeps_its_role() -> None:
     turns = as_turns([message("user", text("Look: "), call("a"))], "openai")
     assert [(turn["role"], turn["content"]) for turn in turns] == [
         ("user", "Look: "),
@@ -134,21 +134,21 @@ def test_a_person_who_called_something_said_the_text_themselves() -> None:
 
 
 @pytest.mark.parametrize("shape", ["openai", "responses", "anthropic"])
-def test_results_alone_carry_no_text(shape: Any) -> None:
+def test_text_of_a_tool_message_is_left_out(shape: Any) -> None:
     turns = as_turns([ASKED, message("tool", text("raw"), call("a"))], shape)
     assert "raw" not in str(turns)
     assert "done" in str(turns)
 
 
-def test_anthropic_has_no_text_of_white_space() -> None:
+def test_anthropic_gets_no_text_of_white_space() -> None:
     blank = [message("user", text(" ")), message("assistant", text("\n\n"))]
     assert as_turns([ASKED, *blank, message("user", text("Sure?"))], "anthropic") == [
         {"role": "user", "content": [text("Why?"), text("Sure?")]}
     ]
 
 
-async def say(hub: Hub, id: str, parent: str | None, *, role: str | None = None, reply_to: str | None = None) -> None:
-    """A message; by its id a question of ann's, or an answer."""
+async def ask(hub: Hub, id: str, parent: str | None, *, role: str | None = None, reply_to: str | None = None) -> None:
+    """Create a message: a question of ann's or an answer, by its id."""
     role = role or ("user" if id.startswith("Q") else "assistant")
     await hub.create("x:1", id=id, role=role, text=id, parent=parent, reply_to=reply_to)
 
@@ -160,30 +160,30 @@ async def path(hub: Hub, id: str) -> list[str]:
 
 
 @virtually
-async def test_a_person_who_replies_to_a_question_has_not_answered_it() -> None:
+async def test_user_message_in_reply_to_a_question_is_not_its_answer() -> None:
     hub = new_hub()
-    await say(hub, "Q1", None)
-    await say(hub, "Q1b", "Q1", reply_to="Q1")
-    await say(hub, "Q2", "Q1b")
+    await ask(hub, "Q1", None)
+    await ask(hub, "Q1b", "Q1", reply_to="Q1")
+    await ask(hub, "Q2", "Q1b")
     assert await path(hub, "Q1b") == ["Q1"]
     assert await path(hub, "Q2") == ["Q1", "Q1b"]
     await hub.close()
 
 
 async def branched(hub: Hub, answer: str) -> None:
-    """Two questions after A1, each with its answer, of which one is gone; and Q3, which followed that."""
-    await say(hub, "Q1", None)
-    await say(hub, "A1", "Q1", reply_to="Q1")
-    await say(hub, "Q2b", "A1")
-    await say(hub, answer, "Q2b", role="assistant", reply_to="Q2b")
-    await say(hub, "Q2a", "A1")
-    await say(hub, "A2a", "Q2a", reply_to="Q2a")
-    await say(hub, "Q3", answer)
+    """Create two questions after A1, each with its answer, one of them deleted; Q3 follows the deleted one."""
+    await ask(hub, "Q1", None)
+    await ask(hub, "A1", "Q1", reply_to="Q1")
+    await ask(hub, "Q2b", "A1")
+    await ask(hub, answer, "Q2b", role="assistant", reply_to="Q2b")
+    await ask(hub, "Q2a", "A1")
+    await ask(hub, "A2a", "Q2a", reply_to="Q2a")
+    await ask(hub, "Q3", answer)
     await hub.delete("x:1", answer)
 
 
 @virtually
-async def test_a_path_goes_through_a_turns_answer_that_was_deleted() -> None:
+async def test_history_continues_past_a_deleted_answer_of_a_turn() -> None:
     hub = new_hub()
     await branched(hub, reply_id("Q2b", 2))
     assert await path(hub, "Q3") == ["Q1", "A1", "Q2b"]
@@ -191,7 +191,7 @@ async def test_a_path_goes_through_a_turns_answer_that_was_deleted() -> None:
 
 
 @virtually
-async def test_a_path_does_not_lead_from_what_was_deleted_into_another_branch() -> None:
+async def test_history_does_not_lead_from_a_deleted_message_into_another_branch() -> None:
     hub = new_hub()
     await branched(hub, "A2b")
     assert await path(hub, "Q3") == []
@@ -199,17 +199,17 @@ async def test_a_path_does_not_lead_from_what_was_deleted_into_another_branch() 
 
 
 @virtually
-async def test_where_there_are_no_branches_what_was_deleted_is_passed_over() -> None:
-    """Two answers to a question, and a question that came while one was written, are no branches."""
+async def test_history_without_branches_skips_a_deleted_message() -> None:
+    """Two answers to one question begin no branch, and neither does a question sent while an answer streams."""
     hub = new_hub()
-    await say(hub, "Q1", None)
-    await say(hub, "A1", "Q1", reply_to="Q1")
-    await say(hub, "A1b", "Q1", reply_to="Q1")
-    await say(hub, "Q2", "A1b")
-    await say(hub, "Q3", "Q2")
-    await say(hub, "A2", "Q2", reply_to="Q2")
-    await say(hub, "Q4", "A2")
-    await say(hub, "Q5", "Q4")
+    await ask(hub, "Q1", None)
+    await ask(hub, "A1", "Q1", reply_to="Q1")
+    await ask(hub, "A1b", "Q1", reply_to="Q1")
+    await ask(hub, "Q2", "A1b")
+    await ask(hub, "Q3", "Q2")
+    await ask(hub, "A2", "Q2", reply_to="Q2")
+    await ask(hub, "Q4", "A2")
+    await ask(hub, "Q5", "Q4")
     await hub.delete("x:1", "Q4")
     assert await path(hub, "Q5") == ["Q1", "A1b", "Q2", "A2"]
     await hub.close()

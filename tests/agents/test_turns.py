@@ -1,4 +1,4 @@
-"""Turns: one handler for each user message, however the world ends in between."""
+"""Turns: each user message gets one handler, also after crashes, stops and failures of the store."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ def new_hub(store: Any = "memory://", **options: Any) -> Hub:
 
 
 async def messages(hub: Hub, channel: str = "chat:1") -> list[Message]:
-    """All of the channel, oldest first."""
+    """Return the messages of the channel, oldest first."""
     return (await hub.history(channel)).messages[::-1]
 
 
 async def left_in_mid_answer(store: MemoryStore, on_crash: Any = "continue") -> Message:
-    """A process has gone in the middle of its answer, and left its turn as it was; returns what it was asked."""
+    """Let a process die in the middle of its answer, and return the user message whose turn it left."""
     hub = new_hub(store)
 
     @hub.agent("chat:*", name="bot", on_crash=on_crash)
@@ -48,7 +48,7 @@ async def left_in_mid_answer(store: MemoryStore, on_crash: Any = "continue") -> 
 
 
 async def until_over(hub: Hub, count: int, channel: str = "chat:1") -> list[Message]:
-    """The channel once `count` answers have ended."""
+    """Return the messages of the channel when `count` answers have ended."""
     async with asyncio.timeout(120):
         async for _ in hub.subscribe(channel):
             found = await messages(hub, channel)
@@ -147,7 +147,7 @@ async def test_parallel_turns_run_beside_each_other_and_channels_always_do() -> 
 
 
 @virtually
-async def test_a_newer_message_interrupts() -> None:
+async def test_a_newer_message_interrupts_the_running_turn() -> None:
     hub = new_hub()
 
     @hub.agent("chat:*", when_busy="interrupt")
@@ -168,7 +168,7 @@ async def test_a_newer_message_interrupts() -> None:
 
 
 @virtually
-async def test_a_handler_that_raises_leaves_failed_with_its_text_and_the_next_turn_runs(
+async def test_answer_of_a_handler_that_raises_is_failed_and_the_next_turn_runs(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     hub = new_hub()
@@ -193,7 +193,7 @@ async def test_a_handler_that_raises_leaves_failed_with_its_text_and_the_next_tu
 
 
 @virtually
-async def test_a_public_reason_is_told() -> None:
+async def test_public_reason_of_an_exception_is_shown() -> None:
     hub = new_hub()
 
     class OverQuota(Exception):
@@ -212,7 +212,7 @@ async def test_a_public_reason_is_told() -> None:
 
 
 @virtually
-async def test_a_turn_that_takes_too_long_fails_and_says_so() -> None:
+async def test_turn_that_exceeds_its_time_limit_fails_with_timeout() -> None:
     hub = new_hub()
 
     @hub.agent("chat:*", timeout_s=5)
@@ -228,8 +228,8 @@ async def test_a_turn_that_takes_too_long_fails_and_says_so() -> None:
 
 
 @virtually
-async def test_a_handler_that_hangs_on_cancellation_is_cancelled_by_the_server() -> None:
-    """It swallows the cancellation, so after two seconds the server ends the answer, and its next append is refused."""
+async def test_server_ends_the_answer_of_a_handler_that_ignores_its_cancellation() -> None:
+    """After two seconds the server ends the answer, and the handler's next append is refused."""
     hub = new_hub()
     refused: list[HoldfastError] = []
 
@@ -264,7 +264,7 @@ async def test_a_handler_that_hangs_on_cancellation_is_cancelled_by_the_server()
 
 @pytest.mark.parametrize("target", ["question", "answer"])
 @virtually
-async def test_a_cancel_stops_the_handler_at_once_and_is_answered(target: str) -> None:
+async def test_cancel_stops_the_handler_at_once_and_gets_a_reply(target: str) -> None:
     hub = new_hub()
     stopped: list[float] = []
     loop = asyncio.get_running_loop()
@@ -319,7 +319,7 @@ async def test_a_waiting_turn_is_cancelled_before_it_begins() -> None:
 
 
 @virtually
-async def test_steer_and_messages_that_arrive_meanwhile_reach_the_turn() -> None:
+async def test_steer_commands_and_later_messages_reach_the_running_turn() -> None:
     hub = new_hub()
     got: list[tuple[str, str | None]] = []
 
@@ -343,7 +343,7 @@ async def test_steer_and_messages_that_arrive_meanwhile_reach_the_turn() -> None
 
 
 @virtually
-async def test_ask_waits_for_the_first_answer_or_its_end() -> None:
+async def test_ask_returns_the_first_reply_or_expired() -> None:
     hub = new_hub()
     answers: list[Any] = []
 
@@ -368,7 +368,7 @@ async def test_ask_waits_for_the_first_answer_or_its_end() -> None:
 
 
 @virtually
-async def test_the_agent_is_seen_and_says_what_it_does() -> None:
+async def test_agent_is_present_with_its_state() -> None:
     hub = new_hub()
     states: list[Any] = []
 
@@ -399,7 +399,7 @@ async def test_the_agent_is_seen_and_says_what_it_does() -> None:
 
 
 @virtually
-async def test_a_message_nobody_takes_says_that_nobody_listens() -> None:
+async def test_viewers_get_a_signal_for_a_message_that_no_agent_takes() -> None:
     store = MemoryStore()
     hub = new_hub(store)
 
@@ -468,12 +468,12 @@ async def test_a_turn_whose_process_died_is_another_attempt(on_crash: Any) -> No
     await third.start()
     await asyncio.sleep(5)
     assert len(attempts) <= 1  # it is over
-    assert (await third.read("chat:1", asked.id))[0].version == asked.version  # claims are no change that people see
+    assert (await third.read("chat:1", asked.id))[0].version == asked.version  # a claim changes no version
     await third.close()
 
 
 @virtually
-async def test_history_is_the_path_that_leads_to_the_message() -> None:
+async def test_history_is_the_conversation_up_to_the_message() -> None:
     hub = new_hub()
     seen: list[list[Any]] = []
 
@@ -499,7 +499,7 @@ async def test_history_is_the_path_that_leads_to_the_message() -> None:
 
 
 @virtually
-async def test_what_is_answered_already_waits_for_nobody() -> None:
+async def test_message_that_brings_its_answer_gets_no_turn() -> None:
     """`stream_response` brings its own answer to a prompt."""
     hub = new_hub()
     begun: list[str] = []
@@ -536,7 +536,7 @@ async def test_a_thousand_conversations_are_answered_each_once() -> None:
 @pytest.mark.parametrize(
     "settings", [{"when_busy": "never"}, {"on_crash": "never"}, {"timeout_s": 0}, {"slots": 0}, {"name": "my bot"}]
 )
-def test_a_setting_that_there_is_not_is_refused(settings: dict[str, Any]) -> None:
+def test_unknown_setting_is_refused(settings: dict[str, Any]) -> None:
     async def bot(turn: Turn) -> None:
         raise AssertionError
 
@@ -552,7 +552,7 @@ def test_a_handler_that_is_not_async_is_refused() -> None:
 
 
 @virtually
-async def test_a_shape_of_history_that_there_is_not_is_refused() -> None:
+async def test_unknown_shape_of_history_is_refused() -> None:
     hub = new_hub()
 
     @hub.agent("chat:*")
@@ -566,7 +566,7 @@ async def test_a_shape_of_history_that_there_is_not_is_refused() -> None:
 
 
 class Failing(MemoryStore):
-    """A store that is down when it is told to be."""
+    """A store that fails while `is_down` is set."""
 
     is_down = False
 
@@ -577,7 +577,7 @@ class Failing(MemoryStore):
 
 
 @virtually
-async def test_the_end_of_a_turn_is_stored_when_the_store_is_back_and_holds_up_no_other() -> None:
+async def test_end_of_a_turn_is_stored_when_the_store_recovers_and_delays_no_other_turn() -> None:
     store = Failing()
     hub = new_hub(store)
     begun: list[str] = []
@@ -610,7 +610,7 @@ async def test_a_message_that_a_running_turn_could_not_take_in_gets_a_turn_of_it
         if turn.text == "first":
             await asyncio.sleep(1)
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(0.1):  # the claim is stored, and not heard of
+                async with asyncio.timeout(0.1):  # the claim is stored, its result is not received
                     claimed.extend(one.text for one in await turn.steered())
 
     take = store.commit
@@ -631,7 +631,7 @@ async def test_a_message_that_a_running_turn_could_not_take_in_gets_a_turn_of_it
 
 
 @virtually
-async def test_an_answer_that_was_begun_before_a_crash_and_is_not_gone_on_with_does_not_stream_for_ever() -> None:
+async def test_answer_of_a_crashed_attempt_that_is_not_continued_does_not_stream_for_ever() -> None:
     store = MemoryStore()
     await left_in_mid_answer(store)
     second = new_hub(store)
@@ -649,7 +649,7 @@ async def test_an_answer_that_was_begun_before_a_crash_and_is_not_gone_on_with_d
 
 
 @virtually
-async def test_a_message_whose_taking_in_was_broken_off_gets_a_turn_of_its_own() -> None:
+async def test_message_whose_taking_in_was_cancelled_gets_a_turn_of_its_own() -> None:
     store = MemoryStore()
     hub = new_hub(store)
     begun: list[str] = []

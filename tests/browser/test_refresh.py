@@ -58,6 +58,7 @@ async def test_ten_reloads_at_random_moments_lose_no_text(demo: Server, browser:
         others = [
             await Tab.open(browser, demo.port, "demo:test", "ws"),
             await Tab.open(browser, demo.port, "demo:test", "sse"),
+            await Tab.open(browser, demo.port, "demo:test", "poll"),
         ]
         shown = await reader.until_length("m", 1)
         expected = "".join(tokens_of(1, TOKENS))
@@ -73,7 +74,7 @@ async def test_ten_reloads_at_random_moments_lose_no_text(demo: Server, browser:
         await check_end(demo, producer, [reader, *others], "m", seed=1)
 
 
-@pytest.mark.parametrize("transport", ["ws", "sse"])
+@pytest.mark.parametrize("transport", ["ws", "sse", "poll"])
 async def test_a_network_that_cuts_stalls_and_throttles_loses_no_text(
     demo: Server, browser: Browser, tmp_path: Path, transport: str
 ) -> None:
@@ -112,6 +113,7 @@ async def test_a_restart_of_the_server_loses_no_text(
         tabs = [
             await Tab.open(browser, demo.port, "demo:test", "ws"),
             await Tab.open(browser, demo.port, "demo:test", "sse"),
+            await Tab.open(browser, demo.port, "demo:test", "poll"),
         ]
         for length in (200, 600):
             shown = [await tab.until_length("m", length) for tab in tabs]

@@ -105,7 +105,7 @@ async def test_a_handler_elsewhere_answers_as_one_in_the_hub(hub: Hub, wire: Wir
             await message.append(turn.text)
 
     async with working(client):
-        await becomes(lambda: hub.scheduler.has_agent("chat:1"))
+        await becomes(lambda: hub.scheduler.workers.has_agent("chat:1"))
         asked = await hub.create("chat:1", text="hello", author="ann")
         (answer,) = await until_answered(hub)
         assert (answer.text, answer.author, answer.status) == ("you said hello", "bot", "complete")
@@ -131,7 +131,7 @@ async def test_asking_steering_and_stopping_reach_it(hub: Hub, wire: Wire) -> No
             await asyncio.Event().wait()
 
     async with working(client):
-        await becomes(lambda: hub.scheduler.has_agent("chat:1"))
+        await becomes(lambda: hub.scheduler.workers.has_agent("chat:1"))
         asked = await hub.create("chat:1", text="?", author="ann")
         state = hub.channel("chat:1").state
         await becomes(lambda: bool(state.pending_commands()))
@@ -166,7 +166,7 @@ async def test_connections_that_break_lose_no_turn_and_double_none(hub: Hub, wir
                 await asyncio.sleep(0.01)
 
     async with working(client):
-        await becomes(lambda: hub.scheduler.has_agent("chat:1"))
+        await becomes(lambda: hub.scheduler.workers.has_agent("chat:1"))
         for _ in range(3):
             await hub.create("chat:1", text="?")
         found = await until_answered(hub, 3)
@@ -184,7 +184,7 @@ async def test_a_handler_that_raises_elsewhere_leaves_failed(hub: Hub, wire: Wir
             raise RuntimeError("secret")
 
     async with working(client):
-        await becomes(lambda: hub.scheduler.has_agent("chat:1"))
+        await becomes(lambda: hub.scheduler.workers.has_agent("chat:1"))
         await hub.create("chat:1", text="?")
         (answer,) = await until_answered(hub)
         assert (answer.text, answer.status) == ("half", "failed")
@@ -217,7 +217,7 @@ async def agent_process(
 async def test_an_agent_that_is_killed_is_seen_to_be_gone_and_another_takes_over(on_crash: str) -> None:
     hub = new_hub()
     async with serving(hub) as served, agent_process(served, "first", on_crash) as first:
-        await served.until(lambda: hub.scheduler.has_agent("chat:1"))
+        await served.until(lambda: hub.scheduler.workers.has_agent("chat:1"))
         asked = await hub.create("chat:1", text="?")
         assert first.stdout is not None
         async with asyncio.timeout(20):
@@ -266,7 +266,7 @@ async def test_an_agent_that_leaves_leaves_its_answer_interrupted_for_another(hu
             await message.append("whole")
 
     async with working(first):
-        await becomes(lambda: hub.scheduler.has_agent("chat:1"))
+        await becomes(lambda: hub.scheduler.workers.has_agent("chat:1"))
         asked = await hub.create("chat:1", text="?")
         async with asyncio.timeout(10):
             await begun.wait()
@@ -296,7 +296,7 @@ async def test_a_steer_that_cannot_be_answered_harms_no_turn(hub: Hub, wire: Wir
                 got.extend(steer.text for steer in await turn.steered())
 
     async with working(client), asyncio.timeout(10):
-        await becomes(lambda: hub.scheduler.has_agent("chat:1"))
+        await becomes(lambda: hub.scheduler.workers.has_agent("chat:1"))
         asked = await hub.create("chat:1", text="?")
         await begun.wait()
         wire.refuse = lambda frame: code if frame["type"] == "reply" else None
@@ -360,12 +360,12 @@ async def test_a_turn_of_the_socket_before_takes_a_slot_of_the_new_one_and_gives
         at_once -= 1
 
     async with working(client), asyncio.timeout(10):
-        await becomes(lambda: hub.scheduler.has_agent("chat:1"))
+        await becomes(lambda: hub.scheduler.workers.has_agent("chat:1"))
         await hub.create("chat:1", text="?")
         await begun.wait()
         wire.cut()
         await becomes(lambda: heard.renewed[1:] == [{"chat:1"}])
-        await becomes(lambda: hub.scheduler.has_agent("chat:1"))
+        await becomes(lambda: hub.scheduler.workers.has_agent("chat:1"))
         for channel in ("chat:2", "chat:3", "chat:4"):
             await hub.create(channel, text="?")
         await hub.create("other", text="behind whatever was claimed of these")
@@ -436,7 +436,7 @@ async def test_an_answer_that_came_while_its_agent_was_away_is_heard_of_by_a_vie
         answered.append(await turn.ask("approve", {"tool": "rm"}, timeout_s=60))
 
     async with working(client), asyncio.timeout(10):
-        await becomes(lambda: hub.scheduler.has_agent("chat:1"))
+        await becomes(lambda: hub.scheduler.workers.has_agent("chat:1"))
         await hub.create("chat:1", text="?")
         view = client.channel("chat:1")
         await becomes(lambda: bool(view.commands))
@@ -598,7 +598,7 @@ async def test_a_turn_function_that_raises_has_not_ended_the_turn(hub: Hub, wire
         raise RuntimeError
 
     work = asyncio.ensure_future(client.work("chat:*", on_turn=on_turn))
-    await becomes(lambda: hub.scheduler.has_agent("chat:1"))
+    await becomes(lambda: hub.scheduler.workers.has_agent("chat:1"))
     await hub.create("chat:1", text="?")
     await becomes(lambda: bool(turns) and turns[0].task is not None and turns[0].task.done())
     await client.history("chat:1")  # what was sent before has been carried out

@@ -28,7 +28,7 @@ async def at_work(drain_s: float) -> AsyncIterator[tuple[Hub, Served, Process, s
     """A served hub, and the process of an agent that has begun an answer: to the message of that id."""
     hub = new_hub()
     async with serving(hub) as served, agent_process(served, "first", "restart", drain_s) as process:
-        await served.until(lambda: hub.scheduler.has_agent("chat:1"))
+        await served.until(lambda: hub.scheduler.workers.has_agent("chat:1"))
         asked = await hub.create("chat:1", text="?")
         assert process.stdout is not None
         async with asyncio.timeout(20):
@@ -39,7 +39,7 @@ async def at_work(drain_s: float) -> AsyncIterator[tuple[Hub, Served, Process, s
 async def test_a_process_that_is_told_to_end_finishes_its_answer_and_takes_no_other() -> None:
     async with at_work(drain_s=30.0) as (hub, served, process, asked), asyncio.timeout(20):
         process.send_signal(signal.SIGTERM)
-        await served.until(lambda: not hub.scheduler.has_agent("chat:1"))
+        await served.until(lambda: not hub.scheduler.workers.has_agent("chat:1"))
         await hub.create("chat:2", text="and I?")
         await hub.command("chat:1", "steer", target=asked, data="go on")
         (answer,) = await until_answered(hub)
@@ -63,7 +63,7 @@ async def test_what_does_not_end_in_time_is_left_for_another() -> None:
 async def test_a_second_signal_does_not_wait() -> None:
     async with at_work(drain_s=30.0) as (hub, served, process, _), asyncio.timeout(20):
         process.send_signal(signal.SIGINT)
-        await served.until(lambda: not hub.scheduler.has_agent("chat:1"))
+        await served.until(lambda: not hub.scheduler.workers.has_agent("chat:1"))
         begun_s = time.monotonic()
         process.send_signal(signal.SIGTERM)
         await process.wait()
@@ -90,14 +90,14 @@ async def test_draining_ends_when_the_turns_are_over_whatever_the_connection_doe
 
     async with asyncio.timeout(20):
         running = asyncio.ensure_future(client.run(drain_s=None))
-        await becomes(lambda: hub.scheduler.has_agent("chat:1"))
+        await becomes(lambda: hub.scheduler.workers.has_agent("chat:1"))
         await hub.create("chat:1", text="first")
         await begun.wait()
         client.drain()
         if is_cut:
             wire.cut()
             await becomes(lambda: wire.dials == 2 and client.is_connected)
-        await becomes(lambda: not hub.scheduler.has_agent("chat:1"))
+        await becomes(lambda: not hub.scheduler.workers.has_agent("chat:1"))
         await hub.create("chat:1", text="second")
         if is_cut:  # its last words, and the end of its turn, come after one more connection
             wire.cut()
@@ -118,7 +118,7 @@ async def test_draining_without_a_turn_or_a_connection_ends_at_once(hub: Hub, wi
 
     async with asyncio.timeout(5):
         running = asyncio.ensure_future(client.run())
-        await becomes(lambda: hub.scheduler.has_agent("chat:1"))
+        await becomes(lambda: hub.scheduler.workers.has_agent("chat:1"))
         client.drain()
         await running
     away = Client("http://127.0.0.1:1")

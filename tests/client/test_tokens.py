@@ -102,7 +102,7 @@ async def test_an_agent_whose_token_ends_ends(hub: Hub, wire: Wire, monkeypatch:
 
     async with asyncio.timeout(10):
         running = asyncio.ensure_future(client.run())
-        await becomes(lambda: hub.scheduler.has_agent("chat:1"))
+        await becomes(lambda: hub.scheduler.workers.has_agent("chat:1"))
         await hub.create("chat:1", text="?")
         await begun.wait()
         later_ms = hub.clock.now_ms() + 60_000

@@ -267,40 +267,13 @@ def test_hub_does_not_grow_over_many_inputs() -> None:
 
 # A server's log
 
-FATAL = """Fatal error: protocol.data_received() call failed.
-protocol: <uvicorn.protocols.websockets.websockets_sansio_impl.WebSocketsSansIOProtocol object at 0x7fea0042af90>
-transport: <_SelectorSocketTransport fd=11 read=polling write=<idle, bufsize=0>>
-"""
-TRACEBACK = """Traceback (most recent call last):
-  File "websockets_sansio_impl.py", line 298, in send_receive_event_to_app
-    self.queue.put_nowait({"type": "websocket.receive", "text": data.decode()})
-                                                                ^^^^^^^^^^^^^
-"""
-UNDECODED = f"{TRACEBACK}UnicodeDecodeError: 'utf-8' codec can't decode byte 0xff in position 0: invalid start byte\n"
-DURING = "\nDuring handling of the above exception, another exception occurred:\n\n"
-CLOSED = f"{TRACEBACK}websockets.exceptions.InvalidState: connection is closing\n"
-OF_UVICORN = f"{FATAL}{UNDECODED}{DURING}{CLOSED}"
-OURS = f"{TRACEBACK}KeyError: 'ours'\n"
 
-
-def test_known_log_lines_of_uvicorn_are_not_a_finding(targets: dict[str, Target]) -> None:
+def test_text_that_is_not_utf_8_before_a_close_frame_is_not_a_finding(targets: dict[str, Target]) -> None:
     text, close = "\x81\x81\x00\x00\x00\x00\xff", "\x88\x82\x00\x00\x00\x00\x03\xe8"
     assert check(targets["raw-socket"], {"headers": [], "frames": [{"raw": text + close}]}) is None
-    assert complaint(f"INFO:     connection open\n{OF_UVICORN}{OF_UVICORN}".encode()) is None
 
 
-@pytest.mark.parametrize(
-    "log",
-    [
-        f"{FATAL}{OURS}{OF_UVICORN}",
-        f"{FATAL}{OURS}INFO:     connection open\n{OF_UVICORN}",
-        f"{FATAL}{OURS}{DURING}{CLOSED}",
-        f"{FATAL}{UNDECODED}{DURING}{OURS}{DURING}{CLOSED}",
-        f"{OURS}{OF_UVICORN}",
-        f"{OF_UVICORN}{OURS}",
-    ],
-)
-def test_error_beside_known_log_lines_of_uvicorn_is_a_finding(log: str) -> None:
-    said = complaint(log.encode())
+def test_error_in_a_servers_log_is_a_finding() -> None:
+    said = complaint(b"INFO:     connection open\nTraceback (most recent call last):\n  File\nKeyError: 'ours'\n")
     assert said is not None
-    assert "KeyError: 'ours'" in said
+    assert said.startswith("KeyError")

@@ -127,7 +127,7 @@ async def repeats_the_token(self: tokens.JwtVerifier, token: str) -> Identity:
     try:
         return await verify_token(self, token)
     except Unauthenticated:
-        raise Unauthenticated(f"{token} is no token") from None
+        raise Unauthenticated(f"invalid token: {token}") from None
 
 
 def notes_the_ticket(self: tickets.Tickets, kind: str, text: str, mac: str) -> bool:

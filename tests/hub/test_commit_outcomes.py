@@ -250,7 +250,7 @@ async def test_command_and_its_reply_are_stored_once_for_each_outcome_of_their_c
 async def test_turn_is_claimed_once_and_by_this_hub_for_each_outcome_of_the_commit(act: str) -> None:
     async with scripted() as (hub, store):
         await hub.start()
-        hub.scheduler._patterns["c"] = 0  # agents serve this channel, and none is connected
+        hub.scheduler.workers._patterns["c"] = 0  # agents serve this channel, and none is connected
         await hub.create("c", id="q", text="question")
         agent = Caller(id="agent", writer=Writer(by="agent", node=hub.node), is_server=True)
         store.script = [act]
@@ -265,7 +265,7 @@ async def test_turn_is_claimed_once_and_by_this_hub_for_each_outcome_of_the_comm
 async def test_claims_and_leases_send_no_event_to_viewers() -> None:
     async with scripted() as (hub, _):
         await hub.start()
-        hub.scheduler._patterns["c"] = 0
+        hub.scheduler.workers._patterns["c"] = 0
         await hub.create("c", id="q", text="question")
         await hub.ask("c", "m", CreateMessage(status="streaming", text=""), ANN)
         feeds = [await hub.attach("c", None, history=50, wake=lambda: None) for _ in range(2)]

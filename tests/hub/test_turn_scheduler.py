@@ -15,8 +15,9 @@ from holdfast.core.errors import StoreUnavailable
 from holdfast.core.limits import Limits
 from holdfast.core.model import Message
 from holdfast.core.ops import Claim, Command
-from holdfast.hub import turns
-from holdfast.hub.turns import BROKEN_S, LEASE_S
+from holdfast.hub.leases import BROKEN_S
+from holdfast.hub.turns import LEASE_S
+from holdfast.hub.workers import AssignedTurn, WhenBusy
 from holdfast.stores.base import Committed, CommitUnknown, Conflict, Write
 from holdfast.stores.memory import MemoryStore
 from tests.virtual import virtual_clock, virtually
@@ -33,18 +34,18 @@ class Worker:
 
     is_local = False
 
-    def __init__(self, name: str = "far", when_busy: turns.WhenBusy = "queue") -> None:
+    def __init__(self, name: str = "far", when_busy: WhenBusy = "queue") -> None:
         self.name = name
         self.pattern = "chat:*"
         self.when_busy = when_busy
         self.free = 10
-        self.begun: list[turns.TurnOffer] = []
+        self.begun: list[AssignedTurn] = []
         self.over: list[tuple[str, str]] = []
 
-    def begin(self, turn: turns.TurnOffer) -> None:
+    def begin(self, turn: AssignedTurn) -> None:
         self.begun.append(turn)
 
-    def ended(self, turn: turns.TurnOffer, state: str) -> None:
+    def ended(self, turn: AssignedTurn, state: str) -> None:
         self.over.append((turn.message_id, state))
 
 
@@ -83,6 +84,24 @@ async def test_of_several_messages_close_together_only_the_newest_is_worked_on()
     assert ends == {**dict.fromkeys(("m0", "m1", "m2", "m3"), "cancelled"), "m4": "taken"}
     cancels = [command.target for command in state.commands.values()]
     assert sorted(map(str, cancels)) == ["m0", "m1", "m2", "m3"]  # each was asked for once
+    await hub.close()
+
+
+@virtually
+async def test_message_that_arrives_while_another_is_claimed_interrupts_it() -> None:
+    hub = new_hub(Slow())
+    await hub.start()
+    worker = Worker(when_busy="interrupt")
+    hub.scheduler.register(worker)
+
+    async def later() -> None:
+        await asyncio.sleep(0.025)  # decided in one batch with the claim of the first message
+        await hub.create(CHANNEL, id="m1", text="?")
+
+    await asyncio.gather(hub.create(CHANNEL, id="m0", text="?"), later())
+    await asyncio.sleep(10)
+    assert [command.target for command in hub.channel(CHANNEL).state.commands.values()] == ["m0"]
+    assert [turn.message_id for turn in worker.begun] == ["m0", "m1"]
     await hub.close()
 
 

@@ -192,7 +192,7 @@ OPERATIONS = (
 )
 
 # Requests and frames that need no identity, or no capability.
-OPEN_PATHS = ("/healthz", "/readyz")
+OPEN_PATHS = ("/v1", "/healthz", "/readyz")
 OPEN_FRAMES = ("auth", "detach", "pong")
 
 # Callers, each with all capabilities that the operation needs.

@@ -318,11 +318,19 @@ async def test_a_client_id_follows_the_rules_for_ids(plain_http: httpx2.AsyncCli
     assert (await plain_http.get(f"{MESSAGES}?client=a%2Bb")).status_code == 200
 
 
+async def test_version_is_told_to_callers_without_an_identity_and_without_permission_for_foreign_pages(
+    http: httpx2.AsyncClient,
+) -> None:
+    headers = {"origin": "https://elsewhere.example", "x-forwarded-for": "203.0.113.9"}
+    answer = await http.get("/v1", headers=headers)
+    assert (answer.status_code, answer.json()) == (200, {"server": "holdfast", "protocol": 1})
+    assert "access-control-allow-origin" not in answer.headers
+
+
 @pytest.mark.parametrize(
     "path",
     [
         "/",
-        "/v1",
         "/v1/",
         "/v1/channels",
         "/v1/channels/",

@@ -228,9 +228,31 @@ async def test_cookie_at_the_upgrade_needs_an_allowed_origin(served: Verified) -
         assert refused.value.response.status_code == 403
 
 
+async def test_each_transport_tells_a_client_its_identity_capabilities_and_time_left(served: Verified) -> None:
+    headers = {**served.bearer("subscribe", "history"), "Holdfast-Client": "test/1"}
+    polled = await served.http.get("/v1/channels/chat:1/poll?wait_s=0", headers=headers)
+    stream = await Stream.open(
+        served, "/v1/channels/chat:1/events", Holdfast_Client="test/1", **served.bearer("subscribe", "history")
+    )
+    await stream.until_event("channel.attached")
+    async with dialled(served) as peer:
+        await peer.ask("auth", token=served.token("subscribe", "history"))
+        attached = (await peer.ask("attach", channel="chat:1"))["you"]
+    for you in (polled.json()["you"], json.loads(stream.events[0].data), attached):
+        assert (you["id"], you["can"]) == ("ada", ["history", "subscribe"])
+        assert 590 < you["expires_s"] <= 600
+
+
+async def test_client_that_does_not_identify_itself_is_told_no_identity(served: Verified) -> None:
+    polled = await served.http.get("/v1/channels/chat:1/poll?wait_s=0", headers=served.bearer())
+    assert sorted(polled.json()) == ["cursor", "events"]
+
+
 async def test_first_frame_authenticates_the_socket(served: Verified) -> None:
     async with dialled(served) as peer:
-        assert await peer.ask("auth", token=served.token()) == {"type": "ok", "ref": 101}
+        reply = await peer.ask("auth", token=served.token())
+        assert (reply["type"], reply["ref"], reply["you"]["id"]) == ("ok", 101, "ada")
+        assert 590 < reply["you"]["expires_s"] <= 600
         created = await peer.ask("create", channel="chat:1", id="m1", text="hello")
         assert created["message"]["author"] == "ada"
         assert (await peer.ask("create", channel="chat:1", role="assistant", text="x"))["code"] == "forbidden"

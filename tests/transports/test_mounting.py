@@ -24,6 +24,7 @@ from starlette.testclient import TestClient, WebSocketDenialResponse
 
 from holdfast.app import Hub
 from holdfast.core.errors import LocalError, StoreUnusable
+from holdfast.hub.identity import CAPABILITIES
 from tests.transports.conftest import Served, asking, new_hub, serving
 from tests.transports.test_sse import drained
 from tests.transports.watching import Stream, write
@@ -275,7 +276,11 @@ def test_test_clients_work_with_and_without_with(make: Callable[[Hub], Any], wit
         with client.websocket_connect("ws://localhost/holdfast/v1/ws", subprotocols=["holdfast.v1"]) as socket:
             assert socket.accepted_subprotocol == "holdfast.v1"
             socket.send_json({"type": "attach", "ref": 1, "channel": "c"})
-            assert socket.receive_json() == {"type": "ok", "ref": 1}
+            assert socket.receive_json() == {
+                "type": "ok",
+                "ref": 1,
+                "you": {"id": "anonymous", "can": sorted(CAPABILITIES)},
+            }
             assert [event["type"] for event in socket.receive_json()["events"]] == [
                 "channel.attached",
                 "message.update",

@@ -712,7 +712,7 @@ async def working(wire: Wire, place: Place, id: str = "u1") -> Json:
 
 async def until_served(place: Place) -> None:
     async with asyncio.timeout(PATIENCE_S):
-        while not place.hub.scheduler.serves(CHANNEL):  # noqa: ASYNC110 - no event is set for it
+        while not place.hub.scheduler.workers.serves(CHANNEL):  # noqa: ASYNC110 - no event is set for it
             await asyncio.sleep(0)
 
 

@@ -70,7 +70,7 @@ async def own_hub() -> AsyncIterator[Hub]:
 async def test_no_batch_is_taken_from_a_feed_before_it_can_be_sent(own_hub: Hub) -> None:
     line = Line(own_hub)
     line.tell("attach", channel="c")
-    assert await line.frame() == {"type": "ok", "ref": 1}
+    assert (await line.frame())["type"] == "ok"
     await own_hub.create("c", id="m1", text="one")
     await own_hub.create("c", id="m2", text="two")
     batch = await line.frame()

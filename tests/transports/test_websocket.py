@@ -19,6 +19,7 @@ from websockets.typing import Subprotocol
 from holdfast.core.errors import StoreUnavailable
 from holdfast.core.limits import Limits
 from holdfast.hub.channel import Channel
+from holdfast.hub.identity import CAPABILITIES
 from holdfast.testing.proxy import FaultProxy
 from holdfast.transports.app import App
 from tests.transports.conftest import PATIENCE_S, Served, new_hub, serving
@@ -148,7 +149,7 @@ async def test_an_attach_is_answered_and_then_brings_the_channel_up_to_date(serv
     async with dialled(served) as peer:
         ref = await peer.send("attach", channel="c")
         first, second = await peer.receive(), await peer.receive()
-        assert first == {"type": "ok", "ref": ref}
+        assert first == {"type": "ok", "ref": ref, "you": {"id": "anonymous", "can": sorted(CAPABILITIES)}}
         assert (second["type"], second["channel"]) == ("events", "c")
         assert [event["type"] for event in second["events"]] == ["channel.attached", "message.update"]
         assert second["cursor"] == (await served.hub.info("c")).cursor

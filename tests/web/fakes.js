@@ -58,54 +58,75 @@ class FakeSocket {
   }
 }
 
-/** An EventSource by the standard: `lastEventId` stays until another arrives, and a closed one dispatches no event. */
+/** A stream of events as `fetch` gives it. Await each action: the client reads the stream in tasks of its own. */
 class FakeSource {
   static all = []
-  listeners = new Map()
-  readyState = 0
-  lastEventId = ""
+  isClosed = false
+  isOpen = false
 
-  constructor(url) {
-    this.url = new URL(url)
+  constructor(url, { signal, headers }, resolve, reject) {
+    Object.assign(this, { url: new URL(url), headers, resolve, reject })
+    signal.addEventListener("abort", () => {
+      this.isClosed = true
+      reject(signal.reason)
+      if (this.isOpen) this.controller.error(signal.reason)
+    })
     FakeSource.all.push(this)
   }
 
-  addEventListener(type, listener) {
-    this.listeners.set(type, listener)
+  async open() {
+    this.isOpen = true
+    const body = new ReadableStream({ start: (controller) => void (this.controller = controller) })
+    this.resolve(new Response(body, { status: 200 }))
+    await settled()
   }
 
-  close() {
-    this.readyState = 2
+  async refuse(status, problem) {
+    this.resolve(new Response(problem && JSON.stringify(problem), { status }))
+    await settled()
   }
 
-  open() {
-    this.readyState = 1
-    this.onopen?.({})
+  async write(text) {
+    if (this.isClosed) return
+    this.controller.enqueue(new TextEncoder().encode(text))
+    await settled()
   }
 
-  receive(event, id) {
-    if (this.readyState === 2) return
-    if (id !== undefined) this.lastEventId = id
-    this.listeners.get(event.type)?.({ data: JSON.stringify(event), lastEventId: this.lastEventId })
+  receive({ type, ...event }, id) {
+    return this.write(`event: ${type}\ndata: ${JSON.stringify({ type, ...event })}\n${id === undefined ? "" : `id: ${id}\n`}\n`)
   }
 
-  drop() {
-    if (this.readyState === 2) return
-    this.readyState = 0
-    this.onerror?.({})
+  async bye(code) {
+    await this.write(`event: bye\ndata: ${JSON.stringify(code)}\n\n`)
+  }
+
+  async drop() {
+    if (this.isClosed) return
+    if (this.isOpen) this.controller.error(new TypeError("network error"))
+    else this.reject(new TypeError("network error"))
+    await settled()
+  }
+
+  async end() {
+    this.controller.close()
+    await settled()
   }
 }
 
-/** A fetch whose calls wait in `calls` for `answer` or `fail`. */
+/** A fetch whose calls wait in `calls` for `answer` or `fail`. Streams are in `w.sources`, polls in `polls`, probes in `probes`. */
 export class FakeFetch {
   calls = []
+  polls = []
+  probes = []
 
-  fetch = (url, { method, body, signal, headers }) =>
+  fetch = (url, { method, body, signal, headers, mode }) =>
     new Promise((resolve, reject) => {
-      signal.addEventListener("abort", () => reject(signal.reason))
       const { pathname, searchParams } = new URL(url)
-      const call = { method, path: pathname, query: Object.fromEntries(searchParams), headers, resolve, reject }
-      this.calls.push({ ...call, body: body && JSON.parse(body) })
+      if (pathname.endsWith("/events")) return void new FakeSource(url, { signal, headers }, resolve, reject)
+      signal.addEventListener("abort", () => reject(signal.reason))
+      const call = { method, path: pathname, query: Object.fromEntries(searchParams), headers, mode, resolve, reject }
+      const list = pathname.endsWith("/poll") ? this.polls : pathname.endsWith("/v1") ? this.probes : this.calls
+      list.push({ ...call, body: body && JSON.parse(body) })
     })
 
   /** Return the requests as method, path and body. */
@@ -122,6 +143,18 @@ export class FakeFetch {
     this.calls.at(-1).reject(new TypeError("network error"))
     await settled()
   }
+
+  async poll(body, status = 200) {
+    this.polls.at(-1).resolve(new Response(JSON.stringify(body), { status }))
+    await settled()
+  }
+
+  /** Respond to the newest probe: with a status and a body, or, without a status, as a network error. */
+  async probed(status, body) {
+    if (status === undefined) this.probes.at(-1).reject(new TypeError("Failed to fetch"))
+    else this.probes.at(-1).resolve(new Response(JSON.stringify(body), { status }))
+    await settled()
+  }
 }
 
 /** Run all tasks that are ready. */
@@ -129,10 +162,14 @@ export async function settled() {
   for (let turn = 0; turn < 10; turn++) await new Promise((resolve) => setImmediate(resolve))
 }
 
+/** @type {import("../../holdfast/web/client.js").Client | undefined} of the latest world */
+let current
+
 /** Return a client on fakes. Only `pass` moves the time. `t`: the test's context. */
 export function world(t, options = {}) {
   FakeSocket.all = []
   FakeSource.all = []
+  current?.close() // before the reset: to clear a timer of before would damage the queue of the mocked timers
   mock.timers.reset()
   mock.timers.enable({ apis: ["setTimeout", "Date"], now: 1_000_000 })
   const page = new EventTarget()
@@ -142,14 +179,14 @@ export function world(t, options = {}) {
     url: "http://server.test/base/",
     fetch: http.fetch,
     WebSocket: FakeSocket,
-    EventSource: FakeSource,
+    now: () => Date.now(),
     random: () => 0.5,
     ...options,
   })
+  current = client
   t.after(() => {
     client.close()
     delete globalThis.addEventListener
-    mock.timers.reset()
   })
   return {
     client,

@@ -2,7 +2,7 @@
  * The demo page: a conversation of people and agents, to break.
  *
  * The client and the server keep all durable state; this file connects the view to the page, counts, and reports
- * events. Query parameters: `channel` (default `demo:main`), `transport` (`ws` or `sse`), and `as`, a name.
+ * events. Query parameters: `channel` (default `demo:main`), `transport` (`ws`, `sse` or `poll`), and `as`, a name.
  * @module
  */
 
@@ -27,8 +27,8 @@ const at = (id) => document.getElementById(id)
 const parameters = new URLSearchParams(location.search)
 const channelName = parameters.get("channel") || "demo:main"
 const transportName = parameters.get("transport") ?? ""
-/** @type {"auto" | "websocket" | "sse"} */
-const transport = transportName === "sse" ? "sse" : transportName === "ws" ? "websocket" : "auto"
+/** @type {"auto" | "websocket" | "sse" | "poll"} */
+const transport = transportName === "sse" || transportName === "poll" ? transportName : transportName === "ws" ? "websocket" : "auto"
 const CRASH = /(^|\s)\/crash\b/
 const KNOWN_COMMANDS = 100
 
@@ -115,11 +115,12 @@ function renderPeople({ presence: { members }, state }) {
 
 /** @param {Snapshot} snapshot */
 function renderConnection({ state, error }) {
-  const over = { auto: "", websocket: " over WebSocket", sse: " over SSE" }[transport]
+  const over = { auto: "", websocket: " over WebSocket", sse: " over SSE", poll: " over long poll" }[transport]
   const words = {
     connecting: "connecting…",
     live: `live${over}`,
     reconnecting: "disconnected, trying again…",
+    suspended: "suspended",
     closed: error ? `closed: ${error.message}` : "closed",
   }
   at("connection").dataset.state = state

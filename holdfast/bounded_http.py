@@ -1,0 +1,342 @@
+"""The HTTP protocol of `holdfast serve`: uvicorn's, with bounds on its peer.
+
+Layer: serving, between `connections` and `serving`, which imports it on first use because uvicorn is optional.
+
+uvicorn parses all input as fast as it arrives. This subclass bounds heads, parses in slices, and reads no further while
+a request waits behind the running one or while the peer does not read. Knowledge of uvicorn's internals is here, in
+`bounded_websocket` and in `transports.chunks`; `tests/attacks` shows whether the installed uvicorn is as expected.
+
+Safe to change: the constants, which `docs/security.md` names. Not safe: one more `await` or copy for each request.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from functools import partial
+from typing import Any
+
+import httptools
+import msgspec
+from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT, FlowControl
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
+
+from holdfast.connections import LARGE_BYTES, Connection, Connections
+from holdfast.core.errors import HoldfastError, InvalidRequest, TooLarge
+from holdfast.transports.problem import problem_headers
+from holdfast.transports.server_connection import EXTENSION
+
+MAX_HEAD_BYTES = 64 * 1024  # of the request line and headers, also of a trailer
+MAX_HEADERS = 100
+HEAD_S = 10.0  # from the connection, or the end of the last response, to the end of a head that has begun
+UNREAD_S = 60.0  # in which a peer must read a byte of a response that waits for it
+LINGER_S = 1.0  # for a refused peer to read the reason; its own bytes are not read any more
+UNREAD_BYTES = 8 * 1024  # read beyond a waiting request
+SLICE_BYTES = 4 * 1024
+SLICE_S = 0.002  # after so long the loop turns to other connections
+_HEAD_END = b"\r\n\r\n"
+
+
+class _HeadTooLarge(Exception):
+    """A head has too many headers. Raised through the parser."""
+
+
+class _Flow(FlowControl):
+    """uvicorn's flow control, which reads no further while a request waits behind the running one, and so on."""
+
+    def __init__(self, transport: asyncio.Transport, protocol: BoundedHttpProtocol) -> None:
+        super().__init__(transport)
+        self.protocol: BoundedHttpProtocol | None = protocol  # None once the connection is lost
+
+    def resume_reading(self) -> None:
+        if self.read_paused and self.protocol is not None and self.protocol.may_read():
+            super().resume_reading()
+
+
+class BoundedHttpProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
+    """One HTTP connection. It reads into the buffer of the book, and parses no more than it can begin to answer."""
+
+    def __init__(self, book: Connections, **options: Any) -> None:
+        super().__init__(**options)
+        self._book = book
+        self._connection: Connection | None = None  # None if it was refused, and after it is lost or upgraded
+        self._unread = b""  # read, and not parsed yet
+        self._is_in_head = False
+        self._is_in_body = False
+        self._is_known = False
+        self._is_refused = False
+        self._stalled_bytes = 0  # of an unfinished head, or of input since that brought no body
+        self._unsent_bytes = 0  # when the deadline for the peer to read was set
+
+    # The connection
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self.flow: _Flow = _Flow(transport, self)
+        connection = self._connection = self._book.opened(self.client[0] if self.client else "", self)
+        if connection is None:
+            transport.abort()
+        elif not connection.is_from_proxy:
+            connection.wait(HEAD_S)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.close()
+        self._unread = b""
+        self.flow.protocol = None
+        super().connection_lost(exc)
+
+    def expire(self) -> None:
+        """End the connection: its peer has let the deadline pass. A peer that reads its response gets more time."""
+        unsent = self.transport.get_write_buffer_size()
+        if unsent and unsent < self._unsent_bytes:
+            self._wait_for_reader()
+        elif unsent or not self._is_in_head:
+            self.transport.abort()
+        else:
+            self._refuse(InvalidRequest(f"the head of a request must be complete within {HEAD_S:.0f} s"), 408)
+
+    def evict(self) -> None:
+        """End the connection, to make room for another one."""
+        self.transport.abort()
+
+    def known(self) -> None:
+        """Count the connection no longer: its peer is known (`transports.server_connection`)."""
+        self._is_known = True
+        if self._connection is not None:
+            self._connection.proceed()
+
+    # Reading
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return self._book.input_view
+
+    def buffer_updated(self, nbytes: int) -> None:
+        self.data_received(bytes(self._book.input_view[:nbytes]))
+
+    def data_received(self, data: bytes) -> None:
+        if self.timeout_keep_alive_task is not None:
+            self._unset_keepalive_if_required()
+        if self._unread or self.pipeline:
+            self._unread += data
+            if not self.may_read():
+                self.flow.pause_reading()
+        # With one end of a head in the data there is at most one request to begin, behind the one that runs.
+        elif len(data) <= SLICE_BYTES and data.count(_HEAD_END) <= 1:
+            self._parse(data)
+        else:
+            self._parse_in_slices(data)
+        if self._is_in_head and self._connection is not None:
+            self._wait_for_head(self._connection)
+
+    def may_read(self) -> bool:
+        """Return whether more input is of use now.
+
+        While a request waits, a little is: the end of the connection shows only behind all input.
+        """
+        cycle = self.cycle
+        return not (
+            len(self._unread) >= (UNREAD_BYTES if self.pipeline else 1)
+            or self._is_refused
+            or self.flow.write_paused
+            or (cycle is not None and not cycle.response_complete and len(cycle.body) > HIGH_WATER_LIMIT)
+        )
+
+    def _parse_in_slices(self, data: bytes) -> None:
+        """Parse `data` up to the end of the head behind the running request, and for `SLICE_S` at most."""
+        at, until_s = 0, self.loop.time() + SLICE_S
+        while at < len(data) and not self._is_refused:
+            is_held = self.pipeline or self.flow.write_paused
+            if is_held or self.loop.time() > until_s:
+                self._unread = data[at:]
+                self.flow.pause_reading()
+                if not is_held:
+                    self.loop.call_soon(self._go_on)
+                return
+            most = at + SLICE_BYTES
+            if self._is_in_head:
+                most = min(most, at + MAX_HEAD_BYTES - self._stalled_bytes)
+            end = data.find(_HEAD_END, at, most)
+            end = most if end < 0 else end + len(_HEAD_END)
+            self._parse(data[at:end])
+            at = end
+
+    def _go_on(self) -> None:
+        """Parse the input that was set aside, and read further if it is used up."""
+        if self._unread and not (self.pipeline or self.transport.is_closing()):
+            data, self._unread = self._unread, b""
+            self.data_received(data)
+        self.flow.resume_reading()
+
+    def _parse(self, data: bytes) -> None:
+        cycle = self.cycle
+        before = len(cycle.body) if cycle is not None else 0
+        was_in_body = self._is_in_body
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade:
+            self._upgrade()
+            return
+        except httptools.HttpParserError as error:
+            if isinstance(error.__context__, _HeadTooLarge):
+                self._refuse_head()
+            else:
+                self._refuse(InvalidRequest(f"the request does not follow HTTP/1.1: {error}"), 400)
+            return
+        if self._is_in_head:
+            if not was_in_body:
+                self._stalled_bytes += len(data)
+            if self._stalled_bytes >= MAX_HEAD_BYTES or len(self.headers) > MAX_HEADERS:
+                self._refuse_head()
+        elif was_in_body and self._is_in_body and cycle is self.cycle and len(cycle.body) == before:
+            # A trailer, an extension of a chunk, or the body of a request that is answered already.
+            self._stalled_bytes += len(data)
+            if self._stalled_bytes > MAX_HEAD_BYTES and not cycle.response_complete:
+                self._refuse(_too_large("the trailer of a request", MAX_HEAD_BYTES, "bytes"), 431)
+        else:
+            self._stalled_bytes = 0
+
+    # Callbacks of the parser
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._is_in_head = True
+        self._stalled_bytes = 0
+
+    def on_headers_complete(self) -> None:
+        self._is_in_head = False
+        if len(self.headers) > MAX_HEADERS:
+            raise _HeadTooLarge
+        connection = self._connection
+        if connection is not None:
+            if connection.is_from_proxy:
+                self._take_forwarded(connection)
+            elif connection.is_waiting:
+                connection.proceed()
+        self.scope["extensions"] = {EXTENSION: {"connection": self}}
+        super().on_headers_complete()
+        if not self.parser.should_upgrade():
+            self._is_in_body = True
+            self.headers = []  # those of a trailer are not the request's
+
+    def on_message_complete(self) -> None:
+        super().on_message_complete()
+        self._is_in_body = False
+
+    def _take_forwarded(self, connection: Connection) -> None:
+        """Put the client that a trusted proxy names in the place of the proxy."""
+        proxy = self.client[0] if self.client else ""
+        client = self._book.proxies.client_of(proxy, self.headers)
+        connection.move(client)
+        self._is_known = False
+        if client != proxy:
+            self.scope["client"] = (client, 0)
+
+    # Requests
+
+    def _upgrade(self) -> None:
+        if not self._should_upgrade():
+            self._unsupported_upgrade_warning()
+        elif self.cycle is not None and not self.cycle.response_complete:
+            self._refuse(InvalidRequest("a WebSocket cannot begin behind a running request"), 400)
+        else:
+            self.handle_websocket_upgrade()
+
+    def handle_websocket_upgrade(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is None:
+            self.transport.abort()
+            return
+        protocol: Any = self.ws_protocol_class
+        self.ws_protocol_class = partial(protocol, self._book, connection)  # type: ignore[assignment]
+        super().handle_websocket_upgrade()
+        # The other protocol has the transport now. This one must not live on by references to itself.
+        self._is_refused = True
+        self.flow.protocol = None
+        self.parser = None  # type: ignore[assignment]
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if self._unread:
+            self._unset_keepalive_if_required()
+            self.loop.call_soon(self._go_on)
+        connection = self._connection
+        if connection is None or not self.cycle.response_complete:
+            return  # another request has begun
+        if self.transport.get_write_buffer_size():
+            self._wait_for_reader()
+        elif not (self._is_known or connection.is_from_proxy) or self._is_in_body:
+            connection.wait(HEAD_S)
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self.flow.pause_reading()
+        if not self._is_known:
+            self._wait_for_reader()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        connection = self._connection
+        if connection is not None and not self.cycle.response_complete:
+            connection.proceed()
+        self._go_on()
+
+    def _wait_for_head(self, connection: Connection) -> None:
+        if not (connection.is_waiting or connection.is_from_proxy):
+            connection.wait(HEAD_S)
+        if self._stalled_bytes > LARGE_BYTES:
+            connection.grow()
+
+    def _wait_for_reader(self) -> None:
+        connection = self._connection
+        if connection is None or connection.is_from_proxy:
+            return
+        self._unsent_bytes = self.transport.get_write_buffer_size()
+        connection.wait(UNREAD_S)
+        if self._unsent_bytes > LARGE_BYTES:
+            connection.grow()
+
+    # Refusals
+
+    def _refuse_head(self) -> None:
+        if len(self.headers) > MAX_HEADERS:
+            self._refuse(_too_large("a request", MAX_HEADERS, "headers"), 431)
+        elif not self.headers and len(self.url) > MAX_HEAD_BYTES // 2:
+            self._refuse(_too_large("the head of a request, with its URL,", MAX_HEAD_BYTES, "bytes"), 414)
+        else:
+            self._refuse(_too_large("the head of a request", MAX_HEAD_BYTES, "bytes"), 431)
+
+    def _refuse(self, error: HoldfastError, status: int) -> None:
+        """Answer with `error` and read no more. A request that runs is answered first, and then is the last one."""
+        if self._is_refused:
+            return
+        self._is_refused = True
+        self._unread = b""
+        self._book.note(error.detail)
+        self.flow.pause_reading()
+        cycle: RequestResponseCycle | None = self.cycle
+        if cycle is not None and not cycle.response_complete:
+            if not self._is_in_body:  # the refused input is behind it
+                cycle.keep_alive = False
+                return
+            if cycle.response_started or self.pipeline:
+                self.transport.abort()
+                return
+            cycle.disconnected = True  # the application gets no more of the body
+            cycle.message_event.set()
+        self.transport.write(refusal(error, status))
+        # Closing now would reset the connection, since input is unread, and the peer would not see why.
+        self.transport.write_eof()
+        self.loop.call_later(LINGER_S, self.transport.abort)
+
+
+def _too_large(what: str, limit: int, unit: str) -> TooLarge:
+    return TooLarge(f"{what} has at most {limit} {unit}", limit=limit)
+
+
+def refusal(error: HoldfastError, status: int) -> bytes:
+    """Return a whole response with `error`, for a connection that ends with it."""
+    headers = {**problem_headers(error), "connection": "close"}
+    body = msgspec.json.encode({**error.problem(), "status": status})
+    lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+    return STATUS_LINE[status] + lines.encode() + b"content-length: %d\r\n\r\n" % len(body) + body

@@ -1,0 +1,259 @@
+"""The WebSocket protocol of `holdfast serve`: uvicorn's, with bounds on its peer.
+
+Layer: serving, beside `bounded_http`, which hands connections over.
+
+Until its peer is known, a socket takes messages of at most `INTRODUCTION_BYTES` and is counted by the book. Input is
+parsed in slices. Reading stops while the application has a message to take, while the peer does not read what the
+server writes, pongs included, and after a burst of control frames.
+
+Safe to change: the constants, which `docs/security.md` names. Not safe: one more `await` or copy for each frame.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from uvicorn._types import ASGIReceiveEvent
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+from websockets.exceptions import InvalidState
+from websockets.frames import Frame
+from websockets.http11 import Request
+
+from holdfast.bounded_http import refusal
+from holdfast.connections import Connection, Connections
+from holdfast.core.errors import InvalidRequest
+from holdfast.transports.server_connection import EXTENSION
+
+INTRODUCTION_BYTES = 8 * 1024  # of a message until the peer is known
+MAX_FRAGMENTS = 256  # of a message; browsers and libraries send one, or a few
+MAX_CONTROL_FRAMES = 64  # in a second; libraries send one every 20 s
+CONTROL_PAUSE_S = 1.0  # without reading, after more of them
+SLICE_BYTES = 2 * 1024  # up to 340 empty frames, which take 2 ms
+SLICE_S = 0.002  # after so long the loop turns to other connections
+BURST = 16  # messages that the application takes before the loop turns to other connections
+LINGER_S = 1.0  # for a peer that broke a rule to read the close frame; its own bytes are not read any more
+FAREWELL_S = 0.5  # for an unknown peer to take the last frame
+# Pongs and refusals that wait for an unknown peer to read them. A known peer has asyncio's own bound, of 64 KiB.
+UNKNOWN_WRITE_BYTES = 4 * 1024
+
+
+class BoundedWebSocketProtocol(WebSocketsSansIOProtocol, asyncio.BufferedProtocol):
+    """One WebSocket connection, from the complete head of its handshake."""
+
+    def __init__(self, book: Connections, connection: Connection, **options: Any) -> None:
+        super().__init__(**options)
+        self._book = book
+        self._connection = connection
+        connection.owner = self
+        self._unread = b""  # read, and not parsed yet
+        self._is_known = False
+        self._is_expected = False  # to introduce itself in its first frame
+        self._is_accepted = False
+        self._is_write_paused = False
+        self._is_throttled = False
+        self._control_frames = 0
+        self._control_since_s = 0.0
+        self._burst = 0
+        self.conn.max_message_size = INTRODUCTION_BYTES
+
+    # The connection
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        self.transport.set_write_buffer_limits(UNKNOWN_WRITE_BYTES)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._connection.close()
+        self._unread = b""
+        super().connection_lost(exc)
+        self.conn.parser.close()  # a generator that refers to its own object, which would live until a collection
+
+    def expire(self) -> None:
+        """End the connection: its peer has not introduced itself in time."""
+        self.transport.abort()
+
+    def evict(self) -> None:
+        """End the connection, to make room for another one."""
+        self.transport.abort()
+
+    def known(self) -> None:
+        """Lift the bounds on unknown peers (`transports.server_connection`)."""
+        if not self._is_known:
+            self._is_known = True
+            self._connection.proceed()
+            self.conn.max_message_size = self.config.ws_max_size
+            self.transport.set_write_buffer_limits()
+
+    def expect_introduction(self, timeout_s: float) -> None:
+        """Keep the bounds on unknown peers beyond the handshake."""
+        self._is_expected = True
+        self._connection.wait(timeout_s)
+
+    # The handshake
+
+    def handle_connect(self, event: Request) -> None:
+        super().handle_connect(event)
+        if not self.close_sent:
+            self.scope["extensions"][EXTENSION] = {"connection": self}
+            if self._connection.is_from_proxy and self.client is not None:
+                proxy = self.client[0]
+                client = self._book.proxies.client_of(proxy, self.scope["headers"])
+                if client != proxy:
+                    self.scope["client"] = (client, 0)
+            self.transport.pause_reading()  # until the application accepts: before, a client has no frame to send
+
+    def start_keepalive(self) -> None:
+        """Begin to read frames: uvicorn calls this when the application has accepted the socket."""
+        super().start_keepalive()
+        self._is_accepted = True
+        if not self._is_expected:
+            self.known()
+        self._go_on()
+
+    def on_task_complete(self, task: asyncio.Task[None]) -> None:
+        super().on_task_complete(task)
+        if not self._is_known:  # do not wait for the peer's close frame
+            self.loop.call_later(FAREWELL_S, self.transport.abort)
+
+    # Reading
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return self._book.input_view
+
+    def buffer_updated(self, nbytes: int) -> None:
+        self.data_received(bytes(self._book.input_view[:nbytes]))
+
+    def data_received(self, data: bytes) -> None:
+        if self._unread:
+            self._unread += data
+            self.transport.pause_reading()
+            self.loop.call_soon(self._go_on)
+        elif not self.handshake_initiated:
+            self._parse(data)
+            if not self.handshake_initiated:  # websockets refuses without a sign
+                self._refuse_handshake()
+        elif len(data) > SLICE_BYTES or self.is_held():
+            self._parse_in_slices(data)
+        else:
+            self._parse(data)
+
+    def is_held(self) -> bool:
+        """Return whether no more input may be parsed now."""
+        return self.read_paused or self._is_write_paused or self._is_throttled or not self._is_accepted
+
+    def _parse_in_slices(self, data: bytes) -> None:
+        """Parse `data` until the connection is held, and for `SLICE_S` at most; set the rest aside."""
+        at, until_s = 0, self.loop.time() + SLICE_S
+        while at < len(data) and not self.transport.is_closing():
+            is_held = self.is_held()
+            if is_held or self.loop.time() > until_s:
+                self._unread = data[at:]
+                self.transport.pause_reading()
+                if not is_held:
+                    self.loop.call_soon(self._go_on)
+                return
+            self._parse(data[at : at + SLICE_BYTES])
+            at += SLICE_BYTES
+
+    def _parse(self, data: bytes) -> None:
+        try:
+            super().data_received(data)
+        except InvalidState:
+            # Text that is not UTF-8, with a close frame behind it: uvicorn answers both, and websockets one of them.
+            self._write_last(b"".join(self.conn.data_to_send()))
+
+    def _go_on(self) -> None:
+        """Parse the input that was set aside, and read further unless the connection is held."""
+        if self.is_held():
+            return
+        if self._unread:
+            data, self._unread = self._unread, b""
+            self._parse_in_slices(data)
+        if not (self._unread or self.is_held()):
+            self.transport.resume_reading()
+
+    async def receive(self) -> ASGIReceiveEvent:
+        self._burst += 1
+        if self._burst >= BURST:
+            self._burst = 0
+            await asyncio.sleep(0)  # a full queue would not let the loop turn to other connections
+        message = await self.queue.get()
+        if self.read_paused and self.queue.empty():
+            self.read_paused = False
+            self._go_on()
+        return message
+
+    # Writing
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._is_write_paused = True
+        self.transport.pause_reading()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._is_write_paused = False
+        self._go_on()
+
+    # Frames
+
+    def handle_cont(self, event: Frame) -> None:
+        if len(self.frames) < MAX_FRAGMENTS:
+            super().handle_cont(event)
+        elif not self.close_sent:
+            self._book.note(f"a message had more than {MAX_FRAGMENTS} fragments")
+            self.frames = []
+            self.conn.fail(1009, f"a message has at most {MAX_FRAGMENTS} fragments")
+            self.handle_parser_exception()
+
+    def handle_ping(self) -> None:
+        super().handle_ping()
+        self._count_control_frame()
+
+    def handle_pong(self, event: Frame) -> None:
+        super().handle_pong(event)
+        self._count_control_frame()
+
+    def _count_control_frame(self) -> None:
+        """Stop reading for a while after a burst of frames that cost time and carry no message."""
+        self._control_frames += 1
+        if self._control_frames < MAX_CONTROL_FRAMES or self._is_throttled:
+            return
+        now_s = self.loop.time()
+        if now_s - self._control_since_s < CONTROL_PAUSE_S:
+            self._is_throttled = True
+            self.transport.pause_reading()
+            self.loop.call_later(CONTROL_PAUSE_S, self._end_throttle)
+        self._control_frames = 0
+        self._control_since_s = now_s
+
+    def _end_throttle(self) -> None:
+        self._is_throttled = False
+        self._go_on()
+
+    # Refusals
+
+    def handle_parser_exception(self) -> None:
+        """Close the connection of a peer that broke a rule, with the close frame that says which."""
+        if self.close_sent:
+            return
+        assert self.conn.close_sent is not None
+        code, reason = self.conn.close_sent.code, self.conn.close_sent.reason
+        self.queue.put_nowait({"type": "websocket.disconnect", "code": code, "reason": reason})
+        self._write_last(b"".join(self.conn.data_to_send()))
+
+    def _refuse_handshake(self) -> None:
+        self._book.note("a handshake was invalid")
+        detail = "the WebSocket handshake is invalid, has more than 128 headers, or a header of more than 8 KiB"
+        self._write_last(refusal(InvalidRequest(detail), 400))
+
+    def _write_last(self, data: bytes) -> None:
+        """Write `data`, then end the connection: at once it would be reset, and the peer would not see why."""
+        self.close_sent = True
+        self._unread = b""
+        self.transport.pause_reading()
+        self.transport.write(data)
+        self.transport.write_eof()
+        # With this timer set, uvicorn leaves the closing to it.
+        self.close_timer = self.loop.call_later(LINGER_S, self.transport.abort)

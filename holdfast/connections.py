@@ -1,0 +1,317 @@
+"""The book of open connections: how many peers may keep the server waiting, from which addresses, and for how long.
+
+Layer: serving, below `bounded_protocols`.
+
+A connection is *waiting* while its peer has to act before any work is done for it: until the head of its first request
+is complete, until a socket is authenticated, between two requests of a client that no verifier has identified, and
+while a peer does not read its response. Only waiting connections are bounded, first by address, then in total. If there
+is no room, the book ends the oldest waiting connection, so that a new one gets its chance: its peer may be known.
+
+The protocols of `bounded_protocols` call the book, and every method runs on the server's event loop. The constants may
+be changed freely; `docs/security.md` and `docs/python.md` name them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ctypes
+import gc
+import logging
+from collections.abc import Callable, Iterable
+from functools import lru_cache
+from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
+from typing import Protocol
+
+from holdfast.core.errors import LocalError
+
+logger = logging.getLogger("holdfast.serving")
+
+MAX_WAITING = 1_000
+# A browser opens at most six connections for a page, and hundreds of people may share the address of an office.
+MAX_WAITING_OF_ADDRESS = 256
+# Waiting connections that make the server hold more than `LARGE_BYTES`: most of a large head, or of a response.
+MAX_LARGE = 200
+LARGE_BYTES = 8 * 1024
+OWN_DESCRIPTORS = 64  # of the store, the listening socket, the event loop and the application
+MAX_DESCRIPTORS = 1_048_576  # a higher soft limit serves no purpose, and some systems allow a billion
+SWEEP_S = 1.0
+NOTICE_S = 10.0  # between two log lines about connections that were ended
+# After so many connections have ended, their memory goes back to the system, at most once in `TRIM_S` seconds.
+TRIM_AFTER = 200
+TRIM_S = 5.0
+READ_BYTES = 16 * 1024  # of one connection at once: the loop then turns to the others
+
+
+class Owner(Protocol):
+    """The protocol object of a connection."""
+
+    def expire(self) -> None:
+        """End the connection, or give its peer more time: the deadline of a waiting connection has passed."""
+
+    def evict(self) -> None:
+        """End the connection at once, to make room for another one."""
+
+
+class Connection:
+    """One open connection. It belongs to the book until `close`, which its owner calls when the transport is gone."""
+
+    __slots__ = ("_book", "address", "deadline_s", "is_from_proxy", "is_large", "is_waiting", "owner")
+
+    def __init__(self, book: Connections, address: str, owner: Owner, *, is_from_proxy: bool) -> None:
+        self._book = book
+        self.address = address
+        self.owner = owner
+        self.is_from_proxy = is_from_proxy
+        self.is_waiting = False
+        self.is_large = False
+        self.deadline_s = 0.0
+
+    def wait(self, timeout_s: float) -> None:
+        """Count the connection as waiting, for at most `timeout_s` seconds. Call it again for a new deadline."""
+        self._book.wait(self, timeout_s)
+
+    def grow(self) -> None:
+        """Note that the server holds more than `LARGE_BYTES` for this waiting connection."""
+        self._book.grow(self)
+
+    def proceed(self) -> None:
+        """Count the connection as waiting no longer."""
+        if self.is_waiting:
+            self._book.proceed(self)
+
+    def move(self, address: str) -> None:
+        """Count the connection for `address` from now on: a trusted proxy has named its client."""
+        self.proceed()
+        self.address = address_group(address)
+
+    def close(self) -> None:
+        """Remove the connection from the book: its transport is gone."""
+        self._book.close(self)
+
+
+class Connections:
+    """All connections of one server. `input_view` is the buffer into which all of them read, one at a time."""
+
+    def __init__(
+        self,
+        *,
+        max_open: int,
+        max_waiting: int = MAX_WAITING,
+        max_waiting_of_address: int = MAX_WAITING_OF_ADDRESS,
+        proxies: TrustedProxies | None = None,
+    ) -> None:
+        self.max_open = max_open
+        # A quarter of the descriptors at most: the others are in reserve for known clients.
+        self.max_waiting = max(1, min(max_waiting, max_open // 4))
+        self.max_waiting_of_address = max(1, min(max_waiting_of_address, self.max_waiting))
+        self.proxies = proxies or TrustedProxies(())
+        self.input_view = memoryview(bytearray(READ_BYTES))
+        self.open = 0
+        self.waiting = 0
+        self._by_address: dict[str, dict[Connection, None]] = {}  # waiting ones, the oldest first
+        self._large: dict[Connection, None] = {}
+        self._timer: asyncio.TimerHandle | None = None
+        self._ended = 0  # since the last notice
+        self._reason = ""
+        self._notice_due_s = 0.0
+        self._closed = 0  # since memory was given back
+        self._trim_due_s = 0.0
+
+    def opened(self, peer: str, owner: Owner) -> Connection | None:
+        """Return the entry of a new connection of `peer`; None if there is no descriptor left for it."""
+        if self.open >= self.max_open:
+            if not self.waiting:
+                self._note_end("every descriptor belongs to a connection of a known client")
+                return None
+            self._evict_oldest("no descriptor was left")
+        self.open += 1
+        return Connection(self, address_group(peer), owner, is_from_proxy=self.proxies.includes(peer))
+
+    def wait(self, one: Connection, timeout_s: float) -> None:
+        """Do as `Connection.wait`."""
+        loop = asyncio.get_running_loop()
+        one.deadline_s = loop.time() + timeout_s
+        if one.is_waiting:
+            return
+        of_address = self._by_address.get(one.address)
+        if of_address is not None and len(of_address) >= self.max_waiting_of_address:
+            self._evict(next(iter(of_address)), f"{one.address} kept {len(of_address)} connections waiting")
+        elif self.waiting >= self.max_waiting:
+            self._evict_oldest(f"{self.waiting} connections were waiting")
+        one.is_waiting = True
+        self.waiting += 1
+        self._by_address.setdefault(one.address, {})[one] = None
+        if self._timer is None:
+            self._timer = loop.call_later(SWEEP_S, self._sweep)
+
+    def grow(self, one: Connection) -> None:
+        """Do as `Connection.grow`."""
+        if one.is_large or not one.is_waiting:
+            return
+        if len(self._large) >= MAX_LARGE:
+            self._evict(next(iter(self._large)), f"{MAX_LARGE} waiting connections held more than {LARGE_BYTES} bytes")
+        one.is_large = True
+        self._large[one] = None
+
+    def proceed(self, one: Connection) -> None:
+        """Do as `Connection.proceed`."""
+        one.is_waiting = False
+        self.waiting -= 1
+        of_address = self._by_address[one.address]
+        del of_address[one]
+        if not of_address:
+            del self._by_address[one.address]
+        if one.is_large:
+            one.is_large = False
+            del self._large[one]
+
+    def close(self, one: Connection) -> None:
+        """Do as `Connection.close`."""
+        one.proceed()
+        self.open -= 1
+        self._closed += 1
+        if self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(SWEEP_S, self._sweep)
+
+    def note(self, reason: str) -> None:
+        """Count a connection that its protocol ends because of `reason`, for the next line of the log."""
+        self._note_end(reason)
+
+    def _evict_oldest(self, reason: str) -> None:
+        """End the oldest waiting connection of the address that has most of them."""
+        # Finding it takes 50 µs with a thousand addresses, less than accepting a connection.
+        fullest: dict[Connection, None] = max(self._by_address.values(), key=len)
+        self._evict(next(iter(fullest)), reason)
+
+    def _evict(self, one: Connection, reason: str) -> None:
+        one.proceed()
+        self._note_end(reason)
+        one.owner.evict()
+
+    def _note_end(self, reason: str) -> None:
+        self._ended += 1
+        self._reason = reason
+        if self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(SWEEP_S, self._sweep)
+
+    def _sweep(self) -> None:
+        """End the connections whose deadline has passed; report; give memory back."""
+        loop = asyncio.get_running_loop()
+        now_s = loop.time()
+        overdue = [one for group in self._by_address.values() for one in group if one.deadline_s <= now_s]
+        for one in overdue:
+            one.owner.expire()
+        if self._ended and now_s >= self._notice_due_s:
+            logger.warning("ended %d connections of unknown peers; the last one because %s", self._ended, self._reason)
+            self._ended, self._notice_due_s = 0, now_s + NOTICE_S
+        if self._closed >= TRIM_AFTER and now_s >= self._trim_due_s:
+            self._closed, self._trim_due_s = 0, now_s + TRIM_S
+            give_memory_back()
+        is_needed = self.waiting or self._ended or self._closed >= TRIM_AFTER
+        self._timer = loop.call_later(SWEEP_S, self._sweep) if is_needed else None
+
+
+class TrustedProxies:
+    """The addresses of proxies whose `X-Forwarded-For` names the client."""
+
+    def __init__(self, addresses: Iterable[str]) -> None:
+        """`addresses` are addresses or networks. Raises LocalError for any other text."""
+        self._networks = [_network(text) for text in addresses]
+        self.includes: Callable[[str], bool] = lru_cache(maxsize=1024)(self._includes)
+
+    def __bool__(self) -> bool:
+        return bool(self._networks)
+
+    def client_of(self, peer: str, headers: Iterable[tuple[bytes, bytes]]) -> str:
+        """Return the address of the client behind the trusted proxy `peer`: the last one that no trusted proxy added.
+
+        A client can write any header, but only in front of the addresses that the proxies append.
+        """
+        hops = [
+            hop.strip()
+            for name, value in headers
+            if name == b"x-forwarded-for"
+            for hop in value.decode("latin-1").split(",")
+        ]
+        client = peer
+        for hop in reversed(hops):
+            host = _host_of(hop)
+            if host is None:
+                break
+            client = host
+            if not self.includes(host):
+                break
+        return client
+
+    def _includes(self, address: str) -> bool:
+        try:
+            ip = ip_address(address)
+        except ValueError:
+            return False
+        plain = getattr(ip, "ipv4_mapped", None) or ip
+        return any(plain in network for network in self._networks)
+
+
+def _network(text: str) -> IPv4Network | IPv6Network:
+    try:
+        return ip_network(text.strip(), strict=False)
+    except ValueError:
+        raise LocalError(
+            f"--trust-proxy must be an address or a network such as 127.0.0.1 or 10.0.0.0/8, got {text[:100]!r}"
+        ) from None
+
+
+def _host_of(hop: str) -> str | None:
+    """Return the address in an entry of `X-Forwarded-For`, which may have a port; None if it holds no address."""
+    host = hop
+    if hop.startswith("["):
+        host = hop[1:].partition("]")[0]
+    elif hop.count(":") == 1:
+        host = hop.partition(":")[0]
+    with contextlib.suppress(ValueError):
+        return str(ip_address(host))
+    return None
+
+
+def address_group(address: str) -> str:
+    """Return the group for which a peer is counted: an IPv4 address, or the /64 network of an IPv6 address."""
+    if ":" not in address:
+        return address
+    try:
+        ip = IPv6Address(address.partition("%")[0])
+    except ValueError:
+        return address
+    return str(ip.ipv4_mapped or IPv6Network((int(ip) >> 64 << 64, 64)))
+
+
+def raise_descriptor_limit() -> int:
+    """Raise the soft limit of open files as far as the system allows, and return the limit."""
+    try:
+        import resource
+    except ImportError:  # Windows has no such limit
+        return MAX_DESCRIPTORS
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MAX_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, MAX_DESCRIPTORS)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        with contextlib.suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+            soft = wanted
+    return MAX_DESCRIPTORS if soft == resource.RLIM_INFINITY else min(soft, MAX_DESCRIPTORS)
+
+
+def give_memory_back() -> None:
+    """Free the remains of closed connections, and return free memory to the system where the C library can do so."""
+    gc.collect()
+    trim = _malloc_trim()
+    if trim is not None:
+        trim(0)
+
+
+@lru_cache(maxsize=1)
+def _malloc_trim() -> Callable[[int], int] | None:
+    try:
+        trim: Callable[[int], int] = ctypes.CDLL(None).malloc_trim
+    except (OSError, TypeError, AttributeError):  # not the C library of GNU
+        return None
+    return trim

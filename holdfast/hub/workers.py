@@ -1,0 +1,160 @@
+"""The workers of a hub: which there are, the patterns that they serve, and their presence in channels.
+
+Layer: hub. The turn scheduler (`holdfast.hub.turns`) gives them turns. A worker is an agent in this process
+(`holdfast.agents`) or a socket that sent `work` (`transports.session`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from functools import partial
+from typing import Literal, NamedTuple, Protocol
+
+from holdfast.core.errors import TooMany
+from holdfast.hub.channel import Channel
+from holdfast.hub.clock import Clock
+from holdfast.hub.deadlines import Deadlines
+from holdfast.hub.leases import BROKEN_S
+from holdfast.hub.patterns import matches
+from holdfast.stores.base import Store
+
+logger = logging.getLogger("holdfast.hub")
+
+WhenBusy = Literal["queue", "interrupt", "parallel"]
+REMEMBERED_PATTERNS = 1_000
+REMEMBERED_MS = 24 * 3600 * 1000  # messages wait this long after the last agent of their pattern was present
+NOTED_MS = 3600 * 1000  # between two notes that a pattern is still served
+PATTERN_NOTE = "served/"  # notes of served patterns, so that messages wait for an absent agent
+
+
+class AssignedTurn(NamedTuple):
+    """An attempt at a turn, which belongs to a worker."""
+
+    channel: str
+    message_id: str
+    generation: int
+    lease_s: float | None  # None: the worker lives in this process and needs no renewal
+
+
+class Worker(Protocol):
+    """A component that carries out turns; identified by the object itself."""
+
+    def __hash__(self) -> int: ...
+
+    name: str  # the member that people see, and the identity of the claim
+    pattern: str
+    when_busy: WhenBusy
+    is_local: bool  # in this process
+    free: int  # turns that it can take now
+
+    def begin(self, turn: AssignedTurn) -> None:
+        """Begin `turn`, which belongs to this worker. Called after the claim was stored."""
+
+    def ended(self, turn: AssignedTurn, state: str) -> None:
+        """Note that the turn is over (`done`, `cancelled`) or belongs to another worker (`lost`)."""
+
+
+class WorkerPool:
+    """The workers that take turns now. All methods run on the hub's loop."""
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        clock: Clock,
+        deadlines: Deadlines,
+        *,
+        store: Store,
+        live: Callable[[], Iterable[Channel]],
+        spawn: Callable[..., object],
+    ) -> None:
+        self._loop = loop
+        self._clock = clock
+        self._deadlines = deadlines
+        self._store = store
+        self._live = live  # the channels in memory
+        self._spawn = spawn
+        self._workers: dict[Worker, None] = {}
+        self._patterns: dict[str, int] = {}  # served now or recently → when that was noted; messages there wait
+
+    def __contains__(self, worker: Worker) -> bool:
+        return worker in self._workers
+
+    def __len__(self) -> int:
+        return len(self._workers)
+
+    def add(self, worker: Worker) -> None:
+        """Add `worker`, and make it a member of each channel that it serves."""
+        self._workers[worker] = None
+        self._remember(worker.pattern)
+        for channel in self._live():
+            _show(worker, channel)
+
+    def remove(self, worker: Worker) -> bool:
+        """Remove `worker`, which stays a member of its channels until `hide`. Return whether it was there."""
+        return self._workers.pop(worker, worker) is None
+
+    def hide(self, worker: Worker, *, is_broken: bool) -> None:
+        """End the presence of `worker` in its channels. With `is_broken` it ends a little later."""
+        for channel in self._live():
+            if matches(worker.pattern, channel.name) and channel.presence_state.disconnect(worker.name, worker):
+                if is_broken:  # a short disconnection must not flicker
+                    leave = partial(channel.presence_state.remove, worker.name)
+                    self._deadlines.set(("agent", channel.name, worker.name), self._loop.time() + BROKEN_S, leave)
+                else:
+                    channel.presence_state.remove(worker.name)
+
+    def loaded(self, channel: Channel) -> None:
+        """Make the agents of `channel`, which was loaded, members of it."""
+        for worker in self._workers:
+            _show(worker, channel)
+
+    def best_for(self, channel: str, suspect: Worker | None) -> Worker | None:
+        """Return the worker with the most free slots; `suspect`, which may be dead, only as a last resort."""
+        fitting = [one for one in self._workers if one.free > 0 and matches(one.pattern, channel)]
+        return max(fitting, key=lambda one: (one is not suspect, one.free), default=None)
+
+    def has_agent(self, channel: str) -> bool:
+        """Return whether an agent for `channel` is present."""
+        return any(matches(worker.pattern, channel) for worker in self._workers)
+
+    # -- served patterns ---------------------------------------------------------------------------------------
+
+    def serves(self, channel: str) -> bool:
+        """Return whether agents serve `channel`, now or after they reconnect."""
+        return any(matches(pattern, channel) for pattern in self._patterns)
+
+    async def recall(self) -> None:
+        """Read the patterns that were served before this start."""
+        for name, value in (await self._store.notes(PATTERN_NOTE)).items():
+            self._patterns[name.removeprefix(PATTERN_NOTE)] = json.loads(value)
+
+    def tidy(self) -> None:
+        """Note the served patterns, and forget the expired ones. The hub calls this every few seconds."""
+        for worker in self._workers:
+            self._remember(worker.pattern)
+        oldest_ms = self._clock.now_ms() - REMEMBERED_MS
+        for pattern in [pattern for pattern, noted_ms in self._patterns.items() if noted_ms < oldest_ms]:
+            del self._patterns[pattern]
+            self._spawn(self._store.note({PATTERN_NOTE + pattern: None}))
+
+    def _remember(self, pattern: str) -> None:
+        now_ms = self._clock.now_ms()
+        noted_ms = self._patterns.get(pattern)
+        if noted_ms is not None and 0 <= now_ms - noted_ms < NOTED_MS:
+            return
+        if noted_ms is None and len(self._patterns) >= REMEMBERED_PATTERNS:
+            logger.warning("agents serve more than %d patterns; %r is not remembered", REMEMBERED_PATTERNS, pattern)
+            return
+        self._patterns[pattern] = now_ms
+        self._spawn(self._store.note({PATTERN_NOTE + pattern: json.dumps(now_ms).encode()}))
+
+
+def _show(worker: Worker, channel: Channel) -> None:
+    """Make `worker` a member of `channel` if it serves it. In a full channel it works without being a member."""
+    if matches(worker.pattern, channel.name):
+        with suppress(TooMany):
+            channel.presence_state.enter(worker.name, "agent", worker, {"state": "listening"})

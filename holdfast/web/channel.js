@@ -1,0 +1,385 @@
+/**
+ * A channel of the client: its view, its requests, and the presence of this client.
+ *
+ * The members of a Channel above the line "internal" are public.
+ * @module
+ */
+
+import { HoldfastError, callAll, isTemporary, Observable, refusal } from "./errors.js"
+import { LEASE_S } from "./requests.js"
+import { shownMessage, unsentMessage } from "./snapshot.js"
+import { countPoints, SurrogateJoiner } from "./text.js"
+import { remember, View } from "./view.js"
+
+/** @typedef {import("./view.js").Batch} Batch */
+/** @typedef {import("./view.js").WireEvent} WireEvent */
+/** @typedef {import("./view.js").Snapshot} ViewSnapshot */
+/** @typedef {import("./connection.js").Connection} Connection */
+/** @typedef {import("./requests.js").Fields} Fields */
+/** @typedef {import("./client.js").State} State */
+/** @typedef {{ id?: string, can: readonly string[] }} You the id of this client, and its capabilities on the channel */
+/** @typedef {import("./snapshot.js").Message} Message */
+/**
+ * @typedef {Omit<ViewSnapshot, "messages"> & { readonly messages: readonly Message[], readonly streaming: readonly Message[],
+ *   readonly hasOlder: boolean, readonly state: State, readonly error: HoldfastError | null, readonly you: You | null,
+ *   readonly status: import("./client.js").Status, readonly lastCatchUp: Stats["catchUp"] | null }} Snapshot
+ *   `messages` ends with the messages that are being sent; `streaming` are those that are being written
+ */
+/**
+ * @typedef {object} Stats the input of one channel
+ * @property {number} events
+ * @property {number} batches complete ones
+ * @property {number} bytes of the frames (WebSocket, long poll) or event objects (SSE), in UTF-8
+ * @property {number} reconnects how often it became live again
+ * @property {number} gaps how often text was lost; each is a bug
+ * @property {{ events: number, points: number }} catchUp the latest first batch: events about messages, and code
+ *   points of text
+ */
+
+const NOTIFY_MS = 20 // delay before an unfinished batch is shown, so that many small frames cost one rendering
+const JOINERS = 1_000 // parts that one page writes at once
+const PAGE_TRIES = 3
+
+const utf8 = new TextEncoder()
+
+export class Channel extends Observable {
+  view = new View()
+  /** @type {Stats} */
+  stats = { events: 0, batches: 0, bytes: 0, reconnects: 0, gaps: 0, catchUp: { events: 0, points: 0 } }
+  /** @type {State} `live` when the first batch is complete */
+  state = "connecting"
+  /** @type {HoldfastError | null} the reason why it is closed */
+  error = null
+  /** @type {You | null} as the server says */
+  you = null
+  /** @type {Stats["catchUp"] | null} */
+  #arriving = null
+  /** @type {Set<(event: WireEvent) => void>} */
+  #listeners = new Set()
+  /** @type {ReturnType<typeof setTimeout> | undefined} */
+  #notifyTimer
+  /** @type {Promise<boolean> | null} */
+  #paging = null
+  /** @type {Map<string, SurrogateJoiner>} by message and part */
+  #joiners = new Map()
+  /** @type {{ data?: object } | null} the presence of this client */
+  #presence = null
+  /** @type {Map<string, Promise<Message>>} of the messages that are being sent */
+  #deliveries = new Map()
+  #hasSentOld = false
+  #presenceRequests = 0 // presence requests that wait for a response
+  /** @type {ReturnType<typeof setTimeout> | undefined} of the lease */
+  #renewal
+  /** @type {Snapshot | undefined} */
+  #shown
+
+  /** @param {import("./client.js").Client} client @param {string} name @param {number} [limit] */
+  constructor(client, name, limit) {
+    super()
+    this.client = client
+    this.name = name
+    this.limit = limit
+  }
+
+  get cursor() {
+    return this.view.cursor
+  }
+
+  /** Return the state to show: the same object until the subscribers are notified. @type {() => Snapshot} */
+  getSnapshot = () => (this.#shown ??= this.#snapshot())
+
+  /** Receive the events that no snapshot keeps: signals, and replies to commands. @param {(event: WireEvent) => void} listener @returns {() => void} removes it */
+  listen(listener) {
+    this.#listeners.add(listener)
+    return () => void this.#listeners.delete(listener)
+  }
+
+  /** Stop watching the channel. @param {HoldfastError} [error] the reason */
+  close(error) {
+    if (this.#presence) this.leave().catch(() => {})
+    this.client.leave(this)
+    this.end(error)
+  }
+
+  /**
+   * Send a person's message. It is in the snapshot at once, with `local.state` `sending`, and in the browser's storage, so
+   * that it is sent once, also after a reload. Resolves when the server has stored it. Rejects when the server refuses
+   * it: then it stays, with `local.state` `refused` and its error, until `retry` or `discard`.
+   * @param {string | (import("./outbox.js").Draft & { id?: string })} message @returns {Promise<Message>}
+   */
+  async send(message) {
+    const { id = this.client.newId(), ...draft } = typeof message === "string" ? { text: message } : message
+    this.client.check()
+    this.client.outbox.add(this.name, id, draft)
+    this.notify()
+    return this.#deliver(id)
+  }
+
+  /** Send a refused message again. @param {string} id @returns {Promise<Message>} */
+  retry(id) {
+    this.client.outbox.clear(id)
+    this.notify()
+    return this.#deliver(id)
+  }
+
+  /** Remove a message that was refused, or that is not sent yet. @param {string} id */
+  discard(id) {
+    this.client.outbox.remove(id)
+    this.notify()
+  }
+
+  /**
+   * Store a message: `{role, text or parts, status, meta, parent, reply_to}`; omitted fields have the defaults of the wire.
+   * @param {Fields & { text?: string, parts?: unknown[], status?: string }} fields
+   * @returns {Promise<{ message: import("./view.js").Message, serial: number, generation: number, cursor: string }>}
+   */
+  async create({ id = this.client.newId(), text, ...fields }) {
+    this.client.check()
+    const joiner = new SurrogateJoiner(0)
+    const isStreaming = fields.status === "streaming"
+    if (text !== undefined) text = joiner.write(text).text + (isStreaming ? "" : joiner.end().text)
+    if (isStreaming && !fields.parts) this.#keep(`${id} `, joiner)
+    return this.#request("create", { ...fields, id, text })
+  }
+
+  /**
+   * Add text to a streaming message. `at` is the length of the part in code points. Without it the text follows the
+   * previous piece, as long as no piece was refused.
+   * @param {string} id @param {string} text @param {number} [at] @param {number} [part] by default the last text part
+   * @param {{ generation?: number }} [writer] required if the message was taken over
+   * @returns {Promise<{ length: number, serial?: number, part?: number }>} no serial: the text waits for its other half
+   */
+  async append(id, text, at, part, writer) {
+    this.client.check()
+    const key = `${id} ${part ?? ""}`
+    const joiner = this.#joiners.get(key) ?? this.#keep(key, new SurrogateJoiner(at ?? NaN))
+    if (at !== undefined) joiner.seek(at)
+    const piece = joiner.write(text)
+    return piece.text ? this.#request("append", { ...writer, id, part, ...piece }) : { length: piece.at }
+  }
+
+  /**
+   * End a streaming message.
+   * @param {string} id @param {string} [status] @param {{ reason?: string, meta?: object, generation?: number }} [fields]
+   * @returns {Promise<{ serial: number }>}
+   */
+  async finish(id, status = "complete", fields = {}) {
+    this.client.check()
+    const requests = []
+    for (const [key, joiner] of this.#joiners) {
+      const [message, part] = key.split(" ")
+      if (message !== id) continue
+      this.#joiners.delete(key)
+      const end = { id, part: part ? Number(part) : undefined, generation: fields.generation, ...joiner.end() }
+      if (end.text) requests.push(this.#request("append", end))
+    }
+    requests.push(this.#request("finish", { request: this.client.newId(), ...fields, id, status }))
+    return (await Promise.all(requests)).at(-1)
+  }
+
+  /** Change a message: `{text or parts, meta, if_version, generation}`. @param {string} id @param {Fields} fields */
+  update(id, fields) {
+    return this.#request("update", { request: this.client.newId(), ...fields, id })
+  }
+
+  /** @param {string} id */
+  delete(id) {
+    return this.#request("delete", { id })
+  }
+
+  /**
+   * Send a command (`cancel`, `steer`, or a name of the app) to the clients that can carry it out. All viewers see it and its reply.
+   * @param {string} name @param {{ target?: string, data?: unknown, expires_s?: number, id?: string }} [fields]
+   * @returns {Promise<{ command: import("./view.js").Command, serial: number }>}
+   */
+  command(name, fields) {
+    return this.#request("command", { id: this.client.newId(), ...fields, name })
+  }
+
+  /** Reply to a command; the first reply counts. @param {string} id @param {{ ok?: boolean, data?: unknown, error?: unknown }} [fields] */
+  reply(id, fields) {
+    return this.#request("reply", { request: this.client.newId(), ok: true, ...fields, id })
+  }
+
+  /** Become present, with a little data, until `leave`, also after each reconnect. A further call replaces the data. @param {object} [data] */
+  enter(data) {
+    this.#presence = { data }
+    return this.#sendPresence()
+  }
+
+  leave() {
+    this.#presence = null
+    return this.#sendPresence()
+  }
+
+  /** Send a signal to the clients that are connected now. Never stored, and lost without a connection. @param {string} name @param {unknown} [data] */
+  signal(name, data) {
+    this.client.sendOnce("signal", this.name, { name, data })
+  }
+
+  /** Add the next older page to the view. @param {{ limit?: number }} [options] @returns {Promise<boolean>} whether older messages remain */
+  history({ limit } = {}) {
+    return (this.#paging ??= this.#page(limit).finally(() => (this.#paging = null)))
+  }
+
+  // The members below are internal to this file.
+
+  attaching() {
+    this.#arriving = { events: 0, points: 0 }
+  }
+
+  /** The server has attached this client. @param {(You & { expires_s?: number }) | undefined} you */
+  attached(you) {
+    this.client.token.accepted()
+    if (you) {
+      this.you = { id: you.id, can: you.can }
+      this.client.identified(you.id)
+    }
+    // What an earlier page of this person has not sent. Before this the owner of the entries could be another person.
+    if (!this.#hasSentOld) for (const { id, error } of this.client.outbox.of(this.name)) if (!error) this.#deliver(id).catch(() => {})
+    this.#hasSentOld = true
+  }
+
+  /** The connection has ended; its incomplete batch is void. */
+  disconnected() {
+    this.view.disconnect()
+    if (this.state === "live") this.#become("reconnecting")
+  }
+
+  /** @param {HoldfastError} error @param {Connection} connection */
+  refused(error, connection) {
+    if (isTemporary(error)) connection.fail(0, error)
+    else this.close(error)
+  }
+
+  /** Presence ends with its connection or its lease: send it again, unless a request is pending. */
+  renewPresence() {
+    if (this.#presence && !this.#presenceRequests) this.#sendPresence().catch(() => {})
+  }
+
+  /** @param {Batch} batch @param {string} text its frame @param {Connection} connection */
+  receive({ cursor, events }, text, connection) {
+    const { stats } = this
+    stats.bytes += utf8.encode(text).length
+    stats.events += events.length
+    for (const event of events) if (this.#arriving) countIn(this.#arriving, event)
+    const { isGap, passed } = this.view.apply({ cursor, events })
+    if (isGap) {
+      stats.gaps++
+      connection.fail() // the whole connection: a gap is always a bug, and the other channels resume at little cost
+    } else if (cursor && cursor === this.cursor) {
+      stats.batches++
+      this.#goLive()
+    } else this.#notifyTimer ??= setTimeout(() => this.notify(), NOTIFY_MS)
+    for (const event of passed) callAll(this.#listeners, event)
+    for (const { id, stored } of this.client.outbox.of(this.name)) if (stored && this.view.knows(id)) this.client.outbox.remove(id)
+  }
+
+  /** @param {HoldfastError} [error] */
+  end(error) {
+    clearTimeout(this.#renewal)
+    this.error = error ?? null
+    this.#become("closed")
+  }
+
+  notify() {
+    clearTimeout(this.#notifyTimer)
+    this.#notifyTimer = this.#shown = undefined
+    super.notify()
+  }
+
+  /** @param {State} state */
+  #become(state) {
+    this.state = state
+    this.notify()
+  }
+
+  #goLive() {
+    if (this.state === "reconnecting") this.stats.reconnects++
+    this.stats.catchUp = this.#arriving ?? this.stats.catchUp
+    this.#arriving = null
+    this.#become("live")
+  }
+
+  /** @returns {Snapshot} */
+  #snapshot() {
+    const { view, client, state, error, you, stats } = this
+    const known = view.getSnapshot()
+    const messages = known.messages.map(shownMessage)
+    const unsent = client.outbox.of(this.name).filter(({ id }) => !view.knows(id))
+    return {
+      ...known,
+      messages: [...messages, ...unsent.map(unsentMessage)],
+      streaming: messages.filter(({ status }) => status === "streaming"),
+      hasOlder: known.more,
+      state,
+      error,
+      you,
+      status: { ...client.status, state, error: error ?? client.status.error },
+      lastCatchUp: stats.batches ? stats.catchUp : null,
+    }
+  }
+
+  /** Send the messages of the outbox one after another, so that they keep their order. @param {string} id */
+  #deliver(id) {
+    const running = this.#deliveries.get(id)
+    if (running) return running // two calls for one message
+    const earlier = [...this.#deliveries.values()].at(-1)?.catch(() => {})
+    const delivery = Promise.resolve(earlier)
+      .then(() => this.client.outbox.deliver(this, id))
+      .then(shownMessage)
+      .finally(() => {
+        this.#deliveries.delete(id)
+        this.notify()
+      })
+    this.#deliveries.set(id, delivery)
+    return delivery
+  }
+
+  /** @param {string} type @param {Fields} fields @returns {Promise<any>} */
+  #request(type, fields) {
+    return this.client.request(type, this.name, fields)
+  }
+
+  async #sendPresence() {
+    clearTimeout(this.#renewal)
+    this.#presenceRequests++
+    await this.#request("presence", this.#presence ?? { leave: true }).finally(() => this.#presenceRequests--)
+    clearTimeout(this.#renewal)
+    if (this.client.isHttp && this.state !== "closed") this.#renewal = setTimeout(() => this.renewPresence(), LEASE_S * 333)
+  }
+
+  /** @param {number} [limit] */
+  async #page(limit) {
+    const { view } = this
+    for (let tries = 0; view.more; tries++) {
+      const { starts, before } = view
+      if (tries === PAGE_TRIES) {
+        throw refusal("stale", `channel ${this.name} changed during ${tries} requests for its page before ${before}: call history() again`)
+      }
+      const page = await this.#request("history", { before, limit })
+      const isMerged = starts === view.starts && view.merge(page) // else the page belongs to a replaced view
+      this.notify()
+      if (isMerged) break
+    }
+    return view.more
+  }
+
+  /** @param {string} key @param {SurrogateJoiner} joiner */
+  #keep(key, joiner) {
+    if (isNaN(joiner.at)) {
+      throw refusal("invalid_request", `the first append to message ${key.split(" ")[0]} needs at, the length of the part in code points, got undefined`)
+    }
+    remember(this.#joiners, key, joiner, JOINERS)
+    return joiner
+  }
+}
+
+/** @param {Stats["catchUp"]} sum @param {any} event */
+function countIn(sum, { type, text = "", message }) {
+  if (!type.startsWith("message.")) return
+  sum.events++
+  sum.points += countPoints(text)
+  for (const part of message?.parts ?? []) sum.points += countPoints(part.text ?? "")
+}
+

@@ -1,0 +1,150 @@
+/**
+ * A connection that is opened again after each failure, until it is stopped: the back-off, the watchdog, and waking.
+ *
+ * `websocket`, `stream` and `poll` open it (they are the values of `dial`); the client decides about transports.
+ * @module
+ */
+
+/** @typedef {import("./client.js").Client} Client */
+/** @typedef {import("./channel.js").Channel} Channel */
+/**
+ * @typedef {object} Transport
+ * @property {"websocket" | "sse" | "poll"} name
+ * @property {(connection: Connection, token: string | undefined) => () => void} dial starts to open a connection, and
+ *   returns a function that releases it
+ * @property {number} silence_ms the longest silence of a live connection
+ */
+
+// Full jitter: each delay is random between 0 and a ceiling that doubles, so that a thousand viewers of a restarted
+// server spread out. The base keeps them all within its 5 s budget; the cap is the longest acceptable wait on a page.
+const BACKOFF_BASE_MS = 500
+const BACKOFF_CAP_MS = 15_000
+const STABLE_MS = 5_000 // a connection that breaks sooner is one more failure
+export const OPEN_MS = 10_000 // some proxies never respond to an upgrade; the same bound holds for an HTTP response
+
+export class Connection {
+  isOpen = false
+  isBuffered = false // a proxy holds the stream back
+  isReached = false // the server has responded, perhaps with a refusal
+  attempt = 0
+  /** @type {number | null} when it is opened again, in milliseconds since 1970 */
+  retryAt = null
+  /** @type {((text: string) => void) | undefined} */
+  send
+  /** @type {((channel: Channel) => void) | undefined} */
+  attach
+  #dials = 0
+  #openedAt = 0
+  #receivedAt = 0
+  #receivedDate = 0
+  #release = () => {}
+  /** @type {(() => void) | undefined} the call at the end of the back-off */
+  #retry
+  /** @type {ReturnType<typeof setTimeout> | undefined} of the back-off or the watchdog */
+  #timer
+
+  /**
+   * @param {Client} client @param {Channel | null} channel null: all channels
+   * @param {Transport} transport
+   */
+  constructor(client, channel, transport) {
+    this.client = client
+    this.channel = channel
+    this.transport = transport
+  }
+
+  get channels() {
+    return this.channel ? [this.channel] : this.client.channels.values()
+  }
+
+  start() {
+    this.#retry = undefined
+    this.retryAt = null
+    this.isReached = false
+    this.received()
+    this.#watch()
+    const token = this.client.token.get()
+    if (!(token instanceof Promise)) return this.#dial(token)
+    const dial = this.#dials
+    token.then(
+      (value) => dial === this.#dials && this.#dial(value),
+      (error) => dial === this.#dials && this.fail(0, error),
+    )
+  }
+
+  opened() {
+    this.isOpen = this.isReached = true
+    this.#openedAt = this.client.now()
+    this.received()
+    this.client.opened(this)
+  }
+
+  received() {
+    this.#receivedAt = this.client.now()
+    this.#receivedDate = Date.now()
+  }
+
+  /** @param {string} data @param {(frame: any, text: string) => void} receive */
+  receive(data, receive) {
+    this.received()
+    try {
+      receive(JSON.parse(data), data)
+    } catch (error) {
+      this.fail() // the frame is lost, so the server has to send it again
+      throw error
+    }
+  }
+
+  /** @param {number} [least_ms] the shortest delay before the reconnect @param {unknown} [error] the reason, if it is known */
+  fail(least_ms = 0, error) {
+    const { client, isOpen } = this
+    if (isOpen && client.now() - this.#openedAt > STABLE_MS) this.attempt = 0
+    this.stop()
+    this.#retry = client.retryOf(this, error)
+    if (this.#retry) {
+      const delay_ms = least_ms + client.random() * Math.min(BACKOFF_CAP_MS, BACKOFF_BASE_MS * 2 ** this.attempt++)
+      this.retryAt = Date.now() + delay_ms
+      this.#timer = setTimeout(this.#retry, delay_ms)
+    }
+    client.notify()
+  }
+
+  /** The page or the network is back: reconnect now, and replace a connection that was silent meanwhile. */
+  wake() {
+    // The monotonic clock of some systems stops while they sleep. The date does not; a wrong one costs one reconnect.
+    const silent_ms = Math.max(this.client.now() - this.#receivedAt, Date.now() - this.#receivedDate)
+    if (this.isOpen && silent_ms > this.transport.silence_ms / 2) this.fail()
+    if (!this.#retry) return
+    clearTimeout(this.#timer)
+    this.#retry()
+  }
+
+  stop() {
+    this.#dials++
+    this.isOpen = false
+    this.retryAt = null
+    this.#retry = this.send = this.attach = undefined
+    clearTimeout(this.#timer)
+    this.#release()
+    this.#release = () => {}
+    for (const channel of this.channels) channel.disconnected()
+  }
+
+  /** @param {string | undefined} token */
+  #dial(token) {
+    try {
+      this.#release = this.transport.dial(this, token)
+    } catch (error) {
+      this.fail(0, error) // this page may not open it, or the browser lacks it
+    }
+  }
+
+  #watch() {
+    const left_ms = this.#receivedAt + (this.isOpen ? this.transport.silence_ms : OPEN_MS) - this.client.now()
+    if (left_ms > 0) this.#timer = setTimeout(() => this.#watch(), left_ms)
+    else {
+      this.isBuffered = true // some proxies hold the headers back too
+      this.fail()
+    }
+  }
+}

@@ -1,0 +1,128 @@
+/**
+ * The messages that a person has sent and the server has not stored yet.
+ *
+ * Each is in the browser's storage before `send` returns, so that a reload sends it again, under the same id. A refused
+ * message stays, with its error, until the app retries or discards it. With an `identity` the storage is shared by all
+ * tabs (`localStorage`), else it is the tab's own (`sessionStorage`). An entry belongs to the client id that the server
+ * confirms: the messages of another person are neither shown nor sent.
+ * @module
+ */
+
+import { isTemporary, refusal } from "./errors.js"
+
+/** @typedef {import("./view.js").Message} Message */
+/** @typedef {import("./errors.js").HoldfastError} HoldfastError */
+/** @typedef {import("./channel.js").Channel} Channel */
+/** @typedef {{ text?: string, parts?: import("./view.js").Part[], meta?: Record<string, unknown>, parent?: string, reply_to?: string }} Draft */
+/** @typedef {{ code: string, detail: string }} Refusal */
+/**
+ * @typedef {object} Entry
+ * @property {string} id of the message
+ * @property {string} channel
+ * @property {string} [by] the client id of its sender, once the server has confirmed it
+ * @property {number} at milliseconds since 1970
+ * @property {Draft} draft
+ * @property {Refusal} [error]
+ * @property {Message} [stored] the server's response, until the view has the message too
+ */
+
+const MAX_MESSAGES = 200
+const MAX_UNITS = 1_048_576 // of UTF-16
+const AGAIN_MS = 5_000 // the longest wait after a temporary refusal
+
+export class Outbox {
+  /** @type {Map<string, Entry>} in the order of sending */
+  entries = new Map()
+  /** @type {Storage | null} */
+  #storage = null
+
+  /** @param {import("./client.js").Client} client @param {string} [identity] */
+  constructor(client, identity) {
+    this.client = client
+    this.prefix = `holdfast:${client.base}:${identity ?? ""}:`
+    try {
+      this.#storage = (identity === undefined ? globalThis.sessionStorage : globalThis.localStorage) ?? null
+      this.#load()
+    } catch {
+      this.#storage = null // denied: the outbox works from memory
+    }
+  }
+
+  /** Return the entries of a channel that this client may show and send. @param {string} channel @returns {Entry[]} */
+  of(channel) {
+    const { id } = this.client
+    return [...this.entries.values()].filter((entry) => entry.channel === channel && (entry.by ?? id) === id)
+  }
+
+  /** Add a message before it is sent. Throws `too_many`. @param {string} channel @param {string} id @param {Draft} draft */
+  add(channel, id, draft) {
+    const entry = { id, channel, by: this.client.id, at: Date.now(), draft }
+    const units = JSON.stringify([...this.entries.values(), entry]).length
+    const { size } = this.entries
+    if (size >= MAX_MESSAGES || units > MAX_UNITS) {
+      throw refusal("too_many", `${size} messages wait to be sent, ${units} characters with this one: at most ${MAX_MESSAGES} and ${MAX_UNITS} may wait`)
+    }
+    this.#put(entry)
+  }
+
+  /** Send a message until the server stores or refuses it. @param {Channel} channel @param {string} id @returns {Promise<Message>} */
+  async deliver(channel, id) {
+    for (;;) {
+      const entry = this.entries.get(id)
+      if (!entry) throw refusal("discarded", `message ${id} was discarded before it was sent`)
+      try {
+        const { message } = await channel.create({ ...entry.draft, id, role: "user" })
+        this.#storage?.removeItem(this.prefix + id)
+        this.entries.set(id, { ...entry, stored: message })
+        return message
+      } catch (error) {
+        const { code, message } = /** @type {HoldfastError} */ (error)
+        const isKept = code !== "closed" && this.entries.has(id)
+        if (isKept && !isTemporary({ code })) this.#put({ ...entry, error: { code, detail: message } })
+        if (!isKept || !isTemporary({ code })) throw error
+        await new Promise((resolve) => setTimeout(resolve, this.client.random() * AGAIN_MS))
+      }
+    }
+  }
+
+  /** Forget the error of a refused message. @param {string} id */
+  clear(id) {
+    const entry = this.entries.get(id)
+    if (entry) this.#put({ ...entry, error: undefined })
+  }
+
+  /** @param {string} id */
+  remove(id) {
+    this.entries.delete(id)
+    this.#storage?.removeItem(this.prefix + id)
+  }
+
+  /** The server has confirmed the id of this client, which sent the entries without an owner. */
+  claim() {
+    for (const entry of this.entries.values()) if (entry.by === undefined && !entry.stored) this.#put({ ...entry, by: this.client.id })
+  }
+
+  /** @param {Entry} entry */
+  #put(entry) {
+    this.entries.set(entry.id, entry)
+    try {
+      this.#storage?.setItem(this.prefix + entry.id, JSON.stringify(entry))
+    } catch {
+      this.#storage = null // full: the outbox works from memory
+    }
+  }
+
+  #load() {
+    const found = []
+    for (const key of Object.keys(this.#storage ?? {})) {
+      if (!key.startsWith(this.prefix)) continue
+      try {
+        const entry = JSON.parse(this.#storage?.getItem(key) ?? "")
+        if (typeof entry.id === "string" && typeof entry.channel === "string" && entry.draft) found.push(entry)
+      } catch {
+        this.#storage?.removeItem(key) // not ours, or damaged
+      }
+    }
+    for (const entry of found.sort((a, b) => a.at - b.at)) this.entries.set(entry.id, entry)
+  }
+}

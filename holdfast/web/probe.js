@@ -1,0 +1,50 @@
+/**
+ * The diagnosis after the first failed connection: why this page does not reach a Holdfast server.
+ *
+ * To a page a dead port and a refused origin are the same network error. A second request, with `no-cors`, tells them
+ * apart: its response is opaque, but only a running server gives one.
+ * @module
+ */
+
+import { refusal } from "./errors.js"
+
+const PROBE_MS = 3_000
+const REPORT_MS = 50 // the browser reports a violation in a later task
+
+/**
+ * Return the error that explains the failure, or null if the server responds as it should.
+ * @param {string} base @param {typeof globalThis.fetch} fetch
+ */
+export async function diagnose(base, fetch) {
+  const page = globalThis.location
+  if (page?.protocol === "https:" && base.startsWith("http:") && !/^http:\/\/(localhost|127\.|\[::1\])/.test(base)) {
+    return refusal("mixed_content", `the page is loaded over https, so the browser blocks ${base}: serve Holdfast over https`)
+  }
+  const address = `${base}/v1`
+  /** @type {string | undefined} */
+  let directive
+  /** @param {SecurityPolicyViolationEvent} event */
+  const blocked = ({ blockedURI, effectiveDirective }) => {
+    if (blockedURI.startsWith(new URL(base).origin)) directive = effectiveDirective
+  }
+  globalThis.document?.addEventListener?.("securitypolicyviolation", blocked)
+  try {
+    const response = await fetch(address, { signal: AbortSignal.timeout(PROBE_MS), cache: "no-store" })
+    const body = await response.json().catch(() => ({}))
+    if (body?.server === "holdfast") return null
+    if (typeof body?.code === "string" && body.code !== "not_found") return refusal(body.code, `${address} got status ${response.status}`, body)
+    return refusal("not_holdfast", `${base} responds (status ${response.status}), but not as a Holdfast server: is it mounted at another path?`)
+  } catch {
+    const isThere = await fetch(address, { mode: "no-cors", signal: AbortSignal.timeout(PROBE_MS) }).then(() => true, () => false)
+    if (globalThis.document) await new Promise((resolve) => setTimeout(resolve, REPORT_MS))
+    if (directive) {
+      return refusal("blocked_by_csp", `the page's Content-Security-Policy blocks ${base}: add ${new URL(base).origin} to ${directive}`)
+    }
+    if (isThere && page && new URL(base).origin !== page.origin) {
+      return refusal("origin_refused", `${base} refuses requests of this page: give its hub allowed_origins=["${page.origin}"]`)
+    }
+    return refusal("unreachable", `no server responds at ${base}: is it running, and are host and port right?`)
+  } finally {
+    globalThis.document?.removeEventListener?.("securitypolicyviolation", blocked)
+  }
+}

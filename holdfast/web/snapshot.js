@@ -1,0 +1,43 @@
+/**
+ * Messages as a page renders them: `parts` and `meta` always stand, and `text` is all the text of the text parts.
+ * @module
+ */
+
+/** @typedef {import("./view.js").Message} Stored */
+/** @typedef {import("./view.js").Part} Part */
+/** @typedef {{ readonly state: "sending" | "refused", readonly error?: import("./outbox.js").Refusal }} Local */
+/** @typedef {Stored & { readonly parts: readonly Part[], readonly meta: Readonly<Record<string, unknown>>, readonly text: string,
+ *   readonly local?: Local }} Message `local`: not stored yet */
+
+/** @type {WeakMap<object, Message>} so that an unchanged message keeps its identity */
+const shown = new WeakMap()
+
+/** @param {Stored} stored @returns {Message} */
+export function shownMessage(stored) {
+  return keep(stored, ({ parts = [], meta = {} }) => ({ ...stored, parts, meta, text: textOf(parts) }))
+}
+
+/** @param {import("./outbox.js").Entry} entry @returns {Message} */
+export function unsentMessage(entry) {
+  if (entry.stored) return shownMessage(entry.stored)
+  return keep(entry, ({ id, by, at, draft, error }) => {
+    const { text, parts = [{ type: "text", text }], meta = {}, ...rest } = draft
+    return {
+      ...rest, id, parts, meta, role: "user", author: by, status: "complete", text: textOf(parts), created: Infinity,
+      version: 0, created_at: at, updated_at: at, local: error ? { state: "refused", error } : { state: "sending" },
+    }
+  })
+}
+
+/** @template {object} T @param {T} key @param {(key: T) => Message} make */
+function keep(key, make) {
+  let message = shown.get(key)
+  if (!message) shown.set(key, (message = make(key)))
+  return message
+}
+
+/** @param {readonly Part[]} parts */
+function textOf(parts) {
+  const texts = parts.flatMap(({ type, text }) => (type === "text" && typeof text === "string" ? [text] : []))
+  return texts.length === 1 ? texts[0] : texts.join("")
+}

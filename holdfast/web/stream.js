@@ -1,0 +1,110 @@
+/**
+ * The SSE transport: one stream for each channel, read with `fetch`, which sends a token and sees the status
+ * (`docs/protocol.md`, 5). EventSource does neither, and gives up for ever after some failures.
+ * @module
+ */
+
+/** @typedef {import("./connection.js").Connection} Connection */
+/** @typedef {import("./connection.js").Transport} Transport */
+/** @typedef {{ type: string, data: string, id: string | undefined }} StreamEvent */
+
+const PING_S = 4
+const FIRST_BATCH_MS = 5_000 // after the headers; a proxy that holds it back longer buffers the stream
+
+/** @type {Transport} */
+export const STREAM = {
+  name: "sse",
+  silence_ms: 10_000,
+  dial,
+}
+
+/** @param {Connection} connection @param {string | undefined} token */
+function dial(connection, token) {
+  const { client } = connection
+  const channel = /** @type {import("./channel.js").Channel} */ (connection.channel)
+  const { limit, cursor } = channel
+  const stop = new AbortController()
+  /** @type {ReturnType<typeof setTimeout> | undefined} */
+  let buffered
+  channel.attaching()
+
+  /** @param {StreamEvent} event */
+  const receive = ({ type, data, id }) => {
+    if (stop.signal.aborted) return // by an event before this one
+    if (type === "" || type === "ping") connection.received()
+    else if (type === "bye") {
+      if (data !== '"unauthenticated"' || !client.tokenRefused(token, true)) connection.fail()
+    } else {
+      connection.receive(data, (event) => {
+        if (type === "you") channel.attached(event)
+        else channel.receive({ cursor: id, events: [event] }, data, connection)
+      })
+      if (id) clearTimeout(buffered)
+    }
+  }
+
+  const read = async () => {
+    const path = `/v1/channels/${encodeURIComponent(channel.name)}/events`
+    const query = { history: limit, since: cursor, ping_s: PING_S }
+    const response = await client.http("GET", path, { query, token, signal: stop.signal })
+    if (!response.ok || !response.body) throw await client.problemOf(response)
+    client.token.accepted()
+    connection.opened()
+    buffered = setTimeout(() => {
+      connection.isBuffered = true
+      connection.fail()
+    }, FIRST_BATCH_MS)
+    const parse = eventParser(receive)
+    const reader = response.body.pipeThrough(new TextDecoderStream()).getReader()
+    for (;;) {
+      const { done, value } = await reader.read()
+      if (done) return connection.fail()
+      parse(value)
+    }
+  }
+
+  read().catch((error) => {
+    if (!stop.signal.aborted) client.refusedStream(connection, error, token)
+    else if (error.name !== "AbortError") (globalThis.reportError ?? console.error)(error) // of an unreadable event
+  })
+  return () => {
+    clearTimeout(buffered)
+    stop.abort()
+  }
+}
+
+/**
+ * Return a function that takes pieces of an event stream and calls `receive` for each event, and with the type "" for
+ * each comment. An event holds its own `id` only: the protocol sends one where a batch ends.
+ * @param {(event: StreamEvent) => void} receive
+ */
+export function eventParser(receive) {
+  let rest = ""
+  let type = ""
+  /** @type {string[]} */
+  let data = []
+  /** @type {string | undefined} */
+  let id
+  return (/** @type {string} */ piece) => {
+    const lines = piece.split("\n")
+    lines[0] = rest + lines[0]
+    rest = /** @type {string} */ (lines.pop())
+    for (const raw of lines) {
+      const line = raw.endsWith("\r") ? raw.slice(0, -1) : raw
+      if (!line) {
+        const event = { type: type || "message", data: data.join("\n"), id }
+        const isEvent = data.length > 0
+        type = ""
+        data = []
+        id = undefined
+        if (isEvent) receive(event)
+        continue
+      }
+      const [, name, value] = /^([^:]*):? ?(.*)$/s.exec(line) ?? []
+      if (!name) receive({ type: "", data: "", id: undefined })
+      else if (name === "event") type = value
+      else if (name === "data") data.push(value)
+      else if (name === "id") id = value
+    }
+  }
+}

@@ -1,0 +1,79 @@
+/**
+ * The token that proves the identity of this client: a string, or a callback of the app that fetches one.
+ * @module
+ */
+
+import { refusal } from "./errors.js"
+
+/** @typedef {"start" | "expired" | "refused"} Why why the app's callback is called */
+/** @typedef {string | ((why: Why) => string | Promise<string>)} TokenSource */
+
+const CALLBACK_MS = 10_000 // a callback that takes longer counts as a failed attempt
+const REFUSALS = 2 // in a row; a third attempt with such a token would be refused too
+
+/** The current token. A refused or expired token is replaced before the next attempt. */
+export class Token {
+  /** @type {string | undefined} */
+  #current
+  /** @type {Why} */
+  #why = "start"
+  /** @type {Promise<string> | undefined} */
+  #pending
+  #refusals = 0
+  #wasAccepted = false
+
+  /** @param {TokenSource | undefined} source */
+  constructor(source) {
+    this.source = source
+  }
+
+  /** Return the token, undefined for a client without one, or a promise if the app's callback is called first. */
+  get() {
+    if (typeof this.source !== "function") return this.source
+    return this.#current ?? (this.#pending ??= this.#fetch(this.source).finally(() => (this.#pending = undefined)))
+  }
+
+  /** The server has accepted the token. */
+  accepted() {
+    this.#wasAccepted = true
+    this.#refusals = 0
+  }
+
+  /**
+   * The server does not accept `token` (any more). Return whether another attempt makes sense. Several requests may
+   * have sent the same token: once it is replaced, a further refusal of it says nothing new.
+   * @param {string | undefined} token @param {boolean} isExpired
+   */
+  refused(token, isExpired) {
+    if (typeof this.source === "function" && token !== this.#current) return true
+    if (isExpired && this.#wasAccepted) this.#refusals = 0
+    else this.#refusals++
+    this.#wasAccepted = false
+    this.renew(isExpired ? "expired" : "refused")
+    return this.source !== undefined && this.#refusals < REFUSALS
+  }
+
+  /** Request another token at the next `get`. @param {Why} why */
+  renew(why) {
+    this.#current = undefined
+    this.#why = why
+  }
+
+  /** @param {(why: Why) => string | Promise<string>} callback */
+  async #fetch(callback) {
+    /** @type {ReturnType<typeof setTimeout> | undefined} */
+    let timer
+    const late = new Promise((_, reject) => {
+      timer = setTimeout(() => reject(refusal("token_unavailable", `the token callback did not return within ${CALLBACK_MS / 1000} s`)), CALLBACK_MS)
+    })
+    try {
+      const token = await Promise.race([callback(this.#why), late])
+      if (typeof token !== "string" || !token) {
+        throw refusal("token_unavailable", `the token callback must return a non-empty string, got ${token === "" ? '""' : typeof token}`)
+      }
+      return (this.#current = token)
+    } finally {
+      clearTimeout(timer)
+    }
+  }
+}

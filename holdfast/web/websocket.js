@@ -1,0 +1,116 @@
+/**
+ * The WebSocket transport: one socket for all channels and all requests (`docs/protocol.md`, 7).
+ * @module
+ */
+
+import { HoldfastError, refusal } from "./errors.js"
+
+/** @typedef {import("./connection.js").Connection} Connection */
+/** @typedef {import("./connection.js").Transport} Transport */
+/** @typedef {import("./channel.js").Channel} Channel */
+
+const RENEW_MS = 30_000 // before the identity ends
+const EXPIRED = 4200
+
+/** @type {Transport} */
+export const WEBSOCKET = {
+  name: "websocket",
+  silence_ms: 14_000, // the server pings every 5 s
+  dial,
+}
+
+/** @param {Connection} connection @param {string | undefined} token */
+function dial(connection, token) {
+  const { client } = connection
+  const socket = new client.WebSocket(client.address("/v1/ws").replace(/^http/, "ws"), "holdfast.v1")
+  /** @type {Map<unknown, Channel>} by the `ref` of the request that attaches it */
+  const attaching = new Map()
+  /** @type {unknown} the `ref` of the pending `auth` */
+  let auth
+  /** @type {ReturnType<typeof setTimeout> | undefined} */
+  let renewal
+  /** @type {any} */
+  let bye = {}
+
+  /** @param {object} frame */
+  const send = (frame) => socket.send(JSON.stringify(frame))
+  /** @param {string} value */
+  const authenticate = (value) => {
+    auth = client.nextRef()
+    token = value
+    send({ type: "auth", ref: auth, token: value })
+  }
+
+  /** @param {number} left_ms until the identity ends, by a timer of the monotonic clock */
+  const renewLater = (left_ms) => {
+    clearTimeout(renewal)
+    const wait_ms = Math.min(Math.max(left_ms - RENEW_MS, 0), 2 ** 31 - 1)
+    renewal = setTimeout(async () => {
+      client.token.renew("expired")
+      const value = await Promise.resolve(client.token.get()).catch(() => undefined)
+      // Without a token now, the server ends the identity by 4200, and the client asks the callback again.
+      if (value && connection.isOpen && renewal) authenticate(value)
+    }, wait_ms)
+  }
+
+  const begin = () => {
+    connection.send = (text) => socket.send(text)
+    connection.attach = (channel) => {
+      const ref = client.nextRef()
+      attaching.set(ref, channel)
+      channel.attaching()
+      const { name, limit, cursor } = channel
+      send({ type: "attach", ref, channel: name, history: limit, since: cursor ?? undefined })
+    }
+    for (const channel of connection.channels) connection.attach(channel)
+    for (const { text } of client.requests.pending.values()) socket.send(text)
+    connection.opened()
+  }
+
+  /** @param {any} frame @param {string} text */
+  const receive = (frame, text) => {
+    const { type, ref, ...rest } = frame
+    if (type === "events") client.channels.get(rest.channel)?.receive(rest, text, connection)
+    else if (type === "ping") connection.send?.(JSON.stringify({ type: "pong", n: rest.n }))
+    else if (type === "bye") bye = rest // the code of the following close decides whether to reconnect
+    else if (type === "ok") {
+      if (ref === auth && auth !== undefined) {
+        auth = undefined
+        client.token.accepted()
+        const left_s = rest.you?.expires_s
+        if (typeof left_s === "number" && typeof client.token.source === "function") renewLater(left_s * 1000)
+        if (!connection.isOpen) begin()
+      }
+      attaching.get(ref)?.attached(rest.you)
+      client.requests.settle(ref, rest)
+    } else if (type === "error") {
+      const error = new HoldfastError(rest.code, rest)
+      if (ref === auth && auth !== undefined) auth = undefined // if it was the first token, a close follows
+      attaching.get(ref)?.refused(error, connection)
+      client.requests.settle(ref, error)
+    }
+  }
+
+  socket.onopen = () => {
+    connection.isReached = true
+    if (token === undefined) begin()
+    else authenticate(token)
+  }
+  // A policy of the page blocks a socket with this event alone; after the handshake the close code says more.
+  socket.onerror = () => connection.isReached || connection.fail()
+  socket.onmessage = ({ data }) => connection.receive(data, receive)
+  socket.onclose = ({ code }) => {
+    if (code >= 4300) {
+      return client.close(refusal(bye.reason ?? "refused", `${client.base} closed the WebSocket for good with code ${code}`, bye))
+    }
+    if (code >= 4200 && client.tokenRefused(token, code === EXPIRED)) return
+    if (code >= 4100 && code < 4200) for (const { view } of connection.channels) view.cursor = null
+    connection.fail(bye.retry_ms)
+  }
+  return () => {
+    clearTimeout(renewal)
+    renewal = undefined
+    socket.onopen = socket.onmessage = socket.onerror = socket.onclose = null
+    socket.close()
+  }
+}

@@ -1,0 +1,102 @@
+"""The attacking process: raw sockets that break every rule, bounded in time.
+
+Layer: tests.
+
+`python -m tests.attacks.attacker NAME OPTIONS` runs one attack on a port of this machine and prints a report as JSON.
+The options are a JSON object with `port`, `seconds` and those of the attack.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import socket
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+GET = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n"
+Report = dict[str, Any]
+
+
+def connect(port: int, address: str = "127.0.0.1", timeout_s: float = 5.0) -> socket.socket:
+    """Return a connection from `address`, which is a loopback address."""
+    one = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    one.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    one.settimeout(timeout_s)
+    one.bind((address, 0))
+    one.connect(("127.0.0.1", port))
+    return one
+
+
+def pour(one: socket.socket, piece: bytes, until_s: float) -> int:
+    """Send `piece` again and again until `until_s`, or until the server ends it; return the number of bytes."""
+    sent = 0
+    one.settimeout(0.2)
+    view = memoryview(piece)
+    at = 0
+    while time.monotonic() < until_s:
+        try:
+            count = one.send(view[at:])
+        except TimeoutError:
+            continue
+        except OSError:
+            break
+        sent += count
+        at = (at + count) % len(piece)
+    return sent
+
+
+def read_all(one: socket.socket, timeout_s: float = 3.0) -> bytes:
+    """Read until the end of the connection, or until it is silent."""
+    received = bytearray()
+    one.settimeout(timeout_s)
+    with contextlib.suppress(OSError):
+        while data := one.recv(1 << 20):
+            received += data
+    return bytes(received)
+
+
+def again(attempt: Callable[[float], tuple[int, bytes]], seconds: float) -> Report:
+    """Attack on one connection after another for `seconds`; `attempt` returns the bytes sent and received."""
+    until_s = time.monotonic() + seconds
+    sent, connections, first = 0, 0, b""
+    while time.monotonic() < until_s:
+        count, received = attempt(until_s)
+        sent += count
+        connections += 1
+        first = first or received
+    return {"sent": sent, "connections": connections, "first": first[:600].decode("latin-1")}
+
+
+def endless_head(port: int, seconds: float, begin: str, piece: str) -> Report:
+    """Send a request whose head does not end."""
+
+    def attempt(until_s: float) -> tuple[int, bytes]:
+        with connect(port) as one:
+            with contextlib.suppress(OSError):
+                one.sendall(begin.encode())
+            sent = pour(one, piece.encode() * (65536 // len(piece)), until_s)
+            return sent, read_all(one, 0.5)
+
+    return again(attempt, seconds)
+
+
+def pipelined(port: int, seconds: float, total: int, path: str = "/healthz", bearer: str = "") -> Report:
+    """Send many requests on one connection and read no response."""
+    request = f"GET {path} HTTP/1.1\r\nHost: localhost\r\n{bearer and f'Authorization: Bearer {bearer}'}\r\n".encode()
+    request = request if request.endswith(b"\r\n\r\n") else request + b"\r\n"
+    with connect(port) as one:
+        until_s = time.monotonic() + seconds
+        sent = 0
+        while time.monotonic() < until_s and sent < total * len(request):
+            more = pour(one, request * 2_000, min(until_s, time.monotonic() + 0.5))
+            sent += more
+        return {"sent": sent, "requests": sent // len(request)}
+
+
+ATTACKS: dict[str, Callable[..., Report]] = {"endless_head": endless_head, "pipelined": pipelined}
+
+if __name__ == "__main__":
+    print(json.dumps(ATTACKS[sys.argv[1]](**json.loads(sys.argv[2]))))

@@ -1,0 +1,26 @@
+"""The scene of each attack. These tests need Linux: they read the server's memory from `/proc`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from tests.attacks.scene import Scene, scene
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Leave the attacks out on other systems."""
+    if not sys.platform.startswith("linux"):
+        for item in items:
+            if "attacks" in item.path.parts:
+                item.add_marker(pytest.mark.skip(reason="memory is read from /proc"))
+
+
+@pytest.fixture
+async def attacked(tmp_path: Path) -> AsyncIterator[Scene]:
+    """A server to attack."""
+    async with scene(tmp_path) as one:
+        yield one

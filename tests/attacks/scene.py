@@ -1,0 +1,246 @@
+"""The scene of an attack: a server process, a client that works meanwhile, and viewers that check each byte it sends.
+
+Layer: tests.
+
+The server runs `holdfast serve` with a verifier. The bystander appends to a message and measures each request. Two
+strict viewers of `wirecheck` follow it, by SSE and by WebSocket. The attack runs in a process of its own, so that it
+does not delay the measurements.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import re
+import statistics
+import sys
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import jwt
+
+from tests.processes import Server
+from wirecheck import SseViewer, WsViewer
+
+IS_LONG = os.environ.get("HOLDFAST_ATTACKS") == "long"
+ATTACK_S = 15.0 if IS_LONG else 2.0
+QUIET_REQUESTS = 60
+# The median on an idle machine. With a smaller one as the measure, chance would decide.
+QUIET_S = 0.004
+PATIENCE_S = 30.0
+SECRET = "a secret of the tests, with more than 32 bytes"
+AUDIENCE = "attacks"
+MIB = 1024 * 1024
+PERSON = ["subscribe", "history", "publish", "presence", "command"]
+CHANNEL = "bystander"
+
+
+def token(client: str, capabilities: list[str], channels: str = "*") -> str:
+    """Return a token that the server accepts."""
+    claims = {"sub": client, "aud": AUDIENCE, "exp": time.time() + 3600, "holdfast": {channels: capabilities}}
+    return jwt.encode(claims, SECRET, algorithm="HS256")
+
+
+class Scene:
+    """A server under attack, and the clients that must not notice."""
+
+    def __init__(self, server: Server) -> None:
+        self.server = server
+        self.port = server.port
+        self.pid = server.running.pid
+        self.text = ""
+        self._times_s: list[float] = []
+
+    # The server's memory
+
+    def memory_bytes(self) -> int:
+        """Return the resident memory of the server."""
+        return self._status("VmRSS")
+
+    def peak_bytes(self) -> int:
+        """Return the most resident memory since `reset_peak`."""
+        return self._status("VmHWM")
+
+    def reset_peak(self) -> None:
+        """Begin a new measurement of the peak."""
+        Path(f"/proc/{self.pid}/clear_refs").write_text("5")
+
+    async def until_memory_is_back(self, before_bytes: int) -> float:
+        """Return after how many seconds resident memory is within 15 % of `before_bytes`. Raises TimeoutError."""
+        began_s = time.monotonic()
+        while self.memory_bytes() > before_bytes * 1.15:
+            if time.monotonic() > began_s + PATIENCE_S:
+                raise TimeoutError(f"{self.memory_bytes() / MIB:.1f} MiB, {before_bytes / MIB:.1f} before")
+            await asyncio.sleep(0.1)  # the system gives no signal
+        return time.monotonic() - began_s
+
+    def descriptors(self) -> int:
+        """Return how many files the server has open."""
+        return len(os.listdir(f"/proc/{self.pid}/fd"))
+
+    def _status(self, field: str) -> int:
+        status = Path(f"/proc/{self.pid}/status").read_text()
+        found = re.search(rf"{field}:\s+(\d+) kB", status)
+        assert found
+        return int(found[1]) * 1024
+
+    # The bystander
+
+    async def append_until(self, until: asyncio.Future[Any] | None, *, most: int | None = None) -> float:
+        """Append small texts, one after another, until `until` is done; return the median time of a request."""
+        times_s = []
+        reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
+        try:
+            while (until is None or not until.done()) and (most is None or len(times_s) < most):
+                began_s = time.perf_counter()
+                await self._append(reader, writer, f"{len(self.text)} ")
+                times_s.append(time.perf_counter() - began_s)
+        finally:
+            writer.close()
+        self._times_s = sorted(times_s)
+        return statistics.median(times_s)
+
+    async def _append(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, text: str) -> None:
+        path = f"/v1/channels/{CHANNEL}/messages/m/append"
+        status, answer = await ask(reader, writer, "POST", path, {"text": text, "at": len(self.text)}, writer_token())
+        assert status == 200, answer
+        self.text += text
+
+    def figures(self) -> str:
+        """Return the times of the last run, for messages."""
+        times_s = self._times_s
+        return f"{len(times_s)} appends, worst {1000 * times_s[-1]:.0f} ms"
+
+    # The attack
+
+    async def attack(self, name: str, **options: Any) -> dict[str, Any]:
+        """Run an attack of `attacker` in a process of its own and return its report."""
+        arguments = [name, json.dumps({"port": self.port, "seconds": ATTACK_S, **options})]
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "tests.attacks.attacker", *arguments, stdout=asyncio.subprocess.PIPE
+        )
+        try:
+            output, _ = await asyncio.wait_for(process.communicate(), ATTACK_S + PATIENCE_S)
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+        report: dict[str, Any] = json.loads(output)
+        return report
+
+
+async def ask(
+    reader: asyncio.StreamReader,
+    writer: asyncio.StreamWriter,
+    method: str,
+    path: str,
+    body: Any = None,
+    bearer: str | None = None,
+) -> tuple[int, Any]:
+    """Send one request on an open connection; return the status and the decoded body."""
+    data = b"" if body is None else json.dumps(body).encode()
+    head = f"{method} {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(data)}\r\n"
+    if body is not None:
+        head += "Content-Type: application/json\r\n"
+    if bearer is not None:
+        head += f"Authorization: Bearer {bearer}\r\n"
+    writer.write(head.encode() + b"\r\n" + data)
+    async with asyncio.timeout(PATIENCE_S):
+        answer = await reader.readuntil(b"\r\n\r\n")
+        length = re.search(rb"content-length: (\d+)", answer)
+        content = await reader.readexactly(int(length[1])) if length else b""
+    return int(answer[9:12]), json.loads(content) if content else None
+
+
+_writer_token = ""
+
+
+def writer_token() -> str:
+    """Return the token of the bystander, which may write."""
+    global _writer_token
+    _writer_token = _writer_token or token("bystander", ["subscribe", "history", "publish", "append"])
+    return _writer_token
+
+
+@contextlib.asynccontextmanager
+async def scene(folder: Path, *options: str) -> AsyncIterator[Scene]:
+    """A server with a verifier that has served a little, so that its memory is that of a working server."""
+    secret = folder / "secret"
+    secret.write_text(SECRET)
+    # Without a sync for each commit: the bystander is to measure the server, and not the disk.
+    store = f"sqlite:///{folder}/attacked.db?synchronous=normal"
+    server = Server(
+        "serve", folder, "--store", store, "--jwt-secret-file", str(secret), "--jwt-audience", AUDIENCE, *options
+    )
+    try:
+        server.start()
+        one = Scene(server)
+        reader, writer = await asyncio.open_connection("127.0.0.1", one.port)
+        path = f"/v1/channels/{CHANNEL}/messages"
+        begun = {"id": "m", "role": "assistant", "status": "streaming"}
+        assert (await ask(reader, writer, "POST", path, begun, writer_token()))[0] == 201
+        writer.close()
+        yield one
+        assert "Traceback" not in server.output, server.output[-3_000:]
+    finally:
+        server.clean_up()
+
+
+@contextlib.asynccontextmanager
+async def watched(one: Scene) -> AsyncIterator[None]:
+    """Strict viewers of the bystander's message. At the end they have seen all of it, without a gap or a false end."""
+    headers = {"Authorization": f"Bearer {writer_token()}"}
+    # `flush_ms` keeps the number of events, and so the viewers' own work, small.
+    async with (
+        SseViewer("127.0.0.1", one.port, CHANNEL, headers=headers, query={"flush_ms": "250"}) as by_sse,
+        WsViewer("127.0.0.1", one.port, CHANNEL, headers=headers, attach_fields={"flush_ms": 250}) as by_socket,
+    ):
+        viewers = (by_sse, by_socket)
+        for viewer in viewers:
+            await viewer.until_attached(PATIENCE_S)
+        yield
+        for viewer in viewers:
+            await viewer.until(lambda: viewer.checker.text("m") == one.text, PATIENCE_S)  # noqa: B023
+            assert viewer.checker.violations == []
+            assert viewer.checker.status("m") == "streaming"
+            assert (viewer.connections, viewer.is_over) == (1, False)
+
+
+class Outcome:
+    """The effect of an attack: its own report, the growth of the server, and the bystander's median."""
+
+    def __init__(
+        self, report: dict[str, Any], before_bytes: int, peak_bytes: int, quiet_s: float, median_s: float
+    ) -> None:
+        self.report = report
+        self.before_bytes = before_bytes
+        self.growth_bytes = peak_bytes - before_bytes
+        self.quiet_s = quiet_s
+        self.median_s = median_s
+
+    def __str__(self) -> str:
+        return (
+            f"grew by {self.growth_bytes / MIB:.1f} MiB from {self.before_bytes / MIB:.1f}, the bystander's median is "
+            f"{1000 * self.median_s:.1f} ms, {1000 * self.quiet_s:.1f} when quiet; {self.report}"
+        )
+
+    def check(self, most_growth_bytes: int) -> None:
+        """Check the growth of the server, and that the bystander's median stays below three times its quiet value."""
+        assert self.growth_bytes <= most_growth_bytes, str(self)
+        assert self.median_s < 3 * max(self.quiet_s, QUIET_S), str(self)
+
+
+async def run(one: Scene, name: str, **options: Any) -> Outcome:
+    """Run an attack beside the bystander and its viewers."""
+    async with watched(one):
+        quiet_s = await one.append_until(None, most=QUIET_REQUESTS)
+        before_bytes = one.memory_bytes()
+        one.reset_peak()
+        attack = asyncio.ensure_future(one.attack(name, **options))
+        median_s = await one.append_until(attack)
+        outcome = Outcome(await attack, before_bytes, one.peak_bytes(), quiet_s, median_s)
+    print(f"{name}: {outcome}; {one.figures()}")
+    return outcome

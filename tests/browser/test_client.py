@@ -1,0 +1,340 @@
+"""The browser client in Chromium: tokens, the choice of a transport, and the reason why it does not connect.
+
+Layer: tests.
+
+The page is served by the hub's own app or by another origin. Faults are those of real components: nginx that buffers
+and passes no WebSocket on, a port without a server, a hub that does not allow the page's origin.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import jwt
+import pytest
+from playwright.async_api import Browser, Page
+from starlette.applications import Starlette
+from starlette.responses import HTMLResponse
+from starlette.routing import Mount, Route
+
+from holdfast.app import Hub
+from holdfast.hub.clock import Clock
+from holdfast.hub.tokens import jwt_verifier
+from tests.browser.tab import TIMEOUT_MS
+from tests.processes import Process, free_port
+from tests.transports.conftest import listening, new_hub, serving
+
+SECRET = "0123456789abcdef0123456789abcdef"
+FIRST_WORDS_S = 5.0  # within this time a mistake has a name
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")  # as the browser
+
+# The page keeps what it has seen: each text that was shown, and each state of the client.
+_FOLLOW = """async ([module, options, name]) => {
+  const { connect } = await import(module)
+  const shown = (window.shown = [])
+  const calls = (window.calls = [])
+  const { tokens } = options
+  if (tokens) options.token = (why) => tokens[Math.min(calls.push(why), tokens.length) - 1]
+  const client = (window.client = connect(options))
+  const channel = (window.channel = client.channel(name))
+  const show = () => {
+    const texts = channel.getSnapshot().messages.map(({ parts = [] }) => parts.map(({ text }) => text).join(""))
+    const text = texts.join("|")
+    if (text !== shown.at(-1)) shown.push(text)
+  }
+  channel.subscribe(show)
+}"""
+
+
+async def page(request: Any) -> HTMLResponse:
+    return HTMLResponse("<!doctype html><title>test</title><link rel='icon' href='data:,'>")
+
+
+@asynccontextmanager
+async def app_with(hub: Hub) -> AsyncIterator[int]:
+    """Serve `hub` at /holdfast, beside an empty page; yield the port."""
+    app = Starlette(routes=[Route("/", page), Mount("/holdfast", hub)])
+    async with serving(hub, app) as served:
+        yield served.port
+
+
+async def page_at(browser: Browser, port: int, path: str = "/") -> Page:
+    context = await browser.new_context()
+    context.set_default_timeout(TIMEOUT_MS)
+    window = await context.new_page()
+    await window.goto(f"http://localhost:{port}{path}")
+    return window
+
+
+async def follow(window: Page, port: int, *, url: str = "/holdfast", **options: Any) -> None:
+    module = f"http://localhost:{port}/holdfast/web/client.js"
+    await window.evaluate(_FOLLOW, [module, {"url": url, **options}, "chat:1"])
+
+
+async def until_shown(window: Page, text: str) -> list[str]:
+    """Wait until the page shows `text`; return all texts that it has shown, each a prefix of the next."""
+    await window.wait_for_function("text => window.shown.at(-1) === text", arg=text)
+    shown: list[str] = await window.evaluate("window.shown")
+    assert all(later.startswith(earlier) for earlier, later in pairwise(shown)), shown
+    return shown
+
+
+async def error_code(window: Page) -> str:
+    """Return the code of the client's error, which must be there within five seconds."""
+    await window.wait_for_function("() => window.client.status.error", timeout=FIRST_WORDS_S * 1000)
+    code: str = await window.evaluate("window.client.status.error.code")
+    return code
+
+
+class Watch(Clock):
+    """A clock that a test moves."""
+
+    ahead_ms = 0
+
+    def now_ms(self) -> int:
+        return super().now_ms() + self.ahead_ms
+
+
+def verified(clock: Clock | None = None, **options: Any) -> Hub:
+    clock = clock or Clock()
+    verify = jwt_verifier(secret=SECRET, audience="chat", leeway_s=0, now_s=lambda: clock.now_ms() / 1000)
+    return new_hub(authenticate=verify, clock=clock, **options)
+
+
+def token(left_s: float = 600, *, ahead_s: float = 0, secret: str = SECRET, sub: str = "ada") -> str:
+    claims = {
+        "sub": sub,
+        "aud": "chat",
+        "exp": Clock().now_ms() / 1000 + ahead_s + left_s,
+        "holdfast": {"chat:*": ["subscribe", "history", "publish"]},
+    }
+    return jwt.encode(claims, secret, algorithm="HS256")
+
+
+# Tokens
+
+
+@pytest.mark.parametrize("transport", ["websocket", "sse", "poll"])
+async def test_page_with_a_token_follows_and_writes_on_each_transport(browser: Browser, transport: str) -> None:
+    hub = verified()
+    async with app_with(hub) as port:
+        window = await page_at(browser, port)
+        await follow(window, port, token=token(), transport=transport)
+        await window.evaluate("window.channel.create({ id: 'q', text: 'hello' })")
+        await until_shown(window, "hello")
+        you = await window.evaluate("window.channel.getSnapshot().you")
+        assert you == {"id": "ada", "can": ["history", "publish", "subscribe"]}
+        stored, _ = await hub.read("chat:1", "q")
+        assert stored.author == "ada"
+        await window.evaluate("window.client.close()")
+
+
+@pytest.mark.parametrize("transport", ["websocket", "sse", "poll"])
+async def test_token_that_expires_in_the_middle_of_an_answer_costs_no_text(browser: Browser, transport: str) -> None:
+    watch = Watch()
+    hub = verified(watch)
+    async with app_with(hub) as port:
+        window = await page_at(browser, port)
+        await follow(window, port, tokens=[token(60), token(600, ahead_s=120)], transport=transport)
+        async with hub.message("chat:1", id="a") as message:
+            await message.append("before ")
+            await until_shown(window, "before ")
+            watch.ahead_ms = 120_000
+            await message.append("and after")
+            # The server's timers do not see the clock that the test moved; a request finds that the identity has ended.
+            await window.evaluate("window.channel.delete('nothing').catch(() => {})")
+        shown = await until_shown(window, "before and after")
+        assert shown[-2:] == ["before ", "before and after"]
+        assert (await window.evaluate("window.calls"))[:2] in (["start", "expired"], ["start", "refused"])
+        await window.evaluate("window.client.close()")
+
+
+async def test_token_that_is_refused_twice_ends_as_unauthenticated(browser: Browser) -> None:
+    async with app_with(verified()) as port:
+        window = await page_at(browser, port)
+        await follow(window, port, tokens=[token(secret="x" * 32)])
+        assert await error_code(window) == "unauthenticated"
+        assert await window.evaluate("window.client.status.state") == "closed"
+        assert await window.evaluate("window.calls.length") == 2
+
+
+# Sending
+
+
+@pytest.mark.parametrize("transport", ["websocket", "sse", "poll"])
+async def test_message_that_is_sent_in_the_task_of_a_reload_is_stored_once(browser: Browser, transport: str) -> None:
+    hub = verified()
+    async with app_with(hub) as port:
+        window = await page_at(browser, port)
+        await follow(window, port, token=token(), transport=transport)
+        await window.wait_for_function("() => window.channel.state === 'live'")
+        async with window.expect_navigation():
+            await window.evaluate("void window.channel.send('hello').catch(() => {}); location.reload()")
+        await follow(window, port, token=token(), transport=transport)
+        await until_shown(window, "hello")
+        await window.wait_for_function("() => window.channel.getSnapshot().messages.every(({ local }) => !local)")
+        page = await hub.history("chat:1")
+        assert [one.text for one in page.messages] == ["hello"]
+        await window.evaluate("window.client.close()")
+
+
+async def test_message_of_one_person_is_not_shown_to_the_next_in_the_same_tab(browser: Browser) -> None:
+    hub = verified()
+    async with app_with(hub) as port:
+        window = await page_at(browser, port)
+        await follow(window, port, token=token(), transport="sse")
+        await window.wait_for_function("() => window.channel.state === 'live'")
+        await window.evaluate("window.client.suspend(); void window.channel.send('a secret of ada').catch(() => {})")
+        await window.reload()
+        await follow(window, port, token=token(sub="bob"), transport="sse")
+        await window.wait_for_function("() => window.channel.getSnapshot().you?.id === 'bob'")
+        assert "a secret of ada" not in (
+            await window.evaluate("window.channel.getSnapshot().messages.map((m) => m.text)")
+        )
+        assert (await hub.history("chat:1")).messages == []
+        await window.evaluate("window.client.close()")
+
+
+# Errors, each with its name within five seconds
+
+
+async def test_wrong_path_is_not_holdfast(browser: Browser) -> None:
+    async with app_with(new_hub()) as port:
+        window = await page_at(browser, port)
+        await follow(window, port, url="/chat")
+        assert await error_code(window) == "not_holdfast"
+
+
+async def test_port_without_a_server_is_unreachable_until_a_server_starts(browser: Browser) -> None:
+    hub, other_port = new_hub(allowed_origins=["*"]), free_port()
+    async with app_with(new_hub()) as port:
+        window = await page_at(browser, port)
+        await follow(window, port, url=f"http://localhost:{other_port}/holdfast")
+        assert await error_code(window) == "unreachable"
+        assert await window.evaluate("window.client.status.retryAt") is not None
+    await hub.close()
+
+
+async def test_foreign_page_learns_the_setting_that_allows_its_origin(browser: Browser) -> None:
+    warnings: list[str] = []
+    async with app_with(new_hub()) as port, listening(Starlette(routes=[Route("/", page)])) as elsewhere:
+        window = await page_at(browser, elsewhere)
+        window.on("console", lambda line: warnings.append(line.text) if line.type == "warning" else None)
+        await window.route("**/client-of-the-page/*", lambda route: _own_file(route))
+        await window.evaluate(
+            _FOLLOW, ["/client-of-the-page/client.js", {"url": f"http://localhost:{port}/holdfast"}, "chat:1"]
+        )
+        assert await error_code(window) == "origin_refused"
+        detail = await window.evaluate("window.client.status.error.message")
+        assert f'allowed_origins=["http://localhost:{elsewhere}"]' in detail
+        assert [line for line in warnings if "origin_refused" in line] != []
+
+
+async def _own_file(route: Any) -> None:
+    name = route.request.url.rpartition("/")[2]
+    web = Path(__file__).parents[2] / "holdfast" / "web"
+    await route.fulfill(path=web / name, content_type="text/javascript")
+
+
+async def test_content_security_policy_that_blocks_the_server_is_named(browser: Browser) -> None:
+    async def strict(request: Any) -> HTMLResponse:
+        policy = "default-src 'self'; script-src 'self' 'unsafe-eval'; connect-src 'none'"
+        return HTMLResponse("<!doctype html><title>test</title>", headers={"Content-Security-Policy": policy})
+
+    hub = new_hub()
+    app = Starlette(routes=[Route("/", strict), Mount("/holdfast", hub)])
+    async with serving(hub, app) as served:
+        window = await page_at(browser, served.port)
+        await follow(window, served.port)
+        assert await error_code(window) == "blocked_by_csp"
+        assert "connect-src" in await window.evaluate("window.client.status.error.message")
+
+
+async def test_missing_capability_is_forbidden_and_closes_the_channel(browser: Browser) -> None:
+    async with app_with(verified()) as port:
+        window = await page_at(browser, port)
+        await window.evaluate(
+            _FOLLOW,
+            [f"http://localhost:{port}/holdfast/web/client.js", {"url": "/holdfast", "token": token()}, "other:1"],
+        )
+        await window.wait_for_function("() => window.channel.error", timeout=FIRST_WORDS_S * 1000)
+        assert await window.evaluate("window.channel.error.code") == "forbidden"
+
+
+# Proxies
+
+_NGINX = """
+daemon off; worker_processes 1; pid {folder}/nginx.pid; error_log {folder}/error.log;
+events {{ worker_connections 64; }}
+http {{
+  access_log off; client_body_temp_path {folder}/body; proxy_temp_path {folder}/proxy; fastcgi_temp_path {folder}/f;
+  uwsgi_temp_path {folder}/u; scgi_temp_path {folder}/s;
+  server {{
+    listen 127.0.0.1:{port};
+    location / {{
+      proxy_pass http://127.0.0.1:{upstream}; proxy_http_version 1.1; proxy_set_header Host $host:{port};
+      proxy_set_header Connection ""; proxy_set_header X-Forwarded-For "";
+      # Compression without a flush is the usual way in which a proxy holds a stream back.
+      proxy_ignore_headers X-Accel-Buffering; gzip {gzip}; gzip_types text/event-stream;
+      gzip_min_length 0; gzip_proxied any;
+    }}
+  }}
+}}
+"""
+
+
+@contextmanager
+def nginx(folder: Path, upstream: int, *, is_buffering: bool) -> Iterator[int]:
+    """Run nginx before `upstream`. It passes no upgrade on, so no WebSocket opens; yield its port."""
+    port = free_port()
+    config = folder / "nginx.conf"
+    gzip = "on" if is_buffering else "off"
+    config.write_text(_NGINX.format(folder=folder, port=port, upstream=upstream, gzip=gzip))
+    program = shutil.which("nginx")
+    assert program is not None
+    server = Process(["-c", str(config)], folder / "nginx.log", program=program)
+    server.start()
+    try:
+        yield port
+    finally:
+        server.clean_up()
+
+
+@pytest.mark.skipif(shutil.which("nginx") is None, reason="nginx is not installed")
+@pytest.mark.parametrize(("is_buffering", "transport"), [(False, "sse"), (True, "poll")])
+async def test_page_behind_a_proxy_uses_the_best_transport_that_the_proxy_lets_through(
+    browser: Browser, tmp_path: Path, is_buffering: bool, transport: str
+) -> None:
+    hub = verified()
+    async with app_with(hub) as upstream:
+        with nginx(tmp_path, upstream, is_buffering=is_buffering) as port:
+            window = await page_at(browser, upstream)
+            await _until_listening(port)
+            await window.goto(f"http://localhost:{port}/")
+            async with hub.message("chat:1", id="a") as message:
+                await message.append("one ")
+                await follow(window, port, token=token())
+                await window.wait_for_function("() => window.shown.at(-1) === 'one '", timeout=20_000)
+                await message.append("two")
+                await until_shown(window, "one two")
+            assert await window.evaluate("window.client.status.transport") == transport
+            await window.evaluate("window.client.close()")
+
+
+async def _until_listening(port: int) -> None:
+    async with asyncio.timeout(10):
+        while True:
+            try:
+                _, writer = await asyncio.open_connection("127.0.0.1", port)
+            except OSError:
+                await asyncio.sleep(0.02)
+            else:
+                writer.close()
+                return

@@ -1,0 +1,273 @@
+"""The state machine of a turn: it follows the log, except while a claim is under way.
+
+Layer: tests. `tests/hub/test_turn_scheduler.py` tests the scheduler that drives it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from msgspec.structs import replace
+
+from holdfast.core.errors import HoldfastError
+from holdfast.core.requests import Caller, ClaimTurn
+from holdfast.core.turns import (
+    TRANSITIONS,
+    ChannelTurns,
+    HeldFate,
+    Left,
+    Phase,
+    TurnEvent,
+    TurnState,
+    drawing,
+    fate_of_held,
+)
+from tests.core.harness import AGENT, LogHarness
+
+ARCHITECTURE = Path(__file__).parents[2] / "docs" / "architecture.md"
+FAR = Caller(id="far", is_server=True)  # a worker in another process, for which the hub sends requests
+
+
+def served(*message_ids: str) -> LogHarness:
+    """Return a log with user messages that wait for an agent."""
+    log = LogHarness()
+    log.is_served = True
+    for message_id in message_ids:
+        log.create(message_id, text="question")
+    return log
+
+
+def observed(log: LogHarness, message_id: str = "q", *, is_orphan: bool = False) -> TurnState[str]:
+    """Return the turn of a message as a hub knows it that has just read the log."""
+    turn = TurnState[str](message_id)
+    turn.observe(log.state.message(message_id), is_orphan=is_orphan)
+    return turn
+
+
+def look(turn: TurnState[str], log: LogHarness, *, is_orphan: bool = False) -> Left[str] | None:
+    return turn.observe(log.state.message(turn.message_id), is_orphan=is_orphan)
+
+
+# -- the table and its drawing ---------------------------------------------------------------------------------
+
+
+def test_drawing_in_the_document_is_that_of_the_table() -> None:
+    assert f"```mermaid\n{drawing()}```\n" in ARCHITECTURE.read_text()
+
+
+def test_every_phase_is_reached_and_leads_to_the_end() -> None:
+    reached = {Phase.NEW}
+    for _ in Phase:
+        reached |= {target for phase in reached for target in TRANSITIONS[phase].values()}
+    assert reached == set(Phase)
+    leads_there = {Phase.OVER}
+    for _ in Phase:
+        leads_there |= {phase for phase, row in TRANSITIONS.items() if leads_there & set(row.values())}
+    assert leads_there == set(Phase)
+    assert TRANSITIONS[Phase.OVER] == {}
+
+
+# -- following the log -----------------------------------------------------------------------------------------
+
+
+def test_turn_waits_is_claimed_runs_and_is_over() -> None:
+    log = served("q")
+    turn = observed(log)
+    phases = [turn.phase]
+    turn.send_claim()
+    phases.append(turn.phase)
+    log.claim("q", caller=FAR, lease_s=15)
+    assert look(turn, log) is None  # the result of the claim follows
+    left = turn.resolve(TurnEvent.TAKEN, 1)
+    turn.worker = "far"
+    phases.append(turn.phase)
+    log.end("q", caller=FAR)
+    assert left == Left(Phase.CLAIMING, 0, None)
+    assert look(turn, log) == Left(Phase.RUNNING, 1, "far")
+    assert [*phases, turn.phase] == [Phase.WAITING, Phase.CLAIMING, Phase.RUNNING, Phase.OVER]
+
+
+@pytest.mark.parametrize(
+    ("event", "phase"),
+    [(TurnEvent.REFUSED, Phase.RUNNING), (TurnEvent.FAILED, Phase.DELAYED), (TurnEvent.TAKEN, Phase.RUNNING)],
+)
+def test_claim_of_another_hub_counts_when_the_own_claim_is_resolved(event: TurnEvent, phase: Phase) -> None:
+    log = served("q")
+    turn = observed(log)
+    turn.send_claim()
+    log.claim("q", caller=FAR, lease_s=15)
+    log.claim("q", 1, caller=FAR, lease_s=15)
+    look(turn, log)
+    turn.resolve(event, 1 if event is TurnEvent.TAKEN else None)
+    assert turn.phase is phase
+    turn.due()
+    assert (turn.phase, turn.attempt, turn.worker) == (Phase.RUNNING, 2, None)
+
+
+def test_turn_that_was_cancelled_while_it_was_claimed_is_over() -> None:
+    log = served("q")
+    turn = observed(log)
+    turn.send_claim()
+    log.claim("q", caller=FAR, lease_s=15)
+    log.end("q", state="cancelled", caller=FAR)
+    look(turn, log)
+    turn.resolve(TurnEvent.TAKEN, 1)
+    assert turn.phase is Phase.OVER
+
+
+def test_lost_attempt_is_not_taken_for_a_new_one() -> None:
+    log = served("q")
+    log.claim("q", caller=FAR, lease_s=15)
+    turn = observed(log)
+    turn.worker = "far"
+    assert turn.lose() == Left(Phase.RUNNING, 1, "far")
+    assert look(turn, log) is None  # the log still shows the lost attempt
+    assert (turn.phase, turn.attempt, turn.suspect) == (Phase.WAITING, 1, "far")
+    log.claim("q", 1, caller=FAR, lease_s=15)
+    assert look(turn, log) == Left(Phase.WAITING, 1, None)
+    assert (turn.phase, turn.attempt) == (Phase.RUNNING, 2)
+
+
+def test_claim_of_a_process_that_is_gone_waits_again() -> None:
+    log = served("q")
+    log.claim("q", caller=AGENT)
+    turn = observed(log, is_orphan=True)
+    assert (turn.phase, turn.attempt) == (Phase.WAITING, 1)
+
+
+def test_turn_in_this_process_is_not_an_orphan_while_it_runs() -> None:
+    log = served("q")
+    turn = observed(log)
+    turn.send_claim()
+    log.claim("q", caller=AGENT)
+    look(turn, log, is_orphan=True)
+    turn.resolve(TurnEvent.TAKEN, 1)
+    look(turn, log, is_orphan=True)
+    assert (turn.phase, turn.attempt) == (Phase.RUNNING, 1)
+
+
+# -- messages that a turn takes in -----------------------------------------------------------------------------
+
+
+def held(log: LogHarness, *, is_known: bool = True) -> ChannelTurns[str]:
+    """Let the turn of `q1` take `q2` in, and return both turns. Without `is_known` it does not get the result."""
+    log.claim("q1", caller=FAR, lease_s=15)
+    turns = ChannelTurns[str]()
+    for message_id in ("q1", "q2"):
+        turns.put(observed(log, message_id))
+    turn = turns.get("q2")
+    assert turn is not None
+    turn.send_claim()
+    log.ask("q2", ClaimTurn(generation=0, lease_s=15, within="q1", within_generation=1), FAR)
+    look(turn, log)
+    turn.unheard = None if is_known else ("q1", 1)
+    turn.resolve(TurnEvent.TAKEN_IN if is_known else TurnEvent.REFUSED)
+    assert turn.host == ("q1", 1)
+    return turns
+
+
+@pytest.mark.parametrize(("end", "fate"), [("done", HeldFate.DONE), ("cancelled", HeldFate.CANCELLED)])
+def test_held_turn_ends_as_the_turn_that_holds_it(end: str, fate: HeldFate) -> None:
+    log = served("q1", "q2")
+    turns = held(log)
+    host, turn = turns
+    assert turns.held_by("q1") == [turn]
+    assert fate_of_held(turn, turns, log.state) is HeldFate.HELD
+    log.end("q1", 1, end, caller=FAR)
+    look(host, log)
+    assert fate_of_held(turn, turns, log.state) is fate
+    assert fate_of_held(turn, turns, None) is HeldFate.LOST  # not in memory: it is decided when it is loaded
+
+
+def test_held_turn_is_lost_with_the_attempt_that_holds_it() -> None:
+    log = served("q1", "q2")
+    turns = held(log)
+    host, turn = turns
+    host.lose()
+    assert fate_of_held(turn, turns, log.state) is HeldFate.LOST
+    log.claim("q1", 1, caller=FAR, lease_s=15)
+    look(host, log)
+    assert (host.phase, host.attempt) == (Phase.RUNNING, 2)
+    assert fate_of_held(turn, turns, log.state) is HeldFate.LOST
+    turn.lose()
+    assert (turn.phase, turn.attempt, turn.host) == (Phase.WAITING, 1, None)
+
+
+def test_turn_that_took_a_message_in_without_a_result_does_not_hold_it() -> None:
+    log = served("q1", "q2")
+    turns = held(log, is_known=False)
+    _, turn = turns
+    assert fate_of_held(turn, turns, log.state) is HeldFate.UNHEARD
+    turn.lose(TurnEvent.UNHEARD)
+    assert (turn.phase, turn.unheard) == (Phase.WAITING, None)
+
+
+def test_of_two_requests_for_one_message_the_stored_one_counts() -> None:
+    log = served("q1", "q2")
+    log.claim("q1", caller=FAR, lease_s=15)
+    turn = observed(log, "q2")
+    turn.send_claim()
+    turn.send_claim()
+    log.ask("q2", ClaimTurn(generation=0, lease_s=15, within="q1", within_generation=1), FAR)
+    look(turn, log)
+    turn.resolve(TurnEvent.REFUSED)
+    assert turn.phase is Phase.CLAIMING  # the other request is under way
+    turn.resolve(TurnEvent.TAKEN_IN)
+    assert turn.phase is Phase.HELD
+
+
+# -- laws ------------------------------------------------------------------------------------------------------
+
+_STEPS = ("claim", "own claim", "take in", "resolve", "lose", "due", "look", "end", "cancel", "delete")
+
+
+@given(st.lists(st.sampled_from(_STEPS), max_size=30))
+def test_turn_agrees_with_the_log_whenever_no_claim_is_under_way(steps: list[str]) -> None:
+    log = served("host", "q")
+    log.claim("host", caller=FAR, lease_s=15)
+    turn = observed(log)
+    lost = -1  # the attempt that was lost last
+    outcome: TurnEvent | None = None  # of the claim under way
+    for step in steps:
+        try:
+            match step:
+                case "claim":
+                    log.claim("q", log.known("q").claim.generation, caller=replace(FAR, id="other"), lease_s=15)
+                case "own claim" | "take in" if turn.phase is Phase.WAITING:
+                    within = "host" if step == "take in" else None
+                    turn.send_claim()
+                    outcome = TurnEvent.REFUSED
+                    request = ClaimTurn(generation=turn.attempt, lease_s=15, within=within, within_generation=1)
+                    log.ask("q", request, FAR)
+                    outcome = TurnEvent.TAKEN if within is None else TurnEvent.TAKEN_IN
+                    own = turn.attempt + 1
+                case "resolve" if outcome is not None:
+                    look(turn, log)
+                    turn.resolve(outcome, own if outcome is TurnEvent.TAKEN else None)
+                    outcome = None
+                case "lose" if turn.is_taken:
+                    lost = turn.attempt
+                    turn.lose()
+                case "due":
+                    turn.due()
+                case "end" | "cancel":
+                    log.end("q", log.known("q").claim.generation, "done" if step == "end" else "cancelled")
+                case "delete":
+                    log.delete("q")
+        except HoldfastError:
+            pass  # refused by the log: the turn was over, or another attempt had it
+        look(turn, log)
+        claim = log.known("q").claim
+        assert claim is not None
+        if turn.phase is Phase.CLAIMING:
+            assert outcome is not None
+        elif not claim.is_open:
+            assert turn.phase is Phase.OVER
+        elif claim.state == "pending" or claim.generation == lost:
+            assert turn.phase is Phase.WAITING
+        else:
+            assert turn.phase is (Phase.RUNNING if claim.within is None else Phase.HELD)
+            assert turn.attempt == claim.generation

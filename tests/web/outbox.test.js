@@ -1,0 +1,213 @@
+/** Messages that are sent once, whatever happens to the page between the click and the server's response. */
+import assert from "node:assert/strict"
+import { describe, test } from "node:test"
+
+import { attached, message, settled, texts, update, world } from "./fakes.js"
+
+/** A browser's storage; `limit` characters fit. */
+class FakeStorage {
+  constructor(limit = Infinity) {
+    Object.defineProperty(this, "limit", { value: limit })
+  }
+
+  getItem(key) {
+    return Object.hasOwn(this, key) ? this[key] : null
+  }
+
+  setItem(key, value) {
+    if (value.length > this.limit) throw new DOMException("full", "QuotaExceededError")
+    this[key] = value
+  }
+
+  removeItem(key) {
+    delete this[key]
+  }
+}
+
+/** Let `sessionStorage` and `localStorage` be those of a browser until the test ends. */
+function withStorage(t, storage = new FakeStorage()) {
+  globalThis.sessionStorage = storage
+  globalThis.localStorage = new FakeStorage()
+  t.after(() => {
+    delete globalThis.sessionStorage
+    delete globalThis.localStorage
+  })
+  return storage
+}
+
+const you = (id) => ({ you: { id, can: ["publish"] } })
+const shown = (channel) => channel.getSnapshot().messages.map(({ id, text, local }) => [id, text, local?.state])
+
+/** Return a client whose channel is live, and belongs to `id`. */
+function live(t, id = "ann", options = {}) {
+  const w = world(t, options)
+  const channel = w.client.channel("c")
+  w.socket.open()
+  w.socket.ok("attach", you(id))
+  w.socket.events("c", "e:1", attached(1))
+  return { w, channel }
+}
+
+describe("a sent message", () => {
+  test("is in the snapshot at once, and once when it is stored", async (t) => {
+    const { w, channel } = live(t)
+    const sent = channel.send({ id: "q", text: "hi" })
+    assert.deepEqual(shown(channel), [["q", "hi", "sending"]])
+    await settled()
+    assert.deepEqual(w.socket.sentOf("create"), [{ channel: "c", id: "q", role: "user", text: "hi" }])
+    const stored = message("q", 2, "hi", { role: "user", author: "ann", status: "complete" })
+    w.socket.ok("create", { message: stored })
+    assert.equal((await sent).text, "hi")
+    assert.deepEqual(shown(channel), [["q", "hi", undefined]]) // though its event is not here yet
+    w.socket.events("c", "e:2", { ...update(stored), type: "message.create" })
+    assert.deepEqual(shown(channel), [["q", "hi", undefined]])
+    assert.equal(w.client.outbox.entries.size, 0)
+  })
+
+  test("keeps its place behind an earlier one", async (t) => {
+    const { w, channel } = live(t)
+    channel.send({ id: "one", text: "1" }).catch(() => {})
+    channel.send({ id: "two", text: "2" }).catch(() => {})
+    await settled()
+    assert.deepEqual(w.socket.sentOf("create").map(({ id }) => id), ["one"])
+    w.socket.ok("create", { message: message("one", 2, "1") })
+    await settled()
+    assert.deepEqual(w.socket.sentOf("create").map(({ id }) => id), ["one", "two"])
+  })
+
+  test("is sent again after a temporary refusal", async (t) => {
+    const { w, channel } = live(t)
+    channel.send({ id: "q", text: "hi" }).catch(() => {})
+    await settled()
+    w.socket.refuse("create", "busy")
+    await settled()
+    assert.deepEqual(shown(channel), [["q", "hi", "sending"]])
+    w.pass(2_500)
+    await settled()
+    assert.equal(w.socket.sentOf("create").length, 2)
+  })
+
+  test("that is refused stays with its error until it is retried", async (t) => {
+    const { w, channel } = live(t)
+    const sent = channel.send({ id: "q", text: "hi" })
+    await settled()
+    w.socket.refuse("create", "forbidden", { detail: "no" })
+    await assert.rejects(sent, { code: "forbidden" })
+    const [{ local }] = channel.getSnapshot().messages
+    assert.deepEqual(local, { state: "refused", error: { code: "forbidden", detail: "no" } })
+    const again = channel.retry("q")
+    assert.deepEqual(shown(channel), [["q", "hi", "sending"]])
+    await settled()
+    w.socket.ok("create", { message: message("q", 2, "hi") })
+    await again
+    assert.deepEqual(shown(channel), [["q", "hi", undefined]])
+  })
+
+  test("that is refused can be discarded", async (t) => {
+    const storage = withStorage(t)
+    const { w, channel } = live(t)
+    channel.send({ id: "q", text: "hi" }).catch(() => {}).catch(() => {})
+    await settled()
+    w.socket.refuse("create", "forbidden")
+    await settled()
+    channel.discard("q")
+    assert.deepEqual(shown(channel), [])
+    assert.deepEqual(Object.keys(storage), [])
+  })
+
+  test("is one message after a double click on retry", async (t) => {
+    const { w, channel } = live(t)
+    channel.send({ id: "q", text: "hi" }).catch(() => {})
+    channel.retry("q").catch(() => {})
+    await settled()
+    assert.equal(w.socket.sentOf("create").length, 1)
+  })
+})
+
+describe("the outbox", () => {
+  test("sends again after a reload, under the same id, when the server has confirmed who this is", async (t) => {
+    withStorage(t)
+    const before = world(t)
+    before.client.channel("c").send({ id: "q", text: "hi" }).catch(() => {}) // the page is reloaded at once
+    const w = world(t)
+    const channel = w.client.channel("c")
+    assert.deepEqual(shown(channel), [["q", "hi", "sending"]])
+    w.socket.open()
+    await settled()
+    assert.deepEqual(w.socket.sentOf("create"), [])
+    w.socket.ok("attach", you("ann"))
+    await settled()
+    assert.deepEqual(w.socket.sentOf("create"), [{ channel: "c", id: "q", role: "user", text: "hi" }])
+    w.socket.ok("create", { message: message("q", 2, "hi") })
+    await settled()
+    assert.deepEqual(Object.keys(globalThis.sessionStorage), [])
+  })
+
+  test("keeps the messages of another person to that person", async (t) => {
+    const storage = withStorage(t)
+    const ann = live(t, "ann")
+    ann.channel.send({ id: "q", text: "secret" }).catch(() => {})
+    const { w, channel } = live(t, "bob")
+    await settled()
+    assert.deepEqual(shown(channel), [])
+    assert.deepEqual(w.socket.sentOf("create"), [])
+    assert.equal(Object.keys(storage).length, 1) // Ann may return in this tab
+    const again = live(t, "ann")
+    await settled()
+    assert.deepEqual(again.w.socket.sentOf("create").length, 1)
+  })
+
+  test("of an identity is shared by its tabs, and not by another identity", async (t) => {
+    withStorage(t)
+    const tab = world(t, { identity: "ann" })
+    tab.client.channel("c").send({ id: "q", text: "hi" }).catch(() => {})
+    assert.deepEqual(shown(world(t, { identity: "bob" }).client.channel("c")), [])
+    assert.deepEqual(shown(world(t, { identity: "ann" }).client.channel("c")), [["q", "hi", "sending"]])
+  })
+
+  test("holds at most 200 messages or 1 MiB", async (t) => {
+    const { channel } = live(t)
+    await assert.rejects(channel.send("x".repeat(1_100_000)), { code: "too_many" })
+    const sent = Array.from({ length: 200 }, () => channel.send("x"))
+    await assert.rejects(channel.send("x"), { code: "too_many" })
+    for (const one of sent) one.catch(() => {})
+  })
+
+  for (const [what, storage] of [["full", new FakeStorage(10)], ["damaged", Object.assign(new FakeStorage(), { "holdfast:http://server.test/base::q": "{" })]]) {
+    test(`works from memory when the storage is ${what}`, async (t) => {
+      withStorage(t, storage)
+      const { w, channel } = live(t)
+      channel.send({ id: "q", text: "hi" }).catch(() => {})
+      await settled()
+      assert.equal(w.socket.sentOf("create").length, 1)
+      assert.deepEqual(shown(channel), [["q", "hi", "sending"]])
+    })
+  }
+
+  test("works from memory when the storage is denied", async (t) => {
+    Object.defineProperty(globalThis, "sessionStorage", { configurable: true, get: () => { throw new DOMException("denied", "SecurityError") } })
+    t.after(() => delete globalThis.sessionStorage)
+    const { w, channel } = live(t)
+    channel.send({ id: "q", text: "hi" }).catch(() => {})
+    await settled()
+    assert.equal(w.socket.sentOf("create").length, 1)
+  })
+})
+
+describe("a snapshot", () => {
+  test("has parts, meta and text for each message, and the same object for an unchanged one", async (t) => {
+    const { w, channel } = live(t)
+    const parts = [{ type: "reasoning", text: "hm" }, { type: "text", text: "a" }, { type: "data", name: "d", data: 1 }, { type: "text", text: "b" }]
+    w.socket.events("c", "e:3", update({ ...message("m", 2, ""), parts }), update(message("n", 3, "", { parts: undefined })))
+    const before = channel.getSnapshot()
+    assert.deepEqual(before.messages.map(({ text, meta }) => [text, meta]), [["ab", {}], ["", {}]])
+    assert.deepEqual(before.messages[1].parts, [])
+    assert.deepEqual(before.streaming.map(({ id }) => id), ["m", "n"])
+    w.socket.events("c", "e:4", update({ ...message("n", 3, "x"), version: 4 }))
+    const after = channel.getSnapshot()
+    assert.equal(after.messages[0], before.messages[0])
+    assert.notEqual(after.messages[1], before.messages[1])
+    assert.equal(after.status.state, "live")
+    assert.deepEqual(texts(channel).length, 2)
+  })
+})
