@@ -1,14 +1,14 @@
 # The front door. `make demo` and `make test` are all a newcomer needs; both set up what they use, in .venv and
 # node_modules, nothing global.
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format sim chaos fuzz bench clean
+.PHONY: help demo test test-long lint format sim chaos fuzz bench clean
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
 help: ## what there is
-	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/^([a-z]+):.*## /  make \1\t/'
+	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 18
 
 demo: $(VENV)/.serve ## a chat that survives refresh, on this machine
 	@$(BIN)/holdfast demo
@@ -17,6 +17,9 @@ test: $(VENV)/.dev node_modules/.installed ## all tests, the browser's too
 	@scripts/ensure_chromium
 	@npm test --silent
 	@$(BIN)/pytest -n 3 --dist loadfile
+
+test-long: $(VENV)/.dev ## the built package, other releases of the dependencies, faults, seeds: about 12 minutes
+	@scripts/test_long
 
 lint: $(VENV)/.dev node_modules/.installed ## format, lint and strict types, in Python and JavaScript
 	$(BIN)/ruff format --check .

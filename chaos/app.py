@@ -26,9 +26,10 @@ from holdfast.hub.identity import Identity, Scope
 from holdfast.stores.sqlite import SqliteStore
 from oracle.plans import Append, Plan
 
-__all__ = ["Wanted", "app"]
+__all__ = ["OPERATOR", "Wanted", "app"]
 
 FLUSHED_EVERY = 5  # steps
+OPERATOR = "operator"  # the client that may read `/metrics`
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class Wanted:
     busy_s: float = 5.0
     lock_wait_s: float = 5.0
     is_lazy: bool = False  # mounted without a lifespan: the hub starts with the first request
-    has_admins: bool = True  # otherwise each client has all capabilities but `admin`, as with a verifier
+    has_admins: bool = True  # otherwise a verifier makes each client the one that it names, and only the operator admin
 
     @property
     def environment(self) -> dict[str, str]:
@@ -54,7 +55,7 @@ app: Starlette  # built on first access: an import of this module opens no store
 
 def _build(wanted: Wanted) -> Starlette:
     store = SqliteStore(wanted.store, busy_s=wanted.busy_s, lock_wait_s=wanted.lock_wait_s)
-    hub = Hub(store) if wanted.has_admins else Hub(store, authenticate=_without_admin)
+    hub = Hub(store) if wanted.has_admins else Hub(store, authenticate=_verify)
     acks = os.open(wanted.acks, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
 
     async def write(request: Request) -> JSONResponse:
@@ -72,10 +73,11 @@ def _build(wanted: Wanted) -> Starlette:
     return app
 
 
-async def _without_admin(scope: Scope) -> Identity:
+async def _verify(scope: Scope) -> Identity:
     query = parse_qs(scope["query_string"].decode())
     name = query.get("client", ["anonymous"])[0]
     may = {"subscribe", "history", "publish", "append", "presence", "command", "agent"}
+    may |= {"admin"} if name == OPERATOR else set()
     return Identity(client_id=name, capabilities=frozenset(may))
 
 

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from chaos.agent import AgentOrders
+from chaos.app import OPERATOR
 from chaos.processes import Child, ask
 from chaos.viewer import Transport, Viewer
 from chaos.world import Failure, World
@@ -408,7 +409,7 @@ class Conversation:
             await asyncio.sleep(0.05)  # the server has no event for it
 
     async def _turns_left(self) -> dict[str, int]:
-        status, text = await self.world.server.get("/metrics")
+        status, text = await self.world.server.get(f"/metrics?client={OPERATOR}")
         if status != 200:
             raise Failure(f"/metrics got status {status}: {text}")
         lines = dict(line.rsplit(" ", 1) for line in text.splitlines() if line.startswith("holdfast_turns_"))

@@ -275,7 +275,7 @@ class Peer:
             "query_string": query,
             "headers": [(bytes(name), bytes(value)) for name, value in headers],
             "client": ("127.0.0.1", 5),
-            "server": ("127.0.0.1", 80),
+            "server": ("in-process", 80),
             "subprotocols": subprotocols,
             "extensions": {"websocket.http.response": {}} if known.get("extension") is True else {},
         }

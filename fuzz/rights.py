@@ -160,13 +160,10 @@ _FRAMES = {one.frame: one for one in reversed(OPERATIONS) if one.frame is not No
 _NONE = frozenset[str]()
 
 
-def needs_of_request(method: str, path: str, body: Json, *, is_here: bool = True) -> Needs | None:
-    """Return the needs of a request, or None if it can never succeed.
-
-    `path` is decoded. `is_here` means that the request comes from loopback.
-    """
+def needs_of_request(method: str, path: str, body: Json) -> Needs | None:
+    """Return the needs of a request, or None if it can never succeed. `path` is decoded."""
     method = "GET" if method == "HEAD" else method
-    if method == "OPTIONS" or path in OPEN_PATHS or path.startswith("/web") or (path == "/metrics" and is_here):
+    if method == "OPTIONS" or path in OPEN_PATHS or path.startswith("/web"):
         return Needs(_NONE, EVERYWHERE)
     for (known, pattern), operation in _ROUTES.items():
         if known != method or (found := pattern.fullmatch(path)) is None:

@@ -37,6 +37,7 @@ WORDS: list[Json] = [
     "RS256", "ES256",
     "sub", "aud", "exp", "nbf", "iat", "iss", "holdfast", "subscribe", "admin", "*", "chat:*", "{sub}", "chat",
     NOW_S, NOW_S - 11, NOW_S + 11, float(NOW_S), 1e400, True, None, "ada", "..", ["chat", 1], {"chat": ["admin"]},
+    ["b64"],
 ]  # fmt: skip
 RAW = ["", ".", "..", "...", "a.b.c", "e30.e30.", "e30.e30.e30", "eyJhbGciOiJub25lIn0.e30.", "bnVsbA.e30.e30",
        "W10.e30.x", "é.é.é", "=.=.=", "e30", "x" * 9_000, "e30." * 2_000]  # fmt: skip
@@ -132,7 +133,7 @@ def _check(identity: Identity, text: str) -> None:
         raise Finding(f"forged: {identity} by {token[:300]!r}")
     header, claims = (json.loads(base64.urlsafe_b64decode(one + "==")) for one in body.split("."))
     audience = claims["aud"] if isinstance(claims["aud"], list) else [claims["aud"]]
-    is_for_us = header["alg"] == "HS256" and AUDIENCE in audience
+    is_for_us = header["alg"] == "HS256" and "crit" not in header and AUDIENCE in audience
     is_now = (claims.get("nbf") or 0) - LEEWAY_S <= NOW_S < claims["exp"] + LEEWAY_S
     if not (is_for_us and is_now and claims["sub"] == identity.client_id):
         raise Finding(f"accepted: {identity} by {header} {claims}")

@@ -259,7 +259,7 @@ class Town:
         )
         body = to_bytes(step["body"]) if "body" in step else json.dumps(step.get("json", {})).encode()
         exchange.pieces = [body]
-        needs = needs_of_request(method, _decoded(path, raw_path), _json(body), is_here=address == "127.0.0.1")
+        needs = needs_of_request(method, _decoded(path, raw_path), _json(body))
         visit = Visit(exchange, method, headers, needs, self.rights_by((one[0], one[1]) for one in headers))
         visit.since = _last(headers, data)
         shown = dict(parse_qsl(data.decode("latin-1"), keep_blank_values=True)).get("ticket")

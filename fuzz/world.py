@@ -385,7 +385,7 @@ class Exchange:
             "query_string": query,
             "headers": [(bytes(name), bytes(value)) for name, value in headers],
             "client": (address, 5),
-            "server": ("127.0.0.1", 80),
+            "server": ("in-process", 80),  # an address would have the owner of a real socket looked up
             "extensions": {},
         }
         self._task: asyncio.Task[None] | None = None

@@ -60,8 +60,8 @@ class BoundedHttpProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
         self._book = book
         self._connection: Connection | None = None  # None if it was refused, and after it is lost or upgraded
         self._unread = b""  # read, and not parsed yet
-        self._is_in_head = False
-        self._is_in_body = False
+        self._begun_scope: Any = None  # of the last request whose head is complete
+        self._extensions: dict[str, dict[object, object]] = {EXTENSION: {"connection": self}}
         self._is_known = False
         self._is_refused = False
         self._stalled_bytes = 0  # of an unfinished head, or of input since that brought no body
@@ -82,16 +82,21 @@ class BoundedHttpProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
         connection, self._connection = self._connection, None
         if connection is not None:
             connection.close()
-        self._unread = b""
-        self.flow.protocol = None
+        self._release()
         super().connection_lost(exc)
+
+    def _release(self) -> None:
+        """Give up the references to this object: it would live on by them until a garbage collection."""
+        self._unread = b""
+        self._extensions.clear()
+        self.flow.protocol = None
 
     def expire(self) -> None:
         """End the connection: its peer has let the deadline pass. A peer that reads its response gets more time."""
         unsent = self.transport.get_write_buffer_size()
         if unsent and unsent < self._unsent_bytes:
             self._wait_for_reader()
-        elif unsent or not self._is_in_head:
+        elif unsent or not self.is_in_head():
             self.transport.abort()
         else:
             self._refuse(InvalidRequest(f"the head of a request must be complete within {HEAD_S:.0f} s"), 408)
@@ -126,8 +131,12 @@ class BoundedHttpProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
             self._parse(data)
         else:
             self._parse_in_slices(data)
-        if self._is_in_head and self._connection is not None:
+        if self.scope is not self._begun_scope and self._connection is not None:
             self._wait_for_head(self._connection)
+
+    def is_in_head(self) -> bool:
+        """Return whether a head has begun and is not complete: uvicorn makes a scope when it begins."""
+        return self.scope is not self._begun_scope
 
     def may_read(self) -> bool:
         """Return whether more input is of use now.
@@ -154,7 +163,7 @@ class BoundedHttpProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
                     self.loop.call_soon(self._go_on)
                 return
             most = at + SLICE_BYTES
-            if self._is_in_head:
+            if self.is_in_head():
                 most = min(most, at + MAX_HEAD_BYTES - self._stalled_bytes)
             end = data.find(_HEAD_END, at, most)
             end = most if end < 0 else end + len(_HEAD_END)
@@ -170,41 +179,35 @@ class BoundedHttpProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
 
     def _parse(self, data: bytes) -> None:
         cycle = self.cycle
-        before = len(cycle.body) if cycle is not None else 0
-        was_in_body = self._is_in_body
+        was_in_head = self.scope is not self._begun_scope
+        was_in_body = cycle is not None and cycle.more_body
+        before = len(cycle.body) if was_in_body else 0
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserUpgrade:
             self._upgrade()
-            return
         except httptools.HttpParserError as error:
             if isinstance(error.__context__, _HeadTooLarge):
                 self._refuse_head()
             else:
                 self._refuse(InvalidRequest(f"the request does not follow HTTP/1.1: {error}"), 400)
-            return
-        if self._is_in_head:
-            if not was_in_body:
-                self._stalled_bytes += len(data)
-            if self._stalled_bytes >= MAX_HEAD_BYTES or len(self.headers) > MAX_HEADERS:
-                self._refuse_head()
-        elif was_in_body and self._is_in_body and cycle is self.cycle and len(cycle.body) == before:
-            # A trailer, an extension of a chunk, or the body of a request that is answered already.
-            self._stalled_bytes += len(data)
-            if self._stalled_bytes > MAX_HEAD_BYTES and not cycle.response_complete:
-                self._refuse(_too_large("the trailer of a request", MAX_HEAD_BYTES, "bytes"), 431)
         else:
-            self._stalled_bytes = 0
+            if self.scope is not self._begun_scope:
+                if was_in_head or not was_in_body:  # else most of the data may have been the body
+                    self._stalled_bytes += len(data)
+                if self._stalled_bytes >= MAX_HEAD_BYTES or len(self.headers) > MAX_HEADERS:
+                    self._refuse_head()
+            elif was_in_body and cycle is self.cycle and cycle.more_body and len(cycle.body) == before:
+                # A trailer, an extension of a chunk, or the body of a request that is answered already.
+                self._stalled_bytes += len(data)
+                if self._stalled_bytes > MAX_HEAD_BYTES and not cycle.response_complete:
+                    self._refuse(_too_large("the trailer of a request", MAX_HEAD_BYTES, "bytes"), 431)
+            else:
+                self._stalled_bytes = 0
 
     # Callbacks of the parser
 
-    def on_message_begin(self) -> None:
-        super().on_message_begin()
-        self._is_in_head = True
-        self._stalled_bytes = 0
-
     def on_headers_complete(self) -> None:
-        self._is_in_head = False
         if len(self.headers) > MAX_HEADERS:
             raise _HeadTooLarge
         connection = self._connection
@@ -213,15 +216,11 @@ class BoundedHttpProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
                 self._take_forwarded(connection)
             elif connection.is_waiting:
                 connection.proceed()
-        self.scope["extensions"] = {EXTENSION: {"connection": self}}
+        self.scope["extensions"] = self._extensions
+        self._begun_scope = self.scope
         super().on_headers_complete()
         if not self.parser.should_upgrade():
-            self._is_in_body = True
             self.headers = []  # those of a trailer are not the request's
-
-    def on_message_complete(self) -> None:
-        super().on_message_complete()
-        self._is_in_body = False
 
     def _take_forwarded(self, connection: Connection) -> None:
         """Put the client that a trusted proxy names in the place of the proxy."""
@@ -250,9 +249,9 @@ class BoundedHttpProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
         protocol: Any = self.ws_protocol_class
         self.ws_protocol_class = partial(protocol, self._book, connection)  # type: ignore[assignment]
         super().handle_websocket_upgrade()
-        # The other protocol has the transport now. This one must not live on by references to itself.
+        # The other protocol has the transport now.
         self._is_refused = True
-        self.flow.protocol = None
+        self._release()
         self.parser = None  # type: ignore[assignment]
 
     def on_response_complete(self) -> None:
@@ -265,7 +264,7 @@ class BoundedHttpProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
             return  # another request has begun
         if self.transport.get_write_buffer_size():
             self._wait_for_reader()
-        elif not (self._is_known or connection.is_from_proxy) or self._is_in_body:
+        elif not (self._is_known or connection.is_from_proxy) or self.cycle.more_body:
             connection.wait(HEAD_S)
 
     def pause_writing(self) -> None:
@@ -316,7 +315,7 @@ class BoundedHttpProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
         self.flow.pause_reading()
         cycle: RequestResponseCycle | None = self.cycle
         if cycle is not None and not cycle.response_complete:
-            if not self._is_in_body:  # the refused input is behind it
+            if self.is_in_head() or not cycle.more_body:  # the refused input is behind it
                 cycle.keep_alive = False
                 return
             if cycle.response_started or self.pipeline:

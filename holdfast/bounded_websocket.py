@@ -46,6 +46,7 @@ class BoundedWebSocketProtocol(WebSocketsSansIOProtocol, asyncio.BufferedProtoco
         self._book = book
         self._connection = connection
         connection.owner = self
+        self._extensions: dict[str, dict[object, object]] = {}  # of the scope, once there is one
         self._unread = b""  # read, and not parsed yet
         self._is_known = False
         self._is_expected = False  # to introduce itself in its first frame
@@ -67,7 +68,9 @@ class BoundedWebSocketProtocol(WebSocketsSansIOProtocol, asyncio.BufferedProtoco
         self._connection.close()
         self._unread = b""
         super().connection_lost(exc)
-        self.conn.parser.close()  # a generator that refers to its own object, which would live until a collection
+        # The object would live on by these references until a garbage collection.
+        self.conn.parser.close()
+        self._extensions.clear()
 
     def expire(self) -> None:
         """End the connection: its peer has not introduced itself in time."""
@@ -95,7 +98,8 @@ class BoundedWebSocketProtocol(WebSocketsSansIOProtocol, asyncio.BufferedProtoco
     def handle_connect(self, event: Request) -> None:
         super().handle_connect(event)
         if not self.close_sent:
-            self.scope["extensions"][EXTENSION] = {"connection": self}
+            self._extensions = self.scope["extensions"]
+            self._extensions[EXTENSION] = {"connection": self}
             if self._connection.is_from_proxy and self.client is not None:
                 proxy = self.client[0]
                 client = self._book.proxies.client_of(proxy, self.scope["headers"])

@@ -78,7 +78,20 @@ def main() -> None:
     metavar="ORIGIN",
     help="Origin whose pages may send requests; repeatable.",
 )
+@click.option(
+    "--public-origin",
+    default=None,
+    metavar="ORIGIN",
+    help="Origin of this server's own pages, behind a proxy with TLS.",
+)
 @click.option("--allow-everyone", is_flag=True, help="Accept every caller, unverified, with every capability.")
+@click.option(
+    "--trust-proxy",
+    "proxies",
+    multiple=True,
+    metavar="ADDRESSES",
+    help="Address or network of a proxy whose X-Forwarded-For names the client; repeatable, or separated by commas.",
+)
 @click.option("--log-level", default="info", show_default=True, type=click.Choice(LOG_LEVELS))
 def serve(
     host: str,
@@ -92,7 +105,9 @@ def serve(
     audiences: tuple[str, ...],
     issuers: tuple[str, ...],
     origins: tuple[str, ...],
+    public_origin: str | None,
     allow_everyone: bool,
+    proxies: tuple[str, ...],
     log_level: str,
 ) -> None:
     """Serve a hub: on this machine or, with a verifier, to other machines."""
@@ -100,11 +115,11 @@ def serve(
 
     verifier = _verifier(secret_files, jwks, audiences, issuers, allow_everyone=allow_everyone)
     if target is not None:
-        is_ours = (store, flush_ms, drain_s) != (None, None, None) or origins or secret_files or jwks
+        is_ours = (store, flush_ms, drain_s, public_origin) != (None,) * 4 or origins or secret_files or jwks
         if is_ours:
             raise LocalError(
-                "--app brings its own hub: set --store, --flush-ms, --drain-s, --allowed-origin and the options for "
-                "tokens there"
+                "--app brings its own hub: set --store, --flush-ms, --drain-s, --allowed-origin, --public-origin and "
+                "the options for tokens there"
             )
         app = _load(target)
         if not allow_everyone:
@@ -113,16 +128,25 @@ def serve(
             one.authenticate = one.authenticate or verifier
     else:
         settings: dict[str, Any] = {"flush_ms": flush_ms, "drain_s": drain_s, "authenticate": verifier}
+        settings |= {"allowed_origins": origins, "public_origin": public_origin}
         known = {name: value for name, value in settings.items() if value is not None}
-        app = Hub(_checked(store or "sqlite:///holdfast.db"), allowed_origins=_origins(origins), **known)
+        app = Hub(_checked(store or "sqlite:///holdfast.db"), **known)
         check_guarded(host, app)
     if allow_everyone and not is_loopback(host):
         click.echo(f"Every machine that reaches {host} may read, write and delete every channel.", err=True)
+    elif allow_everyone:
+        for one in hubs_in(app):  # else any web page could let a name of its own point at this machine
+            one.requires_own_host = True
     hub = app if isinstance(app, Hub) else None
     if hub is not None:
         hub.drive_by_hand = True  # no middleware stands between the hub and the server
     listening = _listen(host, port)
-    _run(app, hub, listening, log_level, lambda: click.echo(f"Holdfast {__version__} serves {address_of(listening)}"))
+    addresses = [one for text in proxies for one in text.split(",")]
+
+    def print_start() -> None:
+        click.echo(f"Holdfast {__version__} serves {address_of(listening)}")
+
+    _run(app, hub, listening, print_start, log_level=log_level, proxies=addresses)
 
 
 @main.command()
@@ -152,7 +176,7 @@ def demo(host: str, port: int, store: str) -> None:
         click.echo("  Then run the same command again. (Ctrl-C does as well.)\n")
 
     app = build(_checked(store))
-    _run(app, app.state.hub, listening, "warning", print_start)
+    _run(app, app.state.hub, listening, print_start, log_level="warning")
 
 
 @main.command()
@@ -206,18 +230,6 @@ def _secret(path: Path) -> bytes:
         raise LocalError(f"--jwt-secret-file {path}: {error.strerror}") from None
 
 
-def _origins(origins: tuple[str, ...]) -> tuple[str, ...]:
-    """Return the origins in the form of browsers. Raises LocalError for one that would never match."""
-    for origin in origins:
-        parts = urlsplit(origin)
-        is_origin = parts.scheme in ("http", "https") and parts.netloc and origin == f"{parts.scheme}://{parts.netloc}"
-        if origin != "*" and not is_origin:
-            raise LocalError(
-                f"--allowed-origin must be like https://host or https://host:8443, without a path, got {origin!r}"
-            )
-    return origins
-
-
 def _listen(host: str, port: int, *, tries: int = 1) -> Any:
     try:
         return listen(host, port, tries=tries)
@@ -225,9 +237,9 @@ def _listen(host: str, port: int, *, tries: int = 1) -> Any:
         raise LocalError(f"cannot listen on {host} port {port}: {error.strerror}; try --port") from None
 
 
-def _run(app: Any, hub: Any, listening: Any, log_level: str, started: Any) -> None:
+def _run(app: Any, hub: Any, listening: Any, started: Any, **options: Any) -> None:
     with contextlib.suppress(KeyboardInterrupt):  # the server has handled the signal
-        if not run(app, hub, listening, started=started, log_level=log_level):
+        if not run(app, hub, listening, started=started, **options):
             sys.exit(1)
 
 

@@ -35,6 +35,7 @@ MAX_LARGE = 200
 LARGE_BYTES = 8 * 1024
 OWN_DESCRIPTORS = 64  # of the store, the listening socket, the event loop and the application
 MAX_DESCRIPTORS = 1_048_576  # a higher soft limit serves no purpose, and some systems allow a billion
+CHANCE_S = 1.0  # for a new connection, before the number of its address counts against it
 SWEEP_S = 1.0
 NOTICE_S = 10.0  # between two log lines about connections that were ended
 # After so many connections have ended, their memory goes back to the system, at most once in `TRIM_S` seconds.
@@ -56,7 +57,7 @@ class Owner(Protocol):
 class Connection:
     """One open connection. It belongs to the book until `close`, which its owner calls when the transport is gone."""
 
-    __slots__ = ("_book", "address", "deadline_s", "is_from_proxy", "is_large", "is_waiting", "owner")
+    __slots__ = ("_book", "address", "deadline_s", "is_from_proxy", "is_large", "is_waiting", "owner", "since_s")
 
     def __init__(self, book: Connections, address: str, owner: Owner, *, is_from_proxy: bool) -> None:
         self._book = book
@@ -65,6 +66,7 @@ class Connection:
         self.is_from_proxy = is_from_proxy
         self.is_waiting = False
         self.is_large = False
+        self.since_s = 0.0
         self.deadline_s = 0.0
 
     def wait(self, timeout_s: float) -> None:
@@ -131,9 +133,11 @@ class Connections:
     def wait(self, one: Connection, timeout_s: float) -> None:
         """Do as `Connection.wait`."""
         loop = asyncio.get_running_loop()
-        one.deadline_s = loop.time() + timeout_s
+        now_s = loop.time()
+        one.deadline_s = now_s + timeout_s
         if one.is_waiting:
             return
+        one.since_s = now_s
         of_address = self._by_address.get(one.address)
         if of_address is not None and len(of_address) >= self.max_waiting_of_address:
             self._evict(next(iter(of_address)), f"{one.address} kept {len(of_address)} connections waiting")
@@ -179,10 +183,19 @@ class Connections:
         self._note_end(reason)
 
     def _evict_oldest(self, reason: str) -> None:
-        """End the oldest waiting connection of the address that has most of them."""
-        # Finding it takes 50 µs with a thousand addresses, less than accepting a connection.
-        fullest: dict[Connection, None] = max(self._by_address.values(), key=len)
-        self._evict(next(iter(fullest)), reason)
+        """End the oldest waiting connection of the address that has most of them.
+
+        Many clients of one address may connect in one moment. So addresses count whose oldest connection had a chance
+        to send something. Finding one takes 50 µs with a thousand addresses, less than to accept a connection.
+        """
+        chance_s = asyncio.get_running_loop().time() - CHANCE_S
+        oldest = [(next(iter(group)), len(group)) for group in self._by_address.values()]
+        had_chance = [(count, one) for one, count in oldest if one.since_s <= chance_s]
+        if had_chance:
+            victim = max(had_chance, key=lambda found: found[0])[1]
+        else:
+            victim = min((one for one, _ in oldest), key=lambda one: one.since_s)
+        self._evict(victim, reason)
 
     def _evict(self, one: Connection, reason: str) -> None:
         one.proceed()

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 NOTSENT_LOWAT_BYTES = 16 * 1024
 BACKLOG = 2048  # connections that the kernel holds until they are accepted
 # asyncio accepts so many before it reads from one of them. With all of a burst, silent peers could not be told apart.
-ACCEPTED_AT_ONCE = 64
+ACCEPTED_AT_ONCE = 32
 PORT_TRIES = 50
 STARTED_POLL_S = 0.01
 # After the hub has drained: time for requests in progress. Then their connections are aborted, and a second later their

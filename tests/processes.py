@@ -63,12 +63,12 @@ class Process:
 class Server(Process):
     """`holdfast demo` or `holdfast serve` on a port of its own, the same after each start."""
 
-    def __init__(self, command: str, folder: Path, *options: str) -> None:
+    def __init__(self, command: str, folder: Path, *options: str, by: tuple[str, ...] = ("-m", "holdfast")) -> None:
+        """`by` are the arguments of Python that start the command."""
         self.port = free_port()
         self.store = folder / "test.db"
         arguments = [
-            "-m",
-            "holdfast",
+            *by,
             command,
             "--port",
             str(self.port),

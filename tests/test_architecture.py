@@ -23,6 +23,7 @@ CORE = sorted((PACKAGE / "core").glob("*.py"))
 STOREYS = (
     ("_version",),
     ("core",),
+    ("portal",),
     ("stores",),
     ("hub",),
     ("transports", "agents"),
@@ -108,6 +109,15 @@ def test_imports_point_one_way(path: Path) -> None:
             continue
         assert there not in BESIDE, f"{name_of(path)} imports {name}: the product does not use what is for tests"
         assert STOREY[there] < STOREY[here], f"{name_of(path)} imports {name}, which is not below it"
+
+
+CLIENT = sorted((PACKAGE / "client").glob("*.py"))
+
+
+@pytest.mark.parametrize("path", CLIENT, ids=name_of)
+def test_client_imports_no_part_of_a_server(path: Path) -> None:
+    """`agents` is loaded by clients with handlers only (`test_package`)."""
+    assert {top(name) for name in ours(path)} <= {"core", "portal", "agents", "client"}
 
 
 def test_every_folder_has_its_place() -> None:

@@ -80,11 +80,12 @@ class SseSession:
         self.parser = SseParser()
         self.pings = 0
         self.bye: Any = None
-        self.you: Any = None  # the caller as the server knows it; only for clients that identify themselves
+        self.you: Any = None  # the description of the caller, for a client that identifies itself
         self.body = b""  # of a response that is not a stream
         self.is_over = False
         self._has_events = False
         self._observe = observe
+        self._is_own_client = "holdfast-client" in {name.lower() for name in headers or {}} or "sdk" in (query or {})
         parameters = ({"since": since} if since is not None else {}) | (query or {})
         path = f"{prefix}/v1/channels/{quote(checker.channel, safe='')}/events"
         request_headers = {"Host": host, "Accept": "text/event-stream"}
@@ -165,9 +166,11 @@ class SseSession:
         elif event.event == "bye":
             self.bye = decoded
         elif event.event == "you":
+            if self.you is not None or self.has_attached or not self._is_own_client:
+                self.checker.violate(
+                    "protocol", "`you` comes once, before the first batch, to clients that identify themselves"
+                )
             self.you = decoded
-            if self.checker.has_attached:
-                self.checker.violate("you", "event: you after the first batch")
         else:
             if decoded["type"] != event.event:
                 self.checker.violate("protocol", f"event {event.event!r} contains the type {decoded['type']!r}")

@@ -19,10 +19,14 @@ from holdfast.core.model import Command, Json, Message, Part
 class Writer(Protocol):
     """A message that is being written; `MessageWriter` has these methods."""
 
-    id: str
-    meta: dict[str, Json]
     cancelled_as: tuple[str, str | None]
     spare_id: Callable[[], str] | None  # returns another id if the id is taken; None: the error is raised
+
+    @property
+    def id(self) -> str: ...
+
+    @property
+    def meta(self) -> dict[str, Json]: ...
 
     @property
     def is_begun(self) -> bool: ...
@@ -79,6 +83,9 @@ class Backend(Protocol):
     @property
     def is_shutting_down(self) -> bool:
         """Return whether the process is about to end. Then turns are left for the next process."""
+
+    def reason_of(self, error: BaseException) -> str | None:
+        """Return the reason of a turn that `error` ended: the exception's name in development, else None."""
 
     def write(
         self,

@@ -77,7 +77,7 @@ class LocalAgent:
             if not self._hub.is_draining and self._hub.is_running:
                 if not any(channel == turn.channel for channel, _ in self._running):
                     self._hub.scheduler.set_state(turn.channel, self.name, {"state": "listening"})
-                self._hub.scheduler.freed(self)
+                self._hub.scheduler.left(self, turn)
 
     async def _end(self, turn: AssignedTurn, state: Literal["done", "cancelled"]) -> None:
         """Store the end of the turn; retry while the store fails. A turn without an end keeps its channel busy."""
@@ -100,6 +100,10 @@ class LocalBackend:
     def is_shutting_down(self) -> bool:
         """Return whether the hub drains."""
         return self._hub.is_draining
+
+    def reason_of(self, error: BaseException) -> str | None:
+        """Of `Backend`."""
+        return self._hub.reason_of(error)
 
     def write(
         self,

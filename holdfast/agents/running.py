@@ -218,7 +218,7 @@ class Running:
             self._failure = error.code
         except Exception as error:
             logger.exception("turn of %s in %s failed", self.message.id, self.channel)
-            self._failure = public_reason(error) or "error"
+            self._failure = public_reason(error) or self._backend.reason_of(error) or "error"
         finally:
             limit.cancel()
 

@@ -33,7 +33,6 @@ class AgentWriter(MessageWriter):
                 if self.spare_id is None:
                     raise
                 self.name(self.spare_id())
-                self._is_open = False
 
     def take_up(self, message: Message, generation: int) -> None:
         """See `MessageWriter.take_up`."""

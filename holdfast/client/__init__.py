@@ -1,18 +1,19 @@
 """The remote client: `pip install "holdfast[client]"`.
 
-You are in `client`, which needs `core` only: it knows the protocol (`docs/protocol.md`) and nothing of how a hub works.
-Public is what this module gives, and is documented in `docs/client.md`; the modules below may change.
+Layer: client. It needs `core` and `portal` only: it knows the protocol (`docs/protocol.md`), but not the hub.
+The names of this module are public, and `docs/client.md` documents them; the modules below may change.
 """
 
 from holdfast.client.client import Client
 from holdfast.client.presence import Presence
 from holdfast.client.problems import UnknownProblem, Unreachable
 from holdfast.client.subscription import Subscription
-from holdfast.client.sync import SyncClient, SyncWriter
+from holdfast.client.sync import SyncClient
 from holdfast.client.timing import Timing
 from holdfast.client.view import Change, ChannelView
 from holdfast.client.work import ClaimedTurn
 from holdfast.client.writer import RemoteWriter
+from holdfast.portal import SyncWriter
 
 __all__ = [
     "Change",

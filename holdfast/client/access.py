@@ -1,8 +1,8 @@
-"""Where the server is, and how we say who we are.
+"""The address of the server, and the credentials of this client.
 
 Layer: client.
 
-Tokens travel in a header or an `auth` frame, never in a URL, and are in no error and no log.
+Tokens travel in a header or an `auth` frame, never in a URL. No error and no log contains one.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from typing import Any
 from urllib.parse import quote, urlencode, urlsplit
 
 from holdfast.client.problems import Unreachable
-from holdfast.core.errors import HoldfastError, LocalError
+from holdfast.core.errors import HoldfastError, LocalError, shown_url
 from holdfast.core.names import check_id
 
 logger = logging.getLogger("holdfast.client")
 
 TokenProvider = Callable[[], Awaitable[str]]
 
-PROVIDER_S = 30.0  # for the app to come up with a token
+PROVIDER_S = 30.0  # for the app to return a token
 _SCHEMES = {"http": "ws", "https": "wss", "ws": "ws", "wss": "wss"}
 
 
 class ServerAccess:
-    """The server's address and this client's identity, shared by all its connections."""
+    """The server's address and this client's credentials, shared by all its connections."""
 
     def __init__(
         self,
@@ -41,12 +41,15 @@ class ServerAccess:
         now: Callable[[], float] = time.time,
     ) -> None:
         if token is not None and token_provider is not None:
-            raise LocalError("either a token, or a token_provider")
+            raise LocalError("Client got both a token and a token_provider; give one of them")
         parts = urlsplit(url)
         if parts.scheme not in _SCHEMES or not parts.hostname:
-            raise LocalError("the server's url is like https://host/holdfast")
+            raise LocalError(f"url must be like 'https://host/holdfast', got {shown_url(url)}")
         if parts.username or parts.password or parts.query or parts.fragment:
-            raise LocalError("the server's url has a host and a path, and nothing else")
+            raise LocalError(
+                f"url must have a host and a path only, got {shown_url(url)} with a user, a query or a fragment; "
+                "give credentials as token=..."
+            )
         self._scheme = _SCHEMES[parts.scheme]
         self._place = parts.netloc + parts.path.rstrip("/")
         self._query = {"client": check_id(client_id, "a client id")} if client_id is not None else {}
@@ -56,30 +59,30 @@ class ServerAccess:
 
     @property
     def address(self) -> str:
-        """Where the hub is, for people: as it was given, and nothing secret in it."""
+        """Return the hub's address as it was given, for messages. It contains no secret."""
         return f"{'https' if self._scheme == 'wss' else 'http'}://{self._place}"
 
     @property
     def has_token(self) -> bool:
-        """Is there anything to say who we are?"""
+        """Return whether there is a token or a provider of tokens."""
         return self._token is not None or self._provider is not None
 
     @property
     def can_renew(self) -> bool:
-        """Is there anybody to ask for another token?"""
+        """Return whether a provider can return another token."""
         return self._provider is not None
 
     def socket_url(self) -> str:
-        """Where the WebSocket is."""
+        """Return the URL of the WebSocket."""
         return self._address(self._scheme, "/v1/ws", self._query)
 
     def http_url(self, *path: str, **query: str) -> str:
-        """Where something is over HTTP; `path` in segments that are not encoded yet."""
+        """Return the HTTP URL of `path`, which is given in segments that are not encoded yet."""
         scheme = "https" if self._scheme == "wss" else "http"
         return self._address(scheme, "".join("/" + quote(one, safe="") for one in path), {**self._query, **query})
 
     async def headers(self) -> dict[str, str]:
-        """The headers that go with every request. Raises Unreachable when no token can be had."""
+        """Return the headers of every request. Raises Unreachable if the provider returns no token."""
         headers = {"Holdfast-Client": "python"}
         token = await self.token()
         if token is not None:
@@ -87,7 +90,7 @@ class ServerAccess:
         return headers
 
     async def token(self) -> str | None:
-        """The token, asked for where there is none. Raises Unreachable, LocalError."""
+        """Return the token; without one, request it from the provider. Raises Unreachable, LocalError."""
         if self._token is None and self._provider is not None:
             try:
                 async with asyncio.timeout(PROVIDER_S):
@@ -95,19 +98,21 @@ class ServerAccess:
             except HoldfastError:
                 raise
             except Exception as error:
-                # By its kind alone: what an app's exception says may hold what is not for a log.
+                # Log its class alone: the text of an app's exception may contain a secret.
                 logger.warning("the token provider failed: %s", type(error).__name__)
-                raise Unreachable("the token provider failed") from None
+                raise Unreachable(
+                    f"token_provider failed with {type(error).__name__}; see the log of the app"
+                ) from None
         return self._token
 
     def forget_token(self) -> bool:
-        """The token is no good any more; false when there is no other to be had."""
+        """Drop a token that the server refused. Return whether a provider can return another one."""
         if self._provider is not None:
             self._token = None
         return self._provider is not None
 
     def token_left_s(self) -> float | None:
-        """How long the token lasts, where it says so; None where it does not, or cannot be renewed."""
+        """Return the seconds until the token expires; None if it has no expiry or cannot be renewed."""
         expires = _expiry(self._token) if self._token is not None and self._provider is not None else None
         return None if expires is None else max(0.0, expires - self._now())
 
@@ -117,12 +122,13 @@ class ServerAccess:
 
 def _checked(token: str) -> str:
     if not isinstance(token, str) or not token.isascii() or not token.isprintable() or not token:
-        raise LocalError("a token is a line of ASCII text")
+        found = f"a str of {len(token)} characters" if isinstance(token, str) else type(token).__name__
+        raise LocalError(f"token must be one line of printable ASCII text, got {found}")
     return token
 
 
 def _expiry(token: str) -> float | None:
-    """When a JWT ends, in seconds since 1970. Nothing is verified: that is the server's part."""
+    """Return the expiry of a JWT, in seconds since 1970. Only the server verifies the token."""
     try:
         claims: Any = json.loads(base64.urlsafe_b64decode(token.split(".")[1] + "==="))
         return float(claims["exp"])

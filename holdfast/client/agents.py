@@ -2,8 +2,8 @@
 
 Layer: client.
 
-`work` takes the turns, `holdfast.agents` runs them; here is the hub as such a turn sees it. Only
-this module of the client needs `holdfast.agents`.
+`work` takes the turns and `holdfast.agents` runs them; `RemoteBackend` is the hub, as such a turn uses it. Of the
+client's modules only this one loads `holdfast.agents`.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ logger = logging.getLogger("holdfast.client")
 
 WhenBusy = Literal["queue", "interrupt", "parallel"]
 KEPT_REPLIES = 100
-HISTORY = 20  # messages that a turn sees of what was before; it may ask for more
+HISTORY = 20  # earlier messages that a turn sees at first; it may request more
 
 
 class Agents:
@@ -38,7 +38,7 @@ class Agents:
     def __init__(self, client: Client) -> None:
         self._client = client
         self._agents: list[RemoteAgent] = []
-        self._shared: dict[ChannelView, int] = {}  # views that turns opened, and how many use them
+        self._shared: dict[ChannelView, int] = {}  # views that turns opened, and the number of turns that use each
         self._runs: list[asyncio.Task[None]] = []
 
     def register(
@@ -63,7 +63,7 @@ class Agents:
         return register
 
     async def run(self) -> None:
-        """Run them all until cancelled, or drained, or told to leave."""
+        """Run all agents until cancelled, drained or shut down."""
         try:
             async with asyncio.TaskGroup() as tasks:
                 self._runs = [tasks.create_task(agent.run()) for agent in self._agents]
@@ -71,19 +71,19 @@ class Agents:
             raise group.exceptions[0] from None
 
     def leave(self) -> None:
-        """Cancel what runs: others will take those turns over."""
+        """Cancel the running turns: other workers will take them over."""
         for run in self._runs:
             run.cancel()
 
     def borrow(self, channel: str) -> ChannelView:
-        """The view of `channel`, to be given back."""
+        """Return the view of `channel`. The caller returns it with `give_back`."""
         is_anothers = self._client._is_watched(channel) and channel not in {view.channel for view in self._shared}
         view = self._client.channel(channel, history=HISTORY)
-        self._shared[view] = self._shared.get(view, int(is_anothers)) + 1  # then it is never ours to close
+        self._shared[view] = self._shared.get(view, int(is_anothers)) + 1  # a view of the app is never closed here
         return view
 
     def give_back(self, view: ChannelView) -> None:
-        """It is not needed any more by one of those who borrowed it."""
+        """Close the view after the last turn that borrowed it has given it back."""
         left = self._shared.pop(view, 0) - 1
         if left > 0:
             self._shared[view] = left
@@ -92,7 +92,7 @@ class Agents:
 
 
 class RemoteAgent:
-    """An agent that works for a hub elsewhere."""
+    """An agent that works for a hub in another process."""
 
     def __init__(
         self,
@@ -113,7 +113,7 @@ class RemoteAgent:
         self._slots = slots
 
     async def run(self) -> None:
-        """Work until cancelled. Raises what the server refuses, such as Forbidden."""
+        """Work until cancelled. Raises the server's refusal, such as Forbidden."""
         await self._client.work(
             self._pattern, on_turn=self._turn, slots=self._slots, when_busy=self._when_busy, name=self._name
         )
@@ -126,14 +126,18 @@ class RemoteAgent:
 
 
 class RemoteBackend:
-    """The hub elsewhere, as one turn sees it."""
+    """The hub in another process, as one turn uses it."""
 
-    is_shutting_down = False  # a client that leaves cancels its turns, and their claims lapse
+    is_shutting_down = False  # a client that shuts down cancels its turns, and their claims lapse
 
     def __init__(self, client: Client, agents: Agents, turn: ClaimedTurn) -> None:
         self._client = client
         self._agents = agents
         self._turn = turn
+
+    def reason_of(self, error: BaseException) -> str | None:
+        """Of `Backend`. A client does not know whether its server is one of development."""
+        return None
 
     def write(
         self,
@@ -197,12 +201,12 @@ class RemoteWatch:
         self._view = agents.borrow(channel)
         self._asked = asked
         self._replies: dict[str, CommandReply] = {}
-        self._starts = 0  # of the view, when this look began
+        self._starts = 0  # of the view, when this watch began
         self._woken = asyncio.Event()
         self._reading: asyncio.Task[None] | None = None
 
     async def begin(self) -> None:
-        """Look from now on; returns when the view is complete."""
+        """Follow the channel from now on; returns when the view is complete."""
         self._reading = asyncio.ensure_future(self._read())
         try:
             await self._view.live()
@@ -216,7 +220,7 @@ class RemoteWatch:
         return self._view.commands
 
     async def reply_to(self, command: Command) -> CommandReply:
-        """Of `Watch`. A view that began anew was not told what was answered meanwhile: that is asked for."""
+        """Of `Watch`. A view that began anew has missed replies: then the reply is requested."""
         seen = self._starts
         while (reply := self._replies.get(command.id)) is None:
             if seen != self._view._starts and all(one.id != command.id for one in self.commands()):
@@ -232,11 +236,11 @@ class RemoteWatch:
         try:
             return await self._client._reply_to(self._view.channel, command)
         except HoldfastError as error:
-            logger.warning("the answer to a command in %s could not be asked for: %s", self._view.channel, error)
+            logger.warning("the reply to a command in %s could not be requested: %s", self._view.channel, error)
             return None
 
     def waiting(self) -> list[Message]:
-        """Of `Watch`: those that may wait; the server knows which do."""
+        """Of `Watch`: messages that may wait; only the server knows which ones do."""
         return [
             one
             for one in self._view.messages
@@ -264,4 +268,4 @@ class RemoteWatch:
                         del self._replies[next(iter(self._replies))]
                 self._woken.set()
         except HoldfastError:
-            self._woken.set()  # the turn's own requests say why
+            self._woken.set()  # the turn's own requests raise this error

@@ -1,7 +1,7 @@
 """The client: a hub's calls, over the network.
 
-You are in `client`; nothing but `core` is needed here. `Client` only puts together what the modules beside it do:
-`link` (the socket and its way back), `feed`, `subscription` and `view` (watching), `writer`, `presence`, `work`.
+Layer: client. `Client` combines the modules beside it: `link` (connections), `feed`, `subscription` and `view`
+(following channels), `writer`, `presence` and `work`.
 Public names without an underscore are the API and are documented in `docs/client.md`.
 """
 
@@ -73,10 +73,10 @@ class _Members(Struct, frozen=True, kw_only=True):
 
 
 class Client:
-    """A hub somewhere else. `async with Client("https://host/holdfast", token=…) as client`.
+    """A hub in another process. `async with Client("https://host/holdfast", token=…) as client`.
 
-    It connects in the background, comes back by itself, and sends again what was not answered; so a call takes as long
-    as that takes, at most `timeout_s`, and then raises Unreachable. Whatever the server refuses is raised as the same
+    The client connects in the background, reconnects by itself, and repeats requests without a response. A call takes
+    at most `timeout_s` for that, and then raises Unreachable. A refusal by the server is raised as the same
     HoldfastError that the hub raises in process.
     """
 
@@ -116,13 +116,13 @@ class Client:
     # -- life --------------------------------------------------------------------------------------------------
 
     async def start(self) -> None:
-        """Begin to connect; entering the block does it. Does not wait for the connection: calls do."""
+        """Begin to connect. Entering the block calls this. It does not wait for a connection: calls do."""
         if self._main is None:
             self._main = asyncio.get_running_loop().create_task(self._run(), name="holdfast-client")
             await self._ready.wait()
 
     async def close(self) -> None:
-        """Let go of everything. What was not answered is given up."""
+        """Close all connections and views. Requests without a response are given up."""
         self._stop.set()
         for view in tuple(self._views.values()):
             view.close()
@@ -132,12 +132,12 @@ class Client:
 
     @property
     def is_connected(self) -> bool:
-        """Is there a connection now?"""
+        """Return whether there is a connection now."""
         return bool(self._links) and self._links[0].is_live
 
     @property
     def error(self) -> HoldfastError | None:
-        """Why there will be no connection any more; None while there may be one."""
+        """Return why the client has stopped to connect; None while it connects."""
         return self._links[0].error if self._links else None
 
     async def __aenter__(self) -> Self:
@@ -163,7 +163,7 @@ class Client:
         parent: str | UnsetType | None = UNSET,
         reply_to: str | None = None,
     ) -> Message:
-        """Store a whole message. With an `id` of your own it may be repeated. Raises IdConflict."""
+        """Store a complete message. With your own `id` the call may be repeated. Raises IdConflict."""
         fields = self._create_fields(id, role, parts, meta, parent, reply_to)
         if text is not None:
             fields["text"] = whole_text(text)
@@ -194,7 +194,7 @@ class Client:
         meta: dict[str, Json] | None = None,
         generation: int | None = None,
     ) -> None:
-        """End a streaming message of ours. Raises Finished, Fenced, NotWriter, NotFound, Deleted."""
+        """End a streaming message that this client writes. Raises Finished, Fenced, NotWriter, NotFound, Deleted."""
         fields = _given(status=status, reason=reason, generation=generation, request=self._new_id())
         await self._ask("finish", channel, {"id": check_id(message_id), **fields, **self._content(None, meta)})
 
@@ -203,13 +203,13 @@ class Client:
         await self._ask("delete", channel, {"id": check_id(message_id)})
 
     async def read(self, channel: str, message_id: str) -> tuple[Message, str]:
-        """The message as it is, and the cursor to follow it from. Raises NotFound, Deleted."""
+        """Return a message, and the cursor to follow it from. Raises NotFound, Deleted."""
         path = ("v1", "channels", check_channel(channel), "messages", check_id(message_id))
         answer = read_answer(await self._http.get(*path), _Read)
         return answer.message, answer.cursor
 
     async def history(self, channel: str, *, before: int | None = None, limit: int | None = None) -> Page:
-        """A page of messages, newest first; `before` is the `created` of the oldest that you have."""
+        """Return a page of messages, newest first; `before` is the `created` of the oldest message that you have."""
         return read_answer(await self._ask("history", channel, _given(before=before, limit=limit)), Page)
 
     def message(
@@ -224,15 +224,15 @@ class Client:
         reply_to: str | None = None,
         lease_s: float = LEASE_S,
     ) -> RemoteWriter:
-        """A message to be written: `async with client.message("chat:1") as message: await message.append("…")`."""
+        """Return a writer of a new message: `async with client.message("chat:1") as m: await m.append("…")`."""
         fields = self._create_fields(id, role, parts, meta, parent, reply_to)
         fields |= {"status": "streaming", "lease_s": lease_s}
         return self._writer(channel, fields.pop("id"), lease_s, fields)
 
     def take_over(self, channel: str, message_id: str, *, lease_s: float = LEASE_S) -> RemoteWriter:
-        """Go on with a message that was interrupted, where it ended: used as what `message` gives.
+        """Return a writer that continues an interrupted message at its end.
 
-        Entering raises Finished, StillStreaming, NotFound, Deleted. The writer before is fenced off.
+        Entering raises Finished, StillStreaming, NotFound, Deleted. The server fences the previous writer.
         """
         return self._writer(channel, check_id(message_id), lease_s, None)
 
@@ -241,12 +241,12 @@ class Client:
     def subscribe(
         self, channel: str, *, since: str | None = None, history: int | None = None, flush_ms: int | None = None
     ) -> Subscription:
-        """The channel's events: `async for event in client.subscribe("chat:1")`. Comes back by itself."""
+        """Return the channel's events: `async for event in client.subscribe("chat:1")`. It reconnects by itself."""
         check_channel(channel)
         return Subscription(channel, since, lambda consumer: self._feed(channel, consumer, history, flush_ms))
 
     def channel(self, name: str, *, history: int | None = None, flush_ms: int | None = None) -> ChannelView:
-        """The channel as it is, kept up to date; the same object until it is closed."""
+        """Return the current state of the channel, kept up to date: the same object until it is closed."""
         view = self._views.get(name)
         if view is None:
             view = self._views[name] = ChannelView(
@@ -257,7 +257,7 @@ class Client:
         return view
 
     def _is_watched(self, name: str) -> bool:
-        """Is there a view of channel `name`?"""
+        """Return whether there is a view of channel `name`."""
         return name in self._views
 
     # -- people, agents and commands ---------------------------------------------------------------------------
@@ -272,7 +272,7 @@ class Client:
         expires_s: float | None = None,
         id: str | None = None,
     ) -> Command:
-        """Ask whoever can act: `cancel`, `steer`, `approve`, or a name of the app's. Its reply comes as an event."""
+        """Send a command: `cancel`, `steer`, `approve`, or a name of the app. Its reply comes as an event."""
         command_id = self._new_id() if id is None else check_id(id)
         fields = _given(id=command_id, name=name, target=target, data=self._data(data), expires_s=expires_s)
         return read_answer(await self._ask("command", channel, fields), _Commanded).command
@@ -280,32 +280,32 @@ class Client:
     async def reply(
         self, channel: str, command_id: str, *, ok: bool = True, data: Json = None, error: Json = None
     ) -> None:
-        """Result a command. Raises AlreadyAnswered when somebody was faster."""
+        """Reply to a command. Raises AlreadyAnswered if another client was faster."""
         fields = _given(ok=ok, data=self._data(data), error=self._data(error), request=self._new_id())
         await self._ask("reply", channel, {"id": check_id(command_id), **fields})
 
     async def _reply_to(self, channel: str, command: Command) -> CommandReply | None:
-        """The reply to a command of ours, if there is one; where the server has lost the command it is sent anew.
+        """Return the reply to a command of this client, or None. If the server has lost the command, send it again.
 
-        The same command again is answered with what became of it. Raises what it would the first time.
+        The server responds to a repeated command with its reply. Raises as `command`.
         """
         left_s = command.expires_at / 1000 - self._now()
         fields = _given(name=command.name, target=command.target, data=command.data, expires_s=max(1.0, left_s))
         return read_answer(await self._ask("command", channel, {"id": command.id, **fields}), _Commanded).reply
 
     def presence(self, channel: str, data: dict[str, Json] | None = None, *, member: str | None = None) -> Presence:
-        """Be seen: `async with client.presence("chat:1", {"name": "Ada"}) as here: await here.update(…)`."""
+        """Return a presence: `async with client.presence("chat:1", {"name": "Ada"}) as here: await here.update(…)`."""
         if member is not None:
             check_id(member, "a member's id")
         return Presence(self._link(), check_channel(channel), data or {}, member)
 
     async def members(self, channel: str) -> list[Member]:
-        """Who is here, at most the first hundred by name."""
+        """Return the present members, at most the first hundred by name."""
         answer = await self._http.get("v1", "channels", check_channel(channel), "presence")
         return read_answer(answer, _Members).members
 
     async def signal(self, channel: str, name: str, data: Json = None) -> None:
-        """Tell those who are here now, such as `typing`. Lost without a word where there is no connection."""
+        """Send a signal, such as `typing`, to the present clients. Without a connection it is lost without an error."""
         fields = {"channel": check_channel(channel), **_given(name=name, data=self._data(data))}
         try:
             await self._link().request("signal", fields, is_repeatable=False)
@@ -321,10 +321,10 @@ class Client:
         when_busy: str | None = None,
         name: str | None = None,
     ) -> None:
-        """Take turns of channels that `pattern` covers, at most `slots` at a time, until cancelled or drained.
+        """Take turns of channels that match `pattern`, at most `slots` at a time, until cancelled or drained.
 
-        `on_turn(turn)` works on one; its claim is renewed while it runs, and it is cancelled when the claim is lost.
-        `name` is the member that people see, `when_busy` is as of `hub.agent`. Raises what the server refuses.
+        `on_turn(turn)` works on one turn. Its claim is renewed meanwhile, and it is cancelled if the claim is lost.
+        `name` is the member that people see, `when_busy` is as of `hub.agent`. Raises the server's refusal.
         """
         link = self._link()
         if self._is_draining:
@@ -335,9 +335,9 @@ class Client:
         await self._workers.run(worker)
 
     async def take_waiting(self, channel: str, message_id: str, *, turn: str) -> bool:
-        """Take a user message that waits into the turn of message `turn`, which is ours; False if somebody else has it.
+        """Take a waiting user message into this client's turn of message `turn`. Return False if another turn has it.
 
-        Sent again where no answer came, and answered as before.
+        Without a response the request is repeated, and the response is the same.
         """
         answer = await self._ask("turn.take", channel, {"message": check_id(message_id), "turn": check_id(turn)})
         return bool(answer.get("taken"))
@@ -352,12 +352,12 @@ class Client:
         timeout_s: float = 3600.0,
         slots: int = 100,
     ) -> Callable[[Handler], Handler]:
-        """The same as `hub.agent`, from here: `@client.agent("chat:*")`, then `await client.run()`.
+        """Register a handler as `hub.agent` does: `@client.agent("chat:*")`, then `await client.run()`.
 
         `name` is the member that people see: the client's id (the default), or that with `~` and a suffix. The author
         of the answers is the client's id. It needs `subscribe`, `history`, `publish`, `append`, `command`, `agent`.
         """
-        from holdfast.client.agents import Agents  # who only watches needs no agents
+        from holdfast.client.agents import Agents  # clients that only watch do not need the agents
 
         if self._agents is None:
             self._agents = Agents(self)
@@ -366,23 +366,24 @@ class Client:
         )
 
     async def run(self, *, drain_s: float | None = 30.0) -> None:
-        """Run the agents until cancelled; connects by itself. Raises what the server refuses, such as Forbidden.
+        """Connect and run the agents until cancelled. Raises the server's refusal, such as Forbidden.
 
-        At SIGTERM or Ctrl-C it takes no more turns, gives those that run `drain_s` seconds, cancels what is left, which
-        others take over, and passes the signal on; a second signal does not wait. None leaves the signals alone.
+        At SIGTERM or Ctrl-C it takes no more turns, gives the running ones `drain_s` seconds, cancels the remaining
+        ones, which other workers take over, and passes the signal on. A second signal cancels them at once. With None
+        it leaves the signals alone.
         """
         if self._agents is None:
-            raise LocalError("there is no agent to run: register one with @client.agent")
+            raise LocalError("this client has no agent to run; register one with @client.agent")
         if drain_s is None:
             await self._run_agents(self._agents)
             return
         if drain_s < 0:
-            raise LocalError("drain_s is 0 or more")
+            raise LocalError(f"drain_s must be 0 or more, got {drain_s}")
         with Signals(first=partial(self._drain_within, drain_s), again=self._agents.leave):
             await self._run_agents(self._agents)
 
     def drain(self) -> None:
-        """Take no more turns: `run` and `work` return when those that run are over."""
+        """Take no more turns: `run` and `work` return when the running ones are over."""
         self._is_draining = True
         if self._workers is not None:
             self._workers.drain()
@@ -398,12 +399,12 @@ class Client:
 
     def _drain_within(self, drain_s: float) -> None:
         assert self._agents is not None
-        logger.info("no more turns are taken; those that run have %.0f s, or until a second signal", drain_s)
+        logger.info("no more turns are taken; the running ones have %.0f s, or until a second signal", drain_s)
         self.drain()
         asyncio.get_running_loop().call_later(drain_s, self._agents.leave)
 
     async def _run(self) -> None:
-        """Own every task of the client."""
+        """Run the tasks of the client until it stops."""
         try:
             async with asyncio.TaskGroup() as self._tasks:
                 self._new_link()
@@ -418,9 +419,9 @@ class Client:
             self._stop.set()
 
     def _link(self) -> Link:
-        """The link that requests go by. Raises LocalError where there is none."""
+        """Return the link for requests. Raises LocalError if the client is not open."""
         if not self._links or self._stop.is_set():
-            raise LocalError("the client is not open: use `async with Client(…) as client`")
+            raise LocalError("Client is not open; use `async with Client(...) as client`")
         return self._links[0]
 
     def _new_link(self) -> Link:
@@ -431,7 +432,7 @@ class Client:
         return link
 
     def _feed(self, channel: str, consumer: EventConsumer, history: int | None, flush_ms: int | None) -> Feed:
-        """A feed on the first link that has room for it: a socket follows a channel once, and not too many of them."""
+        """Return a feed on the first link with room: a socket follows a channel once, and a limited number."""
         self._link()
         room = (
             link
@@ -444,7 +445,7 @@ class Client:
         )
 
     def _let_go_of(self, link: Link) -> None:
-        """A link that carries nothing any more ends, unless it is the one for requests."""
+        """End a link that carries no feed any more, unless it is the link for requests."""
         if link is not self._links[0] and not link.receivers:
             self._links.remove(link)
             self._runs.pop(link).cancel()
@@ -472,7 +473,7 @@ class Client:
         parent: str | UnsetType | None,
         reply_to: str | None,
     ) -> dict[str, Any]:
-        # An id of our own makes the request safe to send again.
+        # With an id from the client the request is safe to repeat.
         fields = {"id": self._new_id() if id is None else check_id(id), "role": role, **self._content(parts, meta)}
         if parent is not UNSET:
             fields["parent"] = parent
@@ -493,10 +494,10 @@ class Client:
         return data
 
     def _new_id(self) -> str:
-        """An id that nobody else will choose."""
+        """Return an id that is unique in practice: 90 random bits."""
         return f"{self._random.getrandbits(90):018x}"
 
 
 def _given(**fields: Any) -> dict[str, Any]:
-    """Those of `fields` that are not None: on the wire what is left out is as the server has it."""
+    """Return the `fields` that are not None: for missing fields the server has defaults."""
     return {name: value for name, value in fields.items() if value is not None}

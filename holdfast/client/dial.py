@@ -1,7 +1,7 @@
-"""The WebSocket itself: opening one, and saying in our own words how it ended.
+"""The WebSocket: opening one, and the exceptions for its end.
 
-You are in `client`; the one module that knows the `websockets` library. Whatever else can carry text frames may take
-its place (`Client(dial=…)`), such as a connection in memory.
+Layer: client. Only this module knows the `websockets` library. Any other carrier of text frames may replace it
+(`Client(dial=…)`), such as a connection in memory.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from typing import Any, Protocol
 from holdfast.core.errors import LocalError
 
 SUBPROTOCOL = "holdfast.v1"
-CLOSE_S = 1.0  # for the peer to agree to a close; nothing hangs on it
+CLOSE_S = 1.0  # for the peer to agree to a close; the client needs no agreement
 
-# The library logs each header at the level DEBUG, and one of ours is a token.
+# The library logs each header at the level DEBUG, and one header contains the token.
 _silent = logging.Logger("holdfast.client.websocket")
 _silent.disabled = True
 
 
 class Closed(Exception):
-    """The connection has ended; `code` is None where nobody said why."""
+    """The connection has ended; `code` is None if it ended without a close frame."""
 
     def __init__(self, code: int | None = None, reason: str = "") -> None:
         super().__init__(f"{code} {reason}")
@@ -31,7 +31,7 @@ class Closed(Exception):
 
 
 class Refusal(Exception):
-    """The server, or something before it, answered the upgrade with another status; `problem` is empty if not ours."""
+    """The server or a proxy refused the upgrade; `problem` is empty if the response is not a Holdfast server's."""
 
     def __init__(self, status: int, problem: dict[str, Any], retry_after_s: float) -> None:
         super().__init__(f"{status} {problem.get('code', '')}")
@@ -44,13 +44,13 @@ class Socket(Protocol):
     """A connection that carries text frames."""
 
     async def send(self, text: str) -> None:
-        """Hand a frame over; waits while the peer takes none. Raises Closed."""
+        """Send a frame; waits while the peer accepts none. Raises Closed."""
 
     async def receive(self) -> str:
-        """The next frame. Raises Closed."""
+        """Return the next frame. Raises Closed."""
 
     async def close(self) -> None:
-        """End it, whatever it is doing."""
+        """End the connection, also while another task reads or writes."""
 
 
 Dial = Callable[[str, dict[str, str]], Awaitable[Socket]]
@@ -83,7 +83,10 @@ class _WebSocket:
 
 
 def websocket_dial(*, frame_bytes: int) -> Dial:
-    """Opens WebSockets that take frames of at most `frame_bytes`. Raises LocalError where the library is missing."""
+    """Return a function that opens WebSockets, for frames of at most `frame_bytes`.
+
+    Raises LocalError without the library.
+    """
     try:
         from websockets.asyncio.client import connect
         from websockets.exceptions import InvalidHandshake, InvalidStatus
@@ -99,8 +102,8 @@ def websocket_dial(*, frame_bytes: int) -> Dial:
                 subprotocols=[Subprotocol(SUBPROTOCOL)],
                 compression=None,
                 max_size=frame_bytes,
-                open_timeout=None,  # the caller's
-                ping_interval=None,  # the protocol has pings of its own
+                open_timeout=None,  # the caller has one
+                ping_interval=None,  # the protocol has its own pings
                 close_timeout=CLOSE_S,
                 logger=_silent,
             )
@@ -116,7 +119,7 @@ def websocket_dial(*, frame_bytes: int) -> Dial:
 
 
 def problem_in(body: bytes) -> dict[str, Any]:
-    """The problem object that `body` is; empty for anything else."""
+    """Return the problem object in `body`; empty if `body` holds no such object."""
     try:
         problem = json.loads(body)
     except ValueError:
@@ -125,12 +128,12 @@ def problem_in(body: bytes) -> dict[str, Any]:
 
 
 def retry_after_s(value: str) -> float:
-    """What a `Retry-After` header asks for; dates count as nothing."""
+    """Return the seconds of a `Retry-After` header; 0 for a date."""
     return min(float(value), 300.0) if value.isascii() and value.isdigit() and len(value) < 10 else 0.0
 
 
 def _closed(error: Any) -> Closed:
     if error.rcvd is not None:
         return Closed(error.rcvd.code, error.rcvd.reason)
-    # What we ended ourselves, because a frame was larger than we take, will be as large next time.
+    # The client closed the connection because a frame was too large. It will be as large next time.
     return Closed(1009 if error.sent is not None and error.sent.code == 1009 else None)

@@ -1,9 +1,9 @@
-"""A channel followed over any number of sockets: attaching, coming back, pausing.
+"""A channel that is followed over any number of sockets: attach, resume, pause.
 
 Layer: client.
 
-A `Feed` sees to it that its consumer gets every batch; what the consumer makes of them (a view, or events
-for a loop) is its own business. There is one feed for each channel on a link.
+A `Feed` delivers every batch to its consumer, which folds them into a view or returns their events. A link has one
+feed for each channel.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ logger = logging.getLogger("holdfast.client")
 
 
 class EventConsumer(Protocol):
-    """Who a feed is for."""
+    """The receiver of a feed's batches."""
 
-    cursor: str | None  # of the last complete batch received: where the next attach goes on
+    cursor: str | None  # of the last complete batch: the next attach resumes there
 
     def receive(self, events: list[ServerEvent], cursor: str | None, size: int) -> None:
-        """A batch, or a piece of one: only its last has the cursor."""
+        """Receive a batch or a piece of one: only the last piece has the cursor."""
 
     def cut(self) -> None:
-        """What was not complete is forgotten; it comes again."""
+        """Forget the pieces of an incomplete batch; they come again."""
 
     def failed(self, error: HoldfastError) -> None:
-        """There will be no more."""
+        """Receive the error after which no more batches come."""
 
 
 class Feed:
@@ -54,9 +54,10 @@ class Feed:
         self._consumer = consumer
         self._when_closed = when_closed
         self._fields = {"history": history, "flush_ms": flush_ms}
-        self._is_attached = False
+        self._is_attached = False  # its batches are those of the newest attach
+        self._is_requested = False  # this connection has sent an attach, and no detach since
         self._is_paused = False
-        self._life = 0  # counts attaches: what belongs to an earlier one is ignored
+        self._life = 0  # counts attaches: responses to earlier ones are ignored
         self._failures = 0
         self._again: asyncio.TimerHandle | None = None
 
@@ -64,30 +65,30 @@ class Feed:
         """Follow the channel from now on."""
         assert self.channel not in self.link.receivers
         self.link.receivers[self.channel] = self
-        self.link.stand(self)
+        self.link.add_listener(self)
 
     def close(self) -> None:
-        """Follow it no more."""
+        """Detach from the channel."""
         self._leave()
-        self.link.step_down(self)
+        self.link.remove_listener(self)
         if self.link.receivers.get(self.channel) is self:
             del self.link.receivers[self.channel]
             self._when_closed()
 
     def pause(self) -> None:
-        """The consumer has enough for now. The server will join what comes meanwhile."""
+        """Detach while the consumer takes no more. Later the server sends the missed events joined."""
         self._is_paused = True
         self._leave()
 
     def go_on(self) -> None:
-        """The consumer takes more."""
+        """Attach again after a pause."""
         if self._is_paused:
             self._is_paused = False
             if self.link.is_live:
                 self._attach()
 
     def begin_anew(self) -> None:
-        """Something was lost: attach without a cursor, after a while."""
+        """Attach again after a delay, because events were lost. The consumer has cleared its cursor."""
         self._leave()
         self._attach_later()
 
@@ -98,14 +99,14 @@ class Feed:
             self._attach()
 
     def broken(self) -> None:
-        self._is_attached = False
+        self._is_attached = self._is_requested = False
         self._life += 1
         self._cancel_again()
         self._consumer.cut()
 
     def received(self, events: list[Any], cursor: str | None, size: int) -> None:
         if not self._is_attached:
-            return  # of an attach that was given up
+            return  # it belongs to an earlier attach
         if cursor is not None:
             self._failures = 0
         self._consumer.receive(known_events(events), cursor, size)
@@ -122,6 +123,7 @@ class Feed:
     def _attach(self) -> None:
         self._cancel_again()
         self._life += 1
+        self._is_attached, self._is_requested = False, True
         life = self._life
         fields: dict[str, Any] = {name: value for name, value in self._fields.items() if value is not None}
         if self._consumer.cursor is not None:
@@ -130,16 +132,17 @@ class Feed:
             "attach",
             {"channel": self.channel, **fields},
             lambda answer: self._answered(life, answer),
-            is_repeatable=False,  # `opened` does it
+            is_repeatable=False,  # `opened` repeats it
         )
 
     def _answered(self, life: int, answer: Result) -> None:
         if life != self._life or isinstance(answer, Unreachable):
             return
+        self._is_requested = not isinstance(answer, HoldfastError)
         if not isinstance(answer, HoldfastError):
             self._is_attached = True
         elif answer.retry or answer.status >= 500:
-            logger.info("channel %s cannot be attached to for now: %s", self.channel, answer.code)
+            logger.info("channel %s cannot be attached now: %s", self.channel, answer.code)
             self._attach_later()
         else:
             self.close()
@@ -159,8 +162,8 @@ class Feed:
     def _leave(self) -> None:
         self._cancel_again()
         self._life += 1
-        if self._is_attached:
-            self._is_attached = False
+        if self._is_requested:
+            self._is_attached = self._is_requested = False
             self.link.begin("detach", {"channel": self.channel}, _take, is_repeatable=False)
 
     def _cancel_again(self) -> None:
@@ -170,4 +173,4 @@ class Feed:
 
 
 def _take(answer: Result) -> None:
-    """Whatever the server says to a detach: a socket that is gone has detached."""
+    """Ignore the response to a detach: a closed socket is detached, too."""

@@ -1,6 +1,6 @@
-"""The few things that are asked over HTTP: reading one message, and who is here.
+"""The requests over HTTP: reading one message, and the present members.
 
-You are in `client`; the one module that knows `httpx2`.
+Layer: client. Only this module knows `httpx2`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class Http:
-    """Asks over HTTP, again while the server is away."""
+    """Sends requests over HTTP, and repeats them while the server does not respond."""
 
     def __init__(
         self, access: ServerAccess, *, timing: Timing, random: Random, transport: httpx2.AsyncBaseTransport | None
@@ -35,9 +35,9 @@ class Http:
         self._client: httpx2.AsyncClient | None = None
 
     async def get(self, *path: str, **query: str) -> dict[str, Any]:
-        """The answer to a GET; `path` in segments. Raises what the server refused; Unreachable."""
+        """Return the response to a GET; `path` is given in segments. Raises the server's refusal; Unreachable."""
         url = self._access.http_url(*path, **query)
-        failures, why = 0, "no answer"
+        failures, why = 0, "no response"
         try:
             async with asyncio.timeout(self._timing.request_s):
                 while True:
@@ -52,10 +52,10 @@ class Http:
                     await asyncio.sleep(stay_away_s + self._timing.backoff(failures, self._random))
         except TimeoutError:
             wait_s = self._timing.request_s
-            raise Unreachable(f"{self._access.address} did not answer within {wait_s:.0f} s ({why})") from None
+            raise Unreachable(f"{self._access.address} did not respond within {wait_s:.0f} s ({why})") from None
 
     async def close(self) -> None:
-        """Let go of the connections."""
+        """Close the connections."""
         client, self._client = self._client, None
         if client is not None:
             await client.aclose()
@@ -71,7 +71,7 @@ class Http:
         try:
             response = await self._client.get(url, headers=await self._access.headers())
         except httpx2.TransportError as error:
-            # Others are told by their kind alone: one of a header would repeat it, and a token is in one.
+            # Show only the class of other errors: an error about a header repeats it, and one header holds the token.
             why = str(error) if isinstance(error, httpx2.ConnectError) else type(error).__name__
             return Unreachable(why), 0.0
         if response.status_code == 200:
@@ -79,7 +79,11 @@ class Http:
         problem = problem_in(response.content)
         if not problem:
             code = "unreachable" if response.status_code >= 500 else "refused"
-            problem = {"code": code, "status": response.status_code, "detail": "not the answer of a Holdfast server"}
+            problem = {
+                "code": code,
+                "status": response.status_code,
+                "detail": "the response is not that of a Holdfast server; check the url",
+            }
         return error_of(problem), retry_after_s(response.headers.get("retry-after", ""))
 
 
@@ -87,4 +91,4 @@ def _decoded(body: bytes) -> dict[str, Any]:
     try:
         return msgspec.json.decode(body, type=dict[str, Any])
     except msgspec.DecodeError as error:
-        raise HoldfastError(f"the server's answer is not understood: {error}") from None
+        raise HoldfastError(f"the server's response is not valid: {error}") from None

@@ -1,12 +1,12 @@
-"""A connection and its way back: one WebSocket after another, and the requests that survive them.
+"""The connection to a server: one WebSocket after another, and the requests that outlive each of them.
 
 Layer: client.
 
-A `Link` keeps one socket open for as long as it runs. Requests go out in the order they were
-asked in; those unanswered when a socket breaks are sent again on the next one, in the same order, where that is safe.
-Whoever has to be there on every socket (a feed, a presence, a writer) is *standing*: told of each one that opens, and
-of its end. Everything happens on one event loop, and answers are told by callbacks, in the order in which they came:
-an answer to `attach` is known before the events behind it are looked at.
+A `Link` keeps one socket open as long as it runs, and sends requests in order. When a socket breaks, requests without a
+response are sent again on the next one, in the same order, if they are repeatable. A feed, a presence or a writer needs
+every socket: it is a listener, which is notified when a socket opens and ends. All of this runs on one event loop.
+Responses are passed to callbacks in the order of their arrival, so that the response to `attach` is handled before the
+events behind it.
 """
 
 from __future__ import annotations
@@ -36,16 +36,17 @@ from holdfast.core.errors import (
     Unauthenticated,
 )
 from holdfast.core.limits import Limits
+from holdfast.core.model import lone_surrogate
 
 logger = logging.getLogger("holdfast.client")
 
 Result = dict[str, Any] | HoldfastError
 WhenAnswered = Callable[[Result], None]
 
-# The server stops reading at 1,000 requests or 4 MiB; a call waits for room before that. One may go beyond it.
+# The server stops reading at 1,000 requests or 4 MiB; calls wait for room before that. One call may exceed it.
 UNANSWERED = 500
 UNANSWERED_BYTES = 1024 * 1024
-TOKENS_TRIED = 3  # in a row, before an identity that is refused is taken for refused
+TOKENS_TRIED = 3  # in a row, before a refused token counts as final
 RENEW_AT = 0.8  # of a token's life
 
 _encode = msgspec.json.Encoder().encode
@@ -53,39 +54,39 @@ _decode = msgspec.json.Decoder(dict[str, Any]).decode
 
 
 class LinkState(Enum):
-    """Where a link is on its way."""
+    """The state of a link."""
 
     CONNECTING = auto()
     LIVE = auto()
     AWAY = auto()  # between two sockets
-    STOPPED = auto()  # for good
+    STOPPED = auto()  # finally
 
 
-class Standing(Protocol):
-    """What has to be said anew on every socket."""
+class Listener(Protocol):
+    """A component that needs every socket."""
 
     def opened(self) -> None:
-        """A socket is open: say it."""
+        """A socket has opened: send the requests that it needs."""
 
     def broken(self) -> None:
-        """The socket is gone, with all that it had not completed."""
+        """The socket has ended, with all incomplete requests."""
 
     def stopped(self, error: HoldfastError) -> None:
-        """There will be no other socket: that is why."""
+        """The link has stopped with `error` and opens no other socket."""
 
 
 class Receiver(Protocol):
-    """Who takes the events of a channel."""
+    """The receiver of a channel's events."""
 
     def received(self, events: list[Any], cursor: str | None, size: int) -> None:
-        """A frame of events came, of `size` characters."""
+        """Receive a frame of events, of `size` characters."""
 
     def forget_cursor(self) -> None:
-        """What we have cannot be continued."""
+        """Forget the cursor: the server cannot resume from it."""
 
 
-class _Asked:
-    """A request and who waits for its answer."""
+class _Pending:
+    """A request without a response."""
 
     __slots__ = ("is_repeatable", "ref", "sent_at_s", "text", "when_answered")
 
@@ -98,7 +99,7 @@ class _Asked:
 
 
 class _Broken(Exception):
-    """This socket is over. `error` is set when there is to be no other one."""
+    """This socket has ended. With an `error` the link opens no other one."""
 
     def __init__(self, why: str, *, error: HoldfastError | None = None, stay_away_s: float = 0.0) -> None:
         super().__init__(why)
@@ -107,11 +108,11 @@ class _Broken(Exception):
 
 
 class Link:
-    """One socket after another to the same server."""
+    """One socket after another to the same server, from `run` until it is stopped."""
 
     def __init__(self, access: ServerAccess, dial: Dial, *, timing: Timing, random: Random, limits: Limits) -> None:
         self.state = LinkState.CONNECTING
-        self.error: HoldfastError | None = None  # why it has stopped
+        self.error: HoldfastError | None = None  # the reason why it has stopped
         self.sockets = 0  # opened so far
         self.timing = timing
         self.random = random
@@ -120,31 +121,31 @@ class Link:
         self.receivers: dict[str, Receiver] = {}  # by channel
         self._access = access
         self._dial = dial
-        self._standing: dict[Standing, None] = {}
-        self._asked: dict[int, _Asked] = {}
-        self._asked_bytes = 0
+        self._listeners: dict[Listener, None] = {}
+        self._pending: dict[int, _Pending] = {}
+        self._pending_bytes = 0
         self._refs = 0
         self._out: deque[str] = deque()
         self._has_out = asyncio.Event()
         self._room = asyncio.Event()
-        self._heard_at_s = 0.0
+        self._received_at_s = 0.0
         self._bye: dict[str, Any] = {}
         self._refused_tokens = 0
-        self._why = ""  # the last socket ended, or none opened
+        self._why = ""  # the reason for the end of the last socket, or why it did not open
 
-    # -- asking ------------------------------------------------------------------------------------------------
+    # -- requests ----------------------------------------------------------------------------------------------
 
     @property
     def is_live(self) -> bool:
-        """Is a socket open?"""
+        """Return whether a socket is open."""
         return self.state is LinkState.LIVE
 
     async def request(
         self, kind: str, fields: dict[str, Any], *, is_repeatable: bool = True, timeout_s: float | None = None
     ) -> dict[str, Any]:
-        """The answer to a request, over as many sockets as it takes. Raises what the server refused; Unreachable."""
+        """Send a request over any number of sockets, and return the response. Raises the refusal, Unreachable."""
         answer: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
-        asked: _Asked | None = None
+        asked: _Pending | None = None
         patience_s = self.timing.request_s if timeout_s is None else timeout_s
         try:
             async with asyncio.timeout(patience_s):
@@ -152,58 +153,59 @@ class Link:
                 asked = self.begin(kind, fields, partial(_settle, answer), is_repeatable=is_repeatable)
                 return await answer
         except TimeoutError:
-            raise self.unreachable(f"{kind!r} was not answered within {patience_s:.0f} s") from None
+            raise self.unreachable(f"request {kind!r} had no response within {patience_s:.0f} s") from None
         finally:
             if asked is not None:
                 self._forget(asked)
 
     def begin(
         self, kind: str, fields: dict[str, Any], when_answered: WhenAnswered, *, is_repeatable: bool = True
-    ) -> _Asked:
-        """Ask, and be told the answer, or why there is none. Does not wait for room: the caller bounds itself.
+    ) -> _Pending:
+        """Send a request; `when_answered` gets the response or an error. The caller bounds the number of requests.
 
-        With `is_repeatable` it is sent again on the next socket, until it is answered; else its end is Unreachable.
+        A request that `is_repeatable` is sent again on each new socket until it has a response. Others end as
+        Unreachable with their socket.
         """
         self._refs += 1
         try:
             text = encode({"type": kind, "ref": self._refs, **fields}, self.limits)
         except HoldfastError as error:
             when_answered(error)
-            return _Asked(self._refs, "", when_answered, is_repeatable)
-        asked = _Asked(self._refs, text, when_answered, is_repeatable)
+            return _Pending(self._refs, "", when_answered, is_repeatable)
+        asked = _Pending(self._refs, text, when_answered, is_repeatable)
         if self.state is LinkState.STOPPED or not (is_repeatable or self.is_live):
-            when_answered(self.error or Unreachable("there is no connection"))
+            when_answered(self.error or Unreachable("the client is not connected"))
             return asked
-        self._asked[asked.ref] = asked
-        self._asked_bytes += len(text)
+        self._pending[asked.ref] = asked
+        self._pending_bytes += len(text)
         if self.is_live:
             self._send(asked)
         return asked
 
     def unreachable(self, what: str) -> Unreachable:
-        """The error of something that took too long, with what is known of the reason."""
+        """Return the error with the text `what`, and with the reason for a missing connection."""
         if self.is_live:
             return Unreachable(what)
-        return Unreachable(f"{what}; there is no connection to {self._access.address} ({self._why or 'not yet'})")
+        return Unreachable(f"{what}; there is no connection to {self._access.address} ({self._why or 'none yet'})")
 
-    # -- standing ----------------------------------------------------------------------------------------------
+    # -- listeners ---------------------------------------------------------------------------------------------
 
-    def stand(self, one: Standing, *, since: int = 0) -> None:
-        """Tell `one` of each socket after number `since`: of the open one, if it is such a one, at once."""
-        self._standing[one] = None
-        if self.error is not None:  # soon: whoever stands up now may not be ready to hear it
-            asyncio.get_running_loop().call_soon(self._tell_stopped, one, self.error)
+    def add_listener(self, one: Listener, *, since: int = 0) -> None:
+        """Notify `one` of each socket after number `since`; at once if such a socket is open."""
+        self._listeners[one] = None
+        if self.error is not None:  # later: the listener may not be ready yet
+            asyncio.get_running_loop().call_soon(self._notify_stopped, one, self.error)
         elif self.is_live and self.sockets > since:
             one.opened()
 
-    def step_down(self, one: Standing) -> None:
-        """Tell `one` no more."""
-        self._standing.pop(one, None)
+    def remove_listener(self, one: Listener) -> None:
+        """Notify `one` no more."""
+        self._listeners.pop(one, None)
 
     # -- life --------------------------------------------------------------------------------------------------
 
     async def run(self) -> None:
-        """Keep a socket open, until it is stopped or the server says never again."""
+        """Keep a socket open until the link is stopped, or the server refuses it finally."""
         loop = asyncio.get_running_loop()
         failures = 0
         try:
@@ -216,7 +218,7 @@ class Link:
                 self._why = str(over)
                 failures = 1 if loop.time() - opened_at_s > self.timing.stable_s else failures + 1
                 delay_s = over.stay_away_s + self.timing.backoff(failures, self.random)
-                # One line tells of an outage; what follows is the same again.
+                # One warning for each outage; further attempts are less important.
                 level = logging.WARNING if failures == 1 else logging.INFO
                 logger.log(level, "no connection to %s (%s); trying again", self._access.address, over)
                 await asyncio.sleep(delay_s)
@@ -224,7 +226,7 @@ class Link:
             self._stop(LocalError("the client is closed"))
 
     async def _one_socket(self) -> _Broken:
-        """Open a socket and carry it to its end; says how it ended."""
+        """Open a socket and use it until it ends. Return how it ended."""
         try:
             headers = await self._access.headers()
             async with asyncio.timeout(self.timing.open_s):
@@ -236,7 +238,7 @@ class Link:
         except HoldfastError as error:
             return _Broken(error.detail, error=error)
         except (OSError, TimeoutError, Closed) as error:
-            return _Broken(str(error) or "no answer")
+            return _Broken(str(error) or "no response")
         try:
             return await self._carry(socket)
         finally:
@@ -266,11 +268,11 @@ class Link:
                 text = await socket.receive()
             except Closed as closed:
                 raise self._ended(closed) from None
-            self._heard_at_s = loop.time()
+            self._received_at_s = loop.time()
             try:
                 self._receive(_decode(text), len(text))
             except (msgspec.DecodeError, TypeError, KeyError, AttributeError) as error:
-                raise _Broken(f"a frame that is not understood: {type(error).__name__}") from None
+                raise _Broken(f"the server sent an invalid frame: {type(error).__name__}") from None
 
     async def _write(self, socket: Socket) -> None:
         try:
@@ -282,25 +284,25 @@ class Link:
                         patience.reschedule(asyncio.get_running_loop().time() + self.timing.send_s)
                 self._has_out.clear()
         except TimeoutError:
-            raise _Broken("the server takes nothing") from None
+            raise _Broken(f"send timed out after {self.timing.send_s:g} s") from None
         except Closed:
-            await asyncio.Event().wait()  # the reader knows better how it ended
+            await asyncio.Event().wait()  # the reader finds the reason and ends this task
 
     async def _watch(self) -> None:
-        """Break a connection that has gone silent, or brings everything but answers."""
+        """Break a connection on which no frame, or no response, arrives in time."""
         loop = asyncio.get_running_loop()
         while True:
-            due_s = self._heard_at_s + self.timing.silence_s
-            oldest = next(iter(self._asked.values()), None)
+            due_s = self._received_at_s + self.timing.silence_s
+            oldest = next(iter(self._pending.values()), None)
             if oldest is not None and oldest.sent_at_s is not None:
                 due_s = min(due_s, oldest.sent_at_s + self.timing.answer_s)
             left_s = due_s - loop.time()
             if left_s <= 0:
-                raise _Broken("silence")
-            await asyncio.sleep(min(left_s, self.timing.silence_s / 4))  # a request may be asked meanwhile
+                raise _Broken("the server was silent for too long")
+            await asyncio.sleep(min(left_s, self.timing.silence_s / 4))  # a request may be sent meanwhile
 
     async def _renew(self) -> None:
-        """Say a new token before the old one ends."""
+        """Send a new token before the old one expires."""
         while (left_s := self._access.token_left_s()) is not None:
             await asyncio.sleep(max(left_s * RENEW_AT, 1.0))
             self._access.forget_token()
@@ -315,45 +317,45 @@ class Link:
     def _opened(self) -> None:
         self.state = LinkState.LIVE
         self.sockets += 1
-        self._heard_at_s = asyncio.get_running_loop().time()
+        self._received_at_s = asyncio.get_running_loop().time()
         self._bye = {}
         self._refused_tokens = 0
         self._out.clear()
-        unanswered = tuple(self._asked.values())
-        for one in tuple(self._standing):
-            one.opened()  # first: the end of a turn counts only where the work was asked for
+        unanswered = tuple(self._pending.values())
+        for one in tuple(self._listeners):
+            one.opened()  # first: the server accepts the end of a turn only on a socket that requested work
         for asked in unanswered:
             self._send(asked)
 
     def _lost(self) -> None:
         if self.state is LinkState.LIVE:
             self.state = LinkState.AWAY
-        for asked in tuple(self._asked.values()):
+        for asked in tuple(self._pending.values()):
             asked.sent_at_s = None
             if not asked.is_repeatable:
-                self._settle(asked, Unreachable("the connection broke before there was an answer"))
-        for one in tuple(self._standing):
+                self._settle(asked, Unreachable("the connection broke before the response arrived"))
+        for one in tuple(self._listeners):
             one.broken()
 
     def _stop(self, error: HoldfastError) -> None:
         if self.state is LinkState.STOPPED:
             return
         self.state, self.error = LinkState.STOPPED, error
-        for asked in tuple(self._asked.values()):
+        for asked in tuple(self._pending.values()):
             self._settle(asked, error)
-        for one in tuple(self._standing):
-            self._tell_stopped(one, error)
+        for one in tuple(self._listeners):
+            self._notify_stopped(one, error)
         self._room.set()
 
-    def _tell_stopped(self, one: Standing, error: HoldfastError) -> None:
-        if one in self._standing:
+    def _notify_stopped(self, one: Listener, error: HoldfastError) -> None:
+        if one in self._listeners:
             one.stopped(error)
 
-    def _send(self, asked: _Asked) -> None:
+    def _send(self, asked: _Pending) -> None:
         asked.sent_at_s = asyncio.get_running_loop().time()
-        self._say(asked.text)
+        self._send_text(asked.text)
 
-    def _say(self, text: str) -> None:
+    def _send_text(self, text: str) -> None:
         self._out.append(text)
         self._has_out.set()
 
@@ -370,43 +372,43 @@ class Link:
                 if isinstance(error, Unauthenticated) and not self._access.has_token:
                     raise _Broken("no token", error=self._unknown())
                 if frame.get("ref") is None:
-                    logger.error("the server did not understand a frame: %s", error)
+                    logger.error("the server refused a frame as invalid: %s", error)
                 self._settle_ref(frame.get("ref"), error)
             case "ping":
-                self._say(f'{{"type":"pong","n":{_encode(frame.get("n")).decode()}}}')
+                self._send_text(f'{{"type":"pong","n":{_encode(frame.get("n")).decode()}}}')
             case "bye":
                 self._bye = frame
             case "turn" if self.when_turn is not None:
                 self.when_turn(frame)
 
     def _settle_ref(self, ref: Any, answer: Result) -> None:
-        asked = self._asked.get(ref) if isinstance(ref, int) else None
+        asked = self._pending.get(ref) if isinstance(ref, int) else None
         if asked is None:
             return
         if isinstance(answer, Draining) and asked.is_repeatable:
-            return  # nothing was done: it is sent again, to whoever comes after this server
+            return  # the request was not carried out: it is sent again on the next socket
         self._settle(asked, answer)
 
-    def _settle(self, asked: _Asked, answer: Result) -> None:
+    def _settle(self, asked: _Pending, answer: Result) -> None:
         self._forget(asked)
         asked.when_answered(answer)
 
-    def _forget(self, asked: _Asked) -> None:
-        if self._asked.pop(asked.ref, None) is not None:
-            self._asked_bytes -= len(asked.text)
+    def _forget(self, asked: _Pending) -> None:
+        if self._pending.pop(asked.ref, None) is not None:
+            self._pending_bytes -= len(asked.text)
             self._room.set()
 
     async def _until_room(self) -> None:
-        while self._asked and (len(self._asked) >= UNANSWERED or self._asked_bytes >= UNANSWERED_BYTES):
+        while self._pending and (len(self._pending) >= UNANSWERED or self._pending_bytes >= UNANSWERED_BYTES):
             self._room.clear()
             await self._room.wait()
 
     def _ended(self, closed: Closed) -> _Broken:
-        """What the number of a close says about coming back (`docs/protocol.md`, 7.5)."""
+        """Return whether and when to reconnect after this close code (`docs/protocol.md`, 7.5)."""
         code = closed.code or 1006
         why = f"{code} {closed.reason or self._bye.get('reason', '')}".strip()
         if code == 1009:
-            return _Broken(why, error=TooLarge("a frame was larger than the other side takes"))
+            return _Broken(why, error=TooLarge("a frame exceeded the size that the other side accepts"))
         if code >= 4300:
             reason = str(self._bye.get("reason") or closed.reason or "refused")
             return _Broken(why, error=error_of({"code": reason, "detail": f"the server ended it: {why}"}))
@@ -419,16 +421,16 @@ class Link:
         return _Broken(why, stay_away_s=retry_ms / 1000 if isinstance(retry_ms, int | float) else 0.0)
 
     def _unknown(self) -> Unauthenticated:
-        """Nobody knows us there (any more), and we have nothing else to say."""
+        """Return the error for missing or expired credentials that the client cannot replace."""
         if not self._access.has_token:
-            return Unauthenticated("the server asks for a token, and this client has none: Client(…, token=…)")
-        return Unauthenticated("the token has ended, and no other can be had: give a token_provider")
+            return Unauthenticated("the server requires a token, and this client has none; give Client(..., token=...)")
+        return Unauthenticated("the token has expired and cannot be renewed; give Client(..., token_provider=...)")
 
     def _refused(self, refusal: Refusal) -> _Broken:
-        """What the answer to an upgrade says about coming back.
+        """Return whether and when to reconnect after a refused upgrade.
 
-        One with a code is the server's own. One without may be that of a proxy whose server is away for a moment: where
-        it has worked before it is asked again, else the address is wrong, which nobody should have to find in a log.
+        A refusal with a code comes from the server. One without may come from a proxy whose server restarts: if this
+        link was connected before, it tries again. Otherwise the address is wrong, and the caller gets an error.
         """
         status, problem = refusal.status, refusal.problem
         if status == 401 and self._access.forget_token() and self._refused_tokens < TOKENS_TRIED:
@@ -442,23 +444,25 @@ class Link:
 
     def _plain_refusal(self, status: int) -> HoldfastError:
         detail = (
-            f"{self._access.address} answered {status} to a WebSocket, and not as a Holdfast server does: is it at "
-            "another path, or served without WebSockets (uvicorn needs the package websockets for them)?"
+            f"{self._access.address} responded {status} to a WebSocket, unlike a Holdfast server; check the path of "
+            "the url, and that the server supports WebSockets (uvicorn needs the package websockets)"
         )
         return error_of({"code": "unauthenticated" if status == 401 else "refused", "status": status, "detail": detail})
 
 
 def encode(frame: dict[str, Any], limits: Limits) -> str:
-    """`frame` as text. Raises InvalidRequest, InvalidText, TooLarge."""
+    """Return `frame` as text. Raises InvalidRequest, InvalidText, TooLarge."""
     try:
         data = _encode(frame)
-    except UnicodeEncodeError:
-        raise InvalidText("text holds a lone surrogate") from None
+    except UnicodeEncodeError as error:
+        raise InvalidText(f"the request holds {lone_surrogate(error)}") from None
     except (TypeError, ValueError, OverflowError, RecursionError) as error:
-        raise InvalidRequest(f"this is not JSON: {error}") from None
+        raise InvalidRequest(f"the request is not JSON-serialisable: {error}") from None
     if len(data) > limits.request_bytes:
-        # The server would close the connection for it, which is everybody's.
-        raise TooLarge(f"a request has at most {limits.request_bytes} bytes", limit=limits.request_bytes)
+        # The server would close the connection, which other requests share.
+        raise TooLarge(
+            f"the request has {len(data)} bytes, the limit is {limits.request_bytes}", limit=limits.request_bytes
+        )
     return data.decode()
 
 

@@ -1,8 +1,8 @@
-"""Being seen on a channel, over any number of connections: `async with client.presence("chat:1", {"name": "Ada"})`.
+"""The presence of a member in a channel: `async with client.presence("chat:1", {"name": "Ada"})`.
 
 Layer: client.
 
-Members belong to sockets, so each new socket is told again; the server's grace hides the change.
+A member belongs to a socket, so the client enters again on each new one. The server's grace period hides the change.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ logger = logging.getLogger("holdfast.client")
 
 
 class Presence:
-    """A member that is here for as long as the block lasts."""
+    """A member that is present as long as the block runs."""
 
     def __init__(self, link: Link, channel: str, data: dict[str, Json], member: str | None) -> None:
         self.channel = channel
-        self.error: HoldfastError | None = None  # why one who was here is not any more; `update` raises it
+        self.error: HoldfastError | None = None  # why the member is no longer present; `update` raises it
         self._link = link
         self._member = member
         self._data = self._checked(data)
@@ -34,30 +34,30 @@ class Presence:
         self._again: asyncio.TimerHandle | None = None
 
     async def enter(self) -> Self:
-        """Be seen from now on. Raises what the server refused; Unreachable."""
+        """Enter the channel. Raises the server's refusal; Unreachable."""
         if not self._is_here:
             await self._link.request("presence", self._frame())
             self._is_here = True
-            self._link.stand(self, since=self._link.sockets)
+            self._link.add_listener(self, since=self._link.sockets)
         return self
 
     async def update(self, data: dict[str, Json]) -> None:
-        """Be seen with other data."""
+        """Replace the member's data."""
         if not self._is_here:
-            raise LocalError(f"nobody has entered {self.channel} here")
+            raise LocalError(f"the member has not entered channel {self.channel!r}; use `async with`")
         if self.error is not None:
             raise self.error
         self._data = self._checked(data)
         await self._link.request("presence", self._frame())
 
     async def leave(self) -> None:
-        """Be seen no more."""
+        """Leave the channel."""
         if not self._is_here:
             return
         self._is_here = False
-        self._link.step_down(self)
+        self._link.remove_listener(self)
         self.broken()
-        if self._link.is_live and self.error is None:  # a socket that is gone has left
+        if self._link.is_live and self.error is None:  # members leave with their socket
             with contextlib.suppress(Unreachable):
                 await self._link.request("presence", {**self._frame(), "leave": True}, is_repeatable=False)
 
@@ -86,14 +86,14 @@ class Presence:
         if not isinstance(answer, HoldfastError):
             self._failures = 0
         elif isinstance(answer, Unreachable):
-            pass  # `opened` comes again
+            pass  # `opened` will enter again
         elif answer.retry and self._is_here:
             self._failures += 1
             delay_s = self._link.timing.retry(self._failures, self._link.random)
             self._again = asyncio.get_running_loop().call_later(delay_s, self.opened)
         else:
             self.error = answer
-            logger.warning("not present on %s any more: %s", self.channel, answer.code)
+            logger.warning("the member is no longer present in %s: %s", self.channel, answer.code)
 
     def _frame(self) -> dict[str, Any]:
         member = {} if self._member is None else {"member": self._member}

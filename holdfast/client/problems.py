@@ -1,9 +1,9 @@
-"""What went wrong, as exceptions: what the server refused, and what a client meets by itself.
+"""Exceptions of the client: refusals by the server, and an unreachable server.
 
 Layer: client.
 
-The server's codes come back as the classes of `core.errors`, so that code runs unchanged in
-process and over the network; a code that is not known here stays readable.
+The server's codes become the classes of `core.errors`, so that code runs unchanged in process and over the network. An
+unknown code becomes an UnknownProblem.
 """
 
 from __future__ import annotations
@@ -21,22 +21,22 @@ _SAID = ("type", "title", "status", "detail", "code", "ref")  # of a problem; th
 
 
 class Unreachable(HoldfastError):
-    """The server did not answer in time. Whether it did what was asked is not known; asking again is safe."""
+    """The server did not respond in time. The outcome of the request is unknown; it is safe to repeat."""
 
     code, status, retry, title = "unreachable", 503, True, "Unreachable"
 
 
 class UnknownProblem(HoldfastError):
-    """The server refused for a reason that this client does not know; `code` is as the server said it."""
+    """The server refused with a `code` that this client does not know."""
 
     def __init__(self, detail: str, *, code: str, status: int, title: str, **details: Any) -> None:
         super().__init__(detail or title, **details)
-        # Of this one refusal, where a known one has them from its class.
+        # Known errors have these as attributes of their class.
         vars(self).update(code=code, status=status, title=title, retry=status in (429, 502, 503, 504))
 
 
 def error_of(problem: dict[str, Any]) -> HoldfastError:
-    """The exception that a problem object, or an `error` frame, stands for."""
+    """Return the exception for a problem object or an `error` frame."""
     code, detail = str(problem.get("code", "internal")), str(problem.get("detail", ""))
     details = {name: value for name, value in problem.items() if name not in _SAID}
     known = _KNOWN.get(code)
@@ -48,11 +48,11 @@ def error_of(problem: dict[str, Any]) -> HoldfastError:
 
 
 def read_answer(answer: dict[str, Any], kind: type[T]) -> T:
-    """`answer` as a `kind`. Raises HoldfastError where the server does not speak our protocol."""
+    """Return the response `answer` as a `kind`. Raises HoldfastError if it does not follow the protocol."""
     try:
         return msgspec.convert(answer, kind)
     except msgspec.ValidationError as error:
-        raise HoldfastError(f"the server's answer is not understood: {error}") from None
+        raise HoldfastError(f"the server's response is not valid: {error}") from None
 
 
 def _classes(base: type[HoldfastError]) -> Iterator[type[HoldfastError]]:

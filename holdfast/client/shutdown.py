@@ -1,9 +1,9 @@
-"""Leaving: the signals that ask a process of agents to end, which then does so without breaking its answers off.
+"""Shutdown of a process with agents: it receives a signal, and its running answers get time to complete.
 
 Layer: client.
 
-The hub has a hook of its own (`hub.drain`), since servers end in another order: there the signal
-is passed on to the server, which then ends; here `run` ends first, and then passes it on.
+The hub has its own hook (`hub.drain`), because a server shuts down in another order: there the server receives the
+signal and ends; here `run` ends first, and then the signal is passed on.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class Signals:
-    """Hears of them while the block runs: of one with `first`, of a second with `again`, and of no third.
+    """Handles signals while the block runs: calls `first` at the first one, `again` at the second, and ignores others.
 
-    When the block is over, what was heard is passed on to the handler that was there before: so the process ends as it
-    would have without us, only later.
+    At the end of the block a received signal is passed on to the previous handler: the process ends as it would have
+    without this class, but later.
     """
 
     def __init__(self, *, first: Callable[[], object], again: Callable[[], object]) -> None:
@@ -33,14 +33,14 @@ class Signals:
         self._again = again
         self._before: dict[int, Any] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._heard: int | None = None
+        self._received: int | None = None
 
     def __enter__(self) -> Self:
-        if threading.current_thread() is threading.main_thread():  # Python has signals nowhere else
+        if threading.current_thread() is threading.main_thread():  # Python handles signals in this thread only
             self._loop = asyncio.get_running_loop()
             for number in SIGNALS:
                 before = signal.getsignal(number)
-                # None: a handler that Python does not know; an ignored one stays so. Neither can be chained to.
+                # None: the handler was not set by Python. An ignored signal stays ignored. Neither can be called.
                 if before is not None and before != signal.SIG_IGN:
                     self._before[number] = before
                     signal.signal(number, self._hit)
@@ -51,14 +51,14 @@ class Signals:
     ) -> None:
         self._remove()
         self._loop = None
-        if self._heard is not None:
-            self._pass_on(self._heard)
+        if self._received is not None:
+            self._pass_on(self._received)
 
     def _hit(self, number: int, frame: FrameType | None) -> None:
-        if self._loop is None:  # we are gone, and somebody who hooked on after us passes it on
+        if self._loop is None:  # the block has ended, but a later handler still calls this one
             self._pass_on(number)
-        elif self._heard is None:
-            self._heard = number
+        elif self._received is None:
+            self._received = number
             self._loop.call_soon_threadsafe(self._first)
         else:
             self._remove()
@@ -66,7 +66,7 @@ class Signals:
 
     def _remove(self) -> None:
         for number, before in self._before.items():
-            if signal.getsignal(number) == self._hit:  # else somebody hooked on after us
+            if signal.getsignal(number) == self._hit:  # else a later handler calls this one
                 signal.signal(number, before)
 
     def _pass_on(self, number: int) -> None:

@@ -1,9 +1,9 @@
-"""Watching a channel: `async for event in client.subscribe("chat:1")`.
+"""Following a channel: `async for event in client.subscribe("chat:1")`.
 
 Layer: client.
 
-The twin of the hub's `Subscription`. It may be as slow as it likes: what it does not take is not
-gathered here, but joined by the server.
+The twin of the hub's `Subscription`. Its reader may be slow: the client keeps a bounded number of bytes, and the server
+joins the events that it has not sent.
 """
 
 from __future__ import annotations
@@ -17,21 +17,21 @@ from holdfast.client.feed import EventConsumer, Feed
 from holdfast.core.errors import HoldfastError
 from holdfast.core.events import Batch, ChannelAttached, EphemeralEvent, ServerEvent
 
-# Characters of frames that wait to be taken; beyond it the channel is left until they are. A batch is never cut.
+# Characters of frames that the app has not read. Beyond it the feed pauses. A batch is never cut.
 WAITING = 256 * 1024
 
 OpenFeed = Callable[[EventConsumer], Feed]
 
 
 class Subscription:
-    """The events of a channel, from where one was, without end, over any number of connections.
+    """The events of a channel from a cursor on, over any number of connections. It ends only with an error.
 
-    Events come as soon as their batch is complete; presence and signals at once. Raises what the server refused.
+    Events come as soon as their batch is complete; presence and signals at once. Raises the server's refusal.
     """
 
     def __init__(self, channel: str, since: str | None, open_feed: OpenFeed) -> None:
         self.channel = channel
-        self.cursor: str | None = since  # to come back with: of the last batch that was handed out
+        self.cursor: str | None = since  # of the last batch that the app has read; it resumes there
         self._open_feed = open_feed
 
     async def __aiter__(self) -> AsyncIterator[ServerEvent]:
@@ -41,7 +41,7 @@ class Subscription:
                     yield event
 
     async def batches(self) -> AsyncGenerator[Batch, None]:
-        """The same in batches, as `core.view.View` takes them. Those of presence and signals alone have no cursor."""
+        """Yield the events in batches, as `core.view.View` takes them. Batches of ephemeral events have no cursor."""
         inbox = _Inbox(self.cursor)
         feed = inbox.feed = self._open_feed(inbox)
         feed.open()
@@ -55,20 +55,20 @@ class Subscription:
 
 
 class _Inbox:
-    """Complete batches that wait to be taken."""
+    """Complete batches that the app has not read."""
 
     def __init__(self, cursor: str | None) -> None:
         self.cursor = cursor
         self.feed: Feed | None = None
         self._batches: deque[tuple[Batch, int]] = deque()
         self._size = 0
-        self._pieces: list[ServerEvent] = []  # of a batch that is not complete
+        self._pieces: list[ServerEvent] = []  # of an incomplete batch
         self._pieces_size = 0
         self._error: HoldfastError | None = None
         self._woken = asyncio.Event()
 
     async def next_batch(self) -> Batch:
-        """The next batch; what was refused, after all of them."""
+        """Return the next batch. After the last one, raise the error."""
         while not self._batches:
             if self._error is not None:
                 raise self._error
@@ -114,5 +114,5 @@ class _Inbox:
 
 
 def is_new_start(events: list[ServerEvent]) -> bool:
-    """Does what follows replace all that was known?"""
+    """Return whether `events` begin anew, so that they replace the present state."""
     return any(isinstance(event, ChannelAttached) and not event.resumed for event in events)

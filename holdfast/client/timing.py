@@ -1,8 +1,8 @@
-"""How long things may take, and how long to stay away.
+"""The time limits of a client, and its delays between attempts.
 
 Layer: client.
 
-Values may be changed freely. Tests make them small; nobody else should need to.
+Values may be changed freely. Tests make them small; apps do not need to change them.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from random import Random
 class Timing:
     """All waits of a client, in seconds."""
 
-    open_s: float = 10.0  # some proxies swallow an upgrade without an answer
+    open_s: float = 10.0  # some proxies never respond to an upgrade
     silence_s: float = 14.0  # the server pings every 5 s
-    answer_s: float = 20.0  # a connection that brings no answer for so long is broken, whatever else it brings
+    answer_s: float = 20.0  # a connection without a response for so long is broken, even if other frames arrive
     send_s: float = 14.0
     request_s: float = 30.0  # for one call, over any number of connections
     # Full jitter: a delay is drawn from 0 up to a ceiling that doubles, so that the clients of a restarted server
@@ -26,15 +26,15 @@ class Timing:
     backoff_cap_s: float = 15.0
     # A connection that breaks sooner is one more failure. Well above that, one outage and one cut would cost a turn.
     stable_s: float = 1.0
-    retry_s: float = 0.25  # after the store or the hub had no room: the base of a back-off of its own
-    leave_s: float = 10.0  # for the end of a message whose block was left early
+    retry_s: float = 0.25  # after the store or the hub had no room: the base of another back-off
+    leave_s: float = 10.0  # for the end of a message whose block ended early
 
     def backoff(self, failures: int, random: Random) -> float:
-        """How long to stay away after `failures` failures in a row (at least 1)."""
+        """Return the delay before the next connection, after `failures` failures in a row (at least 1)."""
         return random.uniform(0, self._ceiling(self.backoff_s, failures))
 
     def retry(self, failures: int, random: Random) -> float:
-        """How long to wait before what was refused for now is asked again."""
+        """Return the delay before a request is repeated, after `failures` refusals that pass."""
         ceiling_s = self._ceiling(self.retry_s, failures)
         return ceiling_s / 2 + random.uniform(0, ceiling_s / 2)
 

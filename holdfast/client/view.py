@@ -1,8 +1,8 @@
-"""A channel as it is now, kept up to date: `client.channel("chat:1")`.
+"""The current state of a channel, kept up to date: `client.channel("chat:1")`.
 
 Layer: client.
 
-`core.view.View` does the folding; here are the way back, the watchers, and older pages.
+`core.view.View` folds the events. `ChannelView` adds the connection, the watchers and older pages.
 """
 
 from __future__ import annotations
@@ -40,15 +40,15 @@ from holdfast.core.view import View, ViewGap
 
 State = Literal["connecting", "live", "reconnecting", "closed"]
 
-KEPT = 100  # replies and signals that wait for one watcher; the oldest go
+KEPT = 100  # replies and signals that one watcher has not read; the oldest are dropped
 PAGE_TRIES = 3
 
 
 class Change(Struct, frozen=True, kw_only=True):
-    """What is new in a view since its watcher last looked; changes that were not looked at are joined."""
+    """The changes of a view since its watcher last read them; unread changes are joined."""
 
     messages: frozenset[str] = frozenset()  # ids: created, changed or deleted
-    is_new_start: bool = False  # everything may be another
+    is_new_start: bool = False  # each message, member and command may differ
     members: bool = False
     commands: bool = False
     state: bool = False
@@ -57,86 +57,88 @@ class Change(Struct, frozen=True, kw_only=True):
 
 
 class ChannelView:
-    """One channel, live. Use `async with`, or `close` it; reading it never waits."""
+    """One channel, live. Use `async with`, or `close` it; its properties never wait."""
 
     def __init__(
         self, channel: str, *, open_feed: Callable[[EventConsumer], Feed], when_closed: Callable[[], None]
     ) -> None:
         self.channel = check_channel(channel)
         self.state: State = "connecting"
-        self.error: HoldfastError | None = None  # why it is closed
+        self.error: HoldfastError | None = None  # the reason why it is closed
         self._view = View()
         self._when_closed = when_closed
         self._watchers: set[_Watcher] = set()
-        self._is_starting = False  # a new start is on its way, aside
+        self._is_starting = False  # a new start is arriving, and not shown yet
         self._starts = 0  # new starts that were completed
         self._feed = open_feed(self)
         self._feed.open()
 
-    # -- what is there -----------------------------------------------------------------------------------------
+    # -- state -------------------------------------------------------------------------------------------------
 
     @property
     def messages(self) -> list[Message]:
-        """The messages in view, in order."""
+        """Return the messages in view, in order."""
         return self._view.messages()
 
     def message(self, message_id: str) -> Message | None:
-        """One of them."""
+        """Return the message with this id, or None."""
         return next((message for message in self.messages if message.id == message_id), None)
 
     @property
     def members(self) -> list[Member]:
-        """Who is here, at most the first hundred by name."""
+        """Return the present members, at most the first hundred by name."""
         return self._view.members()
 
     @property
     def member_count(self) -> int:
-        """How many are here."""
+        """Return the number of present members."""
         return self._view.count
 
     @property
     def commands(self) -> list[Command]:
-        """The commands that wait for an answer."""
+        """Return the commands that wait for a reply."""
         return self._view.commands()
 
     @property
     def more(self) -> bool:
-        """Are there older messages?"""
+        """Return whether there are older messages."""
         return self._view.more
 
     @property
     def gaps(self) -> int:
-        """How often something was lost and the view began anew: each time is somebody's bug."""
+        """Return how often events were lost and the view began anew. Each time is a bug."""
         return self._view.gaps
 
     @property
     def cursor(self) -> str | None:
-        """Of the last complete batch."""
+        """Return the cursor of the last complete batch."""
         return self._view.cursor
 
     @cursor.setter
     def cursor(self, value: str | None) -> None:  # for the feed
         self._view.cursor = value
 
-    # -- what happens ------------------------------------------------------------------------------------------
+    # -- changes -----------------------------------------------------------------------------------------------
 
     async def live(self, *, timeout_s: float | None = None) -> None:
-        """Wait until the view is complete, and the connection there. Raises why it is closed, Unreachable."""
+        """Wait until the view is complete and connected. Raises the error that closed it, LocalError, Unreachable."""
         link = self._feed.link
         watcher = self._watch()
         try:
             async with asyncio.timeout(link.timing.request_s if timeout_s is None else timeout_s):
                 while self.state != "live":
                     if self.state == "closed":
-                        raise self.error or LocalError(f"the view of {self.channel} is closed")
+                        raise self.error or LocalError(
+                            f"the view of channel {self.channel!r} is closed; open another one"
+                        )
                     await watcher.next_change()
         except TimeoutError:
-            raise link.unreachable(f"channel {self.channel} was not shown in time") from None
+            raise link.unreachable(f"channel {self.channel!r} was not complete in time") from None
         finally:
             self._watchers.discard(watcher)
 
     async def __aiter__(self) -> AsyncIterator[Change]:
-        """What changes, beginning with what is there already. Ends with the view; raises why it was closed."""
+        """Yield the changes, first the present state. Ends with the view, or raises the error that closed it."""
         watcher = self._watch()
         watcher.add(Change(is_new_start=True, members=True, commands=True, state=True))
         try:
@@ -151,7 +153,7 @@ class ChannelView:
             self._watchers.discard(watcher)
 
     async def older(self, *, limit: int | None = None) -> bool:
-        """Bring the next older page into the view; are there more? Raises Unreachable, or what was refused."""
+        """Load the next older page into the view. Return whether there are more. Raises Unreachable, or the refusal."""
         fields = {"channel": self.channel, **({} if limit is None else {"limit": limit})}
         for _ in range(PAGE_TRIES):
             if not self._view.more:
@@ -160,12 +162,12 @@ class ChannelView:
             answer = await self._feed.link.request("history", {**fields, "before": before})
             page = read_answer(answer, Page)
             if self._starts == start and self._view.receive_page(page):
-                self._tell(Change(messages=frozenset(message.id for message in page.messages)))
+                self._notify(Change(messages=frozenset(message.id for message in page.messages)))
                 break
         return self._view.more
 
     def close(self) -> None:
-        """Watch the channel no more."""
+        """Follow the channel no longer."""
         self._end(None)
 
     async def __aenter__(self) -> ChannelView:
@@ -187,8 +189,8 @@ class ChannelView:
                 self._become("reconnecting")
         self._starting(events)
         if self._is_starting and cursor is None:
-            return  # aside, and not shown yet
-        self._tell(self._change(events))
+            return  # not shown yet
+        self._notify(self._change(events))
         if cursor is not None:
             self._starts += self._is_starting
             self._is_starting = False
@@ -226,14 +228,14 @@ class ChannelView:
         self._watchers.add(watcher)
         return watcher
 
-    def _tell(self, change: Change) -> None:
+    def _notify(self, change: Change) -> None:
         for watcher in self._watchers:
             watcher.add(change)
 
     def _become(self, state: State) -> None:
         if self.state != state and self.state != "closed":
             self.state = state
-            self._tell(Change(state=True))
+            self._notify(Change(state=True))
 
     def _end(self, error: HoldfastError | None) -> None:
         if self.state == "closed":
@@ -245,7 +247,7 @@ class ChannelView:
 
 
 class _Watcher:
-    """What one watcher has not looked at yet."""
+    """The changes that one watcher has not read."""
 
     def __init__(self) -> None:
         self._change: Change | None = None

@@ -1,9 +1,9 @@
-"""Taking turns: work that the server hands out to whoever serves a pattern of channels.
+"""Turns: the server assigns them to workers, and a worker serves a pattern of channels.
 
 Layer: client.
 
-The low level of agents: who is told of a turn, and how it is kept. What a turn is to a handler
-(its history, its reply) is built on top of this.
+This is the lower level of agents: it accepts turns and renews their claims. `holdfast.agents` builds the turn of a
+handler on it, with history and reply.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from holdfast.core.errors import (
     LocalError,
     NotFound,
     TooLarge,
+    shown,
 )
 from holdfast.core.model import Json, Message, check_json, plain
 from holdfast.core.patterns import RULE, is_pattern, matches
@@ -36,11 +37,11 @@ logger = logging.getLogger("holdfast.client")
 
 RENEWALS = 3  # in a lease's term
 _LOST = (Fenced, Finished, Deleted, NotFound)
-_UNSAID = (InvalidRequest, InvalidText, TooLarge)  # what is said along with a renewal cannot be
+_STATE_REFUSED = (InvalidRequest, InvalidText, TooLarge)  # the state in a renewal is not valid, the renewal is
 
 
 class TurnOffer(Struct, frozen=True, kw_only=True):
-    """What the server gives out: a message to work on, and the claim that it is ours."""
+    """A turn that the server assigns: a message to work on, and the claim to it."""
 
     channel: str
     message: Message
@@ -61,23 +62,23 @@ class Worker:
     ) -> None:
         self.pattern = check_pattern(pattern)
         if slots < 1:
-            raise LocalError("a worker has at least one slot")
+            raise LocalError(f"slots must be 1 or more, got {slots}")
         self._link = link
         self._slots = slots
         self._fields = {"when_busy": when_busy, "name": name}
         self._on_turn = on_turn
         self._turns: dict[tuple[str, str], ClaimedTurn] = {}
         self._tasks: asyncio.TaskGroup | None = None
-        self._over: asyncio.Future[None] | None = None  # the server refused us, or we have drained
+        self._over: asyncio.Future[None] | None = None  # done when the server has refused the worker, or it has drained
         self._is_draining = False
-        self._is_asking = False  # for work: not answered yet
-        self._is_listed = True  # may turns be given to us?
-        self._open = 0  # turns whose end is not told yet
+        self._is_asking = False  # for work, without a response yet
+        self._is_listed = True  # whether the server may assign turns to this worker
+        self._open = 0  # turns whose end the server does not know yet
 
     async def run(self) -> None:
-        """Work until cancelled, or drained. Raises what the server refused, such as Forbidden.
+        """Work until cancelled or drained. Raises the server's refusal, such as Forbidden.
 
-        Turns that run when it is cancelled are cancelled too, and not reported: their claims lapse, and somebody else
+        If it is cancelled, its running turns are cancelled without a report: their claims lapse, and another worker
         takes them over.
         """
         if self._is_draining:
@@ -85,36 +86,36 @@ class Worker:
         self._over = asyncio.get_running_loop().create_future()
         try:
             async with asyncio.TaskGroup() as self._tasks:
-                self._link.stand(self)
+                self._link.add_listener(self)
                 try:
                     await self._over
                 finally:
-                    self._link.step_down(self)
+                    self._link.remove_listener(self)
                     if self._link.is_live and not self._is_draining:
                         self._link.begin("work", self._frame(0), _take, is_repeatable=False)
         except* HoldfastError as group:
             raise group.exceptions[0] from None
 
     def drain(self) -> None:
-        """Take no more turns; `run` returns when those that run are over."""
+        """Take no more turns; `run` returns when the running ones are over."""
         if not self._is_draining:
             self._is_draining = True
-            if not self._is_asking:  # else when it is answered
+            if not self._is_asking:  # else after the response
                 self._unlist()
 
     def is_for(self, offer: TurnOffer) -> bool:
-        """Is it this worker that the turn is given to?"""
+        """Return whether the turn is for this worker."""
         name = self._fields["name"]
         is_ours = offer.pattern in (None, self.pattern) and (name is None or offer.name in (None, name))
         return is_ours and matches(self.pattern, offer.channel)
 
     def take(self, offer: TurnOffer) -> None:
-        """The server gave us a turn."""
+        """Accept a turn that the server has assigned."""
         key = offer.channel, offer.message.id
         known = self._turns.get(key)
         if known is not None:
             if offer.generation <= known.generation:
-                return  # told twice
+                return  # a repeat
             known.cancel()
         assert self._tasks is not None
         turn = self._turns[key] = ClaimedTurn(self._link, offer)
@@ -128,15 +129,15 @@ class Worker:
         if self._is_draining and not self._open:
             self._unlist()
             return
-        # While draining too: the renewal and the end of a turn count only on a socket that has asked for work.
+        # Also while draining: the server accepts a renewal and the end of a turn only on a socket that requests work.
         slots = self._open if self._is_draining else self._slots
         self._is_asking = self._is_listed = True
         self._link.begin("work", self._frame(slots), self._answered, is_repeatable=False)
         for turn in self._turns.values():
-            turn.renew()  # the end of the socket before has cut their claims short
+            turn.renew()  # the end of the previous socket has shortened their claims
 
     def broken(self) -> None:
-        """Turns go on: their claims outlive a socket by a lease."""
+        """Continue the turns: their claims outlive a socket by a lease."""
 
     def stopped(self, error: HoldfastError) -> None:
         if self._over is not None and not self._over.done():
@@ -145,24 +146,24 @@ class Worker:
     # Inside
 
     def _unlist(self) -> None:
-        """Turns that were given to us before the answer to this are known when it comes: they are done, too."""
+        """Request no more turns. Turns that were assigned before the response arrive before it and are carried out."""
         self._link.begin("work", self._frame(0), self._unlisted, is_repeatable=False)
 
     def _unlisted(self, answer: Result) -> None:
-        self._is_listed = False  # without a connection, too: nothing is given out by none
-        self._look_whether_drained()
+        self._is_listed = False  # also without a connection: the server assigns turns over connections only
+        self._check_drained()
 
     def _closed(self, task: asyncio.Task[None]) -> None:
         self._open -= 1
-        self._look_whether_drained()
+        self._check_drained()
 
-    def _look_whether_drained(self) -> None:
+    def _check_drained(self) -> None:
         is_drained = self._is_draining and not self._is_listed and not self._open
         if is_drained and self._over is not None and not self._over.done():
             self._over.set_result(None)
 
     async def _run(self, key: tuple[str, str], turn: ClaimedTurn) -> None:
-        """The whole of a turn. After an error its end is not told: the claim lapses, and it is tried again."""
+        """Carry out a turn. After an error its end is not sent: the claim lapses, and the turn is tried again."""
         turn.renew_later()
         try:
             await self._on_turn(turn)
@@ -184,7 +185,7 @@ class Worker:
         await turn.done()
 
     def _answered(self, answer: Result) -> None:
-        """Was the pattern taken? What may pass is asked again with the next socket, or after a while."""
+        """Receive the response to a request for work. After a refusal that passes, repeat it later."""
         self._is_asking = False
         if self._is_draining:
             self._unlist()
@@ -206,27 +207,24 @@ class Worker:
 
 
 class ClaimedTurn:
-    """A turn that is ours, for as long as the handler runs that it was given to."""
+    """A turn that this client has claimed; the claim is renewed while its handler runs."""
 
     def __init__(self, link: Link, offer: TurnOffer) -> None:
         self.channel = offer.channel
-        self.message = offer.message  # to be worked on
-        self.generation = offer.generation  # of the claim: how many times it was begun
+        self.message = offer.message  # that the turn is for
+        self.generation = offer.generation  # of the claim: the number of attempts so far
         self.lease_s = offer.lease_s
         self.outcome: Literal["done", "cancelled"] = "done"  # how it ends when the handler returns
-        self.is_lost = False  # it is over, or another's: the handler is being cancelled
+        self.is_lost = False  # it is over, or another worker has it: the handler is being cancelled
         self.task: asyncio.Task[None] | None = None
         self._link = link
         self._state: dict[str, Json] | None = None
         self._timer: asyncio.TimerHandle | None = None
 
     def tell(self, state: dict[str, Json]) -> None:
-        """Let those who look on know what the agent does now. Never stored.
-
-        Raises InvalidRequest, InvalidText or TooLarge where that cannot be sent.
-        """
+        """Show viewers the state of the agent. Never stored. Raises InvalidRequest, InvalidText or TooLarge."""
         limits = self._link.limits
-        check_json(state, limits.data_bytes, "what an agent says", depth=limits.depth)
+        check_json(state, limits.data_bytes, "an agent's state", depth=limits.depth)
         self._state = plain(state)
         self.renew()
 
@@ -237,17 +235,14 @@ class ClaimedTurn:
         self._timer = asyncio.get_running_loop().call_later(self.lease_s / RENEWALS, self.renew)
 
     def renew(self) -> None:
-        """Say that it is being worked on. Without a connection the claim lives on for the rest of its term."""
+        """Renew the claim. Without a connection it lasts for the rest of its term."""
         state = {} if self._state is None else {"state": self._state}
         when_answered = partial(self._renewed, self._state)
         self._link.begin("turn.renew", {**self._claim(), **state}, when_answered, is_repeatable=False)
         self.renew_later()
 
     async def confirm(self) -> None:
-        """Return when the server has said that it is ours still: we may hear of it long after it was given to us.
-
-        Raises Fenced.
-        """
+        """Renew the claim and wait for the response, because an assigned turn may arrive late. Raises Fenced."""
         await self._link.request("turn.renew", self._claim())
 
     def end(self) -> None:
@@ -256,34 +251,34 @@ class ClaimedTurn:
             self._timer.cancel()
 
     def cancel(self) -> None:
-        """Work on it no more, and say nothing of it."""
+        """Cancel the handler, and do not report the end of the turn."""
         self.is_lost = True
         if self.task is not None:
             self.task.cancel()
 
     async def done(self) -> None:
-        """Tell that the turn is over."""
+        """Report the end of the turn."""
         try:
             await self._link.request("turn.done", {**self._claim(), "state": self.outcome})
         except HoldfastError as error:
-            logger.warning("the end of the turn of %s could not be told: %s", self.message.id, error.code)
+            logger.warning("the end of the turn of %s could not be sent: %s", self.message.id, error.code)
 
-    def _renewed(self, said: dict[str, Json] | None, answer: Result) -> None:
+    def _renewed(self, sent: dict[str, Json] | None, answer: Result) -> None:
         if self.task is None or self.task.done():
             return
         if isinstance(answer, _LOST):
             self.cancel()
-        elif isinstance(answer, _UNSAID) and said is not None and said is self._state:
-            logger.warning("what an agent says of %s cannot be told: %s", self.message.id, answer)
+        elif isinstance(answer, _STATE_REFUSED) and sent is not None and sent is self._state:
+            logger.warning("the state of the agent for %s cannot be sent: %s", self.message.id, answer)
             self._state = None
-            self.renew()  # the claim must not lapse for it
+            self.renew()  # the claim must not lapse because of the state
 
     def _claim(self) -> dict[str, Any]:
         return {"channel": self.channel, "message": self.message.id, "generation": self.generation}
 
 
 class Workers:
-    """All workers of a client: who gets which turn."""
+    """The workers of a client. They assign each turn that arrives to one of them."""
 
     def __init__(self, link: Link) -> None:
         self._workers: list[Worker] = []
@@ -295,7 +290,7 @@ class Workers:
             worker.drain()
 
     async def run(self, worker: Worker) -> None:
-        """Run `worker`, and let it have the turns of its pattern."""
+        """Run `worker` with the turns of its pattern."""
         self._workers.append(worker)
         try:
             await worker.run()
@@ -306,19 +301,19 @@ class Workers:
         try:
             offer = msgspec.convert(frame, TurnOffer)
         except msgspec.ValidationError as error:
-            logger.error("a turn that is not understood: %s", error)
+            logger.error("the server sent an invalid turn: %s", error)
             return
         worker = next((one for one in self._workers if one.is_for(offer)), None)
-        if worker is not None:  # else we stopped serving it meanwhile: the claim lapses
+        if worker is not None:  # else its worker has stopped meanwhile: the claim lapses
             worker.take(offer)
 
 
 def check_pattern(pattern: str) -> str:
-    """Return `pattern`; raises InvalidRequest unless it is one."""
+    """Return `pattern`; raises InvalidRequest if it is not valid."""
     if not is_pattern(pattern):
-        raise InvalidRequest(f"pattern {pattern!r}: {RULE}")
+        raise InvalidRequest(f"pattern {shown(pattern)} is not valid: {RULE}")
     return pattern
 
 
 def _take(answer: Result) -> None:
-    """Whatever the server says: we have left."""
+    """Ignore the response: the worker has ended."""

@@ -29,6 +29,7 @@ class Phase(Enum):
     DELAYED = "the claim failed, and is sent again in a second"
     RUNNING = "the claim of an attempt is stored"
     HELD = "the turn of another message has taken this message in"
+    ENDING = "the turn is over, and its handler still runs"
     OVER = "the turn is done or cancelled, or its message is gone"
 
 
@@ -44,6 +45,7 @@ class TurnEvent(Enum):
     DUE = "the delay is over"
     LOST = "the worker, or the attempt that holds the message, is gone"
     UNHEARD = "the turn that took the message in has no result of its request"
+    STOPPED = "the end of the turn is stored, or its channel was deleted, while its handler runs"
     ENDED = "the end of the turn is stored"
 
 
@@ -63,10 +65,14 @@ TRANSITIONS: dict[Phase, dict[TurnEvent, Phase]] = {
         TurnEvent.ENDED: Phase.OVER,  # its last attempt was lost, and the hub gave it up
     },
     Phase.DELAYED: {TurnEvent.DUE: Phase.WAITING},
-    Phase.RUNNING: {TurnEvent.LOST: Phase.WAITING, TurnEvent.ENDED: Phase.OVER},
+    Phase.RUNNING: {TurnEvent.LOST: Phase.WAITING, TurnEvent.STOPPED: Phase.ENDING, TurnEvent.ENDED: Phase.OVER},
     Phase.HELD: {
         TurnEvent.LOST: Phase.WAITING,
         TurnEvent.UNHEARD: Phase.WAITING,
+        TurnEvent.ENDED: Phase.OVER,
+    },
+    Phase.ENDING: {
+        TurnEvent.PENDING: Phase.WAITING,  # its channel was deleted, and the message was created again
         TurnEvent.ENDED: Phase.OVER,
     },
     Phase.OVER: {},
@@ -85,7 +91,8 @@ class TurnState(Generic[W]):
     """The open turn of one message. Its methods move it along `TRANSITIONS`, and are the only ones to do so.
 
     The log decides: call `observe` with each change of the message. While a claim of this hub is under way or delayed,
-    the turn stays as it is, and follows the log afterwards (`resolve`, `due`).
+    and while a handler runs on after the end, the turn stays as it is. It follows the log afterwards (`resolve`,
+    `due`, `handler_ended`).
     """
 
     __slots__ = (
@@ -94,6 +101,7 @@ class TurnState(Generic[W]):
         "attempt",
         "claim",
         "created",
+        "handler",
         "is_interrupted",
         "message_id",
         "phase",
@@ -109,6 +117,7 @@ class TurnState(Generic[W]):
         self.attempt = 0  # the running or last attempt; 0 before the first
         self.claim: ClaimState | None = None  # as the log shows it; None if the message is gone
         self.worker: W | None = None  # carries the attempt out; None if this hub does not know it
+        self.handler: W | None = None  # the worker whose handler of an attempt has not ended
         self.suspect: W | None = None  # the worker that lost the turn: its connection may be dead
         self.is_interrupted = False  # a newer message has cancelled it
         self.unheard: tuple[str, int] | None = None  # the turn and attempt with an unknown outcome of taking it in
@@ -182,10 +191,27 @@ class TurnState(Generic[W]):
         self._follow()
         return self._moved(left)
 
+    def begin(self, worker: W) -> None:
+        """Note that `worker` has the attempt, and runs a handler until `handler_ended` or `lose`."""
+        self.worker = self.handler = worker
+
+    def handler_ended(self) -> Left[W] | None:
+        """Note that the handler of an attempt has ended. A turn whose message was created again waits from now on."""
+        self.handler = None
+        if self.phase is not Phase.ENDING:
+            return None
+        left = self._leave()
+        is_open = self.claim is not None and self.claim.is_open
+        self._move(TurnEvent.PENDING if is_open else TurnEvent.ENDED)
+        self.attempt, self.suspect, self.is_interrupted = 0, None, False
+        self._follow()
+        return self._moved(left)
+
     def lose(self, event: TurnEvent = TurnEvent.LOST) -> Left[W] | None:
         """Let the turn wait again: its worker is gone, or the attempt that holds the message."""
         left = self._leave()
         self._lose(event)
+        self.handler = None
         return self._moved(left)
 
     def _lose(self, event: TurnEvent) -> None:
@@ -196,10 +222,12 @@ class TurnState(Generic[W]):
     def _follow(self) -> None:
         """Move as the log shows."""
         claim = self.claim
-        if self.phase in (Phase.CLAIMING, Phase.DELAYED, Phase.OVER):
+        if self.phase in (Phase.CLAIMING, Phase.DELAYED, Phase.ENDING, Phase.OVER):
             return
         if claim is None or not claim.is_open:
-            self._move(TurnEvent.ENDED)
+            self._move(
+                TurnEvent.ENDED if self.handler is None or self.phase is not Phase.RUNNING else TurnEvent.STOPPED
+            )
             self.worker = None
             return
         if self.is_taken:
@@ -256,8 +284,8 @@ class ChannelTurns(Generic[W]):
         return any(turn.is_taken or turn.phase is Phase.CLAIMING for turn in self._turns.values())
 
     def waiting(self) -> list[TurnState[W]]:
-        """Return the waiting turns, oldest message first."""
-        waiting = [turn for turn in self._turns.values() if turn.phase is Phase.WAITING]
+        """Return the waiting turns without a handler of an earlier attempt, oldest message first."""
+        waiting = [turn for turn in self._turns.values() if turn.phase is Phase.WAITING and turn.handler is None]
         return sorted(waiting, key=lambda turn: (turn.created, turn.attempt))
 
     def to_interrupt(self, newest: TurnState[W]) -> list[TurnState[W]]:

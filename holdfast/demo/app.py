@@ -28,7 +28,7 @@ from holdfast.demo.guide import Guide, Sleep
 from holdfast.demo.model import model_in
 from holdfast.demo.passages import library
 from holdfast.hub.patterns import matches
-from holdfast.transports.access import check_local_only
+from holdfast.transports.access import check_peer
 from holdfast.transports.app import WEB
 from holdfast.transports.codec import decode
 from holdfast.transports.http import Endpoint, read_body
@@ -122,7 +122,7 @@ def _endpoint(hub: Hub, method: str, handler: Callable[[Request], Awaitable[Resp
     """Return `handler` behind the hub's access control: any web page can reach a loopback port."""
 
     async def guarded(request: Request) -> Response:
-        check_local_only(hub, dict(request.scope))
+        await check_peer(hub, dict(request.scope))
         return await handler(request)
 
     return Endpoint([method], guarded)

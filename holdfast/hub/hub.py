@@ -56,11 +56,13 @@ from holdfast.hub.channel import Channel
 from holdfast.hub.clock import Clock
 from holdfast.hub.committer import Committer
 from holdfast.hub.deadlines import Deadlines
+from holdfast.hub.development import exception_reason
 from holdfast.hub.drain import SignalHook
 from holdfast.hub.feed import Feed
 from holdfast.hub.hooks import Hook, HookHandler, HookKind, Hooks
 from holdfast.hub.identity import Authenticate
 from holdfast.hub.leases import LeaseMonitor
+from holdfast.hub.origins import check_allowed_origins, check_public_origin
 from holdfast.hub.pace import Pace
 from holdfast.hub.patterns import check_pattern, matches
 from holdfast.hub.pending import DocumentDue, Item, Waiting
@@ -68,6 +70,7 @@ from holdfast.hub.presence import PresenceTracker
 from holdfast.hub.rates import ClientLimits, Rates
 from holdfast.hub.results import Done, Result, result_later
 from holdfast.hub.settings import check_job, check_settings, check_store
+from holdfast.hub.store_owner import close_store, interactive_namespace, open_store
 from holdfast.hub.subscription import Subscription
 from holdfast.hub.sync import SyncHub
 from holdfast.hub.tickets import Tickets
@@ -132,7 +135,9 @@ class HubCore:
 
     `flush_ms` is the default flush window of viewers, `drain_s` how long running answers may go on when the
     process receives a signal to end; `hooks_signals=False` installs no signal handlers (then call `drain` yourself).
-    `ticket_keys` sign tickets, so that tickets outlive the process; the verifier may provide keys, too.
+    Pages of `allowed_origins` may send requests; `public_origin` is the address of this server's own pages behind TLS.
+    `ticket_keys` sign tickets, so that tickets outlive the process; the verifier may provide keys, too. `debug` names
+    exceptions in the reasons of failed messages; by default a hub without a verifier does so, without their text.
     """
 
     writer_class: type[MessageWriter] = MessageWriter  # `holdfast.agents` has one with more methods
@@ -143,6 +148,7 @@ class HubCore:
         *,
         authenticate: Authenticate | None = None,
         allowed_origins: tuple[str, ...] | list[str] = (),
+        public_origin: str | None = None,
         limits: Limits | None = None,
         flush_ms: int = 40,
         drain_s: float = 5.0,
@@ -150,22 +156,31 @@ class HubCore:
         hooks_signals: bool = True,
         client_limits: ClientLimits | None = None,
         ticket_keys: Sequence[bytes] = (),
+        debug: bool | None = None,
     ) -> None:
         check_settings(
-            authenticate=authenticate, limits=limits, client_limits=client_limits, flush_ms=flush_ms, drain_s=drain_s
+            authenticate=authenticate,
+            limits=limits,
+            client_limits=client_limits,
+            flush_ms=flush_ms,
+            drain_s=drain_s,
+            debug=debug,
         )
         warn_of_runserver()
         self.store: Store = check_store(store)
         self.authenticate = authenticate
-        self.allowed_origins = tuple(allowed_origins)
+        self.allowed_origins = check_allowed_origins(allowed_origins)
+        self.public_origin = check_public_origin(public_origin)
         self.limits = limits or Limits()
         self.flush_ms = flush_ms
         self.drain_s = drain_s
+        self.debug = debug
         self.clock = clock or Clock()
         self.rates = Rates(client_limits)
         self.tickets = Tickets(ticket_keys or getattr(authenticate, "ticket_keys", ()), now_ms=self.clock.now_ms)
         self.node = ""  # names this run of the hub in writers' leases; new at each start
         self.is_draining = False
+        self.requires_own_host = False  # with a verifier too; `serve --allow-everyone` sets it on loopback
         self.drive_by_hand = False  # streaming responses may drive `send` themselves; `serve` sets it
         self._on_start: list[Callable[[], None]] = []
         self._hooks = Hooks(self)
@@ -173,6 +188,7 @@ class HubCore:
         self._on_drain: dict[Callable[[], None], None] = {}
         self._runtime: _Runtime | None = None
         self._hook = SignalHook(self.drain) if hooks_signals else None
+        self._made_in = interactive_namespace()
 
     # -- life --------------------------------------------------------------------------------------------------
 
@@ -182,7 +198,7 @@ class HubCore:
         while (runtime := self._runtime) is not None and runtime.loop is not loop:
             if not await self.sync.release_loop(runtime.loop) and runtime.loop.is_running():
                 raise LocalError("hub runs on the event loop of another thread; use hub.sync, or create another hub")
-            await self.store.close()  # if its event loop ended without `close`
+            await close_store(self)  # if its event loop ended without `close`
             if self._runtime is runtime:
                 self._runtime = None
         if runtime is None or runtime.is_over:
@@ -235,6 +251,14 @@ class HubCore:
         """Return the event loop on which the hub runs, or None."""
         runtime = self._runtime
         return runtime.loop if runtime is not None and not runtime.is_over and runtime.loop.is_running() else None
+
+    def is_out_of_reach(self) -> bool:
+        """Return whether a later cell of a notebook may take the store: no name leads to this hub, and it is idle."""
+        runtime, names = self._runtime, self._made_in
+        if runtime is None or names is None or any(value is self for value in list(names.values())):
+            return False
+        is_watched = any(channel.feeds for channel in runtime.channels.values())
+        return not (is_watched or runtime.jobs or runtime.writers)
 
     def hook_signals(self) -> None:
         """Drain at SIGTERM and SIGINT, then call the previous handlers.
@@ -672,6 +696,11 @@ class HubCore:
         if writers.setdefault((writer.channel, writer.id), writer) is not writer:
             raise IdConflict(f"message {writer.id!r} has a writer in this process already; use another id")
 
+    def reason_of(self, error: BaseException) -> str | None:
+        """Return the reason of a message that `error` ended: the exception's name in development, else None."""
+        is_development = self.authenticate is None if self.debug is None else self.debug
+        return exception_reason(error, has_text=bool(self.debug)) if is_development else None
+
     def unregister_writer(self, writer: MessageWriter) -> None:
         """Forget `writer`, which has ended."""
         if self._runtime is not None:
@@ -768,7 +797,7 @@ class HubCore:
     async def _run(self, runtime: _Runtime) -> None:
         """Run the hub on this event loop until it ends."""
         try:
-            await self.store.open()
+            await open_store(self)
             async with asyncio.TaskGroup() as tasks:
                 runtime.tasks = tasks
                 self._staff(runtime)
@@ -805,7 +834,7 @@ class HubCore:
             runtime.deadlines.close()
             if self._hook is not None:
                 self._hook.remove()
-            await self.store.close()
+            await close_store(self)
 
     def _staff(self, runtime: _Runtime) -> None:
         """Create the services of the hub (committer, lease monitor, turn scheduler, presence, hooks)."""

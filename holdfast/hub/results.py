@@ -43,6 +43,7 @@ def result_later() -> tuple[asyncio.Future[Result], Done]:
             return
         if isinstance(answer, HoldfastError):
             answered.set_exception(answer)
+            answered.exception()  # else asyncio logs it if the caller is cancelled at the same moment
         else:
             answered.set_result(answer)
 

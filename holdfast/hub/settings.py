@@ -34,7 +34,7 @@ def check_store(store: object) -> Store:
 
 
 def check_settings(
-    *, authenticate: object, limits: object, client_limits: object, flush_ms: object, drain_s: object
+    *, authenticate: object, limits: object, client_limits: object, flush_ms: object, drain_s: object, debug: object
 ) -> None:
     """Raise LocalError for a setting that cannot work."""
     check_authenticate(authenticate)
@@ -47,6 +47,8 @@ def check_settings(
     if not isinstance(flush_ms, int) or isinstance(flush_ms, bool) or flush_ms < 0:
         raise LocalError(f"flush_ms must be a whole number of milliseconds, 0 or more, got {shown(flush_ms)}")
     check_seconds(drain_s, "drain_s")
+    if debug is not None and not isinstance(debug, bool):
+        raise LocalError(f"debug must be True, False or None, got {shown(debug)}")
 
 
 def check_seconds(value: object, name: str) -> None:

@@ -9,7 +9,9 @@ become optional. No error, log line or repr contains a token or a signing key: a
 
 from __future__ import annotations
 
+import base64
 import hmac
+import json
 import math
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -27,7 +29,7 @@ MAX_PATTERNS = 200  # in one token; an operation may search all of them
 LEEWAY_S = 10.0  # synchronised server clocks differ by less
 _MAX_TIME_S = 2**43  # beyond this, browsers cannot represent milliseconds as whole numbers
 _CLAIM = "holdfast"
-# PyJWT checks the signature only: this module checks the claims, with the verifier's clock.
+# PyJWT checks the signature only: this module checks the header and, with the verifier's clock, the claims.
 _SIGNATURE_ONLY: Any = {
     "verify_signature": True,
     "enforce_minimum_key_length": True,
@@ -157,11 +159,12 @@ class JwtVerifier:
 
     async def _verified_claims(self, token: str) -> dict[str, Any]:
         """Return the claims of a token with a valid signature. Raises Unauthenticated."""
-        try:
-            header = jwt.get_unverified_header(token)
-        except (jwt.PyJWTError, ValueError, TypeError, RecursionError):
-            raise Unauthenticated("token is malformed: it must be a signed JWT") from None
+        header = _header_of(token)
         algorithm, kid = header.get("alg"), header.get("kid")
+        if "crit" in header:  # RFC 7515, 4.1.11; PyJWT accepts extensions that this module does not know
+            raise Unauthenticated(
+                f"token must have no header crit, got {shown(header['crit'])}: this server knows no critical extension"
+            )
         if not isinstance(algorithm, str) or algorithm not in self._algorithms:
             raise Unauthenticated(f"token algorithm {shown(algorithm)} is not accepted")
         # A configured key may lack the `kid` that the token names; a key of a set has it.
@@ -203,6 +206,22 @@ class JwtVerifier:
             raise Unauthenticated(f"token has an invalid claim: {error}") from None
 
 
+def _malformed() -> Unauthenticated:
+    return Unauthenticated("token is malformed: it must be a signed JWT")
+
+
+def _header_of(token: str) -> dict[str, Any]:
+    """Return the header of a token, whose signature is not verified yet. Raises Unauthenticated if it is malformed."""
+    encoded = token.partition(".")[0]
+    try:
+        header = json.loads(base64.urlsafe_b64decode(encoded + "=" * (-len(encoded) % 4)))
+    except (ValueError, RecursionError):
+        raise _malformed() from None
+    if not isinstance(header, dict) or not isinstance(header.get("kid"), str | None):
+        raise _malformed()
+    return header
+
+
 def _claims_by(keys: Iterable[Key], algorithm: str, token: str) -> dict[str, Any] | None:
     """Return the claims if one of `keys` signed them, else None. Raises Unauthenticated for malformed claims."""
     for key in keys:
@@ -215,7 +234,7 @@ def _claims_by(keys: Iterable[Key], algorithm: str, token: str) -> dict[str, Any
         except (jwt.InvalidSignatureError, jwt.InvalidKeyError):
             continue
         except (jwt.PyJWTError, ValueError, TypeError, RecursionError):
-            raise Unauthenticated("token is malformed: it must be a signed JWT") from None
+            raise _malformed() from None
         return claims
     return None
 

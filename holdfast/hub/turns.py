@@ -91,7 +91,7 @@ class TurnScheduler:
     def hand_over(self, worker: Worker, heir: Worker) -> None:
         """Pass the turns of `worker` to `heir`, a new registration of the same agent."""
         for _, turn in self._turns_of(worker):
-            turn.worker = heir
+            turn.begin(heir)
 
     def freed(self, worker: Worker) -> None:
         """Offer waiting turns: the worker has one more free slot.
@@ -102,6 +102,18 @@ class TurnScheduler:
         worker.free += 1
         if worker.free == 1:
             self.offer_all()
+
+    def left(self, worker: Worker, assigned: AssignedTurn) -> None:
+        """Free the slot of a turn in this process: its handler has ended."""
+        turn = self._turn(assigned.channel, assigned.message_id)
+        if turn is not None and turn.handler is worker:
+            self._handler_ended(assigned.channel, turn)
+        self.freed(worker)
+
+    def _handler_ended(self, channel: str, turn: Turn) -> None:
+        if turn.handler is not None:
+            self._moved(channel, turn, turn.handler_ended())
+            self._offer(channel)
 
     def set_state(self, channel: str, worker_name: str, data: dict[str, object]) -> None:
         """Set the state that an agent shows in `channel`."""
@@ -165,15 +177,17 @@ class TurnScheduler:
         if turn.phase is Phase.RUNNING:
             self._turns[channel].put(turn)  # the last one: a worker that names no turn means this one
         if turn.phase is Phase.OVER:
-            self._forget(channel, turn)
+            self._turns[channel].drop(turn)
+            if not self._turns[channel]:
+                del self._turns[channel]
         if left.worker is not None:
-            is_over = turn.phase is Phase.OVER
+            is_over = turn.phase in (Phase.ENDING, Phase.OVER)
             state = turn.claim.state if is_over and turn.claim is not None else "cancelled" if is_over else "lost"
             left.worker.ended(AssignedTurn(channel, turn.message_id, left.attempt, None), state)
         if left.phase is Phase.RUNNING:
             for held in self._turns.get(channel, Turns()).held_by(turn.message_id):
                 self._check_held(channel, held)
-        return turn.phase in (Phase.WAITING, Phase.OVER)
+        return turn.phase in (Phase.WAITING, Phase.ENDING, Phase.OVER)
 
     def _set_timers(self, channel: str, turn: Turn, left: Phase) -> None:
         key, unclaimed, now_s = (
@@ -193,14 +207,11 @@ class TurnScheduler:
                 self._lapse_in(channel, turn, turn.claim.lease_ms / 1000)
             case Phase.HELD:  # after all changed messages were inspected
                 self._deadlines.set(key, now_s, partial(self._check_held, channel, turn))
+            case Phase.WAITING | Phase.ENDING if turn.handler is not None and not turn.handler.is_local:
+                # A handler in another process ends at the latest when its lease does.
+                self._deadlines.set(key, now_s + LEASE_S, partial(self._handler_ended, channel, turn))
             case _:
                 self._deadlines.drop(key)
-
-    def _forget(self, channel: str, turn: Turn) -> None:
-        turns = self._turns[channel]
-        turns.drop(turn)
-        if not turns:
-            del self._turns[channel]
 
     def _turn(self, channel: str, message_id: str) -> Turn | None:
         turns = self._turns.get(channel)
@@ -233,7 +244,9 @@ class TurnScheduler:
             if is_busy and worker.when_busy == "queue":
                 return
             if worker.when_busy == "interrupt":
-                self._interrupt_all_but(channel, turns, waiting[-1])
+                for older in turns.to_interrupt(waiting[-1]):
+                    older.is_interrupted = True
+                    self._interrupt(channel, older.message_id, command_key(self._clock.new_id()))
                 if is_busy or turn is not waiting[-1]:
                     continue  # it is offered again when the running turn is over
             turn.send_claim()
@@ -322,7 +335,7 @@ class TurnScheduler:
         self._moved(assigned.channel, turn, turn.resolve(TurnEvent.TAKEN, assigned.generation))
         is_ours = turn.phase is Phase.RUNNING and turn.attempt == assigned.generation
         if is_ours and worker in self.workers:
-            turn.worker = worker
+            turn.begin(worker)
             worker.begin(assigned)
             if worker.when_busy == "interrupt":  # a newer message may be stored with the claim
                 self._offer(assigned.channel)
@@ -343,10 +356,12 @@ class TurnScheduler:
 
     def renew(self, worker: Worker, assigned: AssignedTurn) -> bool:
         """Renew the lease of a remote worker's turn. Return False if the turn does not belong to it any more."""
-        turn = self._running(assigned)
-        if turn is None or turn.claim is None or turn.claim.node is not None or turn.claim.by != worker.name:
+        turn = self._turn(assigned.channel, assigned.message_id)
+        if turn is None or turn.phase is not Phase.RUNNING or turn.attempt != assigned.generation:
+            return False
+        if turn.claim is None or turn.claim.node is not None or turn.claim.by != worker.name:
             return False  # of another agent: a reconnecting worker has the same name
-        turn.worker = worker
+        turn.begin(worker)
         self._lapse_in(assigned.channel, turn, (turn.claim.lease_ms or LEASE_S * 1000) / 1000)
         return True
 
@@ -367,18 +382,15 @@ class TurnScheduler:
 
     def end(self, worker: Worker, assigned: AssignedTurn, state: Literal["done", "cancelled"], done: Done) -> None:
         """Store the end of a turn, then offer waiting messages. `done` gets the result."""
-        turn = self._running(assigned)
-        if turn is not None and turn.worker is worker:
+        turn = self._turn(assigned.channel, assigned.message_id)
+        is_own = turn is not None and turn.handler is worker and turn.attempt == assigned.generation
+        if turn is not None and is_own:
             turn.worker = None  # the worker that ends the turn needs no notification
         caller = Caller(id=worker.name, is_server=worker.is_local)
         request = EndTurn(generation=assigned.generation, state=state)
         self._request(assigned.channel, assigned.message_id, request, caller, done)
-
-    def _running(self, assigned: AssignedTurn) -> Turn | None:
-        """Return the turn if that attempt runs."""
-        turn = self._turn(assigned.channel, assigned.message_id)
-        is_running = turn is not None and turn.phase is Phase.RUNNING and turn.attempt == assigned.generation
-        return turn if is_running else None
+        if turn is not None and is_own:  # after the request: it must not end the turn that may follow
+            self._handler_ended(assigned.channel, turn)
 
     def _check_held(self, channel: str, turn: Turn) -> None:
         """Resolve a turn that another one had taken in: it ends with that turn, or waits again if that is lost."""
@@ -415,11 +427,6 @@ class TurnScheduler:
         """Offer the turn again: its worker is gone, or the attempt that held it."""
         self._moved(channel, turn, turn.lose(event))
         self._offer(channel)
-
-    def _interrupt_all_but(self, channel: str, turns: Turns, newest: Turn) -> None:
-        for turn in turns.to_interrupt(newest):
-            turn.is_interrupted = True
-            self._interrupt(channel, turn.message_id, command_key(self._clock.new_id()))
 
     def _interrupt(self, channel: str, message_id: str, key: str) -> None:
         """Cancel the turn of `message_id`, as a `cancel` would: a newer message interrupts it."""

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 from holdfast.core.document import Stored
-from holdfast.core.errors import LocalError, StoreUnavailable, shown
+from holdfast.core.errors import LocalError, StoreInUse, StoreUnavailable, shown
 from holdfast.stores.base import (
     Changes,
     Committed,
@@ -47,7 +47,7 @@ class SqliteStore:
 
     `synchronous`: "full" survives a power cut; "normal" may lose its last moments to one (then new epochs begin).
     The store waits `busy_s` seconds for another program's lock on the database, and `lock_wait_s` seconds for another
-    process that has the store open.
+    process that has the store open. It waits once: after a refusal it looks only whether the other process has ended.
     """
 
     name = "sqlite"
@@ -66,6 +66,7 @@ class SqliteStore:
         self._synchronous = _SYNCHRONOUS[synchronous]
         self._busy_s = busy_s
         self._lock_wait_s = lock_wait_s
+        self._was_in_use = False
         self._open: _Open | None = None
         self._stats = {"commits": 0, "row_bytes": 0}
 
@@ -73,7 +74,8 @@ class SqliteStore:
         """`Store.open`. An open store stays open: another event loop may take it over."""
         if self._open is not None:
             return
-        file = SqliteFile(self.path, synchronous=self._synchronous, busy_s=self._busy_s, lock_wait_s=self._lock_wait_s)
+        wait_s = 0.0 if self._was_in_use else self._lock_wait_s
+        file = SqliteFile(self.path, synchronous=self._synchronous, busy_s=self._busy_s, lock_wait_s=wait_s)
         engine = Engine(file)
         thread = StoreThread(f"holdfast-sqlite-{self.path.name}", engine.spare)
         try:
@@ -81,11 +83,13 @@ class SqliteStore:
         except BaseException as error:
             file.give_up()
             thread.stop(file.abandon)
+            self._was_in_use = isinstance(error, StoreInUse)
             if isinstance(error, Late):
                 raise StoreUnavailable(
                     f"store file {self.path} could not be opened in {OPEN_TIMEOUT_S:.0f} s; check the disk"
                 ) from None
             raise
+        self._was_in_use = False
         self._open = _Open(engine, file, thread)
         atexit.register(self._at_exit)
 

@@ -42,6 +42,7 @@ from typing import Literal
 
 from holdfast.core.errors import StoreInUse, StoreUnavailable, StoreUnusable
 from holdfast.stores.base import CommitUnknown
+from holdfast.stores.lock_holder import holder_of, note_held, note_released
 
 logger = logging.getLogger("holdfast.stores")
 
@@ -304,11 +305,10 @@ class FileLock:
         handle = self._open(what)
         try:
             while not _locked(handle):
-                if time.monotonic() >= deadline_s or self.give_up.wait(LOCK_POLL_S):
-                    raise StoreInUse(
-                        f"store file {what} is in use by {self._holder()}. Stop it, or give each process its own file; "
-                        "with several workers or an overlapping reload, let one process have the store"
-                    )
+                holder = holder_of(self._path)
+                if holder.is_sibling or time.monotonic() >= deadline_s or self.give_up.wait(LOCK_POLL_S):
+                    detail = f"store file {what} is in use by {holder.name}: {holder.remedy()}"
+                    raise StoreInUse(detail, holder=holder.name, remedy=holder.remedy())
             self.nonces = _read_nonces(handle)
             self._write(handle)
         except OSError as error:
@@ -318,6 +318,7 @@ class FileLock:
             os.close(handle)
             raise
         self._handle = handle
+        note_held(self._path)
 
     def keep_nonces(self, *nonces: str) -> None:
         """Replace the nonces in the file; they are on the disk when this returns. Raises StoreUnavailable."""
@@ -332,6 +333,7 @@ class FileLock:
     def release(self) -> None:
         """Release the lock. A second call does nothing."""
         if self._handle is not None:
+            note_released(self._path)
             os.close(self._handle)
             self._handle = None
 
@@ -355,12 +357,6 @@ class FileLock:
         content = f"process {os.getpid()} ({_command()})\n{_NONCES}{' '.join(self.nonces)}\n".encode()
         os.pwrite(handle, content, 0)
         os.ftruncate(handle, len(content))
-
-    def _holder(self) -> str:
-        try:
-            return self._path.read_text(errors="replace").partition("\n")[0].strip()[:200] or "another process"
-        except OSError:
-            return "another process"
 
 
 _NONCES = "nonces "

@@ -7,60 +7,99 @@ plainly from this machine. May this caller do it: origins, tickets, capabilities
 that look into a request, such as roles. Whose message a request is about is decided later, by `core.decide`.
 
 Closed by default: any web page can reach a loopback port, and any proxy makes the whole world look like loopback. So
-without a verifier only programs and pages of this machine are accepted, and no request that came through a proxy. Every
-rule is part of `docs/protocol.md`, section 10; loosening one needs a decision record.
+without a verifier only programs and pages of this machine and user are accepted, and no request that came through a
+proxy. Every rule is part of `docs/protocol.md`, section 10; loosening one needs a decision record.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable
 from functools import partial
-from ipaddress import ip_address
 from typing import Any
-from urllib.parse import urlsplit
 
 from msgspec.structs import replace
 
 from holdfast.core.cursor import parse_cursor
-from holdfast.core.errors import Busy, Draining, Forbidden, HoldfastError, InvalidName, NoVerifier, Unauthenticated
+from holdfast.core.errors import (
+    Busy,
+    Draining,
+    Forbidden,
+    HoldfastError,
+    InvalidName,
+    NoVerifier,
+    Unauthenticated,
+    shown,
+)
 from holdfast.core.model import Part
 from holdfast.core.names import check_channel, check_id
 from holdfast.core.requests import Caller, CreateMessage, UpdateMessage
 from holdfast.hub.hub import HubCore
 from holdfast.hub.identity import Expired, Identity, Scope, claimed_identity
+from holdfast.hub.origins import is_loopback, parse_host, parse_origin
 from holdfast.hub.presence import check_member, check_signal
 from holdfast.hub.results import Result
 from holdfast.hub.tickets import Ticket
 from holdfast.transports.codec import unexpected
 from holdfast.transports.operations import BY_NAME, Operation
 from holdfast.transports.query import Query
+from holdfast.transports.refusals import refusals
 from holdfast.transports.server_connection import mark_known
+from holdfast.transports.socket_owner import foreign_owner
 
 logger = logging.getLogger("holdfast.transports")
 
 VERIFY_TIMEOUT_S = 10.0  # for the app's verifier, which may query a database while the caller waits
-HOSTS = ("localhost", "127.0.0.1", "::1")
 MAX_TOKEN_BYTES = 8 * 1024  # of a token in a frame; the server itself bounds headers
 SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
 _CREDENTIAL_HEADERS = (b"authorization", b"cookie")
+# Headers with which proxies, content networks and tunnels pass on where a request came from.
 _FORWARDING = frozenset(
     (
-        b"forwarded",
-        b"via",
-        b"x-real-ip",
-        b"x-client-ip",
-        b"x-cluster-client-ip",
-        b"x-original-host",
-        b"x-original-forwarded-for",
-        b"x-envoy-external-address",
-        b"true-client-ip",
-        b"cf-connecting-ip",
+        b"client-ip",
+        b"do-connecting-ip",
         b"fastly-client-ip",
         b"fly-client-ip",
+        b"forwarded",
+        b"forwarded-for",
+        b"proxy-client-ip",
+        b"true-client-ip",
+        b"via",
+        b"wl-proxy-client-ip",
+        b"x-appengine-user-ip",
+        b"x-client-ip",
+        b"x-cluster-client-ip",
+        b"x-coming-from",
+        b"x-host",
+        b"x-http-client-ip",
+        b"x-nf-client-connection-ip",
+        b"x-original-forwarded-for",
+        b"x-original-host",
+        b"x-original-url",
+        b"x-originating-ip",
+        b"x-proxyuser-ip",
+        b"x-real-ip",
+        b"x-remote-addr",
+        b"x-remote-ip",
+        b"x-rewrite-url",
+        b"x-scheme",
+        b"x-varnish",
     )
 )
+_FORWARDING_PREFIXES = (
+    b"cf-",
+    b"cloudfront-",
+    b"tailscale-",
+    b"x-amz-cf-",
+    b"x-arr-",
+    b"x-azure-",
+    b"x-envoy-",
+    b"x-forwarded",
+    b"x-vercel-",
+)
+_OLD_HTTP = ("0.9", "1.0")  # nginx and other proxies request with these by default; browsers and clients do not
+_OWN_SITE = ("same-origin", "none")  # `Sec-Fetch-Site` of a page of this very address, and of a typed address
 _REMEDY = "Set Hub(authenticate=...) to verify callers, or authenticate=allow_everyone to accept every caller."
 # Parts that only writers create: a tool call or a source that a user typed would look like the agent's.
 _WRITER_PARTS = ("tool", "source")
@@ -69,18 +108,27 @@ _WRITER_PARTS = ("tool", "source")
 # Who sends a request
 
 
-def check_local_only(hub: HubCore, scope: Scope) -> None:
-    """Raise NoVerifier if the hub has no verifier and the request does not plainly come from this machine."""
-    if hub.authenticate is None:
-        reason = not_local(scope, hub.allowed_origins)
-        if reason:
-            raise NoVerifier(
-                f"This hub has no verifier and answers only requests of its own machine: {reason}. {_REMEDY}"
-            )
+async def check_peer(hub: HubCore, scope: Scope) -> None:
+    """Raise NoVerifier if the hub has no verifier and the request does not plainly come from its machine and user.
+
+    Raises Forbidden for a name that is not this machine's where the hub accepts every caller on loopback, and Busy if
+    the peer's user cannot be looked up now. Logs refusals.
+    """
+    try:
+        if hub.authenticate is None:
+            _check_own_machine(hub, scope)
+            reason = await foreign_owner(scope)
+            if reason is not None:
+                raise _not_ours(reason)
+        elif hub.requires_own_host:
+            _check_own_host(hub, scope)
+    except (NoVerifier, Forbidden) as error:
+        refusals.log(peer_of(scope), error)
+        raise
 
 
 async def identify(hub: HubCore, scope: Scope) -> Identity:
-    """Return the identity behind a request that has passed `check_local_only`.
+    """Return the identity behind a request that has passed `check_peer`.
 
     Raises Unauthenticated, Forbidden, InvalidName, TooMany, Busy.
     """
@@ -98,7 +146,7 @@ async def known_identity(hub: HubCore, scope: Scope) -> Identity | None:
         check_id(claimed.client_id, "a client id")
         mark_known(scope)
         return claimed
-    check_origin(scope, hub.allowed_origins, is_by_cookie=is_by_cookie(hub, scope))
+    check_origin(hub, scope)
     identity = await _verified(partial(verify, scope))
     if identity is not None:
         check_identity(hub, identity)
@@ -182,66 +230,128 @@ def is_by_cookie(hub: HubCore, scope: Scope) -> bool:
     return header(scope, b"cookie") is not None and header(scope, b"authorization") is None
 
 
-def check_origin(scope: Scope, allowed: Sequence[str], *, is_by_cookie: bool) -> None:
-    """Raise Forbidden if a foreign page sends a request that a browser sends without permission.
+def check_origin(hub: HubCore, scope: Scope) -> None:
+    """Raise Forbidden, and log it, if a foreign page sends a request that a browser sends without permission.
 
     These are WebSockets, which CORS does not guard, and changes carried by cookies. A change carried by cookies must
     come from a known page. One without an `Origin` is refused too, because browsers name the origin of every change.
     """
-    is_socket = scope["type"] == "websocket"
-    if not is_socket and (not is_by_cookie or scope["method"] in SAFE_METHODS):
+    by_cookie = is_by_cookie(hub, scope)
+    if scope["type"] != "websocket" and (not by_cookie or scope["method"] in SAFE_METHODS):
         return
-    origins = [value.decode("latin-1") for name, value in scope["headers"] if name.lower() == b"origin"]
-    # A star accepts the requests of every page, but not with the cookies of the user who looks at the page.
-    named = [one for one in allowed if one != "*"] if is_by_cookie else allowed
-    for origin in origins:
-        if not is_allowed_origin(scope, origin, named):
-            raise Forbidden(f"the origin {origin[:200]!r} is not among the hub's allowed_origins")
-    if is_by_cookie and not origins and header(scope, b"sec-fetch-site") != "same-origin":
-        raise Forbidden("a change with a cookie needs a known Origin; to send none, authenticate with a token")
-
-
-def is_allowed_origin(scope: Scope, origin: str, allowed: Sequence[str]) -> bool:
-    """Return whether `origin` is the host of this request, or an allowed origin."""
-    return "*" in allowed or origin in allowed or is_same_host(scope, origin)
-
-
-def is_same_host(scope: Scope, origin: str) -> bool:
-    """Return whether `origin` names the host and port that this request was sent to."""
-    host = header(scope, b"host")
-    if host is None:
-        return False
+    origins = headers_of(scope, b"origin")
     try:
-        page, requested = urlsplit(origin), urlsplit(f"//{host}")
-        default = {"http": 80, "https": 443}.get(page.scheme)
-        if default is None or not page.hostname:
-            return False
-        # Behind a proxy that does the encryption our own scheme is plain; a plain page of an encrypted host is foreign.
-        if page.scheme == "http" and scope.get("scheme") in ("https", "wss"):
-            return False
-        return (page.hostname, page.port or default) == (requested.hostname, requested.port or default)
-    except ValueError:
-        return False
+        for origin in origins:
+            if not _is_own_origin(hub, scope, origin) and not _is_allowed(hub, origin, by_cookie=by_cookie):
+                raise Forbidden(
+                    f"the page's origin {shown(origin)} is neither this server's nor in allowed_origins. "
+                    f"{_origin_remedy(origin) or 'Open the page from an address that is.'}"
+                )
+        if by_cookie and not origins and header(scope, b"sec-fetch-site") != "same-origin":
+            raise Forbidden("a change with a cookie needs a known Origin; to send none, authenticate with a token")
+    except Forbidden as error:
+        refusals.log(peer_of(scope), error)
+        raise
 
 
-def not_local(scope: Scope, allowed: Sequence[str] = ()) -> str | None:
-    """Return why this request does not plainly come from a program or page of this machine; None if it does.
+def _is_allowed(hub: HubCore, origin: str, *, by_cookie: bool) -> bool:
+    # A star accepts the requests of every page, but not with the cookies of the user who looks at the page.
+    return origin in hub.allowed_origins or ("*" in hub.allowed_origins and not by_cookie)
 
-    The operator of the hub has listed the origins in `allowed`; `*` allows none here.
+
+def _is_own_origin(hub: HubCore, scope: Scope, origin: str) -> bool:
+    """Return whether `origin` is the page's address of this server itself.
+
+    That is the hub's `public_origin`. Without that setting it is the host and port that the request was sent to. Then
+    a plain page is foreign if this server, or a proxy that says so, was reached over https.
     """
-    client = scope.get("client")
-    if not client or not _is_loopback(client[0]):
-        return "the peer's address is not a loopback address"
-    hosts = [value for name, value in scope["headers"] if name.lower() == b"host"]
-    if len(hosts) != 1 or _host_name(hosts[0].decode("latin-1")) not in HOSTS:
-        return "the Host header is not localhost, 127.0.0.1 or [::1]"
+    return origin == hub.public_origin if hub.public_origin is not None else _is_same_host(scope, origin)
+
+
+def _is_same_host(scope: Scope, origin: str) -> bool:
+    hosts = headers_of(scope, b"host")
+    host, page = parse_host(hosts[0]) if len(hosts) == 1 else None, parse_origin(origin)
+    if host is None or page is None or (page.scheme == "http" and _is_encrypted(scope)):
+        return False
+    return page.is_at(host)
+
+
+def _is_encrypted(scope: Scope) -> bool:
+    """Return whether the page was reached over https. A proxy's word can make a page foreign, never known."""
+    forwarded = ",".join(headers_of(scope, b"x-forwarded-proto")).lower()
+    return scope.get("scheme") in ("https", "wss") or "https" in forwarded or "wss" in forwarded
+
+
+def _check_own_machine(hub: HubCore, scope: Scope) -> None:
+    """Raise NoVerifier unless the request plainly comes from a program or page of this machine.
+
+    The operator of the hub has listed the origins in `allowed_origins`; `*` allows none here.
+    """
+    peer = peer_of(scope)
+    if not is_loopback(peer):
+        raise _not_ours(f"the peer's address {shown(peer) if peer else '(unknown)'} is not a loopback address")
+    if not _is_own_host(scope):
+        raise _not_ours(_wrong_host(scope))
+    version = scope.get("http_version")
+    if version in _OLD_HTTP:
+        raise _not_ours(f"a request of HTTP/{version} comes from a proxy such as nginx")
     forwarding = _forwarding_header(scope["headers"])
     if forwarding:
-        return f"the header {forwarding} shows that a proxy forwarded the request"
-    origins = [value.decode("latin-1") for name, value in scope["headers"] if name.lower() == b"origin"]
-    if any(origin not in allowed and not is_same_host(scope, origin) for origin in origins):
-        return "the Origin is another host and is not in allowed_origins"
-    return None
+        raise _not_ours(f"the header {forwarding} shows that a proxy forwarded the request")
+    foreign = [origin for origin in headers_of(scope, b"origin") if not _is_same_host(scope, origin)]
+    for origin in foreign:
+        if origin not in hub.allowed_origins:
+            raise _not_ours(
+                f"the page's origin {shown(origin)} is another host or port and is not in allowed_origins",
+                _origin_remedy(origin),
+            )
+    others = [site for site in headers_of(scope, b"sec-fetch-site") if site not in _OWN_SITE]
+    if others and not foreign:
+        raise _not_ours(
+            f"a page of another address sent it (Sec-Fetch-Site: {shown(others[0])})",
+            "Open the address itself, or list the page's origin in Hub(allowed_origins=[...]).",
+        )
+
+
+def _check_own_host(hub: HubCore, scope: Scope) -> None:
+    """Raise Forbidden unless the Host is this machine's own, or that of `public_origin`.
+
+    Any web page can let a name of its own point at a loopback address, and is then of the same origin as the hub.
+    """
+    if not _is_own_host(scope, hub.public_origin):
+        raise Forbidden(
+            f"This hub accepts every caller of this machine: {_wrong_host(scope)}. Behind a proxy, set the address of "
+            "its pages with Hub(public_origin=...) or --public-origin."
+        )
+
+
+def _is_own_host(scope: Scope, public_origin: str | None = None) -> bool:
+    hosts = headers_of(scope, b"host")
+    host = parse_host(hosts[0]) if len(hosts) == 1 else None
+    if host is None or host.is_local:
+        return host is not None
+    page = parse_origin(public_origin) if public_origin is not None else None
+    return page is not None and page.is_at(host)
+
+
+def _wrong_host(scope: Scope) -> str:
+    """Return why the Host header is not this machine's own, for a message."""
+    hosts = headers_of(scope, b"host")
+    given = " and ".join(map(shown, hosts[:2])) or "missing"
+    return f"the Host header is {given}, expected localhost, 127.0.0.1 or [::1]"
+
+
+def _not_ours(reason: str, remedy: str | None = None) -> NoVerifier:
+    return NoVerifier(
+        f"This hub has no verifier and answers only requests of its own machine and user: {reason}. {remedy or _REMEDY}"
+    )
+
+
+def _origin_remedy(origin: str) -> str | None:
+    """Return how to allow the pages of `origin`; None for a text that is not the origin of pages."""
+    if parse_origin(origin) is None:
+        return None
+    return f'If the page is yours, set Hub(allowed_origins=["{origin}"]), or start with --allowed-origin {origin}.'
 
 
 # What they may do
@@ -276,9 +386,11 @@ def check_work(identity: Identity, pattern: str) -> None:
 
 
 async def check_metrics(hub: HubCore, scope: Scope) -> None:
-    """Raise Forbidden unless the request comes from this machine, or its caller is `admin` of all channels."""
-    if not_local(scope) and not all(map((await identify(hub, scope)).has_everywhere, BY_NAME["metrics"].needs)):
-        raise Forbidden("/metrics needs a request from loopback, not through a proxy, or `admin` of all channels")
+    """Raise Forbidden unless the caller is `admin` of all channels, or the hub has no verifier."""
+    if hub.authenticate is not None and not all(
+        map((await identify(hub, scope)).has_everywhere, BY_NAME["metrics"].needs)
+    ):
+        raise Forbidden("/metrics needs the capability 'admin' on all channels where the hub has a verifier")
 
 
 def member_of(identity: Identity, member: str | None) -> str:
@@ -379,29 +491,15 @@ def header(scope: Scope, name: bytes) -> str | None:
     return None
 
 
-def _is_loopback(address: Any) -> bool:
-    try:
-        ip = ip_address(address)
-    except ValueError:
-        return False
-    mapped = getattr(ip, "ipv4_mapped", None)
-    return (mapped or ip).is_loopback
-
-
-def _host_name(host: str) -> str | None:
-    try:
-        split = urlsplit(f"//{host}")
-        split.port  # noqa: B018 - raises if it is not a number
-    except ValueError:
-        return None
-    if split.path or split.query or split.fragment or "@" in host:
-        return None
-    return split.hostname
+def headers_of(scope: Scope, name: bytes) -> list[str]:
+    """Return the values of all headers `name` (lower case)."""
+    return [value.decode("latin-1") for known, value in scope["headers"] if known.lower() == name]
 
 
 def _forwarding_header(headers: Iterable[tuple[bytes, bytes]]) -> str | None:
+    """Return the first header that only a proxy adds, for a message; None if there is none."""
     for name, _ in headers:
         low = name.lower()
-        if low in _FORWARDING or low.startswith(b"x-forwarded"):
-            return low.decode("latin-1")
+        if low in _FORWARDING or low.startswith(_FORWARDING_PREFIXES):
+            return shown(low.decode("latin-1"))
     return None

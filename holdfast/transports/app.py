@@ -28,7 +28,7 @@ from starlette.types import ASGIApp, Receive, Send
 from holdfast.core.errors import HoldfastError, MethodNotAllowed
 from holdfast.hub.hub import HubCore
 from holdfast.hub.identity import Scope
-from holdfast.transports.access import check_local_only, header
+from holdfast.transports.access import check_peer, header
 from holdfast.transports.chunks import Chunks, cycle_of, socket_of
 from holdfast.transports.close_codes import MISUSED
 from holdfast.transports.codec import unexpected
@@ -48,6 +48,7 @@ SHUTDOWN_S = 1.0  # for all viewers, when the hub drains; a peer that does not r
 # For a peer to take the bytes written before its stream or socket ended. Servers wait for that for ever.
 UNREAD_S = 10.0
 WEB = Path(__file__).parent.parent / "web"
+WEB_PATH = "/web/"
 _METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
 _REQUEST_HEADERS = ("Authorization", "Cache-Control", "Content-Type", "Holdfast-Client", "Last-Event-ID")
 _ENDPOINTS: dict[str, Callable[..., Awaitable[None]]] = {
@@ -120,8 +121,8 @@ class App:
         path = path_below(scope)
         stream = _STREAM.match(path)
         try:
-            if path != BY_NAME["version"].path:  # a client that cannot connect asks there what is wrong
-                check_local_only(self.hub, scope)
+            if not _is_public(path):
+                await check_peer(self.hub, scope)
             if stream is None or scope["method"] not in ("GET", "HEAD"):
                 await self._plain({**scope, "path": path, "root_path": ""}, receive, send)
                 return
@@ -144,7 +145,7 @@ class App:
     async def _websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
         await receive()  # websocket.connect
         try:
-            check_local_only(self.hub, scope)
+            await check_peer(self.hub, scope)
             if path_below(scope) != "/v1/ws":
                 raise no_such_path()
             credentials = await self._sockets.admit(scope)
@@ -184,6 +185,11 @@ class App:
         await receive()  # lifespan.shutdown
         await self.hub.close()
         await send({"type": "lifespan.shutdown.complete"})
+
+
+def _is_public(path: str) -> bool:
+    """Return whether every peer may request `path`: the page modules, and a client's question what is wrong."""
+    return path.startswith(WEB_PATH) or path == BY_NAME["version"].path
 
 
 def path_below(scope: Scope) -> str:

@@ -8,6 +8,7 @@ events in its turn. No event is taken from a feed before the socket can send it,
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
@@ -33,7 +34,7 @@ logger = logging.getLogger("holdfast.transports")
 class Attachment:
     """A channel that a socket is attached to, or is attaching to."""
 
-    __slots__ = ("_attachments", "channel", "feed", "is_catching_up", "resume_limits")
+    __slots__ = ("_attachments", "_replied", "channel", "feed", "is_catching_up", "is_replied", "resume_limits")
 
     def __init__(self, attachments: Attachments, channel: str) -> None:
         self._attachments = attachments
@@ -41,6 +42,20 @@ class Attachment:
         self.feed: Feed | None = None  # None until the hub has attached it, and after `close`
         self.is_catching_up = False
         self.resume_limits: ResumeLimits | None = None  # of a viewer without the capability `history`
+        self.is_replied = False  # whether the `attach` has its reply
+        self._replied: asyncio.Future[None] | None = None
+
+    async def wait_for_reply(self) -> None:
+        """Return when the `attach` has its reply. At most one caller waits: the next `attach` of the channel."""
+        if not self.is_replied:
+            self._replied = asyncio.get_running_loop().create_future()
+            await self._replied
+
+    def replied(self) -> None:
+        """Note that the `attach` has its reply."""
+        self.is_replied = True
+        if self._replied is not None and not self._replied.done():
+            self._replied.set_result(None)
 
     def wake(self) -> None:
         """Queue this attachment: its channel has new events, or the hub drains."""
@@ -56,12 +71,13 @@ class Attachment:
 class Attachments:
     """All attachments of one session. Every method is called from the hub's event loop."""
 
-    __slots__ = ("_by_channel", "_hub", "_ready", "_rest", "_session")
+    __slots__ = ("_attaching", "_by_channel", "_hub", "_ready", "_rest", "_session")
 
     def __init__(self, hub: HubCore, session: Session) -> None:
         self._hub = hub
         self._session = session
         self._by_channel: dict[str, Attachment] = {}
+        self._attaching: dict[str, Attachment] = {}  # of the newest `attach` of a channel, until it has its reply
         self._ready: dict[Attachment, None] = {}  # attachments with missed events, in the order they were woken
         self._rest: tuple[Attachment, Iterator[str]] | None = None  # of a batch that takes several frames
 
@@ -86,28 +102,42 @@ class Attachments:
         return attachment
 
     async def attach(self, frame: AttachFrame, attachment: Attachment) -> None:
-        """Attach to the hub's channel and reply."""
+        """Attach to the hub's channel and reply: after the reply to an earlier `attach` of the channel."""
+        channel = attachment.channel
+        earlier, self._attaching[channel] = self._attaching.get(channel), attachment
+        try:
+            if earlier is not None:
+                await earlier.wait_for_reply()
+            await self._attach(frame, attachment)
+        finally:
+            attachment.replied()
+            if self._attaching.get(channel) is attachment:
+                del self._attaching[channel]
+
+    async def _attach(self, frame: AttachFrame, attachment: Attachment) -> None:
         session, channel = self._session, attachment.channel
         resume_limits = attachment.resume_limits = resume_limits_of(self._hub, session.identity, channel)
+        feed = None
         try:
-            feed = await self._hub.attach(
-                channel,
-                known_since(resume_limits, parse_cursor(frame.since) if isinstance(frame.since, str) else None),
-                history=allowed_history(session.identity, channel, frame.history),
-                flush_ms=frame.flush_ms,
-                wake=attachment.wake,
-                has_passing=True,
-            )
+            if self._by_channel.get(channel) is attachment:
+                feed = await self._hub.attach(
+                    channel,
+                    known_since(resume_limits, parse_cursor(frame.since) if isinstance(frame.since, str) else None),
+                    history=allowed_history(session.identity, channel, frame.history),
+                    flush_ms=frame.flush_ms,
+                    wake=attachment.wake,
+                    has_passing=True,
+                )
         except Exception as error:
             if self._by_channel.get(channel) is attachment:
                 del self._by_channel[channel]
             session.reply_failed(frame.ref, error)
             return
         session.reply({"type": "ok", "ref": frame.ref, "you": describe_caller(self._hub, session.identity, channel)})
-        if self._by_channel.get(channel) is attachment:
+        if feed is not None and self._by_channel.get(channel) is attachment:
             attachment.feed = feed
             self.feed_woken(attachment)
-        else:  # the client has attached anew, or detached, meanwhile
+        elif feed is not None:  # the client has attached anew, or detached, meanwhile
             feed.close()
 
     def detach(self, frame: DetachFrame) -> None:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from starlette.types import Send
+from starlette.types import Receive, Send
 
 from holdfast.hub.batches import EncodedBatch
 
@@ -63,6 +63,21 @@ def can_write(cycle: Any) -> bool:
         and not cycle.disconnected
         and not cycle.response_complete
     )
+
+
+def break_off(receive: Receive) -> None:
+    """Close the connection of a response that stays incomplete, as uvicorn does, but without its line at level ERROR.
+
+    Only the end of the connection shows a viewer that its stream is not complete. Less middleware wraps `receive` than
+    `send`. Behind a middleware that wraps it, and on other servers, the server acts by itself.
+    """
+    cycle: Any = getattr(receive, "__self__", None)
+    if not type(cycle).__module__.startswith("uvicorn.protocols.http."):
+        return
+    expected = ("transport", "disconnected", "response_started", "response_complete")
+    if all(hasattr(cycle, name) for name in expected) and cycle.response_started and not cycle.response_complete:
+        cycle.disconnected = True
+        cycle.transport.close()
 
 
 class Frames:

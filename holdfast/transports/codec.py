@@ -181,5 +181,7 @@ def for_peers(error: HoldfastError) -> HoldfastError:
             return StoreUnavailable(
                 "the server does not know whether the request was stored; send it again to find out"
             )
+        if isinstance(error, StoreInUse) and "holder" in error.details:
+            return StoreInUse(f"the store is in use by {error.details['holder']}: {error.details['remedy']}")
         return type(error)("the store is not available now; nothing of the request was stored" if error.retry else "")
     return error

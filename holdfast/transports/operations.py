@@ -113,7 +113,7 @@ OPERATIONS = (
     Operation("version", (), "GET", "/v1", kind="open"),
     Operation("health", (), "GET", "/healthz", kind="open"),
     Operation("ready", (), "GET", "/readyz", kind="open"),
-    # `admin` of all channels, and only for a request from elsewhere (`access.check_metrics`).
+    # `admin` of all channels, and only where there is a verifier (`access.check_metrics`).
     Operation("metrics", ("admin",), "GET", "/metrics", kind="open"),
 )
 

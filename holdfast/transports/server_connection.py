@@ -48,6 +48,12 @@ def expect_introduction(scope: Mapping[str, Any], timeout_s: float) -> bool:
     return True
 
 
+def connection_of(scope: Mapping[str, Any]) -> ServerConnection | None:
+    """Return the connection of this request or socket, one object for its whole life; None under another server."""
+    server = _server_of(scope)
+    return server["connection"] if server is not None else None
+
+
 def _server_of(scope: Mapping[str, Any]) -> Any:
     extensions = scope.get("extensions")
     return extensions.get(EXTENSION) if extensions else None

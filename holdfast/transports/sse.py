@@ -24,7 +24,7 @@ from holdfast.hub.feed import Feed
 from holdfast.hub.hub import HubCore
 from holdfast.hub.identity import Expired, Scope
 from holdfast.transports.access import admit_stream, allowed_history, describe_caller, header
-from holdfast.transports.chunks import Chunks
+from holdfast.transports.chunks import Chunks, break_off
 from holdfast.transports.codec import unexpected
 from holdfast.transports.credentials import Credentials
 from holdfast.transports.heartbeats import Heartbeats
@@ -106,6 +106,7 @@ class EventStream:
             self.credentials.watch(self.expire)
             self.wake()
             await self.sender.carry(receive)
+            break_off(receive)
         finally:
             heartbeats.remove(self, slot)
             if ticket is not None:

@@ -72,6 +72,8 @@ export class Channel extends Observable {
   #renewal
   /** @type {Snapshot | undefined} */
   #shown
+  /** @type {readonly Message[]} */
+  #messages = []
 
   /** @param {import("./client.js").Client} client @param {string} name @param {number} [limit] */
   constructor(client, name, limit) {
@@ -305,12 +307,14 @@ export class Channel extends Observable {
   #snapshot() {
     const { view, client, state, error, you, stats } = this
     const known = view.getSnapshot()
-    const messages = known.messages.map(shownMessage)
     const unsent = client.outbox.of(this.name).filter(({ id }) => !view.knows(id))
+    const messages = [...known.messages.map(shownMessage), ...unsent.map(unsentMessage)]
+    const isSame = messages.length === this.#messages.length && messages.every((message, index) => message === this.#messages[index])
+    if (!isSame) this.#messages = messages
     return {
       ...known,
-      messages: [...messages, ...unsent.map(unsentMessage)],
-      streaming: messages.filter(({ status }) => status === "streaming"),
+      messages: this.#messages,
+      streaming: this.#messages.filter(({ status }) => status === "streaming"),
       hasOlder: known.more,
       state,
       error,

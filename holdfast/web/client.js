@@ -66,6 +66,9 @@ export class Client extends Observable {
   #transport = WEBSOCKET
   /** @type {Set<Transport>} those that have worked */
   #worked = new Set()
+  /** @type {Status | undefined} */
+  #shown
+  #isFree // to choose the transport
   #isSuspended = false
   #isProbing = false
   #warned = new Set()
@@ -84,6 +87,7 @@ export class Client extends Observable {
     this.token = new Token(options.token)
     this.outbox = new Outbox(this, options.identity)
     this.fetch = options.fetch ?? ((...request) => fetch(...request))
+    this.#isFree = (options.transport ?? "auto") === "auto"
     this.WebSocket = options.WebSocket ?? globalThis.WebSocket
     this.now = options.now ?? (() => performance.now())
     this.random = options.random ?? Math.random
@@ -105,11 +109,15 @@ export class Client extends Observable {
     return this.#worked.size ? "reconnecting" : "connecting"
   }
 
-  /** @returns {Status} */
+  /** The state, and why it is not live: the same object while no field has changed. @returns {Status} */
   get status() {
     const retries = this.#connections.flatMap(({ retryAt }) => retryAt ?? [])
     const retryAt = retries.length ? Math.min(...retries) : null
-    return { state: this.state, error: this.#error, transport: this.#transport.name, retryAt }
+    /** @type {Status} */
+    const now = { state: this.state, error: this.#error, transport: this.#transport.name, retryAt }
+    const fields = /** @type {(keyof Status)[]} */ (Object.keys(now))
+    if (!fields.every((name) => now[name] === this.#shown?.[name])) this.#shown = now
+    return this.#shown ?? now
   }
 
   /**
@@ -262,7 +270,7 @@ export class Client extends Observable {
   /** The server does not accept `token`. Return whether this closed the client. @param {string | undefined} token @param {boolean} isExpired */
   tokenRefused(token, isExpired) {
     if (this.token.refused(token, isExpired)) return false
-    const remedy = this.token.source === undefined ? "pass `token` to connect()" : "check the token that the app gives to connect()"
+    const remedy = this.token.source === undefined ? "pass `token` to connect()" : "check the `token` of connect()"
     this.close(refusal("unauthenticated", `${this.base} does not accept the identity of this client: ${remedy}`))
     return true
   }
@@ -286,7 +294,7 @@ export class Client extends Observable {
     else if (!connection.isReached) void this.#probe()
     const { transport } = connection
     const retry = () => connection.start()
-    if ((this.options.transport ?? "auto") !== "auto" || !this.channels.size) return retry
+    if (!this.#isFree || !this.channels.size) return retry
     if (transport === WEBSOCKET) {
       const isBlocked = !connection.isReached && (!this.#worked.has(WEBSOCKET) || connection.attempt >= SOCKET_TRIES)
       return isBlocked ? void this.#use(STREAM, connection.attempt) : retry
@@ -315,7 +323,7 @@ export class Client extends Observable {
       connection.attempt = attempt
       connection.start()
     }
-    if (this.isHttp && (this.options.transport ?? "auto") === "auto") this.#upgrade = setTimeout(() => this.#climb(), UPGRADE_MS)
+    if (this.isHttp && this.#isFree) this.#upgrade = setTimeout(() => this.#climb(), UPGRADE_MS)
   }
 
   #stopAll() {
@@ -349,7 +357,7 @@ export class Client extends Observable {
 
   /** Another network may carry what the last one did not. */
   #networkChanged() {
-    if (this.isHttp && (this.options.transport ?? "auto") === "auto" && this.state !== "closed" && !this.#isSuspended) this.#use(WEBSOCKET, 0)
+    if (this.isHttp && this.#isFree && this.state !== "closed" && !this.#isSuspended) this.#use(WEBSOCKET, 0)
     else for (const connection of this.#connections) connection.wake()
   }
 

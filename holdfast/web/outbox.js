@@ -60,7 +60,7 @@ export class Outbox {
     const units = JSON.stringify([...this.entries.values(), entry]).length
     const { size } = this.entries
     if (size >= MAX_MESSAGES || units > MAX_UNITS) {
-      throw refusal("too_many", `${size} messages wait to be sent, ${units} characters with this one: at most ${MAX_MESSAGES} and ${MAX_UNITS} may wait`)
+      throw refusal("too_many", `${size} messages wait to be sent, ${units} characters with this one: at most ${MAX_MESSAGES} and ${MAX_UNITS}`)
     }
     this.#put(entry)
   }

@@ -23,7 +23,7 @@ export const WEBSOCKET = {
 function dial(connection, token) {
   const { client } = connection
   const socket = new client.WebSocket(client.address("/v1/ws").replace(/^http/, "ws"), "holdfast.v1")
-  /** @type {Map<unknown, Channel>} by the `ref` of the request that attaches it */
+  /** @type {Map<unknown, Channel>} by the `ref` of the `attach`, until its response */
   const attaching = new Map()
   /** @type {unknown} the `ref` of the pending `auth` */
   let auth
@@ -70,6 +70,7 @@ function dial(connection, token) {
   /** @param {any} frame @param {string} text */
   const receive = (frame, text) => {
     const { type, ref, ...rest } = frame
+    const channel = attaching.get(ref)
     if (type === "events") client.channels.get(rest.channel)?.receive(rest, text, connection)
     else if (type === "ping") connection.send?.(JSON.stringify({ type: "pong", n: rest.n }))
     else if (type === "bye") bye = rest // the code of the following close decides whether to reconnect
@@ -81,14 +82,16 @@ function dial(connection, token) {
         if (typeof left_s === "number" && typeof client.token.source === "function") renewLater(left_s * 1000)
         if (!connection.isOpen) begin()
       }
-      attaching.get(ref)?.attached(rest.you)
+      channel?.attached(rest.you)
       client.requests.settle(ref, rest)
     } else if (type === "error") {
       const error = new HoldfastError(rest.code, rest)
       if (ref === auth && auth !== undefined) auth = undefined // if it was the first token, a close follows
-      attaching.get(ref)?.refused(error, connection)
+      // The response to a closed channel is not about the channel that was opened under its name since.
+      if (channel?.state !== "closed") channel?.refused(error, connection)
       client.requests.settle(ref, error)
     }
+    attaching.delete(ref)
   }
 
   socket.onopen = () => {

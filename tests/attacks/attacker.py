@@ -2,14 +2,16 @@
 
 Layer: tests.
 
-`python -m tests.attacks.attacker NAME OPTIONS` runs one attack on a port of this machine and prints a report as JSON.
-The options are a JSON object with `port`, `seconds` and those of the attack.
+`python -m tests.attacks.attacker NAME OPTIONS` runs one attack on a port of this machine. It prints `under way` once
+the attack has begun, and a report as JSON at its end. The options are a JSON object with `port`, `seconds` and those of
+the attack.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
+import selectors
 import socket
 import sys
 import time
@@ -28,6 +30,11 @@ def connect(port: int, address: str = "127.0.0.1", timeout_s: float = 5.0) -> so
     one.bind((address, 0))
     one.connect(("127.0.0.1", port))
     return one
+
+
+def begun() -> None:
+    """Report that the attack is under way."""
+    print("under way", flush=True)
 
 
 def pour(one: socket.socket, piece: bytes, until_s: float) -> int:
@@ -62,6 +69,7 @@ def again(attempt: Callable[[float], tuple[int, bytes]], seconds: float) -> Repo
     """Attack on one connection after another for `seconds`; `attempt` returns the bytes sent and received."""
     until_s = time.monotonic() + seconds
     sent, connections, first = 0, 0, b""
+    begun()
     while time.monotonic() < until_s:
         count, received = attempt(until_s)
         sent += count
@@ -90,13 +98,76 @@ def pipelined(port: int, seconds: float, total: int, path: str = "/healthz", bea
     with connect(port) as one:
         until_s = time.monotonic() + seconds
         sent = 0
+        begun()
         while time.monotonic() < until_s and sent < total * len(request):
             more = pour(one, request * 2_000, min(until_s, time.monotonic() + 0.5))
             sent += more
         return {"sent": sent, "requests": sent // len(request)}
 
 
-ATTACKS: dict[str, Callable[..., Report]] = {"endless_head": endless_head, "pipelined": pipelined}
+def crowd(
+    port: int,
+    seconds: float,
+    total: int,
+    addresses: int = 1,
+    begin: str = "",
+    filler: int = 0,
+    socket_frames: str = "",
+    first_address: int = 2,
+) -> Report:
+    """Open many connections and hold them, each with `begin` and `filler` more bytes, or as a WebSocket.
+
+    `socket_frames` are the bytes after the handshake, in hexadecimal. The connections come from as many loopback
+    addresses. The report has the number that is left at the end, and when the server ended the last one.
+    """
+    began_s = time.monotonic()
+    head = begin.encode() + b"x" * filler
+    waiting = selectors.DefaultSelector()
+    open_now, opened, refused = 0, 0, 0
+    until_s = began_s + seconds
+    last_end_s = 0.0
+
+    def look(timeout_s: float) -> None:
+        nonlocal open_now, last_end_s
+        for key, _ in waiting.select(timeout_s):
+            one = key.fileobj
+            assert isinstance(one, socket.socket)
+            try:
+                data = one.recv(65536)
+            except BlockingIOError:
+                continue
+            except OSError:
+                data = b""
+            if key.data["handshake"] and data.startswith(b"HTTP/1.1 101") and socket_frames:
+                key.data["handshake"] = False
+                with contextlib.suppress(OSError):
+                    one.send(bytes.fromhex(socket_frames))
+            if not data:
+                waiting.unregister(one)
+                one.close()
+                open_now -= 1
+                last_end_s = time.monotonic() - began_s
+
+    while time.monotonic() < until_s and (opened < total or open_now):
+        for _ in range(20 if opened < total else 0):
+            address = f"127.0.{first_address}.{1 + opened % addresses}"
+            try:
+                one = connect(port, address)
+                one.sendall(head)
+            except OSError:
+                refused += 1
+            else:
+                one.setblocking(False)
+                waiting.register(one, selectors.EVENT_READ, {"handshake": bool(socket_frames)})
+                open_now += 1
+            opened += 1
+            if opened == total:
+                begun()
+        look(0.0 if opened < total else 0.2)
+    return {"opened": opened, "refused": refused, "left": open_now, "last_end_s": round(last_end_s, 1)}
+
+
+ATTACKS: dict[str, Callable[..., Report]] = {"endless_head": endless_head, "pipelined": pipelined, "crowd": crowd}
 
 if __name__ == "__main__":
     print(json.dumps(ATTACKS[sys.argv[1]](**json.loads(sys.argv[2]))))

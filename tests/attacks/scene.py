@@ -17,20 +17,22 @@ import re
 import statistics
 import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jwt
 
 from tests.processes import Server
-from wirecheck import SseViewer, WsViewer
+from wirecheck import SseViewer, WsViewer, encode_frame
 
 IS_LONG = os.environ.get("HOLDFAST_ATTACKS") == "long"
 ATTACK_S = 15.0 if IS_LONG else 2.0
 QUIET_REQUESTS = 60
 # The median on an idle machine. With a smaller one as the measure, chance would decide.
 QUIET_S = 0.004
+PAUSE_S = 0.005
 PATIENCE_S = 30.0
 SECRET = "a secret of the tests, with more than 32 bytes"
 AUDIENCE = "attacks"
@@ -82,6 +84,14 @@ class Scene:
         """Return how many files the server has open."""
         return len(os.listdir(f"/proc/{self.pid}/fd"))
 
+    async def most_descriptors(self, until: asyncio.Future[Any]) -> int:
+        """Return by how many the server's open files grow at most until `until` is done."""
+        before = most = self.descriptors()
+        while not until.done():
+            most = max(most, self.descriptors())
+            await asyncio.sleep(0.02)  # the system gives no signal
+        return most - before
+
     def _status(self, field: str) -> int:
         status = Path(f"/proc/{self.pid}/status").read_text()
         found = re.search(rf"{field}:\s+(\d+) kB", status)
@@ -99,6 +109,7 @@ class Scene:
                 began_s = time.perf_counter()
                 await self._append(reader, writer, f"{len(self.text)} ")
                 times_s.append(time.perf_counter() - began_s)
+                await asyncio.sleep(PAUSE_S)  # more text would make the server grow by itself
         finally:
             writer.close()
         self._times_s = sorted(times_s)
@@ -117,18 +128,22 @@ class Scene:
 
     # The attack
 
-    async def attack(self, name: str, **options: Any) -> dict[str, Any]:
+    async def attack(self, name: str, under_way: asyncio.Event, **options: Any) -> dict[str, Any]:
         """Run an attack of `attacker` in a process of its own and return its report."""
         arguments = [name, json.dumps({"port": self.port, "seconds": ATTACK_S, **options})]
         process = await asyncio.create_subprocess_exec(
             sys.executable, "-m", "tests.attacks.attacker", *arguments, stdout=asyncio.subprocess.PIPE
         )
+        assert process.stdout is not None
         try:
-            output, _ = await asyncio.wait_for(process.communicate(), ATTACK_S + PATIENCE_S)
+            async with asyncio.timeout(ATTACK_S + 2 * PATIENCE_S):
+                assert await process.stdout.readline() == b"under way\n"
+                under_way.set()
+                report: dict[str, Any] = json.loads(await process.stdout.read())
+                await process.wait()
         finally:
             with contextlib.suppress(ProcessLookupError):
                 process.kill()
-        report: dict[str, Any] = json.loads(output)
         return report
 
 
@@ -166,15 +181,14 @@ def writer_token() -> str:
 
 
 @contextlib.asynccontextmanager
-async def scene(folder: Path, *options: str) -> AsyncIterator[Scene]:
+async def scene(folder: Path, *options: str, by: tuple[str, ...] = ("-m", "holdfast")) -> AsyncIterator[Scene]:
     """A server with a verifier that has served a little, so that its memory is that of a working server."""
     secret = folder / "secret"
     secret.write_text(SECRET)
     # Without a sync for each commit: the bystander is to measure the server, and not the disk.
     store = f"sqlite:///{folder}/attacked.db?synchronous=normal"
-    server = Server(
-        "serve", folder, "--store", store, "--jwt-secret-file", str(secret), "--jwt-audience", AUDIENCE, *options
-    )
+    verifier = ("--jwt-secret-file", str(secret), "--jwt-audience", AUDIENCE)
+    server = Server("serve", folder, "--store", store, *verifier, *options, by=by)
     try:
         server.start()
         one = Scene(server)
@@ -209,38 +223,69 @@ async def watched(one: Scene) -> AsyncIterator[None]:
             assert (viewer.connections, viewer.is_over) == (1, False)
 
 
+async def introduces_itself(one: Scene, client: str, address: str = "127.0.0.1", headers: str = "") -> bool:
+    """Return whether a new socket, from a loopback address, gets in with a token in its first frame."""
+    handshake = (
+        "GET /v1/ws HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+        f"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n{headers}\r\n"
+    )
+    auth = json.dumps({"type": "auth", "ref": 1, "token": token(client, PERSON)})
+    try:
+        async with asyncio.timeout(5):
+            reader, writer = await asyncio.open_connection("127.0.0.1", one.port, local_addr=(address, 0))
+            try:
+                writer.write(handshake.encode())
+                await reader.readuntil(b"\r\n\r\n")
+                writer.write(encode_frame(1, auth.encode(), mask=b"mask"))
+                await reader.readuntil(b'{"type":"ok","ref":1')
+            finally:
+                writer.transport.abort()
+    except (OSError, TimeoutError, asyncio.IncompleteReadError):
+        return False
+    return True
+
+
+@dataclass(frozen=True)
 class Outcome:
     """The effect of an attack: its own report, the growth of the server, and the bystander's median."""
 
-    def __init__(
-        self, report: dict[str, Any], before_bytes: int, peak_bytes: int, quiet_s: float, median_s: float
-    ) -> None:
-        self.report = report
-        self.before_bytes = before_bytes
-        self.growth_bytes = peak_bytes - before_bytes
-        self.quiet_s = quiet_s
-        self.median_s = median_s
-
-    def __str__(self) -> str:
-        return (
-            f"grew by {self.growth_bytes / MIB:.1f} MiB from {self.before_bytes / MIB:.1f}, the bystander's median is "
-            f"{1000 * self.median_s:.1f} ms, {1000 * self.quiet_s:.1f} when quiet; {self.report}"
-        )
+    report: dict[str, Any]
+    before_bytes: int
+    growth_bytes: int
+    quiet_s: float
+    median_s: float
+    descriptors: int  # the most that the server had open, beyond those before
+    beside: Any  # the result of the other clients
 
     def check(self, most_growth_bytes: int) -> None:
         """Check the growth of the server, and that the bystander's median stays below three times its quiet value."""
-        assert self.growth_bytes <= most_growth_bytes, str(self)
-        assert self.median_s < 3 * max(self.quiet_s, QUIET_S), str(self)
+        assert self.growth_bytes <= most_growth_bytes, self.growth_bytes / MIB
+        assert self.median_s < 3 * max(self.quiet_s, QUIET_S), self
 
 
-async def run(one: Scene, name: str, **options: Any) -> Outcome:
-    """Run an attack beside the bystander and its viewers."""
+async def run(one: Scene, name: str, *, beside: Callable[[], Awaitable[Any]] | None = None, **options: Any) -> Outcome:
+    """Run an attack beside the bystander and its viewers, and `beside` once the attack is under way."""
+
+    async def others() -> Any:
+        await under_way.wait()
+        return await beside() if beside is not None else None
+
+    under_way = asyncio.Event()
     async with watched(one):
         quiet_s = await one.append_until(None, most=QUIET_REQUESTS)
         before_bytes = one.memory_bytes()
         one.reset_peak()
-        attack = asyncio.ensure_future(one.attack(name, **options))
-        median_s = await one.append_until(attack)
-        outcome = Outcome(await attack, before_bytes, one.peak_bytes(), quiet_s, median_s)
-    print(f"{name}: {outcome}; {one.figures()}")
+        async with asyncio.TaskGroup() as tasks:
+            attack = tasks.create_task(one.attack(name, under_way, **options))
+            descriptors = tasks.create_task(one.most_descriptors(attack))
+            result = tasks.create_task(others())
+            median_s = await one.append_until(attack)
+        growth_bytes = one.peak_bytes() - before_bytes
+    outcome = Outcome(
+        attack.result(), before_bytes, growth_bytes, quiet_s, median_s, descriptors.result(), result.result()
+    )
+    print(
+        f"{name}: +{growth_bytes / MIB:.1f} MiB on {before_bytes / MIB:.1f}, bystander {1000 * median_s:.1f} ms, quiet "
+        f"{1000 * quiet_s:.1f} ms, {one.figures()}, {outcome.descriptors} more files; {outcome.report}"
+    )
     return outcome

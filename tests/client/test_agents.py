@@ -18,7 +18,7 @@ from holdfast import Hub, allow_everyone
 from holdfast.agents.ids import reply_id
 from holdfast.agents.turn import Answered, Turn
 from holdfast.client import ClaimedTurn, Client
-from holdfast.client.writer import SHORTEST_LEASE_S
+from holdfast.client.lease import SHORTEST_LEASE_S
 from holdfast.core.errors import HoldfastError
 from holdfast.core.model import Message
 from holdfast.hub.identity import Identity

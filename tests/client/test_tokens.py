@@ -63,7 +63,9 @@ async def test_a_token_says_who_writes(wire: Wire) -> None:
             await bob.command("c", "approve")
 
 
-@pytest.mark.parametrize("bad", [token("ada", -5), token("ada", 60, secret="x" * 40), "no-token"])
+@pytest.mark.parametrize(
+    "bad", [token("ada", -5), token("ada", 60, secret="x" * 40), "no-token"], ids=["expired", "forged", "no-token"]
+)
 async def test_a_token_that_is_no_good_is_told(wire: Wire, bad: str) -> None:
     async with client_of(wire, token=bad) as client:
         with pytest.raises(Unauthenticated):
@@ -78,7 +80,7 @@ async def test_a_client_without_a_token_is_told_that_it_needs_one(wire: Wire) ->
             await client.create("c", text="x")
 
 
-@pytest.mark.parametrize("bad", [token("bot", -5), "no-token", None])
+@pytest.mark.parametrize("bad", [token("bot", -5), "no-token", None], ids=["expired", "no-token", "None"])
 async def test_an_agent_whose_token_is_no_good_ends(wire: Wire, bad: str | None) -> None:
     client = client_of(wire, token=bad)
 

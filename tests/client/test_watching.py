@@ -131,6 +131,26 @@ async def test_a_gap_is_healed_by_a_new_start() -> None:
         assert view.gaps == 1
 
 
+async def test_batches_before_the_reply_to_the_newest_attach_are_ignored() -> None:
+    script = Script()
+    async with scripted(script) as client:
+        first = client.channel("c")
+        socket = await script.socket()
+        superseded = await socket.frame("attach")
+        first.close()
+        assert (await socket.frame())["type"] == "detach"  # although the attach has no reply yet
+        view = client.channel("c")
+        newest = await socket.frame("attach")
+        socket.say(type="ok", ref=superseded["ref"])
+        socket.say(type="events", channel="c", cursor="e:1", events=[attached("e", 1), shown("abc", 1)])
+        socket.say(type="error", ref=superseded["ref"], code="forbidden", status=403)  # as by another server
+        socket.say(type="ok", ref=newest["ref"])
+        socket.say(type="events", channel="c", cursor="e:2", events=[attached("e", 2), shown("abcdef", 2)])
+        await view.live()
+        assert [message.text for message in view.messages] == ["abcdef"]
+        assert view.state == "live"
+
+
 def attached(epoch: str, serial: int) -> dict[str, object]:
     return {
         "type": "channel.attached",

@@ -149,6 +149,40 @@ def test_turn_in_this_process_is_not_an_orphan_while_it_runs() -> None:
     assert (turn.phase, turn.attempt) == (Phase.RUNNING, 1)
 
 
+def test_message_created_again_waits_for_the_handler_of_its_deleted_channel() -> None:
+    log, again = served("q"), served("q")
+    turns = ChannelTurns[str]()
+    turn = observed(log)
+    turns.put(turn)
+    turn.send_claim()
+    log.claim("q", caller=AGENT)
+    look(turn, log, is_orphan=True)
+    turn.resolve(TurnEvent.TAKEN, 1)
+    turn.begin("here")
+    assert turn.observe(None, is_orphan=False) == Left(Phase.RUNNING, 1, "here")
+    assert (turn.phase, turns.is_busy) == (Phase.ENDING, False)
+    assert look(turn, again) is None
+    assert turns.waiting() == []
+    assert turn.handler_ended() == Left(Phase.ENDING, 1, None)
+    assert (turn.phase, turn.attempt, turns.waiting()) == (Phase.WAITING, 0, [turn])
+
+
+def test_message_that_was_deleted_and_created_between_two_looks_waits_for_the_old_handler() -> None:
+    log, again = served("q"), served("q")
+    turns = ChannelTurns[str]()
+    turn = observed(log)
+    turns.put(turn)
+    turn.send_claim()
+    log.claim("q", caller=AGENT)
+    look(turn, log, is_orphan=True)
+    turn.resolve(TurnEvent.TAKEN, 1)
+    turn.begin("here")
+    assert look(turn, again) == Left(Phase.RUNNING, 1, "here")
+    assert (turn.phase, turns.waiting()) == (Phase.WAITING, [])
+    assert turn.handler_ended() is None
+    assert turns.waiting() == [turn]
+
+
 # -- messages that a turn takes in -----------------------------------------------------------------------------
 
 

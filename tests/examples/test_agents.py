@@ -184,7 +184,7 @@ async def test_a_refusal_is_one_line_without_the_token(program: Load, tmp_path: 
         log = server.output
     assert [(code, out) for code, out, _ in runs] == [(1, "")] * 5
     assert [err for _, _, err in runs] == [
-        "the server asks for a token, and this client has none: Client(…, token=…)\n",
+        "the server requires a token, and this client has none; give Client(..., token=...)\n",
         "token is malformed: it must be a signed JWT\n",
         "token signature matches no key of this server\n",
         "token signature matches no key of this server\n",

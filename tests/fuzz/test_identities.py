@@ -40,7 +40,7 @@ def filled(fields: dict[str, Any] | None) -> dict[str, Any]:
 @pytest.mark.parametrize("one", [one for one in OPERATIONS if one.http], ids=lambda one: one.name)
 def test_needs_of_request_match_the_permission_table(one: Operation) -> None:
     method, path = (one.http or "").split(" ")
-    needs = needs_of_request(method, path.format(**HERE), filled(one.body), is_here=False)
+    needs = needs_of_request(method, path.format(**HERE), filled(one.body))
     assert needs is not None
     assert needs.capabilities == set(one.needs)
 
@@ -143,7 +143,7 @@ def lets_two_in(self: tickets.Tickets, ticket: tickets.Ticket, stream: Any) -> N
     self._open.setdefault(ticket.id, stream)
 
 
-def any_page(scope: Any, allowed: Any, *, is_by_cookie: bool) -> None:
+def any_page(hub: HubCore, scope: Any) -> None:
     pass
 
 

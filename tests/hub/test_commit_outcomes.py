@@ -8,13 +8,22 @@ Each test scripts the outcomes of the next commits. The simulator draws the same
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
 import pytest
 
 from holdfast.core.cursor import parse_cursor
-from holdfast.core.errors import AlreadyAnswered, Fenced, IdConflict, InvalidName, InvalidText, StoreUnavailable
+from holdfast.core.errors import (
+    AlreadyAnswered,
+    Draining,
+    Fenced,
+    IdConflict,
+    InvalidName,
+    InvalidText,
+    StoreUnavailable,
+)
 from holdfast.core.events import ChannelAttached, MessageUpdate
 from holdfast.core.limits import Limits
 from holdfast.core.ops import Writer
@@ -33,7 +42,7 @@ from holdfast.core.requests import (
 from holdfast.hub import HubCore, MessageWriter
 from holdfast.hub.batches import Behind, EncodedBatch
 from holdfast.hub.feed import Feed
-from holdfast.hub.results import Result
+from holdfast.hub.results import Result, result_later
 from holdfast.stores.base import Committed, CommitUnknown, Conflict, Write
 from holdfast.stores.memory import MemoryStore
 
@@ -260,6 +269,19 @@ async def test_turn_is_claimed_once_and_by_this_hub_for_each_outcome_of_the_comm
         store.script = [act]
         await hub.ask("c", "q", EndTurn(generation=1), agent)
         assert (await hub.info("c")).serial == 3
+
+
+async def test_error_that_a_cancelled_caller_does_not_read_is_no_complaint_of_asyncio() -> None:
+    complaints: list[str] = []
+    asyncio.get_running_loop().set_exception_handler(lambda loop, context: complaints.append(context["message"]))
+    result, done = result_later()
+    shielded = asyncio.shield(result)  # as a message that is opened
+    shielded.cancel()
+    await asyncio.sleep(0)
+    done(Draining("the hub has stopped"))
+    del result, done, shielded
+    gc.collect()
+    assert complaints == []
 
 
 async def test_claims_and_leases_send_no_event_to_viewers() -> None:

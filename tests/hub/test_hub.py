@@ -21,6 +21,7 @@ from holdfast.core.errors import (
     InvalidRequest,
     LocalError,
     NotFound,
+    NotText,
     TooLarge,
 )
 from holdfast.core.events import ChannelAttached, MessageAppend, MessageUpdate
@@ -513,7 +514,7 @@ async def test_an_opened_message_is_stored_before_its_block_begins(hub: HubCore)
 async def test_a_writer_far_ahead_of_its_store_waits(hub: HubCore) -> None:
     async with hub.message("chat:1") as message:
         for number in range(40):
-            await message.part({"type": "data", "name": "bar", "data": "x" * 100_000 + str(number)}, index=0)
+            await message.part({"type": "data", "name": "bar", "data": "x" * 100_000 + str(number)})
             assert message.unstored_bytes < 2 * hub.limits.writer_bytes
 
 
@@ -620,6 +621,43 @@ async def test_the_length_counts_what_was_accepted_at_once(hub: HubCore) -> None
         await message.part({"type": "text", "text": "x"})
         await message.append("yz")
         assert message.length == 3
+
+
+async def test_empty_text_opens_no_part(hub: HubCore) -> None:
+    async with hub.message("c", id="m") as message:
+        await message.append("")
+        assert await message.part({"type": "data", "name": "n", "data": 1}) == 0
+        await message.append("text")
+    stored, _ = await hub.read("c", "m")
+    assert [part["type"] for part in stored.parts] == ["data", "text"]
+    assert stored.status == "complete"
+
+
+async def test_wrong_index_is_refused_by_its_call_alone(hub: HubCore) -> None:
+    async with hub.message("c", id="m") as message:
+        await message.part({"type": "data", "name": "n", "data": 1})
+        with pytest.raises(NotText):
+            await message.append("lost", part=0)
+        with pytest.raises(LocalError):
+            await message.append("lost", part=-1)
+        with pytest.raises(LocalError):
+            await message.part({"type": "text", "text": "lost"}, index=5)
+        await message.append("kept")
+        await message.update(meta={"a": 1})
+        assert message.meta == {"a": 1}
+    stored, _ = await hub.read("c", "m")
+    assert (stored.status, stored.text, stored.meta) == ("complete", "kept", {"a": 1})
+
+
+async def test_message_that_could_not_be_opened_can_be_opened_later(hub: HubCore) -> None:
+    async with hub.message("c", id="m"):
+        message = hub.message("c", id="m")
+        with pytest.raises(IdConflict):
+            await message.open()
+        with pytest.raises(LocalError, match="async with"):
+            await message.append("lost")
+    with pytest.raises(IdConflict):
+        await message.open()
 
 
 async def test_a_message_that_is_not_begun_takes_nothing(hub: HubCore) -> None:

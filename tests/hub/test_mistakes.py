@@ -56,6 +56,7 @@ class AsyncVerifier:
         ({"flush_ms": 0.5}, "flush_ms must be a whole number of milliseconds"),
         ({"limits": {"parts": 5}}, "limits must be a Limits"),
         ({"client_limits": 5}, "client_limits must be a ClientLimits"),
+        ({"debug": "yes"}, "debug must be True, False or None, got 'yes'"),
     ],
 )
 def test_a_setting_that_cannot_work_is_refused_when_the_hub_is_made(settings: dict[str, Any], detail: str) -> None:

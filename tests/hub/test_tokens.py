@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import hmac
 import json
 import logging
 import threading
@@ -22,7 +23,7 @@ from cryptography.hazmat.primitives.serialization import (
     PublicFormat,
 )
 
-from holdfast.core.errors import Busy, LocalError, Unauthenticated
+from holdfast.core.errors import Busy, LocalError, Unauthenticated, shown
 from holdfast.hub import keys
 from holdfast.hub.identity import Expired, Identity
 from holdfast.hub.keys import KeySet, fetch_set, keys_of_set
@@ -239,7 +240,7 @@ async def test_a_token_that_nobody_known_has_signed_is_refused(why: str, token: 
             await one.verify_token(token)
 
 
-@pytest.mark.parametrize("secret", [pem(RSA), pem(RSA).strip(), json.dumps(jwk(RSA))])
+@pytest.mark.parametrize("secret", [pem(RSA), pem(RSA).strip(), json.dumps(jwk(RSA))], ids=["pem", "stripped", "jwk"])
 async def test_a_public_key_is_no_secret(secret: str) -> None:
     # Whoever has the public key, which is everybody, signs with it as if it were a secret.
     for header in ({"alg": "HS256"}, {"alg": "HS256", "kid": "a"}):
@@ -350,6 +351,26 @@ async def test_garbage_is_no_token(number: int) -> None:
     for one in (verifier(), verifier(public_key=pem(RSA))):
         with pytest.raises(Unauthenticated):
             await one.verify_token(GARBAGE[number])
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"crit": ["b64"], "b64": True},
+        {"crit": ["urn:example:step-up"], "urn:example:step-up": 1},
+        {"crit": []},
+        {"crit": 5},
+    ],
+)
+async def test_critical_extensions_are_refused_and_named(headers: dict[str, Any]) -> None:
+    body = ".".join(
+        base64.urlsafe_b64encode(json.dumps(one).encode()).rstrip(b"=").decode()
+        for one in ({"alg": "HS256", "typ": "JWT", **headers}, claims())
+    )
+    signature = base64.urlsafe_b64encode(hmac.digest(SECRET.encode(), body.encode(), "sha256")).rstrip(b"=").decode()
+    with pytest.raises(Unauthenticated, match="this server knows no critical extension") as refused:
+        await verifier().verify_token(f"{body}.{signature}")
+    assert f"header crit, got {shown(headers['crit'])}:" in str(refused.value)
 
 
 @pytest.mark.parametrize("wrong", WRONG_CLAIMS, ids=lambda wrong: str(wrong)[:40])

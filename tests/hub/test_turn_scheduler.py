@@ -430,6 +430,58 @@ async def test_what_was_taken_in_is_not_interrupted_by_itself() -> None:
     await hub.close()
 
 
+# -- deleted channels ----------------------------------------------------------------------------------------------
+
+
+@virtually
+async def test_message_created_again_after_its_channel_was_deleted_waits_for_the_old_handler() -> None:
+    hub = new_hub()
+    loop, events = asyncio.get_running_loop(), list[tuple[str, str, float]]()
+
+    @hub.agent("chat:*", name="bot", slots=2)
+    async def bot(turn: Turn) -> None:
+        events.append(("begins", turn.text, loop.time()))
+        try:
+            await asyncio.sleep(60 if turn.text == "old" else 1)
+        finally:
+            await asyncio.sleep(3)  # it cleans up
+            events.append(("ends", turn.text, loop.time()))
+
+    await hub.create(CHANNEL, id="m1", text="old")
+    await asyncio.sleep(1)
+    await hub.delete_channel(CHANNEL)
+    await hub.create(CHANNEL, id="m1", text="new")
+    await hub.create(CHANNEL, id="m2", text="other")  # it does not wait
+    await asyncio.sleep(20)
+    order = [(event, text) for event, text, _ in events if text != "other"]
+    assert order == [("begins", "old"), ("ends", "old"), ("begins", "new"), ("ends", "new")]
+    assert 2.9 < events[-1][2] - events[0][2] < 20
+    assert (await claim_of(hub, "m1"), await claim_of(hub, "m2")) == (("done", 1), ("done", 1))
+    assert hub.scheduler.stats() == {"agents": 1, "turns_waiting": 0, "turns_running": 0}
+    await hub.close()
+
+
+@pytest.mark.parametrize("is_done", [True, False], ids=["it sends turn.done", "its lease ends"])
+@virtually
+async def test_message_created_again_waits_for_a_worker_in_another_process(is_done: bool) -> None:
+    hub, worker = new_hub(), Worker()
+    await asked(hub, worker, "m1")
+    await asyncio.sleep(1)
+    await hub.delete_channel(CHANNEL)
+    await hub.create(CHANNEL, id="m1", text="?")
+    await asyncio.sleep(5)
+    assert worker.over == [("m1", "cancelled")]
+    assert not hub.scheduler.renew(worker, worker.begun[0])
+    assert len(worker.begun) == 1
+    if is_done:
+        hub.scheduler.end(worker, worker.begun[0], "cancelled", lambda answer: None)
+        await asyncio.sleep(1)
+    else:
+        await asyncio.sleep(LEASE_S)
+    assert [turn.generation for turn in worker.begun] == [1, 1]
+    await hub.close()
+
+
 # -- what is tried no more -----------------------------------------------------------------------------------------
 
 

@@ -1,10 +1,10 @@
 """The files that the SQLite store opens, and its errors for those that it refuses."""
 
 import asyncio
-import os
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -29,11 +29,97 @@ async def store(path: Path) -> AsyncIterator[SqliteStore]:
         yield store
 
 
-async def test_second_store_on_the_file_is_refused_with_the_holder(store: SqliteStore, path: Path) -> None:
-    program = Path(sys.argv[0]).name
-    with pytest.raises(StoreInUse, match=rf"chat\.db is in use by process {os.getpid()} \({program}\)\. Stop it"):
+async def test_second_store_of_this_process_is_refused_as_such(store: SqliteStore, path: Path) -> None:
+    with pytest.raises(StoreInUse, match=r"chat\.db is in use by this process: another Hub .* close\(\) first"):
         await SqliteStore(path, lock_wait_s=0.05).open()
     assert await store.head("c") == Head("-", 0)
+
+
+HOLD = """
+import asyncio, sys
+from holdfast.stores.sqlite import SqliteStore
+
+async def main():
+    await SqliteStore(sys.argv[1]).open()
+    print("open", flush=True)
+    await asyncio.to_thread(sys.stdin.read)
+
+asyncio.run(main())
+"""
+
+
+@pytest.fixture
+def holder(path: Path, tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
+    """Another process that has the store open, until its stdin ends."""
+    (tmp_path / "hold.py").write_text(HOLD)
+    arguments = [sys.executable, str(tmp_path / "hold.py"), str(path)]
+    with subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "open\n"
+        yield process
+        process.kill()
+
+
+async def test_store_of_another_process_is_refused_with_the_holder(holder: subprocess.Popen[str], path: Path) -> None:
+    with pytest.raises(StoreInUse, match=rf"chat\.db is in use by process {holder.pid} \(hold\.py\): stop it, or"):
+        await SqliteStore(path, lock_wait_s=0).open()
+
+
+async def test_a_store_waits_for_the_holder_once(holder: subprocess.Popen[str], path: Path) -> None:
+    store = SqliteStore(path, lock_wait_s=0.3)
+    for at_least_s, below_s in ((0.3, PATIENCE_S), (0.0, 0.3)):
+        began_s = time.monotonic()
+        with pytest.raises(StoreInUse):
+            await store.open()
+        assert at_least_s <= time.monotonic() - began_s < below_s
+    holder.communicate()  # it ends
+    await store.open()
+    await store.close()
+
+
+WORKER = """
+import asyncio, multiprocessing, sys, time
+from holdfast.core.errors import StoreInUse
+from holdfast.stores.sqlite import SqliteStore
+
+async def hold(path, opened, end):
+    await SqliteStore(path).open()
+    opened.set()
+    await asyncio.to_thread(end.wait)
+
+async def refused(path):
+    began_s = time.monotonic()
+    try:
+        await SqliteStore(path, lock_wait_s=60).open()
+    except StoreInUse as error:
+        print(time.monotonic() - began_s < 10, error.detail, flush=True)
+
+def worker(path, opened, end):
+    asyncio.run(refused(path) if opened.is_set() else hold(path, opened, end))
+    end.set()
+
+if __name__ == "__main__":
+    spawn = multiprocessing.get_context("spawn")
+    opened, end = spawn.Event(), spawn.Event()
+    first, second = (spawn.Process(target=worker, args=(sys.argv[1], opened, end)) for _ in range(2))
+    first.start()
+    opened.wait()
+    second.start()
+    second.join()
+    first.join()
+"""
+
+
+def test_another_worker_of_the_same_server_is_refused_at_once(path: Path, tmp_path: Path) -> None:
+    (tmp_path / "workers.py").write_text(WORKER)
+    ran = subprocess.run(
+        [sys.executable, str(tmp_path / "workers.py"), str(path)],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S * 6,
+    )
+    assert ran.stdout.startswith("True store file"), ran.stderr
+    assert "it is another worker of this server: run one worker" in ran.stdout
 
 
 async def test_second_store_waits_for_the_first_to_close(path: Path) -> None:

@@ -27,6 +27,8 @@ async def ask(
     body: bytes = b"",
     extensions: Any = None,
     query: bytes = b"",
+    version: str = "1.1",
+    scheme: str = "http",
 ) -> tuple[int, Any]:
     """Return status and problem of one request or refused socket; (101, None) for an accepted socket."""
     sent: list[Any] = []
@@ -52,6 +54,8 @@ async def ask(
         "headers": headers,
         "client": client,
         "extensions": extensions or {},
+        "http_version": version,
+        "scheme": scheme,
     }
     if not is_socket:
         scope["method"] = method

@@ -188,7 +188,7 @@ OPERATIONS = (
         refused="invalid_request",
         has_turn=True,
     ),
-    Operation("read `/metrics` from another host", ("admin",), "GET /metrics", whose=EVERY_CHANNEL),
+    Operation("read `/metrics`", ("admin",), "GET /metrics", whose=EVERY_CHANNEL),
 )
 
 # Requests and frames that need no identity, or no capability.

@@ -15,6 +15,7 @@ from holdfast.app import Hub
 from holdfast.core.errors import Forbidden
 from holdfast.hub.identity import Identity, allow_everyone
 from holdfast.transports import access
+from holdfast.transports.refusals import Refusals
 from tests.transports.asgi import HERE, Headers, ask
 from tests.transports.conftest import new_hub
 
@@ -23,7 +24,6 @@ PATHS = [
     "/healthz",
     "/readyz",
     "/metrics",
-    "/web/view.js",
     "/v1/channels/c",
     "/v1/channels/c/messages",
     "/v1/channels/c/events",
@@ -51,6 +51,8 @@ OUTSIDE: list[tuple[str, dict[str, Any]]] = [
     ("a host with a user", {"headers": [(b"host", b"localhost@evil.example")]}),
     ("a host with a path", {"headers": [(b"host", b"localhost/evil")]}),
     ("a host with a bad port", {"headers": [(b"host", b"localhost:port")]}),
+    ("a host behind an IPv6 address", {"headers": [(b"host", b"[::1]evil.example")]}),
+    ("HTTP/1.0", {"version": "1.0"}),
     ("an address of the network", {"headers": [(b"host", b"192.168.0.7:8000")]}),
     ("no host", {"headers": []}),
     ("an empty host", {"headers": [(b"host", b"")]}),
@@ -65,13 +67,21 @@ OUTSIDE: list[tuple[str, dict[str, Any]]] = [
             b"x-forwarded-anything",
             b"x-real-ip",
             b"via",
-            b"cf-connecting-ip",
+            b"cf-ray",
+            b"true-client-ip",
+            b"tailscale-user-login",
+            b"x-envoy-external-address",
+            b"x-original-host",
         )
     ),
     ("a foreign origin", {"headers": [*HERE, (b"origin", b"https://evil.example")]}),
     ("an origin without a name", {"headers": [*HERE, (b"origin", b"null")]}),
     ("an origin on another port", {"headers": [*HERE, (b"origin", b"http://localhost:3000")]}),
     ("an origin that is no URL", {"headers": [*HERE, (b"origin", b"localhost:8000")]}),
+    ("an origin behind an IPv6 address", {"headers": [*HERE, (b"origin", b"http://[::1]evil:8000")]}),
+    ("an origin with a user", {"headers": [*HERE, (b"origin", b"http://localhost:8000@evil.example")]}),
+    ("another site", {"headers": [*HERE, (b"sec-fetch-site", b"cross-site")]}),
+    ("another port of this site", {"headers": [*HERE, (b"sec-fetch-site", b"same-site")]}),
     ("two origins", {"headers": [*HERE, (b"origin", b"http://localhost:8000"), (b"origin", b"http://evil.example")]}),
 ]
 INSIDE: list[tuple[str, dict[str, Any]]] = [
@@ -83,6 +93,9 @@ INSIDE: list[tuple[str, dict[str, Any]]] = [
     ("a mapped address", {"client": ("::ffff:127.0.0.1", 5)}),
     ("127.0.0.0/8", {"client": ("127.8.8.8", 5)}),
     ("its own page", {"headers": [*HERE, (b"origin", b"http://localhost:8000")]}),
+    ("its own page's own request", {"headers": [*HERE, (b"sec-fetch-site", b"same-origin")]}),
+    ("a typed address", {"headers": [*HERE, (b"sec-fetch-site", b"none")]}),
+    ("HTTP/2", {"version": "2"}),
     ("its own page on port 80", {"headers": [(b"host", b"localhost"), (b"origin", b"http://localhost")]}),
 ]
 
@@ -113,7 +126,14 @@ async def test_hub_without_verifier_accepts_requests_of_this_machine(
     assert (await ask(mounted, "/holdfast/v1/ws", kind="websocket", **how))[0] == 101
 
 
-async def test_refusal_without_verifier_names_the_setting(closed: Hub) -> None:
+async def test_page_modules_are_served_to_every_peer(closed: Hub) -> None:
+    for _, how in OUTSIDE:
+        for file in ("client.js", "view.js", "text.js"):
+            assert (await ask(closed, f"/web/{file}", **how))[0] == 200
+
+
+async def detail_of(hub: Hub, **how: Any) -> str:
+    """Return the detail of a refusal."""
     sent: list[Any] = []
 
     async def send(message: Any) -> None:
@@ -122,21 +142,45 @@ async def test_refusal_without_verifier_names_the_setting(closed: Hub) -> None:
     async def receive() -> Any:
         return {"type": "http.request"}
 
-    scope = {"type": "http", "method": "GET", "path": "/", "headers": HERE, "client": ("192.0.2.1", 5)}
-    await closed(scope, receive, send)
-    detail = json.loads(sent[1]["body"])["detail"]
+    scope = {"type": "http", "method": "GET", "path": "/", "headers": HERE, "client": ("127.0.0.1", 5), **how}
+    await hub(scope, receive, send)
+    detail: str = json.loads(sent[1]["body"])["detail"]
+    return detail
+
+
+async def test_refusal_without_verifier_names_the_setting(closed: Hub) -> None:
+    detail = await detail_of(closed, client=("192.0.2.1", 5))
     assert "authenticate" in detail
     assert "allow_everyone" in detail
-    assert "not a loopback address" in detail
+    assert "'192.0.2.1' is not a loopback address" in detail
+
+
+async def test_refusal_of_a_page_on_another_port_names_allowed_origins(closed: Hub) -> None:
+    page: Headers = [*HERE, (b"origin", b"http://localhost:3000"), (b"sec-fetch-site", b"same-site")]
+    detail = await detail_of(closed, headers=page)
+    assert 'allowed_origins=["http://localhost:3000"]' in detail
+    assert "--allowed-origin http://localhost:3000" in detail
+    assert "authenticate" not in detail
 
 
 async def test_allowed_origin_is_accepted_without_verifier_and_a_star_is_not() -> None:
-    page: Headers = [*HERE, (b"origin", b"http://localhost:5173")]
+    page: Headers = [*HERE, (b"origin", b"http://localhost:5173"), (b"sec-fetch-site", b"same-site")]
     named, star = new_hub(allowed_origins=["http://localhost:5173"]), new_hub(allowed_origins=["*"])
     for hub, status in ((named, 200), (star, 403)):
         assert (await ask(hub, headers=page))[0] == status
         assert (await ask(hub, headers=page, client=("192.0.2.1", 5)))[0] == 403
         await hub.close()
+
+
+async def test_refused_peers_are_logged_once_with_the_reason(
+    closed: Hub, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(access, "refusals", Refusals())
+    for _ in range(50):
+        assert (await ask(closed, client=("192.0.2.77", 5)))[0] == 403
+    lines = [record.getMessage() for record in caplog.records if "192.0.2.77" in record.getMessage()]
+    assert len(lines) == 1
+    assert "is not a loopback address. Set Hub(authenticate=...)" in lines[0]
 
 
 # With a verifier
@@ -371,10 +415,47 @@ async def test_cookies_do_not_count_for_a_verifier_that_reads_none() -> None:
     assert (await with_verifier(Verifier(), how))[0] == 204
 
 
-async def test_a_page_without_encryption_is_foreign_to_a_server_with_it() -> None:
-    page: dict[str, Any] = {"headers": [OURS, from_page("http://chat.example")]}
-    for scheme, is_same in (("https", False), ("wss", False), ("http", True), (None, True)):
-        assert access.is_same_host({**page, **({"scheme": scheme} if scheme else {})}, "http://chat.example") is is_same
+PLAIN_PAGE: Headers = [OURS, COOKIE, from_page("http://chat.example")]
+SECURE_PAGE: Headers = [OURS, COOKIE, from_page("https://chat.example")]
+
+
+@pytest.mark.parametrize(
+    ("page", "scheme", "status"),
+    [(PLAIN_PAGE, "http", 204), (PLAIN_PAGE, "https", 403), (SECURE_PAGE, "http", 204), (SECURE_PAGE, "https", 204)],
+)
+async def test_a_page_without_encryption_is_foreign_to_a_server_with_it(
+    page: Headers, scheme: str, status: int
+) -> None:
+    how = {**AWAY, "method": "DELETE", "headers": page}
+    assert (await with_verifier(allow_everyone, {**how, "scheme": scheme}))[0] == status
+    by_proxy = [*page, (b"x-forwarded-proto", scheme.encode())]  # a proxy that encrypts speaks plain HTTP to us
+    assert (await with_verifier(allow_everyone, {**how, "headers": by_proxy}))[0] == status
+
+
+@pytest.mark.parametrize(
+    ("origin", "status"),
+    [
+        ("https://chat.example", 204),
+        ("http://chat.example", 403),  # the Host of the request, but not the configured scheme
+        ("https://chat.example:8443", 403),
+        ("https://evil.example", 403),
+    ],
+)
+async def test_public_origin_replaces_the_host_of_the_request(origin: str, status: int) -> None:
+    for host in (b"chat.example", b"127.0.0.1:8000"):
+        how = {**AWAY, "method": "DELETE", "headers": [(b"host", host), COOKIE, from_page(origin)]}
+        answer = await with_verifier(allow_everyone, how, public_origin="https://chat.example")
+        assert answer[0] == status
+
+
+async def test_hub_for_everyone_on_loopback_refuses_other_names_than_its_own() -> None:
+    hub = new_hub(authenticate=allow_everyone, public_origin="https://chat.example")
+    hub.requires_own_host = True  # as `serve --allow-everyone` sets it on loopback
+    for host, status in ((b"localhost:8000", 200), (b"chat.example", 200), (b"rebound.example:8000", 403)):
+        assert (await ask(hub, headers=[(b"host", host)]))[0] == status
+        socket = await ask(hub, "/v1/ws", kind="websocket", headers=[(b"host", host)])
+        assert socket == ((101, None) if status == 200 else (403, "forbidden"))
+    await hub.close()
 
 
 async def test_expired_identity_is_401() -> None:
@@ -386,12 +467,16 @@ async def test_expired_identity_is_401() -> None:
     assert await with_verifier(over, SOCKET) == (401, "unauthenticated")
 
 
-async def test_metrics_are_for_this_machine_also_with_a_verifier() -> None:
+async def test_metrics_need_admin_where_there_is_a_verifier() -> None:
     async def person(scope: Any) -> Identity | None:
         return Identity(client_id="ada", capabilities=frozenset({"history"}))
 
-    for how, status in ((AWAY, 403), ({}, 200), ({"headers": [*HERE, (b"x-forwarded-for", b"192.0.2.1")]}, 403)):
-        assert (await with_verifier(person, {**how, "path": "/metrics"}))[0] == status
+    async def operator(scope: Any) -> Identity | None:
+        return Identity(client_id="ops", capabilities=frozenset({"admin"}))
+
+    for how in (AWAY, {}):
+        for verify, status in ((person, 403), (nobody, 401), (operator, 200)):
+            assert (await with_verifier(verify, {**how, "path": "/metrics"}))[0] == status
 
 
 async def test_health_needs_no_identity_where_there_is_a_verifier() -> None:

@@ -13,7 +13,7 @@ from starlette.middleware.gzip import GZipMiddleware
 from starlette.routing import Mount
 from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
-from websockets.frames import OP_TEXT, Frame
+from websockets.frames import Frame, Opcode
 from websockets.protocol import State
 
 from holdfast.core.events import MessageAppend
@@ -165,7 +165,7 @@ async def test_frames_go_through_send_if_uvicorns_socket_differs(
 @pytest.mark.parametrize("letter", ["a", "é", "日"])
 def test_frame_equals_the_servers_own_frame(letter: str, length: int) -> None:
     text = letter * length
-    assert Frames().of(text) == Frame(OP_TEXT, text.encode()).serialize(mask=False)
+    assert Frames().of(text) == Frame(Opcode.TEXT, text.encode()).serialize(mask=False)
 
 
 def test_a_text_is_framed_once() -> None:

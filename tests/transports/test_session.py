@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 
 from holdfast.app import Hub
+from holdfast.core.errors import StoreUnavailable
 from holdfast.core.limits import Limits
+from holdfast.hub.feed import Feed
 from holdfast.hub.identity import CAPABILITIES, Identity
 from holdfast.transports.session import Session
 from tests.transports.conftest import PATIENCE_S, new_hub
@@ -195,6 +197,54 @@ async def test_events_that_cannot_be_encoded_end_the_session(own_hub: Hub, is_li
     assert line.session.closing == (4000, "internal")
     assert line.take() is None
     assert own_hub.stats()["feeds"] == 0
+
+
+async def test_attaches_of_one_channel_are_answered_in_order(own_hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    line, attach, gate = Line(own_hub), own_hub.attach, asyncio.Event()
+    await own_hub.create("c", id="m1", text="one")
+
+    async def slow_at_first(channel: str, *about: Any, **more: Any) -> Feed:
+        feed = await attach(channel, *about, **more)
+        if channel == "c":
+            await gate.wait()
+        return feed
+
+    monkeypatch.setattr(own_hub, "attach", slow_at_first)
+    line.tell("attach", 1, channel="c", history=0)
+    await asyncio.sleep(0)  # it reads the channel
+    line.tell("attach", 2, channel="c", history=0)  # superseded before its turn
+    line.tell("attach", 3, channel="c", history=1)
+    line.tell("attach", 4, channel="other")
+    assert (await line.frame())["ref"] == 4
+    asyncio.get_running_loop().call_later(0.01, gate.set)
+    while (frame := await line.frame())["type"] == "events":
+        assert frame["channel"] == "other"
+    assert [frame["ref"], (await line.frame())["ref"], (await line.frame())["ref"]] == [1, 2, 3]
+    batch = await line.frame()
+    assert [event["type"] for event in batch["events"]] == ["channel.attached", "message.update"]
+    await line.rest()
+    assert line.take() is None
+    assert own_hub.stats()["feeds"] == 2
+    line.session.close()
+
+
+async def test_an_attach_that_fails_is_answered_before_the_next_one(
+    own_hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    line, attach = Line(own_hub), own_hub.attach
+
+    async def failing(*about: Any, **more: Any) -> Feed:
+        monkeypatch.setattr(own_hub, "attach", attach)
+        await asyncio.sleep(0.01)
+        raise StoreUnavailable("not now")
+
+    monkeypatch.setattr(own_hub, "attach", failing)
+    line.tell("attach", 1, channel="c")
+    await asyncio.sleep(0)
+    line.tell("attach", 2, channel="c")
+    replies = [await line.frame() for _ in range(3)]
+    assert [(one["type"], one.get("ref")) for one in replies] == [("error", 1), ("ok", 2), ("events", None)]
+    line.session.close()
 
 
 async def test_a_session_that_closes_while_it_attaches_leaves_no_feed(own_hub: Hub) -> None:

@@ -148,7 +148,7 @@ async def running(folder: Path, command: list[str], app: str) -> AsyncIterator[R
             cwd=folder,
             stdout=output,
             stderr=output,
-            env={**os.environ, "PYTHONPATH": str(folder)},
+            env={**os.environ, "PYTHONPATH": os.pathsep.join((str(folder), os.environ.get("PYTHONPATH", "")))},
             start_new_session=True,
         )
     server = Running(process, port, log)
@@ -199,6 +199,7 @@ async def test_a_server_with_open_streams_ends_at_once(
                     assert one.session.bye is not None
                     assert one.session.bye["reason"] == "draining"
         assert "Traceback" not in server.output
+        assert "ERROR" not in server.output
 
 
 async def test_a_reload_does_not_hang_on_an_open_stream(tmp_path: Path) -> None:
@@ -216,6 +217,7 @@ async def test_a_reload_does_not_hang_on_an_open_stream(tmp_path: Path) -> None:
                 await viewer.until_attached()
                 assert viewer.checker.violations == []
         assert after.isdigit()
+        assert "ERROR" not in server.output
 
 
 # Peers and handlers that delay shutdown

@@ -44,6 +44,19 @@ describe("a channel over WebSocket", () => {
     assert.notEqual(w.client.channel("one"), one)
   })
 
+  test("is not closed by the refusal of an attach that another one superseded", (t) => {
+    const w = world(t)
+    w.socket.open()
+    w.client.channel("c").close()
+    const again = w.client.channel("c")
+    const [superseded, newest] = w.socket.sent.filter(({ type }) => type === "attach")
+    w.socket.receive({ type: "error", ref: superseded.ref, code: "forbidden", status: 403 })
+    w.socket.receive({ type: "ok", ref: newest.ref, you: { id: "ann", can: ["subscribe"] } })
+    w.socket.events("c", "e:1", attached(1), update(message("m", 1, "a")))
+    assert.deepEqual([again.state, again.you?.id, texts(again)], ["live", "ann", ["a"]])
+    assert.equal(w.socket.isClosed, false)
+  })
+
   test("ignores frames of a closed socket after it is opened again", (t) => {
     const w = world(t)
     w.client.channel("c")

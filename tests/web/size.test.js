@@ -9,9 +9,9 @@ import { gzipSync } from "node:zlib"
 
 import { buildSync } from "esbuild"
 
-const LIMIT_BYTES = 10_000
+const LIMIT_BYTES = 10_100
 
-test("the core client, minified and gzipped, has at most 10 kB", (t) => {
+test("the core client, minified and gzipped, has at most 10.1 kB", (t) => {
   const entry = fileURLToPath(new URL("../../holdfast/web/client.js", import.meta.url))
   const built = buildSync({ entryPoints: [entry], bundle: true, splitting: true, outdir: "out", format: "esm", minify: true, target: "es2022", write: false })
   // Modules that are imported when they are needed, such as the diagnosis, do not count.

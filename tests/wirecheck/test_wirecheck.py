@@ -480,14 +480,6 @@ def test_payload_is_counted_without_its_framing() -> None:
     assert session.has_attached
 
 
-def test_caller_is_announced_before_the_first_batch_only() -> None:
-    you: Json = {"type": "you", "id": "ann", "can": ["subscribe"]}
-    first, batch = sse((you, None)), sse((attached(0, epoch="-"), "-:0"), retry=b"")
-    assert sse_session(SSE_HEAD + chunk(first + batch)).you == you
-    later = sse_session(SSE_HEAD + chunk(sse((attached(0, epoch="-"), "-:0")) + sse((you, None), retry=b"")))
-    assert [one.kind for one in later.checker.violations] == ["you"]
-
-
 @pytest.mark.parametrize(
     ("data", "kind"),
     [

@@ -1,0 +1,476 @@
+"""The state machine of a message writer: the content that it has accepted, and the requests that store this content.
+
+Layer: core.
+
+Both writers use it. The hub's writer gives all requests to the committer at once; the client's writer sends each one
+over a connection (`outgoing_remote`). An `Outgoing` waits for no event and knows no time. Its writer calls a verb for
+each event and then takes the requests that can be sent.
+
+    NEW -- open --> OPEN -- accept_end --> ENDING -- stored --> ENDED
+                      |                      |
+                      +------- refuse -------+-----> REFUSED
+
+After `close` it accepts no more content, in whatever state it was, and keeps its error.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from enum import Enum, auto
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from holdfast.core.decide import check_finish
+from holdfast.core.errors import HoldfastError, InvalidRequest, LocalError, NotText, public_reason, shown
+from holdfast.core.limits import Limits
+from holdfast.core.model import APPENDABLE, Json, Message, Part, check_json, check_part, plain
+from holdfast.core.requests import AppendText, FinishMessage, PutPart, UpdateMessage
+from holdfast.core.state import KEPT_REQUESTS, part_bytes, utf8_len
+from holdfast.core.surrogates import SurrogateJoiner
+
+
+class OutgoingState(Enum):
+    """The states of a message writer."""
+
+    NEW = auto()  # the beginning of the message is not stored
+    OPEN = auto()  # it accepts content
+    ENDING = auto()  # it has accepted the end of the message, which is not stored
+    ENDED = auto()  # the end is stored, or the writer was closed
+    REFUSED = auto()  # the server refused a request
+
+
+# In Python 3.11 a member is found faster under a name of the module than as an attribute of its class.
+NEW, OPEN, ENDING, ENDED, REFUSED = OutgoingState
+
+WriterRequest = AppendText | PutPart | UpdateMessage | FinishMessage
+
+
+class OutgoingRequest(Struct, eq=False, gc=False):
+    """A request of a writer, with its size. Each has at least one byte, so a writer without bytes has none."""
+
+    request: WriterRequest
+    size_bytes: int
+    is_replacing: bool = False  # it puts a part in the place of another one
+
+
+class OutgoingPart(Struct):
+    """A part of the message as it will be after all its requests."""
+
+    type: str
+    length: int  # code points of text, without gathered text
+    is_open: bool = True  # False: its first text opens it
+
+
+class Outgoing:
+    """A message that is being written. Text gathers until a request can be sent, and goes as one append.
+
+    The requests, in order, make the message exactly the accepted content. They stay in flight until they are stored, so
+    that the writer can repeat them.
+    """
+
+    __slots__ = (
+        "_halves",
+        "_numbers",
+        "_parts",
+        "_piece",
+        "_queue",
+        "_text_part",
+        "_texts",
+        "_texts_part",
+        "error",
+        "generation",
+        "id",
+        "in_flight",
+        "limits",
+        "meta",
+        "nonce",
+        "state",
+        "unstored_bytes",
+    )
+
+    max_in_flight = KEPT_REQUESTS  # a message recognises the repeats of this many requests by their ids
+
+    def __init__(self, message_id: str, limits: Limits, nonce: str = "") -> None:
+        """Write the message `message_id`. Its request ids begin with `nonce`, which no other writer has."""
+        self.id = message_id  # for the texts of errors
+        self.limits = limits
+        self.nonce = nonce
+        self.state = NEW
+        self.error: HoldfastError | None = None  # the refusal
+        self.generation = 1
+        self.meta: dict[str, Json] = {}  # after all accepted updates
+        self.in_flight: list[OutgoingRequest] = []
+        self.unstored_bytes = 0  # of all accepted requests that are not stored, gathered text included
+        self._numbers = 0
+        self._piece = max(1, limits.append_bytes // 4)  # characters of one append; each has at most four bytes
+        self._parts: list[OutgoingPart] = []
+        self._text_part = -1  # the part that text without an index goes to; -1: there is no text part
+        self._queue: deque[OutgoingRequest] = deque()  # accepted and not in flight
+        self._texts: list[str] = []  # text that gathers for the next append …
+        self._texts_part = 0  # … to this part
+        self._halves: dict[int, str] = {}  # by part, half a surrogate pair at the end of its text
+
+    # -- state -------------------------------------------------------------------------------------------------
+
+    @property
+    def is_over(self) -> bool:
+        """Return whether the end was accepted or a request refused."""
+        return self.state is ENDING or self.is_settled
+
+    @property
+    def is_settled(self) -> bool:
+        """Return whether the message needs no further request."""
+        return self.state is ENDED or self.state is REFUSED
+
+    @property
+    def length(self) -> int:
+        """Return the accepted code points of the text part that text without an index goes to; 0 without one."""
+        if self._text_part < 0:
+            return 0
+        gathered = sum(map(len, self._texts)) if self._texts_part == self._text_part else 0
+        return self._parts[self._text_part].length + gathered
+
+    @property
+    def has_requests(self) -> bool:
+        """Return whether other content than gathered text is not stored."""
+        return bool(self._queue or self.in_flight)
+
+    def load(self, message: Message, generation: int) -> None:
+        """Continue at the end of the stored `message` as its writer number `generation`."""
+        self.generation = generation
+        self.meta = plain(message.meta)
+        for index, part in enumerate(message.parts):
+            self._set_part(index, plain(part))
+        self._find_text_part()
+
+    def open(self) -> None:
+        """Accept content from now on: the beginning of the message is stored."""
+        self.state = OPEN
+
+    def close(self) -> None:
+        """Accept no more content."""
+        self.state = ENDED
+
+    def check_open(self) -> None:
+        """Raise the refusal, or LocalError, unless content is accepted."""
+        if self.state is REFUSED and self.error is not None:
+            raise self.error
+        if self.state is NEW:
+            raise LocalError(f"message {self.id!r} is not open; enter `async with` before you write")
+        if self.state is not OPEN:
+            raise LocalError(f"message {self.id!r} has ended; text cannot be added to it")
+
+    def raise_error(self) -> None:
+        """Raise the refusal if there is one."""
+        if self.error is not None:
+            raise self.error
+
+    # -- content -----------------------------------------------------------------------------------------------
+
+    def accept_text(self, text: str, part: int | None = None) -> None:
+        """Add `text` to the last text part, or to part `part`; without a text part it opens one.
+
+        Half a surrogate pair at the end of `text` is held back until the next text of its part, or the end.
+        """
+        if self.state is not OPEN:
+            self.check_open()
+        if not isinstance(text, str):
+            raise InvalidRequest(f"text must be a str, got {type(text).__name__}")
+        index = self._text_part if part is None else self._checked_index(part)
+        if not text:
+            return
+        if index < 0:
+            index = self._reserve_text_part()
+        if text.isascii() and not self._halves:  # the common case
+            size = len(text)
+        else:
+            text = self._join_halves(text, index)
+            size = utf8_len(text)
+            if not text:
+                return
+        if self._texts_part != index:
+            self._gather()
+            self._texts_part = index
+        self._texts.append(text)
+        self.unstored_bytes += size
+
+    def accept_part(self, part: Part, index: int | None = None) -> int:
+        """Open a part (without `index`) or replace one. Return its index."""
+        self.check_open()
+        part = check_part(part, self.limits)
+        count = len(self._parts)
+        position = count if index is None else index
+        if not 0 <= position <= count:
+            raise LocalError(f"message {self.id!r} has {count} parts, got the index {position}; the next is {count}")
+        self._open_reserved()
+        self._gather()
+        self._halves.pop(position, None)
+        self._set_part(position, part)
+        self._find_text_part()
+        size = part_bytes(part)
+        self.unstored_bytes += size
+        self._put_part(position, part, size, is_replacing=position < count)
+        return position
+
+    def accept_update(self, meta: dict[str, Json]) -> None:
+        """Merge `meta` into the message's meta; None removes a key."""
+        self.check_open()
+        if not isinstance(meta, dict):
+            raise InvalidRequest(f"meta must be an object, got {shown(meta)}")
+        size = check_json(meta, self.limits.meta_bytes, "meta", depth=self.limits.depth)
+        self._gather()
+        self.unstored_bytes += size
+        self._put_update(plain(meta), size)
+
+    def accept_end(
+        self,
+        status: str = "complete",
+        *,
+        reason: str | None = None,
+        meta: dict[str, Json] | None = None,
+        is_server: bool = False,
+    ) -> None:
+        """End the message. Only the server may end it as `interrupted`."""
+        self.check_open()
+        if status == "interrupted" and not is_server:
+            raise InvalidRequest(
+                "status 'interrupted' is set by the server only; finish with 'complete', 'cancelled' or 'failed'"
+            )
+        end = FinishMessage(status=status, reason=reason, meta=meta or {}, generation=self.generation)  # type: ignore[arg-type]
+        check_finish(end, self.limits)
+        for part in tuple(self._halves):
+            self._release_half(part)
+        self._gather()
+        self._merge(end.meta)
+        self.unstored_bytes += 1
+        self._queue.append(OutgoingRequest(replace(end, meta=plain(end.meta), request=self._new_request()), 1))
+        self.state = ENDING
+
+    # -- requests ----------------------------------------------------------------------------------------------
+
+    def requests_to_send(self, max_bytes: int) -> list[OutgoingRequest]:
+        """Put requests in flight, about `max_bytes` in all but at least one. Return all in flight, in order."""
+        queue, in_flight = self._queue, self.in_flight
+        if not in_flight and not queue:  # the common case: text alone
+            self._gather()
+            if len(queue) == 1:
+                in_flight.append(queue.popleft())
+                return in_flight
+        room_bytes = max_bytes - sum([one.size_bytes for one in in_flight])
+        while queue or self._texts:
+            if in_flight and (room_bytes <= 0 or len(in_flight) >= self.max_in_flight):
+                break
+            if not queue:
+                self._gather()
+            if in_flight and self._must_wait(queue[0]):
+                break
+            one = queue.popleft()
+            room_bytes -= one.size_bytes
+            in_flight.append(one)
+        return in_flight
+
+    def stored(self, count: int) -> None:
+        """Forget the first `count` requests in flight, which are stored."""
+        in_flight = self.in_flight
+        if count == 1:  # the common case
+            self.unstored_bytes -= in_flight.pop(0).size_bytes
+        else:
+            self.unstored_bytes -= sum([one.size_bytes for one in in_flight[:count]])
+            del in_flight[:count]
+        if self.state is ENDING and not in_flight and not self._queue:
+            self.state = ENDED
+
+    def failed(self, error: HoldfastError) -> None:
+        """Note that no request in flight is stored: repeat them if `error` passes, else refuse all of them."""
+        if not error.retry:
+            self.refuse(error)
+
+    def refuse(self, error: HoldfastError) -> None:
+        """Drop all content that is not stored, and raise `error` at the next call."""
+        self.state = REFUSED
+        self.error = error
+        self._queue.clear()
+        self._texts.clear()
+        self._halves.clear()
+        self.in_flight.clear()
+        self.unstored_bytes = 0
+
+    def _must_wait(self, next_one: OutgoingRequest) -> bool:
+        """Return whether `next_one` cannot go together with the requests in flight.
+
+        A part is replaced after its text is stored: if the outcome of a commit is unknown, all requests in flight are
+        decided again, and text for a replaced part would be refused. An append without a part opens one.
+        """
+        request = next_one.request
+        return isinstance(request, PutPart) and any(
+            isinstance(one.request, AppendText) and one.request.part in (request.index, None) for one in self.in_flight
+        )
+
+    # -- parts -------------------------------------------------------------------------------------------------
+
+    def _set_part(self, index: int, part: Part, *, is_open: bool = True) -> None:
+        """Note `part` at `index`, instead of an earlier one."""
+        text = part.get(APPENDABLE.get(part["type"], ""), "")
+        self._parts[index : index + 1] = [OutgoingPart(part["type"], len(text), is_open)]
+
+    def _find_text_part(self) -> None:
+        texts = [index for index, part in enumerate(self._parts) if part.type == "text"]
+        self._text_part = texts[-1] if texts else -1
+
+    def _checked_index(self, index: int) -> int:
+        """Return `index` if the message has this part and the part accepts text."""
+        count = len(self._parts)
+        if not 0 <= index < count:
+            raise LocalError(f"message {self.id!r} has {count} parts, got the index {index}; open that part first")
+        if self._parts[index].type not in APPENDABLE:
+            raise NotText(
+                f"part {index} of message {self.id!r} is of type {shown(self._parts[index].type)}, "
+                "text can be appended to 'text', 'reasoning' and 'tool' only"
+            )
+        return index
+
+    def _reserve_text_part(self) -> int:
+        """Return the index of a new text part. It opens with its first text that is whole."""
+        self._text_part = len(self._parts)
+        self._set_part(self._text_part, {"type": "text", "text": ""}, is_open=False)
+        return self._text_part
+
+    def _open_reserved(self) -> None:
+        """Open a text part that has only half a surrogate pair so far, because another part opens after it."""
+        last = len(self._parts) - 1
+        if last >= 0 and not self._parts[last].is_open and not (self._texts and self._texts_part == last):
+            self._release_half(last)
+
+    # -- text --------------------------------------------------------------------------------------------------
+
+    def _join_halves(self, text: str, index: int) -> str:
+        """Return `text` after the held half of a pair, and hold back half a pair at its end."""
+        joiner = SurrogateJoiner()
+        joiner.held = self._halves.pop(index, "")
+        whole = joiner.write(text)
+        if joiner.held:
+            self._halves[index] = joiner.held
+        return whole
+
+    def _release_half(self, index: int) -> None:
+        """Accept a replacement character for the held half of a pair in part `index`: its other half never came."""
+        del self._halves[index]
+        self.accept_text("\ufffd", index)
+
+    def _gather(self) -> None:
+        """Queue the gathered text."""
+        texts = self._texts
+        if not texts:
+            return
+        text = texts[0] if len(texts) == 1 else "".join(texts)
+        texts.clear()
+        index = self._texts_part
+        part = self._parts[index]
+        length = len(text)
+        if part.is_open and length <= self._piece and text.isascii():  # the common case
+            request = AppendText(text=text, at=part.length, part=index, generation=self.generation)
+            self._queue.append(OutgoingRequest(request, length))
+            part.length += length
+        else:
+            self._queue_text(index, text)
+
+    def _queue_text(self, index: int, text: str) -> None:
+        """Queue `text` for the end of part `index`, and open the part if it is only reserved."""
+        part = self._parts[index]
+        for start in range(0, len(text), self._piece):
+            piece = text[start : start + self._piece]
+            size = utf8_len(piece)
+            if part.is_open:
+                request = AppendText(text=piece, at=part.length, part=index, generation=self.generation)
+                self._queue.append(OutgoingRequest(request, size))
+            else:
+                part.is_open = True
+                self._open_text_part(index, piece, size)
+            part.length += len(piece)
+
+    def _open_text_part(self, index: int, text: str, size: int) -> None:
+        """Queue the request that opens the text part `index` with `text`: an append to a message without one."""
+        request = AppendText(text=text, at=0, generation=self.generation)
+        self._queue.append(OutgoingRequest(request, size))
+
+    # -- other requests ----------------------------------------------------------------------------------------
+
+    def _new_request(self) -> str:
+        """Return a request id, unique to this writer, by which the message recognises a repeat."""
+        self._numbers += 1
+        return f"{self.nonce}{self.generation}.{self._numbers}"
+
+    def _put_part(self, index: int, part: Part, size: int, *, is_replacing: bool = False) -> None:
+        last = self._queue[-1] if self._queue else None
+        if is_replacing and last is not None and last.is_replacing and part_of(last.request) == index:
+            self._queue.pop()  # of a progress bar that a slow store holds up only the last value counts
+            self.unstored_bytes -= last.size_bytes
+        request = PutPart(index=index, part=part, generation=self.generation, request=self._new_request())
+        self._queue.append(OutgoingRequest(request, size, is_replacing))
+
+    def _put_update(self, meta: dict[str, Json], size: int) -> None:
+        self._merge(meta)
+        request = UpdateMessage(meta=meta, generation=self.generation, request=self._new_request())
+        self._queue.append(OutgoingRequest(request, size))
+
+    def _merge(self, meta: dict[str, Json]) -> None:
+        self.meta = {key: value for key, value in {**self.meta, **meta}.items() if value is not None}
+
+
+class OutgoingProperties:
+    """The properties of a message that both writers show."""
+
+    __slots__ = ("_outgoing",)
+
+    _outgoing: Outgoing
+
+    @property
+    def id(self) -> str:
+        """Return the id of the message."""
+        return self._outgoing.id
+
+    @property
+    def generation(self) -> int:
+        """Return the number of this writer among the writers of the message."""
+        return self._outgoing.generation
+
+    @property
+    def error(self) -> HoldfastError | None:
+        """Return the refusal of a request, which the next call raises."""
+        return self._outgoing.error
+
+    @property
+    def meta(self) -> dict[str, Json]:
+        """Return the message's meta after all accepted updates."""
+        return self._outgoing.meta
+
+    @property
+    def is_over(self) -> bool:
+        """Return whether the end of the message was accepted, or a request refused."""
+        return self._outgoing.is_over
+
+    @property
+    def length(self) -> int:
+        """Return the accepted code points of the text part that `append` goes to; 0 without one."""
+        return self._outgoing.length
+
+    @property
+    def unstored_bytes(self) -> int:
+        """Return the size of the accepted content that is not stored."""
+        return self._outgoing.unstored_bytes
+
+
+def end_for(error: BaseException) -> tuple[str, str | None]:
+    """Return status and public reason of a message whose block `error` ended. The traceback goes to the log."""
+    return (error.ends_as, error.code) if isinstance(error, HoldfastError) else ("failed", public_reason(error))
+
+
+def part_of(request: WriterRequest) -> int | None:
+    """Return the index of the part that `request` is about, or None."""
+    match request:
+        case AppendText():
+            return request.part
+        case PutPart():
+            return request.index
+    return None

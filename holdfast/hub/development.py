@@ -1,0 +1,48 @@
+"""Reasons of failed messages in development: which exception ended the block, and where.
+
+Layer: hub.
+
+A reason is stored with its message, and every reader of the channel sees it. So it names the class of the exception and
+a line of the app's code, and the exception's text only if the app asks for it: such a text may hold a key, a path or a
+customer's data. In production a reason says neither.
+"""
+
+from __future__ import annotations
+
+import sysconfig
+import traceback
+from pathlib import Path
+
+REASON_CHARACTERS = 200
+_LIBRARIES = tuple({sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")})
+_OURS = str(Path(__file__).parents[1])
+
+
+def exception_reason(error: BaseException, *, has_text: bool) -> str:
+    """Return `KeyError in bot.py, line 12`, and with `has_text` the exception's text, as text that can be stored."""
+    kind = type(error)
+    module = kind.__module__.partition(".")[0]
+    name = kind.__qualname__ if module in ("builtins", "__main__") else f"{module}.{kind.__qualname__}"
+    line = _line_of_app(error)
+    reason = f"{name} in {Path(line.filename).name}, line {line.lineno}" if line is not None else name
+    if has_text and (text := _text_of(error)):
+        reason = f"{reason}: {text}"
+    reason = "".join(letter if letter.isprintable() else " " for letter in reason)
+    return reason[:REASON_CHARACTERS].encode("utf-8", "replace").decode()
+
+
+def _line_of_app(error: BaseException) -> traceback.FrameSummary | None:
+    """Return the innermost line that is neither a library's nor ours."""
+    lines = traceback.extract_tb(error.__traceback__)
+    return next((line for line in reversed(lines) if _is_of_app(line.filename)), None)
+
+
+def _is_of_app(filename: str) -> bool:
+    return "-packages" not in filename and not filename.startswith((*_LIBRARIES, _OURS, "<"))
+
+
+def _text_of(error: BaseException) -> str:
+    try:
+        return str(error)
+    except Exception:  # of a foreign class
+        return ""

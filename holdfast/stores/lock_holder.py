@@ -1,0 +1,87 @@
+"""Who holds the lock of a store file: another process, a worker of the same server, or this process.
+
+Layer: stores.
+
+The lock file's first line names a process, but process ids are not enough: containers that share a file may have the
+same ones. So a set of the paths that this process holds decides what is "this process".
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from pathlib import Path
+from typing import NamedTuple
+
+_SHOWN_CHARACTERS = 200
+_here: set[str] = set()  # the paths of locks that this process holds
+_guard = threading.Lock()
+
+
+class Holder(NamedTuple):
+    """The holder of a lock, as a message names it."""
+
+    name: str  # `process 4711 (uvicorn)`, `this process`
+    is_here: bool
+    is_sibling: bool  # another worker of the same server: it does not end while this one runs
+
+    def remedy(self) -> str:
+        """Return the advice for a process that wants the lock."""
+        if self.is_here:
+            return (
+                "another Hub of this process has it open: use that Hub, or `await` its close() first; in a notebook, "
+                "restart the kernel, or keep the Hub in a cell of its own"
+            )
+        if self.is_sibling:
+            return "it is another worker of this server: run one worker, since one process has the store (--workers 1)"
+        return (
+            "stop it, or give each process its own file; with several workers or an overlapping reload, let one "
+            "process have the store"
+        )
+
+
+def holder_of(path: Path) -> Holder:
+    """Return the holder of the lock file at `path`, which another open file has locked."""
+    with _guard:
+        if str(path) in _here:
+            return Holder("this process", is_here=True, is_sibling=False)
+    try:
+        line = path.read_text(errors="replace").partition("\n")[0].strip()[:_SHOWN_CHARACTERS]
+    except OSError:
+        line = ""
+    words = line.split()
+    pid = int(words[1]) if len(words) > 1 and words[0] == "process" and words[1].isdecimal() else None
+    return Holder(line or "another process", is_here=False, is_sibling=pid is not None and _is_sibling_worker(pid))
+
+
+def note_held(path: Path) -> None:
+    """Record that this process has locked `path`."""
+    with _guard:
+        _here.add(str(path))
+
+
+def note_released(path: Path) -> None:
+    """Record that this process no longer holds the lock on `path`."""
+    with _guard:
+        _here.discard(str(path))
+
+
+def _is_sibling_worker(pid: int) -> bool:
+    """Return whether `pid` is another worker of the server that started this process, as far as that can be known."""
+    return _is_worker() and _parent_of(pid) == os.getppid()
+
+
+def _is_worker() -> bool:
+    """Return whether a server started this process as a worker: with `multiprocessing`, or by a fork of gunicorn."""
+    processes = sys.modules.get("multiprocessing.process")
+    return getattr(processes, "parent_process", lambda: None)() is not None or "gunicorn.workers.base" in sys.modules
+
+
+def _parent_of(pid: int) -> int | None:
+    """Return the parent of a process; None if the system does not tell."""
+    try:
+        # The name of the program is in brackets and may itself hold spaces and brackets.
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    except (OSError, ValueError, IndexError):
+        return None

@@ -1,0 +1,102 @@
+/**
+ * React hooks over the client. Each renders a component only when its own value has changed.
+ *
+ * A channel is followed while a mounted component uses it, and one second longer: StrictMode mounts twice, and a page
+ * that changes between two chats would otherwise connect anew each time. On a server the hooks return an empty view.
+ * @module
+ */
+
+import { createContext, createElement, useContext, useEffect, useSyncExternalStore } from "react"
+
+/** @typedef {import("./client.js").Client} Client */
+/** @typedef {import("./client.js").Status} Status */
+/** @typedef {import("./channel.js").Channel} Channel */
+/** @typedef {import("./channel.js").Snapshot} Snapshot */
+/** @typedef {import("./snapshot.js").Message} Message */
+
+const CLOSE_MS = 1_000
+const Context = createContext(/** @type {Client | null} */ (null))
+/** @type {readonly Message[]} */
+const NO_MESSAGES = []
+/** @type {Snapshot} */
+const EMPTY = {
+  messages: NO_MESSAGES, streaming: NO_MESSAGES, hasOlder: false, more: false, presence: { members: [], count: 0 },
+  commands: [], you: null, state: "connecting", error: null, lastCatchUp: null,
+  status: { state: "connecting", error: null, transport: "websocket", retryAt: null },
+}
+
+/** @typedef {{ count: number, timer?: ReturnType<typeof setTimeout> }} Use */
+/** @type {WeakMap<Channel, Use>} how many mounted components use a channel */
+const uses = new WeakMap()
+
+/** Give all hooks below it a client. @param {{ client: Client, children?: import("react").ReactNode }} props */
+export function HoldfastProvider({ client, children }) {
+  return createElement(Context.Provider, { value: client }, children)
+}
+
+/** Return the client of the provider. */
+export function useClient() {
+  const client = useContext(Context)
+  if (!client) throw new Error("this component needs a <HoldfastProvider client={connect({ url })}> above it")
+  return client
+}
+
+/**
+ * Return a channel, for its verbs, and follow it while the component is mounted.
+ * @param {string} name @param {{ history?: number }} [options] @returns {Channel}
+ */
+export function useChannel(name, options) {
+  const client = useClient()
+  const channel = client.channel(name, options)
+  const use = useOf(channel)
+  useEffect(() => {
+    use.count++
+    clearTimeout(use.timer)
+    return () => {
+      use.count--
+      closeLater(channel, use)
+    }
+  }, [channel, use])
+  return channel
+}
+
+/** Return the snapshot of a channel. @param {string} name @param {{ history?: number }} [options] @returns {Snapshot} */
+export function useSnapshot(name, options) {
+  const channel = useChannel(name, options)
+  return useSyncExternalStore(channel.subscribe, channel.getSnapshot, () => EMPTY)
+}
+
+/** Return the messages of a channel; renders only when one of them has changed. @param {string} name @param {{ history?: number }} [options] */
+export function useMessages(name, options) {
+  const channel = useChannel(name, options)
+  return useSyncExternalStore(channel.subscribe, () => channel.getSnapshot().messages, () => NO_MESSAGES)
+}
+
+/** Return one message; renders only when this message has changed. @param {string} name @param {string} id @returns {Message | undefined} */
+export function useMessage(name, id) {
+  const channel = useChannel(name)
+  const find = () => channel.getSnapshot().messages.find((message) => message.id === id)
+  return useSyncExternalStore(channel.subscribe, find, () => undefined)
+}
+
+/** Return the status of the client. @returns {Status} */
+export function useStatus() {
+  const client = useClient()
+  return useSyncExternalStore(client.subscribe, () => client.status, () => EMPTY.status)
+}
+
+/** @param {Channel} channel @returns {Use} */
+function useOf(channel) {
+  let use = uses.get(channel)
+  if (!use) {
+    uses.set(channel, (use = { count: 0 }))
+    closeLater(channel, use) // unless the component is mounted: React may drop what it has rendered
+  }
+  return use
+}
+
+/** @param {Channel} channel @param {Use} use */
+function closeLater(channel, use) {
+  clearTimeout(use.timer)
+  use.timer = setTimeout(() => use.count === 0 && channel.close(), CLOSE_MS)
+}

@@ -1,0 +1,137 @@
+"""Attacks by many connections whose peers send nothing, half a head, or a head that is nearly too large."""
+
+from __future__ import annotations
+
+import asyncio
+import resource
+from collections.abc import Iterator
+from contextlib import AsyncExitStack, contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.attacks.scene import MIB, PERSON, Scene, introduces_itself, run, scene, token
+from wirecheck import SseViewer
+
+HALF = "GET /healthz HTTP/1.1\r\nHost: localhost\r\nX-Long: "
+SOCKET = (
+    "GET /v1/ws HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+    "Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n"
+)
+FORWARDED = "X-Forwarded-For: 203.0.113.7\r\n"
+OF_ADDRESS = 256  # as `docs/security.md` has it
+IN_ALL = 1_000
+SPARE = 200  # the clients of the test, and connections that begin or end at the moment
+GRACE_S = 3.0  # of the sweep, once a second, and of a machine with other work
+# Python's arguments in place of `-m holdfast`: a system that allows only 1,024 files.
+FEW_FILES = (
+    "-c",
+    "import resource, runpy; resource.setrlimit(resource.RLIMIT_NOFILE, (1024, 1024));"
+    "runpy.run_module('holdfast', run_name='__main__')",
+)
+
+
+@contextmanager
+def soft_limit(files: int) -> Iterator[None]:
+    """Start processes with this soft limit of open files."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (files, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+async def good_clients(one: Scene, count: int = 20) -> int:
+    """Return how many of so many new clients get in: half of them by SSE, and half by a socket with `auth`."""
+
+    async def follows(number: int) -> bool:
+        if number % 2:
+            return await introduces_itself(one, f"good-{number}")
+        headers = {"Authorization": f"Bearer {token(f'good-{number}', PERSON)}"}
+        try:
+            async with SseViewer("127.0.0.1", one.port, "bystander", headers=headers) as viewer:
+                await viewer.until_attached(5.0)
+        except (OSError, TimeoutError):
+            return False
+        return viewer.checker.violations == []
+
+    return sum(await asyncio.gather(*(follows(number) for number in range(count))))
+
+
+@pytest.mark.parametrize(("begin", "filler"), [("", 0), (HALF, 10)], ids=["nothing", "half a head"])
+async def test_silent_connections_of_one_address_end(attacked: Scene, begin: str, filler: int) -> None:
+    outcome = await run(
+        attacked,
+        "crowd",
+        total=1_100,
+        begin=begin,
+        filler=filler,
+        seconds=20,
+        beside=lambda: good_clients(attacked),
+    )
+    outcome.check(64 * MIB)
+    assert outcome.beside == 20
+    assert outcome.descriptors < OF_ADDRESS + SPARE, outcome
+    assert outcome.report["left"] == 0, outcome
+    assert outcome.report["last_end_s"] < 10 + 2 * GRACE_S, outcome
+    assert await attacked.until_memory_is_back(outcome.before_bytes) < 30
+
+
+async def test_two_thousand_large_heads_take_little_memory(attacked: Scene) -> None:
+    outcome = await run(attacked, "crowd", total=2_000, addresses=20, begin=HALF, filler=65_000, seconds=20)
+    outcome.check(64 * MIB)
+    assert outcome.descriptors < IN_ALL + SPARE, outcome
+    assert outcome.report["left"] == 0, outcome
+    assert await attacked.until_memory_is_back(outcome.before_bytes) < 30
+
+
+async def test_soft_limit_of_open_files_is_raised_at_the_start(tmp_path: Path) -> None:
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with soft_limit(256):
+        async with scene(tmp_path) as one:
+            assert resource.prlimit(one.pid, resource.RLIMIT_NOFILE)[0] == min(hard, 1_048_576)
+
+
+async def test_known_clients_get_in_where_few_files_may_be_open(tmp_path: Path) -> None:
+    async with scene(tmp_path, by=FEW_FILES) as one, AsyncExitStack() as stack:
+        for number in range(300):
+            headers = {"Authorization": f"Bearer {token(f'known-{number // 20}', PERSON)}"}
+            await stack.enter_async_context(SseViewer("127.0.0.1", one.port, "quiet", headers=headers))
+        outcome = await run(one, "crowd", total=2_000, addresses=20, seconds=6, beside=lambda: good_clients(one))
+        outcome.check(64 * MIB)
+        assert outcome.beside == 20
+        assert "out of system resource" not in one.server.output
+
+
+async def proxied_clients(one: Scene, address: str) -> int:
+    """Return how many of 20 clients with addresses of their own get in by a socket through a proxy on `address`."""
+    clients = [
+        introduces_itself(one, f"good-{number}", address, f"X-Forwarded-For: 198.51.100.{number}\r\n")
+        for number in range(20)
+    ]
+    return sum(await asyncio.gather(*clients))
+
+
+async def test_address_behind_a_trusted_proxy_is_the_forwarded_one(tmp_path: Path) -> None:
+    async with scene(tmp_path, "--trust-proxy", "127.0.3.0/24,10.0.0.0/8") as one:
+        # The attacker names others, which counts only in front of the address that the proxy adds.
+        begin = f"{SOCKET}X-Forwarded-For: 198.51.100.1, 203.0.113.7, 10.0.0.1\r\n\r\n"
+        outcome = await run(
+            one,
+            "crowd",
+            total=1_500,
+            first_address=3,
+            begin=begin,
+            seconds=4,
+            beside=lambda: proxied_clients(one, "127.0.3.9"),
+        )
+        outcome.check(64 * MIB)
+        assert outcome.beside == 20
+        assert outcome.descriptors < OF_ADDRESS + SPARE, outcome
+
+
+async def test_forwarded_address_of_another_peer_does_not_count(attacked: Scene) -> None:
+    outcome = await run(attacked, "crowd", total=1_500, begin=f"{SOCKET}{FORWARDED}\r\n", seconds=4)
+    outcome.check(64 * MIB)
+    assert outcome.descriptors < OF_ADDRESS + SPARE, outcome

@@ -1,0 +1,265 @@
+"""A hub without a verifier serves its own machine and user only; every other peer is refused, and told why.
+
+Layer: tests.
+
+Real servers (`holdfast serve`), a real nginx, and real processes of other accounts.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from chaos.processes import free_port
+from holdfast.testing.proxy import FaultProxy
+from tests.accounts import NOBODY, ask_as, needs_accounts, request_of
+from tests.attacks.nginx import needs_nginx, nginx
+from tests.processes import PATIENCE_S, Process, Server, request, serving
+
+UPGRADE = {"Upgrade": "websocket", "Sec_WebSocket_Key": "x3JJHMbDL1EzLkh9GBhXDw==", "Sec_WebSocket_Version": "13"}
+
+# What a stranger tries: to read, to follow, to write, to delete, and to open a socket.
+TRIES = {
+    "page": request_of("GET", "/v1/channels/c/messages"),
+    "events": request_of("GET", "/v1/channels/c/events"),
+    "poll": request_of("GET", "/v1/channels/c/poll"),
+    "message": request_of("POST", "/v1/channels/c/messages", b'{"id": "stranger", "text": "hello"}'),
+    "delete": request_of("DELETE", "/v1/channels/c"),
+    "ticket": request_of("POST", "/v1/tickets", b'{"channel": "c"}'),
+    "metrics": request_of("GET", "/metrics"),
+    "socket": request_of("GET", "/v1/ws", **UPGRADE).replace(b"Connection: close", b"Connection: Upgrade"),
+}
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A hub without a verifier, with one message in the channel `c`."""
+    with serving("serve", tmp_path_factory.mktemp("hub")) as server:
+        assert server.post("/v1/channels/c/messages", {"id": "own", "text": "secret"})[0] == 201
+        yield server
+
+
+@pytest.fixture(autouse=True)
+def check_channel(server: Server) -> Iterator[None]:
+    """No stranger has changed the channel, and the owner is still served."""
+    yield
+    status, page = server.get("/v1/channels/c/messages")
+    assert status == 200
+    assert [message["id"] for message in page["messages"]] == ["own"]
+
+
+def send(port: int, data: bytes, *, host: str = "127.0.0.1") -> bytes:
+    """Send bytes from this process's account; return all bytes until the server closes."""
+    with socket.create_connection((host, port), timeout=PATIENCE_S) as peer:
+        peer.sendall(data)
+        return b"".join(iter(partial(peer.recv, 65536), b""))
+
+
+def check_refused(answer: bytes, reason: str) -> None:
+    """Assert that `answer` is the refusal of a hub without a verifier, for this reason."""
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert head.split(b" ", 2)[1] == b"403", answer
+    problem = json.loads(body)
+    assert problem["code"] == "no_verifier"
+    assert reason in problem["detail"]
+    assert "authenticate=" in problem["detail"]
+    assert b"secret" not in answer
+
+
+@needs_nginx
+@pytest.mark.parametrize("user", ["nobody", "root"])
+def test_stranger_behind_nginx_s_default_proxy_pass_is_refused(server: Server, tmp_path: Path, user: str) -> None:
+    with nginx(tmp_path, server.port, f"proxy_pass http://127.0.0.1:{server.port};", user=user) as port:
+        for data in TRIES.values():
+            check_refused(send(port, data), "HTTP/1.0 comes from a proxy such as nginx")
+
+
+@needs_nginx
+@pytest.mark.parametrize(
+    ("location", "reason"),
+    [
+        ("proxy_pass http://hub; proxy_http_version 1.1;", "the Host header is 'hub'"),
+        ("proxy_pass http://hub; proxy_http_version 1.1; proxy_set_header Host $host;", "the Host header is 'chat."),
+        (
+            "proxy_pass http://hub; proxy_http_version 1.1; proxy_set_header Host localhost;"
+            "proxy_set_header X-Forwarded-For $proxy_add_x_forwarded_for;",
+            "the header 'x-forwarded-for' shows that a proxy forwarded the request",
+        ),
+        (
+            "proxy_pass http://hub; proxy_http_version 1.1; proxy_set_header Host localhost;"
+            "proxy_set_header X-Real-IP $remote_addr;",
+            "the header 'x-real-ip' shows that a proxy forwarded the request",
+        ),
+    ],
+)
+def test_proxy_of_the_server_s_own_account_is_seen_by_its_requests(
+    server: Server, tmp_path: Path, location: str, reason: str
+) -> None:
+    with nginx(tmp_path, server.port, location, user="root") as port:
+        for data in TRIES.values():
+            check_refused(send(port, data.replace(b"Host: localhost", b"Host: chat.example")), reason)
+
+
+@needs_nginx
+@needs_accounts
+def test_proxy_with_an_account_of_its_own_is_refused_whatever_it_sends(server: Server, tmp_path: Path) -> None:
+    silent = (
+        f"proxy_pass http://127.0.0.1:{server.port}; proxy_http_version 1.1; proxy_set_header Host localhost;"
+        'proxy_set_header Connection "";'
+    )
+    with nginx(tmp_path, server.port, silent) as port:
+        for data in TRIES.values():
+            check_refused(send(port, data), f"belongs to the user nobody ({NOBODY})")
+
+
+@needs_accounts
+@pytest.mark.parametrize("name", TRIES)
+def test_other_account_of_this_machine_is_refused(server: Server, name: str) -> None:
+    for ending in ("read", "half"):
+        check_refused(ask_as(NOBODY, server.port, TRIES[name], ending=ending), f"belongs to the user nobody ({NOBODY})")
+
+
+@needs_accounts
+@pytest.mark.parametrize("ending", ["close", "reset"])
+def test_other_account_that_closes_at_once_has_no_effect(server: Server, ending: str) -> None:
+    for _ in range(20):
+        ask_as(NOBODY, server.port, TRIES["message"], ending=ending)
+        ask_as(NOBODY, server.port, TRIES["delete"], ending=ending)
+
+
+@pytest.mark.parametrize("header", ["Forwarded", "Via", "X-Forwarded-Host", "X-Real-IP", "CF-Ray", "X-Envoy-Peer"])
+def test_every_header_of_a_proxy_is_refused(server: Server, header: str) -> None:
+    for data in TRIES.values():
+        check_refused(
+            send(server.port, data.replace(b"\r\n\r\n", f"\r\n{header}: 1\r\n\r\n".encode(), 1)), header.lower()
+        )
+
+
+@pytest.mark.parametrize(
+    "host", ["rebound.example", "localhost.rebound.example", "localhost@rebound.example", "[::1]rebound.example"]
+)
+def test_rebound_name_is_refused(server: Server, host: str) -> None:
+    """A page lets its own name point at 127.0.0.1: the browser then sends that name as Host and as Origin."""
+    for name, data in TRIES.items():
+        origin = f"http://{host}".encode()
+        rebound = data.replace(b"Host: localhost\r\n", b"Host: %b\r\nOrigin: %b\r\n" % (host.encode(), origin))
+        assert rebound != data, name
+        check_refused(send(server.port, rebound), "the Host header is")
+
+
+@pytest.mark.parametrize("site", ["cross-site", "same-site"])
+def test_request_of_a_foreign_page_without_an_origin_is_refused(server: Server, site: str) -> None:
+    """A browser names no Origin for images, scripts and links, but names the relation of the two sites."""
+    data = TRIES["page"].replace(b"\r\n\r\n", f"\r\nSec-Fetch-Site: {site}\r\n\r\n".encode())
+    answer = send(server.port, data)
+    assert b" 403 " in answer
+    assert b"allowed_origins" in answer
+
+
+# Peers that must stay welcome
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+def test_own_account_is_served(server: Server, host: str) -> None:
+    assert b"secret" in send(server.port, TRIES["page"], host=host)
+
+
+def test_peer_that_has_shut_down_its_sending_side_is_not_taken_for_a_stranger(tmp_path: Path) -> None:
+    """The server below us may drop such a request, since it takes the peer for gone; it is never refused."""
+    with serving("serve", tmp_path) as fresh:
+        for _ in range(20):
+            with socket.create_connection(("127.0.0.1", fresh.port), timeout=PATIENCE_S) as peer:
+                peer.sendall(TRIES["page"])
+                peer.shutdown(socket.SHUT_WR)
+                assert b"no_verifier" not in b"".join(iter(partial(peer.recv, 65536), b""))
+        assert "refused" not in fresh.output
+
+
+async def test_forwarded_port_is_served(server: Server) -> None:
+    """SSH and editors forward a port with a process of the user, byte for byte."""
+    async with FaultProxy("127.0.0.1", server.port) as proxy:
+        assert b"secret" in await asyncio.to_thread(send, proxy.port, TRIES["page"])
+
+
+# A server with an account of its own
+
+_SERVE_AS = """
+import os, sys
+import holdfast.serving, holdfast.cli, holdfast.app, uvicorn, uvicorn.protocols.http.httptools_impl
+import uvicorn.protocols.websockets.websockets_sansio_impl, uvicorn.lifespan.on, encodings.idna, holdfast.stores.memory
+user = int(sys.argv.pop(1))
+os.setgroups([]), os.setgid(user), os.setuid(user)
+holdfast.cli.main()
+"""
+
+
+class AccountServer(Process):
+    """`holdfast serve` with an account of its own."""
+
+    def __init__(self, user: int, folder: Path) -> None:
+        self.port = free_port()
+        arguments = [_SERVE_AS, str(user), "serve", "--port", str(self.port), "--store", "memory://"]
+        super().__init__(["-c", *arguments], folder / "account.log")
+
+    def start(self) -> None:
+        """Start, and wait until it serves root."""
+        super().start()
+        deadline_s = time.monotonic() + PATIENCE_S
+        while time.monotonic() < deadline_s and self.running.poll() is None:
+            try:
+                assert request(self.port, "GET", "/healthz")[0] == 200, self.output
+            except ConnectionError:
+                time.sleep(0.02)  # between two tries to connect to a process that is starting
+            else:
+                return
+        raise AssertionError(self.output)
+
+
+@needs_accounts
+def test_server_with_an_account_serves_that_account_and_root_alone(tmp_path: Path) -> None:
+    account, other = 1, NOBODY
+    server = AccountServer(account, tmp_path)
+    try:
+        server.start()
+        assert request(server.port, "POST", "/v1/channels/c/messages", {"id": "own", "text": "secret"})[0] == 201
+        assert b"secret" in ask_as(account, server.port, TRIES["page"])
+        for ending in ("read", "half"):
+            for data in TRIES.values():
+                check_refused(ask_as(other, server.port, data, ending=ending), f"the user nobody ({other})")
+        for ending in ("close", "reset"):
+            for _ in range(10):
+                ask_as(other, server.port, TRIES["message"], ending=ending)
+                ask_as(other, server.port, TRIES["delete"], ending=ending)
+        page: Any = request(server.port, "GET", "/v1/channels/c/messages")[1]
+        assert [message["id"] for message in page["messages"]] == ["own"]
+    finally:
+        server.clean_up()
+
+
+# A hub that accepts everyone
+
+
+def test_hub_for_everyone_on_loopback_refuses_rebound_names(tmp_path: Path) -> None:
+    with serving("serve", tmp_path, "--allow-everyone", "--public-origin", "https://chat.example") as server:
+        for host, status in ((b"localhost", b"200"), (b"chat.example", b"200"), (b"rebound.example", b"403")):
+            answer = send(server.port, TRIES["page"].replace(b"Host: localhost", b"Host: " + host))
+            assert answer.split(b" ", 2)[1] == status
+        assert b"--public-origin" in answer
+
+
+def test_public_origin_must_be_an_origin() -> None:
+    arguments = ["-m", "holdfast", "serve", "--store", "memory://", "--public-origin", "chat.example"]
+    done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1
+    assert "public_origin must be an origin such as" in done.stderr

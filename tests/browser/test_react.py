@@ -1,0 +1,123 @@
+"""The React example of the documentation runs in Chromium, built by a bundler from the page's own code block.
+
+Layer: tests.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+from playwright.async_api import Browser
+from starlette.applications import Starlette
+from starlette.responses import HTMLResponse, Response
+from starlette.routing import Mount, Route
+
+from tests.browser.test_client import page_at
+from tests.transports.conftest import new_hub, serving
+
+ROOT = Path(__file__).parents[2]
+WEB = ROOT / "holdfast" / "web"
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")  # as the browser
+
+# Two components of their own: one counts how often it renders. StrictMode mounts each component twice.
+_MAIN = """
+import { StrictMode, createElement } from "react"
+import { createRoot } from "react-dom/client"
+import Page from "./page.jsx"
+createRoot(document.getElementById("root")).render(createElement(StrictMode, null, createElement(Page)))
+"""
+_OWN = """
+import { connect } from "holdfast"
+import { HoldfastProvider, useMessage, useStatus } from "holdfast/react"
+const client = window.client = connect({ url: "/holdfast" })
+window.renders = { first: 0, second: 0 }
+function One({ id }) {
+  const message = useMessage("chat:1", id)
+  window.renders[id]++
+  return <p id={id}>{message?.text}</p>
+}
+const Status = () => <p id="status">{useStatus().state}</p>
+export default function Page() {
+  return <HoldfastProvider client={client}><One id="first" /><One id="second" /><Status /></HoldfastProvider>
+}
+"""
+
+
+def documented_page() -> str:
+    found = re.search(r"```jsx\n(.*?)```", (ROOT / "docs" / "browser.md").read_text(), re.DOTALL)
+    assert found is not None
+    return found[1]
+
+
+def bundle(folder: Path, page: str) -> str:
+    """Return the page with React and the client, as esbuild bundles them for a browser."""
+    (folder / "page.jsx").write_text(page)
+    (folder / "main.jsx").write_text(_MAIN)
+    program = ROOT / "node_modules" / ".bin" / "esbuild"
+    aliases = [f"--alias:holdfast={WEB}/client.js", f"--alias:holdfast/react={WEB}/react.js"]
+    packages = [f"--alias:{name}={ROOT}/node_modules/{name}" for name in ("react", "react-dom")]
+    subprocess.run(
+        [
+            *(program, folder / "main.jsx", f"--outfile={folder}/bundle.js"),
+            *("--bundle", "--format=esm", "--jsx=automatic", "--log-level=error", *aliases, *packages),
+        ],
+        check=True,
+        timeout=60,
+    )
+    return (folder / "bundle.js").read_text()
+
+
+async def app_of(folder: Path, page: str) -> Starlette:
+    script = await asyncio.to_thread(bundle, folder, page)
+
+    async def document(request: object) -> HTMLResponse:
+        return HTMLResponse("<!doctype html><div id=root></div><script type=module src=/bundle.js></script>")
+
+    async def code(request: object) -> Response:
+        return Response(script, media_type="text/javascript")
+
+    return Starlette(routes=[Route("/", document), Route("/bundle.js", code)])
+
+
+async def test_documented_chat_sends_and_shows_messages_in_strict_mode(browser: Browser, tmp_path: Path) -> None:
+    hub = new_hub()
+    app = await app_of(tmp_path, documented_page())
+    app.routes.append(Mount("/holdfast", hub))
+    async with serving(hub, app) as served:
+        window = await page_at(browser, served.port)
+        await window.fill("input[name=text]", "Hello")
+        await window.press("input[name=text]", "Enter")
+        await window.wait_for_selector("text=Hello")
+        await served.until(lambda: hub.stats()["feeds"] == 1)
+        history = await hub.history("chat:1")
+        assert [one.text for one in history.messages] == ["Hello"]
+        await hub.create("chat:1", role="assistant", text="Hi there")
+        await window.wait_for_selector("text=Hi there")
+        await window.goto("about:blank")
+
+
+async def test_component_of_one_message_renders_only_for_its_own_changes(browser: Browser, tmp_path: Path) -> None:
+    hub = new_hub()
+    app = await app_of(tmp_path, _OWN)
+    app.routes.append(Mount("/holdfast", hub))
+    async with serving(hub, app) as served:
+        await hub.create("chat:1", id="first", text="one")
+        async with hub.message("chat:1", id="second") as message:
+            await message.append("two")
+            window = await page_at(browser, served.port)
+            await window.wait_for_function("() => document.getElementById('second')?.textContent === 'two'")
+            await window.wait_for_function("() => document.getElementById('status').textContent === 'live'")
+            before = await window.evaluate("({ ...window.renders })")
+            for number in range(5):
+                await message.append(f" {number}")
+                shown = "two" + "".join(f" {one}" for one in range(number + 1))
+                await window.wait_for_function("t => document.getElementById('second').textContent === t", arg=shown)
+        after = await window.evaluate("window.renders")
+        assert after["first"] == before["first"]
+        assert after["second"] > before["second"]
+        await window.goto("about:blank")

@@ -1,0 +1,548 @@
+"""The state machine of message writers, and its law: the stored message is exactly the accepted content.
+
+Layer: tests.
+
+The requests of the machine are decided and folded by the real core; only the failures between both are drawn.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from holdfast.core.errors import (
+    Busy,
+    Draining,
+    Fenced,
+    Finished,
+    HoldfastError,
+    InvalidRequest,
+    LocalError,
+    Mismatch,
+    NotFound,
+    NotText,
+    StoreUnavailable,
+    TooLarge,
+)
+from holdfast.core.limits import Limits
+from holdfast.core.model import Message
+from holdfast.core.outgoing import Outgoing, OutgoingRequest, OutgoingState
+from holdfast.core.outgoing_remote import MAX_REFILLS, RemoteOutgoing
+from holdfast.core.requests import AppendText, FinishMessage, PutPart, UpdateMessage
+from tests.core.harness import APP, LogHarness
+from tests.core.writing import Action, Expected, contents
+
+LIMITS = Limits(append_bytes=400)  # pieces of 100 characters, so that some text needs several
+EXAMPLES = 4 * settings.default.max_examples  # they are cheap
+VERBS = {"append": "accept_text", "part": "accept_part", "update": "accept_update"}
+
+
+def new_log(**meta: Any) -> LogHarness:
+    """Return a channel with an empty streaming message `m`."""
+    harness = LogHarness(batches=True)
+    harness.stream("m", caller=APP, meta=meta)
+    harness.commit()
+    return harness
+
+
+def opened(kind: type[Outgoing] = Outgoing, harness: LogHarness | None = None) -> Outgoing:
+    """Return a writer that is open at the end of message `m`."""
+    outgoing = kind("m", LIMITS, "n")
+    outgoing.load((harness or new_log()).message("m"), 1)
+    outgoing.open()
+    return outgoing
+
+
+def opened_remote(harness: LogHarness | None = None) -> RemoteOutgoing:
+    outgoing = opened(RemoteOutgoing, harness)
+    assert isinstance(outgoing, RemoteOutgoing)
+    outgoing.epoch = "e1"
+    return outgoing
+
+
+def accept(outgoing: Outgoing, expected: Expected, action: Action) -> None:
+    for name, arguments in expected.accept(action):
+        getattr(outgoing, VERBS[name])(*arguments)
+
+
+def requests(outgoing: Outgoing, max_bytes: int = 10_000) -> list[Any]:
+    return [one.request for one in outgoing.requests_to_send(max_bytes)]
+
+
+# The law in process -----------------------------------------------------------------------------------------------
+
+commits = st.tuples(st.just("commit"), st.sampled_from(["stored", "failed", "unknown"]))
+
+
+def commit(outgoing: Outgoing, harness: LogHarness, outcome: str, max_bytes: int = 10_000) -> None:
+    """Decide the writer's requests as one batch. With an unknown outcome it is stored, and decided again later."""
+    sent = requests(outgoing, max_bytes)
+    if outcome == "failed":
+        outgoing.failed(StoreUnavailable("disk full"))
+        return
+    for request in sent:
+        harness.ask("m", request, APP)
+    harness.commit()
+    if outcome == "stored":
+        outgoing.stored(len(sent))
+
+
+# A part is replaced while text for it is in a commit with an unknown outcome.
+@example([("append", "the "), ("commit", "unknown"), ("rewrite", "new "), ("commit", "unknown")], 10_000)
+@example([("append", "the "), ("commit", "stored"), ("append", "x"), ("rewrite", "new "), ("commit", "unknown")], 1)
+# Half a character goes with the text that a rewrite drops.
+@example([("append", "\ud83d"), ("rewrite", "new "), ("append", "\ude00")], 10_000)
+# Half a character has reserved the text part when another part opens.
+@example([("append", "\ud83d"), ("bar", 1)], 10_000)
+@settings(max_examples=EXAMPLES)
+@given(st.lists(st.one_of(contents, contents, commits), max_size=30), st.sampled_from([1, 200, 10_000]))
+def test_stored_message_is_the_accepted_content_after_failed_commits(todo: list[Action], max_bytes: int) -> None:
+    harness, expected = new_log(), Expected()
+    outgoing = opened(Outgoing, harness)
+    for action in todo:
+        if action[0] == "commit":
+            commit(outgoing, harness, action[1], max_bytes)
+        else:
+            accept(outgoing, expected, action)
+    outgoing.accept_end(meta={"end": 1})
+    expected.meta["end"] = 1
+    assert outgoing.meta == expected.meta
+    for _ in range(1_000):
+        commit(outgoing, harness, "stored", max_bytes)
+        if outgoing.state is OutgoingState.ENDED:
+            break
+    expected.check(harness.message("m"))
+    assert outgoing.unstored_bytes == 0
+
+
+# The law over a network -------------------------------------------------------------------------------------------
+
+responses = st.tuples(st.just("respond"), st.sampled_from(["stored", "stored", "busy"]))
+cuts = st.tuples(st.just("cut"), st.integers(0, 8))
+losses = st.tuples(st.just("lose"), st.none())
+events = st.one_of(responses, responses, responses, cuts, losses)
+
+
+class Network:
+    """A server that decides each request on its own, and a connection that can be cut around each decision."""
+
+    def __init__(self) -> None:
+        self.harness = new_log(kept=1)
+        self.outgoing = opened_remote(self.harness)
+        self.epoch = "e1"
+        self.refills = 0
+        self._unanswered: deque[OutgoingRequest] = deque()
+
+    def step(self, kind: str, value: Any) -> None:
+        """Let the server respond to the oldest request, cut the connection, or lose the server's log."""
+        self.send()
+        match kind:
+            case "respond" if self._unanswered:
+                one = self._unanswered.popleft()
+                error = Busy("try again") if value == "busy" else self._decide(one)
+                if error is None:
+                    self.outgoing.request_stored(one)
+                else:
+                    self.outgoing.request_failed(one, error)
+                self._continue()
+            case "cut":
+                self._cut(value)
+            case "lose":
+                self._cut(0, is_lost=True)
+
+    def send(self) -> None:
+        self._unanswered.extend(self.outgoing.requests_to_send(10_000))
+        assert len(self._unanswered) <= RemoteOutgoing.max_in_flight
+
+    def _cut(self, arrived: int, *, is_lost: bool = False) -> None:
+        """Decide the first `arrived` requests; no response to any request comes through."""
+        unanswered, self._unanswered = tuple(self._unanswered), deque()
+        for number, one in enumerate(unanswered):
+            if number < arrived:
+                self._decide(one)
+            self.outgoing.request_failed(one, StoreUnavailable("the connection broke"))
+        self.outgoing.disconnected(StoreUnavailable("the connection broke"))
+        if is_lost:
+            self.harness = new_log(kept=1)
+            self.epoch += "x"
+        self._see()
+
+    def _decide(self, one: OutgoingRequest) -> HoldfastError | None:
+        try:
+            self.harness.ask("m", one.request, APP)
+        except HoldfastError as error:
+            return error
+        finally:
+            self.harness.commit()
+        return None
+
+    def _continue(self) -> None:
+        if self.outgoing.trouble is not None and not self.outgoing.in_flight:
+            if self.outgoing.is_lost:
+                self._see()
+            else:
+                self.outgoing.resume()
+
+    def _see(self) -> None:
+        self.refills += self.outgoing.seen(self.harness.message("m"), self.epoch)
+
+
+# The last value of a part, or of a key, must stay last when an earlier one was refused for now.
+@example([("bar", 1), ("bar", 2), ("respond", "busy"), ("bar", 3)], [])
+@example([("meta", {"a": 1}), ("respond", "stored"), ("meta", {"a": 2}), ("respond", "busy")], [])
+# Text for a replaced part must not be added to the earlier one, which is as long.
+@example(
+    [("append", "the "), ("respond", "stored"), ("rewrite", "new "), ("append", "\n"), ("respond", "busy")],
+    [("respond", "stored")],
+)
+@example(
+    [("append", "the "), ("respond", "stored"), ("append", "\n"), ("rewrite", "new "), ("respond", "busy")],
+    [("respond", "stored")],
+)
+# All content may be there already, with no request left.
+@example([("meta", {"a": None}), ("respond", "stored"), ("lose", None)], [])
+# A refill needs several requests.
+@example([("append", "x" * 300), ("respond", "stored"), ("lose", None)], [("lose", None)])
+@settings(max_examples=EXAMPLES)
+@given(st.lists(st.one_of(contents, events, events), max_size=40), st.lists(events, max_size=10))
+def test_stored_message_is_the_accepted_content_after_cuts_refusals_and_losses(
+    todo: list[Action], at_the_end: list[Action]
+) -> None:
+    network, expected = Network(), Expected({"kept": 1})
+    outgoing = network.outgoing
+    for action in todo:
+        if action[0] in ("respond", "cut", "lose"):
+            network.step(*action)
+        else:
+            accept(outgoing, expected, action)
+            network.send()
+    text = outgoing.text
+    outgoing.accept_end()
+    for kind, value in at_the_end + [("respond", "stored")] * 1_000:
+        network.step(kind, value)
+        if outgoing.state is OutgoingState.ENDED:
+            break
+    message = network.harness.message("m")
+    expected.check(message)
+    assert outgoing.text == message.text
+    assert message.text.startswith(text)
+    assert outgoing.unstored_bytes == 0
+
+
+def test_server_that_loses_stored_text_gets_it_again() -> None:
+    network, expected = Network(), Expected({"kept": 1})
+    for action in (("append", "abc"), ("bar", 1), ("meta", {"a": 1}), ("respond", "stored")):
+        if action[0] == "respond":
+            for _ in range(3):
+                network.step(*action)
+        else:
+            accept(network.outgoing, expected, action)
+    network.step("lose", None)
+    for _ in range(5):
+        network.step("respond", "stored")
+    assert network.refills == 1
+    expected.check(network.harness.message("m"), "streaming")
+
+
+def test_server_that_stays_behind_its_own_word_is_refused() -> None:
+    harness = new_log()
+    outgoing = opened_remote(harness)
+    for _ in range(MAX_REFILLS + 1):
+        outgoing.accept_text("a")
+        for sent in outgoing.requests_to_send(10_000):
+            outgoing.request_failed(sent, Mismatch("another text"))
+        outgoing.seen(harness.message("m"), "e1")
+    with pytest.raises(Mismatch):
+        outgoing.accept_text("b")
+
+
+def test_part_that_is_written_again_waits_for_its_replacement() -> None:
+    harness = new_log()
+    outgoing = opened_remote(harness)
+    outgoing.accept_text("abc" * 40)
+    harness.part("m", 0, {"type": "text", "text": "z" * 100}, caller=APP)
+    harness.commit()
+    outgoing.disconnected(StoreUnavailable("the connection broke"))
+    assert outgoing.seen(harness.message("m"), "e2")
+    assert [type(request) for request in requests(outgoing)] == [PutPart]
+    outgoing.request_stored(outgoing.in_flight[0])
+    assert requests(outgoing) == [AppendText(text="bc" + "abc" * 6, at=100, part=0, generation=1)]
+
+
+def test_end_that_is_stored_in_another_epoch_is_sent_again() -> None:
+    harness = new_log()
+    outgoing = opened_remote(harness)
+    outgoing.accept_end("cancelled")
+    harness.finish("m", "cancelled", caller=APP)
+    harness.commit()
+    outgoing.disconnected(StoreUnavailable("the connection broke"))
+    outgoing.seen(harness.message("m"), "e2")
+    assert [type(request) for request in requests(outgoing)] == [FinishMessage]
+
+
+@pytest.mark.parametrize("write", [lambda one: one.accept_text("a"), lambda one: one.accept_end()], ids=["text", "end"])
+def test_message_that_ended_elsewhere_refuses_further_content(write: Callable[[Outgoing], None]) -> None:
+    harness = new_log()
+    outgoing = opened_remote(harness)
+    write(outgoing)
+    harness.finish("m", "cancelled", caller=APP)
+    harness.commit()
+    outgoing.disconnected(StoreUnavailable("the connection broke"))
+    outgoing.seen(harness.message("m"), "e2")
+    assert isinstance(outgoing.error, Finished)
+
+
+# Which requests go together ---------------------------------------------------------------------------------------
+
+
+def test_gathered_text_is_one_append_and_opens_the_text_part() -> None:
+    outgoing = opened()
+    outgoing.accept_text("a")
+    outgoing.accept_text("b")
+    assert requests(outgoing) == [AppendText(text="ab", at=0, generation=1)]
+    outgoing.stored(1)
+    outgoing.accept_text("c")
+    outgoing.accept_text("d")
+    assert requests(outgoing) == [AppendText(text="cd", at=2, part=0, generation=1)]
+
+
+def test_remote_writer_opens_its_text_part_by_index() -> None:
+    outgoing = opened_remote()
+    outgoing.accept_text("a")
+    (request,) = requests(outgoing)
+    assert (request.index, request.part) == (0, {"type": "text", "text": "a"})
+
+
+def test_unanswered_requests_are_returned_again_in_process_only() -> None:
+    local, remote = opened(), opened_remote()
+    for outgoing in (local, remote):
+        outgoing.accept_update({"a": 1})
+        first = requests(outgoing)
+        outgoing.accept_text("x")
+        again = requests(outgoing)
+        assert again[: len(first)] == first if outgoing is local else len(again) == 1
+
+
+def test_end_waits_for_all_requests_over_a_network_and_for_none_in_process() -> None:
+    local, remote = opened(), opened_remote()
+    for outgoing in (local, remote):
+        outgoing.accept_text("x")
+        outgoing.accept_end()
+    assert [type(one) for one in requests(local)] == [AppendText, FinishMessage]
+    assert [type(one) for one in requests(remote)] == [PutPart]
+
+
+def test_requests_in_flight_are_bounded_by_bytes_and_by_number() -> None:
+    outgoing = opened()
+    for _ in range(20):
+        outgoing.accept_part({"type": "source", "id": "x" * 73})  # 100 bytes
+    assert len(requests(outgoing, 250)) == 3
+    assert len(requests(outgoing)) == Outgoing.max_in_flight
+
+
+def test_only_the_last_value_of_a_part_that_is_not_sent_counts() -> None:
+    outgoing = opened()
+    for number in range(5):
+        outgoing.accept_part({"type": "data", "name": "bar", "data": number}, index=0)
+    assert [request.part["data"] for request in requests(outgoing)] == [0, 4]
+    outgoing.stored(2)
+    assert outgoing.unstored_bytes == 0
+
+
+def test_refused_request_goes_again_before_later_ones() -> None:
+    outgoing = opened_remote()
+    outgoing.accept_update({"a": 1})
+    (first,) = outgoing.requests_to_send(10_000)
+    outgoing.accept_update({"a": 2})
+    assert outgoing.requests_to_send(10_000) == []
+    outgoing.request_failed(first, Busy("try again"))
+    assert outgoing.requests_to_send(10_000) == []
+    outgoing.resume()
+    assert outgoing.requests_to_send(10_000) == [first]
+
+
+def test_refused_requests_keep_their_order() -> None:
+    outgoing = opened_remote()
+    for text in ("a", "b", "c"):
+        outgoing.accept_text(text)
+        outgoing.requests_to_send(10_000)
+    sent = tuple(outgoing.in_flight)
+    for one in sent:
+        outgoing.request_failed(one, Busy("try again"))
+    outgoing.resume()
+    assert outgoing.requests_to_send(10_000) == list(sent)
+
+
+# States -----------------------------------------------------------------------------------------------------------
+
+
+def in_state(state: OutgoingState, kind: type[Outgoing]) -> Outgoing:
+    """Return a writer in `state`, reached through its verbs."""
+    if state is OutgoingState.NEW:
+        return kind("m", LIMITS, "n")
+    outgoing = opened(kind)
+    if state is OutgoingState.REFUSED:
+        outgoing.refuse(Fenced("generation 1 of message 'm' is stale, the current one is 2"))
+    if state in (OutgoingState.ENDING, OutgoingState.ENDED):
+        outgoing.accept_end()
+    if state is OutgoingState.ENDED:
+        outgoing.requests_to_send(10_000)
+        outgoing.stored(1)
+    return outgoing
+
+
+@pytest.mark.parametrize("kind", [Outgoing, RemoteOutgoing])
+@pytest.mark.parametrize(
+    ("state", "error"),
+    [
+        (OutgoingState.NEW, LocalError),
+        (OutgoingState.OPEN, None),
+        (OutgoingState.ENDING, LocalError),
+        (OutgoingState.ENDED, LocalError),
+        (OutgoingState.REFUSED, Fenced),
+    ],
+)
+@pytest.mark.parametrize(
+    "accepting",
+    [
+        lambda outgoing: outgoing.accept_text("x"),
+        lambda outgoing: outgoing.accept_part({"type": "text", "text": "x"}),
+        lambda outgoing: outgoing.accept_update({"a": 1}),
+        lambda outgoing: outgoing.accept_end(),
+    ],
+    ids=["text", "part", "update", "end"],
+)
+def test_content_is_accepted_in_the_open_state_only(
+    kind: type[Outgoing],
+    state: OutgoingState,
+    error: type[HoldfastError] | None,
+    accepting: Callable[[Outgoing], None],
+) -> None:
+    outgoing = in_state(state, kind)
+    assert outgoing.state is state
+    before = outgoing.unstored_bytes
+    if error is None:
+        accepting(outgoing)
+        assert outgoing.unstored_bytes > before
+    else:
+        with pytest.raises(error):
+            accepting(outgoing)
+        assert outgoing.unstored_bytes == before
+
+
+def test_closed_writer_accepts_no_content_and_keeps_its_error() -> None:
+    outgoing = in_state(OutgoingState.REFUSED, Outgoing)
+    outgoing.close()
+    with pytest.raises(LocalError):
+        outgoing.accept_text("x")
+    with pytest.raises(Fenced):
+        outgoing.raise_error()
+
+
+def test_failure_that_passes_keeps_the_requests_and_another_one_drops_them() -> None:
+    outgoing = opened()
+    outgoing.accept_text("x")
+    sent = requests(outgoing)
+    outgoing.failed(StoreUnavailable("disk full"))
+    assert requests(outgoing) == sent
+    outgoing.failed(TooLarge("message 'm' would have 9 bytes, the limit is 8"))
+    assert requests(outgoing) == []
+    assert outgoing.unstored_bytes == 0
+    assert outgoing.state is OutgoingState.REFUSED
+
+
+def test_late_response_changes_no_refused_writer() -> None:
+    outgoing = opened_remote()
+    outgoing.accept_text("x")
+    (one,) = outgoing.requests_to_send(10_000)
+    outgoing.refuse(Draining("the client is closed"))
+    outgoing.request_stored(one)
+    outgoing.request_failed(one, NotFound("message 'm' does not exist"))
+    assert isinstance(outgoing.error, Draining)
+    assert outgoing.unstored_bytes == 0
+
+
+# Content ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", [Outgoing, RemoteOutgoing])
+def test_empty_text_opens_no_part(kind: type[Outgoing]) -> None:
+    outgoing = opened(kind)
+    outgoing.accept_text("")
+    assert outgoing.accept_part({"type": "data", "name": "n", "data": 1}) == 0
+    assert [type(request) for request in requests(outgoing)] == [PutPart]
+
+
+@pytest.mark.parametrize("kind", [Outgoing, RemoteOutgoing])
+@pytest.mark.parametrize(
+    ("mistake", "error"),
+    [
+        (lambda outgoing: outgoing.accept_text(b"bytes"), InvalidRequest),
+        (lambda outgoing: outgoing.accept_text("x", 7), LocalError),
+        (lambda outgoing: outgoing.accept_text("x", -1), LocalError),
+        (lambda outgoing: outgoing.accept_text("x", 0), NotText),
+        (lambda outgoing: outgoing.accept_part({"type": "odd"}), InvalidRequest),
+        (lambda outgoing: outgoing.accept_part({"type": "text"}, 9), LocalError),
+        (lambda outgoing: outgoing.accept_update([1]), InvalidRequest),
+        (lambda outgoing: outgoing.accept_update({"a": "x" * 20_000}), TooLarge),
+        (lambda outgoing: outgoing.accept_end("bogus"), InvalidRequest),
+        (lambda outgoing: outgoing.accept_end("interrupted"), InvalidRequest),
+        (lambda outgoing: outgoing.accept_end(meta={"a": object()}), InvalidRequest),
+    ],
+)
+def test_mistake_is_raised_by_its_call_and_changes_no_state(
+    kind: type[Outgoing], mistake: Callable[[Outgoing], None], error: type[HoldfastError]
+) -> None:
+    outgoing = opened(kind)
+    outgoing.accept_part({"type": "data", "name": "n", "data": 1})
+    before = outgoing.unstored_bytes
+    with pytest.raises(error):
+        mistake(outgoing)
+    assert outgoing.state is OutgoingState.OPEN
+    assert outgoing.unstored_bytes == before
+    assert len(requests(outgoing)) == 1
+
+
+def test_part_larger_than_a_request_is_refused_over_a_network() -> None:
+    outgoing = opened_remote()
+    with pytest.raises(TooLarge):
+        outgoing.accept_part({"type": "data", "name": "n", "data": "x" * LIMITS.request_bytes})
+
+
+def test_length_counts_gathered_text() -> None:
+    outgoing = opened()
+    lengths = []
+    for _ in range(3):
+        outgoing.accept_text("abc")
+        lengths.append(outgoing.length)
+        requests(outgoing)
+    assert lengths == [3, 6, 9]
+
+
+def test_writer_continues_at_the_end_of_a_stored_message() -> None:
+    message = Message(
+        id="m",
+        role="assistant",
+        status="streaming",
+        parts=[{"type": "text", "text": "Once"}, {"type": "data", "name": "n", "data": 1}],
+        meta={"a": 1},
+        created=1,
+        version=1,
+        created_at=0,
+        updated_at=0,
+    )
+    outgoing = Outgoing("m", LIMITS, "n")
+    outgoing.load(message, 3)
+    outgoing.open()
+    assert (outgoing.length, outgoing.meta, outgoing.generation) == (4, {"a": 1}, 3)
+    outgoing.accept_text(" upon")
+    outgoing.accept_update({"a": None})
+    assert requests(outgoing) == [
+        AppendText(text=" upon", at=4, part=0, generation=3),
+        UpdateMessage(meta={"a": None}, generation=3, request="n3.1"),
+    ]

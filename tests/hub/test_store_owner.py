@@ -1,0 +1,109 @@
+"""A second hub of one process on the same store file: a finished first hub is closed for it, another is not.
+
+Layer: tests.
+
+The interpreter with `await`, which `python -m asyncio` starts, stands for a notebook: it has one event loop, and one
+namespace for all inputs.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+TIMEOUT_S = 60.0
+CELL = (
+    'hub = Hub(FastStore("chat.db"), hooks_signals=False)\nhub.drain_s = 0\nm = await hub.create("c", text="hello")\n'
+)
+FIRST = (
+    "from functools import partial\n"
+    "from holdfast import Hub\n"
+    "from holdfast.stores.sqlite import SqliteStore\n"
+    "FastStore = partial(SqliteStore, lock_wait_s=0.1)\n"
+)
+
+
+def interpreted(folder: Path, *cells: str) -> tuple[str, str]:
+    """Return stdout and stderr of an interpreter with these inputs."""
+    ran = subprocess.run(
+        [sys.executable, "-m", "asyncio"],
+        input=FIRST + "".join(cells) + 'print("messages:", len((await hub.history("c")).messages))\n',
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_S,
+    )
+    return ran.stdout, ran.stderr
+
+
+def test_a_cell_that_makes_a_hub_may_run_again(tmp_path: Path) -> None:
+    out, err = interpreted(tmp_path, CELL, CELL, CELL)
+    assert "messages: 3" in out, err
+    assert "StoreInUse" not in err
+
+
+@pytest.mark.parametrize(
+    "holding",
+    [
+        "kept = hub\n",
+        'writer = hub.message("c")\nm = await writer.__aenter__()\n',
+        'batches = hub.subscribe("c").batches()\nbatch = await anext(batches)\n',
+        "import asyncio\njob = hub.start_task(asyncio.sleep(60))\n",
+    ],
+    ids=["name", "writer", "viewer", "task"],
+)
+def test_a_hub_that_is_still_in_use_is_not_replaced(tmp_path: Path, holding: str) -> None:
+    _, err = interpreted(tmp_path, CELL, holding, CELL)
+    assert "store file chat.db is in use by this process: another Hub of this process has it open" in err
+
+
+CLOSED = """
+import asyncio
+from holdfast import Hub
+
+def run(count):
+    async def main():
+        hub = Hub("sqlite:///chat.db", hooks_signals=False)
+        await hub.create("c", text="hello")
+        print(len((await hub.history("c")).messages))
+    loop = asyncio.new_event_loop()
+    loop.run_until_complete(main())
+    loop.close()  # without an end of its tasks, as `asyncio.run` has it
+
+run(1)
+run(2)
+"""
+
+
+def test_a_hub_of_a_closed_event_loop_is_replaced(tmp_path: Path) -> None:
+    ran = subprocess.run(
+        [sys.executable, "-c", CLOSED], cwd=tmp_path, capture_output=True, text=True, timeout=TIMEOUT_S
+    )
+    assert ran.stdout.split() == ["1", "2"], ran.stderr
+
+
+LIVE = """
+import asyncio
+from holdfast import Hub
+from holdfast.core.errors import StoreInUse
+from holdfast.stores.sqlite import SqliteStore
+
+async def main():
+    first = Hub("sqlite:///chat.db", hooks_signals=False)
+    await first.create("c", text="hello")
+    del first
+    try:
+        await Hub(SqliteStore("chat.db", lock_wait_s=0.1), hooks_signals=False).start()
+    except StoreInUse as error:
+        print(error.detail)
+
+asyncio.run(main())
+"""
+
+
+def test_a_program_does_not_replace_a_hub_that_runs(tmp_path: Path) -> None:
+    ran = subprocess.run([sys.executable, "-c", LIVE], cwd=tmp_path, capture_output=True, text=True, timeout=TIMEOUT_S)
+    assert "in use by this process: another Hub" in ran.stdout, ran.stderr

@@ -1,0 +1,115 @@
+"""The book of connections without sockets: which one has to go, and for which address it is counted."""
+
+from __future__ import annotations
+
+import pytest
+
+from holdfast.connections import Connection, Connections, TrustedProxies, address_group
+from holdfast.core.errors import LocalError
+
+
+class Peer:
+    """The owner of a connection; it notes that it was evicted."""
+
+    def __init__(self, book: Connections, address: str) -> None:
+        self.is_evicted = False
+        connection = book.opened(address, self)
+        assert connection is not None
+        self.connection: Connection = connection
+
+    def expire(self) -> None:
+        self.connection.close()
+
+    def evict(self) -> None:
+        self.is_evicted = True
+        self.connection.close()
+
+
+def waiting(book: Connections, *addresses: str) -> list[Peer]:
+    """Return waiting connections of `addresses`, the oldest first."""
+    peers = [Peer(book, address) for address in addresses]
+    for peer in peers:
+        peer.connection.wait(10)
+    return peers
+
+
+async def test_oldest_connection_of_a_full_address_is_evicted() -> None:
+    book = Connections(max_open=1_000, max_waiting_of_address=2)
+    one, first, second, third = waiting(book, "192.0.2.1", "192.0.2.2", "192.0.2.2", "192.0.2.2")
+    assert [peer.is_evicted for peer in (one, first, second, third)] == [False, True, False, False]
+
+
+async def test_connection_that_proceeds_is_counted_no_longer() -> None:
+    book = Connections(max_open=1_000, max_waiting_of_address=2)
+    first, second = waiting(book, "192.0.2.2", "192.0.2.2")
+    first.connection.proceed()
+    waiting(book, "192.0.2.2")
+    assert [first.is_evicted, second.is_evicted] == [False, False]
+    assert (book.open, book.waiting) == (3, 2)
+
+
+async def test_fullest_address_has_to_make_room() -> None:
+    book = Connections(max_open=1_000, max_waiting=3)
+    one, first, second = waiting(book, "192.0.2.1", "192.0.2.2", "192.0.2.2")
+    for peer in (one, first, second):
+        peer.connection.since_s -= 5
+    waiting(book, "192.0.2.3")
+    assert [peer.is_evicted for peer in (one, first, second)] == [False, True, False]
+
+
+async def test_number_of_new_connections_does_not_count_against_their_address() -> None:
+    book = Connections(max_open=1_000, max_waiting=4)
+    one, *others = waiting(book, "192.0.2.1", "192.0.2.2", "192.0.2.2", "192.0.2.2")
+    one.connection.since_s -= 5
+    waiting(book, "192.0.2.2")
+    assert [peer.is_evicted for peer in (one, *others)] == [True, False, False, False]
+
+
+async def test_no_connection_is_accepted_when_known_clients_have_all_descriptors() -> None:
+    book = Connections(max_open=2)
+    waiting(book, "192.0.2.1")[0].connection.proceed()
+    second = Peer(book, "192.0.2.2")
+    second.connection.wait(10)
+    third = Peer(book, "192.0.2.3")  # in place of the second one, whose peer is unknown
+    assert second.is_evicted
+    assert book.opened("192.0.2.4", third) is None
+    assert book.open == 2
+
+
+@pytest.mark.parametrize(
+    ("address", "group"),
+    [
+        ("192.0.2.7", "192.0.2.7"),
+        ("::ffff:192.0.2.7", "192.0.2.7"),
+        ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::/64"),
+        ("fe80::1%eth0", "fe80::/64"),
+        ("", ""),
+    ],
+)
+def test_ipv6_addresses_are_counted_by_network(address: str, group: str) -> None:
+    assert address_group(address) == group
+
+
+@pytest.mark.parametrize(
+    ("forwarded", "client"),
+    [
+        (["203.0.113.7"], "203.0.113.7"),
+        (["198.51.100.1, 203.0.113.7"], "203.0.113.7"),
+        (["198.51.100.1", "203.0.113.7"], "203.0.113.7"),
+        (["203.0.113.7, 10.1.1.1"], "203.0.113.7"),
+        (["203.0.113.7:4711"], "203.0.113.7"),
+        (["[2001:db8::7]:4711"], "2001:db8::7"),
+        (["2001:db8::7"], "2001:db8::7"),
+        (["203.0.113.7, nonsense"], "127.0.0.1"),
+        ([], "127.0.0.1"),
+    ],
+)
+def test_last_address_that_no_trusted_proxy_added_is_the_client(forwarded: list[str], client: str) -> None:
+    proxies = TrustedProxies(["127.0.0.1", "10.0.0.0/8"])
+    headers = [(b"x-forwarded-for", value.encode()) for value in forwarded]
+    assert proxies.client_of("127.0.0.1", [(b"host", b"localhost"), *headers]) == client
+
+
+def test_proxy_that_is_not_an_address_is_refused() -> None:
+    with pytest.raises(LocalError, match=r"--trust-proxy must be an address or a network .*, got .proxy.local."):
+        TrustedProxies(["proxy.local"])

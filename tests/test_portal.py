@@ -1,0 +1,120 @@
+"""Blocking calls of threads on an event loop, with real threads.
+
+Layer: tests.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from holdfast import Hub
+from holdfast.core.errors import LocalError
+from holdfast.portal import NoResponse, Portal, run_on
+
+REMEDY = "await it"
+PATIENCE_S = 20.0
+
+
+async def nothing() -> None:
+    """Close an object that holds no resources."""
+
+
+@pytest.fixture
+def portal() -> Iterator[Portal]:
+    portal = Portal("test-portal")
+    yield portal
+    portal.stop(nothing, PATIENCE_S)
+
+
+def threads() -> list[str]:
+    return [thread.name for thread in threading.enumerate() if thread.name == "test-portal"]
+
+
+def test_portal_runs_one_loop_and_starts_again_after_its_end(portal: Portal) -> None:
+    async def loop_of_call() -> asyncio.AbstractEventLoop:
+        return asyncio.get_running_loop()
+
+    first = portal.start()
+    assert portal.start() is first
+    assert run_on(first, loop_of_call(), remedy=REMEDY) is first
+    assert threads() == ["test-portal"]
+    portal.stop(nothing, PATIENCE_S)
+    portal.stop(nothing, PATIENCE_S)
+    assert (threads(), first.is_closed()) == ([], True)
+    assert portal.start() is not first
+
+
+def test_thread_of_the_loop_may_not_block_on_it(portal: Portal) -> None:
+    loop = portal.start()
+
+    async def block() -> str:
+        with pytest.raises(LocalError, match=REMEDY):
+            run_on(loop, nothing(), remedy=REMEDY)
+        return "refused"
+
+    assert run_on(loop, block(), remedy=REMEDY) == "refused"
+
+
+def test_late_call_is_cancelled_and_its_own_timeout_is_not_late(portal: Portal) -> None:
+    loop = portal.start()
+    was_cancelled = threading.Event()
+
+    async def hang() -> None:
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            was_cancelled.set()
+            raise
+
+    async def time_out() -> None:
+        raise TimeoutError("the call's own")
+
+    with pytest.raises(NoResponse):
+        run_on(loop, hang(), remedy=REMEDY, timeout_s=0.01)
+    assert was_cancelled.wait(PATIENCE_S)
+    with pytest.raises(TimeoutError, match="the call's own"):
+        run_on(loop, time_out(), remedy=REMEDY, timeout_s=PATIENCE_S)
+
+
+def test_interrupted_call_is_cancelled(portal: Portal) -> None:
+    was_cancelled = threading.Event()
+
+    def is_waiting() -> bool:
+        """Return whether the main thread waits for the call; before that it could not cancel it."""
+        return sys._current_frames()[threading.main_thread().ident or 0].f_code.co_name == "wait"
+
+    async def hang() -> None:
+        while not is_waiting():  # noqa: ASYNC110 - a thread sets no event before it blocks
+            await asyncio.sleep(0)
+        os.kill(os.getpid(), signal.SIGINT)
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            was_cancelled.set()
+            raise
+
+    with pytest.raises(KeyboardInterrupt):
+        run_on(portal.start(), hang(), remedy=REMEDY)
+    assert was_cancelled.wait(PATIENCE_S)
+
+
+def test_interrupted_block_cancels_its_message() -> None:
+    hub = Hub("memory://")
+    with pytest.raises(KeyboardInterrupt), hub.sync.message("c", id="m") as message:
+        message.append("so far")
+        message.update(meta={"a": 1})
+        assert (message.length, message.meta) == (6, {"a": 1})
+        raise KeyboardInterrupt
+    with hub.sync.message("c", id="n") as message:
+        message.finish("failed", reason="why", meta={"b": 2})
+    newest, first = hub.sync.history("c").messages
+    assert (first.status, first.text, first.meta) == ("cancelled", "so far", {"a": 1})
+    assert (newest.status, newest.reason, newest.meta) == ("failed", "why", {"b": 2})
+    hub.sync.close()

@@ -1,0 +1,218 @@
+"""The account of a local peer, from the kernel: both sources agree, and a closed socket proves no account."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import struct
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import httpx2
+import pytest
+
+from chaos.processes import free_port
+from holdfast import serving
+from holdfast.core.errors import Busy
+from holdfast.transports import socket_owner
+from holdfast.transports.socket_owner import Owner, Pair, by_netlink, by_table, foreign_owner, objection, pair_of
+from tests.transports.conftest import new_hub
+
+pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="other systems tell no owner")
+
+SOURCES = [by_netlink, by_table]
+HERE = "127.0.0.1"
+MAPPED = "::ffff:127.0.0.1"
+NOBODY = 65534
+
+
+@contextmanager
+def connected(family: int = socket.AF_INET, host: str = HERE, to: str | None = None) -> Iterator[tuple[Any, Any]]:
+    """A connection over loopback: the peer's socket and the server's."""
+    with socket.socket(family) as listening, socket.socket(socket.AF_INET6 if to else family) as peer:
+        listening.bind((host, 0))
+        listening.listen(1)
+        if to is None:
+            peer.bind((host, free_port()))  # which the system gives to no other peer meanwhile
+        peer.connect((to or host, listening.getsockname()[1]))
+        server, _ = listening.accept()
+        with server:
+            yield peer, server
+
+
+def pair(server: socket.socket) -> Pair:
+    """Return the ends of a connection as an ASGI server tells them."""
+    found = pair_of({"client": server.getpeername()[:2], "server": server.getsockname()[:2]})
+    assert found is not None
+    return found
+
+
+WAYS = [(socket.AF_INET, HERE, None), (socket.AF_INET6, "::1", None), (socket.AF_INET, HERE, MAPPED)]
+
+
+@pytest.mark.parametrize("source", SOURCES)
+@pytest.mark.parametrize(("family", "host", "to"), WAYS, ids=["IPv4", "IPv6", "IPv4 from a socket of IPv6"])
+def test_owner_is_the_account_of_the_peer(source: Any, family: int, host: str, to: str | None) -> None:
+    with connected(family, host, to) as (peer, server):
+        found = source(pair(server))
+        assert found == Owner(os.geteuid(), os.fstat(peer.fileno()).st_ino)
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_socket_that_is_shut_down_for_writing_keeps_its_owner(source: Any) -> None:
+    with connected() as (peer, server):
+        peer.shutdown(socket.SHUT_WR)
+        assert source(pair(server)) == Owner(os.geteuid(), os.fstat(peer.fileno()).st_ino)
+
+
+@pytest.mark.parametrize("source", SOURCES)
+@pytest.mark.parametrize("linger", [None, struct.pack("ii", 1, 0)], ids=["closed", "reset"])
+def test_closed_socket_has_no_inode(source: Any, linger: bytes | None) -> None:
+    with connected() as (peer, server):
+        ends = pair(server)
+        if linger is not None:
+            peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+        peer.close()
+        owner = source(ends)
+        assert owner is None or owner.inode == 0
+        assert objection(owner, uid=0) is not None
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_socket_that_listens_on_the_port_of_a_closed_peer_is_not_taken_for_it(source: Any) -> None:
+    with connected() as (peer, server):
+        ends = pair(server)
+        peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        peer.close()
+        with socket.socket() as listening:
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listening.bind((HERE, ends.port))
+            listening.listen(1)
+            assert source(ends) is None
+
+
+@pytest.mark.parametrize(
+    ("owner", "uid", "is_refused"),
+    [
+        (Owner(1000, 7), 1000, False),
+        (Owner(1000, 0), 1000, False),  # newer kernels keep the owner of a closed socket
+        (Owner(0, 7), 1000, False),  # root may do anything
+        (Owner(0, 0), 1000, True),  # older kernels report root for a closed socket
+        (Owner(0, 0), 0, True),
+        (Owner(0, 7), 0, False),
+        (Owner(33, 7), 1000, True),
+        (Owner(33, 7), 0, True),
+        (Owner(33, 0), 1000, True),
+        (None, 1000, True),
+    ],
+)
+def test_only_the_server_s_account_and_root_pass(owner: Owner | None, uid: int, is_refused: bool) -> None:
+    assert (objection(owner, uid) is not None) is is_refused
+
+
+def test_objection_names_both_accounts() -> None:
+    assert objection(Owner(NOBODY, 7), 0) == (
+        "the peer's socket belongs to the user nobody (65534), expected root (0), which runs this server"
+    )
+
+
+@pytest.mark.parametrize(
+    "scope",
+    [
+        {"client": None, "server": (HERE, 8000)},
+        {"client": (HERE, 5), "server": None},
+        {"client": (HERE, 5), "server": ("localhost", None)},
+        {"client": (HERE, 5), "server": ("localhost", 8000)},
+        {"client": (HERE, 5), "server": ("/run/hub.sock", None)},
+        {"client": ("testclient", 5), "server": (HERE, 8000)},
+        {"client": ("::1", 5), "server": (HERE, 8000)},
+        {"client": (HERE, 5)},
+    ],
+)
+async def test_server_that_tells_no_addresses_leaves_it_to_the_other_rules(scope: dict[str, Any]) -> None:
+    assert pair_of(scope) is None
+    assert await foreign_owner(scope) is None
+
+
+@pytest.mark.parametrize(("client", "server"), [(HERE, "0.0.0.0"), (MAPPED, "::"), (MAPPED, MAPPED)])
+def test_addresses_are_understood_in_every_form(client: str, server: str) -> None:
+    found = pair_of({"client": (client, 5), "server": (server, 8000)})
+    assert found is not None
+    assert (str(found.address), str(found.remote)) == (HERE, HERE)
+
+
+@pytest.fixture
+def fresh(monkeypatch: pytest.MonkeyPatch) -> dict[Any, bool]:
+    """Forget the sources of this system for one test."""
+    sources: dict[Any, bool] = {}
+    monkeypatch.setattr(socket_owner, "_sources", sources)
+    return sources
+
+
+async def test_table_is_read_where_netlink_is_missing(fresh: dict[Any, bool], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(socket_owner, "_SOCK_DIAG", 31)  # a netlink family that does not exist
+    with connected() as (peer, server):
+        scope = {"client": server.getpeername(), "server": server.getsockname()}
+        assert await foreign_owner(scope) is None
+        peer.close()
+        reason = await foreign_owner(scope)
+        assert reason == "the peer's socket is closed already, or not of this machine, so its user is unknown"
+    assert fresh == {by_netlink: False, by_table: True}
+
+
+async def test_without_both_sources_the_other_rules_stand_alone(
+    fresh: dict[Any, bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(socket_owner, "_SOCK_DIAG", 31)
+    monkeypatch.setattr(socket_owner, "TABLES", {4: "/nowhere/tcp", 6: "/nowhere/tcp6"})
+    with connected() as (peer, server):
+        scope = {"client": server.getpeername(), "server": server.getsockname()}
+        peer.close()
+        assert await foreign_owner(scope) is None
+    assert fresh == {by_netlink: False, by_table: False}
+
+
+async def test_shortage_of_descriptors_lets_no_stranger_in(
+    fresh: dict[Any, bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with connected() as (_, server):
+        scope = {"client": server.getpeername(), "server": server.getsockname()}
+        real = socket.socket
+
+        def short(*arguments: Any, **options: Any) -> Any:
+            if arguments[:1] != (socket.AF_NETLINK,):
+                return real(*arguments, **options)
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+        monkeypatch.setattr(socket, "socket", short)
+        with pytest.raises(Busy, match="Too many open files"):
+            await foreign_owner(scope)
+        monkeypatch.setattr(socket, "socket", real)
+        assert await foreign_owner(scope) is None  # the shortage is not remembered
+
+
+async def test_a_connection_of_serve_is_looked_up_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    looked_up: list[Any] = []
+    real = socket_owner._look_up
+
+    async def counted(scope: Any) -> str | None:
+        looked_up.append(scope["client"])
+        return await real(scope)
+
+    monkeypatch.setattr(socket_owner, "_look_up", counted)
+    monkeypatch.setattr(serving, "settle_collector", lambda: None)  # which is for a process of its own
+    hub = new_hub()
+    running, listening = serving.server(hub), serving.listen(HERE, 0)
+    task = await serving.start(running, listening)
+    try:
+        async with httpx2.AsyncClient(base_url=serving.address_of(listening), trust_env=False) as http:
+            for _ in range(5):
+                assert (await http.get("/v1/channels/c")).status_code == 200
+            assert len(looked_up) == 1
+            assert (await http.get("/v1/channels/c", headers={"Via": "1.1 proxy"})).status_code == 403
+    finally:
+        running.should_exit = True
+        await task
