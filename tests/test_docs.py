@@ -233,7 +233,11 @@ REPLACED = sorted(set(re.findall(r"`([a-z]+)`", REPLACED_TABLE)) - {"leave"})  #
 PROSE_PAGES = [
     page for page in PAGES if page.parent.name != "decisions" and page.name not in ("glossary.md", "benchmarks.md")
 ]
-SOURCES = [path for folder in ("holdfast", "oracle", "simulation", "chaos", "wirecheck", "tests") for path in (ROOT / folder).rglob("*.py")]
+SOURCES = [
+    path
+    for folder in ("holdfast", "oracle", "simulation", "chaos", "wirecheck", "tests")
+    for path in (ROOT / folder).rglob("*.py")
+]
 
 
 def glossary() -> list[list[str]]:
