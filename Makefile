@@ -1,7 +1,7 @@
 # The front door. `make demo` and `make test` are all a newcomer needs; both set up what they use, in .venv and
 # node_modules, nothing global.
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-long lint format sim chaos fuzz bench clean
+.PHONY: help demo test test-long lint format sim chaos fuzz attack bench clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -45,6 +45,9 @@ fuzz: $(VENV)/.dev node_modules/.installed ## everything a peer can send, for te
 	echo "SEED=$$seed, $$seconds seconds: three quarters for the server, the rest for the browser's client"; \
 	$(BIN)/python -m fuzz --seconds $$((seconds * 3 / 4)) --seed $$seed && \
 	SEED=$$seed FUZZ_SECONDS=$$((seconds / 4)) node --test tests/web/fuzz.test.js
+
+attack: $(VENV)/.dev ## unknown peers against a real server, in the long form
+	HOLDFAST_ATTACKS=long $(BIN)/pytest -s tests/attacks
 
 $(VENV)/bin/python:
 	@scripts/make_venv $(PYTHON) $(VENV)

@@ -24,6 +24,7 @@ from bench.lateness import Lateness
 from bench.proc import BenchError
 from bench.tokens import WIDTH, known_token, token
 from holdfast import Hub, Limits, MessageWriter, serving
+from holdfast.hub.housekeeping import free_memory
 
 _HOST = "127.0.0.1"
 _MOUNTED_AT = "/holdfast"
@@ -100,13 +101,14 @@ class Producers:
 
         Their channels leave memory at once: the memory of ten thousand channels, once freed, would hide a leak.
         """
-        text, limits = "." * characters, self._hub.limits
+        text, runtime = "." * characters, self._hub.runtime
+        limits = runtime.limits
         for start in range(0, count, _AT_ONCE):
             numbers = range(start, min(start + _AT_ONCE, count))
             await asyncio.gather(*(self._hub.create(f"bench:old-{n}", text=text) for n in numbers))
-            self._hub.limits = dataclasses.replace(limits, channel_idle_s=0)
-            self._hub.free_memory()
-            self._hub.limits = limits
+            runtime.limits = dataclasses.replace(limits, channel_idle_s=0)
+            free_memory(runtime)
+            runtime.limits = limits
         return {}
 
     async def soak(self, *, started_s: float, planned: dict[str, Any]) -> dict[str, Any]:

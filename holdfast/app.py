@@ -8,10 +8,12 @@ its lifespan to that of the host.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, MutableMapping
 from contextlib import asynccontextmanager
 from functools import cached_property
 from typing import Any
+from weakref import WeakValueDictionary
 
 from msgspec.structs import replace
 
@@ -105,10 +107,11 @@ class Hub(HubCore):
         answer's status. The headers `Holdfast-Channel`, `Holdfast-Message` and `Location` tell a reloaded page where to
         find the answer. A disconnected reader does not stop the answer; with `cancel_after_s` it is cancelled after
         that time without any reader, of this response or of the channel. A repeat with the same `reply_id` joins the
-        existing answer.
+        existing answer, if this application began it as `author` for the same prompt; any other message under that id
+        is an IdConflict.
         """
         check_style(style, end_frame)
-        message_id = self.new_id() if reply_id is None else check_id(reply_id)
+        message_id = self.clock.new_id() if reply_id is None else check_id(reply_id)
         check_channel(channel)
 
         async def begin() -> Answering | None:
@@ -123,10 +126,12 @@ class Hub(HubCore):
                 await self.ask(channel, asked, request, caller)
             writer = self.message(channel, id=message_id, author=author, meta=meta, reply_to=asked)
             assert isinstance(writer, AgentWriter)
-            try:
-                await writer.open()
-            except IdConflict:
-                return None
+            async with self._openings.setdefault((channel, message_id), asyncio.Lock()):  # a repeat waits for the first
+                try:
+                    await writer.open()
+                except IdConflict:
+                    await self._check_own_answer(channel, message_id, author=author, reply_to=asked)
+                    return None
             answering = Answering(self, writer, source, asked, text_field=text_field, cancel_after_s=cancel_after_s)
             answering.start()
             return answering
@@ -142,6 +147,27 @@ class Hub(HubCore):
             path=self.path,
             headers=headers,
         )
+
+    @cached_property
+    def _openings(self) -> WeakValueDictionary[tuple[str, str], asyncio.Lock]:
+        """Return the locks of the answers that are being opened; a lock lives as long as a request holds it."""
+        return WeakValueDictionary()
+
+    async def _check_own_answer(
+        self, channel: str, message_id: str, *, author: str | None, reply_to: str | None
+    ) -> None:
+        """Raise IdConflict unless the message is an answer to `reply_to` that this application began as `author`.
+
+        An id may come from the page. Another message under it, of a person or for another prompt, is not the answer.
+        """
+        known = await self.runtime.message(channel, message_id)
+        writer = known.writer
+        is_by_app = writer is not None and writer.node is not None and writer.by == author  # a client has no node
+        if not (is_by_app and (known.role, known.author, known.reply_to) == ("assistant", author, reply_to)):
+            raise IdConflict(
+                f"message {shown(message_id)} exists and is not the answer of author {shown(author)} that this "
+                "application began for the same prompt; choose another reply_id"
+            )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await self._asgi(scope, receive, send)

@@ -21,7 +21,7 @@ from websockets.frames import Frame
 from websockets.http11 import Request
 
 from holdfast.bounded_http import refusal
-from holdfast.connections import Connection, Connections
+from holdfast.connections import LARGE_BYTES, Connection, Connections
 from holdfast.core.errors import InvalidRequest
 from holdfast.transports.server_connection import EXTENSION
 
@@ -49,6 +49,7 @@ class BoundedWebSocketProtocol(WebSocketsSansIOProtocol, asyncio.BufferedProtoco
         self._extensions: dict[str, dict[object, object]] = {}  # of the scope, once there is one
         self._unread = b""  # read, and not parsed yet
         self._is_known = False
+        self._is_head_large = False
         self._is_expected = False  # to introduce itself in its first frame
         self._is_accepted = False
         self._is_write_paused = False
@@ -92,6 +93,8 @@ class BoundedWebSocketProtocol(WebSocketsSansIOProtocol, asyncio.BufferedProtoco
         """Keep the bounds on unknown peers beyond the handshake."""
         self._is_expected = True
         self._connection.wait(timeout_s)
+        if self._is_head_large:
+            self._connection.grow()
 
     # The handshake
 
@@ -134,6 +137,7 @@ class BoundedWebSocketProtocol(WebSocketsSansIOProtocol, asyncio.BufferedProtoco
             self.transport.pause_reading()
             self.loop.call_soon(self._go_on)
         elif not self.handshake_initiated:
+            self._is_head_large = len(data) > LARGE_BYTES
             self._parse(data)
             if not self.handshake_initiated:  # websockets refuses without a sign
                 self._refuse_handshake()

@@ -130,7 +130,7 @@ def serve(
         settings: dict[str, Any] = {"flush_ms": flush_ms, "drain_s": drain_s, "authenticate": verifier}
         settings |= {"allowed_origins": origins, "public_origin": public_origin}
         known = {name: value for name, value in settings.items() if value is not None}
-        app = Hub(_checked(store or "sqlite:///holdfast.db"), **known)
+        app = Hub(store or "sqlite:///holdfast.db", **known)
         check_guarded(host, app)
     if allow_everyone and not is_loopback(host):
         click.echo(f"Every machine that reaches {host} may read, write and delete every channel.", err=True)
@@ -175,7 +175,7 @@ def demo(host: str, port: int, store: str) -> None:
         click.echo(f"      kill -9 {os.getpid()}\n")
         click.echo("  Then run the same command again. (Ctrl-C does as well.)\n")
 
-    app = build(_checked(store))
+    app = build(store)
     _run(app, app.state.hub, listening, print_start, log_level="warning")
 
 
@@ -241,13 +241,6 @@ def _run(app: Any, hub: Any, listening: Any, started: Any, **options: Any) -> No
     with contextlib.suppress(KeyboardInterrupt):  # the server has handled the signal
         if not run(app, hub, listening, started=started, **options):
             sys.exit(1)
-
-
-def _checked(store: str) -> str:
-    """Return the URL of a store; raises LocalError for an unknown scheme."""
-    if not store.startswith(("memory:", "sqlite:")):
-        raise LocalError(f"--store must be memory:// or sqlite:////absolute/path, got {store!r}")
-    return store
 
 
 def _load(target: str) -> Any:

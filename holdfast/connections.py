@@ -27,20 +27,22 @@ from holdfast.core.errors import LocalError
 
 logger = logging.getLogger("holdfast.serving")
 
-MAX_WAITING = 1_000
+# The memory of more small objects would not come back: a few that live on keep each of Python's arenas (measured).
+MAX_WAITING = 192
 # A browser opens at most six connections for a page, and hundreds of people may share the address of an office.
-MAX_WAITING_OF_ADDRESS = 256
+MAX_WAITING_OF_ADDRESS = 128
 # Waiting connections that make the server hold more than `LARGE_BYTES`: most of a large head, or of a response.
-MAX_LARGE = 200
+MAX_LARGE = 50
 LARGE_BYTES = 8 * 1024
 OWN_DESCRIPTORS = 64  # of the store, the listening socket, the event loop and the application
 MAX_DESCRIPTORS = 1_048_576  # a higher soft limit serves no purpose, and some systems allow a billion
 CHANCE_S = 1.0  # for a new connection, before the number of its address counts against it
 SWEEP_S = 1.0
 NOTICE_S = 10.0  # between two log lines about connections that were ended
-# After so many connections have ended, their memory goes back to the system, at most once in `TRIM_S` seconds.
+# After so many waiting connections have ended, their memory goes back to the system, at most once in `TRIM_S` seconds.
 TRIM_AFTER = 200
 TRIM_S = 5.0
+MAX_COLLECTED = 1_000  # open connections: with more, a collection would hold the loop for too long
 READ_BYTES = 16 * 1024  # of one connection at once: the loop then turns to the others
 
 
@@ -57,15 +59,26 @@ class Owner(Protocol):
 class Connection:
     """One open connection. It belongs to the book until `close`, which its owner calls when the transport is gone."""
 
-    __slots__ = ("_book", "address", "deadline_s", "is_from_proxy", "is_large", "is_waiting", "owner", "since_s")
+    __slots__ = (
+        "_book",
+        "address",
+        "deadline_s",
+        "is_evicted",
+        "is_from_proxy",
+        "is_large",
+        "is_waiting",
+        "owner",
+        "since_s",
+    )
 
     def __init__(self, book: Connections, address: str, owner: Owner, *, is_from_proxy: bool) -> None:
         self._book = book
         self.address = address
-        self.owner = owner
+        self.owner: Owner | None = owner  # None after `close`: the two refer to each other
         self.is_from_proxy = is_from_proxy
         self.is_waiting = False
         self.is_large = False
+        self.is_evicted = False
         self.since_s = 0.0
         self.deadline_s = 0.0
 
@@ -118,6 +131,7 @@ class Connections:
         self._reason = ""
         self._notice_due_s = 0.0
         self._closed = 0  # since memory was given back
+        self._is_after_wave = False
         self._trim_due_s = 0.0
 
     def opened(self, peer: str, owner: Owner) -> Connection | None:
@@ -172,9 +186,11 @@ class Connections:
 
     def close(self, one: Connection) -> None:
         """Do as `Connection.close`."""
+        # Eviction has taken its connection out of the waiting ones; no verifier has identified that peer either.
+        self._closed += one.is_waiting or one.is_evicted
         one.proceed()
+        one.owner = None
         self.open -= 1
-        self._closed += 1
         if self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(SWEEP_S, self._sweep)
 
@@ -199,8 +215,10 @@ class Connections:
 
     def _evict(self, one: Connection, reason: str) -> None:
         one.proceed()
+        one.is_evicted = True
         self._note_end(reason)
-        one.owner.evict()
+        if one.owner is not None:
+            one.owner.evict()
 
     def _note_end(self, reason: str) -> None:
         self._ended += 1
@@ -214,14 +232,18 @@ class Connections:
         now_s = loop.time()
         overdue = [one for group in self._by_address.values() for one in group if one.deadline_s <= now_s]
         for one in overdue:
-            one.owner.expire()
+            if one.owner is not None:
+                one.owner.expire()
         if self._ended and now_s >= self._notice_due_s:
             logger.warning("ended %d connections of unknown peers; the last one because %s", self._ended, self._reason)
             self._ended, self._notice_due_s = 0, now_s + NOTICE_S
-        if self._closed >= TRIM_AFTER and now_s >= self._trim_due_s:
-            self._closed, self._trim_due_s = 0, now_s + TRIM_S
-            give_memory_back()
-        is_needed = self.waiting or self._ended or self._closed >= TRIM_AFTER
+        # After a wave of them, the last ones count, too, however few they are.
+        is_trim_due = self._closed >= (1 if self._is_after_wave else TRIM_AFTER)
+        if is_trim_due and now_s >= self._trim_due_s:
+            self._is_after_wave = self._closed >= TRIM_AFTER
+            self._closed, self._trim_due_s, is_trim_due = 0, now_s + TRIM_S, False
+            give_memory_back(collects=self.open <= MAX_COLLECTED)
+        is_needed = self.waiting or self._ended or is_trim_due
         self._timer = loop.call_later(SWEEP_S, self._sweep) if is_needed else None
 
 
@@ -313,9 +335,10 @@ def raise_descriptor_limit() -> int:
     return MAX_DESCRIPTORS if soft == resource.RLIM_INFINITY else min(soft, MAX_DESCRIPTORS)
 
 
-def give_memory_back() -> None:
+def give_memory_back(*, collects: bool) -> None:
     """Free the remains of closed connections, and return free memory to the system where the C library can do so."""
-    gc.collect()
+    if collects:
+        gc.collect()
     trim = _malloc_trim()
     if trim is not None:
         trim(0)

@@ -153,6 +153,7 @@ class StreamResponse(Response):
         known = {
             "Content-Type": "text/event-stream; charset=utf-8",
             "Cache-Control": "no-cache, no-transform",
+            "X-Content-Type-Options": "nosniff",
             "X-Accel-Buffering": "no",
             "Holdfast-Channel": channel,
             "Holdfast-Message": message_id,

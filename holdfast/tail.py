@@ -22,6 +22,10 @@ from holdfast.core.model import Message
 from holdfast.core.names import check_channel
 from holdfast.core.view import View, ViewGap
 
+# A terminal obeys control characters: they move the cursor, change colours and the title, or type a command.
+_CONTROLS = dict.fromkeys([*range(0x20), 0x7F, *range(0x80, 0xA0)], "\N{REPLACEMENT CHARACTER}")
+_TEXT = {code: shown for code, shown in _CONTROLS.items() if chr(code) not in "\n\t"}
+
 
 class Refused(HoldfastError):
     """The server refused the request, and would refuse it again."""
@@ -45,7 +49,7 @@ class Printer:
                 before = ""
             elif text != before and self._current != message.id:
                 self._begin(message, " (goes on)")
-            self._write(text[len(before) :])
+            self._write(text[len(before) :].translate(_TEXT))
             self._printed[message.id] = text
             self._end(message)
 
@@ -53,14 +57,15 @@ class Printer:
         if self._current is not None:
             self._write("\n\n")
         author = message.role if message.author is None else f"{message.role} {message.author}"
-        self._write(f"── {author}{note}\n")
+        self._write(f"── {author.translate(_CONTROLS)}{note}\n")
         self._current = message.id
 
     def _end(self, message: Message) -> None:
         before = self._status.get(message.id)
         self._status[message.id] = message.status
         if before == "streaming" and message.status not in ("streaming", "complete"):
-            self._write(f"\n[{message.status}{': ' + message.reason if message.reason else ''}]")
+            reason = f": {message.reason.translate(_CONTROLS)}" if message.reason else ""
+            self._write(f"\n[{message.status}{reason}]")
 
 
 class _Notices(logging.Handler):
@@ -84,6 +89,7 @@ def follow(
     history: int,
     out: TextIO,
     notices: TextIO,
+    timing: Timing | None = None,
 ) -> None:
     """Print `channel` to `out` as it happens, until interrupted. Raises Refused, LocalError."""
     check_channel(channel)
@@ -91,20 +97,20 @@ def follow(
     does_propagate, logger.propagate = logger.propagate, False
     logger.addHandler(handler)
     try:
-        asyncio.run(_follow(url, channel, since, history, out))
+        asyncio.run(_follow(url, channel, since, history, out, timing or Timing()))
     except LocalError:
         raise
     except HoldfastError as error:
-        raise Refused(f"{error.code}: {error.detail}") from None
+        raise Refused(f"{error.code}: {error.detail}".translate(_CONTROLS)) from None
     finally:
         logger.removeHandler(handler)
         logger.propagate = does_propagate
 
 
-async def _follow(url: str, channel: str, since: str | None, history: int, out: TextIO) -> None:
+async def _follow(url: str, channel: str, since: str | None, history: int, out: TextIO, timing: Timing) -> None:
     view, printer = View(), Printer(out.write)
     view.cursor = since
-    timing, gaps = Timing(), 0
+    gaps = 0
     async with Client(url, timing=timing) as client:
         while True:
             try:

@@ -22,7 +22,8 @@ from holdfast.hub import batches
 from holdfast.hub import channel as channels
 from holdfast.hub import presence_state as rosters
 from holdfast.hub.channel import Channel
-from holdfast.hub.hub import HubCore, _Runtime
+from holdfast.hub.hub import HubCore
+from holdfast.hub.runtime import Runtime
 from holdfast.transports.app import App
 from holdfast.transports.session import Session
 from oracle.violation import Violation
@@ -52,9 +53,9 @@ class Bounds:
 
     def stepped(self) -> None:
         """Check the hub after a step. Raises Violation."""
-        runtime = self._hub._runtime
-        if runtime is None or runtime.is_over or runtime.committer is None:
+        if not self._hub.is_running:
             return
+        runtime = self._hub.runtime
         committer, limits = runtime.committer, self._hub.limits
         # A writer in this process waits as one item with all its text, beside the limit.
         if committer.waiting > limits.waiting_requests + len(runtime.writers):
@@ -70,12 +71,11 @@ class Bounds:
 
     def trimmed(self) -> None:
         """Check after a trim that memory is within its bounds. Raises Violation."""
-        runtime = self._hub._runtime
-        for channel in runtime.channels.values() if runtime is not None else ():
+        for channel in self._hub.runtime.channels.values():
             if channel.trim_bytes is None and self._has_too_much(channel):
                 raise Violation(f"{self._who} {channel.name}: {channel.state.cost_bytes()} bytes are kept after a trim")
 
-    def _check_parts(self, runtime: _Runtime) -> None:
+    def _check_parts(self, runtime: Runtime) -> None:
         for part, spare, own in self._parts(runtime):
             for name, value in _fields(part):
                 if isinstance(value, dict | list | set | deque):
@@ -111,14 +111,14 @@ class Bounds:
         is_over = is_over or any(not command.is_open for command in state.commands.values())
         return is_over and state.cost_bytes() > self._hub.limits.channel_bytes
 
-    def _parts(self, runtime: _Runtime) -> Iterator[Part]:
+    def _parts(self, runtime: Runtime) -> Iterator[Part]:
         """Yield all parts of the hub, with the bounds of their containers."""
         committer, leases, scheduler = runtime.committer, runtime.leases, runtime.scheduler
-        assert committer is not None
-        assert scheduler is not None
-        assert leases is not None
         waiting = committer.waiting
         yield self._hub, SPARE, {}
+        yield self._hub._life, SPARE, {}
+        yield self._hub._writers, SPARE, {}
+        yield runtime.tasks, SPARE, {}
         yield runtime, SPARE, {}
         yield committer, SPARE, {"_queue": waiting}
         yield committer._loader, SPARE, {}
@@ -131,7 +131,7 @@ class Bounds:
         yield scheduler.workers, SPARE, {}
         for turns in scheduler._turns.values():
             yield turns, SPARE, {}
-        for runner in self._hub._hooks._runners:
+        for runner in runtime.hooks._runners:
             yield runner, SPARE, {}
         for channel in runtime.channels.values():
             yield from self._parts_of_channel(channel)

@@ -150,6 +150,6 @@ class Editor(Author):
         await hub.start()
         answer = await hub.ask(channel, message_id, TakeOver(request=self.new_id()), caller)
         message, _ = await hub.read(channel, message_id)
-        writer = MessageWriter(hub, channel, message_id, create=None, author=self.name)
+        writer = hub._writers.new(channel, message_id, self.name, None)
         writer.take_up(message, answer.generation or 0)
         return writer

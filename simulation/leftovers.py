@@ -17,8 +17,7 @@ from oracle.violation import Violation
 
 def members_of(hub: HubCore, channel: str) -> Presence:
     """Return the members of `channel`, as `hub` knows them."""
-    runtime = hub._runtime
-    live = runtime.channels.get(channel) if runtime is not None and not runtime.is_over else None
+    live = hub.runtime.channels.get(channel) if hub.is_running else None
     return live.presence_state.presence() if live is not None else Presence(members=[], count=0)
 
 
@@ -33,13 +32,12 @@ def check_writers(log: EpochLog, node: str) -> None:
 def check_abandoned(log: EpochLog, hub: HubCore, abandoned: Container[tuple[str, str]]) -> None:
     """Check, after all writers have ended, that no message streams without a writer in `hub`, except `abandoned`
     ones."""
-    runtime = hub._runtime
     for message in log.messages(log.serial):
         _, writer = log.writers[message.id][-1]
-        if message.status != "streaming" or writer is None or writer.node != hub.node or runtime is None:
+        if message.status != "streaming" or writer is None or writer.node != hub.node or not hub.is_running:
             continue
         place = (log.channel, message.id)
-        if place not in runtime.writers and place not in abandoned:
+        if place not in hub.runtime.writers and place not in abandoned:
             raise Violation(f"{log.channel}: {message.id} streams for ever: its writer has ended")
 
 
@@ -49,9 +47,9 @@ def check_empty(hub: Hub, who: str) -> None:
     if isinstance(app, App):
         _check_none(who, "sockets are left", len(app._sockets))
         _check_none(who, "heartbeats are left", len(app.heartbeats))
-    runtime = hub._runtime
-    if runtime is None or runtime.is_over or runtime.committer is None:
+    if not hub.is_running:
         return
+    runtime = hub.runtime
     for name in ("channels", "feeds", "writers", "waiting", "members", "turns_running", "turns_waiting"):
         _check_none(who, f"{name} are left", hub.stats()[name])
     _check_none(who, "channels have parked items", len(runtime.committer._loader.parked))

@@ -22,6 +22,7 @@ from typing import Any, TypeVar
 from holdfast.app import Hub
 from holdfast.core.cursor import Cursor
 from holdfast.core.errors import HoldfastError
+from holdfast.hub.housekeeping import free_memory
 from holdfast.hub.subscription import take
 from oracle.log import StoredLogs
 from oracle.promises import Promises
@@ -424,9 +425,9 @@ class World:
 
 
 def _free_memory(node: Node) -> None:
-    if node.hub.loop is not None:
+    if node.hub.is_running:
         with contextlib.suppress(HoldfastError):
-            node.hub.free_memory()
+            free_memory(node.hub.runtime)
             node.bounds.trimmed()
 
 
@@ -435,9 +436,8 @@ def _nothing() -> None:
 
 
 def _truncate_tails(hub: Hub) -> None:
-    runtime = hub._runtime
-    if runtime is not None:
-        for channel in runtime.channels.values():
+    if hub.is_running:
+        for channel in hub.runtime.channels.values():
             channel.state.tail.restart(channel.state.serial)
 
 

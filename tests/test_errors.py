@@ -26,7 +26,8 @@ import holdfast
 from holdfast import Hub, Identity
 from holdfast.agents.sources import UpstreamEnded, UpstreamError, pipe
 from holdfast.client import Client, Timing
-from holdfast.client.problems import UnknownProblem, Unreachable, error_of, read_answer
+from holdfast.client.dial import Refusal
+from holdfast.client.problems import NotHoldfast, UnknownProblem, Unreachable, error_of, read_answer
 from holdfast.core import errors
 from holdfast.core.errors import HoldfastError, LocalError, shown, shown_url
 from holdfast.core.events import Batch, MessageAppend, MessageCreate, Page
@@ -286,6 +287,14 @@ async def unreachable(place: Place) -> None:
         await client.create(C, text="x")
 
 
+async def not_holdfast(place: Place) -> None:
+    async def another_server(url: str, headers: dict[str, str]) -> Any:
+        raise Refusal(404, {}, 0.0)
+
+    async with Client("http://nowhere.example/", timing=QUICK, timeout_s=0.1, dial=another_server) as client:
+        await client.create(C, text="x")
+
+
 async def refused_tail(place: Place) -> None:
     hub = new_hub(authenticate=nobody)
     async with serving(hub) as served:
@@ -418,6 +427,7 @@ CASES: list[Any] = [  # each a Case, or `pending` of one
     Case(UpstreamEnded, ("finish",), piped({"choices": []}, source="openai-chat")),
     # the client
     Case(Unreachable, ("nowhere.example",), unreachable),
+    Case(NotHoldfast, ("nowhere.example", "404", "path"), not_holdfast),
     called(HoldfastError, ("messages", "int"), lambda: read_answer({"messages": 5}, Page)),
     pending(called(LocalError, ("ftp",), lambda: Client("ftp://nowhere"))),
     pending(

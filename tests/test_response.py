@@ -12,7 +12,9 @@ import pytest
 from fastapi import Depends, FastAPI, Response
 
 from holdfast import Hub
-from holdfast.core.errors import LocalError
+from holdfast.agents.ids import reply_id
+from holdfast.core.errors import IdConflict, LocalError
+from holdfast.core.requests import Caller, CreateMessage
 from tests.transports.conftest import Served, new_hub, serving
 
 TENANT: contextvars.ContextVar[str] = contextvars.ContextVar("tenant", default="none")
@@ -131,6 +133,51 @@ async def test_the_same_answer_again_is_joined_not_repeated() -> None:
         whole = await served.http.post("/chat?prompt=hi")
         assert "the end" in whole.text
         assert len((await served.hub.history("chat:1")).messages) == 2
+
+
+async def test_two_requests_for_one_answer_at_the_same_moment_get_the_same_stream() -> None:
+    source = Source()
+    source.gate.set()
+    async with served_app(source) as served:
+        both = await asyncio.gather(*(served.http.post("/chat?prompt=hi") for _ in range(2)))
+        assert [(one.status_code, "the end" in one.text) for one in both] == [(200, True)] * 2
+        assert len((await served.hub.history("chat:1")).messages) == 2
+
+
+async def test_another_message_under_the_id_of_the_answer_is_not_joined() -> None:
+    """A person may know or choose the id: of their own message, of another answer, or of an answer in its name."""
+    hub, source = new_hub(), Source()
+    source.gate.set()
+    remote = Caller(id="assistant", may_write=True)  # a client that has the name of the app's author
+    asked = reply_id("taken", 0)
+    texts = {
+        "person": CreateMessage(role="user", text="secret"),
+        "unasked": CreateMessage(role="assistant", text="secret"),
+        "taken": CreateMessage(role="assistant", text="secret", reply_to=asked),
+        "streaming": CreateMessage(
+            role="assistant", text="secret", status="streaming", reply_to=reply_id("streaming", 0)
+        ),
+    }
+    for name, create in texts.items():
+        await hub.ask("chat:1", name, create, remote)
+    await hub.create(
+        "chat:1", text="secret", id="own", role="assistant", author="assistant", reply_to=reply_id("own", 0)
+    )
+    async with hub.message("chat:1", id="other", author="assistant") as other:
+        await other.append("secret")
+    async with hub.message("chat:1", id="author", author="guide", reply_to=reply_id("author", 0)) as author:
+        await author.append("secret")
+    for name in (*texts, "own", "other", "author"):
+        response = hub.stream_response("chat:1", source.words, prompt="hi", reply_id=name)
+        sent: list[Any] = []
+
+        async def send(message: Any, sent: list[Any] = sent) -> None:
+            sent.append(message)
+
+        with pytest.raises(IdConflict, match=f"message '{name}' exists and is not the answer of author 'assistant'"):
+            await response({"type": "http", "headers": []}, asyncio.Event().wait, send)
+        assert sent == []
+    await hub.close()
 
 
 async def test_cancel_command_stops_the_answer_and_closes_the_source() -> None:

@@ -12,7 +12,11 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
+from starlette.applications import Starlette
+from starlette.routing import Mount
 
+from chaos.processes import free_port
+from holdfast.client import Client, NotHoldfast, Timing, Unreachable
 from holdfast.tail import Refused, follow
 from tests.transports.conftest import PATIENCE_S, Served, new_hub, serving
 
@@ -102,3 +106,69 @@ async def test_tail_ends_when_the_server_refuses() -> None:
     async with serving(new_hub(authenticate=accepts_none)) as served:
         with pytest.raises(Refused, match=r"^unauthenticated: "):
             await asyncio.wait_for(tail(served, Screen(), io.StringIO()), PATIENCE_S)
+
+
+async def test_tail_ends_within_its_time_if_no_server_listens() -> None:
+    port = free_port()
+    running = asyncio.to_thread(
+        follow,
+        f"http://127.0.0.1:{port}",
+        "c",
+        since=None,
+        history=10,
+        out=Screen(),
+        notices=io.StringIO(),
+        timing=Timing(connect_s=0.3),
+    )
+    with pytest.raises(
+        Refused, match=rf"^unreachable: no connection to http://127.0.0.1:{port} within 0.3 s .* port right"
+    ):
+        await asyncio.wait_for(running, PATIENCE_S)
+
+
+@pytest.mark.parametrize("path", ["/other", "/holdfast/v2"])
+async def test_tail_names_a_wrong_path(path: str) -> None:
+    hub = new_hub()
+    async with serving(hub, Starlette(routes=[Mount("/holdfast", hub)])) as served:
+        url = f"http://{served.host}:{served.port}{path}"
+        running = asyncio.to_thread(
+            follow, url, "c", since=None, history=10, out=Screen(), notices=io.StringIO(), timing=Timing(connect_s=3.0)
+        )
+        with pytest.raises(Refused, match=r"^not_holdfast: .* another port or path, such as /holdfast|^not_found: "):
+            await asyncio.wait_for(running, PATIENCE_S)
+
+
+async def test_calls_of_the_client_name_a_wrong_port() -> None:
+    async with Client(f"http://127.0.0.1:{free_port()}", connect_s=0.2) as client:
+        for call in (client.create("c", text="x"), client.read("c", "m"), client.channel("c").live()):
+            with pytest.raises(Unreachable, match=r"0\.2 s"):
+                await call
+        with pytest.raises(Unreachable):
+            async with client.message("c"):
+                pass
+
+
+async def test_calls_over_http_name_a_wrong_path(served: Served) -> None:
+    async with serving(new_hub(), Starlette()) as other, Client(f"http://{other.host}:{other.port}") as client:
+        with pytest.raises(NotHoldfast):
+            await client.read("c", "m")
+        with pytest.raises(NotHoldfast, match="another port or path"):
+            await client.create("c", text="x")
+
+
+async def test_control_characters_do_not_reach_the_terminal(served: Served) -> None:
+    screen, notices = Screen(), io.StringIO()
+    controls = "".join(map(chr, [*range(0x20), 0x7F, *range(0x80, 0xA0)]))
+    running = tail(served, screen, notices)
+    async with served.hub.message("c", author="evil\x1b]0;title\x07") as message:
+        await message.append(f"begin{controls}")
+        await served.until(lambda: "begin" in screen.getvalue())
+        await message.append("\x1b[2Jend\t.\n")
+        await message.finish("failed", reason="because\n\x9b31m")
+    await served.until(lambda: "[failed" in screen.getvalue())
+    await stop(served, screen, running)
+    shown = screen.getvalue()
+    assert [one for one in controls if one in shown] == ["\t", "\n"]
+    assert "── assistant evil\ufffd]0;title\ufffd\n" in shown
+    assert "\ufffd[2Jend\t.\n" in shown
+    assert "[failed: because\ufffd\ufffd31m]" in shown

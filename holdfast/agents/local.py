@@ -49,7 +49,7 @@ class LocalAgent:
         """Take turns: the hub has started."""
         self.free = self.slots
         self._running.clear()
-        self._hub.scheduler.register(self)
+        self._hub.runtime.scheduler.register(self)
 
     def begin(self, turn: AssignedTurn) -> None:
         """See `Worker`."""
@@ -76,8 +76,8 @@ class LocalAgent:
             self._running.pop(key, None)
             if not self._hub.is_draining and self._hub.is_running:
                 if not any(channel == turn.channel for channel, _ in self._running):
-                    self._hub.scheduler.set_state(turn.channel, self.name, {"state": "listening"})
-                self._hub.scheduler.left(self, turn)
+                    self._hub.runtime.scheduler.set_state(turn.channel, self.name, {"state": "listening"})
+                self._hub.runtime.scheduler.left(self, turn)
 
     async def _end(self, turn: AssignedTurn, state: Literal["done", "cancelled"]) -> None:
         """Store the end of the turn; retry while the store fails. A turn without an end keeps its channel busy."""
@@ -86,7 +86,7 @@ class LocalAgent:
 
     async def _end_once(self, turn: AssignedTurn, state: Literal["done", "cancelled"]) -> None:
         ended, done = result_later()
-        self._hub.scheduler.end(self, turn, state, done)
+        self._hub.runtime.scheduler.end(self, turn, state, done)
         await ended
 
 
@@ -132,7 +132,7 @@ class LocalBackend:
 
     async def page(self, channel: str, *, before: int | None, limit: int) -> Page:
         """See `Backend`."""
-        return await self._hub.page(channel, before=before, limit=limit)
+        return await self._hub.history(channel, before=before, limit=limit)
 
     async def command(self, channel: str, name: str, *, target: str, data: Json, by: str, expires_s: float) -> Command:
         """See `Backend`."""
@@ -154,7 +154,7 @@ class LocalBackend:
         """See `Backend`."""
         limits = self._hub.limits
         check_json(data, limits.data_bytes, "an agent's state", depth=limits.depth)  # it is sent to all viewers
-        self._hub.scheduler.set_state(channel, name, plain(data))
+        self._hub.runtime.scheduler.set_state(channel, name, plain(data))
 
 
 class LocalWatch:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from holdfast.agents.backend import Backend, Watch, Writer
 from holdfast.agents.history import Shape, as_turns, path_to
@@ -80,13 +80,14 @@ class Turn:
         """Return the text of the user message."""
         return self.message.text
 
-    async def history(self, shape: Shape = "text", *, limit: int = 200) -> list[dict[str, Json]]:
+    async def history(self, shape: Shape = "text", *, limit: int = 200) -> list[Any]:
         """Return the conversation up to this message, oldest first, in the shape that a model's API takes.
 
         `text`: `{"role", "content"}`, for OpenAI's Chat Completions and Responses and most others. `openai`: for Chat
         Completions, with tool calls and their results. `responses`: items of OpenAI's Responses. `anthropic`: for
         Anthropic's Messages, with alternating turns and without system messages (pass those as `system`). At most
-        `limit` messages. If the conversation has branches, it is the one that leads to this message.
+        `limit` messages. If the conversation has branches, it is the one that leads to this message. Each item is a
+        dict; a type checker accepts it for the type that the SDK declares.
         """
         page = await self._backend.page(self.channel, before=None, limit=min(limit, 200))
         return as_turns([*path_to(self.message, page.messages), self.message], shape)

@@ -6,7 +6,7 @@ The names of this module are public, and `docs/client.md` documents them; the mo
 
 from holdfast.client.client import Client
 from holdfast.client.presence import Presence
-from holdfast.client.problems import UnknownProblem, Unreachable
+from holdfast.client.problems import NotHoldfast, UnknownProblem, Unreachable
 from holdfast.client.subscription import Subscription
 from holdfast.client.sync import SyncClient
 from holdfast.client.timing import Timing
@@ -20,6 +20,7 @@ __all__ = [
     "ChannelView",
     "ClaimedTurn",
     "Client",
+    "NotHoldfast",
     "Presence",
     "RemoteWriter",
     "Subscription",

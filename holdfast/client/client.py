@@ -76,8 +76,8 @@ class Client:
     """A hub in another process. `async with Client("https://host/holdfast", token=…) as client`.
 
     The client connects in the background, reconnects by itself, and repeats requests without a response. A call takes
-    at most `timeout_s` for that, and then raises Unreachable. A refusal by the server is raised as the same
-    HoldfastError that the hub raises in process.
+    at most `timeout_s` for that, before the first connection `connect_s`, and then raises Unreachable. A refusal by the
+    server is raised as the same HoldfastError that the hub raises in process.
     """
 
     def __init__(
@@ -88,6 +88,7 @@ class Client:
         token_provider: TokenProvider | None = None,
         client_id: str | None = None,
         timeout_s: float = 30.0,
+        connect_s: float = 5.0,
         limits: Limits | None = None,
         timing: Timing | None = None,
         random: Random | None = None,
@@ -97,7 +98,7 @@ class Client:
     ) -> None:
         self._access = ServerAccess(url, token=token, token_provider=token_provider, client_id=client_id, now=now)
         self._limits = limits or Limits()
-        self._timing = timing or Timing(request_s=timeout_s)
+        self._timing = timing or Timing(request_s=timeout_s, connect_s=connect_s)
         self._random = random or system.SystemRandom()
         self._now = now
         self._dial = dial or websocket_dial(frame_bytes=FRAME_FACTOR * self._limits.message_bytes)

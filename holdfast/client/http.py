@@ -12,7 +12,7 @@ import msgspec
 
 from holdfast.client.access import ServerAccess
 from holdfast.client.dial import problem_in, retry_after_s
-from holdfast.client.problems import Unreachable, error_of
+from holdfast.client.problems import NotHoldfast, Unreachable, error_of
 from holdfast.client.timing import Timing
 from holdfast.core.errors import HoldfastError, LocalError, Unauthenticated
 
@@ -33,13 +33,15 @@ class Http:
         self._random = random
         self._transport = transport
         self._client: httpx2.AsyncClient | None = None
+        self._has_answered = False  # once it is True, the address is right
 
     async def get(self, *path: str, **query: str) -> dict[str, Any]:
         """Return the response to a GET; `path` is given in segments. Raises the server's refusal; Unreachable."""
         url = self._access.http_url(*path, **query)
         failures, why = 0, "no response"
+        wait_s = self._timing.request_s if self._has_answered else min(self._timing.connect_s, self._timing.request_s)
         try:
-            async with asyncio.timeout(self._timing.request_s):
+            async with asyncio.timeout(wait_s):
                 while True:
                     answer, stay_away_s = await self._once(url)
                     if isinstance(answer, dict):
@@ -51,8 +53,7 @@ class Http:
                     why = answer.detail or answer.code
                     await asyncio.sleep(stay_away_s + self._timing.backoff(failures, self._random))
         except TimeoutError:
-            wait_s = self._timing.request_s
-            raise Unreachable(f"{self._access.address} did not respond within {wait_s:.0f} s ({why})") from None
+            raise Unreachable(f"{self._access.address} did not respond within {wait_s:g} s ({why})") from None
 
     async def close(self) -> None:
         """Close the connections."""
@@ -74,16 +75,13 @@ class Http:
             # Show only the class of other errors: an error about a header repeats it, and one header holds the token.
             why = str(error) if isinstance(error, httpx2.ConnectError) else type(error).__name__
             return Unreachable(why), 0.0
+        problem = problem_in(response.content)
+        self._has_answered = self._has_answered or response.status_code == 200 or bool(problem)
         if response.status_code == 200:
             return _decoded(response.content), 0.0
-        problem = problem_in(response.content)
         if not problem:
-            code = "unreachable" if response.status_code >= 500 else "refused"
-            problem = {
-                "code": code,
-                "status": response.status_code,
-                "detail": "the response is not that of a Holdfast server; check the url",
-            }
+            detail = f"{self._access.address} responded {response.status_code}, unlike a Holdfast server; check the url"
+            return Unreachable(detail) if response.status_code >= 500 else NotHoldfast(detail), 0.0
         return error_of(problem), retry_after_s(response.headers.get("retry-after", ""))
 
 

@@ -24,7 +24,7 @@ import msgspec
 
 from holdfast.client.access import ServerAccess
 from holdfast.client.dial import Closed, Dial, Refusal, Socket
-from holdfast.client.problems import Unreachable, error_of
+from holdfast.client.problems import NotHoldfast, Unreachable, error_of
 from holdfast.client.timing import Timing
 from holdfast.core.errors import (
     Draining,
@@ -127,6 +127,7 @@ class Link:
         self._refs = 0
         self._out: deque[str] = deque()
         self._has_out = asyncio.Event()
+        self._first = asyncio.Event()  # the first socket has opened, or none will
         self._room = asyncio.Event()
         self._received_at_s = 0.0
         self._bye: dict[str, Any] = {}
@@ -151,6 +152,7 @@ class Link:
             async with asyncio.timeout(patience_s):
                 await self._until_room()
                 asked = self.begin(kind, fields, partial(_settle, answer), is_repeatable=is_repeatable)
+                await self.until_connected(answer)
                 return await answer
         except TimeoutError:
             raise self.unreachable(f"request {kind!r} had no response within {patience_s:.0f} s") from None
@@ -181,6 +183,23 @@ class Link:
         if self.is_live:
             self._send(asked)
         return asked
+
+    async def until_connected(self, answer: asyncio.Future[dict[str, Any]] | None = None) -> None:
+        """Wait for the first connection, or for `answer`. Raises Unreachable after `connect_s`, not if stopped."""
+        if self.sockets or self.state is LinkState.STOPPED:
+            return
+        first = asyncio.ensure_future(self._first.wait())
+        waiting: list[asyncio.Future[Any]] = [first, *([answer] if answer is not None else [])]
+        connect_s = self.timing.connect_s
+        try:
+            done, _ = await asyncio.wait(waiting, timeout=connect_s, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            first.cancel()
+        if not done:
+            raise Unreachable(
+                f"no connection to {self._access.address} within {connect_s:g} s ({self._why or 'no response'}): "
+                "is the server running there, and is the port right?"
+            )
 
     def unreachable(self, what: str) -> Unreachable:
         """Return the error with the text `what`, and with the reason for a missing connection."""
@@ -317,6 +336,7 @@ class Link:
     def _opened(self) -> None:
         self.state = LinkState.LIVE
         self.sockets += 1
+        self._first.set()
         self._received_at_s = asyncio.get_running_loop().time()
         self._bye = {}
         self._refused_tokens = 0
@@ -346,6 +366,7 @@ class Link:
         for one in tuple(self._listeners):
             self._notify_stopped(one, error)
         self._room.set()
+        self._first.set()
 
     def _notify_stopped(self, one: Listener, error: HoldfastError) -> None:
         if one in self._listeners:
@@ -444,10 +465,11 @@ class Link:
 
     def _plain_refusal(self, status: int) -> HoldfastError:
         detail = (
-            f"{self._access.address} responded {status} to a WebSocket, unlike a Holdfast server; check the path of "
-            "the url, and that the server supports WebSockets (uvicorn needs the package websockets)"
+            f"{self._access.address} responded {status} to a WebSocket, unlike a Holdfast server; is the hub at "
+            "another port or path, such as /holdfast, or served without WebSockets (uvicorn needs the package "
+            "websockets)?"
         )
-        return error_of({"code": "unauthenticated" if status == 401 else "refused", "status": status, "detail": detail})
+        return Unauthenticated(detail) if status == 401 else NotHoldfast(detail)
 
 
 def encode(frame: dict[str, Any], limits: Limits) -> str:

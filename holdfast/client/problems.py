@@ -26,6 +26,12 @@ class Unreachable(HoldfastError):
     code, status, retry, title = "unreachable", 503, True, "Unreachable"
 
 
+class NotHoldfast(HoldfastError):
+    """A server responds at the address, but not as a Holdfast server does: another port, path or program."""
+
+    code, status, title = "not_holdfast", 502, "Not a Holdfast server"
+
+
 class UnknownProblem(HoldfastError):
     """The server refused with a `code` that this client does not know."""
 

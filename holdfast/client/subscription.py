@@ -46,6 +46,7 @@ class Subscription:
         feed = inbox.feed = self._open_feed(inbox)
         feed.open()
         try:
+            await feed.link.until_connected()
             while True:
                 batch = await inbox.next_batch()
                 yield batch

@@ -15,6 +15,7 @@ from random import Random
 class Timing:
     """All waits of a client, in seconds."""
 
+    connect_s: float = 5.0  # for the first connection of all: after that, the address is probably wrong
     open_s: float = 10.0  # some proxies never respond to an upgrade
     silence_s: float = 14.0  # the server pings every 5 s
     answer_s: float = 20.0  # a connection without a response for so long is broken, even if other frames arrive

@@ -125,6 +125,7 @@ class ChannelView:
         link = self._feed.link
         watcher = self._watch()
         try:
+            await link.until_connected()
             async with asyncio.timeout(link.timing.request_s if timeout_s is None else timeout_s):
                 while self.state != "live":
                     if self.state == "closed":

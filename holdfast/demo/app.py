@@ -12,12 +12,14 @@ sentence, so with a model the interrupted answer stays and another answer follow
 import asyncio
 import os
 from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
 
 import msgspec
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, Response
-from starlette.routing import Route
+from starlette.routing import Mount, Route
+from starlette.staticfiles import StaticFiles
 
 from holdfast.agents.turn import OnCrash
 from holdfast.app import Hub
@@ -44,6 +46,7 @@ _PAGE_HEADERS = {
     "cache-control": "no-cache",
     "content-security-policy": "default-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
     "referrer-policy": "no-referrer",
+    "x-content-type-options": "nosniff",
 }
 
 
@@ -76,7 +79,19 @@ def build(
     )
     app.state.hub = hub  # `holdfast demo` starts it first, to report errors of the store plainly
     hub.install(app, "/holdfast")
+    app.router.routes.insert(
+        0, Mount("/holdfast/web/demo", _Files(directory=WEB / "demo"))
+    )  # beside the client's modules
     return app
+
+
+class _Files(StaticFiles):
+    """The page's files, of which a picture may be opened as a page too. Other hubs do not serve them."""
+
+    async def get_response(self, path: str, scope: Any) -> Response:
+        response = await super().get_response(path, scope)
+        response.headers.update(_PAGE_HEADERS)
+        return response
 
 
 class _CallDiver(msgspec.Struct):
@@ -123,6 +138,8 @@ def _endpoint(hub: Hub, method: str, handler: Callable[[Request], Awaitable[Resp
 
     async def guarded(request: Request) -> Response:
         await check_peer(hub, dict(request.scope))
-        return await handler(request)
+        response = await handler(request)
+        response.headers["x-content-type-options"] = "nosniff"
+        return response
 
     return Endpoint([method], guarded)

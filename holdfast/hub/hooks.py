@@ -13,8 +13,8 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
-from collections.abc import Awaitable, Callable, Mapping
-from typing import TYPE_CHECKING, Literal, get_args
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from typing import Any, Literal, get_args
 
 from msgspec import Struct
 
@@ -25,11 +25,9 @@ from holdfast.core.errors import HoldfastError, LocalError
 from holdfast.core.model import Command, Json, Message
 from holdfast.core.names import check_id
 from holdfast.core.state import ChannelState, CommandState, MessageState
+from holdfast.hub.channel import Channel
 from holdfast.hub.patterns import check_pattern, matches
-
-if TYPE_CHECKING:
-    from holdfast.hub.channel import Channel
-    from holdfast.hub.hub import HubCore
+from holdfast.stores.base import Store
 
 logger = logging.getLogger("holdfast.hooks")
 
@@ -57,6 +55,7 @@ class HookEvent(Struct, frozen=True, kw_only=True):
 
 
 HookHandler = Callable[[HookEvent], Awaitable[None]]
+Start = Callable[[Coroutine[Any, Any, None]], None]  # of a background task
 
 
 class Hook:
@@ -81,9 +80,10 @@ class Hook:
 class HookRunner:
     """Calls one hook for each channel in order, and keeps its positions."""
 
-    def __init__(self, hub: HubCore, hook: Hook, live: Mapping[str, ChannelState]) -> None:
+    def __init__(self, store: Store, start_background: Start, hook: Hook, live: Mapping[str, ChannelState]) -> None:
         """Run `hook`; `live` holds the channels in memory."""
-        self._hub = hub
+        self._store = store
+        self._start_background = start_background
         self._hook = hook
         self._positions: dict[str, tuple[str, int]] = {}  # epoch and serial, by channel
         self._is_ready = False
@@ -116,7 +116,7 @@ class HookRunner:
 
     async def _recall(self) -> bool:
         """Read the positions. Return True if the hook is new; then it begins at each channel's head."""
-        store, name = self._hub.store, self._hook.name
+        store, name = self._store, self._hook.name
         notes = await store.notes(f"hook/{name}/")
         self._positions = {key.removeprefix(f"hook/{name}/"): _position(value) for key, value in notes.items()}
         registered = f"hook-registered/{name}"
@@ -137,7 +137,7 @@ class HookRunner:
 
     async def _scan(self) -> None:
         """Find channels that moved, or were deleted, while the hook was down."""
-        store = self._hub.store
+        store = self._store
         after: str | None = None
         gone = set(self._positions)
         while page := await store.channels(after=after, limit=SCAN_PAGE):
@@ -166,7 +166,7 @@ class HookRunner:
             self._again.add(channel)
             return
         self._running.add(channel)
-        self._hub.start_background(self._follow(channel))
+        self._start_background(self._follow(channel))
 
     async def _follow(self, channel: str) -> None:
         """Call the hook for the entries of `channel` until it has caught up."""
@@ -196,7 +196,7 @@ class HookRunner:
         logger.error(told, self._hook.name, channel, kind, wait_s, exc_info=trace)
 
     async def _tell(self, channel: str) -> None:
-        store = self._hub.store
+        store = self._store
         epoch, serial = self._positions.get(channel, ("", 0))
         head = await store.head(channel)
         if (head.epoch, head.serial) == (epoch, serial):
@@ -243,13 +243,13 @@ class HookRunner:
     async def _note(self, channel: str, epoch: str, serial: int) -> None:
         if self._positions.get(channel) == (epoch, serial):
             return
-        await self._hub.store.note({f"hook/{self._hook.name}/{channel}": _noted(epoch, serial)})
+        await self._store.note({f"hook/{self._hook.name}/{channel}": _noted(epoch, serial)})
         self._positions[channel] = (epoch, serial)
 
     async def _forget(self, channel: str) -> None:
         """Drop the position of a deleted channel: the hook receives its next epoch from the beginning."""
         if channel in self._positions:
-            await self._hub.store.note({f"hook/{self._hook.name}/{channel}": None})
+            await self._store.note({f"hook/{self._hook.name}/{channel}": None})
             del self._positions[channel]
 
 
@@ -286,26 +286,20 @@ def _position(value: bytes) -> tuple[str, int]:
 
 
 class Hooks:
-    """The hooks of one hub, each with its runner."""
+    """The hooks of one run of a hub, each with its runner."""
 
-    def __init__(self, hub: HubCore) -> None:
-        self._hub = hub
-        self._hooks: dict[str, Hook] = {}
+    def __init__(self, store: Store, start_background: Start) -> None:
+        self._store = store
+        self._start_background = start_background
         self._runners: list[HookRunner] = []
 
-    def add(self, hook: Hook) -> None:
-        """Register `hook`. Raises LocalError if its name is taken: two hooks would share a position."""
-        if hook.name in self._hooks:
-            raise LocalError(f"hook name {hook.name!r} is taken already; give each hook its own name")
-        self._hooks[hook.name] = hook
-        if self._hub.has_recovered:
-            self._begin(hook)
-
-    def start(self) -> None:
-        """Start the runners: the hub has started."""
-        self._runners.clear()
-        for hook in self._hooks.values():
-            self._begin(hook)
+    def begin(self, hook: Hook, channels: Mapping[str, Channel]) -> None:
+        """Call `hook` from now on; `channels` are those in memory."""
+        # A channel that is being loaded is noted when its head is known.
+        known = {name: one.state for name, one in channels.items() if one.is_loaded}
+        runner = HookRunner(self._store, self._start_background, hook, known)
+        self._runners.append(runner)
+        self._start_background(runner.start())
 
     def stop(self) -> None:
         """Stop at the hub's end. Pending entries are delivered after the restart: no call could be cancelled now."""
@@ -315,11 +309,3 @@ class Hooks:
         """Notify the hooks of entries other than appends in `channel`."""
         for runner in self._runners:
             runner.changed(channel)
-
-    def _begin(self, hook: Hook) -> None:
-        live = self._hub._live().channels
-        # A channel that is being loaded is noted when its head is known.
-        known = {name: one.state for name, one in live.items() if one.is_loaded}
-        runner = HookRunner(self._hub, hook, known)
-        self._runners.append(runner)
-        self._hub.start_background(runner.start())

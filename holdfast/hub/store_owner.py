@@ -18,26 +18,55 @@ import asyncio
 import logging
 import os
 import sys
+from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any
 
-if TYPE_CHECKING:
-    from holdfast.hub.hub import HubCore
-    from holdfast.stores.base import Store
+from holdfast.stores.base import Store
 
 logger = logging.getLogger("holdfast.hub")
 
-
-class _Open(NamedTuple):
-    hub: HubCore
-    store: Store
-    loop: asyncio.AbstractEventLoop
+_owners: dict[str, StoreOwner] = {}  # by the path of the file; until the store is closed
 
 
-_open: dict[str, _Open] = {}  # by the path of the file; until the store is closed
+class StoreOwner:
+    """A hub as the owner of its store."""
+
+    def __init__(self, store: Store, close: Callable[[], Awaitable[None]], is_out_of_reach: Callable[[], bool]) -> None:
+        """Own `store`. `close` closes the hub; `is_out_of_reach` returns whether that is safe."""
+        self._store = store
+        self._close = close
+        self._is_out_of_reach = is_out_of_reach
+        self._loop: asyncio.AbstractEventLoop | None = None  # on which the store was opened last
+
+    async def open_store(self) -> None:
+        """Open the store, after closing a finished hub on the same file. Raises as `Store.open`."""
+        place = _place_of(self._store)
+        before = _owners.get(place) if place is not None else None
+        if before is not None and before._store is not self._store:
+            await before._close_if_finished()
+        await self._store.open()
+        self._loop = asyncio.get_running_loop()
+        if place is not None:
+            _owners[place] = self
+
+    async def close_store(self) -> None:
+        """Close the store."""
+        await self._store.close()
+        place = _place_of(self._store)
+        if place is not None and (known := _owners.get(place)) is not None and known._store is self._store:
+            del _owners[place]
+
+    async def _close_if_finished(self) -> None:
+        if self._loop is not None and self._loop.is_closed():
+            logger.info("a hub whose event loop is closed had the store open; it is closed for another hub")
+            await self.close_store()
+        elif self._loop is asyncio.get_running_loop() and self._is_out_of_reach():
+            logger.info("a hub of an earlier cell had the store open; it is closed for another hub")
+            await self._close()
 
 
-def interactive_namespace() -> dict[str, Any] | None:
+def names_of_cell() -> dict[str, Any] | None:
     """Return the namespace of the notebook's cell, or the interpreter's input, that is making a hub; else None."""
     frame = sys._getframe(1)
     while frame.f_globals.get("__name__", "").partition(".")[0] == __name__.partition(".")[0]:
@@ -47,34 +76,6 @@ def interactive_namespace() -> dict[str, Any] | None:
     names = frame.f_globals
     is_interactive = names.get("__name__") == "__main__" and ("get_ipython" in names or hasattr(sys, "ps1"))
     return names if is_interactive and frame.f_code.co_name == "<module>" else None
-
-
-async def open_store(hub: HubCore) -> None:
-    """Open the store of `hub`, after closing a finished hub on the same file. Raises as `Store.open`."""
-    place = _place_of(hub.store)
-    before = _open.get(place) if place is not None else None
-    if before is not None and before.store is not hub.store:
-        await _close_if_finished(before)
-    await hub.store.open()
-    if place is not None:
-        _open[place] = _Open(hub, hub.store, asyncio.get_running_loop())
-
-
-async def close_store(hub: HubCore) -> None:
-    """Close the store of `hub`."""
-    await hub.store.close()
-    place = _place_of(hub.store)
-    if place is not None and (known := _open.get(place)) is not None and known.store is hub.store:
-        del _open[place]
-
-
-async def _close_if_finished(before: _Open) -> None:
-    if before.loop.is_closed():
-        logger.info("a hub whose event loop is closed had the store open; it is closed for another hub")
-        await close_store(before.hub)
-    elif before.loop is asyncio.get_running_loop() and before.hub.is_out_of_reach():
-        logger.info("a hub of an earlier cell had the store open; it is closed for another hub")
-        await before.hub.close()
 
 
 def _place_of(store: Store) -> str | None:

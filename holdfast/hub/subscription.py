@@ -8,24 +8,41 @@ A subscription is a feed like that of a transport: a slow reader uses no memory.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator
-from typing import TYPE_CHECKING
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from typing import Protocol
 
-from holdfast.core.cursor import parse_cursor
+from holdfast.core.cursor import Cursor, parse_cursor
 from holdfast.core.errors import Draining
 from holdfast.core.events import Batch, ServerEvent
 from holdfast.hub.batches import Behind
 from holdfast.hub.feed import Feed
 
-if TYPE_CHECKING:
-    from holdfast.hub.hub import HubCore
+
+class Attaching(Protocol):
+    """The part of the hub that a subscription uses."""
+
+    @property
+    def is_draining(self) -> bool:
+        """Return whether the hub is shutting down."""
+
+    async def attach(
+        self,
+        channel: str,
+        since: Cursor | None,
+        *,
+        history: int | None,
+        flush_ms: int | None,
+        wake: Callable[[], None],
+        has_passing: bool,
+    ) -> Feed:
+        """Return a feed of `channel`."""
 
 
 class Subscription:
     """The events of a channel, from a cursor on. It raises Draining when the hub shuts down."""
 
     def __init__(
-        self, hub: HubCore, channel: str, since: str | None, history: int | None, flush_ms: int | None
+        self, hub: Attaching, channel: str, since: str | None, history: int | None, flush_ms: int | None
     ) -> None:
         self.channel = channel
         self.cursor: str | None = since  # of the last complete batch that was yielded; resume with it

@@ -12,7 +12,7 @@ import asyncio
 import threading
 from collections.abc import Coroutine
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from holdfast.core.errors import LocalError, StoreUnavailable
 from holdfast.core.events import Page
@@ -21,17 +21,37 @@ from holdfast.hub.writer import MessageWriter
 from holdfast.hub.wsgi import check_not_wsgi
 from holdfast.portal import NoResponse, Portal, SyncWriter, run_on, writing
 
-if TYPE_CHECKING:
-    from holdfast.hub.hub import HubCore
-
 T = TypeVar("T")
 TIMEOUT_S = 60.0  # for one call; a failing store gives up long before
+
+
+class AsyncHub(Protocol):
+    """The part of the hub that has blocking twins."""
+
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop | None:
+        """Return the event loop on which the hub runs, or None."""
+
+    async def close(self) -> None:
+        """Do as `Hub.close`, like all methods below do as those of `Hub`."""
+
+    def message(self, channel: str, *args: Any, **fields: Any) -> MessageWriter: ...
+
+    async def create(self, channel: str, *args: Any, **fields: Any) -> Message: ...
+
+    async def update(self, channel: str, message_id: str, *args: Any, **fields: Any) -> Message: ...
+
+    async def finish(self, channel: str, message_id: str, *args: Any, **fields: Any) -> None: ...
+
+    async def delete(self, channel: str, message_id: str) -> None: ...
+
+    async def history(self, channel: str, *args: Any, **fields: Any) -> Page: ...
 
 
 class SyncHub:
     """Blocking twin of the hub's main calls; made by `Hub.sync`. Threads other than the hub's own may use it."""
 
-    def __init__(self, hub: HubCore) -> None:
+    def __init__(self, hub: AsyncHub) -> None:
         self._hub = hub
         self._portal = Portal("holdfast-sync")  # of hubs without a loop
         self._left: asyncio.AbstractEventLoop | None = None  # the loop that was closed last

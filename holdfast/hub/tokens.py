@@ -129,9 +129,14 @@ class JwtVerifier:
 
     @property
     def ticket_keys(self) -> list[bytes]:
-        """Return keys for signing tickets, so that tickets outlive the process; empty without a secret."""
+        """Return keys for signing tickets, so that tickets outlive the process; empty without a secret.
+
+        They differ by audience and issuer, as the accepted tokens do: another service may have the same secret.
+        """
         secrets = [key.material for key in self._keys if isinstance(key.material, bytes)]
-        return [hmac.digest(one, b"holdfast tickets", "sha256") for one in secrets]
+        issuers = None if self._issuers is None else sorted(self._issuers)
+        purpose = json.dumps(["holdfast tickets", sorted(self._audiences), issuers]).encode()
+        return [hmac.digest(one, purpose, "sha256") for one in secrets]
 
     async def __call__(self, scope: Scope) -> Identity | None:
         """Return the caller's identity; None without a token. Raises Unauthenticated, Expired, Busy."""

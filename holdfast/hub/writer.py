@@ -37,7 +37,7 @@ from holdfast.hub.results import Result, result_later
 
 if TYPE_CHECKING:
     from holdfast.hub.channel import Channel
-    from holdfast.hub.hub import HubCore
+    from holdfast.hub.writer_hub import WriterHub
 
 logger = logging.getLogger("holdfast.hub")
 
@@ -70,7 +70,7 @@ class MessageWriter(OutgoingProperties):
     size_bytes = 0  # in the committer's queue: the writer bounds its accepted text itself
 
     def __init__(
-        self, hub: HubCore, channel: str, message_id: str, *, create: CreateMessage | None, author: str | None
+        self, hub: WriterHub, channel: str, message_id: str, *, create: CreateMessage | None, author: str | None
     ) -> None:
         self.channel = channel
         self.ids: tuple[str, ...] = (message_id,)

@@ -51,6 +51,7 @@ Synchronous = Literal["normal", "full", "extra"]
 APPLICATION_ID = 0x486F6C64  # "Hold"
 SCHEMA = 2
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+FILE_MODE = 0o600  # of new files: conversations are for the user of the server alone
 LOCK_POLL_S = 0.05
 LOCK_BYTES = 4096  # more than a lock file ever holds
 NO_NONCE = "-"  # stands for the nonce of a database or lock file without one
@@ -118,6 +119,8 @@ class SqliteFile:
 
     def open(self) -> None:
         """Take the lock and open the file. Raises StoreInUse, StoreUnusable or StoreUnavailable."""
+        if self.path.exists() and not self.path.is_file():
+            raise StoreUnavailable(f"store file {self.path} is a directory or a device; name a file")
         self._lock.take(self.path, wait_s=self._lock_wait_s)
         try:
             self._connect()
@@ -193,6 +196,9 @@ class SqliteFile:
         return StoreUnavailable(f"store file {self.path} is not available: {_explain(error)}")
 
     def _connect(self) -> None:
+        with contextlib.suppress(OSError):  # SQLite then gives the reason
+            # SQLite creates `-wal` and `-shm` with the mode of the database. An existing file keeps its mode.
+            os.close(os.open(self.path, os.O_RDWR | os.O_CREAT, FILE_MODE))
         self.db = db = sqlite3.connect(self.path, isolation_level=None, timeout=self._busy_ms / 1000)
         is_new = self._check_ours()
         db.execute("PRAGMA page_size = 4096")
@@ -339,7 +345,7 @@ class FileLock:
 
     def _open(self, what: Path) -> int:
         try:
-            return os.open(self._path, os.O_RDWR | os.O_CREAT, 0o644)
+            return os.open(self._path, os.O_RDWR | os.O_CREAT, FILE_MODE)
         except FileNotFoundError as error:
             raise StoreUnavailable(
                 f"store file {what} cannot be created: there is no directory {self._path.parent}; create it"

@@ -37,7 +37,7 @@ from holdfast.transports.http import no_such_path, problem_response, routes
 from holdfast.transports.longpoll import poll
 from holdfast.transports.message_stream import message_events
 from holdfast.transports.operations import BY_NAME, OPERATIONS
-from holdfast.transports.problem import Headers, problem_messages
+from holdfast.transports.problem import NOSNIFF, Headers, problem_messages
 from holdfast.transports.sender import FAREWELL_S
 from holdfast.transports.sse import channel_events, is_started
 from holdfast.transports.websocket import Sockets
@@ -207,9 +207,14 @@ def path_below(scope: Scope) -> str:
 
 
 class _Web(StaticFiles):
-    """The browser's files. They change with the server, so a browser must revalidate its copies."""
+    """The browser's modules. They change with the server, so a browser must revalidate its copies.
+
+    The folders beside them are of other applications, such as the demo, which serve them themselves.
+    """
 
     async def get_response(self, path: str, scope: Any) -> Response:
+        if "/" in path:
+            raise HTTPException(404)
         response = await super().get_response(path, scope)
         response.headers["cache-control"] = "no-cache"
         return response
@@ -230,7 +235,21 @@ def _plain_app(hub: HubCore) -> ASGIApp:
             allow_credentials="*" not in origins,
             expose_headers=("Retry-After",),
         )
-    return app
+    return _unsniffed(app)
+
+
+def _unsniffed(app: ASGIApp) -> ASGIApp:
+    """Return `app` with `nosniff` on each of its responses."""
+
+    async def wrapped(scope: Any, receive: Any, send: Any) -> None:
+        async def send_marked(message: Any) -> None:
+            if message["type"] == "http.response.start":
+                message = {**message, "headers": [*message.get("headers", ()), NOSNIFF]}
+            await send(message)
+
+        await app(scope, receive, send_marked)
+
+    return wrapped
 
 
 def _abort_unread(transport: asyncio.WriteTransport) -> None:

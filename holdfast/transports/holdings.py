@@ -51,14 +51,14 @@ class Holdings:
         limit = self._hub.limits.socket_channels
         if key not in self._present and len(self._present) >= limit:
             raise TooMany(f"a socket is present as at most {limit} members", limit=limit)
-        self._hub.presence.enter(channel, member, self._socket, data)
+        self._hub.runtime.presence.enter(channel, member, self._socket, data)
         self._present.add(key)
 
     def leave(self, channel: str, member: str) -> None:
         """End the presence of `member` by this socket, if it has any, without a grace."""
         if self._present is not None and (channel, member) in self._present:
             self._present.discard((channel, member))
-            self._hub.presence.leave(channel, member, self._socket, is_final=True)
+            self._hub.runtime.presence.leave(channel, member, self._socket, is_final=True)
 
     def note_request(self, channel: str, message_id: str, request: Request) -> None:
         """Note a stored request: from now on the socket is a sign of life for the message's writer, or no longer."""
@@ -69,9 +69,9 @@ class Holdings:
         elif isinstance(request, AppendText | PutPart | RenewLease | TakeOver) or (
             isinstance(request, CreateMessage) and request.status == "streaming"
         ):
-            self._hub.leases.held(channel, message_id, self._socket)
+            self._hub.runtime.leases.held(channel, message_id, self._socket)
             if self._is_broken:  # the request was under way when the socket broke
-                self._hub.leases.broken(channel, message_id, self._socket, is_late=True)
+                self._hub.runtime.leases.broken(channel, message_id, self._socket, is_late=True)
                 return
             if self._written is None:
                 self._written = {}
@@ -87,6 +87,6 @@ class Holdings:
         if not (present or written) or not self._hub.is_running:
             return
         for channel, member in present:
-            self._hub.presence.leave(channel, member, self._socket)
+            self._hub.runtime.presence.leave(channel, member, self._socket)
         for channel, message_id in written:
-            self._hub.leases.broken(channel, message_id, self._socket)
+            self._hub.runtime.leases.broken(channel, message_id, self._socket)

@@ -114,7 +114,7 @@ async def create(call: Call) -> Response:
     """Create a message."""
     request: CreateMessage = await call.body()
     check_create(request, call.identity, call.channel)
-    return await call.submit(call.hub.new_id() if request.id is None else check_id(request.id), request)
+    return await call.submit(call.hub.clock.new_id() if request.id is None else check_id(request.id), request)
 
 
 async def update(call: Call) -> Response:
@@ -148,7 +148,7 @@ async def delete(call: Call) -> Response:
 async def send_command(call: Call) -> Response:
     """Send a command."""
     request: SendCommand = await call.body()
-    command_id = call.hub.new_id() if request.id is None else check_id(request.id)
+    command_id = call.hub.clock.new_id() if request.id is None else check_id(request.id)
     return await call.submit(command_key(command_id), request)
 
 
@@ -165,7 +165,7 @@ async def enter(call: Call) -> Response:
     await call.hub.start()
     # A socket closes when its identity expires. A lease of presence has to end by itself.
     lease_s = min(request.lease_s, left_s(call.hub, call.identity))
-    call.hub.presence.lease(call.channel, member_id, request.data, lease_s)
+    call.hub.runtime.presence.lease(call.channel, member_id, request.data, lease_s)
     return call.empty()
 
 
@@ -173,7 +173,7 @@ async def leave(call: Call) -> Response:
     """End the presence of a member that has a lease."""
     member_id = member_of(call.identity, call.id)
     await call.hub.start()
-    call.hub.presence.end_lease(call.channel, member_id)
+    call.hub.runtime.presence.end_lease(call.channel, member_id)
     return call.empty()
 
 
@@ -203,7 +203,7 @@ async def page(call: Call) -> Response:
     before = query.whole("before", 0, MAX_NUMBER)
     limit = query.whole("limit", 1, limits.history)
     wanted = limits.default_history if limit is None else limit
-    return _json(await call.hub.page(call.channel, before=before, limit=wanted))
+    return _json(await call.hub.history(call.channel, before=before, limit=wanted))
 
 
 async def read_channel(call: Call) -> Response:

@@ -22,6 +22,7 @@ from holdfast.hub.hub import HubCore
 from holdfast.hub.identity import Expired, Scope
 from holdfast.transports.access import admit_poll, allowed_history, describe_caller
 from holdfast.transports.credentials import Credentials
+from holdfast.transports.problem import NOSNIFF
 from holdfast.transports.query import Query
 from holdfast.transports.resume_limits import ResumeLimits, known_since, resume_limits_of
 from holdfast.transports.sse import Open, is_own_client, since_of
@@ -184,6 +185,7 @@ async def _send_response(
     headers = [
         (b"content-type", b"application/json"),
         (b"cache-control", b"no-store"),
+        NOSNIFF,
         (b"content-length", str(len(body)).encode()),
         *app.cors(scope),
     ]

@@ -172,6 +172,6 @@ async def _message_stream(app: Open, scope: Scope, send: Send, channel: str, mes
 
 async def send_no_content(app: Open, scope: Scope, send: Send) -> None:
     """Send 204, which stops for good an EventSource that comes back after `done`."""
-    headers: problem.Headers = [(b"cache-control", b"no-store"), *app.cors(scope)]
+    headers: problem.Headers = [(b"cache-control", b"no-store"), problem.NOSNIFF, *app.cors(scope)]
     await send({"type": "http.response.start", "status": 204, "headers": headers})
     await send({"type": "http.response.body", "body": b"", "more_body": False})

@@ -16,6 +16,7 @@ from holdfast.core.errors import HoldfastError, MethodNotAllowed, Unauthenticate
 from holdfast.transports.codec import for_peers
 
 Headers = list[tuple[bytes, bytes]]
+NOSNIFF = (b"x-content-type-options", b"nosniff")  # on every response: a browser must not take data for a page
 
 
 def retry_after_s() -> int:
@@ -47,7 +48,7 @@ def problem_messages(
     error = for_peers(error)
     body = problem_body(error)
     headers = [(name.encode(), value.encode()) for name, value in problem_headers(error).items()]
-    headers += [(b"content-length", str(len(body)).encode()), *(more or ())]
+    headers += [(b"content-length", str(len(body)).encode()), NOSNIFF, *(more or ())]
     return (
         {"type": f"{prefix}.start", "status": error.status, "headers": headers},
         {"type": f"{prefix}.body", "body": body, "more_body": False},

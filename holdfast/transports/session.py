@@ -245,7 +245,7 @@ class Session:
                 check_create(frame, self.identity, channel)
             elif isinstance(frame, UpdateFrame):
                 check_update(frame, self.identity, channel)
-            key = self._hub.new_id() if frame.id is None else check_id(frame.id)
+            key = self._hub.clock.new_id() if frame.id is None else check_id(frame.id)
             if isinstance(frame, CommandFrame | ReplyFrame):
                 key = command_key(key)
             done = partial(self._answered, frame.ref, (channel, key), request, weight)
@@ -295,7 +295,7 @@ class Session:
         channel = check_channel(frame.channel)
         check_operation(self.identity, BY_FRAME[SignalFrame], channel)
         count_signal(self._hub, self.identity, frame.name)
-        self._hub.presence.signal(channel, frame.name, frame.data, self.identity.client_id)
+        self._hub.runtime.presence.signal(channel, frame.name, frame.data, self.identity.client_id)
         return {}
 
     def _work(self, frame: WorkFrame) -> dict[str, Json]:
@@ -358,7 +358,7 @@ class Session:
         limit = limits.default_history if frame.limit is None else frame.limit
         if limit > limits.history:
             raise InvalidRequest(f"limit must be a whole number from 1 to {limits.history}, got {limit}")
-        page = await self._hub.page(channel, before=frame.before, limit=limit)
+        page = await self._hub.history(channel, before=frame.before, limit=limit)
         fields = {"messages": page.messages, "more": page.more, "cursor": page.cursor}
         self.reply({"type": "ok", "ref": frame.ref, **fields})
 

@@ -73,14 +73,14 @@ class SocketWorker:
     def renew(self, frame: TurnRenewFrame) -> None:
         """Renew the lease of a turn. Raises Fenced if the turn is over or another worker has it."""
         turn = self._turn(frame)
-        if not self._hub.scheduler.renew(self, turn):
+        if not self._hub.runtime.scheduler.renew(self, turn):
             raise _not_its_turn()
         if not self.has(turn.channel, turn.message_id):  # a turn of the previous socket: it takes a slot here
             self.turns.add(turn)
             self.free -= 1
         if frame.state is not None:
             check_json(frame.state, self._hub.limits.data_bytes, "a state", depth=self._hub.limits.depth)
-            self._hub.scheduler.set_state(frame.channel, self.name, frame.state)
+            self._hub.runtime.scheduler.set_state(frame.channel, self.name, frame.state)
 
     def end(self, frame: TurnDoneFrame, done: Done) -> None:
         """End a turn, and call `done` with the result."""
@@ -91,7 +91,7 @@ class SocketWorker:
                 result = _not_its_turn()  # other workers' turns are not exposed
             done(result)
 
-        self._hub.scheduler.end(self, turn, frame.state, ended)
+        self._hub.runtime.scheduler.end(self, turn, frame.state, ended)
         self._free(turn)
 
     def works_in(self, channel: str) -> bool:
@@ -105,9 +105,9 @@ class SocketWorker:
         known = next((one for one in self.turns if one[:3] == turn[:3]), None)
         if known is not None:
             self.turns.discard(known)
-            self._hub.scheduler.freed(self)
+            self._hub.runtime.scheduler.freed(self)
             if not any(one.channel == turn.channel for one in self.turns):
-                self._hub.scheduler.set_state(turn.channel, self.name, {"state": "listening"})
+                self._hub.runtime.scheduler.set_state(turn.channel, self.name, {"state": "listening"})
 
 
 def _not_its_turn() -> Fenced:
@@ -140,7 +140,7 @@ class SocketWorkers:
         name, pattern = member_of(identity, frame.name), frame.pattern
         known = self._workers.get((pattern, name))
         if known is not None:
-            self._hub.scheduler.unregister(known)
+            self._hub.runtime.scheduler.unregister(known)
         if not frame.slots:  # it takes no more turns, and keeps the turns that it has
             if known is not None:
                 known.is_listed = False
@@ -155,7 +155,7 @@ class SocketWorkers:
         worker = SocketWorker(self._give, self._hub, name, pattern, frame.slots, frame.when_busy)
         if known is not None:
             worker.take_over(known)
-            self._hub.scheduler.hand_over(known, worker)
+            self._hub.runtime.scheduler.hand_over(known, worker)
         self._workers[pattern, name] = worker
         self._start_task(self._register(worker))
 
@@ -166,7 +166,7 @@ class SocketWorkers:
             and self._workers.get((worker.pattern, worker.name)) is worker
             and worker.is_listed
         ):
-            self._hub.scheduler.register(worker)
+            self._hub.runtime.scheduler.register(worker)
 
     def find(self, frame: TurnRenewFrame | TurnTakeFrame | TurnDoneFrame) -> SocketWorker:
         """Return the worker that a frame about a turn is meant for. Raises InvalidRequest if no worker fits."""
@@ -175,7 +175,7 @@ class SocketWorkers:
             if worker.has(frame.channel, None if isinstance(frame, TurnTakeFrame) else frame.message):
                 return worker
         if fitting:  # a turn of the previous socket: its claim names the worker
-            by = self._hub.scheduler.claimed_by(frame.channel, frame.message)
+            by = self._hub.runtime.scheduler.claimed_by(frame.channel, frame.message)
             return next((worker for worker in fitting if worker.name == by), fitting[0])
         # The same text for every channel: whether the channel exists must not show.
         raise InvalidRequest("this socket takes no turns in that channel: send `work` with a pattern for it first")
@@ -197,4 +197,4 @@ class SocketWorkers:
         workers, self._workers = self._workers or {}, None
         if self._hub.is_running:
             for worker in workers.values():
-                self._hub.scheduler.unregister(worker, is_broken=True)
+                self._hub.runtime.scheduler.unregister(worker, is_broken=True)

@@ -29,7 +29,7 @@ from holdfast.transports.codec import unexpected
 from holdfast.transports.credentials import Credentials
 from holdfast.transports.heartbeats import Heartbeats
 from holdfast.transports.operations import BY_NAME
-from holdfast.transports.problem import Headers
+from holdfast.transports.problem import NOSNIFF, Headers
 from holdfast.transports.query import Query
 from holdfast.transports.resume_limits import ResumeLimits, known_since, resume_limits_of
 from holdfast.transports.sender import DirectSender, Sender, TaskSender
@@ -312,5 +312,6 @@ def _stream_headers() -> Headers:
     return [
         (b"content-type", b"text/event-stream; charset=utf-8"),
         (b"cache-control", b"no-cache, no-transform"),
+        NOSNIFF,
         (b"x-accel-buffering", b"no"),
     ]

@@ -52,7 +52,7 @@ async def test_an_answer_that_is_stopped_while_it_is_opened_ends_cancelled() -> 
     await hub.command("chat:1", "cancel", target=asked.id)
     await asyncio.sleep(1.5)  # before the server carries out the cancel
     assert (await endings(hub), is_entered) == ([("", "cancelled", None)], False)
-    assert hub.scheduler.stats()["turns_running"] == 0
+    assert hub.runtime.scheduler.stats()["turns_running"] == 0
     await hub.close()
 
 
@@ -114,7 +114,7 @@ async def test_handler_that_ignores_its_cancellation_keeps_its_slot_for_ten_seco
     assert [(one.text, one.status) for one in found[2:]] == [("deaf", "cancelled"), ("next", "complete")]
     assert [text for text, _ in begun] == ["deaf", "next"]
     assert 9.0 < begun[1][1] - stopped_s < 11.0  # SHUTDOWN_S
-    assert hub.scheduler.stats()["turns_running"] == 0
+    assert hub.runtime.scheduler.stats()["turns_running"] == 0
     release.set()
     await asyncio.sleep(1)
     await hub.close()
@@ -145,5 +145,5 @@ async def test_cancellation_by_the_handlers_own_code_is_a_failure(has_begun: boo
     await hub.create("chat:1", text="next")
     await asyncio.sleep(1)
     assert await endings(hub) == [("half" if has_begun else "", "failed", "error")]
-    assert (hub.scheduler.stats()["turns_running"], hub.scheduler.stats()["turns_waiting"]) == (0, 0)
+    assert (hub.runtime.scheduler.stats()["turns_running"], hub.runtime.scheduler.stats()["turns_waiting"]) == (0, 0)
     await hub.close()

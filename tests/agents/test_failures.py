@@ -16,6 +16,7 @@ from holdfast.core.errors import HoldfastError, InvalidRequest, InvalidText, Sto
 from holdfast.core.limits import Limits
 from holdfast.core.model import Message
 from holdfast.core.ops import Claim, Create
+from holdfast.hub.housekeeping import free_memory
 from holdfast.stores.base import Committed, Conflict, Write
 from holdfast.stores.memory import MemoryStore
 from tests.agents.test_endings import endings
@@ -111,7 +112,7 @@ async def test_answer_that_could_not_be_opened_is_failed_when_the_store_recovers
     await hub.create("chat:1", text="?")
     await asyncio.sleep(60)
     assert await endings(hub) == [("", "failed", "store_unavailable")]
-    assert hub.scheduler.stats()["turns_running"] == 0
+    assert hub.runtime.scheduler.stats()["turns_running"] == 0
     await hub.close()
 
 
@@ -278,7 +279,7 @@ async def test_with_interrupt_a_turn_that_crashed_before_its_answer_is_not_run_a
     await asyncio.sleep(5)
     assert ran == [1]
     assert await endings(second) == [("", "failed", "crashed")]
-    assert second.scheduler.stats()["turns_running"] == 0
+    assert second.runtime.scheduler.stats()["turns_running"] == 0
     await second.close()
 
 
@@ -346,7 +347,7 @@ async def test_an_answer_that_had_ended_before_the_crash_is_the_answer(on_crash:
     await second.start()
     await asyncio.sleep(5)
     assert await endings(second) == [("by attempt 1", "cancelled" if is_stopped else "complete", None)]
-    assert second.scheduler.stats()["turns_running"] == 0
+    assert second.runtime.scheduler.stats()["turns_running"] == 0
     await second.close()
 
 
@@ -398,7 +399,7 @@ async def test_reply_that_has_left_memory_reaches_the_agent() -> None:
     (pending,) = hub.channel("c").state.pending_commands()
     replying = asyncio.ensure_future(hub.reply("c", pending.command().id, ok=True))
     await asyncio.sleep(0.005)  # the reply is being stored
-    hub.free_memory()
+    free_memory(hub.runtime)
     await asyncio.gather(replying, hub.create("c", text="somebody else writes"))
     await asyncio.sleep(5)
     assert replies[:1] == [True]

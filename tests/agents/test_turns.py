@@ -593,7 +593,7 @@ async def test_end_of_a_turn_is_stored_when_the_store_recovers_and_delays_no_oth
     await hub.create("chat:1", text="second")
     await asyncio.sleep(5)
     assert begun == ["first", "second"]
-    assert hub.scheduler.stats()["turns_running"] == 0
+    assert hub.runtime.scheduler.stats()["turns_running"] == 0
     await hub.close()
 
 
@@ -674,5 +674,5 @@ async def test_message_whose_taking_in_was_cancelled_gets_a_turn_of_its_own() ->
     taking.cancel()
     await asyncio.sleep(20)
     assert begun == ["first", "second"]
-    assert hub.scheduler.stats()["turns_running"] == 0
+    assert hub.runtime.scheduler.stats()["turns_running"] == 0
     await hub.close()

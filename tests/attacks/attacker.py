@@ -167,7 +167,67 @@ def crowd(
     return {"opened": opened, "refused": refused, "left": open_now, "last_end_s": round(last_end_s, 1)}
 
 
-ATTACKS: dict[str, Callable[..., Report]] = {"endless_head": endless_head, "pipelined": pipelined, "crowd": crowd}
+HANDSHAKE = (
+    "GET /v1/ws HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+    "Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n"
+)
+
+
+def frames(
+    port: int, seconds: float, first: str, piece: str, bearer: str = "", reads: bool = False, times: int = 1_000
+) -> Report:
+    """Send frames on one socket after another: `first`, then `piece` again and again, both in hexadecimal.
+
+    With `reads` the responses are read. The report has the last close code.
+    """
+    authorization = f"Authorization: Bearer {bearer}\r\n" if bearer else ""
+    flood = bytes.fromhex(piece) * times
+
+    def attempt(until_s: float) -> tuple[int, bytes]:
+        with connect(port) as one:
+            received = bytearray()
+            try:
+                one.sendall(f"{HANDSHAKE}{authorization}\r\n".encode())
+                one.recv(4096)
+                one.sendall(bytes.fromhex(first))
+            except OSError:
+                return 0, b""
+            sent = 0
+            while time.monotonic() < until_s:
+                before = sent
+                sent += pour(one, flood, min(until_s, time.monotonic() + 0.1))
+                one.setblocking(False)
+                try:
+                    # Without `reads` only a look ahead: the bytes stay unread.
+                    data = one.recv(1 << 20, 0 if reads else socket.MSG_PEEK)
+                except BlockingIOError:
+                    continue
+                except OSError:
+                    break
+                received[:] = data[-4096:] or received
+                if not data or (sent == before and b"\x88" in data[-200:]):
+                    break
+            return sent, bytes(received) + read_all(one, 0.3)[-4096:]
+
+    codes: dict[str, int] = {}
+
+    def noted(until_s: float) -> tuple[int, bytes]:
+        sent, received = attempt(until_s)
+        at = max(received.rfind(b"\x88" + bytes((size,))) for size in range(2, 126))
+        if at >= 0:
+            code = str(int.from_bytes(received[at + 2 : at + 4]))
+            codes[code] = codes.get(code, 0) + 1
+        return sent, b""
+
+    return {**again(noted, seconds), "codes": codes}
+
+
+ATTACKS: dict[str, Callable[..., Report]] = {
+    "endless_head": endless_head,
+    "pipelined": pipelined,
+    "crowd": crowd,
+    "frames": frames,
+}
 
 if __name__ == "__main__":
     print(json.dumps(ATTACKS[sys.argv[1]](**json.loads(sys.argv[2]))))

@@ -1,7 +1,7 @@
 """An agent in a process of its own, for tests that end it.
 
 You are in `tests`: `python -m tests.client.agent_process URL NAME ON_CRASH DRAIN_S`. It says a word and
-then nothing more until it is steered; if its name is `second`, it ends its answers at once.
+then waits until it is steered; if its name is `second`, it ends its answers at once.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ async def main(url: str, name: str, on_crash: str, drain_s: str) -> None:
             await message.append("half ")
             await message.flush()
             print("working", flush=True)
-            while not await turn.steered():  # noqa: ASYNC110 - nobody sets an event for it
+            while not await turn.steered():  # noqa: ASYNC110 - the handler has no event for this state
                 await asyncio.sleep(0.05)
             await message.append("and the rest")
 

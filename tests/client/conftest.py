@@ -1,4 +1,4 @@
-"""A hub in memory, and clients at the end of a wire that can be cut.
+"""A hub in memory, and clients on a connection that tests can cut.
 
 Layer: tests.
 

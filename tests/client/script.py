@@ -1,4 +1,4 @@
-"""A server that says what a test tells it to: for what a real one says rarely, or never.
+"""A server whose frames a test writes, for frames that a real server sends rarely or never.
 
 Layer: tests.
 
@@ -21,7 +21,7 @@ QUICK = Timing(
 
 
 class Script:
-    """Takes every connection, unless it is told to refuse the next ones."""
+    """Accepts every connection, except the next ones in `refusals`."""
 
     def __init__(self) -> None:
         self.refusals: deque[Refusal | OSError] = deque()
@@ -39,7 +39,7 @@ class Script:
         return socket
 
     async def socket(self) -> ScriptedSocket:
-        """The next connection that a client opens."""
+        """Return the next connection that a client opens."""
         async with asyncio.timeout(10):
             return await self._dialled.get()
 
@@ -69,7 +69,7 @@ class ScriptedSocket:
     # The test's side
 
     async def frame(self, kind: str | None = None) -> dict[str, Any]:
-        """The next frame of the client's, or the next of this type."""
+        """Return the client's next frame, or its next one of this type."""
         async with asyncio.timeout(10):
             while True:
                 frame = await self._up.get()
@@ -83,12 +83,12 @@ class ScriptedSocket:
         self._down.put_nowait(text)
 
     def bye(self, code: int | None, reason: str = "", **details: Any) -> None:
-        """Close, with the frame before it that says why."""
+        """Close the connection, after a frame with the reason."""
         if reason:
             self.say(type="bye", reason=reason, **details)
         self._down.put_nowait(Closed(code, reason))
 
 
 def client_of(script: Script, **options: Any) -> Client:
-    """A client that dials `script`, with small waits and a seed."""
+    """Return a client that dials `script`, with short delays and a seed."""
     return Client("https://host.example/holdfast", **{"dial": script, "timing": QUICK, "random": Random(5), **options})

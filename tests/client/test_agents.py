@@ -30,7 +30,7 @@ from tests.virtual import virtual_clock, virtually
 
 @contextlib.asynccontextmanager
 async def working(client: Client) -> AsyncIterator[None]:
-    """`client` with its agents running."""
+    """Run the agents of `client`."""
     task = asyncio.ensure_future(client.run())
     try:
         yield
@@ -39,21 +39,21 @@ async def working(client: Client) -> AsyncIterator[None]:
         await asyncio.wait([task])
 
 
-class Heard:
-    """Dials `wire`; `renewed` are the channels whose turns the client has heard to be renewed, by socket."""
+class Renewals:
+    """Dials `wire`, and notes by socket the channels whose turns the server has renewed."""
 
     def __init__(self, wire: Wire) -> None:
         self._wire = wire
         self.renewed: list[set[str]] = []
 
-    async def __call__(self, url: str, headers: dict[str, str]) -> HeardLine:
+    async def __call__(self, url: str, headers: dict[str, str]) -> RenewalsLine:
         line = await self._wire(url, headers)
         self.renewed.append(set())
-        return HeardLine(line, self.renewed[-1])
+        return RenewalsLine(line, self.renewed[-1])
 
 
-class HeardLine:
-    """One connection of these."""
+class RenewalsLine:
+    """One connection that `Renewals` has dialled."""
 
     def __init__(self, line: Line, renewed: set[str]) -> None:
         self._line = line
@@ -83,7 +83,7 @@ async def answers(hub: Hub, channel: str = "chat:1") -> list[Message]:
 
 
 async def until_answered(hub: Hub, count: int = 1, channel: str = "chat:1") -> list[Message]:
-    """The answers, once `count` have ended."""
+    """Return the answers once `count` have ended."""
     async with asyncio.timeout(30):
         async for _ in hub.subscribe(channel):
             found = [one for one in await answers(hub, channel) if one.status != "streaming"]
@@ -92,7 +92,7 @@ async def until_answered(hub: Hub, count: int = 1, channel: str = "chat:1") -> l
     raise AssertionError
 
 
-async def test_a_handler_elsewhere_answers_as_one_in_the_hub(hub: Hub, wire: Wire) -> None:
+async def test_handler_in_another_process_answers_as_one_in_the_hub(hub: Hub, wire: Wire) -> None:
     seen: list[Any] = []
     client = client_of(wire, client_id="bot")
 
@@ -105,16 +105,16 @@ async def test_a_handler_elsewhere_answers_as_one_in_the_hub(hub: Hub, wire: Wir
             await message.append(turn.text)
 
     async with working(client):
-        await becomes(lambda: hub.scheduler.workers.has_agent("chat:1"))
+        await becomes(lambda: hub.runtime.scheduler.workers.has_agent("chat:1"))
         asked = await hub.create("chat:1", text="hello", author="ann")
         (answer,) = await until_answered(hub)
         assert (answer.text, answer.author, answer.status) == ("you said hello", "bot", "complete")
         assert (answer.id, answer.reply_to, answer.meta) == (reply_id(asked.id, 1), asked.id, {"model": "m"})
         assert seen == [(1, [{"role": "user", "content": "hello"}])]
-        await becomes(lambda: hub.scheduler.stats()["turns_running"] == 0)
+        await becomes(lambda: hub.runtime.scheduler.stats()["turns_running"] == 0)
 
 
-async def test_asking_steering_and_stopping_reach_it(hub: Hub, wire: Wire) -> None:
+async def test_commands_reach_a_handler_in_another_process(hub: Hub, wire: Wire) -> None:
     seen: list[Any] = []
     begun = asyncio.Event()
     client = client_of(wire, client_id="bot")
@@ -131,7 +131,7 @@ async def test_asking_steering_and_stopping_reach_it(hub: Hub, wire: Wire) -> No
             await asyncio.Event().wait()
 
     async with working(client):
-        await becomes(lambda: hub.scheduler.workers.has_agent("chat:1"))
+        await becomes(lambda: hub.runtime.scheduler.workers.has_agent("chat:1"))
         asked = await hub.create("chat:1", text="?", author="ann")
         state = hub.channel("chat:1").state
         await becomes(lambda: bool(state.pending_commands()))
@@ -151,7 +151,7 @@ async def test_asking_steering_and_stopping_reach_it(hub: Hub, wire: Wire) -> No
         assert len((await hub.history("chat:1")).messages) == 3
 
 
-async def test_connections_that_break_lose_no_turn_and_double_none(hub: Hub, wire: Wire) -> None:
+async def test_broken_connections_lose_no_turn_and_double_none(hub: Hub, wire: Wire) -> None:
     client = client_of(wire, client_id="bot")
     turns = 0
 
@@ -166,7 +166,7 @@ async def test_connections_that_break_lose_no_turn_and_double_none(hub: Hub, wir
                 await asyncio.sleep(0.01)
 
     async with working(client):
-        await becomes(lambda: hub.scheduler.workers.has_agent("chat:1"))
+        await becomes(lambda: hub.runtime.scheduler.workers.has_agent("chat:1"))
         for _ in range(3):
             await hub.create("chat:1", text="?")
         found = await until_answered(hub, 3)
@@ -174,7 +174,7 @@ async def test_connections_that_break_lose_no_turn_and_double_none(hub: Hub, wir
         assert turns == 3
 
 
-async def test_a_handler_that_raises_elsewhere_leaves_failed(hub: Hub, wire: Wire) -> None:
+async def test_handler_that_raises_leaves_a_failed_answer(hub: Hub, wire: Wire) -> None:
     client = client_of(wire, client_id="bot")
 
     @client.agent("chat:*")
@@ -184,7 +184,7 @@ async def test_a_handler_that_raises_elsewhere_leaves_failed(hub: Hub, wire: Wir
             raise RuntimeError("secret")
 
     async with working(client):
-        await becomes(lambda: hub.scheduler.workers.has_agent("chat:1"))
+        await becomes(lambda: hub.runtime.scheduler.workers.has_agent("chat:1"))
         await hub.create("chat:1", text="?")
         (answer,) = await until_answered(hub)
         assert (answer.text, answer.status) == ("half", "failed")
@@ -214,16 +214,16 @@ async def agent_process(
 
 
 @pytest.mark.parametrize("on_crash", ["restart", "continue"])
-async def test_an_agent_that_is_killed_is_seen_to_be_gone_and_another_takes_over(on_crash: str) -> None:
+async def test_turn_of_a_killed_agent_is_taken_over(on_crash: str) -> None:
     hub = new_hub()
     async with serving(hub) as served, agent_process(served, "first", on_crash) as first:
-        await served.until(lambda: hub.scheduler.workers.has_agent("chat:1"))
+        await served.until(lambda: hub.runtime.scheduler.workers.has_agent("chat:1"))
         asked = await hub.create("chat:1", text="?")
         assert first.stdout is not None
         async with asyncio.timeout(20):
             assert await first.stdout.readline() == b"working\n"
         async with agent_process(served, "second", on_crash):
-            await served.until(lambda: hub.scheduler.stats()["agents"] == 2)
+            await served.until(lambda: hub.runtime.scheduler.stats()["agents"] == 2)
             killed_s = time.monotonic()
             first.send_signal(signal.SIGKILL)
             message_id = reply_id(asked.id, 1)
@@ -249,7 +249,7 @@ async def test_an_agent_that_is_killed_is_seen_to_be_gone_and_another_takes_over
             assert [one.id for one in (await hub.members("chat:1")).members] == ["second"]
 
 
-async def test_an_agent_that_leaves_leaves_its_answer_interrupted_for_another(hub: Hub, wire: Wire) -> None:
+async def test_agent_that_shuts_down_leaves_its_answer_interrupted_for_another(hub: Hub, wire: Wire) -> None:
     begun = asyncio.Event()
     first, second = client_of(wire, client_id="first"), client_of(wire, client_id="second")
 
@@ -266,12 +266,12 @@ async def test_an_agent_that_leaves_leaves_its_answer_interrupted_for_another(hu
             await message.append("whole")
 
     async with working(first):
-        await becomes(lambda: hub.scheduler.workers.has_agent("chat:1"))
+        await becomes(lambda: hub.runtime.scheduler.workers.has_agent("chat:1"))
         asked = await hub.create("chat:1", text="?")
         async with asyncio.timeout(10):
             await begun.wait()
     message, _ = await hub.read("chat:1", reply_id(asked.id, 1))
-    assert (message.text, message.status) == ("half ", "streaming")  # nobody asked for its end: its lease runs out
+    assert (message.text, message.status) == ("half ", "streaming")  # no client ended it: its lease expires
     async with working(second), asyncio.timeout(20):
         async for event in hub.subscribe("chat:1"):
             if event.__struct_config__.tag == "message.finish" and event.status == "complete":
@@ -280,8 +280,8 @@ async def test_an_agent_that_leaves_leaves_its_answer_interrupted_for_another(hu
 
 
 @pytest.mark.parametrize("code", ["already_answered", "forbidden"])
-async def test_a_steer_that_cannot_be_answered_harms_no_turn(hub: Hub, wire: Wire, code: str) -> None:
-    """It had expired, say; or the agent may not answer commands."""
+async def test_steer_without_a_possible_reply_harms_no_turn(hub: Hub, wire: Wire, code: str) -> None:
+    """The command has expired, for example, or the agent may not reply to commands."""
     got: list[str] = []
     begun, steered = asyncio.Event(), asyncio.Event()
     client = client_of(wire, client_id="bot")
@@ -296,7 +296,7 @@ async def test_a_steer_that_cannot_be_answered_harms_no_turn(hub: Hub, wire: Wir
                 got.extend(steer.text for steer in await turn.steered())
 
     async with working(client), asyncio.timeout(10):
-        await becomes(lambda: hub.scheduler.workers.has_agent("chat:1"))
+        await becomes(lambda: hub.runtime.scheduler.workers.has_agent("chat:1"))
         asked = await hub.create("chat:1", text="?")
         await begun.wait()
         wire.refuse = lambda frame: code if frame["type"] == "reply" else None
@@ -308,7 +308,7 @@ async def test_a_steer_that_cannot_be_answered_harms_no_turn(hub: Hub, wire: Wir
 
 
 def serve_by_name(client: Client, name: str, release: asyncio.Event, begun: Callable[[str, str], object]) -> None:
-    """An agent with one slot that tells of each turn, and says who it is when it is released."""
+    """Register an agent with one slot that reports each turn and writes its name when it is released."""
 
     @client.agent("chat:*", name=name, slots=1)
     async def answer(turn: Turn) -> None:
@@ -319,32 +319,33 @@ def serve_by_name(client: Client, name: str, release: asyncio.Event, begun: Call
 
 
 async def test_two_agents_of_one_client_each_get_their_own_turns(hub: Hub, wire: Wire) -> None:
-    """They share a socket, and the pattern too: what tells them apart is their names."""
+    """Both share a socket and a pattern; only their names differ."""
     taken: dict[str, list[str]] = {"bot~a": [], "bot~b": []}
     release = asyncio.Event()
     client = client_of(wire, client_id="bot")
     for name in ("bot~a", "bot~b"):
         serve_by_name(client, name, release, lambda name, channel: taken[name].append(channel))
     async with working(client), asyncio.timeout(10):
-        await becomes(lambda: hub.scheduler.stats()["agents"] == 2)
+        await becomes(lambda: hub.runtime.scheduler.stats()["agents"] == 2)
         assert sorted(one.id for one in (await hub.members("chat:1")).members) == ["bot~a", "bot~b"]
         for channel in ("chat:1", "chat:2", "chat:3"):
             await hub.create(channel, text="?")
-        await becomes(lambda: hub.scheduler.stats()["turns_running"] == 2)
+        await becomes(lambda: hub.runtime.scheduler.stats()["turns_running"] == 2)
         await becomes(lambda: all(taken.values()))
         assert [len(channels) for channels in taken.values()] == [1, 1]
-        assert hub.scheduler.stats()["turns_waiting"] == 1  # each has one slot, and its turn takes that
+        assert hub.runtime.scheduler.stats()["turns_waiting"] == 1  # each has one slot, and its turn takes that
         release.set()
-        await becomes(lambda: hub.scheduler.stats()["turns_running"] + hub.scheduler.stats()["turns_waiting"] == 0)
+        scheduler = hub.runtime.scheduler
+        await becomes(lambda: scheduler.stats()["turns_running"] + scheduler.stats()["turns_waiting"] == 0)
     for name, channels in taken.items():
         for channel in channels:
             assert [one.text for one in await answers(hub, channel)] == [f"by {name}"]
 
 
-async def test_a_turn_of_the_socket_before_takes_a_slot_of_the_new_one_and_gives_it_back(hub: Hub, wire: Wire) -> None:
+async def test_turn_of_an_old_socket_takes_a_slot_of_the_new_one_and_frees_it(hub: Hub, wire: Wire) -> None:
     at_once, most = 0, 0
     begun, release = asyncio.Event(), asyncio.Event()
-    heard = Heard(wire)
+    heard = Renewals(wire)
     client = client_of(wire, client_id="bot", dial=heard)
 
     @client.agent("chat:*", slots=1)
@@ -360,16 +361,17 @@ async def test_a_turn_of_the_socket_before_takes_a_slot_of_the_new_one_and_gives
         at_once -= 1
 
     async with working(client), asyncio.timeout(10):
-        await becomes(lambda: hub.scheduler.workers.has_agent("chat:1"))
+        await becomes(lambda: hub.runtime.scheduler.workers.has_agent("chat:1"))
         await hub.create("chat:1", text="?")
         await begun.wait()
         wire.cut()
         await becomes(lambda: heard.renewed[1:] == [{"chat:1"}])
-        await becomes(lambda: hub.scheduler.workers.has_agent("chat:1"))
+        await becomes(lambda: hub.runtime.scheduler.workers.has_agent("chat:1"))
         for channel in ("chat:2", "chat:3", "chat:4"):
             await hub.create(channel, text="?")
         await hub.create("other", text="behind whatever was claimed of these")
-        assert (hub.scheduler.stats()["turns_running"], hub.scheduler.stats()["turns_waiting"]) == (1, 3)
+        stats = hub.stats()
+        assert (stats["turns_running"], stats["turns_waiting"]) == (1, 3)
         release.set()
         async with asyncio.timeout(QUICK.silence_s / 2):  # by this socket: a further one has all its slots anyhow
             for number in range(1, 5):
@@ -379,8 +381,8 @@ async def test_a_turn_of_the_socket_before_takes_a_slot_of_the_new_one_and_gives
 
 
 @pytest.mark.parametrize("is_stop", [True, False])
-async def test_an_answer_that_is_cancelled_while_it_is_opened_does_not_stream_on(is_stop: bool) -> None:
-    """Stopped by somebody it ends `cancelled`; by a process that leaves it is interrupted, as soon as leases allow."""
+async def test_answer_cancelled_while_it_opens_does_not_stream_on(is_stop: bool) -> None:
+    """After a cancel it ends as `cancelled`; after a shutdown as `interrupted`, once its lease has ended."""
     hub = Hub(Slow(), authenticate=allow_everyone, hooks_signals=False)
     wire = Wire(hub)
     async with client_of(wire) as client, asyncio.timeout(10):
@@ -402,15 +404,15 @@ async def test_an_answer_that_is_cancelled_while_it_is_opened_does_not_stream_on
 
 
 async def test_turns_of_two_agents_survive_their_socket(hub: Hub, wire: Wire) -> None:
-    """On a new socket each renews its own, though none of them is known to have been had there."""
+    """On a new socket each agent renews its own turns, which the server has not assigned there."""
     begun: list[str] = []
     release = asyncio.Event()
-    heard = Heard(wire)
+    heard = Renewals(wire)
     client = client_of(wire, client_id="bot", dial=heard)
     for name in ("bot~a", "bot~b"):
         serve_by_name(client, name, release, lambda name, _: begun.append(name))
     async with working(client), asyncio.timeout(10):
-        await becomes(lambda: hub.scheduler.stats()["agents"] == 2)
+        await becomes(lambda: hub.runtime.scheduler.stats()["agents"] == 2)
         for channel in ("chat:1", "chat:2"):
             await hub.create(channel, text="?")
         await becomes(lambda: len(begun) == 2)
@@ -420,14 +422,12 @@ async def test_turns_of_two_agents_survive_their_socket(hub: Hub, wire: Wire) ->
         for channel in ("chat:1", "chat:2"):
             await until_answered(hub, 1, channel)
             assert [one.status for one in await answers(hub, channel)] == ["complete"]
-        await becomes(lambda: hub.scheduler.stats()["turns_running"] == 0)
+        await becomes(lambda: hub.runtime.scheduler.stats()["turns_running"] == 0)
     assert sorted(begun) == ["bot~a", "bot~b"]
 
 
-async def test_an_answer_that_came_while_its_agent_was_away_is_heard_of_by_a_view_that_begins_anew(
-    hub: Hub, wire: Wire
-) -> None:
-    """A new start tells of the commands that wait, and of no reply: that is asked for."""
+async def test_agent_requests_a_reply_that_its_view_missed_before_a_new_start(hub: Hub, wire: Wire) -> None:
+    """A new start brings the waiting commands but no reply, so the agent requests the reply."""
     answered: list[Answered] = []
     client = client_of(wire, client_id="bot")
 
@@ -436,7 +436,7 @@ async def test_an_answer_that_came_while_its_agent_was_away_is_heard_of_by_a_vie
         answered.append(await turn.ask("approve", {"tool": "rm"}, timeout_s=60))
 
     async with working(client), asyncio.timeout(10):
-        await becomes(lambda: hub.scheduler.workers.has_agent("chat:1"))
+        await becomes(lambda: hub.runtime.scheduler.workers.has_agent("chat:1"))
         await hub.create("chat:1", text="?")
         view = client.channel("chat:1")
         await becomes(lambda: bool(view.commands))
@@ -449,7 +449,7 @@ async def test_an_answer_that_came_while_its_agent_was_away_is_heard_of_by_a_vie
 
 @contextlib.asynccontextmanager
 async def virtual_hub(**options: Any) -> AsyncIterator[tuple[Hub, Wire]]:
-    """A hub and a wire in a test whose clock jumps: leases of many seconds end at once."""
+    """Yield a hub and a wire on a virtual clock, on which long leases end at once."""
     options = {"authenticate": allow_everyone, **options}
     hub = Hub("memory://", hooks_signals=False, clock=virtual_clock(), drain_s=0.0, **options)
     await hub.start()
@@ -464,7 +464,7 @@ async def endings(hub: Hub) -> list[tuple[str | None, str, str, str | None]]:
 
 
 @virtually
-async def test_what_an_agent_elsewhere_cannot_say_is_its_own_trouble_and_its_claim_lives_on() -> None:
+async def test_invalid_state_of_an_agent_raises_and_its_claim_is_kept() -> None:
     begun: list[int] = []
     refused: list[str] = []
     async with virtual_hub() as (hub, wire):
@@ -493,7 +493,7 @@ async def test_what_an_agent_elsewhere_cannot_say_is_its_own_trouble_and_its_cla
 
 
 @virtually
-async def test_a_claim_is_renewed_though_the_server_refuses_what_is_said_along_with_it() -> None:
+async def test_claim_is_renewed_although_the_server_refuses_the_state_with_it() -> None:
     begun: list[int] = []
     async with virtual_hub() as (hub, wire):
         wire.refuse = lambda frame: "invalid_request" if "tool" in frame.get("state", ()) else None
@@ -513,7 +513,7 @@ async def test_a_claim_is_renewed_though_the_server_refuses_what_is_said_along_w
 
 
 @virtually
-async def test_an_answer_elsewhere_whose_id_somebody_took_is_written_under_another() -> None:
+async def test_answer_whose_id_is_taken_gets_another_id() -> None:
     async with virtual_hub() as (hub, wire):
         client = client_of(wire, client_id="bot")
 
@@ -532,7 +532,7 @@ async def test_an_answer_elsewhere_whose_id_somebody_took_is_written_under_anoth
 
 
 @virtually
-async def test_an_answer_elsewhere_that_the_server_does_not_take_is_said_to_have_failed() -> None:
+async def test_answer_that_the_server_refuses_is_reported_as_failed() -> None:
     async with virtual_hub() as (hub, wire):
         refusals = iter(["forbidden"])
         wire.refuse = lambda frame: next(refusals, None) if frame["type"] == "create" else None
@@ -551,8 +551,8 @@ async def test_an_answer_elsewhere_that_the_server_does_not_take_is_said_to_have
 
 
 @virtually
-async def test_a_turn_that_could_not_be_begun_is_not_over() -> None:
-    """The line was away for longer than the client is patient, just when the turn had come."""
+async def test_turn_that_could_not_begin_is_not_over() -> None:
+    """The connection was lost for longer than the client's timeout, just after the turn had arrived."""
     begun: list[int] = []
     async with virtual_hub() as (hub, wire):
         is_away = False
@@ -590,7 +590,7 @@ async def test_a_turn_that_could_not_be_begun_is_not_over() -> None:
 
 
 async def test_a_turn_function_that_raises_has_not_ended_the_turn(hub: Hub, wire: Wire, client: Client) -> None:
-    """Its claim lapses, and it is tried again."""
+    """The claim lapses, and the turn is tried again."""
     turns: list[ClaimedTurn] = []
 
     async def on_turn(turn: ClaimedTurn) -> None:
@@ -598,19 +598,19 @@ async def test_a_turn_function_that_raises_has_not_ended_the_turn(hub: Hub, wire
         raise RuntimeError
 
     work = asyncio.ensure_future(client.work("chat:*", on_turn=on_turn))
-    await becomes(lambda: hub.scheduler.workers.has_agent("chat:1"))
+    await becomes(lambda: hub.runtime.scheduler.workers.has_agent("chat:1"))
     await hub.create("chat:1", text="?")
     await becomes(lambda: bool(turns) and turns[0].task is not None and turns[0].task.done())
-    await client.history("chat:1")  # what was sent before has been carried out
+    await client.history("chat:1")  # earlier requests have been carried out
     assert [frame["type"] for frame in wire.sent if frame["type"] == "turn.done"] == []
-    assert hub.scheduler.stats()["turns_running"] == 1
+    assert hub.runtime.scheduler.stats()["turns_running"] == 1
     work.cancel()
     await asyncio.wait([work])
 
 
 @virtually
 async def test_an_agent_that_may_not_read_answers_again_after_a_crash() -> None:
-    """With all that `work` asks for, and without `history`: it cannot know what the attempt before had written."""
+    """It has the capabilities for `work` but not `history`, so it cannot read the answer of the previous attempt."""
     begun: list[tuple[str, int, Message | None]] = []
 
     async def authenticate(scope: Any) -> Identity:
@@ -646,7 +646,7 @@ async def test_an_agent_that_may_not_read_answers_again_after_a_crash() -> None:
 
 
 @virtually
-async def test_a_question_from_elsewhere_is_withdrawn_when_its_turn_ends_or_its_process_died() -> None:
+async def test_question_is_withdrawn_when_its_turn_ends_or_its_process_died() -> None:
     async with virtual_hub() as (hub, wire):
 
         def serve(name: str) -> Client:
@@ -680,7 +680,7 @@ async def test_a_question_from_elsewhere_is_withdrawn_when_its_turn_ends_or_its_
 
 
 @virtually
-async def test_what_a_turn_elsewhere_may_not_take_in_is_asked_for_once() -> None:
+async def test_turn_requests_a_message_that_it_may_not_take_only_once() -> None:
     async with virtual_hub() as (hub, wire):
         client = client_of(wire, client_id="bot")
 

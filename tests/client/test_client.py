@@ -1,4 +1,4 @@
-"""The plain calls, against a real hub: what they answer and what they raise.
+"""The results and the errors of plain calls, against a real hub.
 
 Layer: tests.
 
@@ -27,7 +27,7 @@ from holdfast.core.surrogates import whole_text
 from tests.client.wire import Wire, client_of
 
 
-async def test_what_was_created_can_be_read(hub: Hub, wire: Wire) -> None:
+async def test_created_message_can_be_read(hub: Hub, wire: Wire) -> None:
     async with client_of(wire, client_id="ada") as client:
         made = await client.create(
             "c",
@@ -113,7 +113,7 @@ async def test_many_calls_at_once_over_a_connection_that_breaks(wire: Wire, clie
         (TooLarge, lambda c: c.create("c", text="x", meta={"f": "y" * 20_000})),
     ],
 )
-async def test_what_is_refused_is_raised(client: Client, kind: type[HoldfastError], call: object) -> None:
+async def test_refusals_are_raised(client: Client, kind: type[HoldfastError], call: object) -> None:
     with pytest.raises(kind):
         await call(client)  # type: ignore[operator]
     assert (await client.create("c", text="still here")).text == "still here"

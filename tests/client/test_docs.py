@@ -1,4 +1,4 @@
-"""The page about the client says what is so.
+"""The page about the client agrees with the code.
 
 Layer: tests.
 
@@ -20,7 +20,7 @@ PAGE = (Path(__file__).parents[2] / "docs" / "client.md").read_text()
 _BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _SIGNATURE = re.compile(r"`(?:await )?client\.(\w+)\(([^`]*?)\)`")
 SIGNATURES = [found for found in _SIGNATURE.findall(PAGE) if found[0] not in ("start", "close")]
-# Of the blocking client: what needs a loop of the caller's own, and the client's life.
+# Of the blocking client: calls that need the caller's own loop, and the start and end of the client.
 ASYNC_ALONE = {"channel", "work", "agent", "run", "take_waiting", "is_connected", "drain"}
 
 
@@ -30,7 +30,7 @@ def test_a_program_compiles(source: str) -> None:
 
 
 @pytest.mark.parametrize(("method", "documented"), SIGNATURES)
-def test_a_documented_call_takes_what_is_documented(method: str, documented: str) -> None:
+def test_documented_call_accepts_the_documented_arguments(method: str, documented: str) -> None:
     parameters = list(inspect.signature(getattr(Client, method)).parameters.values())[1:]
     shown = [part.strip() for part in documented.split(",") if part.strip() not in ("*", "")]
     assert [part.partition("=")[0] for part in shown] == [parameter.name for parameter in parameters]
@@ -62,7 +62,7 @@ def test_every_public_name_is_documented() -> None:
     assert [name for name in holdfast.client.__all__ if f"`{name}" not in PAGE and name not in without] == []
 
 
-def test_what_a_view_has_is_documented() -> None:
+def test_names_of_a_view_are_documented() -> None:
     of_the_feed = {"channel", "receive", "cut", "failed"}
     shown = PAGE.partition("| of a `ChannelView`")[2].partition("A `Change`")[0]
     assert [name for name in public(ChannelView) - of_the_feed if not re.search(rf"\b{name}\b", shown)] == []

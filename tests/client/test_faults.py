@@ -1,8 +1,8 @@
-"""A real server, a real network in between, and what both do to a message that is being written.
+"""A real server and a real network, and the faults of both while a message is written.
 
 Layer: tests.
 
-Nothing may be lost or doubled: what is stored, and what a viewer shows, is what was appended.
+No text may be lost or doubled: the stored text, and the text of a viewer, is the appended text.
 """
 
 from __future__ import annotations
@@ -44,21 +44,21 @@ def through(proxy: FaultProxy, timing: Timing = TIMING) -> Client:
 
 
 async def write(message: RemoteWriter, tokens: list[str]) -> None:
-    """Append at a pace at which many things can happen in between."""
+    """Append slowly enough for many faults in between."""
     for token in tokens:
         await message.append(token)
         await asyncio.sleep(0)
 
 
 async def shows(view: ChannelView, text: str) -> None:
-    """Wait until the view ends as it should."""
+    """Wait until the view shows the expected message."""
     async for _ in view:
         messages = view.messages
         if messages and messages[-1].status == "complete" and messages[-1].text == text:
             return
 
 
-async def test_resets_in_the_middle_of_everything(server: Server, proxy: FaultProxy) -> None:
+async def test_text_survives_connection_resets_at_any_time(server: Server, proxy: FaultProxy) -> None:
     tokens = tokens_of(1, TOKENS)
     async with asyncio.timeout(PATIENCE_S), through(proxy) as writing, through(proxy) as watching:
         view = watching.channel("chat:1")
@@ -75,7 +75,7 @@ async def test_resets_in_the_middle_of_everything(server: Server, proxy: FaultPr
 
 
 @pytest.mark.parametrize("direction", ["up", "down"])
-async def test_a_line_that_stalls_is_given_up(server: Server, proxy: FaultProxy, direction: str) -> None:
+async def test_stalled_connection_is_given_up(server: Server, proxy: FaultProxy, direction: str) -> None:
     tokens = tokens_of(2, TOKENS)
     async with asyncio.timeout(PATIENCE_S), through(proxy) as client:
         async with client.message("chat:1") as message:
@@ -89,7 +89,7 @@ async def test_a_line_that_stalls_is_given_up(server: Server, proxy: FaultProxy,
         assert text_of(server.message("chat:1", message.id)) == "".join(tokens)
 
 
-async def test_a_server_that_is_killed_again_and_again(server: Server, proxy: FaultProxy) -> None:
+async def test_text_survives_a_server_that_is_killed_repeatedly(server: Server, proxy: FaultProxy) -> None:
     tokens = tokens_of(3, TOKENS)
     async with asyncio.timeout(PATIENCE_S), through(proxy) as writing, through(proxy) as watching:
         view = watching.channel("chat:1")
@@ -107,7 +107,7 @@ async def test_a_server_that_is_killed_again_and_again(server: Server, proxy: Fa
         assert view.gaps == 0
 
 
-async def test_a_server_that_leaves_is_waited_for(server: Server, proxy: FaultProxy) -> None:
+async def test_writer_waits_for_a_server_that_restarts(server: Server, proxy: FaultProxy) -> None:
     tokens = tokens_of(4, TOKENS)
     async with asyncio.timeout(PATIENCE_S), through(proxy) as client:
         async with client.message("chat:1") as message:
@@ -119,7 +119,7 @@ async def test_a_server_that_leaves_is_waited_for(server: Server, proxy: FaultPr
         assert text_of(server.message("chat:1", message.id)) == "".join(tokens)
 
 
-async def test_calls_wait_for_a_server_that_is_not_there_yet(server: Server, proxy: FaultProxy) -> None:
+async def test_calls_wait_for_a_server_that_has_not_started(server: Server, proxy: FaultProxy) -> None:
     proxy.refuse()
     async with asyncio.timeout(PATIENCE_S), through(proxy) as client:
         created = asyncio.create_task(client.create("chat:1", text="Is anybody there?"))
@@ -141,7 +141,7 @@ with SyncClient(sys.argv[1]) as client, client.presence("chat:1"), client.messag
 """
 
 
-async def test_a_writer_that_is_killed_is_seen_to_be_gone(server: Server, proxy: FaultProxy, tmp_path: Path) -> None:
+async def test_message_of_a_killed_writer_is_interrupted(server: Server, proxy: FaultProxy, tmp_path: Path) -> None:
     url = f"http://127.0.0.1:{server.port}"
     agent = Process(["-c", WRITES_FOR_EVER, url], tmp_path / "agent.log")
     agent.start()
@@ -164,9 +164,7 @@ async def test_a_writer_that_is_killed_is_seen_to_be_gone(server: Server, proxy:
         agent.clean_up()
 
 
-async def test_a_reader_who_takes_nothing_gets_joined_text_and_costs_no_memory(
-    server: Server, proxy: FaultProxy
-) -> None:
+async def test_reader_that_pauses_gets_joined_text_and_costs_no_memory(server: Server, proxy: FaultProxy) -> None:
     piece = "word " * 1000
     async with asyncio.timeout(PATIENCE_S), through(proxy) as writing, through(proxy) as watching:
         batches = watching.subscribe("chat:1").batches()

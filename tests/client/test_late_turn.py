@@ -1,4 +1,4 @@
-"""Turns of agents that were away for a while: asleep, or cut off.
+"""Turns of agents that did not run for a while, or had no connection.
 
 You are in `tests`, in virtual time.
 """
@@ -21,7 +21,7 @@ SLEEPY = Timing(silence_s=1000.0, answer_s=1000.0, send_s=1000.0)  # it sleeps: 
 
 
 def drowsy(wire: Wire, awake: asyncio.Event) -> Any:
-    """Dials as `wire` does; nothing is read or sent while not `awake`."""
+    """Dials as `wire` does, but reads and sends only while `awake`."""
 
     async def dial(url: str, headers: dict[str, str]) -> Any:
         line = await wire(url, headers)
@@ -43,7 +43,7 @@ def drowsy(wire: Wire, awake: asyncio.Event) -> Any:
 
 
 @virtually
-async def test_an_agent_that_slept_begins_no_turn_that_is_anothers_by_now() -> None:
+async def test_agent_that_slept_begins_no_turn_of_another_worker() -> None:
     awake = asyncio.Event()
     awake.set()
     async with virtual_hub() as (hub, wire):
@@ -88,7 +88,7 @@ async def test_a_cut_soon_after_an_outage_costs_no_turn(seed: int) -> None:
 
         async def dial(url: str, headers: dict[str, str]) -> Any:
             if is_away:
-                raise OSError("nobody listens")
+                raise OSError("no view is open")
             return await wire(url, headers)
 
         client = client_of(wire, client_id="bot", dial=dial, timing=Timing(), random=Random(seed))
@@ -107,7 +107,7 @@ async def test_a_cut_soon_after_an_outage_costs_no_turn(seed: int) -> None:
             wire.cut()
             await asyncio.sleep(4)
             is_away = False
-            await becomes(lambda: hub.scheduler.stats()["agents"] == 1)
+            await becomes(lambda: hub.runtime.scheduler.stats()["agents"] == 1)
             await hub.create("chat:1", text="?")
             await asyncio.sleep(2)
             wire.cut()

@@ -1,4 +1,4 @@
-"""The way back: what ends a connection, what is sent again, and when a client gives up.
+"""Reconnecting: the ends of connections, the requests that are repeated, and the errors that are final.
 
 Layer: tests.
 
@@ -32,14 +32,14 @@ def script() -> Script:
 
 
 async def deleting(client: Client, message_id: str) -> asyncio.Task[None]:
-    """A request that is under way."""
+    """Start a request."""
     task = asyncio.create_task(client.delete("c", message_id))
     await asyncio.sleep(0)
     return task
 
 
 async def ended(client: Client) -> HoldfastError:
-    """What a call raises when there will be no connection any more."""
+    """Return the error that calls raise after the link has stopped."""
     with pytest.raises(HoldfastError) as caught:
         await client.delete("c", "m")
     assert client.error is caught.value
@@ -49,7 +49,7 @@ async def ended(client: Client) -> HoldfastError:
 # What is sent again -----------------------------------------------------------------------------------------------
 
 
-async def test_requests_that_were_not_answered_are_sent_again_in_their_order(script: Script) -> None:
+async def test_requests_without_a_response_are_sent_again_in_order(script: Script) -> None:
     async with client_of(script) as client:
         asked = [await deleting(client, name) for name in ("a", "b", "c")]
         first = await script.socket()
@@ -64,7 +64,7 @@ async def test_requests_that_were_not_answered_are_sent_again_in_their_order(scr
         await asyncio.gather(*asked)
 
 
-async def test_a_request_that_a_leaving_server_refused_goes_to_the_next(script: Script) -> None:
+async def test_request_refused_by_a_draining_server_goes_to_the_next_one(script: Script) -> None:
     async with client_of(script) as client:
         asked = await deleting(client, "m")
         first = await script.socket()
@@ -92,7 +92,7 @@ async def test_a_signal_is_lost_with_its_connection(script: Script) -> None:
         await asked
 
 
-async def test_a_request_without_an_answer_ends_and_is_not_sent_again(script: Script) -> None:
+async def test_request_without_a_response_times_out_and_is_not_sent_again(script: Script) -> None:
     async with client_of(script, timing=Timing(request_s=0.05, backoff_s=0.001)) as client:
         first = await script.socket()
         with pytest.raises(Unreachable):
@@ -107,7 +107,7 @@ async def test_a_request_without_an_answer_ends_and_is_not_sent_again(script: Sc
         await asked
 
 
-async def test_calls_wait_while_too_much_is_unanswered(script: Script) -> None:
+async def test_calls_wait_while_too_many_requests_have_no_response(script: Script) -> None:
     async with client_of(script) as client:
         asked = [asyncio.create_task(client.delete("c", f"m{number}")) for number in range(UNANSWERED + 1)]
         socket = await script.socket()
@@ -121,7 +121,7 @@ async def test_calls_wait_while_too_much_is_unanswered(script: Script) -> None:
         await asyncio.gather(*asked)
 
 
-async def test_a_request_that_is_too_large_is_refused_here_and_ends_nothing(script: Script) -> None:
+async def test_too_large_request_is_refused_by_the_client_and_keeps_the_connection(script: Script) -> None:
     async with client_of(script) as client:
         socket = await script.socket()
         with pytest.raises(errors.TooLarge):
@@ -142,14 +142,14 @@ async def test_most_ends_are_followed_by_another_connection(script: Script, code
 
 
 @pytest.mark.parametrize("code", [4300, 4301, 4999])
-async def test_from_4300_on_a_client_stops_and_says_why(script: Script, code: int) -> None:
+async def test_close_codes_from_4300_stop_the_client_with_the_reason(script: Script, code: int) -> None:
     async with client_of(script) as client:
         (await script.socket()).bye(code, "too_large")
         assert isinstance(await ended(client), errors.TooLarge)
         assert len(script.urls) == 1
 
 
-async def test_whatever_stands_on_a_connection_is_told_that_there_will_be_none(script: Script) -> None:
+async def test_listeners_are_notified_that_the_link_has_stopped(script: Script) -> None:
     async with asyncio.timeout(10), client_of(script) as client:
         socket = await script.socket()
         entering = asyncio.create_task(client.presence("c").enter())
@@ -161,7 +161,7 @@ async def test_whatever_stands_on_a_connection_is_told_that_there_will_be_none(s
         for call in (working, watched.live(), here.update({"at": 1})):
             with pytest.raises(errors.TooLarge):
                 await call
-        # Whoever comes later is told too.
+        # Later listeners are notified, too.
         for call in (client.work("c", on_turn=lambda turn: asyncio.sleep(0)), client.channel("d").live()):
             with pytest.raises(errors.TooLarge):
                 await call
@@ -178,13 +178,13 @@ async def test_an_outage_is_one_line_in_the_log(script: Script, caplog: pytest.L
     assert "secret-token" not in caplog.text
 
 
-async def test_a_frame_that_is_too_large_would_be_so_again(script: Script) -> None:
+async def test_too_large_frame_stops_the_link(script: Script) -> None:
     async with client_of(script) as client:
         (await script.socket()).bye(1009)
         assert isinstance(await ended(client), errors.TooLarge)
 
 
-async def test_a_server_says_how_long_to_stay_away(script: Script) -> None:
+async def test_client_reconnects_after_the_delay_that_the_server_sets(script: Script) -> None:
     loop = asyncio.get_running_loop()
     async with client_of(script):
         (await script.socket()).bye(1012, "draining", retry_ms=100)
@@ -200,7 +200,7 @@ async def test_silence_ends_a_connection(script: Script) -> None:
         assert first.is_closed
 
 
-async def test_a_connection_that_brings_everything_but_answers_is_ended(script: Script) -> None:
+async def test_connection_without_responses_is_ended(script: Script) -> None:
     async with client_of(script, timing=Timing(silence_s=0.4, answer_s=0.1, backoff_s=0.001)) as client:
         first = await script.socket()
         asked = await deleting(client, "m")
@@ -213,7 +213,7 @@ async def test_a_connection_that_brings_everything_but_answers_is_ended(script: 
 
 
 @pytest.mark.parametrize("text", ["", "[]", "x", '{"type":"events"}', '{"type":"events","channel":[],"events":1}'])
-async def test_a_frame_that_is_not_understood_ends_a_connection_and_no_client(script: Script, text: str) -> None:
+async def test_invalid_frame_ends_the_connection_and_not_the_client(script: Script, text: str) -> None:
     async with client_of(script):
         (await script.socket()).say_text(text)
         await script.socket()
@@ -239,7 +239,7 @@ def token(expires: float) -> str:
 
 
 class Provider:
-    """Gives a new token each time."""
+    """Returns a new token each time."""
 
     def __init__(self, lasts_s: float = 3600.0) -> None:
         self.given: list[str] = []
@@ -262,7 +262,7 @@ async def test_a_token_travels_in_a_header_alone(script: Script, caplog: pytest.
 
 
 @pytest.mark.parametrize("code", [4200, 4299])
-async def test_an_identity_that_has_expired_is_renewed(script: Script, code: int) -> None:
+async def test_expired_token_is_renewed(script: Script, code: int) -> None:
     provider = Provider()
     async with client_of(script, token_provider=provider):
         (await script.socket()).bye(code)
@@ -271,7 +271,7 @@ async def test_an_identity_that_has_expired_is_renewed(script: Script, code: int
     assert len(provider.given) == 2
 
 
-async def test_a_token_that_is_refused_is_renewed_but_not_for_ever(script: Script) -> None:
+async def test_refused_token_is_renewed_a_limited_number_of_times(script: Script) -> None:
     provider = Provider()
     script.refusals.extend(Refusal(401, {"code": "unauthenticated"}, 0.0) for _ in range(9))
     async with client_of(script, token_provider=provider) as client:
@@ -315,7 +315,7 @@ async def test_a_token_is_renewed_on_the_live_connection_before_it_ends(script: 
         Refusal(500, {"code": "internal", "status": 500}, 0.0),
     ],
 )
-async def test_what_may_pass_is_tried_again(script: Script, refusal: Refusal | OSError) -> None:
+async def test_refusals_that_pass_are_tried_again(script: Script, refusal: Refusal | OSError) -> None:
     script.refusals.append(refusal)
     async with client_of(script):
         await script.socket()
@@ -327,17 +327,17 @@ async def test_what_may_pass_is_tried_again(script: Script, refusal: Refusal | O
         (Refusal(403, {"code": "forbidden"}, 0.0), "forbidden"),
         (Refusal(403, {"code": "no_verifier"}, 0.0), "no_verifier"),
         (Refusal(400, {"code": "invalid_name"}, 0.0), "invalid_name"),
-        (Refusal(404, {}, 0.0), "refused"),
+        (Refusal(404, {}, 0.0), "not_holdfast"),
         (Refusal(401, {}, 0.0), "unauthenticated"),
     ],
 )
-async def test_what_will_not_pass_is_told(script: Script, refusal: Refusal, code: str) -> None:
+async def test_final_refusals_are_raised(script: Script, refusal: Refusal, code: str) -> None:
     script.refusals.append(refusal)
     async with client_of(script) as client:
         assert (await ended(client)).code == code
 
 
-async def test_a_proxy_that_answers_for_a_server_that_was_there_is_asked_again(script: Script) -> None:
+async def test_refusal_of_a_proxy_is_tried_again_after_an_earlier_connection(script: Script) -> None:
     async with client_of(script):
         first = await script.socket()
         script.refusals.append(Refusal(404, {}, 0.0))
@@ -354,7 +354,7 @@ def codes() -> list[type[HoldfastError]]:
 
 
 @pytest.mark.parametrize("kind", codes(), ids=lambda one: one.__name__)
-async def test_a_refusal_is_raised_as_what_the_hub_raises(script: Script, kind: type[HoldfastError]) -> None:
+async def test_refusal_is_raised_as_the_class_that_the_hub_raises(script: Script, kind: type[HoldfastError]) -> None:
     async with client_of(script, token="a-token") as client:
         socket = await script.socket()
         asked = await deleting(client, "m")
@@ -371,7 +371,7 @@ async def test_a_refusal_is_raised_as_what_the_hub_raises(script: Script, kind: 
     assert (caught.value.detail, caught.value.details) == ("what went wrong", {"length": 7})
 
 
-async def test_a_code_that_is_not_known_stays_readable(script: Script) -> None:
+async def test_unknown_code_stays_readable(script: Script) -> None:
     async with client_of(script) as client:
         socket = await script.socket()
         asked = await deleting(client, "m")
@@ -389,7 +389,7 @@ async def test_a_code_that_is_not_known_stays_readable(script: Script) -> None:
     )
 
 
-async def test_a_client_that_is_closed_says_so(script: Script) -> None:
+async def test_closed_client_raises(script: Script) -> None:
     client = client_of(script)
     with pytest.raises(LocalError):
         await client.delete("c", "m")
@@ -415,6 +415,6 @@ def test_either_a_token_or_a_provider() -> None:
 
 
 @given(st.integers(1, 200), st.integers(0, 1_000))
-def test_a_back_off_is_drawn_from_nothing_up_to_a_bound(failures: int, seed: int) -> None:
+def test_back_off_is_between_zero_and_its_ceiling(failures: int, seed: int) -> None:
     delay_s = QUICK.backoff(failures, Random(seed))
     assert 0 <= delay_s <= min(QUICK.backoff_cap_s, QUICK.backoff_s * 2 ** min(failures - 1, 10))

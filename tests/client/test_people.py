@@ -42,7 +42,7 @@ def data_of(view: ChannelView) -> dict[str, dict[str, Any]]:
 # Presence ---------------------------------------------------------------------------------------------------------
 
 
-async def test_a_member_is_seen_for_as_long_as_its_block(wire: Wire, client: Client) -> None:
+async def test_member_is_present_as_long_as_its_block(wire: Wire, client: Client) -> None:
     async with client_of(wire, client_id="ada") as ada, client.channel("c") as view:
         async with ada.presence("c", {"name": "Ada"}) as here:
             await until(view, lambda: data_of(view) == {"ada": {"name": "Ada"}})
@@ -67,7 +67,7 @@ async def test_presence_is_kept_over_connections(hub: Hub, client: Client) -> No
     await wire.end()
 
 
-async def test_a_member_that_is_not_ours_is_refused(wire: Wire) -> None:
+async def test_member_of_another_client_is_refused(wire: Wire) -> None:
     async with client_of(wire, client_id="ada") as ada:
         async with ada.presence("c", {}, member="ada~phone"):
             pass
@@ -82,7 +82,7 @@ async def test_a_member_that_is_not_ours_is_refused(wire: Wire) -> None:
 # Signals and commands ---------------------------------------------------------------------------------------------
 
 
-async def test_a_signal_reaches_those_who_are_here(wire: Wire, client: Client) -> None:
+async def test_signal_reaches_present_clients(wire: Wire, client: Client) -> None:
     async with client_of(wire, client_id="ada") as ada, client.channel("c") as view, asyncio.timeout(10):
         changes = aiter(view)
         await anext(changes)
@@ -91,7 +91,7 @@ async def test_a_signal_reaches_those_who_are_here(wire: Wire, client: Client) -
         assert (signal.name, signal.data, signal.from_) == ("typing", {"on": True}, "ada")
 
 
-async def test_a_command_is_seen_and_answered_once(wire: Wire, client: Client) -> None:
+async def test_command_is_visible_and_gets_one_reply(wire: Wire, client: Client) -> None:
     async with client_of(wire, client_id="ada") as ada, client.channel("c") as view:
         command = await ada.command("c", "approve", data={"amount": 3}, expires_s=60)
         assert (command.name, command.data, command.from_) == ("approve", {"amount": 3}, "ada")
@@ -116,7 +116,7 @@ async def test_a_command_may_be_sent_again(client: Client) -> None:
         await client.command("c", "approve", id="one", data=2)
 
 
-async def test_a_cancel_stops_a_writer_that_does_not_listen(hub: Hub, client: Client) -> None:
+async def test_cancel_stops_a_writer_that_does_not_react(hub: Hub, client: Client) -> None:
     async with client.channel("c") as view:
         message = await client.message("c").open()
         await message.append("on and on")
@@ -183,7 +183,7 @@ async def test_a_turn_goes_on_over_connections(hub: Hub, client: Client, go_on: 
     await wire.end()
 
 
-async def test_a_turn_that_is_lost_cancels_its_handler() -> None:
+async def test_lost_turn_cancels_its_handler() -> None:
     script = Script()
     turns: asyncio.Queue[ClaimedTurn] = asyncio.Queue()
     async with scripted(script) as client, asyncio.timeout(10):
@@ -222,7 +222,7 @@ async def test_a_turn_that_is_lost_cancels_its_handler() -> None:
         assert frame["slots"] == 0
 
 
-async def test_work_that_is_refused_is_told(client: Client) -> None:
+async def test_refused_request_for_work_is_raised(client: Client) -> None:
     async def never(turn: ClaimedTurn) -> None:
         raise AssertionError
 
@@ -235,5 +235,5 @@ async def test_work_that_is_refused_is_told(client: Client) -> None:
 
 
 async def sends(wire: Wire, kind: str, count: int) -> None:
-    """Wait until so many frames of this type have arrived."""
+    """Wait until `count` frames of this type have arrived."""
     await becomes(lambda: sum(frame["type"] == kind for frame in wire.sent) >= count)

@@ -1,4 +1,4 @@
-"""An agent's process that is asked to end: its answers get their time, and what it lets go of is another's."""
+"""The shutdown of a process with agents: answers get time to complete, and another worker takes over the others."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ AT_ONCE_S = 5.0  # an interpreter ends in this time on a busy machine
 
 @contextlib.asynccontextmanager
 async def at_work(drain_s: float) -> AsyncIterator[tuple[Hub, Served, Process, str]]:
-    """A served hub, and the process of an agent that has begun an answer: to the message of that id."""
+    """Yield a hub, its server, the process of an agent that has begun an answer, and the id of the user message."""
     hub = new_hub()
     async with serving(hub) as served, agent_process(served, "first", "restart", drain_s) as process:
-        await served.until(lambda: hub.scheduler.workers.has_agent("chat:1"))
+        await served.until(lambda: hub.runtime.scheduler.workers.has_agent("chat:1"))
         asked = await hub.create("chat:1", text="?")
         assert process.stdout is not None
         async with asyncio.timeout(20):
@@ -36,20 +36,21 @@ async def at_work(drain_s: float) -> AsyncIterator[tuple[Hub, Served, Process, s
         yield hub, served, process, asked.id
 
 
-async def test_a_process_that_is_told_to_end_finishes_its_answer_and_takes_no_other() -> None:
+async def test_process_finishes_its_answer_after_a_signal_and_takes_no_other() -> None:
     async with at_work(drain_s=30.0) as (hub, served, process, asked), asyncio.timeout(20):
         process.send_signal(signal.SIGTERM)
-        await served.until(lambda: not hub.scheduler.workers.has_agent("chat:1"))
+        await served.until(lambda: not hub.runtime.scheduler.workers.has_agent("chat:1"))
         await hub.create("chat:2", text="and I?")
         await hub.command("chat:1", "steer", target=asked, data="go on")
         (answer,) = await until_answered(hub)
         assert (answer.text, answer.status) == ("half and the rest", "complete")
         assert await process.wait() == -signal.SIGTERM  # as it would have without us, only later
         assert (await answers(hub, "chat:2")) == []
-        assert (hub.scheduler.stats()["turns_waiting"], hub.scheduler.stats()["turns_running"]) == (1, 0)
+        stats = hub.stats()
+        assert (stats["turns_waiting"], stats["turns_running"]) == (1, 0)
 
 
-async def test_what_does_not_end_in_time_is_left_for_another() -> None:
+async def test_answer_that_does_not_end_in_time_is_left_for_another_worker() -> None:
     async with at_work(drain_s=0.2) as (hub, served, process, _), asyncio.timeout(20):
         begun_s = time.monotonic()
         process.send_signal(signal.SIGTERM)
@@ -57,13 +58,13 @@ async def test_what_does_not_end_in_time_is_left_for_another() -> None:
         assert time.monotonic() - begun_s < AT_ONCE_S
         (answer,) = await until_answered(hub)
         assert (answer.text, answer.status) == ("half ", "interrupted")
-        await served.until(lambda: hub.scheduler.stats()["turns_waiting"] == 1)
+        await served.until(lambda: hub.runtime.scheduler.stats()["turns_waiting"] == 1)
 
 
 async def test_a_second_signal_does_not_wait() -> None:
     async with at_work(drain_s=30.0) as (hub, served, process, _), asyncio.timeout(20):
         process.send_signal(signal.SIGINT)
-        await served.until(lambda: not hub.scheduler.workers.has_agent("chat:1"))
+        await served.until(lambda: not hub.runtime.scheduler.workers.has_agent("chat:1"))
         begun_s = time.monotonic()
         process.send_signal(signal.SIGTERM)
         await process.wait()
@@ -73,9 +74,7 @@ async def test_a_second_signal_does_not_wait() -> None:
 
 
 @pytest.mark.parametrize("is_cut", [False, True])
-async def test_draining_ends_when_the_turns_are_over_whatever_the_connection_does(
-    hub: Hub, wire: Wire, is_cut: bool
-) -> None:
+async def test_draining_ends_with_its_turns_also_if_the_connection_breaks(hub: Hub, wire: Wire, is_cut: bool) -> None:
     begun, go_on = asyncio.Event(), asyncio.Event()
     turns: list[str] = []
     client = client_of(wire, client_id="bot")
@@ -90,14 +89,14 @@ async def test_draining_ends_when_the_turns_are_over_whatever_the_connection_doe
 
     async with asyncio.timeout(20):
         running = asyncio.ensure_future(client.run(drain_s=None))
-        await becomes(lambda: hub.scheduler.workers.has_agent("chat:1"))
+        await becomes(lambda: hub.runtime.scheduler.workers.has_agent("chat:1"))
         await hub.create("chat:1", text="first")
         await begun.wait()
         client.drain()
         if is_cut:
             wire.cut()
             await becomes(lambda: wire.dials == 2 and client.is_connected)
-        await becomes(lambda: not hub.scheduler.workers.has_agent("chat:1"))
+        await becomes(lambda: not hub.runtime.scheduler.workers.has_agent("chat:1"))
         await hub.create("chat:1", text="second")
         if is_cut:  # its last words, and the end of its turn, come after one more connection
             wire.cut()
@@ -106,7 +105,7 @@ async def test_draining_ends_when_the_turns_are_over_whatever_the_connection_doe
     (answer,) = await answers(hub)
     assert (answer.text, answer.status, turns) == ("whole", "complete", ["first"])
     assert answer.id == reply_id((await hub.history("chat:1")).messages[-1].id, 1)
-    assert (hub.scheduler.stats()["turns_waiting"], hub.scheduler.stats()["turns_running"]) == (1, 0)
+    assert (hub.runtime.scheduler.stats()["turns_waiting"], hub.runtime.scheduler.stats()["turns_running"]) == (1, 0)
 
 
 async def test_draining_without_a_turn_or_a_connection_ends_at_once(hub: Hub, wire: Wire) -> None:
@@ -118,7 +117,7 @@ async def test_draining_without_a_turn_or_a_connection_ends_at_once(hub: Hub, wi
 
     async with asyncio.timeout(5):
         running = asyncio.ensure_future(client.run())
-        await becomes(lambda: hub.scheduler.workers.has_agent("chat:1"))
+        await becomes(lambda: hub.runtime.scheduler.workers.has_agent("chat:1"))
         client.drain()
         await running
     away = Client("http://127.0.0.1:1")
@@ -131,30 +130,30 @@ async def test_draining_without_a_turn_or_a_connection_ends_at_once(hub: Hub, wi
 
 
 @pytest.fixture
-def heard() -> Iterator[list[str]]:
-    """What an app's own handler of SIGTERM hears."""
-    said: list[str] = []
-    before = signal.signal(signal.SIGTERM, lambda number, frame: said.append("app"))
-    yield said
+def received() -> Iterator[list[str]]:
+    """Yield the list of signals that the app's own handler of SIGTERM has received."""
+    received: list[str] = []
+    before = signal.signal(signal.SIGTERM, lambda number, frame: received.append("app"))
+    yield received
     signal.signal(signal.SIGTERM, before)
 
 
-async def test_a_signal_is_passed_on_to_the_apps_own_handler_when_all_is_done(heard: list[str]) -> None:
+async def test_signal_is_passed_on_to_the_apps_handler_at_the_end(received: list[str]) -> None:
     told, again = asyncio.Event(), asyncio.Event()
     with Signals(first=told.set, again=again.set):
         signal.raise_signal(signal.SIGTERM)
         await told.wait()
-        assert heard == []
+        assert received == []
         signal.raise_signal(signal.SIGTERM)
         await again.wait()
-        assert heard == []
+        assert received == []
         signal.raise_signal(signal.SIGTERM)  # a third is not ours
-        assert heard == ["app"]
-    assert heard == ["app", "app"]
+        assert received == ["app"]
+    assert received == ["app", "app"]
 
 
-async def test_nothing_is_passed_on_where_nothing_was_heard(heard: list[str]) -> None:
-    with Signals(first=heard.clear, again=heard.clear):
+async def test_no_signal_is_passed_on_without_a_received_one(received: list[str]) -> None:
+    with Signals(first=received.clear, again=received.clear):
         pass
     signal.raise_signal(signal.SIGTERM)
-    assert heard == ["app"]
+    assert received == ["app"]

@@ -47,7 +47,7 @@ def test_a_script_writes_and_reads(server: Server, client: SyncClient) -> None:
         client.read("chat:1", "other")
 
 
-def test_a_loop_sees_what_happens(client: SyncClient) -> None:
+def test_loop_over_a_subscription_gets_the_events(client: SyncClient) -> None:
     writer = threading.Thread(target=_write, args=(client,))
     kinds = []
     subscription = client.subscribe("chat:2")
@@ -86,7 +86,7 @@ def test_an_exception_leaves_the_message_failed(server: Server, client: SyncClie
     assert server.message("chat:3", message.id)["status"] == "cancelled"
 
 
-def test_what_was_stopped_comes_up(client: SyncClient) -> None:
+def test_stopped_message_raises_in_the_block(client: SyncClient) -> None:
     with pytest.raises(Finished), client.message("chat:4") as message:
         client.finish("chat:4", message.id, status="cancelled")
         message.append("more")
@@ -102,7 +102,7 @@ def test_people_and_commands(client: SyncClient) -> None:
     client.reply("chat:5", command.id, data={"yes": True})
 
 
-def test_a_client_that_is_closed_says_so(server: Server) -> None:
+def test_closed_client_raises(server: Server) -> None:
     client = SyncClient(f"http://127.0.0.1:{server.port}")
     with pytest.raises(LocalError):
         client.create("c", text="too early")

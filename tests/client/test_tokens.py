@@ -1,4 +1,4 @@
-"""Who we are to a server that checks: real tokens, and a real hub that believes those of its secret for a while.
+"""The credentials of a client, with real tokens and a real hub that verifies them.
 
 Layer: tests.
 
@@ -53,7 +53,7 @@ async def wire(hub: Hub) -> AsyncIterator[Wire]:
     await wire.end()
 
 
-async def test_a_token_says_who_writes(wire: Wire) -> None:
+async def test_token_names_the_author(wire: Wire) -> None:
     async with client_of(wire, token=token("ada", 60)) as ada, client_of(wire, token=token("bob", 60)) as bob:
         message = await ada.message("c").open()
         assert (await ada.read("c", message.id))[0].author == "ada"
@@ -66,7 +66,7 @@ async def test_a_token_says_who_writes(wire: Wire) -> None:
 @pytest.mark.parametrize(
     "bad", [token("ada", -5), token("ada", 60, secret="x" * 40), "no-token"], ids=["expired", "forged", "no-token"]
 )
-async def test_a_token_that_is_no_good_is_told(wire: Wire, bad: str) -> None:
+async def test_invalid_token_is_raised(wire: Wire, bad: str) -> None:
     async with client_of(wire, token=bad) as client:
         with pytest.raises(Unauthenticated):
             await client.create("c", text="x")
@@ -74,14 +74,14 @@ async def test_a_token_that_is_no_good_is_told(wire: Wire, bad: str) -> None:
             await client.read("c", "x")
 
 
-async def test_a_client_without_a_token_is_told_that_it_needs_one(wire: Wire) -> None:
+async def test_client_without_a_token_gets_an_error_with_the_remedy(wire: Wire) -> None:
     async with asyncio.timeout(10), client_of(wire) as client:
         with pytest.raises(Unauthenticated, match="this client has none"):
             await client.create("c", text="x")
 
 
 @pytest.mark.parametrize("bad", [token("bot", -5), "no-token", None], ids=["expired", "no-token", "None"])
-async def test_an_agent_whose_token_is_no_good_ends(wire: Wire, bad: str | None) -> None:
+async def test_agent_with_an_invalid_token_ends(wire: Wire, bad: str | None) -> None:
     client = client_of(wire, token=bad)
 
     @client.agent("chat:*")
@@ -93,7 +93,7 @@ async def test_an_agent_whose_token_is_no_good_ends(wire: Wire, bad: str | None)
             await client.run()
 
 
-async def test_an_agent_whose_token_ends_ends(hub: Hub, wire: Wire, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_agent_with_an_expired_token_ends(hub: Hub, wire: Wire, monkeypatch: pytest.MonkeyPatch) -> None:
     client = client_of(wire, token=token("bot", 60, {"*": ["subscribe", "append", "agent"]}))
     begun = asyncio.Event()
 
@@ -104,7 +104,7 @@ async def test_an_agent_whose_token_ends_ends(hub: Hub, wire: Wire, monkeypatch:
 
     async with asyncio.timeout(10):
         running = asyncio.ensure_future(client.run())
-        await becomes(lambda: hub.scheduler.workers.has_agent("chat:1"))
+        await becomes(lambda: hub.runtime.scheduler.workers.has_agent("chat:1"))
         await hub.create("chat:1", text="?")
         await begun.wait()
         later_ms = hub.clock.now_ms() + 60_000
@@ -115,7 +115,7 @@ async def test_an_agent_whose_token_ends_ends(hub: Hub, wire: Wire, monkeypatch:
             await running
 
 
-async def test_a_live_connection_gets_new_tokens_and_a_message_goes_on(hub: Hub, wire: Wire) -> None:
+async def test_live_connection_gets_new_tokens_and_a_message_continues(hub: Hub, wire: Wire) -> None:
     given = 0
 
     async def provider() -> str:
@@ -124,7 +124,7 @@ async def test_a_live_connection_gets_new_tokens_and_a_message_goes_on(hub: Hub,
         return token("ada", 60, {"c": WRITER["*"]} if given == 1 else WRITER)
 
     def ahead() -> float:
-        """To this clock a token lasts a second and a half; the server's leaves time to be held up in."""
+        """Return a time at which a token has 1.5 s left, while it lasts a minute by the server's clock."""
         return time.time() + 58.5
 
     async with asyncio.timeout(10), client_of(wire, token_provider=provider, now=ahead) as client:
@@ -139,8 +139,8 @@ async def test_a_live_connection_gets_new_tokens_and_a_message_goes_on(hub: Hub,
     assert wire.dials == 1
 
 
-async def test_an_identity_that_ends_on_a_live_connection_is_renewed_by_another(hub: Hub, wire: Wire) -> None:
-    """What a server does whose tokens do not say when they end, as far as a client can read."""
+async def test_token_that_expires_on_a_live_connection_is_renewed_on_another(hub: Hub, wire: Wire) -> None:
+    """The client cannot read the expiry of these tokens, so only the server ends them."""
     tokens = iter([token("ada", 0.3), token("ada", 60)])
 
     async def provider() -> str:
@@ -156,7 +156,7 @@ async def test_an_identity_that_ends_on_a_live_connection_is_renewed_by_another(
         assert stored.text == message.text
 
 
-async def test_an_identity_that_ends_for_good_is_told_to_everybody(wire: Wire) -> None:
+async def test_final_expiry_is_raised_in_all_calls_and_views(wire: Wire) -> None:
     async with asyncio.timeout(10), client_of(wire, token=token("ada", 0.3)) as client:
         view = client.channel("c")
         with pytest.raises(Unauthenticated):

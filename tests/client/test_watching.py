@@ -38,7 +38,7 @@ async def until(view: ChannelView, is_true: Callable[[], bool]) -> None:
 
 
 async def some(subscription: Subscription, count: int) -> list[Batch]:
-    """The next batches of a subscription."""
+    """Return the next batches of a subscription."""
     batches = []
     async with asyncio.timeout(10), aclosing(subscription.batches()) as coming:
         async for batch in coming:
@@ -51,7 +51,7 @@ async def some(subscription: Subscription, count: int) -> list[Batch]:
 # Views ------------------------------------------------------------------------------------------------------------
 
 
-async def test_a_view_shows_what_is_there_and_what_comes(hub: Hub, client: Client) -> None:
+async def test_view_shows_stored_and_new_messages(hub: Hub, client: Client) -> None:
     asked = await hub.create("c", text="Why?")
     async with client.channel("c") as view:
         assert view.messages == [asked]
@@ -73,7 +73,7 @@ async def test_a_view_is_the_same_until_it_is_closed(client: Client) -> None:
     assert client.channel("c") is not view
 
 
-async def test_a_view_says_what_changed(hub: Hub, client: Client) -> None:
+async def test_view_reports_changes(hub: Hub, client: Client) -> None:
     await hub.create("c", text="first")
     async with client.channel("c") as view, asyncio.timeout(10):
         changes = aiter(view)
@@ -85,7 +85,7 @@ async def test_a_view_says_what_changed(hub: Hub, client: Client) -> None:
         assert (await anext(changes)).messages == frozenset([second.id])
 
 
-async def test_a_view_comes_back_with_what_it_missed(hub: Hub, wire: Wire, client: Client) -> None:
+async def test_view_resumes_with_missed_events(hub: Hub, wire: Wire, client: Client) -> None:
     await hub.create("c", text="before")
     async with client.channel("c") as view:
         cursor = view.cursor
@@ -98,7 +98,7 @@ async def test_a_view_comes_back_with_what_it_missed(hub: Hub, wire: Wire, clien
     assert [frame.get("since") for frame in attaches] == [None, cursor]
 
 
-async def test_a_view_begins_anew_when_its_cursor_counts_no_more() -> None:
+async def test_view_begins_anew_when_its_cursor_is_not_valid_any_more() -> None:
     script = Script()
     async with scripted(script) as client:
         view = client.channel("c")
@@ -111,7 +111,7 @@ async def test_a_view_begins_anew_when_its_cursor_counts_no_more() -> None:
         assert "since" not in await second.frame("attach")
 
 
-async def test_a_gap_is_healed_by_a_new_start() -> None:
+async def test_gap_is_repaired_by_a_new_start() -> None:
     script = Script()
     async with scripted(script) as client:
         view = client.channel("c")
@@ -177,7 +177,7 @@ def shown(text: str, serial: int) -> dict[str, object]:
     return {"type": "message.update", "serial": serial, "message": message}
 
 
-async def test_older_messages_are_brought_page_by_page(hub: Hub, client: Client) -> None:
+async def test_older_messages_are_loaded_page_by_page(hub: Hub, client: Client) -> None:
     for number in range(7):
         await hub.create("c", text=str(number))
     async with client.channel("c", history=3) as view:
@@ -189,7 +189,7 @@ async def test_older_messages_are_brought_page_by_page(hub: Hub, client: Client)
         assert "".join(message.text for message in view.messages) == "0123456"
 
 
-async def test_a_view_that_is_refused_is_closed_with_the_reason() -> None:
+async def test_refused_view_is_closed_with_the_reason() -> None:
     async def nobody(_: object) -> Identity:
         return Identity(client_id="ada", capabilities=frozenset(["publish"]))
 
@@ -222,7 +222,7 @@ async def test_a_view_ends_with_its_client(client: Client) -> None:
 # Subscriptions ----------------------------------------------------------------------------------------------------
 
 
-async def test_a_subscription_gives_the_events(hub: Hub, client: Client) -> None:
+async def test_subscription_yields_events(hub: Hub, client: Client) -> None:
     asked = await hub.create("c", text="Why?")
     kinds: list[type] = []
     subscription = client.subscribe("c")
@@ -237,7 +237,7 @@ async def test_a_subscription_gives_the_events(hub: Hub, client: Client) -> None
     assert kinds == [ChannelAttached, MessageUpdate, MessageCreate]
 
 
-async def test_a_subscription_goes_on_from_its_cursor(hub: Hub, client: Client) -> None:
+async def test_subscription_resumes_from_its_cursor(hub: Hub, client: Client) -> None:
     await hub.create("c", text="one")
     subscription = client.subscribe("c")
     await some(subscription, 1)
@@ -276,7 +276,7 @@ async def test_a_subscription_survives_its_connections(hub: Hub, wire: Wire, cli
 
 
 def applied(text: str, event: ServerEvent) -> str:
-    """The text of the one message there is, after `event`."""
+    """Return the text of the only message, after `event`."""
     match event:
         case MessageUpdate() | MessageCreate():
             return event.message.text
@@ -301,7 +301,7 @@ async def test_a_channel_may_be_watched_twice_and_many_at_once(hub: Hub, wire: W
     await until(views[0], lambda: len(views[0].messages) == 2)
 
 
-async def test_a_subscriber_who_takes_nothing_is_left_alone_until_it_does(hub: Hub, wire: Wire, client: Client) -> None:
+async def test_feed_pauses_while_its_subscriber_reads_no_events(hub: Hub, wire: Wire, client: Client) -> None:
     subscription = client.subscribe("c", flush_ms=0)
     batches = subscription.batches()
     text = ""

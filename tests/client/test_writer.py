@@ -1,8 +1,8 @@
-"""Writing over the network: what a block means, what is refused, and what bounds it.
+"""The writer over the network: the end of its block, its refusals, its bounds and its lease.
 
 Layer: tests.
 
-That nothing is lost is a law, in `test_writer_laws`.
+`test_writer_laws` checks that no content is lost.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ async def test_text_may_be_cut_within_a_character(hub: Hub, client: Client) -> N
     assert (await stored(hub, message.id)).text == "a🙂b\ufffd"
 
 
-async def test_flush_waits_until_it_is_stored(hub: Hub, client: Client) -> None:
+async def test_flush_waits_until_the_text_is_stored(hub: Hub, client: Client) -> None:
     async with client.message("c") as message:
         await message.append("now")
         await message.flush()
@@ -77,7 +77,7 @@ async def test_flush_waits_until_it_is_stored(hub: Hub, client: Client) -> None:
 # How it ends ------------------------------------------------------------------------------------------------------
 
 
-async def test_an_exception_leaves_it_failed_with_its_text(hub: Hub, client: Client) -> None:
+async def test_exception_leaves_the_message_failed_with_its_text(hub: Hub, client: Client) -> None:
     with pytest.raises(ZeroDivisionError):
         async with client.message("c") as message:
             await message.append("so far")
@@ -86,7 +86,7 @@ async def test_an_exception_leaves_it_failed_with_its_text(hub: Hub, client: Cli
     assert (left.status, left.text) == ("failed", "so far")
 
 
-async def test_cancellation_leaves_it_cancelled_with_its_text(hub: Hub, client: Client) -> None:
+async def test_cancellation_leaves_the_message_cancelled_with_its_text(hub: Hub, client: Client) -> None:
     begun = asyncio.Event()
     names: list[str] = []
 
@@ -106,7 +106,7 @@ async def test_cancellation_leaves_it_cancelled_with_its_text(hub: Hub, client: 
     assert (left.status, left.text) == ("cancelled", "so far")
 
 
-async def test_what_was_stopped_elsewhere_comes_up_at_the_next_call(hub: Hub, client: Client) -> None:
+async def test_message_stopped_by_another_client_raises_at_the_next_call(hub: Hub, client: Client) -> None:
     with pytest.raises(Finished):
         async with client.message("c") as message:
             await message.append("a")
@@ -118,14 +118,14 @@ async def test_what_was_stopped_elsewhere_comes_up_at_the_next_call(hub: Hub, cl
     assert (left.status, left.text) == ("cancelled", "a")
 
 
-async def test_a_deleted_message_comes_up_as_deleted(hub: Hub, client: Client) -> None:
+async def test_deleted_message_raises_deleted(hub: Hub, client: Client) -> None:
     with pytest.raises(Deleted):
         async with client.message("c") as message:
             await client.delete("c", message.id)
             await message.append("b")
 
 
-async def test_what_is_too_large_ends_the_message_as_failed(hub: Hub) -> None:
+async def test_too_large_text_ends_the_message_as_failed(hub: Hub) -> None:
     small = memory_hub(limits=Limits(message_bytes=1000))
     wire = Wire(small)
     async with client_of(wire) as client:
@@ -139,7 +139,7 @@ async def test_what_is_too_large_ends_the_message_as_failed(hub: Hub) -> None:
     await small.close()
 
 
-async def test_nothing_can_be_added_after_the_end(client: Client) -> None:
+async def test_text_after_the_end_is_refused(client: Client) -> None:
     async with client.message("c") as message:
         with pytest.raises(InvalidRequest):
             await message.finish("interrupted")
@@ -150,12 +150,12 @@ async def test_nothing_can_be_added_after_the_end(client: Client) -> None:
         await message.finish()
 
 
-async def test_a_message_is_begun_before_it_is_written(client: Client) -> None:
+async def test_message_that_is_not_open_accepts_no_text(client: Client) -> None:
     with pytest.raises(LocalError):
         await client.message("c").append("too early")
 
 
-async def test_an_id_that_is_taken_is_told(client: Client) -> None:
+async def test_taken_id_raises_id_conflict(client: Client) -> None:
     async with client.message("c", id="m") as message:
         await message.append("first")
     with pytest.raises(IdConflict):
@@ -177,7 +177,7 @@ async def test_an_id_that_is_taken_is_told(client: Client) -> None:
         (lambda m: m.update(meta={"x": float("nan")}), InvalidRequest),
     ],
 )
-async def test_a_mistake_in_a_call_is_raised_by_it_and_ends_nothing(
+async def test_mistake_is_raised_by_its_call_and_the_message_continues(
     hub: Hub, client: Client, call: Any, error: type[HoldfastError]
 ) -> None:
     async with client.message("c", parts=[{"type": "data", "name": "n", "data": 1}]) as message:
@@ -192,7 +192,7 @@ async def test_a_mistake_in_a_call_is_raised_by_it_and_ends_nothing(
 
 
 async def begun(script: Script) -> tuple[ScriptedSocket, dict[str, Any]]:
-    """Answer the create of a message: the socket, and the create."""
+    """Respond to the create of a message. Return the socket and the create."""
     socket = await script.socket()
     frame = await socket.frame("create")
     created(socket, frame)
@@ -239,12 +239,12 @@ async def test_a_writer_ahead_of_a_slow_store_waits() -> None:
             sizes.append(len(frame.get("text") or frame["value"]["text"]))
             socket.say(type="ok", ref=frame["ref"])
             await asyncio.sleep(0)
-        assert max(sizes) > 1000  # what gathers meanwhile goes as one
+        assert max(sizes) > 1000  # text that gathers meanwhile goes as one request
         await writing
         await client.close()
 
 
-async def test_a_store_that_says_no_for_too_long_is_told_and_nothing_is_forgotten(hub: Hub) -> None:
+async def test_store_that_refuses_for_too_long_raises_and_content_is_kept(hub: Hub) -> None:
     wire = Wire(hub)
     timing = Timing(request_s=0.5, retry_s=0.001, backoff_s=0.001)  # long enough for one answer on a busy machine
     async with client_of(wire, timing=timing) as client, client.message("c") as message:
@@ -258,7 +258,7 @@ async def test_a_store_that_says_no_for_too_long_is_told_and_nothing_is_forgotte
     await wire.end()
 
 
-async def test_a_server_that_is_away_for_too_long_is_told() -> None:
+async def test_server_that_is_unreachable_for_too_long_raises() -> None:
     script = Script()
     script.refusals.extend(OSError("no route to host") for _ in range(1000))
     async with scripted(script, timing=Timing(request_s=0.05, leave_s=0.05, backoff_s=0.01)) as client:
@@ -272,7 +272,7 @@ async def test_a_server_that_is_away_for_too_long_is_told() -> None:
 # Leases -----------------------------------------------------------------------------------------------------------
 
 
-async def test_a_lease_is_renewed_while_nothing_is_written() -> None:
+async def test_lease_of_an_idle_writer_is_renewed() -> None:
     script = Script()
     async with scripted(script) as client:
         message = client.message("c", lease_s=0.09)
@@ -292,7 +292,7 @@ async def test_a_lease_is_renewed_while_nothing_is_written() -> None:
         await client.close()
 
 
-async def test_a_new_connection_renews_at_once_and_looks_before_it_writes() -> None:
+async def test_writer_renews_and_reads_its_message_on_a_new_connection() -> None:
     script = Script()
     async with scripted(script) as client:
         message = client.message("c")
@@ -318,7 +318,7 @@ async def test_an_interrupted_message_can_be_taken_over(hub: Hub, wire: Wire, cl
         await dying.append("Once upon")
         await dying.flush()
         async with client.channel("c") as view:
-            other.app = nobody
+            other.app = no_server
             other.cut()
             async with asyncio.timeout(10):
                 async for _ in view:
@@ -337,12 +337,12 @@ async def test_an_interrupted_message_can_be_taken_over(hub: Hub, wire: Wire, cl
     assert (left.status, left.text) == ("complete", "Once upon a time.")
 
 
-async def nobody(scope: Any, receive: Any, send: Any) -> None:
-    """A server that is not there."""
+async def no_server(scope: Any, receive: Any, send: Any) -> None:
+    """Refuse each connection, as a server that does not run."""
     raise ConnectionRefusedError
 
 
-async def test_an_answer_that_broke_upstream_is_left_to_its_lease(hub: Hub, client: Client) -> None:
+async def test_message_that_broke_upstream_is_interrupted_by_its_lease(hub: Hub, client: Client) -> None:
     class BrokeOff(HoldfastError):
         code, ends_as = "broke_off", "interrupted"
 

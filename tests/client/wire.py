@@ -40,7 +40,7 @@ def memory_hub(**options: Any) -> Hub:
 
 
 class Wire:
-    """What a client dials: an ASGI app, at the end of connections that live for so many frames."""
+    """An ASGI app that clients dial. Each connection ends after a given number of frames."""
 
     def __init__(self, app: Any, lives: Iterable[int] = ()) -> None:
         self.app = app
@@ -60,19 +60,19 @@ class Wire:
         return line
 
     def cut(self) -> None:
-        """All connections are gone, with what was under way."""
+        """Cut all connections, with the frames in flight."""
         for line in tuple(self._open):
             line.cut()
 
     async def end(self) -> None:
-        """Wait until the app has let go of all of them."""
+        """Cut all connections, and wait until the app has ended them."""
         self.cut()
         for line in tuple(self._open):
             await line.ended()
 
 
 class Line:
-    """One connection; `life` counts its frames in both directions down to the cut. Even: the last one arrives."""
+    """One connection. `life` counts its frames, in both directions, down to the cut."""
 
     def __init__(self, wire: Wire, life: int | None) -> None:
         self._wire = wire
@@ -152,7 +152,7 @@ class Line:
             self._down.put_nowait(frame)
 
     def _counted(self) -> bool:
-        """Does this frame arrive? The one that ends the connection's life may, or may not."""
+        """Return whether this frame arrives, and cut the connection at the end of its life."""
         if self._is_cut:
             return False
         if self._life is None:
@@ -166,13 +166,13 @@ class Line:
     def _over(self, task: asyncio.Task[None]) -> None:
         self._wire._open.discard(self)
         if not self._accepted.done():
-            self._accepted.set_exception(OSError("nobody is there"))
+            self._accepted.set_exception(OSError("no route to host"))
         with contextlib.suppress(asyncio.CancelledError, ConnectionRefusedError):
             task.result()
 
 
 def client_of(wire: Wire, **options: Any) -> Client:
-    """A client that dials `wire`, with small waits and a seed."""
+    """Return a client that dials `wire`, with short delays and a seed."""
     http = httpx2.ASGITransport(app=wire.app, client=("127.0.0.1", 6))
     return Client(
         "http://localhost",
@@ -181,7 +181,7 @@ def client_of(wire: Wire, **options: Any) -> Client:
 
 
 async def becomes(is_true: Callable[[], bool]) -> None:
-    """Wait for what nobody tells, such as that a frame has arrived."""
+    """Wait for a condition without an event, such as the arrival of a frame."""
     async with asyncio.timeout(PATIENCE_S):
-        while not is_true():  # noqa: ASYNC110 - nobody sets an event for what is looked at here
+        while not is_true():  # noqa: ASYNC110 - no event is set for this condition
             await asyncio.sleep(0.002)

@@ -312,3 +312,18 @@ async def test_the_page_and_its_files_are_served_under_a_strict_policy() -> None
             assert (await here.http.get(f"/holdfast/web/{name}")).status_code == 200
         for name in ("demo/unsent.js", "demo/people.js", "demo/approvals.js", "demo/me.js", "client.js", "view.js"):
             assert (await here.http.get(f"/holdfast/web/{name}")).status_code == 200
+
+
+async def test_every_file_of_the_page_has_a_content_security_policy() -> None:
+    async with demo("memory://") as here:
+        for path in (
+            "/",
+            *(f"/holdfast/web/demo/{file}" for file in ("index.html", "icon.svg", "demo.js", "demo.css")),
+        ):
+            response = await here.http.get(path)
+            assert response.status_code == 200
+            assert "frame-ancestors 'none'" in response.headers["content-security-policy"]
+            assert response.headers.get_list("x-content-type-options") == ["nosniff"]
+        for path in ("/demo/info", "/holdfast/web/client.js"):
+            response = await here.http.get(path)
+            assert (response.status_code, response.headers.get("x-content-type-options")) == (200, "nosniff")

@@ -42,6 +42,7 @@ from holdfast.core.requests import (
 from holdfast.hub import HubCore, MessageWriter
 from holdfast.hub.batches import Behind, EncodedBatch
 from holdfast.hub.feed import Feed
+from holdfast.hub.housekeeping import free_memory
 from holdfast.hub.results import Result, result_later
 from holdfast.stores.base import Committed, CommitUnknown, Conflict, Write
 from holdfast.stores.memory import MemoryStore
@@ -90,10 +91,10 @@ async def scripted(**limits: int) -> AsyncIterator[tuple[HubCore, ScriptedStore]
 
 async def kill(hub: HubCore) -> None:
     """End the hub's task as `kill -9` would: it finishes and stores no pending work."""
-    assert hub._runtime is not None
-    assert hub._runtime.main is not None
-    hub._runtime.main.cancel()
-    await asyncio.wait([hub._runtime.main])
+    run = hub._life._run
+    assert run is not None
+    run.main.cancel()
+    await asyncio.wait([run.main])
 
 
 async def ask_together(hub: HubCore, *asks: tuple[str, Request]) -> list[Result | BaseException]:
@@ -150,11 +151,11 @@ async def test_new_start_holds_an_old_streaming_message_and_the_newest_page() ->
 async def test_message_that_left_memory_is_read_again() -> None:
     async with scripted(channel_bytes=1) as (hub, _):
         await hub.create("c", id="m", text="x")
-        hub.free_memory()
+        free_memory(hub.runtime)
         assert hub.channel("c").state.message("m") is None
         with pytest.raises(IdConflict):
             await hub.create("c", id="m", text="other")
-        hub.free_memory()
+        free_memory(hub.runtime)
         assert (await hub.update("c", "m", text="y")).text == "y"
 
 
@@ -164,7 +165,7 @@ async def test_memory_is_freed_after_the_running_commit() -> None:
         store.gate = asyncio.Event()
         update = asyncio.create_task(hub.update("c", "m", text="y"))
         await store.is_committing.wait()
-        hub.free_memory()
+        free_memory(hub.runtime)
         store.gate.set()
         assert (await update).text == "y"
 
@@ -259,7 +260,7 @@ async def test_command_and_its_reply_are_stored_once_for_each_outcome_of_their_c
 async def test_turn_is_claimed_once_and_by_this_hub_for_each_outcome_of_the_commit(act: str) -> None:
     async with scripted() as (hub, store):
         await hub.start()
-        hub.scheduler.workers._patterns["c"] = 0  # agents serve this channel, and none is connected
+        hub.runtime.scheduler.workers._patterns["c"] = 0  # agents serve this channel, and none is connected
         await hub.create("c", id="q", text="question")
         agent = Caller(id="agent", writer=Writer(by="agent", node=hub.node), is_server=True)
         store.script = [act]
@@ -287,7 +288,7 @@ async def test_error_that_a_cancelled_caller_does_not_read_is_no_complaint_of_as
 async def test_claims_and_leases_send_no_event_to_viewers() -> None:
     async with scripted() as (hub, _):
         await hub.start()
-        hub.scheduler.workers._patterns["c"] = 0
+        hub.runtime.scheduler.workers._patterns["c"] = 0
         await hub.create("c", id="q", text="question")
         await hub.ask("c", "m", CreateMessage(status="streaming", text=""), ANN)
         feeds = [await hub.attach("c", None, history=50, wake=lambda: None) for _ in range(2)]
@@ -320,11 +321,11 @@ async def test_reply_that_left_memory_is_read_again() -> None:
     async with scripted(channel_bytes=1) as (hub, _):
         await hub.command("c", "approve", id="a")
         await hub.reply("c", "a", data="yes")
-        hub.free_memory()
+        free_memory(hub.runtime)
         assert hub.channel("c").state.command("!a") is None
         with pytest.raises(AlreadyAnswered):
             await hub.reply("c", "a", data="no")
-        hub.free_memory()
+        free_memory(hub.runtime)
         assert (await hub.command("c", "approve", id="a")).id == "a"
         with pytest.raises(IdConflict):
             await hub.command("c", "steer", id="a")

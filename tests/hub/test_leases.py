@@ -153,17 +153,17 @@ async def test_after_a_restart_a_writer_who_does_not_come_back_is_interrupted() 
 async def test_a_broken_socket_leaves_three_seconds_and_a_blip_interrupts_nothing() -> None:
     hub = new_hub()
     await begin(hub)
-    hub.leases.held("c", "m", "socket")
-    hub.leases.broken("c", "m", "socket")
+    hub.runtime.leases.held("c", "m", "socket")
+    hub.runtime.leases.broken("c", "m", "socket")
     await asyncio.sleep(BROKEN_S - 0.1)
     await hub.ask("c", "m", AppendText(text="back"), ANN)
     await asyncio.sleep(10)
     assert await status(hub) == STREAMING
-    hub.leases.held("c", "m", "new")
-    hub.leases.broken("c", "m", "socket")  # an old one that ends late says nothing of the new one
+    hub.runtime.leases.held("c", "m", "new")
+    hub.runtime.leases.broken("c", "m", "socket")  # an old one that ends late says nothing of the new one
     await asyncio.sleep(4)
     assert await status(hub) == STREAMING
-    hub.leases.broken("c", "m", "new")
+    hub.runtime.leases.broken("c", "m", "new")
     await asyncio.sleep(BROKEN_S + 0.1)
     assert await status(hub) == INTERRUPTED
     await hub.close()
@@ -198,7 +198,7 @@ async def test_a_deleted_message_has_no_lease() -> None:
     await asyncio.sleep(20)
     with pytest.raises(Deleted):
         await message(hub)
-    assert len(hub._live().deadlines) == 0
+    assert len(hub.runtime.deadlines) == 0
     await hub.close()
 
 
@@ -330,13 +330,13 @@ async def test_the_end_of_an_old_socket_cuts_no_lease_that_is_held_by_a_newer_on
     await begin(hub)
     for line in ("old", "new"):
         await hub.ask("c", "m", AppendText(text=line), ANN)
-        hub.leases.held("c", "m", line)
-    hub.leases.broken("c", "m", "old")
+        hub.runtime.leases.held("c", "m", line)
+    hub.runtime.leases.broken("c", "m", "old")
     await asyncio.sleep(14.9)
     assert await status(hub) == STREAMING
     await hub.ask("c", "m", AppendText(text="!"), ANN)
-    hub.leases.held("c", "m", "new")
-    hub.leases.broken("c", "m", "new")
+    hub.runtime.leases.held("c", "m", "new")
+    hub.runtime.leases.broken("c", "m", "new")
     await asyncio.sleep(BROKEN_S + 0.1)
     assert await status(hub) == INTERRUPTED
     await hub.close()
@@ -346,9 +346,9 @@ async def test_the_end_of_an_old_socket_cuts_no_lease_that_is_held_by_a_newer_on
 async def test_the_socket_of_a_writer_before_has_no_say_in_the_lease_of_its_successor() -> None:
     hub = new_hub()
     await begin(hub)
-    hub.leases.held("c", "m", "ann's")
+    hub.runtime.leases.held("c", "m", "ann's")
     await hub.ask("c", "m", TakeOver(), Caller(id="bob", is_admin=True))
-    hub.leases.broken("c", "m", "ann's")
+    hub.runtime.leases.broken("c", "m", "ann's")
     await asyncio.sleep(14.9)
     assert await status(hub) == STREAMING
     await asyncio.sleep(0.2)
@@ -360,9 +360,9 @@ async def test_the_socket_of_a_writer_before_has_no_say_in_the_lease_of_its_succ
 async def test_a_writer_that_was_heard_of_over_http_since_does_not_go_with_its_socket() -> None:
     hub = new_hub()
     await begin(hub)
-    hub.leases.held("c", "m", "line")
+    hub.runtime.leases.held("c", "m", "line")
     await hub.ask("c", "m", RenewLease(), ANN)
-    hub.leases.broken("c", "m", "line")
+    hub.runtime.leases.broken("c", "m", "line")
     await asyncio.sleep(14.9)
     assert await status(hub) == STREAMING
     await hub.close()
@@ -372,10 +372,10 @@ async def test_a_writer_that_was_heard_of_over_http_since_does_not_go_with_its_s
 async def test_what_was_under_way_when_a_socket_broke_does_not_make_up_for_it() -> None:
     hub = new_hub()
     await begin(hub)
-    hub.leases.held("c", "m", "line")
-    hub.leases.broken("c", "m", "line")
+    hub.runtime.leases.held("c", "m", "line")
+    hub.runtime.leases.broken("c", "m", "line")
     await hub.ask("c", "m", AppendText(text="late"), ANN)
-    hub.leases.broken("c", "m", "line", is_late=True)
+    hub.runtime.leases.broken("c", "m", "line", is_late=True)
     await asyncio.sleep(BROKEN_S + 0.1)
     assert await status(hub) == INTERRUPTED
     await hub.close()

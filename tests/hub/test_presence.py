@@ -64,17 +64,17 @@ async def test_members_are_told_when_they_come_change_and_go() -> None:
     viewer = Viewer(hub)
     await asyncio.sleep(1)
     viewer.take()
-    hub.presence.enter("c", "ann", "tab", {"name": "Ann"})
+    hub.runtime.presence.enter("c", "ann", "tab", {"name": "Ann"})
     await asyncio.sleep(1)
-    hub.presence.enter("c", "ann", "tab", {"name": "Ann", "mood": "typing"})
+    hub.runtime.presence.enter("c", "ann", "tab", {"name": "Ann", "mood": "typing"})
     await asyncio.sleep(1)
-    hub.presence.enter("c", "ann", "phone", None)
+    hub.runtime.presence.enter("c", "ann", "phone", None)
     await asyncio.sleep(1)
     told = viewer.take()
     assert [type(one) for one in told] == [PresenceEnter, PresenceUpdate, PresenceUpdate]
     assert (told[2].member.connections, told[2].member.data["mood"]) == (2, "typing")
-    hub.presence.leave("c", "ann", "tab")
-    hub.presence.leave("c", "ann", "phone")
+    hub.runtime.presence.leave("c", "ann", "tab")
+    hub.runtime.presence.leave("c", "ann", "phone")
     await asyncio.sleep(GRACE_S + 1)
     assert [type(one) for one in viewer.take()] == [PresenceUpdate, PresenceLeave]
     assert viewer.view.members() == []
@@ -88,13 +88,13 @@ async def test_a_refresh_does_not_flicker() -> None:
     hub = new_hub()
     await hub.start()
     viewer = Viewer(hub)
-    hub.presence.enter("c", "ann", "before", {"name": "Ann"})
+    hub.runtime.presence.enter("c", "ann", "before", {"name": "Ann"})
     await asyncio.sleep(1)
     viewer.take()
     for number in range(10):
-        hub.presence.leave("c", "ann", "before" if not number else number - 1)
+        hub.runtime.presence.leave("c", "ann", "before" if not number else number - 1)
         await asyncio.sleep(GRACE_S - 0.5)
-        hub.presence.enter("c", "ann", number, None)
+        hub.runtime.presence.enter("c", "ann", number, None)
         await asyncio.sleep(GRACE_S)
     assert not any(isinstance(one, PresenceLeave | PresenceEnter) for one in viewer.take())
     assert [one.id for one in viewer.view.members()] == ["ann"]
@@ -107,9 +107,9 @@ async def test_who_says_that_they_leave_leaves_at_once() -> None:
     hub = new_hub()
     await hub.start()
     viewer = Viewer(hub)
-    hub.presence.enter("c", "ann", "tab", None)
+    hub.runtime.presence.enter("c", "ann", "tab", None)
     await asyncio.sleep(1)
-    hub.presence.leave("c", "ann", "tab", is_final=True)
+    hub.runtime.presence.leave("c", "ann", "tab", is_final=True)
     await asyncio.sleep(0.2)
     assert viewer.view.members() == []
     await viewer.leave()
@@ -120,15 +120,15 @@ async def test_who_says_that_they_leave_leaves_at_once() -> None:
 async def test_a_lease_keeps_somebody_without_a_socket() -> None:
     hub = new_hub()
     await hub.start()
-    hub.presence.lease("c", "ann", {"name": "Ann"}, 30)
+    hub.runtime.presence.lease("c", "ann", {"name": "Ann"}, 30)
     await asyncio.sleep(29)
-    hub.presence.lease("c", "ann", None, 30)
+    hub.runtime.presence.lease("c", "ann", None, 30)
     await asyncio.sleep(29)
     assert [one.data for one in (await hub.members("c")).members] == [{"name": "Ann"}]
     await asyncio.sleep(2)
     assert (await hub.members("c")).count == 0
-    hub.presence.lease("c", "ann", None, 30)
-    hub.presence.end_lease("c", "ann")
+    hub.runtime.presence.lease("c", "ann", None, 30)
+    hub.runtime.presence.end_lease("c", "ann")
     assert (await hub.members("c")).count == 0
     await hub.close()
 
@@ -138,24 +138,24 @@ async def test_a_client_holds_so_many_leases_and_gets_them_back() -> None:
     hub = new_hub(limits=Limits(socket_channels=3))
     await hub.start()
     for number in range(3):
-        hub.presence.lease(f"c{number}", "eve" if number else "eve~phone", None, 30)
+        hub.runtime.presence.lease(f"c{number}", "eve" if number else "eve~phone", None, 30)
     for channel, member in (("c3", "eve"), ("c0", "eve"), ("c0", "eve~tab")):
         with pytest.raises(TooMany) as caught:
-            hub.presence.lease(channel, member, None, 30)
+            hub.runtime.presence.lease(channel, member, None, 30)
         assert caught.value.details == {"limit": 3}
     await asyncio.sleep(20)
-    hub.presence.lease("c1", "eve", None, 30)  # one that it holds is renewed
-    hub.presence.lease("c3", "ann", None, 30)
-    hub.presence.end_lease("c2", "eve")
-    hub.presence.lease("c4", "eve", None, 30)
+    hub.runtime.presence.lease("c1", "eve", None, 30)  # one that it holds is renewed
+    hub.runtime.presence.lease("c3", "ann", None, 30)
+    hub.runtime.presence.end_lease("c2", "eve")
+    hub.runtime.presence.lease("c4", "eve", None, 30)
     await asyncio.sleep(11)  # that of c0 is over
     assert (await hub.members("c0")).count == 0
-    hub.presence.lease("c5", "eve", None, 30)
+    hub.runtime.presence.lease("c5", "eve", None, 30)
     with pytest.raises(TooMany):
-        hub.presence.lease("c6", "eve", None, 30)
+        hub.runtime.presence.lease("c6", "eve", None, 30)
     await asyncio.sleep(200)
     assert hub.stats()["members"] == hub.stats()["channels"] == 0
-    assert not hub.presence._leases
+    assert not hub.runtime.presence._leases
     await hub.close()
 
 
@@ -163,14 +163,14 @@ async def test_a_client_holds_so_many_leases_and_gets_them_back() -> None:
 async def test_who_attaches_is_told_who_is_here_and_then_only_what_changes() -> None:
     hub = new_hub()
     await hub.start()
-    hub.presence.enter("c", "ann", "tab", {"name": "Ann"})
+    hub.runtime.presence.enter("c", "ann", "tab", {"name": "Ann"})
     viewer = Viewer(hub)
     await asyncio.sleep(1)
     (attached,) = viewer.take()
     assert isinstance(attached, ChannelAttached)
     assert attached.presence is not None
     assert ([one.id for one in attached.presence.members], attached.presence.count) == (["ann"], 1)
-    hub.presence.enter("c", "bob", "tab", None)
+    hub.runtime.presence.enter("c", "bob", "tab", None)
     await asyncio.sleep(1)
     (entered,) = viewer.take()
     assert entered.member.id == "bob"
@@ -194,10 +194,10 @@ def test_a_thousand_who_join_and_leave_cost_less_than_an_event_each(gap_s: float
 
         async def visit(number: int) -> None:
             await asyncio.sleep(number * gap_s)
-            hub.presence.enter("c", f"m{number}", "tab", {"name": f"Person {number}"})
+            hub.runtime.presence.enter("c", f"m{number}", "tab", {"name": f"Person {number}"})
             await asyncio.sleep(5)
             assert viewer.view.count > 0
-            hub.presence.leave("c", f"m{number}", "tab")
+            hub.runtime.presence.leave("c", f"m{number}", "tab")
 
         await asyncio.gather(*map(visit, range(1000)))
         await asyncio.sleep(GRACE_S + 2)
@@ -215,13 +215,13 @@ async def test_a_crowd_is_told_once_a_second_and_the_agents_in_it_at_once() -> N
     await hub.start()
     presence_state = hub.channel("c").presence_state
     for number in range(NAMED):
-        hub.presence.enter("c", f"m{number:03}", "tab", None)
+        hub.runtime.presence.enter("c", f"m{number:03}", "tab", None)
     viewer = Viewer(hub)
     await asyncio.sleep(10)
     viewer.take()
     for number in range(50):
-        hub.presence.enter("c", f"late{number}", "tab", None)
-        hub.presence.enter("c", "m000", "tab", {"typing": number})
+        hub.runtime.presence.enter("c", f"late{number}", "tab", None)
+        hub.runtime.presence.enter("c", "m000", "tab", {"typing": number})
         await asyncio.sleep(0.1)
     told = viewer.take()
     assert {type(one) for one in told} == {PresenceSync}
@@ -231,7 +231,7 @@ async def test_a_crowd_is_told_once_a_second_and_the_agents_in_it_at_once() -> N
     assert viewer.view.members()[0].data == {"typing": 49}
     viewer.take()
     for number in range(50):
-        hub.presence.enter("c", "m001", "tab", {"typing": number})
+        hub.runtime.presence.enter("c", "m001", "tab", {"typing": number})
         await asyncio.sleep(0.1)
     assert 4 <= len(viewer.take()) <= 6
     await asyncio.sleep(CROWD_S + 0.2)
@@ -245,12 +245,12 @@ async def test_a_crowd_is_told_once_a_second_and_the_agents_in_it_at_once() -> N
     assert viewer.view.count == NAMED + 51
     # When it has got quiet, and is small enough, everybody is told of one by one again.
     for number in range(50):
-        hub.presence.leave("c", f"late{number}", "tab", is_final=True)
+        hub.runtime.presence.leave("c", f"late{number}", "tab", is_final=True)
     await asyncio.sleep(5)
-    hub.presence.leave("c", "m000", "tab", is_final=True)
+    hub.runtime.presence.leave("c", "m000", "tab", is_final=True)
     await asyncio.sleep(5)
     viewer.take()
-    hub.presence.leave("c", "m001", "tab", is_final=True)
+    hub.runtime.presence.leave("c", "m001", "tab", is_final=True)
     await asyncio.sleep(0.2)
     assert [type(one) for one in viewer.take()] == [PresenceLeave]
     now = await hub.members("c")
@@ -268,8 +268,8 @@ async def test_who_comes_and_goes_within_a_moment_is_told_to_nobody() -> None:
     await asyncio.sleep(1)
     viewer.take()
     for number in range(1000):
-        hub.presence.enter("c", f"x{number}", "tab", None)
-        hub.presence.leave("c", f"x{number}", "tab", is_final=True)
+        hub.runtime.presence.enter("c", f"x{number}", "tab", None)
+        hub.runtime.presence.leave("c", f"x{number}", "tab", is_final=True)
     await asyncio.sleep(1)
     assert len(viewer.take()) <= 1
     assert viewer.view.count == 0
@@ -301,21 +301,21 @@ async def test_data_and_counts_have_bounds() -> None:
     hub = new_hub(limits=Limits(members=2))
     await hub.start()
     with pytest.raises(TooLarge):
-        hub.presence.enter("c", "ann", 1, {"x": "y" * 5000})
+        hub.runtime.presence.enter("c", "ann", 1, {"x": "y" * 5000})
     with pytest.raises(TooLarge):
         await hub.signal("c", "typing", "y" * 5000)
-    hub.presence.enter("c", "ann", 1, None)
-    hub.presence.enter("c", "bob", 1, None)
+    hub.runtime.presence.enter("c", "ann", 1, None)
+    hub.runtime.presence.enter("c", "bob", 1, None)
     with pytest.raises(TooMany):
-        hub.presence.enter("c", "cem", 1, None)
+        hub.runtime.presence.enter("c", "cem", 1, None)
     for number in range(99):
-        hub.presence.enter("c", "ann", f"tab{number}", None)
+        hub.runtime.presence.enter("c", "ann", f"tab{number}", None)
     with pytest.raises(TooMany):
-        hub.presence.enter("c", "ann", "one more", None)
+        hub.runtime.presence.enter("c", "ann", "one more", None)
     hub.channel("c").presence_state.enter("bot", "agent", "worker", {"state": "listening"})
     assert (await hub.members("c")).members[0].id == "bot"  # people take no room from it, nor it from them
-    hub.presence.leave("c", "bob", 1, is_final=True)
-    hub.presence.enter("c", "cem", 1, None)
+    hub.runtime.presence.leave("c", "bob", 1, is_final=True)
+    hub.runtime.presence.enter("c", "cem", 1, None)
     await hub.close()
 
 
@@ -324,16 +324,16 @@ async def test_a_client_is_a_hundred_members_of_a_channel_and_no_more() -> None:
     hub = new_hub()
     await hub.start()
     for number in range(OWN_MEMBERS):
-        hub.presence.enter("c", f"eve~{number}", "tab", None)
+        hub.runtime.presence.enter("c", f"eve~{number}", "tab", None)
     for one in ("eve", "eve~one-more"):
         with pytest.raises(TooMany) as caught:
-            hub.presence.enter("c", one, "tab", None)
+            hub.runtime.presence.enter("c", one, "tab", None)
         assert caught.value.details == {"limit": OWN_MEMBERS}
-    hub.presence.enter("c", "eve~7", "another tab", None)  # who is here already stays so
-    hub.presence.enter("c", "ann", "tab", None)
-    hub.presence.enter("d", "eve", "tab", None)
-    hub.presence.leave("c", "eve~3", "tab", is_final=True)
-    hub.presence.enter("c", "eve", "tab", None)
+    hub.runtime.presence.enter("c", "eve~7", "another tab", None)  # who is here already stays so
+    hub.runtime.presence.enter("c", "ann", "tab", None)
+    hub.runtime.presence.enter("d", "eve", "tab", None)
+    hub.runtime.presence.leave("c", "eve~3", "tab", is_final=True)
+    hub.runtime.presence.enter("c", "eve", "tab", None)
     assert (await hub.members("c")).count == OWN_MEMBERS + 1
     await hub.close()
 

@@ -23,10 +23,12 @@ from cryptography.hazmat.primitives.serialization import (
     PublicFormat,
 )
 
+from holdfast.core.cursor import Cursor
 from holdfast.core.errors import Busy, LocalError, Unauthenticated, shown
 from holdfast.hub import keys
 from holdfast.hub.identity import Expired, Identity
 from holdfast.hub.keys import KeySet, fetch_set, keys_of_set
+from holdfast.hub.tickets import Tickets
 from holdfast.hub.tokens import JwtVerifier, jwt_verifier
 
 NOW_S = 1_700_000_000
@@ -469,6 +471,29 @@ def test_the_keys_of_tickets_come_from_the_secrets_and_are_not_the_secrets() -> 
     assert len({*found, SECRET.encode(), OTHER_SECRET.encode()}) == 4
     assert verifier(secret=SECRET).ticket_keys == found[:1]
     assert verifier(public_key=pem(RSA)).ticket_keys == []
+
+
+@pytest.mark.parametrize(
+    "other", [{"audience": "other"}, {"audience": ["chat", "other"]}, {"issuer": "https://issuer.example"}]
+)
+def test_tickets_and_marks_are_not_valid_for_another_audience_or_issuer(other: dict[str, Any]) -> None:
+    mine, theirs = (Tickets(verifier(secret=SECRET, **how).ticket_keys, now_ms=lambda: 0) for how in ({}, other))
+    reader = Identity(client_id="ada", capabilities=frozenset({"subscribe"}))
+    ticket = mine.issue(reader, "chat:1")
+    assert mine.read(ticket, "chat:1", None).client_id == "ada"
+    with pytest.raises(Unauthenticated, match="not signed with a key of this server"):
+        theirs.read(ticket, "chat:1", None)
+    cursor = Cursor("e1", 7)
+    marked = cursor._replace(extra=mine.mark(cursor, "ada", "chat:1"))
+    assert mine.is_marked(marked, "ada", "chat:1")
+    assert not theirs.is_marked(marked, "ada", "chat:1")
+
+
+def test_ticket_keys_do_not_depend_on_the_order_of_the_names() -> None:
+    there, back = (
+        verifier(secret=SECRET, audience=names, issuer=names).ticket_keys for names in (["a", "b"], ["b", "a"])
+    )
+    assert there == back
 
 
 # Keys that are fetched

@@ -52,7 +52,7 @@ class Worker:
 async def asked(hub: Hub, worker: Worker, *message_ids: str) -> None:
     """The hub has started, the worker is there, and so much is asked, one after the other."""
     await hub.start()
-    hub.scheduler.register(worker)
+    hub.runtime.scheduler.register(worker)
     for message_id in message_ids:
         await hub.create(CHANNEL, id=message_id, text="?")
 
@@ -70,13 +70,13 @@ async def test_of_several_messages_close_together_only_the_newest_is_worked_on()
     hub = new_hub()
     await hub.start()
     worker = Worker(when_busy="interrupt")
-    hub.scheduler.register(worker)
+    hub.runtime.scheduler.register(worker)
     for number in range(5):
         await hub.create(CHANNEL, id=f"m{number}", text="?")
     await asyncio.sleep(1)
     for turn in worker.begun:  # a worker ends what is cancelled
         if turn.message_id != "m4":
-            hub.scheduler.end(worker, turn, "cancelled", lambda answer: None)
+            hub.runtime.scheduler.end(worker, turn, "cancelled", lambda answer: None)
     await asyncio.sleep(10)
     assert [turn.message_id for turn in worker.begun] == ["m0", "m4"]
     state = hub.channel(CHANNEL).state
@@ -92,7 +92,7 @@ async def test_message_that_arrives_while_another_is_claimed_interrupts_it() -> 
     hub = new_hub(Slow())
     await hub.start()
     worker = Worker(when_busy="interrupt")
-    hub.scheduler.register(worker)
+    hub.runtime.scheduler.register(worker)
 
     async def later() -> None:
         await asyncio.sleep(0.025)  # decided in one batch with the claim of the first message
@@ -111,11 +111,11 @@ async def test_messages_that_waited_for_an_agent_that_interrupts_are_cancelled_b
     await hub.start()
     serving = Worker("other")
     serving.free = 0  # it serves the channel and has no room
-    hub.scheduler.register(serving)
+    hub.runtime.scheduler.register(serving)
     for number in range(3):
         await hub.create(CHANNEL, id=f"m{number}", text="?")
     worker = Worker(when_busy="interrupt")
-    hub.scheduler.register(worker)
+    hub.runtime.scheduler.register(worker)
     await asyncio.sleep(10)
     assert [turn.message_id for turn in worker.begun] == ["m2"]
     await hub.close()
@@ -147,7 +147,7 @@ async def test_an_interruption_that_could_not_be_stored_is_asked_for_again() -> 
     hub = new_hub(store)
     await hub.start()
     worker = Worker(when_busy="interrupt")
-    hub.scheduler.register(worker)
+    hub.runtime.scheduler.register(worker)
     await hub.create(CHANNEL, id="m0", text="?")
     await asyncio.sleep(1)
     await hub.create(CHANNEL, id="m1", text="?")
@@ -163,7 +163,7 @@ async def test_a_channel_full_of_commands_keeps_nobody_from_being_interrupted() 
     hub = Hub("memory://", hooks_signals=False, drain_s=0.0, clock=virtual_clock(), limits=Limits(open_commands=1))
     await hub.start()
     worker = Worker(when_busy="interrupt")
-    hub.scheduler.register(worker)
+    hub.runtime.scheduler.register(worker)
     await hub.create(CHANNEL, id="m0", text="?")
     await hub.command(CHANNEL, "approve", expires_s=3600)
     await hub.create(CHANNEL, id="m1", text="?")
@@ -181,7 +181,7 @@ async def test_a_slot_that_a_refused_claim_gave_back_is_offered() -> None:
     await hub.start()
     worker = Worker()
     worker.free = 2
-    hub.scheduler.register(worker)
+    hub.runtime.scheduler.register(worker)
     await hub.create("chat:1", id="m1", text="?")
     await asyncio.sleep(1)
 
@@ -202,14 +202,14 @@ async def test_what_waited_behind_a_message_that_was_deleted_as_it_was_claimed_i
     await hub.start()
     crowded = Worker("other")
     crowded.free = 0
-    hub.scheduler.register(crowded)
+    hub.runtime.scheduler.register(crowded)
     for message_id in ("m1", "m2"):
         await hub.create(CHANNEL, id=message_id, text="?")
     worker = Worker()  # with room for more than one, so that its slot is no news
 
     async def meanwhile() -> None:
         await asyncio.sleep(0.01)
-        hub.scheduler.register(worker)
+        hub.runtime.scheduler.register(worker)
         await hub.delete(CHANNEL, "m1")  # decided together, after the claim
 
     await asyncio.gather(hub.create("elsewhere", text="?"), meanwhile())
@@ -227,8 +227,8 @@ async def test_what_waits_is_next_when_a_turn_ended_while_it_took_another_messag
 
     async def meanwhile() -> None:
         await asyncio.sleep(0.01)
-        hub.scheduler.end(worker, worker.begun[0], "done", lambda answer: None)
-        hub.scheduler.freed(worker)
+        hub.runtime.scheduler.end(worker, worker.begun[0], "done", lambda answer: None)
+        hub.runtime.scheduler.freed(worker)
 
     taken, _ = await asyncio.gather(hub.take_waiting(CHANNEL, "m2", "far"), meanwhile())
     assert taken
@@ -243,13 +243,13 @@ async def test_a_worker_that_had_more_turns_than_room_is_offered_one_when_it_has
     await hub.start()
     worker = Worker()
     worker.free = -1  # it was asked for anew with fewer slots than it has turns
-    hub.scheduler.register(worker)
+    hub.runtime.scheduler.register(worker)
     for number in range(3):
         await hub.create(f"chat:{number}", id=f"m{number}", text="?")
     for begun in (0, 0, 1, 2):
         await asyncio.sleep(1)
         assert len(worker.begun) == begun
-        hub.scheduler.freed(worker)
+        hub.runtime.scheduler.freed(worker)
     await hub.close()
 
 
@@ -258,7 +258,7 @@ async def test_a_worker_that_had_more_turns_than_room_is_offered_one_when_it_has
 
 async def claim_of(hub: Hub, message_id: str) -> tuple[str, int]:
     """How the turn of the message stands, and at which attempt."""
-    claim = (await hub._message(CHANNEL, message_id)).claim  # no client is told of it
+    claim = (await hub.runtime.message(CHANNEL, message_id)).claim  # no client is told of it
     assert claim is not None
     return claim.state, claim.generation
 
@@ -278,10 +278,10 @@ async def test_what_was_taken_in_ends_with_the_turn_that_has_it() -> None:
     await hub.create(CHANNEL, id="m3", text="?")
     for _ in range(10):  # the turn is renewed, and what it has with it
         await asyncio.sleep(LEASE_S / 2)
-        assert hub.scheduler.renew(worker, worker.begun[0])
+        assert hub.runtime.scheduler.renew(worker, worker.begun[0])
     assert await claim_of(hub, "m2") == ("taken", 1)
-    assert hub.scheduler.stats()["turns_running"] == 1
-    hub.scheduler.end(worker, worker.begun[0], "done", lambda answer: None)
+    assert hub.runtime.scheduler.stats()["turns_running"] == 1
+    hub.runtime.scheduler.end(worker, worker.begun[0], "done", lambda answer: None)
     await asyncio.sleep(1)
     assert (await claim_of(hub, "m1"), await claim_of(hub, "m2")) == (("done", 1), ("done", 1))
     assert [turn.message_id for turn in worker.begun] == ["m1", "m3"]
@@ -307,12 +307,12 @@ async def test_what_was_taken_in_waits_again_when_the_worker_that_has_it_dies(is
     hub, worker = new_hub(), Worker()
     await with_one_taken_in(hub, worker)
     successor = Worker()
-    hub.scheduler.unregister(worker, is_broken=is_broken)
-    hub.scheduler.register(successor)
+    hub.runtime.scheduler.unregister(worker, is_broken=is_broken)
+    hub.runtime.scheduler.register(successor)
     await asyncio.sleep(BROKEN_S + 1 if is_broken else LEASE_S + 1)
     assert [(turn.message_id, turn.generation) for turn in successor.begun] == [("m1", 2)]
     assert not await hub.take_waiting(CHANNEL, "m3", "far", turn="m1")
-    hub.scheduler.end(successor, successor.begun[0], "done", lambda answer: None)
+    hub.runtime.scheduler.end(successor, successor.begun[0], "done", lambda answer: None)
     await asyncio.sleep(1)
     assert [(turn.message_id, turn.generation) for turn in successor.begun] == [("m1", 2), ("m2", 2)]
     await hub.close()
@@ -327,19 +327,19 @@ async def test_what_was_taken_in_is_known_after_a_restart_of_the_hub(is_there: b
     await hub.close()
     hub, successor = new_hub(store), Worker()
     await hub.start()
-    hub.scheduler.register(successor)
+    hub.runtime.scheduler.register(successor)
     for _ in range(10 if is_there else 0):
-        assert hub.scheduler.renew(successor, worker.begun[0])
+        assert hub.runtime.scheduler.renew(successor, worker.begun[0])
         await asyncio.sleep(LEASE_S / 2)
     if is_there:
         assert await hub.take_waiting(CHANNEL, "m2", "far", turn="m1")
-        hub.scheduler.end(successor, worker.begun[0], "done", lambda answer: None)
+        hub.runtime.scheduler.end(successor, worker.begun[0], "done", lambda answer: None)
         await asyncio.sleep(60)
         assert (successor.begun, await claim_of(hub, "m2")) == ([], ("done", 1))
     else:
         await asyncio.sleep(LEASE_S + 1)
         assert [turn.message_id for turn in successor.begun] == ["m1"]
-        hub.scheduler.end(successor, successor.begun[0], "done", lambda answer: None)
+        hub.runtime.scheduler.end(successor, successor.begun[0], "done", lambda answer: None)
         await asyncio.sleep(1)
         assert [turn.message_id for turn in successor.begun] == ["m1", "m2"]
     await hub.close()
@@ -385,7 +385,7 @@ async def test_a_message_may_be_taken_in_twice_by_the_turn_that_has_it_and_by_no
     assert not await hub.take_waiting(CHANNEL, "m2", "far", turn="m1")  # a turn of its own
     assert not await hub.take_waiting(CHANNEL, "m3", "other", turn="m1")
     assert not await hub.take_waiting(CHANNEL, "m1", "far", turn="m1")
-    hub.scheduler.end(worker, worker.begun[0], "done", lambda answer: None)
+    hub.runtime.scheduler.end(worker, worker.begun[0], "done", lambda answer: None)
     await asyncio.sleep(1)
     assert (await claim_of(hub, "m3"), await claim_of(hub, "m2")) == (("done", 1), ("taken", 1))
     assert not await hub.take_waiting(CHANNEL, "m3", "far", turn="m1")
@@ -397,7 +397,7 @@ async def test_what_a_turn_took_in_that_had_ended_already_waits_again() -> None:
     hub, worker = new_hub(Slow()), Worker()
     await asked(hub, worker, "m1", "m2")
     await asyncio.sleep(1)
-    hub.scheduler.end(worker, worker.begun[0], "done", lambda answer: None)  # decided before
+    hub.runtime.scheduler.end(worker, worker.begun[0], "done", lambda answer: None)  # decided before
     await hub.take_waiting(CHANNEL, "m2", "far", turn="m1")
     await asyncio.sleep(1)
     assert [(turn.message_id, turn.generation) for turn in worker.begun] == [("m1", 1), ("m2", 2)]
@@ -413,7 +413,7 @@ async def test_what_a_turn_took_in_without_hearing_of_it_waits_again() -> None:
         async with asyncio.timeout(0.01):  # it is stored a little later
             await hub.take_waiting(CHANNEL, "m2", "far", turn="m1")
     await asyncio.sleep(1)
-    hub.scheduler.end(worker, worker.begun[0], "done", lambda answer: None)
+    hub.runtime.scheduler.end(worker, worker.begun[0], "done", lambda answer: None)
     await asyncio.sleep(1)
     assert [(turn.message_id, turn.generation) for turn in worker.begun] == [("m1", 1), ("m2", 2)]
     await hub.close()
@@ -457,7 +457,7 @@ async def test_message_created_again_after_its_channel_was_deleted_waits_for_the
     assert order == [("begins", "old"), ("ends", "old"), ("begins", "new"), ("ends", "new")]
     assert 2.9 < events[-1][2] - events[0][2] < 20
     assert (await claim_of(hub, "m1"), await claim_of(hub, "m2")) == (("done", 1), ("done", 1))
-    assert hub.scheduler.stats() == {"agents": 1, "turns_waiting": 0, "turns_running": 0}
+    assert hub.runtime.scheduler.stats() == {"agents": 1, "turns_waiting": 0, "turns_running": 0}
     await hub.close()
 
 
@@ -471,10 +471,10 @@ async def test_message_created_again_waits_for_a_worker_in_another_process(is_do
     await hub.create(CHANNEL, id="m1", text="?")
     await asyncio.sleep(5)
     assert worker.over == [("m1", "cancelled")]
-    assert not hub.scheduler.renew(worker, worker.begun[0])
+    assert not hub.runtime.scheduler.renew(worker, worker.begun[0])
     assert len(worker.begun) == 1
     if is_done:
-        hub.scheduler.end(worker, worker.begun[0], "cancelled", lambda answer: None)
+        hub.runtime.scheduler.end(worker, worker.begun[0], "cancelled", lambda answer: None)
         await asyncio.sleep(1)
     else:
         await asyncio.sleep(LEASE_S)
@@ -559,7 +559,7 @@ async def test_a_message_is_given_up_once_whatever_becomes_of_the_commit(trouble
     hub = new_hub(store)
     await hub.start()
     worker = Worker()
-    hub.scheduler.register(worker)
+    hub.runtime.scheduler.register(worker)
     await hub.create(CHANNEL, id="poison", text="?")
     for _ in range(ATTEMPTS):
         await asyncio.sleep(LEASE_S + 1)
@@ -570,13 +570,13 @@ async def test_a_message_is_given_up_once_whatever_becomes_of_the_commit(trouble
         await hub.close()
         hub = new_hub(store)
         await hub.start()
-        hub.scheduler.register(Worker())
+        hub.runtime.scheduler.register(Worker())
     await asyncio.sleep(120)
     assert [(one.status, one.reason) for one in await answers(hub)] == [("failed", "crashed")]
-    claim = (await hub._message(CHANNEL, "poison")).claim  # no client is told of it
+    claim = (await hub.runtime.message(CHANNEL, "poison")).claim  # no client is told of it
     assert claim is not None
     assert (claim.state, claim.generation) == ("done", ATTEMPTS)
-    assert hub.scheduler.stats()["turns_waiting"] == hub.scheduler.stats()["turns_running"] == 0
+    assert hub.runtime.scheduler.stats()["turns_waiting"] == hub.runtime.scheduler.stats()["turns_running"] == 0
     await hub.close()
 
 
@@ -587,11 +587,11 @@ async def test_a_worker_elsewhere_that_dies_of_a_message_is_not_given_it_for_eve
     lives: list[Worker] = []
     for number in range(ATTEMPTS + 2):
         lives.append(Worker())
-        hub.scheduler.register(lives[-1])
+        hub.runtime.scheduler.register(lives[-1])
         if not number:
             await hub.create(CHANNEL, id="poison", text="?")
         await asyncio.sleep(1)
-        hub.scheduler.unregister(lives[-1], is_broken=True)
+        hub.runtime.scheduler.unregister(lives[-1], is_broken=True)
         await asyncio.sleep(60)
     assert [[turn.generation for turn in life.begun] for life in lives] == [
         *([attempt + 1] for attempt in range(ATTEMPTS)),
@@ -608,15 +608,15 @@ async def test_a_message_that_had_its_attempts_waits_until_somebody_is_there() -
     await hub.start()
     for number in range(ATTEMPTS):
         worker = Worker()
-        hub.scheduler.register(worker)
+        hub.runtime.scheduler.register(worker)
         if not number:
             await hub.create(CHANNEL, id="poison", text="?")
         await asyncio.sleep(1)
-        hub.scheduler.unregister(worker, is_broken=True)
+        hub.runtime.scheduler.unregister(worker, is_broken=True)
         await asyncio.sleep(BROKEN_S + 1)
-    assert hub.scheduler.stats()["turns_waiting"] == 1
+    assert hub.runtime.scheduler.stats()["turns_waiting"] == 1
     assert await answers(hub) == []
-    hub.scheduler.register(Worker())
+    hub.runtime.scheduler.register(Worker())
     await asyncio.sleep(1)
     assert [one.status for one in await answers(hub)] == ["failed"]
     await hub.close()
@@ -627,7 +627,7 @@ async def test_what_waited_behind_a_message_that_is_given_up_is_next() -> None:
     hub = new_hub()
     await hub.start()
     worker = Worker()
-    hub.scheduler.register(worker)
+    hub.runtime.scheduler.register(worker)
     for message_id in ("poison", "next"):
         await hub.create(CHANNEL, id=message_id, text="?")
     await asyncio.sleep(ATTEMPTS * LEASE_S + 1)  # it renews nothing
@@ -646,19 +646,19 @@ async def test_an_agent_whose_socket_broke_is_seen_for_a_while_longer() -> None:
     hub = new_hub()
     await hub.start()
     first, second = Worker(), Worker()
-    hub.scheduler.register(first)
+    hub.runtime.scheduler.register(first)
     assert [one.id for one in (await hub.members(CHANNEL)).members] == ["far"]
-    hub.scheduler.unregister(first, is_broken=True)
+    hub.runtime.scheduler.unregister(first, is_broken=True)
     await asyncio.sleep(BROKEN_S - 0.1)
     assert [one.id for one in (await hub.members(CHANNEL)).members] == ["far"]
-    hub.scheduler.register(second)  # a blip
+    hub.runtime.scheduler.register(second)  # a blip
     await asyncio.sleep(60)
     assert [one.id for one in (await hub.members(CHANNEL)).members] == ["far"]
-    hub.scheduler.unregister(second, is_broken=True)
+    hub.runtime.scheduler.unregister(second, is_broken=True)
     await asyncio.sleep(BROKEN_S + 0.1)
     assert (await hub.members(CHANNEL)).members == []
     third = Worker()
-    hub.scheduler.register(third)
-    hub.scheduler.unregister(third)  # of its own will: at once
+    hub.runtime.scheduler.register(third)
+    hub.runtime.scheduler.unregister(third)  # of its own will: at once
     assert (await hub.members(CHANNEL)).members == []
     await hub.close()

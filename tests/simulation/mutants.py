@@ -40,7 +40,7 @@ from holdfast.core.requests import AppendText
 from holdfast.core.state import ChannelState, MessageState, Tail
 from holdfast.core.text import Text
 from holdfast.hub import channel as channels
-from holdfast.hub import committer, hooks, presence
+from holdfast.hub import committer, hooks, presence, recovery
 from holdfast.hub import hub as hubs
 from holdfast.hub.batches import BatchCache, EncodedBatch
 from holdfast.hub.channel import Channel
@@ -49,9 +49,11 @@ from holdfast.hub.feed import Feed
 from holdfast.hub.hooks import HookEvent, HookRunner
 from holdfast.hub.hub import HubCore
 from holdfast.hub.leases import LeaseMonitor
+from holdfast.hub.lifecycle import Lifecycle
 from holdfast.hub.loading import Loader
 from holdfast.hub.pending import Decided, Waiting
 from holdfast.hub.presence_state import PresenceState
+from holdfast.hub.runtime import Runtime
 from holdfast.hub.ticks import Group
 from holdfast.hub.turns import LEASE_S, Turn, TurnScheduler
 from holdfast.hub.workers import AssignedTurn, Worker
@@ -296,23 +298,23 @@ def a_result_is_sent_twice(patch: pytest.MonkeyPatch) -> None:
 def messages_of_a_dead_process_are_not_recovered(patch: pytest.MonkeyPatch) -> None:
     """Another writer takes the message over when it is needed."""
 
-    async def skip(self: HubCore, channel: str, message: MessageState) -> None:
+    async def skip(*about: Any) -> None:
         pass
 
-    patch.setattr(HubCore, "_recover_message", skip)
+    patch.setattr(recovery, "_end_or_adopt", skip)
 
 
 def a_recovery_that_failed_is_not_repeated(patch: pytest.MonkeyPatch) -> None:
     """A hub recovers once, at its first start."""
-    recover = HubCore._recover
-    begun: set[HubCore] = set()
+    recover = hubs.recover
+    begun: list[Any] = []  # the adopters of each hub, which are one list
 
-    async def once(self: HubCore) -> None:
-        if self not in begun:
-            begun.add(self)
-            await recover(self)
+    async def once(runtime: Runtime, adopters: Any, new_writer: Any) -> None:
+        if not any(adopters is one for one in begun):
+            begun.append(adopters)
+            await recover(runtime, adopters, new_writer)
 
-    patch.setattr(HubCore, "_recover", once)
+    patch.setattr(hubs, "recover", once)
 
 
 def a_message_that_left_memory_does_not_exist(patch: pytest.MonkeyPatch) -> None:
@@ -553,14 +555,14 @@ def signals_are_not_sent(patch: pytest.MonkeyPatch) -> None:
 
 def a_page_has_a_later_cursor(patch: pytest.MonkeyPatch) -> None:
     """A client that reads a page wants the later entries."""
-    page = HubCore.page
+    history = HubCore.history
 
     async def ahead(self: HubCore, *about: Any, **more: Any) -> Any:
-        known = await page(self, *about, **more)
+        known = await history(self, *about, **more)
         epoch, _, serial = known.cursor.partition(":")
         return replace(known, cursor=f"{epoch}:{int(serial) + 1}")
 
-    patch.setattr(HubCore, "page", ahead)
+    patch.setattr(HubCore, "history", ahead)
 
 
 def a_message_has_a_later_cursor(patch: pytest.MonkeyPatch) -> None:
@@ -639,7 +641,7 @@ def a_late_hook_begins_at_the_head(patch: pytest.MonkeyPatch) -> None:
     """Entries before the start of the process are not due."""
 
     async def scan_nothing(self: HookRunner) -> None:
-        store = self._hub.store
+        store = self._store
         for channel in await store.channels(after=None, limit=hooks.SCAN_PAGE):
             head = await store.head(channel)
             await self._note(channel, head.epoch, head.serial)
@@ -649,7 +651,7 @@ def a_late_hook_begins_at_the_head(patch: pytest.MonkeyPatch) -> None:
 
 def a_hook_registered_in_a_recovery_begins_at_once(patch: pytest.MonkeyPatch) -> None:
     """The hub runs already when it recovers."""
-    patch.setattr(HubCore, "has_recovered", HubCore.is_running)
+    patch.setattr(Lifecycle, "has_recovered", Lifecycle.is_running)
 
 
 def a_hook_forgets_entries_during_a_call(patch: pytest.MonkeyPatch) -> None:
@@ -668,7 +670,7 @@ def a_hook_position_ignores_the_epoch(patch: pytest.MonkeyPatch) -> None:
     tell = HookRunner._tell
 
     async def in_any_life(self: HookRunner, channel: str) -> None:
-        head = await self._hub.store.head(channel)
+        head = await self._store.head(channel)
         if head.serial and channel in self._positions:
             self._positions[channel] = (head.epoch, self._positions[channel][1])
         await tell(self, channel)

@@ -42,8 +42,7 @@ async def test_idle_hub_is_within_its_bounds(hub: Hub, bounds: Bounds) -> None:
 
 
 async def test_dropped_deadlines_leave_the_heap(hub: Hub, bounds: Bounds, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert hub._runtime is not None
-    deadlines = hub._runtime.deadlines
+    deadlines = hub.runtime.deadlines
 
     def set_and_drop() -> None:
         for number in range(3_000):

@@ -1,6 +1,7 @@
 """The files that the SQLite store opens, and its errors for those that it refuses."""
 
 import asyncio
+import os
 import subprocess
 import sys
 import tempfile
@@ -229,11 +230,6 @@ async def test_a_missing_directory_is_named(tmp_path: Path) -> None:
         await SqliteStore(tmp_path / "nowhere" / "chat.db").open()
 
 
-async def test_directory_is_refused_as_a_file(tmp_path: Path) -> None:
-    with pytest.raises(StoreUnavailable, match="it cannot be opened; is it a file"):
-        await SqliteStore(tmp_path).open()
-
-
 def test_invalid_settings_are_refused(path: Path) -> None:
     with pytest.raises(LocalError, match="synchronous must be 'normal', 'full' or 'extra', got 'off'"):
         SqliteStore(path, synchronous="off")
@@ -296,3 +292,42 @@ def test_a_file_that_may_not_be_written_is_refused(shared: Path) -> None:
     shared.with_name("chat.db.lock").chmod(0o666)
     shared.chmod(0o444)
     assert "it cannot be written; file and directory must be writable for this user" in open_as_somebody(shared)
+
+
+def modes(path: Path) -> dict[str, int]:
+    """Return the modes of the store's files."""
+    return {one.name.removeprefix(path.name): one.stat().st_mode & 0o777 for one in path.parent.glob(f"{path.name}*")}
+
+
+@pytest.fixture
+def generous_umask() -> Iterator[None]:
+    before = os.umask(0)
+    yield
+    os.umask(before)
+
+
+@pytest.mark.usefixtures("generous_umask")
+async def test_new_files_are_for_the_user_of_the_server_alone(path: Path) -> None:
+    async with opened(path) as store:
+        assert await Chat(store).do(create("m1", "a")) == Committed(1)
+        assert modes(path) == {"": 0o600, "-wal": 0o600, "-shm": 0o600, ".lock": 0o600}
+
+
+@pytest.mark.usefixtures("generous_umask")
+async def test_existing_files_keep_their_mode(path: Path) -> None:
+    async with opened(path):
+        pass
+    os.chmod(path, 0o640)
+    os.chmod(f"{path}.lock", 0o660)
+    async with opened(path) as store:
+        assert await Chat(store).do(create("m1", "a")) == Committed(1)
+        assert modes(path) == {"": 0o640, "-wal": 0o640, "-shm": 0o640, ".lock": 0o660}
+
+
+@pytest.mark.parametrize("name", ["folder", "pipe"])
+async def test_path_of_no_file_is_refused_and_gets_no_lock_file(tmp_path: Path, name: str) -> None:
+    (tmp_path / "folder").mkdir()
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(StoreUnavailable, match="is a directory or a device; name a file"):
+        await SqliteStore(tmp_path / name).open()
+    assert sorted(os.listdir(tmp_path)) == ["folder", "pipe"]

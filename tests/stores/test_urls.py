@@ -1,5 +1,6 @@
 """The stores that URLs name."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,8 @@ from holdfast.stores.sqlite import SqliteStore
         ("sqlite:////var/lib/chat.db", "/var/lib/chat.db"),
         ("sqlite:///../chat.db?synchronous=normal", "../chat.db"),
         ("sqlite:///with%20space%3F.db", "with space?.db"),
+        ("SQLITE:///chat.db", "chat.db"),
+        ("sqlite:///ch%E4t.db", os.fsdecode(b"ch\xe4t.db")),
     ],
 )
 def test_an_sqlite_url_names_a_file(url: str, path: str) -> None:
@@ -46,6 +49,12 @@ def test_memory_is_a_store_of_its_own_each_time() -> None:
         ("sqlite:///chat.db?mode=ro", "unknown option 'mode'; an SQLite store has synchronous only"),
         ("sqlite:///chat.db?synchronous=off", "synchronous must be 'normal', 'full' or 'extra', got 'off'"),
         ("sqlite:///:memory:", "for a store in memory use memory://"),
+        ("sqlite:chat.db", "'sqlite:chat.db' lacks slashes; use sqlite:///chat.db"),
+        ("sqlite:/var/chat.db", "lacks slashes; use sqlite:///var/chat.db or .*sqlite:////absolute"),
+        ("sqlite://[chat.db", r"store URL must be memory://, .* got 'sqlite://\[chat.db'"),
+        ("sqlite:///chat%00.db", "does not name a file"),
+        ("sqlite:///chat\n.db", r"'sqlite:///chat\\n.db' holds a control character"),
+        ("sqlite:///chat.db?synchronous=full&synchronous=normal", "has the option 'synchronous' 2 times; give it once"),
         ("memory://name", "use memory://"),
         ("memory://?synchronous=full", "use memory://"),
     ],

@@ -482,3 +482,28 @@ async def test_metrics_need_admin_where_there_is_a_verifier() -> None:
 async def test_health_needs_no_identity_where_there_is_a_verifier() -> None:
     for path in ("/healthz", "/readyz", "/web/view.js"):
         assert (await with_verifier(nobody, {**AWAY, "path": path}))[0] == 200
+
+
+async def test_every_response_is_marked_against_sniffing(closed: Hub) -> None:
+    async def nosniff(path: str, **how: Any) -> list[bytes]:
+        sent: list[Any] = []
+        left = [{"type": "http.request", "body": b""}]
+
+        async def send(message: Any) -> None:
+            sent.append(message)
+
+        async def receive() -> Any:
+            return left.pop() if left else {"type": "http.disconnect"}
+
+        scope = {"type": "http", "method": "GET", "path": path, "headers": HERE, "client": ("127.0.0.1", 5), **how}
+        await closed({"query_string": b"wait_s=0", **scope}, receive, send)
+        return [value for name, value in sent[0]["headers"] if name == b"x-content-type-options"]
+
+    for path in (*PATHS, "/v1", "/web/client.js", "/web/nothing.js"):
+        for how in ({}, {"client": ("192.0.2.1", 5)}, {"method": "OPTIONS"}, {"method": "DELETE"}):
+            assert await nosniff(path, **how) == [b"nosniff"], (path, how)
+
+
+async def test_hub_does_not_serve_the_page_of_the_demo(closed: Hub) -> None:
+    for file in ("index.html", "demo.js", "icon.svg", ""):
+        assert (await ask(closed, f"/web/demo/{file}"))[0] == 404

@@ -308,7 +308,7 @@ async def test_peer_that_disconnects_during_its_body_leaves_no_tasks() -> None:
         "client": ("127.0.0.1", 1),
     }
     await hub(scope, receive, send)
-    assert (await hub.page("chat:1", before=None, limit=1)).messages == []
+    assert (await hub.history("chat:1", before=None, limit=1)).messages == []
     await hub.close()
 
 

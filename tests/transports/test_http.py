@@ -437,7 +437,7 @@ async def test_browser_files_are_served_with_no_cache(plain_http: httpx2.AsyncCl
 async def test_internal_error_carries_no_details(caplog: pytest.LogCaptureFixture) -> None:
     hub = new_hub()
     async with asking(hub) as http:
-        hub.page = None  # type: ignore[method-assign, assignment]  # as good a mistake as any
+        hub.history = None  # type: ignore[method-assign, assignment]  # as good a mistake as any
         answer = await http.get(MESSAGES)
         assert refused(answer) == (500, "internal")
         assert "NoneType" not in answer.text
@@ -514,7 +514,7 @@ async def test_presence_leases_of_one_client_are_bounded() -> None:
         assert await enter("c100", "eve") == (429, "too_many")
         assert await enter("c5", "eve") == (204, "")
         for number in range(100):
-            hub.presence.enter("chat:1", f"eve~{number}", "tab", None)
+            hub.runtime.presence.enter("chat:1", f"eve~{number}", "tab", None)
         assert await enter("chat:1", "eve", "eve") == (429, "too_many")
         assert await enter("chat:1", "ann", "ann") == (204, "")
         for number in range(19):

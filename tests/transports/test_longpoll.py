@@ -15,6 +15,7 @@ from holdfast.core.events import Batch, decode_event
 from holdfast.core.limits import Limits
 from holdfast.core.view import View
 from holdfast.hub import presence_state
+from holdfast.hub.housekeeping import free_memory
 from holdfast.hub.identity import Identity, Scope
 from holdfast.transports.access import header
 from tests.transports.conftest import PATIENCE_S, Served, new_hub, serving
@@ -193,7 +194,7 @@ async def test_draining_hub_answers_waiting_polls_and_refuses_new_ones(served: S
 
 async def test_first_poll_gets_the_present_members_and_the_next_one_waits(served: Served) -> None:
     await served.hub.start()
-    served.hub.presence.enter("c", "ann", "tab", {"name": "Ann"})
+    served.hub.runtime.presence.enter("c", "ann", "tab", {"name": "Ann"})
     first = await poll(served)
     assert first["events"][0]["presence"] == {
         "members": [{"id": "ann", "kind": "user", "data": {"name": "Ann"}, "connections": 1}],
@@ -205,7 +206,7 @@ async def test_first_poll_gets_the_present_members_and_the_next_one_waits(served
 async def test_presence_changes_between_two_polls_are_sent_at_once(served: Served) -> None:
     await served.hub.create("c", id="m1", text="one")
     first = await poll(served)
-    people = served.hub.presence
+    people = served.hub.runtime.presence
     people.enter("c", "ann", "tab", {})
     people.enter("c", "bob", "tab", {})
     second = await poll(served, first["cursor"])
@@ -227,12 +228,12 @@ async def test_presence_changes_between_two_polls_are_sent_at_once(served: Serve
 async def test_missed_text_and_presence_come_in_one_response(served: Served) -> None:
     first = await poll(served)
     await served.hub.create("c", id="m1", text="one")
-    served.hub.presence.enter("c", "ann", "tab", {})
+    served.hub.runtime.presence.enter("c", "ann", "tab", {})
     second = await poll(served, first["cursor"])
     assert kinds(second) == ["channel.attached", "message.create"]  # because the first has the present members
     assert second["events"][0]["presence"]["count"] == 1
     await served.hub.create("c", id="m2", text="two")
-    served.hub.presence.enter("c", "bob", "tab", {})
+    served.hub.runtime.presence.enter("c", "bob", "tab", {})
     third = await poll(served, second["cursor"])
     assert kinds(third) == ["message.create", "presence.enter"]
     assert of_log(third["cursor"]) == (await served.hub.info("c")).cursor
@@ -243,7 +244,7 @@ async def test_entering_member_wakes_a_waiting_poll(served: Served) -> None:
     await served.hub.create("c", id="m1", text="one")
     cursor = (await poll(served))["cursor"]
     task = await waiting(served, cursor)
-    served.hub.presence.enter("c", "ann", "tab", {})
+    served.hub.runtime.presence.enter("c", "ann", "tab", {})
     async with asyncio.timeout(PATIENCE_S):
         answer = await task
     assert kinds(answer) == ["presence.enter"]
@@ -256,8 +257,8 @@ async def test_member_that_enters_and_leaves_at_once_makes_no_event(served: Serv
     cursor = (await poll(served))["cursor"]
     begun_s = asyncio.get_running_loop().time()
     task = await waiting(served, cursor, wait_s=1)
-    served.hub.presence.enter("c", "ann", "tab", {})
-    served.hub.presence.leave("c", "ann", "tab", is_final=True)
+    served.hub.runtime.presence.enter("c", "ann", "tab", {})
+    served.hub.runtime.presence.leave("c", "ann", "tab", is_final=True)
     assert await task == {"cursor": cursor, "events": []}
     assert asyncio.get_running_loop().time() - begun_s > 0.9
 
@@ -279,7 +280,7 @@ async def test_poll_with_a_too_old_presence_position_gets_all_members(
 ) -> None:
     monkeypatch.setattr(presence_state, "KEPT_LEFT", 2)
     cursor = (await poll(served))["cursor"]
-    people = served.hub.presence
+    people = served.hub.runtime.presence
     people.enter("c", "ann", "tab", {})
     for number in range(3):
         people.enter("c", f"guest{number}", "tab", {})
@@ -296,13 +297,13 @@ async def test_poll_after_a_restart_gets_all_members(tmp_path: Path) -> None:
     async with serving(new_hub(url)) as served:
         await served.hub.create("c", id="m1", text="one")
         for member in ("ann", "bob"):
-            served.hub.presence.enter("c", member, "tab", {})
+            served.hub.runtime.presence.enter("c", member, "tab", {})
         received(view, await poll(served))
         assert [member.id for member in view.members()] == ["ann", "bob"]
     async with serving(new_hub(url)) as served:
         await served.hub.create("c", id="m2", text="two")
         for member in ("bob", "cem"):  # as many changes as before, so that positions of two epochs look alike
-            served.hub.presence.enter("c", member, "tab", {})
+            served.hub.runtime.presence.enter("c", member, "tab", {})
         answer = await poll(served, view.cursor)
         assert kinds(answer) == ["message.create", "presence.sync"]
         received(view, answer)
@@ -315,7 +316,7 @@ async def test_poll_after_the_channel_left_memory_gets_all_members(tmp_path: Pat
     async with serving(new_hub(f"sqlite:///{tmp_path}/hub.db", limits=Limits(channel_idle_s=-1))) as served:
         await served.hub.create("c", id="m1", text="one")
         cursor = (await poll(served))["cursor"]
-        served.hub.free_memory()
+        free_memory(served.hub.runtime)
         answer = await poll(served, cursor)
         assert kinds(answer) == ["presence.sync"]
         assert of_presence(answer["cursor"]).epoch != of_presence(cursor).epoch
@@ -346,7 +347,7 @@ async def test_poll_after_the_channel_left_memory_gets_all_members(tmp_path: Pat
 )
 async def test_invalid_presence_position_is_treated_as_none(served: Served, field: str) -> None:
     await served.hub.create("c", id="m1", text="one")
-    served.hub.presence.enter("c", "ann", "tab", {})
+    served.hub.runtime.presence.enter("c", "ann", "tab", {})
     cursor = (await poll(served))["cursor"]
     assert of_presence(cursor).serial == 1
     answer = await poll(served, of_log(cursor) + field.format(life=of_presence(cursor).epoch))
@@ -379,7 +380,7 @@ async def test_view_fed_by_polls_shows_the_present_members(
     monkeypatch.setattr(presence_state, "KEPT_LEFT", 3)
     chance = random.Random(seed)
     await served.hub.start()
-    people, view = served.hub.presence, View()
+    people, view = served.hub.runtime.presence, View()
     number, here = 0, list[str]()
     for _ in range(30):
         for _ in range(chance.choice((0, 1, 2, 7))):
@@ -410,7 +411,7 @@ async def subscriber(scope: Scope) -> Identity:
 async def test_presence_position_counts_only_for_its_client_without_history(served: Served) -> None:
     served.hub.authenticate = subscriber
     await served.hub.create("c", id="m1", text="one")
-    people = served.hub.presence
+    people = served.hub.runtime.presence
     people.enter("c", "early", "tab", {})
     people.enter("c", "ann", "tab", {})
     people.leave("c", "early", "tab", is_final=True)

@@ -659,7 +659,7 @@ async def test_agent_without_the_needed_capabilities_gets_no_turn(place: Place, 
         refused = await wire.ask("work", pattern=CHANNEL)
         assert (refused.status, refused.code) == (403, "forbidden")
         assert missing in refused.said["detail"]
-    assert place.hub.scheduler.stats()["agents"] == 0
+    assert place.hub.runtime.scheduler.stats()["agents"] == 0
 
 
 async def test_stored_result_of_one_caller_is_not_returned_to_another(place: Place) -> None:
@@ -712,7 +712,7 @@ async def working(wire: Wire, place: Place, id: str = "u1") -> Json:
 
 async def until_served(place: Place) -> None:
     async with asyncio.timeout(PATIENCE_S):
-        while not place.hub.scheduler.workers.serves(CHANNEL):  # noqa: ASYNC110 - no event is set for it
+        while not place.hub.runtime.scheduler.workers.serves(CHANNEL):  # noqa: ASYNC110 - no event is set for it
             await asyncio.sleep(0)
 
 
@@ -758,10 +758,10 @@ async def test_turn_of_a_local_agent_cannot_be_ended_remotely(place: Place) -> N
         assert (await wire.ask("work", pattern=CHANNEL)).code == "ok"
         for type in ("turn.renew", "turn.done"):
             assert (await wire.ask(type, channel=CHANNEL, message="u1", generation=1)).code == "fenced"
-        assert place.hub.scheduler.stats()["turns_running"] == 1
+        assert place.hub.runtime.scheduler.stats()["turns_running"] == 1
         done.set()
         async with asyncio.timeout(PATIENCE_S):
-            while place.hub.scheduler.stats()["turns_running"]:  # noqa: ASYNC110 - no event is set for it
+            while place.hub.runtime.scheduler.stats()["turns_running"]:  # noqa: ASYNC110 - no event is set for it
                 await asyncio.sleep(0)
 
 
@@ -769,7 +769,7 @@ async def test_turn_of_a_local_agent_cannot_be_ended_remotely(place: Place) -> N
 async def test_work_is_assigned_only_within_the_granted_pattern(place: Place, pattern: str) -> None:
     async with place.socket(place.token("bot", *TO_WORK, on="chat:1")) as wire:
         assert (await wire.ask("work", pattern=pattern)).code in ("forbidden", "invalid_request")
-    assert place.hub.scheduler.stats()["agents"] == 0
+    assert place.hub.runtime.scheduler.stats()["agents"] == 0
 
 
 async def test_any_number_of_sockets_may_work_as_one_agent(place: Place) -> None:

@@ -500,14 +500,14 @@ async def test_server_stops_reading_from_a_peer_that_does_not_read(served: Serve
         await reader.readuntil(b"\r\n\r\n")
         writer.write(asked)
         pages = 0
-        page = served.hub.page
+        page = served.hub.history
 
         async def counted(*args: Any, **options: Any) -> Any:
             nonlocal pages
             pages += 1
             return await page(*args, **options)
 
-        served.hub.page = counted  # type: ignore[method-assign]
+        served.hub.history = counted  # type: ignore[method-assign]
         await served.until(lambda: pages > 3)
         # The socket is stalled now: unsent replies delay later requests.
         for _ in range(20):

@@ -226,7 +226,7 @@ async def test_silent_peer_with_a_lease_is_closed_despite_unread_text(holding: s
     assert (await hub.members("chat:1")).members == []
     if holding == "lease":
         assert (await hub.read("chat:1", "a"))[0].status == "interrupted"
-    assert hub.scheduler.stats()["agents"] == 0
+    assert hub.runtime.scheduler.stats()["agents"] == 0
     await hub.close()
 
 
@@ -435,7 +435,7 @@ async def test_two_agents_of_one_pattern_share_a_socket() -> None:
     for name in ("bot~one", "bot~two"):
         assert (await agent.ask("work", pattern="chat:*", name=name, slots=1))["type"] == "ok"
     await asyncio.sleep(0)
-    assert hub.scheduler.stats()["agents"] == 2
+    assert hub.runtime.scheduler.stats()["agents"] == 2
     for number in range(3):
         await person.ask("create", channel=f"chat:{number}", text="hello")
     await asyncio.sleep(1)
@@ -462,7 +462,7 @@ async def test_repeated_work_frame_keeps_turns_and_slots() -> None:
     first = await agent.turn()
     await agent.ask("work", pattern="chat:*", slots=2)
     await asyncio.sleep(0)
-    assert hub.scheduler.stats()["agents"] == 1
+    assert hub.runtime.scheduler.stats()["agents"] == 1
     for number in (2, 3):
         await person.ask("create", channel=f"chat:{number}", text="hello")
     await asyncio.sleep(1)

@@ -1,0 +1,68 @@
+"""Housekeeping: bound the memory of a running hub, compact its store, and follow other hubs on a shared store.
+
+Layer: hub.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+from holdfast.core.errors import HoldfastError
+from holdfast.hub.pending import DocumentDue
+from holdfast.hub.runtime import Runtime
+
+logger = logging.getLogger("holdfast.hub")
+
+TIDY_S = 5.0  # between two rounds
+
+
+async def keep_house(runtime: Runtime) -> None:
+    """Run the housekeeping every few seconds until cancelled."""
+    token: str | None = None
+    while True:
+        await asyncio.sleep(TIDY_S)
+        free_memory(runtime)
+        runtime.scheduler.workers.tidy()
+        try:
+            await _tidy_store(runtime)
+            token = await _follow_others(runtime, token)
+        except HoldfastError as error:
+            logger.warning("housekeeping will try again: %s", error)
+        except Exception:  # for example a third-party store: housekeeping errors must not affect running messages
+            logger.exception("housekeeping failed, and will try again")
+
+
+def free_memory(runtime: Runtime) -> None:
+    """Drop idle channels from memory and trim live ones to their bound."""
+    channels, limits = runtime.channels, runtime.limits
+    now_s = runtime.loop.time()
+    total = 0
+    for name, channel in sorted(channels.items(), key=lambda item: -item[1].used_s):
+        is_idle = channel.is_idle and not runtime.committer.is_parked(channel)
+        if is_idle and (now_s - channel.used_s > limits.channel_idle_s or total > limits.memory_bytes):
+            channels.pop(name).close()
+            continue
+        channel.batches.forget()
+        cost = channel.state.cost_bytes()
+        if cost > limits.channel_bytes:
+            channel.trim(limits.channel_bytes)
+        total += min(cost, limits.channel_bytes)
+
+
+async def _tidy_store(runtime: Runtime) -> None:
+    """Let the store compact itself; write the documents whose entries it wants to release."""
+    for channel, message_id in await runtime.store.tidy(runtime.clock.now_ms()):
+        runtime.committer.submit(DocumentDue(channel, message_id))
+
+
+async def _follow_others(runtime: Runtime, token: str | None) -> str | None:
+    """Refresh the channels that other hubs have moved since `token`; return the next token."""
+    moved = await runtime.store.moved(token)
+    for name, channel in list(runtime.channels.items()):
+        head = None if moved.channels is None else moved.channels.get(name)
+        state = channel.state
+        # Not "above": the head of a channel that another hub deleted has gone back to zero.
+        if moved.channels is None or (head is not None and head[:2] != (state.epoch, state.serial)):
+            await channel.refresh()
+    return moved.token

@@ -1,0 +1,253 @@
+"""The life of a hub: start, drain, close, and start again.
+
+Layer: hub.
+
+A hub starts by itself on first use, on the running event loop, and starts again on another loop after that one ended.
+Each run opens the store, builds a `Runtime`, recovers what the previous run left, and serves until it is closed. A
+`Lifecycle` has at most one run at a time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any
+
+from holdfast.core.errors import Busy, Draining, HoldfastError, LocalError
+from holdfast.core.limits import Limits
+from holdfast.hub.clock import Clock
+from holdfast.hub.drain import SignalHook
+from holdfast.hub.hooks import Hook
+from holdfast.hub.housekeeping import keep_house
+from holdfast.hub.runtime import Runtime
+from holdfast.hub.store_owner import StoreOwner
+from holdfast.stores.base import Store
+
+logger = logging.getLogger("holdfast.hub")
+
+SHUTDOWN_S = 2.0  # for cancelled tasks to clean up
+
+
+class Run:
+    """One run of the hub on one event loop, from its start to its end."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, serve: Callable[[Run], Coroutine[Any, Any, None]]) -> None:
+        self.loop = loop
+        self.ready: asyncio.Future[None] = loop.create_future()  # done when the hub serves, or its start has failed
+        self.stop = asyncio.Event()
+        self.is_over = False
+        self.draining: asyncio.Task[None] | None = None
+        self.main: asyncio.Task[None] = loop.create_task(serve(self), name="holdfast-hub")
+
+
+class Lifecycle:
+    """Starts, drains and closes a hub."""
+
+    def __init__(
+        self,
+        store: Store,
+        limits: Limits,
+        clock: Clock,
+        *,
+        recover: Callable[[Runtime], Awaitable[None]],
+        release_loop: Callable[[asyncio.AbstractEventLoop], Awaitable[bool]],
+        close: Callable[[], Awaitable[None]],
+        is_named: Callable[[], bool],
+        signals: SignalHook | None,
+    ) -> None:
+        """Run a hub on `store`. `recover` handles what the previous run left, before the hub serves.
+
+        `release_loop` ends a run on another loop if it can, and returns whether that loop was its own. `close` closes
+        the hub. `is_named` returns whether the app can still reach the hub, as far as that is known.
+        """
+        self.node = ""  # names this run of the hub in writers' leases; new at each start
+        self.is_draining = False
+        self.drain_callbacks: dict[Callable[[], None], None] = {}
+        self._store = store
+        self._owner = StoreOwner(store, close, self._is_out_of_reach)
+        self._is_named = is_named
+        self._limits = limits
+        self._clock = clock
+        self._recover = recover
+        self._release_loop = release_loop
+        self._signals = signals
+        self._hooks: dict[str, Hook] = {}  # by name
+        self._start_callbacks: list[Callable[[], None]] = []
+        self._run: Run | None = None  # the current or the last one
+        self._runtime: Runtime | None = None  # of the current run, once its store is open
+
+    @property
+    def runtime(self) -> Runtime:
+        """Return the services. Raises Busy while the store opens, Draining after the end, LocalError before a start."""
+        if self._runtime is None:
+            raise self._no_runtime()
+        return self._runtime
+
+    @property
+    def is_running(self) -> bool:
+        """Return whether the services run: the hub has started, perhaps not recovered yet, and not ended."""
+        return self._runtime is not None
+
+    @property
+    def has_recovered(self) -> bool:
+        """Return whether the hub serves. Then a registration takes effect at once, else at the next start."""
+        run = self._run
+        return run is not None and not run.is_over and run.ready.done() and not run.stop.is_set()
+
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop | None:
+        """Return the event loop on which the hub runs, or None."""
+        run = self._run
+        return run.loop if run is not None and not run.is_over and run.loop.is_running() else None
+
+    def on_start(self, callback: Callable[[], None]) -> None:
+        """Call `callback` at each start, after recovery; now, if the hub serves."""
+        self._start_callbacks.append(callback)
+        if self.has_recovered:
+            callback()
+
+    def add_hook(self, hook: Hook) -> None:
+        """Register `hook`. Raises LocalError if its name is taken: two hooks would share a position."""
+        if hook.name in self._hooks:
+            raise LocalError(f"hook name {hook.name!r} is taken already; give each hook its own name")
+        self._hooks[hook.name] = hook
+        if self.has_recovered:
+            self.runtime.hooks.begin(hook, self.runtime.channels)
+
+    async def start(self) -> None:
+        """Start, unless the hub runs; return when it serves. Raises StoreInUse, StoreUnusable, StoreUnavailable."""
+        loop = asyncio.get_running_loop()
+        while (run := self._run) is not None and run.loop is not loop:
+            if not await self._release_loop(run.loop) and run.loop.is_running():
+                raise LocalError("hub runs on the event loop of another thread; use hub.sync, or create another hub")
+            await self._owner.close_store()  # if its event loop ended without `close`
+            if self._run is run:
+                self._run = None
+                self._runtime = None
+        if run is None or run.is_over:
+            self.node = self._clock.new_id()
+            self.is_draining = False
+            run = self._run = Run(loop, self._serve)
+        await asyncio.shield(run.ready)
+
+    async def drain(self, drain_s: float) -> None:
+        """Disconnect viewers, give running answers `drain_s` seconds, then cancel the rest."""
+        run = self._run
+        if run is None or run.is_over:
+            return
+        if not run.ready.done():
+            await asyncio.wait([run.ready])  # a start in progress must complete before it can be ended
+        if run.ready.exception() is not None:
+            return
+        if run.draining is None:
+            run.draining = asyncio.get_running_loop().create_task(self._drain(self.runtime, drain_s))
+        await asyncio.shield(run.draining)
+
+    async def close(self, drain_s: float) -> None:
+        """Drain, store all accepted requests, and close the store. A second call has no effect."""
+        run = self._run
+        if run is None or run.is_over or run.loop is not asyncio.get_running_loop():
+            return
+        await self.drain(drain_s)
+        run.stop.set()
+        await asyncio.wait([run.main])
+
+    def hook_signals(self) -> None:
+        """Install the signal hook, or install it again behind the handlers of a server."""
+        if self._signals is not None:
+            self._signals.install()
+
+    async def _serve(self, run: Run) -> None:
+        """Serve on this event loop until `run.stop` is set."""
+        runtime: Runtime | None = None
+        try:
+            await self._owner.open_store()
+            async with asyncio.TaskGroup() as group:
+                runtime = self._runtime = Runtime(self._store, self._limits, self._clock, self.node, group)
+                await self._serve_open(run, runtime, group)
+        except BaseException as error:
+            if run.ready.done():
+                if not isinstance(error, Exception):
+                    raise
+                logger.error("a mistake has ended this life of the hub", exc_info=error)
+                if not self.is_draining and runtime is not None:
+                    self._send_away(runtime)
+                return
+            cause = error.exceptions[0] if isinstance(error, BaseExceptionGroup) else error
+            run.ready.set_exception(cause)
+            if not isinstance(cause, HoldfastError):
+                raise
+        finally:
+            run.is_over = True
+            if runtime is not None:
+                runtime.deadlines.close()
+            if self._run is run:
+                self._runtime = None
+            if self._signals is not None:
+                self._signals.remove()
+            await self._owner.close_store()
+
+    async def _serve_open(self, run: Run, runtime: Runtime, group: asyncio.TaskGroup) -> None:
+        """Recover and serve: the store is open, and the services are built."""
+        await runtime.scheduler.workers.recall()
+        workers = [group.create_task(runtime.committer.run())]
+        await self._recover(runtime)
+        for callback in self._start_callbacks:
+            callback()
+        for hook in self._hooks.values():
+            runtime.hooks.begin(hook, runtime.channels)
+        workers.append(group.create_task(keep_house(runtime)))
+        self.hook_signals()
+        run.ready.set_result(None)
+        await run.stop.wait()
+        runtime.hooks.stop()
+        for task in workers:
+            task.cancel()
+        runtime.tasks.cancel()
+
+    async def _drain(self, runtime: Runtime, drain_s: float) -> None:
+        runtime.scheduler.close()
+        self._send_away(runtime)
+        tasks, writers = runtime.tasks, runtime.writers
+        try:
+            async with asyncio.timeout(drain_s):
+                while tasks.jobs or writers:
+                    tasks.quieter.clear()
+                    await tasks.quieter.wait()
+        except TimeoutError:
+            logger.info("%d answers are left unfinished", len(writers))
+        jobs = [job for job in tasks.jobs if not job.done()]
+        for job in jobs:
+            job.cancel()
+        if jobs:
+            await asyncio.wait(jobs, timeout=SHUTDOWN_S)
+        for writer in list(writers.values()):  # of the app's own tasks: store their text so far
+            try:
+                async with asyncio.timeout(SHUTDOWN_S):
+                    await writer.flush()
+            except (HoldfastError, TimeoutError) as error:
+                logger.warning("the last text of message %r was not stored: %r", writer.id, error)
+
+    def _send_away(self, runtime: Runtime) -> None:
+        """Disconnect all viewers; they reconnect to the next run of the hub, or to another one."""
+        self.is_draining = True
+        for callback in list(self.drain_callbacks):
+            callback()
+        runtime.wake_feeds()
+
+    def _is_out_of_reach(self) -> bool:
+        """Return whether a later cell of a notebook may take the store: no name leads to this hub, and it is idle."""
+        runtime = self._runtime
+        if runtime is None or self._is_named():
+            return False
+        is_watched = any(channel.watchers for channel in runtime.channels.values())
+        return not (is_watched or runtime.tasks.jobs or runtime.writers)
+
+    def _no_runtime(self) -> HoldfastError:
+        """Return the reason why there are no services now."""
+        if self._run is not None and not self._run.is_over:
+            return Busy("hub is starting; retry")  # a socket may outlive a hub that was closed and is starting again
+        if self._run is not None and self.is_draining:
+            return Draining("hub is closed; start it again, or reconnect to another one")
+        return LocalError("hub is not running; await hub.start() first")

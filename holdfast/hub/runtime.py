@@ -1,0 +1,151 @@
+"""The services of a running hub.
+
+Layer: hub.
+
+A `Runtime` serves one run of the hub on one event loop. The lifecycle builds it, complete, once the store is open, and
+drops it when the run ends; a later start builds another one. Its methods need no start and check no names.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+
+from holdfast.core.errors import Deleted, NotFound
+from holdfast.core.limits import Limits
+from holdfast.core.names import check_channel, check_id
+from holdfast.core.requests import Caller, Request
+from holdfast.core.state import MessageState
+from holdfast.hub.channel import Channel
+from holdfast.hub.clock import Clock
+from holdfast.hub.committer import Committer
+from holdfast.hub.deadlines import Deadlines
+from holdfast.hub.hooks import Hooks
+from holdfast.hub.leases import LeaseMonitor
+from holdfast.hub.pace import Pace
+from holdfast.hub.pending import Waiting
+from holdfast.hub.presence import PresenceTracker
+from holdfast.hub.results import Done, Result, result_later
+from holdfast.hub.tasks import Tasks
+from holdfast.hub.ticks import Ticks
+from holdfast.hub.turns import TurnScheduler
+from holdfast.hub.workers import WorkerPool
+from holdfast.hub.writer_hub import OpenWriter
+from holdfast.stores.base import Store
+
+
+class Runtime:
+    """All services of one run of a hub. `node` names the run in the leases of its writers."""
+
+    def __init__(self, store: Store, limits: Limits, clock: Clock, node: str, group: asyncio.TaskGroup) -> None:
+        self.store = store
+        self.limits = limits
+        self.clock = clock
+        self.node = node
+        self.loop = asyncio.get_running_loop()
+        self.tasks = Tasks(group)
+        self.channels: dict[str, Channel] = {}  # those in memory
+        self.writers: dict[tuple[str, str], OpenWriter] = {}  # by channel and message
+        self.deadlines = Deadlines(self.loop)
+        self.ticks = Ticks()
+        self.pace = Pace(self.ticks)
+        self.hooks = Hooks(store, self.tasks.start_background)
+        self.leases = LeaseMonitor(self.loop, clock, self.deadlines, self.submit)
+        self.presence = PresenceTracker(self.loop, self.deadlines, limits, self.channel)
+        workers = WorkerPool(
+            self.loop,
+            clock,
+            self.deadlines,
+            store=store,
+            live=lambda: list(self.channels.values()),
+            spawn=self.tasks.spawn,
+        )
+        self.scheduler = TurnScheduler(
+            self.loop,
+            clock,
+            self.deadlines,
+            workers,
+            node=node,
+            is_exclusive=store.is_exclusive,
+            submit=self.submit,
+            find=self.channels.get,
+        )
+        self.committer = Committer(
+            store,
+            limits,
+            clock,
+            self.channels,
+            self.channel,
+            self.tasks.spawn,
+            self.pace,
+            is_served=workers.serves,
+            accepted=lambda channel, key: self.leases.renew(channel.name, key),
+        )
+
+    def channel(self, name: str) -> Channel:
+        """Return the live channel `name`, which may not be loaded."""
+        now_s = self.loop.time()
+        channel = self.channels.get(name)
+        if channel is None:
+            channel = self.channels[name] = Channel(
+                name, self.store, self.limits, self.ticks, now_s=now_s, observe=self._changed
+            )
+            self.scheduler.workers.loaded(channel)
+        channel.used_s = now_s
+        return channel
+
+    async def fresh(self, name: str) -> Channel:
+        """Return the channel, loaded; on a shared store, up to the store's head. Raises StoreUnavailable."""
+        live = self.channel(check_channel(name))
+        await live.load()
+        if live.is_stale or not self.store.is_exclusive:
+            await live.refresh()
+        return live
+
+    async def message(self, channel: str, message_id: str) -> MessageState:
+        """Return the message as it is stored now. Raises NotFound, Deleted, StoreUnavailable."""
+        live = await self.fresh(channel)
+        await live.load_messages([check_id(message_id)])
+        known = live.state.message(message_id)
+        if known is None:
+            raise NotFound(f"message {message_id!r} does not exist")
+        if known.deleted:
+            raise Deleted(f"message {message_id!r} was deleted")
+        return known
+
+    def submit(self, channel: str, key: str, request: Request, caller: Caller, done: Done) -> None:
+        """Submit `request` and call `done` with the result or the error. Raises Busy, Draining."""
+        self.committer.submit(Waiting(channel, key, request, caller, done))
+
+    async def ask(self, channel: str, key: str, request: Request, caller: Caller) -> Result:
+        """Submit `request` and return its result, which is durable. Raises the refusal."""
+        answered, done = result_later()
+        self.submit(channel, key, request, caller, done)
+        return await answered
+
+    def stats(self) -> dict[str, int]:
+        """Return the counters of the services."""
+        channels = self.channels.values()
+        return {
+            "channels": len(channels),
+            "feeds": sum(len(channel.feeds) for channel in channels),
+            "writers": len(self.writers),
+            "commits": self.committer.commits,
+            "entries": self.committer.entries,
+            "waiting": self.committer.waiting,
+            "deadlines": len(self.deadlines),
+            "members": sum(len(channel.presence_state) for channel in channels),
+            **self.scheduler.stats(),
+        }
+
+    def wake_feeds(self) -> None:
+        """Wake all feeds, so that their viewers see that the hub is shutting down."""
+        for channel in self.channels.values():
+            for feed in channel.feeds:
+                feed.wake()
+
+    def _changed(self, channel: Channel, keys: Iterable[str] | None) -> None:
+        """Notify the services of entries other than appends in `channel`."""
+        self.leases.inspect(channel, keys)
+        self.scheduler.inspect(channel, keys)
+        self.hooks.changed(channel)

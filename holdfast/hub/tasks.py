@@ -1,0 +1,72 @@
+"""The tasks of one run of the hub.
+
+Layer: hub.
+
+One TaskGroup owns every task. A hub that drains waits for the jobs of the app, and cancels them if they take too long;
+it cancels background tasks at its end without waiting.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Coroutine
+from typing import Any
+
+from holdfast.core.errors import HoldfastError
+
+logger = logging.getLogger("holdfast.hub")
+
+
+class Tasks:
+    """Starts tasks in a TaskGroup. The exception of a task is logged, and ends no other task."""
+
+    def __init__(self, group: asyncio.TaskGroup) -> None:
+        self._group = group
+        self.jobs: set[asyncio.Task[Any]] = set()  # of the app
+        self._background: set[asyncio.Task[Any]] = set()
+        self.quieter = asyncio.Event()  # set when a job or a writer ends
+
+    def spawn(self, job: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+        """Run `job`, which ends by itself."""
+        guarded = _guarded(job)
+        try:
+            task = self._group.create_task(guarded)
+        except BaseException:  # the hub has ended, or is ending: leave no coroutine without an awaiter
+            guarded.close()
+            job.close()
+            raise
+        task.add_done_callback(lambda _: job.close())  # nor one of a task that is cancelled before it starts
+        return task
+
+    def start_job(self, job: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+        """Run `job` of the app; a drain gives it time to finish."""
+        task = self.spawn(job)
+        self.jobs.add(task)
+        task.add_done_callback(self._job_ended)
+        return task
+
+    def start_background(self, job: Coroutine[Any, Any, Any]) -> None:
+        """Run `job` until the hub ends, which cancels it without waiting for its end."""
+        task = self.spawn(job)
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
+
+    def cancel(self) -> None:
+        """Cancel all jobs and background tasks: the hub ends."""
+        for task in (*self.jobs, *self._background):
+            task.cancel()
+
+    def _job_ended(self, job: asyncio.Task[Any]) -> None:
+        self.jobs.discard(job)
+        self.quieter.set()
+
+
+async def _guarded(job: Coroutine[Any, Any, Any]) -> Any:
+    """Run `job` and log its exceptions: the outer edge of a task that no other one awaits."""
+    try:
+        return await job
+    except HoldfastError as error:
+        logger.warning("a task of the hub ended: %s (%s)", error, error.code)
+    except Exception:
+        logger.exception("a task of the hub failed")

@@ -1,0 +1,73 @@
+"""The hub, as a message writer sees it.
+
+Layer: hub.
+
+`MessageWriter` needs this interface alone; `writers.Writers` implements it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+from holdfast.core.limits import Limits
+from holdfast.core.requests import Caller, Request
+from holdfast.hub.channel import Channel
+from holdfast.hub.pending import Item
+from holdfast.hub.results import Done, Result
+
+
+class OpenWriter(Protocol):
+    """A writer of a message that streams, as the hub sees it."""
+
+    channel: str
+
+    @property
+    def id(self) -> str:
+        """Return the id of the message."""
+
+    @property
+    def generation(self) -> int:
+        """Return the generation of this writer."""
+
+    async def flush(self) -> None:
+        """Store the accepted text."""
+
+
+class WriterHub(Protocol):
+    """The part of the hub that a writer uses. All methods but `start` and `caller` need a hub that runs."""
+
+    limits: Limits
+    reason_of: Callable[[BaseException], str | None]  # of a message that an exception ended
+
+    @property
+    def node(self) -> str:
+        """Return the name of this run of the hub."""
+
+    @property
+    def is_draining(self) -> bool:
+        """Return whether the hub is shutting down."""
+
+    async def start(self) -> None:
+        """Start the hub, if it does not run."""
+
+    def caller(self, author: str | None) -> Caller:
+        """Return a caller in this process."""
+
+    def submit(self, channel: str, key: str, request: Request, caller: Caller, done: Done) -> None:
+        """Submit `request`; `done` receives its result. Raises Busy, Draining."""
+
+    async def ask(self, channel: str, key: str, request: Request, caller: Caller) -> Result:
+        """Submit `request` and return its result. Raises the refusal."""
+
+    def queue(self, item: Item) -> None:
+        """Queue `item` for the next commit. Raises Busy, Draining."""
+
+    def call_in_time(self, channel: Channel, callback: Callable[[], None]) -> bool:
+        """Schedule a commit for the viewers of `channel`, as `Pace.call_in_time` does."""
+
+    def register_writer(self, writer: OpenWriter) -> None:
+        """Register `writer`. Raises IdConflict if another one in this process writes the same message."""
+
+    def unregister_writer(self, writer: OpenWriter) -> None:
+        """Forget `writer`, which has ended."""

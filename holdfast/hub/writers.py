@@ -1,0 +1,132 @@
+"""The writers of this process.
+
+Layer: hub.
+
+`Writers` is the hub as its message writers see it. It registers them while they write, and ends a message whose writer
+has gone without storing an end: no other component would.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+
+from holdfast.core.errors import Draining, HoldfastError, IdConflict
+from holdfast.core.limits import Limits
+from holdfast.core.ops import Writer
+from holdfast.core.requests import SERVER, Caller, CreateMessage, FinishMessage, Request
+from holdfast.core.state import MessageState
+from holdfast.hub.channel import Channel
+from holdfast.hub.lifecycle import Lifecycle
+from holdfast.hub.pending import Item
+from holdfast.hub.results import Done, Result
+from holdfast.hub.writer import MessageWriter
+from holdfast.hub.writer_hub import OpenWriter
+
+ABANDONED_S = 1.0  # before checking that the end of an abandoned message is stored, and between two tries
+
+
+class Writers:
+    """Makes and registers the writers of a hub. Implements `WriterHub`."""
+
+    def __init__(
+        self,
+        life: Lifecycle,
+        limits: Limits,
+        writer_class: type[MessageWriter],
+        reason_of: Callable[[BaseException], str | None],
+    ) -> None:
+        self.limits = limits
+        self.reason_of = reason_of  # of a message that an exception ended
+        self._life = life
+        self._writer_class = writer_class
+
+    def new(self, channel: str, message_id: str, author: str | None, create: CreateMessage | None) -> MessageWriter:
+        """Return a writer that creates its message with `create`, or with None continues a stored one."""
+        return self._writer_class(self, channel, message_id, create=create, author=author)
+
+    # -- `WriterHub` -------------------------------------------------------------------------------------------
+
+    @property
+    def node(self) -> str:
+        return self._life.node
+
+    @property
+    def is_draining(self) -> bool:
+        return self._life.is_draining
+
+    async def start(self) -> None:
+        await self._life.start()
+
+    def caller(self, author: str | None) -> Caller:
+        return Caller(id=author, writer=Writer(by=author, node=self._life.node), is_app=True)
+
+    def submit(self, channel: str, key: str, request: Request, caller: Caller, done: Done) -> None:
+        self._life.runtime.submit(channel, key, request, caller, done)
+
+    async def ask(self, channel: str, key: str, request: Request, caller: Caller) -> Result:
+        await self._life.start()
+        return await self._life.runtime.ask(channel, key, request, caller)
+
+    def queue(self, item: Item) -> None:
+        self._life.runtime.committer.submit(item)
+
+    def call_in_time(self, channel: Channel, callback: Callable[[], None]) -> bool:
+        try:
+            return self._life.runtime.pace.call_in_time(channel, callback)
+        except HoldfastError:  # the hub has ended
+            return False
+
+    def register_writer(self, writer: OpenWriter) -> None:
+        known = self._life.runtime.writers.setdefault((writer.channel, writer.id), writer)
+        if known is not writer:
+            raise IdConflict(f"message {writer.id!r} has a writer in this process already; use another id")
+
+    def unregister_writer(self, writer: OpenWriter) -> None:
+        if not self._life.is_running:
+            return
+        runtime = self._life.runtime
+        key = (writer.channel, writer.id)
+        if runtime.writers.get(key) is writer:  # after a restart of the hub it may be another one
+            del runtime.writers[key]
+            runtime.tasks.quieter.set()
+        self.left(writer.channel, writer.id, writer.generation)
+
+    # -- abandoned messages ------------------------------------------------------------------------------------
+
+    def left(self, channel: str, message_id: str, generation: int) -> None:
+        """Note that the message has no writer here any more, and interrupt it unless it has an end."""
+        if not self._life.is_running:
+            return
+        live = self._life.runtime.channels.get(channel)
+        known = live.state.message(message_id) if live is not None else None
+        if known is None or self._is_abandoned(known, channel, generation):
+            self.interrupt_later(channel, message_id, generation)
+
+    def interrupt_later(self, channel: str, message_id: str, generation: int) -> None:
+        """Interrupt the message in a while, unless it has an end or another writer by then."""
+        if self._life.is_running and not self._life.is_draining:  # else the next start recovers the message
+            with contextlib.suppress(RuntimeError):  # the hub is ending
+                self._life.runtime.tasks.start_background(self._interrupt(channel, message_id, generation))
+
+    def _is_abandoned(self, message: MessageState, channel: str, generation: int) -> bool:
+        """Return whether the message still streams although its writer in this process has gone."""
+        runtime = self._life.runtime
+        is_ours = message.writer is not None and message.writer.node == runtime.node
+        is_written = (channel, message.id) in runtime.writers
+        return message.is_streaming and is_ours and message.generation == generation and not is_written
+
+    async def _interrupt(self, channel: str, message_id: str, generation: int) -> None:
+        """Retry until the abandoned message is stored as interrupted; no other component will finish it."""
+        end = FinishMessage(status="interrupted", reason="writer_gone", generation=generation)
+        while True:
+            await asyncio.sleep(ABANDONED_S)
+            try:
+                runtime = self._life.runtime
+                if self._is_abandoned(await runtime.message(channel, message_id), channel, generation):
+                    await runtime.ask(channel, message_id, end, SERVER)
+                return
+            except HoldfastError as error:
+                if not error.retry or isinstance(error, Draining):
+                    return

@@ -1,0 +1,63 @@
+"""The README's agent, and the shapes of a history, pass `mypy --strict` with the real packages of the SDKs.
+
+Layer: tests.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+README = (Path(__file__).parents[2] / "README.md").read_text()
+(AGENT,) = (
+    one for one in re.findall(r"^```python\n(.*?)^```$", README, re.MULTILINE | re.DOTALL) if "hub.agent" in one
+)
+
+SHAPES = """
+from anthropic import AsyncAnthropic
+from holdfast import Hub, Turn
+from openai import AsyncOpenAI
+
+hub = Hub("memory://")
+openai, anthropic = AsyncOpenAI(), AsyncAnthropic()
+
+
+@hub.agent("chat:*")
+async def assistant(turn: Turn) -> None:
+    async with turn.reply() as message:
+        messages = await turn.history("openai")
+        await message.pipe(await openai.chat.completions.create(model="m", messages=messages, stream=True))
+        await message.pipe(
+            await openai.chat.completions.create(model="m", messages=await turn.history(), stream=True)
+        )
+        items = await turn.history("responses")
+        await message.pipe(await openai.responses.create(model="m", input=items, stream=True))
+        turns = await turn.history("anthropic")
+        await message.pipe(await anthropic.messages.create(model="m", max_tokens=9, messages=turns, stream=True))
+        async with anthropic.messages.stream(model="m", max_tokens=9, messages=turns) as stream:
+            await message.pipe(stream)
+"""
+
+
+def test_the_readmes_agent_and_the_shapes_of_a_history_have_types_that_the_sdks_accept(tmp_path: Path) -> None:
+    (tmp_path / "readme_agent.py").write_text(AGENT)
+    (tmp_path / "shapes.py").write_text(SHAPES)
+    ran = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "mypy",
+            "--strict",
+            "--cache-dir",
+            str(tmp_path / "cache"),
+            "readme_agent.py",
+            "shapes.py",
+        ],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert ran.returncode == 0, ran.stdout + ran.stderr

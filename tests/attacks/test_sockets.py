@@ -1,0 +1,87 @@
+"""Attacks by WebSockets: unknown ones that hold memory, and floods of frames that carry no message."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.attacks.attacker import HANDSHAKE
+from tests.attacks.scene import MIB, PERSON, Scene, introduces_itself, run, token
+from tests.attacks.test_connections import IN_ALL, OF_ADDRESS, SPARE
+from wirecheck import encode_frame
+
+MASK = b"\0\0\0\0"
+BEGINNING = encode_frame(1, b"a", mask=MASK, is_final=False).hex()
+EMPTY = encode_frame(0, b"", mask=MASK, is_final=False).hex()
+PING = encode_frame(9, b"x" * 125, mask=MASK).hex()
+EMPTY_PING = encode_frame(9, b"", mask=MASK).hex()
+PONG = encode_frame(10, b"", mask=MASK).hex()
+TEXT = encode_frame(1, b"{}", mask=MASK).hex()
+# A frame that announces 8 KiB and stops before the last byte.
+UNFINISHED = encode_frame(1, b"x" * 8191, mask=MASK, length=8192).hex()
+PADDING = "X-Long: " + "y" * 8_000 + "\r\n"
+
+KNOWN = pytest.mark.parametrize("is_known", [False, True], ids=["unknown", "known"])
+
+
+def bearer(is_known: bool) -> str:
+    return token("attacker", PERSON) if is_known else ""
+
+
+async def test_frame_above_8_kib_ends_an_unknown_socket(attacked: Scene) -> None:
+    frame = encode_frame(1, b"x", mask=MASK, length=8193).hex()
+    outcome = await run(attacked, "frames", first=frame, piece="78" * 100)
+    outcome.check(4 * MIB)
+    assert set(outcome.report["codes"]) == {"1009"}, outcome
+
+
+@pytest.mark.parametrize("addresses", [1, 20])
+async def test_unknown_sockets_take_little_memory_and_give_it_back(attacked: Scene, addresses: int) -> None:
+    async def others() -> int:
+        return sum([await introduces_itself(attacked, f"good-{number}") for number in range(20)])
+
+    begin = f"{HANDSHAKE}\r\n"
+    options = {"total": 2_215, "addresses": addresses, "begin": begin, "socket_frames": UNFINISHED, "seconds": 12}
+    outcome = await run(attacked, "crowd", beside=others, **options)
+    outcome.check(64 * MIB)
+    assert outcome.beside == 20
+    assert outcome.descriptors < (OF_ADDRESS if addresses == 1 else IN_ALL) + SPARE, outcome
+    assert outcome.report["left"] == 0, outcome
+    assert await attacked.until_memory_is_back(outcome.before_bytes) < 30
+
+
+async def test_unknown_sockets_with_large_heads_take_little_memory(attacked: Scene) -> None:
+    begin = f"{HANDSHAKE}{PADDING * 7}\r\n"
+    options = {"total": 2_000, "addresses": 20, "begin": begin, "socket_frames": UNFINISHED, "seconds": 12}
+    outcome = await run(attacked, "crowd", **options)
+    outcome.check(64 * MIB)
+    assert await attacked.until_memory_is_back(outcome.before_bytes) < 30
+
+
+async def test_socket_whose_introduction_failed_is_aborted(attacked: Scene) -> None:
+    """The attacker keeps its end open, and answers no close frame."""
+    begin = f"{HANDSHAKE}\r\n"
+    outcome = await run(attacked, "crowd", total=200, begin=begin, socket_frames=TEXT, seconds=6)
+    assert outcome.report["left"] == 0, outcome
+    assert outcome.report["last_end_s"] < 4, outcome
+
+
+@KNOWN
+@pytest.mark.parametrize("piece", [PING, EMPTY_PING, PONG], ids=["ping", "empty ping", "pong"])
+@pytest.mark.parametrize("reads", [False, True], ids=["unread", "read"])
+async def test_flood_of_control_frames_is_not_read(attacked: Scene, piece: str, is_known: bool, reads: bool) -> None:
+    outcome = await run(attacked, "frames", first="", piece=piece, bearer=bearer(is_known), reads=reads)
+    outcome.check(4 * MIB)
+    assert await attacked.until_memory_is_back(outcome.before_bytes) < 30
+
+
+@KNOWN
+async def test_message_of_many_empty_fragments_is_refused(attacked: Scene, is_known: bool) -> None:
+    outcome = await run(attacked, "frames", first=BEGINNING, piece=EMPTY, bearer=bearer(is_known))
+    outcome.check(4 * MIB)
+    assert set(outcome.report["codes"]) == {"1009"}, outcome
+
+
+@pytest.mark.parametrize("reads", [False, True], ids=["unread", "read"])
+async def test_flood_of_small_messages_does_not_hold_the_loop(attacked: Scene, reads: bool) -> None:
+    outcome = await run(attacked, "frames", first="", piece=TEXT, bearer=bearer(True), reads=reads)
+    outcome.check(4 * MIB)
