@@ -154,7 +154,7 @@ def words_of(name: str) -> set[str]:
 
 # Folders whose prose is still to be rewritten: their figures are not bounded yet.
 UNFINISHED = {"chaos", "simulation", "holdfast", "tests"} | {
-    f"{root}/{folder}" for root in ("holdfast", "tests") for folder in ("chaos", "fuzz", "hub", "simulation")
+    f"{root}/{folder}" for root in ("holdfast", "tests") for folder in ("chaos", "fuzz", "simulation")
 }
 ALL = figures(files())
 

@@ -389,13 +389,13 @@ async def test_adopter_continues_at_the_stored_length_after_a_restart(tmp_path: 
 
 async def test_drain_ends_viewers_at_once_and_waits_for_running_answers(hub: HubCore) -> None:
     hub.drain_s = PATIENCE_S
-    continue_message = asyncio.Event()
+    may_continue = asyncio.Event()
     done: list[str] = []
 
     async def answer() -> None:
         async with hub.message("chat:1", id="m") as message:
             await message.append("one ")
-            await continue_message.wait()
+            await may_continue.wait()
             await message.append("two")
         done.append(message.id)
 
@@ -408,7 +408,7 @@ async def test_drain_ends_viewers_at_once_and_waits_for_running_answers(hub: Hub
         while True:
             await viewer.take()
     assert done == []
-    continue_message.set()
+    may_continue.set()
     await draining
     assert done == ["m"]
 
