@@ -70,9 +70,9 @@ async def test_viewer_receives_the_entry_change_and_departure_of_members() -> No
     await asyncio.sleep(1)
     hub.runtime.presence.enter("c", "ann", "phone", None)
     await asyncio.sleep(1)
-    told = viewer.take()
-    assert [type(one) for one in told] == [PresenceEnter, PresenceUpdate, PresenceUpdate]
-    assert (told[2].member.connections, told[2].member.data["mood"]) == (2, "typing")
+    received = viewer.take()
+    assert [type(one) for one in received] == [PresenceEnter, PresenceUpdate, PresenceUpdate]
+    assert (received[2].member.connections, received[2].member.data["mood"]) == (2, "typing")
     hub.runtime.presence.leave("c", "ann", "tab")
     hub.runtime.presence.leave("c", "ann", "phone")
     await asyncio.sleep(GRACE_S + 1)
@@ -223,9 +223,9 @@ async def test_viewers_receive_a_crowd_once_a_second_and_its_agents_at_once() ->
         hub.runtime.presence.enter("c", f"late{number}", "tab", None)
         hub.runtime.presence.enter("c", "m000", "tab", {"typing": number})
         await asyncio.sleep(0.1)
-    told = viewer.take()
-    assert {type(one) for one in told} == {PresenceSync}
-    assert 4 <= len(told) <= 6
+    received = viewer.take()
+    assert {type(one) for one in received} == {PresenceSync}
+    assert 4 <= len(received) <= 6
     await asyncio.sleep(CROWD_S + 0.2)
     assert (len(viewer.view.members()), viewer.view.count) == (NAMED, NAMED + 50)
     assert viewer.view.members()[0].data == {"typing": 49}
@@ -393,9 +393,9 @@ def test_delayed_events_of_a_crowd_bring_every_view_up_to_date(
         patch.setattr("holdfast.hub.presence_state.CROWD_MEMBERS", 1)
         patch.setattr("holdfast.hub.presence_state.CROWD_MOVES", 2)
         due: list[Callable[[], None]] = []
-        told: list[int] = []
+        received: list[int] = []
         presence_state = PresenceState(
-            Limits(), lambda: told.append(presence_state.position), lambda _, callback: due.append(callback)
+            Limits(), lambda: received.append(presence_state.position), lambda _, callback: due.append(callback)
         )
         # The channel counts as crowded while all members are still named, so that views can be compared by name.
         patch.setattr(presence_state, "_is_crowded", lambda: len(presence_state) > named or presence_state._moves > 2)
@@ -423,7 +423,7 @@ def test_delayed_events_of_a_crowd_bring_every_view_up_to_date(
             assert len(due) <= 1
         while due:
             due.pop()()
-        assert told == sorted(told)
+        assert received == sorted(received)
         for place in range(3):
             look(place)
             assert {one.id for one in views[place][1].members()} == {
@@ -453,9 +453,9 @@ def test_only_the_newest_signals_are_kept() -> None:
     presence_state = new_state()
     for number in range(1000):
         presence_state.signal(Signal(name="n", data=number))
-    told = presence_state.since(0)
-    assert len(told) == KEPT_SIGNALS
-    assert told[-1] == Signal(name="n", data=999)
+    received = presence_state.since(0)
+    assert len(received) == KEPT_SIGNALS
+    assert received[-1] == Signal(name="n", data=999)
 
 
 def test_agents_come_first_among_the_named_members() -> None:

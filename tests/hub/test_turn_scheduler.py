@@ -318,7 +318,7 @@ async def test_taken_in_message_waits_again_after_the_death_of_its_worker(is_bro
     await hub.close()
 
 
-@pytest.mark.parametrize("is_there", [True, False], ids=["the worker goes on", "the worker is gone"])
+@pytest.mark.parametrize("is_there", [True, False], ids=["the worker continues", "the worker is gone"])
 @virtually
 async def test_restarted_hub_knows_the_taken_in_messages_of_a_turn(is_there: bool) -> None:
     store = MemoryStore()
@@ -527,7 +527,7 @@ async def test_message_whose_handler_crashes_the_process_has_limited_attempts(on
 
 
 class Doubtful(MemoryStore):
-    """A store that fails the commit which gives a turn up, in the way that `trouble` names."""
+    """A store whose commit that gives a turn up fails as `trouble` says."""
 
     def __init__(self, trouble: str) -> None:
         super().__init__()
@@ -550,7 +550,7 @@ class Doubtful(MemoryStore):
 
 
 @pytest.mark.parametrize("trouble", ["refused", "lost", "stored", "hangs"])
-@pytest.mark.parametrize("is_crash", [False, True], ids=["goes on", "crashes"])
+@pytest.mark.parametrize("is_crash", [False, True], ids=["the hub continues", "the hub crashes"])
 @virtually
 async def test_message_is_given_up_once_for_each_outcome_of_the_commit(trouble: str, is_crash: bool) -> None:
     store = Doubtful("")
