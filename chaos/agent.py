@@ -1,4 +1,4 @@
-"""An agent in a process of its own, written as a user writes one: `Client(…).agent`.
+"""An agent as a separate process, written like the agent of an application: `Client(…).agent`.
 
     python -m chaos.agent '{"url": "http://127.0.0.1:8000", "name": "bot-1", …}'
 
@@ -57,18 +57,18 @@ async def run(orders: AgentOrders) -> None:
             previous = turn.previous
             is_continued = previous is not None and previous.id == message.id
             begun = len(script.pieces(previous.text)) if previous is not None and is_continued else 0
-            told = {"id": message.id, "channel": turn.channel, "attempt": turn.attempt}
-            say("begins", **told, length=message.length)
+            report = {"id": message.id, "channel": turn.channel, "attempt": turn.attempt}
+            say("begins", **report, length=message.length)
             for number in range(begun, orders.steps):
                 await asyncio.sleep(1 / orders.per_second)  # the pace of a model
                 await message.append(script.text(Piece(number, turn.attempt, orders.name)))
                 if number % FLUSHED_EVERY == 0:
                     await message.flush()
-                    say("stored", **told, length=message.length)
+                    say("stored", **report, length=message.length)
                 if number == orders.steps // 2 and asks(turn.message.id):
                     answered = await turn.ask("approve", {"of": message.id}, timeout_s=ASKS_S)
-                    say("answered", **told, ok=answered.ok, data=answered.data, by=answered.by)
-        say("over", **told, length=message.length)
+                    say("answered", **report, ok=answered.ok, data=answered.data, by=answered.by)
+        say("over", **report, length=message.length)
 
     say("ready")
     await client.run(drain_s=orders.drain_s)

@@ -65,11 +65,11 @@ async def _agent_killed(world: World, conversation: Conversation) -> None:
     question, id, piece = await conversation.until_writing()
     is_cancelled, has_namesake = world.random.random() < 0.3, world.random.random() < 0.4
     await conversation.kill_agent(piece.writer)
-    seen = conversation.until_interrupted(id, piece.attempt, GONE_S)
+    shown = conversation.until_interrupted(id, piece.attempt, GONE_S)
     if has_namesake:
-        await _together(seen, conversation.start_agent(piece.writer))  # its presence may not be interrupted
+        await _together(shown, conversation.start_agent(piece.writer))  # its presence may not be interrupted
     else:
-        await _together(seen, conversation.until_gone(piece.writer, GONE_S))
+        await _together(shown, conversation.until_gone(piece.writer, GONE_S))
     if is_cancelled:
         await conversation.until_answered(await conversation.cancel(question))
 
@@ -121,7 +121,7 @@ async def _agent_stopped(world: World, conversation: Conversation) -> None:
 
 
 async def _agent_cut_off(world: World, conversation: Conversation) -> None:
-    """The connection of an agent breaks in mid-turn and comes back, or becomes a black hole; the agent continues to
+    """The connection of an agent breaks in mid-turn and is restored, or becomes a black hole; the agent continues to
     write."""
     is_vanishing, pauses_s = world.random.random() < 0.5, [world.random.uniform(0.0, 1.0) for _ in range(2)]
     _, id, piece = await conversation.until_writing()

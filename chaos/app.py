@@ -59,10 +59,10 @@ def _build(wanted: Wanted) -> Starlette:
     acks = os.open(wanted.acks, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
 
     async def write(request: Request) -> JSONResponse:
-        asked: dict[str, Any] = await request.json()
-        plan = Plan(wanted.seed, asked["id"], steps=wanted.steps)
+        order: dict[str, Any] = await request.json()
+        plan = Plan(wanted.seed, order["id"], steps=wanted.steps)
         await hub.start()
-        hub.start_task(_write(hub, asked["channel"], plan, asked["per_second"], acks))
+        hub.start_task(_write(hub, order["channel"], plan, order["per_second"], acks))
         return JSONResponse({"id": plan.id}, status_code=202)
 
     app = Starlette(routes=[Route("/write", write, methods=["POST"])])

@@ -322,10 +322,10 @@ class Conversation:
     async def until_signalled(self, question: Question) -> None:
         """Wait until viewers receive the signal that no agent answers."""
         near = self._near_to(question.channel)
-        told = {"message": question.id}
+        data = {"message": question.id}
         await self._until(
             lambda: any(
-                one["name"] == "nobody_listening" and one["data"] == told for v in near for one in v.notices.signals
+                one["name"] == "nobody_listening" and one["data"] == data for v in near for one in v.notices.signals
             ),
             lambda: f"the signal that no agent answers {question.id}",
             self.world.scale.alone_s,

@@ -152,20 +152,20 @@ async def kill_agent(world: World) -> None:
 
 def _read_acks(world: World, acks: Path) -> None:
     for line in acks.read_text().splitlines():
-        told = json.loads(line)
-        written = world.acknowledged.messages[told["id"]]
+        ack = json.loads(line)
+        written = world.acknowledged.messages[ack["id"]]
         if written.is_over:
             continue
         lengths = written.lengths
-        written.lengths = [max(one, other) for one, other in zip(lengths, told["lengths"], strict=True)]
-        written.status = told.get("status", "streaming" if written.status is None else written.status)
+        written.lengths = [max(one, other) for one, other in zip(lengths, ack["lengths"], strict=True)]
+        written.status = ack.get("status", "streaming" if written.status is None else written.status)
 
 
 # -- the disk --------------------------------------------------------------------------------------------------
 
 
 async def disk_full(world: World) -> None:
-    """The disk is full: writers are refused and asked to come back, readers read on; then the disk has room again."""
+    """The disk is full: writers are refused and may retry, readers continue; then the disk has room again."""
     mounted = _mount(world.folder / "small")
     if mounted is not None:
         world.store = mounted / "chaos.db"

@@ -110,7 +110,7 @@ class Viewer:
             self._task.result()
 
     async def reload(self) -> None:
-        """Load the page again: the view forgets what it shows, the person does not."""
+        """Load the page again: the view is empty, but the rules still apply to text that it has shown."""
         await self.stop()
         self.reloads += 1
         self.checker.reload()
@@ -142,32 +142,32 @@ class Viewer:
                 self.checker.violate("new start", f"{cursor} was not resumed")
 
     def _wire_viewer(self) -> SseViewer | WsViewer:
-        asked = {"history": HISTORY, "flush_ms": self.watching.flush_ms}
+        options = {"history": HISTORY, "flush_ms": self.watching.flush_ms}
         watching = self.watching
         if watching.transport == "ws":
             return WsViewer(
-                "127.0.0.1", watching.port, watching.channel, checker=self.checker, attach_fields=asked,
+                "127.0.0.1", watching.port, watching.channel, checker=self.checker, attach_fields=options,
                 prefix=watching.prefix,
             )  # fmt: skip
         is_source = watching.transport == "eventsource"
         return SseViewer(
             "127.0.0.1", watching.port, watching.channel, checker=self.checker, prefix=watching.prefix,
-            query={name: str(value) for name, value in asked.items()}, uses_last_event_id=is_source,
+            query={name: str(value) for name, value in options.items()}, uses_last_event_id=is_source,
             headers={} if is_source else {"Holdfast-Client": "chaos"},
         )  # fmt: skip
 
     async def _follow(self, viewer: SseViewer | WsViewer) -> None:
         checker = self.checker
         while not viewer.is_over:
-            seen = checker.events
+            before = checker.events
             with contextlib.suppress(TimeoutError):
                 await viewer.until(
-                    lambda seen=seen: checker.events != seen or viewer.is_over,  # type: ignore[misc]
+                    lambda before=before: checker.events != before or viewer.is_over,  # type: ignore[misc]
                     self.watching.silence_s,
                 )
             self._look([received.event for received in viewer.events])
             viewer.events.clear()
-            if checker.events == seen:
+            if checker.events == before:
                 return  # no event came: the connection may be dead
 
     async def _poll_for_ever(self) -> None:
@@ -184,8 +184,8 @@ class Viewer:
     async def _poll(self, wait_s: int) -> None:
         """Poll once."""
         checker, cursor = self.checker, self.checker.cursor
-        asked = {"wait_s": wait_s, "history": HISTORY} | ({"since": cursor} if cursor is not None else {})
-        path = f"{self.watching.prefix}/v1/channels/{quote(checker.channel, safe='')}/poll?{urlencode(asked)}"
+        options = {"wait_s": wait_s, "history": HISTORY} | ({"since": cursor} if cursor is not None else {})
+        path = f"{self.watching.prefix}/v1/channels/{quote(checker.channel, safe='')}/poll?{urlencode(options)}"
         status, body = await _get(self.watching.port, path)
         if status == 503:
             raise OSError("the server is busy")

@@ -79,7 +79,7 @@ class Failure(Exception):
 
 
 class World:
-    """The world of a scenario. An async context: its end ends all processes, in any case."""
+    """The world of a scenario. An async context manager: its exit ends all processes."""
 
     def __init__(self, name: str, seed: int, scale: Scale, *, tell: Callable[[str], None] | None = None) -> None:
         self._tell = tell
@@ -438,9 +438,9 @@ class World:
 
     @staticmethod
     def _difference(viewer: Viewer, message: Json) -> str:
-        seen = viewer.messages.get(message["id"])
-        if seen is not None:
-            for index, (part, shown) in enumerate(zip(message.get("parts", []), seen.parts, strict=False)):
+        viewed = viewer.messages.get(message["id"])
+        if viewed is not None:
+            for index, (part, shown) in enumerate(zip(message.get("parts", []), viewed.parts, strict=False)):
                 if part.get("text", "") != shown.as_json().get("text", ""):
                     return f"{message['id']}, part {index}: {first_difference(part['text'], shown.text)}"
         return f"{message['id']}: {viewer.checker.differences(message)}"
