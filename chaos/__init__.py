@@ -1,19 +1,20 @@
 """Real faults with real processes: `python -m chaos`.
 
-You are in `testing`; nothing in the product imports it. Servers, producers, agents and viewers are processes and
-sockets as in earnest; what is drawn from a seed is what goes wrong, when, and what is written. Real time decides the
-rest, so a seed repeats the faults and not each interleaving. Modules, from the ground up:
+Layer: chaos.
 
-- `plan`: what producers write, known to everybody in advance; `script`: what people and agents say, where each token
-  tells whose it is;
-- `producer`, `agent`, `viewer`: the parties, each also a program; `app`, `locker`, `wrong_clock`: what servers have to
-  bear; `heard`: what a viewer was told of presence and commands;
-- `processes`, `fault_model`: starting and ending, and bad networks;
-- `truth`, `talk`, `world`: what was acknowledged, what may come of a question, and the checks that every run must pass;
-- `conversation`: people who ask and stop, agents who answer, in a world;
-- `scenarios`: what goes wrong.
+Servers, producers, agents and viewers are real processes and sockets. A seed determines the faults, their moments and
+the written texts; real time decides the rest, so a seed repeats the faults, but not each interleaving. Modules, from
+the ground up:
 
-Names are looked up when they are asked for: producers start in a fraction of a second.
+- `producer`, `agent`, `viewer`: the parties, each also a program; `app`: what `holdfast serve --app` serves; `locker`
+  and `wrong_clock`: other programs that disturb a server;
+- `processes`, `faults`: processes that start and end, and bad networks;
+- `world`: one run, with the checks that every run must pass;
+- `conversation`: users that ask and cancel, and agents that answer;
+- `scenarios`, `agent_scenarios`: the kinds of faults.
+
+The package `oracle` judges texts and views. Names are imported on first use, so a producer starts in a fraction of a
+second.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""`python -m chaos [NAMES] --rounds N --seed S`: real faults, until something that must hold does not.
+"""`python -m chaos [NAMES] --rounds N --seed S`: real faults, and checks that no acknowledged or shown text is lost.
 
 Layer: chaos.
 
-Ends with 1 if a scenario failed, having told how.
+The exit status is 1 if a scenario failed; the output then describes the failure.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from chaos.world import Failure, Scale
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the scenarios that the arguments name; returns how the process should end."""
+    """Run the scenarios that the arguments name; return the exit status."""
     parser = argparse.ArgumentParser(prog="python -m chaos", description=__doc__.partition("\n")[0])
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(NAMES)} (all)")
-    parser.add_argument("--rounds", type=int, default=None, help=f"of each ({ROUNDS})")
-    parser.add_argument("--seed", type=int, default=None, help="what is drawn follows from it (a random one)")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"scenarios out of {', '.join(NAMES)} (all)")
+    parser.add_argument("--rounds", type=int, default=None, help=f"rounds of each scenario ({ROUNDS})")
+    parser.add_argument("--seed", type=int, default=None, help="determines faults and texts (a random one)")
     parser.add_argument("--small", action="store_true", help="shorter faults and messages, as in the tests")
-    parser.add_argument("--story", action="store_true", help="tell what happens when it happens")
+    parser.add_argument("--story", action="store_true", help="print events as they happen")
     chosen = parser.parse_args(arguments)
     if unknown := set(chosen.names) - set(NAMES):
-        parser.error(f"no such scenario: {', '.join(sorted(unknown))}")
+        parser.error(f"unknown scenario: {', '.join(sorted(unknown))}; expected {', '.join(NAMES)}")
     seed = random.randrange(1_000_000) if chosen.seed is None else chosen.seed
     failed = []
     for name in chosen.names or NAMES:
@@ -42,8 +42,8 @@ def main(arguments: list[str] | None = None) -> int:
             failed.append(name)
             print(f"{failure.account}\n")
         else:
-            told = ", ".join(f"{value} {what}" for what, value in figures.items())
-            print(f"  held, in {time.monotonic() - begun_s:.0f} s: {told}")
+            listed = ", ".join(f"{value} {what}" for what, value in figures.items())
+            print(f"  passed in {time.monotonic() - begun_s:.0f} s: {listed}")
     print(f"seed {seed}: {len(failed)} failed{f': {failed}' if failed else ''}")
     return 1 if failed else 0
 

@@ -1,11 +1,11 @@
-"""An agent in a process of its own, written as a user would write one: `Client(…).agent`.
+"""An agent as a separate process, written like the agent of an application: `Client(…).agent`.
 
     python -m chaos.agent '{"url": "http://127.0.0.1:8000", "name": "bot-1", …}'
 
 Layer: chaos.
 
-It answers by a `Script`, so that each token tells whose it is; one answer in three asks the
-people something in the middle. It says on its output what it was told is stored. SIGTERM is the client's business.
+It answers with a `Script`, so that each token names its writer. In one answer of three it asks the users something. It
+prints what the server has acknowledged. The client handles SIGTERM.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ import zlib
 from dataclasses import dataclass
 
 from chaos.producer import say
-from chaos.script import Piece, Script
 from holdfast.agents.turn import OnCrash, Turn
 from holdfast.client import Client
+from oracle.plans import Piece, Script
 
 __all__ = ["AgentOrders", "asks"]
 
 FLUSHED_EVERY = 5  # pieces
-ASKS_S = 30.0  # how long it waits for the people
+ASKS_S = 30.0  # how long it waits for the users
 
 
 @dataclass(frozen=True)
 class AgentOrders:
-    """What an agent is told to be; JSON on its command line."""
+    """The settings of an agent; JSON on its command line."""
 
     url: str
     name: str
@@ -42,12 +42,12 @@ class AgentOrders:
 
 
 def asks(question_id: str) -> bool:
-    """Does whoever answers this question ask the people something?"""
+    """Return whether the answer to this question asks the users something."""
     return zlib.crc32(question_id.encode()) % 3 == 0
 
 
 async def run(orders: AgentOrders) -> None:
-    """Answer until told to end."""
+    """Answer questions until the client ends."""
     client = Client(orders.url, client_id=orders.name)
 
     @client.agent(orders.pattern, on_crash=orders.on_crash)
@@ -57,18 +57,18 @@ async def run(orders: AgentOrders) -> None:
             previous = turn.previous
             is_continued = previous is not None and previous.id == message.id
             begun = len(script.pieces(previous.text)) if previous is not None and is_continued else 0
-            told = {"id": message.id, "channel": turn.channel, "attempt": turn.attempt}
-            say("begins", **told, length=message.length)
+            report = {"id": message.id, "channel": turn.channel, "attempt": turn.attempt}
+            say("begins", **report, length=message.length)
             for number in range(begun, orders.steps):
-                await asyncio.sleep(1 / orders.per_second)  # a model's own pace
+                await asyncio.sleep(1 / orders.per_second)  # the pace of a model
                 await message.append(script.text(Piece(number, turn.attempt, orders.name)))
                 if number % FLUSHED_EVERY == 0:
                     await message.flush()
-                    say("stored", **told, length=message.length)
+                    say("stored", **report, length=message.length)
                 if number == orders.steps // 2 and asks(turn.message.id):
                     answered = await turn.ask("approve", {"of": message.id}, timeout_s=ASKS_S)
-                    say("answered", **told, ok=answered.ok, data=answered.data, by=answered.by)
-        say("over", **told, length=message.length)
+                    say("answered", **report, ok=answered.ok, data=answered.data, by=answered.by)
+        say("over", **report, length=message.length)
 
     say("ready")
     await client.run(drain_s=orders.drain_s)

@@ -1,10 +1,10 @@
-"""What `holdfast serve --app` serves in a run: a hub mounted in an app of its own, with writers in its process.
+"""The app that `holdfast serve --app` serves in a run: a mounted hub, with writers in its process.
 
 Layer: chaos.
 
-The environment says what is wanted (`HOLDFAST_CHAOS`, JSON: `Wanted`). A `POST` to
-`/write` starts the message that a plan names, written by `Hub.message` as an agent would. What `flush` has acknowledged
-goes into the file `acks`, one JSON object per line, which outlives the process.
+The environment variable `HOLDFAST_CHAOS` holds the settings (JSON: `Wanted`). A `POST` to `/write` starts the message
+of a plan, which `Hub.message` writes as an agent would. The file `acks` outlives the process: it gets one JSON object
+per line for each acknowledged `flush`.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
-from chaos.plan import Append, Plan
 from holdfast import Hub
 from holdfast.hub.identity import Identity, Scope
 from holdfast.stores.sqlite import SqliteStore
+from oracle.plans import Append, Plan
 
 __all__ = ["OPERATOR", "Wanted", "app"]
 
@@ -34,7 +34,7 @@ OPERATOR = "operator"  # the client that may read `/metrics`
 
 @dataclass(frozen=True)
 class Wanted:
-    """What the environment asks for."""
+    """The settings of the app."""
 
     store: str
     acks: str
@@ -43,28 +43,26 @@ class Wanted:
     busy_s: float = 5.0
     lock_wait_s: float = 5.0
     is_lazy: bool = False  # mounted without a lifespan: the hub starts with the first request
-    has_admins: bool = (
-        True  # else there is a verifier: a client is the one that it names, and only the operator is admin
-    )
+    has_admins: bool = True  # otherwise a verifier makes each client the one that it names, and only the operator admin
 
     @property
     def environment(self) -> dict[str, str]:
         return {"HOLDFAST_CHAOS": json.dumps(vars(self))}
 
 
-app: Starlette  # made when it is asked for: reading this module opens nothing
+app: Starlette  # built on first access: an import of this module opens no store
 
 
 def _build(wanted: Wanted) -> Starlette:
     store = SqliteStore(wanted.store, busy_s=wanted.busy_s, lock_wait_s=wanted.lock_wait_s)
-    hub = Hub(store) if wanted.has_admins else Hub(store, authenticate=_only_the_operator_is_admin)
+    hub = Hub(store) if wanted.has_admins else Hub(store, authenticate=_verify)
     acks = os.open(wanted.acks, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
 
     async def write(request: Request) -> JSONResponse:
-        asked: dict[str, Any] = await request.json()
-        plan = Plan(wanted.seed, asked["id"], steps=wanted.steps)
+        order: dict[str, Any] = await request.json()
+        plan = Plan(wanted.seed, order["id"], steps=wanted.steps)
         await hub.start()
-        hub.start_task(_write(hub, asked["channel"], plan, asked["per_second"], acks))
+        hub.start_task(_write(hub, order["channel"], plan, order["per_second"], acks))
         return JSONResponse({"id": plan.id}, status_code=202)
 
     app = Starlette(routes=[Route("/write", write, methods=["POST"])])
@@ -75,7 +73,7 @@ def _build(wanted: Wanted) -> Starlette:
     return app
 
 
-async def _only_the_operator_is_admin(scope: Scope) -> Identity:
+async def _verify(scope: Scope) -> Identity:
     query = parse_qs(scope["query_string"].decode())
     name = query.get("client", ["anonymous"])[0]
     may = {"subscribe", "history", "publish", "append", "presence", "command", "agent"}
@@ -89,9 +87,9 @@ async def _write(hub: Hub, channel: str, plan: Plan, per_second: float, acks: in
     lengths = [0] * len(plan.texts)
     async with hub.message(channel, id=plan.id, parts=plan.opening or None) as message:
         for number, step in enumerate(plan.steps):
-            await asyncio.sleep(begun_s + number / per_second - loop.time())  # an answer's own pace
+            await asyncio.sleep(begun_s + number / per_second - loop.time())  # the pace of an answer
             if isinstance(step, Append):
-                await message.append(step.text, part=step.part if plan.kind == "thinking" else None)
+                await message.append(step.text, part=step.part if plan.content == "thinking" else None)
                 lengths[step.part] = step.end
             else:
                 await message.part(plan.value(step.number), index=step.part)

@@ -1,8 +1,8 @@
-"""Bad fault_model for a proxy: one fault after the other, drawn from a seed, each with an end.
+"""Faults of a network, for one proxy: one after the other, drawn from a seed, each with an end.
 
 Layer: chaos.
 
-What each switch does is `holdfast.testing.proxy`'s business. Safe to change: the mixture.
+`holdfast.testing.proxy` defines each fault. You can change the mixture freely.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class FaultModel:
         self._task = asyncio.get_running_loop().create_task(self._run())
 
     async def end(self) -> None:
-        """Fair fault_model from now on. What was swallowed stays lost; what was held up goes on."""
+        """End all faults. Swallowed bytes stay lost; delayed bytes continue."""
         self._task.cancel()
         await asyncio.gather(self._task, return_exceptions=True)
         self._proxy.cut_after()
@@ -43,7 +43,7 @@ class FaultModel:
             await self._strike(self._random.choice(FAULTS))
 
     async def _strike(self, fault: str) -> None:
-        """One fault, from its beginning to its end."""
+        """Begin and end one fault."""
         proxy, chosen = self._proxy, self._random
         self.counts[fault] += 1
         way: Direction = chosen.choice(("up", "down", "both"))

@@ -1,11 +1,11 @@
-"""Another program that has the store's database open, and does what it should not.
+"""Another program that locks the store's database.
 
     python -m chaos.locker FILE write|read
 
 Layer: chaos.
 
-Takes SQLite's write lock, or begins to read and does not end; says so on its output, and
-lets go when its input ends.
+It takes SQLite's write lock, or begins a read transaction and does not end it. It prints a line once it holds the lock,
+and ends with its input.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import sys
 
 
 def hold(path: str, kind: str) -> None:
-    """Hold the database until told to let go."""
+    """Hold the lock until the input ends."""
     with contextlib.closing(sqlite3.connect(path, isolation_level=None, timeout=20)) as db:
         db.execute("BEGIN IMMEDIATE" if kind == "write" else "BEGIN")
         db.execute("SELECT count(*) FROM log").fetchone()

@@ -1,9 +1,9 @@
-"""Real processes: servers, producers and others, that are started, stopped, killed and started again.
+"""Real processes: servers, producers and others, which are started, stopped, killed and started again.
 
 Layer: chaos.
 
-Everything listens on loopback, and is ended by its own process id. What a process says on
-its output is either a log in the run's folder (servers) or reports, one JSON object per line (all others).
+All of them listen on loopback only. A process is ended by its own id. The output of a server is its log in the folder
+of the run; all other processes print reports, one JSON object per line.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ Report = Callable[[Json], None]
 
 
 def free_port() -> int:
-    """A loopback port that nobody has now, for servers that cannot choose one themselves. Raises OSError.
+    """Return a free loopback port, for servers that cannot choose one. Raises OSError.
 
-    It is none of those that outgoing connections get, from 32,768 on: one of these would be gone before the server
-    comes, or while it is away.
+    The port is below 32,768: the system gives higher ones to outgoing connections, which could take it while the server
+    is not running.
     """
     for _ in range(_TRIES):
         port = secrets.choice(_PORTS)
@@ -53,7 +53,8 @@ def free_port() -> int:
 
 
 async def ask(port: int, method: str, path: str, body: object | None = None) -> tuple[int, Any]:
-    """One request on a connection of its own: status and decoded body. Raises OSError, also when nobody answers."""
+    """Send one request on its own connection; return status and decoded body. Raises OSError, also without a
+    response."""
     data = json.dumps(body).encode() if body is not None else b""
     head = f"{method} {path} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nConnection: close\r\n"
     if body is not None:
@@ -63,20 +64,20 @@ async def ask(port: int, method: str, path: str, body: object | None = None) -> 
             reader, writer = await asyncio.open_connection("127.0.0.1", port)
             try:
                 writer.write(head.encode("latin-1") + b"\r\n" + data)
-                answer = await reader.read(-1)
+                response = await reader.read(-1)
             finally:
                 writer.transport.abort()
     except TimeoutError:
-        raise OSError(f"{method} {path} was not answered in {ASK_S} s") from None
-    first, _, rest = answer.partition(b"\r\n")
+        raise OSError(f"{method} {path} got no response in {ASK_S} s") from None
+    first, _, rest = response.partition(b"\r\n")
     content = rest.partition(b"\r\n\r\n")[2]
     if not first.startswith(b"HTTP/1.1 "):
-        raise OSError(f"{method} {path} was cut: {answer[:80]!r}")
+        raise OSError(f"{method} {path} was cut: {response[:80]!r}")
     return int(first[9:12]), json.loads(content) if content[:1] in b"{[" and content else content.decode()
 
 
 class Child:
-    """A process of ours. With `report` its output is read line by line, else it goes to `log`, as its errors do."""
+    """A child process. With `report` its output is read line by line; otherwise it goes to `log`, as its errors do."""
 
     def __init__(
         self, name: str, arguments: list[str], log: Path, *, report: Report | None = None, takes_input: bool = False
@@ -86,13 +87,13 @@ class Child:
         self._log = log
         self._report = report
         self._takes_input = takes_input
-        self.environment: dict[str, str] = {}  # besides our own
+        self.environment: dict[str, str] = {}  # added to those of this process
         self.spawned_s = 0.0
         self._process: asyncio.subprocess.Process | None = None
         self._reader: asyncio.Task[None] | None = None
 
     async def spawn(self) -> None:
-        """Start the process; nothing is said about how far it is."""
+        """Start the process, and return before it is ready."""
         self.spawned_s = time.monotonic()
         with self._log.open("ab") as log:
             self._process = await asyncio.create_subprocess_exec(
@@ -135,7 +136,7 @@ class Child:
         self.process.stdin.write(line.encode() + b"\n")
 
     def close_input(self) -> None:
-        """Nothing more will be told."""
+        """Close its input."""
         assert self.process.stdin is not None
         self.process.stdin.close()
 
@@ -145,7 +146,7 @@ class Child:
             self.process.send_signal(number)
 
     async def ended(self, timeout_s: float = END_S) -> int:
-        """Wait for the end, and for the last of its reports; returns the exit code. Raises TimeoutError."""
+        """Wait for the end and the last report; return the exit status. Raises TimeoutError."""
         async with asyncio.timeout(timeout_s):
             code = await self.process.wait()
             if self._reader is not None:
@@ -153,12 +154,12 @@ class Child:
         return code
 
     async def kill(self) -> None:
-        """`kill -9`; returns when it is gone."""
+        """End the process as `kill -9` does; return when it has ended."""
         self.signal(signal.SIGKILL)
         await self.ended()
 
     async def clean_up(self) -> None:
-        """Whatever its state, be rid of it."""
+        """End the process in any state, and free its resources."""
         if self.is_running:
             self.signal(signal.SIGKILL)
             await self.process.wait()
@@ -168,9 +169,9 @@ class Child:
 
 
 class Server(Child):
-    """A server on a port of its own, the same after each start, and on the run's file.
+    """A server on its own port, which stays the same after each start, and on the file of the run.
 
-    `arguments` are Python's, up to the `serve` command; `prefix` is the path under which its hub stands.
+    `arguments` are those of Python, up to the `serve` command; `prefix` is the path of the hub.
     """
 
     def __init__(self, name: str, folder: Path, store: Path, *, arguments: list[str], prefix: str = "") -> None:
@@ -181,45 +182,45 @@ class Server(Child):
 
     @classmethod
     def plain(cls, name: str, folder: Path, store: Path, *, by: list[str] | None = None) -> Server:
-        """`holdfast serve`, started with `by` instead of `-m holdfast`."""
+        """Return `holdfast serve`, started with `by` instead of `-m holdfast`."""
         arguments = [*(by or ["-m", "holdfast"]), "serve", "--store", f"sqlite:///{store}"]
         return cls(name, folder, store, arguments=arguments)
 
     @classmethod
     def of_app(cls, name: str, folder: Path, wanted: Wanted) -> Server:
-        """`holdfast serve --app` with the app in `chaos.app`."""
+        """Return `holdfast serve --app` with the app of `chaos.app`."""
         arguments = ["-m", "holdfast", "serve", "--app", "chaos.app:app"]
         server = cls(name, folder, Path(wanted.store), arguments=arguments, prefix="/holdfast")
         server.environment = wanted.environment
         return server
 
     async def start(self) -> None:
-        """Start, and wait until it serves. Raises AssertionError when it does not."""
+        """Start, and wait until it serves. Raises AssertionError if it does not."""
         await self.spawn()
         await self.serves()
 
     async def serves(self) -> None:
-        """Wait until it answers. Raises AssertionError when it ends, or takes too long."""
+        """Wait until it responds. Raises AssertionError if it ends or takes too long."""
         deadline_s = asyncio.get_running_loop().time() + START_S
         while asyncio.get_running_loop().time() < deadline_s and self.is_running:
             with contextlib.suppress(OSError):
                 if (await self.get("/healthz"))[0] == 200:
                     return
-            await asyncio.sleep(0.01)  # between two tries to connect to a process that is starting
+            await asyncio.sleep(0.01)  # between two attempts to connect
         raise AssertionError(f"{self.name} did not start within {START_S} s:\n{self.log[-2_000:]}")
 
     async def get(self, path: str) -> tuple[int, Any]:
-        """A GET of its hub."""
+        """Send a GET to its hub."""
         return await ask(self.port, "GET", self.prefix + path)
 
 
 def producer(orders: Orders, folder: Path, report: Report) -> Child:
-    """A producer with these orders."""
+    """Return a producer with these orders."""
     arguments = ["-m", "chaos.producer", json.dumps(dataclasses.asdict(orders))]
     return Child(orders.name, arguments, folder / f"{orders.name}.log", report=report)
 
 
 def agent(orders: AgentOrders, folder: Path, report: Report) -> Child:
-    """An agent with these orders."""
+    """Return an agent with these orders."""
     arguments = ["-m", "chaos.agent", json.dumps(dataclasses.asdict(orders))]
     return Child(orders.name, arguments, folder / f"{orders.name}.log", report=report)

@@ -1,13 +1,13 @@
-"""A producer in a process of its own: writes messages over HTTP and sends again whatever was not acknowledged.
+"""A producer in a process of its own: it writes messages over HTTP, and repeats requests without a response.
 
     python -m chaos.producer '{"port": 8000, "name": "a", …}'
 
 Layer: chaos.
 
-It does what a careful agent elsewhere does: it sends the very same request again until it
-has an answer, names the place of every append (`at`), joins what gathered while it waited, and, taking up a message
-that another one left, goes on from the lengths it finds. It says on its output, one JSON object per line, what it was
-told. SIGTERM asks it to end after the message it is writing; it exits 0 only if every answer was right.
+It behaves as a careful remote agent: it repeats the same request until it has a response, names the offset of each
+append (`at`), joins text while it waits, and continues a message of another producer from the lengths that it finds. It
+prints the server's acknowledgements, one JSON object per line. After SIGTERM it ends with its present message; the exit
+status is 0 only if each response was correct.
 """
 
 from __future__ import annotations
@@ -23,41 +23,41 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
 
-from chaos.plan import Append, Plan, Put, Step
+from oracle.plans import Append, Plan, Put, Step
 
 __all__ = ["Orders"]
 
-GIVE_UP_S = 60.0  # for one answer, over all attempts
+GIVE_UP_S = 60.0  # for one response, over all attempts
 MOST_JOINED = 64  # steps in one request
-HURRY_PER_S = 1_000.0  # of a producer that was asked to end
+HURRY_PER_S = 1_000.0  # of a producer that is shutting down
 
 Json = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Orders:
-    """What a producer is told to do; JSON on its command line."""
+    """The settings of a producer; JSON on its command line."""
 
     port: int
-    name: str  # its messages are called `name-0`, `name-1` …
+    name: str  # the prefix of the ids of its messages: `name-0`, `name-1`, …
     channel: str
     seed: int
     steps: int  # of each message
     per_second: float
     prefix: str = ""
     timeout_s: float = 3.0  # for one attempt
-    first: int = 0  # the number of its first message …
-    takes_up: bool = False  # … which another producer may have begun
-    lease_s: int = 60  # no fault of ours lasts so long: whoever writes on, keeps the message
-    ending: str = "complete"  # "failed": only finish what that message has by now
+    first: int = 0  # the number of its first message
+    takes_up: bool = False  # whether another producer may have begun that message
+    lease_s: int = 60  # longer than any fault: a writer that continues keeps its message
+    ending: str = "complete"  # "failed": only end the first message
 
 
 class Wrong(Exception):
-    """The server gave an answer that it may not give."""
+    """The server sent a response that the protocol forbids."""
 
 
 def say(what: str, **fields: Any) -> None:
-    """Tell whoever started us. One write, so that a kill cannot cut a line in two."""
+    """Print a report. One write, so that a kill cannot split a line."""
     os.write(1, json.dumps({"say": what, **fields}).encode() + b"\n")
 
 
@@ -72,7 +72,7 @@ class Producer:
         self.is_ending = False
 
     def run(self) -> None:
-        """Write until told to end; what another one has left is ended in any case."""
+        """Write until SIGTERM; end a message of another producer in any case."""
         number = self._orders.first
         while not self.is_ending or (self._orders.takes_up and number == self._orders.first):
             Writing(self, Plan(self._orders.seed, f"{self._orders.name}-{number}", steps=self._orders.steps)).run()
@@ -83,23 +83,23 @@ class Producer:
         return self._orders
 
     def ask(self, method: str, message_id: str, path: str = "", body: Json | None = None) -> tuple[int, Json]:
-        """The server's answer, however often the request must be sent: the same bytes each time."""
+        """Send a request, the same bytes each time, until it has a response; return it."""
         target = self._base + (f"/{message_id}" if message_id else "") + path
         data = json.dumps(body).encode() if body is not None else None
         deadline_s = time.monotonic() + GIVE_UP_S
         while time.monotonic() < deadline_s:
             try:
-                status, headers, answer = self._try(method, target, data)
+                status, headers, response = self._try(method, target, data)
             except (OSError, http.client.HTTPException, ValueError):
                 if self._connection is not None:
                     self._connection.close()
                 self._connection = None
             else:
                 if status < 500:
-                    return status, answer
-                self._note_refusal(status, headers, answer)
+                    return status, response
+                self._note_refusal(status, headers, response)
             time.sleep(self._random.uniform(0.02, 0.2))
-        raise Wrong(f"{method} {target} had no answer in {GIVE_UP_S} s")
+        raise Wrong(f"{method} {target} had no response in {GIVE_UP_S} s")
 
     def _try(self, method: str, target: str, data: bytes | None) -> tuple[int, http.client.HTTPMessage, Json]:
         if self._connection is None:
@@ -108,17 +108,18 @@ class Producer:
             )
         headers = {"content-type": "application/json"} if data is not None else {}
         self._connection.request(method, target, data, headers)
-        answer = self._connection.getresponse()
-        return answer.status, answer.headers, json.loads(answer.read() or b"{}")
+        response = self._connection.getresponse()
+        return response.status, response.headers, json.loads(response.read() or b"{}")
 
-    def _note_refusal(self, status: int, headers: http.client.HTTPMessage, answer: Json) -> None:
-        say("refused", status=status, code=answer.get("code"), detail=answer.get("detail"))
+    def _note_refusal(self, status: int, headers: http.client.HTTPMessage, response: Json) -> None:
+        say("refused", status=status, code=response.get("code"), detail=response.get("detail"))
         if status != 503 or headers["content-type"] != "application/problem+json" or "retry-after" not in headers:
-            raise Wrong(f"a refusal that does not say when to come back: {status} {dict(headers)} {answer}")
+            raise Wrong(f"a refusal without a time to try again: {status} {dict(headers)} {response}")
 
 
 class Writing:
-    """One message, from its beginning or from where somebody left it. Counts the entries that its requests make."""
+    """One message, from its beginning or from the state in which another producer left it. Counts the entries of its
+    requests."""
 
     def __init__(self, producer: Producer, plan: Plan) -> None:
         self._producer = producer
@@ -130,7 +131,7 @@ class Writing:
         self._is_there = self._is_finished = self._has_meta = False
 
     def run(self) -> None:
-        """All of it."""
+        """Write the whole message."""
         orders = self._producer.orders
         is_left_over = orders.takes_up and self._id == f"{orders.name}-{orders.first}"
         if is_left_over and self._take_up():
@@ -139,27 +140,27 @@ class Writing:
         if not self._is_there:
             create = {"id": self._id, "role": "assistant", "status": "streaming", "lease_s": orders.lease_s}
             self._must("POST", "", "", create | ({"parts": self._plan.opening} if self._plan.opening else {}))
-            self._told(1)
+            self._acknowledged(1)
         if is_left_over and orders.ending != "complete" and not self._is_finished:
             self._must("POST", self._id, "/finish", {"status": orders.ending})
-            self._told(1, status=orders.ending)
+            self._acknowledged(1, status=orders.ending)
             say("over", id=self._id)
             return
         self._write()
         if not self._is_finished:
             self._must("POST", self._id, "/finish", {"status": "complete"})
-            self._told(1, status="complete")
+            self._acknowledged(1, status="complete")
         if self._plan.afterwards == "meta":
             self._must("PATCH", self._id, "", {"meta": self._plan.meta, "request": "title"})
-            self._told(0 if self._has_meta else 1, status="complete", meta=True)
+            self._acknowledged(0 if self._has_meta else 1, status="complete", meta=True)
         elif self._plan.is_deleted:
             self._must("DELETE", self._id, "", None)
-            self._told(1, status="complete", deleted=True)
+            self._acknowledged(1, status="complete", deleted=True)
         say("over", id=self._id)
 
     def _take_up(self) -> bool:
-        """Find what the one before has left; True if nothing is to be done any more."""
-        status, answer = self._producer.ask("GET", self._id)
+        """Find what the earlier producer has left. Return True if no work remains."""
+        status, response = self._producer.ask("GET", self._id)
         if status == 410 and self._plan.is_deleted:
             say("found", id=self._id, deleted=True, status="complete")
             return True
@@ -167,8 +168,8 @@ class Writing:
             say("found", id=self._id, status=None)
             return False
         if status != 200:
-            raise Wrong(f"GET {self._id}: {status} {answer}")
-        message = answer["message"]
+            raise Wrong(f"GET {self._id}: {status} {response}")
+        message = response["message"]
         wrong = self._plan.wrong(message["parts"], is_whole=False) if "parts" in message else None
         if wrong is not None:
             raise Wrong(f"taken up: {wrong}")
@@ -179,7 +180,9 @@ class Writing:
                 self._lengths[index] = len(part["text"])
         self._is_there = True
         self._is_finished = message["status"] == "complete"
-        has_failed: bool = message["status"] == "failed"  # the one before was killed when it had said so
+        has_failed: bool = (
+            message["status"] == "failed"
+        )  # the earlier producer was killed after it had ended the message
         self._has_meta = "meta" in message
         say("found", id=self._id, **self._state(), status=message["status"], meta=self._has_meta)
         if has_failed:
@@ -206,36 +209,36 @@ class Writing:
         return step.end <= self._lengths[step.part]
 
     def _send(self, steps: list[Step], place: int, due: int) -> int:
-        """Send the step at `place`, with those that are due and can be joined to it; returns the place after them."""
+        """Send the step at `place`, and due steps that can join it; return the place after them."""
         step = steps[place]
         if isinstance(step, Put):
             part = self._plan.value(step.number)
             self._must("PUT", self._id, f"/parts/{step.part}?request=put-{step.number}", part)
             self._progress = step.number
-            self._told(1)
+            self._acknowledged(1)
             return place + 1
         text = ""
         while place < due and isinstance(one := steps[place], Append) and one.part == step.part:
             text += one.text
             place += 1
         body: Json = {"text": text, "at": step.at}
-        if self._plan.kind == "thinking":
+        if self._plan.content == "thinking":
             body["part"] = step.part
-        answer = self._must("POST", self._id, "/append", body)
+        response = self._must("POST", self._id, "/append", body)
         self._lengths[step.part] = step.at + len(text)
-        if answer["length"] != self._lengths[step.part]:
-            raise Wrong(f"append at {step.at} of {len(text)} characters to {self._id}: {answer}")
-        self._told(1)
+        if response["length"] != self._lengths[step.part]:
+            raise Wrong(f"append at {step.at} of {len(text)} characters to {self._id}: {response}")
+        self._acknowledged(1)
         return place
 
     def _must(self, method: str, message_id: str, path: str, body: Json | None) -> Json:
-        status, answer = self._producer.ask(method, message_id, path, body)
+        status, response = self._producer.ask(method, message_id, path, body)
         if status not in (200, 201, 204):
-            raise Wrong(f"{method} {message_id}{path} {str(body)[:200]}: {status} {answer}")
-        return answer
+            raise Wrong(f"{method} {message_id}{path} {str(body)[:200]}: {status} {response}")
+        return response
 
-    def _told(self, entries: int, **fields: Any) -> None:
-        """It is acknowledged: from here on it may never be missing."""
+    def _acknowledged(self, entries: int, **fields: Any) -> None:
+        """Report an acknowledgement: this text must never be lost."""
         self._entries += entries
         say("stored", id=self._id, entries=self._entries, **self._state(), **fields)
 
@@ -244,7 +247,7 @@ class Writing:
 
 
 def main(orders: str) -> int:
-    """Write as ordered; returns how the process should end."""
+    """Write with these orders; return the exit status."""
     producer = Producer(Orders(**json.loads(orders)))
 
     def end(number: int, frame: object) -> None:

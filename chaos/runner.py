@@ -1,4 +1,4 @@
-"""Running a scenario by its name: the one entry that the command line and the tests share.
+"""Running a scenario by its name, for the command line and for the tests.
 
 Layer: chaos.
 
@@ -17,15 +17,16 @@ __all__ = ["NAMES", "ROUNDS", "run"]
 ROUNDS = {
     "kill": 100, "producer": 30, "agent": 30, "disk": 10, "lock": 4, "stop": 3, "network": 6, "clock": 3, "agents": 12,
 }  # fmt: skip
-"""How often each strikes when nobody says otherwise."""
+"""The usual number of rounds of each scenario."""
 
 NAMES = tuple(SCENARIOS)
-LIMIT_S = 120.0  # of a run, beyond …
-ROUND_LIMIT_S = 120.0  # … this for each round; every wait has its own, shorter limit
+LIMIT_S = 120.0  # of a run, beside the limit of each round
+ROUND_LIMIT_S = 120.0  # each wait has its own, shorter limit
 
 
 async def run(name: str, seed: int, scale: Scale, *, tell: Callable[[str], None] | None = None) -> dict[str, int]:
-    """Play the scenario; returns figures. Raises Failure, whose `account` tells the story; `tell` hears it at once."""
+    """Play the scenario; return its figures. Raises Failure, whose `account` describes the run; `tell` receives
+    events."""
     async with World(name, seed, scale, tell=tell) as world:
         limit_s = LIMIT_S + scale.rounds * ROUND_LIMIT_S
         async with asyncio.timeout(limit_s):

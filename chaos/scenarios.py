@@ -1,10 +1,10 @@
-"""What goes wrong, and when: one function per kind of fault.
+"""Scenarios: one function for each kind of fault.
 
 Layer: chaos.
 
-Each gets a world that is empty, plays its rounds, and ends with `World.finish`, which
-checks what must hold whatever happened. What is special to a fault is checked here. Drawn from the run's seed: moments,
-places, and who is hit. Pauses are the faults themselves, or moments drawn; nothing sleeps to wait for something.
+A scenario receives an empty world, plays its rounds, and ends with `World.finish`, which checks all general rules. The
+scenario itself checks the rules of its fault. Moments, places and victims are drawn from the seed. Each sleep is a
+fault, or ends at a drawn moment; no sleep waits for an event.
 """
 
 from __future__ import annotations
@@ -17,15 +17,14 @@ import resource
 import shutil
 import signal
 import subprocess
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from chaos import wrong_clock
+from chaos.agent_scenarios import agents
 from chaos.app import Wanted
-from chaos.conversation import BACK_S, CHANNELS, GONE_S, VANISHED_S, Conversation
 from chaos.processes import Child, Server, ask
-from chaos.script import Piece
-from chaos.viewer import Transport
+from chaos.viewer import TRANSPORTS
 from chaos.world import Failure, World
 
 __all__ = ["SCENARIOS", "Scenario"]
@@ -39,7 +38,7 @@ HOUR_S = 3600.0
 
 
 async def kill_server(world: World) -> None:
-    """`kill -9` of the server in mid-stream, again and again on the same file; now and then while it starts."""
+    """`kill -9` of the server in mid-stream, again and again on the same file, sometimes during its start."""
     server = world.adds(Server.plain("server", world.folder, world.store))
     await server.start()
     await _cast(world)
@@ -47,13 +46,13 @@ async def kill_server(world: World) -> None:
         await world.until_written(world.random.randrange(1, 400))
         await asyncio.sleep(world.random.uniform(0.0, 0.03))  # somewhere within a commit
         await server.kill()
-        world.note(f"round {number}: killed at {world.truth.characters} characters")
+        world.note(f"round {number}: killed at {world.acknowledged.characters} characters")
         while world.random.random() < 0.2:
             await server.spawn()
             await asyncio.sleep(world.random.uniform(0.0, 0.4))  # somewhere within its start
             await server.kill()
-            world.note("killed while it started")
-            world.count("kills while starting")
+            world.note("killed during its start")
+            world.count("kills during a start")
         await server.start()
         await world.check_stored()
         world.count("kills")
@@ -64,13 +63,13 @@ async def kill_server(world: World) -> None:
 
 
 async def kill_producer(world: World) -> None:
-    """`kill -9` of a producer in mid-answer; another one takes up what it left, or only finishes it."""
+    """`kill -9` of a producer in mid-answer; a successor continues its message, or only finishes it."""
     server = world.adds(Server.plain("server", world.folder, world.store))
     await server.start()
     proxy = await world.proxy(calm_s=2.0)
     await world.produce("steady", "one")
     await world.produce("mortal", "one")
-    for transport, port in _SOME_OF_EACH:
+    for transport, port in TRANSPORTS:
         world.view(f"{transport}{'-far' if port else ''}", transport, "one", port=proxy.port if port else None)
     first = 0
     for number in range(world.scale.rounds):
@@ -79,11 +78,11 @@ async def kill_producer(world: World) -> None:
         await asyncio.sleep(world.random.uniform(0.0, 0.03))  # somewhere within a request
         mortal = world.producers.pop("mortal")
         await mortal.kill()
-        ids = [id for id in world.truth.written if id.startswith("mortal-")]
+        ids = [id for id in world.acknowledged.messages if id.startswith("mortal-")]
         first = max((int(id.rpartition("-")[2]) for id in ids), default=first)
-        last = world.truth.written.get(f"mortal-{first}")
+        last = world.acknowledged.messages.get(f"mortal-{first}")
         is_both = world.random.random() < 0.2
-        if is_both:  # the whole machine, so to speak
+        if is_both:  # as if the whole machine had failed
             await server.kill()
             await server.start()
         ending = world.random.choice(("complete", "complete", "failed"))
@@ -98,22 +97,22 @@ async def kill_producer(world: World) -> None:
 
 
 async def kill_agent(world: World) -> None:
-    """Writers in the server's own process die with it: their messages are `interrupted` before anyone is served."""
-    world.counts_entries = False  # they join what gathers as commits allow
+    """Writers in the server's process die with it: their messages are `interrupted` before the server serves again."""
+    world.counts_entries = False  # these writers join text as commits allow
     wanted = Wanted(str(world.store), str(world.folder / "acks"), world.seed, world.scale.steps)
     server = world.adds(Server.of_app("server", world.folder, wanted))
     await server.start()
     proxy = await world.proxy(calm_s=1.5)
-    for transport, port in _SOME_OF_EACH:
+    for transport, port in TRANSPORTS:
         world.view(f"{transport}{'-far' if port else ''}", transport, "one", port=proxy.port if port else None)
     for number in range(world.scale.rounds):
         ids = [f"agent-{number}-{which}" for which in range(3)]
         for id in ids:
-            world.truth.begins(id, "one")
+            world.acknowledged.begin(id, "one")
             body = {"id": id, "channel": "one", "per_second": world.scale.per_second}
-            status, answer = await ask(server.port, "POST", "/write", body)
+            status, response = await ask(server.port, "POST", "/write", body)
             if status != 202:
-                raise Failure(f"the app did not begin {id}: {answer}")
+                raise Failure(f"the app did not begin {id}: {response}")
         viewer, goal = world.random.choice(world.viewers), world.random.randrange(1, 600)
         await world.until(
             lambda viewer=viewer, goal=goal, ids=ids: (  # type: ignore[misc]
@@ -127,16 +126,16 @@ async def kill_agent(world: World) -> None:
         await world.check_stored()
         stored = await world.stored("one")
         for id in ids:
-            message, written = stored.get(id), world.truth.written[id]
+            message, written = stored.get(id), world.acknowledged.messages[id]
             if message is None:
-                continue  # its creation was not stored when the end came; what was shown is checked already
+                continue  # its creation was not stored at the kill; another check covers the shown text
             if message["status"] not in ("interrupted", "complete"):
                 raise Failure(f"{id} is {message['status']} after its writer's process was killed")
             written.status, written.is_over = message["status"], True
             if message["status"] == "interrupted":
                 written.lengths = [len(part["text"]) for part in message.get("parts", []) if "text" in part] or [0]
             world.count(message["status"])
-        for viewer in world.viewers:  # nobody looks at an answer that seems to go on
+        for viewer in world.viewers:  # no viewer shows a message of a dead process as streaming
             await world.until(
                 lambda viewer=viewer, ids=ids, stored=stored: all(  # type: ignore[misc]
                     viewer.checker.status(id) == stored[id]["status"] for id in ids if id in stored
@@ -146,31 +145,31 @@ async def kill_agent(world: World) -> None:
             )
         world.note(f"round {number}: {[stored.get(id, {}).get('status') for id in ids]}")
         world.count("kills")
-    for id in [id for id in world.truth.written if id not in stored]:
-        del world.truth.written[id]
+    for id in [id for id in world.acknowledged.messages if id not in stored]:
+        del world.acknowledged.messages[id]
     await world.finish()
 
 
 def _read_acks(world: World, acks: Path) -> None:
     for line in acks.read_text().splitlines():
-        told = json.loads(line)
-        written = world.truth.written[told["id"]]
+        ack = json.loads(line)
+        written = world.acknowledged.messages[ack["id"]]
         if written.is_over:
             continue
         lengths = written.lengths
-        written.lengths = [max(one, other) for one, other in zip(lengths, told["lengths"], strict=True)]
-        written.status = told.get("status", "streaming" if written.status is None else written.status)
+        written.lengths = [max(one, other) for one, other in zip(lengths, ack["lengths"], strict=True)]
+        written.status = ack.get("status", "streaming" if written.status is None else written.status)
 
 
 # -- the disk --------------------------------------------------------------------------------------------------
 
 
 async def disk_full(world: World) -> None:
-    """No more room for the file: writers are told to come back, readers read on; then there is room again."""
+    """The disk is full: writers are refused and may retry, readers continue; then the disk has room again."""
     mounted = _mount(world.folder / "small")
     if mounted is not None:
         world.store = mounted / "chaos.db"
-        world.count("on a file system of its own")
+        world.count("runs on a file system of their own")
     try:
         await _disk_full(world, mounted)
     except BaseException:
@@ -192,11 +191,14 @@ async def _disk_full(world: World, mounted: Path | None) -> None:
         room = world.random.randrange(0, 64 * 1024)
         _fill(server, None if is_limit else mounted, room)
         world.note(f"round {number}: {room} bytes are left, by {'a limit' if is_limit else 'a full file system'}")
-        known, goal = len(world.truth.refusals), world.truth.characters + (1_000 if not is_limit else 10**9)
-        # On a full file system the WAL has the room that it had, which may do for long; beyond a limit nothing does.
+        known, goal = (
+            len(world.acknowledged.refusals),
+            world.acknowledged.characters + (1_000 if not is_limit else 10**9),
+        )
+        # The WAL keeps its room on a full file system, which may last long; a limit on file sizes acts at once.
         await world.until(
             lambda known=known, goal=goal: (  # type: ignore[misc]
-                len(world.truth.refusals) >= known + 3 or world.truth.characters >= goal
+                len(world.acknowledged.refusals) >= known + 3 or world.acknowledged.characters >= goal
             ),
             "three refusals by a full disk",
         )
@@ -209,19 +211,19 @@ async def _disk_full(world: World, mounted: Path | None) -> None:
         await world.until_each_writes()
         await world.check_stored()
         world.count("full disks")
-    codes = {refusal["code"] for refusal in world.truth.refusals}
+    codes = {refusal["code"] for refusal in world.acknowledged.refusals}
     if codes != {"store_unavailable"}:
         raise Failure(f"writers were refused with {codes}")
     await world.finish()
 
 
 async def _kill_on_full_disk(world: World, server: Server, *, is_limit: bool, room: int) -> None:
-    """Kill, and start while it is still full: it serves, or says in one line why it does not."""
+    """Kill the server and start it while the disk is full: it serves, or says in one line why it does not."""
     await server.kill()
     before = len(server.log)
     await server.spawn()
     if is_limit:
-        _fill(server, None, room)  # long before it has imported what opens the file
+        _fill(server, None, room)  # set before the process opens the file
     try:
         await server.serves()
         await world.check_stored()
@@ -234,14 +236,14 @@ async def _kill_on_full_disk(world: World, server: Server, *, is_limit: bool, ro
 
 
 def _fill(server: Server, mounted: Path | None, room: int) -> None:
-    """Leave `room` bytes: by a limit on the size of files, or by filling the file system."""
+    """Leave `room` bytes free, by a limit on file sizes or by filling the file system."""
     if mounted is None:
-        # Not beside the size of a file, since the WAL is begun again and again from its start. Its index has 32 KiB.
+        # The limit ignores the size of the file: the WAL starts at its beginning again; its index has 32 KiB.
         limit = 40 * 1024 + room
         resource.prlimit(server.pid, resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
         return
     with (mounted / "ballast").open("wb", buffering=0) as ballast, contextlib.suppress(OSError):
-        free = os.statvfs(mounted)  # others take some of it meanwhile: then it is full all the same
+        free = os.statvfs(mounted)  # other processes may take some of it; the disk is full in any case
         ballast.write(bytes(max(0, free.f_bavail * free.f_frsize - room)))
 
 
@@ -253,7 +255,7 @@ def _free(server: Server, mounted: Path | None) -> None:
 
 
 def _mount(place: Path) -> Path | None:
-    """A small file system of its own, where that may be made; else the limit on file sizes must do."""
+    """Mount a small file system, if the machine allows it; otherwise the limit on file sizes is used."""
     place.mkdir()
     command = ["mount", "-t", "tmpfs", "-o", "size=24m", "holdfast-chaos", str(place)]
     try:
@@ -271,7 +273,7 @@ def _unmount(mounted: Path) -> None:
 
 
 async def locked_store(world: World) -> None:
-    """Another program locks the database; a second server wants the file, and gets it when the first one dies."""
+    """Another program locks the database; a second server waits for the file, and gets it when the first one dies."""
     acks = str(world.folder / "acks")
     wanted = Wanted(str(world.store), acks, world.seed, world.scale.steps, busy_s=0.4, lock_wait_s=0.2)
     first = world.adds(Server.of_app("first", world.folder, wanted))
@@ -279,7 +281,7 @@ async def locked_store(world: World) -> None:
     proxy = await world.proxy()
     await world.produce("a", "one", port=proxy.port)
     await world.produce("b", "two", port=proxy.port)
-    for transport, _ in _SOME_OF_EACH[:4]:
+    for transport, _ in TRANSPORTS[:4]:
         world.view(transport, transport, "one", port=proxy.port)
     world.view("ws-two", "ws", "two", port=proxy.port)
     lazy = Wanted(**{**vars(wanted), "is_lazy": True})
@@ -291,20 +293,20 @@ async def locked_store(world: World) -> None:
             await _lock(world, kind)
         second = world.adds(Server.of_app(f"heir-{number}", world.folder, lazy), serves=False)
         await second.spawn()
-        await second.serves()  # it does not need the file for that
+        await second.serves()  # it serves without the file
         await _check_in_use(second, third)
         await world.server.kill()
         world.adds(second)
         proxy.upstream = ("127.0.0.1", second.port)
         await world.until_each_writes()
         await world.check_stored()
-        world.note(f"round {number}: {second.name} has taken over")
+        world.note(f"round {number}: {second.name} has the file now")
         world.count("successions")
     await world.finish()
 
 
 async def _lock(world: World, kind: str) -> None:
-    """Hold the database for a while, for writing or for reading."""
+    """Lock the database for a while, for writing or for reading."""
     said = asyncio.Event()
     arguments = ["-m", "chaos.locker", str(world.store), kind]
     log = world.folder / "locker.log"
@@ -313,18 +315,20 @@ async def _lock(world: World, kind: str) -> None:
     try:
         async with asyncio.timeout(world.scale.locked_s + 20.0):
             await said.wait()
-        known = len(world.truth.refusals)
+        known = len(world.acknowledged.refusals)
         if kind == "write":
-            await world.until(lambda: len(world.truth.refusals) >= known + 2, "two refusals by a locked database")
-            await world.check_stored()  # reading goes on
-            wrong = [one for one in world.truth.refusals[known:] if one["code"] != "store_unavailable"]
+            await world.until(
+                lambda: len(world.acknowledged.refusals) >= known + 2, "two refusals by a locked database"
+            )
+            await world.check_stored()  # reads continue
+            wrong = [one for one in world.acknowledged.refusals[known:] if one["code"] != "store_unavailable"]
             if wrong:
-                raise Failure(f"a locked store was told as {wrong[0]}")
+                raise Failure(f"a locked store was reported as {wrong[0]}")
         await asyncio.sleep(world.scale.locked_s)  # the fault itself
         if kind == "read":
-            await world.until_each_writes()  # a reader holds nobody up
-            if len(world.truth.refusals) > known:
-                raise Failure(f"a foreign reader made writers wait: {world.truth.refusals[known]}")
+            await world.until_each_writes()  # a foreign reader does not delay writers
+            if len(world.acknowledged.refusals) > known:
+                raise Failure(f"a foreign reader delayed writers: {world.acknowledged.refusals[known]}")
     finally:
         locker.close_input()
         await locker.ended()
@@ -335,10 +339,11 @@ async def _lock(world: World, kind: str) -> None:
 
 
 async def _check_in_use(mounted: Server, served: Server) -> None:
-    """The file is another's: a mounted hub answers 503, `serve` says so and ends."""
-    status, answer = await mounted.get("/v1/channels/one")
-    if status != 503 or answer["code"] != "store_in_use":
-        raise Failure(f"a second server on the file answered {status} {answer}")
+    """Check that a second server on the file refuses: a mounted hub with 503, `serve` with a message and its exit
+    status."""
+    status, response = await mounted.get("/v1/channels/one")
+    if status != 503 or response["code"] != "store_in_use":
+        raise Failure(f"a second server on the file responded {status} {response}")
     code = await served.ended()
     if code != 1 or "is in use by process" not in served.log:
         raise Failure(f"a second `serve` on the file ended with {code}:\n{served.log}")
@@ -348,14 +353,14 @@ async def _check_in_use(mounted: Server, served: Server) -> None:
 
 
 async def stopped(world: World) -> None:
-    """SIGSTOP of the server, of a viewer, of a producer; each goes on as if nothing had been."""
+    """SIGSTOP of the server, of a viewer, of a producer; each continues after SIGCONT."""
     patience_s = world.scale.stopped_s / 3
     server = world.adds(Server.plain("server", world.folder, world.store))
     await server.start()
-    # Its lease is shorter than what the server is stopped for: whose writer could not be heard has not died.
+    # Its lease is shorter than the stop of the server: the lease of a writer that the server could not read stays.
     await world.produce("a", "one", timeout_s=patience_s, lease_s=5)
     mortal = await world.produce("b", "one", timeout_s=patience_s)
-    for transport, _ in _SOME_OF_EACH[:4]:
+    for transport, _ in TRANSPORTS[:4]:
         world.view(transport, transport, "one", silence_s=patience_s)
     watchers = [await world.watch(f"process-{one}", one, "one") for one in ("sse", "ws", "poll")]
     for number in range(world.scale.rounds):
@@ -365,7 +370,7 @@ async def stopped(world: World) -> None:
             world.note(f"round {number}: {victim.name} is stopped")
             await asyncio.sleep(world.scale.stopped_s)  # the fault itself
             if victim is not server:
-                await world.check_stored()  # nobody waits for a stopped peer
+                await world.check_stored()  # a stopped peer delays no other one
             victim.signal(signal.SIGCONT)
             await world.until_each_writes()
             await world.check_stored()
@@ -377,20 +382,20 @@ async def stopped(world: World) -> None:
 
 
 async def network(world: World) -> None:
-    """A bad network between all parties, each with its own: resets, stalls, throttles, black holes, refusals."""
+    """A bad network between all parties: resets, stalls, low rates, black holes, refused connections."""
     server = world.adds(Server.plain("server", world.folder, world.store))
     await server.start()
     for name, channel in (("a", "one"), ("b", "one"), ("c", "two")):
         proxy = await world.proxy(calm_s=1.0)
         await world.produce(name, channel, port=proxy.port, timeout_s=1.0)
     for channel in ("one", "two"):
-        for transport, _ in _SOME_OF_EACH[:4]:
+        for transport, _ in TRANSPORTS[:4]:
             proxy = await world.proxy(calm_s=0.6)
             world.view(f"{transport}-{channel}", transport, channel, port=proxy.port, silence_s=1.5, flush_ms=0)
     for number in range(world.scale.rounds):
         await asyncio.sleep(world.scale.faults_s)  # the fault itself
         await world.check_stored()
-        world.note(f"round {number}: {world.truth.characters} characters came through")
+        world.note(f"round {number}: {world.acknowledged.characters} characters were acknowledged")
         await world.random.choice(world.viewers).reload()
     for fault, count in world.fault_model().items():
         world.count(fault, count)
@@ -401,13 +406,13 @@ async def network(world: World) -> None:
 
 
 async def clock_set_back(world: World) -> None:
-    """The server's wall clock goes back an hour in mid-stream and across a restart, and forward again."""
+    """The server's wall clock is set back an hour in mid-stream and across a restart, and forward again."""
     offset = world.folder / "clock"
     wrong_clock.set_offset(offset, 0.0)
     by = ["-P", wrong_clock.__file__, str(offset)]
     server = world.adds(Server.plain("server", world.folder, world.store, by=by))
     await server.start()
-    world.counts_entries = False  # other messages are written here, too
+    world.counts_entries = False  # the scenario writes other messages, too
     await _cast(world, calm_s=None, has_proxy=False)
     hours = 0
     ids: list[str] = []
@@ -425,7 +430,7 @@ async def clock_set_back(world: World) -> None:
         await _must(world, "DELETE", f"{_OTHERS}/{doomed}")
         ids += [await _created(world) for _ in range(3)]
         if ids != sorted(ids):
-            raise Failure(f"ids made by one process do not sort: {ids}")
+            raise Failure(f"ids of one process do not sort: {ids}")
         await world.check_stored()
         if world.scale.waits_for_deleted_text:
             await _until_gone(world, marker)
@@ -435,7 +440,7 @@ async def clock_set_back(world: World) -> None:
             wrong_clock.set_offset(offset, hours * HOUR_S)
             await server.start()
             await world.check_stored()
-            ids = []  # another process knows nothing of the ids before; they sort by its clock
+            ids = []  # the next process sorts its ids by its own clock
             world.count("restarts an hour before")
         for base, id in ((_OTHERS, doomed), (_OTHERS.replace("others", "scrap"), "scrapped")):
             await _must(world, "GET", f"{base}/{id}", status=410)
@@ -453,7 +458,7 @@ def _streaming(id: str) -> dict[str, object]:
 
 
 async def _write_side_by_side(world: World, marker: str, doomed: str, lasting: str) -> None:
-    """Two messages whose text goes into the same commits, so that rows of the file hold text of both."""
+    """Write two messages whose text goes into the same commits, so that rows of the file hold text of both."""
     for id in (doomed, lasting):
         await _must(world, "POST", _OTHERS, _streaming(id), status=201)
     async with asyncio.TaskGroup() as group:
@@ -465,257 +470,56 @@ async def _write_side_by_side(world: World, marker: str, doomed: str, lasting: s
 
 
 async def _created(world: World) -> str:
-    answer = await _must(world, "POST", _OTHERS, {"text": "x"}, status=201)
-    id: str = answer["message"]["id"]
+    response = await _must(world, "POST", _OTHERS, {"text": "x"}, status=201)
+    id: str = response["message"]["id"]
     return id
 
 
 async def _must(
     world: World, method: str, path: str, body: object | None = None, *, status: int = 0
 ) -> dict[str, dict[str, str]]:
-    """A request that must have this status, or succeed."""
-    got, answer = await ask(world.server.port, method, path, body)
+    """Send a request that must succeed, or have this status."""
+    got, response = await ask(world.server.port, method, path, body)
     if got != status and (status or got >= 300):
-        raise Failure(f"{method} {path} was answered with {got}: {answer}")
-    return answer if isinstance(answer, dict) else {}
+        raise Failure(f"{method} {path} got status {got}: {response}")
+    return response if isinstance(response, dict) else {}
 
 
 async def _check_order(world: World) -> None:
-    """Messages stand in the order in which they were made, whatever the clock said."""
-    written = list(world.truth.of("two"))  # of one producer
+    """Check that messages have the order in which they were created, for any setting of the clock."""
+    written = list(world.acknowledged.of("two"))  # of one producer
     stored = [id for id in reversed(await world.stored("two")) if id in written]
     expected = [id for id in written if id in stored]
     if stored != expected:
-        raise Failure(f"the messages stand as {stored}, they were made as {expected}")
+        raise Failure(f"the messages have the order {stored}, they were created as {expected}")
 
 
 async def _until_gone(world: World, text: str) -> None:
-    """Deleted text is gone from the disk within a minute, by a clock that nobody set."""
+    """Wait until deleted text is gone from the disk, at most a minute by the real clock."""
     begun_s = asyncio.get_running_loop().time()
     files = [path for path in world.folder.iterdir() if path.name.startswith(world.store.name)]
     while any(text.encode() in path.read_bytes() for path in files if path.exists()):
         spent_s = asyncio.get_running_loop().time() - begun_s
-        if spent_s > 75.0:  # a minute, and housekeeping comes every few seconds
-            raise Failure(f"deleted text can be read in the file after {spent_s:.0f} s")
+        if spent_s > 75.0:  # a minute, and the interval of housekeeping
+            raise Failure(f"deleted text is still in the file after {spent_s:.0f} s")
         world.check()
-        await asyncio.sleep(0.5)  # nobody says when it is gone from a disk
+        await asyncio.sleep(0.5)  # no event reports it
     spent_s = asyncio.get_running_loop().time() - begun_s
     world.note(f"deleted text was gone after {spent_s:.0f} s")
-    world.count("deleted texts seen to go")
+    world.count("deleted texts that left the file")
 
 
-# -- agents elsewhere, and the people who talk with them -----------------------------------------------------------
-
-AGENTS = 2
-
-
-async def agents(world: World) -> None:
-    """Agents elsewhere, in mid-turn: killed, stopped, cut off, asked to end, cancelled; none at all; no server."""
-    world.counts_entries = False  # claims, and what agents join as commits allow
-    world.truth.kind = "script"
-    # An admin may take over what streams, and answer any command: with one, half of what is to hold would not be tried.
-    acks = str(world.folder / "acks")
-    wanted = Wanted(str(world.store), acks, world.seed, world.scale.steps, has_admins=False)
-    server = world.adds(Server.of_app("server", world.folder, wanted))
-    await server.start()
-    proxy = await world.proxy(calm_s=1.5)
-    talk = Conversation(world)
-    for transport, is_far in (*_SOME_OF_EACH[:5], ("sse", False)):
-        name = f"{transport}{'-far' if is_far else ''}"
-        talk.watch(name, transport, CHANNELS[0], far=proxy.port if is_far else None)
-    talk.watch("ws-two", "ws", CHANNELS[1])
-    try:
-        talk.begin()
-        deck: list[Callable[[World, Conversation], Awaitable[None]]] = []
-        for number in range(world.scale.rounds):
-            while len(talk.agents) < AGENTS:
-                await talk.hire()
-            deck = deck or world.random.sample(_TO_AGENTS, len(_TO_AGENTS))
-            strike = deck.pop()
-            world.note(f"round {number}: {strike.__doc__}")
-            for channel in (*CHANNELS, world.random.choice(CHANNELS)):
-                await talk.ask(channel)
-            await strike(world, talk)
-            await talk.until_settled()
-            await talk.until_all_know()
-            world.count(strike.__name__.strip("_").replace("_", " "))
-    finally:
-        await talk.close()
-    await _together(*(talk.dismiss(name) for name in list(talk.agents)))
-    await talk.until_all_know()
-    await talk.check()
-    await world.finish()
-
-
-async def _agent_killed(world: World, talk: Conversation) -> None:
-    """`kill -9` of an agent in mid-turn; another has its turn, or a successor of its name."""
-    question, id, piece = await talk.until_writing()
-    is_cancelled, has_namesake = world.random.random() < 0.3, world.random.random() < 0.4
-    await talk.kill(piece.who)
-    seen = talk.until_interrupted(id, piece.attempt, GONE_S)
-    if has_namesake:
-        await _together(seen, talk.hire(piece.who))  # its presence may stay all the time
-    else:
-        await _together(seen, talk.until_gone(piece.who, GONE_S))
-    if is_cancelled:
-        await talk.until_answered(await talk.cancel(question))
-
-
-async def _server_killed(world: World, talk: Conversation) -> None:
-    """`kill -9` of the server in mid-turn: who had a turn goes on with it."""
-    await talk.until_writing()
-    talk.doubt(talk.unbegun())
-    await world.server.kill()
-    await asyncio.sleep(world.random.uniform(0.0, 0.5))  # nobody is in a hurry to start it again
-    await world.server.start()
-    await talk.check()
-    await talk.until_seen(talk.agents, BACK_S)
-
-
-async def _both_killed(world: World, talk: Conversation) -> None:
-    """`kill -9` of the server and of an agent in mid-turn: nothing tells of its end but its turn's."""
-    _, _, piece = await talk.until_writing()
-    talk.doubt(talk.unbegun())
-    await world.server.kill()
-    await talk.kill(piece.who)
-    await world.server.start()
-    await talk.check()
-    await talk.until_seen(talk.agents, BACK_S)
-
-
-async def _agent_asked_to_end(world: World, talk: Conversation) -> None:
-    """SIGTERM to an agent in mid-turn: it finishes its answer, or leaves it for another."""
-    _, id, piece = await talk.until_writing()
-    if talk.is_lasting(piece.who):
-        await talk.dismiss(piece.who)
-    else:
-        await _together(talk.dismiss(piece.who), talk.until_interrupted(id, piece.attempt, 2 * GONE_S))
-
-
-async def _agent_stopped(world: World, talk: Conversation) -> None:
-    """SIGSTOP of an agent in mid-turn, for longer than it may be unheard; it wakes up, and another has its turn."""
-    _, id, piece = await talk.until_writing()
-    agent = talk.agents[piece.who]
-    agent.signal(signal.SIGSTOP)
-    world.note(f"{piece.who} is stopped")
-    await _unheard(world, talk, id, piece)
-    agent.signal(signal.SIGCONT)
-    world.note(f"{piece.who} goes on")
-    await talk.until_seen([piece.who], BACK_S)
-
-
-async def _agent_cut_off(world: World, talk: Conversation) -> None:
-    """An agent's network in mid-turn: its connection breaks and is there again, or all vanishes, and it writes on."""
-    is_vanishing, pauses_s = world.random.random() < 0.5, [world.random.uniform(0.0, 1.0) for _ in range(2)]
-    _, id, piece = await talk.until_writing()
-    line, known = talk.lines[piece.who], talk.departures(piece.who)
-    is_steady = talk.is_steady(piece.who)
-    talk.doubt(talk.unbegun() if is_steady else talk.talk.open)
-    if is_vanishing:
-        line.black_hole()
-        world.note(f"{piece.who} has no network")
-        await _unheard(world, talk, id, piece)
-        line.resume()
-        world.note(f"{piece.who} has its network again")
-    else:
-        for pause_s in pauses_s[: 2 if is_steady else 1]:
-            await line.cut()
-            world.note(f"{piece.who} is cut off")
-            await asyncio.sleep(pause_s)  # somewhere within its way back
-        await talk.until_settled()
-        if is_steady and talk.departures(piece.who) != known:
-            raise Failure(f"a connection broke, and people were told that {piece.who} leaves")
-    await talk.until_seen([piece.who], BACK_S)
-
-
-async def _unheard(world: World, talk: Conversation, id: str, piece: Piece) -> None:
-    """Nobody hears of an agent for the time of the fault, which may be too short for anybody to notice."""
-    if world.scale.unheard_s <= VANISHED_S:
-        await asyncio.sleep(world.scale.unheard_s)  # the fault itself
-        return
-    talk.doubt(talk.talk.open)
-    await _together(
-        asyncio.sleep(world.scale.unheard_s),  # the fault itself
-        talk.until_gone(piece.who, VANISHED_S),
-        talk.until_interrupted(id, piece.attempt, VANISHED_S),
-    )
-
-
-async def _turn_cancelled(world: World, talk: Conversation) -> None:
-    """`cancel` from another device, twice with one id; now and then the server is killed before it is answered."""
-    is_question, is_killed = world.random.random() < 0.5, world.random.random() < 0.5
-    question, id, _ = await talk.until_writing()
-    sent = await talk.cancel(question, target=question.id if is_question else id)
-    if is_killed:
-        world.note("the server is killed before it is answered, or just after")
-        talk.doubt(talk.unbegun())
-        await world.server.kill()
-        await world.server.start()
-    await talk.until_answered(sent)
-
-
-async def _nobody_there(world: World, talk: Conversation) -> None:
-    """No agent is left, and somebody asks, and stops it or waits; across a restart of the server, too."""
-    names = list(talk.agents)
-    for name in names:
-        await talk.kill(name)
-    await _together(*(talk.until_gone(name, GONE_S) for name in names))
-    question = await talk.ask(world.random.choice(CHANNELS))
-    if world.scale.alone_s > 5.0:
-        await talk.until_signalled(question)
-    if world.random.random() < 0.5:
-        await world.server.kill()
-        await world.server.start()
-        await talk.check()
-    if world.random.random() < 0.5:
-        await talk.until_answered(await talk.cancel(question))
-    for _ in range(AGENTS):
-        await talk.hire()
-
-
-_TO_AGENTS = (
-    _agent_asked_to_end,
-    _turn_cancelled,
-    _both_killed,
-    _agent_cut_off,
-    _nobody_there,
-    _agent_stopped,
-    _server_killed,
-    _agent_killed,
-)
-
-
-async def _together(*what: Coroutine[None, None, None] | Coroutine[None, None, str]) -> None:
-    """All of it side by side. Raises the first Failure as it is."""
-    try:
-        async with asyncio.TaskGroup() as group:
-            for one in what:
-                group.create_task(one)
-    except* Failure as failures:
-        raise failures.exceptions[0] from None
-
-
-# -- who plays -------------------------------------------------------------------------------------------------
-
-# Each transport, past and behind the run's proxy.
-_SOME_OF_EACH: tuple[tuple[Transport, bool], ...] = (
-    ("ws", False),
-    ("sse", True),
-    ("eventsource", False),
-    ("poll", False),
-    ("ws", True),
-    ("eventsource", True),
-)
+# -- the parties ---------------------------------------------------------------------------------------------------
 
 
 async def _cast(world: World, *, calm_s: float | None = 1.5, has_proxy: bool = True) -> None:
-    """Three producers on two channels, and viewers of all kinds, half of them behind a proxy with fault_model."""
+    """Start three producers on two channels, and viewers of all kinds, half of them behind a proxy with faults."""
     far = (await world.proxy(calm_s=calm_s)).port if has_proxy else None
     writers_far = (await world.proxy(calm_s=calm_s)).port if has_proxy else None
     await world.produce("a", "one")
     await world.produce("b", "one", port=writers_far)
     await world.produce("c", "two")
-    for transport, is_far in _SOME_OF_EACH:
+    for transport, is_far in TRANSPORTS:
         world.view(f"{transport}{'-far' if is_far else ''}", transport, "one", port=far if is_far else None)
     world.view("sse-two", "sse", "two", flush_ms=0)
     world.view("ws-two", "ws", "two", port=far, flush_ms=0)

@@ -1,12 +1,12 @@
-"""Viewers that come back whatever happens, and what a person in front of one was ever shown.
+"""Viewers that reconnect after each fault, and all text that one of them has shown.
 
     python -m chaos.viewer '{"port": 8000, "transport": "sse", …}'
 
 Layer: chaos.
 
-The wire is followed and judged by `wirecheck`, which knows nothing of the
-product. `Shown` adds what only a whole run can tell: that it is the truth (`plan`), and that nothing ever goes away
-again. As a process of its own, a viewer follows until its input ends, and then says what it shows and what was wrong.
+`wirecheck` follows the wire and applies its rules, without any code of the product. `oracle.views.PlanOracle` adds what
+only a whole run shows: the texts are the planned ones, and no shown text disappears. As a process of its own, a viewer
+follows until its input ends, and then prints its messages and its violations.
 """
 
 from __future__ import annotations
@@ -21,24 +21,30 @@ from collections.abc import Iterator
 from typing import Any, Literal
 from urllib.parse import quote, urlencode
 
-from chaos.plan import Planned, first_difference
-from chaos.recorder import Heard
-from chaos.truth import PLANNED, Kind
-from wirecheck import Checker, Json, Response, SeenMessage, SseViewer, Violation, WireError, WsViewer
+from oracle.plans import Kind
+from oracle.views import HISTORY, PlanOracle
+from wirecheck import Checker, Json, Notices, Response, SeenMessage, SseViewer, Violation, WireError, WsViewer
 
-__all__ = ["Shown", "Transport", "Viewer", "Watching"]
+__all__ = ["Transport", "Viewer", "Watching"]
 
 Transport = Literal["sse", "eventsource", "ws", "poll"]
-"""`sse` says who it is and passes `since`; `eventsource` does neither and comes back with `Last-Event-ID`."""
+"""`sse` names itself and sends `since`; `eventsource` does neither, and reconnects with `Last-Event-ID`."""
 
-STATUSES = ("complete", "failed", "interrupted", "cancelled")
+# Each transport, directly and behind the proxy of the run.
+TRANSPORTS: tuple[tuple[Transport, bool], ...] = (
+    ("ws", False),
+    ("sse", True),
+    ("eventsource", False),
+    ("poll", False),
+    ("ws", True),
+    ("eventsource", True),
+)
 POLL_S = 1  # a long poll's `wait_s`
-KEPT_EVENTS = 12  # for the account of a failure
-HISTORY = 200  # the most that a new start brings
+KEPT_EVENTS = 12  # for the report of a failure
 
 
 class Watching:
-    """What a viewer is to follow; JSON on its command line."""
+    """The settings of a viewer; JSON on its command line."""
 
     def __init__(
         self, *, name: str, transport: Transport, port: int, channel: str, seed: int, steps: int, prefix: str = "",
@@ -52,112 +58,46 @@ class Watching:
         self.steps = steps  # of each message
         self.prefix = prefix
         self.flush_ms = flush_ms
-        self.silence_s = silence_s  # without an event for so long, it connects anew
-        self.kind = kind  # of what is written
-
-
-class Shown:
-    """What one person has seen, over all connections and reloads: it stays, and it is the truth."""
-
-    def __init__(self, seed: int, steps: int, kind: Kind = "plan") -> None:
-        self._seed = seed
-        self._steps = steps
-        self._kind = kind
-        self._plans: dict[str, Planned] = {}
-        self._texts: dict[str, str] = {}  # of scripts: a plan has but one text, and its lengths tell all
-        self._known: dict[str, tuple[int, int]] = {}  # version and length when it was looked at last
-        self.lengths: dict[str, list[int]] = {}
-        self.statuses: dict[str, str] = {}
-        self.violations: list[Violation] = []
-
-    def look(self, checker: Checker) -> None:
-        """Judge what is in view now."""
-        if not checker.has_attached:
-            return  # a page that has just been reloaded shows nothing yet
-        for message_id, message in checker.messages.items():
-            known = (message.version, sum(part.length for part in message.parts))
-            if self._known.get(message_id) != known:
-                self._known[message_id] = known
-                self._judge(message_id, message)
-        if len(checker.messages) < len(self.lengths):
-            for message_id in self.lengths.keys() - checker.messages.keys():
-                if not self._plan(message_id).is_deleted and len(checker.messages) < HISTORY:
-                    self._violate("vanished", f"{message_id} was shown and is gone")
-                del self.lengths[message_id]
-
-    def _judge(self, message_id: str, message: SeenMessage) -> None:
-        plan = self._plan(message_id)
-        parts = [part.as_json() for part in message.parts]
-        status = message.status
-        wrong = plan.wrong(parts, is_whole=status == "complete")
-        if wrong is not None:
-            self._violate("untrue", wrong)
-        lengths = [part.length for part in message.parts]
-        before = self.lengths.get(message_id, [])
-        if len(lengths) < len(before) or any(now < then for now, then in zip(lengths, before, strict=False)):
-            self._violate("shrunk", f"{message_id} was shown with lengths {before}, now {lengths}")
-        status_before = self.statuses.get(message_id, "streaming")
-        may_go_on = self._kind == "script" and status_before in ("streaming", "interrupted")  # taken over, that is
-        if self._kind == "script":
-            self._check_stays(message_id, "".join(part.text for part in message.parts))
-        if status_before != "streaming" and not may_go_on and (status != status_before or lengths != before):
-            self._violate(
-                "reopened", f"{message_id} was {status_before} with lengths {before}, now {status} with {lengths}"
-            )
-        if status not in ("streaming", *STATUSES):
-            self._violate("status", f"{message_id} is {status!r}")
-        self.lengths[message_id], self.statuses[message_id] = lengths, status
-
-    def _check_stays(self, message_id: str, text: str) -> None:
-        before = self._texts.get(message_id, "")
-        if not text.startswith(before):
-            self._violate("changed", f"{message_id}: {first_difference(before, text)}")
-        self._texts[message_id] = text
-
-    def _plan(self, message_id: str) -> Planned:
-        plan = self._plans.get(message_id)
-        if plan is None:
-            plan = self._plans[message_id] = PLANNED[self._kind](self._seed, message_id, steps=self._steps)
-        return plan
-
-    def _violate(self, kind: str, detail: str) -> None:
-        self.violations.append(Violation(kind, detail))
+        self.silence_s = silence_s  # without an event for this time, it reconnects
+        self.kind = kind  # of the texts
 
 
 class Viewer:
-    """One viewer. `run` follows until it is cancelled; everything else may be looked at meanwhile."""
+    """One viewer. It follows in a task between `start` and `stop`."""
 
     def __init__(self, watching: Watching, news: asyncio.Event | None = None) -> None:
         self.watching = watching
         self.name = watching.name
         self.checker = Checker(watching.channel)
-        self.shown = Shown(watching.seed, watching.steps, watching.kind)
-        self.heard = Heard()
+        self.shown = PlanOracle(watching.seed, watching.steps, watching.kind)
         self.connections = 0
         self.reloads = 0
         self.last_events: deque[Json] = deque(maxlen=KEPT_EVENTS)
         self.news = news or asyncio.Event()  # set after each look
         self._random = random.Random(f"{watching.seed}:{watching.name}:pauses")
-        self._old_violations: list[Violation] = []
         self._task: asyncio.Task[None] | None = None
 
     @property
     def violations(self) -> list[Violation]:
-        """All that was ever wrong."""
-        told = [Violation("told", detail) for detail in self.heard.wrong]
-        return [*self._old_violations, *self.checker.violations, *self.shown.violations, *told]
+        """Return all violations of all connections and reloads."""
+        return [*self.checker.violations, *self.shown.violations]
 
     @property
     def messages(self) -> dict[str, SeenMessage]:
-        """What is in view."""
+        """Return the shown messages."""
         return self.checker.messages
 
+    @property
+    def notices(self) -> Notices:
+        """Return the received presence, commands and signals."""
+        return self.checker.notices
+
     def start(self) -> None:
-        """Begin to follow, in a task."""
+        """Begin to follow."""
         self._task = asyncio.get_running_loop().create_task(self._run(), name=f"viewer {self.name}")
 
     async def stop(self) -> None:
-        """Stop following; raises what the task failed with, if it did."""
+        """Stop following. Raises the error of the task, if it failed."""
         task, self._task = self._task, None
         if task is not None:
             task.cancel()
@@ -165,20 +105,16 @@ class Viewer:
                 await task
 
     def check_running(self) -> None:
-        """Raise what the task failed with, if it did."""
+        """Raise the error of the task, if it failed."""
         if self._task is not None and self._task.done():
             self._task.result()
 
     async def reload(self) -> None:
-        """As a page that is loaded anew: it forgets everything. The person does not."""
+        """Load the page again: the view is empty, but the rules still apply to text that it has shown."""
         await self.stop()
         self.reloads += 1
-        self._old_violations += self.checker.violations
-        self.checker = Checker(self.watching.channel)
-        self.heard.forget()
+        self.checker.reload()
         self.start()
-
-    # -- inside ------------------------------------------------------------------------------------------------
 
     async def _run(self) -> None:
         if self.watching.transport == "poll":
@@ -191,13 +127,13 @@ class Viewer:
                     await viewer.reconnect(reset=self._random.random() < 0.5)
                     self.connections += 1
                     await self._follow(viewer)
-                await asyncio.sleep(self._random.uniform(0.02, 0.3))  # between two tries
+                await asyncio.sleep(self._random.uniform(0.02, 0.3))  # between two attempts
         finally:
             await viewer.close()
 
     @contextlib.contextmanager
     def _resuming(self) -> Iterator[None]:
-        """A connection: a new start is for those who have no cursor, and one that is good may not be turned down."""
+        """Check a connection: the server may not refuse to resume from a cursor."""
         cursor, starts = self.checker.cursor, self.checker.new_starts
         try:
             yield
@@ -206,33 +142,33 @@ class Viewer:
                 self.checker.violate("new start", f"{cursor} was not resumed")
 
     def _wire_viewer(self) -> SseViewer | WsViewer:
-        asked = {"history": HISTORY, "flush_ms": self.watching.flush_ms}
+        options = {"history": HISTORY, "flush_ms": self.watching.flush_ms}
         watching = self.watching
         if watching.transport == "ws":
             return WsViewer(
-                "127.0.0.1", watching.port, watching.channel, checker=self.checker, attach_fields=asked,
+                "127.0.0.1", watching.port, watching.channel, checker=self.checker, attach_fields=options,
                 prefix=watching.prefix,
             )  # fmt: skip
         is_source = watching.transport == "eventsource"
         return SseViewer(
             "127.0.0.1", watching.port, watching.channel, checker=self.checker, prefix=watching.prefix,
-            query={name: str(value) for name, value in asked.items()}, uses_last_event_id=is_source,
+            query={name: str(value) for name, value in options.items()}, uses_last_event_id=is_source,
             headers={} if is_source else {"Holdfast-Client": "chaos"},
         )  # fmt: skip
 
     async def _follow(self, viewer: SseViewer | WsViewer) -> None:
         checker = self.checker
         while not viewer.is_over:
-            seen = checker.events
+            before = checker.events
             with contextlib.suppress(TimeoutError):
                 await viewer.until(
-                    lambda seen=seen: checker.events != seen or viewer.is_over,  # type: ignore[misc]
+                    lambda before=before: checker.events != before or viewer.is_over,  # type: ignore[misc]
                     self.watching.silence_s,
                 )
             self._look([received.event for received in viewer.events])
             viewer.events.clear()
-            if checker.events == seen:
-                return  # nothing came: the connection may be dead without having said so
+            if checker.events == before:
+                return  # no event came: the connection may be dead
 
     async def _poll_for_ever(self) -> None:
         wait_s = 0
@@ -242,54 +178,41 @@ class Viewer:
                     await self._poll(wait_s)
                 wait_s = POLL_S
                 continue
-            wait_s = 0  # whoever comes back wants to know at once
-            await asyncio.sleep(self._random.uniform(0.02, 0.3))  # between two tries
+            wait_s = 0  # after a failure, ask for the present state
+            await asyncio.sleep(self._random.uniform(0.02, 0.3))  # between two attempts
 
     async def _poll(self, wait_s: int) -> None:
-        """One poll. All polls are one connection to the checker: an answer counts whole or not at all."""
+        """Poll once."""
         checker, cursor = self.checker, self.checker.cursor
-        asked = {"wait_s": wait_s, "history": HISTORY} | ({"since": cursor} if cursor is not None else {})
-        path = f"{self.watching.prefix}/v1/channels/{quote(checker.channel, safe='')}/poll?{urlencode(asked)}"
+        options = {"wait_s": wait_s, "history": HISTORY} | ({"since": cursor} if cursor is not None else {})
+        path = f"{self.watching.prefix}/v1/channels/{quote(checker.channel, safe='')}/poll?{urlencode(options)}"
         status, body = await _get(self.watching.port, path)
         if status == 503:
-            raise OSError("not now")
+            raise OSError("the server is busy")
         if status != 200:
-            raise WireError(f"a poll was answered with {status}: {body[:200]!r}")
+            raise WireError(f"a poll got status {status}: {body[:200]!r}")
         self.connections += 1
-        answer = json.loads(body)
-        if cursor is None:
-            checker.begin(None)
-        if cursor is not None and not answer["events"] and not self._stays(cursor, answer["cursor"]):
-            checker.violate("cursor", f"nothing happened, and {cursor} became {answer['cursor']}")
+        response = json.loads(body)
+        checker.begin(cursor, is_poll=True)
         with self._resuming():
-            if cursor is not None and answer["events"] and all("serial" not in event for event in answer["events"]):
-                self._take_ephemeral(answer["events"], cursor, answer["cursor"])
-            else:
-                checker.take(answer["events"], answer["cursor"])
-        self._look(answer["events"])
+            checker.take(response["events"], response["cursor"])
+        if cursor is not None and not self._may_become(cursor, response["cursor"], response["events"]):
+            checker.violate("cursor", f"no event of the log, but {cursor} became {response['cursor']}")
+        self._look(response["events"])
 
-    def _take_ephemeral(self, events: list[Json], before: str, after: str) -> None:
-        """What a poll tells of presence alone moves on in its cursor as well, but not in the log."""
-        self.checker.take(events)
-        if not self._stays(before, after, is_passing=True):
-            self.checker.violate("cursor", f"nothing was written, and {before} became {after}")
-        self.checker.cursor = after
-
-    def _stays(self, before: str, after: str, *, is_passing: bool = False) -> bool:
-        """Is a cursor what it may be when nothing of the log was told? Claims of turns are entries, and no events."""
-        (epoch, serial, *place), (now_epoch, now_serial, *now_place) = before.split(":"), after.split(":")
-        is_moved = int(now_serial) > int(serial) if self.watching.kind == "script" else False
-        return epoch == now_epoch and (is_moved or serial == now_serial) and (is_passing or place == now_place)
+    def _may_become(self, before: str, after: str, events: list[Json]) -> bool:
+        """Return whether a poll may change its cursor so. Producers store no entry that is not an event."""
+        is_still = all("serial" not in event for event in events) and self.watching.kind == "plan"
+        return not is_still or before.split(":")[:2] == after.split(":")[:2]
 
     def _look(self, events: list[Json]) -> None:
         self.last_events.extend(events)
-        self.heard.take(events)
         self.shown.look(self.checker)
         self.news.set()
 
 
 async def _get(port: int, path: str) -> tuple[int, bytes]:
-    """One GET on a connection of its own. Raises OSError when it was cut, and WireError."""
+    """Send one GET on its own connection. Raises OSError if it was cut, and WireError."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     try:
         head = f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nHoldfast-Client: chaos\r\n\r\n"
@@ -298,7 +221,7 @@ async def _get(port: int, path: str) -> tuple[int, bytes]:
         while not response.is_complete:
             data = await reader.read(64 * 1024)
             if not data:
-                raise OSError("the answer was cut")
+                raise OSError("the response was cut")
             body += response.receive(data)
         return response.status, body
     finally:
@@ -306,12 +229,12 @@ async def _get(port: int, path: str) -> tuple[int, bytes]:
 
 
 async def _watch(watching: Watching) -> dict[str, Any]:
-    """Follow until the input ends; what is in view then, and what was wrong."""
+    """Follow until the input ends; return the messages and the violations."""
     viewer = Viewer(watching)
     viewer.start()
     loop = asyncio.get_running_loop()
     while line := await loop.run_in_executor(None, sys.stdin.readline):
-        wanted: dict[str, int] = json.loads(line)  # versions to wait for: then all is there
+        wanted: dict[str, int] = json.loads(line)  # versions to wait for
         while any(id not in viewer.messages or viewer.messages[id].version < at for id, at in wanted.items()):
             viewer.check_running()
             viewer.news.clear()

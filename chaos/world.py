@@ -1,10 +1,9 @@
-"""One run: a folder, a server, producers, viewers, proxies; and the checks that every run must pass.
+"""One run: a folder, a server, producers, viewers and proxies, and the checks that every run must pass.
 
 Layer: chaos.
 
-Scenarios (`scenarios`) say what goes wrong and when; everything else is here. Whatever is
-waited for is a fact, and has a time after which the run fails, saying what it waited for. Safe to change: how often
-something is looked at. Not safe: making a check milder without a reason from the protocol.
+Each wait is for a fact, and has a time limit after which the run fails with the name of that fact. You can change
+freely how often the world looks at a fact. Do not make a check milder without a reason from the protocol.
 """
 
 from __future__ import annotations
@@ -26,52 +25,53 @@ from typing import Any, Self
 
 from chaos.agent import AgentOrders
 from chaos.faults import FaultModel
-from chaos.plan import first_difference
 from chaos.processes import Child, Server, agent, producer
 from chaos.producer import Orders
-from chaos.truth import Truth
-from chaos.viewer import HISTORY, Transport, Viewer, Watching
+from chaos.viewer import Transport, Viewer, Watching
 from holdfast.testing.proxy import FaultProxy
+from oracle.acknowledged import Acknowledged
+from oracle.plans import first_difference
+from oracle.views import HISTORY
 
 __all__ = ["Failure", "Scale", "World"]
 
 Json = dict[str, Any]
 PATIENCE_S = 30.0
-LOOK_S = 0.2  # at the latest so often it is seen that a process has died
+LOOK_S = 0.2  # a dead process is noticed within this time
 STORY_LINES = 40
 LOG_CHARACTERS = 3_000
 
 
 @dataclass(frozen=True)
 class Scale:
-    """How much of it, and how long the faults last."""
+    """The number of rounds, and the length of faults and messages."""
 
     rounds: int
-    steps: int = 200  # of a message
+    steps: int = 200  # of each message
     per_second: float = 60.0  # of a producer
     stopped_s: float = 10.0  # SIGSTOP
-    unheard_s: float = 22.0  # SIGSTOP of an agent: longer than it may be unheard
-    alone_s: float = 6.0  # nobody answers: longer than people are left in doubt
+    silent_s: float = 22.0  # SIGSTOP of an agent: longer than its lease
+    alone_s: float = 6.0  # without an agent: longer than the time until the signal
     locked_s: float = 8.0
     faults_s: float = 10.0  # per round
-    waits_for_deleted_text: bool = True  # a minute
+    waits_for_deleted_text: bool = True  # for a minute
 
     @classmethod
     def small(cls, rounds: int) -> Scale:
-        """What fits between two other tests."""
+        """Return a scale for the tests."""
         return cls(
-            rounds, steps=80, per_second=120.0, stopped_s=1.2, unheard_s=0.5, alone_s=0.2, locked_s=0.5, faults_s=1.5,
+            rounds, steps=80, per_second=120.0, stopped_s=1.2, silent_s=0.5, alone_s=0.2, locked_s=0.5, faults_s=1.5,
             waits_for_deleted_text=False,
         )  # fmt: skip
 
     @property
     def arguments(self) -> str:
-        """What asks the command line for it."""
+        """Return the arguments of the command line for this scale."""
         return f"--rounds {self.rounds}{' --small' if self == Scale.small(self.rounds) else ''}"
 
 
 class Failure(Exception):
-    """Something that must hold does not. `account` is for the reader."""
+    """A rule is broken. `account` describes the run."""
 
     def __init__(self, detail: str) -> None:
         super().__init__(detail)
@@ -79,7 +79,7 @@ class Failure(Exception):
 
 
 class World:
-    """What a scenario plays in. An async context: leaving it ends all that was started, whatever happened."""
+    """The world of a scenario. An async context manager: its exit ends all processes."""
 
     def __init__(self, name: str, seed: int, scale: Scale, *, tell: Callable[[str], None] | None = None) -> None:
         self._tell = tell
@@ -89,9 +89,9 @@ class World:
         self.random = random.Random(f"{name}:{seed}")
         self.folder = Path(tempfile.mkdtemp(prefix=f"holdfast-chaos-{name}-{seed}-"))
         self.store = self.folder / "chaos.db"
-        self.truth = Truth(seed, scale.steps)
+        self.acknowledged = Acknowledged(seed, scale.steps)
         self.viewers: list[Viewer] = []
-        self.producers: dict[str, Child] = {}  # and agents: those that should be running
+        self.producers: dict[str, Child] = {}  # and agents: those that must be running
         self.figures: dict[str, int] = {}
         self.counts_entries = True
         self.news = asyncio.Event()
@@ -100,7 +100,7 @@ class World:
         self._servers: list[Server] = []
         self._fault_models: list[FaultModel] = []
         self._watchers: list[tuple[Child, Watching, list[Json]]] = []
-        self._wrong: list[str] = []  # what producers complained about
+        self._wrong: list[str] = []  # reports of errors
         self._story: list[str] = []
         self._begun_s = time.monotonic()
 
@@ -122,23 +122,23 @@ class World:
         if error is None:
             shutil.rmtree(self.folder)
 
-    # -- the account -------------------------------------------------------------------------------------------
+    # -- the report ------------------------------------------------------------------------------------------------
 
     def note(self, what: str) -> None:
-        """A line of the story."""
+        """Add an event to the report."""
         self._story.append(f"{time.monotonic() - self._begun_s:8.3f} {what}")
         if self._tell is not None:
             self._tell(self._story[-1])
 
     def count(self, what: str, by: int = 1) -> None:
-        """A figure for the report."""
+        """Add to a figure of the report."""
         self.figures[what] = self.figures.get(what, 0) + by
 
     def _failure(self, error: BaseException) -> Failure:
         failure = error if isinstance(error, Failure) else Failure(f"{type(error).__name__}: {error}")
         lines = [
             f"chaos {self.name}, seed {self.seed}: {failure.account}",
-            f"-- what happened (the last {STORY_LINES}):",
+            f"-- the last {STORY_LINES} events:",
             *self._story[-STORY_LINES:],
             *(f"-- the end of {one.name}'s log:\n{one.log[-LOG_CHARACTERS:]}" for one in self._servers),
             f"-- kept in {self.folder}",
@@ -154,16 +154,16 @@ class World:
             f"viewer {viewer.name} ({viewer.connections} connections): {what}\n   its last events:\n{events}"
         )
 
-    # -- who takes part ----------------------------------------------------------------------------------------
+    # -- the parties -----------------------------------------------------------------------------------------------
 
     @property
     def server(self) -> Server:
-        """The one that everybody talks to now."""
+        """Return the present server."""
         assert self._server is not None
         return self._server
 
     def adds(self, server: Server, *, serves: bool = True) -> Server:
-        """A server takes part; with `serves` it is the one that is asked what is stored."""
+        """Add a server; with `serves` it becomes the present one."""
         self._servers.append(server)
         self._stack.push_async_callback(server.clean_up)
         if serves:
@@ -171,7 +171,7 @@ class World:
         return server
 
     async def proxy(self, *, calm_s: float | None = None) -> FaultProxy:
-        """A proxy in front of the server; with `calm_s` it has fault_model until the end of the run."""
+        """Return a proxy in front of the server; with `calm_s` it injects faults until the end of the run."""
         proxy = await self._stack.enter_async_context(FaultProxy("127.0.0.1", self.server.port))
         if calm_s is not None:
             fault_model = FaultModel(proxy, f"{self.name}:{self.seed}:{len(self._fault_models)}", calm_s=calm_s)
@@ -180,14 +180,14 @@ class World:
         return proxy
 
     def view(self, name: str, transport: Transport, channel: str, *, port: int | None = None, **more: Any) -> Viewer:
-        """A viewer that begins now."""
+        """Start a viewer."""
         viewer = Viewer(self._watching(name, transport, channel, port, more), self.news)
         self.viewers.append(viewer)
         viewer.start()
         return viewer
 
     async def watch(self, name: str, transport: Transport, channel: str, *, port: int | None = None) -> Child:
-        """A viewer in a process of its own."""
+        """Start a viewer in its own process."""
         watching = self._watching(name, transport, channel, port, {})
         reports: list[Json] = []
         arguments = ["-m", "chaos.viewer", json.dumps(vars(watching))]
@@ -200,11 +200,11 @@ class World:
     def _watching(self, name: str, transport: Transport, channel: str, port: int | None, more: Json) -> Watching:
         return Watching(
             name=name, transport=transport, port=port or self.server.port, channel=channel, seed=self.seed,
-            steps=self.scale.steps, prefix=self.server.prefix, kind=self.truth.kind, **more,
+            steps=self.scale.steps, prefix=self.server.prefix, kind=self.acknowledged.kind, **more,
         )  # fmt: skip
 
     async def produce(self, name: str, channel: str, *, port: int | None = None, **more: Any) -> Child:
-        """A producer that begins now."""
+        """Start a producer."""
         orders = Orders(
             port=port or self.server.port, name=name, channel=channel, seed=self.seed, steps=self.scale.steps,
             per_second=self.scale.per_second, prefix=self.server.prefix, **more,
@@ -212,7 +212,7 @@ class World:
         ready = asyncio.Event()
 
         def report(said: Json) -> None:
-            self.truth.heard(said, channel)
+            self.acknowledged.report(said, channel)
             if said["say"] == "wrong":
                 self._wrong.append(f"producer {name}: {said['detail']}")
             if said["say"] == "ready":
@@ -220,16 +220,16 @@ class World:
             self.news.set()
 
         child = producer(orders, self.folder, report)
-        await self._begin(child, ready)  # before it is ready a SIGTERM would kill it
+        await self._begin(child, ready)  # before it is ready, a SIGTERM would kill it
         return child
 
-    async def employ(self, orders: AgentOrders, heard: Callable[[Json], None]) -> Child:
-        """An agent that begins now; what it reports is told to `heard`, which raises Failure where it is wrong."""
+    async def start_agent(self, orders: AgentOrders, take_report: Callable[[Json], None]) -> Child:
+        """Start an agent; `take_report` receives its reports, and raises Failure for a wrong one."""
         ready = asyncio.Event()
 
         def report(said: Json) -> None:
             try:
-                heard(said)
+                take_report(said)
             except Failure as failure:
                 self._wrong.append(f"agent {orders.name}: {failure}")
             if said["say"] == "ready":
@@ -248,7 +248,7 @@ class World:
         self.producers[child.name] = child
 
     def fault_model(self) -> dict[str, int]:
-        """How many faults of each kind there were."""
+        """Return how many faults of each kind the proxies have injected."""
         counts: dict[str, int] = {}
         for fault_model in self._fault_models:
             for fault, count in fault_model.counts.items():
@@ -258,7 +258,7 @@ class World:
     # -- waiting -----------------------------------------------------------------------------------------------
 
     async def until(self, predicate: Callable[[], bool], what: str, timeout_s: float = PATIENCE_S) -> None:
-        """Wait until `predicate()` holds. Raises Failure after `timeout_s`, and at once when something is wrong."""
+        """Wait until `predicate()` holds. Raises Failure after `timeout_s`, and at once if a rule is broken."""
         deadline_s = time.monotonic() + timeout_s
         while not predicate():
             self.check()
@@ -270,24 +270,24 @@ class World:
                     await self.news.wait()
 
     async def until_written(self, characters: int, timeout_s: float = PATIENCE_S) -> None:
-        """Wait until so much more text was acknowledged."""
-        goal = self.truth.characters + characters
-        await self.until(lambda: self.truth.characters >= goal, f"{characters} more characters", timeout_s)
+        """Wait until so many more characters are acknowledged."""
+        goal = self.acknowledged.characters + characters
+        await self.until(lambda: self.acknowledged.characters >= goal, f"{characters} more characters", timeout_s)
 
     async def until_each_writes(self) -> None:
-        """Wait until every producer was acknowledged something more."""
+        """Wait until each producer has a further acknowledgement."""
         names = list(self.producers)
         before = {name: self._acknowledged(name) for name in names}
         await self.until(
             lambda: all(self._acknowledged(name) != before[name] for name in names),
-            "something more to be acknowledged to each producer",
+            "a further acknowledgement for each producer",
         )
 
     def _acknowledged(self, name: str) -> int:
-        return sum(one.entries for id, one in self.truth.written.items() if id.rpartition("-")[0] == name)
+        return sum(one.entries for id, one in self.acknowledged.messages.items() if id.rpartition("-")[0] == name)
 
     def check(self) -> None:
-        """Raise Failure when a viewer saw something wrong, or somebody ended who should not."""
+        """Check viewers and processes. Raises Failure for a violation, or for a process that has ended."""
         if self._wrong:
             raise Failure("; ".join(self._wrong))
         for name, child in self.producers.items():
@@ -302,21 +302,21 @@ class World:
     # -- checks ------------------------------------------------------------------------------------------------
 
     async def check_stored(self) -> None:
-        """All that was acknowledged or shown until now is stored. Asks the server, past every proxy."""
+        """Check that all acknowledged or shown text is stored. Asks the server directly, without a proxy."""
         self.check()
-        promised = {id: (replace(one), self._shown(id)) for id, one in self.truth.written.items()}
+        promised = {id: (replace(one), self._shown(id)) for id, one in self.acknowledged.messages.items()}
         stored = {channel: await self.stored(channel) for channel in self._channels()}
         for id, (written, shown) in promised.items():
             message = stored[written.channel].get(id)
             if (wrong := written.wrong(message)) is not None:
-                raise Failure(f"after what happened last: {wrong}")
+                raise Failure(f"after the last fault: {wrong}")
             for who, lengths in shown.items():
                 self._check_shown(id, who, lengths, message)
-        self.count("looks at all that is stored")
+        self.count("checks of the store")
 
     def _check_shown(self, id: str, who: str, lengths: list[int], message: Json | None) -> None:
         if message is None:
-            if not self.truth.written[id].plan.is_deleted:
+            if not self.acknowledged.messages[id].plan.is_deleted:
                 raise Failure(f"{id} was shown to {who} and is not stored")
             return
         for index, length in enumerate(lengths):
@@ -328,18 +328,18 @@ class World:
         return {one.name: list(one.shown.lengths[id]) for one in self.viewers if id in one.shown.lengths}
 
     def _channels(self) -> list[str]:
-        return sorted({one.channel for one in self.truth.written.values()})
+        return sorted({one.channel for one in self.acknowledged.messages.values()})
 
     async def stored(self, channel: str) -> dict[str, Json]:
-        """All messages of a channel as the server has them, newest first. Raises Failure when pages are wrong."""
+        """Return all messages of a channel from the server, newest first. Raises Failure if its pages are wrong."""
         messages: dict[str, Json] = {}
         before: int | None = None
         while True:
             query = f"?limit={HISTORY}" + (f"&before={before}" if before is not None else "")
             status, page = await self.server.get(f"/v1/channels/{channel}/messages{query}")
             if status != 200:
-                raise Failure(f"a page of {channel} was answered with {status}: {page}")
-            if (wrong := self.truth.wrong_epoch(channel, page["cursor"])) is not None:
+                raise Failure(f"a page of {channel} got status {status}: {page}")
+            if (wrong := self.acknowledged.wrong_epoch(channel, page["cursor"])) is not None:
                 raise Failure(wrong)
             for message in page["messages"]:
                 if before is not None and message["created"] >= before:
@@ -350,35 +350,35 @@ class World:
                 return messages
 
     async def finish(self) -> None:
-        """Let everything come to its end, and check that all agree; then once more after a last `kill -9`."""
+        """End the producers, check that store and viewers agree, and check it again after a last `kill -9`."""
         for fault_model in self._fault_models:
             await fault_model.end()
         await self._end_producers()
         self.note("producers have ended")
-        truth = await self._check_all_stored()
-        await self._check_views(self.viewers, truth)
+        stored = await self._check_all_stored()
+        await self._check_views(self.viewers, stored)
         self.note("viewers are equal")
-        await self._check_views(self._fresh_viewers(truth), truth)
-        await self._check_watchers(truth)
-        self.note("the end: all agree; kill -9, and again")
+        await self._check_views(self._fresh_viewers(stored), stored)
+        await self._check_watchers(stored)
+        self.note("store and viewers agree; kill -9, and once more")
         before = [viewer.connections for viewer in self.viewers]
         await self.server.kill()
         await self.server.start()
-        if await self._check_all_stored() != truth:
-            raise Failure("after the last kill -9 the server has something else than before")
+        if await self._check_all_stored() != stored:
+            raise Failure("the last kill -9 has changed the messages of the server")
         await self.until(
             lambda: all(one.connections > count for one, count in zip(self.viewers, before, strict=True)),
-            "all viewers to come back after the last kill -9",
+            "all viewers to reconnect after the last kill -9",
         )
-        await self._check_views(self.viewers, truth)
-        self.note("all agree again; the server is asked to end")
+        await self._check_views(self.viewers, stored)
+        self.note("store and viewers agree again; the server shuts down")
         self.check()
         await self._check_what_is_left()
-        self.count("messages", len(self.truth.written))
-        self.count("characters", self.truth.characters)
-        self.count("entries", sum(one.entries for one in self.truth.written.values()))
+        self.count("messages", len(self.acknowledged.messages))
+        self.count("characters", self.acknowledged.characters)
+        self.count("entries", sum(one.entries for one in self.acknowledged.messages.values()))
         self.count("connections of viewers", sum(one.connections for one in self.viewers))
-        self.count("refusals", len(self.truth.refusals))
+        self.count("refusals", len(self.acknowledged.refusals))
 
     async def _end_producers(self) -> None:
         for child in self.producers.values():
@@ -388,33 +388,33 @@ class World:
             try:
                 code = await child.ended(2 * PATIENCE_S)
             except TimeoutError:
-                raise Failure(f"producer {name} did not come to its end:\n{child.log[-LOG_CHARACTERS:]}") from None
+                raise Failure(f"producer {name} did not end:\n{child.log[-LOG_CHARACTERS:]}") from None
             if code:
                 raise Failure(f"producer {name} ended with {code}: {self._wrong}\n{child.log[-LOG_CHARACTERS:]}")
 
     async def _check_all_stored(self) -> dict[str, dict[str, Json]]:
-        """Every message, by channel: just what the producers sent, and not one entry more or less."""
-        truth = {}
+        """Return the messages of each channel; check that they are exactly those of the producers, entry by entry."""
+        stored = {}
         for channel in self._channels():
-            truth[channel] = messages = await self.stored(channel)
-            written = self.truth.of(channel)
+            stored[channel] = messages = await self.stored(channel)
+            written = self.acknowledged.of(channel)
             for id, one in written.items():
                 if (wrong := one.wrong(messages.get(id))) is not None:
-                    raise Failure(f"in the end: {wrong}")
+                    raise Failure(f"at the end: {wrong}")
                 if not one.is_over:
-                    raise Failure(f"in the end: nobody ended {id}")
+                    raise Failure(f"at the end: no producer has ended {id}")
             if strange := messages.keys() - written.keys():
-                raise Failure(f"messages in {channel} that nobody wrote: {strange}")
+                raise Failure(f"messages in {channel} that no producer wrote: {strange}")
             _, info = await self.server.get(f"/v1/channels/{channel}")
             entries = sum(one.entries for one in written.values())
             if self.counts_entries and info["serial"] != entries:
                 raise Failure(f"{channel} stands at serial {info['serial']}, and {entries} entries were acknowledged")
-        return truth
+        return stored
 
-    async def _check_views(self, viewers: Iterable[Viewer], truth: dict[str, dict[str, Json]]) -> None:
-        """Wait until each shows the truth, and nothing else."""
+    async def _check_views(self, viewers: Iterable[Viewer], stored: dict[str, dict[str, Json]]) -> None:
+        """Wait until each viewer shows exactly the stored messages."""
         for viewer in viewers:
-            messages = truth[viewer.watching.channel]
+            messages = stored[viewer.watching.channel]
             try:
                 await self.until(
                     lambda viewer=viewer, messages=messages: not self._differences(viewer, messages),  # type: ignore[misc]
@@ -438,27 +438,27 @@ class World:
 
     @staticmethod
     def _difference(viewer: Viewer, message: Json) -> str:
-        seen = viewer.messages.get(message["id"])
-        if seen is not None:
-            for index, (part, shown) in enumerate(zip(message.get("parts", []), seen.parts, strict=False)):
+        viewed = viewer.messages.get(message["id"])
+        if viewed is not None:
+            for index, (part, shown) in enumerate(zip(message.get("parts", []), viewed.parts, strict=False)):
                 if part.get("text", "") != shown.as_json().get("text", ""):
                     return f"{message['id']}, part {index}: {first_difference(part['text'], shown.text)}"
         return f"{message['id']}: {viewer.checker.differences(message)}"
 
-    def _fresh_viewers(self, truth: dict[str, Any]) -> list[Viewer]:
+    def _fresh_viewers(self, stored: dict[str, Any]) -> list[Viewer]:
         transports: tuple[Transport, ...] = ("sse", "eventsource", "ws", "poll")
-        return [self.view(f"fresh-{one}-{channel}", one, channel) for channel in truth for one in transports]
+        return [self.view(f"fresh-{one}-{channel}", one, channel) for channel in stored for one in transports]
 
-    async def _check_watchers(self, truth: dict[str, dict[str, Json]]) -> None:
-        """What viewers in processes of their own say they show."""
+    async def _check_watchers(self, stored: dict[str, dict[str, Json]]) -> None:
+        """Check the reports of the viewers in their own processes."""
         for child, watching, reports in self._watchers:
-            messages = truth[watching.channel]
+            messages = stored[watching.channel]
             child.tell(json.dumps({id: message["version"] for id, message in messages.items()}))
             child.close_input()
             try:
                 await child.ended(PATIENCE_S)
             except TimeoutError:
-                raise Failure(f"viewer {child.name} did not come to see everything:\n{child.log}") from None
+                raise Failure(f"viewer {child.name} did not receive all messages:\n{child.log}") from None
             if not reports or reports[0]["violations"]:
                 raise Failure(f"viewer {child.name}: {reports and reports[0]['violations']}\n{child.log}")
             for id in messages.keys() | reports[0]["messages"].keys():
@@ -467,7 +467,7 @@ class World:
                     raise Failure(f"viewer {child.name} shows {id} as {shown}, stored is {_short(messages.get(id))}")
 
     async def _check_what_is_left(self) -> None:
-        """The server ends when it is asked to, said nothing that it should not, and leaves a whole file."""
+        """Check that each server ends, that its log has no traceback, and that its file is intact."""
         for server in self._servers:
             if server.is_running:
                 server.signal(signal.SIGTERM)

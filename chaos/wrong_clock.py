@@ -1,12 +1,12 @@
-"""Starts `holdfast` with a wall clock that is wrong by as much as a file says, at every moment anew.
+"""Start `holdfast` with a wrong wall clock. A file holds the offset, which can change at any moment.
 
     python -P wrong_clock.py OFFSET_FILE serve …
 
 Layer: chaos.
 
-Run by its path, so that the clock is in place before anything of the product is imported.
-The file holds eight bytes, the offset in nanoseconds, and is mapped: whoever writes it sets the clock. Only the wall
-clock is wrong; the monotonic one goes on, as it does when a machine's clock is set.
+The program is started by its path, so the clock is replaced before the first import of the product. The file holds
+eight bytes, the offset in nanoseconds, and is mapped into memory: a write to it sets the clock. The monotonic clock
+stays right, as it does when the clock of a machine is set.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ _LAYOUT = struct.Struct("<q")
 
 
 def set_offset(path: Path, seconds: float) -> None:
-    """Set the clock of whoever was started with `path` to so many seconds ahead."""
+    """Set the clock of the program that was started with `path` ahead by `seconds`."""
     with path.open("r+b" if path.exists() else "w+b") as file:
-        file.write(_LAYOUT.pack(int(seconds * 1e9)))  # one write of eight bytes: never seen half done
+        file.write(_LAYOUT.pack(int(seconds * 1e9)))  # one write of eight bytes is never read in part
 
 
 def install(path: Path) -> None:
-    """Make this process's wall clock wrong by what stands in `path`."""
+    """Offset the wall clock of this process by the value in `path`."""
     with path.open("rb") as file:
         mapped = mmap.mmap(file.fileno(), _LAYOUT.size, access=mmap.ACCESS_READ)
     right_ns = time.time_ns

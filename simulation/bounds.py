@@ -1,15 +1,15 @@
-"""What a hub may hold: everything in it that can grow has a bound, and each is looked at while a run goes on.
+"""Bounds: all that can grow in a hub has a bound, and the simulator checks it during a run.
 
 Layer: simulation.
 
-`Bounds` is told of every step of a hub's process. After each it looks at what waits to be
-stored and at the deadlines; after one in `EVERY` at all parts of the hub, and at all that is held for viewers. What
-grows without bound does not shrink by itself, so that is seen a few callbacks later at most. It costs a quarter more
-processor time (93 ms a seed instead of 73); all of it after each step would cost three and a half times a run (330 ms).
+The loop calls `Bounds` after each step of a hub's process. After each step it checks the waiting requests and the
+deadlines; after one step in `EVERY` all parts of the hub, and all that it holds for viewers. A container without a
+bound does not shrink by itself, so a violation shows a few steps later. The checks take a quarter more processor time
+(93 ms per seed instead of 73); all checks after each step would take three and a half times as much as a run (330 ms).
 
-Most bounds are the product's own. A container without one may hold `SPARE` things, in a world of three channels and a
-dozen people; what is held for one viewer `HELD`, and a feed nothing at all: it has a position, and no queue. So a new
-cache or queue is found without being named here, unless it hangs on something that is not one of `_parts`.
+Most bounds are those of the product. Any other container may hold `SPARE` items in a world of three channels and a
+dozen actors. All that belongs to one viewer may hold `HELD` items, and a feed holds none: it has a position, and no
+queue. So `Bounds` also finds a new cache or queue, if one of the `_parts` refers to it.
 """
 
 from __future__ import annotations
@@ -26,38 +26,38 @@ from holdfast.hub.hub import HubCore
 from holdfast.hub.runtime import Runtime
 from holdfast.transports.app import App
 from holdfast.transports.session import Session
-from simulation.trace import Violation
+from oracle.violation import Violation
 
 EVERY = 16  # steps
 SPARE = 200  # 71 were seen at most
-HELD = 16  # things; a batch on its way is one
+HELD = 16  # items; a batch in transit is one
 HELD_CHARACTERS = 1_000  # of one text
-DROPPED = 1_000  # deadlines that are dropped and still in the heap, beside as many as there are
-PATIENCE_S = 30.0  # for housekeeping, when all is well
+DROPPED = 1_000  # dropped deadlines that are still in the heap, beside as many as are due
+PATIENCE_S = 30.0  # for housekeeping, without faults
 
 Part = tuple[
     object, int, Mapping[str, int]
-]  # what it is, the bound of its containers, and those with a bound of theirs
+]  # a part, the bound of its containers, and the containers with bounds of their own
 
 
 class Bounds:
-    """The bounds of one hub. `now_s` tells the time, `well_s` since when all is well."""
+    """The bounds of one hub. `now_s` returns the time, `healthy_s` the time since when no fault has an effect."""
 
-    def __init__(self, hub: HubCore, who: str, now_s: Callable[[], float], well_s: Callable[[], float]) -> None:
+    def __init__(self, hub: HubCore, who: str, now_s: Callable[[], float], healthy_s: Callable[[], float]) -> None:
         self._hub = hub
         self._who = who
         self._now_s = now_s
-        self._well_s = well_s
+        self._well_s = healthy_s
         self._left = EVERY
-        self._too_much_s: dict[str, float] = {}  # channels in memory with more than they may keep, and since when
+        self._too_much_s: dict[str, float] = {}  # channels in memory above their bound, and since when
 
     def stepped(self) -> None:
-        """A step was made. Raises Violation."""
+        """Check the hub after a step. Raises Violation."""
         if not self._hub.is_running:
             return
         runtime = self._hub.runtime
         committer, limits = runtime.committer, self._hub.limits
-        # A writer in this process waits with all it has as one item, which was there before it could be too many.
+        # A writer in this process waits as one item with all its text, beside the limit.
         if committer.waiting > limits.waiting_requests + len(runtime.writers):
             self._at_most("requests wait", committer.waiting, limits.waiting_requests + len(runtime.writers))
         if committer._waiting_bytes > limits.waiting_bytes:
@@ -67,17 +67,15 @@ class Bounds:
         self._left -= 1
         if self._left == 0:
             self._left = EVERY
-            self._look(runtime)
+            self._check_parts(runtime)
 
     def trimmed(self) -> None:
-        """Memory was freed right now: what may leave has left. Raises Violation."""
+        """Check after a trim that memory is within its bounds. Raises Violation."""
         for channel in self._hub.runtime.channels.values():
             if channel.trim_bytes is None and self._has_too_much(channel):
                 raise Violation(f"{self._who} {channel.name}: {channel.state.cost_bytes()} bytes are kept after a trim")
 
-    # -- inside ------------------------------------------------------------------------------------------------
-
-    def _look(self, runtime: Runtime) -> None:
+    def _check_parts(self, runtime: Runtime) -> None:
         for part, spare, own in self._parts(runtime):
             for name, value in _fields(part):
                 if isinstance(value, dict | list | set | deque):
@@ -87,11 +85,11 @@ class Bounds:
                 elif isinstance(value, str | bytes) and len(value) > HELD_CHARACTERS and spare <= HELD:
                     self._at_most(f"characters are in {type(part).__name__}.{name}", len(value), HELD_CHARACTERS)
         for name in self._too_much_s.keys() - runtime.channels.keys():
-            del self._too_much_s[name]  # it has left memory; what comes back has just come
+            del self._too_much_s[name]  # it has left memory; a channel of that name was loaded just now
         for channel in runtime.channels.values():
-            self._look_at_channel(channel)
+            self._check_channel(channel)
 
-    def _look_at_channel(self, channel: Channel) -> None:
+    def _check_channel(self, channel: Channel) -> None:
         name, presence_state, tail = channel.name, channel.presence_state, channel.state.tail
         kept = len(channel.batches.first) + len(channel.batches.live)
         self._at_most(f"encoded batches are kept for {name}", kept, batches.MAX_CACHED_BATCHES)
@@ -102,17 +100,19 @@ class Bounds:
         else:
             since_s = max(self._well_s(), self._too_much_s.setdefault(name, self._now_s()))
             if self._now_s() > since_s + PATIENCE_S:
-                raise Violation(f"{self._who} {name}: {channel.state.cost_bytes()} bytes are kept, and nobody trims it")
+                raise Violation(
+                    f"{self._who} {name}: {channel.state.cost_bytes()} bytes are kept, and no trim frees them"
+                )
 
     def _has_too_much(self, channel: Channel) -> bool:
-        """Is there something in memory that is over and need not be there?"""
+        """Return whether memory above the bound holds a message or command that is over."""
         state = channel.state
         is_over = any(not message.is_open for message in state.messages.values())
         is_over = is_over or any(not command.is_open for command in state.commands.values())
         return is_over and state.cost_bytes() > self._hub.limits.channel_bytes
 
     def _parts(self, runtime: Runtime) -> Iterator[Part]:
-        """Everything that a hub is made of, with the bounds of what it holds."""
+        """Yield all parts of the hub, with the bounds of their containers."""
         committer, leases, scheduler = runtime.committer, runtime.leases, runtime.scheduler
         waiting = committer.waiting
         yield self._hub, SPARE, {}
@@ -135,7 +135,7 @@ class Bounds:
             yield runner, SPARE, {}
         for channel in runtime.channels.values():
             yield from self._parts_of_channel(channel)
-        app = vars(self._hub).get("_asgi")  # made at the first request
+        app = vars(self._hub).get("_asgi")  # created at the first request
         if isinstance(app, App):
             running = sum(turn.is_taken for turns in scheduler._turns.values() for turn in turns)
             yield from self._parts_of_app(app, running)
@@ -144,7 +144,7 @@ class Bounds:
         state, presence_state = channel.state, channel.presence_state
         yield channel, SPARE, {"_absent": channels.KEPT_ABSENT + 1_000}
         yield channel.batches, batches.MAX_CACHED_BATCHES, {}
-        yield state, SPARE, {"messages": 1_000_000, "commands": 1_000_000}  # by their bytes
+        yield state, SPARE, {"messages": 1_000_000, "commands": 1_000_000}  # bounded by their bytes
         yield state.tail, SPARE, {"ops": states.TAIL_ENTRIES, "_sizes": len(state.tail.ops)}
         members = {
             "_members": self._hub.limits.members,
@@ -167,8 +167,8 @@ class Bounds:
         for socket in app._sockets._open:
             session = socket.session
             unanswered = session._unanswered + len(session._replies)
-            # A turn is given without having been asked for, and a farewell said.
-            self._at_most("answers are owed by a socket", unanswered, self._hub.limits.socket_requests + turns + 2)
+            # A turn and a bye are sent without a request.
+            self._at_most("responses of a socket are due", unanswered, self._hub.limits.socket_requests + turns + 2)
             yield socket, HELD, {"_tasks": session._unanswered + len(session._attachments) + HELD}
             yield session, HELD, {"_replies": unanswered}
             yield socket.sender, HELD, {}
@@ -194,7 +194,7 @@ class Bounds:
 
 
 def _fields(part: object) -> Iterator[tuple[str, object]]:
-    """All that an object refers to, by name."""
+    """Yield all attributes of an object, by name."""
     for name in _slots(type(part)):
         yield name, getattr(part, name, None)
     yield from getattr(part, "__dict__", {}).items()

@@ -2,10 +2,10 @@
 
 Layer: simulation.
 
-Time stands still while anything can run and then jumps, so a minute costs what happens in
-it. A `Process` owns every task and timer that was begun in its context, as an operating system does: when it is held
-(killed or stopped) none of them runs any more, not even a `finally`. Timers of one deadline run in the order in which
-they were made; nothing here is drawn from the seed, so that a run cannot depend on the order of a set.
+Time stands still while a step can run, and then jumps, so a minute costs only the time of its events. A `Process` owns
+all tasks and timers that begin in its context, as an operating system does: while it is held (killed or stopped) none
+of them runs, not even a `finally`. Timers of one deadline run in the order in which they were made. The loop draws no
+random numbers, so a run cannot depend on the order of a set.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from holdfast.hub.clock import Clock
 
 T = TypeVar("T")
 
-START_MS = 1_750_000_000_000  # some day in 2025
-MAX_STEPS_AT_ONCE = 50_000  # that many callbacks without time moving is a loop that waits for nothing …
+START_MS = 1_750_000_000_000  # a day in 2025
+MAX_STEPS_AT_ONCE = 50_000  # a loop that makes so many steps at one moment never waits
 SHOWN_STEPS = 5  # of such a loop
-MAX_STEPS_A_SECOND = 200_000  # … and that many in a second one that waits for next to nothing (2,400 are common)
+MAX_STEPS_A_SECOND = 200_000  # a loop that makes so many steps in one second waits too shortly (2,400 are common)
 
 
 class Stuck(Exception):
-    """Nothing is left to happen, or it happens for ever at one moment. `where` says who makes the steps."""
+    """Raised if no step can ever run, or if steps run without end at one moment. `where` names the steps."""
 
     def __init__(self, what: str, where: str = "") -> None:
         super().__init__(what)
@@ -37,7 +37,7 @@ class Stuck(Exception):
 
 
 class Process:
-    """Everything that one process of an operating system runs. Begin work in it with `run` or `start`."""
+    """All that one process of an operating system runs. Begin work in it with `run` or `start`."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -45,13 +45,13 @@ class Process:
         self.context = contextvars.copy_context()
         self.context.run(_process.set, self)
         self.is_held = False
-        self.held: list[asyncio.Handle] = []  # what would have run since
-        self.after_step: Callable[[], None] | None = None  # called after each
+        self.held: list[asyncio.Handle] = []  # steps that were due while it was held
+        self.after_step: Callable[[], None] | None = None  # called after each step
         self._fuse = 0
         self._burnt: Callable[[], None] | None = None
 
     def run(self, call: Callable[[], T]) -> T:
-        """Call `call` inside of the process, now."""
+        """Call `call` in the process now."""
         return self.context.copy().run(call)
 
     def start(self, loop: VirtualLoop, job: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
@@ -59,11 +59,11 @@ class Process:
         return loop.create_task(job, context=self.context.copy())
 
     def after_steps(self, steps: int, call: Callable[[], None]) -> None:
-        """Call `call` right after the process has made so many more steps, that is: between any two."""
+        """Call `call` after the next `steps` steps of the process."""
         self._fuse, self._burnt = steps, call
 
     def stepped(self) -> None:
-        """For the loop: the process made a step."""
+        """Count a step of the process. The loop calls this."""
         if self._fuse:
             self._fuse -= 1
             if not self._fuse and self._burnt is not None:
@@ -73,7 +73,7 @@ class Process:
 
 
 _process: contextvars.ContextVar[Process | None] = contextvars.ContextVar("process", default=None)
-NOWHERE = contextvars.Context()  # where the network and the disk run: no process
+NOWHERE = contextvars.Context()  # of the network and the disk, which belong to no process
 
 
 class _Step(asyncio.Handle):
@@ -87,7 +87,7 @@ class _Timer(asyncio.TimerHandle):
 
 
 class _Task(asyncio.Task[Any]):
-    """A task that hashes by its number, not its address: sets of tasks have one order in every process."""
+    """A task that hashes by its number, not by its address, so sets of tasks have one order in every process."""
 
     def __init__(self, number: int, coro: Any, **options: Any) -> None:
         self._number = number
@@ -105,19 +105,19 @@ class VirtualLoop(asyncio.BaseEventLoop):
         self._tasks_made = 0
         self.set_task_factory(self._new_task)
         self.steps = 0
-        self.complaints: list[str] = []  # what asyncio had to say, e.g. of exceptions that nobody took
+        self.complaints: list[str] = []  # reports of asyncio, for example exceptions that were never retrieved
         self._now_s = 0.0
         self._due: deque[_Step | _Timer] = deque()
         self._timers: list[tuple[float, int, _Timer]] = []
         self._made = 0
         self._steps_at_once = 0
-        self._second_s = 0.0  # when the second began in which steps are counted, …
-        self._second_steps = 0  # … and how many had been made by then
+        self._second_s = 0.0  # the beginning of the second in which steps are counted
+        self._second_steps = 0  # how many steps had run by then
 
     def time(self) -> float:
         return self._now_s
 
-    def call_soon(  # type: ignore[override]  # the type of `args` is asyncio's own business
+    def call_soon(  # type: ignore[override]  # asyncio's type of `args` is private
         self, callback: Callable[..., Any], *args: Any, context: Any = None
     ) -> asyncio.Handle:
         step = _Step(callback, args, self, context)
@@ -149,13 +149,13 @@ class VirtualLoop(asyncio.BaseEventLoop):
         self.complaints.append(f"{context.get('message')}: {error!r}" if error is not None else str(context["message"]))
 
     def thaw(self, process: Process) -> None:
-        """Let a held process go on: what was due in the meantime runs now."""
+        """Release a held process: it runs the steps that were due in the meantime."""
         process.is_held = False
         held, process.held = process.held, []
         self._due.extend(held)  # type: ignore[arg-type]
 
-    def go_on(self) -> None:
-        """After `Stuck`: try again for as long."""
+    def resume(self) -> None:
+        """Continue after `Stuck`, with new bounds."""
         self._steps_at_once = 0
         self._second_s, self._second_steps = self._now_s, self.steps
 
@@ -164,7 +164,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
         return _Task(self._tasks_made, coro, loop=loop, **options)
 
     def _run_once(self) -> None:
-        """What `run_forever` repeats: run what is due; if nothing is, let time jump."""
+        """Run the due steps; otherwise jump to the next deadline. `run_forever` repeats this."""
         if not self._due:
             self._jump()
         for _ in range(len(self._due)):
@@ -184,18 +184,18 @@ class VirtualLoop(asyncio.BaseEventLoop):
             self._steps_at_once += 1
             if self._steps_at_once > MAX_STEPS_AT_ONCE:
                 self._due.appendleft(handle)
-                raise Stuck(f"time stands still at {self._now_s:.3f} s: something waits without waiting", self._where())
+                raise Stuck(f"time stands still at {self._now_s:.3f} s: a loop never waits", self._where())
 
     def _where(self) -> str:
-        """What is due now."""
-        return "\n".join(_told(handle) for handle in list(self._due)[:SHOWN_STEPS])
+        """Return the due steps as text."""
+        return "\n".join(_describe(handle) for handle in list(self._due)[:SHOWN_STEPS])
 
     def _jump(self) -> None:
         timers = self._timers
         while timers and timers[0][2].cancelled():
             heapq.heappop(timers)
         if not timers:
-            raise Stuck("nothing is left to happen: somebody waits for what will never come")
+            raise Stuck("no step is left: a task waits for an event that never comes")
         when = timers[0][0]
         if when > self._now_s:
             self._now_s = when
@@ -208,12 +208,12 @@ class VirtualLoop(asyncio.BaseEventLoop):
         if self._now_s - self._second_s >= 1.0:
             self._second_s, self._second_steps = self._now_s, self.steps
         elif self.steps - self._second_steps > MAX_STEPS_A_SECOND:
-            what = f"time creeps at {self._now_s:.3f} s: something waits for next to nothing, again and again"
-            raise Stuck(what, "\n".join(_told(timer) for _, _, timer in self._timers[:SHOWN_STEPS]))
+            what = f"time creeps at {self._now_s:.3f} s: a loop waits too shortly, again and again"
+            raise Stuck(what, "\n".join(_describe(timer) for _, _, timer in self._timers[:SHOWN_STEPS]))
 
 
-def _told(handle: asyncio.Handle) -> str:
-    """Whose step it is, and where a task waits."""
+def _describe(handle: asyncio.Handle) -> str:
+    """Return the step as text; of a task, the places where it waits."""
     task = getattr(getattr(handle, "_callback", None), "__self__", None)
     if not isinstance(task, asyncio.Task):
         return repr(handle)
@@ -226,7 +226,7 @@ def _told(handle: asyncio.Handle) -> str:
 
 
 class SimClock(Clock):
-    """A hub's wall clock: virtual time and ids from the seed. It may be set back or forth (`skew_ms`)."""
+    """A hub's wall clock: virtual time, and ids from the seed. `skew_ms` sets it to another time."""
 
     def __init__(self, loop: VirtualLoop, draw: Random) -> None:
         super().__init__()

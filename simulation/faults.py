@@ -1,9 +1,9 @@
-"""The fault_model: how likely everything is that can go wrong, for one run.
+"""The fault model: how likely each fault is, for one run.
 
 Layer: simulation.
 
-Each seed has a climate of its own, in which most things are fine and a few are bad: faults of
-one kind in quick succession find what a little of everything never does. `calm` ends it.
+Each seed draws its own model, in which most rates are zero and a few are high: many faults of one kind find bugs that a
+few faults of each kind do not. `calm` ends all faults.
 """
 
 from __future__ import annotations
@@ -14,21 +14,21 @@ from random import Random
 
 @dataclass
 class FaultModel:
-    """Rates are per second, chances from 0 to 1, the rest is seconds."""
+    """Rates are per second, chances from 0 to 1, all other values seconds."""
 
     latency_s: tuple[float, float] = (0.001, 0.02)
     cut_rate: float = 0.0  # of a connection: it breaks
-    hole_chance: float = 0.0  # of a cut: nobody is told, and everything is swallowed
-    stall_chance: float = 0.0  # of a viewer at each batch: it reads nothing for a while
-    split_chance: float = 0.0  # of a piece of a stream: it arrives in pieces
+    hole_chance: float = 0.0  # of a cut: neither side notices it, and all later bytes are lost
+    stall_chance: float = 0.0  # of a viewer at each batch: it reads no bytes for a while
+    split_chance: float = 0.0  # of a chunk of a stream: it arrives in two pieces
     room_bytes: int = 100_000  # in flight on a connection before the sender has to wait
     store_s: tuple[float, float] = (0.0005, 0.005)
-    slow_chance: float = 0.0  # of a store's answer: it takes very long
-    down_chance: float = 0.0  # of a call of the store: it is refused, nothing was done
-    unknown_chance: float = 0.0  # of a commit: nobody is told whether it was stored
+    slow_chance: float = 0.0  # of a response of the store: it takes very long
+    down_chance: float = 0.0  # of a call of the store: it is refused and not carried out
+    unknown_chance: float = 0.0  # of a commit: its outcome stays unknown
 
     def calm(self) -> None:
-        """From now on nothing fails, and little is slow."""
+        """End all faults and long latencies."""
         self.latency_s = self.store_s = (0.0005, 0.005)
         self.cut_rate = self.hole_chance = self.stall_chance = 0.0
         self.slow_chance = self.down_chance = self.unknown_chance = 0.0
@@ -36,7 +36,7 @@ class FaultModel:
 
     @classmethod
     def drawn(cls, draw: Random) -> FaultModel:
-        """A climate."""
+        """Return a random model."""
 
         def maybe(chance: float, low: float, high: float) -> float:
             return draw.uniform(low, high) if draw.random() < chance else 0.0

@@ -1,12 +1,11 @@
-"""A network: connections that delay, stall, swallow and break, and an ASGI server at one end of them.
+"""A network: connections that delay, stall, swallow and break, with an ASGI server at one end.
 
 Layer: simulation.
 
-What is sent on one connection arrives in order; a break loses the rest of it, in both
-directions, and a hole swallows everything and tells nobody. So a request may be carried out and its answer lost. The
-server's end speaks ASGI to the real app, with backpressure: `send` waits while too much is in flight. Everything that
-arrives carries the stamp of the truth at the moment it was sent, so that it can be checked against what was stored
-then, not what is stored by now.
+Bytes on one connection arrive in order. A break loses the bytes in flight, in both directions. A hole swallows all
+later bytes, and neither side notices it. So a request can be carried out and its response lost. The server's end speaks
+ASGI to the real app, with backpressure: `send` waits while too many bytes are in flight. All that arrives carries the
+stamp of the log (`StoredLogs.stamp`) at which it was sent, so an oracle compares it with the log of that moment.
 """
 
 from __future__ import annotations
@@ -18,43 +17,44 @@ from random import Random
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from holdfast.app import Hub
+from oracle.log import StoredLogs
+from oracle.violation import Violation
 from simulation.clock import NOWHERE, Process, VirtualLoop
 from simulation.faults import FaultModel
-from simulation.trace import Trace, Violation
-from simulation.truth import Truth
+from simulation.trace import Trace
 
 T = TypeVar("T")
 
-DEAD_S = 60.0  # after which somebody at the end of a hole gives up
+DEAD_S = 60.0  # after which an end of a hole closes the connection
 
 
-class Lost(Exception):
-    """The connection is gone, or was never there; what was asked may have been done all the same."""
+class ConnectionLost(Exception):
+    """The connection is gone, or was never opened; a request on it may have been carried out."""
 
 
 class Head(NamedTuple):
-    """The beginning of an answer; `stamp` as of `Data`, since there are answers without any."""
+    """The head of a response; `stamp` as in `Data`, because a response can have no data."""
 
     status: int
     stamp: int
 
 
 class Data(NamedTuple):
-    """Bytes of an answer, or a frame of a socket; `stamp` is that of the truth when it was sent."""
+    """Bytes of a response, or a frame of a socket; `stamp` is that of the log when it was sent."""
 
     data: bytes
     stamp: int
 
 
 class End(NamedTuple):
-    """The orderly end of an answer."""
+    """The regular end of a response."""
 
 
 class Pipe(Generic[T]):
     """One direction of a connection."""
 
     def __init__(self, loop: VirtualLoop, fault_model: FaultModel, draw: Random) -> None:
-        self.is_over = False  # nothing arrives any more
+        self.is_over = False  # no item arrives any more
         self.is_hole = False
         self._loop = loop
         self._fault_model = fault_model
@@ -67,11 +67,11 @@ class Pipe(Generic[T]):
 
     @property
     def is_full(self) -> bool:
-        """Must the sender wait?"""
+        """Return whether the sender must wait."""
         return self._in_flight > self._fault_model.room_bytes and not self.is_over
 
     def put(self, item: T, size: int) -> None:
-        """Send `item` on its way."""
+        """Send `item`."""
         if self.is_over or self.is_hole:
             return
         self._in_flight += size
@@ -79,19 +79,19 @@ class Pipe(Generic[T]):
         self._loop.call_at(self._last_s, self._arrive, item, size, context=NOWHERE)
 
     def end(self) -> None:
-        """After what was sent nothing more will come."""
+        """Close this direction after the bytes in flight."""
         self._last_s = max(self._last_s, self._loop.time() + self._draw.uniform(*self._fault_model.latency_s))
         self._loop.call_at(self._last_s, self.cut, context=NOWHERE)
 
     def cut(self) -> None:
-        """What has not arrived by now never will."""
+        """Drop the bytes in flight and close this direction."""
         if not self.is_over:
             self.is_over = True
             _tell(self._news)
             _tell(self._room)
 
     async def take(self) -> T | None:
-        """The next thing that arrived; None when nothing more will."""
+        """Return the next item, or None after the end."""
         while not self._arrived:
             if self.is_over:
                 return None
@@ -104,7 +104,7 @@ class Pipe(Generic[T]):
         return item
 
     async def until_room(self) -> None:
-        """Wait until more may be sent."""
+        """Wait until the sender may send again."""
         while self.is_full:
             if self._room is None or self._room.done():
                 self._room = self._loop.create_future()
@@ -122,12 +122,12 @@ def _tell(waiter: asyncio.Future[None] | None) -> None:
 
 
 class Connection:
-    """Both directions, and what may happen to them."""
+    """Both directions of a connection, and its faults."""
 
     def __init__(self, net: Network, process: Process, draw: Random) -> None:
         self.process = process
-        self.ended_s: float | None = None  # when the server was done with it
-        self.sent_s = 0.0  # when its client asked for something last
+        self.ended_s: float | None = None  # when the server closed it
+        self.sent_s = 0.0  # when its client last sent a request
         self.up: Pipe[str] = Pipe(net.loop, net.fault_model, draw)
         self.down: Pipe[Head | Data | End] = Pipe(net.loop, net.fault_model, draw)
         self._net = net
@@ -136,8 +136,8 @@ class Connection:
         if net.fault_model.cut_rate:
             net.loop.call_later(draw.expovariate(net.fault_model.cut_rate), self._fault_strikes, context=NOWHERE)
 
-    def leave(self) -> None:
-        """The client goes; the server hears of it later."""
+    def close(self) -> None:
+        """Close the client's end; the server notices it later."""
         self.down.cut()
         if self.up.is_hole:
             return
@@ -145,13 +145,13 @@ class Connection:
         self._forget()
 
     def break_off(self) -> None:
-        """The connection breaks: neither side gets what is under way."""
+        """Break the connection: both directions lose the bytes in flight."""
         self.up.cut()
         self.down.cut()
         self._forget()
 
     def process_died(self) -> None:
-        """The other machine closes what its process had open; what it had sent may still arrive."""
+        """Close the server's end, as the operating system does for a dead process; sent bytes may still arrive."""
         self.up.cut()
         if not self.down.is_hole:
             if self._draw.random() < 0.5:
@@ -161,7 +161,7 @@ class Connection:
             self._forget()
 
     def swallow(self) -> None:
-        """From now on everything vanishes."""
+        """Turn the connection into a hole."""
         self.up.is_hole = self.down.is_hole = True
         self._net.loop.call_later(DEAD_S, self.break_off, context=NOWHERE)
 
@@ -181,17 +181,17 @@ class Connection:
 class Network:
     """All connections."""
 
-    def __init__(self, loop: VirtualLoop, fault_model: FaultModel, truth: Truth, trace: Trace) -> None:
+    def __init__(self, loop: VirtualLoop, fault_model: FaultModel, stored: StoredLogs, trace: Trace) -> None:
         self.loop = loop
         self.fault_model = fault_model
-        self.truth = truth
+        self.stored = stored
         self.trace = trace
         self.open: dict[Connection, None] = {}
 
     def connect(
         self, process: Process, hub: Hub, scope: MutableMapping[str, Any], body: str, draw: Random
     ) -> Connection:
-        """A connection to `hub`, and the request that it carries."""
+        """Open a connection to `hub` that carries one request."""
         connection = Connection(self, process, draw)
         self.open[connection] = None
         exchange = Exchange(connection, self, draw, body)
@@ -201,12 +201,12 @@ class Network:
         return connection
 
     def process_died(self, process: Process) -> None:
-        """Close what `process` had open."""
+        """Close the server's end of all connections of `process`."""
         for connection in [one for one in self.open if one.process is process]:
             connection.process_died()
 
     def break_all(self, *, holes_only: bool = False) -> None:
-        """Break every connection; or only those that swallow everything."""
+        """Break all connections, or only the holes."""
         for connection in list(self.open):
             if connection.up.is_hole or not holes_only:
                 connection.break_off()
@@ -220,12 +220,12 @@ class Network:
 
 
 class Exchange:
-    """The server's side of one connection: what an ASGI server does."""
+    """The server's end of one connection: the work of an ASGI server."""
 
     def __init__(self, connection: Connection, net: Network, draw: Random, body: str) -> None:
         self._connection = connection
         self._loop = net.loop
-        self._truth = net.truth
+        self._stored = net.stored
         self._trace = net.trace
         self._fault_model = net.fault_model
         self._draw = draw
@@ -234,14 +234,14 @@ class Exchange:
         self._is_socket = False
 
     async def run(self, hub: Hub, scope: MutableMapping[str, Any]) -> None:
-        """Carry one request, or one socket, to its end. What the app raises breaks the connection, as servers do."""
+        """Carry one request, or one socket, to its end. An exception of the app breaks the connection."""
         self._is_socket = scope["type"] == "websocket"
         try:
             await hub(scope, self.receive, self.send)
         except OSError:
-            pass  # how a server says that the peer has left; apps may let it through
+            pass  # a server reports a closed connection like this, and an app may pass the error on
         except Exception as error:
-            self._trace.violate(Violation(f"the app raised {error!r} at its server"))
+            self._trace.violate(Violation(f"the app raised {error!r}"))
         finally:
             self._connection.ended_s = self._loop.time()
             self._connection.down.end()
@@ -260,23 +260,23 @@ class Exchange:
         return {"type": "websocket.disconnect", "code": 1006} if self._is_socket else {"type": "http.disconnect"}
 
     async def send(self, message: MutableMapping[str, Any]) -> None:
-        """ASGI's `send`: returns when there is room for more."""
+        """ASGI's `send`; it waits while too many bytes are in flight."""
         down = self._connection.down
         if down.is_over and self._is_socket:
-            raise OSError("the peer has left")
+            raise OSError("the client has closed the connection")
         match message["type"]:
             case "http.response.start":
-                down.put(Head(message["status"], self._truth.stamp), 20)
+                down.put(Head(message["status"], self._stored.stamp), 20)
             case "http.response.body":
                 for piece in self._pieces(message.get("body", b"")):
-                    down.put(Data(piece, self._truth.stamp), len(piece))
+                    down.put(Data(piece, self._stored.stamp), len(piece))
                 if not message.get("more_body", False):
                     down.put(End(), 1)
             case "websocket.accept":
-                down.put(Head(101, self._truth.stamp), 20)
+                down.put(Head(101, self._stored.stamp), 20)
             case "websocket.send":
                 text = message["text"].encode()
-                down.put(Data(text, self._truth.stamp), len(text))
+                down.put(Data(text, self._stored.stamp), len(text))
             case "websocket.close":
                 down.put(End(), 1)
                 down.end()
@@ -284,7 +284,7 @@ class Exchange:
             await down.until_room()
 
     def _pieces(self, body: bytes) -> list[bytes]:
-        """A network knows no events: bytes come in pieces of any size."""
+        """Split the body at a random byte, or not: a network does not know events."""
         if len(body) < 2 or self._draw.random() >= self._fault_model.split_chance:
             return [body] if body else []
         cut = self._draw.randrange(1, len(body))
@@ -292,7 +292,7 @@ class Exchange:
 
 
 class Response(NamedTuple):
-    """What a request got."""
+    """The whole response to a request."""
 
     status: int
     body: bytes
@@ -300,7 +300,7 @@ class Response(NamedTuple):
 
 
 class HttpClient:
-    """Somebody who opens connections to one process after another."""
+    """A client that opens connections to one process after another."""
 
     def __init__(self, net: Network, draw: Random) -> None:
         self._net = net
@@ -309,7 +309,7 @@ class HttpClient:
     async def request(
         self, process: Process, hub: Hub, method: str, path: str, body: str = "", *, query: str = "", patience_s: float
     ) -> Response:
-        """Ask and wait for the whole answer. Raises Lost."""
+        """Send a request and wait for the whole response. Raises ConnectionLost."""
         stream = await self.stream(process, hub, method, path, body, query=query, patience_s=patience_s)
         pieces: list[bytes] = []
         stamp = stream.stamp
@@ -320,9 +320,9 @@ class HttpClient:
                     pieces.append(piece.data)
                     stamp = max(stamp, piece.stamp)
         except TimeoutError:
-            raise Lost("no answer") from None
+            raise ConnectionLost("no response") from None
         finally:
-            stream.leave()
+            stream.close()
         return Response(stream.status, b"".join(pieces), stamp)
 
     async def stream(
@@ -337,7 +337,7 @@ class HttpClient:
         headers: list[tuple[bytes, bytes]] | None = None,
         patience_s: float,
     ) -> Stream:
-        """Ask and wait for the head of an answer. Raises Lost."""
+        """Send a request and wait for the head of the response. Raises ConnectionLost."""
         scope = {
             "type": "http",
             "method": method,
@@ -351,7 +351,7 @@ class HttpClient:
         return await self._open(process, hub, scope, body, patience_s)
 
     async def socket(self, process: Process, hub: Hub, *, client: str = "", patience_s: float) -> Stream:
-        """Open a WebSocket, by the name of `client`. Raises Lost."""
+        """Open a WebSocket with the client id `client`. Raises ConnectionLost."""
         scope = {
             "type": "websocket",
             "path": "/v1/ws",
@@ -372,47 +372,47 @@ class HttpClient:
             async with asyncio.timeout(patience_s):
                 head = await connection.down.take()
         except (TimeoutError, asyncio.CancelledError) as error:
-            connection.leave()
+            connection.close()
             if isinstance(error, asyncio.CancelledError):
                 raise
-            raise Lost("nobody answers") from None
+            raise ConnectionLost("no response") from None
         if not isinstance(head, Head):
-            connection.leave()
-            raise Lost("refused")
+            connection.close()
+            raise ConnectionLost("refused")
         return Stream(connection, head)
 
 
 class Stream:
-    """The client's side of an answer that goes on, or of a socket."""
+    """The client's end of a streamed response or a socket."""
 
     def __init__(self, connection: Connection, head: Head) -> None:
         self.status, self.stamp = head
-        self.has_ended = False  # in good order: nothing more is to come
+        self.has_ended = False  # the response has ended regularly
         self.connection = connection
 
     async def take(self) -> Data:
-        """What comes next; empty at the end. Raises Lost when the connection breaks before it."""
+        """Return the next data; empty at the regular end. Raises ConnectionLost if the connection breaks first."""
         item = await self.connection.down.take()
         if isinstance(item, Data):
             return item
         if isinstance(item, End):
             self.has_ended = True
             return Data(b"", 0)
-        raise Lost("the connection broke")
+        raise ConnectionLost("the connection broke")
 
     def send(self, text: str) -> None:
         """Send a frame."""
         self.connection.up.put(text, len(text))
 
-    def leave(self) -> None:
+    def close(self) -> None:
         """Close the connection."""
-        self.connection.leave()
+        self.connection.close()
 
 
 async def within(seconds: float, wait: Callable[[], Awaitable[T]]) -> T:
-    """What `wait()` gives within `seconds`. Raises Lost."""
+    """Return the result of `wait()`. Raises ConnectionLost after `seconds`."""
     try:
         async with asyncio.timeout(seconds):
             return await wait()
     except TimeoutError:
-        raise Lost("nothing came") from None
+        raise ConnectionLost("no data") from None

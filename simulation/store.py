@@ -1,13 +1,13 @@
-"""A store that is slow, fails, does not say whether it stored, and loses power.
+"""A store that is slow, fails, leaves the outcome of a commit unknown, and loses power.
 
 Layer: simulation.
 
-`SimStore` is what outlives processes: the disk, or the server. A hub reaches it by a
-`StoreLine`, which is a `Store` like any other. What is carried out is told to the `Truth` at once, before anybody is
-answered. An exclusive store is embedded: it does one thing after another, and what waits when its process dies may or
-may not be done. A shared one is a server: it does what it was sent, whoever died meanwhile, and in any order.
+`SimStore` outlives the processes, as a disk or a database server does. A hub reaches it through a `StoreClient`, which
+is a `Store` as any other. The store passes each write to `StoredLogs` before it responds. An exclusive store is
+embedded: it carries out one call after another, and calls that wait when its process dies may be lost. A shared store
+is a server: it carries out each call that it received, in any order.
 
-What is stored is kept by the real `MemoryStore`; after each write its documents are restored and compared.
+The real `MemoryStore` keeps the data. After each write its documents are restored and compared with the log.
 """
 
 from __future__ import annotations
@@ -35,43 +35,46 @@ from holdfast.stores.base import (
     Write,
 )
 from holdfast.stores.memory import MemoryStore
+from oracle.log import EpochLog, StoredLogs, client_command, describe
+from oracle.promises import TROUBLE_S, Promises
+from oracle.violation import Violation
 from simulation.clock import NOWHERE, Process, VirtualLoop
 from simulation.faults import FaultModel
-from simulation.ledger import TROUBLE_S, Ledger
-from simulation.trace import Trace, Violation
-from simulation.truth import Life, Truth, seen, shown
+from simulation.trace import Trace
 
 if TYPE_CHECKING:
-    from simulation.hooks import HookRecorder
+    from simulation.hooks import Hooks
 
 T = TypeVar("T")
-Done = tuple[str, tuple[Any, ...], dict[str, Any]]  # a call that changed something, to be done again
+Done = tuple[str, tuple[Any, ...], dict[str, Any]]  # a call that changed data, to be repeated after a power cut
 
 
 class SimStore:
-    """Where everything is kept."""
+    """The data of all channels, and the faults of the store."""
 
     def __init__(
-        self, loop: VirtualLoop, fault_model: FaultModel, truth: Truth, trace: Trace, *, is_exclusive: bool
+        self, loop: VirtualLoop, fault_model: FaultModel, stored: StoredLogs, trace: Trace, *, is_exclusive: bool
     ) -> None:
         self.loop = loop
         self.fault_model = fault_model
         self.is_exclusive = is_exclusive
         self.down_until_s = 0.0
-        self.free_at_s = 0.0  # an exclusive store does one thing after another
-        self.busy_until_s = 0.0  # what was asked so far is carried out and answered by then
+        self.free_at_s = 0.0  # an exclusive store carries out one call after another
+        self.busy_until_s = 0.0  # by then all calls so far are carried out and have their responses
         self.memory = MemoryStore()
-        self.ledger: Ledger | None = None  # told of what is stored, where somebody keeps one
-        self.hook_recorder: HookRecorder | None = None  # of hooks, told of what is noted
-        self._truth = truth
+        self.promises: Promises | None = None
+        self.hooks: Hooks | None = None
+        self._stored = stored
         self.trace = trace
         self._done: list[Done] = []
-        self._synced = 0  # so many of them survive a power cut, if the store is set to gamble
+        self._synced = (
+            0  # how many of them survive a power cut, if the store acknowledges writes before they are durable
+        )
         self._epochs = 0
 
-    def connect(self, process: Process, draw: Random) -> StoreLine:
-        """A way to the store for one process."""
-        return StoreLine(self, process, draw)
+    def connect(self, process: Process, draw: Random) -> StoreClient:
+        """Return the store's client in one process."""
+        return StoreClient(self, process, draw)
 
     def commit(self, who: str, writes: Sequence[Write]) -> list[Committed | Conflict]:
         """Carry out `writes` now."""
@@ -80,15 +83,15 @@ class SimStore:
             if isinstance(result, Conflict):
                 self.trace.add(f"store {who} {write.channel} expected {write.expected}: conflict at {result.head}")
                 continue
-            entries = " ".join(shown(entry.op) for entry in write.entries)
+            entries = " ".join(describe(entry.op) for entry in write.entries)
             documents = " ".join(document.id for document in write.documents)
             self.trace.add(
                 f"store {who} {write.channel} {write.epoch}:{write.expected} + {len(write.entries)} {entries}"
                 + (f" documents {documents}" if documents else "")
             )
-            self._truth.applied(write)
-            if self.ledger is not None:
-                self.ledger.stored(write)
+            self._stored.apply(write)
+            if self.promises is not None:
+                self.promises.apply(write)
             self._done.append(("commit", ([write],), {}))
             self.audit(write.channel, {entry.op.id: None for entry in write.entries})
             self.audit(write.channel, {document.id: None for document in write.documents})
@@ -97,9 +100,9 @@ class SimStore:
     def delete_channel(self, who: str, channel: str, used_up: Sequence[str], until_ms: int) -> Head:
         """Empty the channel now."""
         self.trace.add(f"store {who} {channel} deleted, used up: {' '.join(used_up)}")
-        self._truth.channel_deleted(channel, used_up)
-        if self.ledger is not None:
-            self.ledger.forget([channel])
+        self._stored.delete_channel(channel, used_up)
+        if self.promises is not None:
+            self.promises.forget([channel])
         fields = {"used_up": used_up, "until_ms": until_ms}
         self._done.append(("delete_channel", (channel,), fields))
         return _now(self.memory.delete_channel(channel, used_up=used_up, until_ms=until_ms))
@@ -108,36 +111,38 @@ class SimStore:
         """Keep notes now."""
         _now(self.memory.note(values))
         self._done.append(("note", (values,), {}))
-        if self.hook_recorder is not None:
-            self.hook_recorder.stored(values)
+        if self.hooks is not None:
+            self.hooks.note_kept(values)
 
     def audit(self, channel: str, ids: dict[str, None] | None = None) -> None:
-        """Compare what is stored with the truth; all of it, or the messages `ids`. Raises Violation."""
-        life = self._truth.head(channel)
-        wanted = [*life.versions, *life.commands] if ids is None else list(ids)
+        """Compare the stored messages with the log: all of them, or the messages `ids`. Raises Violation."""
+        log = self._stored.head(channel)
+        wanted = [*log.versions, *log.commands] if ids is None else list(ids)
         head, found = _now(self.memory.messages(channel, wanted))
-        if head.serial != life.serial or (life.serial and head.epoch != life.epoch):
-            raise Violation(f"{channel} is at {head} in the store and at {life.epoch}:{life.serial} in truth")
+        if head.serial != log.serial or (log.serial and head.epoch != log.epoch):
+            raise Violation(f"{channel} is at {head} in the store and at {log.epoch}:{log.serial} in the log")
         for message_id in wanted:
             if message_id.startswith(COMMAND_MARK):
-                self._audit_command(life, restore_command(found[message_id]))
+                self._audit_command(log, restore_command(found[message_id]))
                 continue
             message = restore(found[message_id])
-            expected = life.now(message_id)
+            expected = log.now(message_id)
             if (None if message.deleted else message.message()) != expected:
-                raise Violation(f"{channel}: stored is {message.message()}, true is {expected}")
+                raise Violation(f"{channel}: stored is {message.message()}, the log has {expected}")
 
-    def _audit_command(self, life: Life, command: CommandState) -> None:
-        sent, replied = life.commands[command.id], life.replies.get(command.id)
-        if (command.command(), command.reply) != (seen(sent[1]), replied[1] if replied is not None else None):
-            raise Violation(f"{life.channel}: stored is {command.command()} {command.reply}, true is {sent} {replied}")
+    def _audit_command(self, log: EpochLog, command: CommandState) -> None:
+        sent, replied = log.commands[command.id], log.replies.get(command.id)
+        if (command.command(), command.reply) != (client_command(sent[1]), replied[1] if replied is not None else None):
+            raise Violation(
+                f"{log.channel}: stored is {command.command()} {command.reply}, the log has {sent} {replied}"
+            )
 
     def sync(self) -> None:
-        """A store that gambles writes back what it answered for."""
+        """Make all acknowledged writes durable."""
         self._synced = len(self._done)
 
     def power_cut(self) -> None:
-        """What was not synced is gone; every channel that is left begins a new epoch."""
+        """Lose all writes since the last `sync`; each remaining channel begins a new epoch."""
         kept, lost = self._done[: self._synced], len(self._done) - self._synced
         heads = self._heads(kept)
         epochs = {channel: self._new_epoch() for channel, head in heads.items() if head.serial}
@@ -147,16 +152,16 @@ class SimStore:
         for name, arguments, fields in self._done:
             _now(getattr(self.memory, name)(*arguments, **fields))
         self._synced = len(self._done)
-        for channel in self._truth.channels:
-            self._truth.power_was_lost(channel, heads.get(channel, NOTHING), epochs.get(channel, ""))
-        if self.ledger is not None:
-            self.ledger.power_was_lost(self._truth.channels)
-        if self.hook_recorder is not None:
-            self.hook_recorder.power_was_lost(_now(self.memory.notes("hook")))
-        self._truth.graves_are(
+        for channel in self._stored.channels:
+            self._stored.lose_power(channel, heads.get(channel, NOTHING), epochs.get(channel, ""))
+        if self.promises is not None:
+            self.promises.lose_power(self._stored.channels)
+        if self.hooks is not None:
+            self.hooks.lose_power(_now(self.memory.notes("hook")))
+        self._stored.set_used_up(
             (arguments[0], one) for name, arguments, fields in self._done for one in fields.get("used_up", ())
         )
-        for channel in self._truth.channels:
+        for channel in self._stored.channels:
             self.audit(channel)
 
     def _heads(self, done: list[Done]) -> dict[str, Head]:
@@ -175,7 +180,7 @@ class SimStore:
 
 
 def _in_epochs(done: Done, heads: dict[str, Head], epochs: dict[str, str]) -> Done:
-    """The same call, with the epoch that the channel's last life has now."""
+    """Return the same call, in the present epoch of its channel if it belonged to the last one."""
     name, arguments, fields = done
     if name != "commit":
         return done
@@ -185,20 +190,20 @@ def _in_epochs(done: Done, heads: dict[str, Head], epochs: dict[str, str]) -> Do
     return name, ([write],), fields
 
 
-class StoreLine:
-    """One process's way to the store: a `Store`."""
+class StoreClient:
+    """The connection of one process to the store: a `Store`."""
 
     name = "simulated"
 
     def __init__(self, store: SimStore, process: Process, draw: Random) -> None:
         self.is_exclusive = store.is_exclusive
-        self.is_severed = False  # the run is over: nothing gets through any more
+        self.is_severed = False  # the run is over, and all calls fail
         self._store = store
         self._process = process
         self._trace = store.trace
         self._draw = draw
-        self.on_recovery: Callable[[], None] | None = None  # called when its hub has begun to recover
-        self._waiting: dict[int, Callable[[], None]] = {}  # what was sent and not carried out
+        self.on_recovery: Callable[[], None] | None = None  # called once, when the recovery of its hub begins
+        self._waiting: dict[int, Callable[[], None]] = {}  # calls that the store has received and not carried out
         self._sent = 0
 
     async def open(self) -> None:
@@ -242,7 +247,7 @@ class StoreLine:
         await self._call(lambda: self._store.note(values))
 
     async def open_channels(self) -> list[str]:
-        """`Store.open_channels`, with which a recovery begins."""
+        """`Store.open_channels`, the first call of a recovery."""
         if self.on_recovery is not None:
             call, self.on_recovery = self.on_recovery, None
             call()
@@ -269,7 +274,7 @@ class StoreLine:
         return self._store.memory.stats()
 
     def process_died(self) -> None:
-        """An embedded store dies with its process: what waits is done or not, in order."""
+        """Let an embedded store die with its process: it carries out the first of the waiting calls, perhaps none."""
         if not self._store.is_exclusive:
             return
         waiting = list(self._waiting.values())
@@ -294,36 +299,36 @@ class StoreLine:
         is_lost = is_down or (is_unknown and draw.random() < 0.5)
         ends_s = begins_s + delay_s
         store.busy_until_s = max(store.busy_until_s, ends_s)
-        if store.ledger is not None and (is_down or is_unknown or ends_s - loop.time() > TROUBLE_S):
-            store.ledger.trouble(ends_s + TROUBLE_S)
-        answered: asyncio.Future[T] = loop.create_future()
+        if store.promises is not None and (is_down or is_unknown or ends_s - loop.time() > TROUBLE_S):
+            store.promises.note_trouble(ends_s + TROUBLE_S)
+        response: asyncio.Future[T] = loop.create_future()
         result: list[T] = []
         self._sent += 1
-        ticket = self._sent
+        number = self._sent
 
         def carry_out() -> None:
-            """In the store, at some moment while the call is under way."""
-            if self._waiting.pop(ticket, None) is not None and not is_lost:
+            """Carry the call out, at some moment before the response."""
+            if self._waiting.pop(number, None) is not None and not is_lost:
                 result.append(action())
 
-        def answer() -> None:
-            if answered.done() or not self._process.is_alive:
+        def respond() -> None:
+            if response.done() or not self._process.is_alive:
                 return
             if is_down:
-                answered.set_exception(StoreUnavailable("the store is down"))
+                response.set_exception(StoreUnavailable("the store is down"))
             elif is_unknown:
-                answered.set_exception(CommitUnknown("the connection to the store was lost"))
+                response.set_exception(CommitUnknown("the connection to the store was lost"))
             elif result:
-                answered.set_result(result[0])
+                response.set_result(result[0])
 
-        self._waiting[ticket] = carry_out
+        self._waiting[number] = carry_out
         loop.call_at(begins_s + delay_s * draw.random(), self._trace.guarded, carry_out, context=NOWHERE)
-        loop.call_at(begins_s + delay_s, answer, context=NOWHERE)
-        return await answered
+        loop.call_at(begins_s + delay_s, respond, context=NOWHERE)
+        return await response
 
 
 def _now(call: Coroutine[Any, Any, T]) -> T:
-    """The result of a coroutine that does not wait, as those of the memory store."""
+    """Return the result of a coroutine that does not wait, as those of the memory store."""
     try:
         call.send(None)
     except StopIteration as end:

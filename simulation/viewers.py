@@ -1,9 +1,9 @@
-"""Those who watch: over a socket, an event stream, long polls, in the hub's process; and those who read one answer.
+"""Viewers: over a socket, an event stream, long polls, and in the hub's process; and readers of one message's stream.
 
 Layer: simulation.
 
-A viewer goes from connection to connection, comes back with its cursor, sometimes loads its
-page anew, sometimes reads nothing for a while, and asks for older pages. What it sees is for its `Eye` to judge.
+A viewer goes from connection to connection and resumes with its cursor. Sometimes it loads its page again, reads no
+bytes for a while, or requests older pages. A `ViewOracle` judges all that it receives.
 """
 
 from __future__ import annotations
@@ -11,130 +11,134 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from random import Random
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 import msgspec
 
-from holdfast.core.cursor import EMPTY, parse_cursor
+from holdfast.core.cursor import EMPTY
 from holdfast.core.errors import HoldfastError
-from holdfast.core.events import Batch, Page, decode_event
+from holdfast.core.events import Page
 from holdfast.core.model import Message
 from holdfast.core.view import View
 from holdfast.hub.hub import HubCore
-from simulation.actors import AWAY_STATUS, Person, gist
-from simulation.checks import (
-    Eye,
-    check_deleted,
-    check_message,
-    check_refusal,
-    check_serial,
-    decoded_events,
-    members_of,
-)
+from oracle.message_streams import MessageStreamOracle
+from oracle.responses import check_deleted, check_message, check_serial, is_correct_refusal
+from oracle.views import ViewOracle
+from oracle.violation import Violation
+from simulation.actors import RETRY_STATUS, Actor, summary
 from simulation.clock import Process
-from simulation.line import ANSWER_S, SILENCE_S, Frame
-from simulation.network import Connection, Lost, Stream, within
-from simulation.trace import Violation
-from simulation.truth import Life, Truth, text_of
+from simulation.leftovers import members_of
+from simulation.network import Connection, ConnectionLost, Stream, within
+from simulation.sockets import RESPONSE_S, SILENCE_S, Frame
+from wirecheck import Checker, SseParser
 
 if TYPE_CHECKING:
-    from simulation.world import Node, World
+    from simulation.node import Node
+    from simulation.world import World
 
+Json = dict[str, Any]
 PING_S = 5
 SILENT_STREAM_S = 3 * PING_S
+UNSTORED = ("bye", "ping", "you")  # events of a stream without a channel event
 
 
-class Viewer(Person):
+class Viewer(Actor):
     """Watches one channel, or several."""
 
     def __init__(self, world: World, name: str) -> None:
         super().__init__(world, name)
-        self.node: Node | None = None  # where it is
-        self.eyes: dict[str, Eye] = {}
+        self.node: Node | None = None  # that it is connected to
+        self.oracles: dict[str, ViewOracle] = {}
         self._pages: set[asyncio.Task[None]] = set()
-        self._tabs: dict[str, tuple[View, str]] = {}  # pages that were put away, by channel
+        self._tabs: dict[str, tuple[View, Checker, str]] = {}  # saved pages, by channel
         self._process: Process | None = None  # that it is connected to
-        self._connection: Connection | None = None  # and how; None: it is in that process
-        self._busy_s = 0.0  # until then it was busy elsewhere, and read nothing
+        self._connection: Connection | None = None  # None: it watches in that process
+        self._busy_s = 0.0  # until then it read no bytes
 
     def look_at(self, channel: str) -> None:
         """Watch `channel` from now on."""
         world = self.world
-        self.eyes[channel] = Eye(
-            self.name, channel, world.truth, world.trace, world.plan.limits, ledger=world.ledger, now_s=world.loop.time
+        self.oracles[channel] = ViewOracle(
+            self.name,
+            channel,
+            world.stored,
+            world.trace.add,
+            world.plan.limits,
+            promises=world.promises,
+            now_s=world.loop.time,
         )
 
     @property
     def is_settled(self) -> bool:
-        """Does it see all there is?"""
-        return all(eye.is_settled for eye in self.eyes.values())
+        """Return whether its views are at the end of their logs."""
+        return all(oracle.is_settled for oracle in self.oracles.values())
 
     @property
-    def sees_who_is_here(self) -> bool:
-        """Does it show those who are in its channels, as the hub that it is at knows it?"""
-        return self.node is not None and self._shows_who_is_at(self.node)
+    def shows_members(self) -> bool:
+        """Return whether its views show the members that its hub has."""
+        return self.node is not None and self._shows_members_of(self.node)
 
-    def _shows_who_is_at(self, node: Node) -> bool:
-        for channel, eye in self.eyes.items():
+    def _shows_members_of(self, node: Node) -> bool:
+        for channel, oracle in self.oracles.items():
             here = members_of(node.hub, channel)
-            members = sorted(eye.view.members(), key=lambda one: one.id)
-            if members != sorted(here.members, key=lambda one: one.id) or eye.view.count != here.count:
+            members = sorted(oracle.view.members(), key=lambda one: one.id)
+            if members != sorted(here.members, key=lambda one: one.id) or oracle.view.count != here.count:
                 return False
         return True
 
-    def listens(self, channel: str, process: Process, since_s: float) -> bool:
-        """Has it been told all the time since then what is said in `channel` of `process`, and read it at once?"""
-        eye, connection = self.eyes.get(channel), self._connection
-        if eye is None or self._process is not process or self._busy_s >= since_s:
+    def follows(self, channel: str, process: Process, since_s: float) -> bool:
+        """Return whether it has received all notices of `channel` in `process` since then, without a pause."""
+        oracle, connection = self.oracles.get(channel), self._connection
+        if oracle is None or self._process is not process or self._busy_s >= since_s:
             return False
-        return eye.follows_s < since_s and not (connection is not None and connection.down.is_hole)
+        return oracle.follows_s < since_s and not (connection is not None and connection.down.is_hole)
 
     async def run(self) -> None:
-        """For ever."""
+        """Watch until the end of the run."""
         while True:
             node = self.node = await self.some_node()
             self._process, self._connection = node.process, None
-            with contextlib.suppress(Lost):
+            with contextlib.suppress(ConnectionLost):
                 await self.visit(node)
             self.node = self._process = None
-            for eye in self.eyes.values():
-                eye.cut()
+            for oracle in self.oracles.values():
+                oracle.cut()
                 if not self.world.is_quiet:
-                    self._handle(eye)
+                    self._use_page(oracle)
             await self.pause(0.0, 1.0)
 
     async def visit(self, node: Node) -> None:
-        """One connection, until it is lost."""
+        """Open one connection, and watch until it is lost."""
         raise NotImplementedError
 
-    def _handle(self, eye: Eye) -> None:
-        """PresenceTracker load pages anew, and come back to tabs that slept."""
+    def _use_page(self, oracle: ViewOracle) -> None:
+        """Load the page again, save it, or restore a saved one, as a person does with tabs."""
         deed = self.draw.random()
         if deed < 0.15:
-            eye.reload()
+            oracle.reload()
         elif deed < 0.25:
-            self._tabs[eye.channel] = eye.put_away()
-        elif deed < 0.35 and eye.channel in self._tabs:
-            eye.take_out(self._tabs[eye.channel])
+            self._tabs[oracle.channel] = oracle.save()
+        elif deed < 0.35 and oracle.channel in self._tabs:
+            oracle.restore(self._tabs[oracle.channel])
 
-    def receive(self, channel: str, batch: Batch, stamp: int) -> None:
-        """Show what came; now and then ask for what was before."""
-        eye = self.eyes[channel]
-        eye.receive(batch, stamp)
-        if batch.cursor is not None and eye.view.more and self.draw.random() < 0.1 and not self._pages:
-            self.fetch_older(eye)
+    def receive(self, channel: str, events: list[Json], cursor: str | None, stamp: int) -> None:
+        """Show the received events; sometimes request older messages."""
+        oracle = self.oracles[channel]
+        oracle.receive(events, cursor, stamp)
+        if cursor is not None and oracle.view.more and self.draw.random() < 0.1 and not self._pages:
+            self.fetch_older(oracle)
 
-    def fetch_older(self, eye: Eye) -> None:
-        """Ask for what was before."""
-        page = self.world.start(self._page(eye))
+    def fetch_older(self, oracle: ViewOracle) -> None:
+        """Request older messages."""
+        page = self.world.start(self._page(oracle))
         self._pages.add(page)
         page.add_done_callback(self._pages.discard)
 
     async def read_on(self) -> None:
-        """A reader who is busy elsewhere reads nothing for a while."""
+        """Read no bytes for a while, now and then."""
         if self.draw.random() < self.world.fault_model.stall_chance:
             self._busy_s = float("inf")
             try:
@@ -143,56 +147,58 @@ class Viewer(Person):
                 self._busy_s = self.world.loop.time()
 
     def history(self) -> int | None:
-        """How many messages to ask for."""
+        """Return how many messages to request."""
         return self.draw.choice((None, 0, 1, 2, 5, 50))
 
     def flush_ms(self) -> int | None:
-        """How often to be told."""
+        """Return the flush window to request."""
         return self.draw.choice((None, 0, 20, 100, 1000))
 
     def pause_in(self) -> float:
-        """After how long to leave by itself."""
+        """Return after which time to leave."""
         return self.draw.choice((0.5, 3.0, 1e9)) if not self.world.is_calm else 1e9
 
-    async def _page(self, eye: Eye) -> None:
+    async def _page(self, oracle: ViewOracle) -> None:
         for _ in range(3):
-            starts, before = eye.starts, eye.view.before
-            path = f"/v1/channels/{eye.channel}/messages"
+            starts, before = oracle.starts, oracle.view.before
+            path = f"/v1/channels/{oracle.channel}/messages"
             try:
                 answer = await self.call("GET", path, query=f"limit={self.draw.choice((1, 3, 50))}&before={before}")
-            except Lost:
+            except ConnectionLost:
                 return
             if answer.status != 200:
                 return
             page = msgspec.json.decode(answer.body, type=Page)
-            if starts != eye.starts or eye.receive_page(page, answer.stamp, starts):
+            if starts != oracle.starts or oracle.receive_page(page, answer.stamp, starts):
                 return
 
 
-Answered = Callable[[Frame, int], None]
+OnResponse = Callable[[Frame, int], None]
 
 
 class SocketViewer(Viewer):
-    """Watches several channels over one WebSocket, asks for history on it, leaves channels, edits and deletes."""
+    """Watches several channels over one WebSocket: it requests history, detaches, updates and deletes."""
+
+    label = "socketviewer"
 
     def __init__(self, world: World, name: str) -> None:
         super().__init__(world, name)
-        self._moods = Random(f"{world.plan.seed}/{name}/moods")  # of its own, so that the rest stays as it is without
+        self._choices = Random(f"{world.plan.seed}/{name}/moods")  # separate from `draw`, whose order must not change
         self._stream: Stream | None = None
-        self._asked: dict[int, Answered] = {}
+        self._waiting: dict[int, OnResponse] = {}
         self._refs = 0
-        self._leaving: set[str] = set()  # channels that it asked to leave, …
-        self._left: dict[str, int] = {}  # … and those that it has left, by which request
+        self._leaving: set[str] = set()  # channels with a detach request
+        self._left: dict[str, int] = {}  # channels that it has detached from, by the `ref` of the request
 
     async def visit(self, node: Node) -> None:
-        stream = await self.http.socket(node.process, node.hub, client=self.name, patience_s=ANSWER_S)
+        stream = await self.http.socket(node.process, node.hub, client=self.name, patience_s=RESPONSE_S)
         self._stream, self._connection = stream, stream.connection
-        self._asked.clear()
+        self._waiting.clear()
         self._leaving.clear()
         self._left.clear()
         leaves_s = self.world.loop.time() + self.pause_in()
         try:
-            for channel in self.eyes:
+            for channel in self.oracles:
                 self._attach(channel)
             while self.world.loop.time() < leaves_s:
                 data = await within(SILENCE_S, stream.take)
@@ -200,157 +206,165 @@ class SocketViewer(Viewer):
                     return
                 self._receive(stream, json.loads(data.data), data.stamp)
                 if self.draw.random() < 0.01:
-                    self._attach_again(self.draw.choice(list(self.eyes)))
-                if self.world.plan.asks_by_socket and self._moods.random() < 0.05:
-                    self._do_something(self._moods.choice(list(self.eyes)))
+                    self._attach_again(self.draw.choice(list(self.oracles)))
+                if self.world.plan.asks_by_socket and self._choices.random() < 0.05:
+                    self._do_something(self._choices.choice(list(self.oracles)))
                 await self.read_on()
         finally:
             self._stream = None
-            stream.leave()
+            stream.close()
 
-    def fetch_older(self, eye: Eye) -> None:
-        if self._stream is None or not self.world.plan.asks_by_socket or self._moods.random() < 0.3:
-            super().fetch_older(eye)
+    def fetch_older(self, oracle: ViewOracle) -> None:
+        if self._stream is None or not self.world.plan.asks_by_socket or self._choices.random() < 0.3:
+            super().fetch_older(oracle)
             return
-        starts, before, limit = eye.starts, eye.view.before, self._moods.choice((1, 3, 50))
+        starts, before, limit = oracle.starts, oracle.view.before, self._choices.choice((1, 3, 50))
 
-        def answered(frame: Frame, stamp: int) -> None:
+        def on_response(frame: Frame, stamp: int) -> None:
             if frame["type"] == "error":
-                raise Violation(f"{self.name} asked for history before {before} of {eye.channel}: {frame}")
+                raise Violation(f"{self.name} requested history before {before} of {oracle.channel}: {frame}")
             page = msgspec.convert({name: frame[name] for name in ("messages", "more", "cursor")}, Page)
-            if starts == eye.starts and not eye.receive_page(page, stamp, starts) and eye.view.before == before:
-                self.fetch_older(eye)
+            if (
+                starts == oracle.starts
+                and not oracle.receive_page(page, stamp, starts)
+                and oracle.view.before == before
+            ):
+                self.fetch_older(oracle)
 
-        self._ask({"type": "history", "channel": eye.channel, "before": before, "limit": limit}, answered)
+        self._ask({"type": "history", "channel": oracle.channel, "before": before, "limit": limit}, on_response)
 
-    def _ask(self, frame: Frame, answered: Answered) -> None:
+    def _ask(self, frame: Frame, on_response: OnResponse) -> None:
         if self._stream is not None:
             self._refs += 1
-            self._asked[self._refs] = answered
+            self._waiting[self._refs] = on_response
             self._stream.send(json.dumps({**frame, "ref": self._refs}))
 
     def _attach_again(self, channel: str) -> None:
-        """Attach once more on the same socket.
+        """Attach again on the same socket.
 
-        The cursor is that of now; batches that are under way come before the answer. That of an empty channel resumes
-        in any life of it, so with that one a client waits until it has left the channel.
+        Batches that the server sent before its response still belong to the earlier attachment. The cursor of an empty
+        channel resumes in any epoch, so with that cursor a client detaches first.
         """
-        if self.eyes[channel].view.cursor != str(EMPTY) and channel not in self._leaving:
+        if self.oracles[channel].view.cursor != str(EMPTY) and channel not in self._leaving:
             self._attach(channel)
 
     def _attach(self, channel: str) -> None:
-        cursor, ref = self.eyes[channel].view.cursor, self._refs + 1
+        cursor, ref = self.oracles[channel].view.cursor, self._refs + 1
 
-        def answered(frame: Frame, stamp: int) -> None:
+        def on_response(frame: Frame, stamp: int) -> None:
             if frame["type"] == "error":
                 raise Violation(f"{self.name} could not attach to {channel}: {frame}")
             if ref < self._left.get(channel, 0):
-                return  # it was left since, and that was answered sooner
+                return  # a later detach had its response first
             self._left.pop(channel, None)
-            self.eyes[channel].begin(cursor)
+            self.oracles[channel].begin(cursor)
 
         frame = {"type": "attach", "channel": channel, "since": cursor}
-        self._ask({**frame, "history": self.history(), "flush_ms": self.flush_ms()}, answered)
+        self._ask({**frame, "history": self.history(), "flush_ms": self.flush_ms()}, on_response)
 
     def _do_something(self, channel: str) -> None:
-        """Leave a channel and come back to it; or change something that is in view."""
-        deed = self._moods.choice(("detach", "update", "delete"))
+        """Detach from a channel and attach again, or change a shown message."""
+        deed = self._choices.choice(("detach", "update", "delete"))
         if deed == "detach":
             if channel not in self._leaving:
                 self._detach(channel)
             return
-        shown = [one.id for one in self.eyes[channel].view.messages() if one.status != "streaming"]
+        shown = [one.id for one in self.oracles[channel].view.messages() if one.status != "streaming"]
         is_wanted = deed == "update" or "delete" in self.world.plan.edits
         if shown and is_wanted and not self.world.is_calm:
-            self._change(channel, deed, self._moods.choice(shown))
+            self._change(channel, deed, self._choices.choice(shown))
 
     def _detach(self, channel: str) -> None:
         self._leaving.add(channel)
         ref = self._refs + 1
 
-        def answered(frame: Frame, stamp: int) -> None:
+        def on_response(frame: Frame, stamp: int) -> None:
             if frame["type"] == "error":
-                raise Violation(f"{self.name} could not leave {channel}: {frame}")
+                raise Violation(f"{self.name} could not detach from {channel}: {frame}")
             self._leaving.discard(channel)
             self._left[channel] = ref
-            self.eyes[channel].cut()
-            self.world.start(self._come_back(channel, self._stream))
+            self.oracles[channel].cut()
+            self.world.start(self._attach_later(channel, self._stream))
 
-        self._ask({"type": "detach", "channel": channel}, answered)
+        self._ask({"type": "detach", "channel": channel}, on_response)
 
-    async def _come_back(self, channel: str, stream: Stream | None) -> None:
-        await asyncio.sleep(self._moods.choice((0.0, 0.1, 1.0)))
+    async def _attach_later(self, channel: str, stream: Stream | None) -> None:
+        await asyncio.sleep(self._choices.choice((0.0, 0.1, 1.0)))
         if self._stream is stream and channel in self._left:
             self._attach(channel)
 
     def _change(self, channel: str, deed: str, message_id: str) -> None:
-        truth, since, request = self.world.truth, self.world.truth.stamp, self.new_id()
+        stored, since, request = self.world.stored, self.world.stored.stamp, self.new_id()
 
-        def answered(frame: Frame, stamp: int) -> None:
-            self.world.trace.add(f"{self.name} {deed} {message_id}: {gist(frame)}")
+        def on_response(frame: Frame, stamp: int) -> None:
+            self.world.trace.add(f"{self.name} {deed} {message_id}: {summary(frame)}")
             if frame["type"] == "ok" and deed == "update":
-                check_serial(truth, channel, message_id, frame["serial"], since=since, stamp=stamp, request=request)
-                check_message(truth, channel, msgspec.convert(frame["message"], Message), stamp)
+                check_serial(stored, channel, message_id, frame["serial"], since=since, stamp=stamp, request=request)
+                check_message(stored, channel, msgspec.convert(frame["message"], Message), stamp)
             elif frame["type"] == "ok":
-                check_deleted(truth, channel, message_id, since=since, stamp=stamp)
-            elif not truth.was_disturbed(channel, 0) and not check_refusal(
-                truth, channel, message_id, frame["code"], 1, since=since, stamp=stamp
+                check_deleted(stored, channel, message_id, since=since, stamp=stamp)
+            elif not stored.has_changed_epoch(channel, 0) and not is_correct_refusal(
+                stored, channel, message_id, frame["code"], 1, since=since, stamp=stamp
             ):
                 raise Violation(f"{self.name} could not {deed} {message_id} of {channel}: {frame}")
 
         fields = {"meta": {"seen": self.name}, "request": request} if deed == "update" else {}
-        self._ask({"type": deed, "channel": channel, "id": message_id, **fields}, answered)
+        self._ask({"type": deed, "channel": channel, "id": message_id, **fields}, on_response)
 
     def _receive(self, stream: Stream, frame: Frame, stamp: int) -> None:
         match frame:
             case {"type": "events", "channel": str(channel), "events": list(events)}:
                 if channel in self._left:
-                    raise Violation(f"{self.name} is told of {channel}, which it has left: {frame}")
+                    raise Violation(f"{self.name} receives events of {channel}, which it has left: {frame}")
                 cursor = frame.get("cursor")
-                batch = Batch(events=decoded_events(events), cursor=str(cursor) if cursor is not None else None)
-                self.receive(channel, batch, stamp)
+                self.receive(channel, events, str(cursor) if cursor is not None else None, stamp)
             case {"type": "ping", "n": n}:
                 stream.send(json.dumps({"type": "pong", "n": n}))
             case {"type": "error", "status": 429 | 503} | {"type": "bye"}:
-                raise Lost("sent away")
-            case {"type": "ok" | "error", "ref": int(ref)} if ref in self._asked:
-                self._asked.pop(ref)(frame, stamp)
+                raise ConnectionLost("the server sent bye")
+            case {"type": "ok" | "error", "ref": int(ref)} if ref in self._waiting:
+                self._waiting.pop(ref)(frame, stamp)
             case _:
-                raise Violation(f"{self.name} was told {frame}")
+                raise Violation(f"{self.name} received {frame}")
 
 
 class StreamViewer(Viewer):
-    """Watches one channel over Server-Sent Events; as an EventSource, or as one of our own clients."""
+    """Watches one channel over Server-Sent Events, as an EventSource or as one of our clients."""
+
+    label = "streamviewer"
 
     async def visit(self, node: Node) -> None:
-        [(channel, eye)] = self.eyes.items()
-        query, headers = self._asks(eye.view.cursor)
+        [(channel, oracle)] = self.oracles.items()
+        query, headers = self._request_of(oracle.view.cursor)
         path = f"/v1/channels/{channel}/events"
         stream = await self.http.stream(
-            node.process, node.hub, "GET", path, query=query, headers=headers, patience_s=ANSWER_S
+            node.process, node.hub, "GET", path, query=query, headers=headers, patience_s=RESPONSE_S
         )
         self._connection = stream.connection
         leaves_s = self.world.loop.time() + self.pause_in()
-        parser = EventParser()
+        parser = SseParser()
         try:
             if stream.status != 200:
-                if stream.status not in (429, 503):
-                    raise Violation(f"{self.name} was answered {stream.status}")
-                raise Lost("sent away")
-            eye.begin(eye.view.cursor)
+                if stream.status not in RETRY_STATUS:
+                    raise Violation(f"{self.name} got status {stream.status}")
+                raise ConnectionLost("the server is busy")
+            oracle.begin(oracle.view.cursor)
+            has_bye = False
             while self.world.loop.time() < leaves_s:
                 data = await within(SILENT_STREAM_S, stream.take)
                 if not data.data:
-                    if not parser.is_farewell:
-                        raise Violation(f"{self.name}: the stream ended as if it were complete")
+                    if not has_bye:
+                        raise Violation(f"{self.name}: the stream ended without a bye")
                     return
-                for batch in parser.feed(data.data):
-                    self.receive(channel, batch, data.stamp)
+                for event in parser.receive(data.data):
+                    has_bye = has_bye or event.event == "bye"
+                    if event.event not in UNSTORED:
+                        self.receive(channel, [json.loads(event.data)], event.id, data.stamp)
                 await self.read_on()
         finally:
-            stream.leave()
+            stream.close()
 
-    def _asks(self, cursor: str | None) -> tuple[str, list[tuple[bytes, bytes]]]:
+    def _request_of(self, cursor: str | None) -> tuple[str, list[tuple[bytes, bytes]]]:
         query = f"ping_s={PING_S}"
         headers: list[tuple[bytes, bytes]] = []
         if (history := self.history()) is not None:
@@ -361,119 +375,97 @@ class StreamViewer(Viewer):
             query += "&sdk=sim"
         if cursor is not None and self.draw.random() < 0.5:
             headers.append((b"last-event-id", cursor.encode()))
-            query += "&since=nonsense:7"  # the URL of long ago: the header is newer
+            query += "&since=nonsense:7"  # the cursor in the URL is old; that in the header counts
         elif cursor is not None:
             query += f"&since={quote(cursor)}"
         return query, headers
 
 
-class EventParser:
-    """Server-Sent Events out of bytes that are cut anywhere."""
-
-    def __init__(self) -> None:
-        self.is_farewell = False
-        self._rest = b""
-
-    def feed(self, data: bytes) -> Iterator[Batch]:
-        """Each event of a channel as a batch of its own; it has a cursor where it has an id."""
-        for fields in self.blocks(data):
-            yield Batch(events=[decode_event(fields["data"])], cursor=fields.get("id"))
-
-    def blocks(self, data: bytes) -> Iterator[dict[str, str]]:
-        """The fields of each complete event of the channel: without pings, the farewell, and the client's identity."""
-        self._rest += data
-        while b"\n\n" in self._rest:
-            block, _, self._rest = self._rest.partition(b"\n\n")
-            fields = dict(self._field(line) for line in block.split(b"\n") if line and not line.startswith(b":"))
-            kind = fields.get("event")
-            if kind == "bye":
-                self.is_farewell = True
-            elif kind not in (None, "ping", "you"):
-                yield fields
-
-    @staticmethod
-    def _field(line: bytes) -> tuple[str, str]:
-        name, _, value = line.partition(b": ")
-        return name.decode(), value.decode()
-
-
 class PollViewer(Viewer):
     """Watches one channel by long polls."""
 
+    label = "pollviewer"
+
     def __init__(self, world: World, name: str) -> None:
         super().__init__(world, name)
-        self._polled: Node | None = None  # where it was answered last; between two polls it is nowhere
+        self._polled: Node | None = None  # of the last poll
 
     @property
-    def sees_who_is_here(self) -> bool:
-        """As of every viewer, of the hub that answered last."""
-        return self._polled is not None and self._shows_who_is_at(self._polled)
+    def shows_members(self) -> bool:
+        """As of every viewer, for the hub of the last poll."""
+        return self._polled is not None and self._shows_members_of(self._polled)
 
     async def visit(self, node: Node) -> None:
-        [(channel, eye)] = self.eyes.items()
+        [(channel, oracle)] = self.oracles.items()
         query = f"wait_s={self.draw.choice((0, 1, 4))}"
-        if eye.view.cursor is not None:
-            query += f"&since={quote(eye.view.cursor)}"
+        if oracle.view.cursor is not None:
+            query += f"&since={quote(oracle.view.cursor)}"
         if (history := self.history()) is not None:
             query += f"&history={history}"
         path = f"/v1/channels/{channel}/poll"
-        eye.begin(eye.view.cursor, is_told=False)
-        answer = await self.http.request(node.process, node.hub, "GET", path, query=query, patience_s=ANSWER_S + 4)
-        if answer.status in (429, 503):
-            raise Lost("sent away")
-        if answer.status != 200:
-            raise Violation(f"{self.name} was answered {answer.status}: {answer.body!r}")
-        fields = json.loads(answer.body)
-        self.receive(channel, Batch(events=decoded_events(fields["events"]), cursor=fields["cursor"]), answer.stamp)
+        oracle.begin(oracle.view.cursor, is_poll=True)
+        response = await self.http.request(node.process, node.hub, "GET", path, query=query, patience_s=RESPONSE_S + 4)
+        if response.status in RETRY_STATUS:
+            raise ConnectionLost("the server is busy")
+        if response.status != 200:
+            raise Violation(f"{self.name} got status {response.status}: {response.body!r}")
+        fields = json.loads(response.body)
+        self.receive(channel, fields["events"], fields["cursor"], response.stamp)
         self._polled = node
         await self.read_on()
 
 
-class InsideViewer(Viewer):
-    """Watches one channel in the hub's process; the page it draws outlives the process."""
+class LocalViewer(Viewer):
+    """Watches one channel in the hub's process. Its page outlives the process."""
+
+    label = "insideviewer"
 
     async def visit(self, node: Node) -> None:
         await node.inside(self._watch(node.hub))
 
     async def _watch(self, hub: HubCore) -> None:
-        [(channel, eye)] = self.eyes.items()
-        subscription = hub.subscribe(channel, since=eye.view.cursor, history=self.history(), flush_ms=self.flush_ms())
-        eye.begin(eye.view.cursor)
+        [(channel, oracle)] = self.oracles.items()
+        subscription = hub.subscribe(
+            channel, since=oracle.view.cursor, history=self.history(), flush_ms=self.flush_ms()
+        )
+        oracle.begin(oracle.view.cursor)
         leaves_s = self.pause_in()
         try:
             async with asyncio.timeout(leaves_s), contextlib.aclosing(subscription.batches()) as batches:
                 async for batch in batches:
-                    self.receive(channel, batch, self.world.truth.stamp)
+                    self.receive(channel, msgspec.to_builtins(batch.events), batch.cursor, self.world.stored.stamp)
                     await self.read_on()
         except (HoldfastError, TimeoutError) as error:
             self.world.trace.note(f"{self.name} leaves: {error!r}")
 
 
-class Reader(Person):
-    """Follows one answer after another on their own streams, and only adds up the text that comes."""
+class MessageReader(Actor):
+    """Follows the streams of messages, one after the other."""
+
+    label = "reader"
 
     def __init__(self, world: World, name: str) -> None:
         super().__init__(world, name)
-        self._reading: Reading | None = None
+        self._reading: MessageStreamOracle | None = None
 
     @property
     def is_settled(self) -> bool:
-        """Was it told of the end, if there was one?"""
+        """Return whether it has received the end of its message, if the message has ended."""
         return self._reading is None or self._reading.is_over or self._reading.is_open
 
     async def run(self) -> None:
-        """For ever."""
+        """Read until the end of the run."""
         while True:
             channel = self.draw.choice(self.world.channels)
-            life = self.world.truth.head(channel)
-            streaming = [message.id for message in life.messages(life.serial) if message.status == "streaming"]
+            log = self.world.stored.head(channel)
+            streaming = [message.id for message in log.messages(log.serial) if message.status == "streaming"]
             if streaming:
                 await self.read(channel, self.draw.choice(streaming))
             await self.pause(0.1, 2.0)
 
     async def read(self, channel: str, message_id: str) -> None:
-        """One message to its end; in bad conditions patience has one, too."""
-        self._reading = reading = Reading(self.name, self.world.truth, channel, message_id)
+        """Read one message to its end; before the calm, give up after some connections."""
+        self._reading = reading = MessageStreamOracle(self.name, self.world.stored, channel, message_id)
         visits = 0
         while visits < 20 or self.world.is_calm:
             await self._visit(channel, reading)
@@ -483,113 +475,28 @@ class Reader(Person):
             visits += 1
         self._reading = None
 
-    async def _visit(self, channel: str, reading: Reading) -> None:
+    async def _visit(self, channel: str, reading: MessageStreamOracle) -> None:
         node = await self.some_node()
         path = f"/v1/channels/{channel}/messages/{reading.message_id}/events"
         cursor = reading.cursor
         reading.begin()
         headers = [(b"last-event-id", cursor.encode())] if cursor is not None else []
-        with contextlib.suppress(Lost):
+        with contextlib.suppress(ConnectionLost):
             stream = await self.http.stream(
-                node.process, node.hub, "GET", path, query="sdk=sim", headers=headers, patience_s=ANSWER_S
+                node.process, node.hub, "GET", path, query="sdk=sim", headers=headers, patience_s=RESPONSE_S
             )
             try:
                 if stream.status != 200:
-                    reading.refused(stream.status)
+                    reading.refuse(stream.status)
                     return
-                parser = EventParser()
+                parser = SseParser()
                 while not reading.is_over:
                     data = await within(2 * SILENT_STREAM_S, stream.take)
                     if not data.data:
                         return
-                    for fields in parser.blocks(data.data):
-                        reading.receive(fields, data.stamp)
+                    for event in parser.receive(data.data):
+                        if event.event not in UNSTORED:
+                            reading.receive(event, data.stamp)
             finally:
-                stream.leave()
+                stream.close()
                 reading.cut()
-
-
-class Reading:
-    """What a reader has of one answer. What came after the last id comes again, so a cut takes it back."""
-
-    def __init__(self, name: str, truth: Truth, channel: str, message_id: str) -> None:
-        self.message_id = message_id
-        self.cursor: str | None = None
-        self.is_over = False
-        self._name = name
-        self._truth = truth
-        self._life: Life = truth.head(channel)
-        self._begun = truth.stamp
-        self._told = {"answer": "", "thinking": ""}
-        self._certain = dict(self._told)  # as of the last id
-        self._is_known = False  # had anybody been told of the message when it was asked for?
-
-    def begin(self) -> None:
-        """It is asked for, once more."""
-        self._is_known = self._life.at(self.message_id, self._life.told) is not None
-
-    def cut(self) -> None:
-        """The connection is gone."""
-        self._told = dict(self._certain)
-
-    @property
-    def is_open(self) -> bool:
-        """Does the message stream still, so that there is nothing to be told of its end?"""
-        message = self._life.now(self.message_id)
-        return message is not None and message.status == "streaming"
-
-    def refused(self, status: int) -> None:
-        """There is no stream. Raises Violation where there must be one."""
-        if status in AWAY_STATUS:
-            return
-        is_gone = self._truth.was_disturbed(self._life.channel, self._begun)
-        is_gone = is_gone or (status == 404 and not self._is_known)  # it is stored, and the hub does not know of it yet
-        if not is_gone and (status not in (404, 410) or not self._life.is_deleted(self.message_id)):
-            raise Violation(f"{self._name} was answered {status}, and was not told of the end of {self.message_id}")
-        self.is_over = True
-
-    def receive(self, fields: dict[str, str], stamp: int) -> None:
-        """One event, of what was sent at `stamp`."""
-        kind = fields.get("event")
-        if kind in self._told:
-            self._told[kind] += json.loads(fields["data"])
-        if "id" not in fields:
-            return
-        self.cursor = fields["id"]
-        if not self.cursor.startswith(f"{self._life.epoch}:"):
-            self.is_over = True  # of another life; it was told from the beginning again
-            return
-        self.is_over = kind == "done"
-        self._certain = dict(self._told)
-        self._check("answer", "text")
-        self._check("thinking", "reasoning")
-        if self.is_over:
-            self._check_done(json.loads(fields["data"])["status"], stamp)
-
-    def _check(self, kind: str, part_type: str) -> None:
-        life, told = self._life, self._told[kind]
-        message = life.now(self.message_id)
-        if message is None or self.message_id in life.replaced:
-            return
-        texts = [text_of(part) for part in message.parts if part["type"] == part_type]
-        if len(texts) == 1 and not texts[0].startswith(told):
-            raise Violation(f"{self._name} was told of {self.message_id}\n  {told!r}, true is\n  {texts[0]!r}")
-
-    def _check_done(self, status: str, stamp: int) -> None:
-        """The end: all that the message was at the cursor was told."""
-        life, cursor = self._life, parse_cursor(self.cursor)
-        if cursor is None or not life.is_stored(cursor.serial, stamp):
-            raise Violation(f"{self._name} was told of an end at {self.cursor}, before it was stored")
-        message = life.at(self.message_id, cursor.serial)
-        true = "deleted" if message is None else message.status
-        if status != true or status == "streaming":
-            raise Violation(f"{self._name} was told that {self.message_id} is {status} at {self.cursor}, it is {true}")
-        if message is None or self.message_id in life.replaced:
-            return
-        for kind, part_type in (("answer", "text"), ("thinking", "reasoning")):
-            texts = [text_of(part) for part in message.parts if part["type"] == part_type]
-            told = self._told[kind]  # of several parts, in whatever order they grew
-            if len(told) != sum(map(len, texts)) or (len(texts) == 1 and told != texts[0]):
-                raise Violation(
-                    f"{self._name} was told that {self.message_id} is over, and of its {kind} {told!r}; true is {texts}"
-                )

@@ -34,7 +34,7 @@ with socket.create_connection((host, port), timeout=20) as peer:
 
 
 def ask_as(user: int, port: int, request: bytes, *, host: str = "127.0.0.1", ending: str = "read") -> bytes:
-    """Send `request` from a process of the account `user`; return the bytes that came back until the server closed.
+    """Send `request` from a process of the account `user`; return the bytes of the response until the server closes.
 
     `ending` is `read`, `half` (the peer closes its sending side before it reads), `close` or `reset` (it closes its
     socket at once and reads no byte).

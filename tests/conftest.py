@@ -1,6 +1,6 @@
 """Fixtures and settings of all tests.
 
-Layer: tests, which mirror the package. Tests never sleep to wait for something; they await it.
+Layer: tests, which mirror the package. Tests await an event; they never sleep until it has probably happened.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from playwright.async_api import Browser, async_playwright
 
 from tests.processes import Server, serving
 
-# Machines differ in speed: time is not a property of the code. `HYPOTHESIS_PROFILE=long` looks harder.
+# No deadlines, because machines differ in speed. `HYPOTHESIS_PROFILE=long` tries more examples.
 settings.register_profile("default", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("long", parent=settings.get_profile("default"), max_examples=5_000)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))

@@ -1,8 +1,8 @@
-"""Real processes for tests: servers and producers that are started, killed and started again.
+"""Real processes for tests: servers and producers that a test starts, kills and starts again.
 
 Layer: tests.
 
-Everything listens on loopback, on a port that was free, and is ended by its own process id.
+Each server listens on loopback, on a port that was free. A test ends a process by its process id.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ PATIENCE_S = 20.0
 
 
 class Process:
-    """A process of ours; its output goes to a file, to be read when something went wrong."""
+    """A child process of the tests. Its output goes to a file, for the message of a failed test."""
 
     def __init__(self, arguments: list[str], log: Path, *, program: str = sys.executable) -> None:
         self._arguments = [program, *arguments]
@@ -42,12 +42,12 @@ class Process:
         return self._process
 
     def end(self, number: int = signal.SIGTERM) -> int:
-        """Send a signal and wait for the end; returns the exit code."""
+        """Send a signal, wait for the end, and return the exit code."""
         self.running.send_signal(number)
         return self.running.wait(PATIENCE_S)
 
     def wait(self) -> int:
-        """Wait for the end; returns the exit code."""
+        """Wait for the end, and return the exit code."""
         return self.running.wait(PATIENCE_S * 3)
 
     def clean_up(self) -> None:
@@ -61,10 +61,10 @@ class Process:
 
 
 class Server(Process):
-    """`holdfast demo` or `holdfast serve` on a port of its own, the same after each start."""
+    """`holdfast demo` or `holdfast serve`, on the same port after each start."""
 
     def __init__(self, command: str, folder: Path, *options: str, by: tuple[str, ...] = ("-m", "holdfast")) -> None:
-        """`by` are the arguments of Python that start the command."""
+        """Prepare the command. `by` are the arguments of Python that run `holdfast`."""
         self.port = free_port()
         self.store = folder / "test.db"
         arguments = [
@@ -80,11 +80,11 @@ class Server(Process):
 
     @property
     def hub(self) -> str:
-        """The path under which the hub stands."""
+        """Return the path prefix of the hub."""
         return "/holdfast" if "demo" in self._arguments else ""
 
     def start(self) -> None:
-        """Start, and wait until it serves."""
+        """Start the server, and wait until it serves."""
         super().start()
         deadline_s = time.monotonic() + PATIENCE_S
         while time.monotonic() < deadline_s:
@@ -93,19 +93,19 @@ class Server(Process):
                     return
             if self.running.poll() is not None:
                 break
-            time.sleep(0.02)  # between two tries to connect to a process that is starting
+            time.sleep(0.02)  # between two attempts to connect to a process that is starting
         raise AssertionError(f"the server did not start:\n{self.output}")
 
     def get(self, path: str) -> tuple[int, Any]:
-        """Status and JSON of a GET."""
+        """Return status and JSON of a GET."""
         return request(self.port, "GET", path)
 
     def post(self, path: str, body: object) -> tuple[int, Any]:
-        """Status and JSON of a POST."""
+        """Return status and JSON of a POST."""
         return request(self.port, "POST", path, body)
 
     def message(self, channel: str, message_id: str) -> dict[str, Any]:
-        """The stored message."""
+        """Return the stored message."""
         status, answer = self.get(f"{self.hub}/v1/channels/{channel}/messages/{message_id}")
         assert status == 200, answer
         found: dict[str, Any] = answer["message"]
@@ -113,7 +113,7 @@ class Server(Process):
 
 
 def request(port: int, method: str, path: str, body: object | None = None) -> tuple[int, Any]:
-    """One request to a server on this machine: status and decoded body."""
+    """Send a request to a server on this machine; return status and decoded body."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE_S)
     try:
         headers = {"content-type": "application/json"} if body is not None else {}
@@ -128,7 +128,7 @@ def request(port: int, method: str, path: str, body: object | None = None) -> tu
 
 @contextlib.contextmanager
 def serving(command: str, folder: Path, *options: str) -> Iterator[Server]:
-    """A server that is there until the block ends."""
+    """Run a server until the block ends."""
     server = Server(command, folder, *options)
     try:
         server.start()
@@ -138,5 +138,5 @@ def serving(command: str, folder: Path, *options: str) -> Iterator[Server]:
 
 
 def text_of(message: dict[str, Any]) -> str:
-    """The text of a message's text parts."""
+    """Return the text of a message's text parts."""
     return "".join(part["text"] for part in message["parts"] if part["type"] == "text")

@@ -1,10 +1,10 @@
-"""A producer in a process of its own: writes one message over HTTP, and sends unacknowledged requests again.
+"""A producer as a separate process: writes one message over HTTP, and sends unacknowledged requests again.
 
     python -m tests.producer PORT PREFIX CHANNEL ID SEED TOKENS PER_SECOND
 
 Layer: tests.
 
-It behaves as a careful agent elsewhere: it keeps its text until the finish is stored, names the
+It behaves like a careful remote agent: it keeps its text until the finish is stored, names the
 offset of every append (`at`), and continues from `length` after a gap. It ends when the message is finished.
 """
 
@@ -17,7 +17,7 @@ import sys
 import time
 from typing import Any
 
-# Text that breaks naive code, between ordinary words.
+# Ordinary words, and text between them that breaks naive code.
 ORDINARY = ["the ", "quick ", "brown ", "fox ", "jumps ", "over "]
 NASTY = [
     "🙂",
@@ -40,13 +40,13 @@ GIVE_UP_S = 60.0
 
 
 def tokens_of(seed: int, count: int) -> list[str]:
-    """The tokens of a message, determined by its seed."""
+    """Return the tokens of the message that `seed` determines."""
     chosen = random.Random(seed)
     return [chosen.choice(PIECES) for _ in range(count)]
 
 
 class Producer:
-    """One message, written through outages of the server."""
+    """A writer of one message, which continues after outages of the server."""
 
     def __init__(self, port: int, prefix: str, channel: str, message_id: str) -> None:
         self._port = port
@@ -65,11 +65,11 @@ class Producer:
             except (OSError, http.client.HTTPException, ValueError):
                 self._connection = None
             if time.monotonic() > deadline_s:
-                raise SystemExit("the server stayed away")
+                raise SystemExit(f"the server sent no response within {GIVE_UP_S:g} s")
             time.sleep(RETRY_S)
 
     def write(self, tokens: list[str], per_second: float) -> None:
-        """Create, append at a pace, finish."""
+        """Create the message, append `per_second` tokens each second, and finish it."""
         status, answer = self.send("", {"id": self._id, "role": "assistant", "status": "streaming"})
         assert status in (200, 201), answer
         text, start_s = "", time.monotonic()

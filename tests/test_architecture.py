@@ -1,8 +1,8 @@
-"""The shape of the house: who may import whom, and what the core never does (`docs/architecture.md`).
+"""The architecture: the direction of imports, and the limits of the core (`docs/architecture.md`).
 
 Layer: tests.
 
-These read the source and run nothing of it. A new folder has to be given its place here.
+These tests read the source without running it. A new folder needs an entry in `LAYERS`.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ PACKAGE = Path(__file__).parents[1] / "holdfast"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 CORE = sorted((PACKAGE / "core").glob("*.py"))
 
-# Lower ones know nothing of higher ones. What stands in one row knows nothing of the others in it.
-STOREYS = (
+# From the lowest layer to the highest. A folder imports from lower layers only, and not from others in its own row.
+LAYERS = (
     ("_version",),
     ("core",),
     ("portal",),
@@ -38,12 +38,12 @@ STOREYS = (
     ("cli",),
     ("__main__",),
 )
-STOREY = {name: height for height, row in enumerate(STOREYS) for name in row}
-# Ships beside the product, for other people's tests: it may use all of it, and nothing of it uses this.
-BESIDE = ("testing",)
+LAYER_NUMBER = {name: number for number, row in enumerate(LAYERS) for name in row}
+# Folders for the tests of applications: they may import the whole product, and the product imports none of them.
+FOR_TESTS = ("testing",)
 
-# What of the standard library and of others the core may use: nothing in it waits, opens, asks the time or draws.
-CORE_MAY_USE = {
+# Modules outside Holdfast that the core may import: none of them waits, opens a file, reads a clock or draws numbers.
+ALLOWED_IN_CORE = {
     "__future__",
     "array",
     "bisect",
@@ -58,39 +58,39 @@ CORE_MAY_USE = {
     "typing",
 }
 WAITING = (ast.AsyncFunctionDef, ast.Await, ast.AsyncFor, ast.AsyncWith)
-REACHING = ("open", "input", "print", "exec", "eval", "__import__", "breakpoint")
+IO_CALLS = ("open", "input", "print", "exec", "eval", "__import__", "breakpoint")
 
-# What a client of another process needs: it must not need a server.
+# Modules of the core that a client needs. They must not import a part of a server.
 CLIENT_SIDE = ("core.view", "core.events", "core.cursor", "core.errors", "core.names", "core.requests", "core.text")
 
 
 def name_of(path: Path) -> str:
-    """A module as it is imported, without `holdfast.`; the package itself is `__init__`."""
+    """Return the name of a module without `holdfast.`; the package itself is `__init__`."""
     parts = path.relative_to(PACKAGE).with_suffix("").parts
     return ".".join(parts[:-1]) if parts[-1] == "__init__" and len(parts) > 1 else ".".join(parts)
 
 
 def imports(path: Path) -> Iterator[str]:
-    """What a module imports, also inside functions and for types alone."""
+    """Yield the names that a module imports, also inside functions and for types alone."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path}: imports are absolute, so that they can be read"
+            assert node.level == 0, f"{path}: imports must be absolute"
             yield node.module or ""
             yield from (
-                f"{node.module}.{alias.name}" for alias in node.names if is_module(f"{node.module}.{alias.name}")
+                f"{node.module}.{alias.name}" for alias in node.names if is_own_module(f"{node.module}.{alias.name}")
             )
 
 
-def is_module(name: str) -> bool:
-    """Is it a module of ours?"""
+def is_own_module(name: str) -> bool:
+    """Return whether `name` is a module of Holdfast."""
     place = PACKAGE.parent.joinpath(*name.split("."))
     return name.startswith("holdfast.") and (place.with_suffix(".py").exists() or place.is_dir())
 
 
-def ours(path: Path) -> list[str]:
-    """What a module imports of the package, without `holdfast.`; the package itself is `__init__`."""
+def own_imports(path: Path) -> list[str]:
+    """Return the imports of a module from the package, without `holdfast.`; the package itself is `__init__`."""
     found = [name for name in imports(path) if name == "holdfast" or name.startswith("holdfast.")]
     return [name.removeprefix("holdfast.") if name != "holdfast" else "__init__" for name in found]
 
@@ -102,13 +102,15 @@ def top(name: str) -> str:
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
 def test_imports_point_one_way(path: Path) -> None:
     here = top(name_of(path))
-    for name in ours(path):
+    for name in own_imports(path):
         there = top(name)
-        assert there in STOREY or there in BESIDE, f"{name} has no place in the house"
-        if here in BESIDE or there == here:
+        assert there in LAYER_NUMBER or there in FOR_TESTS, f"{name} has no layer: add it to LAYERS"
+        if here in FOR_TESTS or there == here:
             continue
-        assert there not in BESIDE, f"{name_of(path)} imports {name}: the product does not use what is for tests"
-        assert STOREY[there] < STOREY[here], f"{name_of(path)} imports {name}, which is not below it"
+        assert there not in FOR_TESTS, f"{name_of(path)} imports {name}: the product must not import a folder for tests"
+        assert LAYER_NUMBER[there] < LAYER_NUMBER[here], (
+            f"{name_of(path)} imports {name}, which is not in a lower layer"
+        )
 
 
 CLIENT = sorted((PACKAGE / "client").glob("*.py"))
@@ -116,53 +118,53 @@ CLIENT = sorted((PACKAGE / "client").glob("*.py"))
 
 @pytest.mark.parametrize("path", CLIENT, ids=name_of)
 def test_client_imports_no_part_of_a_server(path: Path) -> None:
-    """`agents` is loaded by clients with handlers only (`test_package`)."""
-    assert {top(name) for name in ours(path)} <= {"core", "portal", "agents", "client"}
+    """Only clients with handlers load `agents` (`test_package`)."""
+    assert {top(name) for name in own_imports(path)} <= {"core", "portal", "agents", "client"}
 
 
-def test_every_folder_has_its_place() -> None:
-    assert {top(name_of(path)) for path in MODULES} == {*STOREY, *BESIDE}
-
-
-@pytest.mark.parametrize("path", CORE, ids=name_of)
-def test_the_core_uses_nothing_that_could_wait(path: Path) -> None:
-    others = {name for name in imports(path) if top(name) != "holdfast"}
-    assert others <= CORE_MAY_USE
+def test_every_folder_has_a_layer() -> None:
+    assert {top(name_of(path)) for path in MODULES} == {*LAYER_NUMBER, *FOR_TESTS}
 
 
 @pytest.mark.parametrize("path", CORE, ids=name_of)
-def test_the_core_never_waits_and_reaches_for_nothing(path: Path) -> None:
+def test_core_imports_no_module_that_waits_or_performs_io(path: Path) -> None:
+    foreign = {name for name in imports(path) if top(name) != "holdfast"}
+    assert foreign <= ALLOWED_IN_CORE
+
+
+@pytest.mark.parametrize("path", CORE, ids=name_of)
+def test_core_never_waits_and_performs_no_io(path: Path) -> None:
     nodes = list(ast.walk(ast.parse(path.read_text())))
     assert not [node.lineno for node in nodes if isinstance(node, WAITING)]
     called = [node.func.id for node in nodes if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)]
-    assert not set(called) & set(REACHING)
+    assert not set(called) & set(IO_CALLS)
     assert not [node.lineno for node in nodes if isinstance(node, ast.Global)]
 
 
-def test_a_client_needs_nothing_but_the_core() -> None:
+def test_client_modules_of_the_core_import_the_core_alone() -> None:
     needed: set[str] = set()
-    open_ends = list(CLIENT_SIDE)
-    while open_ends:
-        name = open_ends.pop()
+    pending = list(CLIENT_SIDE)
+    while pending:
+        name = pending.pop()
         if name not in needed:
             needed.add(name)
-            open_ends += ours(PACKAGE.joinpath(*name.split(".")).with_suffix(".py"))
+            pending += own_imports(PACKAGE.joinpath(*name.split(".")).with_suffix(".py"))
     assert {top(name) for name in needed} == {"core"}
     assert needed.isdisjoint({"core.decide", "core.draft", "core.catch_up", "core.document", "core.state"})
 
 
-EXPLAINED = [path for path in MODULES if path.name != "_version.py"]  # one line, which the build reads
+DOCUMENTED = [path for path in MODULES if path.name != "_version.py"]  # its only line is read by the build
 
 
-@pytest.mark.parametrize("path", EXPLAINED, ids=name_of)
-def test_every_module_says_what_it_is(path: Path) -> None:
+@pytest.mark.parametrize("path", DOCUMENTED, ids=name_of)
+def test_every_module_has_a_docstring(path: Path) -> None:
     docstring = ast.get_docstring(ast.parse(path.read_text()))
     assert docstring
-    assert docstring[0].isupper() or docstring[0] == "`", "a docstring begins as a sentence does"
+    assert docstring[0].isupper() or docstring[0] == "`", "a docstring must begin like a sentence"
 
 
 def error_classes(base: type[errors.HoldfastError] = errors.HoldfastError) -> Iterator[type[errors.HoldfastError]]:
-    """All errors of `core.errors`."""
+    """Yield each error class of `core.errors`."""
     yield base
     for one in base.__subclasses__():
         if one.__module__ == errors.__name__:
@@ -177,7 +179,7 @@ def test_every_error_has_a_code_of_its_own() -> None:
 
 
 @pytest.mark.parametrize("error", list(error_classes()), ids=lambda one: one.__name__)
-def test_every_error_says_what_it_is_and_whether_to_come_back(error: type[errors.HoldfastError]) -> None:
+def test_every_error_has_a_title_and_a_status_that_fits_its_retry(error: type[errors.HoldfastError]) -> None:
     assert error.__doc__
     assert error.title[0].isupper()
     assert 400 <= error.status < 600

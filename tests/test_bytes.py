@@ -27,7 +27,7 @@ def server(tmp_path: Path) -> Iterator[Server]:
 
 
 class Response:
-    """A streaming answer, written over HTTP one request an append."""
+    """A streaming answer, written over HTTP with one request for each append."""
 
     def __init__(self, server: Server) -> None:
         self._server = server
@@ -37,7 +37,7 @@ class Response:
         self._post("", {"id": "m", "role": "assistant", "status": "streaming"})
 
     def grow(self, size: int, *, word: int | None = None) -> int:
-        """Append at least `size` bytes of JSON text, a few words at a time; returns how many they were."""
+        """Append at least `size` bytes of JSON text, a few words at a time, and return the number of bytes."""
         added = ""
         number = len(self.text)
         while json_bytes(added) < size:
@@ -57,7 +57,7 @@ class Response:
 
 
 def json_bytes(text: str) -> int:
-    """Bytes of `text` in a JSON string."""
+    """Return the number of bytes of `text` in a JSON string."""
     return len(json.dumps(text, ensure_ascii=False).encode()) - 2
 
 
@@ -72,7 +72,7 @@ async def first_batch_bytes(viewer: SseViewer | WsViewer) -> int:
 
 
 @pytest.mark.parametrize("viewer_type", [SseViewer, WsViewer])
-async def test_hydrating_and_resuming_cost_little_more_than_the_text(
+async def test_viewer_that_attaches_or_resumes_receives_few_bytes_beside_the_text(
     server: Server, viewer_type: type[SseViewer | WsViewer]
 ) -> None:
     answer = await asyncio.to_thread(Response, server)
@@ -92,7 +92,7 @@ async def test_hydrating_and_resuming_cost_little_more_than_the_text(
 
 
 @pytest.mark.parametrize("viewer_type", [SseViewer, WsViewer])
-async def test_a_viewer_that_stalls_through_a_megabyte_gets_it_once(
+async def test_stalled_viewer_receives_a_missed_megabyte_once(
     server: Server, viewer_type: type[SseViewer | WsViewer]
 ) -> None:
     answer = await asyncio.to_thread(Response, server)

@@ -1,4 +1,4 @@
-"""The book of connections without sockets: which one has to go, and for which address it is counted."""
+"""The book of connections, without sockets: the connection that it evicts, and the address that a peer counts for."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ async def test_socket_of_an_unknown_peer_counts_at_once() -> None:
     assert [peer.is_evicted for peer in peers] == [True, False, False]
 
 
-async def test_connection_that_proceeds_is_counted_no_longer() -> None:
+async def test_connection_that_proceeds_no_longer_counts_as_waiting() -> None:
     book = Connections(max_open=1_000, max_waiting_of_address=2)
     first, second = waiting(book, "192.0.2.2", "192.0.2.2")
     first.connection.proceed()
@@ -67,7 +67,7 @@ async def test_connection_that_proceeds_is_counted_no_longer() -> None:
     assert (book.open, book.waiting) == (3, 2)
 
 
-async def test_fullest_address_has_to_make_room() -> None:
+async def test_full_book_evicts_the_oldest_connection_of_the_fullest_address() -> None:
     book = Connections(max_open=1_000, max_waiting=3)
     one, first, second = waiting(book, "192.0.2.1", "192.0.2.2", "192.0.2.2")
     for peer in (one, first, second):
@@ -76,7 +76,7 @@ async def test_fullest_address_has_to_make_room() -> None:
     assert [peer.is_evicted for peer in (one, first, second)] == [False, True, False]
 
 
-async def test_number_of_new_connections_does_not_count_against_their_address() -> None:
+async def test_address_of_many_new_connections_does_not_count_as_full() -> None:
     book = Connections(max_open=1_000, max_waiting=4)
     one, *others = waiting(book, "192.0.2.1", "192.0.2.2", "192.0.2.2", "192.0.2.2")
     one.connection.since_s -= 5
@@ -84,12 +84,12 @@ async def test_number_of_new_connections_does_not_count_against_their_address() 
     assert [peer.is_evicted for peer in (one, *others)] == [True, False, False, False]
 
 
-async def test_no_connection_is_accepted_when_known_clients_have_all_descriptors() -> None:
+async def test_connection_is_refused_when_known_clients_hold_all_descriptors() -> None:
     book = Connections(max_open=2)
     waiting(book, "192.0.2.1")[0].connection.proceed()
     second = Peer(book, "192.0.2.2")
     second.connection.wait(10)
-    third = Peer(book, "192.0.2.3")  # in place of the second one, whose peer is unknown
+    third = Peer(book, "192.0.2.3")  # replaces the second one, whose peer is unknown
     assert second.is_evicted
     assert book.opened("192.0.2.4", third) is None
     assert book.open == 2

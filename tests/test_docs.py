@@ -224,16 +224,20 @@ def test_every_documented_file_exists(page: Path) -> None:
 TERMS = """
     access control, answer, attach, detach, backpressure, batch, caller, catch-up, channel, command, connection slot,
     credentials, cursor, document, drain, entry, ephemeral event, epoch, event, fault model, feed, fence, fold,
-    generation, heartbeat, lease, lease monitor, member, message, mutant, offset, operation, park, part, presence,
-    reconnect, recorder, reply, result, resume, sender, serial, shut down, signal, store, subscriber, tail, turn,
-    turn scheduler, viewer, worker
+    generation, heartbeat, lease, lease monitor, member, message, mutant, offset, operation, oracle, park, part,
+    presence, reconnect, recorder, reply, result, resume, sender, serial, shut down, signal, store, subscriber, tail,
+    turn, turn scheduler, viewer, worker
 """
 TERMS_TABLE, _, REPLACED_TABLE = GLOSSARY.partition("## Words that these terms replace")
 REPLACED = sorted(set(re.findall(r"`([a-z]+)`", REPLACED_TABLE)) - {"leave"})  # a member leaves; a process shuts down
 PROSE_PAGES = [
     page for page in PAGES if page.parent.name != "decisions" and page.name not in ("glossary.md", "benchmarks.md")
 ]
-SOURCES = [path for folder in ("holdfast", "simulation", "chaos", "tests") for path in (ROOT / folder).rglob("*.py")]
+SOURCES = [
+    path
+    for folder in ("holdfast", "oracle", "simulation", "chaos", "wirecheck", "tests")
+    for path in (ROOT / folder).rglob("*.py")
+]
 
 
 def glossary() -> list[list[str]]:

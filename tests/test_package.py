@@ -1,8 +1,8 @@
-"""What `import holdfast` gives and loads.
+"""The public names of `import holdfast`, and the modules that it loads.
 
 Layer: tests.
 
-Each look is a process of its own, since what this one has loaded says nothing.
+Tests of loaded modules start a new process, because the test process has loaded most modules already.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ def imported_for_type_checkers() -> dict[str, str]:
     return {alias.name: str(one.module) for one in imports for alias in one.names if alias.name != "import_module"}
 
 
-def test_what_type_checkers_see_is_what_there_is() -> None:
-    seen = imported_for_type_checkers()
-    assert sorted(seen) == sorted(holdfast.__all__)
-    assert [name for name in seen if getattr(holdfast, name) is not getattr(import_module(seen[name]), name)] == []
+def test_names_for_type_checkers_are_the_public_names() -> None:
+    found = imported_for_type_checkers()
+    assert sorted(found) == sorted(holdfast.__all__)
+    assert [name for name in found if getattr(holdfast, name) is not getattr(import_module(found[name]), name)] == []
     assert set(dir(holdfast)) >= set(holdfast.__all__)
 
 
-def test_a_name_that_there_is_not_is_told_as_ever() -> None:
+def test_unknown_name_raises_the_usual_attribute_error() -> None:
     with pytest.raises(AttributeError, match="module 'holdfast' has no attribute 'Hubb'"):
         _ = holdfast.Hubb  # type: ignore[attr-defined]
 
@@ -54,13 +54,13 @@ def test_a_name_that_there_is_not_is_told_as_ever() -> None:
         "Client('http://127.0.0.1:1').agent('chat:*')(bot)",
     ],
 )
-def test_a_client_loads_no_server(program: str) -> None:
+def test_client_loads_no_module_of_a_server(program: str) -> None:
     loaded = run(f"{program}\nimport sys; print([name for name in {SERVER} if name in sys.modules])")
     assert loaded == "[]"
 
 
 @pytest.mark.parametrize("missing", ["websockets", "httpx2"])
-def test_a_client_without_its_extra_says_what_to_install(missing: str) -> None:
+def test_client_without_its_extra_names_the_extra_to_install(missing: str) -> None:
     program = (
         f"import asyncio, sys; sys.modules[{missing!r}] = None\n"
         "from holdfast.client import Client\n"

@@ -22,7 +22,7 @@ REMEDY = "await it"
 PATIENCE_S = 20.0
 
 
-async def nothing() -> None:
+async def no_op() -> None:
     """Close an object that holds no resources."""
 
 
@@ -30,7 +30,7 @@ async def nothing() -> None:
 def portal() -> Iterator[Portal]:
     portal = Portal("test-portal")
     yield portal
-    portal.stop(nothing, PATIENCE_S)
+    portal.stop(no_op, PATIENCE_S)
 
 
 def threads() -> list[str]:
@@ -45,8 +45,8 @@ def test_portal_runs_one_loop_and_starts_again_after_its_end(portal: Portal) -> 
     assert portal.start() is first
     assert run_on(first, loop_of_call(), remedy=REMEDY) is first
     assert threads() == ["test-portal"]
-    portal.stop(nothing, PATIENCE_S)
-    portal.stop(nothing, PATIENCE_S)
+    portal.stop(no_op, PATIENCE_S)
+    portal.stop(no_op, PATIENCE_S)
     assert (threads(), first.is_closed()) == ([], True)
     assert portal.start() is not first
 
@@ -56,7 +56,7 @@ def test_thread_of_the_loop_may_not_block_on_it(portal: Portal) -> None:
 
     async def block() -> str:
         with pytest.raises(LocalError, match=REMEDY):
-            run_on(loop, nothing(), remedy=REMEDY)
+            run_on(loop, no_op(), remedy=REMEDY)
         return "refused"
 
     assert run_on(loop, block(), remedy=REMEDY) == "refused"

@@ -1,4 +1,4 @@
-"""`hub.stream_response`: the answer outlives the request that began it, and anyone may join or stop it."""
+"""`hub.stream_response`: the answer outlives its first request, and other requests may join or stop it."""
 
 import asyncio
 import contextvars
@@ -21,7 +21,7 @@ TENANT: contextvars.ContextVar[str] = contextvars.ContextVar("tenant", default="
 
 
 class Source:
-    """A model that waits for its gate between two words, and the sessions it opens."""
+    """A model that waits for its gate between two words, and counts the sessions that it opens."""
 
     def __init__(self) -> None:
         self.gate = asyncio.Event()
@@ -112,7 +112,9 @@ async def test_disconnected_caller_does_not_stop_the_answer() -> None:
     async with served_app(source) as served:
         async with served.http.stream("POST", "/chat?prompt=hi") as response:
             assert b"with session" in await first_bytes(response)
-        await served.until(lambda: source.open_sessions == 1)  # the request's own is closed, the stream's is not
+        await served.until(
+            lambda: source.open_sessions == 1
+        )  # the session of the request is closed, that of the stream is not
         message, _ = await served.hub.read("chat:1", "r")
         assert message.status == "streaming"
         source.gate.set()
@@ -122,7 +124,7 @@ async def test_disconnected_caller_does_not_stop_the_answer() -> None:
         await served.until(lambda: source.open_sessions == 0)
 
 
-async def test_the_same_answer_again_is_joined_not_repeated() -> None:
+async def test_second_request_for_an_answer_joins_its_stream() -> None:
     source = Source()
     async with served_app(source) as served:
         async with served.http.stream("POST", "/chat?prompt=hi") as response:
@@ -135,7 +137,7 @@ async def test_the_same_answer_again_is_joined_not_repeated() -> None:
         assert len((await served.hub.history("chat:1")).messages) == 2
 
 
-async def test_two_requests_for_one_answer_at_the_same_moment_get_the_same_stream() -> None:
+async def test_simultaneous_requests_for_one_answer_get_the_same_stream() -> None:
     source = Source()
     source.gate.set()
     async with served_app(source) as served:
@@ -145,10 +147,10 @@ async def test_two_requests_for_one_answer_at_the_same_moment_get_the_same_strea
 
 
 async def test_another_message_under_the_id_of_the_answer_is_not_joined() -> None:
-    """A person may know or choose the id: of their own message, of another answer, or of an answer in its name."""
+    """A user may know or choose the id: of the user's own message, of another answer, or of an answer in its name."""
     hub, source = new_hub(), Source()
     source.gate.set()
-    remote = Caller(id="assistant", may_write=True)  # a client that has the name of the app's author
+    remote = Caller(id="assistant", may_write=True)  # a client with the name of the app's author
     asked = reply_id("taken", 0)
     texts = {
         "person": CreateMessage(role="user", text="secret"),
@@ -311,13 +313,13 @@ async def framed() -> AsyncIterator[str]:
         yield f"data: {json.dumps(word)}\n\n"
 
 
-async def test_a_stream_of_frames_is_stored_as_text() -> None:
+async def test_stream_of_frames_is_stored_as_text() -> None:
     body, message = await response_of(framed, style="data")
     assert (message.text, message.status) == ("You asked", "complete")
     assert body.replace("\n\ndata: asked", "asked") == "data: You asked\n\ndata: [DONE]\n\n"
 
 
-async def test_frames_of_objects_need_the_name_of_their_text() -> None:
+async def test_frames_of_objects_require_the_name_of_their_text_field() -> None:
     async def objects() -> AsyncIterator[str]:
         yield json_frame("You ")
         yield json_frame("asked")
@@ -343,7 +345,7 @@ async def test_frames_of_an_eventsource_have_ids() -> None:
     body, _ = await response_of(framed, "text/event-stream", style=json_frame)
     assert texts_of(body) == "You asked"
     assert body.splitlines()[-2].startswith("id: ")
-    assert len(ids(body)) == body.count("data:") + 1  # the last is that of the end
+    assert len(ids(body)) == body.count("data:") + 1  # the last id belongs to the end
 
 
 async def test_style_of_another_format_is_sent_as_it_is() -> None:
@@ -381,12 +383,12 @@ async def async_style(text: str) -> str:
         ({"style": json_frame, "end_frame": 5}, "end_frame must be a str"),
     ],
 )
-def test_a_style_that_cannot_work_is_refused_at_once(options: dict[str, Any], detail: str) -> None:
+def test_unusable_style_is_refused_before_the_stream_starts(options: dict[str, Any], detail: str) -> None:
     with pytest.raises(LocalError, match=detail):
         new_hub().stream_response("chat:1", framed, **options)
 
 
-async def test_an_eventsource_does_not_begin_a_second_answer_after_the_end() -> None:
+async def test_eventsource_that_reconnects_after_the_end_begins_no_second_answer() -> None:
     hub = new_hub()
     app = FastAPI()
     hub.install(app, "/holdfast")
@@ -396,6 +398,6 @@ async def test_an_eventsource_does_not_begin_a_second_answer_after_the_end() -> 
         body = (await served.http.get("/chat", headers=event_source)).text
         after_the_end = {**event_source, "last-event-id": ids(body)[-1]}
         assert (await served.http.get("/chat", headers=after_the_end)).status_code == 204
-        within = {**event_source, "last-event-id": ids(body)[0]}  # the answer is a new one, and sent whole
+        within = {**event_source, "last-event-id": ids(body)[0]}  # the response holds a new answer from its start
         assert texts_of((await served.http.get("/chat", headers=within)).text) == "You asked"
         assert len((await hub.history("chat:1")).messages) == 2

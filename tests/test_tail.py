@@ -22,11 +22,11 @@ from tests.transports.conftest import PATIENCE_S, Served, new_hub, serving
 
 
 class Stopped(Exception):
-    """The test has seen enough."""
+    """Raised by a write after the test has stopped the screen."""
 
 
 class Screen(io.StringIO):
-    """Collects the printed text; a write after `stop` raises, which ends `follow`."""
+    """Collects the printed text. A write after `stop` raises `Stopped`, which ends `follow`."""
 
     def __init__(self) -> None:
         super().__init__()

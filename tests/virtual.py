@@ -1,9 +1,9 @@
-"""Tests in virtual time: a minute takes only the time of its events.
+"""Tests in virtual time: a minute takes as long as the processing of its events.
 
 Layer: tests.
 
-`@virtually` runs an async test on a loop whose time jumps, so that leases, graces and time limits
-are tested as they are, without waiting. Stores that need a thread or a file cannot be used in it.
+`@virtually` runs an async test on a loop whose time jumps to the next deadline, so that tests use the real
+leases, graces and time limits without waiting. It cannot run stores that need a thread or a file.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from simulation.clock import SimClock, VirtualLoop
 
 
 def virtually(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
-    """Return `test` as a plain test in virtual time; a complaint of asyncio fails it."""
+    """Return `test` as a plain test in virtual time; an error that asyncio reports fails it."""
 
     @functools.wraps(test)
     def run(*args: Any, **kwargs: Any) -> None:
@@ -29,7 +29,7 @@ def virtually(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., N
             left = asyncio.all_tasks(loop)
             for task in left:
                 task.cancel()
-            if left:  # only if the test failed, or closes no hub
+            if left:  # only if the test failed or did not close its hub
                 loop.run_until_complete(asyncio.wait(left))
             loop.close()
         assert loop.complaints == []

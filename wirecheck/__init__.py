@@ -1,4 +1,4 @@
-"""The wire checker: what an independent client sees on the wire, and each violation of the protocol.
+"""The wire checker: an independent client that notes each violation of the protocol.
 
 Layer: wirecheck.
 
@@ -6,12 +6,13 @@ Tests, `chaos`, `fuzz` and `bench` use it; the product does not import it, and t
 SDK and no part of the product. Four layers, each usable by itself:
 
 - `parsers`: HTTP by h11, WebSocket frames by wsproto, and an own parser of event streams;
-- `checker`: follows the client rules of `docs/protocol.md` and notes each violation;
+- `checker`: follows the client rules of `docs/protocol.md` and notes each violation; `notices`: presence and commands;
 - `sessions`: a parser and a checker for one connection, without I/O;
 - `viewers`: sessions on real sockets, for asyncio.
 """
 
 from wirecheck.checker import Checker, Json, SeenMessage, SeenPart, Violation
+from wirecheck.notices import Notices
 from wirecheck.parsers import Frames, Response, SseEvent, SseParser, WireError, encode_frame, get_request
 from wirecheck.sessions import Session, SseSession, WsSession
 from wirecheck.viewers import Received, SseViewer, WsViewer
@@ -20,6 +21,7 @@ __all__ = [
     "Checker",
     "Frames",
     "Json",
+    "Notices",
     "Received",
     "Response",
     "SeenMessage",

@@ -11,6 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Self
 
+from wirecheck.notices import Notices
+
 __all__ = ["Checker", "Json", "SeenMessage", "SeenPart", "Violation"]
 
 Json = dict[str, Any]
@@ -109,12 +111,13 @@ class Checker:
 
     An event that a correct server cannot send is added to `violations`, and then treated by the client rules. The
     caller decides whether a violation fails the run. Call `begin` and `end` for each connection, and `take` with all
-    received events.
+    received events. `notices` holds presence, commands and signals.
     """
 
     def __init__(self, channel: str) -> None:
         self.channel = channel
         self.violations: list[Violation] = []
+        self.notices = Notices(self.violate)
         self.events = 0
         self.batches = 0
         self.payload_bytes = 0  # the sessions count bodies and frame payloads, without framing
@@ -131,6 +134,7 @@ class Checker:
         self._last_serial = 0
         self._attach_serial = 0  # the next cursor may not be below it
         self._is_batch_open = False
+        self._poll: str | None = None  # the cursor that a poll has sent
 
     # The view
 
@@ -161,12 +165,19 @@ class Checker:
 
     # Connections and events
 
-    def begin(self, since: str | None) -> None:
-        """Begin a connection that requests the events after the cursor `since`."""
+    def begin(self, since: str | None, *, is_poll: bool = False) -> None:
+        """Begin a connection that requests the events after the cursor `since`.
+
+        The response to a poll with a cursor need not begin with `channel.attached`.
+        """
         self._since = _parse_cursor(since) if since is not None else None
         if self.cursor is None and self._since is not None and self._since[1] > 0:
             self._view.has_more = True  # another client saw the events before `since`
-        self._has_begun = self.has_attached = False
+        self._poll = since if is_poll and self._since is not None else None
+        self._has_begun = self._poll is not None
+        if self._poll is not None and self._since is not None and self.epoch == "-":
+            self.epoch = self._since[0]
+        self.has_attached = False
         self._last_serial = self._since[1] if self._since else 0
         self._attach_serial = 0
         self._is_batch_open = False
@@ -177,6 +188,13 @@ class Checker:
         self._aside = None
         self._is_batch_open = False
 
+    def reload(self) -> None:
+        """Forget what is shown, as a page that is loaded again. Violations and counters stay."""
+        self.end()
+        self._view = _View()
+        self.cursor, self.epoch, self.has_attached, self._is_behind = None, "-", False, False
+        self.notices.reload()
+
     def take(self, events: list[Json], cursor: str | None = None) -> None:
         """Take events that arrived together, and the cursor at their end, if there was one."""
         for event in events:
@@ -186,7 +204,9 @@ class Checker:
             except (KeyError, IndexError, TypeError, AttributeError, ValueError) as error:
                 self.violate("malformed", f"{error!r} in {shorten(event)}")
         if cursor is not None:
-            if events and not self._is_batch_open:
+            if not self._is_batch_open and self._poll is not None:
+                self._check_poll(self._poll, cursor, has_notices=bool(events))
+            elif events and not self._is_batch_open:
                 self.violate("cursor", f"{cursor} without a batch before it")
             self._complete(cursor)
 
@@ -210,6 +230,8 @@ class Checker:
         handler = self._HANDLERS.get(kind)
         if handler is not None:
             handler(self, event, event["serial"])
+        else:
+            self.notices.take(event)
 
     def _attached(self, event: Json) -> None:
         epoch, serial, resumed = event["epoch"], event["serial"], event["resumed"]
@@ -224,6 +246,7 @@ class Checker:
             self.new_starts += 1
             self._aside = _View(has_more=event.get("more", False), before=event.get("before", 0))
             self._last_serial = 0
+        self.notices.attached(event)
         self.epoch = epoch
         self._attach_serial = serial
         self._has_begun = True
@@ -238,6 +261,15 @@ class Checker:
             self.violate("resumed", f"resumed: true from epoch {known[0]} in epoch {epoch}")
         elif serial < known[1]:
             self.violate("resumed", f"resumed: true from serial {known[1]} at serial {serial}")
+
+    def _check_poll(self, before: str, after: str, *, has_notices: bool) -> None:
+        """Check the cursor of a poll without an event of the log: only its position among the notices can differ.
+
+        The serial can rise, because claims and leases are entries without an event.
+        """
+        (epoch, serial, *position), (now_epoch, now_serial, *now_position) = before.split(":"), after.split(":")
+        if epoch != now_epoch or int(now_serial) < int(serial) or (position != now_position and not has_notices):
+            self.violate("cursor", f"a poll without an event of the log moved the cursor from {before} to {after}")
 
     def _complete(self, cursor: str) -> None:
         parsed = _parse_cursor(cursor)

@@ -1,8 +1,8 @@
-"""Real faults with real processes, a little of each; `make chaos` strikes more often and for longer.
+"""Real faults with real processes: a few of each kind; `make chaos` runs more of them, and longer ones.
 
 Layer: tests.
 
-A failure tells its seed, what differs, what happened before, and where everything is kept.
+A failure reports its seed, the broken rule, the last events, and the folder with the files of the run.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ ROUNDS = {
 
 
 @pytest.mark.parametrize("name", NAMES)
-async def test_what_must_hold_holds_through(name: str) -> None:
+async def test_no_acknowledged_or_shown_text_is_lost(name: str) -> None:
     assert set(NAMES) == set(ROUNDS)
     try:
         figures = await run(name, SEED, Scale.small(ROUNDS[name]))
@@ -41,15 +41,15 @@ async def test_what_must_hold_holds_through(name: str) -> None:
     assert figures["connections of viewers"] > 0
 
 
-async def test_a_failure_tells_its_seed_and_keeps_the_file_and_the_logs() -> None:
+async def test_failure_reports_its_seed_and_keeps_the_file_and_the_logs() -> None:
     world = World("kill", 7, Scale.small(1))
     with pytest.raises(Failure) as failed:
         async with world:
             world.note("something happened")
             world.store.write_bytes(b"the file")
-            await world.until(lambda: False, "what never comes", timeout_s=0.01)
+            await world.until(lambda: False, "a fact that never comes", timeout_s=0.01)
     account = failed.value.account
-    assert "chaos kill, seed 7: waited 0 s for what never comes" in account
+    assert "chaos kill, seed 7: waited 0 s for a fact that never comes" in account
     assert "something happened" in account
     assert f"kept in {world.folder}" in account
     assert (world.folder / "account.txt").read_text() == account
@@ -58,7 +58,7 @@ async def test_a_failure_tells_its_seed_and_keeps_the_file_and_the_logs() -> Non
 
 
 @pytest.mark.parametrize("size", [[], ["--small"]], ids=["long", "small"])
-def test_the_command_that_a_failure_tells_plays_the_same_again(
+def test_command_in_a_failure_repeats_the_run(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, size: list[str]
 ) -> None:
     played: list[tuple[str, int, Scale]] = []
@@ -77,18 +77,18 @@ def test_the_command_that_a_failure_tells_plays_the_same_again(
     assert played == [("kill", 7, Scale.small(3) if size else Scale(3))] * 2
 
 
-async def test_nothing_runs_on_when_a_run_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_failed_run_leaves_no_process(monkeypatch: pytest.MonkeyPatch) -> None:
     children: list[Child] = []
     spawn = Child.spawn
 
-    async def noting(self: Child) -> None:
+    async def note_and_spawn(self: Child) -> None:
         children.append(self)
         await spawn(self)
 
     async def broken(world: World) -> None:
         raise Failure("on purpose")
 
-    monkeypatch.setattr(Child, "spawn", noting)
+    monkeypatch.setattr(Child, "spawn", note_and_spawn)
     monkeypatch.setattr(World, "check_stored", broken)
     with pytest.raises(Failure, match="on purpose") as failed:
         await run("kill", 1, Scale.small(1))
@@ -103,11 +103,11 @@ def names_in(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir()}
 
 
-def test_every_scenario_says_what_goes_wrong() -> None:
+def test_every_scenario_describes_its_fault() -> None:
     assert all(scenario.__doc__ for scenario in SCENARIOS.values())
 
 
-def test_a_producer_starts_without_what_it_does_not_need() -> None:
+def test_producer_imports_neither_world_nor_scenarios() -> None:
     code = "import sys, chaos.producer; print('chaos.world' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"

@@ -1,4 +1,4 @@
-"""The target `documents` finds damage that reaches a viewer, and text that is lost without an error."""
+"""The target `documents` finds damage that reaches a viewer, and text lost without an error."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ decode_head, read, value = document._decode_head, sqlite_documents.Documents.rea
 FIELDS = len(document.MessageHead.__struct_fields__)
 
 
-def raises_a_key_error(self: Any, prefix: str) -> dict[str, bytes]:
+def raises_key_error(self: Any, prefix: str) -> dict[str, bytes]:
     raise KeyError(prefix)
 
 
@@ -40,16 +40,16 @@ def refuses_newer_fields(data: bytes) -> document.MessageHead:
     return decode_head(data)
 
 
-def shows_less(self: PartState, until: int | None = None) -> dict[str, Any]:
+def drops_the_last_character(self: PartState, until: int | None = None) -> dict[str, Any]:
     shown = value(self, until)
     return {**shown, self.key: shown[self.key][:-1]} if self.key else shown
 
 
 MUTANTS: list[tuple[str, object, str, object]] = [
-    ("raised", sqlite_engine.Engine, "notes", raises_a_key_error),
+    ("raised", sqlite_engine.Engine, "notes", raises_key_error),
     ("wrong", sqlite_documents.Documents, "read", forgets_a_segment),
     ("refused", document, "_decode_head", refuses_newer_fields),
-    ("length", PartState, "value", shows_less),
+    ("length", PartState, "value", drops_the_last_character),
 ]
 
 
@@ -68,7 +68,7 @@ def test_mutant_is_found(
     assert (check(target, whole), check(target, newer)) == (None, None)
     monkeypatch.setattr(place, name, mistake)
     found = (text for given in (whole, newer) if (text := check(target, given)) is not None)
-    first = next(found, "nothing")
+    first = next(found, "no finding")
     assert first.startswith(kind), first[:500]
 
 

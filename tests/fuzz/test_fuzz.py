@@ -1,4 +1,4 @@
-"""A short run of each target finds no bug, and finds each planted one."""
+"""A short run of each target finds no bug in the product, and finds each mutant."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ KEPT = [(target, name) for target in TARGETS for name, _ in read_corpus(target)]
 
 @pytest.fixture(scope="module")
 def targets() -> Iterator[dict[str, Target]]:
-    """Yield one target of each kind, so that a server is started once."""
+    """Yield one target of each kind, so that all tests share one server."""
     made = {name: make() for name, make in TARGETS.items()}
     yield made
     for target in made.values():
@@ -70,12 +70,12 @@ def test_each_folder_of_the_corpus_belongs_to_a_target() -> None:
     assert {path.name for path in CORPUS.iterdir() if path.is_dir()} <= TARGETS.keys()
 
 
-def test_the_same_seed_draws_the_same_inputs() -> None:
+def test_same_seed_draws_the_same_inputs() -> None:
     def digests(hash_seed: str) -> str:
         command = [sys.executable, "-m", "fuzz", "frames", "stored", "--runs", "60", "--seed", "7", "--digest"]
         environment = {**os.environ, "PYTHONHASHSEED": hash_seed}
         ran = subprocess.run(command, env=environment, check=False, capture_output=True, text=True)
-        assert ran.stderr == ""  # other tests check the findings, and with them the exit code
+        assert ran.stderr == ""  # other tests check the findings, and therefore the exit code
         return ran.stdout
 
     first = digests("1")
@@ -83,7 +83,7 @@ def test_the_same_seed_draws_the_same_inputs() -> None:
     assert first == digests("2")
 
 
-def test_the_table_of_errors_is_read_from_the_protocol() -> None:
+def test_documented_codes_are_those_of_the_protocol() -> None:
     codes = documented_codes()
     assert codes[410] == {"deleted"}
     assert {"gap", "mismatch", "fenced"} <= codes[409]
@@ -93,40 +93,40 @@ def test_the_table_of_errors_is_read_from_the_protocol() -> None:
 # Mutants
 
 
-def forget_to_reply(self: Any, frame: Any) -> None:
+def detaches_without_a_reply(self: Any, frame: Any) -> None:
     self._attachments.leave(frame.channel)
 
 
-def stay_in_the_channel(self: Any) -> None:
+def never_detaches(self: Any) -> None:
     pass
 
 
-def any_form(text: str | None) -> Cursor | None:
+def accepts_any_form(text: str | None) -> Cursor | None:
     epoch, serial, *_ = [*(text or "").split(":"), ""]
     return Cursor(epoch, int(serial)) if serial.isdecimal() else None
 
 
-def one_too_many(cursor: Cursor | None) -> Sent:
+def counts_one_entry_too_many(cursor: Cursor | None) -> Sent:
     return Sent([1])
 
 
-def believe_anything(keys: object, algorithm: str, token: str) -> dict[str, Any]:
+def skips_the_verification(keys: object, algorithm: str, token: str) -> dict[str, Any]:
     claims: dict[str, Any] = jwt.decode(token, options={"verify_signature": False})
     return claims
 
 
-def sign_everything(self: Any, kind: str, text: str, signature: str) -> bool:
+def accepts_any_signature(self: Any, kind: str, text: str, signature: str) -> bool:
     return True
 
 
 MUTANTS: list[tuple[str, object, str, object, str]] = [
     ("requests", MethodNotAllowed, "code", "not_this_way", "undocumented"),
-    ("frames", session.Session, "_detach", forget_to_reply, "replies"),
-    ("requests", sse.EventStream, "close", stay_in_the_channel, "leak"),
-    ("cursors", sse, "parse_cursor", any_form, "resumed"),
-    ("cursors", message_stream, "sent_by", one_too_many, "streamed"),
-    ("tokens", tokens, "_claims_by", believe_anything, "forged"),
-    ("requests", tickets.Tickets, "_is_signed", sign_everything, "forged"),
+    ("frames", session.Session, "_detach", detaches_without_a_reply, "replies"),
+    ("requests", sse.EventStream, "close", never_detaches, "leak"),
+    ("cursors", sse, "parse_cursor", accepts_any_form, "resumed"),
+    ("cursors", message_stream, "sent_by", counts_one_entry_too_many, "streamed"),
+    ("tokens", tokens, "_claims_by", skips_the_verification, "forged"),
+    ("requests", tickets.Tickets, "_is_signed", accepts_any_signature, "forged"),
 ]
 
 
@@ -143,7 +143,7 @@ def test_mutant_is_found(
 
 
 class Picky:
-    """A target with one rule."""
+    """A target whose only rule forbids the word "bad"."""
 
     name = "picky"
     cpu_s = 1.0
@@ -160,18 +160,18 @@ class Picky:
 
     def run(self, given: Any) -> None:
         if "bad" in written(given):
-            raise Finding("bad: it is")
+            raise Finding("bad: the input holds this word")
 
     def close(self) -> None:
         pass
 
 
-def test_finding_is_shrunk() -> None:
+def test_finding_is_shrunk_to_the_smallest_input() -> None:
     given = Picky().generate(Random(1))
     assert written(shrink(Picky(), given, "bad")).strip() in ('"bad"', '[\n "bad"\n]')
 
 
-def test_the_seconds_count_from_the_first_new_input() -> None:
+def test_time_limit_counts_from_the_first_new_input() -> None:
     class Known(Picky):
         def seeds(self) -> list[Any]:
             return ["one", "two", "three"]
@@ -196,7 +196,7 @@ def test_printed_command_repeats_the_finding_from_the_corpus_alone(
     again = re.search(r"again: python -m fuzz (.*)", printed)
     assert again is not None
     assert main(again[1].split()) == 1
-    assert "picky: bad: it is" in capsys.readouterr().out
+    assert "picky: bad: the input holds this word" in capsys.readouterr().out
     assert [*(tmp_path / "picky").iterdir()] == [kept]
     kept.unlink()
     assert main(again[1].split()) == 0
@@ -234,7 +234,7 @@ def test_known_input_that_costs_too_much_is_a_finding() -> None:
     assert found.text.startswith("slow")
 
 
-def test_an_input_that_costs_too_much_is_a_finding() -> None:
+def test_new_input_that_costs_too_much_is_a_finding() -> None:
     class Slow(Picky):
         cpu_s = 0.0
 
@@ -262,10 +262,10 @@ def test_hub_does_not_grow_over_many_inputs() -> None:
             counts.append(world.hub.stats()["channels"])
 
     World().run(job)
-    assert counts == [1, 1, 1]  # the channel that has a viewer all the time
+    assert counts == [1, 1, 1]  # the channel with a permanent viewer
 
 
-# A server's log
+# The log of a server
 
 
 def test_text_that_is_not_utf_8_before_a_close_frame_is_not_a_finding(targets: dict[str, Target]) -> None:
@@ -274,6 +274,6 @@ def test_text_that_is_not_utf_8_before_a_close_frame_is_not_a_finding(targets: d
 
 
 def test_error_in_a_servers_log_is_a_finding() -> None:
-    said = complaint(b"INFO:     connection open\nTraceback (most recent call last):\n  File\nKeyError: 'ours'\n")
-    assert said is not None
-    assert said.startswith("KeyError")
+    found = complaint(b"INFO:     connection open\nTraceback (most recent call last):\n  File\nKeyError: 'ours'\n")
+    assert found is not None
+    assert found.startswith("KeyError")

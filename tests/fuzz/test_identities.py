@@ -76,23 +76,23 @@ logger = logging.getLogger("holdfast.hub")
 has, verify_token = Identity.has, tokens.JwtVerifier.verify_token
 
 
-def publishes_everywhere(self: Identity, capability: str, channel: str) -> bool:
+def grants_publish_everywhere(self: Identity, capability: str, channel: str) -> bool:
     return capability == "publish" or has(self, capability, channel)
 
 
-def works_anywhere(self: Identity, capability: str, pattern: str) -> None:
+def accepts_any_pattern(self: Identity, capability: str, pattern: str) -> None:
     pass
 
 
-def forgets_parts(asked: Any, identity: Identity, channel: str) -> None:
+def skips_the_check_of_a_create(asked: Any, identity: Identity, channel: str) -> None:
     pass
 
 
-async def lets_anybody_poll(hub: HubCore, scope: Scope, channel: str) -> Identity:
+async def lets_any_client_poll(hub: HubCore, scope: Scope, channel: str) -> Identity:
     return await access.identify(hub, scope)
 
 
-def believes_every_cursor(self: Any, cursor: Cursor | None) -> Cursor | None:
+def accepts_every_cursor(self: Any, cursor: Cursor | None) -> Cursor | None:
     return cursor
 
 
@@ -104,19 +104,19 @@ def is_always_sealed(self: Any, ticket: Any, last: Cursor | None) -> bool:
     return True
 
 
-def is_of_any_log(since: Cursor | None, known: Cursor | None) -> bool:
+def accepts_the_cursor_of_another_log(since: Cursor | None, known: Cursor | None) -> bool:
     return since is not None
 
 
-def never_ends(self: credentials.Credentials, over: Any) -> None:
+def never_expires(self: credentials.Credentials, over: Any) -> None:
     pass
 
 
-def grants_no_less(self: Identity, other: Identity) -> bool:
+def includes_every_identity(self: Identity, other: Identity) -> bool:
     return True
 
 
-async def renews_for_anybody(self: credentials.Credentials, token: str) -> Identity:
+async def renews_for_any_client(self: credentials.Credentials, token: str) -> Identity:
     identity = await access.identity_by_token(self._hub, self._scope, token)
     self._identity = identity
     self._set_timer()
@@ -127,51 +127,51 @@ async def repeats_the_token(self: tokens.JwtVerifier, token: str) -> Identity:
     try:
         return await verify_token(self, token)
     except Unauthenticated:
-        raise Unauthenticated(f"{token} is no token") from None
+        raise Unauthenticated(f"invalid token: {token}") from None
 
 
-def notes_the_ticket(self: tickets.Tickets, kind: str, text: str, mac: str) -> bool:
+def logs_the_ticket(self: tickets.Tickets, kind: str, text: str, mac: str) -> bool:
     logger.warning("%s of %s", kind, text)
     return any(tickets._mac(key, kind, text) == mac for key in self._keys)
 
 
-def stays(self: Any, *rest: Any) -> None:
+def never_leaves(self: Any, *rest: Any) -> None:
     pass
 
 
-def lets_two_in(self: tickets.Tickets, ticket: tickets.Ticket, stream: Any) -> None:
+def admits_two_streams(self: tickets.Tickets, ticket: tickets.Ticket, stream: Any) -> None:
     self._open.setdefault(ticket.id, stream)
 
 
-def any_page(hub: HubCore, scope: Any) -> None:
+def accepts_any_origin(hub: HubCore, scope: Any) -> None:
     pass
 
 
-def never_over(hub: HubCore, identity: Identity) -> float:
+def never_runs_out(hub: HubCore, identity: Identity) -> float:
     return float("inf")
 
 
 MUTANTS: list[tuple[str, object, str, object]] = [
-    ("granted", Identity, "has", publishes_everywhere),
-    ("granted", Identity, "check_pattern", works_anywhere),
-    ("granted", session, "check_create", forgets_parts),
-    ("granted", http, "check_create", forgets_parts),
+    ("granted", Identity, "has", grants_publish_everywhere),
+    ("granted", Identity, "check_pattern", accepts_any_pattern),
+    ("granted", session, "check_create", skips_the_check_of_a_create),
+    ("granted", http, "check_create", skips_the_check_of_a_create),
     ("granted", tickets.Tickets, "_is_sealed", is_always_sealed),
-    ("granted", longpoll, "admit_poll", lets_anybody_poll),
-    ("resumed", resume_limits.ResumeLimits, "known", believes_every_cursor),
+    ("granted", longpoll, "admit_poll", lets_any_client_poll),
+    ("resumed", resume_limits.ResumeLimits, "known", accepts_every_cursor),
     ("shown", sse, "allowed_history", shows_everything),
     ("shown", longpoll, "allowed_history", shows_everything),
-    ("streamed", message_stream, "_is_of", is_of_any_log),
-    ("outlives", credentials.Credentials, "watch", never_ends),
-    ("not narrowed", Identity, "includes", grants_no_less),
-    ("other client", credentials.Credentials, "renew", renews_for_anybody),
+    ("streamed", message_stream, "_is_of", accepts_the_cursor_of_another_log),
+    ("outlives", credentials.Credentials, "watch", never_expires),
+    ("not narrowed", Identity, "includes", includes_every_identity),
+    ("other client", credentials.Credentials, "renew", renews_for_any_client),
     ("secret", tokens.JwtVerifier, "verify_token", repeats_the_token),
-    ("secret", tickets.Tickets, "_is_signed", notes_the_ticket),
-    ("held", ConnectionSlot, "leave", stays),
-    ("held", tickets.Tickets, "closed", stays),
-    ("held", http, "left_s", never_over),
-    ("twice", tickets.Tickets, "opened", lets_two_in),
-    ("foreign", access, "check_origin", any_page),
+    ("secret", tickets.Tickets, "_is_signed", logs_the_ticket),
+    ("held", ConnectionSlot, "leave", never_leaves),
+    ("held", tickets.Tickets, "closed", never_leaves),
+    ("held", http, "left_s", never_runs_out),
+    ("twice", tickets.Tickets, "opened", admits_two_streams),
+    ("foreign", access, "check_origin", accepts_any_origin),
 ]
 
 
@@ -181,5 +181,5 @@ def test_mutant_is_found(
 ) -> None:
     monkeypatch.setattr(place, name, mistake)
     found = (text for given in target.seeds() if (text := check(target, given)) is not None)
-    first = next(found, "nothing")
+    first = next(found, "no finding")
     assert first.startswith(f"{kind}:"), first[:500]

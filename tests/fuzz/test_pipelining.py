@@ -1,4 +1,4 @@
-"""A request behind a stream on the same connection: uvicorn reports only to the last one that the peer has left."""
+"""A request pipelined behind a stream: uvicorn reports a disconnect to the last request of a connection only."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from tests.transports.conftest import PATIENCE_S, new_hub, serving
 
 STREAM = b"GET /v1/channels/c/events?ping_s=2 HTTP/1.1\r\nHost: localhost\r\n\r\n"
-BEHIND = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"
+PIPELINED = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"
 
 
 @pytest.mark.parametrize("by_hand", [False, True], ids=["task", "hand"])
@@ -18,11 +18,11 @@ async def test_stream_with_a_pipelined_request_detaches_when_its_peer_leaves(by_
     hub.drive_by_hand = by_hand
     async with serving(hub) as served:
         reader, writer = await served.connect()
-        writer.write(STREAM + BEHIND)
+        writer.write(STREAM + PIPELINED)
         await asyncio.wait_for(reader.readuntil(b"channel.attached"), PATIENCE_S)
         assert hub.stats()["feeds"] == 1
         writer.transport.abort()
         async with asyncio.timeout(PATIENCE_S):
             while hub.stats()["feeds"]:
                 hub._asgi.heartbeats.tick()  # type: ignore[attr-defined]  # a second of heartbeats
-                await asyncio.sleep(0.005)  # for the network, which gives no signal
+                await asyncio.sleep(0.005)  # the network sends no signal to wait for

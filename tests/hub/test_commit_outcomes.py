@@ -97,7 +97,7 @@ async def kill(hub: HubCore) -> None:
     await asyncio.wait([run.main])
 
 
-async def ask_together(hub: HubCore, *asks: tuple[str, Request]) -> list[Result | BaseException]:
+async def ask_in_one_batch(hub: HubCore, *asks: tuple[str, Request]) -> list[Result | BaseException]:
     """Return the results of requests that one batch decides."""
     return await asyncio.gather(*(hub.ask("c", one, request, ANN) for one, request in asks), return_exceptions=True)
 
@@ -176,13 +176,13 @@ async def test_requests_keep_their_order_if_the_outcome_of_their_commit_is_unkno
         await hub.ask("c", "m", CreateMessage(text="", status="streaming"), ANN)
         store.script = ["lost"]
         create = CreateMessage(text="x")
-        results = await ask_together(hub, ("m", AppendText(text="1")), ("n", create), ("m", AppendText(text="2")))
+        results = await ask_in_one_batch(hub, ("m", AppendText(text="1")), ("n", create), ("m", AppendText(text="2")))
         assert [isinstance(result, Result) for result in results] == [True, True, True]
         assert await texts(hub, "m") == ["12"]
 
 
 @pytest.mark.parametrize("act", ["lost", "kept"])
-async def test_text_without_a_part_keeps_the_place_of_its_first_decision(act: str) -> None:
+async def test_text_without_a_part_number_keeps_the_part_of_its_first_decision(act: str) -> None:
     async with scripted() as (hub, store), hub.message("c", id="m") as message:
         store.script = [act]
         await message.append("x")
@@ -193,7 +193,7 @@ async def test_text_without_a_part_keeps_the_place_of_its_first_decision(act: st
 
 
 @pytest.mark.parametrize("act", ["lost", "kept"])
-async def test_update_with_a_version_is_carried_out_once_if_its_outcome_is_unknown(act: str) -> None:
+async def test_update_with_a_version_is_stored_once_if_its_outcome_is_unknown(act: str) -> None:
     async with scripted() as (hub, store):
         await hub.create("c", id="m", text="a")
         store.script = [act]
@@ -201,7 +201,7 @@ async def test_update_with_a_version_is_carried_out_once_if_its_outcome_is_unkno
 
 
 @pytest.mark.parametrize("act", ["lost", "kept"])
-async def test_takeover_is_carried_out_once_if_its_outcome_is_unknown(act: str) -> None:
+async def test_takeover_is_stored_once_if_its_outcome_is_unknown(act: str) -> None:
     async with scripted() as (hub, store):
         await hub.ask("c", "m", CreateMessage(status="streaming"), ANN)
         await hub.ask("c", "m", FinishMessage(status="interrupted"), SERVER)
@@ -272,11 +272,11 @@ async def test_turn_is_claimed_once_and_by_this_hub_for_each_outcome_of_the_comm
         assert (await hub.info("c")).serial == 3
 
 
-async def test_error_that_a_cancelled_caller_does_not_read_is_no_complaint_of_asyncio() -> None:
+async def test_error_for_a_cancelled_caller_is_not_reported_by_asyncio() -> None:
     complaints: list[str] = []
     asyncio.get_running_loop().set_exception_handler(lambda loop, context: complaints.append(context["message"]))
     result, done = result_later()
-    shielded = asyncio.shield(result)  # as a message that is opened
+    shielded = asyncio.shield(result)  # as the opening of a message does
     shielded.cancel()
     await asyncio.sleep(0)
     done(Draining("the hub has stopped"))

@@ -1,4 +1,4 @@
-"""Deadlines: what is to happen when nothing happens before it."""
+"""Deadlines: each action runs once at its time, unless it is postponed or dropped before."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def new() -> tuple[Deadlines, list[str]]:
 
 
 @virtually
-async def test_each_is_called_once_in_order() -> None:
+async def test_each_action_is_called_once_in_order_of_time() -> None:
     known, called = new()
     for name, due_s in (("c", 3.0), ("a", 1.0), ("b", 2.0)):
         known.set(name, due_s, lambda name=name: called.append(name))
@@ -30,7 +30,7 @@ async def test_each_is_called_once_in_order() -> None:
 
 
 @virtually
-async def test_one_that_moves_on_is_called_at_its_new_time_only() -> None:
+async def test_postponed_action_is_called_at_its_new_time_only() -> None:
     known, called = new()
     known.set("a", 1.0, lambda: called.append("first"))
     for step in range(100):
@@ -42,7 +42,7 @@ async def test_one_that_moves_on_is_called_at_its_new_time_only() -> None:
 
 
 @virtually
-async def test_what_is_kept_of_deadlines_does_not_grow_with_how_often_they_are_set() -> None:
+async def test_heap_does_not_grow_with_the_number_of_renewals() -> None:
     known, called = new()
     loop = asyncio.get_running_loop()
     for number in range(20):
@@ -55,11 +55,11 @@ async def test_what_is_kept_of_deadlines_does_not_grow_with_how_often_they_are_s
     assert len(known) == 20
     assert len(known._heap) <= 2 * 20 + 1_001
     await asyncio.sleep(3601)
-    assert called == list(range(20))  # and none was forgotten with the rest
+    assert called == list(range(20))  # the remaining deadlines are all called
 
 
 @virtually
-async def test_one_that_moves_on_for_ever_is_kept_once() -> None:
+async def test_deadline_that_is_always_postponed_has_one_heap_item() -> None:
     known, called = new()
     loop = asyncio.get_running_loop()
     for _ in range(20_000):
@@ -70,7 +70,7 @@ async def test_one_that_moves_on_for_ever_is_kept_once() -> None:
 
 
 @virtually
-async def test_one_may_come_sooner_or_not_at_all() -> None:
+async def test_deadline_may_be_moved_earlier_or_dropped() -> None:
     known, called = new()
     known.set("a", 10.0, lambda: called.append("a"))
     known.set("b", 10.0, lambda: called.append("b"))
@@ -82,7 +82,7 @@ async def test_one_may_come_sooner_or_not_at_all() -> None:
 
 
 @virtually
-async def test_one_that_fails_keeps_no_other_from_coming(caplog: pytest.LogCaptureFixture) -> None:
+async def test_failing_action_does_not_prevent_the_next(caplog: pytest.LogCaptureFixture) -> None:
     known, called = new()
 
     def fail() -> None:
@@ -97,7 +97,7 @@ async def test_one_that_fails_keeps_no_other_from_coming(caplog: pytest.LogCaptu
 
 
 @virtually
-async def test_an_action_may_set_the_next() -> None:
+async def test_action_may_set_the_next_deadline() -> None:
     known, called = new()
 
     def again() -> None:
@@ -111,7 +111,7 @@ async def test_an_action_may_set_the_next() -> None:
 
 
 @virtually
-async def test_after_the_end_nothing_happens() -> None:
+async def test_closed_deadlines_call_no_action() -> None:
     known, called = new()
     known.set("a", 1.0, lambda: called.append("a"))
     known.close()
@@ -120,29 +120,29 @@ async def test_after_the_end_nothing_happens() -> None:
     assert called == []
 
 
-async def test_a_process_that_was_stopped_first_hears_what_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    """After SIGSTOP, or a machine's sleep, the deadline is over and the renewal waits in a socket."""
+async def test_resumed_process_reads_its_sockets_before_it_expires_leases(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After SIGSTOP, or a machine's sleep, the deadline has passed and the renewal waits in a socket."""
     monkeypatch.setattr(deadlines, "AWAY_S", 0.2)
     loop = asyncio.get_running_loop()
     known, called = new()
     reader, writer = socket.socketpair()
     reader.setblocking(False)
-    heard = asyncio.Event()
+    received = asyncio.Event()
 
-    def hear() -> None:
+    def receive() -> None:
         reader.recv(1)
         loop.call_soon(known.set, "lease", loop.time() + 60, lambda: called.append("lapsed"))
-        heard.set()
+        received.set()
 
-    loop.add_reader(reader, hear)
+    loop.add_reader(reader, receive)
     try:
         known.set("lease", loop.time() + 0.05, lambda: called.append("lapsed"))
         known.set("other", loop.time() + 0.05, lambda: called.append("other"))
         writer.send(b"x")
-        time.sleep(0.3)  # noqa: ASYNC251 - nothing of this process runs
+        time.sleep(0.3)  # noqa: ASYNC251 - the whole process stands still
         async with asyncio.timeout(10):
-            await heard.wait()
-            while "other" not in called:  # noqa: ASYNC110 - nothing is awaited that says so
+            await received.wait()
+            while "other" not in called:  # noqa: ASYNC110 - a deadline sets no event
                 await asyncio.sleep(0.01)
         assert called == ["other"]
     finally:

@@ -46,14 +46,14 @@ async def reasons(**settings: Any) -> list[str | None]:
     return found
 
 
-async def test_a_hub_without_a_verifier_names_the_exception_and_the_apps_line() -> None:
+async def test_hub_without_a_verifier_names_the_exception_and_the_line_of_the_app() -> None:
     found = await reasons()
     for reason, kind in zip(found, ("tests.CardRefused", "json.JSONDecodeError", "tests.CardRefused"), strict=True):
         assert re.fullmatch(rf"{kind} in test_development\.py, line \d+", reason or "")
 
 
 @pytest.mark.parametrize("settings", [{"authenticate": allow_everyone}, {"debug": False}])
-async def test_other_hubs_do_not_name_the_exception(settings: dict[str, Any]) -> None:
+async def test_hub_with_a_verifier_or_without_debug_does_not_name_the_exception(settings: dict[str, Any]) -> None:
     assert await reasons(**settings) == [None, None, "error"]
 
 
@@ -72,7 +72,7 @@ class Rude(Exception):
 
 
 @pytest.mark.parametrize("text", ["x" * 5_000, "a\nb\x1b[31m\ud800", ""])
-def test_a_reason_is_one_short_line_that_can_be_stored(text: str) -> None:
+def test_reason_is_one_short_line_that_can_be_stored(text: str) -> None:
     reason = exception_reason(KeyError(text), has_text=True)
     assert len(reason) <= 200
     assert reason.isprintable()

@@ -1,4 +1,4 @@
-"""Hooks: the app hears of what was stored, at least once, in order per channel, and never in the way."""
+"""Hooks: the app receives stored entries at least once, in order per channel, and never delays the hub."""
 
 from __future__ import annotations
 
@@ -23,24 +23,24 @@ ALL = ("message.create", "message.update", "message.finish", "message.delete", "
 
 
 def listen(hub: HubCore, kinds: Any = ALL, pattern: str = "chat:*", name: str = "h") -> list[HookEvent]:
-    """A hook that keeps what it was told."""
-    heard: list[HookEvent] = []
+    """Register a hook and return the list of events that it receives."""
+    received: list[HookEvent] = []
 
     @hub.on(kinds, pattern, name=name)
-    async def hear(event: HookEvent) -> None:
-        heard.append(event)
+    async def receive(event: HookEvent) -> None:
+        received.append(event)
 
-    return heard
+    return received
 
 
-def short(heard: list[HookEvent]) -> list[tuple[str, str, int]]:
-    return [(one.type, one.id, one.serial) for one in heard]
+def short(received: list[HookEvent]) -> list[tuple[str, str, int]]:
+    return [(one.type, one.id, one.serial) for one in received]
 
 
 @virtually
-async def test_it_hears_of_everything_but_single_appends_in_order() -> None:
+async def test_hook_receives_every_change_except_single_appends_in_order() -> None:
     hub = new_hub()
-    heard = listen(hub)
+    received = listen(hub)
     await hub.create("chat:1", id="u", text="hi")
     await asyncio.sleep(1)
     async with hub.message("chat:1", id="a") as message:
@@ -55,7 +55,7 @@ async def test_it_hears_of_everything_but_single_appends_in_order() -> None:
     await hub.delete("chat:1", "u")
     await hub.create("other:1", text="not of the pattern")
     await asyncio.sleep(1)
-    assert [(one.type, one.id) for one in heard] == [
+    assert [(one.type, one.id) for one in received] == [
         ("message.create", "u"),
         ("message.create", "a"),
         ("message.finish", "a"),
@@ -64,19 +64,19 @@ async def test_it_hears_of_everything_but_single_appends_in_order() -> None:
         ("command.reply", "x"),
         ("message.delete", "u"),
     ]
-    assert [one.serial for one in heard] == sorted(one.serial for one in heard)
-    finish = heard[2].message
+    assert [one.serial for one in received] == sorted(one.serial for one in received)
+    finish = received[2].message
     assert finish is not None
     assert finish.text == "one two"
-    assert heard[-1].message is None
+    assert received[-1].message is None
     await hub.close()
 
 
 @virtually
-async def test_of_a_channel_that_was_deleted_no_position_is_kept() -> None:
+async def test_deleted_channel_loses_its_stored_position() -> None:
     store = MemoryStore()
     hub = new_hub(store)
-    heard = listen(hub, "message.create")
+    received = listen(hub, "message.create")
     await hub.create("chat:1", id="a", text="x")
     await hub.create("chat:2", id="b", text="x")
     await asyncio.sleep(1)
@@ -86,13 +86,13 @@ async def test_of_a_channel_that_was_deleted_no_position_is_kept() -> None:
     assert set(await store.notes("hook/h/")) == {"hook/h/chat:2"}
     await hub.create("chat:1", id="a", text="another life")
     await asyncio.sleep(1)
-    assert short(heard) == [("message.create", "a", 1), ("message.create", "b", 1), ("message.create", "a", 1)]
+    assert short(received) == [("message.create", "a", 1), ("message.create", "b", 1), ("message.create", "a", 1)]
     assert set(await store.notes("hook/h/")) == {"hook/h/chat:1", "hook/h/chat:2"}
     await hub.close()
 
 
 @virtually
-async def test_positions_of_channels_that_were_deleted_while_the_hook_was_away_are_forgotten() -> None:
+async def test_returning_hook_removes_the_positions_of_channels_deleted_meanwhile() -> None:
     store = MemoryStore()
     hub = new_hub(store)
     listen(hub, "message.create")
@@ -106,47 +106,47 @@ async def test_positions_of_channels_that_were_deleted_while_the_hook_was_away_a
     await away.create("chat:2", id="b", text="another life")
     await away.close()
     again = new_hub(store)
-    heard = listen(again, "message.create")
+    received = listen(again, "message.create")
     await again.start()
     await asyncio.sleep(1)
-    assert short(heard) == [("message.create", "b", 1)]
+    assert short(received) == [("message.create", "b", 1)]
     assert set(await store.notes("hook/h/")) == {"hook/h/chat:2", "hook/h/chat:3"}
     await again.close()
 
 
 @virtually
-async def test_only_the_kinds_it_asked_for() -> None:
+async def test_hook_receives_only_the_kinds_it_requested() -> None:
     hub = new_hub()
-    heard = listen(hub, "message.finish")
+    received = listen(hub, "message.finish")
     await hub.create("chat:1", text="hi")
     async with hub.message("chat:1", id="a") as message:
         await message.append("x")
     await asyncio.sleep(1)
-    assert [(one.type, one.id) for one in heard] == [("message.finish", "a")]
+    assert [(one.type, one.id) for one in received] == [("message.finish", "a")]
     await hub.close()
 
 
 @virtually
-async def test_one_that_fails_tries_again_in_order_and_holds_nobody_up(caplog: pytest.LogCaptureFixture) -> None:
+async def test_failing_hook_is_retried_in_order_and_delays_no_other_channel(caplog: pytest.LogCaptureFixture) -> None:
     hub = new_hub()
-    heard: list[str] = []
+    received: list[str] = []
     failures = 3
 
     @hub.on("message.create", "chat:*", name="h")
-    async def hear(event: HookEvent) -> None:
+    async def receive(event: HookEvent) -> None:
         nonlocal failures
         if event.channel == "chat:bad" and failures:
             failures -= 1
             raise RuntimeError("the database is away")
-        heard.append(f"{event.channel} {event.id}")
+        received.append(f"{event.channel} {event.id}")
 
     for number in range(3):
         await hub.create("chat:bad", id=f"m{number}", text="x")
     await hub.create("chat:good", id="g", text="x")
     await asyncio.sleep(0.5)
-    assert heard == ["chat:good g"]
+    assert received == ["chat:good g"]
     await asyncio.sleep(60)
-    assert heard == ["chat:good g", "chat:bad m0", "chat:bad m1", "chat:bad m2"]
+    assert received == ["chat:good g", "chat:bad m0", "chat:bad m1", "chat:bad m2"]
     assert [(one.getMessage(), one.exc_info is not None) for one in caplog.records] == [
         ("hook 'h' failed for chat:bad (RuntimeError); it is tried again in 1 s", True),
         ("hook 'h' failed for chat:bad (RuntimeError); it is tried again in 2 s", False),
@@ -156,12 +156,12 @@ async def test_one_that_fails_tries_again_in_order_and_holds_nobody_up(caplog: p
 
 
 @virtually
-async def test_one_that_hangs_is_given_up_and_tried_again() -> None:
+async def test_hanging_hook_is_cancelled_and_called_again() -> None:
     hub = new_hub()
     calls = 0
 
     @hub.on("message.create", "chat:*", name="h")
-    async def hear(event: HookEvent) -> None:
+    async def receive(event: HookEvent) -> None:
         nonlocal calls
         calls += 1
         if calls == 1:
@@ -174,64 +174,64 @@ async def test_one_that_hangs_is_given_up_and_tried_again() -> None:
 
 
 @virtually
-async def test_what_was_stored_while_it_was_away_is_told_later() -> None:
+async def test_returning_hook_receives_entries_stored_meanwhile() -> None:
     store = MemoryStore()
     hub = new_hub(store)
-    heard = listen(hub)
+    received = listen(hub)
     await hub.create("chat:1", id="m1", text="x")
     await asyncio.sleep(1)
-    assert short(heard) == [("message.create", "m1", 1)]
+    assert short(received) == [("message.create", "m1", 1)]
     await hub.close()
     away = new_hub(store)
     await away.create("chat:1", id="m2", text="x")
-    await away.create("chat:2", id="m3", text="x")  # a channel that it has never seen
+    await away.create("chat:2", id="m3", text="x")  # a channel without a position of this hook
     await away.close()
     again = new_hub(store)
-    heard = listen(again)
+    received = listen(again)
     await again.start()
     await asyncio.sleep(1)
-    assert sorted(short(heard)) == [("message.create", "m2", 2), ("message.create", "m3", 1)]
+    assert sorted(short(received)) == [("message.create", "m2", 2), ("message.create", "m3", 1)]
     await again.close()
 
 
 @virtually
-async def test_a_new_one_hears_nothing_of_what_was_before_it() -> None:
+async def test_new_hook_receives_no_entry_stored_before_it() -> None:
     store = MemoryStore()
     hub = new_hub(store)
     await hub.create("chat:1", id="m1", text="x")
     await hub.close()
     await asyncio.sleep(1)
     again = new_hub(store)
-    heard = listen(again)
+    received = listen(again)
     await again.start()
     await asyncio.sleep(1)
     await again.create("chat:1", id="m2", text="x")
     await asyncio.sleep(1)
-    assert short(heard) == [("message.create", "m2", 2)]
+    assert short(received) == [("message.create", "m2", 2)]
     await again.close()
 
 
 @virtually
-async def test_what_comes_while_a_new_one_looks_where_channels_stand_is_not_older_than_it() -> None:
+async def test_new_hook_receives_entries_stored_while_it_reads_the_heads_of_channels() -> None:
     store = MemoryStore()
     hub = new_hub(store)
     for number in range(20):
         await hub.create(f"chat:{number}", id="old", text="x")
     await hub.close()
     again = new_hub(store)
-    heard = listen(again, "message.create")
+    received = listen(again, "message.create")
     await asyncio.gather(*(again.create(f"chat:{number}", id="new", text="x") for number in range(21)))
-    later = listen(again, "message.create", name="i")  # of a hub that runs
+    later = listen(again, "message.create", name="i")  # registered while the hub runs
     await asyncio.gather(*(again.create(f"chat:{number}", id="newer", text="x") for number in range(21)))
     await asyncio.sleep(1)
-    assert {one.id for one in heard} == {"new", "newer"}
-    assert (len(heard), len(later)) == (42, 21)
+    assert {one.id for one in received} == {"new", "newer"}
+    assert (len(received), len(later)) == (42, 21)
     assert {one.id for one in later} == {"newer"}
     await again.close()
 
 
 @virtually
-async def test_a_new_one_hears_nothing_of_what_was_deleted_or_said_before_it() -> None:
+async def test_new_hook_receives_no_deletion_or_command_stored_before_it() -> None:
     store = MemoryStore()
     hub = new_hub(store)
     await hub.create("chat:1", id="gone", text="x")
@@ -240,14 +240,14 @@ async def test_a_new_one_hears_nothing_of_what_was_deleted_or_said_before_it() -
     await hub.command("chat:1", "pause", id="asked")
     await hub.close()
     again = new_hub(store)
-    heard = listen(again)
+    received = listen(again)
     await again.start()
     await asyncio.sleep(1)
     await again.create("chat:1", id="new", text="x")
     await again.delete("chat:1", "stays")
     await again.reply("chat:1", "asked")
     await asyncio.sleep(1)
-    assert sorted((one.type, one.id) for one in heard) == [
+    assert sorted((one.type, one.id) for one in received) == [
         ("command.reply", "asked"),
         ("message.create", "new"),
         ("message.delete", "stays"),
@@ -256,10 +256,10 @@ async def test_a_new_one_hears_nothing_of_what_was_deleted_or_said_before_it() -
 
 
 @virtually
-async def test_a_clock_that_is_set_back_loses_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_clock_set_back_loses_no_event(monkeypatch: pytest.MonkeyPatch) -> None:
     store = MemoryStore()
     hub = new_hub(store)
-    heard = listen(hub, "message.create")
+    received = listen(hub, "message.create")
     await hub.create("chat:1", id="before", text="x")
     await asyncio.sleep(1)
     now_ms = hub.clock.now_ms
@@ -267,21 +267,21 @@ async def test_a_clock_that_is_set_back_loses_nothing(monkeypatch: pytest.Monkey
     await hub.create("chat:1", id="after", text="x")
     await hub.create("chat:2", id="elsewhere", text="x")
     await asyncio.sleep(1)
-    assert [one.id for one in heard] == ["before", "after", "elsewhere"]
+    assert [one.id for one in received] == ["before", "after", "elsewhere"]
     await hub.close()
     away = new_hub(store)
     await away.create("chat:3", id="away", text="x")
     await away.close()
     again = new_hub(store)
-    heard = listen(again, "message.create")
+    received = listen(again, "message.create")
     await again.start()
     await asyncio.sleep(1)
-    assert [one.id for one in heard] == ["away"]
+    assert [one.id for one in received] == ["away"]
     await again.close()
 
 
 class Failing(MemoryStore):
-    """A store that does not answer for a while when it is asked for notes."""
+    """A store whose first two reads of notes fail."""
 
     failures = 2
 
@@ -293,49 +293,49 @@ class Failing(MemoryStore):
 
 
 @virtually
-async def test_one_whose_store_does_not_answer_at_the_start_begins_later() -> None:
+async def test_hook_whose_store_fails_at_the_start_begins_later() -> None:
     hub = new_hub(Failing())
-    heard = listen(hub, "message.create")
+    received = listen(hub, "message.create")
     await hub.create("chat:1", id="m1", text="x")
     await asyncio.sleep(10)
-    assert short(heard) == [("message.create", "m1", 1)]
+    assert short(received) == [("message.create", "m1", 1)]
     await hub.close()
 
 
 @virtually
-async def test_a_channel_that_was_deleted_begins_anew() -> None:
+async def test_hook_receives_the_first_entry_of_a_channel_created_again() -> None:
     hub = new_hub()
-    heard = listen(hub)
+    received = listen(hub)
     await hub.create("chat:1", id="m1", text="x")
     await asyncio.sleep(1)
     await hub.delete_channel("chat:1")
     await hub.create("chat:1", id="m1", text="y")
     await asyncio.sleep(1)
-    assert short(heard) == [("message.create", "m1", 1)] * 2
-    assert heard[0].epoch != heard[1].epoch
+    assert short(received) == [("message.create", "m1", 1)] * 2
+    assert received[0].epoch != received[1].epoch
     await hub.close()
 
 
-async def test_positions_survive_in_a_file(tmp_path: Path) -> None:
+async def test_hook_positions_survive_a_restart_in_a_file(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path}/hooks.db"
     for number in range(3):
         hub = new_hub(url)
-        heard = listen(hub)
+        received = listen(hub)
         await hub.create("chat:1", id=f"m{number}", text="x")
         async with asyncio.timeout(10):
-            while f"m{number}" not in [one.id for one in heard]:  # noqa: ASYNC110 - a hook sets no event
+            while f"m{number}" not in [one.id for one in received]:  # noqa: ASYNC110 - a hook sets no event
                 await asyncio.sleep(0.005)
         await hub.close()
-        # At least once: what was told right before the end may be told again.
-        assert [one.id for one in heard][-2:] in ([f"m{number}"], [f"m{number - 1}", f"m{number}"])
+        # At least once: the hook may receive the last event before the restart again.
+        assert [one.id for one in received][-2:] in ([f"m{number}"], [f"m{number - 1}", f"m{number}"])
 
 
-def test_a_function_that_is_not_async_is_refused() -> None:
+def test_hook_function_that_is_not_async_is_refused() -> None:
     with pytest.raises(LocalError, match="async"):
         new_hub().on("message.finish", "chat:*", name="h")(print)  # type: ignore[arg-type]
 
 
-def test_what_cannot_be_registered_is_refused() -> None:
+def test_hook_with_a_used_name_or_a_wrong_kind_or_pattern_is_refused() -> None:
     hub = new_hub()
     listen(hub, name="h")
     with pytest.raises(LocalError, match="already"):
@@ -347,7 +347,7 @@ def test_what_cannot_be_registered_is_refused() -> None:
 
 
 class Gated(MemoryStore):
-    """A memory store of which some questions wait."""
+    """A store in memory whose reads named in `shut` wait until their gate opens."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -378,13 +378,13 @@ class Gated(MemoryStore):
 
 
 @virtually
-async def test_what_is_registered_while_the_hub_recovers_begins_once_and_misses_nothing() -> None:
+async def test_hook_registered_while_the_hub_recovers_begins_once_and_receives_every_entry() -> None:
     store = Gated()
     store.shut("open_channels", "hook", "hook-registered")
     hub = new_hub(store)
     starting = asyncio.create_task(hub.start())
     await asyncio.sleep(1)
-    heard, starts = listen(hub), []
+    received, starts = listen(hub), []
     hub.on_start(lambda: starts.append(1))
     await asyncio.sleep(1)
     assert starts == []
@@ -394,12 +394,12 @@ async def test_what_is_registered_while_the_hub_recovers_begins_once_and_misses_
     store.gates["hook"].set()
     store.gates["hook-registered"].set()
     await asyncio.sleep(1)
-    assert (short(heard), starts) == ([("message.create", "m", 1)], [1])
+    assert (short(received), starts) == ([("message.create", "m", 1)], [1])
     await hub.close()
 
 
 @virtually
-async def test_none_begins_while_the_hub_closes_which_would_wait_for_it() -> None:
+async def test_closing_hub_begins_no_hook_that_it_would_wait_for() -> None:
     store = Gated()
     first = new_hub(store)
     listen(first)
@@ -429,18 +429,18 @@ async def test_none_begins_while_the_hub_closes_which_would_wait_for_it() -> Non
 
 
 @virtually
-async def test_one_of_a_running_hub_misses_nothing_of_a_channel_that_a_request_just_begins() -> None:
+async def test_hook_registered_during_a_create_receives_the_entry_of_the_new_channel() -> None:
     store = Gated()
     hub = new_hub(store)
     await hub.start()
     store.shut("messages", "hook", "hook-registered")
     creating = asyncio.create_task(hub.create("chat:1", id="m", text="x"))
     await asyncio.sleep(1)
-    heard = listen(hub)
+    received = listen(hub)
     store.gates["messages"].set()
     await creating
     store.gates["hook"].set()
     store.gates["hook-registered"].set()
     await asyncio.sleep(1)
-    assert short(heard) == [("message.create", "m", 1)]
+    assert short(received) == [("message.create", "m", 1)]
     await hub.close()

@@ -1,4 +1,4 @@
-"""The Python API in process: create, append, watch, come back."""
+"""The Python API in process: create, append, watch and resume."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from holdfast.hub.housekeeping import free_memory
 from tests.hub.watching import PATIENCE_S, Watcher, has_ended
 
 
-async def test_a_message_written_in_a_block_is_complete_with_all_its_text(hub: HubCore) -> None:
+async def test_message_written_in_a_block_is_complete_with_all_its_text(hub: HubCore) -> None:
     async with hub.message("chat:1", author="bot") as message:
         for word in ("one ", "two ", "three"):
             await message.append(word)
@@ -45,7 +45,7 @@ async def test_a_message_written_in_a_block_is_complete_with_all_its_text(hub: H
     )
 
 
-async def test_an_exception_leaves_the_message_failed_with_the_text_so_far(hub: HubCore) -> None:
+async def test_exception_in_a_block_leaves_the_message_failed_with_its_text(hub: HubCore) -> None:
     with pytest.raises(ZeroDivisionError):
         async with hub.message("chat:1") as message:
             await message.append("so far")
@@ -54,7 +54,7 @@ async def test_an_exception_leaves_the_message_failed_with_the_text_so_far(hub: 
     assert (stored.status, stored.text) == ("failed", "so far")
 
 
-async def test_cancellation_leaves_the_message_cancelled_with_the_text_so_far(hub: HubCore) -> None:
+async def test_cancellation_of_a_block_leaves_the_message_cancelled_with_its_text(hub: HubCore) -> None:
     began = asyncio.Event()
     ids: list[str] = []
 
@@ -73,7 +73,7 @@ async def test_cancellation_leaves_the_message_cancelled_with_the_text_so_far(hu
     assert (stored.status, stored.text) == ("cancelled", "so far")
 
 
-async def test_a_late_viewer_gets_the_text_so_far_in_one_update_and_then_the_stream(hub: HubCore) -> None:
+async def test_late_viewer_receives_the_text_in_one_update_and_then_the_stream(hub: HubCore) -> None:
     async with hub.message("chat:1") as message:
         for _ in range(100):
             await message.append("token ")
@@ -91,7 +91,7 @@ async def test_a_late_viewer_gets_the_text_so_far_in_one_update_and_then_the_str
     assert (await late.until(has_ended(message.id)))[0].text == "token " * 100 + "more"
 
 
-async def test_a_cursor_brings_exactly_what_was_missed(hub: HubCore) -> None:
+async def test_resumed_viewer_receives_exactly_the_missed_text(hub: HubCore) -> None:
     async with hub.message("chat:1") as message:
         await message.append("seen ")
         await message.flush()
@@ -109,7 +109,7 @@ async def test_a_cursor_brings_exactly_what_was_missed(hub: HubCore) -> None:
     assert (append.at, append.text) == (5, "missed")
 
 
-async def test_what_gathers_while_a_commit_runs_is_one_append(hub: HubCore) -> None:
+async def test_appends_that_wait_for_a_commit_are_joined(hub: HubCore) -> None:
     async with hub.message("chat:1") as message:
         for _ in range(1_000):
             await message.append("x")
@@ -129,7 +129,7 @@ async def test_what_gathers_while_a_commit_runs_is_one_append(hub: HubCore) -> N
         ("   lead", "\ndata: no event\n\n", "event: x\n", ": comment", "id: 7"),
     ],
 )
-async def test_text_that_breaks_naive_code_survives(hub: HubCore, pieces: tuple[str, ...]) -> None:
+async def test_surrogate_pairs_and_control_characters_arrive_unchanged(hub: HubCore, pieces: tuple[str, ...]) -> None:
     expected = "".join(pieces).encode("utf-16-le", "surrogatepass").decode("utf-16-le")
     viewer = Watcher(hub, "chat:1")
     await viewer.take()
@@ -168,7 +168,7 @@ async def test_two_agents_stream_in_one_channel_and_two_parts_in_one_message(hub
     assert shown["b"].text == "".join(f"b{number} " for number in range(200))
 
 
-async def test_a_megabyte_and_ten_thousand_single_characters_arrive_whole(hub: HubCore) -> None:
+async def test_megabyte_and_ten_thousand_single_characters_arrive_whole(hub: HubCore) -> None:
     viewer = Watcher(hub, "chat:1")
     await viewer.take()
     async with hub.message("chat:1", id="big") as message:
@@ -179,7 +179,7 @@ async def test_a_megabyte_and_ten_thousand_single_characters_arrive_whole(hub: H
     assert shown[0].text == "0123456789abcdef" * 65_536 + "".join(chr(ord("a") + n % 26) for n in range(10_000))
 
 
-async def test_a_stop_from_elsewhere_ends_the_message_and_refuses_the_writer(hub: HubCore) -> None:
+async def test_finish_by_another_caller_ends_the_message_and_refuses_its_writer(hub: HubCore) -> None:
     async def write() -> None:
         async with hub.message("chat:1", id="m") as message:
             await message.append("before")
@@ -194,7 +194,7 @@ async def test_a_stop_from_elsewhere_ends_the_message_and_refuses_the_writer(hub
     assert (stored.status, stored.text) == ("cancelled", "before")
 
 
-async def test_a_message_that_exists_cannot_be_begun_again(hub: HubCore) -> None:
+async def test_existing_message_cannot_be_opened_again(hub: HubCore) -> None:
     async with hub.message("chat:1", id="m") as message:
         await message.append("x")
         with pytest.raises(IdConflict):
@@ -203,14 +203,14 @@ async def test_a_message_that_exists_cannot_be_begun_again(hub: HubCore) -> None
         await hub.message("chat:1", id="m").__aenter__()
 
 
-async def test_appending_after_the_end_is_the_caller_s_mistake(hub: HubCore) -> None:
+async def test_append_after_the_end_of_the_block_raises_a_local_error(hub: HubCore) -> None:
     async with hub.message("chat:1") as message:
         await message.append("x")
     with pytest.raises(LocalError):
         await message.append("y")
 
 
-async def test_a_create_may_be_repeated_but_not_changed(hub: HubCore) -> None:
+async def test_create_may_be_repeated_but_not_changed(hub: HubCore) -> None:
     first = await hub.create("chat:1", id="u", text="hi", author="ann")
     assert await hub.create("chat:1", id="u", text="hi", author="ann") == first
     with pytest.raises(IdConflict):
@@ -243,7 +243,7 @@ async def test_history_is_paged_newest_first(hub: HubCore) -> None:
     assert not older.more
 
 
-async def test_an_empty_channel_resumes_to_whatever_comes(hub: HubCore) -> None:
+async def test_cursor_of_an_empty_channel_is_resumed(hub: HubCore) -> None:
     viewer = Watcher(hub, "chat:1")
     first = await viewer.take()
     assert (first.cursor, first.events[0].resumed) == ("-:0", False)  # type: ignore[union-attr]
@@ -257,14 +257,14 @@ async def test_an_empty_channel_resumes_to_whatever_comes(hub: HubCore) -> None:
 
 
 @pytest.mark.parametrize("cursor", ["", "nonsense", "zzzz:3", "-:7", "a:b:c:d", "x" * 500])
-async def test_an_unknown_cursor_is_a_new_start(hub: HubCore, cursor: str) -> None:
+async def test_unknown_cursor_is_a_new_start(hub: HubCore, cursor: str) -> None:
     await hub.create("chat:1", id="u", text="hi")
     attached = (await Watcher(hub, "chat:1", since=cursor).take()).events[0]
     assert isinstance(attached, ChannelAttached)
     assert not attached.resumed
 
 
-async def test_a_cursor_above_the_head_is_a_new_start(hub: HubCore) -> None:
+async def test_cursor_above_the_head_is_a_new_start(hub: HubCore) -> None:
     await hub.create("chat:1", id="u", text="hi")
     epoch = (await hub.info("chat:1")).epoch
     attached = (await Watcher(hub, "chat:1", since=f"{epoch}:9").take()).events[0]
@@ -272,7 +272,7 @@ async def test_a_cursor_above_the_head_is_a_new_start(hub: HubCore) -> None:
     assert not attached.resumed
 
 
-async def test_more_changed_messages_than_one_catches_up_with_are_a_new_start(hub: HubCore) -> None:
+async def test_more_changed_messages_than_the_catch_up_limit_are_a_new_start(hub: HubCore) -> None:
     await hub.create("chat:1", id="first", text="hi")
     viewer = Watcher(hub, "chat:1")
     await viewer.take()
@@ -283,7 +283,7 @@ async def test_more_changed_messages_than_one_catches_up_with_are_a_new_start(hu
     assert not attached.resumed
 
 
-async def test_a_deleted_channel_begins_anew_for_its_viewers(hub: HubCore) -> None:
+async def test_viewers_of_a_deleted_channel_follow_its_new_epoch(hub: HubCore) -> None:
     await hub.create("chat:1", id="u", text="hi")
     viewer = Watcher(hub, "chat:1")
     await viewer.take()
@@ -296,7 +296,7 @@ async def test_a_deleted_channel_begins_anew_for_its_viewers(hub: HubCore) -> No
     assert (await hub.info("chat:1")).epoch != epoch
 
 
-async def test_the_id_of_a_message_that_streamed_in_a_deleted_channel_stays_used_up(hub: HubCore) -> None:
+async def test_id_of_a_message_that_streamed_in_a_deleted_channel_stays_used(hub: HubCore) -> None:
     writer = await hub.message("chat:1", id="m").__aenter__()
     await writer.append("x")
     await writer.flush()
@@ -308,7 +308,7 @@ async def test_the_id_of_a_message_that_streamed_in_a_deleted_channel_stays_used
         await hub.create("chat:1", id="m", text="new")
 
 
-async def test_a_text_over_the_limit_is_refused_and_what_was_stored_stays(tmp_path: Path) -> None:
+async def test_text_over_the_limit_is_refused_and_stored_text_stays(tmp_path: Path) -> None:
     hub = HubCore("memory://", limits=Limits(message_bytes=100), hooks_signals=False)
 
     async def write() -> None:
@@ -325,7 +325,7 @@ async def test_a_text_over_the_limit_is_refused_and_what_was_stored_stays(tmp_pa
     await hub.close()
 
 
-async def test_idle_channels_leave_memory_and_come_back(tmp_path: Path) -> None:
+async def test_idle_channel_leaves_memory_and_is_loaded_again(tmp_path: Path) -> None:
     hub = HubCore(f"sqlite:///{tmp_path}/hub.db", limits=Limits(channel_idle_s=0), hooks_signals=False)
     await hub.create("chat:1", id="u", text="hi")
     free_memory(hub.runtime)
@@ -334,7 +334,7 @@ async def test_idle_channels_leave_memory_and_come_back(tmp_path: Path) -> None:
     await hub.close()
 
 
-async def test_a_channel_leaves_memory_without_the_collector_of_cycles() -> None:
+async def test_channel_leaves_memory_without_a_garbage_collection() -> None:
     hub = HubCore("memory://", limits=Limits(channel_idle_s=0), hooks_signals=False)
     await hub.create("chat:1", id="u", text="hi")
     left = weakref.ref(hub.channel("chat:1").state)
@@ -349,7 +349,7 @@ async def test_a_channel_leaves_memory_without_the_collector_of_cycles() -> None
     await hub.close()
 
 
-async def test_after_a_restart_a_message_of_the_dead_process_is_interrupted(tmp_path: Path) -> None:
+async def test_message_of_an_ended_process_is_interrupted_after_a_restart(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path}/hub.db"
     dying = HubCore(url, hooks_signals=False, drain_s=0)
     writer = await dying.message("chat:1", id="m").__aenter__()
@@ -362,7 +362,7 @@ async def test_after_a_restart_a_message_of_the_dead_process_is_interrupted(tmp_
     await hub.close()
 
 
-async def test_after_a_restart_an_adopter_goes_on_at_the_stored_length(tmp_path: Path) -> None:
+async def test_adopter_continues_at_the_stored_length_after_a_restart(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path}/hub.db"
     dying = HubCore(url, hooks_signals=False, drain_s=0)
     writer = await dying.message("chat:1", id="m", meta={"question": "why"}).__aenter__()
@@ -375,7 +375,7 @@ async def test_after_a_restart_an_adopter_goes_on_at_the_stored_length(tmp_path:
     hub = HubCore(url, hooks_signals=False)
 
     @hub.adopt("chat:*")
-    async def go_on(message: MessageWriter) -> None:
+    async def continue_message(message: MessageWriter) -> None:
         assert message.meta == {"question": "why"}
         await message.append(f" and on from {message.length}")
 
@@ -387,15 +387,15 @@ async def test_after_a_restart_an_adopter_goes_on_at_the_stored_length(tmp_path:
     await hub.close()
 
 
-async def test_draining_ends_viewers_at_once_and_gives_running_answers_their_time(hub: HubCore) -> None:
+async def test_drain_ends_viewers_at_once_and_waits_for_running_answers(hub: HubCore) -> None:
     hub.drain_s = PATIENCE_S
-    go_on = asyncio.Event()
+    may_continue = asyncio.Event()
     done: list[str] = []
 
     async def answer() -> None:
         async with hub.message("chat:1", id="m") as message:
             await message.append("one ")
-            await go_on.wait()
+            await may_continue.wait()
             await message.append("two")
         done.append(message.id)
 
@@ -408,12 +408,12 @@ async def test_draining_ends_viewers_at_once_and_gives_running_answers_their_tim
         while True:
             await viewer.take()
     assert done == []
-    go_on.set()
+    may_continue.set()
     await draining
     assert done == ["m"]
 
 
-async def test_a_hub_begins_again_on_a_new_loop(tmp_path: Path) -> None:
+async def test_hub_starts_again_on_a_new_event_loop(tmp_path: Path) -> None:
     hub = HubCore(f"sqlite:///{tmp_path}/hub.db", hooks_signals=False)
 
     def use(number: int) -> None:
@@ -432,7 +432,7 @@ async def _create(hub: HubCore, number: int) -> None:
     await hub.create("chat:1", id=f"m{number}", text="x")
 
 
-async def test_threads_use_the_blocking_twin(hub: HubCore) -> None:
+async def test_threads_use_the_blocking_api(hub: HubCore) -> None:
     await hub.start()
 
     def work() -> str:
@@ -446,14 +446,14 @@ async def test_threads_use_the_blocking_twin(hub: HubCore) -> None:
         hub.sync.history("chat:1")
 
 
-def test_the_blocking_twin_has_a_loop_of_its_own_where_there_is_none(tmp_path: Path) -> None:
+def test_blocking_api_without_an_event_loop_starts_its_own(tmp_path: Path) -> None:
     hub = HubCore(f"sqlite:///{tmp_path}/hub.db", hooks_signals=False)
     hub.sync.create("chat:1", id="u", text="hi")
     assert hub.sync.history("chat:1").messages[0].text == "hi"
     hub.sync.close()
 
 
-def test_a_loop_that_ends_under_a_writer_does_not_wait_for_a_hub_that_is_gone(tmp_path: Path) -> None:
+def test_event_loop_that_ends_with_an_open_message_does_not_wait_for_its_hub(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path}/hub.db"
 
     async def main() -> None:
@@ -475,7 +475,7 @@ def test_a_loop_that_ends_under_a_writer_does_not_wait_for_a_hub_that_is_gone(tm
     assert time.monotonic() - start_s < PATIENCE_S / 2
 
 
-async def test_what_the_apps_own_tasks_wrote_is_stored_when_the_hub_closes(tmp_path: Path) -> None:
+async def test_closing_hub_stores_text_that_no_caller_awaited(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path}/hub.db"
     hub = HubCore(url, hooks_signals=False, drain_s=0)
     writer = await hub.message("chat:1", id="m").__aenter__()
@@ -486,7 +486,7 @@ async def test_what_the_apps_own_tasks_wrote_is_stored_when_the_hub_closes(tmp_p
     await again.close()
 
 
-async def test_a_hub_that_starts_again_interrupts_what_its_former_life_left(tmp_path: Path) -> None:
+async def test_hub_that_starts_again_interrupts_messages_left_open(tmp_path: Path) -> None:
     hub = HubCore(f"sqlite:///{tmp_path}/hub.db", hooks_signals=False, drain_s=0)
     writer = await hub.message("chat:1", id="m").open()
     await writer.append("so far")
@@ -495,7 +495,7 @@ async def test_a_hub_that_starts_again_interrupts_what_its_former_life_left(tmp_
     await hub.close()
 
 
-async def test_a_hub_that_threads_began_moves_to_the_loop_that_wants_it(tmp_path: Path) -> None:
+async def test_hub_started_by_a_thread_moves_to_the_event_loop_of_its_caller(tmp_path: Path) -> None:
     hub = HubCore(f"sqlite:///{tmp_path}/hub.db", hooks_signals=False)
     await asyncio.to_thread(hub.sync.create, "chat:1", id="u", text="hi")
     assert (await hub.read("chat:1", "u"))[0].text == "hi"
@@ -504,7 +504,7 @@ async def test_a_hub_that_threads_began_moves_to_the_loop_that_wants_it(tmp_path
     await hub.close()
 
 
-async def test_an_opened_message_is_stored_before_its_block_begins(hub: HubCore) -> None:
+async def test_opened_message_is_stored_before_its_block_begins(hub: HubCore) -> None:
     message = await hub.message("chat:1").open()
     assert (await hub.read("chat:1", message.id))[0].status == "streaming"
     async with message:
@@ -512,14 +512,14 @@ async def test_an_opened_message_is_stored_before_its_block_begins(hub: HubCore)
     assert (await hub.read("chat:1", message.id))[0].status == "complete"
 
 
-async def test_a_writer_far_ahead_of_its_store_waits(hub: HubCore) -> None:
+async def test_writer_far_ahead_of_its_store_waits(hub: HubCore) -> None:
     async with hub.message("chat:1") as message:
         for number in range(40):
             await message.part({"type": "data", "name": "bar", "data": "x" * 100_000 + str(number)})
             assert message.unstored_bytes < 2 * hub.limits.writer_bytes
 
 
-async def test_a_block_whose_last_text_is_refused_does_not_end_complete(tmp_path: Path) -> None:
+async def test_block_whose_last_text_is_refused_ends_failed(tmp_path: Path) -> None:
     hub = HubCore("memory://", limits=Limits(message_bytes=100), hooks_signals=False)
 
     async def write() -> None:
@@ -548,7 +548,7 @@ async def test_a_block_whose_last_text_is_refused_does_not_end_complete(tmp_path
         lambda message: message.finish("failed", reason="r" * 5_000),
     ],
 )
-async def test_a_wrong_call_fails_that_message_and_nobody_else_s(
+async def test_wrong_call_fails_its_own_message_only(
     hub: HubCore, misuse: Callable[[MessageWriter], Awaitable[object]]
 ) -> None:
     async with hub.message("chat:1", id="other") as other:
@@ -563,7 +563,7 @@ async def test_a_wrong_call_fails_that_message_and_nobody_else_s(
     assert (await hub.read("chat:1", "other"))[0].text == "one two"
 
 
-async def test_a_generator_that_is_left_ends_its_message_as_cancelled(hub: HubCore) -> None:
+async def test_closed_generator_ends_its_message_as_cancelled(hub: HubCore) -> None:
     async def generate() -> AsyncIterator[str]:
         async with hub.message("chat:1", id="m") as message:
             await message.append("so far")
@@ -577,7 +577,7 @@ async def test_a_generator_that_is_left_ends_its_message_as_cancelled(hub: HubCo
     assert (stored.status, stored.text) == ("cancelled", "so far")
 
 
-async def test_readers_from_ever_other_cursors_do_not_fill_memory(hub: HubCore) -> None:
+async def test_batches_for_many_different_cursors_use_bounded_memory(hub: HubCore) -> None:
     async with hub.message("chat:1", id="m") as message:
         await message.append("x" * 500_000)
         for number in range(100):
@@ -591,7 +591,7 @@ async def test_readers_from_ever_other_cursors_do_not_fill_memory(hub: HubCore) 
         assert live.batches.text_bytes == 0
 
 
-async def test_what_waits_is_bounded_by_the_bytes_of_all_its_fields() -> None:
+async def test_waiting_requests_are_limited_by_the_bytes_of_all_their_fields() -> None:
     hub = HubCore("memory://", limits=Limits(waiting_bytes=1_000_000), hooks_signals=False)
     await hub.start()
     parts = [{"type": "data", "name": "d", "data": "x" * 600_000}]
@@ -600,7 +600,7 @@ async def test_what_waits_is_bounded_by_the_bytes_of_all_its_fields() -> None:
     await hub.close()
 
 
-async def test_what_the_app_is_given_is_its_own(hub: HubCore) -> None:
+async def test_messages_given_to_the_app_are_copies(hub: HubCore) -> None:
     created = await hub.create("chat:1", id="u", text="hi", meta={"tags": ["a"]})
     created.meta["tags"].append("b")
     message, _ = await hub.read("chat:1", "u")
@@ -610,7 +610,7 @@ async def test_what_the_app_is_given_is_its_own(hub: HubCore) -> None:
     assert (again.meta, again.text) == ({"tags": ["a"]}, "hi")
 
 
-async def test_the_length_counts_what_was_accepted_at_once(hub: HubCore) -> None:
+async def test_length_counts_accepted_text_at_once(hub: HubCore) -> None:
     async with hub.message("c") as message:
         lengths = []
         for _ in range(5):
@@ -661,7 +661,7 @@ async def test_message_that_could_not_be_opened_can_be_opened_later(hub: HubCore
         await message.open()
 
 
-async def test_a_message_that_is_not_begun_takes_nothing(hub: HubCore) -> None:
+async def test_message_that_is_not_open_refuses_text_and_parts(hub: HubCore) -> None:
     message = hub.message("c")
     with pytest.raises(LocalError, match="async with"):
         await message.append("lost")
@@ -669,7 +669,7 @@ async def test_a_message_that_is_not_begun_takes_nothing(hub: HubCore) -> None:
         await message.part({"type": "text", "text": "lost"})
 
 
-async def test_a_flush_while_the_hub_is_full_stores_the_text_a_little_later() -> None:
+async def test_flush_while_the_hub_is_full_stores_the_text_a_little_later() -> None:
     """The text waits for the viewer's window, `flush` asks for it at once, and the hub is full just then."""
     hub = HubCore("memory://", hooks_signals=False, drain_s=0, limits=Limits(waiting_requests=3))
     async with asyncio.timeout(20):

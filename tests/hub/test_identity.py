@@ -1,4 +1,4 @@
-"""Identities: what is granted on which channel, to whom, until when."""
+"""Identities: the capabilities that an identity grants on each channel, and the time when it expires."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ READER = frozenset({"subscribe", "history"})
 names = st.text(alphabet="ab:./-~*{}", min_size=1, max_size=8)
 
 
-def test_without_grants_everything_holds_everywhere() -> None:
+def test_identity_without_grants_has_every_capability_everywhere() -> None:
     identity = Identity(client_id="ada")
     assert all(identity.has(one, "any:channel") and identity.has_everywhere(one) for one in CAPABILITIES)
     identity.check("admin", "c")
 
 
-def test_capabilities_alone_hold_everywhere_and_no_others_anywhere() -> None:
+def test_capabilities_without_patterns_hold_on_every_channel() -> None:
     identity = Identity(client_id="ada", capabilities=READER)
     identity.check("history", "c")
     with pytest.raises(Forbidden, match="'publish'"):
         identity.check("publish", "c")
 
 
-def test_a_grant_holds_where_its_pattern_says_and_nowhere_else() -> None:
+def test_grant_holds_on_the_channels_of_its_pattern_only() -> None:
     identity = Identity(client_id="ada", grants={"chat:*": READER, "news": frozenset({"publish"})})
     assert identity.has("subscribe", "chat:1")
     assert identity.has("publish", "news")
@@ -39,7 +39,7 @@ def test_a_grant_holds_where_its_pattern_says_and_nowhere_else() -> None:
     assert not identity.has_everywhere("subscribe")
 
 
-def test_several_patterns_that_fit_add_up() -> None:
+def test_grants_of_several_matching_patterns_add_up() -> None:
     identity = Identity(grants={"*": READER, "chat:*": frozenset({"publish"}), "chat:1": frozenset({"append"})})
     assert [identity.has(one, "chat:1") for one in ("history", "publish", "append", "admin")] == [
         True,
@@ -52,12 +52,12 @@ def test_several_patterns_that_fit_add_up() -> None:
     assert not identity.has_everywhere("publish")
 
 
-def test_no_grants_are_no_capabilities() -> None:
+def test_empty_grants_give_no_capability() -> None:
     identity = Identity(client_id="ada", grants={})
     assert not any(identity.has(one, "c") for one in CAPABILITIES)
 
 
-def test_the_client_id_is_filled_in() -> None:
+def test_client_id_replaces_the_placeholder_of_a_pattern() -> None:
     identity = Identity(client_id="ada", grants={"user:{sub}": READER, "user:{sub}:*": READER})
     assert identity.has("history", "user:ada")
     assert identity.has("history", "user:ada:notes")
@@ -67,31 +67,31 @@ def test_the_client_id_is_filled_in() -> None:
 
 
 @pytest.mark.parametrize("client_id", [None, "", "a b", "a/b", "a*", "{sub}", "é", "a" * 65, "..", "a\n"])
-def test_what_is_no_id_is_not_filled_in(client_id: str | None) -> None:
+def test_invalid_client_id_is_refused_for_a_pattern_with_a_placeholder(client_id: str | None) -> None:
     with pytest.raises(InvalidName):
         Identity(client_id=client_id, grants={"user:{sub}": READER})
 
 
 @pytest.mark.parametrize("pattern", ["chat*", "*:1", "a:**", "{sub}*", "{name}:x", "}{", "user:{sub"])
-def test_what_is_no_pattern_is_refused(pattern: str) -> None:
+def test_invalid_pattern_is_refused(pattern: str) -> None:
     with pytest.raises(LocalError, match="pattern"):
         Identity(client_id="ada", grants={pattern: READER})
 
 
-def test_a_client_id_cannot_widen_a_pattern() -> None:
+def test_client_id_cannot_widen_a_pattern() -> None:
     # `{sub}*` would be everything below "x:" for a client called "x:".
     with pytest.raises(LocalError):
         fill_pattern("{sub}*", "x:")
 
 
-def test_unknown_capabilities_are_refused_and_named() -> None:
+def test_unknown_capability_is_refused_and_named() -> None:
     with pytest.raises(LocalError, match="'writ' on 'chat:\\*'"):
         Identity(grants={"chat:*": frozenset({"subscribe", "writ"})})
     with pytest.raises(LocalError, match="'root'"):
         Identity(capabilities=frozenset({"root"}))
 
 
-def test_the_caller_knows_what_is_granted_on_its_channel() -> None:
+def test_caller_has_the_capabilities_granted_on_its_channel() -> None:
     grants = {"chat:*": frozenset({"history", "append"}), "chat:own": frozenset({"admin"})}
     identity = Identity(client_id="ada", grants=grants)
     assert identity.caller("chat:own") == Caller(id="ada", is_admin=True, may_read=True, may_write=True)
@@ -101,7 +101,7 @@ def test_the_caller_knows_what_is_granted_on_its_channel() -> None:
     assert Identity(client_id="ada").caller() == Caller(id="ada", is_admin=True, may_read=True, may_write=True)
 
 
-def test_who_only_subscribes_may_read_too() -> None:
+def test_caller_that_may_subscribe_may_read() -> None:
     assert Identity(capabilities=frozenset({"subscribe"})).caller("c").may_read
 
 
@@ -109,21 +109,21 @@ def test_who_only_subscribes_may_read_too() -> None:
     ("pattern", "holds"),
     [("chat:*", True), ("chat:1", True), ("chat:a:*", True), ("*", False), ("cha:*", False), ("chat", False)],
 )
-def test_a_pattern_is_granted_where_all_of_it_is(pattern: str, holds: bool) -> None:
+def test_pattern_is_granted_if_one_grant_covers_all_of_it(pattern: str, holds: bool) -> None:
     identity = Identity(grants={"chat:*": frozenset({"agent"})})
     assert identity.has_pattern("agent", pattern) is holds
     assert not identity.has_pattern("admin", pattern)
     assert Identity().has_pattern("agent", pattern)
 
 
-def test_a_pattern_that_is_not_granted_is_forbidden() -> None:
+def test_pattern_without_a_grant_is_forbidden() -> None:
     identity = Identity(grants={"chat:*": frozenset({"agent"})})
     identity.check_pattern("agent", "chat:*")
     with pytest.raises(Forbidden):
         identity.check_pattern("agent", "*")
 
 
-def test_an_identity_includes_another_that_may_do_less() -> None:
+def test_identity_includes_another_with_fewer_capabilities() -> None:
     less = Identity(client_id="ada", grants={"chat:1": READER})
     more = Identity(client_id="ada", grants={"chat:*": READER | {"publish"}})
     assert more.includes(less)
@@ -143,23 +143,25 @@ def test_an_identity_includes_another_that_may_do_less() -> None:
         ({}, False),
     ],
 )
-def test_who_serves_others_is_trusted(grants: dict[str, frozenset[str]], is_trusted: bool) -> None:
+def test_identity_with_a_capability_for_serving_others_is_trusted(
+    grants: dict[str, frozenset[str]], is_trusted: bool
+) -> None:
     assert Identity(grants=grants).is_trusted is is_trusted
 
 
-def test_it_ends_at_its_time() -> None:
+def test_identity_expires_at_its_time() -> None:
     identity = Identity(expires_at_ms=1000)
     assert [identity.is_expired(now) for now in (999, 1000, 1001)] == [False, True, True]
     assert not Identity().is_expired(2**60)
 
 
-def test_a_name_that_is_only_claimed_is_shortened_to_what_an_id_may_be() -> None:
+def test_claimed_client_id_is_taken_from_the_query_or_is_anonymous() -> None:
     assert claimed_identity({"query_string": b"client=eve"}).client_id == "eve"
     assert claimed_identity({"query_string": b""}).client_id == "anonymous"
 
 
 @given(names, names)
-def test_a_grant_of_a_pattern_is_one_of_every_channel_under_it(pattern: str, channel: str) -> None:
+def test_grant_of_a_pattern_holds_on_exactly_its_channels(pattern: str, channel: str) -> None:
     try:
         identity = Identity(client_id="ada", grants={pattern: READER})
     except LocalError:
@@ -169,9 +171,7 @@ def test_a_grant_of_a_pattern_is_one_of_every_channel_under_it(pattern: str, cha
 
 
 @given(names, names, names)
-def test_who_may_do_something_on_a_pattern_may_do_it_on_each_channel_of_it(
-    granted: str, pattern: str, channel: str
-) -> None:
+def test_capability_on_a_pattern_holds_on_each_of_its_channels(granted: str, pattern: str, channel: str) -> None:
     try:
         identity = Identity(client_id="ada", grants={granted: READER})
         fill_pattern(pattern, "ada")

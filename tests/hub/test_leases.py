@@ -1,4 +1,4 @@
-"""Leases of writers elsewhere, and commands that nobody answers: what the lease monitor ends."""
+"""The lease monitor: it ends messages whose lease expires, and commands without a reply."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ STREAMING = ("streaming", None)
 
 
 @virtually
-async def test_a_lease_that_nobody_renews_ends_the_message() -> None:
+async def test_expired_lease_interrupts_the_message() -> None:
     hub = new_hub()
     await begin(hub, 5.0)
     await hub.ask("c", "m", AppendText(text="half"), ANN)
@@ -72,7 +72,7 @@ async def test_a_lease_that_nobody_renews_ends_the_message() -> None:
     ids=["append", "empty", "lease"],
 )
 @virtually
-async def test_every_accepted_request_renews(request_: Any) -> None:
+async def test_accepted_request_renews_the_lease(request_: Any) -> None:
     hub = new_hub()
     await begin(hub, 5.0)
     for _ in range(10):
@@ -85,7 +85,7 @@ async def test_every_accepted_request_renews(request_: Any) -> None:
 
 
 @virtually
-async def test_what_is_refused_renews_nothing() -> None:
+async def test_refused_request_does_not_renew_the_lease() -> None:
     hub = new_hub()
     await begin(hub, 5.0)
     for _ in range(4):
@@ -99,7 +99,7 @@ async def test_what_is_refused_renews_nothing() -> None:
 
 
 @virtually
-async def test_a_lease_may_change_its_term_also_for_after_a_restart() -> None:
+async def test_changed_lease_term_holds_after_a_restart() -> None:
     store = MemoryStore()
     hub = new_hub(store)
     await begin(hub, 5.0)
@@ -117,7 +117,7 @@ async def test_a_lease_may_change_its_term_also_for_after_a_restart() -> None:
 
 
 @virtually
-async def test_after_a_restart_a_writer_who_comes_back_in_time_goes_on() -> None:
+async def test_writer_that_returns_within_its_lease_continues_after_a_restart() -> None:
     store = MemoryStore()
     hub = new_hub(store)
     await begin(hub)
@@ -137,7 +137,7 @@ async def test_after_a_restart_a_writer_who_comes_back_in_time_goes_on() -> None
 
 
 @virtually
-async def test_after_a_restart_a_writer_who_does_not_come_back_is_interrupted() -> None:
+async def test_lease_of_a_writer_that_does_not_return_expires_after_a_restart() -> None:
     store = MemoryStore()
     hub = new_hub(store)
     await begin(hub, 5.0)
@@ -150,7 +150,7 @@ async def test_after_a_restart_a_writer_who_does_not_come_back_is_interrupted() 
 
 
 @virtually
-async def test_a_broken_socket_leaves_three_seconds_and_a_blip_interrupts_nothing() -> None:
+async def test_broken_socket_cuts_the_lease_to_three_seconds_and_a_reconnect_restores_it() -> None:
     hub = new_hub()
     await begin(hub)
     hub.runtime.leases.held("c", "m", "socket")
@@ -160,7 +160,7 @@ async def test_a_broken_socket_leaves_three_seconds_and_a_blip_interrupts_nothin
     await asyncio.sleep(10)
     assert await status(hub) == STREAMING
     hub.runtime.leases.held("c", "m", "new")
-    hub.runtime.leases.broken("c", "m", "socket")  # an old one that ends late says nothing of the new one
+    hub.runtime.leases.broken("c", "m", "socket")  # a late end of the old socket does not affect the new one
     await asyncio.sleep(4)
     assert await status(hub) == STREAMING
     hub.runtime.leases.broken("c", "m", "new")
@@ -170,7 +170,7 @@ async def test_a_broken_socket_leaves_three_seconds_and_a_blip_interrupts_nothin
 
 
 @virtually
-async def test_a_takeover_fences_the_old_writer_and_has_a_lease_of_its_own() -> None:
+async def test_takeover_fences_the_old_writer_and_has_its_own_lease() -> None:
     hub = new_hub()
     await begin(hub, 5.0)
     await hub.ask("c", "m", AppendText(text="half "), ANN)
@@ -191,7 +191,7 @@ async def test_a_takeover_fences_the_old_writer_and_has_a_lease_of_its_own() -> 
 
 
 @virtually
-async def test_a_deleted_message_has_no_lease() -> None:
+async def test_deleted_message_has_no_lease() -> None:
     hub = new_hub()
     await begin(hub, 5.0)
     await hub.ask("c", "m", DeleteMessage(), ANN)
@@ -217,7 +217,7 @@ async def test_writers_in_this_process_have_no_lease() -> None:
 
 
 @virtually
-async def test_a_cancel_works_although_the_writer_does_not_listen() -> None:
+async def test_cancel_ends_a_message_whose_writer_does_not_react() -> None:
     hub = new_hub()
     await begin(hub, 60.0)
     await hub.ask("c", "m", AppendText(text="half"), ANN)
@@ -236,7 +236,7 @@ async def test_a_cancel_works_although_the_writer_does_not_listen() -> None:
 
 
 @virtually
-async def test_a_cancel_survives_a_restart() -> None:
+async def test_cancel_survives_a_restart() -> None:
     store = MemoryStore()
     hub = new_hub(store)
     await begin(hub, 60.0)
@@ -250,7 +250,7 @@ async def test_a_cancel_survives_a_restart() -> None:
 
 
 @virtually
-async def test_a_cancel_whose_target_ended_by_itself_says_so() -> None:
+async def test_cancel_of_a_message_that_ended_by_itself_is_answered_with_finished() -> None:
     hub = new_hub()
     await begin(hub, 60.0)
     command = await hub.command("c", "cancel", target="m", by="bob")
@@ -265,7 +265,7 @@ async def test_a_cancel_whose_target_ended_by_itself_says_so() -> None:
 
 
 @virtually
-async def test_a_command_that_nobody_answers_expires_also_over_a_restart() -> None:
+async def test_command_without_a_reply_expires_across_a_restart() -> None:
     store = MemoryStore()
     hub = new_hub(store)
     command = await hub.command("c", "approve", data={"n": 1}, by="bot", expires_s=100)
@@ -292,7 +292,7 @@ async def test_a_command_that_nobody_answers_expires_also_over_a_restart() -> No
 
 
 @virtually
-async def test_commands_are_seen_answered_once_and_known_again() -> None:
+async def test_repeated_command_and_reply_are_stored_once() -> None:
     hub = new_hub()
     ask = SendCommand(name="pause", data={"why": "lunch"})
     first = await hub.ask("c", "!x", ask, ANN)
@@ -309,7 +309,7 @@ async def test_commands_are_seen_answered_once_and_known_again() -> None:
 
 
 @virtually
-async def test_a_viewer_who_comes_back_hears_of_commands_and_replies_it_missed() -> None:
+async def test_resumed_viewer_receives_missed_commands_and_replies() -> None:
     hub = new_hub()
     await hub.ask("c", "u", CreateMessage(text="hi"), ANN)
     _, cursor = await hub.read("c", "u")
@@ -325,7 +325,7 @@ async def test_a_viewer_who_comes_back_hears_of_commands_and_replies_it_missed()
 
 
 @virtually
-async def test_the_end_of_an_old_socket_cuts_no_lease_that_is_held_by_a_newer_one() -> None:
+async def test_end_of_an_old_socket_does_not_cut_a_lease_held_by_a_newer_socket() -> None:
     hub = new_hub()
     await begin(hub)
     for line in ("old", "new"):
@@ -343,7 +343,7 @@ async def test_the_end_of_an_old_socket_cuts_no_lease_that_is_held_by_a_newer_on
 
 
 @virtually
-async def test_the_socket_of_a_writer_before_has_no_say_in_the_lease_of_its_successor() -> None:
+async def test_socket_of_a_former_writer_does_not_cut_the_lease_of_its_successor() -> None:
     hub = new_hub()
     await begin(hub)
     hub.runtime.leases.held("c", "m", "ann's")
@@ -357,7 +357,7 @@ async def test_the_socket_of_a_writer_before_has_no_say_in_the_lease_of_its_succ
 
 
 @virtually
-async def test_a_writer_that_was_heard_of_over_http_since_does_not_go_with_its_socket() -> None:
+async def test_broken_socket_does_not_cut_a_lease_renewed_over_http_since() -> None:
     hub = new_hub()
     await begin(hub)
     hub.runtime.leases.held("c", "m", "line")
@@ -369,7 +369,7 @@ async def test_a_writer_that_was_heard_of_over_http_since_does_not_go_with_its_s
 
 
 @virtually
-async def test_what_was_under_way_when_a_socket_broke_does_not_make_up_for_it() -> None:
+async def test_request_in_flight_when_the_socket_broke_does_not_restore_the_lease() -> None:
     hub = new_hub()
     await begin(hub)
     hub.runtime.leases.held("c", "m", "line")

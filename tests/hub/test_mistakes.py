@@ -59,7 +59,7 @@ class AsyncVerifier:
         ({"debug": "yes"}, "debug must be True, False or None, got 'yes'"),
     ],
 )
-def test_a_setting_that_cannot_work_is_refused_when_the_hub_is_made(settings: dict[str, Any], detail: str) -> None:
+def test_invalid_setting_is_refused_by_the_constructor_of_the_hub(settings: dict[str, Any], detail: str) -> None:
     with pytest.raises(LocalError) as raised:
         Hub(**{"store": "memory://", **settings})
     assert detail in raised.value.detail
@@ -119,7 +119,7 @@ def letters() -> Iterator[str]:
     ],
     ids=range(5),
 )
-async def test_start_task_takes_coroutines_only(job: Any, detail: str) -> None:
+async def test_start_task_accepts_coroutines_only(job: Any, detail: str) -> None:
     hub = Hub("memory://", hooks_signals=False)
     await hub.start()
     with pytest.raises(LocalError) as raised:
@@ -131,7 +131,7 @@ async def test_start_task_takes_coroutines_only(job: Any, detail: str) -> None:
 # Writers ----------------------------------------------------------------------------------------------------------
 
 
-def test_a_message_in_a_plain_with_is_refused_with_the_remedy() -> None:
+def test_message_in_a_plain_with_is_refused_with_the_remedy() -> None:
     hub: Any = Hub("memory://")
     with pytest.raises(LocalError, match="needs `async with"), hub.message("chat:1"):
         pass
@@ -143,7 +143,7 @@ def forget(append: Coroutine[Any, Any, None]) -> None:
 
 
 @pytest.mark.parametrize(("count", "times"), [(1, "once"), (2, "2 times")])
-async def test_an_append_without_await_fails_the_block(count: int, times: str) -> None:
+async def test_append_without_await_fails_the_block(count: int, times: str) -> None:
     hub = Hub("memory://", hooks_signals=False)
     with pytest.raises(LocalError) as raised:
         async with hub.message("chat:1", id="m") as message:
@@ -169,7 +169,7 @@ async def test_finish_reports_an_append_without_await() -> None:
     await hub.close()
 
 
-async def test_an_error_in_the_block_is_not_replaced() -> None:
+async def test_error_of_the_block_is_raised_rather_than_the_one_for_a_missing_await() -> None:
     hub = Hub("memory://", hooks_signals=False)
     with pytest.raises(ZeroDivisionError):
         async with hub.message("chat:1") as message:
@@ -178,7 +178,7 @@ async def test_an_error_in_the_block_is_not_replaced() -> None:
     await hub.close()
 
 
-async def test_appends_may_be_awaited_in_any_way() -> None:
+async def test_append_may_be_awaited_in_any_way() -> None:
     hub = Hub("memory://", hooks_signals=False)
     async with hub.message("chat:1", id="m") as message:
         await asyncio.gather(message.append("a"), message.append("b"))

@@ -1,8 +1,8 @@
-"""Moments that the simulator found: a hub that is closed while it starts, commits of which nobody hears, and the like.
+"""Races that the simulator found: a hub that is closed while it starts, commits with unknown outcomes, and others.
 
 Layer: tests.
 
-Each is one seed's story, told without the rest of its world.
+Each test repeats the steps of one seed, without the other clients of that simulation.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ ANN = Caller(id="ann")
 
 
 class Trying(MemoryStore):
-    """A store in memory that opens slowly, says late or never what it stored, and cannot be read for a while."""
+    """A store in memory that opens slowly, reports commits late or never, and refuses reads for a while."""
 
     def __init__(self) -> None:
         super().__init__()
         self.opening = asyncio.Event()
         self.may_open = asyncio.Event()
         self.may_open.set()
-        self.is_silent = False  # the next commit is stored, and nobody is told
+        self.is_silent = False  # the next commit is stored, and its outcome is reported as unknown
         self.is_unreadable = False
-        self.telling_s = 0.0  # from what is stored to the answer
+        self.result_delay_s = 0.0  # from the commit to its result
 
     async def open(self) -> None:
         self.opening.set()
@@ -48,9 +48,9 @@ class Trying(MemoryStore):
         answers = await super().commit(writes)
         if self.is_silent:
             self.is_silent = False
-            raise CommitUnknown("stored, but who knows")
-        if self.telling_s:
-            await asyncio.sleep(self.telling_s)
+            raise CommitUnknown("stored, but the outcome is lost")
+        if self.result_delay_s:
+            await asyncio.sleep(self.result_delay_s)
         return answers
 
     async def head(self, channel: str) -> Head:
@@ -59,7 +59,7 @@ class Trying(MemoryStore):
         return await super().head(channel)
 
 
-async def test_a_hub_that_is_closed_while_it_starts_ends() -> None:
+async def test_hub_closed_while_it_starts_ends() -> None:
     store = Trying()
     store.may_open.clear()
     hub = HubCore(store, hooks_signals=False, drain_s=0)
@@ -74,7 +74,7 @@ async def test_a_hub_that_is_closed_while_it_starts_ends() -> None:
     assert hub.loop is None
 
 
-async def test_a_hub_that_is_still_starting_says_come_again() -> None:
+async def test_starting_hub_refuses_requests_as_busy() -> None:
     store = Trying()
     store.may_open.clear()
     hub = HubCore(store, hooks_signals=False, drain_s=0)
@@ -87,7 +87,7 @@ async def test_a_hub_that_is_still_starting_says_come_again() -> None:
     await hub.close()
 
 
-async def test_after_an_unclear_commit_that_cannot_be_looked_up_nothing_is_decided_on_what_was_known() -> None:
+async def test_hub_decides_no_request_until_it_can_read_the_outcome_of_an_unknown_commit() -> None:
     store = Trying()
     hub = HubCore(store, hooks_signals=False, drain_s=0)
     await hub.create("c", id="first", text="x")
@@ -108,7 +108,7 @@ async def test_after_an_unclear_commit_that_cannot_be_looked_up_nothing_is_decid
 @pytest.mark.parametrize(
     ("request_", "error"), [(FinishMessage(status="cancelled"), Finished), (DeleteMessage(), Deleted)]
 )
-async def test_a_message_that_is_ended_before_its_writer_hears_of_it_is_its_own_all_the_same(
+async def test_writer_of_a_message_ended_during_its_creation_gets_the_error_of_the_end(
     request_: FinishMessage | DeleteMessage, error: type[Exception], is_exclusive: bool
 ) -> None:
     store = Trying()
@@ -117,7 +117,7 @@ async def test_a_message_that_is_ended_before_its_writer_hears_of_it_is_its_own_
     await hub.start()
     store.is_silent = True
     opening = asyncio.create_task(hub.message("c", id="m").open())
-    # It waits behind the message's beginning.
+    # This request waits behind the creation of the message.
     ending = asyncio.create_task(hub.ask("c", "m", request_, hub.caller("ann")))
 
     async def write() -> None:
@@ -132,7 +132,7 @@ async def test_a_message_that_is_ended_before_its_writer_hears_of_it_is_its_own_
 
 
 async def interrupted_half(store: Trying) -> HubCore:
-    """A hub with a message that can be taken over."""
+    """Return a hub with an interrupted message that can be taken over."""
     hub = HubCore(store, hooks_signals=False, drain_s=0, clock=virtual_clock())
     await hub.start()
     await hub.ask("c", "m", CreateMessage(role="assistant", status="streaming", text="half"), ANN)
@@ -141,7 +141,7 @@ async def interrupted_half(store: Trying) -> HubCore:
 
 
 class Blinked(Trying):
-    """A store that cannot be read for a while, once a takeover was stored."""
+    """A store that refuses reads once it has stored a takeover."""
 
     async def commit(self, writes: Sequence[Write]) -> list[Committed | Conflict]:
         answers = await super().commit(writes)
@@ -150,9 +150,9 @@ class Blinked(Trying):
 
 
 @virtually
-async def test_a_message_that_was_taken_over_by_nobody_in_the_end_does_not_stream_for_ever() -> None:
+async def test_takeover_that_was_stored_without_a_result_is_interrupted_again() -> None:
     store = Blinked()
-    store.is_exclusive = False  # so that a read asks the store
+    store.is_exclusive = False  # so that the hub reads from the store
     hub = await interrupted_half(store)
     with pytest.raises(StoreUnavailable):
         await hub.take_over("c", "m", author="bot")
@@ -165,11 +165,14 @@ async def test_a_message_that_was_taken_over_by_nobody_in_the_end_does_not_strea
     await hub.close()
 
 
-LEFT = [("half", "streaming", None), ("half", "interrupted", "writer_gone")]  # by a takeover of which nobody heard
+LEFT = [
+    ("half", "streaming", None),
+    ("half", "interrupted", "writer_gone"),
+]  # after a takeover whose caller got no result
 
 
-async def now_and_soon(hub: HubCore) -> list[tuple[str, str, str | None]]:
-    """Text, status and reason of the message."""
+async def states_now_and_later(hub: HubCore) -> list[tuple[str, str, str | None]]:
+    """Return text, status and reason of the message, now and five seconds later."""
     now, _ = await hub.read("c", "m")
     await asyncio.sleep(5)
     soon, _ = await hub.read("c", "m")
@@ -177,7 +180,7 @@ async def now_and_soon(hub: HubCore) -> list[tuple[str, str, str | None]]:
 
 
 @virtually
-async def test_a_takeover_that_was_stored_though_it_failed_does_not_stream_for_ever() -> None:
+async def test_takeover_that_failed_for_its_caller_but_was_stored_is_interrupted_again() -> None:
     store = Trying()
     hub = await interrupted_half(store)
     store.is_silent = store.is_unreadable = True
@@ -185,27 +188,27 @@ async def test_a_takeover_that_was_stored_though_it_failed_does_not_stream_for_e
         await hub.take_over("c", "m", author="bot")
     await asyncio.sleep(30.5)
     store.is_unreadable = False
-    assert await now_and_soon(hub) == LEFT
+    assert await states_now_and_later(hub) == LEFT
     await hub.close()
 
 
 @virtually
-async def test_a_takeover_that_was_stored_though_it_was_cancelled_does_not_stream_for_ever() -> None:
+async def test_takeover_whose_caller_was_cancelled_but_was_stored_is_interrupted_again() -> None:
     store = Trying()
     hub = await interrupted_half(store)
-    store.telling_s = 0.1
+    store.result_delay_s = 0.1
     taking = asyncio.create_task(hub.take_over("c", "m", author="bot"))
     await asyncio.sleep(0.05)
     taking.cancel()
     await asyncio.wait([taking])
     assert taking.cancelled()
     await asyncio.sleep(0.1)
-    assert await now_and_soon(hub) == LEFT
+    assert await states_now_and_later(hub) == LEFT
     await hub.close()
 
 
 class NewestFirst(Trying):
-    """A store that tells of what is open in an order of its own: none is promised."""
+    """A store that lists open documents newest first. The contract promises no order."""
 
     async def open_documents(self, channel: str) -> list[Stored]:
         return (await super().open_documents(channel))[::-1]
@@ -213,7 +216,7 @@ class NewestFirst(Trying):
 
 @pytest.mark.parametrize("is_adopted", [False, True], ids=["interrupted", "adopted"])
 @virtually
-async def test_a_start_goes_on_where_an_overdue_cancel_was_faster(is_adopted: bool) -> None:
+async def test_start_continues_after_an_overdue_cancel_ended_a_message_first(is_adopted: bool) -> None:
     store = NewestFirst()
     before = HubCore(store, hooks_signals=False, drain_s=0, clock=virtual_clock())
     await before.start()
@@ -224,15 +227,15 @@ async def test_a_start_goes_on_where_an_overdue_cancel_was_faster(is_adopted: bo
     await before.close()
     await asyncio.sleep(600)
 
-    store.telling_s = 0.1
+    store.result_delay_s = 0.1
     hub = HubCore(store, hooks_signals=False, drain_s=0, clock=virtual_clock())
     if is_adopted:
 
         @hub.adopt("c")
-        async def go_on(message: MessageWriter) -> None:
+        async def continue_message(message: MessageWriter) -> None:
             await message.append(" whole")
 
-    await hub.start()  # the cancel asks while `first` is stored, and so before `stopped` is looked at
+    await hub.start()  # the cancel is requested while `first` is stored, before the start reaches `stopped`
     await hub.create("c", id="new", text="served")
     await asyncio.sleep(1)
     ended = ("half whole", "complete") if is_adopted else ("half", "interrupted")
@@ -245,7 +248,7 @@ async def test_a_start_goes_on_where_an_overdue_cancel_was_faster(is_adopted: bo
     await hub.close()
 
 
-async def test_text_goes_to_a_new_part_where_the_last_text_became_something_else() -> None:
+async def test_text_after_a_replaced_text_part_goes_to_a_new_part() -> None:
     hub = HubCore("memory://", hooks_signals=False)
     async with hub.message("c", id="m") as message:
         await message.append("draft")
@@ -260,14 +263,14 @@ async def test_text_goes_to_a_new_part_where_the_last_text_became_something_else
 
 
 class Broken(MemoryStore):
-    """A store whose housekeeping fails in a way that no store should."""
+    """A store whose housekeeping raises an error outside the contract."""
 
     async def tidy(self, now_ms: int) -> list[tuple[str, str]]:
         raise OSError("the connection was reset")
 
 
 @virtually
-async def test_housekeeping_that_fails_ends_nobody_s_view() -> None:
+async def test_failing_housekeeping_ends_no_subscription() -> None:
     hub = HubCore(Broken(), hooks_signals=False, drain_s=0, clock=virtual_clock())
     await hub.start()
     shown: list[str] = []
@@ -286,7 +289,7 @@ async def test_housekeeping_that_fails_ends_nobody_s_view() -> None:
 
 
 @virtually
-async def test_a_mistake_that_ends_the_hubs_life_sends_its_viewers_away(
+async def test_defect_that_stops_the_hub_drains_its_viewers(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     hub = HubCore("memory://", hooks_signals=False, drain_s=0, clock=virtual_clock())
@@ -308,7 +311,7 @@ async def test_a_mistake_that_ends_the_hubs_life_sends_its_viewers_away(
         await sent_away.wait()
         with pytest.raises(Draining):
             await watching
-    await hub.create("c", text="in the next life")  # which begins by itself
+    await hub.create("c", text="in the next life")  # the next request starts the hub again
     await hub.close()
     assert "ZeroDivisionError" in caplog.text
-    gc.collect()  # asyncio complains only then of what nobody has heard
+    gc.collect()  # asyncio reports unretrieved exceptions only then

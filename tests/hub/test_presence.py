@@ -1,4 +1,4 @@
-"""Who is here: connections, graces, leases, and what viewers are told, joined."""
+"""Presence: connections, grace periods and leases of members, and the events that viewers receive."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def new_hub(**options: Any) -> HubCore:
 
 
 class Viewer:
-    """A viewer in process, and all it was told."""
+    """A viewer in process. It keeps every event that it receives."""
 
     def __init__(self, hub: HubCore, channel: str = "c") -> None:
         self.events: list[Any] = []
@@ -48,7 +48,7 @@ class Viewer:
             self.events += batch.events
 
     def take(self) -> list[Any]:
-        """What was told since the last call."""
+        """Return the events received since the last call."""
         taken, self.events = self.events, []
         return taken
 
@@ -58,7 +58,7 @@ class Viewer:
 
 
 @virtually
-async def test_members_are_told_when_they_come_change_and_go() -> None:
+async def test_viewer_receives_the_entry_change_and_departure_of_members() -> None:
     hub = new_hub()
     await hub.start()
     viewer = Viewer(hub)
@@ -70,21 +70,21 @@ async def test_members_are_told_when_they_come_change_and_go() -> None:
     await asyncio.sleep(1)
     hub.runtime.presence.enter("c", "ann", "phone", None)
     await asyncio.sleep(1)
-    told = viewer.take()
-    assert [type(one) for one in told] == [PresenceEnter, PresenceUpdate, PresenceUpdate]
-    assert (told[2].member.connections, told[2].member.data["mood"]) == (2, "typing")
+    received = viewer.take()
+    assert [type(one) for one in received] == [PresenceEnter, PresenceUpdate, PresenceUpdate]
+    assert (received[2].member.connections, received[2].member.data["mood"]) == (2, "typing")
     hub.runtime.presence.leave("c", "ann", "tab")
     hub.runtime.presence.leave("c", "ann", "phone")
     await asyncio.sleep(GRACE_S + 1)
     assert [type(one) for one in viewer.take()] == [PresenceUpdate, PresenceLeave]
     assert viewer.view.members() == []
-    assert viewer.view.cursor == "-:0"  # none of it moved the cursor
+    assert viewer.view.cursor == "-:0"  # presence events do not move the cursor
     await viewer.leave()
     await hub.close()
 
 
 @virtually
-async def test_a_refresh_does_not_flicker() -> None:
+async def test_page_refresh_sends_no_leave_and_no_enter() -> None:
     hub = new_hub()
     await hub.start()
     viewer = Viewer(hub)
@@ -103,7 +103,7 @@ async def test_a_refresh_does_not_flicker() -> None:
 
 
 @virtually
-async def test_who_says_that_they_leave_leaves_at_once() -> None:
+async def test_member_that_leaves_deliberately_is_removed_at_once() -> None:
     hub = new_hub()
     await hub.start()
     viewer = Viewer(hub)
@@ -117,7 +117,7 @@ async def test_who_says_that_they_leave_leaves_at_once() -> None:
 
 
 @virtually
-async def test_a_lease_keeps_somebody_without_a_socket() -> None:
+async def test_lease_keeps_a_member_without_a_socket() -> None:
     hub = new_hub()
     await hub.start()
     hub.runtime.presence.lease("c", "ann", {"name": "Ann"}, 30)
@@ -134,7 +134,7 @@ async def test_a_lease_keeps_somebody_without_a_socket() -> None:
 
 
 @virtually
-async def test_a_client_holds_so_many_leases_and_gets_them_back() -> None:
+async def test_presence_leases_of_a_client_are_limited_until_they_end() -> None:
     hub = new_hub(limits=Limits(socket_channels=3))
     await hub.start()
     for number in range(3):
@@ -144,11 +144,11 @@ async def test_a_client_holds_so_many_leases_and_gets_them_back() -> None:
             hub.runtime.presence.lease(channel, member, None, 30)
         assert caught.value.details == {"limit": 3}
     await asyncio.sleep(20)
-    hub.runtime.presence.lease("c1", "eve", None, 30)  # one that it holds is renewed
+    hub.runtime.presence.lease("c1", "eve", None, 30)  # a renewal needs no further lease
     hub.runtime.presence.lease("c3", "ann", None, 30)
     hub.runtime.presence.end_lease("c2", "eve")
     hub.runtime.presence.lease("c4", "eve", None, 30)
-    await asyncio.sleep(11)  # that of c0 is over
+    await asyncio.sleep(11)  # the lease of c0 has expired
     assert (await hub.members("c0")).count == 0
     hub.runtime.presence.lease("c5", "eve", None, 30)
     with pytest.raises(TooMany):
@@ -160,7 +160,7 @@ async def test_a_client_holds_so_many_leases_and_gets_them_back() -> None:
 
 
 @virtually
-async def test_who_attaches_is_told_who_is_here_and_then_only_what_changes() -> None:
+async def test_attached_viewer_receives_all_members_once_and_then_changes_only() -> None:
     hub = new_hub()
     await hub.start()
     hub.runtime.presence.enter("c", "ann", "tab", {"name": "Ann"})
@@ -183,7 +183,7 @@ async def test_who_attaches_is_told_who_is_here_and_then_only_what_changes() -> 
 
 
 @pytest.mark.parametrize("gap_s", [0.0, 0.001, 0.01, 0.1, 0.3])
-def test_a_thousand_who_join_and_leave_cost_less_than_an_event_each(gap_s: float) -> None:
+def test_thousand_members_that_join_and_leave_cost_less_than_an_event_each(gap_s: float) -> None:
     @virtually
     async def run() -> None:
         hub = new_hub()
@@ -201,7 +201,7 @@ def test_a_thousand_who_join_and_leave_cost_less_than_an_event_each(gap_s: float
 
         await asyncio.gather(*map(visit, range(1000)))
         await asyncio.sleep(GRACE_S + 2)
-        assert len(viewer.take()) < 1000  # of comings and goings together
+        assert len(viewer.take()) < 1000  # enter and leave events together
         assert (viewer.view.members(), viewer.view.count) == ([], 0)
         await viewer.leave()
         await hub.close()
@@ -210,7 +210,7 @@ def test_a_thousand_who_join_and_leave_cost_less_than_an_event_each(gap_s: float
 
 
 @virtually
-async def test_a_crowd_is_told_once_a_second_and_the_agents_in_it_at_once() -> None:
+async def test_viewers_receive_a_crowd_once_a_second_and_its_agents_at_once() -> None:
     hub = new_hub()
     await hub.start()
     presence_state = hub.channel("c").presence_state
@@ -223,9 +223,9 @@ async def test_a_crowd_is_told_once_a_second_and_the_agents_in_it_at_once() -> N
         hub.runtime.presence.enter("c", f"late{number}", "tab", None)
         hub.runtime.presence.enter("c", "m000", "tab", {"typing": number})
         await asyncio.sleep(0.1)
-    told = viewer.take()
-    assert {type(one) for one in told} == {PresenceSync}
-    assert 4 <= len(told) <= 6
+    received = viewer.take()
+    assert {type(one) for one in received} == {PresenceSync}
+    assert 4 <= len(received) <= 6
     await asyncio.sleep(CROWD_S + 0.2)
     assert (len(viewer.view.members()), viewer.view.count) == (NAMED, NAMED + 50)
     assert viewer.view.members()[0].data == {"typing": 49}
@@ -243,7 +243,7 @@ async def test_a_crowd_is_told_once_a_second_and_the_agents_in_it_at_once() -> N
     await asyncio.sleep(0.2)
     assert [type(one) for one in viewer.take()] == [PresenceEnter, PresenceUpdate]
     assert viewer.view.count == NAMED + 51
-    # When it has got quiet, and is small enough, everybody is told of one by one again.
+    # A quiet channel with few enough members sends single events again.
     for number in range(50):
         hub.runtime.presence.leave("c", f"late{number}", "tab", is_final=True)
     await asyncio.sleep(5)
@@ -261,7 +261,7 @@ async def test_a_crowd_is_told_once_a_second_and_the_agents_in_it_at_once() -> N
 
 
 @virtually
-async def test_who_comes_and_goes_within_a_moment_is_told_to_nobody() -> None:
+async def test_members_that_enter_and_leave_at_once_send_at_most_one_event() -> None:
     hub = new_hub()
     await hub.start()
     viewer = Viewer(hub)
@@ -278,7 +278,7 @@ async def test_who_comes_and_goes_within_a_moment_is_told_to_nobody() -> None:
 
 
 @virtually
-async def test_signals_are_told_and_never_stored() -> None:
+async def test_signals_are_sent_and_never_stored() -> None:
     hub = new_hub()
     await hub.create("c", text="hi")
     viewer = Viewer(hub)
@@ -297,7 +297,7 @@ async def test_signals_are_told_and_never_stored() -> None:
 
 
 @virtually
-async def test_data_and_counts_have_bounds() -> None:
+async def test_presence_data_members_and_connections_are_limited() -> None:
     hub = new_hub(limits=Limits(members=2))
     await hub.start()
     with pytest.raises(TooLarge):
@@ -313,14 +313,14 @@ async def test_data_and_counts_have_bounds() -> None:
     with pytest.raises(TooMany):
         hub.runtime.presence.enter("c", "ann", "one more", None)
     hub.channel("c").presence_state.enter("bot", "agent", "worker", {"state": "listening"})
-    assert (await hub.members("c")).members[0].id == "bot"  # people take no room from it, nor it from them
+    assert (await hub.members("c")).members[0].id == "bot"  # agents and users have separate limits
     hub.runtime.presence.leave("c", "bob", 1, is_final=True)
     hub.runtime.presence.enter("c", "cem", 1, None)
     await hub.close()
 
 
 @virtually
-async def test_a_client_is_a_hundred_members_of_a_channel_and_no_more() -> None:
+async def test_client_is_at_most_a_hundred_members_of_a_channel() -> None:
     hub = new_hub()
     await hub.start()
     for number in range(OWN_MEMBERS):
@@ -329,7 +329,7 @@ async def test_a_client_is_a_hundred_members_of_a_channel_and_no_more() -> None:
         with pytest.raises(TooMany) as caught:
             hub.runtime.presence.enter("c", one, "tab", None)
         assert caught.value.details == {"limit": OWN_MEMBERS}
-    hub.runtime.presence.enter("c", "eve~7", "another tab", None)  # who is here already stays so
+    hub.runtime.presence.enter("c", "eve~7", "another tab", None)  # a present member may connect again
     hub.runtime.presence.enter("c", "ann", "tab", None)
     hub.runtime.presence.enter("d", "eve", "tab", None)
     hub.runtime.presence.leave("c", "eve~3", "tab", is_final=True)
@@ -338,7 +338,7 @@ async def test_a_client_is_a_hundred_members_of_a_channel_and_no_more() -> None:
     await hub.close()
 
 
-def test_a_member_is_the_client_or_one_of_its_own() -> None:
+def test_member_id_is_the_client_id_or_adds_a_suffix_after_a_tilde() -> None:
     assert check_member("ann", "ann") == "ann"
     assert check_member("ann~phone", "ann") == "ann~phone"
     for other in ("bob", "annx", "ann-phone"):
@@ -346,7 +346,7 @@ def test_a_member_is_the_client_or_one_of_its_own() -> None:
             check_member(other, "ann")
 
 
-def test_whoever_comes_and_goes_again_and_again_is_told_as_what_they_are_to_the_viewer() -> None:
+def test_event_of_a_returning_member_depends_on_the_position_of_the_viewer() -> None:
     presence_state = new_state()
     presence_state.enter("ann", "user", 0)
     here = presence_state.position
@@ -363,7 +363,7 @@ def test_whoever_comes_and_goes_again_and_again_is_told_as_what_they_are_to_the_
 
 
 @given(st.lists(st.tuples(st.sampled_from("abcd"), st.booleans()), max_size=60), st.integers(1, 5), st.data())
-def test_from_every_position_a_view_is_brought_up_to_date(
+def test_events_since_any_position_bring_a_view_up_to_date(
     steps: list[tuple[str, bool]], kept: int, data: st.DataObject
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
@@ -386,24 +386,24 @@ def test_from_every_position_a_view_is_brought_up_to_date(
     st.integers(0, 4),
     st.data(),
 )
-def test_what_a_crowd_holds_back_brings_every_view_up_to_date_in_the_end(
+def test_delayed_events_of_a_crowd_bring_every_view_up_to_date(
     steps: list[tuple[str, bool, bool]], named: int, data: st.DataObject
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("holdfast.hub.presence_state.CROWD_MEMBERS", 1)
         patch.setattr("holdfast.hub.presence_state.CROWD_MOVES", 2)
         due: list[Callable[[], None]] = []
-        told: list[int] = []
+        received: list[int] = []
         presence_state = PresenceState(
-            Limits(), lambda: told.append(presence_state.position), lambda _, callback: due.append(callback)
+            Limits(), lambda: received.append(presence_state.position), lambda _, callback: due.append(callback)
         )
-        # A crowd sooner than there are more than are named, so that views can be compared by name.
+        # The channel counts as crowded while all members are still named, so that views can be compared by name.
         patch.setattr(presence_state, "_is_crowded", lambda: len(presence_state) > named or presence_state._moves > 2)
         views = [(0, View()), (0, View()), (0, View())]
 
         def look(place: int) -> None:
             position, view = views[place]
-            if position != presence_state.position:  # else nobody is woken
+            if position != presence_state.position:  # without a change no feed is woken
                 view.receive(Batch(events=[*presence_state.since(position)], cursor=None))
                 views[place] = (presence_state.position, view)
 
@@ -416,14 +416,14 @@ def test_what_a_crowd_holds_back_brings_every_view_up_to_date_in_the_end(
                 due.pop()()
             if data.draw(st.booleans()):
                 look(data.draw(st.integers(0, 2)))
-            if data.draw(st.booleans()):  # somebody new is told who is here, whatever is held back
+            if data.draw(st.booleans()):  # a new viewer receives all members, also those with delayed events
                 now, view = presence_state.presence(), View()
                 view.receive(Batch(events=[PresenceSync(members=now.members, count=now.count)], cursor=None))
                 views[data.draw(st.integers(0, 2))] = (presence_state.position, view)
             assert len(due) <= 1
         while due:
             due.pop()()
-        assert told == sorted(told)
+        assert received == sorted(received)
         for place in range(3):
             look(place)
             assert {one.id for one in views[place][1].members()} == {
@@ -436,7 +436,7 @@ def new_state() -> PresenceState:
     return PresenceState(Limits(), lambda: None, lambda _, callback: None)
 
 
-def test_who_fell_out_of_what_is_kept_is_told_all_anew() -> None:
+def test_position_older_than_the_kept_departures_gets_all_members() -> None:
     presence_state = new_state()
     presence_state.enter("stays", "user", 0)
     for number in range(KEPT_LEFT + 10):
@@ -449,16 +449,16 @@ def test_who_fell_out_of_what_is_kept_is_told_all_anew() -> None:
     assert presence_state.since(presence_state.position) == []
 
 
-def test_a_flood_of_signals_keeps_only_the_newest() -> None:
+def test_only_the_newest_signals_are_kept() -> None:
     presence_state = new_state()
     for number in range(1000):
         presence_state.signal(Signal(name="n", data=number))
-    told = presence_state.since(0)
-    assert len(told) == KEPT_SIGNALS
-    assert told[-1] == Signal(name="n", data=999)
+    received = presence_state.since(0)
+    assert len(received) == KEPT_SIGNALS
+    assert received[-1] == Signal(name="n", data=999)
 
 
-def test_agents_come_first_among_those_named() -> None:
+def test_agents_come_first_among_the_named_members() -> None:
     presence_state = new_state()
     for number in range(200):
         presence_state.enter(f"m{number:03}", "user", 0)
@@ -467,7 +467,7 @@ def test_agents_come_first_among_those_named() -> None:
     assert (now.members[0].id, len(now.members), now.count) == ("bot", 100, 201)
 
 
-def test_a_person_of_an_agents_name_is_neither_the_agent_nor_keeps_it_here() -> None:
+def test_user_with_the_id_of_an_agent_neither_replaces_nor_keeps_it() -> None:
     presence_state = new_state()
     presence_state.enter("assistant", "user", "tab", {"state": "I am the agent"})
     presence_state.enter("assistant", "agent", "worker", {"state": "listening"})
@@ -475,6 +475,6 @@ def test_a_person_of_an_agents_name_is_neither_the_agent_nor_keeps_it_here() -> 
     with pytest.raises(Forbidden):
         presence_state.enter("assistant", "user", "tab", {"state": "answering"})
     assert presence_state.presence().members[0].data == {"state": "listening"}
-    assert presence_state.disconnect("assistant", "worker")  # the last of it: the person's connection does not count
+    assert presence_state.disconnect("assistant", "worker")  # its last connection: the user's connection does not count
     presence_state.remove("assistant")
     assert len(presence_state) == 0

@@ -14,7 +14,7 @@ from holdfast.hub.rates import ClientLimits, Rates
 ADA = Identity(client_id="ada", capabilities=frozenset({"subscribe", "history", "publish", "presence", "command"}))
 EVE = Identity(client_id="eve", capabilities=frozenset({"subscribe"}))
 BOT = Identity(client_id="bot", capabilities=frozenset({"append"}))
-NOBODY = Identity(capabilities=frozenset({"subscribe"}))
+WITHOUT_ID = Identity(capabilities=frozenset({"subscribe"}))
 
 
 class Time:
@@ -36,7 +36,7 @@ def counted(time: Time) -> Rates:
 
 
 def how_many(act: Callable[[], object], most: int = 10_000) -> int:
-    """How often `act` can be done before it is too much."""
+    """Return how often `act` succeeds before `TooMany`, at most `most` times."""
     for count in range(most):
         try:
             act()
@@ -45,7 +45,7 @@ def how_many(act: Callable[[], object], most: int = 10_000) -> int:
     return most
 
 
-def test_requests_of_two_seconds_may_come_at_once_and_then_fifty_a_second(counted: Rates, time: Time) -> None:
+def test_client_may_send_a_burst_of_two_seconds_and_then_fifty_requests_a_second(counted: Rates, time: Time) -> None:
     assert how_many(lambda: counted.request(ADA)) == 100
     time.now_s += 1
     assert how_many(lambda: counted.request(ADA)) == 50
@@ -55,19 +55,19 @@ def test_requests_of_two_seconds_may_come_at_once_and_then_fifty_a_second(counte
     assert how_many(lambda: counted.request(ADA)) == 100
 
 
-def test_fifty_a_second_are_never_too_much(counted: Rates, time: Time) -> None:
+def test_fifty_requests_a_second_are_never_refused(counted: Rates, time: Time) -> None:
     for _ in range(1000):
         counted.request(ADA)
         time.now_s += 0.02
 
 
-def test_signals_are_twenty_a_second(counted: Rates, time: Time) -> None:
+def test_client_may_send_twenty_signals_a_second(counted: Rates, time: Time) -> None:
     assert how_many(lambda: counted.signal(ADA)) == 20
     time.now_s += 0.5
     assert how_many(lambda: counted.signal(ADA)) == 10
 
 
-def test_the_refusal_names_the_limit_and_may_be_tried_again(counted: Rates) -> None:
+def test_refused_request_names_the_limit_and_may_be_retried(counted: Rates) -> None:
     how_many(lambda: counted.request(ADA))
     with pytest.raises(TooMany) as refused:
         counted.request(ADA)
@@ -75,7 +75,7 @@ def test_the_refusal_names_the_limit_and_may_be_tried_again(counted: Rates) -> N
     assert refused.value.retry
 
 
-def test_a_thousand_channels_an_hour_may_begin(counted: Rates, time: Time) -> None:
+def test_client_may_begin_a_thousand_channels_an_hour(counted: Rates, time: Time) -> None:
     for _ in range(1000):
         assert counted.may_begin(ADA)
         counted.began(ADA)
@@ -88,12 +88,12 @@ def test_a_thousand_channels_an_hour_may_begin(counted: Rates, time: Time) -> No
     assert counted.may_begin(ADA)
 
 
-def test_asking_whether_a_channel_may_begin_counts_nothing(counted: Rates) -> None:
+def test_check_for_a_new_channel_is_not_counted(counted: Rates) -> None:
     for _ in range(2000):
         assert counted.may_begin(ADA)
 
 
-def test_twenty_connections_and_a_slot_that_was_given_back_is_free(counted: Rates) -> None:
+def test_client_may_open_twenty_connections_and_reuse_a_closed_slot(counted: Rates) -> None:
     slots = [counted.connect(ADA) for _ in range(20)]
     with pytest.raises(TooMany):
         counted.connect(ADA)
@@ -107,17 +107,17 @@ def test_twenty_connections_and_a_slot_that_was_given_back_is_free(counted: Rate
     assert how_many(lambda: counted.connect(ADA)) == 20
 
 
-def test_one_client_is_counted_apart_from_another(counted: Rates) -> None:
+def test_clients_are_counted_separately(counted: Rates) -> None:
     how_many(lambda: counted.request(ADA))
     assert how_many(lambda: counted.request(EVE)) == 100
 
 
-def test_those_without_an_id_are_counted_by_their_address(counted: Rates) -> None:
-    assert how_many(lambda: counted.request(NOBODY, "192.0.2.1")) == 100
-    assert how_many(lambda: counted.request(NOBODY, "192.0.2.2")) == 100
+def test_clients_without_an_id_are_counted_by_address(counted: Rates) -> None:
+    assert how_many(lambda: counted.request(WITHOUT_ID, "192.0.2.1")) == 100
+    assert how_many(lambda: counted.request(WITHOUT_ID, "192.0.2.2")) == 100
 
 
-def test_whoever_serves_others_is_not_counted(counted: Rates) -> None:
+def test_trusted_identity_is_not_counted(counted: Rates) -> None:
     assert how_many(lambda: counted.request(BOT), 1000) == 1000
     assert how_many(lambda: counted.signal(BOT), 1000) == 1000
     assert how_many(lambda: counted.connect(BOT), 1000) == 1000
@@ -125,7 +125,7 @@ def test_whoever_serves_others_is_not_counted(counted: Rates) -> None:
     assert len(counted) == 0
 
 
-def test_the_limits_are_settings(time: Time) -> None:
+def test_limits_come_from_the_settings(time: Time) -> None:
     counted = Rates(
         ClientLimits(client_connections=1, client_requests=2, client_signals=3, client_channels=4), now_s=time
     )
@@ -134,7 +134,9 @@ def test_the_limits_are_settings(time: Time) -> None:
     assert how_many(lambda: counted.signal(ADA)) == 3
 
 
-def test_what_is_remembered_is_bounded_and_the_connected_stay(counted: Rates, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_number_of_counted_clients_is_bounded_and_connected_ones_stay(
+    counted: Rates, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(rates, "MAX_CLIENTS", 10)
     slots = [counted.connect(ADA) for _ in range(20)]
     for number in range(500):
@@ -146,7 +148,7 @@ def test_what_is_remembered_is_bounded_and_the_connected_stay(counted: Rates, mo
     counted.connect(ADA)
 
 
-def test_a_clock_that_goes_back_gives_nothing(counted: Rates, time: Time) -> None:
+def test_clock_set_back_allows_no_further_request(counted: Rates, time: Time) -> None:
     how_many(lambda: counted.request(ADA))
     time.now_s -= 500
     with pytest.raises(TooMany):

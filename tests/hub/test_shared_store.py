@@ -1,8 +1,8 @@
-"""Several hubs on one store: what another hub wrote is seen by whoever asks here.
+"""Several hubs on one store: each hub takes the entries of the others into account.
 
 Layer: tests.
 
-The simulator found each of these; the store is the one in memory, said to be shared.
+The simulator found each of these defects. The store is the one in memory, declared as shared.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ class Shared(MemoryStore):
 
     def __init__(self) -> None:
         super().__init__()
-        self.is_silent = False  # the next commit is stored, and nobody is told
-        self.passing: Write | None = None  # a life that comes and goes while somebody looks at what streams
+        self.is_silent = False  # the next commit is stored, and its outcome is reported as unknown
+        self.passing: Write | None = None  # stored before a read of the open documents and deleted after it
 
     async def commit(self, writes: Sequence[Write]) -> list[Committed | Conflict]:
         answers = await super().commit(writes)
         if self.is_silent:
             self.is_silent = False
-            raise CommitUnknown("stored, but who knows")
+            raise CommitUnknown("stored, but the outcome is lost")
         return answers
 
     async def open_documents(self, channel: str) -> list[Stored]:
@@ -70,7 +70,7 @@ async def there(store: Shared) -> AsyncIterator[HubCore]:
     await hub.close()
 
 
-async def test_a_cursor_that_another_hub_gave_is_resumed(here: HubCore, there: HubCore) -> None:
+async def test_cursor_of_another_hub_is_resumed(here: HubCore, there: HubCore) -> None:
     await here.create("c", id="m1", text="known here")
     viewer = Watcher(there, "c")
     await viewer.take()
@@ -82,13 +82,13 @@ async def test_a_cursor_that_another_hub_gave_is_resumed(here: HubCore, there: H
     assert (attached.resumed, back.cursor) == (True, viewer.cursor)
 
 
-async def test_what_another_hub_wrote_is_read(here: HubCore, there: HubCore) -> None:
+async def test_update_by_another_hub_is_read(here: HubCore, there: HubCore) -> None:
     await here.create("c", id="m", text="old")
     await there.update("c", "m", text="new")
     assert (await here.read("c", "m"))[0].text == "new"
 
 
-async def test_a_no_rests_on_what_another_hub_wrote(here: HubCore, there: HubCore) -> None:
+async def test_hub_reads_the_entries_of_another_hub_before_it_refuses_a_request(here: HubCore, there: HubCore) -> None:
     await here.ask("c", "m", CreateMessage(status="streaming", text="one"), ANN)
     await there.ask("c", "m", AppendText(text=" two", at=3), ANN)
     answer = await here.ask("c", "m", AppendText(text=" three", at=7), ANN)
@@ -98,7 +98,7 @@ async def test_a_no_rests_on_what_another_hub_wrote(here: HubCore, there: HubCor
         await here.ask("c", "m", AppendText(text="!", at=13), ANN)
 
 
-async def test_an_id_that_was_not_there_is_asked_for_again(here: HubCore, there: HubCore) -> None:
+async def test_id_that_was_not_found_is_read_from_the_store_again(here: HubCore, there: HubCore) -> None:
     await here.create("c", id="m1", text="x")
     with pytest.raises(NotFound):
         await here.update("c", "m2", text="y")
@@ -106,7 +106,9 @@ async def test_an_id_that_was_not_there_is_asked_for_again(here: HubCore, there:
     assert (await here.update("c", "m2", text="y")).text == "y"
 
 
-async def test_ids_that_stream_on_another_hub_are_used_up_with_their_channel(here: HubCore, there: HubCore) -> None:
+async def test_ids_of_messages_streaming_on_another_hub_stay_used_after_their_channel_is_deleted(
+    here: HubCore, there: HubCore
+) -> None:
     await here.create("c", id="m1", text="x")
     await there.ask("c", "m2", CreateMessage(status="streaming"), ANN)
     await here.delete_channel("c")
@@ -114,7 +116,7 @@ async def test_ids_that_stream_on_another_hub_are_used_up_with_their_channel(her
         await there.ask("c", "m2", AppendText(text="late"), ANN)
 
 
-async def test_text_before_a_part_that_replaces_it_is_not_refused_after_an_unclear_commit(
+async def test_text_before_its_replacement_is_accepted_after_a_commit_with_unknown_outcome(
     here: HubCore, store: Shared
 ) -> None:
     async with here.message("c", id="m") as message:
@@ -128,7 +130,7 @@ async def test_text_before_a_part_that_replaces_it_is_not_refused_after_an_uncle
     assert (await here.read("c", "m"))[0].text == "instead of it"
 
 
-async def test_what_streamed_between_two_looks_at_an_empty_channel_is_not_there(here: HubCore, store: Shared) -> None:
+async def test_message_of_a_channel_deleted_during_a_load_is_not_loaded(here: HubCore, store: Shared) -> None:
     store.passing = Chat(store).write(create("m", streaming=True))
     await here.start()
     await here.channel("c").load()

@@ -39,7 +39,7 @@ def interpreted(folder: Path, *cells: str) -> tuple[str, str]:
     return ran.stdout, ran.stderr
 
 
-def test_a_cell_that_makes_a_hub_may_run_again(tmp_path: Path) -> None:
+def test_notebook_cell_that_makes_a_hub_may_run_again(tmp_path: Path) -> None:
     out, err = interpreted(tmp_path, CELL, CELL, CELL)
     assert "messages: 3" in out, err
     assert "StoreInUse" not in err
@@ -55,7 +55,7 @@ def test_a_cell_that_makes_a_hub_may_run_again(tmp_path: Path) -> None:
     ],
     ids=["name", "writer", "viewer", "task"],
 )
-def test_a_hub_that_is_still_in_use_is_not_replaced(tmp_path: Path, holding: str) -> None:
+def test_hub_in_use_is_not_replaced(tmp_path: Path, holding: str) -> None:
     _, err = interpreted(tmp_path, CELL, holding, CELL)
     assert "store file chat.db is in use by this process: another Hub of this process has it open" in err
 
@@ -71,14 +71,14 @@ def run(count):
         print(len((await hub.history("c")).messages))
     loop = asyncio.new_event_loop()
     loop.run_until_complete(main())
-    loop.close()  # without an end of its tasks, as `asyncio.run` has it
+    loop.close()  # its tasks are not cancelled, other than with `asyncio.run`
 
 run(1)
 run(2)
 """
 
 
-def test_a_hub_of_a_closed_event_loop_is_replaced(tmp_path: Path) -> None:
+def test_hub_of_a_closed_event_loop_is_replaced(tmp_path: Path) -> None:
     ran = subprocess.run(
         [sys.executable, "-c", CLOSED], cwd=tmp_path, capture_output=True, text=True, timeout=TIMEOUT_S
     )
@@ -104,6 +104,6 @@ asyncio.run(main())
 """
 
 
-def test_a_program_does_not_replace_a_hub_that_runs(tmp_path: Path) -> None:
+def test_program_does_not_replace_a_running_hub(tmp_path: Path) -> None:
     ran = subprocess.run([sys.executable, "-c", LIVE], cwd=tmp_path, capture_output=True, text=True, timeout=TIMEOUT_S)
     assert "in use by this process: another Hub" in ran.stdout, ran.stderr

@@ -1,4 +1,4 @@
-"""Tickets: what opens a stream, for how long, and what does not."""
+"""Tickets: a ticket opens a stream of its channel for a limited time. Any other text is refused."""
 
 from __future__ import annotations
 
@@ -35,35 +35,35 @@ def tickets(time: Time) -> Tickets:
     return Tickets([KEY], now_ms=time)
 
 
-def back(tickets: Tickets, text: str) -> Cursor:
-    """The cursor that the ticket's stream gave out."""
+def sealed_cursor(tickets: Tickets, text: str) -> Cursor:
+    """Return a cursor with the seal of the ticket's stream."""
     return SEEN._replace(extra=tickets.seal(tickets.read(text, "chat:1", None)))
 
 
-def test_a_ticket_opens_a_stream_of_its_channel_and_may_only_read(tickets: Tickets) -> None:
+def test_ticket_grants_reading_of_its_channel_only(tickets: Tickets) -> None:
     identity = tickets.read(tickets.issue(ADA, "chat:1"), "chat:1", None).identity()
     assert (identity.client_id, identity.expires_at_ms) == ("ada", 10_000_000)
     assert identity.grants == {"chat:1": frozenset({"subscribe", "history"})}
 
 
-def test_what_the_owner_may_not_see_the_ticket_does_not_show(tickets: Tickets) -> None:
+def test_ticket_grants_no_history_to_an_owner_without_it(tickets: Tickets) -> None:
     owner = Identity(client_id="ada", capabilities=frozenset({"subscribe", "admin"}))
     assert tickets.read(tickets.issue(owner, "c"), "c", None).capabilities == ["subscribe"]
 
 
-def test_who_may_not_subscribe_gets_no_ticket(tickets: Tickets) -> None:
+def test_owner_that_may_not_subscribe_gets_no_ticket(tickets: Tickets) -> None:
     with pytest.raises(Forbidden):
         tickets.issue(ADA, "other")
 
 
-def test_it_is_of_no_use_on_another_channel(tickets: Tickets) -> None:
+def test_ticket_is_refused_on_another_channel(tickets: Tickets) -> None:
     with pytest.raises(Forbidden):
         tickets.read(tickets.issue(ADA, "chat:1"), "chat:2", None)
 
 
-def test_after_a_minute_only_the_stream_itself_comes_back(tickets: Tickets, time: Time) -> None:
+def test_ticket_older_than_a_minute_only_resumes_its_own_stream(tickets: Tickets, time: Time) -> None:
     text = tickets.issue(ADA, "chat:1")
-    seen = back(tickets, text)
+    seen = sealed_cursor(tickets, text)
     time.now_ms += 59_999
     tickets.read(text, "chat:1", None)
     time.now_ms += 1
@@ -71,21 +71,21 @@ def test_after_a_minute_only_the_stream_itself_comes_back(tickets: Tickets, time
         with pytest.raises(Expired):
             tickets.read(text, "chat:1", last)
     assert tickets.read(text, "chat:1", seen).client_id == "ada"
-    # The seal stands before what another stream keeps in its cursors.
+    # The seal comes before the data that other stream formats keep in their cursors.
     assert tickets.read(text, "chat:1", seen._replace(extra=seen.extra + "m0.12")).client_id == "ada"
 
 
-def test_the_seal_of_one_ticket_is_none_of_another(tickets: Tickets, time: Time) -> None:
-    seen = back(tickets, tickets.issue(ADA, "chat:1"))
+def test_seal_of_one_ticket_is_refused_for_another(tickets: Tickets, time: Time) -> None:
+    seen = sealed_cursor(tickets, tickets.issue(ADA, "chat:1"))
     other = tickets.issue(ADA, "chat:1")
     time.now_ms += 60_000
     with pytest.raises(Expired):
         tickets.read(other, "chat:1", seen)
 
 
-def test_it_ends_with_the_identity(tickets: Tickets, time: Time) -> None:
+def test_ticket_expires_with_the_identity(tickets: Tickets, time: Time) -> None:
     text = tickets.issue(ADA, "chat:1")
-    seen = back(tickets, text)
+    seen = sealed_cursor(tickets, text)
     time.now_ms = 9_999_999
     tickets.read(text, "chat:1", seen)
     time.now_ms = 10_000_000
@@ -93,9 +93,9 @@ def test_it_ends_with_the_identity(tickets: Tickets, time: Time) -> None:
         tickets.read(text, "chat:1", seen)
 
 
-def test_it_ends_where_the_identity_has_no_end(tickets: Tickets, time: Time) -> None:
+def test_ticket_of_an_identity_without_end_expires_after_twelve_hours(tickets: Tickets, time: Time) -> None:
     text = tickets.issue(Identity(client_id="ada"), "chat:1")
-    seen = back(tickets, text)
+    seen = sealed_cursor(tickets, text)
     time.now_ms += 12 * 3_600_000 - 1
     tickets.read(text, "chat:1", seen)
     time.now_ms += 1
@@ -103,10 +103,10 @@ def test_it_ends_where_the_identity_has_no_end(tickets: Tickets, time: Time) -> 
         tickets.read(text, "chat:1", seen)
 
 
-def test_another_life_of_the_server_knows_it_by_the_key_and_by_nothing_else(time: Time) -> None:
+def test_restarted_server_accepts_a_ticket_only_with_the_same_key(time: Time) -> None:
     before = Tickets([KEY], now_ms=time)
     text = before.issue(ADA, "chat:1")
-    seen = back(before, text)
+    seen = sealed_cursor(before, text)
     time.now_ms += 60_000
     assert Tickets([KEY], now_ms=time).read(text, "chat:1", seen).client_id == "ada"
     for after in (Tickets([OTHER], now_ms=time), Tickets(now_ms=time)):
@@ -114,10 +114,10 @@ def test_another_life_of_the_server_knows_it_by_the_key_and_by_nothing_else(time
             after.read(text, "chat:1", seen)
 
 
-def test_a_key_that_comes_first_signs_and_the_others_still_verify(time: Time) -> None:
+def test_first_key_signs_and_the_others_verify(time: Time) -> None:
     old = Tickets([KEY], now_ms=time)
     text = old.issue(ADA, "chat:1")
-    seen = back(old, text)
+    seen = sealed_cursor(old, text)
     time.now_ms += 60_000
     rotated = Tickets([OTHER, KEY], now_ms=time)
     assert rotated.read(text, "chat:1", seen).client_id == "ada"
@@ -126,41 +126,41 @@ def test_a_key_that_comes_first_signs_and_the_others_still_verify(time: Time) ->
 
 
 @given(st.data())
-def test_a_ticket_that_was_touched_is_none(data: st.DataObject) -> None:
+def test_changed_ticket_is_refused(data: st.DataObject) -> None:
     tickets = Tickets([KEY], now_ms=Time())
     text = tickets.issue(ADA, "chat:1")
     place = data.draw(st.integers(0, len(text) - 1))
     letter = data.draw(st.sampled_from("AZaz09-_.=% é"))
-    touched = text[:place] + letter + text[place + 1 :]
-    if touched != text:
+    changed = text[:place] + letter + text[place + 1 :]
+    if changed != text:
         with pytest.raises(Unauthenticated):
-            tickets.read(touched, "chat:1", None)
+            tickets.read(changed, "chat:1", None)
 
 
 @pytest.mark.parametrize("text", ["", ".", "a.b", "é", "\udc80", "x" * 100_000, "e30.AAAAAAAAAAAAAAAAAAAAAA"])
-def test_garbage_is_no_ticket(tickets: Tickets, text: str) -> None:
+def test_garbage_is_refused_as_a_ticket(tickets: Tickets, text: str) -> None:
     with pytest.raises(Unauthenticated):
         tickets.read(text, "chat:1", None)
 
 
-def test_the_longest_names_fit(tickets: Tickets) -> None:
+def test_ticket_with_the_longest_names_fits_its_limit(tickets: Tickets) -> None:
     channel = "c" * 200
     text = tickets.issue(Identity(client_id="i" * 64), channel)
     assert len(text) <= MAX_CHARACTERS
     assert tickets.read(text, channel, None).client_id == "i" * 64
 
 
-def test_a_cursor_with_a_seal_and_the_longest_place_is_a_cursor(tickets: Tickets) -> None:
+def test_cursor_with_a_seal_and_the_longest_sent_field_is_parsed(tickets: Tickets) -> None:
     from holdfast.transports.framing import sent_field
 
     seal = tickets.seal(tickets.read(tickets.issue(ADA, "chat:1"), "chat:1", None))
-    told = sent_field([10**7] * 256, is_finished=False)
-    cursor = parse_cursor(f"e:5:{seal}{told}")
+    sent = sent_field([10**7] * 256, is_finished=False)
+    cursor = parse_cursor(f"e:5:{seal}{sent}")
     assert cursor is not None
-    assert split_seal(cursor.extra) == (seal, told)
+    assert split_seal(cursor.extra) == (seal, sent)
 
 
-def test_what_is_no_seal_is_left_where_it_is() -> None:
+def test_cursor_field_without_a_seal_is_left_unchanged() -> None:
     assert split_seal("m0.12") == ("", "m0.12")
     assert split_seal("") == ("", "")
 
@@ -172,7 +172,7 @@ class Stream:
         self.is_replaced = True
 
 
-def test_the_newer_of_two_streams_replaces_the_older(tickets: Tickets) -> None:
+def test_newer_of_two_streams_of_a_ticket_replaces_the_older(tickets: Tickets) -> None:
     ticket = tickets.read(tickets.issue(ADA, "chat:1"), "chat:1", None)
     other = tickets.read(tickets.issue(ADA, "chat:1"), "chat:1", None)
     older, newer, apart = Stream(), Stream(), Stream()
@@ -186,6 +186,6 @@ def test_the_newer_of_two_streams_replaces_the_older(tickets: Tickets) -> None:
     assert repr(tickets) == "Tickets(1 keys, 0 open)"
 
 
-def test_a_short_key_is_refused() -> None:
+def test_key_shorter_than_32_bytes_is_refused() -> None:
     with pytest.raises(LocalError, match="32 bytes"):
         Tickets([b"short"])

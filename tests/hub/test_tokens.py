@@ -1,4 +1,4 @@
-"""Tokens: whom they name, and all that makes them worth nothing. Keys are real; a JWK set is fetched for real."""
+"""Tokens: the identity that a token names, and the reasons to refuse one. Keys and fetched JWK sets are real."""
 
 from __future__ import annotations
 
@@ -84,10 +84,10 @@ def scope(*headers: tuple[str, str], query: str = "") -> dict[str, Any]:
     }
 
 
-# Who it is
+# Identity
 
 
-async def test_a_good_token_names_somebody_what_they_may_do_and_until_when() -> None:
+async def test_valid_token_names_client_id_grants_and_expiry() -> None:
     identity = await verifier().verify_token(signed(holdfast={"chat:*": ["subscribe"], "user:{sub}": ["publish"]}))
     assert identity == Identity(
         client_id="ada",
@@ -96,26 +96,26 @@ async def test_a_good_token_names_somebody_what_they_may_do_and_until_when() -> 
     )
 
 
-async def test_a_token_that_grants_nothing_grants_nothing() -> None:
+async def test_token_without_grants_gives_no_capability() -> None:
     identity = await verifier().verify_token(signed(holdfast=None))
     assert identity.grants == {}
     assert not identity.has("subscribe", "chat:1")
 
 
 @pytest.mark.parametrize("algorithm", ["HS256", "HS384", "HS512"])
-async def test_secrets_verify_by_all_hashes(algorithm: str) -> None:
+async def test_secret_verifies_all_hmac_algorithms(algorithm: str) -> None:
     assert (await verifier().verify_token(signed(algorithm=algorithm))).client_id == "ada"
 
 
 @pytest.mark.parametrize("algorithm", sorted(PRIVATE))
-async def test_public_keys_verify_as_pem_as_jwk_and_in_a_set(algorithm: str) -> None:
+async def test_public_key_verifies_as_pem_as_jwk_and_in_a_set(algorithm: str) -> None:
     key = PRIVATE[algorithm]
     token = signed(key, algorithm)
     for given in (pem(key), pem(key).encode(), jwk(key), json.dumps(jwk(key)), {"keys": [jwk(key, kid="a")]}):
         assert (await verifier(public_key=given).verify_token(token)).client_id == "ada"
 
 
-async def test_a_token_comes_in_the_header_or_in_the_cookie_that_was_named_and_not_otherwise() -> None:
+async def test_token_is_read_from_the_header_or_the_configured_cookie_only() -> None:
     token = signed()
     plain, with_cookie = verifier(), verifier(cookie="session")
     bearer, cookie = ("Authorization", f"Bearer {token}"), ("cookie", f'a=b; session="{token}"; c=d')
@@ -129,7 +129,7 @@ async def test_a_token_comes_in_the_header_or_in_the_cookie_that_was_named_and_n
         assert await one(scope(("cookie", f"other={token}; xsession={token}"))) is None
     assert await plain(scope(cookie)) is None
     assert (await with_cookie(scope(cookie))) is not None
-    # The header says more about what was meant.
+    # The header takes precedence over the cookie.
     with pytest.raises(Unauthenticated):
         await with_cookie(scope(cookie, ("authorization", "Bearer garbage")))
 
@@ -143,16 +143,16 @@ async def test_a_token_comes_in_the_header_or_in_the_cookie_that_was_named_and_n
         [("authorization", "Bearer a"), ("authorization", "Bearer b")],
     ],
 )
-async def test_a_header_that_carries_no_token_is_refused(headers: list[tuple[str, str]]) -> None:
+async def test_header_without_a_single_bearer_token_is_refused(headers: list[tuple[str, str]]) -> None:
     with pytest.raises(Unauthenticated):
         await verifier()(scope(*headers))
 
 
-# When
+# Times
 
 
 @pytest.mark.parametrize(("exp", "is_good"), [(NOW_S + 1, True), (NOW_S - 9, True), (NOW_S - 10, False), (0, False)])
-async def test_a_token_ends_at_its_time_and_a_little_later(exp: int, is_good: bool) -> None:
+async def test_token_expires_at_its_time_plus_the_leeway(exp: int, is_good: bool) -> None:
     if is_good:
         assert (await verifier().verify_token(signed(exp=exp))).expires_at_ms == (exp + 10) * 1000
     else:
@@ -161,7 +161,7 @@ async def test_a_token_ends_at_its_time_and_a_little_later(exp: int, is_good: bo
 
 
 @pytest.mark.parametrize(("nbf", "is_good"), [(NOW_S, True), (NOW_S + 10, True), (NOW_S + 11, False)])
-async def test_a_token_begins_at_its_time_and_a_little_before(nbf: int, is_good: bool) -> None:
+async def test_token_is_valid_from_its_time_minus_the_leeway(nbf: int, is_good: bool) -> None:
     if is_good:
         assert (await verifier().verify_token(signed(nbf=nbf))).client_id == "ada"
     else:
@@ -169,41 +169,41 @@ async def test_a_token_begins_at_its_time_and_a_little_before(nbf: int, is_good:
             await verifier().verify_token(signed(nbf=nbf))
 
 
-async def test_the_leeway_is_a_setting() -> None:
+async def test_leeway_is_a_setting() -> None:
     with pytest.raises(Expired):
         await verifier(leeway_s=0).verify_token(signed(exp=NOW_S))
 
 
-# For whom and from whom
+# Audiences and issuers
 
 
 @pytest.mark.parametrize("aud", [["other", "chat"], "chat", "second"])
-async def test_one_of_the_audiences_is_enough(aud: object) -> None:
+async def test_token_with_one_of_the_audiences_is_accepted(aud: object) -> None:
     assert (await verifier(audience=["chat", "second"]).verify_token(signed(aud=aud))).client_id == "ada"
 
 
 @pytest.mark.parametrize("aud", ["other", [], ["other"], None, "cha", {"chat": 1}, [["chat"]], 7])
-async def test_a_token_for_somebody_else_is_refused(aud: object) -> None:
+async def test_token_for_another_audience_is_refused(aud: object) -> None:
     with pytest.raises(Unauthenticated, match="audience"):
         await verifier().verify_token(by_hand({**claims(aud=None), **({} if aud is None else {"aud": aud})}))
 
 
 @pytest.mark.parametrize("iss", [None, "https://evil.example", "", ["https://issuer.example"], 5])
-async def test_a_token_of_another_issuer_is_refused(iss: object) -> None:
+async def test_token_of_another_issuer_is_refused(iss: object) -> None:
     with pytest.raises(Unauthenticated, match="issuer"):
         await verifier(issuer="https://issuer.example").verify_token(by_hand({**claims(), "iss": iss}))
 
 
-async def test_one_of_the_issuers_is_enough() -> None:
+async def test_token_of_one_of_the_issuers_is_accepted() -> None:
     one = verifier(issuer=["https://old.example", "https://new.example"])
     assert (await one.verify_token(signed(iss="https://new.example"))).client_id == "ada"
 
 
-# By which key
+# Signing keys
 
 
 def by_hand(payload: object, header: object = None, key: str | bytes = SECRET) -> str:
-    """A token made without a library that would know better; signed with HMAC."""
+    """Return a token signed with HMAC, made without a library that would refuse these claims."""
     import hmac
 
     def text(value: object) -> str:
@@ -236,15 +236,15 @@ UNKNOWN: list[tuple[str, str]] = [
 
 
 @pytest.mark.parametrize(("why", "token"), UNKNOWN, ids=[why for why, _ in UNKNOWN])
-async def test_a_token_that_nobody_known_has_signed_is_refused(why: str, token: str) -> None:
+async def test_token_without_the_signature_of_a_known_key_is_refused(why: str, token: str) -> None:
     for one in (verifier(), verifier(public_key=pem(RSA)), verifier(secret=SECRET, public_key=pem(RSA))):
         with pytest.raises(Unauthenticated):
             await one.verify_token(token)
 
 
 @pytest.mark.parametrize("secret", [pem(RSA), pem(RSA).strip(), json.dumps(jwk(RSA))], ids=["pem", "stripped", "jwk"])
-async def test_a_public_key_is_no_secret(secret: str) -> None:
-    # Whoever has the public key, which is everybody, signs with it as if it were a secret.
+async def test_public_key_is_not_accepted_as_a_secret(secret: str) -> None:
+    # An attacker signs with HMAC, with the text of the public key as the secret.
     for header in ({"alg": "HS256"}, {"alg": "HS256", "kid": "a"}):
         token = by_hand(claims(), header, key=secret)
         for one in (verifier(public_key=pem(RSA)), verifier(public_key={"keys": [jwk(RSA, kid="a")]})):
@@ -254,7 +254,7 @@ async def test_a_public_key_is_no_secret(secret: str) -> None:
         verifier(secret=secret)
 
 
-async def test_a_key_verifies_its_own_algorithm_only() -> None:
+async def test_key_verifies_its_own_algorithm_only() -> None:
     with pytest.raises(Unauthenticated):
         await verifier(public_key=pem(EC384)).verify_token(signed(EC256, "ES256"))
     narrow = verifier(public_key=pem(RSA), algorithms=["PS256"])
@@ -267,13 +267,13 @@ async def test_a_key_verifies_its_own_algorithm_only() -> None:
         await bound.verify_token(signed(RSA, "RS256"))
 
 
-async def test_several_secrets_are_for_rotation() -> None:
+async def test_each_of_several_secrets_verifies() -> None:
     both = verifier(secret=[SECRET, OTHER_SECRET])
     for secret in (SECRET, OTHER_SECRET):
         assert (await both.verify_token(signed(secret))).client_id == "ada"
 
 
-async def test_a_short_secret_is_not_used_where_it_is_too_short() -> None:
+async def test_secret_does_not_verify_an_algorithm_for_which_it_is_too_short() -> None:
     with pytest.raises(LocalError, match="32 bytes"):
         verifier(secret="x" * 31)
     one = verifier(secret=SECRET[:40])
@@ -349,7 +349,7 @@ WRONG_CLAIMS: list[dict[str, Any]] = [
 
 
 @pytest.mark.parametrize("number", range(len(GARBAGE)))
-async def test_garbage_is_no_token(number: int) -> None:
+async def test_garbage_is_refused_as_a_token(number: int) -> None:
     for one in (verifier(), verifier(public_key=pem(RSA))):
         with pytest.raises(Unauthenticated):
             await one.verify_token(GARBAGE[number])
@@ -364,7 +364,7 @@ async def test_garbage_is_no_token(number: int) -> None:
         {"crit": 5},
     ],
 )
-async def test_critical_extensions_are_refused_and_named(headers: dict[str, Any]) -> None:
+async def test_critical_extension_is_refused_and_named(headers: dict[str, Any]) -> None:
     body = ".".join(
         base64.urlsafe_b64encode(json.dumps(one).encode()).rstrip(b"=").decode()
         for one in ({"alg": "HS256", "typ": "JWT", **headers}, claims())
@@ -376,46 +376,46 @@ async def test_critical_extensions_are_refused_and_named(headers: dict[str, Any]
 
 
 @pytest.mark.parametrize("wrong", WRONG_CLAIMS, ids=lambda wrong: str(wrong)[:40])
-async def test_claims_of_the_wrong_kind_are_refused(wrong: dict[str, Any]) -> None:
+async def test_claim_of_a_wrong_type_is_refused(wrong: dict[str, Any]) -> None:
     good = {name: value for name, value in {**claims(), **wrong}.items() if value is not None}
     with pytest.raises(Unauthenticated, match="token"):
         await verifier().verify_token(by_hand(good))
 
 
-async def test_a_capability_that_there_is_not_is_named() -> None:
+async def test_error_names_an_unknown_capability() -> None:
     with pytest.raises(Unauthenticated, match="'writ' on 'chat:\\*': no such capability; there are admin, agent"):
         await verifier().verify_token(signed(holdfast={"chat:*": ["subscribe", "writ"]}))
 
 
-# Secrets stay secret
+# Secrecy
 
 
-async def test_neither_tokens_nor_secrets_are_in_errors_logs_or_reprs(caplog: pytest.LogCaptureFixture) -> None:
+async def test_errors_logs_and_reprs_contain_no_token_and_no_secret(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
     one = verifier(secret=SECRET, cookie="session")
-    told = repr(one) + str(one) + repr(one._keys)
+    output = repr(one) + str(one) + repr(one._keys)
     tokens = [signed(OTHER_SECRET), signed(exp=1), signed(sub="a b"), signed(holdfast={"x": ["writ"]}), "garbage" * 9]
     for token in tokens:
-        for asked in (scope(("authorization", f"Bearer {token}")), scope(("cookie", f"session={token}"))):
+        for connection in (scope(("authorization", f"Bearer {token}")), scope(("cookie", f"session={token}"))):
             with pytest.raises(Unauthenticated) as refused:
-                await one(asked)
-            told += "".join(traceback.format_exception(refused.value)) + json.dumps(refused.value.problem())
+                await one(connection)
+            output += "".join(traceback.format_exception(refused.value)) + json.dumps(refused.value.problem())
     for wrong in ("x" * 31, pem(RSA)):
         with pytest.raises(LocalError) as refused_key:
             jwt_verifier(audience="chat", secret=wrong)
-        told += str(refused_key.value) + repr(refused_key.value.__cause__)
-        assert wrong not in told
-    told += caplog.text
-    assert SECRET not in told
+        output += str(refused_key.value) + repr(refused_key.value.__cause__)
+        assert wrong not in output
+    output += caplog.text
+    assert SECRET not in output
     for token in tokens:
-        assert all(len(piece) < 20 or piece not in told for piece in token.split("."))
+        assert all(len(piece) < 20 or piece not in output for piece in token.split("."))
 
 
-# What cannot be meant
+# Invalid settings
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "expected"),
     [
         ({"audience": "chat"}, "needs a secret"),
         ({"audience": "", "secret": SECRET}, "audience"),
@@ -432,19 +432,19 @@ async def test_neither_tokens_nor_secrets_are_in_errors_logs_or_reprs(caplog: py
         ({"audience": "chat", "jwks_url": "keys"}, "https"),
     ],
 )
-def test_what_would_let_nobody_in_or_everybody_is_refused(options: dict[str, Any], said: str) -> None:
-    with pytest.raises(LocalError, match=said):
+def test_setting_that_would_accept_no_token_or_every_token_is_refused(options: dict[str, Any], expected: str) -> None:
+    with pytest.raises(LocalError, match=expected):
         jwt_verifier(**options)
 
 
-def test_a_private_key_is_handed_back() -> None:
+def test_private_key_is_refused_as_a_public_key() -> None:
     text = RSA.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()).decode()
     with pytest.raises(LocalError, match="private key"):
         verifier(public_key=text)
     assert keys_of_set({"keys": [jwt.get_algorithm_by_name("RS256").to_jwk(RSA, as_dict=True)]}) == []
 
 
-def test_a_short_rsa_key_is_of_no_use() -> None:
+def test_rsa_key_shorter_than_2048_bits_is_refused() -> None:
     short = rsa.generate_private_key(public_exponent=65537, key_size=1024)
     with pytest.raises(LocalError, match="2048"):
         verifier(public_key=pem(short))
@@ -454,18 +454,18 @@ def test_a_short_rsa_key_is_of_no_use() -> None:
 @pytest.mark.parametrize(
     "fields", [{"use": "enc"}, {"key_ops": ["sign"]}, {"key_ops": "verify"}, {"kid": 7}, {"alg": "none"}, {"n": "?"}]
 )
-def test_keys_of_a_set_that_are_not_for_verifying_are_left_out(fields: dict[str, Any]) -> None:
+def test_keys_of_a_set_that_cannot_verify_are_ignored(fields: dict[str, Any]) -> None:
     good = jwk(RSA, kid="good", use="sig", key_ops=["verify"])
     assert [key.kid for key in keys_of_set({"keys": [jwk(RSA, **fields), {"kty": "new"}, 5, None, good]})] == ["good"]
 
 
 @pytest.mark.parametrize("given", [None, [], "x", {}, {"keys": 5}, {"keys": [{}] * 101}])
-def test_what_is_no_set_is_refused(given: object) -> None:
+def test_value_other_than_a_jwk_set_is_refused(given: object) -> None:
     with pytest.raises(LocalError, match="JWK set"):
         keys_of_set(given)
 
 
-def test_the_keys_of_tickets_come_from_the_secrets_and_are_not_the_secrets() -> None:
+def test_ticket_keys_are_derived_from_the_secrets_and_differ_from_them() -> None:
     found = verifier(secret=[SECRET, OTHER_SECRET]).ticket_keys
     assert [len(key) for key in found] == [32, 32]
     assert len({*found, SECRET.encode(), OTHER_SECRET.encode()}) == 4
@@ -476,7 +476,7 @@ def test_the_keys_of_tickets_come_from_the_secrets_and_are_not_the_secrets() -> 
 @pytest.mark.parametrize(
     "other", [{"audience": "other"}, {"audience": ["chat", "other"]}, {"issuer": "https://issuer.example"}]
 )
-def test_tickets_and_marks_are_not_valid_for_another_audience_or_issuer(other: dict[str, Any]) -> None:
+def test_tickets_and_marks_are_refused_for_another_audience_or_issuer(other: dict[str, Any]) -> None:
     mine, theirs = (Tickets(verifier(secret=SECRET, **how).ticket_keys, now_ms=lambda: 0) for how in ({}, other))
     reader = Identity(client_id="ada", capabilities=frozenset({"subscribe"}))
     ticket = mine.issue(reader, "chat:1")
@@ -496,25 +496,25 @@ def test_ticket_keys_do_not_depend_on_the_order_of_the_names() -> None:
     assert there == back
 
 
-# Keys that are fetched
+# Fetched keys
 
 
 class Issuer:
-    """A server on this machine that publishes keys, or whatever it is told to answer."""
+    """A server on this machine that publishes keys, or responds with the status, body or location set here."""
 
     def __init__(self) -> None:
         self.keys: list[dict[str, Any]] = []
         self.status = 200
         self.body: bytes | None = None
         self.location: str | None = None
-        self.asked: list[str] = []
+        self.requested: list[str] = []
         self.gate = threading.Event()
         self.gate.set()
         issuer = self
 
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
-                issuer.asked.append(self.path)
+                issuer.requested.append(self.path)
                 issuer.gate.wait(10)
                 self.send_response(issuer.status if self.path == "/keys" else 200)
                 if issuer.location is not None and self.path == "/keys":
@@ -561,7 +561,7 @@ def time() -> Monotonic:
 
 @pytest.fixture
 def fetching(issuer: Issuer, time: Monotonic) -> JwtVerifier:
-    """A verifier that believes the issuer."""
+    """Return a verifier that fetches the keys of the issuer."""
     issuer.keys = [jwk(RSA, kid="one")]
     one = verifier(jwks_url=issuer.url)
     one._key_set = KeySet(issuer.url, monotonic_s=time)
@@ -569,113 +569,113 @@ def fetching(issuer: Issuer, time: Monotonic) -> JwtVerifier:
 
 
 async def settled(one: JwtVerifier) -> None:
-    """Until no fetch goes on."""
+    """Wait until the running fetch ends."""
     assert one._key_set is not None
     if one._key_set._fetching is not None:
         await one._key_set._fetching
 
 
-def named(kid: str, key: Any = RSA) -> str:
+def signed_by(kid: str, key: Any = RSA) -> str:
     return signed(key, "RS256", {"kid": kid})
 
 
 async def test_published_keys_are_fetched_once_and_kept(fetching: JwtVerifier, issuer: Issuer) -> None:
-    assert issuer.asked == []
-    for token in (named("one"), named("one"), signed(RSA, "RS256")):
+    assert issuer.requested == []
+    for token in (signed_by("one"), signed_by("one"), signed(RSA, "RS256")):
         assert (await fetching.verify_token(token)).client_id == "ada"
-    assert len(issuer.asked) == 1
+    assert len(issuer.requested) == 1
 
 
-async def test_many_who_come_at_once_wait_for_one_fetch(fetching: JwtVerifier, issuer: Issuer) -> None:
+async def test_simultaneous_requests_wait_for_one_fetch(fetching: JwtVerifier, issuer: Issuer) -> None:
     issuer.gate.clear()
-    waiting = [asyncio.ensure_future(fetching.verify_token(named("one"))) for _ in range(50)]
+    waiting = [asyncio.ensure_future(fetching.verify_token(signed_by("one"))) for _ in range(50)]
     for _ in range(10):
         await asyncio.sleep(0)
-    waiting[0].cancel()  # whoever leaves takes nobody along
+    waiting[0].cancel()  # a cancelled request does not cancel the others
     await asyncio.sleep(0)
     issuer.gate.set()
     found = await asyncio.gather(*waiting, return_exceptions=True)
     assert isinstance(found[0], asyncio.CancelledError)
     assert {one.client_id for one in found[1:] if isinstance(one, Identity)} == {"ada"}
-    assert len(issuer.asked) == 1
+    assert len(issuer.requested) == 1
 
 
-async def test_a_new_key_is_found_when_a_token_names_it(fetching: JwtVerifier, issuer: Issuer, time: Monotonic) -> None:
-    await fetching.verify_token(named("one"))
+async def test_new_key_is_fetched_when_a_token_names_it(fetching: JwtVerifier, issuer: Issuer, time: Monotonic) -> None:
+    await fetching.verify_token(signed_by("one"))
     issuer.keys = [jwk(OTHER_RSA, kid="two"), jwk(RSA, kid="one")]
     time.now_s += 31
-    assert (await fetching.verify_token(named("two", OTHER_RSA))).client_id == "ada"
-    assert (await fetching.verify_token(named("one"))).client_id == "ada"
-    assert len(issuer.asked) == 2
+    assert (await fetching.verify_token(signed_by("two", OTHER_RSA))).client_id == "ada"
+    assert (await fetching.verify_token(signed_by("one"))).client_id == "ada"
+    assert len(issuer.requested) == 2
 
 
-async def test_names_that_nobody_knows_cause_one_fetch_in_half_a_minute(
+async def test_unknown_key_ids_cause_one_fetch_in_thirty_seconds(
     fetching: JwtVerifier, issuer: Issuer, time: Monotonic
 ) -> None:
-    await fetching.verify_token(named("one"))
+    await fetching.verify_token(signed_by("one"))
     for second in range(60):
         time.now_s += 1
         with pytest.raises(Unauthenticated):
-            await fetching.verify_token(named(f"unknown-{second}", OTHER_RSA))
-    assert len(issuer.asked) == 3
+            await fetching.verify_token(signed_by(f"unknown-{second}", OTHER_RSA))
+    assert len(issuer.requested) == 3
 
 
-async def test_a_token_without_a_name_and_with_a_foreign_signature_causes_no_fetch(
+async def test_token_without_a_key_id_and_with_a_foreign_signature_causes_no_fetch(
     fetching: JwtVerifier, issuer: Issuer, time: Monotonic
 ) -> None:
-    await fetching.verify_token(named("one"))
+    await fetching.verify_token(signed_by("one"))
     time.now_s += 60
     with pytest.raises(Unauthenticated):
         await fetching.verify_token(signed(OTHER_RSA, "RS256"))
-    assert len(issuer.asked) == 1
+    assert len(issuer.requested) == 1
 
 
-async def test_a_key_that_was_taken_back_is_believed_no_more_after_ten_minutes(
+async def test_withdrawn_key_is_refused_after_ten_minutes(
     fetching: JwtVerifier, issuer: Issuer, time: Monotonic
 ) -> None:
-    await fetching.verify_token(named("one"))
+    await fetching.verify_token(signed_by("one"))
     issuer.keys = [jwk(OTHER_RSA, kid="two")]
     time.now_s += 601
-    await fetching.verify_token(named("one"))  # nobody waits for the fetch that this begins
+    await fetching.verify_token(signed_by("one"))  # this starts a fetch in the background
     await settled(fetching)
     with pytest.raises(Unauthenticated):
-        await fetching.verify_token(named("one"))
-    assert (await fetching.verify_token(named("two", OTHER_RSA))).client_id == "ada"
+        await fetching.verify_token(signed_by("one"))
+    assert (await fetching.verify_token(signed_by("two", OTHER_RSA))).client_id == "ada"
 
 
-async def test_an_issuer_that_is_away_is_believed_for_an_hour_and_then_nobody_comes_in(
+async def test_keys_of_an_unreachable_issuer_are_used_for_an_hour(
     fetching: JwtVerifier, issuer: Issuer, time: Monotonic, caplog: pytest.LogCaptureFixture
 ) -> None:
-    await fetching.verify_token(named("one"))
+    await fetching.verify_token(signed_by("one"))
     issuer.status = 500
     time.now_s += 3599
-    assert (await fetching.verify_token(named("one"))).client_id == "ada"
+    assert (await fetching.verify_token(signed_by("one"))).client_id == "ada"
     await settled(fetching)
     assert "responded with status 500" in caplog.text
     time.now_s += 32
     with pytest.raises(Busy):
-        await fetching.verify_token(named("one"))
+        await fetching.verify_token(signed_by("one"))
     issuer.status = 200
     time.now_s += 31
-    assert (await fetching.verify_token(named("one"))).client_id == "ada"
+    assert (await fetching.verify_token(signed_by("one"))).client_id == "ada"
 
 
-async def test_while_no_keys_are_known_it_is_said_that_it_will_pass(
+async def test_verifier_without_keys_refuses_as_busy_until_a_fetch_succeeds(
     fetching: JwtVerifier, issuer: Issuer, time: Monotonic
 ) -> None:
     issuer.status = 503
     for _ in range(5):
         with pytest.raises(Busy) as refused:
-            await fetching.verify_token(named("one"))
+            await fetching.verify_token(signed_by("one"))
         assert refused.value.retry
-    assert len(issuer.asked) == 1
+    assert len(issuer.requested) == 1
     issuer.status = 200
     time.now_s += 31
-    assert (await fetching.verify_token(named("one"))).client_id == "ada"
+    assert (await fetching.verify_token(signed_by("one"))).client_id == "ada"
 
 
 @pytest.mark.parametrize(
-    ("body", "said"),
+    ("body", "expected"),
     [
         (b"", "no JSON"),
         (b"<html>", "no JSON"),
@@ -685,9 +685,9 @@ async def test_while_no_keys_are_known_it_is_said_that_it_will_pass(
         (b'{"keys": [' + b"{}," * 100 + b"{}]}", "at most 100 keys"),
     ],
 )
-def test_what_is_no_set_of_keys_is_not_believed(issuer: Issuer, body: bytes, said: str) -> None:
+def test_response_other_than_a_jwk_set_is_refused(issuer: Issuer, body: bytes, expected: str) -> None:
     issuer.body = body
-    with pytest.raises(LocalError, match=said):
+    with pytest.raises(LocalError, match=expected):
         fetch_set(issuer.url)
 
 
@@ -695,7 +695,7 @@ def test_redirects_are_followed_on_the_same_host_only(issuer: Issuer) -> None:
     issuer.keys = [jwk(RSA, kid="one")]
     issuer.status, issuer.location = 302, "/moved"
     assert [key.kid for key in fetch_set(issuer.url)] == ["one"]
-    assert issuer.asked == ["/keys", "/moved"]
+    assert issuer.requested == ["/keys", "/moved"]
     other = Issuer()
     try:
         other.keys = [jwk(OTHER_RSA, kid="evil")]
@@ -703,26 +703,26 @@ def test_redirects_are_followed_on_the_same_host_only(issuer: Issuer) -> None:
             issuer.location = location
             with pytest.raises(LocalError):
                 fetch_set(issuer.url)
-        assert other.asked == []
+        assert other.requested == []
     finally:
         other.close()
 
 
-def test_redirects_in_a_circle_end(issuer: Issuer) -> None:
+def test_circular_redirects_end_with_an_error(issuer: Issuer) -> None:
     issuer.status, issuer.location = 302, "/keys"
     with pytest.raises(LocalError, match="302"):
         fetch_set(issuer.url)
-    assert len(issuer.asked) < 10
+    assert len(issuer.requested) < 10
 
 
-def test_an_issuer_that_answers_too_slowly_is_not_waited_for(issuer: Issuer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fetch_from_a_slow_issuer_times_out(issuer: Issuer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(keys, "FETCH_TIMEOUT_S", 0.05)
     issuer.gate.clear()
     with pytest.raises(OSError, match="timed out"):
         fetch_set(issuer.url)
 
 
-async def test_an_issuer_that_is_not_there_is_named_in_the_log_without_what_its_url_holds(
+async def test_log_names_an_unreachable_issuer_without_the_secrets_in_its_url(
     time: Monotonic, caplog: pytest.LogCaptureFixture
 ) -> None:
     found = KeySet("http://user:password@127.0.0.1:9/keys?key=hidden", monotonic_s=time)
@@ -733,9 +733,9 @@ async def test_an_issuer_that_is_not_there_is_named_in_the_log_without_what_its_
     assert "hidden" not in caplog.text
 
 
-async def test_given_keys_and_published_ones_go_together(issuer: Issuer) -> None:
+async def test_configured_and_fetched_keys_are_used_together(issuer: Issuer) -> None:
     issuer.keys = [jwk(RSA, kid="one")]
     both = verifier(secret=SECRET, jwks_url=issuer.url)
     assert (await both.verify_token(signed())).client_id == "ada"
-    assert issuer.asked == []
-    assert (await both.verify_token(named("one"))).client_id == "ada"
+    assert issuer.requested == []
+    assert (await both.verify_token(signed_by("one"))).client_id == "ada"

@@ -1,4 +1,4 @@
-"""The turn scheduler: who gets which turn, when something newer interrupts, and when it is tried no more."""
+"""The turn scheduler: it assigns turns to workers, interrupts them for newer messages, and limits attempts."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def new_hub(store: Any = "memory://") -> Hub:
 
 
 class Worker:
-    """Somebody elsewhere who takes turns and keeps what was said of them."""
+    """A worker in another process. It notes the turns that begin and end."""
 
     is_local = False
 
@@ -49,8 +49,8 @@ class Worker:
         self.over.append((turn.message_id, state))
 
 
-async def asked(hub: Hub, worker: Worker, *message_ids: str) -> None:
-    """The hub has started, the worker is there, and so much is asked, one after the other."""
+async def start_with_messages(hub: Hub, worker: Worker, *message_ids: str) -> None:
+    """Start the hub, register the worker, and create these user messages one after the other."""
     await hub.start()
     hub.runtime.scheduler.register(worker)
     for message_id in message_ids:
@@ -58,15 +58,15 @@ async def asked(hub: Hub, worker: Worker, *message_ids: str) -> None:
 
 
 async def answers(hub: Hub) -> list[Message]:
-    """The answers in the channel, oldest first."""
+    """Return the answers in the channel, oldest first."""
     return [one for one in (await hub.history(CHANNEL)).messages[::-1] if one.role == "assistant"]
 
 
-# -- what is newer -------------------------------------------------------------------------------------------------
+# -- interruption by newer messages --------------------------------------------------------------------------------
 
 
 @virtually
-async def test_of_several_messages_close_together_only_the_newest_is_worked_on() -> None:
+async def test_interrupting_agent_works_on_the_newest_of_several_messages_only() -> None:
     hub = new_hub()
     await hub.start()
     worker = Worker(when_busy="interrupt")
@@ -74,7 +74,7 @@ async def test_of_several_messages_close_together_only_the_newest_is_worked_on()
     for number in range(5):
         await hub.create(CHANNEL, id=f"m{number}", text="?")
     await asyncio.sleep(1)
-    for turn in worker.begun:  # a worker ends what is cancelled
+    for turn in worker.begun:  # a worker ends its cancelled turns
         if turn.message_id != "m4":
             hub.runtime.scheduler.end(worker, turn, "cancelled", lambda answer: None)
     await asyncio.sleep(10)
@@ -83,7 +83,7 @@ async def test_of_several_messages_close_together_only_the_newest_is_worked_on()
     ends = {one.id: one.claim.state for one in state.messages.values() if one.claim is not None}
     assert ends == {**dict.fromkeys(("m0", "m1", "m2", "m3"), "cancelled"), "m4": "taken"}
     cancels = [command.target for command in state.commands.values()]
-    assert sorted(map(str, cancels)) == ["m0", "m1", "m2", "m3"]  # each was asked for once
+    assert sorted(map(str, cancels)) == ["m0", "m1", "m2", "m3"]  # each cancel was sent once
     await hub.close()
 
 
@@ -106,7 +106,7 @@ async def test_message_that_arrives_while_another_is_claimed_interrupts_it() -> 
 
 
 @virtually
-async def test_messages_that_waited_for_an_agent_that_interrupts_are_cancelled_but_for_the_newest() -> None:
+async def test_messages_that_wait_for_an_interrupting_agent_are_cancelled_except_the_newest() -> None:
     hub = new_hub()
     await hub.start()
     serving = Worker("other")
@@ -122,7 +122,7 @@ async def test_messages_that_waited_for_an_agent_that_interrupts_are_cancelled_b
 
 
 class Slow(MemoryStore):
-    """A store that takes its time, so that what comes meanwhile is decided together."""
+    """A store whose commits take 50 ms, so that requests sent meanwhile are decided in one batch."""
 
     async def commit(self, writes: Sequence[Write]) -> list[Committed | Conflict]:
         await asyncio.sleep(0.05)
@@ -130,7 +130,7 @@ class Slow(MemoryStore):
 
 
 class Failing(MemoryStore):
-    """A store that cannot store the first commands."""
+    """A store that refuses the first three commits of commands."""
 
     failures = 3
 
@@ -142,7 +142,7 @@ class Failing(MemoryStore):
 
 
 @virtually
-async def test_an_interruption_that_could_not_be_stored_is_asked_for_again() -> None:
+async def test_interruption_that_the_store_refused_is_requested_again() -> None:
     store = Failing()
     hub = new_hub(store)
     await hub.start()
@@ -159,7 +159,7 @@ async def test_an_interruption_that_could_not_be_stored_is_asked_for_again() -> 
 
 
 @virtually
-async def test_a_channel_full_of_commands_keeps_nobody_from_being_interrupted() -> None:
+async def test_channel_with_the_maximum_of_open_commands_still_interrupts_turns() -> None:
     hub = Hub("memory://", hooks_signals=False, drain_s=0.0, clock=virtual_clock(), limits=Limits(open_commands=1))
     await hub.start()
     worker = Worker(when_busy="interrupt")
@@ -172,11 +172,11 @@ async def test_a_channel_full_of_commands_keeps_nobody_from_being_interrupted() 
     await hub.close()
 
 
-# -- who has room --------------------------------------------------------------------------------------------------
+# -- free slots ----------------------------------------------------------------------------------------------------
 
 
 @virtually
-async def test_a_slot_that_a_refused_claim_gave_back_is_offered() -> None:
+async def test_slot_returned_by_a_refused_claim_gets_the_next_turn() -> None:
     hub = new_hub(Slow())
     await hub.start()
     worker = Worker()
@@ -186,7 +186,7 @@ async def test_a_slot_that_a_refused_claim_gave_back_is_offered() -> None:
     await asyncio.sleep(1)
 
     async def meanwhile() -> None:
-        await asyncio.sleep(0.01)  # decided together, before the second slot's claim: its message is cancelled
+        await asyncio.sleep(0.01)  # one batch, before the claim of the second slot: its message is cancelled
         await asyncio.gather(hub.command("chat:2", "cancel", target="m2"), hub.create("chat:3", id="m3", text="?"))
 
     await asyncio.gather(hub.create("chat:2", id="m2", text="?"), meanwhile())
@@ -197,7 +197,7 @@ async def test_a_slot_that_a_refused_claim_gave_back_is_offered() -> None:
 
 
 @virtually
-async def test_what_waited_behind_a_message_that_was_deleted_as_it_was_claimed_is_next() -> None:
+async def test_message_behind_one_deleted_during_its_claim_is_next() -> None:
     hub = new_hub(Slow())
     await hub.start()
     crowded = Worker("other")
@@ -205,12 +205,12 @@ async def test_what_waited_behind_a_message_that_was_deleted_as_it_was_claimed_i
     hub.runtime.scheduler.register(crowded)
     for message_id in ("m1", "m2"):
         await hub.create(CHANNEL, id=message_id, text="?")
-    worker = Worker()  # with room for more than one, so that its slot is no news
+    worker = Worker()  # it has more slots, so that the returned slot does not announce itself
 
     async def meanwhile() -> None:
         await asyncio.sleep(0.01)
         hub.runtime.scheduler.register(worker)
-        await hub.delete(CHANNEL, "m1")  # decided together, after the claim
+        await hub.delete(CHANNEL, "m1")  # in one batch with the claim, after it
 
     await asyncio.gather(hub.create("elsewhere", text="?"), meanwhile())
     await asyncio.sleep(1)
@@ -220,9 +220,9 @@ async def test_what_waited_behind_a_message_that_was_deleted_as_it_was_claimed_i
 
 
 @virtually
-async def test_what_waits_is_next_when_a_turn_ended_while_it_took_another_message_in() -> None:
+async def test_waiting_message_is_next_after_a_turn_that_ends_while_it_takes_another_in() -> None:
     hub, worker = new_hub(Slow()), Worker()
-    await asked(hub, worker, "m1", "m2", "m3")
+    await start_with_messages(hub, worker, "m1", "m2", "m3")
     await asyncio.sleep(1)
 
     async def meanwhile() -> None:
@@ -238,11 +238,11 @@ async def test_what_waits_is_next_when_a_turn_ended_while_it_took_another_messag
 
 
 @virtually
-async def test_a_worker_that_had_more_turns_than_room_is_offered_one_when_it_has_room() -> None:
+async def test_worker_with_more_turns_than_slots_gets_a_turn_when_a_slot_is_free() -> None:
     hub = new_hub()
     await hub.start()
     worker = Worker()
-    worker.free = -1  # it was asked for anew with fewer slots than it has turns
+    worker.free = -1  # it registered again with fewer slots than it has turns
     hub.runtime.scheduler.register(worker)
     for number in range(3):
         await hub.create(f"chat:{number}", id=f"m{number}", text="?")
@@ -253,30 +253,30 @@ async def test_a_worker_that_had_more_turns_than_room_is_offered_one_when_it_has
     await hub.close()
 
 
-# -- what a running turn has taken in ----------------------------------------------------------------------------
+# -- messages that a running turn has taken in ---------------------------------------------------------------------
 
 
 async def claim_of(hub: Hub, message_id: str) -> tuple[str, int]:
-    """How the turn of the message stands, and at which attempt."""
-    claim = (await hub.runtime.message(CHANNEL, message_id)).claim  # no client is told of it
+    """Return the state and the generation of the message's claim."""
+    claim = (await hub.runtime.message(CHANNEL, message_id)).claim  # events to clients carry no claim
     assert claim is not None
     return claim.state, claim.generation
 
 
 async def with_one_taken_in(hub: Hub, worker: Worker) -> None:
-    """The worker has the turn of `m1`, and has taken `m2` into it."""
-    await asked(hub, worker, "m1", "m2")
+    """Give the worker the turn of `m1`, and let that turn take `m2` in."""
+    await start_with_messages(hub, worker, "m1", "m2")
     await asyncio.sleep(0.1)
     assert await hub.take_waiting(CHANNEL, "m2", "far", turn="m1")
     assert await claim_of(hub, "m2") == ("taken", 1)
 
 
 @virtually
-async def test_what_was_taken_in_ends_with_the_turn_that_has_it() -> None:
+async def test_taken_in_message_ends_with_its_turn() -> None:
     hub, worker = new_hub(), Worker()
     await with_one_taken_in(hub, worker)
     await hub.create(CHANNEL, id="m3", text="?")
-    for _ in range(10):  # the turn is renewed, and what it has with it
+    for _ in range(10):  # the renewal covers the turn and its taken-in message
         await asyncio.sleep(LEASE_S / 2)
         assert hub.runtime.scheduler.renew(worker, worker.begun[0])
     assert await claim_of(hub, "m2") == ("taken", 1)
@@ -289,11 +289,11 @@ async def test_what_was_taken_in_ends_with_the_turn_that_has_it() -> None:
 
 
 @virtually
-async def test_what_was_taken_in_is_cancelled_with_the_turn_that_has_it() -> None:
+async def test_taken_in_message_is_cancelled_with_its_turn() -> None:
     hub, worker = new_hub(), Worker()
     await with_one_taken_in(hub, worker)
     await hub.command(CHANNEL, "cancel", target="m1")
-    await asyncio.sleep(5)  # nobody says so, so the server does
+    await asyncio.sleep(5)  # the worker sends no end, so the hub ends the turn
     assert (await claim_of(hub, "m1"), await claim_of(hub, "m2")) == (("cancelled", 1), ("cancelled", 1))
     assert worker.over == [("m1", "cancelled")]
     await asyncio.sleep(60)
@@ -301,9 +301,9 @@ async def test_what_was_taken_in_is_cancelled_with_the_turn_that_has_it() -> Non
     await hub.close()
 
 
-@pytest.mark.parametrize("is_broken", [True, False], ids=["its socket broke", "it was not heard of"])
+@pytest.mark.parametrize("is_broken", [True, False], ids=["its socket broke", "its lease expired"])
 @virtually
-async def test_what_was_taken_in_waits_again_when_the_worker_that_has_it_dies(is_broken: bool) -> None:
+async def test_taken_in_message_waits_again_after_the_death_of_its_worker(is_broken: bool) -> None:
     hub, worker = new_hub(), Worker()
     await with_one_taken_in(hub, worker)
     successor = Worker()
@@ -318,9 +318,9 @@ async def test_what_was_taken_in_waits_again_when_the_worker_that_has_it_dies(is
     await hub.close()
 
 
-@pytest.mark.parametrize("is_there", [True, False], ids=["the worker goes on", "the worker is gone"])
+@pytest.mark.parametrize("is_there", [True, False], ids=["the worker continues", "the worker is gone"])
 @virtually
-async def test_what_was_taken_in_is_known_after_a_restart_of_the_hub(is_there: bool) -> None:
+async def test_restarted_hub_knows_the_taken_in_messages_of_a_turn(is_there: bool) -> None:
     store = MemoryStore()
     hub, worker = new_hub(store), Worker()
     await with_one_taken_in(hub, worker)
@@ -346,43 +346,43 @@ async def test_what_was_taken_in_is_known_after_a_restart_of_the_hub(is_there: b
 
 
 @virtually
-async def test_what_a_turn_in_this_process_had_taken_in_is_worked_on_after_a_crash() -> None:
+async def test_message_taken_in_by_a_turn_in_this_process_is_worked_on_after_a_crash() -> None:
     store = MemoryStore()
-    heard: list[tuple[str, int, list[str]]] = []
+    handled: list[tuple[str, int, list[str]]] = []
     for _ in range(2):
         hub = new_hub(store)
 
         @hub.agent("chat:*", name="bot")
         async def bot(turn: Turn) -> None:
             await asyncio.sleep(1)
-            heard.append((turn.message.id, turn.attempt, [one.text for one in await turn.steered()]))
+            handled.append((turn.message.id, turn.attempt, [one.text for one in await turn.steered()]))
             if turn.message.id == "m1" and turn.attempt == 1:
                 await asyncio.sleep(1000)
 
         await hub.start()
-        if not heard:
+        if not handled:
             await hub.create(CHANNEL, id="m1", text="first")
             await hub.create(CHANNEL, id="m2", text="second")
         await asyncio.sleep(20)
         states = await claim_of(hub, "m1"), await claim_of(hub, "m2")
-        await hub.close()  # at once, with the turn as it is
-        if len(heard) == 1:
+        await hub.close()  # at once, while the turn runs
+        if len(handled) == 1:
             assert states == (("taken", 1), ("taken", 1))
-    assert heard == [("m1", 1, ["second"]), ("m1", 2, []), ("m2", 2, [])]
+    assert handled == [("m1", 1, ["second"]), ("m1", 2, []), ("m2", 2, [])]
     assert states == (("done", 2), ("done", 2))
 
 
 @virtually
-async def test_a_message_may_be_taken_in_twice_by_the_turn_that_has_it_and_by_no_other() -> None:
+async def test_message_may_be_taken_in_again_by_its_own_turn_only() -> None:
     hub, worker = new_hub(), Worker(when_busy="parallel")
     worker.free = 2
-    await asked(hub, worker, "m1", "m2", "m3")
+    await start_with_messages(hub, worker, "m1", "m2", "m3")
     await asyncio.sleep(1)
     assert await hub.take_waiting(CHANNEL, "m3", "far", turn="m1")
-    assert await hub.take_waiting(CHANNEL, "m3", "far", turn="m1")  # its answer was lost
+    assert await hub.take_waiting(CHANNEL, "m3", "far", turn="m1")  # a repeat after a lost result
     assert not await hub.take_waiting(CHANNEL, "m3", "far", turn="m2")
-    assert not await hub.take_waiting(CHANNEL, "m3", "far")  # whoever names no turn may be any
-    assert not await hub.take_waiting(CHANNEL, "m2", "far", turn="m1")  # a turn of its own
+    assert not await hub.take_waiting(CHANNEL, "m3", "far")  # without a turn, the request may be of another turn
+    assert not await hub.take_waiting(CHANNEL, "m2", "far", turn="m1")  # `m2` has its own turn
     assert not await hub.take_waiting(CHANNEL, "m3", "other", turn="m1")
     assert not await hub.take_waiting(CHANNEL, "m1", "far", turn="m1")
     hub.runtime.scheduler.end(worker, worker.begun[0], "done", lambda answer: None)
@@ -393,11 +393,11 @@ async def test_a_message_may_be_taken_in_twice_by_the_turn_that_has_it_and_by_no
 
 
 @virtually
-async def test_what_a_turn_took_in_that_had_ended_already_waits_again() -> None:
+async def test_message_taken_in_by_an_ended_turn_waits_again() -> None:
     hub, worker = new_hub(Slow()), Worker()
-    await asked(hub, worker, "m1", "m2")
+    await start_with_messages(hub, worker, "m1", "m2")
     await asyncio.sleep(1)
-    hub.runtime.scheduler.end(worker, worker.begun[0], "done", lambda answer: None)  # decided before
+    hub.runtime.scheduler.end(worker, worker.begun[0], "done", lambda answer: None)  # decided before the next request
     await hub.take_waiting(CHANNEL, "m2", "far", turn="m1")
     await asyncio.sleep(1)
     assert [(turn.message_id, turn.generation) for turn in worker.begun] == [("m1", 1), ("m2", 2)]
@@ -405,9 +405,9 @@ async def test_what_a_turn_took_in_that_had_ended_already_waits_again() -> None:
 
 
 @virtually
-async def test_what_a_turn_took_in_without_hearing_of_it_waits_again() -> None:
+async def test_message_taken_in_without_a_result_for_the_turn_waits_again() -> None:
     hub, worker = new_hub(Slow()), Worker()
-    await asked(hub, worker, "m1", "m2")
+    await start_with_messages(hub, worker, "m1", "m2")
     await asyncio.sleep(1)
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.01):  # it is stored a little later
@@ -420,9 +420,9 @@ async def test_what_a_turn_took_in_without_hearing_of_it_waits_again() -> None:
 
 
 @virtually
-async def test_what_was_taken_in_is_not_interrupted_by_itself() -> None:
+async def test_taken_in_message_does_not_interrupt_its_own_turn() -> None:
     hub, worker = new_hub(), Worker(when_busy="interrupt")
-    await with_one_taken_in(hub, worker)  # in the moment between the wish and the end
+    await with_one_taken_in(hub, worker)  # `m2` requested the interruption before it was taken in
     await hub.create(CHANNEL, id="m3", text="?")
     await asyncio.sleep(5)
     assert [command.target for command in hub.channel(CHANNEL).state.commands.values()] == ["m1"]
@@ -451,7 +451,7 @@ async def test_message_created_again_after_its_channel_was_deleted_waits_for_the
     await asyncio.sleep(1)
     await hub.delete_channel(CHANNEL)
     await hub.create(CHANNEL, id="m1", text="new")
-    await hub.create(CHANNEL, id="m2", text="other")  # it does not wait
+    await hub.create(CHANNEL, id="m2", text="other")  # another message does not wait
     await asyncio.sleep(20)
     order = [(event, text) for event, text, _ in events if text != "other"]
     assert order == [("begins", "old"), ("ends", "old"), ("begins", "new"), ("ends", "new")]
@@ -465,7 +465,7 @@ async def test_message_created_again_after_its_channel_was_deleted_waits_for_the
 @virtually
 async def test_message_created_again_waits_for_a_worker_in_another_process(is_done: bool) -> None:
     hub, worker = new_hub(), Worker()
-    await asked(hub, worker, "m1")
+    await start_with_messages(hub, worker, "m1")
     await asyncio.sleep(1)
     await hub.delete_channel(CHANNEL)
     await hub.create(CHANNEL, id="m1", text="?")
@@ -482,15 +482,13 @@ async def test_message_created_again_waits_for_a_worker_in_another_process(is_do
     await hub.close()
 
 
-# -- what is tried no more -----------------------------------------------------------------------------------------
+# -- limited attempts ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("writes", [True, False], ids=["in its answer", "before its answer"])
 @pytest.mark.parametrize("on_crash", ["restart", "continue"])
 @virtually
-async def test_a_message_whose_handler_takes_the_process_down_is_not_tried_for_ever(
-    on_crash: Any, writes: bool
-) -> None:
+async def test_message_whose_handler_crashes_the_process_has_limited_attempts(on_crash: Any, writes: bool) -> None:
     store = MemoryStore()
     attempts: list[tuple[str, int]] = []
     for _ in range(ATTEMPTS + 3):
@@ -511,10 +509,10 @@ async def test_a_message_whose_handler_takes_the_process_down_is_not_tried_for_e
         await hub.start()
         if not attempts:
             await hub.create(CHANNEL, id="poison", text="?")
-            await hub.create(CHANNEL, id="next", text="?")  # it waits behind the other
+            await hub.create(CHANNEL, id="next", text="?")  # it waits behind `poison`
         await asyncio.sleep(20)
         found = await answers(hub)
-        await hub.close()  # at once, with the turn as it is
+        await hub.close()  # at once, while the turn runs
     assert attempts == [*(("poison", attempt + 1) for attempt in range(ATTEMPTS)), ("next", 1)]
     *before, last = found
     assert (last.author, last.reply_to, last.status, last.reason, last.text) == (
@@ -529,7 +527,7 @@ async def test_a_message_whose_handler_takes_the_process_down_is_not_tried_for_e
 
 
 class Doubtful(MemoryStore):
-    """A store that has its way with the commit that gives a turn up."""
+    """A store whose commit that gives a turn up fails as `trouble` says."""
 
     def __init__(self, trouble: str) -> None:
         super().__init__()
@@ -548,13 +546,13 @@ class Doubtful(MemoryStore):
             await super().commit(writes)
         if trouble == "hangs":
             await asyncio.sleep(1000)
-        raise CommitUnknown("who knows")
+        raise CommitUnknown("the outcome is unknown")
 
 
 @pytest.mark.parametrize("trouble", ["refused", "lost", "stored", "hangs"])
-@pytest.mark.parametrize("is_crash", [False, True], ids=["goes on", "crashes"])
+@pytest.mark.parametrize("is_crash", [False, True], ids=["the hub continues", "the hub crashes"])
 @virtually
-async def test_a_message_is_given_up_once_whatever_becomes_of_the_commit(trouble: str, is_crash: bool) -> None:
+async def test_message_is_given_up_once_for_each_outcome_of_the_commit(trouble: str, is_crash: bool) -> None:
     store = Doubtful("")
     hub = new_hub(store)
     await hub.start()
@@ -573,7 +571,7 @@ async def test_a_message_is_given_up_once_whatever_becomes_of_the_commit(trouble
         hub.runtime.scheduler.register(Worker())
     await asyncio.sleep(120)
     assert [(one.status, one.reason) for one in await answers(hub)] == [("failed", "crashed")]
-    claim = (await hub.runtime.message(CHANNEL, "poison")).claim  # no client is told of it
+    claim = (await hub.runtime.message(CHANNEL, "poison")).claim  # events to clients carry no claim
     assert claim is not None
     assert (claim.state, claim.generation) == ("done", ATTEMPTS)
     assert hub.runtime.scheduler.stats()["turns_waiting"] == hub.runtime.scheduler.stats()["turns_running"] == 0
@@ -581,7 +579,7 @@ async def test_a_message_is_given_up_once_whatever_becomes_of_the_commit(trouble
 
 
 @virtually
-async def test_a_worker_elsewhere_that_dies_of_a_message_is_not_given_it_for_ever() -> None:
+async def test_message_that_kills_workers_in_other_processes_has_limited_attempts() -> None:
     hub = new_hub()
     await hub.start()
     lives: list[Worker] = []
@@ -603,7 +601,7 @@ async def test_a_worker_elsewhere_that_dies_of_a_message_is_not_given_it_for_eve
 
 
 @virtually
-async def test_a_message_that_had_its_attempts_waits_until_somebody_is_there() -> None:
+async def test_message_without_attempts_left_fails_when_the_next_worker_registers() -> None:
     hub = new_hub()
     await hub.start()
     for number in range(ATTEMPTS):
@@ -623,14 +621,14 @@ async def test_a_message_that_had_its_attempts_waits_until_somebody_is_there() -
 
 
 @virtually
-async def test_what_waited_behind_a_message_that_is_given_up_is_next() -> None:
+async def test_message_behind_one_that_is_given_up_is_next() -> None:
     hub = new_hub()
     await hub.start()
     worker = Worker()
     hub.runtime.scheduler.register(worker)
     for message_id in ("poison", "next"):
         await hub.create(CHANNEL, id=message_id, text="?")
-    await asyncio.sleep(ATTEMPTS * LEASE_S + 1)  # it renews nothing
+    await asyncio.sleep(ATTEMPTS * LEASE_S + 1)  # the worker renews no lease
     assert [(turn.message_id, turn.generation) for turn in worker.begun] == [
         *(("poison", attempt) for attempt in range(1, ATTEMPTS + 1)),
         ("next", 1),
@@ -638,11 +636,11 @@ async def test_what_waited_behind_a_message_that_is_given_up_is_next() -> None:
     await hub.close()
 
 
-# -- who is seen ---------------------------------------------------------------------------------------------------
+# -- presence of agents --------------------------------------------------------------------------------------------
 
 
 @virtually
-async def test_an_agent_whose_socket_broke_is_seen_for_a_while_longer() -> None:
+async def test_agent_with_a_broken_socket_stays_present_for_a_grace_period() -> None:
     hub = new_hub()
     await hub.start()
     first, second = Worker(), Worker()
@@ -651,7 +649,7 @@ async def test_an_agent_whose_socket_broke_is_seen_for_a_while_longer() -> None:
     hub.runtime.scheduler.unregister(first, is_broken=True)
     await asyncio.sleep(BROKEN_S - 0.1)
     assert [one.id for one in (await hub.members(CHANNEL)).members] == ["far"]
-    hub.runtime.scheduler.register(second)  # a blip
+    hub.runtime.scheduler.register(second)  # it reconnects within the grace period
     await asyncio.sleep(60)
     assert [one.id for one in (await hub.members(CHANNEL)).members] == ["far"]
     hub.runtime.scheduler.unregister(second, is_broken=True)
@@ -659,6 +657,6 @@ async def test_an_agent_whose_socket_broke_is_seen_for_a_while_longer() -> None:
     assert (await hub.members(CHANNEL)).members == []
     third = Worker()
     hub.runtime.scheduler.register(third)
-    hub.runtime.scheduler.unregister(third)  # of its own will: at once
+    hub.runtime.scheduler.unregister(third)  # a deliberate end removes it at once
     assert (await hub.members(CHANNEL)).members == []
     await hub.close()

@@ -1,8 +1,8 @@
-"""When text is stored that only viewers wait for: in time for the end of their window, and no sooner.
+"""Flush windows: text that only viewers wait for is stored in time for the end of their window, and no sooner.
 
 Layer: tests.
 
-Time is virtual, so that what is late is late by a number.
+Time is virtual, so that delays are exact numbers.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ TOKEN_S = 0.002
 
 
 class Timed(MemoryStore):
-    """A store in memory that takes its time, and notes when it began."""
+    """A store in memory whose commits take `takes_s`. It notes when each one began."""
 
     def __init__(self, takes_s: float = 0.0) -> None:
         super().__init__()
@@ -39,12 +39,12 @@ class Timed(MemoryStore):
 
 
 class Shown:
-    """A viewer who takes what it is owed when it is told, and notes when."""
+    """A viewer that takes its batch when it is woken, and notes when each character arrived."""
 
     def __init__(self) -> None:
         self.feed: Feed
         self.text = ""
-        self.at_s: list[float] = []  # by character of the text
+        self.at_s: list[float] = []  # one for each character of the text
 
     @classmethod
     async def of(cls, hub: HubCore, flush_ms: int = 40) -> Shown:
@@ -72,7 +72,7 @@ def new_hub(store: MemoryStore) -> HubCore:
 
 
 async def lateness(store: Timed, count: int = 500) -> tuple[list[float], list[float]]:
-    """Stream so many tokens of one character to a viewer: how late each was shown, and when commits began."""
+    """Stream `count` tokens of one character to a viewer. Return the delay of each, and the start of each commit."""
     hub = new_hub(store)
     appended_s: list[float] = []
     async with hub.message("c") as message:
@@ -90,30 +90,30 @@ async def lateness(store: Timed, count: int = 500) -> tuple[list[float], list[fl
 
 
 @virtually
-async def test_text_is_stored_about_once_a_window_and_shown_no_later_for_it() -> None:
+async def test_text_is_stored_about_once_a_window_without_delaying_the_viewer() -> None:
     late_s, begun_s = await lateness(Timed())
-    # The last points of a window are too near to its end to wait: what comes then is stored as it comes.
+    # Close to the end of a window the committer does not wait: it stores such text as it arrives.
     assert len(begun_s) <= 500 * TOKEN_S / WINDOW_S * 5
     assert max(late_s) <= WINDOW_S + Ticks.GRID_S
 
 
 @virtually
-async def test_for_a_slow_store_it_begins_earlier() -> None:
+async def test_commit_on_a_slow_store_begins_earlier() -> None:
     takes_s = 0.008
     late_s, _ = await lateness(Timed(takes_s))
-    # As without any waiting: a commit may have begun just before, and ours is the next.
+    # The same bound as without waiting: a commit may just have begun, and this text is in the next one.
     assert max(late_s) <= WINDOW_S + Ticks.GRID_S + 2 * takes_s
 
 
 @virtually
-async def test_a_store_slower_than_the_window_is_never_idle() -> None:
+async def test_store_slower_than_the_window_is_never_idle() -> None:
     _, begun_s = await lateness(Timed(takes_s=0.05))
     steps = [later - earlier for earlier, later in pairwise(begun_s[5:])]
     assert max(steps) <= 0.05 + TOKEN_S + 1e-6
 
 
 @virtually
-async def test_the_first_token_after_a_pause_is_stored_at_once() -> None:
+async def test_first_token_after_a_pause_is_stored_at_once() -> None:
     store = Timed()
     hub = new_hub(store)
     async with hub.message("c") as message:
@@ -127,14 +127,14 @@ async def test_the_first_token_after_a_pause_is_stored_at_once() -> None:
 
 
 @virtually
-async def test_whoever_flushes_waits_for_no_window() -> None:
+async def test_flush_does_not_wait_for_the_window() -> None:
     store = Timed()
     hub = new_hub(store)
     async with hub.message("c") as message:
         await Shown.of(hub)
         for _ in range(20):
             await message.append("x")
-            await asyncio.sleep(0.001)  # in the middle of a window: it rests
+            await asyncio.sleep(0.001)  # in the middle of a window, when the text waits
             begun_s = now_s()
             await message.flush()
             assert now_s() == begun_s
@@ -142,7 +142,7 @@ async def test_whoever_flushes_waits_for_no_window() -> None:
 
 
 @virtually
-async def test_what_is_more_than_text_takes_the_text_along_at_once() -> None:
+async def test_update_is_stored_at_once_with_the_waiting_text() -> None:
     store = Timed()
     hub = new_hub(store)
     async with hub.message("c") as message:
@@ -151,16 +151,16 @@ async def test_what_is_more_than_text_takes_the_text_along_at_once() -> None:
         await message.flush()
         await message.append("y")
         await asyncio.sleep(0.001)
-        count, asked_s = len(store.begun_s), now_s()
+        count, requested_s = len(store.begun_s), now_s()
         await message.update(meta={"a": 1})
         await asyncio.sleep(0.001)
-        assert store.begun_s[count:] == [asked_s]
+        assert store.begun_s[count:] == [requested_s]
         assert (await hub.read("c", message.id))[0].text == "xy"
     await hub.close()
 
 
 @virtually
-async def test_where_nobody_watches_each_token_is_stored_at_once() -> None:
+async def test_token_in_a_channel_without_viewers_is_stored_at_once() -> None:
     store = Timed()
     hub = new_hub(store)
     async with hub.message("c") as message:
@@ -175,7 +175,7 @@ async def test_where_nobody_watches_each_token_is_stored_at_once() -> None:
 
 
 @virtually
-async def test_a_long_window_keeps_nothing_from_being_stored() -> None:
+async def test_text_in_a_long_window_is_stored_within_the_longest_delay() -> None:
     store = Timed()
     hub = new_hub(store)
     async with hub.message("c") as message:
@@ -183,15 +183,15 @@ async def test_a_long_window_keeps_nothing_from_being_stored() -> None:
         await message.append("x")
         await message.flush()
         await asyncio.sleep(0.1)
-        asked_s = now_s()
+        requested_s = now_s()
         await message.append("y")
         await asyncio.sleep(0.5)
-        assert store.begun_s[-1] - asked_s <= PATIENCE_S
+        assert store.begun_s[-1] - requested_s <= PATIENCE_S
     await hub.close()
 
 
 @virtually
-async def test_a_block_that_ends_while_text_rests_has_stored_it() -> None:
+async def test_end_of_a_block_stores_the_waiting_text() -> None:
     store = Timed()
     hub = new_hub(store)
     async with hub.message("c", id="m") as message:
@@ -203,4 +203,4 @@ async def test_a_block_that_ends_while_text_rests_has_stored_it() -> None:
     assert now_s() == ended_s
     assert (await hub.read("c", "m"))[0].text == "xy"
     await hub.close()
-    await asyncio.sleep(1)  # what was to be called in time finds nobody, and says nothing
+    await asyncio.sleep(1)  # the scheduled flush runs on a closed hub without an error

@@ -19,7 +19,7 @@ PATIENCE_S = 10.0
 
 
 class Watcher:
-    """Follows a channel as a client would."""
+    """A viewer that follows a channel as a client would."""
 
     def __init__(self, hub: HubCore, channel: str, *, since: str | None = None, flush_ms: int = 0) -> None:
         self.view = View()
@@ -36,7 +36,7 @@ class Watcher:
         return [event for batch in self.batches for event in batch.events]
 
     async def take(self) -> Batch:
-        """The next batch."""
+        """Return the next batch."""
         async with asyncio.timeout(PATIENCE_S):
             batch = await anext(self._stream)
         self.batches.append(batch)
@@ -44,7 +44,7 @@ class Watcher:
         return batch
 
     async def until(self, is_true: Callable[[View], bool]) -> list[Message]:
-        """Follow until `is_true`; returns the messages then shown."""
+        """Follow the channel until `is_true` holds, and return the messages then shown."""
         while not is_true(self.view):
             await self.take()
         return self.view.messages()
@@ -54,5 +54,5 @@ class Watcher:
 
 
 def has_ended(message_id: str) -> Callable[[View], bool]:
-    """Is the message shown, and not streaming any more?"""
+    """Return a predicate: the view shows the message, and it no longer streams."""
     return lambda view: any(one.id == message_id and one.status != "streaming" for one in view.messages())

@@ -1,4 +1,7 @@
-"""You are in `tests`."""
+"""Fixtures for the tests of the simulation.
+
+Layer: tests.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +10,20 @@ from collections.abc import Iterator
 
 import pytest
 
+from simulation.clock import VirtualLoop
+
 
 @pytest.fixture(scope="module", autouse=True)
 def small_heap() -> Iterator[None]:
-    """Worlds make and leave much: what other tests have made is not looked at again for each of them."""
+    """Exclude the objects of earlier tests from garbage collection: each world makes and drops many objects."""
     gc.collect()
     gc.freeze()
     yield
     gc.unfreeze()
+
+
+@pytest.fixture
+def loop() -> Iterator[VirtualLoop]:
+    loop = VirtualLoop()
+    yield loop
+    loop.close()

@@ -1,10 +1,9 @@
-"""Mistakes that were made, or nearly made, while such systems were built; the simulator must find each.
+"""Mutants: mistakes that were made, or nearly made, in such systems; the simulator must find each.
 
 Layer: tests.
 
-Each function breaks the product in one place, by a monkeypatch, as somebody might who changes that
-place without knowing why it is as it is. A mistake that becomes impossible goes; a new kind of mistake that slipped
-through everything comes in.
+Each function breaks the product in one place, by a monkeypatch. Its docstring is the reasoning behind the mistake. A
+mutant that became impossible goes; a new kind of mistake that passed all tests comes in.
 """
 
 from __future__ import annotations
@@ -64,18 +63,19 @@ from holdfast.transports.access import caller_of
 from holdfast.transports.frames import DeleteFrame
 from holdfast.transports.session import Session
 from simulation import watchdog
-from simulation.actors import Careless, Insider, Remote, Steady
-from simulation.leases import Leaser
-from simulation.people import Partner
-from simulation.store import StoreLine
+from simulation.lease_writers import LeaseWriter
+from simulation.local_writers import LocalWriter, SteadyWriter
+from simulation.members import Commander
+from simulation.plan import Plan
+from simulation.store import StoreClient
 from simulation.viewers import SocketViewer
-from simulation.world import Plan
+from simulation.writers import BlindWriter, HttpWriter
 
 Mutant = Callable[[pytest.MonkeyPatch], None]
 
 
 def deliver_before_the_commit(patch: pytest.MonkeyPatch) -> None:
-    """Viewers get it faster so, and nearly always it is stored a moment later."""
+    """Viewers get the text sooner, and it is almost always stored a moment later."""
     store_all = Committer._store_all
 
     async def eager(self: Committer, writes: list[Write]) -> list[Committed | Conflict]:
@@ -86,8 +86,8 @@ def deliver_before_the_commit(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Committer, "_store_all", eager)
 
 
-def forget_the_epoch(patch: pytest.MonkeyPatch) -> None:
-    """A serial that is not above the head must be one of ours."""
+def a_cursor_is_valid_in_every_epoch(patch: pytest.MonkeyPatch) -> None:
+    """A serial up to the head belongs to this log."""
 
     def is_continued(self: Feed) -> bool:
         return self._epoch is not None and self._serial <= self.channel.state.serial
@@ -95,14 +95,14 @@ def forget_the_epoch(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Feed, "_is_continued", is_continued)
 
 
-def count_one_mark_too_many(patch: pytest.MonkeyPatch) -> None:
-    """Whoever has seen a serial has the text that came with the next one too."""
+def a_mark_counts_for_the_serial_before(patch: pytest.MonkeyPatch) -> None:
+    """A viewer at a serial has the text of the next serial, too."""
     length_at = Text.length_at
     patch.setattr(Text, "length_at", lambda self, serial: length_at(self, serial + 1))
 
 
-def count_one_mark_too_many_for_viewers(patch: pytest.MonkeyPatch) -> None:
-    """The same where only those who come back are told of it: what is stored is whole."""
+def viewers_miss_a_mark(patch: pytest.MonkeyPatch) -> None:
+    """The same for viewers that resume; the stored text is right."""
     appends = catch_up._appends
 
     def ahead(message_id: str, index: int, text: Text, since: int, ends: list[int]) -> Iterator[MessageAppend]:
@@ -115,8 +115,8 @@ def count_one_mark_too_many_for_viewers(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(catch_up, "_appends", ahead)
 
 
-def begin_one_past_the_cursor(patch: pytest.MonkeyPatch) -> None:
-    """A cursor names what comes next."""
+def catch_up_skips_an_entry(patch: pytest.MonkeyPatch) -> None:
+    """A cursor names the next entry."""
 
     def off_by_one(state: ChannelState, since: int, *, limit: int) -> list[StoredEvent] | None:
         return catch_up.events_since(state, min(since + 1, state.serial), limit=limit)
@@ -124,8 +124,8 @@ def begin_one_past_the_cursor(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(channels, "events_since", off_by_one)
 
 
-def join_across_an_edit(patch: pytest.MonkeyPatch) -> None:
-    """Appends of one part become one, whatever happened to the part in between."""
+def appends_join_across_an_edit(patch: pytest.MonkeyPatch) -> None:
+    """Appends to one part are one text, in spite of the edits between them."""
 
     def add_or_join(self: Draft, op: Op) -> int:
         joinable = self._joinable.setdefault(op.id, {})
@@ -144,8 +144,8 @@ def join_across_an_edit(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Draft, "_add_or_join", add_or_join)
 
 
-def answer_before_the_commit(patch: pytest.MonkeyPatch) -> None:
-    """An append was decided, so it will be stored: why let its writer wait?"""
+def appends_are_acknowledged_before_the_commit(patch: pytest.MonkeyPatch) -> None:
+    """A decided append will be stored, so its writer need not wait."""
     commit = Committer._commit
 
     async def hasty(self: Committer, cut: Any) -> None:
@@ -159,8 +159,8 @@ def answer_before_the_commit(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Committer, "_commit", hasty)
 
 
-def move_the_cursor_with_every_event(patch: pytest.MonkeyPatch) -> None:
-    """Whoever is cut off in the middle of a batch then has less to catch up with."""
+def each_event_moves_the_cursor(patch: pytest.MonkeyPatch) -> None:
+    """A viewer that is cut off in the middle of a batch then has fewer events to catch up."""
 
     def cursors(self: EncodedBatch) -> Iterator[str | None]:
         epoch = self.cursor.partition(":")[0]
@@ -190,8 +190,8 @@ def move_the_cursor_with_every_event(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(EncodedBatch, "sse", property(sse))
 
 
-def reload_beside_a_commit(patch: pytest.MonkeyPatch) -> None:
-    """Reading the store does no harm, whatever else goes on; what was read is what there is."""
+def a_reload_runs_beside_a_commit(patch: pytest.MonkeyPatch) -> None:
+    """A read of the store does no harm, and its result is current."""
 
     @asynccontextmanager
     async def exclusive(self: Channel) -> AsyncIterator[None]:
@@ -205,8 +205,8 @@ def reload_beside_a_commit(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Channel, "_is_at", is_at)
 
 
-def decide_on_arrival(patch: pytest.MonkeyPatch) -> None:
-    """The durable state is the truth, so it is what requests are decided on, each as it comes."""
+def requests_are_decided_on_arrival(patch: pytest.MonkeyPatch) -> None:
+    """The durable state decides each request as it arrives."""
 
     def early(state: Any, message_id: str, request: Any, **about: Any) -> Decision:
         base = state.base if isinstance(state, Draft) else state
@@ -215,8 +215,8 @@ def decide_on_arrival(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(committer, "decide", early)
 
 
-def label_an_update_with_its_own_serial(patch: pytest.MonkeyPatch) -> None:
-    """An update is the update's entry, and that has a serial."""
+def an_update_has_the_label_of_its_entry(patch: pytest.MonkeyPatch) -> None:
+    """The label of an update is the serial of its entry."""
     message_since = catch_up._message_since
 
     def labelled(message: MessageState, tail: Tail, since: int) -> Iterator[MessageEvent]:
@@ -226,13 +226,13 @@ def label_an_update_with_its_own_serial(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(catch_up, "_message_since", labelled)
 
 
-def trust_the_wake_up(patch: pytest.MonkeyPatch) -> None:
-    """Somebody will say so if another hub has written."""
+def the_wake_up_is_trusted(patch: pytest.MonkeyPatch) -> None:
+    """A wake-up always reports the writes of another hub."""
 
-    async def moved(self: StoreLine, token: str | None) -> Moved:
+    async def moved(self: StoreClient, token: str | None) -> Moved:
         return Moved("nothing", {})
 
-    patch.setattr(StoreLine, "moved", moved)
+    patch.setattr(StoreClient, "moved", moved)
 
 
 # -- commits whose outcome is unknown, recovery and memory -----------------------------------------------------------
@@ -382,8 +382,8 @@ def messages_in_memory_are_a_page(patch: pytest.MonkeyPatch) -> None:
 # -- leases, presence, commands and turns ----------------------------------------------------------------------------
 
 
-def a_lapse_ignores_the_generation(patch: pytest.MonkeyPatch) -> None:
-    """A message has a lease; who holds it makes no difference to when it ends."""
+def a_lease_ignores_the_generation(patch: pytest.MonkeyPatch) -> None:
+    """The lease of a message is the same for each generation."""
     inspect_writer = LeaseMonitor.inspect_writer
 
     def look(self: LeaseMonitor, channel: str, key: str, message: MessageState | None) -> None:
@@ -396,8 +396,8 @@ def a_lapse_ignores_the_generation(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(LeaseMonitor, "inspect_writer", look)
 
 
-def the_short_way_looks_at_no_length(patch: pytest.MonkeyPatch) -> None:
-    """Who writes in this process knows where its text goes."""
+def a_local_append_has_no_offset_check(patch: pytest.MonkeyPatch) -> None:
+    """A writer in this process knows the length of its part."""
     plain_append = committer.plain_append
 
     def anywhere(state: ChannelState, key: str, request: AppendText, limits: Limits) -> Append | None:
@@ -409,8 +409,8 @@ def the_short_way_looks_at_no_length(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(committer, "plain_append", anywhere)
 
 
-def a_takeover_fences_nobody(patch: pytest.MonkeyPatch) -> None:
-    """Whoever wrote before will have stopped by now."""
+def a_takeover_fences_no_writer(patch: pytest.MonkeyPatch) -> None:
+    """The earlier writer has stopped."""
     patch.setattr(decisions, "_check_generation", lambda message, generation: None)
 
 
@@ -431,8 +431,8 @@ def a_renewal_after_a_broken_socket_does_not_count(patch: pytest.MonkeyPatch) ->
     patch.setattr(LeaseMonitor, "renew", renew_unless_broken)
 
 
-def a_second_reply_is_let_in(patch: pytest.MonkeyPatch) -> None:
-    """The newest answer is the best."""
+def a_second_reply_is_accepted(patch: pytest.MonkeyPatch) -> None:
+    """The newest reply is the best one."""
 
     def reply(state: Any, key: str, request: Any, caller: Any, limits: Any) -> Decision:
         op = Reply(id=key, ok=request.ok, data=request.data, error=None, by=caller.id, request=request.request)
@@ -442,7 +442,7 @@ def a_second_reply_is_let_in(patch: pytest.MonkeyPatch) -> None:
 
 
 def a_cancel_ends_the_newest_answer(patch: pytest.MonkeyPatch) -> None:
-    """Nobody would stop anything but what was begun last."""
+    """A user cancels the answer that began last."""
     carry_out = decide_work._carry_out
 
     def newest(state: Any, target: str, now_ms: int) -> list[Op]:
@@ -452,8 +452,8 @@ def a_cancel_ends_the_newest_answer(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(decide_work, "_carry_out", newest)
 
 
-def a_turn_is_renewed_in_vain(patch: pytest.MonkeyPatch) -> None:
-    """A turn has fifteen seconds; who needs more says so, and is told that this is fine."""
+def a_turn_renewal_has_no_effect(patch: pytest.MonkeyPatch) -> None:
+    """The agent renews a turn that runs, so the response is ok."""
 
     def renew(self: TurnScheduler, worker: Worker, turn: AssignedTurn) -> bool:
         known = self._turn(turn.channel, turn.message_id)
@@ -463,7 +463,7 @@ def a_turn_is_renewed_in_vain(patch: pytest.MonkeyPatch) -> None:
 
 
 def a_turn_begins_before_its_claim_is_stored(patch: pytest.MonkeyPatch) -> None:
-    """It will be ours, so why wait?"""
+    """The claim will be stored, so the agent can begin."""
     claim = TurnScheduler._claim
 
     def eager(self: TurnScheduler, channel: str, turn: Turn, worker: Worker) -> None:
@@ -474,8 +474,8 @@ def a_turn_begins_before_its_claim_is_stored(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(TurnScheduler, "_claim", eager)
 
 
-def what_waits_is_forgotten_at_a_restart(patch: pytest.MonkeyPatch) -> None:
-    """Agents are told of what comes; what came before them somebody else will have answered."""
+def a_restart_forgets_waiting_messages(patch: pytest.MonkeyPatch) -> None:
+    """Agents receive new messages; earlier ones were answered before the restart."""
     look, look_at = TurnScheduler.inspect, TurnScheduler.inspect_message
 
     def look_at_what_is_new(self: TurnScheduler, channel: Channel, keys: Any) -> None:
@@ -489,13 +489,13 @@ def what_waits_is_forgotten_at_a_restart(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(TurnScheduler, "inspect_message", look_at_nothing_yet)
 
 
-def the_grace_is_forgotten(patch: pytest.MonkeyPatch) -> None:
-    """Whose last connection is gone has left."""
+def a_member_leaves_without_grace(patch: pytest.MonkeyPatch) -> None:
+    """A member without a connection has left."""
     patch.setattr(presence, "GRACE_S", 0.0)
 
 
 def presence_carries_a_cursor(patch: pytest.MonkeyPatch) -> None:
-    """Every batch has a cursor: that of the channel."""
+    """The cursor of each batch is that of the channel."""
 
     def ephemeral_since(self: Channel, position: int) -> EncodedBatch:
         return EncodedBatch(self.name, str(self.state.cursor), self.presence_state.since(position))
@@ -503,8 +503,8 @@ def presence_carries_a_cursor(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Channel, "ephemeral_since", ephemeral_since)
 
 
-def a_leave_is_told_to_nobody(patch: pytest.MonkeyPatch) -> None:
-    """Whoever looks on will see it when they come again."""
+def a_leave_is_not_sent(patch: pytest.MonkeyPatch) -> None:
+    """A viewer sees the present members when it attaches again."""
 
     def event(self: PresenceState, member_id: str, position: int) -> EphemeralEvent | None:
         member = self.member(member_id)
@@ -513,16 +513,16 @@ def a_leave_is_told_to_nobody(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(PresenceState, "_event", event)
 
 
-def nobody_looks_at_the_clock_for_commands(patch: pytest.MonkeyPatch) -> None:
-    """Who asks will see for themselves that nobody answers."""
+def commands_do_not_expire(patch: pytest.MonkeyPatch) -> None:
+    """The sender of a command notices that no reply comes."""
     patch.setattr(LeaseMonitor, "inspect_command", lambda self, channel, key, command: None)
 
 
-# -- one answer as a stream, cursors, and what is said in passing -----------------------------------------------------
+# -- message streams, cursors and notices ----------------------------------------------------------------------------
 
 
-def an_end_comes_without_the_rest(patch: pytest.MonkeyPatch) -> None:
-    """Whoever is told that it is over looks at the message anyway."""
+def an_end_drops_the_last_text(patch: pytest.MonkeyPatch) -> None:
+    """A client that receives the end reads the message again."""
     frame = framing.NamedEvents.frame
 
     def without_text(
@@ -533,8 +533,8 @@ def an_end_comes_without_the_rest(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(framing.NamedEvents, "frame", without_text)
 
 
-def a_stream_says_nothing_of_the_end(patch: pytest.MonkeyPatch) -> None:
-    """Nothing more comes, and that is what an end is."""
+def a_message_stream_has_no_end(patch: pytest.MonkeyPatch) -> None:
+    """A stream that falls silent has ended."""
     frame = framing.NamedEvents.frame
     patch.setattr(
         framing.NamedEvents,
@@ -543,18 +543,18 @@ def a_stream_says_nothing_of_the_end(patch: pytest.MonkeyPatch) -> None:
     )
 
 
-def what_passes_waits_for_a_pause_of_the_text(patch: pytest.MonkeyPatch) -> None:
-    """Text comes first; the rest comes when nothing of the log is catch_up."""
+def presence_waits_for_a_pause_of_the_text(patch: pytest.MonkeyPatch) -> None:
+    """Text comes first; presence follows when the feed has caught up."""
     patch.setattr(Feed, "done", lambda self: self._group.moved() if self.is_behind else None)
 
 
-def signals_are_told_to_nobody(patch: pytest.MonkeyPatch) -> None:
-    """They are not stored, so nobody can miss them."""
+def signals_are_not_sent(patch: pytest.MonkeyPatch) -> None:
+    """A signal is not stored, so a viewer cannot miss it."""
     patch.setattr(PresenceState, "signal", lambda self, signal: None)
 
 
-def a_page_says_to_go_on_from_later(patch: pytest.MonkeyPatch) -> None:
-    """Whoever reads a page wants what comes after it."""
+def a_page_has_a_later_cursor(patch: pytest.MonkeyPatch) -> None:
+    """A client that reads a page wants the later entries."""
     history = HubCore.history
 
     async def ahead(self: HubCore, *about: Any, **more: Any) -> Any:
@@ -565,8 +565,8 @@ def a_page_says_to_go_on_from_later(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(HubCore, "history", ahead)
 
 
-def a_message_says_to_go_on_from_later(patch: pytest.MonkeyPatch) -> None:
-    """Whoever reads a message has seen it."""
+def a_message_has_a_later_cursor(patch: pytest.MonkeyPatch) -> None:
+    """A client that reads a message has seen its last entry."""
     read = HubCore.read
 
     async def ahead(self: HubCore, channel: str, message_id: str) -> tuple[Message, str]:
@@ -577,8 +577,8 @@ def a_message_says_to_go_on_from_later(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(HubCore, "read", ahead)
 
 
-def a_create_says_to_go_on_from_later(patch: pytest.MonkeyPatch) -> None:
-    """Whoever wrote it knows of it."""
+def a_create_has_a_later_cursor(patch: pytest.MonkeyPatch) -> None:
+    """The author of a message has seen its entry."""
     fields = codec._fields
 
     def ahead(request: Any, answered: Any) -> dict[str, Any]:
@@ -592,7 +592,7 @@ def a_create_says_to_go_on_from_later(patch: pytest.MonkeyPatch) -> None:
 
 
 def a_repeat_gets_the_newest_serial(patch: pytest.MonkeyPatch) -> None:
-    """It is stored, and this is how far the message is."""
+    """A repeat gets the present version of the message."""
     repeated = decisions._earlier_decision
 
     def newest(message: MessageState, request: str | None) -> Decision | None:
@@ -605,18 +605,18 @@ def a_repeat_gets_the_newest_serial(patch: pytest.MonkeyPatch) -> None:
 # -- hooks -----------------------------------------------------------------------------------------------------------
 
 
-def a_hook_notes_before_it_tells(patch: pytest.MonkeyPatch) -> None:
-    """Whoever is called once too often is as badly off as one who is never called."""
+def a_hook_keeps_its_position_before_the_call(patch: pytest.MonkeyPatch) -> None:
+    """A second call is as harmful as a missing one."""
     tell = HookRunner._tell
 
     async def noted_first(self: HookRunner, channel: str) -> None:
         hear = self._hook.handler
 
-        async def heard(event: HookEvent) -> None:
+        async def handle(event: HookEvent) -> None:
             await self._note(channel, event.epoch, event.serial)
             await hear(event)
 
-        self._hook.handler = heard
+        self._hook.handler = handle
         try:
             await tell(self, channel)
         finally:
@@ -625,8 +625,8 @@ def a_hook_notes_before_it_tells(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(HookRunner, "_tell", noted_first)
 
 
-def a_hook_is_told_message_by_message(patch: pytest.MonkeyPatch) -> None:
-    """All that happened to one message belongs together."""
+def a_hook_is_called_message_by_message(patch: pytest.MonkeyPatch) -> None:
+    """All events of one message belong together."""
     events = HookRunner._events
 
     def together(self: HookRunner, *about: Any) -> list[HookEvent]:
@@ -637,8 +637,8 @@ def a_hook_is_told_message_by_message(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(hooks, "sorted", lambda found, key: list(found), raising=False)
 
 
-def a_hook_that_was_away_begins_where_the_channel_stands(patch: pytest.MonkeyPatch) -> None:
-    """What was before its process is no business of a hook's."""
+def a_late_hook_begins_at_the_head(patch: pytest.MonkeyPatch) -> None:
+    """Entries before the start of the process are not due."""
 
     async def scan_nothing(self: HookRunner) -> None:
         store = self._store
@@ -649,13 +649,13 @@ def a_hook_that_was_away_begins_where_the_channel_stands(patch: pytest.MonkeyPat
     patch.setattr(HookRunner, "_scan", scan_nothing)
 
 
-def what_is_registered_in_a_recovery_begins_at_once(patch: pytest.MonkeyPatch) -> None:
-    """The hub is there already; and when it has recovered everything begins."""
+def a_hook_registered_in_a_recovery_begins_at_once(patch: pytest.MonkeyPatch) -> None:
+    """The hub runs already when it recovers."""
     patch.setattr(Lifecycle, "has_recovered", Lifecycle.is_running)
 
 
-def a_hook_forgets_what_moved_while_it_was_told(patch: pytest.MonkeyPatch) -> None:
-    """It is at it anyway."""
+def a_hook_forgets_entries_during_a_call(patch: pytest.MonkeyPatch) -> None:
+    """The hook runs for this channel already."""
     moved = HookRunner.moved
 
     def unless_busy(self: HookRunner, channel: str) -> None:
@@ -665,7 +665,7 @@ def a_hook_forgets_what_moved_while_it_was_told(patch: pytest.MonkeyPatch) -> No
     patch.setattr(HookRunner, "moved", unless_busy)
 
 
-def a_hook_goes_by_the_serial_alone(patch: pytest.MonkeyPatch) -> None:
+def a_hook_position_ignores_the_epoch(patch: pytest.MonkeyPatch) -> None:
     """A position is a number."""
     tell = HookRunner._tell
 
@@ -678,16 +678,16 @@ def a_hook_goes_by_the_serial_alone(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(HookRunner, "_tell", in_any_life)
 
 
-# -- what else is asked over a socket --------------------------------------------------------------------------------
+# -- requests over a socket ------------------------------------------------------------------------------------------
 
 
-def a_channel_that_was_left_is_told_of_still(patch: pytest.MonkeyPatch) -> None:
-    """It will be attached to again."""
+def a_detach_has_no_effect(patch: pytest.MonkeyPatch) -> None:
+    """The client will attach again."""
     patch.setattr(Session, "_detach", lambda self, frame: self.reply({"type": "ok", "ref": frame.ref}))
 
 
 def a_page_over_a_socket_is_the_last(patch: pytest.MonkeyPatch) -> None:
-    """Whoever wants more will ask for more."""
+    """A client that wants more asks for it."""
     reply = Session.reply
 
     def last(self: Session, frame: dict[str, Any]) -> None:
@@ -696,8 +696,8 @@ def a_page_over_a_socket_is_the_last(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Session, "reply", last)
 
 
-def a_delete_is_answered_at_once(patch: pytest.MonkeyPatch) -> None:
-    """It will be gone in a moment."""
+def a_delete_is_acknowledged_at_once(patch: pytest.MonkeyPatch) -> None:
+    """The message will be deleted in a moment."""
     request = Session._request
 
     def at_once(self: Session, frame: Any, size: int) -> None:
@@ -711,8 +711,8 @@ def a_delete_is_answered_at_once(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Session, "_request", at_once)
 
 
-def whoever_asks_has_what_waits(patch: pytest.MonkeyPatch) -> None:
-    """An agent that has a turn may have another's message, too."""
+def every_agent_takes_waiting_messages(patch: pytest.MonkeyPatch) -> None:
+    """An agent with a turn may have the message of another agent, too."""
 
     async def take_waiting(self: HubCore, channel: str, message_id: str, by: str, *, turn: str | None = None) -> bool:
         return True
@@ -720,8 +720,8 @@ def whoever_asks_has_what_waits(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(HubCore, "take_waiting", take_waiting)
 
 
-def whoever_wants_no_more_gets_what_waits(patch: pytest.MonkeyPatch) -> None:
-    """It is there still."""
+def an_agent_that_stops_still_gets_turns(patch: pytest.MonkeyPatch) -> None:
+    """The agent is still connected."""
     unregister = TurnScheduler.unregister
 
     def stay(self: TurnScheduler, worker: Worker, *, is_broken: bool = False) -> None:
@@ -731,8 +731,8 @@ def whoever_wants_no_more_gets_what_waits(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(TurnScheduler, "unregister", stay)
 
 
-def an_agent_takes_all_that_waits(patch: pytest.MonkeyPatch) -> None:
-    """Slots are for those elsewhere."""
+def an_agent_has_more_turns_than_slots(patch: pytest.MonkeyPatch) -> None:
+    """Slots count for remote agents only."""
     claim = TurnScheduler._claim
 
     def uncounted(self: TurnScheduler, channel: str, turn: Turn, worker: Worker) -> None:
@@ -745,36 +745,36 @@ def an_agent_takes_all_that_waits(patch: pytest.MonkeyPatch) -> None:
 # -- memory ----------------------------------------------------------------------------------------------------------
 
 
-def a_feed_keeps_what_it_has_told(patch: pytest.MonkeyPatch) -> None:
-    """Somebody may want it again."""
+def a_feed_keeps_its_batches(patch: pytest.MonkeyPatch) -> None:
+    """Another viewer may need the batch."""
 
     class Hoarder(Feed):
         def take(self) -> EncodedBatch | None:
             batch = super().take()
             if batch is not None:
-                self.told: list[EncodedBatch] = [*getattr(self, "told", []), batch]
+                self.kept: list[EncodedBatch] = [*getattr(self, "kept", []), batch]
             return batch
 
     patch.setattr(hubs, "Feed", Hoarder)
 
 
-def a_socket_is_read_however_far_it_is_behind(patch: pytest.MonkeyPatch) -> None:
-    """What it asks will be answered soon."""
+def a_socket_is_read_without_bound(patch: pytest.MonkeyPatch) -> None:
+    """The responses of the socket will follow soon."""
     patch.setattr(Session, "is_full", property(lambda self: False))
 
 
 def an_idle_channel_stays(patch: pytest.MonkeyPatch) -> None:
-    """It will be wanted again."""
+    """A client may attach again."""
     patch.setattr(Channel, "is_idle", property(lambda self: False))
 
 
-def what_is_over_stays(patch: pytest.MonkeyPatch) -> None:
+def finished_messages_stay(patch: pytest.MonkeyPatch) -> None:
     """A live channel is needed as it is."""
     patch.setattr(Channel, "trim", lambda self, keep_bytes: None)
 
 
 def every_batch_is_kept(patch: pytest.MonkeyPatch) -> None:
-    """Another reader may come from the same cursor."""
+    """Another viewer may attach with the same cursor."""
 
     def make_room(self: BatchCache, batch: EncodedBatch) -> None:
         self.text_bytes += batch.text_bytes
@@ -783,7 +783,7 @@ def every_batch_is_kept(patch: pytest.MonkeyPatch) -> None:
 
 
 def signals_pile_up(patch: pytest.MonkeyPatch) -> None:
-    """Each is small."""
+    """Each signal is small."""
 
     def signal(self: PresenceState, signal: Signal) -> None:
         self.position += 1
@@ -794,7 +794,7 @@ def signals_pile_up(patch: pytest.MonkeyPatch) -> None:
 
 
 def part_operations_pile_up(patch: pytest.MonkeyPatch) -> None:
-    """The more of them are kept, the better can a viewer catch up."""
+    """A longer history lets more viewers catch up."""
 
     def add(self: Tail, serial: int, op: SetPart) -> None:
         self.ops[serial] = op
@@ -803,11 +803,11 @@ def part_operations_pile_up(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Tail, "add", add)
 
 
-# -- what never ends -------------------------------------------------------------------------------------------------
+# -- endless loops ---------------------------------------------------------------------------------------------------
 
 
-def wait_on_the_spot_for_a_load(patch: pytest.MonkeyPatch) -> None:
-    """It takes but a moment."""
+def block_until_a_load(patch: pytest.MonkeyPatch) -> None:
+    """The load takes but a moment."""
     park = Loader.park
 
     def wait(self: Loader, channel: Channel, item: Any) -> None:
@@ -816,11 +816,11 @@ def wait_on_the_spot_for_a_load(patch: pytest.MonkeyPatch) -> None:
             pass
 
     patch.setattr(Loader, "park", wait)
-    patch.setattr(watchdog, "BUSY_TICK_S", 0.1)  # nobody wants to wait for seconds
+    patch.setattr(watchdog, "BUSY_TICK_S", 0.1)  # instead of seconds
 
 
-def whoever_is_behind_is_told_again_at_once(patch: pytest.MonkeyPatch) -> None:
-    """Until all have taken what they are catch_up."""
+def feeds_behind_are_woken_without_end(patch: pytest.MonkeyPatch) -> None:
+    """Wake all feeds again until each has taken its events."""
     release = Group._release
 
     def release_all(self: Group) -> None:
@@ -831,109 +831,109 @@ def whoever_is_behind_is_told_again_at_once(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Group, "_release", release_all)
 
 
-# Each with what it is found by: whatever else goes wrong, in the product or in the simulator, does not count.
+# Each mutant with the violation that finds it; no other violation counts.
 MUTANTS: dict[Mutant, str] = {
     deliver_before_the_commit: "was never stored|before it was stored",
-    forget_the_epoch: "resumed in epoch|resumed at",
-    count_one_mark_too_many: "stored is",
-    count_one_mark_too_many_for_viewers: "a gap|it shows",
-    begin_one_past_the_cursor: "it shows",
-    join_across_an_edit: "wrote to",
-    answer_before_the_commit: "was acknowledged as",
-    move_the_cursor_with_every_event: "it shows|it does not show|pending are|back to",
-    reload_beside_a_commit: "it shows|it does not show|back to",
-    decide_on_arrival: "was refused with",
-    label_an_update_with_its_own_serial: "but of version",
-    trust_the_wake_up: "still do not see all",
+    a_cursor_is_valid_in_every_epoch: "resumed: true from",
+    a_mark_counts_for_the_serial_before: "stored is",
+    viewers_miss_a_mark: "hole|a gap|it shows",
+    catch_up_skips_an_entry: "it shows",
+    appends_join_across_an_edit: "wrote to",
+    appends_are_acknowledged_before_the_commit: "was acknowledged as",
+    each_event_moves_the_cursor: "it shows|it does not show|pending are|back to",
+    a_reload_runs_beside_a_commit: "it shows|it does not show|back to",
+    requests_are_decided_on_arrival: "was refused with",
+    an_update_has_the_label_of_its_entry: "holds version",
+    the_wake_up_is_trusted: "still behind",
     an_unknown_outcome_is_never_resolved: "was refused with (mismatch|gap)",
     an_append_gets_a_new_offset_after_an_unknown_outcome: "wrote to",
     requests_change_their_order_after_an_unknown_outcome: "was refused with (mismatch|gap|not_found|no_part)",
     a_silent_store_has_stored_no_entry: "streams for ever",
     a_conflict_is_ignored: "before it was stored|wrote to|was acknowledged as",
-    a_result_is_sent_twice: "given a second time|was told .*'ref'",
+    a_result_is_sent_twice: "offered a second time|received .*'ref'",
     messages_of_a_dead_process_are_not_recovered: "though its writer died",
     a_recovery_that_failed_is_not_repeated: "though its writer died",
     a_message_that_left_memory_does_not_exist: "refused.* with not_found|refused: .*not_found|could not .*not_found",
-    an_absent_id_stays_absent: "created twice|was refused with not_found|was answered 404",
-    a_channel_leaves_memory_during_a_commit: "still do not see all|the first event is not",
+    an_absent_id_stays_absent: "created twice|was refused with not_found|got status 404",
+    a_channel_leaves_memory_during_a_commit: "still behind|unattached",
     a_new_start_holds_the_page_alone: "lacks the streaming",
     messages_in_memory_are_a_page: "it does not show",
-    a_lapse_ignores_the_generation: "though its holder was heard of|streams still",
-    the_short_way_looks_at_no_length: "wrote to",
-    a_takeover_fences_nobody: "after a takeover",
-    a_renewal_after_a_broken_socket_does_not_count: "though its holder was heard of",
-    a_second_reply_is_let_in: "a second one",
-    a_cancel_ends_the_newest_answer: "streams on",
-    a_turn_is_renewed_in_vain: "though its holder was heard of",
-    a_turn_begins_before_its_claim_is_stored: "was given before that was stored",
-    what_waits_is_forgotten_at_a_restart: "there are still",
-    the_grace_is_forgotten: "is said to have left",
-    presence_carries_a_cursor: "in passing moves the cursor",
-    a_leave_is_told_to_nobody: "does not see who is here",
-    what_passes_waits_for_a_pause_of_the_text: "was not told in",
-    signals_are_told_to_nobody: "was not told in .*whisper",
-    a_page_says_to_go_on_from_later: "an answer says to go on from",
-    a_message_says_to_go_on_from_later: "an answer says to go on from",
-    a_create_says_to_go_on_from_later: "an answer says to go on from",
+    a_lease_ignores_the_generation: "gave a sign of life|still streams",
+    a_local_append_has_no_offset_check: "wrote to",
+    a_takeover_fences_no_writer: "after a takeover",
+    a_renewal_after_a_broken_socket_does_not_count: "gave a sign of life",
+    a_second_reply_is_accepted: "a second one",
+    a_cancel_ends_the_newest_answer: "still streams",
+    a_turn_renewal_has_no_effect: "gave a sign of life",
+    a_turn_begins_before_its_claim_is_stored: "was offered before its claim",
+    a_restart_forgets_waiting_messages: "there are still",
+    a_member_leaves_without_grace: "presence.leave of",
+    presence_carries_a_cursor: "without a batch before it",
+    a_leave_is_not_sent: "shows other members",
+    presence_waits_for_a_pause_of_the_text: "did not receive in",
+    signals_are_not_sent: "did not receive in .*signal",
+    a_page_has_a_later_cursor: "a response holds the cursor",
+    a_message_has_a_later_cursor: "a response holds the cursor",
+    a_create_has_a_later_cursor: "a response holds the cursor",
     a_repeat_gets_the_newest_serial: "it is stored as",
-    a_channel_that_was_left_is_told_of_still: "which it has left",
-    a_page_over_a_socket_is_the_last: "nothing is said to be before",
-    a_delete_is_answered_at_once: "was said to be deleted before that was stored",
-    whoever_asks_has_what_waits: "in its turn of .* not stored",
-    whoever_wants_no_more_gets_what_waits: "and wants none",
-    an_agent_takes_all_that_waits: "slots, and is at work on",
-    what_is_registered_in_a_recovery_begins_at_once: "still at work on what was|its position|were never told of",
-    a_hook_notes_before_it_tells: "though its position is",
-    a_hook_is_told_message_by_message: "is told of .*, after|though its position is",
-    a_hook_that_was_away_begins_where_the_channel_stands: "hooks were never told of",
-    a_hook_forgets_what_moved_while_it_was_told: "hooks were never told of",
-    a_hook_goes_by_the_serial_alone: "hooks were never told of",
-    an_end_comes_without_the_rest: "is over, and of its",
-    a_stream_says_nothing_of_the_end: "was not told of the end|was not told within|still do not see all: .*reader",
-    nobody_looks_at_the_clock_for_commands: "was not carried out|has expired",
-    a_feed_keeps_what_it_has_told: "things are in Hoarder.told",
-    a_socket_is_read_however_far_it_is_behind: "answers are owed by a socket",
+    a_detach_has_no_effect: "which it has left",
+    a_page_over_a_socket_is_the_last: "the view has no older message",
+    a_delete_is_acknowledged_at_once: "the deletion of .* was acknowledged before",
+    every_agent_takes_waiting_messages: "in its turn of .* not stored",
+    an_agent_that_stops_still_gets_turns: "and wants none",
+    an_agent_has_more_turns_than_slots: "slots, and works on",
+    a_hook_registered_in_a_recovery_begins_at_once: "still runs|its position|have missed",
+    a_hook_keeps_its_position_before_the_call: "though its position is",
+    a_hook_is_called_message_by_message: "is called for .*, after|though its position is",
+    a_late_hook_begins_at_the_head: "hooks have missed",
+    a_hook_forgets_entries_during_a_call: "hooks have missed",
+    a_hook_position_ignores_the_epoch: "hooks have missed",
+    an_end_drops_the_last_text: "received the end of .* and of its",
+    a_message_stream_has_no_end: "instead of the end|did not receive the end|still behind: .*reader",
+    commands_do_not_expire: "was not carried out|has expired",
+    a_feed_keeps_its_batches: "things are in Hoarder.kept",
+    a_socket_is_read_without_bound: "responses of a socket are due",
     an_idle_channel_stays: "channels are left",
-    what_is_over_stays: "are kept after a trim|nobody trims it",
+    finished_messages_stay: "are kept after a trim|no trim frees them",
     every_batch_is_kept: "encoded batches are kept",
     signals_pile_up: "things are in PresenceState._signals",
     part_operations_pile_up: "things are in Tail.ops",
-    wait_on_the_spot_for_a_load: "does not come to its end",
-    whoever_is_behind_is_told_again_at_once: "waits without waiting|next to nothing",
+    block_until_a_load: "does not end",
+    feeds_behind_are_woken_without_end: "never waits|waits too shortly",
 }
 
-# What a world must have for a mistake to matter at all: those without it are not run.
+# A condition on the plan without which the mutant has no effect; other seeds are skipped.
 NEEDS: dict[Mutant, Callable[[Plan], object]] = {
-    an_unknown_outcome_is_never_resolved: lambda plan: plan.is_exclusive and Careless in plan.authors,
-    an_append_gets_a_new_offset_after_an_unknown_outcome: lambda plan: Careless in plan.authors,
-    a_silent_store_has_stored_no_entry: lambda plan: plan.fault_model.unknown_chance and Insider in plan.authors,
+    an_unknown_outcome_is_never_resolved: lambda plan: plan.is_exclusive and BlindWriter in plan.authors,
+    an_append_gets_a_new_offset_after_an_unknown_outcome: lambda plan: BlindWriter in plan.authors,
+    a_silent_store_has_stored_no_entry: lambda plan: plan.fault_model.unknown_chance and LocalWriter in plan.authors,
     messages_of_a_dead_process_are_not_recovered: lambda plan: plan.is_exclusive,
     a_recovery_that_failed_is_not_repeated: lambda plan: plan.is_exclusive and plan.fault_model.down_chance,
-    a_lapse_ignores_the_generation: lambda plan: Leaser in plan.authors,
-    a_renewal_after_a_broken_socket_does_not_count: lambda plan: Leaser in plan.authors,
-    the_short_way_looks_at_no_length: lambda plan: Insider in plan.authors,
-    a_takeover_fences_nobody: lambda plan: Leaser in plan.authors,
-    a_second_reply_is_let_in: lambda plan: Partner in plan.authors,
-    a_turn_is_renewed_in_vain: lambda plan: plan.workers,
-    whoever_asks_has_what_waits: lambda plan: plan.workers and plan.asks_by_socket,
-    whoever_wants_no_more_gets_what_waits: lambda plan: plan.workers and plan.asks_by_socket,
-    an_agent_takes_all_that_waits: lambda plan: any(agent.slots < plan.channels for agent in plan.agents),
-    a_channel_that_was_left_is_told_of_still: lambda plan: plan.asks_by_socket and SocketViewer in plan.viewers,
+    a_lease_ignores_the_generation: lambda plan: LeaseWriter in plan.authors,
+    a_renewal_after_a_broken_socket_does_not_count: lambda plan: LeaseWriter in plan.authors,
+    a_local_append_has_no_offset_check: lambda plan: LocalWriter in plan.authors,
+    a_takeover_fences_no_writer: lambda plan: LeaseWriter in plan.authors,
+    a_second_reply_is_accepted: lambda plan: Commander in plan.authors,
+    a_turn_renewal_has_no_effect: lambda plan: plan.workers,
+    every_agent_takes_waiting_messages: lambda plan: plan.workers and plan.asks_by_socket,
+    an_agent_that_stops_still_gets_turns: lambda plan: plan.workers and plan.asks_by_socket,
+    an_agent_has_more_turns_than_slots: lambda plan: any(agent.slots < plan.channels for agent in plan.agents),
+    a_detach_has_no_effect: lambda plan: plan.asks_by_socket and SocketViewer in plan.viewers,
     a_page_over_a_socket_is_the_last: lambda plan: plan.asks_by_socket and SocketViewer in plan.viewers,
-    a_delete_is_answered_at_once: lambda plan: plan.asks_by_socket and "delete" in plan.edits,
-    join_across_an_edit: lambda plan: Insider in plan.authors,
-    a_repeat_gets_the_newest_serial: lambda plan: Remote in plan.authors,
-    the_grace_is_forgotten: lambda plan: plan.members,
+    a_delete_is_acknowledged_at_once: lambda plan: plan.asks_by_socket and "delete" in plan.edits,
+    appends_join_across_an_edit: lambda plan: LocalWriter in plan.authors,
+    a_repeat_gets_the_newest_serial: lambda plan: HttpWriter in plan.authors,
+    a_member_leaves_without_grace: lambda plan: plan.members,
     signals_pile_up: lambda plan: plan.members,
-    what_passes_waits_for_a_pause_of_the_text: lambda plan: Steady in plan.authors,
-    trust_the_wake_up: lambda plan: plan.hubs > 1,
-    a_hook_that_was_away_begins_where_the_channel_stands: lambda plan: plan.hooks,
-    a_hook_is_told_message_by_message: lambda plan: plan.hooks,
-    what_is_registered_in_a_recovery_begins_at_once: lambda plan: plan.hooks and plan.is_hasty,
-    a_hook_goes_by_the_serial_alone: lambda plan: plan.hooks and (plan.is_weak or "delete channel" in plan.edits),
+    presence_waits_for_a_pause_of_the_text: lambda plan: SteadyWriter in plan.authors,
+    the_wake_up_is_trusted: lambda plan: plan.hubs > 1,
+    a_late_hook_begins_at_the_head: lambda plan: plan.hooks,
+    a_hook_is_called_message_by_message: lambda plan: plan.hooks,
+    a_hook_registered_in_a_recovery_begins_at_once: lambda plan: plan.hooks and plan.registers_late,
+    a_hook_position_ignores_the_epoch: lambda plan: plan.hooks and (plan.is_weak or "delete channel" in plan.edits),
 }
 
-# Seeds that show what others before them do not, so that they are tried first. One that no longer does costs time only.
+# Seeds that find a mutant when earlier ones do not; they are tried first.
 SHOWN_BY: dict[Mutant, int] = {
     an_unknown_outcome_is_never_resolved: 31,
     an_append_gets_a_new_offset_after_an_unknown_outcome: 62,
@@ -943,30 +943,30 @@ SHOWN_BY: dict[Mutant, int] = {
     a_message_that_left_memory_does_not_exist: 20,
     a_channel_leaves_memory_during_a_commit: 65,
     messages_in_memory_are_a_page: 9,
-    join_across_an_edit: 31,
-    reload_beside_a_commit: 23,
-    decide_on_arrival: 9,
-    trust_the_wake_up: 19,
-    a_lapse_ignores_the_generation: 18,
-    the_short_way_looks_at_no_length: 15,
-    a_takeover_fences_nobody: 10,
-    a_second_reply_is_let_in: 23,
+    appends_join_across_an_edit: 31,
+    a_reload_runs_beside_a_commit: 23,
+    requests_are_decided_on_arrival: 9,
+    the_wake_up_is_trusted: 19,
+    a_lease_ignores_the_generation: 18,
+    a_local_append_has_no_offset_check: 15,
+    a_takeover_fences_no_writer: 10,
+    a_second_reply_is_accepted: 23,
     a_cancel_ends_the_newest_answer: 10,
-    a_turn_is_renewed_in_vain: 25,
-    the_grace_is_forgotten: 16,
-    what_passes_waits_for_a_pause_of_the_text: 53,
+    a_turn_renewal_has_no_effect: 25,
+    a_member_leaves_without_grace: 16,
+    presence_waits_for_a_pause_of_the_text: 53,
     a_repeat_gets_the_newest_serial: 11,
-    a_channel_that_was_left_is_told_of_still: 16,
-    a_delete_is_answered_at_once: 11,
-    whoever_asks_has_what_waits: 93,
-    whoever_wants_no_more_gets_what_waits: 37,
-    an_agent_takes_all_that_waits: 122,
-    what_is_registered_in_a_recovery_begins_at_once: 12,
-    a_hook_is_told_message_by_message: 7,
-    a_hook_that_was_away_begins_where_the_channel_stands: 11,
-    a_hook_forgets_what_moved_while_it_was_told: 16,
-    a_hook_goes_by_the_serial_alone: 112,
-    a_socket_is_read_however_far_it_is_behind: 15,
-    what_is_over_stays: 8,
+    a_detach_has_no_effect: 16,
+    a_delete_is_acknowledged_at_once: 11,
+    every_agent_takes_waiting_messages: 93,
+    an_agent_that_stops_still_gets_turns: 37,
+    an_agent_has_more_turns_than_slots: 122,
+    a_hook_registered_in_a_recovery_begins_at_once: 12,
+    a_hook_is_called_message_by_message: 7,
+    a_late_hook_begins_at_the_head: 11,
+    a_hook_forgets_entries_during_a_call: 16,
+    a_hook_position_ignores_the_epoch: 112,
+    a_socket_is_read_without_bound: 15,
+    finished_messages_stay: 8,
     signals_pile_up: 44,
 }

@@ -1,29 +1,25 @@
-"""What a run knows to be true: what producers were told is stored, and what follows from it.
+"""Acknowledged: the messages that producers know to be stored.
 
-Layer: chaos.
+Layer: oracle.
 
-Plain data; `world` feeds it with reports and asks it to judge what the server says. Entries
-are counted: with the channel's head they tell that no serial was left out, and nothing was stored twice.
+For processes that cannot see the log of the store. A run feeds it with the reports of its producers, and compares the
+messages of the server with it. It counts entries: with the head of a channel they show that no serial was skipped and
+no entry was stored twice.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
-from chaos.plan import Plan, Planned
-from chaos.script import Script
-
-__all__ = ["PLANNED", "Kind", "Truth", "Written"]
+from oracle.plans import PLANNED, Kind, Planned
 
 Json = dict[str, Any]
-Kind = Literal["plan", "script"]
-PLANNED: dict[Kind, type[Plan] | type[Script]] = {"plan": Plan, "script": Script}
 
 
 @dataclass
-class Written:
-    """One message, as far as its producer has been told that it is stored."""
+class AcknowledgedMessage:
+    """One message, as far as its producer knows that it is stored."""
 
     plan: Planned
     channel: str
@@ -32,12 +28,12 @@ class Written:
     progress: int = 0
     has_meta: bool = False
     is_deleted: bool = False
-    is_over: bool = False  # its producer has nothing more to do
+    is_over: bool = False  # whether its producer sends no further request
     entries: int = 0
-    entries_before: int = 0  # of producers that are gone
+    entries_before: int = 0  # of earlier producers
 
     def stored(self, report: Json) -> None:
-        """An answer came: this much is stored."""
+        """Take a report: this much is stored."""
         self.lengths = report["lengths"]
         self.progress = report["progress"]
         self.status = report.get("status", self.status or "streaming")
@@ -45,8 +41,8 @@ class Written:
         self.is_deleted = self.is_deleted or report.get("deleted", False)
         self.entries = self.entries_before + report["entries"]
 
-    def taken_up(self, report: Json) -> None:
-        """A successor found this. What the one before had asked for last may have been stored unheard."""
+    def found(self, report: Json) -> None:
+        """Take the report of a successor. The last request of the earlier producer may be stored unacknowledged."""
         before = (self.status, self.lengths, self.progress, self.has_meta, self.is_deleted)
         self.status = report["status"]
         self.is_deleted = report.get("deleted", False)
@@ -60,12 +56,12 @@ class Written:
         self.entries_before = self.entries = self.entries + (found != before)
 
     def wrong(self, message: Json | None) -> str | None:
-        """What is wrong with `message`, read from the server after all this was acknowledged; None when nothing is."""
+        """Return how the server's `message`, read after all acknowledgements, contradicts them; None if it does not."""
         if message is None:
             is_missing = self.status is not None and not self.plan.is_deleted
-            return f"{self.plan.id} was acknowledged and is not there" if is_missing else None
+            return f"{self.plan.id} was acknowledged and is missing" if is_missing else None
         if self.is_deleted:
-            return f"{self.plan.id} was deleted and is there"
+            return f"{self.plan.id} was deleted and still exists"
         parts, status = message.get("parts", []), message["status"]
         wrong = self.plan.wrong(parts, is_whole=status == "complete")
         if wrong is not None:
@@ -82,49 +78,49 @@ class Written:
 
 
 @dataclass
-class Truth:
-    """All messages of a run."""
+class Acknowledged:
+    """All messages of a run. `kind` is that of their texts."""
 
     seed: int
     steps: int
-    written: dict[str, Written] = field(default_factory=dict)
+    messages: dict[str, AcknowledgedMessage] = field(default_factory=dict)
     refusals: list[Json] = field(default_factory=list)
     epochs: dict[str, str] = field(default_factory=dict)
-    kind: Kind = "plan"  # of all that is written
+    kind: Kind = "plan"
 
-    def begins(self, message_id: str, channel: str) -> Written:
-        """A message may exist from now on."""
-        known = self.written.get(message_id)
+    def begin(self, message_id: str, channel: str) -> AcknowledgedMessage:
+        """Return the message, which may exist from now on."""
+        known = self.messages.get(message_id)
         if known is None:
             plan = PLANNED[self.kind](self.seed, message_id, steps=self.steps)
-            known = self.written[message_id] = Written(plan, channel, [0] * plan.text_parts)
+            known = self.messages[message_id] = AcknowledgedMessage(plan, channel, [0] * plan.text_parts)
         return known
 
-    def heard(self, report: Json, channel: str) -> None:
-        """What a producer says."""
+    def report(self, report: Json, channel: str) -> None:
+        """Take a report of a producer."""
         match report["say"]:
             case "begins":
-                self.begins(report["id"], channel)
+                self.begin(report["id"], channel)
             case "stored":
-                self.written[report["id"]].stored(report)
+                self.messages[report["id"]].stored(report)
             case "found":
-                self.begins(report["id"], channel).taken_up(report)
+                self.begin(report["id"], channel).found(report)
             case "over":
-                self.written[report["id"]].is_over = True
+                self.messages[report["id"]].is_over = True
             case "refused":
                 self.refusals.append(report)
 
     @property
     def characters(self) -> int:
-        """How much text was acknowledged."""
-        return sum(sum(one.lengths) for one in self.written.values())
+        """Return how many characters were acknowledged."""
+        return sum(sum(one.lengths) for one in self.messages.values())
 
-    def of(self, channel: str) -> dict[str, Written]:
-        """The messages of a channel."""
-        return {id: one for id, one in self.written.items() if one.channel == channel}
+    def of(self, channel: str) -> dict[str, AcknowledgedMessage]:
+        """Return the messages of a channel."""
+        return {id: one for id, one in self.messages.items() if one.channel == channel}
 
     def wrong_epoch(self, channel: str, cursor: str) -> str | None:
-        """What is wrong when `channel` stands at `cursor`: a log keeps its epoch as long as nothing was lost."""
+        """Return what is wrong with the epoch of `cursor`, or None: a log keeps its epoch while its store keeps it."""
         epoch = cursor.partition(":")[0]
         known = self.epochs.get(channel, "-")
         if known != "-" and epoch != known:

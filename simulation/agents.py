@@ -1,10 +1,10 @@
-"""Agents: in a hub's process, by `Hub.agent`; and elsewhere, over sockets.
+"""Agents: in a hub's process, by `Hub.agent`; and remote ones, over sockets.
 
 Layer: simulation.
 
-Both say when they begin an attempt, so that two at work on one message are noticed. Those
-elsewhere crash, lose their connection and come back, fall silent, want no turns for a while, take what waits into the
-turn that they have, and finish what is another's by now.
+Both report each attempt that begins, so that two agents at work on one message are noticed. Remote agents crash, lose
+their connection, fall silent, want no turns for a while, take waiting messages into their turn, and try to finish turns
+of other agents.
 """
 
 from __future__ import annotations
@@ -21,24 +21,24 @@ from holdfast.agents.turn import OnCrash, Turn
 from holdfast.core.errors import HoldfastError
 from holdfast.core.ops import Claim
 from holdfast.hub.workers import WhenBusy
-from simulation.actors import AWAY_STATUS, Person, gist
+from oracle.log import marks
+from oracle.violation import Violation
+from simulation.actors import RETRY_STATUS, Actor, summary
 from simulation.clock import Process
-from simulation.line import Frame, Line
-from simulation.network import Lost
-from simulation.trace import Violation
-from simulation.truth import marks
+from simulation.network import ConnectionLost
+from simulation.sockets import ClientSocket, Frame
 
 if TYPE_CHECKING:
     from simulation.world import World
 
 
 class OnPurpose(HoldfastError):
-    """A handler that fails."""
+    """Raised by a handler that fails."""
 
 
 @dataclass(frozen=True)
 class LocalPlan:
-    """An agent in the hub's process."""
+    """How an agent in the hub's process behaves."""
 
     when_busy: WhenBusy
     on_crash: OnCrash
@@ -47,22 +47,22 @@ class LocalPlan:
 
 
 def local_handler(world: World, plan: LocalPlan, process: Process) -> Callable[[Turn], Awaitable[None]]:
-    """What that agent does with a turn."""
+    """Return the handler of that agent."""
     at_work: set[tuple[str, str]] = set()
 
     async def bot(turn: Turn) -> None:
         place = (turn.channel, turn.message.id)
         draw = Random(f"{world.plan.seed}/{turn.message.id}/{turn.attempt}")
-        world.ledger.begins(place, turn.attempt, process)
+        world.promises.begin_attempt(place, turn.attempt, process)
         world.trace.add(f"{process.name} begins attempt {turn.attempt} of {turn.message.id}")
         at_work.add(place)
         if len(at_work) > plan.slots:
-            world.trace.violate(Violation(f"an agent has {plan.slots} slots, and is at work on {sorted(at_work)}"))
+            world.trace.violate(Violation(f"an agent has {plan.slots} slots, and works on {sorted(at_work)}"))
         try:
             await _answer(turn, draw)
         finally:
             at_work.discard(place)
-            world.ledger.ends(place)
+            world.promises.end_attempt(place)
 
     async def _answer(turn: Turn, draw: Random) -> None:
         if draw.random() < 0.1:
@@ -86,112 +86,113 @@ def local_handler(world: World, plan: LocalPlan, process: Process) -> Callable[[
     return bot
 
 
-class Worker(Person):
-    """An agent elsewhere."""
+class Worker(Actor):
+    """A remote agent."""
 
     def __init__(self, world: World, name: str) -> None:
         super().__init__(world, name)
         self.slots = self.draw.choice((1, 2))
         self.when_busy: WhenBusy = self.draw.choice(("queue", "interrupt", "parallel"))
-        self._listens = self.draw.random() < 0.5  # to those who ask it to stop
-        self._moods = Random(f"{world.plan.seed}/{name}/moods")
-        self._is_off = False  # it wants no turns for now
-        self._line: Line | None = None
+        self._listens = self.draw.random() < 0.5  # to commands that ask it to stop
+        self._choices = Random(f"{world.plan.seed}/{name}/moods")
+        self._is_off = False  # it wants no turns now
+        self._socket: ClientSocket | None = None
         self._back: asyncio.Event = asyncio.Event()
         self._attempts: dict[tuple[str, str], Attempt] = {}
 
     @property
     def is_connected(self) -> bool:
-        """Has it a socket?"""
-        return self._line is not None and not self._line.is_lost
+        """Return whether it has an open socket."""
+        return self._socket is not None and not self._socket.is_lost
 
     async def run(self) -> None:
-        """For ever."""
+        """Work until the end of the run."""
         while True:
             node = await self.some_node()
             try:
-                self._line = await Line.open(self, node, self._receive)
-                await self._work(self._line)
-            except Lost:
+                self._socket = await ClientSocket.open(self, node, self._receive)
+                await self._work(self._socket)
+            except ConnectionLost:
                 pass
             finally:
                 self._back.clear()
-                if self._line is not None:
-                    self._line.leave()
+                if self._socket is not None:
+                    self._socket.close()
             if self.draw.random() < 0.4 and not self.world.is_calm:
                 self._crash()
             await self.pause(0.0, 1.0)
 
-    async def _work(self, line: Line) -> None:
-        self.world.ledger.agents.setdefault(self.name, []).append(line.connection)
+    async def _work(self, socket: ClientSocket) -> None:
+        self.world.promises.agents.setdefault(self.name, []).append(socket.connection)
         self._is_off = False
-        await self._want(line, self.slots)
+        await self._want(socket, self.slots)
         self._back.set()
         for attempt in list(self._attempts.values()):
             self.world.start(attempt.renew_at_once())
         stay_s = self.draw.choice((1.0, 6.0, 1e9)) if not self.world.is_calm else 1e9
         if self.world.plan.asks_by_socket and not self.world.is_calm:
-            await line.rest(self._moods.uniform(0.0, stay_s / 2) if stay_s < 1e9 else self._moods.uniform(0.5, 5.0))
-            await self._want(line, 0)
+            low_s, high_s = (0.0, stay_s / 2) if stay_s < 1e9 else (0.5, 5.0)
+            await socket.rest(self._choices.uniform(low_s, high_s))
+            await self._want(socket, 0)
             self._is_off = True
-            await line.rest(self._moods.uniform(0.1, 4.0))
+            await socket.rest(self._choices.uniform(0.1, 4.0))
             self._is_off = False
-            await self._want(line, self.slots)
-        await line.rest(stay_s)
+            await self._want(socket, self.slots)
+        await socket.rest(stay_s)
 
-    async def _want(self, line: Line, slots: int) -> None:
-        """Say how many turns it would have at once; 0: no more than it has. Raises Lost."""
+    async def _want(self, socket: ClientSocket, slots: int) -> None:
+        """Announce how many turns it takes at once; 0: no more than it has. Raises ConnectionLost."""
         frame = {"type": "work", "pattern": "*", "slots": slots, "when_busy": self.when_busy, "name": self.name}
-        answer, _ = await line.ask(frame)
-        if answer["type"] == "error":
-            if answer["status"] not in AWAY_STATUS:
-                raise Violation(f"{self.name} was refused: {answer}")
-            raise Lost("sent away")
+        response, _ = await socket.ask(frame)
+        if response["type"] == "error":
+            if response["status"] not in RETRY_STATUS:
+                raise Violation(f"{self.name} was refused: {response}")
+            raise ConnectionLost("the server is busy")
 
     def _crash(self) -> None:
-        """All is forgotten."""
+        """Forget all attempts."""
         self.world.trace.add(f"{self.name} crashes")
         attempts, self._attempts = self._attempts, {}
         for attempt in attempts.values():
             attempt.task.cancel()
 
     def _receive(self, frame: Frame, stamp: int) -> None:
-        if frame["type"] != "turn" or self._line is None:
+        if frame["type"] != "turn" or self._socket is None:
             return
         place, generation = (frame["channel"], frame["message"]["id"]), frame["generation"]
         if self._is_off:
-            self.world.trace.violate(Violation(f"{self.name} is given attempt {generation} of {place}, and wants none"))
-        self.world.trace.add(f"{self.name} is given attempt {generation} of {place[1]}")
-        line = self._line.connection
-        self.world.trace.guarded(lambda: self.world.ledger.given(place, generation, stamp, line))
+            self.world.trace.violate(Violation(f"{self.name} receives attempt {generation} of {place}, and wants none"))
+        self.world.trace.add(f"{self.name} receives attempt {generation} of {place[1]}")
+        socket = self._socket.connection
+        self.world.trace.guarded(lambda: self.world.promises.note_offer(place, generation, stamp, socket))
         earlier = self._attempts.pop(place, None)
         if earlier is not None:
             earlier.task.cancel()
         self._attempts[place] = Attempt(self, place, generation, frame["lease_s"])
 
     def over(self, attempt: Attempt) -> None:
-        """It has come to its end."""
+        """Forget an attempt that has ended."""
         if self._attempts.get(attempt.place) is attempt:
             del self._attempts[attempt.place]
 
-    async def ask_until_answered(self, attempt: Attempt, frame: Frame) -> tuple[dict[str, Any], float, Line]:
-        """Ask over whatever socket there is, until there is an answer; and when and on which it was asked."""
+    async def ask_until_answered(self, attempt: Attempt, frame: Frame) -> tuple[dict[str, Any], float, ClientSocket]:
+        """Send a request until it has a response; return it, the time of the request, and its socket."""
         begun_s = self.world.loop.time()
         while True:
             await self._back.wait()
             if self._attempts.get(attempt.place) is not attempt:
-                raise Lost("forgotten")
-            line, sent_s = self._line, self.world.loop.time()
+                raise ConnectionLost("forgotten")
+            socket, sent_s = self._socket, self.world.loop.time()
             try:
-                if line is None:
-                    raise Lost("none")
-                if "id" in frame:  # each time anew: by the line that it came on the hub knows its writer
-                    self.world.ledger.tried((frame["channel"], frame["id"]), line.connection)
-                answer, _ = await line.ask(frame)
-                if answer["type"] == "ok" or answer["status"] not in AWAY_STATUS:
-                    self.world.trace.add(f"{self.name} {frame['type']} {attempt.place[1]}: {gist(answer)}")
-                    return answer, sent_s, line
-            except Lost:
+                if socket is None:
+                    raise ConnectionLost("none")
+                if "id" in frame:  # each time: the hub knows a writer by the connection of its requests
+                    self.world.promises.note_request((frame["channel"], frame["id"]), socket.connection)
+                response, _ = await socket.ask(frame)
+                if response["type"] == "ok" or response["status"] not in RETRY_STATUS:
+                    self.world.trace.add(f"{self.name} {frame['type']} {attempt.place[1]}: {summary(response)}")
+                    return response, sent_s, socket
+            except ConnectionLost:
                 pass
             self.check_patience(begun_s, f"{frame['type']} for {attempt.place}")
             await self.pause(0.05, 0.5)
@@ -202,7 +203,7 @@ class Worker(Person):
 
 
 class Attempt:
-    """An agent's work on one message."""
+    """One attempt at a turn."""
 
     def __init__(self, worker: Worker, place: tuple[str, str], generation: int, lease_s: float) -> None:
         self.place = place
@@ -211,41 +212,41 @@ class Attempt:
         self._generation = generation
         self._lease_s = lease_s
         self._draw = Random(f"{worker.world.plan.seed}/{worker.name}/{place[1]}/{generation}")
-        self._moods = Random(f"{worker.world.plan.seed}/{worker.name}/{place[1]}/{generation}/moods")
+        self._choices = Random(f"{worker.world.plan.seed}/{worker.name}/{place[1]}/{generation}/moods")
         self._reply_id = reply_id(place[1], generation)
         self._length = 0
         self._renewed_s = worker.world.loop.time()
         self.task = worker.world.start(self._run())
 
     async def renew(self) -> bool:
-        """Say that it is being worked on; False: it is over, or another's."""
+        """Renew the turn. Return False if it is over, or belongs to another agent."""
         channel, message_id = self.place
         self._renewed_s = self._world.loop.time()
         frame = {"type": "turn.renew", "channel": channel, "message": message_id, "generation": self._generation}
         if self._world.plan.asks_by_socket:
             frame["state"] = {"state": "thinking"}
-        if self._worker.is_connected and self._worker._line is not None:
-            self._world.ledger.turn_tried(self.place, self._generation, self._worker._line.connection)
-        answer, sent_s, line = await self._worker.ask_until_answered(self, frame)
-        if answer["type"] == "ok":
-            self._world.ledger.turn_heard(self.place, self._generation, sent_s, line.connection)
+        if self._worker.is_connected and self._worker._socket is not None:
+            self._world.promises.note_turn_request(self.place, self._generation, self._worker._socket.connection)
+        response, sent_s, socket = await self._worker.ask_until_answered(self, frame)
+        if response["type"] == "ok":
+            self._world.promises.note_turn_accepted(self.place, self._generation, sent_s, socket.connection)
             return True
         return False
 
     async def renew_at_once(self) -> None:
-        """After the connection was lost, which has cut the lease short."""
-        with contextlib.suppress(Lost):
+        """Renew the turn after a break of the connection, which has shortened its lease."""
+        with contextlib.suppress(ConnectionLost):
             if not await self.renew():
                 self.task.cancel()
 
     async def _run(self) -> None:
-        with contextlib.suppress(Lost):
+        with contextlib.suppress(ConnectionLost):
             await self._work()
 
     async def _work(self) -> None:
         try:
             if self._draw.random() < 0.1 and not self._world.is_calm:
-                return  # it hangs, and renews nothing
+                return  # it hangs, and renews no lease
             state = await self._answer()
             frame = {"type": "turn.done", "channel": self.place[0], "message": self.place[1], "state": state}
             await self._worker.ask_until_answered(self, {**frame, "generation": self._generation})
@@ -253,7 +254,7 @@ class Attempt:
             self._worker.over(self)
 
     async def _answer(self) -> str:
-        """Write the answer; how the turn ends."""
+        """Write the answer; return the state in which the turn ends."""
         about = {"channel": self.place[0], "id": self._reply_id}
         create = {"type": "create", **about, "role": "assistant", "status": "streaming", "reply_to": self.place[1]}
         if not await self._is_accepted({**create, "parts": [{"type": "text", "text": ""}], "lease_s": 15.0}):
@@ -266,8 +267,8 @@ class Attempt:
             self._length += len(text)
             await self._worker.pause(longest_s / 2, longest_s)
             if self._world.loop.time() - self._renewed_s > self._lease_s / 4 and not await self.renew():
-                return "done"  # another has it; what was begun lapses
-            if self._world.plan.asks_by_socket and self._moods.random() < 0.5:
+                return "done"  # another agent has the turn; the lease of the answer will expire
+            if self._world.plan.asks_by_socket and self._choices.random() < 0.5:
                 await self._take_another()
             if self._worker.listens and (command := self._stop()) is not None:
                 await self._is_accepted({"type": "finish", **about, "status": "cancelled"})
@@ -277,40 +278,40 @@ class Attempt:
         return "done"
 
     async def _take_another(self) -> None:
-        """Take a message that waits into this turn. Raises Violation where it is said to be, and that is not stored."""
+        """Take a waiting message into this turn. Raises Violation if the server grants that and does not store it."""
         channel, message_id = self.place
-        truth, since = self._world.truth, self._world.truth.stamp
-        life = truth.head(channel)
-        waiting = [one for one, turns in life.turns.items() if turns[-1][1] == "pending" and not life.is_deleted(one)]
+        stored, since = self._world.stored, self._world.stored.stamp
+        log = stored.head(channel)
+        waiting = [one for one, turns in log.turns.items() if turns[-1][1] == "pending" and not log.is_deleted(one)]
         if not waiting:
             return
-        other = self._moods.choice(waiting)
+        other = self._choices.choice(waiting)
         frame = {"type": "turn.take", "channel": channel, "message": other, "turn": message_id}
-        answer, _, _ = await self._worker.ask_until_answered(self, frame)
-        if answer["type"] == "error":
-            if answer["code"] != "deleted":
-                raise Violation(f"{self._worker.name} could not take {other} into the turn of {self.place}: {answer}")
-        elif answer["taken"] and not any(
+        response, _, _ = await self._worker.ask_until_answered(self, frame)
+        if response["type"] == "error":
+            if response["code"] != "deleted":
+                raise Violation(f"{self._worker.name} could not take {other} into the turn of {self.place}: {response}")
+        elif response["taken"] and not any(
             isinstance(op, Claim) and (op.id, op.within, op.by) == (other, message_id, self._worker.name)
-            for life in truth.lives_between(channel, since, truth.stamp)
-            for op in life.ops
+            for log in stored.between(channel, since, stored.stamp)
+            for op in log.ops
         ):
-            raise Violation(f"{self._worker.name} is said to have {other} in its turn of {self.place}: not stored")
+            raise Violation(f"{self._worker.name} was granted {other} in its turn of {self.place}: not stored")
 
     def _stop(self) -> str | None:
-        """The command of somebody who asks it to stop, as far as it is told."""
-        life = self._world.truth.head(self.place[0])
-        for key, command in life.pending(life.serial).items():
+        """Return a pending cancel of this turn, if there is one."""
+        log = self._world.stored.head(self.place[0])
+        for key, command in log.pending(log.serial).items():
             if command.name == "cancel" and command.target in (self.place[1], self._reply_id):
                 return key
         return None
 
     async def _is_accepted(self, frame: Frame) -> bool:
-        """Ask; False: it was refused, because somebody else has ended it."""
+        """Send a request. Return False if another client has ended the message."""
         place = (self.place[0], self._reply_id)
-        answer, sent_s, line = await self._worker.ask_until_answered(self, frame)
-        if answer["type"] == "ok":
+        response, sent_s, socket = await self._worker.ask_until_answered(self, frame)
+        if response["type"] == "ok":
             if frame["type"] == "append":
-                self._world.ledger.heard(place, sent_s, line.connection)
+                self._world.promises.note_accepted(place, sent_s, socket.connection)
             return True
         return False

@@ -1,0 +1,17 @@
+"""Oracles: independent judges of what Holdfast stores, sends and promises.
+
+Layer: oracle.
+
+The simulator, `chaos` and the tests share these judges, so each rule has one. The product does not import them, and the
+wheel does not contain them. The rules of the wire itself belong to `wirecheck`.
+
+- `log`: all that a store has taken, folded a second time in the plainest way;
+- `responses`: responses to requests, compared with the log at the moment when they were sent;
+- `views`: the view of one viewer over all its connections, compared with the log or with a plan;
+- `message_streams`: the stream of one message, compared with the log;
+- `hooks`: the calls of one hook, compared with the log;
+- `promises`: the ends of leases, turns, commands and presence: neither early nor late;
+- `plans`, `scripts`: texts that each process of a run knows in advance;
+- `acknowledged`: the messages that producers know to be stored, compared with those of the server;
+- `questions`: the possible answers to a question, and replies to its commands.
+"""

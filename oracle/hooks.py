@@ -1,0 +1,206 @@
+"""Hooks: the calls of one hook, over all runs of its hub.
+
+Layer: oracle.
+
+`HookOracle` compares each call with the log and with the position that the store keeps for the hook: at least once, in
+order per channel, stored entries only, and at the end every entry that was due since the first registration. It judges
+a hub that has its store to itself: of hubs that share a store, each calls its own hooks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Protocol
+
+from holdfast.core.names import COMMAND_MARK, command_id, command_key
+from holdfast.core.ops import Command, Create, Delete, Finish, Op, Reply, Update
+from holdfast.hub.hooks import HookEvent
+from holdfast.hub.patterns import matches
+from oracle.log import EpochLog, StoredLogs, client_command
+from oracle.violation import Violation
+
+Position = tuple[str, int]  # epoch and serial
+Call = tuple[str, str, int, str]  # epoch, kind, serial and id
+
+OPS: dict[str, type[Op]] = {
+    "message.create": Create,
+    "message.update": Update,
+    "message.finish": Finish,
+    "message.delete": Delete,
+    "command": Command,
+    "command.reply": Reply,
+}
+
+
+class Process(Protocol):
+    """A process of the simulation."""
+
+    is_alive: bool
+
+
+class Hook(Protocol):
+    """What a hook is registered for."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def kinds(self) -> tuple[str, ...]: ...
+    @property
+    def pattern(self) -> str: ...
+
+
+class HookOracle:
+    """The calls of one hook. Each `check_call` is followed by `note_done` if the call succeeds, and by `end_call`."""
+
+    def __init__(self, hook: Hook, stored: StoredLogs) -> None:
+        self.calls = 0
+        self._hook = hook
+        self._stored = stored
+        self._done: dict[str, set[Call]] = {}  # by channel, the calls that succeeded
+        self._last: dict[str, Position] = {}  # by channel, the position of the last call
+        self._kept: dict[str, Position] = {}  # by channel, the position that the store keeps
+        self._running: dict[str, Process] = {}
+        self._at_start: dict[str, Position] = {}  # the heads of the channels when this run registered the hook
+        self._since: dict[str, Position] | None = None  # the same for the run that registered it first
+
+    def note_registered(self) -> None:
+        """Note that a run of the hub registers the hook."""
+        self._at_start = {channel: _head(self._stored.head(channel)) for channel in self._stored.channels}
+
+    def check_call(self, event: HookEvent, process: Process) -> None:
+        """Check a call that begins. Raises Violation."""
+        self.calls += 1
+        channel, at = event.channel, (event.epoch, event.serial)
+        other = self._running.get(channel)
+        if other is not None and other.is_alive:
+            raise self._violation(event, "while the call before still runs")
+        self._running[channel] = process
+        if not matches(self._hook.pattern, channel) or event.type not in self._hook.kinds:
+            raise self._violation(event, "which it is not registered for")
+        kept, last = self._kept.get(channel), self._last.get(channel)
+        if kept is not None and kept[0] == at[0] and kept[1] >= at[1]:
+            raise self._violation(event, f"though its position is {kept[1]}")
+        if last is not None and last[0] == at[0] and last[1] > at[1]:
+            raise self._violation(event, f"after {last[1]}")
+        if last is not None and last[0] != at[0] and self._begun(channel, last[0]) > self._begun(channel, at[0]):
+            raise self._violation(event, f"after the later epoch {last[0]}")
+        self._last[channel] = at
+        self._check_event(event)
+
+    def note_done(self, event: HookEvent) -> None:
+        """Note that the call has succeeded."""
+        done = self._done.setdefault(event.channel, set())
+        done.add((event.epoch, event.type, event.serial, event.id))
+
+    def end_call(self, channel: str) -> None:
+        """Note that the call has ended, successfully or not."""
+        self._running.pop(channel, None)
+
+    def note_kept(self, values: Mapping[str, bytes | None]) -> None:
+        """Take notes that the store keeps from now on. Raises Violation if a position goes back."""
+        for name, value in values.items():
+            if name == f"hook-registered/{self._hook.name}":
+                self._since = self._at_start
+            channel = name.removeprefix(f"hook/{self._hook.name}/")
+            if channel == name:
+                continue
+            before, after = self._kept.pop(channel, None), _position(value)
+            if after is not None:
+                self._kept[channel] = after
+            if before is not None and after is not None and before[0] == after[0] and before[1] > after[1]:
+                raise Violation(f"{self._hook.name} on {channel}: its position goes back from {before} to {after}")
+
+    def lose_power(self, notes: Mapping[str, bytes]) -> None:
+        """Replace the kept notes by `notes`, which a power cut has left."""
+        self._kept.clear()
+        prefix = f"hook/{self._hook.name}/"
+        for name, value in notes.items():
+            if name.startswith(prefix) and (position := _position(value)) is not None:
+                self._kept[name.removeprefix(prefix)] = position
+        if f"hook-registered/{self._hook.name}" not in notes:
+            self._since = None
+
+    def missing(self, channels: Iterable[str]) -> list[str]:
+        """Return the calls that are due and never succeeded."""
+        if self._since is None:
+            return [f"{self._hook.name} is not registered"]
+        late: list[str] = []
+        for channel in channels:
+            if not matches(self._hook.pattern, channel):
+                continue
+            done = self._done.get(channel, set())
+            epoch, since = self._since.get(channel, ("", 0))
+            for call in _due(self._stored.head(channel)):
+                if call[1] in self._hook.kinds and call not in done and (call[2] > since or call[0] != epoch):
+                    late.append(f"{self._hook.name} {channel} {call[2]} {call[1]} {call[3]}")
+        return late
+
+    def _violation(self, event: HookEvent, why: str) -> Violation:
+        return Violation(
+            f"{self._hook.name} is called for {event.channel} {event.epoch}:{event.serial} {event.type}, {why}"
+        )
+
+    def _begun(self, channel: str, epoch: str) -> int:
+        log = self._stored.epoch(channel, epoch)
+        return log.begun if log is not None else 0
+
+    def _check_event(self, event: HookEvent) -> None:
+        """Check that the entry was stored, and that the message is as it was at that entry or later."""
+        log, stamp = self._stored.epoch(event.channel, event.epoch), self._stored.stamp
+        if log is None or not event.serial or not log.is_stored(event.serial, stamp):
+            raise self._violation(event, "before that entry was stored")
+        op = log.ops[event.serial - 1]
+        is_of_command = isinstance(op, Command | Reply)
+        if not isinstance(op, OPS[event.type]) or op.id != (command_key(event.id) if is_of_command else event.id):
+            raise self._violation(event, f"and stored is {op}")
+        if is_of_command:
+            self._check_command(event, log)
+            return
+        message = event.message
+        if message is None:
+            if event.type != "message.delete":
+                raise self._violation(event, "without the message")
+        elif message.version < event.serial or not log.is_stored(message.version, stamp):
+            raise self._violation(event, f"with a version that was not stored: {message}")
+        elif message != log.at(event.id, message.version):
+            raise self._violation(event, f"with {message}, stored is {log.at(event.id, message.version)}")
+
+    def _check_command(self, event: HookEvent, log: EpochLog) -> None:
+        key = command_key(event.id)
+        if event.command != client_command(log.commands[key][1]):
+            raise self._violation(event, f"with {event.command}, stored is {log.commands[key]}")
+        if event.type == "command.reply":
+            op = log.replies[key][1]
+            if event.reply != {"ok": op.ok, "data": op.data, "error": op.error, "from": op.by}:
+                raise self._violation(event, f"with {event.reply}, stored is {op}")
+
+
+def _due(log: EpochLog) -> Iterator[Call]:
+    """Yield the calls that a hook must get of an epoch, if it reads the epoch only now."""
+    last: dict[tuple[str, type[Op]], int] = {}  # by id and kind
+    for serial, op in enumerate(log.ops, 1):
+        last[op.id, type(op)] = serial
+    for (key, kind), serial in last.items():
+        if key.startswith(COMMAND_MARK):
+            yield log.epoch, "command" if kind is Command else "command.reply", serial, command_id(key)
+        elif log.is_deleted(key):
+            if kind is Delete:
+                yield log.epoch, "message.delete", serial, key
+        elif kind is Create or kind is Update:
+            yield log.epoch, "message.create" if kind is Create else "message.update", serial, key
+        elif kind is Finish:
+            message = log.now(key)
+            if message is not None and message.status != "streaming":
+                yield log.epoch, "message.finish", serial, key
+
+
+def _head(log: EpochLog) -> Position:
+    return log.epoch, log.serial
+
+
+def _position(value: bytes | None) -> Position | None:
+    """Return a position from the form in which the store keeps it."""
+    if value is None:
+        return None
+    epoch, _, serial = value.decode().rpartition(":")
+    return epoch, int(serial)

@@ -1,0 +1,435 @@
+"""Promises: leases, turns, commands and presence end in time, neither early nor late.
+
+Layer: oracle.
+
+The log knows no time. `Promises` receives each stored entry, each sign of life of a holder and the end of each
+connection, and raises Violation for an end that comes too early or too late. A hub that is held up (its process is
+stopped, its store is slow or down) cannot know of a sign of life. So no end is too early then, and an end is too late
+only once the faults are over. Hubs that share a store keep deadlines of their own: of those only the log is judged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from holdfast.core.ops import Claim, Command, Create, Delete, Entry, Finish, Lease, Reply, Takeover, Writer
+from holdfast.core.turns import CANCEL_S
+from holdfast.hub.leases import BROKEN_S
+from holdfast.hub.presence import GRACE_S
+from holdfast.stores.base import Write
+from oracle.log import StoredLogs
+from oracle.violation import Violation
+
+Place = tuple[str, str]  # a channel, and the id of a message, command or member
+
+SOON_S = 5.0  # the server ends what is due within this time, without faults
+EARLY_S = 0.01  # two clocks may differ by this
+CROSSING_S = 1.0  # a frame on one connection may overtake a frame on another by this
+TROUBLE_S = 0.3  # a store that takes longer holds the hub up
+SKEWED_MS = 1_000
+
+
+class Process(Protocol):
+    """A process of the simulation."""
+
+    name: str
+    is_alive: bool
+
+
+class Connection(Protocol):
+    """A connection of the simulation: its hub, when it ended, and when its client last sent a request."""
+
+    @property
+    def process(self) -> Process: ...
+
+    ended_s: float | None
+    sent_s: float
+
+
+@dataclass
+class Held:
+    """A lease on a message or on a turn, and the signs of life of its holder."""
+
+    generation: int
+    term_s: float
+    received_s: float  # the last sign of life that the hub received for certain
+    tried_s: float  # the last sign of life that the holder sent; the hub received none after it
+    by: str | None = None
+    node: str | None = None  # of a holder in a hub's process, which has no lease
+    connections: list[Connection] = field(default_factory=list)  # all that the holder used
+    connection: Connection | None = None  # of the last sign of life; None: HTTP
+    answered: Connection | None = None  # of the last response to a sign of life: the hub knows this connection
+    is_given: bool = True  # whether the holder knows of it
+    overdue_s: float = float("-inf")  # when a sign of life arrived that may have been too late
+
+
+@dataclass
+class Sent:
+    """A command that waits for its reply."""
+
+    op: Command
+    stored_s: float
+
+
+@dataclass
+class Presence:
+    """The times at which a member was connected, as far as they are certain."""
+
+    entered_s: dict[Connection, float] = field(default_factory=dict)  # when the server acknowledged the entry
+    left_s: list[float] = field(default_factory=list)  # when the member left, or had only a lease
+    leaving: list[Connection] = field(default_factory=list)  # connections on which it left: the hub may read that late
+
+
+class Promises:
+    """The ends that are due. `live_node` returns the id of the one hub that runs, if there is only one."""
+
+    def __init__(
+        self,
+        now_s: Callable[[], float],
+        stored: StoredLogs,
+        *,
+        start_ms: int,
+        is_exclusive: bool,
+        live_node: Callable[[], str | None],
+    ) -> None:
+        """Judge by the clock `now_s`, which is 0 at `start_ms` of the wall clock."""
+        self.booted_s = 0.0  # the last boot of a hub
+        self.healthy_s = float("inf")  # since then the effects of all faults are over
+        self.is_served = False  # whether each run of the hub begins with an agent for all channels
+        self.is_skewed = False  # whether the hub's wall clock was set to another time
+        self.signals: dict[str, float] = {}  # the data of all sent signals, and when they were sent
+        self.agents: dict[str, list[Connection]] = {}  # the connections of agents, by name
+        self._now_s = now_s
+        self._start_ms = start_ms
+        self._stored = stored
+        self._is_exclusive = is_exclusive
+        self._live_node = live_node
+        self._trouble_s = 0.0  # until then the hub was held up
+        self._leases: dict[Place, Held] = {}
+        self._turns: dict[Place, Held] = {}
+        self._connections: dict[Place, list[Connection]] = {}  # that ever carried a request about a message
+        self._last: dict[tuple[Place, int], Connection | None] = {}  # the last connection of each generation
+        self._commands: dict[Place, Sent] = {}
+        self._stored_s: dict[Place, float] = {}  # when each command was stored last
+        self._attempts: dict[tuple[str, str, int], int] = {}  # how often each attempt began
+        self._at_work: dict[Place, Process] = {}
+        self._presence: dict[Place, Presence] = {}
+
+    @property
+    def is_busy(self) -> bool:
+        """Return whether a lease, a turn or a command ends by itself soon."""
+        # The expiry of a command under a skewed clock can be an hour or a day away.
+        is_due = not all(self._is_skewed(sent) for sent in self._commands.values())
+        return bool(self._turns or is_due or self._leases or any(self._waiting()))
+
+    @property
+    def busy_with(self) -> str:
+        """Return what ends soon, as text."""
+        return f"leases {list(self._leases)}, turns {[*self._turns, *self._waiting()]}, commands {list(self._commands)}"
+
+    # -- facts -------------------------------------------------------------------------------------------------
+
+    def apply(self, write: Write) -> None:
+        """Take a write that the store has carried out, after the log has taken it. Raises Violation."""
+        for entry in write.entries:
+            self._take(write.channel, entry)
+
+    def forget(self, channels: Iterable[str]) -> None:
+        """Forget all leases, turns and commands of `channels`: their epochs have ended."""
+        gone = set(channels)
+        for known in (self._leases, self._turns, self._commands):
+            for place in [place for place in known if place[0] in gone]:
+                del known[place]
+
+    def lose_power(self, channels: Iterable[str]) -> None:
+        """Read the leases, turns and commands again from the logs of `channels`, which a power cut has shortened."""
+        for channel in channels:
+            self.forget([channel])
+            log = self._stored.head(channel)
+            for message in log.messages(log.serial):
+                if message.status == "streaming":
+                    generation = 1 + len(log.takeovers.get(message.id, []))
+                    self._begin_lease((channel, message.id), generation, log.writers[message.id][-1][1])
+            for message_id, turns in log.turns.items():
+                _, state, attempt = turns[-1]
+                if state == "taken" and not log.is_deleted(message_id):
+                    self._begin_turn((channel, message_id), log.claims[message_id, attempt])
+            for key, (_, command) in log.commands.items():
+                if key not in log.replies:
+                    self._commands[channel, key] = Sent(command, self._stored_s[channel, key])
+
+    def note_boot(self) -> None:
+        """Note that a hub begins, which gives each lease its full term again."""
+        self.booted_s = self._now_s()
+
+    def note_trouble(self, until_s: float) -> None:
+        """Note that the hub is held up until then."""
+        self._trouble_s = max(self._trouble_s, until_s)
+
+    def was_healthy(self, since_s: float) -> bool:
+        """Return whether no fault has held the hub up since then."""
+        return self._trouble_s < since_s
+
+    def note_request(self, place: Place, connection: Connection | None = None, *, generation: int = 1) -> None:
+        """Note that the writer of a message sends a request, which is a sign of life."""
+        self._last[place, generation] = connection
+        if connection is not None and connection not in self._connections.setdefault(place, []):
+            self._connections[place].append(connection)
+        self._note_request(self._lease(place, generation), connection)
+
+    def note_accepted(
+        self, place: Place, sent_s: float, connection: Connection | None = None, *, generation: int = 1
+    ) -> None:
+        """Note that the hub has accepted a request that the writer sent at `sent_s`."""
+        self._note_accepted(self._lease(place, generation), sent_s, connection)
+
+    def note_response(self, place: Place, connection: Connection) -> None:
+        """Note a response to the writer on `connection`: the hub knows this connection of the writer."""
+        held = self._lease(place, 1)
+        if held is not None:
+            held.answered = connection
+
+    def note_turn_request(self, place: Place, generation: int, connection: Connection) -> None:
+        """Note a request of the agent that holds attempt `generation` of a turn."""
+        self._note_request(self._turn(place, generation), connection)
+
+    def note_turn_accepted(self, place: Place, generation: int, sent_s: float, connection: Connection) -> None:
+        """Note that the hub has accepted a request of that agent."""
+        self._note_accepted(self._turn(place, generation), sent_s, connection)
+
+    def note_offer(self, place: Place, generation: int, stamp: int, connection: Connection) -> None:
+        """Note that a remote agent receives an attempt, in a frame that was sent at `stamp`. Raises Violation."""
+        self._check_attempt(place, generation, stamp)
+        turn = self._turn(place, generation)
+        if turn is not None:
+            turn.is_given = True
+            turn.connections.append(connection)
+            turn.connection = connection
+
+    def begin_attempt(self, place: Place, generation: int, process: Process) -> None:
+        """Note that an agent in a hub's process begins an attempt. Raises Violation."""
+        self._check_attempt(place, generation, self._stored.stamp)
+        other = self._at_work.get(place)
+        if other is not None and other.is_alive:
+            raise Violation(f"two agents work on {place} in {process.name}")
+        self._at_work[place] = process
+        turn = self._turn(place, generation)
+        if turn is not None:
+            turn.is_given = True
+
+    def end_attempt(self, place: Place) -> None:
+        """Note that this agent has ended its attempt."""
+        self._at_work.pop(place, None)
+
+    def note_entered(self, place: Place, connection: Connection) -> None:
+        """Note that the server has acknowledged a member's entry on `connection`."""
+        self._presence.setdefault(place, Presence()).entered_s[connection] = self._now_s()
+
+    def note_left(self, place: Place, lease_s: float = 0.0, connection: Connection | None = None) -> None:
+        """Note that a member leaves without a grace: by a request, or by a lease that ends within `lease_s`.
+
+        A hub that is held up reads the request on `connection` later.
+        """
+        known = self._presence.setdefault(place, Presence())
+        known.left_s.append(self._now_s() + lease_s)
+        if connection is not None:
+            known.leaving.append(connection)
+
+    # -- checks ------------------------------------------------------------------------------------------------
+
+    def check_due(self) -> None:
+        """Check that the server has ended all that is over; call it every second. Raises Violation."""
+        now_s = self._now_s()
+        base_s = max(self.healthy_s, self.booted_s)
+        if not self._is_exclusive or now_s < base_s:
+            return
+        for place, held in self._leases.items():
+            limit_s = max(held.tried_s, base_s) + held.term_s
+            connection = held.connection if held.connection is held.answered else None
+            if connection is not None and connection.ended_s is not None and connection.process.is_alive:
+                limit_s = min(limit_s, max(held.tried_s, base_s, connection.ended_s) + BROKEN_S)
+            if now_s > limit_s + SOON_S:
+                raise Violation(
+                    f"{place} still streams, its writer sent the last request at {held.tried_s:.3f}: {held}"
+                )
+        for place, sent in self._commands.items():
+            since_s = max(sent.stored_s, base_s)
+            if sent.op.name == "cancel" and now_s > since_s + CANCEL_S + SOON_S:
+                raise Violation(f"the cancel {place} of {sent.op.target} was not carried out")
+            if not self._is_skewed(sent) and now_s > max(self._expires_s(sent), since_s) + SOON_S:
+                raise Violation(f"command {place} has expired and has no reply")
+
+    def check_leave(self, place: Place, attached_s: float) -> None:
+        """Check a `presence.leave` that a viewer received, which attached at `attached_s`. Raises Violation."""
+        known = self._presence.get(place)
+        if not self._is_exclusive or known is None or any(left_s >= attached_s - GRACE_S for left_s in known.left_s):
+            return
+        if any(one.ended_s is None or one.ended_s >= attached_s - GRACE_S for one in known.leaving):
+            return
+        away_s = 0.0
+        for connection, entered_s in known.entered_s.items():
+            if not connection.process.is_alive:
+                continue  # of an earlier run of the hub, which has forgotten its members
+            if entered_s - away_s >= GRACE_S - EARLY_S and entered_s >= attached_s - GRACE_S:
+                return
+            away_s = max(away_s, float("inf") if connection.ended_s is None else connection.ended_s)
+        if self._now_s() - away_s < GRACE_S - EARLY_S:
+            raise Violation(f"presence.leave of {place} was sent, though the member was away for less than {GRACE_S} s")
+
+    def _take(self, channel: str, entry: Entry) -> None:
+        op = entry.op
+        place = (channel, op.id)
+        match op:
+            case Create() if op.status == "streaming":
+                self._begin_lease(place, 1, op.writer)
+            case Create() if self.is_served and op.role == "user" and not op.is_pending:
+                raise Violation(f"{place} waits for no agent, though an agent serves the channel")
+            case Takeover():
+                self._begin_lease(place, op.generation, op.writer)
+            case Lease():
+                if place in self._leases:
+                    self._leases[place].term_s = op.lease_ms / 1000
+                self._note_stored(place)
+            case Finish():
+                held = self._leases.pop(place, None)
+                if held is not None and op.status == "interrupted" and op.reason == "writer_gone":
+                    self._check_not_early(place, held)
+            case Delete():
+                self._leases.pop(place, None)
+                self._turns.pop(place, None)
+            case Claim():
+                self._take_claim(place, op)
+            case Command():
+                self._stored_s[place] = self._now_s()
+                self._commands[place] = Sent(op, self._stored_s[place])
+            case Reply():
+                self._take_reply(place, op, entry.serial)
+            case _:
+                self._note_stored(place)
+
+    def _begin_lease(self, place: Place, generation: int, writer: Writer | None) -> None:
+        if writer is None or writer.node is not None or not writer.lease_ms:
+            self._leases.pop(place, None)
+            return
+        now_s = self._now_s()
+        held = self._leases[place] = Held(generation, writer.lease_ms / 1000, now_s, now_s, writer.by)
+        held.connections = self._connections.setdefault(place, [])
+        held.connection = self._last.get((place, generation))
+
+    def _note_stored(self, place: Place) -> None:
+        """Note that an entry of the message's writer was stored."""
+        self._note_accepted(self._leases.get(place), self._now_s(), None)
+
+    def _note_request(self, held: Held | None, connection: Connection | None) -> None:
+        if held is not None:
+            held.tried_s, held.connection = self._now_s(), connection
+            if connection is not None and connection not in held.connections:
+                held.connections.append(connection)
+
+    def _note_accepted(self, held: Held | None, sent_s: float, connection: Connection | None) -> None:
+        if held is not None:
+            if self._may_end(held):
+                held.overdue_s = self._now_s()
+            held.received_s = max(held.received_s, sent_s)
+            held.tried_s = max(held.tried_s, self._now_s())
+            if connection is not None:
+                held.answered = connection
+                if connection not in held.connections:
+                    held.connections.append(connection)
+
+    def _check_not_early(self, place: Place, held: Held) -> None:
+        """Check that a lease that ends now for lack of a sign of life had none. Raises Violation."""
+        if self._is_exclusive and not self._may_end(held) and self._now_s() - held.overdue_s > CROSSING_S:
+            raise Violation(f"{place} ends at {self._now_s():.3f}, though its holder gave a sign of life: {held}")
+
+    def _may_end(self, held: Held) -> bool:
+        """Return whether the lease may end: after its term, or sooner after the end of its connection."""
+        now_s = self._now_s()
+        if not held.is_given:
+            return True  # the holder does not know of it
+        if self._trouble_s >= held.received_s or now_s >= max(held.received_s, self.booted_s) + held.term_s - EARLY_S:
+            return True
+        for connection in held.connections:
+            if connection.ended_s is None or not connection.process.is_alive:
+                continue  # a connection that ended with its hub shortens no lease
+            if connection is not held.connection and connection.sent_s + CROSSING_S < held.received_s:
+                continue  # the holder has used another one since
+            if now_s >= connection.ended_s + min(held.term_s, BROKEN_S) - EARLY_S:
+                return True
+        return False
+
+    def _lease(self, place: Place, generation: int) -> Held | None:
+        lease = self._leases.get(place)
+        return lease if lease is not None and lease.generation == generation else None
+
+    def _turn(self, place: Place, generation: int) -> Held | None:
+        turn = self._turns.get(place)
+        return turn if turn is not None and turn.generation == generation else None
+
+    def _take_claim(self, place: Place, op: Claim) -> None:
+        before = self._turns.pop(place, None)
+        if op.state != "taken":
+            return
+        if before is not None and self._is_exclusive:
+            if before.is_given and before.node is not None and before.node == self._live_node():
+                raise Violation(f"{place} was claimed by {op.by}, though {before.by} works on it in a living process")
+            if before.node is None:
+                self._check_not_early(place, before)
+        self._begin_turn(place, op)
+
+    def _begin_turn(self, place: Place, op: Claim) -> None:
+        now_s = self._now_s()
+        turn = self._turns[place] = Held(op.generation, op.lease_ms / 1000, now_s, now_s, op.by, op.node)
+        turn.is_given = False
+        turn.connections += self.agents.get(op.by or "", [])
+
+    def _check_attempt(self, place: Place, generation: int, stamp: int) -> None:
+        """Check an attempt that begins: it may begin once in each epoch, which its agent does not know."""
+        claims = 0
+        for log in self._stored.between(place[0], 0, stamp):
+            claims += any(
+                (state, number) == ("taken", generation) and log.is_stored(serial, stamp)
+                for serial, state, number in log.turns.get(place[1], [])
+            )
+        attempt = (*place, generation)
+        self._attempts[attempt] = begun = self._attempts.get(attempt, 0) + 1
+        if not claims:
+            raise Violation(f"attempt {generation} of {place} was offered before its claim was stored")
+        if begun > claims:
+            raise Violation(f"attempt {generation} of {place} was offered a second time")
+
+    def _waiting(self) -> Iterable[Place]:
+        """Yield the messages that wait for an agent."""
+        for channel in self._stored.channels:
+            for message_id, turns in self._stored.head(channel).turns.items():
+                if turns[-1][1] == "pending" and not self._stored.head(channel).is_deleted(message_id):
+                    yield channel, message_id
+
+    def _take_reply(self, place: Place, op: Reply, serial: int) -> None:
+        sent = self._commands.pop(place, None)
+        if sent is None:
+            return
+        is_expiry = op.by is None and isinstance(op.error, dict) and op.error.get("code") == "expired"
+        if is_expiry and not self._is_skewed(sent) and self._now_s() < self._expires_s(sent) - EARLY_S:
+            raise Violation(f"the reply to {place} says expired, {self._expires_s(sent) - self._now_s():.3f} s early")
+        if sent.op.name == "cancel" and op.ok:
+            log = self._stored.head(place[0])
+            for message in log.messages(serial):
+                if op.by is not None and log.takeovers.get(message.id):
+                    continue  # an agent replies for its own message, which another writer may have taken over
+                # The server carries out the whole command.
+                answers = (message.id, message.reply_to) if op.by is None else (message.id,)
+                if message.status == "streaming" and sent.op.target in answers:
+                    raise Violation(f"the reply to {place} says ok, but {message.id} still streams")
+
+    def _expires_s(self, sent: Sent) -> float:
+        return sent.stored_s + (sent.op.expires_ms - sent.op.at_ms) / 1000 - self._lag_s(sent)
+
+    def _lag_s(self, sent: Sent) -> float:
+        return max(0.0, sent.stored_s - (sent.op.at_ms - self._start_ms) / 1000)
+
+    def _is_skewed(self, sent: Sent) -> bool:
+        """Return whether the expiry of the command depends on a skewed wall clock."""
+        return self.is_skewed or abs(sent.op.at_ms - self._start_ms - sent.stored_s * 1000) > 60 * SKEWED_MS

@@ -1,0 +1,185 @@
+"""Questions: the possible answers to a question, and replies to its commands.
+
+Layer: oracle.
+
+Plain data and pure judgement. Each question has one turn: its last answer counts, and the answers of attempts that died
+are `interrupted`. Each method that judges returns a sentence, or None.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from holdfast.agents.ids import reply_id
+from holdfast.core.decide_work import ATTEMPTS
+from oracle.plans import Script
+
+Json = dict[str, Any]
+
+
+@dataclass
+class Question:
+    """A message of a user that agents answer."""
+
+    id: str
+    channel: str
+    attempts: int = 1  # the attempts that the faults so far explain
+    final: list[Json] | None = None  # the answers when the question was settled; they do not change after that
+
+
+@dataclass
+class SentCommand:
+    """A command that a user sent, once or more often, and the server's responses."""
+
+    id: str
+    channel: str
+    name: str
+    target: str
+    question: str  # the question that it is about
+    stored: Json | None = None  # the command and its serial, as acknowledged
+    reply: Json | None = None
+    is_refused: bool = False
+
+
+@dataclass
+class Questions:
+    """All questions and commands of a run."""
+
+    seed: int
+    steps: int
+    all: dict[str, Question] = field(default_factory=dict)
+    commands: dict[str, SentCommand] = field(default_factory=dict)
+
+    @property
+    def open(self) -> list[Question]:
+        """Return the questions whose answers may still change."""
+        return [one for one in self.all.values() if one.final is None]
+
+    def is_cancelled(self, question: Question) -> bool:
+        """Return whether the server has acknowledged that the turn was cancelled."""
+        replies = [one.reply for one in self._cancels(question)]
+        return any(reply is not None and reply["ok"] for reply in replies)
+
+    def may_be_cancelled(self, question: Question) -> bool:
+        """Return whether a user sent a `cancel` that was not refused."""
+        return any(not one.is_refused for one in self._cancels(question))
+
+    def _cancels(self, question: Question) -> list[SentCommand]:
+        return [one for one in self.commands.values() if one.question == question.id and one.name == "cancel"]
+
+    # -- answers -----------------------------------------------------------------------------------------------
+
+    @staticmethod
+    def answers(question: Question, messages: Mapping[str, Json]) -> list[Json]:
+        """Return the answers to the question, in the order in which they were created."""
+        own = (one for one in messages.values() if one.get("reply_to") == question.id)
+        return sorted(own, key=lambda one: int(one["created"]))
+
+    def unsettled(self, question: Question, messages: Mapping[str, Json]) -> str | None:
+        """Return what the end of the turn still lacks."""
+        answers = self.answers(question, messages)
+        streaming = [one["id"] for one in answers if one["status"] == "streaming"]
+        if streaming:
+            return f"{streaming} still stream, for {question.id}"
+        if answers and answers[-1]["status"] != "interrupted":
+            return None
+        if self.is_cancelled(question):
+            return None
+        return f"{question.id} is left with {[one['status'] for one in answers] or 'no answer'}"
+
+    def wrong(self, question: Question, messages: Mapping[str, Json]) -> str | None:
+        """Return what is wrong with the answers, whether the question is settled or not."""
+        answers = self.answers(question, messages)
+        if question.id not in messages:
+            return f"{question.id} was acknowledged and is missing"
+        if question.final is not None and answers != question.final:
+            return f"{question.id} was settled with {_summary(question.final)}, and now has {_summary(answers)}"
+        ids = _ids(question)
+        known = [ids.index(one["id"]) for one in answers if one["id"] in ids]
+        if known != sorted(known) or len(known) < len(answers):
+            return f"{question.id} has answers that no attempt gives in this order: {_summary(answers)}"
+        counted = [one for one in answers if one["status"] not in ("streaming", "interrupted")]
+        if len(counted) > 1 or (counted and counted[0] is not answers[-1]):
+            return f"{question.id} has more than the one answer that counts: {_summary(answers)}"
+        return self._wrong_end(question, counted) or self._wrong_writers(question, answers)
+
+    def _wrong_end(self, question: Question, counted: list[Json]) -> str | None:
+        for one in counted:
+            if one["status"] == "failed":
+                return f"{_summary([one])} has failed, for {question.id}: {one.get('reason')}"
+            if one["status"] == "complete" and self.is_cancelled(question):
+                return f"{_summary([one])} is complete, though the cancel of {question.id} was acknowledged"
+            if one["status"] == "cancelled" and not self.may_be_cancelled(question):
+                return f"{_summary([one])} was cancelled, though no user sent a cancel"
+        return None
+
+    def _wrong_writers(self, question: Question, answers: list[Json]) -> str | None:
+        """Check that each attempt has one agent and one answer, and that a fault explains each further attempt."""
+        seen: dict[int, tuple[str, str]] = {}
+        begun = 0
+        for one in answers:
+            script = Script(self.seed, one["id"], steps=self.steps)
+            first = _ids(question).index(one["id"]) + 1  # the attempt that began it, perhaps without any text
+            for piece in script.pieces(_text(one)):
+                if piece.attempt < first:
+                    return f"{one['id']} was begun by attempt {first} at {question.id}, and has {piece}"
+                if seen.setdefault(piece.attempt, (one["id"], piece.writer)) != (one["id"], piece.writer):
+                    return (
+                        f"attempt {piece.attempt} at {question.id} is {seen[piece.attempt]}, and {one['id']}: {piece}"
+                    )
+            begun = max(begun, first, *seen)
+        if begun > question.attempts:
+            return f"attempt {begun} at {question.id} was made, the faults explain {question.attempts}"
+        return None
+
+    def settle(self, question: Question, messages: Mapping[str, Json]) -> list[Json]:
+        """Keep the answers as the final ones, and return them."""
+        question.final = self.answers(question, messages)
+        return question.final
+
+    # -- commands ----------------------------------------------------------------------------------------------
+
+    def acknowledged(
+        self, sent: SentCommand, status: int, response: Json, *, known: tuple[Json | None, Json | None]
+    ) -> str | None:
+        """Take the server's response to `sent`; return what is wrong with it.
+
+        `known` are its `stored` and `reply` at the time of the request; other responses may have come since.
+        """
+        if status == 409 and response["code"] == "finished" and known[0] is None:
+            sent.is_refused = sent.stored is None
+            return None
+        if status not in (200, 201) or (status == 201 and known[0] is not None):
+            return f"command {sent.id}, acknowledged before as {sent.stored}, got status {status}: {response}"
+        stored = {"command": response["command"], "serial": response["serial"]}
+        if sent.stored not in (None, stored):
+            return f"command {sent.id} was acknowledged as {sent.stored}, and then as {stored}"
+        sent.stored, sent.is_refused = stored, False
+        reply = response.get("reply")
+        return self.replied(sent, reply) if reply is not None or known[1] is not None else None
+
+    def replied(self, sent: SentCommand, reply: Json | None) -> str | None:
+        """Take a reply to the command, or None if the server says that it has none; return what is wrong with it."""
+        if sent.reply not in (None, reply):
+            return f"the reply to command {sent.id} was {sent.reply}, and then {reply}"
+        sent.reply = reply
+        return None
+
+    def unanswered(self) -> list[str]:
+        """Return the stored commands of which no client has received a reply."""
+        return [one.id for one in self.commands.values() if one.stored is not None and one.reply is None]
+
+
+def _ids(question: Question) -> list[str]:
+    """Return the ids of the answers, by the attempt that creates them."""
+    return [reply_id(question.id, attempt) for attempt in range(1, ATTEMPTS + 1)]
+
+
+def _text(message: Json) -> str:
+    return "".join(part.get("text", "") for part in message.get("parts", []))
+
+
+def _summary(answers: list[Json]) -> str:
+    return str([(one["id"], one["status"], len(_text(one))) for one in answers])

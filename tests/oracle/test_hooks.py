@@ -1,0 +1,159 @@
+"""The oracle of hooks accepts correct calls, and finds each wrong one.
+
+Layer: tests.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import pytest
+from msgspec.structs import replace
+
+from holdfast.core.ops import Delete, Op, Update
+from holdfast.hub.hooks import KINDS, HookEvent
+from oracle.hooks import HookOracle
+from oracle.log import StoredLogs
+from oracle.violation import Violation
+from tests.oracle.entries import END, create, write
+
+
+class Hook(NamedTuple):
+    name: str = "h"
+    kinds: tuple[str, ...] = KINDS
+    pattern: str = "*"
+
+
+class Process:
+    is_alive = True
+
+
+PROCESS = Process()
+
+
+class Hooked:
+    """A hook, and a channel in which a message was created (1), finished (2), and a second one created (3)."""
+
+    def __init__(self) -> None:
+        self.stored = StoredLogs(is_exclusive=True)
+        self.oracle = HookOracle(Hook(), self.stored)
+        self.oracle.note_registered()
+        self.oracle.note_kept({"hook-registered/h": b"1"})
+        self.store(create("m"), END, create("n"))
+
+    def store(self, *ops: Op, epoch: str = "e1") -> None:
+        self.stored.apply(write(self.stored, *ops, epoch=epoch))
+
+    def event(self, kind: str, serial: int, message_id: str, epoch: str = "e1") -> HookEvent:
+        log = self.stored.epoch("c", epoch)
+        message = log.now(message_id) if log is not None else None
+        return HookEvent(type=kind, channel="c", serial=serial, epoch=epoch, id=message_id, message=message)
+
+    def call(self, kind: str, serial: int, message_id: str, epoch: str = "e1") -> None:
+        """Call the hook, let the call succeed, and keep its position."""
+        event = self.event(kind, serial, message_id, epoch)
+        self.oracle.check_call(event, PROCESS)
+        self.oracle.note_done(event)
+        self.oracle.end_call("c")
+        self.oracle.note_kept({"hook/h/c": f"{epoch}:{serial}".encode()})
+
+    @property
+    def missing(self) -> list[str]:
+        return self.oracle.missing(["c"])
+
+
+@pytest.fixture
+def hooked() -> Hooked:
+    return Hooked()
+
+
+def test_calls_in_order_are_accepted(hooked: Hooked) -> None:
+    assert len(hooked.missing) == 3
+    hooked.call("message.create", 1, "m")
+    hooked.call("message.finish", 2, "m")
+    hooked.call("message.create", 3, "n")
+    assert hooked.missing == []
+
+
+def test_late_hook_gets_the_remaining_calls(hooked: Hooked) -> None:
+    hooked.store(Delete(id="m"), Update(id="n", parts=None, meta={}, at_ms=3))
+    hooked.call("message.create", 3, "n")
+    hooked.call("message.delete", 4, "m")
+    assert hooked.missing == ["h c 5 message.update n"]
+    hooked.call("message.update", 5, "n")
+    assert hooked.missing == []
+
+
+def test_entry_before_the_registration_is_not_due(hooked: Hooked) -> None:
+    oracle = HookOracle(Hook(), hooked.stored)
+    assert oracle.missing(["c"]) == ["h is not registered"]
+    oracle.note_registered()
+    oracle.note_kept({"hook-registered/h": b"1"})
+    assert oracle.missing(["c"]) == []
+    hooked.store(Delete(id="n"))
+    assert oracle.missing(["c"]) == ["h c 4 message.delete n"]
+
+
+def test_next_epoch_is_due_from_its_beginning(hooked: Hooked) -> None:
+    hooked.call("message.create", 3, "n")
+    hooked.stored.delete_channel("c", ["n"])
+    hooked.store(create("m"), epoch="e2")
+    assert hooked.missing == ["h c 1 message.create m"]
+    hooked.call("message.create", 1, "m", "e2")
+    with pytest.raises(Violation, match="after the later epoch"):
+        hooked.oracle.check_call(hooked.event("message.create", 1, "m"), PROCESS)
+
+
+def test_failed_call_is_repeated_and_a_kept_one_is_not(hooked: Hooked) -> None:
+    hooked.oracle.check_call(hooked.event("message.create", 1, "m"), PROCESS)
+    hooked.oracle.end_call("c")
+    hooked.call("message.create", 1, "m")
+    with pytest.raises(Violation, match="though its position is 1"):
+        hooked.call("message.create", 1, "m")
+
+
+def test_call_of_a_killed_process_is_repeated(hooked: Hooked) -> None:
+    process = Process()
+    event = hooked.event("message.create", 1, "m")
+    hooked.oracle.check_call(event, process)
+    with pytest.raises(Violation, match="still runs"):
+        hooked.oracle.check_call(event, PROCESS)
+    process.is_alive = False
+    hooked.oracle.check_call(event, PROCESS)
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        pytest.param(lambda h: h.event("message.create", 4, "o"), id="an entry that is not stored"),
+        pytest.param(lambda h: h.event("message.create", 1, "m", "e9"), id="an epoch that never existed"),
+        pytest.param(lambda h: h.event("message.update", 1, "m"), id="another kind"),
+        pytest.param(lambda h: h.event("message.create", 1, "n"), id="another message"),
+        pytest.param(lambda h: replace(h.event("message.create", 1, "m"), message=None), id="no message"),
+        pytest.param(
+            lambda h: replace(h.event("message.create", 3, "n"), message=h.event("message.create", 1, "m").message),
+            id="the content of another message",
+        ),
+        pytest.param(
+            lambda h: replace(h.event("message.finish", 2, "m"), message=h.stored.head("c").at("m", 1)),
+            id="an earlier version",
+        ),
+    ],
+)
+def test_wrong_call_is_a_violation(hooked: Hooked, event: Callable[[Hooked], HookEvent]) -> None:
+    with pytest.raises(Violation):
+        hooked.oracle.check_call(event(hooked), PROCESS)
+
+
+def test_call_for_an_earlier_entry_is_a_violation(hooked: Hooked) -> None:
+    hooked.oracle.check_call(hooked.event("message.create", 3, "n"), PROCESS)
+    hooked.oracle.end_call("c")
+    with pytest.raises(Violation, match="after 3"):
+        hooked.oracle.check_call(hooked.event("message.create", 1, "m"), PROCESS)
+
+
+def test_position_that_goes_back_is_a_violation(hooked: Hooked) -> None:
+    hooked.oracle.note_kept({"hook/h/c": b"e1:2"})
+    with pytest.raises(Violation, match="goes back"):
+        hooked.oracle.note_kept({"hook/h/c": b"e1:1"})

@@ -1,0 +1,107 @@
+"""Plans and scripts accept the planned text, and no other.
+
+Layer: tests.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from oracle.plans import Append, Piece, Plan, Put, Script, first_difference
+from tests.oracle.test_views import SEED, plan_of
+
+STEPS = 6
+
+
+def text(*texts: str) -> list[dict[str, Any]]:
+    return [{"type": "text", "text": one} for one in texts]
+
+
+def test_plan_depends_on_seed_and_id_alone() -> None:
+    assert Plan(1, "m", steps=9).steps == Plan(1, "m", steps=9).steps
+    assert Plan(1, "m", steps=9).steps != Plan(2, "m", steps=9).steps
+
+
+def test_each_step_begins_where_its_part_ends() -> None:
+    plan = plan_of("thinking")
+    for part in (0, 1):
+        steps = [step for step in plan.steps if isinstance(step, Append) and step.part == part]
+        assert [step.at for step in steps[1:]] == [step.end for step in steps[:-1]]
+        assert "".join(step.text for step in steps) == plan.texts[part]
+
+
+def test_beginning_of_a_plan_is_accepted_until_the_message_is_complete() -> None:
+    plan = plan_of("plain")
+    whole = plan.texts[0]
+    assert plan.wrong([], is_whole=False) is None
+    assert plan.wrong(text(whole[:5]), is_whole=False) is None
+    assert plan.wrong(text(whole), is_whole=True) is None
+    assert plan.wrong(text(whole[:-1]), is_whole=True) is not None
+    assert plan.wrong([], is_whole=True) is not None
+
+
+def test_text_outside_the_plan_is_wrong() -> None:
+    plan = plan_of("plain")
+    assert plan.wrong(text("#"), is_whole=False) is not None
+    assert plan.wrong(text(plan.texts[0] + "#"), is_whole=False) is not None
+    assert plan.wrong(text(plan.texts[0], ""), is_whole=False) is not None
+
+
+def test_progress_part_has_one_of_its_planned_values() -> None:
+    plan = plan_of("progress")
+    numbers = [step.number for step in plan.steps if isinstance(step, Put)]
+    whole = text(plan.texts[0])
+    assert plan.wrong([*whole, plan.value(numbers[0])], is_whole=False) is None
+    assert plan.wrong([*whole, plan.value(numbers[0])], is_whole=True) is not None
+    assert plan.wrong([*whole, plan.value(numbers[-1])], is_whole=True) is None
+    assert plan.wrong([*whole, plan.value(1)], is_whole=False) is not None
+
+
+def test_difference_is_shown_with_the_text_around_it() -> None:
+    sentence = first_difference("x" * 100 + "left", "x" * 100 + "right")
+    assert "differs at 100 (lengths 104 expected, 105 seen)" in sentence
+    assert "left" in sentence
+    assert "right" in sentence
+
+
+# -- scripts -----------------------------------------------------------------------------------------------------------
+
+
+def script_text(id: str, *writers: tuple[int, int, str]) -> str:
+    """Return the text of a message by `writers`: how many pieces, in which attempt, by which writer."""
+    script = Script(SEED, id, steps=STEPS)
+    pieces = [(attempt, writer) for count, attempt, writer in writers for _ in range(count)]
+    return "".join(script.text(Piece(number, *piece)) for number, piece in enumerate(pieces))
+
+
+def test_script_may_have_several_writers_one_after_the_other() -> None:
+    script = Script(SEED, "m", steps=STEPS)
+    assert script.wrong([], is_whole=False) is None
+    assert script.wrong(text(script_text("m", (2, 1, "a"))), is_whole=False) is None
+    assert script.wrong(text(script_text("m", (2, 1, "a"), (4, 2, "b"))), is_whole=True) is None
+    assert script.wrong(text(script.whole("ann")), is_whole=True) is None
+
+
+@pytest.mark.parametrize(
+    ("writers", "is_whole", "why"),
+    [
+        (((2, 2, "b"), (1, 1, "a")), False, "has lost the message"),  # a piece of a fenced writer
+        (((2, 1, "a"), (1, 1, "b")), False, "has lost the message"),  # two writers of one attempt
+        (((5, 1, "a"),), True, "has 5 pieces, written are 6"),
+        (((7, 1, "a"),), False, "has 7 pieces"),
+    ],
+)
+def test_piece_of_another_writer_is_wrong(writers: Any, is_whole: bool, why: str) -> None:
+    wrong = Script(SEED, "m", steps=STEPS).wrong(text(script_text("m", *writers)), is_whole=is_whole)
+    assert wrong is not None
+    assert why in wrong
+
+
+def test_missing_doubled_or_changed_piece_is_wrong() -> None:
+    script = Script(SEED, "m", steps=STEPS)
+    pieces = [script.text(Piece(number, 1, "a")) for number in range(3)]
+    for bad in (pieces[1:], [*pieces, pieces[2]], [pieces[0], pieces[2]], ["#", *pieces], [*pieces, "#"]):
+        assert script.wrong(text("".join(bad)), is_whole=False) is not None
+    assert script.wrong(text("".join(pieces), ""), is_whole=False) is not None

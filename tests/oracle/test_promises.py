@@ -1,0 +1,259 @@
+"""The oracle of promises finds ends that are too early or too late, and accepts those of a correct hub.
+
+Layer: tests.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import msgspec
+import pytest
+
+from holdfast.core.events import ChannelAttached, MessageCreate, PresenceLeave
+from holdfast.core.limits import Limits
+from holdfast.core.names import command_key
+from holdfast.core.ops import Claim, Command, Create, Finish, Op, Reply, Writer
+from holdfast.stores.base import Head
+from oracle.log import StoredLogs
+from oracle.promises import Promises
+from oracle.views import ViewOracle
+from oracle.violation import Violation
+from tests.oracle.entries import create, write
+
+PLACE = ("c", "m")
+
+
+START_MS = 1_750_000_000_000
+
+
+@dataclass
+class Process:
+    name: str = "A1"
+    is_alive: bool = True
+
+
+@dataclass(eq=False)
+class Connection:
+    process: Process = field(default_factory=Process)
+    ended_s: float | None = None
+    sent_s: float = 0.0
+
+
+class Scene:
+    """The promises of a hub, and the facts that they receive."""
+
+    def __init__(self) -> None:
+        self.now_s = 0.0
+        self.stored = StoredLogs(is_exclusive=True)
+        self.promises = Promises(
+            lambda: self.now_s, self.stored, start_ms=START_MS, is_exclusive=True, live_node=lambda: "n"
+        )
+        self.promises.healthy_s = 0.0
+
+    def store(self, *ops: Op, epoch: str = "e1") -> None:
+        one = write(self.stored, *ops, epoch=epoch)
+        self.stored.apply(one)
+        self.promises.apply(one)
+
+    def delete_channel(self) -> None:
+        self.stored.delete_channel("c", [])
+        self.promises.forget(["c"])
+
+    def lose_power(self, kept: int) -> None:
+        self.stored.lose_power("c", Head("e1", kept), "e2")
+        self.promises.lose_power(["c"])
+
+    def view(self) -> ViewOracle:
+        return ViewOracle(
+            "viewer", "c", self.stored, lambda line: None, Limits(), promises=self.promises, now_s=lambda: self.now_s
+        )
+
+    def at(self, now_s: float) -> None:
+        self.now_s = now_s
+
+
+@pytest.fixture
+def scene() -> Scene:
+    return Scene()
+
+
+def message(**fields: object) -> Create:
+    return create("m", author="ada", parts=[], writer=Writer(by="ada", node=None, lease_ms=15_000), **fields)
+
+
+def user_message() -> Create:
+    return create("m", role="user", author="ada", status="complete", parts=[], is_pending=True)
+
+
+def begin_message(scene: Scene, connection: Connection, *, has_response: bool) -> None:
+    """Let a writer create a message on `connection` at 10 s; the connection breaks at 11 s."""
+    scene.at(10.0)
+    scene.store(message())
+    scene.promises.note_request(PLACE, connection)
+    if has_response:
+        scene.promises.note_response(PLACE, connection)
+    scene.at(11.0)
+    connection.ended_s = 11.0
+
+
+def test_connection_with_a_response_leaves_three_seconds_after_its_end(scene: Scene) -> None:
+    begin_message(scene, Connection(Process()), has_response=True)
+    scene.at(18.0)
+    scene.promises.check_due()
+    scene.at(20.0)
+    with pytest.raises(Violation, match="still streams"):
+        scene.promises.check_due()
+
+
+def test_connection_without_a_response_leaves_the_whole_term(scene: Scene) -> None:
+    begin_message(scene, Connection(Process()), has_response=False)
+    scene.at(29.0)
+    scene.promises.check_due()
+    scene.at(31.0)
+    with pytest.raises(Violation, match="still streams"):
+        scene.promises.check_due()
+
+
+def test_connection_that_ended_with_its_hub_leaves_the_whole_term_in_the_next_hub(scene: Scene) -> None:
+    process = Process()
+    begin_message(scene, Connection(process), has_response=True)
+    process.is_alive = False
+    scene.promises.note_boot()  # at the same moment
+    scene.at(29.0)
+    scene.promises.check_due()
+    scene.at(32.0)
+    with pytest.raises(Violation, match="still streams"):
+        scene.promises.check_due()
+
+
+def claim() -> Claim:
+    return Claim(id="m", generation=1, state="taken", by="bot", node=None, lease_ms=15_000)
+
+
+def claim_message(scene: Scene, epoch: str) -> None:
+    scene.store(user_message(), claim(), epoch=epoch)
+
+
+def test_attempt_is_offered_once_in_each_epoch(scene: Scene) -> None:
+    connection = Connection(Process())
+    claim_message(scene, "e1")
+    stamp = scene.stored.stamp
+    scene.delete_channel()
+    scene.promises.note_offer(PLACE, 1, stamp, connection)  # a frame that was sent before the deletion
+    claim_message(scene, "e2")
+    scene.promises.note_offer(PLACE, 1, scene.stored.stamp, connection)
+    with pytest.raises(Violation, match="a second time"):
+        scene.promises.note_offer(PLACE, 1, scene.stored.stamp, connection)
+
+
+def test_attempt_before_its_stored_claim_is_a_violation(scene: Scene) -> None:
+    scene.store(user_message())
+    with pytest.raises(Violation, match="before its claim was stored"):
+        scene.promises.note_offer(PLACE, 1, scene.stored.stamp, Connection(Process()))
+
+
+def receive_a_leave(scene: Scene, *, begun_s: float, back_s: float) -> None:
+    """Let a member be away from 10 s until `back_s`, and a viewer that attached at `begun_s` read the leave at 30 s."""
+    scene.store(message())
+    member, process = ("c", "bob"), Process()
+    first = Connection(process)
+    scene.promises.note_entered(member, first)
+    first.ended_s = 10.0
+    view = scene.view()
+    scene.at(begun_s)
+    view.begin(None)
+    scene.at(back_s)
+    scene.promises.note_entered(member, Connection(process))
+    scene.at(30.0)
+    attached = ChannelAttached(channel="c", epoch="e1", serial=1, resumed=False, more=False, before=1)
+    stored = scene.stored.head("c").at("m", 1)
+    assert stored is not None
+    start = [attached, MessageCreate(serial=1, message=stored)]
+    view.receive(msgspec.to_builtins(start), "e1:1", scene.stored.stamp)
+    view.receive(msgspec.to_builtins([PresenceLeave(id="bob")]), None, scene.stored.stamp)
+
+
+def test_leave_of_an_absent_member_may_arrive_late(scene: Scene) -> None:
+    receive_a_leave(scene, begun_s=12.0, back_s=14.0)
+
+
+def test_leave_of_a_member_that_returned_in_time_is_a_violation(scene: Scene) -> None:
+    with pytest.raises(Violation, match="leave of"):
+        receive_a_leave(scene, begun_s=12.0, back_s=12.9)
+
+
+def test_leave_of_a_member_that_returned_before_the_viewer_attached_is_a_violation(scene: Scene) -> None:
+    with pytest.raises(Violation, match="leave of"):
+        receive_a_leave(scene, begun_s=20.0, back_s=14.0)
+
+
+def test_leave_request_may_be_read_late_by_a_hub_that_was_held_up(scene: Scene) -> None:
+    member, connection = ("c", "bob"), Connection(Process())
+    scene.promises.note_entered(member, connection)
+    scene.at(10.0)
+    scene.promises.note_left(member, connection=connection)
+    scene.at(20.0)
+    connection.ended_s = 20.0
+    scene.promises.check_leave(member, 20.0)
+    scene.at(22.0)
+    scene.promises.note_entered(member, Connection(Process()))
+    scene.at(24.0)
+    with pytest.raises(Violation, match="leave of"):
+        scene.promises.check_leave(member, 24.0)
+
+
+# -- after a power cut -------------------------------------------------------------------------------------------------
+
+
+def test_claimed_turn_that_a_power_cut_left_is_due(scene: Scene) -> None:
+    claim_message(scene, "e1")
+    scene.store(Claim(id="m", generation=1, state="done"))
+    assert not scene.promises.is_busy
+    scene.lose_power(2)
+    assert scene.promises.is_busy
+    scene.store(Claim(id="m", generation=1, state="done"), epoch="e2")
+    assert not scene.promises.is_busy
+
+
+def test_turn_that_a_power_cut_lost_is_not_due(scene: Scene) -> None:
+    claim_message(scene, "e1")
+    scene.lose_power(0)
+    assert not scene.promises.is_busy
+
+
+def test_lease_whose_end_was_lost_is_due_again(scene: Scene) -> None:
+    scene.at(10.0)
+    scene.store(message())
+    scene.store(Finish(id="m", status="complete", reason=None, meta=None, at_ms=1, request=None))
+    scene.lose_power(1)
+    scene.at(29.0)
+    scene.promises.check_due()
+    scene.at(31.0)
+    with pytest.raises(Violation, match="still streams"):
+        scene.promises.check_due()
+
+
+def test_command_whose_reply_was_lost_expires_again(scene: Scene) -> None:
+    key = command_key("k")
+    scene.at(10.0)
+    sent_ms = START_MS + 10_000
+    scene.store(
+        Command(
+            id=key,
+            name="approve",
+            target=None,
+            data=None,
+            by="ada",
+            at_ms=sent_ms,
+            expires_ms=sent_ms + 20_000,
+            digest=b"\x00" * 16,
+        )
+    )
+    scene.store(Reply(id=key, ok=True, data=None, error=None, by="bob"))
+    scene.lose_power(1)
+    scene.at(34.0)
+    scene.promises.check_due()
+    scene.at(36.0)
+    with pytest.raises(Violation, match="has expired"):
+        scene.promises.check_due()

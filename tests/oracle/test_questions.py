@@ -1,0 +1,152 @@
+"""The oracle of questions accepts each correct course of a turn, and finds each wrong one.
+
+Layer: tests.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from holdfast.agents.ids import reply_id
+from oracle.questions import Question, Questions, SentCommand
+from tests.oracle.test_plans import STEPS, script_text
+from tests.oracle.test_views import SEED
+
+Json = dict[str, Any]
+ID = "ask-0"
+
+
+def answer(attempt: int, status: str, *writers: tuple[int, int, str], created: int | None = None) -> Json:
+    """Return the answer that an attempt created; without `writers` it is whole, by one agent."""
+    id = reply_id(ID, attempt)
+    parts = [{"type": "text", "text": script_text(id, *(writers or ((STEPS, attempt, f"bot-{attempt}"),)))}]
+    return {"id": id, "status": status, "reply_to": ID, "created": created or 1 + attempt, "parts": parts}
+
+
+def stored(*answers: Json) -> dict[str, Json]:
+    return {one["id"]: one for one in ({"id": ID, "status": "complete", "created": 1}, *answers)}
+
+
+def one_question(attempts: int = 2) -> tuple[Questions, Question]:
+    question = Question(ID, "c", attempts)
+    return Questions(SEED, STEPS, {ID: question}), question
+
+
+INTERRUPTED = answer(1, "interrupted", (2, 1, "bot-1"))
+
+
+@pytest.mark.parametrize(
+    "answers",
+    [
+        [answer(1, "complete")],
+        [INTERRUPTED, answer(2, "complete")],
+        [answer(1, "complete", (2, 1, "bot-1"), (4, 2, "bot-2"))],  # a second attempt continues the answer
+        [answer(1, "interrupted", (0, 1, "")), answer(2, "complete")],
+    ],
+)
+def test_question_with_one_answer_that_counts_is_settled(answers: list[Json]) -> None:
+    questions, question = one_question()
+    assert questions.wrong(question, stored(*answers)) is None
+    assert questions.unsettled(question, stored(*answers)) is None
+
+
+@pytest.mark.parametrize(
+    ("answers", "why"),
+    [
+        ([answer(1, "complete"), answer(2, "complete")], "more than the one answer that counts"),
+        ([answer(1, "complete"), INTERRUPTED | {"id": reply_id(ID, 2), "created": 9}], "more than the one"),
+        ([answer(1, "complete") | {"id": "other"}], "no attempt gives"),
+        ([answer(2, "interrupted", created=2), answer(1, "complete", created=3)], "no attempt gives in this order"),
+        ([INTERRUPTED, answer(2, "complete", (6, 1, "bot-1"))], "was begun by attempt 2"),
+        ([INTERRUPTED, answer(2, "interrupted"), answer(3, "complete")], "the faults explain 2"),
+        ([answer(1, "failed") | {"reason": "crashed"}], "has failed"),
+        ([answer(1, "cancelled")], "no user sent a cancel"),
+        ([answer(1, "interrupted", (1, 1, "a"), (1, 2, "b")), answer(2, "complete", (6, 2, "b"))], "attempt 2 at"),
+    ],
+)
+def test_wrong_answers_are_found(answers: list[Json], why: str) -> None:
+    questions, question = one_question()
+    wrong = questions.wrong(question, stored(*answers))
+    assert wrong is not None
+    assert why in wrong
+
+
+@pytest.mark.parametrize(
+    ("answers", "why"),
+    [
+        ([], "no answer"),
+        ([INTERRUPTED], "left with"),
+        ([answer(1, "streaming", (2, 1, "bot-1"))], "still stream"),
+        ([answer(1, "streaming", (2, 1, "bot-1")), answer(2, "complete")], "still stream"),
+    ],
+)
+def test_question_with_an_open_turn_is_not_settled(answers: list[Json], why: str) -> None:
+    questions, question = one_question()
+    missing = questions.unsettled(question, stored(*answers))
+    assert missing is not None
+    assert why in missing
+
+
+def test_settled_answers_do_not_change() -> None:
+    questions, question = one_question()
+    questions.settle(question, stored(INTERRUPTED, answer(2, "complete")))
+    assert questions.wrong(question, stored(INTERRUPTED, answer(2, "complete"))) is None
+    longer = answer(1, "interrupted", (3, 1, "bot-1"))  # with a token of a fenced agent
+    for later in (stored(longer, answer(2, "complete")), stored(answer(2, "complete")), {}):
+        assert questions.wrong(question, later) is not None
+
+
+# -- commands ----------------------------------------------------------------------------------------------------------
+
+STOP = {"command": {"id": "stop-0", "name": "cancel"}, "serial": 7}
+REPLY = {"type": "command.reply", "serial": 8, "id": "stop-0", "ok": True, "from": "bot-1"}
+
+
+def send(questions: Questions, *responses: tuple[int, Json]) -> list[str | None]:
+    """Send one command again and again; return what is wrong with each response."""
+    sent = questions.commands["stop-0"] = SentCommand("stop-0", "c", "cancel", ID, ID)
+    return [
+        questions.acknowledged(sent, status, response, known=(sent.stored, sent.reply))
+        for status, response in responses
+    ]
+
+
+def test_command_has_one_reply_and_a_repeat_gets_the_same() -> None:
+    questions, question = one_question()
+    replied = STOP | {"reply": REPLY}
+    assert send(questions, (201, STOP), (200, STOP), (200, replied), (200, replied)) == [None] * 4
+    assert questions.unanswered() == []
+    assert questions.unsettled(question, stored(INTERRUPTED)) is None  # cancelled between two attempts
+    assert questions.wrong(question, stored(answer(1, "cancelled", (2, 1, "bot-1")))) is None
+    wrong = questions.wrong(question, stored(answer(1, "complete")))
+    assert wrong is not None
+    assert "though the cancel of" in wrong
+
+
+@pytest.mark.parametrize(
+    ("response", "why"),
+    [
+        ((200, STOP), "and then None"),  # the reply was lost
+        ((200, STOP | {"reply": REPLY | {"ok": False}}), "and then {"),
+        ((200, STOP | {"serial": 9, "reply": REPLY}), "and then as"),
+        ((201, STOP | {"reply": REPLY}), "got status 201"),  # stored a second time
+        ((404, {"code": "not_found"}), "got status 404"),
+        ((409, {"code": "finished"}), "got status 409"),
+    ],
+)
+def test_other_response_to_a_repeat_is_found(response: tuple[int, Json], why: str) -> None:
+    wrong = send(one_question()[0], (201, STOP), (200, STOP | {"reply": REPLY}), response)
+    assert wrong[:2] == [None, None]
+    assert wrong[2] is not None
+    assert why in wrong[2]
+
+
+def test_command_without_a_reply_is_found() -> None:
+    questions, _ = one_question()
+    assert send(questions, (201, STOP)) == [None]
+    assert questions.unanswered() == ["stop-0"]
+    refused, _ = one_question()
+    assert send(refused, (409, {"code": "finished"})) == [None]
+    assert refused.unanswered() == []

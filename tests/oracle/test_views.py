@@ -1,0 +1,201 @@
+"""The view oracles accept a correct view, and find each kind of wrong one.
+
+Layer: tests.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+import pytest
+
+from holdfast.core.events import ChannelAttached, MessageAppend, MessageUpdate, ServerEvent
+from holdfast.core.limits import Limits
+from holdfast.core.ops import Append
+from oracle.log import StoredLogs
+from oracle.plans import Piece, Plan, Script
+from oracle.views import PlanOracle, ViewOracle
+from oracle.violation import Violation
+from tests.oracle.entries import create, write
+from wirecheck import Checker
+
+Json = dict[str, Any]
+SEED = 3
+
+
+class Channel:
+    """A channel with a message that was written as "hi", " you" and "!", and one viewer."""
+
+    def __init__(self) -> None:
+        self.stored = StoredLogs(is_exclusive=True)
+        self.stored.apply(write(self.stored, create("m")))
+        for at, text in ((2, " you"), (6, "!")):
+            self.stored.apply(write(self.stored, Append(id="m", part=0, at=at, text=text)))
+        self.oracle = ViewOracle("ann", "c", self.stored, lambda line: None, Limits())
+
+    def receive(self, events: list[ServerEvent], cursor: str | None = None, stamp: int = 3) -> None:
+        self.oracle.receive(msgspec.to_builtins(events), cursor, stamp)
+
+    def whole(self, serial: int, label: int | None = None) -> MessageUpdate:
+        message = self.stored.head("c").at("m", serial)
+        assert message is not None
+        return MessageUpdate(serial=label or serial, message=message)
+
+
+@pytest.fixture
+def channel() -> Channel:
+    channel = Channel()
+    channel.oracle.begin(None)
+    return channel
+
+
+def attached(serial: int, *, resumed: bool = False) -> ChannelAttached:
+    more, before = (None, None) if resumed else (False, 1)
+    return ChannelAttached(channel="c", epoch="e1", serial=serial, resumed=resumed, more=more, before=before)
+
+
+def append(serial: int, at: int, text: str) -> MessageAppend:
+    return MessageAppend(serial=serial, id="m", part=0, at=at, text=text)
+
+
+def test_view_that_equals_the_log_is_accepted(channel: Channel) -> None:
+    channel.receive([attached(1), channel.whole(1)], "e1:1")
+    channel.receive([append(3, 2, " you!")], "e1:3")
+    assert channel.oracle.is_settled
+
+
+@pytest.mark.parametrize(
+    ("events", "cursor"),
+    [
+        pytest.param(lambda c: [c.whole(1)], "e1:1", id="not attached"),
+        pytest.param(lambda c: [attached(4), c.whole(3)], "e1:4", id="an entry too many"),
+        pytest.param(lambda c: [attached(3), c.whole(3)], "e2:3", id="another epoch"),
+        pytest.param(lambda c: [attached(3), c.whole(2)], "e1:3", id="too little text"),
+        pytest.param(lambda c: [attached(3), c.whole(3, label=2)], "e1:3", id="a wrong label"),
+        pytest.param(lambda c: [attached(3)], "e1:3", id="no message"),
+        pytest.param(lambda c: [attached(3, resumed=True), c.whole(3)], "e1:3", id="resumed without a cursor"),
+    ],
+)
+def test_wrong_first_batch_is_a_violation(
+    channel: Channel, events: Callable[[Channel], list[ServerEvent]], cursor: str
+) -> None:
+    with pytest.raises(Violation):
+        channel.receive(events(channel), cursor)
+
+
+@pytest.mark.parametrize(
+    ("event", "cursor"),
+    [
+        pytest.param(append(3, 6, "!"), "e1:3", id="a gap"),
+        pytest.param(append(3, 2, " me!"), "e1:3", id="other text"),
+        pytest.param(append(3, 2, " "), None, id="an older text"),
+        pytest.param(append(2, 2, " you"), "e1:3", id="less than the cursor names"),
+    ],
+)
+def test_batch_that_does_not_continue_the_view_is_a_violation(
+    channel: Channel, event: MessageAppend, cursor: str | None
+) -> None:
+    channel.receive([attached(1), channel.whole(1)], "e1:1")
+    with pytest.raises(Violation):
+        channel.receive([event], cursor)
+        channel.receive([], "e1:3")
+
+
+def test_entry_that_was_sent_before_it_was_stored_is_a_violation(channel: Channel) -> None:
+    with pytest.raises(Violation, match="before it was stored"):
+        channel.receive([attached(3), channel.whole(3)], "e1:3", stamp=2)
+
+
+def test_older_state_after_a_reload_is_a_violation(channel: Channel) -> None:
+    channel.receive([attached(3), channel.whole(3)], "e1:3")
+    channel.oracle.reload()
+    channel.oracle.begin(None)
+    with pytest.raises(Violation, match="back to"):
+        channel.receive([attached(2), channel.whole(2)], "e1:2")
+
+
+def test_new_start_after_few_changes_is_a_violation(channel: Channel) -> None:
+    channel.receive([attached(1), channel.whole(1)], "e1:1")
+    channel.oracle.begin("e1:1")
+    with pytest.raises(Violation, match="needless"):
+        channel.receive([attached(3), channel.whole(3)], "e1:3")
+
+
+# -- plans -------------------------------------------------------------------------------------------------------------
+
+
+def plan_of(content: str, afterwards: str = "nothing") -> Plan:
+    """Return the first plan of this content and end."""
+    plans = (Plan(SEED, f"m-{number}", steps=12) for number in range(1_000))
+    return next(one for one in plans if (one.content, one.afterwards) == (content, afterwards))
+
+
+def message(plan: Plan, length: int, status: str = "streaming") -> Json:
+    parts = [{"type": "text", "text": plan.texts[0][:length]}]
+    return {"id": plan.id, "role": "assistant", "status": status, "parts": parts}
+
+
+def view(serial: int, *messages: Json) -> Checker:
+    """Return a view after a new start that holds `messages`."""
+    checker = Checker("c")
+    checker.begin(None)
+    start = {"type": "channel.attached", "channel": "c", "epoch": "e", "serial": serial, "resumed": False}
+    updates = [
+        {"type": "message.update", "serial": serial, "message": {"created": 1, **one, "version": serial}}
+        for one in messages
+    ]
+    checker.take([start, *updates], f"e:{serial}")
+    assert checker.violations == []
+    return checker
+
+
+def kinds_after(oracle: PlanOracle, before: list[Json], after: list[Json]) -> list[str]:
+    """Return the kinds of violations if a person sees `before`, and `after` a reload."""
+    oracle.look(view(4, *before))
+    oracle.look(view(5, *after))
+    return [one.kind for one in oracle.violations]
+
+
+@pytest.mark.parametrize(
+    ("length", "status", "kinds"),
+    [(7, "streaming", []), (9, "streaming", []), (6, "streaming", ["shrunk"]), (9, "complete", ["untrue"])],
+)
+def test_shown_text_stays_after_a_reload(length: int, status: str, kinds: list[str]) -> None:
+    plan = plan_of("plain")
+    assert kinds_after(PlanOracle(SEED, 12), [message(plan, 7)], [message(plan, length, status)]) == kinds
+
+
+def test_finished_message_stays_finished() -> None:
+    plan = plan_of("plain")
+    before, after = message(plan, 7, "interrupted"), message(plan, 8, "interrupted")
+    assert kinds_after(PlanOracle(SEED, 12), [before], [after]) == ["reopened"]
+
+
+@pytest.mark.parametrize(("afterwards", "kinds"), [("nothing", ["vanished"]), ("delete", [])])
+def test_message_disappears_only_if_its_plan_deletes_it(afterwards: str, kinds: list[str]) -> None:
+    plan = plan_of("plain", afterwards)
+    assert kinds_after(PlanOracle(SEED, 12), [message(plan, 7)], []) == kinds
+
+
+def written(count: int, status: str, attempt: int = 1, writer: str = "a") -> Json:
+    """Return a message of a script with `count` pieces by one writer."""
+    script = Script(SEED, "m", steps=6)
+    text = "".join(script.text(Piece(number, attempt, writer)) for number in range(count))
+    return {"id": "m", "role": "assistant", "status": status, "parts": [{"type": "text", "text": text}]}
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "kinds"),
+    [
+        (written(2, "interrupted"), written(4, "streaming"), []),  # a successor continues it
+        (written(2, "interrupted"), written(6, "complete"), []),
+        (written(2, "cancelled"), written(4, "streaming"), ["reopened"]),
+        (written(6, "complete"), written(6, "interrupted"), ["reopened"]),
+        (written(2, "streaming"), written(4, "streaming", 2, "b"), ["changed"]),  # longer, but with another text
+        (written(4, "streaming"), written(2, "streaming"), ["shrunk", "changed"]),
+    ],
+)
+def test_shown_text_stays_when_a_successor_continues_it(before: Json, after: Json, kinds: list[str]) -> None:
+    assert kinds_after(PlanOracle(SEED, 6, "script"), [before], [after]) == kinds

@@ -1,0 +1,84 @@
+"""The bounds accept a correct hub, and find each container that grows.
+
+Layer: tests.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from holdfast.app import Hub
+from holdfast.hub.deadlines import Deadlines
+from oracle.violation import Violation
+from simulation.bounds import HELD, SPARE, Bounds
+from simulation.hooks import is_expected
+
+
+@pytest.fixture
+async def hub() -> Any:
+    hub = Hub("memory://", hooks_signals=False)
+    await hub.start()
+    yield hub
+    await hub.close()
+
+
+@pytest.fixture
+def bounds(hub: Hub) -> Bounds:
+    return Bounds(hub, "A1", lambda: 0.0, lambda: 0.0)
+
+
+def check_all(bounds: Bounds) -> None:
+    """Run all checks: some run only after several steps."""
+    for _ in range(20):
+        bounds.stepped()
+
+
+async def test_idle_hub_is_within_its_bounds(hub: Hub, bounds: Bounds) -> None:
+    async with hub.message("c") as message:
+        await message.append("text")
+        check_all(bounds)
+
+
+async def test_dropped_deadlines_leave_the_heap(hub: Hub, bounds: Bounds, monkeypatch: pytest.MonkeyPatch) -> None:
+    deadlines = hub.runtime.deadlines
+
+    def set_and_drop() -> None:
+        for number in range(3_000):
+            deadlines.set(number, hub.clock.now_ms() + number, lambda: None)
+            deadlines.drop(number)
+
+    set_and_drop()
+    check_all(bounds)
+    monkeypatch.setattr(Deadlines, "_push", keep_in_the_heap)
+    set_and_drop()
+    with pytest.raises(Violation, match="deadlines are in the heap"):
+        bounds.stepped()
+
+
+def keep_in_the_heap(self: Deadlines, due_s: float, key: Any) -> None:
+    self._heap.append((due_s, self._next(), key))
+
+
+async def test_container_without_a_bound_of_its_own_is_bounded(hub: Hub, bounds: Bounds) -> None:
+    hub.__dict__["_new_cache"] = dict.fromkeys(range(SPARE))
+    check_all(bounds)
+    hub.__dict__["_new_cache"][SPARE] = None
+    with pytest.raises(Violation, match=rf"{SPARE + 1} things are in Hub._new_cache, {SPARE} at most"):
+        check_all(bounds)
+
+
+async def test_feed_holds_no_queue(hub: Hub, bounds: Bounds, monkeypatch: pytest.MonkeyPatch) -> None:
+    feed = await hub.attach("c", None, wake=lambda: None)
+    check_all(bounds)
+    monkeypatch.setattr(feed, "wake", [1])
+    with pytest.raises(Violation, match=r"1 things are in Feed.wake, 0 at most"):
+        check_all(bounds)
+    assert HELD > 1
+    feed.close()
+
+
+def test_logged_error_of_a_hook_is_expected_only_if_the_simulator_causes_it() -> None:
+    assert is_expected(("h", "c", "OnPurpose", 1.0))
+    assert not is_expected(("h", "c", "KeyError", 1.0))

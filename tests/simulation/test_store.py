@@ -1,0 +1,128 @@
+"""The simulated store passes each write to the log, and fails in each way that a real one does.
+
+Layer: tests.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from random import Random
+
+import pytest
+
+from holdfast.core.document import document
+from holdfast.core.draft import Draft
+from holdfast.core.ops import Append, Create, Op
+from holdfast.core.state import ChannelState
+from holdfast.stores.base import Committed, CommitUnknown, Conflict, Head, StoreUnavailable, Write
+from oracle.log import StoredLogs
+from oracle.violation import Violation
+from simulation.clock import Process, VirtualLoop
+from simulation.faults import FaultModel
+from simulation.store import SimStore, StoreClient
+from simulation.trace import Trace
+from tests.oracle.entries import create
+
+HOUR_S = 3600.0
+
+
+class Disk:
+    """A store, its log, and its faults."""
+
+    def __init__(self, loop: VirtualLoop, **faults: object) -> None:
+        self.stored = StoredLogs(is_exclusive=True)
+        self.trace = Trace(loop)
+        self.store = SimStore(loop, FaultModel(**faults), self.stored, self.trace, is_exclusive=True)  # type: ignore[arg-type]
+
+    def client(self, process: Process | None = None, seed: int = 1) -> StoreClient:
+        return self.store.connect(process or Process("p"), Random(seed))
+
+
+def write(state: ChannelState, *ops: Op) -> Write:
+    """Return the write of a hub whose channel is at `state`."""
+    draft = Draft(state)
+    for op in ops:
+        draft.add(op)
+    ids = {op.id for op in ops if isinstance(op, Create)}
+    documents = [document(message) for one in sorted(ids) if (message := draft.message(one)) is not None]
+    return Write(channel="c", epoch="e1", expected=state.serial, entries=draft.entries(), documents=documents)
+
+
+FIRST = write(ChannelState("c"), create("m"))
+
+
+def test_write_is_in_the_log_before_its_response(loop: VirtualLoop) -> None:
+    disk = Disk(loop, store_s=(1.0, 1.0))
+
+    async def main() -> tuple[int, list[Committed | Conflict]]:
+        call = loop.create_task(disk.client().commit([FIRST]))
+        await asyncio.sleep(0.999)
+        return disk.stored.head("c").serial, await call
+
+    assert loop.run_until_complete(main()) == (1, [Committed(1)])
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_commit_with_an_unknown_outcome_is_stored_or_not(loop: VirtualLoop, seed: int) -> None:
+    disk = Disk(loop, unknown_chance=1.0)
+    client = disk.client(seed=seed)
+    with pytest.raises(CommitUnknown):
+        loop.run_until_complete(client.commit([FIRST]))
+    head = loop.run_until_complete(client.head("c"))
+    assert head.serial == disk.stored.head("c").serial
+    assert disk.trace.violation is None
+
+
+def test_store_that_is_down_stores_no_entry(loop: VirtualLoop) -> None:
+    disk = Disk(loop, down_chance=1.0)
+    with pytest.raises(StoreUnavailable):
+        loop.run_until_complete(disk.client().commit([FIRST]))
+    assert disk.stored.head("c").serial == 0
+
+
+def test_embedded_store_carries_a_waiting_call_out_or_loses_it_with_its_process(loop: VirtualLoop) -> None:
+    disk = Disk(loop, store_s=(1.0, 1.0))
+    process = Process("p")
+    client = disk.client(process)
+
+    async def main() -> None:
+        process.start(loop, client.commit([FIRST]))
+        await asyncio.sleep(0)
+        process.is_alive, process.is_held = False, True
+        client.process_died()
+        serial = disk.stored.head("c").serial
+        await asyncio.sleep(HOUR_S)
+        assert disk.stored.head("c").serial == serial
+
+    loop.run_until_complete(main())
+
+
+def test_power_cut_loses_writes_since_the_last_sync_and_begins_an_epoch(loop: VirtualLoop) -> None:
+    disk = Disk(loop)
+    state = ChannelState("c", "e1", 1)
+    disk.store.commit("p", [FIRST])
+    disk.store.sync()
+    disk.store.commit("p", [write(state, create("n"))])
+    disk.store.power_cut()
+    log = disk.stored.head("c")
+    assert (log.epoch, log.serial) == ("cut1", 1)
+    assert loop.run_until_complete(disk.client().head("c")) == Head("cut1", 1)
+    assert [message.id for message in log.messages(1)] == ["m"]
+    assert disk.stored.has_changed_epoch("c", 1)
+
+
+def test_power_cut_loses_notes_since_the_last_sync(loop: VirtualLoop) -> None:
+    disk = Disk(loop)
+    disk.store.note({"hook/h/c": b"e1:1"})
+    disk.store.sync()
+    disk.store.note({"hook/h/c": b"e1:2", "hook-registered/h": b"1"})
+    disk.store.power_cut()
+    assert loop.run_until_complete(disk.client().notes("hook")) == {"hook/h/c": b"e1:1"}
+
+
+def test_document_that_differs_from_the_log_is_a_violation(loop: VirtualLoop) -> None:
+    disk = Disk(loop)
+    other = write(ChannelState("c"), create("m"), Append(id="m", part=0, at=2, text="!"))
+    wrong = Write(channel="c", epoch="e1", expected=0, entries=FIRST.entries, documents=other.documents)
+    with pytest.raises(Violation):
+        disk.store.commit("p", [wrong])

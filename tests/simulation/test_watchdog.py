@@ -1,0 +1,116 @@
+"""A run ends, even if a step or a loop of the code under test does not.
+
+Layer: tests.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import signal
+import threading
+from typing import Any
+
+import pytest
+
+from simulation import World, watchdog
+from simulation.clock import Stuck, VirtualLoop
+from simulation.watchdog import Hung, watching
+from tests.simulation.mutants import block_until_a_load
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watchdog, "BUSY_TICK_S", 0.01)
+    monkeypatch.setattr(watchdog, "IDLE_TICK_S", 0.01)
+
+
+def spin() -> None:
+    while True:
+        pass
+
+
+def wait_for_a_lock() -> None:
+    lock = threading.Lock()
+    with lock:
+        lock.acquire()
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize("hang", [spin, wait_for_a_lock])
+def test_step_that_hangs_is_interrupted_and_located(hang: Any) -> None:
+    places: list[str] = []
+    others = itertools.count()
+    is_hanging = False
+    with pytest.raises(Hung), watching(lambda: 0 if is_hanging else next(others), places.append):
+        is_hanging = True  # set after the setup, which may take long on a busy machine
+        hang()
+    assert len(places) == 1
+    assert hang.__name__ in places[0]
+
+
+@pytest.mark.usefixtures("quick")
+def test_steps_that_end_may_take_any_time_together() -> None:
+    steps = 0
+    places: list[str] = []
+    begun_s = signal.getitimer(signal.ITIMER_PROF)
+    with watching(lambda: steps, places.append):
+        while steps < 300:
+            sum(range(20_000))  # together they take several times the limit of one step
+            steps += 1
+    assert places == []
+    assert signal.getitimer(signal.ITIMER_PROF) == begun_s == (0.0, 0.0)
+
+
+@pytest.mark.usefixtures("quick")
+def test_step_that_catches_every_error_is_interrupted() -> None:
+    def swallow() -> None:
+        while True:
+            try:
+                spin()
+            except Exception:
+                continue
+
+    with pytest.raises(Hung), watching(lambda: 1, lambda where: None):
+        swallow()
+
+
+def test_signal_handlers_are_restored() -> None:
+    before = signal.getsignal(signal.SIGPROF), signal.getsignal(signal.SIGALRM)
+    with watching(lambda: 1, lambda where: None):
+        assert signal.getsignal(signal.SIGPROF) != before[0]
+    assert (signal.getsignal(signal.SIGPROF), signal.getsignal(signal.SIGALRM)) == before
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_run_that_hangs_is_reported_and_hangs_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    block_until_a_load(monkeypatch)
+    monkeypatch.setattr(watchdog, "BUSY_TICK_S", 0.1)  # no step of a hub takes half a second
+    first, second = World(0).run(), World(0).run()
+    assert "does not end" in str(first.violation)
+    assert any("mutants.py" in line and "while not channel.is_ready" in line for line in first.lines)
+    assert (str(first.violation), first.digest) == (str(second.violation), second.digest)
+
+
+def test_loop_with_tiny_waits_is_reported() -> None:
+    async def poll() -> None:
+        for _ in itertools.count():
+            await asyncio.sleep(1e-6)
+
+    loop = VirtualLoop()
+    with pytest.raises(Stuck, match="time creeps") as stuck:
+        loop.run_until_complete(poll())
+    assert stuck.value.where
+    loop.close()
+
+
+def test_loop_without_waits_is_reported_with_its_place() -> None:
+    async def poll() -> None:
+        for _ in itertools.count():
+            await asyncio.sleep(0)
+
+    loop = VirtualLoop()
+    with pytest.raises(Stuck, match="time stands still") as stuck:
+        loop.run_until_complete(poll())
+    assert f"{poll.__qualname__} in {__file__}" in stuck.value.where
+    loop.close()
