@@ -249,7 +249,9 @@ class Connections:
                     self._evict(one, f"{address} kept more than {self.max_waiting_of_address} connections waiting")
         excess = self.waiting - self.max_waiting
         if excess > 0:
-            everyone = sorted((one for group in self._by_address.values() for one in group), key=lambda one: one.since_s)
+            everyone = sorted(
+                (one for group in self._by_address.values() for one in group), key=lambda one: one.since_s
+            )
             for one in everyone[:excess]:
                 if one.since_s <= chance_s:
                     self._evict(one, f"more than {self.max_waiting} connections were waiting")
