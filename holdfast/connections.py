@@ -215,7 +215,8 @@ class Connections:
         """End the oldest waiting connection of the address that has most of them.
 
         Many clients of one address may connect in one moment. So addresses count whose oldest connection had a chance
-        to send something. If no address has one, the oldest of all goes if `is_forced`, else no connection. Finding one takes 50 µs with a thousand addresses, less than to accept a connection.
+        to send something. If no address has one, the oldest of all goes if `is_forced`, else no connection. Finding one
+        takes 50 µs with a thousand addresses, less than to accept a connection.
         """
         chance_s = asyncio.get_running_loop().time() - CHANCE_S
         oldest = [(next(iter(group)), len(group)) for group in self._by_address.values()]
