@@ -113,6 +113,72 @@ def test_imports_point_one_way(path: Path) -> None:
         )
 
 
+# Two modules that name each other's types. Neither imports the other when it runs.
+TYPE_CIRCLES = {
+    frozenset({"transports.attachments", "transports.session"}),
+    frozenset({"client.agents", "client.client"}),
+}
+
+
+def test_modules_do_not_import_each_other_in_a_circle() -> None:
+    modules = {name_of(path): path for path in MODULES if path.name != "__init__.py"}
+    graph = {name: {found for found in own_imports(path) if found in modules} for name, path in modules.items()}
+    reached = {name: reachable(name, graph) for name in graph}
+    circles = {
+        frozenset(one for one in reached[name] if name in reached[one]) for name in graph if name in reached[name]
+    }
+    assert circles == TYPE_CIRCLES
+
+
+def reachable(name: str, graph: dict[str, set[str]]) -> set[str]:
+    """Return the modules that `name` imports, directly or by way of others."""
+    found: set[str] = set()
+    ahead = list(graph[name])
+    while ahead:
+        one = ahead.pop()
+        if one not in found:
+            found.add(one)
+            ahead += graph[one]
+    return found
+
+
+MAX_METHODS, MAX_ATTRIBUTES = 40, 20
+# The suite for stores has one method for each promise. These records hold fields of one object and have no state of
+# their own. The last three may only shrink.
+WIDE = {
+    "StoreContract": (80, 0),
+    "MessageState": (9, 28),
+    "MessageHead": (0, 24),
+    "Limits": (0, 24),
+    "Client": (42, 17),
+    "Engine": (42, 21),
+    "Link": (30, 22),
+}
+
+
+def test_a_class_has_at_most_40_methods_and_20_attributes() -> None:
+    sizes = {node.name: size_of(node) for path in MODULES for node in classes_in(path)}
+    too_wide = {
+        name: (methods, attributes)
+        for name, (methods, attributes) in sizes.items()
+        if methods > WIDE.get(name, (MAX_METHODS, 0))[0] or attributes > WIDE.get(name, (0, MAX_ATTRIBUTES))[1]
+    }
+    assert too_wide == {}
+
+
+def classes_in(path: Path) -> list[ast.ClassDef]:
+    return [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ClassDef)]
+
+
+def size_of(node: ast.ClassDef) -> tuple[int, int]:
+    """Return the number of methods, and of attributes that the class declares or sets on `self`."""
+    methods = [one for one in node.body if isinstance(one, ast.FunctionDef | ast.AsyncFunctionDef)]
+    fields = {one.target.id for one in node.body if isinstance(one, ast.AnnAssign) and isinstance(one.target, ast.Name)}
+    stores = (one for one in ast.walk(node) if isinstance(one, ast.Attribute) and isinstance(one.ctx, ast.Store))
+    fields |= {one.attr for one in stores if isinstance(one.value, ast.Name) and one.value.id == "self"}
+    return len(methods), len(fields)
+
+
 CLIENT = sorted((PACKAGE / "client").glob("*.py"))
 
 
