@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+import select
+import socket
+
 import pytest
 
 from holdfast.connections import MAX_BURST, Connection, Connections, TrustedProxies, address_group
 from holdfast.core.errors import LocalError
+from holdfast.serving import listen
 
 
 class Peer:
@@ -48,6 +53,22 @@ async def test_clients_that_reconnect_in_one_moment_are_not_ended_for_their_numb
     assert not any(peer.is_evicted for peer in viewers)
     waiting(book, "192.0.2.2")
     assert [peer.is_evicted for peer in viewers[:2]] == [True, False]
+
+
+async def test_listening_socket_keeps_room_for_a_thousand_viewers_while_a_server_starts() -> None:
+    listening = listen("127.0.0.1", 0)
+    listening.setblocking(False)
+    server = await asyncio.start_server(lambda reader, writer: None, sock=listening, backlog=1, start_serving=False)
+    await server.start_serving()  # asyncio calls `listen` with its own backlog
+    clients = [socket.socket() for _ in range(200)]
+    for client in clients:
+        client.setblocking(False)
+        client.connect_ex(listening.getsockname())  # this loop accepts none of them meanwhile
+    connected = select.select([], clients, [], 0.5)[1]
+    for client in clients:
+        client.close()
+    server.close()
+    assert len(connected) == 200
 
 
 async def test_socket_of_an_unknown_peer_counts_at_once() -> None:
