@@ -28,9 +28,9 @@ from holdfast.core.errors import LocalError
 logger = logging.getLogger("holdfast.serving")
 
 # The memory of more small objects would not come back: a few that live on keep each of Python's arenas (measured).
-MAX_WAITING = 192
+MAX_WAITING = 144
 # A browser opens at most six connections for a page, and hundreds of people may share the address of an office.
-MAX_WAITING_OF_ADDRESS = 128
+MAX_WAITING_OF_ADDRESS = 96
 # Waiting connections that make the server hold more than `LARGE_BYTES`: most of a large head, or of a response.
 MAX_LARGE = 50
 LARGE_BYTES = 8 * 1024
