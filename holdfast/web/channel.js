@@ -21,7 +21,7 @@ import { remember, View } from "./view.js"
 /** @typedef {import("./snapshot.js").Message} Message */
 /**
  * @typedef {Omit<ViewSnapshot, "messages"> & { readonly messages: readonly Message[], readonly streaming: readonly Message[],
- *   readonly hasOlder: boolean, readonly state: State, readonly error: HoldfastError | null, readonly you: You | null,
+ *   readonly hasOlder: boolean, readonly isFromCache: boolean, readonly state: State, readonly error: HoldfastError | null, readonly you: You | null,
  *   readonly status: import("./client.js").Status, readonly lastCatchUp: Stats["catchUp"] | null }} Snapshot
  *   `messages` ends with the messages that are being sent; `streaming` are those that are being written
  */
@@ -54,6 +54,8 @@ export class Channel extends Observable {
   you = null
   /** @type {Stats["catchUp"] | null} */
   #arriving = null
+  /** Whether the view is that of an earlier page: the server has not completed it yet. */
+  isFromCache = false
   /** @type {Set<(event: WireEvent) => void>} */
   #listeners = new Set()
   /** @type {ReturnType<typeof setTimeout> | undefined} */
@@ -266,6 +268,7 @@ export class Channel extends Observable {
     stats.events += events.length
     for (const event of events) if (this.#arriving) countIn(this.#arriving, event)
     const { isGap, passed } = this.view.apply({ cursor, events })
+    if (cursor) this.isFromCache = false
     if (isGap) {
       stats.gaps++
       connection.fail() // the whole connection: a gap is always a bug, and the other channels resume at little cost
@@ -273,8 +276,16 @@ export class Channel extends Observable {
       stats.batches++
       this.#goLive()
     } else this.#notifyTimer ??= setTimeout(() => this.notify(), NOTIFY_MS)
+    this.client.sharing?.received(this, { cursor, events })
     for (const event of passed) callAll(this.#listeners, event)
     for (const { id, stored } of this.client.outbox.of(this.name)) if (stored && this.view.knows(id)) this.client.outbox.remove(id)
+  }
+
+  /** Show `view` instead of the present one. */
+  show(view = new View(), isFromCache = false) {
+    this.view = view
+    this.isFromCache = isFromCache
+    this.notify()
   }
 
   /** @param {HoldfastError} [error] */
@@ -316,6 +327,7 @@ export class Channel extends Observable {
       messages: this.#messages,
       streaming: this.#messages.filter(({ status }) => status === "streaming"),
       hasOlder: known.more,
+      isFromCache: this.isFromCache,
       state,
       error,
       you,
