@@ -2,8 +2,8 @@
 
 Layer: scripts. `pyproject.toml` names it.
 
-After `scripts/build_web` the wheel has the files of `dist/web` under `holdfast/web`, as the npm package has them. Without
-it, for example in an installation from a git clone, the wheel has the sources there. The hub serves either.
+After `scripts/build_web` the wheel has the files of `dist/web` under `holdfast/web`, as the npm package has them.
+Without it, for example in an installation from a git clone, the wheel has the sources there. The hub serves either.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ Layer: tests.
 
 from __future__ import annotations
 
-import subprocess
+import asyncio
 from pathlib import Path
 
 import pytest
@@ -41,7 +41,8 @@ async def page(request: object) -> HTMLResponse:
 async def test_page_gets_the_minified_client_from_the_hub(
     browser: Browser, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    subprocess.run([ROOT / "scripts" / "build_web", tmp_path], check=True, timeout=60)
+    build = await asyncio.create_subprocess_exec(ROOT / "scripts" / "build_web", tmp_path)
+    assert await build.wait() == 0
     monkeypatch.setattr(transport, "WEB", tmp_path)
     hub = new_hub()
     async with serving(hub, Starlette(routes=[Route("/", page), Mount("/holdfast", hub)])) as served:
