@@ -10,6 +10,8 @@
 
 import { countPoints, dropPoints } from "./text.js"
 
+export { countPoints }
+
 /** @typedef {{ type: string, text?: string, input?: unknown, [field: string]: unknown }} Part */
 /**
  * @typedef {{ readonly id: string, readonly role: string, readonly author?: string, readonly status: string,
@@ -58,7 +60,7 @@ export class View {
   /** The number of new starts. A page that was requested before a new start must not be merged after it. */
   starts = 0
 
-  /** Whether the latest frame ended its batch: only then the state is that of the cursor. */
+  /** @internal Whether the latest frame ended its batch: only then the state is that of the cursor. */
   isWhole = false
 
   #fold = new Fold()
@@ -405,7 +407,7 @@ function ending({ status, reason, meta, updated_at }) {
   return { status, updated_at, ...(reason != null && { reason }), ...(meta && { meta }) }
 }
 
-/** Set an entry, and drop the oldest beyond `limit`. @template T @param {Map<string, T>} map @param {string} id @param {T} value */
+/** @internal Set an entry, and drop the oldest beyond `limit`. @template T @param {Map<string, T>} map @param {string} id @param {T} value */
 export function remember(map, id, value, limit = REMEMBERED) {
   map.delete(id)
   map.set(id, value)
