@@ -1,9 +1,8 @@
 /**
  * The client: it chooses the transport, proves its identity, and says what is wrong.
  *
- * Public are the results of `connect` and `channel`: on a client `status`, `subscribe`, `channel`, `newId`, `suspend`,
- * `resume`, `close`; on a channel `getSnapshot`, `subscribe`, `listen`, `state`, `error`, `stats`, `cursor`, `close`,
- * `signal` and the requests. The other members serve the modules of this folder and may change.
+ * Public are the results of `connect` and `channel`, with the members above the line "internal" of their class. The other
+ * members serve the modules of this folder and may change.
  * @module
  */
 
@@ -171,7 +170,17 @@ export class Client extends Observable {
     this.notify()
   }
 
+  /** End the session of this person: close the client, and remove from the browser what it holds of this person. */
+  async signOut() {
+    this.close()
+    this.outbox.forget()
+    await Promise.all([...this.signingOut].map((forget) => forget()))
+  }
+
   // The members below are internal to this folder.
+
+  /** Called by `signOut`: each removes data of this person from the browser. @type {Set<() => unknown>} */
+  signingOut = new Set()
 
   /** Whether channels have a connection each, and requests go over HTTP. */
   get isHttp() {
@@ -370,7 +379,9 @@ export class Client extends Observable {
 
   /** @param {Event} event */
   #wake({ type }) {
-    if (globalThis.document?.hidden) return
+    const isHidden = globalThis.document?.hidden
+    if (type === "visibilitychange") for (const channel of this.channels.values()) channel.turned(!!isHidden)
+    if (isHidden) return
     if (type === "online" && this.#worked.size) this.#networkChanged()
     else for (const connection of this.#connections) connection.wake()
   }
