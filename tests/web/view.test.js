@@ -32,7 +32,7 @@ test("an append among a thousand messages makes one new message, and sorts none"
   const { messages: before } = view.getSnapshot()
   view.apply({ cursor: "e:1001", events: [{ type: "message.append", serial: 1_001, id: "m7", part: 0, at: 0, text: "x" }] })
   const { messages: after } = view.getSnapshot()
-  assert.equal(before[6].parts[0].text, "") // what a page holds does not change
+  assert.equal(before[6].parts[0].text, "")
   assert.equal(after[6].parts[0].text, "x")
   assert.deepEqual(after.map((one, index) => one === before[index]).indexOf(false), 6)
   assert.deepEqual(after.filter((one, index) => one !== before[index]).length, 1)
