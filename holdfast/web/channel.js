@@ -1,7 +1,5 @@
 /**
  * A channel of the client: its view, its requests, and the presence of this client.
- *
- * The members of a Channel above the line "internal" are public.
  * @module
  */
 
@@ -43,6 +41,7 @@ const PAGE_TRIES = 3
 const utf8 = new TextEncoder()
 
 export class Channel extends Observable {
+  /** @internal */
   view = new View()
   /** @type {Stats} */
   stats = { events: 0, batches: 0, bytes: 0, reconnects: 0, gaps: 0, catchUp: { events: 0, points: 0 } }
@@ -75,12 +74,12 @@ export class Channel extends Observable {
   /** @type {readonly Message[]} */
   #messages = []
 
-  /** @param {import("./client.js").Client} client @param {string} name @param {number} [limit] */
+  /** @internal @param {import("./client.js").Client} client @param {string} name @param {number} [limit] */
   constructor(client, name, limit) {
     super()
-    this.client = client
+    /** @internal */ this.client = client
     this.name = name
-    this.limit = limit
+    /** @internal */ this.limit = limit
   }
 
   get cursor() {
@@ -226,11 +225,12 @@ export class Channel extends Observable {
 
   // The members below are internal to this file.
 
+  /** @internal */
   attaching() {
     this.#arriving = { events: 0, points: 0 }
   }
 
-  /** The server has attached this client. @param {(You & { expires_s?: number }) | undefined} you */
+  /** @internal The server has attached this client. @param {(You & { expires_s?: number }) | undefined} you */
   attached(you) {
     this.client.token.accepted()
     if (you) {
@@ -242,24 +242,24 @@ export class Channel extends Observable {
     this.#hasSentOld = true
   }
 
-  /** The connection has ended; its incomplete batch is void. */
+  /** @internal The connection has ended; its incomplete batch is void. */
   disconnected() {
     this.view.disconnect()
     if (this.state === "live") this.#become("reconnecting")
   }
 
-  /** @param {HoldfastError} error @param {Connection} connection */
+  /** @internal @param {HoldfastError} error @param {Connection} connection */
   refused(error, connection) {
     if (isTemporary(error)) connection.fail(0, error)
     else this.close(error)
   }
 
-  /** Presence ends with its connection or its lease: send it again, unless a request is pending. */
+  /** @internal Presence ends with its connection or its lease: send it again, unless a request is pending. */
   renewPresence() {
     if (this.#presence && !this.#presenceRequests) this.#sendPresence().catch(() => {})
   }
 
-  /** @param {Batch} batch @param {string} text its frame @param {Connection} connection */
+  /** @internal @param {Batch} batch @param {string} text its frame @param {Connection} connection */
   receive({ cursor, events }, text, connection) {
     const { stats } = this
     stats.bytes += utf8.encode(text).length
@@ -277,13 +277,14 @@ export class Channel extends Observable {
     for (const { id, stored } of this.client.outbox.of(this.name)) if (stored && this.view.knows(id)) this.client.outbox.remove(id)
   }
 
-  /** @param {HoldfastError} [error] */
+  /** @internal @param {HoldfastError} [error] */
   end(error) {
     clearTimeout(this.#renewal)
     this.error = error ?? null
     this.#become("closed")
   }
 
+  /** @internal */
   notify() {
     clearTimeout(this.#notifyTimer)
     this.#notifyTimer = this.#shown = undefined

@@ -30,6 +30,7 @@ const MAX_MESSAGES = 200
 const MAX_UNITS = 1_048_576 // of UTF-16
 const AGAIN_MS = 5_000 // the longest wait after a temporary refusal
 
+/** @internal */
 export class Outbox {
   /** @type {Map<string, Entry>} in the order of sending */
   entries = new Map()

@@ -1,3 +1,4 @@
+"use client"
 /**
  * React hooks over the client. Each renders a component only when its own value has changed.
  *

@@ -10,6 +10,8 @@
 
 import { countPoints, dropPoints } from "./text.js"
 
+export { countPoints }
+
 /** @typedef {{ type: string, text?: string, input?: unknown, [field: string]: unknown }} Part */
 /**
  * @typedef {{ readonly id: string, readonly role: string, readonly author?: string, readonly status: string,
@@ -401,7 +403,7 @@ function ending({ status, reason, meta, updated_at }) {
   return { status, updated_at, ...(reason != null && { reason }), ...(meta && { meta }) }
 }
 
-/** Set an entry, and drop the oldest beyond `limit`. @template T @param {Map<string, T>} map @param {string} id @param {T} value */
+/** @internal Set an entry, and drop the oldest beyond `limit`. @template T @param {Map<string, T>} map @param {string} id @param {T} value */
 export function remember(map, id, value, limit = REMEMBERED) {
   map.delete(id)
   map.set(id, value)

@@ -1,4 +1,4 @@
-/** The reference page names each option, field, verb and error code of the client. */
+/** The reference page names each option, field and error code of the client; `package.test.js` checks the verbs. */
 import assert from "node:assert/strict"
 import { readFileSync } from "node:fs"
 import { test } from "node:test"
@@ -15,22 +15,9 @@ function checkNamed(names, what) {
   assert.deepEqual(missing, [], `${what} that docs/browser.md does not name`)
 }
 
-/** Return the public names of an object's class: those above the line "internal". */
-function publicNames(file, className) {
-  const source = read(`holdfast/web/${file}`)
-  const body = source.slice(source.indexOf(`class ${className} `)).split("// The members below are internal")[0]
-  const found = body.matchAll(/^ {2}(?:async |get )?([a-z]\w*)(?: = \(|\()/gm)
-  return [...new Set([...found].map(([, name]) => name))].filter((name) => name !== "constructor")
-}
-
 test("the page names every option", () => {
   const options = read("holdfast/web/client.js").split("@typedef {object} Options")[1].split("*/")[0]
   checkNamed([...options.matchAll(/@property \{.*\} \[?(\w+)/g)].map(([, name]) => name), "options")
-})
-
-test("the page names every verb of a client and of a channel", () => {
-  checkNamed(publicNames("client.js", "Client"), "members of a client")
-  checkNamed(publicNames("channel.js", "Channel"), "members of a channel")
 })
 
 test("the page names every field of a snapshot and of the status", async (t) => {
