@@ -293,6 +293,7 @@ export class Client extends Observable {
    */
   refusedStream(connection, error, token) {
     if (error?.code === "unauthenticated") return void (this.tokenRefused(token, false) || connection.fail())
+    if (error?.code === "no_verifier") this.#explain(error)
     if (error instanceof HoldfastError && error.code !== "not_holdfast") return connection.channel?.refused(error, connection)
     connection.fail(0, error)
   }
