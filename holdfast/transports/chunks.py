@@ -80,6 +80,16 @@ def break_off(receive: Receive) -> None:
         cycle.transport.close()
 
 
+def end_refusal(receive: Receive) -> None:
+    """Note on uvicorn's WebSocket protocol that a refused handshake has its response.
+
+    uvicorn does not note it, and logs a line at level ERROR for each socket that is refused with a response.
+    """
+    protocol = socket_of(receive)
+    if protocol is not None and protocol.initial_response is not None and protocol.close_sent:
+        protocol.handshake_complete = True
+
+
 class Frames:
     """Caches the WebSocket frame of the last text, as `Chunks` does for batches."""
 
@@ -106,7 +116,7 @@ class Frames:
         return self._frame
 
 
-def socket_of(send: Send) -> Any:
+def socket_of(send: Send | Receive) -> Any:
     """Return uvicorn's WebSocket protocol, if `send` is its own and not a middleware's; else None."""
     module = sys.modules.get("uvicorn.protocols.websockets.websockets_sansio_impl")
     protocol: Any = getattr(send, "__self__", None)

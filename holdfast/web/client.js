@@ -61,12 +61,12 @@ export function connect(options) {
 export class Client extends Observable {
   /** @internal @type {Map<string, Channel>} */
   channels = new Map()
+  /** @internal Called by `signOut`: each removes data of this person from the browser. @type {Set<() => unknown>} */
+  signingOut = new Set()
   /** @internal */
   requests = new Requests(this)
   /** @internal @type {import("./sharing.js").Sharing | undefined} what pages of one identity share */
   sharing
-  /** @type {Promise<void> | undefined} */
-  #sharingStarts
   /** @type {HoldfastError | null} */
   #error = null
   /** @type {Connection[]} */
@@ -107,7 +107,10 @@ export class Client extends Observable {
     options.signal?.addEventListener("abort", () => this.close(), { signal })
     if (options.signal?.aborted) this.close()
     else if (!globalThis.document || (options.identity ?? options.token) === undefined) this.use()
-    else this.#sharingStarts = import("./sharing.js").then(({ share }) => share(this)).catch(() => this.use())
+    else {
+      const starts = import("./sharing.js").then(({ share }) => share(this)).catch(() => this.use())
+      this.signingOut.add(() => starts.then(() => this.sharing?.signOut()))
+    }
   }
 
   /** @returns {State} the state of the connection; a channel has its own */
@@ -181,12 +184,11 @@ export class Client extends Observable {
     this.notify()
   }
 
-  /** Close the client, and delete what the browser keeps of this person: views and unsent messages. */
+  /** End the session of this person: close the client, and remove from the browser what it holds of this person. */
   async signOut() {
     this.close()
-    for (const id of this.outbox.entries.keys()) this.outbox.remove(id)
-    await this.#sharingStarts
-    await this.sharing?.signOut()
+    this.outbox.forget()
+    await Promise.all([...this.signingOut].map((forget) => forget()))
   }
 
   /** @internal Whether channels have a connection each, and requests go over HTTP. */
@@ -301,6 +303,7 @@ export class Client extends Observable {
    */
   refusedStream(connection, error, token) {
     if (error?.code === "unauthenticated") return void (this.tokenRefused(token, false) || connection.fail())
+    if (error?.code === "no_verifier") this.#explain(error)
     if (error instanceof HoldfastError && error.code !== "not_holdfast") return connection.channel?.refused(error, connection)
     connection.fail(0, error)
   }
@@ -392,7 +395,9 @@ export class Client extends Observable {
 
   /** @param {Event} event */
   #wake({ type }) {
-    if (globalThis.document?.hidden) return
+    const isHidden = globalThis.document?.hidden
+    if (type === "visibilitychange") for (const channel of this.channels.values()) channel.turned(!!isHidden)
+    if (isHidden) return
     if (type === "online" && this.#worked.size) this.#networkChanged()
     else for (const connection of this.#connections) connection.wake()
   }

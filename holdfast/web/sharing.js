@@ -14,7 +14,7 @@ import { Cache } from "./cache.js"
 export async function share(client) {
   const token = client.options.identity === undefined ? await Promise.resolve(client.token.get()).catch(() => undefined) : undefined
   const identity = client.options.identity ?? subjectOf(token)
-  if (identity !== undefined && client.state !== "closed") {
+  if (identity !== undefined) {
     client.sharing = new Sharing(client, identity)
     await client.sharing.start()
   }
