@@ -59,6 +59,8 @@ export function connect(options) {
 export class Client extends Observable {
   /** @internal @type {Map<string, Channel>} */
   channels = new Map()
+  /** @internal Called by `signOut`: each removes data of this person from the browser. @type {Set<() => unknown>} */
+  signingOut = new Set()
   /** @internal */
   requests = new Requests(this)
   /** @type {HoldfastError | null} */
@@ -171,6 +173,13 @@ export class Client extends Observable {
     for (const ref of this.requests.pending.keys()) this.requests.settle(ref, error ?? this.#isOver())
     this.channels.clear()
     this.notify()
+  }
+
+  /** End the session of this person: close the client, and remove from the browser what it holds of this person. */
+  async signOut() {
+    this.close()
+    this.outbox.forget()
+    await Promise.all([...this.signingOut].map((forget) => forget()))
   }
 
   /** @internal Whether channels have a connection each, and requests go over HTTP. */
@@ -375,7 +384,9 @@ export class Client extends Observable {
 
   /** @param {Event} event */
   #wake({ type }) {
-    if (globalThis.document?.hidden) return
+    const isHidden = globalThis.document?.hidden
+    if (type === "visibilitychange") for (const channel of this.channels.values()) channel.turned(!!isHidden)
+    if (isHidden) return
     if (type === "online" && this.#worked.size) this.#networkChanged()
     else for (const connection of this.#connections) connection.wake()
   }
