@@ -85,8 +85,11 @@ def end_refusal(receive: Receive) -> None:
 
     uvicorn does not note it, and logs a line at level ERROR for each socket that is refused with a response.
     """
-    protocol = socket_of(receive)
-    if protocol is not None and protocol.initial_response is not None and protocol.close_sent:
+    protocol: Any = getattr(receive, "__self__", None)
+    if not type(protocol).__module__.startswith("uvicorn.protocols.websockets."):
+        return
+    expected = ("handshake_complete", "initial_response", "close_sent")
+    if all(hasattr(protocol, name) for name in expected) and protocol.initial_response and protocol.close_sent:
         protocol.handshake_complete = True
 
 
@@ -116,7 +119,7 @@ class Frames:
         return self._frame
 
 
-def socket_of(send: Send | Receive) -> Any:
+def socket_of(send: Send) -> Any:
     """Return uvicorn's WebSocket protocol, if `send` is its own and not a middleware's; else None."""
     module = sys.modules.get("uvicorn.protocols.websockets.websockets_sansio_impl")
     protocol: Any = getattr(send, "__self__", None)
