@@ -271,7 +271,7 @@ class Engine:
                 new.remove(document.id)
                 self._documents.add(channel.id, tracked.key, document)
             else:
-                self._documents.update(tracked.key, document)
+                self._documents.update(channel.id, tracked.key, document)
         return handed
 
     def _note_plan(self, plan: _Plan) -> None:
@@ -476,6 +476,7 @@ class Engine:
         """`Store.tidy`."""
         due = list(self._log.due(now_ms, old_ms=OLD_MS, limit_bytes=MAX_LOG_BYTES))
         self._free_used_up_ids(now_ms)
+        self._drop_outdated(now_ms)
         self._start_wipe()
         deadline_s = time.monotonic() + TIDY_S
         while self._step() and time.monotonic() < deadline_s:
@@ -488,6 +489,14 @@ class Engine:
             with self._file.transaction() as db:
                 db.execute("DELETE FROM graves WHERE until_ms <= ?", (now_ms,))
             self._note_pages(COMMIT_PAGES)
+
+    def _drop_outdated(self, now_ms: int) -> None:
+        """Remove the data of some commands whose time is over."""
+        outdated = self._documents.outdated(now_ms, STEP_DOCUMENTS)
+        if outdated:
+            with self._file.transaction():
+                self._documents.drop_data(outdated)
+            self._note_pages(len(outdated) * DOCUMENT_PAGES)
 
     def spare(self, is_idle: bool) -> float | None:
         """Do a step of housekeeping after each call; returns the seconds after which to do the next, None for never."""
