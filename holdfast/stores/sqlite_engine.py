@@ -475,7 +475,6 @@ class Engine:
     def tidy(self, now_ms: int) -> list[tuple[str, str]]:
         """`Store.tidy`."""
         due = list(self._log.due(now_ms, old_ms=OLD_MS, limit_bytes=MAX_LOG_BYTES))
-        self._free_used_up_ids(now_ms)
         self._drop_outdated(now_ms)
         self._start_wipe()
         deadline_s = time.monotonic() + TIDY_S
@@ -483,20 +482,15 @@ class Engine:
             pass
         return [(tracked.channel, tracked.id) for tracked in due]
 
-    def _free_used_up_ids(self, now_ms: int) -> None:
+    def _drop_outdated(self, now_ms: int) -> None:
+        """Free the used up ids, and remove the data of some commands, whose time is over."""
+        commands = self._documents.outdated(now_ms, STEP_DOCUMENTS)
         over = self._file.db.execute("SELECT 1 FROM graves WHERE until_ms <= ? LIMIT 1", (now_ms,)).fetchone()
-        if over is not None:
+        if commands or over is not None:
             with self._file.transaction() as db:
                 db.execute("DELETE FROM graves WHERE until_ms <= ?", (now_ms,))
-            self._note_pages(COMMIT_PAGES)
-
-    def _drop_outdated(self, now_ms: int) -> None:
-        """Remove the data of some commands whose time is over."""
-        outdated = self._documents.outdated(now_ms, STEP_DOCUMENTS)
-        if outdated:
-            with self._file.transaction():
-                self._documents.drop_data(outdated)
-            self._note_pages(len(outdated) * DOCUMENT_PAGES)
+                self._documents.drop_data(commands)
+            self._note_pages(COMMIT_PAGES + len(commands) * DOCUMENT_PAGES)
 
     def spare(self, is_idle: bool) -> float | None:
         """Do a step of housekeeping after each call; returns the seconds after which to do the next, None for never."""
