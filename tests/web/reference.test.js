@@ -7,7 +7,7 @@ import { settled, world } from "./fakes.js"
 
 const read = (path) => readFileSync(new URL(`../../${path}`, import.meta.url), "utf8")
 const PAGE = read("docs/browser.md")
-const FOLDER = ["channel", "client", "connection", "errors", "outbox", "poll", "probe", "requests", "stream", "token", "websocket"]
+const FOLDER = ["cache", "channel", "client", "connection", "errors", "outbox", "poll", "probe", "requests", "stream", "token", "websocket"]
 
 /** Assert that the page has each name as code, alone or with arguments. */
 function checkNamed(names, what) {
@@ -31,6 +31,6 @@ test("the page names every field of a snapshot and of the status", async (t) => 
 test("the page names every error code of the client's own that a status can have", () => {
   const sources = FOLDER.map((name) => read(`holdfast/web/${name}.js`)).join("\n")
   const codes = new Set([...sources.matchAll(/refusal\(\s*"(\w+)"/g)].map(([, code]) => code))
-  const others = ["closed", "too_many", "stale", "invalid_request", "discarded"] // of requests, in the table of verbs or the protocol
+  const others = ["closed", "too_many", "stale", "invalid_request", "discarded", "deleted", "not_found"] // of requests, in the table of verbs or the protocol
   checkNamed([...codes].filter((code) => !others.includes(code)), "codes")
 })
