@@ -58,6 +58,8 @@ export class Channel extends Observable {
   you = null
   /** @type {Stats["catchUp"] | null} */
   #arriving = null
+  /** @internal Whether the view is that of an earlier page: the server has not completed it yet. */
+  isFromCache = false
   /** @type {Set<(event: WireEvent) => void>} */
   #listeners = new Set()
   /** @type {ReturnType<typeof setTimeout> | undefined} */
@@ -349,6 +351,7 @@ export class Channel extends Observable {
       this.#typing.receive(event)
     }
     const { isGap, passed } = this.view.apply({ cursor, events })
+    if (cursor) this.isFromCache = false
     if (isGap) {
       stats.gaps++
       connection.fail() // the whole connection: a gap is always a bug, and the other channels resume at little cost
@@ -356,8 +359,16 @@ export class Channel extends Observable {
       stats.batches++
       this.#goLive()
     } else this.#notifyTimer ??= setTimeout(() => this.notify(), NOTIFY_MS)
+    this.client.sharing?.received(this, { cursor, events })
     for (const event of passed) callAll(this.#listeners, event)
     for (const { id, stored } of this.client.outbox.of(this.name)) if (stored && this.view.knows(id)) this.client.outbox.remove(id)
+  }
+
+  /** @internal Show `view` instead of the present one. */
+  show(view = new View(), isFromCache = false) {
+    this.view = view
+    this.isFromCache = isFromCache
+    this.notify()
   }
 
   /** @internal @param {HoldfastError} [error] */
@@ -411,7 +422,7 @@ export class Channel extends Observable {
       hasOlder: known.more,
       typing: this.#typing.ids,
       unread: known.messages.filter(({ created, author }) => created > this.#seen && author !== client.id).length,
-      isFromCache: false,
+      isFromCache: this.isFromCache,
       state,
       error,
       you,

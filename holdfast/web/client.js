@@ -33,7 +33,9 @@ import { WEBSOCKET } from "./websocket.js"
  * @property {string} url where the server is mounted; may be relative to the page
  * @property {import("./token.js").TokenSource} [token] a bearer token, or a callback that returns one; `why` is `start`,
  *   `expired` or `refused`
- * @property {string} [identity] whose page this is: unsent messages survive the tab, and belong to this identity only
+ * @property {string} [identity] whose page this is: the client id on the server, by default the `sub` of the token. Unsent
+ *   messages survive the tab, and a reload begins with the last view
+ * @property {boolean} [cache] `false`: keep no views in the browser
  * @property {"auto" | TransportName} [transport] `auto`: WebSocket, then SSE, then long poll
  * @property {string} [client] the client id, for servers without a verifier; `enter` over HTTP needs it
  * @property {AbortSignal} [signal] closes the client
@@ -63,6 +65,8 @@ export class Client extends Observable {
   signingOut = new Set()
   /** @internal */
   requests = new Requests(this)
+  /** @internal @type {import("./sharing.js").Sharing | undefined} what pages of one identity share */
+  sharing
   /** @type {HoldfastError | null} */
   #error = null
   /** @type {Connection[]} */
@@ -102,7 +106,11 @@ export class Client extends Observable {
     navigator?.connection?.addEventListener?.("change", () => this.#networkChanged(), { signal })
     options.signal?.addEventListener("abort", () => this.close(), { signal })
     if (options.signal?.aborted) this.close()
-    else this.#use(TRANSPORTS.find(({ name }) => name === options.transport) ?? WEBSOCKET, 0)
+    else if (!globalThis.document || (options.identity ?? options.token) === undefined) this.use()
+    else {
+      const starts = import("./sharing.js").then(({ share }) => share(this)).catch(() => this.use())
+      this.signingOut.add(() => starts.then(() => this.sharing?.signOut()))
+    }
   }
 
   /** @returns {State} the state of the connection; a channel has its own */
@@ -134,6 +142,7 @@ export class Client extends Observable {
     if (!channel) {
       channel = new Channel(this, name, history)
       this.channels.set(name, channel)
+      this.sharing?.opened(channel)
       if (this.#isSuspended) return channel
       if (this.isHttp) this.#stream(channel).start()
       else this.#connections[0]?.attach?.(channel)
@@ -158,7 +167,7 @@ export class Client extends Observable {
   resume() {
     if (this.state !== "suspended") return
     this.#isSuspended = false
-    this.#use(this.#transport, 0)
+    this.use(this.#transport)
     this.notify()
   }
 
@@ -275,6 +284,7 @@ export class Client extends Observable {
   /** @internal The server has confirmed the id of this client. @param {string | undefined} id */
   identified(id) {
     this.#id = id
+    this.sharing?.identified(id)
     this.outbox.claim()
   }
 
@@ -311,12 +321,12 @@ export class Client extends Observable {
     if (!this.#isFree || !this.channels.size) return retry
     if (transport === WEBSOCKET) {
       const isBlocked = !connection.isReached && (!this.#worked.has(WEBSOCKET) || connection.attempt >= SOCKET_TRIES)
-      return isBlocked ? void this.#use(STREAM, connection.attempt) : retry
+      return isBlocked ? void this.use(STREAM, connection.attempt) : retry
     }
-    if (connection.isBuffered && transport === STREAM) return void this.#use(POLL, 0)
+    if (connection.isBuffered && transport === STREAM) return void this.use(POLL)
     // A transport that worked is tried again, unless a better one worked before; else all are tried in turn.
     const isBest = this.#worked.has(transport) && !this.#worked.has(WEBSOCKET)
-    return isBest ? retry : () => this.#use(WEBSOCKET, connection.attempt)
+    return isBest ? retry : () => this.use(WEBSOCKET, connection.attempt)
   }
 
   /** @internal @param {Channel} channel */
@@ -327,8 +337,9 @@ export class Client extends Observable {
     this.#connections = this.#connections.filter((connection) => connection.channel !== channel)
   }
 
-  /** @param {import("./connection.js").Transport} transport @param {number} attempt the number of failed attempts */
-  #use(transport, attempt) {
+  /** @internal Connect. @param {import("./connection.js").Transport} [transport] @param {number} [attempt] the number of failed attempts */
+  use(transport = TRANSPORTS.find(({ name }) => name === this.options.transport) ?? WEBSOCKET, attempt = 0) {
+    if (this.#isSuspended || this.state === "closed") return
     this.#stopAll()
     this.#transport = transport
     if (this.isHttp) for (const channel of this.channels.values()) this.#stream(channel)
@@ -350,7 +361,7 @@ export class Client extends Observable {
   #climb() {
     const before = this.#transport
     const isCurrent = () => this.#transport === before && this.state !== "closed" && this.state !== "suspended"
-    const give = () => isCurrent() && this.#use(before === POLL ? STREAM : before, 0)
+    const give = () => isCurrent() && this.use(before === POLL ? STREAM : before)
     try {
       const socket = new this.WebSocket(this.address("/v1/ws").replace(/^http/, "ws"), "holdfast.v1")
       const timer = setTimeout(() => socket.close(), UPGRADE_MS / 30)
@@ -358,7 +369,7 @@ export class Client extends Observable {
         socket.onclose = null
         clearTimeout(timer)
         socket.close()
-        if (isCurrent()) this.#use(WEBSOCKET, 0)
+        if (isCurrent()) this.use(WEBSOCKET)
       }
       socket.onclose = () => {
         clearTimeout(timer)
@@ -371,7 +382,7 @@ export class Client extends Observable {
 
   /** Another network may carry what the last one did not. */
   #networkChanged() {
-    if (this.isHttp && this.#isFree && this.state !== "closed" && !this.#isSuspended) this.#use(WEBSOCKET, 0)
+    if (this.isHttp && this.#isFree) this.use(WEBSOCKET)
     else for (const connection of this.#connections) connection.wake()
   }
 

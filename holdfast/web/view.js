@@ -62,6 +62,9 @@ export class View {
   /** The number of new starts. A page that was requested before a new start must not be merged after it. */
   starts = 0
 
+  /** @internal Whether the latest frame ended its batch: only then the state is that of the cursor. */
+  isWhole = false
+
   #fold = new Fold()
   /** @type {WireEvent[] | null} a new start that is not complete yet (rule 6) */
   #aside = null
@@ -95,6 +98,7 @@ export class View {
         this.starts++
       }
     }
+    this.isWhole = cursor != null
     if (this.#isLost) this.cursor = null
     else if (cursor != null) this.cursor = cursor
     return { isGap, passed }
