@@ -92,7 +92,7 @@ async def test_answer_is_stopped_from_another_tab_after_a_reload(browser: Browse
             await until_path(window, "tell me", "a long answer ")
             assert await window.evaluate("channel.getSnapshot().messages[1].status") == "cancelled"
             assert await window.evaluate("channel.getSnapshot().streaming") == []
-            await window.evaluate("channel.cancel()")  # it is over, and that is no error
+            await window.evaluate("channel.cancel()")
             await window.evaluate("client.close()")
 
 
