@@ -159,7 +159,7 @@ def test_a_class_has_at_most_40_methods_and_20_attributes() -> None:
 
 # The suite for stores is one class for all promises.
 MAX_LINES = 500
-LONG = {"testing.contract": 1100, "core.state": 575, "core.decide": 575}
+LONG = {"testing.contract": 1150, "core.state": 575, "core.decide": 575}
 
 
 @pytest.mark.parametrize("path", MODULES, ids=name_of)

@@ -225,7 +225,7 @@ class Engine:
                 new.remove(document.id)
                 self._documents.add(channel.id, tracked.key, document)
             else:
-                self._documents.update(tracked.key, document)
+                self._documents.update(channel.id, tracked.key, document)
         return handed
 
     def _note_plan(self, plan: Plan) -> None:
@@ -388,19 +388,22 @@ class Engine:
     def tidy(self, now_ms: int) -> list[tuple[str, str]]:
         """`Store.tidy`."""
         due = list(self._log.due(now_ms, old_ms=OLD_MS, limit_bytes=MAX_LOG_BYTES))
-        self._free_used_up_ids(now_ms)
+        self._drop_outdated(now_ms)
         self._start_wipe()
         deadline_s = time.monotonic() + TIDY_S
         while self._step() and time.monotonic() < deadline_s:
             pass
         return [(tracked.channel, tracked.id) for tracked in due]
 
-    def _free_used_up_ids(self, now_ms: int) -> None:
+    def _drop_outdated(self, now_ms: int) -> None:
+        """Free the used up ids, and remove the data of some commands, whose time is over."""
+        commands = self._documents.outdated(now_ms, STEP_DOCUMENTS)
         over = self._file.db.execute("SELECT 1 FROM graves WHERE until_ms <= ? LIMIT 1", (now_ms,)).fetchone()
-        if over is not None:
+        if commands or over is not None:
             with self._file.transaction() as db:
                 db.execute("DELETE FROM graves WHERE until_ms <= ?", (now_ms,))
-            self._note_pages(COMMIT_PAGES)
+                self._documents.drop_data(commands)
+            self._note_pages(COMMIT_PAGES + len(commands) * DOCUMENT_PAGES)
 
     def spare(self, is_idle: bool) -> float | None:
         """Do a step of housekeeping after each call; returns the seconds after which to do the next, None for never."""
