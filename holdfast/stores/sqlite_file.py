@@ -243,7 +243,7 @@ class SqliteFile:
     def _check_before_lock(self) -> None:
         """Raise StoreUnusable for a file that Holdfast cannot use, before a lock file is made beside it.
 
-        A lock file that exists is the sign of a store. This reads the file itself, without its WAL, and creates no file.
+        An existing lock file is the sign of a store. This reads the file itself, without its WAL, and creates no file.
         `_check_ours` is called again under the lock.
         """
         if not self.path.exists() or not self.path.stat().st_size:
